@@ -1,0 +1,371 @@
+"""A NIfTI case as a DICOM MR series plus a SEG of its labels, clearly marked as converted.
+
+Geometry is exact: every slice gets its position from the affine. Axes may be flipped so that a viewer shows
+the slices the usual way (patient's right on the left, anterior or head up) and slices follow the normal;
+which voxel is where in the patient does not change. Left-handed affines need nothing special. Sheared ones
+have no DICOM form and are refused.
+
+Intensities: whole numbers from 0 to 65535 (or -32768 to 32767) are stored as they are. Anything else is
+stored as `round(value / slope)` with RescaleSlope `slope`, one for the series: the largest magnitude over
+65535 (over 32767 if there are negative values), rounded up to four significant digits. So the error is at
+most slope / 2, which is less than 0.8e-5 (1.6e-5) of the largest magnitude, whether that is 100 or a million.
+The classic MR IOD does not list the Modality LUT module; the pair is a standard extension that MR scanners
+use and every reader applies.
+
+What DICOM wants to know and a NIfTI file does not say (patient, dates, scanner, sequence) is made up or left
+empty: the patient is `DEMO^<case id>`, all dates are 2000-01-01.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import re
+import shutil
+from dataclasses import dataclass, replace
+from decimal import ROUND_CEILING, Context, Decimal
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage
+from pydicom.valuerep import DSfloat
+
+from dicom_io.coding import Segment
+from dicom_io.errors import DicomIoError, LabelError, SeriesGeometryError
+from dicom_io.identity import ResultInfo, derived_uid
+from dicom_io.seg import write_seg
+from dicom_io.volume import Provenance, Volume
+
+MADE_UP_DATE, MADE_UP_TIME = "20000101", "000000"
+SHEAR_TOLERANCE_MM = 0.01
+SERIES_FOLDER, SEG_NAME = "mr", "seg.dcm"
+
+
+@dataclass(frozen=True)
+class DicomizedCase:
+    """What `dicomize` left on disk.
+
+    Attributes:
+        series_folder: Holds one MR file a slice, `0001.dcm` ... in order along the normal.
+        seg: The SEG of the labels, or None without labels.
+        volume: The series as a reader should give it back: float32 after rescale, provenance with UIDs and
+            files.
+        labels: The labels on the grid of `volume` (axes flipped as the series is), or None.
+        max_rounding_error: Bound on |volume.array - original| in the image's own units; 0 if exact.
+    """
+
+    series_folder: Path
+    seg: Path | None
+    volume: Volume
+    labels: Volume | None
+    max_rounding_error: float
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Pixels of a series: (I, J, K) int16 or uint16, and the slope that gives back the values."""
+
+    pixels: NDArray
+    slope: Decimal
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        return (self.pixels.astype(np.float64) * float(self.slope)).astype(np.float32)
+
+
+def dicomize(
+    image: Volume,
+    folder: Path,
+    *,
+    labels: Volume | None = None,
+    segments: tuple[Segment, ...] | None = None,
+    case_id: str,
+    overwrite: bool = False,
+) -> DicomizedCase:
+    """Write an image (and labels) that has no DICOM form yet as `folder`/mr/*.dcm and `folder`/seg.dcm.
+
+    Args:
+        image: Shape (I, J, K), real numbers, patient space.
+        folder: Made if needed. Files appear only when all are written and proven.
+        labels: Same grid as `image`, values 0 to N.
+        segments: Meaning of the labels; needed with labels.
+        case_id: Becomes part of the made-up PatientName and PatientID; printable, at most 48 characters.
+        overwrite: Replace an earlier conversion in `folder`.
+
+    Raises:
+        SeriesGeometryError: No patient space, channels, or a sheared affine.
+        DicomIoError: Voxels that are not finite, a bad case id, or files in the way.
+        LabelError: Labels that do not fit the image or the segments.
+        GeometryProofError: The SEG does not hold what was meant.
+    """
+    _check(image, case_id)
+    folder = Path(folder)
+    _check_free(folder, overwrite)
+    flips = _display_flips(image)
+    oriented = _flipped(image, flips)
+    stored = _quantised(oriented.array)
+    part = folder / f".{SERIES_FOLDER}.{os.getpid()}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        volume = _write_series(oriented, stored, part, case_id)
+        fitted, seg = _write_labels(labels, segments, image, volume, part, flips)
+        return _publish(part, folder, volume, fitted, seg, stored)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # only if nothing is in it
+
+
+def _check(image: Volume, case_id: str) -> None:
+    if image.array.ndim != 3 or not image.has_patient_space:
+        raise SeriesGeometryError(
+            f"the image has the shape {image.array.shape} and is "
+            f"{'planar' if image.planar else image.provenance.kind}; a 3D volume in patient space is needed "
+            "for an MR series; convert single volumes with one value a voxel only"
+        )
+    unusable = int((~np.isfinite(image.array.astype(np.float32))).sum())
+    if unusable:
+        raise DicomIoError(
+            f"the image has {unusable} voxels that are NaN, infinite or beyond float32; "
+            "finite values are needed; repair the image first"
+        )
+    if not re.fullmatch(r"[A-Za-z0-9_.\- ]{1,48}", case_id):
+        raise DicomIoError(
+            f"the case id has {len(case_id)} characters or unusual ones; 1 to 48 letters, digits, '_', '-', "
+            "'.' or spaces are needed; choose another"
+        )
+    _check_shear(image)
+
+
+def _check_shear(image: Volume) -> None:
+    """Refuse axes whose lean moves a voxel at the far end of the grid by more than the tolerance."""
+    steps, spacing = image.affine_lps[:3, :3], np.array(image.spacing_mm)
+    cosines = steps / spacing
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        lean = abs(float(cosines[:, a] @ cosines[:, b]))
+        shift_mm = lean * max(spacing[a] * image.shape[a], spacing[b] * image.shape[b])
+        if shift_mm > SHEAR_TOLERANCE_MM:
+            angle = math.degrees(math.acos(min(lean, 1.0)))
+            raise SeriesGeometryError(
+                f"the array axes {a} and {b} meet at {angle:.3f} degrees (a sheared affine); right angles "
+                "are needed, a DICOM series has no form for shear; resample the image to a grid with right "
+                "angles first"
+            )
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    taken = [name for name in (SERIES_FOLDER, SEG_NAME) if (folder / name).exists()]
+    if taken and not overwrite:
+        raise DicomIoError(
+            f"the output folder already has {' and '.join(taken)}; an empty place is needed; "
+            "choose another folder or ask for overwriting"
+        )
+
+
+def _display_flips(image: Volume) -> tuple[bool, bool, bool]:
+    """Which axes to flip: I and J so that they run to the left, to posterior or to the feet; K along the
+    normal.
+    """
+    steps = np.array(image.affine_lps[:3, :3])
+    flips = []
+    for axis in (0, 1):
+        main = int(np.abs(steps[:, axis]).argmax())
+        flip = bool((steps[main, axis] < 0) != (main == 2))
+        steps[:, axis] *= -1 if flip else 1
+        flips.append(flip)
+    return flips[0], flips[1], bool(np.linalg.det(steps) < 0)
+
+
+def _flipped(volume: Volume, flips: tuple[bool, bool, bool]) -> Volume:
+    """The same voxels at the same places with some array axes walked the other way."""
+    turn = np.eye(4)
+    for axis, flip in enumerate(flips):
+        if flip:
+            turn[axis, axis], turn[axis, 3] = -1.0, volume.shape[axis] - 1
+    array = np.flip(volume.array, tuple(axis for axis, flip in enumerate(flips) if flip))
+    return replace(volume, array=np.ascontiguousarray(array), affine_lps=volume.affine_lps @ turn)
+
+
+def _quantised(values: NDArray) -> _Stored:
+    """16-bit pixels and slope; see the module's text for the rule and the bound."""
+    low, high = float(values.min()), float(values.max())
+    kind, bottom, top = (np.int16, -32768, 32767) if low < 0 else (np.uint16, 0, 65535)
+    if bottom <= low and high <= top and np.array_equal(values, np.rint(values)):
+        return _Stored(values.astype(kind), Decimal(1))
+    largest = Decimal(max(abs(low), abs(high)))
+    slope = Context(prec=4, rounding=ROUND_CEILING).divide(largest, Decimal(top))
+    pixels = np.rint(values.astype(np.float64) / float(slope))
+    return _Stored(np.clip(pixels, bottom, top).astype(kind), slope)
+
+
+def _rounding_bound(stored: _Stored) -> float:
+    """Half a step, plus half a unit in the last place of the largest float32 value; 0 if nothing was
+    rounded.
+    """
+    if stored.slope == 1:
+        return 0.0
+    return float(stored.slope) / 2 + float(np.abs(stored.values).max()) * 2.0**-24
+
+
+def _write_series(image: Volume, stored: _Stored, folder: Path, case_id: str) -> Volume:
+    digest = hashlib.sha256(np.ascontiguousarray(image.array).tobytes())
+    digest.update(str(image.array.dtype).encode() + image.affine_lps.tobytes())
+    entropy = ("dicomize", case_id, digest.hexdigest())
+    common = _series_attributes(image, stored, entropy, case_id)
+    uids, files = [], []
+    for k in range(image.shape[2]):
+        uids.append(derived_uid(*entropy, "instance", str(k)))
+        files.append(folder / f"{k + 1:04d}.dcm")
+        _slice(common, image, stored, k, uids[-1]).save_as(files[-1], enforce_file_format=True)
+    provenance = Provenance(
+        kind="dicom",
+        modality="MR",
+        study_instance_uid=common.StudyInstanceUID,
+        series_instance_uid=common.SeriesInstanceUID,
+        frame_of_reference_uid=common.FrameOfReferenceUID,
+        sop_instance_uids=tuple(uids),
+        files=tuple(files),
+        notes=("converted from NIfTI",),
+    )
+    return Volume(stored.values, image.affine_lps, provenance)
+
+
+def _series_attributes(image: Volume, stored: _Stored, entropy: tuple[str, ...], case_id: str) -> Dataset:
+    """What all slices share."""
+    ds = Dataset()
+    ds.SpecificCharacterSet = "ISO_IR 100"
+    ds.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
+    ds.SOPClassUID = MRImageStorage
+    for part in ("Study", "Series", "Content"):
+        setattr(ds, f"{part}Date", MADE_UP_DATE)
+        setattr(ds, f"{part}Time", MADE_UP_TIME)
+    ds.AccessionNumber, ds.ReferringPhysicianName, ds.StudyID = "", "", "1"
+    ds.Modality, ds.Manufacturer, ds.ManufacturerModelName = "MR", "monai-unet-app", "dicomize"
+    ds.StudyDescription = "Converted from NIfTI"
+    ds.SeriesDescription = "MR converted from NIfTI"
+    ds.DerivationDescription = _derivation(stored)
+    ds.PatientName, ds.PatientID = f"DEMO^{case_id}", f"DEMO-{case_id}"
+    ds.PatientBirthDate, ds.PatientSex = "", ""
+    ds.PatientIdentityRemoved = "YES"
+    ds.DeidentificationMethod = "Made-up patient; NIfTI holds no identity"
+    ds.StudyInstanceUID = derived_uid(*entropy, "study")
+    ds.SeriesInstanceUID = derived_uid(*entropy, "series")
+    ds.FrameOfReferenceUID = derived_uid(*entropy, "frame of reference")
+    ds.PositionReferenceIndicator, ds.PatientPosition = "", "HFS"
+    ds.Laterality = ""  # Type 2C: unknown, as no BodyPartExamined is known either
+    ds.SeriesNumber = 1
+    # PS3.3 C.8.3.1: RM is "research mode", the only honest value for an unknown sequence.
+    ds.ScanningSequence, ds.SequenceVariant, ds.ScanOptions, ds.MRAcquisitionType = "RM", "NONE", "", "3D"
+    ds.RepetitionTime = ds.EchoTime = ds.EchoTrainLength = None
+    _add_pixel_attributes(ds, image, stored)
+    return ds
+
+
+def _derivation(stored: _Stored) -> str:
+    if stored.slope == 1:
+        return "Converted from NIfTI; stored values are the original ones"
+    return (
+        f"Converted from NIfTI; value = stored value * {stored.slope:g}, "
+        f"rounding error at most {float(stored.slope) / 2:.4g}"
+    )
+
+
+def _add_pixel_attributes(ds: Dataset, image: Volume, stored: _Stored) -> None:
+    steps, spacing = image.affine_lps[:3, :3], image.spacing_mm
+    cosines = steps / np.array(spacing)
+    ds.ImageOrientationPatient = [_ds(v) for v in (*cosines[:, 0], *cosines[:, 1])]
+    ds.PixelSpacing = [_ds(spacing[1]), _ds(spacing[0])]  # PS3.3 10.7.1.3: first between rows
+    ds.SliceThickness = ds.SpacingBetweenSlices = _ds(spacing[2])
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    ds.Columns, ds.Rows = image.shape[0], image.shape[1]
+    ds.BitsAllocated = ds.BitsStored = 16
+    ds.HighBit = 15
+    ds.PixelRepresentation = int(stored.pixels.dtype == np.int16)
+    ds.BurnedInAnnotation, ds.LossyImageCompression = "NO", "00"
+    if stored.slope != 1:
+        ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = "0", f"{stored.slope:g}", "US"
+    low, high = np.percentile(stored.values, (1, 99))
+    ds.WindowCenter, ds.WindowWidth = f"{(low + high) / 2:.6g}", f"{max(high - low, 1e-6):.6g}"
+
+
+def _ds(value: float) -> DSfloat:
+    """A decimal string of at most 16 characters, as exact as that allows."""
+    return DSfloat(float(value) + 0.0, auto_format=True)
+
+
+def _slice(common: Dataset, image: Volume, stored: _Stored, k: int, uid: str) -> Dataset:
+    ds = Dataset()
+    ds.update(common)
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.MediaStorageSOPClassUID = MRImageStorage
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = UID(uid)
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.InstanceNumber, ds.AcquisitionNumber = k + 1, None
+    ds.ImagePositionPatient = [_ds(v) for v in image.affine_lps[:3, 3] + k * image.affine_lps[:3, 2]]
+    pixels = stored.pixels[:, :, k].T  # rows are J, columns are I
+    ds.PixelData = np.ascontiguousarray(pixels).astype(pixels.dtype.newbyteorder("<")).tobytes()
+    ds["PixelData"].VR = "OW"
+    return ds
+
+
+def _write_labels(
+    labels: Volume | None,
+    segments: tuple[Segment, ...] | None,
+    image: Volume,
+    volume: Volume,
+    folder: Path,
+    flips: tuple[bool, bool, bool],
+) -> tuple[Volume | None, Path | None]:
+    """The labels on the grid of the written series, and their SEG, kept in `folder` until all is done."""
+    if labels is None:
+        return None, None
+    if segments is None:
+        raise LabelError(
+            "labels came without segments; their meaning is needed; give the bundle's segments.json"
+        )
+    if labels.shape != image.shape or not np.allclose(labels.affine_lps, image.affine_lps, atol=1e-3):
+        raise LabelError(
+            f"the labels have the shape {labels.shape} and the image {image.shape}, or their affines differ; "
+            "one grid is needed; resample the labels to the image first"
+        )
+    array = _flipped(labels, flips).array
+    if not np.array_equal(array, np.rint(array)):
+        raise LabelError(
+            "the labels are not whole numbers; whole label values are needed; threshold them first"
+        )
+    fitted = volume.with_array(array.astype(np.uint8 if array.max(initial=0) < 256 else np.uint16))
+    result = ResultInfo(
+        segments=segments,
+        algorithm_name="manual labels",
+        algorithm_version="converted from NIfTI",
+        bundle_sha256=hashlib.sha256(fitted.array.tobytes()).hexdigest(),
+        algorithm_type="MANUAL",
+        series_description="Labels converted from NIfTI",
+    )
+    return fitted, write_seg(fitted, volume, folder / SEG_NAME, result)
+
+
+def _publish(
+    part: Path, folder: Path, volume: Volume, labels: Volume | None, seg: Path | None, stored: _Stored
+) -> DicomizedCase:
+    """Give the finished files their names."""
+    series_folder, seg_file = folder / SERIES_FOLDER, folder / SEG_NAME
+    shutil.rmtree(series_folder, ignore_errors=True)
+    seg_file.unlink(missing_ok=True)
+    if seg is not None:
+        os.replace(seg, seg_file)
+    os.replace(part, series_folder)
+    files = tuple(series_folder / file.name for file in volume.provenance.files)
+    volume = replace(volume, provenance=replace(volume.provenance, files=files))
+    return DicomizedCase(
+        series_folder=series_folder,
+        seg=seg_file if seg is not None else None,
+        volume=volume,
+        labels=None if labels is None else volume.with_array(labels.array),
+        max_rounding_error=_rounding_bound(stored),
+    )

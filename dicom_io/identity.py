@@ -1,0 +1,279 @@
+"""Who a result belongs to and what it is called: patient and study carry-over, UIDs, dates, series numbers.
+
+A result object is a pure function of its input: the same source instances, bundle and settings give the same
+bytes. Therefore UIDs are hashes, not random, and no clock is read. ContentDate and ContentTime (Type 1 in a
+structured report) are the latest ones found in the source slices: the moment when the last input of the
+computation existed. Reading the clock instead would give two different files under one SOP Instance UID
+whenever a job is run again, which an archive may refuse or, worse, mix. InstanceCreationDate and
+ContributionDateTime (both Type 3) are left out for the same reason; when a file arrived is the archive's to
+know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Literal
+
+import highdicom as hd
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import generate_uid
+
+from dicom_io.coding import Segment
+from dicom_io.errors import LabelError, UnreadableFileError
+from dicom_io.volume import Volume
+
+ObjectKind = Literal["SEG", "SR", "RTSTRUCT"]
+AlgorithmType = Literal["AUTOMATIC", "SEMIAUTOMATIC", "MANUAL"]
+
+SERIES_NUMBER_BASE: dict[str, int] = {"SEG": 5000, "SR": 6000, "RTSTRUCT": 7000}
+NO_DATE, NO_TIME = "19700101", "000000"
+
+# DICOM PS3.3 C.7.1.1, C.7.1.3, C.7.2.1, C.7.2.2, C.7.2.3: what belongs to the patient and to the study.
+PATIENT_KEYWORDS = (
+    "PatientName PatientID IssuerOfPatientID IssuerOfPatientIDQualifiersSequence TypeOfPatientID "
+    "OtherPatientIDs OtherPatientIDsSequence OtherPatientNames PatientBirthDate PatientBirthTime "
+    "PatientSex EthnicGroup QualityControlSubject PatientComments PatientSpeciesDescription "
+    "PatientSpeciesCodeSequence PatientBreedDescription PatientBreedCodeSequence "
+    "BreedRegistrationSequence ResponsiblePerson ResponsiblePersonRole ResponsibleOrganization "
+    "ReferencedPatientSequence ReferencedPatientPhotoSequence PatientIdentityRemoved "
+    "DeidentificationMethod DeidentificationMethodCodeSequence ClinicalTrialSponsorName "
+    "ClinicalTrialProtocolID ClinicalTrialProtocolName ClinicalTrialSiteID ClinicalTrialSiteName "
+    "ClinicalTrialSubjectID ClinicalTrialSubjectReadingID ClinicalTrialProtocolEthicsCommitteeName "
+    "ClinicalTrialProtocolEthicsCommitteeApprovalNumber"
+)
+STUDY_KEYWORDS = (
+    "StudyInstanceUID StudyDate StudyTime ReferringPhysicianName ReferringPhysicianIdentificationSequence "
+    "ConsultingPhysicianName ConsultingPhysicianIdentificationSequence StudyID AccessionNumber "
+    "IssuerOfAccessionNumberSequence StudyDescription PhysiciansOfRecord "
+    "PhysiciansOfRecordIdentificationSequence NameOfPhysiciansReadingStudy "
+    "PhysiciansReadingStudyIdentificationSequence RequestingServiceCodeSequence ReferencedStudySequence "
+    "ProcedureCodeSequence ReasonForPerformedProcedureCodeSequence AdmittingDiagnosesDescription "
+    "AdmittingDiagnosesCodeSequence PatientAge PatientSize PatientWeight PatientBodyMassIndex "
+    "MeasuredAPDimension MeasuredLateralDimension PatientSizeCodeSequence MedicalAlerts Allergies "
+    "SmokingStatus PregnancyStatus LastMenstrualDate PatientState Occupation AdditionalPatientHistory "
+    "AdmissionID IssuerOfAdmissionIDSequence ServiceEpisodeID ServiceEpisodeDescription "
+    "PatientSexNeutered ReasonForVisit ReasonForVisitCodeSequence ClinicalTrialTimePointID "
+    "ClinicalTrialTimePointDescription"
+)
+TYPE_2_KEYWORDS = (
+    "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime ReferringPhysicianName StudyID "
+    "AccessionNumber"
+)
+
+
+@dataclass(frozen=True)
+class ResultInfo:
+    """What every writer says about the computation behind a result.
+
+    Attributes:
+        segments: Meaning of the labels; label value n is `segments[n - 1]`.
+        algorithm_name: For instance the bundle's name; at most 64 characters.
+        algorithm_version: Version of the bundle; at most 64 characters.
+        bundle_sha256: Hex digest of what computed the result; part of every UID.
+        settings: (name, value) pairs that change the voxels (TTA, window, device class); part of every UID.
+        algorithm_family: A code of CID 7162.
+        algorithm_type: SegmentAlgorithmType; with MANUAL no algorithm is named.
+        series_description: Start of SeriesDescription; the writers append the kind and "RESEARCH".
+        quality: The quality gate's verdict in one line, empty if there was none; stands in
+            ContributionDescription.
+        manufacturer: Of the software that computed the result.
+    """
+
+    segments: tuple[Segment, ...]
+    algorithm_name: str
+    algorithm_version: str
+    bundle_sha256: str
+    settings: tuple[tuple[str, str], ...] = ()
+    algorithm_family: Code = codes.DCM.ArtificialIntelligence
+    algorithm_type: AlgorithmType = "AUTOMATIC"
+    series_description: str = ""
+    quality: str = ""
+    manufacturer: str = "monai-unet-app"
+
+
+def derived_uid(*parts: str) -> str:
+    """A UID of at most 64 characters that depends on `parts` only (SHA-512 under pydicom's registered
+    root).
+    """
+    return str(generate_uid(entropy_srcs=["monai-unet-app", *(f"{len(part)}:{part}" for part in parts)]))
+
+
+def result_uid(source: Volume, result: ResultInfo, kind: str, what: str) -> str:
+    """The UID of one part (`what`: "series", "instance", "tracking 1" ...) of the object `kind` made from
+    `source`.
+
+    Depends on the set of source SOP Instance UIDs, not on their order, and on the bundle and its settings.
+    """
+    uids = sorted(set(source.provenance.sop_instance_uids))
+    settings = (f"{name}={value}" for name, value in sorted(result.settings))
+    return derived_uid(kind, what, result.bundle_sha256, *settings, "sources", *uids)
+
+
+def tracking_uid(source: Volume, result: ResultInfo, number: int) -> str:
+    """Tracking UID of segment `number`; SEG and SR share it."""
+    return result_uid(source, result, "TRACKING", str(number))
+
+
+def tracking_id(segment: Segment) -> str:
+    """Tracking ID of a segment; SEG and SR share it."""
+    return f"{segment.number} {segment.label}"[:64]
+
+
+def source_headers(source: Volume) -> tuple[Dataset, ...]:
+    """The source's data sets without pixels, one a slice along K (one in all for a multi-frame source).
+
+    Files are matched by SOP Instance UID, whatever their order in `source.provenance.files`. Absent Type 2
+    attributes of the patient and study modules are supplied empty; an empty DeidentificationMethod (Type 1C)
+    is dropped.
+
+    Raises:
+        LabelError: The source is not DICOM, or its files do not hold its instances.
+        UnreadableFileError: A source file cannot be read.
+    """
+    uids = source.provenance.sop_instance_uids
+    if source.provenance.kind != "dicom" or len(uids) != source.shape[2]:
+        raise LabelError(
+            f"the source is of kind {source.provenance.kind!r} with {len(uids)} instances for "
+            f"{source.shape[2]} slices; a DICOM series is needed to write a DICOM result; name the series or "
+            "convert the image first"
+        )
+    found = {str(header.SOPInstanceUID): header for header in map(_header, set(source.provenance.files))}
+    missing = [uid for uid in uids if uid not in found]
+    if missing:
+        raise LabelError(
+            f"{len(missing)} of {len(uids)} source instances are no longer in their files (first: "
+            f"{missing[0]}); the files must stay in place until the result is written; read the series again"
+        )
+    return tuple(_supplied(found[uid]) for uid in dict.fromkeys(uids))
+
+
+def _header(path: object) -> Dataset:
+    try:
+        return pydicom.dcmread(str(path), stop_before_pixels=True)
+    except (OSError, InvalidDicomError, EOFError) as error:
+        raise UnreadableFileError(
+            f"a source file can no longer be read as DICOM ({type(error).__name__}); it must stay in place "
+            "until the result is written; read the series again"
+        ) from error
+
+
+def _supplied(header: Dataset) -> Dataset:
+    """The header with absent Type 2 attributes supplied. Raises LabelError if a Type 1 attribute is
+    missing.
+    """
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPClassUID"):
+        if not header.get(keyword):
+            raise LabelError(
+                f"the source has no {keyword}; a result must refer to it; repair the source series first"
+            )
+    for keyword in TYPE_2_KEYWORDS.split():
+        if header.get(keyword) is None:
+            setattr(header, keyword, "")
+    if not header.get("DeidentificationMethod", "absent"):
+        del header.DeidentificationMethod
+    return header
+
+
+def neutral(headers: tuple[Dataset, ...]) -> list[Dataset]:
+    """Copies of the headers without patient and study details, for libraries that refuse unusual ones (a
+    PatientSex of "U", a partial birth date, a rare character set). `stamp` puts the details back,
+    verbatim."""
+    copies = []
+    for header in headers:
+        header.decode()  # while the character set is still there
+        copy = Dataset()
+        copy.update({element.tag: element for element in header})
+        for keyword in f"{PATIENT_KEYWORDS} {STUDY_KEYWORDS} SpecificCharacterSet".split():
+            if keyword in copy and keyword != "StudyInstanceUID":
+                delattr(copy, keyword)
+        for keyword in TYPE_2_KEYWORDS.split():
+            setattr(copy, keyword, "")
+        copies.append(copy)
+    return copies
+
+
+def carry_over(target: Dataset, header: Dataset) -> None:
+    """Give `target` the patient and study modules of `header`, verbatim, and the character set they are
+    written in.
+    """
+    keywords = f"{PATIENT_KEYWORDS} {STUDY_KEYWORDS} SpecificCharacterSet TimezoneOffsetFromUTC"
+    for keyword in keywords.split():
+        if keyword in target:
+            delattr(target, keyword)
+        if keyword in header:
+            target[keyword] = deepcopy(header[keyword])
+
+
+def content_moment(headers: Iterable[Dataset]) -> tuple[str, str]:
+    """The latest (ContentDate, ContentTime) of the source as DICOM text; from the series, the acquisition or
+    the study where slices have none, and 1970-01-01 where the source has no date at all."""
+    moments = []
+    for header in headers:
+        for part in ("Content", "Series", "Acquisition", "Study"):
+            if header.get(f"{part}Date"):
+                moments.append((str(header[f"{part}Date"].value), str(header.get(f"{part}Time") or NO_TIME)))
+                break
+    return max(moments, default=(NO_DATE, NO_TIME))
+
+
+def series_number(header: Dataset, kind: ObjectKind) -> int:
+    """A stable SeriesNumber: 5000 (SEG), 6000 (SR) or 7000 (RTSTRUCT) plus the source's own, modulo 1000."""
+    return SERIES_NUMBER_BASE[kind] + int(header.get("SeriesNumber") or 0) % 1000
+
+
+def series_description(result: ResultInfo, kind: ObjectKind) -> str:
+    """At most 64 characters (DICOM LO) that end in the kind and "RESEARCH"."""
+    tail = f"{kind} RESEARCH"
+    text = result.series_description or result.algorithm_name
+    return f"{plain(text, 63 - len(tail))} {tail}"
+
+
+def plain(text: str, length: int) -> str:
+    """`text` in ASCII and at most `length` characters, so that it fits every SpecificCharacterSet of a
+    source.
+    """
+    return text.encode("ascii", "replace").decode("ascii").replace("\\", "/")[:length].strip()
+
+
+def contribution(result: ResultInfo) -> hd.ContributingEquipment:
+    """The software as contributing equipment, with bundle digest, settings and quality verdict in its
+    description.
+    """
+    facts = [f"bundle sha256 {result.bundle_sha256}"]
+    facts += [f"{name}={value}" for name, value in sorted(result.settings)]
+    facts += [f"quality: {result.quality}"] if result.quality else []
+    return hd.ContributingEquipment(
+        manufacturer=plain(result.manufacturer, 64),
+        purpose_of_reference=codes.DCM.ProcessingEquipment,
+        manufacturer_model_name=plain(result.algorithm_name, 64),
+        software_versions=plain(result.algorithm_version, 64),
+        contribution_description=plain("; ".join(facts), 1024),
+    )
+
+
+def stamp(target: Dataset, headers: tuple[Dataset, ...], result: ResultInfo, kind: ObjectKind) -> None:
+    """Make `target` belong to the source's patient and study, and depend on nothing but its input."""
+    header = headers[0]
+    carry_over(target, header)
+    date, time = content_moment(headers)
+    target.SeriesDate, target.SeriesTime = date, time
+    target.SeriesDescription = series_description(result, kind)
+    if "ContentDate" in target:
+        target.ContentDate, target.ContentTime = date, time
+    for keyword in ("InstanceCreationDate", "InstanceCreationTime"):
+        if keyword in target:
+            delattr(target, keyword)
+    for item in target.get("ContributingEquipmentSequence") or []:
+        purpose = item.PurposeOfReferenceCodeSequence[0].CodeValue
+        if "ContributionDateTime" in item and purpose != codes.DCM.AcquisitionEquipment.value:
+            del item.ContributionDateTime  # highdicom reads the clock for its own item
+    target.Manufacturer = plain(result.manufacturer, 64)
+    target.ManufacturerModelName = plain(result.algorithm_name, 64)
+    target.SoftwareVersions = plain(result.algorithm_version, 64)
+    target.DeviceSerialNumber = plain(result.bundle_sha256, 64) or "0"

@@ -1,0 +1,193 @@
+"""Measurements to a Comprehensive 3D SR (TID 1500), beside the SEG that they were taken from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+
+from dicom_io import identity, proof
+from dicom_io.coding import Segment
+from dicom_io.errors import LabelError
+from dicom_io.identity import ResultInfo
+from dicom_io.measure import SegmentMeasures, measure_segment
+from dicom_io.seg import check_labels
+from dicom_io.volume import Volume
+
+# CID 100: the imaging procedure that is reported on, where the source does not name it itself.
+PROCEDURES = {
+    "MR": codes.LN.MRIUnspecifiedBodyRegion,
+    "CT": codes.LN.CTUnspecifiedBodyRegion,
+    "PT": codes.LN.PETUnspecifiedBodyRegion,
+}
+# CID 7469 and its UCUM unit. Other modalities get no intensities: no published code says what their values
+# are.
+INTENSITIES = {
+    "MR": (codes.DCM.MRSignalIntensity, codes.UCUM.NoUnits),
+    "CT": (codes.DCM.AttenuationCoefficient, codes.UCUM.HounsfieldUnit),
+}
+LIBRARY_KEYWORDS = ("PixelSpacing", "SliceThickness", "ImagePositionPatient", "ImageOrientationPatient")
+
+
+def write_sr(labels: Volume, source: Volume, path: Path, result: ResultInfo, *, seg: Path) -> Path:
+    """Write one measurement group a segment: volume, surface area, maximum 3D diameter, mean and SD of
+    intensity.
+
+    Args:
+        labels: As for `write_seg`; the very labels that are in `seg`.
+        source: DICOM volume with the intensities; its files are read again for their headers.
+        path: Target file, replaced if it exists.
+        result: What computed the labels.
+        seg: The SEG written from the same labels, source and result; each group refers to its segment.
+
+    Returns:
+        `path`. The document is COMPLETE, PRELIMINARY and UNVERIFIED. A segment without voxels has volume 0
+        only.
+
+    Raises:
+        LabelError: Labels, source and SEG do not belong together.
+    """
+    check_labels(labels, result)
+    headers = identity.source_headers(source)
+    segmentation = _read_seg_header(seg, source, result)
+    groups = [_group(segment, labels, source, result, segmentation) for segment in result.segments]
+    report = hd.sr.MeasurementReport(
+        observation_context=_observer(source, result),
+        procedure_reported=_procedure(headers[0]),
+        imaging_measurements=groups,
+        title=codes.DCM.ImagingMeasurementReport,
+        referenced_images=headers if _has_library_attributes(headers) else None,
+    )
+    document = hd.sr.Comprehensive3DSR(
+        evidence=[*identity.neutral(headers), segmentation],
+        content=report,
+        series_instance_uid=identity.result_uid(source, result, "SR", "series"),
+        series_number=identity.series_number(headers[0], "SR"),
+        sop_instance_uid=identity.result_uid(source, result, "SR", "instance"),
+        instance_number=1,
+        manufacturer=identity.plain(result.manufacturer, 64),
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+        contributing_equipment=[identity.contribution(result)],
+    )
+    identity.stamp(document, headers, result, "SR")
+    return proof.save_proved(document, path, None)
+
+
+def _read_seg_header(seg: Path, source: Volume, result: ResultInfo) -> Dataset:
+    header = pydicom.dcmread(seg, stop_before_pixels=True)
+    wanted = identity.result_uid(source, result, "SEG", "instance")
+    if header.SOPInstanceUID != wanted:
+        raise LabelError(
+            f"the SEG is the instance {header.SOPInstanceUID}, this source and result make {wanted}; the "
+            "report must refer to its own SEG; write the SEG first, with the same result information"
+        )
+    return header
+
+
+def _has_library_attributes(headers: tuple[Dataset, ...]) -> bool:
+    """TID 1604 needs them; without (multi-frame, sparse headers) the image library, which is optional, is
+    left out.
+    """
+    return all(header.get(keyword) for header in headers for keyword in LIBRARY_KEYWORDS)
+
+
+def _procedure(header: Dataset) -> hd.sr.CodedConcept:
+    """The imaging procedure: as the source codes it in a published scheme, else by modality (CID 100)."""
+    for item in header.get("ProcedureCodeSequence") or []:
+        if item.get("CodingSchemeDesignator") in ("SCT", "LN", "RADLEX") and item.get("CodeValue"):
+            return hd.sr.CodedConcept(
+                item.CodeValue, item.CodingSchemeDesignator, item.get("CodeMeaning") or "?"
+            )
+    return hd.sr.CodedConcept.from_code(PROCEDURES.get(header.get("Modality"), codes.SCT.ImagingProcedure))
+
+
+def _observer(source: Volume, result: ResultInfo) -> hd.sr.ObservationContext:
+    device = hd.sr.DeviceObserverIdentifyingAttributes(
+        uid=identity.derived_uid(
+            "device", result.algorithm_name, result.algorithm_version, result.bundle_sha256
+        ),
+        name=identity.plain(result.algorithm_name, 64),
+        manufacturer_name=identity.plain(result.manufacturer, 64),
+        model_name=identity.plain(result.algorithm_name, 64),
+        serial_number=identity.plain(result.bundle_sha256, 64) or "0",
+    )
+    return hd.sr.ObservationContext(
+        observer_device_context=hd.sr.ObserverContext(codes.DCM.Device, device),
+    )
+
+
+def _group(
+    segment: Segment, labels: Volume, source: Volume, result: ResultInfo, segmentation: Dataset
+) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
+    measures = measure_segment(proof.mask_of(labels, segment.number), source.array, source.affine_lps)
+    return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=hd.sr.TrackingIdentifier(
+            uid=identity.tracking_uid(source, result, segment.number),
+            identifier=identity.tracking_id(segment),
+        ),
+        referenced_segment=hd.sr.ReferencedSegment(
+            sop_class_uid=segmentation.SOPClassUID,
+            sop_instance_uid=segmentation.SOPInstanceUID,
+            segment_number=segment.number,
+            source_series=hd.sr.SourceSeriesForSegmentation(str(source.provenance.series_instance_uid)),
+        ),
+        finding_category=segment.category,
+        finding_type=segment.type,
+        finding_sites=[_site(segment)],
+        algorithm_id=None if result.algorithm_type == "MANUAL" else _algorithm(result),
+        measurements=_measurements(measures, str(source.provenance.modality)),
+    )
+
+
+def _site(segment: Segment) -> hd.sr.FindingSite:
+    """The coded region, or where the type is itself a place, that place; with the modifier (anterior,
+    posterior).
+    """
+    if segment.anatomic_region:
+        return hd.sr.FindingSite(
+            segment.anatomic_region, topographical_modifier=segment.anatomic_region_modifier
+        )
+    return hd.sr.FindingSite(segment.type, topographical_modifier=segment.type_modifier)
+
+
+def _algorithm(result: ResultInfo) -> hd.sr.AlgorithmIdentification:
+    settings = [f"{name}={value}" for name, value in sorted(result.settings)]
+    return hd.sr.AlgorithmIdentification(
+        name=identity.plain(result.algorithm_name, 64),
+        version=identity.plain(result.algorithm_version, 64),
+        parameters=[
+            identity.plain(text, 1024) for text in (f"bundle sha256 {result.bundle_sha256}", *settings)
+        ],
+    )
+
+
+def _measurements(measures: SegmentMeasures, modality: str) -> list[hd.sr.Measurement]:
+    found = [_measurement(codes.SCT.Volume, measures.volume_ml, codes.UCUM.CubicCentimeter)]
+    if measures.max_diameter_mm is not None:
+        found.append(
+            _measurement(codes.IBSI.SurfaceAreaOfMesh, measures.surface_mm2, codes.UCUM.SquareMillimeter)
+        )
+        found.append(
+            _measurement(codes.IBSI.Maximum3DDiameterOfAMesh, measures.max_diameter_mm, codes.UCUM.Millimeter)
+        )
+    if measures.mean is not None and measures.std is not None and modality in INTENSITIES:
+        name, unit = INTENSITIES[modality]
+        found.append(_measurement(name, measures.mean, unit, codes.SCT.Mean))
+        found.append(_measurement(name, measures.std, unit, codes.SCT.StandardDeviation))
+    return found
+
+
+def _measurement(name: Code, value: float, unit: Code, derivation: Code | None = None) -> hd.sr.Measurement:
+    if not np.isfinite(value):
+        raise LabelError(
+            f"the measurement {name.meaning} is {value}; a finite number is needed; check the source for NaN "
+            "voxels"
+        )
+    return hd.sr.Measurement(name=name, value=float(f"{value:.7g}"), unit=unit, derivation=derivation)

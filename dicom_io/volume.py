@@ -1,0 +1,113 @@
+"""An array that knows its place.
+
+World space is LPS millimetres, as in DICOM: +x to the patient's Left, +y to Posterior, +z to Superior (head).
+NIfTI and the tensors given to MONAI speak RAS; `Volume.from_ras` and `Volume.affine_ras` are the only bridge.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Affine = NDArray[np.float64]
+Kind = Literal["dicom", "nifti", "image", "array"]
+
+LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the voxels came from. Holds UIDs and paths, never a patient's identity.
+
+    Attributes:
+        kind: "dicom", "nifti", "image" (2D picture without patient space) or "array".
+        modality: DICOM Modality such as "MR", or None where the source does not say.
+        sop_instance_uids: One UID a slice along array axis K, in array order; empty unless `kind` is "dicom".
+            A multi-frame object repeats its one UID.
+        frame_numbers: 1-based frame of `sop_instance_uids[k]` that holds slice k; empty for single-frame objects.
+        files: Source files, in array order where there is one file a slice.
+        notes: What the reader found and tolerated or repaired, one sentence each.
+    """
+
+    kind: Kind
+    modality: str | None = None
+    study_instance_uid: str | None = None
+    series_instance_uid: str | None = None
+    frame_of_reference_uid: str | None = None
+    sop_instance_uids: tuple[str, ...] = ()
+    frame_numbers: tuple[int, ...] = ()
+    files: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Voxels on a grid in patient space.
+
+    Attributes:
+        array: Shape (I, J, K), or (I, J, K, C) with C channels last. A planar image has K = 1.
+        affine_lps: Shape (4, 4), float64: array index (i, j, k, 1) of a voxel's centre to LPS millimetres.
+            Column n is the step for array axis n; nothing says that axis 2 is the patient's z.
+            A planar image without patient space has pixels, not millimetres, here.
+        provenance: Where the voxels came from.
+        planar: True for a 2D picture (K is 1 and there is no third dimension to speak of).
+    """
+
+    array: NDArray
+    affine_lps: Affine
+    provenance: Provenance = field(default_factory=lambda: Provenance("array"))
+    planar: bool = False
+
+    def __post_init__(self) -> None:
+        if self.array.ndim not in (3, 4):
+            raise ValueError(f"array has shape {self.array.shape}; (I, J, K) or (I, J, K, C) is needed")
+        affine = np.array(self.affine_lps, dtype=np.float64)
+        if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+            raise ValueError(f"affine_lps must be an invertible, finite 4x4 matrix, found {affine.tolist()}")
+        affine.setflags(write=False)
+        object.__setattr__(self, "affine_lps", affine)
+
+    @classmethod
+    def from_ras(
+        cls, array: NDArray, affine_ras: Affine, provenance: Provenance | None = None, *, planar: bool = False
+    ) -> Volume:
+        """A volume whose grid is given in RAS millimetres, as NIfTI and MONAI do."""
+        affine_lps = LPS_FROM_RAS @ np.asarray(affine_ras, dtype=np.float64)
+        return cls(array, affine_lps, provenance or Provenance("array"), planar)
+
+    @property
+    def affine_ras(self) -> Affine:
+        """Shape (4, 4): array index to RAS millimetres."""
+        return LPS_FROM_RAS @ self.affine_lps
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(I, J, K), without the channels."""
+        i, j, k = self.array.shape[:3]
+        return i, j, k
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance between neighbouring voxel centres along I, J, K, in mm (pixels where there is no patient space)."""
+        i, j, k = np.linalg.norm(self.affine_lps[:3, :3], axis=0)
+        return float(i), float(j), float(k)
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of one voxel in millilitres; right for sheared grids too."""
+        return float(abs(np.linalg.det(self.affine_lps[:3, :3]))) / 1000.0
+
+    @property
+    def has_patient_space(self) -> bool:
+        """False where millimetres and directions would be invented."""
+        return self.provenance.kind in ("dicom", "nifti", "array") and not self.planar
+
+    def with_array(self, array: NDArray) -> Volume:
+        """The same place with other values. Raises ValueError if the grid would change."""
+        if array.shape[:3] != self.shape:
+            raise ValueError(f"the new array has the grid {array.shape[:3]}, the volume {self.shape}")
+        return replace(self, array=array)

@@ -1,0 +1,246 @@
+"""A bundle on disk, checked, and the parts of its `inference.yaml` that the whole project works with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.inferers import SliceInferer, SlidingWindowInferer
+from monai.transforms import Compose, Invertd
+
+from dicom_io.coding import Segment, load_segments
+from monai_unet_app.data.rules import InputRules
+from monai_unet_app.errors import BundleError, UsageError
+from monai_unet_app.inference.predict import WindowSettings
+from monai_unet_app.shipped import shipped
+
+HASHED_FILES = ("models/model.pt", "configs/inference.yaml", "configs/segments.json")
+NEEDED_FILES = ("configs/metadata.json", "configs/inference.yaml", "configs/segments.json", "LICENSE")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A MONAI bundle, ready to be run on one device.
+
+    Attributes:
+        root: Its folder.
+        device: Where the network runs.
+        overrides: Values that replace those of `inference.yaml`, by id.
+    """
+
+    root: Path
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    overrides: tuple[tuple[str, Any], ...] = ()
+
+    @cached_property
+    def metadata(self) -> dict[str, Any]:
+        """`configs/metadata.json`."""
+        return json.loads((self.root / "configs/metadata.json").read_text())
+
+    @cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        """What the label values mean, from `configs/segments.json`."""
+        return load_segments(self.root / "configs/segments.json")
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hex digest over weights, `inference.yaml` and `segments.json`: all that can change a result."""
+        digest = hashlib.sha256()
+        for name in HASHED_FILES:
+            content = (self.root / name).read_bytes()
+            digest.update(f"{name}\n{len(content)}\n".encode() + content)
+        return digest.hexdigest()
+
+    @property
+    def name(self) -> str:
+        """The folder's name, `<anatomy>_<modality>_<network>`."""
+        return self.root.resolve().name
+
+    @property
+    def version(self) -> str:
+        """From the metadata."""
+        return str(self.metadata["version"])
+
+    @cached_property
+    def parser(self) -> ConfigParser:
+        """`inference.yaml` as MONAI parses it, with the overrides."""
+        parser = ConfigParser()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # MONAI warns on every config that `$` expressions are code
+            parser.read_config(str(self.root / "configs/inference.yaml"))
+            parser.read_meta(str(self.root / "configs/metadata.json"))
+        for name, value in (("bundle_root", str(self.root)), ("device", self.device), *self.overrides):
+            parser[name] = value
+        parser.parse()
+        return parser
+
+    def part(self, name: str) -> Any:
+        """The object that `inference.yaml` builds under this id. Raises BundleError if it cannot."""
+        try:
+            return self.parser.get_parsed_content(name)
+        except Exception as error:  # a config can fail in any way that Python can
+            raise BundleError(f"{self.name}: inference.yaml does not give `{name}`: {error}") from error
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the probability channels, background first where classes exclude each other."""
+        return tuple(self.part("labels"))
+
+    @cached_property
+    def exclusive(self) -> bool:
+        """True for softmax over classes with a background channel, False for overlapping labels (sigmoid)."""
+        return self.part("outputs") == "exclusive"
+
+    @cached_property
+    def rules(self) -> InputRules:
+        """What images must be."""
+        return InputRules.parse(self.part("input_rules"))
+
+    @cached_property
+    def preprocessing(self) -> Compose:
+        """The list `deterministic` as a Compose; its first transform loads and is skipped for images in memory."""
+        return self.part("preprocessing")
+
+    @cached_property
+    def result(self) -> Compose:
+        """The list `result` as a Compose: logits under "pred" become "prob" and "pred" on the source grid."""
+        return Compose(self.part("result"))
+
+    @cached_property
+    def calibration_steps(self) -> Compose:
+        """The steps of `result` before the probabilities go back to the source grid."""
+        steps = self.part("result")
+        return Compose(steps[: next(i for i, step in enumerate(steps) if isinstance(step, Invertd))])
+
+    @cached_property
+    def network(self) -> torch.nn.Module:
+        """The network with its trained weights, on the device, in eval mode."""
+        weights = self.root / "models/model.pt"
+        if not weights.is_file():
+            raise BundleError(f"{self.name} has no models/model.pt; trained weights are needed; run monai-unet train")
+        network = self.part("network_def").to(self.device)
+        try:
+            network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        except Exception as error:  # pickle, zip and key errors alike mean: not these weights
+            raise BundleError(f"{self.name}: models/model.pt does not fit network_def: {error}") from error
+        return network.eval()
+
+    @cached_property
+    def slice_axis(self) -> int | None:
+        """Spatial axis along which a 2D network walks through a volume, or None."""
+        inferer = self.part("inferer")
+        return int(inferer.spatial_dim) if isinstance(inferer, SliceInferer) else None
+
+    @cached_property
+    def windows(self) -> WindowSettings:
+        """The values of `inferer`."""
+        inferer = self.part("inferer")
+        if not isinstance(inferer, SlidingWindowInferer):
+            raise BundleError(f"{self.name}: inferer is {type(inferer).__name__}; a SlidingWindowInferer is needed")
+        window = [int(size) for size in getattr(inferer, "orig_roi_size", inferer.roi_size)]
+        if self.slice_axis is not None:
+            window.insert(self.slice_axis, 1)
+        return WindowSettings(
+            window=tuple(window),
+            overlap=float(inferer.overlap),
+            batch=int(inferer.sw_batch_size),
+            mode=str(getattr(inferer.mode, "value", inferer.mode)),
+            sigma_scale=float(inferer.sigma_scale),
+            padding_mode=str(getattr(inferer.padding_mode, "value", inferer.padding_mode)),
+            padding_value=float(inferer.cval),
+        )
+
+    @cached_property
+    def mirror_axes(self) -> tuple[int, ...]:
+        """Spatial axes along which the bundle was trained with mirror images; for `--tta`."""
+        return tuple(self.part("mirror_axes"))
+
+
+def bundle_folders() -> dict[str, Path]:
+    """Every bundle that a name can stand for, by name."""
+    roots = [Path(p) for p in os.environ.get("MONAI_UNET_BUNDLES", "").split(os.pathsep) if p] + [shipped("bundles")]
+    found: dict[str, Path] = {}
+    for root in roots:
+        for metadata in sorted(root.glob("*/configs/metadata.json")):
+            found.setdefault(metadata.parents[1].name, metadata.parents[1])
+    return found
+
+
+def load_bundle(name: str | Path, device: torch.device | None = None, **overrides: Any) -> Bundle:
+    """The bundle that a name, a folder or a zip stands for, its files present.
+
+    Raises:
+        UsageError: Nothing of that name.
+        BundleError: It is no bundle, or a file is missing.
+    """
+    root = _find(str(name))
+    missing = [file for file in NEEDED_FILES if not (root / file).is_file()]
+    if missing:
+        raise BundleError(f"{root.name} is no bundle: {', '.join(missing)} missing; see docs/bundles.md")
+    return Bundle(root, device or torch.device("cpu"), tuple(overrides.items()))
+
+
+def _find(name: str) -> Path:
+    path = Path(name)
+    if path.is_dir():
+        return path.resolve()
+    if path.is_file() and zipfile.is_zipfile(path):
+        return _unpack(path)
+    folders = bundle_folders()
+    if name not in folders:
+        raise UsageError(f"no bundle {name!r}; a folder, a zip or one of {', '.join(folders) or 'none'} is needed")
+    return folders[name]
+
+
+def _unpack(path: Path) -> Path:
+    """The zip's contents in a temporary folder named by its digest, unpacked once."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    home = Path(tempfile.gettempdir()) / f"monai-unet-bundle-{os.getuid()}-{digest}"
+    if not home.is_dir():
+        home.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=home.parent, prefix="monai-unet-bundle-"))
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(partial)
+        try:
+            os.replace(partial, home)
+        except OSError:  # another process was faster
+            pass
+    roots = [metadata.parents[1] for metadata in sorted(home.glob("**/configs/metadata.json"))]
+    if len(roots) != 1:
+        raise BundleError(f"{path.name} holds {len(roots)} bundle(s); one is needed")
+    return roots[0]
+
+
+def run_overlay(root: Path, overlay: str, overrides: Mapping[str, Any]) -> None:
+    """Runs `configs/<overlay>.yaml` on top of `inference.yaml`, as `python -m monai.bundle run` does.
+
+    Args:
+        root: The bundle's folder.
+        overlay: "train", "calibrate" or "evaluate".
+        overrides: Values by id.
+    """
+    configs = [str(root / "configs" / f"{name}.yaml") for name in ("inference", overlay)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        workflow = ConfigWorkflow(
+            config_file=configs,
+            meta_file=str(root / "configs/metadata.json"),
+            logging_file=False,
+            workflow_type="train" if overlay == "train" else "inference",
+            bundle_root=str(root),
+            **overrides,
+        )
+        workflow.initialize()
+        workflow.run()
+        workflow.finalize()

@@ -1,0 +1,43 @@
+"""Settings of one run, frozen. Science is in the bundle, sites come later; these are the CLI's flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from monai_unet_app.errors import UsageError
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """How one prediction runs.
+
+    Attributes:
+        device: "auto" takes CUDA, else Apple's MPS, else the CPU; or a torch device such as "cuda:1".
+        tta: Average over the mirror images that the bundle was trained with.
+    """
+
+    device: str = "auto"
+    tta: bool = False
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device for a flag's value.
+
+    Raises:
+        UsageError: No such device on this machine.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"device {name!r} is not usable here; cuda, cuda:N, mps or cpu is needed; leave --device out to take what is "
+            "there"
+        ) from error
+    return device

@@ -1,0 +1,171 @@
+"""The fingerprint of a data set, and everything wrong with it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dicom_io.volume import Volume
+from monai_unet_app.data.cases import CaseFiles
+from monai_unet_app.data.labels import check_values, read_labels
+from monai_unet_app.data.read import read_volume
+from monai_unet_app.data.rules import InputRules, check_rules
+from monai_unet_app.errors import InputRefusedError
+
+PERCENTILES = (0.5, 50.0, 99.5)
+
+
+@dataclass(frozen=True)
+class CaseFingerprint:
+    """What one case looks like.
+
+    Attributes:
+        shape: Voxels along I, J, K.
+        spacing_mm: Voxel spacing along I, J, K (1 for pictures, whose unit is the pixel).
+        axes: Patient direction to which I, J, K point, as three letters of RLAPSI ("LPS"); "px" for pictures.
+        channels: 1 for grey.
+        modality: DICOM Modality or None.
+        intensity: The 0.5th, 50th and 99.5th percentile.
+        class_ml: Volume of each label value in mL (pixels for pictures); empty without a label.
+    """
+
+    id: str
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    axes: str
+    channels: int
+    modality: str | None
+    intensity: tuple[float, float, float]
+    class_ml: dict[int, float]
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """All cases, and what is wrong, one sentence each."""
+
+    cases: tuple[CaseFingerprint, ...]
+    problems: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON: the summary, the cases, the problems."""
+        return {"summary": self.summary(), "cases": [asdict(case) for case in self.cases], "problems": list(self.problems)}
+
+    def summary(self) -> dict[str, Any]:
+        """Ranges over the cases; empty without a readable case."""
+        if not self.cases:
+            return {}
+        volumes: dict[int, list[float]] = {}
+        for case in self.cases:
+            for value, size in case.class_ml.items():
+                volumes.setdefault(value, []).append(size)
+        return {
+            "cases": len(self.cases),
+            "shape": _range([case.shape for case in self.cases]),
+            "spacing_mm": _range([case.spacing_mm for case in self.cases]),
+            "axes": dict(Counter(case.axes for case in self.cases)),
+            "channels": dict(Counter(case.channels for case in self.cases)),
+            "modality": dict(Counter(case.modality or "not said" for case in self.cases)),
+            "intensity_p0.5_p50_p99.5": _range([case.intensity for case in self.cases]),
+            "class_ml": {value: _range([[size] for size in sizes]) for value, sizes in sorted(volumes.items()) if value},
+        }
+
+
+def inspect_cases(cases: Sequence[CaseFiles], rules: InputRules | None = None, known: Iterable[int] | None = None) -> Fingerprint:
+    """Reads every case once.
+
+    Args:
+        cases: Images, with or without labels.
+        rules: A bundle's input rules; without them any readable image is fine.
+        known: Label values that the bundle knows; None accepts any.
+    """
+    seen: list[CaseFingerprint] = []
+    problems: list[str] = []
+    for case in cases:
+        try:
+            seen.append(_fingerprint(case, rules, known))
+        except InputRefusedError as error:
+            problems.append(str(error))
+    return Fingerprint(tuple(seen), tuple(problems + _oddities(seen)))
+
+
+def check_cases(rows: Sequence[Mapping[str, str]], bundle: Any) -> None:
+    """Raises InputRefusedError listing every case that this bundle cannot be trained or measured on."""
+    cases = [CaseFiles(row["id"], Path(row["image"]), Path(row["label"])) for row in rows]
+    known = range(len(bundle.labels)) if bundle.exclusive else range(2)
+    problems = [
+        problem for problem in inspect_cases(cases, bundle.rules, known).problems if not problem.startswith(ODDITY)
+    ]
+    if problems:
+        raise InputRefusedError(f"{len(problems)} of {len(cases)} case(s) cannot be used:\n  " + "\n  ".join(problems))
+
+
+ODDITY = "look at"
+
+
+def _fingerprint(case: CaseFiles, rules: InputRules | None, known: Iterable[int] | None) -> CaseFingerprint:
+    volume = read_volume(case.image)
+    if rules is not None:
+        check_rules(volume, rules, case.id)
+    elif (volume.array == volume.array.flat[0]).all():
+        raise InputRefusedError(f"{case.id}: every voxel is {volume.array.flat[0]:g}, an image is needed; export it again")
+    sizes: dict[int, float] = {}
+    if case.label is not None:
+        labels = read_labels(case.label, volume)
+        if known is not None:
+            check_values(labels, known, case.label.name)
+        sizes = _class_sizes(labels)
+    low, middle, high = (float(value) for value in np.percentile(volume.array, PERCENTILES))
+    return CaseFingerprint(
+        id=case.id,
+        shape=volume.shape,
+        spacing_mm=tuple(round(step, 4) for step in volume.spacing_mm),  # type: ignore[arg-type]
+        axes=_axes(volume),
+        channels=volume.array.shape[3] if volume.array.ndim == 4 else 1,
+        modality=volume.provenance.modality,
+        intensity=(low, middle, high),
+        class_ml=sizes,
+    )
+
+
+def _class_sizes(labels: Volume) -> dict[int, float]:
+    values, counts = np.unique(labels.array.astype(int), return_counts=True)
+    unit = 1.0 if labels.planar else labels.voxel_ml
+    return {int(value): round(float(count) * unit, 4) for value, count in zip(values, counts, strict=True)}
+
+
+def _axes(volume: Volume) -> str:
+    if volume.planar:
+        return "px"
+    from nibabel.orientations import aff2axcodes
+
+    return "".join(aff2axcodes(volume.affine_ras))
+
+
+def _oddities(cases: Sequence[CaseFingerprint]) -> list[str]:
+    """What may be right but should be looked at: spacing or class volumes far from the other cases'."""
+    found = [f"{ODDITY} {case.id}: its label is empty" for case in cases if set(case.class_ml) == {0}]
+    if len(cases) < 4:
+        return found
+    for value in sorted({value for case in cases for value in case.class_ml if value}):
+        sizes = {case.id: case.class_ml.get(value, 0.0) for case in cases if case.class_ml}
+        middle = float(np.median(list(sizes.values())))
+        found += [
+            f"{ODDITY} {name}: class {value} is {size:.4g}, the median of all cases {middle:.4g}"
+            for name, size in sizes.items()
+            if middle and not middle / 4 <= size <= middle * 4
+        ]
+    return found
+
+
+def _range(rows: Sequence[Sequence[float]]) -> dict[str, list[float]]:
+    table = np.array(rows, dtype=float)
+    return {
+        "least": np.round(table.min(axis=0), 4).tolist(),
+        "median": np.round(np.median(table, axis=0), 4).tolist(),
+        "most": np.round(table.max(axis=0), 4).tolist(),
+    }

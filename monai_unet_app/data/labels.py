@@ -1,0 +1,78 @@
+"""Labels in: a NIfTI, a picture, a DICOM SEG or RTSTRUCT, on the grid of the image they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from dicom_io.errors import DicomIoError
+from dicom_io.rtstruct import read_rtstruct
+from dicom_io.seg import read_seg
+from dicom_io.series import find_series
+from dicom_io.volume import Volume
+from monai_unet_app.data.read import NIFTI_ENDINGS, PICTURE_ENDINGS, has_ending, read_volume
+from monai_unet_app.errors import InputRefusedError
+
+AFFINE_TOLERANCE_MM = 0.01
+
+
+def read_labels(path: Path, image: Volume) -> Volume:
+    """The labels on `image`'s grid, float32 whole numbers.
+
+    Raises:
+        InputRefusedError: Another shape or place than the image, values that are no whole numbers, or an unreadable file.
+    """
+    if has_ending(path, NIFTI_ENDINGS + PICTURE_ENDINGS):
+        labels = read_volume(path)
+        _check_place(labels, image, path)
+    else:
+        labels = _read_dicom_labels(path, image)
+    array = labels.array.astype(np.float32)
+    if has_ending(path, PICTURE_ENDINGS):
+        array = (array.max(axis=3) if array.ndim == 4 else array) > 127
+        return image.with_array(array.astype(np.float32))
+    if array.ndim != 3 or not np.array_equal(array, np.rint(array)):
+        raise InputRefusedError(f"label {path.name} holds values that are no whole numbers; one class number a voxel is needed")
+    return labels.with_array(array)
+
+
+def check_values(labels: Volume, known: Iterable[int], name: str) -> None:
+    """Raises InputRefusedError for a label value that the bundle does not know."""
+    unknown = sorted(set(np.unique(labels.array).astype(int).tolist()) - set(known))
+    if unknown:
+        raise InputRefusedError(
+            f"label {name} holds the value(s) {unknown}; the bundle knows {sorted(known)}; map or remove them, or declare "
+            "them in segments.json and `labels`"
+        )
+
+
+def _read_dicom_labels(path: Path, image: Volume) -> Volume:
+    try:
+        kind = find_series(path)[0].kind if path.is_dir() else _kind(path)
+        return read_rtstruct(path, image) if kind == "rtstruct" else read_seg(path, image)
+    except DicomIoError as error:
+        raise InputRefusedError(f"label {path.name}: {error}") from error
+
+
+def _kind(path: Path) -> str:
+    import pydicom
+
+    sop_class = str(pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"]).get("SOPClassUID", ""))
+    return "rtstruct" if sop_class == pydicom.uid.RTStructureSetStorage else "seg"
+
+
+def _check_place(labels: Volume, image: Volume, path: Path) -> None:
+    if labels.shape != image.shape:
+        raise InputRefusedError(
+            f"label {path.name} has shape {labels.shape}, its image {image.shape}; the same grid is needed; export the label "
+            "on the image's grid"
+        )
+    corners = np.array([[0, 0, 0, 1], [*(n - 1 for n in image.shape), 1]]).T
+    apart = float(np.abs((labels.affine_lps - image.affine_lps) @ corners).max())
+    if image.has_patient_space and apart > AFFINE_TOLERANCE_MM:
+        raise InputRefusedError(
+            f"label {path.name} lies {apart:.2f} mm away from its image; at most {AFFINE_TOLERANCE_MM} mm is needed; export "
+            "the label on the image's grid"
+        )

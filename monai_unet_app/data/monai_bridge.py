@@ -1,0 +1,89 @@
+"""The bridge to MONAI: a `Volume` as the MetaTensor that `LoadImaged` would give, and a reader that goes through it.
+
+    LoadImaged(keys="image", reader=VolumeReader())          # in anyone's bundle, for NIfTI, DICOM and pictures
+
+MONAI's own DICOM readers are silently wrong on gaps, tilt, mixed series and multi-frame objects; this one refuses them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import PathLike
+from monai.data import MetaTensor
+from monai.data.image_reader import ImageReader
+from monai.utils import MetaKeys, SpaceKeys
+from numpy.typing import NDArray
+
+from dicom_io.volume import Volume
+from monai_unet_app.data.labels import read_labels
+from monai_unet_app.data.read import read_volume
+from monai_unet_app.data.rules import InputRules, check_rules
+
+
+def array_and_meta(volume: Volume) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    """What a MONAI `ImageReader` returns: the array, channels last if there are any, and its metadata.
+
+    The affine of a DICOM series is rounded to float32, the precision in which NIfTI keeps it, so that a case gives the
+    same tensors whether it comes as DICOM or as the NIfTI made from it.
+    """
+    array = np.asarray(volume.array, dtype=np.float32)
+    affine = np.array(volume.affine_ras)
+    if volume.provenance.kind == "dicom":
+        affine = affine.astype(np.float32).astype(np.float64)
+    if volume.planar:
+        array, affine = array[:, :, 0], np.eye(3)
+    spatial = array.ndim - (volume.array.ndim == 4)
+    meta: dict[str, Any] = {
+        MetaKeys.SPATIAL_SHAPE: np.asarray(array.shape[:spatial]),
+        MetaKeys.ORIGINAL_CHANNEL_DIM: -1 if volume.array.ndim == 4 else float("nan"),
+    }
+    if not volume.planar:
+        meta |= {MetaKeys.AFFINE: affine, MetaKeys.ORIGINAL_AFFINE: affine.copy(), MetaKeys.SPACE: SpaceKeys.RAS}
+    return array, meta
+
+
+def to_metatensor(volume: Volume) -> MetaTensor:
+    """The tensor that `LoadImaged` gives for this volume: shape (I, J, K) or (I, J, K, C); planar (I, J) or (I, J, C)."""
+    array, meta = array_and_meta(volume)
+    files = volume.provenance.files
+    meta["filename_or_obj"] = str(files[0]) if files else ""
+    return MetaTensor.ensure_torch_and_prune_meta(torch.from_numpy(np.ascontiguousarray(array)), meta)
+
+
+class VolumeReader(ImageReader):
+    """Reads through `read_volume`; usable as `LoadImaged(reader=...)`.
+
+    Args:
+        cases: Dicts with "image" and "label": a label that is a DICOM object (SEG, RTSTRUCT) is placed on the grid of its
+            image, and any label must lie on it.
+        rules: The bundle's `input_rules`; images that break them are refused.
+    """
+
+    def __init__(
+        self,
+        cases: Mapping[str, Sequence[Mapping[str, str]]] | Sequence[Mapping[str, str]] | None = None,
+        rules: Mapping[str, Any] | None = None,
+    ) -> None:
+        rows = [row for part in cases.values() for row in part] if isinstance(cases, Mapping) else cases or []
+        self.image_of_label = {row["label"]: row["image"] for row in rows if "label" in row}
+        self.rules = InputRules.parse(rules) if rules else None
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        return True
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Volume:
+        path = str(data if isinstance(data, str | Path) else data[0])
+        if path in self.image_of_label:
+            return read_labels(Path(path), read_volume(self.image_of_label[path]))
+        volume = read_volume(path)
+        if self.rules is not None:
+            check_rules(volume, self.rules, Path(path).name)
+        return volume
+
+    def get_data(self, img: Volume) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        return array_and_meta(img)

@@ -1,0 +1,94 @@
+"""Any source to a `Volume`: a NIfTI file, a DICOM folder or file, a 2D picture. Bad input is refused here, in words."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from PIL import Image, UnidentifiedImageError
+
+from dicom_io.errors import DicomIoError
+from dicom_io.read import read_series
+from dicom_io.volume import Provenance, Volume
+from monai_unet_app.errors import InputRefusedError
+
+NIFTI_ENDINGS = (".nii", ".nii.gz")
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+
+
+def has_ending(path: Path, endings: tuple[str, ...]) -> bool:
+    """Whether the file's name ends so, in either case."""
+    return path.name.lower().endswith(endings)
+
+
+def read_volume(path: str | Path, *, series_instance_uid: str | None = None) -> Volume:
+    """The voxels of one case with their place; float32, every value finite.
+
+    Args:
+        path: NIfTI file, DICOM folder or file, or a 2D picture.
+        series_instance_uid: Which series of a DICOM folder, where it holds several.
+
+    Returns:
+        Shape (I, J, K), or (I, J, K, C) for colour; a picture is planar with I along its width.
+
+    Raises:
+        InputRefusedError: The file is absent, truncated, of an unknown kind, or holds NaN or infinite voxels.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputRefusedError(f"{path.name} does not exist; a NIfTI file, a DICOM folder or a picture is needed")
+    if path.is_file() and has_ending(path, NIFTI_ENDINGS):
+        volume = _read_nifti(path)
+    elif path.is_file() and has_ending(path, PICTURE_ENDINGS):
+        volume = _read_picture(path)
+    else:
+        try:
+            volume = read_series(path, series_instance_uid=series_instance_uid)
+        except DicomIoError as error:
+            raise InputRefusedError(f"{path.name}: {error}") from error
+    return _finite(volume, path)
+
+
+def _read_nifti(path: Path) -> Volume:
+    try:
+        image = nibabel.load(path)
+        array = np.asarray(image.dataobj, dtype=np.float32)
+    except (ImageFileError, OSError, EOFError, ValueError, zlib.error, nibabel.spatialimages.HeaderDataError) as error:
+        raise InputRefusedError(
+            f"{path.name} cannot be read as NIfTI ({error}); a whole, undamaged file is needed; copy it again"
+        ) from error
+    if array.ndim == 4 and array.shape[3] == 1:
+        array = array[..., 0]
+    if array.ndim not in (3, 4):
+        raise InputRefusedError(f"{path.name} has shape {array.shape}; a 3D volume (or 4D with channels last) is needed")
+    if array.dtype.names or image.get_data_dtype().names:
+        raise InputRefusedError(f"{path.name} holds RGB voxels; one number a voxel is needed; convert it to grey")
+    return Volume.from_ras(array, image.affine, Provenance("nifti", files=(path,)))
+
+
+def _read_picture(path: Path) -> Volume:
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            if picture.mode not in ("L", "RGB", "I;16", "I", "F"):
+                picture = picture.convert("RGB" if picture.mode in ("P", "RGBA", "CMYK", "YCbCr") else "L")
+            pixels = np.asarray(picture, dtype=np.float32)
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise InputRefusedError(
+            f"{path.name} cannot be read as a picture ({error}); a whole PNG, JPEG or TIFF is needed; copy it again"
+        ) from error
+    array = np.moveaxis(pixels, 0, 1)[:, :, None]
+    return Volume(array, np.eye(4), Provenance("image", files=(path,)), planar=True)
+
+
+def _finite(volume: Volume, path: Path) -> Volume:
+    bad = int(volume.array.size - np.isfinite(volume.array).sum())
+    if bad:
+        raise InputRefusedError(
+            f"{path.name} has {bad} NaN or infinite voxel(s) of {volume.array.size}; finite values are needed; mend the "
+            "export or replace them by the value of air"
+        )
+    return volume

@@ -1,0 +1,115 @@
+"""What a bundle says its images must be, and the refusal of those that are not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from nibabel.orientations import io_orientation
+
+from dicom_io.volume import Volume
+from monai_unet_app.errors import BundleError, InputRefusedError
+
+
+@dataclass(frozen=True)
+class InputRules:
+    """`input_rules` of an `inference.yaml`.
+
+    Attributes:
+        modality: Accepted DICOM modalities; a source that does not say (NIfTI, picture) passes.
+        channels: 1 for grey, 3 for RGB.
+        planar: True for 2D pictures, False for volumes.
+        spacing_mm: Least and most distance of voxel centres, all axes; None for pictures.
+        extent_mm: Least and most size along the patient's R-L, A-P and S-I axes (pictures: width and height in pixels).
+    """
+
+    channels: int
+    modality: tuple[str, ...] = ()
+    planar: bool = False
+    spacing_mm: tuple[float, float] | None = None
+    extent_mm: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+    @classmethod
+    def parse(cls, rules: Mapping[str, Any]) -> InputRules:
+        """From the YAML's mapping. Raises BundleError for an unknown or ill-formed rule."""
+        try:
+            spacing, extent = rules.get("spacing_mm"), rules.get("extent_mm")
+            unknown = set(rules) - {"modality", "channels", "planar", "spacing_mm", "extent_mm"}
+            if unknown:
+                raise KeyError(f"unknown rule {sorted(unknown)}")
+            return cls(
+                channels=int(rules["channels"]),
+                modality=tuple(rules.get("modality", ())),
+                planar=bool(rules.get("planar", False)),
+                spacing_mm=(float(spacing["least"]), float(spacing["most"])) if spacing else None,
+                extent_mm=(tuple(extent["least"]), tuple(extent["most"])) if extent else None,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"input_rules {dict(rules)} cannot be used: {error}; see docs/bundles.md") from error
+
+
+def check_rules(volume: Volume, rules: InputRules, name: str) -> None:
+    """Raises InputRefusedError, with every reason, if the image is far from what the bundle was made for."""
+    reasons = [reason for reason in (check(volume, rules) for check in _CHECKS) if reason]
+    if reasons:
+        raise InputRefusedError(f"{name} is not what this bundle was made for: " + "; ".join(reasons))
+
+
+def _kind_reason(volume: Volume, rules: InputRules) -> str | None:
+    if volume.planar == rules.planar:
+        return None
+    found, needed = ("a 2D picture", "a 3D volume") if volume.planar else ("a 3D volume", "a 2D picture")
+    return f"it is {found}, {needed} is needed"
+
+
+def _channels_reason(volume: Volume, rules: InputRules) -> str | None:
+    found = volume.array.shape[3] if volume.array.ndim == 4 else 1
+    return None if found == rules.channels else f"it has {found} channel(s), {rules.channels} needed"
+
+
+def _modality_reason(volume: Volume, rules: InputRules) -> str | None:
+    found = volume.provenance.modality
+    if not rules.modality or found is None or found in rules.modality:
+        return None
+    return f"its modality is {found}, {' or '.join(rules.modality)} is needed"
+
+
+def _spacing_reason(volume: Volume, rules: InputRules) -> str | None:
+    if rules.spacing_mm is None or volume.planar:
+        return None
+    least, most = rules.spacing_mm
+    if all(least <= step <= most for step in volume.spacing_mm):
+        return None
+    return f"its voxels are {_by(volume.spacing_mm, 2)} mm apart, {least:g} to {most:g} mm is needed"
+
+
+def _extent_reason(volume: Volume, rules: InputRules) -> str | None:
+    if rules.extent_mm is None or volume.planar != rules.planar:
+        return None
+    least, most = rules.extent_mm
+    extent = tuple(map(float, volume.shape[:2])) if volume.planar else _patient_extent(volume)
+    if all(low <= size <= high for low, size, high in zip(least, extent, most, strict=True)):
+        return None
+    unit, axes = ("pixels", "width x height") if volume.planar else ("mm", "right-left x front-back x foot-head")
+    return f"its field of view is {_by(extent)} {unit} ({axes}), {_by(least)} to {_by(most)} {unit} is needed"
+
+
+def _patient_extent(volume: Volume) -> tuple[float, ...]:
+    """Size in mm along the array axes that are nearest to right-left, front-back and foot-head."""
+    axes = io_orientation(volume.affine_lps)[:, 0]
+    sizes = np.array(volume.shape) * volume.spacing_mm
+    return tuple(float(sizes[list(axes).index(world)]) for world in range(3))
+
+
+def _constant_reason(volume: Volume, rules: InputRules) -> str | None:
+    value = volume.array.flat[0]
+    return f"every voxel is {value:g}, an image is needed" if (volume.array == value).all() else None
+
+
+def _by(numbers: tuple[float, ...], digits: int = 0) -> str:
+    return " x ".join(f"{number:.{digits}f}" for number in numbers)
+
+
+_CHECKS = (_kind_reason, _channels_reason, _modality_reason, _spacing_reason, _extent_reason, _constant_reason)

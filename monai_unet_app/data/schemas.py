@@ -1,0 +1,26 @@
+"""The committed JSON Schemas, and the one place that checks a document against them."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import jsonschema
+
+from monai_unet_app.errors import InputRefusedError
+
+
+@cache
+def schema(name: str) -> dict[str, Any]:
+    """The JSON Schema `monai_unet_app/schemas/<name>.schema.json`."""
+    return json.loads((files("monai_unet_app") / "schemas" / f"{name}.schema.json").read_text())
+
+
+def validate(document: object, name: str) -> None:
+    """Raises InputRefusedError, naming the place and the value, if `document` breaks the schema `name`."""
+    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema(name)).iter_errors(document))
+    if error is not None:
+        place = "/".join(map(str, error.absolute_path)) or "the document"
+        raise InputRefusedError(f"{name}: at {place}: {error.message}; see {name}.schema.json")

@@ -1,0 +1,98 @@
+"""Who trains, selects, calibrates and tests: decided once for each subject, written down, used by everything.
+
+A subject (one person, whose two hippocampi or two eyes are two cases) is never on both sides of a line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from monai_unet_app.data.schemas import validate
+from monai_unet_app.errors import InputRefusedError
+
+Partition = Literal["train", "selection", "calibration", "test"]
+SCHEMA_VERSION = "1.0"
+SHARES: Mapping[Partition, float] = {"test": 0.2, "calibration": 0.11, "selection": 0.07, "train": 0.62}
+
+
+@dataclass(frozen=True)
+class SplitCase:
+    """One case's place in the plan. `fold` (0 to 4) is for five-fold cross-validation, apart from `partition`."""
+
+    id: str
+    subject: str
+    partition: Partition
+    fold: int
+
+
+def make_split(name: str, subjects: Mapping[str, str], folds: int = 5) -> list[SplitCase]:
+    """A split of the cases, the same on every machine: subjects are ordered by a hash and dealt out by `SHARES`.
+
+    Args:
+        name: Data set's name; seeds the order.
+        subjects: Case id to subject id.
+        folds: Number of cross-validation folds.
+
+    Returns:
+        One entry a case, sorted by id.
+
+    Raises:
+        InputRefusedError: Fewer subjects than partitions.
+    """
+    order = sorted(set(subjects.values()), key=lambda s: hashlib.sha256(f"{name}:{s}".encode()).hexdigest())
+    if len(order) < len(SHARES):
+        raise InputRefusedError(
+            f"{len(order)} subject(s) found; at least {len(SHARES)} are needed, one each to train, select, calibrate "
+            "and test; add cases"
+        )
+    partition = _deal(order)
+    return [
+        SplitCase(case, subject, partition[subject], order.index(subject) % folds)
+        for case, subject in sorted(subjects.items())
+    ]
+
+
+def _deal(order: list[str]) -> dict[str, Partition]:
+    counts = {part: max(1, round(share * len(order))) for part, share in SHARES.items()}
+    dealt: list[Partition] = [part for part, count in counts.items() if part != "train" for _ in range(count)]
+    return {subject: dealt[i] if i < len(dealt) else "train" for i, subject in enumerate(order)}
+
+
+def write_splits(path: Path, datasets: Mapping[str, Iterable[SplitCase]]) -> None:
+    """Writes `splits.json` (schema `splits.schema.json`), one line a case so that a diff can be read."""
+    blocks = []
+    for name, cases in datasets.items():
+        rows = ",\n".join("    " + json.dumps(asdict(case)) for case in cases)
+        blocks.append(f'  {json.dumps(name)}: {{"cases": [\n{rows}\n  ]}}')
+    text = f'{{"schema_version": "{SCHEMA_VERSION}",\n "datasets": {{\n' + ",\n".join(blocks) + "\n}}\n"
+    validate(json.loads(text), "splits")
+    path.write_text(text)
+
+
+def read_splits(path: Path) -> dict[str, SplitCase]:
+    """Every case of every data set in a `splits.json`, by id.
+
+    Raises:
+        InputRefusedError: The file breaks its schema, names a case twice or has one subject in two partitions.
+    """
+    document = json.loads(Path(path).read_text())
+    validate(document, "splits")
+    cases: dict[str, SplitCase] = {}
+    for name, dataset in document["datasets"].items():
+        side: dict[str, str] = {}
+        for row in dataset["cases"]:
+            case = SplitCase(**row)
+            if case.id in cases:
+                raise InputRefusedError(f"{path}: case {case.id} stands twice; each case has one place; remove one")
+            if side.setdefault(case.subject, case.partition) != case.partition:
+                raise InputRefusedError(
+                    f"{path}: subject {case.subject} of {name} is in {side[case.subject]} and in {case.partition}; "
+                    "one subject belongs to one partition, else the test is no test"
+                )
+            cases[case.id] = case
+    return cases

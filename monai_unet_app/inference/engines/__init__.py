@@ -1,0 +1,17 @@
+"""Engines: each runs one batch of windows through the network. A new one is a module here with the same call."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+
+class Engine(Protocol):
+    """Runs one batch of windows."""
+
+    device: torch.device
+
+    def __call__(self, windows: torch.Tensor) -> torch.Tensor:
+        """Shape (B, C_in, *window), float32, on `device`, to logits (B, C_out, *window), float32."""
+        ...

@@ -1,0 +1,49 @@
+"""The plan: where the windows stand on one image. No tensor is touched here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from monai.data.utils import dense_patch_slices
+
+Slices = tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """Windows over an image that was padded where it is smaller than one window.
+
+    Attributes:
+        window: Size of every window, in voxels for each spatial axis.
+        before: Voxels of padding before each axis.
+        padded_shape: The image's shape after padding.
+        windows: Where each window stands in the padded image, in the order in which they are computed.
+        inside: Where the image itself stands in the padded one.
+    """
+
+    window: tuple[int, ...]
+    before: tuple[int, ...]
+    padded_shape: tuple[int, ...]
+    windows: tuple[Slices, ...]
+    inside: Slices
+
+
+def plan_windows(shape: tuple[int, ...], window: tuple[int, ...], overlap: float) -> WindowPlan:
+    """The same windows as MONAI's SlidingWindowInferer takes, so that both give the same voxels.
+
+    Args:
+        shape: Spatial shape of the image.
+        window: Window size; an axis of 0 or less takes the whole image.
+        overlap: Share of a window that its neighbour covers too, 0 to less than 1.
+
+    Raises:
+        ValueError: Another number of axes, or an overlap out of range.
+    """
+    if len(shape) != len(window) or not 0 <= overlap < 1:
+        raise ValueError(f"shape {shape}, window {window}, overlap {overlap}: equal axes and 0 <= overlap < 1 are needed")
+    size = tuple(w if w > 0 else s for s, w in zip(shape, window, strict=True))
+    padded = tuple(max(s, w) for s, w in zip(shape, size, strict=True))
+    before = tuple((p - s) // 2 for s, p in zip(shape, padded, strict=True))
+    step = tuple(w if w == p else max(1, int(w * (1 - overlap))) for w, p in zip(size, padded, strict=True))
+    inside = tuple(slice(b, b + s) for b, s in zip(before, shape, strict=True))
+    return WindowPlan(size, before, padded, tuple(map(tuple, dense_patch_slices(padded, size, step))), inside)

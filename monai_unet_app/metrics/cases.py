@@ -1,0 +1,268 @@
+"""One case in, its scores out.
+
+Exclusive classes (softmax) and overlapping labels (sigmoid) take one path: both become a stack of boolean
+masks, one for each named class. Volumes speak in millimetres and millilitres, planar images in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import boundary, overlap
+from .reliability import BINS, TOP_LABEL, ReliabilityCounts, count_reliability, expected_calibration_error
+
+WHOLE = "whole"
+Counts = Mapping[str, ReliabilityCounts]
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What is measured, and with which lengths.
+
+    Attributes:
+        class_names: Foreground classes. Exclusive: name n is label n + 1 and probability channel n + 1,
+            channel 0 is background. Overlapping: name n is channel n.
+        exclusive: True for classes that share the voxels out (softmax), False for labels that may overlap
+            (sigmoid).
+        planar: True for 2D pictures, whose lengths are pixels.
+        boundary_width: Depth d of the band of boundary IoU, in mm (pixels where planar).
+        band_width: Half width of the population around the predicted surface, same unit.
+        surface_tolerance: Distance that surface Dice forgives, same unit.
+        bins: Number of equal-width bins of confidence.
+    """
+
+    class_names: tuple[str, ...]
+    exclusive: bool = True
+    planar: bool = False
+    boundary_width: float = 1.0
+    band_width: float = 2.0
+    surface_tolerance: float = 1.0
+    bins: int = BINS
+
+    @property
+    def unit(self) -> str:
+        """Unit of length."""
+        return "px" if self.planar else "mm"
+
+    @property
+    def size_unit(self) -> str:
+        """Unit of a mask's size: millilitres, or pixels of a planar image."""
+        return "px" if self.planar else "ml"
+
+    @property
+    def band(self) -> str:
+        """Name of the population around the predicted surface, for instance "band_2mm"."""
+        return f"band_{self.band_width:g}{self.unit}"
+
+    @property
+    def populations(self) -> tuple[str, str]:
+        """Names of the populations in which calibration is measured."""
+        return WHOLE, self.band
+
+    @property
+    def channels(self) -> int:
+        """Probability channels, background included."""
+        return len(self.class_names) + self.exclusive
+
+    def row_of(self, index: int) -> int:
+        """Row of `ReliabilityCounts` that holds the foreground class `index`."""
+        return index + 1 + self.exclusive
+
+
+@dataclass(frozen=True)
+class CaseArrays:
+    """One case, on the source grid.
+
+    Attributes:
+        case_id: Name of the case; no patient identity.
+        subject: Name of the person; cases of one person share it.
+        truth: Shape (I, J, K), whole numbers, 0 is background; or (C, I, J, K) boolean, one mask a named
+            class.
+        predicted: As `truth`: the labels that were delivered, after post-processing.
+        probabilities: Shape (C, I, J, K), 0 to 1, calibrated if the bundle calibrates; with background if
+            exclusive.
+        spacing_mm: Voxel size along I, J, K; not read for planar images.
+        voxel_ml: Volume of one voxel in millilitres (not the product of the spacing on a sheared grid).
+        uncalibrated: Probabilities before calibration, same shape, or None.
+    """
+
+    case_id: str
+    subject: str
+    truth: NDArray
+    predicted: NDArray
+    probabilities: NDArray
+    spacing_mm: tuple[float, float, float]
+    voxel_ml: float
+    uncalibrated: NDArray | None = None
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """Scores of one class in one case; lengths and sizes in the units of the plan.
+
+    `hd95` and `assd` are infinite where exactly one of the two masks is empty.
+    """
+
+    name: str
+    dice: float
+    iou: float
+    boundary_iou: float
+    precision: float
+    recall: float
+    surface_dice: float
+    hd95: float
+    assd: float
+    truth_size: float
+    predicted_size: float
+
+    @property
+    def iou_boundary_min(self) -> float:
+        """The smaller of IoU and boundary IoU: thin things fail the first, coarse outlines the second."""
+        return min(self.iou, self.boundary_iou)
+
+    @property
+    def size_difference(self) -> float:
+        """Predicted minus true size."""
+        return self.predicted_size - self.truth_size
+
+
+@dataclass(frozen=True)
+class CaseScores:
+    """All that is kept of a case.
+
+    Attributes:
+        case_id: Name of the case.
+        subject: Name of the person.
+        classes: One entry for each named class, in their order.
+        reliability: Counts for each population.
+        reliability_before: The same before calibration; empty if that was not given.
+    """
+
+    case_id: str
+    subject: str
+    classes: tuple[ClassScores, ...]
+    reliability: Counts
+    reliability_before: Counts = field(default_factory=dict)
+
+    def mean(self, score: str) -> float:
+        """Mean of a score (a name of `ClassScores`) over the classes that define it; NaN where none does."""
+        values = np.array([getattr(entry, score) for entry in self.classes], dtype=np.float64)
+        values = values[np.isfinite(values)]
+        return float(values.mean()) if values.size else float("nan")
+
+    def ece(self, population: str, row: int = TOP_LABEL) -> float:
+        """Calibration error of this case alone; NaN where its population is empty."""
+        return expected_calibration_error(self.reliability[population], row)
+
+
+def score_case(case: CaseArrays, plan: EvaluationPlan) -> CaseScores:
+    """Every score of one case. Pure; raises ValueError as `Evaluation.add` does."""
+    probabilities = _on_grid(case.probabilities, plan)
+    if len(probabilities) != plan.channels:
+        raise ValueError(
+            f"case {case.case_id} has {len(probabilities)} probability channels; {plan.channels} are needed "
+            f"for {'background and ' if plan.exclusive else ''}{len(plan.class_names)} classes"
+        )
+    grid = probabilities.shape[1:]
+    truth = class_masks(case.truth, plan, grid, f"truth of case {case.case_id}")
+    predicted = class_masks(case.predicted, plan, grid, f"prediction of case {case.case_id}")
+    spacing = (1.0,) * len(grid) if plan.planar else case.spacing_mm
+    size = 1.0 if plan.planar else case.voxel_ml
+    classes = tuple(
+        _score_class(name, truth[n], predicted[n], spacing, size, plan)
+        for n, name in enumerate(plan.class_names)
+    )
+    # The band hangs on what was predicted, never on what is true: see `reliability`.
+    band = boundary.surface_band(_any(predicted), spacing, plan.band_width)
+    hit = np.concatenate([~_any(truth)[None], truth]) if plan.exclusive else truth
+    after = _count(hit, probabilities, band, plan)
+    before = {} if case.uncalibrated is None else _count(hit, _on_grid(case.uncalibrated, plan), band, plan)
+    return CaseScores(case.case_id, case.subject, classes, after, before)
+
+
+def class_masks(labels: NDArray, plan: EvaluationPlan, grid: tuple[int, ...], what: str) -> NDArray[np.bool_]:
+    """One boolean mask for each named class.
+
+    Args:
+        labels: Label values (I, J, K), or a boolean stack (C, I, J, K). Planar images may lack K.
+        plan: Names the classes.
+        grid: Shape that a mask must have: (I, J, K), or (I, J) where planar.
+        what: What the labels are, for the message.
+
+    Returns:
+        Shape (C, *grid), without background.
+
+    Raises:
+        ValueError: Another grid, a value that names no class, or exclusive classes that overlap.
+    """
+    stacked = labels.dtype == np.bool_ and labels.ndim > 2 and labels.shape[0] == len(plan.class_names)
+    if stacked and _on_grid(labels, plan).shape[1:] == grid:
+        return _checked_stack(_on_grid(labels, plan), plan, what)
+    labels = _on_grid(labels[None], plan)[0]
+    if labels.shape != grid:
+        raise ValueError(
+            f"{what} has shape {labels.shape}; {grid} is needed, the grid of the probabilities; resample it"
+        )
+    if labels.dtype.kind not in "iub":
+        raise ValueError(f"{what} has dtype {labels.dtype}; whole label values are needed; round and cast it")
+    unknown = [int(v) for v in np.unique(labels) if not 0 <= v <= len(plan.class_names)]
+    if unknown:
+        raise ValueError(
+            f"{what} holds the label values {unknown[:5]}; 0 to {len(plan.class_names)} are known "
+            f"({', '.join(plan.class_names)}); map them first"
+        )
+    return np.stack([labels == n + 1 for n in range(len(plan.class_names))])
+
+
+def _score_class(
+    name: str,
+    truth: overlap.Mask,
+    predicted: overlap.Mask,
+    spacing: tuple[float, ...],
+    size: float,
+    plan: EvaluationPlan,
+) -> ClassScores:
+    distances = boundary.surface_distances(truth, predicted, spacing)
+    return ClassScores(
+        name=name,
+        dice=overlap.dice(truth, predicted),
+        iou=overlap.iou(truth, predicted),
+        boundary_iou=boundary.boundary_iou(truth, predicted, spacing, width_mm=plan.boundary_width),
+        precision=overlap.precision(truth, predicted),
+        recall=overlap.recall(truth, predicted),
+        surface_dice=boundary.normalised_surface_dice(distances, tolerance_mm=plan.surface_tolerance),
+        hd95=boundary.hausdorff_distance(distances),
+        assd=boundary.average_surface_distance(distances),
+        truth_size=overlap.volume_ml(truth, size),
+        predicted_size=overlap.volume_ml(predicted, size),
+    )
+
+
+def _count(
+    hit: NDArray[np.bool_], probabilities: NDArray, band: NDArray[np.bool_], plan: EvaluationPlan
+) -> dict[str, ReliabilityCounts]:
+    return {
+        name: count_reliability(hit, probabilities, exclusive=plan.exclusive, within=within, bins=plan.bins)
+        for name, within in ((WHOLE, None), (plan.band, band))
+    }
+
+
+def _on_grid(stack: NDArray, plan: EvaluationPlan) -> NDArray:
+    """(C, I, J, 1) without its last axis where planar, anything else as it is."""
+    return stack[..., 0] if plan.planar and stack.ndim == 4 and stack.shape[-1] == 1 else stack
+
+
+def _checked_stack(stack: NDArray[np.bool_], plan: EvaluationPlan, what: str) -> NDArray[np.bool_]:
+    shared = int(np.count_nonzero(stack.sum(axis=0) > 1)) if plan.exclusive else 0
+    if shared:
+        raise ValueError(f"{what} gives {shared} voxels to two classes; exclusive classes may not overlap")
+    return stack
+
+
+def _any(stack: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Voxels of any class: (C, ...) to (...)."""
+    return np.logical_or.reduce(stack, axis=0)

@@ -1,0 +1,96 @@
+"""How much two masks share. Pure functions: boolean arrays in, floats out.
+
+Empty policy, the same for every score here: both masks empty is 1 (nothing was asked, nothing was invented),
+exactly one empty is 0 (all was missed, or all was invented).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Mask = NDArray[np.bool_]
+
+
+def check_masks(truth: NDArray, predicted: NDArray) -> None:
+    """Refuse what cannot be compared voxel by voxel.
+
+    Raises:
+        ValueError: A mask is not boolean, or the two differ in shape.
+    """
+    for name, mask in (("truth", truth), ("predicted", predicted)):
+        if mask.dtype != np.bool_:
+            raise ValueError(
+                f"{name} has dtype {mask.dtype}; a boolean mask is needed; pass `labels == value`"
+            )
+    if truth.shape != predicted.shape:
+        raise ValueError(
+            f"truth has shape {truth.shape}, predicted {predicted.shape}; one grid is needed; resample one"
+        )
+
+
+def dice(truth: Mask, predicted: Mask) -> float:
+    """Dice coefficient, 2 |T∩P| / (|T| + |P|).
+
+    Args:
+        truth: Any shape. Reference mask.
+        predicted: Same shape and grid.
+
+    Returns:
+        0 to 1. Both masks empty: 1. One empty: 0.
+
+    Raises:
+        ValueError: A mask is not boolean, or the two differ in shape.
+    """
+    check_masks(truth, predicted)
+    return _ratio(2 * _count(truth & predicted), _count(truth) + _count(predicted))
+
+
+def iou(truth: Mask, predicted: Mask) -> float:
+    """Intersection over union (Jaccard index), |T∩P| / |T∪P|. Shapes, empties and errors as in `dice`."""
+    check_masks(truth, predicted)
+    return _ratio(_count(truth & predicted), _count(truth | predicted))
+
+
+def precision(truth: Mask, predicted: Mask) -> float:
+    """Part of the prediction that is true, |T∩P| / |P|.
+
+    Returns:
+        0 to 1. Both masks empty: 1. One empty: 0, so a prediction of nothing earns nothing where there was
+        something.
+    """
+    check_masks(truth, predicted)
+    return _share(_count(truth & predicted), _count(predicted), _count(truth))
+
+
+def recall(truth: Mask, predicted: Mask) -> float:
+    """Part of the truth that was found, |T∩P| / |T|. Empty policy as in `precision`."""
+    check_masks(truth, predicted)
+    return _share(_count(truth & predicted), _count(truth), _count(predicted))
+
+
+def volume_ml(mask: Mask, voxel_ml: float) -> float:
+    """Volume of a mask in millilitres; `voxel_ml` is the volume of one voxel."""
+    return _count(mask) * voxel_ml
+
+
+def volume_difference_ml(truth: Mask, predicted: Mask, voxel_ml: float) -> float:
+    """Signed volume error in millilitres, predicted minus truth: above 0 is too much."""
+    check_masks(truth, predicted)
+    return (_count(predicted) - _count(truth)) * voxel_ml
+
+
+def _count(mask: Mask) -> int:
+    return int(np.count_nonzero(mask))
+
+
+def _ratio(part: int, whole: int) -> float:
+    """part / whole, where a whole of nothing means that both masks are empty."""
+    return part / whole if whole else 1.0
+
+
+def _share(common: int, own: int, other: int) -> float:
+    """common / own; an empty own mask is right only where the other is empty too."""
+    if own:
+        return common / own
+    return 0.0 if other else 1.0

@@ -1,0 +1,250 @@
+"""Does a probability of 0.8 come true eight times in ten? Counts that stream, merge and answer.
+
+One pass over a case gives, for each bin of confidence, how many voxels fell in it, how many of them were
+right and what their confidence sums to. Everything else (ECE, MCE, ACE, diagram, histogram) is read from
+these counts, per case or, after adding cases up, pooled. Counts are int64 and sums float64: counting in
+float32 stops at 2**24 voxels, less than one large volume.
+
+Three things belong to every calibration figure: binning (here equal-width bins), population and level (per
+case or pooled). The population may be chosen by the prediction, never by the truth of the very voxel: labels
+drawn from a model's own probabilities are calibrated in "whole" and in a band around the *predicted* surface,
+and far from it in "truth or prediction".
+
+Sources: Guo et al., On Calibration of Modern Neural Networks, ICML 2017 (ECE, MCE); Barfoot et al.,
+arXiv:2506.03942 and MONAI (ACE as the plain mean over equal-width bins; Nixon et al. 2019 mean equal-mass
+bins by that name).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+BINS = 15
+# Row of the counts that holds the winning label; channel c stands in row c + 1.
+TOP_LABEL = 0
+# Voxels handled at once: bounds the float64 copies whatever the size of the volume.
+_CHUNK = 1 << 20
+# Smallest probability whose logarithm is taken (the float32 step below 1), so that a single 0 stays finite.
+NLL_FLOOR = 2.0**-24
+_SUM_TOLERANCE = 1e-2
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ReliabilityCounts:
+    """Counts of one population; `+` merges two.
+
+    Row 0 is the top label, row c + 1 is channel c against the rest.
+
+    A *decision* is one voxel for exclusive classes, one voxel of one label for overlapping labels.
+
+    Attributes:
+        count: Shape (C + 1, B), int64. Decisions in each bin of confidence.
+        correct: Shape (C + 1, B), int64. How many of them came true.
+        confidence: Shape (C + 1, B), float64. Sum of their confidences.
+        brier_sum: Sum over decisions of the squared error, itself summed over the channels for exclusive
+            classes.
+        nll_sum: Sum over decisions of -log of the probability given to what was true, floored at `NLL_FLOOR`.
+    """
+
+    count: NDArray[np.int64]
+    correct: NDArray[np.int64]
+    confidence: Floats
+    brier_sum: float = 0.0
+    nll_sum: float = 0.0
+
+    @classmethod
+    def empty(cls, channels: int, bins: int = BINS) -> ReliabilityCounts:
+        """Counts of nothing, the neutral element of `+`."""
+        shape = (channels + 1, bins)
+        return cls(np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.float64))
+
+    def __add__(self, other: ReliabilityCounts) -> ReliabilityCounts:
+        if self.count.shape != other.count.shape:
+            raise ValueError(
+                f"counts of shape {self.count.shape} and {other.count.shape} (channels + 1, bins) cannot be "
+                "merged; the same channels and bins are needed"
+            )
+        return ReliabilityCounts(
+            self.count + other.count,
+            self.correct + other.correct,
+            self.confidence + other.confidence,
+            self.brier_sum + other.brier_sum,
+            self.nll_sum + other.nll_sum,
+        )
+
+    @property
+    def bins(self) -> int:
+        """Number of equal-width bins over 0 to 1."""
+        return self.count.shape[1]
+
+    @property
+    def decisions(self) -> int:
+        """How many decisions were counted."""
+        return int(self.count[TOP_LABEL].sum())
+
+    def accuracy(self, row: int = TOP_LABEL) -> Floats:
+        """Shape (B,). Part of each bin that came true; NaN where the bin is empty."""
+        return _divide(self.correct[row], self.count[row])
+
+    def mean_confidence(self, row: int = TOP_LABEL) -> Floats:
+        """Shape (B,). Mean confidence of each bin; NaN where the bin is empty."""
+        return _divide(self.confidence[row], self.count[row])
+
+
+def count_reliability(
+    truth: NDArray[np.bool_],
+    probabilities: NDArray,
+    *,
+    exclusive: bool,
+    within: NDArray[np.bool_] | None = None,
+    bins: int = BINS,
+) -> ReliabilityCounts:
+    """Reliability counts of one case in one population.
+
+    Args:
+        truth: Shape (C, ...) boolean, one channel for each of `probabilities`, background included for
+            exclusive classes.
+        probabilities: Shape (C, ...), 0 to 1. Exclusive classes (softmax) sum to 1 at each voxel.
+        exclusive: True: the top label is the channel with the largest probability. False: overlapping labels
+            (sigmoid), each its own decision with confidence max(p, 1 - p), all counted together in row 0.
+        within: Shape (...) boolean population, or None for the whole image. Must not be chosen by the truth.
+        bins: Number of equal bins; bin b is [b/B, (b+1)/B), the last one holds 1.0 as well.
+
+    Raises:
+        ValueError: Shapes differ, a probability is not within 0 to 1, or exclusive ones do not sum to 1.
+    """
+    _check_shapes(truth, probabilities, within)
+    total = ReliabilityCounts.empty(len(probabilities), bins)
+    for hit, p in _chunks(truth, probabilities, within):
+        _check_probabilities(p, exclusive)
+        total = total + _count_chunk(hit, np.clip(p, 0.0, 1.0), exclusive, bins)
+    return total
+
+
+def expected_calibration_error(counts: ReliabilityCounts, row: int = TOP_LABEL) -> float:
+    """ECE, 0 to 1: mean gap of confidence and accuracy, bins weighing what they hold. NaN if all empty."""
+    return float(expected_gap(counts.count[row], counts.correct[row], counts.confidence[row]))
+
+
+def maximum_calibration_error(counts: ReliabilityCounts, row: int = TOP_LABEL) -> float:
+    """MCE, 0 to 1: the largest gap of any bin that holds something, however little. NaN if all empty."""
+    gaps = _gaps(counts, row)
+    return float(gaps.max()) if gaps.size else float("nan")
+
+
+def average_calibration_error(counts: ReliabilityCounts, row: int = TOP_LABEL) -> float:
+    """ACE as in MONAI and Barfoot, 0 to 1: plain mean of the gaps of filled bins. NaN if all empty."""
+    gaps = _gaps(counts, row)
+    return float(gaps.mean()) if gaps.size else float("nan")
+
+
+def brier_score(counts: ReliabilityCounts) -> float:
+    """Mean squared error of the probabilities: 0 to 2 for exclusive classes (channels summed), else to 1."""
+    return counts.brier_sum / counts.decisions if counts.decisions else float("nan")
+
+
+def negative_log_likelihood(counts: ReliabilityCounts) -> float:
+    """Mean of -log of the probability given to what was true, in nats; NaN if empty."""
+    return counts.nll_sum / counts.decisions if counts.decisions else float("nan")
+
+
+def expected_gap(count: NDArray, correct: NDArray, confidence: NDArray) -> Floats:
+    """ECE, shape (...), from sums of shape (..., B): |correct - confidence| over the bins / all counted."""
+    return _divide(np.abs(correct - confidence).sum(axis=-1), count.sum(axis=-1))
+
+
+def _gaps(counts: ReliabilityCounts, row: int) -> Floats:
+    """|accuracy - confidence| of the bins that are not empty."""
+    gaps = np.abs(counts.accuracy(row) - counts.mean_confidence(row))
+    return gaps[counts.count[row] > 0]
+
+
+def _count_chunk(truth: NDArray[np.bool_], p: Floats, exclusive: bool, bins: int) -> ReliabilityCounts:
+    """Counts of N voxels: truth and p have shape (C, N)."""
+    top, right = _exclusive_top(truth, p) if exclusive else _overlapping_top(truth, p)
+    rows = [_histogram(top, right, bins), *(_histogram(p[c], truth[c], bins) for c in range(len(p)))]
+    count, correct, confidence = (np.stack(parts) for parts in zip(*rows, strict=True))
+    given = p[truth] if exclusive else np.where(truth, p, 1.0 - p)
+    return ReliabilityCounts(
+        count,
+        correct,
+        confidence,
+        float(np.square(p - truth).sum()),
+        float(-np.log(np.maximum(given, NLL_FLOOR)).sum()),
+    )
+
+
+def _exclusive_top(truth: NDArray[np.bool_], p: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+    """Confidence of the winning channel at each voxel, and whether it won rightly."""
+    winner = p.argmax(axis=0)[None]
+    return np.take_along_axis(p, winner, axis=0)[0], np.take_along_axis(truth, winner, axis=0)[0]
+
+
+def _overlapping_top(truth: NDArray[np.bool_], p: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+    """Confidence of the likelier answer (yes or no) of each label at each voxel, and whether it was right."""
+    yes = p >= 0.5
+    return np.where(yes, p, 1.0 - p).ravel(), (yes == truth).ravel()
+
+
+def _histogram(
+    confidence: Floats, correct: NDArray[np.bool_], bins: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
+    index = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    return (
+        np.bincount(index, minlength=bins).astype(np.int64),
+        np.bincount(index[correct], minlength=bins).astype(np.int64),
+        np.bincount(index, weights=confidence, minlength=bins).astype(np.float64),
+    )
+
+
+def _chunks(
+    truth: NDArray[np.bool_], probabilities: NDArray, within: NDArray[np.bool_] | None
+) -> Iterator[tuple[NDArray[np.bool_], Floats]]:
+    """Pieces (C, n) of truth and of float64 probabilities, population applied; no full-size copy is made."""
+    channels = len(probabilities)
+    hit, p = truth.reshape(channels, -1), probabilities.reshape(channels, -1)
+    inside = None if within is None else within.reshape(-1)
+    for start in range(0, p.shape[1], _CHUNK):
+        piece = slice(start, start + _CHUNK)
+        keep = slice(None) if inside is None else np.flatnonzero(inside[piece])
+        yield hit[:, piece][:, keep], p[:, piece][:, keep].astype(np.float64)
+
+
+def _divide(top: NDArray, bottom: NDArray) -> Floats:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(top, dtype=np.float64) / np.asarray(bottom, dtype=np.float64)
+
+
+def _check_shapes(truth: NDArray, probabilities: NDArray, within: NDArray | None) -> None:
+    if truth.shape != probabilities.shape or truth.dtype != np.bool_:
+        raise ValueError(
+            f"truth is {truth.dtype} {truth.shape}, probabilities have shape {probabilities.shape}; "
+            "a boolean channel for each channel of the probabilities is needed"
+        )
+    if within is not None and (within.shape != truth.shape[1:] or within.dtype != np.bool_):
+        raise ValueError(
+            f"population is {within.dtype} {within.shape}; a boolean mask of {truth.shape[1:]} is needed"
+        )
+
+
+def _check_probabilities(p: Floats, exclusive: bool) -> None:
+    if not p.size:
+        return
+    low, high = float(p.min()), float(p.max())
+    if not (low >= -1e-6 and high <= 1 + 1e-6):
+        raise ValueError(
+            f"probabilities run from {low:g} to {high:g}; 0 to 1 is needed; apply softmax or sigmoid first"
+        )
+    off = np.abs(p.sum(axis=0) - 1.0) if exclusive else np.zeros(1)
+    if off.max() > _SUM_TOLERANCE:
+        raise ValueError(
+            f"probabilities of exclusive classes miss a sum of 1 by up to {off.max():.3f} "
+            f"({np.count_nonzero(off > _SUM_TOLERANCE)} of {off.size} voxels); 0.01 is allowed; "
+            "an inverted crop or pad fills with 0: give the background what is missing"
+        )

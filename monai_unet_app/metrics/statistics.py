@@ -1,0 +1,167 @@
+"""Uncertainty of a figure: bootstrap by subject.
+
+Cases of one person (two hippocampi, four slices, a follow-up) resemble each other, so the person is what is
+drawn again, with all of their cases. Intervals are percentile intervals; a seed fixes them.
+
+Source: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapters 8 and 13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its interval.
+
+    Attributes:
+        value: The figure on the cases at hand; NaN where no case defines it.
+        low: Lower end of the interval; NaN where fewer than two subjects leave nothing to resample.
+        high: Upper end.
+        subjects: How many subjects stand behind it.
+        cases: How many cases stand behind it.
+    """
+
+    value: float
+    low: float
+    high: float
+    subjects: int
+    cases: int
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are drawn.
+
+    Attributes:
+        seed: Seed of numpy's PCG64 generator.
+        resamples: How often the subjects are drawn again.
+        level: Coverage asked for, between 0 and 1.
+    """
+
+    seed: int = 0
+    resamples: int = 2000
+    level: float = 0.95
+
+    def __post_init__(self) -> None:
+        if self.resamples < 1 or not 0 < self.level < 1:
+            raise ValueError(
+                f"resamples={self.resamples}, level={self.level}; at least 1, and between 0 and 1, are needed"
+            )
+
+
+def bootstrap_mean(
+    values: ArrayLike, subjects: Sequence[str], how: Bootstrap | None = None, *, seed: int | None = None
+) -> Estimate:
+    """Mean over cases, with an interval that resamples subjects.
+
+    Args:
+        values: Shape (N,). One value a case; NaN and infinite values (undefined there) are left out.
+        subjects: N names, one a case. Cases of the same name are drawn together.
+        how: Seed, number of resamples, level.
+        seed: Shorthand for `Bootstrap(seed=seed)`.
+
+    Returns:
+        The mean and its interval. `cases` counts the values used.
+
+    Raises:
+        ValueError: The lengths differ, or both `how` and `seed` are given.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    used = np.isfinite(values)
+    _check_lengths(values, subjects)
+    names = [name for name, keep in zip(subjects, used, strict=True) if keep]
+    rows = np.stack([values[used], np.ones(len(names))], axis=1)
+    return bootstrap_sums(rows, names, _ratio_of_sums, _chosen(how, seed))
+
+
+def bootstrap_paired_difference(
+    first: ArrayLike,
+    second: ArrayLike,
+    subjects: Sequence[str],
+    how: Bootstrap | None = None,
+    *,
+    seed: int | None = None,
+) -> Estimate:
+    """Mean of `first - second` over the same cases, with an interval that resamples subjects.
+
+    The two are subtracted case by case before anything is drawn, so what makes a case hard for both cancels
+    out. An interval that lies above 0 says that `first` is larger. Arguments and errors as in
+    `bootstrap_mean`.
+    """
+    first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if first.shape != second.shape:
+        raise ValueError(
+            f"paired values have shapes {first.shape} and {second.shape}; the same cases are needed"
+        )
+    with np.errstate(invalid="ignore"):
+        return bootstrap_mean(first - second, subjects, how, seed=seed)
+
+
+def bootstrap_sums(
+    rows: Floats, subjects: Sequence[str], statistic: Callable[[Floats], Floats], how: Bootstrap
+) -> Estimate:
+    """Any figure that is a function of sums over cases (a mean, a pooled calibration error), with its
+    interval.
+
+    Args:
+        rows: Shape (N, F). What each case adds to the F sums.
+        subjects: N names, one a case.
+        statistic: Takes sums of shape (R, F), gives R figures.
+        how: Seed, number of resamples, level.
+
+    Raises:
+        ValueError: The lengths differ.
+    """
+    rows = np.asarray(rows, dtype=np.float64)
+    _check_lengths(rows, subjects)
+    names, member = np.unique(np.asarray(subjects, dtype=str), return_inverse=True)
+    if not len(rows):
+        return Estimate(float("nan"), float("nan"), float("nan"), 0, 0)
+    totals = np.zeros((len(names), rows.shape[1]))
+    np.add.at(totals, member, rows)
+    value = float(statistic(rows.sum(axis=0, keepdims=True))[0])
+    low, high = _interval(totals, statistic, how)
+    return Estimate(value, low, high, len(names), len(rows))
+
+
+def _interval(totals: Floats, statistic: Callable[[Floats], Floats], how: Bootstrap) -> tuple[float, float]:
+    """Percentile interval of the statistic; the S subjects of `totals` (S, F) are drawn again S at a time."""
+    number = len(totals)
+    if number < 2:
+        return float("nan"), float("nan")
+    # Drawing S subjects with replacement is drawing how often each one comes.
+    draws = np.random.default_rng(how.seed).multinomial(
+        number, np.full(number, 1 / number), size=how.resamples
+    )
+    figures = statistic(draws @ totals)
+    figures = figures[np.isfinite(figures)]
+    if not len(figures):
+        return float("nan"), float("nan")
+    low, high = np.quantile(figures, [(1 - how.level) / 2, (1 + how.level) / 2])
+    return float(low), float(high)
+
+
+def _ratio_of_sums(sums: Floats) -> Floats:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return sums[:, 0] / sums[:, 1]
+
+
+def _chosen(how: Bootstrap | None, seed: int | None) -> Bootstrap:
+    if how is not None and seed is not None:
+        raise ValueError(f"how={how} and seed={seed} were both given; one is needed")
+    return how or Bootstrap(seed=seed or 0)
+
+
+def _check_lengths(rows: Floats, subjects: Sequence[str]) -> None:
+    if len(rows) != len(subjects):
+        raise ValueError(
+            f"{len(rows)} cases came with {len(subjects)} subject names; one name a case is needed"
+        )

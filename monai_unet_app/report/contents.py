@@ -1,0 +1,177 @@
+"""What a report is made of: data only, ready to be written in any form.
+
+Names of cases and subjects are the caller's and are printed as they come: give pseudonyms, never a patient's
+identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from numpy.typing import NDArray
+
+from monai_unet_app.metrics import Bootstrap, CaseScores, Evaluation, EvaluationPlan, ReliabilityCounts
+
+Role = Literal["worst", "median", "best"]
+
+
+@dataclass(frozen=True)
+class MeasuredOn:
+    """What was measured on what.
+
+    Attributes:
+        bundle_name: Name of the bundle.
+        bundle_version: Its version.
+        bundle_sha256: Hash over its weights, inference.yaml and segments.json.
+        data_name: Name of the data set, no path.
+        data_sha256: Hash of the data set.
+        partition: Which cases of it, for instance "test, no subject of which trained, selected or
+            calibrated".
+    """
+
+    bundle_name: str
+    bundle_version: str
+    bundle_sha256: str
+    data_name: str
+    data_sha256: str
+    partition: str = ""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure that has to be reached.
+
+    Attributes:
+        name: In words, for instance "Dice, mean of both parts".
+        path: Where it stands in the summary, for instance ("dice", "mean").
+        at_least: Smallest value that reaches it, or None.
+        at_most: Largest value that reaches it, or None.
+    """
+
+    name: str
+    path: tuple[str, ...]
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def value(self, summary: Mapping[str, Any]) -> float | None:
+        """The figure; None where it is undefined. Raises KeyError if the summary has no such place."""
+        place: Any = summary
+        for key in self.path:
+            place = place[key]
+        return place
+
+    def reached(self, summary: Mapping[str, Any]) -> bool:
+        """True where the figure is defined and within the bounds."""
+        value = self.value(summary)
+        if value is None:
+            return False
+        above = self.at_least is None or value >= self.at_least
+        return above and (self.at_most is None or value <= self.at_most)
+
+
+@dataclass(frozen=True)
+class CasePicture:
+    """Small arrays of one case for its picture.
+
+    Attributes:
+        case_id: Name of the case.
+        role: Why it is shown.
+        image: Shape (I, J, K), or (I, J, K, 3) for colour (0 to 1, or uint8).
+        truth: Shape (I, J, K) whole label values, or (C, I, J, K) boolean, one mask a named class.
+        predicted: As `truth`.
+        spacing_mm: Voxel size along I, J, K: pictures keep its proportions.
+        axes: Patient direction in which I, J, K increase, letters of L R A P S I (oblique grids: the
+            nearest), such as ("L", "P", "S"). With it the planes are axial, coronal, sagittal as radiologists
+            look at them; without, they are named after the array's axes.
+    """
+
+    case_id: str
+    role: Role
+    image: NDArray
+    truth: NDArray
+    predicted: NDArray
+    spacing_mm: tuple[float, float, float]
+    axes: tuple[str, str, str] | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """Everything a report shows.
+
+    Attributes:
+        measured_on: Bundle and data set.
+        plan: What was measured, with which lengths.
+        summary: As `Evaluation.summary` gives it.
+        cases: Scores of each case.
+        reliability: Pooled counts for each population.
+        reliability_before: The same before calibration, or None.
+        pictures: Worst, median and best case, any of them.
+        targets: Figures to be reached; they make the verdict.
+        how: How the intervals were drawn.
+        created: When, UTC.
+    """
+
+    measured_on: MeasuredOn
+    plan: EvaluationPlan
+    summary: Mapping[str, Any]
+    cases: tuple[CaseScores, ...]
+    reliability: Mapping[str, ReliabilityCounts]
+    reliability_before: Mapping[str, ReliabilityCounts] | None = None
+    pictures: tuple[CasePicture, ...] = ()
+    targets: tuple[Target, ...] = ()
+    how: Bootstrap = field(default_factory=Bootstrap)
+    created: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    @classmethod
+    def of(
+        cls,
+        evaluation: Evaluation,
+        measured_on: MeasuredOn,
+        *,
+        pictures: Iterable[CasePicture] = (),
+        targets: Iterable[Target] = (),
+        how: Bootstrap | None = None,
+    ) -> EvaluationReport:
+        """The report of an evaluation.
+
+        Raises:
+            ValueError: The evaluation holds no case.
+        """
+        if not evaluation.cases:
+            raise ValueError("the evaluation holds 0 cases; 1 or more are needed; add cases first")
+        how = how or Bootstrap()
+        return cls(
+            measured_on,
+            evaluation.plan,
+            evaluation.summary(how),
+            tuple(evaluation.cases),
+            evaluation.pooled(),
+            evaluation.pooled_before(),
+            tuple(pictures),
+            tuple(targets),
+            how,
+        )
+
+    @property
+    def subjects(self) -> int:
+        """How many persons the cases come from."""
+        return len({case.subject for case in self.cases})
+
+
+def exemplary_cases(cases: Iterable[CaseScores]) -> dict[Role, str]:
+    """Which cases to show: role -> case_id, ranked by mean Dice. Fewer than three cases fill fewer roles.
+
+    The median is the lower one of an even number. Ties go by name, so the choice does not hang on the order.
+    """
+    ranked = [case.case_id for case in sorted(cases, key=lambda case: (case.mean("dice"), case.case_id))]
+    if not ranked:
+        return {}
+    roles: dict[Role, str] = {"worst": ranked[0]}
+    if len(ranked) > 2:
+        roles["median"] = ranked[(len(ranked) - 1) // 2]
+    if len(ranked) > 1:
+        roles["best"] = ranked[-1]
+    return roles

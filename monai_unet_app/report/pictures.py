@@ -1,0 +1,237 @@
+"""Pictures of cases: image, truth and prediction in three planes, true to their spacing, as PNG data URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import Normal, Stroke
+from numpy.typing import NDArray
+
+from monai_unet_app.metrics import EvaluationPlan
+from monai_unet_app.metrics.cases import class_masks
+
+from .contents import CasePicture
+
+# Contours of predictions, a class at a time; told apart in common colour blindness and on grey images.
+CLASS_COLOURS = ("#ffb000", "#4cc3ff", "#ff6db6", "#8be04e", "#c49bff", "#ff7f4d", "#3fe0c5", "#e6e24a")
+TRUTH_COLOUR = "#ffffff"
+_NO_METADATA = {"Software": None}
+_GROUND = "#101214"
+
+
+def case_figure(picture: CasePicture, plan: EvaluationPlan) -> Figure:
+    """A case in three planes (a planar image: plain and outlined), all at one scale and true to its spacing.
+
+    Thin white: truth. Colour: prediction, a colour a class. The planes cut where the truth is largest.
+
+    Raises:
+        ValueError: Labels do not fit the image, or the axes name a direction twice.
+    """
+    planes = _planes(picture, plan)
+    figure, boxes, mm_per_inch = _canvas([plane.size_mm for plane in planes])
+    for plane, box in zip(planes, boxes, strict=True):
+        _draw_plane(figure.add_axes(box), plane, thin=plan.planar)
+    _draw_scale(figure.axes[0], planes[0].size_mm, mm_per_inch, plan.unit)
+    return figure
+
+
+def png_uri(figure: Figure, dpi: int = 130) -> str:
+    """The figure as a PNG data URI."""
+    stream = io.BytesIO()
+    figure.savefig(
+        stream, format="png", dpi=dpi, facecolor=figure.get_facecolor(), metadata={"Software": None}
+    )
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+@dataclass(frozen=True)
+class _Plane:
+    """One cut: rows run down, columns run right. `edges` are the letters at left, right, top and bottom."""
+
+    name: str
+    image: NDArray
+    truth: NDArray[np.bool_] | None
+    predicted: NDArray[np.bool_] | None
+    size_mm: tuple[float, float]
+    edges: tuple[str, str, str, str] = ("", "", "", "")
+
+
+_OPPOSITE = {"L": "R", "R": "L", "A": "P", "P": "A", "S": "I", "I": "S"}
+
+
+def _planes(picture: CasePicture, plan: EvaluationPlan) -> list[_Plane]:
+    image = picture.image if picture.image.ndim == 4 else picture.image[..., None]
+    grid = image.shape[:2] if plan.planar else image.shape[:3]
+    masks = [
+        class_masks(labels, plan, grid, f"{name} of the picture of {picture.case_id}")
+        for name, labels in (("truth", picture.truth), ("prediction", picture.predicted))
+    ]
+    if plan.planar:
+        return _planar_views(image[:, :, 0], *masks)
+    image, masks, spacing, names = _as_viewed(image, masks, picture)
+    window = _window(masks, spacing)
+    image, masks = image[window], [stack[(slice(None), *window)] for stack in masks]
+    return [_cut(image, masks, spacing, names, across) for across in (2, 1, 0)]
+
+
+def _as_viewed(
+    image: NDArray, masks: list[NDArray], picture: CasePicture
+) -> tuple[NDArray, list[NDArray], tuple[float, ...], tuple[str, ...]]:
+    """The same with axes that increase to the patient's left, back and head, where these are known."""
+    if picture.axes is None:
+        return image, masks, picture.spacing_mm, ("I", "J", "K")
+    order, flips = [], []
+    for positive in "LPS":
+        found = [n for n, letter in enumerate(picture.axes) if letter in (positive, _OPPOSITE[positive])]
+        if len(found) != 1:
+            raise ValueError(f"axes are {picture.axes}; one letter each of L or R, P or A, S or I is needed")
+        order.append(found[0])
+        flips.append(slice(None, None, 1 if picture.axes[found[0]] == positive else -1))
+    image = image.transpose(*order, 3)[tuple(flips)]
+    masks = [stack.transpose(0, *(n + 1 for n in order))[(slice(None), *flips)] for stack in masks]
+    return image, masks, tuple(picture.spacing_mm[n] for n in order), ("L", "P", "S")
+
+
+def _cut(
+    image: NDArray, masks: list[NDArray], spacing: tuple[float, ...], names: tuple[str, ...], across: int
+) -> _Plane:
+    """The plane across an axis where the truth (else the prediction) is largest."""
+    right, down = [n for n in range(3) if n != across]
+    shown = next((stack for stack in masks if stack.any()), masks[0])
+    others = (0, 1 + right, 1 + down)
+    index = int(shown.sum(axis=others).argmax()) if shown.any() else image.shape[across] // 2
+    upward = down == 2  # the third axis points to the head: drawn upward
+    step = slice(None, None, -1 if upward else 1)
+
+    def turned(array: NDArray) -> NDArray:
+        return np.moveaxis(array.take(index, axis=across), 0, 1)[step]
+
+    size = image.shape[right] * spacing[right], image.shape[down] * spacing[down]
+    return _Plane(
+        name=_plane_name(names, across),
+        image=turned(image),
+        truth=np.stack([turned(mask) for mask in masks[0]]),
+        predicted=np.stack([turned(mask) for mask in masks[1]]),
+        size_mm=size,
+        edges=_edges(names, right, down, upward),
+    )
+
+
+def _plane_name(names: tuple[str, ...], across: int) -> str:
+    if names == ("L", "P", "S"):
+        return ("sagittal", "coronal", "axial")[across]
+    return "plane " + "-".join(name for n, name in enumerate(names) if n != across)
+
+
+def _edges(names: tuple[str, ...], right: int, down: int, upward: bool) -> tuple[str, str, str, str]:
+    if names != ("L", "P", "S"):
+        return "", "", "", ""
+    low, high = _OPPOSITE[names[down]], names[down]
+    return _OPPOSITE[names[right]], names[right], high if upward else low, low if upward else high
+
+
+def _planar_views(image: NDArray, truth: NDArray, predicted: NDArray) -> list[_Plane]:
+    """The picture as it is, and outlined. A planar image's I runs right and J down."""
+    upright = np.moveaxis(image, 0, 1)
+    size = float(image.shape[0]), float(image.shape[1])
+    outlines = np.moveaxis(truth, 1, 2), np.moveaxis(predicted, 1, 2)
+    return [_Plane("image", upright, None, None, size), _Plane("outlines", upright, *outlines, size)]
+
+
+def _window(masks: list[NDArray], spacing: tuple[float, ...]) -> tuple[slice, ...]:
+    """Box around all masks with room to see: a quarter of its extent, at least 10 mm, on each side."""
+    anything = np.logical_or.reduce(np.concatenate(masks), axis=0)
+    if not anything.any():
+        return (slice(None),) * 3
+    box = []
+    for axis in range(3):
+        found = np.flatnonzero(anything.any(axis=tuple(a for a in range(3) if a != axis)))
+        low, high = int(found[0]), int(found[-1]) + 1
+        room = int(np.ceil(max(10.0 / spacing[axis], 0.25 * (high - low))))
+        box.append(slice(max(0, low - room), high + room))
+    return tuple(box)
+
+
+def _canvas(
+    sizes_mm: Sequence[tuple[float, float]],
+) -> tuple[Figure, list[tuple[float, float, float, float]], float]:
+    """A figure, a box for each plane side by side at one scale, and how many mm an inch shows."""
+    gap, top, width, most = 0.28, 0.34, 10.0, 4.6
+    across = width - gap * (len(sizes_mm) + 1)
+    scale = max(sum(size[0] for size in sizes_mm) / across, max(size[1] for size in sizes_mm) / most)
+    height = max(size[1] for size in sizes_mm) / scale + top + gap
+    used = sum(size[0] for size in sizes_mm) / scale + gap * (len(sizes_mm) + 1)
+    figure = Figure(figsize=(used, height), facecolor=_GROUND)
+    boxes, left = [], gap
+    for right_mm, down_mm in sizes_mm:
+        w, h = right_mm / scale, down_mm / scale
+        boxes.append((left / used, (height - top - h) / height, w / used, h / height))
+        left += w + gap
+    return figure, boxes, scale
+
+
+def _draw_plane(axis: Axes, plane: _Plane, thin: bool) -> None:
+    width, height = plane.size_mm
+    axis.imshow(
+        _grey_or_colour(plane.image),
+        cmap="gray",
+        extent=(0, width, height, 0),
+        aspect="equal",
+        vmin=0,
+        vmax=1,
+    )
+    axis.set(xlim=(0, width), ylim=(height, 0))
+    axis.set_axis_off()
+    axis.set_title(plane.name, color="#c6ccd4", fontsize=10, loc="left", pad=5)
+    if plane.truth is not None and plane.predicted is not None:
+        for mask in plane.truth:
+            _draw_contour(axis, mask, plane.size_mm, TRUTH_COLOUR, 0.7 if thin else 1.3)
+        for n, mask in enumerate(plane.predicted):
+            _draw_contour(
+                axis, mask, plane.size_mm, CLASS_COLOURS[n % len(CLASS_COLOURS)], 0.8 if thin else 1.8
+            )
+    for text, x, y in zip(plane.edges, (0.03, 0.97, 0.5, 0.5), (0.5, 0.5, 0.96, 0.04), strict=True):
+        letter = axis.text(x, y, text, color="#ffffff", transform=axis.transAxes, ha="center", va="center")
+        letter.set(fontsize=9, path_effects=[Stroke(linewidth=2.2, foreground="#000000"), Normal()])
+
+
+def _draw_contour(
+    axis: Axes, mask: NDArray[np.bool_], size_mm: tuple[float, float], colour: str, width: float
+) -> None:
+    """Outline midway between the centres of voxels inside and outside."""
+    if not mask.any() or mask.all() or min(mask.shape) < 2:
+        return
+    rows, columns = mask.shape
+    x = (np.arange(columns) + 0.5) * size_mm[0] / columns
+    y = (np.arange(rows) + 0.5) * size_mm[1] / rows
+    lines = axis.contour(x, y, mask.astype(float), levels=[0.5], colors=[colour], linewidths=width)
+    lines.set_path_effects([Stroke(linewidth=width + 1.2, foreground="#000000", alpha=0.55), Normal()])
+
+
+def _draw_scale(axis: Axes, size_mm: tuple[float, float], mm_per_inch: float, unit: str) -> None:
+    """A bar of a round length, about an inch long, below the first plane."""
+    length = _round_length(min(mm_per_inch, 0.5 * size_mm[0]))
+    y = size_mm[1] + 0.10 * mm_per_inch
+    axis.plot([0, length], [y, y], color="#c6ccd4", lw=2, clip_on=False, solid_capstyle="butt")
+    axis.text(length + 0.06 * mm_per_inch, y, f"{length:g} {unit}", color="#c6ccd4", fontsize=9, va="center")
+
+
+def _round_length(most: float) -> float:
+    """The largest of 1, 2, 5 times a power of ten that is not above `most`."""
+    power = 10.0 ** np.floor(np.log10(most))
+    return float(max(step * power for step in (1, 2, 5) if step * power <= most * (1 + 1e-9)))
+
+
+def _grey_or_colour(image: NDArray) -> NDArray:
+    """(rows, columns, 1 or 3) as matplotlib draws it, 0 to 1; grey is stretched, percentile 1 to 99.5."""
+    if image.shape[-1] == 3:
+        return np.clip(image / 255.0 if image.dtype == np.uint8 else image, 0, 1)
+    plain = np.nan_to_num(image[..., 0].astype(np.float64))
+    low, high = np.percentile(plain, [1, 99.5])
+    return np.clip((plain - low) / max(high - low, 1e-9), 0, 1)

@@ -1,0 +1,20 @@
+"""What a bundle's `train.yaml` names: replayable windows, the training step, checkpoints, progress, the run record."""
+
+from monai_unet_app.training.checkpoints import Checkpoints
+from monai_unet_app.training.progress import ProgressBar
+from monai_unet_app.training.record import RunRecord
+from monai_unet_app.training.replay import ReplayDataset, ReplayLoader
+from monai_unet_app.training.tracking import Tracking
+from monai_unet_app.training.update import TrainingStep, ValidationStep, averaged_model
+
+__all__ = [
+    "Checkpoints",
+    "ProgressBar",
+    "ReplayDataset",
+    "ReplayLoader",
+    "RunRecord",
+    "Tracking",
+    "TrainingStep",
+    "ValidationStep",
+    "averaged_model",
+]

@@ -1,0 +1,141 @@
+"""`run.json`: what is needed to explain a trained model, or to train it again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+
+from monai_unet_app.data.schemas import validate
+from monai_unet_app.errors import UsageError
+from monai_unet_app.training.checkpoints import Checkpoints
+from monai_unet_app.training.update import resolve_precision
+
+SCHEMA_VERSION = "1.0"
+PACKAGES = ("monai-unet-app", "torch", "monai", "pytorch-ignite", "numpy", "pydicom", "highdicom", "nibabel")
+Cases = Mapping[str, Sequence[Mapping[str, str]]]
+
+
+def dataset_sha256(cases: Cases) -> str:
+    """Hex digest over every image's and label's id and bytes; the folders they lie in do not count."""
+    digest = hashlib.sha256()
+    for row in sorted((row for part in cases.values() for row in part), key=lambda row: row["id"]):
+        for key in ("image", "label"):
+            path = Path(row[key])
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                if file.is_file():
+                    digest.update(f"{row['id']} {key} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Python's and the main packages' versions."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, with "-dirty" after it if it was changed since; None outside a repository."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout
+        changed = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.strip() + ("-dirty" if changed.strip() else "")
+
+
+def write_json(document: object, path: Path) -> None:
+    """Pretty JSON, through a temporary name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(document, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+class RunRecord:
+    """Ignite handler: writes `run.json` after every epoch.
+
+    A run that is resumed must be the same run: if data, split, seed or length differ from the record, it is refused.
+
+    Args:
+        path: Where `run.json` goes.
+        cases: Data lists by partition.
+        settings: Seed, epochs and whatever else decides the result.
+        precision: As given; the record says what it came to on this device.
+        checkpoints: Told the history.
+    """
+
+    def __init__(
+        self, path: str | Path, cases: Cases, settings: Mapping[str, Any], precision: str, checkpoints: Checkpoints
+    ) -> None:
+        self.path = Path(path)
+        self.checkpoints = checkpoints
+        self.precision = precision
+        self.identity = {
+            "data_sha256": dataset_sha256(cases),
+            "split": {part: [row["id"] for row in rows] for part, rows in cases.items()},
+            "settings": dict(settings),
+        }
+        self.sessions: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Called by MONAI's trainer."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+
+    def start(self, engine: Engine) -> None:
+        """Refuses to go on with another run's states; notes when, with what and by which command this one began."""
+        if self.path.exists():
+            before = json.loads(self.path.read_text())
+            differing = [key for key, value in self.identity.items() if before[key] != value]
+            if differing:
+                raise UsageError(
+                    f"{self.path.parent.name}/ holds a run with other {' and '.join(differing)}; only the same run can be "
+                    "resumed; give another output folder"
+                )
+            self.sessions = before["sessions"]
+        device: Any = engine.state.device
+        self.sessions.append(
+            {
+                "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "from_epoch": engine.state.epoch,
+                "command": sys.argv,
+                "git_commit": git_commit(),
+                "versions": versions(),
+                "device": str(device),
+                "precision": resolve_precision(self.precision, device),
+                "threads": os.cpu_count(),
+                "seconds": 0.0,
+            }
+        )
+        self.begin = time.monotonic()
+
+    def save(self, engine: Engine) -> None:
+        """Writes the record as it is after this epoch."""
+        self.sessions[-1]["seconds"] = round(time.monotonic() - self.begin, 1)
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            **self.identity,
+            "epochs_done": engine.state.epoch,
+            "best": {"epoch": self.checkpoints.best_epoch, "metric": self.checkpoints.best_metric},
+            "history": self.checkpoints.history,
+            "sessions": self.sessions,
+        }
+        validate(document, "run")
+        write_json(document, self.path)

@@ -1,0 +1,83 @@
+"""`monai-unet train`: a copy of a bundle, trained on a folder of cases by the bundle's own `train.yaml`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from monai_unet_app.bundle import NEEDED_FILES, Bundle, load_bundle, run_overlay
+from monai_unet_app.config import resolve_device
+from monai_unet_app.data.cases import by_partition
+from monai_unet_app.data.inspect import check_cases
+from monai_unet_app.errors import UsageError
+
+COPIED = ("configs", "docs", "LICENSE")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        data: Folder with images/ and labels/, with both mixed, or with DICOM series and their SEG or RTSTRUCT.
+        output: The new bundle's folder; if it holds an unfinished run, that run goes on.
+        splits: A `splits.json`, or None as in `monai_unet_app.data.cases.plan_of`.
+        label_suffix: What a label's name has that its image's has not.
+        device: "auto" or a torch device.
+        overrides: Values of `train.yaml` by id, for instance {"epochs": 5}.
+    """
+
+    data: Path
+    output: Path
+    splits: Path | None = None
+    label_suffix: str = ""
+    device: str = "auto"
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+def train_bundle(template: Bundle, run: TrainConfig, say: Callable[[str], None] = lambda line: None) -> Bundle:
+    """The trained bundle at `run.output`.
+
+    Every case is read and checked before the first step. The run writes `run/run.json`, `run/last.pt` and its curves
+    beside the bundle's own files; `models/model.pt` appears when it has completed.
+
+    Raises:
+        InputRefusedError: Cases that cannot be used, all of them listed.
+        UsageError: The output holds something else.
+    """
+    cases = by_partition(run.data, run.splits, run.label_suffix)
+    say(", ".join(f"{len(rows)} to {_VERBS[part]}" for part, rows in cases.items() if rows))
+    check_cases([row for rows in cases.values() for row in rows], template)
+    _copy(template, run.output)
+    overrides = {
+        "dataset_dir": str(run.data),
+        "splits": str(run.splits) if run.splits else None,
+        "label_suffix": run.label_suffix,
+        "device": resolve_device(run.device),
+        **run.overrides,
+    }
+    run_overlay(run.output, "train", overrides)
+    return load_bundle(run.output, template.device)
+
+
+_VERBS = {"train": "train on", "selection": "select the best model", "calibration": "calibrate", "test": "test"}
+
+
+def _copy(template: Bundle, output: Path) -> None:
+    """Config and docs of the template; an unfinished run of the same bundle is left as it is."""
+    if output.resolve() == template.root.resolve():
+        return
+    if output.exists() and any(output.iterdir()):
+        if not all((output / name).is_file() for name in NEEDED_FILES):
+            raise UsageError(f"{output} holds something that is no bundle; a new or empty folder is needed; choose another")
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    for name in COPIED:
+        source = template.root / name
+        if source.is_dir():
+            shutil.copytree(source, output / name, dirs_exist_ok=True)
+        elif source.is_file():
+            shutil.copy2(source, output / name)

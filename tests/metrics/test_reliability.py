@@ -1,0 +1,200 @@
+"""Calibration counts against hand counting, MONAI, and labels drawn from the probabilities themselves."""
+
+import numpy as np
+import pytest
+import torch
+from monai.metrics import calibration_binning
+from scipy import ndimage
+
+from monai_unet_app.metrics import reliability
+from monai_unet_app.metrics.boundary import surface_band
+from monai_unet_app.metrics.reliability import (
+    ReliabilityCounts,
+    count_reliability,
+    expected_calibration_error,
+)
+
+
+def smooth_probabilities(seed, channels, shape=(40, 44, 36), sharpness=6.0):
+    """A softmax field with blobs of each class, float32 (C, I, J, K)."""
+    noise = np.random.default_rng(seed).normal(size=(channels, *shape))
+    logits = ndimage.gaussian_filter(noise, (0, 4, 5, 3))
+    logits = sharpness * logits / logits.std()
+    logits[0] += 4
+    power = np.exp(logits - logits.max(axis=0))
+    return (power / power.sum(axis=0)).astype(np.float32)
+
+
+def drawn_labels(probabilities, seed):
+    """One-hot labels drawn voxel by voxel from the probabilities: calibrated by construction."""
+    level = np.random.default_rng(seed).random(probabilities.shape[1:])
+    label = (level > np.cumsum(probabilities.astype(np.float64), axis=0)).sum(axis=0)
+    return np.arange(len(probabilities)).reshape(-1, 1, 1, 1) == np.minimum(label, len(probabilities) - 1)
+
+
+def test_a_confidence_of_four_fifths_that_comes_true_half_the_time_errs_by_three_tenths():
+    probabilities = np.array([[0.8] * 4, [0.2] * 4])
+    truth = np.array([[True, True, False, False], [False, False, True, True]])
+    counts = count_reliability(truth, probabilities, exclusive=True)
+    assert expected_calibration_error(counts) == pytest.approx(0.3)
+    assert reliability.brier_score(counts) == pytest.approx((2 * 0.04 + 2 * 0.64) / 2)
+    assert reliability.negative_log_likelihood(counts) == pytest.approx(-(np.log(0.8) + np.log(0.2)) / 2)
+
+
+def test_expected_maximum_and_average_error_weigh_the_bins_differently():
+    # 8 voxels at 0.95 of which 6 are right (gap 0.2), 2 voxels at 0.55 of which none is (gap 0.55).
+    p = np.array([0.95] * 8 + [0.55] * 2)
+    right = np.array([True] * 6 + [False] * 4)
+    counts = count_reliability(np.stack([right, ~right]), np.stack([p, 1 - p]), exclusive=True)
+    assert expected_calibration_error(counts) == pytest.approx(0.8 * 0.2 + 0.2 * 0.55)
+    assert reliability.maximum_calibration_error(counts) == pytest.approx(0.55)
+    assert reliability.average_calibration_error(counts) == pytest.approx((0.2 + 0.55) / 2)
+
+
+def test_certainty_falls_in_the_last_bin_and_impossibility_in_the_first():
+    counts = count_reliability(np.array([[True, False]]), np.array([[1.0, 0.0]]), exclusive=False)
+    assert counts.count.shape == (2, 15)
+    assert counts.count[0].tolist() == [0] * 14 + [2]  # two certain decisions, "yes" and "no"
+    assert counts.count[1].tolist() == [1] + [0] * 13 + [1]  # the probability of "yes" itself
+    assert expected_calibration_error(counts) == 0.0
+
+
+@pytest.mark.parametrize("bins", [10, 15, 20])
+def test_class_wise_bins_equal_those_of_monai(bins):
+    probabilities = smooth_probabilities(2, 3, (17, 13, 11))
+    truth = drawn_labels(smooth_probabilities(7, 3, (17, 13, 11)), 1)
+    counts = count_reliability(truth, probabilities, exclusive=True, bins=bins)
+    tensors = [torch.from_numpy(a[None].astype(np.float32)) for a in (probabilities, truth)]
+    confidence, accuracy, count = (t[0].numpy() for t in calibration_binning(*tensors, num_bins=bins))
+    assert np.array_equal(counts.count[1:], count)
+    for c in range(3):
+        np.testing.assert_allclose(counts.mean_confidence(c + 1), confidence[c], atol=1e-5)
+        np.testing.assert_allclose(counts.accuracy(c + 1), accuracy[c], atol=1e-5)
+        gap = np.abs(confidence[c] - accuracy[c])
+        assert reliability.average_calibration_error(counts, c + 1) == pytest.approx(
+            np.nanmean(gap), abs=1e-5
+        )
+        assert reliability.maximum_calibration_error(counts, c + 1) == pytest.approx(np.nanmax(gap), abs=1e-5)
+        expected = np.nansum(gap * count[c]) / count[c].sum()
+        assert expected_calibration_error(counts, c + 1) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+def test_labels_drawn_from_the_probabilities_are_calibrated_in_every_population(channels):
+    p = smooth_probabilities(3, channels)
+    predicted = p.argmax(axis=0) > 0
+    spacing = (1.0, 0.8, 1.3)
+    populations = {"whole": None, "band": surface_band(predicted, spacing, 2.0)}
+    total = {name: ReliabilityCounts.empty(channels) for name in populations}
+    for seed in range(4):
+        truth = drawn_labels(p, seed)
+        for name, within in populations.items():
+            total[name] += count_reliability(truth, p, exclusive=True, within=within)
+    assert 0.05 < populations["band"].mean() < 0.8
+    for name, counts in total.items():
+        assert expected_calibration_error(counts) < 0.005, name
+
+
+def test_a_population_that_looks_at_the_truth_is_not_calibrated():
+    # Why populations are chosen by the prediction: the labels of the test above, in "truth or prediction".
+    p = smooth_probabilities(3, 3)
+    truth = drawn_labels(p, 0)
+    picked_by_outcome = truth[1:].any(axis=0) | (p.argmax(axis=0) > 0)
+    counts = count_reliability(truth, p, exclusive=True, within=picked_by_outcome)
+    assert expected_calibration_error(counts) > 0.05
+
+
+def test_overlapping_labels_drawn_from_their_probabilities_are_calibrated():
+    p = smooth_probabilities(5, 3)[1:]
+    truth = np.random.default_rng(0).random(p.shape) < p
+    counts = count_reliability(truth, p, exclusive=False)
+    assert counts.decisions == p.size
+    assert expected_calibration_error(counts) < 0.005
+    overconfident = np.clip(p * 1.5, 0, 1)
+    assert expected_calibration_error(count_reliability(truth, overconfident, exclusive=False)) > 0.01
+
+
+def test_one_label_counts_as_two_exclusive_classes_would():
+    p = smooth_probabilities(6, 2, (12, 10, 9))
+    truth = drawn_labels(p, 3)
+    two = count_reliability(truth, p, exclusive=True)
+    one = count_reliability(truth[1:], p[1:], exclusive=False)
+    assert np.array_equal(one.count[0], two.count[0])
+    assert np.array_equal(one.correct[0], two.correct[0])
+    assert reliability.negative_log_likelihood(one) == pytest.approx(
+        reliability.negative_log_likelihood(two), rel=1e-5
+    )
+    assert reliability.brier_score(one) == pytest.approx(reliability.brier_score(two) / 2, rel=1e-5)
+
+
+def test_counting_goes_on_past_the_whole_numbers_of_float32():
+    # float32 cannot count beyond 2**24: adding 1 changes nothing there.
+    number = 2**24 + 5
+    p = np.broadcast_to(np.float32(0.9), (1, number))
+    truth = np.broadcast_to(np.True_, (1, number))
+    counts = count_reliability(truth, p, exclusive=False)
+    assert counts.decisions == number
+    assert int(counts.correct[0].sum()) == number
+    assert expected_calibration_error(counts) == pytest.approx(1 - float(np.float32(0.9)), abs=1e-9)
+
+
+def test_one_pass_equals_the_sum_of_its_parts():
+    p = smooth_probabilities(9, 3, (20, 12, 10))
+    truth = drawn_labels(p, 5)
+    whole = count_reliability(truth, p, exclusive=True)
+    parts = ReliabilityCounts.empty(3)
+    for piece in (slice(0, 3), slice(3, 14), slice(14, 20)):
+        parts += count_reliability(truth[:, piece], p[:, piece], exclusive=True)
+    assert np.array_equal(parts.count, whole.count)
+    assert np.array_equal(parts.correct, whole.correct)
+    np.testing.assert_allclose(parts.confidence, whole.confidence, rtol=1e-12)
+    assert parts.brier_sum == pytest.approx(whole.brier_sum, rel=1e-12)
+    assert parts.nll_sum == pytest.approx(whole.nll_sum, rel=1e-12)
+
+
+def test_a_case_longer_than_one_chunk_counts_the_same(monkeypatch):
+    p = smooth_probabilities(9, 2, (20, 12, 10))
+    truth, within = drawn_labels(p, 5), p[0] > 0.3
+    whole = count_reliability(truth, p, exclusive=True, within=within)
+    monkeypatch.setattr(reliability, "_CHUNK", 101)
+    pieces = count_reliability(truth, p, exclusive=True, within=within)
+    assert np.array_equal(pieces.count, whole.count)
+    assert whole.decisions == within.sum()
+
+
+def test_an_empty_population_has_no_error_rather_than_none_at_all():
+    p = smooth_probabilities(1, 2, (6, 5, 4))
+    counts = count_reliability(p > 0.5, p, exclusive=True, within=np.zeros((6, 5, 4), bool))
+    assert counts.decisions == 0
+    for figure in (
+        expected_calibration_error,
+        reliability.average_calibration_error,
+        reliability.maximum_calibration_error,
+        reliability.brier_score,
+        reliability.negative_log_likelihood,
+    ):
+        assert np.isnan(figure(counts))
+
+
+def test_a_single_impossible_truth_leaves_the_likelihood_finite():
+    counts = count_reliability(np.array([[True], [False]]), np.array([[0.0], [1.0]]), exclusive=True)
+    assert reliability.negative_log_likelihood(counts) == pytest.approx(24 * np.log(2))
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "says"),
+    [
+        (np.array([[3.0], [-2.0]]), "softmax"),
+        (np.array([[np.nan], [0.5]]), "nan"),
+        (np.array([[0.0], [0.0]]), "sum of 1"),
+        (np.array([[0.5], [0.3], [0.2]]), "channel"),
+    ],
+)
+def test_what_is_no_probability_is_refused(probabilities, says):
+    with pytest.raises(ValueError, match=says):
+        count_reliability(np.array([[True], [False]]), probabilities, exclusive=True)
+
+
+def test_counts_of_other_channels_or_bins_do_not_merge():
+    with pytest.raises(ValueError, match=r"\(3, 15\).*\(4, 15\)"):
+        ReliabilityCounts.empty(2) + ReliabilityCounts.empty(3)
