@@ -63,9 +63,10 @@ def load_segments(path: Path) -> tuple[Segment, ...]:
     error = best_match(_validator().iter_errors(document))
     if error is not None:
         where = "/".join(str(step) for step in error.absolute_path) or "the top"
+        found = "" if isinstance(error.instance, (dict, list)) else f" (found {error.instance!r})"
         raise SegmentCodingError(
-            f"{path.name} at {where}: {error.message}; dcmqi's metainfo form with SNOMED CT codes (SCT) is "
-            "needed; compare with segments.schema.json"
+            f"{path.name} at {where}: {error.message}{found}; dcmqi's metainfo form with SNOMED CT codes "
+            "(SCT) is needed; compare with segments.schema.json"
         )
     items = [item for file in document["segmentAttributes"] for item in file]
     segments = sorted((_segment(item) for item in items), key=lambda segment: segment.number)

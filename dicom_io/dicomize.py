@@ -98,7 +98,7 @@ def dicomize(
 
     Raises:
         SeriesGeometryError: No patient space, channels, or a sheared affine.
-        DicomIoError: Voxels that are not finite, a bad case id, or files in the way.
+        DicomIoError: A DICOM image, voxels that are not finite, a bad case id, or files in the way.
         LabelError: Labels that do not fit the image or the segments.
         GeometryProofError: The SEG does not hold what was meant.
     """
@@ -127,6 +127,10 @@ def _check(image: Volume, case_id: str) -> None:
             f"the image has the shape {image.array.shape} and is "
             f"{'planar' if image.planar else image.provenance.kind}; a 3D volume in patient space is needed "
             "for an MR series; convert single volumes with one value a voxel only"
+        )
+    if image.provenance.kind == "dicom":
+        raise DicomIoError(
+            "the image came from DICOM already; a NIfTI image or an array is needed; use the series as it is"
         )
     unusable = int((~np.isfinite(image.array.astype(np.float32))).sum())
     if unusable:

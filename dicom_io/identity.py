@@ -155,12 +155,15 @@ def source_headers(source: Volume) -> tuple[Dataset, ...]:
 
 def _header(path: object) -> Dataset:
     try:
-        return pydicom.dcmread(str(path), stop_before_pixels=True)
+        header = pydicom.dcmread(str(path), stop_before_pixels=True)
     except (OSError, InvalidDicomError, EOFError) as error:
         raise UnreadableFileError(
             f"a source file can no longer be read as DICOM ({type(error).__name__}); it must stay in place "
             "until the result is written; read the series again"
         ) from error
+    if not header.get("SOPInstanceUID"):  # emptied by an anonymiser; the file header still has it
+        header.SOPInstanceUID = header.file_meta.get("MediaStorageSOPInstanceUID", "")
+    return header
 
 
 def _supplied(header: Dataset) -> Dataset:

@@ -22,7 +22,7 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from dicom_io.errors import GeometryProofError, LabelError
+from dicom_io.errors import GeometryProofError, LabelError, UnreadableFileError
 from dicom_io.identity import source_headers
 from dicom_io.volume import Volume
 
@@ -192,6 +192,20 @@ def check_grid(labels: Volume, source: Volume) -> None:
         _check_slice(source, number, planes[slice_key(source, number)])
 
 
+def check_frame_of_reference(theirs: str | None, reference: Volume) -> None:
+    """Pass unless a label object and the image name two different frames of reference.
+
+    Raises:
+        LabelError: They do; positions cannot be compared then.
+    """
+    ours = reference.provenance.frame_of_reference_uid
+    if ours and theirs and ours != theirs:
+        raise LabelError(
+            f"the label file has the frame of reference {theirs}, the image {ours}; the same one is needed; "
+            "use the file that was made for this image, or register them first"
+        )
+
+
 def _check_slice(source: Volume, k: int, plane: Plane) -> None:
     i, j = source.shape[0] - 1, source.shape[1] - 1
     corners = np.array([(0, 0), (i, 0), (0, j), (i, j)], dtype=np.float64)
@@ -240,8 +254,13 @@ def _group(header: Dataset, frame_number: int, keyword: str) -> Dataset:
 
 
 def walk_seg(dataset: Dataset) -> Iterator[SegFrame]:
-    """Every frame of a SEG, placed by its own headers."""
-    pixels = dataset.pixel_array.reshape(-1, dataset.Rows, dataset.Columns)
+    """Every frame of a SEG, placed by its own headers. Raises UnreadableFileError if pixels are missing."""
+    try:
+        pixels = dataset.pixel_array.reshape(-1, dataset.Rows, dataset.Columns)
+    except (AttributeError, ValueError, NotImplementedError) as error:
+        raise UnreadableFileError(
+            f"the pixels of the SEG cannot be decoded ({error}); a whole file is needed; fetch it again"
+        ) from error
     label_map = dataset.get("SegmentationType") == "LABELMAP"
     if label_map and dataset.get("PixelPaddingValue"):
         pixels = np.where(pixels == dataset.PixelPaddingValue, 0, pixels)  # PS3.3 C.8.20.2: no segment there

@@ -97,9 +97,9 @@ def read_series(source: Path | Sequence[Path], *, series_instance_uid: str | Non
 
 def _scan(source: Path | Sequence[Path]) -> tuple[Scan, bool]:
     """What the source holds, and whether the caller named files rather than a folder."""
-    if isinstance(source, Path) and source.is_dir():
-        return scan_files(files_below(source)), False
-    files = [source] if isinstance(source, Path) else list(source)
+    if isinstance(source, str | Path) and Path(source).is_dir():
+        return scan_files(files_below(Path(source))), False
+    files = [Path(source)] if isinstance(source, str | Path) else list(source)
     if not files:
         raise SeriesSelectionError(
             "the list of files is empty; the files of one series are needed; check the input"
@@ -167,12 +167,14 @@ def _name(series: SeriesRef) -> str:
 
 
 def _check_readable(headers: Sequence[Dataset], series: SeriesRef) -> None:
-    """Refuses what can be no volume of single values: mosaics, and colour unless it is one picture."""
+    """Refuses what can be no volume of single values: mosaic, cine, and colour unless it is one picture."""
     if any("MOSAIC" in _words(header.get("ImageType")) for header in headers):
         raise SeriesSelectionError(
             f"{_name(series)} is a mosaic, a volume laid out as tiles of one picture; single slices are "
             "needed; convert it to an enhanced or classic MR series first"
         )
+    if any(int(header.get("NumberOfFrames") or 1) > 1 and not _has_groups(header) for header in headers):
+        raise _placeless(series)
     colours = {str(header.get("PhotometricInterpretation")) for header in headers} & _COLOUR
     samples = max(int(header.get("SamplesPerPixel") or 1) for header in headers)
     single = series.frame_count == 1 and series.orientation is None and "PALETTE COLOR" not in colours
@@ -182,6 +184,13 @@ def _check_readable(headers: Sequence[Dataset], series: SeriesRef) -> None:
             f"{samples} samples a pixel); one grey value a voxel is needed; "
             "pick a grey series with --series UID"
         )
+
+
+def _placeless(series: SeriesRef) -> SeriesSelectionError:
+    return SeriesSelectionError(
+        f"{_name(series)} holds {series.frame_count} frames or pictures without a position in patient space "
+        "(cine, time series or views); a volume or one picture is needed; pass one single-frame file"
+    )
 
 
 def _words(value: object) -> str:
@@ -266,10 +275,7 @@ def _picture(
 ) -> Volume:
     """A 2D picture: pixels for millimetres, columns along +x and rows along +y."""
     if len(frames) > 1:
-        raise SeriesSelectionError(
-            f"{_name(series)} holds {len(frames)} frames or pictures without a position in patient space "
-            "(cine, time series or views); a volume or one picture is needed; pass one single-frame file"
-        )
+        raise _placeless(series)
     colours = (3,) if int(header.get("SamplesPerPixel") or 1) == 3 else ()
     shape = (1, int(header.Rows), int(header.Columns), *colours)
     slices, decoding = _decode(frames, series.modality, shape)

@@ -70,10 +70,18 @@ def read_rtstruct(path: Path, reference: Volume) -> Volume:
 
     Raises:
         UnreadableFileError: Not a DICOM file.
-        LabelError: Not an RTSTRUCT, contours between slices or of another type, or overlapping regions.
+        LabelError: Not an RTSTRUCT, another frame of reference, contours between slices or of another type,
+            overlapping regions, or a ROINumber that cannot be a label value.
     """
     dataset = _read(path)
+    for item in dataset.get("ReferencedFrameOfReferenceSequence") or []:
+        proof.check_frame_of_reference(item.get("FrameOfReferenceUID"), reference)
     numbers = [int(item.ROINumber) for item in dataset.get("StructureSetROISequence") or []]
+    if not all(0 < number < 65536 for number in numbers):
+        raise LabelError(
+            f"the regions are numbered {sorted(numbers)}; numbers from 1 to 65535 are needed because they "
+            "become label values; renumber the regions"
+        )
     array = np.zeros(reference.shape, dtype=np.uint8 if max(numbers, default=0) < 256 else np.uint16)
     for (roi, k), loops in sorted(_loops(dataset, reference).items()):
         inside = proof.even_odd(loops, (reference.shape[1], reference.shape[0])).T
@@ -292,8 +300,13 @@ def _loops(dataset: Dataset, reference: Volume) -> dict[tuple[int, int], list[Fl
 
 def _slice_of(roi: int, index: Floats, count: int) -> int:
     k = int(np.rint(index[:, 2].mean()))
+    if not 0 <= k < count:
+        raise LabelError(
+            f"a contour of region {roi} lies in slice {k}; slices 0 to {count - 1} of the image are needed; "
+            "use the structure set that was made for this image"
+        )
     away = float(np.abs(index[:, 2] - k).max())
-    if away > proof.TOLERANCE_VOXELS or not 0 <= k < count:
+    if away > proof.TOLERANCE_VOXELS:
         raise LabelError(
             f"a contour of region {roi} lies {away:.2f} slices away from slice {k} of {count}; contours on "
             "the slices of the image are needed; use the structure set that was made for this image"

@@ -219,13 +219,7 @@ def _check_readable(dataset: Dataset, reference: Volume) -> None:
             f"the label file has SOP class {kind} and segmentation type {way}; a BINARY or LABELMAP "
             "segmentation is needed; convert probabilities to a binary SEG first"
         )
-    ours = reference.provenance.frame_of_reference_uid
-    theirs = dataset.get("FrameOfReferenceUID")
-    if ours and theirs and ours != theirs:
-        raise LabelError(
-            f"the SEG has the frame of reference {theirs}, the image {ours}; the same one is needed; "
-            "use the SEG that was made for this image, or register them first"
-        )
+    proof.check_frame_of_reference(dataset.get("FrameOfReferenceUID"), reference)
 
 
 def _place(frame: SegFrame, array: NDArray, to_index: Affine, slices: dict[str, int]) -> None:

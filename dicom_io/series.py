@@ -17,6 +17,7 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 import pydicom
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileDataset
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -255,6 +256,8 @@ def _read_header(path: Path) -> _Header | None:
 
 
 def _header_of(path: Path, dataset: FileDataset, file: BinaryIO, *, has_mark: bool) -> _Header | None:
+    if any(map(_is_cut, dataset.values())):
+        raise broken_file(path, "it ends within an attribute of its header")
     meta_class = str(dataset.file_meta.get("MediaStorageSOPClassUID", ""))
     sop_class_uid = str(dataset.get("SOPClassUID") or "")
     if _MEDIA_STORAGE_DIRECTORY in (meta_class, sop_class_uid):
@@ -278,6 +281,13 @@ def _header_of(path: Path, dataset: FileDataset, file: BinaryIO, *, has_mark: bo
     )
 
 
+def _is_cut(element: object) -> bool:
+    """True for an attribute, not yet converted by pydicom, with fewer bytes than it announces."""
+    if not isinstance(element, RawDataElement) or element.value is None:
+        return False
+    return element.length != _UNDEFINED_LENGTH and len(element.value) < element.length
+
+
 def _listed(value: object) -> list[object]:
     if value is None or value == "":
         return []
@@ -296,7 +306,7 @@ def _ends_whole(path: Path, file: BinaryIO, *, expects_pixels: bool) -> bool:
     """
     position, size = file.tell(), file.seek(0, os.SEEK_END)
     file.seek(position)
-    if position > size:
+    if position > size:  # pydicom skips what it was not asked for without looking
         raise broken_file(path, f"its header runs to byte {position}, the file ends at {size}")
     start = file.read(12)
     little = start[:2] == b"\xe0\x7f"

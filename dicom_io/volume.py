@@ -111,3 +111,33 @@ class Volume:
         if array.shape[:3] != self.shape:
             raise ValueError(f"the new array has the grid {array.shape[:3]}, the volume {self.shape}")
         return replace(self, array=array)
+
+    def on_grid_of(self, reference: Volume, tolerance_mm: float = 0.01) -> Volume:
+        """The same voxels in the axis order and direction of `reference`; nothing is interpolated.
+
+        Args:
+            reference: Covers the same voxels with its axes swapped or turned around.
+            tolerance_mm: How far voxel centres may lie apart.
+
+        Raises:
+            ValueError: The two grids are not the same voxels.
+        """
+        step = np.linalg.solve(self.affine_lps, reference.affine_lps)  # reference index -> own index
+        rounded = np.rint(step)
+        order = [int(np.argmax(np.abs(rounded[:3, axis]))) for axis in range(3)]
+        signs = [int(rounded[own, axis]) for axis, own in enumerate(order)]
+        if sorted(order) != [0, 1, 2] or not set(signs) <= {-1, 1}:
+            raise ValueError("the two grids have different axes; one must be the other with axes swapped or turned around")
+        rest = [axis for axis in range(3, self.array.ndim)]
+        turned = self.array.transpose([*order, *rest])[tuple(slice(None, None, sign) for sign in signs)]
+        corners = np.array([[0, 0, 0, 1], [*(n - 1 for n in reference.shape), 1]], dtype=float).T
+        own = rounded @ corners
+        own[:3, 0] = [0 if signs[order.index(axis)] > 0 else self.shape[axis] - 1 for axis in range(3)]
+        own[:3, 1] = [self.shape[axis] - 1 if signs[order.index(axis)] > 0 else 0 for axis in range(3)]
+        apart = float(np.abs(self.affine_lps @ own - reference.affine_lps @ corners)[:3].max())
+        if turned.shape[:3] != reference.shape or apart > tolerance_mm:
+            raise ValueError(
+                f"the grids are {turned.shape[:3]} and {reference.shape} voxels, {apart:.2f} mm apart; the same voxels within "
+                f"{tolerance_mm} mm are needed; take the series that the image was made from"
+            )
+        return replace(reference, array=np.ascontiguousarray(turned))

@@ -118,10 +118,15 @@ class Bundle:
         return Compose(self.part("result"))
 
     @cached_property
-    def calibration_steps(self) -> Compose:
-        """The steps of `result` before the probabilities go back to the source grid."""
-        steps = self.part("result")
-        return Compose(steps[: next(i for i, step in enumerate(steps) if isinstance(step, Invertd))])
+    def uncalibrated_result(self) -> Compose:
+        """`result` with every fitted number of `calibration` at 0, which means none."""
+        zeros = {name: 0.0 if isinstance(value, float) else value for name, value in self.part("calibration").items()}
+        twin = Bundle(self.root, self.device, (*self.overrides, ("calibration", zeros)))
+        steps = twin.part("result")
+        for step in steps:
+            if isinstance(step, Invertd):  # inverts what this bundle's own preprocessing did
+                step.transform = self.preprocessing
+        return Compose(steps)
 
     @cached_property
     def network(self) -> torch.nn.Module:
@@ -135,6 +140,12 @@ class Bundle:
         except Exception as error:  # pickle, zip and key errors alike mean: not these weights
             raise BundleError(f"{self.name}: models/model.pt does not fit network_def: {error}") from error
         return network.eval()
+
+    @cached_property
+    def run_record(self) -> dict[str, Any]:
+        """`models/run.json`: how the weights were trained, and on which cases; empty where it is absent."""
+        path = self.root / "models/run.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
 
     @cached_property
     def slice_axis(self) -> int | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from monai.data import MetaTensor
+from monai.transforms import Compose
 from numpy.typing import NDArray
 
 from dicom_io.volume import Volume
@@ -30,18 +31,30 @@ class Case:
     Attributes:
         volume: The image as it was read.
         probabilities: Shape (C, I, J, K), float32, calibrated, 0 to 1; exclusive classes sum to 1.
-        labels: Exclusive classes: shape (I, J, K), uint8, 0 is background. Overlapping: (C, I, J, K), 0 or 1.
+        labels: Exclusive classes: shape (I, J, K), uint8, 0 is background. Overlapping: (I, J, K, C), 0 or 1.
         seconds: Time per stage.
+        uncalibrated: As `probabilities`, without the calibration, if asked for.
     """
 
     volume: Volume
     probabilities: NDArray[np.float32]
     labels: NDArray[np.uint8]
     seconds: dict[str, float]
+    uncalibrated: NDArray[np.float32] | None = None
+
+    @property
+    def labels_volume(self) -> Volume:
+        """The labels as a volume on the source grid."""
+        return self.volume.with_array(self.labels)
 
 
 def segment_case(
-    source: str | Path | Volume, bundle: Bundle, run: PredictConfig | None = None, progress: Progress | None = None
+    source: str | Path | Volume,
+    bundle: Bundle,
+    run: PredictConfig | None = None,
+    progress: Progress | None = None,
+    *,
+    uncalibrated: bool = False,
 ) -> Case:
     """Segments one case with one bundle.
 
@@ -50,23 +63,25 @@ def segment_case(
         bundle: Loaded on the device it shall run on.
         run: Flags of this run.
         progress: Called with (windows done, windows in all).
+        uncalibrated: Keep the probabilities without calibration too, to compare.
 
     Raises:
         InputRefusedError: The image cannot be read or is not what the bundle was made for.
     """
+    run = run or PredictConfig()
     seconds: dict[str, float] = {}
     with _timed(seconds, "read"):
-        volume = source if isinstance(source, Volume) else read_volume(source)
+        volume = source if isinstance(source, Volume) else read_volume(source, series_instance_uid=run.series_instance_uid)
         check_rules(volume, bundle.rules, "the image" if isinstance(source, Volume) else Path(source).name)
     with _timed(seconds, "preprocess"):
         item = preprocess(volume, bundle)
     with _timed(seconds, "predict"):
-        item["pred"] = predict(item["image"], bundle, run or PredictConfig(), progress)
+        logits = predict(item["image"], bundle, run, progress)
     with _timed(seconds, "postprocess"):
-        item = bundle.result(item)
-        probabilities, labels = _on_volume(item["prob"], volume), _on_volume(item["pred"], volume)
-    labels = labels[0] if bundle.exclusive else labels
-    return Case(volume, probabilities, np.rint(labels).astype(np.uint8), seconds)
+        probabilities, labels = finish(item, logits, bundle.result, volume)
+    raw = finish(item, logits, bundle.uncalibrated_result, volume)[0] if uncalibrated else None
+    labels = labels[0] if bundle.exclusive else np.moveaxis(labels, 0, -1)
+    return Case(volume, probabilities, np.rint(labels).astype(np.uint8), seconds, raw)
 
 
 def preprocess(volume: Volume, bundle: Bundle) -> dict[str, MetaTensor]:
@@ -81,6 +96,14 @@ def predict(image: MetaTensor, bundle: Bundle, run: PredictConfig, progress: Pro
     if run.tta:
         return predict_mirrored(tensor, engine, bundle.windows, bundle.mirror_axes, progress)
     return predict_logits(tensor, engine, bundle.windows, progress)
+
+
+def finish(
+    item: dict[str, MetaTensor], logits: torch.Tensor, result: Compose, volume: Volume
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Probabilities and labels on the source grid, both (C, I, J, K), by the bundle's `result`."""
+    done = result({**item, "pred": logits.clone()})
+    return _on_volume(done["prob"], volume), _on_volume(done["pred"], volume)
 
 
 def _on_volume(tensor: torch.Tensor, volume: Volume) -> NDArray[np.float32]:

@@ -1,6 +1,6 @@
 """Oblique, lopsided phantoms as DICOM series: no flip, swap or shift of an axis can pass a test unseen.
 
-The geometry is the caller's `affine_lps`, every fault is a keyword; nothing of the packages under test is used.
+The geometry is the caller's `affine_lps`, every fault is a keyword; nothing under test is used here.
 """
 
 from __future__ import annotations

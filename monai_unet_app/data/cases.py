@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from dicom_io.errors import DicomIoError
@@ -64,6 +64,11 @@ def find_images(source: Path) -> list[CaseFiles]:
     return found
 
 
+def image_rows(folder: str | Path) -> list[dict[str, str]]:
+    """`find_images` as MONAI's data list: {"image", "id"}."""
+    return [{"image": str(case.image), "id": case.id} for case in find_images(Path(folder))]
+
+
 def find_cases(images: Path, labels: Path | None = None, label_suffix: str = "") -> list[CaseFiles]:
     """Images with their labels.
 
@@ -112,29 +117,32 @@ def _without_derived(cases: Sequence[CaseFiles], suffix: str) -> list[CaseFiles]
 
 
 def _dicom_cases(source: Path) -> list[CaseFiles]:
+    """One case for each folder below `source` that holds an image series, however deep, with the labels beside it."""
     try:
         series = find_series(source)
     except DicomIoError as error:
         raise InputRefusedError(f"{source.name}/: {error}") from error
-    images: dict[Path, list[SeriesRef]] = {}
-    for ref in series:
-        if ref.kind == "image" and not ref.set_aside:
-            images.setdefault(ref.files[0].parent, []).append(ref)
-    return [
-        CaseFiles(folder.name if folder != source else source.name, folder, _label_in(folder, source, series))
-        for folder in sorted(images)
-    ]
+    folders = sorted({ref.files[0].parent for ref in series if ref.kind == "image" and not ref.set_aside})
+    cases = []
+    for folder in folders:
+        home = source if len(folders) == 1 else _home(folder, source, folders)
+        cases.append(CaseFiles(home.name, folder, _label_in(home, series)))
+    return cases
 
 
-def _label_in(folder: Path, source: Path, series: Sequence[SeriesRef]) -> Path | None:
-    labels = [
-        ref.files[0]
-        for ref in series
-        if ref.kind in ("seg", "rtstruct") and (folder in ref.files[0].parents or ref.files[0].parent == folder.parent != source)
-    ]
+def _home(folder: Path, source: Path, folders: Sequence[Path]) -> Path:
+    """The highest folder below `source` that holds this image series and no other."""
+    home = folder
+    while home.parent != source and sum(home.parent in other.parents for other in folders) == 1:
+        home = home.parent
+    return home
+
+
+def _label_in(home: Path, series: Sequence[SeriesRef]) -> Path | None:
+    labels = [ref.files[0] for ref in series if ref.kind in ("seg", "rtstruct") and home in ref.files[0].parents]
     if len(labels) > 1:
         raise InputRefusedError(
-            f"{folder.name}/ has {len(labels)} label objects ({', '.join(file.name for file in labels)}); one is needed; move "
+            f"{home.name}/ has {len(labels)} label objects ({', '.join(file.name for file in labels)}); one is needed; move "
             "the others away"
         )
     return labels[0] if labels else None
@@ -160,24 +168,38 @@ def plan_of(cases: Sequence[CaseFiles], splits: str | Path | None) -> dict[str, 
     return {case.id: case for case in make_split("data", {case.id: case.id for case in cases})}
 
 
+def find_data(dataset_dir: str | Path, labels_dir: str | Path | None = None, label_suffix: str = "") -> list[CaseFiles]:
+    """The labelled cases of a data folder: images/ and labels/ in it, both mixed, or DICOM; or images with `labels_dir`."""
+    folder = Path(dataset_dir)
+    if labels_dir is not None:
+        return find_cases(folder, Path(labels_dir), label_suffix)
+    if (folder / "images").is_dir():
+        return find_cases(folder / "images", folder / "labels", label_suffix)
+    return find_cases(folder, None, label_suffix)
+
+
 def by_partition(
-    dataset_dir: str | Path, splits: str | Path | None = None, label_suffix: str = ""
+    dataset_dir: str | Path,
+    splits: str | Path | None = None,
+    label_suffix: str = "",
+    labels_dir: str | Path | None = None,
 ) -> dict[Partition, list[dict[str, str]]]:
     """Cases of a data folder by partition, as MONAI's data lists: {"image", "label", "id", "subject"}.
 
     Args:
-        dataset_dir: Holds images/ and labels/, or both in one folder, or DICOM folders.
+        dataset_dir: As in `find_data`.
         splits: A `splits.json`; None as in `plan_of`.
         label_suffix: As in `find_cases`.
+        labels_dir: As in `find_data`.
     """
-    folder = Path(dataset_dir)
-    if (folder / "images").is_dir():
-        cases = find_cases(folder / "images", folder / "labels", label_suffix)
-    else:
-        cases = find_cases(folder, None, label_suffix)
+    cases = find_data(dataset_dir, labels_dir, label_suffix)
     plan = plan_of(cases, splits)
     found: dict[Partition, list[dict[str, str]]] = {"train": [], "selection": [], "calibration": [], "test": []}
     for case in cases:
-        row = asdict(case) | {"subject": plan[case.id].subject}
-        found[plan[case.id].partition].append({key: str(value) for key, value in row.items()})
+        found[plan[case.id].partition].append(data_row(case, plan[case.id].subject))
     return found
+
+
+def data_row(case: CaseFiles, subject: str) -> dict[str, str]:
+    """One entry of a MONAI data list."""
+    return {"image": str(case.image), "label": str(case.label), "id": case.id, "subject": subject}

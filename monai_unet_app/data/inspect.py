@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,22 @@ class CaseFingerprint:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """All cases, and what is wrong, one sentence each."""
+    """All cases that can be used, and what is wrong.
+
+    Attributes:
+        cases: One for each readable case.
+        refused: Cases that cannot be used, one sentence each.
+        odd: What may be right but should be looked at, one sentence each.
+    """
 
     cases: tuple[CaseFingerprint, ...]
-    problems: tuple[str, ...]
+    refused: tuple[str, ...]
+    odd: tuple[str, ...]
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Everything, the refused first."""
+        return self.refused + self.odd
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON: the summary, the cases, the problems."""
@@ -75,44 +87,46 @@ class Fingerprint:
         }
 
 
-def inspect_cases(cases: Sequence[CaseFiles], rules: InputRules | None = None, known: Iterable[int] | None = None) -> Fingerprint:
+def inspect_cases(
+    cases: Sequence[CaseFiles],
+    rules: InputRules | None = None,
+    known: Iterable[int] | None = None,
+    step: Callable[[str], None] = lambda case_id: None,
+) -> Fingerprint:
     """Reads every case once.
 
     Args:
         cases: Images, with or without labels.
         rules: A bundle's input rules; without them any readable image is fine.
         known: Label values that the bundle knows; None accepts any.
+        step: Told each case's id when it has been read.
     """
     seen: list[CaseFingerprint] = []
-    problems: list[str] = []
+    refused: list[str] = []
     for case in cases:
         try:
             seen.append(_fingerprint(case, rules, known))
         except InputRefusedError as error:
-            problems.append(str(error))
-    return Fingerprint(tuple(seen), tuple(problems + _oddities(seen)))
+            refused.append(f"{case.id}: {error}")
+        step(case.id)
+    return Fingerprint(tuple(seen), tuple(refused), tuple(_oddities(seen)))
 
 
 def check_cases(rows: Sequence[Mapping[str, str]], bundle: Any) -> None:
     """Raises InputRefusedError listing every case that this bundle cannot be trained or measured on."""
     cases = [CaseFiles(row["id"], Path(row["image"]), Path(row["label"])) for row in rows]
-    known = range(len(bundle.labels)) if bundle.exclusive else range(2)
-    problems = [
-        problem for problem in inspect_cases(cases, bundle.rules, known).problems if not problem.startswith(ODDITY)
-    ]
-    if problems:
-        raise InputRefusedError(f"{len(problems)} of {len(cases)} case(s) cannot be used:\n  " + "\n  ".join(problems))
-
-
-ODDITY = "look at"
+    known = range(len(bundle.labels) + (not bundle.exclusive))
+    refused = inspect_cases(cases, bundle.rules, known).refused
+    if refused:
+        raise InputRefusedError(f"{len(refused)} of {len(cases)} case(s) cannot be used:\n  " + "\n  ".join(refused))
 
 
 def _fingerprint(case: CaseFiles, rules: InputRules | None, known: Iterable[int] | None) -> CaseFingerprint:
     volume = read_volume(case.image)
     if rules is not None:
-        check_rules(volume, rules, case.id)
+        check_rules(volume, rules)
     elif (volume.array == volume.array.flat[0]).all():
-        raise InputRefusedError(f"{case.id}: every voxel is {volume.array.flat[0]:g}, an image is needed; export it again")
+        raise InputRefusedError(f"every voxel is {volume.array.flat[0]:g}, an image is needed; export it again")
     sizes: dict[int, float] = {}
     if case.label is not None:
         labels = read_labels(case.label, volume)
@@ -148,14 +162,14 @@ def _axes(volume: Volume) -> str:
 
 def _oddities(cases: Sequence[CaseFingerprint]) -> list[str]:
     """What may be right but should be looked at: spacing or class volumes far from the other cases'."""
-    found = [f"{ODDITY} {case.id}: its label is empty" for case in cases if set(case.class_ml) == {0}]
+    found = [f"look at {case.id}: its label is empty" for case in cases if set(case.class_ml) == {0}]
     if len(cases) < 4:
         return found
     for value in sorted({value for case in cases for value in case.class_ml if value}):
         sizes = {case.id: case.class_ml.get(value, 0.0) for case in cases if case.class_ml}
         middle = float(np.median(list(sizes.values())))
         found += [
-            f"{ODDITY} {name}: class {value} is {size:.4g}, the median of all cases {middle:.4g}"
+            f"look at {name}: class {value} is {size:.4g}, the median of all cases {middle:.4g}"
             for name, size in sizes.items()
             if middle and not middle / 4 <= size <= middle * 4
         ]

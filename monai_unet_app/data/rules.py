@@ -50,7 +50,7 @@ class InputRules:
             raise BundleError(f"input_rules {dict(rules)} cannot be used: {error}; see docs/bundles.md") from error
 
 
-def check_rules(volume: Volume, rules: InputRules, name: str) -> None:
+def check_rules(volume: Volume, rules: InputRules, name: str = "the image") -> None:
     """Raises InputRefusedError, with every reason, if the image is far from what the bundle was made for."""
     reasons = [reason for reason in (check(volume, rules) for check in _CHECKS) if reason]
     if reasons:

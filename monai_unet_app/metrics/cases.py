@@ -188,7 +188,7 @@ def class_masks(labels: NDArray, plan: EvaluationPlan, grid: tuple[int, ...], wh
     """One boolean mask for each named class.
 
     Args:
-        labels: Label values (I, J, K), or a boolean stack (C, I, J, K). Planar images may lack K.
+        labels: Whole label values (I, J, K) of any dtype, or a boolean stack (C, I, J, K). Planar images may lack K.
         plan: Names the classes.
         grid: Shape that a mask must have: (I, J, K), or (I, J) where planar.
         what: What the labels are, for the message.
@@ -207,13 +207,12 @@ def class_masks(labels: NDArray, plan: EvaluationPlan, grid: tuple[int, ...], wh
         raise ValueError(
             f"{what} has shape {labels.shape}; {grid} is needed, the grid of the probabilities; resample it"
         )
-    if labels.dtype.kind not in "iub":
-        raise ValueError(f"{what} has dtype {labels.dtype}; whole label values are needed; round and cast it")
-    unknown = [int(v) for v in np.unique(labels) if not 0 <= v <= len(plan.class_names)]
+    known = range(len(plan.class_names) + 1)
+    unknown = [f"{value:g}" for value in np.unique(labels).astype(np.float64) if value not in known]
     if unknown:
         raise ValueError(
-            f"{what} holds the label values {unknown[:5]}; 0 to {len(plan.class_names)} are known "
-            f"({', '.join(plan.class_names)}); map them first"
+            f"{what} holds the label values {', '.join(unknown[:5])}; whole numbers from 0 to {known[-1]} are "
+            f"known ({', '.join(plan.class_names)}); map them first"
         )
     return np.stack([labels == n + 1 for n in range(len(plan.class_names))])
 

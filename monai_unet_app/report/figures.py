@@ -35,7 +35,7 @@ class Palette:
     ground: str = "#010a06"
 
 
-LIGHT = Palette("#1b1f24", "#5b6470", "#dfe3e8", "#1f6feb", "#b4541a", "#ffffff")
+LIGHT = Palette("#1b1f24", "#5b6470", "#dfe3e8", "#1a61d4", "#b4541a", "#ffffff")
 DARK = Palette("#e6e9ed", "#9aa4b0", "#333a42", "#6cabff", "#f0a267", "#15181c")
 
 
@@ -103,7 +103,7 @@ def svg(figure: Figure, label: str) -> str:
     text = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", text)
     referred = set(re.findall(r"#([\w.-]+)[\")]", text))
     text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in referred else "", text)
-    text = re.sub(r"(font: [^;\"]*?)'DejaVu Sans'[^;\"]*", r"\1var(--sans)", text)
+    text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", text)
     for entry in fields(Palette):
         text = text.replace(str(entry.default), f"var(--{entry.name})")
     height_free = re.sub(r'<svg height="[^"]*"', "<svg", re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text))
@@ -158,7 +158,8 @@ def _draw_histogram(axis: Axes, counts: ReliabilityCounts, palette: Palette) -> 
     edges = np.linspace(0, 1, counts.bins + 1)
     axis.bar(edges[:-1], share, width=np.diff(edges) * 0.88, align="edge", color=palette.first, alpha=0.75)
     axis.set_yscale("log")
-    axis.set_ylim(10 ** np.floor(np.log10(max(share[share > 0].min(initial=1.0), 1e-7))), 1.6)
+    lowest = max(share[share > 0].min(initial=1.0), 1e-7)
+    axis.set_ylim(0.5 * 10 ** np.floor(np.log10(lowest)), 1.6)
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
     axis.yaxis.set_major_locator(mpl.ticker.LogLocator(numticks=4))
     axis.minorticks_off()

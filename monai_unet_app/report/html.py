@@ -60,12 +60,12 @@ def _head(report: EvaluationReport) -> str:
     )
     cases = _plural(len(report.cases), "case") + " of " + _plural(report.subjects, "subject")
     return (
-        f"<h1>{escape(on.bundle_name)} {escape(on.bundle_version)}, {cases}</h1>\n{_verdict(report)}\n"
+        f"<h1>{escape(on.bundle_name)} {escape(on.bundle_version)}, {cases}</h1>\n{verdict(report)}\n"
         f'<div class="tiles">{"".join(tiles)}</div>'
     )
 
 
-def _verdict(report: EvaluationReport) -> str:
+def verdict(report: EvaluationReport) -> str:
     """Were the targets reached? Without targets: the figure that matters most."""
     if not report.targets:
         dice = report.summary["dice"]
@@ -188,9 +188,9 @@ def _pictures(report: EvaluationReport) -> str:
     figures = "\n".join(
         _picture(picture, scores.get(picture.case_id), report.plan) for picture in report.pictures
     )
+    cut = "" if report.plan.planar else " The planes cut where the truth is largest, at true proportions."
     return (
-        "<h2>Worst, median and best case</h2>\n"
-        '<p class="note">By mean Dice. The planes cut where the truth is largest, at true proportions.</p>\n'
+        f'<h2>Worst, median and best case</h2>\n<p class="note">By mean Dice.{cut}</p>\n'
         f'<ul class="key">{keys}</ul>\n{figures}'
     )
 

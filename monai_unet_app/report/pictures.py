@@ -19,7 +19,7 @@ from monai_unet_app.metrics.cases import class_masks
 from .contents import CasePicture
 
 # Contours of predictions, a class at a time; told apart in common colour blindness and on grey images.
-CLASS_COLOURS = ("#ffb000", "#4cc3ff", "#ff6db6", "#8be04e", "#c49bff", "#ff7f4d", "#3fe0c5", "#e6e24a")
+CLASS_COLOURS = ("#4cc3ff", "#ffb000", "#ff6db6", "#8be04e", "#c49bff", "#ff7f4d", "#3fe0c5", "#e6e24a")
 TRUTH_COLOUR = "#ffffff"
 _NO_METADATA = {"Software": None}
 _GROUND = "#101214"
@@ -191,11 +191,10 @@ def _draw_plane(axis: Axes, plane: _Plane, thin: bool) -> None:
     axis.set_title(plane.name, color="#c6ccd4", fontsize=10, loc="left", pad=5)
     if plane.truth is not None and plane.predicted is not None:
         for mask in plane.truth:
-            _draw_contour(axis, mask, plane.size_mm, TRUTH_COLOUR, 0.7 if thin else 1.3)
+            _draw_contour(axis, mask, plane.size_mm, TRUTH_COLOUR, 0.6 if thin else 1.3)
         for n, mask in enumerate(plane.predicted):
-            _draw_contour(
-                axis, mask, plane.size_mm, CLASS_COLOURS[n % len(CLASS_COLOURS)], 0.8 if thin else 1.8
-            )
+            colour = CLASS_COLOURS[n % len(CLASS_COLOURS)]
+            _draw_contour(axis, mask, plane.size_mm, colour, 0.6 if thin else 1.8)
     for text, x, y in zip(plane.edges, (0.03, 0.97, 0.5, 0.5), (0.5, 0.5, 0.96, 0.04), strict=True):
         letter = axis.text(x, y, text, color="#ffffff", transform=axis.transAxes, ha="center", va="center")
         letter.set(fontsize=9, path_effects=[Stroke(linewidth=2.2, foreground="#000000"), Normal()])
@@ -211,7 +210,7 @@ def _draw_contour(
     x = (np.arange(columns) + 0.5) * size_mm[0] / columns
     y = (np.arange(rows) + 0.5) * size_mm[1] / rows
     lines = axis.contour(x, y, mask.astype(float), levels=[0.5], colors=[colour], linewidths=width)
-    lines.set_path_effects([Stroke(linewidth=width + 1.2, foreground="#000000", alpha=0.55), Normal()])
+    lines.set_path_effects([Stroke(linewidth=1.7 * width, foreground="#000000", alpha=0.55), Normal()])
 
 
 def _draw_scale(axis: Axes, size_mm: tuple[float, float], mm_per_inch: float, unit: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,9 @@ class Checkpoints:
         )
 
     def deliver(self, engine: Engine) -> None:
-        """At the end: the best weights become the bundle's `models/model.pt`."""
+        """At the end: the best weights become the bundle's `models/model.pt`, the run's record stands beside them."""
         best = torch.load(self.folder / "best.pt", map_location="cpu", weights_only=True)
         save_atomically(best, self.deliver_to)
+        record = self.folder / "run.json"
+        if record.exists():
+            shutil.copy2(record, self.deliver_to.with_name("run.json"))

@@ -26,16 +26,20 @@ PACKAGES = ("monai-unet-app", "torch", "monai", "pytorch-ignite", "numpy", "pydi
 Cases = Mapping[str, Sequence[Mapping[str, str]]]
 
 
+def file_sha256(path: str | Path) -> str:
+    """Hex digest of a file's bytes, or of the bytes of all files below a folder in order of their names."""
+    path, digest = Path(path), hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 def dataset_sha256(cases: Cases) -> str:
     """Hex digest over every image's and label's id and bytes; the folders they lie in do not count."""
-    digest = hashlib.sha256()
-    for row in sorted((row for part in cases.values() for row in part), key=lambda row: row["id"]):
-        for key in ("image", "label"):
-            path = Path(row[key])
-            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-                if file.is_file():
-                    digest.update(f"{row['id']} {key} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()
+    rows = sorted((row for part in cases.values() for row in part), key=lambda row: row["id"])
+    lines = [f"{row['id']} {key} {file_sha256(row[key])}\n" for row in rows for key in ("image", "label")]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:
@@ -89,7 +93,7 @@ class RunRecord:
         self.precision = precision
         self.identity = {
             "data_sha256": dataset_sha256(cases),
-            "split": {part: [row["id"] for row in rows] for part, rows in cases.items()},
+            "cases": {row["id"]: {"partition": part, "image_sha256": file_sha256(row["image"])} for part, rows in cases.items() for row in rows},
             "settings": dict(settings),
         }
         self.sessions: list[dict[str, Any]] = []

@@ -24,6 +24,7 @@ class TrainConfig:
     Attributes:
         data: Folder with images/ and labels/, with both mixed, or with DICOM series and their SEG or RTSTRUCT.
         output: The new bundle's folder; if it holds an unfinished run, that run goes on.
+        labels: Folder of labels, where `data` holds images only.
         splits: A `splits.json`, or None as in `monai_unet_app.data.cases.plan_of`.
         label_suffix: What a label's name has that its image's has not.
         device: "auto" or a torch device.
@@ -32,6 +33,7 @@ class TrainConfig:
 
     data: Path
     output: Path
+    labels: Path | None = None
     splits: Path | None = None
     label_suffix: str = ""
     device: str = "auto"
@@ -48,7 +50,7 @@ def train_bundle(template: Bundle, run: TrainConfig, say: Callable[[str], None] 
         InputRefusedError: Cases that cannot be used, all of them listed.
         UsageError: The output holds something else.
     """
-    cases = by_partition(run.data, run.splits, run.label_suffix)
+    cases = by_partition(run.data, run.splits, run.label_suffix, run.labels)
     say(", ".join(f"{len(rows)} to {_VERBS[part]}" for part, rows in cases.items() if rows))
     check_cases([row for rows in cases.values() for row in rows], template)
     _copy(template, run.output)
@@ -56,6 +58,7 @@ def train_bundle(template: Bundle, run: TrainConfig, say: Callable[[str], None] 
         "dataset_dir": str(run.data),
         "splits": str(run.splits) if run.splits else None,
         "label_suffix": run.label_suffix,
+        "labels_dir": str(run.labels) if run.labels else None,
         "device": resolve_device(run.device),
         **run.overrides,
     }

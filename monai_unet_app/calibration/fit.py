@@ -1,0 +1,138 @@
+"""Fits the numbers under `calibration:` of an `inference.yaml` and writes them back.
+
+The form of the calibration is the bundle's own: a function `calibrate(logits, parameters)` and a mapping `calibration` of
+numbers, in which floats are fitted, integers are left alone and all floats at 0 mean "no calibration". Because the very
+function that inference calls is fitted, the two cannot differ.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from ignite.engine import Engine, Events
+
+from monai_unet_app.errors import BundleError, InputRefusedError
+
+Parameters = Mapping[str, float | int]
+Calibrate = Callable[[torch.Tensor, Mapping[str, Any]], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Result of a fit.
+
+    Attributes:
+        parameters: All of them, fitted and fixed.
+        nll_before: Mean negative log likelihood in nats a voxel (and label) without calibration.
+        nll_after: The same with it.
+        cases: How many cases it was fitted on.
+    """
+
+    parameters: dict[str, float | int]
+    nll_before: float
+    nll_after: float
+    cases: int
+
+
+class CalibrationFit:
+    """Collects logits and truth on the working grid, then fits. Also an ignite handler for `calibrate.yaml`.
+
+    Args:
+        calibrate: The bundle's function.
+        parameters: The bundle's mapping; where the fit starts does not matter, it starts at 0.
+        exclusive: True for softmax over classes, False for sigmoid for each label.
+        inference_yaml: Rewritten when the handler's evaluator has completed; None leaves it.
+    """
+
+    def __init__(
+        self, calibrate: Calibrate, parameters: Parameters, exclusive: bool, inference_yaml: str | Path | None = None
+    ) -> None:
+        self.calibrate = calibrate
+        self.parameters = dict(parameters)
+        self.exclusive = exclusive
+        self.inference_yaml = Path(inference_yaml) if inference_yaml else None
+        self.cases: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Called by MONAI's evaluator, whose output must hold "pred" (logits) and "label"."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.COMPLETED, lambda engine: self.finish())
+
+    def _collect(self, engine: Engine) -> None:
+        output: Any = engine.state.output
+        for item in output:
+            self.add(item["pred"], item["label"])
+
+    def finish(self) -> Fitted:
+        """Fits, and writes the parameters into `inference_yaml` if there is one."""
+        fitted = self.fit()
+        if self.inference_yaml is not None:
+            write_parameters(self.inference_yaml, fitted.parameters)
+        return fitted
+
+    def add(self, logits: torch.Tensor, label: torch.Tensor) -> None:
+        """One case: logits (C, *spatial) and label (1, *spatial) of class numbers, or (C, *spatial) of 0 and 1."""
+        self.cases.append(
+            (torch.as_tensor(logits).detach().cpu().float().clone(), torch.as_tensor(label).detach().cpu().float().clone())
+        )
+
+    def fit(self) -> Fitted:
+        """The parameters with the least mean negative log likelihood (L-BFGS, float64 sums, full batch).
+
+        Raises:
+            InputRefusedError: No case was added.
+            BundleError: The bundle declares no number to fit.
+        """
+        names = [name for name, value in self.parameters.items() if isinstance(value, float)]
+        if not self.cases:
+            raise InputRefusedError("no calibration case; at least one subject that neither trained nor selected is needed")
+        if not names:
+            raise BundleError(f"calibration is {self.parameters}; at least one float is needed to be fitted")
+        values = torch.zeros(len(names), dtype=torch.float32, requires_grad=True)
+        before = float(self._nll(names, values.detach()))
+        optimizer = torch.optim.LBFGS([values], max_iter=60, line_search_fn="strong_wolfe", tolerance_grad=1e-6)
+
+        def closure() -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = self._nll(names, values)
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        optimizer.step(closure)  # type: ignore[arg-type]
+        fitted = {name: round(float(value), 5) for name, value in zip(names, values.detach(), strict=True)}
+        after = float(self._nll(names, torch.tensor(list(fitted.values()))))
+        return Fitted({**self.parameters, **fitted}, before, after, len(self.cases))
+
+    def _nll(self, names: list[str], values: torch.Tensor) -> torch.Tensor:
+        parameters = {**self.parameters, **dict(zip(names, values, strict=True))}
+        return torch.stack([self._case_nll(parameters, *case) for case in self.cases]).mean()
+
+    def _case_nll(self, parameters: Mapping[str, Any], logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        calibrated = self.calibrate(logits, parameters)
+        if self.exclusive:
+            return F.cross_entropy(calibrated[None], label.long())
+        return F.binary_cross_entropy_with_logits(calibrated, label.expand_as(calibrated))
+
+
+def write_parameters(inference_yaml: Path, parameters: Parameters) -> None:
+    """Replaces the one line `calibration: {...}` and leaves every other byte as it is.
+
+    Raises:
+        BundleError: There is no such line, or more than one.
+    """
+    text = inference_yaml.read_text()
+    line = "calibration: {" + ", ".join(f"{name}: {json.dumps(value)}" for name, value in parameters.items()) + "}"
+    changed, count = re.subn(r"^calibration: \{[^}\n]*\}", line, text, flags=re.MULTILINE)
+    if count != 1:
+        raise BundleError(f"{inference_yaml.name} has {count} line(s) `calibration: {{...}}`; exactly one is needed")
+    partial = inference_yaml.with_name(inference_yaml.name + ".partial")
+    partial.write_text(changed)
+    os.replace(partial, inference_yaml)

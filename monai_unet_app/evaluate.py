@@ -1,0 +1,300 @@
+"""A bundle over labelled cases, measured: by `monai-unet evaluate`, or as a handler in a bundle's `evaluate.yaml`."""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ignite.engine import Engine, Events
+from nibabel.orientations import aff2axcodes
+from numpy.typing import NDArray
+
+from dicom_io.volume import Volume
+from monai_unet_app.bundle import Bundle, load_bundle
+from monai_unet_app.calibration import CalibrationFit, Fitted
+from monai_unet_app.config import PredictConfig
+from monai_unet_app.data.cases import CaseFiles, data_row
+from monai_unet_app.data.inspect import check_cases
+from monai_unet_app.data.labels import check_values, read_labels
+from monai_unet_app.data.monai_bridge import to_metatensor
+from monai_unet_app.data.read import read_volume
+from monai_unet_app.data.splits import read_splits
+from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.metrics import CaseArrays, Evaluation, EvaluationPlan
+from monai_unet_app.pipeline import predict, segment_case
+from monai_unet_app.report import CasePicture, EvaluationReport, MeasuredOn, Target, exemplary_cases, write_evaluation
+from monai_unet_app.shipped import shipped
+from monai_unet_app.training.record import dataset_sha256, file_sha256
+
+DEFAULT_TARGETS = (
+    Target("IoU, mean", ("iou", "mean"), at_least=0.70),
+    Target("precision, mean", ("precision", "mean"), at_least=0.80),
+    Target("boundary IoU, mean", ("boundary_iou", "mean"), at_least=0.65),
+    Target("ECE, whole image", ("ece", "top_label"), at_most=0.05),
+    Target("ECE, band around the predicted surface", ("ece_band", "top_label"), at_most=0.05),
+)
+Row = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation left behind.
+
+    Attributes:
+        metrics: Figures as in metrics.json.
+        files: metrics.json, cases.csv and report.html.
+        problems: Cases that could not be measured, one sentence each.
+    """
+
+    metrics: Mapping[str, Any]
+    files: tuple[Path, ...]
+    problems: tuple[str, ...]
+
+
+class CaseLog:
+    """Scores of the cases so far, and what the report's pictures need of each: its masks, compressed."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        names = bundle.labels[1:] if bundle.exclusive else bundle.labels
+        self.evaluation = Evaluation(EvaluationPlan(tuple(names), bundle.exclusive, bundle.rules.planar))
+        self.rows: list[Row] = []
+        self.masks: dict[str, tuple[bytes, bytes, tuple[int, ...]]] = {}
+
+    def add(
+        self,
+        row: Row,
+        volume: Volume,
+        truth: NDArray,
+        predicted: NDArray,
+        probabilities: NDArray,
+        uncalibrated: NDArray | None = None,
+    ) -> float:
+        """Mean Dice of a case; arrays as in `CaseArrays`."""
+        scores = self.evaluation.add(
+            CaseArrays(
+                row["id"],
+                row["subject"],
+                truth,
+                predicted,
+                probabilities,
+                volume.spacing_mm,
+                volume.voxel_ml,
+                uncalibrated,
+            )
+        )
+        self.rows.append(row)
+        packed = [zlib.compress(np.ascontiguousarray(mask, dtype=np.uint8).tobytes(), 1) for mask in (truth, predicted)]
+        self.masks[row["id"]] = (packed[0], packed[1], truth.shape)
+        return scores.mean("dice")
+
+    def write(self, folder: Path, data_name: str, partition: str) -> tuple[Mapping[str, Any], tuple[Path, ...]]:
+        """Writes metrics.json, cases.csv and report.html; gives the summary and the files."""
+        bundle = self.bundle
+        report = EvaluationReport.of(
+            self.evaluation,
+            MeasuredOn(
+                bundle.name, bundle.version, bundle.sha256, data_name, dataset_sha256({"test": self.rows}), partition
+            ),
+            pictures=self._pictures(),
+            targets=DEFAULT_TARGETS,
+        )
+        return report.summary, write_evaluation(report, folder)
+
+    def _pictures(self) -> list[CasePicture]:
+        images = {row["id"]: row["image"] for row in self.rows}
+        pictures = []
+        for role, case_id in exemplary_cases(self.evaluation.cases).items():
+            truth, predicted, shape = self.masks[case_id]
+            volume = read_volume(images[case_id])
+            masks = [np.frombuffer(zlib.decompress(packed), np.uint8).reshape(shape) for packed in (truth, predicted)]
+            if not self.bundle.exclusive:
+                masks = [mask.astype(bool) for mask in masks]
+            axes = None if volume.planar else aff2axcodes(volume.affine_ras)
+            image = volume.array / 255.0 if volume.planar and volume.array.ndim == 4 else volume.array
+            pictures.append(CasePicture(case_id, role, image, masks[0], masks[1], volume.spacing_mm, axes))
+        return pictures
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Cases of a data set that may be used for a purpose, and how they were chosen, in words."""
+
+    rows: list[Row]
+    note: str
+
+
+def choose_cases(
+    bundle: Bundle, cases: Sequence[CaseFiles], partition: str | None = None, splits: Path | None = None
+) -> Chosen:
+    """The cases to measure or calibrate on: never silently those that the bundle was trained with.
+
+    Args:
+        bundle: Its `models/run.json` says what it has seen.
+        cases: What the user gave.
+        partition: One of the plan's partitions, "all", or None for every case that the bundle has not seen.
+        splits: A plan of the user's; None takes the bundle's own.
+
+    Raises:
+        InputRefusedError: No case is left.
+    """
+    plan = read_splits(splits) if splits else read_splits(shipped("examples") / "splits.json")
+    seen = {} if splits else _seen(bundle)
+    rows: list[Row] = []
+    left: Counter[str] = Counter()
+    for case in cases:
+        place = plan.get(case.id)
+        known = seen.get(file_sha256(case.image)) if not splits else (place.partition if place else None)
+        wanted = (
+            partition == "all"
+            or (partition is None and known in (None, "test"))
+            or (partition is not None and known in (partition, None))
+        )
+        if wanted:
+            rows.append(data_row(case, place.subject if place else case.id))
+        else:
+            left[f"{known}"] += 1
+    note = f"{len(rows)} of {len(cases)} case(s)" + (f", partition {partition}" if partition else "")
+    if left:
+        note += "; left out: " + ", ".join(f"{count} of {name}" for name, count in sorted(left.items()))
+    if not rows:
+        raise InputRefusedError(f"{note}: no case is left to work on; give other cases, or --partition all to take them as well")
+    return Chosen(rows, note)
+
+
+def _seen(bundle: Bundle) -> dict[str, str]:
+    """Digest of every image the bundle's training knew -> its partition."""
+    cases = bundle.run_record.get("cases", {})
+    return {entry["image_sha256"]: entry["partition"] for entry in cases.values()}
+
+
+def calibrate_bundle(bundle: Bundle, rows: Sequence[Row], step: Callable[[str], None] = lambda case_id: None) -> Fitted:
+    """Fits the bundle's calibration on these cases and writes it into its `inference.yaml`.
+
+    Raises:
+        InputRefusedError: A case cannot be used.
+    """
+    check_cases(rows, bundle)
+    fit = CalibrationFit(
+        bundle.part("calibrate"), bundle.part("calibration"), bundle.exclusive, bundle.root / "configs/inference.yaml"
+    )
+    for row in rows:
+        volume = read_volume(row["image"])
+        labels = read_labels(Path(row["label"]), volume)
+        item = bundle.preprocessing({"image": to_metatensor(volume), "label": to_metatensor(labels)}, start=1)
+        fit.add(predict(item["image"], bundle, PredictConfig()), item["label"])
+        step(row["id"])
+    return fit.finish()
+
+
+def truth_of(row: Row, volume: Volume, bundle: Bundle) -> NDArray:
+    """The case's reference: (I, J, K) class numbers, or (C, I, J, K) boolean for overlapping labels.
+
+    Raises:
+        InputRefusedError: The label does not lie on the image, or holds values that the bundle does not know.
+    """
+    labels = read_labels(Path(row["label"]), volume)
+    check_values(labels, range(len(bundle.labels) + (0 if bundle.exclusive else 1)), Path(row["label"]).name)
+    array = labels.array.astype(np.uint8)
+    if bundle.exclusive:
+        return array
+    return np.stack([array == number for number in range(1, len(bundle.labels) + 1)])
+
+
+def evaluate_cases(
+    bundle: Bundle,
+    rows: Sequence[Row],
+    output: Path,
+    *,
+    run: PredictConfig | None = None,
+    data_name: str = "",
+    partition: str = "",
+    each: Callable[[str, float | None], None] = lambda case_id, dice: None,
+) -> Evaluated:
+    """Segments and measures every case; the good ones are done, the bad ones are listed.
+
+    Args:
+        bundle: What is measured.
+        rows: {"id", "subject", "image", "label"} for each case.
+        output: Gets metrics.json, cases.csv and report.html.
+        run: Flags of the prediction.
+        data_name: For the report.
+        partition: For the report: who these cases are to this bundle.
+        each: Told every case's id and mean Dice, None where it was refused.
+
+    Raises:
+        InputRefusedError: Not one case could be measured.
+    """
+    log, problems = CaseLog(bundle), []
+    for row in rows:
+        try:
+            volume = read_volume(row["image"])
+            truth = truth_of(row, volume, bundle)
+            case = segment_case(volume, bundle, run, uncalibrated=True)
+        except InputRefusedError as error:
+            problems.append(f"{row['id']}: {error}")
+            each(row["id"], None)
+            continue
+        predicted = case.labels if bundle.exclusive else np.moveaxis(case.labels, -1, 0).astype(bool)
+        each(row["id"], log.add(row, volume, truth, predicted, case.probabilities, case.uncalibrated))
+    if not log.rows:
+        raise InputRefusedError("no case could be measured:\n  " + "\n  ".join(problems))
+    metrics, files = log.write(output, data_name, partition)
+    return Evaluated(metrics, files, tuple(problems))
+
+
+class EvaluationHandler:
+    """Ignite handler for `evaluate.yaml`: the same figures and report from MONAI's evaluator.
+
+    The evaluator's output must hold "pred" and "prob", its batch "truth", all on the source grid.
+
+    Args:
+        bundle_root: The bundle that is evaluated.
+        cases: Its data list, in the order of the evaluator's data: {"id", "subject", "image", "label"}.
+        output: Gets metrics.json, cases.csv and report.html.
+        data_name: For the report.
+        partition: For the report.
+    """
+
+    def __init__(
+        self, bundle_root: str, cases: Sequence[Row], output: str | Path, data_name: str = "", partition: str = ""
+    ) -> None:
+        self.log = CaseLog(load_bundle(bundle_root))
+        self.cases = list(cases)
+        self.output = Path(output)
+        self.data_name = data_name
+        self.partition = partition
+
+    def attach(self, engine: Engine) -> None:
+        """Called by MONAI's evaluator."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _add(self, engine: Engine) -> None:
+        outputs: Any = engine.state.output
+        batch: Any = engine.state.batch
+        bundle = self.log.bundle
+        for output, inputs in zip(outputs, batch, strict=True):
+            item = {"truth": inputs["truth"], "pred": output["pred"], "prob": output["prob"]}
+            row = self.cases[len(self.log.rows)]
+            volume = read_volume(row["image"])
+            arrays = {key: _back(item[key], volume) for key in ("pred", "prob", "truth")}
+            truth, predicted = arrays["truth"], arrays["pred"]
+            if bundle.exclusive:
+                truth, predicted = truth[0].astype(np.uint8), predicted[0].astype(np.uint8)
+            else:
+                truth, predicted = truth > 0, predicted > 0
+            self.log.add(row, volume, truth, predicted, arrays["prob"])
+
+    def _write(self, engine: Engine) -> None:
+        self.log.write(self.output, self.data_name, self.partition)
+
+
+def _back(tensor: Any, volume: Volume) -> NDArray:
+    array = np.asarray(tensor.detach().cpu(), dtype=np.float32)
+    return array[..., None] if volume.planar else array

@@ -1,0 +1,289 @@
+"""A segmented case to files: NIfTI, DICOM SEG, SR and RTSTRUCT, a picture, and always `result.json`.
+
+Writing is a step of its own, so that a failed write never costs a second inference. All files of a case are written into a
+temporary folder beside the output and moved when they are whole.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from monai.transforms import MapTransform
+from nibabel.orientations import aff2axcodes
+from PIL import Image
+
+from dicom_io.dicomize import dicomize
+from dicom_io.errors import DicomIoError
+from dicom_io.identity import ResultInfo
+from dicom_io.read import read_series
+from dicom_io.rtstruct import write_rtstruct
+from dicom_io.seg import write_seg
+from dicom_io.sr import write_sr
+from dicom_io.volume import Volume
+from monai_unet_app import __version__
+from monai_unet_app.bundle import Bundle, load_bundle
+from monai_unet_app.config import PredictConfig
+from monai_unet_app.data.cases import CaseFiles, case_id
+from monai_unet_app.data.read import read_volume
+from monai_unet_app.data.schemas import validate
+from monai_unet_app.errors import InputRefusedError, UsageError
+from monai_unet_app.metrics import EvaluationPlan
+from monai_unet_app.pipeline import Case, segment_case
+from monai_unet_app.report import CasePicture, case_figure
+from monai_unet_app.training.record import write_json
+
+FORMATS = ("nifti", "seg", "sr", "rtstruct", "png")
+DICOM_FORMATS = ("seg", "sr", "rtstruct")
+SCHEMA_VERSION = "1.0"
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """What is written, and onto which DICOM series.
+
+    Attributes:
+        formats: Some of `FORMATS`.
+        probabilities: Add `<case>_prob.nii.gz`, channels last.
+        dicom_source: The series that a NIfTI input was made from; DICOM results refer to it.
+        dicomize: Write a converted series for a NIfTI input and refer to that.
+    """
+
+    formats: tuple[str, ...] = ("nifti",)
+    probabilities: bool = False
+    dicom_source: Path | None = None
+    dicomize: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.formats if name not in FORMATS]
+        if unknown or not self.formats:
+            raise UsageError(f"--format {','.join(unknown) or 'nothing'}: some of {', '.join(FORMATS)} are needed")
+
+    @property
+    def wants_dicom(self) -> bool:
+        """Whether any DICOM object is asked for."""
+        return any(name in DICOM_FORMATS for name in self.formats)
+
+
+def write_results(
+    case: Case, case_id: str, bundle: Bundle, run: PredictConfig, what: OutputConfig, output: Path
+) -> dict[str, Any]:
+    """Writes a case's files into `output` and gives the content of its `result.json`.
+
+    Raises:
+        UsageError: DICOM is asked for, the input is none, and no DICOM series is named.
+        InputRefusedError: The named series is not where the image is, or cannot be written onto.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output, prefix=".partial-") as partial:
+        folder = Path(partial)
+        files = _write_files(case, case_id, bundle, run, what, folder)
+        document = result_document(case, case_id, bundle, run, files)
+        validate(document, "result")
+        write_json(document, folder / f"{case_id}_result.json")
+        for path in sorted(folder.iterdir()):
+            target = output / path.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(path, target)
+    return document
+
+
+def predict_cases(
+    cases: Sequence[CaseFiles],
+    bundle: Bundle,
+    run: PredictConfig,
+    what: OutputConfig,
+    output: Path,
+    step: Callable[[str], None] = lambda case_id: None,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Segments and writes every case; gives the results of the good ones and what is wrong with the others."""
+    done, problems = [], []
+    for case in cases:
+        try:
+            done.append(write_results(segment_case(case.image, bundle, run), case.id, bundle, run, what, output))
+        except InputRefusedError as error:
+            problems.append(f"{case.id}: {error}")
+        except OSError as error:
+            problems.append(f"{case.id}: its results could not be written ({error.strerror}); free space or choose another output")
+        step(case.id)
+    return done, problems
+
+
+def result_document(
+    case: Case, case_id: str, bundle: Bundle, run: PredictConfig, files: Mapping[str, str]
+) -> dict[str, Any]:
+    """What `result.json` says: identity as UIDs only."""
+    source = case.volume.provenance
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "case": case_id,
+        "software": {"name": "monai-unet-app", "version": __version__},
+        "bundle": {"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256},
+        "settings": {"device": str(bundle.device), "tta": run.tta},
+        "source": {
+            "kind": source.kind,
+            "modality": source.modality,
+            "study_instance_uid": source.study_instance_uid,
+            "series_instance_uid": source.series_instance_uid,
+            "instances": len(set(source.sop_instance_uids)),
+            "shape": list(case.volume.shape),
+            "spacing": [round(step, 6) for step in case.volume.spacing_mm],
+            "unit": "px" if case.volume.planar else "mm",
+            "notes": list(source.notes),
+        },
+        "structures": structures(case, bundle),
+        "seconds": dict(case.seconds),
+        "files": dict(files),
+    }
+
+
+def structures(case: Case, bundle: Bundle) -> list[dict[str, Any]]:
+    """One row a structure: number (label value and SegmentNumber), name, voxels, size, mean probability inside."""
+    rows = []
+    for segment in bundle.segments:
+        channel = segment.number if bundle.exclusive else segment.number - 1
+        mask = case.labels == segment.number if bundle.exclusive else case.labels[..., channel] > 0
+        voxels = int(mask.sum())
+        size = {"pixels": voxels} if case.volume.planar else {"volume_ml": round(voxels * case.volume.voxel_ml, 5)}
+        rows.append(
+            {
+                "number": segment.number,
+                "label": segment.label,
+                "channel": channel,
+                "voxels": voxels,
+                **size,
+                "mean_probability": round(float(case.probabilities[channel][mask].mean()), 5) if voxels else None,
+            }
+        )
+    return rows
+
+
+def _write_files(
+    case: Case, case_id: str, bundle: Bundle, run: PredictConfig, what: OutputConfig, folder: Path
+) -> dict[str, str]:
+    files: dict[str, str] = {}
+    if "nifti" in what.formats:
+        files["nifti"] = f"{case_id}_seg.nii.gz"
+        write_nifti(case.labels, case.volume, folder / files["nifti"])
+    if what.probabilities:
+        files["probabilities"] = f"{case_id}_prob.nii.gz"
+        write_nifti(np.moveaxis(case.probabilities, 0, -1), case.volume, folder / files["probabilities"])
+    if "png" in what.formats:
+        files["png"] = f"{case_id}_overlay.png"
+        write_overlay(case, case_id, bundle, folder / files["png"])
+        if case.volume.planar:
+            files["mask"] = f"{case_id}_seg.png"
+            write_mask_png(case, folder / files["mask"])
+    if what.wants_dicom:
+        files |= _write_dicom(case, case_id, bundle, run, what, folder)
+    return files
+
+
+def write_nifti(array: np.ndarray, volume: Volume, path: Path) -> None:
+    """The array on the volume's grid: (I, J, K), or (I, J, K, C) channels last; scanner millimetres (sform code 1)."""
+    image = nibabel.Nifti1Image(array, volume.affine_ras)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(volume.affine_ras, code=1)
+    image.set_qform(volume.affine_ras, code=1)
+    nibabel.save(image, path)
+
+
+def write_overlay(case: Case, case_id: str, bundle: Bundle, path: Path) -> None:
+    """The image with the structures outlined: three planes of a volume, or the picture plain and outlined."""
+    volume, labels = case.volume, case.labels if bundle.exclusive else np.moveaxis(case.labels, -1, 0).astype(bool)
+    image = volume.array / 255.0 if volume.planar and volume.array.ndim == 4 else volume.array
+    axes = None if volume.planar else aff2axcodes(volume.affine_ras)
+    picture = CasePicture(case_id, "best", image, np.zeros_like(labels), labels, volume.spacing_mm, axes)
+    plan = EvaluationPlan(tuple(segment.label for segment in bundle.segments), bundle.exclusive, volume.planar)
+    figure = case_figure(picture, plan)
+    figure.savefig(path, format="png", dpi=130, facecolor=figure.get_facecolor(), metadata={"Software": None})
+
+
+def write_mask_png(case: Case, path: Path) -> None:
+    """A picture's labels as a grey PNG: 255 where the (first) structure is, class numbers spread over 0 to 255."""
+    labels = case.labels[:, :, 0]
+    plane = labels[..., 0] if labels.ndim == 3 else labels
+    Image.fromarray((plane.T * (255 // max(1, int(plane.max())))).astype(np.uint8)).save(path)
+
+
+def _write_dicom(
+    case: Case, case_id: str, bundle: Bundle, run: PredictConfig, what: OutputConfig, folder: Path
+) -> dict[str, str]:
+    source, labels, files = _dicom_target(case, case_id, what, folder)
+    info = ResultInfo(
+        segments=bundle.segments,
+        algorithm_name=bundle.name,
+        algorithm_version=bundle.version,
+        bundle_sha256=bundle.sha256,
+        settings=(("device", bundle.device.type), ("tta", str(run.tta).lower())),
+    )
+    seg = folder / f"{case_id}_seg.dcm"
+    writers: dict[str, Callable[[], object]] = {
+        "seg": lambda: write_seg(labels, source, seg, info),
+        "sr": lambda: write_sr(labels, source, folder / f"{case_id}_sr.dcm", info, seg=seg),
+        "rtstruct": lambda: write_rtstruct(labels, source, folder / f"{case_id}_rtstruct.dcm", info),
+    }
+    wanted = [kind for kind in DICOM_FORMATS if kind in what.formats or (kind == "seg" and "sr" in what.formats)]
+    try:
+        for kind in wanted:
+            writers[kind]()
+            files[kind] = f"{case_id}_{kind}.dcm"
+    except DicomIoError as error:
+        raise InputRefusedError(f"{case_id}: {error}") from error
+    return files
+
+
+def _dicom_target(case: Case, case_id: str, what: OutputConfig, folder: Path) -> tuple[Volume, Volume, dict[str, str]]:
+    """The DICOM volume that results refer to, the labels on its grid, and the files written on the way."""
+    labels = case.labels_volume
+    if case.volume.provenance.kind == "dicom":
+        return case.volume, labels, {}
+    try:
+        if what.dicom_source is not None:
+            source = read_series(what.dicom_source)
+            return source, labels.on_grid_of(source), {}
+        if what.dicomize:
+            made = dicomize(case.volume, folder / f"{case_id}_dicom", case_id=case_id)
+            source = read_series(made.series_folder)
+            return source, labels.on_grid_of(source), {"series": f"{case_id}_dicom/mr"}
+    except (DicomIoError, ValueError) as error:
+        raise InputRefusedError(f"{case_id}: {error}") from error
+    raise UsageError(
+        f"{case_id} is no DICOM; a DICOM result needs a series to refer to; give --dicom-source DIR, or --dicomize to write one"
+    )
+
+
+class SaveDicomd(MapTransform):
+    """MONAI transform: writes "pred" as DICOM onto the series that "image" was read from; named by `inference_dicom.yaml`.
+
+    Args:
+        keys: "pred", on the source grid; "prob" must be beside it and "image" must come from `VolumeReader`.
+        bundle_root: The bundle that predicted.
+        output_dir: Gets the files that `monai-unet predict` writes.
+        formats: Some of seg, sr, rtstruct, nifti, png.
+    """
+
+    def __init__(
+        self, keys: str, bundle_root: str, output_dir: str, formats: tuple[str, ...] | list[str] = ("seg", "sr")
+    ) -> None:
+        super().__init__(keys)
+        self.bundle = load_bundle(bundle_root)
+        self.output = Path(output_dir)
+        self.what = OutputConfig(tuple(formats))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
+        source = Path(data["image"].meta["filename_or_obj"])
+        volume = read_volume(source)
+        labels, probabilities = (np.asarray(data[key].detach().cpu(), dtype=np.float32) for key in (self.keys[0], "prob"))
+        labels = labels[0] if self.bundle.exclusive else np.moveaxis(labels, 0, -1)
+        case = Case(volume, probabilities, np.rint(labels).astype(np.uint8), {})
+        write_results(case, str(data.get("id", case_id(source))), self.bundle, PredictConfig(), self.what, self.output)
+        return data

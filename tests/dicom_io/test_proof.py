@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.pixels.utils import pack_bits
+from result_phantoms import RESULT, dciodvfy_errors, oblique_case
+
+from dicom_io.errors import GeometryProofError
+from dicom_io.proof import Plane, even_odd, prove_rtstruct, prove_seg, source_planes
+from dicom_io.rtstruct import write_rtstruct
+from dicom_io.seg import write_seg
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    return oblique_case(tmp_path_factory.mktemp("case") / "phantom")
+
+
+@pytest.fixture
+def seg(case, tmp_path):
+    return write_seg(case.labels, case.volume, tmp_path / "s.dcm", RESULT)
+
+
+@pytest.fixture
+def rtstruct(case, tmp_path):
+    return write_rtstruct(case.labels, case.volume, tmp_path / "r.dcm", RESULT)
+
+
+def test_a_right_file_passes_and_stays(case, seg, rtstruct):
+    prove_seg(seg, case.labels, case.volume)
+    prove_rtstruct(rtstruct, case.labels, case.volume)
+    assert seg.is_file()
+    assert rtstruct.is_file()
+
+
+def test_one_voxel_too_many_or_too_few_is_found_and_the_file_deleted(case, seg, tmp_path):
+    for pixel in (0, 1):
+        file = shutil.copy(seg, tmp_path / "one.dcm")
+        dataset = pydicom.dcmread(file)
+        frames = dataset.pixel_array.copy()
+        row, column = np.argwhere(frames[3] == pixel)[0]
+        frames[3, row, column] = 1 - pixel
+        dataset.PixelData = pack_bits(frames)
+        dataset.save_as(file)
+        with pytest.raises(GeometryProofError, match=r"and 1 differ|another frame holds already"):
+            prove_seg(file, case.labels, case.volume)
+        assert not file.exists()
+
+
+def test_pixels_shuffled_between_frames_pass_the_validator_and_fail_the_proof(case, seg):
+    dataset = pydicom.dcmread(seg)
+    dataset.PixelData = pack_bits(np.roll(dataset.pixel_array, 1, axis=0))
+    dataset.save_as(seg)
+    assert dciodvfy_errors(seg) == []
+    with pytest.raises(GeometryProofError):
+        prove_seg(seg, case.labels, case.volume)
+    assert not seg.exists()
+
+
+def test_a_frame_that_names_another_slice_than_it_lies_in_fails(case, seg):
+    dataset = pydicom.dcmread(seg)
+    first, second = dataset.PerFrameFunctionalGroupsSequence[:2]
+    first.DerivationImageSequence, second.DerivationImageSequence = (
+        second.DerivationImageSequence,
+        first.DerivationImageSequence,
+    )
+    dataset.save_as(seg)
+    with pytest.raises(GeometryProofError, match=r"lies 2\.50 mm off its plane"):
+        prove_seg(seg, case.labels, case.volume)
+
+
+def test_frames_moved_half_a_millimetre_in_their_plane_fail(case, seg):
+    dataset = pydicom.dcmread(seg)
+    step = np.array(source_planes(case.volume).popitem()[1].column_step_mm)
+    for group in dataset.PerFrameFunctionalGroupsSequence:
+        position = np.array(group.PlanePositionSequence[0].ImagePositionPatient, dtype=float)
+        moved = position + 0.5 * step / np.linalg.norm(step)
+        group.PlanePositionSequence[0].ImagePositionPatient = [f"{v:.6f}" for v in moved]
+    dataset.save_as(seg)
+    with pytest.raises(GeometryProofError, match="away from the result's grid"):
+        prove_seg(seg, case.labels, case.volume)
+
+
+def test_swapped_segment_numbers_fail(case, seg):
+    dataset = pydicom.dcmread(seg)
+    for group in dataset.PerFrameFunctionalGroupsSequence:
+        item = group.SegmentIdentificationSequence[0]
+        item.ReferencedSegmentNumber = 3 - item.ReferencedSegmentNumber
+    dataset.save_as(seg)
+    with pytest.raises(GeometryProofError, match="differ"):
+        prove_seg(seg, case.labels, case.volume)
+
+
+def test_a_contour_moved_by_one_pixel_fails_and_the_file_is_deleted(case, rtstruct):
+    dataset = pydicom.dcmread(rtstruct)
+    contour = dataset.ROIContourSequence[1].ContourSequence[0]
+    step = case.volume.affine_lps[:3, 0]
+    points = np.array(contour.ContourData, dtype=float).reshape(-1, 3) + step
+    contour.ContourData = [f"{v:.3f}" for v in points.ravel()]
+    dataset.save_as(rtstruct)
+    with pytest.raises(GeometryProofError, match="differ"):
+        prove_rtstruct(rtstruct, case.labels, case.volume)
+    assert not rtstruct.exists()
+
+
+def test_a_contour_lifted_off_its_slice_fails(case, rtstruct):
+    dataset = pydicom.dcmread(rtstruct)
+    contour = dataset.ROIContourSequence[0].ContourSequence[0]
+    normal = np.cross(case.volume.affine_lps[:3, 0], case.volume.affine_lps[:3, 1])
+    points = np.array(contour.ContourData, dtype=float).reshape(-1, 3) + 0.4 * normal / np.linalg.norm(normal)
+    contour.ContourData = [f"{v:.3f}" for v in points.ravel()]
+    dataset.save_as(rtstruct)
+    with pytest.raises(GeometryProofError, match=r"lies 0\.40 mm off its plane"):
+        prove_rtstruct(rtstruct, case.labels, case.volume)
+
+
+def test_a_contour_moved_by_less_than_a_third_of_a_pixel_encloses_the_same_voxels(case, rtstruct):
+    """The sub-voxel rule: contours stay 0.35 pixels or more away from voxel centres."""
+    dataset = pydicom.dcmread(rtstruct)
+    for roi in dataset.ROIContourSequence:
+        for contour in roi.ContourSequence:
+            points = np.array(contour.ContourData, dtype=float).reshape(-1, 3)
+            contour.ContourData = [f"{v:.3f}" for v in (points + 0.3 * case.volume.affine_lps[:3, 0]).ravel()]
+    dataset.save_as(rtstruct)
+    prove_rtstruct(rtstruct, case.labels, case.volume)
+
+
+def test_even_odd_fills_a_triangle_as_its_half_planes_say():
+    triangle = np.array([(1.2, 0.7), (9.4, 3.1), (4.9, 8.8)])
+    row, column = np.mgrid[0:10, 0:12]
+    inside = np.ones(row.shape, dtype=bool)
+    for (x0, y0), (x1, y1) in zip(triangle, np.roll(triangle, -1, axis=0), strict=True):
+        inside &= (x1 - x0) * (row - y0) - (y1 - y0) * (column - x0) > 0
+    np.testing.assert_array_equal(even_odd([triangle], (10, 12)), inside)
+
+
+def test_even_odd_of_an_inner_loop_is_a_hole_and_of_a_doubled_loop_nothing():
+    outer = np.array([(0.5, 0.5), (8.5, 0.5), (8.5, 6.5), (0.5, 6.5)])
+    inner = np.array([(2.5, 2.5), (4.5, 2.5), (4.5, 4.5), (2.5, 4.5)])
+    wanted = np.zeros((8, 10), dtype=bool)
+    wanted[1:7, 1:9] = True
+    wanted[3:5, 3:5] = False
+    np.testing.assert_array_equal(even_odd([outer, inner], (8, 10)), wanted)
+    assert not even_odd([outer, outer[::-1]], (8, 10)).any()
+
+
+def test_even_odd_clips_what_reaches_beyond_the_image():
+    beyond = np.array([(-3.5, -2.5), (20.5, -2.5), (20.5, 3.5), (-3.5, 3.5)])
+    np.testing.assert_array_equal(even_odd([beyond], (6, 5)).sum(axis=1), [5, 5, 5, 5, 0, 0])
+
+
+def test_a_plane_turns_pixels_into_millimetres_and_back():
+    plane = Plane(np.array([1.0, 2.0, 3.0]), np.array([0.0, 0.5, 0.0]), np.array([0.0, 0.0, -2.0]))
+    np.testing.assert_allclose(plane.points_mm(np.array([4]), np.array([1])), [[1.0, 4.0, 1.0]])
+    np.testing.assert_allclose(plane.pixels(np.array([[0.75, 4.0, 1.0]])), [[4.0, 1.0, 0.25]])

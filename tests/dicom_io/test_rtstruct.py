@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+from matplotlib.path import Path as Polygon
+from result_phantoms import RESULT, dciodvfy_errors, lopsided_labels, oblique_affine, oblique_case
+
+from dicom_io.errors import LabelError, UnreadableFileError
+from dicom_io.proof import even_odd
+from dicom_io.read import read_series
+from dicom_io.rtstruct import contours, read_rtstruct, write_rtstruct
+from dicom_io.volume import Provenance, Volume
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    return oblique_case(tmp_path_factory.mktemp("case") / "phantom")
+
+
+@pytest.fixture(scope="module")
+def written(case, tmp_path_factory):
+    return write_rtstruct(case.labels, case.volume, tmp_path_factory.mktemp("rt") / "result.dcm", RESULT)
+
+
+def blobs(seed: int, shape: tuple[int, int] = (17, 23)) -> np.ndarray:
+    """Random regions with holes, islands in holes and parts that touch by a corner."""
+    from scipy.ndimage import gaussian_filter
+
+    rng = np.random.default_rng(seed)
+    return gaussian_filter(rng.standard_normal(shape), rng.uniform(0.2, 1.5)) > 0
+
+
+def inside_by_matplotlib(loops: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+    row, column = np.indices(shape)
+    centres = np.c_[column.ravel(), row.ravel()]
+    counts = sum(Polygon(np.r_[loop, loop[:1]]).contains_points(centres).astype(int) for loop in loops)
+    return (np.broadcast_to(counts, centres.shape[0]) % 2 == 1).reshape(shape)
+
+
+def test_rtstruct_has_no_dciodvfy_error(written):
+    assert dciodvfy_errors(written) == []
+
+
+def test_contours_of_an_oblique_series_give_back_every_voxel(case, written):
+    np.testing.assert_array_equal(read_rtstruct(written, case.volume).array, case.labels.array)
+
+
+def test_contours_read_on_the_grid_of_the_nifti_land_where_its_labels_are(written):
+    nifti = Volume(np.zeros((13, 10, 7)), oblique_affine(), Provenance("nifti"))
+    np.testing.assert_array_equal(read_rtstruct(written, nifti).array, lopsided_labels())
+
+
+def test_the_contour_of_one_voxel_runs_through_the_four_points_half_way_to_its_neighbours():
+    mask = np.zeros((5, 6), dtype=bool)
+    mask[2, 3] = True
+    (loop,) = contours(mask)
+    assert {tuple(point) for point in loop} == {(2.5, 2.0), (3.5, 2.0), (3.0, 1.5), (3.0, 2.5)}
+
+
+def test_a_block_that_touches_the_edge_of_the_image_has_a_closed_contour():
+    mask = np.zeros((4, 5), dtype=bool)
+    mask[:2, :3] = True
+    (loop,) = contours(mask)
+    assert loop.min() == -0.5
+    x, y = loop.T
+    area = 0.5 * abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1)))
+    assert area == pytest.approx(3 * 2 - 4 * 0.125)  # four corners are cut by half of a quarter pixel
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_contours_enclose_exactly_the_mask_by_our_rule_and_by_matplotlib(seed):
+    mask = blobs(seed)
+    loops = contours(mask)
+    np.testing.assert_array_equal(even_odd([loop.round(3) for loop in loops], mask.shape), mask)
+    np.testing.assert_array_equal(inside_by_matplotlib(loops, mask.shape), mask)
+
+
+def test_contours_stay_a_third_of_a_pixel_away_from_every_voxel_centre_but_for_the_bridges():
+    mask = blobs(3)
+    holes_filled = [loop for loop in contours(mask) if len({tuple(p) for p in loop}) == len(loop)]
+    assert holes_filled
+    row, column = np.indices(mask.shape)
+    centres = np.c_[column.ravel(), row.ravel()].astype(float)
+    for loop in holes_filled:
+        start, along = loop, np.roll(loop, -1, axis=0) - loop
+        offset = centres[:, None] - start[None]
+        share = np.clip((offset * along).sum(2) / (along**2).sum(1), 0, 1)
+        away = np.linalg.norm(offset - share[..., None] * along, axis=2)
+        assert away.min() >= np.sqrt(0.125) - 1e-9
+
+
+def test_a_hole_is_one_keyhole_contour_that_closes_over_its_bridge():
+    mask = np.ones((9, 9), dtype=bool)
+    mask[3:6, 4:7] = False
+    (loop,) = contours(mask)
+    edges = [(tuple(a), tuple(b)) for a, b in zip(loop, np.roll(loop, -1, axis=0), strict=True)]
+    back = [edge for edge in edges if edge[::-1] in edges]
+    assert len(back) == 2
+    np.testing.assert_array_equal(even_odd([loop], mask.shape), mask)
+
+
+def test_a_hole_drawn_as_a_second_contour_reads_the_same(case, written, tmp_path):
+    """The XOR convention of other writers: outer and inner contour side by side."""
+    dataset = pydicom.dcmread(written)
+    template = dataset.ROIContourSequence[0].ContourSequence[0]
+    k = next(n for n in range(7) if case.labels.array[:, :, n].any())
+    plane = case.volume.affine_lps
+    loops = []
+    for low, high in ((1.5, 8.5), (3.5, 5.5)):
+        square = np.array([(low, low), (high, low), (high, high), (low, high)])
+        points = np.c_[square, np.full(4, k), np.ones(4)] @ plane.T
+        loops.append([f"{v:.3f}" for v in points[:, :3].ravel()])
+    items = []
+    for loop in loops:
+        item = pydicom.Dataset()
+        item.ContourGeometricType, item.NumberOfContourPoints, item.ContourData = "CLOSED_PLANAR", 4, loop
+        items.append(item)
+    assert template.ContourGeometricType == "CLOSED_PLANAR"
+    dataset.ROIContourSequence[0].ContourSequence = items
+    dataset.ROIContourSequence[1].ContourSequence = []
+    dataset.save_as(tmp_path / "xor.dcm")
+    wanted = np.zeros((13, 10, 7), dtype=int)
+    wanted[2:9, 2:9, k] = 1
+    wanted[4:6, 4:6, k] = 0
+    np.testing.assert_array_equal(read_rtstruct(tmp_path / "xor.dcm", case.volume).array, wanted)
+
+
+def test_numbers_fit_the_decimal_string_and_contours_lie_on_their_slices(case, written):
+    raw = pydicom.dcmread(written)
+    uids = case.volume.provenance.sop_instance_uids
+    to_index = np.linalg.inv(case.volume.affine_lps)
+    for roi in raw.ROIContourSequence:
+        for contour in roi.ContourSequence:
+            assert all(len(str(value)) <= 16 for value in contour.ContourData)
+            points = np.array(contour.ContourData, dtype=float).reshape(-1, 3)
+            assert contour.NumberOfContourPoints == len(points)
+            slices = (np.c_[points, np.ones(len(points))] @ to_index.T)[:, 2]
+            (image,) = contour.ContourImageSequence
+            np.testing.assert_allclose(slices, uids.index(image.ReferencedSOPInstanceUID), atol=0.001)
+
+
+def test_the_full_reference_hierarchy_is_there_and_nothing_is_approved(case, written):
+    dataset = pydicom.dcmread(written)
+    provenance = case.volume.provenance
+    (frame,) = dataset.ReferencedFrameOfReferenceSequence
+    (study,) = frame.RTReferencedStudySequence
+    (series,) = study.RTReferencedSeriesSequence
+    assert frame.FrameOfReferenceUID == provenance.frame_of_reference_uid
+    assert study.ReferencedSOPInstanceUID == provenance.study_instance_uid
+    assert series.SeriesInstanceUID == provenance.series_instance_uid
+    listed = {item.ReferencedSOPInstanceUID for item in series.ContourImageSequence}
+    assert listed == set(provenance.sop_instance_uids)
+    assert dataset.ApprovalStatus == "UNAPPROVED"
+    assert "RESEARCH" in dataset.SeriesDescription
+    assert [roi.ROIGenerationAlgorithm for roi in dataset.StructureSetROISequence] == ["AUTOMATIC"] * 2
+    assert [roi.ROIName for roi in dataset.StructureSetROISequence] == ["Front part", "Back part"]
+    assert str(dataset.PatientName) == "DEMO^phantom"
+
+
+def test_the_same_input_gives_the_same_bytes(case, written, tmp_path):
+    again = write_rtstruct(case.labels, case.volume, tmp_path / "again.dcm", RESULT)
+    assert again.read_bytes() == written.read_bytes()
+
+
+@pytest.mark.parametrize("kept", [2, 0])
+def test_a_segment_without_voxels_is_a_region_without_contours(case, tmp_path, kept):
+    labels = case.labels.with_array(np.where(case.labels.array == kept, kept, 0).astype(np.uint8))
+    path = write_rtstruct(labels, case.volume, tmp_path / "r.dcm", RESULT)
+    assert dciodvfy_errors(path) == []
+    assert len(pydicom.dcmread(path).StructureSetROISequence) == 2
+    np.testing.assert_array_equal(read_rtstruct(path, case.volume).array, labels.array)
+
+
+def test_a_multi_frame_source_is_right(case, tmp_path):
+    slices = [pydicom.dcmread(file) for file in case.volume.provenance.files]
+    enhanced = hd.legacy.LegacyConvertedEnhancedMRImage(
+        slices[::-1], hd.UID(), series_number=2, sop_instance_uid=hd.UID(), instance_number=1
+    )
+    (tmp_path / "series").mkdir()
+    enhanced.save_as(tmp_path / "series" / "e.dcm")
+    source = read_series(tmp_path / "series")
+    path = write_rtstruct(source.with_array(case.labels.array), source, tmp_path / "r.dcm", RESULT)
+    assert dciodvfy_errors(path) == []
+    np.testing.assert_array_equal(read_rtstruct(path, source).array, case.labels.array)
+
+
+def test_overlapping_channels_are_written_and_refused_as_one_label_map(case, tmp_path):
+    overlapping = np.stack([case.labels.array > 0, case.labels.array == 2], axis=3)
+    path = write_rtstruct(case.volume.with_array(overlapping), case.volume, tmp_path / "r.dcm", RESULT)
+    with pytest.raises(LabelError, match="region 2 overlaps region 1"):
+        read_rtstruct(path, case.volume)
+
+
+def edited(written, path, edit):
+    dataset = pydicom.dcmread(written)
+    edit(dataset)
+    dataset.save_as(path)
+    return path
+
+
+def _lift(dataset: pydicom.Dataset) -> None:
+    contour = dataset.ROIContourSequence[0].ContourSequence[0]
+    points = np.array(contour.ContourData, dtype=float).reshape(-1, 3)
+    normal = np.cross(oblique_affine()[:3, 0], oblique_affine()[:3, 1])
+    contour.ContourData = [f"{v:.3f}" for v in (points + normal / np.linalg.norm(normal)).ravel()]
+
+
+def _beyond(dataset: pydicom.Dataset) -> None:
+    contour = dataset.ROIContourSequence[0].ContourSequence[0]
+    points = np.array(contour.ContourData, dtype=float).reshape(-1, 3) + 9 * oblique_affine()[:3, 2]
+    contour.ContourData = [f"{v:.3f}" for v in points.ravel()]
+
+
+def _point(dataset: pydicom.Dataset) -> None:
+    dataset.ROIContourSequence[0].ContourSequence[0].ContourGeometricType = "POINT"
+
+
+def _zero(dataset: pydicom.Dataset) -> None:
+    dataset.StructureSetROISequence[0].ROINumber = 0
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [(_lift, r"0\.40 slices away"), (_beyond, "lies in slice"), (_point, "type POINT"), (_zero, r"\[0, 2\]")],
+)
+def test_contours_that_are_no_labels_of_this_image_are_refused(case, written, tmp_path, edit, says):
+    with pytest.raises(LabelError, match=says):
+        read_rtstruct(edited(written, tmp_path / "e.dcm", edit), case.volume)
+
+
+def test_other_files_and_other_images_are_refused(case, written, tmp_path):
+    provenance = replace(case.volume.provenance, frame_of_reference_uid="1.2.3")
+    with pytest.raises(LabelError, match="frame of reference"):
+        read_rtstruct(written, replace(case.volume, provenance=provenance))
+    with pytest.raises(LabelError, match="RT Structure Set is needed"):
+        read_rtstruct(case.seg, case.volume)
+    (tmp_path / "empty.dcm").touch()
+    with pytest.raises(UnreadableFileError, match=r"empty\.dcm"):
+        read_rtstruct(tmp_path / "empty.dcm", case.volume)
+
+
+# --- with the larger data beside the repository ---
+
+
+def test_rtstruct_on_a_real_scanner_series_is_valid_and_exact(shared_data, tmp_path):
+    source = read_series(shared_data / "dicom_series/mr_ge_oblique_t1post/Study1/12-T1post-05670")
+    i, j, k = np.indices(source.shape) / np.array(source.shape)[:, None, None, None]
+    labels = np.zeros(source.shape, dtype=np.uint8)
+    labels[((i - 0.4) / 0.2) ** 2 + ((j - 0.55) / 0.1) ** 2 + ((k - 0.4) / 0.3) ** 2 < 1] = 1
+    labels[((i - 0.4) / 0.1) ** 2 + ((j - 0.55) / 0.04) ** 2 < 1] = 0
+    labels[(i > 0.7) & (j < 0.3) & (i + j + 0.1 * k < 1.05)] = 2
+    path = write_rtstruct(source.with_array(labels), source, tmp_path / "r.dcm", RESULT)
+    assert dciodvfy_errors(path) == []
+    np.testing.assert_array_equal(read_rtstruct(path, source).array, labels)

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import replace
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+from result_phantoms import RESULT, dciodvfy_errors, oblique_affine, oblique_case, tool
+
+from dicom_io.errors import LabelError
+from dicom_io.measure import measure_segment
+from dicom_io.read import read_series
+from dicom_io.seg import write_seg
+from dicom_io.sr import write_sr
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    return oblique_case(tmp_path_factory.mktemp("case") / "phantom")
+
+
+@pytest.fixture(scope="module")
+def written(case, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    seg = write_seg(case.labels, case.volume, folder / "seg.dcm", RESULT)
+    return write_sr(case.labels, case.volume, folder / "sr.dcm", RESULT, seg=seg), seg
+
+
+def groups(sr):
+    report = hd.sr.srread(sr)
+    return report.content.get_volumetric_roi_measurement_groups()
+
+
+def values(group) -> dict[tuple[str, str], tuple[float, str]]:
+    """(measurement, derivation) -> (value, unit)."""
+    found = {}
+    for item in group.get_measurements():
+        derivation = item.derivation.meaning if item.derivation else ""
+        found[item.name.meaning, derivation] = (float(item.value), item.unit.value)
+    return found
+
+
+def by_dcmqi(sr, folder) -> dict:
+    command = [tool("tid1500reader"), "--inputDICOM", str(sr), "--outputMetadata", str(folder / "sr.json")]
+    subprocess.run(command, capture_output=True, check=False)
+    return json.loads((folder / "sr.json").read_text())
+
+
+def test_sr_has_no_dciodvfy_error(written):
+    assert dciodvfy_errors(written[0]) == []
+
+
+def test_dcmqi_parses_the_report_and_finds_the_volumes_that_voxel_counts_give(case, written, tmp_path):
+    report = by_dcmqi(written[0], tmp_path)
+    for number, group in enumerate(report["Measurements"], start=1):
+        items = {item["quantity"]["CodeMeaning"]: item for item in group["measurementItems"]}
+        wanted_ml = np.count_nonzero(case.labels.array == number) * 0.9 * 1.3 * 2.5 / 1000
+        assert float(items["Volume"]["value"]) == pytest.approx(wanted_ml, rel=1e-6)
+        assert items["Volume"]["units"]["CodeValue"] == "cm3"
+        assert group["ReferencedSegment"] == number
+        assert group["segmentationSOPInstanceUID"] == pydicom.dcmread(written[1]).SOPInstanceUID
+        assert group["SourceSeriesForImageSegmentation"] == case.volume.provenance.series_instance_uid
+    assert report["CompletionFlag"] == "COMPLETE"
+    assert report["VerificationFlag"] == "UNVERIFIED"
+
+
+def test_seg_and_sr_share_tracking_ids_and_study(written):
+    sr, seg = (pydicom.dcmread(path) for path in written)
+    assert sr.StudyInstanceUID == seg.StudyInstanceUID
+    for group, item in zip(groups(written[0]), seg.SegmentSequence, strict=True):
+        assert group.tracking_identifier == item.TrackingID
+        assert group.tracking_uid == item.TrackingUID
+
+
+def test_the_evidence_lists_every_source_and_the_seg(case, written):
+    sr, seg = (pydicom.dcmread(path) for path in written)
+    listed = {
+        item.ReferencedSOPInstanceUID
+        for study in sr.CurrentRequestedProcedureEvidenceSequence
+        for series in study.ReferencedSeriesSequence
+        for item in series.ReferencedSOPSequence
+    }
+    assert listed == {*case.volume.provenance.sop_instance_uids, seg.SOPInstanceUID}
+    assert "PertinentOtherEvidenceSequence" not in sr
+
+
+def test_finding_site_algorithm_and_procedure_are_coded(written):
+    front, back = groups(written[0])
+    assert front.finding_type.value == "5366008"
+    assert front.finding_sites[0].topographical_modifier.value == "255549009"
+    assert back.finding_type.value == "59820001"
+    assert back.finding_sites[0].value.value == "5665001"
+    text = str(pydicom.dcmread(written[0]))
+    for wanted in ("a_network", "1.2.3", "tta=off", RESULT.bundle_sha256, "25056-3"):
+        assert wanted in text
+    assert "RESEARCH" in pydicom.dcmread(written[0]).SeriesDescription
+
+
+def test_intensities_have_the_units_of_the_modality(case, written):
+    masked = case.volume.array[case.labels.array == 1].astype(float)
+    found = values(groups(written[0])[0])
+    assert found["MR signal intensity", "Mean"] == (pytest.approx(masked.mean(), rel=1e-6), "1")
+    assert found["MR signal intensity", "Standard Deviation"] == (pytest.approx(masked.std(), rel=1e-6), "1")
+
+
+def test_an_empty_segment_has_volume_zero_and_no_other_figure(case, tmp_path):
+    labels = case.labels.with_array(np.where(case.labels.array == 2, 2, 0).astype(np.uint8))
+    seg = write_seg(labels, case.volume, tmp_path / "seg.dcm", RESULT)
+    sr = write_sr(labels, case.volume, tmp_path / "sr.dcm", RESULT, seg=seg)
+    assert dciodvfy_errors(sr) == []
+    assert values(groups(sr)[0]) == {("Volume", ""): (0.0, "cm3")}
+
+
+def test_the_same_input_gives_the_same_bytes(case, written, tmp_path):
+    again = write_sr(case.labels, case.volume, tmp_path / "again.dcm", RESULT, seg=written[1])
+    assert again.read_bytes() == written[0].read_bytes()
+
+
+def test_a_report_on_another_seg_is_refused(case, written, tmp_path):
+    other = replace(RESULT, settings=(("tta", "on"),))
+    with pytest.raises(LabelError, match="must refer to its own SEG"):
+        write_sr(case.labels, case.volume, tmp_path / "x.dcm", other, seg=written[1])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_multi_frame_source_is_reported_on(case, tmp_path):
+    slices = [pydicom.dcmread(file) for file in case.volume.provenance.files]
+    enhanced = hd.legacy.LegacyConvertedEnhancedMRImage(
+        slices, hd.UID(), series_number=2, sop_instance_uid=hd.UID(), instance_number=1
+    )
+    (tmp_path / "series").mkdir()
+    enhanced.save_as(tmp_path / "series" / "e.dcm")
+    source = read_series(tmp_path / "series")
+    labels = source.with_array(case.labels.array)
+    seg = write_seg(labels, source, tmp_path / "seg.dcm", RESULT)
+    sr = write_sr(labels, source, tmp_path / "sr.dcm", RESULT, seg=seg)
+    assert dciodvfy_errors(sr) == []
+    assert len(groups(sr)) == 2
+
+
+# --- the figures themselves ---
+
+
+def ibsi_phantom() -> tuple[np.ndarray, np.ndarray]:
+    """Intensities and mask of the digital phantom of the Image Biomarker Standardisation Initiative, (z, y,
+    x).
+    """
+    out = -1
+    intensities = np.array(
+        [
+            [[1, 4, 4, 1, 1], [1, 4, 6, 1, 1], [4, 1, 6, 4, 1], [4, 4, 6, 4, 1]],
+            [[1, 4, 4, 1, 1], [1, 1, 6, 1, 1], [out, 1, 3, 1, 1], [4, 4, 6, 1, 1]],
+            [[1, 4, 4, out, out], [1, 1, 1, 1, 1], [1, 1, out, 1, 1], [1, 1, 6, 1, 1]],
+            [[1, 4, 4, out, out], [1, 1, 1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 6, 1, 1]],
+        ]
+    )
+    return intensities, intensities != out
+
+
+def test_measures_agree_with_the_published_values_of_the_ibsi_phantom():
+    """Reference values: IBSI reference manual, digital phantom (2 mm voxels): F. C0JK, L0JK, YEKZ, Q4LE,
+    ECT3.
+    """
+    intensities, mask = ibsi_phantom()
+    found = measure_segment(mask, intensities, np.diag([2.0, 2.0, 2.0, 1.0]))
+    assert found.volume_ml == pytest.approx(0.592)
+    assert found.surface_mm2 == pytest.approx(388, abs=0.5)
+    assert found.max_diameter_mm == pytest.approx(13.1, abs=0.05)
+    assert found.mean == pytest.approx(2.15, abs=0.005)
+    assert found.std**2 == pytest.approx(3.05, abs=0.005)
+
+
+def test_one_voxel_has_the_surface_and_diameter_of_an_octahedron():
+    mask = np.zeros((3, 4, 5), dtype=bool)
+    mask[0, 3, 2] = True
+    found = measure_segment(mask, np.full(mask.shape, 7.0), np.diag([1.0, 1.0, 1.0, 1.0]))
+    assert found.surface_mm2 == pytest.approx(np.sqrt(3))  # edge sqrt(1/2), area 2 sqrt(3) edge^2
+    assert found.max_diameter_mm == pytest.approx(1.0)
+    assert (found.mean, found.std) == (7.0, 0.0)
+
+
+def test_measures_do_not_depend_on_how_the_grid_is_turned():
+    rng = np.random.default_rng(4)
+    mask = rng.random((6, 7, 8)) > 0.6
+    straight = measure_segment(mask, mask * 1.0, np.diag([0.9, 1.3, 2.5, 1.0]))
+    turned = measure_segment(mask, mask * 1.0, oblique_affine())
+    assert turned.surface_mm2 == pytest.approx(straight.surface_mm2)
+    assert turned.max_diameter_mm == pytest.approx(straight.max_diameter_mm)
+    assert turned.volume_ml == pytest.approx(straight.volume_ml)
+
+
+def test_the_surface_is_watertight_for_every_kind_of_cell():
+    """By the divergence theorem the area vectors of a closed surface add up to nothing."""
+    from dicom_io.measure import _CORNERS, _cell_loops
+
+    mask = np.pad(np.random.default_rng(5).random((7, 7, 7)) > 0.5, 1)
+    total = np.zeros(3)
+    for cell in np.ndindex(*(n - 1 for n in mask.shape)):
+        kind = sum(
+            int(mask[tuple(np.add(cell, corner.astype(int)))]) << bit for bit, corner in enumerate(_CORNERS)
+        )
+        for loop in _cell_loops(kind):
+            points = np.array(loop)
+            total += np.cross(points[1:-1] - points[0], points[2:] - points[0]).sum(axis=0) / 2
+    np.testing.assert_allclose(total, 0, atol=1e-9)
+
+
+def test_a_balls_diameter_is_right_to_a_voxel_and_its_binary_mesh_is_a_few_percent_too_large():
+    grid = np.mgrid[-20:21, -20:21, -20:21]
+    mask = (grid**2).sum(axis=0) <= 15.3**2
+    found = measure_segment(mask, mask * 1.0, np.eye(4))
+    assert abs(found.max_diameter_mm - 30.6) < 1.0
+    assert 1.0 < found.surface_mm2 / (4 * np.pi * 15.3**2) < 1.12
+
+
+# --- with the larger data beside the repository ---
+
+
+def test_sr_on_a_real_scanner_series_is_valid(shared_data, tmp_path):
+    source = read_series(shared_data / "dicom_series/mr_ge_oblique_t1post/Study1/12-T1post-05670")
+    labels = np.zeros(source.shape, dtype=np.uint8)
+    labels[200:220, 180:230, 4:9] = 1
+    labels[260:265, 180:230, 6] = 2
+    volume = source.with_array(labels)
+    seg = write_seg(volume, source, tmp_path / "seg.dcm", RESULT)
+    sr = write_sr(volume, source, tmp_path / "sr.dcm", RESULT, seg=seg)
+    assert dciodvfy_errors(sr) == []
+    wanted_ml = 20 * 50 * 5 * 0.4297**2 * 6.5 / 1000
+    assert values(groups(sr)[0])["Volume", ""][0] == pytest.approx(wanted_ml, rel=2e-4)
