@@ -99,8 +99,7 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise SegmentCodingError(
-            f"{path.name} cannot be read ({error}); a segments.json is needed; add one to the bundle's "
-            "configs"
+            f"{path.name} cannot be read ({error}); a segments.json is needed; add one to the bundle's configs"
         ) from error
 
 

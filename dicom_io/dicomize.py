@@ -329,9 +329,7 @@ def _write_labels(
     if labels is None:
         return None, None
     if segments is None:
-        raise LabelError(
-            "labels came without segments; their meaning is needed; give the bundle's segments.json"
-        )
+        raise LabelError("labels came without segments; their meaning is needed; give the bundle's segments.json")
     if labels.shape != image.shape or not np.allclose(labels.affine_lps, image.affine_lps, atol=1e-3):
         raise LabelError(
             f"the labels have the shape {labels.shape} and the image {image.shape}, or their affines differ; "
@@ -339,9 +337,7 @@ def _write_labels(
         )
     array = _flipped(labels, flips).array
     if not np.array_equal(array, np.rint(array)):
-        raise LabelError(
-            "the labels are not whole numbers; whole label values are needed; threshold them first"
-        )
+        raise LabelError("the labels are not whole numbers; whole label values are needed; threshold them first")
     fitted = volume.with_array(array.astype(np.uint8 if array.max(initial=0) < 256 else np.uint16))
     result = ResultInfo(
         segments=segments,

@@ -199,8 +199,7 @@ def _check_sizes(planes: Sequence[Plane], name: str) -> None:
     spacings = np.array([plane.pixel_spacing for plane in planes])
     if np.ptp(spacings, axis=0).max() * max(shapes[0]) > FIVE_POINT_TOLERANCE_MM:
         raise _fault(
-            f"{name} mixes pixel spacings from {_text(spacings.min(axis=0))} "
-            f"to {_text(spacings.max(axis=0))} mm",
+            f"{name} mixes pixel spacings from {_text(spacings.min(axis=0))} to {_text(spacings.max(axis=0))} mm",
             "one spacing is needed",
             "pass the files of one spacing only",
         )

@@ -172,9 +172,7 @@ def _supplied(header: Dataset) -> Dataset:
     """
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPClassUID"):
         if not header.get(keyword):
-            raise LabelError(
-                f"the source has no {keyword}; a result must refer to it; repair the source series first"
-            )
+            raise LabelError(f"the source has no {keyword}; a result must refer to it; repair the source series first")
     for keyword in TYPE_2_KEYWORDS.split():
         if header.get(keyword) is None:
             setattr(header, keyword, "")

@@ -120,9 +120,7 @@ def prove_rtstruct(path: Path, labels: Volume, source: Volume) -> None:
     try:
         for contour in walk_rtstruct(pydicom.dcmread(path)):
             plane = _same_plane(contour.points_mm, contour.source_uid, planes)
-            regions.setdefault((contour.roi, str(contour.source_uid)), []).append(
-                plane.pixels(contour.points_mm)
-            )
+            regions.setdefault((contour.roi, str(contour.source_uid)), []).append(plane.pixels(contour.points_mm))
         for (roi, uid), loops in regions.items():
             rows, columns = np.nonzero(even_odd([loop[:, :2] for loop in loops], size))
             proof.mark(roi, planes[uid].points_mm(columns, rows))
@@ -320,9 +318,7 @@ def even_odd(loops: Sequence[Floats], shape: tuple[int, int]) -> Mask:
     flips = np.zeros((rows, columns + 1), dtype=np.int64)
     for loop in loops:
         ends = np.stack([loop, np.roll(loop, -1, axis=0)])
-        lower_first = np.take_along_axis(
-            ends, np.argsort(ends[:, :, 1], axis=0, kind="stable")[:, :, None], axis=0
-        )
+        lower_first = np.take_along_axis(ends, np.argsort(ends[:, :, 1], axis=0, kind="stable")[:, :, None], axis=0)
         (x0, y0), (x1, y1) = lower_first[0].T, lower_first[1].T
         first = np.clip(np.ceil(y0), 0, rows).astype(int)
         counts = np.maximum(np.clip(np.ceil(y1), 0, rows).astype(int) - first, 0)
@@ -359,13 +355,9 @@ class _Comparison:
         placed = nearest @ self.labels.affine_lps[:3, :3].T + self.labels.affine_lps[:3, 3]
         away = np.linalg.norm(placed - points_mm, axis=1).max(initial=0.0)
         if away > TOLERANCE_MM or np.abs(index - nearest).max(initial=0.0) > TOLERANCE_VOXELS:
-            raise GeometryProofError(
-                f"segment {segment} has a voxel {away:.3f} mm away from the result's grid"
-            )
+            raise GeometryProofError(f"segment {segment} has a voxel {away:.3f} mm away from the result's grid")
         if (nearest < 0).any() or (nearest >= self.labels.shape).any():
-            raise GeometryProofError(
-                f"segment {segment} has voxels outside the result's grid {self.labels.shape}"
-            )
+            raise GeometryProofError(f"segment {segment} has voxels outside the result's grid {self.labels.shape}")
         where = tuple(nearest.T)
         if self.found.ndim == 4:
             where += (np.full(len(nearest), segment - 1),)

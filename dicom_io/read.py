@@ -24,9 +24,7 @@ from .series import READ_ERRORS, Scan, SeriesRef, broken_file, files_below, load
 from .volume import Provenance, Volume
 
 _PHYSICAL_MODALITIES = frozenset({"CT", "PT"})
-_COLOUR = frozenset(
-    {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT", "YBR_PARTIAL_420", "PALETTE COLOR"}
-)
+_COLOUR = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT", "YBR_PARTIAL_420", "PALETTE COLOR"})
 _SC_MULTI_FRAME_WORD = UID("1.2.840.10008.5.1.4.1.1.7.3")
 _MARKS = (
     "TemporalPositionIdentifier",
@@ -87,9 +85,7 @@ def read_series(source: Path | Sequence[Path], *, series_instance_uid: str | Non
     series, notes = _select(scan, series_instance_uid, explicit=explicit)
     headers = [load_dataset(path, with_pixels=False) for path in series.files]
     _check_readable(headers, series)
-    frames = [
-        frame for header, path in zip(headers, series.files, strict=True) for frame in _frames(header, path)
-    ]
+    frames = [frame for header, path in zip(headers, series.files, strict=True) for frame in _frames(header, path)]
     if all(frame.plane is None for frame in frames):
         return _picture(frames, headers[0], series, notes)
     return _stack(frames, headers, series, notes)
@@ -101,14 +97,10 @@ def _scan(source: Path | Sequence[Path]) -> tuple[Scan, bool]:
         return scan_files(files_below(Path(source))), False
     files = [Path(source)] if isinstance(source, str | Path) else list(source)
     if not files:
-        raise SeriesSelectionError(
-            "the list of files is empty; the files of one series are needed; check the input"
-        )
+        raise SeriesSelectionError("the list of files is empty; the files of one series are needed; check the input")
     for path in files:
         if not path.is_file():
-            raise UnreadableFileError(
-                f"{path} is not a file; a DICOM file or a folder is needed; check the path"
-            )
+            raise UnreadableFileError(f"{path} is not a file; a DICOM file or a folder is needed; check the path")
     return scan_files(files), True
 
 
@@ -155,11 +147,7 @@ def _several_images(images: Sequence[SeriesRef]) -> DicomIoError:
 
 
 def _cosines(series: SeriesRef) -> str:
-    return (
-        "none"
-        if series.orientation is None
-        else "(" + ", ".join(f"{c:.4g}" for c in series.orientation) + ")"
-    )
+    return "none" if series.orientation is None else "(" + ", ".join(f"{c:.4g}" for c in series.orientation) + ")"
 
 
 def _name(series: SeriesRef) -> str:
@@ -270,9 +258,7 @@ def _marks(header: Dataset, index: int) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(found.items()))
 
 
-def _picture(
-    frames: Sequence[_Frame], header: FileDataset, series: SeriesRef, notes: tuple[str, ...]
-) -> Volume:
+def _picture(frames: Sequence[_Frame], header: FileDataset, series: SeriesRef, notes: tuple[str, ...]) -> Volume:
     """A 2D picture: pixels for millimetres, columns along +x and rows along +y."""
     if len(frames) > 1:
         raise _placeless(series)
@@ -386,9 +372,7 @@ def _provenance(
     )
 
 
-def _decode(
-    ordered: Sequence[_Frame], modality: str, shape: tuple[int, ...]
-) -> tuple[NDArray[np.float32], list[str]]:
+def _decode(ordered: Sequence[_Frame], modality: str, shape: tuple[int, ...]) -> tuple[NDArray[np.float32], list[str]]:
     """Rescaled values of the given shape (K, rows, columns), or with 3 colours last, and notes."""
     slices = np.empty(shape, dtype=np.float32)
     notes: dict[str, None] = {}
@@ -438,9 +422,7 @@ def _monochrome1(stored: NDArray, dataset: Dataset, modality: str, notes: dict[s
     return low_plus_high - stored.astype(np.int64)
 
 
-def _stored(
-    dataset: FileDataset, path: Path, indices: Iterable[int], notes: dict[str, None]
-) -> Iterator[NDArray]:
+def _stored(dataset: FileDataset, path: Path, indices: Iterable[int], notes: dict[str, None]) -> Iterator[NDArray]:
     """The stored values of the frames asked for, each (rows, columns), or (rows, columns, 3) in RGB."""
     try:
         syntax = UID(dataset.file_meta.TransferSyntaxUID)

@@ -36,9 +36,7 @@ BRIDGES_TRIED = 64
 Floats = NDArray[np.float64]
 
 
-def write_rtstruct(
-    labels: Volume, source: Volume, path: Path, result: ResultInfo, *, prove: bool = True
-) -> Path:
+def write_rtstruct(labels: Volume, source: Volume, path: Path, result: ResultInfo, *, prove: bool = True) -> Path:
     """Write labels as contours on the slices they were made from; approval status UNAPPROVED.
 
     Args and errors are those of `write_seg`; labels that overlap (4D) are welcome. A segment without voxels
@@ -148,9 +146,7 @@ def _touches_centre(start: Floats, end: Floats) -> bool:
     return bool(away.min() < 0.05)
 
 
-def _structure_set(
-    labels: Volume, source: Volume, headers: tuple[Dataset, ...], result: ResultInfo
-) -> Dataset:
+def _structure_set(labels: Volume, source: Volume, headers: tuple[Dataset, ...], result: ResultInfo) -> Dataset:
     header, planes = headers[0], proof.source_planes(source)
     dataset = Dataset()
     dataset.file_meta = _file_meta(identity.result_uid(source, result, "RTSTRUCT", "instance"))
@@ -236,9 +232,7 @@ def _roi_contours(
         if frames:
             image.ReferencedFrameNumber = frames[k]
         plane = planes[proof.slice_key(source, k)]
-        found += [
-            _contour(plane.points_mm(loop[:, 0], loop[:, 1]), image) for loop in contours(mask[:, :, k].T)
-        ]
+        found += [_contour(plane.points_mm(loop[:, 0], loop[:, 1]), image) for loop in contours(mask[:, :, k].T)]
     if found:
         item.ContourSequence = found
     return item

@@ -50,9 +50,7 @@ def write_seg(labels: Volume, source: Volume, path: Path, result: ResultInfo, *,
     proof.check_grid(labels, source)
     headers = identity.source_headers(source)
     dataset = _build(labels, source, headers, result)
-    return proof.save_proved(
-        dataset, path, (lambda file: proof.prove_seg(file, labels, source)) if prove else None
-    )
+    return proof.save_proved(dataset, path, (lambda file: proof.prove_seg(file, labels, source)) if prove else None)
 
 
 def read_seg(path: Path, reference: Volume) -> Volume:

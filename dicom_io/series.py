@@ -162,9 +162,7 @@ def files_below(folder: Path) -> list[Path]:
         SeriesSelectionError: The folder does not exist or holds no file.
     """
     if not folder.is_dir():
-        raise SeriesSelectionError(
-            f"{folder} is not a folder; a folder of DICOM files is needed; check the path"
-        )
+        raise SeriesSelectionError(f"{folder} is not a folder; a folder of DICOM files is needed; check the path")
     files = [Path(parent, name) for parent, _, names in os.walk(folder) for name in names]
     if not files:
         raise SeriesSelectionError(f"folder {folder} holds no file; DICOM files are needed; check the path")

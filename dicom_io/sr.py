@@ -102,17 +102,13 @@ def _procedure(header: Dataset) -> hd.sr.CodedConcept:
     """The imaging procedure: as the source codes it in a published scheme, else by modality (CID 100)."""
     for item in header.get("ProcedureCodeSequence") or []:
         if item.get("CodingSchemeDesignator") in ("SCT", "LN", "RADLEX") and item.get("CodeValue"):
-            return hd.sr.CodedConcept(
-                item.CodeValue, item.CodingSchemeDesignator, item.get("CodeMeaning") or "?"
-            )
+            return hd.sr.CodedConcept(item.CodeValue, item.CodingSchemeDesignator, item.get("CodeMeaning") or "?")
     return hd.sr.CodedConcept.from_code(PROCEDURES.get(header.get("Modality"), codes.SCT.ImagingProcedure))
 
 
 def _observer(source: Volume, result: ResultInfo) -> hd.sr.ObservationContext:
     device = hd.sr.DeviceObserverIdentifyingAttributes(
-        uid=identity.derived_uid(
-            "device", result.algorithm_name, result.algorithm_version, result.bundle_sha256
-        ),
+        uid=identity.derived_uid("device", result.algorithm_name, result.algorithm_version, result.bundle_sha256),
         name=identity.plain(result.algorithm_name, 64),
         manufacturer_name=identity.plain(result.manufacturer, 64),
         model_name=identity.plain(result.algorithm_name, 64),
@@ -151,9 +147,7 @@ def _site(segment: Segment) -> hd.sr.FindingSite:
     posterior).
     """
     if segment.anatomic_region:
-        return hd.sr.FindingSite(
-            segment.anatomic_region, topographical_modifier=segment.anatomic_region_modifier
-        )
+        return hd.sr.FindingSite(segment.anatomic_region, topographical_modifier=segment.anatomic_region_modifier)
     return hd.sr.FindingSite(segment.type, topographical_modifier=segment.type_modifier)
 
 
@@ -162,21 +156,15 @@ def _algorithm(result: ResultInfo) -> hd.sr.AlgorithmIdentification:
     return hd.sr.AlgorithmIdentification(
         name=identity.plain(result.algorithm_name, 64),
         version=identity.plain(result.algorithm_version, 64),
-        parameters=[
-            identity.plain(text, 1024) for text in (f"bundle sha256 {result.bundle_sha256}", *settings)
-        ],
+        parameters=[identity.plain(text, 1024) for text in (f"bundle sha256 {result.bundle_sha256}", *settings)],
     )
 
 
 def _measurements(measures: SegmentMeasures, modality: str) -> list[hd.sr.Measurement]:
     found = [_measurement(codes.SCT.Volume, measures.volume_ml, codes.UCUM.CubicCentimeter)]
     if measures.max_diameter_mm is not None:
-        found.append(
-            _measurement(codes.IBSI.SurfaceAreaOfMesh, measures.surface_mm2, codes.UCUM.SquareMillimeter)
-        )
-        found.append(
-            _measurement(codes.IBSI.Maximum3DDiameterOfAMesh, measures.max_diameter_mm, codes.UCUM.Millimeter)
-        )
+        found.append(_measurement(codes.IBSI.SurfaceAreaOfMesh, measures.surface_mm2, codes.UCUM.SquareMillimeter))
+        found.append(_measurement(codes.IBSI.Maximum3DDiameterOfAMesh, measures.max_diameter_mm, codes.UCUM.Millimeter))
     if measures.mean is not None and measures.std is not None and modality in INTENSITIES:
         name, unit = INTENSITIES[modality]
         found.append(_measurement(name, measures.mean, unit, codes.SCT.Mean))
@@ -187,7 +175,6 @@ def _measurements(measures: SegmentMeasures, modality: str) -> list[hd.sr.Measur
 def _measurement(name: Code, value: float, unit: Code, derivation: Code | None = None) -> hd.sr.Measurement:
     if not np.isfinite(value):
         raise LabelError(
-            f"the measurement {name.meaning} is {value}; a finite number is needed; check the source for NaN "
-            "voxels"
+            f"the measurement {name.meaning} is {value}; a finite number is needed; check the source for NaN voxels"
         )
     return hd.sr.Measurement(name=name, value=float(f"{value:.7g}"), unit=unit, derivation=derivation)

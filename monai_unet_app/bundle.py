@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -159,17 +160,18 @@ class Bundle:
         inferer = self.part("inferer")
         if not isinstance(inferer, SlidingWindowInferer):
             raise BundleError(f"{self.name}: inferer is {type(inferer).__name__}; a SlidingWindowInferer is needed")
-        window = [int(size) for size in getattr(inferer, "orig_roi_size", inferer.roi_size)]
+        values = vars(inferer)  # typed for every use MONAI makes of them; a bundle gives plain numbers
+        window = [int(size) for size in values.get("orig_roi_size", values["roi_size"])]
         if self.slice_axis is not None:
             window.insert(self.slice_axis, 1)
         return WindowSettings(
             window=tuple(window),
-            overlap=float(inferer.overlap),
-            batch=int(inferer.sw_batch_size),
-            mode=str(getattr(inferer.mode, "value", inferer.mode)),
-            sigma_scale=float(inferer.sigma_scale),
-            padding_mode=str(getattr(inferer.padding_mode, "value", inferer.padding_mode)),
-            padding_value=float(inferer.cval),
+            overlap=float(values["overlap"]),
+            batch=int(values["sw_batch_size"]),
+            mode=str(getattr(values["mode"], "value", values["mode"])),
+            sigma_scale=float(values["sigma_scale"]),
+            padding_mode=str(getattr(values["padding_mode"], "value", values["padding_mode"])),
+            padding_value=float(values["cval"]),
         )
 
     @cached_property
@@ -223,10 +225,8 @@ def _unpack(path: Path) -> Path:
         partial = Path(tempfile.mkdtemp(dir=home.parent, prefix="monai-unet-bundle-"))
         with zipfile.ZipFile(path) as archive:
             archive.extractall(partial)
-        try:
+        with contextlib.suppress(OSError):  # another process was faster
             os.replace(partial, home)
-        except OSError:  # another process was faster
-            pass
     roots = [metadata.parents[1] for metadata in sorted(home.glob("**/configs/metadata.json"))]
     if len(roots) != 1:
         raise BundleError(f"{path.name} holds {len(roots)} bundle(s); one is needed")

@@ -100,7 +100,10 @@ def _inspect(options: argparse.Namespace) -> Answer:
     bundle = load_bundle(options.bundle) if options.bundle else None
     with _progress("reading", len(cases), options) as step:
         found = inspect_cases(
-            cases, bundle.rules if bundle else None, range(len(bundle.labels) + (not bundle.exclusive)) if bundle else None, step
+            cases,
+            bundle.rules if bundle else None,
+            range(len(bundle.labels) + (not bundle.exclusive)) if bundle else None,
+            step,
         )
     if not options.json:
         _print_fingerprint(found.summary())
@@ -209,7 +212,11 @@ def _evaluate(options: argparse.Namespace) -> Answer:
         for file in found.files:
             out.print(f"wrote {file}")
         _print_problems(found.problems)
-    answer = {"metrics": dict(found.metrics), "files": [str(file) for file in found.files], "problems": list(found.problems)}
+    answer = {
+        "metrics": dict(found.metrics),
+        "files": [str(file) for file in found.files],
+        "problems": list(found.problems),
+    }
     return answer, EXIT_REFUSED if found.problems else EXIT_DONE
 
 
@@ -243,7 +250,9 @@ def _demo(options: argparse.Namespace) -> Answer:
     from monai_unet_app.demo import run_demo
 
     check_writable(options.output)
-    answer = run_demo(options.output, options.epochs, _say(options), lambda text, total: _progress(text, total, options))
+    answer = run_demo(
+        options.output, options.epochs, _say(options), lambda text, total: _progress(text, total, options)
+    )
     if not options.json:
         _print_metrics(answer["metrics"])
         table = Table("what to open", "where")
@@ -264,8 +273,11 @@ def _doctor(options: argparse.Namespace) -> Answer:
     if not options.json:
         table = Table("what", "found", "")
         for row in rows:
-            table.add_row(row["what"], row["found"], {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]"}.get(
-                row["state"], "[red]broken[/red]"))
+            table.add_row(
+                row["what"],
+                row["found"],
+                {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]"}.get(row["state"], "[red]broken[/red]"),
+            )
         out.print(table)
     return {"checks": rows}, EXIT_FAILED if any(row["state"] == "broken" for row in rows) else EXIT_DONE
 
@@ -340,7 +352,9 @@ def _print_fingerprint(summary: dict[str, Any]) -> None:
             for label, sizes in value.items():
                 table.add_row(f"class {label}, mL", *(_numbers(sizes[key]) for key in ("least", "median", "most")))
         else:
-            text = ", ".join(f"{key} ({count})" for key, count in value.items()) if isinstance(value, dict) else str(value)
+            text = (
+                ", ".join(f"{key} ({count})" for key, count in value.items()) if isinstance(value, dict) else str(value)
+            )
             counts.append(f"{name}: {text}")
     out.print("\n".join(counts), highlight=False)
     if table.row_count:
@@ -390,7 +404,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def verb(name: str, run: Callable[[argparse.Namespace], Answer], text: str, example: str) -> argparse.ArgumentParser:
+    def verb(
+        name: str, run: Callable[[argparse.Namespace], Answer], text: str, example: str
+    ) -> argparse.ArgumentParser:
         sub = verbs.add_parser(
             name,
             help=text,
@@ -403,7 +419,10 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     demo = verb(
-        "demo", _demo, "train, calibrate, evaluate and apply a U-Net on the example cases", "monai-unet demo --output demo"
+        "demo",
+        _demo,
+        "train, calibrate, evaluate and apply a U-Net on the example cases",
+        "monai-unet demo --output demo",
     )
     demo.add_argument("--output", type=Path, default=Path("demo"), help="folder for everything (default: demo)")
     demo.add_argument("--epochs", type=int, default=5, help="length of the training (default: 5)")
@@ -422,7 +441,9 @@ def _parser() -> argparse.ArgumentParser:
     inspect = verb(
         "inspect", _inspect, "print what a data set looks like, and everything wrong with it", "monai-unet inspect DATA"
     )
-    inspect.add_argument("data", type=Path, help="images/ and labels/ in a folder, a folder of images, DICOM, or one file")
+    inspect.add_argument(
+        "data", type=Path, help="images/ and labels/ in a folder, a folder of images, DICOM, or one file"
+    )
     inspect.add_argument("--bundle", help="also hold every case to this bundle's input rules and labels")
     _add_labels(inspect)
 
@@ -433,17 +454,27 @@ def _parser() -> argparse.ArgumentParser:
         "monai-unet train --bundle hippocampus_mri_unet3d --data DATA --output my_bundle",
     )
     train.add_argument("--bundle", required=True, help="template: a name, a folder or a zip")
-    train.add_argument("--data", "--images", dest="data", type=Path, required=True,
-                       help="folder with images/ and labels/, or images (then --labels), or DICOM series with SEG or RTSTRUCT")
+    train.add_argument(
+        "--data",
+        "--images",
+        dest="data",
+        type=Path,
+        required=True,
+        help="folder with images/ and labels/, or images (then --labels), or DICOM series with SEG or RTSTRUCT",
+    )
     _add_labels(train)
     train.add_argument("--output", type=Path, required=True, help="the trained bundle; an unfinished run in it goes on")
     train.add_argument("--splits", type=Path, help="who trains, selects, calibrates and tests (splits.json)")
     train.add_argument("--epochs", type=int, help="length of the training (default: the bundle's)")
     train.add_argument("--seed", type=int, help="of windows, augmentation and weights (default: the bundle's)")
     train.add_argument("--learning-rate", type=float, help="largest learning rate (default: the bundle's)")
-    train.add_argument("--precision", choices=("auto", "bf16", "f32"), help="auto: bf16 where the device computes it fast")
+    train.add_argument(
+        "--precision", choices=("auto", "bf16", "f32"), help="auto: bf16 where the device computes it fast"
+    )
     train.add_argument("--workers", type=int, help="processes that augment (default: 0, in the training process)")
-    train.add_argument("--tracking", choices=("tensorboard", "mlflow", "none"), help="where curves go (default: tensorboard)")
+    train.add_argument(
+        "--tracking", choices=("tensorboard", "mlflow", "none"), help="where curves go (default: tensorboard)"
+    )
     _add_device(train)
 
     calibrate = verb(
@@ -475,9 +506,13 @@ def _parser() -> argparse.ArgumentParser:
         "monai-unet predict --bundle hippocampus_mri_unet3d --input SERIES --output OUT --format nifti,seg,sr,rtstruct",
     )
     predict.add_argument("--bundle", required=True, help="a name, a folder or a zip")
-    predict.add_argument("--input", type=Path, required=True, help="NIfTI, DICOM file or folder, picture, or a folder of cases")
+    predict.add_argument(
+        "--input", type=Path, required=True, help="NIfTI, DICOM file or folder, picture, or a folder of cases"
+    )
     predict.add_argument("--output", type=Path, required=True, help="folder for the results")
-    predict.add_argument("--format", default="nifti", help="comma-separated: nifti, seg, sr, rtstruct, png (default: nifti)")
+    predict.add_argument(
+        "--format", default="nifti", help="comma-separated: nifti, seg, sr, rtstruct, png (default: nifti)"
+    )
     predict.add_argument("--probabilities", action="store_true", help="add <case>_prob.nii.gz, channels last")
     predict.add_argument("--dicom-source", type=Path, help="the DICOM series that a NIfTI input was made from")
     predict.add_argument("--dicomize", action="store_true", help="write a converted DICOM series for a NIfTI input")
@@ -497,12 +532,19 @@ def _add_labels(parser: argparse.ArgumentParser) -> None:
 
 def _add_cases(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--data", type=Path, help="folder with images/ and labels/, or DICOM series with SEG or RTSTRUCT")
+    where.add_argument(
+        "--data", type=Path, help="folder with images/ and labels/, or DICOM series with SEG or RTSTRUCT"
+    )
     where.add_argument("--images", type=Path, help="folder of images, with --labels or --label-suffix")
     _add_labels(parser)
-    parser.add_argument("--splits", type=Path, help="a splits.json (default: the plan that the bundle was trained with)")
-    parser.add_argument("--partition", choices=("train", "selection", "calibration", "test", "all"),
-                        help="which cases of the plan (default: only those that the bundle has not seen)")
+    parser.add_argument(
+        "--splits", type=Path, help="a splits.json (default: the plan that the bundle was trained with)"
+    )
+    parser.add_argument(
+        "--partition",
+        choices=("train", "selection", "calibration", "test", "all"),
+        help="which cases of the plan (default: only those that the bundle has not seen)",
+    )
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:

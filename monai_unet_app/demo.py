@@ -19,11 +19,12 @@ from monai_unet_app.bundle import load_bundle
 from monai_unet_app.config import PredictConfig, resolve_device
 from monai_unet_app.convert import dicomize_cases
 from monai_unet_app.data.cases import CaseFiles, find_data
+from monai_unet_app.data.read import read_volume
+from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import AppError
 from monai_unet_app.evaluate import calibrate_bundle, choose_cases, evaluate_cases
 from monai_unet_app.results import OutputConfig, predict_cases
 from monai_unet_app.shipped import shipped
-from monai_unet_app.training.record import write_json
 from monai_unet_app.training.run import TrainConfig, train_bundle
 
 TEMPLATE = "hippocampus_mri_unet3d"
@@ -104,10 +105,8 @@ def run_demo(output: Path, epochs: int, say: Say, progress: Callable[[str, int],
 
 def validate_results(folder: Path, result: dict[str, Any], source: Volume) -> dict[str, str]:
     """Every object held against validators that are installed and against the NIfTI result, in words."""
-    import nibabel
-
     files = {kind: folder / name for kind, name in result["files"].items()}
-    labels = np.asarray(nibabel.load(files["nifti"]).dataobj).astype(int)
+    labels = read_volume(files["nifti"]).array.astype(int)
     again = read_seg(files["seg"], source).array.astype(int)
     checks = {"SEG read back lies on the result, voxel for voxel": _verdict(np.array_equal(again, labels))}
     checks["RTSTRUCT and SEG proven in millimetres when written"] = "passed"
@@ -122,7 +121,9 @@ def validate_results(folder: Path, result: dict[str, Any], source: Volume) -> di
         checks["dcmqi"] = "not run: pip install dcmqi"
         return checks
     theirs, affine_lps = labels_by_dcmqi(files["seg"])
-    checks["dcmqi reads the SEG back voxel for voxel"] = _verdict(np.array_equal(_placed(theirs, affine_lps, source), labels))
+    checks["dcmqi reads the SEG back voxel for voxel"] = _verdict(
+        np.array_equal(_placed(theirs, affine_lps, source), labels)
+    )
     groups = json.loads(tid1500_by_dcmqi(files["sr"])).get("Measurements", [])
     checks["dcmqi reads the SR: measurement groups"] = f"{len(groups)}" if groups else "FAILED: none"
     return checks

@@ -19,6 +19,7 @@ from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.calibration import CalibrationFit, Fitted
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.cases import CaseFiles, data_row
+from monai_unet_app.data.digest import dataset_sha256, file_sha256
 from monai_unet_app.data.inspect import check_cases
 from monai_unet_app.data.labels import check_values, read_labels
 from monai_unet_app.data.monai_bridge import to_metatensor
@@ -29,7 +30,6 @@ from monai_unet_app.metrics import CaseArrays, Evaluation, EvaluationPlan
 from monai_unet_app.pipeline import predict, segment_case
 from monai_unet_app.report import CasePicture, EvaluationReport, MeasuredOn, Target, exemplary_cases, write_evaluation
 from monai_unet_app.shipped import shipped
-from monai_unet_app.training.record import dataset_sha256, file_sha256
 
 DEFAULT_TARGETS = (
     Target("IoU, mean", ("iou", "mean"), at_least=0.70),
@@ -98,9 +98,7 @@ class CaseLog:
         bundle = self.bundle
         report = EvaluationReport.of(
             self.evaluation,
-            MeasuredOn(
-                bundle.name, bundle.version, bundle.sha256, data_name, dataset_sha256({"test": self.rows}), partition
-            ),
+            MeasuredOn(bundle.name, bundle.version, bundle.sha256, data_name, dataset_sha256(self.rows), partition),
             pictures=self._pictures(),
             targets=DEFAULT_TARGETS,
         )
@@ -163,7 +161,9 @@ def choose_cases(
     if left:
         note += "; left out: " + ", ".join(f"{count} of {name}" for name, count in sorted(left.items()))
     if not rows:
-        raise InputRefusedError(f"{note}: no case is left to work on; give other cases, or --partition all to take them as well")
+        raise InputRefusedError(
+            f"{note}: no case is left to work on; give other cases, or --partition all to take them as well"
+        )
     return Chosen(rows, note)
 
 

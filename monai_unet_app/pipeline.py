@@ -71,7 +71,9 @@ def segment_case(
     run = run or PredictConfig()
     seconds: dict[str, float] = {}
     with _timed(seconds, "read"):
-        volume = source if isinstance(source, Volume) else read_volume(source, series_instance_uid=run.series_instance_uid)
+        volume = (
+            source if isinstance(source, Volume) else read_volume(source, series_instance_uid=run.series_instance_uid)
+        )
         check_rules(volume, bundle.rules, "the image" if isinstance(source, Volume) else Path(source).name)
     with _timed(seconds, "preprocess"):
         item = preprocess(volume, bundle)
@@ -117,5 +119,3 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     begin = time.perf_counter()
     yield
     seconds[stage] = round(time.perf_counter() - begin, 4)
-
-

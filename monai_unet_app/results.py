@@ -33,12 +33,11 @@ from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.cases import CaseFiles, case_id
 from monai_unet_app.data.read import read_volume
-from monai_unet_app.data.schemas import validate
+from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.metrics import EvaluationPlan
 from monai_unet_app.pipeline import Case, segment_case
 from monai_unet_app.report import CasePicture, case_figure
-from monai_unet_app.training.record import write_json
 
 FORMATS = ("nifti", "seg", "sr", "rtstruct", "png")
 DICOM_FORMATS = ("seg", "sr", "rtstruct")
@@ -86,8 +85,7 @@ def write_results(
         folder = Path(partial)
         files = _write_files(case, case_id, bundle, run, what, folder)
         document = result_document(case, case_id, bundle, run, files)
-        validate(document, "result")
-        write_json(document, folder / f"{case_id}_result.json")
+        write_json(document, folder / f"{case_id}_result.json", "result")
         for path in sorted(folder.iterdir()):
             target = output / path.name
             if target.is_dir():
@@ -112,7 +110,9 @@ def predict_cases(
         except InputRefusedError as error:
             problems.append(f"{case.id}: {error}")
         except OSError as error:
-            problems.append(f"{case.id}: its results could not be written ({error.strerror}); free space or choose another output")
+            problems.append(
+                f"{case.id}: its results could not be written ({error.strerror}); free space or choose another output"
+            )
         step(case.id)
     return done, problems
 
@@ -282,7 +282,9 @@ class SaveDicomd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
         source = Path(data["image"].meta["filename_or_obj"])
         volume = read_volume(source)
-        labels, probabilities = (np.asarray(data[key].detach().cpu(), dtype=np.float32) for key in (self.keys[0], "prob"))
+        labels, probabilities = (
+            np.asarray(data[key].detach().cpu(), dtype=np.float32) for key in (self.keys[0], "prob")
+        )
         labels = labels[0] if self.bundle.exclusive else np.moveaxis(labels, 0, -1)
         case = Case(volume, probabilities, np.rint(labels).astype(np.uint8), {})
         write_results(case, str(data.get("id", case_id(source))), self.bundle, PredictConfig(), self.what, self.output)

@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+
+from dicom_io.volume import Volume
+from monai_unet_app.bundle import load_bundle
+from monai_unet_app.training.checkpoints import half_weights, save_atomically
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+BUNDLES = sorted(path.parents[1] for path in (REPOSITORY / "bundles").glob("*/configs/metadata.json"))
+EXAMPLES = REPOSITORY / "examples" / "msd_hippocampus"
+SMALLER = {
+    "filters: [32, 64, 128, 128]": "filters: [4, 4, 4, 4]",
+    "filters: [24, 48, 96, 128, 128]": "filters: [4, 4, 4, 4, 4]",
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_threads() -> None:
+    torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +36,38 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"extended data are absent (looked for {folder.name}/ beside the repository)")
     return folder
+
+
+@pytest.fixture
+def tiny_bundle(tmp_path: Path) -> Callable[[str], Path]:
+    """Makes a copy of a reference bundle with a tiny network and random (seeded) weights; runs in a blink."""
+
+    def make(name: str = "hippocampus_mri_unet3d") -> Path:
+        folder = tmp_path / "bundles" / name
+        shutil.copytree(REPOSITORY / "bundles" / name, folder, ignore=shutil.ignore_patterns("models"))
+        config = folder / "configs" / "inference.yaml"
+        text = config.read_text()
+        for large, small in SMALLER.items():
+            text = text.replace(large, small)
+        config.write_text(text)
+        torch.manual_seed(0)
+        network = load_bundle(folder).part("network_def")
+        save_atomically(half_weights(network), folder / "models" / "model.pt")
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def crop() -> Volume:
+    """An oblique, lopsided MR-like crop that the hippocampus bundles accept: a bright ellipsoid off the centre, with noise."""
+    grid = np.stack(np.meshgrid(*(np.arange(n) for n in (34, 48, 33)), indexing="ij"))
+    centre, radii = np.array([14.0, 27.0, 15.0]), np.array([7.0, 15.0, 6.0])
+    inside = (((grid - centre[:, None, None, None]) / radii[:, None, None, None]) ** 2).sum(0) < 1
+    array = np.random.default_rng(7).normal(400, 40, inside.shape) - 150 * inside
+    angle = np.deg2rad(12.0)
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    affine_lps = np.eye(4)
+    affine_lps[:3, :3] = turn @ np.diag([1.0, 1.0, 1.1])
+    affine_lps[:3, 3] = [-12.5, 31.25, -40.0]
+    return Volume(np.rint(array).astype(np.float32), affine_lps)

@@ -81,7 +81,10 @@ class CalibrationFit:
     def add(self, logits: torch.Tensor, label: torch.Tensor) -> None:
         """One case: logits (C, *spatial) and label (1, *spatial) of class numbers, or (C, *spatial) of 0 and 1."""
         self.cases.append(
-            (torch.as_tensor(logits).detach().cpu().float().clone(), torch.as_tensor(label).detach().cpu().float().clone())
+            (
+                torch.as_tensor(logits).detach().cpu().float().clone(),
+                torch.as_tensor(label).detach().cpu().float().clone(),
+            )
         )
 
     def fit(self) -> Fitted:
@@ -93,7 +96,9 @@ class CalibrationFit:
         """
         names = [name for name, value in self.parameters.items() if isinstance(value, float)]
         if not self.cases:
-            raise InputRefusedError("no calibration case; at least one subject that neither trained nor selected is needed")
+            raise InputRefusedError(
+                "no calibration case; at least one subject that neither trained nor selected is needed"
+            )
         if not names:
             raise BundleError(f"calibration is {self.parameters}; at least one float is needed to be fitted")
         values = torch.zeros(len(names), dtype=torch.float32, requires_grad=True)

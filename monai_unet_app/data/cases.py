@@ -1,7 +1,7 @@
 """Which cases there are: images with their labels, found in folders, and told apart by partition.
 
-    images/ and labels/      files of one name in both (NIfTI or 2D pictures), or one folder with a suffix for labels
-    a folder of DICOM        one folder a case: one image series and the SEG or RTSTRUCT with its labels
+images/ and labels/      files of one name in both (NIfTI or 2D pictures), or one folder with a suffix for labels
+a folder of DICOM        one folder a case: one image series and the SEG or RTSTRUCT with its labels
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class CaseFiles:
 def case_id(path: Path) -> str:
     """File name without its ending; `.nii.gz` is one ending."""
     name = path.name
-    for ending in sorted(FILE_ENDINGS + (".dcm",), key=len, reverse=True):
+    for ending in sorted((*FILE_ENDINGS, ".dcm"), key=len, reverse=True):
         if name.lower().endswith(ending):
             return name[: -len(ending)]
     return name
@@ -51,7 +51,9 @@ def find_images(source: Path) -> list[CaseFiles]:
         InputRefusedError: Nothing is there that could be an image.
     """
     if not source.exists():
-        raise InputRefusedError(f"{source.name} does not exist; an image, a DICOM folder or a folder of cases is needed")
+        raise InputRefusedError(
+            f"{source.name} does not exist; an image, a DICOM folder or a folder of cases is needed"
+        )
     if source.is_file():
         return [CaseFiles(case_id(source), source)]
     files = sorted(file for file in source.iterdir() if file.is_file() and has_ending(file, FILE_ENDINGS))
@@ -111,7 +113,8 @@ def _without_derived(cases: Sequence[CaseFiles], suffix: str) -> list[CaseFiles]
         raise InputRefusedError("images and labels lie in one folder; a suffix tells labels apart; give --label-suffix")
     ids = {case.id for case in cases}
     return [
-        case for case in cases
+        case
+        for case in cases
         if not any(case.id[:end] in ids for end in range(1, len(case.id)) if case.id[end] == suffix[0])
     ]
 

@@ -65,7 +65,11 @@ class Fingerprint:
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON: the summary, the cases, the problems."""
-        return {"summary": self.summary(), "cases": [asdict(case) for case in self.cases], "problems": list(self.problems)}
+        return {
+            "summary": self.summary(),
+            "cases": [asdict(case) for case in self.cases],
+            "problems": list(self.problems),
+        }
 
     def summary(self) -> dict[str, Any]:
         """Ranges over the cases; empty without a readable case."""
@@ -83,7 +87,9 @@ class Fingerprint:
             "channels": dict(Counter(case.channels for case in self.cases)),
             "modality": dict(Counter(case.modality or "not said" for case in self.cases)),
             "intensity_p0.5_p50_p99.5": _range([case.intensity for case in self.cases]),
-            "class_ml": {value: _range([[size] for size in sizes]) for value, sizes in sorted(volumes.items()) if value},
+            "class_ml": {
+                value: _range([[size] for size in sizes]) for value, sizes in sorted(volumes.items()) if value
+            },
         }
 
 

@@ -31,10 +31,12 @@ def read_labels(path: Path, image: Volume) -> Volume:
         labels = _read_dicom_labels(path, image)
     array = labels.array.astype(np.float32)
     if has_ending(path, PICTURE_ENDINGS):
-        array = (array.max(axis=3) if array.ndim == 4 else array) > 127
-        return image.with_array(array.astype(np.float32))
+        grey = array.max(axis=3) if array.ndim == 4 else array
+        return image.with_array((grey > 0.5).astype(np.float32))
     if array.ndim != 3 or not np.array_equal(array, np.rint(array)):
-        raise InputRefusedError(f"label {path.name} holds values that are no whole numbers; one class number a voxel is needed")
+        raise InputRefusedError(
+            f"label {path.name} holds values that are no whole numbers; one class number a voxel is needed"
+        )
     return labels.with_array(array)
 
 
@@ -59,7 +61,9 @@ def _read_dicom_labels(path: Path, image: Volume) -> Volume:
 def _kind(path: Path) -> str:
     import pydicom
 
-    sop_class = str(pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"]).get("SOPClassUID", ""))
+    sop_class = str(
+        pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"]).get("SOPClassUID", "")
+    )
     return "rtstruct" if sop_class == pydicom.uid.RTStructureSetStorage else "seg"
 
 

@@ -16,7 +16,7 @@ import torch
 from monai.config import PathLike
 from monai.data import MetaTensor
 from monai.data.image_reader import ImageReader
-from monai.utils import MetaKeys, SpaceKeys
+from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 from numpy.typing import NDArray
 
 from dicom_io.volume import Volume
@@ -77,7 +77,7 @@ class VolumeReader(ImageReader):
         return True
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Volume:
-        path = str(data if isinstance(data, str | Path) else data[0])
+        path = str(ensure_tuple(data)[0])
         if path in self.image_of_label:
             return read_labels(Path(path), read_volume(self.image_of_label[path]))
         volume = read_volume(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -54,7 +55,7 @@ def read_volume(path: str | Path, *, series_instance_uid: str | None = None) -> 
 
 def _read_nifti(path: Path) -> Volume:
     try:
-        image = nibabel.load(path)
+        image: Any = nibabel.load(path)
         array = np.asarray(image.dataobj, dtype=np.float32)
     except (ImageFileError, OSError, EOFError, ValueError, zlib.error, nibabel.spatialimages.HeaderDataError) as error:
         raise InputRefusedError(
@@ -63,7 +64,9 @@ def _read_nifti(path: Path) -> Volume:
     if array.ndim == 4 and array.shape[3] == 1:
         array = array[..., 0]
     if array.ndim not in (3, 4):
-        raise InputRefusedError(f"{path.name} has shape {array.shape}; a 3D volume (or 4D with channels last) is needed")
+        raise InputRefusedError(
+            f"{path.name} has shape {array.shape}; a 3D volume (or 4D with channels last) is needed"
+        )
     if array.dtype.names or image.get_data_dtype().names:
         raise InputRefusedError(f"{path.name} holds RGB voxels; one number a voxel is needed; convert it to grey")
     return Volume.from_ras(array, image.affine, Provenance("nifti", files=(path,)))
@@ -71,8 +74,9 @@ def _read_nifti(path: Path) -> Volume:
 
 def _read_picture(path: Path) -> Volume:
     try:
-        with Image.open(path) as picture:
-            picture.load()
+        with Image.open(path) as opened:
+            opened.load()
+            picture: Image.Image = opened
             if picture.mode not in ("L", "RGB", "I;16", "I", "F"):
                 picture = picture.convert("RGB" if picture.mode in ("P", "RGBA", "CMYK", "YCbCr") else "L")
             pixels = np.asarray(picture, dtype=np.float32)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -24,3 +26,13 @@ def validate(document: object, name: str) -> None:
     if error is not None:
         place = "/".join(map(str, error.absolute_path)) or "the document"
         raise InputRefusedError(f"{name}: at {place}: {error.message}; see {name}.schema.json")
+
+
+def write_json(document: object, path: Path, name: str | None = None) -> None:
+    """Pretty JSON through a temporary name; held against the schema `name` first, if one is given."""
+    if name is not None:
+        validate(document, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)

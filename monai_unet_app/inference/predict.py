@@ -81,7 +81,8 @@ def predict_mirrored(
     """Mean logits of the image and of its mirror images along every combination of `mirror_axes` (spatial axes)."""
     total = torch.zeros(())
     combinations = [
-        [axis + 1 for bit, axis in enumerate(mirror_axes) if number >> bit & 1] for number in range(2 ** len(mirror_axes))
+        [axis + 1 for bit, axis in enumerate(mirror_axes) if number >> bit & 1]
+        for number in range(2 ** len(mirror_axes))
     ]
     for axes in combinations:
         total = total + predict_logits(image.flip(axes), engine, settings, progress).flip(axes)

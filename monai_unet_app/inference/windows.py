@@ -40,7 +40,9 @@ def plan_windows(shape: tuple[int, ...], window: tuple[int, ...], overlap: float
         ValueError: Another number of axes, or an overlap out of range.
     """
     if len(shape) != len(window) or not 0 <= overlap < 1:
-        raise ValueError(f"shape {shape}, window {window}, overlap {overlap}: equal axes and 0 <= overlap < 1 are needed")
+        raise ValueError(
+            f"shape {shape}, window {window}, overlap {overlap}: equal axes and 0 <= overlap < 1 are needed"
+        )
     size = tuple(w if w > 0 else s for s, w in zip(shape, window, strict=True))
     padded = tuple(max(s, w) for s, w in zip(shape, size, strict=True))
     before = tuple((p - s) // 2 for s, p in zip(shape, padded, strict=True))

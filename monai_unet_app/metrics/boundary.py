@@ -115,9 +115,7 @@ def surface_distances(truth: Mask, predicted: Mask, spacing_mm: Spacing) -> Surf
     check_masks(truth, predicted)
     _check_lengths(truth.ndim, spacing_mm, 1.0)
     edges = [border(mask) for mask in _cropped(truth, predicted)]
-    return SurfaceDistances(
-        _distances(edges[0], edges[1], spacing_mm), _distances(edges[1], edges[0], spacing_mm)
-    )
+    return SurfaceDistances(_distances(edges[0], edges[1], spacing_mm), _distances(edges[1], edges[0], spacing_mm))
 
 
 def hausdorff_distance(distances: SurfaceDistances, *, percentile: float = 95.0) -> float:
@@ -192,9 +190,7 @@ def surface_band(predicted_foreground: Mask, spacing_mm: Spacing, width_mm: floa
     return band
 
 
-def _squared_distance_to_faces(
-    mask: Mask, axis: int, spacing_mm: Spacing, width_mm: float
-) -> NDArray[np.float32]:
+def _squared_distance_to_faces(mask: Mask, axis: int, spacing_mm: Spacing, width_mm: float) -> NDArray[np.float32]:
     """Squared distance of each voxel centre to the nearest face centre across `axis`; inf beyond reach.
 
     The squared distance is a sum over the axes, so one running minimum along each axis finds it exactly.

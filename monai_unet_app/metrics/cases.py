@@ -173,8 +173,7 @@ def score_case(case: CaseArrays, plan: EvaluationPlan) -> CaseScores:
     spacing = (1.0,) * len(grid) if plan.planar else case.spacing_mm
     size = 1.0 if plan.planar else case.voxel_ml
     classes = tuple(
-        _score_class(name, truth[n], predicted[n], spacing, size, plan)
-        for n, name in enumerate(plan.class_names)
+        _score_class(name, truth[n], predicted[n], spacing, size, plan) for n, name in enumerate(plan.class_names)
     )
     # The band hangs on what was predicted, never on what is true: see `reliability`.
     band = boundary.surface_band(_any(predicted), spacing, plan.band_width)
@@ -188,7 +187,8 @@ def class_masks(labels: NDArray, plan: EvaluationPlan, grid: tuple[int, ...], wh
     """One boolean mask for each named class.
 
     Args:
-        labels: Whole label values (I, J, K) of any dtype, or a boolean stack (C, I, J, K). Planar images may lack K.
+        labels: Whole label values (I, J, K) of any dtype, or a boolean stack (C, I, J, K).
+            Planar images may lack K.
         plan: Names the classes.
         grid: Shape that a mask must have: (I, J, K), or (I, J) where planar.
         what: What the labels are, for the message.
@@ -211,8 +211,8 @@ def class_masks(labels: NDArray, plan: EvaluationPlan, grid: tuple[int, ...], wh
     unknown = [f"{value:g}" for value in np.unique(labels).astype(np.float64) if value not in known]
     if unknown:
         raise ValueError(
-            f"{what} holds the label values {', '.join(unknown[:5])}; whole numbers from 0 to {known[-1]} are "
-            f"known ({', '.join(plan.class_names)}); map them first"
+            f"{what} holds the label values {', '.join(unknown[:5])}; whole numbers from 0 to {known[-1]} "
+            f"are known ({', '.join(plan.class_names)}); map them first"
         )
     return np.stack([labels == n + 1 for n in range(len(plan.class_names))])
 

@@ -42,9 +42,7 @@ class Evaluation:
                 probabilities are none.
         """
         if any(case.case_id == known.case_id for known in self.cases):
-            raise ValueError(
-                f"case {case.case_id} was added before; each case counts once; give it a name of its own"
-            )
+            raise ValueError(f"case {case.case_id} was added before; each case counts once; give it a name of its own")
         scores = score_case(case, self.plan)
         self.cases.append(scores)
         return scores
@@ -82,9 +80,7 @@ def summarise(plan: EvaluationPlan, cases: Iterable[CaseScores], how: Bootstrap)
     two subjects.
     """
     cases = list(cases)
-    summary: dict[str, Any] = {
-        key: _score_block(score, plan, cases, how) for score, key in score_keys(plan).items()
-    }
+    summary: dict[str, Any] = {key: _score_block(score, plan, cases, how) for score, key in score_keys(plan).items()}
     for key, population in (("ece", WHOLE), ("ece_band", plan.band)):
         summary[key] = _ece_block(population, plan, cases, how)
     summary["calibration"] = calibration_table(plan, [case.reliability for case in cases])
@@ -117,8 +113,7 @@ def definitions(plan: EvaluationPlan) -> dict[str, str]:
     return {
         "level": "Scores are means over cases; calibration is pooled over all cases unless it says per case.",
         "interval": "Percentile bootstrap that draws subjects again, each with all of its cases.",
-        "empty": "Both masks empty: 1. One empty: 0. "
-        "Distances: both empty 0, one empty undefined and counted apart.",
+        "empty": "Both masks empty: 1. One empty: 0. Distances: both empty 0, one empty undefined and counted apart.",
         "boundary_iou": f"IoU of the voxels of each mask within {d:g} {unit} (centre to centre) of its "
         "border voxels; border: the mask minus its face-connected erosion, with the image's edge as outside.",
         "iou_boundary_min": "The smaller of IoU and boundary IoU, case by case.",
@@ -143,8 +138,7 @@ def _score_block(score: str, plan: EvaluationPlan, cases: list[CaseScores], how:
     subjects = [case.subject for case in cases]
     mean = bootstrap_mean([case.mean(score) for case in cases], subjects, how)
     values = {
-        name: [float(getattr(case.classes[n], score)) for case in cases]
-        for n, name in enumerate(plan.class_names)
+        name: [float(getattr(case.classes[n], score)) for case in cases] for n, name in enumerate(plan.class_names)
     }
     block = _block(mean, {name: bootstrap_mean(row, subjects, how) for name, row in values.items()})
     if score in ("hd95", "assd"):
@@ -152,9 +146,7 @@ def _score_block(score: str, plan: EvaluationPlan, cases: list[CaseScores], how:
     return block
 
 
-def _ece_block(
-    population: str, plan: EvaluationPlan, cases: list[CaseScores], how: Bootstrap
-) -> dict[str, Any]:
+def _ece_block(population: str, plan: EvaluationPlan, cases: list[CaseScores], how: Bootstrap) -> dict[str, Any]:
     rows = [plan.row_of(n) for n in range(len(plan.class_names))]
     estimate = {row: _pooled_ece(population, [row], plan, cases, how) for row in (TOP_LABEL, *rows)}
     mean = _pooled_ece(population, rows, plan, cases, how)
@@ -199,12 +191,10 @@ def _calibration_block(
         "decisions": pooled.decisions,
         "top_label": {key: number(figure(pooled, TOP_LABEL)) for key, figure in figures.items()},
         "per_class": {
-            name: {key: number(figure(pooled, row)) for key, figure in figures.items()}
-            for name, row in rows.items()
+            name: {key: number(figure(pooled, row)) for key, figure in figures.items()} for name, row in rows.items()
         },
         "per_case": {
-            key: number(_finite_mean([figure(case, TOP_LABEL) for case in cases]))
-            for key, figure in figures.items()
+            key: number(_finite_mean([figure(case, TOP_LABEL) for case in cases])) for key, figure in figures.items()
         },
         "brier": number(reliability.brier_score(pooled)),
         "nll": number(reliability.negative_log_likelihood(pooled)),

@@ -20,9 +20,7 @@ def check_masks(truth: NDArray, predicted: NDArray) -> None:
     """
     for name, mask in (("truth", truth), ("predicted", predicted)):
         if mask.dtype != np.bool_:
-            raise ValueError(
-                f"{name} has dtype {mask.dtype}; a boolean mask is needed; pass `labels == value`"
-            )
+            raise ValueError(f"{name} has dtype {mask.dtype}; a boolean mask is needed; pass `labels == value`")
     if truth.shape != predicted.shape:
         raise ValueError(
             f"truth has shape {truth.shape}, predicted {predicted.shape}; one grid is needed; resample one"

@@ -228,9 +228,7 @@ def _check_shapes(truth: NDArray, probabilities: NDArray, within: NDArray | None
             "a boolean channel for each channel of the probabilities is needed"
         )
     if within is not None and (within.shape != truth.shape[1:] or within.dtype != np.bool_):
-        raise ValueError(
-            f"population is {within.dtype} {within.shape}; a boolean mask of {truth.shape[1:]} is needed"
-        )
+        raise ValueError(f"population is {within.dtype} {within.shape}; a boolean mask of {truth.shape[1:]} is needed")
 
 
 def _check_probabilities(p: Floats, exclusive: bool) -> None:

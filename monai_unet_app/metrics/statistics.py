@@ -98,9 +98,7 @@ def bootstrap_paired_difference(
     """
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if first.shape != second.shape:
-        raise ValueError(
-            f"paired values have shapes {first.shape} and {second.shape}; the same cases are needed"
-        )
+        raise ValueError(f"paired values have shapes {first.shape} and {second.shape}; the same cases are needed")
     with np.errstate(invalid="ignore"):
         return bootstrap_mean(first - second, subjects, how, seed=seed)
 
@@ -138,9 +136,7 @@ def _interval(totals: Floats, statistic: Callable[[Floats], Floats], how: Bootst
     if number < 2:
         return float("nan"), float("nan")
     # Drawing S subjects with replacement is drawing how often each one comes.
-    draws = np.random.default_rng(how.seed).multinomial(
-        number, np.full(number, 1 / number), size=how.resamples
-    )
+    draws = np.random.default_rng(how.seed).multinomial(number, np.full(number, 1 / number), size=how.resamples)
     figures = statistic(draws @ totals)
     figures = figures[np.isfinite(figures)]
     if not len(figures):
@@ -162,6 +158,4 @@ def _chosen(how: Bootstrap | None, seed: int | None) -> Bootstrap:
 
 def _check_lengths(rows: Floats, subjects: Sequence[str]) -> None:
     if len(rows) != len(subjects):
-        raise ValueError(
-            f"{len(rows)} cases came with {len(subjects)} subject names; one name a case is needed"
-        )
+        raise ValueError(f"{len(rows)} cases came with {len(subjects)} subject names; one name a case is needed")

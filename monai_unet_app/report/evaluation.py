@@ -7,14 +7,11 @@ import io
 import json
 import os
 from collections.abc import Mapping
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-import jsonschema
-
+from monai_unet_app.data.schemas import validate
 from monai_unet_app.metrics import CaseScores, EvaluationPlan, definitions
 from monai_unet_app.metrics.cases import ClassScores
 from monai_unet_app.metrics.evaluation import number, score_keys
@@ -35,11 +32,11 @@ def write_evaluation(report: EvaluationReport, folder: Path) -> tuple[Path, Path
         The three paths, in that order.
 
     Raises:
-        jsonschema.ValidationError: The summary does not obey metrics.schema.json.
+        InputRefusedError: The summary does not obey metrics.schema.json.
         OSError: The folder cannot be written to.
     """
     document = metrics_document(report)
-    validate_metrics(document)
+    validate(document, "metrics")
     texts = {
         "metrics.json": json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n",
         "cases.csv": cases_csv(report.cases, report.plan),
@@ -84,17 +81,6 @@ def metrics_document(report: EvaluationReport) -> dict[str, Any]:
     if report.targets:
         document["targets"] = [_target(report, n) for n in range(len(report.targets))]
     return document
-
-
-@cache
-def metrics_schema() -> dict[str, Any]:
-    """The committed JSON Schema of metrics.json."""
-    return json.loads((files(__package__) / "metrics.schema.json").read_text(encoding="utf-8"))
-
-
-def validate_metrics(document: Mapping[str, Any]) -> None:
-    """Raises jsonschema.ValidationError if a document does not obey metrics.schema.json."""
-    jsonschema.Draft202012Validator(metrics_schema()).validate(document)
 
 
 def cases_csv(cases: tuple[CaseScores, ...], plan: EvaluationPlan) -> str:

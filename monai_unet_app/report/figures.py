@@ -65,9 +65,7 @@ def reliability_figure(
     return figure
 
 
-def distribution_figure(
-    cases: Sequence[CaseScores], plan: EvaluationPlan, palette: Palette = Palette()
-) -> Figure:
+def distribution_figure(cases: Sequence[CaseScores], plan: EvaluationPlan, palette: Palette = Palette()) -> Figure:
     """Every case as a dot, a row a class: Dice left, boundary IoU right; bar: quartiles, tick: median."""
     rows = min(len(plan.class_names), ROWS_SHOWN)
     figure = Figure(figsize=(9.4, 1.5 + 0.75 * rows), layout="constrained")
@@ -130,9 +128,7 @@ def _draw_reliability(
     name = "as delivered" if before is not None else "pooled"
     lines.append((f"{name}, ECE {expected_calibration_error(counts):.4f}", palette.first))
     for n, (text, colour) in enumerate(lines):
-        axis.text(
-            0.035, 0.95 - 0.075 * n, text, color=colour, transform=axis.transAxes, va="top", fontsize=10
-        )
+        axis.text(0.035, 0.95 - 0.075 * n, text, color=colour, transform=axis.transAxes, va="top", fontsize=10)
     axis.set(xlim=(0, 1), ylim=(0, 1))
     axis.grid(True, color=palette.grid, lw=0.8)
 
@@ -146,9 +142,7 @@ def _draw_curve(
     x, y, sure = counts.mean_confidence()[used], counts.accuracy()[used], (number >= SCARCE)[used]
     axis.plot(x[sure], y[sure], color=colour, lw=1.6, ls=style, zorder=3)
     faces = [colour if certain else palette.ground for certain in sure]
-    axis.scatter(
-        x, y, s=30, marker=marker, c=faces, edgecolors=colour, linewidths=1.4, zorder=4, clip_on=False
-    )
+    axis.scatter(x, y, s=30, marker=marker, c=faces, edgecolors=colour, linewidths=1.4, zorder=4, clip_on=False)
 
 
 def _draw_histogram(axis: Axes, counts: ReliabilityCounts, palette: Palette) -> None:

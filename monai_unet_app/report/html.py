@@ -108,9 +108,7 @@ def _class_table(report: EvaluationReport) -> str:
         [escape(name), *(_with_interval(summary[key], name, digits) for key, (_, digits) in columns.items())]
         for name in plan.class_names
     ]
-    rows.append(
-        ["Mean", *(_with_interval(summary[key], None, digits) for key, (_, digits) in columns.items())]
-    )
+    rows.append(["Mean", *(_with_interval(summary[key], None, digits) for key, (_, digits) in columns.items())])
     table = _table(["Class", *(name for name, _ in columns.values())], rows, mean_last=True)
     return (
         "<h2>Each class</h2>\n"
@@ -122,9 +120,7 @@ def _class_table(report: EvaluationReport) -> str:
 
 def _undefined(report: EvaluationReport) -> str:
     lost = report.summary[score_keys(report.plan)["hd95"]]["undefined_cases"]
-    named = ", ".join(
-        f"{escape(name)} in {_plural(number, 'case')}" for name, number in lost.items() if number
-    )
+    named = ", ".join(f"{escape(name)} in {_plural(number, 'case')}" for name, number in lost.items() if number)
     return f"Without a distance, since one of the two masks is empty: {named}." if named else ""
 
 
@@ -144,9 +140,7 @@ def _calibration(report: EvaluationReport) -> str:
         plan.band: f"Within {plan.band_width:g} {plan.unit} of the predicted surface",
     }
     figure = reliability_figure(report.reliability, report.reliability_before, where)
-    chart = svg(
-        figure, "Reliability diagrams: how often came true what was predicted with a given confidence"
-    )
+    chart = svg(figure, "Reliability diagrams: how often came true what was predicted with a given confidence")
     caption = (
         f"Top label, {plan.bins} equal-width bins, pooled over all cases. "
         f"Hollow marks: bins with fewer than {SCARCE} decisions."
@@ -180,14 +174,11 @@ def _pictures(report: EvaluationReport) -> str:
     if not report.pictures:
         return ""
     colours = [(TRUTH_COLOUR, "Truth")] + [
-        (CLASS_COLOURS[n % len(CLASS_COLOURS)], f"Predicted: {name}")
-        for n, name in enumerate(report.plan.class_names)
+        (CLASS_COLOURS[n % len(CLASS_COLOURS)], f"Predicted: {name}") for n, name in enumerate(report.plan.class_names)
     ]
     keys = "".join(f'<li><i style="background:{colour}"></i>{escape(name)}</li>' for colour, name in colours)
     scores = {case.case_id: case for case in report.cases}
-    figures = "\n".join(
-        _picture(picture, scores.get(picture.case_id), report.plan) for picture in report.pictures
-    )
+    figures = "\n".join(_picture(picture, scores.get(picture.case_id), report.plan) for picture in report.pictures)
     cut = "" if report.plan.planar else " The planes cut where the truth is largest, at true proportions."
     return (
         f'<h2>Worst, median and best case</h2>\n<p class="note">By mean Dice.{cut}</p>\n'
@@ -227,9 +218,7 @@ def _case_table(cases: Iterable[CaseScores], plan: EvaluationPlan) -> str:
         ]
         for case in cases
     ]
-    return _table(
-        ["Case", "Subject", "Dice", "Boundary IoU", f"HD95 {plan.unit}", "ECE whole", "ECE band"], rows
-    )
+    return _table(["Case", "Subject", "Dice", "Boundary IoU", f"HD95 {plan.unit}", "ECE whole", "ECE band"], rows)
 
 
 def _provenance(report: EvaluationReport) -> str:

@@ -44,9 +44,7 @@ def case_figure(picture: CasePicture, plan: EvaluationPlan) -> Figure:
 def png_uri(figure: Figure, dpi: int = 130) -> str:
     """The figure as a PNG data URI."""
     stream = io.BytesIO()
-    figure.savefig(
-        stream, format="png", dpi=dpi, facecolor=figure.get_facecolor(), metadata={"Software": None}
-    )
+    figure.savefig(stream, format="png", dpi=dpi, facecolor=figure.get_facecolor(), metadata={"Software": None})
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
@@ -200,9 +198,7 @@ def _draw_plane(axis: Axes, plane: _Plane, thin: bool) -> None:
         letter.set(fontsize=9, path_effects=[Stroke(linewidth=2.2, foreground="#000000"), Normal()])
 
 
-def _draw_contour(
-    axis: Axes, mask: NDArray[np.bool_], size_mm: tuple[float, float], colour: str, width: float
-) -> None:
+def _draw_contour(axis: Axes, mask: NDArray[np.bool_], size_mm: tuple[float, float], colour: str, width: float) -> None:
     """Outline midway between the centres of voxels inside and outside."""
     if not mask.any() or mask.all() or min(mask.shape) < 2:
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -16,7 +15,8 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
-from monai_unet_app.data.schemas import validate
+from monai_unet_app.data.digest import dataset_sha256, file_sha256
+from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import UsageError
 from monai_unet_app.training.checkpoints import Checkpoints
 from monai_unet_app.training.update import resolve_precision
@@ -24,22 +24,6 @@ from monai_unet_app.training.update import resolve_precision
 SCHEMA_VERSION = "1.0"
 PACKAGES = ("monai-unet-app", "torch", "monai", "pytorch-ignite", "numpy", "pydicom", "highdicom", "nibabel")
 Cases = Mapping[str, Sequence[Mapping[str, str]]]
-
-
-def file_sha256(path: str | Path) -> str:
-    """Hex digest of a file's bytes, or of the bytes of all files below a folder in order of their names."""
-    path, digest = Path(path), hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-def dataset_sha256(cases: Cases) -> str:
-    """Hex digest over every image's and label's id and bytes; the folders they lie in do not count."""
-    rows = sorted((row for part in cases.values() for row in part), key=lambda row: row["id"])
-    lines = [f"{row['id']} {key} {file_sha256(row[key])}\n" for row in rows for key in ("image", "label")]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:
@@ -57,19 +41,15 @@ def git_commit() -> str | None:
     """The commit of the code that runs, with "-dirty" after it if it was changed since; None outside a repository."""
     here = Path(__file__).parent
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout
-        changed = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True).stdout
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout
+        changed = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit.strip() + ("-dirty" if changed.strip() else "")
-
-
-def write_json(document: object, path: Path) -> None:
-    """Pretty JSON, through a temporary name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(document, indent=2) + "\n")
-    os.replace(partial, path)
 
 
 class RunRecord:
@@ -92,8 +72,12 @@ class RunRecord:
         self.checkpoints = checkpoints
         self.precision = precision
         self.identity = {
-            "data_sha256": dataset_sha256(cases),
-            "cases": {row["id"]: {"partition": part, "image_sha256": file_sha256(row["image"])} for part, rows in cases.items() for row in rows},
+            "data_sha256": dataset_sha256(row for rows in cases.values() for row in rows),
+            "cases": {
+                row["id"]: {"partition": part, "image_sha256": file_sha256(row["image"])}
+                for part, rows in cases.items()
+                for row in rows
+            },
             "settings": dict(settings),
         }
         self.sessions: list[dict[str, Any]] = []
@@ -114,7 +98,8 @@ class RunRecord:
                     "resumed; give another output folder"
                 )
             self.sessions = before["sessions"]
-        device: Any = engine.state.device
+        state: Any = engine.state
+        device = state.device
         self.sessions.append(
             {
                 "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -141,5 +126,4 @@ class RunRecord:
             "history": self.checkpoints.history,
             "sessions": self.sessions,
         }
-        validate(document, "run")
-        write_json(document, self.path)
+        write_json(document, self.path, "run")

@@ -92,18 +92,20 @@ class ReplayLoader(DataLoader):
     def __init__(
         self, dataset: ReplayDataset, batch_size: int, windows_per_case: int = 1, num_workers: int = 0
     ) -> None:
+        self.tickets = ReplaySampler(len(dataset), dataset.seed)
+        self.windows_per_step = batch_size
         self.epoch_length = max(1, len(dataset) * windows_per_case // batch_size)
         super().__init__(
             dataset,
             batch_size=batch_size,
-            sampler=ReplaySampler(len(dataset), dataset.seed),
+            sampler=self.tickets,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
         )
 
     def begin_at(self, step: int) -> None:
         """The next iterator starts with the batch of training step `step` (0-based)."""
-        self.sampler.first_draw = step * self.batch_size
+        self.tickets.first_draw = step * self.windows_per_step
 
     def __len__(self) -> int:
         return self.epoch_length

@@ -75,7 +75,9 @@ def _copy(template: Bundle, output: Path) -> None:
         return
     if output.exists() and any(output.iterdir()):
         if not all((output / name).is_file() for name in NEEDED_FILES):
-            raise UsageError(f"{output} holds something that is no bundle; a new or empty folder is needed; choose another")
+            raise UsageError(
+                f"{output} holds something that is no bundle; a new or empty folder is needed; choose another"
+            )
         return
     output.mkdir(parents=True, exist_ok=True)
     for name in COPIED:

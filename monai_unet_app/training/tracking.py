@@ -43,7 +43,9 @@ class Tracking:
 
     def start(self, engine: Engine) -> None:
         """Opens the log; a resumed run goes on in its own."""
-        self.sink = _TensorBoard(self.folder, engine.state.epoch) if self.kind == "tensorboard" else _MLflow(self.folder)
+        self.sink = (
+            _TensorBoard(self.folder, engine.state.epoch) if self.kind == "tensorboard" else _MLflow(self.folder)
+        )
 
     def log(self, engine: Engine) -> None:
         """One point on each curve."""

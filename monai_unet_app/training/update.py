@@ -52,7 +52,7 @@ def averaged_model(network: torch.nn.Module, decay: float = 0.999) -> AveragedMo
     the weights it began with.
     """
 
-    def update(averaged: list[torch.Tensor], current: list[torch.Tensor], steps: Any) -> None:
+    def update(averaged: Any, current: Any, steps: Any) -> None:
         now = min(decay, (1.0 + float(steps)) / (10.0 + float(steps)))
         torch._foreach_lerp_(averaged, current, 1.0 - now)
 

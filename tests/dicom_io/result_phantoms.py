@@ -24,9 +24,7 @@ SEGMENTS = (
         codes.SCT.Anterior,
         rgb=(200, 10, 30),
     ),
-    Segment(
-        2, "Back part", codes.SCT.AnatomicalStructure, codes.SCT.BloodVessel, anatomic_region=codes.SCT.Retina
-    ),
+    Segment(2, "Back part", codes.SCT.AnatomicalStructure, codes.SCT.BloodVessel, anatomic_region=codes.SCT.Retina),
 )
 RESULT = ResultInfo(
     segments=SEGMENTS,
@@ -71,9 +69,7 @@ def lopsided_image(labels: np.ndarray) -> np.ndarray:
     return (100.3 * i + 7.7 * j + 41.9 * k + 33.3 * labels).astype(np.float32)
 
 
-def oblique_case(
-    folder: Path, affine: np.ndarray | None = None, labels: np.ndarray | None = None
-) -> DicomizedCase:
+def oblique_case(folder: Path, affine: np.ndarray | None = None, labels: np.ndarray | None = None) -> DicomizedCase:
     """A converted oblique case in `folder`: MR series, SEG, and both as volumes."""
     array = lopsided_labels() if labels is None else labels
     affine = oblique_affine() if affine is None else affine
@@ -91,9 +87,7 @@ def tool(name: str) -> str:
 
 def dciodvfy_errors(file: Path) -> list[str]:
     """The lines of dciodvfy's report that begin with Error."""
-    report = subprocess.run(
-        [tool("dciodvfy"), "-new", str(file)], capture_output=True, text=True, check=False
-    ).stderr
+    report = subprocess.run([tool("dciodvfy"), "-new", str(file)], capture_output=True, text=True, check=False).stderr
     assert report.strip(), "dciodvfy said nothing, not even the IOD"
     return [line for line in report.splitlines() if line.startswith("Error")]
 

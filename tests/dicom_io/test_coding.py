@@ -45,9 +45,7 @@ def test_the_schema_is_itself_a_valid_schema():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.parts[-3])
 def test_every_code_of_a_shipped_bundle_is_in_the_snomed_subset_of_dicom_under_its_own_meaning(path):
-    published = {
-        value: meaning for entry in concepts["SCT"].values() for value, (meaning, _) in entry.items()
-    }
+    published = {value: meaning for entry in concepts["SCT"].values() for value, (meaning, _) in entry.items()}
     meanings = {(v, m.lower()) for entry in concepts["SCT"].values() for v, (m, _) in entry.items()}
     for segment in load_segments(path):
         for code in (segment.category, segment.type, segment.type_modifier, segment.anatomic_region):

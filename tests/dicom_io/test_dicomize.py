@@ -242,9 +242,7 @@ def test_a_hippocampus_case_is_valid_and_within_its_bound(shared_data, tmp_path,
     import nibabel
 
     folder = shared_data / "msd_hippocampus"
-    image, labels = (
-        nibabel.load(folder / part / f"hippocampus_{number}.nii.gz") for part in ("images", "labels")
-    )
+    image, labels = (nibabel.load(folder / part / f"hippocampus_{number}.nii.gz") for part in ("images", "labels"))
     volume = Volume.from_ras(np.asanyarray(image.dataobj), image.affine, NIFTI)
     truth = Volume.from_ras(np.asanyarray(labels.dataobj), labels.affine, NIFTI)
     case = dicomize(volume, tmp_path / "c", labels=truth, segments=SEGMENTS, case_id=f"hippocampus_{number}")

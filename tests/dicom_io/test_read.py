@@ -103,16 +103,12 @@ def test_slices_run_along_the_normal_even_where_they_were_written_against_it(tmp
     volume = read_series(tmp_path)
     np.testing.assert_array_equal(volume.array, lopsided_array()[:, :, ::-1])
     assert np.linalg.det(volume.affine_lps[:3, :3]) > 0
-    np.testing.assert_allclose(
-        (volume.affine_lps @ (0, 0, 0, 1))[:3], (against @ (0, 0, 6, 1))[:3], atol=1e-8
-    )
+    np.testing.assert_allclose((volume.affine_lps @ (0, 0, 0, 1))[:3], (against @ (0, 0, 6, 1))[:3], atol=1e-8)
 
 
 def test_an_enhanced_object_reads_like_the_classic_series_with_its_frame_numbers(tmp_path: Path) -> None:
     slopes = [0.5, 1.25, 2.0, 0.1, 3.0, 1.0, 7.5]
-    volume = read_series(
-        write_enhanced_mr(tmp_path / "e.dcm", lopsided_array(), oblique_affine(), slopes=slopes)
-    )
+    volume = read_series(write_enhanced_mr(tmp_path / "e.dcm", lopsided_array(), oblique_affine(), slopes=slopes))
     np.testing.assert_allclose(volume.array, lopsided_array() * np.array(slopes), rtol=1e-6)
     np.testing.assert_allclose(volume.affine_lps, oblique_affine(), atol=1e-8)
     assert volume.provenance.frame_numbers == (7, 6, 5, 4, 3, 2, 1)
@@ -152,8 +148,11 @@ def test_monochrome1_is_inverted_and_noted_but_hounsfield_units_are_not(tmp_path
 
     write_mr_series(tmp_path / "mr", stored, oblique_affine(), edit=edit)
     write_mr_series(tmp_path / "ct", stored, oblique_affine(), header=CT_IMAGE | white_is_low, edit=edit)
+    write_mr_series(tmp_path / "signed", stored.astype(np.int16), oblique_affine(), edit=edit)
     mr, ct = read_series(tmp_path / "mr"), read_series(tmp_path / "ct")
     np.testing.assert_array_equal(mr.array, 4095 - stored.astype(int))
+    # of 12 signed bits the lowest value is -2048, the highest 2047
+    np.testing.assert_array_equal(read_series(tmp_path / "signed").array, -1 - stored.astype(int))
     np.testing.assert_array_equal(ct.array, stored)
     assert "MONOCHROME1 was inverted" in mr.provenance.notes[0]
     assert "MONOCHROME1 left as it is" in ct.provenance.notes[0]
@@ -251,9 +250,7 @@ def test_two_time_points_are_refused_and_named(tmp_path: Path) -> None:
     for time in (1, 2):
         point = header | {"TemporalPositionIdentifier": time}
         write_mr_series(tmp_path, lopsided_array(), oblique_affine(), header=point, prefix=f"time{time}")
-    with pytest.raises(
-        SeriesGeometryError, match="2 slices at the same position, at 7 of 7 positions"
-    ) as refusal:
+    with pytest.raises(SeriesGeometryError, match="2 slices at the same position, at 7 of 7 positions") as refusal:
         read_series(tmp_path)
     assert "they differ in TemporalPositionIdentifier (1 / 2)" in str(refusal.value)
 
@@ -349,20 +346,14 @@ def test_a_voxel_that_is_no_number_is_refused_by_file(tmp_path: Path, bad: float
     with pytest.raises(UnreadableFileError, match=rf"{path.name} holds 1 NaN or infinite voxels of 99"):
         read_series(tmp_path)
     path.unlink()
-    np.testing.assert_array_equal(
-        read_series(sorted(tmp_path.iterdir())[:4]).array, lopsided_array()[:, :, 3:]
-    )
+    np.testing.assert_array_equal(read_series(sorted(tmp_path.iterdir())[:4]).array, lopsided_array()[:, :, 3:])
 
 
-@pytest.mark.parametrize(
-    ("keyword", "value"), [("PixelSpacing", [1, 1, 1]), ("ImagePositionPatient", [1, 2])]
-)
+@pytest.mark.parametrize(("keyword", "value"), [("PixelSpacing", [1, 1, 1]), ("ImagePositionPatient", [1, 2])])
 def test_an_attribute_with_the_wrong_number_of_values_is_refused(
     tmp_path: Path, keyword: str, value: list[int]
 ) -> None:
-    write_mr_series(
-        tmp_path, lopsided_array(), oblique_affine(), edit=lambda ds, _: setattr(ds, keyword, value)
-    )
+    write_mr_series(tmp_path, lopsided_array(), oblique_affine(), edit=lambda ds, _: setattr(ds, keyword, value))
     with pytest.raises(UnreadableFileError, match=f"{keyword} holds {len(value)} values"):
         read_series(tmp_path)
 
@@ -427,26 +418,20 @@ def test_a_real_series_lies_where_its_headers_put_it_and_holds_what_simpleitk_de
 
 
 @pytest.mark.parametrize("folder", [folder for folder in REAL if "enhanced" in folder])
-def test_a_real_enhanced_object_lies_where_its_functional_groups_put_it(
-    shared_data: Path, folder: str
-) -> None:
+def test_a_real_enhanced_object_lies_where_its_functional_groups_put_it(shared_data: Path, folder: str) -> None:
     volume = read_series(shared_data / folder)
     header = dcmread(volume.provenance.files[0])
     assert volume.shape == REAL[folder]
     assert worst_of_five_points_mm(volume) < 0.01
     for k, number in enumerate(volume.provenance.frame_numbers):
         rescale = header.PerFrameFunctionalGroupsSequence[number - 1].PixelValueTransformationSequence[0]
-        expected = header.pixel_array[number - 1].T * float(rescale.RescaleSlope) + float(
-            rescale.RescaleIntercept
-        )
+        expected = header.pixel_array[number - 1].T * float(rescale.RescaleSlope) + float(rescale.RescaleIntercept)
         np.testing.assert_allclose(volume.array[:, :, k], expected, rtol=1e-6)
 
 
 def test_one_picture_in_four_compressions_has_the_same_voxels(shared_data: Path) -> None:
     generic = shared_data / SMALL / "generic"
-    first, *others = (
-        read_series(generic / f"compressed_{name}") for name in ("j2k", "jpeg", "jpegls", "rle")
-    )
+    first, *others = (read_series(generic / f"compressed_{name}") for name in ("j2k", "jpeg", "jpegls", "rle"))
     assert first.array.max() == 254
     assert all(np.array_equal(first.array, other.array) for other in others)
 

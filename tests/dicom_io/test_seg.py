@@ -86,9 +86,7 @@ def test_order_of_the_source_files_does_not_matter(case, written, tmp_path):
 def test_a_volume_walked_from_the_other_end_gives_the_same_voxels_in_millimetres(case, tmp_path):
     turn = np.diag([1.0, 1.0, -1.0, 1.0])
     turn[2, 3] = case.volume.shape[2] - 1
-    provenance = replace(
-        case.volume.provenance, sop_instance_uids=case.volume.provenance.sop_instance_uids[::-1]
-    )
+    provenance = replace(case.volume.provenance, sop_instance_uids=case.volume.provenance.sop_instance_uids[::-1])
     source = Volume(case.volume.array[:, :, ::-1], case.volume.affine_lps @ turn, provenance)
     path = write_seg(source.with_array(case.labels.array[:, :, ::-1]), source, tmp_path / "s.dcm", RESULT)
     found = read_seg(path, case.volume)
@@ -98,9 +96,7 @@ def test_a_volume_walked_from_the_other_end_gives_the_same_voxels_in_millimetres
 
 def test_the_same_input_gives_the_same_bytes_at_another_time(case, written, tmp_path):
     time.sleep(1.1)
-    assert (
-        write_seg(case.labels, case.volume, tmp_path / "x.dcm", RESULT).read_bytes() == written.read_bytes()
-    )
+    assert write_seg(case.labels, case.volume, tmp_path / "x.dcm", RESULT).read_bytes() == written.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -109,9 +105,7 @@ def test_the_same_input_gives_the_same_bytes_at_another_time(case, written, tmp_
     ids=["settings", "bundle"],
 )
 def test_other_settings_or_weights_give_another_object(case, written, tmp_path, change):
-    other = pydicom.dcmread(
-        write_seg(case.labels, case.volume, tmp_path / "x.dcm", replace(RESULT, **change))
-    )
+    other = pydicom.dcmread(write_seg(case.labels, case.volume, tmp_path / "x.dcm", replace(RESULT, **change)))
     first = pydicom.dcmread(written)
     assert other.SOPInstanceUID != first.SOPInstanceUID
     assert other.SeriesInstanceUID != first.SeriesInstanceUID
@@ -121,9 +115,7 @@ def test_other_settings_or_weights_give_another_object(case, written, tmp_path, 
 
 def test_settings_in_another_order_are_the_same_settings(case, written, tmp_path):
     result = replace(RESULT, settings=RESULT.settings[::-1])
-    assert (
-        write_seg(case.labels, case.volume, tmp_path / "x.dcm", result).read_bytes() == written.read_bytes()
-    )
+    assert write_seg(case.labels, case.volume, tmp_path / "x.dcm", result).read_bytes() == written.read_bytes()
 
 
 def test_every_source_instance_is_referenced_and_uids_are_short_enough(case, written):
@@ -315,16 +307,12 @@ def test_source_files_that_hold_other_instances_are_refused(case, tmp_path):
 
 
 def test_label_files_that_do_not_belong_to_the_image_are_refused(case, written, tmp_path):
-    elsewhere = replace(
-        case.volume, provenance=replace(case.volume.provenance, frame_of_reference_uid="1.2.3")
-    )
+    elsewhere = replace(case.volume, provenance=replace(case.volume.provenance, frame_of_reference_uid="1.2.3"))
     turned = Volume(np.zeros((13, 10, 7)), case.volume.affine_lps @ np.diag([1.1, 1, 1, 1]))
     smaller = Volume(np.zeros((13, 10, 4)), case.volume.affine_lps)
     renamed = replace(
         case.volume,
-        provenance=replace(
-            case.volume.provenance, sop_instance_uids=case.volume.provenance.sop_instance_uids[::-1]
-        ),
+        provenance=replace(case.volume.provenance, sop_instance_uids=case.volume.provenance.sop_instance_uids[::-1]),
     )
     for reference, says in (
         (elsewhere, "frame of reference"),
@@ -364,9 +352,7 @@ def test_fractional_segmentations_are_refused(case, tmp_path):
 def test_a_label_map_by_highdicom_is_read(case, tmp_path):
     slices = [pydicom.dcmread(file) for file in case.volume.provenance.files]
     descriptions = [
-        hd.seg.SegmentDescription(
-            s.number, s.label, s.category, s.type, hd.seg.SegmentAlgorithmTypeValues.MANUAL
-        )
+        hd.seg.SegmentDescription(s.number, s.label, s.category, s.type, hd.seg.SegmentAlgorithmTypeValues.MANUAL)
         for s in RESULT.segments
     ]
     hd.seg.Segmentation(

@@ -39,9 +39,7 @@ def write_object(path: Path, sop_class_uid: str, modality: str) -> Path:
 
 def test_series_in_nested_folders_are_found_and_foreign_files_are_counted(tmp_path: Path) -> None:
     uid = generate_uid()
-    write_mr_series(
-        tmp_path / "a" / "b", lopsided_array(), oblique_affine(), header={"SeriesInstanceUID": uid}
-    )
+    write_mr_series(tmp_path / "a" / "b", lopsided_array(), oblique_affine(), header={"SeriesInstanceUID": uid})
     write_enhanced_mr(tmp_path / "c" / "multi.dcm", lopsided_array((5, 6, 4)), oblique_affine())
     (tmp_path / "a" / "notes.txt").write_text("not DICOM")
     (tmp_path / "empty").touch()
@@ -82,9 +80,7 @@ def test_a_localizer_and_captures_are_set_aside_by_name(tmp_path: Path) -> None:
     found = find_series(tmp_path)
     assert by_kind(found) == {"image": 7, "localizer": 2, "projection": 3, "secondary capture": 1}
     aside = [one for one in found if one.set_aside]
-    assert all(
-        one.kind == "other" and one.notes[0].startswith(f"set aside as {one.set_aside}") for one in aside
-    )
+    assert all(one.kind == "other" and one.notes[0].startswith(f"set aside as {one.set_aside}") for one in aside)
 
 
 def test_few_slices_across_a_large_stack_of_the_same_series_are_a_localizer(tmp_path: Path) -> None:
@@ -159,9 +155,7 @@ def test_a_cut_file_of_compressed_pixels_is_refused_by_name(tmp_path: Path) -> N
     dataset.save_as(path)
     assert len(find_series(tmp_path)) == 1
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(
-        UnreadableFileError, match=f"{path.name} is broken .its compressed pixel data run past"
-    ):
+    with pytest.raises(UnreadableFileError, match=f"{path.name} is broken .its compressed pixel data run past"):
         find_series(tmp_path)
 
 

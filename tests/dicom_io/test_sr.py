@@ -199,9 +199,7 @@ def test_the_surface_is_watertight_for_every_kind_of_cell():
     mask = np.pad(np.random.default_rng(5).random((7, 7, 7)) > 0.5, 1)
     total = np.zeros(3)
     for cell in np.ndindex(*(n - 1 for n in mask.shape)):
-        kind = sum(
-            int(mask[tuple(np.add(cell, corner.astype(int)))]) << bit for bit, corner in enumerate(_CORNERS)
-        )
+        kind = sum(int(mask[tuple(np.add(cell, corner.astype(int)))]) << bit for bit, corner in enumerate(_CORNERS))
         for loop in _cell_loops(kind):
             points = np.array(loop)
             total += np.cross(points[1:-1] - points[0], points[2:] - points[0]).sum(axis=0) / 2

@@ -191,9 +191,7 @@ def test_surface_distances_equal_those_of_monai_on_anisotropic_blobs():
     nsd = compute_surface_dice(*tensors, class_thresholds=[1.2], spacing=SPACING)
     assert boundary.hausdorff_distance(distances) == pytest.approx(float(hd95), abs=1e-5)
     assert boundary.average_surface_distance(distances) == pytest.approx(float(assd), abs=1e-5)
-    assert boundary.normalised_surface_dice(distances, tolerance_mm=1.2) == pytest.approx(
-        float(nsd), abs=1e-6
-    )
+    assert boundary.normalised_surface_dice(distances, tolerance_mm=1.2) == pytest.approx(float(nsd), abs=1e-6)
     assert 0 < float(nsd) < 1
 
 

@@ -74,9 +74,7 @@ def test_calibration_is_counted_over_the_image_and_in_the_band_around_the_predic
     for name, mask in within.items():
         accuracy = (case.truth == case.predicted)[mask].mean()
         assert scores.reliability[name].decisions == mask.sum()
-        assert expected_calibration_error(scores.reliability[name]) == pytest.approx(
-            abs(0.9 - accuracy), abs=1e-6
-        )
+        assert expected_calibration_error(scores.reliability[name]) == pytest.approx(abs(0.9 - accuracy), abs=1e-6)
 
 
 def test_the_summary_pools_calibration_and_averages_scores_over_cases():
@@ -97,9 +95,7 @@ def test_the_summary_pools_calibration_and_averages_scores_over_cases():
     assert summary["ece_band"]["population"] == "band_2mm"
     assert summary["calibration"]["whole"]["decisions"] == 6 * 18 * 16 * 12
     assert summary["calibration"]["whole"]["top_label"]["ece"] == pytest.approx(summary["ece"]["top_label"])
-    assert summary["ece_band"]["mean"] == pytest.approx(
-        np.mean(list(summary["ece_band"]["per_class"].values()))
-    )
+    assert summary["ece_band"]["mean"] == pytest.approx(np.mean(list(summary["ece_band"]["per_class"].values())))
     assert sum(b["count"] for b in summary["calibration"]["whole"]["bins"]) == 6 * 18 * 16 * 12
 
 
@@ -153,9 +149,7 @@ def test_planar_images_speak_in_pixels():
     assert scores.classes[0].hd95 == 2.0
     assert scores.classes[0].truth_size == 60
     plane = truth[..., 0] == 1, predicted[..., 0] == 1
-    assert (
-        scores.classes[0].boundary_iou == boundary_iou(*plane, (1, 1), width_mm=1.0) < scores.classes[0].iou
-    )
+    assert scores.classes[0].boundary_iou == boundary_iou(*plane, (1, 1), width_mm=1.0) < scores.classes[0].iou
     assert scores.reliability["band_2px"].decisions == surface_band(plane[1], (1, 1), 2.0).sum()
     summary = evaluation.summary()
     assert summary["hd95_px"]["mean"] == 2.0

@@ -71,9 +71,7 @@ def test_class_wise_bins_equal_those_of_monai(bins):
         np.testing.assert_allclose(counts.mean_confidence(c + 1), confidence[c], atol=1e-5)
         np.testing.assert_allclose(counts.accuracy(c + 1), accuracy[c], atol=1e-5)
         gap = np.abs(confidence[c] - accuracy[c])
-        assert reliability.average_calibration_error(counts, c + 1) == pytest.approx(
-            np.nanmean(gap), abs=1e-5
-        )
+        assert reliability.average_calibration_error(counts, c + 1) == pytest.approx(np.nanmean(gap), abs=1e-5)
         assert reliability.maximum_calibration_error(counts, c + 1) == pytest.approx(np.nanmax(gap), abs=1e-5)
         expected = np.nansum(gap * count[c]) / count[c].sum()
         assert expected_calibration_error(counts, c + 1) == pytest.approx(expected, abs=1e-5)
@@ -121,9 +119,7 @@ def test_one_label_counts_as_two_exclusive_classes_would():
     one = count_reliability(truth[1:], p[1:], exclusive=False)
     assert np.array_equal(one.count[0], two.count[0])
     assert np.array_equal(one.correct[0], two.correct[0])
-    assert reliability.negative_log_likelihood(one) == pytest.approx(
-        reliability.negative_log_likelihood(two), rel=1e-5
-    )
+    assert reliability.negative_log_likelihood(one) == pytest.approx(reliability.negative_log_likelihood(two), rel=1e-5)
     assert reliability.brier_score(one) == pytest.approx(reliability.brier_score(two) / 2, rel=1e-5)
 
 

@@ -10,9 +10,11 @@ import jsonschema
 import numpy as np
 import pytest
 
+from monai_unet_app.data.schemas import schema, validate
+from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.metrics import Bootstrap, CaseArrays, Evaluation, EvaluationPlan
 from monai_unet_app.report import EvaluationReport, MeasuredOn, Target, exemplary_cases, write_evaluation
-from monai_unet_app.report.evaluation import cases_csv, metrics_document, metrics_schema, validate_metrics
+from monai_unet_app.report.evaluation import cases_csv, metrics_document
 
 ON = MeasuredOn("lobes_mri_unet3d", "1.2.0", "ab" * 32, "Phantoms", "cd" * 32, "test")
 PLAN = EvaluationPlan(("Front", "Back"))
@@ -28,9 +30,7 @@ def phantom(n, shift, plan=PLAN, miss=False):
     if miss:
         predicted[predicted == 1] = 0
     values = np.arange(0 if plan.exclusive else 1, len(plan.class_names) + 1).reshape(-1, 1, 1, 1)
-    after, before = (
-        np.where(values == predicted, sure, (1 - sure) / max(1, len(values) - 1)) for sure in (0.9, 0.99)
-    )
+    after, before = (np.where(values == predicted, sure, (1 - sure) / max(1, len(values) - 1)) for sure in (0.9, 0.99))
     return CaseArrays(f"case_{n}", f"person_{n // 2}", truth, predicted, after, (1, 1.5, 2), 0.003, before)
 
 
@@ -65,7 +65,7 @@ def test_metrics_json_holds_dice_boundary_iou_and_ece_per_class_and_mean(tmp_pat
 )
 def test_every_kind_of_report_obeys_the_committed_schema(report):
     document = json.loads(json.dumps(metrics_document(report), allow_nan=False))
-    validate_metrics(document)
+    validate(document, "metrics")
 
 
 @pytest.mark.parametrize(
@@ -86,16 +86,16 @@ def test_a_document_that_breaks_the_schema_is_refused(place, value):
     for key in place[:-1]:
         entry = entry[key]
     entry[place[-1]] = value
-    with pytest.raises(jsonschema.ValidationError):
-        validate_metrics(document)
+    with pytest.raises(InputRefusedError):
+        validate(document, "metrics")
 
 
 def test_the_schema_itself_is_sound_and_asks_for_every_figure_that_is_defined():
-    schema = metrics_schema()
-    jsonschema.Draft202012Validator.check_schema(schema)
+    rules = schema("metrics")
+    jsonschema.Draft202012Validator.check_schema(rules)
     patterned = ("hd95_mm", "assd_mm", "size_difference_ml")
     written = set(metrics_document(report_of(targets=[Target("Dice", ("dice", "mean"), at_least=0)])))
-    assert written - set(patterned) == set(schema["properties"])
+    assert written - set(patterned) == set(rules["properties"])
     assert set(patterned) <= written
 
 
@@ -131,9 +131,7 @@ def test_the_worst_the_median_and_the_best_case_are_chosen_by_dice_whatever_the_
     cases = report_of(shifts=(1, 3, 0, 2, 2)).cases
     assert exemplary_cases(cases) == {"worst": "case_1", "median": "case_4", "best": "case_2"}
     assert exemplary_cases(reversed(cases)) == exemplary_cases(cases)
-    assert (
-        exemplary_cases(cases[:4])["median"] == "case_3"
-    )  # Dice falls 2, 0, 3, 1: the lower of the middle two
+    assert exemplary_cases(cases[:4])["median"] == "case_3"  # Dice falls 2, 0, 3, 1: the lower of the middle two
     assert exemplary_cases(cases[:1]) == {"worst": "case_0"}
     assert exemplary_cases([]) == {}
 
@@ -146,7 +144,7 @@ def test_a_report_of_no_case_is_refused():
 def test_a_summary_that_breaks_the_schema_leaves_nothing_behind(tmp_path):
     report = report_of()
     broken = replace(report, summary={**report.summary, "dice": {"mean": 0.9}})
-    with pytest.raises(jsonschema.ValidationError):
+    with pytest.raises(InputRefusedError):
         write_evaluation(broken, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

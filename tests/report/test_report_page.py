@@ -29,9 +29,7 @@ def case(n, before=True):
     truth, predicted = labels_moved_by(0), labels_moved_by(n % 3)
     onehot = np.arange(3).reshape(-1, 1, 1, 1) == predicted
     after, earlier = np.where(onehot, 0.9, 0.05), np.where(onehot, 0.98, 0.01)
-    return CaseArrays(
-        f"case_{n}", f"s{n}", truth, predicted, after, SPACING, 0.0045, earlier if before else None
-    )
+    return CaseArrays(f"case_{n}", f"s{n}", truth, predicted, after, SPACING, 0.0045, earlier if before else None)
 
 
 def report(before=True, targets=(), pictures=True):
@@ -181,9 +179,7 @@ def test_planes_are_drawn_as_radiologists_look_at_them_however_the_array_is_stor
     spacing = (1.0, 1.5, 3.0)
     turn = tuple(slice(None, None, step) for step in flip)
     stored = [array.transpose(order)[turn] for array in (image, mask.astype(np.uint8))]
-    picture = CasePicture(
-        "a", "worst", stored[0], stored[1], stored[1], tuple(spacing[n] for n in order), axes
-    )
+    picture = CasePicture("a", "worst", stored[0], stored[1], stored[1], tuple(spacing[n] for n in order), axes)
     figure = case_figure(picture, EvaluationPlan(("Spot",)))
     place = {}
     for axis in figure.axes:
@@ -211,9 +207,7 @@ def test_planes_keep_the_proportions_of_the_body_at_one_scale():
     scales = []
     for axis in figure.axes:
         box, (rows, columns) = axis.get_position(), axis.images[0].get_array().shape[:2]
-        right, down = {"plane I-J": (0, 1), "plane I-K": (0, 2), "plane J-K": (1, 2)}[
-            axis.get_title(loc="left")
-        ]
+        right, down = {"plane I-J": (0, 1), "plane I-K": (0, 2), "plane J-K": (1, 2)}[axis.get_title(loc="left")]
         scales += [
             columns * spacing[right] / (box.width * width),
             rows * spacing[down] / (box.height * height),

@@ -1,0 +1,46 @@
+# make demo   trains, calibrates, evaluates and applies a U-Net on the example cases, and validates its DICOM results
+# make test   the tests
+# Both start from nothing but Python 3.11 and a package index; a second run reuses .venv.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+DATA ?= ../shared/data
+
+.PHONY: demo test test-slow check format bundles dist clean
+
+$(VENV)/ready: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
+
+demo: $(VENV)/ready
+	$(BIN)/monai-unet demo --output demo
+
+test: $(VENV)/ready
+	$(BIN)/pytest -m "not slow"
+
+test-slow: $(VENV)/ready
+	$(BIN)/pytest -m slow
+
+check: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bundles: $(VENV)/ready
+	$(BIN)/python -m benchmarks.make_bundles --data $(DATA)
+
+dist: $(VENV)/ready
+	rm -rf dist
+	$(BIN)/python -m build --quiet --wheel --outdir dist
+	$(BIN)/python -m benchmarks.zip_bundles dist
+
+clean:
+	rm -rf demo dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
