@@ -35,12 +35,12 @@ format: $(VENV)/ready
 	$(BIN)/ruff format .
 
 bundles: $(VENV)/ready
-	$(BIN)/python -m benchmarks.make_bundles --data $(DATA)
+	$(BIN)/python tools/make_bundles.py --data $(DATA)
 
 dist: $(VENV)/ready
 	rm -rf dist
 	$(BIN)/python -m build --quiet --wheel --outdir dist
-	$(BIN)/python -m benchmarks.zip_bundles dist
+	$(BIN)/python tools/zip_bundles.py dist
 
 clean:
 	rm -rf demo dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

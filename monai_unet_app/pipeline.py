@@ -74,7 +74,7 @@ def segment_case(
         volume = (
             source if isinstance(source, Volume) else read_volume(source, series_instance_uid=run.series_instance_uid)
         )
-        check_rules(volume, bundle.rules, "the image" if isinstance(source, Volume) else Path(source).name)
+        check_rules(volume, bundle.rules)
     with _timed(seconds, "preprocess"):
         item = preprocess(volume, bundle)
     with _timed(seconds, "predict"):

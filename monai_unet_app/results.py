@@ -32,7 +32,7 @@ from monai_unet_app import __version__
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.cases import CaseFiles, case_id
-from monai_unet_app.data.read import read_volume
+from monai_unet_app.data.read import NIFTI_ENDINGS, PICTURE_ENDINGS, has_ending, read_volume
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.metrics import EvaluationPlan
@@ -104,6 +104,7 @@ def predict_cases(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Segments and writes every case; gives the results of the good ones and what is wrong with the others."""
     done, problems = [], []
+    _check_series_named(cases, what)
     for case in cases:
         try:
             done.append(write_results(segment_case(case.image, bundle, run), case.id, bundle, run, what, output))
@@ -115,6 +116,16 @@ def predict_cases(
             )
         step(case.id)
     return done, problems
+
+
+def _check_series_named(cases: Sequence[CaseFiles], what: OutputConfig) -> None:
+    """Raises UsageError, before any work, if a DICOM result of a case that is no DICOM has no series to refer to."""
+    plain = [case.id for case in cases if has_ending(case.image, NIFTI_ENDINGS + PICTURE_ENDINGS)]
+    if plain and what.wants_dicom and what.dicom_source is None and not what.dicomize:
+        raise UsageError(
+            f"{plain[0]} is no DICOM; a DICOM result needs a series to refer to; give --dicom-source DIR, or --dicomize to "
+            "write one"
+        )
 
 
 def result_document(
@@ -256,9 +267,7 @@ def _dicom_target(case: Case, case_id: str, what: OutputConfig, folder: Path) ->
             return source, labels.on_grid_of(source), {"series": f"{case_id}_dicom/mr"}
     except (DicomIoError, ValueError) as error:
         raise InputRefusedError(f"{case_id}: {error}") from error
-    raise UsageError(
-        f"{case_id} is no DICOM; a DICOM result needs a series to refer to; give --dicom-source DIR, or --dicomize to write one"
-    )
+    raise UsageError(f"{case_id} is no DICOM; a DICOM result needs a series to refer to; name one or ask for a conversion")
 
 
 class SaveDicomd(MapTransform):

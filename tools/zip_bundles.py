@@ -1,0 +1,32 @@
+"""One zip for each bundle: `make dist`.
+
+python tools/zip_bundles.py dist
+"""
+
+from __future__ import annotations
+
+import sys
+import zipfile
+from pathlib import Path
+
+from monai_unet_app.bundle import bundle_folders, load_bundle
+
+LEFT_OUT = {"run", "eval", "data", "__pycache__"}
+
+
+def main(folder: Path) -> None:
+    """Writes <name>-<version>.zip of each bundle; times in it are fixed, so that the same bundle gives the same zip."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, root in bundle_folders().items():
+        target = folder / f"{name}-{load_bundle(root).version}.zip"
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in sorted(root.rglob("*")):
+                if file.is_file() and not LEFT_OUT & set(file.relative_to(root).parts):
+                    entry = zipfile.ZipInfo(f"{name}/{file.relative_to(root)}", (2020, 1, 1, 0, 0, 0))
+                    entry.external_attr, entry.compress_type = 0o644 << 16, zipfile.ZIP_DEFLATED
+                    archive.writestr(entry, file.read_bytes())
+        print(target)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
