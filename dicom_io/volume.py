@@ -7,6 +7,7 @@ NIfTI and the tensors given to MONAI speak RAS; `Volume.from_ras` and `Volume.af
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,16 @@ Affine = NDArray[np.float64]
 Kind = Literal["dicom", "nifti", "image", "array"]
 
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def corner_indices(shape: tuple[int, int, int]) -> NDArray[np.float64]:
+    """Shape (4, 8): the homogeneous indices of a grid's corner voxels.
+
+    Two grids of one shape are the same place only if all eight agree: two opposite corners stay where they are when axes
+    are swapped or the grid turns about its diagonal.
+    """
+    ends = [(0, size - 1) for size in shape]
+    return np.array([(*corner, 1) for corner in product(*ends)], dtype=np.float64).T
 
 
 @dataclass(frozen=True)
@@ -132,10 +143,10 @@ class Volume:
             )
         rest = list(range(3, self.array.ndim))
         turned = self.array.transpose([*order, *rest])[tuple(slice(None, None, sign) for sign in signs)]
-        corners = np.array([[0, 0, 0, 1], [*(n - 1 for n in reference.shape), 1]], dtype=float).T
-        own = rounded @ corners
-        own[:3, 0] = [0 if signs[order.index(axis)] > 0 else self.shape[axis] - 1 for axis in range(3)]
-        own[:3, 1] = [self.shape[axis] - 1 if signs[order.index(axis)] > 0 else 0 for axis in range(3)]
+        corners = corner_indices(reference.shape)
+        own = np.ones_like(corners)
+        for axis, (mine, sign) in enumerate(zip(order, signs, strict=True)):
+            own[mine] = corners[axis] if sign > 0 else self.shape[mine] - 1 - corners[axis]
         apart = float(np.abs(self.affine_lps @ own - reference.affine_lps @ corners)[:3].max())
         if turned.shape[:3] != reference.shape or apart > tolerance_mm:
             raise ValueError(

@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from dicom_io.errors import DicomIoError
 from monai_unet_app import __version__
 from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         answer, code = options.run(options)
     except UsageError as error:
         return _fail(str(error), EXIT_USAGE)
-    except InputRefusedError as error:
+    except (InputRefusedError, DicomIoError) as error:
         return _fail(str(error), EXIT_REFUSED)
     except AppError as error:
         return _fail(str(error), EXIT_FAILED)
@@ -91,10 +92,11 @@ def _inspect(options: argparse.Namespace) -> Answer:
 
     data: Path = options.data
     if options.labels or options.label_suffix:
-        cases = find_cases(data, options.labels, options.label_suffix)
+        cases = find_cases(data, options.labels, options.label_suffix, need_all=False)
     elif (data / "images").is_dir():
         labelled = (data / "labels").is_dir()
-        cases = find_cases(data / "images", data / "labels") if labelled else find_images(data / "images")
+        images = data / "images"
+        cases = find_cases(images, data / "labels", need_all=False) if labelled else find_images(images)
     else:
         cases = find_images(data)
     bundle = load_bundle(options.bundle) if options.bundle else None
@@ -167,6 +169,10 @@ def _calibrate(options: argparse.Namespace) -> Answer:
     from monai_unet_app.config import resolve_device
     from monai_unet_app.evaluate import calibrate_bundle, choose_cases
 
+    if not Path(options.bundle).is_dir():
+        raise UsageError(
+            f"--bundle {options.bundle}: a folder is needed, its inference.yaml is rewritten; copy the bundle first"
+        )
     bundle = load_bundle(options.bundle, resolve_device(options.device))
     chosen = choose_cases(bundle, _data(options), options.partition or "calibration", options.splits)
     _say(options)(chosen.note)
@@ -194,8 +200,8 @@ def _evaluate(options: argparse.Namespace) -> Answer:
     from monai_unet_app.evaluate import choose_cases, evaluate_cases
 
     bundle = load_bundle(options.bundle, resolve_device(options.device))
-    check_writable(options.output)
     chosen = choose_cases(bundle, _data(options), options.partition, options.splits)
+    check_writable(options.output)
     _say(options)(chosen.note)
     with _progress("evaluating", len(chosen.rows), options) as step:
         found = evaluate_cases(

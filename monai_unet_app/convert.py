@@ -40,6 +40,10 @@ def dicomize_cases(
             made = dicomize(image, output / case.id, labels=labels, segments=segments, case_id=case.id, overwrite=True)
         except (InputRefusedError, DicomIoError) as error:
             problems.append(f"{case.id}: {error}")
+        except OSError as error:
+            problems.append(
+                f"{case.id}: its series could not be written ({error.strerror}); free space or choose another output"
+            )
         else:
             rows.append(
                 {

@@ -199,11 +199,16 @@ def _write_files(
 
 
 def write_nifti(array: np.ndarray, volume: Volume, path: Path) -> None:
-    """The array on the volume's grid: (I, J, K), or (I, J, K, C) channels last; scanner millimetres (sform code 1)."""
+    """The array on the volume's grid: (I, J, K), or (I, J, K, C) channels last; scanner millimetres (sform code 1).
+
+    A sheared grid gets no qform: NIfTI's quaternion cannot say shear, and some readers prefer it to the sform.
+    """
     image = nibabel.Nifti1Image(array, volume.affine_ras)
     image.header.set_xyzt_units("mm")
     image.set_sform(volume.affine_ras, code=1)
     image.set_qform(volume.affine_ras, code=1)
+    if not np.allclose(image.get_qform(), volume.affine_ras, atol=1e-3):
+        image.set_qform(None, code=0)
     nibabel.save(image, path)
 
 
@@ -267,7 +272,9 @@ def _dicom_target(case: Case, case_id: str, what: OutputConfig, folder: Path) ->
             return source, labels.on_grid_of(source), {"series": f"{case_id}_dicom/mr"}
     except (DicomIoError, ValueError) as error:
         raise InputRefusedError(f"{case_id}: {error}") from error
-    raise UsageError(f"{case_id} is no DICOM; a DICOM result needs a series to refer to; name one or ask for a conversion")
+    raise UsageError(
+        f"{case_id} is no DICOM; a DICOM result needs a series to refer to; name one or ask for a conversion"
+    )
 
 
 class SaveDicomd(MapTransform):

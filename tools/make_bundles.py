@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from monai_unet_app.evaluate import calibrate_bundle, choose_cases, evaluate_cas
 from monai_unet_app.metrics import Bootstrap
 from monai_unet_app.metrics.overlap import dice
 from monai_unet_app.metrics.statistics import bootstrap_mean
-from monai_unet_app.training.run import TrainConfig, train_bundle
+from monai_unet_app.training.run import FIGURES, TrainConfig, train_bundle
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SPLITS = REPOSITORY / "examples" / "splits.json"
@@ -37,7 +36,6 @@ DATA = {
     "retina_vessel_unet2d": ("chase_db1_2d", "_1stHO"),
 }
 SECOND_GRADER = "_2ndHO"
-FIGURES = re.compile(r"(<!-- figures -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 DELIVERED = ("models/model.pt", "models/run.json", "configs/inference.yaml")
 
 

@@ -21,6 +21,9 @@ from ignite.engine import Engine, Events
 
 from monai_unet_app.errors import BundleError, InputRefusedError
 
+RIDGE = 1e-4  # of the squared numbers, in nats: keeps them finite where the cases do not determine them
+LARGEST = 10.0
+
 Parameters = Mapping[str, float | int]
 Calibrate = Callable[[torch.Tensor, Mapping[str, Any]], torch.Tensor]
 
@@ -88,10 +91,10 @@ class CalibrationFit:
         )
 
     def fit(self) -> Fitted:
-        """The parameters with the least mean negative log likelihood (L-BFGS, float64 sums, full batch).
+        """The parameters with the least mean negative log likelihood (L-BFGS, full batch, a faint ridge).
 
         Raises:
-            InputRefusedError: No case was added.
+            InputRefusedError: No case was added, or the fit ran away.
             BundleError: The bundle declares no number to fit.
         """
         names = [name for name, value in self.parameters.items() if isinstance(value, float)]
@@ -107,13 +110,18 @@ class CalibrationFit:
 
         def closure() -> torch.Tensor:
             optimizer.zero_grad()
-            loss = self._nll(names, values)
+            loss = self._nll(names, values) + RIDGE * values.square().sum()
             loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
         optimizer.step(closure)  # type: ignore[arg-type]
         fitted = {name: round(float(value), 5) for name, value in zip(names, values.detach(), strict=True)}
         after = float(self._nll(names, torch.tensor(list(fitted.values()))))
+        if not after <= before or max(map(abs, fitted.values())) > LARGEST:
+            raise InputRefusedError(
+                f"the fit ran away: {fitted}, negative log likelihood {before:.4f} before and {after:.4f} after; a network that "
+                f"has learned something and numbers of at most {LARGEST:g} are needed; train longer or give more cases"
+            )
         return Fitted({**self.parameters, **fitted}, before, after, len(self.cases))
 
     def _nll(self, names: list[str], values: torch.Tensor) -> torch.Tensor:

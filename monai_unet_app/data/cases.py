@@ -6,11 +6,13 @@ a folder of DICOM        one folder a case: one image series and the SEG or RTST
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dicom_io.errors import DicomIoError
+from dicom_io.errors import DicomIoError, SeriesSelectionError, UnreadableFileError
 from dicom_io.series import SeriesRef, find_series
 from monai_unet_app.data.read import NIFTI_ENDINGS, PICTURE_ENDINGS, has_ending
 from monai_unet_app.data.splits import Partition, SplitCase, make_split, read_splits
@@ -63,7 +65,26 @@ def find_images(source: Path) -> list[CaseFiles]:
             f"no image found in {source.name}/; NIfTI ({', '.join(NIFTI_ENDINGS)}), pictures ({', '.join(PICTURE_ENDINGS)}) "
             "or DICOM is needed; check the path"
         )
-    return found
+    return _told_apart(found, source)
+
+
+def _told_apart(cases: Sequence[CaseFiles], source: Path) -> list[CaseFiles]:
+    """The cases with ids of their own, since results are named by them: folders of one name get their path as id."""
+    count = Counter(case.id for case in cases)
+    named = [
+        replace(case, id="_".join(case.image.relative_to(source).parts))
+        if count[case.id] > 1 and case.image.is_dir() and case.image != source
+        else case
+        for case in cases
+    ]
+    name, times = Counter(case.id for case in named).most_common(1)[0]
+    if times > 1:
+        files = ", ".join(case.image.name for case in named if case.id == name)
+        raise InputRefusedError(
+            f"{times} cases of {source.name}/ are called {name} ({files}); each needs a name of its own; rename one or move it "
+            "away"
+        )
+    return named
 
 
 def image_rows(folder: str | Path) -> list[dict[str, str]]:
@@ -71,7 +92,9 @@ def image_rows(folder: str | Path) -> list[dict[str, str]]:
     return [{"image": str(case.image), "id": case.id} for case in find_images(Path(folder))]
 
 
-def find_cases(images: Path, labels: Path | None = None, label_suffix: str = "") -> list[CaseFiles]:
+def find_cases(
+    images: Path, labels: Path | None = None, label_suffix: str = "", *, need_all: bool = True
+) -> list[CaseFiles]:
     """Images with their labels.
 
     Args:
@@ -79,6 +102,7 @@ def find_cases(images: Path, labels: Path | None = None, label_suffix: str = "")
         labels: Folder of labels whose names are those of the images plus `label_suffix`; None where the labels lie
             beside the images.
         label_suffix: For instance "_1stHO" when the label of Image_01L.jpg is Image_01L_1stHO.png.
+        need_all: Refuse images without a label; else they come back without one, as long as one image has one.
 
     Raises:
         InputRefusedError: No case, or an image without a label.
@@ -91,7 +115,7 @@ def find_cases(images: Path, labels: Path | None = None, label_suffix: str = "")
     else:
         pairs = _paired(found, labels, label_suffix)
     missing = [case.id for case in pairs if case.label is None]
-    if missing:
+    if missing and (need_all or len(missing) == len(pairs)):
         raise InputRefusedError(
             f"{len(missing)} of {len(pairs)} image(s) have no label: {', '.join(missing[:5])}{' ...' if missing[5:] else ''}; "
             f"a label of the same name{f' plus {label_suffix!r}' if label_suffix else ''} is needed; add it or move the "
@@ -120,12 +144,19 @@ def _without_derived(cases: Sequence[CaseFiles], suffix: str) -> list[CaseFiles]
 
 
 def _dicom_cases(source: Path) -> list[CaseFiles]:
-    """One case for each folder below `source` that holds an image series, however deep, with the labels beside it."""
+    """One case for each folder below `source` that holds an image series, however deep, with the labels beside it.
+
+    Beside a broken file every folder stands for itself: the good cases are found, and reading the bad one says what is
+    wrong with it.
+    """
     try:
         series = find_series(source)
+    except UnreadableFileError:
+        return _one_by_one(source)
     except DicomIoError as error:
         raise InputRefusedError(f"{source.name}/: {error}") from error
-    folders = sorted({ref.files[0].parent for ref in series if ref.kind == "image" and not ref.set_aside})
+    images = [ref for ref in series if ref.kind == "image" and not ref.set_aside]
+    folders = sorted({Path(os.path.commonpath([file.parent for file in ref.files])) for ref in images})
     cases = []
     for folder in folders:
         home = source if len(folders) == 1 else _home(folder, source, folders)
@@ -133,10 +164,27 @@ def _dicom_cases(source: Path) -> list[CaseFiles]:
     return cases
 
 
+def _one_by_one(source: Path) -> list[CaseFiles]:
+    entries = sorted(source.iterdir())
+    if not all(entry.is_dir() for entry in entries):
+        return [CaseFiles(source.name, source)]
+    cases: list[CaseFiles] = []
+    for folder in entries:
+        try:
+            find_series(folder)
+        except UnreadableFileError:
+            cases += _one_by_one(folder)
+        except SeriesSelectionError:  # nothing of DICOM in it
+            continue
+        else:
+            cases += _dicom_cases(folder)
+    return cases
+
+
 def _home(folder: Path, source: Path, folders: Sequence[Path]) -> Path:
     """The highest folder below `source` that holds this image series and no other."""
     home = folder
-    while home.parent != source and sum(home.parent in other.parents for other in folders) == 1:
+    while home.parent != source and sum(home.parent in (other, *other.parents) for other in folders) == 1:
         home = home.parent
     return home
 

@@ -109,8 +109,13 @@ def inspect_cases(
     """
     seen: list[CaseFingerprint] = []
     refused: list[str] = []
+    labelled = any(case.label is not None for case in cases)
     for case in cases:
         try:
+            if labelled and case.label is None:
+                raise InputRefusedError(
+                    "it has no label, other cases have; add one of the same name or move the image away"
+                )
             seen.append(_fingerprint(case, rules, known))
         except InputRefusedError as error:
             refused.append(f"{case.id}: {error}")

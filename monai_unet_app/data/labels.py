@@ -10,8 +10,8 @@ import numpy as np
 from dicom_io.errors import DicomIoError
 from dicom_io.rtstruct import read_rtstruct
 from dicom_io.seg import read_seg
-from dicom_io.series import find_series
-from dicom_io.volume import Volume
+from dicom_io.series import find_series, scan_files
+from dicom_io.volume import Volume, corner_indices
 from monai_unet_app.data.read import NIFTI_ENDINGS, PICTURE_ENDINGS, has_ending, read_volume
 from monai_unet_app.errors import InputRefusedError
 
@@ -52,19 +52,10 @@ def check_values(labels: Volume, known: Iterable[int], name: str) -> None:
 
 def _read_dicom_labels(path: Path, image: Volume) -> Volume:
     try:
-        kind = find_series(path)[0].kind if path.is_dir() else _kind(path)
+        kind = (find_series(path) if path.is_dir() else scan_files([path]).series)[0].kind
         return read_rtstruct(path, image) if kind == "rtstruct" else read_seg(path, image)
     except DicomIoError as error:
         raise InputRefusedError(f"label {path.name}: {error}") from error
-
-
-def _kind(path: Path) -> str:
-    import pydicom
-
-    sop_class = str(
-        pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"]).get("SOPClassUID", "")
-    )
-    return "rtstruct" if sop_class == pydicom.uid.RTStructureSetStorage else "seg"
 
 
 def _check_place(labels: Volume, image: Volume, path: Path) -> None:
@@ -73,8 +64,7 @@ def _check_place(labels: Volume, image: Volume, path: Path) -> None:
             f"label {path.name} has shape {labels.shape}, its image {image.shape}; the same grid is needed; export the label "
             "on the image's grid"
         )
-    corners = np.array([[0, 0, 0, 1], [*(n - 1 for n in image.shape), 1]]).T
-    apart = float(np.abs((labels.affine_lps - image.affine_lps) @ corners).max())
+    apart = float(np.abs((labels.affine_lps - image.affine_lps) @ corner_indices(image.shape)).max())
     if image.has_patient_space and apart > AFFINE_TOLERANCE_MM:
         raise InputRefusedError(
             f"label {path.name} lies {apart:.2f} mm away from its image; at most {AFFINE_TOLERANCE_MM} mm is needed; export "

@@ -58,6 +58,9 @@ def to_metatensor(volume: Volume) -> MetaTensor:
 class VolumeReader(ImageReader):
     """Reads through `read_volume`; usable as `LoadImaged(reader=...)`.
 
+    `LoadImage` goes on to MONAI's other readers when `read` raises, so a refusal would end in a wrong image; it is handed
+    on instead and raised by `get_data`.
+
     Args:
         cases: Dicts with "image" and "label": a label that is a DICOM object (SEG, RTSTRUCT) is placed on the grid of its
             image, and any label must lie on it.
@@ -76,8 +79,13 @@ class VolumeReader(ImageReader):
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         return True
 
-    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Volume:
-        path = str(ensure_tuple(data)[0])
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Volume | Exception:
+        try:
+            return self._read(str(ensure_tuple(data)[0]))
+        except Exception as error:  # any: none may let another reader take over
+            return error
+
+    def _read(self, path: str) -> Volume:
         if path in self.image_of_label:
             return read_labels(Path(path), read_volume(self.image_of_label[path]))
         volume = read_volume(path)
@@ -85,5 +93,7 @@ class VolumeReader(ImageReader):
             check_rules(volume, self.rules, Path(path).name)
         return volume
 
-    def get_data(self, img: Volume) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    def get_data(self, img: Volume | Exception) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        if isinstance(img, Exception):
+            raise img
         return array_and_meta(img)

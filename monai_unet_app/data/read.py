@@ -9,6 +9,7 @@ from typing import Any
 import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.wrapstruct import WrapStructError
 from PIL import Image, UnidentifiedImageError
 
 from dicom_io.errors import DicomIoError
@@ -56,10 +57,12 @@ def read_volume(path: str | Path, *, series_instance_uid: str | None = None) -> 
 def _read_nifti(path: Path) -> Volume:
     try:
         image: Any = nibabel.load(path)
-        array = np.asarray(image.dataobj, dtype=np.float32)
-    except (ImageFileError, OSError, EOFError, ValueError, zlib.error, nibabel.spatialimages.HeaderDataError) as error:
+        _check_numbers(image.get_data_dtype(), path)
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused as such
+            array = np.asanyarray(image.dataobj).astype(np.float32)
+    except (ImageFileError, OSError, EOFError, ValueError, zlib.error, WrapStructError) as error:
         raise InputRefusedError(
-            f"{path.name} cannot be read as NIfTI ({error}); a whole, undamaged file is needed; copy it again"
+            f"{path.name} cannot be read as NIfTI ({_one_line(error)}); a whole, undamaged file is needed; copy it again"
         ) from error
     if array.ndim == 4 and array.shape[3] == 1:
         array = array[..., 0]
@@ -67,22 +70,46 @@ def _read_nifti(path: Path) -> Volume:
         raise InputRefusedError(
             f"{path.name} has shape {array.shape}; a 3D volume (or 4D with channels last) is needed"
         )
-    if array.dtype.names or image.get_data_dtype().names:
-        raise InputRefusedError(f"{path.name} holds RGB voxels; one number a voxel is needed; convert it to grey")
-    return Volume.from_ras(array, image.affine, Provenance("nifti", files=(path,)))
+    if not array.size:
+        raise InputRefusedError(f"{path.name} has shape {array.shape}; at least one voxel is needed; export it again")
+    try:
+        return Volume.from_ras(array, image.affine, Provenance("nifti", files=(path,)))
+    except ValueError as error:
+        raise InputRefusedError(
+            f"{path.name} places its voxels nowhere ({error}); a sform or qform with three axes is needed; export it again"
+        ) from error
+
+
+def _check_numbers(dtype: np.dtype, path: Path) -> None:
+    """Raises InputRefusedError for voxels that are not one real number each."""
+    if dtype.names or dtype.kind == "c":
+        kind = "complex" if dtype.kind == "c" else "".join(dtype.names or ()).upper()
+        raise InputRefusedError(
+            f"{path.name} holds {kind} voxels; one number a voxel is needed; convert it to grey values"
+        )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _read_picture(path: Path) -> Volume:
     try:
         with Image.open(path) as opened:
+            if getattr(opened, "n_frames", 1) > 1:
+                raise InputRefusedError(
+                    f"{path.name} holds {getattr(opened, 'n_frames', 1)} pictures; one is needed; save each as a file of its "
+                    "own, or a volume as NIfTI"
+                )
             opened.load()
             picture: Image.Image = opened
-            if picture.mode not in ("L", "RGB", "I;16", "I", "F"):
+            if picture.mode not in ("L", "RGB", "I;16", "I;16B", "I", "F"):
                 picture = picture.convert("RGB" if picture.mode in ("P", "RGBA", "CMYK", "YCbCr") else "L")
             pixels = np.asarray(picture, dtype=np.float32)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputRefusedError(
-            f"{path.name} cannot be read as a picture ({error}); a whole PNG, JPEG or TIFF is needed; copy it again"
+            f"{path.name} cannot be read as a picture ({_one_line(error)}); a whole PNG, JPEG or TIFF is needed; copy it "
+            "again"
         ) from error
     array = np.moveaxis(pixels, 0, 1)[:, :, None]
     return Volume(array, np.eye(4), Provenance("image", files=(path,)), planar=True)

@@ -78,9 +78,15 @@ def read_splits(path: Path) -> dict[str, SplitCase]:
     """Every case of every data set in a `splits.json`, by id.
 
     Raises:
-        InputRefusedError: The file breaks its schema, names a case twice or has one subject in two partitions.
+        InputRefusedError: The file cannot be read, breaks its schema, names a case twice or has one subject in two
+            partitions.
     """
-    document = json.loads(Path(path).read_text())
+    try:
+        document = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise InputRefusedError(
+            f"{path} cannot be read as a plan ({error}); a splits.json is needed; check the path"
+        ) from error
     validate(document, "splits")
     cases: dict[str, SplitCase] = {}
     for name, dataset in document["datasets"].items():

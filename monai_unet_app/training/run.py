@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from monai_unet_app.bundle import NEEDED_FILES, Bundle, load_bundle, run_overlay
+from monai_unet_app.calibration.fit import write_parameters
 from monai_unet_app.config import resolve_device
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.data.inspect import check_cases
+from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import UsageError
 
+FIGURES = re.compile(r"(<!-- figures -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 COPIED = ("configs", "docs", "LICENSE")
 
 
@@ -86,3 +91,16 @@ def _copy(template: Bundle, output: Path) -> None:
             shutil.copytree(source, output / name, dirs_exist_ok=True)
         elif source.is_file():
             shutil.copy2(source, output / name)
+    _forget_figures(output)
+
+
+def _forget_figures(output: Path) -> None:
+    """What the template's weights measured is not true of new weights: calibration and figures go."""
+    calibration = Bundle(output).part("calibration")
+    zeros = {name: 0.0 if isinstance(value, float) else value for name, value in calibration.items()}
+    write_parameters(output / "configs/inference.yaml", zeros)
+    metadata = json.loads((output / "configs/metadata.json").read_text())
+    write_json({**metadata, "eval_metrics": {}}, output / "configs/metadata.json")
+    card = output / "docs/README.md"
+    if card.is_file():
+        card.write_text(FIGURES.sub(lambda match: match[1] + "Not measured yet.\n" + match[2], card.read_text()))

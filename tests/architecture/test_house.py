@@ -1,0 +1,125 @@
+"""Rules of the house that no linter knows."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import re
+import subprocess
+import sys
+import tokenize
+from pathlib import Path
+
+import jsonschema
+import pytest
+from conftest import REPOSITORY
+
+PACKAGES = ("monai_unet_app", "dicom_io")
+SOURCES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
+SCHEMAS = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.schema.json"))
+MOST_LINES = 500
+MOST_EXAMPLE_BYTES = 25 * 1024 * 1024
+MACHINE_PATH = re.compile(r"(?<![\w.])/(work|root|home)/\w")
+
+
+def name(path: Path) -> str:
+    return path.relative_to(REPOSITORY).as_posix()
+
+
+def tracked_files() -> list[Path]:
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, check=False)
+    if listing.returncode:
+        pytest.skip("this is no git checkout: there is no list of tracked files")
+    return [REPOSITORY / file for file in listing.stdout.decode().split("\0") if file]
+
+
+def text_of(path: Path) -> str | None:
+    content = path.read_bytes() if path.is_file() else b"\0"
+    return None if b"\0" in content[:8192] else content.decode("utf-8", errors="replace")
+
+
+def lines_of_code(source: str) -> int:
+    """Lines that hold a token other than a comment, without docstrings."""
+    docstrings: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            docstrings.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    used: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in silent:
+            used.update(range(token.start[0], token.end[0] + 1))
+    return len(used - docstrings)
+
+
+def test_only_the_command_line_prints() -> None:
+    found = [
+        f"{name(path)}:{node.lineno}"
+        for path in SOURCES
+        if name(path) != "monai_unet_app/cli.py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert found == []
+
+
+def test_no_tracked_text_names_a_folder_of_somebody_s_machine() -> None:
+    texts = {name(path): text_of(path) for path in tracked_files()}
+    found = [
+        f"{file}: {match.group()}" for file, text in texts.items() if text for match in MACHINE_PATH.finditer(text)
+    ]
+    assert found == []
+
+
+def test_the_search_for_machine_paths_finds_one() -> None:
+    assert MACHINE_PATH.search("open('/" + "home/someone/data')")
+    assert not MACHINE_PATH.search("see docs/work/notes and https://example.org/home/page")
+
+
+def test_dicom_io_can_be_used_without_torch_monai_or_the_app() -> None:
+    modules = [name(path)[:-3].replace("/", ".") for path in SOURCES if name(path).startswith("dicom_io/")]
+    blocked = ["torch", "monai", "ignite", "monai_unet_app"]
+    script = (
+        "import importlib, sys\n"
+        f"sys.modules.update(dict.fromkeys({blocked!r}))\n"  # None in sys.modules makes an import fail
+        f"for module in {modules!r}: importlib.import_module(module.removesuffix('.__init__'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_examples_are_small_and_say_under_which_licence_they_come() -> None:
+    folder = REPOSITORY / "examples"
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= MOST_EXAMPLE_BYTES
+    data_sets = [path for path in folder.iterdir() if path.is_dir()]
+    assert data_sets
+    for data_set in data_sets:
+        assert "CC" in (data_set / "LICENSE").read_text() or "Creative Commons" in (data_set / "LICENSE").read_text()
+        assert "Decathlon" in (data_set / "README.md").read_text()
+
+
+@pytest.mark.parametrize("path", SCHEMAS, ids=name)
+def test_every_schema_is_valid_and_fixes_its_version(path: Path) -> None:
+    schema = json.loads(path.read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    version = jsonschema.Draft202012Validator(schema["properties"]["schema_version"])
+    assert version.is_valid("1.0")
+    assert not version.is_valid("2.0")
+    if name(path).startswith("monai_unet_app/"):  # the segments' own schema reads dcmqi's files too, which carry none
+        assert "schema_version" in schema["required"]
+
+
+def test_there_are_schemas_for_every_kind_of_document() -> None:
+    assert {path.name for path in SCHEMAS} >= {
+        f"{kind}.schema.json" for kind in ("result", "metrics", "run", "segments", "splits")
+    }
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_no_module_is_two_rooms(path: Path) -> None:
+    assert lines_of_code(path.read_text()) <= MOST_LINES
+
+
+def test_lines_of_code_count_neither_comments_nor_docstrings_nor_blank_lines() -> None:
+    assert lines_of_code('"""Doc.\n\nMore."""\n\n# why\nx = [\n    1,\n]\n\n\ndef f():\n    """Doc."""\n    return x\n') == 5

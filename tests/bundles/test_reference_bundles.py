@@ -1,0 +1,378 @@
+"""Every bundle that is there obeys MONAI's rules, names nothing but MONAI and torch, and agrees with itself."""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+import torch
+import yaml
+from conftest import BUNDLES, EXAMPLES
+from monai.bundle import ComponentLocator, ConfigWorkflow
+from small_data import FEW, calibration_of, drawn_eyes, few_examples, set_calibration
+
+from dicom_io.dicomize import dicomize
+from dicom_io.read import read_series
+from dicom_io.seg import read_seg
+from dicom_io.volume import Volume
+from monai_unet_app.bundle import Bundle, load_bundle, run_overlay
+from monai_unet_app.data.read import read_volume
+from monai_unet_app.errors import BundleError, UsageError
+from monai_unet_app.inference.windows import plan_windows
+from monai_unet_app.pipeline import segment_case
+
+NAMES = [folder.name for folder in BUNDLES]
+VOLUME_BUNDLES = [name for name in NAMES if name.startswith("hippocampus")]
+each_bundle = pytest.mark.parametrize("folder", BUNDLES, ids=NAMES)
+each_name = pytest.mark.parametrize("name", NAMES)
+CPU = torch.device("cpu")
+MOST_WEIGHT_BYTES = 8 * 1024 * 1024
+# What meta_schema_20240725.json lists under "required".
+REQUIRED_METADATA = {
+    "schema",
+    "version",
+    "monai_version",
+    "pytorch_version",
+    "numpy_version",
+    "required_packages_version",
+    "task",
+    "description",
+    "authors",
+    "copyright",
+    "network_data_format",
+}
+
+
+def inference_yaml(folder: Path) -> dict[str, Any]:
+    return yaml.safe_load((folder / "configs/inference.yaml").read_text())
+
+
+def metadata(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "configs/metadata.json").read_text())
+
+
+def leaves(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every scalar of a parsed YAML with the key it stands under."""
+    if isinstance(config, dict):
+        for name, value in config.items():
+            yield from leaves(value, str(name))
+    elif isinstance(config, list):
+        for value in config:
+            yield from leaves(value, key)
+    else:
+        yield key, config
+
+
+def small_data(name: str, folder: Path) -> Path:
+    return drawn_eyes(folder) if name.startswith("retina") else few_examples(folder)
+
+
+def test_the_three_reference_bundles_are_there() -> None:
+    assert {"hippocampus_mri_unet3d", "hippocampus_mri_unet2d", "retina_vessel_unet2d"} <= set(NAMES)
+
+
+@each_bundle
+def test_a_bundle_has_the_files_that_the_model_zoo_asks_for_and_no_code(folder: Path) -> None:
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    overlays = {f"configs/{name}.yaml" for name in ("inference", "train", "evaluate", "calibrate")}
+    assert files >= {"LICENSE", "configs/metadata.json", "configs/segments.json", *overlays}
+    assert not [file for file in files if file.endswith((".py", ".yml", ".pyc", ".sh", ".partial"))]
+
+
+@each_bundle
+def test_metadata_has_what_its_schema_requires(folder: Path) -> None:
+    found = metadata(folder)
+    assert found.keys() >= REQUIRED_METADATA
+    assert found["schema"].endswith("/meta_schema_20240725.json")
+    for key in ("version", "monai_version", "pytorch_version", "numpy_version", "task", "description", "authors"):
+        assert isinstance(found[key], str)
+        assert found[key]
+    assert found["version"] in found["changelog"]
+    assert list(found["network_data_format"]["inputs"]) == ["image"]
+    assert list(found["network_data_format"]["outputs"]) == ["pred"]
+    for tensor in (found["network_data_format"]["inputs"]["image"], found["network_data_format"]["outputs"]["pred"]):
+        needed = {"type", "format", "num_channels", "spatial_shape", "dtype", "value_range", "is_patch_data", "channel_def"}
+        assert tensor.keys() >= needed
+        assert len(tensor["channel_def"]) == tensor["num_channels"]
+
+
+@each_bundle
+def test_inference_yaml_names_nothing_but_monai_and_torch(folder: Path) -> None:
+    locator = ComponentLocator()
+    targets = [value for key, value in leaves(inference_yaml(folder)) if key == "_target_"]
+    assert len(targets) > 10
+    for target in targets:
+        assert target.startswith(("monai.", "torch.")) if "." in target else locator.get_component_module_name(target)
+
+
+@each_bundle
+def test_no_expression_in_inference_yaml_mentions_our_packages_or_imports_more_than_python(folder: Path) -> None:
+    values = [value for _, value in leaves(inference_yaml(folder)) if isinstance(value, str)]
+    assert not [value for value in values if "monai_unet_app" in value or "dicom_io" in value]
+    imports = [value for key, value in leaves(inference_yaml(folder)) if key == "imports"]
+    assert set(imports) <= {"$import glob", "$import os"}
+
+
+@each_bundle
+def test_labels_segments_network_and_metadata_tell_one_story(folder: Path) -> None:
+    bundle, formats = load_bundle(folder), metadata(folder)["network_data_format"]
+    numbers = [segment.number for segment in bundle.segments]
+    assert numbers == list(range(1, len(bundle.labels) + (0 if bundle.exclusive else 1)))
+    assert (bundle.labels[0] == "background") is bundle.exclusive
+    for label, segment in zip(bundle.labels[1:] if bundle.exclusive else bundle.labels, bundle.segments, strict=True):
+        assert label in segment.label.lower()
+    channels = formats["inputs"]["image"]["num_channels"]
+    assert bundle.rules.channels == channels
+    assert formats["outputs"]["pred"]["num_channels"] == len(bundle.labels)
+    network = bundle.part("network_def").eval()
+    sizes = [int(shape.split("*")[0]) * 2 for shape in formats["inputs"]["image"]["spatial_shape"]]
+    with torch.inference_mode():
+        assert network(torch.zeros(1, channels, *sizes)).shape == (1, len(bundle.labels), *sizes)
+
+
+@each_bundle
+def test_the_window_is_smaller_than_the_images_so_that_it_really_slides(folder: Path) -> None:
+    bundle = load_bundle(folder)
+    if bundle.rules.planar:
+        assert bundle.rules.extent_mm is not None
+        shapes = [tuple(int(size) for size in bundle.rules.extent_mm[0])]
+    else:
+        shapes = [nibabel.load(path).shape for path in sorted((EXAMPLES / "images").glob("*.nii.gz"))]
+    for shape in shapes:
+        slices = shape[bundle.slice_axis] if bundle.slice_axis is not None else 1
+        assert len(plan_windows(shape, bundle.windows.window, bundle.windows.overlap).windows) >= 2 * slices
+
+
+@each_bundle
+def test_shipped_weights_are_small_and_fit_the_network(folder: Path) -> None:
+    weights = folder / "models/model.pt"
+    if not weights.is_file():
+        pytest.skip(f"{folder.name} holds no trained weights yet")
+    assert weights.stat().st_size <= MOST_WEIGHT_BYTES
+    network = load_bundle(folder).network
+    assert all(bool(torch.isfinite(value).all()) for value in network.state_dict().values())
+
+
+@each_name
+def test_monai_finds_every_property_of_inference(name: str, tiny_bundle: Callable[[str], Path], tmp_path: Path) -> None:
+    root = tiny_bundle(name)
+    small_data(name, tmp_path / "data")
+    data = tmp_path / "data" / "images" if (tmp_path / "data" / "images").is_dir() else tmp_path / "data"
+    workflow = ConfigWorkflow(
+        config_file=str(root / "configs/inference.yaml"),
+        meta_file=str(root / "configs/metadata.json"),
+        logging_file=False,
+        workflow_type="inference",
+        bundle_root=str(root),
+        dataset_dir=str(data),
+        device=CPU,
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
+
+
+@each_name
+def test_monai_finds_every_property_of_training(name: str, tiny_bundle: Callable[[str], Path], tmp_path: Path) -> None:
+    root = tiny_bundle(name)
+    workflow = ConfigWorkflow(
+        config_file=[str(root / f"configs/{config}.yaml") for config in ("inference", "train")],
+        meta_file=str(root / "configs/metadata.json"),
+        logging_file=False,
+        workflow_type="train",
+        bundle_root=str(root),
+        dataset_dir=str(small_data(name, tmp_path / "data")),
+        device=CPU,
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
+
+
+@each_name
+def test_a_calibration_of_zeros_is_the_identity(name: str, tiny_bundle: Callable[[str], Path]) -> None:
+    bundle = load_bundle(set_calibration(tiny_bundle(name), 0.0))
+    logits = torch.randn((len(bundle.labels), 9, 8, 7)[: 3 if bundle.rules.planar else 4])
+    assert torch.equal(bundle.part("calibrate")(logits.clone()), logits)
+
+
+@each_name
+def test_calibration_keeps_the_decision_of_every_voxel(name: str, tiny_bundle: Callable[[str], Path]) -> None:
+    bundle = load_bundle(set_calibration(tiny_bundle(name), 0.6, -2.3))
+    generator = torch.Generator().manual_seed(3)
+    shape = (len(bundle.labels), 13, 12, 11)[: 3 if bundle.rules.planar else 4]
+    logits = 4 * torch.randn(shape, generator=generator)
+    calibrated = bundle.part("calibrate")(logits.clone())
+    assert not torch.allclose(calibrated, logits)
+    if bundle.exclusive:
+        assert torch.equal(calibrated.argmax(0), logits.argmax(0))
+    else:
+        assert torch.equal(calibrated > 0, logits > 0)
+
+
+def test_the_digest_changes_with_what_can_change_a_result_and_with_nothing_else(
+    tiny_bundle: Callable[..., Path],
+) -> None:
+    root = tiny_bundle()
+    before = load_bundle(root).sha256
+    for file in ("configs/metadata.json", "configs/train.yaml", "configs/evaluate.yaml", "LICENSE"):
+        (root / file).write_bytes((root / file).read_bytes() + b"\n")
+    (root / "models/run.json").write_text("{}")
+    (root / "docs").mkdir(exist_ok=True)
+    (root / "docs/README.md").write_text("changed")
+    assert load_bundle(root).sha256 == before
+    seen = {before}
+    for file in ("models/model.pt", "configs/inference.yaml", "configs/segments.json"):
+        (root / file).write_bytes((root / file).read_bytes() + b"\n")
+        seen.add(load_bundle(root).sha256)
+    assert len(seen) == 4
+
+
+def test_a_bundle_is_the_same_by_folder_and_by_zip(
+    tiny_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "temporary"))
+    root = tiny_bundle()
+    with zipfile.ZipFile(tmp_path / "bundle.zip", "w") as archive:
+        for file in root.rglob("*"):
+            archive.write(file, Path(root.name) / file.relative_to(root))
+    zipped = load_bundle(tmp_path / "bundle.zip")
+    assert (zipped.name, zipped.sha256) == (root.name, load_bundle(root).sha256)
+    assert load_bundle(tmp_path / "bundle.zip").root == zipped.root
+
+
+def test_a_name_stands_for_a_shipped_bundle_or_one_of_the_user_s_folder(
+    tiny_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load_bundle("retina_vessel_unet2d").root.samefile(BUNDLES[NAMES.index("retina_vessel_unet2d")])
+    root = tiny_bundle()
+    monkeypatch.setenv("MONAI_UNET_BUNDLES", str(root.parent))
+    assert load_bundle(root.name).root.samefile(root)
+
+
+def test_an_unknown_name_is_answered_with_the_names_there_are() -> None:
+    with pytest.raises(UsageError, match="retina_vessel_unet2d"):
+        load_bundle("hippocampus_mri_unet4d")
+
+
+def test_what_is_no_bundle_is_refused_and_the_missing_file_named(tiny_bundle: Callable[..., Path]) -> None:
+    root = tiny_bundle()
+    (root / "configs/segments.json").unlink()
+    with pytest.raises(BundleError, match=r"configs/segments\.json missing"):
+        load_bundle(root)
+
+
+@pytest.mark.parametrize("content", [None, b"no weights", b""], ids=["absent", "damaged", "empty"])
+def test_weights_that_cannot_be_used_are_refused(tiny_bundle: Callable[..., Path], content: bytes | None) -> None:
+    root = tiny_bundle()
+    (root / "models/model.pt").unlink()
+    if content is not None:
+        (root / "models/model.pt").write_bytes(content)
+    with pytest.raises(BundleError, match=r"model\.pt"):
+        _ = load_bundle(root).network
+
+
+def test_weights_of_another_network_are_refused(tiny_bundle: Callable[[str], Path]) -> None:
+    root, other = tiny_bundle("hippocampus_mri_unet3d"), tiny_bundle("hippocampus_mri_unet2d")
+    (root / "models/model.pt").write_bytes((other / "models/model.pt").read_bytes())
+    with pytest.raises(BundleError, match="does not fit network_def"):
+        _ = load_bundle(root).network
+
+
+def numbers_of(sr: pydicom.Dataset) -> list[tuple[str, str, float]]:
+    """(TrackingUniqueIdentifier, concept, value) of every number in a TID 1500 report."""
+    found = []
+    for group in (item for item in walk(sr) if item.get("ValueType") == "CONTAINER"):
+        uids = [item.UID for item in group.get("ContentSequence", []) if item.get("ValueType") == "UIDREF"]
+        for item in group.get("ContentSequence", []):
+            if item.get("ValueType") == "NUM" and uids:
+                meaning = item.ConceptNameCodeSequence[0].CodeMeaning
+                found.append((uids[0], meaning, float(item.MeasuredValueSequence[0].NumericValue)))
+    return found
+
+
+def walk(item: pydicom.Dataset) -> Iterator[pydicom.Dataset]:
+    yield item
+    for child in item.get("ContentSequence", []):
+        yield from walk(child)
+
+
+@pytest.mark.parametrize("name", VOLUME_BUNDLES)
+def test_dicom_in_seg_and_sr_out_by_monai_bundle_run_hold_the_labels_of_segment_case(
+    name: str, tiny_bundle: Callable[[str], Path], crop: Volume, tmp_path: Path
+) -> None:
+    root = set_calibration(tiny_bundle(name), 0.3, -0.9)
+    made = dicomize(crop, tmp_path / "data" / "case_1", case_id="case_1")
+    run_overlay(
+        root,
+        "inference_dicom",
+        {"dataset_dir": str(tmp_path / "data"), "output_dir": str(tmp_path / "out"), "device": CPU},
+    )
+    (seg_path,), (sr_path,) = (sorted((tmp_path / "out").glob(f"*_{kind}.dcm")) for kind in ("seg", "sr"))
+    source = read_series(made.series_folder)
+    bundle = load_bundle(root)
+    expected = segment_case(source, bundle).labels
+    assert len(np.unique(expected)) > 1
+    np.testing.assert_array_equal(read_seg(seg_path, source).array, expected)
+
+    seg, sr = pydicom.dcmread(seg_path), pydicom.dcmread(sr_path)
+    referenced = {item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID for item in walk(sr) if "ReferencedSOPSequence" in item}
+    assert seg.SOPInstanceUID in referenced
+    volumes = {uid: value for uid, meaning, value in numbers_of(sr) if meaning == "Volume"}
+    by_number = {int(item.SegmentNumber): item.TrackingUID for item in seg.SegmentSequence}
+    for number, uid in by_number.items():
+        voxels = int((expected == number).sum())
+        if voxels:
+            assert any(
+                math.isclose(volumes[uid], voxels * source.voxel_ml * scale, rel_tol=1e-3) for scale in (1, 1000)
+            )
+
+
+def test_the_overlay_for_dicom_refuses_an_image_that_breaks_the_bundle_s_rules(
+    tiny_bundle: Callable[..., Path], crop: Volume, tmp_path: Path
+) -> None:
+    wide = Volume(np.tile(crop.array, (3, 2, 1)), crop.affine_lps)
+    dicomize(wide, tmp_path / "data" / "case_1", case_id="case_1")
+    with pytest.raises(Exception, match="field of view"):
+        run_overlay(
+            tiny_bundle(),
+            "inference_dicom",
+            {"dataset_dir": str(tmp_path / "data"), "output_dir": str(tmp_path / "out"), "device": CPU},
+        )
+    assert not list((tmp_path / "out").glob("*.dcm"))
+
+
+def test_windows_of_the_settings_are_those_of_the_config(tiny_bundle: Callable[[str], Path]) -> None:
+    for name, window in (
+        ("hippocampus_mri_unet3d", lambda given: tuple(given)),
+        ("hippocampus_mri_unet2d", lambda given: (1, *given)),
+        ("retina_vessel_unet2d", lambda given: tuple(given)),
+    ):
+        root = tiny_bundle(name)
+        config, settings = inference_yaml(root), load_bundle(root).windows
+        assert settings.window == window(config["window"])
+        assert settings.overlap == config["inferer"]["overlap"]
+        assert settings.batch == config["inferer"]["sw_batch_size"]
+        assert settings.mode == config["inferer"]["mode"]
+
+
+def test_an_override_replaces_a_value_of_inference_yaml(tiny_bundle: Callable[..., Path]) -> None:
+    root = tiny_bundle()
+    changed = load_bundle(root, calibration={"reach": 1, "far": 0.5, "near": 0.0})
+    assert isinstance(changed, Bundle)
+    logits = torch.randn(3, 6, 6, 6)
+    torch.testing.assert_close(changed.part("calibrate")(logits.clone()), logits * math.exp(-0.5))
+    assert calibration_of(root) != changed.part("calibration")
+
+
+def test_the_examples_used_here_lie_in_the_partitions_that_tests_count_on() -> None:
+    plan = json.loads((EXAMPLES.parent / "splits.json").read_text())["datasets"]["msd_hippocampus"]["cases"]
+    place = {row["id"]: row["partition"] for row in plan}
+    assert [place[case] for case in FEW] == ["train", "train", "selection", "calibration", "test"]
+    assert read_volume(EXAMPLES / "images" / f"{FEW[0]}.nii.gz").spacing_mm == (1.0, 1.0, 1.0)

@@ -1,0 +1,179 @@
+"""The fit finds the temperature that logits were spoilt by, and writes nothing but its one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from monai.bundle import ConfigParser
+from small_data import calibration_of, few_examples, set_calibration
+
+from monai_unet_app.bundle import load_bundle, run_overlay
+from monai_unet_app.calibration.fit import CalibrationFit, write_parameters
+from monai_unet_app.data.cases import by_partition
+from monai_unet_app.errors import BundleError, InputRefusedError
+from monai_unet_app.evaluate import calibrate_bundle
+
+TRUE_TEMPERATURE = 1.8
+
+
+def by_temperature(logits: torch.Tensor, parameters: Mapping[str, Any]) -> torch.Tensor:
+    return logits * torch.exp(-torch.as_tensor(parameters["log_temperature"]))
+
+
+def drawn(exclusive: bool, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits z and labels drawn from softmax(z / T) or sigmoid(z / T): calibrated by T, overconfident without it."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(3, 30, 30, 20, generator=generator)
+    if exclusive:
+        chances = torch.softmax(logits / TRUE_TEMPERATURE, 0).flatten(1).T
+        return logits, torch.multinomial(chances, 1, generator=generator).T.reshape(1, *logits.shape[1:])
+    return logits, torch.bernoulli(torch.sigmoid(logits / TRUE_TEMPERATURE), generator=generator)
+
+
+def fitted(exclusive: bool) -> tuple[Any, list[tuple[torch.Tensor, torch.Tensor]]]:
+    cases = [drawn(exclusive, seed) for seed in (1, 2)]
+    fit = CalibrationFit(by_temperature, {"log_temperature": 0.0}, exclusive)
+    for logits, label in cases:
+        fit.add(logits, label)
+    return fit.fit(), cases
+
+
+def calibration_error(logits: torch.Tensor, label: torch.Tensor, exclusive: bool) -> float:
+    """Top-label ECE in 15 equal bins, straight from its definition."""
+    if exclusive:
+        confidence, choice = torch.softmax(logits, 0).max(0)
+        right = (choice == label[0]).float()
+    else:
+        chance = torch.sigmoid(logits)
+        confidence, right = torch.maximum(chance, 1 - chance), ((chance > 0.5).float() == label).float()
+    bins = (confidence * 15).clamp(max=14.999).long()
+    error = 0.0
+    for number in range(15):
+        inside = bins == number
+        if inside.any():
+            error += float(inside.float().mean() * (right[inside].mean() - confidence[inside].mean()).abs())
+    return error
+
+
+@pytest.mark.parametrize("exclusive", [True, False], ids=["exclusive classes", "overlapping labels"])
+def test_the_fit_recovers_the_temperature_and_the_calibration_error_falls(exclusive: bool) -> None:
+    found, cases = fitted(exclusive)
+    parameters = found.parameters
+    temperature = float(torch.exp(torch.tensor(parameters["log_temperature"])))
+    assert temperature == pytest.approx(TRUE_TEMPERATURE, rel=0.03)
+    assert found.nll_after < found.nll_before
+    assert found.cases == 2
+    for logits, label in cases:
+        calibrated = by_temperature(logits, parameters)
+        before, after = (calibration_error(z, label, exclusive) for z in (logits, calibrated))
+        assert before > 0.05
+        assert after < 0.012
+        assert torch.equal(calibrated.argmax(0), logits.argmax(0))
+        assert torch.equal(calibrated > 0, logits > 0)
+
+
+def test_the_nll_it_reports_is_the_mean_over_voxels() -> None:
+    logits = torch.tensor([[[0.0, 2.0]], [[0.0, 0.0]]])
+    fit = CalibrationFit(by_temperature, {"log_temperature": 0.0}, exclusive=True)
+    fit.add(logits, torch.tensor([[[1.0, 0.0]]]))
+    by_hand = (torch.log(torch.tensor(2.0)) + torch.log1p(torch.exp(torch.tensor(-2.0)))) / 2
+    assert fit.fit().nll_before == pytest.approx(float(by_hand), rel=1e-5)
+
+
+def test_the_fit_does_not_depend_on_where_the_parameters_stood() -> None:
+    logits, label = drawn(True, 1)
+    values = []
+    for start in (0.0, 1.5):
+        fit = CalibrationFit(by_temperature, {"log_temperature": start}, exclusive=True)
+        fit.add(logits, label)
+        values.append(fit.fit().parameters)
+    assert values[0] == values[1]
+
+
+def test_whole_numbers_are_settings_and_stay() -> None:
+    logits, label = drawn(True, 1)
+    fit = CalibrationFit(by_temperature, {"reach": 2, "log_temperature": 0.0}, exclusive=True)
+    fit.add(logits, label)
+    assert fit.fit().parameters["reach"] == 2
+
+
+def test_a_fit_without_cases_or_without_numbers_is_refused() -> None:
+    with pytest.raises(InputRefusedError, match="no calibration case"):
+        CalibrationFit(by_temperature, {"log_temperature": 0.0}, exclusive=True).fit()
+    fit = CalibrationFit(lambda logits, parameters: logits, {"reach": 2}, exclusive=True)
+    fit.add(*drawn(True, 1))
+    with pytest.raises(BundleError, match="at least one float"):
+        fit.fit()
+
+
+def test_a_fit_that_finds_no_number_is_refused_and_leaves_the_bundle_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "inference.yaml"
+    path.write_text("calibration: {log_temperature: 0.25}\n")
+    fit = CalibrationFit(by_temperature, {"log_temperature": 0.25}, exclusive=True, inference_yaml=path)
+    logits, label = drawn(True, 1)
+    fit.add(logits * float("nan"), label)
+    with pytest.raises((InputRefusedError, BundleError), match="nan"):
+        fit.finish()
+    assert path.read_text() == "calibration: {log_temperature: 0.25}\n"
+
+
+TEXT = "# température: β\r\na: 1\n  \ncalibration: {reach: 2, far: 0.0, near: 0.0}\t# fitted\nmixture: '{far: 1}'\n\n# calibration: {x: 1}\n"
+
+
+def test_one_line_is_written_and_every_other_byte_stays(tmp_path: Path) -> None:
+    path = tmp_path / "inference.yaml"
+    path.write_bytes(TEXT.encode())
+    write_parameters(path, {"reach": 2, "far": 0.25, "near": -1.5})
+    expected = TEXT.replace("calibration: {reach: 2, far: 0.0, near: 0.0}", "calibration: {reach: 2, far: 0.25, near: -1.5}")
+    assert path.read_bytes() == expected.encode()
+    assert [file.name for file in tmp_path.iterdir()] == ["inference.yaml"]
+
+
+@pytest.mark.parametrize("value", [1e-05, -2e-05, 0.0, 1.0, 123456.5, -0.12345])
+def test_a_number_that_is_written_is_read_back_as_that_number(tmp_path: Path, value: float) -> None:
+    path = tmp_path / "inference.yaml"
+    path.write_text("calibration: {far: 0.5}\n")
+    write_parameters(path, {"far": value})
+    found = yaml.safe_load(path.read_text())["calibration"]["far"]
+    assert isinstance(found, float), f"{path.read_text()!r} is no number to YAML"
+    assert found == value
+    assert ConfigParser.load_config_file(str(path))["calibration"]["far"] == value
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("a: 1\n", 0), ("calibration: {a: 0.0}\ncalibration: {a: 1.0}\n", 2), ("  calibration: {a: 0.0}\n", 0)]
+)
+def test_a_file_without_exactly_one_such_line_is_refused_and_left(tmp_path: Path, text: str, count: int) -> None:
+    path = tmp_path / "inference.yaml"
+    path.write_text(text)
+    with pytest.raises(BundleError, match=f"has {count} line"):
+        write_parameters(path, {"a": 0.5})
+    assert path.read_text() == text
+
+
+def test_calibrate_yaml_and_the_verb_fit_the_same_numbers_into_the_bundle(
+    tiny_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    data = few_examples(tmp_path / "data", ("hippocampus_053", "hippocampus_143"))
+    root = tiny_bundle()
+    before = (root / "configs/inference.yaml").read_text().splitlines()
+    run_overlay(root, "calibrate", {"dataset_dir": str(data), "device": torch.device("cpu")})
+    by_overlay = calibration_of(root)
+    assert any(isinstance(value, float) and value != 0 for value in by_overlay.values())
+    after = (root / "configs/inference.yaml").read_text().splitlines()
+    changed = [new for old, new in zip(before, after, strict=True) if old != new]
+    assert len(changed) == 1
+    assert changed[0].startswith("calibration: {")
+
+    set_calibration(root, 0.0)
+    result = calibrate_bundle(load_bundle(root), by_partition(data)["calibration"])
+    assert result.cases == 2
+    assert result.nll_after <= result.nll_before
+    assert calibration_of(root) == result.parameters
+    for name, value in by_overlay.items():
+        assert result.parameters[name] == pytest.approx(value, abs=1e-3)

@@ -1,0 +1,204 @@
+"""Cases found in folders: each with its own label, id and partition, and never half of one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from phantoms import lopsided_array, oblique_affine, write_mr_series
+from PIL import Image
+from pydicom.uid import generate_uid
+
+from monai_unet_app.data.cases import by_partition, case_id, find_cases, find_data, find_images, image_rows, plan_of
+from monai_unet_app.data.digest import dataset_sha256, file_sha256
+from monai_unet_app.data.read import read_volume
+from monai_unet_app.errors import InputRefusedError
+
+
+def touch(folder: Path, names: Sequence[str]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_bytes(name.encode())
+    return folder
+
+
+def series(folder: Path, shape: tuple[int, int, int] = (5, 4, 6), **header: object) -> list[Path]:
+    return write_mr_series(folder, lopsided_array(shape), oblique_affine(), header=header or None)
+
+
+def test_a_cases_id_is_its_name_without_the_ending() -> None:
+    names = ["a.nii.gz", "a.nii", "a.b.nii.gz", "A.PNG", "a.dcm", "folder"]
+    assert [case_id(Path(name)) for name in names] == ["a", "a", "a.b", "A", "a", "folder"]
+
+
+def test_images_of_a_folder_come_in_order_and_other_files_are_passed_by(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "in", ["b.nii.gz", "a.nii", "README.md", "c.jpg", ".DS_Store"])
+    assert [case.id for case in find_images(folder)] == ["a", "b", "c"]
+    assert image_rows(folder)[0] == {"image": str(folder / "a.nii"), "id": "a"}
+    assert [case.id for case in find_images(folder / "b.nii.gz")] == ["b"]
+
+
+@pytest.mark.parametrize("names", [[], ["README.md", "notes.txt"]])
+def test_a_folder_without_an_image_is_refused(names: list[str], tmp_path: Path) -> None:
+    with pytest.raises(InputRefusedError, match="in/"):
+        find_images(touch(tmp_path / "in", names))
+    with pytest.raises(InputRefusedError, match="none does not exist"):
+        find_images(tmp_path / "none")
+
+
+def test_two_files_of_one_name_are_refused_because_one_result_would_replace_the_other(tmp_path: Path) -> None:
+    with pytest.raises(InputRefusedError, match=r"2 cases of in/ are called a \(a\.nii, a\.nii\.gz\)"):
+        find_images(touch(tmp_path / "in", ["a.nii", "a.nii.gz", "b.nii"]))
+
+
+def test_labels_are_found_by_name_and_suffix(tmp_path: Path) -> None:
+    images = touch(tmp_path / "images", ["a.jpg", "b.jpg"])
+    labels = touch(tmp_path / "labels", ["a_1st.png", "a_2nd.png", "b_1st.png"])
+    assert [case.label for case in find_cases(images, labels, "_1st")] == [labels / "a_1st.png", labels / "b_1st.png"]
+    with pytest.raises(InputRefusedError, match=r"1 of 2 image\(s\) have no label: b; .* plus '_2nd'"):
+        find_cases(images, labels, "_2nd")
+    assert [case.label for case in find_cases(images, labels, "_2nd", need_all=False)] == [labels / "a_2nd.png", None]
+    with pytest.raises(InputRefusedError, match=r"2 of 2 image\(s\) have no label"):
+        find_cases(images, labels, "_3rd", need_all=False)
+    with pytest.raises(InputRefusedError, match="none/ is no folder"):
+        find_cases(images, tmp_path / "none")
+
+
+def test_images_and_labels_in_one_folder_are_told_apart_by_the_suffix(tmp_path: Path) -> None:
+    names = ["Image_01L.jpg", "Image_01L_1stHO.png", "Image_01L_2ndHO.png", "Image_01R.jpg", "Image_01R_1stHO.png"]
+    folder = touch(tmp_path / "in", names)
+    cases = find_cases(folder, label_suffix="_1stHO")
+    assert [(case.id, case.label.name if case.label else None) for case in cases] == [
+        ("Image_01L", "Image_01L_1stHO.png"),
+        ("Image_01R", "Image_01R_1stHO.png"),
+    ]
+    with pytest.raises(InputRefusedError, match="give --label-suffix"):
+        find_cases(folder)
+
+
+def test_each_folder_with_a_series_is_a_case_named_by_the_highest_folder_of_its_own(tmp_path: Path) -> None:
+    series(tmp_path / "in/p1/study/mr")
+    series(tmp_path / "in/p2")
+    found = find_images(tmp_path / "in")
+    assert [(case.id, read_volume(case.image).shape) for case in found] == [("p1", (5, 4, 6)), ("p2", (5, 4, 6))]
+    assert [case.id for case in find_images(tmp_path / "in/p1")] == ["p1"]
+
+
+def test_cases_in_folders_of_the_same_name_keep_ids_of_their_own(tmp_path: Path) -> None:
+    for place in ("A/first", "A/second", "B/first", "B/second"):
+        series(tmp_path / "in" / place)
+    assert [case.id for case in find_images(tmp_path / "in")] == ["A_first", "A_second", "B_first", "B_second"]
+
+
+def test_a_series_beside_another_ones_folder_keeps_an_id_of_its_own(tmp_path: Path) -> None:
+    series(tmp_path / "in/p1")
+    series(tmp_path / "in/p1/extra")
+    series(tmp_path / "in/p2")
+    ids = [case.id for case in find_images(tmp_path / "in")]
+    assert len(set(ids)) == 3
+
+
+def test_a_series_whose_files_lie_in_several_folders_is_read_whole(tmp_path: Path) -> None:
+    files = series(tmp_path / "in/all")
+    for number, file in enumerate(files):
+        part = tmp_path / "in" / f"part{number // 4}"
+        part.mkdir(exist_ok=True)
+        file.rename(part / file.name)
+    (tmp_path / "in/all").rmdir()
+    (case,) = find_images(tmp_path / "in")
+    assert read_volume(case.image).shape == (5, 4, 6)
+
+
+def test_a_broken_file_costs_its_own_case_only(tmp_path: Path) -> None:
+    series(tmp_path / "in/good")
+    series(tmp_path / "in/other/mr")
+    bad = series(tmp_path / "in/bad/mr")[2]
+    bad.write_bytes(bad.read_bytes()[:-20])
+    touch(tmp_path / "in/papers", ["notes.txt"])
+    broken, good, other = find_images(tmp_path / "in")
+    assert (good.id, other.id) == ("good", "other")
+    assert read_volume(good.image).shape == read_volume(other.image).shape == (5, 4, 6)
+    with pytest.raises(InputRefusedError, match=r"broken .*; a whole DICOM file is needed"):
+        read_volume(broken.image)
+
+
+def test_two_series_in_one_folder_are_one_case_that_must_be_told_which(tmp_path: Path) -> None:
+    uids = [generate_uid(), generate_uid()]
+    for uid in uids:
+        series(tmp_path / "in" / "p1" / uid, SeriesInstanceUID=uid)
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    for number, file in enumerate(sorted((tmp_path / "in").rglob("*.dcm"))):
+        file.rename(folder / f"{number}.dcm")
+    (case,) = find_images(folder)
+    with pytest.raises(InputRefusedError, match=r"found 2 image series.*--series UID"):
+        read_volume(case.image)
+    assert read_volume(case.image, series_instance_uid=uids[0]).provenance.series_instance_uid == uids[0]
+
+
+def test_a_data_folder_gives_rows_by_partition(tmp_path: Path) -> None:
+    touch(tmp_path / "images", ["a.nii.gz", "b.nii.gz"])
+    touch(tmp_path / "labels", ["a.nii.gz", "b.nii.gz"])
+    rows = [
+        {"id": "a", "subject": "1", "partition": "train", "fold": 0},
+        {"id": "b", "subject": "2", "partition": "test", "fold": 1},
+        {"id": "c", "subject": "3", "partition": "test", "fold": 1},
+    ]
+    plan = tmp_path / "splits.json"
+    plan.write_text(json.dumps({"schema_version": "1.0", "datasets": {"set": {"cases": rows}}}))
+    found = by_partition(tmp_path, plan)
+    assert {part: [row["id"] for row in part_rows] for part, part_rows in found.items()} == {
+        "train": ["a"], "selection": [], "calibration": [], "test": ["b"],
+    }  # fmt: skip
+    assert found["test"][0]["label"] == str(tmp_path / "labels/b.nii.gz")
+    touch(tmp_path / "images", ["d.nii.gz"])
+    touch(tmp_path / "labels", ["d.nii.gz"])
+    with pytest.raises(InputRefusedError, match=r"does not know 1 of 3 case\(s\): d"):
+        by_partition(tmp_path, plan)
+
+
+def test_the_shipped_plan_is_used_for_its_own_cases_and_a_new_one_for_others(tmp_path: Path) -> None:
+    touch(tmp_path / "images", ["hippocampus_003.nii.gz", "hippocampus_004.nii.gz"])
+    touch(tmp_path / "labels", ["hippocampus_003.nii.gz", "hippocampus_004.nii.gz"])
+    plan = plan_of(find_data(tmp_path), None)
+    assert {case.subject for case in plan.values()} == {"002"}
+    names = [f"case{n}.nii.gz" for n in range(9)]
+    own = plan_of(find_images(touch(tmp_path / "own", names)), None)
+    assert {case.partition for case in own.values()} == {"train", "selection", "calibration", "test"}
+
+
+def test_a_data_sets_digest_knows_the_content_and_not_the_folder(tmp_path: Path) -> None:
+    rows = {}
+    for place in ("here", "there"):
+        image, label = tmp_path / place / "a.nii", tmp_path / place / "l.nii"
+        image.parent.mkdir()
+        image.write_bytes(b"voxels")
+        label.write_bytes(b"labels")
+        rows[place] = [{"id": name, "image": str(image), "label": str(label)} for name in ("a", "b")]
+    assert dataset_sha256(rows["here"]) == dataset_sha256(rows["there"][::-1])
+    (tmp_path / "there/l.nii").write_bytes(b"labelz")
+    assert dataset_sha256(rows["here"]) != dataset_sha256(rows["there"])
+    # sha256("abc"), FIPS 180-2 appendix B.1
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert file_sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_folders_digest_changes_when_two_files_swap_their_contents(tmp_path: Path) -> None:
+    folder = tmp_path / "series"
+    folder.mkdir()
+    (folder / "1.dcm").write_bytes(b"one")
+    (folder / "2.dcm").write_bytes(b"two")
+    before = file_sha256(folder)
+    (folder / "1.dcm").write_bytes(b"two")
+    (folder / "2.dcm").write_bytes(b"one")
+    assert file_sha256(folder) != before
+
+
+def test_pictures_and_volumes_are_cases_alike(tmp_path: Path) -> None:
+    nibabel.save(nibabel.Nifti1Image(lopsided_array(), np.eye(4)), tmp_path / "v.nii.gz")
+    Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "p.PNG")
+    assert [case.id for case in find_images(tmp_path)] == ["p", "v"]

@@ -1,0 +1,105 @@
+"""The fingerprint of a data set: figures from geometry, and every problem in one list."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from phantoms import lopsided_array, lopsided_labels, oblique_affine
+
+from dicom_io.volume import LPS_FROM_RAS
+from monai_unet_app.data.cases import CaseFiles
+from monai_unet_app.data.inspect import inspect_cases
+from monai_unet_app.data.rules import InputRules
+from monai_unet_app.data.schemas import validate, write_json
+from monai_unet_app.errors import InputRefusedError
+
+AFFINE_RAS = LPS_FROM_RAS @ oblique_affine((1.25, 0.75, 2.5), degrees=(2.0, -3.0, 4.0))
+
+
+def write(path: Path, array: np.ndarray, affine_ras: np.ndarray = AFFINE_RAS) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(array, affine_ras), path)
+    return path
+
+
+def case(folder: Path, name: str, labels: np.ndarray | None = None) -> CaseFiles:
+    return CaseFiles(
+        name,
+        write(folder / f"{name}.nii.gz", lopsided_array()),
+        write(folder / f"{name}_l.nii.gz", lopsided_labels() if labels is None else labels),
+    )
+
+
+def test_a_fingerprint_tells_shape_spacing_axes_and_class_volumes(tmp_path: Path) -> None:
+    found = inspect_cases([case(tmp_path, "a")])
+    (seen,) = found.cases
+    voxel_ml = 1.25 * 0.75 * 2.5 / 1000
+    assert found.problems == ()
+    assert (seen.shape, seen.spacing_mm, seen.axes, seen.channels) == ((11, 9, 7), (1.25, 0.75, 2.5), "LPS", 1)
+    assert seen.class_ml == pytest.approx(
+        {0: (11 * 9 * 7 - 26) * voxel_ml, 1: 18 * voxel_ml, 2: 8 * voxel_ml}, abs=1e-4
+    )
+    assert seen.intensity[1] == float(np.median(lopsided_array()))
+    summary = json.loads(json.dumps(found.as_dict()))["summary"]
+    assert summary["shape"]["median"] == [11, 9, 7]
+    assert set(summary["class_ml"]) == {"1", "2"}
+
+
+def test_everything_wrong_is_listed_and_the_good_cases_stay(tmp_path: Path) -> None:
+    cases = [case(tmp_path, name) for name in ("good", "cut", "moved", "odd", "bare")]
+    cut = cases[1].image
+    cut.write_bytes(cut.read_bytes()[:300])
+    write(tmp_path / "moved_l.nii.gz", lopsided_labels(), AFFINE_RAS + np.diag([0, 0, 0.1, 0]))
+    write(tmp_path / "odd_l.nii.gz", lopsided_labels() * np.uint8(3))
+    cases[4] = CaseFiles("bare", cases[4].image)
+    told: list[str] = []
+    found = inspect_cases(cases, known=range(3), step=told.append)
+    assert [seen.id for seen in found.cases] == ["good"]
+    assert told == ["good", "cut", "moved", "odd", "bare"]
+    assert [problem.split(":")[0] for problem in found.refused] == ["cut", "moved", "odd", "bare"]
+    for problem, words in zip(found.refused, ("cannot be read", "mm away", r"[3, 6]", "no label"), strict=True):
+        assert words in problem
+
+
+def test_a_bundles_rules_and_a_constant_image_refuse(tmp_path: Path) -> None:
+    rules = InputRules(channels=1, spacing_mm=(0.5, 2.0))
+    assert "2.50 mm apart" in inspect_cases([case(tmp_path, "a")], rules).refused[0]
+    flat = CaseFiles("flat", write(tmp_path / "flat.nii.gz", np.full((3, 3, 3), 5, np.int16)))
+    assert "every voxel is 5" in inspect_cases([flat]).refused[0]
+
+
+def test_an_empty_label_and_a_structure_far_from_the_others_sizes_are_pointed_out(tmp_path: Path) -> None:
+    huge = np.zeros((11, 9, 7), np.uint8)
+    huge[:, :, :6] = 1
+    labels = {"a": None, "b": None, "c": None, "empty": np.zeros((11, 9, 7), np.uint8), "huge": huge}
+    found = inspect_cases([case(tmp_path, name, array) for name, array in labels.items()])
+    assert not found.refused
+    assert any("look at empty: its label is empty" in problem for problem in found.odd)
+    assert any(problem.startswith("look at huge: class 1") for problem in found.odd)
+    assert not any("look at a" in problem for problem in found.odd)
+
+
+def test_a_data_set_without_a_readable_case_has_an_empty_summary(tmp_path: Path) -> None:
+    found = inspect_cases([CaseFiles("none", tmp_path / "none.nii.gz")])
+    assert found.summary() == {}
+    assert len(found.refused) == 1
+
+
+def test_a_document_that_breaks_its_schema_is_refused_with_place_and_value_and_not_written(tmp_path: Path) -> None:
+    with pytest.raises(InputRefusedError, match=r"splits: at .*datasets.*see splits\.schema\.json"):
+        write_json({"schema_version": "1.0", "datasets": []}, tmp_path / "splits.json", "splits")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InputRefusedError, match=r"1\.0"):
+        validate({"schema_version": "0.9", "datasets": {}}, "splits")
+
+
+def test_a_failed_write_leaves_the_earlier_file_as_it_was(tmp_path: Path) -> None:
+    write_json({"first": 1}, tmp_path / "a.json")
+    with pytest.raises(TypeError):
+        write_json({"second": object()}, tmp_path / "a.json")
+    assert json.loads((tmp_path / "a.json").read_text()) == {"first": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]

@@ -1,0 +1,160 @@
+"""The sliding window gives the very voxels that MONAI's inferers give."""
+
+from __future__ import annotations
+
+from itertools import chain, combinations
+
+import numpy as np
+import pytest
+import torch
+from monai.inferers import SliceInferer, SlidingWindowInferer
+
+from monai_unet_app.inference.blend import Blend
+from monai_unet_app.inference.engines.torch_engine import TorchEngine
+from monai_unet_app.inference.predict import WindowSettings, predict_logits, predict_mirrored
+from monai_unet_app.inference.windows import plan_windows
+
+CPU = torch.device("cpu")
+
+
+def network(axes: int, channels: int = 1) -> torch.nn.Module:
+    torch.manual_seed(axes)
+    convolution = torch.nn.Conv2d if axes == 2 else torch.nn.Conv3d
+    return torch.nn.Sequential(convolution(channels, 3, 3, padding=1), torch.nn.Tanh())
+
+
+def picture(*shape: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(5).normal(0.3, 1, shape).astype(np.float32))
+
+
+def settings(window: tuple[int, ...], **changed: object) -> WindowSettings:
+    values = {
+        "overlap": 0.5,
+        "batch": 4,
+        "mode": "gaussian",
+        "sigma_scale": 0.125,
+        "padding_mode": "constant",
+        "padding_value": 0.0,
+    }
+    return WindowSettings(window=window, **{**values, **changed})  # type: ignore[arg-type]
+
+
+def inferer_arguments(chosen: WindowSettings) -> dict[str, object]:
+    return {
+        "sw_batch_size": chosen.batch,
+        "overlap": chosen.overlap,
+        "mode": chosen.mode,
+        "sigma_scale": chosen.sigma_scale,
+        "padding_mode": chosen.padding_mode,
+        "cval": chosen.padding_value,
+    }
+
+
+VOLUMES = {
+    "a volume larger than the window": ((1, 13, 21, 10), settings((8, 10, 8))),
+    "odd sizes and a third overlapping": ((1, 17, 11, 9), settings((7, 5, 3), overlap=0.33)),
+    "no overlap": ((1, 9, 14, 12), settings((4, 6, 4), overlap=0.0)),
+    "weights all one": ((1, 13, 21, 10), settings((8, 10, 8), mode="constant")),
+    "a volume smaller than the window along one axis": ((1, 5, 21, 10), settings((8, 10, 8))),
+    "a volume smaller than the window along all axes": ((2, 5, 7, 6), settings((8, 12, 9), padding_value=-1.5)),
+    "a volume as large as the window": ((1, 8, 10, 8), settings((8, 10, 8))),
+    "reflected padding": ((1, 7, 21, 10), settings((8, 10, 8), padding_mode="reflect")),
+    "a window that takes a whole axis": ((1, 9, 21, 10), settings((8, -1, 8))),
+    "one window at a time": ((1, 13, 21, 10), settings((8, 10, 8), batch=1, sigma_scale=0.3)),
+    "a picture with colours": ((3, 31, 45), settings((16, 16), overlap=0.25, batch=3)),
+    "a picture smaller than the window": ((3, 11, 45), settings((16, 16), mode="constant")),
+}
+
+
+@pytest.mark.parametrize(("shape", "chosen"), VOLUMES.values(), ids=VOLUMES.keys())
+def test_sliding_windows_equal_monai_s_bit_for_bit(shape: tuple[int, ...], chosen: WindowSettings) -> None:
+    image, net = picture(*shape), network(len(shape) - 1, shape[0])
+    with torch.inference_mode():
+        expected = SlidingWindowInferer(chosen.window, **inferer_arguments(chosen))(image[None], net)[0]
+    found = predict_logits(image, TorchEngine(net, CPU), chosen)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("shape", [(1, 7, 21, 18), (1, 19, 9, 16)], ids=["larger", "smaller than the window"])
+def test_a_2d_network_on_a_volume_equals_monai_s_slice_inferer_bit_for_bit(axis: int, shape: tuple[int, ...]) -> None:
+    window = [12, 10]
+    image, net = picture(*shape), network(2)
+    slices = settings((*window[:axis], 1, *window[axis:]), batch=5)
+    with torch.inference_mode():
+        expected = SliceInferer(spatial_dim=axis, roi_size=window, **inferer_arguments(slices))(image[None], net)[0]
+    assert torch.equal(predict_logits(image, TorchEngine(net, CPU, slice_axis=axis), slices), expected)
+
+
+@pytest.mark.parametrize("mirror_axes", [(), (0,), (1, 2), (0, 1, 2)])
+def test_mirrored_prediction_is_the_mean_over_every_combination_of_flips(mirror_axes: tuple[int, ...]) -> None:
+    image, net, chosen = picture(1, 11, 14, 9), network(3), settings((6, 8, 6))
+    subsets = chain.from_iterable(combinations(mirror_axes, n) for n in range(len(mirror_axes) + 1))
+    with torch.inference_mode():
+        inferer = SlidingWindowInferer(chosen.window, **inferer_arguments(chosen))
+        by_hand = []
+        for subset in subsets:
+            dims = [axis + 1 for axis in subset]
+            by_hand.append(torch.flip(inferer(torch.flip(image, dims)[None], net)[0], dims))
+    found = predict_mirrored(image, TorchEngine(net, CPU), chosen, mirror_axes)
+    assert len(by_hand) == 2 ** len(mirror_axes)
+    torch.testing.assert_close(found, torch.stack(by_hand).mean(0), atol=1e-6, rtol=0)
+
+
+def test_mirrored_prediction_of_a_mirror_image_is_the_mirror_image_of_the_prediction() -> None:
+    image, net, chosen = picture(1, 11, 14, 9), network(3), settings((6, 8, 6))
+    engine = TorchEngine(net, CPU)
+    plain = predict_mirrored(image, engine, chosen, (0, 2))
+    turned = predict_mirrored(image.flip(1), engine, chosen, (0, 2)).flip(1)
+    torch.testing.assert_close(turned, plain, atol=1e-6, rtol=0)
+    assert not torch.allclose(predict_logits(image.flip(1), engine, chosen).flip(1), predict_logits(image, engine, chosen))
+
+
+def test_windows_cover_every_voxel_and_lie_inside_the_padded_image() -> None:
+    plan = plan_windows((5, 21, 10), (8, 10, 3), 0.4)
+    covered = np.zeros(plan.padded_shape, int)
+    for place in plan.windows:
+        assert tuple(s.stop - s.start for s in place) == (8, 10, 3)
+        assert all(0 <= s.start and s.stop <= n for s, n in zip(place, plan.padded_shape, strict=True))
+        covered[place] += 1
+    assert covered.min() >= 1
+    assert plan.padded_shape == (8, 21, 10)
+    assert plan.inside == (slice(1, 6), slice(0, 21), slice(0, 10))
+
+
+@pytest.mark.parametrize(("window", "overlap"), [((4, 4), 0.5), ((4, 4, 4), 1.0), ((4, 4, 4), -0.1)])
+def test_a_plan_that_makes_no_sense_is_refused_with_its_values(window: tuple[int, ...], overlap: float) -> None:
+    with pytest.raises(ValueError, match=str(overlap)):
+        plan_windows((9, 9, 9), window, overlap)
+
+
+def test_windows_that_agree_blend_to_what_they_agree_on() -> None:
+    plan = plan_windows((9, 14), (6, 6), 0.5)
+    blend = Blend(plan, "gaussian", 0.125, CPU)
+    truth = picture(2, 9, 14)
+    for place in plan.windows:
+        blend.add((place,), truth[(slice(None), *place)][None])
+    torch.testing.assert_close(blend.result(), truth, atol=1e-5, rtol=1e-5)
+
+
+def test_a_blend_of_no_window_is_an_error_and_not_zeros() -> None:
+    with pytest.raises(ValueError, match="no window"):
+        Blend(plan_windows((9, 14), (6, 6), 0.5), "constant", 0.125, CPU).result()
+
+
+def test_progress_counts_every_window_up_to_all_of_them() -> None:
+    calls: list[tuple[int, int]] = []
+    chosen = settings((6, 6), batch=4)
+    predict_logits(picture(1, 13, 14), TorchEngine(network(2), CPU), chosen, lambda done, total: calls.append((done, total)))
+    windows = len(plan_windows((13, 14), (6, 6), 0.5).windows)
+    assert [done for done, _ in calls] == [*range(4, windows, 4), windows]
+    assert {total for _, total in calls} == {windows}
+
+
+def test_the_engine_predicts_in_eval_mode_and_keeps_no_gradient() -> None:
+    net = torch.nn.Sequential(network(2), torch.nn.Dropout(0.9)).train()
+    result = TorchEngine(net, CPU)(picture(2, 1, 8, 8))
+    assert not net.training
+    assert not result.requires_grad
+    assert torch.equal(result, TorchEngine(net, CPU)(picture(2, 1, 8, 8)))

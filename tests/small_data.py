@@ -1,0 +1,66 @@
+"""Small labelled data sets, and small changes to bundles, for tests that train, calibrate or evaluate."""
+
+from __future__ import annotations
+
+import shutil
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+import yaml
+from conftest import EXAMPLES
+from PIL import Image
+
+from monai_unet_app.calibration.fit import write_parameters
+
+# By the shipped plan: two train, one each selects, calibrates and tests.
+FEW = ("hippocampus_003", "hippocampus_007", "hippocampus_132", "hippocampus_053", "hippocampus_035")
+
+
+def few_examples(folder: Path, ids: tuple[str, ...] = FEW) -> Path:
+    """`folder` with images/ and labels/ of these example cases."""
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        for name in ids:
+            shutil.copy2(EXAMPLES / kind / f"{name}.nii.gz", folder / kind)
+    return folder
+
+
+def eye_picture(number: int, size: tuple[int, int] = (702, 713)) -> tuple[np.ndarray, np.ndarray]:
+    """A reddish disc with darker, curved vessels: RGB (height, width, 3) uint8 and the vessels (height, width) bool."""
+    width, height = size
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    inside = (x - width * 0.48) ** 2 + (y - height * 0.53) ** 2 < (0.43 * width) ** 2
+    vessels = np.zeros((height, width), bool)
+    for turn in range(3):
+        centre = height * (0.3 + 0.13 * turn) + (18 + 5 * turn) * np.sin(x / (61.0 + 9 * number) + turn)
+        vessels |= np.abs(y - centre) < 2 + turn
+    vessels &= inside
+    noise = np.random.default_rng(number).normal(0, 6, (height, width, 3))
+    colour = inside[..., None] * np.array([170.0, 90.0, 50.0]) - vessels[..., None] * np.array([30.0, 45.0, 20.0]) + noise
+    return np.clip(colour, 0, 255).astype(np.uint8), vessels
+
+
+def drawn_eyes(folder: Path, count: int = 4) -> Path:
+    """`folder` with pictures and their labels, named as CHASE_DB1 names them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(1, count + 1):
+        picture, vessels = eye_picture(number)
+        Image.fromarray(picture).save(folder / f"eye_{number}.png")
+        Image.fromarray(vessels).save(folder / f"eye_{number}_1stHO.png")
+    return folder
+
+
+def calibration_of(bundle: Path) -> dict[str, float | int]:
+    """The mapping `calibration` of a bundle's inference.yaml."""
+    return yaml.safe_load((bundle / "configs/inference.yaml").read_text())["calibration"]
+
+
+def set_calibration(bundle: Path, *values: float) -> Path:
+    """Gives the fitted numbers of a bundle's calibration these values, in turn."""
+    turn = cycle(values)
+    parameters = {
+        name: next(turn) if isinstance(value, float) else value for name, value in calibration_of(bundle).items()
+    }
+    write_parameters(bundle / "configs/inference.yaml", parameters)
+    return bundle

@@ -1,0 +1,562 @@
+"""`monai-unet` as a user meets it: exit codes, one clear line for bad input, and nothing half-written left behind."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shlex
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+from phantoms import CT_IMAGE, write_mr_series
+from PIL import Image
+
+from dicom_io.volume import Provenance, Volume
+from monai_unet_app.cli import _parser, main
+
+BUNDLE = str(REPOSITORY / "bundles" / "hippocampus_mri_unet3d")
+VERBS = ["demo", "dicomize", "inspect", "train", "calibrate", "evaluate", "predict", "bundles", "doctor"]
+SECRETS = {"PatientName": "Zyxwvut^Qponmlk", "PatientID": "ID-55501234", "AccessionNumber": "ACC-998877"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Answer]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Runs one verb in this process, as the shell would."""
+
+    def command(*argv: object) -> Answer:
+        capsys.readouterr()
+        try:
+            code = main([str(word) for word in argv])
+        except SystemExit as stop:  # argparse
+            code = int(stop.code or 0)
+        seen = capsys.readouterr()
+        return Answer(code, seen.out, seen.err)
+
+    with warnings.catch_warnings():
+        yield command
+    logging.disable(logging.NOTSET)
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+
+
+def write_nifti(path: Path, array: np.ndarray, affine_ras: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(array, affine_ras), path)
+    return path
+
+
+def cut(path: Path, share: float) -> Path:
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    return path
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+def test_every_verb_stands_in_the_help(run: Run) -> None:
+    answer = run("--help")
+    assert answer.code == 0
+    assert re.findall(r"^    ([a-z]+)\s", answer.out, re.MULTILINE) == VERBS
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_every_verb_has_an_example_that_the_parser_accepts(verb: str, run: Run) -> None:
+    answer = run(verb, "--help")
+    example = re.search(r"example:\n\s+(monai-unet .*)", answer.out)
+    assert answer.code == 0
+    assert example is not None
+    words = shlex.split(example[1])
+    assert words[:2] == ["monai-unet", verb]
+    assert _parser().parse_args(words[1:]).verb == verb
+
+
+def test_without_a_verb_or_with_an_unknown_flag_the_usage_is_shown(run: Run) -> None:
+    for words in ([], ["predict", "--colour"], ["frobnicate"]):
+        answer = run(*words)
+        assert answer.code == 2
+        assert "usage: monai-unet" in answer.err
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bad:
+    """How to make an input, and what must be said about it."""
+
+    make: Callable[[Path, Volume], Path]
+    message: str
+    code: int = 3
+    flags: tuple[str, ...] = ()
+
+
+def edited(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path, Volume], Path]:
+    return lambda folder, crop: write_nifti(folder / "a.nii.gz", change(crop.array.copy()), crop.affine_ras)
+
+
+def with_value(value: float) -> Callable[[Path, Volume], Path]:
+    def change(array: np.ndarray) -> np.ndarray:
+        array[3, 4, 5] = value
+        return array
+
+    return edited(change)
+
+
+def good(folder: Path, crop: Volume) -> Path:
+    return edited(lambda array: array)(folder, crop)
+
+
+def rgb_voxels(array: np.ndarray) -> np.ndarray:
+    return np.zeros(array.shape, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+
+
+def series(folder: Path, crop: Volume, **more: Any) -> Path:
+    write_mr_series(folder / "series", crop.array.astype(np.int16), crop.affine_lps, **more)
+    return folder / "series"
+
+
+def cut_series(folder: Path, crop: Volume) -> Path:
+    cut(sorted(series(folder, crop).iterdir())[4], 0.9)
+    return folder / "series"
+
+
+def folder_of(folder: Path, files: dict[str, str]) -> Path:
+    (folder / "in").mkdir()
+    for name, text in files.items():
+        (folder / "in" / name).write_text(text)
+    return folder / "in"
+
+
+def photograph(folder: Path, crop: Volume) -> Path:
+    Image.fromarray(np.random.default_rng(1).integers(0, 255, (40, 50, 3)).astype(np.uint8)).save(folder / "a.png")
+    return folder / "a.png"
+
+
+def text(folder: Path, crop: Volume) -> Path:
+    (folder / "a.txt").write_text("hello")
+    return folder / "a.txt"
+
+
+PREDICT = {
+    "absent": Bad(lambda folder, crop: folder / "none.nii.gz", r"none\.nii\.gz does not exist; an image, .* is needed"),
+    "empty folder": Bad(lambda folder, crop: folder_of(folder, {}), "in/: .*holds no file; DICOM files are needed"),
+    "no image in the folder": Bad(
+        lambda folder, crop: folder_of(folder, {"notes.txt": "hello"}), "found no DICOM object among 1 file"
+    ),
+    "text": Bad(text, "found no DICOM object"),
+    "truncated NIfTI": Bad(
+        lambda folder, crop: cut(good(folder, crop), 0.5), r"cannot be read as NIfTI .*; a whole, .* copy it again"
+    ),
+    "truncated DICOM": Bad(cut_series, "is broken .*; a whole DICOM file is needed; fetch it again"),
+    "4D volume": Bad(edited(lambda array: np.stack([array] * 3, -1)), r"it has 3 channel\(s\), 1 needed"),
+    "RGB volume": Bad(edited(rgb_voxels), "holds RGB voxels; one number a voxel is needed; convert it"),
+    "RGB photograph": Bad(photograph, "it is a 2D picture, a 3D volume is needed"),
+    "NaN": Bad(with_value(np.nan), "has 1 NaN or infinite voxel.*; finite values are needed; mend"),
+    "infinite": Bad(with_value(np.inf), "has 1 NaN or infinite voxel.*; finite values are needed; mend"),
+    "constant": Bad(edited(lambda array: array * 0 + 5), "every voxel is 5, an image is needed"),
+    "whole head": Bad(
+        edited(lambda array: np.pad(array, ((60, 60), (60, 60), (60, 60)), mode="reflect")),
+        r"its field of view is 154 x 168 x 168 mm .*, 20 x 25 x 15 to 70 x 90 x 70 mm is needed",
+    ),
+    "CT": Bad(lambda folder, crop: series(folder, crop, header=CT_IMAGE), "its modality is CT, MR is needed"),
+    "a slice is missing": Bad(lambda folder, crop: series(folder, crop, drop=(9,)), "lacks 1 of 33 slices"),
+    "another series UID": Bad(series, "found no series 1.2.3 among", flags=("--series", "1.2.3")),
+    "a DICOM source that is none": Bad(
+        good, "is not a file; a DICOM file or a folder is needed", flags=("--format", "seg", "--dicom-source", "none")
+    ),
+    "no series for a DICOM result": Bad(
+        good, "no DICOM; a DICOM result needs .*--dicom-source DIR, or --dicomize", 2, ("--format", "nifti,seg")
+    ),
+    "unknown format": Bad(good, "--format dicom: some of nifti, seg, sr, rtstruct, png", 2, ("--format", "nifti,dicom")),
+    "no format": Bad(good, "--format nothing: some of nifti", 2, ("--format", "")),
+    "unknown device": Bad(good, "device 'abacus' is not usable here", 2, ("--device", "abacus")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PREDICT)
+def test_predict_says_what_is_wrong_in_one_line_and_leaves_no_file(
+    kind: str, run: Run, crop: Volume, tmp_path: Path
+) -> None:
+    bad = PREDICT[kind]
+    if kind == "a DICOM source that is none":
+        pytest.importorskip("torch")
+    answer = run(
+        "predict", "--bundle", BUNDLE, "--input", bad.make(tmp_path, crop), "--output", tmp_path / "out", *bad.flags
+    )
+    if kind == "a DICOM source that is none" and "no models/model.pt" in answer.err:
+        pytest.skip("the shipped bundle has no weights here")
+    assert answer.code == bad.code
+    lines = [line for line in answer.err.splitlines() if line.strip() and "problem(s):" not in line]
+    assert len(lines) == 1
+    assert re.search(bad.message, lines[0])
+    assert "Traceback" not in answer.err + answer.out
+    assert files_below(tmp_path / "out") == []
+
+
+def labelled(folder: Path, crop: Volume, change: str = "") -> Path:
+    """images/ and labels/ with two cases; the label of b has a fault."""
+    labels = np.zeros(crop.shape, np.uint8)
+    labels[8:20, 15:30, 10:20], labels[10:18, 30:40, 10:16] = 1, 2
+    affine = np.array(crop.affine_ras)
+    for name in "ab":
+        write_nifti(folder / "images" / f"{name}.nii.gz", crop.array, crop.affine_ras)
+        write_nifti(folder / "labels" / f"{name}.nii.gz", labels, affine)
+    bad = folder / "labels" / "b.nii.gz"
+    if change == "missing label":
+        bad.unlink()
+    elif change == "another shape":
+        write_nifti(bad, labels[:-1], affine)
+    elif change == "another affine":
+        affine[2, 3] += 1.5
+        write_nifti(bad, labels, affine)
+    elif change == "unknown value":
+        labels[0, 0, 0] = 5
+        write_nifti(bad, labels, affine)
+    elif change == "truncated label":
+        cut(bad, 0.5)
+    return folder
+
+
+LABELS = {
+    "missing label": "b: it has no label, other cases have; add one",
+    "another shape": r"b: label b\.nii\.gz has shape \(33, 48, 33\), its image \(34, 48, 33\); the same grid is needed",
+    "another affine": r"b: label b\.nii\.gz lies 1\.50 mm away from its image; at most 0\.01 mm is needed; export",
+    "unknown value": r"b: label b\.nii\.gz holds the value\(s\) \[5\]; the bundle knows \[0, 1, 2\]; map or remove",
+    "truncated label": r"b: b\.nii\.gz cannot be read as NIfTI .*; a whole, undamaged file is needed; copy it again",
+}
+
+
+@pytest.mark.parametrize("change", LABELS)
+def test_inspect_prints_the_good_cases_and_the_problem_and_exits_3(
+    change: str, run: Run, crop: Volume, tmp_path: Path
+) -> None:
+    answer = run("inspect", labelled(tmp_path, crop, change), "--bundle", BUNDLE)
+    assert answer.code == 3
+    assert re.search(LABELS[change], answer.err)
+    assert "1 problem(s):" in answer.err
+    assert "cases: 1" in answer.out
+
+
+def test_inspect_of_good_cases_prints_their_figures_and_exits_0(run: Run, crop: Volume, tmp_path: Path) -> None:
+    answer = run("inspect", labelled(tmp_path, crop), "--bundle", BUNDLE)
+    assert (answer.code, answer.err) == (0, "")
+    assert "34 x 48 x 33" in answer.out
+    assert "1 x 1 x 1.1" in answer.out
+    assert "class 2, mL" in answer.out
+
+
+@pytest.mark.parametrize("change", LABELS)
+@pytest.mark.parametrize("verb", ["evaluate", "train", "calibrate"])
+def test_verbs_that_need_labels_refuse_bad_ones_and_leave_no_file(
+    verb: str, change: str, run: Run, crop: Volume, tmp_path: Path
+) -> None:
+    data = labelled(tmp_path / "data", crop, change)
+    (data / "images/a.nii.gz").unlink()
+    (data / "labels/a.nii.gz").unlink()
+    for name in ("b2", "b3", "b4"):  # a plan needs four subjects
+        for kind in ("images", "labels"):
+            if (data / kind / "b.nii.gz").exists():
+                (data / kind / f"{name}.nii.gz").write_bytes((data / kind / "b.nii.gz").read_bytes())
+    output = [] if verb == "calibrate" else ["--output", tmp_path / "out"]
+    before = (Path(BUNDLE) / "configs/inference.yaml").read_bytes()
+    answer = run(verb, "--bundle", BUNDLE, "--data", data, *output)
+    assert answer.code == 3
+    wanted = "image(s) have no label: b" if change == "missing label" else "b.nii.gz"
+    assert wanted in answer.err
+    assert "Traceback" not in answer.err
+    assert files_below(tmp_path / "out") == []
+    assert (Path(BUNDLE) / "configs/inference.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("change", ["another shape", "another affine", "unknown value", "truncated label"])
+def test_dicomize_converts_the_good_case_and_lists_the_bad_one(
+    change: str, run: Run, crop: Volume, tmp_path: Path
+) -> None:
+    data = labelled(tmp_path, crop, change)
+    words = ["--images", data / "images", "--labels", data / "labels", "--output", tmp_path / "out", "--json"]
+    answer = run("dicomize", *words)
+    assert answer.code == 3
+    document = json.loads(answer.out)
+    assert [row["id"] for row in document["cases"]] == ["a"]
+    assert len(document["problems"]) == 1
+    assert document["problems"][0].startswith("b: ")
+    names = files_below(tmp_path / "out")
+    assert [name for name in names if not name.startswith("a/mr/")] == ["a/seg.dcm"]
+    assert len(names) == 33 + 1
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_dir() and path.name.startswith(".")]
+
+
+def test_dicomize_refuses_what_is_dicom_or_a_picture_already(run: Run, crop: Volume, tmp_path: Path) -> None:
+    for source, message in (
+        (series(tmp_path, crop), "came from DICOM already"),
+        (photograph(tmp_path, crop), "planar"),
+    ):
+        answer = run("dicomize", "--images", source, "--output", tmp_path / "out")
+        assert answer.code == 3
+        assert message in answer.err
+        assert files_below(tmp_path / "out") == []
+
+
+WRITERS = {
+    "predict": ("--input", "images"),
+    "dicomize": ("--images", "images"),
+    "evaluate": ("--data", "."),
+    "train": ("--data", "."),
+}
+
+
+@pytest.mark.parametrize("verb", WRITERS)
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(
+    verb: str, run: Run, crop: Volume, tmp_path: Path
+) -> None:
+    data = labelled(tmp_path / "data", crop)
+    (tmp_path / "file").write_text("in the way")
+    flag, place = WRITERS[verb]
+    bundle = [] if verb == "dicomize" else ["--bundle", BUNDLE]
+    answer = run(verb, *bundle, flag, data / place, "--output", tmp_path / "file" / "out")
+    assert answer.code == 3
+    assert "cannot be written (Not a directory); a folder with write permission is needed; choose another" in answer.err
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_file_in_the_place_of_a_cases_folder_is_a_problem_of_that_case(
+    run: Run, crop: Volume, tmp_path: Path
+) -> None:
+    data = labelled(tmp_path / "data", crop)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "b").write_text("in the way")
+    answer = run("dicomize", "--images", data / "images", "--output", tmp_path / "out", "--json")
+    assert answer.code == 3
+    document = json.loads(answer.out)
+    assert [row["id"] for row in document["cases"]] == ["a"]
+    assert document["problems"][0].startswith("b: its series could not be written")
+    assert (tmp_path / "out" / "b").read_text() == "in the way"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["predict", "--bundle", "liver", "--input", "x", "--output", "y"],
+            "no bundle 'liver'; a folder, a zip or one of",
+        ),
+        (["evaluate", "--bundle", BUNDLE, "--output", "y"], "give --data DIR, or --images DIR"),
+        (["train", "--bundle", "liver", "--data", "x", "--output", "y"], "no bundle 'liver'"),
+    ],
+)
+def test_a_command_that_makes_no_sense_exits_2(
+    words: list[str], message: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    answer = run(*words)
+    assert answer.code == 2
+    assert message in answer.err
+    assert files_below(tmp_path) == []
+
+
+def test_a_plan_that_is_absent_is_refused(run: Run, crop: Volume, tmp_path: Path) -> None:
+    words = [
+        "--data",
+        labelled(tmp_path / "data", crop),
+        "--splits",
+        tmp_path / "none.json",
+        "--output",
+        tmp_path / "out",
+    ]
+    answer = run("evaluate", "--bundle", BUNDLE, *words)
+    assert answer.code == 3
+    assert "none.json cannot be read as a plan" in answer.err
+
+
+def test_a_bundle_that_is_none_or_broken_fails_in_words(
+    run: Run, crop: Volume, tiny_bundle: Callable[[], Path], tmp_path: Path
+) -> None:
+    image = good(tmp_path, crop)
+    answer = run("predict", "--bundle", tmp_path, "--input", image, "--output", tmp_path / "out")
+    assert answer.code in (1, 2)
+    assert "configs/metadata.json" in answer.err
+    bundle = tiny_bundle()
+    (bundle / "models/model.pt").write_bytes(b"no weights")
+    answer = run("predict", "--bundle", bundle, "--input", image, "--output", tmp_path / "out")
+    assert answer.code == 1
+    assert "models/model.pt does not fit" in answer.err
+    assert files_below(tmp_path / "out") == []
+
+
+# --- what works -------------------------------------------------------------------------------------------------------
+
+
+def test_in_a_folder_of_many_cases_the_good_ones_are_done_and_the_bad_ones_listed(
+    run: Run, crop: Volume, tiny_bundle: Callable[[], Path], tmp_path: Path
+) -> None:
+    folder = labelled(tmp_path, crop)
+    cut(folder / "images/a.nii.gz", 0.5)
+    answer = run(
+        "predict",
+        "--bundle",
+        tiny_bundle(),
+        "--input",
+        folder / "images",
+        "--output",
+        tmp_path / "out",
+        "--probabilities",
+    )
+    assert answer.code == 3
+    assert re.search(r"1 problem\(s\):\n  a: a\.nii\.gz cannot be read as NIfTI", answer.err)
+    assert files_below(tmp_path / "out") == ["b_prob.nii.gz", "b_result.json", "b_seg.nii.gz"]
+    probabilities: Any = nibabel.load(tmp_path / "out/b_prob.nii.gz")
+    np.testing.assert_allclose(probabilities.get_fdata().sum(-1), 1, atol=1e-5)
+    for name in ("b_prob.nii.gz", "b_seg.nii.gz"):
+        np.testing.assert_allclose(nibabel.load(tmp_path / "out" / name).affine, crop.affine_ras, atol=1e-5)  # type: ignore[attr-defined]
+
+
+def test_a_broken_series_does_not_cost_the_good_one_beside_it(
+    run: Run, crop: Volume, tiny_bundle: Callable[[], Path], tmp_path: Path
+) -> None:
+    for name in ("good", "bad"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        series(tmp_path / "in" / name, crop, header=SECRETS)
+    cut(next((tmp_path / "in/bad/series").iterdir()), 0.9)
+    words = ["--input", tmp_path / "in", "--output", tmp_path / "out", "--format", "nifti,seg,sr,rtstruct", "--json"]
+    answer = run("predict", "--bundle", tiny_bundle(), *words)
+    document = json.loads(answer.out)
+    assert answer.code == 3
+    assert [row["case"] for row in document["cases"]] == ["good"]
+    assert len(document["problems"]) == 1
+    assert "is broken" in document["problems"][0]
+    assert files_below(tmp_path / "out") == [
+        "good_result.json", "good_rtstruct.dcm", "good_seg.dcm", "good_seg.nii.gz", "good_sr.dcm",
+    ]  # fmt: skip
+    said = answer.out + answer.err + (tmp_path / "out/good_result.json").read_text()
+    assert not [value for value in SECRETS.values() if value in said]
+
+
+def test_a_dicom_source_of_another_place_is_refused_and_no_file_is_left(
+    run: Run, crop: Volume, tiny_bundle: Callable[[], Path], tmp_path: Path
+) -> None:
+    image = good(tmp_path, crop)
+    moved = np.array(crop.affine_lps)
+    moved[0, 3] += 4.0
+    other = series(tmp_path, replace(crop, affine_lps=moved, provenance=Provenance("array")))
+    words = ["--input", image, "--output", tmp_path / "out", "--format", "nifti,seg", "--dicom-source", other]
+    answer = run("predict", "--bundle", tiny_bundle(), *words)
+    assert answer.code == 3
+    assert re.search(r"4\.00 mm apart; the same voxels .* take the series that the image was made from", answer.err)
+    assert files_below(tmp_path / "out") == []
+
+
+def test_json_on_stdout_is_nothing_but_json(run: Run, crop: Volume, tmp_path: Path) -> None:
+    data = labelled(tmp_path / "data", crop, "unknown value")
+    commands = {
+        "bundles": ["bundles"],
+        "inspect": ["inspect", data, "--bundle", BUNDLE],
+        "dicomize": ["dicomize", "--images", data / "images", "--output", tmp_path / "out"],
+        "doctor": ["doctor"],
+    }
+    for verb, words in commands.items():
+        answer = run(*words, "--json")
+        document = json.loads(answer.out)
+        assert isinstance(document, dict), verb
+        assert answer.code == (3 if verb == "inspect" else answer.code)
+    assert json.loads(run(*commands["inspect"], "--json").out)["problems"][0].startswith("b: label b.nii.gz holds")
+
+
+def test_a_refusal_leaves_stdout_empty_with_and_without_json(run: Run, tmp_path: Path) -> None:
+    for flags in ([], ["--json"]):
+        answer = run("inspect", tmp_path / "none", *flags)
+        assert (answer.code, answer.out) == (3, "")
+        assert answer.err.startswith("refused: none does not exist")
+
+
+def test_the_installed_program_gives_the_same_exit_codes_without_a_traceback(crop: Volume, tmp_path: Path) -> None:
+    image = cut(good(tmp_path, crop), 0.5)
+    for words, code, message in (
+        (["inspect", image], 3, "cannot be read as NIfTI"),
+        (["inspect", image, "--bundle", "liver"], 2, "no bundle 'liver'"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "monai_unet_app", *map(str, words)], capture_output=True, text=True, cwd=REPOSITORY
+        )
+        assert done.returncode == code
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+        assert done.stdout == ""
+
+
+# --- extended: files that others wrote --------------------------------------------------------------------------------
+
+
+def refused_or_read(run: Run, *words: object) -> str | None:
+    """None if the answer is an answer: exit 0, or exit 2 or 3 with one line a problem; else what went wrong."""
+    try:
+        answer = run(*words)
+    except Exception as error:  # what a user would see as a traceback
+        return f"{words[1]}: {type(error).__name__}: {error}"
+    lines = [line for line in answer.err.splitlines() if line.strip()]
+    if answer.code not in (0, 2, 3):
+        return f"{words[1]}: exit {answer.code}: {answer.err}"
+    if answer.code != 0 and (not lines or len(lines) > 1 + int((re.findall(r"(\d+) problem", answer.err) or ["0"])[0])):
+        return f"{words[1]}: exit {answer.code} with {len(lines)} lines: {answer.err}"
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["hostile", "dicom_series"])
+def test_files_that_others_wrote_are_read_or_refused_in_one_line_by_inspect(
+    source: str, run: Run, shared_data: Path
+) -> None:
+    places = shared_data / source
+    found = [file for file in sorted(places.rglob("*")) if file.is_file() and source == "hostile"]
+    found += sorted({file.parent for file in places.rglob("*") if file.is_file()} | {places})
+    wrong = [said for path in found if (said := refused_or_read(run, "inspect", path))]
+    assert wrong == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["hostile", "dicom_series"])
+def test_files_that_others_wrote_are_segmented_or_refused_in_one_line_by_predict(
+    source: str, run: Run, shared_data: Path, tiny_bundle: Callable[[], Path], tmp_path: Path
+) -> None:
+    places, bundle = shared_data / source, tiny_bundle()
+    found = [file for file in sorted(places.rglob("*")) if file.is_file() and source == "hostile"]
+    found += sorted({file.parent for file in places.rglob("*") if file.is_file()})
+    wrong = []
+    for path in found:
+        words = ["--output", tmp_path / "out", "--format", "nifti,seg", "--dicomize"]
+        said = refused_or_read(run, "predict", "--input", path, "--bundle", bundle, *words)
+        wrong += [f"{path.relative_to(places)} {said}"] if said else []
+    assert wrong == []
+    assert not list((tmp_path / "out").rglob(".*"))
+
+
+def test_a_whole_head_series_is_refused_by_the_crops_bundle_and_a_crop_of_it_is_not(
+    run: Run, shared_data: Path, tiny_bundle: Callable[[], Path], tmp_path: Path
+) -> None:
+    study, bundle = shared_data / "dicom_series/mr_ge_oblique_t1post/Study1", tiny_bundle()
+    for folder, code in (("12-T1post-05670", 3), ("13_HCropVolume", 0)):
+        answer = run("predict", "--bundle", bundle, "--input", study / folder, "--output", tmp_path / folder)
+        assert answer.code == code
+        assert ("its field of view is" in answer.err) == (code == 3)
+        assert len(files_below(tmp_path / folder)) == (2 if code == 0 else 0)

@@ -1,0 +1,203 @@
+"""Figures do not depend on the door they come through, and no case is measured that trained the bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from conftest import EXAMPLES
+from small_data import drawn_eyes, few_examples, set_calibration
+
+from monai_unet_app.bundle import load_bundle, run_overlay
+from monai_unet_app.data.cases import by_partition, find_data
+from monai_unet_app.data.digest import file_sha256
+from monai_unet_app.data.read import read_volume
+from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.evaluate import choose_cases, evaluate_cases, truth_of
+from monai_unet_app.pipeline import segment_case
+
+TESTS = ("hippocampus_035", "hippocampus_037")
+CPU = torch.device("cpu")
+
+
+def by_monai(root: Path, data: Path, output: Path, **changed: Any) -> dict[str, Any]:
+    overrides = {"dataset_dir": str(data), "output_dir": str(output), "device": CPU, **changed}
+    run_overlay(root, "evaluate", overrides)
+    return json.loads((output / "metrics.json").read_text())
+
+
+def figures(metrics: Any) -> dict[str, Any]:
+    """What both doors measure: `calibration_before` needs a second set of probabilities, which MONAI's evaluator lacks."""
+    return {key: value for key, value in metrics.items() if key not in ("calibration_before", "created", "targets")}
+
+
+def same(first: Any, second: Any, place: str = "metrics") -> None:
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), place
+        for key in first:
+            same(first[key], second[key], f"{place}/{key}")
+    elif isinstance(first, list):
+        assert len(first) == len(second), place
+        for number, pair in enumerate(zip(first, second, strict=True)):
+            same(*pair, f"{place}/{number}")
+    elif isinstance(first, float):
+        assert first == pytest.approx(second, rel=1e-6, abs=1e-9), place
+    else:
+        assert first == second, place
+
+
+@pytest.mark.parametrize("name", ["hippocampus_mri_unet3d", "hippocampus_mri_unet2d"])
+def test_evaluate_yaml_and_the_verb_give_the_same_figures(
+    name: str, tiny_bundle: Callable[[str], Path], tmp_path: Path
+) -> None:
+    root = set_calibration(tiny_bundle(name), 0.3, -0.8)
+    data = few_examples(tmp_path / "msd", TESTS)
+    theirs = by_monai(root, data, tmp_path / "monai")
+    ours = evaluate_cases(
+        load_bundle(root), by_partition(data)["test"], tmp_path / "ours", data_name="msd", partition="test"
+    )
+    written = json.loads((tmp_path / "ours/metrics.json").read_text())
+    same(figures(theirs), figures(written))
+    same(figures(json.loads(json.dumps(dict(ours.metrics)))), figures(written))
+    assert ours.problems == ()
+    assert {path.name for path in ours.files} == {"metrics.json", "cases.csv", "report.html"}
+    assert 0 <= written["dice"]["mean"] <= 1
+
+
+@pytest.mark.slow
+def test_evaluate_yaml_and_the_verb_give_the_same_figures_for_overlapping_labels(
+    tiny_bundle: Callable[[str], Path], tmp_path: Path
+) -> None:
+    root, data = set_calibration(tiny_bundle("retina_vessel_unet2d"), 0.3, -0.8), drawn_eyes(tmp_path / "eyes")
+    rows = by_partition(data, None, "_1stHO")["test"]
+    theirs = by_monai(root, data, tmp_path / "monai")
+    evaluate_cases(load_bundle(root), rows, tmp_path / "ours", data_name="eyes", partition="test")
+    same(figures(theirs), figures(json.loads((tmp_path / "ours/metrics.json").read_text())))
+
+
+def test_dice_in_the_metrics_is_dice_by_hand(tiny_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = load_bundle(set_calibration(tiny_bundle(), 0.3, -0.8))
+    rows = by_partition(few_examples(tmp_path / "msd", TESTS[:1]))["test"]
+    evaluate_cases(bundle, rows, tmp_path / "out")
+    found = json.loads((tmp_path / "out/metrics.json").read_text())["dice"]["per_class"]
+    truth = np.asarray(nibabel.load(rows[0]["label"]).dataobj)
+    predicted = segment_case(rows[0]["image"], bundle).labels
+    assert len(found) == 2
+    for number, value in enumerate(found.values(), start=1):
+        both = ((truth == number) & (predicted == number)).sum()
+        by_hand = 2 * both / ((truth == number).sum() + (predicted == number).sum())
+        assert value == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_a_bad_case_is_listed_and_the_good_ones_are_measured(tiny_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    data = few_examples(tmp_path / "msd", TESTS)
+    broken = data / "images" / f"{TESTS[1]}.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:3000])
+    told: dict[str, float | None] = {}
+    found = evaluate_cases(
+        load_bundle(tiny_bundle()),
+        by_partition(data)["test"],
+        tmp_path / "out",
+        each=lambda case, dice: told.update({case: dice}),
+    )
+    assert len(found.problems) == 1
+    assert found.problems[0].startswith(f"{TESTS[1]}: ")
+    assert told[TESTS[1]] is None
+    assert told[TESTS[0]] is not None
+
+
+def test_when_no_case_can_be_measured_nothing_is_written(tiny_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    data = few_examples(tmp_path / "msd", TESTS[:1])
+    label = data / "labels" / f"{TESTS[0]}.nii.gz"
+    image: Any = nibabel.load(label)
+    array = np.asarray(image.dataobj).copy()
+    array[0, 0, 0] = 7
+    nibabel.save(nibabel.Nifti1Image(array, image.affine), label)
+    with pytest.raises(InputRefusedError, match=r"\[7\]"):
+        evaluate_cases(load_bundle(tiny_bundle()), by_partition(data)["test"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_truth_of_overlapping_labels_has_one_channel_a_label(
+    tiny_bundle: Callable[[str], Path], tmp_path: Path
+) -> None:
+    data = drawn_eyes(tmp_path / "eyes", 4)
+    row = by_partition(data, None, "_1stHO")["test"][0]
+    truth = truth_of(row, read_volume(row["image"]), load_bundle(tiny_bundle("retina_vessel_unet2d")))
+    assert truth.shape == (1, 702, 713, 1)
+    assert truth.dtype == bool
+    assert 0.005 < truth.mean() < 0.2
+
+
+def trained_on(root: Path, partitions: dict[str, str]) -> None:
+    """A run.json that says so."""
+    cases = {
+        case: {"partition": part, "image_sha256": file_sha256(EXAMPLES / "images" / f"{case}.nii.gz")}
+        for case, part in partitions.items()
+    }
+    (root / "models/run.json").write_text(json.dumps({"cases": cases}))
+
+
+SEEN = {
+    "hippocampus_003": "train",
+    "hippocampus_132": "selection",
+    "hippocampus_053": "calibration",
+    "hippocampus_035": "test",
+}
+
+
+@pytest.mark.parametrize(
+    ("partition", "expected"),
+    [
+        (None, {"hippocampus_035", "hippocampus_037"}),
+        ("test", {"hippocampus_035", "hippocampus_037"}),
+        ("calibration", {"hippocampus_053", "hippocampus_037"}),
+        ("all", {*SEEN, "hippocampus_037"}),
+    ],
+)
+def test_cases_that_trained_the_bundle_are_never_taken_silently(
+    tiny_bundle: Callable[..., Path], tmp_path: Path, partition: str | None, expected: set[str]
+) -> None:
+    root, data = tiny_bundle(), few_examples(tmp_path / "data", (*SEEN, "hippocampus_037"))
+    trained_on(root, SEEN)
+    chosen = choose_cases(load_bundle(root), find_data(data), partition)
+    assert {row["id"] for row in chosen.rows} == expected
+    assert f"{len(expected)} of 5 case(s)" in chosen.note
+    if partition != "all":
+        assert "1 of train" in chosen.note
+
+
+def test_a_case_that_trained_the_bundle_is_known_again_under_another_name(
+    tiny_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    root, data = tiny_bundle(), few_examples(tmp_path / "data", ("hippocampus_003", "hippocampus_037"))
+    trained_on(root, SEEN)
+    for kind in ("images", "labels"):
+        (data / kind / "hippocampus_003.nii.gz").rename(data / kind / "brand_new.nii.gz")
+    chosen = choose_cases(load_bundle(root), find_data(data))
+    assert [row["id"] for row in chosen.rows] == ["hippocampus_037"]
+
+
+def test_when_the_bundle_has_seen_every_case_it_says_so(tiny_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    root, data = tiny_bundle(), few_examples(tmp_path / "data", ("hippocampus_003",))
+    trained_on(root, SEEN)
+    with pytest.raises(InputRefusedError, match=r"1 of train.*--partition all"):
+        choose_cases(load_bundle(root), find_data(data))
+
+
+def test_a_plan_of_the_user_s_own_decides_when_it_is_given(tiny_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    data = few_examples(tmp_path / "data", TESTS)
+    rows = [
+        {"id": TESTS[0], "subject": "a", "partition": "train", "fold": 0},
+        {"id": TESTS[1], "subject": "b", "partition": "test", "fold": 0},
+    ]
+    plan = tmp_path / "splits.json"
+    plan.write_text(json.dumps({"schema_version": "1.0", "datasets": {"mine": {"cases": rows}}}))
+    chosen = choose_cases(load_bundle(tiny_bundle()), find_data(data), None, plan)
+    assert [(row["id"], row["subject"]) for row in chosen.rows] == [(TESTS[1], "b")]

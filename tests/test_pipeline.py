@@ -1,0 +1,247 @@
+"""`segment_case` and `python -m monai.bundle run` are one computation; what comes out is calibrated and on the source grid."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from conftest import BUNDLES
+from monai.bundle import ConfigWorkflow
+from PIL import Image
+from small_data import eye_picture, set_calibration
+
+from dicom_io.volume import Volume
+from monai_unet_app.bundle import load_bundle
+from monai_unet_app.config import PredictConfig
+from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.pipeline import predict, preprocess, segment_case
+
+NAMES = [folder.name for folder in BUNDLES]
+CPU = torch.device("cpu")
+
+
+def write_case(name: str, crop: Volume, folder: Path) -> Path:
+    """One image that the bundle accepts, alone in a folder."""
+    folder.mkdir(parents=True)
+    if name.startswith("retina"):
+        Image.fromarray(eye_picture(1)[0]).save(folder / "case.png")
+        return folder / "case.png"
+    nibabel.save(nibabel.Nifti1Image(crop.array, crop.affine_ras), folder / "case.nii.gz")
+    return folder / "case.nii.gz"
+
+
+def monai_bundle_run(root: Path, data: Path, output: Path) -> dict[str, torch.Tensor]:
+    """What `inference.yaml` alone makes of the one image in `data`: its "pred" and "prob"."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        workflow = ConfigWorkflow(
+            config_file=str(root / "configs/inference.yaml"),
+            meta_file=str(root / "configs/metadata.json"),
+            logging_file=False,
+            workflow_type="inference",
+            bundle_root=str(root),
+            dataset_dir=str(data),
+            output_dir=str(output),
+            device=CPU,
+        )
+        workflow.initialize()
+        workflow.run()
+        evaluator: Any = workflow.parser.get_parsed_content("evaluator")
+        workflow.finalize()
+    return evaluator.state.output[0]
+
+
+def channel_first(array: np.ndarray, planar: bool) -> np.ndarray:
+    return array[..., 0] if planar else array
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_monai_bundle_run_and_segment_case_give_the_same_voxels(
+    name: str, tiny_bundle: Callable[[str], Path], crop: Volume, tmp_path: Path
+) -> None:
+    root = set_calibration(tiny_bundle(name), 0.35, -1.1)
+    image = write_case(name, crop, tmp_path / "data")
+    theirs = monai_bundle_run(root, image.parent, tmp_path / "out")
+    bundle = load_bundle(root)
+    case = segment_case(image, bundle, uncalibrated=True)
+
+    planar = bundle.rules.planar
+    labels = case.labels[None] if bundle.exclusive else np.moveaxis(case.labels, -1, 0)
+    np.testing.assert_array_equal(channel_first(case.probabilities, planar), np.asarray(theirs["prob"]))
+    np.testing.assert_array_equal(channel_first(labels, planar), np.asarray(theirs["pred"]))
+    assert case.uncalibrated is not None
+    assert np.abs(case.uncalibrated - case.probabilities).max() > 1e-4, "the calibration changed nothing"
+    assert case.probabilities.std() > 0
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("hippocampus")])
+def test_the_files_of_monai_bundle_run_lie_on_the_source_grid_and_hold_these_voxels(
+    name: str, tiny_bundle: Callable[[str], Path], crop: Volume, tmp_path: Path
+) -> None:
+    root = set_calibration(tiny_bundle(name), 0.35, -1.1)
+    image = write_case(name, crop, tmp_path / "data")
+    monai_bundle_run(root, image.parent, tmp_path / "out")
+    case = segment_case(image, load_bundle(root))
+    seg = nibabel.load(tmp_path / "out" / "case_seg.nii.gz")
+    prob = nibabel.load(tmp_path / "out" / "case_prob.nii.gz")
+    np.testing.assert_array_equal(np.asarray(seg.dataobj), case.labels)
+    np.testing.assert_array_equal(np.asarray(prob.dataobj, dtype=np.float32), np.moveaxis(case.probabilities, 0, -1))
+    np.testing.assert_allclose(seg.affine, crop.affine_ras, atol=1e-5)
+    np.testing.assert_allclose(prob.affine, crop.affine_ras, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_the_command_of_monai_itself_gives_the_labels_of_segment_case(
+    name: str, tiny_bundle: Callable[[str], Path], crop: Volume, tmp_path: Path
+) -> None:
+    root = set_calibration(tiny_bundle(name), 0.35, -1.1)
+    image = write_case(name, crop, tmp_path / "data")
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.yaml"]
+    command += ["--meta_file", "configs/metadata.json", "--bundle_root", ".", "--dataset_dir", str(image.parent)]
+    command += ["--output_dir", str(tmp_path / "out"), "--device", "$torch.device('cpu')"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    case = segment_case(image, load_bundle(root))
+    if name.startswith("retina"):
+        written = np.asarray(Image.open(tmp_path / "out" / "case_seg.png")).T
+        found, expected = written > 0, case.labels[:, :, 0, 0] > 0
+    else:
+        found, expected = np.asarray(nibabel.load(tmp_path / "out" / "case_seg.nii.gz").dataobj), case.labels
+    # another process may take another number of threads, whose sums differ in the last bit
+    assert (found != expected).mean() < 1e-3
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("hippocampus")])
+def test_probabilities_sum_to_one_after_the_way_back_through_resampling(
+    name: str, tiny_bundle: Callable[[str], Path], crop: Volume
+) -> None:
+    case = segment_case(crop, load_bundle(set_calibration(tiny_bundle(name), 0.3, -0.7)), uncalibrated=True)
+    assert case.uncalibrated is not None
+    for probabilities in (case.probabilities, case.uncalibrated):
+        assert probabilities.shape == (3, *crop.shape)
+        np.testing.assert_allclose(probabilities.sum(0), 1.0, atol=1e-5)
+        assert probabilities.min() >= -1e-6
+    np.testing.assert_array_equal(case.labels, case.probabilities.argmax(0))
+
+
+def test_probabilities_sum_to_one_after_the_way_back_through_a_crop(
+    tiny_bundle: Callable[..., Path], crop: Volume
+) -> None:
+    root = tiny_bundle()
+    config = root / "configs/inference.yaml"
+    cropping = (
+        "- _target_: CenterSpatialCropd\n  keys: [image, label]\n  roi_size: [28, 40, 27]\n  allow_missing_keys: true\n"
+    )
+    marker = "preprocessing:\n  _target_: Compose\n"
+    text = config.read_text()
+    assert text.count(marker) == 1
+    config.write_text(text.replace(marker, cropping + marker))
+    case = segment_case(crop, load_bundle(set_calibration(root, 0.3, -0.7)))
+    np.testing.assert_allclose(case.probabilities.sum(0), 1.0, atol=1e-5)
+    assert (case.probabilities[:, 0, 0, 0] == [1, 0, 0]).all(), "what was cropped away is background"
+    assert 0 < case.probabilities[0, 17, 24, 16] < 1
+
+
+def test_overlapping_labels_are_probabilities_of_their_own_and_labels_stand_last(
+    tiny_bundle: Callable[[str], Path], crop: Volume, tmp_path: Path
+) -> None:
+    image = write_case("retina", crop, tmp_path / "data")
+    case = segment_case(image, load_bundle(set_calibration(tiny_bundle("retina_vessel_unet2d"), 0.2, -0.5)))
+    assert case.probabilities.shape == (1, 702, 713, 1)
+    assert case.labels.shape == (702, 713, 1, 1)
+    np.testing.assert_array_equal(case.labels[..., 0], case.probabilities[0] >= 0.5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_uncalibrated_probabilities_differ_by_the_calibration_only(
+    name: str, tiny_bundle: Callable[[str], Path], crop: Volume, tmp_path: Path
+) -> None:
+    image = write_case(name, crop, tmp_path / "data")
+    root = set_calibration(tiny_bundle(name), 0.35, -1.1)
+    both = segment_case(image, load_bundle(root), uncalibrated=True)
+    set_calibration(root, 0.0)
+    plain = segment_case(image, load_bundle(root), uncalibrated=True)
+    assert both.uncalibrated is not None
+    np.testing.assert_array_equal(both.uncalibrated, plain.probabilities)
+    np.testing.assert_array_equal(plain.uncalibrated, plain.probabilities)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_calibration_changes_confidence_and_not_labels(
+    name: str, tiny_bundle: Callable[[str], Path], crop: Volume, tmp_path: Path
+) -> None:
+    """On the working grid itself, where no interpolation stands between logits and labels."""
+    straight = Volume(crop.array, np.diag([-1.0, -1.0, 1.0, 1.0]))
+    image = write_case(name, straight, tmp_path / "data")
+    root = set_calibration(tiny_bundle(name), 0.8, -2.5)
+    calibrated = segment_case(image, load_bundle(root))
+    set_calibration(root, 0.0)
+    plain = segment_case(image, load_bundle(root))
+    np.testing.assert_array_equal(calibrated.labels, plain.labels)
+    assert np.abs(calibrated.probabilities - plain.probabilities).max() > 1e-4
+
+
+def test_labels_follow_the_image_when_its_axes_are_turned(tiny_bundle: Callable[..., Path], crop: Volume) -> None:
+    straight = Volume(crop.array, np.diag([1.0, -1.0, 1.0, 1.0]))
+    turned_affine = straight.affine_lps @ np.array([[0, -1, 0, 33], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1.0]])
+    turned = Volume(np.ascontiguousarray(crop.array.transpose(2, 0, 1)[:, ::-1, :]), turned_affine)
+    bundle = load_bundle(set_calibration(tiny_bundle(), 0.2, -0.4))
+    first, second = segment_case(straight, bundle), segment_case(turned, bundle)
+    assert len(np.unique(first.labels)) > 1
+    np.testing.assert_array_equal(second.labels_volume.on_grid_of(straight).array, first.labels)
+
+
+def test_tta_averages_logits_over_the_mirror_images_that_the_bundle_names(
+    tiny_bundle: Callable[[str], Path], crop: Volume
+) -> None:
+    bundle = load_bundle(tiny_bundle("hippocampus_mri_unet3d"))
+    assert bundle.mirror_axes == (0,)
+    image = preprocess(crop, bundle)["image"]
+    flipped = image.clone()
+    flipped.set_array(image.as_tensor().flip(1))
+    by_hand = (predict(image, bundle, PredictConfig()) + predict(flipped, bundle, PredictConfig()).flip(1)) / 2
+    torch.testing.assert_close(predict(image, bundle, PredictConfig(tta=True)), by_hand, atol=1e-6, rtol=0)
+
+
+def test_tta_of_a_bundle_without_mirror_axes_is_the_plain_prediction(
+    tiny_bundle: Callable[[str], Path], crop: Volume
+) -> None:
+    bundle = load_bundle(tiny_bundle("hippocampus_mri_unet2d"), mirror_axes=[])
+    plain, averaged = segment_case(crop, bundle), segment_case(crop, bundle, PredictConfig(tta=True))
+    np.testing.assert_array_equal(averaged.probabilities, plain.probabilities)
+
+
+def test_a_bundle_gives_the_same_voxels_twice(tiny_bundle: Callable[..., Path], crop: Volume) -> None:
+    bundle = load_bundle(set_calibration(tiny_bundle(), 0.3, -0.7))
+    first, second = segment_case(crop, bundle), segment_case(crop, bundle)
+    np.testing.assert_array_equal(first.probabilities, second.probabilities)
+
+
+def test_time_is_noted_for_every_stage(tiny_bundle: Callable[..., Path], crop: Volume) -> None:
+    case = segment_case(crop, load_bundle(tiny_bundle()))
+    assert list(case.seconds) == ["read", "preprocess", "predict", "postprocess"]
+    assert all(seconds >= 0 for seconds in case.seconds.values())
+
+
+def test_an_image_that_breaks_the_rules_is_refused_before_any_work(
+    tiny_bundle: Callable[[str], Path], crop: Volume, tmp_path: Path
+) -> None:
+    picture = write_case("retina", crop, tmp_path / "data")
+    with pytest.raises(InputRefusedError, match="2D picture"):
+        segment_case(picture, load_bundle(tiny_bundle("hippocampus_mri_unet3d")))
+    with pytest.raises(InputRefusedError, match="3D volume"):
+        segment_case(crop, load_bundle(tiny_bundle("retina_vessel_unet2d")))
+    with pytest.raises(InputRefusedError, match="every voxel"):
+        constant = crop.with_array(np.full(crop.shape, 3.0, np.float32))
+        segment_case(constant, load_bundle(tiny_bundle("hippocampus_mri_unet2d")))

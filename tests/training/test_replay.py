@@ -1,0 +1,133 @@
+"""Each drawn window is a function of (seed, number of the draw), whatever draws it and whenever."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import (
+    MapTransform,
+    RandAffined,
+    RandFlipd,
+    RandGaussianNoised,
+    RandSpatialCropd,
+    SpatialPadd,
+    ToTensord,
+)
+
+from monai_unet_app.training.replay import ReplayDataset, ReplayLoader, ReplaySampler
+
+KEYS = ["image", "label"]
+
+
+class Draw(MapTransform):
+    """Stands for reading: the case's number becomes a lopsided image and its label."""
+
+    def __call__(self, data: Any) -> dict[str, Any]:
+        number = data["number"]
+        image = np.random.default_rng(number).normal(number, 1, (1, 12, 15, 9)).astype(np.float32)
+        return {"image": torch.from_numpy(image), "label": torch.from_numpy((image > number).astype(np.float32))}
+
+
+def augmentation() -> list[Any]:
+    return [
+        RandAffined(keys=KEYS, prob=0.7, rotate_range=[0.3, 0.3, 0.3], mode=["bilinear", "nearest"], padding_mode="border"),
+        SpatialPadd(keys=KEYS, spatial_size=(8, 8, 8)),
+        RandSpatialCropd(keys=KEYS, roi_size=(8, 8, 8), random_size=False),
+        RandFlipd(keys=KEYS, prob=0.5, spatial_axis=0),
+        RandGaussianNoised(keys="image", prob=0.5, std=0.1),
+        ToTensord(keys=KEYS, track_meta=False),
+    ]
+
+
+def dataset(seed: int = 3, cases: int = 5) -> ReplayDataset:
+    return ReplayDataset([{"number": n} for n in range(cases)], [Draw(KEYS)], augmentation(), seed, num_workers=1)
+
+
+def batches(count: int, **changed: Any) -> list[dict[str, torch.Tensor]]:
+    step, values = changed.pop("step", 0), {"seed": 3, "batch_size": 2, "num_workers": 0, **changed}
+    loader = ReplayLoader(dataset(values.pop("seed")), **values)
+    loader.begin_at(step)
+    return list(islice(iter(loader), count))
+
+
+def same(first: list[dict[str, torch.Tensor]], second: list[dict[str, torch.Tensor]]) -> bool:
+    return all(torch.equal(a[key], b[key]) for a, b in zip(first, second, strict=True) for key in KEYS)
+
+
+def test_every_case_comes_once_before_any_comes_again_and_in_another_order() -> None:
+    tickets = list(islice(iter(ReplaySampler(7, seed=1)), 28))
+    rounds = [[case for case, _ in tickets[i : i + 7]] for i in range(0, 28, 7)]
+    assert all(sorted(order) == list(range(7)) for order in rounds)
+    assert len({tuple(order) for order in rounds}) > 1
+    assert [draw for _, draw in tickets] == list(range(28))
+
+
+def test_a_stream_begun_in_the_middle_goes_on_as_the_whole_one() -> None:
+    whole = list(islice(iter(ReplaySampler(5, seed=2)), 40))
+    for first in (1, 5, 13):
+        sampler = ReplaySampler(5, seed=2)
+        sampler.first_draw = first
+        assert list(islice(iter(sampler), 40 - first)) == whole[first:]
+
+
+def test_two_seeds_give_two_streams() -> None:
+    assert list(islice(iter(ReplaySampler(9, 0)), 9)) != list(islice(iter(ReplaySampler(9, 1)), 9))
+    assert not same(batches(2), batches(2, seed=4))
+
+
+def test_a_draw_does_not_depend_on_what_was_drawn_before() -> None:
+    fresh, used = dataset(), dataset()
+    torch.manual_seed(0)
+    np.random.seed(0)
+    for draw in (40, 3, 17):
+        used[(draw % 5, draw)]
+    torch.manual_seed(1)
+    np.random.seed(1)
+    for ticket in ((2, 7), (2, 8), (4, 7)):
+        assert torch.equal(fresh[ticket]["image"], used[ticket]["image"])
+        assert torch.equal(fresh[ticket]["label"], used[ticket]["label"])
+
+
+def test_two_draws_of_one_case_differ_and_label_and_image_stay_together() -> None:
+    windows = dataset()
+    first, second = windows[(1, 0)], windows[(1, 1)]
+    assert first["image"].shape == (1, 8, 8, 8)
+    assert not torch.equal(first["image"], second["image"])
+    cut = ReplayDataset(
+        [{"number": 0}], [Draw(KEYS)], [RandSpatialCropd(keys=KEYS, roi_size=(4, 4, 4), random_size=False)], 3, 1
+    )
+    for draw in range(5):
+        window = cut[(0, draw)]
+        assert torch.equal(torch.as_tensor(window["label"]), (torch.as_tensor(window["image"]) > 0).float())
+
+
+def test_drawing_leaves_the_cases_in_memory_as_they_were() -> None:
+    windows = dataset(cases=1)
+    before = windows.cases[0]["image"].clone()
+    for draw in range(12):
+        windows[(0, draw)]
+    after = windows.cases[0]["image"]
+    assert torch.equal(torch.as_tensor(after), torch.as_tensor(before))
+    assert not getattr(after, "applied_operations", [])
+
+
+def test_a_loader_resumed_in_the_middle_gives_the_same_batches() -> None:
+    assert same(batches(6)[4:], batches(2, step=4))
+
+
+def test_a_worker_process_draws_the_same_windows() -> None:
+    assert same(batches(4), batches(4, num_workers=1))
+    assert same(batches(5)[3:], batches(2, step=3, num_workers=1))
+
+
+def test_the_batch_size_only_cuts_the_same_stream_at_other_places() -> None:
+    twos, fours = batches(4, batch_size=2), batches(2, batch_size=4)
+    assert torch.equal(torch.cat([batch["image"] for batch in twos]), torch.cat([batch["image"] for batch in fours]))
+
+
+def test_an_epoch_is_so_many_windows_of_each_case() -> None:
+    assert len(ReplayLoader(dataset(), batch_size=2, windows_per_case=4)) == 5 * 4 // 2
+    assert len(ReplayLoader(dataset(), batch_size=16, windows_per_case=1)) == 1

@@ -1,0 +1,196 @@
+"""The training step: precision, gradient, moving average, and what happens when the loss is no number."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.inferers import SimpleInferer
+
+from monai_unet_app.errors import AppError
+from monai_unet_app.training.checkpoints import half_weights, save_atomically
+from monai_unet_app.training.update import TrainingStep, ValidationStep, averaged_model, resolve_precision
+
+CPU = torch.device("cpu")
+
+
+def trainer(network: torch.nn.Module, step: TrainingStep, loss: Any, rate: float = 0.1) -> SupervisedTrainer:
+    torch.manual_seed(1)
+    batches = [{"image": torch.randn(2, 1, 6, 6), "label": torch.randn(2, 1, 6, 6)} for _ in range(4)]
+    return SupervisedTrainer(
+        device=CPU,
+        max_epochs=1,
+        train_data_loader=batches,
+        network=network,
+        optimizer=torch.optim.SGD(network.parameters(), lr=rate),
+        loss_function=loss,
+        inferer=SimpleInferer(),
+        decollate=False,
+        iteration_update=step,
+    )
+
+
+def convolution() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Conv2d(1, 1, 3, padding=1)
+
+
+def test_precision_auto_is_what_the_processor_has_instructions_for() -> None:
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file():
+        pytest.skip("this system has no /proc/cpuinfo to compare with")
+    flags = set(cpuinfo.read_text().split())
+    expected = "bf16" if flags & {"avx512_bf16", "amx_bf16"} else "f32"
+    assert resolve_precision("auto", CPU) == expected
+
+
+@pytest.mark.parametrize(("bf16", "expected"), [(True, "bf16"), (False, "f32")])
+def test_precision_auto_on_cuda_asks_the_card(monkeypatch: pytest.MonkeyPatch, bf16: bool, expected: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+    assert resolve_precision("auto", torch.device("cuda")) == expected
+
+
+def test_a_precision_that_is_given_is_taken_and_an_unknown_one_refused() -> None:
+    assert resolve_precision("f32", CPU) == "f32"
+    assert resolve_precision("bf16", CPU) == "bf16"
+    assert resolve_precision("auto", torch.device("mps")) == "f32"
+    with pytest.raises(ValueError, match="'fp8'"):
+        resolve_precision("fp8", CPU)
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("f32", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_network_runs_in_the_precision_and_the_loss_in_float32(precision: str, kind: torch.dtype) -> None:
+    seen: list[torch.dtype] = []
+
+    def loss(pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        seen.append(pred.dtype)
+        return torch.nn.functional.mse_loss(pred, label)
+
+    network = convolution()
+    run = trainer(network, TrainingStep(precision), loss)
+    run.run()
+    output: Any = run.state.output
+    assert output["pred"].dtype == kind
+    assert set(seen) == {torch.float32}
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
+def test_a_training_step_is_gradient_descent_by_hand() -> None:
+    network, twin = convolution(), convolution()
+    run = trainer(network, TrainingStep("f32", max_gradient_norm=1e9), torch.nn.MSELoss())
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
+    for batch in run.data_loader:
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(twin(batch["image"]), batch["label"]).backward()
+        optimizer.step()
+    run.run()
+    assert torch.equal(network.weight, twin.weight)  # type: ignore[arg-type]
+
+
+def test_gradients_are_clipped_to_the_given_norm() -> None:
+    network = convolution()
+    before = [p.detach().clone() for p in network.parameters()]
+    run = trainer(network, TrainingStep("f32", max_gradient_norm=1e-3), torch.nn.MSELoss(), rate=1.0)
+    run.data_loader = run.data_loader[:1]
+    run.state.epoch_length = 1
+    run.run()
+    moved = torch.cat([(p.detach() - old).flatten() for p, old in zip(network.parameters(), before, strict=True)])
+    assert float(moved.norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_the_training_in_words_before_the_weights_are_spoilt(value: float) -> None:
+    network = convolution()
+    before = network.weight.detach().clone()  # type: ignore[union-attr, operator]
+
+    def loss(pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return pred.mean() * value
+
+    with pytest.raises(AppError, match=r"the loss is (-?inf|nan) at step 1; .* learning rate"):
+        trainer(network, TrainingStep("f32"), loss).run()
+    assert torch.equal(network.weight, before)  # type: ignore[arg-type]
+
+
+def test_the_scheduler_steps_and_the_average_follows_with_every_step() -> None:
+    network = convolution()
+    averaged = averaged_model(network)
+    steps: list[int] = []
+    scheduler = SimpleNamespace(step=lambda: steps.append(1))
+    trainer(network, TrainingStep("f32", scheduler=scheduler, averaged=averaged), torch.nn.MSELoss()).run()
+    assert len(steps) == 4
+    assert int(averaged.n_averaged) == 4
+    assert not torch.equal(averaged.module.weight, network.weight)  # type: ignore[arg-type, union-attr]
+
+
+def test_the_moving_average_warms_up_so_that_a_short_run_forgets_where_it_began() -> None:
+    network = torch.nn.Linear(1, 1, bias=False)
+    averaged = averaged_model(network, decay=0.999)
+    values = [5.0, 1.0, 2.0, -3.0, 4.0, 0.5]
+    expected = values[0]
+    for step, value in enumerate(values):
+        with torch.no_grad():
+            network.weight.fill_(value)
+        averaged.update_parameters(network)
+        if step:
+            decay = (1 + step) / (10 + step)
+            expected = decay * expected + (1 - decay) * value
+        assert float(averaged.module.weight) == pytest.approx(expected, rel=1e-5)
+    # a plain average with decay 0.999 would still stand at 0.999 ** 5 of the first value
+    assert abs(expected - values[0]) > 2
+
+
+def test_the_moving_average_ends_at_its_full_decay() -> None:
+    network = torch.nn.Linear(1, 1, bias=False)
+    averaged = averaged_model(network, decay=0.5)
+    for value in [0.0] * 30 + [1.0]:
+        with torch.no_grad():
+            network.weight.fill_(value)
+        averaged.update_parameters(network)
+    assert float(averaged.module.weight) == pytest.approx(0.5)
+
+
+def test_a_validation_step_runs_in_eval_mode_and_hands_out_float32() -> None:
+    network = torch.nn.Sequential(convolution(), torch.nn.Dropout(0.9)).train()
+    image = torch.randn(1, 1, 6, 6)
+    evaluator = SupervisedEvaluator(
+        device=CPU,
+        val_data_loader=[{"image": image, "label": image}],
+        network=network,
+        inferer=SimpleInferer(),
+        decollate=False,
+        iteration_update=ValidationStep("bf16"),
+    )
+    evaluator.run()
+    output: Any = evaluator.state.output
+    assert output["pred"].dtype == torch.float32
+    assert not output["pred"].requires_grad
+    assert not network.training
+    with torch.no_grad():
+        torch.testing.assert_close(output["pred"], network[0](image), atol=0.05, rtol=0.05)
+
+
+def test_half_weights_load_back_within_half_precision_and_shared_ones_are_stored_once(tmp_path: Path) -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(400, 400), torch.nn.BatchNorm1d(400))
+    network.add_module("again", network[0])
+    halved = half_weights(network)
+    save_atomically(halved, tmp_path / "model.pt")
+    assert halved["0.weight"].dtype == torch.float16
+    assert halved["1.num_batches_tracked"].dtype == torch.int64
+    assert (tmp_path / "model.pt").stat().st_size < 1.2 * 2 * 400 * 400
+    twin = torch.nn.Sequential(torch.nn.Linear(400, 400), torch.nn.BatchNorm1d(400))
+    twin.add_module("again", twin[0])
+    twin.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    torch.testing.assert_close(twin[0].weight, network[0].weight, atol=1e-4, rtol=1e-3)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_atomically({"epoch": 1}, path)
+    with pytest.raises(Exception, match=re.compile("pickle|lambda|local", re.IGNORECASE)):
+        save_atomically({"epoch": 2, "cannot": lambda: None}, path)
+    assert torch.load(path) == {"epoch": 1}
