@@ -19,8 +19,9 @@ import numpy as np
 import pydicom
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileDataset
+from pydicom.errors import BytesLengthException
 from pydicom.tag import BaseTag, Tag
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from .errors import SeriesSelectionError, UnreadableFileError
 from .geometry import angle_degrees
@@ -28,6 +29,7 @@ from .geometry import angle_degrees
 SeriesKind = Literal["image", "seg", "rtstruct", "sr", "other"]
 
 READ_ERRORS: tuple[type[Exception], ...] = (
+    BytesLengthException,
     OSError,
     EOFError,
     ValueError,
@@ -260,6 +262,8 @@ def _header_of(path: Path, dataset: FileDataset, file: BinaryIO, *, has_mark: bo
     sop_class_uid = str(dataset.get("SOPClassUID") or "")
     if _MEDIA_STORAGE_DIRECTORY in (meta_class, sop_class_uid):
         return None
+    if UID(sop_class_uid or meta_class).name.endswith("Image Storage") and "Rows" not in dataset:
+        raise broken_file(path, "it names an image class and holds no image")
     if not sop_class_uid and "Rows" not in dataset:
         if not has_mark:
             return None

@@ -22,7 +22,7 @@ from monai.transforms import Compose, Invertd
 
 from dicom_io.coding import Segment, load_segments
 from monai_unet_app.data.rules import InputRules
-from monai_unet_app.errors import BundleError, UsageError
+from monai_unet_app.errors import AppError, BundleError, UsageError
 from monai_unet_app.inference.predict import WindowSettings
 from monai_unet_app.shipped import shipped
 
@@ -240,6 +240,9 @@ def run_overlay(root: Path, overlay: str, overrides: Mapping[str, Any]) -> None:
         root: The bundle's folder.
         overlay: "train", "calibrate" or "evaluate".
         overrides: Values by id.
+
+    Raises:
+        AppError: What a part of the config refused, without MONAI's wrapping.
     """
     configs = [str(root / "configs" / f"{name}.yaml") for name in ("inference", overlay)]
     with warnings.catch_warnings():
@@ -249,9 +252,22 @@ def run_overlay(root: Path, overlay: str, overrides: Mapping[str, Any]) -> None:
             meta_file=str(root / "configs/metadata.json"),
             logging_file=False,
             workflow_type="train" if overlay == "train" else "inference",
-            bundle_root=str(root),
-            **overrides,
         )
-        workflow.initialize()
-        workflow.run()
-        workflow.finalize()
+        # not as arguments: ConfigWorkflow has parameters of its own whose names a config may use (`tracking`)
+        workflow.parser.update({"bundle_root": str(root), **overrides})
+        try:
+            workflow.initialize()
+            workflow.run()
+            workflow.finalize()
+        except Exception as error:
+            refusal = _refusal_in(error)
+            if refusal is None:
+                raise
+            raise refusal from refusal.__cause__
+
+
+def _refusal_in(error: BaseException | None) -> AppError | None:
+    """The AppError that MONAI wrapped in errors about its config items, if that is what happened."""
+    while error is not None and not isinstance(error, AppError):
+        error = error.__cause__
+    return error

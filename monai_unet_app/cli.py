@@ -171,7 +171,7 @@ def _calibrate(options: argparse.Namespace) -> Answer:
 
     if not Path(options.bundle).is_dir():
         raise UsageError(
-            f"--bundle {options.bundle}: a folder is needed, its inference.yaml is rewritten; copy the bundle first"
+            f"--bundle {options.bundle}: a folder is needed, its inference.yaml is rewritten; copy it first"
         )
     bundle = load_bundle(options.bundle, resolve_device(options.device))
     chosen = choose_cases(bundle, _data(options), options.partition or "calibration", options.splits)
@@ -362,7 +362,8 @@ def _print_fingerprint(summary: dict[str, Any]) -> None:
                 ", ".join(f"{key} ({count})" for key, count in value.items()) if isinstance(value, dict) else str(value)
             )
             counts.append(f"{name}: {text}")
-    out.print("\n".join(counts), highlight=False)
+    if counts:
+        out.print("\n".join(counts), highlight=False)
     if table.row_count:
         out.print(table)
 

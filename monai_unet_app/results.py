@@ -119,7 +119,17 @@ def predict_cases(
 
 
 def _check_series_named(cases: Sequence[CaseFiles], what: OutputConfig) -> None:
-    """Raises UsageError, before any work, if a DICOM result of a case that is no DICOM has no series to refer to."""
+    """Raises, before any work, if a DICOM result of a case that is no DICOM has no series to refer to.
+
+    Raises:
+        UsageError: None is named.
+        InputRefusedError: The named one does not exist.
+    """
+    if what.dicom_source is not None and not what.dicom_source.exists():
+        raise InputRefusedError(
+            f"--dicom-source {what.dicom_source} does not exist; the DICOM series that the image was made from is needed; "
+            "check the path"
+        )
     plain = [case.id for case in cases if has_ending(case.image, NIFTI_ENDINGS + PICTURE_ENDINGS)]
     if plain and what.wants_dicom and what.dicom_source is None and not what.dicomize:
         raise UsageError(

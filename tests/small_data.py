@@ -37,7 +37,9 @@ def eye_picture(number: int, size: tuple[int, int] = (702, 713)) -> tuple[np.nda
         vessels |= np.abs(y - centre) < 2 + turn
     vessels &= inside
     noise = np.random.default_rng(number).normal(0, 6, (height, width, 3))
-    colour = inside[..., None] * np.array([170.0, 90.0, 50.0]) - vessels[..., None] * np.array([30.0, 45.0, 20.0]) + noise
+    colour = (
+        inside[..., None] * np.array([170.0, 90.0, 50.0]) - vessels[..., None] * np.array([30.0, 45.0, 20.0]) + noise
+    )
     return np.clip(colour, 0, 255).astype(np.uint8), vessels
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from dicom_io.dicomize import dicomize
 from dicom_io.read import read_series
 from dicom_io.seg import read_seg
-from dicom_io.validators import dciodvfy_errors, labels_by_dcmqi, program
+from dicom_io.validators import dciodvfy_errors, labels_by_dcmqi, program, tid1500_by_dcmqi
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.config import PredictConfig
@@ -238,6 +238,25 @@ def test_dicom_results_of_a_converted_nifti_break_no_rule(bundle: Bundle, tmp_pa
     files = sorted(tmp_path.glob("*.dcm")) + sorted((tmp_path / "case_dicom/mr").glob("*.dcm"))[:1]
     assert len(files) == 4
     assert [line for file in files for line in dciodvfy_errors(file)] == []
+
+
+def test_dcmqi_reads_the_volume_of_each_structure_from_the_report(
+    dicom_case: Case, bundle: Bundle, tmp_path: Path
+) -> None:
+    if program("tid1500reader") is None:
+        pytest.skip("dcmqi is not installed")
+    write(dicom_case, bundle, tmp_path, formats=("sr",))
+    assert (tmp_path / "case_seg.dcm").is_file()  # a report refers to segments
+    groups = json.loads(tid1500_by_dcmqi(tmp_path / "case_sr.dcm"))["Measurements"]
+    found = {}
+    for group in groups:
+        items = {item["quantity"]["CodeMeaning"]: item for item in group["measurementItems"]}
+        volume = next(item for name, item in items.items() if name.startswith("Volume"))
+        litres = {"ml": 1.0, "mL": 1.0, "mm3": 1e-3, "cm3": 1.0}[volume["units"]["CodeValue"]]
+        found[int(group["ReferencedSegment"])] = float(volume["value"]) * litres
+    voxel_ml = 0.9 * 1.3 * 2.5 / 1000
+    expected = {number: int((lopsided_labels() == number).sum()) * voxel_ml for number in (1, 2)}
+    assert found == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_source_series_of_another_place_is_refused_and_nothing_is_left(

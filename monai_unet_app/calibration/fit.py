@@ -7,7 +7,6 @@ function that inference calls is fitted, the two cannot differ.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from ignite.engine import Engine, Events
@@ -119,7 +119,7 @@ class CalibrationFit:
         after = float(self._nll(names, torch.tensor(list(fitted.values()))))
         if not after <= before or max(map(abs, fitted.values())) > LARGEST:
             raise InputRefusedError(
-                f"the fit ran away: {fitted}, negative log likelihood {before:.4f} before and {after:.4f} after; a network that "
+                f"the fit ran away: {fitted}, negative log likelihood {before:.4f} before, {after:.4f} after; a network that "
                 f"has learned something and numbers of at most {LARGEST:g} are needed; train longer or give more cases"
             )
         return Fitted({**self.parameters, **fitted}, before, after, len(self.cases))
@@ -141,11 +141,16 @@ def write_parameters(inference_yaml: Path, parameters: Parameters) -> None:
     Raises:
         BundleError: There is no such line, or more than one.
     """
-    text = inference_yaml.read_text()
-    line = "calibration: {" + ", ".join(f"{name}: {json.dumps(value)}" for name, value in parameters.items()) + "}"
+    text = inference_yaml.read_bytes().decode()  # bytes: line ends stay what they are
+    line = "calibration: {" + ", ".join(f"{name}: {_yaml(value)}" for name, value in parameters.items()) + "}"
     changed, count = re.subn(r"^calibration: \{[^}\n]*\}", line, text, flags=re.MULTILINE)
     if count != 1:
         raise BundleError(f"{inference_yaml.name} has {count} line(s) `calibration: {{...}}`; exactly one is needed")
     partial = inference_yaml.with_name(inference_yaml.name + ".partial")
-    partial.write_text(changed)
+    partial.write_bytes(changed.encode())
     os.replace(partial, inference_yaml)
+
+
+def _yaml(value: float | int) -> str:
+    """The number as YAML reads it back; YAML 1.1 takes 1e-05 for a word."""
+    return np.format_float_positional(value, trim="0") if isinstance(value, float) else str(value)

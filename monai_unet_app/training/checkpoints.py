@@ -124,8 +124,14 @@ class Checkpoints:
         )
 
     def deliver(self, engine: Engine) -> None:
-        """At the end: the best weights become the bundle's `models/model.pt`, the run's record stands beside them."""
-        best = torch.load(self.folder / "best.pt", map_location="cpu", weights_only=True)
+        """At the end: the best weights become the bundle's `models/model.pt`, the run's record stands beside them.
+
+        A run that ended before its first validation has no best weights and delivers its last.
+        """
+        if self.best_epoch:
+            best = torch.load(self.folder / "best.pt", map_location="cpu", weights_only=True)
+        else:
+            best = half_weights(self.best)
         save_atomically(best, self.deliver_to)
         record = self.folder / "run.json"
         if record.exists():

@@ -122,7 +122,10 @@ class RunRecord:
             "schema_version": SCHEMA_VERSION,
             **self.identity,
             "epochs_done": engine.state.epoch,
-            "best": {"epoch": self.checkpoints.best_epoch, "metric": self.checkpoints.best_metric},
+            "best": {
+                "epoch": self.checkpoints.best_epoch,  # 0 and null before the first validation: JSON knows no infinity
+                "metric": self.checkpoints.best_metric if self.checkpoints.best_epoch else None,
+            },
             "history": self.checkpoints.history,
             "sessions": self.sessions,
         }

@@ -15,6 +15,8 @@ from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys as Keys
 from torch.optim.swa_utils import AveragedModel
 
+from monai_unet_app.errors import AppError
+
 PRECISIONS = ("auto", "bf16", "f32")
 
 
@@ -94,7 +96,7 @@ class TrainingStep:
         loss = trainer.loss_function(pred.float(), targets).mean()
         trainer.state.output[Keys.LOSS] = loss
         if not torch.isfinite(loss):
-            raise FloatingPointError(
+            raise AppError(
                 f"the loss is {loss.item()} at step {trainer.state.iteration}; a finite one is needed; "
                 "lower the learning rate or train with --precision f32"
             )

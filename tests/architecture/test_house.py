@@ -122,4 +122,7 @@ def test_no_module_is_two_rooms(path: Path) -> None:
 
 
 def test_lines_of_code_count_neither_comments_nor_docstrings_nor_blank_lines() -> None:
-    assert lines_of_code('"""Doc.\n\nMore."""\n\n# why\nx = [\n    1,\n]\n\n\ndef f():\n    """Doc."""\n    return x\n') == 5
+    assert (
+        lines_of_code('"""Doc.\n\nMore."""\n\n# why\nx = [\n    1,\n]\n\n\ndef f():\n    """Doc."""\n    return x\n')
+        == 5
+    )

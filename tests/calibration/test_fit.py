@@ -129,7 +129,9 @@ def test_one_line_is_written_and_every_other_byte_stays(tmp_path: Path) -> None:
     path = tmp_path / "inference.yaml"
     path.write_bytes(TEXT.encode())
     write_parameters(path, {"reach": 2, "far": 0.25, "near": -1.5})
-    expected = TEXT.replace("calibration: {reach: 2, far: 0.0, near: 0.0}", "calibration: {reach: 2, far: 0.25, near: -1.5}")
+    expected = TEXT.replace(
+        "calibration: {reach: 2, far: 0.0, near: 0.0}", "calibration: {reach: 2, far: 0.25, near: -1.5}"
+    )
     assert path.read_bytes() == expected.encode()
     assert [file.name for file in tmp_path.iterdir()] == ["inference.yaml"]
 
@@ -146,7 +148,8 @@ def test_a_number_that_is_written_is_read_back_as_that_number(tmp_path: Path, va
 
 
 @pytest.mark.parametrize(
-    ("text", "count"), [("a: 1\n", 0), ("calibration: {a: 0.0}\ncalibration: {a: 1.0}\n", 2), ("  calibration: {a: 0.0}\n", 0)]
+    ("text", "count"),
+    [("a: 1\n", 0), ("calibration: {a: 0.0}\ncalibration: {a: 1.0}\n", 2), ("  calibration: {a: 0.0}\n", 0)],
 )
 def test_a_file_without_exactly_one_such_line_is_refused_and_left(tmp_path: Path, text: str, count: int) -> None:
     path = tmp_path / "inference.yaml"

@@ -108,7 +108,9 @@ def test_mirrored_prediction_of_a_mirror_image_is_the_mirror_image_of_the_predic
     plain = predict_mirrored(image, engine, chosen, (0, 2))
     turned = predict_mirrored(image.flip(1), engine, chosen, (0, 2)).flip(1)
     torch.testing.assert_close(turned, plain, atol=1e-6, rtol=0)
-    assert not torch.allclose(predict_logits(image.flip(1), engine, chosen).flip(1), predict_logits(image, engine, chosen))
+    assert not torch.allclose(
+        predict_logits(image.flip(1), engine, chosen).flip(1), predict_logits(image, engine, chosen)
+    )
 
 
 def test_windows_cover_every_voxel_and_lie_inside_the_padded_image() -> None:
@@ -146,7 +148,9 @@ def test_a_blend_of_no_window_is_an_error_and_not_zeros() -> None:
 def test_progress_counts_every_window_up_to_all_of_them() -> None:
     calls: list[tuple[int, int]] = []
     chosen = settings((6, 6), batch=4)
-    predict_logits(picture(1, 13, 14), TorchEngine(network(2), CPU), chosen, lambda done, total: calls.append((done, total)))
+    predict_logits(
+        picture(1, 13, 14), TorchEngine(network(2), CPU), chosen, lambda done, total: calls.append((done, total))
+    )
     windows = len(plan_windows((13, 14), (6, 6), 0.5).windows)
     assert [done for done, _ in calls] == [*range(4, windows, 4), windows]
     assert {total for _, total in calls} == {windows}

@@ -33,7 +33,9 @@ class Draw(MapTransform):
 
 def augmentation() -> list[Any]:
     return [
-        RandAffined(keys=KEYS, prob=0.7, rotate_range=[0.3, 0.3, 0.3], mode=["bilinear", "nearest"], padding_mode="border"),
+        RandAffined(
+            keys=KEYS, prob=0.7, rotate_range=[0.3, 0.3, 0.3], mode=["bilinear", "nearest"], padding_mode="border"
+        ),
         SpatialPadd(keys=KEYS, spatial_size=(8, 8, 8)),
         RandSpatialCropd(keys=KEYS, roi_size=(8, 8, 8), random_size=False),
         RandFlipd(keys=KEYS, prob=0.5, spatial_axis=0),

@@ -50,7 +50,9 @@ def train(root: Path, data: Path, **changed: Any) -> None:
 
 
 def record(root: Path) -> dict[str, Any]:
-    return json.loads((root / "run/run.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    return json.loads(
+        (root / "run/run.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON")
+    )
 
 
 def weights(root: Path) -> dict[str, torch.Tensor]:
@@ -393,5 +395,3 @@ def test_the_2d_bundles_train_validate_and_deliver(
     train(root, data, epochs=1, window=[64, 64] if name.startswith("retina") else [24, 16])
     assert record(root)["history"][0]["metric"] is not None
     assert load_bundle(root).network is not None
-
-
