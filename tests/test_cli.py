@@ -22,7 +22,8 @@ from phantoms import CT_IMAGE, write_mr_series
 from PIL import Image
 
 from dicom_io.volume import Provenance, Volume
-from monai_unet_app.cli import _parser, main
+from monai_unet_app.cli import main
+from monai_unet_app.cli.parser import build_parser
 
 BUNDLE = str(REPOSITORY / "bundles" / "hippocampus_mri_unet3d")
 VERBS = ["demo", "dicomize", "inspect", "train", "calibrate", "evaluate", "predict", "bundles", "doctor"]
@@ -89,7 +90,7 @@ def test_help_of_every_verb_has_an_example_that_the_parser_accepts(verb: str, ru
     assert example is not None
     words = shlex.split(example[1])
     assert words[:2] == ["monai-unet", verb]
-    assert _parser().parse_args(words[1:]).verb == verb
+    assert build_parser().parse_args(words[1:]).verb == verb
 
 
 def test_without_a_verb_or_with_an_unknown_flag_the_usage_is_shown(run: Run) -> None:

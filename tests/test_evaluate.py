@@ -64,7 +64,9 @@ def test_evaluate_yaml_and_the_verb_give_the_same_figures(
     )
     written = json.loads((tmp_path / "ours/metrics.json").read_text())
     same(figures(theirs), figures(written))
-    same(figures(json.loads(json.dumps(dict(ours.metrics)))), figures(written))
+    told = figures(json.loads(json.dumps(dict(ours.metrics))))
+    assert told.keys() >= {"dice", "boundary_iou", "ece", "ece_band"}
+    same(told, {key: written[key] for key in told})
     assert ours.problems == ()
     assert {path.name for path in ours.files} == {"metrics.json", "cases.csv", "report.html"}
     assert 0 <= written["dice"]["mean"] <= 1

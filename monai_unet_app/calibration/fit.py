@@ -7,6 +7,7 @@ function that inference calls is fitted, the two cannot differ.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -106,6 +107,10 @@ class CalibrationFit:
             raise BundleError(f"calibration is {self.parameters}; at least one float is needed to be fitted")
         values = torch.zeros(len(names), dtype=torch.float32, requires_grad=True)
         before = float(self._nll(names, values.detach()))
+        if not math.isfinite(before):
+            raise InputRefusedError(
+                f"the negative log likelihood is {before} before the fit; finite logits are needed; train again"
+            )
         optimizer = torch.optim.LBFGS([values], max_iter=60, line_search_fn="strong_wolfe", tolerance_grad=1e-6)
 
         def closure() -> torch.Tensor:

@@ -25,7 +25,7 @@ from dicom_io.seg import read_seg
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle, load_bundle, run_overlay
 from monai_unet_app.data.read import read_volume
-from monai_unet_app.errors import BundleError, UsageError
+from monai_unet_app.errors import BundleError, InputRefusedError, UsageError
 from monai_unet_app.inference.windows import plan_windows
 from monai_unet_app.pipeline import segment_case
 
@@ -191,6 +191,9 @@ def test_monai_finds_every_property_of_inference(name: str, tiny_bundle: Callabl
     assert workflow.check_properties() == []
 
 
+@pytest.mark.xfail(
+    strict=True, raises=TypeError, reason="train::handlers holds a reference, where MONAI's check wants mappings only"
+)
 @each_name
 def test_monai_finds_every_property_of_training(name: str, tiny_bundle: Callable[[str], Path], tmp_path: Path) -> None:
     root = tiny_bundle(name)
@@ -353,7 +356,7 @@ def test_the_overlay_for_dicom_refuses_an_image_that_breaks_the_bundle_s_rules(
 ) -> None:
     wide = Volume(np.tile(crop.array, (3, 2, 1)), crop.affine_lps)
     dicomize(wide, tmp_path / "data" / "case_1", case_id="case_1")
-    with pytest.raises(Exception, match="field of view"):
+    with pytest.raises(InputRefusedError, match="field of view"):
         run_overlay(
             tiny_bundle(),
             "inference_dicom",

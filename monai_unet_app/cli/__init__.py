@@ -1,0 +1,46 @@
+"""`monai-unet <verb>`: thin; every verb calls one function below. Only this room prints.
+
+Results go to stdout (`--json` for machines), progress and messages to stderr.
+Exit 0 done, 1 failed, 2 wrong usage, 3 input refused.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+
+from rich.markup import escape
+
+from dicom_io.errors import DicomIoError
+from monai_unet_app.cli.parser import build_parser
+from monai_unet_app.cli.show import err
+from monai_unet_app.cli.verbs import EXIT_FAILED, EXIT_REFUSED, EXIT_USAGE
+from monai_unet_app.errors import AppError, InputRefusedError, UsageError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and gives its exit code."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    options = build_parser().parse_args(argv)
+    try:
+        answer, code = options.run(options)
+    except UsageError as error:
+        return _fail(str(error), EXIT_USAGE)
+    except (InputRefusedError, DicomIoError) as error:
+        return _fail(str(error), EXIT_REFUSED)
+    except AppError as error:
+        return _fail(str(error), EXIT_FAILED)
+    except KeyboardInterrupt:
+        return _fail("stopped; run the same command again to go on", 130)
+    if options.json:
+        sys.stdout.write(json.dumps(answer, indent=2) + "\n")
+    return code
+
+
+def _fail(message: str, code: int) -> int:
+    err.print(f"[red]{'refused' if code == EXIT_REFUSED else 'error'}:[/red] {escape(message)}", soft_wrap=True)
+    return code

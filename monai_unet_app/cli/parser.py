@@ -1,0 +1,170 @@
+"""The flags: long, kebab-case, with an example for each verb."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from monai_unet_app import __version__
+from monai_unet_app.cli import verbs
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All verbs with their flags."""
+    parser = argparse.ArgumentParser(
+        prog="monai-unet",
+        description="Train U-Nets as MONAI bundles; segment, measure and deliver with them.",
+        epilog="First steps: `monai-unet demo --output demo`, then open demo/report/report.html.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(
+        name: str, run: Callable[[argparse.Namespace], verbs.Answer], text: str, example: str
+    ) -> argparse.ArgumentParser:
+        sub = subparsers.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+        sub.set_defaults(run=run)
+        return sub
+
+    demo = verb(
+        "demo",
+        verbs.demo,
+        "train, calibrate, evaluate and apply a U-Net on the example cases",
+        "monai-unet demo --output demo",
+    )
+    demo.add_argument("--output", type=Path, default=Path("demo"), help="folder for everything (default: demo)")
+    demo.add_argument("--epochs", type=int, default=5, help="length of the training (default: 5)")
+
+    dicomize = verb(
+        "dicomize",
+        verbs.dicomize,
+        "write NIfTI cases as DICOM MR series, and their labels as SEG",
+        "monai-unet dicomize --images images --labels labels --bundle hippocampus_mri_unet3d --output dicom",
+    )
+    dicomize.add_argument("--images", type=Path, required=True, help="a NIfTI file, or a folder of them")
+    dicomize.add_argument("--bundle", default="hippocampus_mri_unet3d", help="says what the label values mean")
+    _add_labels(dicomize)
+    dicomize.add_argument("--output", type=Path, required=True, help="gets one folder for each case")
+
+    inspect = verb(
+        "inspect",
+        verbs.inspect,
+        "print what a data set looks like, and everything wrong with it",
+        "monai-unet inspect DATA",
+    )
+    inspect.add_argument(
+        "data", type=Path, help="images/ and labels/ in a folder, a folder of images, DICOM, or one file"
+    )
+    inspect.add_argument("--bundle", help="also hold every case to this bundle's input rules and labels")
+    _add_labels(inspect)
+
+    train = verb(
+        "train",
+        verbs.train,
+        "train a copy of a bundle on a folder of cases; the same command resumes",
+        "monai-unet train --bundle hippocampus_mri_unet3d --data DATA --output my_bundle",
+    )
+    train.add_argument("--bundle", required=True, help="template: a name, a folder or a zip")
+    train.add_argument(
+        "--data",
+        "--images",
+        dest="data",
+        type=Path,
+        required=True,
+        help="folder with images/ and labels/, or images (then --labels), or DICOM series with SEG or RTSTRUCT",
+    )
+    _add_labels(train)
+    train.add_argument("--output", type=Path, required=True, help="the trained bundle; an unfinished run in it goes on")
+    train.add_argument("--splits", type=Path, help="who trains, selects, calibrates and tests (splits.json)")
+    train.add_argument("--epochs", type=int, help="length of the training (default: the bundle's)")
+    train.add_argument("--seed", type=int, help="of windows, augmentation and weights (default: the bundle's)")
+    train.add_argument("--learning-rate", type=float, help="largest learning rate (default: the bundle's)")
+    train.add_argument(
+        "--precision", choices=("auto", "bf16", "f32"), help="auto: bf16 where the device computes it fast"
+    )
+    train.add_argument("--workers", type=int, help="processes that augment (default: 0, in the training process)")
+    train.add_argument(
+        "--tracking", choices=("tensorboard", "mlflow", "none"), help="where curves go (default: tensorboard)"
+    )
+    _add_device(train)
+
+    calibrate = verb(
+        "calibrate",
+        verbs.calibrate,
+        "fit a bundle's calibration on cases that did not train it, and write it into the bundle",
+        "monai-unet calibrate --bundle my_bundle --data DATA",
+    )
+    calibrate.add_argument("--bundle", required=True, help="folder of the bundle; its inference.yaml is rewritten")
+    _add_cases(calibrate)
+    _add_device(calibrate)
+
+    evaluate = verb(
+        "evaluate",
+        verbs.evaluate,
+        "measure a bundle on labelled cases and write metrics.json, cases.csv and report.html",
+        "monai-unet evaluate --bundle my_bundle --images DIR --labels DIR --output OUT",
+    )
+    evaluate.add_argument("--bundle", required=True, help="a name, a folder or a zip")
+    _add_cases(evaluate)
+    evaluate.add_argument("--output", type=Path, required=True, help="folder for the report")
+    evaluate.add_argument("--tta", action="store_true", help="average over mirror images")
+    _add_device(evaluate)
+
+    predict = verb(
+        "predict",
+        verbs.predict,
+        "segment an image, a DICOM series, or a folder of cases",
+        "monai-unet predict --bundle hippocampus_mri_unet3d --input SERIES --output OUT --format nifti,seg,sr,rtstruct",
+    )
+    predict.add_argument("--bundle", required=True, help="a name, a folder or a zip")
+    predict.add_argument(
+        "--input", type=Path, required=True, help="NIfTI, DICOM file or folder, picture, or a folder of cases"
+    )
+    predict.add_argument("--output", type=Path, required=True, help="folder for the results")
+    predict.add_argument(
+        "--format", default="nifti", help="comma-separated: nifti, seg, sr, rtstruct, png (default: nifti)"
+    )
+    predict.add_argument("--probabilities", action="store_true", help="add <case>_prob.nii.gz, channels last")
+    predict.add_argument("--dicom-source", type=Path, help="the DICOM series that a NIfTI input was made from")
+    predict.add_argument("--dicomize", action="store_true", help="write a converted DICOM series for a NIfTI input")
+    predict.add_argument("--series", help="SeriesInstanceUID, where a DICOM folder holds several")
+    predict.add_argument("--tta", action="store_true", help="average over mirror images")
+    _add_device(predict)
+
+    verb("bundles", verbs.bundles, "list the bundles that a name can stand for", "monai-unet bundles")
+    verb("doctor", verbs.doctor, "say what this installation and machine can do", "monai-unet doctor")
+    return parser
+
+
+def _add_labels(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--labels", type=Path, help="folder of labels named as their images")
+    parser.add_argument("--label-suffix", default="", help="what a label's name has that its image's has not")
+
+
+def _add_cases(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--data", type=Path, help="folder with images/ and labels/, or DICOM series with SEG or RTSTRUCT"
+    )
+    where.add_argument("--images", type=Path, help="folder of images, with --labels or --label-suffix")
+    _add_labels(parser)
+    parser.add_argument(
+        "--splits", type=Path, help="a splits.json (default: the plan that the bundle was trained with)"
+    )
+    parser.add_argument(
+        "--partition",
+        choices=("train", "selection", "calibration", "test", "all"),
+        help="which cases of the plan (default: only those that the bundle has not seen)",
+    )
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="cuda, cuda:N, mps or cpu (default: what is there)")

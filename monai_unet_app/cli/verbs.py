@@ -1,0 +1,271 @@
+"""The verbs: each reads its flags, calls one function below and shows what came back."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from monai_unet_app.cli.show import (
+    fingerprint_table,
+    metrics_table,
+    out,
+    problems_list,
+    progress,
+    say,
+    structures_table,
+)
+from monai_unet_app.errors import InputRefusedError, UsageError
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_REFUSED = 0, 1, 2, 3
+Answer = tuple[dict[str, Any], int]
+
+
+def bundles(options: argparse.Namespace) -> Answer:
+    from monai_unet_app.bundle import bundle_folders, load_bundle
+
+    rows = []
+    for name, folder in bundle_folders().items():
+        bundle = load_bundle(folder)
+        trained = (folder / "models/model.pt").is_file()
+        rows.append(
+            {
+                "name": name,
+                "version": bundle.version,
+                "task": bundle.metadata["task"],
+                "trained": trained,
+                "sha256": bundle.sha256 if trained else None,
+                "folder": str(folder),
+            }
+        )
+    if not options.json:
+        table = Table("bundle", "version", "what it does", "weights")
+        for row in rows:
+            table.add_row(row["name"], row["version"], row["task"], "yes" if row["trained"] else "[yellow]no[/yellow]")
+        out.print(table)
+        out.print("Use one with: monai-unet predict --bundle NAME --input IMAGE --output OUT")
+    return {"bundles": rows}, EXIT_DONE
+
+
+def inspect(options: argparse.Namespace) -> Answer:
+    from monai_unet_app.bundle import load_bundle
+    from monai_unet_app.data.cases import find_cases, find_images
+    from monai_unet_app.data.inspect import inspect_cases
+
+    data: Path = options.data
+    if options.labels or options.label_suffix:
+        cases = find_cases(data, options.labels, options.label_suffix, need_all=False)
+    elif (data / "images").is_dir():
+        labelled = (data / "labels").is_dir()
+        images = data / "images"
+        cases = find_cases(images, data / "labels", need_all=False) if labelled else find_images(images)
+    else:
+        cases = find_images(data)
+    bundle = load_bundle(options.bundle) if options.bundle else None
+    with progress("reading", len(cases), options) as step:
+        found = inspect_cases(
+            cases,
+            bundle.rules if bundle else None,
+            range(len(bundle.labels) + (not bundle.exclusive)) if bundle else None,
+            step,
+        )
+    if not options.json:
+        fingerprint_table(found.summary())
+        problems_list(found.problems)
+    return found.as_dict(), EXIT_REFUSED if found.refused else EXIT_DONE
+
+
+def dicomize(options: argparse.Namespace) -> Answer:
+    from monai_unet_app.bundle import load_bundle
+    from monai_unet_app.convert import dicomize_cases
+    from monai_unet_app.data.cases import find_cases, find_images
+
+    images: Path = options.images
+    cases = find_cases(images, options.labels, options.label_suffix) if options.labels else find_images(images)
+    segments = load_bundle(options.bundle).segments if options.labels else None
+    check_writable(options.output)
+    with progress("converting", len(cases), options) as step:
+        rows, problems = dicomize_cases(cases, options.output, segments, step)
+    if not options.json:
+        table = Table("case", "series", "labels", "largest rounding")
+        for row in rows:
+            table.add_row(row["id"], row["series"], row["seg"] or "-", f"{row['max_rounding_error']:.3g}")
+        out.print(table)
+        problems_list(problems)
+    return {"cases": rows, "problems": problems}, EXIT_REFUSED if problems else EXIT_DONE
+
+
+def train(options: argparse.Namespace) -> Answer:
+    from monai_unet_app.bundle import load_bundle
+    from monai_unet_app.training.run import TrainConfig, train_bundle
+
+    check_writable(options.output)
+    overrides = {
+        "epochs": options.epochs,
+        "seed": options.seed,
+        "learning_rate": options.learning_rate,
+        "precision": options.precision,
+        "workers": options.workers,
+        "tracking": options.tracking,
+    }
+    run = TrainConfig(
+        data=options.data,
+        labels=options.labels,
+        output=options.output,
+        splits=options.splits,
+        label_suffix=options.label_suffix,
+        device=options.device,
+        overrides={name: value for name, value in overrides.items() if value is not None},
+    )
+    bundle = train_bundle(load_bundle(options.bundle), run, say(options))
+    record = bundle.run_record
+    if not options.json:
+        out.print(f"Dice on the selection cases: {record['best']['metric']:.4f} (epoch {record['best']['epoch']})")
+        out.print(f"trained bundle: {bundle.root}")
+        out.print(f"next: monai-unet calibrate --bundle {bundle.root} --data {options.data}")
+    return {"bundle": str(bundle.root), "sha256": bundle.sha256, "best": record["best"]}, EXIT_DONE
+
+
+def calibrate(options: argparse.Namespace) -> Answer:
+    from monai_unet_app.bundle import load_bundle
+    from monai_unet_app.config import resolve_device
+    from monai_unet_app.evaluate import calibrate_bundle, choose_cases
+
+    if not Path(options.bundle).is_dir():
+        raise UsageError(
+            f"--bundle {options.bundle}: a folder is needed, its inference.yaml is rewritten; copy it first"
+        )
+    bundle = load_bundle(options.bundle, resolve_device(options.device))
+    chosen = choose_cases(bundle, _data(options), options.partition or "calibration", options.splits)
+    say(options)(chosen.note)
+    with progress("calibrating", len(chosen.rows), options) as step:
+        fitted = calibrate_bundle(bundle, chosen.rows, step)
+    answer = {
+        "parameters": fitted.parameters,
+        "nll_before": fitted.nll_before,
+        "nll_after": fitted.nll_after,
+        "cases": fitted.cases,
+        "sha256": load_bundle(bundle.root).sha256,
+    }
+    if not options.json:
+        values = ", ".join(f"{name} {value}" for name, value in fitted.parameters.items())
+        out.print(f"calibration: {values}, fitted on {fitted.cases} case(s)")
+        out.print(f"negative log likelihood a voxel: {fitted.nll_before:.5f} before, {fitted.nll_after:.5f} after")
+        out.print(f"written into {bundle.root}/configs/inference.yaml")
+        out.print(f"next: monai-unet evaluate --bundle {bundle.root} ... --output OUT")
+    return answer, EXIT_DONE
+
+
+def evaluate(options: argparse.Namespace) -> Answer:
+    from monai_unet_app.bundle import load_bundle
+    from monai_unet_app.config import PredictConfig, resolve_device
+    from monai_unet_app.evaluate import choose_cases, evaluate_cases
+
+    bundle = load_bundle(options.bundle, resolve_device(options.device))
+    chosen = choose_cases(bundle, _data(options), options.partition, options.splits)
+    check_writable(options.output)
+    say(options)(chosen.note)
+    with progress("evaluating", len(chosen.rows), options) as step:
+        found = evaluate_cases(
+            bundle,
+            chosen.rows,
+            options.output,
+            run=PredictConfig(tta=options.tta),
+            data_name=(options.data or options.images).resolve().name,
+            partition=chosen.note,
+            each=lambda case_id, dice: step(f"{case_id}" if dice is None else f"{case_id} Dice {dice:.3f}"),
+        )
+    if not options.json:
+        metrics_table(found.metrics)
+        for file in found.files:
+            out.print(f"wrote {file}")
+        problems_list(found.problems)
+    answer = {
+        "metrics": dict(found.metrics),
+        "files": [str(file) for file in found.files],
+        "problems": list(found.problems),
+    }
+    return answer, EXIT_REFUSED if found.problems else EXIT_DONE
+
+
+def predict(options: argparse.Namespace) -> Answer:
+    from monai_unet_app.bundle import load_bundle
+    from monai_unet_app.config import PredictConfig, resolve_device
+    from monai_unet_app.data.cases import find_images
+    from monai_unet_app.results import OutputConfig, predict_cases
+
+    what = OutputConfig(
+        formats=tuple(name.strip() for name in options.format.split(",") if name.strip()),
+        probabilities=options.probabilities,
+        dicom_source=options.dicom_source,
+        dicomize=options.dicomize,
+    )
+    bundle = load_bundle(options.bundle, resolve_device(options.device))
+    run = PredictConfig(options.device, options.tta, options.series)
+    cases = find_images(options.input)
+    check_writable(options.output)
+    with progress("segmenting", len(cases), options) as step:
+        done, problems = predict_cases(cases, bundle, run, what, options.output, step)
+    if not options.json:
+        structures_table(done)
+        problems_list(problems)
+        if done:
+            out.print(f"wrote {len(done)} case(s) to {options.output}")
+    return {"cases": done, "problems": problems}, EXIT_REFUSED if problems else EXIT_DONE
+
+
+def demo(options: argparse.Namespace) -> Answer:
+    from monai_unet_app.demo import run_demo
+
+    check_writable(options.output)
+    answer = run_demo(options.output, options.epochs, say(options), lambda text, total: progress(text, total, options))
+    if not options.json:
+        metrics_table(answer["metrics"])
+        table = Table("what to open", "where")
+        for name, place in answer["open"].items():
+            table.add_row(name, place)
+        out.print(table)
+        table = Table("check", "result")
+        for name, result in answer["checks"].items():
+            table.add_row(name, result)
+        out.print(table)
+    return answer, EXIT_DONE if answer["passed"] else EXIT_FAILED
+
+
+def doctor(options: argparse.Namespace) -> Answer:
+    from monai_unet_app.doctor import examine
+
+    rows = examine()
+    if not options.json:
+        table = Table("what", "found", "")
+        for row in rows:
+            table.add_row(
+                row["what"],
+                row["found"],
+                {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]"}.get(row["state"], "[red]broken[/red]"),
+            )
+        out.print(table)
+    return {"checks": rows}, EXIT_FAILED if any(row["state"] == "broken" for row in rows) else EXIT_DONE
+
+
+def check_writable(folder: Path) -> None:
+    """Makes the folder and a file in it, before any work. Raises InputRefusedError if that cannot be."""
+    probe = folder / ".writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise InputRefusedError(
+            f"output {folder} cannot be written ({error.strerror}); a folder with write permission is needed; choose another"
+        ) from error
+
+
+def _data(options: argparse.Namespace) -> Any:
+    from monai_unet_app.data.cases import find_data
+
+    if options.data is None and options.images is None:
+        raise UsageError("which cases? give --data DIR, or --images DIR and --labels DIR")
+    return find_data(options.data or options.images, options.labels, options.label_suffix)
