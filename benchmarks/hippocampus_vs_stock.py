@@ -89,7 +89,7 @@ def mean_dice(truth: np.ndarray, predicted: np.ndarray) -> float:
 
 def our_side(data: Path, test: Rows, budget_s: float, output: Path) -> Scores:
     """Trains the bundle for as many epochs as fit into the time, judged by a rehearsal of one epoch."""
-    overrides = {"tracking": "none", "train#loader#windows_per_case": 1}
+    overrides = {"tracker": "none", "train#loader#windows_per_case": 1}
     begin = time.monotonic()
     template = load_bundle(BUNDLE)
     splits = REPOSITORY / "examples" / "splits.json"
@@ -100,7 +100,7 @@ def our_side(data: Path, test: Rows, budget_s: float, output: Path) -> Scores:
     bundle = train_bundle(
         template,
         TrainConfig(
-            data, output / "ours", splits=splits, overrides={**overrides, "epochs": epochs, "validate#interval": 8}
+            data, output / "ours", splits=splits, overrides={**overrides, "epochs": epochs, "val_interval": 8}
         ),
     )
     print(f"ours: {epochs} short epochs in {(time.monotonic() - begin) / 60:.1f} minutes")

@@ -48,7 +48,7 @@ def run_demo(output: Path, epochs: int, say: Say, progress: Callable[[str, int],
     clock = time.monotonic()
 
     say(f"1/4  train {TEMPLATE} from scratch on the example cases, {device}")
-    run = TrainConfig(data=data, output=output / "bundle", overrides={"epochs": epochs, "tracking": "tensorboard"})
+    run = TrainConfig(data=data, output=output / "bundle", overrides={"epochs": epochs, "tracker": "tensorboard"})
     train_bundle(load_bundle(TEMPLATE), run, say)
     clock = _lap(seconds, "train", clock)
 

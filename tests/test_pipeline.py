@@ -242,6 +242,6 @@ def test_an_image_that_breaks_the_rules_is_refused_before_any_work(
         segment_case(picture, load_bundle(tiny_bundle("hippocampus_mri_unet3d")))
     with pytest.raises(InputRefusedError, match="3D volume"):
         segment_case(crop, load_bundle(tiny_bundle("retina_vessel_unet2d")))
+    constant = crop.with_array(np.full(crop.shape, 3.0, np.float32))
     with pytest.raises(InputRefusedError, match="every voxel"):
-        constant = crop.with_array(np.full(crop.shape, 3.0, np.float32))
         segment_case(constant, load_bundle(tiny_bundle("hippocampus_mri_unet2d")))

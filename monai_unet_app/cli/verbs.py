@@ -108,7 +108,7 @@ def train(options: argparse.Namespace) -> Answer:
         "learning_rate": options.learning_rate,
         "precision": options.precision,
         "workers": options.workers,
-        "tracking": options.tracking,
+        "tracker": options.tracking,
     }
     run = TrainConfig(
         data=options.data,

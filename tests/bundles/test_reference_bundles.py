@@ -191,9 +191,6 @@ def test_monai_finds_every_property_of_inference(name: str, tiny_bundle: Callabl
     assert workflow.check_properties() == []
 
 
-@pytest.mark.xfail(
-    strict=True, raises=TypeError, reason="train::handlers holds a reference, where MONAI's check wants mappings only"
-)
 @each_name
 def test_monai_finds_every_property_of_training(name: str, tiny_bundle: Callable[[str], Path], tmp_path: Path) -> None:
     root = tiny_bundle(name)

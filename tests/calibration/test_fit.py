@@ -122,7 +122,10 @@ def test_a_fit_that_finds_no_number_is_refused_and_leaves_the_bundle_as_it_is(tm
     assert path.read_text() == "calibration: {log_temperature: 0.25}\n"
 
 
-TEXT = "# température: β\r\na: 1\n  \ncalibration: {reach: 2, far: 0.0, near: 0.0}\t# fitted\nmixture: '{far: 1}'\n\n# calibration: {x: 1}\n"
+TEXT = (
+    "# température: β\r\na: 1\n  \ncalibration: {reach: 2, far: 0.0, near: 0.0}\t# fitted\n"
+    "mixture: '{far: 1}'\n\n# calibration: {x: 1}\n"
+)
 
 
 def test_one_line_is_written_and_every_other_byte_stays(tmp_path: Path) -> None:

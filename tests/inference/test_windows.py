@@ -118,7 +118,7 @@ def test_windows_cover_every_voxel_and_lie_inside_the_padded_image() -> None:
     covered = np.zeros(plan.padded_shape, int)
     for place in plan.windows:
         assert tuple(s.stop - s.start for s in place) == (8, 10, 3)
-        assert all(0 <= s.start and s.stop <= n for s, n in zip(place, plan.padded_shape, strict=True))
+        assert all(s.start >= 0 and s.stop <= n for s, n in zip(place, plan.padded_shape, strict=True))
         covered[place] += 1
     assert covered.min() >= 1
     assert plan.padded_shape == (8, 21, 10)

@@ -37,10 +37,10 @@ QUICK: dict[str, Any] = {
     "epochs": 4,
     "train::loader::windows_per_case": 1,
     "train::loader::batch_size": 2,
-    "validate::interval": 1,
+    "val_interval": 1,
     "window": [16, 24, 16],
     "precision": "f32",
-    "tracking": "none",
+    "tracker": "none",
 }
 
 
@@ -205,7 +205,7 @@ def test_a_run_too_short_to_be_validated_still_delivers_its_last_weights(
     tiny_bundle: Callable[..., Path], data: Path, tmp_path: Path
 ) -> None:
     root = untrained(tiny_bundle, tmp_path / "run")
-    train(root, data, epochs=1, **{"validate::interval": 2})
+    train(root, data, epochs=1, **{"val_interval": 2})
     found = record(root)
     assert found["history"][0]["metric"] is None
     assert found["best"] == {"epoch": 0, "metric": None}
@@ -218,7 +218,7 @@ def test_the_run_record_obeys_its_schema_and_tells_the_whole_story(
     tiny_bundle: Callable[..., Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = untrained(tiny_bundle, tmp_path / "run")
-    train(root, data, epochs=2, tracking="tensorboard")
+    train(root, data, epochs=2, tracker="tensorboard")
     found = record(root)
     schema = json.loads((REPOSITORY / "monai_unet_app/schemas/run.schema.json").read_text())
     jsonschema.Draft202012Validator(schema).validate(found)
@@ -255,8 +255,8 @@ def test_a_resumed_run_draws_one_curve_in_tensorboard(
     tiny_bundle: Callable[..., Path], data: Path, tmp_path: Path
 ) -> None:
     root = untrained(tiny_bundle, tmp_path / "run")
-    train(root, data, tracking="tensorboard", **{"train::trainer::max_epochs": 2})
-    train(root, data, tracking="tensorboard")
+    train(root, data, tracker="tensorboard", **{"train::trainer::max_epochs": 2})
+    train(root, data, tracker="tensorboard")
     points = tensorboard_points(root / "run/tensorboard")["train/loss"]
     assert [step for step, _ in points] == [1, 2, 3, 4]
     np.testing.assert_allclose([value for _, value in points], [e["loss"] for e in record(root)["history"]], rtol=1e-5)
@@ -295,11 +295,24 @@ def test_mlflow_writes_to_a_local_folder_and_a_resumed_run_goes_on_in_its_own(tm
     assert not (REPOSITORY / "mlruns").exists()
 
 
+def test_a_training_can_be_tracked_by_mlflow(tiny_bundle: Callable[..., Path], data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mlflow.tracking", reason="the extra `mlflow` is not installed")
+    from mlflow.tracking import MlflowClient
+
+    root = untrained(tiny_bundle, tmp_path / "run")
+    train(root, data, epochs=1, tracker="mlflow")
+    client = MlflowClient(tracking_uri=(root / "run/mlflow").as_uri())
+    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["train/loss"] == pytest.approx(record(root)["history"][0]["loss"])
+    assert not (root / "run/tensorboard").exists()
+
+
 def test_an_unknown_tracking_is_a_usage_error_that_names_the_known(
     tiny_bundle: Callable[..., Path], data: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="tensorboard, mlflow, none"):
-        train(untrained(tiny_bundle, tmp_path / "run"), data, tracking="wandb")
+        train(untrained(tiny_bundle, tmp_path / "run"), data, tracker="wandb")
 
 
 # --- from DICOM as from NIfTI -----------------------------------------------------------------------------------------
