@@ -99,9 +99,7 @@ def our_side(data: Path, test: Rows, budget_s: float, output: Path) -> Scores:
     begin = time.monotonic()
     bundle = train_bundle(
         template,
-        TrainConfig(
-            data, output / "ours", splits=splits, overrides={**overrides, "epochs": epochs, "val_interval": 8}
-        ),
+        TrainConfig(data, output / "ours", splits=splits, overrides={**overrides, "epochs": epochs, "val_interval": 8}),
     )
     print(f"ours: {epochs} short epochs in {(time.monotonic() - begin) / 60:.1f} minutes")
     bundle = load_bundle(bundle.root, resolve_device("auto"))

@@ -205,7 +205,7 @@ def test_a_run_too_short_to_be_validated_still_delivers_its_last_weights(
     tiny_bundle: Callable[..., Path], data: Path, tmp_path: Path
 ) -> None:
     root = untrained(tiny_bundle, tmp_path / "run")
-    train(root, data, epochs=1, **{"val_interval": 2})
+    train(root, data, epochs=1, val_interval=2)
     found = record(root)
     assert found["history"][0]["metric"] is None
     assert found["best"] == {"epoch": 0, "metric": None}
