@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
         "monai-unet demo --output demo",
     )
     demo.add_argument("--output", type=Path, default=Path("demo"), help="folder for everything (default: demo)")
-    demo.add_argument("--epochs", type=int, default=5, help="length of the training (default: 5)")
+    demo.add_argument("--epochs", type=int, default=6, help="length of the training (default: 6)")
 
     dicomize = verb(
         "dicomize",
