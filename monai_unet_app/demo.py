@@ -35,7 +35,7 @@ def run_demo(output: Path, epochs: int, say: Say, progress: Callable[[str, int],
     """Trains, calibrates, evaluates and applies the 3D bundle on the example cases.
 
     Args:
-        output: Gets bundle/, report/, dicom/ and results/.
+        output: Gets the trained bundle, report/, dicom/ and results/.
         epochs: Length of the training; a training that was interrupted goes on, a finished one is not repeated.
         say: Told what happens, one line a time.
         progress: Makes a progress bar from a text and a number of steps.
@@ -48,11 +48,11 @@ def run_demo(output: Path, epochs: int, say: Say, progress: Callable[[str, int],
     clock = time.monotonic()
 
     say(f"1/4  train {TEMPLATE} from scratch on the example cases, {device}")
-    run = TrainConfig(data=data, output=output / "bundle", overrides={"epochs": epochs, "tracker": "tensorboard"})
+    run = TrainConfig(data=data, output=output / TEMPLATE, overrides={"epochs": epochs, "tracker": "tensorboard"})
     train_bundle(load_bundle(TEMPLATE), run, say)
     clock = _lap(seconds, "train", clock)
 
-    bundle = load_bundle(output / "bundle", device)
+    bundle = load_bundle(output / TEMPLATE, device)
     cases = find_data(data)
     chosen = choose_cases(bundle, cases, "calibration")
     say(f"2/4  calibrate on {chosen.note}")
@@ -60,7 +60,7 @@ def run_demo(output: Path, epochs: int, say: Say, progress: Callable[[str, int],
         calibrate_bundle(bundle, chosen.rows, step)
     clock = _lap(seconds, "calibrate", clock)
 
-    bundle = load_bundle(output / "bundle", device)
+    bundle = load_bundle(output / TEMPLATE, device)
     chosen = choose_cases(bundle, cases, "test")
     say(f"3/4  evaluate on {chosen.note}")
     with progress("evaluating", len(chosen.rows)) as step:
@@ -96,7 +96,7 @@ def run_demo(output: Path, epochs: int, say: Say, progress: Callable[[str, int],
             "DICOM series": str(series.image),
             "DICOM SEG, SR, RTSTRUCT": str(output / "results"),
             "trained bundle": str(bundle.root),
-            "training curves": f"tensorboard --logdir {output / 'bundle' / 'run' / 'tensorboard'}",
+            "training curves": f"tensorboard --logdir {bundle.root}/run/tensorboard",
         },
     }
     write_json(answer, output / "demo.json")
