@@ -71,6 +71,7 @@ _PROJECTION_WORDS = frozenset({"PROJECTION IMAGE", "MIP", "CSA MIP"})
 _PIXEL_TAGS = frozenset({(0x7FE0, 0x0008), (0x7FE0, 0x0009), (0x7FE0, 0x0010)})
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 
+_SHORTEST = 132  # bytes of preamble and mark
 _SAME_COSINE = 1e-3
 _STRAY_DEGREES = 30.0
 _STRAY_SLICES = 3
@@ -243,6 +244,8 @@ def _read_header(path: Path) -> _Header | None:
         with path.open("rb") as file:
             start = file.read(136)
             if not _looks_like_dicom(start):
+                if path.suffix.lower() == ".dcm" and len(start) < _SHORTEST:
+                    raise broken_file(path, f"it has {len(start)} bytes")
                 return None
             has_mark = start[128:132] == b"DICM"
             file.seek(0)

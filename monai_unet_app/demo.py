@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_io.read import read_series
+from dicom_io.rtstruct import read_rtstruct
 from dicom_io.seg import read_seg
 from dicom_io.validators import dciodvfy_errors, labels_by_dcmqi, program, tid1500_by_dcmqi
 from dicom_io.volume import Affine, Volume
@@ -109,7 +110,8 @@ def validate_results(folder: Path, result: dict[str, Any], source: Volume) -> di
     labels = read_volume(files["nifti"]).array.astype(int)
     again = read_seg(files["seg"], source).array.astype(int)
     checks = {"SEG read back lies on the result, voxel for voxel": _verdict(np.array_equal(again, labels))}
-    checks["RTSTRUCT and SEG proven in millimetres when written"] = "passed"
+    drawn = read_rtstruct(files["rtstruct"], source).array.astype(int)
+    checks["RTSTRUCT drawn again lies on the result, voxel for voxel"] = _verdict(np.array_equal(drawn, labels))
     for kind in ("seg", "sr", "rtstruct"):
         name = f"dciodvfy: errors in the {kind.upper()}"
         if program("dciodvfy") is None:

@@ -135,7 +135,8 @@ def choose_cases(
     Args:
         bundle: Its `models/run.json` says what it has seen.
         cases: What the user gave.
-        partition: One of the plan's partitions, "all", or None for every case that the bundle has not seen.
+        partition: One of the plan's partitions (if the plan knows none of the cases: all of them), "all", or None for every
+            case that the bundle has not seen.
         splits: A plan of the user's; None takes the bundle's own.
 
     Raises:
@@ -145,18 +146,18 @@ def choose_cases(
     seen = {} if splits else _seen(bundle)
     rows: list[Row] = []
     left: Counter[str] = Counter()
-    for case in cases:
-        place = plan.get(case.id)
-        known = seen.get(file_sha256(case.image)) if not splits else (place.partition if place else None)
-        wanted = (
-            partition == "all"
-            or (partition is None and known in (None, "test"))
-            or (partition is not None and known in (partition, None))
-        )
-        if wanted:
+    places = [plan.get(case.id) for case in cases]
+    partitions: list[str | None]
+    if splits:
+        partitions = [place.partition if place else None for place in places]
+    else:
+        partitions = [seen.get(file_sha256(case.image)) for case in cases]
+    accepted = {None, "test"} if partition is None else {partition if any(partitions) else None}
+    for case, place, known in zip(cases, places, partitions, strict=True):
+        if partition == "all" or known in accepted:
             rows.append(data_row(case, place.subject if place else case.id))
         else:
-            left[f"{known}"] += 1
+            left[known or "cases that the plan does not know"] += 1
     note = f"{len(rows)} of {len(cases)} case(s)" + (f", partition {partition}" if partition else "")
     if left:
         note += "; left out: " + ", ".join(f"{count} of {name}" for name, count in sorted(left.items()))

@@ -34,6 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), EXIT_REFUSED)
     except AppError as error:
         return _fail(str(error), EXIT_FAILED)
+    except OSError as error:
+        return _fail(
+            f"{error.strerror or error}: {error.filename or ''}; free space or choose another place", EXIT_FAILED
+        )
     except KeyboardInterrupt:
         return _fail("stopped; run the same command again to go on", 130)
     if options.json:

@@ -56,6 +56,10 @@ def _read_dicom_labels(path: Path, image: Volume) -> Volume:
         return read_rtstruct(path, image) if kind == "rtstruct" else read_seg(path, image)
     except DicomIoError as error:
         raise InputRefusedError(f"label {path.name}: {error}") from error
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # an object without what its class demands
+        raise InputRefusedError(
+            f"label {path.name} lacks parts of a SEG or RTSTRUCT ({error}); a whole object is needed; export it again"
+        ) from error
 
 
 def _check_place(labels: Volume, image: Volume, path: Path) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.wrapstruct import WrapStructError
 from PIL import Image, UnidentifiedImageError
 
 from dicom_io.errors import DicomIoError
@@ -60,7 +57,9 @@ def _read_nifti(path: Path) -> Volume:
         _check_numbers(image.get_data_dtype(), path)
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused as such
             array = np.asanyarray(image.dataobj).astype(np.float32)
-    except (ImageFileError, OSError, EOFError, ValueError, zlib.error, WrapStructError) as error:
+    except InputRefusedError:
+        raise
+    except Exception as error:  # a damaged header makes nibabel fail in any way
         raise InputRefusedError(
             f"{path.name} cannot be read as NIfTI ({_one_line(error)}); a whole, undamaged file is needed; copy it again"
         ) from error

@@ -16,7 +16,7 @@ from monai_unet_app.config import resolve_device
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.data.inspect import check_cases
 from monai_unet_app.data.schemas import write_json
-from monai_unet_app.errors import UsageError
+from monai_unet_app.errors import InputRefusedError, UsageError
 
 FIGURES = re.compile(r"(<!-- figures -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 COPIED = ("configs", "docs", "LICENSE")
@@ -57,6 +57,12 @@ def train_bundle(template: Bundle, run: TrainConfig, say: Callable[[str], None] 
     """
     cases = by_partition(run.data, run.splits, run.label_suffix, run.labels)
     say(", ".join(f"{len(rows)} to {_VERBS[part]}" for part, rows in cases.items() if rows))
+    for part in ("train", "selection"):
+        if not cases[part]:
+            raise InputRefusedError(
+                f"no case of {run.data.name} is there to {_VERBS[part]}; at least one is needed; give another --splits or "
+                "leave it out"
+            )
     check_cases([row for rows in cases.values() for row in rows], template)
     _copy(template, run.output)
     overrides = {
@@ -83,6 +89,10 @@ def _copy(template: Bundle, output: Path) -> None:
             raise UsageError(
                 f"{output} holds something that is no bundle; a new or empty folder is needed; choose another"
             )
+        if _recipe(output) != _recipe(template.root):
+            raise UsageError(
+                f"{output} holds a run with another recipe than {template.name}; choose another output folder"
+            )
         return
     output.mkdir(parents=True, exist_ok=True)
     for name in COPIED:
@@ -92,6 +102,12 @@ def _copy(template: Bundle, output: Path) -> None:
         elif source.is_file():
             shutil.copy2(source, output / name)
     _forget_figures(output)
+
+
+def _recipe(root: Path) -> list[str]:
+    """What must be the same for a run to go on: the configs of training and inference, whatever is fitted into them."""
+    texts = [(root / "configs" / f"{name}.yaml").read_text() for name in ("train", "inference")]
+    return [re.sub(r"^calibration: .*$", "", text, flags=re.MULTILINE) for text in texts]
 
 
 def _forget_figures(output: Path) -> None:
