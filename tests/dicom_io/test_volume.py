@@ -161,5 +161,5 @@ def test_validators_call_a_file_that_is_no_dicom_wrong(tmp_path: Path) -> None:
 def test_an_object_that_is_not_there_is_not_called_valid(tmp_path: Path) -> None:
     if validators.program("dciodvfy") is None:
         pytest.skip("dciodvfy is not installed")
-    with pytest.raises(FileNotFoundError, match="absent.dcm does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.dcm does not exist"):
         validators.dciodvfy_errors(tmp_path / "absent.dcm")
