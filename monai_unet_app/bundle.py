@@ -9,7 +9,7 @@ import os
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,13 +21,28 @@ from monai.inferers import SliceInferer, SlidingWindowInferer
 from monai.transforms import Compose, Invertd
 
 from dicom_io.coding import Segment, load_segments
+from dicom_io.volume import Volume
+from monai_unet_app.data.digest import image_fingerprint, same_image
+from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import InputRules
-from monai_unet_app.errors import AppError, BundleError, UsageError
+from monai_unet_app.data.splits import Partition
+from monai_unet_app.errors import AppError, BundleError, InputRefusedError, UsageError
 from monai_unet_app.inference.predict import WindowSettings
 from monai_unet_app.shipped import shipped
 
 HASHED_FILES = ("models/model.pt", "configs/inference.yaml", "configs/segments.json")
+CALIBRATION_RECORD = "calibration.json"  # in models/: on which cases the calibration was fitted
 NEEDED_FILES = ("configs/metadata.json", "configs/inference.yaml", "configs/segments.json", "LICENSE")
+
+
+@dataclass(frozen=True)
+class SeenCase:
+    """An image that made a bundle what it is, or was set aside when it was trained."""
+
+    id: str
+    subject: str
+    partition: Partition
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -149,6 +164,23 @@ class Bundle:
         return json.loads(path.read_text()) if path.is_file() else {}
 
     @cached_property
+    def seen(self) -> tuple[SeenCase, ...]:
+        """Every case of `models/run.json` and `models/calibration.json`, the latter first."""
+        path = self.root / "models" / CALIBRATION_RECORD
+        calibrated = json.loads(path.read_text())["cases"] if path.is_file() else {}
+        trained = self.run_record.get("cases", {})
+        return tuple(
+            SeenCase(case_id, entry["subject"], entry.get("partition", "calibration"), entry["image"])
+            for cases in (calibrated, trained)
+            for case_id, entry in cases.items()
+        )
+
+    def seen_as(self, volume: Volume) -> SeenCase | None:
+        """The case that this image is to the bundle, under whatever name; None if it never saw it."""
+        fingerprint = image_fingerprint(volume)
+        return next((case for case in self.seen if same_image(case.fingerprint, fingerprint)), None)
+
+    @cached_property
     def slice_axis(self) -> int | None:
         """Spatial axis along which a 2D network walks through a volume, or None."""
         inferer = self.part("inferer")
@@ -178,6 +210,17 @@ class Bundle:
     def mirror_axes(self) -> tuple[int, ...]:
         """Spatial axes along which the bundle was trained with mirror images; for `--tta`."""
         return tuple(self.part("mirror_axes"))
+
+
+def check_unseen(bundle: Bundle, rows: Sequence[Mapping[str, str]], partitions: Sequence[Partition]) -> None:
+    """Raises InputRefusedError, naming them, if the bundle saw any of these cases in one of these partitions."""
+    seen = {row["id"]: bundle.seen_as(read_volume(row["image"])) for row in rows} if bundle.seen else {}
+    known = [f"{name} ({case.partition})" for name, case in seen.items() if case and case.partition in partitions]
+    if known:
+        raise InputRefusedError(
+            f"{bundle.name} has seen {len(known)} of {len(rows)} case(s): {', '.join(known[:5])}; cases that neither trained "
+            "nor selected it are needed; leave these out"
+        )
 
 
 def bundle_folders() -> dict[str, Path]:

@@ -15,11 +15,11 @@ from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 
 from dicom_io.volume import Volume
-from monai_unet_app.bundle import Bundle, load_bundle
+from monai_unet_app.bundle import Bundle, SeenCase, check_unseen, load_bundle
 from monai_unet_app.calibration import CalibrationFit, Fitted
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.cases import CaseFiles, data_row
-from monai_unet_app.data.digest import dataset_sha256, file_sha256
+from monai_unet_app.data.digest import dataset_sha256
 from monai_unet_app.data.inspect import check_cases
 from monai_unet_app.data.labels import check_values, read_labels
 from monai_unet_app.data.monai_bridge import to_metatensor
@@ -133,31 +133,28 @@ def choose_cases(
     """The cases to measure or calibrate on: never silently those that the bundle was trained with.
 
     Args:
-        bundle: Its `models/run.json` says what it has seen.
+        bundle: Its `models/run.json` and `calibration.json` say what it has seen, whatever any plan says.
         cases: What the user gave.
         partition: One of the plan's partitions (if the plan knows none of the cases: all of them), "all", or None for every
             case that the bundle has not seen.
-        splits: A plan of the user's; None takes the bundle's own.
+        splits: A plan of the user's for the cases that the bundle has not seen.
 
     Raises:
         InputRefusedError: No case is left.
     """
     plan = read_splits(splits) if splits else read_splits(shipped("examples") / "splits.json")
-    seen = {} if splits else _seen(bundle)
     rows: list[Row] = []
     left: Counter[str] = Counter()
     places = [plan.get(case.id) for case in cases]
-    partitions: list[str | None]
-    if splits:
-        partitions = [place.partition if place else None for place in places]
-    else:
-        partitions = [seen.get(file_sha256(case.image)) for case in cases]
+    seen = [_seen_as(bundle, case) for case in cases]
+    planned = [place.partition if splits and place else None for place in places]
+    partitions = [known.partition if known else part for known, part in zip(seen, planned, strict=True)]
     accepted = {None, "test"} if partition is None else {partition if any(partitions) else None}
-    for case, place, known in zip(cases, places, partitions, strict=True):
-        if partition == "all" or known in accepted:
-            rows.append(data_row(case, place.subject if place else case.id))
+    for case, place, known, part in zip(cases, places, seen, partitions, strict=True):
+        if partition == "all" or part in accepted:
+            rows.append(data_row(case, known.subject if known else place.subject if place else case.id))
         else:
-            left[known or "cases that the plan does not know"] += 1
+            left[part or "cases that the plan does not know"] += 1
     note = f"{len(rows)} of {len(cases)} case(s)" + (f", partition {partition}" if partition else "")
     if left:
         note += "; left out: " + ", ".join(f"{count} of {name}" for name, count in sorted(left.items()))
@@ -168,10 +165,14 @@ def choose_cases(
     return Chosen(rows, note)
 
 
-def _seen(bundle: Bundle) -> dict[str, str]:
-    """Digest of every image the bundle's training knew -> its partition."""
-    cases = bundle.run_record.get("cases", {})
-    return {entry["image_sha256"]: entry["partition"] for entry in cases.values()}
+def _seen_as(bundle: Bundle, case: CaseFiles) -> SeenCase | None:
+    """What the case is to the bundle; one that cannot be read is nothing yet, who works on it says why."""
+    if not bundle.seen:
+        return None
+    try:
+        return bundle.seen_as(read_volume(case.image))
+    except InputRefusedError:
+        return None
 
 
 def calibrate_bundle(bundle: Bundle, rows: Sequence[Row], step: Callable[[str], None] = lambda case_id: None) -> Fitted:
@@ -181,9 +182,7 @@ def calibrate_bundle(bundle: Bundle, rows: Sequence[Row], step: Callable[[str], 
         InputRefusedError: A case cannot be used.
     """
     check_cases(rows, bundle)
-    fit = CalibrationFit(
-        bundle.part("calibrate"), bundle.part("calibration"), bundle.exclusive, bundle.root / "configs/inference.yaml"
-    )
+    fit = CalibrationFit(bundle.part("calibrate"), bundle.part("calibration"), bundle.exclusive, bundle.root, rows)
     for row in rows:
         volume = read_volume(row["image"])
         labels = read_labels(Path(row["label"]), volume)
@@ -259,13 +258,18 @@ class EvaluationHandler:
         cases: Its data list, in the order of the evaluator's data: {"id", "subject", "image", "label"}.
         output: Gets metrics.json, cases.csv and report.html.
         data_name: For the report.
-        partition: For the report.
+        partition: For the report, and the one in which the bundle may have seen the cases.
+
+    Raises:
+        InputRefusedError: The bundle has seen one of the cases in another partition.
     """
 
     def __init__(
         self, bundle_root: str, cases: Sequence[Row], output: str | Path, data_name: str = "", partition: str = ""
     ) -> None:
-        self.log = CaseLog(load_bundle(bundle_root))
+        bundle = load_bundle(bundle_root)
+        check_unseen(bundle, cases, [part for part in ("train", "selection", "calibration") if part != partition])
+        self.log = CaseLog(bundle)
         self.cases = list(cases)
         self.output = Path(output)
         self.data_name = data_name

@@ -16,10 +16,10 @@ from small_data import drawn_eyes, few_examples, set_calibration
 
 from monai_unet_app.bundle import load_bundle, run_overlay
 from monai_unet_app.data.cases import by_partition, find_data
-from monai_unet_app.data.digest import file_sha256
+from monai_unet_app.data.digest import image_fingerprint
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError
-from monai_unet_app.evaluate import choose_cases, evaluate_cases, truth_of
+from monai_unet_app.evaluate import calibrate_bundle, choose_cases, evaluate_cases, truth_of
 from monai_unet_app.pipeline import segment_case
 
 TESTS = ("hippocampus_035", "hippocampus_037")
@@ -140,7 +140,11 @@ def test_truth_of_overlapping_labels_has_one_channel_a_label(
 def trained_on(root: Path, partitions: dict[str, str]) -> None:
     """A run.json that says so."""
     cases = {
-        case: {"partition": part, "image_sha256": file_sha256(EXAMPLES / "images" / f"{case}.nii.gz")}
+        case: {
+            "partition": part,
+            "subject": f"subject of {case}",
+            "image": image_fingerprint(read_volume(EXAMPLES / "images" / f"{case}.nii.gz")),
+        }
         for case, part in partitions.items()
     }
     (root / "models/run.json").write_text(json.dumps({"cases": cases}))
@@ -184,6 +188,42 @@ def test_a_case_that_trained_the_bundle_is_known_again_under_another_name(
         (data / kind / "hippocampus_003.nii.gz").rename(data / kind / "brand_new.nii.gz")
     chosen = choose_cases(load_bundle(root), find_data(data))
     assert [row["id"] for row in chosen.rows] == ["hippocampus_037"]
+
+
+def test_a_case_that_calibrated_the_bundle_is_left_out_too_and_a_plan_does_not_change_that(
+    tiny_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    root, data = tiny_bundle(), few_examples(tmp_path / "data", TESTS)
+    cases = find_data(data)
+    rows = choose_cases(load_bundle(root), cases[:1], "calibration").rows
+    calibrate_bundle(load_bundle(root), rows)
+    assert [row["id"] for row in choose_cases(load_bundle(root), cases).rows] == [cases[1].id]
+    plan = tmp_path / "splits.json"
+    entries = [{"id": case.id, "subject": case.id, "partition": "test", "fold": 0} for case in cases]
+    plan.write_text(json.dumps({"schema_version": "1.0", "datasets": {"mine": {"cases": entries}}}))
+    chosen = choose_cases(load_bundle(root), cases, "test", plan)
+    assert [row["id"] for row in chosen.rows] == [cases[1].id]
+    assert "1 of calibration" in chosen.note
+
+
+def test_the_bundle_s_own_overlay_refuses_cases_that_it_has_seen(
+    tiny_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    root, data = tiny_bundle(), few_examples(tmp_path / "data", TESTS)
+    trained_on(root, {TESTS[0]: "train"})
+    settings = {"dataset_dir": str(data), "device": torch.device("cpu"), "output_dir": str(tmp_path / "out")}
+    with pytest.raises(InputRefusedError, match=rf"has seen 1 of 2 case\(s\): {TESTS[0]} \(train\)"):
+        run_overlay(root, "evaluate", settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_calibration_refuses_cases_that_trained(tiny_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    root, data = tiny_bundle(), few_examples(tmp_path / "data", TESTS)
+    trained_on(root, {TESTS[0]: "train"})
+    before = (root / "configs/inference.yaml").read_bytes()
+    with pytest.raises(InputRefusedError, match=rf"{TESTS[0]} \(train\)"):
+        calibrate_bundle(load_bundle(root), choose_cases(load_bundle(root), find_data(data), "all").rows)
+    assert (root / "configs/inference.yaml").read_bytes() == before
 
 
 def test_when_the_bundle_has_seen_every_case_it_says_so(tiny_bundle: Callable[..., Path], tmp_path: Path) -> None:

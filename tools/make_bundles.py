@@ -36,7 +36,7 @@ DATA = {
     "retina_vessel_unet2d": ("chase_db1_2d", "_1stHO"),
 }
 SECOND_GRADER = "_2ndHO"
-DELIVERED = ("models/model.pt", "models/run.json", "configs/inference.yaml")
+DELIVERED = ("models/model.pt", "models/run.json", "models/calibration.json", "configs/inference.yaml")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Fits the numbers under `calibration:` of an `inference.yaml` and writes them back.
+"""Fits the numbers under `calibration:` of a bundle's `inference.yaml` and writes them back, with a record of the cases.
 
 The form of the calibration is the bundle's own: a function `calibrate(logits, parameters)` and a mapping `calibration` of
 numbers, in which floats are fitted, integers are left alone and all floats at 0 mean "no calibration". Because the very
@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from ignite.engine import Engine, Events
 
+from monai_unet_app.bundle import CALIBRATION_RECORD, check_unseen, load_bundle
+from monai_unet_app.data.digest import image_fingerprint
+from monai_unet_app.data.read import read_volume
+from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import BundleError, InputRefusedError
+
+SCHEMA_VERSION = "1.0"
 
 RIDGE = 1e-4  # of the squared numbers, in nats: keeps them finite where the cases do not determine them
 LARGEST = 10.0
@@ -49,21 +56,37 @@ class Fitted:
 class CalibrationFit:
     """Collects logits and truth on the working grid, then fits. Also an ignite handler for `calibrate.yaml`.
 
+    The cases wait in a temporary folder, so that memory holds one of them at a time.
+
     Args:
         calibrate: The bundle's function.
         parameters: The bundle's mapping; where the fit starts does not matter, it starts at 0.
         exclusive: True for softmax over classes, False for sigmoid for each label.
-        inference_yaml: Rewritten when the handler's evaluator has completed; None leaves it.
+        bundle_root: Its `inference.yaml` is rewritten and its `models/calibration.json` written when the handler's
+            evaluator has completed; None leaves both.
+        cases: The data list that is fitted on, {"id", "subject", "image"}; for the record.
+
+    Raises:
+        InputRefusedError: The bundle was trained on one of the cases.
     """
 
     def __init__(
-        self, calibrate: Calibrate, parameters: Parameters, exclusive: bool, inference_yaml: str | Path | None = None
+        self,
+        calibrate: Calibrate,
+        parameters: Parameters,
+        exclusive: bool,
+        bundle_root: str | Path | None = None,
+        cases: Sequence[Mapping[str, str]] = (),
     ) -> None:
         self.calibrate = calibrate
         self.parameters = dict(parameters)
         self.exclusive = exclusive
-        self.inference_yaml = Path(inference_yaml) if inference_yaml else None
-        self.cases: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.bundle = load_bundle(bundle_root) if bundle_root else None
+        self.rows = list(cases)
+        if self.bundle is not None:
+            check_unseen(self.bundle, self.rows, ("train", "selection"))
+        self._folder = tempfile.TemporaryDirectory(prefix="monai-unet-logits-")
+        self._files: list[Path] = []
 
     def attach(self, engine: Engine) -> None:
         """Called by MONAI's evaluator, whose output must hold "pred" (logits) and "label"."""
@@ -76,20 +99,29 @@ class CalibrationFit:
             self.add(item["pred"], item["label"])
 
     def finish(self) -> Fitted:
-        """Fits, and writes the parameters into `inference_yaml` if there is one."""
+        """Fits, and writes parameters and record into the bundle if there is one."""
         fitted = self.fit()
-        if self.inference_yaml is not None:
-            write_parameters(self.inference_yaml, fitted.parameters)
+        if self.bundle is not None:
+            record = {
+                "schema_version": SCHEMA_VERSION,
+                "parameters": fitted.parameters,
+                "nll_before": fitted.nll_before,
+                "nll_after": fitted.nll_after,
+                "cases": {
+                    row["id"]: {"subject": row["subject"], "image": image_fingerprint(read_volume(row["image"]))}
+                    for row in self.rows
+                },
+            }
+            write_json(record, self.bundle.root / "models" / CALIBRATION_RECORD, "calibration")
+            write_parameters(self.bundle.root / "configs/inference.yaml", fitted.parameters)
         return fitted
 
     def add(self, logits: torch.Tensor, label: torch.Tensor) -> None:
         """One case: logits (C, *spatial) and label (1, *spatial) of class numbers, or (C, *spatial) of 0 and 1."""
-        self.cases.append(
-            (
-                torch.as_tensor(logits).detach().cpu().float().clone(),
-                torch.as_tensor(label).detach().cpu().float().clone(),
-            )
-        )
+        file = Path(self._folder.name) / f"{len(self._files)}.pt"
+        plain = [part.detach().cpu().float().as_subclass(torch.Tensor).clone() for part in (logits, label)]
+        torch.save(plain, file)
+        self._files.append(file)
 
     def fit(self) -> Fitted:
         """The parameters with the least mean negative log likelihood (L-BFGS, full batch, a faint ridge).
@@ -99,14 +131,14 @@ class CalibrationFit:
             BundleError: The bundle declares no number to fit.
         """
         names = [name for name, value in self.parameters.items() if isinstance(value, float)]
-        if not self.cases:
+        if not self._files:
             raise InputRefusedError(
                 "no calibration case; at least one subject that neither trained nor selected is needed"
             )
         if not names:
             raise BundleError(f"calibration is {self.parameters}; at least one float is needed to be fitted")
         values = torch.zeros(len(names), dtype=torch.float32, requires_grad=True)
-        before = float(self._nll(names, values.detach()))
+        before = self._nll(names, values.detach())
         if not math.isfinite(before):
             raise InputRefusedError(
                 f"the negative log likelihood is {before} before the fit; finite logits are needed; train again"
@@ -115,23 +147,32 @@ class CalibrationFit:
 
         def closure() -> torch.Tensor:
             optimizer.zero_grad()
-            loss = self._nll(names, values) + RIDGE * values.square().sum()
+            loss = RIDGE * values.square().sum()
             loss.backward()  # type: ignore[no-untyped-call]
+            for part in self._nll_by_case(names, values):
+                part.backward()  # type: ignore[no-untyped-call]
+                loss = loss.detach() + part.detach()
             return loss
 
         optimizer.step(closure)  # type: ignore[arg-type]
         fitted = {name: round(float(value), 5) for name, value in zip(names, values.detach(), strict=True)}
-        after = float(self._nll(names, torch.tensor(list(fitted.values()))))
+        after = self._nll(names, torch.tensor(list(fitted.values())))
         if not after <= before or max(map(abs, fitted.values())) > LARGEST:
             raise InputRefusedError(
                 f"the fit ran away: {fitted}, negative log likelihood {before:.4f} before, {after:.4f} after; a network that "
                 f"has learned something and numbers of at most {LARGEST:g} are needed; train longer or give more cases"
             )
-        return Fitted({**self.parameters, **fitted}, before, after, len(self.cases))
+        return Fitted({**self.parameters, **fitted}, before, after, len(self._files))
 
-    def _nll(self, names: list[str], values: torch.Tensor) -> torch.Tensor:
+    def _nll(self, names: list[str], values: torch.Tensor) -> float:
+        return sum(float(part) for part in self._nll_by_case(names, values))
+
+    def _nll_by_case(self, names: list[str], values: torch.Tensor) -> Iterator[torch.Tensor]:
+        """What each case adds to the mean over all cases."""
         parameters = {**self.parameters, **dict(zip(names, values, strict=True))}
-        return torch.stack([self._case_nll(parameters, *case) for case in self.cases]).mean()
+        for file in self._files:
+            logits, label = torch.load(file, weights_only=True, mmap=True)
+            yield self._case_nll(parameters, logits, label) / len(self._files)
 
     def _case_nll(self, parameters: Mapping[str, Any], logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         calibrated = self.calibrate(logits, parameters)

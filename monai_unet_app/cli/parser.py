@@ -84,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_labels(train)
     train.add_argument("--output", type=Path, required=True, help="the trained bundle; an unfinished run in it goes on")
     train.add_argument("--splits", type=Path, help="who trains, selects, calibrates and tests (splits.json)")
+    train.add_argument("--fold", type=int, choices=range(5), help="cross-validation: this fold of the plan tests")
     train.add_argument("--epochs", type=int, help="length of the training (default: the bundle's)")
     train.add_argument("--seed", type=int, help="of windows, augmentation and weights (default: the bundle's)")
     train.add_argument("--learning-rate", type=float, help="largest learning rate (default: the bundle's)")

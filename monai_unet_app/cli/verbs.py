@@ -116,6 +116,7 @@ def train(options: argparse.Namespace) -> Answer:
         output=options.output,
         splits=options.splits,
         label_suffix=options.label_suffix,
+        fold=options.fold,
         device=options.device,
         overrides={name: value for name, value in overrides.items() if value is not None},
     )
@@ -137,6 +138,7 @@ def calibrate(options: argparse.Namespace) -> Answer:
         raise UsageError(
             f"--bundle {options.bundle}: a folder is needed, its inference.yaml is rewritten; copy it first"
         )
+    check_writable(Path(options.bundle) / "configs")
     bundle = load_bundle(options.bundle, resolve_device(options.device))
     chosen = choose_cases(bundle, _data(options), options.partition or "calibration", options.splits)
     say(options)(chosen.note)

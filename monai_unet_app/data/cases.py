@@ -234,6 +234,7 @@ def by_partition(
     splits: str | Path | None = None,
     label_suffix: str = "",
     labels_dir: str | Path | None = None,
+    fold: int | None = None,
 ) -> dict[Partition, list[dict[str, str]]]:
     """Cases of a data folder by partition, as MONAI's data lists: {"image", "label", "id", "subject"}.
 
@@ -242,13 +243,22 @@ def by_partition(
         splits: A `splits.json`; None as in `plan_of`.
         label_suffix: As in `find_cases`.
         labels_dir: As in `find_data`.
+        fold: For cross-validation: the cases of this fold (0 to 4) test, and those that would test else train.
     """
     cases = find_data(dataset_dir, labels_dir, label_suffix)
     plan = plan_of(cases, splits)
     found: dict[Partition, list[dict[str, str]]] = {"train": [], "selection": [], "calibration": [], "test": []}
     for case in cases:
-        found[plan[case.id].partition].append(data_row(case, plan[case.id].subject))
+        found[_part_of(plan[case.id], fold)].append(data_row(case, plan[case.id].subject))
     return found
+
+
+def _part_of(place: SplitCase, fold: int | None) -> Partition:
+    if fold is None:
+        return place.partition
+    if place.fold == fold:
+        return "test"
+    return "train" if place.partition == "test" else place.partition
 
 
 def data_row(case: CaseFiles, subject: str) -> dict[str, str]:

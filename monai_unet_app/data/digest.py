@@ -1,10 +1,19 @@
-"""Fingerprints of files and data sets, to know them again whatever folder they lie in."""
+"""Fingerprints of files, data sets and images, to know them again whatever folder they lie in."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from dicom_io.volume import Volume
+
+BLOCKS_3D, BLOCKS_2D = (4, 4, 4), (8, 8, 1)  # whose means make the fingerprint of an image
+STEPS_PER_DEVIATION, LARGEST = 31, 127
+STEPS_APART = 2  # what rounding the voxels to 8 bits may move a block's mean
 
 
 def file_sha256(path: str | Path) -> str:
@@ -24,3 +33,31 @@ def dataset_sha256(rows: Iterable[Mapping[str, str]]) -> str:
         for key in ("image", "label")
     ]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def image_fingerprint(volume: Volume) -> str:
+    """Shape and coarse content, from which no picture can be made, as text: "35x51x35:0a1b...".
+
+    The volume is turned to RAS and cut into blocks; the blocks' means, centred and divided by their deviation, are rounded
+    to bytes. Compressing, renaming, turning, rescaling, or rounding to DICOM's integers leaves it, up to `same_image`;
+    cropping and resampling do not.
+    """
+    array = volume.array.mean(axis=3) if volume.array.ndim == 4 else volume.array
+    if not volume.planar:
+        array = nibabel.orientations.apply_orientation(array, nibabel.io_orientation(volume.affine_ras))
+    means = np.asarray(array, dtype=np.float64)
+    for axis, blocks in enumerate(BLOCKS_2D if volume.planar else BLOCKS_3D):
+        parts = np.array_split(means, min(blocks, array.shape[axis]), axis)
+        means = np.concatenate([part.mean(axis=axis, keepdims=True) for part in parts], axis)
+    spread = means.std() or 1.0
+    steps = np.clip(np.rint((means - means.mean()) / spread * STEPS_PER_DEVIATION), -LARGEST, LARGEST)
+    return "x".join(map(str, array.shape)) + ":" + steps.astype(np.int8).tobytes().hex()
+
+
+def same_image(one: str, other: str) -> bool:
+    """Whether two fingerprints are of one image."""
+    (shape, steps), (other_shape, other_steps) = one.split(":"), other.split(":")
+    if shape != other_shape:
+        return False
+    a, b = (np.frombuffer(bytes.fromhex(text), np.int8).astype(int) for text in (steps, other_steps))
+    return bool(np.abs(a - b).max() <= STEPS_APART)

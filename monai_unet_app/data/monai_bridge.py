@@ -23,6 +23,7 @@ from dicom_io.volume import Volume
 from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import InputRules, check_rules
+from monai_unet_app.errors import InputRefusedError
 
 
 def array_and_meta(volume: Volume) -> tuple[NDArray[np.float32], dict[str, Any]]:
@@ -81,7 +82,13 @@ class VolumeReader(ImageReader):
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Volume | Exception:
         try:
-            return self._read(str(ensure_tuple(data)[0]))
+            paths = ensure_tuple(data)
+            if len(paths) != 1:
+                raise InputRefusedError(
+                    f"{Path(paths[0]).name} and {len(paths) - 1} more file(s) are given as one image; one file or one "
+                    "folder is needed; put slices into a folder, or channels into one file"
+                )
+            return self._read(str(paths[0]))
         except Exception as error:  # any: none may let another reader take over
             return error
 

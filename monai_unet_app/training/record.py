@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -15,7 +17,8 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
-from monai_unet_app.data.digest import dataset_sha256, file_sha256
+from monai_unet_app.data.digest import dataset_sha256, image_fingerprint
+from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import UsageError
 from monai_unet_app.training.checkpoints import Checkpoints
@@ -38,35 +41,57 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the code that runs, with "-dirty" after it if it was changed since; None outside a repository."""
-    here = Path(__file__).parent
+    """The commit of the code that runs, with "-dirty" after it if a tracked file was changed since.
+
+    None where this file is not part of a repository; an installation inside somebody's repository is not part of it.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
-        ).stdout
-        changed = subprocess.run(
-            ["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True
-        ).stdout
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit.strip() + ("-dirty" if changed.strip() else "")
+
+
+def command_line() -> list[str]:
+    """The command without the folders of this machine: of an absolute path the last part is left."""
+    return [re.sub(r"(?<![\w.])/([^/\s'\"]+/)*", "", word) for word in sys.argv]
+
+
+def recipe_sha256(configs: Sequence[str | Path]) -> str:
+    """Hex digest over the config files without the numbers that are fitted after the training."""
+    texts = (Path(file).read_text(encoding="utf-8") for file in configs)
+    recipe = "".join(re.sub(r"^calibration: .*$", "", text, flags=re.MULTILINE) for text in texts)
+    return hashlib.sha256(recipe.encode()).hexdigest()
 
 
 class RunRecord:
     """Ignite handler: writes `run.json` after every epoch.
 
-    A run that is resumed must be the same run: if data, split, seed or length differ from the record, it is refused.
+    A run that is resumed must be the same run: if data, split, recipe, seed or length differ from the record, it is
+    refused.
 
     Args:
         path: Where `run.json` goes.
         cases: Data lists by partition.
-        settings: Seed, epochs and whatever else decides the result.
+        settings: Seed, epochs and whatever else may be given by a flag and decides the result.
+        configs: The files that hold the recipe.
         precision: As given; the record says what it came to on this device.
         checkpoints: Told the history.
     """
 
     def __init__(
-        self, path: str | Path, cases: Cases, settings: Mapping[str, Any], precision: str, checkpoints: Checkpoints
+        self,
+        path: str | Path,
+        cases: Cases,
+        settings: Mapping[str, Any],
+        configs: Sequence[str | Path],
+        precision: str,
+        checkpoints: Checkpoints,
     ) -> None:
         self.path = Path(path)
         self.checkpoints = checkpoints
@@ -74,11 +99,16 @@ class RunRecord:
         self.identity = {
             "data_sha256": dataset_sha256(row for rows in cases.values() for row in rows),
             "cases": {
-                row["id"]: {"partition": part, "image_sha256": file_sha256(row["image"])}
+                row["id"]: {
+                    "partition": part,
+                    "subject": row["subject"],
+                    "image": image_fingerprint(read_volume(row["image"])),
+                }
                 for part, rows in cases.items()
                 for row in rows
             },
             "settings": dict(settings),
+            "recipe_sha256": recipe_sha256(configs),
         }
         self.sessions: list[dict[str, Any]] = []
 
@@ -104,7 +134,7 @@ class RunRecord:
             {
                 "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 "from_epoch": engine.state.epoch,
-                "command": sys.argv,
+                "command": command_line(),
                 "git_commit": git_commit(),
                 "versions": versions(),
                 "device": str(device),

@@ -17,6 +17,7 @@ from monai_unet_app.data.cases import by_partition
 from monai_unet_app.data.inspect import check_cases
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import InputRefusedError, UsageError
+from monai_unet_app.training.record import recipe_sha256
 
 FIGURES = re.compile(r"(<!-- figures -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 COPIED = ("configs", "docs", "LICENSE")
@@ -32,6 +33,7 @@ class TrainConfig:
         labels: Folder of labels, where `data` holds images only.
         splits: A `splits.json`, or None as in `monai_unet_app.data.cases.plan_of`.
         label_suffix: What a label's name has that its image's has not.
+        fold: Cross-validation: this fold of the plan tests and all other test subjects train; None takes the partitions.
         device: "auto" or a torch device.
         overrides: Values of `train.yaml` by id, for instance {"epochs": 5}.
     """
@@ -41,6 +43,7 @@ class TrainConfig:
     labels: Path | None = None
     splits: Path | None = None
     label_suffix: str = ""
+    fold: int | None = None
     device: str = "auto"
     overrides: dict[str, Any] = field(default_factory=dict)
 
@@ -55,7 +58,7 @@ def train_bundle(template: Bundle, run: TrainConfig, say: Callable[[str], None] 
         InputRefusedError: Cases that cannot be used, all of them listed.
         UsageError: The output holds something else.
     """
-    cases = by_partition(run.data, run.splits, run.label_suffix, run.labels)
+    cases = by_partition(run.data, run.splits, run.label_suffix, run.labels, run.fold)
     say(", ".join(f"{len(rows)} to {_VERBS[part]}" for part, rows in cases.items() if rows))
     for part in ("train", "selection"):
         if not cases[part]:
@@ -70,6 +73,7 @@ def train_bundle(template: Bundle, run: TrainConfig, say: Callable[[str], None] 
         "splits": str(run.splits) if run.splits else None,
         "label_suffix": run.label_suffix,
         "labels_dir": str(run.labels) if run.labels else None,
+        "fold": run.fold,
         "device": resolve_device(run.device),
         **run.overrides,
     }
@@ -89,7 +93,7 @@ def _copy(template: Bundle, output: Path) -> None:
             raise UsageError(
                 f"{output} holds something that is no bundle; a new or empty folder is needed; choose another"
             )
-        if _recipe(output) != _recipe(template.root):
+        if recipe_sha256(_configs(output)) != recipe_sha256(_configs(template.root)):
             raise UsageError(
                 f"{output} holds a run with another recipe than {template.name}; choose another output folder"
             )
@@ -104,10 +108,8 @@ def _copy(template: Bundle, output: Path) -> None:
     _forget_figures(output)
 
 
-def _recipe(root: Path) -> list[str]:
-    """What must be the same for a run to go on: the configs of training and inference, whatever is fitted into them."""
-    texts = [(root / "configs" / f"{name}.yaml").read_text() for name in ("train", "inference")]
-    return [re.sub(r"^calibration: .*$", "", text, flags=re.MULTILINE) for text in texts]
+def _configs(root: Path) -> list[Path]:
+    return [root / "configs" / f"{name}.yaml" for name in ("inference", "train")]
 
 
 def _forget_figures(output: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -111,15 +112,16 @@ def test_a_fit_without_cases_or_without_numbers_is_refused() -> None:
         fit.fit()
 
 
-def test_a_fit_that_finds_no_number_is_refused_and_leaves_the_bundle_as_it_is(tmp_path: Path) -> None:
-    path = tmp_path / "inference.yaml"
-    path.write_text("calibration: {log_temperature: 0.25}\n")
-    fit = CalibrationFit(by_temperature, {"log_temperature": 0.25}, exclusive=True, inference_yaml=path)
+def test_a_fit_that_finds_no_number_is_refused_and_leaves_the_bundle_as_it_is(tiny_bundle: Callable[..., Path]) -> None:
+    root = tiny_bundle()
+    before = (root / "configs/inference.yaml").read_bytes()
+    fit = CalibrationFit(by_temperature, {"log_temperature": 0.25}, exclusive=True, bundle_root=root)
     logits, label = drawn(True, 1)
     fit.add(logits * float("nan"), label)
     with pytest.raises((InputRefusedError, BundleError), match="nan"):
         fit.finish()
-    assert path.read_text() == "calibration: {log_temperature: 0.25}\n"
+    assert (root / "configs/inference.yaml").read_bytes() == before
+    assert not (root / "models/calibration.json").exists()
 
 
 TEXT = (
@@ -175,6 +177,9 @@ def test_calibrate_yaml_and_the_verb_fit_the_same_numbers_into_the_bundle(
     changed = [new for old, new in zip(before, after, strict=True) if old != new]
     assert len(changed) == 1
     assert changed[0].startswith("calibration: {")
+    record = json.loads((root / "models/calibration.json").read_text())
+    assert set(record["cases"]) == {"hippocampus_053", "hippocampus_143"}
+    assert record["parameters"] == by_overlay
 
     set_calibration(root, 0.0)
     result = calibrate_bundle(load_bundle(root), by_partition(data)["calibration"])

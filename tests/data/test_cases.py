@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import combinations
 from pathlib import Path
 
 import nibabel
@@ -12,11 +13,14 @@ import pytest
 from phantoms import lopsided_array, oblique_affine, write_mr_series
 from PIL import Image
 from pydicom.uid import generate_uid
+from scipy.ndimage import gaussian_filter
 
+from dicom_io.volume import Provenance, Volume
 from monai_unet_app.data.cases import by_partition, case_id, find_cases, find_data, find_images, image_rows, plan_of
-from monai_unet_app.data.digest import dataset_sha256, file_sha256
+from monai_unet_app.data.digest import dataset_sha256, file_sha256, image_fingerprint, same_image
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.shipped import shipped
 
 
 def touch(folder: Path, names: Sequence[str]) -> Path:
@@ -202,3 +206,64 @@ def test_pictures_and_volumes_are_cases_alike(tmp_path: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(lopsided_array(), np.eye(4)), tmp_path / "v.nii.gz")
     Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "p.PNG")
     assert [case.id for case in find_images(tmp_path)] == ["p", "v"]
+
+
+def drawn_volume(seed: int = 0) -> Volume:
+    """Smooth noise on an oblique, lopsided grid."""
+    noise = np.random.default_rng(seed).normal(size=(19, 31, 23))
+    affine = np.array([[0.9, 0.3, 0.1, -20], [-0.3, 0.95, 0.2, 7], [-0.05, -0.2, 2.1, 3], [0, 0, 0, 1.0]])
+    return Volume.from_ras((gaussian_filter(noise, 2) * 1000).astype(np.float32), affine, Provenance("nifti"))
+
+
+def turned(volume: Volume) -> Volume:
+    """The same voxels in another order."""
+    image = nibabel.Nifti1Image(volume.array, volume.affine_ras)
+    other = image.as_reoriented(nibabel.orientations.axcodes2ornt("PIL"))
+    return Volume.from_ras(np.asarray(other.dataobj), other.affine, volume.provenance)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param(turned, id="turned"),
+        pytest.param(lambda volume: volume.with_array(volume.array * 0.37 + 900), id="rescaled"),
+        pytest.param(lambda volume: volume.with_array(np.rint(volume.array)), id="rounded to integers"),
+        pytest.param(lambda volume: volume.with_array(np.rint((volume.array + 600) / 1200 * 255)), id="to 8 bits"),
+    ],
+)
+def test_an_image_is_known_again_however_it_was_saved(changed: Callable[[Volume], Volume]) -> None:
+    volume = drawn_volume()
+    assert same_image(image_fingerprint(volume), image_fingerprint(changed(volume)))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param(lambda volume: drawn_volume(1), id="another image"),
+        pytest.param(lambda volume: volume.with_array(volume.array[::-1]), id="mirrored"),
+        pytest.param(lambda volume: volume.with_array(np.ascontiguousarray(-volume.array)), id="inverted"),
+    ],
+)
+def test_another_image_is_told_apart(changed: Callable[[Volume], Volume]) -> None:
+    volume = drawn_volume()
+    assert not same_image(image_fingerprint(volume), image_fingerprint(changed(volume)))
+
+
+def test_no_two_example_cases_look_alike() -> None:
+    marks = [image_fingerprint(read_volume(case.image)) for case in find_data(shipped("examples") / "msd_hippocampus")]
+    assert len(marks) == 96
+    assert not [pair for pair in combinations(marks, 2) if same_image(*pair)]
+
+
+def test_a_fold_tests_its_own_subjects_and_trains_on_the_other_test_subjects() -> None:
+    data = shipped("examples") / "msd_hippocampus"
+    plan = plan_of(find_data(data), None)
+    parts = {row["id"]: part for part, rows in by_partition(data, fold=2).items() for row in rows}
+    for name, place in plan.items():
+        if place.fold == 2:
+            assert parts[name] == "test"
+        else:
+            assert parts[name] == ("train" if place.partition == "test" else place.partition)
+    subjects = {part: {plan[case].subject for case in parts if parts[case] == part} for part in set(parts.values())}
+    for one, other in combinations(subjects.values(), 2):
+        assert not one & other
