@@ -355,11 +355,15 @@ def _publish(
 ) -> DicomizedCase:
     """Give the finished files their names."""
     series_folder, seg_file = folder / SERIES_FOLDER, folder / SEG_NAME
-    shutil.rmtree(series_folder, ignore_errors=True)
-    seg_file.unlink(missing_ok=True)
+    earlier = part.with_suffix(".old")
+    if series_folder.exists():
+        os.replace(series_folder, earlier)
     if seg is not None:
         os.replace(seg, seg_file)
+    else:
+        seg_file.unlink(missing_ok=True)
     os.replace(part, series_folder)
+    shutil.rmtree(earlier, ignore_errors=True)
     files = tuple(series_folder / file.name for file in volume.provenance.files)
     volume = replace(volume, provenance=replace(volume.provenance, files=files))
     return DicomizedCase(

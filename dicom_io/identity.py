@@ -14,18 +14,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import highdicom as hd
-import pydicom
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
 from dicom_io.coding import Segment
 from dicom_io.errors import LabelError, UnreadableFileError
+from dicom_io.series import load_dataset
 from dicom_io.volume import Volume
 
 ObjectKind = Literal["SEG", "SR", "RTSTRUCT"]
@@ -153,13 +153,13 @@ def source_headers(source: Volume) -> tuple[Dataset, ...]:
     return tuple(_supplied(found[uid]) for uid in dict.fromkeys(uids))
 
 
-def _header(path: object) -> Dataset:
+def _header(path: str | Path) -> Dataset:
     try:
-        header = pydicom.dcmread(str(path), stop_before_pixels=True)
-    except (OSError, InvalidDicomError, EOFError) as error:
+        header = load_dataset(Path(path), with_pixels=False)
+    except UnreadableFileError as error:
         raise UnreadableFileError(
-            f"a source file can no longer be read as DICOM ({type(error).__name__}); it must stay in place "
-            "until the result is written; read the series again"
+            f"a source file can no longer be read ({error}); it must stay in place until the result is written; "
+            "read the series again"
         ) from error
     if not header.get("SOPInstanceUID"):  # emptied by an anonymiser; the file header still has it
         header.SOPInstanceUID = header.file_meta.get("MediaStorageSOPInstanceUID", "")

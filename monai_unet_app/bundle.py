@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import atexit
 import hashlib
 import json
 import os
@@ -110,13 +110,32 @@ class Bundle:
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """Names of the probability channels, background first where classes exclude each other."""
-        return tuple(self.part("labels"))
+        """Names of the probability channels, background first where classes exclude each other.
+
+        Raises:
+            BundleError: `segments.json` does not describe these.
+        """
+        labels = tuple(self.part("labels"))
+        structures = labels[1:] if self.exclusive else labels
+        if [segment.number for segment in self.segments] != list(range(1, len(structures) + 1)):
+            raise BundleError(
+                f"{self.name}: `labels` names {len(structures)} structure(s), segments.json has the numbers "
+                f"{[segment.number for segment in self.segments]}; one segment for each, numbered from 1, is needed"
+            )
+        return labels
 
     @cached_property
     def exclusive(self) -> bool:
         """True for softmax over classes with a background channel, False for overlapping labels (sigmoid)."""
-        return self.part("outputs") == "exclusive"
+        outputs = self.part("outputs")
+        if outputs not in ("exclusive", "overlapping"):
+            raise BundleError(f"{self.name}: `outputs` is {outputs!r}; exclusive or overlapping is needed")
+        return outputs == "exclusive"
+
+    @property
+    def label_values(self) -> range:
+        """The values that a label image of this bundle may hold; 0 is background."""
+        return range(len(self.segments) + 1)
 
     @cached_property
     def rules(self) -> InputRules:
@@ -133,11 +152,15 @@ class Bundle:
         """The list `result` as a Compose: logits under "pred" become "prob" and "pred" on the source grid."""
         return Compose(self.part("result"))
 
+    @property
+    def no_calibration(self) -> dict[str, Any]:
+        """`calibration` with every fitted number at 0, which means none."""
+        return {name: 0.0 if isinstance(value, float) else value for name, value in self.part("calibration").items()}
+
     @cached_property
     def uncalibrated_result(self) -> Compose:
-        """`result` with every fitted number of `calibration` at 0, which means none."""
-        zeros = {name: 0.0 if isinstance(value, float) else value for name, value in self.part("calibration").items()}
-        twin = Bundle(self.root, self.device, (*self.overrides, ("calibration", zeros)))
+        """`result` without the calibration."""
+        twin = Bundle(self.root, self.device, (*self.overrides, ("calibration", self.no_calibration)))
         steps = twin.part("result")
         for step in steps:
             if isinstance(step, Invertd):  # inverts what this bundle's own preprocessing did
@@ -148,6 +171,7 @@ class Bundle:
     def network(self) -> torch.nn.Module:
         """The network with its trained weights, on the device, in eval mode."""
         weights = self.root / "models/model.pt"
+        _ = self.labels  # a bundle that contradicts itself is refused before work starts
         if not weights.is_file():
             raise BundleError(f"{self.name} has no models/model.pt; trained weights are needed; run monai-unet train")
         network = self.part("network_def").to(self.device)
@@ -260,17 +284,13 @@ def _find(name: str) -> Path:
 
 
 def _unpack(path: Path) -> Path:
-    """The zip's contents in a temporary folder named by its digest, unpacked once."""
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    home = Path(tempfile.gettempdir()) / f"monai-unet-bundle-{os.getuid()}-{digest}"
-    if not home.is_dir():
-        home.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=home.parent, prefix="monai-unet-bundle-"))
-        with zipfile.ZipFile(path) as archive:
-            archive.extractall(partial)
-        with contextlib.suppress(OSError):  # another process was faster
-            os.replace(partial, home)
-    roots = [metadata.parents[1] for metadata in sorted(home.glob("**/configs/metadata.json"))]
+    """The zip's contents in a folder of this process alone, which goes when the process ends."""
+    home = tempfile.TemporaryDirectory(prefix="monai-unet-bundle-")
+    atexit.register(home.cleanup)
+    folder = Path(home.name) / path.stem  # of a zip without a folder in it, the zip's name is the bundle's
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(folder)
+    roots = [metadata.parents[1] for metadata in sorted(folder.glob("**/configs/metadata.json"))]
     if len(roots) != 1:
         raise BundleError(f"{path.name} holds {len(roots)} bundle(s); one is needed")
     return roots[0]

@@ -14,18 +14,16 @@ class PredictConfig:
     """How one prediction runs.
 
     Attributes:
-        device: "auto" takes CUDA, else Apple's MPS, else the CPU; or a torch device such as "cuda:1".
         tta: Average over the mirror images that the bundle was trained with.
         series_instance_uid: Which series of a DICOM folder that holds several.
     """
 
-    device: str = "auto"
     tta: bool = False
     series_instance_uid: str | None = None
 
 
 def resolve_device(name: str) -> torch.device:
-    """The torch device for a flag's value.
+    """The torch device for a flag's value: "auto" takes CUDA, else Apple's MPS, else the CPU; or for instance "cuda:1".
 
     Raises:
         UsageError: No such device on this machine.

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from ignite.engine import Engine, Events
-from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 
 from dicom_io.volume import Volume
@@ -27,7 +26,7 @@ from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.splits import read_splits
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.metrics import CaseArrays, Evaluation, EvaluationPlan
-from monai_unet_app.pipeline import predict, segment_case
+from monai_unet_app.pipeline import on_volume, predict, segment_case
 from monai_unet_app.report import CasePicture, EvaluationReport, MeasuredOn, Target, exemplary_cases, write_evaluation
 from monai_unet_app.shipped import shipped
 
@@ -113,9 +112,7 @@ class CaseLog:
             masks = [np.frombuffer(zlib.decompress(packed), np.uint8).reshape(shape) for packed in (truth, predicted)]
             if not self.bundle.exclusive:
                 masks = [mask.astype(bool) for mask in masks]
-            axes = None if volume.planar else aff2axcodes(volume.affine_ras)
-            image = volume.array / 255.0 if volume.planar and volume.array.ndim == 4 else volume.array
-            pictures.append(CasePicture(case_id, role, image, masks[0], masks[1], volume.spacing_mm, axes))
+            pictures.append(CasePicture.of(case_id, role, volume, masks[0], masks[1]))
         return pictures
 
 
@@ -199,7 +196,7 @@ def truth_of(row: Row, volume: Volume, bundle: Bundle) -> NDArray:
         InputRefusedError: The label does not lie on the image, or holds values that the bundle does not know.
     """
     labels = read_labels(Path(row["label"]), volume)
-    check_values(labels, range(len(bundle.labels) + (0 if bundle.exclusive else 1)), Path(row["label"]).name)
+    check_values(labels, bundle.label_values, Path(row["label"]).name)
     array = labels.array.astype(np.uint8)
     if bundle.exclusive:
         return array
@@ -288,7 +285,7 @@ class EvaluationHandler:
             item = {"truth": inputs["truth"], "pred": output["pred"], "prob": output["prob"]}
             row = self.cases[len(self.log.rows)]
             volume = read_volume(row["image"])
-            arrays = {key: _back(item[key], volume) for key in ("pred", "prob", "truth")}
+            arrays: dict[str, NDArray] = {key: on_volume(item[key], volume) for key in ("pred", "prob", "truth")}
             truth, predicted = arrays["truth"], arrays["pred"]
             if bundle.exclusive:
                 truth, predicted = truth[0].astype(np.uint8), predicted[0].astype(np.uint8)
@@ -298,8 +295,3 @@ class EvaluationHandler:
 
     def _write(self, engine: Engine) -> None:
         self.log.write(self.output, self.data_name, self.partition)
-
-
-def _back(tensor: Any, volume: Volume) -> NDArray:
-    array = np.asarray(tensor.detach().cpu(), dtype=np.float32)
-    return array[..., None] if volume.planar else array

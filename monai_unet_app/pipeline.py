@@ -105,10 +105,10 @@ def finish(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Probabilities and labels on the source grid, both (C, I, J, K), by the bundle's `result`."""
     done = result({**item, "pred": logits.clone()})
-    return _on_volume(done["prob"], volume), _on_volume(done["pred"], volume)
+    return on_volume(done["prob"], volume), on_volume(done["pred"], volume)
 
 
-def _on_volume(tensor: torch.Tensor, volume: Volume) -> NDArray[np.float32]:
+def on_volume(tensor: torch.Tensor, volume: Volume) -> NDArray[np.float32]:
     """Shape (C, I, J, K): the last axis comes back for a picture."""
     array = torch.as_tensor(tensor).cpu().numpy().astype(np.float32)
     return array[..., None] if volume.planar else array

@@ -1,11 +1,15 @@
 """A segmented case to files: NIfTI, DICOM SEG, SR and RTSTRUCT, a picture, and always `result.json`.
 
 Writing is a step of its own, so that a failed write never costs a second inference. All files of a case are written into a
-temporary folder beside the output and moved when they are whole.
+temporary folder beside the output and moved when they are whole, `result.json` last: where it stands, the files that it names
+are all there and of one run.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -17,7 +21,6 @@ from typing import Any
 import nibabel
 import numpy as np
 from monai.transforms import MapTransform
-from nibabel.orientations import aff2axcodes
 from PIL import Image
 
 from dicom_io.dicomize import dicomize
@@ -86,12 +89,24 @@ def write_results(
         files = _write_files(case, case_id, bundle, run, what, folder)
         document = result_document(case, case_id, bundle, run, files)
         write_json(document, folder / f"{case_id}_result.json", "result")
-        for path in sorted(folder.iterdir()):
-            target = output / path.name
-            if target.is_dir():
-                shutil.rmtree(target)
-            os.replace(path, target)
+        _publish(folder, output, f"{case_id}_result.json")
     return document
+
+
+def _publish(folder: Path, output: Path, record: str) -> None:
+    """Moves the files of a case into the output, in place of everything that an earlier run left there for it."""
+    earlier = output / record
+    if earlier.is_file():
+        with contextlib.suppress(ValueError, AttributeError):  # not one of ours
+            stale = [output / Path(name).parts[0] for name in json.loads(earlier.read_text()).get("files", {}).values()]
+            earlier.unlink()
+            for path in stale:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == record):
+        target = output / path.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(path, target)
 
 
 def predict_cases(
@@ -224,20 +239,23 @@ def write_nifti(array: np.ndarray, volume: Volume, path: Path) -> None:
 
 def write_overlay(case: Case, case_id: str, bundle: Bundle, path: Path) -> None:
     """The image with the structures outlined: three planes of a volume, or the picture plain and outlined."""
-    volume, labels = case.volume, case.labels if bundle.exclusive else np.moveaxis(case.labels, -1, 0).astype(bool)
-    image = volume.array / 255.0 if volume.planar and volume.array.ndim == 4 else volume.array
-    axes = None if volume.planar else aff2axcodes(volume.affine_ras)
-    picture = CasePicture(case_id, "best", image, np.zeros_like(labels), labels, volume.spacing_mm, axes)
-    plan = EvaluationPlan(tuple(segment.label for segment in bundle.segments), bundle.exclusive, volume.planar)
+    labels = case.labels if bundle.exclusive else np.moveaxis(case.labels, -1, 0).astype(bool)
+    picture = CasePicture.of(case_id, "best", case.volume, np.zeros_like(labels), labels)
+    plan = EvaluationPlan(tuple(segment.label for segment in bundle.segments), bundle.exclusive, case.volume.planar)
     figure = case_figure(picture, plan)
     figure.savefig(path, format="png", dpi=130, facecolor=figure.get_facecolor(), metadata={"Software": None})
 
 
 def write_mask_png(case: Case, path: Path) -> None:
-    """A picture's labels as a grey PNG: 255 where the (first) structure is, class numbers spread over 0 to 255."""
+    """A picture's labels as a grey PNG, as `read_labels` takes them: white for one structure, class numbers for several.
+
+    Overlapping structures stand beside each other, in the order of their numbers.
+    """
     labels = case.labels[:, :, 0]
-    plane = labels[..., 0] if labels.ndim == 3 else labels
-    Image.fromarray((plane.T * (255 // max(1, int(plane.max())))).astype(np.uint8)).save(path)
+    structures = case.probabilities.shape[0] - (1 if labels.ndim == 2 else 0)
+    plane = labels if labels.ndim == 2 else np.concatenate(list(np.moveaxis(labels, -1, 0)), axis=0)
+    white = labels.ndim == 3 or structures == 1
+    Image.fromarray((plane.T * (255 if white else 1)).astype(np.uint8)).save(path)
 
 
 def _write_dicom(
@@ -249,7 +267,7 @@ def _write_dicom(
         algorithm_name=bundle.name,
         algorithm_version=bundle.version,
         bundle_sha256=bundle.sha256,
-        settings=(("device", bundle.device.type), ("tta", str(run.tta).lower())),
+        settings=(("device", bundle.device.type), ("tta", str(run.tta).lower()), *_image_setting(case.volume)),
     )
     seg = folder / f"{case_id}_seg.dcm"
     writers: dict[str, Callable[[], object]] = {
@@ -265,6 +283,14 @@ def _write_dicom(
     except DicomIoError as error:
         raise InputRefusedError(f"{case_id}: {error}") from error
     return files
+
+
+def _image_setting(volume: Volume) -> tuple[tuple[str, str], ...]:
+    """What a result depends on beside the series that it refers to: the voxels, where they did not come from it."""
+    if volume.provenance.kind == "dicom":
+        return ()
+    voxels = np.ascontiguousarray(volume.array)
+    return (("image sha256", hashlib.sha256(voxels.tobytes() + volume.affine_lps.tobytes()).hexdigest()),)
 
 
 def _dicom_target(case: Case, case_id: str, what: OutputConfig, folder: Path) -> tuple[Volume, Volume, dict[str, str]]:

@@ -264,6 +264,15 @@ def test_inspect_of_good_cases_prints_their_figures_and_exits_0(run: Run, crop: 
     assert "34 x 48 x 33" in answer.out
     assert "1 x 1 x 1.1" in answer.out
     assert "class 2, mL" in answer.out
+    assert "subjects: 2" in answer.out
+
+
+def test_inspect_names_a_label_without_an_image(run: Run, crop: Volume, tmp_path: Path) -> None:
+    data = labelled(tmp_path, crop)
+    (data / "images/b.nii.gz").unlink()
+    answer = run("inspect", data)
+    assert "label b has no image; add it or move the label away" in answer.err
+    assert "cases: 1" in answer.out
 
 
 @pytest.mark.parametrize("change", LABELS)
@@ -285,7 +294,7 @@ def test_verbs_that_need_labels_refuse_bad_ones_and_leave_no_file(
     wanted = "image(s) have no label: b" if change == "missing label" else "b.nii.gz"
     assert wanted in answer.err
     assert "Traceback" not in answer.err
-    assert files_below(tmp_path / "out") == []
+    assert not (tmp_path / "out").exists()
     assert (Path(BUNDLE) / "configs/inference.yaml").read_bytes() == before
 
 
@@ -295,7 +304,7 @@ def test_dicomize_converts_the_good_case_and_lists_the_bad_one(
 ) -> None:
     data = labelled(tmp_path, crop, change)
     words = ["--images", data / "images", "--labels", data / "labels", "--output", tmp_path / "out", "--json"]
-    answer = run("dicomize", *words)
+    answer = run("dicomize", "--bundle", BUNDLE, *words)
     assert answer.code == 3
     document = json.loads(answer.out)
     assert [row["id"] for row in document["cases"]] == ["a"]
@@ -362,6 +371,10 @@ def test_a_file_in_the_place_of_a_cases_folder_is_a_problem_of_that_case(
             "no bundle 'liver'; a folder, a zip or one of",
         ),
         (["evaluate", "--bundle", BUNDLE, "--output", "y"], "give --data DIR, or --images DIR"),
+        (
+            ["dicomize", "--images", "x", "--labels", "y", "--output", "z"],
+            "what do the label values mean? give --bundle",
+        ),
         (["train", "--bundle", "liver", "--data", "x", "--output", "y"], "no bundle 'liver'"),
     ],
 )
@@ -402,6 +415,40 @@ def test_a_bundle_that_is_none_or_broken_fails_in_words(
     assert answer.code == 1
     assert "models/model.pt does not fit" in answer.err
     assert files_below(tmp_path / "out") == []
+
+
+def test_bundles_lists_the_good_ones_beside_a_broken_one(
+    run: Run, tiny_bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tiny_bundle()
+    (root.parent / "broken/configs").mkdir(parents=True)
+    (root.parent / "broken/configs/metadata.json").write_text("{")
+    monkeypatch.setenv("MONAI_UNET_BUNDLES", str(root.parent))
+    answer = run("bundles", "--json")
+    document = json.loads(answer.out)
+    assert answer.code == 1
+    assert {row["name"] for row in document["bundles"]} >= {root.name, "retina_vessel_unet2d"}
+    assert [problem.split(":")[0] for problem in document["problems"]] == ["broken"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("labels: [background, anterior, posterior]", "labels: [background, hippocampus]", "names 1 structure"),
+        ("outputs: exclusive", "outputs: softmax", "`outputs` is 'softmax'; exclusive or overlapping is needed"),
+    ],
+)
+def test_a_bundle_that_contradicts_itself_is_refused(
+    old: str, new: str, message: str, run: Run, crop: Volume, tiny_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = tiny_bundle()
+    config = root / "configs/inference.yaml"
+    assert old in config.read_text()
+    config.write_text(config.read_text().replace(old, new))
+    answer = run("predict", "--bundle", root, "--input", good(tmp_path, crop), "--output", tmp_path / "out")
+    assert answer.code == 1
+    assert message in answer.err
+    assert not (tmp_path / "out").exists()
 
 
 # --- what works -------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK
 from phantoms import lopsided_array, oblique_affine, write_mr_series
@@ -24,10 +26,11 @@ from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.cases import CaseFiles, find_images
+from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.pipeline import Case
-from monai_unet_app.results import OutputConfig, predict_cases, write_nifti, write_results
+from monai_unet_app.results import OutputConfig, predict_cases, write_mask_png, write_nifti, write_results
 
 ALL = ("nifti", "seg", "sr", "rtstruct", "png")
 SHAPE = (13, 10, 7)
@@ -73,7 +76,7 @@ def dicom_case(series: Path) -> Case:
 
 
 def write(case: Case, bundle: Bundle, output: Path, **what: Any) -> dict[str, Any]:
-    return write_results(case, "case", bundle, PredictConfig(device="cpu"), OutputConfig(**what), output)
+    return write_results(case, "case", bundle, PredictConfig(), OutputConfig(**what), output)
 
 
 def centres_mm(mask: np.ndarray, affine_lps: np.ndarray) -> set[tuple[float, ...]]:
@@ -89,6 +92,55 @@ def test_a_dicom_case_leaves_exactly_the_named_files(dicom_case: Case, bundle: B
     }  # fmt: skip
     assert {file.name for file in (tmp_path / "out").iterdir()} == names
     assert set(document["files"].values()) == names - {"case_result.json"}
+
+
+def test_a_second_run_leaves_nothing_of_the_first(dicom_case: Case, bundle: Bundle, tmp_path: Path) -> None:
+    write(dicom_case, bundle, tmp_path / "out", formats=ALL, probabilities=True)
+    (tmp_path / "out/other_seg.nii.gz").write_bytes(b"of another case")
+    write(dicom_case, bundle, tmp_path / "out", formats=("nifti",))
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert names == {"case_seg.nii.gz", "case_result.json", "other_seg.nii.gz"}
+
+
+def test_result_json_is_gone_while_the_files_change_and_comes_last(
+    dicom_case: Case, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(dicom_case, bundle, tmp_path / "out", formats=ALL)
+    moved, replace = [], os.replace
+
+    def watched(source: Path, target: Path) -> None:
+        if Path(target).parent == tmp_path / "out":
+            assert not (tmp_path / "out/case_result.json").exists()
+            moved.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", watched)
+    write(dicom_case, bundle, tmp_path / "out", formats=ALL)
+    assert moved[-1] == "case_result.json"
+    assert len(moved) == 6
+
+
+def test_two_images_on_one_series_give_objects_of_different_uids(
+    dicom_case: Case, series: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    found = set()
+    for number in range(2):
+        volume = replace(dicom_case.volume, provenance=Provenance("nifti"))
+        volume = volume.with_array(volume.array + number)
+        case = case_on(volume, lopsided_labels())
+        write(case, bundle, tmp_path / str(number), formats=("seg",), dicom_source=series)
+        found.add(str(pydicom.dcmread(tmp_path / str(number) / "case_seg.dcm").SOPInstanceUID))
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_a_pictures_mask_is_read_back_as_the_labels_it_was_written_from(classes: int, tmp_path: Path) -> None:
+    image = Volume(np.zeros((9, 7, 1), np.float32), np.eye(4), Provenance("image"), planar=True)
+    labels = np.zeros((9, 7, 1), np.uint8)
+    labels[2:5, 1:3] = 1
+    labels[6:8, 4:7] = classes
+    write_mask_png(Case(image, np.zeros((classes + 1, 9, 7, 1), np.float32), labels, {}), tmp_path / "mask.png")
+    np.testing.assert_array_equal(read_labels(tmp_path / "mask.png", image).array, labels)
 
 
 def test_result_json_obeys_its_schema_and_its_volumes_are_voxels_times_their_size(
@@ -307,7 +359,7 @@ def test_a_full_disk_is_a_problem_of_its_case_and_the_next_case_is_done(
 
     monkeypatch.setattr(nibabel, "save", save)
     cases = [CaseFiles(name, tmp_path / f"{name}.nii.gz") for name in "ab"]
-    done, problems = predict_cases(cases, bundle, PredictConfig("cpu"), OutputConfig(), tmp_path / "out")
+    done, problems = predict_cases(cases, bundle, PredictConfig(), OutputConfig(), tmp_path / "out")
     assert [row["case"] for row in done] == ["b"]
     assert "a: its results could not be written (No space left on device)" in problems[0]
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"b_seg.nii.gz", "b_result.json"}
@@ -362,7 +414,7 @@ def test_monai_bundle_runs_saver_writes_what_predict_writes(
     workflow.run()
     bundle = load_bundle(root)
     done, problems = predict_cases(
-        find_images(tmp_path / "in"), bundle, PredictConfig("cpu"), OutputConfig(("seg", "sr")), tmp_path / "ours"
+        find_images(tmp_path / "in"), bundle, PredictConfig(), OutputConfig(("seg", "sr")), tmp_path / "ours"
     )
     assert problems == []
     (case,) = (row["case"] for row in done)

@@ -9,6 +9,8 @@ from pathlib import Path
 from monai_unet_app import __version__
 from monai_unet_app.cli import verbs
 
+Verb = Callable[..., argparse.ArgumentParser]
+
 
 def build_parser() -> argparse.ArgumentParser:
     """All verbs with their flags."""
@@ -20,11 +22,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def verb(
-        name: str, run: Callable[[argparse.Namespace], verbs.Answer], text: str, example: str
-    ) -> argparse.ArgumentParser:
+    def verb(run: Callable[[argparse.Namespace], verbs.Answer], text: str, example: str) -> argparse.ArgumentParser:
         sub = subparsers.add_parser(
-            name,
+            run.__name__,
             help=text,
             description=text[0].upper() + text[1:] + ".",
             epilog=f"example:\n  {example}",
@@ -34,46 +34,61 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    demo = verb(
-        "demo",
+    _demo(verb)
+    _dicomize(verb)
+    _inspect(verb)
+    _train(verb)
+    _calibrate(verb)
+    _evaluate(verb)
+    _predict(verb)
+    verb(verbs.bundles, "list the bundles that a name can stand for", "monai-unet bundles")
+    verb(verbs.doctor, "say what this installation and machine can do", "monai-unet doctor")
+    return parser
+
+
+def _demo(verb: Verb) -> None:
+    parser = verb(
         verbs.demo,
         "train, calibrate, evaluate and apply a U-Net on the example cases",
         "monai-unet demo --output demo",
     )
-    demo.add_argument("--output", type=Path, default=Path("demo"), help="folder for everything (default: demo)")
-    demo.add_argument("--epochs", type=int, default=6, help="length of the training (default: 6)")
+    parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for everything (default: demo)")
+    parser.add_argument("--epochs", type=int, default=6, help="length of the training (default: 6)")
 
-    dicomize = verb(
-        "dicomize",
+
+def _dicomize(verb: Verb) -> None:
+    parser = verb(
         verbs.dicomize,
         "write NIfTI cases as DICOM MR series, and their labels as SEG",
         "monai-unet dicomize --images images --labels labels --bundle hippocampus_mri_unet3d --output dicom",
     )
-    dicomize.add_argument("--images", type=Path, required=True, help="a NIfTI file, or a folder of them")
-    dicomize.add_argument("--bundle", default="hippocampus_mri_unet3d", help="says what the label values mean")
-    _add_labels(dicomize)
-    dicomize.add_argument("--output", type=Path, required=True, help="gets one folder for each case")
+    parser.add_argument("--images", type=Path, required=True, help="a NIfTI file, or a folder of them")
+    parser.add_argument("--bundle", help="whose segments.json says what the label values mean; needed with labels")
+    _add_labels(parser)
+    parser.add_argument("--output", type=Path, required=True, help="gets one folder for each case")
 
-    inspect = verb(
-        "inspect",
+
+def _inspect(verb: Verb) -> None:
+    parser = verb(
         verbs.inspect,
         "print what a data set looks like, and everything wrong with it",
         "monai-unet inspect DATA",
     )
-    inspect.add_argument(
+    parser.add_argument(
         "data", type=Path, help="images/ and labels/ in a folder, a folder of images, DICOM, or one file"
     )
-    inspect.add_argument("--bundle", help="also hold every case to this bundle's input rules and labels")
-    _add_labels(inspect)
+    parser.add_argument("--bundle", help="also hold every case to this bundle's input rules and labels")
+    _add_labels(parser)
 
-    train = verb(
-        "train",
+
+def _train(verb: Verb) -> None:
+    parser = verb(
         verbs.train,
         "train a copy of a bundle on a folder of cases; the same command resumes",
         "monai-unet train --bundle hippocampus_mri_unet3d --data DATA --output my_bundle",
     )
-    train.add_argument("--bundle", required=True, help="template: a name, a folder or a zip")
-    train.add_argument(
+    parser.add_argument("--bundle", required=True, help="template: a name, a folder or a zip")
+    parser.add_argument(
         "--data",
         "--images",
         dest="data",
@@ -81,68 +96,69 @@ def build_parser() -> argparse.ArgumentParser:
         required=True,
         help="folder with images/ and labels/, or images (then --labels), or DICOM series with SEG or RTSTRUCT",
     )
-    _add_labels(train)
-    train.add_argument("--output", type=Path, required=True, help="the trained bundle; an unfinished run in it goes on")
-    train.add_argument("--splits", type=Path, help="who trains, selects, calibrates and tests (splits.json)")
-    train.add_argument("--fold", type=int, choices=range(5), help="cross-validation: this fold of the plan tests")
-    train.add_argument("--epochs", type=int, help="length of the training (default: the bundle's)")
-    train.add_argument("--seed", type=int, help="of windows, augmentation and weights (default: the bundle's)")
-    train.add_argument("--learning-rate", type=float, help="largest learning rate (default: the bundle's)")
-    train.add_argument(
+    _add_labels(parser)
+    parser.add_argument(
+        "--output", type=Path, required=True, help="the trained bundle; an unfinished run in it goes on"
+    )
+    parser.add_argument("--splits", type=Path, help="who trains, selects, calibrates and tests (splits.json)")
+    parser.add_argument("--fold", type=int, choices=range(5), help="cross-validation: this fold of the plan tests")
+    parser.add_argument("--epochs", type=int, help="length of the training (default: the bundle's)")
+    parser.add_argument("--seed", type=int, help="of windows, augmentation and weights (default: the bundle's)")
+    parser.add_argument("--learning-rate", type=float, help="largest learning rate (default: the bundle's)")
+    parser.add_argument(
         "--precision", choices=("auto", "bf16", "f32"), help="auto: bf16 where the device computes it fast"
     )
-    train.add_argument("--workers", type=int, help="processes that augment (default: 0, in the training process)")
-    train.add_argument(
+    parser.add_argument("--workers", type=int, help="processes that augment (default: 0, in the training process)")
+    parser.add_argument(
         "--tracking", choices=("tensorboard", "mlflow", "none"), help="where curves go (default: tensorboard)"
     )
-    _add_device(train)
+    _add_device(parser)
 
-    calibrate = verb(
-        "calibrate",
+
+def _calibrate(verb: Verb) -> None:
+    parser = verb(
         verbs.calibrate,
         "fit a bundle's calibration on cases that did not train it, and write it into the bundle",
         "monai-unet calibrate --bundle my_bundle --data DATA",
     )
-    calibrate.add_argument("--bundle", required=True, help="folder of the bundle; its inference.yaml is rewritten")
-    _add_cases(calibrate)
-    _add_device(calibrate)
+    parser.add_argument("--bundle", required=True, help="folder of the bundle; its inference.yaml is rewritten")
+    _add_cases(parser)
+    _add_device(parser)
 
-    evaluate = verb(
-        "evaluate",
+
+def _evaluate(verb: Verb) -> None:
+    parser = verb(
         verbs.evaluate,
         "measure a bundle on labelled cases and write metrics.json, cases.csv and report.html",
         "monai-unet evaluate --bundle my_bundle --images DIR --labels DIR --output OUT",
     )
-    evaluate.add_argument("--bundle", required=True, help="a name, a folder or a zip")
-    _add_cases(evaluate)
-    evaluate.add_argument("--output", type=Path, required=True, help="folder for the report")
-    evaluate.add_argument("--tta", action="store_true", help="average over mirror images")
-    _add_device(evaluate)
+    parser.add_argument("--bundle", required=True, help="a name, a folder or a zip")
+    _add_cases(parser)
+    parser.add_argument("--output", type=Path, required=True, help="folder for the report")
+    parser.add_argument("--tta", action="store_true", help="average over mirror images")
+    _add_device(parser)
 
-    predict = verb(
-        "predict",
+
+def _predict(verb: Verb) -> None:
+    parser = verb(
         verbs.predict,
         "segment an image, a DICOM series, or a folder of cases",
         "monai-unet predict --bundle hippocampus_mri_unet3d --input SERIES --output OUT --format nifti,seg,sr,rtstruct",
     )
-    predict.add_argument("--bundle", required=True, help="a name, a folder or a zip")
-    predict.add_argument(
+    parser.add_argument("--bundle", required=True, help="a name, a folder or a zip")
+    parser.add_argument(
         "--input", type=Path, required=True, help="NIfTI, DICOM file or folder, picture, or a folder of cases"
     )
-    predict.add_argument("--output", type=Path, required=True, help="folder for the results")
-    predict.add_argument(
+    parser.add_argument("--output", type=Path, required=True, help="folder for the results")
+    parser.add_argument(
         "--format", default="nifti", help="comma-separated: nifti, seg, sr, rtstruct, png (default: nifti)"
     )
-    predict.add_argument("--probabilities", action="store_true", help="add <case>_prob.nii.gz, channels last")
-    predict.add_argument("--dicom-source", type=Path, help="the DICOM series that a NIfTI input was made from")
-    predict.add_argument("--dicomize", action="store_true", help="write a converted DICOM series for a NIfTI input")
-    predict.add_argument("--series", help="SeriesInstanceUID, where a DICOM folder holds several")
-    predict.add_argument("--tta", action="store_true", help="average over mirror images")
-    _add_device(predict)
-
-    verb("bundles", verbs.bundles, "list the bundles that a name can stand for", "monai-unet bundles")
-    verb("doctor", verbs.doctor, "say what this installation and machine can do", "monai-unet doctor")
-    return parser
+    parser.add_argument("--probabilities", action="store_true", help="add <case>_prob.nii.gz, channels last")
+    parser.add_argument("--dicom-source", type=Path, help="the DICOM series that a NIfTI input was made from")
+    parser.add_argument("--dicomize", action="store_true", help="write a converted DICOM series for a NIfTI input")
+    parser.add_argument("--series", help="SeriesInstanceUID, where a DICOM folder holds several")
+    parser.add_argument("--tta", action="store_true", help="average over mirror images")
+    _add_device(parser)
 
 
 def _add_labels(parser: argparse.ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from monai_unet_app.cli.show import (
     say,
     structures_table,
 )
-from monai_unet_app.errors import InputRefusedError, UsageError
+from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_REFUSED = 0, 1, 2, 3
 Answer = tuple[dict[str, Any], int]
@@ -26,15 +27,20 @@ Answer = tuple[dict[str, Any], int]
 def bundles(options: argparse.Namespace) -> Answer:
     from monai_unet_app.bundle import bundle_folders, load_bundle
 
-    rows = []
+    rows, problems = [], []
     for name, folder in bundle_folders().items():
-        bundle = load_bundle(folder)
+        try:
+            bundle = load_bundle(folder)
+            task = bundle.metadata["task"]
+        except (AppError, KeyError, ValueError) as error:
+            problems.append(f"{name}: {error}")
+            continue
         trained = (folder / "models/model.pt").is_file()
         rows.append(
             {
                 "name": name,
                 "version": bundle.version,
-                "task": bundle.metadata["task"],
+                "task": task,
                 "trained": trained,
                 "sha256": bundle.sha256 if trained else None,
                 "folder": str(folder),
@@ -46,35 +52,29 @@ def bundles(options: argparse.Namespace) -> Answer:
             table.add_row(row["name"], row["version"], row["task"], "yes" if row["trained"] else "[yellow]no[/yellow]")
         out.print(table)
         out.print("Use one with: monai-unet predict --bundle NAME --input IMAGE --output OUT")
-    return {"bundles": rows}, EXIT_DONE
+        problems_list(problems)
+    return {"bundles": rows, "problems": problems}, EXIT_FAILED if problems else EXIT_DONE
 
 
 def inspect(options: argparse.Namespace) -> Answer:
     from monai_unet_app.bundle import load_bundle
-    from monai_unet_app.data.cases import find_cases, find_images
-    from monai_unet_app.data.inspect import inspect_cases
+    from monai_unet_app.data.inspect import find_to_inspect, inspect_cases
 
-    data: Path = options.data
-    if options.labels or options.label_suffix:
-        cases = find_cases(data, options.labels, options.label_suffix, need_all=False)
-    elif (data / "images").is_dir():
-        labelled = (data / "labels").is_dir()
-        images = data / "images"
-        cases = find_cases(images, data / "labels", need_all=False) if labelled else find_images(images)
-    else:
-        cases = find_images(data)
+    cases, lone = find_to_inspect(options.data, options.labels, options.label_suffix)
     bundle = load_bundle(options.bundle) if options.bundle else None
     with progress("reading", len(cases), options) as step:
         found = inspect_cases(
             cases,
             bundle.rules if bundle else None,
-            range(len(bundle.labels) + (not bundle.exclusive)) if bundle else None,
+            bundle.label_values if bundle else None,
             step,
         )
     if not options.json:
         fingerprint_table(found.summary())
-        problems_list(found.problems)
-    return found.as_dict(), EXIT_REFUSED if found.refused else EXIT_DONE
+        problems_list([*lone, *found.problems])
+    answer = found.as_dict()
+    answer["problems"] = [*lone, *answer["problems"]]
+    return answer, EXIT_REFUSED if found.refused else EXIT_DONE
 
 
 def dicomize(options: argparse.Namespace) -> Answer:
@@ -83,8 +83,11 @@ def dicomize(options: argparse.Namespace) -> Answer:
     from monai_unet_app.data.cases import find_cases, find_images
 
     images: Path = options.images
-    cases = find_cases(images, options.labels, options.label_suffix) if options.labels else find_images(images)
-    segments = load_bundle(options.bundle).segments if options.labels else None
+    labelled = bool(options.labels or options.label_suffix)
+    if labelled and options.bundle is None:
+        raise UsageError("what do the label values mean? give --bundle, whose segments.json says it")
+    cases = find_cases(images, options.labels, options.label_suffix) if labelled else find_images(images)
+    segments = load_bundle(options.bundle).segments if labelled else None
     check_writable(options.output)
     with progress("converting", len(cases), options) as step:
         rows, problems = dicomize_cases(cases, options.output, segments, step)
@@ -205,8 +208,8 @@ def predict(options: argparse.Namespace) -> Answer:
         dicomize=options.dicomize,
     )
     bundle = load_bundle(options.bundle, resolve_device(options.device))
-    run = PredictConfig(options.device, options.tta, options.series)
-    cases = find_images(options.input)
+    run = PredictConfig(options.tta, options.series)
+    cases = find_images(options.input, options.series)
     check_writable(options.output)
     with progress("segmenting", len(cases), options) as step:
         done, problems = predict_cases(cases, bundle, run, what, options.output, step)
@@ -253,12 +256,11 @@ def doctor(options: argparse.Namespace) -> Answer:
 
 
 def check_writable(folder: Path) -> None:
-    """Makes the folder and a file in it, before any work. Raises InputRefusedError if that cannot be."""
-    probe = folder / ".writable"
+    """Makes a file where the folder is or will be, and takes it away again. Raises InputRefusedError if that cannot be."""
+    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=place):
+            pass
     except OSError as error:
         raise InputRefusedError(
             f"output {folder} cannot be written ({error.strerror}); a folder with write permission is needed; choose another"

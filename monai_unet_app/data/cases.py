@@ -6,14 +6,16 @@ a folder of DICOM        one folder a case: one image series and the SEG or RTST
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from dicom_io.errors import DicomIoError, SeriesSelectionError, UnreadableFileError
-from dicom_io.series import SeriesRef, find_series
+from dicom_io.series import SeriesRef, find_series, load_dataset, scan_files
 from monai_unet_app.data.read import NIFTI_ENDINGS, PICTURE_ENDINGS, has_ending
 from monai_unet_app.data.splits import Partition, SplitCase, make_split, read_splits
 from monai_unet_app.errors import InputRefusedError
@@ -30,11 +32,15 @@ class CaseFiles:
         id: File or folder name without ending.
         image: NIfTI, picture, or folder with one DICOM image series.
         label: NIfTI, picture, SEG or RTSTRUCT; None where there is none.
+        label_objects: Every SEG and RTSTRUCT that lies beside a DICOM series.
+        header: One file of a DICOM series; its PatientID tells whose it is.
     """
 
     id: str
     image: Path
     label: Path | None = None
+    label_objects: tuple[Path, ...] = ()
+    header: Path | None = None
 
 
 def case_id(path: Path) -> str:
@@ -46,11 +52,15 @@ def case_id(path: Path) -> str:
     return name
 
 
-def find_images(source: Path) -> list[CaseFiles]:
+def find_images(source: Path, series_instance_uid: str | None = None) -> list[CaseFiles]:
     """Every case at `source`: a file, a folder of files, or DICOM, one case for each folder that holds an image series.
 
+    Args:
+        source: Where to look.
+        series_instance_uid: Take no other DICOM series than this.
+
     Raises:
-        InputRefusedError: Nothing is there that could be an image.
+        InputRefusedError: Nothing is there that could be an image, or files and DICOM in one folder.
     """
     if not source.exists():
         raise InputRefusedError(
@@ -59,13 +69,29 @@ def find_images(source: Path) -> list[CaseFiles]:
     if source.is_file():
         return [CaseFiles(case_id(source), source)]
     files = sorted(file for file in source.iterdir() if file.is_file() and has_ending(file, FILE_ENDINGS))
-    found = [CaseFiles(case_id(file), file) for file in files] or _dicom_cases(source)
+    if files:
+        _check_no_dicom_beside(files, source)
+    found = [CaseFiles(case_id(file), file) for file in files] or _dicom_cases(source, series_instance_uid)
     if not found:
         raise InputRefusedError(
             f"no image found in {source.name}/; NIfTI ({', '.join(NIFTI_ENDINGS)}), pictures ({', '.join(PICTURE_ENDINGS)}) "
             "or DICOM is needed; check the path"
         )
     return _told_apart(found, source)
+
+
+def _check_no_dicom_beside(files: Sequence[Path], source: Path) -> None:
+    """Raises InputRefusedError where images of two kinds lie in one folder: nobody can say which were meant."""
+    others = [file for file in source.iterdir() if file.is_file() and file not in files]
+    if not others:
+        return
+    with contextlib.suppress(UnreadableFileError, SeriesSelectionError):  # nothing of DICOM in it
+        count = sum(len(ref.files) for ref in scan_files(others).series if ref.kind == "image")
+        if count:
+            raise InputRefusedError(
+                f"{source.name}/ holds {len(files)} image file(s) ({files[0].name} ...) and {count} DICOM file(s); one kind in "
+                "a folder is needed; name the file that is meant, or move one kind away"
+            )
 
 
 def _told_apart(cases: Sequence[CaseFiles], source: Path) -> list[CaseFiles]:
@@ -109,7 +135,7 @@ def find_cases(
     """
     found = find_images(images)
     if labels is None and all(case.image.is_dir() for case in found):
-        pairs = found
+        pairs = [replace(case, label=_one_label(case)) for case in found]
     elif labels is None:
         pairs = _paired(_without_derived(found, label_suffix), images, label_suffix)
     else:
@@ -132,18 +158,21 @@ def _paired(cases: Sequence[CaseFiles], labels: Path, suffix: str) -> list[CaseF
 
 
 def _without_derived(cases: Sequence[CaseFiles], suffix: str) -> list[CaseFiles]:
-    """The images of one folder that holds labels too: a name that goes on from another's (Image_1_x) is no image."""
+    """The images of one folder that holds labels too.
+
+    What has a label is an image. What goes on from an image's name as it does for every image (a second grader's labels,
+    Image_1_2ndHO beside Image_1) is none; anything else is an image that lacks its label.
+    """
     if not suffix:
         raise InputRefusedError("images and labels lie in one folder; a suffix tells labels apart; give --label-suffix")
     ids = {case.id for case in cases}
-    return [
-        case
-        for case in cases
-        if not any(case.id[:end] in ids for end in range(1, len(case.id)) if case.id[end] == suffix[0])
-    ]
+    images = {name for name in ids if name + suffix in ids}
+    tails = {name[len(image) :] for name in ids for image in images if name != image and name.startswith(image)}
+    derived = {image + tail for tail in tails if all(image + tail in ids for image in images) for image in images}
+    return [case for case in cases if case.id in images or case.id not in derived]
 
 
-def _dicom_cases(source: Path) -> list[CaseFiles]:
+def _dicom_cases(source: Path, series_instance_uid: str | None = None) -> list[CaseFiles]:
     """One case for each folder below `source` that holds an image series, however deep, with the labels beside it.
 
     Beside a broken file every folder stands for itself: the good cases are found, and reading the bad one says what is
@@ -152,33 +181,53 @@ def _dicom_cases(source: Path) -> list[CaseFiles]:
     try:
         series = find_series(source)
     except UnreadableFileError:
-        return _one_by_one(source)
+        return _one_by_one(source, series_instance_uid)
     except DicomIoError as error:
         raise InputRefusedError(f"{source.name}/: {error}") from error
-    images = [ref for ref in series if ref.kind == "image" and not ref.set_aside]
-    folders = sorted({Path(os.path.commonpath([file.parent for file in ref.files])) for ref in images})
+    folders: dict[Path, list[SeriesRef]] = {}
+    for ref in series:
+        if ref.kind == "image" and not ref.set_aside:
+            folders.setdefault(Path(os.path.commonpath([file.parent for file in ref.files])), []).append(ref)
+    wanted = {
+        folder
+        for folder, refs in folders.items()
+        if any(ref.series_instance_uid == series_instance_uid for ref in refs)
+    }
     cases = []
-    for folder in folders:
-        home = source if len(folders) == 1 else _home(folder, source, folders)
-        cases.append(CaseFiles(home.name, folder, _label_in(home, series)))
+    for folder in sorted(wanted or folders):  # of a series that is nowhere, reading says what is there instead
+        home = source if len(folders) == 1 else _home(folder, source, list(folders))
+        objects = [file for ref in series if ref.kind in ("seg", "rtstruct") for file in ref.files]
+        beside = tuple(file for file in objects if home in file.parents)
+        cases.append(CaseFiles(home.name, folder, label_objects=beside, header=folders[folder][0].files[0]))
     return cases
 
 
-def _one_by_one(source: Path) -> list[CaseFiles]:
+def _one_by_one(source: Path, series_instance_uid: str | None) -> list[CaseFiles]:
     entries = sorted(source.iterdir())
-    if not all(entry.is_dir() for entry in entries):
+    kinds = {file: _kind_of(file) for file in entries if file.is_file()}
+    if "DICOM" in kinds.values() or len(kinds) == len(entries):
         return [CaseFiles(source.name, source)]
-    cases: list[CaseFiles] = []
-    for folder in entries:
+    cases = [CaseFiles(case_id(file), file) for file, kind in kinds.items() if kind == "broken"]
+    for folder in (entry for entry in entries if entry.is_dir()):
         try:
             find_series(folder)
         except UnreadableFileError:
-            cases += _one_by_one(folder)
+            cases += _one_by_one(folder, series_instance_uid)
         except SeriesSelectionError:  # nothing of DICOM in it
             continue
         else:
-            cases += _dicom_cases(folder)
+            cases += _dicom_cases(folder, series_instance_uid)
     return cases
+
+
+def _kind_of(file: Path) -> Literal["DICOM", "broken", "foreign"]:
+    try:
+        scan_files([file])
+    except UnreadableFileError:
+        return "broken"
+    except SeriesSelectionError:
+        return "foreign"
+    return "DICOM"
 
 
 def _home(folder: Path, source: Path, folders: Sequence[Path]) -> Path:
@@ -189,20 +238,40 @@ def _home(folder: Path, source: Path, folders: Sequence[Path]) -> Path:
     return home
 
 
-def _label_in(home: Path, series: Sequence[SeriesRef]) -> Path | None:
-    labels = [ref.files[0] for ref in series if ref.kind in ("seg", "rtstruct") and home in ref.files[0].parents]
-    if len(labels) > 1:
+def _one_label(case: CaseFiles) -> Path | None:
+    if len(case.label_objects) > 1:
         raise InputRefusedError(
-            f"{home.name}/ has {len(labels)} label objects ({', '.join(file.name for file in labels)}); one is needed; move "
-            "the others away"
+            f"{case.id}/ has {len(case.label_objects)} label objects ({', '.join(file.name for file in case.label_objects)}); "
+            "one is needed; move the others away"
         )
-    return labels[0] if labels else None
+    return case.label_objects[0] if case.label_objects else None
+
+
+def subjects_of(cases: Sequence[CaseFiles]) -> dict[str, str]:
+    """Whose each case is: by the shipped plan if it knows every case, else by PatientID, else each its own.
+
+    A subject is called by its first case; a PatientID goes nowhere.
+    """
+    known = read_splits(shipped("examples") / "splits.json")
+    if all(case.id in known for case in cases):
+        return {case.id: known[case.id].subject for case in cases}
+    first: dict[tuple[str, str], str] = {}
+    return {case.id: first.setdefault(_patient(case), case.id) for case in sorted(cases, key=lambda case: case.id)}
+
+
+def _patient(case: CaseFiles) -> tuple[str, str]:
+    """A key that is the same for all series of a patient, and for nothing else."""
+    if case.header is not None:
+        header = load_dataset(case.header, with_pixels=False)
+        if header.get("PatientID"):
+            return str(header.get("IssuerOfPatientID") or ""), str(header.PatientID)
+    return "case", case.id
 
 
 def plan_of(cases: Sequence[CaseFiles], splits: str | Path | None) -> dict[str, SplitCase]:
     """Each case's place in the given `splits.json`.
 
-    With `splits` None: the shipped plan if it knows every case, else a new one in which each case is a subject of its own.
+    With `splits` None: the shipped plan if it knows every case, else a new one over `subjects_of` the cases.
 
     Raises:
         InputRefusedError: The given plan does not know a case.
@@ -216,7 +285,7 @@ def plan_of(cases: Sequence[CaseFiles], splits: str | Path | None) -> dict[str, 
             f"{Path(splits).name} does not know {len(unknown)} of {len(cases)} case(s): {', '.join(unknown[:5])}; a place for "
             "each case is needed; add them or leave --splits out"
         )
-    return {case.id: case for case in make_split("data", {case.id: case.id for case in cases})}
+    return {case.id: case for case in make_split("data", subjects_of(cases))}
 
 
 def find_data(dataset_dir: str | Path, labels_dir: str | Path | None = None, label_suffix: str = "") -> list[CaseFiles]:

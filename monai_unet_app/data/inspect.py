@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dicom_io.volume import Volume
-from monai_unet_app.data.cases import CaseFiles
+from monai_unet_app.data.cases import CaseFiles, case_id, find_cases, find_images, subjects_of
 from monai_unet_app.data.labels import check_values, read_labels
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import InputRules, check_rules
@@ -32,6 +32,7 @@ class CaseFingerprint:
         modality: DICOM Modality or None.
         intensity: The 0.5th, 50th and 99.5th percentile.
         class_ml: Volume of each label value in mL (pixels for pictures); empty without a label.
+        subject: Whose case it is, as in `subjects_of`.
     """
 
     id: str
@@ -42,6 +43,7 @@ class CaseFingerprint:
     modality: str | None
     intensity: tuple[float, float, float]
     class_ml: dict[int, float]
+    subject: str
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class Fingerprint:
                 volumes.setdefault(value, []).append(size)
         return {
             "cases": len(self.cases),
+            "subjects": len({case.subject for case in self.cases}),
             "shape": _range([case.shape for case in self.cases]),
             "spacing_mm": _range([case.spacing_mm for case in self.cases]),
             "axes": dict(Counter(case.axes for case in self.cases)),
@@ -91,6 +94,28 @@ class Fingerprint:
                 value: _range([[size] for size in sizes]) for value, sizes in sorted(volumes.items()) if value
             },
         }
+
+
+def find_to_inspect(
+    data: Path, labels: Path | None = None, label_suffix: str = ""
+) -> tuple[list[CaseFiles], list[str]]:
+    """The cases of a folder, labelled or not, as far as they can be told, and labels without an image.
+
+    Args:
+        data: images/ and labels/ in a folder, a folder of images, DICOM, or one file.
+        labels: Folder of labels, where they lie apart.
+        label_suffix: As in `find_cases`.
+    """
+    images = data / "images" if labels is None and not label_suffix and (data / "images").is_dir() else data
+    if labels is None and images != data and (data / "labels").is_dir():
+        labels = data / "labels"
+    if labels is None and not label_suffix:
+        found = find_images(images)
+        return (find_cases(images, need_all=False) if any(case.label_objects for case in found) else found), []
+    cases = find_cases(images, labels, label_suffix, need_all=False)
+    used = {case.label for case in cases}
+    lone = [file for file in sorted(labels.iterdir()) if file not in used and file.is_file()] if labels else []
+    return cases, [f"label {case_id(file)} has no image; add it or move the label away" for file in lone]
 
 
 def inspect_cases(
@@ -110,13 +135,14 @@ def inspect_cases(
     seen: list[CaseFingerprint] = []
     refused: list[str] = []
     labelled = any(case.label is not None for case in cases)
+    subjects = subjects_of(cases)
     for case in cases:
         try:
             if labelled and case.label is None:
                 raise InputRefusedError(
                     "it has no label, other cases have; add one of the same name or move the image away"
                 )
-            seen.append(_fingerprint(case, rules, known))
+            seen.append(_fingerprint(case, subjects[case.id], rules, known))
         except InputRefusedError as error:
             refused.append(f"{case.id}: {error}")
         step(case.id)
@@ -126,13 +152,14 @@ def inspect_cases(
 def check_cases(rows: Sequence[Mapping[str, str]], bundle: Any) -> None:
     """Raises InputRefusedError listing every case that this bundle cannot be trained or measured on."""
     cases = [CaseFiles(row["id"], Path(row["image"]), Path(row["label"])) for row in rows]
-    known = range(len(bundle.labels) + (not bundle.exclusive))
-    refused = inspect_cases(cases, bundle.rules, known).refused
+    refused = inspect_cases(cases, bundle.rules, bundle.label_values).refused
     if refused:
         raise InputRefusedError(f"{len(refused)} of {len(cases)} case(s) cannot be used:\n  " + "\n  ".join(refused))
 
 
-def _fingerprint(case: CaseFiles, rules: InputRules | None, known: Iterable[int] | None) -> CaseFingerprint:
+def _fingerprint(
+    case: CaseFiles, subject: str, rules: InputRules | None, known: Iterable[int] | None
+) -> CaseFingerprint:
     volume = read_volume(case.image)
     if rules is not None:
         check_rules(volume, rules)
@@ -154,6 +181,7 @@ def _fingerprint(case: CaseFiles, rules: InputRules | None, known: Iterable[int]
         modality=volume.provenance.modality,
         intensity=(low, middle, high),
         class_ml=sizes,
+        subject=subject,
     )
 
 

@@ -31,13 +31,22 @@ def read_labels(path: Path, image: Volume) -> Volume:
         labels = _read_dicom_labels(path, image)
     array = labels.array.astype(np.float32)
     if has_ending(path, PICTURE_ENDINGS):
-        grey = array.max(axis=3) if array.ndim == 4 else array
-        return image.with_array((grey > 0.5).astype(np.float32))
+        return image.with_array(_of_picture(array, path))
     if array.ndim != 3 or not np.array_equal(array, np.rint(array)):
         raise InputRefusedError(
             f"label {path.name} holds values that are no whole numbers; one class number a voxel is needed"
         )
     return labels.with_array(array)
+
+
+def _of_picture(array: np.ndarray, path: Path) -> np.ndarray:
+    """Class numbers of a grey picture; one of black and white (0 and 255) only holds 0 and 1."""
+    grey = array[..., 0] if array.ndim == 4 else array
+    if array.ndim == 4 and (array != grey[..., None]).any():
+        raise InputRefusedError(
+            f"label {path.name} is coloured; a grey picture is needed, black and white or with class numbers; convert it"
+        )
+    return grey / 255.0 if set(np.unique(grey)) <= {0.0, 255.0} else grey
 
 
 def check_values(labels: Volume, known: Iterable[int], name: str) -> None:

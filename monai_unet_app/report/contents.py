@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 
+from dicom_io.volume import Volume
 from monai_unet_app.metrics import Bootstrap, CaseScores, Evaluation, EvaluationPlan, ReliabilityCounts
 
 Role = Literal["worst", "median", "best"]
@@ -95,6 +97,13 @@ class CasePicture:
     predicted: NDArray
     spacing_mm: tuple[float, float, float]
     axes: tuple[str, str, str] | None = None
+
+    @classmethod
+    def of(cls, case_id: str, role: Role, volume: Volume, truth: NDArray, predicted: NDArray) -> CasePicture:
+        """The picture of a volume with masks on its grid; colours of 0 to 255 as they are in files."""
+        image = volume.array / 255.0 if volume.planar and volume.array.ndim == 4 else volume.array
+        axes = None if volume.planar else aff2axcodes(volume.affine_ras)
+        return cls(case_id, role, image, truth, predicted, volume.spacing_mm, axes)
 
 
 @dataclass(frozen=True)

@@ -114,9 +114,7 @@ def _configs(root: Path) -> list[Path]:
 
 def _forget_figures(output: Path) -> None:
     """What the template's weights measured is not true of new weights: calibration and figures go."""
-    calibration = Bundle(output).part("calibration")
-    zeros = {name: 0.0 if isinstance(value, float) else value for name, value in calibration.items()}
-    write_parameters(output / "configs/inference.yaml", zeros)
+    write_parameters(output / "configs/inference.yaml", Bundle(output).no_calibration)
     metadata = json.loads((output / "configs/metadata.json").read_text())
     write_json({**metadata, "eval_metrics": {}}, output / "configs/metadata.json")
     card = output / "docs/README.md"

@@ -246,17 +246,16 @@ def test_the_digest_changes_with_what_can_change_a_result_and_with_nothing_else(
     assert len(seen) == 4
 
 
-def test_a_bundle_is_the_same_by_folder_and_by_zip(
-    tiny_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "temporary"))
+def test_a_bundle_is_the_same_by_folder_and_by_zip(tiny_bundle: Callable[..., Path], tmp_path: Path) -> None:
     root = tiny_bundle()
-    with zipfile.ZipFile(tmp_path / "bundle.zip", "w") as archive:
-        for file in root.rglob("*"):
-            archive.write(file, Path(root.name) / file.relative_to(root))
-    zipped = load_bundle(tmp_path / "bundle.zip")
-    assert (zipped.name, zipped.sha256) == (root.name, load_bundle(root).sha256)
-    assert load_bundle(tmp_path / "bundle.zip").root == zipped.root
+    for name, top in (("bundle.zip", root.name), (f"{root.name}.zip", "")):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for file in root.rglob("*"):
+                archive.write(file, Path(top) / file.relative_to(root))
+        zipped = load_bundle(tmp_path / name)
+        assert (zipped.name, zipped.sha256) == (root.name, load_bundle(root).sha256)
+        place = next(parent for parent in zipped.root.parents if parent.name.startswith("monai-unet-bundle-"))
+        assert place.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_name_stands_for_a_shipped_bundle_or_one_of_the_user_s_folder(

@@ -10,13 +10,24 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from phantoms import lopsided_array, oblique_affine, write_mr_series
+from phantoms import lopsided_array, lopsided_labels, oblique_affine, write_mr_series
 from PIL import Image
 from pydicom.uid import generate_uid
 from scipy.ndimage import gaussian_filter
 
+from dicom_io.dicomize import dicomize
 from dicom_io.volume import Provenance, Volume
-from monai_unet_app.data.cases import by_partition, case_id, find_cases, find_data, find_images, image_rows, plan_of
+from monai_unet_app.bundle import load_bundle
+from monai_unet_app.data.cases import (
+    by_partition,
+    case_id,
+    find_cases,
+    find_data,
+    find_images,
+    image_rows,
+    plan_of,
+    subjects_of,
+)
 from monai_unet_app.data.digest import dataset_sha256, file_sha256, image_fingerprint, same_image
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError
@@ -73,7 +84,7 @@ def test_labels_are_found_by_name_and_suffix(tmp_path: Path) -> None:
 
 
 def test_images_and_labels_in_one_folder_are_told_apart_by_the_suffix(tmp_path: Path) -> None:
-    names = ["Image_01L.jpg", "Image_01L_1stHO.png", "Image_01L_2ndHO.png", "Image_01R.jpg", "Image_01R_1stHO.png"]
+    names = [f"Image_01{side}{tail}" for side in "LR" for tail in (".jpg", "_1stHO.png", "_2ndHO.png")]
     folder = touch(tmp_path / "in", names)
     cases = find_cases(folder, label_suffix="_1stHO")
     assert [(case.id, case.label.name if case.label else None) for case in cases] == [
@@ -82,6 +93,64 @@ def test_images_and_labels_in_one_folder_are_told_apart_by_the_suffix(tmp_path: 
     ]
     with pytest.raises(InputRefusedError, match="give --label-suffix"):
         find_cases(folder)
+
+
+def test_an_image_whose_name_goes_on_from_anothers_is_never_dropped(tmp_path: Path) -> None:
+    names = ["p1.png", "p1_seg.png", "p1_later.png", "p2.png", "p2_seg.png"]
+    folder = touch(tmp_path / "in", names)
+    with pytest.raises(InputRefusedError, match=r"1 of 3 image\(s\) have no label: p1_later"):
+        find_cases(folder, label_suffix="_seg")
+    touch(folder, ["p1_later_seg.png"])
+    assert [case.id for case in find_cases(folder, label_suffix="_seg")] == ["p1", "p1_later", "p2"]
+
+
+def test_images_of_two_kinds_in_one_folder_are_refused(tmp_path: Path) -> None:
+    series(tmp_path / "in")
+    Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "in/preview.png")
+    with pytest.raises(InputRefusedError, match=r"1 image file\(s\) \(preview\.png \.\.\.\) and 6 DICOM file\(s\)"):
+        find_images(tmp_path / "in")
+    (tmp_path / "in/preview.png").unlink()
+    assert len(find_images(tmp_path / "in")) == 1
+
+
+def test_of_a_study_only_the_named_series_is_taken(tmp_path: Path) -> None:
+    uids = {name: generate_uid() for name in ("t1", "t2")}
+    for name, uid in uids.items():
+        series(tmp_path / "study" / name, SeriesInstanceUID=uid)
+    assert [case.id for case in find_images(tmp_path / "study")] == ["t1", "t2"]
+    assert [case.id for case in find_images(tmp_path / "study", uids["t2"])] == ["t2"]
+    (first, _) = find_images(tmp_path / "study", "1.2.3")
+    with pytest.raises(InputRefusedError, match=r"1\.2\.3"):
+        read_volume(first.image, series_instance_uid="1.2.3")
+
+
+def test_several_label_objects_matter_only_where_a_label_is_wanted(tmp_path: Path) -> None:
+    labels = lopsided_labels((5, 4, 6))
+    image = Volume.from_ras(lopsided_array((5, 4, 6)).astype(np.float32), oblique_affine(), Provenance("nifti"))
+    segments = load_bundle("hippocampus_mri_unet3d").segments
+    made = dicomize(image, tmp_path / "in", labels=image.with_array(labels), segments=segments, case_id="p1")
+    assert find_cases(tmp_path / "in")[0].label == made.seg
+    (tmp_path / "in/again.dcm").write_bytes((tmp_path / "in/seg.dcm").read_bytes())
+    assert len(find_images(tmp_path / "in")) == 1
+    with pytest.raises(InputRefusedError, match=r"2 label objects \(again\.dcm, seg\.dcm\); one is needed"):
+        find_cases(tmp_path / "in")
+
+
+def test_a_broken_file_beside_the_folders_of_cases_costs_none_of_them(tmp_path: Path) -> None:
+    series(tmp_path / "in/good")
+    touch(tmp_path / "in", ["notes.txt"])
+    (tmp_path / "in/stray.dcm").write_bytes(b"DICM")
+    assert {case.id for case in find_images(tmp_path / "in")} == {"good", "stray"}
+
+
+def test_two_series_of_one_patient_are_one_subject(tmp_path: Path) -> None:
+    for name, patient in (("a", "17"), ("b", "18"), ("c", "17"), ("d", ""), ("e", "")):
+        series(tmp_path / "in" / name, SeriesInstanceUID=generate_uid(), PatientID=patient)
+    cases = find_images(tmp_path / "in")
+    assert subjects_of(cases) == {"a": "a", "b": "b", "c": "a", "d": "d", "e": "e"}
+    plan = plan_of(cases, None)
+    assert plan["a"].partition == plan["c"].partition
+    assert "17" not in json.dumps([vars(place) for place in plan.values()])
 
 
 def test_each_folder_with_a_series_is_a_case_named_by_the_highest_folder_of_its_own(tmp_path: Path) -> None:

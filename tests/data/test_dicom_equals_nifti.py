@@ -16,6 +16,7 @@ from dicom_io.dicomize import DicomizedCase, dicomize
 from dicom_io.read import read_series
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle import load_bundle
+from monai_unet_app.data.digest import image_fingerprint, same_image
 from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.monai_bridge import VolumeReader
 from monai_unet_app.data.read import read_volume
@@ -132,6 +133,14 @@ def test_a_real_crop_is_the_same_in_both_forms(tmp_path: Path) -> None:
     spread = 1 / float(np.clip((image.array - np.percentile(image.array, 0.5)) * step, 0, 1).std())
     apart = float((original["image"] - as_dicom["image"]).abs().max())
     assert apart <= 4 * made.max_rounding_error * step * spread
+    assert same_image(image_fingerprint(image), image_fingerprint(volume))
+
+
+def test_several_files_as_one_image_are_refused_and_none_is_dropped(tmp_path: Path) -> None:
+    _, made = converted("RAS, 1 mm", "floats", tmp_path)
+    files = [str(file) for file in sorted(made.series_folder.iterdir())]
+    with pytest.raises(InputRefusedError, match=rf"and {len(files) - 1} more file\(s\) are given as one image"):
+        LoadImaged(keys="image", reader=VolumeReader())({"image": files})
 
 
 def test_a_label_that_does_not_lie_on_its_series_is_refused_on_the_way_to_the_network(tmp_path: Path) -> None:

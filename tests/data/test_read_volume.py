@@ -242,16 +242,37 @@ def test_a_label_value_that_the_bundle_does_not_know_is_named(image: Volume) -> 
     check_values(labels, range(5), "label.nii.gz")
 
 
-def test_a_pictures_label_is_1_wherever_it_is_not_black(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        pytest.param([0, 255], [0, 1], id="black and white"),
+        pytest.param([0, 1], [0, 1], id="0 and 1"),
+        pytest.param([0, 1, 2], [0, 1, 2], id="class numbers"),
+        pytest.param([0, 7, 255], [0, 7, 255], id="left for check_values to refuse"),
+    ],
+)
+def test_a_pictures_label_holds_class_numbers_or_is_black_and_white(
+    values: list[int], expected: list[int], tmp_path: Path
+) -> None:
     pixels = np.zeros((5, 7), np.uint8)
-    pixels[1, 6], pixels[4, 0] = 255, 1
+    places = [(0, 0), (1, 6), (4, 0)][: len(values)]
+    for place, value in zip(places, values, strict=True):
+        pixels[place] = value
     Image.fromarray(pixels).save(tmp_path / "label.png")
-    Image.fromarray(np.stack([pixels] * 3, -1)).save(tmp_path / "colour.png")
+    Image.fromarray(np.stack([pixels] * 3, -1)).save(tmp_path / "grey_as_colour.png")
     image = read_volume(picture_of(tmp_path / "image.png", (5, 7)))
-    for name in ("label.png", "colour.png"):
+    for name in ("label.png", "grey_as_colour.png"):
         array = read_labels(tmp_path / name, image).array
-        assert sorted(map(tuple, np.argwhere(array).tolist())) == [(0, 4, 0), (6, 1, 0)]
-        assert set(np.unique(array)) == {0.0, 1.0}
+        assert [array[column, row, 0] for row, column in places] == expected
+        assert np.count_nonzero(array) == len(values) - 1
+
+
+def test_a_coloured_label_is_refused(tmp_path: Path) -> None:
+    pixels = np.zeros((5, 7, 3), np.uint8)
+    pixels[2, 3, 0] = 255
+    Image.fromarray(pixels).save(tmp_path / "label.png")
+    with pytest.raises(InputRefusedError, match=r"label\.png is coloured; a grey picture is needed"):
+        read_labels(tmp_path / "label.png", read_volume(picture_of(tmp_path / "image.png", (5, 7))))
 
 
 def picture_of(path: Path, shape: tuple[int, int]) -> Path:

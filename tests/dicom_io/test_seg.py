@@ -414,3 +414,12 @@ def test_segs_written_by_dcmqi_are_read_as_dcmqi_meant_them(shared_data, seg, im
     found = read_seg(folder / seg, read_series(folder / image))
     wanted = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(folder / truth)))
     np.testing.assert_array_equal(found.array, np.moveaxis(wanted, (0, 1, 2), (2, 1, 0)))
+
+
+def test_a_series_without_preambles_is_written_onto(tmp_path: Path) -> None:
+    case = oblique_case(tmp_path / "case")
+    for file in case.volume.provenance.files:
+        file.write_bytes(file.read_bytes()[132:])  # the preamble and its mark
+    source = read_series(case.series_folder)
+    path = write_seg(source.with_array(case.labels.array), source, tmp_path / "seg.dcm", RESULT)
+    np.testing.assert_array_equal(read_seg(path, source).array, case.labels.array)

@@ -30,6 +30,7 @@ from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import UsageError
 from monai_unet_app.training import Tracking
+from monai_unet_app.training.record import command_line, git_commit
 from monai_unet_app.training.run import TrainConfig, train_bundle
 
 CPU = torch.device("cpu")
@@ -199,6 +200,43 @@ def test_another_run_does_not_go_on_where_this_one_stopped(
     with pytest.raises(UsageError, match="only the same run can be resumed"):
         train(root, data, **({} if changed == "data" else changed))
     assert {name: (root / "run" / name).read_bytes() for name in kept} == kept
+
+
+def test_a_run_is_not_resumed_after_its_recipe_was_edited(
+    tiny_bundle: Callable[..., Path], data: Path, tmp_path: Path
+) -> None:
+    root = untrained(tiny_bundle, tmp_path / "run")
+    train(root, data, epochs=1)
+    config = root / "configs/train.yaml"
+    config.write_text(config.read_text().replace("weight_decay: 0.05", "weight_decay: 0.5"))
+    with pytest.raises(UsageError, match="recipe"):
+        train(root, data, epochs=1)
+
+
+def test_the_command_is_recorded_without_this_machines_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [
+        "/opt/x/bin/monai-unet",
+        "train",
+        "--data",
+        "/srv/someone/data",
+        "--output=/tmp/o",
+        "../shared/data",
+        "a/b",
+    ]
+    monkeypatch.setattr("sys.argv", [*words, "['/srv/b/configs/inference.yaml','configs/train.yaml']"])
+    short = ["monai-unet", "train", "--data", "data", "--output=o", "../shared/data", "a/b"]
+    assert command_line() == [*short, "['inference.yaml','configs/train.yaml']"]
+
+
+def test_an_installation_inside_another_repository_has_no_commit_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    installed = tmp_path / "venv/monai_unet_app/training/record.py"
+    installed.parent.mkdir(parents=True)
+    installed.write_text("")
+    monkeypatch.setattr("monai_unet_app.training.record.__file__", str(installed))
+    assert git_commit() is None
 
 
 def test_a_run_too_short_to_be_validated_still_delivers_its_last_weights(

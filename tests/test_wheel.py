@@ -1,0 +1,71 @@
+"""The installed wheel works outside the repository, and each bundle's zip by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import BUNDLES, REPOSITORY
+
+from monai_unet_app.bundle import load_bundle
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what `pip install` puts there; the dependencies come from this environment."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "build", "--quiet", "--wheel", "--no-isolation", "--outdir", str(folder)]
+    subprocess.run(build, cwd=REPOSITORY, check=True)
+    (wheel,) = folder.glob("*.whl")
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target"]
+    subprocess.run([*install, str(folder / "site"), str(wheel)], check=True)
+    return folder / "site"
+
+
+def from_wheel(installed: Path, folder: Path, *words: str) -> dict[str, Any]:
+    """Runs the program of the wheel in a folder far from the repository and gives its JSON."""
+    where = "import monai_unet_app, sys; sys.stdout.write(monai_unet_app.__file__)"
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    found = subprocess.run([sys.executable, "-c", where], cwd=folder, env=environment, capture_output=True, text=True)
+    assert Path(found.stdout).is_relative_to(installed)
+    program = [sys.executable, "-m", "monai_unet_app", *words, "--json"]
+    done = subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_the_wheel_has_its_bundles_with_it_and_no_leavings_of_work(installed: Path, tmp_path: Path) -> None:
+    rows = from_wheel(installed, tmp_path, "bundles")["bundles"]
+    assert [row["name"] for row in rows] == [folder.name for folder in BUNDLES]
+    for row, folder in zip(rows, BUNDLES, strict=True):
+        assert Path(row["folder"]).is_relative_to(installed)
+        assert row["sha256"] == (load_bundle(folder).sha256 if row["trained"] else None)
+        assert not [name for name in ("run", "eval", "data") if (Path(row["folder"]) / name).exists()]
+
+
+@pytest.mark.slow
+def test_the_demo_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    answer = from_wheel(installed, tmp_path, "demo", "--epochs", "1", "--output", "demo")
+    assert answer["passed"]
+    assert (tmp_path / "demo/report/report.html").is_file()
+
+
+def test_each_bundle_is_zipped_whole_and_the_same_each_time(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        zip_bundles = [sys.executable, str(REPOSITORY / "tools/zip_bundles.py"), str(tmp_path / folder)]
+        subprocess.run(zip_bundles, check=True, capture_output=True)
+    for folder in BUNDLES:
+        (zipped,) = (tmp_path / "one").glob(f"{folder.name}-*.zip")
+        assert zipped.read_bytes() == (tmp_path / "two" / zipped.name).read_bytes()
+        bundle = load_bundle(zipped)
+        assert bundle.name == folder.name
+        wanted = sorted(
+            file.relative_to(folder) for top in ("configs", "docs", "models") for file in (folder / top).rglob("*")
+        )
+        assert [file for file in wanted if not (bundle.root / file).exists()] == []
