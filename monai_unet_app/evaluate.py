@@ -24,19 +24,21 @@ from monai_unet_app.data.labels import check_values, read_labels
 from monai_unet_app.data.monai_bridge import to_metatensor
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.splits import read_splits
-from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.metrics import CaseArrays, Evaluation, EvaluationPlan
 from monai_unet_app.pipeline import on_volume, predict, segment_case
 from monai_unet_app.report import CasePicture, EvaluationReport, MeasuredOn, Target, exemplary_cases, write_evaluation
 from monai_unet_app.shipped import shipped
 
-DEFAULT_TARGETS = (
-    Target("IoU, mean", ("iou", "mean"), at_least=0.70),
-    Target("precision, mean", ("precision", "mean"), at_least=0.80),
-    Target("boundary IoU, mean", ("boundary_iou", "mean"), at_least=0.65),
-    Target("ECE, whole image", ("ece", "top_label"), at_most=0.05),
-    Target("ECE, band around the predicted surface", ("ece_band", "top_label"), at_most=0.05),
-)
+TARGETS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "dice": ("Dice, mean", ("dice", "mean")),
+    "iou": ("IoU, mean", ("iou", "mean")),
+    "boundary_iou": ("boundary IoU, mean", ("boundary_iou", "mean")),
+    "precision": ("precision, mean", ("precision", "mean")),
+    "recall": ("recall, mean", ("recall", "mean")),
+    "ece": ("ECE, whole image", ("ece", "top_label")),
+    "ece_band": ("ECE, band around the predicted surface", ("ece_band", "top_label")),
+}
 Row = Mapping[str, str]
 
 
@@ -99,7 +101,7 @@ class CaseLog:
             self.evaluation,
             MeasuredOn(bundle.name, bundle.version, bundle.sha256, data_name, dataset_sha256(self.rows), partition),
             pictures=self._pictures(),
-            targets=DEFAULT_TARGETS,
+            targets=targets_of(bundle),
         )
         return report.summary, write_evaluation(report, folder)
 
@@ -114,6 +116,21 @@ class CaseLog:
                 masks = [mask.astype(bool) for mask in masks]
             pictures.append(CasePicture.of(case_id, role, volume, masks[0], masks[1]))
         return pictures
+
+
+def targets_of(bundle: Bundle) -> tuple[Target, ...]:
+    """What the bundle's metadata say that it should reach: {"dice": {"at_least": 0.8}, "ece": {"at_most": 0.005}}.
+
+    Raises:
+        BundleError: A figure that is none of `TARGETS`, or a bound that is neither at_least nor at_most.
+    """
+    try:
+        return tuple(Target(*TARGETS[key], **bounds) for key, bounds in bundle.metadata.get("targets", {}).items())
+    except (KeyError, TypeError) as error:
+        raise BundleError(
+            f"{bundle.name}: `targets` in metadata.json cannot be used ({error}); at_least or at_most of some of "
+            f"{', '.join(TARGETS)} is needed"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from monai_unet_app.bundle import load_bundle, run_overlay
 from monai_unet_app.data.cases import by_partition, find_data
 from monai_unet_app.data.digest import image_fingerprint
 from monai_unet_app.data.read import read_volume
-from monai_unet_app.errors import InputRefusedError
-from monai_unet_app.evaluate import calibrate_bundle, choose_cases, evaluate_cases, truth_of
+from monai_unet_app.errors import BundleError, InputRefusedError
+from monai_unet_app.evaluate import calibrate_bundle, choose_cases, evaluate_cases, targets_of, truth_of
 from monai_unet_app.pipeline import segment_case
 
 TESTS = ("hippocampus_035", "hippocampus_037")
@@ -243,3 +243,19 @@ def test_a_plan_of_the_user_s_own_decides_when_it_is_given(tiny_bundle: Callable
     plan.write_text(json.dumps({"schema_version": "1.0", "datasets": {"mine": {"cases": rows}}}))
     chosen = choose_cases(load_bundle(tiny_bundle()), find_data(data), None, plan)
     assert [(row["id"], row["subject"]) for row in chosen.rows] == [(TESTS[1], "b")]
+
+
+def test_a_bundles_targets_are_those_of_its_metadata(tiny_bundle: Callable[..., Path]) -> None:
+    root = tiny_bundle()
+    path = root / "configs/metadata.json"
+    metadata = json.loads(path.read_text())
+    path.write_text(json.dumps({**metadata, "targets": {"dice": {"at_least": 0.5}, "ece": {"at_most": 0.1}}}))
+    dice, ece = targets_of(load_bundle(root))
+    assert (dice.path, dice.at_least, dice.at_most) == (("dice", "mean"), 0.5, None)
+    assert (ece.path, ece.at_least, ece.at_most) == (("ece", "top_label"), None, 0.1)
+    for wrong in ({"dies": {"at_least": 0.5}}, {"dice": {"about": 0.5}}):
+        path.write_text(json.dumps({**metadata, "targets": wrong}))
+        with pytest.raises(BundleError, match="at_least or at_most of some of dice"):
+            targets_of(load_bundle(root))
+    path.write_text(json.dumps({key: value for key, value in metadata.items() if key != "targets"}))
+    assert targets_of(load_bundle(root)) == ()
