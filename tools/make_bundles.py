@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,8 @@ def write_card(card: Path, figures: dict[str, Any], bundle: Bundle) -> None:
         )
     rows += ["", "| ECE (top label, 15 equal bins, pooled) | uncalibrated | calibrated |", "|---|---|---|"]
     for key in (key for key in figures if key.startswith("ece_")):
-        where = "whole image" if key == "ece_whole" else f"{key[4:].replace('_', ' of ')} around the predicted surface"
+        width = re.sub(r"^ece_band_([0-9.]+)(.*)", r"\1 \2", key)
+        where = "whole image" if key == "ece_whole" else f"band of {width} around the predicted surface"
         rows.append(f"| {where} | {figures[key]['uncalibrated']:.4f} | {figures[key]['calibrated']:.4f} |")
     training = figures["training"]
     rows += [
