@@ -38,10 +38,12 @@ from dicom_io.coding import Segment
 from dicom_io.errors import DicomIoError, LabelError, SeriesGeometryError
 from dicom_io.identity import ResultInfo, derived_uid
 from dicom_io.seg import write_seg
+from dicom_io.series import load_dataset
 from dicom_io.volume import Provenance, Volume
 
 MADE_UP_DATE, MADE_UP_TIME = "20000101", "000000"
 SHEAR_TOLERANCE_MM = 0.01
+MODEL, LABEL_VERSION = "dicomize", "converted from NIfTI"  # how an earlier conversion is known again
 SERIES_FOLDER, SEG_NAME = "mr", "seg.dcm"
 
 
@@ -169,6 +171,25 @@ def _check_free(folder: Path, overwrite: bool) -> None:
             f"the output folder already has {' and '.join(taken)}; an empty place is needed; "
             "choose another folder or ask for overwriting"
         )
+    foreign = [file for name in taken for file in _files_at(folder / name) if not _is_a_conversion(file)]
+    if foreign:
+        raise DicomIoError(
+            f"the output folder has {foreign[0].name}, which is no earlier conversion; only such a one is "
+            "replaced; choose another folder or move it away"
+        )
+
+
+def _files_at(path: Path) -> list[Path]:
+    return sorted(path.rglob("*")) if path.is_dir() else [path]
+
+
+def _is_a_conversion(file: Path) -> bool:
+    """Whether this module wrote the file."""
+    try:
+        header = load_dataset(file, with_pixels=False)
+    except (DicomIoError, OSError):
+        return False
+    return header.get("ManufacturerModelName") == MODEL or header.get("SoftwareVersions") == LABEL_VERSION
 
 
 def _display_flips(image: Volume) -> tuple[bool, bool, bool]:
@@ -249,7 +270,7 @@ def _series_attributes(image: Volume, stored: _Stored, entropy: tuple[str, ...],
         setattr(ds, f"{part}Date", MADE_UP_DATE)
         setattr(ds, f"{part}Time", MADE_UP_TIME)
     ds.AccessionNumber, ds.ReferringPhysicianName, ds.StudyID = "", "", "1"
-    ds.Modality, ds.Manufacturer, ds.ManufacturerModelName = "MR", "monai-unet-app", "dicomize"
+    ds.Modality, ds.Manufacturer, ds.ManufacturerModelName = "MR", "monai-unet-app", MODEL
     ds.StudyDescription = "Converted from NIfTI"
     ds.SeriesDescription = "MR converted from NIfTI"
     ds.DerivationDescription = _derivation(stored)
@@ -342,7 +363,7 @@ def _write_labels(
     result = ResultInfo(
         segments=segments,
         algorithm_name="manual labels",
-        algorithm_version="converted from NIfTI",
+        algorithm_version=LABEL_VERSION,
         bundle_sha256=hashlib.sha256(fitted.array.tobytes()).hexdigest(),
         algorithm_type="MANUAL",
         series_description="Labels converted from NIfTI",

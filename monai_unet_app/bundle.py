@@ -9,11 +9,12 @@ import os
 import tempfile
 import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
@@ -61,8 +62,13 @@ class Bundle:
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
-        """`configs/metadata.json`."""
-        return json.loads((self.root / "configs/metadata.json").read_text())
+        """`configs/metadata.json`. Raises BundleError if it is damaged, or says neither version nor task."""
+        try:
+            metadata = json.loads((self.root / "configs/metadata.json").read_text())
+            _ = metadata["version"], metadata["task"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise BundleError(f"{self.name}: metadata.json cannot be used ({error}); see docs/bundles.md") from error
+        return metadata
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
@@ -189,15 +195,25 @@ class Bundle:
 
     @cached_property
     def seen(self) -> tuple[SeenCase, ...]:
-        """Every case of `models/run.json` and `models/calibration.json`, the latter first."""
+        """Every case of `models/run.json` and `models/calibration.json`; what trained first, what only was set aside last.
+
+        Raises:
+            BundleError: One of these files is damaged or of another version.
+        """
         path = self.root / "models" / CALIBRATION_RECORD
-        calibrated = json.loads(path.read_text())["cases"] if path.is_file() else {}
-        trained = self.run_record.get("cases", {})
-        return tuple(
-            SeenCase(case_id, entry["subject"], entry.get("partition", "calibration"), entry["image"])
-            for cases in (calibrated, trained)
-            for case_id, entry in cases.items()
-        )
+        try:
+            calibrated = json.loads(path.read_text())["cases"] if path.is_file() else {}
+            seen = [
+                SeenCase(case_id, entry["subject"], entry.get("partition", "calibration"), entry["image"])
+                for cases in (calibrated, self.run_record.get("cases", {}))
+                for case_id, entry in cases.items()
+            ]
+            return tuple(sorted(seen, key=lambda case: get_args(Partition).index(case.partition)))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BundleError(
+                f"{self.name}: models/run.json or {CALIBRATION_RECORD} does not say what the bundle has seen "
+                f"({type(error).__name__}: {error}); whole records of this version are needed; train or calibrate again"
+            ) from error
 
     def seen_as(self, volume: Volume) -> SeenCase | None:
         """The case that this image is to the bundle, under whatever name; None if it never saw it."""
@@ -288,8 +304,11 @@ def _unpack(path: Path) -> Path:
     home = tempfile.TemporaryDirectory(prefix="monai-unet-bundle-")
     atexit.register(home.cleanup)
     folder = Path(home.name) / path.stem  # of a zip without a folder in it, the zip's name is the bundle's
-    with zipfile.ZipFile(path) as archive:
-        archive.extractall(folder)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(folder)
+    except (zipfile.BadZipFile, OSError, EOFError, zlib.error) as error:
+        raise BundleError(f"{path.name} cannot be unpacked ({error}); a whole zip is needed; copy it again") from error
     roots = [metadata.parents[1] for metadata in sorted(folder.glob("**/configs/metadata.json"))]
     if len(roots) != 1:
         raise BundleError(f"{path.name} holds {len(roots)} bundle(s); one is needed")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from dicom_io.errors import DicomIoError
 from dicom_io.validators import program
 from monai_unet_app.bundle import bundle_folders, load_bundle
 from monai_unet_app.config import resolve_device
@@ -53,6 +54,6 @@ def _bundle(name: str, folder: Path) -> Row:
         if not (folder / "models/model.pt").is_file():
             return _row(name, "no weights; run make bundles", "note")
         _ = bundle.network, bundle.windows, bundle.result, bundle.segments
-    except AppError as error:
+    except (AppError, DicomIoError) as error:
         return _row(name, str(error), "broken")
     return _row(name, f"version {bundle.version}, sha256 {bundle.sha256[:12]}")

@@ -17,13 +17,13 @@ from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle, SeenCase, check_unseen, load_bundle
 from monai_unet_app.calibration import CalibrationFit, Fitted
 from monai_unet_app.config import PredictConfig
-from monai_unet_app.data.cases import CaseFiles, data_row
+from monai_unet_app.data.cases import CaseFiles, data_row, subjects_of
 from monai_unet_app.data.digest import dataset_sha256
 from monai_unet_app.data.inspect import check_cases
 from monai_unet_app.data.labels import check_values, read_labels
 from monai_unet_app.data.monai_bridge import to_metatensor
 from monai_unet_app.data.read import read_volume
-from monai_unet_app.data.splits import read_splits
+from monai_unet_app.data.splits import SplitCase, read_splits
 from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.metrics import CaseArrays, Evaluation, EvaluationPlan
 from monai_unet_app.pipeline import on_volume, predict, segment_case
@@ -62,6 +62,7 @@ class CaseLog:
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
+        self.targets = targets_of(bundle)
         names = bundle.labels[1:] if bundle.exclusive else bundle.labels
         self.evaluation = Evaluation(EvaluationPlan(tuple(names), bundle.exclusive, bundle.rules.planar))
         self.rows: list[Row] = []
@@ -101,7 +102,7 @@ class CaseLog:
             self.evaluation,
             MeasuredOn(bundle.name, bundle.version, bundle.sha256, data_name, dataset_sha256(self.rows), partition),
             pictures=self._pictures(),
-            targets=targets_of(bundle),
+            targets=self.targets,
         )
         return report.summary, write_evaluation(report, folder)
 
@@ -160,13 +161,15 @@ def choose_cases(
     rows: list[Row] = []
     left: Counter[str] = Counter()
     places = [plan.get(case.id) for case in cases]
-    seen = [_seen_as(bundle, case) for case in cases]
+    subjects = {**subjects_of(cases), **{place.id: place.subject for place in places if place}}
+    kin = _kin(bundle, plan)
+    seen = [_seen_as(bundle, case) or kin.get(subjects[case.id]) for case in cases]
     planned = [place.partition if splits and place else None for place in places]
     partitions = [known.partition if known else part for known, part in zip(seen, planned, strict=True)]
     accepted = {None, "test"} if partition is None else {partition if any(partitions) else None}
-    for case, place, known, part in zip(cases, places, seen, partitions, strict=True):
+    for case, known, part in zip(cases, seen, partitions, strict=True):
         if partition == "all" or part in accepted:
-            rows.append(data_row(case, known.subject if known else place.subject if place else case.id))
+            rows.append(data_row(case, known.subject if known else subjects[case.id]))
         else:
             left[part or "cases that the plan does not know"] += 1
     note = f"{len(rows)} of {len(cases)} case(s)" + (f", partition {partition}" if partition else "")
@@ -177,6 +180,12 @@ def choose_cases(
             f"{note}: no case is left to work on; give other cases, or --partition all to take them as well"
         )
     return Chosen(rows, note)
+
+
+def _kin(bundle: Bundle, plan: Mapping[str, SplitCase]) -> dict[str, SeenCase]:
+    """A seen case of each subject whom the bundle's plan and this one call alike: the other eye of a child that trained."""
+    alike = (case for case in bundle.seen if case.id in plan and plan[case.id].subject == case.subject)
+    return {case.subject: case for case in reversed(list(alike))}
 
 
 def _seen_as(bundle: Bundle, case: CaseFiles) -> SeenCase | None:
@@ -214,10 +223,14 @@ def truth_of(row: Row, volume: Volume, bundle: Bundle) -> NDArray:
     """
     labels = read_labels(Path(row["label"]), volume)
     check_values(labels, bundle.label_values, Path(row["label"]).name)
-    array = labels.array.astype(np.uint8)
+    return _by_class(labels.array, bundle)
+
+
+def _by_class(numbers: NDArray, bundle: Bundle) -> NDArray:
+    """Class numbers as they are, or for overlapping labels one mask for each."""
     if bundle.exclusive:
-        return array
-    return np.stack([array == number for number in range(1, len(bundle.labels) + 1)])
+        return numbers.astype(np.uint8)
+    return np.stack([numbers == number for number in bundle.label_values[1:]])
 
 
 def evaluate_cases(
@@ -304,11 +317,8 @@ class EvaluationHandler:
             volume = read_volume(row["image"])
             arrays: dict[str, NDArray] = {key: on_volume(item[key], volume) for key in ("pred", "prob", "truth")}
             truth, predicted = arrays["truth"], arrays["pred"]
-            if bundle.exclusive:
-                truth, predicted = truth[0].astype(np.uint8), predicted[0].astype(np.uint8)
-            else:
-                truth, predicted = truth > 0, predicted > 0
-            self.log.add(row, volume, truth, predicted, arrays["prob"])
+            predicted = predicted[0].astype(np.uint8) if bundle.exclusive else predicted > 0
+            self.log.add(row, volume, _by_class(truth[0], bundle), predicted, arrays["prob"])
 
     def _write(self, engine: Engine) -> None:
         self.log.write(self.output, self.data_name, self.partition)

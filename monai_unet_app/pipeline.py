@@ -20,6 +20,7 @@ from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.monai_bridge import to_metatensor
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import check_rules
+from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.inference.engines.torch_engine import TorchEngine
 from monai_unet_app.inference.predict import Progress, predict_logits, predict_mirrored
 
@@ -92,12 +93,18 @@ def preprocess(volume: Volume, bundle: Bundle) -> dict[str, MetaTensor]:
 
 
 def predict(image: MetaTensor, bundle: Bundle, run: PredictConfig, progress: Progress | None = None) -> torch.Tensor:
-    """Logits on the preprocessed image's grid, shape (C, *spatial)."""
+    """Logits on the preprocessed image's grid, shape (C, *spatial). Raises InputRefusedError if one is not finite."""
     engine = TorchEngine(bundle.network, bundle.device, bundle.slice_axis)
     tensor = image.as_tensor()
     if run.tta:
-        return predict_mirrored(tensor, engine, bundle.windows, bundle.mirror_axes, progress)
-    return predict_logits(tensor, engine, bundle.windows, progress)
+        logits = predict_mirrored(tensor, engine, bundle.windows, bundle.mirror_axes, progress)
+    else:
+        logits = predict_logits(tensor, engine, bundle.windows, progress)
+    if not torch.isfinite(logits).all():
+        raise InputRefusedError(
+            "the network's answer to it is not finite; look at its intensities with monai-unet inspect"
+        )
+    return logits
 
 
 def finish(

@@ -1,13 +1,12 @@
 """A segmented case to files: NIfTI, DICOM SEG, SR and RTSTRUCT, a picture, and always `result.json`.
 
-Writing is a step of its own, so that a failed write never costs a second inference. All files of a case are written into a
+Writing is a step of its own, which may be repeated without a second inference. All files of a case are written into a
 temporary folder beside the output and moved when they are whole, `result.json` last: where it stands, the files that it names
 are all there and of one run.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import torch
 from monai.transforms import MapTransform
 from PIL import Image
 
@@ -38,6 +38,7 @@ from monai_unet_app.data.cases import CaseFiles, case_id
 from monai_unet_app.data.read import NIFTI_ENDINGS, PICTURE_ENDINGS, has_ending, read_volume
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import InputRefusedError, UsageError
+from monai_unet_app.inference.predict import Progress
 from monai_unet_app.metrics import EvaluationPlan
 from monai_unet_app.pipeline import Case, segment_case
 from monai_unet_app.report import CasePicture, case_figure
@@ -89,24 +90,32 @@ def write_results(
         files = _write_files(case, case_id, bundle, run, what, folder)
         document = result_document(case, case_id, bundle, run, files)
         write_json(document, folder / f"{case_id}_result.json", "result")
-        _publish(folder, output, f"{case_id}_result.json")
+        _publish(folder, output, case_id)
     return document
 
 
-def _publish(folder: Path, output: Path, record: str) -> None:
+def _publish(folder: Path, output: Path, case_id: str) -> None:
     """Moves the files of a case into the output, in place of everything that an earlier run left there for it."""
-    earlier = output / record
-    if earlier.is_file():
-        with contextlib.suppress(ValueError, AttributeError):  # not one of ours
-            stale = [output / Path(name).parts[0] for name in json.loads(earlier.read_text()).get("files", {}).values()]
-            earlier.unlink()
-            for path in stale:
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    for path in sorted(folder.iterdir(), key=lambda path: path.name == record):
+    record = output / f"{case_id}_result.json"
+    stale = _named_by(record, case_id)
+    record.unlink(missing_ok=True)
+    for path in stale:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == record.name):
         target = output / path.name
         if target.is_dir():
             shutil.rmtree(target)
         os.replace(path, target)
+
+
+def _named_by(record: Path, case_id: str) -> list[Path]:
+    """The files and folders beside an earlier `result.json` that it names as this case's; never anything elsewhere."""
+    try:
+        files = json.loads(record.read_text())["files"].values()
+        tops = {Path(name).parts[0] for name in files}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):  # absent, or not one of ours
+        return []
+    return [record.parent / top for top in sorted(tops) if top.startswith(f"{case_id}_")]
 
 
 def predict_cases(
@@ -116,13 +125,19 @@ def predict_cases(
     what: OutputConfig,
     output: Path,
     step: Callable[[str], None] = lambda case_id: None,
+    windows: Progress | None = None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Segments and writes every case; gives the results of the good ones and what is wrong with the others."""
+    """Segments and writes every case; gives the results of the good ones and what is wrong with the others.
+
+    `step` is told each case's id when it is done, `windows` how far the one at work is.
+    """
     done, problems = [], []
     _check_series_named(cases, what)
     for case in cases:
         try:
-            done.append(write_results(segment_case(case.image, bundle, run), case.id, bundle, run, what, output))
+            done.append(
+                write_results(segment_case(case.image, bundle, run, windows), case.id, bundle, run, what, output)
+            )
         except InputRefusedError as error:
             problems.append(f"{case.id}: {error}")
         except OSError as error:
@@ -321,13 +336,19 @@ class SaveDicomd(MapTransform):
         bundle_root: The bundle that predicted.
         output_dir: Gets the files that `monai-unet predict` writes.
         formats: Some of seg, sr, rtstruct, nifti, png.
+        device: Where the network ran; a setting of the result.
     """
 
     def __init__(
-        self, keys: str, bundle_root: str, output_dir: str, formats: tuple[str, ...] | list[str] = ("seg", "sr")
+        self,
+        keys: str,
+        bundle_root: str,
+        output_dir: str,
+        formats: tuple[str, ...] | list[str] = ("seg", "sr"),
+        device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(keys)
-        self.bundle = load_bundle(bundle_root)
+        self.bundle = load_bundle(bundle_root, torch.device(device))
         self.output = Path(output_dir)
         self.what = OutputConfig(tuple(formats))
 

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import warnings
@@ -386,6 +387,47 @@ def test_a_command_that_makes_no_sense_exits_2(
     assert answer.code == 2
     assert message in answer.err
     assert files_below(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "flag", ["--epochs=0", "--seed=-1", "--learning-rate=0", "--learning-rate=nan", "--workers=-1"]
+)
+def test_impossible_numbers_are_wrong_usage(flag: str, run: Run, tmp_path: Path) -> None:
+    answer = run("train", "--bundle", BUNDLE, "--data", tmp_path, "--output", tmp_path / "out", flag)
+    assert answer.code == 2
+    assert "needed" in answer.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_never_replaces_the_weights_of_another_bundle(
+    run: Run, crop: Volume, tiny_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    data, root = labelled(tmp_path / "data", crop), tiny_bundle()
+    for name in "cd":
+        for kind in ("images", "labels"):
+            (data / kind / f"{name}.nii.gz").write_bytes((data / kind / "a.nii.gz").read_bytes())
+    before = (root / "models/model.pt").read_bytes()
+    answer = run("train", "--bundle", root, "--data", data, "--output", root, "--epochs", 1)
+    assert answer.code == 2
+    assert "holds trained weights and no run that could go on" in answer.err
+    assert (root / "models/model.pt").read_bytes() == before
+
+
+def test_a_zip_or_metadata_that_is_damaged_fails_in_words(
+    run: Run, crop: Volume, tiny_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    root, image = tiny_bundle(), good(tmp_path, crop)
+    archive = Path(shutil.make_archive(str(tmp_path / "b"), "zip", root))
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    archive.write_bytes(content)
+    answer = run("predict", "--bundle", archive, "--input", image, "--output", tmp_path / "out")
+    assert answer.code == 1
+    assert "b.zip cannot be unpacked" in answer.err
+    (root / "configs/metadata.json").write_text("{}")
+    answer = run("predict", "--bundle", root, "--input", image, "--output", tmp_path / "out")
+    assert answer.code == 1
+    assert "metadata.json cannot be used" in answer.err
 
 
 def test_a_plan_that_is_absent_is_refused(run: Run, crop: Volume, tmp_path: Path) -> None:

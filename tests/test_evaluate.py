@@ -137,12 +137,12 @@ def test_truth_of_overlapping_labels_has_one_channel_a_label(
     assert 0.005 < truth.mean() < 0.2
 
 
-def trained_on(root: Path, partitions: dict[str, str]) -> None:
+def trained_on(root: Path, partitions: dict[str, str], subject: str | None = None) -> None:
     """A run.json that says so."""
     cases = {
         case: {
             "partition": part,
-            "subject": f"subject of {case}",
+            "subject": subject or f"subject of {case}",
             "image": image_fingerprint(read_volume(EXAMPLES / "images" / f"{case}.nii.gz")),
         }
         for case, part in partitions.items()
@@ -215,6 +215,39 @@ def test_the_bundle_s_own_overlay_refuses_cases_that_it_has_seen(
     with pytest.raises(InputRefusedError, match=rf"has seen 1 of 2 case\(s\): {TESTS[0]} \(train\)"):
         run_overlay(root, "evaluate", settings)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_other_case_of_a_subject_who_trained_is_left_out_too(
+    tiny_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    root, data = (
+        tiny_bundle(),
+        few_examples(tmp_path / "data", ("hippocampus_003", "hippocampus_004", "hippocampus_037")),
+    )
+    trained_on(root, {"hippocampus_003": "train"}, subject="002")
+    chosen = choose_cases(load_bundle(root), find_data(data))
+    assert [row["id"] for row in chosen.rows] == ["hippocampus_037"]
+    assert "2 of train" in chosen.note
+
+
+def test_a_case_that_trained_and_calibrated_counts_as_trained(tiny_bundle: Callable[..., Path]) -> None:
+    root = tiny_bundle()
+    trained_on(root, {TESTS[0]: "calibration"})
+    record = json.loads((root / "models/run.json").read_text())
+    entry = {key: record["cases"][TESTS[0]][key] for key in ("subject", "image")}
+    (root / "models/calibration.json").write_text(json.dumps({"cases": {"again": entry}}))
+    trained_on(root, {TESTS[0]: "train"})
+    seen = load_bundle(root).seen_as(read_volume(EXAMPLES / "images" / f"{TESTS[0]}.nii.gz"))
+    assert seen is not None
+    assert seen.partition == "train"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"cases": {"a": {"image": "x"}}}', '{"cases": 3}'])
+def test_a_damaged_record_is_no_licence_to_measure(text: str, tiny_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    root, data = tiny_bundle(), few_examples(tmp_path / "data", TESTS)
+    (root / "models/run.json").write_text(text)
+    with pytest.raises(BundleError, match="does not say what the bundle has seen"):
+        choose_cases(load_bundle(root), find_data(data))
 
 
 def test_calibration_refuses_cases_that_trained(tiny_bundle: Callable[..., Path], tmp_path: Path) -> None:

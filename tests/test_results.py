@@ -102,6 +102,25 @@ def test_a_second_run_leaves_nothing_of_the_first(dicom_case: Case, bundle: Bund
     assert names == {"case_seg.nii.gz", "case_result.json", "other_seg.nii.gz"}
 
 
+@pytest.mark.parametrize(
+    "files", [{"a": "/"}, {"a": "../elsewhere"}, {"a": "other_seg.nii.gz"}, {"a": ""}, {"a": 5}, "text", None]
+)
+def test_a_record_that_is_not_ours_makes_nothing_vanish(
+    files: object, dicom_case: Case, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone: list[Path] = []
+    monkeypatch.setattr("shutil.rmtree", lambda path, *more, **named: gone.append(Path(path)))
+    out = tmp_path / "out"
+    for place in (out, tmp_path / "elsewhere"):
+        place.mkdir()
+    (out / "other_seg.nii.gz").write_bytes(b"of another case")
+    (out / "case_result.json").write_text(json.dumps({"files": files}))
+    write(dicom_case, bundle, out, formats=("nifti",))
+    assert [path for path in gone if not path.name.startswith(".partial-")] == []
+    assert (out / "other_seg.nii.gz").exists()
+    assert (tmp_path / "elsewhere").is_dir()
+
+
 def test_result_json_is_gone_while_the_files_change_and_comes_last(
     dicom_case: Case, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,8 @@ from monai_unet_app.evaluate import calibrate_bundle, choose_cases, evaluate_cas
 from monai_unet_app.metrics import Bootstrap
 from monai_unet_app.metrics.overlap import dice
 from monai_unet_app.metrics.statistics import bootstrap_mean
-from monai_unet_app.training.run import FIGURES, TrainConfig, train_bundle
+from monai_unet_app.training.checkpoints import FIGURES
+from monai_unet_app.training.run import TrainConfig, train_bundle
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SPLITS = REPOSITORY / "examples" / "splits.json"
@@ -35,6 +36,11 @@ DATA = {
     "hippocampus_mri_unet3d": ("msd_hippocampus", ""),
     "hippocampus_mri_unet2d": ("msd_hippocampus", ""),
     "retina_vessel_unet2d": ("chase_db1_2d", "_1stHO"),
+}
+TABLE = {
+    "hippocampus_mri_unet3d": ("T1 MR crop, 3D windows", "anterior, posterior hippocampus"),
+    "hippocampus_mri_unet2d": ("the same, slice by slice", "anterior, posterior hippocampus"),
+    "retina_vessel_unet2d": ("colour photograph", "vessel"),
 }
 SECOND_GRADER = "_2ndHO"
 DELIVERED = ("models/model.pt", "models/run.json", "models/calibration.json", "configs/inference.yaml")
@@ -80,6 +86,7 @@ def make(name: str, data: Path, build: Path) -> None:
     metadata = json.loads((home / "configs/metadata.json").read_text())
     write_json({**metadata, "eval_metrics": figures}, home / "configs/metadata.json")
     write_card(home / "docs" / "README.md", figures, bundle)
+    write_table()
 
 
 def second_grader(folder: Path, rows: list[Any]) -> dict[str, Any]:
@@ -156,12 +163,32 @@ def write_card(card: Path, figures: dict[str, Any], bundle: Bundle) -> None:
         f"minutes, {training['precision']} on {training['device']}. Data set sha256 "
         f"`{bundle.run_record['data_sha256'][:16]}…`, calibration {dict(bundle.part('calibration'))}.",
     ]
-    text, count = FIGURES.subn(lambda match: match[1] + "\n".join(rows) + "\n" + match[2], card.read_text())
+    put_figures(rows, card)
+
+
+def write_table() -> None:
+    """Replaces the table of the README by the figures that stand in the bundles' metadata."""
+    rows = ["| bundle | goes in | comes out | Dice | ECE, whole image | ECE, band |", "|---|---|---|---|---|---|"]
+    for name, (image, structures) in TABLE.items():
+        figures = json.loads((REPOSITORY / "bundles" / name / "configs/metadata.json").read_text())["eval_metrics"]
+        cells = ["not measured yet"] * 3
+        if figures:
+            low, high = figures["dice"]["interval_95"]
+            band = next(key for key in figures if key.startswith("ece_band"))
+            cells = [f"{figures['dice']['mean']:.3f} ({low:.3f} to {high:.3f})"]
+            cells += [f"{figures[key]['calibrated']:.4f}" for key in ("ece_whole", band)]
+        rows.append(f"| `{name}` | {image} | {structures} | " + " | ".join(cells) + " |")
+    put_figures(rows, REPOSITORY / "README.md")
+
+
+def put_figures(rows: list[str], page: Path) -> None:
+    """Replaces what stands between the page's two marks."""
+    text, count = FIGURES.subn(lambda match: match[1] + "\n".join(rows) + "\n" + match[2], page.read_text())
     if count != 1:
         raise SystemExit(
-            f"{card} has {count} figure block(s); one between <!-- figures --> and <!-- end of figures --> is needed"
+            f"{page} has {count} figure block(s); one between <!-- figures --> and <!-- end of figures --> is needed"
         )
-    card.write_text(text)
+    page.write_text(text)
 
 
 if __name__ == "__main__":

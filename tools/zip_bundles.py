@@ -9,7 +9,8 @@ import sys
 import zipfile
 from pathlib import Path
 
-from monai_unet_app.bundle import bundle_folders, load_bundle
+from monai_unet_app.bundle import load_bundle
+from monai_unet_app.shipped import shipped
 
 LEFT_OUT = {"run", "eval", "data", "__pycache__"}
 
@@ -17,7 +18,8 @@ LEFT_OUT = {"run", "eval", "data", "__pycache__"}
 def main(folder: Path) -> None:
     """Writes <name>-<version>.zip of each bundle; times in it are fixed, so that the same bundle gives the same zip."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, root in bundle_folders().items():
+    for root in sorted(path.parents[1] for path in shipped("bundles").glob("*/configs/metadata.json")):
+        name = root.name
         target = folder / f"{name}-{load_bundle(root).version}.zip"
         with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
             for file in sorted(root.rglob("*")):

@@ -118,6 +118,8 @@ class CalibrationFit:
 
     def add(self, logits: torch.Tensor, label: torch.Tensor) -> None:
         """One case: logits (C, *spatial) and label (1, *spatial) of class numbers, or (C, *spatial) of 0 and 1."""
+        if not self.exclusive and len(label) == 1 and len(logits) > 1:
+            label = torch.cat([label == number for number in range(1, len(logits) + 1)])
         file = Path(self._folder.name) / f"{len(self._files)}.pt"
         plain = [part.detach().cpu().float().as_subclass(torch.Tensor).clone() for part in (logits, label)]
         torch.save(plain, file)

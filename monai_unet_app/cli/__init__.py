@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{error.strerror or error}: {error.filename or ''}; free space or choose another place", EXIT_FAILED
         )
     except KeyboardInterrupt:
-        return _fail("stopped; run the same command again to go on", 130)
+        return _fail("stopped; run the same command again", 130)
     if options.json:
         sys.stdout.write(json.dumps(answer, indent=2) + "\n")
     return code

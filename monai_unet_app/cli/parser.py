@@ -53,7 +53,7 @@ def _demo(verb: Verb) -> None:
         "monai-unet demo --output demo",
     )
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for everything (default: demo)")
-    parser.add_argument("--epochs", type=int, default=6, help="length of the training (default: 6)")
+    parser.add_argument("--epochs", type=at_least(1), default=6, help="length of the training (default: 6)")
 
 
 def _dicomize(verb: Verb) -> None:
@@ -102,13 +102,15 @@ def _train(verb: Verb) -> None:
     )
     parser.add_argument("--splits", type=Path, help="who trains, selects, calibrates and tests (splits.json)")
     parser.add_argument("--fold", type=int, choices=range(5), help="cross-validation: this fold of the plan tests")
-    parser.add_argument("--epochs", type=int, help="length of the training (default: the bundle's)")
-    parser.add_argument("--seed", type=int, help="of windows, augmentation and weights (default: the bundle's)")
-    parser.add_argument("--learning-rate", type=float, help="largest learning rate (default: the bundle's)")
+    parser.add_argument("--epochs", type=at_least(1), help="length of the training (default: the bundle's)")
+    parser.add_argument("--seed", type=at_least(0), help="of windows, augmentation and weights (default: the bundle's)")
+    parser.add_argument("--learning-rate", type=above_zero, help="largest learning rate (default: the bundle's)")
     parser.add_argument(
         "--precision", choices=("auto", "bf16", "f32"), help="auto: bf16 where the device computes it fast"
     )
-    parser.add_argument("--workers", type=int, help="processes that augment (default: 0, in the training process)")
+    parser.add_argument(
+        "--workers", type=at_least(0), help="processes that augment (default: 0, in the training process)"
+    )
     parser.add_argument(
         "--tracking", choices=("tensorboard", "mlflow", "none"), help="where curves go (default: tensorboard)"
     )
@@ -122,7 +124,7 @@ def _calibrate(verb: Verb) -> None:
         "monai-unet calibrate --bundle my_bundle --data DATA",
     )
     parser.add_argument("--bundle", required=True, help="folder of the bundle; its inference.yaml is rewritten")
-    _add_cases(parser)
+    _add_cases(parser, ("calibration", "test", "all"), "calibration")
     _add_device(parser)
 
 
@@ -133,7 +135,7 @@ def _evaluate(verb: Verb) -> None:
         "monai-unet evaluate --bundle my_bundle --images DIR --labels DIR --output OUT",
     )
     parser.add_argument("--bundle", required=True, help="a name, a folder or a zip")
-    _add_cases(parser)
+    _add_cases(parser, ("train", "selection", "calibration", "test", "all"), "only those that the bundle has not seen")
     parser.add_argument("--output", type=Path, required=True, help="folder for the report")
     parser.add_argument("--tta", action="store_true", help="average over mirror images")
     _add_device(parser)
@@ -161,26 +163,38 @@ def _predict(verb: Verb) -> None:
     _add_device(parser)
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """A whole number that is no smaller."""
+
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is too small; at least {least} is needed")
+        return int(text)
+
+    return number
+
+
+def above_zero(text: str) -> float:
+    """A finite number above 0."""
+    if not 0 < float(text) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no rate; a number above 0 is needed")
+    return float(text)
+
+
 def _add_labels(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", type=Path, help="folder of labels named as their images")
     parser.add_argument("--label-suffix", default="", help="what a label's name has that its image's has not")
 
 
-def _add_cases(parser: argparse.ArgumentParser) -> None:
+def _add_cases(parser: argparse.ArgumentParser, partitions: tuple[str, ...], usual: str) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--data", type=Path, help="folder with images/ and labels/, or DICOM series with SEG or RTSTRUCT"
     )
     where.add_argument("--images", type=Path, help="folder of images, with --labels or --label-suffix")
     _add_labels(parser)
-    parser.add_argument(
-        "--splits", type=Path, help="a splits.json (default: the plan that the bundle was trained with)"
-    )
-    parser.add_argument(
-        "--partition",
-        choices=("train", "selection", "calibration", "test", "all"),
-        help="which cases of the plan (default: only those that the bundle has not seen)",
-    )
+    parser.add_argument("--splits", type=Path, help="a splits.json for the cases that the bundle has not seen")
+    parser.add_argument("--partition", choices=partitions, help=f"which cases of the plan (default: {usual})")
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:

@@ -40,6 +40,10 @@ class Steps:
     def __call__(self, description: str = "") -> None:
         self.bar.update(self.task, advance=1, description=description)
 
+    def windows(self, done: int, total: int) -> None:
+        """How far the case at work is."""
+        self.bar.update(self.task, description=f"window {done} of {total}")
+
 
 def progress(text: str, total: int, options: argparse.Namespace) -> Steps:
     return Steps(text, total, options.json)

@@ -32,7 +32,7 @@ def bundles(options: argparse.Namespace) -> Answer:
         try:
             bundle = load_bundle(folder)
             task = bundle.metadata["task"]
-        except (AppError, KeyError, ValueError) as error:
+        except AppError as error:
             problems.append(f"{name}: {error}")
             continue
         trained = (folder / "models/model.pt").is_file()
@@ -212,7 +212,7 @@ def predict(options: argparse.Namespace) -> Answer:
     cases = find_images(options.input, options.series)
     check_writable(options.output)
     with progress("segmenting", len(cases), options) as step:
-        done, problems = predict_cases(cases, bundle, run, what, options.output, step)
+        done, problems = predict_cases(cases, bundle, run, what, options.output, step, step.windows)
     if not options.json:
         structures_table(done)
         problems_list(problems)

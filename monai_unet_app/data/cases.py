@@ -6,7 +6,6 @@ a folder of DICOM        one folder a case: one image series and the SEG or RTST
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import Literal
 
 from dicom_io.errors import DicomIoError, SeriesSelectionError, UnreadableFileError
 from dicom_io.series import SeriesRef, find_series, load_dataset, scan_files
-from monai_unet_app.data.read import NIFTI_ENDINGS, PICTURE_ENDINGS, has_ending
+from monai_unet_app.data.read import NIFTI_ENDINGS, PICTURE_ENDINGS, has_ending, read_volume
 from monai_unet_app.data.splits import Partition, SplitCase, make_split, read_splits
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.shipped import shipped
@@ -62,6 +61,7 @@ def find_images(source: Path, series_instance_uid: str | None = None) -> list[Ca
     Raises:
         InputRefusedError: Nothing is there that could be an image, or files and DICOM in one folder.
     """
+    source = Path(os.path.abspath(source))  # "." has no name
     if not source.exists():
         raise InputRefusedError(
             f"{source.name} does not exist; an image, a DICOM folder or a folder of cases is needed"
@@ -70,7 +70,7 @@ def find_images(source: Path, series_instance_uid: str | None = None) -> list[Ca
         return [CaseFiles(case_id(source), source)]
     files = sorted(file for file in source.iterdir() if file.is_file() and has_ending(file, FILE_ENDINGS))
     if files:
-        _check_no_dicom_beside(files, source)
+        files += _broken_dicom_beside(files, source)
     found = [CaseFiles(case_id(file), file) for file in files] or _dicom_cases(source, series_instance_uid)
     if not found:
         raise InputRefusedError(
@@ -80,18 +80,19 @@ def find_images(source: Path, series_instance_uid: str | None = None) -> list[Ca
     return _told_apart(found, source)
 
 
-def _check_no_dicom_beside(files: Sequence[Path], source: Path) -> None:
-    """Raises InputRefusedError where images of two kinds lie in one folder: nobody can say which were meant."""
-    others = [file for file in source.iterdir() if file.is_file() and file not in files]
-    if not others:
-        return
-    with contextlib.suppress(UnreadableFileError, SeriesSelectionError):  # nothing of DICOM in it
-        count = sum(len(ref.files) for ref in scan_files(others).series if ref.kind == "image")
-        if count:
-            raise InputRefusedError(
-                f"{source.name}/ holds {len(files)} image file(s) ({files[0].name} ...) and {count} DICOM file(s); one kind in "
-                "a folder is needed; name the file that is meant, or move one kind away"
-            )
+def _broken_dicom_beside(files: Sequence[Path], source: Path) -> list[Path]:
+    """Damaged DICOM files among the images of a folder: cases that cannot be read.
+
+    Raises:
+        InputRefusedError: Whole DICOM images are there too: nobody can say which kind was meant.
+    """
+    kinds = {file: _kind_of(file) for file in sorted(source.iterdir()) if file.is_file() and file not in files}
+    if "image" in kinds.values():
+        raise InputRefusedError(
+            f"{source.name}/ holds {len(files)} image file(s) ({files[0].name} ...) and DICOM images beside them; one kind in "
+            "a folder is needed; name the file that is meant, or move one kind away"
+        )
+    return [file for file, kind in kinds.items() if kind == "broken"]
 
 
 def _told_apart(cases: Sequence[CaseFiles], source: Path) -> list[CaseFiles]:
@@ -134,13 +135,17 @@ def find_cases(
         InputRefusedError: No case, or an image without a label.
     """
     found = find_images(images)
-    if labels is None and all(case.image.is_dir() for case in found):
+    if labels is None and not any(has_ending(case.image, FILE_ENDINGS) for case in found):
         pairs = [replace(case, label=_one_label(case)) for case in found]
     elif labels is None:
         pairs = _paired(_without_derived(found, label_suffix), images, label_suffix)
     else:
         pairs = _paired(found, labels, label_suffix)
-    missing = [case.id for case in pairs if case.label is None]
+    unlabelled = [case for case in pairs if case.label is None]
+    for case in unlabelled:
+        if need_all and not has_ending(case.image, FILE_ENDINGS):
+            read_volume(case.image)  # a damaged series is said to be that
+    missing = [case.id for case in unlabelled]
     if missing and (need_all or len(missing) == len(pairs)):
         raise InputRefusedError(
             f"{len(missing)} of {len(pairs)} image(s) have no label: {', '.join(missing[:5])}{' ...' if missing[5:] else ''}; "
@@ -153,22 +158,31 @@ def find_cases(
 def _paired(cases: Sequence[CaseFiles], labels: Path, suffix: str) -> list[CaseFiles]:
     if not labels.is_dir():
         raise InputRefusedError(f"{labels.name}/ is no folder; one with a label for each image is needed")
-    by_id = {case_id(file): file for file in sorted(labels.iterdir())}
+    by_id: dict[str, Path] = {}
+    for file in sorted(labels.iterdir()):
+        other = by_id.setdefault(case_id(file), file)
+        if other != file and has_ending(file, FILE_ENDINGS) and has_ending(other, FILE_ENDINGS):
+            raise InputRefusedError(
+                f"{labels.name}/ has {other.name} and {file.name}; one label of a name is needed; move the others away"
+            )
+        if has_ending(file, FILE_ENDINGS):
+            by_id[case_id(file)] = file
     return [CaseFiles(case.id, case.image, by_id.get(case.id + suffix)) for case in cases]
 
 
 def _without_derived(cases: Sequence[CaseFiles], suffix: str) -> list[CaseFiles]:
     """The images of one folder that holds labels too.
 
-    What has a label is an image. What goes on from an image's name as it does for every image (a second grader's labels,
-    Image_1_2ndHO beside Image_1) is none; anything else is an image that lacks its label.
+    What has a label is an image. What goes on from an image's name, by a mark like _, as it does for every image (a second
+    grader's labels, Image_1_2ndHO beside Image_1) is none; anything else is an image that lacks its label.
     """
     if not suffix:
         raise InputRefusedError("images and labels lie in one folder; a suffix tells labels apart; give --label-suffix")
     ids = {case.id for case in cases}
     images = {name for name in ids if name + suffix in ids}
     tails = {name[len(image) :] for name in ids for image in images if name != image and name.startswith(image)}
-    derived = {image + tail for tail in tails if all(image + tail in ids for image in images) for image in images}
+    common = {tail for tail in tails if not tail[0].isalnum() and all(image + tail in ids for image in images)}
+    derived = {image + tail for tail in common for image in images}
     return [case for case in cases if case.id in images or case.id not in derived]
 
 
@@ -205,7 +219,7 @@ def _dicom_cases(source: Path, series_instance_uid: str | None = None) -> list[C
 def _one_by_one(source: Path, series_instance_uid: str | None) -> list[CaseFiles]:
     entries = sorted(source.iterdir())
     kinds = {file: _kind_of(file) for file in entries if file.is_file()}
-    if "DICOM" in kinds.values() or len(kinds) == len(entries):
+    if {"image", "other DICOM"} & set(kinds.values()) or len(kinds) == len(entries):
         return [CaseFiles(source.name, source)]
     cases = [CaseFiles(case_id(file), file) for file, kind in kinds.items() if kind == "broken"]
     for folder in (entry for entry in entries if entry.is_dir()):
@@ -220,14 +234,14 @@ def _one_by_one(source: Path, series_instance_uid: str | None) -> list[CaseFiles
     return cases
 
 
-def _kind_of(file: Path) -> Literal["DICOM", "broken", "foreign"]:
+def _kind_of(file: Path) -> Literal["image", "other DICOM", "broken", "foreign"]:
     try:
-        scan_files([file])
+        (series,) = scan_files([file]).series
     except UnreadableFileError:
         return "broken"
     except SeriesSelectionError:
         return "foreign"
-    return "DICOM"
+    return "image" if series.kind == "image" else "other DICOM"
 
 
 def _home(folder: Path, source: Path, folders: Sequence[Path]) -> Path:
@@ -248,15 +262,16 @@ def _one_label(case: CaseFiles) -> Path | None:
 
 
 def subjects_of(cases: Sequence[CaseFiles]) -> dict[str, str]:
-    """Whose each case is: by the shipped plan if it knows every case, else by PatientID, else each its own.
+    """Whose each case is: by the shipped plan if it knows the case, else by PatientID, else its own.
 
-    A subject is called by its first case; a PatientID goes nowhere.
+    A subject of the latter kinds is called by its first case; a PatientID goes nowhere.
     """
     known = read_splits(shipped("examples") / "splits.json")
-    if all(case.id in known for case in cases):
-        return {case.id: known[case.id].subject for case in cases}
     first: dict[tuple[str, str], str] = {}
-    return {case.id: first.setdefault(_patient(case), case.id) for case in sorted(cases, key=lambda case: case.id)}
+    return {
+        case.id: known[case.id].subject if case.id in known else first.setdefault(_patient(case), case.id)
+        for case in sorted(cases, key=lambda case: case.id)
+    }
 
 
 def _patient(case: CaseFiles) -> tuple[str, str]:
@@ -290,12 +305,16 @@ def plan_of(cases: Sequence[CaseFiles], splits: str | Path | None) -> dict[str, 
 
 def find_data(dataset_dir: str | Path, labels_dir: str | Path | None = None, label_suffix: str = "") -> list[CaseFiles]:
     """The labelled cases of a data folder: images/ and labels/ in it, both mixed, or DICOM; or images with `labels_dir`."""
-    folder = Path(dataset_dir)
-    if labels_dir is not None:
-        return find_cases(folder, Path(labels_dir), label_suffix)
-    if (folder / "images").is_dir():
-        return find_cases(folder / "images", folder / "labels", label_suffix)
-    return find_cases(folder, None, label_suffix)
+    return find_cases(
+        *image_and_label_folders(Path(dataset_dir), Path(labels_dir) if labels_dir else None), label_suffix
+    )
+
+
+def image_and_label_folders(folder: Path, labels: Path | None = None) -> tuple[Path, Path | None]:
+    """Where the images lie, and the labels where they have a folder of their own."""
+    if labels is None and (folder / "images").is_dir():
+        return folder / "images", folder / "labels"
+    return folder, labels
 
 
 def by_partition(

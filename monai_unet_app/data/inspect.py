@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dicom_io.volume import Volume
-from monai_unet_app.data.cases import CaseFiles, case_id, find_cases, find_images, subjects_of
+from monai_unet_app.data.cases import CaseFiles, case_id, find_cases, find_images, image_and_label_folders, subjects_of
 from monai_unet_app.data.labels import check_values, read_labels
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import InputRules, check_rules
@@ -106,9 +106,9 @@ def find_to_inspect(
         labels: Folder of labels, where they lie apart.
         label_suffix: As in `find_cases`.
     """
-    images = data / "images" if labels is None and not label_suffix and (data / "images").is_dir() else data
-    if labels is None and images != data and (data / "labels").is_dir():
-        labels = data / "labels"
+    images, labels = image_and_label_folders(data, labels)
+    if labels is not None and not labels.is_dir() and not label_suffix:
+        labels = None
     if labels is None and not label_suffix:
         found = find_images(images)
         return (find_cases(images, need_all=False) if any(case.label_objects for case in found) else found), []
@@ -138,11 +138,12 @@ def inspect_cases(
     subjects = subjects_of(cases)
     for case in cases:
         try:
+            looks = _fingerprint(case, subjects[case.id], rules, known)
             if labelled and case.label is None:
                 raise InputRefusedError(
                     "it has no label, other cases have; add one of the same name or move the image away"
                 )
-            seen.append(_fingerprint(case, subjects[case.id], rules, known))
+            seen.append(looks)
         except InputRefusedError as error:
             refused.append(f"{case.id}: {error}")
         step(case.id)

@@ -39,6 +39,9 @@ class InputRules:
             unknown = set(rules) - {"modality", "channels", "planar", "spacing_mm", "extent_mm"}
             if unknown:
                 raise KeyError(f"unknown rule {sorted(unknown)}")
+            axes = 2 if rules.get("planar", False) else 3
+            if extent and any(len(extent[end]) != axes for end in ("least", "most")):
+                raise ValueError(f"extent_mm needs {axes} numbers for least and for most")
             return cls(
                 channels=int(rules["channels"]),
                 modality=tuple(rules.get("modality", ())),

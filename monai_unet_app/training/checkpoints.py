@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +13,13 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
+from monai_unet_app.bundle import CALIBRATION_RECORD, Bundle
+from monai_unet_app.calibration.fit import write_parameters
+from monai_unet_app.data.schemas import write_json
+from monai_unet_app.errors import UsageError
 from monai_unet_app.training.replay import ReplayLoader
+
+FIGURES = re.compile(r"(<!-- figures -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 
 
 def save_atomically(payload: object, path: Path) -> None:
@@ -89,8 +97,14 @@ class Checkpoints:
         if not path.exists():
             return
         saved = torch.load(path, map_location="cpu", weights_only=False)
-        for name, target in self.state.items():
-            target.load_state_dict(saved["state"][name])
+        try:
+            for name, target in self.state.items():
+                target.load_state_dict(saved["state"][name])
+        except (KeyError, RuntimeError, ValueError) as error:  # of a network or optimizer of another shape
+            raise UsageError(
+                f"{self.folder.name}/last.pt was left by a run with another recipe ({type(error).__name__}); only the same run "
+                "can be resumed; give another output folder"
+            ) from error
         self.best_metric, self.best_epoch = saved["best_metric"], saved["best_epoch"]
         self.history = saved["history"]
         engine.state.epoch, engine.state.iteration = saved["epoch"], saved["iteration"]
@@ -126,13 +140,36 @@ class Checkpoints:
     def deliver(self, engine: Engine) -> None:
         """At the end: the best weights become the bundle's `models/model.pt`, the run's record stands beside them.
 
-        A run that ended before its first validation has no best weights and delivers its last.
+        What was fitted to and measured with other weights before goes. A run that ended before its first validation has no
+        best weights and delivers its last.
         """
         if self.best_epoch:
             best = torch.load(self.folder / "best.pt", map_location="cpu", weights_only=True)
         else:
             best = half_weights(self.best)
-        save_atomically(best, self.deliver_to)
+        if not _holds(self.deliver_to, best):
+            forget_figures(self.deliver_to.parents[1])
+            save_atomically(best, self.deliver_to)
         record = self.folder / "run.json"
         if record.exists():
             shutil.copy2(record, self.deliver_to.with_name("run.json"))
+
+
+def _holds(path: Path, weights: Mapping[str, torch.Tensor]) -> bool:
+    try:
+        there = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # absent or broken in any way: not these weights
+        return False
+    return there.keys() == weights.keys() and all(torch.equal(there[name], weights[name]) for name in weights)
+
+
+def forget_figures(root: Path) -> None:
+    """What a bundle's earlier weights measured is not true of new ones: calibration and figures go."""
+    write_parameters(root / "configs/inference.yaml", Bundle(root).no_calibration)
+    (root / "models" / CALIBRATION_RECORD).unlink(missing_ok=True)
+    metadata = json.loads((root / "configs/metadata.json").read_text())
+    if metadata.get("eval_metrics"):
+        write_json({**metadata, "eval_metrics": {}}, root / "configs/metadata.json")
+    card = root / "docs/README.md"
+    if card.is_file():
+        card.write_text(FIGURES.sub(lambda match: match[1] + "Not measured yet.\n" + match[2], card.read_text()))

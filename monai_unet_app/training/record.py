@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import re
 import subprocess
@@ -15,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
 
 from monai_unet_app.data.digest import dataset_sha256, image_fingerprint
@@ -59,7 +59,14 @@ def git_commit() -> str | None:
 
 def command_line() -> list[str]:
     """The command without the folders of this machine: of an absolute path the last part is left."""
-    return [re.sub(r"(?<![\w.])/([^/\s'\"]+/)*", "", word) for word in sys.argv]
+    return [_without_folders(word) for word in sys.argv]
+
+
+def _without_folders(word: str) -> str:
+    flag, sign, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    if Path(value).is_absolute():
+        return flag + sign + Path(value).name
+    return flag + sign + re.sub(r"(?<![\w.])/([^/\s'\"]+/)*", "", value)  # paths in a list
 
 
 def recipe_sha256(configs: Sequence[str | Path]) -> str:
@@ -121,7 +128,7 @@ class RunRecord:
         """Refuses to go on with another run's states; notes when, with what and by which command this one began."""
         if self.path.exists():
             before = json.loads(self.path.read_text())
-            differing = [key for key, value in self.identity.items() if before[key] != value]
+            differing = [key for key, value in self.identity.items() if before.get(key) != value]
             if differing:
                 raise UsageError(
                     f"{self.path.parent.name}/ holds a run with other {' and '.join(differing)}; only the same run can be "
@@ -139,7 +146,7 @@ class RunRecord:
                 "versions": versions(),
                 "device": str(device),
                 "precision": resolve_precision(self.precision, device),
-                "threads": os.cpu_count(),
+                "threads": torch.get_num_threads(),
                 "seconds": 0.0,
             }
         )

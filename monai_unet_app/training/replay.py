@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from monai.data import CacheDataset, DataLoader
 from monai.transforms import Compose
 from torch.utils.data import Dataset, Sampler
@@ -55,7 +56,12 @@ class ReplayDataset(Dataset):
         case, draw = ticket
         seed = int(replay_rng(self.seed, draw).randint(2**31))
         self.random.set_random_state(seed=seed)
-        return self.random(self.cases[case])
+        cached = self.cases[
+            case
+        ]  # copied: MONAI notes every transform in the tensor's own list, which would grow for ever
+        return self.random(
+            {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in cached.items()}
+        )
 
 
 class ReplaySampler(Sampler):

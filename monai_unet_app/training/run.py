@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from monai_unet_app.bundle import NEEDED_FILES, Bundle, load_bundle, run_overlay
-from monai_unet_app.calibration.fit import write_parameters
 from monai_unet_app.config import resolve_device
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.data.inspect import check_cases
-from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import InputRefusedError, UsageError
+from monai_unet_app.training.checkpoints import forget_figures
 from monai_unet_app.training.record import recipe_sha256
 
-FIGURES = re.compile(r"(<!-- figures -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 COPIED = ("configs", "docs", "LICENSE")
 
 
@@ -63,8 +59,9 @@ def train_bundle(template: Bundle, run: TrainConfig, say: Callable[[str], None] 
     for part in ("train", "selection"):
         if not cases[part]:
             raise InputRefusedError(
-                f"no case of {run.data.name} is there to {_VERBS[part]}; at least one is needed; give another --splits or "
-                "leave it out"
+                f"no case of {run.data.name} is there to {_VERBS[part]}"
+                f"{'' if run.fold is None else f' beside fold {run.fold}'}; at least one is needed; give another --splits or "
+                "--fold, or leave them out"
             )
     check_cases([row for rows in cases.values() for row in rows], template)
     _copy(template, run.output)
@@ -86,8 +83,6 @@ _VERBS = {"train": "train on", "selection": "select the best model", "calibratio
 
 def _copy(template: Bundle, output: Path) -> None:
     """Config and docs of the template; an unfinished run of the same bundle is left as it is."""
-    if output.resolve() == template.root.resolve():
-        return
     if output.exists() and any(output.iterdir()):
         if not all((output / name).is_file() for name in NEEDED_FILES):
             raise UsageError(
@@ -97,6 +92,10 @@ def _copy(template: Bundle, output: Path) -> None:
             raise UsageError(
                 f"{output} holds a run with another recipe than {template.name}; choose another output folder"
             )
+        if (output / "models/model.pt").exists() and not (output / "run/last.pt").exists():
+            raise UsageError(
+                f"{output} holds trained weights and no run that could go on; they would be lost; choose another folder"
+            )
         return
     output.mkdir(parents=True, exist_ok=True)
     for name in COPIED:
@@ -105,18 +104,8 @@ def _copy(template: Bundle, output: Path) -> None:
             shutil.copytree(source, output / name, dirs_exist_ok=True)
         elif source.is_file():
             shutil.copy2(source, output / name)
-    _forget_figures(output)
+    forget_figures(output)
 
 
 def _configs(root: Path) -> list[Path]:
     return [root / "configs" / f"{name}.yaml" for name in ("inference", "train")]
-
-
-def _forget_figures(output: Path) -> None:
-    """What the template's weights measured is not true of new weights: calibration and figures go."""
-    write_parameters(output / "configs/inference.yaml", Bundle(output).no_calibration)
-    metadata = json.loads((output / "configs/metadata.json").read_text())
-    write_json({**metadata, "eval_metrics": {}}, output / "configs/metadata.json")
-    card = output / "docs/README.md"
-    if card.is_file():
-        card.write_text(FIGURES.sub(lambda match: match[1] + "Not measured yet.\n" + match[2], card.read_text()))

@@ -188,3 +188,16 @@ def test_calibrate_yaml_and_the_verb_fit_the_same_numbers_into_the_bundle(
     assert calibration_of(root) == result.parameters
     for name, value in by_overlay.items():
         assert result.parameters[name] == pytest.approx(value, abs=1e-3)
+
+
+def test_class_numbers_of_overlapping_labels_are_one_mask_each() -> None:
+    generator = torch.Generator().manual_seed(3)
+    numbers = torch.randint(0, 3, (1, 12, 12, 10), generator=generator)
+    masks = torch.cat([numbers == 1, numbers == 2]).float()
+    logits = 2 * (2 * masks - 1) + torch.randn(masks.shape, generator=generator)
+    found = []
+    for label in (numbers.float(), masks):
+        fit = CalibrationFit(by_temperature, {"log_temperature": 0.0}, exclusive=False)
+        fit.add(logits, label)
+        found.append(fit.fit().parameters)
+    assert found[0] == found[1]

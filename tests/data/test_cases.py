@@ -100,6 +100,9 @@ def test_an_image_whose_name_goes_on_from_anothers_is_never_dropped(tmp_path: Pa
     folder = touch(tmp_path / "in", names)
     with pytest.raises(InputRefusedError, match=r"1 of 3 image\(s\) have no label: p1_later"):
         find_cases(folder, label_suffix="_seg")
+    numbers = touch(tmp_path / "numbers", ["a1.png", "a1_seg.png", "a10.png", "b1.png", "b1_seg.png", "b10.png"])
+    with pytest.raises(InputRefusedError, match=r"2 of 4 image\(s\) have no label: a10, b10"):
+        find_cases(numbers, label_suffix="_seg")
     touch(folder, ["p1_later_seg.png"])
     assert [case.id for case in find_cases(folder, label_suffix="_seg")] == ["p1", "p1_later", "p2"]
 
@@ -107,10 +110,41 @@ def test_an_image_whose_name_goes_on_from_anothers_is_never_dropped(tmp_path: Pa
 def test_images_of_two_kinds_in_one_folder_are_refused(tmp_path: Path) -> None:
     series(tmp_path / "in")
     Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "in/preview.png")
-    with pytest.raises(InputRefusedError, match=r"1 image file\(s\) \(preview\.png \.\.\.\) and 6 DICOM file\(s\)"):
+    with pytest.raises(InputRefusedError, match=r"1 image file\(s\) \(preview\.png \.\.\.\) and DICOM images"):
         find_images(tmp_path / "in")
     (tmp_path / "in/preview.png").unlink()
     assert len(find_images(tmp_path / "in")) == 1
+    (file, *others) = sorted((tmp_path / "in").glob("*.dcm"))
+    for other in others:
+        other.unlink()
+    file.write_bytes(file.read_bytes()[:-20])
+    touch(tmp_path / "in", ["a.nii.gz"])
+    assert [case.id for case in find_images(tmp_path / "in")] == ["a", case_id(file)]
+
+
+def test_two_labels_of_one_name_are_refused(tmp_path: Path) -> None:
+    images = touch(tmp_path / "images", ["a.png"])
+    labels = touch(tmp_path / "labels", ["a.png", "a.txt"])
+    assert find_cases(images, labels)[0].label == labels / "a.png"
+    touch(labels, ["a.tif"])
+    with pytest.raises(InputRefusedError, match=r"has a\.png and a\.tif; one label of a name is needed"):
+        find_cases(images, labels)
+
+
+def test_the_folder_one_stands_in_has_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    series(tmp_path / "study/deep")
+    monkeypatch.chdir(tmp_path / "study")
+    assert [case.id for case in find_images(Path("."))] == ["study"]
+    monkeypatch.chdir(tmp_path / "study/deep")
+    assert [case.id for case in find_images(Path(".."))] == ["study"]
+
+
+def test_a_damaged_series_is_said_to_be_that_and_not_unlabelled(tmp_path: Path) -> None:
+    series(tmp_path / "in/good")
+    bad = series(tmp_path / "in/bad")[2]
+    bad.write_bytes(bad.read_bytes()[:-20])
+    with pytest.raises(InputRefusedError, match="is broken"):
+        find_cases(tmp_path / "in")
 
 
 def test_of_a_study_only_the_named_series_is_taken(tmp_path: Path) -> None:
@@ -151,6 +185,13 @@ def test_two_series_of_one_patient_are_one_subject(tmp_path: Path) -> None:
     plan = plan_of(cases, None)
     assert plan["a"].partition == plan["c"].partition
     assert "17" not in json.dumps([vars(place) for place in plan.values()])
+
+
+def test_a_case_of_the_users_does_not_part_subjects_that_the_shipped_plan_knows(tmp_path: Path) -> None:
+    cases = find_images(touch(tmp_path, ["hippocampus_003.nii.gz", "hippocampus_004.nii.gz", "mine.nii.gz"]))
+    subjects = subjects_of(cases)
+    assert subjects["hippocampus_003"] == subjects["hippocampus_004"]
+    assert subjects["mine"] == "mine"
 
 
 def test_each_folder_with_a_series_is_a_case_named_by_the_highest_folder_of_its_own(tmp_path: Path) -> None:

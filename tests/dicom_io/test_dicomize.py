@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pydicom
 import pytest
@@ -255,3 +258,13 @@ def test_a_hippocampus_case_is_valid_and_within_its_bound(shared_data, tmp_path,
     assert error <= case.max_rounding_error
     assert dciodvfy_errors(case.volume.provenance.files[9]) == []
     assert dciodvfy_errors(case.seg) == []
+
+
+def test_only_an_earlier_conversion_is_replaced(tmp_path: Path) -> None:
+    case = oblique_case(tmp_path / "case")
+    image = replace(case.volume, provenance=Provenance("nifti"))
+    dicomize(image, tmp_path / "case", case_id="again", overwrite=True)
+    (tmp_path / "case/mr/notes.txt").write_text("mine")
+    with pytest.raises(DicomIoError, match=r"notes\.txt, which is no earlier conversion"):
+        dicomize(image, tmp_path / "case", case_id="again", overwrite=True)
+    assert (tmp_path / "case/mr/notes.txt").read_text() == "mine"

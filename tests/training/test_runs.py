@@ -20,7 +20,7 @@ import torch
 from conftest import REPOSITORY
 from ignite.engine import Engine
 from monai.bundle import ConfigParser
-from small_data import FEW, drawn_eyes, few_examples
+from small_data import FEW, calibration_of, drawn_eyes, few_examples, set_calibration
 
 from dicom_io.dicomize import dicomize
 from dicom_io.read import read_series
@@ -213,13 +213,31 @@ def test_a_run_is_not_resumed_after_its_recipe_was_edited(
         train(root, data, epochs=1)
 
 
+def test_new_weights_make_old_figures_and_calibration_go(
+    tiny_bundle: Callable[..., Path], data: Path, tmp_path: Path
+) -> None:
+    root = tiny_bundle()
+    set_calibration(root, 0.5)
+    (root / "models/calibration.json").write_text('{"cases": {}}')
+    metadata = root / "configs/metadata.json"
+    metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "eval_metrics": {"dice": 0.9}}))
+    train(root, data, epochs=1)
+    assert {value for value in calibration_of(root).values() if isinstance(value, float)} == {0.0}
+    assert not (root / "models/calibration.json").exists()
+    assert json.loads(metadata.read_text())["eval_metrics"] == {}
+    assert "Not measured yet." in (root / "docs/README.md").read_text()
+    set_calibration(root, 0.5)
+    train(root, data, epochs=1)  # finished: nothing is new
+    assert 0.5 in calibration_of(root).values()
+
+
 def test_the_command_is_recorded_without_this_machines_folders(monkeypatch: pytest.MonkeyPatch) -> None:
     words = [
         "/opt/x/bin/monai-unet",
         "train",
         "--data",
-        "/srv/someone/data",
-        "--output=/tmp/o",
+        "/srv/Jane Doe/data",
+        "--output=/tmp/my o/o",
         "../shared/data",
         "a/b",
     ]
