@@ -155,7 +155,16 @@ def _name(series: SeriesRef) -> str:
 
 
 def _check_readable(headers: Sequence[Dataset], series: SeriesRef) -> None:
-    """Refuses what can be no volume of single values: mosaic, cine, and colour unless it is one picture."""
+    """Refuses what belongs to several patients, and what can be no volume of single values: mosaic, cine, and colour
+    unless it is one picture.
+    """
+    for keyword in ("PatientID", "PatientName"):
+        count = len({str(header.get(keyword)) for header in headers if header.get(keyword)})
+        if count > 1:
+            raise SeriesSelectionError(
+                f"{_name(series)} has files of {count} different {keyword}; one patient is needed; "
+                "pass the files of one patient only"
+            )
     if any("MOSAIC" in _words(header.get("ImageType")) for header in headers):
         raise SeriesSelectionError(
             f"{_name(series)} is a mosaic, a volume laid out as tiles of one picture; single slices are "

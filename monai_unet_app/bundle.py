@@ -22,6 +22,7 @@ from monai.inferers import SliceInferer, SlidingWindowInferer
 from monai.transforms import Compose, Invertd
 
 from dicom_io.coding import Segment, load_segments
+from dicom_io.errors import DicomIoError
 from dicom_io.volume import Volume
 from monai_unet_app.data.digest import image_fingerprint, same_image
 from monai_unet_app.data.read import read_volume
@@ -72,8 +73,11 @@ class Bundle:
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
-        """What the label values mean, from `configs/segments.json`."""
-        return load_segments(self.root / "configs/segments.json")
+        """What the label values mean, from `configs/segments.json`. Raises BundleError if it is damaged."""
+        try:
+            return load_segments(self.root / "configs/segments.json")
+        except DicomIoError as error:
+            raise BundleError(f"{self.name}: {error}") from error
 
     @cached_property
     def sha256(self) -> str:
@@ -284,14 +288,16 @@ def load_bundle(name: str | Path, device: torch.device | None = None, **override
     missing = [file for file in NEEDED_FILES if not (root / file).is_file()]
     if missing:
         raise BundleError(f"{root.name} is no bundle: {', '.join(missing)} missing; see docs/bundles.md")
-    return Bundle(root, device or torch.device("cpu"), tuple(overrides.items()))
+    bundle = Bundle(root, device or torch.device("cpu"), tuple(overrides.items()))
+    _ = bundle.metadata
+    return bundle
 
 
 def _find(name: str) -> Path:
     path = Path(name)
     if path.is_dir():
         return path.resolve()
-    if path.is_file() and zipfile.is_zipfile(path):
+    if path.is_file():
         return _unpack(path)
     folders = bundle_folders()
     if name not in folders:

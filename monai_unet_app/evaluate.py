@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle, SeenCase, check_unseen, load_bundle
 from monai_unet_app.calibration import CalibrationFit, Fitted
 from monai_unet_app.config import PredictConfig
-from monai_unet_app.data.cases import CaseFiles, data_row, subjects_of
+from monai_unet_app.data.cases import CaseFiles, data_row, find_data, subjects_of
 from monai_unet_app.data.digest import dataset_sha256
 from monai_unet_app.data.inspect import check_cases
 from monai_unet_app.data.labels import check_values, read_labels
@@ -159,7 +158,7 @@ def choose_cases(
     """
     plan = read_splits(splits) if splits else read_splits(shipped("examples") / "splits.json")
     rows: list[Row] = []
-    left: Counter[str] = Counter()
+    left: dict[str, list[str]] = {}
     places = [plan.get(case.id) for case in cases]
     subjects = {**subjects_of(cases), **{place.id: place.subject for place in places if place}}
     kin = _kin(bundle, plan)
@@ -171,15 +170,19 @@ def choose_cases(
         if partition == "all" or part in accepted:
             rows.append(data_row(case, known.subject if known else subjects[case.id]))
         else:
-            left[part or "cases that the plan does not know"] += 1
+            left.setdefault(part or "cases that the plan does not know", []).append(case.id)
     note = f"{len(rows)} of {len(cases)} case(s)" + (f", partition {partition}" if partition else "")
     if left:
-        note += "; left out: " + ", ".join(f"{count} of {name}" for name, count in sorted(left.items()))
+        note += "; left out: " + ", ".join(f"{len(ids)} of {name} ({_some(ids)})" for name, ids in sorted(left.items()))
     if not rows:
         raise InputRefusedError(
             f"{note}: no case is left to work on; give other cases, or --partition all to take them as well"
         )
     return Chosen(rows, note)
+
+
+def _some(ids: Sequence[str], most: int = 3) -> str:
+    return ", ".join(ids[:most]) + (", ..." if len(ids) > most else "")
 
 
 def _kin(bundle: Bundle, plan: Mapping[str, SplitCase]) -> dict[str, SeenCase]:
@@ -196,6 +199,19 @@ def _seen_as(bundle: Bundle, case: CaseFiles) -> SeenCase | None:
         return bundle.seen_as(read_volume(case.image))
     except InputRefusedError:
         return None
+
+
+def chosen_rows(
+    bundle_root: str,
+    dataset_dir: str,
+    partition: str | None,
+    splits: str | None = None,
+    label_suffix: str = "",
+    labels_dir: str | None = None,
+) -> list[Row]:
+    """`choose_cases` of a data folder as MONAI's data list, for `evaluate.yaml` and `calibrate.yaml`."""
+    cases = find_data(dataset_dir, labels_dir, label_suffix)
+    return choose_cases(load_bundle(bundle_root), cases, partition, Path(splits) if splits else None).rows
 
 
 def calibrate_bundle(bundle: Bundle, rows: Sequence[Row], step: Callable[[str], None] = lambda case_id: None) -> Fitted:

@@ -69,6 +69,9 @@ class OutputConfig:
         if unknown or not self.formats:
             raise UsageError(f"--format {','.join(unknown) or 'nothing'}: some of {', '.join(FORMATS)} are needed")
 
+        if self.dicomize and self.dicom_source is not None:
+            raise UsageError("--dicomize and --dicom-source: one series to refer to is needed; give one of them")
+
     @property
     def wants_dicom(self) -> bool:
         """Whether any DICOM object is asked for."""
@@ -132,7 +135,7 @@ def predict_cases(
     `step` is told each case's id when it is done, `windows` how far the one at work is.
     """
     done, problems = [], []
-    _check_series_named(cases, what)
+    _check_flags(cases, run, what)
     for case in cases:
         try:
             done.append(
@@ -148,12 +151,12 @@ def predict_cases(
     return done, problems
 
 
-def _check_series_named(cases: Sequence[CaseFiles], what: OutputConfig) -> None:
-    """Raises, before any work, if a DICOM result of a case that is no DICOM has no series to refer to.
+def _check_flags(cases: Sequence[CaseFiles], run: PredictConfig, what: OutputConfig) -> None:
+    """Raises, before any work, if a flag cannot mean anything for these cases, or one is missing.
 
     Raises:
-        UsageError: None is named.
-        InputRefusedError: The named one does not exist.
+        UsageError: DICOM of a case that is none without a series to refer to, or a flag for the other kind of input.
+        InputRefusedError: The named series does not exist.
     """
     if what.dicom_source is not None and not what.dicom_source.exists():
         raise InputRefusedError(
@@ -166,6 +169,10 @@ def _check_series_named(cases: Sequence[CaseFiles], what: OutputConfig) -> None:
             f"{plain[0]} is no DICOM; a DICOM result needs a series to refer to; give --dicom-source DIR, or --dicomize to "
             "write one"
         )
+    if not plain and (what.dicomize or what.dicom_source is not None):
+        raise UsageError("the input is DICOM, results refer to it; leave --dicomize and --dicom-source out")
+    if len(plain) == len(cases) and run.series_instance_uid is not None:
+        raise UsageError(f"{plain[0]} is no DICOM and has no series; leave --series out")
 
 
 def result_document(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shlex
 import shutil
@@ -86,9 +87,10 @@ def test_every_verb_stands_in_the_help(run: Run) -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_of_every_verb_has_an_example_that_the_parser_accepts(verb: str, run: Run) -> None:
     answer = run(verb, "--help")
-    example = re.search(r"example:\n\s+(monai-unet .*)", answer.out)
+    example = re.search(r"example: (monai-unet .*)", answer.out, re.DOTALL)
     assert answer.code == 0
     assert example is not None
+    assert max(map(len, answer.out.splitlines())) <= 80
     words = shlex.split(example[1])
     assert words[:2] == ["monai-unet", verb]
     assert build_parser().parse_args(words[1:]).verb == verb
@@ -102,6 +104,9 @@ def test_without_a_verb_or_with_an_unknown_flag_the_usage_is_shown(run: Run) -> 
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
+
+
+NO_IMAGE = "no image found in in/; NIfTI .* or DICOM is needed; check the path"
 
 
 @dataclass(frozen=True)
@@ -163,9 +168,9 @@ def text(folder: Path, crop: Volume) -> Path:
 
 PREDICT = {
     "absent": Bad(lambda folder, crop: folder / "none.nii.gz", r"none\.nii\.gz does not exist; an image, .* is needed"),
-    "empty folder": Bad(lambda folder, crop: folder_of(folder, {}), "in/: .*holds no file; DICOM files are needed"),
+    "empty folder": Bad(lambda folder, crop: folder_of(folder, {}), NO_IMAGE),
     "no image in the folder": Bad(
-        lambda folder, crop: folder_of(folder, {"notes.txt": "hello"}), "found no DICOM object among 1 file"
+        lambda folder, crop: folder_of(folder, {"notes.txt": "hello"}), NO_IMAGE
     ),
     "text": Bad(text, "found no DICOM object"),
     "truncated NIfTI": Bad(
@@ -428,6 +433,40 @@ def test_a_zip_or_metadata_that_is_damaged_fails_in_words(
     answer = run("predict", "--bundle", root, "--input", image, "--output", tmp_path / "out")
     assert answer.code == 1
     assert "metadata.json cannot be used" in answer.err
+
+
+def test_flags_that_can_mean_nothing_are_wrong_usage(run: Run, crop: Volume, tmp_path: Path) -> None:
+    image, dicom = good(tmp_path / "n", crop), series(tmp_path / "d", crop)
+    for source, flags, message in (
+        (image, ["--series", "1.2"], "has no series; leave --series out"),
+        (dicom, ["--dicomize"], "the input is DICOM"),
+        (dicom, ["--dicom-source", dicom], "the input is DICOM"),
+        (image, ["--format", "seg", "--dicomize", "--dicom-source", dicom], "give one of them"),
+    ):
+        answer = run("predict", "--bundle", BUNDLE, "--input", source, "--output", tmp_path / "out", *flags)
+        assert (answer.code, message in answer.err) == (2, True), answer.err
+    answer = run("predict", "--bundle", BUNDLE, "--input", image.parent, "--output", image.parent)
+    assert answer.code == 2
+    assert "is the input; results would be cases next time" in answer.err
+    for words in (["predict", "--bundle", BUNDLE, "--input", "", "--output", "x"], ["inspect", ""]):
+        answer = run(*words)
+        assert answer.code == 2
+        assert "nothing is given" in answer.err
+
+
+def test_names_with_brackets_or_bytes_that_are_no_utf8_are_names(
+    run: Run, crop: Volume, tiny_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    image = good(folder, crop)
+    for name in ("[bold]m.nii.gz", os.fsdecode(b"lat\xe91.nii.gz")):
+        (folder / name).write_bytes(image.read_bytes())
+    image.unlink()
+    answer = run("predict", "--bundle", tiny_bundle(), "--input", folder, "--output", tmp_path / "x[/b]y")
+    assert answer.code == 0, answer.err
+    assert "x[/b]y" in answer.out
+    assert "[bold]m" in answer.out
+    assert len([name for name in files_below(tmp_path / "x[/b]y") if name.endswith("_result.json")]) == 2
 
 
 def test_a_plan_that_is_absent_is_refused(run: Run, crop: Volume, tmp_path: Path) -> None:

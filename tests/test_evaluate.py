@@ -19,7 +19,14 @@ from monai_unet_app.data.cases import by_partition, find_data
 from monai_unet_app.data.digest import image_fingerprint
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import BundleError, InputRefusedError
-from monai_unet_app.evaluate import calibrate_bundle, choose_cases, evaluate_cases, targets_of, truth_of
+from monai_unet_app.evaluate import (
+    EvaluationHandler,
+    calibrate_bundle,
+    choose_cases,
+    evaluate_cases,
+    targets_of,
+    truth_of,
+)
 from monai_unet_app.pipeline import segment_case
 
 TESTS = ("hippocampus_035", "hippocampus_037")
@@ -58,7 +65,7 @@ def test_evaluate_yaml_and_the_verb_give_the_same_figures(
 ) -> None:
     root = set_calibration(tiny_bundle(name), 0.3, -0.8)
     data = few_examples(tmp_path / "msd", TESTS)
-    theirs = by_monai(root, data, tmp_path / "monai")
+    theirs = by_monai(root, data, tmp_path / "monai", partition="test")
     ours = evaluate_cases(
         load_bundle(root), by_partition(data)["test"], tmp_path / "ours", data_name="msd", partition="test"
     )
@@ -76,9 +83,9 @@ def test_evaluate_yaml_and_the_verb_give_the_same_figures(
 def test_evaluate_yaml_and_the_verb_give_the_same_figures_for_overlapping_labels(
     tiny_bundle: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    root, data = set_calibration(tiny_bundle("retina_vessel_unet2d"), 0.3, -0.8), drawn_eyes(tmp_path / "eyes")
-    rows = by_partition(data, None, "_1stHO")["test"]
-    theirs = by_monai(root, data, tmp_path / "monai")
+    root, data = set_calibration(tiny_bundle("retina_vessel_unet2d"), 0.3, -0.8), drawn_eyes(tmp_path / "eyes", 2)
+    rows = choose_cases(load_bundle(root), find_data(data, label_suffix="_1stHO"), "test").rows
+    theirs = by_monai(root, data, tmp_path / "monai", partition="test")
     evaluate_cases(load_bundle(root), rows, tmp_path / "ours", data_name="eyes", partition="test")
     same(figures(theirs), figures(json.loads((tmp_path / "ours/metrics.json").read_text())))
 
@@ -206,15 +213,23 @@ def test_a_case_that_calibrated_the_bundle_is_left_out_too_and_a_plan_does_not_c
     assert "1 of calibration" in chosen.note
 
 
-def test_the_bundle_s_own_overlay_refuses_cases_that_it_has_seen(
+def test_the_bundle_s_own_overlay_leaves_out_cases_that_it_has_seen(
     tiny_bundle: Callable[..., Path], tmp_path: Path
 ) -> None:
     root, data = tiny_bundle(), few_examples(tmp_path / "data", TESTS)
     trained_on(root, {TESTS[0]: "train"})
-    settings = {"dataset_dir": str(data), "device": torch.device("cpu"), "output_dir": str(tmp_path / "out")}
+    by_monai(root, data, tmp_path / "out")
+    cases = (tmp_path / "out/cases.csv").read_text()
+    assert TESTS[1] in cases
+    assert TESTS[0] not in cases
+
+
+def test_the_handler_refuses_cases_that_the_bundle_has_seen(tiny_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    root, data = tiny_bundle(), few_examples(tmp_path / "data", TESTS)
+    trained_on(root, {TESTS[0]: "train"})
+    rows = choose_cases(load_bundle(root), find_data(data), "all").rows
     with pytest.raises(InputRefusedError, match=rf"has seen 1 of 2 case\(s\): {TESTS[0]} \(train\)"):
-        run_overlay(root, "evaluate", settings)
-    assert not (tmp_path / "out").exists()
+        EvaluationHandler(str(root), rows, tmp_path / "out")
 
 
 def test_the_other_case_of_a_subject_who_trained_is_left_out_too(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,8 +27,10 @@ def build_parser() -> argparse.ArgumentParser:
         sub = subparsers.add_parser(
             run.__name__,
             help=text,
-            description=text[0].upper() + text[1:] + ".",
-            epilog=f"example:\n  {example}",
+            description=textwrap.fill(text[0].upper() + text[1:] + ".", 78),
+            epilog=textwrap.fill(
+                f"example: {example}", 78, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+            ),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
@@ -52,7 +55,7 @@ def _demo(verb: Verb) -> None:
         "train, calibrate, evaluate and apply a U-Net on the example cases",
         "monai-unet demo --output demo",
     )
-    parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for everything (default: demo)")
+    parser.add_argument("--output", type=place, default=Path("demo"), help="folder for everything (default: demo)")
     parser.add_argument("--epochs", type=at_least(1), default=6, help="length of the training (default: 6)")
 
 
@@ -62,10 +65,10 @@ def _dicomize(verb: Verb) -> None:
         "write NIfTI cases as DICOM MR series, and their labels as SEG",
         "monai-unet dicomize --images images --labels labels --bundle hippocampus_mri_unet3d --output dicom",
     )
-    parser.add_argument("--images", type=Path, required=True, help="a NIfTI file, or a folder of them")
+    parser.add_argument("--images", type=place, required=True, help="a NIfTI file, or a folder of them")
     parser.add_argument("--bundle", help="whose segments.json says what the label values mean; needed with labels")
     _add_labels(parser)
-    parser.add_argument("--output", type=Path, required=True, help="gets one folder for each case")
+    parser.add_argument("--output", type=place, required=True, help="gets one folder for each case")
 
 
 def _inspect(verb: Verb) -> None:
@@ -75,7 +78,7 @@ def _inspect(verb: Verb) -> None:
         "monai-unet inspect DATA",
     )
     parser.add_argument(
-        "data", type=Path, help="images/ and labels/ in a folder, a folder of images, DICOM, or one file"
+        "data", type=place, help="images/ and labels/ in a folder, a folder of images, DICOM, or one file"
     )
     parser.add_argument("--bundle", help="also hold every case to this bundle's input rules and labels")
     _add_labels(parser)
@@ -87,20 +90,20 @@ def _train(verb: Verb) -> None:
         "train a copy of a bundle on a folder of cases; the same command resumes",
         "monai-unet train --bundle hippocampus_mri_unet3d --data DATA --output my_bundle",
     )
-    parser.add_argument("--bundle", required=True, help="template: a name, a folder or a zip")
+    parser.add_argument("--bundle", type=given, required=True, help="template: a name, a folder or a zip")
     parser.add_argument(
         "--data",
         "--images",
         dest="data",
-        type=Path,
+        type=place,
         required=True,
         help="folder with images/ and labels/, or images (then --labels), or DICOM series with SEG or RTSTRUCT",
     )
     _add_labels(parser)
     parser.add_argument(
-        "--output", type=Path, required=True, help="the trained bundle; an unfinished run in it goes on"
+        "--output", type=place, required=True, help="the trained bundle; an unfinished run in it goes on"
     )
-    parser.add_argument("--splits", type=Path, help="who trains, selects, calibrates and tests (splits.json)")
+    parser.add_argument("--splits", type=place, help="who trains, selects, calibrates and tests (splits.json)")
     parser.add_argument("--fold", type=int, choices=range(5), help="cross-validation: this fold of the plan tests")
     parser.add_argument("--epochs", type=at_least(1), help="length of the training (default: the bundle's)")
     parser.add_argument("--seed", type=at_least(0), help="of windows, augmentation and weights (default: the bundle's)")
@@ -123,7 +126,9 @@ def _calibrate(verb: Verb) -> None:
         "fit a bundle's calibration on cases that did not train it, and write it into the bundle",
         "monai-unet calibrate --bundle my_bundle --data DATA",
     )
-    parser.add_argument("--bundle", required=True, help="folder of the bundle; its inference.yaml is rewritten")
+    parser.add_argument(
+        "--bundle", type=given, required=True, help="folder of the bundle; its inference.yaml is rewritten"
+    )
     _add_cases(parser, ("calibration", "test", "all"), "calibration")
     _add_device(parser)
 
@@ -134,9 +139,9 @@ def _evaluate(verb: Verb) -> None:
         "measure a bundle on labelled cases and write metrics.json, cases.csv and report.html",
         "monai-unet evaluate --bundle my_bundle --images DIR --labels DIR --output OUT",
     )
-    parser.add_argument("--bundle", required=True, help="a name, a folder or a zip")
+    parser.add_argument("--bundle", type=given, required=True, help="a name, a folder or a zip")
     _add_cases(parser, ("train", "selection", "calibration", "test", "all"), "only those that the bundle has not seen")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the report")
+    parser.add_argument("--output", type=place, required=True, help="folder for the report")
     parser.add_argument("--tta", action="store_true", help="average over mirror images")
     _add_device(parser)
 
@@ -147,20 +152,32 @@ def _predict(verb: Verb) -> None:
         "segment an image, a DICOM series, or a folder of cases",
         "monai-unet predict --bundle hippocampus_mri_unet3d --input SERIES --output OUT --format nifti,seg,sr,rtstruct",
     )
-    parser.add_argument("--bundle", required=True, help="a name, a folder or a zip")
+    parser.add_argument("--bundle", type=given, required=True, help="a name, a folder or a zip")
     parser.add_argument(
-        "--input", type=Path, required=True, help="NIfTI, DICOM file or folder, picture, or a folder of cases"
+        "--input", type=place, required=True, help="NIfTI, DICOM file or folder, picture, or a folder of cases"
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--output", type=place, required=True, help="folder for the results")
     parser.add_argument(
         "--format", default="nifti", help="comma-separated: nifti, seg, sr, rtstruct, png (default: nifti)"
     )
     parser.add_argument("--probabilities", action="store_true", help="add <case>_prob.nii.gz, channels last")
-    parser.add_argument("--dicom-source", type=Path, help="the DICOM series that a NIfTI input was made from")
+    parser.add_argument("--dicom-source", type=place, help="the DICOM series that a NIfTI input was made from")
     parser.add_argument("--dicomize", action="store_true", help="write a converted DICOM series for a NIfTI input")
     parser.add_argument("--series", help="SeriesInstanceUID, where a DICOM folder holds several")
     parser.add_argument("--tta", action="store_true", help="average over mirror images")
     _add_device(parser)
+
+
+def given(text: str) -> str:
+    """What is not empty: an unset variable of the shell is no name."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("nothing is given; a name or path is needed")
+    return text
+
+
+def place(text: str) -> Path:
+    """A path; the empty text is none."""
+    return Path(given(text))
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -182,18 +199,18 @@ def above_zero(text: str) -> float:
 
 
 def _add_labels(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--labels", type=Path, help="folder of labels named as their images")
+    parser.add_argument("--labels", type=place, help="folder of labels named as their images")
     parser.add_argument("--label-suffix", default="", help="what a label's name has that its image's has not")
 
 
 def _add_cases(parser: argparse.ArgumentParser, partitions: tuple[str, ...], usual: str) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        "--data", type=Path, help="folder with images/ and labels/, or DICOM series with SEG or RTSTRUCT"
+        "--data", type=place, help="folder with images/ and labels/, or DICOM series with SEG or RTSTRUCT"
     )
-    where.add_argument("--images", type=Path, help="folder of images, with --labels or --label-suffix")
+    where.add_argument("--images", type=place, help="folder of images, with --labels or --label-suffix")
     _add_labels(parser)
-    parser.add_argument("--splits", type=Path, help="a splits.json for the cases that the bundle has not seen")
+    parser.add_argument("--splits", type=place, help="a splits.json for the cases that the bundle has not seen")
     parser.add_argument("--partition", choices=partitions, help=f"which cases of the plan (default: {usual})")
 
 

@@ -20,6 +20,11 @@ def say(options: argparse.Namespace) -> Callable[[str], None]:
     return lambda text: None if options.json else err.print(escape(text), highlight=False, soft_wrap=True)
 
 
+def line(text: str) -> None:
+    """One line on stdout as it is, whatever brackets a file name has."""
+    out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 class Steps:
     """A progress bar over cases, on stderr; calling it moves it on by one."""
 
@@ -62,9 +67,12 @@ def fingerprint_table(summary: dict[str, Any]) -> None:
     for name, value in summary.items():
         if isinstance(value, dict) and "least" in value:
             table.add_row(name, *(_numbers(value[key]) for key in ("least", "median", "most")))
-        elif name == "class_ml":
+        elif name == "class_unit":
+            continue
+        elif name == "class_size":
             for label, sizes in value.items():
-                table.add_row(f"class {label}, mL", *(_numbers(sizes[key]) for key in ("least", "median", "most")))
+                figures = (_numbers(sizes[key]) for key in ("least", "median", "most"))
+                table.add_row(f"class {label}, {summary['class_unit']}", *figures)
         else:
             text = (
                 ", ".join(f"{key} ({count})" for key, count in value.items()) if isinstance(value, dict) else str(value)
@@ -102,6 +110,6 @@ def structures_table(done: Sequence[dict[str, Any]]) -> None:
         for row in case["structures"]:
             size = f"{row['volume_ml']:.3f} mL" if "volume_ml" in row else f"{row['pixels']} px"
             inside = "-" if row["mean_probability"] is None else f"{row['mean_probability']:.3f}"
-            table.add_row(case["case"], row["label"], size, inside, f"{sum(case['seconds'].values()):.1f}")
+            table.add_row(escape(case["case"]), row["label"], size, inside, f"{sum(case['seconds'].values()):.1f}")
     if table.row_count:
         out.print(table)

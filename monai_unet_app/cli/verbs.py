@@ -7,10 +7,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from monai_unet_app.cli.show import (
     fingerprint_table,
+    line,
     metrics_table,
     out,
     problems_list,
@@ -94,7 +96,9 @@ def dicomize(options: argparse.Namespace) -> Answer:
     if not options.json:
         table = Table("case", "series", "labels", "largest rounding")
         for row in rows:
-            table.add_row(row["id"], row["series"], row["seg"] or "-", f"{row['max_rounding_error']:.3g}")
+            table.add_row(
+                escape(row["id"]), escape(row["series"]), escape(row["seg"] or "-"), f"{row['max_rounding_error']:.3g}"
+            )
         out.print(table)
         problems_list(problems)
     return {"cases": rows, "problems": problems}, EXIT_REFUSED if problems else EXIT_DONE
@@ -126,9 +130,9 @@ def train(options: argparse.Namespace) -> Answer:
     bundle = train_bundle(load_bundle(options.bundle), run, say(options))
     record = bundle.run_record
     if not options.json:
-        out.print(f"Dice on the selection cases: {record['best']['metric']:.4f} (epoch {record['best']['epoch']})")
-        out.print(f"trained bundle: {bundle.root}")
-        out.print(f"next: monai-unet calibrate --bundle {bundle.root} --data {options.data}")
+        line(f"Dice on the selection cases: {record['best']['metric']:.4f} (epoch {record['best']['epoch']})")
+        line(f"trained bundle: {bundle.root}")
+        line(f"next: monai-unet calibrate --bundle {bundle.root} --data {options.data}")
     return {"bundle": str(bundle.root), "sha256": bundle.sha256, "best": record["best"]}, EXIT_DONE
 
 
@@ -156,10 +160,10 @@ def calibrate(options: argparse.Namespace) -> Answer:
     }
     if not options.json:
         values = ", ".join(f"{name} {value}" for name, value in fitted.parameters.items())
-        out.print(f"calibration: {values}, fitted on {fitted.cases} case(s)")
-        out.print(f"negative log likelihood a voxel: {fitted.nll_before:.5f} before, {fitted.nll_after:.5f} after")
-        out.print(f"written into {bundle.root}/configs/inference.yaml")
-        out.print(f"next: monai-unet evaluate --bundle {bundle.root} ... --output OUT")
+        line(f"calibration: {values}, fitted on {fitted.cases} case(s)")
+        line(f"negative log likelihood a voxel: {fitted.nll_before:.5f} before, {fitted.nll_after:.5f} after")
+        line(f"written into {bundle.root}/configs/inference.yaml")
+        line(f"next: monai-unet evaluate --bundle {bundle.root} ... --output OUT")
     return answer, EXIT_DONE
 
 
@@ -185,7 +189,7 @@ def evaluate(options: argparse.Namespace) -> Answer:
     if not options.json:
         metrics_table(found.metrics)
         for file in found.files:
-            out.print(f"wrote {file}")
+            line(f"wrote {file}")
         problems_list(found.problems)
     answer = {
         "metrics": dict(found.metrics),
@@ -209,6 +213,10 @@ def predict(options: argparse.Namespace) -> Answer:
     )
     bundle = load_bundle(options.bundle, resolve_device(options.device))
     run = PredictConfig(options.tta, options.series)
+    if options.output.resolve() == options.input.resolve():
+        raise UsageError(
+            f"--output {options.output} is the input; results would be cases next time; name another folder"
+        )
     cases = find_images(options.input, options.series)
     check_writable(options.output)
     with progress("segmenting", len(cases), options) as step:
@@ -217,7 +225,7 @@ def predict(options: argparse.Namespace) -> Answer:
         structures_table(done)
         problems_list(problems)
         if done:
-            out.print(f"wrote {len(done)} case(s) to {options.output}")
+            line(f"wrote {len(done)} case(s) to {options.output}")
     return {"cases": done, "problems": problems}, EXIT_REFUSED if problems else EXIT_DONE
 
 
@@ -230,7 +238,7 @@ def demo(options: argparse.Namespace) -> Answer:
         metrics_table(answer["metrics"])
         table = Table("what to open", "where")
         for name, place in answer["open"].items():
-            table.add_row(name, place)
+            table.add_row(name, escape(place))
         out.print(table)
         table = Table("check", "result")
         for name, result in answer["checks"].items():

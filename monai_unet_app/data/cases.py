@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from dicom_io.errors import DicomIoError, SeriesSelectionError, UnreadableFileError
-from dicom_io.series import SeriesRef, find_series, load_dataset, scan_files
+from dicom_io.series import SeriesRef, files_below, find_series, load_dataset, scan_files
 from monai_unet_app.data.read import NIFTI_ENDINGS, PICTURE_ENDINGS, has_ending, read_volume
 from monai_unet_app.data.splits import Partition, SplitCase, make_split, read_splits
 from monai_unet_app.errors import InputRefusedError
@@ -84,15 +84,15 @@ def _broken_dicom_beside(files: Sequence[Path], source: Path) -> list[Path]:
     """Damaged DICOM files among the images of a folder: cases that cannot be read.
 
     Raises:
-        InputRefusedError: Whole DICOM images are there too: nobody can say which kind was meant.
+        InputRefusedError: Whole DICOM images are there or deeper down: nobody can say which kind was meant.
     """
-    kinds = {file: _kind_of(file) for file in sorted(source.iterdir()) if file.is_file() and file not in files}
+    kinds = {file: _kind_of(file) for file in files_below(source) if file not in files}
     if "image" in kinds.values():
         raise InputRefusedError(
-            f"{source.name}/ holds {len(files)} image file(s) ({files[0].name} ...) and DICOM images beside them; one kind in "
-            "a folder is needed; name the file that is meant, or move one kind away"
+            f"{source.name}/ holds {len(files)} image file(s) ({files[0].name} ...) and DICOM images beside or below them; one "
+            "kind in a folder is needed; name the file that is meant, or move one kind away"
         )
-    return [file for file, kind in kinds.items() if kind == "broken"]
+    return [file for file, kind in kinds.items() if kind == "broken" and file.parent == source]
 
 
 def _told_apart(cases: Sequence[CaseFiles], source: Path) -> list[CaseFiles]:
@@ -177,7 +177,9 @@ def _without_derived(cases: Sequence[CaseFiles], suffix: str) -> list[CaseFiles]
     grader's labels, Image_1_2ndHO beside Image_1) is none; anything else is an image that lacks its label.
     """
     if not suffix:
-        raise InputRefusedError("images and labels lie in one folder; a suffix tells labels apart; give --label-suffix")
+        raise InputRefusedError(
+            "no labels are named; give --labels DIR, or --label-suffix where images and labels lie in one folder"
+        )
     ids = {case.id for case in cases}
     images = {name for name in ids if name + suffix in ids}
     tails = {name[len(image) :] for name in ids for image in images if name != image and name.startswith(image)}
@@ -196,6 +198,8 @@ def _dicom_cases(source: Path, series_instance_uid: str | None = None) -> list[C
         series = find_series(source)
     except UnreadableFileError:
         return _one_by_one(source, series_instance_uid)
+    except SeriesSelectionError:  # nothing of DICOM in it
+        return []
     except DicomIoError as error:
         raise InputRefusedError(f"{source.name}/: {error}") from error
     folders: dict[Path, list[SeriesRef]] = {}

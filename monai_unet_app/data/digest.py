@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from itertools import combinations
 from pathlib import Path
 
 import nibabel
@@ -39,8 +40,8 @@ def image_fingerprint(volume: Volume) -> str:
     """Shape and coarse content, from which no picture can be made, as text: "35x51x35:0a1b...".
 
     The volume is turned to RAS and cut into blocks; the blocks' means, centred and divided by their deviation, are rounded
-    to bytes. Compressing, renaming, turning, rescaling, or rounding to DICOM's integers leaves it, up to `same_image`;
-    cropping and resampling do not.
+    to bytes. Compressing, renaming, turning, mirroring, rescaling, or rounding to DICOM's integers leaves it, up to
+    `same_image`; cropping and resampling do not.
     """
     array = volume.array.mean(axis=3) if volume.array.ndim == 4 else volume.array
     if not volume.planar:
@@ -55,9 +56,17 @@ def image_fingerprint(volume: Volume) -> str:
 
 
 def same_image(one: str, other: str) -> bool:
-    """Whether two fingerprints are of one image."""
+    """Whether two fingerprints are of one image, or of one and its mirror image."""
     (shape, steps), (other_shape, other_steps) = one.split(":"), other.split(":")
-    if shape != other_shape:
+    if shape != other_shape or len(steps) != len(other_steps):
         return False
-    a, b = (np.frombuffer(bytes.fromhex(text), np.int8).astype(int) for text in (steps, other_steps))
-    return bool(np.abs(a - b).max() <= STEPS_APART)
+    sizes = [int(size) for size in shape.split("x")]
+    blocks = (
+        BLOCKS_2D
+        if len(steps) > 2 * np.prod([min(*pair) for pair in zip(BLOCKS_3D, sizes, strict=True)])
+        else BLOCKS_3D
+    )
+    grid = tuple(min(*pair) for pair in zip(blocks, sizes, strict=True))
+    a, b = (np.frombuffer(bytes.fromhex(text), np.int8).astype(int).reshape(grid) for text in (steps, other_steps))
+    mirrors = (axes for count in range(4) for axes in combinations(range(3), count))
+    return any(np.abs(a - np.flip(b, axes)).max() <= STEPS_APART for axes in mirrors)

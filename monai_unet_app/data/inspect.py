@@ -17,6 +17,7 @@ from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import InputRules, check_rules
 from monai_unet_app.errors import InputRefusedError
 
+MOST_CLASSES = 30  # label values above are taken for numbers of objects
 PERCENTILES = (0.5, 50.0, 99.5)
 
 
@@ -31,7 +32,7 @@ class CaseFingerprint:
         channels: 1 for grey.
         modality: DICOM Modality or None.
         intensity: The 0.5th, 50th and 99.5th percentile.
-        class_ml: Volume of each label value in mL (pixels for pictures); empty without a label.
+        class_size: Size of each label value in mL (pixels for pictures); empty without a label.
         subject: Whose case it is, as in `subjects_of`.
     """
 
@@ -42,7 +43,7 @@ class CaseFingerprint:
     channels: int
     modality: str | None
     intensity: tuple[float, float, float]
-    class_ml: dict[int, float]
+    class_size: dict[int, float]
     subject: str
 
 
@@ -79,7 +80,7 @@ class Fingerprint:
             return {}
         volumes: dict[int, list[float]] = {}
         for case in self.cases:
-            for value, size in case.class_ml.items():
+            for value, size in case.class_size.items():
                 volumes.setdefault(value, []).append(size)
         return {
             "cases": len(self.cases),
@@ -90,8 +91,11 @@ class Fingerprint:
             "channels": dict(Counter(case.channels for case in self.cases)),
             "modality": dict(Counter(case.modality or "not said" for case in self.cases)),
             "intensity_p0.5_p50_p99.5": _range([case.intensity for case in self.cases]),
-            "class_ml": {
-                value: _range([[size] for size in sizes]) for value, sizes in sorted(volumes.items()) if value
+            "class_unit": "px" if all(case.axes == "px" for case in self.cases) else "mL",
+            "class_size": {
+                value: _range([[size] for size in sizes])
+                for value, sizes in sorted(volumes.items())
+                if value and value <= MOST_CLASSES
             },
         }
 
@@ -181,7 +185,7 @@ def _fingerprint(
         channels=volume.array.shape[3] if volume.array.ndim == 4 else 1,
         modality=volume.provenance.modality,
         intensity=(low, middle, high),
-        class_ml=sizes,
+        class_size=sizes,
         subject=subject,
     )
 
@@ -202,11 +206,16 @@ def _axes(volume: Volume) -> str:
 
 def _oddities(cases: Sequence[CaseFingerprint]) -> list[str]:
     """What may be right but should be looked at: spacing or class volumes far from the other cases'."""
-    found = [f"look at {case.id}: its label is empty" for case in cases if set(case.class_ml) == {0}]
-    if len(cases) < 4:
+    found = [f"look at {case.id}: its label is empty" for case in cases if set(case.class_size) == {0}]
+    most = max((max(case.class_size, default=0) for case in cases), default=0)
+    if most > MOST_CLASSES:
+        found.append(
+            f"look at the labels: their values go up to {most}, as those of counted objects do and classes do not"
+        )
+    if len(cases) < 4 or most > MOST_CLASSES:
         return found
-    for value in sorted({value for case in cases for value in case.class_ml if value}):
-        sizes = {case.id: case.class_ml.get(value, 0.0) for case in cases if case.class_ml}
+    for value in sorted({value for case in cases for value in case.class_size if value}):
+        sizes = {case.id: case.class_size.get(value, 0.0) for case in cases if case.class_size}
         middle = float(np.median(list(sizes.values())))
         found += [
             f"look at {name}: class {value} is {size:.4g}, the median of all cases {middle:.4g}"

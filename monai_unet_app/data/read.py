@@ -15,6 +15,7 @@ from dicom_io.volume import Provenance, Volume
 from monai_unet_app.errors import InputRefusedError
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
+EXACT, DIGITS_LOST = 2.0**24, 1e-3  # float32 holds whole numbers up to here; what may be lost of the values' range
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 
@@ -55,8 +56,11 @@ def _read_nifti(path: Path) -> Volume:
     try:
         image: Any = nibabel.load(path)
         _check_numbers(image.get_data_dtype(), path)
+        _check_placed(image.header, path)
+        stored = np.asanyarray(image.dataobj)
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused as such
-            array = np.asanyarray(image.dataobj).astype(np.float32)
+            array = stored.astype(np.float32)
+        _check_digits(stored, array, path)
     except InputRefusedError:
         raise
     except Exception as error:  # a damaged header makes nibabel fail in any way
@@ -85,6 +89,28 @@ def _check_numbers(dtype: np.dtype, path: Path) -> None:
         kind = "complex" if dtype.kind == "c" else "".join(dtype.names or ()).upper()
         raise InputRefusedError(
             f"{path.name} holds {kind} voxels; one number a voxel is needed; convert it to grey values"
+        )
+
+
+def _check_placed(header: Any, path: Path) -> None:
+    """Raises InputRefusedError for a NIfTI that says nowhere how its axes lie in the patient: left and right are unknown."""
+    if "sform_code" in header and not (int(header["sform_code"]) or int(header["qform_code"])):
+        raise InputRefusedError(
+            f"{path.name} has neither sform nor qform (both codes are 0), so left and right are unknown; an image with its "
+            "orientation is needed; export it again, or set the sform if you know it"
+        )
+
+
+def _check_digits(stored: np.ndarray, array: np.ndarray, path: Path) -> None:
+    """Raises InputRefusedError where float32 has too few digits to tell the values apart."""
+    if not stored.size or not np.isfinite(array).all() or np.abs(array).max() < EXACT:
+        return
+    low, high = float(stored.min()), float(stored.max())
+    lost = float(np.abs(stored - array.astype(stored.dtype)).max())
+    if lost > (high - low) * DIGITS_LOST:
+        raise InputRefusedError(
+            f"{path.name} holds values around {low:.3g} that differ by {high - low:.3g} at most, too little for float32 to "
+            "tell them apart; subtract the smallest value first"
         )
 
 

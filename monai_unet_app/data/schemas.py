@@ -34,5 +34,6 @@ def write_json(document: object, path: Path, name: str | None = None) -> None:
         validate(document, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    partial.write_bytes(text.encode("utf-8", "backslashreplace"))  # a file name need not be UTF-8
     os.replace(partial, path)

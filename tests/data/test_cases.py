@@ -91,7 +91,7 @@ def test_images_and_labels_in_one_folder_are_told_apart_by_the_suffix(tmp_path: 
         ("Image_01L", "Image_01L_1stHO.png"),
         ("Image_01R", "Image_01R_1stHO.png"),
     ]
-    with pytest.raises(InputRefusedError, match="give --label-suffix"):
+    with pytest.raises(InputRefusedError, match="give --labels DIR, or --label-suffix"):
         find_cases(folder)
 
 
@@ -112,6 +112,11 @@ def test_images_of_two_kinds_in_one_folder_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "in/preview.png")
     with pytest.raises(InputRefusedError, match=r"1 image file\(s\) \(preview\.png \.\.\.\) and DICOM images"):
         find_images(tmp_path / "in")
+    touch(tmp_path / "above", ["a.nii.gz"])
+    (tmp_path / "in").rename(tmp_path / "above/in")
+    with pytest.raises(InputRefusedError, match="beside or below them"):
+        find_images(tmp_path / "above")
+    (tmp_path / "above/in").rename(tmp_path / "in")
     (tmp_path / "in/preview.png").unlink()
     assert len(find_images(tmp_path / "in")) == 1
     (file, *others) = sorted((tmp_path / "in").glob("*.dcm"))
@@ -336,6 +341,7 @@ def turned(volume: Volume) -> Volume:
     "changed",
     [
         pytest.param(turned, id="turned"),
+        pytest.param(lambda volume: volume.with_array(volume.array[::-1, :, ::-1]), id="mirrored"),
         pytest.param(lambda volume: volume.with_array(volume.array * 0.37 + 900), id="rescaled"),
         pytest.param(lambda volume: volume.with_array(np.rint(volume.array)), id="rounded to integers"),
         pytest.param(lambda volume: volume.with_array(np.rint((volume.array + 600) / 1200 * 255)), id="to 8 bits"),
@@ -350,7 +356,6 @@ def test_an_image_is_known_again_however_it_was_saved(changed: Callable[[Volume]
     "changed",
     [
         pytest.param(lambda volume: drawn_volume(1), id="another image"),
-        pytest.param(lambda volume: volume.with_array(volume.array[::-1]), id="mirrored"),
         pytest.param(lambda volume: volume.with_array(np.ascontiguousarray(-volume.array)), id="inverted"),
     ],
 )
@@ -377,3 +382,11 @@ def test_a_fold_tests_its_own_subjects_and_trains_on_the_other_test_subjects() -
     subjects = {part: {plan[case].subject for case in parts if parts[case] == part} for part in set(parts.values())}
     for one, other in combinations(subjects.values(), 2):
         assert not one & other
+
+
+def test_a_picture_is_known_again_and_its_mirror_image_too() -> None:
+    pixels = gaussian_filter(np.random.default_rng(3).normal(size=(61, 47, 1, 3)), (4, 4, 0, 0)).astype(np.float32)
+    picture = Volume(pixels, np.eye(4), Provenance("image"), planar=True)
+    mark = image_fingerprint(picture)
+    assert same_image(mark, image_fingerprint(picture.with_array(np.ascontiguousarray(pixels[::-1]))))
+    assert not same_image(mark, image_fingerprint(picture.with_array(np.ascontiguousarray(-pixels))))

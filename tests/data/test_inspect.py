@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 from phantoms import lopsided_array, lopsided_labels, oblique_affine
+from PIL import Image
 
 from dicom_io.volume import LPS_FROM_RAS
 from monai_unet_app.data.cases import CaseFiles
@@ -40,13 +41,13 @@ def test_a_fingerprint_tells_shape_spacing_axes_and_class_volumes(tmp_path: Path
     voxel_ml = 1.25 * 0.75 * 2.5 / 1000
     assert found.problems == ()
     assert (seen.shape, seen.spacing_mm, seen.axes, seen.channels) == ((11, 9, 7), (1.25, 0.75, 2.5), "LPS", 1)
-    assert seen.class_ml == pytest.approx(
+    assert seen.class_size == pytest.approx(
         {0: (11 * 9 * 7 - 26) * voxel_ml, 1: 18 * voxel_ml, 2: 8 * voxel_ml}, abs=1e-4
     )
     assert seen.intensity[1] == float(np.median(lopsided_array()))
     summary = json.loads(json.dumps(found.as_dict()))["summary"]
     assert summary["shape"]["median"] == [11, 9, 7]
-    assert set(summary["class_ml"]) == {"1", "2"}
+    assert set(summary["class_size"]) == {"1", "2"}
 
 
 def test_everything_wrong_is_listed_and_the_good_cases_stay(tmp_path: Path) -> None:
@@ -103,3 +104,19 @@ def test_a_failed_write_leaves_the_earlier_file_as_it_was(tmp_path: Path) -> Non
         write_json({"second": object()}, tmp_path / "a.json")
     assert json.loads((tmp_path / "a.json").read_text()) == {"first": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_pictures_are_measured_in_pixels_and_counted_objects_are_no_classes(tmp_path: Path) -> None:
+    cases = []
+    for number in range(5):
+        labels = np.zeros((40, 50), np.uint8)
+        labels[::2, ::2] = 1 + np.arange(500).reshape(20, 25) % (200 + number)
+        for name, array in (("image", labels * 3), ("label", labels)):
+            Image.fromarray(array).save(tmp_path / f"{number}_{name}.png")
+        cases.append(CaseFiles(str(number), tmp_path / f"{number}_image.png", tmp_path / f"{number}_label.png"))
+    found = inspect_cases(cases)
+    assert found.summary()["class_unit"] == "px"
+    assert max(found.summary()["class_size"]) == 30
+    assert found.problems == (
+        "look at the labels: their values go up to 204, as those of counted objects do and classes do not",
+    )

@@ -290,3 +290,20 @@ def test_a_message_about_dicom_never_holds_the_patients_name_or_id(tmp_path: Pat
     with pytest.raises(InputRefusedError) as refused:
         read_volume(tmp_path / "s")
     assert "secret" not in str(refused.value).lower()
+
+
+def test_a_nifti_that_says_nowhere_how_it_lies_is_refused(tmp_path: Path) -> None:
+    nibabel.save(nibabel.Nifti1Image(lopsided_array(), None), tmp_path / "a.nii.gz")
+    with pytest.raises(InputRefusedError, match=r"neither sform nor qform \(both codes are 0\).*set the sform"):
+        read_volume(tmp_path / "a.nii.gz")
+
+
+def test_values_that_float32_cannot_tell_apart_are_refused(tmp_path: Path) -> None:
+    array = lopsided_array().astype(np.int64)
+    for offset, fits in ((0, True), (2**24, True), (2**61, False)):
+        nibabel.save(nibabel.Nifti1Image(array + offset, np.eye(4), dtype=np.int64), tmp_path / "a.nii")
+        if fits:
+            assert np.ptp(read_volume(tmp_path / "a.nii").array) == np.ptp(array)
+        else:
+            with pytest.raises(InputRefusedError, match="too little for float32 to tell them apart"):
+                read_volume(tmp_path / "a.nii")

@@ -479,3 +479,16 @@ def test_every_hostile_file_is_read_whole_or_refused_in_one_line(shared_data: Pa
     } <= readable
     assert not {"MR_truncated.dcm", "csa_slice_norm.dcm", "rtdose.dcm", "TC0327_mono2_spp3.dcm"} & readable
     assert all("\n" not in text and text.count(";") >= 2 for text in refusals)
+
+
+@pytest.mark.parametrize("keyword", ["PatientID", "PatientName"])
+def test_a_series_of_two_patients_is_refused_without_naming_them(keyword: str, tmp_path: Path) -> None:
+    def other(dataset: Dataset, k: int) -> None:
+        if k > 2:
+            setattr(dataset, keyword, "Qponmlk")
+
+    write_mr_series(tmp_path / "s", lopsided_array(), oblique_affine(), header={keyword: "Zyxwvut"}, edit=other)
+    with pytest.raises(SeriesSelectionError, match=f"2 different {keyword}; one patient is needed") as refused:
+        read_series(tmp_path / "s")
+    assert "Zyxwvut" not in str(refused.value)
+    assert "Qponmlk" not in str(refused.value)
