@@ -66,7 +66,8 @@ def fingerprint_table(summary: dict[str, Any]) -> None:
     counts = []
     for name, value in summary.items():
         if isinstance(value, dict) and "least" in value:
-            table.add_row(name, *(_numbers(value[key]) for key in ("least", "median", "most")))
+            between = ", " if name.startswith("intensity") else " x "
+            table.add_row(name, *(_numbers(value[key], between) for key in ("least", "median", "most")))
         elif name == "class_unit":
             continue
         elif name == "class_size":
@@ -84,8 +85,8 @@ def fingerprint_table(summary: dict[str, Any]) -> None:
         out.print(table)
 
 
-def _numbers(values: Sequence[float]) -> str:
-    return " x ".join(f"{value:.4g}" for value in values)
+def _numbers(values: Sequence[float], between: str = " x ") -> str:
+    return between.join(f"{value:.0f}" if abs(value) >= 10_000 else f"{value:.4g}" for value in values)
 
 
 def metrics_table(metrics: Any) -> None:
