@@ -1,0 +1,70 @@
+"""What cards and README say of the shipped weights is what the metadata say, and what these weights measure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import BUNDLES, EXAMPLES, REPOSITORY
+
+from monai_unet_app.bundle import load_bundle
+from monai_unet_app.data.cases import find_data
+from monai_unet_app.evaluate import choose_cases, evaluate_cases
+
+SPLITS = REPOSITORY / "examples/splits.json"
+DATA = {"hippocampus_mri_unet3d": "msd_hippocampus", "hippocampus_mri_unet2d": "msd_hippocampus"}
+DATA |= {"retina_vessel_unet2d": "chase_db1_2d"}
+SUFFIX = {"retina_vessel_unet2d": "_1stHO"}
+each_bundle = pytest.mark.parametrize("root", BUNDLES, ids=lambda path: path.name)
+
+
+@each_bundle
+def test_card_and_readme_say_what_the_metadata_say(root: Path) -> None:
+    figures = load_bundle(root).metadata["eval_metrics"]
+    card = (root / "docs/README.md").read_text()
+    (row,) = [line for line in (REPOSITORY / "README.md").read_text().splitlines() if f"| `{root.name}` |" in line]
+    low, high = figures["dice"]["interval_95"]
+    assert f"{figures['dice']['mean']:.3f} | {low:.3f} to {high:.3f}" in card
+    assert f"{figures['dice']['mean']:.3f} ({low:.3f} to {high:.3f})" in row
+    for key in (key for key in figures if key.startswith("ece_")):
+        assert f"{figures[key]['uncalibrated']:.4f} | {figures[key]['calibrated']:.4f} |" in card
+        assert f" {figures[key]['calibrated']:.4f} |" in row
+
+
+@each_bundle
+def test_the_measured_cases_made_nothing_of_the_bundle(root: Path) -> None:
+    bundle = load_bundle(root)
+    by_partition: dict[str, set[str]] = {}
+    for case in bundle.seen:
+        by_partition.setdefault(case.partition, set()).add(case.subject)
+    assert set(by_partition) == {"train", "selection", "calibration", "test"}
+    test = by_partition.pop("test")
+    assert len(test) == bundle.metadata["eval_metrics"]["subjects"]
+    assert not any(test & subjects for subjects in by_partition.values())
+
+
+@pytest.mark.slow
+@each_bundle
+def test_the_figures_are_measured_again(root: Path, shared_data: Path, tmp_path: Path) -> None:
+    bundle = load_bundle(root)
+    cases = find_data(shared_data / DATA[root.name], label_suffix=SUFFIX.get(root.name, ""))
+    rows = choose_cases(bundle, cases, "test", SPLITS).rows
+    evaluate_cases(bundle, rows, tmp_path)
+    found, said = json.loads((tmp_path / "metrics.json").read_text()), bundle.metadata["eval_metrics"]
+    assert len(rows) == said["cases"]
+    assert found["dice"]["mean"] == pytest.approx(said["dice"]["mean"], abs=1e-3)
+    assert found["boundary_iou"]["mean"] == pytest.approx(said["boundary_iou"]["mean"], abs=2e-3)
+    assert found["ece"]["top_label"] == pytest.approx(said["ece_whole"]["calibrated"], abs=2e-4)
+    assert all(target["reached"] for target in found["targets"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["hippocampus_mri_unet3d", "hippocampus_mri_unet2d"])
+def test_the_example_cases_alone_show_the_same_quality(name: str, tmp_path: Path) -> None:
+    bundle = load_bundle(name)
+    rows = choose_cases(bundle, find_data(EXAMPLES), "test", SPLITS).rows
+    found, said = evaluate_cases(bundle, rows, tmp_path).metrics, bundle.metadata["eval_metrics"]
+    assert len(rows) == 19
+    assert found["dice"]["mean"] == pytest.approx(said["dice"]["mean"], abs=0.02)
+    assert found["ece_band"]["top_label"] < 0.03
