@@ -24,7 +24,7 @@ from monai.transforms import Compose, Invertd
 from dicom_io.coding import Segment, load_segments
 from dicom_io.errors import DicomIoError
 from dicom_io.volume import Volume
-from monai_unet_app.data.digest import image_fingerprint, same_image
+from monai_unet_app.data.digest import mirrored_fingerprints, same_image
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import InputRules
 from monai_unet_app.data.splits import Partition
@@ -220,9 +220,9 @@ class Bundle:
             ) from error
 
     def seen_as(self, volume: Volume) -> SeenCase | None:
-        """The case that this image is to the bundle, under whatever name; None if it never saw it."""
-        fingerprint = image_fingerprint(volume)
-        return next((case for case in self.seen if same_image(case.fingerprint, fingerprint)), None)
+        """The case that this image, or its mirror image, is to the bundle under whatever name; None if it never saw it."""
+        marks = mirrored_fingerprints(volume)
+        return next((case for case in self.seen if any(same_image(case.fingerprint, mark) for mark in marks)), None)
 
     @cached_property
     def slice_axis(self) -> int | None:

@@ -6,6 +6,7 @@ Exit 0 done, 1 failed, 2 wrong usage, 3 input refused.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
@@ -25,6 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and gives its exit code."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file name need not be UTF-8
     options = build_parser().parse_args(argv)
     try:
         answer, code = options.run(options)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+from numpy.typing import NDArray
 
 from dicom_io.volume import Volume
 
@@ -40,33 +41,41 @@ def image_fingerprint(volume: Volume) -> str:
     """Shape and coarse content, from which no picture can be made, as text: "35x51x35:0a1b...".
 
     The volume is turned to RAS and cut into blocks; the blocks' means, centred and divided by their deviation, are rounded
-    to bytes. Compressing, renaming, turning, mirroring, rescaling, or rounding to DICOM's integers leaves it, up to
-    `same_image`; cropping and resampling do not.
+    to bytes. Compressing, renaming, turning, rescaling, or rounding to DICOM's integers leaves it, up to `same_image`;
+    cropping and resampling do not.
     """
+    return _fingerprint(_in_ras(volume), volume.planar)
+
+
+def mirrored_fingerprints(volume: Volume) -> list[str]:
+    """The fingerprints of the image and of its mirror images along any of its axes; its own is the first."""
+    array = _in_ras(volume)
+    axes = [axis for axis in range(3) if array.shape[axis] > 1]
+    mirrors = (chosen for count in range(len(axes) + 1) for chosen in combinations(axes, count))
+    return [_fingerprint(np.flip(array, chosen), volume.planar) for chosen in mirrors]
+
+
+def same_image(one: str, other: str) -> bool:
+    """Whether two fingerprints are of one image."""
+    (shape, steps), (other_shape, other_steps) = one.split(":"), other.split(":")
+    if shape != other_shape or len(steps) != len(other_steps):
+        return False
+    a, b = (np.frombuffer(bytes.fromhex(text), np.int8).astype(int) for text in (steps, other_steps))
+    return bool(np.abs(a - b).max() <= STEPS_APART)
+
+
+def _in_ras(volume: Volume) -> NDArray:
     array = volume.array.mean(axis=3) if volume.array.ndim == 4 else volume.array
-    if not volume.planar:
-        array = nibabel.orientations.apply_orientation(array, nibabel.io_orientation(volume.affine_ras))
+    if volume.planar:
+        return array
+    return nibabel.orientations.apply_orientation(array, nibabel.io_orientation(volume.affine_ras))
+
+
+def _fingerprint(array: NDArray, planar: bool) -> str:
     means = np.asarray(array, dtype=np.float64)
-    for axis, blocks in enumerate(BLOCKS_2D if volume.planar else BLOCKS_3D):
+    for axis, blocks in enumerate(BLOCKS_2D if planar else BLOCKS_3D):
         parts = np.array_split(means, min(blocks, array.shape[axis]), axis)
         means = np.concatenate([part.mean(axis=axis, keepdims=True) for part in parts], axis)
     spread = means.std() or 1.0
     steps = np.clip(np.rint((means - means.mean()) / spread * STEPS_PER_DEVIATION), -LARGEST, LARGEST)
     return "x".join(map(str, array.shape)) + ":" + steps.astype(np.int8).tobytes().hex()
-
-
-def same_image(one: str, other: str) -> bool:
-    """Whether two fingerprints are of one image, or of one and its mirror image."""
-    (shape, steps), (other_shape, other_steps) = one.split(":"), other.split(":")
-    if shape != other_shape or len(steps) != len(other_steps):
-        return False
-    sizes = [int(size) for size in shape.split("x")]
-    blocks = (
-        BLOCKS_2D
-        if len(steps) > 2 * np.prod([min(*pair) for pair in zip(BLOCKS_3D, sizes, strict=True)])
-        else BLOCKS_3D
-    )
-    grid = tuple(min(*pair) for pair in zip(blocks, sizes, strict=True))
-    a, b = (np.frombuffer(bytes.fromhex(text), np.int8).astype(int).reshape(grid) for text in (steps, other_steps))
-    mirrors = (axes for count in range(4) for axes in combinations(range(3), count))
-    return any(np.abs(a - np.flip(b, axes)).max() <= STEPS_APART for axes in mirrors)

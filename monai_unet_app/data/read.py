@@ -15,7 +15,8 @@ from dicom_io.volume import Provenance, Volume
 from monai_unet_app.errors import InputRefusedError
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
-EXACT, DIGITS_LOST = 2.0**24, 1e-3  # float32 holds whole numbers up to here; what may be lost of the values' range
+MM_IN = {"meter": 1e3, "micron": 1e-3}  # NIfTI's other units of length
+EXACT, DIGITS_LOST = 2.0**24, 1e-2  # float32 holds whole numbers up to here; what may be lost of the values' range
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 
@@ -76,7 +77,10 @@ def _read_nifti(path: Path) -> Volume:
     if not array.size:
         raise InputRefusedError(f"{path.name} has shape {array.shape}; at least one voxel is needed; export it again")
     try:
-        return Volume.from_ras(array, image.affine, Provenance("nifti", files=(path,)))
+        unit = image.header.get_xyzt_units()[0] if hasattr(image.header, "get_xyzt_units") else "mm"
+        affine = np.diag([MM_IN.get(unit, 1.0)] * 3 + [1.0]) @ image.affine
+        notes = (f"lengths were converted from {unit} to mm",) if unit in MM_IN else ()
+        return Volume.from_ras(array, affine, Provenance("nifti", files=(path,), notes=notes))
     except ValueError as error:
         raise InputRefusedError(
             f"{path.name} places its voxels nowhere ({error}); a sform or qform with three axes is needed; export it again"

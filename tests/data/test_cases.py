@@ -28,7 +28,7 @@ from monai_unet_app.data.cases import (
     plan_of,
     subjects_of,
 )
-from monai_unet_app.data.digest import dataset_sha256, file_sha256, image_fingerprint, same_image
+from monai_unet_app.data.digest import dataset_sha256, file_sha256, image_fingerprint, mirrored_fingerprints, same_image
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.shipped import shipped
@@ -330,6 +330,10 @@ def drawn_volume(seed: int = 0) -> Volume:
     return Volume.from_ras((gaussian_filter(noise, 2) * 1000).astype(np.float32), affine, Provenance("nifti"))
 
 
+def known_again(volume: Volume, other: Volume) -> bool:
+    return any(same_image(image_fingerprint(volume), mark) for mark in mirrored_fingerprints(other))
+
+
 def turned(volume: Volume) -> Volume:
     """The same voxels in another order."""
     image = nibabel.Nifti1Image(volume.array, volume.affine_ras)
@@ -348,8 +352,7 @@ def turned(volume: Volume) -> Volume:
     ],
 )
 def test_an_image_is_known_again_however_it_was_saved(changed: Callable[[Volume], Volume]) -> None:
-    volume = drawn_volume()
-    assert same_image(image_fingerprint(volume), image_fingerprint(changed(volume)))
+    assert known_again(drawn_volume(), changed(drawn_volume()))
 
 
 @pytest.mark.parametrize(
@@ -360,8 +363,7 @@ def test_an_image_is_known_again_however_it_was_saved(changed: Callable[[Volume]
     ],
 )
 def test_another_image_is_told_apart(changed: Callable[[Volume], Volume]) -> None:
-    volume = drawn_volume()
-    assert not same_image(image_fingerprint(volume), image_fingerprint(changed(volume)))
+    assert not known_again(drawn_volume(), changed(drawn_volume()))
 
 
 def test_no_two_example_cases_look_alike() -> None:
@@ -387,6 +389,5 @@ def test_a_fold_tests_its_own_subjects_and_trains_on_the_other_test_subjects() -
 def test_a_picture_is_known_again_and_its_mirror_image_too() -> None:
     pixels = gaussian_filter(np.random.default_rng(3).normal(size=(61, 47, 1, 3)), (4, 4, 0, 0)).astype(np.float32)
     picture = Volume(pixels, np.eye(4), Provenance("image"), planar=True)
-    mark = image_fingerprint(picture)
-    assert same_image(mark, image_fingerprint(picture.with_array(np.ascontiguousarray(pixels[::-1]))))
-    assert not same_image(mark, image_fingerprint(picture.with_array(np.ascontiguousarray(-pixels))))
+    assert known_again(picture, picture.with_array(np.ascontiguousarray(pixels[::-1])))
+    assert not known_again(picture, picture.with_array(np.ascontiguousarray(-pixels)))

@@ -307,3 +307,13 @@ def test_values_that_float32_cannot_tell_apart_are_refused(tmp_path: Path) -> No
         else:
             with pytest.raises(InputRefusedError, match="too little for float32 to tell them apart"):
                 read_volume(tmp_path / "a.nii")
+
+
+@pytest.mark.parametrize(("unit", "length"), [("mm", 1.0), ("unknown", 1.0), ("meter", 1e-3), ("micron", 1e3)])
+def test_a_nifti_in_another_unit_lies_where_it_lies(unit: str, length: float, tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(lopsided_array(), np.diag([length] * 3 + [1.0]) @ OBLIQUE_RAS)
+    image.header.set_xyzt_units(unit)
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    volume = read_volume(tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(volume.affine_ras, OBLIQUE_RAS, rtol=1e-5, atol=1e-5)
+    assert bool(volume.provenance.notes) == (unit in ("meter", "micron"))
