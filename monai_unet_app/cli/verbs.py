@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from monai_unet_app.cli.show import (
     fingerprint_table,
@@ -94,7 +94,7 @@ def dicomize(options: argparse.Namespace) -> Answer:
     with progress("converting", len(cases), options) as step:
         rows, problems = dicomize_cases(cases, options.output, segments, step)
     if not options.json:
-        table = Table("case", "series", "labels", "largest rounding")
+        table = Table("case", Column("series", overflow="fold"), Column("labels", overflow="fold"), "largest rounding")
         for row in rows:
             table.add_row(
                 escape(row["id"]), escape(row["series"]), escape(row["seg"] or "-"), f"{row['max_rounding_error']:.3g}"
@@ -236,7 +236,7 @@ def demo(options: argparse.Namespace) -> Answer:
     answer = run_demo(options.output, options.epochs, say(options), lambda text, total: progress(text, total, options))
     if not options.json:
         metrics_table(answer["metrics"])
-        table = Table("what to open", "where")
+        table = Table("what to open", Column("where", overflow="fold"))
         for name, place in answer["open"].items():
             table.add_row(name, escape(place))
         out.print(table)
@@ -252,7 +252,7 @@ def doctor(options: argparse.Namespace) -> Answer:
 
     rows = examine()
     if not options.json:
-        table = Table("what", "found", "")
+        table = Table("what", Column("found", overflow="fold"), "")
         for row in rows:
             table.add_row(
                 row["what"],
