@@ -22,8 +22,7 @@ import torch.nn.functional as F  # noqa: N812
 from ignite.engine import Engine, Events
 
 from monai_unet_app.bundle import CALIBRATION_RECORD, check_unseen, load_bundle
-from monai_unet_app.data.digest import image_fingerprint
-from monai_unet_app.data.read import read_volume
+from monai_unet_app.data.digest import seen_entry
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import BundleError, InputRefusedError
 
@@ -107,10 +106,7 @@ class CalibrationFit:
                 "parameters": fitted.parameters,
                 "nll_before": fitted.nll_before,
                 "nll_after": fitted.nll_after,
-                "cases": {
-                    row["id"]: {"subject": row["subject"], "image": image_fingerprint(read_volume(row["image"]))}
-                    for row in self.rows
-                },
+                "cases": {row["id"]: seen_entry(row) for row in self.rows},
             }
             write_json(record, self.bundle.root / "models" / CALIBRATION_RECORD, "calibration")
             write_parameters(self.bundle.root / "configs/inference.yaml", fitted.parameters)

@@ -86,7 +86,8 @@ def _broken_dicom_beside(files: Sequence[Path], source: Path) -> list[Path]:
     Raises:
         InputRefusedError: Whole DICOM images are there or deeper down: nobody can say which kind was meant.
     """
-    kinds = {file: _kind_of(file) for file in files_below(source) if file not in files}
+    images = set(files)
+    kinds = {file: _kind_of(file) for file in files_below(source) if file not in images}
     if "image" in kinds.values():
         raise InputRefusedError(
             f"{source.name}/ holds {len(files)} image file(s) ({files[0].name} ...) and DICOM images beside or below them; one "
@@ -227,14 +228,7 @@ def _one_by_one(source: Path, series_instance_uid: str | None) -> list[CaseFiles
         return [CaseFiles(source.name, source)]
     cases = [CaseFiles(case_id(file), file) for file, kind in kinds.items() if kind == "broken"]
     for folder in (entry for entry in entries if entry.is_dir()):
-        try:
-            find_series(folder)
-        except UnreadableFileError:
-            cases += _one_by_one(folder, series_instance_uid)
-        except SeriesSelectionError:  # nothing of DICOM in it
-            continue
-        else:
-            cases += _dicom_cases(folder, series_instance_uid)
+        cases += _dicom_cases(folder, series_instance_uid)
     return cases
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_io.volume import Volume
+from monai_unet_app.data.read import read_volume
 
 BLOCKS_3D, BLOCKS_2D = (4, 4, 4), (8, 8, 1)  # whose means make the fingerprint of an image
 STEPS_PER_DEVIATION, LARGEST = 31, 127
@@ -45,6 +46,11 @@ def image_fingerprint(volume: Volume) -> str:
     cropping and resampling do not.
     """
     return _fingerprint(_in_ras(volume), volume.planar)
+
+
+def seen_entry(row: Mapping[str, str]) -> dict[str, str]:
+    """What `run.json` and `calibration.json` keep of a case, to know it again: whose it is, and its image's fingerprint."""
+    return {"subject": row["subject"], "image": image_fingerprint(read_volume(row["image"]))}
 
 
 def mirrored_fingerprints(volume: Volume) -> list[str]:

@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from monai_unet_app.data.digest import dataset_sha256, image_fingerprint
-from monai_unet_app.data.read import read_volume
+from monai_unet_app.data.digest import dataset_sha256, seen_entry
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import UsageError
 from monai_unet_app.training.checkpoints import Checkpoints
@@ -106,13 +105,7 @@ class RunRecord:
         self.identity = {
             "data_sha256": dataset_sha256(row for rows in cases.values() for row in rows),
             "cases": {
-                row["id"]: {
-                    "partition": part,
-                    "subject": row["subject"],
-                    "image": image_fingerprint(read_volume(row["image"])),
-                }
-                for part, rows in cases.items()
-                for row in rows
+                row["id"]: {"partition": part, **seen_entry(row)} for part, rows in cases.items() for row in rows
             },
             "settings": dict(settings),
             "recipe_sha256": recipe_sha256(configs),

@@ -56,12 +56,9 @@ class ReplayDataset(Dataset):
         case, draw = ticket
         seed = int(replay_rng(self.seed, draw).randint(2**31))
         self.random.set_random_state(seed=seed)
-        cached = self.cases[
-            case
-        ]  # copied: MONAI notes every transform in the tensor's own list, which would grow for ever
-        return self.random(
-            {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in cached.items()}
-        )
+        # a copy: MONAI notes every transform in a list of the tensor's own, which would grow with each draw
+        item = self.cases[case].items()
+        return self.random({key: part.clone() if isinstance(part, torch.Tensor) else part for key, part in item})
 
 
 class ReplaySampler(Sampler):

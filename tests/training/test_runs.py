@@ -237,7 +237,7 @@ def test_the_command_is_recorded_without_this_machines_folders(monkeypatch: pyte
         "train",
         "--data",
         "/srv/Jane Doe/data",
-        "--output=/tmp/my o/o",
+        "--output=/srv/my o/o",
         "../shared/data",
         "a/b",
     ]
