@@ -28,10 +28,18 @@ from dicom_io.errors import LabelError, UnreadableFileError
 from dicom_io.series import load_dataset
 from dicom_io.volume import Volume
 
-ObjectKind = Literal["SEG", "SR", "RTSTRUCT"]
+ObjectKind = Literal["SEG", "SR", "RTSTRUCT", "GSPS", "SC", "PDF", "PM"]
 AlgorithmType = Literal["AUTOMATIC", "SEMIAUTOMATIC", "MANUAL"]
 
-SERIES_NUMBER_BASE: dict[str, int] = {"SEG": 5000, "SR": 6000, "RTSTRUCT": 7000}
+SERIES_NUMBER_BASE: dict[ObjectKind, int] = {
+    "SEG": 5000,
+    "SR": 6000,
+    "RTSTRUCT": 7000,
+    "GSPS": 8000,
+    "SC": 9000,
+    "PDF": 10000,
+    "PM": 11000,
+}
 NO_DATE, NO_TIME = "19700101", "000000"
 
 # DICOM PS3.3 C.7.1.1, C.7.1.3, C.7.2.1, C.7.2.2, C.7.2.3: what belongs to the patient and to the study.
@@ -224,7 +232,7 @@ def content_moment(headers: Iterable[Dataset]) -> tuple[str, str]:
 
 
 def series_number(header: Dataset, kind: ObjectKind) -> int:
-    """A stable SeriesNumber: 5000 (SEG), 6000 (SR) or 7000 (RTSTRUCT) plus the source's own, modulo 1000."""
+    """A stable SeriesNumber: the kind's SERIES_NUMBER_BASE plus the source's own, modulo 1000."""
     return SERIES_NUMBER_BASE[kind] + int(header.get("SeriesNumber") or 0) % 1000
 
 
