@@ -100,8 +100,7 @@ def even_grid(planes: Sequence[Plane], name: str = "the series", *, single_step_
         SeriesGeometryError: Differing sizes, spacings or orientations, positions used twice, missing slices,
             uneven gaps, slices shifted sideways by differing amounts, or header values that are no geometry.
     """
-    for check in (_check_values, _check_sizes, _check_orientations, _check_duplicates):
-        check(planes, name)
+    check_planes(planes, name)
     order = slice_order(planes)
     ordered = [planes[index] for index in order]
     _check_gaps(ordered, name)
@@ -110,6 +109,12 @@ def even_grid(planes: Sequence[Plane], name: str = "the series", *, single_step_
     affine_lps = plane_affine(ordered[0], step)
     _check_five_points(ordered, affine_lps, name)
     return Grid(affine_lps, order, _shear_degrees(step, ordered))
+
+
+def check_planes(planes: Sequence[Plane], name: str) -> None:
+    """Passes planes of one size, spacing and orientation, no position twice. Raises SeriesGeometryError."""
+    for check in (_check_values, _check_sizes, _check_orientations, _check_duplicates):
+        check(planes, name)
 
 
 def plane_affine(plane: Plane, step: Points) -> Points:
@@ -123,15 +128,15 @@ def plane_affine(plane: Plane, step: Points) -> Points:
 
 def slice_order(planes: Sequence[Plane]) -> tuple[int, ...]:
     """Indices of the planes in increasing position along the first plane's normal."""
-    return tuple(int(index) for index in np.argsort(_depths(planes), kind="stable"))
+    return tuple(int(index) for index in np.argsort(depths(planes), kind="stable"))
 
 
 def same_positions(planes: Sequence[Plane]) -> list[tuple[int, ...]]:
     """Groups of indices of planes that share a position along the normal within TOLERANCE_MM, by depth."""
-    depths = _depths(planes)
+    found = depths(planes)
     groups: list[list[int]] = []
     for index in slice_order(planes):
-        if groups and depths[index] - depths[groups[-1][-1]] <= TOLERANCE_MM:
+        if groups and found[index] - found[groups[-1][-1]] <= TOLERANCE_MM:
             groups[-1].append(index)
         else:
             groups.append([index])
@@ -144,7 +149,7 @@ def angle_degrees(first: Points, second: Points) -> float:
     return float(np.degrees(np.arctan2(sine, cosine)))
 
 
-def _depths(planes: Sequence[Plane]) -> Points:
+def depths(planes: Sequence[Plane]) -> Points:
     """Shape (N,), mm: position of each plane along the first plane's normal."""
     return np.array([plane.position for plane in planes]) @ planes[0].normal
 
@@ -232,7 +237,7 @@ def _check_duplicates(planes: Sequence[Plane], name: str) -> None:
 
 
 def _check_gaps(ordered: Sequence[Plane], name: str) -> None:
-    gaps = np.diff(_depths(ordered))
+    gaps = np.diff(depths(ordered))
     usual = float(np.median(gaps)) if gaps.size else 0.0
     odd = np.flatnonzero(np.abs(gaps - usual) > TOLERANCE_MM)
     if not odd.size:
@@ -244,7 +249,7 @@ def _check_gaps(ordered: Sequence[Plane], name: str) -> None:
         f"{name} has slice gaps from {gaps.min():.2f} to {gaps.max():.2f} mm ({odd.size} of {gaps.size} "
         f"differ from the usual {usual:.2f} mm)",
         f"one even gap is needed (tolerance {TOLERANCE_MM} mm)",
-        "resample the series to even gaps, or pass its evenly spaced part only",
+        "pass --resample-gaps, or its evenly spaced part only",
     )
 
 
@@ -254,7 +259,7 @@ def _missing_slices(gaps: Points, missing: int, first: int, name: str) -> Series
         f"counted along the normal, lie {gaps[first]:.2f} mm apart where the usual gap is "
         f"{np.median(gaps):.2f} mm",
         f"one even gap is needed (tolerance {TOLERANCE_MM} mm)",
-        "fetch the missing slices",
+        "fetch the missing slices, or pass --resample-gaps to fill in between",
     )
 
 
@@ -271,7 +276,7 @@ def _check_straight(ordered: Sequence[Plane], step: Points, name: str) -> None:
             f"{abs(along[worst]):.2f} mm along the normal and {sideways[worst]:.2f} mm sideways "
             "off the even line from first to last",
             f"at most {TOLERANCE_MM} mm is needed",
-            "resample the series, or pass its straight part only",
+            "pass --resample-tilt, or its straight part only",
         )
 
 

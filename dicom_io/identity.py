@@ -25,7 +25,7 @@ from pydicom.uid import generate_uid
 
 from dicom_io.coding import Segment
 from dicom_io.errors import LabelError, UnreadableFileError
-from dicom_io.series import load_dataset
+from dicom_io.instances import load_dataset
 from dicom_io.volume import Volume
 
 ObjectKind = Literal["SEG", "SR", "RTSTRUCT", "GSPS", "SC", "PDF", "PM"]
@@ -136,7 +136,8 @@ def tracking_id(segment: Segment) -> str:
 def source_headers(source: Volume) -> tuple[Dataset, ...]:
     """The source's data sets without pixels, one a slice along K (one in all for a multi-frame source).
 
-    Files are matched by SOP Instance UID, whatever their order in `source.provenance.files`. Absent Type 2
+    Data sets in memory are taken as they are. Files are matched by SOP Instance UID, whatever their order in
+    `source.provenance.files`. Absent Type 2
     attributes of the patient and study modules are supplied empty; an empty DeidentificationMethod (Type 1C)
     is dropped.
 
@@ -144,14 +145,15 @@ def source_headers(source: Volume) -> tuple[Dataset, ...]:
         LabelError: The source is not DICOM, or its files do not hold its instances.
         UnreadableFileError: A source file cannot be read.
     """
-    uids = source.provenance.sop_instance_uids
-    if source.provenance.kind != "dicom" or len(uids) != source.shape[2]:
+    uids, resampled = source.provenance.sop_instance_uids, source.provenance.resampled
+    if source.provenance.kind != "dicom" or (len(uids) != source.shape[2] and not resampled):
         raise LabelError(
             f"the source is of kind {source.provenance.kind!r} with {len(uids)} instances for "
             f"{source.shape[2]} slices; a DICOM series is needed to write a DICOM result; name the series or "
             "convert the image first"
         )
-    found = {str(header.SOPInstanceUID): header for header in map(_header, set(source.provenance.files))}
+    in_memory = (_named(_copied(header)) for header in source.provenance.headers)
+    found = {str(header.SOPInstanceUID): header for header in (*in_memory, *map(_header, set(source.provenance.files)))}
     missing = [uid for uid in uids if uid not in found]
     if missing:
         raise LabelError(
@@ -169,6 +171,18 @@ def _header(path: str | Path) -> Dataset:
             f"a source file can no longer be read ({error}); it must stay in place until the result is written; "
             "read the series again"
         ) from error
+    return _named(header)
+
+
+def _copied(header: Dataset) -> Dataset:
+    """A data set of its own with the same elements."""
+    own = Dataset()
+    own.update({element.tag: element for element in header})
+    own.file_meta = header.file_meta  # type: ignore[attr-defined]
+    return own
+
+
+def _named(header: Dataset) -> Dataset:
     if not header.get("SOPInstanceUID"):  # emptied by an anonymiser; the file header still has it
         header.SOPInstanceUID = header.file_meta.get("MediaStorageSOPInstanceUID", "")
     return header
@@ -196,14 +210,13 @@ def neutral(headers: tuple[Dataset, ...]) -> list[Dataset]:
     copies = []
     for header in headers:
         header.decode()  # while the character set is still there
-        copy = Dataset()
-        copy.update({element.tag: element for element in header})
+        bare = _copied(header)
         for keyword in f"{PATIENT_KEYWORDS} {STUDY_KEYWORDS} SpecificCharacterSet".split():
-            if keyword in copy and keyword != "StudyInstanceUID":
-                delattr(copy, keyword)
+            if keyword in bare and keyword != "StudyInstanceUID":
+                delattr(bare, keyword)
         for keyword in TYPE_2_KEYWORDS.split():
-            setattr(copy, keyword, "")
-        copies.append(copy)
+            setattr(bare, keyword, "")
+        copies.append(bare)
     return copies
 
 

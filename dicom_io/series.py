@@ -8,54 +8,34 @@ from __future__ import annotations
 
 import logging
 import os
-import struct
-import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import numpy as np
-import pydicom
-from pydicom.dataelem import RawDataElement
-from pydicom.dataset import FileDataset
-from pydicom.errors import BytesLengthException
-from pydicom.tag import BaseTag, Tag
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.dataset import Dataset
 
 from .errors import SeriesSelectionError, UnreadableFileError
 from .geometry import angle_degrees
+from .instances import (
+    READ_ERRORS,
+    Instance,
+    broken_file,
+    files_of_dicomdir,
+    image_type,
+    instance_of,
+    is_dicomdir,
+    orientation_of,
+    read_instance,
+)
 
 SeriesKind = Literal["image", "seg", "rtstruct", "sr", "other"]
-
-READ_ERRORS: tuple[type[Exception], ...] = (
-    BytesLengthException,
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    RuntimeError,
-    ArithmeticError,
-    struct.error,
-    zlib.error,
-)
-"""What pydicom and its decoders raise on broken bytes; there is no common base class."""
+Source = Path | str | Sequence[Path] | Sequence[Dataset]
+"""A folder, a file, a DICOMDIR, the files of one series, or data sets in memory."""
 
 _logger = logging.getLogger(__name__)
 
-_SCAN_KEYWORDS = (
-    "SOPClassUID",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "Modality",
-    "ImageType",
-    "Rows",
-    "NumberOfFrames",
-    "ImageOrientationPatient",
-)
-_MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _PARAMETRIC_MAP = "1.2.840.10008.5.1.4.1.1.30"
 _KIND_BY_SOP_CLASS: dict[str, SeriesKind] = {
@@ -68,10 +48,7 @@ _RADIOTHERAPY = "1.2.840.10008.5.1.4.1.1.481."
 _RT_IMAGE = "1.2.840.10008.5.1.4.1.1.481.1"
 _LOCALIZER_WORDS = frozenset({"LOCALIZER", "SCOUT", "TOPOGRAM", "SURVIEW", "REF_SURVIEW"})
 _PROJECTION_WORDS = frozenset({"PROJECTION IMAGE", "MIP", "CSA MIP"})
-_PIXEL_TAGS = frozenset({(0x7FE0, 0x0008), (0x7FE0, 0x0009), (0x7FE0, 0x0010)})
-_UNDEFINED_LENGTH = 0xFFFFFFFF
 
-_SHORTEST = 132  # bytes of preamble and mark
 _SAME_COSINE = 1e-3
 _STRAY_DEGREES = 30.0
 _STRAY_SLICES = 3
@@ -79,19 +56,20 @@ _STRAY_SLICES = 3
 
 @dataclass(frozen=True)
 class SeriesRef:
-    """The instances of one series that belong together, found by their headers; nothing of the patient.
+    """The instances of one series that belong together, found by their headers.
 
     Attributes:
         study_instance_uid: Empty where the files lack it.
         series_instance_uid: Empty where the files lack it; such files are grouped by folder.
         modality: DICOM Modality such as "MR"; empty where the files lack it.
         kind: "image" for what could be read as a volume or picture; "other" also for what is set aside.
-        files: Instances in order of their paths, one file each.
+        files: Instances in order of their paths, one file each; empty for data sets in memory.
         frame_count: Slices in all: one a single-frame file, NumberOfFrames of a multi-frame one.
         orientation: ImageOrientationPatient (6 direction cosines, LPS), or None where the instances have none
             at their top level (pictures, multi-frame objects).
         set_aside: Why a volume reader passes by pixels that it could read ("localizer", ...); else empty.
         notes: What was found on the way, one sentence each.
+        instances: The instances themselves, in the order of `files`.
     """
 
     study_instance_uid: str
@@ -103,19 +81,26 @@ class SeriesRef:
     orientation: tuple[float, ...] | None = None
     set_aside: str = ""
     notes: tuple[str, ...] = ()
+    instances: tuple[Instance, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def instance_count(self) -> int:
-        """Number of files, each one SOP instance."""
-        return len(self.files)
+        """Number of SOP instances, one a file."""
+        return len(self.instances)
+
+    @property
+    def name(self) -> str:
+        """How a message calls it."""
+        where = f" in {self.files[0].parent}" if self.files else ""
+        return f"series {self.series_instance_uid or 'without UID' + where}"
 
     @property
     def line(self) -> str:
         """One line for a message: UID, modality, what and how many."""
         uid, modality = self.series_instance_uid or "(no SeriesInstanceUID)", self.modality or "?"
-        count = _counted(self.instance_count, "file")
+        count = counted(self.instance_count, "file")
         if self.frame_count > self.instance_count:
-            count += ", " + _counted(self.frame_count, "frame")
+            count += ", " + counted(self.frame_count, "frame")
         return f"{uid} ({modality}, {self.set_aside or self.kind}, {count})"
 
 
@@ -126,23 +111,12 @@ class Scan:
     Attributes:
         series: Groups in order of their first file.
         foreign_files: How many files are not DICOM (or DICOM indexes such as a DICOMDIR) and were passed by.
+        broken: The refusals of DICOM files that cannot be read.
     """
 
     series: tuple[SeriesRef, ...]
     foreign_files: int
-
-
-@dataclass(frozen=True)
-class _Header:
-    path: Path
-    sop_class_uid: str
-    study_instance_uid: str
-    series_instance_uid: str
-    modality: str
-    image_type: tuple[str, ...]
-    orientation: tuple[float, ...] | None
-    frames: int
-    has_pixels: bool
+    broken: tuple[UnreadableFileError, ...] = ()
 
 
 def find_series(folder: Path) -> list[SeriesRef]:
@@ -172,6 +146,23 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(files)
 
 
+def scan_source(source: Source) -> Scan:
+    """The series in a folder, a file, a DICOMDIR, a list of files or of data sets in memory.
+
+    Raises:
+        SeriesSelectionError: There is no DICOM object.
+        UnreadableFileError: A DICOM file is absent, truncated or broken; the message names it.
+    """
+    if isinstance(source, str | Path):
+        path = Path(source)
+        return scan_files(files_below(path) if path.is_dir() else _files_of(path))
+    if not source:
+        raise SeriesSelectionError("the list of files is empty; the files of one series are needed; check the input")
+    if isinstance(source[0], Dataset):
+        return Scan(_series_of([instance_of(dataset) for dataset in source], 0), 0)  # type: ignore[arg-type]
+    return scan_files([_present(Path(path)) for path in source])  # type: ignore[arg-type]
+
+
 def scan_files(files: Sequence[Path]) -> Scan:
     """Groups the DICOM files among `files` into series.
 
@@ -179,232 +170,148 @@ def scan_files(files: Sequence[Path]) -> Scan:
         SeriesSelectionError: None of the files is DICOM.
         UnreadableFileError: A DICOM file is truncated or broken; the message names it.
     """
-    headers = [header for header in map(_read_header, files) if header is not None]
-    foreign = len(files) - len(headers)
-    if not headers:
+    scan = survey_files(files)
+    if scan.broken:
+        raise scan.broken[0]
+    return scan
+
+
+def survey_files(files: Sequence[Path]) -> Scan:
+    """As `scan_files`, but broken files are listed in `broken` and the others grouped all the same.
+
+    Raises:
+        SeriesSelectionError: None of the files is DICOM.
+    """
+    instances, broken, foreign = [], [], 0
+    for path in files:
+        try:
+            instance = read_instance(path)
+        except UnreadableFileError as error:
+            broken.append(error)
+            continue
+        if instance is None:
+            foreign += 1
+        else:
+            instances.append(instance)
+    if not instances and not broken:
         raise SeriesSelectionError(
-            f"found no DICOM object among {_counted(len(files), 'file')} (the first is {files[0]}); "
+            f"found no DICOM object among {counted(len(files), 'file')} (the first is {files[0]}); "
             "DICOM files are needed; check the path"
         )
     if foreign:
         _logger.info("passed by %d files that are not DICOM objects", foreign)
-    groups = _set_strays_aside([_series_ref(group) for group in _grouped(headers)])
-    return Scan(tuple(_with_notes(group, foreign) for group in groups), foreign)
+    return Scan(_series_of(instances, foreign), foreign, tuple(broken))
 
 
-def load_dataset(path: Path, *, with_pixels: bool) -> FileDataset:
-    """The data set of one DICOM file, also of one without preamble and file meta information.
-
-    Raises:
-        UnreadableFileError: The file is missing, no DICOM or broken.
-    """
-    try:
-        with path.open("rb") as file:
-            if not _looks_like_dicom(file.read(136)):
-                raise UnreadableFileError(f"{path} is not a DICOM file; one is needed; check the path")
-            file.seek(0)
-            dataset = pydicom.dcmread(file, stop_before_pixels=not with_pixels, force=True)
-    except READ_ERRORS as error:
-        raise broken_file(path, error) from error
-    _complete_meta(dataset)
-    return dataset
-
-
-def broken_file(path: Path, error: BaseException | str) -> UnreadableFileError:
-    """The refusal of a file that cannot be read, in this package's words."""
-    text = " ".join(str(error).split())[:160]
-    found = text if isinstance(error, str) else f"{type(error).__name__}: {text}"
-    return UnreadableFileError(
-        f"{path} is broken ({found}); a whole DICOM file is needed; fetch it again or leave it out"
-    )
-
-
-def _counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """ "1 file", "3 files"."""
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-def _complete_meta(dataset: FileDataset) -> None:
-    """Names the transfer syntax of a file that lacks it, as pydicom guessed it: a decoder needs it."""
-    if "TransferSyntaxUID" not in dataset.file_meta:
-        implicit = dataset.original_encoding[0]
-        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+def summary(series: Iterable[SeriesRef], limit: int = 8) -> str:
+    """One line for a message that lists series, the first `limit` of them."""
+    lines = [one.line for one in series]
+    more = len(lines) - limit
+    return "; ".join(lines[:limit]) + (f"; and {more} more" if more > 0 else "")
 
 
-def _looks_like_dicom(start: bytes) -> bool:
-    """True for the DICM mark, or for a bare data set that begins with group 0002 or 0008."""
-    if start[128:132] == b"DICM":
-        return True
-    return len(start) >= 8 and start[:2] in (b"\x02\x00", b"\x08\x00") and start[3] == 0
+def _present(path: Path) -> Path:
+    if not path.is_file():
+        raise UnreadableFileError(f"{path} is not a file; a DICOM file or a folder is needed; check the path")
+    return path
 
 
-def _read_header(path: Path) -> _Header | None:
-    """The header, or None for a file that is no DICOM object; raises UnreadableFileError for a broken one."""
-    has_mark = True
-    try:
-        with path.open("rb") as file:
-            start = file.read(136)
-            if not _looks_like_dicom(start):
-                if path.suffix.lower() == ".dcm" and len(start) < _SHORTEST:
-                    raise broken_file(path, f"it has {len(start)} bytes")
-                return None
-            has_mark = start[128:132] == b"DICM"
-            file.seek(0)
-            tags: list[int | BaseTag] = [Tag(keyword) for keyword in _SCAN_KEYWORDS]
-            dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=tags)
-            return _header_of(path, dataset, file, has_mark=has_mark)
-    except READ_ERRORS as error:
-        if not has_mark:
-            return None
-        raise broken_file(path, error) from error
+def _files_of(path: Path) -> list[Path]:
+    """The file itself, or those that it lists if it is a DICOMDIR."""
+    if not is_dicomdir(_present(path)):
+        return [path]
+    files = files_of_dicomdir(path)
+    absent = [file for file in files if not file.is_file()]
+    if absent:
+        raise UnreadableFileError(
+            f"{path} lists {counted(len(files), 'file')}, of which {len(absent)} are absent (the first is {absent[0]}); "
+            "the whole medium is needed; copy it again, or name the folder instead to read what is there"
+        )
+    if not files:
+        raise SeriesSelectionError(f"{path} lists no file; DICOM files are needed; name their folder instead")
+    return files
 
 
-def _header_of(path: Path, dataset: FileDataset, file: BinaryIO, *, has_mark: bool) -> _Header | None:
-    if any(map(_is_cut, dataset.values())):
-        raise broken_file(path, "it ends within an attribute of its header")
-    meta_class = str(dataset.file_meta.get("MediaStorageSOPClassUID", ""))
-    sop_class_uid = str(dataset.get("SOPClassUID") or "")
-    if _MEDIA_STORAGE_DIRECTORY in (meta_class, sop_class_uid):
-        return None
-    if UID(sop_class_uid or meta_class).name.endswith("Image Storage") and "Rows" not in dataset:
-        raise broken_file(path, "it names an image class and holds no image")
-    if not sop_class_uid and "Rows" not in dataset:
-        if not has_mark:
-            return None
-        raise broken_file(path, "it names no SOP Class UID and holds no image")
-    deflated = dataset.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
-    has_pixels = deflated or _ends_whole(path, file, expects_pixels="Rows" in dataset)
-    return _Header(
-        path,
-        sop_class_uid or meta_class,
-        str(dataset.get("StudyInstanceUID") or ""),
-        str(dataset.get("SeriesInstanceUID") or ""),
-        str(dataset.get("Modality") or ""),
-        tuple(str(word).upper() for word in _listed(dataset.get("ImageType"))),
-        _orientation(dataset),
-        int(dataset.get("NumberOfFrames") or 1),
-        has_pixels and "Rows" in dataset,
-    )
+def _series_of(instances: Sequence[Instance], foreign: int) -> tuple[SeriesRef, ...]:
+    groups = _set_strays_aside([_series_ref(group) for group in _grouped(instances)])
+    return tuple(_with_notes(group, foreign) for group in groups)
 
 
-def _is_cut(element: object) -> bool:
-    """True for an attribute, not yet converted by pydicom, with fewer bytes than it announces."""
-    if not isinstance(element, RawDataElement) or element.value is None:
-        return False
-    return element.length != _UNDEFINED_LENGTH and len(element.value) < element.length
-
-
-def _listed(value: object) -> list[object]:
-    if value is None or value == "":
-        return []
-    return [value] if isinstance(value, str) else list(value)  # type: ignore[call-overload]
-
-
-def _orientation(dataset: FileDataset) -> tuple[float, ...] | None:
-    cosines = tuple(float(str(cosine)) for cosine in _listed(dataset.get("ImageOrientationPatient")))
-    return cosines if len(cosines) == 6 else None
-
-
-def _ends_whole(path: Path, file: BinaryIO, *, expects_pixels: bool) -> bool:
-    """True if whole pixel data follow at the place where pydicom stopped reading.
-
-    Raises UnreadableFileError where the file ends early; the values of a header are not enough to tell.
-    """
-    position, size = file.tell(), file.seek(0, os.SEEK_END)
-    file.seek(position)
-    if position > size:  # pydicom skips what it was not asked for without looking
-        raise broken_file(path, f"its header runs to byte {position}, the file ends at {size}")
-    start = file.read(12)
-    little = start[:2] == b"\xe0\x7f"
-    tag = struct.unpack("<HH" if little else ">HH", start[:4]) if len(start) == 12 else None
-    if tag not in _PIXEL_TAGS:
-        if expects_pixels:
-            raise broken_file(path, f"it ends at byte {size} before its pixel data")
-        return False
-    _check_pixel_length(path, file, position, size, start)
-    return True
-
-
-def _check_pixel_length(path: Path, file: BinaryIO, position: int, size: int, start: bytes) -> None:
-    order = "<" if start[:2] == b"\xe0\x7f" else ">"
-    explicit = start[4:6].isalpha() and start[4:6].isupper() and start[6:8] == b"\0\0"
-    length = struct.unpack(order + "L", start[8:12] if explicit else start[4:8])[0]
-    value_at = position + (12 if explicit else 8)
-    if length == _UNDEFINED_LENGTH:
-        _check_fragments(path, file, value_at, size)
-    elif value_at + length > size:
-        raise broken_file(path, f"its pixel data need {length} bytes, {size - value_at} are left")
-
-
-def _check_fragments(path: Path, file: BinaryIO, position: int, size: int) -> None:
-    """Walks the fragments of compressed pixels (PS3.5 A.4): a decoder may read half a picture in silence."""
-    while position + 8 <= size:
-        file.seek(position)
-        group, element, length = struct.unpack("<HHL", file.read(8))
-        if (group, element) == (0xFFFE, 0xE0DD):
-            return
-        if (group, element) != (0xFFFE, 0xE000):
-            raise broken_file(path, f"its compressed pixel data hold no fragment at byte {position}")
-        position += 8 + length
-    raise broken_file(path, f"its compressed pixel data run past its end at byte {size}")
-
-
-def _kind(header: _Header) -> tuple[SeriesKind, str]:
+def _kind(instance: Instance) -> tuple[SeriesKind, str]:
     """Kind and, for pixels that a volume reader passes by, the reason."""
-    sop_class, image_type = header.sop_class_uid, frozenset(header.image_type)
+    sop_class = instance.sop_class_uid
     if sop_class in _KIND_BY_SOP_CLASS:
         return _KIND_BY_SOP_CLASS[sop_class], ""
     if sop_class.startswith(_STRUCTURED_REPORT):
         return "sr", ""
-    if not header.has_pixels or (sop_class.startswith(_RADIOTHERAPY) and sop_class != _RT_IMAGE):
+    if not instance.has_pixels or (sop_class.startswith(_RADIOTHERAPY) and sop_class != _RT_IMAGE):
         return "other", ""
-    reason = _reason_aside(sop_class, image_type)
+    reason = _reason_aside(sop_class, frozenset(image_type(instance.header)))
     return ("other", reason) if reason else ("image", "")
 
 
-def _reason_aside(sop_class: str, image_type: frozenset[str]) -> str:
-    if image_type & _LOCALIZER_WORDS:
+def _reason_aside(sop_class: str, words: frozenset[str]) -> str:
+    if words & _LOCALIZER_WORDS:
         return "localizer"
     if sop_class == _SECONDARY_CAPTURE or sop_class.startswith(_SECONDARY_CAPTURE + "."):
         return "secondary capture"
-    if image_type & _PROJECTION_WORDS:
+    if words & _PROJECTION_WORDS:
         return "projection"
     return "parametric map" if sop_class == _PARAMETRIC_MAP else ""
 
 
-def _grouped(headers: Iterable[_Header]) -> list[list[_Header]]:
+def _grouped(instances: Sequence[Instance]) -> list[list[Instance]]:
     """Groups by study, series, kind, reason, single or multi-frame, and orientation within a tolerance."""
-    groups: dict[tuple[object, ...], list[list[_Header]]] = {}
-    for header in headers:
-        series = header.series_instance_uid or header.path.parent
-        key = (header.study_instance_uid, series, header.modality, *_kind(header), header.frames > 1)
+    groups: dict[tuple[object, ...], list[list[Instance]]] = {}
+    for instance in instances:
+        try:
+            key, orientation = _key(instance), orientation_of(instance.header)
+        except READ_ERRORS as error:
+            raise broken_file(instance.name, error) from error
         alike = groups.setdefault(key, [])
-        group = next((group for group in alike if _same_orientation(group[0], header)), None)
+        group = next(
+            (group for group in alike if _same_orientation(orientation_of(group[0].header), orientation)), None
+        )
         if group is None:
-            alike.append([header])
+            alike.append([instance])
         else:
-            group.append(header)
-    return sorted((group for alike in groups.values() for group in alike), key=lambda group: group[0].path)
+            group.append(instance)
+    place = {id(instance): number for number, instance in enumerate(instances)}
+    return sorted((group for alike in groups.values() for group in alike), key=lambda group: place[id(group[0])])
 
 
-def _same_orientation(first: _Header, second: _Header) -> bool:
-    if first.orientation is None or second.orientation is None:
-        return first.orientation is second.orientation
-    return bool(np.abs(np.subtract(first.orientation, second.orientation)).max() <= _SAME_COSINE)
+def _key(instance: Instance) -> tuple[object, ...]:
+    header = instance.header
+    series = str(header.get("SeriesInstanceUID") or "") or (instance.path.parent if instance.path else "")
+    study, modality = str(header.get("StudyInstanceUID") or ""), str(header.get("Modality") or "")
+    return study, series, modality, *_kind(instance), instance.frames > 1
 
 
-def _series_ref(group: Sequence[_Header]) -> SeriesRef:
-    first, (kind, reason) = group[0], _kind(group[0])
-    notes = () if first.series_instance_uid else ("the files name no SeriesInstanceUID: grouped by folder",)
+def _same_orientation(first: tuple[float, ...] | None, second: tuple[float, ...] | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return bool(np.abs(np.subtract(first, second)).max() <= _SAME_COSINE)
+
+
+def _series_ref(group: Sequence[Instance]) -> SeriesRef:
+    header, (kind, reason) = group[0].header, _kind(group[0])
+    uid = str(header.get("SeriesInstanceUID") or "")
     return SeriesRef(
-        first.study_instance_uid,
-        first.series_instance_uid,
-        first.modality,
+        str(header.get("StudyInstanceUID") or ""),
+        uid,
+        str(header.get("Modality") or ""),
         kind,
-        tuple(header.path for header in group),
-        sum(header.frames for header in group),
-        first.orientation,
+        tuple(instance.path for instance in group if instance.path),
+        sum(instance.frames for instance in group),
+        orientation_of(header),
         reason,
-        notes,
+        () if uid else ("the files name no SeriesInstanceUID: grouped by folder",),
+        tuple(group),
     )
 
 
@@ -432,14 +339,7 @@ def _stray(group: SeriesRef, main: SeriesRef | None) -> SeriesRef:
 def _with_notes(group: SeriesRef, foreign: int) -> SeriesRef:
     notes = list(group.notes)
     if group.set_aside:
-        notes.append(f"set aside as {group.set_aside}: {_counted(group.instance_count, 'file')}")
+        notes.append(f"set aside as {group.set_aside}: {counted(group.instance_count, 'file')}")
     if foreign:
         notes.append(f"{foreign} files beside it are not DICOM objects and were passed by")
     return replace(group, notes=tuple(notes))
-
-
-def summary(series: Iterable[SeriesRef], limit: int = 8) -> str:
-    """One line for a message that lists series, the first `limit` of them."""
-    lines = [one.line for one in series]
-    more = len(lines) - limit
-    return "; ".join(lines[:limit]) + (f"; and {more} more" if more > 0 else "")

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.dataset import Dataset
 
 Affine = NDArray[np.float64]
 Kind = Literal["dicom", "nifti", "image", "array"]
@@ -42,6 +43,9 @@ class Provenance:
         frame_numbers: 1-based frame of `sop_instance_uids[k]` that holds slice k; empty for single-frame objects.
         files: Source files, in array order where there is one file a slice.
         notes: What the reader found and tolerated or repaired, one sentence each.
+        resampled: True where the voxels are no longer those of the slices, because a repair was asked for. The
+            instances are then the slices in their order along the normal, and there may be more or fewer than K.
+        headers: The data sets without pixels, one an instance, where they came from memory and not from files.
     """
 
     kind: Kind
@@ -53,6 +57,8 @@ class Provenance:
     frame_numbers: tuple[int, ...] = ()
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    resampled: bool = False
+    headers: tuple[Dataset, ...] = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True)

@@ -250,9 +250,10 @@ def test_two_time_points_are_refused_and_named(tmp_path: Path) -> None:
     for time in (1, 2):
         point = header | {"TemporalPositionIdentifier": time}
         write_mr_series(tmp_path, lopsided_array(), oblique_affine(), header=point, prefix=f"time{time}")
-    with pytest.raises(SeriesGeometryError, match="2 slices at the same position, at 7 of 7 positions") as refusal:
+    with pytest.raises(SeriesGeometryError, match="2 slices at the same position, at 7 positions") as refusal:
         read_series(tmp_path)
-    assert "they differ in TemporalPositionIdentifier (1 / 2)" in str(refusal.value)
+    assert "differ in TemporalPositionIdentifier (1 / 2)" in str(refusal.value)
+    assert "choose with --time-point 1 to 2" in str(refusal.value)
 
 
 def test_two_echoes_in_an_enhanced_object_are_refused(tmp_path: Path) -> None:
@@ -266,11 +267,21 @@ def test_two_echoes_in_an_enhanced_object_are_refused(tmp_path: Path) -> None:
         read_series(path)
 
 
-def test_the_same_instance_twice_is_refused_with_both_files(tmp_path: Path) -> None:
+def test_one_instance_with_two_contents_is_refused_with_both_files(tmp_path: Path) -> None:
+    path = write_mr_series(tmp_path, lopsided_array(), oblique_affine())[2]
+    other = dcmread(path)
+    other.PixelData = bytes(len(other.PixelData))
+    other.save_as(tmp_path / "copy.dcm")
+    with pytest.raises(SeriesGeometryError, match=rf"twice with different content, in .*copy\.dcm and .*{path.name}"):
+        read_series(tmp_path)
+
+
+def test_a_copy_of_a_file_is_left_out_with_a_note(tmp_path: Path) -> None:
     path = write_mr_series(tmp_path, lopsided_array(), oblique_affine())[2]
     shutil.copy(path, tmp_path / "copy.dcm")
-    with pytest.raises(SeriesGeometryError, match=rf"twice, in .*copy\.dcm and .*{path.name}"):
-        read_series(tmp_path)
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.array, lopsided_array())
+    assert any("left out as byte-identical copies of another: 1 file" in note for note in volume.provenance.notes)
 
 
 def test_a_missing_slice_and_an_uneven_gap_are_refused_with_their_numbers(tmp_path: Path) -> None:

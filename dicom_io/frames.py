@@ -1,0 +1,260 @@
+"""Instances -> frames: one slice each, with the place and the rescale that its own header or functional group states.
+
+A classic object is one frame, an enhanced one has its functional groups (PS3.3 C.7.6.16), a Siemens mosaic is one
+picture with the slices as its tiles.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pydicom.dataset import Dataset
+
+from .errors import SeriesSelectionError
+from .geometry import Plane
+from .instances import MARKS, READ_ERRORS, SIEMENS_CSA, Instance, broken_file, image_type
+
+MAX_VOXELS = 2**30
+"""The most voxels of one volume, 4 GiB as float32; a header that claims more is refused before anything is allocated."""
+
+_MARK_MACROS = ("FrameContentSequence", "MREchoSequence", "MRDiffusionSequence")
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One slice as its header says.
+
+    Attributes:
+        instance: Where it stands.
+        number: Counts from 1 in a multi-frame object, 0 elsewhere.
+        tile: (tile from 0, tiles in a row) in a mosaic, else None.
+        plane: Its place, None without patient space.
+        slope, intercept: Of its own rescale.
+        thickness_mm: SliceThickness, None where it is absent or 0.
+        marks: What may tell it from another frame at its position, as (keyword, value).
+    """
+
+    instance: Instance
+    number: int
+    tile: tuple[int, int] | None
+    plane: Plane | None
+    slope: float
+    intercept: float
+    thickness_mm: float | None
+    marks: tuple[tuple[str, str], ...]
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """SOP Instance UID and frame (tile of a mosaic): the same twice is a copy."""
+        return self.instance.sop_instance_uid, self.tile[0] + 1 if self.tile else self.number
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns) of this frame."""
+        if self.tile is not None and self.plane is not None:
+            return self.plane.shape
+        return int(self.instance.header.Rows), int(self.instance.header.Columns)
+
+
+def frames_of(instance: Instance) -> list[Frame]:
+    """The slices of one instance.
+
+    Raises:
+        UnreadableFileError: Its header contradicts itself.
+        SeriesSelectionError: It is a mosaic without what tells its tiles apart.
+    """
+    header, count = instance.header, instance.frames
+    groups = header.get("PerFrameFunctionalGroupsSequence")
+    try:
+        if groups is not None and len(groups) != count:
+            raise broken_file(instance.name, f"NumberOfFrames is {count}, the functional groups are {len(groups)}")
+        if is_mosaic(instance):
+            return _tiles(instance)
+        return [_frame(instance, index, count) for index in range(count)]
+    except READ_ERRORS as error:
+        raise broken_file(instance.name, error) from error
+
+
+def is_mosaic(instance: Instance) -> bool:
+    """Whether the slices of a volume are laid out as tiles of one picture (Siemens)."""
+    return "MOSAIC" in image_type(instance.header)
+
+
+def has_groups(header: Dataset) -> bool:
+    """Whether an object has functional groups, as enhanced ones do."""
+    return "SharedFunctionalGroupsSequence" in header or "PerFrameFunctionalGroupsSequence" in header
+
+
+def check_size(instance: Instance) -> None:
+    """Passes sizes that can be; to be called before a list of frames or pixels is made.
+
+    Raises:
+        UnreadableFileError: No pixels at all, or more than the file holds.
+        SeriesSelectionError: More than MAX_VOXELS.
+    """
+    rows, columns = int(instance.header.get("Rows") or 0), int(instance.header.get("Columns") or 0)
+    if rows < 1 or columns < 1 or instance.frames < 1:
+        raise broken_file(instance.name, f"it has {instance.frames} frames of {rows} x {columns} pixels")
+    voxels = rows * columns * instance.frames
+    if voxels > MAX_VOXELS:
+        raise SeriesSelectionError(
+            f"{instance.name} claims {instance.frames} frames of {rows} x {columns} pixels, {voxels} voxels; at most "
+            f"{MAX_VOXELS} fit; check the file, or split it"
+        )
+    samples, bits = int(instance.header.get("SamplesPerPixel") or 1), int(instance.header.get("BitsAllocated") or 8)
+    needed = voxels * samples * bits // 8
+    subsampled = "422" in str(instance.header.get("PhotometricInterpretation"))
+    if instance.pixels_at is not None and not subsampled and instance.pixel_bytes < needed:
+        raise broken_file(
+            instance.name,
+            f"{instance.frames} x {rows} x {columns} pixels of {bits} bits need {needed} bytes, "
+            f"it holds {instance.pixel_bytes}",
+        )
+
+
+def _frame(instance: Instance, index: int, count: int) -> Frame:
+    header = instance.header
+    measures = _macro(header, index, "PixelMeasuresSequence")
+    slope, intercept = _rescale(header, index)
+    return Frame(
+        instance,
+        index + 1 if count > 1 or has_groups(header) else 0,
+        None,
+        _plane(header, index, measures),
+        slope,
+        intercept,
+        _thickness_mm(measures),
+        _marks(header, index),
+    )
+
+
+def _rescale(header: Dataset, index: int) -> tuple[float, float]:
+    rescale = _macro(header, index, "PixelValueTransformationSequence") or header
+    slope, intercept = numbers(rescale, "RescaleSlope", 1), numbers(rescale, "RescaleIntercept", 1)
+    return slope[0] if slope else 1.0, intercept[0] if intercept else 0.0
+
+
+def _thickness_mm(holder: Dataset) -> float | None:
+    thickness = numbers(holder, "SliceThickness", 1)
+    return thickness[0] if thickness and thickness[0] > 0 else None
+
+
+def _plane(header: Dataset, index: int, measures: Dataset) -> Plane | None:
+    position = numbers(_macro(header, index, "PlanePositionSequence"), "ImagePositionPatient", 3)
+    orientation = numbers(_macro(header, index, "PlaneOrientationSequence"), "ImageOrientationPatient", 6)
+    pixel_spacing = numbers(measures, "PixelSpacing", 2)
+    if position is None or orientation is None or pixel_spacing is None:
+        return None
+    return Plane(position, orientation, pixel_spacing, (int(header.Rows), int(header.Columns)))
+
+
+def _macro(header: Dataset, index: int, keyword: str) -> Dataset:
+    """Where a frame's attributes stand: its functional group, the shared one, or a single frame's header.
+
+    Empty where there is none: the top level of a multi-frame object places no frame but perhaps its first.
+    """
+    if not has_groups(header):
+        return header if int(header.get("NumberOfFrames") or 1) == 1 else Dataset()
+    per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
+    shared = header.get("SharedFunctionalGroupsSequence") or []
+    for groups in (*per_frame[index : index + 1], *shared[:1]):
+        if groups.get(keyword):
+            return groups[keyword].value[0]
+    return Dataset()
+
+
+def numbers(holder: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
+    """The numbers of an attribute, None where it is absent or empty; ValueError if they are not `count`."""
+    value = holder.get(keyword)
+    if value is None or value == "" or (isinstance(value, Sequence) and not len(value)):
+        return None
+    found = tuple(float(number) for number in (value if isinstance(value, Sequence) else [value]))
+    if len(found) != count:
+        raise ValueError(f"{keyword} holds {len(found)} values, {count} are needed")
+    return found
+
+
+def _marks(header: Dataset, index: int) -> tuple[tuple[str, str], ...]:
+    holders = [header, *(_macro(header, index, macro) for macro in _MARK_MACROS)] if has_groups(header) else [header]
+    found = {key: str(holder.get(key)) for holder in holders for key in MARKS if holder.get(key) is not None}
+    return tuple(sorted(found.items()))
+
+
+def _tiles(instance: Instance) -> list[Frame]:
+    """The slices of a Siemens mosaic, in the order of the tiles.
+
+    The header places the corner of the whole picture as if it were one slice about the centre of the true ones;
+    a tile's own corner lies half the difference of the two sizes further in. Normal and count stand in the
+    manufacturer's CSA header. Source: NiBabel, "Siemens mosaic" (DICOM notes).
+    """
+    header = instance.header
+    if instance.frames > 1:
+        raise broken_file(instance.name, f"it is a mosaic of {instance.frames} frames")
+    count, normal = _tile_count(instance), _tile_normal(instance)
+    across = math.ceil(math.sqrt(count))
+    rows, columns = int(header.Rows) // across, int(header.Columns) // across
+    spacing, gap = numbers(header, "PixelSpacing", 2), numbers(header, "SpacingBetweenSlices", 1)
+    step_mm = gap[0] if gap else _thickness_mm(header)
+    corner, orientation = numbers(header, "ImagePositionPatient", 3), numbers(header, "ImageOrientationPatient", 6)
+    if spacing is None or step_mm is None or corner is None or orientation is None or rows < 1 or columns < 1:
+        raise _unknown_mosaic(instance, "it names no position, orientation, pixel spacing or slice spacing")
+    along_row, along_column = np.array(orientation[:3]), np.array(orientation[3:])
+    inwards = along_row * spacing[1] * (int(header.Columns) - columns) / 2
+    inwards = inwards + along_column * spacing[0] * (int(header.Rows) - rows) / 2
+    slope, intercept = _rescale(header, 0)
+    first, marks = np.array(corner) + inwards, _marks(header, 0)
+    return [
+        Frame(
+            instance,
+            0,
+            (tile, across),
+            Plane(tuple(first + tile * step_mm * normal), orientation, spacing, (rows, columns)),
+            slope,
+            intercept,
+            _thickness_mm(header),
+            marks,
+        )
+        for tile in range(count)
+    ]
+
+
+def _csa(instance: Instance) -> dict[str, Sequence[object]]:
+    """The values of the Siemens CSA image header by name; empty where it is absent or unreadable."""
+    with warnings.catch_warnings():  # NiBabel calls its DICOM readers experimental; its CSA parser is not one of them
+        warnings.simplefilter("ignore")
+        from nibabel.nicom import csareader
+    errors: tuple[type[Exception], ...] = (*READ_ERRORS, csareader.CSAError)
+    found = instance.header.get(SIEMENS_CSA)
+    if found is None or not found.value:
+        return {}
+    try:
+        tags = csareader.read(bytes(found.value))["tags"]
+    except errors:
+        return {}
+    return {name: tag["items"] for name, tag in tags.items()}
+
+
+def _tile_count(instance: Instance) -> int:
+    values = _csa(instance).get("NumberOfImagesInMosaic", ())
+    count = int(str(values[0])) if values else 0
+    if not 0 < count <= 4096:
+        raise _unknown_mosaic(instance, f"it names {count} tiles")
+    return count
+
+
+def _tile_normal(instance: Instance) -> np.ndarray:
+    found = _csa(instance).get("SliceNormalVector", ())
+    if len(found) != 3:
+        raise _unknown_mosaic(instance, "it does not say in which direction its tiles follow (CSA SliceNormalVector)")
+    return np.array([float(str(value)) for value in found])
+
+
+def _unknown_mosaic(instance: Instance, found: str) -> SeriesSelectionError:
+    return SeriesSelectionError(
+        f"{instance.name} is a mosaic, a volume laid out as tiles of one picture, and {found}; the scanner's own header is "
+        "needed; convert it to an enhanced or classic MR series where that is still there"
+    )

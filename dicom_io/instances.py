@@ -1,0 +1,351 @@
+"""One file or data set -> one `Instance`: what its header says of place and pixels, and where the pixels are.
+
+A header is parsed once, no further than its pixels, and only for the attributes that reading needs. Files that end
+early are refused here, by walking the lengths that they announce: the values of a header are not enough to tell.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import pydicom
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.errors import BytesLengthException
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from .errors import UnreadableFileError
+
+READ_ERRORS: tuple[type[Exception], ...] = (
+    BytesLengthException,
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    ArithmeticError,
+    RecursionError,
+    struct.error,
+    zlib.error,
+)
+"""What pydicom and its decoders raise on broken bytes; there is no common base class."""
+
+MARKS = (
+    "TemporalPositionIdentifier",
+    "TemporalPositionIndex",
+    "AcquisitionNumber",
+    "EchoTime",
+    "EffectiveEchoTime",
+    "InversionTime",
+    "TriggerTime",
+    "DiffusionBValue",
+    "ImageType",
+    "ConvolutionKernel",
+)
+"""What may tell apart two slices at one position: time, echo, kernel; never anything of the patient."""
+
+HEADER_KEYWORDS = (
+    "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID Modality PatientID PatientName "
+    "FrameOfReferenceUID InstanceNumber ImagePositionPatient ImageOrientationPatient PixelSpacing "
+    "SliceThickness SpacingBetweenSlices NumberOfFrames SharedFunctionalGroupsSequence "
+    "PerFrameFunctionalGroupsSequence Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation "
+    "SamplesPerPixel PhotometricInterpretation PlanarConfiguration PixelPaddingValue RescaleSlope "
+    "RescaleIntercept ModalityLUTSequence RedPaletteColorLookupTableDescriptor "
+    "GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor "
+    "RedPaletteColorLookupTableData GreenPaletteColorLookupTableData BluePaletteColorLookupTableData "
+    "SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData "
+    "SegmentedBluePaletteColorLookupTableData"
+)
+"""The attributes of a file's header that reading looks at, with MARKS; nothing else of it is kept."""
+
+SIEMENS_CREATOR, SIEMENS_CSA = Tag(0x0029, 0x0010), Tag(0x0029, 0x1010)
+MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
+
+_HEADER_TAGS: list[int | BaseTag] = [
+    *(Tag(keyword) for keyword in (*HEADER_KEYWORDS.split(), *MARKS)),
+    SIEMENS_CREATOR,
+    SIEMENS_CSA,
+]
+_PIXEL_TAGS = frozenset({(0x7FE0, 0x0008), (0x7FE0, 0x0009), (0x7FE0, 0x0010)})
+_UNDEFINED_LENGTH = 0xFFFFFFFF
+Fragments = tuple[tuple[int, int], ...]
+_SHORTEST = 132  # bytes of preamble and mark
+
+
+@dataclass(frozen=True, eq=False)
+class Instance:
+    """One SOP instance with what reading needs to know of it.
+
+    Attributes:
+        header: Its attributes of HEADER_KEYWORDS and MARKS, and its file meta information; never the pixels.
+        path: Its file; None for a data set in memory.
+        dataset: The whole data set where it is in memory; None for a file.
+        has_pixels: Whether pixels follow the header.
+        pixels_at: Byte in the file where pixel values begin, if they stand there uncompressed; else None.
+        pixel_bytes: How many bytes of pixels there are.
+        fragments: (first byte, length) of the compressed pixels' pieces in the file, without the offset table.
+    """
+
+    header: Dataset
+    path: Path | None = None
+    dataset: Dataset | None = None
+    has_pixels: bool = False
+    pixels_at: int | None = None
+    pixel_bytes: int = 0
+    fragments: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """How a message calls it: its file, or its UID."""
+        return str(self.path) if self.path else f"data set {self.sop_instance_uid or 'without SOP Instance UID'}"
+
+    @property
+    def sop_class_uid(self) -> str:
+        """Empty where neither the data set nor the file meta information names one."""
+        return str(self.header.get("SOPClassUID") or _meta(self.header).get("MediaStorageSOPClassUID", ""))
+
+    @property
+    def sop_instance_uid(self) -> str:
+        """Empty where neither names one: an anonymiser may empty the data set and leave the file's own."""
+        return str(self.header.get("SOPInstanceUID") or _meta(self.header).get("MediaStorageSOPInstanceUID", ""))
+
+    @property
+    def transfer_syntax(self) -> UID:
+        """The encoding of the pixels."""
+        return UID(_meta(self.header).get("TransferSyntaxUID") or ExplicitVRLittleEndian)
+
+    @property
+    def frames(self) -> int:
+        """NumberOfFrames, 1 where it is absent."""
+        return int(self.header.get("NumberOfFrames") or 1)
+
+    def load(self) -> Dataset:
+        """The whole data set with its pixels. Raises UnreadableFileError."""
+        if self.dataset is not None:
+            return self.dataset
+        assert self.path is not None
+        return load_dataset(self.path, with_pixels=True)
+
+
+def instance_of(dataset: Dataset) -> Instance:
+    """A data set in memory, for instance as it came over the network. Raises UnreadableFileError if it holds no object."""
+    header = Dataset()
+    for tag in _HEADER_TAGS:
+        if tag in dataset:
+            header[tag] = dataset[tag]
+    header.file_meta = _meta(dataset)  # type: ignore[attr-defined]
+    instance = Instance(header, dataset=dataset, has_pixels="PixelData" in dataset)
+    if not instance.sop_class_uid and "Rows" not in dataset:
+        raise UnreadableFileError(
+            f"a {instance.name} names no SOP Class UID and holds no image; a DICOM object is needed"
+        )
+    return instance
+
+
+def read_instance(path: Path) -> Instance | None:
+    """The instance in a file, or None for a file that is no DICOM object (or an index such as a DICOMDIR).
+
+    Raises:
+        UnreadableFileError: A DICOM file is truncated or broken; the message names it.
+    """
+    has_mark = True
+    try:
+        with path.open("rb") as file:
+            start = file.read(136)
+            if not _looks_like_dicom(start):
+                if path.suffix.lower() == ".dcm" and len(start) < _SHORTEST:
+                    raise broken_file(path, f"it has {len(start)} bytes")
+                return None
+            has_mark = start[128:132] == b"DICM"
+            file.seek(0)
+            header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_HEADER_TAGS)
+            return _checked(path, header, file, has_mark=has_mark)
+    except READ_ERRORS as error:
+        if not has_mark:
+            return None
+        raise broken_file(path, error) from error
+
+
+def load_dataset(path: Path, *, with_pixels: bool) -> FileDataset:
+    """The data set of one DICOM file, also of one without preamble and file meta information.
+
+    Raises:
+        UnreadableFileError: The file is missing, no DICOM or broken.
+    """
+    try:
+        with path.open("rb") as file:
+            if not _looks_like_dicom(file.read(136)):
+                raise UnreadableFileError(f"{path} is not a DICOM file; one is needed; check the path")
+            file.seek(0)
+            dataset = pydicom.dcmread(file, stop_before_pixels=not with_pixels, force=True)
+    except READ_ERRORS as error:
+        raise broken_file(path, error) from error
+    _complete_meta(dataset)
+    return dataset
+
+
+def files_of_dicomdir(path: Path) -> list[Path]:
+    """The files that a DICOMDIR lists, in its order; those that are absent too, so that they are missed.
+
+    Raises:
+        UnreadableFileError: The index is broken, or names a file outside its own folder.
+    """
+    index = load_dataset(path, with_pixels=False)
+    files = []
+    for record in index.get("DirectoryRecordSequence") or []:
+        parts = record.get("ReferencedFileID")
+        if not parts:
+            continue
+        names = [parts] if isinstance(parts, str) else [str(part) for part in parts]
+        # PS3.10 8.2: components of a File ID are names; anything else could lead out of the folder
+        if any(name in ("", ".", "..") or "/" in name or "\\" in name for name in names):
+            raise broken_file(path, f"it names the file {'/'.join(names)!r}, which is no File ID")
+        files.append(path.parent.joinpath(*names))
+    return files
+
+
+def is_dicomdir(path: Path) -> bool:
+    """Whether a file is a DICOM index (Media Storage Directory)."""
+    try:
+        with path.open("rb") as file:
+            if not _looks_like_dicom(file.read(136)):
+                return False
+            file.seek(0)
+            meta = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=[Tag("SOPClassUID")])
+    except READ_ERRORS:
+        return False
+    found = (_meta(meta).get("MediaStorageSOPClassUID", ""), meta.get("SOPClassUID", ""))
+    return MEDIA_STORAGE_DIRECTORY in map(str, found)
+
+
+def broken_file(path: Path | str, error: BaseException | str) -> UnreadableFileError:
+    """The refusal of a file that cannot be read, in this package's words."""
+    text = " ".join(str(error).split())[:160]
+    found = text if isinstance(error, str) else f"{type(error).__name__}: {text}"
+    return UnreadableFileError(
+        f"{path} is broken ({found}); a whole DICOM file is needed; fetch it again or leave it out"
+    )
+
+
+def listed(value: object) -> list[object]:
+    """The values of an attribute that may hold none, one or several."""
+    if value is None or value == "":
+        return []
+    return [value] if isinstance(value, str) else list(value)  # type: ignore[call-overload]
+
+
+def _meta(dataset: Dataset) -> FileMetaDataset:
+    return getattr(dataset, "file_meta", None) or FileMetaDataset()
+
+
+def _complete_meta(dataset: FileDataset) -> None:
+    """Names the transfer syntax of a file that lacks it, as pydicom guessed it: a decoder needs it."""
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        implicit = dataset.original_encoding[0]
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+
+
+def _looks_like_dicom(start: bytes) -> bool:
+    """True for the DICM mark, or for a bare data set that begins with group 0002 or 0008."""
+    if start[128:132] == b"DICM":
+        return True
+    return len(start) >= 8 and start[:2] in (b"\x02\x00", b"\x08\x00") and start[3] == 0
+
+
+def _checked(path: Path, header: FileDataset, file: BinaryIO, *, has_mark: bool) -> Instance | None:
+    """The instance, None for an index or no object; raises UnreadableFileError for what ends early."""
+    if any(map(_is_cut, header.values())):
+        raise broken_file(path, "it ends within an attribute of its header")
+    instance = Instance(header, path)
+    if MEDIA_STORAGE_DIRECTORY in (str(header.file_meta.get("MediaStorageSOPClassUID", "")), instance.sop_class_uid):
+        return None
+    if UID(instance.sop_class_uid).name.endswith("Image Storage") and "Rows" not in header:
+        raise broken_file(path, "it names an image class and holds no image")
+    if not header.get("SOPClassUID") and "Rows" not in header:
+        if not has_mark:
+            return None
+        raise broken_file(path, "it names no SOP Class UID and holds no image")
+    at: int | None = None
+    size: int = 0
+    fragments: Fragments = ()
+    deflated = header.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
+    if not deflated:
+        at, size, fragments = _pixel_values(path, file, expects_pixels="Rows" in header)
+    _complete_meta(header)
+    has_pixels = "Rows" in header and (deflated or size > 0)
+    return Instance(header, path, None, has_pixels, at, size, fragments)
+
+
+def _is_cut(element: object) -> bool:
+    """True for an attribute, not yet converted by pydicom, with fewer bytes than it announces."""
+    if not isinstance(element, RawDataElement) or element.value is None:
+        return False
+    return element.length != _UNDEFINED_LENGTH and len(element.value) < element.length
+
+
+def _pixel_values(path: Path, file: BinaryIO, *, expects_pixels: bool) -> tuple[int | None, int, Fragments]:
+    """Where uncompressed pixel values begin (None if compressed), how many bytes of pixels there are (0 for none), and
+    the fragments of compressed ones.
+
+    Raises UnreadableFileError where the file ends early.
+    """
+    position, size = file.tell(), file.seek(0, os.SEEK_END)
+    file.seek(position)
+    if position > size:  # pydicom skips what it was not asked for without looking
+        raise broken_file(path, f"its header runs to byte {position}, the file ends at {size}")
+    start = file.read(12)
+    order = "<" if start[:2] == b"\xe0\x7f" else ">"
+    if len(start) < 12 or struct.unpack(order + "HH", start[:4]) not in _PIXEL_TAGS:
+        if expects_pixels:
+            raise broken_file(path, f"it ends at byte {size} before its pixel data")
+        return None, 0, ()
+    explicit = start[4:6].isalpha() and start[4:6].isupper() and start[6:8] == b"\0\0"
+    length = struct.unpack(order + "L", start[8:12] if explicit else start[4:8])[0]
+    value_at = position + (12 if explicit else 8)
+    if length == _UNDEFINED_LENGTH:
+        return None, size - value_at, _fragments(path, file, value_at, size)
+    if value_at + length > size:
+        raise broken_file(path, f"its pixel data need {length} bytes, {size - value_at} are left")
+    return value_at, length, ()
+
+
+def _fragments(path: Path, file: BinaryIO, position: int, size: int) -> Fragments:
+    """Walks the fragments of compressed pixels (PS3.5 A.4): a decoder may read half a picture in silence."""
+    found: list[tuple[int, int]] = []
+    while position + 8 <= size:
+        file.seek(position)
+        group, element, length = struct.unpack("<HHL", file.read(8))
+        if (group, element) == (0xFFFE, 0xE0DD):
+            return tuple(found[1:])
+        if (group, element) != (0xFFFE, 0xE000):
+            raise broken_file(path, f"its compressed pixel data hold no fragment at byte {position}")
+        found.append((position + 8, length))
+        position += 8 + length
+    raise broken_file(path, f"its compressed pixel data run past its end at byte {size}")
+
+
+def orientation_of(header: Dataset) -> tuple[float, ...] | None:
+    """ImageOrientationPatient at the top level, six direction cosines in LPS, or None."""
+    cosines = tuple(float(str(cosine)) for cosine in listed(header.get("ImageOrientationPatient")))
+    return cosines if len(cosines) == 6 else None
+
+
+def image_type(header: Dataset) -> tuple[str, ...]:
+    """The words of ImageType in upper case."""
+    return tuple(str(word).upper() for word in listed(header.get("ImageType")))
+
+
+def same_content(first: Instance, second: Instance) -> bool:
+    """Whether two instances are copies of each other, byte by byte (or value by value, in memory)."""
+    if first.path and second.path:
+        return filecmp.cmp(first.path, second.path, shallow=False)
+    return bool(first.load() == second.load())

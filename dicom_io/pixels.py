@@ -1,0 +1,210 @@
+"""Frames -> values: decoded, rescaled slice by slice in float, several slices at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+from pydicom.dataset import Dataset
+from pydicom.pixels import apply_color_lut, apply_modality_lut
+
+from .codecs import WITHOUT_SIGN, decode_picture, decoder_of, is_available
+from .errors import UnreadableFileError
+from .frames import Frame
+from .instances import READ_ERRORS, Instance, broken_file
+
+PHYSICAL_MODALITIES = frozenset({"CT", "PT"})
+_NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")  # implicit and explicit VR little endian
+_EXACT_IN_FLOAT32 = 2**23
+Slices = NDArray[np.float32]
+Notes = dict[str, None]
+
+
+def decode_frames(frames: Sequence[Frame], modality: str, shape: tuple[int, ...]) -> tuple[Slices, tuple[str, ...]]:
+    """Values of frames after their modality transformation, computed in float64 where float32 would round.
+
+    Args:
+        frames: In the order wanted.
+        modality: Of their series; HU and activity are never inverted.
+        shape: Of what is returned: (frames, rows, columns), or with 3 colours last.
+
+    Returns:
+        float32 of that shape, and what there is to note.
+
+    Raises:
+        UnreadableFileError: Pixels that cannot be decoded, or values that are NaN or infinite.
+    """
+    slices = np.empty(shape, dtype=np.float32)
+    jobs: dict[int, list[int]] = {}
+    for k, frame in enumerate(frames):
+        jobs.setdefault(id(frame.instance), []).append(k)
+    notes: Notes = {}
+
+    def work(indices: list[int]) -> Notes:
+        return _decode_instance([frames[k] for k in indices], modality, [slices[k] for k in indices])
+
+    with ThreadPoolExecutor(max_workers=min(len(jobs), os.cpu_count() or 1)) as pool:
+        for found in pool.map(work, jobs.values()):
+            notes.update(found)
+    return slices, tuple(notes)
+
+
+def _decode_instance(frames: Sequence[Frame], modality: str, targets: Sequence[Slices]) -> Notes:
+    """Fills the targets with the values of one instance's frames, and gives the notes."""
+    notes: Notes = {}
+    instance = frames[0].instance
+    try:
+        stored_of = _reader(instance)
+        for frame, target in zip(frames, targets, strict=True):
+            stored = _tile(stored_of(max(frame.number - 1, 0)), frame)
+            if stored.shape != target.shape:
+                raise ValueError(f"its pixels have the shape {stored.shape}, {target.shape} is needed")
+            _fill(target, stored, frame, modality, notes)
+    except READ_ERRORS as error:
+        raise broken_file(instance.name, error) from error
+    return notes
+
+
+def _reader(instance: Instance) -> Callable[[int], NDArray]:
+    """A function from a frame's index to its stored values, (rows, columns) or with 3 colours last (RGB)."""
+    if _is_grey(instance) and instance.pixels_at is not None and instance.transfer_syntax in _NATIVE:
+        return lambda index: _plain(instance, index)
+    if _is_grey(instance) and instance.frames == 1 and instance.fragments and is_available(instance.transfer_syntax):
+        stored = _compressed(instance)
+        if stored is not None:
+            return lambda index: stored
+    dataset = instance.load()
+    if str(dataset.get("PhotometricInterpretation")) == "PALETTE COLOR":
+        return lambda index: _palette(_by_pydicom(dataset, index), dataset)
+    if "PixelData" not in dataset:  # float pixels: pydicom's decoder of the native syntax reads them
+        frames = np.asarray(dataset.pixel_array).reshape(-1, int(dataset.Rows), int(dataset.Columns))
+        return lambda index: frames[index]
+    return lambda index: _by_pydicom(dataset, index)
+
+
+def _is_grey(instance: Instance) -> bool:
+    """Whether a file holds grey values of 8, 16 or 32 bits that need no more than their bytes to be understood."""
+    header = instance.header
+    return (
+        int(header.get("SamplesPerPixel") or 1) == 1
+        and int(header.get("BitsAllocated") or 0) in (8, 16, 32)
+        and int(header.get("HighBit") or 0) == int(header.get("BitsStored") or 0) - 1
+        and str(header.get("PhotometricInterpretation")) in ("MONOCHROME1", "MONOCHROME2")
+    )
+
+
+def _kind(header: Dataset) -> np.dtype:
+    """The type of the stored values."""
+    signed, size = int(header.get("PixelRepresentation") or 0), int(header.BitsAllocated) // 8
+    return np.dtype(f"<{'i' if signed else 'u'}{size}")
+
+
+def _plain(instance: Instance, index: int) -> NDArray:
+    """Uncompressed values of one frame: in the file they stand as an array does."""
+    rows, columns, kind = int(instance.header.Rows), int(instance.header.Columns), _kind(instance.header)
+    size = rows * columns * kind.itemsize
+    content = _bytes_of(instance, [((instance.pixels_at or 0) + index * size, size)])
+    return _stored_bits(np.frombuffer(content, dtype=kind).reshape(rows, columns), instance.header)
+
+
+def _compressed(instance: Instance) -> NDArray | None:
+    """Compressed values of a single frame; None where the codec's own type is not the header's: pydicom knows the rules."""
+    header, kind = instance.header, _kind(instance.header)
+    content = _bytes_of(instance, instance.fragments)
+    stored = decode_picture(content, instance.transfer_syntax, (int(header.Rows), int(header.Columns)))
+    if stored.dtype.itemsize != kind.itemsize or (stored.dtype.kind == "i" and kind.kind == "u"):
+        return None
+    if stored.dtype.kind != kind.kind and instance.transfer_syntax not in WITHOUT_SIGN:
+        return None
+    return _stored_bits(np.ascontiguousarray(stored).view(kind), header)
+
+
+def _bytes_of(instance: Instance, pieces: Sequence[tuple[int, int]]) -> bytes:
+    """Pieces of the file, (first byte, length), joined."""
+    found = []
+    with open(str(instance.path), "rb") as file:
+        for at, size in pieces:
+            file.seek(at)
+            found.append(file.read(size))
+            if len(found[-1]) < size:
+                raise EOFError(f"{size} bytes of pixels are needed at byte {at}, {len(found[-1])} are left")
+    return b"".join(found)
+
+
+def _stored_bits(stored: NDArray, header: Dataset) -> NDArray:
+    """Values of BitsStored bits, with their sign; what stands above them may be anything, old overlays among it
+    (PS3.5 8.1.1).
+    """
+    unused = stored.dtype.itemsize * 8 - int(header.BitsStored)
+    return np.right_shift(np.left_shift(stored, unused), unused) if unused else stored
+
+
+def _by_pydicom(dataset: Any, index: int) -> NDArray:
+    return decoder_of(dataset.file_meta.TransferSyntaxUID).as_array(dataset, index=index)[0]
+
+
+def _palette(stored: NDArray, dataset: Dataset) -> NDArray:
+    """Colour numbers -> RGB of 8 bits (PS3.3 C.7.6.3.1.5)."""
+    coloured = apply_color_lut(stored, dataset)
+    return coloured if coloured.dtype == np.uint8 else (coloured >> 8).astype(np.uint8)
+
+
+def _tile(stored: NDArray, frame: Frame) -> NDArray:
+    if frame.tile is None:
+        return stored
+    number, across = frame.tile
+    rows, columns = frame.shape
+    row, column = divmod(number, across)
+    return stored[row * rows : (row + 1) * rows, column * columns : (column + 1) * columns]
+
+
+def _fill(target: Slices, stored: NDArray, frame: Frame, modality: str, notes: Notes) -> None:
+    """Stored values -> output values of the modality (PS3.3 C.11.1)."""
+    header = frame.instance.header
+    if str(header.get("PhotometricInterpretation")) == "MONOCHROME1":
+        stored = _monochrome1(stored, header, modality, notes)
+    if "ModalityLUTSequence" in header:
+        _store(target, np.asarray(apply_modality_lut(stored, header), dtype=np.float64), frame)
+        notes["values went through the file's Modality LUT"] = None
+    elif _is_exact(stored.dtype, frame):
+        np.add(stored, np.float32(frame.intercept), out=target, dtype=np.float32, casting="unsafe")
+    else:
+        values = stored.astype(np.float64)
+        values *= frame.slope
+        values += frame.intercept
+        _store(target, values, frame)
+
+
+def _is_exact(kind: DTypeLike, frame: Frame) -> bool:
+    """Whether float32 holds stored value + intercept without rounding."""
+    small = np.dtype(kind).kind in "iu" and np.dtype(kind).itemsize <= 2
+    whole = frame.intercept == round(frame.intercept) if np.isfinite(frame.intercept) else False
+    return bool(small and frame.slope == 1.0 and whole and abs(frame.intercept) < _EXACT_IN_FLOAT32)
+
+
+def _store(target: Slices, values: NDArray[np.float64], frame: Frame) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        target[...] = values
+    bad = target.size - int(np.isfinite(target).sum())
+    if bad:
+        raise UnreadableFileError(
+            f"{frame.instance.name} holds {bad} NaN or infinite voxels of {target.size} in frame "
+            f"{max(frame.number, 1)} after rescale (slope {frame.slope}, "
+            f"intercept {frame.intercept}); finite voxels are needed; export it again from its source"
+        )
+
+
+def _monochrome1(stored: NDArray, header: Dataset, modality: str, notes: Notes) -> NDArray:
+    """High values bright, as everywhere else; physical units (HU, activity) are no matter of display."""
+    if modality in PHYSICAL_MODALITIES:
+        notes[f"MONOCHROME1 left as it is: {modality} values are physical, not brightness"] = None
+        return stored
+    notes["MONOCHROME1 was inverted, so that high values are bright"] = None
+    if stored.dtype.kind == "f":
+        return -stored
+    low_plus_high = -1 if int(header.PixelRepresentation) else 2 ** int(header.BitsStored) - 1
+    return low_plus_high - stored.astype(np.int64)
