@@ -30,3 +30,7 @@ class LabelError(DicomIoError):
 
 class GeometryProofError(DicomIoError):
     """What was written does not lie where the result lies; the object was deleted."""
+
+
+class NetworkError(DicomIoError):
+    """Another node could not be reached, or did not do what it was asked to."""

@@ -11,6 +11,7 @@ know.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Literal
 
 import highdicom as hd
+import numpy as np
+from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
@@ -74,6 +77,13 @@ TYPE_2_KEYWORDS = (
     "AccessionNumber"
 )
 
+SLICE_KEYWORDS = (
+    "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID ImagePositionPatient "
+    "ImageOrientationPatient PixelSpacing Rows Columns ContentDate ContentTime SeriesDate SeriesTime AcquisitionDate "
+    "AcquisitionTime StudyDate StudyTime"
+)
+"""What an object needs to know of every slice; patient and study are those of the first."""
+
 
 @dataclass(frozen=True)
 class ResultInfo:
@@ -112,15 +122,25 @@ def derived_uid(*parts: str) -> str:
     return str(generate_uid(entropy_srcs=["monai-unet-app", *(f"{len(part)}:{part}" for part in parts)]))
 
 
-def result_uid(source: Volume, result: ResultInfo, kind: str, what: str) -> str:
+def result_uid(source: Volume, result: ResultInfo, kind: str, what: str, *content: str) -> str:
     """The UID of one part (`what`: "series", "instance", "tracking 1" ...) of the object `kind` made from
     `source`.
 
-    Depends on the set of source SOP Instance UIDs, not on their order, and on the bundle and its settings.
+    Depends on the set of source SOP Instance UIDs, not on their order, on the bundle and its settings, and on
+    `content`: an instance names here what it holds, so that never two contents have one UID.
     """
     uids = sorted(set(source.provenance.sop_instance_uids))
     settings = (f"{name}={value}" for name, value in sorted(result.settings))
-    return derived_uid(kind, what, result.bundle_sha256, *settings, "sources", *uids)
+    return derived_uid(kind, what, *content, result.bundle_sha256, *settings, "sources", *uids)
+
+
+def digest_of(*arrays: NDArray) -> str:
+    """Hex digest of the types, shapes and values of arrays, whatever their order in memory."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(str((array.shape, array.dtype.str)).encode())
+        digest.update(np.ascontiguousarray(np.moveaxis(array, (0, 1, 2), (2, 1, 0))).data)
+    return digest.hexdigest()
 
 
 def tracking_uid(source: Volume, result: ResultInfo, number: int) -> str:
@@ -133,13 +153,18 @@ def tracking_id(segment: Segment) -> str:
     return f"{segment.number} {segment.label}"[:64]
 
 
-def source_headers(source: Volume) -> tuple[Dataset, ...]:
+def source_headers(source: Volume, *, of_each: bool = True) -> tuple[Dataset, ...]:
     """The source's data sets without pixels, one a slice along K (one in all for a multi-frame source).
 
     Data sets in memory are taken as they are. Files are matched by SOP Instance UID, whatever their order in
     `source.provenance.files`. Absent Type 2
     attributes of the patient and study modules are supplied empty; an empty DeidentificationMethod (Type 1C)
     is dropped.
+
+    Args:
+        source: DICOM volume.
+        of_each: Read the whole header of each file. Else only the first is whole, of the others there is what
+            SLICE_KEYWORDS lists: place, UIDs and dates.
 
     Raises:
         LabelError: The source is not DICOM, or its files do not hold its instances.
@@ -153,19 +178,26 @@ def source_headers(source: Volume) -> tuple[Dataset, ...]:
             "convert the image first"
         )
     in_memory = (_named(_copied(header)) for header in source.provenance.headers)
-    found = {str(header.SOPInstanceUID): header for header in (*in_memory, *map(_header, set(source.provenance.files)))}
+    found = {str(header.SOPInstanceUID): header for header in in_memory}
+    places = {}
+    for path in set(source.provenance.files):
+        header = _header(path, whole=of_each)
+        found[str(header.SOPInstanceUID)] = header
+        places[str(header.SOPInstanceUID)] = path
+    if not of_each and uids[0] in places:
+        found[uids[0]] = _header(places[uids[0]], whole=True)
     missing = [uid for uid in uids if uid not in found]
     if missing:
         raise LabelError(
             f"{len(missing)} of {len(uids)} source instances are no longer in their files (first: "
             f"{missing[0]}); the files must stay in place until the result is written; read the series again"
         )
-    return tuple(_supplied(found[uid]) for uid in dict.fromkeys(uids))
+    return tuple(_supplied(found[uid], planar=source.planar) for uid in dict.fromkeys(uids))
 
 
-def _header(path: str | Path) -> Dataset:
+def _header(path: str | Path, *, whole: bool) -> Dataset:
     try:
-        header = load_dataset(Path(path), with_pixels=False)
+        header = load_dataset(Path(path), with_pixels=False, keywords=None if whole else SLICE_KEYWORDS.split())
     except UnreadableFileError as error:
         raise UnreadableFileError(
             f"a source file can no longer be read ({error}); it must stay in place until the result is written; "
@@ -188,12 +220,12 @@ def _named(header: Dataset) -> Dataset:
     return header
 
 
-def _supplied(header: Dataset) -> Dataset:
+def _supplied(header: Dataset, *, planar: bool) -> Dataset:
     """The header with absent Type 2 attributes supplied. Raises LabelError if a Type 1 attribute is
     missing.
     """
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPClassUID"):
-        if not header.get(keyword):
+        if not header.get(keyword) and not (planar and keyword == "FrameOfReferenceUID"):
             raise LabelError(f"the source has no {keyword}; a result must refer to it; repair the source series first")
     for keyword in TYPE_2_KEYWORDS.split():
         if header.get(keyword) is None:

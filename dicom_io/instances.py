@@ -10,6 +10,7 @@ import filecmp
 import os
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -175,8 +176,13 @@ def read_instance(path: Path) -> Instance | None:
         raise broken_file(path, error) from error
 
 
-def load_dataset(path: Path, *, with_pixels: bool) -> FileDataset:
+def load_dataset(path: Path, *, with_pixels: bool, keywords: Sequence[str] | None = None) -> FileDataset:
     """The data set of one DICOM file, also of one without preamble and file meta information.
+
+    Args:
+        path: The file.
+        with_pixels: Read on to its end.
+        keywords: Only these attributes; None for all.
 
     Raises:
         UnreadableFileError: The file is missing, no DICOM or broken.
@@ -186,7 +192,8 @@ def load_dataset(path: Path, *, with_pixels: bool) -> FileDataset:
             if not _looks_like_dicom(file.read(136)):
                 raise UnreadableFileError(f"{path} is not a DICOM file; one is needed; check the path")
             file.seek(0)
-            dataset = pydicom.dcmread(file, stop_before_pixels=not with_pixels, force=True)
+            tags: list[int | BaseTag] | None = None if keywords is None else [Tag(keyword) for keyword in keywords]
+            dataset = pydicom.dcmread(file, stop_before_pixels=not with_pixels, force=True, specific_tags=tags)
     except READ_ERRORS as error:
         raise broken_file(path, error) from error
     _complete_meta(dataset)

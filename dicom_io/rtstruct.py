@@ -10,6 +10,7 @@ come as one contour or as two; both enclose the same voxel centres.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,7 +26,16 @@ from dicom_io import identity, proof
 from dicom_io.coding import Segment, code_item
 from dicom_io.errors import LabelError, UnreadableFileError
 from dicom_io.identity import ResultInfo
-from dicom_io.seg import check_labels
+from dicom_io.places import (
+    TOLERANCE_VOXELS,
+    Slice,
+    check_frame_of_reference,
+    check_grid,
+    slice_key,
+    slices_of,
+    values_on,
+)
+from dicom_io.seg import check_labels, in_slices
 from dicom_io.volume import Volume
 
 DETACHED_STUDY_MANAGEMENT = "1.2.840.10008.3.1.2.3.1"  # retired, and still what PS3.3 C.8.8.5 asks for
@@ -43,17 +53,20 @@ def write_rtstruct(labels: Volume, source: Volume, path: Path, result: ResultInf
     becomes a region without contours.
     """
     check_labels(labels, result)
-    proof.check_grid(labels, source)
+    _check_space(source)
     if min(source.spacing_mm[:2]) < MIN_SPACING_MM:
         raise LabelError(
             f"the pixels are {min(source.spacing_mm[:2]):.5f} mm apart; at least {MIN_SPACING_MM} mm is "
             "needed because contours are written with three decimals; write a SEG instead"
         )
-    headers = identity.source_headers(source)
-    dataset = _structure_set(labels, source, headers, result)
+    headers = identity.source_headers(source, of_each=False)
+    slices = slices_of(source, headers)
+    check_grid(labels, source, slices)
+    labels = in_slices(labels)
+    dataset = _structure_set(labels, source, headers, slices, result)
     identity.stamp(dataset, headers, result, "RTSTRUCT")
     return proof.save_proved(
-        dataset, path, (lambda file: proof.prove_rtstruct(file, labels, source)) if prove else None
+        dataset, path, (lambda file: proof.prove_rtstruct(file, labels, source, slices)) if prove else None
     )
 
 
@@ -73,7 +86,7 @@ def read_rtstruct(path: Path, reference: Volume) -> Volume:
     """
     dataset = _read(path)
     for item in dataset.get("ReferencedFrameOfReferenceSequence") or []:
-        proof.check_frame_of_reference(item.get("FrameOfReferenceUID"), reference)
+        check_frame_of_reference(item.get("FrameOfReferenceUID"), reference)
     numbers = [int(item.ROINumber) for item in dataset.get("StructureSetROISequence") or []]
     if not all(0 < number < 65536 for number in numbers):
         raise LabelError(
@@ -146,10 +159,20 @@ def _touches_centre(start: Floats, end: Floats) -> bool:
     return bool(away.min() < 0.05)
 
 
-def _structure_set(labels: Volume, source: Volume, headers: tuple[Dataset, ...], result: ResultInfo) -> Dataset:
-    header, planes = headers[0], proof.source_planes(source)
+def _check_space(source: Volume) -> None:
+    if source.planar:
+        raise LabelError(
+            "the source is a picture without patient space; contours are in millimetres of the patient; write a SEG"
+        )
+
+
+def _structure_set(
+    labels: Volume, source: Volume, headers: tuple[Dataset, ...], slices: Sequence[Slice], result: ResultInfo
+) -> Dataset:
+    header = headers[0]
+    digest = identity.digest_of(labels.array)
     dataset = Dataset()
-    dataset.file_meta = _file_meta(identity.result_uid(source, result, "RTSTRUCT", "instance"))
+    dataset.file_meta = _file_meta(identity.result_uid(source, result, "RTSTRUCT", "instance", digest))
     dataset.SOPClassUID = RTStructureSetStorage
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID
     dataset.Modality = "RTSTRUCT"
@@ -165,9 +188,7 @@ def _structure_set(labels: Volume, source: Volume, headers: tuple[Dataset, ...],
     dataset.ContributingEquipmentSequence = [identity.contribution(result)]
     dataset.ReferencedFrameOfReferenceSequence = [_reference(source, headers)]
     dataset.StructureSetROISequence = [_roi(segment, header, result) for segment in result.segments]
-    dataset.ROIContourSequence = [
-        _roi_contours(segment, labels, source, planes, header.SOPClassUID) for segment in result.segments
-    ]
+    dataset.ROIContourSequence = [_roi_contours(segment, labels, source, slices) for segment in result.segments]
     dataset.RTROIObservationsSequence = [_observation(segment) for segment in result.segments]
     dataset.ApprovalStatus = "UNAPPROVED"
     return dataset
@@ -185,7 +206,7 @@ def _reference(source: Volume, headers: tuple[Dataset, ...]) -> Dataset:
     """Frame of reference, study, series and every instance that may carry a contour."""
     series = Dataset()
     series.SeriesInstanceUID = headers[0].SeriesInstanceUID
-    series.ContourImageSequence = [_image_item(header, None) for header in headers]
+    series.ContourImageSequence = [_image_item(header) for header in headers]
     study = Dataset()
     study.ReferencedSOPClassUID = DETACHED_STUDY_MANAGEMENT
     study.ReferencedSOPInstanceUID = headers[0].StudyInstanceUID
@@ -196,12 +217,10 @@ def _reference(source: Volume, headers: tuple[Dataset, ...]) -> Dataset:
     return frame
 
 
-def _image_item(header: Dataset, frame_number: int | None) -> Dataset:
+def _image_item(header: Dataset) -> Dataset:
     item = Dataset()
     item.ReferencedSOPClassUID = header.SOPClassUID
     item.ReferencedSOPInstanceUID = header.SOPInstanceUID
-    if frame_number is not None:
-        item.ReferencedFrameNumber = frame_number
     return item
 
 
@@ -216,26 +235,28 @@ def _roi(segment: Segment, header: Dataset, result: ResultInfo) -> Dataset:
     return roi
 
 
-def _roi_contours(
-    segment: Segment, labels: Volume, source: Volume, planes: dict[str, proof.Plane], sop_class_uid: str
-) -> Dataset:
+def _roi_contours(segment: Segment, labels: Volume, source: Volume, slices: Sequence[Slice]) -> Dataset:
     item = Dataset()
     item.ReferencedROINumber = segment.number
     item.ROIDisplayColor = list(segment.rgb)
-    mask = proof.mask_of(labels, segment.number)
-    frames = source.provenance.frame_numbers
     found = []
-    for k in np.flatnonzero(mask.any(axis=(0, 1))).tolist():
-        image = Dataset()
-        image.ReferencedSOPClassUID = sop_class_uid
-        image.ReferencedSOPInstanceUID = source.provenance.sop_instance_uids[k]
-        if frames:
-            image.ReferencedFrameNumber = frames[k]
-        plane = planes[proof.slice_key(source, k)]
-        found += [_contour(plane.points_mm(loop[:, 0], loop[:, 1]), image) for loop in contours(mask[:, :, k].T)]
+    for k, one in enumerate(slices):
+        held = values_on(one, k, labels, source)
+        mask = held == segment.number if held.ndim == 2 else held[..., segment.number - 1] != 0
+        if one.plane is not None and mask.any():
+            image = _named_image(one)
+            found += [_contour(one.plane.points_mm(loop[:, 0], loop[:, 1]), image) for loop in contours(mask)]
     if found:
         item.ContourSequence = found
     return item
+
+
+def _named_image(one: Slice) -> Dataset:
+    image = Dataset()
+    image.ReferencedSOPClassUID, image.ReferencedSOPInstanceUID = one.sop_class_uid, one.sop_instance_uid
+    if one.frame:
+        image.ReferencedFrameNumber = one.frame
+    return image
 
 
 def _contour(points_mm: Floats, image: Dataset) -> Dataset:
@@ -277,7 +298,7 @@ def _read(path: Path) -> Dataset:
 def _loops(dataset: Dataset, reference: Volume) -> dict[tuple[int, int], list[Floats]]:
     """Contours by (ROINumber, slice k) in pixel coordinates (column, row) of the reference."""
     to_index = np.linalg.inv(reference.affine_lps)
-    slices = {proof.slice_key(reference, k): k for k in range(len(reference.provenance.sop_instance_uids))}
+    slices = {slice_key(reference, k): k for k in range(len(reference.provenance.sop_instance_uids))}
     loops: dict[tuple[int, int], list[Floats]] = {}
     for contour in proof.walk_rtstruct(dataset):
         index = contour.points_mm @ to_index[:3, :3].T + to_index[:3, 3]
@@ -300,7 +321,7 @@ def _slice_of(roi: int, index: Floats, count: int) -> int:
             "use the structure set that was made for this image"
         )
     away = float(np.abs(index[:, 2] - k).max())
-    if away > proof.TOLERANCE_VOXELS:
+    if away > TOLERANCE_VOXELS:
         raise LabelError(
             f"a contour of region {roi} lies {away:.2f} slices away from slice {k} of {count}; contours on "
             "the slices of the image are needed; use the structure set that was made for this image"

@@ -1,6 +1,6 @@
 """Labels to a DICOM Segmentation and back.
 
-BINARY, one frame a segment and slice, the encoding that every viewer shows. Frames without voxels are left
+BINARY by default, one frame a segment and slice, the encoding that every viewer shows. Frames without voxels are left
 out. A segment without voxels stays described (its number is its label value, and "looked for, not found" is a
 result) and has no frames; if all segments are empty the empty frames are written, because an image needs at
 least one.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import highdicom as hd
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
@@ -19,38 +18,55 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import SegmentationStorage
 
 from dicom_io import identity, proof
-from dicom_io.coding import Segment, code_item
 from dicom_io.errors import LabelError, UnreadableFileError
 from dicom_io.identity import ResultInfo
-from dicom_io.proof import SegFrame
-from dicom_io.volume import Affine, Volume
+from dicom_io.places import TOLERANCE_VOXELS, check_frame_of_reference, check_grid, slice_key, slices_of
+from dicom_io.seg_frames import SegFrame, walk_seg
+from dicom_io.seg_object import SegEncoding, build_seg
+from dicom_io.volume import Affine, Volume, slice_by_slice
 
 LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
 
 
-def write_seg(labels: Volume, source: Volume, path: Path, result: ResultInfo, *, prove: bool = True) -> Path:
+def write_seg(
+    labels: Volume,
+    source: Volume,
+    path: Path,
+    result: ResultInfo,
+    *,
+    encoding: SegEncoding = "binary",
+    prove: bool = True,
+) -> Path:
     """Write labels as a SEG that refers to the series they were made from.
 
     Args:
         labels: On the grid of `source`. Shape (I, J, K) with values 0 (background) to N, or (I, J, K, C) with
-            channel c non-zero where segment c + 1 is (segments may overlap).
-        source: DICOM volume; its files are read again for their headers.
+            channel c non-zero where segment c + 1 is (segments may overlap); for "fractional" (I, J, K, C) with the
+            probability of segment c + 1, 0 to 1.
+        source: DICOM volume; its files are read again for their headers. A picture without patient space is
+            welcome: its segments lie in pixels.
         path: Target file, replaced if it exists.
         result: What computed the labels.
+        encoding: "binary", which every viewer shows, plain or with the whole data set deflated; "labelmap", plain,
+            with run lengths or JPEG-LS; "fractional", in steps of 1/255.
         prove: Read the file back and compare it in mm before it gets its name.
 
     Returns:
         `path`.
 
     Raises:
-        LabelError: The labels do not fit the source or the segments.
+        LabelError: The labels do not fit the source, the segments or the encoding.
         GeometryProofError: What was written is not what was meant; no file is left.
     """
-    check_labels(labels, result)
-    proof.check_grid(labels, source)
-    headers = identity.source_headers(source)
-    dataset = _build(labels, source, headers, result)
-    return proof.save_proved(dataset, path, (lambda file: proof.prove_seg(file, labels, source)) if prove else None)
+    check_labels(labels, result, encoding)
+    headers = identity.source_headers(source, of_each=False)
+    slices = slices_of(source, headers)
+    check_grid(labels, source, slices)
+    labels = in_slices(labels, encoding)
+    built = build_seg(labels, source, headers, slices, result, encoding)
+    return proof.save_proved(
+        built.save, path, (lambda file: proof.prove_seg(file, labels, source, slices)) if prove else None
+    )
 
 
 def read_seg(path: Path, reference: Volume) -> Volume:
@@ -73,22 +89,41 @@ def read_seg(path: Path, reference: Volume) -> Volume:
     _check_readable(dataset, reference)
     numbers = [int(item.SegmentNumber) for item in dataset.SegmentSequence]
     array = np.zeros(reference.shape, dtype=np.uint8 if max(numbers) < 256 else np.uint16)
-    slices = {proof.slice_key(reference, k): k for k in range(len(reference.provenance.sop_instance_uids))}
+    slices = {slice_key(reference, k): k for k in range(len(reference.provenance.sop_instance_uids))}
     to_index: Affine = np.linalg.inv(reference.affine_lps).astype(np.float64)
-    for frame in proof.walk_seg(dataset):
+    for frame in walk_seg(dataset):
         _place(frame, array, to_index, slices)
     return reference.with_array(array)
 
 
-def check_labels(labels: Volume, result: ResultInfo) -> None:
-    """Pass if every label value has a segment. Raises LabelError, naming the value that has none."""
+def in_slices(labels: Volume, encoding: SegEncoding = "binary") -> Volume:
+    """The same labels in the smallest type (probabilities as they are), each slice in one piece of memory."""
+    array = labels.array
+    if encoding != "fractional":
+        array = array.astype(np.uint8 if array.max(initial=0) < 256 else np.uint16, copy=False)
+    return labels.with_array(slice_by_slice(array))
+
+
+def check_labels(labels: Volume, result: ResultInfo, encoding: SegEncoding = "binary") -> None:
+    """Pass if every label value has a segment, in a form that the encoding can hold. Raises LabelError, naming the value
+    that has none.
+    """
     array, count = labels.array, len(result.segments)
+    if encoding == "fractional":
+        _check_probabilities(labels)
+    if encoding.startswith("labelmap") and array.ndim == 4:
+        raise LabelError(
+            f"the labels have {array.shape[3]} channels, which may overlap; a label map holds one segment a voxel; "
+            "write a binary SEG"
+        )
     if array.ndim == 4:
         if array.shape[3] != count:
             raise LabelError(
                 f"the labels have {array.shape[3]} channels and {count} segments are described; one each is "
                 "needed; use the segments.json that belongs to these labels"
             )
+        return
+    if array.dtype.kind == "u" and array.max(initial=0) <= count:
         return
     unknown = [value for value in np.unique(array).tolist() if value not in range(count + 1)]
     if unknown:
@@ -98,106 +133,14 @@ def check_labels(labels: Volume, result: ResultInfo) -> None:
         )
 
 
-def _build(labels: Volume, source: Volume, headers: tuple[Dataset, ...], result: ResultInfo) -> Dataset:
-    header = headers[0]
-    frames = _source_order(labels, source, headers)
-    measures = hd.PixelMeasuresSequence(
-        pixel_spacing=(source.spacing_mm[1], source.spacing_mm[0]),
-        slice_thickness=_slice_thickness(header, source),
-        spacing_between_slices=source.spacing_mm[2],
-    )
-    dataset = hd.seg.Segmentation(
-        source_images=identity.neutral(headers),
-        pixel_array=frames,
-        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[_description(segment, source, result) for segment in result.segments],
-        series_instance_uid=identity.result_uid(source, result, "SEG", "series"),
-        series_number=identity.series_number(header, "SEG"),
-        sop_instance_uid=identity.result_uid(source, result, "SEG", "instance"),
-        instance_number=1,
-        manufacturer=identity.plain(result.manufacturer, 64),
-        manufacturer_model_name=identity.plain(result.algorithm_name, 64),
-        software_versions=identity.plain(result.algorithm_version, 64),
-        device_serial_number=identity.plain(result.bundle_sha256, 64) or "0",
-        pixel_measures=measures,
-        omit_empty_frames=bool(frames.any()),
-        content_label="SEGMENTATION",
-        content_description="Research use only, not for diagnosis",
-        content_qualification="RESEARCH",
-        contributing_equipment=[identity.contribution(result)],
-    )
-    _finish(dataset, source, headers, result)
-    return dataset
-
-
-def _source_order(labels: Volume, source: Volume, headers: tuple[Dataset, ...]) -> NDArray:
-    """The labels as (frames, rows, columns[, segments]) in the order of the source images' frames."""
+def _check_probabilities(labels: Volume) -> None:
     array = labels.array
-    small = np.uint8 if array.ndim == 4 or array.max(initial=0) < 256 else np.uint16
-    planes = np.moveaxis((array != 0) if array.ndim == 4 else array, (2, 1, 0), (0, 1, 2)).astype(small)
-    if not source.provenance.frame_numbers:
-        return np.ascontiguousarray(planes)  # source_headers follows K
-    frames = np.zeros((int(headers[0].NumberOfFrames), *planes.shape[1:]), dtype=small)
-    frames[np.array(source.provenance.frame_numbers) - 1] = planes
-    return frames
-
-
-def _slice_thickness(header: Dataset, source: Volume) -> float:
-    """The source's own SliceThickness (a slice may be thinner than the gap between centres), else the
-    spacing.
-    """
-    found = header.get("SliceThickness")
-    return float(found) if found else source.spacing_mm[2]
-
-
-def _description(segment: Segment, source: Volume, result: ResultInfo) -> hd.seg.SegmentDescription:
-    manual = result.algorithm_type == "MANUAL"
-    description = hd.seg.SegmentDescription(
-        segment_number=segment.number,
-        segment_label=segment.label,
-        segmented_property_category=segment.category,
-        segmented_property_type=segment.type,
-        algorithm_type=result.algorithm_type,
-        algorithm_identification=None if manual else algorithm(result),
-        tracking_uid=identity.tracking_uid(source, result, segment.number),
-        tracking_id=identity.tracking_id(segment),
-        anatomic_regions=[segment.anatomic_region] if segment.anatomic_region else None,
-        display_color=hd.color.CIELabColor.from_rgb(*segment.rgb),
-    )
-    if segment.description:
-        description.SegmentDescription = segment.description
-    _add_modifiers(description, segment)
-    return description
-
-
-def _add_modifiers(description: Dataset, segment: Segment) -> None:
-    # PS3.3 C.8.20.2: modifiers nest inside the code that they modify.
-    if segment.type_modifier:
-        kind = description.SegmentedPropertyTypeCodeSequence[0]
-        kind.SegmentedPropertyTypeModifierCodeSequence = [code_item(segment.type_modifier)]
-    if segment.anatomic_region and segment.anatomic_region_modifier:
-        region = description.AnatomicRegionSequence[0]
-        region.AnatomicRegionModifierSequence = [code_item(segment.anatomic_region_modifier)]
-
-
-def algorithm(result: ResultInfo) -> hd.AlgorithmIdentificationSequence:
-    """The algorithm identification of every segment."""
-    return hd.AlgorithmIdentificationSequence(
-        name=identity.plain(result.algorithm_name, 64),
-        family=result.algorithm_family,
-        version=identity.plain(result.algorithm_version, 64),
-        source=identity.plain(result.manufacturer, 64),
-    )
-
-
-def _finish(dataset: Dataset, source: Volume, headers: tuple[Dataset, ...], result: ResultInfo) -> None:
-    """What highdicom leaves out or takes from a clock or a dice."""
-    identity.stamp(dataset, headers, result, "SEG")
-    if headers[0].get("BodyPartExamined"):
-        dataset.BodyPartExamined = headers[0].BodyPartExamined
-    dimension_uid = identity.result_uid(source, result, "SEG", "dimensions")
-    for item in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
-        item.DimensionOrganizationUID = dimension_uid
+    if array.ndim != 4 or array.dtype.kind != "f" or not (array.min(initial=0) >= 0 and array.max(initial=0) <= 1):
+        raise LabelError(
+            f"a fractional SEG was asked for, and the values have the shape {array.shape}, type {array.dtype} and range "
+            f"{array.min(initial=0):g} to {array.max(initial=0):g}; probabilities of 0 to 1 are needed, one channel a segment; "
+            "give the probabilities, or write a binary SEG"
+        )
 
 
 def _read(path: Path) -> Dataset:
@@ -217,7 +160,7 @@ def _check_readable(dataset: Dataset, reference: Volume) -> None:
             f"the label file has SOP class {kind} and segmentation type {way}; a BINARY or LABELMAP "
             "segmentation is needed; convert probabilities to a binary SEG first"
         )
-    proof.check_frame_of_reference(dataset.get("FrameOfReferenceUID"), reference)
+    check_frame_of_reference(dataset.get("FrameOfReferenceUID"), reference)
 
 
 def _place(frame: SegFrame, array: NDArray, to_index: Affine, slices: dict[str, int]) -> None:
@@ -225,12 +168,17 @@ def _place(frame: SegFrame, array: NDArray, to_index: Affine, slices: dict[str, 
     one.
     """
     rows, columns = np.nonzero(frame.pixels)
+    if frame.plane is None:
+        raise LabelError(
+            f"segment {frame.segment} has no place in patient space; one is needed to lay it on an image; "
+            "use a SEG of a volume"
+        )
     index = frame.plane.points_mm(columns, rows) @ to_index[:3, :3].T + to_index[:3, 3]
     voxels = np.rint(index).astype(int)
-    if np.abs(index - voxels).max(initial=0.0) > proof.TOLERANCE_VOXELS:
+    if np.abs(index - voxels).max(initial=0.0) > TOLERANCE_VOXELS:
         raise LabelError(
             f"segment {frame.segment} has pixels {np.abs(index - voxels).max():.2f} voxels away from the "
-            f"image's grid; at most {proof.TOLERANCE_VOXELS} is needed; resample the SEG to the image first"
+            f"image's grid; at most {TOLERANCE_VOXELS} is needed; resample the SEG to the image first"
         )
     if (voxels < 0).any() or (voxels >= array.shape).any():
         raise LabelError(

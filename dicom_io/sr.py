@@ -16,7 +16,8 @@ from dicom_io.coding import Segment
 from dicom_io.errors import LabelError
 from dicom_io.identity import ResultInfo
 from dicom_io.measure import SegmentMeasures, measure_segment
-from dicom_io.seg import check_labels
+from dicom_io.seg import check_labels, in_slices
+from dicom_io.seg_object import SYNTAXES
 from dicom_io.volume import Volume
 
 # CID 100: the imaging procedure that is reported on, where the source does not name it itself.
@@ -54,7 +55,7 @@ def write_sr(labels: Volume, source: Volume, path: Path, result: ResultInfo, *, 
     """
     check_labels(labels, result)
     headers = identity.source_headers(source)
-    segmentation = _read_seg_header(seg, source, result)
+    segmentation = _read_seg_header(seg, labels, source, result)
     groups = [_group(segment, labels, source, result, segmentation) for segment in result.segments]
     report = hd.sr.MeasurementReport(
         observation_context=_observer(source, result),
@@ -68,7 +69,7 @@ def write_sr(labels: Volume, source: Volume, path: Path, result: ResultInfo, *, 
         content=report,
         series_instance_uid=identity.result_uid(source, result, "SR", "series"),
         series_number=identity.series_number(headers[0], "SR"),
-        sop_instance_uid=identity.result_uid(source, result, "SR", "instance"),
+        sop_instance_uid=identity.result_uid(source, result, "SR", "instance", str(segmentation.SOPInstanceUID)),
         instance_number=1,
         manufacturer=identity.plain(result.manufacturer, 64),
         is_complete=True,
@@ -80,13 +81,16 @@ def write_sr(labels: Volume, source: Volume, path: Path, result: ResultInfo, *, 
     return proof.save_proved(document, path, None)
 
 
-def _read_seg_header(seg: Path, source: Volume, result: ResultInfo) -> Dataset:
+def _read_seg_header(seg: Path, labels: Volume, source: Volume, result: ResultInfo) -> Dataset:
     header = pydicom.dcmread(seg, stop_before_pixels=True)
-    wanted = identity.result_uid(source, result, "SEG", "instance")
-    if header.SOPInstanceUID != wanted:
+    digest = identity.digest_of(in_slices(labels).array)
+    wanted = [identity.result_uid(source, result, "SEG", "instance", encoding, digest) for encoding in SYNTAXES]
+    same_series = header.SeriesInstanceUID == identity.result_uid(source, result, "SEG", "series")
+    fractional = header.get("SegmentationType") == "FRACTIONAL"  # holds probabilities, not these labels
+    if header.SOPInstanceUID not in wanted and not (fractional and same_series):
         raise LabelError(
-            f"the SEG is the instance {header.SOPInstanceUID}, this source and result make {wanted}; the "
-            "report must refer to its own SEG; write the SEG first, with the same result information"
+            f"the SEG is the instance {header.SOPInstanceUID}, these labels, source and result make {wanted[0]}; the "
+            "report must refer to its own SEG; write the SEG first, with the same labels and result information"
         )
     return header
 

@@ -160,3 +160,18 @@ class Volume:
                 f"{tolerance_mm} mm are needed; take the series that the image was made from"
             )
         return replace(reference, array=np.ascontiguousarray(turned))
+
+
+def slice_by_slice(array: NDArray) -> NDArray:
+    """The same array, each slice [:, :, k] in one piece of memory, columns fastest, as DICOM stores it.
+
+    Args:
+        array: Shape (I, J, K) or (I, J, K, C), in any order in memory.
+    """
+    turned = np.moveaxis(array, (0, 1, 2), (2, 1, 0))
+    if turned.flags.c_contiguous:
+        return array
+    out = np.empty(turned.shape, array.dtype)
+    for j in range(array.shape[1]):  # row by row: the source is read in pieces that fit the cache
+        out[:, j] = np.moveaxis(np.ascontiguousarray(array[:, j]), (0, 1), (1, 0))
+    return np.moveaxis(out, (0, 1, 2), (2, 1, 0))

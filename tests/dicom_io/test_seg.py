@@ -18,7 +18,7 @@ from result_phantoms import (
     oblique_case,
 )
 
-from dicom_io import seg as seg_module
+from dicom_io import seg_object as seg_object_module
 from dicom_io.dicomize import dicomize
 from dicom_io.errors import GeometryProofError, LabelError, UnreadableFileError
 from dicom_io.read import read_series
@@ -264,8 +264,8 @@ def test_channels_may_overlap_in_the_file_but_not_when_read_as_one_label_map(cas
 def test_nothing_is_left_and_the_old_file_stays_when_the_proof_fails(case, tmp_path, monkeypatch):
     path = tmp_path / "s.dcm"
     path.write_bytes(b"earlier")
-    right = seg_module._source_order
-    monkeypatch.setattr(seg_module, "_source_order", lambda *a: np.roll(right(*a), 1, axis=0))
+    right, count = seg_object_module.values_on, case.volume.shape[2]
+    monkeypatch.setattr(seg_object_module, "values_on", lambda one, k, *rest: right(one, (k + 1) % count, *rest))
     with pytest.raises(GeometryProofError, match="differ"):
         write_seg(case.labels, case.volume, path, RESULT)
     assert [file.name for file in tmp_path.iterdir()] == ["s.dcm"]

@@ -1,0 +1,282 @@
+"""Labels burned into pictures of the source: DICOM Secondary Captures, for systems that show nothing else.
+
+One single-frame RGB object a slice, because every system shows those; a multi-frame true colour capture would be one
+file, but not every viewer pages through it. Pixels are resampled to be square: PixelAspectRatio is ignored by many
+viewers, and would stretch the burned-in text. The picture stands in a black frame that holds the text, so nothing of
+the image is covered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.uid import SecondaryCaptureImageStorage
+from pydicom.valuerep import format_number_as_ds
+
+from dicom_io import display, drawing, identity, proof
+from dicom_io.coding import code_item
+from dicom_io.errors import LabelError
+from dicom_io.identity import ResultInfo
+from dicom_io.seg import check_labels
+from dicom_io.source_images import SourceImages, add_body_part, check_place, images_of, mask_on, new_object
+from dicom_io.volume import Volume
+
+AXIS_LETTERS = (("L", "R"), ("P", "A"), ("H", "F"))  # PS3.3 C.7.6.1.1.1: towards +x, -x; +y, -y; +z, -z
+LEAST_COSINE = 0.2  # a direction letter is left out for less than 12 degrees
+
+
+@dataclass(frozen=True)
+class CaptureStyle:
+    """How captures look.
+
+    Attributes:
+        outline: Draw the edge of each segment in its full colour, inside of it.
+        opacity: How much of the segment's colour covers the picture, 0 (none) to 1.
+        limit: At most so many captures where no slices are named, at least 1.
+        least_side: Smaller pictures are enlarged by a whole number until their longer side has so many pixels.
+    """
+
+    outline: bool = True
+    opacity: float = 0.3
+    limit: int = 24
+    least_side: int = 512
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """What all captures of one result share."""
+
+    planes: list[NDArray]
+    images: SourceImages
+    shown: list[display.Display]
+    result: ResultInfo
+    style: CaptureStyle
+
+
+def write_captures(
+    labels: Volume,
+    source: Volume,
+    folder: Path,
+    result: ResultInfo,
+    *,
+    slices: Sequence[int] | None = None,
+    style: CaptureStyle | None = None,
+) -> tuple[Path, ...]:
+    """Write pictures of the labelled slices, with segments, legend and research mark burned in.
+
+    Args:
+        labels: On the grid of `source`. Shape (I, J, K) with values 0 (background) to N, or (I, J, K, C) with
+            channel c non-zero where segment c + 1 is (segments may overlap).
+        source: DICOM series, or one picture without patient space, grey or in colour.
+        folder: Where `capture_001.dcm` (the first slice) and so on are written; created where it is absent.
+        result: What computed the labels.
+        slices: Which slices (k from 0); by default `chosen_slices`.
+        style: How they look.
+
+    Returns:
+        The paths in order of the slices; one series. InstanceNumber and file name are k + 1, so that the object of a
+        slice is the same whichever others are written. All or none are written.
+
+    Raises:
+        LabelError: The labels do not fit the source or the segments, or a slice does not exist.
+    """
+    style = style or CaptureStyle()
+    _check_style(style)
+    check_labels(labels, result)
+    scene = _scene(labels, images_of(source), result, style)
+    counts = [int(np.count_nonzero(plane)) for plane in scene.planes]
+    wanted = chosen_slices(counts, style.limit) if slices is None else sorted(set(slices))
+    _check_slices(wanted, len(counts))
+    folder.mkdir(parents=True, exist_ok=True)
+    paths: list[Path] = []
+    try:
+        for k in wanted:
+            path = folder / f"capture_{k + 1:03d}.dcm.part"
+            paths.append(proof.save_proved(_object(scene, k), path, None))
+        return tuple(path.replace(path.with_suffix("")) for path in paths)
+    finally:
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+
+def chosen_slices(counts: Sequence[int], limit: int) -> list[int]:
+    """The slices with labels in order, or `limit` of them, evenly from the first to the last.
+
+    The one with the most labelled voxels is always there: the nearest of the others gives way. Where there are no
+    labels, the middle slice.
+
+    Args:
+        counts: Labelled voxels of each slice.
+        limit: At least 1.
+    """
+    filled = np.flatnonzero(counts)
+    if not len(filled):
+        return [len(counts) // 2]
+    largest = int(np.argmax(counts))
+    if len(filled) <= limit:
+        return [int(k) for k in filled]
+    even = filled[np.rint(np.linspace(0, len(filled) - 1, limit)).astype(int)] if limit > 1 else filled[:1]
+    if largest not in even:
+        even[int(np.argmin(np.abs(even - largest)))] = largest
+    return sorted({int(k) for k in even})
+
+
+def draw_capture(labels: Volume, source: Volume, k: int, result: ResultInfo, style: CaptureStyle) -> drawing.Picture:
+    """The capture of slice k as a picture; see `write_captures`."""
+    return _draw(_scene(labels, images_of(source), result, style), k)
+
+
+def _scene(labels: Volume, images: SourceImages, result: ResultInfo, style: CaptureStyle) -> _Scene:
+    check_place(labels, images)
+    shown = display.displays(images) if images.source.array.ndim == 3 else []
+    return _Scene([images.values(k, labels) for k in range(len(images.slices))], images, shown, result, style)
+
+
+def _check_style(style: CaptureStyle) -> None:
+    if not 0 <= style.opacity <= 1 or style.limit < 1 or style.least_side < 1:
+        raise LabelError(
+            f"the style has opacity {style.opacity}, limit {style.limit} and least side {style.least_side}; 0 to 1, and "
+            "twice 1 or more, are needed; change the style"
+        )
+
+
+def _check_slices(wanted: Sequence[int], count: int) -> None:
+    if not wanted or not all(0 <= k < count for k in wanted):
+        raise LabelError(
+            f"captures of the slices {list(wanted)} are asked for; numbers from 0 to {count - 1}, at least one, are "
+            "needed; name other slices"
+        )
+
+
+def _draw(scene: _Scene, k: int) -> drawing.Picture:
+    rows, columns = scene.images.slices[k].shape
+    size = drawing.picture_size((columns, rows), scene.images.pixel_size(k), scene.style.least_side)
+    picture = _background(scene, k, size).astype(np.float64)
+    legend = []
+    for segment in scene.result.segments:
+        mask = mask_on(scene.planes[k], segment.number)
+        if mask.any():
+            legend.append((segment.label, segment.rgb))
+            large = drawing.enlarged(mask, size)
+            drawing.paint(picture, large, segment.rgb, scene.style.opacity, outline=scene.style.outline)
+    pixels = np.rint(picture).astype(np.uint8)
+    return drawing.framed(pixels, _edge_letters(scene.images, k), [*_captions(scene, k)], legend)
+
+
+def _background(scene: _Scene, k: int, size: tuple[int, int]) -> drawing.Pixels:
+    """The slice in RGB, interpolated before windowing as on a workstation."""
+    values = scene.images.values(k, scene.images.source)
+    if values.ndim == 3:
+        colours = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+        return drawing.smooth(np.ascontiguousarray(colours), size)
+    grey = scene.shown[k].grey(drawing.smooth(np.ascontiguousarray(values, dtype=np.float32), size))
+    return np.repeat(np.rint(np.clip(grey, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def _edge_letters(images: SourceImages, k: int) -> drawing.Letters | None:
+    """Directions of the patient at the left, right, upper and lower edge, None where they are not known."""
+    plane = images.slices[k].plane
+    if plane is not None:
+        right, lower = _letters(plane.column_step_mm), _letters(plane.row_step_mm)
+        return _opposite(right), right, _opposite(lower), lower
+    named = images.header(k).get("PatientOrientation") or []
+    if len(named) != 2 or not all(named):
+        return None
+    return _opposite(str(named[0])), str(named[0]), _opposite(str(named[1])), str(named[1])
+
+
+def _letters(step: NDArray[np.float64]) -> str:
+    """PatientOrientation of a direction: letters of its axes, the strongest first."""
+    cosines = step / np.linalg.norm(step)
+    axes = [axis for axis in np.argsort(-np.abs(cosines), kind="stable") if abs(cosines[axis]) >= LEAST_COSINE]
+    return "".join(AXIS_LETTERS[axis][0 if cosines[axis] > 0 else 1] for axis in axes)
+
+
+def _opposite(letters: str) -> str:
+    other = dict(AXIS_LETTERS) | {b: a for a, b in AXIS_LETTERS}
+    return "".join(other.get(letter, letter) for letter in letters)
+
+
+def _captions(scene: _Scene, k: int) -> Iterator[str]:
+    """Algorithm and version, then which slice this is and where its centre lies."""
+    result, one = scene.result, scene.images.slices[k]
+    yield identity.plain(f"{result.algorithm_name} {result.algorithm_version}", 128)
+    number = scene.images.header(k).get("InstanceNumber")
+    named = f"image {number}" if number not in (None, "") else "image"
+    named += f", frame {one.frame}" if one.frame else ""
+    if one.plane is None:
+        yield named
+        return
+    rows, columns = one.shape
+    (centre,) = one.plane.points_mm(np.array([(columns - 1) / 2]), np.array([(rows - 1) / 2]))
+    place = " ".join(
+        f"{letters[0 if value >= 0 else 1]} {abs(value):.1f}"
+        for letters, value in zip(AXIS_LETTERS, centre, strict=True)
+    )
+    yield f"slice {k + 1} of {len(scene.planes)} ({named}), centre {place} mm"
+
+
+def _object(scene: _Scene, k: int) -> Dataset:
+    """The capture of slice k as a data set; PS3.3 A.8.1."""
+    source, headers, result = scene.images.source, scene.images.headers, scene.result
+    header = scene.images.header(k)
+    uid = identity.result_uid(source, result, "SC", "instance", *_content(scene, k))
+    dataset = new_object(SecondaryCaptureImageStorage, uid)
+    dataset.Modality = "OT"
+    dataset.ConversionType = "WSD"
+    dataset.SeriesInstanceUID = identity.result_uid(source, result, "SC", "series")
+    dataset.SeriesNumber = identity.series_number(headers[0], "SC")
+    dataset.InstanceNumber = k + 1
+    dataset.ContentDate, dataset.ContentTime = "", ""
+    identity.stamp(dataset, headers, result, "SC")
+    add_body_part(dataset, header)
+    dataset.ImageType = ["DERIVED", "SECONDARY"]
+    dataset.DerivationDescription = "Labels of an algorithm drawn on the source image; research use only"
+    dataset.SourceImageSequence = [_source_item(scene.images, k)]
+    dataset.BurnedInAnnotation = "YES"
+    dataset.ContributingEquipmentSequence = [identity.contribution(result)]
+    _add_lossiness(dataset, header)
+    _add_pixels(dataset, _draw(scene, k), scene.images, k)
+    return dataset
+
+
+def _content(scene: _Scene, k: int) -> tuple[str, ...]:
+    """What tells this capture from others of the result: slice, style and the labels that are in it."""
+    style, plane = scene.style, scene.planes[k]
+    looks = f"outline={style.outline} opacity={style.opacity} least_side={style.least_side}"
+    return scene.images.slices[k].key, looks, identity.digest_of(plane[:, :, None] if plane.ndim == 2 else plane)
+
+
+def _source_item(images: SourceImages, k: int) -> Dataset:
+    item = images.reference(k)
+    item.PurposeOfReferenceCodeSequence = [code_item(codes.DCM.SourceImageForImageProcessingOperation)]
+    return item
+
+
+def _add_lossiness(dataset: Dataset, header: Dataset) -> None:
+    """Once lossy, always lossy (PS3.3 C.7.6.1.1.5)."""
+    dataset.LossyImageCompression = header.get("LossyImageCompression") or "00"
+    if dataset.LossyImageCompression == "01":
+        for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+            if header.get(keyword):
+                setattr(dataset, keyword, header[keyword].value)
+
+
+def _add_pixels(dataset: Dataset, capture: drawing.Picture, images: SourceImages, k: int) -> None:
+    letters = _edge_letters(images, k)
+    dataset.PatientOrientation = [letters[1], letters[3]] if letters else ""
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PlanarConfiguration = 3, "RGB", 0
+    dataset.Rows, dataset.Columns = capture.pixels.shape[:2]
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 8, 8, 7, 0
+    if images.has_pixel_spacing(k):
+        (across, down), (rows, columns) = images.pixel_size(k), images.slices[k].shape
+        between_rows, between_columns = down * rows / capture.size[1], across * columns / capture.size[0]
+        dataset.PixelSpacing = [format_number_as_ds(between_rows), format_number_as_ds(between_columns)]
+    pixels = capture.pixels.tobytes()
+    dataset.add_new("PixelData", "OB", pixels + b"\0" * (len(pixels) % 2))

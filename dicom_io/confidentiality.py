@@ -1,0 +1,320 @@
+"""The Basic Application Level Confidentiality Profile (DICOM PS3.15 Annex E) applied to one data set.
+
+What happens to an attribute is data: Table E.1-1 in `tables/confidentiality_profile.json`. Its letters mean X remove,
+Z empty (or a dummy), D a dummy, U a new UID, K keep, C clean. Where it leaves a choice ("X/Z/D": X unless Z or D is
+required to maintain IOD conformance) the Type decides that the object's IOD gives the attribute: 3 is removed, 2
+emptied, 1 replaced. Where the Type is unknown (a private SOP class, a place the IOD does not list) the last letter is
+taken: a dummy is valid whatever the Type, and says nothing, being a constant or derived from the key.
+
+The table is the least that must be done (E.1.1); what it does not list is treated like this:
+unknown and private attributes are removed, sequences are walked, UIDs replaced (but classes, transfer syntaxes, coding
+schemes and what PS3.6 registers), names, dates, addresses and texts of unlimited length treated as "X/Z/D". Codes and
+numbers are kept, and so are short texts that no operator writes about the patient, unless a name or number of the
+patient stands in them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any
+
+from pydicom.datadict import dictionary_VR, keyword_for_tag
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+from pydicom.sr.codedict import codes
+from pydicom.tag import BaseTag
+
+from dicom_io.coding import code_item
+from dicom_io.confidentiality_table import OPTIONS, PROFILE, Path, table
+from dicom_io.pseudonyms import Pseudonyms, shifted
+
+PIXEL_CODES = frozenset({"113101", "113102"})  # what was done to the pixels before stays true
+METHODS = ("monai-unet deidentify, PS3.15 Annex E, Table E.1-1 {edition}", "and rows added until {later_edition}")
+
+# UIDs that name a kind of thing, not a thing. Private ones are not in PS3.6 and must stay all the same.
+CLASS_UIDS = (
+    "SOPClassUID ReferencedSOPClassUID RelatedGeneralSOPClassUID OriginalSpecializedSOPClassUID SOPClassesInStudy "
+    "SOPClassesSupported PertinentSOPClassesInStudy PertinentSOPClassesInSeries CodingSchemeUID ContextUID "
+    "MappingResourceUID StoredInstanceTransferSyntaxUID AvailableTransferSyntaxUID FlowTransferSyntaxUID "
+    "MACCalculationTransferSyntaxUID EncryptedContentTransferSyntaxUID"
+)
+DATES = ("DA", "DT", "TM")
+BY_VR = frozenset({*DATES, "PN", "AE", "UR", "LT", "ST", "UT"})
+SHORT_TEXT = frozenset({"LO", "SH", "UC"})
+CODE_KEYWORDS = (  # E.1.1: it is usually safe to assume that codes do not identify
+    "CodeValue LongCodeValue URNCodeValue CodeMeaning CodingSchemeDesignator CodingSchemeVersion CodingSchemeURL "
+    "ContextIdentifier"
+)
+HIDING_PLACES = frozenset({"PN", "LO", "SH", "LT", "ST", "UT", "UC", "UR", "OB", "SQ"})
+DUMMIES: dict[str, Any] = {
+    "DA": "19000101", "DT": "19000101000000", "TM": "000000", "AS": "000Y", "CS": "ANON", "UR": "urn:anon",
+    "OB": b"\0\0", "OW": b"\0\0", "OD": b"\0" * 8, "OF": b"\0" * 4, "OL": b"\0" * 4, "OV": b"\0" * 8, "UN": b"\0\0",
+    "DS": "0", "IS": "0",
+}  # fmt: skip
+TEXTS = frozenset({"PN", "AE", "LO", "SH", "UC", "LT", "ST", "UT"})
+DOCUMENTS = {
+    "application/pdf": b"%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj\n2 0 obj<</Type/Pages/Kids[3 0 R]/Count 1>>"
+    b"endobj\n3 0 obj<</Type/Page/Parent 2 0 R/MediaBox[0 0 9 9]>>endobj\ntrailer<</Root 1 0 R>>\n%%EOF\n",
+    "text/XML": b'<?xml version="1.0"?><ClinicalDocument xmlns="urn:hl7-org:v3"/>',
+}
+STILL_NAMED = ("AccessionNumber", "ROIName")  # a dummy where Z allows one: examinations and regions stay apart
+REMOVED = "Removed by de-identification"
+# PS3.15 Table E.3.4-1: the content items that are no text, date, person or reference, and say something of the patient
+SUBJECT_AGE, SUBJECT_SEX = "121033", "121032"
+# Who or what may be named again in a short text or counter
+IDENTIFIERS = (
+    "PatientName OtherPatientNames PatientBirthName PatientMotherBirthName PatientID OtherPatientIDs AccessionNumber "
+    "StudyID ReferringPhysicianName PerformingPhysicianName OperatorsName"
+)
+COUNTERS = ("SeriesNumber", "AcquisitionNumber", "InstanceNumber")  # some devices put the PatientID there
+SHORTEST_NAME, SHORTEST_NUMBER = 3, 5
+UID_IN_TEXT = re.compile(rb"[012](?:\.\d+){6,}")
+
+
+def protect(dataset: Dataset, names: Pseudonyms, options: frozenset[str]) -> Counter[tuple[str, str]]:
+    """De-identifies a data set in place, nested sequences included, and says so in it.
+
+    Args:
+        dataset: With SOPClassUID and StudyInstanceUID. Values that are kept are not decoded, pixels least of all.
+        names: Make the dummies.
+        options: From `checked_options`.
+
+    Returns:
+        How often which action was taken: (keyword, letter). Attributes that need none are not counted.
+    """
+    visit = _Visit(dataset, names, options)
+    visit.walk(dataset, ())
+    _declare(dataset, options)
+    return visit.counts
+
+
+class _Visit:
+    """One data set being de-identified."""
+
+    def __init__(self, dataset: Dataset, names: Pseudonyms, options: frozenset[str]) -> None:
+        self.names, self.options, self.table = names, options, table()
+        self.identifiers = _identifiers(dataset)  # before anything is decoded
+        self.iod = self.table.sop_classes.get(str(dataset.get("SOPClassUID")))
+        self.patient = str(dataset.get("PatientID") or "").strip() or str(dataset.StudyInstanceUID)
+        self.days = names.shift_days(self.patient)
+        self.counts: Counter[tuple[str, str]] = Counter()
+
+    def walk(self, dataset: Dataset, path: Path) -> None:
+        """Treats every attribute of a data set or item."""
+        if "clean-structured-content" in self.options and "retain-patient-characteristics" not in self.options:
+            _hide_subject(dataset)
+        for tag in sorted(dataset.keys()):
+            if tag not in dataset:  # went with another
+                continue
+            vr, keyword = _vr(dataset, tag), keyword_for_tag(tag)
+            action = self._action(dataset, tag, vr, keyword, path)
+            if action != "keep":
+                self.counts[keyword or _kind_of_tag(tag), action] += 1
+            if action == "X":
+                del dataset[tag]
+            elif vr == "SQ":
+                self._sequence(dataset, tag, action, (*path, keyword))
+            elif action not in ("keep", "K") and not (action == "C" and vr not in ("DA", "DT")):
+                dataset[tag] = DataElement(tag, vr, self._value(dataset, tag, vr, keyword, action, path))
+
+    def _action(self, dataset: Dataset, tag: BaseTag, vr: str, keyword: str, path: Path) -> str:
+        """The letter for one attribute; "keep" where nothing is to be done, K where an option keeps it."""
+        if _unknown(tag, vr, keyword):
+            return "X"
+        row = self.table.rows.get(tag)
+        if row is None:
+            return "X" if _disguised(tag, vr) else self._unlisted(dataset, tag, vr, keyword, path)
+        chosen = {option: row.options.get(option) for option in self.options}
+        if "K" in chosen.values():
+            return "X" if _disguised(tag, vr) else "K"
+        if chosen.get("retain-modified-dates") == "C" and self._can_move(dataset, tag, vr, keyword):
+            return "C"
+        if chosen.get("clean-structured-content") == "C":
+            return "C"
+        return self._settled(row.basic, keyword, path)  # other texts cannot be cleaned by a program
+
+    def _unlisted(self, dataset: Dataset, tag: BaseTag, vr: str, keyword: str, path: Path) -> str:
+        """The letter for an attribute without a row."""
+        if vr == "UI":
+            return "keep" if keyword in CLASS_UIDS.split() else "K" if "retain-uids" in self.options else "U"
+        if keyword in CODE_KEYWORDS.split():
+            return "keep"
+        if vr in DATES and "retain-full-dates" in self.options:
+            return "K"
+        if "retain-modified-dates" in self.options and self._can_move(dataset, tag, vr, keyword):
+            return "C"
+        may_name = vr in SHORT_TEXT or keyword in COUNTERS
+        if vr in BY_VR or (may_name and self._names_someone(dataset, tag)):
+            return self._settled("X/Z/D", keyword, path)
+        return "keep"
+
+    def _settled(self, code: str, keyword: str, path: Path) -> str:
+        """The letter that a code of the table comes to by the attribute's Type."""
+        if code == "X/Z/U*":
+            return "U"
+        kind, letters = self.table.type_of(keyword, path, self.iod), code.split("/")
+        if code == "X" and kind in ("1", "2"):
+            return "D" if kind == "1" else "Z"  # E.1.1: the IOD's integrity must not suffer
+        if len(letters) == 1:
+            return "D" if code == "Z" and kind in ("1", "1C") else code
+        wanted = {"1": "D", "1C": "D", "2": "Z", "2C": "Z", "3": "X"}.get(str(kind), letters[-1])
+        enough = [letter for letter in letters if "XZD".index(letter) >= "XZD".index(wanted)]
+        return enough[0] if enough else wanted  # Z may be a dummy, so D is within "X/Z"
+
+    def _names_someone(self, dataset: Dataset, tag: BaseTag) -> bool:
+        """True if a name or number of the patient, a name of the staff or a UID stands in a short text or counter."""
+        text = _raw_bytes(dataset.get_item(tag)).lower()
+        words = set(re.split(rb"[^0-9a-z\x80-\xff]+", text))
+        names, numbers = self.identifiers
+        return bool(names & words) or any(number in text for number in numbers) or UID_IN_TEXT.search(text) is not None
+
+    def _can_move(self, dataset: Dataset, tag: BaseTag, vr: str, keyword: str) -> bool:
+        """True for dates that can be moved, and for what a move by whole days leaves as it is."""
+        if vr in ("DA", "DT"):
+            return all(shifted(text, self.days, vr) is not None for text in _texts(dataset[tag].value))
+        return vr == "TM" or keyword == "TimezoneOffsetFromUTC"
+
+    def _value(self, dataset: Dataset, tag: BaseTag, vr: str, keyword: str, action: str, path: Path) -> Any:
+        """The new value of an attribute that is no sequence."""
+        texts = _texts(dataset[tag].value)
+        if action == "U" or (vr == "UI" and action == "D"):
+            return [self.names.uid(text) for text in texts] or ""
+        if action == "C":
+            return [shifted(text, self.days, vr) for text in texts]
+        if keyword in ("PatientName", "PatientID") and not path:
+            return self.names.token(self.patient)  # one patient keeps one name, however it was spelled
+        if action == "Z":
+            return self.names.token("\\".join(texts)) if keyword in STILL_NAMED and texts else _empty(vr)
+        if vr in TEXTS:
+            return self.names.token("\\".join(texts))
+        if keyword == "EncapsulatedDocument":
+            dataset.pop("EncapsulatedDocumentLength", None)
+            return _even(DOCUMENTS.get(str(dataset.get("MIMETypeOfEncapsulatedDocument")), REMOVED.encode()))
+        return DUMMIES.get(vr, 0)
+
+    def _sequence(self, dataset: Dataset, tag: BaseTag, action: str, path: Path) -> None:
+        """Empties a sequence, replaces it by a dummy, or walks through its items."""
+        if action == "Z":
+            dataset[tag] = DataElement(tag, "SQ", Sequence())
+            return
+        if action == "D" and path[-1] == "ContentSequence":
+            dataset[tag] = DataElement(tag, "SQ", Sequence([_removed_content()]))
+            return
+        if action == "D" and path[-1].endswith("CodeSequence"):
+            dataset[tag] = DataElement(tag, "SQ", Sequence([code_item(codes.SCT.Unknown)]))
+            return
+        for item in dataset[tag].value:
+            self.walk(item, path)
+            if action == "D" and path[-1] == "GraphicAnnotationSequence":
+                _remove_graphics(item)
+
+
+def _vr(dataset: Dataset, tag: BaseTag) -> str:
+    """The VR as the file or else the dictionary has it. An attribute that a gateway made UN gets its own VR back."""
+    element = dataset.get_item(tag)
+    if isinstance(element, RawDataElement) and element.VR not in (None, "UN"):
+        return str(element.VR)
+    if tag.is_private or not keyword_for_tag(tag):
+        return "UN"
+    if isinstance(element, RawDataElement) and element.VR is None:  # implicit VR
+        return dictionary_VR(tag)
+    return str(dataset[tag].VR)
+
+
+def _unknown(tag: BaseTag, vr: str, keyword: str) -> bool:
+    """True for what is removed unseen: private attributes, commands, directories, curves, overlays, unknown ones."""
+    if tag.is_private or tag.group < 8 or tag.element == 0:
+        return True
+    return tag.group >> 8 in (0x50, 0x60) or not keyword or vr == "UN"
+
+
+def _disguised(tag: BaseTag, vr: str) -> bool:
+    """True for an attribute of the standard that carries text, bytes or items where the standard has none."""
+    known = dictionary_VR(tag).split(" or ")
+    if vr not in HIDING_PLACES or vr in known or (vr in SHORT_TEXT and SHORT_TEXT & set(known)):
+        return False
+    return not (vr == "OB" and any(own.startswith("O") for own in known))
+
+
+def _kind_of_tag(tag: BaseTag) -> str:
+    return "(private)" if tag.is_private else "(unknown)"
+
+
+def _raw_bytes(element: DataElement | RawDataElement) -> bytes:
+    value = element.value
+    return value if isinstance(value, bytes) else "\\".join(_texts(value)).encode(errors="replace")
+
+
+def _texts(value: Any) -> list[str]:
+    if value is None or value == "" or isinstance(value, (bytes, bytearray)):
+        return []
+    return [str(value)] if isinstance(value, str) or not hasattr(value, "__iter__") else [str(text) for text in value]
+
+
+def _empty(vr: str) -> Any:
+    return b"" if vr.startswith("O") or vr == "UN" else None
+
+
+def _even(content: bytes) -> bytes:
+    return content + b"\0" * (len(content) % 2)
+
+
+def _identifiers(dataset: Dataset) -> tuple[frozenset[bytes], frozenset[bytes]]:
+    """(words of names, whole numbers) of the people in a data set, in lower case and in the file's own encoding."""
+    names: set[bytes] = set()
+    numbers: set[bytes] = set()
+    for keyword in IDENTIFIERS.split():
+        if keyword in dataset:
+            text = _raw_bytes(dataset.get_item(keyword)).lower()
+            if keyword.endswith(("Name", "Names")):
+                names.update(word for word in re.split(rb"[^0-9a-z\x80-\xff]+", text) if len(word) >= SHORTEST_NAME)
+            else:
+                numbers.update(part for part in map(bytes.strip, text.split(b"\\")) if len(part) >= SHORTEST_NUMBER)
+    return frozenset(names), frozenset(numbers)
+
+
+def _hide_subject(item: Dataset) -> None:
+    """Takes age and sex of the patient out of a content item; the item stays, since others may count on its place."""
+    concept = item.get("ConceptNameCodeSequence") or []
+    code = str(concept[0].get("CodeValue")) if concept else ""
+    if code == SUBJECT_AGE and "MeasuredValueSequence" in item:
+        item.MeasuredValueSequence = []  # Type 2 in PS3.3 C.18.1
+    if code == SUBJECT_SEX and "ConceptCodeSequence" in item:
+        item.ConceptCodeSequence = [code_item(codes.SCT.Unknown)]
+
+
+def _removed_content() -> Dataset:
+    item = Dataset()
+    item.RelationshipType, item.ValueType, item.TextValue = "CONTAINS", "TEXT", REMOVED
+    item.ConceptNameCodeSequence = [code_item(codes.DCM.Comment)]
+    return item
+
+
+def _remove_graphics(item: Dataset) -> None:
+    """Leaves of an annotation its layer, its images and a text that says that it was removed (PS3.3 C.10.5)."""
+    for tag in list(item.keys()):
+        if keyword_for_tag(tag) not in ("GraphicLayer", "ReferencedImageSequence"):
+            del item[tag]
+    text = Dataset()
+    text.AnchorPointAnnotationUnits, text.AnchorPoint, text.AnchorPointVisibility = "DISPLAY", [0.0, 0.0], "N"
+    text.UnformattedTextValue = REMOVED
+    item.TextObjectSequence = [text]
+
+
+def _declare(dataset: Dataset, options: frozenset[str]) -> None:
+    """Says in the data set what was done to it (PS3.15 E.1.1, E.2, E.3.6)."""
+    before = [
+        item
+        for item in dataset.get("DeidentificationMethodCodeSequence") or []
+        if item.get("CodingSchemeDesignator") == "DCM" and item.get("CodeValue") in PIXEL_CODES
+    ]
+    dates = "UNMODIFIED" if "retain-full-dates" in options else "REMOVED"
+    dataset.LongitudinalTemporalInformationModified = "MODIFIED" if "retain-modified-dates" in options else dates
+    dataset.PatientIdentityRemoved = "YES"
+    facts = {"edition": table().edition, "later_edition": table().later_edition}
+    dataset.DeidentificationMethod = [text.format(**facts) for text in METHODS]
+    dataset.DeidentificationMethodCodeSequence = [
+        code_item(PROFILE), *(code_item(code) for name, code in OPTIONS.items() if name in options), *before
+    ]  # fmt: skip

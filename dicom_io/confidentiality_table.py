@@ -1,0 +1,104 @@
+"""Table E.1-1 of DICOM PS3.15, and the options of E.3 that this program offers. The table is data: `tables/`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+
+from dicom_io.pseudonyms import DeidentificationError
+
+# PS3.16 CID 7050
+PROFILE = codes.cid7050.BasicApplicationConfidentialityProfile
+OPTIONS: dict[str, Code] = {
+    "retain-uids": codes.cid7050.RetainUidsOption,
+    "retain-device-identity": codes.cid7050.RetainDeviceIdentityOption,
+    "retain-institution-identity": codes.cid7050.RetainInstitutionIdentityOption,
+    "retain-patient-characteristics": codes.cid7050.RetainPatientCharacteristicsOption,
+    "retain-full-dates": codes.cid7050.RetainLongitudinalTemporalInformationFullDatesOption,
+    "retain-modified-dates": codes.cid7050.RetainLongitudinalTemporalInformationModifiedDatesOption,
+    "clean-structured-content": codes.cid7050.CleanStructuredContentOption,
+}
+NOT_OFFERED = {
+    "clean-descriptors": "no program can tell which words of a free text identify someone; descriptions are removed",
+    "clean-graphics": "drawings and overlays can spell a name; they are removed",
+    "clean-pixel-data": "text in pixels must be found and covered by a person; objects that may hold some are refused",
+    "clean-recognizable-visual-features": "faces are not removed; use a defacing program first",
+    "retain-safe-private": "this program has no table of safe private attributes; all of them are removed",
+}
+
+Path = tuple[str, ...]
+"""Keywords of the sequences around an attribute, the outermost first."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One attribute of Table E.1-1: its code in the basic profile, and what options put in its place."""
+
+    basic: str
+    options: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Table E.1-1 with the Types of attributes.
+
+    Attributes:
+        edition: Of the standard.
+        later_edition: Until which edition rows were added since, each with its code in the basic profile.
+        rows: By tag. Private attributes and the groups 50xx and 60xx have no row here: they are a rule.
+        sop_classes: SOP Class UID to the number of its IOD.
+        types: See tools/make_confidentiality_table.py.
+    """
+
+    edition: str
+    later_edition: str
+    rows: Mapping[int, Row]
+    sop_classes: Mapping[str, int]
+    types: Mapping[str, Any]
+
+    def type_of(self, keyword: str, path: Path, iod: int | None) -> str | None:
+        """The Type (1, 1C, 2, 2C, 3) of an attribute at a place; None where that is not known."""
+        paths = self.types.get(keyword)
+        if iod is None or paths is None or isinstance(paths, str):
+            return paths if iod is not None else None
+        kinds = paths.get("/".join(path))
+        if kinds is None:
+            return None
+        return next((kind for kind, iods in kinds.items() if kind != "*" and iod in iods), kinds["*"])
+
+
+@cache
+def table() -> Table:
+    """The table that is shipped with this package."""
+    document = json.loads(files("dicom_io").joinpath("tables/confidentiality_profile.json").read_text(encoding="utf-8"))
+    rows = {
+        int(row["tag"], 16): Row(row["basic"], row.get("options", {}))
+        for row in document["rows"]
+        if re.fullmatch("[0-9A-F]{8}", row["tag"])
+    }
+    return Table(document["edition"], document["later_edition"], rows, document["sop_classes"], document["types"])
+
+
+def checked_options(names: Iterable[str]) -> frozenset[str]:
+    """The options as a set.
+
+    Raises:
+        DeidentificationError: One is unknown or not offered, or two contradict each other.
+    """
+    chosen = frozenset(names)
+    for name in sorted(chosen - OPTIONS.keys()):
+        reason = NOT_OFFERED.get(name, "it is no option of PS3.15 E.3")
+        raise DeidentificationError(f"the option {name!r} is not offered: {reason}; offered are {', '.join(OPTIONS)}")
+    if {"retain-full-dates", "retain-modified-dates"} <= chosen:
+        raise DeidentificationError(
+            "retain-full-dates and retain-modified-dates are both asked for; dates are either kept or moved; choose one"
+        )
+    return chosen

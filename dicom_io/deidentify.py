@@ -1,0 +1,274 @@
+"""Files or folders of DICOM objects -> the same objects without the identity of anyone (PS3.15 Annex E).
+
+What is done to the attributes stands in `confidentiality.py`; here are the files. An object is written whole under its
+new UIDs or not at all, nothing that exists is changed, and no message, name or report holds anything of the source:
+files are called by their number in the order of their paths.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.tag import Tag
+from pydicom.uid import UID
+
+from dicom_io.confidentiality import protect
+from dicom_io.confidentiality_table import OPTIONS, PROFILE, checked_options, table
+from dicom_io.errors import SeriesSelectionError, UnreadableFileError
+from dicom_io.instances import READ_ERRORS, listed, load_dataset, read_instance
+from dicom_io.pseudonyms import DeidentificationError, Pseudonyms
+from dicom_io.series import files_below
+
+REPORT = "deidentified.json"
+SCHEMA_VERSION = "1.0"
+
+# SOP classes whose pixels, sound or document usually hold the patient's name, by the beginning of their UID
+STORAGE = "1.2.840.10008.5.1.4.1.1."
+SUSPECTS = {
+    "3": "ultrasound", "3.1": "ultrasound", "6": "ultrasound", "6.1": "ultrasound", "6.2": "ultrasound",
+    "7": "a secondary capture", "7.1": "a secondary capture", "7.2": "a secondary capture",
+    "7.3": "a secondary capture", "7.4": "a secondary capture",
+    "9.4.1": "sound", "9.4.2": "sound",
+    "77.1.1": "endoscopy", "77.1.1.1": "endoscopy", "77.1.2.1": "a video", "77.1.4": "a photograph",
+    "77.1.4.1": "a photograph", "77.1.7": "a photograph",
+    "104.1": "an encapsulated document", "104.2": "an encapsulated document", "104.3": "an encapsulated document",
+    "104.4": "an encapsulated document", "104.5": "an encapsulated document",
+}  # fmt: skip
+UNREADABLE: tuple[type[Exception], ...] = (UnreadableFileError, *READ_ERRORS)
+OTHER_CONTENT = (
+    "an object with its new UID and other content is in the output folder already; one object for each UID is needed; "
+    "use an empty folder, or leave one of the two out"
+)
+SCREEN_WORDS = re.compile(r"SCREEN|CAPTUR|SNAPSHOT|DOSE|REPORT")  # of an ImageType
+NO_SCAN = frozenset({"WSD", "SYN"})  # ConversionType: a workstation's picture, a drawing
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the files.
+
+    Attributes:
+        report: The content of deidentified.json.
+        problems: One sentence for each refused file, fit for a user's eyes.
+    """
+
+    report: dict[str, Any]
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Made:
+    name: str
+    content: bytes
+    counts: Counter[tuple[str, str]]
+
+
+@dataclass
+class _Run:
+    output: Path
+    names: Pseudonyms
+    options: frozenset[str]
+    allow_burned_in: bool
+    written: set[str] = field(default_factory=set)
+    refused: list[tuple[int, str]] = field(default_factory=list)
+    foreign: int = 0
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def keep(self, number: int, made: _Made | None) -> None:
+        """Writes an object. One that is there already must be the same, byte for byte."""
+        if made is None:
+            self.foreign += 1
+            return
+        path = self.output / made.name
+        if path.exists() and path.read_bytes() != made.content:
+            self.refused.append((number, OTHER_CONTENT))
+            return
+        if not path.exists():
+            _write(made.content, path)
+        self.written.add(made.name)
+        self.counts.update(made.counts)
+
+
+def files_of(sources: Iterable[Path], output: Path) -> list[Path]:
+    """All files of the sources, folders however deep, in order of their paths, each once.
+
+    Raises:
+        DeidentificationError: Source and output are one folder, or one lies in the other.
+        SeriesSelectionError: A source does not exist, or a folder holds no file.
+    """
+    target, found = output.resolve(), set()
+    for source in sources:
+        place = source.resolve()
+        if target in (place, *place.parents) or place in target.parents:
+            raise DeidentificationError(
+                "the output folder is the source, lies in it or holds it; what is identified and what is not must "
+                "never mix; name a folder elsewhere"
+            )
+        found.update(files_below(source) if source.is_dir() else [source])
+        if not source.exists():
+            raise SeriesSelectionError(f"{source} does not exist; a DICOM file or a folder of them is needed")
+    return sorted(found)
+
+
+def deidentify(
+    files: Iterable[Path],
+    output: Path,
+    key: bytes,
+    *,
+    options: Iterable[str] = (),
+    allow_burned_in: bool = False,
+    step: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Write every DICOM object of `files` without identity to output/<study>/<series>/<instance>.dcm.
+
+    Args:
+        files: From `files_of`. What is no DICOM object (also a DICOMDIR) is passed by and counted.
+        output: Folder; made where absent. What is in it stays; `deidentified.json` is of the last run.
+        key: From `pseudonyms.key_from` or `new_key`. The same key gives the same UIDs, dummies and bytes.
+        options: Names of `confidentiality_table.OPTIONS`.
+        allow_burned_in: Write objects too whose pixels, sound or document may name the patient: someone has looked.
+        step: Called after each file.
+
+    Returns:
+        What was written and what was refused, and why.
+
+    Raises:
+        DeidentificationError: The options or the key cannot be used.
+    """
+    run = _Run(output, Pseudonyms(key), checked_options(options), allow_burned_in)
+    for number, path in enumerate(files, start=1):
+        try:
+            made = _protected(path, run)
+        except DeidentificationError as error:
+            run.refused.append((number, str(error)))
+        except UNREADABLE as error:  # their texts hold paths and values
+            run.refused.append(
+                (number, f"it cannot be read whole ({type(error).__name__}); fetch it again or leave it out")
+            )
+        else:
+            run.keep(number, made)
+        step()
+    report = _report(run)
+    _write(json.dumps(report, indent=2).encode() + b"\n", output / REPORT)
+    return Outcome(report, tuple(f"file {number}: {reason}" for number, reason in run.refused))
+
+
+def _protected(path: Path, run: _Run) -> _Made | None:
+    """The object of a file without identity; None for what is no DICOM object."""
+    if read_instance(path) is None:  # also refuses what is cut short
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's warnings show values
+        dataset = load_dataset(path, with_pixels=True)
+        _complete(dataset)
+        found = burned_in(dataset)
+        if found and not run.allow_burned_in:
+            raise DeidentificationError(
+                f"{found}, and may hold the patient's name where no program can remove it; an object that someone has "
+                "looked through is needed; look, then pass --allow-burned-in"
+            )
+        counts = protect(dataset, run.names, run.options)
+        content = _encoded(dataset)
+    return _Made(
+        f"{dataset.StudyInstanceUID}/{dataset.SeriesInstanceUID}/{dataset.SOPInstanceUID}.dcm", content, counts
+    )
+
+
+def _complete(dataset: FileDataset) -> None:
+    """Takes SOP Class and Instance UID from the file header where the data set lacks them. Raises
+    DeidentificationError where a UID that names the object is absent altogether.
+    """
+    for keyword, spare in (
+        ("SOPClassUID", "MediaStorageSOPClassUID"),
+        ("SOPInstanceUID", "MediaStorageSOPInstanceUID"),
+    ):
+        if not dataset.get(keyword):
+            setattr(dataset, keyword, dataset.file_meta.get(spare, ""))
+    for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
+        if not re.fullmatch(r"\d+(\.\d+)*", str(dataset.get(keyword) or ""), re.ASCII):
+            raise DeidentificationError(f"it has no {keyword}; objects are named by their UIDs; repair it first")
+
+
+def burned_in(dataset: Dataset) -> str | None:
+    """What speaks for a name in pixels, sound or a document; None where nothing does.
+
+    BurnedInAnnotation NO is no proof: captures and ultrasound are suspected whatever it says.
+    """
+    flag = str(dataset.get("BurnedInAnnotation") or "").strip().upper()
+    if flag == "YES":
+        return "its BurnedInAnnotation is YES"
+    sop_class = str(dataset.SOPClassUID)
+    kind = SUSPECTS.get(sop_class.removeprefix(STORAGE)) if sop_class.startswith(STORAGE) else None
+    if kind:
+        said = "NO" if flag == "NO" else "not given"
+        return f"it is {kind} ({UID(sop_class).name}, BurnedInAnnotation {said})"
+    words = [str(word) for word in listed(dataset.get("ImageType")) if SCREEN_WORDS.search(str(word).upper())]
+    if words:
+        return "its ImageType says that it is a picture of a screen"
+    if str(dataset.get("ConversionType") or "") in NO_SCAN:
+        return "its ConversionType says that a workstation drew it"
+    if "EncapsulatedDocument" in dataset:
+        return "it holds a document"
+    return _overlay_in_pixels(dataset)
+
+
+def _overlay_in_pixels(dataset: Dataset) -> str | None:
+    """An overlay in spare bits of the pixels (retired, PS3.3-2004 C.9.2) stays with them, whatever it spells."""
+    for group in range(0x6000, 0x6020, 2):
+        if Tag(group, 0x0010) in dataset and Tag(group, 0x3000) not in dataset:
+            return "it has an overlay in spare bits of its pixels"
+    return None
+
+
+def _encoded(dataset: FileDataset) -> bytes:
+    """The bytes of a file with a new header and an empty preamble (PS3.15 E.1.1); pixels pass through untouched."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
+    dataset.file_meta, dataset.preamble = meta, b"\0" * 128
+    buffer = BytesIO()
+    pydicom.dcmwrite(buffer, dataset, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def _write(content: bytes, path: Path) -> None:
+    """Writes under a temporary name and renames."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _report(run: _Run) -> dict[str, Any]:
+    """Everything that was done, and nothing of anyone: new UIDs, counts, reasons."""
+    actions: dict[str, dict[str, int]] = {}
+    for (keyword, letter), count in sorted(run.counts.items()):
+        actions.setdefault(keyword, {})[letter] = count
+    chosen = [name for name in OPTIONS if name in run.options]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "profile": PROFILE.meaning,
+        "table": f"DICOM PS3.15 Table E.1-1, {table().edition}, and rows added until {table().later_edition}",
+        "options": chosen,
+        "codes": [PROFILE.value, *(OPTIONS[name].value for name in chosen)],
+        "allow_burned_in": run.allow_burned_in,
+        "written": sorted(run.written),
+        "refused": [{"file": number, "reason": reason} for number, reason in run.refused],
+        "not_dicom": run.foreign,
+        "actions": actions,
+    }

@@ -1,0 +1,190 @@
+"""Drawing with arrays and Pillow: enlarge a slice, paint masks on it, frame it with text. Knows nothing of files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import binary_erosion
+
+RESEARCH_TEXT = "RESEARCH USE ONLY - NOT FOR DIAGNOSIS"
+LEAST_FONT_SIZE = 16
+LEGEND_LINES = 12
+_RESEARCH_RGB, _TEXT_RGB = (255, 220, 0), (225, 225, 225)
+
+Pixels = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+Rgb = tuple[int, int, int]
+Letters = tuple[str, str, str, str]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture in its frame of text.
+
+    Attributes:
+        pixels: Shape (rows, columns, 3), the whole with its frame.
+        left: Column of the picture's first pixel.
+        top: Row of the picture's first pixel.
+        size: (width, height) of the picture.
+    """
+
+    pixels: Pixels
+    left: int
+    top: int
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Sizes in pixels that follow from the picture's size."""
+
+    width: int
+    height: int
+    font: Font
+    font_size: int
+    total: int
+
+    @property
+    def line(self) -> int:
+        """Distance of two lines of text."""
+        return round(1.4 * self.font_size)
+
+    @property
+    def pad(self) -> int:
+        """Distance of text from the edge."""
+        return self.font_size // 2
+
+    @property
+    def left(self) -> int:
+        """Column of the picture's first pixel."""
+        return (self.total - self.width) // 2
+
+
+def picture_size(shape: tuple[int, int], pixel: tuple[float, float], least_side: int) -> tuple[int, int]:
+    """(width, height) of a picture with square pixels of the finer distance, enlarged by a whole number.
+
+    Args:
+        shape: (columns, rows) of the slice.
+        pixel: Distance of neighbouring pixels in a row and in a column, any unit.
+        least_side: The longer side has at least so many pixels.
+    """
+    finer = min(pixel)
+    width, height = shape[0] * pixel[0] / finer, shape[1] * pixel[1] / finer
+    factor = max(1, int(np.ceil(least_side / max(width, height))))
+    return max(1, round(width * factor)), max(1, round(height * factor))
+
+
+def smooth(values: NDArray, size: tuple[int, int]) -> NDArray:
+    """Values (rows, columns) as float32, or RGB of 8 bits, at (width, height), linearly interpolated."""
+    return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR))
+
+
+def enlarged(mask: Mask, size: tuple[int, int]) -> Mask:
+    """The mask of shape (rows, columns) at (width, height), each pixel that of the nearest centre."""
+    columns, rows = (
+        np.minimum(((np.arange(n) + 0.5) * m / n).astype(int), m - 1)
+        for n, m in zip(size, mask.shape[::-1], strict=True)
+    )
+    return mask[np.ix_(rows, columns)]
+
+
+def paint(picture: NDArray[np.float64], mask: Mask, colour: Rgb, opacity: float, *, outline: bool) -> None:
+    """Mix `colour` into the picture, shape (rows, columns, 3), where the mask is; its edge in full colour."""
+    full = np.array(colour, dtype=np.float64)
+    picture[mask] += opacity * (full - picture[mask])
+    if outline:
+        width = max(1, round(max(mask.shape) / 256))
+        inner = binary_erosion(mask, structure=np.ones((3, 3), dtype=bool), iterations=width, border_value=0)
+        picture[mask & ~inner] = full
+
+
+def framed(
+    picture: Pixels, letters: Letters | None, captions: Sequence[str], legend: Sequence[tuple[str, Rgb]]
+) -> Picture:
+    """The picture in a black frame: research mark above, direction letters around, captions and legend below.
+
+    Args:
+        picture: Shape (rows, columns, 3).
+        letters: Directions at the left, right, upper and lower edge, or None.
+        captions: Lines below the picture, wrapped where they are too long.
+        legend: (text, colour) of what is painted in it.
+    """
+    layout = _layout(picture, letters)
+    head = _wrapped(RESEARCH_TEXT, layout)
+    foot = [(line, None) for text in captions for line in _wrapped(text, layout)]
+    lines: list[tuple[str, Rgb | None]] = [*foot, *_legend_lines(legend, layout)]
+    above = layout.line * (len(head) + 1) + layout.pad
+    canvas = Image.new("RGB", (layout.total, above + layout.height + layout.line * (len(lines) + 1) + layout.pad))
+    canvas.paste(Image.fromarray(picture), (layout.left, above))
+    draw = ImageDraw.Draw(canvas)
+    for row, text in enumerate(head):
+        draw.text(
+            (layout.total / 2, layout.pad // 2 + layout.line * row), text, _RESEARCH_RGB, layout.font, anchor="ma"
+        )
+    if letters is not None:
+        _draw_letters(draw, letters, layout, above)
+    _draw_lines(draw, lines, layout, above + layout.height + layout.line)
+    return Picture(np.asarray(canvas), layout.left, above, (layout.width, layout.height))
+
+
+def _layout(picture: Pixels, letters: Letters | None) -> _Layout:
+    height, width = picture.shape[:2]
+    font_size = max(LEAST_FONT_SIZE, max(width, height) // 36)
+    total = max(width, 20 * font_size) + 2 * font_size * (3 if letters else 1)
+    return _Layout(width, height, ImageFont.load_default(font_size), font_size, total)
+
+
+def _draw_letters(draw: ImageDraw.ImageDraw, letters: Letters, layout: _Layout, top: int) -> None:
+    left, right = layout.left, layout.left + layout.width
+    gap, middle = layout.font_size // 4, top + layout.height / 2
+    places = (
+        (left - gap, middle, "rm"),
+        (right + gap, middle, "lm"),
+        ((left + right) / 2, top - gap, "mb"),
+        ((left + right) / 2, top + layout.height + gap, "mt"),
+    )
+    for text, (x, y, anchor) in zip(letters, places, strict=True):
+        draw.text((x, y), text, _TEXT_RGB, layout.font, anchor=anchor)
+
+
+def _draw_lines(draw: ImageDraw.ImageDraw, lines: Sequence[tuple[str, Rgb | None]], layout: _Layout, top: int) -> None:
+    size, pad = layout.font_size, layout.pad
+    for row, (text, colour) in enumerate(lines):
+        y = top + row * layout.line
+        if colour is not None:
+            draw.rectangle((pad, y + size // 6, pad + size, y + size), colour)
+        draw.text((pad if colour is None else pad + round(1.5 * size), y), text, _TEXT_RGB, layout.font)
+
+
+def _legend_lines(legend: Sequence[tuple[str, Rgb]], layout: _Layout) -> list[tuple[str, Rgb | None]]:
+    """At most LEGEND_LINES of the legend, and how many more there are."""
+    if not legend:
+        return [("no label in this slice", None)]
+    width = layout.total - 3 * layout.font_size
+    lines: list[tuple[str, Rgb | None]] = [
+        (_shortened(text, layout.font, width), colour) for text, colour in legend[:LEGEND_LINES]
+    ]
+    more = len(legend) - LEGEND_LINES
+    return [*lines, (f"and {more} more", None)] if more > 0 else lines
+
+
+def _wrapped(text: str, layout: _Layout) -> list[str]:
+    width, lines = layout.total - layout.font_size, [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if layout.font.getlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return [_shortened(line, layout.font, width) for line in lines]
+
+
+def _shortened(text: str, font: Font, width: int) -> str:
+    while len(text) > 4 and font.getlength(text) > width:
+        text = text[:-4].rstrip(" .") + "..."
+    return text

@@ -1,0 +1,276 @@
+"""Values of every voxel (a probability, an uncertainty) to a DICOM Parametric Map and back.
+
+32-bit floats as they are (PS3.3 A.75, Float Pixel Data), with an identity mapping to coded real world values. One
+object holds one quantity: the readers at hand (dcmqi, OHIF) take a map as one volume, and would show two quantities
+in one object as one stack. So a result with C channels becomes C objects in one series.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import ParametricMapStorage
+
+from dicom_io import identity, proof, proof_images, source_images
+from dicom_io.errors import LabelError
+from dicom_io.identity import ResultInfo
+from dicom_io.places import check_frame_of_reference, plane_of, slice_key
+from dicom_io.source_images import SourceImages
+from dicom_io.volume import Volume
+
+PROBABILITY: Code = codes.DCM.Probability
+UNCERTAINTY: Code = codes.SCT.RangeOfMeasurementUncertainty
+NO_UNIT: Code = codes.UCUM.NoUnits
+
+
+@dataclass(frozen=True)
+class _Meaning:
+    """What the values of one map are; see `write_parametric_map`."""
+
+    quantity: Code
+    unit: Code
+    label: str
+    number: int
+
+    @property
+    def content(self) -> tuple[str, ...]:
+        """What tells the maps of one result apart."""
+        return (self.quantity.scheme_designator, self.quantity.value, self.unit.value, self.label, str(self.number))
+
+
+def write_parametric_map(
+    values: Volume,
+    source: Volume,
+    path: Path,
+    result: ResultInfo,
+    *,
+    quantity: Code,
+    unit: Code,
+    label: str,
+    number: int = 1,
+    prove: bool = True,
+) -> Path:
+    """Write one value a voxel as a Parametric Map that refers to the series it was made from.
+
+    Args:
+        values: On the grid of `source`, shape (I, J, K) or (I, J, K, 1), finite; kept as float32.
+        source: DICOM volume in patient space; its files are read again for their headers.
+        path: Target file, replaced if it exists.
+        result: What computed the values.
+        quantity: What they are: `PROBABILITY`, `UNCERTAINTY`, or another published code.
+        unit: In which UCUM unit, `NO_UNIT` for a bare number.
+        label: Tells this map from the others of the result, for instance "P(Anterior)"; ASCII, the first 16
+            characters are the LUT label, 64 the explanation. Part of the UID.
+        number: InstanceNumber, from 1, where a result has several maps.
+        prove: Read the file back and compare every value in place before it gets its name.
+
+    Returns:
+        `path`. The same source, result and meaning give the same UIDs and bytes.
+
+    Raises:
+        LabelError: The values do not fit the source, are not finite, or are not what can be coded.
+        GeometryProofError: What was written is not what was meant; no file is left.
+    """
+    meaning = _Meaning(quantity, unit, label, number)
+    _check_meaning(meaning)
+    values = _one_channel(values)
+    if source.planar:
+        raise LabelError(
+            "the source is a picture without patient space; a series with positions is needed to place a map; "
+            "write a capture instead"
+        )
+    images = source_images.images_of(source)
+    source_images.check_place(values, images)
+    dataset = _build(values, images, result, meaning)
+    return proof.save_proved(
+        dataset, path, (lambda file: proof_images.prove_map(file, values, images)) if prove else None
+    )
+
+
+def read_parametric_map(path: Path, reference: Volume) -> Volume:
+    """The values of a Parametric Map on the grid of `reference`, placed by patient position.
+
+    Args:
+        path: A map by whatever software, of floats or of integers with a linear mapping.
+        reference: The image that the map is for. Need not be DICOM; then the position alone decides.
+
+    Returns:
+        `reference` with real world values, shape (I, J, K), float32; NaN where the map has no frame.
+
+    Raises:
+        UnreadableFileError: Not a whole DICOM file.
+        LabelError: Not a map, several maps in one object, another frame of reference, or pixels that are not voxels
+            of `reference`.
+    """
+    dataset = source_images.load_result(path, "a Parametric Map", (ParametricMapStorage,))
+    check_frame_of_reference(dataset.get("FrameOfReferenceUID"), reference)
+    frames = list(proof_images.walk_map(dataset))
+    meanings = {frame.meaning for frame in frames}
+    if len(meanings) > 1:
+        raise LabelError(
+            f"the parametric map holds {len(meanings)} quantities in one object; one is needed; split it into one file "
+            "for each"
+        )
+    _check_named_slices(frames, reference)
+    return reference.with_array(proof_images.place_map(iter(frames), reference))
+
+
+def _check_named_slices(frames: list[proof_images.MapFrame], reference: Volume) -> None:
+    if reference.provenance.resampled:
+        return  # its K axis does not count slices
+    slices = {slice_key(reference, k): k for k in range(len(reference.provenance.sop_instance_uids))}
+    to_index = np.linalg.inv(reference.affine_lps)
+    for number, frame in enumerate(frames, start=1):
+        named = slices.get(frame.source_key or "")
+        lies = int(np.rint((to_index[:3, :3] @ frame.plane.origin_mm + to_index[:3, 3])[2]))
+        if named is not None and named != lies:
+            raise LabelError(
+                f"frame {number} names slice {named} of the image but lies in slice {lies}; name and position must "
+                "agree; the map was written with its slices out of order"
+            )
+
+
+def _check_meaning(meaning: _Meaning) -> None:
+    unit, quantity, label = meaning.unit, meaning.quantity, meaning.label
+    if unit.scheme_designator != "UCUM":
+        raise LabelError(
+            f"the unit {unit.value!r} is coded in {unit.scheme_designator!r}; UCUM is needed (PS3.16 CID 82); "
+            "take one of pydicom's codes.UCUM, NoUnits for a bare number"
+        )
+    if quantity.scheme_designator.startswith("99"):
+        raise LabelError(
+            f"the quantity {quantity.meaning!r} has the private coding scheme {quantity.scheme_designator!r}; "
+            "a published code is needed, for others to understand it; see PS3.16"
+        )
+    if not 0 < len(label) <= 64 or identity.plain(label, 64) != label:
+        raise LabelError(
+            f"the label of the map is {label!r}; 1 to 64 ASCII characters without a backslash are needed; shorten it"
+        )
+    if meaning.number < 1:
+        raise LabelError(f"the number of the map is {meaning.number}; 1 or more is needed; count from 1")
+
+
+def _one_channel(values: Volume) -> Volume:
+    array = values.array
+    if array.ndim == 4 and array.shape[3] != 1:
+        raise LabelError(
+            f"the values have {array.shape[3]} channels; a parametric map holds one quantity; write one map for each"
+        )
+    with np.errstate(over="ignore"):
+        single = array.reshape(array.shape[:3]).astype(np.float32)
+    bad = int(np.count_nonzero(~np.isfinite(single)))
+    if bad:
+        raise LabelError(
+            f"{bad} of {single.size} values are NaN, infinite or too large for float32; finite values are needed "
+            "because readers do not agree on what NaN means; set them to a value outside of the range in use"
+        )
+    return values.with_array(single)
+
+
+def _mapping(array: NDArray[np.float32], meaning: _Meaning) -> hd.pm.RealWorldValueMapping:
+    return hd.pm.RealWorldValueMapping(
+        lut_label=meaning.label[:16].strip(),
+        lut_explanation=meaning.label,
+        unit=meaning.unit,
+        value_range=(float(array.min()), float(array.max())),
+        slope=1.0,
+        intercept=0.0,
+        quantity_definition=meaning.quantity,
+    )
+
+
+def _build(values: Volume, images: SourceImages, result: ResultInfo, meaning: _Meaning) -> Dataset:
+    source, headers, header = images.source, images.headers, images.headers[0]
+    content = (*meaning.content, identity.digest_of(values.array))
+    dataset = hd.pm.ParametricMap(
+        source_images=identity.neutral(headers),
+        pixel_array=_source_order(values, images),
+        series_instance_uid=identity.result_uid(source, result, "PM", "series"),
+        series_number=identity.series_number(header, "PM"),
+        sop_instance_uid=identity.result_uid(source, result, "PM", "instance", *content),
+        instance_number=meaning.number,
+        manufacturer=identity.plain(result.manufacturer, 64),
+        manufacturer_model_name=identity.plain(result.algorithm_name, 64),
+        software_versions=identity.plain(result.algorithm_version, 64),
+        device_serial_number=identity.plain(result.bundle_sha256, 64) or "0",
+        contains_recognizable_visual_features=False,
+        real_world_value_mappings=[_mapping(values.array, meaning)],
+        voi_lut_transformations=[_window(values.array)],
+        pixel_measures=_measures(images),
+        content_label="MAP",
+        content_description=f"{meaning.label[:44]}, research use only",
+        content_qualification="RESEARCH",
+        contributing_equipment=[identity.contribution(result)],
+    )
+    identity.stamp(dataset, headers, result, "PM")
+    if header.get("BodyPartExamined"):  # no Laterality beside the Frame Laterality (PS3.3 C.7.3.1)
+        dataset.BodyPartExamined = header.BodyPartExamined
+    dataset.ContentCreatorName = ""  # Type 2, left out by highdicom
+    dataset.SharedFunctionalGroupsSequence[0].FrameAnatomySequence = [source_images.frame_anatomy(header)]
+    _sort_along_normal(dataset)
+    if source.shape[2] == 1:  # highdicom says 1.0 there, whatever it is told
+        measures = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+        del measures.SpacingBetweenSlices
+    dimension_uid = identity.result_uid(source, result, "PM", "dimensions")
+    for item in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
+        item.DimensionOrganizationUID = dimension_uid
+    return dataset
+
+
+def _sort_along_normal(dataset: Dataset) -> None:
+    """Put the frames in the order of their positions along row x column direction.
+
+    highdicom sorts them downwards. dcmqi, and 3D Slicer with it, takes the first frame for the lowest whatever its
+    position says, and would show the map upside down.
+    """
+    frames = list(dataset.PerFrameFunctionalGroupsSequence)
+    across = plane_of(dataset, 1)
+    normal = np.cross(across.column_step_mm, across.row_step_mm)
+    positions = [plane_of(dataset, number).origin_mm @ normal for number in range(1, len(frames) + 1)]
+    order = np.argsort(positions, kind="stable")
+    pixels = np.frombuffer(dataset.FloatPixelData, dtype="<f4").reshape(len(frames), -1)
+    dataset.FloatPixelData = pixels[order].tobytes()
+    dataset.PerFrameFunctionalGroupsSequence = [frames[number] for number in order]
+    for number, frame in enumerate(dataset.PerFrameFunctionalGroupsSequence, start=1):
+        frame.FrameContentSequence[0].DimensionIndexValues = [number]
+
+
+def _measures(images: SourceImages) -> hd.PixelMeasuresSequence:
+    """Pixel size and slice thickness; the gap between slices only where it is the same everywhere."""
+    found, (across, down) = images.headers[0].get("SliceThickness"), images.pixel_size(0)
+    gap = images.source.spacing_mm[2]
+    return hd.PixelMeasuresSequence(
+        pixel_spacing=(down, across),
+        slice_thickness=float(found) if found else gap,
+        spacing_between_slices=None if images.source.provenance.resampled else gap,
+    )
+
+
+def _source_order(values: Volume, images: SourceImages) -> NDArray[np.float32]:
+    """Shape (frames, rows, columns), in the order of the source images or of their frames."""
+    frames = [one.frame for one in images.slices]
+    count = int(images.headers[0].get("NumberOfFrames") or 1) if frames[0] else len(frames)
+    if len(frames) != count:
+        raise LabelError(
+            f"the source uses {len(frames)} of {count} frames; all are needed because a map says a value for each; "
+            "read the whole object"
+        )
+    order = np.argsort([frame or k for k, frame in enumerate(frames)])
+    return np.ascontiguousarray(np.stack([images.values(int(k), values) for k in order]))
+
+
+def _window(array: NDArray[np.float32]) -> hd.VOILUTTransformation:
+    """From the lowest to the highest value; LINEAR would need a width of 1 or more (PS3.3 C.11.2.1.2)."""
+    low, high = float(array.min()), float(array.max())
+    return hd.VOILUTTransformation(
+        window_center=float(f"{(low + high) / 2:.6g}"),
+        window_width=float(f"{high - low:.6g}") or 1.0,
+        voi_lut_function="LINEAR_EXACT",
+    )

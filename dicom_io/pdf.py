@@ -1,0 +1,141 @@
+"""A PDF document to a DICOM Encapsulated PDF in the study it was made from, and back."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import EncapsulatedPDFStorage
+
+from dicom_io import identity, proof, source_images
+from dicom_io.coding import code_item
+from dicom_io.errors import GeometryProofError, LabelError, UnreadableFileError
+from dicom_io.identity import ResultInfo
+from dicom_io.volume import Volume
+
+DIAGNOSTIC_IMAGING_REPORT: Code = codes.LN.DiagnosticImagingReport  # LOINC 18748-4, of PS3.16 CID 7020
+MIME_TYPE = "application/pdf"
+PDF_START, PDF_END = b"%PDF-", b"%%EOF"
+END_WITHIN = 1024  # bytes: where readers look for the end mark
+
+
+def write_pdf(
+    document: bytes | Path,
+    source: Volume,
+    path: Path,
+    result: ResultInfo,
+    *,
+    title: str,
+    concept: Code = DIAGNOSTIC_IMAGING_REPORT,
+    names_patient: bool = True,
+) -> Path:
+    """Write a PDF as it is, byte for byte, into the study of its source.
+
+    Args:
+        document: The PDF, or the file that holds it.
+        source: DICOM volume or picture that the document is about; its files are read again for their headers.
+        path: Target file, replaced if it exists.
+        result: What computed the document's content.
+        title: DocumentTitle, 1 to 64 ASCII characters; the title of the page, nothing of the patient.
+        concept: What kind of document it is, a published code.
+        names_patient: Whether the pages may show who the patient is (BurnedInAnnotation). Nothing here reads pages,
+            so False is for a caller who knows.
+
+    Returns:
+        `path`. The document is UNVERIFIED. Another document or title gives another SOP Instance UID.
+
+    Raises:
+        UnreadableFileError: The document cannot be read, or is no whole PDF.
+        LabelError: The title does not fit, or the source is not DICOM.
+        GeometryProofError: The file written does not give the document back; no file is left.
+    """
+    pages = _checked(document)
+    if not 0 < len(title) <= 64 or identity.plain(title, 64) != title:
+        raise LabelError(
+            f"the title of the document is {title!r}; 1 to 64 ASCII characters without a backslash are needed; shorten it"
+        )
+    headers = identity.source_headers(source)
+    content = (hashlib.sha256(pages).hexdigest(), concept.scheme_designator, concept.value, title, str(names_patient))
+    uid = identity.result_uid(source, result, "PDF", "instance", *content)
+    dataset = source_images.new_object(EncapsulatedPDFStorage, uid)
+    _describe(dataset, source, headers, result, title, concept)
+    dataset.BurnedInAnnotation = "YES" if names_patient else "NO"
+    dataset.EncapsulatedDocument = pages + b"\0" * (len(pages) % 2)  # PS3.5 6.2: OB has an even number of bytes
+    dataset.EncapsulatedDocumentLength = len(pages)
+    return proof.save_proved(dataset, path, lambda file: _prove(file, pages))
+
+
+def read_pdf(path: Path) -> bytes:
+    """The document of an Encapsulated PDF, without the byte that pads it to an even length.
+
+    Raises:
+        UnreadableFileError: Not a whole DICOM file, or it holds no document.
+        LabelError: An object of another class.
+    """
+    dataset = source_images.load_result(path, "an Encapsulated PDF", (EncapsulatedPDFStorage,))
+    pages = dataset.get("EncapsulatedDocument")
+    length = dataset.get("EncapsulatedDocumentLength")
+    if not pages or (length and not 0 <= len(pages) - int(length) <= 1):
+        raise UnreadableFileError(
+            f"{Path(path).name} holds {len(pages or b'')} bytes of document where {length} are announced; a whole file "
+            "is needed; fetch it again"
+        )
+    if length:
+        return bytes(pages[: int(length)])
+    return bytes(pages[:-1] if pages.endswith(b"\0") else pages)
+
+
+def _checked(document: bytes | Path) -> bytes:
+    try:
+        pages = document if isinstance(document, bytes) else Path(document).read_bytes()
+    except OSError as error:
+        raise UnreadableFileError(
+            f"the document cannot be read ({type(error).__name__}); a PDF file is needed; check its path"
+        ) from error
+    if not pages.startswith(PDF_START) or PDF_END not in pages[-END_WITHIN:]:
+        raise UnreadableFileError(
+            f"the document has {len(pages)} bytes and begins with {pages[:5]!r}; a whole PDF begins with {PDF_START!r} and "
+            f"has {PDF_END!r} in its last {END_WITHIN} bytes; write it again"
+        )
+    return pages
+
+
+def _describe(
+    dataset: Dataset,
+    source: Volume,
+    headers: tuple[Dataset, ...],
+    result: ResultInfo,
+    title: str,
+    concept: Code,
+) -> None:
+    """Everything but the document itself; PS3.3 A.45.1 and C.24."""
+    dataset.Modality = "DOC"
+    dataset.ConversionType = "WSD"
+    dataset.SeriesInstanceUID = identity.result_uid(source, result, "PDF", "series")
+    dataset.SeriesNumber = identity.series_number(headers[0], "PDF")
+    dataset.InstanceNumber = 1
+    dataset.ContentDate, dataset.ContentTime = "", ""
+    identity.stamp(dataset, headers, result, "PDF")
+    dataset.AcquisitionDateTime = ""
+    dataset.SourceInstanceSequence = [_instance(header) for header in headers]
+    dataset.DocumentTitle = title
+    dataset.ConceptNameCodeSequence = [code_item(concept)]
+    dataset.VerificationFlag = "UNVERIFIED"
+    dataset.MIMETypeOfEncapsulatedDocument = MIME_TYPE
+    dataset.ContributingEquipmentSequence = [identity.contribution(result)]
+
+
+def _instance(header: Dataset) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID = header.SOPClassUID
+    item.ReferencedSOPInstanceUID = header.SOPInstanceUID
+    return item
+
+
+def _prove(path: Path, pages: bytes) -> None:
+    if read_pdf(path) != pages:
+        Path(path).unlink(missing_ok=True)
+        raise GeometryProofError("the Encapsulated PDF was deleted: it does not give the document back byte for byte")

@@ -1,0 +1,252 @@
+"""Where things are: the slices of a source by their own headers, and what a result holds at a place.
+
+A result lies on the grid of a `Volume`; a DICOM object speaks of the source's slices. Where the volume is the slices as
+they are, the two are the same voxels. Where it was resampled on request, each pixel of a slice takes the nearest voxel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from dicom_io.errors import LabelError
+from dicom_io.identity import source_headers
+from dicom_io.volume import Volume
+
+# Scanners write positions with 0.001 to 0.01 mm; an evenly spaced grid fitted to them may be off by the
+# reader's 0.02.
+TOLERANCE_MM = 0.05
+TOLERANCE_VOXELS = 0.25
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Where the pixels of one slice or frame lie.
+
+    Attributes:
+        origin_mm: Shape (3,), LPS centre of the first pixel (PS3.3 C.7.6.2.1.1).
+        column_step_mm: Shape (3,), from a pixel to the next in its row (array axis I).
+        row_step_mm: Shape (3,), from a row to the next (array axis J).
+    """
+
+    origin_mm: Floats
+    column_step_mm: Floats
+    row_step_mm: Floats
+
+    def points_mm(self, columns: NDArray, rows: NDArray) -> Floats:
+        """Shape (n, 3): LPS positions of pixel coordinates, which may lie between pixel centres."""
+        return self.origin_mm + np.outer(columns, self.column_step_mm) + np.outer(rows, self.row_step_mm)
+
+    def pixels(self, points_mm: Floats) -> Floats:
+        """Shape (n, 3): column, row and distance from the plane in mm, of LPS positions of shape (n, 3)."""
+        normal = np.cross(self.column_step_mm, self.row_step_mm)
+        basis = np.column_stack([self.column_step_mm, self.row_step_mm, normal / np.linalg.norm(normal)])
+        return (points_mm - self.origin_mm) @ np.linalg.inv(basis).T
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One slice of a source.
+
+    Attributes:
+        sop_class_uid, sop_instance_uid: Of the object that holds it.
+        frame: Its frame, from 1, in a multi-frame object; else None.
+        plane: Where its own header puts it; None for a picture without patient space.
+        shape: (rows, columns).
+    """
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    frame: int | None
+    plane: Plane | None
+    shape: tuple[int, int]
+
+    @property
+    def key(self) -> str:
+        """What names it: its SOP Instance UID, with "#frame" behind it where an object holds several."""
+        return self.sop_instance_uid + (f"#{self.frame}" if self.frame else "")
+
+
+def slices_of(source: Volume, headers: Sequence[Dataset] | None = None) -> tuple[Slice, ...]:
+    """The slices of a source along its K axis (along the normal, if it was resampled).
+
+    Args:
+        source: DICOM volume.
+        headers: From `identity.source_headers`, if they are at hand.
+
+    Raises:
+        LabelError: A slice has no place, the source is a mosaic, or see `identity.source_headers`.
+    """
+    by_uid = {str(header.SOPInstanceUID): header for header in headers or source_headers(source, of_each=False)}
+    uids, frames = source.provenance.sop_instance_uids, source.provenance.frame_numbers
+    if len(set(uids)) < len(uids) and not frames:
+        raise LabelError(
+            f"the source is a mosaic, one picture with {len(uids)} slices as its tiles; a DICOM result must refer to "
+            "slices; write NIfTI, or convert the mosaic to an enhanced or classic MR series first"
+        )
+    return tuple(_slice(by_uid[uid], uid, frames[k] if frames else None, source.planar) for k, uid in enumerate(uids))
+
+
+def _slice(header: Dataset, uid: str, frame: int | None, planar: bool) -> Slice:
+    plane = None if planar else plane_of(header, frame)
+    return Slice(str(header.SOPClassUID), uid, frame, plane, (int(header.Rows), int(header.Columns)))
+
+
+def values_on(one: Slice, k: int, result: Volume, source: Volume) -> NDArray:
+    """What a result holds on slice k of its source: shape (rows, columns), or (rows, columns, C) with channels."""
+    if source.provenance.resampled and one.plane is not None:
+        return values_at(one.plane, one.shape, result)
+    return np.swapaxes(result.array[:, :, k], 0, 1)
+
+
+def values_at(plane: Plane, shape: tuple[int, int], result: Volume) -> NDArray:
+    """What a result holds at the pixels of a plane, found through the patient space.
+
+    Args:
+        plane: Anywhere.
+        shape: (rows, columns) of its pixels.
+        result: Labels, or values for each channel.
+
+    Returns:
+        Shape (rows, columns), or (rows, columns, C): the voxel nearest to each pixel's centre, 0 outside the grid.
+    """
+    to_index = np.linalg.inv(result.affine_lps)
+    start = to_index[:3, :3] @ plane.origin_mm + to_index[:3, 3]
+    across, down = to_index[:3, :3] @ plane.column_step_mm, to_index[:3, :3] @ plane.row_step_mm
+    rows, columns = shape
+    if (
+        _runs_along(start, across, columns, 0)
+        and _runs_along(start, down, rows, 1)
+        and _is_whole_slice(result, start, shape)
+    ):
+        return np.swapaxes(result.array[:, :, round(float(start[2]))], 0, 1)
+    index = start + np.arange(rows)[:, None, None] * down + np.arange(columns)[None, :, None] * across
+    nearest = np.rint(index).astype(np.int64)
+    inside = ((nearest >= 0) & (nearest < result.shape)).all(axis=-1)
+    out = np.zeros((*shape, *result.array.shape[3:]), dtype=result.array.dtype)
+    out[inside] = result.array[tuple(nearest[inside].T)]
+    return out
+
+
+def _runs_along(start: Floats, step: Floats, count: int, axis: int) -> bool:
+    """Whether pixels stay on whole indices, one voxel of the axis a pixel, from its first voxel on."""
+    wanted = np.zeros(3)
+    wanted[axis] = 1.0
+    return bool(np.abs(step - wanted).max() * count < TOLERANCE_VOXELS and abs(start[axis]) < TOLERANCE_VOXELS)
+
+
+def _is_whole_slice(result: Volume, start: Floats, shape: tuple[int, int]) -> bool:
+    k = float(start[2])
+    return (
+        (result.shape[1], result.shape[0]) == shape
+        and abs(k - round(k)) < TOLERANCE_VOXELS
+        and 0 <= round(k) < result.shape[2]
+    )
+
+
+def slice_key(source: Volume, k: int) -> str:
+    """What names slice k: its SOP Instance UID, with "#frame" behind it where an object holds several."""
+    uid, frames = source.provenance.sop_instance_uids[k], source.provenance.frame_numbers
+    return f"{uid}#{frames[k]}" if frames else uid
+
+
+def source_planes(source: Volume) -> dict[str, Plane]:
+    """The plane of every slice from its own header: key is `slice_key(source, k)`.
+
+    Raises:
+        LabelError: See `identity.source_headers`.
+    """
+    return {one.key: one.plane for one in slices_of(source) if one.plane is not None}
+
+
+def check_grid(labels: Volume, source: Volume, slices: Sequence[Slice] | None = None) -> None:
+    """Pass if `labels` lie on the grid of `source`, and that grid on the slices as the files have them.
+
+    Raises:
+        LabelError: Another shape, another place, or a source that was moved or resampled after reading.
+    """
+    if labels.shape != source.shape:
+        raise LabelError(
+            f"the labels have the shape {labels.shape}, the source {source.shape}; one grid is needed; "
+            "resample the labels to the source first"
+        )
+    i, j, k = (n - 1 for n in source.shape)
+    corners = np.array([(x, y, z, 1.0) for x in (0, i) for y in (0, j) for z in (0, k)])
+    away = np.linalg.norm((corners @ (labels.affine_lps - source.affine_lps).T)[:, :3], axis=1).max()
+    if away > TOLERANCE_MM:
+        raise LabelError(
+            f"the labels lie up to {away:.2f} mm away from the source's grid; at most {TOLERANCE_MM} mm is "
+            "needed; resample the labels to the source first"
+        )
+    if source.provenance.resampled:
+        return
+    for number, one in enumerate(slices_of(source) if slices is None else slices):
+        if one.plane is not None:
+            _check_slice(source, number, one.plane)
+
+
+def check_frame_of_reference(theirs: str | None, reference: Volume) -> None:
+    """Pass unless a label object and the image name two different frames of reference.
+
+    Raises:
+        LabelError: They do; positions cannot be compared then.
+    """
+    ours = reference.provenance.frame_of_reference_uid
+    if ours and theirs and ours != theirs:
+        raise LabelError(
+            f"the label file has the frame of reference {theirs}, the image {ours}; the same one is needed; "
+            "use the file that was made for this image, or register them first"
+        )
+
+
+def _check_slice(source: Volume, k: int, plane: Plane) -> None:
+    i, j = source.shape[0] - 1, source.shape[1] - 1
+    corners = np.array([(0, 0), (i, 0), (0, j), (i, j)], dtype=np.float64)
+    ours = np.column_stack([corners, np.full(4, k), np.ones(4)]) @ source.affine_lps.T
+    away = np.linalg.norm(ours[:, :3] - plane.points_mm(corners[:, 0], corners[:, 1]), axis=1).max()
+    if away > TOLERANCE_MM:
+        raise LabelError(
+            f"slice {k} lies {away:.2f} mm from where its file has it; at most {TOLERANCE_MM} mm is needed; "
+            "results cannot be written on a resampled or rearranged series, bring the labels back to the "
+            "original slices"
+        )
+
+
+def plane_of(header: Dataset, frame_number: int | None = None) -> Plane:
+    """The plane of a single-frame image, or of one frame (from 1) of a multi-frame object.
+
+    Raises:
+        LabelError: Position, orientation or spacing is missing.
+    """
+    try:
+        position, orientation, spacing = _plane_attributes(header, frame_number)
+    except (AttributeError, IndexError, KeyError) as error:
+        raise LabelError(
+            f"position, orientation or pixel spacing is missing ({error}); all three are needed to place "
+            "pixels; use a file that has them"
+        ) from error
+    cosines = np.array([float(v) for v in orientation])
+    row_spacing, column_spacing = (float(v) for v in spacing)  # PS3.3 10.7.1.3: first between rows
+    origin = np.array([float(v) for v in position])
+    return Plane(origin, cosines[:3] * column_spacing, cosines[3:] * row_spacing)
+
+
+def _plane_attributes(header: Dataset, frame_number: int | None) -> tuple:
+    if frame_number is None:
+        return header.ImagePositionPatient, header.ImageOrientationPatient, header.PixelSpacing
+    position = group_of(header, frame_number, "PlanePositionSequence").ImagePositionPatient
+    orientation = group_of(header, frame_number, "PlaneOrientationSequence").ImageOrientationPatient
+    return position, orientation, group_of(header, frame_number, "PixelMeasuresSequence").PixelSpacing
+
+
+def group_of(header: Dataset, frame_number: int, keyword: str) -> Dataset:
+    """A functional group item: the frame's own, else the shared one."""
+    own = header.PerFrameFunctionalGroupsSequence[frame_number - 1]
+    shared = header.SharedFunctionalGroupsSequence[0]
+    return (own if keyword in own else shared)[keyword].value[0]

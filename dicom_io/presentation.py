@@ -1,0 +1,306 @@
+"""Labels to a Softcopy Presentation State: outlines on the source images, for systems that cannot show a SEG.
+
+Grey sources get a Grayscale Softcopy Presentation State (PS3.3 A.33.1), colour pictures a Color one (A.33.2). What a
+presentation state does not say counts as identity, whatever the image says (PS3.4 N.2), so the source's own Modality
+LUT, windows, polarity, shutter and pixel shape are repeated here.
+
+Outlines are POLYLINEs in PIXEL units: 0.0\\0.0 is the upper left corner of the first pixel, so its centre is 0.5\\0.5
+(PS3.3 table C.10-5, figure C.10.5-1). They run half-way between the centre of a pixel inside and the centre of its
+neighbour outside, as in `rtstruct`, but a hole is a line of its own: a keyhole's bridge would be seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from copy import deepcopy
+from itertools import pairwise
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+from contourpy import LineType, contour_generator
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.uid import ColorSoftcopyPresentationStateStorage, GrayscaleSoftcopyPresentationStateStorage
+from pydicom.valuerep import format_number_as_ds
+
+from dicom_io import display, identity, proof, proof_images
+from dicom_io.coding import Segment
+from dicom_io.errors import LabelError
+from dicom_io.identity import ResultInfo
+from dicom_io.seg import check_labels
+from dicom_io.source_images import (
+    SourceImages,
+    add_body_part,
+    aspect_ratio,
+    check_place,
+    images_of,
+    mask_on,
+    new_object,
+    rescale_type,
+)
+from dicom_io.volume import Volume
+
+RESEARCH_LAYER = "RESEARCH"
+RESEARCH_TEXT = "RESEARCH USE ONLY - NOT FOR DIAGNOSIS"
+RESEARCH_RGB = (255, 220, 0)
+MAX_POINTS = 8000  # Graphic Data is FL, whose length in bytes must fit 16 bits (PS3.5 7.1.2)
+LEGEND_LINES, LINE_HEIGHT = 24, 0.03  # of the displayed area, from its lower edge upwards
+BLACK_CIELAB = [0, 0x8080, 0x8080]
+SHUTTER_KEYWORDS = (
+    "ShutterShape ShutterLeftVerticalEdge ShutterRightVerticalEdge ShutterUpperHorizontalEdge "
+    "ShutterLowerHorizontalEdge CenterOfCircularShutter RadiusOfCircularShutter VerticesOfThePolygonalShutter"
+)
+
+Floats = NDArray[np.float64]
+
+
+def write_gsps(labels: Volume, source: Volume, path: Path, result: ResultInfo, *, prove: bool = True) -> Path:
+    """Write the outlines of the labels as a presentation state on the images they were made from.
+
+    Args:
+        labels: On the grid of `source`. Shape (I, J, K) with values 0 (background) to N, or (I, J, K, C) with
+            channel c non-zero where segment c + 1 is (segments may overlap).
+        source: DICOM series, or one picture without patient space, grey or in colour; its files are read again for
+            their headers.
+        path: Target file, replaced if it exists.
+        result: What computed the labels.
+        prove: Read the file back and rasterise its outlines before it gets its name.
+
+    Returns:
+        `path`. One graphic layer a segment in its colour, one with the research mark. A segment without voxels has a
+        layer without outlines.
+
+    Raises:
+        LabelError: The labels do not fit the source or the segments, or the source's display cannot be said in one
+            presentation state.
+        GeometryProofError: What was written is not what was meant; no file is left.
+    """
+    check_labels(labels, result)
+    images = images_of(source)
+    check_place(labels, images)
+    header, colour = images.headers[0], source.array.ndim == 4
+    dataset = _identified(labels, images, result, colour=colour)
+    dataset.ReferencedSeriesSequence = [_series_item(images)]
+    dataset.DisplayedAreaSelectionSequence = [_displayed_area(images)]
+    dataset.GraphicLayerSequence = _layers(result)
+    dataset.GraphicAnnotationSequence = list(_annotations(labels, images, result))
+    _add_shutter(dataset, header, colour=colour)
+    if colour:
+        dataset.ICCProfile = header.get("ICCProfile") or display.srgb_profile()
+    else:
+        _add_grey_transformations(dataset, images)
+    return proof.save_proved(
+        dataset, path, (lambda file: proof_images.prove_outlines(file, labels, images)) if prove else None
+    )
+
+
+def outlines(mask: NDArray[np.bool_]) -> list[Floats]:
+    """Closed outlines of a mask of shape (rows, columns), holes too: (n, 2) points (column, row) with the first point
+    again at the end; pixel centres are whole numbers.
+    """
+    generator = contour_generator(z=np.pad(mask.astype(np.float64), 1), name="serial", line_type=LineType.Separate)
+    return [_corners(np.asarray(line, dtype=np.float64)[:-1] - 1.0) for line in generator.lines(0.5)]
+
+
+def _corners(loop: Floats) -> Floats:
+    """The closed loop without the points on a straight line between their neighbours."""
+    before, after = loop - np.roll(loop, 1, axis=0), np.roll(loop, -1, axis=0) - loop
+    turns = np.abs(before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]) > 1e-9
+    corners = loop[turns]
+    return np.concatenate([corners, corners[:1]])
+
+
+def _identified(labels: Volume, images: SourceImages, result: ResultInfo, *, colour: bool) -> Dataset:
+    """Patient, study, series, equipment and name of the presentation state."""
+    source, headers = images.source, images.headers
+    sop_class = ColorSoftcopyPresentationStateStorage if colour else GrayscaleSoftcopyPresentationStateStorage
+    uid = identity.result_uid(source, result, "GSPS", "instance", identity.digest_of(labels.array))
+    dataset = new_object(sop_class, uid)
+    dataset.Modality = "PR"
+    dataset.SeriesInstanceUID = identity.result_uid(source, result, "GSPS", "series")
+    dataset.SeriesNumber = identity.series_number(headers[0], "GSPS")
+    dataset.InstanceNumber = 1
+    identity.stamp(dataset, headers, result, "GSPS")
+    add_body_part(dataset, headers[0])
+    dataset.PresentationCreationDate, dataset.PresentationCreationTime = identity.content_moment(headers)
+    dataset.ContentLabel = "SEGMENTATION"
+    dataset.ContentDescription = "Outlines; research use only, not for diagnosis"
+    dataset.ContentCreatorName = ""
+    dataset.ContributingEquipmentSequence = [identity.contribution(result)]
+    return dataset
+
+
+def _series_item(images: SourceImages) -> Dataset:
+    item = Dataset()
+    item.SeriesInstanceUID = images.headers[0].SeriesInstanceUID
+    item.ReferencedImageSequence = _references(images, range(len(images.slices)))
+    return item
+
+
+def _references(images: SourceImages, slices: Iterable[int]) -> list[Dataset]:
+    """References to slices: one item an image, with all its frames in one item where it is a multi-frame object."""
+    found: dict[str, Dataset] = {}
+    for k in slices:
+        item = images.reference(k)
+        first = found.setdefault(images.slices[k].sop_instance_uid, item)
+        if first is not item:
+            frames = first.ReferencedFrameNumber
+            first.ReferencedFrameNumber = [
+                *([frames] if isinstance(frames, int) else frames),
+                item.ReferencedFrameNumber,
+            ]
+    return list(found.values())
+
+
+def _displayed_area(images: SourceImages) -> Dataset:
+    """The whole image, scaled to fit, with its true pixel shape (PS3.3 C.10.4); its first pixel is 1\\1 here."""
+    area = Dataset()
+    area.DisplayedAreaTopLeftHandCorner = [1, 1]
+    area.DisplayedAreaBottomRightHandCorner = list(images.slices[0].shape[::-1])
+    area.PresentationSizeMode = "SCALE TO FIT"
+    across, down = images.pixel_size(0)
+    if images.has_pixel_spacing(0):
+        area.PresentationPixelSpacing = [format_number_as_ds(down), format_number_as_ds(across)]
+    else:
+        area.PresentationPixelAspectRatio = aspect_ratio(across, down)
+    return area
+
+
+def _layers(result: ResultInfo) -> list[Dataset]:
+    layers = [_layer(_layer_name(segment), segment.label, segment.rgb) for segment in result.segments]
+    layers.append(_layer(RESEARCH_LAYER, RESEARCH_TEXT, RESEARCH_RGB))
+    for order, layer in enumerate(layers, start=1):
+        layer.GraphicLayerOrder = order
+    return layers
+
+
+def _layer(name: str, description: str, rgb: tuple[int, int, int]) -> Dataset:
+    layer = Dataset()
+    layer.GraphicLayer = name
+    layer.GraphicLayerRecommendedDisplayGrayscaleValue = 0xFFFF
+    layer.GraphicLayerRecommendedDisplayCIELabValue = list(hd.color.CIELabColor.from_rgb(*rgb).value)
+    layer.GraphicLayerDescription = description
+    return layer
+
+
+def _layer_name(segment: Segment) -> str:
+    return f"{proof_images.LAYER_PREFIX}{segment.number}"
+
+
+def _annotations(labels: Volume, images: SourceImages, result: ResultInfo) -> Iterable[Dataset]:
+    """The research mark, then for each segment a line of the legend and its outlines, one item a slice."""
+    yield _text_item(RESEARCH_LAYER, RESEARCH_TEXT, 0)
+    planes, lines = [images.values(k, labels) for k in range(len(images.slices))], 0
+    for segment in result.segments:
+        masks = {k: mask_on(plane, segment.number) for k, plane in enumerate(planes)}
+        drawn = {k: mask for k, mask in masks.items() if mask.any()}
+        if drawn and lines < LEGEND_LINES:
+            lines += 1
+            yield _text_item(_layer_name(segment), segment.label, lines)
+        for k, mask in drawn.items():
+            item = Dataset()
+            item.ReferencedImageSequence = [images.reference(k)]
+            item.GraphicLayer = _layer_name(segment)
+            item.GraphicObjectSequence = [line for loop in outlines(mask) for line in _polylines(loop)]
+            yield item
+
+
+def _text_item(layer: str, text: str, line: int) -> Dataset:
+    """Text at the lower left of the displayed area, on every image, `line` lines from the bottom."""
+    lower = 0.99 - LINE_HEIGHT * line
+    box = Dataset()
+    box.BoundingBoxAnnotationUnits = "DISPLAY"
+    box.UnformattedTextValue = text
+    box.BoundingBoxTopLeftHandCorner = [0.01, lower - LINE_HEIGHT]
+    box.BoundingBoxBottomRightHandCorner = [0.99, lower]
+    box.BoundingBoxTextHorizontalJustification = "LEFT"
+    item = Dataset()
+    item.GraphicLayer = layer
+    item.TextObjectSequence = [box]
+    return item
+
+
+def _polylines(loop: Floats) -> Iterable[Dataset]:
+    """One POLYLINE, or several open ones end to end where one would not fit its data element."""
+    cuts = [*range(0, len(loop) - 1, MAX_POINTS - 1), len(loop) - 1]
+    for first, last in pairwise(cuts):
+        points = loop[first : last + 1] + proof_images.PIXEL_CENTRE
+        line = Dataset()
+        line.GraphicAnnotationUnits = "PIXEL"
+        line.GraphicDimensions = 2
+        line.NumberOfGraphicPoints = len(points)
+        line.GraphicData = points.ravel().tolist()
+        line.GraphicType = "POLYLINE"
+        if len(cuts) == 2:
+            line.GraphicFilled = "N"  # Type 1C: only for a closed line
+        yield line
+
+
+def _add_shutter(dataset: Dataset, header: Dataset, *, colour: bool) -> None:
+    """The display shutter of the first image, if it has one; radiographs are glaring without."""
+    if not header.get("ShutterShape"):
+        return
+    for keyword in SHUTTER_KEYWORDS.split():
+        if keyword in header:
+            dataset[keyword] = deepcopy(header[keyword])
+    dataset.ShutterPresentationValue = int(header.get("ShutterPresentationValue") or 0)
+    if colour:
+        dataset.ShutterPresentationColorCIELabValue = BLACK_CIELAB
+
+
+def _add_grey_transformations(dataset: Dataset, images: SourceImages) -> None:
+    """Modality LUT, VOI LUT and polarity as the source has them.
+
+    A presentation state has one Modality LUT for all its images (PS3.3 C.11.1). Where the rescale differs from slice
+    to slice (PET, some MR) it is left out, and the windows are given for the stored values instead.
+    """
+    header = images.headers[0]
+    if header.get("ModalityLUTSequence") and header.get("PhotometricInterpretation") == "MONOCHROME1":
+        raise LabelError(
+            "the source is MONOCHROME1 with a Modality LUT table; a linear rescale or MONOCHROME2 is needed, for the "
+            "window to be known; write captures instead"
+        )
+    shown = display.displays(images)
+    rescales = {(one.slope, one.intercept) for one in shown}
+    if len(rescales) > 1:
+        if any(one.slope <= 0 or one.table for one in shown):
+            raise LabelError(
+                f"the source has {len(rescales)} different rescales from slice to slice, with negative slopes or lookup "
+                "tables; one presentation state cannot show that; write a SEG or captures instead"
+            )
+    else:
+        _add_modality_lut(dataset, header, shown[0])
+    groups: dict[str, tuple[Dataset, list[int]]] = {}
+    for k, one in enumerate(shown):
+        item = _voi_item(one, rescaled=len(rescales) == 1)
+        groups.setdefault(item.to_json(), (item, []))[1].append(k)
+    for item, slices in groups.values():
+        if len(groups) > 1:
+            item.ReferencedImageSequence = _references(images, slices)
+    dataset.SoftcopyVOILUTSequence = [item for item, _ in groups.values()]
+    # PS3.4 N.2.1.4: the image's photometric interpretation is overridden; INVERSE makes MONOCHROME1 look right
+    dataset.PresentationLUTShape = "INVERSE" if shown[0].inverted else "IDENTITY"
+
+
+def _add_modality_lut(dataset: Dataset, header: Dataset, one: display.Display) -> None:
+    if header.get("ModalityLUTSequence"):
+        dataset.ModalityLUTSequence = deepcopy(header.ModalityLUTSequence)
+        return
+    kind = rescale_type(header)
+    dataset.RescaleIntercept, dataset.RescaleSlope = format_number_as_ds(one.intercept), format_number_as_ds(one.slope)
+    dataset.RescaleType = kind or ("HU" if header.get("Modality") == "CT" else "US")
+
+
+def _voi_item(one: display.Display, *, rescaled: bool) -> Dataset:
+    item = Dataset()
+    if one.table is not None:
+        item.VOILUTSequence = [display.state_table(one.table)]
+        return item
+    assert one.window is not None
+    window = one.window if rescaled else one.window.before(one.slope, one.intercept)
+    item.WindowCenter, item.WindowWidth = format_number_as_ds(window.center), format_number_as_ds(window.width)
+    item.VOILUTFunction = window.function
+    if window.explanation:
+        item.WindowCenterWidthExplanation = identity.plain(window.explanation, 64)
+    return item

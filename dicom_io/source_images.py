@@ -1,0 +1,223 @@
+"""The source images of a result, slice by slice: their headers, their pixels' size and how to refer to them.
+
+What `identity` and `proof` do for series in patient space is done here for single pictures too (CR, DX, colour).
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sr.codedict import codes
+from pydicom.uid import UID, ExplicitVRLittleEndian
+
+from dicom_io import identity
+from dicom_io.coding import code_item
+from dicom_io.errors import LabelError
+from dicom_io.instances import load_dataset
+from dicom_io.places import Slice, check_grid, slices_of, values_on
+from dicom_io.volume import Volume
+
+# PS3.16 table L-1: unpaired terms of BodyPartExamined and their codes.
+REGIONS = {
+    "ABDOMEN": codes.SCT.Abdomen,
+    "BLADDER": codes.SCT.Bladder,
+    "BRAIN": codes.SCT.Brain,
+    "CHEST": codes.SCT.Chest,
+    "CSPINE": codes.SCT.CervicalSpine,
+    "HEAD": codes.SCT.Head,
+    "HEADNECK": codes.SCT.HeadAndNeck,
+    "HEART": codes.SCT.Heart,
+    "LIVER": codes.SCT.Liver,
+    "LSPINE": codes.SCT.LumbarSpine,
+    "NECK": codes.SCT.Neck,
+    "PANCREAS": codes.SCT.Pancreas,
+    "PELVIS": codes.SCT.Pelvis,
+    "PROSTATE": codes.SCT.Prostate,
+    "SPINE": codes.SCT.Spine,
+    "SPLEEN": codes.SCT.Spleen,
+    "STOMACH": codes.SCT.Stomach,
+    "TSPINE": codes.SCT.ThoracicSpine,
+    "UTERUS": codes.SCT.Uterus,
+}
+
+# Unpaired among the defined terms of BodyPartExamined, PS3.16 table L-1.
+UNPAIRED_PARTS = (
+    "ABDOMEN ABDOMENPELVIS AORTA BLADDER BRAIN CEREBELLUM CERVIX CHEST CHESTABDOMEN CHESTABDPELVIS CIRCLEOFWILLIS "
+    "COCCYX COLON CORONARYARTERY CSPINE CTSPINE DUODENUM ESOPHAGUS GALLBLADDER HEAD HEADNECK HEART ILEUM JAW JEJUNUM "
+    "LARYNX LIVER LSPINE LSSPINE MAXILLA MEDIASTINUM MOUTH NECK NECKCHEST NECKCHESTABDOMEN NECKCHESTABDPELV NOSE "
+    "PANCREAS PELVIS PENIS PHARYNX PROSTATE RECTUM SKULL SPINE SPLEEN SSPINE STERNUM STOMACH THYMUS THYROID TLSPINE "
+    "TONGUE TRACHEA TSPINE URETHRA UTERUS VAGINA VULVA WHOLEBODY"
+)
+
+
+@dataclass(frozen=True)
+class SourceImages:
+    """The images behind a source volume.
+
+    Attributes:
+        source: DICOM volume, or a picture.
+        headers: Its data sets without pixels, one an instance.
+        slices: Its slices, in order of K where it was not resampled.
+    """
+
+    source: Volume
+    headers: tuple[Dataset, ...]
+    slices: tuple[Slice, ...]
+
+    def header(self, k: int) -> Dataset:
+        """The header of slice k; that of the one object where it holds all slices."""
+        uid = self.slices[k].sop_instance_uid
+        return next(header for header in self.headers if str(header.SOPInstanceUID) == uid)
+
+    def reference(self, k: int) -> Dataset:
+        """A reference to slice k (PS3.3 table 10-3): class, instance and, in a multi-frame object, the frame."""
+        one, item = self.slices[k], Dataset()
+        item.ReferencedSOPClassUID = one.sop_class_uid
+        item.ReferencedSOPInstanceUID = one.sop_instance_uid
+        if one.frame is not None:
+            item.ReferencedFrameNumber = one.frame
+        return item
+
+    def values(self, k: int, volume: Volume) -> NDArray:
+        """What a volume on the source's grid holds on slice k: shape (rows, columns), with channels last if it has."""
+        return values_on(self.slices[k], k, volume, self.source)
+
+    def has_pixel_spacing(self, k: int) -> bool:
+        """True where a pixel's size in the patient is known (for a picture: calibrated, PS3.3 10.7)."""
+        return self.slices[k].plane is not None or bool(self.header(k).get("PixelSpacing"))
+
+    def pixel_size(self, k: int) -> tuple[float, float]:
+        """Distance of two neighbouring pixels in a row and in a column: mm, or where no size is known their proportion.
+
+        A picture may say it as PixelSpacing, as spacing on the detector or film, or as an aspect ratio.
+        """
+        plane = self.slices[k].plane
+        if plane is not None:
+            return float(np.linalg.norm(plane.column_step_mm)), float(np.linalg.norm(plane.row_step_mm))
+        for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"):
+            value = self.header(k).get(keyword)
+            if value and len(value) == 2 and all(float(one) > 0 for one in value):
+                return float(value[1]), float(value[0])  # PS3.3 10.7.1.3: first between rows
+        return 1.0, 1.0
+
+
+def images_of(source: Volume) -> SourceImages:
+    """The images behind `source`.
+
+    Raises:
+        LabelError: See `identity.source_headers` and `places.slices_of`.
+        UnreadableFileError: A source file cannot be read.
+    """
+    headers = identity.source_headers(source)
+    return SourceImages(source, headers, slices_of(source, headers))
+
+
+def mask_on(plane: NDArray, number: int) -> NDArray[np.bool_]:
+    """Shape (rows, columns): where segment `number` is, for label values or one channel a segment."""
+    return plane == number if plane.ndim == 2 else plane[..., number - 1] != 0
+
+
+def macro(header: Dataset, frame_number: int | None, keyword: str) -> Dataset:
+    """The item of a functional group for one frame (from 1): its own, else the shared one, else an empty item.
+
+    The header itself where there are no frames (`frame_number` is None): there the attributes stand at the top.
+    """
+    if frame_number is None:
+        return header
+    own = header.PerFrameFunctionalGroupsSequence[frame_number - 1]
+    for group in (own, *(header.get("SharedFunctionalGroupsSequence") or [])[:1]):
+        if group.get(keyword):
+            return group[keyword].value[0]
+    return Dataset()
+
+
+def check_place(labels: Volume, images: SourceImages) -> None:
+    """Pass if `labels` lie on the grid of the source; a picture has no patient space, so its pixels decide.
+
+    Raises:
+        LabelError: Another shape or place.
+    """
+    source = images.source
+    if not source.planar:
+        check_grid(labels, source, images.slices)
+    elif labels.shape != source.shape or not np.allclose(labels.affine_lps, source.affine_lps, atol=1e-3):
+        raise LabelError(
+            f"the labels have the shape {labels.shape}, the picture {source.shape}, or they lie elsewhere; one grid is "
+            "needed; bring the labels back to the pixels of the picture first"
+        )
+
+
+def load_result(path: Path, wanted: str, sop_class_uids: tuple[str, ...]) -> Dataset:
+    """The data set of a result file.
+
+    Raises:
+        UnreadableFileError: Not a whole DICOM file.
+        LabelError: An object of another class; `wanted` says in words what is needed.
+    """
+    dataset: Dataset = load_dataset(Path(path), with_pixels=True)
+    if dataset.get("SOPClassUID") not in sop_class_uids:
+        raise LabelError(
+            f"{Path(path).name} has SOP class {dataset.get('SOPClassUID')}; {wanted} is needed; check which file it is"
+        )
+    return dataset
+
+
+def new_object(sop_class_uid: str, sop_instance_uid: str) -> Dataset:
+    """An empty data set of a class, with the file header to be saved."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.MediaStorageSOPClassUID = UID(sop_class_uid)
+    dataset.file_meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid)
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID, dataset.SOPInstanceUID = sop_class_uid, sop_instance_uid
+    return dataset
+
+
+def add_body_part(dataset: Dataset, header: Dataset) -> None:
+    """Repeat what part and side of the body the source shows.
+
+    Laterality is Type 2C (PS3.3 C.7.3.1): it must stand, if only empty, unless the part is known to be unpaired, and
+    must not stand then.
+    """
+    part = str(header.get("BodyPartExamined") or "")
+    if part:
+        dataset.BodyPartExamined = part
+    if part not in UNPAIRED_PARTS.split():
+        dataset.Laterality = header.get("Laterality") or ""
+
+
+def frame_anatomy(header: Dataset) -> Dataset:
+    """The Frame Anatomy item, mandatory in a map (PS3.3 table A.75-2) and left out by highdicom.
+
+    As the source codes it, else by its BodyPartExamined, else the entire body: the one region that is surely right.
+    """
+    shared, own = (header.get(f"{kind}FunctionalGroupsSequence") or [] for kind in ("Shared", "PerFrame"))
+    for group in (*shared, *own[:1]):
+        if group.get("FrameAnatomySequence"):
+            return deepcopy(group.FrameAnatomySequence[0])
+    item = Dataset()
+    side = str(header.get("ImageLaterality") or header.get("Laterality") or "")
+    if header.get("AnatomicRegionSequence") and side in ("R", "L", "U", "B"):
+        item.AnatomicRegionSequence, item.FrameLaterality = deepcopy(header.AnatomicRegionSequence), side
+        return item
+    region = REGIONS.get(str(header.get("BodyPartExamined")), codes.SCT.EntireBody)
+    item.AnatomicRegionSequence, item.FrameLaterality = [code_item(region)], "U"
+    return item
+
+
+def aspect_ratio(across: float, down: float) -> list[int]:
+    """PixelAspectRatio: vertical and horizontal size of a pixel as two whole numbers."""
+    ratio = Fraction(down / across).limit_denominator(1000)
+    return [ratio.numerator, ratio.denominator]
+
+
+def rescale_type(header: Dataset) -> str:
+    """The unit that the source names for its rescaled values; empty where it names none."""
+    number = 1 if header.get("PerFrameFunctionalGroupsSequence") else None
+    return str((macro(header, number, "PixelValueTransformationSequence") or header).get("RescaleType") or "")

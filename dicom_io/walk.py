@@ -1,0 +1,129 @@
+"""A second, small reader of DICOM files, for proofs: explicit VR, little endian, plain or deflated; nothing else.
+
+What a writer made with pydicom is not read back with pydicom. The attributes come as the bytes of the file, in
+dictionaries by tag; sequences as lists of such dictionaries. Source: DICOM PS3.5, 7.1.2, 7.5 and A.4; PS3.10, 7.1.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicom_io.errors import GeometryProofError
+
+Attributes = dict[int, Any]
+"""Tag -> bytes, or a list of `Attributes` for a sequence, or a list of bytes for encapsulated pixels."""
+
+_LONG = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"UC", b"UN", b"UR", b"UT", b"SV", b"UV"))
+_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+_PIXEL_DATA, _TRANSFER_SYNTAX = 0x7FE00010, 0x00020010
+_UNDEFINED = 0xFFFFFFFF
+_DEFLATED, _IMPLICIT, _BIG = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
+_HEAD, _SHORT, _WIDE = struct.Struct("<HH2s"), struct.Struct("<H"), struct.Struct("<L")
+
+
+def walk_file(path: Path) -> Attributes:
+    """All attributes of a file, group 0002 among them. Raises GeometryProofError for what this reader cannot read."""
+    content = Path(path).read_bytes()
+    if content[128:132] != b"DICM":
+        raise GeometryProofError("the written file has no DICM mark")
+    try:
+        meta, at = _data_set(content, 132, len(content), only_group=2)
+        syntax = text(meta, _TRANSFER_SYNTAX)
+        if syntax in (_IMPLICIT, _BIG):
+            raise GeometryProofError(
+                f"the written file has the transfer syntax {syntax}; explicit little endian is needed"
+            )
+        body = zlib.decompress(content[at:], -zlib.MAX_WBITS) if syntax == _DEFLATED else content
+        found, _ = _data_set(body, 0 if syntax == _DEFLATED else at, len(body))
+    except (struct.error, zlib.error, ValueError) as error:
+        raise GeometryProofError(f"the written file cannot be read back ({error})") from error
+    return {**meta, **found}
+
+
+def text(attributes: Attributes, tag: int) -> str:
+    """A value as text without padding; empty where it is absent."""
+    return attributes.get(tag, b"").decode("latin-1").strip("\0 ")
+
+
+def decimals(attributes: Attributes, tag: int) -> NDArray[np.float64]:
+    """The numbers of a decimal or integer string. Raises GeometryProofError where it is absent."""
+    return np.array([float(part) for part in _needed(attributes, tag).split(b"\\")])
+
+
+def whole(attributes: Attributes, tag: int) -> int:
+    """The number of a US. Raises GeometryProofError where it is absent."""
+    return int(_SHORT.unpack(_needed(attributes, tag)[:2])[0])
+
+
+def items(attributes: Attributes, *tags: int) -> list[Attributes]:
+    """The items of a sequence, below the first items of others; none where it is absent."""
+    found = [attributes]
+    for tag in tags:
+        found = found[0].get(tag, []) if found else []
+    return found
+
+
+def _needed(attributes: Attributes, tag: int) -> bytes:
+    if not attributes.get(tag):
+        raise GeometryProofError(f"the attribute {tag:08X} is missing in the written file")
+    return bytes(attributes[tag])
+
+
+def _data_set(content: bytes, at: int, end: int, only_group: int | None = None) -> tuple[Attributes, int]:
+    """The attributes from a byte on, and the byte after them: the end, a delimiter, or another group."""
+    found: Attributes = {}
+    while at + 8 <= end:
+        group, element, kind = _HEAD.unpack_from(content, at)
+        tag = group << 16 | element
+        if tag == _ITEM_END:
+            return found, at + 8
+        if only_group is not None and group != only_group:
+            return found, at
+        if kind in _LONG:
+            length, at = _WIDE.unpack_from(content, at + 8)[0], at + 12
+        else:
+            length, at = _SHORT.unpack_from(content, at + 6)[0], at + 8
+        if kind == b"SQ":
+            found[tag], at = _sequence(content, at, length)
+        elif length == _UNDEFINED:
+            found[tag], at = _fragments(content, at)
+        else:
+            found[tag], at = content[at : at + length], at + length
+        if at > end:
+            raise ValueError(f"the attribute {tag:08X} runs past the end")
+    return found, at
+
+
+def _sequence(content: bytes, at: int, length: int) -> tuple[list[Attributes], int]:
+    found: list[Attributes] = []
+    end = len(content) if length == _UNDEFINED else at + length
+    while at + 8 <= end:
+        group, element = struct.unpack_from("<HH", content, at)
+        size = _WIDE.unpack_from(content, at + 4)[0]
+        at += 8
+        if (group << 16 | element) == _SEQUENCE_END:
+            return found, at
+        if (group << 16 | element) != _ITEM:
+            raise ValueError(f"no item at byte {at - 8}")
+        item, after = _data_set(content, at, end if size == _UNDEFINED else at + size)
+        found.append(item)
+        at = after if size == _UNDEFINED else at + size
+    return found, at
+
+
+def _fragments(content: bytes, at: int) -> tuple[list[bytes], int]:
+    """The pieces of encapsulated pixels, the offset table first."""
+    found: list[bytes] = []
+    while True:
+        group, element = struct.unpack_from("<HH", content, at)
+        size = _WIDE.unpack_from(content, at + 4)[0]
+        if (group << 16 | element) == _SEQUENCE_END:
+            return found, at + 8
+        found.append(content[at + 8 : at + 8 + size])
+        at += 8 + size

@@ -1,0 +1,399 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from canaries import (
+    ENCAPSULATED_PDF,
+    KEY,
+    OTHER_KEY,
+    SECONDARY_CAPTURE,
+    ULTRASOUND,
+    only,
+    run,
+    saved,
+)
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.tag import Tag
+from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, UID_dictionary
+from result_phantoms import RESULT, dciodvfy_errors, oblique_case
+
+from dicom_io.deidentify import deidentify, files_of
+from dicom_io.errors import SeriesSelectionError
+from dicom_io.pseudonyms import DeidentificationError, Pseudonyms, key_from, new_key
+from dicom_io.read import read_series
+from dicom_io.rtstruct import read_rtstruct, write_rtstruct
+from dicom_io.seg import read_seg, write_seg
+from dicom_io.sr import write_sr
+from monai_unet_app.cli import main
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("case")
+    made = oblique_case(folder / "phantom")
+    shutil.rmtree(folder / "phantom" / "seg.dcm", ignore_errors=True)
+    seg = write_seg(made.labels, made.volume, folder / "s.dcm", RESULT)
+    write_sr(made.labels, made.volume, folder / "sr.dcm", RESULT, seg=seg)
+    write_rtstruct(made.labels, made.volume, folder / "r.dcm", RESULT)
+    return folder, made
+
+
+@pytest.fixture(scope="module")
+def shared_out(case, tmp_path_factory):
+    """The case without identity, its report's content kept."""
+    output = tmp_path_factory.mktemp("out")
+    assert run(case[0], output, "clean-structured-content").problems == ()
+    return output
+
+
+def of_kind(output: Path, modality: str, series_description: str | None = None) -> list[Path]:
+    return sorted(path for path in output.rglob("*.dcm") if pydicom.dcmread(path).Modality == modality)
+
+
+def uids_in(path: Path) -> set[str]:
+    """Every value of VR UI in a file that names a thing."""
+    dataset = pydicom.dcmread(path)
+    values = [element.value for element in dataset.iterall() if element.VR == "UI" and element.value]
+    single = [str(uid) for value in values for uid in ([value] if isinstance(value, str) else value)]
+    return {uid for uid in single if uid not in UID_dictionary}
+
+
+def test_every_voxel_stays_in_place_relative_to_its_image(case, shared_out):
+    made = case[1]
+    (image, *_) = of_kind(shared_out, "MR")
+    volume = read_series(image.parent)
+    np.testing.assert_array_equal(volume.array, read_series(made.volume.provenance.files[0].parent).array)
+    np.testing.assert_allclose(volume.affine_lps, made.volume.affine_lps)
+    for seg in of_kind(shared_out, "SEG"):
+        np.testing.assert_array_equal(read_seg(seg, volume).array, made.labels.array)
+    (structures,) = of_kind(shared_out, "RTSTRUCT")
+    np.testing.assert_array_equal(read_rtstruct(structures, volume).array, made.labels.array)
+
+
+def test_every_reference_finds_its_object(shared_out):
+    objects = [pydicom.dcmread(path) for path in shared_out.rglob("*.dcm")]
+    present = {dataset.SOPInstanceUID for dataset in objects}
+    series = {dataset.SeriesInstanceUID for dataset in objects}
+    for dataset in objects:
+        named = {str(e.value) for e in dataset.iterall() if e.keyword == "ReferencedSOPInstanceUID"}
+        assert named <= present | {dataset.StudyInstanceUID}
+        assert {str(e.value) for e in dataset.iterall() if e.keyword == "SeriesInstanceUID"} <= series
+    (report,) = of_kind(shared_out, "SR")
+    content = [e.value for item in pydicom.dcmread(report).ContentSequence for e in item.iterall()]
+    assert sum(str(value) in present for value in content) >= 4  # images and segments in the tree itself
+
+
+def test_measurements_stay_and_texts_of_a_report_go(case, shared_out):
+    before = pydicom.dcmread(case[0] / "sr.dcm")
+    after = pydicom.dcmread(of_kind(shared_out, "SR")[0])
+
+    def values(dataset: Dataset, keyword: str) -> list[str]:
+        return [str(e.value) for e in dataset.iterall() if e.keyword == keyword]
+
+    assert values(after, "NumericValue") == values(before, "NumericValue") != []
+    assert values(after, "ValueType") == values(before, "ValueType")
+    assert all(re.fullmatch("ANON-[0-9a-f]{11}", text) for text in values(after, "TextValue"))
+    seg = [pydicom.dcmread(path) for path in of_kind(shared_out, "SEG")]
+    tracked = {(item.TrackingID, item.TrackingUID) for d in seg for item in d.SegmentSequence if "TrackingID" in item}
+    texts, uids = set(values(after, "TextValue")), set(values(after, "UID"))
+    assert sum(name in texts and uid in uids for name, uid in tracked) == 2
+
+
+@pytest.mark.parametrize("options", [(), ("clean-structured-content",), ("retain-modified-dates",)], ids=str)
+def test_no_object_breaks_a_rule_of_its_iod(case, tmp_path, options):
+    run(case[0], tmp_path / "out", *options)
+    files = [of_kind(tmp_path / "out", modality)[-1] for modality in ("MR", "SEG", "SR", "RTSTRUCT")]
+    assert [dciodvfy_errors(file) for file in files] == [[], [], [], []]
+
+
+def test_one_key_gives_the_same_bytes_whatever_is_processed_with_it(case, shared_out, tmp_path):
+    run(case[0] / "s.dcm", tmp_path / "alone", "clean-structured-content")
+    alone = only(tmp_path / "alone")
+    assert (shared_out / alone.relative_to(tmp_path / "alone")).read_bytes() == alone.read_bytes()
+    run(case[0], tmp_path / "again", "clean-structured-content")
+    names = {path.relative_to(shared_out) for path in shared_out.rglob("*") if path.is_file()}
+    assert names == {path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("*") if path.is_file()}
+    assert all((tmp_path / "again" / name).read_bytes() == (shared_out / name).read_bytes() for name in names)
+
+
+def test_two_keys_share_no_uid_and_no_key_keeps_one(case, shared_out, tmp_path):
+    run(case[0], tmp_path / "other", key=OTHER_KEY)
+    own = set().union(*map(uids_in, shared_out.rglob("*.dcm")))
+    other = set().union(*map(uids_in, (tmp_path / "other").rglob("*.dcm")))
+    source = set().union(*map(uids_in, case[0].rglob("*.dcm")))
+    assert own.isdisjoint(other)
+    assert source.isdisjoint(own | other)
+    assert all(uid.startswith("2.25.") and len(uid) <= 64 for uid in own | other)
+
+
+def suspect(kind: str) -> Dataset:
+    dataset = Dataset()
+    dataset.PatientName = "Canary^Name"
+    if kind == "flag":
+        dataset.BurnedInAnnotation = "YES"
+    if kind == "ultrasound":
+        dataset.SOPClassUID = ULTRASOUND
+    if kind == "capture":
+        dataset.SOPClassUID, dataset.BurnedInAnnotation = SECONDARY_CAPTURE, "NO"
+    if kind == "screen":
+        dataset.ImageType = ["DERIVED", "SECONDARY", "SCREEN SAVE"]
+    if kind == "overlay":
+        dataset.add(DataElement(Tag(0x60000010), "US", 4))
+        dataset.add(DataElement(Tag(0x60000102), "US", 12))
+    if kind == "document":
+        dataset.SOPClassUID, dataset.EncapsulatedDocument = ENCAPSULATED_PDF, b"%PDF"
+    return dataset
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("flag", "BurnedInAnnotation is YES"),
+        ("ultrasound", "Ultrasound Image Storage"),
+        ("capture", "secondary capture"),
+        ("screen", "ImageType"),
+        ("overlay", "spare bits"),
+        ("document", "encapsulated document"),
+    ],
+)
+def test_what_may_show_the_name_is_refused_until_someone_has_looked(tmp_path, kind, words):
+    saved(suspect(kind), tmp_path / "in" / "Canary.dcm")
+    outcome = run(tmp_path / "in", tmp_path / "out")
+    (problem,) = outcome.problems
+    assert problem.startswith("file 1: ")
+    assert words in problem
+    assert "--allow-burned-in" in problem
+    assert "canary" not in problem.lower()
+    assert list((tmp_path / "out").rglob("*.dcm")) == []
+    assert run(tmp_path / "in", tmp_path / "out", allow_burned_in=True).problems == ()
+    assert len(list((tmp_path / "out").rglob("*.dcm"))) == 1
+
+
+def test_a_broken_file_is_named_by_its_number_and_the_rest_goes_on(tmp_path):
+    folder = tmp_path / "in"
+    for number in (1, 2, 3):
+        dataset = Dataset()
+        dataset.SOPInstanceUID, dataset.PatientComments = f"1.2.3.4.{number}", "a long comment " * 20
+        saved(dataset, folder / f"Canary{number}.dcm")
+    cut = folder / "Canary2.dcm"
+    cut.write_bytes(cut.read_bytes()[:-30])
+    (folder / "notes.txt").write_text("no DICOM")
+    outcome = run(folder, tmp_path / "out")
+    assert [problem.split(":")[0] for problem in outcome.problems] == ["file 2"]
+    assert "canary" not in json.dumps(outcome.report).lower() + "".join(outcome.problems).lower()
+    assert len(outcome.report["written"]) == 2
+    assert outcome.report["not_dicom"] == 1
+    assert sorted(path.suffix for path in (tmp_path / "out").rglob("*") if path.is_file()) == [".dcm", ".dcm", ".json"]
+
+
+def test_an_object_without_uids_is_refused_or_named_by_its_file_header(tmp_path):
+    path = saved(Dataset(), tmp_path / "in" / "a.dcm")
+    dataset = pydicom.dcmread(path)
+    dataset.SOPInstanceUID = ""
+    dataset.save_as(path)
+    assert run(tmp_path / "in", tmp_path / "out").problems == ()
+    assert only(tmp_path / "out").stem == Pseudonyms(KEY).uid("1.2.3.4.5.6.1")
+    del dataset.StudyInstanceUID
+    dataset.save_as(path)
+    (problem,) = run(tmp_path / "in", tmp_path / "out2").problems
+    assert "no StudyInstanceUID" in problem
+
+
+@pytest.mark.parametrize("place", [".", "inside", ".."])
+def test_source_and_output_must_lie_apart(tmp_path, place):
+    saved(Dataset(), tmp_path / "a" / "in" / "a.dcm")
+    with pytest.raises(DeidentificationError, match="must never mix"):
+        run(tmp_path / "a" / "in", tmp_path / "a" / "in" / place)
+
+
+def test_an_absent_source_is_refused(tmp_path):
+    with pytest.raises(SeriesSelectionError):
+        run(tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_an_object_that_exists_is_not_overwritten_by_another(tmp_path):
+    dataset = Dataset()
+    dataset.SliceThickness = 1
+    saved(dataset, tmp_path / "in" / "a.dcm")
+    run(tmp_path / "in", tmp_path / "out")
+    before = only(tmp_path / "out").read_bytes()
+    assert run(tmp_path / "in", tmp_path / "out").problems == ()  # the same again
+    dataset.SliceThickness = 2
+    saved(dataset, tmp_path / "in" / "a.dcm")
+    (problem,) = run(tmp_path / "in", tmp_path / "out").problems
+    assert "other content" in problem
+    assert only(tmp_path / "out").read_bytes() == before
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
+    saved(Dataset(), tmp_path / "in" / "a.dcm")
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="No space"):
+        run(tmp_path / "in", tmp_path / "out")
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+
+
+def test_pixels_pass_through_bit_for_bit(tmp_path):
+    rng = np.random.default_rng(5)
+    frames = [rng.bytes(size) for size in (1001, 64, 333)]  # nothing that a decoder would take
+    for name, pixels, syntax in (("a", encapsulate(frames), JPEG2000Lossless),
+                                 ("b", rng.bytes(512), ExplicitVRLittleEndian)):  # fmt: skip
+        dataset = Dataset()
+        dataset.Rows, dataset.Columns, dataset.BitsAllocated, dataset.SamplesPerPixel = 16, 16, 16, 1
+        dataset.PixelData = pixels
+        dataset["PixelData"].VR = "OB" if syntax == JPEG2000Lossless else "OW"
+        dataset["PixelData"].is_undefined_length = syntax == JPEG2000Lossless
+        saved(dataset, tmp_path / name / "in" / "a.dcm", syntax)
+        assert run(tmp_path / name / "in", tmp_path / name / "out").problems == ()
+        after = pydicom.dcmread(only(tmp_path / name / "out"))
+        assert after.PixelData == pixels
+        assert after.file_meta.TransferSyntaxUID == syntax
+
+
+def test_the_report_counts_what_was_done(tmp_path):
+    dataset = Dataset()
+    dataset.PatientName, dataset.SeriesDescription, dataset.AcquisitionTime = "A", "B", "101010"
+    dataset.add(DataElement(Tag(0x00310010), "LO", "MAKER"))
+    saved(dataset, tmp_path / "in" / "a.dcm")
+    run(tmp_path / "in", tmp_path / "out", "retain-full-dates")
+    report = json.loads((tmp_path / "out" / "deidentified.json").read_text())
+    assert report["options"] == ["retain-full-dates"]
+    assert report["codes"] == ["113100", "113106"]
+    assert report["written"] == [str(only(tmp_path / "out").relative_to(tmp_path / "out"))]
+    assert report["actions"] == {
+        "(private)": {"X": 1},
+        "AcquisitionTime": {"K": 1},
+        "PatientName": {"Z": 1},
+        "SOPInstanceUID": {"U": 1},
+        "SeriesDescription": {"X": 1},
+        "SeriesInstanceUID": {"U": 1},
+        "StudyInstanceUID": {"U": 1},
+    }
+
+
+def test_a_key_file_is_made_for_its_owner_only_and_read_again(tmp_path):
+    path = tmp_path / "key"
+    key = key_from(path, away_from=tmp_path / "out")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert len(key) == 32
+    assert key_from(path, away_from=tmp_path / "out") == key
+    assert new_key() != key
+
+
+def test_a_key_that_is_none_or_lies_with_the_data_is_refused(tmp_path):
+    (tmp_path / "key").write_text("secret")
+    with pytest.raises(DeidentificationError, match="holds no key"):
+        key_from(tmp_path / "key", away_from=tmp_path / "out")
+    with pytest.raises(DeidentificationError, match="output folder"):
+        key_from(tmp_path / "out" / "key", away_from=tmp_path / "out")
+    with pytest.raises(DeidentificationError, match="bytes"):
+        Pseudonyms(b"short")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["clean-descriptors"], "not offered"),
+        (["clean-graphics"], "not offered"),
+        (["clean-pixel-data"], "not offered"),
+        (["retain-safe-private"], "not offered"),
+        (["keep-everything"], "no option"),
+        (["retain-full-dates", "retain-modified-dates"], "choose one"),
+    ],
+)
+def test_options_that_cannot_be_had_are_refused_with_their_reason(tmp_path, options, words):
+    with pytest.raises(DeidentificationError, match=words):
+        deidentify([], tmp_path / "out", KEY, options=options)
+    assert not (tmp_path / "out").exists()
+
+
+def identities(dataset: Dataset) -> set[bytes]:
+    """Names, numbers, dates and UIDs of a real object, as bytes that must not be found again."""
+    found = set()
+    numbers = ("PatientID", "OtherPatientIDs", "AccessionNumber", "StudyID")
+    for element in dataset.iterall():
+        who = element.keyword == "PatientName" or element.keyword.endswith(("PhysicianName", "OperatorsName"))
+        if who or element.VR in ("DA", "UI") or element.keyword in numbers:
+            values = [element.value] if isinstance(element.value, str) or element.VM == 1 else element.value or []
+            found.update(str(value) for value in values if value and str(value) not in UID_dictionary)
+    classes = {
+        str(element.value)
+        for element in dataset.iterall()
+        if element.keyword.endswith(("ClassUID", "CodingSchemeUID", "ContextUID"))
+    }
+    words = {word for text in found - classes for word in re.split(r"[\^= ]+", text)}
+    return {word.encode() for word in words if len(word) >= 5 and not re.fullmatch("0+|(19|20)0*", word)}
+
+
+def header_of(path: Path) -> bytes:
+    content = path.read_bytes()
+    pixels = content.find(b"\xe0\x7f\x10\x00")
+    return content if pixels < 0 else content[:pixels]
+
+
+def check_real(folder: Path, output: Path) -> int:
+    """De-identifies a folder of real objects and looks for anything of their identity in every result."""
+    sources = files_of([folder], output)
+    outcome = deidentify(sources, output, KEY, allow_burned_in=True)
+    assert all("other content" in problem for problem in outcome.problems)  # one object in several encodings
+    names, seen = Pseudonyms(KEY), set()
+    for source in sources:
+        try:
+            before = pydicom.dcmread(source)
+        except pydicom.errors.InvalidDicomError:
+            continue
+        where = [before.get(f"{level}InstanceUID") or "" for level in ("Study", "Series", "SOP")]
+        made = output.joinpath(*map(names.uid, map(str, where))).with_suffix("")
+        made = made.with_name(names.uid(str(where[2])) + ".dcm")
+        if made.is_file() and where[2] not in seen:
+            seen.add(where[2])
+            header = header_of(made)
+            assert [word for word in identities(before) if word in header] == [], source.name
+            pixels = before.get("PixelData", b"")
+            assert pydicom.dcmread(made).get("PixelData", b"") in (pixels, pixels + b"\0")  # an odd length is padded
+    return len(outcome.report["written"])
+
+
+@pytest.mark.parametrize("name", ["dcmqi", "highdicom", "rt-utils"])
+def test_nothing_of_a_real_segmentation_report_or_structure_set_is_left(shared_data, tmp_path, name):
+    assert check_real(shared_data / "dicom_objects" / name, tmp_path / "out") > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["ct_small_torchio", "mr_ge_coronal_dcm4che", "dicom2nifti_small", "ct_philips_head_mixed"]
+)
+def test_nothing_of_a_real_series_is_left(shared_data, tmp_path, name):
+    assert check_real(shared_data / "dicom_series" / name, tmp_path / "out") > 0
+
+
+def test_the_command_line_says_what_became_of_each_file_and_names_nobody(tmp_path, capsys):
+    dataset = Dataset()
+    dataset.PatientName, dataset.PatientID = "Quixote^Alonso", "Q-774411"
+    saved(dataset, tmp_path / "in" / "Quixote.dcm")
+    arguments = ["deidentify", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--json"]
+    assert main([*arguments, "--key-file", str(tmp_path / "key")]) == 0
+    assert len(json.loads(capsys.readouterr().out)["report"]["written"]) == 1
+    assert main([*arguments, "--options", "retain-uids,clean-graphics"]) == 2
+    assert "clean-graphics" in capsys.readouterr().err
+    assert main([*arguments[:4], str(tmp_path / "in"), "--json"]) == 3
+    capsys.readouterr()
+    saved(suspect("flag"), tmp_path / "in" / "Quixote2.dcm")
+    assert main([*arguments[:4], str(tmp_path / "other")]) == 3
+    shown = "".join(capsys.readouterr())
+    assert "file 2: its BurnedInAnnotation is YES" in " ".join(shown.split())
+    assert "quixote" not in shown.lower()
+    assert "774411" not in shown
