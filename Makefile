@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA ?= ../shared/data
 
-.PHONY: demo test test-slow check format bundles dist clean
+.PHONY: demo test test-slow interop check format bundles dist clean
 
 $(VENV)/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -19,17 +19,22 @@ demo: $(VENV)/ready
 	$(BIN)/monai-unet demo --output demo
 
 test: $(VENV)/ready
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not interop"
 
 test-slow: $(VENV)/ready
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m "slow and not interop"
+
+# the round trip through Orthanc and dcmtk; installs them if they are absent (as root, on Debian or Ubuntu)
+interop: $(VENV)/ready
+	tests/interop/install.sh
+	$(BIN)/pytest -m interop tests/interop
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not interop"
 
 format: $(VENV)/ready
 	$(BIN)/ruff check --fix .

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 Affine = NDArray[np.float64]
-Kind = Literal["dicom", "nifti", "image", "array"]
+Kind = Literal["dicom", "nifti", "itk", "image", "array"]
 
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -36,7 +36,7 @@ class Provenance:
     """Where the voxels came from. Holds UIDs and paths, never a patient's identity.
 
     Attributes:
-        kind: "dicom", "nifti", "image" (2D picture without patient space) or "array".
+        kind: "dicom", "nifti", "itk" (NRRD, MetaImage), "image" (2D picture without patient space) or "array".
         modality: DICOM Modality such as "MR", or None where the source does not say.
         sop_instance_uids: One UID a slice along array axis K, in array order; empty unless `kind` is "dicom".
             A multi-frame object repeats its one UID.
@@ -121,7 +121,7 @@ class Volume:
     @property
     def has_patient_space(self) -> bool:
         """False where millimetres and directions would be invented."""
-        return self.provenance.kind in ("dicom", "nifti", "array") and not self.planar
+        return self.provenance.kind in ("dicom", "nifti", "itk", "array") and not self.planar
 
     def with_array(self, array: NDArray) -> Volume:
         """The same place with other values. Raises ValueError if the grid would change."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
+from dicom_io.read import ReadOptions
 from monai_unet_app.errors import UsageError
 
 
@@ -15,11 +16,11 @@ class PredictConfig:
 
     Attributes:
         tta: Average over the mirror images that the bundle was trained with.
-        series_instance_uid: Which series of a DICOM folder that holds several.
+        reading: Which series, which time point, and what may be repaired, where the input is DICOM.
     """
 
     tta: bool = False
-    series_instance_uid: str | None = None
+    reading: ReadOptions = field(default_factory=ReadOptions)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -72,9 +72,7 @@ def segment_case(
     run = run or PredictConfig()
     seconds: dict[str, float] = {}
     with _timed(seconds, "read"):
-        volume = (
-            source if isinstance(source, Volume) else read_volume(source, series_instance_uid=run.series_instance_uid)
-        )
+        volume = source if isinstance(source, Volume) else read_volume(source, run.reading)
         check_rules(volume, bundle.rules)
     with _timed(seconds, "preprocess"):
         item = preprocess(volume, bundle)

@@ -1,4 +1,4 @@
-"""A segmented case to files: NIfTI, DICOM SEG, SR and RTSTRUCT, a picture, and always `result.json`.
+"""A segmented case to files: NIfTI, NRRD, MetaImage, DICOM objects, a picture, and always `result.json`.
 
 Writing is a step of its own, which may be repeated without a second inference. All files of a case are written into a
 temporary folder beside the output and moved when they are whole, `result.json` last: where it stands, the files that it names
@@ -7,7 +7,6 @@ are all there and of one run.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -23,28 +22,26 @@ import torch
 from monai.transforms import MapTransform
 from PIL import Image
 
-from dicom_io.dicomize import dicomize
 from dicom_io.errors import DicomIoError
-from dicom_io.identity import ResultInfo
-from dicom_io.read import read_series
-from dicom_io.rtstruct import write_rtstruct
-from dicom_io.seg import write_seg
-from dicom_io.sr import write_sr
+from dicom_io.itk_files import write_itk
+from dicom_io.read import ReadOptions
+from dicom_io.seg_object import SYNTAXES, SegEncoding
 from dicom_io.volume import Volume
 from monai_unet_app import __version__
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.cases import CaseFiles, case_id
-from monai_unet_app.data.read import NIFTI_ENDINGS, PICTURE_ENDINGS, has_ending, read_volume
+from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
 from monai_unet_app.data.schemas import write_json
+from monai_unet_app.dicom_results import DICOM_FORMATS, DicomOutput, write_dicom
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.inference.predict import Progress
 from monai_unet_app.metrics import EvaluationPlan
 from monai_unet_app.pipeline import Case, segment_case
 from monai_unet_app.report import CasePicture, case_figure
 
-FORMATS = ("nifti", "seg", "sr", "rtstruct", "png")
-DICOM_FORMATS = ("seg", "sr", "rtstruct")
+FORMATS = ("nifti", "nrrd", "mha", "png", *DICOM_FORMATS)
+SEG_ENCODINGS = tuple(SYNTAXES)
 SCHEMA_VERSION = "1.0"
 
 
@@ -57,12 +54,14 @@ class OutputConfig:
         probabilities: Add `<case>_prob.nii.gz`, channels last.
         dicom_source: The series that a NIfTI input was made from; DICOM results refer to it.
         dicomize: Write a converted series for a NIfTI input and refer to that.
+        seg_encoding: One of SEG_ENCODINGS; "fractional" writes probabilities.
     """
 
     formats: tuple[str, ...] = ("nifti",)
     probabilities: bool = False
     dicom_source: Path | None = None
     dicomize: bool = False
+    seg_encoding: SegEncoding = "binary"
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.formats if name not in FORMATS]
@@ -76,6 +75,11 @@ class OutputConfig:
     def wants_dicom(self) -> bool:
         """Whether any DICOM object is asked for."""
         return any(name in DICOM_FORMATS for name in self.formats)
+
+    @property
+    def dicom(self) -> DicomOutput:
+        """The part of it that is DICOM."""
+        return DicomOutput(self.formats, self.seg_encoding, self.dicom_source, self.dicomize)
 
 
 def write_results(
@@ -163,7 +167,7 @@ def _check_flags(cases: Sequence[CaseFiles], run: PredictConfig, what: OutputCon
             f"--dicom-source {what.dicom_source} does not exist; the DICOM series that the image was made from is needed; "
             "check the path"
         )
-    plain = [case.id for case in cases if has_ending(case.image, NIFTI_ENDINGS + PICTURE_ENDINGS)]
+    plain = [case.id for case in cases if has_ending(case.image, VOLUME_ENDINGS + PICTURE_ENDINGS)]
     if plain and what.wants_dicom and what.dicom_source is None and not what.dicomize:
         raise UsageError(
             f"{plain[0]} is no DICOM; a DICOM result needs a series to refer to; give --dicom-source DIR, or --dicomize to "
@@ -171,8 +175,12 @@ def _check_flags(cases: Sequence[CaseFiles], run: PredictConfig, what: OutputCon
         )
     if not plain and (what.dicomize or what.dicom_source is not None):
         raise UsageError("the input is DICOM, results refer to it; leave --dicomize and --dicom-source out")
-    if len(plain) == len(cases) and run.series_instance_uid is not None:
-        raise UsageError(f"{plain[0]} is no DICOM and has no series; leave --series out")
+    if len(plain) == len(cases) and run.reading != ReadOptions():
+        raise UsageError(
+            f"{plain[0]} is no DICOM and has no series; leave --series, --time-point, --resample-gaps and --resample-tilt out"
+        )
+    if what.seg_encoding != "binary" and not {"seg", "sr"} & set(what.formats):
+        raise UsageError(f"--seg-encoding {what.seg_encoding}: no SEG is asked for; add seg to --format")
 
 
 def result_document(
@@ -231,6 +239,10 @@ def _write_files(
     if "nifti" in what.formats:
         files["nifti"] = f"{case_id}_seg.nii.gz"
         write_nifti(case.labels, case.volume, folder / files["nifti"])
+    for ending in ("nrrd", "mha"):
+        if ending in what.formats:
+            files[ending] = f"{case_id}_seg.{ending}"
+            _write_itk(case, case_id, folder / files[ending])
     if what.probabilities:
         files["probabilities"] = f"{case_id}_prob.nii.gz"
         write_nifti(np.moveaxis(case.probabilities, 0, -1), case.volume, folder / files["probabilities"])
@@ -241,8 +253,15 @@ def _write_files(
             files["mask"] = f"{case_id}_seg.png"
             write_mask_png(case, folder / files["mask"])
     if what.wants_dicom:
-        files |= _write_dicom(case, case_id, bundle, run, what, folder)
+        files |= write_dicom(case, case_id, bundle, run, what.dicom, folder)
     return files
+
+
+def _write_itk(case: Case, case_id: str, path: Path) -> None:
+    try:
+        write_itk(case.labels, case.volume, path)
+    except DicomIoError as error:
+        raise InputRefusedError(f"{case_id}: {error}") from error
 
 
 def write_nifti(array: np.ndarray, volume: Volume, path: Path) -> None:
@@ -280,61 +299,6 @@ def write_mask_png(case: Case, path: Path) -> None:
     Image.fromarray((plane.T * (255 if white else 1)).astype(np.uint8)).save(path)
 
 
-def _write_dicom(
-    case: Case, case_id: str, bundle: Bundle, run: PredictConfig, what: OutputConfig, folder: Path
-) -> dict[str, str]:
-    source, labels, files = _dicom_target(case, case_id, what, folder)
-    info = ResultInfo(
-        segments=bundle.segments,
-        algorithm_name=bundle.name,
-        algorithm_version=bundle.version,
-        bundle_sha256=bundle.sha256,
-        settings=(("device", bundle.device.type), ("tta", str(run.tta).lower()), *_image_setting(case.volume)),
-    )
-    seg = folder / f"{case_id}_seg.dcm"
-    writers: dict[str, Callable[[], object]] = {
-        "seg": lambda: write_seg(labels, source, seg, info),
-        "sr": lambda: write_sr(labels, source, folder / f"{case_id}_sr.dcm", info, seg=seg),
-        "rtstruct": lambda: write_rtstruct(labels, source, folder / f"{case_id}_rtstruct.dcm", info),
-    }
-    wanted = [kind for kind in DICOM_FORMATS if kind in what.formats or (kind == "seg" and "sr" in what.formats)]
-    try:
-        for kind in wanted:
-            writers[kind]()
-            files[kind] = f"{case_id}_{kind}.dcm"
-    except DicomIoError as error:
-        raise InputRefusedError(f"{case_id}: {error}") from error
-    return files
-
-
-def _image_setting(volume: Volume) -> tuple[tuple[str, str], ...]:
-    """What a result depends on beside the series that it refers to: the voxels, where they did not come from it."""
-    if volume.provenance.kind == "dicom":
-        return ()
-    voxels = np.ascontiguousarray(volume.array)
-    return (("image sha256", hashlib.sha256(voxels.tobytes() + volume.affine_lps.tobytes()).hexdigest()),)
-
-
-def _dicom_target(case: Case, case_id: str, what: OutputConfig, folder: Path) -> tuple[Volume, Volume, dict[str, str]]:
-    """The DICOM volume that results refer to, the labels on its grid, and the files written on the way."""
-    labels = case.labels_volume
-    if case.volume.provenance.kind == "dicom":
-        return case.volume, labels, {}
-    try:
-        if what.dicom_source is not None:
-            source = read_series(what.dicom_source)
-            return source, labels.on_grid_of(source), {}
-        if what.dicomize:
-            made = dicomize(case.volume, folder / f"{case_id}_dicom", case_id=case_id)
-            source = read_series(made.series_folder)
-            return source, labels.on_grid_of(source), {"series": f"{case_id}_dicom/mr"}
-    except (DicomIoError, ValueError) as error:
-        raise InputRefusedError(f"{case_id}: {error}") from error
-    raise UsageError(
-        f"{case_id} is no DICOM; a DICOM result needs a series to refer to; name one or ask for a conversion"
-    )
-
-
 class SaveDicomd(MapTransform):
     """MONAI transform: writes "pred" as DICOM onto the series that "image" was read from; named by `inference_dicom.yaml`.
 
@@ -342,7 +306,7 @@ class SaveDicomd(MapTransform):
         keys: "pred", on the source grid; "prob" must be beside it and "image" must come from `VolumeReader`.
         bundle_root: The bundle that predicted.
         output_dir: Gets the files that `monai-unet predict` writes.
-        formats: Some of seg, sr, rtstruct, nifti, png.
+        formats: Some of FORMATS.
         device: Where the network ran; a setting of the result.
     """
 

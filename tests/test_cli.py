@@ -28,7 +28,10 @@ from monai_unet_app.cli import main
 from monai_unet_app.cli.parser import build_parser
 
 BUNDLE = str(REPOSITORY / "bundles" / "hippocampus_mri_unet3d")
-VERBS = ["demo", "dicomize", "inspect", "train", "calibrate", "evaluate", "predict", "bundles", "doctor"]
+VERBS = [
+    *("demo", "dicomize", "inspect", "train", "calibrate", "evaluate", "predict"),
+    *("echo", "send", "find", "fetch", "deidentify", "bundles", "doctor"),
+]
 SECRETS = {"PatientName": "Zyxwvut^Qponmlk", "PatientID": "ID-55501234", "AccessionNumber": "ACC-998877"}
 
 
@@ -106,7 +109,7 @@ def test_without_a_verb_or_with_an_unknown_flag_the_usage_is_shown(run: Run) -> 
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
-NO_IMAGE = "no image found in in/; NIfTI .* or DICOM is needed; check the path"
+NO_IMAGE = "no image found in in/; NIfTI, .* or DICOM is needed; check the path"
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,7 @@ PREDICT = {
     "no series for a DICOM result": Bad(
         good, "no DICOM; a DICOM result needs .*--dicom-source DIR, or --dicomize", 2, ("--format", "nifti,seg")
     ),
-    "unknown format": Bad(good, "--format dicom: some of nifti, seg, sr, rtstruct, png", 2, ("--format", "nifti,dicom")),
+    "unknown format": Bad(good, "--format dicom: some of nifti, .*, seg, sr", 2, ("--format", "nifti,dicom")),
     "no format": Bad(good, "--format nothing: some of nifti", 2, ("--format", "")),
     "unknown device": Bad(good, "device 'abacus' is not usable here", 2, ("--device", "abacus")),
 }  # fmt: skip
@@ -438,7 +441,9 @@ def test_a_zip_or_metadata_that_is_damaged_fails_in_words(
 def test_flags_that_can_mean_nothing_are_wrong_usage(run: Run, crop: Volume, tmp_path: Path) -> None:
     image, dicom = good(tmp_path / "n", crop), series(tmp_path / "d", crop)
     for source, flags, message in (
-        (image, ["--series", "1.2"], "has no series; leave --series out"),
+        (image, ["--series", "1.2"], "has no series; leave --series, --time-point"),
+        (image, ["--resample-gaps"], "--resample-gaps and --resample-tilt out"),
+        (dicom, ["--seg-encoding", "labelmap"], "no SEG is asked for; add seg to --format"),
         (dicom, ["--dicomize"], "the input is DICOM"),
         (dicom, ["--dicom-source", dicom], "the input is DICOM"),
         (image, ["--format", "seg", "--dicomize", "--dicom-source", dicom], "give one of them"),
@@ -683,3 +688,20 @@ def test_a_whole_head_series_is_refused_by_the_crops_bundle_and_a_crop_of_it_is_
         assert answer.code == code
         assert ("its field of view is" in answer.err) == (code == 3)
         assert len(files_below(tmp_path / folder)) == (2 if code == 0 else 0)
+
+
+def test_inspect_gives_every_series_its_verdict_before_anything_else(run: Run, crop: Volume, tmp_path: Path) -> None:
+    series(tmp_path / "in" / "whole", crop)
+    holed = series(tmp_path / "in" / "holed", crop)
+    slices = sorted(holed.rglob("*.dcm"))
+    slices[len(slices) // 2].unlink()
+    answer = run("inspect", tmp_path / "in", "--json")
+    assert answer.code == 3
+    verdicts = {Path(row["folder"]).parent.name: row for row in json.loads(answer.out)["series"]}
+    assert verdicts["whole"]["outcome"] == "readable"
+    assert verdicts["whole"]["shape"] == list(crop.shape)
+    assert verdicts["holed"]["outcome"] == "refused"
+    assert "lacks 1 of" in verdicts["holed"]["reason"]
+    shown = run("inspect", tmp_path / "in", "--resample-gaps")
+    assert shown.code == 0
+    assert "resampled on request" in " ".join(shown.out.split())

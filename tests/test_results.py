@@ -10,16 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import highdicom as hd
 import nibabel
 import numpy as np
 import pydicom
 import pytest
+import scipy
 import SimpleITK
 from phantoms import lopsided_array, oblique_affine, write_mr_series
 from PIL import Image
 
 from dicom_io.dicomize import dicomize
-from dicom_io.read import read_series
+from dicom_io.parametric import read_parametric_map
+from dicom_io.read import ReadOptions, read_series
 from dicom_io.seg import read_seg
 from dicom_io.validators import dciodvfy_errors, labels_by_dcmqi, program, tid1500_by_dcmqi
 from dicom_io.volume import Provenance, Volume
@@ -27,6 +30,7 @@ from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.cases import CaseFiles, find_images
 from monai_unet_app.data.labels import read_labels
+from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.pipeline import Case
@@ -42,6 +46,7 @@ SECRET = {
     "StudyDate": "20260101",
 }
 SERIES_AFFINE = oblique_affine((0.9, 1.3, 2.5))
+SERIES_DIRECTION = SERIES_AFFINE[:3, :3] / (0.9, 1.3, 2.5)
 
 
 def lopsided_labels() -> np.ndarray:
@@ -385,7 +390,9 @@ def test_a_full_disk_is_a_problem_of_its_case_and_the_next_case_is_done(
 
 
 def test_unknown_formats_are_wrong_usage() -> None:
-    with pytest.raises(UsageError, match="--format dicom: some of nifti, seg, sr, rtstruct, png are needed"):
+    with pytest.raises(
+        UsageError, match=r"--format dicom: some of nifti, .* seg, sr, rtstruct, gsps, sc, pm are needed"
+    ):
         OutputConfig(("nifti", "dicom"))
     with pytest.raises(UsageError, match="nothing"):
         OutputConfig(())
@@ -440,3 +447,78 @@ def test_monai_bundle_runs_saver_writes_what_predict_writes(
     for kind in ("seg", "sr"):
         theirs, ours = (tmp_path / place / f"{case}_{kind}.dcm" for place in ("monai", "ours"))
         assert theirs.read_bytes() == ours.read_bytes()
+
+
+def test_the_further_dicom_objects_and_volumes_are_written_beside_the_seg(
+    dicom_case: Case, bundle: Bundle, tmp_path: Path
+) -> None:
+    document = write(dicom_case, bundle, tmp_path / "out", formats=("seg", "gsps", "sc", "pm", "nrrd", "mha"))
+    assert set(document["files"]) == {"seg", "gsps", "sc", "pm", "nrrd", "mha"}
+    out, shown = tmp_path / "out", [k + 1 for k in range(SHAPE[2]) if dicom_case.labels[:, :, k].any()]
+    assert sorted(path.name for path in (out / "case_sc").iterdir()) == [f"capture_{k:03d}.dcm" for k in shown]
+    for path in (out / "case_gsps.dcm", out / "case_pm.dcm", *(out / "case_sc").iterdir()):
+        assert dciodvfy_errors(path) == []
+    for ending in ("nrrd", "mha"):
+        image = SimpleITK.ReadImage(str(out / f"case_seg.{ending}"))
+        found = SimpleITK.GetArrayFromImage(image).transpose(2, 1, 0)
+        np.testing.assert_array_equal(found, dicom_case.labels)
+        index = tuple(map(int, np.argwhere(dicom_case.labels)[5]))
+        place = dicom_case.volume.affine_lps @ (*index, 1)
+        np.testing.assert_allclose(image.TransformIndexToPhysicalPoint(index), place[:3], atol=1e-4)
+
+
+def test_the_uncertainty_map_is_the_entropy_of_the_probabilities(
+    dicom_case: Case, bundle: Bundle, tmp_path: Path
+) -> None:
+    write(dicom_case, bundle, tmp_path / "out", formats=("pm",))
+    found = read_parametric_map(tmp_path / "out/case_pm.dcm", dicom_case.volume).array
+    expected = scipy.stats.entropy(dicom_case.probabilities.astype(np.float64), axis=0, base=3)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_fractional_seg_holds_the_calibrated_probabilities(dicom_case: Case, bundle: Bundle, tmp_path: Path) -> None:
+    write(dicom_case, bundle, tmp_path / "out", formats=("seg", "sr"), seg_encoding="fractional")
+    dataset = pydicom.dcmread(tmp_path / "out/case_seg.dcm")
+    assert dataset.SegmentationType == "FRACTIONAL"
+    seg = hd.seg.Segmentation.from_dataset(dataset)
+    uids = list(dicom_case.volume.provenance.sop_instance_uids)
+    found = seg.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True, rescale_fractional=True)
+    expected = np.moveaxis(dicom_case.probabilities[1:], 0, -1)
+    assert np.abs(found.transpose(2, 1, 0, 3) - expected).max() <= 0.5 / 255 + 1e-6
+
+
+def test_a_case_of_a_repaired_series_gets_dicom_results_whose_settings_say_so(
+    series: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    sorted(series.iterdir())[SHAPE[2] // 2].unlink()
+    options = ReadOptions(resample_gaps=True)
+    volume = read_volume(series, options)
+    case = case_on(volume, lopsided_labels())
+    run = PredictConfig(reading=options)
+    document = write_results(case, "case", bundle, run, OutputConfig(("seg", "sr", "rtstruct")), tmp_path / "out")
+    assert any("resampled on request" in note for note in document["source"]["notes"])
+    dataset = pydicom.dcmread(tmp_path / "out/case_seg.dcm")
+    told = [item.get("ContributionDescription", "") for item in dataset.ContributingEquipmentSequence]
+    assert any("resample_gaps=true" in text for text in told)
+    assert document["source"]["instances"] == SHAPE[2] - 1
+    for kind in ("seg", "sr", "rtstruct"):
+        assert dciodvfy_errors(tmp_path / f"out/case_{kind}.dcm") == []
+
+
+def test_nrrd_and_metaimage_are_read_where_simpleitk_puts_them(tmp_path: Path) -> None:
+    image = SimpleITK.GetImageFromArray(lopsided_array(SHAPE).transpose(2, 1, 0).astype(np.float32))
+    image.SetSpacing((1.2, 0.8, 2.5))
+    image.SetOrigin((-30.0, 12.0, 7.5))
+    image.SetDirection(SERIES_DIRECTION.ravel().tolist())
+    for ending in ("nrrd", "mha", "mhd", "nhdr"):
+        path = tmp_path / f"case.{ending}"
+        SimpleITK.WriteImage(image, str(path))
+        volume = read_volume(path)
+        np.testing.assert_array_equal(volume.array, lopsided_array(SHAPE))
+        for index in ((0, 0, 0), (3, 1, 2)):
+            place = (volume.affine_lps @ (*index, 1))[:3]
+            np.testing.assert_allclose(place, image.TransformIndexToPhysicalPoint(index), atol=1e-6)
+    cut = tmp_path / "cut.mha"
+    cut.write_bytes((tmp_path / "case.mha").read_bytes()[:-50])
+    with pytest.raises(InputRefusedError, match=r"cut\.mha"):
+        read_volume(cut)

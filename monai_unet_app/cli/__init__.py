@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from rich.markup import escape
 
-from dicom_io.errors import DicomIoError
+from dicom_io.errors import DicomIoError, NetworkError
 from monai_unet_app.cli.parser import build_parser
 from monai_unet_app.cli.show import err
 from monai_unet_app.cli.verbs import EXIT_FAILED, EXIT_REFUSED, EXIT_USAGE
@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         answer, code = options.run(options)
     except UsageError as error:
         return _fail(str(error), EXIT_USAGE)
+    except NetworkError as error:
+        return _fail(str(error), EXIT_FAILED)
     except (InputRefusedError, DicomIoError) as error:
         return _fail(str(error), EXIT_REFUSED)
     except AppError as error:

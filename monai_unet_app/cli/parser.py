@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from monai_unet_app import __version__
-from monai_unet_app.cli import verbs
+from monai_unet_app.cli import dicom_verbs, verbs
 
 Verb = Callable[..., argparse.ArgumentParser]
 
@@ -44,6 +44,11 @@ def build_parser() -> argparse.ArgumentParser:
     _calibrate(verb)
     _evaluate(verb)
     _predict(verb)
+    _echo(verb)
+    _send(verb)
+    _find(verb)
+    _fetch(verb)
+    _deidentify(verb)
     verb(verbs.bundles, "list the bundles that a name can stand for", "monai-unet bundles")
     verb(verbs.doctor, "say what this installation and machine can do", "monai-unet doctor")
     return parser
@@ -82,6 +87,7 @@ def _inspect(verb: Verb) -> None:
     )
     parser.add_argument("--bundle", help="also hold every case to this bundle's input rules and labels")
     _add_labels(parser)
+    _add_reading(parser)
 
 
 def _train(verb: Verb) -> None:
@@ -158,14 +164,98 @@ def _predict(verb: Verb) -> None:
     )
     parser.add_argument("--output", type=place, required=True, help="folder for the results")
     parser.add_argument(
-        "--format", default="nifti", help="comma-separated: nifti, seg, sr, rtstruct, png (default: nifti)"
+        "--format",
+        default="nifti",
+        help="comma-separated: nifti, nrrd, mha, png, and DICOM: seg, sr, rtstruct, gsps (outlines), sc (pictures), "
+        "pm (uncertainty) (default: nifti)",
+    )
+    parser.add_argument(
+        "--seg-encoding",
+        choices=("binary", "binary-deflated", "labelmap", "labelmap-rle", "labelmap-jpegls", "fractional"),
+        default="binary",
+        metavar="HOW",
+        help="%(choices)s: how a SEG stores its frames; every viewer shows binary (the default)",
     )
     parser.add_argument("--probabilities", action="store_true", help="add <case>_prob.nii.gz, channels last")
     parser.add_argument("--dicom-source", type=place, help="the DICOM series that a NIfTI input was made from")
     parser.add_argument("--dicomize", action="store_true", help="write a converted DICOM series for a NIfTI input")
-    parser.add_argument("--series", help="SeriesInstanceUID, where a DICOM folder holds several")
+    _add_reading(parser)
     parser.add_argument("--tta", action="store_true", help="average over mirror images")
     _add_device(parser)
+
+
+def _echo(verb: Verb) -> None:
+    parser = verb(
+        dicom_verbs.echo,
+        "ask a DICOM node or DICOMweb service whether it answers",
+        "monai-unet echo --to ARCHIVE@127.0.0.1:11112",
+    )
+    _add_destination(parser)
+
+
+def _send(verb: Verb) -> None:
+    parser = verb(
+        dicom_verbs.send,
+        "send DICOM files, or those in folders, and say what became of each",
+        "monai-unet send --to archive --site site.toml OUT",
+    )
+    parser.add_argument("files", type=place, nargs="+", help="DICOM files, or folders however deep")
+    _add_destination(parser)
+
+
+def _find(verb: Verb) -> None:
+    parser = verb(
+        dicom_verbs.find,
+        "list the studies, series or images that an archive has",
+        "monai-unet find --to https://pacs.example.org/dicom-web --date 20260101- --modality MR",
+    )
+    _add_destination(parser)
+    parser.add_argument(
+        "--level",
+        choices=("study", "series", "image"),
+        default="study",
+        help="series needs --study, image needs --study and --series (default: study)",
+    )
+    _add_query(parser)
+    parser.add_argument("--limit", type=at_least(0), default=200, help="most answers; 0: all (default: 200)")
+    parser.add_argument("--patients", action="store_true", help="show names and IDs of patients in the table")
+
+
+def _fetch(verb: Verb) -> None:
+    parser = verb(
+        dicom_verbs.fetch,
+        "bring a study, series or instance from an archive, or every study that fits",
+        "monai-unet fetch --to ARCHIVE@127.0.0.1:11112 --study 1.2.3 --output STUDIES",
+    )
+    _add_destination(parser)
+    _add_query(parser)
+    parser.add_argument("--instance", type=given, help="SOP Instance UID; with --study and --series")
+    parser.add_argument("--output", type=place, required=True, help="gets <study>/<series>/<instance>.dcm")
+    parser.add_argument(
+        "--move", type=given, help="PORT or HOST:PORT to listen on: by C-MOVE, which the archive must know us for"
+    )
+
+
+def _deidentify(verb: Verb) -> None:
+    parser = verb(
+        dicom_verbs.deidentify,
+        "copy DICOM objects without the identity of anyone (PS3.15 Annex E)",
+        "monai-unet deidentify --input STUDY --output SHARED --key-file key --options retain-modified-dates",
+    )
+    parser.add_argument("--input", type=place, nargs="+", required=True, help="DICOM files, or folders however deep")
+    parser.add_argument("--output", type=place, required=True, help="gets <study>/<series>/<instance>.dcm")
+    parser.add_argument(
+        "--key-file", type=place, help="same key, same new UIDs; made where absent (default: a key that is forgotten)"
+    )
+    parser.add_argument(
+        "--options",
+        default="",
+        help="comma-separated: retain-uids, retain-device-identity, retain-institution-identity, "
+        "retain-patient-characteristics, retain-full-dates or retain-modified-dates, clean-structured-content",
+    )
+    parser.add_argument(
+        "--allow-burned-in", action="store_true", help="write what may show a name in its pixels: someone has looked"
+    )
 
 
 def given(text: str) -> str:
@@ -198,6 +288,19 @@ def above_zero(text: str) -> float:
     return float(text)
 
 
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--series", help="SeriesInstanceUID, where a DICOM folder holds several")
+    parser.add_argument(
+        "--time-point", type=at_least(1), metavar="N", help="which of several time points or echoes, from 1"
+    )
+    parser.add_argument(
+        "--resample-gaps", action="store_true", help="fill uneven gaps and missing slices by interpolation"
+    )
+    parser.add_argument(
+        "--resample-tilt", action="store_true", help="put a tilted stack (gantry) onto a right-angled grid"
+    )
+
+
 def _add_labels(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", type=place, help="folder of labels named as their images")
     parser.add_argument("--label-suffix", default="", help="what a label's name has that its image's has not")
@@ -216,3 +319,19 @@ def _add_cases(parser: argparse.ArgumentParser, partitions: tuple[str, ...], usu
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cuda, cuda:N, mps or cpu (default: what is there)")
+
+
+def _add_destination(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--to", type=given, required=True, help="AET@host:port, an http(s) URL, or a name in --site")
+    parser.add_argument("--site", type=place, help="TOML file that describes destinations")
+    parser.add_argument("--aet", type=given, help="our AE title (default: the site's, or MONAIUNET)")
+
+
+def _add_query(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--study", type=given, help="Study Instance UID")
+    parser.add_argument("--series", type=given, help="Series Instance UID; with --study")
+    parser.add_argument("--patient-id", type=given, help="* and ? stand for any text")
+    parser.add_argument("--patient-name", type=given, help="FAMILY^GIVEN; * and ? stand for any text")
+    parser.add_argument("--accession", type=given, help="accession number")
+    parser.add_argument("--date", type=given, help="of the study: YYYYMMDD, or a range YYYYMMDD-YYYYMMDD")
+    parser.add_argument("--modality", type=given, help="MR, CT, SEG, ...")

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 out = Console()
 err = Console(stderr=True)
@@ -83,6 +83,26 @@ def fingerprint_table(summary: dict[str, Any]) -> None:
         out.print("\n".join(counts), highlight=False)
     if table.row_count:
         out.print(table)
+
+
+OUTCOME_COLOURS = {"readable": "green", "refused": "red", "broken": "red"}
+
+
+def series_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Every DICOM series with its verdict; the reason below it."""
+    if not rows:
+        return
+    table = Table(Column("DICOM series", overflow="fold"), "what", Column("verdict", overflow="fold"))
+    for row in rows:
+        what = f"{row['modality'] or '?'}, {row['files']} file" + ("" if row["files"] == 1 else "s")
+        if row["shape"]:
+            what += "\n" + " x ".join(map(str, row["shape"]))
+        if row["spacing_mm"]:
+            what += "\n" + _numbers(row["spacing_mm"]) + " mm"
+        colour = OUTCOME_COLOURS.get(row["outcome"], "yellow")
+        verdict = f"[{colour}]{row['outcome']}[/{colour}]" + (f"\n{escape(row['reason'])}" if row["reason"] else "")
+        table.add_row(escape(row["series_instance_uid"] or "-"), what, verdict)
+    out.print(table)
 
 
 def _numbers(values: Sequence[float], between: str = " x ") -> str:

@@ -18,6 +18,7 @@ from monai_unet_app.cli.show import (
     problems_list,
     progress,
     say,
+    series_table,
     structures_table,
 )
 from monai_unet_app.errors import AppError, InputRefusedError, UsageError
@@ -60,23 +61,26 @@ def bundles(options: argparse.Namespace) -> Answer:
 
 def inspect(options: argparse.Namespace) -> Answer:
     from monai_unet_app.bundle import load_bundle
-    from monai_unet_app.data.inspect import find_to_inspect, inspect_cases
+    from monai_unet_app.data.inspect import dicom_verdicts, find_to_inspect, inspect_cases
 
-    cases, lone = find_to_inspect(options.data, options.labels, options.label_suffix)
     bundle = load_bundle(options.bundle) if options.bundle else None
+    reading = _reading(options)
+    series = dicom_verdicts(options.data, reading)
+    if not options.json:
+        series_table(series)
+    cases, lone = find_to_inspect(options.data, options.labels, options.label_suffix)
     with progress("reading", len(cases), options) as step:
         found = inspect_cases(
-            cases,
-            bundle.rules if bundle else None,
-            bundle.label_values if bundle else None,
-            step,
+            cases, bundle.rules if bundle else None, bundle.label_values if bundle else None, step, reading
         )
     if not options.json:
         fingerprint_table(found.summary())
         problems_list([*lone, *found.problems])
     answer = found.as_dict()
     answer["problems"] = [*lone, *answer["problems"]]
-    return answer, EXIT_REFUSED if found.refused else EXIT_DONE
+    answer["series"] = series
+    refused = found.refused or any(row["outcome"] in ("refused", "broken") for row in series)
+    return answer, EXIT_REFUSED if refused else EXIT_DONE
 
 
 def dicomize(options: argparse.Namespace) -> Answer:
@@ -210,9 +214,10 @@ def predict(options: argparse.Namespace) -> Answer:
         probabilities=options.probabilities,
         dicom_source=options.dicom_source,
         dicomize=options.dicomize,
+        seg_encoding=options.seg_encoding,
     )
     bundle = load_bundle(options.bundle, resolve_device(options.device))
-    run = PredictConfig(options.tta, options.series)
+    run = PredictConfig(options.tta, _reading(options))
     if options.output.resolve() == options.input.resolve():
         raise UsageError(
             f"--output {options.output} is the input; results would be cases next time; name another folder"
@@ -273,6 +278,12 @@ def check_writable(folder: Path) -> None:
         raise InputRefusedError(
             f"output {folder} cannot be written ({error.strerror}); a folder with write permission is needed; choose another"
         ) from error
+
+
+def _reading(options: argparse.Namespace) -> Any:
+    from dicom_io.read import ReadOptions
+
+    return ReadOptions(options.series, options.time_point, options.resample_gaps, options.resample_tilt)
 
 
 def _data(options: argparse.Namespace) -> Any:

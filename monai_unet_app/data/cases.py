@@ -16,12 +16,12 @@ from typing import Literal
 from dicom_io.errors import DicomIoError, SeriesSelectionError, UnreadableFileError
 from dicom_io.instances import load_dataset
 from dicom_io.series import SeriesRef, files_below, find_series, scan_files
-from monai_unet_app.data.read import NIFTI_ENDINGS, PICTURE_ENDINGS, has_ending, read_volume
+from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
 from monai_unet_app.data.splits import Partition, SplitCase, make_split, read_splits
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.shipped import shipped
 
-FILE_ENDINGS = NIFTI_ENDINGS + PICTURE_ENDINGS
+FILE_ENDINGS = VOLUME_ENDINGS + PICTURE_ENDINGS
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def find_images(source: Path, series_instance_uid: str | None = None) -> list[Ca
     found = [CaseFiles(case_id(file), file) for file in files] or _dicom_cases(source, series_instance_uid)
     if not found:
         raise InputRefusedError(
-            f"no image found in {source.name}/; NIfTI ({', '.join(NIFTI_ENDINGS)}), pictures ({', '.join(PICTURE_ENDINGS)}) "
-            "or DICOM is needed; check the path"
+            f"no image found in {source.name}/; NIfTI, NRRD or MetaImage ({', '.join(VOLUME_ENDINGS)}), "
+            f"pictures ({', '.join(PICTURE_ENDINGS)}) or DICOM is needed; check the path"
         )
     return _told_apart(found, source)
 

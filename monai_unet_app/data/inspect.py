@@ -10,10 +10,20 @@ from typing import Any
 
 import numpy as np
 
+from dicom_io.errors import DicomIoError
+from dicom_io.read import ReadOptions, Verdict, examine
 from dicom_io.volume import Volume
-from monai_unet_app.data.cases import CaseFiles, case_id, find_cases, find_images, image_and_label_folders, subjects_of
+from monai_unet_app.data.cases import (
+    FILE_ENDINGS,
+    CaseFiles,
+    case_id,
+    find_cases,
+    find_images,
+    image_and_label_folders,
+    subjects_of,
+)
 from monai_unet_app.data.labels import check_values, read_labels
-from monai_unet_app.data.read import read_volume
+from monai_unet_app.data.read import has_ending, read_volume
 from monai_unet_app.data.rules import InputRules, check_rules
 from monai_unet_app.errors import InputRefusedError
 
@@ -122,11 +132,36 @@ def find_to_inspect(
     return cases, [f"label {case_id(file)} has no image; add it or move the label away" for file in lone]
 
 
+def dicom_verdicts(data: Path, options: ReadOptions) -> list[dict[str, Any]]:
+    """One row for each DICOM series at `data`, however deep: what reading it would give, and why not; none without DICOM."""
+    if not data.exists() or (data.is_file() and has_ending(data, FILE_ENDINGS)):
+        return []
+    try:
+        return [_verdict_row(verdict) for verdict in examine(data, options)]
+    except DicomIoError:  # no DICOM in it
+        return []
+
+
+def _verdict_row(verdict: Verdict) -> dict[str, Any]:
+    series = verdict.series
+    return {
+        "series_instance_uid": series.series_instance_uid if series else None,
+        "modality": series.modality if series else None,
+        "files": series.instance_count if series else 1,
+        "outcome": verdict.outcome,
+        "reason": verdict.reason,
+        "shape": list(verdict.shape) if verdict.shape else None,
+        "spacing_mm": [round(step, 4) for step in verdict.spacing_mm] if verdict.spacing_mm else None,
+        "folder": str(series.files[0].parent) if series and series.files else None,
+    }
+
+
 def inspect_cases(
     cases: Sequence[CaseFiles],
     rules: InputRules | None = None,
     known: Iterable[int] | None = None,
     step: Callable[[str], None] = lambda case_id: None,
+    options: ReadOptions | None = None,
 ) -> Fingerprint:
     """Reads every case once.
 
@@ -135,6 +170,7 @@ def inspect_cases(
         rules: A bundle's input rules; without them any readable image is fine.
         known: Label values that the bundle knows; None accepts any.
         step: Told each case's id when it has been read.
+        options: How DICOM is read.
     """
     seen: list[CaseFingerprint] = []
     refused: list[str] = []
@@ -142,7 +178,7 @@ def inspect_cases(
     subjects = subjects_of(cases)
     for case in cases:
         try:
-            looks = _fingerprint(case, subjects[case.id], rules, known)
+            looks = _fingerprint(case, subjects[case.id], rules, known, options)
             if labelled and case.label is None:
                 raise InputRefusedError(
                     "it has no label, other cases have; add one of the same name or move the image away"
@@ -163,9 +199,9 @@ def check_cases(rows: Sequence[Mapping[str, str]], bundle: Any) -> None:
 
 
 def _fingerprint(
-    case: CaseFiles, subject: str, rules: InputRules | None, known: Iterable[int] | None
+    case: CaseFiles, subject: str, rules: InputRules | None, known: Iterable[int] | None, options: ReadOptions | None
 ) -> CaseFingerprint:
-    volume = read_volume(case.image)
+    volume = read_volume(case.image, options)
     if rules is not None:
         check_rules(volume, rules)
     elif (volume.array == volume.array.flat[0]).all():

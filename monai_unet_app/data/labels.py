@@ -12,7 +12,7 @@ from dicom_io.rtstruct import read_rtstruct
 from dicom_io.seg import read_seg
 from dicom_io.series import find_series, scan_files
 from dicom_io.volume import Volume, corner_indices
-from monai_unet_app.data.read import NIFTI_ENDINGS, PICTURE_ENDINGS, has_ending, read_volume
+from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
 from monai_unet_app.errors import InputRefusedError
 
 AFFINE_TOLERANCE_MM = 0.01
@@ -24,7 +24,7 @@ def read_labels(path: Path, image: Volume) -> Volume:
     Raises:
         InputRefusedError: Another shape or place than the image, values that are no whole numbers, or an unreadable file.
     """
-    if has_ending(path, NIFTI_ENDINGS + PICTURE_ENDINGS):
+    if has_ending(path, VOLUME_ENDINGS + PICTURE_ENDINGS):
         labels = read_volume(path)
         _check_place(labels, image, path)
     else:

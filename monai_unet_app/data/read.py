@@ -1,7 +1,11 @@
-"""Any source to a `Volume`: a NIfTI file, a DICOM folder or file, a 2D picture. Bad input is refused here, in words."""
+"""Any source to a `Volume`: a NIfTI, NRRD or MetaImage file, a DICOM folder or file, a 2D picture.
+
+Bad input is refused here, in words.
+"""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from dicom_io.errors import DicomIoError
-from dicom_io.read import read_series
+from dicom_io.itk_files import ITK_ENDINGS, read_itk
+from dicom_io.read import ReadOptions, read_series
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.errors import InputRefusedError
 
@@ -18,6 +23,7 @@ NIFTI_ENDINGS = (".nii", ".nii.gz")
 MM_IN = {"meter": 1e3, "micron": 1e-3}  # NIfTI's other units of length
 EXACT, DIGITS_LOST = 2.0**24, 1e-2  # float32 holds whole numbers up to here; what may be lost of the values' range
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+VOLUME_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS
 
 
 def has_ending(path: Path, endings: tuple[str, ...]) -> bool:
@@ -25,12 +31,12 @@ def has_ending(path: Path, endings: tuple[str, ...]) -> bool:
     return path.name.lower().endswith(endings)
 
 
-def read_volume(path: str | Path, *, series_instance_uid: str | None = None) -> Volume:
+def read_volume(path: str | Path, options: ReadOptions | None = None) -> Volume:
     """The voxels of one case with their place; float32, every value finite.
 
     Args:
-        path: NIfTI file, DICOM folder or file, or a 2D picture.
-        series_instance_uid: Which series of a DICOM folder, where it holds several.
+        path: NIfTI, NRRD or MetaImage file, DICOM folder or file, or a 2D picture.
+        options: Which series and time point of a DICOM folder, and what may be repaired.
 
     Returns:
         Shape (I, J, K), or (I, J, K, C) for colour; a picture is planar with I along its width.
@@ -47,10 +53,17 @@ def read_volume(path: str | Path, *, series_instance_uid: str | None = None) -> 
         volume = _read_picture(path)
     else:
         try:
-            volume = read_series(path, series_instance_uid=series_instance_uid)
+            volume = _read_by_dicom_io(path, options or ReadOptions())
         except DicomIoError as error:
             raise InputRefusedError(f"{path.name}: {error}") from error
     return _finite(volume, path)
+
+
+def _read_by_dicom_io(path: Path, options: ReadOptions) -> Volume:
+    if path.is_file() and has_ending(path, ITK_ENDINGS):
+        volume = read_itk(path)
+        return volume.with_array(volume.array.astype(np.float32))
+    return read_series(path, **asdict(options))
 
 
 def _read_nifti(path: Path) -> Volume:

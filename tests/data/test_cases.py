@@ -16,6 +16,7 @@ from pydicom.uid import generate_uid
 from scipy.ndimage import gaussian_filter
 
 from dicom_io.dicomize import dicomize
+from dicom_io.read import ReadOptions
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.data.cases import (
@@ -160,7 +161,7 @@ def test_of_a_study_only_the_named_series_is_taken(tmp_path: Path) -> None:
     assert [case.id for case in find_images(tmp_path / "study", uids["t2"])] == ["t2"]
     (first, _) = find_images(tmp_path / "study", "1.2.3")
     with pytest.raises(InputRefusedError, match=r"1\.2\.3"):
-        read_volume(first.image, series_instance_uid="1.2.3")
+        read_volume(first.image, ReadOptions("1.2.3"))
 
 
 def test_several_label_objects_matter_only_where_a_label_is_wanted(tmp_path: Path) -> None:
@@ -256,7 +257,7 @@ def test_two_series_in_one_folder_are_one_case_that_must_be_told_which(tmp_path:
     (case,) = find_images(folder)
     with pytest.raises(InputRefusedError, match=r"found 2 image series.*--series UID"):
         read_volume(case.image)
-    assert read_volume(case.image, series_instance_uid=uids[0]).provenance.series_instance_uid == uids[0]
+    assert read_volume(case.image, ReadOptions(uids[0])).provenance.series_instance_uid == uids[0]
 
 
 def test_a_data_folder_gives_rows_by_partition(tmp_path: Path) -> None:

@@ -1,0 +1,87 @@
+"""NRRD and MetaImage in and out, through SimpleITK; their world is LPS already."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import SimpleITK
+from numpy.typing import NDArray
+
+from .errors import LabelError, UnreadableFileError
+from .volume import Provenance, Volume
+
+ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
+_SHEAR_TOLERANCE = 1e-4
+
+
+def read_itk(path: Path) -> Volume:
+    """The voxels of a NRRD or MetaImage file with their place.
+
+    Returns:
+        The file's own type, shape (I, J, K), or (I, J, K, C) for several components a voxel; affine in LPS mm.
+
+    Raises:
+        UnreadableFileError: The file is broken, of another dimension than 3, or says nowhere how it lies.
+    """
+    path = Path(path)
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.SetImageIO("NrrdImageIO" if path.suffix.lower() in (".nrrd", ".nhdr") else "MetaImageIO")
+    try:
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise UnreadableFileError(
+            f"{path.name} cannot be read as NRRD or MetaImage ({_last_line(error)}); a whole file is needed; copy it again"
+        ) from error
+    if image.GetDimension() != 3:
+        raise UnreadableFileError(
+            f"{path.name} has {image.GetDimension()} dimensions; a 3D volume is needed; save each volume as a file of its own"
+        )
+    array = SimpleITK.GetArrayFromImage(image)
+    affine_lps = np.eye(4)
+    affine_lps[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) @ np.diag(image.GetSpacing())
+    affine_lps[:3, 3] = image.GetOrigin()
+    try:
+        return Volume(np.moveaxis(array, (0, 1, 2), (2, 1, 0)), affine_lps, Provenance("itk", files=(path,)))
+    except ValueError as error:
+        raise UnreadableFileError(f"{path.name} places its voxels nowhere ({error}); export it again") from error
+
+
+def write_itk(array: NDArray, volume: Volume, path: Path) -> Path:
+    """Write values on a volume's grid as NRRD or MetaImage (by the ending), compressed.
+
+    Args:
+        array: Shape (I, J, K), or (I, J, K, C).
+        volume: Whose grid it is.
+        path: Ends in .nrrd or .mha.
+
+    Raises:
+        LabelError: A sheared grid, which ITK's direction cosines cannot hold without harm.
+    """
+    steps, spacing = volume.affine_lps[:3, :3], np.array(volume.spacing_mm)
+    cosines = steps / spacing
+    if np.abs(cosines.T @ cosines - np.eye(3)).max() > _SHEAR_TOLERANCE:
+        raise LabelError(
+            "the grid is sheared (gantry tilt), which NRRD and MetaImage readers take for right-angled; "
+            "write NIfTI or a DICOM SEG, or read the series with --resample-tilt"
+        )
+    image = SimpleITK.GetImageFromArray(
+        np.ascontiguousarray(np.moveaxis(array, (0, 1, 2), (2, 1, 0))), isVector=array.ndim == 4
+    )
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection(cosines.ravel().tolist())
+    image.SetOrigin(volume.affine_lps[:3, 3].tolist())
+    part = path.with_name(f".{os.getpid()}.part{path.suffix}")
+    try:
+        SimpleITK.WriteImage(image, str(part), useCompression=True)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:160] if lines else type(error).__name__

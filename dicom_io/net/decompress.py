@@ -1,0 +1,32 @@
+"""Compressed pixels -> uncompressed ones, for a peer that takes no others. The instance keeps its UID."""
+
+from __future__ import annotations
+
+from pydicom.dataset import FileDataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from dicom_io.codecs import decoder_of
+
+
+def decompress(dataset: FileDataset) -> None:
+    """Changes a data set in place to Explicit VR Little Endian; colour becomes RGB.
+
+    Decoding does not change what an instance is, so its UID stays (PS3.4 B.2.2). LossyImageCompression, which says what
+    was lost before, stays too.
+
+    Raises:
+        Exception: Any of `instances.READ_ERRORS`, where the pixels cannot be decoded here.
+    """
+    decoder = decoder_of(dataset.file_meta.TransferSyntaxUID)
+    decoded = list(decoder.iter_array(dataset, as_rgb=True))
+    content, properties = b"".join(array.tobytes() for array, _ in decoded), decoded[-1][1]
+    needed = len(decoded) * dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * dataset.BitsAllocated // 8
+    if len(content) != needed:
+        raise ValueError(f"{len(content)} bytes of pixels came out, {needed} are needed")
+    dataset.PixelData = content + b"\0" * (len(content) % 2)
+    dataset["PixelData"].VR = "OB" if dataset.BitsAllocated <= 8 else "OW"  # PS3.5 A.2
+    dataset["PixelData"].is_undefined_length = False
+    dataset.PhotometricInterpretation = properties["photometric_interpretation"]
+    if dataset.SamplesPerPixel > 1:
+        dataset.PlanarConfiguration = properties["planar_configuration"]
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian

@@ -1,0 +1,199 @@
+"""Where to send to and fetch from: a DICOM node or a DICOMweb service, and a profile that says what it wants to have.
+
+Destinations come from a site's file (`site.read_site`) or from one word of the command line (`parse_destination`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
+
+from dicom_io.errors import DicomIoError
+
+if TYPE_CHECKING:
+    from dicom_io.identity import ObjectKind
+
+OUR_AE_TITLE = "MONAIUNET"
+KINDS: tuple[ObjectKind, ...] = ("SEG", "PM", "RTSTRUCT", "SR", "GSPS", "SC", "PDF")
+"""The kinds of result objects, in the order in which they are sent: what is referred to goes first."""
+
+SegEncoding = Literal["binary", "labelmap", "fractional"]
+Retrieve = Literal["get", "move"]
+
+_AE_TITLE = re.compile(r"[ -\[\]-~]{1,16}")  # PS3.5 6.2: at most 16 characters of ASCII, no backslash
+_NODE = re.compile(r"(?P<aet>[^@]+)@(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[^@:\s\[\]]+)):(?P<port>[0-9]{1,5})")
+
+
+class DestinationError(DicomIoError):
+    """A site file, or the text that names a destination, does not say where to send."""
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Certificates of an encrypted connection.
+
+    Attributes:
+        ca: PEM file of the authorities that the other side's certificate must come from; None: the system's.
+        certificate: PEM file of our own certificate, where the other side asks for one.
+        key: PEM file of its private key, not encrypted.
+        check_hostname: Whether the server's certificate must name the host that we call.
+    """
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    check_hostname: bool = True
+
+
+@dataclass(frozen=True)
+class Receive:
+    """Where we listen while a C-MOVE runs; the archive must know this address under our AE title.
+
+    Attributes:
+        host: Address to bind; only this machine can reach the default.
+        port: TCP port; 0 takes a free one.
+        senders: Calling AE titles that may send; empty: the archive's own.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 11112
+    senders: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Dimse:
+    """A DICOM node that speaks DIMSE (PS3.7).
+
+    Attributes:
+        ae_title: Called AE title.
+        our_ae_title: Calling AE title, and with C-MOVE the title to send to.
+        tls: None: not encrypted.
+        retrieve: Whether `fetch` uses C-GET or C-MOVE.
+        receive: Used by C-MOVE only.
+    """
+
+    host: str
+    port: int
+    ae_title: str
+    our_ae_title: str = OUR_AE_TITLE
+    tls: Tls | None = None
+    retrieve: Retrieve = "get"
+    receive: Receive = Receive()
+
+
+@dataclass(frozen=True)
+class DicomWeb:
+    """A DICOMweb service (PS3.18): QIDO-RS, WADO-RS and STOW-RS below one URL.
+
+    Attributes:
+        url: http or https, without a password, a query or a closing slash.
+        tls: Certificates for https; None: the system's authorities and no certificate of ours.
+        token_env: Name of the environment variable that holds a bearer token; empty: none is sent.
+    """
+
+    url: str
+    tls: Tls | None = None
+    token_env: str = ""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a destination wants to have.
+
+    Attributes:
+        objects: Kinds of result objects, in the order in which they are sent; SEG comes before SR.
+        seg_encoding: How a SEG is to be written for it.
+        empty_frames: Whether a SEG is to hold the frames in which a segment has no voxel.
+    """
+
+    objects: tuple[ObjectKind, ...] = KINDS
+    seg_encoding: SegEncoding = "binary"
+    empty_frames: bool = False
+
+    def __post_init__(self) -> None:
+        objects = list(self.objects)
+        if {"SEG", "SR"} <= set(objects) and objects.index("SR") < objects.index("SEG"):
+            raise DestinationError(
+                f"objects are sent in the order {', '.join(objects)}; SEG before SR is needed, or the report would refer "
+                "to what is not there; put SEG first"
+            )
+
+
+@dataclass(frozen=True)
+class Destination:
+    """One place to send to and fetch from.
+
+    Attributes:
+        name: As in the site file, or the text that was given instead.
+        peer: How it is reached.
+        connect_s: Seconds to wait for a connection and for its being accepted.
+        answer_s: Seconds to wait for each answer after that.
+    """
+
+    name: str
+    peer: Dimse | DicomWeb
+    profile: Profile = field(default_factory=Profile)
+    connect_s: float = 10.0
+    answer_s: float = 60.0
+
+    @property
+    def label(self) -> str:
+        """How messages call the other side: AE title, host and port, or the URL."""
+        if isinstance(self.peer, DicomWeb):
+            return self.peer.url
+        return f"{self.peer.ae_title}@{_bracketed(self.peer.host)}:{self.peer.port}"
+
+
+def parse_destination(text: str, our_ae_title: str = OUR_AE_TITLE) -> Destination:
+    """The destination that `AET@host:port` or an http(s) URL names, with the usual profile and no certificates.
+
+    Raises:
+        DestinationError: The text is neither.
+    """
+    if text.startswith(("http://", "https://")):
+        return Destination(text, DicomWeb(checked_url(text, "the destination")))
+    found = _NODE.fullmatch(text)
+    if not found:
+        raise DestinationError(
+            f"the destination is {text!r}; AET@host:port, an http(s) URL or a name in a site file is needed; write for "
+            "instance ARCHIVE@pacs.example.org:11112, or give the site file"
+        )
+    host = found["six"] or found["host"]
+    title, ours = checked_ae_title(found["aet"], text), checked_ae_title(our_ae_title, "our own")
+    peer = Dimse(host, checked_port(int(found["port"]), text), title, ours)
+    return Destination(text, peer)
+
+
+def checked_port(port: int, where: str) -> int:
+    if not 1 <= port <= 65_535:
+        raise DestinationError(f"{where}: the port is {port}; a TCP port from 1 to 65535 is needed; correct it")
+    return port
+
+
+def checked_ae_title(title: str, where: str) -> str:
+    if not _AE_TITLE.fullmatch(title) or not title.strip():
+        raise DestinationError(
+            f"{where}: the AE title is {title!r}; 1 to 16 characters of ASCII without a backslash are needed; correct it"
+        )
+    return title.strip()
+
+
+def checked_url(text: str, where: str) -> str:
+    try:
+        parts = urlsplit(text)
+        right = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        right = False
+    if not right or "@" in text or "?" in text or "#" in text or re.search(r"\s", text):
+        raise DestinationError(
+            f"{where}: the URL is not one of a DICOMweb service; http(s)://host:port/path without a password, a query or a "
+            "mark is needed; a token goes into an environment variable"
+        )
+    return text.rstrip("/")
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,132 @@
+"""What the command line calls: echo, send, find and fetch, whichever way a destination is reached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydicom.dataset import Dataset
+
+from dicom_io.errors import NetworkError
+from dicom_io.net import scu, web
+from dicom_io.net.arrivals import OnStored
+from dicom_io.net.destination import Destination, DicomWeb, Dimse
+from dicom_io.net.outcome import Fetched, Outcome
+from dicom_io.net.outgoing import Each, prepared
+from dicom_io.net.query import Query, QueryError
+from dicom_io.net.store import Stored, is_uid
+
+
+@dataclass(frozen=True)
+class Echo:
+    """A destination that answered."""
+
+    peer: str
+    seconds: float
+
+
+def echo(destination: Destination) -> Echo:
+    """Whether a destination answers: C-ECHO, or a search for one study.
+
+    Raises:
+        NetworkError: It does not; the message says why.
+    """
+    way = web if isinstance(destination.peer, DicomWeb) else scu
+    return Echo(destination.label, way.echo(destination))
+
+
+def send(destination: Destination, files: Iterable[Path], each: Each = lambda outcome: None) -> tuple[Outcome, ...]:
+    """Sends files: images first, then result objects in the order of the destination's profile.
+
+    Args:
+        destination: Where to.
+        files: DICOM files, in any order.
+        each: Called with every outcome as soon as it is known.
+
+    Returns:
+        One outcome a file, in the order of sending; what the profile does not want comes last and is "left out".
+
+    Raises:
+        UnreadableFileError: A file is no DICOM object; nothing was sent.
+        NetworkError: The destination could not be reached; nothing was sent.
+    """
+    wanted, unwanted = prepared(files, destination.profile)
+    way = web if isinstance(destination.peer, DicomWeb) else scu
+    outcomes = way.store(destination, wanted, each) if wanted else []
+    for outcome in unwanted:
+        each(outcome)
+    return (*outcomes, *unwanted)
+
+
+def find(destination: Destination, query: Query) -> tuple[Dataset, ...]:
+    """What an archive has, as data sets with the attributes of `query.RETURNED` that it knows.
+
+    Raises:
+        NetworkError: The destination could not be reached, or refused.
+    """
+    way = web if isinstance(destination.peer, DicomWeb) else scu
+    return tuple(way.find(destination, query))
+
+
+def fetch(
+    destination: Destination,
+    query: Query,
+    folder: Path,
+    on_stored: OnStored = lambda stored: None,
+) -> Fetched:
+    """Brings a study, a series or an instance here; without a study UID, every study that the query finds.
+
+    Args:
+        destination: Where from.
+        query: UIDs, or conditions on studies.
+        folder: Gets `<study>/<series>/<instance>.dcm`.
+        on_stored: Called for each instance that is on the disk.
+
+    Raises:
+        NetworkError: The destination could not be reached, or refused. What had come by then is kept.
+        QueryError: The query has no condition, or its UIDs leave a gap.
+    """
+    if not query.has_conditions:
+        raise QueryError("nothing says what to fetch; a UID or a condition is needed; everything is never fetched")
+    way, kept = _retrieval(destination), list[Stored]()
+
+    def note(stored: Stored) -> None:
+        kept.append(stored)
+        on_stored(stored)
+
+    try:
+        return _joined(folder, [way(destination, one, folder, note) for one in _studies(destination, query)])
+    except NetworkError as error:
+        if not kept:
+            raise
+        raise NetworkError(f"{error} ({len(kept)} instance(s) had come and are kept in {folder})") from error
+
+
+def _studies(destination: Destination, query: Query) -> list[Query]:
+    """The query itself if it names a study, else one for each study that it finds."""
+    if query.study_instance_uid:
+        return [query]
+    found = [str(one.get("StudyInstanceUID") or "") for one in find(destination, replace(query, level="study"))]
+    if not all(map(is_uid, found)):
+        raise NetworkError(
+            f"{destination.label} found a study without a proper UID; one is needed to fetch it; look into its log"
+        )
+    return [Query(study_instance_uid=uid) for uid in dict.fromkeys(found)]
+
+
+def _retrieval(destination: Destination) -> Callable[..., Fetched]:
+    if not isinstance(destination.peer, Dimse):
+        return web.fetch
+    return scu.move if destination.peer.retrieve == "move" else scu.get
+
+
+def _joined(folder: Path, parts: list[Fetched]) -> Fetched:
+    known = [part.expected for part in parts if part.expected is not None]
+    return Fetched(
+        Path(folder),
+        tuple(file for part in parts for file in part.files),
+        sum(part.new for part in parts),
+        sum(known) if len(known) == len(parts) else None,
+        tuple(problem for part in parts for problem in part.problems),
+    )

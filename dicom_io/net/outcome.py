@@ -1,0 +1,94 @@
+"""What became of instances on the wire, said file by file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pynetdicom.status import (
+    QR_FIND_SERVICE_CLASS_STATUS,
+    QR_GET_SERVICE_CLASS_STATUS,
+    QR_MOVE_SERVICE_CLASS_STATUS,
+    STORAGE_SERVICE_CLASS_STATUS,
+    code_to_category,
+)
+
+State = Literal["sent", "warning", "refused", "failed", "left out"]
+
+_TABLES = {
+    "C-STORE": STORAGE_SERVICE_CLASS_STATUS,
+    "C-FIND": QR_FIND_SERVICE_CLASS_STATUS,
+    "C-MOVE": QR_MOVE_SERVICE_CLASS_STATUS,
+    "C-GET": QR_GET_SERVICE_CLASS_STATUS,
+    "STOW-RS": {**STORAGE_SERVICE_CLASS_STATUS, 0xC122: ("Failure", "Referenced Transfer Syntax Not Supported")},
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one file that was to be sent.
+
+    Attributes:
+        kind: "SEG", "SR", ...; empty for an image.
+        state: "sent": the other side has said that it has it. "warning": it has it, and changed or doubts something.
+            "refused": it said no. "failed": it never said that it has it, so it may or may not. "left out": it was not
+            offered, because the destination does not want it.
+        status: DIMSE status or FailureReason, where one came.
+        meaning: Of the status, or why the file was not sent.
+        note: What was done to the file on the way, such as decompressing it.
+    """
+
+    file: Path
+    sop_instance_uid: str
+    kind: str
+    state: State
+    status: int | None = None
+    meaning: str = ""
+    note: str = ""
+
+    @property
+    def is_delivered(self) -> bool:
+        """Whether the other side has acknowledged the instance."""
+        return self.state in ("sent", "warning")
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What came from an archive.
+
+    Attributes:
+        folder: Where the instances are.
+        files: One a received instance, in the order of arrival.
+        new: How many of them were not there before.
+        expected: How many the archive said it would send; None where it did not say.
+        problems: What did not come or was refused, one sentence each.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    new: int
+    expected: int | None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def received(self) -> int:
+        """Instances that are on the disk now."""
+        return len(self.files)
+
+    @property
+    def is_complete(self) -> bool:
+        """Nothing went wrong, and no fewer came than were announced."""
+        return not self.problems and (self.expected is None or self.received >= self.expected)
+
+
+def meaning(status: int, service: str) -> str:
+    """A status with the standard's words for it, such as "0xA700 (Failure: Refused: Out of Resources)"."""
+    text = _TABLES[service].get(status, ("", ""))[1]
+    category = code_to_category(status)
+    return f"0x{status:04X} ({category}{': ' + text if text else ''})"
+
+
+def state_of(status: int) -> State:
+    """How a C-STORE status reads (PS3.7 C.1 to C.3)."""
+    return {"Success": "sent", "Warning": "warning"}.get(code_to_category(status), "refused")  # type: ignore[return-value]

@@ -1,0 +1,89 @@
+"""Files on their way out: what each one is, whether the destination wants it, and in which order they go.
+
+Images first, then result objects in the order of the destination's profile, so that what is referred to is there first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydicom.uid import UID
+
+from dicom_io.errors import UnreadableFileError
+from dicom_io.instances import load_dataset
+from dicom_io.net.destination import Profile
+from dicom_io.net.outcome import Outcome, State
+from dicom_io.net.store import is_uid
+
+if TYPE_CHECKING:
+    from dicom_io.identity import ObjectKind
+
+Each = Callable[[Outcome], None]
+
+_KINDS: dict[str, ObjectKind] = {
+    "1.2.840.10008.5.1.4.1.1.66.4": "SEG",
+    "1.2.840.10008.5.1.4.1.1.66.7": "SEG",  # Label Map Segmentation
+    "1.2.840.10008.5.1.4.1.1.481.3": "RTSTRUCT",
+    "1.2.840.10008.5.1.4.1.1.11.1": "GSPS",
+    "1.2.840.10008.5.1.4.1.1.104.1": "PDF",
+    "1.2.840.10008.5.1.4.1.1.30": "PM",
+}
+_STRUCTURED_REPORT = "1.2.840.10008.5.1.4.1.1.88."
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """One file to be sent.
+
+    Attributes:
+        kind: Of the result object; empty for an image.
+    """
+
+    file: Path
+    sop_class_uid: UID
+    sop_instance_uid: UID
+    transfer_syntax_uid: UID
+    kind: ObjectKind | str
+
+    def outcome(self, state: State, meaning: str = "", status: int | None = None, note: str = "") -> Outcome:
+        return Outcome(self.file, self.sop_instance_uid, self.kind, state, status, meaning, note)
+
+
+def kind_of(sop_class_uid: str) -> ObjectKind | str:
+    """The kind of result object that a SOP class is; empty for images and everything else."""
+    if sop_class_uid.startswith(_STRUCTURED_REPORT):
+        return "SR"
+    if sop_class_uid == _SECONDARY_CAPTURE or sop_class_uid.startswith(_SECONDARY_CAPTURE + "."):
+        return "SC"
+    return _KINDS.get(sop_class_uid, "")
+
+
+def prepared(files: Iterable[Path], profile: Profile) -> tuple[list[Outgoing], list[Outcome]]:
+    """What goes out, in its order, and what the destination does not want.
+
+    Raises:
+        UnreadableFileError: A file is no DICOM object; nothing has been sent then.
+    """
+    found = [_outgoing(Path(file)) for file in files]
+    order = ("", *profile.objects)
+    wanted = sorted((one for one in found if one.kind in order), key=lambda one: order.index(one.kind))
+    unwanted = [
+        one.outcome("left out", f"the destination takes {', '.join(profile.objects)}")
+        for one in found
+        if one.kind not in order
+    ]
+    return wanted, unwanted
+
+
+def _outgoing(file: Path) -> Outgoing:
+    header = load_dataset(file, with_pixels=False)
+    uids = [str(header.get(keyword) or "") for keyword in ("SOPClassUID", "SOPInstanceUID")]
+    if not all(map(is_uid, uids)):
+        raise UnreadableFileError(
+            f"{file} names no SOP class and instance; a DICOM object is needed; leave it out, or mend the file"
+        )
+    return Outgoing(file, UID(uids[0]), UID(uids[1]), UID(str(header.file_meta.TransferSyntaxUID)), kind_of(uids[0]))

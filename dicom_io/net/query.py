@@ -1,0 +1,149 @@
+"""What to look for in an archive: one question, asked by C-FIND or by QIDO-RS.
+
+Source: PS3.4 C.6.2 (Study Root), PS3.18 10.6.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from pydicom.dataset import Dataset
+
+from dicom_io.errors import DicomIoError
+from dicom_io.net.store import is_uid
+
+Level = Literal["study", "series", "image"]
+
+RETURNED: dict[str, tuple[str, ...]] = {
+    "study": (
+        "StudyInstanceUID",
+        "StudyDate",
+        "StudyTime",
+        "AccessionNumber",
+        "PatientID",
+        "PatientName",
+        "ModalitiesInStudy",
+        "StudyDescription",
+        "NumberOfStudyRelatedSeries",
+        "NumberOfStudyRelatedInstances",
+    ),
+    "series": (
+        "StudyInstanceUID",
+        "SeriesInstanceUID",
+        "Modality",
+        "SeriesNumber",
+        "SeriesDescription",
+        "NumberOfSeriesRelatedInstances",
+    ),
+    "image": ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "InstanceNumber"),
+}
+"""The attributes that are asked for at each level."""
+
+_KEYWORDS = {
+    "study_instance_uid": "StudyInstanceUID",
+    "series_instance_uid": "SeriesInstanceUID",
+    "sop_instance_uid": "SOPInstanceUID",
+    "patient_id": "PatientID",
+    "patient_name": "PatientName",
+    "accession_number": "AccessionNumber",
+    "study_date": "StudyDate",
+    "study_description": "StudyDescription",
+}
+
+
+class QueryError(DicomIoError):
+    """A question that an archive cannot answer."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """Conditions that all must hold; an empty one is none. `*` and `?` stand for any text, except in UIDs.
+
+    Attributes:
+        level: What is looked for. "series" needs a study, "image" a study and a series.
+        patient_id: And the next two: of the patient; they are never repeated in a message.
+        study_date: YYYYMMDD, or a range YYYYMMDD-YYYYMMDD, either end of which may be absent.
+        modality: Of the study (one of its series has it) or of the series.
+        limit: Stop after so many answers; 0: never.
+    """
+
+    level: Level = "study"
+    study_instance_uid: str = ""
+    series_instance_uid: str = ""
+    sop_instance_uid: str = ""
+    patient_id: str = ""
+    patient_name: str = ""
+    accession_number: str = ""
+    study_date: str = ""
+    study_description: str = ""
+    modality: str = ""
+    limit: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("study_instance_uid", "series_instance_uid", "sop_instance_uid"):
+            if getattr(self, name) and not is_uid(getattr(self, name)):
+                raise QueryError(f"{name} is {getattr(self, name)!r}; a UID of digits and points is needed; correct it")
+        study, series, instance = self.study_instance_uid, self.series_instance_uid, self.sop_instance_uid
+        if (instance and not series) or (series and not study):
+            raise QueryError(
+                "an instance or series is named without what it belongs to; the UIDs of its study and series are needed "
+                "too; add what is missing, `find` shows it"
+            )
+        needed: dict[Level, tuple[str, ...]] = {
+            "study": (),
+            "series": ("study_instance_uid",),
+            "image": ("study_instance_uid", "series_instance_uid"),
+        }
+        absent = [name for name in needed[self.level] if not getattr(self, name)]
+        if absent:
+            raise QueryError(
+                f"the query at level {self.level} has no {absent[0]}; it is needed; look at the level above first"
+            )
+
+    @property
+    def has_conditions(self) -> bool:
+        """False if everything in the archive would match."""
+        return any(getattr(self, field.name) for field in fields(self) if field.name not in ("level", "limit"))
+
+    def conditions(self) -> dict[str, str]:
+        """DICOM keyword -> wanted value."""
+        found = {keyword: getattr(self, name) for name, keyword in _KEYWORDS.items() if getattr(self, name)}
+        if self.modality:
+            found["ModalitiesInStudy" if self.level == "study" else "Modality"] = self.modality
+        return found
+
+    def identifier(self) -> Dataset:
+        """The Identifier of a C-FIND: conditions, and empty what is to be returned (PS3.4 C.4.1.1.3)."""
+        identifier = Dataset()
+        identifier.QueryRetrieveLevel = self.level.upper()
+        for keyword in RETURNED[self.level]:
+            setattr(identifier, keyword, "")
+        for keyword, value in self.conditions().items():
+            setattr(identifier, keyword, value)
+        if not all(value.isascii() for value in self.conditions().values()):
+            identifier.SpecificCharacterSet = "ISO_IR 192"
+        return identifier
+
+
+def retrieve_identifier(query: Query) -> Dataset:
+    """The Identifier of a C-MOVE or C-GET: the unique keys down to the lowest UID (PS3.4 C.4.2.1.4)."""
+    identifier = Dataset()
+    identifier.QueryRetrieveLevel = retrieve_level(query).upper()
+    identifier.StudyInstanceUID = query.study_instance_uid
+    if query.series_instance_uid:
+        identifier.SeriesInstanceUID = query.series_instance_uid
+    if query.sop_instance_uid:
+        identifier.SOPInstanceUID = query.sop_instance_uid
+    return identifier
+
+
+def retrieve_level(query: Query) -> Level:
+    """The level that the UIDs of a query name.
+
+    Raises:
+        QueryError: They name no study.
+    """
+    if not query.study_instance_uid:
+        raise QueryError("no study is named; its UID is needed to fetch; `find` shows it")
+    return "image" if query.sop_instance_uid else "series" if query.series_instance_uid else "study"

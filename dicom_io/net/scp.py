@@ -1,0 +1,173 @@
+"""A storage provider: takes C-STORE and C-ECHO, and answers success only for what is on the disk (PS3.4 A and B)."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import ssl
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from socketserver import BaseServer
+from typing import Any
+
+from pydicom.dataset import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
+from pynetdicom.transport import ThreadedAssociationServer
+
+from dicom_io.errors import NetworkError
+from dicom_io.net.association import LARGEST_PDU, VERIFICATION, prepared_ae, storage_classes
+from dicom_io.net.destination import OUR_AE_TITLE, Tls
+from dicom_io.net.store import CANNOT_UNDERSTAND, InstanceRefusedError, InstanceStore, is_uid
+from dicom_io.net.tls import server_context
+
+_PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian)
+# JPIP gives an address instead of pixels; nothing here follows addresses.
+_REFERENCED = ("1.2.840.10008.1.2.4.94", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.204", "1.2.840.10008.1.2.4.205")
+_COMMENT_LENGTH = 64  # LO
+
+COMPRESSED = tuple(uid for uid in ALL_TRANSFER_SYNTAXES if uid not in (*_PLAIN, *_REFERENCED))
+"""Transfer syntaxes in which an instance is kept as it comes."""
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where and for whom a provider listens.
+
+    Attributes:
+        ae_title: Our AE title.
+        host: Address to bind; only this machine can reach the default.
+        port: TCP port; 0 takes a free one.
+        senders: Calling AE titles that are let in; empty: all. A title is no proof; TLS is.
+        tls: Certificates; whoever connects must show one of the same authority. None: not encrypted.
+        idle_s: Seconds of silence after which a sender is dropped.
+        most_senders: Associations at one time.
+    """
+
+    ae_title: str = OUR_AE_TITLE
+    host: str = "127.0.0.1"
+    port: int = 11112
+    senders: tuple[str, ...] = ()
+    tls: Tls | None = None
+    idle_s: float = 60.0
+    most_senders: int = 10
+
+
+class Provider:
+    """Listens from `with` to its end; every association has a thread of its own."""
+
+    def __init__(
+        self,
+        store: InstanceStore | Path,
+        listen: Listen = Listen(),
+        *,
+        refused: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Prepares a provider; nothing is bound yet.
+
+        Args:
+            store: Where instances go, or its folder.
+            listen: Where and for whom.
+            refused: Called with the reason when an instance is not kept.
+        """
+        self.store = store if isinstance(store, InstanceStore) else InstanceStore(store)
+        self.listen, self._refused = listen, refused
+        self._server: _Server | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that is bound."""
+        assert self._server is not None, "the provider listens only inside its `with`"
+        return int(self._server.server_address[1])
+
+    def __enter__(self) -> Provider:
+        self._server = self._bound()
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.1,), daemon=True, name="dicom provider"
+        )
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._server is None or self._thread is None:
+            return
+        self._server.shutdown()
+        for association in self._server.active_associations:
+            association.abort()
+        self._thread.join()
+        self._server = self._thread = None
+        self.store.tidy()
+
+    def _bound(self) -> _Server:
+        listen, secret = self.listen, server_context(self.listen.tls) if self.listen.tls else None
+        handlers = [
+            (evt.EVT_C_STORE, answer_store, [self.store, self._refused]),
+            (evt.EVT_C_ECHO, lambda event: 0x0000),
+        ]
+        try:
+            return _Server(_acceptor(listen), listen, handlers, secret)
+        except OSError as error:
+            taken = error.errno == errno.EADDRINUSE
+            raise NetworkError(
+                f"cannot listen on {listen.host}:{listen.port} ({'the port is taken' if taken else error.strerror}); a free "
+                f"port of this machine is needed; {'stop what uses it or ' if taken else ''}choose another"
+            ) from error
+
+
+def answer_store(event: Any, store: InstanceStore, refused: Callable[[str], None]) -> Dataset:
+    """Keeps the instance of a C-STORE request; the status to answer with."""
+    answer = Dataset()
+    announced = str(event.request.AffectedSOPInstanceUID or "")
+    try:
+        if not is_uid(announced):
+            raise InstanceRefusedError(CANNOT_UNDERSTAND, "the request names no UID")
+        store.put(event.encoded_dataset(), announced)
+        answer.Status = 0x0000
+    except InstanceRefusedError as error:
+        answer.Status, text = error.status, str(error)
+    except Exception as error:  # whatever it is, the instance is not on the disk
+        answer.Status, text = CANNOT_UNDERSTAND, f"the instance could not be kept ({type(error).__name__})"
+    if answer.Status:
+        answer.ErrorComment = text[:_COMMENT_LENGTH]
+        _logger.warning("refused an instance of %s: %s", event.assoc.remote["ae_title"], text)
+        refused(text)
+    return answer
+
+
+class _Server(ThreadedAssociationServer):
+    """pynetdicom's server, except that a caller who is silent during the TLS handshake keeps nobody else waiting."""
+
+    def __init__(self, ae: AE, listen: Listen, handlers: list[Any], secret: ssl.SSLContext | None) -> None:
+        self.secret, self.idle_s = secret, listen.idle_s
+        super().__init__(ae, (listen.host, listen.port), listen.ae_title, ae.supported_contexts, evt_handlers=handlers)
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        request.settimeout(self.idle_s)
+        if self.secret is not None:
+            request = self.secret.wrap_socket(request, server_side=True)
+        super().finish_request(request, client_address)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        _logger.warning("a connection from %s came to nothing (TLS handshake or time)", client_address[0])
+
+    def shutdown(self) -> None:
+        BaseServer.shutdown(self)
+        self.server_close()
+
+
+def _acceptor(listen: Listen) -> AE:
+    ae = prepared_ae(listen.ae_title)
+    ae.maximum_pdu_size = LARGEST_PDU
+    ae.maximum_associations = listen.most_senders
+    ae.network_timeout = ae.dimse_timeout = listen.idle_s
+    ae.acse_timeout = min(listen.idle_s, 30.0)
+    ae.require_calling_aet = list(listen.senders)
+    ae.add_supported_context(VERIFICATION)
+    for sop_class in storage_classes():
+        ae.add_supported_context(sop_class, [*_PLAIN, *COMPRESSED])
+    return ae

@@ -1,0 +1,213 @@
+"""A site's destinations, from a TOML file. docs/how-to/send-and-fetch.md shows one.
+
+Every key is checked, and an unknown one is refused: a misspelt "tls" must not mean "not encrypted". The file holds no
+secret: a bearer token stands in an environment variable, of which the file gives the name.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from dicom_io.net.destination import (
+    KINDS,
+    OUR_AE_TITLE,
+    Destination,
+    DestinationError,
+    DicomWeb,
+    Dimse,
+    Profile,
+    Receive,
+    Tls,
+    checked_ae_title,
+    checked_port,
+    checked_url,
+)
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def read_site(path: Path) -> dict[str, Destination]:
+    """The destinations of a site file, by name.
+
+    Paths in it are relative to the file's folder.
+
+    Raises:
+        DestinationError: Not TOML, an unknown or missing key, or a value that cannot be right.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise DestinationError(
+            f"{path.name} cannot be read ({error}); a site file in TOML is needed; check it"
+        ) from error
+    top = _Table(document, path.name)
+    tables = top.table("destinations") or {}
+    top.close()
+    if not tables:
+        raise DestinationError(f"{path.name} names no destination; a table [destinations.NAME] is needed; add one")
+    return {
+        name: _destination(name, _Table(table, f"{path.name}: {name}"), path.parent) for name, table in tables.items()
+    }
+
+
+class _Table:
+    """A table of the file; every key must be asked for before `close`, or it is unknown."""
+
+    def __init__(self, content: Any, where: str) -> None:
+        if not isinstance(content, Mapping):
+            raise DestinationError(
+                f"{where} is {content!r}; a table is needed; write its keys below [{where.split()[-1]}]"
+            )
+        self.content, self.where, self.known = content, where, set[str]()
+
+    def take(
+        self, key: str, kind: type | tuple[type, ...], needed: str, default: Any = None, *, must: bool = False
+    ) -> Any:
+        """The value of a key. Raises DestinationError if it is of another type, or missing where it `must` be there."""
+        self.known.add(key)
+        if key not in self.content:
+            if must:
+                raise DestinationError(f"{self.where} has no key {key}; {needed} is needed; add it")
+            return default
+        value = self.content[key]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise DestinationError(f"{self.where}: {key} is {value!r}; {needed} is needed; correct it")
+        return value
+
+    def table(self, key: str) -> Mapping[str, Any] | None:
+        return self.take(key, Mapping, "a table")
+
+    def part(self, key: str) -> _Table | None:
+        """The table below a key, ready to be read."""
+        content = self.table(key)
+        return None if content is None else _Table(content, f"{self.where}: {key}")
+
+    def choice(self, key: str, values: tuple[str, ...], default: str) -> Any:
+        value = self.take(key, str, f"one of {', '.join(values)}", default)
+        if value not in values:
+            raise DestinationError(
+                f"{self.where}: {key} is {value!r}; one of {', '.join(values)} is needed; correct it"
+            )
+        return value
+
+    def texts(self, key: str, values: tuple[str, ...] | None = None) -> tuple[str, ...] | None:
+        """A list of texts without doubles, all of them among `values`; None where the key is absent."""
+        needed = "a list of " + (", ".join(values) if values else "texts")
+        found = self.take(key, list, needed)
+        if found is None:
+            return None
+        right = all(isinstance(text, str) and (values is None or text in values) for text in found)
+        if not right or len(set(found)) != len(found) or not found:
+            raise DestinationError(f"{self.where}: {key} is {found!r}; {needed}, each once, is needed; correct it")
+        return tuple(found)
+
+    def seconds(self, key: str, default: float) -> float:
+        value = float(self.take(key, (int, float), "a number of seconds", default))
+        if not 0 < value <= 86_400:
+            raise DestinationError(
+                f"{self.where}: {key} is {value:g}; more than 0 and at most 86400 s is needed; correct it"
+            )
+        return value
+
+    def close(self) -> None:
+        """Pass if no key is left over."""
+        unknown = sorted(set(self.content) - self.known)
+        if unknown:
+            raise DestinationError(
+                f"{self.where} has the unknown key {unknown[0]}; any of {', '.join(sorted(self.known))} is understood; "
+                "correct or remove it"
+            )
+
+
+def _destination(name: str, table: _Table, folder: Path) -> Destination:
+    is_web = "url" in table.content
+    peer = _dicom_web(table, folder) if is_web else _dimse(table, folder)
+    found = Destination(
+        name,
+        peer,
+        _profile(table.part("profile")),
+        connect_s=table.seconds("connect_s", Destination.connect_s),
+        answer_s=table.seconds("answer_s", Destination.answer_s),
+    )
+    table.close()
+    return found
+
+
+def _dimse(table: _Table, folder: Path) -> Dimse:
+    peer = Dimse(
+        host=table.take("host", str, "a host name or address (or a url for DICOMweb)", must=True),
+        port=checked_port(table.take("port", int, "a TCP port", must=True), table.where),
+        ae_title=checked_ae_title(table.take("ae_title", str, "the AE title to call", must=True), table.where),
+        our_ae_title=checked_ae_title(table.take("our_ae_title", str, "our AE title", OUR_AE_TITLE), table.where),
+        tls=_tls(table.part("tls"), folder),
+        retrieve=table.choice("retrieve", ("get", "move"), "get"),
+        receive=_receive(table.part("receive")),
+    )
+    if not peer.host or re.search(r"[\s/@]", peer.host):
+        raise DestinationError(f"{table.where}: host is {peer.host!r}; a host name or address is needed; correct it")
+    if peer.retrieve == "move" and "receive" not in table.content:
+        raise DestinationError(
+            f"{table.where} retrieves by C-MOVE and has no table receive; where the archive sends to is needed; add "
+            "host and port, as the archive knows them for our AE title"
+        )
+    return peer
+
+
+def _dicom_web(table: _Table, folder: Path) -> DicomWeb:
+    url = checked_url(table.take("url", str, "an http(s) URL"), table.where)
+    token_env = table.take("token_env", str, "the name of an environment variable", "")
+    if token_env and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", token_env):
+        raise DestinationError(
+            f"{table.where}: token_env is no name ({len(token_env)} characters); the name of the environment variable that "
+            "holds the token is needed, never the token; correct it"
+        )
+    parts = urlsplit(url)
+    if token_env and parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+        raise DestinationError(
+            f"{table.where} has a token and the URL {url}; https is needed, or anybody on the way can read the token; "
+            "use the https URL"
+        )
+    return DicomWeb(url, _tls(table.part("tls"), folder), token_env)
+
+
+def _tls(table: _Table | None, folder: Path) -> Tls | None:
+    if table is None:
+        return None
+    files = {key: table.take(key, str, "the path of a PEM file") for key in ("ca", "certificate", "key")}
+    check_hostname = table.take("check_hostname", bool, "true or false", True)
+    table.close()
+    if bool(files["certificate"]) != bool(files["key"]):
+        raise DestinationError(f"{table.where} has one of certificate and key; both are needed, or none; add the other")
+    paths = {key: folder / value if value else None for key, value in files.items()}
+    return Tls(**paths, check_hostname=check_hostname)
+
+
+def _receive(table: _Table | None) -> Receive:
+    if table is None:
+        return Receive()
+    senders = tuple(checked_ae_title(title, table.where) for title in table.texts("senders") or ())
+    receive = Receive(
+        host=table.take("host", str, "an address of this machine", Receive.host),
+        port=checked_port(table.take("port", int, "a TCP port", must=True), table.where),
+        senders=senders,
+    )
+    table.close()
+    return receive
+
+
+def _profile(table: _Table | None) -> Profile:
+    if table is None:
+        return Profile()
+    objects: Any = table.texts("objects", KINDS) or KINDS
+    encoding = table.choice("seg_encoding", ("binary", "labelmap", "fractional"), "binary")
+    empty_frames = table.take("empty_frames", bool, "true or false", False)
+    table.close()
+    try:
+        return Profile(objects, encoding, empty_frames)
+    except DestinationError as error:
+        raise DestinationError(f"{table.where}: {error}") from error

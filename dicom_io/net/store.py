@@ -1,0 +1,257 @@
+"""Keeps received instances, so that "stored" is true when it is said: the bytes are on the disk under their name.
+
+An instance goes to `folder/<study>/<series>/<sop>.dcm`. It is written under another name first (in `folder/.incoming`),
+forced to the disk, and then given its name, never over another file. Its UIDs make the path, so they are checked to be
+UIDs. Nothing in an instance is obeyed: URLs and file names in it are data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import logging
+import os
+import re
+import threading
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import pydicom
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import FileDataset
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import data_element_generator
+from pydicom.uid import UID
+
+from dicom_io.errors import DicomIoError
+from dicom_io.instances import READ_ERRORS
+
+INCOMING = ".incoming"
+OUT_OF_RESOURCES = 0xA700  # PS3.4 B.2.3
+CANNOT_UNDERSTAND = 0xC000
+DUPLICATE_INSTANCE = 0x0111  # PS3.7 C.5.6
+NOT_AUTHORISED = 0x0124  # PS3.7 C.5.23
+
+# Stricter readers forbid leading zeros (PS3.5 9.1); they occur, and cannot leave the folder.
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+_LONGEST_UID = 64
+_UNDEFINED_LENGTH = 0xFFFFFFFF
+_PATH = {0x0020000D: "StudyInstanceUID", 0x0020000E: "SeriesInstanceUID", 0x00080018: "SOPInstanceUID"}
+_SOP_CLASS = 0x00080016
+_PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
+
+_logger = logging.getLogger(__name__)
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An instance that is on the disk.
+
+    Attributes:
+        is_new: False if the same instance was there already.
+    """
+
+    path: Path
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_instance_uid: str
+    sop_class_uid: str
+    is_new: bool
+
+
+class InstanceRefusedError(DicomIoError):
+    """An instance was not kept.
+
+    Attributes:
+        status: DIMSE status that says so to the sender.
+    """
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class InstanceStore:
+    """A folder of received instances; several threads and processes may put into it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        studies: frozenset[str] | None = None,
+        stored: Callable[[Stored], None] | None = None,
+    ) -> None:
+        """Opens the folder, making it if need be.
+
+        Args:
+            folder: Gets the instances.
+            studies: StudyInstanceUIDs that were asked for; others are refused. None: any.
+            stored: Called for each instance that is on the disk, before the sender is told. What it raises is logged.
+        """
+        self.folder, self.studies = Path(folder), studies
+        self._stored = stored
+        self._lock = threading.Lock()
+
+    def put(self, content: bytes, sop_instance_uid: str | None = None) -> Stored:
+        """Keeps one instance.
+
+        Args:
+            content: A whole DICOM file with preamble and file meta information.
+            sop_instance_uid: The UID under which it was announced, if it was.
+
+        Returns:
+            Where it is; only once it is on the disk.
+
+        Raises:
+            InstanceRefusedError: It cannot be read, its UIDs are none, other content is kept under its UID, or the disk
+                is full. Nothing of it is left.
+        """
+        study, series, sop, sop_class = _checked_uids(content, sop_instance_uid)
+        if self.studies is not None and study not in self.studies:
+            raise InstanceRefusedError(NOT_AUTHORISED, f"an instance of study {study} was not asked for")
+        try:
+            path, is_new = self._keep(content, study, series, sop)
+        except OSError as error:
+            name = errno.errorcode.get(error.errno or 0, "unknown")
+            raise InstanceRefusedError(OUT_OF_RESOURCES, f"cannot be written ({name}): instance {sop}") from error
+        kept = Stored(path, study, series, sop, sop_class, is_new)
+        self._tell(kept)
+        return kept
+
+    def tidy(self) -> None:
+        """Removes the folder of unfinished files if it is empty; call it when nothing comes any more."""
+        with contextlib.suppress(OSError):
+            (self.folder / INCOMING).rmdir()
+
+    def _keep(self, content: bytes, study: str, series: str, sop: str) -> tuple[Path, bool]:
+        place = self.folder / study / series
+        path, incoming = place / f"{sop}.dcm", self.folder / INCOMING
+        incoming.mkdir(parents=True, exist_ok=True)
+        part = incoming / f"{os.getpid()}.{next(_numbers)}.part"
+        try:
+            _write_to_disk(part, content)
+            if not place.is_dir():
+                place.mkdir(parents=True, exist_ok=True)
+                _sync_folder(self.folder)
+                _sync_folder(place.parent)
+            is_new = self._name(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+        if not is_new and not _same_instance(path.read_bytes(), content):
+            raise InstanceRefusedError(DUPLICATE_INSTANCE, f"other content is kept under the UID {sop}")
+        _sync_folder(place)
+        return path, is_new
+
+    def _name(self, part: Path, path: Path) -> bool:
+        """Gives the file its name; False if the name is taken."""
+        with self._lock:
+            try:
+                os.link(part, path)  # unlike a rename it never replaces a file
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+                    raise
+                if path.exists():  # a file system without hard links
+                    return False
+                os.rename(part, path)
+        return True
+
+    def _tell(self, kept: Stored) -> None:
+        if self._stored is None:
+            return
+        try:
+            self._stored(kept)
+        except Exception as error:
+            _logger.error("the callback for %s failed (%s)", kept.sop_instance_uid, type(error).__name__)
+
+
+def is_uid(text: str) -> bool:
+    """True for digits in components joined by points, at most 64 characters."""
+    return len(text) <= _LONGEST_UID and bool(_UID.fullmatch(text))
+
+
+def _checked_uids(content: bytes, announced: str | None) -> tuple[str, str, str, str]:
+    """UIDs of study, series, instance and SOP class of a whole file.
+
+    Raises:
+        InstanceRefusedError: It is not whole, or one of them is no UID. What stands there instead may be anything, so it
+            is not repeated.
+    """
+    try:
+        found = _uids_to_the_end(content)
+    except (InvalidDicomError, *READ_ERRORS) as error:  # type: ignore[misc]
+        raise InstanceRefusedError(
+            CANNOT_UNDERSTAND, f"the data set cannot be read ({type(error).__name__})"
+        ) from error
+    for tag, keyword in (*_PATH.items(), (_SOP_CLASS, "SOPClassUID")):
+        if not is_uid(found.get(tag, "")):
+            raise InstanceRefusedError(CANNOT_UNDERSTAND, f"{keyword} is no UID")
+    study, series, sop = (found[tag] for tag in _PATH)
+    if announced not in (None, sop):
+        raise InstanceRefusedError(CANNOT_UNDERSTAND, "the data set has another SOPInstanceUID than the request")
+    return study, series, sop, found[_SOP_CLASS]
+
+
+def _uids_to_the_end(content: bytes) -> dict[int, str]:
+    """The UIDs that matter, as they stand in the bytes, from a walk over all elements.
+
+    pydicom passes over a data set that is cut short, which a receiver must not, and logs a UID that is none.
+
+    Raises:
+        EOFError: The last element does not end where the bytes end, or an image has no pixels. Others of `READ_ERRORS`
+            where the bytes make no sense.
+    """
+    header = pydicom.dcmread(BytesIO(content), specific_tags=[_SOP_CLASS], stop_before_pixels=True)
+    syntax, body = header.file_meta.TransferSyntaxUID, content[data_set_start(header) :]
+    if syntax.is_deflated:
+        body = zlib.decompress(body, -zlib.MAX_WBITS)
+    stream, end, tags, found = BytesIO(body), 0, set[int](), dict[int, str]()
+    for element in data_element_generator(stream, syntax.is_implicit_VR, syntax.is_little_endian, defer_size=1024):
+        measured = isinstance(element, RawDataElement) and element.length != _UNDEFINED_LENGTH
+        end = element.value_tell + element.length if measured else stream.tell()  # type: ignore[union-attr]
+        tags.add(int(element.tag))
+        if int(element.tag) in (*_PATH, _SOP_CLASS) and isinstance(element.value, bytes):
+            found[int(element.tag)] = element.value.decode("ascii").rstrip("\0 ")
+    is_image = UID(found.get(_SOP_CLASS, "")).name.endswith("Image Storage")
+    if end != len(body) or (is_image and not tags & _PIXELS):
+        raise EOFError(f"the last element ends at byte {end} of {len(body)}, or pixels are missing")
+    return found
+
+
+def data_set_start(header: FileDataset) -> int:
+    """Where the data set begins in a file: behind the preamble, the mark and the file meta information (PS3.10 7.1)."""
+    return 132 + 12 + int(header.file_meta.FileMetaInformationGroupLength)
+
+
+def _same_instance(kept: bytes, new: bytes) -> bool:
+    """Whether two files hold the same data set; the file meta information may differ, and so may the encoding."""
+    try:
+        first, second = pydicom.dcmread(BytesIO(kept)), pydicom.dcmread(BytesIO(new))
+        same_bytes = kept[data_set_start(first) :] == new[data_set_start(second) :]
+        return same_bytes or bool(first == second)
+    except (InvalidDicomError, *READ_ERRORS):  # type: ignore[misc]  # what is kept there was not written by this module
+        return False
+
+
+def _write_to_disk(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Forces the names in a folder to the disk."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,214 @@
+"""DICOMweb as user: QIDO-RS, WADO-RS and STOW-RS over dicomweb-client (PS3.18 10).
+
+A RetrieveURL or BulkDataURI in an answer or an instance is never followed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from io import BytesIO
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import requests
+from dicomweb_client.web import DICOMwebClient
+from pydicom.dataset import Dataset, FileDataset, validate_file_meta
+
+from dicom_io.errors import NetworkError
+from dicom_io.instances import READ_ERRORS, load_dataset
+from dicom_io.net.arrivals import Arrivals, OnStored
+from dicom_io.net.destination import Destination
+from dicom_io.net.outcome import Fetched, Outcome, meaning
+from dicom_io.net.outgoing import Each, Outgoing
+from dicom_io.net.query import RETURNED, Query, QueryError, retrieve_level
+from dicom_io.net.store import InstanceRefusedError
+from dicom_io.net.web_session import talking
+
+MOST_INSTANCES = 50
+MOST_BYTES = 64 * 1024 * 1024
+PAGE = 500
+_AS_STORED = (("application/dicom", "*"),)  # PS3.18 8.7.3.5.2: whatever the transfer syntax is
+_REFUSED = (400, 409, 413, 415)  # of a STOW-RS request; the body may say which instances
+
+
+def echo(destination: Destination) -> float:
+    """Seconds that a search for one study took: DICOMweb has no echo of its own."""
+    started = time.monotonic()
+    with talking(destination) as client:
+        client.search_for_studies(limit=1)
+    return time.monotonic() - started
+
+
+def find(destination: Destination, query: Query) -> list[Dataset]:
+    """The answers to a QIDO-RS search.
+
+    Raises:
+        NetworkError: The service cannot be reached, refuses, or answers with something else than DICOM JSON.
+    """
+    with talking(destination) as client:
+        return [Dataset.from_json(item) for item in _pages(client, query)]
+
+
+def fetch(destination: Destination, query: Query, folder: Path, on_stored: OnStored = lambda stored: None) -> Fetched:
+    """A study, a series or an instance by WADO-RS, as it is held there, each instance kept as soon as it is here.
+
+    Args:
+        destination: Its peer speaks DICOMweb.
+        query: Its UIDs say what; other conditions are not used.
+        folder: Gets the instances, as `store.InstanceStore` keeps them.
+        on_stored: Called for each instance.
+
+    Raises:
+        NetworkError: The service cannot be reached or refuses. What had come by then is kept.
+    """
+    level, arrivals = retrieve_level(query), Arrivals(folder, query.study_instance_uid, on_stored)
+    with talking(destination) as client:
+        expected = _expected(client, query)
+        for dataset in _retrieved(client, query, level):
+            try:
+                arrivals.store.put(_file_bytes(dataset))
+            except InstanceRefusedError as error:
+                arrivals.refused(str(error))
+    return arrivals.fetched(expected)
+
+
+def store(destination: Destination, items: Sequence[Outgoing], each: Each = lambda outcome: None) -> list[Outcome]:
+    """Sends files by STOW-RS, in the order given, and reports on every instance.
+
+    An instance counts as sent only if the answer lists it. One request holds files of one kind only, so that reports do not
+    overtake what they refer to.
+
+    Raises:
+        NetworkError: The first request did not reach the service: nothing was sent.
+    """
+    outcomes: list[Outcome] = []
+    for batch in _batches(items):
+        try:
+            found = _stow(destination, batch)
+        except NetworkError as error:
+            if not outcomes:
+                raise
+            found = [item.outcome("failed", str(error)) for item in items[len(outcomes) :]]
+        for outcome in found:
+            outcomes.append(outcome)
+            each(outcome)
+        if len(outcomes) == len(items):
+            break
+    return outcomes
+
+
+def _pages(client: DICOMwebClient, query: Query) -> list[dict[str, Any]]:
+    """All answers, a page at a time; a service that knows no pages gives the first one again, and then no more is asked."""
+    searches: dict[str, Any] = {
+        "study": client.search_for_studies,
+        "series": client.search_for_series,
+        "image": client.search_for_instances,
+    }
+    conditions, path = query.conditions(), dict[str, str]()
+    for name, keyword in (("study_instance_uid", "StudyInstanceUID"), ("series_instance_uid", "SeriesInstanceUID")):
+        if query.level != "study" and (name, query.level) != ("series_instance_uid", "series"):
+            path[name] = conditions.pop(keyword)
+    found, seen = list[dict[str, Any]](), set[str]()
+    while not query.limit or len(found) < query.limit:
+        limit = min(PAGE, query.limit - len(found)) if query.limit else PAGE
+        page = searches[query.level](
+            **path, fields=RETURNED[query.level], search_filters=conditions, limit=limit, offset=len(found)
+        )
+        new = [item for item in page if json.dumps(item, sort_keys=True) not in seen]
+        seen.update(json.dumps(item, sort_keys=True) for item in new)
+        found += new
+        if not new or len(page) < limit:
+            break
+    return found[: query.limit or None]
+
+
+def _expected(client: DICOMwebClient, query: Query) -> int | None:
+    """How many instances are to come; None where the service does not search."""
+    if query.sop_instance_uid:
+        return 1
+    try:
+        if query.series_instance_uid:
+            uids = [query.series_instance_uid]
+        else:
+            series = _pages(client, Query("series", query.study_instance_uid))
+            uids = [str(Dataset.from_json(item).SeriesInstanceUID) for item in series]
+        return sum(len(_pages(client, Query("image", query.study_instance_uid, uid))) for uid in uids)
+    except (QueryError, *READ_ERRORS):  # type: ignore[misc]  # of which requests' own errors are some
+        return None
+
+
+def _retrieved(client: DICOMwebClient, query: Query, level: str) -> Iterable[Dataset]:
+    study, series = query.study_instance_uid, query.series_instance_uid
+    if level == "study":
+        return client.iter_study(study, media_types=_AS_STORED)
+    if level == "series":
+        return client.iter_series(study, series, media_types=_AS_STORED)
+    return [client.retrieve_instance(study, series, query.sop_instance_uid, media_types=_AS_STORED)]
+
+
+def _file_bytes(dataset: Dataset) -> bytes:
+    buffer = BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def _batches(items: Sequence[Outgoing]) -> Iterator[list[Outgoing]]:
+    """Files of one kind, few enough for one request."""
+    for _, same in groupby(items, key=lambda item: item.kind):
+        batch, size = list[Outgoing](), 0
+        for item in same:
+            length = item.file.stat().st_size
+            if batch and (len(batch) == MOST_INSTANCES or size + length > MOST_BYTES):
+                yield batch
+                batch, size = [], 0
+            batch.append(item)
+            size += length
+        yield batch
+
+
+def _stow(destination: Destination, batch: Sequence[Outgoing]) -> list[Outcome]:
+    answer = Dataset()
+    datasets = [_as_file(item) for item in batch]
+    with talking(destination) as client:
+        try:
+            answer = client.store_instances(datasets)
+        except requests.HTTPError as error:
+            if error.response is None or error.response.status_code not in _REFUSED:
+                raise
+            answer = _refusals(error.response)
+            if "FailedSOPSequence" not in answer and "ReferencedSOPSequence" not in answer:
+                raise
+    return [_outcome(item, answer) for item in batch]
+
+
+def _as_file(item: Outgoing) -> FileDataset:
+    """The data set with what makes it a DICOM file (PS3.10 7.1), also where the file lacks it."""
+    dataset = load_dataset(item.file, with_pixels=True)
+    dataset.preamble = dataset.preamble or b"\0" * 128
+    dataset.file_meta.MediaStorageSOPClassUID = item.sop_class_uid
+    dataset.file_meta.MediaStorageSOPInstanceUID = item.sop_instance_uid
+    validate_file_meta(dataset.file_meta, enforce_standard=True)
+    return dataset
+
+
+def _refusals(response: requests.Response) -> Dataset:
+    try:
+        return Dataset.from_json(response.json())
+    except READ_ERRORS:
+        return Dataset()
+
+
+def _outcome(item: Outgoing, answer: Dataset) -> Outcome:
+    """What a Store Instances Response Module says of one instance (PS3.3 C.12.1, PS3.18 I.2)."""
+    for failed in answer.get("FailedSOPSequence") or []:
+        if failed.get("ReferencedSOPInstanceUID") == item.sop_instance_uid:
+            code = int(failed.get("FailureReason") or 0x0110)
+            return item.outcome("refused", meaning(code, "STOW-RS"), code)
+    for stored in answer.get("ReferencedSOPSequence") or []:
+        if stored.get("ReferencedSOPInstanceUID") == item.sop_instance_uid:
+            code = int(stored.get("WarningReason") or 0)
+            return item.outcome("warning" if code else "sent", meaning(code, "STOW-RS"), code)
+    return item.outcome("failed", "the answer does not mention this instance, so it may or may not be there")

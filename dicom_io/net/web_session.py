@@ -1,0 +1,182 @@
+"""The HTTP session under DICOMweb: where it may go, what it trusts, and what its failures mean.
+
+It goes to the destination's own URL and nowhere else: no proxy or password file of the environment, no redirection.
+Addresses with a patient's name in the query stay out of messages and logs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import requests
+from dicomweb_client.web import DICOMwebClient
+from pydicom.errors import InvalidDicomError
+from requests.adapters import HTTPAdapter
+
+from dicom_io.errors import NetworkError
+from dicom_io.instances import READ_ERRORS
+from dicom_io.net.destination import Destination, DestinationError, DicomWeb, Tls
+from dicom_io.net.tls import client_context
+
+_ADVICE = {
+    401: "set the token that token_env names",
+    403: "let the archive grant our token or certificate what was asked",
+    404: "check the URL, and whether what is asked for is there",
+    413: "let the archive take larger requests",
+    501: "use another way to fetch or send",
+}
+
+
+class _Adapter(HTTPAdapter):
+    """Our TLS settings under requests, and queries in the form that most services understand."""
+
+    def __init__(self, secret: ssl.SSLContext | None) -> None:
+        self.secret = secret
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        if self.secret is not None:
+            kwargs["ssl_context"] = self.secret
+            kwargs["assert_hostname"] = None if self.secret.check_hostname else False
+        super().init_poolmanager(*args, **kwargs)
+
+    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
+        """Sends a space as %20 and a star as it is (RFC 3986 3.4); Orthanc 1.10 decodes neither + nor %2A."""
+        path, mark, query = str(request.url).partition("?")
+        request.url = path + mark + query.replace("+", "%20").replace("%2A", "*")
+        return super().send(request, *args, **kwargs)
+
+
+@contextmanager
+def talking(destination: Destination) -> Iterator[DICOMwebClient]:
+    """A client of the destination; what goes wrong inside becomes a NetworkError in our words.
+
+    The causes are cut off: their texts hold whole addresses.
+    """
+    _quiet_loggers()
+    with _session(destination) as session:
+        client = DICOMwebClient(
+            _peer(destination).url,
+            session=session,
+            permissive_uid=True,
+            timeout=(destination.connect_s, destination.answer_s),
+        )
+        client.set_http_retry_params(retry=False)  # it would send a consumed body once more
+        try:
+            yield client
+        except requests.RequestException as error:
+            raise _failed(destination, error) from None
+        except (InvalidDicomError, *READ_ERRORS) as error:  # type: ignore[misc]
+            raise NetworkError(
+                f"{destination.label} gave an answer that is not DICOMweb ({type(error).__name__}); DICOM JSON or DICOM files "
+                "are needed; check the URL"
+            ) from None
+
+
+def _session(destination: Destination) -> requests.Session:
+    peer, session = _peer(destination), requests.Session()
+    session.trust_env = False
+    session.max_redirects = 0
+    session.hooks["response"] = [_watch]
+    if peer.token_env:
+        token = os.environ.get(peer.token_env, "").strip()
+        if not token:
+            raise DestinationError(
+                f"the environment variable {peer.token_env} is empty; the bearer token of {destination.name} is needed; set it"
+            )
+        session.headers["Authorization"] = f"Bearer {token}"
+    session.mount("http://", _Adapter(None))
+    if peer.url.startswith("https://"):
+        tls = peer.tls or Tls()
+        session.mount("https://", _Adapter(client_context(tls)))
+        if tls.ca is not None:
+            session.verify = str(tls.ca)  # else requests adds the public authorities to ours
+    return session
+
+
+def _peer(destination: Destination) -> DicomWeb:
+    if not isinstance(destination.peer, DicomWeb):
+        raise TypeError(f"{destination.label} does not speak DICOMweb")
+    return destination.peer
+
+
+def _watch(response: requests.Response, *args: Any, **kwargs: Any) -> None:
+    """Mends what dicomweb-client does not see: parameters of a media type, and a multipart body that breaks off."""
+    kind = response.headers.get("Content-Type", "")
+    if kind.startswith(("application/dicom+json", "application/json", "application/dicom+xml")):
+        response.headers["Content-Type"] = kind.split(";")[0].strip()
+    boundary = re.search(r'boundary="?([^";]+)', kind, re.IGNORECASE)
+    if kind.lower().startswith("multipart/related") and boundary:
+        original, end = response.iter_content, f"--{boundary[1].strip()}--".encode()
+
+        def to_the_end(*more: Any, **options: Any) -> Iterator[bytes]:
+            tail = b""
+            for chunk in original(*more, **options):
+                tail = (tail + chunk)[-4096:]
+                yield chunk
+            if end not in tail:
+                raise requests.exceptions.ChunkedEncodingError("the body has no closing boundary")
+
+        response.iter_content = to_the_end  # type: ignore[method-assign]
+
+
+def _failed(destination: Destination, error: requests.RequestException) -> NetworkError:
+    found, advice = _story(destination, error)
+    return NetworkError(f"{destination.label} {found}; a DICOMweb service that answers is needed; {advice}")
+
+
+def _story(destination: Destination, error: requests.RequestException) -> tuple[str, str]:
+    """What happened and what to do; never the error's own text, which holds the address with its query."""
+    where = "check the URL and whether the service runs"
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        code = error.response.status_code
+        return f"answered with HTTP status {code}", _ADVICE.get(code, "look into its log")
+    if isinstance(error, requests.exceptions.SSLError):
+        return f"broke off TLS ({_tls_reason(error)})", "check ca, certificate, key and host name"
+    if isinstance(error, requests.ConnectTimeout):
+        return f"did not answer within {destination.connect_s:g} s", where
+    if isinstance(error, requests.Timeout):
+        return f"gave no answer within {destination.answer_s:g} s", "see whether it is busy; raise answer_s"
+    if isinstance(error, requests.TooManyRedirects):
+        return "sent us to another address, which is not followed", "give the final URL"
+    if isinstance(error, requests.exceptions.JSONDecodeError):
+        return "gave an answer that is not DICOM JSON", where
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return "broke off in the middle of an answer", "try again, then look into its log"
+    refused = _cause(error, ConnectionRefusedError)
+    return "refused the connection" if refused else "cannot be reached, or closed the connection", where
+
+
+def _tls_reason(error: BaseException) -> str:
+    found = _cause(error, ssl.SSLError)
+    if isinstance(found, ssl.SSLCertVerificationError):
+        return str(found.verify_message)
+    return str(getattr(found, "reason", None) or "no reason given")
+
+
+def _cause(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
+    """The error of a kind among the causes and arguments of another."""
+    seen: list[BaseException] = []
+    todo: list[object] = [error]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, kind):
+            return one
+        if isinstance(one, BaseException) and one not in seen:
+            seen.append(one)
+            todo += [one.__cause__, one.__context__, getattr(one, "reason", None), *one.args]
+    return None
+
+
+def _quiet_loggers() -> None:
+    """Keeps addresses with a patient's name in the query out of the logs of HTTP libraries."""
+    for name in ("urllib3.connectionpool", "dicomweb_client"):
+        logger = logging.getLogger(name)
+        if logger.getEffectiveLevel() < logging.WARNING:
+            logger.setLevel(logging.WARNING)

@@ -1,0 +1,241 @@
+"""The verbs that move DICOM objects over the network: echo, send, find, fetch."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from monai_unet_app.cli.show import line, out, problems_list, progress
+from monai_unet_app.cli.verbs import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, Answer, check_writable
+from monai_unet_app.errors import UsageError
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+    from dicom_io.net.destination import Destination
+    from dicom_io.net.outcome import Outcome
+    from dicom_io.net.query import Query
+
+_COLUMNS = {
+    "study": {
+        "StudyInstanceUID": "study",
+        "StudyDate": "date",
+        "ModalitiesInStudy": "modalities",
+        "StudyDescription": "description",
+        "NumberOfStudyRelatedSeries": "series",
+        "NumberOfStudyRelatedInstances": "instances",
+    },
+    "series": {
+        "SeriesInstanceUID": "series",
+        "SeriesNumber": "number",
+        "Modality": "modality",
+        "SeriesDescription": "description",
+        "NumberOfSeriesRelatedInstances": "instances",
+    },
+    "image": {"SOPInstanceUID": "instance", "SOPClassUID": "class", "InstanceNumber": "number"},
+}
+_WHOLE = 400
+_PATIENT = {"PatientName": "patient", "PatientID": "patient ID"}
+
+
+def echo(options: argparse.Namespace) -> Answer:
+    from dicom_io.net import exchange
+
+    found = exchange.echo(_destination(options))
+    if not options.json:
+        line(f"{found.peer} answers ({found.seconds:.2f} s)")
+    return {"peer": found.peer, "seconds": round(found.seconds, 3)}, EXIT_DONE
+
+
+def send(options: argparse.Namespace) -> Answer:
+    from dicom_io.net import exchange
+
+    destination, files = _destination(options), _dicom_files(options.files)
+    with progress("sending", len(files), options) as step:
+        outcomes = exchange.send(destination, files, lambda outcome: step(outcome.kind))
+    delivered = sum(outcome.is_delivered for outcome in outcomes)
+    problems = [f"{outcome.file}: {outcome.meaning}" for outcome in outcomes if outcome.state in ("refused", "failed")]
+    if not options.json:
+        _outcome_table(outcomes)
+        problems_list(problems)
+        line(f"{delivered} of {len(outcomes)} file(s) are at {destination.label}")
+    rows = [_outcome_row(outcome) for outcome in outcomes]
+    return {"peer": destination.label, "files": rows}, EXIT_FAILED if problems else EXIT_DONE
+
+
+def find(options: argparse.Namespace) -> Answer:
+    from dicom_io.net import exchange
+
+    query = _query(options)
+    found = exchange.find(_destination(options), query)
+    columns = {**(_PATIENT if options.patients else {}), **_COLUMNS[query.level]}
+    rows = [{keyword: _text(answer, keyword) for keyword in columns} for answer in found]
+    if not options.json:
+        table = Table(*(Column(name, overflow="fold") for name in columns.values()))
+        for row in rows:
+            table.add_row(*(escape(text) for text in row.values()))
+        (out if out.is_terminal else Console(width=_WHOLE)).print(table)  # in a file or pipe UIDs stay in one piece
+        line(f"{len(rows)} found" + (f", and perhaps more (--limit {query.limit})" if len(rows) == query.limit else ""))
+    return {"level": query.level, "found": rows}, EXIT_DONE
+
+
+def fetch(options: argparse.Namespace) -> Answer:
+    from dicom_io.net import exchange
+
+    query = _query(options)
+    if not query.has_conditions:
+        raise UsageError("nothing says what to fetch; give --study UID or a condition; everything is never fetched")
+    check_writable(options.output)
+    with progress("fetching", None, options) as step:  # type: ignore[arg-type]  # rich: None is "nobody knows how many"
+        got = exchange.fetch(_destination(options), query, options.output, lambda stored: step())
+    if not options.json:
+        expected = "an unknown number" if got.expected is None else str(got.expected)
+        line(f"received {got.received} instance(s) of {expected}, {got.new} of them new, in {got.folder}")
+        problems_list(got.problems)
+    answer = {
+        "folder": str(got.folder),
+        "received": got.received,
+        "new": got.new,
+        "expected": got.expected,
+        "complete": got.is_complete,
+        "problems": list(got.problems),
+    }
+    return answer, EXIT_DONE if got.is_complete else EXIT_FAILED
+
+
+def deidentify(options: argparse.Namespace) -> Answer:
+    from dicom_io.confidentiality_table import checked_options
+    from dicom_io.deidentify import REPORT, files_of
+    from dicom_io.deidentify import deidentify as deidentify_files
+    from dicom_io.pseudonyms import DeidentificationError, key_from, new_key
+
+    try:
+        chosen = checked_options(name.strip() for name in options.options.split(",") if name.strip())
+    except DeidentificationError as error:
+        raise UsageError(str(error)) from error
+    files = files_of(options.input, options.output)
+    check_writable(options.output)
+    key = key_from(options.key_file, away_from=options.output) if options.key_file else new_key()
+    with progress("de-identifying", len(files), options) as step:
+        outcome = deidentify_files(
+            files, options.output, key, options=chosen, allow_burned_in=options.allow_burned_in, step=step
+        )
+    written = outcome.report["written"]
+    if not options.json:
+        table = Table(Column("attribute", overflow="fold"), "removed", "emptied", "dummy", "new UID", "cleaned", "kept")
+        for name, counts in outcome.report["actions"].items():
+            table.add_row(name, *(str(counts.get(letter, "")) for letter in "XZDUCK"))
+        out.print(table)
+        problems_list(outcome.problems)
+        if outcome.problems:
+            line("files are counted in the order of their paths")
+        line(f"wrote {len(written)} object(s) and {REPORT} to {options.output}; look at them before you share them")
+    answer = {"report": outcome.report, "problems": list(outcome.problems)}
+    return answer, EXIT_REFUSED if outcome.problems or not written else EXIT_DONE
+
+
+def _destination(options: argparse.Namespace) -> Destination:
+    """What --to names: a destination of --site, else a node or URL."""
+    from dicom_io.net.destination import OUR_AE_TITLE, DestinationError, parse_destination
+    from dicom_io.net.site import read_site
+
+    site = read_site(options.site) if options.site else {}
+    try:
+        found = site.get(options.to) or parse_destination(options.to, options.aet or OUR_AE_TITLE)
+        return _adapted(found, options)
+    except DestinationError as error:
+        names = f" ({options.site.name} has {', '.join(site)})" if site else ""
+        raise UsageError(f"--to: {error}{names}") from error
+
+
+def _adapted(destination: Destination, options: argparse.Namespace) -> Destination:
+    """The destination with what --aet and --move say."""
+    from dicom_io.net.destination import Dimse, Receive, checked_ae_title, checked_port
+
+    peer = destination.peer
+    if not isinstance(peer, Dimse):
+        return destination
+    if options.aet:
+        peer = replace(peer, our_ae_title=checked_ae_title(options.aet, "--aet"))
+    if getattr(options, "move", None):
+        host, _, port = options.move.rpartition(":")
+        if not port.isascii() or not port.isdigit():
+            raise UsageError(f"--move {options.move}: a port or HOST:PORT of this machine is needed")
+        receive = Receive(host.strip("[]") or Receive.host, checked_port(int(port), "--move"), peer.receive.senders)
+        peer = replace(peer, retrieve="move", receive=receive)
+    return replace(destination, peer=peer)
+
+
+def _query(options: argparse.Namespace) -> Query:
+    from dicom_io.net.query import Query, QueryError
+
+    try:
+        return Query(
+            level=getattr(options, "level", "study"),
+            study_instance_uid=options.study or "",
+            series_instance_uid=options.series or "",
+            sop_instance_uid=getattr(options, "instance", None) or "",
+            patient_id=options.patient_id or "",
+            patient_name=options.patient_name or "",
+            accession_number=options.accession or "",
+            study_date=options.date or "",
+            modality=options.modality or "",
+            limit=getattr(options, "limit", 0),
+        )
+    except QueryError as error:
+        raise UsageError(str(error)) from error
+
+
+def _dicom_files(places: Sequence[Path]) -> list[Path]:
+    """Files as they are named, and the DICOM objects below folders; other files in folders are passed by."""
+    from dicom_io.series import files_below, scan_files
+
+    files: list[Path] = []
+    for place in places:
+        if place.is_dir():
+            files += [file for series in scan_files(files_below(place)).series for file in series.files]
+        else:
+            files.append(place)
+    return list(dict.fromkeys(files))
+
+
+def _outcome_table(outcomes: Sequence[Outcome]) -> None:
+    table = Table(Column("file", overflow="fold"), "kind", "outcome", "answer", "done to it")
+    for outcome in outcomes:
+        if outcome.state != "sent" or outcome.kind or outcome.note:
+            colour = {"sent": "green", "warning": "yellow", "left out": "yellow"}.get(outcome.state, "red")
+            state = f"[{colour}]{outcome.state}[/{colour}]"
+            table.add_row(
+                escape(str(outcome.file)), outcome.kind or "image", state, escape(outcome.meaning), outcome.note
+            )
+    if table.row_count:
+        out.print(table)
+
+
+def _outcome_row(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "file": str(outcome.file),
+        "sop_instance_uid": outcome.sop_instance_uid,
+        "kind": outcome.kind,
+        "outcome": outcome.state,
+        "status": outcome.status,
+        "meaning": outcome.meaning,
+        "note": outcome.note,
+    }
+
+
+def _text(answer: Dataset, keyword: str) -> str:
+    from pydicom.multival import MultiValue
+
+    value = answer.get(keyword)
+    if value is None:
+        return ""
+    text = ", ".join(map(str, value)) if isinstance(value, MultiValue) else str(value)
+    return "".join(letter if letter.isprintable() else " " for letter in text)  # no commands for the terminal

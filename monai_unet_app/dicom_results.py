@@ -1,0 +1,159 @@
+"""A segmented case to DICOM objects, all on one source series, SEG first."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicom_io.capture import write_captures
+from dicom_io.dicomize import dicomize
+from dicom_io.errors import DicomIoError
+from dicom_io.identity import ResultInfo
+from dicom_io.parametric import NO_UNIT, UNCERTAINTY, write_parametric_map
+from dicom_io.presentation import write_gsps
+from dicom_io.read import read_series
+from dicom_io.rtstruct import write_rtstruct
+from dicom_io.seg import write_seg
+from dicom_io.seg_object import SegEncoding
+from dicom_io.sr import write_sr
+from dicom_io.volume import Volume
+from monai_unet_app.bundle import Bundle
+from monai_unet_app.config import PredictConfig
+from monai_unet_app.errors import InputRefusedError, UsageError
+from monai_unet_app.pipeline import Case
+
+DICOM_FORMATS = ("seg", "sr", "rtstruct", "gsps", "sc", "pm")
+"""In the order in which they are written and should be sent: what refers to another comes after it."""
+
+
+@dataclass(frozen=True)
+class DicomOutput:
+    """Which objects, how the SEG is encoded, and onto which series.
+
+    Attributes:
+        formats: Some of DICOM_FORMATS.
+        seg_encoding: As `dicom_io.seg.write_seg`.
+        source: The series that a NIfTI input was made from; DICOM results refer to it.
+        dicomize: Write a converted series for a NIfTI input and refer to that.
+    """
+
+    formats: tuple[str, ...]
+    seg_encoding: SegEncoding = "binary"
+    source: Path | None = None
+    dicomize: bool = False
+
+
+def write_dicom(
+    case: Case, case_id: str, bundle: Bundle, run: PredictConfig, what: DicomOutput, folder: Path
+) -> dict[str, str]:
+    """Writes the objects of a case into a folder and gives their names by kind.
+
+    Raises:
+        UsageError: The input is no DICOM, and no DICOM series is named.
+        InputRefusedError: The named series is not where the image is, or cannot be written onto.
+    """
+    source, labels, files = _target(case, case_id, what, folder)
+    info = _info(case, bundle, run)
+    names = {kind: f"{case_id}_{kind}" + ("" if kind == "sc" else ".dcm") for kind in DICOM_FORMATS}
+    paths = {kind: folder / name for kind, name in names.items()}
+    in_seg = _foreground(case, source, bundle) if what.seg_encoding == "fractional" else labels
+    writers: dict[str, Callable[[], object]] = {
+        "seg": lambda: write_seg(in_seg, source, paths["seg"], info, encoding=what.seg_encoding),
+        "sr": lambda: write_sr(labels, source, paths["sr"], info, seg=paths["seg"]),
+        "rtstruct": lambda: write_rtstruct(labels, source, paths["rtstruct"], info),
+        "gsps": lambda: write_gsps(labels, source, paths["gsps"], info),
+        "sc": lambda: write_captures(labels, source, paths["sc"], info),
+        "pm": lambda: write_parametric_map(
+            _entropy(case, source, bundle),
+            source,
+            paths["pm"],
+            info,
+            quantity=UNCERTAINTY,
+            unit=NO_UNIT,
+            label="entropy of the calibrated probabilities",
+        ),
+    }
+    wanted = [kind for kind in DICOM_FORMATS if kind in what.formats or (kind == "seg" and "sr" in what.formats)]
+    try:
+        for kind in wanted:
+            writers[kind]()
+            files[kind] = names[kind]
+    except DicomIoError as error:
+        raise InputRefusedError(f"{case_id}: {error}") from error
+    return files
+
+
+def _info(case: Case, bundle: Bundle, run: PredictConfig) -> ResultInfo:
+    reading = (("resample_gaps", run.reading.resample_gaps), ("resample_tilt", run.reading.resample_tilt))
+    repairs = [(name, "true") for name, asked in reading if asked and case.volume.provenance.resampled]
+    return ResultInfo(
+        segments=bundle.segments,
+        algorithm_name=bundle.name,
+        algorithm_version=bundle.version,
+        bundle_sha256=bundle.sha256,
+        settings=(
+            ("device", bundle.device.type),
+            ("tta", str(run.tta).lower()),
+            *repairs,
+            *_image_setting(case.volume),
+        ),
+    )
+
+
+def _image_setting(volume: Volume) -> tuple[tuple[str, str], ...]:
+    """What a result depends on beside the series that it refers to: the voxels, where they did not come from it."""
+    if volume.provenance.kind == "dicom":
+        return ()
+    voxels = np.ascontiguousarray(volume.array)
+    return (("image sha256", hashlib.sha256(voxels.tobytes() + volume.affine_lps.tobytes()).hexdigest()),)
+
+
+def _target(case: Case, case_id: str, what: DicomOutput, folder: Path) -> tuple[Volume, Volume, dict[str, str]]:
+    """The DICOM volume that results refer to, the labels on its grid, and the files written on the way."""
+    labels = case.labels_volume
+    if case.volume.provenance.kind == "dicom":
+        return case.volume, labels, {}
+    try:
+        if what.source is not None:
+            source = read_series(what.source)
+            return source, labels.on_grid_of(source), {}
+        if what.dicomize:
+            made = dicomize(case.volume, folder / f"{case_id}_dicom", case_id=case_id)
+            source = read_series(made.series_folder)
+            return source, labels.on_grid_of(source), {"series": f"{case_id}_dicom/mr"}
+    except (DicomIoError, ValueError) as error:
+        raise InputRefusedError(f"{case_id}: {error}") from error
+    raise UsageError(
+        f"{case_id} is no DICOM; a DICOM result needs a series to refer to; name one or ask for a conversion"
+    )
+
+
+def _foreground(case: Case, source: Volume, bundle: Bundle) -> Volume:
+    """Calibrated probabilities of the structures on the source's grid, channels last."""
+    channels = case.probabilities[1:] if bundle.exclusive else case.probabilities
+    return _on(np.clip(np.moveaxis(channels, 0, -1), 0.0, 1.0), case, source)
+
+
+def _entropy(case: Case, source: Volume, bundle: Bundle) -> Volume:
+    """How undecided the network is at each voxel: 0 sure, 1 all answers alike.
+
+    Exclusive classes: entropy over the classes, divided by its greatest value; overlapping ones: that of the most
+    undecided label.
+    """
+    chances = np.clip(case.probabilities.astype(np.float64), 1e-12, 1.0)
+    if bundle.exclusive:
+        entropy = -(chances * np.log(chances)).sum(axis=0) / np.log(len(chances))
+    else:
+        rest = np.clip(1.0 - chances, 1e-12, 1.0)
+        entropy = (-(chances * np.log(chances) + rest * np.log(rest)) / np.log(2.0)).max(axis=0)
+    return _on(np.clip(entropy, 0.0, 1.0).astype(np.float32), case, source)
+
+
+def _on(values: NDArray, case: Case, source: Volume) -> Volume:
+    volume = case.volume.with_array(values)
+    return volume if case.volume is source else volume.on_grid_of(source)

@@ -1,0 +1,214 @@
+"""`monai-unet echo|send|find|fetch` as a user meets them: exit codes, tables, JSON, and no name that nobody asked for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shlex
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pydicom
+import pytest
+from net_peers import PATIENT, SERIES, STUDY, Archive, ct_series, free_port
+from web_peer import WebArchive
+
+from monai_unet_app.cli import main
+from monai_unet_app.cli.parser import build_parser
+
+
+@dataclass(frozen=True)
+class Answer:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Answer]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Runs one verb in this process, as the shell would."""
+
+    def command(*argv: object) -> Answer:
+        capsys.readouterr()
+        try:
+            code = main([str(word) for word in argv])
+        except SystemExit as stop:  # argparse
+            code = int(stop.code or 0)
+        seen = capsys.readouterr()
+        return Answer(code, seen.out, seen.err)
+
+    with warnings.catch_warnings():
+        yield command
+    logging.disable(logging.NOTSET)
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return ct_series(tmp_path_factory.mktemp("held"), 3)
+
+
+@pytest.fixture
+def archive(held: list[Path]) -> Iterator[Archive]:
+    with Archive(held=held).running() as found:
+        yield found
+
+
+def node(archive: Archive) -> str:
+    return f"ARCHIVE@127.0.0.1:{archive.port}"
+
+
+def nobody(text: str) -> bool:
+    return not any(value in text for value in PATIENT.values())
+
+
+def test_echo_says_that_the_node_answers(run: Run, archive: Archive) -> None:
+    answer = run("echo", "--to", node(archive))
+    assert answer.code == 0
+    assert answer.out.startswith(f"{node(archive)} answers (")
+    assert json.loads(run("echo", "--to", node(archive), "--json").out)["peer"] == node(archive)
+
+
+def test_a_node_that_is_not_there_is_exit_1(run: Run) -> None:
+    answer = run("echo", "--to", f"ARCHIVE@127.0.0.1:{free_port()}")
+    assert (answer.code, answer.out) == (1, "")
+    assert answer.err.startswith("error: ARCHIVE@127.0.0.1:")
+    assert "refused the connection" in answer.err
+
+
+@pytest.mark.parametrize("to", ["archive", "A@B", "ftp://x", "A@h:99999"])
+def test_a_destination_that_is_none_is_exit_2(run: Run, to: str) -> None:
+    answer = run("echo", "--to", to)
+    assert answer.code == 2
+    assert "--to: the " in answer.err or "--to: A@h" in answer.err
+
+
+def test_destinations_of_a_site_file_go_by_their_names(run: Run, archive: Archive, tmp_path: Path) -> None:
+    site = tmp_path / "site.toml"
+    site.write_text(f'[destinations.near]\nhost = "127.0.0.1"\nport = {archive.port}\nae_title = "ARCHIVE"\n')
+    assert run("echo", "--to", "near", "--site", site).code == 0
+    assert run("echo", "--to", node(archive), "--site", site).code == 0
+    far = run("echo", "--to", "far", "--site", site)
+    assert far.code == 2
+    assert "(site.toml has near)" in far.err
+    site.write_text(site.read_text() + "tsl = true\n")
+    wrong = run("echo", "--to", "near", "--site", site)
+    assert wrong.code == 3
+    assert wrong.err.startswith("refused: site.toml: near has the unknown key tsl")
+
+
+def test_send_tells_what_became_of_each_file(run: Run, archive: Archive, held: list[Path]) -> None:
+    archive.status = {str(pydicom.dcmread(held[1]).SOPInstanceUID): 0xA700}
+    answer = run("send", "--to", node(archive), *held)
+    assert answer.code == 1
+    assert "2 of 3 file(s) are at " in answer.out.replace("\n", "")
+    assert f"{held[1]}: 0xA700 (Failure: Refused: Out of Resources)" in answer.err.replace("\n", "")
+    rows = json.loads(run("send", "--to", node(archive), *held, "--json").out)["files"]
+    assert [row["outcome"] for row in rows] == ["sent", "refused", "sent"]
+    assert nobody(answer.out + answer.err)
+
+
+def test_send_takes_the_dicom_files_of_a_folder(run: Run, archive: Archive, held: list[Path]) -> None:
+    (held[0].parent / "result.json").write_text("{}")
+    assert run("send", "--to", node(archive), held[0].parent).code == 0
+    assert len(archive.received) == 3
+
+
+def test_send_of_what_is_no_dicom_file_is_exit_3(run: Run, archive: Archive, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("hello")
+    for path in (tmp_path / "a.txt", tmp_path / "none.dcm"):
+        answer = run("send", "--to", node(archive), path)
+        assert answer.code == 3
+        assert answer.err.startswith("refused: ")
+    assert archive.associations == 0
+
+
+def test_find_shows_patients_only_when_asked(run: Run, archive: Archive) -> None:
+    answer = run("find", "--to", node(archive))
+    assert answer.code == 0
+    assert STUDY in answer.out
+    assert "1 found" in answer.out
+    assert nobody(answer.out + answer.err)
+    assert PATIENT["PatientName"] in run("find", "--to", node(archive), "--patients").out
+    shown = run("find", "--to", node(archive), "--patients", "--json")
+    assert json.loads(shown.out)["found"][0]["PatientID"] == PATIENT["PatientID"]
+    assert nobody(shown.err)
+
+
+def test_find_asks_at_each_level(run: Run, archive: Archive) -> None:
+    series = run("find", "--to", node(archive), "--level", "series", "--study", STUDY, "--json")
+    assert [row["SeriesInstanceUID"] for row in json.loads(series.out)["found"]] == [SERIES]
+    images = run("find", "--to", node(archive), "--level", "image", "--study", STUDY, "--series", SERIES, "--json")
+    assert len(json.loads(images.out)["found"]) == 3
+    wrong = run("find", "--to", node(archive), "--level", "series")
+    assert wrong.code == 2
+    assert "has no study_instance_uid; it is needed" in wrong.err
+
+
+def test_no_condition_is_repeated_in_an_error(run: Run, archive: Archive) -> None:
+    archive.find_status = 0xA900
+    conditions = ("--patient-id", PATIENT["PatientID"], "--accession", PATIENT["AccessionNumber"])
+    answer = run("find", "--to", node(archive), *conditions, "--patient-name", PATIENT["PatientName"])
+    assert answer.code == 1
+    assert nobody(answer.out + answer.err)
+
+
+def test_fetch_writes_what_came_and_says_how_many(run: Run, archive: Archive, tmp_path: Path) -> None:
+    answer = run("fetch", "--to", node(archive), "--study", STUDY, "--output", tmp_path / "in")
+    assert answer.code == 0
+    assert "received 3 instance(s) of 3, 3 of them new" in answer.out
+    assert len(list((tmp_path / "in" / STUDY / SERIES).glob("*.dcm"))) == 3
+    assert nobody(answer.out + answer.err)
+
+
+def test_fetch_by_move_listens_where_it_is_told(run: Run, archive: Archive, tmp_path: Path) -> None:
+    port = free_port()
+    archive.addresses = {"OURS": port}
+    flags = ("--aet", "OURS", "--move", port, "--json")
+    answer = run("fetch", "--to", node(archive), "--study", STUDY, "--output", tmp_path / "in", *flags)
+    assert answer.code == 0
+    assert json.loads(answer.out)["received"] == 3
+    assert run("fetch", "--to", node(archive), "--study", STUDY, "--output", tmp_path, "--move", "x").code == 2
+
+
+def test_fetch_that_is_not_complete_is_exit_1(run: Run, archive: Archive, tmp_path: Path) -> None:
+    archive.held = [*archive.held, archive.held[0].with_name("gone.dcm")]
+    archive.held[-1].write_bytes(archive.held[0].read_bytes())
+    changed = pydicom.dcmread(archive.held[-1])
+    changed.StudyDescription = "same UID, other content"
+    changed.save_as(archive.held[-1])
+    answer = run("fetch", "--to", node(archive), "--study", STUDY, "--output", tmp_path / "in")
+    assert answer.code == 1
+    assert "other content is kept under the UID" in answer.err
+    archive.held[-1].unlink()
+
+
+def test_fetch_of_everything_is_exit_2(run: Run, archive: Archive, tmp_path: Path) -> None:
+    answer = run("fetch", "--to", node(archive), "--output", tmp_path)
+    assert answer.code == 2
+    assert "everything is never fetched" in answer.err
+
+
+def test_the_verbs_speak_dicomweb_too(run: Run, held: list[Path], tmp_path: Path) -> None:
+    with WebArchive(held).running() as archive:
+        assert run("echo", "--to", archive.url).code == 0
+        assert json.loads(run("find", "--to", archive.url, "--json").out)["found"][0]["StudyInstanceUID"] == STUDY
+        assert run("send", "--to", archive.url, *held).code == 0
+        assert run("fetch", "--to", archive.url, "--study", STUDY, "--output", tmp_path / "in").code == 0
+        assert run("fetch", "--to", archive.url, "--study", "1.2.3", "--output", tmp_path / "in").code == 1
+    assert len(list((tmp_path / "in").rglob("*.dcm"))) == 3
+
+
+@pytest.mark.parametrize("verb", ["echo", "send", "find", "fetch"])
+def test_help_has_an_example_that_the_parser_accepts(verb: str, run: Run) -> None:
+    answer = run(verb, "--help")
+    example = re.search(r"example: (monai-unet .*)", answer.out, re.DOTALL)
+    assert answer.code == 0
+    assert example is not None
+    assert max(map(len, answer.out.splitlines())) <= 80
+    assert build_parser().parse_args(shlex.split(example[1])[1:]).verb == verb
