@@ -99,7 +99,8 @@ class ResultInfo:
         algorithm_type: SegmentAlgorithmType; with MANUAL no algorithm is named.
         series_description: Start of SeriesDescription; the writers append the kind and "RESEARCH".
         quality: The quality gate's verdict in one line, empty if there was none; stands in
-            ContributionDescription.
+            ContributionDescription and in the report.
+        calibration: What is known of the probabilities' calibration, in one line; stands in the report.
         manufacturer: Of the software that computed the result.
     """
 
@@ -112,6 +113,7 @@ class ResultInfo:
     algorithm_type: AlgorithmType = "AUTOMATIC"
     series_description: str = ""
     quality: str = ""
+    calibration: str = ""
     manufacturer: str = "monai-unet-app"
 
 

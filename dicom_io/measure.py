@@ -32,6 +32,8 @@ class SegmentMeasures:
         volume_ml: Voxel count times voxel volume, mL (= cm3).
         surface_mm2: Area of the marching-cubes mesh, mm2.
         max_diameter_mm: Greatest distance between two vertices of that mesh, mm.
+        long_axis_mm: Greatest distance between two points of the outline in one slice [:, :, k], over all slices.
+        short_axis_mm: Width of the outline in that slice, across the long axis.
         mean: Mean intensity, in the image's units.
         std: Population standard deviation of the intensity, in the image's units.
     """
@@ -39,6 +41,8 @@ class SegmentMeasures:
     volume_ml: float
     surface_mm2: float
     max_diameter_mm: float | None
+    long_axis_mm: float | None
+    short_axis_mm: float | None
     mean: float | None
     std: float | None
 
@@ -59,13 +63,16 @@ def measure_segment(mask: Mask, image: NDArray, affine_lps: Affine) -> SegmentMe
     mask = np.asarray(mask, dtype=bool)
     count = int(mask.sum())
     if count == 0:
-        return SegmentMeasures(0.0, 0.0, None, None, None)
+        return SegmentMeasures(0.0, 0.0, None, None, None, None, None)
     values = image[mask].astype(np.float64)
     small = np.pad(_cropped(mask), 1)
+    long_axis_mm, short_axis_mm = axes_mm(small, affine_lps)
     return SegmentMeasures(
         volume_ml=count * float(abs(np.linalg.det(affine_lps[:3, :3]))) / 1000.0,
         surface_mm2=mesh_area_mm2(small, affine_lps),
         max_diameter_mm=mesh_diameter_mm(small, affine_lps),
+        long_axis_mm=long_axis_mm,
+        short_axis_mm=short_axis_mm,
         mean=float(values.mean()),
         std=float(values.std()),
     )
@@ -98,6 +105,42 @@ def mesh_diameter_mm(mask: Mask, affine_lps: Affine) -> float:
     points_mm = np.concatenate(vertices) @ np.asarray(affine_lps)[:3, :3].T
     hull = points_mm[ConvexHull(points_mm).vertices]
     return float(pdist(hull).max())
+
+
+def axes_mm(mask: Mask, affine_lps: Affine) -> tuple[float, float]:
+    """Long and short axis in mm, as a reader draws them in one slice; see `SegmentMeasures`.
+
+    Args:
+        mask: Shape (I, J, K), not empty, with a margin of background in each slice.
+        affine_lps: Array index to LPS mm.
+    """
+    best = (0.0, 0.0)
+    for k in np.flatnonzero(mask.any(axis=(0, 1))).tolist():
+        best = max(best, _axes_in_slice(_outline_mm(mask[:, :, k], np.asarray(affine_lps)[:3, :2])))
+    return best
+
+
+def _outline_mm(plane: Mask, steps_mm: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Shape (n, 2), mm: the points half-way between a pixel inside and its neighbour outside, in coordinates of the plane."""
+    points = []
+    for axis in range(2):
+        change = np.argwhere(np.diff(plane.astype(np.int8), axis=axis) != 0).astype(np.float64)
+        change[:, axis] += 0.5
+        points.append(change)
+    across = steps_mm[:, 0] / np.linalg.norm(steps_mm[:, 0])
+    normal = np.cross(steps_mm[:, 0], steps_mm[:, 1])
+    down = np.cross(normal / np.linalg.norm(normal), across)
+    return np.concatenate(points) @ steps_mm.T @ np.stack([across, down], axis=1)
+
+
+def _axes_in_slice(points: NDArray[np.float64]) -> tuple[float, float]:
+    hull = points[ConvexHull(points).vertices]
+    apart = hull[:, None] - hull[None]
+    lengths = np.linalg.norm(apart, axis=2)
+    first, second = np.unravel_index(int(lengths.argmax()), lengths.shape)
+    along = apart[first, second] / lengths[first, second]
+    across = hull @ np.array([-along[1], along[0]])
+    return float(lengths.max()), float(np.ptp(across))
 
 
 def _cropped(mask: Mask) -> Mask:

@@ -26,7 +26,9 @@ from dicom_io.errors import GeometryProofError, LabelError
 from dicom_io.places import TOLERANCE_MM, Plane, Slice, slices_of, values_at
 from dicom_io.seg_frames import SegFrame, reference_key, seg_frames
 from dicom_io.volume import Volume
-from dicom_io.walk import text, walk_file, whole
+from dicom_io.walk import Attributes, text, walk_file, whole
+
+_REFERENCED_UID, _PREDECESSORS = 0x00081155, 0x0040A360
 
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -90,6 +92,38 @@ def prove_rtstruct(path: Path, labels: Volume, source: Volume, slices: Sequence[
     except (GeometryProofError, LabelError) as error:
         Path(path).unlink(missing_ok=True)
         raise GeometryProofError(f"the RTSTRUCT was deleted: {error}") from error
+
+
+def prove_sr(path: Path, source: Volume, segmentation: Dataset) -> None:
+    """Pass if the report, read back, refers to its own segmentation and to nothing but that and slices of the source.
+
+    Raises:
+        GeometryProofError: It does not; the file is deleted.
+    """
+    try:
+        written = walk_file(path)
+        named = set(_referenced_uids(written))
+        own, slices = str(segmentation.SOPInstanceUID), set(source.provenance.sop_instance_uids)
+        strangers = named - slices - {own}
+        if own not in named or strangers:
+            raise GeometryProofError(
+                f"it refers to {len(named)} instances, {len(strangers)} of them neither its segmentation nor a slice of "
+                "the source"
+            )
+    except GeometryProofError as error:
+        Path(path).unlink(missing_ok=True)
+        raise GeometryProofError(f"the SR was deleted: {error}") from error
+
+
+def _referenced_uids(attributes: Attributes) -> Iterator[str]:
+    """Every ReferencedSOPInstanceUID below, but for predecessors, which are reports."""
+    for tag, value in attributes.items():
+        if tag == _REFERENCED_UID:
+            yield text(attributes, tag)
+        elif isinstance(value, list) and tag != _PREDECESSORS:
+            for item in value:
+                if isinstance(item, dict):
+                    yield from _referenced_uids(item)
 
 
 def save_proved(what: Dataset | Callable[[Path], None], path: Path, prove: Callable[[Path], None] | None) -> Path:

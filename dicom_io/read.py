@@ -39,12 +39,14 @@ class ReadOptions:
         time_point: Which of several time points, echoes or acquisitions to read, from 1.
         resample_gaps: Fill uneven gaps and missing slices by linear interpolation.
         resample_tilt: Put a stack whose slices are shifted sideways (gantry tilt) onto a right-angled grid.
+        channels: Read these series of one frame of reference as channels, on the grid of the first (`channels.py`).
     """
 
     series_instance_uid: str | None = None
     time_point: int | None = None
     resample_gaps: bool = False
     resample_tilt: bool = False
+    channels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def walk_seg(dataset: Dataset) -> Iterator[SegFrame]:
     """Every frame of a SEG, by pydicom. Raises UnreadableFileError if its pixels are missing or broken."""
     label_map = dataset.get("SegmentationType") == "LABELMAP"
     padding = dataset.get("PixelPaddingValue") if label_map else None
-    placed = bool(dataset.get("FrameOfReferenceUID"))
+    placed = _is_placed(dataset)
     for number, frame in enumerate(_pixels_of(dataset), start=1):
         own = dataset.PerFrameFunctionalGroupsSequence[number - 1]
         segment = 0
@@ -56,6 +56,13 @@ def walk_seg(dataset: Dataset) -> Iterator[SegFrame]:
             segment = int(group_of(dataset, number, "SegmentIdentificationSequence").ReferencedSegmentNumber)
         pixels = np.where(frame == padding, 0, frame) if padding else frame  # PS3.3 C.8.20.2: no segment there
         yield SegFrame(segment, plane_of(dataset, number) if placed else None, _named_source(own), pixels)
+
+
+def _is_placed(dataset: Dataset) -> bool:
+    """Whether frames have a place in patient space; those on a picture have none, whatever frame of reference it names."""
+    shared = dataset.get("SharedFunctionalGroupsSequence") or []
+    frames = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    return any("PlanePositionSequence" in group for group in (*shared[:1], *frames[:1]))
 
 
 def _pixels_of(dataset: Dataset) -> Iterator[NDArray]:
@@ -91,7 +98,8 @@ def reference_key(item: Dataset) -> str:
 def seg_frames(written: Attributes) -> Iterator[SegFrame]:
     """Every frame of a SEG of our own, by `walk`. Raises GeometryProofError for what is missing in it."""
     shared, groups = (items(written, _SHARED) or [{}])[0], items(written, _PER_FRAME)
-    label_map, placed = text(written, 0x00620001) == "LABELMAP", bool(text(written, 0x00200052))
+    label_map = text(written, 0x00620001) == "LABELMAP"
+    placed = any(items(group, _POSITION) for group in (shared, *groups[:1]))
     frames = _pixels_by_walk(written)
     if len(groups) != int(text(written, 0x00280008)):
         raise GeometryProofError(f"{len(groups)} functional groups describe {text(written, 0x00280008)} frames")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import highdicom as hd
@@ -10,11 +11,13 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
+from pydicom.uid import Comprehensive3DSRStorage
 
 from dicom_io import identity, proof
 from dicom_io.coding import Segment
 from dicom_io.errors import LabelError
 from dicom_io.identity import ResultInfo
+from dicom_io.instances import load_dataset
 from dicom_io.measure import SegmentMeasures, measure_segment
 from dicom_io.seg import check_labels, in_slices
 from dicom_io.seg_object import SYNTAXES
@@ -35,9 +38,17 @@ INTENSITIES = {
 LIBRARY_KEYWORDS = ("PixelSpacing", "SliceThickness", "ImagePositionPatient", "ImageOrientationPatient")
 
 
-def write_sr(labels: Volume, source: Volume, path: Path, result: ResultInfo, *, seg: Path) -> Path:
-    """Write one measurement group a segment: volume, surface area, maximum 3D diameter, mean and SD of
-    intensity.
+def write_sr(
+    labels: Volume,
+    source: Volume,
+    path: Path,
+    result: ResultInfo,
+    *,
+    seg: Path,
+    volumes_ml: Mapping[int, tuple[float, float]] | None = None,
+    earlier: Path | None = None,
+) -> Path:
+    """Write one measurement group a segment: volume, surface area, diameters, mean and SD of intensity.
 
     Args:
         labels: As for `write_seg`; the very labels that are in `seg`.
@@ -45,6 +56,9 @@ def write_sr(labels: Volume, source: Volume, path: Path, result: ResultInfo, *, 
         path: Target file, replaced if it exists.
         result: What computed the labels.
         seg: The SEG written from the same labels, source and result; each group refers to its segment.
+        volumes_ml: For each segment number of which it is known, the interval (low, high) of its volume in mL.
+        earlier: The report that this one takes the place of, if there is one of the same patient and study. It is named
+            as predecessor, unless it says the same already: then this is that report once more, byte for byte.
 
     Returns:
         `path`. The document is COMPLETE, PRELIMINARY and UNVERIFIED. A segment without voxels has volume 0
@@ -56,7 +70,17 @@ def write_sr(labels: Volume, source: Volume, path: Path, result: ResultInfo, *, 
     check_labels(labels, result)
     headers = identity.source_headers(source)
     segmentation = _read_seg_header(seg, labels, source, result)
-    groups = [_group(segment, labels, source, result, segmentation) for segment in result.segments]
+    groups = [
+        _group(segment, labels, source, result, segmentation, (volumes_ml or {}).get(segment.number))
+        for segment in result.segments
+    ]
+    content = (
+        str(segmentation.SOPInstanceUID),
+        repr(sorted((volumes_ml or {}).items())),
+        result.quality,
+        result.calibration,
+    )
+    predecessors, uid = _predecessors(earlier, headers[0], source, result, content)
     report = hd.sr.MeasurementReport(
         observation_context=_observer(source, result),
         procedure_reported=_procedure(headers[0]),
@@ -69,16 +93,60 @@ def write_sr(labels: Volume, source: Volume, path: Path, result: ResultInfo, *, 
         content=report,
         series_instance_uid=identity.result_uid(source, result, "SR", "series"),
         series_number=identity.series_number(headers[0], "SR"),
-        sop_instance_uid=identity.result_uid(source, result, "SR", "instance", str(segmentation.SOPInstanceUID)),
+        sop_instance_uid=uid,
         instance_number=1,
         manufacturer=identity.plain(result.manufacturer, 64),
         is_complete=True,
         is_final=False,
         is_verified=False,
+        previous_versions=predecessors or None,
         contributing_equipment=[identity.contribution(result)],
     )
     identity.stamp(document, headers, result, "SR")
-    return proof.save_proved(document, path, None)
+    return proof.save_proved(document, path, lambda file: proof.prove_sr(file, source, segmentation))
+
+
+def _predecessors(
+    earlier: Path | None, header: Dataset, source: Volume, result: ResultInfo, content: tuple[str, ...]
+) -> tuple[list[Dataset], str]:
+    """The reports that the new one takes the place of, and its own UID, which depends on them."""
+
+    def uid_after(named: list[Dataset]) -> str:
+        before = [str(one.SOPInstanceUID) for one in named]
+        return identity.result_uid(source, result, "SR", "instance", *content, *before)
+
+    if earlier is None:
+        return [], uid_after([])
+    found = _read_report(earlier)
+    if found.get("StudyInstanceUID") != header.StudyInstanceUID or found.get("PatientID") != header.get("PatientID"):
+        raise LabelError(
+            f"the earlier report {earlier.name} is of another patient or study; one of this study is needed to be named as "
+            "predecessor; leave it out"
+        )
+    its_own = [_version_of(item) for item in found.get("PredecessorDocumentsSequence") or []]
+    if found.SOPInstanceUID == uid_after(its_own):
+        return its_own, str(found.SOPInstanceUID)
+    return [found], uid_after([found])
+
+
+def _read_report(path: Path) -> Dataset:
+    found = load_dataset(path, with_pixels=False)
+    if found.get("SOPClassUID") != Comprehensive3DSRStorage:
+        raise LabelError(
+            f"the earlier report {path.name} has SOP class {found.get('SOPClassUID')}; a Comprehensive 3D SR is needed; leave "
+            "it out"
+        )
+    return found
+
+
+def _version_of(study: Dataset) -> Dataset:
+    """What highdicom asks of an earlier version, from an item of PredecessorDocumentsSequence."""
+    series = study.ReferencedSeriesSequence[0]
+    version = Dataset()
+    version.StudyInstanceUID, version.SeriesInstanceUID = study.StudyInstanceUID, series.SeriesInstanceUID
+    version.SOPClassUID = series.ReferencedSOPSequence[0].ReferencedSOPClassUID
+    version.SOPInstanceUID = series.ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+    return version
 
 
 def _read_seg_header(seg: Path, labels: Volume, source: Volume, result: ResultInfo) -> Dataset:
@@ -124,7 +192,12 @@ def _observer(source: Volume, result: ResultInfo) -> hd.sr.ObservationContext:
 
 
 def _group(
-    segment: Segment, labels: Volume, source: Volume, result: ResultInfo, segmentation: Dataset
+    segment: Segment,
+    labels: Volume,
+    source: Volume,
+    result: ResultInfo,
+    segmentation: Dataset,
+    volume_ml: tuple[float, float] | None,
 ) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
     measures = measure_segment(proof.mask_of(labels, segment.number), source.array, source.affine_lps)
     return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
@@ -142,7 +215,7 @@ def _group(
         finding_type=segment.type,
         finding_sites=[_site(segment)],
         algorithm_id=None if result.algorithm_type == "MANUAL" else _algorithm(result),
-        measurements=_measurements(measures, str(source.provenance.modality)),
+        measurements=_measurements(measures, str(source.provenance.modality), volume_ml),
     )
 
 
@@ -157,6 +230,8 @@ def _site(segment: Segment) -> hd.sr.FindingSite:
 
 def _algorithm(result: ResultInfo) -> hd.sr.AlgorithmIdentification:
     settings = [f"{name}={value}" for name, value in sorted(result.settings)]
+    settings += [f"quality: {result.quality}"] if result.quality else []
+    settings += [f"calibration: {result.calibration}"] if result.calibration else []
     return hd.sr.AlgorithmIdentification(
         name=identity.plain(result.algorithm_name, 64),
         version=identity.plain(result.algorithm_version, 64),
@@ -164,8 +239,13 @@ def _algorithm(result: ResultInfo) -> hd.sr.AlgorithmIdentification:
     )
 
 
-def _measurements(measures: SegmentMeasures, modality: str) -> list[hd.sr.Measurement]:
-    found = [_measurement(codes.SCT.Volume, measures.volume_ml, codes.UCUM.CubicCentimeter)]
+def _measurements(
+    measures: SegmentMeasures, modality: str, volume_ml: tuple[float, float] | None
+) -> list[hd.sr.Measurement]:
+    found = [_volume(measures.volume_ml, volume_ml)]
+    if measures.long_axis_mm is not None and measures.short_axis_mm is not None:
+        found.append(_measurement(codes.SCT.LongAxis, measures.long_axis_mm, codes.UCUM.Millimeter))
+        found.append(_measurement(codes.SCT.ShortAxis, measures.short_axis_mm, codes.UCUM.Millimeter))
     if measures.max_diameter_mm is not None:
         found.append(_measurement(codes.IBSI.SurfaceAreaOfMesh, measures.surface_mm2, codes.UCUM.SquareMillimeter))
         found.append(_measurement(codes.IBSI.Maximum3DDiameterOfAMesh, measures.max_diameter_mm, codes.UCUM.Millimeter))
@@ -174,6 +254,28 @@ def _measurements(measures: SegmentMeasures, modality: str) -> list[hd.sr.Measur
         found.append(_measurement(name, measures.mean, unit, codes.SCT.Mean))
         found.append(_measurement(name, measures.std, unit, codes.SCT.StandardDeviation))
     return found
+
+
+def _volume(value_ml: float, interval_ml: tuple[float, float] | None) -> hd.sr.Measurement:
+    """The volume, and how far it may be off upwards and downwards where that is known (TID 310)."""
+    if interval_ml is None:
+        return _measurement(codes.SCT.Volume, value_ml, codes.UCUM.CubicCentimeter)
+    low, high = interval_ml
+    if not (np.isfinite([low, high]).all() and low <= value_ml <= high):
+        raise LabelError(
+            f"the interval of a volume is {low} to {high} mL, the volume {value_ml:.4g} mL; it must lie inside; check the "
+            "interval"
+        )
+    properties = hd.sr.MeasurementProperties(
+        upper_measurement_uncertainty=float(f"{high - value_ml:.7g}"),
+        lower_measurement_uncertainty=float(f"{value_ml - low:.7g}"),
+    )
+    return hd.sr.Measurement(
+        name=codes.SCT.Volume,
+        value=float(f"{value_ml:.7g}"),
+        unit=codes.UCUM.CubicCentimeter,
+        properties=properties,
+    )
 
 
 def _measurement(name: Code, value: float, unit: Code, derivation: Code | None = None) -> hd.sr.Measurement:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.uid import Comprehensive3DSRStorage
 
 from dicom_io.capture import write_captures
 from dicom_io.dicomize import dicomize
 from dicom_io.errors import DicomIoError
 from dicom_io.identity import ResultInfo
+from dicom_io.instances import load_dataset
 from dicom_io.parametric import NO_UNIT, UNCERTAINTY, write_parametric_map
 from dicom_io.presentation import write_gsps
 from dicom_io.read import read_series
@@ -40,12 +42,15 @@ class DicomOutput:
         seg_encoding: As `dicom_io.seg.write_seg`.
         source: The series that a NIfTI input was made from; DICOM results refer to it.
         dicomize: Write a converted series for a NIfTI input and refer to that.
+        earlier_sr: Where the report of an earlier run may be; if it is of this study and differs, the new one names it as
+            its predecessor.
     """
 
     formats: tuple[str, ...]
     seg_encoding: SegEncoding = "binary"
     source: Path | None = None
     dicomize: bool = False
+    earlier_sr: Path | None = None
 
 
 def write_dicom(
@@ -61,10 +66,11 @@ def write_dicom(
     info = _info(case, bundle, run)
     names = {kind: f"{case_id}_{kind}" + ("" if kind == "sc" else ".dcm") for kind in DICOM_FORMATS}
     paths = {kind: folder / name for kind, name in names.items()}
+    earlier = _report_of_this_study(what.earlier_sr, source)
     in_seg = _foreground(case, source, bundle) if what.seg_encoding == "fractional" else labels
     writers: dict[str, Callable[[], object]] = {
         "seg": lambda: write_seg(in_seg, source, paths["seg"], info, encoding=what.seg_encoding),
-        "sr": lambda: write_sr(labels, source, paths["sr"], info, seg=paths["seg"]),
+        "sr": lambda: write_sr(labels, source, paths["sr"], info, seg=paths["seg"], earlier=earlier),
         "rtstruct": lambda: write_rtstruct(labels, source, paths["rtstruct"], info),
         "gsps": lambda: write_gsps(labels, source, paths["gsps"], info),
         "sc": lambda: write_captures(labels, source, paths["sc"], info),
@@ -86,6 +92,18 @@ def write_dicom(
     except DicomIoError as error:
         raise InputRefusedError(f"{case_id}: {error}") from error
     return files
+
+
+def _report_of_this_study(path: Path | None, source: Volume) -> Path | None:
+    """The file, if it is a report on the study of the source; None for anything else that has its name."""
+    try:
+        header = load_dataset(path, with_pixels=False) if path is not None and path.is_file() else None
+    except DicomIoError:
+        return None
+    wanted = (Comprehensive3DSRStorage, source.provenance.study_instance_uid)
+    return (
+        path if header is not None and (header.get("SOPClassUID"), header.get("StudyInstanceUID")) == wanted else None
+    )
 
 
 def _info(case: Case, bundle: Bundle, run: PredictConfig) -> ResultInfo:
@@ -114,10 +132,13 @@ def _image_setting(volume: Volume) -> tuple[tuple[str, str], ...]:
 
 
 def _target(case: Case, case_id: str, what: DicomOutput, folder: Path) -> tuple[Volume, Volume, dict[str, str]]:
-    """The DICOM volume that results refer to, the labels on its grid, and the files written on the way."""
+    """The DICOM volume that results refer to (of several channels the first), the labels on its grid, and the files
+    written on the way.
+    """
     labels = case.labels_volume
     if case.volume.provenance.kind == "dicom":
-        return case.volume, labels, {}
+        several = case.volume.array.ndim == 4 and not case.volume.planar
+        return case.volume.with_array(case.volume.array[..., 0]) if several else case.volume, labels, {}
     try:
         if what.source is not None:
             source = read_series(what.source)
@@ -156,4 +177,4 @@ def _entropy(case: Case, source: Volume, bundle: Bundle) -> Volume:
 
 def _on(values: NDArray, case: Case, source: Volume) -> Volume:
     volume = case.volume.with_array(values)
-    return volume if case.volume is source else volume.on_grid_of(source)
+    return volume if case.volume.provenance.kind == "dicom" else volume.on_grid_of(source)

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def write_results(
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output, prefix=".partial-") as partial:
         folder = Path(partial)
-        files = _write_files(case, case_id, bundle, run, what, folder)
+        files = _write_files(case, case_id, bundle, run, what, folder, output / f"{case_id}_sr.dcm")
         document = result_document(case, case_id, bundle, run, files)
         write_json(document, folder / f"{case_id}_result.json", "result")
         _publish(folder, output, case_id)
@@ -177,7 +177,8 @@ def _check_flags(cases: Sequence[CaseFiles], run: PredictConfig, what: OutputCon
         raise UsageError("the input is DICOM, results refer to it; leave --dicomize and --dicom-source out")
     if len(plain) == len(cases) and run.reading != ReadOptions():
         raise UsageError(
-            f"{plain[0]} is no DICOM and has no series; leave --series, --time-point, --resample-gaps and --resample-tilt out"
+            f"{plain[0]} is no DICOM and has no series; leave --series, --channels, --time-point, "
+            "--resample-gaps and --resample-tilt out"
         )
     if what.seg_encoding != "binary" and not {"seg", "sr"} & set(what.formats):
         raise UsageError(f"--seg-encoding {what.seg_encoding}: no SEG is asked for; add seg to --format")
@@ -233,7 +234,13 @@ def structures(case: Case, bundle: Bundle) -> list[dict[str, Any]]:
 
 
 def _write_files(
-    case: Case, case_id: str, bundle: Bundle, run: PredictConfig, what: OutputConfig, folder: Path
+    case: Case,
+    case_id: str,
+    bundle: Bundle,
+    run: PredictConfig,
+    what: OutputConfig,
+    folder: Path,
+    earlier_sr: Path,
 ) -> dict[str, str]:
     files: dict[str, str] = {}
     if "nifti" in what.formats:
@@ -253,7 +260,7 @@ def _write_files(
             files["mask"] = f"{case_id}_seg.png"
             write_mask_png(case, folder / files["mask"])
     if what.wants_dicom:
-        files |= write_dicom(case, case_id, bundle, run, what.dicom, folder)
+        files |= write_dicom(case, case_id, bundle, run, replace(what.dicom, earlier_sr=earlier_sr), folder)
     return files
 
 

@@ -441,7 +441,7 @@ def test_a_zip_or_metadata_that_is_damaged_fails_in_words(
 def test_flags_that_can_mean_nothing_are_wrong_usage(run: Run, crop: Volume, tmp_path: Path) -> None:
     image, dicom = good(tmp_path / "n", crop), series(tmp_path / "d", crop)
     for source, flags, message in (
-        (image, ["--series", "1.2"], "has no series; leave --series, --time-point"),
+        (image, ["--series", "1.2"], "has no series; leave --series, --channels"),
         (image, ["--resample-gaps"], "--resample-gaps and --resample-tilt out"),
         (dicom, ["--seg-encoding", "labelmap"], "no SEG is asked for; add seg to --format"),
         (dicom, ["--dicomize"], "the input is DICOM"),

@@ -291,6 +291,12 @@ def above_zero(text: str) -> float:
 def _add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--series", help="SeriesInstanceUID, where a DICOM folder holds several")
     parser.add_argument(
+        "--channels",
+        default="",
+        metavar="UID,UID",
+        help="read these series of one frame of reference as channels, on the grid of the first",
+    )
+    parser.add_argument(
         "--time-point", type=at_least(1), metavar="N", help="which of several time points or echoes, from 1"
     )
     parser.add_argument(

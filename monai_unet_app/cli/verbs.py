@@ -283,7 +283,10 @@ def check_writable(folder: Path) -> None:
 def _reading(options: argparse.Namespace) -> Any:
     from dicom_io.read import ReadOptions
 
-    return ReadOptions(options.series, options.time_point, options.resample_gaps, options.resample_tilt)
+    channels = tuple(uid.strip() for uid in options.channels.split(",") if uid.strip())
+    if channels and (options.series or options.time_point or options.resample_gaps or options.resample_tilt):
+        raise UsageError("--channels names whole series; leave --series, --time-point and --resample-... out")
+    return ReadOptions(options.series, options.time_point, options.resample_gaps, options.resample_tilt, channels)
 
 
 def _data(options: argparse.Namespace) -> Any:

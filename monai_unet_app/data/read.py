@@ -5,7 +5,6 @@ Bad input is refused here, in words.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import nibabel
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from dicom_io.channels import read_channels
 from dicom_io.errors import DicomIoError
 from dicom_io.itk_files import ITK_ENDINGS, read_itk
 from dicom_io.read import ReadOptions, read_series
@@ -63,7 +63,15 @@ def _read_by_dicom_io(path: Path, options: ReadOptions) -> Volume:
     if path.is_file() and has_ending(path, ITK_ENDINGS):
         volume = read_itk(path)
         return volume.with_array(volume.array.astype(np.float32))
-    return read_series(path, **asdict(options))
+    if options.channels:
+        return read_channels(path, options.channels)
+    return read_series(
+        path,
+        series_instance_uid=options.series_instance_uid,
+        time_point=options.time_point,
+        resample_gaps=options.resample_gaps,
+        resample_tilt=options.resample_tilt,
+    )
 
 
 def _read_nifti(path: Path) -> Volume:

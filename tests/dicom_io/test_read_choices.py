@@ -25,6 +25,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
+from dicom_io.channels import read_channels
 from dicom_io.errors import DicomIoError, SeriesGeometryError, SeriesSelectionError, UnreadableFileError
 from dicom_io.read import examine, read_series
 
@@ -353,3 +354,46 @@ def test_reading_from_a_buffer_in_memory_names_no_file(tmp_path: Path) -> None:
     with pytest.raises(SeriesGeometryError, match="lacks 1 of 7") as refusal:
         read_series(datasets)
     assert str(tmp_path) not in str(refusal.value)
+
+
+# --- channels
+
+
+def write_plain_field(folder: Path, affine_lps: np.ndarray, shape: tuple[int, int, int], uid: str, space: str) -> None:
+    """A series of the linear field on any grid."""
+    index = np.stack([*np.indices(shape), np.ones(shape)], axis=-1)
+    values = np.rint(linear_field((index @ affine_lps.T)[..., :3]) * 50).astype(np.int16)
+    header = {"StudyInstanceUID": "1.2.3", "SeriesInstanceUID": uid, "FrameOfReferenceUID": space}
+    write_mr_series(folder, values, affine_lps, slopes=[0.02] * shape[2], intercepts=[0.0] * shape[2], header=header)
+
+
+def test_series_of_one_frame_of_reference_become_channels_on_the_first_ones_grid(tmp_path: Path) -> None:
+    fine = oblique_affine((1.5, 1.0, 2.0))
+    coarse = oblique_affine((2.5, 2.5, 3.0), origin_lps=(-34.5, 10.0, -49.0), degrees=(2.0, -13.0, 30.0))
+    write_plain_field(tmp_path / "a", fine, (10, 9, 6), "1.2.1", "1.2.9")
+    write_plain_field(tmp_path / "b", coarse, (12, 11, 9), "1.2.2", "1.2.9")
+    volume = read_channels(tmp_path, ["1.2.1", "1.2.2"])
+    reference = read_series(tmp_path, series_instance_uid="1.2.1")
+    assert volume.array.shape == (10, 9, 6, 2)
+    np.testing.assert_array_equal(volume.array[..., 0], reference.array)
+    np.testing.assert_array_equal(volume.affine_lps, reference.affine_lps)
+    index = np.stack([*np.indices(volume.shape), np.ones(volume.shape)], axis=-1)
+    points = (index @ volume.affine_lps.T)[..., :3]
+    inside_index = (np.concatenate([points, np.ones((*volume.shape, 1))], axis=-1) @ np.linalg.inv(coarse).T)[..., :3]
+    inside = ((inside_index >= 0) & (inside_index <= np.array([11, 10, 8]))).all(axis=-1)
+    assert inside.sum() > 100
+    assert np.abs(volume.array[..., 1] - linear_field(points))[inside].max() < FIELD_ROUNDING
+    assert "channel 2 is series 1.2.2: interpolated linearly" in volume.provenance.notes[-1]
+
+
+def test_channels_of_the_same_grid_are_not_touched_and_others_are_refused(tmp_path: Path) -> None:
+    for uid in ("1.2.1", "1.2.2"):
+        write_plain_field(tmp_path / uid, oblique_affine(), (10, 9, 6), uid, "1.2.9")
+    write_plain_field(tmp_path / "far", oblique_affine(), (10, 9, 6), "1.2.4", "1.2.8")
+    volume = read_channels(tmp_path, ["1.2.2", "1.2.1"])
+    np.testing.assert_array_equal(volume.array[..., 0], volume.array[..., 1])
+    assert "the same grid" in volume.provenance.notes[-1]
+    with pytest.raises(SeriesGeometryError, match=r"frames of reference 1\.2\.8, 1\.2\.9"):
+        read_channels(tmp_path, ["1.2.1", "1.2.4"])
+    with pytest.raises(SeriesSelectionError, match="two or more different series"):
+        read_channels(tmp_path, ["1.2.1", "1.2.1"])

@@ -17,7 +17,8 @@ from dicom_io.errors import GeometryProofError, LabelError
 from dicom_io.proof import prove_seg
 from dicom_io.read import read_series
 from dicom_io.rtstruct import read_rtstruct, write_rtstruct
-from dicom_io.seg import read_seg, write_seg
+from dicom_io.seg import read_seg, read_segments, write_seg
+from dicom_io.seg_read import segment_numbers
 from dicom_io.volume import Volume
 
 LABEL_ENCODINGS = ("binary", "binary-deflated", "labelmap", "labelmap-rle", "labelmap-jpegls")
@@ -261,3 +262,50 @@ def test_a_frame_that_names_no_slice_is_found(source, labels, tmp_path):
     dataset.save_as(path)
     with pytest.raises(GeometryProofError, match=r"names the instance 1\.2\.3\.4, which is not a slice"):
         prove_seg(path, labels, source)
+
+
+# --- segments as channels
+
+
+def test_overlapping_segments_come_back_as_channels(source, tmp_path):
+    array = np.zeros((*source.shape, 2), np.uint8)
+    array[2:8, 2:7, 1:5, 0] = 1
+    array[6:11, 4:9, 3:6, 1] = 1
+    path = write_seg(source.with_array(array), source, tmp_path / "seg.dcm", RESULT)
+    found = read_segments(path, source)
+    assert found.array.dtype == np.uint8
+    np.testing.assert_array_equal(found.array, array)
+    assert segment_numbers(path) == (1, 2)
+
+
+@pytest.mark.parametrize("encoding", LABEL_ENCODINGS)
+def test_channels_and_labels_of_one_file_agree(source, labels, tmp_path, encoding):
+    path = write_seg(labels, source, tmp_path / "seg.dcm", RESULT, encoding=encoding)
+    found = read_segments(path, source).array
+    np.testing.assert_array_equal(found, np.stack([labels.array == 1, labels.array == 2], axis=-1))
+
+
+def test_fractions_come_back_as_floats_and_are_refused_as_labels(source, tmp_path):
+    i, j, k = np.indices(source.shape)
+    array = np.stack([(i + j + k) % 5 / 4, (i * j) % 7 / 6], axis=-1).astype(np.float32)
+    path = write_seg(source.with_array(array), source, tmp_path / "seg.dcm", RESULT, encoding="fractional")
+    found = read_segments(path, source).array
+    assert found.dtype == np.float32
+    assert np.abs(found - array).max() <= 0.5 / 255 + 1e-6
+    with pytest.raises(LabelError, match="FRACTIONAL segmentation, which holds a probability"):
+        read_seg(path, source)
+
+
+def test_a_seg_of_a_picture_is_laid_on_that_picture_only(tmp_path):
+    header = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.1", "Modality": "CR"}
+    pictures = [write_picture(tmp_path / f"{n}.dcm", lopsided_array((13, 9, 1))[:, :, 0], header) for n in (1, 2)]
+    first, second = map(read_series, pictures)
+    array = lopsided_labels((13, 9, 7))[:, :, 1:2]
+    seg = write_seg(first.with_array(array), first, tmp_path / "seg.dcm", RESULT)
+    if "FrameOfReferenceUID" in pydicom.dcmread(seg):
+        dataset = pydicom.dcmread(seg)
+        del dataset.FrameOfReferenceUID
+        dataset.save_as(seg)
+    np.testing.assert_array_equal(read_seg(seg, first).array, array)
+    with pytest.raises(LabelError, match="names the image"):
+        read_seg(seg, second)

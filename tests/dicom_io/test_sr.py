@@ -10,7 +10,7 @@ import pydicom
 import pytest
 from result_phantoms import RESULT, dciodvfy_errors, oblique_affine, oblique_case, tool
 
-from dicom_io.errors import LabelError
+from dicom_io.errors import GeometryProofError, LabelError
 from dicom_io.measure import measure_segment
 from dicom_io.read import read_series
 from dicom_io.seg import write_seg
@@ -228,3 +228,96 @@ def test_sr_on_a_real_scanner_series_is_valid(shared_data, tmp_path):
     assert dciodvfy_errors(sr) == []
     wanted_ml = 20 * 50 * 5 * 0.4297**2 * 6.5 / 1000
     assert values(groups(sr)[0])["Volume", ""][0] == pytest.approx(wanted_ml, rel=2e-4)
+
+
+# --- versions, intervals, statements
+
+
+def test_a_changed_result_names_the_report_that_it_takes_the_place_of(case, tmp_path):
+    folder = {name: tmp_path / name for name in ("first", "second", "again", "third")}
+
+    def report(name, labels, earlier):
+        folder[name].mkdir()
+        seg = write_seg(labels, case.volume, folder[name] / "seg.dcm", RESULT)
+        return write_sr(labels, case.volume, folder[name] / "sr.dcm", RESULT, seg=seg, earlier=earlier)
+
+    changed, other = case.labels.array.copy(), case.labels.array.copy()
+    changed[0, 0, 0], other[0, 0, 1] = 1, 2
+    first = report("first", case.labels, None)
+    second = report("second", case.volume.with_array(changed), first)
+    assert dciodvfy_errors(second) == []
+    named = pydicom.dcmread(second).PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence[0]
+    assert named.ReferencedSOPInstanceUID == pydicom.dcmread(first).SOPInstanceUID
+    again = report("again", case.volume.with_array(changed), second)
+    assert again.read_bytes() == second.read_bytes(), (
+        "the same once more is the same file, whatever it took the place of"
+    )
+    third = pydicom.dcmread(report("third", case.volume.with_array(other), second))
+    named = third.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence[0]
+    assert named.ReferencedSOPInstanceUID == pydicom.dcmread(second).SOPInstanceUID
+
+
+def test_the_same_result_once_more_names_no_predecessor(case, written, tmp_path):
+    again = write_sr(case.labels, case.volume, tmp_path / "sr.dcm", RESULT, seg=written[1], earlier=written[0])
+    assert again.read_bytes() == written[0].read_bytes()
+
+
+def test_a_report_of_another_study_is_no_predecessor(case, written, tmp_path):
+    other = pydicom.dcmread(written[0])
+    other.StudyInstanceUID = "1.2.3"
+    other.save_as(tmp_path / "other.dcm")
+    with pytest.raises(LabelError, match="of another patient or study"):
+        write_sr(case.labels, case.volume, tmp_path / "sr.dcm", RESULT, seg=written[1], earlier=tmp_path / "other.dcm")
+
+
+def test_the_interval_of_a_volume_stands_beside_it(case, written, tmp_path):
+    volume_ml = np.count_nonzero(case.labels.array == 1) * 0.9 * 1.3 * 2.5 / 1000
+    interval = {1: (volume_ml - 0.02, volume_ml + 0.05)}
+    sr = write_sr(case.labels, case.volume, tmp_path / "sr.dcm", RESULT, seg=written[1], volumes_ml=interval)
+    assert dciodvfy_errors(sr) == []
+    concepts = {}
+    for item in walk_items(pydicom.dcmread(sr)):
+        if item.get("ValueType") == "NUM":
+            value = float(item.MeasuredValueSequence[0].NumericValue)
+            concepts.setdefault(item.ConceptNameCodeSequence[0].CodeValue, []).append(value)
+    found = [value for values_ in concepts.values() for value in values_]
+    assert any(value == pytest.approx(0.05, abs=1e-6) for value in found)
+    assert any(value == pytest.approx(0.02, abs=1e-6) for value in found)
+    with pytest.raises(LabelError, match="it must lie inside"):
+        write_sr(case.labels, case.volume, tmp_path / "sr.dcm", RESULT, seg=written[1], volumes_ml={1: (0.0, 1e-6)})
+
+
+def walk_items(dataset):
+    """Every content item of a report, depth first."""
+    for item in dataset.get("ContentSequence") or []:
+        yield item
+        yield from walk_items(item)
+
+
+def test_quality_and_calibration_stand_in_the_report_as_text(case, written, tmp_path):
+    stated = replace(RESULT, calibration="ECE 0.003 in the 2 mm band, 34 cases")
+    seg = write_seg(case.labels, case.volume, tmp_path / "seg.dcm", stated)
+    sr = write_sr(case.labels, case.volume, tmp_path / "sr.dcm", stated, seg=seg)
+    assert dciodvfy_errors(sr) == []
+    texts = [item.TextValue for item in walk_items(pydicom.dcmread(sr)) if item.get("ValueType") == "TEXT"]
+    assert "quality: accepted" in texts
+    assert "calibration: ECE 0.003 in the 2 mm band, 34 cases" in texts
+
+
+def test_a_report_that_refers_to_a_stranger_does_not_leave(case, written, tmp_path, monkeypatch):
+    monkeypatch.setattr("dicom_io.proof._referenced_uids", lambda written: iter(["1.2.3"]))
+    with pytest.raises(GeometryProofError, match="the SR was deleted"):
+        write_sr(case.labels, case.volume, tmp_path / "sr.dcm", RESULT, seg=written[1])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_long_and_short_axis_of_an_ellipse_are_its_axes():
+    i, j = np.indices((121, 121)) - 60.0
+    angle = np.radians(30)
+    along, across = (i * np.cos(angle) + j * np.sin(angle)) * 0.5, (j * np.cos(angle) - i * np.sin(angle)) * 0.5
+    mask = np.zeros((121, 121, 3), bool)
+    mask[:, :, 1] = (along / 25.0) ** 2 + (across / 10.0) ** 2 <= 1
+    mask[58:63, 58:63, :] = True
+    found = measure_segment(mask, np.zeros(mask.shape), np.diag([0.5, 0.5, 3.0, 1.0]))
+    assert found.long_axis_mm == pytest.approx(50.0, abs=0.5)
+    assert found.short_axis_mm == pytest.approx(20.0, abs=0.5)

@@ -1,0 +1,88 @@
+"""Several series of one frame of reference -> the channels of one volume, laid on the grid of the first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from .errors import SeriesGeometryError, SeriesSelectionError
+from .read import read_series
+from .series import Source
+from .volume import Volume, corner_indices
+
+SAME_PLACE_MM = 0.01
+
+
+def read_channels(source: Source, series_instance_uids: Sequence[str]) -> Volume:
+    """Series that the scanner registered, as the channels of one volume.
+
+    Args:
+        source: Where the series are; see `read_series`.
+        series_instance_uids: In the order of the channels. The first is the reference: its grid stays as it is, the
+            others are interpolated onto it linearly in the patient space (not at all where the grids are the same).
+
+    Returns:
+        float32 array of shape (I, J, K, C) on the grid, and with the provenance, of the first series; its notes say what
+        was interpolated, and how much of the grid a series does not reach. There its least value stands.
+
+    Raises:
+        SeriesSelectionError: Fewer than two series, or one that is a picture.
+        SeriesGeometryError: They do not name one and the same frame of reference.
+        DicomIoError: See `read_series`.
+    """
+    if len(set(series_instance_uids)) < 2 or len(set(series_instance_uids)) < len(series_instance_uids):
+        raise SeriesSelectionError(
+            f"the channels are named {', '.join(series_instance_uids) or 'nothing'}; two or more different series are needed; "
+            "name each SeriesInstanceUID once"
+        )
+    volumes = [read_series(source, series_instance_uid=uid) for uid in series_instance_uids]
+    _check_space(volumes)
+    reference, notes = volumes[0], list(volumes[0].provenance.notes)
+    channels = [reference.array]
+    for number, other in enumerate(volumes[1:], start=2):
+        values, note = _on_grid(other, reference)
+        channels.append(values)
+        notes.append(f"channel {number} is series {other.provenance.series_instance_uid}: {note}")
+    provenance = replace(reference.provenance, notes=tuple(notes))
+    return replace(reference, array=np.stack(channels, axis=-1), provenance=provenance)
+
+
+def _check_space(volumes: Sequence[Volume]) -> None:
+    for volume in volumes:
+        if volume.planar or volume.array.ndim != 3:
+            raise SeriesSelectionError(
+                f"series {volume.provenance.series_instance_uid} is a picture, not a grey volume; volumes are needed for "
+                "channels; name others"
+            )
+    spaces = {str(volume.provenance.frame_of_reference_uid) for volume in volumes}
+    if len(spaces) > 1 or "None" in spaces:
+        raise SeriesGeometryError(
+            f"the series have the frames of reference {', '.join(sorted(spaces))}; one and the same is needed, else nothing "
+            "says how they lie to each other; register them first"
+        )
+
+
+def _on_grid(other: Volume, reference: Volume) -> tuple[NDArray[np.float32], str]:
+    """Values on the reference's grid, and what was done."""
+    if other.shape == reference.shape:
+        apart = (other.affine_lps - reference.affine_lps) @ corner_indices(reference.shape)
+        if np.abs(apart).max() <= SAME_PLACE_MM:
+            return other.array, "the same grid"
+    step = np.linalg.solve(other.affine_lps, reference.affine_lps)  # reference index -> index in the other
+    values = np.empty(reference.shape, dtype=np.float32)
+    beyond, least = 0, other.array.min()
+    i, j = np.indices(reference.shape[:2])
+    for k in range(reference.shape[2]):
+        place = step[:3, :3] @ np.stack([i.ravel(), j.ravel(), np.full(i.size, k)]) + step[:3, 3:]
+        size = np.array(other.shape)[:, None] - 1
+        found = ndimage.map_coordinates(other.array, np.clip(place, 0, size), order=1, output=np.float32)
+        outside = ((place < -0.5) | (place > size + 0.5)).any(axis=0)
+        found[outside] = least
+        beyond += int(outside.sum())
+        values[:, :, k] = found.reshape(i.shape)
+    share = 100.0 * beyond / values.size
+    return values, f"interpolated linearly, {share:.1f} % of the grid lie outside of it"
