@@ -2,6 +2,7 @@
 
 A header is parsed once, no further than its pixels, and only for the attributes that reading needs. Files that end
 early are refused here, by walking the lengths that they announce: the values of a header are not enough to tell.
+What a file may cost is bounded in `bounded`, what its values may be in `headers`.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import pydicom
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.errors import BytesLengthException
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from .bounded import BoundedFile, NoRegularFileError, parse
 from .errors import UnreadableFileError
+from .headers import fault_of
 
 READ_ERRORS: tuple[type[Exception], ...] = (
     BytesLengthException,
@@ -71,7 +73,7 @@ HEADER_KEYWORDS = (
 SIEMENS_CREATOR, SIEMENS_CSA = Tag(0x0029, 0x0010), Tag(0x0029, 0x1010)
 MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
 
-_HEADER_TAGS: list[int | BaseTag] = [
+_HEADER_TAGS: list[BaseTag] = [
     *(Tag(keyword) for keyword in (*HEADER_KEYWORDS.split(), *MARKS)),
     SIEMENS_CREATOR,
     SIEMENS_CSA,
@@ -80,6 +82,7 @@ _PIXEL_TAGS = frozenset({(0x7FE0, 0x0008), (0x7FE0, 0x0009), (0x7FE0, 0x0010)})
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 Fragments = tuple[tuple[int, int], ...]
 _SHORTEST = 132  # bytes of preamble and mark
+_FILE_ID_PARTS, _LONGEST_NAME = 8, 255  # PS3.10 8.2; of most file systems
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +95,7 @@ class Instance:
         dataset: The whole data set where it is in memory; None for a file.
         has_pixels: Whether pixels follow the header.
         pixels_at: Byte in the file where pixel values begin, if they stand there uncompressed; else None.
-        pixel_bytes: How many bytes of pixels there are.
+        pixel_bytes: How many bytes of pixels there are, compressed or not; after inflating for a deflated data set.
         fragments: (first byte, length) of the compressed pixels' pieces in the file, without the offset table.
     """
 
@@ -107,7 +110,7 @@ class Instance:
     @property
     def name(self) -> str:
         """How a message calls it: its file, or its UID."""
-        return str(self.path) if self.path else f"data set {self.sop_instance_uid or 'without SOP Instance UID'}"
+        return shown(self.path) if self.path else f"data set {self.sop_instance_uid or 'without SOP Instance UID'}"
 
     @property
     def sop_class_uid(self) -> str:
@@ -138,13 +141,22 @@ class Instance:
 
 
 def instance_of(dataset: Dataset) -> Instance:
-    """A data set in memory, for instance as it came over the network. Raises UnreadableFileError if it holds no object."""
+    """A data set in memory, for instance as it came over the network. Raises UnreadableFileError if it holds no object, or a
+    broken one.
+    """
     header = Dataset()
-    for tag in _HEADER_TAGS:
-        if tag in dataset:
-            header[tag] = dataset[tag]
-    header.file_meta = _meta(dataset)  # type: ignore[attr-defined]
-    instance = Instance(header, dataset=dataset, has_pixels="PixelData" in dataset)
+    try:
+        for tag in _HEADER_TAGS:
+            if tag in dataset:
+                header[tag] = dataset[tag]
+        header.file_meta = _meta(dataset)  # type: ignore[attr-defined]
+        fault = fault_of(header)
+        size = len(dataset.PixelData or b"") if "PixelData" in dataset else 0
+    except READ_ERRORS as error:
+        raise broken_file("a data set in memory", error) from error
+    if fault:
+        raise broken_file("a data set in memory", fault)
+    instance = Instance(header, dataset=dataset, has_pixels="PixelData" in dataset, pixel_bytes=size)
     if not instance.sop_class_uid and "Rows" not in dataset:
         raise UnreadableFileError(
             f"a {instance.name} names no SOP Class UID and holds no image; a DICOM object is needed"
@@ -153,23 +165,25 @@ def instance_of(dataset: Dataset) -> Instance:
 
 
 def read_instance(path: Path) -> Instance | None:
-    """The instance in a file, or None for a file that is no DICOM object (or an index such as a DICOMDIR).
+    """The instance in a file, or None for a file that is no DICOM object (or an index such as a DICOMDIR, or no file but a
+    pipe, a socket or a device).
 
     Raises:
         UnreadableFileError: A DICOM file is truncated or broken; the message names it.
     """
     has_mark = True
     try:
-        with path.open("rb") as file:
+        with BoundedFile(path) as file:
             start = file.read(136)
             if not _looks_like_dicom(start):
                 if path.suffix.lower() == ".dcm" and len(start) < _SHORTEST:
                     raise broken_file(path, f"it has {len(start)} bytes")
                 return None
             has_mark = start[128:132] == b"DICM"
-            file.seek(0)
-            header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_HEADER_TAGS)
-            return _checked(path, header, file, has_mark=has_mark)
+            header, stream = parse(path, file, with_pixels=False, tags=_HEADER_TAGS)
+            return _checked(path, header, stream, has_mark=has_mark)
+    except NoRegularFileError:
+        return None
     except READ_ERRORS as error:
         if not has_mark:
             return None
@@ -185,17 +199,18 @@ def load_dataset(path: Path, *, with_pixels: bool, keywords: Sequence[str] | Non
         keywords: Only these attributes; None for all.
 
     Raises:
-        UnreadableFileError: The file is missing, no DICOM or broken.
+        UnreadableFileError: The file is missing, no DICOM, broken or cut short.
     """
     try:
-        with path.open("rb") as file:
+        with BoundedFile(path) as file:
             if not _looks_like_dicom(file.read(136)):
-                raise UnreadableFileError(f"{path} is not a DICOM file; one is needed; check the path")
-            file.seek(0)
-            tags: list[int | BaseTag] | None = None if keywords is None else [Tag(keyword) for keyword in keywords]
-            dataset = pydicom.dcmread(file, stop_before_pixels=not with_pixels, force=True, specific_tags=tags)
+                raise UnreadableFileError(f"{shown(path)} is not a DICOM file; one is needed; check the path")
+            tags = None if keywords is None else [Tag(keyword) for keyword in keywords]
+            dataset, _ = parse(path, file, with_pixels=with_pixels, tags=tags)
     except READ_ERRORS as error:
         raise broken_file(path, error) from error
+    if any(map(_is_cut, dataset.values())):
+        raise broken_file(path, "it ends within an attribute")
     _complete_meta(dataset)
     return dataset
 
@@ -206,41 +221,50 @@ def files_of_dicomdir(path: Path) -> list[Path]:
     Raises:
         UnreadableFileError: The index is broken, or names a file outside its own folder.
     """
-    index = load_dataset(path, with_pixels=False)
-    files = []
-    for record in index.get("DirectoryRecordSequence") or []:
-        parts = record.get("ReferencedFileID")
-        if not parts:
-            continue
-        names = [parts] if isinstance(parts, str) else [str(part) for part in parts]
-        # PS3.10 8.2: components of a File ID are names; anything else could lead out of the folder
-        if any(name in ("", ".", "..") or "/" in name or "\\" in name for name in names):
-            raise broken_file(path, f"it names the file {'/'.join(names)!r}, which is no File ID")
-        files.append(path.parent.joinpath(*names))
-    return files
+    index = load_dataset(path, with_pixels=False, keywords=("DirectoryRecordSequence",))
+    try:
+        found = [listed(record.get("ReferencedFileID")) for record in index.get("DirectoryRecordSequence") or []]
+    except READ_ERRORS as error:
+        raise broken_file(path, error) from error
+    files = [[str(part) for part in parts] for parts in found if parts]
+    for names in files:
+        if len(names) > _FILE_ID_PARTS or not all(map(_is_file_id, names)):
+            raise broken_file(path, f"it names the file {'/'.join(names)[:80]!r}, which is no File ID")
+    return [path.parent.joinpath(*names) for names in files]
+
+
+def _is_file_id(name: str) -> bool:
+    """Whether a component of a File ID is a name (PS3.10 8.2, in any letters): anything else could lead out of the folder."""
+    is_short = 0 < len(name) <= _LONGEST_NAME
+    return is_short and name.isprintable() and name not in (".", "..") and not set(name) & set("/\\")
 
 
 def is_dicomdir(path: Path) -> bool:
     """Whether a file is a DICOM index (Media Storage Directory)."""
+    own = Tag("SOPClassUID")
     try:
-        with path.open("rb") as file:
+        with BoundedFile(path) as file:
             if not _looks_like_dicom(file.read(136)):
                 return False
-            file.seek(0)
-            meta = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=[Tag("SOPClassUID")])
+            index, _ = parse(path, file, with_pixels=False, tags=[own], last=own)
+            found = (_meta(index).get("MediaStorageSOPClassUID", ""), index.get("SOPClassUID", ""))
     except READ_ERRORS:
         return False
-    found = (_meta(meta).get("MediaStorageSOPClassUID", ""), meta.get("SOPClassUID", ""))
     return MEDIA_STORAGE_DIRECTORY in map(str, found)
 
 
 def broken_file(path: Path | str, error: BaseException | str) -> UnreadableFileError:
     """The refusal of a file that cannot be read, in this package's words."""
-    text = " ".join(str(error).split())[:160]
+    text = shown(" ".join(str(error).split())[:160])
     found = text if isinstance(error, str) else f"{type(error).__name__}: {text}"
     return UnreadableFileError(
-        f"{path} is broken ({found}); a whole DICOM file is needed; fetch it again or leave it out"
+        f"{shown(path)} is broken ({found}); a whole DICOM file is needed; fetch it again or leave it out"
     )
+
+
+def shown(text: Path | str) -> str:
+    """A path or value as it may stand in a message: in one line, with escapes for what cannot be printed."""
+    return str(text) if str(text).isprintable() else ascii(str(text))[1:-1]
 
 
 def listed(value: object) -> list[object]:
@@ -270,8 +294,11 @@ def _looks_like_dicom(start: bytes) -> bool:
 
 def _checked(path: Path, header: FileDataset, file: BinaryIO, *, has_mark: bool) -> Instance | None:
     """The instance, None for an index or no object; raises UnreadableFileError for what ends early."""
-    if any(map(_is_cut, header.values())):
-        raise broken_file(path, "it ends within an attribute of its header")
+    if not has_mark and not {Tag("SOPClassUID"), Tag("Rows")} & header.keys():
+        return None
+    fault = "it ends within an attribute of its header" if any(map(_is_cut, header.values())) else fault_of(header)
+    if fault:
+        raise broken_file(path, fault)
     instance = Instance(header, path)
     if MEDIA_STORAGE_DIRECTORY in (str(header.file_meta.get("MediaStorageSOPClassUID", "")), instance.sop_class_uid):
         return None
@@ -281,15 +308,19 @@ def _checked(path: Path, header: FileDataset, file: BinaryIO, *, has_mark: bool)
         if not has_mark:
             return None
         raise broken_file(path, "it names no SOP Class UID and holds no image")
-    at: int | None = None
-    size: int = 0
-    fragments: Fragments = ()
-    deflated = header.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
-    if not deflated:
-        at, size, fragments = _pixel_values(path, file, expects_pixels="Rows" in header)
+    at, size, fragments = _pixel_values(path, file, expects_pixels="Rows" in header)
+    if header.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        at = None  # a byte of the inflated data set is none of the file
     _complete_meta(header)
-    has_pixels = "Rows" in header and (deflated or size > 0)
-    return Instance(header, path, None, has_pixels, at, size, fragments)
+    _check_numbers(instance)
+    return Instance(header, path, None, "Rows" in header and size > 0, at, size, fragments)
+
+
+def _check_numbers(instance: Instance) -> None:
+    """Passes if what grouping looks at are numbers; else raises what pydicom raises for them."""
+    if instance.frames < 0:
+        raise ValueError(f"NumberOfFrames is {instance.frames}")
+    orientation_of(instance.header)
 
 
 def _is_cut(element: object) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import SimpleITK
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
@@ -166,7 +167,8 @@ def source_planes(source: Volume) -> dict[str, Plane]:
 
 
 def check_grid(labels: Volume, source: Volume, slices: Sequence[Slice] | None = None) -> None:
-    """Pass if `labels` lie on the grid of `source`, and that grid on the slices as the files have them.
+    """Pass if `labels` lie on the grid of `source`, and that grid on the slices as the files have them, in our eyes and,
+    for the first, middle and last slice, in those of ITK.
 
     Raises:
         LabelError: Another shape, another place, or a source that was moved or resampled after reading.
@@ -186,9 +188,11 @@ def check_grid(labels: Volume, source: Volume, slices: Sequence[Slice] | None = 
         )
     if source.provenance.resampled:
         return
-    for number, one in enumerate(slices_of(source) if slices is None else slices):
+    slices = slices_of(source) if slices is None else slices
+    for number, one in enumerate(slices):
         if one.plane is not None:
             _check_slice(source, number, one.plane)
+    _check_by_itk(source, slices)
 
 
 def check_frame_of_reference(theirs: str | None, reference: Volume) -> None:
@@ -216,6 +220,41 @@ def _check_slice(source: Volume, k: int, plane: Plane) -> None:
             "results cannot be written on a resampled or rearranged series, bring the labels back to the "
             "original slices"
         )
+
+
+def _check_by_itk(source: Volume, slices: Sequence[Slice]) -> None:
+    """A second opinion on where slices lie: ITK reads three files anew, with a parser of its own (GDCM)."""
+    files, by_uid = source.provenance.files, {one.sop_instance_uid: one for one in slices}
+    if len(files) != len(slices):  # frames of one file, or data sets in memory
+        return
+    for number in sorted({0, len(files) // 2, len(files) - 1}):
+        uid, theirs = _plane_by_itk(str(files[number]))
+        one = by_uid.get(uid)
+        if one is None or one.plane is None or theirs is None:
+            continue
+        rows, columns = one.shape[0] - 1.0, one.shape[1] - 1.0
+        across, down = np.array([0.0, columns, 0.0, columns]), np.array([0.0, 0.0, rows, rows])
+        away = np.linalg.norm(one.plane.points_mm(across, down) - theirs.points_mm(across, down), axis=1).max()
+        if away > TOLERANCE_MM:
+            raise LabelError(
+                f"ITK sees instance {uid} of the source {away:.2f} mm from where its header puts it for us; both must agree "
+                f"within {TOLERANCE_MM} mm; look at its position, orientation and pixel spacing"
+            )
+
+
+def _plane_by_itk(file: str) -> tuple[str, Plane | None]:
+    """SOP Instance UID of a single-slice file and where ITK puts its pixels; None if it cannot read it."""
+    reader = SimpleITK.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(file)
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return "", None
+    if reader.GetDimension() != 3 or not reader.HasMetaDataKey("0008|0018"):
+        return "", None
+    steps = np.array(reader.GetDirection()).reshape(3, 3) @ np.diag(reader.GetSpacing())
+    return reader.GetMetaData("0008|0018").strip("\0 "), Plane(np.array(reader.GetOrigin()), steps[:, 0], steps[:, 1])
 
 
 def plane_of(header: Dataset, frame_number: int | None = None) -> Plane:

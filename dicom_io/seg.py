@@ -30,6 +30,7 @@ def write_seg(
     result: ResultInfo,
     *,
     encoding: SegEncoding = "binary",
+    empty_frames: bool = False,
     prove: bool = True,
 ) -> Path:
     """Write labels as a SEG that refers to the series they were made from.
@@ -44,6 +45,7 @@ def write_seg(
         result: What computed the labels.
         encoding: "binary", which every viewer shows, plain or with the whole data set deflated; "labelmap", plain,
             with run lengths or JPEG-LS; "fractional", in steps of 1/255.
+        empty_frames: Write a frame for every slice and segment, also where there is no voxel: some viewers want them.
         prove: Read the file back and compare it in mm before it gets its name.
 
     Returns:
@@ -58,7 +60,7 @@ def write_seg(
     slices = slices_of(source, headers)
     check_grid(labels, source, slices)
     labels = in_slices(labels, encoding)
-    built = build_seg(labels, source, headers, slices, result, encoding)
+    built = build_seg(labels, source, headers, slices, result, encoding, empty_frames=empty_frames)
     return proof.save_proved(
         built.save, path, (lambda file: proof.prove_seg(file, labels, source, slices)) if prove else None
     )

@@ -121,6 +121,8 @@ def build_seg(
     slices: Sequence[Slice],
     result: ResultInfo,
     encoding: SegEncoding,
+    *,
+    empty_frames: bool = False,
 ) -> SegObject:
     """A SEG that is ready to be saved.
 
@@ -131,11 +133,15 @@ def build_seg(
         slices: Of the source, from `places.slices_of`.
         result: What computed them.
         encoding: How frames are stored.
+        empty_frames: Write the frames of slices on which a segment has no voxel, too.
     """
     head = _template(headers[0], slices[0], source, result, encoding)
     _refer(head, headers, slices)
     groups, packed = _frames_as_bytes(
-        _frames(result_volume, source, slices, encoding), slices, encoding, len(head.DimensionIndexSequence)
+        _frames(result_volume, source, slices, result if empty_frames else None, encoding),
+        slices,
+        encoding,
+        len(head.DimensionIndexSequence),
     )
     if slices[0].plane is not None:  # highdicom takes the spacing of its one slice for that of the stack
         head.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = _measures(headers[0], slices[0], source)
@@ -145,20 +151,25 @@ def build_seg(
     head.NumberOfFrames = len(groups)
     head.BitsAllocated = head.BitsStored = packed.bits
     head.HighBit = packed.bits - 1
-    _finish(head, source, headers, result, (encoding, identity.digest_of(result_volume.array)))
+    every = ("empty frames",) if empty_frames else ()
+    _finish(head, source, headers, result, (encoding, identity.digest_of(result_volume.array), *every))
     head.file_meta.TransferSyntaxUID = SYNTAXES[encoding]
     del head.PerFrameFunctionalGroupsSequence, head.PixelData
     return SegObject(head, b"".join(groups), packed.joined())
 
 
-def _frames(volume: Volume, source: Volume, slices: Sequence[Slice], encoding: SegEncoding) -> Iterator[_Frame]:
-    """Frames by segment, then by slice; those without voxels are left out, but for one where all are empty."""
+def _frames(
+    volume: Volume, source: Volume, slices: Sequence[Slice], described: ResultInfo | None, encoding: SegEncoding
+) -> Iterator[_Frame]:
+    """Frames by segment, then by slice: those with voxels, or every one of the segments described; at least one slice's."""
     planes = [np.ascontiguousarray(values_on(one, k, volume, source)) for k, one in enumerate(slices)]
     if encoding.startswith("labelmap"):
         kind = np.uint8 if volume.array.max(initial=0) < 256 else np.uint16
         yield from (_Frame(0, k, plane.astype(kind, copy=False)) for k, plane in enumerate(planes))
         return
     held = _held(planes, encoding)
+    if described is not None:
+        held = {segment.number: list(range(len(planes))) for segment in described.segments}
     for segment in sorted(held) or [1]:
         for k in held.get(segment, range(len(planes))):
             yield _Frame(segment, k, _pixels(planes[k], segment, encoding))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import highdicom as hd
@@ -15,13 +15,14 @@ from pydicom.uid import Comprehensive3DSRStorage
 
 from dicom_io import identity, proof
 from dicom_io.coding import Segment
-from dicom_io.errors import LabelError
+from dicom_io.errors import GeometryProofError, LabelError
 from dicom_io.identity import ResultInfo
 from dicom_io.instances import load_dataset
 from dicom_io.measure import SegmentMeasures, measure_segment
 from dicom_io.seg import check_labels, in_slices
 from dicom_io.seg_object import SYNTAXES
 from dicom_io.volume import Volume
+from dicom_io.walk import Attributes, text, walk_file
 
 # CID 100: the imaging procedure that is reported on, where the source does not name it itself.
 PROCEDURES = {
@@ -35,6 +36,7 @@ INTENSITIES = {
     "MR": (codes.DCM.MRSignalIntensity, codes.UCUM.NoUnits),
     "CT": (codes.DCM.AttenuationCoefficient, codes.UCUM.HounsfieldUnit),
 }
+REFERENCED_UID, PREDECESSORS = 0x00081155, 0x0040A360  # tags of ReferencedSOPInstanceUID, PredecessorDocumentsSequence
 LIBRARY_KEYWORDS = ("PixelSpacing", "SliceThickness", "ImagePositionPatient", "ImageOrientationPatient")
 
 
@@ -103,7 +105,7 @@ def write_sr(
         contributing_equipment=[identity.contribution(result)],
     )
     identity.stamp(document, headers, result, "SR")
-    return proof.save_proved(document, path, lambda file: proof.prove_sr(file, source, segmentation))
+    return proof.save_proved(document, path, lambda file: _prove(file, source, segmentation))
 
 
 def _predecessors(
@@ -284,3 +286,35 @@ def _measurement(name: Code, value: float, unit: Code, derivation: Code | None =
             f"the measurement {name.meaning} is {value}; a finite number is needed; check the source for NaN voxels"
         )
     return hd.sr.Measurement(name=name, value=float(f"{value:.7g}"), unit=unit, derivation=derivation)
+
+
+def _prove(path: Path, source: Volume, segmentation: Dataset) -> None:
+    """Pass if the report, read back, refers to its own segmentation and to nothing but that and slices of the source.
+
+    Raises:
+        GeometryProofError: It does not; the file is deleted.
+    """
+    try:
+        written = walk_file(path)
+        named = set(_referenced_uids(written))
+        own, slices = str(segmentation.SOPInstanceUID), set(source.provenance.sop_instance_uids)
+        strangers = named - slices - {own}
+        if own not in named or strangers:
+            raise GeometryProofError(
+                f"it refers to {len(named)} instances, {len(strangers)} of them neither its segmentation nor a slice of "
+                "the source"
+            )
+    except GeometryProofError as error:
+        Path(path).unlink(missing_ok=True)
+        raise GeometryProofError(f"the SR was deleted: {error}") from error
+
+
+def _referenced_uids(attributes: Attributes) -> Iterator[str]:
+    """Every ReferencedSOPInstanceUID below, but for predecessors, which are reports."""
+    for tag, value in attributes.items():
+        if tag == REFERENCED_UID:
+            yield text(attributes, tag)
+        elif isinstance(value, list) and tag != PREDECESSORS:
+            for item in value:
+                if isinstance(item, dict):
+                    yield from _referenced_uids(item)

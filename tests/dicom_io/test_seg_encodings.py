@@ -309,3 +309,13 @@ def test_a_seg_of_a_picture_is_laid_on_that_picture_only(tmp_path):
     np.testing.assert_array_equal(read_seg(seg, first).array, array)
     with pytest.raises(LabelError, match="names the image"):
         read_seg(seg, second)
+
+
+def test_empty_frames_are_written_where_a_viewer_wants_them(source, labels, tmp_path):
+    path = write_seg(labels, source, tmp_path / "seg.dcm", RESULT, empty_frames=True)
+    dataset = pydicom.dcmread(path)
+    assert dataset.NumberOfFrames == 2 * source.shape[2]
+    assert dciodvfy_errors(path) == []
+    np.testing.assert_array_equal(read_seg(path, source).array, labels.array)
+    plain = pydicom.dcmread(write_seg(labels, source, tmp_path / "plain.dcm", RESULT))
+    assert plain.SOPInstanceUID != dataset.SOPInstanceUID
