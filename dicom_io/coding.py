@@ -19,9 +19,14 @@ from jsonschema.exceptions import best_match
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
+from dicom_io.bounded import BoundedFile
 from dicom_io.errors import SegmentCodingError
+from dicom_io.headers import shown
 
 SCHEMA_MAJOR = 1
+MAX_BYTES = 2**20
+"""The largest segments.json: room for some thousand segments."""
+LONGEST_QUOTE = 300
 
 
 @dataclass(frozen=True)
@@ -65,15 +70,15 @@ def load_segments(path: Path) -> tuple[Segment, ...]:
         where = "/".join(str(step) for step in error.absolute_path) or "the top"
         found = "" if isinstance(error.instance, (dict, list)) else f" (found {error.instance!r})"
         raise SegmentCodingError(
-            f"{path.name} at {where}: {error.message}{found}; dcmqi's metainfo form with SNOMED CT codes "
-            "(SCT) is needed; compare with segments.schema.json"
+            f"{shown(path.name)} at {_short(where)}: {_short(error.message)}{_short(found)}; dcmqi's metainfo form with "
+            "SNOMED CT codes (SCT) is needed; compare with segments.schema.json"
         )
     items = [item for file in document["segmentAttributes"] for item in file]
     segments = sorted((_segment(item) for item in items), key=lambda segment: segment.number)
     numbers = [segment.number for segment in segments]
     if numbers != list(range(1, len(numbers) + 1)):
         raise SegmentCodingError(
-            f"{path.name} has the labelIDs {numbers}; 1 to {len(numbers)}, each once, are needed because a "
+            f"{shown(path.name)} has the labelIDs {_short(str(numbers))}; 1 to {len(numbers)}, each once, are needed because a "
             "label value is its SegmentNumber; renumber the labels"
         )
     return tuple(segments)
@@ -94,12 +99,22 @@ def _validator() -> Draft202012Validator:
     return Draft202012Validator(schema)
 
 
+def _short(text: str) -> str:
+    """What a message may hold of a document that may hold anything."""
+    return shown(text if len(text) <= LONGEST_QUOTE else text[:LONGEST_QUOTE] + " ...")
+
+
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        with BoundedFile(path) as file:
+            content = file.rest() if file.size <= MAX_BYTES else b""
+        if not content:
+            raise ValueError(f"it has {file.size} bytes; 1 to {MAX_BYTES} are needed")
+        return json.loads(content.decode())
+    except (OSError, ValueError, RecursionError) as error:
         raise SegmentCodingError(
-            f"{path.name} cannot be read ({error}); a segments.json is needed; add one to the bundle's configs"
+            f"{shown(path.name)} cannot be read ({_short(str(error))}); a segments.json is needed; add one to the bundle's "
+            "configs"
         ) from error
 
 
@@ -107,7 +122,7 @@ def _check_version(document: Any, name: str) -> None:
     version = str(document.get("schema_version", "1.0")) if isinstance(document, dict) else "1.0"
     if version.split(".")[0] != str(SCHEMA_MAJOR):
         raise SegmentCodingError(
-            f"{name} has schema_version {version}; {SCHEMA_MAJOR}.x is needed; "
+            f"{shown(name)} has schema_version {_short(version)}; {SCHEMA_MAJOR}.x is needed; "
             "use the program version that wrote it or convert the file"
         )
 

@@ -26,6 +26,7 @@ from pydicom.uid import UID
 from dicom_io.confidentiality import protect
 from dicom_io.confidentiality_table import OPTIONS, PROFILE, checked_options, table
 from dicom_io.errors import SeriesSelectionError, UnreadableFileError
+from dicom_io.headers import shown
 from dicom_io.instances import READ_ERRORS, listed, load_dataset, read_instance
 from dicom_io.pseudonyms import DeidentificationError, Pseudonyms
 from dicom_io.series import files_below
@@ -50,6 +51,7 @@ OTHER_CONTENT = (
     "an object with its new UID and other content is in the output folder already; one object for each UID is needed; "
     "use an empty folder, or leave one of the two out"
 )
+LONGEST_UID = 64  # PS3.5 9.1; it becomes the name of a file
 SCREEN_WORDS = re.compile(r"SCREEN|CAPTUR|SNAPSHOT|DOSE|REPORT")  # of an ImageType
 NO_SCAN = frozenset({"WSD", "SYN"})  # ConversionType: a workstation's picture, a drawing
 
@@ -107,17 +109,17 @@ def files_of(sources: Iterable[Path], output: Path) -> list[Path]:
         DeidentificationError: Source and output are one folder, or one lies in the other.
         SeriesSelectionError: A source does not exist, or a folder holds no file.
     """
-    target, found = output.resolve(), set()
+    target, found = Path(os.path.realpath(output)), set()
     for source in sources:
-        place = source.resolve()
+        place = Path(os.path.realpath(source))  # Path.resolve fails on links in a circle
         if target in (place, *place.parents) or place in target.parents:
             raise DeidentificationError(
                 "the output folder is the source, lies in it or holds it; what is identified and what is not must "
                 "never mix; name a folder elsewhere"
             )
+        if not os.path.exists(source):
+            raise SeriesSelectionError(f"{shown(source)} does not exist; a DICOM file or a folder of them is needed")
         found.update(files_below(source) if source.is_dir() else [source])
-        if not source.exists():
-            raise SeriesSelectionError(f"{source} does not exist; a DICOM file or a folder of them is needed")
     return sorted(found)
 
 
@@ -196,7 +198,8 @@ def _complete(dataset: FileDataset) -> None:
         if not dataset.get(keyword):
             setattr(dataset, keyword, dataset.file_meta.get(spare, ""))
     for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
-        if not re.fullmatch(r"\d+(\.\d+)*", str(dataset.get(keyword) or ""), re.ASCII):
+        uid = str(dataset.get(keyword) or "")
+        if len(uid) > LONGEST_UID or not re.fullmatch(r"\d+(\.\d+)*", uid, re.ASCII):
             raise DeidentificationError(f"it has no {keyword}; objects are named by their UIDs; repair it first")
 
 

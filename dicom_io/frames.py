@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from pydicom.dataset import Dataset
+from pydicom.uid import RLELossless, UncompressedTransferSyntaxes
 
 from .errors import SeriesSelectionError
 from .geometry import Plane
@@ -21,6 +22,10 @@ from .instances import MARKS, READ_ERRORS, SIEMENS_CSA, Instance, broken_file, i
 MAX_VOXELS = 2**30
 """The most voxels of one volume, 4 GiB as float32; a header that claims more is refused before anything is allocated."""
 
+MAX_MM, MIN_MM = 1e6, 1e-4
+"""The longest distance in space and the shortest between pixels that can be meant; beyond, an affine cannot be inverted."""
+
+_RLE_RATIO = 64  # PS3.5 G.3.1: two bytes become at most 128
 _MARK_MACROS = ("FrameContentSequence", "MREchoSequence", "MRDiffusionSequence")
 
 
@@ -65,11 +70,16 @@ def frames_of(instance: Instance) -> list[Frame]:
 
     Raises:
         UnreadableFileError: Its header contradicts itself.
-        SeriesSelectionError: It is a mosaic without what tells its tiles apart.
+        SeriesSelectionError: It is a mosaic without what tells its tiles apart, or has frames that nothing tells apart.
     """
     header, count = instance.header, instance.frames
-    groups = header.get("PerFrameFunctionalGroupsSequence")
     try:
+        groups = header.get("PerFrameFunctionalGroupsSequence")
+        if groups is None and count > 1:
+            raise SeriesSelectionError(
+                f"{instance.name} holds {count} frames and no functional group of a frame, so nothing says where they lie; "
+                "positions are needed; pass an object that has them"
+            )
         if groups is not None and len(groups) != count:
             raise broken_file(instance.name, f"NumberOfFrames is {count}, the functional groups are {len(groups)}")
         if is_mosaic(instance):
@@ -93,7 +103,7 @@ def check_size(instance: Instance) -> None:
     """Passes sizes that can be; to be called before a list of frames or pixels is made.
 
     Raises:
-        UnreadableFileError: No pixels at all, or more than the file holds.
+        UnreadableFileError: No pixels at all, or more than the file can hold.
         SeriesSelectionError: More than MAX_VOXELS.
     """
     rows, columns = int(instance.header.get("Rows") or 0), int(instance.header.get("Columns") or 0)
@@ -105,15 +115,23 @@ def check_size(instance: Instance) -> None:
             f"{instance.name} claims {instance.frames} frames of {rows} x {columns} pixels, {voxels} voxels; at most "
             f"{MAX_VOXELS} fit; check the file, or split it"
         )
-    samples, bits = int(instance.header.get("SamplesPerPixel") or 1), int(instance.header.get("BitsAllocated") or 8)
-    needed = voxels * samples * bits // 8
-    subsampled = "422" in str(instance.header.get("PhotometricInterpretation"))
-    if instance.pixels_at is not None and not subsampled and instance.pixel_bytes < needed:
-        raise broken_file(
-            instance.name,
-            f"{instance.frames} x {rows} x {columns} pixels of {bits} bits need {needed} bytes, "
-            f"it holds {instance.pixel_bytes}",
-        )
+    _check_bytes(instance, voxels)
+
+
+def _check_bytes(instance: Instance, voxels: int) -> None:
+    """Passes an instance that may hold its pixels. Raises UnreadableFileError."""
+    header, syntax, held = instance.header, instance.transfer_syntax, instance.pixel_bytes
+    samples, bits = int(header.get("SamplesPerPixel") or 1), int(header.get("BitsAllocated") or 8)
+    subsampled = "422" in str(header.get("PhotometricInterpretation"))
+    needed = voxels * samples * bits // (12 if subsampled else 8)
+    if syntax not in UncompressedTransferSyntaxes:
+        needed = needed // _RLE_RATIO if syntax == RLELossless else 0
+    if held < needed:
+        size = f"{instance.frames} x {header.Rows} x {header.Columns}"
+        raise broken_file(instance.name, f"{size} pixels of {bits} bits need {needed} bytes, it holds {held}")
+    pieces = len(instance.fragments)
+    if instance.path and syntax not in UncompressedTransferSyntaxes and instance.frames > max(pieces, 1):
+        raise broken_file(instance.name, f"{instance.frames} frames need a fragment each, it holds {pieces}")
 
 
 def _frame(instance: Instance, index: int, count: int) -> Frame:
@@ -140,7 +158,7 @@ def _rescale(header: Dataset, index: int) -> tuple[float, float]:
 
 def _thickness_mm(holder: Dataset) -> float | None:
     thickness = numbers(holder, "SliceThickness", 1)
-    return thickness[0] if thickness and thickness[0] > 0 else None
+    return thickness[0] if thickness and MIN_MM <= thickness[0] <= MAX_MM else None
 
 
 def _plane(header: Dataset, index: int, measures: Dataset) -> Plane | None:
@@ -149,7 +167,24 @@ def _plane(header: Dataset, index: int, measures: Dataset) -> Plane | None:
     pixel_spacing = numbers(measures, "PixelSpacing", 2)
     if position is None or orientation is None or pixel_spacing is None:
         return None
-    return Plane(position, orientation, pixel_spacing, (int(header.Rows), int(header.Columns)))
+    return _placed(position, orientation, pixel_spacing, (int(header.Rows), int(header.Columns)))
+
+
+def _placed(
+    position: tuple[float, ...], orientation: tuple[float, ...], spacing: tuple[float, ...], shape: tuple[int, int]
+) -> Plane:
+    """A plane of distances that can be meant; what is no number or no direction, the geometry gate refuses."""
+    too_far = any(abs(value) > MAX_MM for value in (*position, *spacing))
+    if too_far or any(0 < value < MIN_MM for value in spacing):
+        raise ValueError(
+            f"it lies at {_listed(position)} with pixels of {_listed(spacing)} mm; at most {MAX_MM:g} and pixels of at "
+            f"least {MIN_MM:g} mm are needed"
+        )
+    return Plane(position, orientation, spacing, shape)
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.6g}" for value in values)
 
 
 def _macro(header: Dataset, index: int, keyword: str) -> Dataset:
@@ -212,7 +247,7 @@ def _tiles(instance: Instance) -> list[Frame]:
             instance,
             0,
             (tile, across),
-            Plane(tuple(first + tile * step_mm * normal), orientation, spacing, (rows, columns)),
+            _placed(tuple(first + tile * step_mm * normal), orientation, spacing, (rows, columns)),
             slope,
             intercept,
             _thickness_mm(header),

@@ -24,7 +24,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEnd
 
 from .bounded import BoundedFile, NoRegularFileError, parse
 from .errors import UnreadableFileError
-from .headers import fault_of
+from .headers import fault_of, shown
 
 READ_ERRORS: tuple[type[Exception], ...] = (
     BytesLengthException,
@@ -247,6 +247,8 @@ def is_dicomdir(path: Path) -> bool:
             if not _looks_like_dicom(file.read(136)):
                 return False
             index, _ = parse(path, file, with_pixels=False, tags=[own], last=own)
+            if fault_of(index):
+                return False
             found = (_meta(index).get("MediaStorageSOPClassUID", ""), index.get("SOPClassUID", ""))
     except READ_ERRORS:
         return False
@@ -260,11 +262,6 @@ def broken_file(path: Path | str, error: BaseException | str) -> UnreadableFileE
     return UnreadableFileError(
         f"{shown(path)} is broken ({found}); a whole DICOM file is needed; fetch it again or leave it out"
     )
-
-
-def shown(text: Path | str) -> str:
-    """A path or value as it may stand in a message: in one line, with escapes for what cannot be printed."""
-    return str(text) if str(text).isprintable() else ascii(str(text))[1:-1]
 
 
 def listed(value: object) -> list[object]:

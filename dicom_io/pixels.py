@@ -12,14 +12,17 @@ from numpy.typing import DTypeLike, NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut
 
-from .codecs import WITHOUT_SIGN, decode_picture, decoder_of, is_available
-from .errors import UnreadableFileError
+from .codecs import WITHOUT_SIGN, codestream_shape, decode_picture, decoder_of, is_available
+from .errors import SeriesSelectionError, UnreadableFileError
 from .frames import Frame
 from .instances import READ_ERRORS, Instance, broken_file
 
 PHYSICAL_MODALITIES = frozenset({"CT", "PT"})
 _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")  # implicit and explicit VR little endian
 _EXACT_IN_FLOAT32 = 2**23
+_HEAD_BYTES = 1 << 16  # of a codestream, in which it states its size
+_MOST_LUT_ENTRIES = 2**16  # PS3.3 C.7.6.3.1.5
+_SEGMENT_DISCRETE, _SEGMENT_INDIRECT = 0, 2  # PS3.3 C.7.9.2
 Slices = NDArray[np.float32]
 Notes = dict[str, None]
 
@@ -37,11 +40,14 @@ def decode_frames(frames: Sequence[Frame], modality: str, shape: tuple[int, ...]
 
     Raises:
         UnreadableFileError: Pixels that cannot be decoded, or values that are NaN or infinite.
+        SeriesSelectionError: There is not enough memory.
     """
-    slices = np.empty(shape, dtype=np.float32)
     jobs: dict[int, list[int]] = {}
     for k, frame in enumerate(frames):
         jobs.setdefault(id(frame.instance), []).append(k)
+    for indices in jobs.values():
+        _check_claim(frames[indices[0]].instance)
+    slices = _empty(shape)
     notes: Notes = {}
 
     def work(indices: list[int]) -> Notes:
@@ -51,6 +57,32 @@ def decode_frames(frames: Sequence[Frame], modality: str, shape: tuple[int, ...]
         for found in pool.map(work, jobs.values()):
             notes.update(found)
     return slices, tuple(notes)
+
+
+def _empty(shape: tuple[int, ...]) -> Slices:
+    try:
+        return np.empty(shape, dtype=np.float32)
+    except MemoryError as error:
+        size = np.prod(shape, dtype=float) * 4 / 2**30
+        raise SeriesSelectionError(
+            f"{' x '.join(map(str, shape))} values need {size:.1f} GiB of memory, more than there is; read a part, or use a "
+            "machine with more"
+        ) from error
+
+
+def _check_claim(instance: Instance) -> None:
+    """Passes compressed pictures whose first is of the size that the header has; before memory for all is taken."""
+    if not instance.fragments or not is_available(instance.transfer_syntax):
+        return
+    at, size = instance.fragments[0]
+    try:
+        found = codestream_shape(_bytes_of(instance, [(at, min(size, _HEAD_BYTES))]))
+    except READ_ERRORS as error:
+        raise broken_file(instance.name, error) from error
+    rows, columns = int(instance.header.Rows), int(instance.header.Columns)
+    if found is not None and found != (rows, columns):
+        told = f"the compressed picture has {found[0]} x {found[1]} pixels, the header {rows} x {columns}"
+        raise broken_file(instance.name, told)
 
 
 def _decode_instance(frames: Sequence[Frame], modality: str, targets: Sequence[Slices]) -> Notes:
@@ -66,6 +98,10 @@ def _decode_instance(frames: Sequence[Frame], modality: str, targets: Sequence[S
             _fill(target, stored, frame, modality, notes)
     except READ_ERRORS as error:
         raise broken_file(instance.name, error) from error
+    except MemoryError as error:
+        raise UnreadableFileError(
+            f"{instance.name} needs more memory than there is to be decoded; a smaller picture is needed, or more memory"
+        ) from error
     return notes
 
 
@@ -89,10 +125,13 @@ def _reader(instance: Instance) -> Callable[[int], NDArray]:
 def _is_grey(instance: Instance) -> bool:
     """Whether a file holds grey values of 8, 16 or 32 bits that need no more than their bytes to be understood."""
     header = instance.header
+    allocated, stored = int(header.get("BitsAllocated") or 0), int(header.get("BitsStored") or 0)
     return (
         int(header.get("SamplesPerPixel") or 1) == 1
-        and int(header.get("BitsAllocated") or 0) in (8, 16, 32)
-        and int(header.get("HighBit") or 0) == int(header.get("BitsStored") or 0) - 1
+        and allocated in (8, 16, 32)
+        and 0 < stored <= allocated
+        and int(header.get("HighBit") or 0) == stored - 1
+        and int(header.get("PixelRepresentation") or 0) in (0, 1)
         and str(header.get("PhotometricInterpretation")) in ("MONOCHROME1", "MONOCHROME2")
     )
 
@@ -149,8 +188,30 @@ def _by_pydicom(dataset: Any, index: int) -> NDArray:
 
 def _palette(stored: NDArray, dataset: Dataset) -> NDArray:
     """Colour numbers -> RGB of 8 bits (PS3.3 C.7.6.3.1.5)."""
+    for name in ("Red", "Green", "Blue"):
+        _check_segments(dataset, name)
     coloured = apply_color_lut(stored, dataset)
     return coloured if coloured.dtype == np.uint8 else (coloured >> 8).astype(np.uint8)
+
+
+def _check_segments(dataset: Dataset, name: str) -> None:
+    """Passes a segmented table that expands to no more entries than a table can have (PS3.3 C.7.9); else ValueError.
+
+    A segment of three words may stand for 65535 entries, or for a run of other segments.
+    """
+    content = dataset.get(f"Segmented{name}PaletteColorLookupTableData")
+    if not content:
+        return
+    is_wide = int(dataset[f"{name}PaletteColorLookupTableDescriptor"].value[2]) > 8
+    words = np.frombuffer(content[: len(content) // 2 * 2], "<u2" if is_wide else "u1").tolist()
+    entries, at = 0, 0
+    while at + 1 < len(words) and entries <= _MOST_LUT_ENTRIES:
+        kind, length = words[at], words[at + 1]
+        if kind == _SEGMENT_INDIRECT:
+            raise ValueError(f"its {name} palette has a segment that repeats others, which is not read here")
+        entries, at = entries + length, at + 2 + (length if kind == _SEGMENT_DISCRETE else 1)
+    if entries > _MOST_LUT_ENTRIES:
+        raise ValueError(f"its {name} palette has more than the {_MOST_LUT_ENTRIES} entries that are possible")
 
 
 def _tile(stored: NDArray, frame: Frame) -> NDArray:

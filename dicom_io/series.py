@@ -18,6 +18,7 @@ from pydicom.dataset import Dataset
 
 from .errors import SeriesSelectionError, UnreadableFileError
 from .geometry import angle_degrees
+from .headers import shown
 from .instances import (
     READ_ERRORS,
     Instance,
@@ -91,7 +92,7 @@ class SeriesRef:
     @property
     def name(self) -> str:
         """How a message calls it."""
-        where = f" in {self.files[0].parent}" if self.files else ""
+        where = f" in {shown(self.files[0].parent)}" if self.files else ""
         return f"series {self.series_instance_uid or 'without UID' + where}"
 
     @property
@@ -137,13 +138,23 @@ def files_below(folder: Path) -> list[Path]:
 
     Raises:
         SeriesSelectionError: The folder does not exist or holds no file.
+        UnreadableFileError: A folder below it cannot be listed; its slices would be missing.
     """
-    if not folder.is_dir():
-        raise SeriesSelectionError(f"{folder} is not a folder; a folder of DICOM files is needed; check the path")
-    files = [Path(parent, name) for parent, _, names in os.walk(folder) for name in names]
+    if not os.path.isdir(folder):
+        raise SeriesSelectionError(
+            f"{shown(folder)} is not a folder; a folder of DICOM files is needed; check the path"
+        )
+    files = [Path(parent, name) for parent, _, names in os.walk(folder, onerror=_refuse) for name in names]
     if not files:
-        raise SeriesSelectionError(f"folder {folder} holds no file; DICOM files are needed; check the path")
+        raise SeriesSelectionError(f"folder {shown(folder)} holds no file; DICOM files are needed; check the path")
     return sorted(files)
+
+
+def _refuse(error: OSError) -> None:
+    raise UnreadableFileError(
+        f"folder {shown(str(error.filename))} cannot be listed ({type(error).__name__}); all folders are needed, for no slice "
+        "to be missed; check its permissions"
+    ) from error
 
 
 def scan_source(source: Source) -> Scan:
@@ -155,7 +166,7 @@ def scan_source(source: Source) -> Scan:
     """
     if isinstance(source, str | Path):
         path = Path(source)
-        return scan_files(files_below(path) if path.is_dir() else _files_of(path))
+        return scan_files(files_below(path) if os.path.isdir(path) else _files_of(path))
     if not source:
         raise SeriesSelectionError("the list of files is empty; the files of one series are needed; check the input")
     if isinstance(source[0], Dataset):
@@ -195,7 +206,7 @@ def survey_files(files: Sequence[Path]) -> Scan:
             instances.append(instance)
     if not instances and not broken:
         raise SeriesSelectionError(
-            f"found no DICOM object among {counted(len(files), 'file')} (the first is {files[0]}); "
+            f"found no DICOM object among {counted(len(files), 'file')} (the first is {shown(files[0])}); "
             "DICOM files are needed; check the path"
         )
     if foreign:
@@ -216,8 +227,8 @@ def summary(series: Iterable[SeriesRef], limit: int = 8) -> str:
 
 
 def _present(path: Path) -> Path:
-    if not path.is_file():
-        raise UnreadableFileError(f"{path} is not a file; a DICOM file or a folder is needed; check the path")
+    if not os.path.isfile(path):
+        raise UnreadableFileError(f"{shown(path)} is not a file; a DICOM file or a folder is needed; check the path")
     return path
 
 
@@ -226,14 +237,14 @@ def _files_of(path: Path) -> list[Path]:
     if not is_dicomdir(_present(path)):
         return [path]
     files = files_of_dicomdir(path)
-    absent = [file for file in files if not file.is_file()]
+    absent = [shown(file) for file in files if not os.path.isfile(file)]
     if absent:
         raise UnreadableFileError(
-            f"{path} lists {counted(len(files), 'file')}, of which {len(absent)} are absent (the first is {absent[0]}); "
+            f"{shown(path)} lists {counted(len(files), 'file')}, of which {len(absent)} are absent (the first is {absent[0]}); "
             "the whole medium is needed; copy it again, or name the folder instead to read what is there"
         )
     if not files:
-        raise SeriesSelectionError(f"{path} lists no file; DICOM files are needed; name their folder instead")
+        raise SeriesSelectionError(f"{shown(path)} lists no file; DICOM files are needed; name their folder instead")
     return files
 
 

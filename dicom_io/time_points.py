@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 from .errors import SeriesGeometryError, SeriesSelectionError
 from .frames import Frame
 from .geometry import Plane, same_positions
+from .headers import shown
 from .instances import MARKS
+
+MOST_VALUES, LONGEST_VALUE = 6, 64
+"""How many values of an attribute a message lists, and how many characters of each."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,9 @@ def choose_time_point(
             f"{name} has {len(found.stacks)} time points ({told}); number {wanted} was asked for; "
             f"choose 1 to {len(found.stacks)}"
         )
-    value = " ".join(f"{key} {value}" for key, value in zip(found.keywords, found.values[wanted - 1], strict=True))
+    value = " ".join(
+        f"{key} {_some([value])}" for key, value in zip(found.keywords, found.values[wanted - 1], strict=True)
+    )
     return [frames[index] for index in found.stacks[wanted - 1]], (
         f"time point {wanted} of {len(found.stacks)} was asked for: {value}",
     )
@@ -93,10 +99,17 @@ def _number_or_text(value: str) -> tuple[int, float, str]:
 def _told(found: TimePoints) -> str:
     parts = []
     for number, keyword in enumerate(found.keywords):
-        values = list(dict.fromkeys(value[number] for value in found.values))
-        shown = " / ".join(values[:6]) + (f" / and {len(values) - 6} more" if len(values) > 6 else "")
-        parts.append(f"{keyword} ({shown})")
+        values = dict.fromkeys(value[number] for value in found.values)
+        parts.append(f"{keyword} ({_some(values)})")
     return " and ".join(parts)
+
+
+def _some(values: Iterable[str]) -> str:
+    """The first of many values as a message may hold them."""
+    found = [shown(value[:LONGEST_VALUE]) for value in values]
+    return " / ".join(found[:MOST_VALUES]) + (
+        f" / and {len(found) - MOST_VALUES} more" if len(found) > MOST_VALUES else ""
+    )
 
 
 def _inseparable(
@@ -108,7 +121,7 @@ def _inseparable(
         for key in MARKS
         if len({mark.get(key) for mark in marks}) > 1
     }
-    told = ", ".join(f"{key} ({' / '.join(values)})" for key, values in differing.items())
+    told = ", ".join(f"{key} ({_some(values)})" for key, values in differing.items())
     places = len(planes) - sum(len(group) - 1 for group in groups)
     files = ", ".join(sorted({_file(frames[index]) for index in groups[0]})[:4])
     return SeriesGeometryError(
@@ -119,4 +132,4 @@ def _inseparable(
 
 
 def _file(frame: Frame) -> str:
-    return frame.instance.path.name if frame.instance.path else frame.instance.name
+    return shown(frame.instance.path.name) if frame.instance.path else frame.instance.name

@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from dicom_io.volume import Volume
-from monai_unet_app.bundle import load_bundle
-from monai_unet_app.training.checkpoints import half_weights, save_atomically
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BUNDLES = sorted(path.parents[1] for path in (REPOSITORY / "bundles").glob("*/configs/metadata.json"))
@@ -26,7 +24,10 @@ SMALLER = {
 
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads() -> None:
-    torch.set_num_threads(2)
+    if find_spec("torch") is not None:  # the tests of dicom_io run without it too
+        import torch
+
+        torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +42,10 @@ def shared_data() -> Path:
 @pytest.fixture
 def tiny_bundle(tmp_path: Path) -> Callable[[str], Path]:
     """Makes a copy of a reference bundle with a tiny network and random (seeded) weights; runs in a blink."""
+    import torch
+
+    from monai_unet_app.bundle import load_bundle
+    from monai_unet_app.training.checkpoints import half_weights, save_atomically
 
     def make(name: str = "hippocampus_mri_unet3d") -> Path:
         folder = tmp_path / "bundles" / name

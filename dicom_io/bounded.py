@@ -1,0 +1,191 @@
+"""Bytes of a file -> a pydicom data set, at a cost that the size of the file bounds.
+
+pydicom takes a header at its word: a length of 4 GiB is allocated before a byte is read, a deflated data set is inflated
+whatever it becomes, and an empty item of 8 bytes costs a hundred times its size. A small file must cost neither gigabytes
+nor minutes, so a file is read through `BoundedFile`, inflated here, and its items are counted before they are made.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.filereader import read_dataset, read_partial, read_preamble
+from pydicom.tag import BaseTag
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+MAX_ITEMS = 500_000
+"""The most items of sequences in one file, twice what the largest whole-body segmentations have."""
+
+MAX_PIECES = 10 * MAX_ITEMS
+"""The most pieces (tag, length, value) that a header is read in."""
+
+MAX_INFLATED_BYTES = 2**30
+"""The most bytes that a deflated data set may become."""
+
+MAX_UID_BYTES = 128
+"""The longest UID; the standard has 64."""
+
+_SOME = 1 << 16
+_ITEMS = (b"\xff\xfe\xe0\x00", b"\xfe\xff\x00\xe0")  # in big and in little endian
+_ITEM_BYTES = 8  # tag and length
+_META_GROUP, _TRANSFER_SYNTAX, _PIXEL_GROUP = 0x0002, 0x0010, 0x7FE0
+_PREAMBLE_BYTES, _MARK = 128, b"DICM"
+_LONG_VRS = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UN", b"UR", b"UT", b"SV", b"UV")  # PS3.5 7.1.2
+_PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
+_MAY_HOLD_ITEMS = (None, "SQ", "UN")
+Stop = Callable[[BaseTag, str | None, int], bool]
+
+
+class _Counted:
+    """Counts what pydicom reads of a header, one piece at a time; ValueError once it is too much."""
+
+    pieces_left, items_left = MAX_PIECES, MAX_ITEMS
+
+    def counted(self, piece: bytes) -> bytes:
+        """The piece itself."""
+        self.pieces_left -= 1
+        if len(piece) == _ITEM_BYTES and piece[:4] in _ITEMS:
+            self.items_left -= 1
+        if self.pieces_left < 0 or self.items_left < 0:
+            raise ValueError(f"its header has more than {MAX_ITEMS} items or {MAX_PIECES} pieces")
+        return piece
+
+
+class NoRegularFileError(OSError):
+    """A pipe, a socket, a device or a folder: reading it may never end, or wait for ever."""
+
+
+class BoundedFile(_Counted, io.BufferedReader):
+    """A regular file that sets aside no more memory than it has bytes. Raises NoRegularFileError for anything else."""
+
+    def __init__(self, path: Path) -> None:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise NoRegularFileError("not a regular file")
+        super().__init__(io.FileIO(path))
+        self.size = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """At most `size` bytes. Raises ValueError for all that is left: pydicom asks for that only to inflate it."""
+        if size is None or size < 0:
+            raise ValueError("its file meta information does not name its transfer syntax as it should")
+        return self.counted(super().read(size if size < _SOME else min(size, max(self.size - self.tell(), 0))))
+
+    def rest(self) -> bytes:
+        """All that is left."""
+        return super().read()
+
+
+class _BoundedBytes(_Counted, io.BytesIO):
+    def read(self, size: int | None = -1, /) -> bytes:
+        return self.counted(super().read(size))
+
+
+def parse(
+    path: Path, file: BoundedFile, *, with_pixels: bool, tags: Sequence[BaseTag] | None = None, last: int | None = None
+) -> tuple[FileDataset, BoundedFile | io.BytesIO]:
+    """The data set of a file with or without preamble and file meta information.
+
+    Args:
+        path: Of the file.
+        file: Open, anywhere.
+        with_pixels: Read on to its end.
+        tags: Only these attributes; None for all.
+        last: No attribute after this tag.
+
+    Returns:
+        The data set, and what stands where its reading ended: the file, or its inflated data set.
+
+    Raises:
+        ValueError: Too many items or pieces, or too large when inflated; see also `instances.READ_ERRORS`.
+    """
+    stop = _stop(with_pixels, last)
+    only: list[BaseTag | int] | None = None if tags is None else list(tags)
+    stream: BoundedFile | io.BytesIO = file
+    if _transfer_syntax(file) == DeflatedExplicitVRLittleEndian.encode():
+        dataset, stream = _deflated(path, file, stop, only)
+    else:
+        file.seek(0)
+        dataset = read_partial(file, stop, force=True, specific_tags=only)
+    _check_items(dataset.values())
+    return dataset, stream
+
+
+def _transfer_syntax(file: BoundedFile) -> bytes:
+    """What the file meta information says, b"" where it says nothing (PS3.10 7.1).
+
+    Raises ValueError for a UID that is none by its length: pydicom would take whatever follows for a part of it.
+    """
+    file.seek(0)
+    if file.read(_PREAMBLE_BYTES + len(_MARK))[_PREAMBLE_BYTES:] != _MARK:
+        file.seek(0)
+    found = b""
+    while len(head := file.read(8)) == 8:
+        group, element, vr, length = struct.unpack("<HH2sH", head)
+        if group != _META_GROUP or not vr.isalpha():
+            break
+        if vr in _LONG_VRS:
+            length = int.from_bytes(file.read(4), "little")
+        if vr == b"UI" and length > MAX_UID_BYTES:
+            raise ValueError(f"its file meta information has a UID of {length} bytes")
+        if element == _TRANSFER_SYNTAX:
+            found = file.read(length).rstrip(b"\0 ")
+        else:
+            file.seek(length, os.SEEK_CUR)
+    return found
+
+
+def _stop(with_pixels: bool, last: int | None) -> Stop | None:
+    if last is not None:
+        return lambda tag, vr, length: tag > last
+    return None if with_pixels else lambda tag, vr, length: tag in _PIXELS
+
+
+def _deflated(
+    path: Path, file: BoundedFile, stop: Stop | None, tags: list[BaseTag | int] | None
+) -> tuple[FileDataset, io.BytesIO]:
+    """The data set of a file whose transfer syntax is the deflated one (PS3.5 A.5)."""
+    file.seek(0)
+    preamble = read_preamble(file, force=True)
+    meta = FileMetaDataset(read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != _META_GROUP))
+    stream = _BoundedBytes(inflated(file.rest()))
+    dataset = read_dataset(stream, False, True, stop_when=stop, specific_tags=tags)
+    whole = FileDataset(str(path), dataset, preamble, meta, is_implicit_VR=False, is_little_endian=True)
+    whole.set_original_encoding(False, True, dataset.original_character_set)
+    return whole, stream
+
+
+def inflated(content: bytes) -> bytes:
+    """What was deflated (RFC 1951).
+
+    Raises:
+        ValueError: It becomes more than MAX_INFLATED_BYTES.
+        zlib.error: It is broken or ends early.
+    """
+    machine, found = zlib.decompressobj(-zlib.MAX_WBITS), io.BytesIO()
+    for start in range(0, len(content), _SOME):
+        found.write(machine.decompress(content[start : start + _SOME]))
+        if found.tell() > MAX_INFLATED_BYTES:
+            raise ValueError(
+                f"its {len(content)} deflated bytes become more than {MAX_INFLATED_BYTES}, the most that are inflated"
+            )
+    if not machine.eof:
+        raise zlib.error("the deflated data set ends early")
+    return found.getvalue()
+
+
+def _check_items(elements: Iterable[object]) -> None:
+    """Passes sequences, not yet taken apart, of no more than MAX_ITEMS items in all; else ValueError."""
+    count = 0
+    for element in elements:
+        if isinstance(element, RawDataElement) and element.VR in _MAY_HOLD_ITEMS and element.value:
+            count += element.value.count(_ITEMS[element.is_little_endian]) if element.tag.group != _PIXEL_GROUP else 0
+    if count > MAX_ITEMS:
+        raise ValueError(f"its sequences have more than {MAX_ITEMS} items")

@@ -1,0 +1,103 @@
+"""Whether a header is fit to be used: values of the kind that the standard names, in a size and form that can be told.
+
+What is at fault is called by its keyword, never by its value: a length that is wrong by one bit makes a UID of the
+patient's name.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydicom.datadict import dictionary_VR, keyword_for_tag
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.tag import BaseTag
+
+MAX_TEXT = 128
+"""The most characters of a UID or code; the standard has 64 and 16, and some writers exceed them."""
+
+UIDS = (
+    "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID TransferSyntaxUID "
+    "MediaStorageSOPClassUID MediaStorageSOPInstanceUID"
+)
+CODES = "Modality PhotometricInterpretation"
+WHOLE = "NumberOfFrames Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation SamplesPerPixel"
+NAMES = "PatientName PatientID"
+
+_UID = re.compile(r"[\w. -]*", re.ASCII)  # letters and hyphens are about, though no UID has them; slashes are not
+_PRINTABLE = re.compile(rb"[ -~]*")
+_IN_ASCII = frozenset({"UI", "CS", "DS", "IS"})
+_CHECKED_BY_PYDICOM = frozenset({"AE", "AS", "CS", "DA", "DT", "TM", "UI", "UR"})  # which shows values that do not fit
+_PADDING = b"\0 \t\r\n"
+_NUMBERS = frozenset({"US", "SS", "UL", "SL", "UV", "SV", "IS", "DS", "FL", "FD", "AT"})
+_TEXTS = frozenset({"AE", "AS", "CS", "DA", "DT", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"})
+
+
+def shown(text: Path | str) -> str:
+    """A path or value as it may stand in a message: in one line, with escapes for what cannot be printed."""
+    return str(text) if str(text).isprintable() else ascii(str(text))[1:-1]
+
+
+def fault_of(header: Dataset) -> str:
+    """What is wrong with the attributes of a header that reading uses, its file meta information included; else ""."""
+    meta = getattr(header, "file_meta", None) or Dataset()
+    for dataset in (meta, header):
+        for element in dataset.values():
+            fault = _fault_of_raw(element) if isinstance(element, RawDataElement) else ""
+            if fault:
+                return fault
+    for keyword in f"{UIDS} {CODES} {WHOLE} {NAMES}".split():
+        holder = meta if keyword in meta else header
+        fault = _fault_of_value(holder[keyword].value, keyword) if keyword in holder else ""
+        if fault:
+            return fault
+    return ""
+
+
+def _fault_of_raw(element: RawDataElement) -> str:
+    """What is wrong with an attribute before pydicom makes a value of it: pydicom would tell the value in its log."""
+    keyword, own = _known(element.tag)
+    vr = own if element.VR in (None, "UN") else str(element.VR)
+    if (own in _TEXTS and vr in _NUMBERS) or (keyword in NAMES.split() and vr in _CHECKED_BY_PYDICOM):
+        return f"its {keyword} has the VR {vr}, {own} is needed"
+    if vr in _IN_ASCII and element.value and not _PRINTABLE.fullmatch(element.value.strip(_PADDING)):
+        return f"its {keyword or element.tag} holds {len(element.value)} bytes that are no {vr}"
+    return ""
+
+
+@cache
+def _known(tag: BaseTag) -> tuple[str, str]:
+    """Keyword and (first) VR of an attribute by the standard; "" and UN for others."""
+    keyword = "" if tag.is_private else keyword_for_tag(tag)
+    return keyword, dictionary_VR(tag).split(" or ")[0] if keyword else "UN"
+
+
+def _fault_of_value(value: Any, keyword: str) -> str:
+    """What is wrong with the value of an attribute that must hold one value, or none."""
+    if value is None or value == "":
+        return ""
+    if keyword in NAMES.split():
+        str(value)  # it is decoded here, or cannot be
+        return ""
+    if keyword in WHOLE.split():
+        return "" if _is_whole(value) else f"its {keyword} is {_told(value)}; one whole number is needed"
+    if not isinstance(value, str) or len(value) > MAX_TEXT:
+        return f"its {keyword} is {_told(value)}; one of at most {MAX_TEXT} characters is needed"
+    kind, fits = ("code", value.isprintable()) if keyword in CODES.split() else ("UID", _UID.fullmatch(value))
+    return "" if fits else f"its {keyword} has characters that stand in no {kind}"
+
+
+def _is_whole(value: Any) -> bool:
+    try:
+        return int(value) == (value if isinstance(value, float) else int(value))
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"a {type(value).__name__}" + (f" of length {len(value)}" if hasattr(value, "__len__") else "")
