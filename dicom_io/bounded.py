@@ -37,6 +37,7 @@ _SOME = 1 << 16
 _ITEMS = (b"\xff\xfe\xe0\x00", b"\xfe\xff\x00\xe0")  # in big and in little endian
 _ITEM_BYTES = 8  # tag and length
 _META_GROUP, _TRANSFER_SYNTAX, _PIXEL_GROUP = 0x0002, 0x0010, 0x7FE0
+_META_UIDS = (0x0002, 0x0003, _TRANSFER_SYNTAX, 0x0012, 0x0100)
 _PREAMBLE_BYTES, _MARK = 128, b"DICM"
 _LONG_VRS = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UN", b"UR", b"UT", b"SV", b"UV")  # PS3.5 7.1.2
 _PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
@@ -129,11 +130,13 @@ def _transfer_syntax(file: BoundedFile) -> bytes:
     found = b""
     while len(head := file.read(8)) == 8:
         group, element, vr, length = struct.unpack("<HH2sH", head)
-        if group != _META_GROUP or not vr.isalpha():
+        if group != _META_GROUP:
             break
         if vr in _LONG_VRS:
             length = int.from_bytes(file.read(4), "little")
-        if vr == b"UI" and length > MAX_UID_BYTES:
+        elif not b"AA" <= vr <= b"ZZ":  # implicit VR, which some writers use here too
+            length = int.from_bytes(head[4:], "little")
+        if (vr == b"UI" or element in _META_UIDS) and length > MAX_UID_BYTES:
             raise ValueError(f"its file meta information has a UID of {length} bytes")
         if element == _TRANSFER_SYNTAX:
             found = file.read(length).rstrip(b"\0 ")

@@ -262,7 +262,7 @@ def _csa(instance: Instance) -> dict[str, Sequence[object]]:
     with warnings.catch_warnings():  # NiBabel calls its DICOM readers experimental; its CSA parser is not one of them
         warnings.simplefilter("ignore")
         from nibabel.nicom import csareader
-    errors: tuple[type[Exception], ...] = (*READ_ERRORS, csareader.CSAError)
+    errors: tuple[type[Exception], ...] = (*READ_ERRORS, csareader.CSAError, AssertionError)
     found = instance.header.get(SIEMENS_CSA)
     if found is None or not found.value:
         return {}

@@ -256,13 +256,13 @@ def neutral(headers: tuple[Dataset, ...]) -> list[Dataset]:
 
 def carry_over(target: Dataset, header: Dataset) -> None:
     """Give `target` the patient and study modules of `header`, verbatim, and the character set they are
-    written in.
+    written in (none where it is empty: an empty one is an error, PS3.3 C.12.1.1.2).
     """
     keywords = f"{PATIENT_KEYWORDS} {STUDY_KEYWORDS} SpecificCharacterSet TimezoneOffsetFromUTC"
     for keyword in keywords.split():
         if keyword in target:
             delattr(target, keyword)
-        if keyword in header:
+        if keyword in header and not (keyword == "SpecificCharacterSet" and not header.get(keyword)):
             target[keyword] = deepcopy(header[keyword])
 
 

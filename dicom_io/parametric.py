@@ -7,6 +7,7 @@ in one object as one stack. So a result with C channels becomes C objects in one
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from pydicom.uid import ParametricMapStorage
 from dicom_io import identity, proof, proof_images, source_images
 from dicom_io.errors import LabelError
 from dicom_io.identity import ResultInfo
-from dicom_io.places import check_frame_of_reference, plane_of, slice_key
+from dicom_io.places import check_frame_of_reference, check_patient_space, plane_of, slice_key
 from dicom_io.source_images import SourceImages
 from dicom_io.volume import Volume
 
@@ -111,6 +112,7 @@ def read_parametric_map(path: Path, reference: Volume) -> Volume:
     """
     dataset = source_images.load_result(path, "a Parametric Map", (ParametricMapStorage,))
     check_frame_of_reference(dataset.get("FrameOfReferenceUID"), reference)
+    check_patient_space(reference)
     frames = list(proof_images.walk_map(dataset))
     meanings = {frame.meaning for frame in frames}
     if len(meanings) > 1:
@@ -190,7 +192,7 @@ def _build(values: Volume, images: SourceImages, result: ResultInfo, meaning: _M
     source, headers, header = images.source, images.headers, images.headers[0]
     content = (*meaning.content, identity.digest_of(values.array))
     dataset = hd.pm.ParametricMap(
-        source_images=identity.neutral(headers),
+        source_images=_measured(identity.neutral(headers), source),
         pixel_array=_source_order(values, images),
         series_instance_uid=identity.result_uid(source, result, "PM", "series"),
         series_number=identity.series_number(header, "PM"),
@@ -222,6 +224,19 @@ def _build(values: Volume, images: SourceImages, result: ResultInfo, meaning: _M
     for item in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
         item.DimensionOrganizationUID = dimension_uid
     return dataset
+
+
+def _measured(images: list[Dataset], source: Volume) -> list[Dataset]:
+    """The images with the measures that highdicom asks for and a source may lack, or keep with each frame only."""
+    for image in images:
+        groups = image.get("SharedFunctionalGroupsSequence")
+        if groups and "PixelMeasuresSequence" not in groups[0]:
+            shared = deepcopy(groups[0])
+            shared.PixelMeasuresSequence = deepcopy(image.PerFrameFunctionalGroupsSequence[0].PixelMeasuresSequence)
+            image.SharedFunctionalGroupsSequence = [shared]
+        if not groups and "SliceThickness" not in image:
+            image.SliceThickness = source.spacing_mm[2]
+    return images
 
 
 def _sort_along_normal(dataset: Dataset) -> None:

@@ -209,6 +209,15 @@ def check_frame_of_reference(theirs: str | None, reference: Volume) -> None:
         )
 
 
+def check_patient_space(reference: Volume) -> None:
+    """Pass unless the image is a picture, whose pixels are no millimetres. Raises LabelError: nothing can be laid on it."""
+    if not reference.has_patient_space:
+        raise LabelError(
+            "the label object lies in patient space, the image is a picture without; both must have it for one to be laid on "
+            "the other; use the image that the object was made for"
+        )
+
+
 def _check_slice(source: Volume, k: int, plane: Plane) -> None:
     i, j = source.shape[0] - 1, source.shape[1] - 1
     corners = np.array([(0, 0), (i, 0), (0, j), (i, j)], dtype=np.float64)

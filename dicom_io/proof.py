@@ -13,34 +13,24 @@ contour.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicom_io.errors import GeometryProofError, LabelError
 from dicom_io.places import TOLERANCE_MM, Plane, Slice, slices_of, values_at
-from dicom_io.seg_frames import SegFrame, reference_key, seg_frames
+from dicom_io.raster import even_odd, painted
+from dicom_io.rt_contours import SliceContours, contours_by_slice
+from dicom_io.seg_frames import SegFrame, seg_frames
 from dicom_io.volume import Volume
-from dicom_io.walk import Attributes, text, walk_file, whole
-
-_REFERENCED_UID, _PREDECESSORS = 0x00081155, 0x0040A360
+from dicom_io.walk import text, walk_file, whole
 
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Contour:
-    """One closed contour of an RTSTRUCT: region, LPS points of shape (n, 3) and the named source instance."""
-
-    roi: int
-    points_mm: Floats
-    source_uid: str | None
 
 
 def prove_seg(path: Path, result: Volume, source: Volume, slices: Sequence[Slice] | None = None) -> None:
@@ -76,54 +66,37 @@ def prove_rtstruct(path: Path, labels: Volume, source: Volume, slices: Sequence[
     Raises:
         GeometryProofError: As for `prove_seg`; the file is deleted.
     """
-    slices = slices_of(source) if slices is None else slices
-    named = {one.key: one for one in slices}
-    regions: dict[tuple[int, str], list[Floats]] = {}
     try:
-        check = _SliceBySlice(labels, source, slices)
-        for contour in walk_rtstruct(pydicom.dcmread(path)):
-            plane = _same_plane(contour.points_mm, contour.source_uid, named)
-            regions.setdefault((contour.roi, str(contour.source_uid)), []).append(plane.pixels(contour.points_mm))
-        for (roi, uid), loops in regions.items():
-            one = named[uid]
-            inside = even_odd([loop[:, :2] for loop in loops], one.shape)
-            check.frame(SegFrame(roi, one.plane, uid, inside))
+        check = _SliceBySlice(labels, source, slices_of(source) if slices is None else slices)
+        for uid, drawn in contours_by_slice(walk_file(path)).items():
+            for frame in _drawn_frames(uid, drawn, check):
+                check.frame(frame)
         check.finish()
     except (GeometryProofError, LabelError) as error:
         Path(path).unlink(missing_ok=True)
         raise GeometryProofError(f"the RTSTRUCT was deleted: {error}") from error
 
 
-def prove_sr(path: Path, source: Volume, segmentation: Dataset) -> None:
-    """Pass if the report, read back, refers to its own segmentation and to nothing but that and slices of the source.
-
-    Raises:
-        GeometryProofError: It does not; the file is deleted.
-    """
-    try:
-        written = walk_file(path)
-        named = set(_referenced_uids(written))
-        own, slices = str(segmentation.SOPInstanceUID), set(source.provenance.sop_instance_uids)
-        strangers = named - slices - {own}
-        if own not in named or strangers:
-            raise GeometryProofError(
-                f"it refers to {len(named)} instances, {len(strangers)} of them neither its segmentation nor a slice of "
-                "the source"
-            )
-    except GeometryProofError as error:
-        Path(path).unlink(missing_ok=True)
-        raise GeometryProofError(f"the SR was deleted: {error}") from error
-
-
-def _referenced_uids(attributes: Attributes) -> Iterator[str]:
-    """Every ReferencedSOPInstanceUID below, but for predecessors, which are reports."""
-    for tag, value in attributes.items():
-        if tag == _REFERENCED_UID:
-            yield text(attributes, tag)
-        elif isinstance(value, list) and tag != _PREDECESSORS:
-            for item in value:
-                if isinstance(item, dict):
-                    yield from _referenced_uids(item)
+def _drawn_frames(uid: str, drawn: SliceContours, check: _SliceBySlice) -> Iterator[SegFrame]:
+    """The contours on one slice as pixels: a map of all regions, or a frame for each where these may overlap."""
+    one = check.slice_named(uid)
+    points = _pixels(drawn.points_mm, one)[:, :2]
+    if check.result.array.ndim == 4:
+        loops = np.split(points, np.cumsum(drawn.counts)[:-1])
+        for roi in np.unique(drawn.rois).tolist():
+            mine = [loop for loop, number in zip(loops, drawn.rois, strict=True) if number == roi]
+            yield SegFrame(roi, one.plane, uid, even_odd(mine, one.shape))
+        return
+    plane, shared = painted(points, drawn.counts, drawn.rois, one.shape)
+    if drawn.rois.min() < 1 or plane.dtype.itemsize > check.result.array.dtype.itemsize:
+        raise GeometryProofError(
+            f"the file has regions {drawn.rois.min()} to {drawn.rois.max()}, not all labels of the result"
+        )
+    if shared:
+        raise GeometryProofError(
+            f"{shared} voxels of the slice {uid} are in several regions; the result has one a voxel"
+        )
+    yield SegFrame(0, one.plane, uid, plane)
 
 
 def save_proved(what: Dataset | Callable[[Path], None], path: Path, prove: Callable[[Path], None] | None) -> Path:
@@ -150,61 +123,15 @@ def save_proved(what: Dataset | Callable[[Path], None], path: Path, prove: Calla
     return path
 
 
-def walk_rtstruct(dataset: Dataset) -> Iterator[Contour]:
-    """Every contour of an RTSTRUCT.
-
-    Raises:
-        LabelError: A contour is of another type than a closed planar one.
-    """
-    for roi in dataset.get("ROIContourSequence") or []:
-        for item in roi.get("ContourSequence") or []:
-            kind = item.get("ContourGeometricType")
-            if kind not in ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR"):
-                raise LabelError(
-                    f"region {roi.ReferencedROINumber} has a contour of type {kind}; CLOSED_PLANAR is "
-                    "needed; leave points and open lines out"
-                )
-            named = item.get("ContourImageSequence")
-            points = np.array([float(v) for v in item.ContourData]).reshape(-1, 3)
-            yield Contour(int(roi.ReferencedROINumber), points, reference_key(named[0]) if named else None)
-
-
-def even_odd(loops: Sequence[Floats], shape: tuple[int, int]) -> Mask:
-    """Pixels whose centre is inside by the even-odd rule.
-
-    Args:
-        loops: Closed polygons of shape (n, 2), (column, row) in pixel coordinates; the last point joins the
-            first.
-        shape: (rows, columns).
-
-    Each edge is cut with the rows of pixel centres, its lower end included, its upper end not; a cut flips
-    all pixels to its right. An edge walked forth and back (a keyhole's bridge) cuts twice at the same place
-    and flips nothing.
-    """
-    rows, columns = shape
-    flips = np.zeros((rows, columns + 1), dtype=np.int64)
-    for loop in loops:
-        ends = np.stack([loop, np.roll(loop, -1, axis=0)])
-        lower_first = np.take_along_axis(ends, np.argsort(ends[:, :, 1], axis=0, kind="stable")[:, :, None], axis=0)
-        (x0, y0), (x1, y1) = lower_first[0].T, lower_first[1].T
-        first = np.clip(np.ceil(y0), 0, rows).astype(int)
-        counts = np.maximum(np.clip(np.ceil(y1), 0, rows).astype(int) - first, 0)
-        edge = np.repeat(np.arange(len(loop)), counts)
-        row = first[edge] + np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        cut = x0[edge] + (row - y0[edge]) * (x1 - x0)[edge] / (y1 - y0)[edge]
-        np.add.at(flips, (row, np.clip(np.floor(cut) + 1, 0, columns).astype(int)), 1)
-    return np.cumsum(flips, axis=1)[:, :columns] % 2 == 1
-
-
-def _same_plane(points_mm: Floats, uid: str | None, named: Mapping[str, Slice]) -> Plane:
-    """The plane of the slice named by `uid`; the points, shape (n, 3), must lie in it."""
-    one = named.get(uid or "")
-    if one is None or one.plane is None:
-        raise GeometryProofError(f"a part names the instance {uid}, which is not a slice of the source")
-    away = float(np.abs(one.plane.pixels(points_mm)[:, 2]).max())
+def _pixels(points_mm: Floats, one: Slice) -> Floats:
+    """Shape (n, 3): column, row and distance in mm of points that must lie in the plane of a slice."""
+    if one.plane is None:
+        raise GeometryProofError(f"a part names the instance {one.key}, which has no place in patient space")
+    pixels = one.plane.pixels(points_mm)
+    away = float(np.abs(pixels[:, 2]).max())
     if away > TOLERANCE_MM:
-        raise GeometryProofError(f"a part names the instance {uid} but lies {away:.2f} mm off its plane")
-    return one.plane
+        raise GeometryProofError(f"a part names the instance {one.key} but lies {away:.2f} mm off its plane")
+    return pixels
 
 
 class _SliceBySlice:
@@ -218,6 +145,13 @@ class _SliceBySlice:
         self.numbers = {one.key: k for k, one in enumerate(slices)}
         self.seen: set[tuple[int, int]] = set()
         self.held: dict[int, int] = {}
+
+    def slice_named(self, key: str | None) -> Slice:
+        """The slice of the source that a part names. Raises GeometryProofError if there is none."""
+        k = self.numbers.get(key or "")
+        if k is None:
+            raise GeometryProofError(f"a part names the instance {key}, which is not a slice of the source")
+        return self.slices[k]
 
     def frame(self, frame: SegFrame) -> None:
         """Compare one frame: (rows, columns) of one segment, or of all where its segment is 0."""
@@ -258,12 +192,8 @@ class _SliceBySlice:
         return int(np.count_nonzero(np.rint(array * self.steps) if self.steps else array))
 
     def _slice_of(self, frame: SegFrame) -> int:
-        k = self.numbers.get(frame.source_uid or "")
-        if k is None:
-            raise GeometryProofError(
-                f"a part names the instance {frame.source_uid}, which is not a slice of the source"
-            )
-        one = self.slices[k]
+        one = self.slice_named(frame.source_uid)
+        k = self.numbers[one.key]
         if frame.pixels.shape != one.shape:
             raise GeometryProofError(f"a frame has {frame.pixels.shape} pixels, the slice that it names {one.shape}")
         if frame.plane is not None and one.plane is not None:

@@ -270,8 +270,17 @@ def _measures(header: Dataset, one: Slice, source: Volume) -> hd.PixelMeasuresSe
     return hd.PixelMeasuresSequence(
         pixel_spacing=(between_rows, between_columns),
         slice_thickness=_thickness_mm(header, source),
-        spacing_between_slices=None if source.provenance.resampled else source.spacing_mm[2],
+        spacing_between_slices=None if source.provenance.resampled else _gap_mm(one, source),
     )
+
+
+def _gap_mm(one: Slice, source: Volume) -> float:
+    """Distance of two slices along the normal (PS3.3 C.7.6.16.2.1), which in a tilted stack is less than that of their
+    centres.
+    """
+    assert one.plane is not None
+    normal = np.cross(one.plane.column_step_mm, one.plane.row_step_mm)
+    return float(abs(source.affine_lps[:3, 2] @ normal) / np.linalg.norm(normal))
 
 
 def _thickness_mm(header: Dataset, source: Volume) -> float:

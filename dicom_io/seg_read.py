@@ -11,7 +11,7 @@ from pydicom.uid import SegmentationStorage
 
 from dicom_io.errors import LabelError
 from dicom_io.instances import load_dataset
-from dicom_io.places import TOLERANCE_VOXELS, check_frame_of_reference, slice_key
+from dicom_io.places import TOLERANCE_VOXELS, check_frame_of_reference, check_patient_space, slice_key
 from dicom_io.seg_frames import SegFrame, walk_seg
 from dicom_io.volume import Affine, Volume
 
@@ -132,6 +132,7 @@ class _Grid:
         stored = frame.pixels[rows, columns]
         if frame.plane is None:
             return self._in_picture(frame, rows, columns), stored
+        check_patient_space(self.reference)
         index = frame.plane.points_mm(columns, rows) @ self.to_index[:3, :3].T + self.to_index[:3, 3]
         voxels = np.rint(index).astype(int)
         if np.abs(index - voxels).max(initial=0.0) > TOLERANCE_VOXELS:

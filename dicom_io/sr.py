@@ -36,7 +36,12 @@ INTENSITIES = {
     "MR": (codes.DCM.MRSignalIntensity, codes.UCUM.NoUnits),
     "CT": (codes.DCM.AttenuationCoefficient, codes.UCUM.HounsfieldUnit),
 }
-REFERENCED_UID, PREDECESSORS = 0x00081155, 0x0040A360  # tags of ReferencedSOPInstanceUID, PredecessorDocumentsSequence
+REFERENCED_UID = 0x00081155  # tag of ReferencedSOPInstanceUID
+OWN_REFERENCES = (
+    0x0040A730,
+    0x0040A375,
+    0x0040A385,
+)  # content, evidence; what patient and study bring along is not ours
 LIBRARY_KEYWORDS = ("PixelSpacing", "SliceThickness", "ImagePositionPatient", "ImageOrientationPatient")
 
 
@@ -296,7 +301,7 @@ def _prove(path: Path, source: Volume, segmentation: Dataset) -> None:
     """
     try:
         written = walk_file(path)
-        named = set(_referenced_uids(written))
+        named = set(_referenced_uids({tag: written[tag] for tag in OWN_REFERENCES if tag in written}))
         own, slices = str(segmentation.SOPInstanceUID), set(source.provenance.sop_instance_uids)
         strangers = named - slices - {own}
         if own not in named or strangers:
@@ -310,11 +315,11 @@ def _prove(path: Path, source: Volume, segmentation: Dataset) -> None:
 
 
 def _referenced_uids(attributes: Attributes) -> Iterator[str]:
-    """Every ReferencedSOPInstanceUID below, but for predecessors, which are reports."""
+    """Every ReferencedSOPInstanceUID below."""
     for tag, value in attributes.items():
         if tag == REFERENCED_UID:
             yield text(attributes, tag)
-        elif isinstance(value, list) and tag != PREDECESSORS:
+        elif isinstance(value, list):
             for item in value:
                 if isinstance(item, dict):
                     yield from _referenced_uids(item)

@@ -8,7 +8,8 @@ import pytest
 from pydicom.pixels.utils import pack_bits
 from result_phantoms import RESULT, dciodvfy_errors, oblique_case
 
-from dicom_io.errors import GeometryProofError
+from dicom_io import places
+from dicom_io.errors import GeometryProofError, LabelError
 from dicom_io.places import Plane, source_planes
 from dicom_io.proof import even_odd, prove_rtstruct, prove_seg
 from dicom_io.rtstruct import write_rtstruct
@@ -157,3 +158,15 @@ def test_a_plane_turns_pixels_into_millimetres_and_back():
     plane = Plane(np.array([1.0, 2.0, 3.0]), np.array([0.0, 0.5, 0.0]), np.array([0.0, 0.0, -2.0]))
     np.testing.assert_allclose(plane.points_mm(np.array([4]), np.array([1])), [[1.0, 4.0, 1.0]])
     np.testing.assert_allclose(plane.pixels(np.array([[0.75, 4.0, 1.0]])), [[4.0, 1.0, 0.25]])
+
+
+def test_a_place_that_itk_sees_elsewhere_stops_the_result(case, tmp_path, monkeypatch):
+    def moved(file):
+        uid, plane = by_itk(file)
+        return uid, Plane(plane.origin_mm + np.array([0.0, 0.2, 0.0]), plane.column_step_mm, plane.row_step_mm)
+
+    by_itk = places._plane_by_itk
+    monkeypatch.setattr(places, "_plane_by_itk", moved)
+    with pytest.raises(LabelError, match=r"ITK sees instance [0-9.]+ of the source 0\.20 mm from where"):
+        write_seg(case.labels, case.volume, tmp_path / "s.dcm", RESULT)
+    assert list(tmp_path.iterdir()) == []

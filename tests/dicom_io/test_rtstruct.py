@@ -7,10 +7,12 @@ import numpy as np
 import pydicom
 import pytest
 from matplotlib.path import Path as Polygon
-from result_phantoms import RESULT, dciodvfy_errors, lopsided_labels, oblique_affine, oblique_case
+from result_phantoms import RESULT, SEGMENTS, dciodvfy_errors, lopsided_labels, oblique_affine, oblique_case
+from scipy import ndimage
 
-from dicom_io.errors import LabelError, UnreadableFileError
-from dicom_io.proof import even_odd
+from dicom_io.contours import contours_of
+from dicom_io.errors import GeometryProofError, LabelError, UnreadableFileError
+from dicom_io.proof import even_odd, prove_rtstruct
 from dicom_io.read import read_series
 from dicom_io.rtstruct import contours, read_rtstruct, write_rtstruct
 from dicom_io.volume import Provenance, Volume
@@ -28,10 +30,8 @@ def written(case, tmp_path_factory):
 
 def blobs(seed: int, shape: tuple[int, int] = (17, 23)) -> np.ndarray:
     """Random regions with holes, islands in holes and parts that touch by a corner."""
-    from scipy.ndimage import gaussian_filter
-
     rng = np.random.default_rng(seed)
-    return gaussian_filter(rng.standard_normal(shape), rng.uniform(0.2, 1.5)) > 0
+    return ndimage.gaussian_filter(rng.standard_normal(shape), rng.uniform(0.2, 1.5)) > 0
 
 
 def inside_by_matplotlib(loops: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
@@ -39,6 +39,17 @@ def inside_by_matplotlib(loops: list[np.ndarray], shape: tuple[int, int]) -> np.
     centres = np.c_[column.ravel(), row.ravel()]
     counts = sum(Polygon(np.r_[loop, loop[:1]]).contains_points(centres).astype(int) for loop in loops)
     return (np.broadcast_to(counts, centres.shape[0]) % 2 == 1).reshape(shape)
+
+
+def turns_around_centres(loops: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+    """How often loops wind around each pixel centre: the angles under which it sees their edges, added up."""
+    row, column = np.indices(shape)
+    angle = np.zeros(shape)
+    for loop in loops:
+        for (x0, y0), (x1, y1) in zip(loop, np.roll(loop, -1, axis=0), strict=True):
+            ax, ay, bx, by = x0 - column, y0 - row, x1 - column, y1 - row
+            angle += np.arctan2(ax * by - ay * bx, ax * bx + ay * by)
+    return angle / (2 * np.pi)
 
 
 def test_rtstruct_has_no_dciodvfy_error(written):
@@ -79,18 +90,45 @@ def test_contours_enclose_exactly_the_mask_by_our_rule_and_by_matplotlib(seed):
     np.testing.assert_array_equal(inside_by_matplotlib(loops, mask.shape), mask)
 
 
-def test_contours_stay_a_third_of_a_pixel_away_from_every_voxel_centre_but_for_the_bridges():
+@pytest.mark.parametrize("seed", range(6))
+def test_contours_of_labels_are_one_for_each_part_and_wind_once_around_each_of_its_pixels(seed):
+    """So they fill right under the winding rule, too; parts by scipy: what hangs together by sides of pixels."""
+    rng = np.random.default_rng(seed)
+    planes = rng.integers(0, 4, (3, 19, 14)) * (rng.random((3, 19, 14)) < 0.8)
+    found = contours_of(planes)
+    loops = np.split(found.points, np.cumsum(found.counts)[:-1])
+    for number, plane in enumerate(planes):
+        for label in (1, 2, 3):
+            mine = [
+                loop for loop, k, v in zip(loops, found.planes, found.labels, strict=True) if (k, v) == (number, label)
+            ]
+            assert len(mine) == ndimage.label(plane == label)[1]
+            np.testing.assert_allclose(turns_around_centres(mine, plane.shape), plane == label, atol=1e-9)
+
+
+def test_contours_and_bridges_stay_a_third_of_a_pixel_away_from_every_pixel_centre():
     mask = blobs(3)
-    holes_filled = [loop for loop in contours(mask) if len({tuple(p) for p in loop}) == len(loop)]
-    assert holes_filled
+    loops = contours(mask)
+    assert any(len({tuple(point) for point in loop}) < len(loop) for loop in loops), "no hole, no bridge"
     row, column = np.indices(mask.shape)
     centres = np.c_[column.ravel(), row.ravel()].astype(float)
-    for loop in holes_filled:
-        start, along = loop, np.roll(loop, -1, axis=0) - loop
+    for start in loops:
+        along = np.roll(start, -1, axis=0) - start
         offset = centres[:, None] - start[None]
         share = np.clip((offset * along).sum(2) / (along**2).sum(1), 0, 1)
         away = np.linalg.norm(offset - share[..., None] * along, axis=2)
         assert away.min() >= np.sqrt(0.125) - 1e-9
+
+
+def test_a_ring_within_the_hole_of_a_ring_is_a_contour_of_its_own_with_its_own_bridge():
+    mask = np.zeros((15, 17), dtype=bool)
+    mask[1:14, 1:16], mask[3:12, 3:14], mask[5:10, 5:12], mask[7, 8] = True, False, True, False
+    outer, inner = contours(mask)
+    x, y = outer.T
+    assert {(x.min(), x.max(), y.min(), y.max())} == {(0.5, 15.5, 0.5, 13.5)}
+    x, y = inner.T
+    assert {(x.min(), x.max(), y.min(), y.max())} == {(4.5, 11.5, 4.5, 9.5)}
+    np.testing.assert_array_equal(inside_by_matplotlib([outer, inner], mask.shape), mask)
 
 
 def test_a_hole_is_one_keyhole_contour_that_closes_over_its_bridge():
@@ -188,6 +226,41 @@ def test_a_multi_frame_source_is_right(case, tmp_path):
     np.testing.assert_array_equal(read_rtstruct(path, source).array, case.labels.array)
 
 
+def test_a_contour_that_is_too_long_for_a_decimal_string_is_valid_and_read_back(tmp_path):
+    """More than 65535 bytes of numbers: with explicit VR they become UN (PS3.5 6.2.2)."""
+    labels = np.zeros((131, 97, 2), dtype=np.uint8)
+    labels[3:125, 2:93, 1] = np.random.default_rng(5).random((122, 91)) < 0.8
+    case = oblique_case(tmp_path / "phantom", labels=labels)
+    path = write_rtstruct(case.labels, case.volume, tmp_path / "r.dcm", RESULT)
+    contours_of_1 = pydicom.dcmread(path).ROIContourSequence[0].ContourSequence
+    assert "UN" in {item.get_item("ContourData").VR for item in contours_of_1}
+    assert dciodvfy_errors(path) == []
+    np.testing.assert_array_equal(read_rtstruct(path, case.volume).array, labels)
+
+
+def test_names_keep_their_letters_before_and_behind_the_contours(case, tmp_path):
+    """The character set is the source's, ISO 8859-1."""
+    segments = (replace(SEGMENTS[0], label="Höhle"), SEGMENTS[1])
+    path = write_rtstruct(case.labels, case.volume, tmp_path / "r.dcm", replace(RESULT, segments=segments))
+    dataset = pydicom.dcmread(path)
+    assert dataset.SpecificCharacterSet == "ISO_IR 100"
+    assert dataset.StructureSetROISequence[0].ROIName == "Höhle"
+    assert dataset.RTROIObservationsSequence[0].ROIObservationLabel == "Höhle"
+
+
+def test_coordinates_are_written_as_python_writes_them_with_three_decimals(case, written):
+    """Far from the origin, close to it, and negative; a zero has no sign."""
+    affine = oblique_affine()
+    affine[:3, 3] = (-12345.678, 0.0004, 7.5)
+    moved = oblique_case(written.parent / "moved", affine)
+    path = write_rtstruct(moved.labels, moved.volume, written.parent / "moved.dcm", RESULT)
+    for item in pydicom.dcmread(path).ROIContourSequence[0].ContourSequence:
+        for text in item.get_item("ContourData").value.decode().strip().split("\\"):
+            assert text in (f"{float(text):.3f}", "0.000")
+            assert text != "-0.000"
+    np.testing.assert_array_equal(read_rtstruct(path, moved.volume).array, moved.labels.array)
+
+
 def test_overlapping_channels_are_written_and_refused_as_one_label_map(case, tmp_path):
     overlapping = np.stack([case.labels.array > 0, case.labels.array == 2], axis=3)
     path = write_rtstruct(case.volume.with_array(overlapping), case.volume, tmp_path / "r.dcm", RESULT)
@@ -223,9 +296,89 @@ def _zero(dataset: pydicom.Dataset) -> None:
     dataset.StructureSetROISequence[0].ROINumber = 0
 
 
+def _number_less(dataset: pydicom.Dataset) -> None:
+    contour = dataset.ROIContourSequence[0].ContourSequence[0]
+    contour.ContourData = list(contour.ContourData)[:-1]
+
+
+def _no_number(dataset: pydicom.Dataset) -> None:
+    contour = dataset.ROIContourSequence[0].ContourSequence[0]
+    contour.ContourData = ["nan", *list(contour.ContourData)[1:]]
+
+
+def _overlap(dataset: pydicom.Dataset) -> None:
+    first, second = dataset.ROIContourSequence
+    second.ContourSequence = [*second.ContourSequence, first.ContourSequence[0]]
+
+
+def _one_point_less(dataset: pydicom.Dataset) -> None:
+    contour = dataset.ROIContourSequence[0].ContourSequence[0]
+    contour.ContourData = list(contour.ContourData)[:-3]
+
+
+def _words(dataset: pydicom.Dataset) -> None:
+    contour = dataset.ROIContourSequence[0].ContourSequence[0]
+    data = [str(value) for value in contour.ContourData]
+    contour["ContourData"] = pydicom.DataElement("ContourData", "LO", ["here", *data[1:]])
+
+
+def _region_257(dataset: pydicom.Dataset) -> None:
+    """1 in the lowest 8 bits, as which labels are kept."""
+    dataset.ROIContourSequence[0].ReferencedROINumber = 257
+
+
+def _another_slice(dataset: pydicom.Dataset) -> None:
+    contours = dataset.ROIContourSequence[0].ContourSequence
+    contours[0].ContourImageSequence = contours[-1].ContourImageSequence
+
+
+def _stranger(dataset: pydicom.Dataset) -> None:
+    dataset.ROIContourSequence[0].ContourSequence[0].ContourImageSequence[0].ReferencedSOPInstanceUID = "1.2.3"
+
+
+def _less(dataset: pydicom.Dataset) -> None:
+    del dataset.ROIContourSequence[0].ContourSequence[0]
+
+
 @pytest.mark.parametrize(
     ("edit", "says"),
-    [(_lift, r"0\.40 slices away"), (_beyond, "lies in slice"), (_point, "type POINT"), (_zero, r"\[0, 2\]")],
+    [
+        (_overlap, "in several regions"),
+        (_one_point_less, "holds [0-9]+ numbers"),
+        (_words, "no numbers"),
+        (_region_257, "not all labels"),
+        (_another_slice, "off its plane"),
+        (_stranger, "not a slice of the source"),
+        (_less, "labelled voxels in the result"),
+        (_point, "type 'POINT'"),
+    ],
+)
+def test_the_proof_refuses_what_is_not_the_result(case, written, tmp_path, edit, says):
+    path = edited(written, tmp_path / "e.dcm", edit)
+    with pytest.raises(GeometryProofError, match=says):
+        prove_rtstruct(path, case.labels, case.volume)
+    assert not path.exists()
+
+
+def test_the_proof_reads_numbers_of_any_form(case, written, tmp_path):
+    def rewrite(dataset):
+        for roi in dataset.ROIContourSequence:
+            for contour in roi.ContourSequence:
+                contour.ContourData = [f"{float(value):.9e}" for value in contour.ContourData]
+
+    prove_rtstruct(edited(written, tmp_path / "e.dcm", rewrite), case.labels, case.volume)
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (_lift, r"0\.40 slices away"),
+        (_beyond, "lies in slice"),
+        (_point, "type POINT"),
+        (_zero, r"\[0, 2\]"),
+        (_number_less, "three for each point"),
+        (_no_number, "finite numbers"),
+    ],
 )
 def test_contours_that_are_no_labels_of_this_image_are_refused(case, written, tmp_path, edit, says):
     with pytest.raises(LabelError, match=says):

@@ -1,0 +1,163 @@
+"""How long do readers take for a CT series of 300 slices, uncompressed, in JPEG-LS and in JPEG 2000?
+
+    python benchmarks/dicom_read.py [--data DIR] [--rounds 5]
+    pip install --target PEERS --no-deps dicom2nifti python-gdcm
+    python benchmarks/dicom_read.py --peers PEERS
+
+The series is made in a temporary folder from the slices of a real one below DIR (`../shared/data`), 512 x 512 x 300 with even
+gaps; where that is absent from slices that are made up, and then it says so. All readers must give the same voxels at the
+same place. They read in turns, each in a process of its own, out of the cache of the file system; ours is
+`dicom_io.read.read_series`, which checks the geometry of the whole series and rescales to float32. dicom2nifti is asked for its
+array in memory, without its copy of the files and without a NIfTI file. PEERS is a folder of packages for dicom2nifti only (the
+extra `peers` installs the same into the environment, and with it a decoder that pydicom would then use in ours too).
+
+Prints best and median of the rounds, the time of the processor beside the best, and how many times as long as ours; then the
+peak of memory while ours reads, without what the interpreter and its modules take. Exit code 1 if a target is missed: ours no
+slower than SimpleITK uncompressed, 1.5 times as fast in the others, 4 times as fast as dicom2nifti, and at most 2.5 times
+the memory of the volume as float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from dicom_sides import DATA, Side, describe, judged, make_ct, own_process, race, show
+from numpy.typing import NDArray
+from pydicom.uid import UID, JPEG2000Lossless, JPEGLSLossless
+
+ENCODINGS: dict[str, UID | None] = {"raw": None, "JPEG-LS": JPEGLSLossless, "JPEG 2000": JPEG2000Lossless}
+OURS, SIMPLEITK, DICOM2NIFTI = "dicom_io.read.read_series", "SimpleITK ImageSeriesReader", "dicom2nifti"
+TIMES_SIMPLEITK = {"raw": 1.0, "JPEG-LS": 1.5, "JPEG 2000": 1.5}
+TIMES_DICOM2NIFTI = 4.0
+MOST_MEMORY = 2.5
+
+Placed = tuple[NDArray, NDArray]
+"""Voxels of shape (I, J, K) and their affine in LPS mm."""
+
+
+def main() -> int:
+    """Makes the series, times the readers, prints; 1 if a target is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--peers", type=Path, help="folder of packages for the other readers")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--slices", type=int, default=300)
+    parser.add_argument("--encoding", choices=list(ENCODINGS), action="append", help="only this one")
+    options = parser.parse_args()
+    print(f"512 x 512 x {options.slices}, {describe(options.data)}; {options.rounds} rounds")
+    reached = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for encoding in options.encoding or ENCODINGS:
+            folder = Path(scratch, encoding)
+            make_ct(folder, options.slices, ENCODINGS[encoding], options.data)
+            reached += compare(encoding, folder, options)
+            reached.append(remember(folder, options.slices))
+    return int(not all(reached))
+
+
+def compare(encoding: str, folder: Path, options: argparse.Namespace) -> list[bool]:
+    """Times the readers on one folder; whether each target is reached."""
+    megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+    print(f"\n{encoding}, {megabytes:.0f} MB")
+    turns = race(SIDES, folder, folder, options.rounds, options.peers)
+    show(turns, OURS)
+    results = {turn.told for found in turns.values() for turn in found}
+    if len(results) > 1:
+        raise SystemExit(f"the readers differ: {sorted({(name, found[0].told) for name, found in turns.items()})}")
+    print(f"  the same voxels at the same place by all: {results.pop()}")
+    return [
+        judged(turns, SIMPLEITK, OURS, TIMES_SIMPLEITK[encoding]),
+        judged(turns, DICOM2NIFTI, OURS, TIMES_DICOM2NIFTI),
+    ]
+
+
+def remember(folder: Path, slices: int) -> bool:
+    """Prints the peak of memory of our read, in multiples of the volume as float32; whether it is small enough."""
+    with own_process() as pool:
+        found = pool.submit(peak_bytes, folder).result() / (512 * 512 * slices * 4)
+    word = "reached" if found <= MOST_MEMORY else "MISSED"
+    print(f"  peak of memory {found:.2f} times the volume as float32, at most {MOST_MEMORY} is wanted: {word}")
+    return found <= MOST_MEMORY
+
+
+def peak_bytes(folder: Path) -> int:
+    """How far the memory of this process rises while ours reads."""
+    from dicom_io.read import read_series
+
+    Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to what is in use now; see proc(5)
+    before = _status("VmHWM")
+    volume = read_series(folder)
+    assert volume.array.dtype == np.float32
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    found = re.search(rf"{name}:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    if not found:
+        raise SystemExit(f"this system does not tell {name}; Linux is needed")
+    return int(found[1]) * 1024
+
+
+def as_it_is(folder: Path) -> Path:
+    """Readers have nothing but the folder."""
+    return folder
+
+
+def read_ours(folder: Path, _: Path) -> Placed:
+    from dicom_io.read import read_series
+
+    volume = read_series(folder)
+    return volume.array, volume.affine_lps
+
+
+def read_simpleitk(folder: Path, _: Path) -> Placed:
+    import SimpleITK
+
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    image = reader.Execute()
+    affine_lps = np.eye(4)
+    affine_lps[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) @ np.diag(image.GetSpacing())
+    affine_lps[:3, 3] = image.GetOrigin()
+    return SimpleITK.GetArrayFromImage(image).T, affine_lps
+
+
+def read_dicom2nifti(folder: Path, _: Path) -> Placed:
+    """Without the copy of the folder that `dicom_series_to_nifti` makes first."""
+    from dicom2nifti.common import read_dicom_directory
+    from dicom2nifti.convert_dicom import dicom_array_to_nifti
+
+    image = dicom_array_to_nifti(read_dicom_directory(str(folder)), None, reorient_nifti=False)["NII"]
+    return np.asarray(image.dataobj), np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine
+
+
+def fingerprint(placed: Placed) -> str:
+    """Digest of the voxels with axes turned to +L, +P, +S, and place of the first one."""
+    array, affine_lps = placed
+    affine_lps = affine_lps.copy()
+    for axis in range(3):
+        if affine_lps[axis, axis] < 0:
+            array = np.flip(array, axis)
+            affine_lps[:3, 3] += affine_lps[:3, axis] * (array.shape[axis] - 1)
+            affine_lps[:3, axis] *= -1
+    whole = np.rint(array).astype(np.int32)
+    assert (whole == array).all()
+    digest = hashlib.sha256(np.ascontiguousarray(whole.T).data).hexdigest()[:16]
+    place = ", ".join(f"{value + 0.0:.3f}" for value in affine_lps[:3].round(3).ravel())
+    return f"{array.shape} {digest} ({place})"
+
+
+SIDES = (
+    Side(OURS, as_it_is, read_ours, fingerprint),
+    Side(SIMPLEITK, as_it_is, read_simpleitk, fingerprint),
+    Side(DICOM2NIFTI, as_it_is, read_dicom2nifti, fingerprint, ("dicom2nifti",)),
+)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

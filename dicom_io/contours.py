@@ -1,0 +1,222 @@
+"""Planes of labels -> closed contours: all labels in one pass, holes joined to the contour around them.
+
+Contours are those of marching squares at level 0.5: they run half-way between the centre of a pixel inside and the centre
+of its neighbour outside. Pixels that touch by a corner only are apart, so contours neither cross nor touch. The inside is on
+the right of the way, as seen with rows running down.
+
+A hole is joined by a keyhole: a bridge from its uppermost pixel straight up, half-way between two columns of centres, to the
+contour that it meets first, walked forth and back. That contour is of the same region and begins further up: so the bridge
+meets no centre and crosses no contour, every hole ends at its outer contour, and what encloses what need not be searched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+# Of a cell of 2 x 2 pixels: its corners, clockwise as bits, and its edges, which a contour cuts in their middle.
+_UPPER_LEFT, _UPPER_RIGHT, _LOWER_RIGHT, _LOWER_LEFT = _CORNERS = np.array([1, 2, 4, 8])
+_TOP, _LEFT, _RIGHT, _BOTTOM = range(4)
+_MIDDLES = np.array([(1, 0), (0, 1), (2, 1), (1, 2)])  # in halves of a pixel
+_WAYS = {
+    _UPPER_LEFT: (_TOP, _LEFT),
+    _UPPER_RIGHT: (_RIGHT, _TOP),
+    _LOWER_RIGHT: (_BOTTOM, _RIGHT),
+    _LOWER_LEFT: (_LEFT, _BOTTOM),
+    _UPPER_LEFT | _UPPER_RIGHT: (_RIGHT, _LEFT),
+    _UPPER_RIGHT | _LOWER_RIGHT: (_BOTTOM, _TOP),
+    _LOWER_RIGHT | _LOWER_LEFT: (_LEFT, _RIGHT),
+    _LOWER_LEFT | _UPPER_LEFT: (_TOP, _BOTTOM),
+    15 - _UPPER_LEFT: (_LEFT, _TOP),
+    15 - _UPPER_RIGHT: (_TOP, _RIGHT),
+    15 - _LOWER_RIGHT: (_RIGHT, _BOTTOM),
+    15 - _LOWER_LEFT: (_BOTTOM, _LEFT),
+}
+"""By the corners inside: the edges by which a contour enters and leaves a cell. Two opposite corners are two contours."""
+
+_ENTER, _LEAVE = (np.array([_WAYS.get(code, (0, 0))[end] for code in range(16)]) for end in (0, 1))
+_HEADING = np.sign(_MIDDLES[_LEAVE] - _MIDDLES[_ENTER]) @ np.array([3, 1])
+_ALONG_A_ROW = (_UPPER_LEFT | _UPPER_RIGHT, _LOWER_RIGHT | _LOWER_LEFT)
+
+
+@dataclass(frozen=True)
+class Contours:
+    """Contours by label, then by plane, then from top to bottom by where they begin.
+
+    Attributes:
+        labels: Shape (n,): the label that each contour encloses.
+        planes: Shape (n,): number of the plane that it lies in.
+        counts: Shape (n,): the number of its points.
+        points: Shape (sum of `counts`, 2): (column, row) in pixels, pixel centres are whole numbers; the last point of a
+            contour joins its first.
+    """
+
+    labels: Integers
+    planes: Integers
+    counts: Integers
+    points: Floats
+
+
+def contours(mask: NDArray[np.bool_]) -> list[Floats]:
+    """Closed contours of a mask of shape (rows, columns): (n, 2) points (column, row) in pixel coordinates."""
+    found = contours_of(mask[None])
+    return np.split(found.points, np.cumsum(found.counts)[:-1]) if len(found.counts) else []
+
+
+def contours_of(planes: NDArray) -> Contours:
+    """The contours of every label in every plane.
+
+    Args:
+        planes: Shape (planes, rows, columns): masks, or whole numbers from 0, the background. A few planes at once take less
+            time than one after the other.
+    """
+    padded = np.pad(planes, ((0, 0), (1, 1), (1, 1)))
+    height = padded.shape[1]
+    padded = padded.reshape(-1, padded.shape[2])  # one below the other
+    segments = _Segments(*_cut_cells(padded), padded.shape)
+    points, counts = segments.ways()
+    first = points[np.cumsum(counts) - counts]
+    # A contour begins at its uppermost point, between two pixels of a column; that of a hole has its region above.
+    is_hole = padded.ravel()[segments.point[first] >> 1] == segments.label[first]
+    if is_hole.any():
+        segments.join(first[is_hole])
+        points, counts = segments.ways(first[~is_hole])
+    first, place = first[~is_hole], segments.place[points]
+    plane = (segments.place[first, 1] + 1).astype(np.int64) // height
+    place[:, 1] -= np.repeat(height * plane, counts)
+    return Contours(segments.label[first], plane, counts, place)
+
+
+def _cut_cells(padded: NDArray) -> tuple[Integers, Integers, Integers]:
+    """The cells of a plane in which a label has a contour: upper left pixel, label, corners inside, one for each contour.
+
+    Args:
+        padded: The plane with a margin of one pixel of background: the end of a row is as the beginning of the next.
+    """
+    flat, width = padded.ravel(), padded.shape[1]
+    sideways = flat[1:] != flat[:-1]
+    cut = sideways[:-width] | sideways[width:]
+    cut |= flat[: -width - 1] != flat[width:-1]
+    cell = np.flatnonzero(cut)
+    corners = flat[cell + np.array([0, 1, width + 1, width])[:, None]].astype(np.int64)
+    found: list[tuple[Integers, Integers, Integers]] = []
+    for number, label in enumerate(corners):
+        is_new = label != 0
+        for earlier in corners[:number]:
+            is_new &= earlier != label
+        new = np.flatnonzero(is_new)
+        code = _CORNERS @ (corners[:, new] == label[new])
+        opposite = np.flatnonzero((code == _UPPER_LEFT | _LOWER_RIGHT) | (code == _UPPER_RIGHT | _LOWER_LEFT))
+        lower = code[opposite] & (_LOWER_RIGHT | _LOWER_LEFT)
+        code[opposite] -= lower
+        found += [(cell[new], label[new], code), (cell[new[opposite]], label[new[opposite]], lower)]
+    cell, label, code = (np.concatenate(part) for part in zip(*found, strict=True))
+    return cell, label, code
+
+
+class _Segments:
+    """The pieces of contours in single cells, by label, row and column of their first points.
+
+    A point is numbered by the pixel to its left (2 x pixel) or the one above it (2 x pixel + 1): it lies between two pixels of
+    which one is inside. For each label it is the first of one segment and the last of another.
+
+    Attributes:
+        cell, label, code: Shape (n,): upper left pixel of the cell, label and corners inside.
+        point: Shape (n,): number of the first point.
+        place: Shape (n, 2): (column, row) of the first point.
+        turns: Shape (n,): whether the contour changes its direction there.
+        following: Shape (n,): the segment behind each.
+    """
+
+    def __init__(self, cell: Integers, label: Integers, code: Integers, shape: tuple[int, int]) -> None:
+        self.shape, size = shape, 2 * shape[0] * shape[1]
+        number_of = np.array([0, 1, 3, 2 * shape[1]])
+        start = label * size + 2 * cell
+        first, last = (start + number_of[edge][code] for edge in (_ENTER, _LEAVE))
+        order = np.argsort(first)
+        first = first[order]
+        self.cell, self.label, self.code = cell[order], label[order], code[order]
+        self.point = first - self.label * size
+        self.following = np.searchsorted(first, last[order])
+        heading = _HEADING[self.code]
+        self.turns = np.empty(len(order), dtype=bool)
+        self.turns[self.following] = heading[self.following] != heading
+        row, column = np.divmod(self.point >> 1, shape[1])
+        is_below = 0.5 * (self.point & 1)
+        self.place = np.column_stack([column - 0.5 - is_below, row - 1.0 + is_below])
+
+    def ways(self, starts: Integers | None = None) -> tuple[Integers, Integers]:
+        """The closed ways from each of some segments, or from the first of each: the segments at whose first points they
+        turn, way by way, and how many each way has.
+        """
+        onwards = self.following.copy()
+        while len(straight := np.flatnonzero(~self.turns[onwards])):
+            onwards[straight] = onwards[onwards[straight]]  # each time over twice as many
+        turning = np.flatnonzero(self.turns)
+        number = np.cumsum(self.turns) - 1
+        following = number[onwards[turning]].tolist()
+        way: list[int] = []
+        ends: list[int] = []
+        seen = bytearray(len(following))
+        for at in range(len(following)) if starts is None else number[starts].tolist():
+            if not seen[at]:
+                while not seen[at]:
+                    seen[at] = 1
+                    way.append(at)
+                    at = following[at]
+                ends.append(len(way))
+        counts = np.array(ends, dtype=np.int64)
+        counts[1:] -= counts[:-1].copy()
+        return turning[np.array(way, dtype=np.int64)], counts
+
+    def join(self, holes: Integers) -> None:
+        """Lead outer contours around the holes whose contours begin with the given segments.
+
+        The contour that is met goes over the bridge and around the hole, then back and on as before. For the way around and for
+        the way on a segment each is added, with the first point of the one that it replaces.
+        """
+        starts = self.following[holes]  # their first points lie to the left of the holes' uppermost pixels
+        targets = self._met_above(starts)
+        around = len(self.following) + 2 * np.arange(len(starts))
+        following = [*self.following.tolist(), *np.zeros(2 * len(starts), np.int64).tolist()]
+        for start, target, new in zip(starts.tolist(), targets.tolist(), around.tolist(), strict=True):
+            following[new], following[new + 1] = following[start], following[target]
+            following[target], following[start] = new, new + 1
+        self.following = np.array(following)
+        ends = np.column_stack([starts, targets]).ravel()
+        self.turns[ends] = True
+        self._add(self.place[ends])
+
+    def _met_above(self, starts: Integers) -> Integers:
+        """The segments at whose first points the ways up end that begin at the first points of `starts`.
+
+        A way runs in the middle of a column of cells. It meets points, or a contour along a row, which is given a point there.
+        """
+        at_point, at_middle = np.flatnonzero(self.point & 1 == 0), np.flatnonzero(np.isin(self.code, _ALONG_A_ROW))
+        depth = np.concatenate([self._depth(at_point, self.point >> 1), self._depth(at_middle, self.cell) + 1])
+        order = np.argsort(depth)
+        above = order[np.searchsorted(depth[order], self._depth(starts, self.point >> 1)) - 1]
+        found = np.concatenate([at_point, at_middle])[above]
+        between = above >= len(at_point)
+        halved = found[between]
+        row, column = np.divmod(self.cell[halved], self.shape[1])
+        found[between] = len(self.following) + np.arange(len(halved))
+        self.following = np.concatenate([self.following, self.following[halved]])
+        self.following[halved] = found[between]
+        self._add(np.column_stack([column - 0.5, row - 0.5]))
+        return found
+
+    def _depth(self, segments: Integers, pixel: Integers) -> Integers:
+        """Numbers that grow by 2 a row down a column of one label's pixels, and jump to the next column or label."""
+        row, column = np.divmod(pixel[segments], self.shape[1])
+        return (self.label[segments] * self.shape[1] + column) * 2 * self.shape[0] + 2 * row
+
+    def _add(self, place: Floats) -> None:
+        """Further points at which a contour turns."""
+        self.place = np.concatenate([self.place, place])
+        self.turns = np.concatenate([self.turns, np.ones(len(place), dtype=bool)])

@@ -1,0 +1,266 @@
+"""An RT Structure Set as a data set, and its contours as the bytes of its file.
+
+The modules are a pydicom data set. The contours are encoded here, some slices at a time: in data sets each of their hundreds
+of thousands of numbers would be an object of its own.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
+from pydicom.uid import UID, ExplicitVRLittleEndian, RTStructureSetStorage
+
+from dicom_io import identity
+from dicom_io.coding import Segment, code_item
+from dicom_io.contours import Contours, contours_of
+from dicom_io.identity import ResultInfo
+from dicom_io.places import Slice, values_on
+from dicom_io.volume import Volume
+
+DETACHED_STUDY_MANAGEMENT = "1.2.840.10008.3.1.2.3.1"  # retired, and still what PS3.3 C.8.8.5 asks for
+ANATOMICAL_STRUCTURE = "91723000"
+ROI_CONTOUR_SEQUENCE = 0x30060039
+PIXELS_AT_ONCE = 1_000_000  # of slices that are drawn together; more no longer fit the caches
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RtObject:
+    """An RTSTRUCT that is ready to be saved.
+
+    Attributes:
+        head: Every attribute but ROIContourSequence, with the file meta information.
+        regions: The items of that sequence.
+    """
+
+    head: Dataset
+    regions: bytes
+
+    def save(self, path: Path) -> None:
+        """Write the file."""
+        front, back = self.head[:ROI_CONTOUR_SEQUENCE], self.head[ROI_CONTOUR_SEQUENCE:]
+        front.file_meta = self.head.file_meta
+        with path.open("wb") as file:
+            front.save_as(file, enforce_file_format=True)
+            file.write(_element(ROI_CONTOUR_SEQUENCE, b"SQ", self.regions))
+            file.write(_encoded(back, self.head.get("SpecificCharacterSet") or "iso8859"))
+
+
+def build_rtstruct(
+    labels: Volume, source: Volume, headers: tuple[Dataset, ...], slices: Sequence[Slice], result: ResultInfo
+) -> RtObject:
+    """An RTSTRUCT of labels.
+
+    Args:
+        labels: Shape (I, J, K) with label values, or (I, J, K, C) with channel c as segment c + 1.
+        source: The volume that they lie on.
+        headers: Of the source, from `identity.source_headers`.
+        slices: Of the source, from `places.slices_of`.
+        result: What computed them.
+    """
+    head = _head(labels, source, headers, result)
+    identity.stamp(head, headers, result, "RTSTRUCT")
+    drawn: dict[int, list[bytes]] = {segment.number: [] for segment in result.segments}
+    at_once = max(1, PIXELS_AT_ONCE // (slices[0].shape[0] * slices[0].shape[1]))
+    for start in range(0, len(slices), at_once):
+        some = slices[start : start + at_once]
+        values = np.stack([values_on(one, k, labels, source) for k, one in enumerate(some, start)])
+        for label, item in _contours_on(some, values):
+            drawn[label].append(item)
+    return RtObject(head, b"".join(_region(segment, drawn[segment.number]) for segment in result.segments))
+
+
+def _contours_on(slices: Sequence[Slice], values: NDArray) -> Iterator[tuple[int, bytes]]:
+    """The contours on some slices as items of a ContourSequence, each with its label.
+
+    Args:
+        slices: All of one shape.
+        values: Shape (slices, rows, columns) with labels, or (slices, rows, columns, C) with channels.
+    """
+    images = [_named_image(one) for one in slices]
+    channels = [values] if values.ndim == 3 else [values[..., c] != 0 for c in range(values.shape[3])]
+    for number, planes in enumerate(channels):
+        if not planes.any():
+            continue
+        found = contours_of(planes)
+        labels = (found.labels + number).tolist()
+        texts = _texts(_points_mm(found, slices), found.counts)
+        for label, plane, count, text in zip(labels, found.planes, found.counts.tolist(), texts, strict=True):
+            yield label, _contour(images[plane], count, text)
+
+
+def _points_mm(found: Contours, slices: Sequence[Slice]) -> Floats:
+    """Shape (n, 3): LPS positions of the points of contours on some slices."""
+    planes = [one.plane for one in slices if one.plane is not None]
+    slice_of = np.repeat(found.planes, found.counts)
+    origin, across, down = (
+        np.array([getattr(plane, name) for plane in planes])[slice_of]
+        for name in ("origin_mm", "column_step_mm", "row_step_mm")
+    )
+    return origin + found.points[:, :1] * across + found.points[:, 1:] * down
+
+
+def _contour(image: bytes, count: int, text: bytes) -> bytes:
+    """An item of a ContourSequence (PS3.3 C.8.8.6)."""
+    parts = (
+        image,
+        _element(0x30060042, b"CS", b"CLOSED_PLANAR"),
+        _element(0x30060046, b"IS", b"%d" % count),
+        _element(0x30060050, b"DS", text),
+    )
+    return _item(b"".join(parts))
+
+
+def _texts(points_mm: Floats, counts: NDArray[np.int64]) -> list[bytes]:
+    """The coordinates of contours as decimal strings: three decimals, with backslashes between.
+
+    Args:
+        points_mm: Shape (sum of `counts`, 3).
+        counts: The number of points of each contour.
+    """
+    thousandths = np.rint(points_mm.ravel() * 1000).astype(np.int64)
+    size, tail = np.abs(thousandths), np.frombuffer(b"0.000\\", np.uint8)
+    places = max(len(str(size.max(initial=0))), 4)
+    written = np.empty((len(size), places + 3), np.uint8)  # sign, digits, point, backslash
+    kept = np.ones(written.shape, dtype=bool)
+    written[:, 0], kept[:, 0] = ord("-"), thousandths < 0
+    written[:, -len(tail) :] = tail
+    columns = [*range(1, places - 2), *range(places - 1, places + 2)]
+    for place, column in enumerate(reversed(columns)):
+        higher = size // 10
+        written[:, column] = ord("0") + size - 10 * higher
+        if place > 3:
+            kept[:, column] = size > 0
+        size = higher
+    lengths = kept.sum(axis=1)
+    ends = np.cumsum(lengths)[3 * np.cumsum(counts) - 1].tolist()
+    text = written[kept].tobytes()
+    return [text[start : end - 1] for start, end in pairwise([0, *ends])]
+
+
+def _head(labels: Volume, source: Volume, headers: tuple[Dataset, ...], result: ResultInfo) -> Dataset:
+    """All modules but the contours."""
+    header = headers[0]
+    digest = identity.digest_of(labels.array)
+    dataset = Dataset()
+    dataset.file_meta = _file_meta(identity.result_uid(source, result, "RTSTRUCT", "instance", digest))
+    dataset.SOPClassUID = RTStructureSetStorage
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID
+    dataset.Modality = "RTSTRUCT"
+    dataset.SeriesInstanceUID = identity.result_uid(source, result, "RTSTRUCT", "series")
+    dataset.SeriesNumber = identity.series_number(header, "RTSTRUCT")
+    dataset.InstanceNumber = 1
+    dataset.OperatorsName = ""
+    dataset.FrameOfReferenceUID = header.FrameOfReferenceUID
+    dataset.PositionReferenceIndicator = header.get("PositionReferenceIndicator") or ""
+    dataset.StructureSetLabel = "RESEARCH"
+    dataset.StructureSetDescription = "Research use only, not for diagnosis or treatment planning"
+    dataset.StructureSetDate, dataset.StructureSetTime = identity.content_moment(headers)
+    dataset.ContributingEquipmentSequence = [identity.contribution(result)]
+    dataset.ReferencedFrameOfReferenceSequence = [_reference(source, headers)]
+    dataset.StructureSetROISequence = [_roi(segment, header, result) for segment in result.segments]
+    dataset.RTROIObservationsSequence = [_observation(segment) for segment in result.segments]
+    dataset.ApprovalStatus = "UNAPPROVED"
+    return dataset
+
+
+def _file_meta(sop_instance_uid: str) -> FileMetaDataset:
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = RTStructureSetStorage
+    meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid)
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return meta
+
+
+def _reference(source: Volume, headers: tuple[Dataset, ...]) -> Dataset:
+    """Frame of reference, study, series and every instance that may carry a contour."""
+    series = Dataset()
+    series.SeriesInstanceUID = headers[0].SeriesInstanceUID
+    series.ContourImageSequence = [_image_item(header) for header in headers]
+    study = Dataset()
+    study.ReferencedSOPClassUID = DETACHED_STUDY_MANAGEMENT
+    study.ReferencedSOPInstanceUID = headers[0].StudyInstanceUID
+    study.RTReferencedSeriesSequence = [series]
+    frame = Dataset()
+    frame.FrameOfReferenceUID = headers[0].FrameOfReferenceUID
+    frame.RTReferencedStudySequence = [study]
+    return frame
+
+
+def _image_item(header: Dataset) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID = header.SOPClassUID
+    item.ReferencedSOPInstanceUID = header.SOPInstanceUID
+    return item
+
+
+def _roi(segment: Segment, header: Dataset, result: ResultInfo) -> Dataset:
+    roi = Dataset()
+    roi.ROINumber = segment.number
+    roi.ReferencedFrameOfReferenceUID = header.FrameOfReferenceUID
+    roi.ROIName = segment.label
+    if segment.description:
+        roi.ROIDescription = segment.description
+    roi.ROIGenerationAlgorithm = result.algorithm_type
+    return roi
+
+
+def _region(segment: Segment, contours: Sequence[bytes]) -> bytes:
+    """An item of the ROIContourSequence; without voxels it has no contours."""
+    colour, number = Dataset(), Dataset()
+    colour.ROIDisplayColor = list(segment.rgb)
+    number.ReferencedROINumber = segment.number
+    sequence = _element(0x30060040, b"SQ", b"".join(contours)) if contours else b""
+    return _item(_encoded(colour) + sequence + _encoded(number))
+
+
+def _named_image(one: Slice) -> bytes:
+    """Which image a contour lies on: its ContourImageSequence."""
+    frame = _element(0x00081160, b"IS", b"%d" % one.frame) if one.frame else b""
+    uids = (
+        _element(0x00081150, b"UI", one.sop_class_uid.encode()),
+        _element(0x00081155, b"UI", one.sop_instance_uid.encode()),
+    )
+    return _element(0x30060016, b"SQ", _item(b"".join(uids) + frame))
+
+
+def _observation(segment: Segment) -> Dataset:
+    item = Dataset()
+    item.ObservationNumber = segment.number
+    item.ReferencedROINumber = segment.number
+    item.ROIObservationLabel = segment.label[:16]
+    item.RTROIIdentificationCodeSequence = [code_item(segment.type)]
+    item.RTROIInterpretedType = "ORGAN" if segment.category.value == ANATOMICAL_STRUCTURE else ""
+    item.ROIInterpreter = ""
+    return item
+
+
+def _encoded(dataset: Dataset, character_set: str | Sequence[str] = "iso8859") -> bytes:
+    """The attributes as the bytes that stand in a file (explicit VR, little endian)."""
+    buffer = DicomBytesIO()
+    buffer.is_little_endian, buffer.is_implicit_VR = True, False
+    write_dataset(buffer, dataset, character_set)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def _element(tag: int, kind: bytes, value: bytes) -> bytes:
+    """An attribute; one that is too long for its representation becomes UN (PS3.5 6.2.2)."""
+    value += (b"\0" if kind == b"UI" else b" ") * (len(value) % 2)
+    if kind != b"SQ" and len(value) <= 0xFFFF:
+        return struct.pack("<HH2sH", tag >> 16, tag & 0xFFFF, kind, len(value)) + value
+    return struct.pack("<HH2sHL", tag >> 16, tag & 0xFFFF, b"SQ" if kind == b"SQ" else b"UN", 0, len(value)) + value
+
+
+def _item(content: bytes) -> bytes:
+    """An item of a sequence with its length (PS3.5 7.5)."""
+    return struct.pack("<HHL", 0xFFFE, 0xE000, len(content)) + content
