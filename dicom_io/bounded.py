@@ -21,8 +21,8 @@ from pydicom.filereader import read_dataset, read_partial, read_preamble
 from pydicom.tag import BaseTag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-MAX_ITEMS = 500_000
-"""The most items of sequences in one file, twice what the largest whole-body segmentations have."""
+MAX_ITEMS = 250_000
+"""The most items of sequences in one file, enough for a segmentation of 30,000 frames; pydicom takes some seconds for them."""
 
 MAX_PIECES = 10 * MAX_ITEMS
 """The most pieces (tag, length, value) that a header is read in."""
@@ -33,9 +33,10 @@ MAX_INFLATED_BYTES = 2**30
 MAX_UID_BYTES = 128
 """The longest UID; the standard has 64."""
 
-_SOME = 1 << 16
+_SOME = _HEAD_BYTES = 1 << 16
 _ITEMS = (b"\xff\xfe\xe0\x00", b"\xfe\xff\x00\xe0")  # in big and in little endian
 _ITEM_BYTES = 8  # tag and length
+_LONGEST_TAG = 12  # with VR and length
 _META_GROUP, _TRANSFER_SYNTAX, _PIXEL_GROUP = 0x0002, 0x0010, 0x7FE0
 _META_UIDS = (0x0002, 0x0003, _TRANSFER_SYNTAX, 0x0012, 0x0100)
 _PREAMBLE_BYTES, _MARK = 128, b"DICM"
@@ -110,24 +111,45 @@ def parse(
     stop = _stop(with_pixels, last)
     only: list[BaseTag | int] | None = None if tags is None else list(tags)
     stream: BoundedFile | io.BytesIO = file
-    if _transfer_syntax(file) == DeflatedExplicitVRLittleEndian.encode():
+    if transfer_syntax(file) == DeflatedExplicitVRLittleEndian:
         dataset, stream = _deflated(path, file, stop, only)
     else:
-        file.seek(0)
-        dataset = read_partial(file, stop, force=True, specific_tags=only)
+        small = None if with_pixels else _from_head(file, stop, only)
+        file.seek(0 if small is None else small[1])
+        dataset = read_partial(file, stop, force=True, specific_tags=only) if small is None else small[0]
     _check_items(dataset.values())
     return dataset, stream
 
 
-def _transfer_syntax(file: BoundedFile) -> bytes:
-    """What the file meta information says, b"" where it says nothing (PS3.10 7.1).
+def _from_head(
+    file: BoundedFile, stop: Stop | None, tags: list[BaseTag | int] | None
+) -> tuple[FileDataset, int] | None:
+    """The data set, and the byte where its reading ended, if that lies within the file's first bytes; else None.
 
-    Raises ValueError for a UID that is none by its length: pydicom would take whatever follows for a part of it.
+    So few bytes cannot cost much, so nothing of them is counted, which takes a third of the time of most headers.
+    """
+    file.seek(0)
+    head = io.BytesIO(file.read(_HEAD_BYTES))
+    try:
+        dataset = read_partial(head, stop, force=True, specific_tags=tags)
+    except Exception:  # whatever it is, it comes again when the file is read
+        return None
+    end = head.tell()
+    is_inside = end + _LONGEST_TAG <= len(head.getbuffer())
+    dataset.buffer = None
+    return (dataset, end) if is_inside or end == file.size else None
+
+
+def transfer_syntax(file: BoundedFile) -> str:
+    """The transfer syntax that the file meta information names; empty where it names none (PS3.10 7.1).
+
+    Raises:
+        ValueError: A UID there is none by its length: pydicom would take whatever follows for a part of it.
     """
     file.seek(0)
     if file.read(_PREAMBLE_BYTES + len(_MARK))[_PREAMBLE_BYTES:] != _MARK:
         file.seek(0)
-    found = b""
+    found = ""
     while len(head := file.read(8)) == 8:
         group, element, vr, length = struct.unpack("<HH2sH", head)
         if group != _META_GROUP:
@@ -139,7 +161,7 @@ def _transfer_syntax(file: BoundedFile) -> bytes:
         if (vr == b"UI" or element in _META_UIDS) and length > MAX_UID_BYTES:
             raise ValueError(f"its file meta information has a UID of {length} bytes")
         if element == _TRANSFER_SYNTAX:
-            found = file.read(length).rstrip(b"\0 ")
+            found = file.read(length).decode("latin-1").rstrip("\0 ")
         else:
             file.seek(length, os.SEEK_CUR)
     return found
@@ -166,22 +188,22 @@ def _deflated(
 
 
 def inflated(content: bytes) -> bytes:
-    """What was deflated (RFC 1951).
+    """What was deflated (RFC 1951). Its size is found out first, so that too much is refused before it takes memory.
 
     Raises:
         ValueError: It becomes more than MAX_INFLATED_BYTES.
         zlib.error: It is broken or ends early.
     """
-    machine, found = zlib.decompressobj(-zlib.MAX_WBITS), io.BytesIO()
+    machine, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
     for start in range(0, len(content), _SOME):
-        found.write(machine.decompress(content[start : start + _SOME]))
-        if found.tell() > MAX_INFLATED_BYTES:
+        size += len(machine.decompress(content[start : start + _SOME]))
+        if size > MAX_INFLATED_BYTES:
             raise ValueError(
                 f"its {len(content)} deflated bytes become more than {MAX_INFLATED_BYTES}, the most that are inflated"
             )
     if not machine.eof:
         raise zlib.error("the deflated data set ends early")
-    return found.getvalue()
+    return zlib.decompress(content, -zlib.MAX_WBITS, bufsize=max(size, 1))
 
 
 def _check_items(elements: Iterable[object]) -> None:

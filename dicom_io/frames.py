@@ -26,6 +26,7 @@ MAX_MM, MIN_MM = 1e6, 1e-4
 """The longest distance in space and the shortest between pixels that can be meant; beyond, an affine cannot be inverted."""
 
 _RLE_RATIO = 64  # PS3.5 G.3.1: two bytes become at most 128
+_Groups = Dataset | tuple[Dataset, ...]
 _MARK_MACROS = ("FrameContentSequence", "MREchoSequence", "MRDiffusionSequence")
 
 
@@ -136,22 +137,22 @@ def _check_bytes(instance: Instance, voxels: int) -> None:
 
 def _frame(instance: Instance, index: int, count: int) -> Frame:
     header = instance.header
-    measures = _macro(header, index, "PixelMeasuresSequence")
-    slope, intercept = _rescale(header, index)
+    groups = _groups(header, index)
+    measures = _macro(groups, "PixelMeasuresSequence")
+    slope, intercept = _rescale(_macro(groups, "PixelValueTransformationSequence") or header)
     return Frame(
         instance,
         index + 1 if count > 1 or has_groups(header) else 0,
         None,
-        _plane(header, index, measures),
+        _plane(header, groups, measures),
         slope,
         intercept,
         _thickness_mm(measures),
-        _marks(header, index),
+        _marks(header, groups),
     )
 
 
-def _rescale(header: Dataset, index: int) -> tuple[float, float]:
-    rescale = _macro(header, index, "PixelValueTransformationSequence") or header
+def _rescale(rescale: Dataset) -> tuple[float, float]:
     slope, intercept = numbers(rescale, "RescaleSlope", 1), numbers(rescale, "RescaleIntercept", 1)
     return slope[0] if slope else 1.0, intercept[0] if intercept else 0.0
 
@@ -161,9 +162,9 @@ def _thickness_mm(holder: Dataset) -> float | None:
     return thickness[0] if thickness and MIN_MM <= thickness[0] <= MAX_MM else None
 
 
-def _plane(header: Dataset, index: int, measures: Dataset) -> Plane | None:
-    position = numbers(_macro(header, index, "PlanePositionSequence"), "ImagePositionPatient", 3)
-    orientation = numbers(_macro(header, index, "PlaneOrientationSequence"), "ImageOrientationPatient", 6)
+def _plane(header: Dataset, groups: _Groups, measures: Dataset) -> Plane | None:
+    position = numbers(_macro(groups, "PlanePositionSequence"), "ImagePositionPatient", 3)
+    orientation = numbers(_macro(groups, "PlaneOrientationSequence"), "ImageOrientationPatient", 6)
     pixel_spacing = numbers(measures, "PixelSpacing", 2)
     if position is None or orientation is None or pixel_spacing is None:
         return None
@@ -187,19 +188,23 @@ def _listed(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.6g}" for value in values)
 
 
-def _macro(header: Dataset, index: int, keyword: str) -> Dataset:
-    """Where a frame's attributes stand: its functional group, the shared one, or a single frame's header.
+def _groups(header: Dataset, index: int) -> _Groups:
+    """Where the attributes of a frame stand: its own functional groups before the shared ones, or a single frame's header.
 
     Empty where there is none: the top level of a multi-frame object places no frame but perhaps its first.
     """
     if not has_groups(header):
-        return header if int(header.get("NumberOfFrames") or 1) == 1 else Dataset()
+        return header if int(header.get("NumberOfFrames") or 1) == 1 else ()
     per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
     shared = header.get("SharedFunctionalGroupsSequence") or []
-    for groups in (*per_frame[index : index + 1], *shared[:1]):
-        if groups.get(keyword):
-            return groups[keyword].value[0]
-    return Dataset()
+    return (*per_frame[index : index + 1], *shared[:1])
+
+
+def _macro(groups: _Groups, keyword: str) -> Dataset:
+    """The first item of a macro, or a single frame's header; empty where there is none."""
+    if isinstance(groups, Dataset):
+        return groups
+    return next((one[keyword].value[0] for one in groups if one.get(keyword)), Dataset())
 
 
 def numbers(holder: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
@@ -213,10 +218,10 @@ def numbers(holder: Dataset, keyword: str, count: int) -> tuple[float, ...] | No
     return found
 
 
-def _marks(header: Dataset, index: int) -> tuple[tuple[str, str], ...]:
-    holders = [header, *(_macro(header, index, macro) for macro in _MARK_MACROS)] if has_groups(header) else [header]
-    found = {key: str(holder.get(key)) for holder in holders for key in MARKS if holder.get(key) is not None}
-    return tuple(sorted(found.items()))
+def _marks(header: Dataset, groups: _Groups) -> tuple[tuple[str, str], ...]:
+    in_groups = [] if isinstance(groups, Dataset) else [_macro(groups, macro) for macro in _MARK_MACROS]
+    found = {key: value for holder in (header, *in_groups) for key in MARKS if (value := holder.get(key)) is not None}
+    return tuple(sorted((key, str(value)) for key, value in found.items()))
 
 
 def _tiles(instance: Instance) -> list[Frame]:
@@ -240,8 +245,9 @@ def _tiles(instance: Instance) -> list[Frame]:
     along_row, along_column = np.array(orientation[:3]), np.array(orientation[3:])
     inwards = along_row * spacing[1] * (int(header.Columns) - columns) / 2
     inwards = inwards + along_column * spacing[0] * (int(header.Rows) - rows) / 2
-    slope, intercept = _rescale(header, 0)
-    first, marks = np.array(corner) + inwards, _marks(header, 0)
+    groups = _groups(header, 0)
+    slope, intercept = _rescale(_macro(groups, "PixelValueTransformationSequence") or header)
+    first, marks = np.array(corner) + inwards, _marks(header, groups)
     return [
         Frame(
             instance,

@@ -14,19 +14,39 @@ from typing import Any
 from pydicom.datadict import dictionary_VR, keyword_for_tag
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.tag import BaseTag
+from pydicom.tag import BaseTag, Tag
 
 MAX_TEXT = 128
 """The most characters of a UID or code; the standard has 64 and 16, and some writers exceed them."""
 
-UIDS = (
-    "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID TransferSyntaxUID "
-    "MediaStorageSOPClassUID MediaStorageSOPInstanceUID"
+UIDS = frozenset(
+    [
+        "SOPClassUID",
+        "SOPInstanceUID",
+        "StudyInstanceUID",
+        "SeriesInstanceUID",
+        "FrameOfReferenceUID",
+        "TransferSyntaxUID",
+        "MediaStorageSOPClassUID",
+        "MediaStorageSOPInstanceUID",
+    ]
 )
-CODES = "Modality PhotometricInterpretation"
-WHOLE = "NumberOfFrames Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation SamplesPerPixel"
-NAMES = "PatientName PatientID"
+CODES = frozenset({"Modality", "PhotometricInterpretation"})
+WHOLE = frozenset(
+    [
+        "NumberOfFrames",
+        "Rows",
+        "Columns",
+        "BitsAllocated",
+        "BitsStored",
+        "HighBit",
+        "PixelRepresentation",
+        "SamplesPerPixel",
+    ]
+)
+NAMES = frozenset({"PatientName", "PatientID"})
 
+_ONE_VALUE = {Tag(keyword): keyword for keyword in UIDS | CODES | WHOLE | NAMES}
 _UID = re.compile(r"[\w. -]*", re.ASCII)  # letters and hyphens are about, though no UID has them; slashes are not
 _PRINTABLE = re.compile(rb"[ -~]*")
 _IN_ASCII = frozenset({"UI", "CS", "DS", "IS"})
@@ -43,17 +63,17 @@ def shown(text: Path | str) -> str:
 
 def fault_of(header: Dataset) -> str:
     """What is wrong with the attributes of a header that reading uses, its file meta information included; else ""."""
-    meta = getattr(header, "file_meta", None) or Dataset()
-    for dataset in (meta, header):
+    datasets = (getattr(header, "file_meta", None) or Dataset(), header)
+    for dataset in datasets:
         for element in dataset.values():
             fault = _fault_of_raw(element) if isinstance(element, RawDataElement) else ""
             if fault:
                 return fault
-    for keyword in f"{UIDS} {CODES} {WHOLE} {NAMES}".split():
-        holder = meta if keyword in meta else header
-        fault = _fault_of_value(holder[keyword].value, keyword) if keyword in holder else ""
-        if fault:
-            return fault
+    for dataset in datasets:
+        for tag in _ONE_VALUE.keys() & dataset.keys():
+            fault = _fault_of_value(dataset[tag].value, _ONE_VALUE[tag])
+            if fault:
+                return fault
     return ""
 
 
@@ -61,7 +81,7 @@ def _fault_of_raw(element: RawDataElement) -> str:
     """What is wrong with an attribute before pydicom makes a value of it: pydicom would tell the value in its log."""
     keyword, own = _known(element.tag)
     vr = own if element.VR in (None, "UN") else str(element.VR)
-    if (own in _TEXTS and vr in _NUMBERS) or (keyword in NAMES.split() and vr in _CHECKED_BY_PYDICOM):
+    if (own in _TEXTS and vr in _NUMBERS) or (keyword in NAMES and vr in _CHECKED_BY_PYDICOM):
         return f"its {keyword} has the VR {vr}, {own} is needed"
     if vr in _IN_ASCII and element.value and not _PRINTABLE.fullmatch(element.value.strip(_PADDING)):
         return f"its {keyword or element.tag} holds {len(element.value)} bytes that are no {vr}"
@@ -79,14 +99,14 @@ def _fault_of_value(value: Any, keyword: str) -> str:
     """What is wrong with the value of an attribute that must hold one value, or none."""
     if value is None or value == "":
         return ""
-    if keyword in NAMES.split():
+    if keyword in NAMES:
         str(value)  # it is decoded here, or cannot be
         return ""
-    if keyword in WHOLE.split():
+    if keyword in WHOLE:
         return "" if _is_whole(value) else f"its {keyword} is {_told(value)}; one whole number is needed"
     if not isinstance(value, str) or len(value) > MAX_TEXT:
         return f"its {keyword} is {_told(value)}; one of at most {MAX_TEXT} characters is needed"
-    kind, fits = ("code", value.isprintable()) if keyword in CODES.split() else ("UID", _UID.fullmatch(value))
+    kind, fits = ("code", value.isprintable()) if keyword in CODES else ("UID", _UID.fullmatch(value))
     return "" if fits else f"its {keyword} has characters that stand in no {kind}"
 
 

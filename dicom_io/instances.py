@@ -22,7 +22,7 @@ from pydicom.errors import BytesLengthException
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from .bounded import BoundedFile, NoRegularFileError, parse
+from .bounded import BoundedFile, NoRegularFileError, parse, transfer_syntax
 from .errors import UnreadableFileError
 from .headers import fault_of, shown
 
@@ -207,9 +207,10 @@ def load_dataset(path: Path, *, with_pixels: bool, keywords: Sequence[str] | Non
                 raise UnreadableFileError(f"{shown(path)} is not a DICOM file; one is needed; check the path")
             tags = None if keywords is None else [Tag(keyword) for keyword in keywords]
             dataset, _ = parse(path, file, with_pixels=with_pixels, tags=tags)
+            is_cut = file.tell() > file.size  # pydicom skips what it was not asked for without looking
     except READ_ERRORS as error:
         raise broken_file(path, error) from error
-    if any(map(_is_cut, dataset.values())):
+    if is_cut or any(map(_is_cut, dataset.values())):
         raise broken_file(path, "it ends within an attribute")
     _complete_meta(dataset)
     return dataset
@@ -221,7 +222,7 @@ def files_of_dicomdir(path: Path) -> list[Path]:
     Raises:
         UnreadableFileError: The index is broken, or names a file outside its own folder.
     """
-    index = load_dataset(path, with_pixels=False, keywords=("DirectoryRecordSequence",))
+    index = load_dataset(path, with_pixels=False)
     try:
         found = [listed(record.get("ReferencedFileID")) for record in index.get("DirectoryRecordSequence") or []]
     except READ_ERRORS as error:
@@ -229,7 +230,8 @@ def files_of_dicomdir(path: Path) -> list[Path]:
     files = [[str(part) for part in parts] for parts in found if parts]
     for names in files:
         if len(names) > _FILE_ID_PARTS or not all(map(_is_file_id, names)):
-            raise broken_file(path, f"it names the file {'/'.join(names)[:80]!r}, which is no File ID")
+            told = [name if name.isprintable() else "?" for name in names[:_FILE_ID_PARTS]]
+            raise broken_file(path, f"it names the file {'/'.join(told)[:80]!r}, which is no File ID")
     return [path.parent.joinpath(*names) for names in files]
 
 
@@ -244,8 +246,8 @@ def is_dicomdir(path: Path) -> bool:
     own = Tag("SOPClassUID")
     try:
         with BoundedFile(path) as file:
-            if not _looks_like_dicom(file.read(136)):
-                return False
+            if not _looks_like_dicom(file.read(136)) or transfer_syntax(file) not in ("", ExplicitVRLittleEndian):
+                return False  # PS3.10 8.6: a DICOMDIR is in explicit VR little endian
             index, _ = parse(path, file, with_pixels=False, tags=[own], last=own)
             if fault_of(index):
                 return False

@@ -72,7 +72,7 @@ def _empty(shape: tuple[int, ...]) -> Slices:
 
 def _check_claim(instance: Instance) -> None:
     """Passes compressed pictures whose first is of the size that the header has; before memory for all is taken."""
-    if not instance.fragments or not is_available(instance.transfer_syntax):
+    if not instance.fragments:
         return
     at, size = instance.fragments[0]
     try:
