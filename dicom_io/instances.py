@@ -11,7 +11,8 @@ import filecmp
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -23,7 +24,7 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from .bounded import BoundedFile, NoRegularFileError, parse, transfer_syntax
-from .errors import UnreadableFileError
+from .errors import LabelError, UnreadableFileError
 from .headers import fault_of, shown
 
 READ_ERRORS: tuple[type[Exception], ...] = (
@@ -214,6 +215,39 @@ def load_dataset(path: Path, *, with_pixels: bool, keywords: Sequence[str] | Non
         raise broken_file(path, "it ends within an attribute")
     _complete_meta(dataset)
     return dataset
+
+
+def load_object(path: Path, wanted: str, sop_class_uids: Sequence[str]) -> FileDataset:
+    """The whole data set of an object of one of some classes.
+
+    Args:
+        path: The file.
+        wanted: What is needed, in words.
+        sop_class_uids: The classes.
+
+    Raises:
+        UnreadableFileError: As `load_dataset`.
+        LabelError: An object of another class.
+    """
+    dataset = load_dataset(Path(path), with_pixels=True)
+    with refusing(path):
+        found = dataset.get("SOPClassUID")
+    if found not in sop_class_uids:
+        raise LabelError(
+            f"{shown(path)} has SOP class {shown(str(found)[:64])}; {wanted} is needed; check which file it is"
+        )
+    return dataset
+
+
+@contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """Makes what pydicom, its decoders and numpy raise on broken values the refusal of their file."""
+    try:
+        yield
+    except READ_ERRORS as error:
+        raise broken_file(path, error) from error
+    except MemoryError as error:
+        raise broken_file(path, "it needs more memory than there is") from error
 
 
 def files_of_dicomdir(path: Path) -> list[Path]:

@@ -22,6 +22,7 @@ from pydicom.uid import ParametricMapStorage
 from dicom_io import identity, proof, proof_images, source_images
 from dicom_io.errors import LabelError
 from dicom_io.identity import ResultInfo
+from dicom_io.instances import load_object, refusing
 from dicom_io.places import check_frame_of_reference, check_patient_space, plane_of, slice_key
 from dicom_io.source_images import SourceImages
 from dicom_io.volume import Volume
@@ -110,18 +111,20 @@ def read_parametric_map(path: Path, reference: Volume) -> Volume:
         LabelError: Not a map, several maps in one object, another frame of reference, or pixels that are not voxels
             of `reference`.
     """
-    dataset = source_images.load_result(path, "a Parametric Map", (ParametricMapStorage,))
-    check_frame_of_reference(dataset.get("FrameOfReferenceUID"), reference)
+    dataset = load_object(path, "a Parametric Map", (ParametricMapStorage,))
     check_patient_space(reference)
-    frames = list(proof_images.walk_map(dataset))
+    with refusing(path):
+        check_frame_of_reference(dataset.get("FrameOfReferenceUID"), reference)
+        frames = list(proof_images.walk_map(dataset))
     meanings = {frame.meaning for frame in frames}
     if len(meanings) > 1:
         raise LabelError(
             f"the parametric map holds {len(meanings)} quantities in one object; one is needed; split it into one file "
             "for each"
         )
-    _check_named_slices(frames, reference)
-    return reference.with_array(proof_images.place_map(iter(frames), reference))
+    with refusing(path):
+        _check_named_slices(frames, reference)
+        return reference.with_array(proof_images.place_map(iter(frames), reference))
 
 
 def _check_named_slices(frames: list[proof_images.MapFrame], reference: Volume) -> None:
@@ -227,14 +230,18 @@ def _build(values: Volume, images: SourceImages, result: ResultInfo, meaning: _M
 
 
 def _measured(images: list[Dataset], source: Volume) -> list[Dataset]:
-    """The images with the measures that highdicom asks for and a source may lack, or keep with each frame only."""
+    """The images with the measures that highdicom asks for and a source may lack, or say of each frame only.
+
+    The frames of one volume have all the same.
+    """
     for image in images:
-        groups = image.get("SharedFunctionalGroupsSequence")
-        if groups and "PixelMeasuresSequence" not in groups[0]:
-            shared = deepcopy(groups[0])
-            shared.PixelMeasuresSequence = deepcopy(image.PerFrameFunctionalGroupsSequence[0].PixelMeasuresSequence)
+        if frames := image.get("PerFrameFunctionalGroupsSequence"):
+            shared = deepcopy((image.get("SharedFunctionalGroupsSequence") or [Dataset()])[0])
+            for keyword in ("PixelMeasuresSequence", "PlaneOrientationSequence"):
+                if keyword not in shared and keyword in frames[0]:
+                    shared[keyword] = deepcopy(frames[0][keyword])
             image.SharedFunctionalGroupsSequence = [shared]
-        if not groups and "SliceThickness" not in image:
+        elif "SliceThickness" not in image:
             image.SliceThickness = source.spacing_mm[2]
     return images
 

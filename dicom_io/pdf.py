@@ -13,7 +13,9 @@ from pydicom.uid import EncapsulatedPDFStorage
 from dicom_io import identity, proof, source_images
 from dicom_io.coding import code_item
 from dicom_io.errors import GeometryProofError, LabelError, UnreadableFileError
+from dicom_io.headers import shown
 from dicom_io.identity import ResultInfo
+from dicom_io.instances import load_object, refusing
 from dicom_io.volume import Volume
 
 DIAGNOSTIC_IMAGING_REPORT: Code = codes.LN.DiagnosticImagingReport  # LOINC 18748-4, of PS3.16 CID 7020
@@ -75,17 +77,23 @@ def read_pdf(path: Path) -> bytes:
         UnreadableFileError: Not a whole DICOM file, or it holds no document.
         LabelError: An object of another class.
     """
-    dataset = source_images.load_result(path, "an Encapsulated PDF", (EncapsulatedPDFStorage,))
-    pages = dataset.get("EncapsulatedDocument")
-    length = dataset.get("EncapsulatedDocumentLength")
-    if not pages or (length and not 0 <= len(pages) - int(length) <= 1):
+    dataset = load_object(path, "an Encapsulated PDF", (EncapsulatedPDFStorage,))
+    with refusing(path):
+        kind = str(dataset.get("MIMETypeOfEncapsulatedDocument"))
+        pages = bytes(dataset.get("EncapsulatedDocument") or b"")
+        length = int(dataset.get("EncapsulatedDocumentLength") or 0)
+    if not pages or (length and not 0 <= len(pages) - length <= 1):
         raise UnreadableFileError(
-            f"{Path(path).name} holds {len(pages or b'')} bytes of document where {length} are announced; a whole file "
+            f"{shown(path)} holds {len(pages)} bytes of document where {length} are announced; a whole file "
             "is needed; fetch it again"
         )
+    if kind != MIME_TYPE:
+        raise UnreadableFileError(
+            f"{shown(path)} holds a document of the MIME type {shown(kind[:64])}; {MIME_TYPE} is needed; check which file it is"
+        )
     if length:
-        return bytes(pages[: int(length)])
-    return bytes(pages[:-1] if pages.endswith(b"\0") else pages)
+        return pages[:length]
+    return pages[:-1] if pages.endswith(b"\0") else pages
 
 
 def _checked(document: bytes | Path) -> bytes:

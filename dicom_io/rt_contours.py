@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicom_io.errors import GeometryProofError, LabelError
+from dicom_io.headers import shown
 from dicom_io.seg_frames import reference_key
 from dicom_io.walk import Attributes, items, text
 
@@ -21,6 +22,7 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
+WITHOUT_AREA = ("POINT", "OPEN_PLANAR", "OPEN_NONPLANAR")
 _ROI_CONTOURS, _ROI, _CONTOURS, _IMAGES = 0x30060039, 0x30060084, 0x30060040, 0x30060016
 _KIND, _COUNT, _DATA = 0x30060042, 0x30060046, 0x30060050
 _SOURCE_UID, _SOURCE_FRAME = 0x00081155, 0x00081160
@@ -52,22 +54,34 @@ class SliceContours:
 
 
 def walk_rtstruct(dataset: Dataset) -> Iterator[Contour]:
-    """Every contour of an RTSTRUCT, by pydicom.
+    """Every closed contour of an RTSTRUCT, by pydicom; points and open lines enclose nothing and are passed by.
 
     Raises:
-        LabelError: A contour is of another type than a closed planar one, or its coordinates are no points.
+        LabelError: A contour is of a type that the standard does not have, or its coordinates are no points.
     """
     for roi in dataset.get("ROIContourSequence") or []:
         for item in roi.get("ContourSequence") or []:
             kind = item.get("ContourGeometricType")
+            if kind in WITHOUT_AREA:
+                continue
             if kind not in CLOSED:
                 raise LabelError(
-                    f"region {roi.ReferencedROINumber} has a contour of type {kind}; CLOSED_PLANAR is "
-                    "needed; leave points and open lines out"
+                    f"region {roi.ReferencedROINumber} has a contour of type {shown(str(kind)[:16])}; CLOSED_PLANAR is needed; "
+                    "export the structure set again"
                 )
             named = item.get("ContourImageSequence")
             number = int(roi.ReferencedROINumber)
             yield Contour(number, _points(item, number), reference_key(named[0]) if named else None)
+
+
+def without_area(dataset: Dataset) -> dict[int, int]:
+    """How many points and open lines a region has, by ROINumber."""
+    found: dict[int, int] = {}
+    for roi in dataset.get("ROIContourSequence") or []:
+        kinds = [item.get("ContourGeometricType") for item in roi.get("ContourSequence") or []]
+        if count := sum(kind in WITHOUT_AREA for kind in kinds):
+            found[int(roi.ReferencedROINumber)] = count
+    return found
 
 
 def _points(contour: Dataset, roi: int) -> Floats:

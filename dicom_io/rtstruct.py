@@ -10,19 +10,19 @@ contours of their own.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 from pydicom.uid import RTStructureSetStorage
 
 from dicom_io import identity, proof
 from dicom_io.contours import contours
-from dicom_io.errors import LabelError, UnreadableFileError
+from dicom_io.errors import LabelError
 from dicom_io.identity import ResultInfo
+from dicom_io.instances import load_object, refusing
 from dicom_io.places import (
     TOLERANCE_VOXELS,
     check_frame_of_reference,
@@ -32,7 +32,7 @@ from dicom_io.places import (
     slices_of,
 )
 from dicom_io.raster import even_odd
-from dicom_io.rt_contours import walk_rtstruct
+from dicom_io.rt_contours import walk_rtstruct, without_area
 from dicom_io.rt_object import build_rtstruct
 from dicom_io.seg import check_labels, in_slices
 from dicom_io.volume import Volume
@@ -71,20 +71,31 @@ def read_rtstruct(path: Path, reference: Volume) -> Volume:
     """The regions of an RTSTRUCT as labels on the grid of `reference`.
 
     A voxel belongs to a region if its centre is inside by the even-odd rule over all contours of the region
-    in its slice. Slices are found by patient position; a contour's named instance must agree with it.
+    in its slice. Slices are found by patient position; a contour's named instance must agree with it. Points and open
+    lines enclose no voxel: they are left out, and the provenance's notes say so.
 
     Returns:
         `reference` with label values = ROINumber, shape (I, J, K), uint8 (uint16 above 255).
 
     Raises:
         UnreadableFileError: Not a DICOM file.
-        LabelError: Not an RTSTRUCT, another frame of reference, contours between slices or of another type,
+        LabelError: Not an RTSTRUCT, another frame of reference, contours between slices or of no known type,
             overlapping regions, or a ROINumber that cannot be a label value.
     """
-    dataset = _read(path)
+    dataset = load_object(path, "an RT Structure Set", (RTStructureSetStorage,))
+    check_patient_space(reference)
+    with refusing(path):
+        return _regions(dataset, reference)
+
+
+def _regions(dataset: Dataset, reference: Volume) -> Volume:
+    for keyword in ("StructureSetROISequence", "ROIContourSequence"):
+        if keyword not in dataset:
+            raise LabelError(
+                f"the structure set has no {keyword}, so nothing says which regions it has; a whole one is needed"
+            )
     for item in dataset.get("ReferencedFrameOfReferenceSequence") or []:
         check_frame_of_reference(item.get("FrameOfReferenceUID"), reference)
-    check_patient_space(reference)
     numbers = [int(item.ROINumber) for item in dataset.get("StructureSetROISequence") or []]
     if not all(0 < number < 65536 for number in numbers):
         raise LabelError(
@@ -101,7 +112,16 @@ def read_rtstruct(path: Path, reference: Volume) -> Volume:
                 "needed; split the structure set into one file for each"
             )
         array[:, :, k][inside] = roi
-    return reference.with_array(array)
+    return _with_note(reference.with_array(array), without_area(dataset))
+
+
+def _with_note(labels: Volume, passed_by: dict[int, int]) -> Volume:
+    """The same labels; where regions have points or open lines, their provenance says that they are not in."""
+    if not passed_by:
+        return labels
+    told = ", ".join(f"{count} in region {roi}" for roi, count in sorted(passed_by.items()))
+    note = f"points and open lines enclose no voxel and were left out: {told}"
+    return replace(labels, provenance=replace(labels.provenance, notes=(*labels.provenance.notes, note)))
 
 
 def _check_space(source: Volume) -> None:
@@ -109,22 +129,6 @@ def _check_space(source: Volume) -> None:
         raise LabelError(
             "the source is a picture without patient space; contours are in millimetres of the patient; write a SEG"
         )
-
-
-def _read(path: Path) -> Dataset:
-    try:
-        dataset = pydicom.dcmread(path)
-    except (OSError, InvalidDicomError, EOFError) as error:
-        raise UnreadableFileError(
-            f"{Path(path).name} cannot be read as DICOM ({type(error).__name__}); an RTSTRUCT is needed; "
-            "check that the file is whole"
-        ) from error
-    if dataset.get("SOPClassUID") != RTStructureSetStorage:
-        raise LabelError(
-            f"the label file has SOP class {dataset.get('SOPClassUID')}; an RT Structure Set is needed; "
-            "use `read_seg` for segmentations"
-        )
-    return dataset
 
 
 def _loops(dataset: Dataset, reference: Volume) -> dict[tuple[int, int], list[Floats]]:

@@ -17,6 +17,7 @@ from pydicom.dataset import Dataset
 
 from dicom_io.codecs import decoder_of
 from dicom_io.errors import GeometryProofError, UnreadableFileError
+from dicom_io.headers import shown
 from dicom_io.instances import READ_ERRORS
 from dicom_io.places import Plane, group_of, plane_of
 from dicom_io.walk import Attributes, decimals, items, text, whole
@@ -76,8 +77,9 @@ def _pixels_of(dataset: Dataset) -> Iterator[NDArray]:
         for index in range(count):
             yield decoder.as_array(dataset, index=index)[0]
     except READ_ERRORS as error:
+        told = shown(" ".join(str(error).split())[:160])
         raise UnreadableFileError(
-            f"the pixels of the SEG cannot be decoded ({error}); a whole file is needed; fetch it again"
+            f"the pixels of the SEG cannot be decoded ({told}); a whole file is needed; fetch it again"
         ) from error
 
 

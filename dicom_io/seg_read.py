@@ -10,7 +10,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import SegmentationStorage
 
 from dicom_io.errors import LabelError
-from dicom_io.instances import load_dataset
+from dicom_io.headers import shown
+from dicom_io.instances import load_dataset, load_object, refusing
 from dicom_io.places import TOLERANCE_VOXELS, check_frame_of_reference, check_patient_space, slice_key
 from dicom_io.seg_frames import SegFrame, walk_seg
 from dicom_io.volume import Affine, Volume
@@ -37,6 +38,11 @@ def read_seg(path: Path, reference: Volume) -> Volume:
             pixels are not voxels of `reference`.
     """
     dataset = _open(path, reference)
+    with refusing(path):
+        return reference.with_array(_labels(dataset, reference))
+
+
+def _labels(dataset: Dataset, reference: Volume) -> NDArray:
     if dataset.SegmentationType == "FRACTIONAL":
         raise LabelError(
             "the label file is a FRACTIONAL segmentation, which holds a probability a voxel; a BINARY or LABELMAP one is "
@@ -53,7 +59,7 @@ def read_seg(path: Path, reference: Volume) -> Volume:
                 "for one label map; read them as channels with `read_segments`, or split the SEG into one file for each"
             )
         array[where] = frame.segment or stored
-    return reference.with_array(array)
+    return array
 
 
 def read_segments(path: Path, reference: Volume) -> Volume:
@@ -71,6 +77,11 @@ def read_segments(path: Path, reference: Volume) -> Volume:
         UnreadableFileError, LabelError: As `read_seg`, but for overlap and fractions.
     """
     dataset = _open(path, reference)
+    with refusing(path):
+        return reference.with_array(_channels(dataset, reference))
+
+
+def _channels(dataset: Dataset, reference: Volume) -> NDArray:
     numbers = _numbers(dataset)
     fractional = dataset.SegmentationType == "FRACTIONAL"
     array = np.zeros((*reference.shape, len(numbers)), dtype=np.float32 if fractional else np.uint8)
@@ -86,23 +97,26 @@ def read_segments(path: Path, reference: Volume) -> Volume:
             )
         channel = np.searchsorted(numbers, named)
         array[(*where, channel)] = stored / steps if fractional else 1
-    return reference.with_array(array)
+    return array
 
 
 def segment_numbers(path: Path) -> tuple[int, ...]:
     """The SegmentNumbers that a SEG describes, in increasing order, without a background."""
-    return _numbers(load_dataset(Path(path), with_pixels=False))
+    dataset = load_dataset(Path(path), with_pixels=False)
+    with refusing(path):
+        return _numbers(dataset)
 
 
 def _open(path: Path, reference: Volume) -> Dataset:
-    dataset = load_dataset(Path(path), with_pixels=True)
-    kind, way = dataset.get("SOPClassUID"), dataset.get("SegmentationType")
-    if kind not in (SegmentationStorage, LABELMAP_STORAGE) or way not in ("BINARY", "LABELMAP", "FRACTIONAL"):
+    dataset = load_object(path, "a segmentation", (SegmentationStorage, LABELMAP_STORAGE))
+    with refusing(path):
+        way = dataset.get("SegmentationType")
+        check_frame_of_reference(dataset.get("FrameOfReferenceUID"), reference)
+    if way not in ("BINARY", "LABELMAP", "FRACTIONAL"):
         raise LabelError(
-            f"the label file has SOP class {kind} and segmentation type {way}; a BINARY, LABELMAP or FRACTIONAL "
-            "segmentation is needed; check which file it is"
+            f"the label file has the segmentation type {shown(str(way)[:64])}; BINARY, LABELMAP or FRACTIONAL is needed; "
+            "export the SEG again"
         )
-    check_frame_of_reference(dataset.get("FrameOfReferenceUID"), reference)
     return dataset
 
 

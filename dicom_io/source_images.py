@@ -8,7 +8,6 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,6 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 from dicom_io import identity
 from dicom_io.coding import code_item
 from dicom_io.errors import LabelError
-from dicom_io.instances import load_dataset
 from dicom_io.places import Slice, check_grid, slices_of, values_on
 from dicom_io.volume import Volume
 
@@ -151,21 +149,6 @@ def check_place(labels: Volume, images: SourceImages) -> None:
             f"the labels have the shape {labels.shape}, the picture {source.shape}, or they lie elsewhere; one grid is "
             "needed; bring the labels back to the pixels of the picture first"
         )
-
-
-def load_result(path: Path, wanted: str, sop_class_uids: tuple[str, ...]) -> Dataset:
-    """The data set of a result file.
-
-    Raises:
-        UnreadableFileError: Not a whole DICOM file.
-        LabelError: An object of another class; `wanted` says in words what is needed.
-    """
-    dataset: Dataset = load_dataset(Path(path), with_pixels=True)
-    if dataset.get("SOPClassUID") not in sop_class_uids:
-        raise LabelError(
-            f"{Path(path).name} has SOP class {dataset.get('SOPClassUID')}; {wanted} is needed; check which file it is"
-        )
-    return dataset
 
 
 def new_object(sop_class_uid: str, sop_instance_uid: str) -> Dataset:

@@ -44,6 +44,7 @@ class DicomOutput:
         dicomize: Write a converted series for a NIfTI input and refer to that.
         earlier_sr: Where the report of an earlier run may be; if it is of this study and differs, the new one names it as
             its predecessor.
+        empty_frames: As `dicom_io.seg.write_seg`.
     """
 
     formats: tuple[str, ...]
@@ -51,6 +52,7 @@ class DicomOutput:
     source: Path | None = None
     dicomize: bool = False
     earlier_sr: Path | None = None
+    empty_frames: bool = False
 
 
 def write_dicom(
@@ -69,7 +71,9 @@ def write_dicom(
     earlier = _report_of_this_study(what.earlier_sr, source)
     in_seg = _foreground(case, source, bundle) if what.seg_encoding == "fractional" else labels
     writers: dict[str, Callable[[], object]] = {
-        "seg": lambda: write_seg(in_seg, source, paths["seg"], info, encoding=what.seg_encoding),
+        "seg": lambda: write_seg(
+            in_seg, source, paths["seg"], info, encoding=what.seg_encoding, empty_frames=what.empty_frames
+        ),
         "sr": lambda: write_sr(labels, source, paths["sr"], info, seg=paths["seg"], earlier=earlier),
         "rtstruct": lambda: write_rtstruct(labels, source, paths["rtstruct"], info),
         "gsps": lambda: write_gsps(labels, source, paths["gsps"], info),

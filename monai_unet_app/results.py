@@ -23,6 +23,7 @@ from monai.transforms import MapTransform
 from PIL import Image
 
 from dicom_io.errors import DicomIoError
+from dicom_io.identity import ObjectKind
 from dicom_io.itk_files import write_itk
 from dicom_io.read import ReadOptions
 from dicom_io.seg_object import SYNTAXES, SegEncoding
@@ -55,6 +56,7 @@ class OutputConfig:
         dicom_source: The series that a NIfTI input was made from; DICOM results refer to it.
         dicomize: Write a converted series for a NIfTI input and refer to that.
         seg_encoding: One of SEG_ENCODINGS; "fractional" writes probabilities.
+        empty_frames: A SEG has a frame for every slice and segment, also where there is no voxel.
     """
 
     formats: tuple[str, ...] = ("nifti",)
@@ -62,6 +64,7 @@ class OutputConfig:
     dicom_source: Path | None = None
     dicomize: bool = False
     seg_encoding: SegEncoding = "binary"
+    empty_frames: bool = False
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.formats if name not in FORMATS]
@@ -79,7 +82,23 @@ class OutputConfig:
     @property
     def dicom(self) -> DicomOutput:
         """The part of it that is DICOM."""
-        return DicomOutput(self.formats, self.seg_encoding, self.dicom_source, self.dicomize)
+        return DicomOutput(
+            self.formats, self.seg_encoding, self.dicom_source, self.dicomize, empty_frames=self.empty_frames
+        )
+
+
+def formats_for(kinds: Sequence[ObjectKind]) -> tuple[str, ...]:
+    """The DICOM formats for the kinds of objects that a destination takes.
+
+    Raises:
+        UsageError: It takes none that is written here.
+    """
+    found = tuple(name for name in DICOM_FORMATS if name.upper() in kinds)
+    if not found:
+        raise UsageError(
+            f"the destination takes {', '.join(kinds)}; one of {', '.join(DICOM_FORMATS)} is needed in its profile"
+        )
+    return found
 
 
 def write_results(

@@ -18,10 +18,12 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 from conftest import REPOSITORY
 from phantoms import CT_IMAGE, write_mr_series
 from PIL import Image
+from pydicom.uid import RLELossless
 
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.cli import main
@@ -583,6 +585,48 @@ def test_a_broken_series_does_not_cost_the_good_one_beside_it(
     ]  # fmt: skip
     said = answer.out + answer.err + (tmp_path / "out/good_result.json").read_text()
     assert not [value for value in SECRETS.values() if value in said]
+
+
+SITE = """
+[destinations.archive]
+url = "http://127.0.0.1:8042/dicom-web"
+[destinations.archive.profile]
+objects = ["SEG", "RTSTRUCT"]
+seg_encoding = "labelmap-rle"
+empty_frames = true
+[destinations.printer]
+url = "http://127.0.0.1:8042/dicom-web"
+[destinations.printer.profile]
+objects = ["PDF"]
+"""
+
+
+def test_results_are_written_as_a_destination_wants_them(
+    run: Run, crop: Volume, tiny_bundle: Callable[[], Path], tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "site.toml").write_text(SITE)
+    words = ["--bundle", tiny_bundle(), "--input", series(tmp_path / "in", crop), "--output", tmp_path / "out"]
+    site = ["--site", tmp_path / "site.toml"]
+    answer = run("predict", *words, "--for", "archive", *site)
+    assert (answer.code, answer.err) == (0, "")
+    assert [name.rpartition("_")[2] for name in files_below(tmp_path / "out")] == [
+        "result.json",
+        "rtstruct.dcm",
+        "seg.dcm",
+    ]
+    seg = pydicom.dcmread(next((tmp_path / "out").glob("*_seg.dcm")))
+    assert (seg.SegmentationType, seg.file_meta.TransferSyntaxUID) == ("LABELMAP", RLELossless)
+    assert seg.NumberOfFrames == crop.shape[2]
+    for flags, says in (
+        (["--for", "archive"], "give --site FILE"),
+        (["--for", "elsewhere", *site], "site.toml has archive, printer"),
+        (["--for", "archive", "--format", "seg", *site], "give one or the other"),
+        (["--for", "printer", *site], "the destination takes PDF"),
+    ):
+        answer = run("predict", *words, *flags)
+        assert answer.code == 2
+        assert says in answer.err
 
 
 def test_a_dicom_source_of_another_place_is_refused_and_no_file_is_left(

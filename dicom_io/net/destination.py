@@ -15,12 +15,15 @@ from dicom_io.errors import DicomIoError
 
 if TYPE_CHECKING:
     from dicom_io.identity import ObjectKind
+    from dicom_io.seg_object import SegEncoding
 
 OUR_AE_TITLE = "MONAIUNET"
 KINDS: tuple[ObjectKind, ...] = ("SEG", "PM", "RTSTRUCT", "SR", "GSPS", "SC", "PDF")
 """The kinds of result objects, in the order in which they are sent: what is referred to goes first."""
 
-SegEncoding = Literal["binary", "labelmap", "fractional"]
+SEG_ENCODINGS: tuple[SegEncoding, ...] = (
+    "binary", "binary-deflated", "labelmap", "labelmap-rle", "labelmap-jpegls", "fractional",
+)  # fmt: skip
 Retrieve = Literal["get", "move"]
 
 _AE_TITLE = re.compile(r"[ -\[\]-~]{1,16}")  # PS3.5 6.2: at most 16 characters of ASCII, no backslash
@@ -105,12 +108,12 @@ class Profile:
 
     Attributes:
         objects: Kinds of result objects, in the order in which they are sent; SEG comes before SR.
-        seg_encoding: How a SEG is to be written for it.
-        empty_frames: Whether a SEG is to hold the frames in which a segment has no voxel.
+        seg_encoding: How a SEG is to be written for it; one in another encoding is not sent. None: any will do.
+        empty_frames: Whether a SEG is to be written with the frames in which a segment has no voxel.
     """
 
     objects: tuple[ObjectKind, ...] = KINDS
-    seg_encoding: SegEncoding = "binary"
+    seg_encoding: SegEncoding | None = None
     empty_frames: bool = False
 
     def __post_init__(self) -> None:

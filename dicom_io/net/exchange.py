@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 from pydicom.dataset import Dataset
@@ -13,7 +14,7 @@ from dicom_io.net import scu, web
 from dicom_io.net.arrivals import OnStored
 from dicom_io.net.destination import Destination, DicomWeb, Dimse
 from dicom_io.net.outcome import Fetched, Outcome
-from dicom_io.net.outgoing import Each, prepared
+from dicom_io.net.outgoing import Each, Outgoing, prepared
 from dicom_io.net.query import Query, QueryError
 from dicom_io.net.store import Stored, is_uid
 
@@ -39,24 +40,50 @@ def echo(destination: Destination) -> Echo:
 def send(destination: Destination, files: Iterable[Path], each: Each = lambda outcome: None) -> tuple[Outcome, ...]:
     """Sends files: images first, then result objects in the order of the destination's profile.
 
+    A report is not offered if an instance that it was made from was offered here and did not arrive.
+
     Args:
         destination: Where to.
         files: DICOM files, in any order.
         each: Called with every outcome as soon as it is known.
 
     Returns:
-        One outcome a file, in the order of sending; what the profile does not want comes last and is "left out".
+        One outcome a file, in the order of sending; what the profile does not want comes last. That and reports that
+        were not offered are "left out".
 
     Raises:
         UnreadableFileError: A file is no DICOM object; nothing was sent.
         NetworkError: The destination could not be reached; nothing was sent.
     """
     wanted, unwanted = prepared(files, destination.profile)
+    outcomes: list[Outcome] = []
+    for _, alike in groupby(wanted, key=lambda item: item.kind == "SR"):
+        lost = {outcome.sop_instance_uid for outcome in outcomes if not outcome.is_delivered}
+        items = list(alike)
+        offered = [item for item in items if not item.refers_to & lost]
+        outcomes += _stored(destination, offered, each, anything_before=bool(outcomes))
+        held_back = [
+            item.outcome("left out", "what it reports on did not arrive") for item in items if item not in offered
+        ]
+        outcomes += _told(held_back, each)
+    return (*outcomes, *_told(unwanted, each))
+
+
+def _stored(destination: Destination, items: list[Outgoing], each: Each, *, anything_before: bool) -> list[Outcome]:
+    """Raises NetworkError where nothing could be sent, neither of these nor anything before."""
     way = web if isinstance(destination.peer, DicomWeb) else scu
-    outcomes = way.store(destination, wanted, each) if wanted else []
-    for outcome in unwanted:
+    try:
+        return way.store(destination, items, each) if items else []
+    except NetworkError as error:
+        if not anything_before:
+            raise
+        return _told([item.outcome("failed", str(error)) for item in items], each)
+
+
+def _told(outcomes: list[Outcome], each: Each) -> list[Outcome]:
+    for outcome in outcomes:
         each(outcome)
-    return (*outcomes, *unwanted)
+    return outcomes
 
 
 def find(destination: Destination, query: Query) -> tuple[Dataset, ...]:

@@ -33,7 +33,7 @@ class Outcome:
         kind: "SEG", "SR", ...; empty for an image.
         state: "sent": the other side has said that it has it. "warning": it has it, and changed or doubts something.
             "refused": it said no. "failed": it never said that it has it, so it may or may not. "left out": it was not
-            offered, because the destination does not want it.
+            offered, because the destination does not want it, or what it reports on did not arrive.
         status: DIMSE status or FailureReason, where one came.
         meaning: Of the status, or why the file was not sent.
         note: What was done to the file on the way, such as decompressing it.

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydicom.uid import UID
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 
 from dicom_io.errors import UnreadableFileError
-from dicom_io.instances import load_dataset
+from dicom_io.instances import load_dataset, refusing
 from dicom_io.net.destination import Profile
 from dicom_io.net.outcome import Outcome, State
 from dicom_io.net.store import is_uid
@@ -33,6 +34,11 @@ _KINDS: dict[str, ObjectKind] = {
 }
 _STRUCTURED_REPORT = "1.2.840.10008.5.1.4.1.1.88."
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_ENCODINGS = {
+    ("BINARY", DeflatedExplicitVRLittleEndian): "binary-deflated",
+    ("LABELMAP", RLELossless): "labelmap-rle",
+    ("LABELMAP", JPEGLSLossless): "labelmap-jpegls",
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,8 @@ class Outgoing:
 
     Attributes:
         kind: Of the result object; empty for an image.
+        encoding: How a SEG is encoded, as `Profile.seg_encoding`; empty for all else.
+        refers_to: SOP Instance UIDs of what a report says something about; empty for all else.
     """
 
     file: Path
@@ -48,6 +56,8 @@ class Outgoing:
     sop_instance_uid: UID
     transfer_syntax_uid: UID
     kind: ObjectKind | str
+    encoding: str = ""
+    refers_to: frozenset[str] = frozenset()
 
     def outcome(self, state: State, meaning: str = "", status: int | None = None, note: str = "") -> Outcome:
         return Outcome(self.file, self.sop_instance_uid, self.kind, state, status, meaning, note)
@@ -70,13 +80,18 @@ def prepared(files: Iterable[Path], profile: Profile) -> tuple[list[Outgoing], l
     """
     found = [_outgoing(Path(file)) for file in files]
     order = ("", *profile.objects)
-    wanted = sorted((one for one in found if one.kind in order), key=lambda one: order.index(one.kind))
-    unwanted = [
-        one.outcome("left out", f"the destination takes {', '.join(profile.objects)}")
-        for one in found
-        if one.kind not in order
-    ]
-    return wanted, unwanted
+    reasons = {id(one): _why_unwanted(one, profile) for one in found}
+    wanted = sorted((one for one in found if not reasons[id(one)]), key=lambda one: order.index(one.kind))
+    return wanted, [one.outcome("left out", reason) for one in found if (reason := reasons[id(one)])]
+
+
+def _why_unwanted(one: Outgoing, profile: Profile) -> str:
+    """Why a destination does not want a file; empty for one that it wants."""
+    if one.kind and one.kind not in profile.objects:
+        return f"the destination takes {', '.join(profile.objects)}"
+    if one.kind == "SEG" and profile.seg_encoding not in (None, one.encoding):
+        return f"the destination takes a SEG as {profile.seg_encoding}, this one is {one.encoding}; have it written so"
+    return ""
 
 
 def _outgoing(file: Path) -> Outgoing:
@@ -86,4 +101,24 @@ def _outgoing(file: Path) -> Outgoing:
         raise UnreadableFileError(
             f"{file} names no SOP class and instance; a DICOM object is needed; leave it out, or mend the file"
         )
-    return Outgoing(file, UID(uids[0]), UID(uids[1]), UID(str(header.file_meta.TransferSyntaxUID)), kind_of(uids[0]))
+    syntax, kind = UID(str(header.file_meta.TransferSyntaxUID)), kind_of(uids[0])
+    with refusing(file):
+        encoding = _encoding(header, syntax) if kind == "SEG" else ""
+        refers_to = _evidence(header) if kind == "SR" else frozenset()
+    return Outgoing(file, UID(uids[0]), UID(uids[1]), syntax, kind, encoding, refers_to)
+
+
+def _encoding(header: Dataset, syntax: UID) -> str:
+    """How a SEG is encoded, in the words of `Profile.seg_encoding`."""
+    way = str(header.get("SegmentationType") or "")
+    return _ENCODINGS.get((way, syntax), way.lower())
+
+
+def _evidence(header: Dataset) -> frozenset[str]:
+    """The instances that a report was made from (PS3.3 C.17.2.3)."""
+    return frozenset(
+        str(instance.ReferencedSOPInstanceUID)
+        for study in header.get("CurrentRequestedProcedureEvidenceSequence") or []
+        for series in study.get("ReferencedSeriesSequence") or []
+        for instance in series.get("ReferencedSOPSequence") or []
+    )

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from dicom_io.net.destination import (
     KINDS,
     OUR_AE_TITLE,
+    SEG_ENCODINGS,
     Destination,
     DestinationError,
     DicomWeb,
@@ -87,9 +88,9 @@ class _Table:
         content = self.table(key)
         return None if content is None else _Table(content, f"{self.where}: {key}")
 
-    def choice(self, key: str, values: tuple[str, ...], default: str) -> Any:
+    def choice(self, key: str, values: tuple[str, ...], default: str | None) -> Any:
         value = self.take(key, str, f"one of {', '.join(values)}", default)
-        if value not in values:
+        if value not in (*values, default):
             raise DestinationError(
                 f"{self.where}: {key} is {value!r}; one of {', '.join(values)} is needed; correct it"
             )
@@ -204,7 +205,7 @@ def _profile(table: _Table | None) -> Profile:
     if table is None:
         return Profile()
     objects: Any = table.texts("objects", KINDS) or KINDS
-    encoding = table.choice("seg_encoding", ("binary", "labelmap", "fractional"), "binary")
+    encoding = table.choice("seg_encoding", SEG_ENCODINGS, None)
     empty_frames = table.take("empty_frames", bool, "true or false", False)
     table.close()
     try:

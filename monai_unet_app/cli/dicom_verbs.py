@@ -141,6 +141,18 @@ def deidentify(options: argparse.Namespace) -> Answer:
     return answer, EXIT_REFUSED if outcome.problems or not written else EXIT_DONE
 
 
+def destination_of_site(name: str, site: Path | None) -> Destination:
+    """The destination that --for names in --site."""
+    from dicom_io.net.site import read_site
+
+    if site is None:
+        raise UsageError(f"--for {name}: a site file that describes it is needed; give --site FILE")
+    known = read_site(site)
+    if name not in known:
+        raise UsageError(f"--for {name}: {site.name} has {', '.join(known)}; give one of these")
+    return known[name]
+
+
 def _destination(options: argparse.Namespace) -> Destination:
     """What --to names: a destination of --site, else a node or URL."""
     from dicom_io.net.destination import OUR_AE_TITLE, DestinationError, parse_destination

@@ -165,17 +165,23 @@ def _predict(verb: Verb) -> None:
     parser.add_argument("--output", type=place, required=True, help="folder for the results")
     parser.add_argument(
         "--format",
-        default="nifti",
         help="comma-separated: nifti, nrrd, mha, png, and DICOM: seg, sr, rtstruct, gsps (outlines), sc (pictures), "
         "pm (uncertainty) (default: nifti)",
     )
     parser.add_argument(
         "--seg-encoding",
         choices=("binary", "binary-deflated", "labelmap", "labelmap-rle", "labelmap-jpegls", "fractional"),
-        default="binary",
         metavar="HOW",
         help="%(choices)s: how a SEG stores its frames; every viewer shows binary (the default)",
     )
+    parser.add_argument(
+        "--for",
+        dest="destination",
+        type=given,
+        metavar="NAME",
+        help="write what this destination of --site wants, as it wants it; instead of --format and --seg-encoding",
+    )
+    parser.add_argument("--site", type=place, help="TOML file that describes destinations")
     parser.add_argument("--probabilities", action="store_true", help="add <case>_prob.nii.gz, channels last")
     parser.add_argument("--dicom-source", type=place, help="the DICOM series that a NIfTI input was made from")
     parser.add_argument("--dicomize", action="store_true", help="write a converted DICOM series for a NIfTI input")

@@ -210,11 +210,10 @@ def predict(options: argparse.Namespace) -> Answer:
     from monai_unet_app.results import OutputConfig, predict_cases
 
     what = OutputConfig(
-        formats=tuple(name.strip() for name in options.format.split(",") if name.strip()),
+        **_wanted(options),
         probabilities=options.probabilities,
         dicom_source=options.dicom_source,
         dicomize=options.dicomize,
-        seg_encoding=options.seg_encoding,
     )
     bundle = load_bundle(options.bundle, resolve_device(options.device))
     run = PredictConfig(options.tta, _reading(options))
@@ -232,6 +231,27 @@ def predict(options: argparse.Namespace) -> Answer:
         if done:
             line(f"wrote {len(done)} case(s) to {options.output}")
     return {"cases": done, "problems": problems}, EXIT_REFUSED if problems else EXIT_DONE
+
+
+def _wanted(options: argparse.Namespace) -> dict[str, Any]:
+    """Formats and encodings: what --for names wants, or what the command line says."""
+    from monai_unet_app.cli.dicom_verbs import destination_of_site
+    from monai_unet_app.results import formats_for
+
+    if options.destination is None:
+        names = ("nifti" if options.format is None else options.format).split(",")
+        return {
+            "formats": tuple(name.strip() for name in names if name.strip()),
+            "seg_encoding": options.seg_encoding or "binary",
+        }
+    if options.format is not None or options.seg_encoding:
+        raise UsageError("--for says what to write, --format and --seg-encoding do too; give one or the other")
+    profile = destination_of_site(options.destination, options.site).profile
+    return {
+        "formats": formats_for(profile.objects),
+        "seg_encoding": profile.seg_encoding or "binary",
+        "empty_frames": profile.empty_frames,
+    }
 
 
 def demo(options: argparse.Namespace) -> Answer:

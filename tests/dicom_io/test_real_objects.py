@@ -727,8 +727,6 @@ def test_a_report_on_a_real_series_gives_the_volume_that_the_headers_give(real_c
 @sources(*KINDS)
 def test_dciodvfy_finds_no_error_in_a_result_on_a_real_series(real_case, name, kind):
     """But for what is wrong in the source and must be repeated: a patient's age of "0Y", UIDs under a root that is none."""
-    if "philips_enhanced" in name and kind == "map":
-        pytest.xfail("a map on a source with pixel measures in each frame only is not yet free of errors")
     case = real_case(name)
     errors = dciodvfy_errors(case.file(kind))
     wrong = [line for line in dciodvfy_errors(case.source.provenance.files[0]) if "PatientAge" in line]

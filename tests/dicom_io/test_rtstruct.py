@@ -292,6 +292,10 @@ def _point(dataset: pydicom.Dataset) -> None:
     dataset.ROIContourSequence[0].ContourSequence[0].ContourGeometricType = "POINT"
 
 
+def _circle(dataset: pydicom.Dataset) -> None:
+    dataset.ROIContourSequence[0].ContourSequence[0].ContourGeometricType = "CIRCLE"
+
+
 def _zero(dataset: pydicom.Dataset) -> None:
     dataset.StructureSetROISequence[0].ROINumber = 0
 
@@ -374,7 +378,7 @@ def test_the_proof_reads_numbers_of_any_form(case, written, tmp_path):
     [
         (_lift, r"0\.40 slices away"),
         (_beyond, "lies in slice"),
-        (_point, "type POINT"),
+        (_circle, "type CIRCLE"),
         (_zero, r"\[0, 2\]"),
         (_number_less, "three for each point"),
         (_no_number, "finite numbers"),
@@ -383,6 +387,19 @@ def test_the_proof_reads_numbers_of_any_form(case, written, tmp_path):
 def test_contours_that_are_no_labels_of_this_image_are_refused(case, written, tmp_path, edit, says):
     with pytest.raises(LabelError, match=says):
         read_rtstruct(edited(written, tmp_path / "e.dcm", edit), case.volume)
+
+
+def test_points_and_open_lines_are_left_out_and_told(case, written, tmp_path):
+    def mark(dataset):
+        contours = dataset.ROIContourSequence[1].ContourSequence
+        for kind in ("POINT", "OPEN_PLANAR", "OPEN_NONPLANAR"):
+            item = pydicom.Dataset()
+            item.ContourGeometricType, item.ContourData, item.NumberOfContourPoints = kind, [1, 2, 3], 1
+            contours.append(item)
+
+    labels = read_rtstruct(edited(written, tmp_path / "e.dcm", mark), case.volume)
+    np.testing.assert_array_equal(labels.array, case.labels.array)
+    assert "left out: 3 in region 2" in labels.provenance.notes[-1]
 
 
 def test_other_files_and_other_images_are_refused(case, written, tmp_path):

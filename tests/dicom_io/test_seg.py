@@ -322,7 +322,7 @@ def test_label_files_that_do_not_belong_to_the_image_are_refused(case, written, 
     ):
         with pytest.raises(LabelError, match=says):
             read_seg(written, reference)
-    with pytest.raises(LabelError, match=r"SOP class 1\.2\.840\.10008\.5\.1\.4\.1\.1\.4 "):
+    with pytest.raises(LabelError, match=r"SOP class 1\.2\.840\.10008\.5\.1\.4\.1\.1\.4;"):
         read_seg(case.volume.provenance.files[0], case.volume)
     (tmp_path / "text.dcm").write_text("no")
     with pytest.raises(UnreadableFileError, match=r"text\.dcm"):

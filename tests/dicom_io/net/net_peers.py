@@ -96,6 +96,7 @@ class Archive:
     associations: int = 0
     stores: int = 0
     port: int = 0
+    close: Callable[[], None] = lambda: None
 
     @contextmanager
     def running(self) -> Iterator[Archive]:
@@ -120,7 +121,7 @@ class Archive:
             (evt.EVT_C_GET, self._get),
         ]
         server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers, ssl_context=self.secret)
-        self.port = server.socket.getsockname()[1]
+        self.port, self.close = server.socket.getsockname()[1], server.shutdown
         try:
             yield self
         finally:

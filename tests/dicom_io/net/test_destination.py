@@ -99,7 +99,7 @@ def test_what_a_site_file_leaves_out_is_safe(tmp_path: Path) -> None:
     assert found.peer.tls.check_hostname
     assert found.peer.receive.host == "127.0.0.1"
     assert found.peer.our_ae_title == "MONAIUNET"
-    assert (found.profile.seg_encoding, found.profile.empty_frames) == ("binary", False)
+    assert (found.profile.seg_encoding, found.profile.empty_frames) == (None, False)
 
 
 def test_the_kinds_are_those_that_can_be_written_and_seg_goes_before_sr() -> None:
@@ -137,7 +137,10 @@ def test_the_kinds_are_those_that_can_be_written_and_seg_goes_before_sr() -> Non
         (NODE + '[destinations.a.profile]\nobjects = ["SEG", "SEG"]\n', "each once, is needed"),
         (NODE + '[destinations.a.profile]\nobjects = ["XYZ"]\n', "objects is \\['XYZ'\\]; a list of SEG, PM"),
         (NODE + "[destinations.a.profile]\nobjects = []\n", "objects is \\[\\]"),
-        (NODE + '[destinations.a.profile]\nseg_encoding = "rle"\n', "one of binary, labelmap, fractional is needed"),
+        (
+            NODE + '[destinations.a.profile]\nseg_encoding = "rle"\n',
+            "one of binary, binary-deflated, labelmap, labelmap-rle, labelmap-jpegls, fractional is needed",
+        ),
         (NODE + "[destinations.a.profile]\nempty_frames = 1\n", "empty_frames is 1; true or false is needed"),
         (NODE + 'url = "http://x"\n', "has the unknown key"),
         ('[destinations.a]\nurl = "ftp://x"\n', "the URL is not one of a DICOMweb service"),

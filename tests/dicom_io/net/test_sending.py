@@ -40,12 +40,13 @@ from result_phantoms import RESULT, oblique_case
 from dicom_io.errors import NetworkError, UnreadableFileError
 from dicom_io.net import sending
 from dicom_io.net.association import LABEL_MAP, MOST_CONTEXTS
-from dicom_io.net.destination import Profile
+from dicom_io.net.destination import SEG_ENCODINGS, Profile
 from dicom_io.net.exchange import send
 from dicom_io.net.outcome import Outcome
 from dicom_io.net.outgoing import kind_of, prepared
 from dicom_io.net.scp import Listen, Provider
 from dicom_io.seg import write_seg
+from dicom_io.seg_object import SYNTAXES, SegEncoding
 from dicom_io.sr import write_sr
 
 
@@ -110,6 +111,46 @@ def test_kinds_that_the_destination_does_not_want_are_left_out(results: dict[str
     assert [(one.kind, one.state) for one in outcomes] == [("", "sent"), ("SEG", "sent"), ("SR", "left out")]
     assert outcomes[-1].meaning == "the destination takes SEG"
     assert [one.Modality for one in archive.received] == ["MR", "SEG"]
+
+
+def test_a_report_is_held_back_where_its_segmentation_did_not_arrive(results: dict[str, Path]) -> None:
+    seg = str(pydicom.dcmread(results["SEG"], stop_before_pixels=True).SOPInstanceUID)
+    files = list(results.values())
+    with Archive(status={seg: 0xA700}).running() as archive:
+        outcomes = send(destination(archive.port), files)
+        assert [(one.kind, one.state) for one in outcomes] == [("", "sent"), ("SEG", "refused"), ("SR", "left out")]
+        assert outcomes[-1].meaning == "what it reports on did not arrive"
+        archive.status.clear()
+        assert states(send(destination(archive.port), files)) == ["sent", "sent", "sent"]
+    assert [one.Modality for one in archive.received[-2:]] == ["SEG", "SR"]
+
+
+def test_what_comes_after_a_break_has_failed_and_is_told(results: dict[str, Path]) -> None:
+    seen: list[Outcome] = []
+    with Archive().running() as archive:
+
+        def each(outcome: Outcome) -> None:
+            seen.append(outcome)
+            if len(seen) == 1:
+                archive.close()
+
+        outcomes = send(destination(archive.port), [results["SEG"], results["SR"]], each)
+    assert (states(outcomes), states(tuple(seen))) == (["sent", "failed"], ["sent", "failed"])
+
+
+@pytest.mark.parametrize("encoding", SEG_ENCODINGS)
+def test_a_segmentation_goes_only_where_its_encoding_is_wanted(tmp_path: Path, encoding: SegEncoding) -> None:
+    case = oblique_case(tmp_path / "case")
+    labels = case.labels if encoding != "fractional" else case.volume.with_array(np.eye(3)[case.labels.array][..., 1:])
+    path = write_seg(labels, case.volume, tmp_path / "seg.dcm", RESULT, encoding=encoding)
+    for wanted in (None, *SEG_ENCODINGS):
+        taken, left_out = prepared([path], Profile(seg_encoding=wanted))
+        assert (len(taken), len(left_out)) == ((1, 0) if wanted in (None, encoding) else (0, 1))
+        assert all(f"takes a SEG as {wanted}, this one is {encoding};" in one.meaning for one in left_out)
+
+
+def test_the_profile_knows_every_encoding_that_is_written() -> None:
+    assert set(SEG_ENCODINGS) == set(SYNTAXES)
 
 
 @pytest.mark.parametrize(
@@ -248,8 +289,8 @@ def test_a_class_that_the_peer_does_not_take_is_refused_and_the_rest_goes(result
     for one in contexts:
         one.transfer_syntax = list(PLAIN)
     with Archive(contexts=contexts).running() as archive:
-        outcomes = send(destination(archive.port), list(results.values()))
-    assert [(one.kind, one.state) for one in outcomes] == [("", "sent"), ("SEG", "refused"), ("SR", "sent")]
+        outcomes = send(destination(archive.port), [results["SEG"], results[""]])
+    assert [(one.kind, one.state) for one in outcomes] == [("", "sent"), ("SEG", "refused")]
     assert outcomes[1].meaning == "the peer does not take Segmentation Storage"
 
 

@@ -1,0 +1,245 @@
+"""A process of its own in which broken files are read, and what must not happen there.
+
+Run as a program this file is that process: it takes one job a line (JSON) and answers each with one line. It may take
+no more than MEMORY_BYTES above what its imports take, so that a huge allocation shows, and it can reach no network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import resource
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MEMORY_BYTES = 2 << 30
+PATIENCE_S = 20.0
+TRACES_OF_IDENTITY = ("canary", "hidden", "17770203")
+OUT_OF_MEMORY = ("MemoryError", "nable to allocate", "bad_alloc")
+MESSAGE_CHARACTERS = range(20, 2500)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of one job.
+
+    Attributes:
+        outcome: "read"; "refused" (a DicomIoError); "leak" (another exception); "hang"; "crash" (the process died).
+        kind: Name of the exception's class.
+        message: Its text.
+        told: What was logged, warned or printed meanwhile.
+        where: The innermost lines of a leak's traceback.
+        faults: What else was wrong: connections, left files, memory, time.
+        seconds: Wall time.
+    """
+
+    outcome: str
+    kind: str = ""
+    message: str = ""
+    told: str = ""
+    where: str = ""
+    faults: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def complaints(self) -> list[str]:
+        """Everything that must not be; none for a job that went as it should."""
+        found = list(self.faults)
+        if self.outcome not in ("read", "refused"):
+            found.append(f"{self.outcome}: {self.kind}: {self.message[:300]} {self.where}")
+        if not self.message.isprintable():
+            found.append(f"not one line of print: {self.message[:300]!r}")
+        if self.outcome == "refused" and len(self.message) not in MESSAGE_CHARACTERS:
+            found.append(f"a message of {len(self.message)} characters: {self.message[:200]!r}")
+        for text in (self.message, self.told):
+            found += [f"identity is told: {text[:300]!r}" for trace in TRACES_OF_IDENTITY if trace in text.lower()][:1]
+        return found
+
+
+@dataclass
+class Judge:
+    """Reads in a process of its own; in a new one after one that hung or died."""
+
+    folder: Path
+    memory_bytes: int = MEMORY_BYTES
+    patience_s: float = PATIENCE_S
+    _process: subprocess.Popen[str] | None = field(default=None, repr=False)
+
+    def __call__(self, reader: str, path: Path | str, **more: Any) -> Answer:
+        """Lets the function of that name in `_readers` read `path`, with its further arguments."""
+        process = self._process or self._start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps({"reader": reader, "path": os.fsdecode(path), **more}) + "\n")
+        process.stdin.flush()
+        ready, _, _ = select.select([process.stdout], [], [], self.patience_s)
+        line = process.stdout.readline() if ready else ""
+        if line:
+            told = json.loads(line)
+            return Answer(**told | {"faults": tuple(told["faults"])})
+        code = self.close(kill=not ready)
+        return Answer("crash", message=f"exit code {code}") if ready else Answer("hang", seconds=self.patience_s)
+
+    def _start(self) -> subprocess.Popen[str]:
+        own = self.folder / "temporary"
+        own.mkdir(exist_ok=True)
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, str(self.memory_bytes), str(own)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=(self.folder / "stderr").open("ab"),
+            text=True, env=os.environ | {"TMPDIR": str(own)}, cwd=own,
+        )  # fmt: skip
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n"
+        return self._process
+
+    def close(self, *, kill: bool = False) -> int:
+        """Ends the process; its exit code."""
+        if self._process is None:
+            return 0
+        process, self._process = self._process, None
+        if kill:
+            process.kill()
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        return process.wait(PATIENCE_S)
+
+
+# --- inside of the process
+
+
+def _readers() -> dict[str, Callable[..., object]]:
+    from dicom_io.coding import load_segments
+    from dicom_io.deidentify import deidentify, files_of
+    from dicom_io.parametric import read_parametric_map
+    from dicom_io.pdf import read_pdf
+    from dicom_io.read import ReadOptions, examine, read_series
+    from dicom_io.rtstruct import read_rtstruct
+    from dicom_io.seg import read_seg
+    from dicom_io.series import find_series, scan_files
+
+    references: dict[str, Any] = {}
+
+    def reference(folder: str) -> Any:
+        if folder not in references:
+            references[folder] = read_series(Path(folder))
+        return references[folder]
+
+    def without_identity(path: Path, output: str, options: Sequence[str] = ()) -> object:
+        return deidentify(files_of([path], Path(output)), Path(output), bytes(range(32)), options=options)
+
+    return {
+        "read_series": lambda path, **options: read_series(path, **options),
+        "examine": lambda path: examine(path, ReadOptions(resample_gaps=True)),
+        "find_series": find_series,
+        "scan_files": lambda path: scan_files([path]),
+        "read_seg": lambda path, of: read_seg(path, reference(of)),
+        "read_rtstruct": lambda path, of: read_rtstruct(path, reference(of)),
+        "read_parametric_map": lambda path, of: read_parametric_map(path, reference(of)),
+        "read_pdf": read_pdf,
+        "load_segments": load_segments,
+        "deidentify": without_identity,
+        "misbehave": _misbehave,
+    }
+
+
+def _misbehave(_: Path, how: str) -> None:
+    """What the judge must see, to be one."""
+    from dicom_io.errors import DicomIoError
+
+    if how == "leak":
+        raise KeyError("a key")
+    if how == "hang":
+        time.sleep(60)
+    if how == "crash":
+        os.abort()
+    if how == "memory":
+        bytearray(3 << 30)
+    if how == "connect":
+        socket.create_connection(("127.0.0.1", 9))
+    if how == "leave":
+        os.close(tempfile.mkstemp()[0])
+    if how == "log":
+        logging.getLogger("pydicom").warning("Canary^Hidden")
+    raise DicomIoError({"lines": "two\nlines of text for a user", "name": "it is Canary^Hidden who"}.get(how, "short"))
+
+
+def _answer(call: Callable[..., object], job: dict[str, Any], connections: list[str], own: Path) -> Answer:
+    from dicom_io.errors import DicomIoError
+
+    told, error, outcome = io.StringIO(), None, "read"
+    handler = logging.StreamHandler(told)
+    logging.getLogger().addHandler(handler)
+    path, before, start = Path(job.pop("path")), set(os.listdir(own)), time.monotonic()
+    with warnings.catch_warnings(record=True) as warned, contextlib.redirect_stdout(told):
+        warnings.simplefilter("always")
+        try:
+            call(path, **job)
+        except DicomIoError as refusal:
+            outcome, error = "refused", refusal
+        except BaseException as leak:
+            outcome, error = "leak", leak
+    seconds = time.monotonic() - start
+    logging.getLogger().removeHandler(handler)
+    told.writelines(f"{warning.message}\n" for warning in warned)
+    faults = [f"connects to {target}" for target in connections]
+    faults += [f"leaves {name}" for name in sorted(set(os.listdir(own)) - before)]
+    faults += ["takes too much memory"] if _ran_out_of_memory(error) else []
+    connections.clear()
+    where = _innermost(error) if outcome == "leak" and error is not None else ""
+    text = told.getvalue()[:20000]
+    return Answer(outcome, type(error).__name__, str(error or ""), text, where, tuple(faults), seconds)
+
+
+def _innermost(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return " < ".join(f"{Path(one.filename).name}:{one.lineno} {one.name}" for one in frames[::-1][:5])
+
+
+def _ran_out_of_memory(error: BaseException | None) -> bool:
+    """True where a MemoryError stands anywhere behind an error, or is told by a library in its text."""
+    while error is not None:
+        if isinstance(error, MemoryError) or any(word in str(error) for word in OUT_OF_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _virtual_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def _serve(memory_bytes: int, own: Path) -> None:
+    readers, connections = _readers(), []
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints must not look like an answer
+
+    def connect(_: object, target: object, *__: object) -> None:
+        connections.append(repr(target))
+        raise OSError("no network here")
+
+    socket.socket.connect = connect  # type: ignore[method-assign,assignment]
+    resource.setrlimit(resource.RLIMIT_AS, (_virtual_bytes() + memory_bytes, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    print("ready", file=answers, flush=True)
+    for line in sys.stdin:
+        job = json.loads(line)
+        answer = _answer(readers[job.pop("reader")], job, connections, own)
+        print(json.dumps(vars(answer)), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]), Path(sys.argv[2]))
