@@ -61,6 +61,11 @@ def shown(text: Path | str) -> str:
     return str(text) if str(text).isprintable() else ascii(str(text))[1:-1]
 
 
+def shown_uid(uid: object) -> str:
+    """A UID as it may stand in a message; what is none may be anything, a name too, and is not shown."""
+    return str(uid) if _UID.fullmatch(str(uid)) and len(str(uid)) <= MAX_TEXT else "(no UID)"
+
+
 def fault_of(header: Dataset) -> str:
     """What is wrong with the attributes of a header that reading uses, its file meta information included; else ""."""
     datasets = (getattr(header, "file_meta", None) or Dataset(), header)

@@ -25,7 +25,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEnd
 
 from .bounded import BoundedFile, NoRegularFileError, parse, transfer_syntax
 from .errors import LabelError, UnreadableFileError
-from .headers import fault_of, shown
+from .headers import fault_of, shown, shown_uid
 
 READ_ERRORS: tuple[type[Exception], ...] = (
     BytesLengthException,
@@ -233,9 +233,7 @@ def load_object(path: Path, wanted: str, sop_class_uids: Sequence[str]) -> FileD
     with refusing(path):
         found = dataset.get("SOPClassUID")
     if found not in sop_class_uids:
-        raise LabelError(
-            f"{shown(path)} has SOP class {shown(str(found)[:64])}; {wanted} is needed; check which file it is"
-        )
+        raise LabelError(f"{shown(path)} has SOP class {shown_uid(found)}; {wanted} is needed; check which file it is")
     return dataset
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicom_io.errors import LabelError
+from dicom_io.headers import shown_uid
 from dicom_io.identity import source_headers
 from dicom_io.volume import Volume
 
@@ -204,7 +205,7 @@ def check_frame_of_reference(theirs: str | None, reference: Volume) -> None:
     ours = reference.provenance.frame_of_reference_uid
     if ours and theirs and ours != theirs:
         raise LabelError(
-            f"the label file has the frame of reference {theirs}, the image {ours}; the same one is needed; "
+            f"the label file has the frame of reference {shown_uid(theirs)}, the image {ours}; the same one is needed; "
             "use the file that was made for this image, or register them first"
         )
 

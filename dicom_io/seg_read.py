@@ -10,7 +10,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import SegmentationStorage
 
 from dicom_io.errors import LabelError
-from dicom_io.headers import shown
+from dicom_io.headers import shown, shown_uid
 from dicom_io.instances import load_dataset, load_object, refusing
 from dicom_io.places import TOLERANCE_VOXELS, check_frame_of_reference, check_patient_space, slice_key
 from dicom_io.seg_frames import SegFrame, walk_seg
@@ -165,9 +165,10 @@ class _Grid:
     def _in_picture(self, frame: SegFrame, rows: NDArray, columns: NDArray) -> tuple[NDArray, ...]:
         wanted = (self.reference.shape[1], self.reference.shape[0])
         if not self.reference.planar or frame.source_uid not in self.slices or frame.pixels.shape != wanted:
+            named = shown_uid((frame.source_uid or "none").split("#")[0])
             raise LabelError(
                 f"segment {frame.segment} has no place in patient space, {frame.pixels.shape} pixels and names the image "
-                f"{frame.source_uid}; a SEG that names this very picture, of {wanted} pixels, or one with a place is needed; "
+                f"{named}; a SEG that names this very picture, of {wanted} pixels, or one with a place is needed; "
                 "use the SEG that was made for this image"
             )
         return columns, rows, np.zeros_like(rows)

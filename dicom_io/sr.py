@@ -16,6 +16,7 @@ from pydicom.uid import Comprehensive3DSRStorage
 from dicom_io import identity, proof
 from dicom_io.coding import Segment
 from dicom_io.errors import GeometryProofError, LabelError
+from dicom_io.headers import shown_uid
 from dicom_io.identity import ResultInfo
 from dicom_io.instances import load_dataset
 from dicom_io.measure import SegmentMeasures, measure_segment
@@ -140,8 +141,8 @@ def _read_report(path: Path) -> Dataset:
     found = load_dataset(path, with_pixels=False)
     if found.get("SOPClassUID") != Comprehensive3DSRStorage:
         raise LabelError(
-            f"the earlier report {path.name} has SOP class {found.get('SOPClassUID')}; a Comprehensive 3D SR is needed; leave "
-            "it out"
+            f"the earlier report {path.name} has SOP class {shown_uid(found.get('SOPClassUID'))}; a Comprehensive 3D SR is "
+            "needed; leave it out"
         )
     return found
 
@@ -164,8 +165,8 @@ def _read_seg_header(seg: Path, labels: Volume, source: Volume, result: ResultIn
     fractional = header.get("SegmentationType") == "FRACTIONAL"  # holds probabilities, not these labels
     if header.SOPInstanceUID not in wanted and not (fractional and same_series):
         raise LabelError(
-            f"the SEG is the instance {header.SOPInstanceUID}, these labels, source and result make {wanted[0]}; the "
-            "report must refer to its own SEG; write the SEG first, with the same labels and result information"
+            f"the SEG is the instance {shown_uid(header.SOPInstanceUID)}, these labels, source and result make {wanted[0]}; "
+            "the report must refer to its own SEG; write the SEG first, with the same labels and result information"
         )
     return header
 
