@@ -108,7 +108,7 @@ def our_volumes(series: Path) -> tuple[Any, Any, Any]:
     from pydicom.sr.codedict import codes
 
     from dicom_io.coding import Segment
-    from dicom_io.identity import ResultInfo
+    from dicom_io.objects.identity import ResultInfo
     from dicom_io.read import read_series
 
     source = read_series(series)

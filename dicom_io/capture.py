@@ -19,12 +19,13 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import SecondaryCaptureImageStorage
 from pydicom.valuerep import format_number_as_ds
 
-from dicom_io import display, drawing, identity, proof
+from dicom_io import proof
 from dicom_io.coding import code_item
 from dicom_io.errors import LabelError
-from dicom_io.identity import ResultInfo
+from dicom_io.objects import display, drawing, identity
+from dicom_io.objects.identity import ResultInfo
+from dicom_io.objects.source_images import SourceImages, add_body_part, check_place, images_of, mask_on, new_object
 from dicom_io.seg import check_labels
-from dicom_io.source_images import SourceImages, add_body_part, check_place, images_of, mask_on, new_object
 from dicom_io.volume import Volume
 
 AXIS_LETTERS = (("L", "R"), ("P", "A"), ("H", "F"))  # PS3.3 C.7.6.1.1.1: towards +x, -x; +y, -y; +z, -z

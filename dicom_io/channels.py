@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from .errors import SeriesGeometryError, SeriesSelectionError
-from .read import read_series
-from .series import Source
-from .volume import Volume, corner_indices
+from dicom_io.errors import SeriesGeometryError, SeriesSelectionError
+from dicom_io.read import read_series
+from dicom_io.reading.series import Source
+from dicom_io.volume import Volume, corner_indices
 
 SAME_PLACE_MM = 0.01
 

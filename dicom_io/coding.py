@@ -19,9 +19,9 @@ from jsonschema.exceptions import best_match
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
-from dicom_io.bounded import BoundedFile
 from dicom_io.errors import SegmentCodingError
-from dicom_io.headers import shown
+from dicom_io.reading.bounded import BoundedFile
+from dicom_io.reading.headers import shown
 
 SCHEMA_MAJOR = 1
 MAX_BYTES = 2**20

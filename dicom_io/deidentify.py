@@ -23,13 +23,13 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.tag import Tag
 from pydicom.uid import UID
 
-from dicom_io.confidentiality import protect
-from dicom_io.confidentiality_table import OPTIONS, PROFILE, checked_options, table
+from dicom_io.confidentiality.actions import protect
+from dicom_io.confidentiality.pseudonyms import DeidentificationError, Pseudonyms
+from dicom_io.confidentiality.table import OPTIONS, PROFILE, checked_options, table
 from dicom_io.errors import SeriesSelectionError, UnreadableFileError
-from dicom_io.headers import shown
-from dicom_io.instances import READ_ERRORS, listed, load_dataset, read_instance
-from dicom_io.pseudonyms import DeidentificationError, Pseudonyms
-from dicom_io.series import files_below
+from dicom_io.reading.headers import shown
+from dicom_io.reading.instances import READ_ERRORS, listed, load_dataset, read_instance
+from dicom_io.reading.series import files_below
 
 REPORT = "deidentified.json"
 SCHEMA_VERSION = "1.0"

@@ -36,8 +36,8 @@ from pydicom.valuerep import DSfloat
 
 from dicom_io.coding import Segment
 from dicom_io.errors import DicomIoError, LabelError, SeriesGeometryError
-from dicom_io.identity import ResultInfo, derived_uid
-from dicom_io.instances import load_dataset
+from dicom_io.objects.identity import ResultInfo, derived_uid
+from dicom_io.reading.instances import load_dataset
 from dicom_io.seg import write_seg
 from dicom_io.volume import Provenance, Volume
 

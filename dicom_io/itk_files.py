@@ -9,8 +9,8 @@ import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
 
-from .errors import LabelError, UnreadableFileError
-from .volume import Provenance, Volume
+from dicom_io.errors import LabelError, UnreadableFileError
+from dicom_io.volume import Provenance, Volume
 
 ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
 _SHEAR_TOLERANCE = 1e-4

@@ -19,12 +19,13 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import ParametricMapStorage
 
-from dicom_io import identity, proof, proof_images, source_images
+from dicom_io import proof
 from dicom_io.errors import LabelError
-from dicom_io.identity import ResultInfo
-from dicom_io.instances import load_object, refusing
-from dicom_io.places import check_frame_of_reference, check_patient_space, plane_of, slice_key
-from dicom_io.source_images import SourceImages
+from dicom_io.objects import identity, proof_images, source_images
+from dicom_io.objects.identity import ResultInfo
+from dicom_io.objects.places import check_frame_of_reference, check_patient_space, plane_of, slice_key
+from dicom_io.objects.source_images import SourceImages
+from dicom_io.reading.instances import load_object, refusing
 from dicom_io.volume import Volume
 
 PROBABILITY: Code = codes.DCM.Probability

@@ -10,12 +10,13 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import EncapsulatedPDFStorage
 
-from dicom_io import identity, proof, source_images
+from dicom_io import proof
 from dicom_io.coding import code_item
 from dicom_io.errors import GeometryProofError, LabelError, UnreadableFileError
-from dicom_io.headers import shown
-from dicom_io.identity import ResultInfo
-from dicom_io.instances import load_object, refusing
+from dicom_io.objects import identity, source_images
+from dicom_io.objects.identity import ResultInfo
+from dicom_io.reading.headers import shown
+from dicom_io.reading.instances import load_object, refusing
 from dicom_io.volume import Volume
 
 DIAGNOSTIC_IMAGING_REPORT: Code = codes.LN.DiagnosticImagingReport  # LOINC 18748-4, of PS3.16 CID 7020

@@ -24,12 +24,12 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ColorSoftcopyPresentationStateStorage, GrayscaleSoftcopyPresentationStateStorage
 from pydicom.valuerep import format_number_as_ds
 
-from dicom_io import display, identity, proof, proof_images
+from dicom_io import proof
 from dicom_io.coding import Segment
 from dicom_io.errors import LabelError
-from dicom_io.identity import ResultInfo
-from dicom_io.seg import check_labels
-from dicom_io.source_images import (
+from dicom_io.objects import display, identity, proof_images
+from dicom_io.objects.identity import ResultInfo
+from dicom_io.objects.source_images import (
     SourceImages,
     add_body_part,
     aspect_ratio,
@@ -39,6 +39,7 @@ from dicom_io.source_images import (
     new_object,
     rescale_type,
 )
+from dicom_io.seg import check_labels
 from dicom_io.volume import Volume
 
 RESEARCH_LAYER = "RESEARCH"

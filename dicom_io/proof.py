@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicom_io.errors import GeometryProofError, LabelError
-from dicom_io.places import TOLERANCE_MM, Plane, Slice, slices_of, values_at
-from dicom_io.raster import even_odd, painted
-from dicom_io.rt_contours import SliceContours, contours_by_slice
-from dicom_io.seg_frames import SegFrame, seg_frames
+from dicom_io.objects.places import TOLERANCE_MM, Plane, Slice, slices_of, values_at
+from dicom_io.objects.raster import even_odd, painted
+from dicom_io.objects.rt_contours import SliceContours, contours_by_slice
+from dicom_io.objects.seg_frames import SegFrame, seg_frames
+from dicom_io.objects.walk import text, walk_file, whole
 from dicom_io.volume import Volume
-from dicom_io.walk import text, walk_file, whole
 
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]

@@ -16,16 +16,16 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
-from .codecs import decoder_of
-from .errors import DicomIoError, SeriesGeometryError, SeriesSelectionError, UnreadableFileError
-from .frames import MAX_VOXELS, Frame, check_size, frames_of, has_groups
-from .geometry import Grid, Plane, even_grid
-from .instances import Instance, same_content
-from .pixels import decode_frames
-from .repair import Repair, plan_repair, resample
-from .series import Scan, SeriesRef, Source, counted, files_below, scan_source, summary, survey_files
-from .time_points import choose_time_point
-from .volume import Provenance, Volume
+from dicom_io.errors import DicomIoError, SeriesGeometryError, SeriesSelectionError, UnreadableFileError
+from dicom_io.reading.codecs import decoder_of
+from dicom_io.reading.frames import MAX_VOXELS, Frame, check_size, frames_of, has_groups
+from dicom_io.reading.geometry import Grid, Plane, even_grid
+from dicom_io.reading.instances import Instance, same_content
+from dicom_io.reading.pixels import decode_frames
+from dicom_io.reading.repair import Repair, plan_repair, resample
+from dicom_io.reading.series import Scan, SeriesRef, Source, counted, files_below, scan_source, summary, survey_files
+from dicom_io.reading.time_points import choose_time_point
+from dicom_io.volume import Provenance, Volume
 
 _COLOUR = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT", "YBR_PARTIAL_420", "PALETTE COLOR"})
 

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import RTStructureSetStorage
 
-from dicom_io import identity, proof
-from dicom_io.contours import contours
+from dicom_io import proof
 from dicom_io.errors import LabelError
-from dicom_io.identity import ResultInfo
-from dicom_io.instances import load_object, refusing
-from dicom_io.places import (
+from dicom_io.objects import identity
+from dicom_io.objects.contours import contours
+from dicom_io.objects.identity import ResultInfo
+from dicom_io.objects.places import (
     TOLERANCE_VOXELS,
     check_frame_of_reference,
     check_grid,
@@ -31,9 +31,10 @@ from dicom_io.places import (
     slice_key,
     slices_of,
 )
-from dicom_io.raster import even_odd
-from dicom_io.rt_contours import walk_rtstruct, without_area
-from dicom_io.rt_object import build_rtstruct
+from dicom_io.objects.raster import even_odd
+from dicom_io.objects.rt_contours import walk_rtstruct, without_area
+from dicom_io.objects.rt_object import build_rtstruct
+from dicom_io.reading.instances import load_object, refusing
 from dicom_io.seg import check_labels, in_slices
 from dicom_io.volume import Volume
 

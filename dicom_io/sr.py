@@ -13,17 +13,18 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import Comprehensive3DSRStorage
 
-from dicom_io import identity, proof
+from dicom_io import proof
 from dicom_io.coding import Segment
 from dicom_io.errors import GeometryProofError, LabelError
-from dicom_io.headers import shown_uid
-from dicom_io.identity import ResultInfo
-from dicom_io.instances import load_dataset
-from dicom_io.measure import SegmentMeasures, measure_segment
+from dicom_io.objects import identity
+from dicom_io.objects.identity import ResultInfo
+from dicom_io.objects.measure import SegmentMeasures, measure_segment
+from dicom_io.objects.seg_object import SYNTAXES
+from dicom_io.objects.walk import Attributes, text, walk_file
+from dicom_io.reading.headers import shown_uid
+from dicom_io.reading.instances import load_dataset
 from dicom_io.seg import check_labels, in_slices
-from dicom_io.seg_object import SYNTAXES
 from dicom_io.volume import Volume
-from dicom_io.walk import Attributes, text, walk_file
 
 # CID 100: the imaging procedure that is reported on, where the source does not name it itself.
 PROCEDURES = {

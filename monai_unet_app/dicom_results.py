@@ -14,14 +14,14 @@ from pydicom.uid import Comprehensive3DSRStorage
 from dicom_io.capture import write_captures
 from dicom_io.dicomize import dicomize
 from dicom_io.errors import DicomIoError
-from dicom_io.identity import ResultInfo
-from dicom_io.instances import load_dataset
+from dicom_io.objects.identity import ResultInfo
+from dicom_io.objects.seg_object import SegEncoding
 from dicom_io.parametric import NO_UNIT, UNCERTAINTY, write_parametric_map
 from dicom_io.presentation import write_gsps
 from dicom_io.read import read_series
+from dicom_io.reading.instances import load_dataset
 from dicom_io.rtstruct import write_rtstruct
 from dicom_io.seg import write_seg
-from dicom_io.seg_object import SegEncoding
 from dicom_io.sr import write_sr
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle

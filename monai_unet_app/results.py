@@ -23,10 +23,10 @@ from monai.transforms import MapTransform
 from PIL import Image
 
 from dicom_io.errors import DicomIoError
-from dicom_io.identity import ObjectKind
 from dicom_io.itk_files import write_itk
+from dicom_io.objects.identity import ObjectKind
+from dicom_io.objects.seg_object import SYNTAXES, SegEncoding
 from dicom_io.read import ReadOptions
-from dicom_io.seg_object import SYNTAXES, SegEncoding
 from dicom_io.volume import Volume
 from monai_unet_app import __version__
 from monai_unet_app.bundle import Bundle, load_bundle

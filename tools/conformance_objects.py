@@ -28,10 +28,10 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 from phantoms import lopsided_array, oblique_affine, write_mr_series, write_picture  # noqa: E402
 
-from dicom_io import identity  # noqa: E402
 from dicom_io.capture import write_captures  # noqa: E402
 from dicom_io.coding import Segment  # noqa: E402
-from dicom_io.identity import ResultInfo  # noqa: E402
+from dicom_io.objects import identity  # noqa: E402
+from dicom_io.objects.identity import ResultInfo  # noqa: E402
 from dicom_io.parametric import NO_UNIT, PROBABILITY, write_parametric_map  # noqa: E402
 from dicom_io.pdf import write_pdf  # noqa: E402
 from dicom_io.presentation import write_gsps  # noqa: E402

@@ -1,4 +1,4 @@
-"""Makes dicom_io/tables/confidentiality_profile.json, the data behind `monai-unet deidentify`.
+"""Makes dicom_io/confidentiality/tables/confidentiality_profile.json, the data behind `monai-unet deidentify`.
 
     python tools/make_confidentiality_table.py confidentiality_profile_attributes.json [--edition 2024b]
 
@@ -18,7 +18,9 @@ from typing import Any
 
 from pydicom.datadict import DicomDictionary, dictionary_VR, keyword_for_tag, tag_for_keyword
 
-TARGET = Path(__file__).resolve().parents[1] / "dicom_io" / "tables" / "confidentiality_profile.json"
+TARGET = (
+    Path(__file__).resolve().parents[1] / "dicom_io" / "confidentiality" / "tables" / "confidentiality_profile.json"
+)
 COMMIT = "7f4749d09ed3ef2fa70637d376d423a4b13523cd"
 OPTIONS = {
     "rtnUIDsOpt": "retain-uids",

@@ -24,13 +24,16 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tools"), str(REPOSITORY / "te
 from conformance_objects import Example, examples  # noqa: E402
 from hazards import HAZARDS  # noqa: E402
 
-from dicom_io import coding, confidentiality_table, identity, instances, seg_object, sr  # noqa: E402
-from dicom_io.codecs import decoder_of, is_available  # noqa: E402
+from dicom_io import coding, sr  # noqa: E402
+from dicom_io.confidentiality import table as confidentiality_table  # noqa: E402
 from dicom_io.errors import DicomIoError  # noqa: E402
-from dicom_io.frames import MAX_VOXELS  # noqa: E402
-from dicom_io.measure import SegmentMeasures  # noqa: E402
 from dicom_io.net import association, destination, query, scp, scu, sending, store, tls, web  # noqa: E402
+from dicom_io.objects import identity, seg_object  # noqa: E402
+from dicom_io.objects.measure import SegmentMeasures  # noqa: E402
 from dicom_io.read import read_series  # noqa: E402
+from dicom_io.reading import instances  # noqa: E402
+from dicom_io.reading.codecs import decoder_of, is_available  # noqa: E402
+from dicom_io.reading.frames import MAX_VOXELS  # noqa: E402
 
 TARGET = REPOSITORY / "docs" / "conformance.md"
 LIBRARIES = ("pydicom", "highdicom", "pynetdicom")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydicom.dataset import FileDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from dicom_io.codecs import decoder_of
+from dicom_io.reading.codecs import decoder_of
 
 
 def decompress(dataset: FileDataset) -> None:

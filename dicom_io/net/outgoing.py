@@ -14,13 +14,13 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 
 from dicom_io.errors import UnreadableFileError
-from dicom_io.instances import load_dataset, refusing
 from dicom_io.net.destination import Profile
 from dicom_io.net.outcome import Outcome, State
 from dicom_io.net.store import is_uid
+from dicom_io.reading.instances import load_dataset, refusing
 
 if TYPE_CHECKING:
-    from dicom_io.identity import ObjectKind
+    from dicom_io.objects.identity import ObjectKind
 
 Each = Callable[[Outcome], None]
 

@@ -14,12 +14,12 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom.presentation import PresentationContext
 
 from dicom_io.errors import NetworkError, UnreadableFileError
-from dicom_io.instances import READ_ERRORS, load_dataset
 from dicom_io.net.association import MOST_CONTEXTS, VERIFICATION, Link, associated, checked_status, context
 from dicom_io.net.decompress import decompress
 from dicom_io.net.destination import Destination
 from dicom_io.net.outcome import Outcome, meaning, state_of
 from dicom_io.net.outgoing import Each, Outgoing
+from dicom_io.reading.instances import READ_ERRORS, load_dataset
 
 TRIES = 3
 PAUSE_S = 0.5

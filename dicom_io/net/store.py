@@ -28,7 +28,7 @@ from pydicom.filereader import data_element_generator
 from pydicom.uid import UID
 
 from dicom_io.errors import DicomIoError
-from dicom_io.instances import READ_ERRORS
+from dicom_io.reading.instances import READ_ERRORS
 
 INCOMING = ".incoming"
 OUT_OF_RESOURCES = 0xA700  # PS3.4 B.2.3

@@ -20,9 +20,9 @@ from pydicom.errors import InvalidDicomError
 from requests.adapters import HTTPAdapter
 
 from dicom_io.errors import NetworkError
-from dicom_io.instances import READ_ERRORS
 from dicom_io.net.destination import Destination, DestinationError, DicomWeb, Tls
 from dicom_io.net.tls import client_context
+from dicom_io.reading.instances import READ_ERRORS
 
 _ADVICE = {
     401: "set the token that token_env names",

@@ -111,10 +111,10 @@ def fetch(options: argparse.Namespace) -> Answer:
 
 
 def deidentify(options: argparse.Namespace) -> Answer:
-    from dicom_io.confidentiality_table import checked_options
+    from dicom_io.confidentiality.pseudonyms import DeidentificationError, key_from, new_key
+    from dicom_io.confidentiality.table import checked_options
     from dicom_io.deidentify import REPORT, files_of
     from dicom_io.deidentify import deidentify as deidentify_files
-    from dicom_io.pseudonyms import DeidentificationError, key_from, new_key
 
     try:
         chosen = checked_options(name.strip() for name in options.options.split(",") if name.strip())
@@ -207,7 +207,7 @@ def _query(options: argparse.Namespace) -> Query:
 
 def _dicom_files(places: Sequence[Path]) -> list[Path]:
     """Files as they are named, and the DICOM objects below folders; other files in folders are passed by."""
-    from dicom_io.series import files_below, scan_files
+    from dicom_io.reading.series import files_below, scan_files
 
     files: list[Path] = []
     for place in places:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from dicom_io.errors import DicomIoError, SeriesSelectionError, UnreadableFileError
-from dicom_io.instances import load_dataset
-from dicom_io.series import SeriesRef, files_below, find_series, scan_files
+from dicom_io.reading.instances import load_dataset
+from dicom_io.reading.series import SeriesRef, files_below, find_series, scan_files
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
 from monai_unet_app.data.splits import Partition, SplitCase, make_split, read_splits
 from monai_unet_app.errors import InputRefusedError

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from dicom_io.errors import DicomIoError
+from dicom_io.reading.series import find_series, scan_files
 from dicom_io.rtstruct import read_rtstruct
 from dicom_io.seg import read_seg
-from dicom_io.series import find_series, scan_files
 from dicom_io.volume import Volume, corner_indices
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
 from monai_unet_app.errors import InputRefusedError

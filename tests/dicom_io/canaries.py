@@ -26,7 +26,7 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 GSPS = "1.2.840.10008.5.1.4.1.1.11.1"
 ENCAPSULATED_PDF = "1.2.840.10008.5.1.4.1.1.104.1"
 TEXTS = ("AE", "LO", "SH", "ST", "LT", "UT", "UC", "PN", "CS")
-ROWS = json.loads(files("dicom_io").joinpath("tables/confidentiality_profile.json").read_text())["rows"]
+ROWS = json.loads(files("dicom_io.confidentiality").joinpath("tables/confidentiality_profile.json").read_text())["rows"]
 
 
 def canary(vr: str, number: int) -> object:

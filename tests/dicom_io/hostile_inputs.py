@@ -33,12 +33,12 @@ from pydicom.uid import (
 from result_phantoms import RESULT
 from source_phantoms import lopsided
 
+from dicom_io.objects.seg_object import SYNTAXES
 from dicom_io.parametric import NO_UNIT, PROBABILITY, write_parametric_map
 from dicom_io.pdf import write_pdf
 from dicom_io.read import read_series
 from dicom_io.rtstruct import write_rtstruct
 from dicom_io.seg import write_seg
-from dicom_io.seg_object import SYNTAXES
 from dicom_io.sr import write_sr
 
 IDENTITY = {

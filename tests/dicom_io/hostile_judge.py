@@ -127,9 +127,9 @@ def _readers() -> dict[str, Callable[..., object]]:
     from dicom_io.parametric import read_parametric_map
     from dicom_io.pdf import read_pdf
     from dicom_io.read import ReadOptions, examine, read_series
+    from dicom_io.reading.series import find_series, scan_files
     from dicom_io.rtstruct import read_rtstruct
     from dicom_io.seg import read_seg
-    from dicom_io.series import find_series, scan_files
 
     references: dict[str, Any] = {}
 

@@ -12,7 +12,7 @@ from pydicom.sr.codedict import codes
 
 from dicom_io.coding import Segment
 from dicom_io.dicomize import DicomizedCase, dicomize
-from dicom_io.identity import ResultInfo
+from dicom_io.objects.identity import ResultInfo
 from dicom_io.volume import Provenance, Volume
 
 SEGMENTS = (

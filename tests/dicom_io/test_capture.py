@@ -22,10 +22,11 @@ from source_phantoms import (
     stored_radiograph,
 )
 
-from dicom_io import capture, drawing
+from dicom_io import capture
 from dicom_io.capture import CaptureStyle, chosen_slices, draw_capture, write_captures
-from dicom_io.display import Window
 from dicom_io.errors import LabelError
+from dicom_io.objects import drawing
+from dicom_io.objects.display import Window
 from dicom_io.read import read_series
 from dicom_io.volume import Volume
 

@@ -24,9 +24,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from dicom_io.codecs import codestream_shape, decoder_of
 from dicom_io.errors import UnreadableFileError
 from dicom_io.read import read_series
+from dicom_io.reading.codecs import codestream_shape, decoder_of
 
 
 def htj2k(values: np.ndarray) -> bytes:

@@ -33,8 +33,8 @@ from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dicom_io.coding import code_item
-from dicom_io.confidentiality_table import OPTIONS, table
-from dicom_io.pseudonyms import Pseudonyms, shifted
+from dicom_io.confidentiality.pseudonyms import Pseudonyms, shifted
+from dicom_io.confidentiality.table import OPTIONS, table
 
 
 def test_the_table_is_the_standards():

@@ -26,9 +26,9 @@ from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, UID_dictionary
 from result_phantoms import RESULT, dciodvfy_errors, oblique_case
 
+from dicom_io.confidentiality.pseudonyms import DeidentificationError, Pseudonyms, key_from, new_key
 from dicom_io.deidentify import deidentify, files_of
 from dicom_io.errors import SeriesSelectionError
-from dicom_io.pseudonyms import DeidentificationError, Pseudonyms, key_from, new_key
 from dicom_io.read import read_series
 from dicom_io.rtstruct import read_rtstruct, write_rtstruct
 from dicom_io.seg import read_seg, write_seg

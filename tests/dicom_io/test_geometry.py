@@ -10,7 +10,7 @@ import pytest
 from phantoms import oblique_affine, tilted_affine
 
 from dicom_io.errors import SeriesGeometryError
-from dicom_io.geometry import Plane, angle_degrees, even_grid, same_positions, slice_order
+from dicom_io.reading.geometry import Plane, angle_degrees, even_grid, same_positions, slice_order
 
 Planes = list[Plane]
 

@@ -19,7 +19,7 @@ from hostile_judge import Answer, Judge
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEGBaseline8Bit
 
-from dicom_io.bounded import MAX_INFLATED_BYTES
+from dicom_io.reading.bounded import MAX_INFLATED_BYTES
 
 LABEL_READERS = ("read_seg", "read_rtstruct", "read_parametric_map", "read_pdf")
 IMAGES = (

@@ -17,9 +17,9 @@ from source_phantoms import NAMES, PLACED, oblique_mr, radiograph, raw_name, res
 
 from dicom_io import parametric
 from dicom_io.errors import GeometryProofError, LabelError, UnreadableFileError
+from dicom_io.objects.source_images import images_of
 from dicom_io.parametric import NO_UNIT, PROBABILITY, UNCERTAINTY, read_parametric_map, write_parametric_map
 from dicom_io.read import read_series
-from dicom_io.source_images import images_of
 from dicom_io.volume import Provenance, Volume
 
 AFFINES = {"MR": oblique_affine(), "CT": tilted_affine(), "enhanced MR": oblique_affine()}

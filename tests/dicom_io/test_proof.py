@@ -8,9 +8,9 @@ import pytest
 from pydicom.pixels.utils import pack_bits
 from result_phantoms import RESULT, dciodvfy_errors, oblique_case
 
-from dicom_io import places
 from dicom_io.errors import GeometryProofError, LabelError
-from dicom_io.places import Plane, source_planes
+from dicom_io.objects import places
+from dicom_io.objects.places import Plane, source_planes
 from dicom_io.proof import even_odd, prove_rtstruct, prove_seg
 from dicom_io.rtstruct import write_rtstruct
 from dicom_io.seg import write_seg

@@ -10,8 +10,8 @@ from matplotlib.path import Path as Polygon
 from result_phantoms import RESULT, SEGMENTS, dciodvfy_errors, lopsided_labels, oblique_affine, oblique_case
 from scipy import ndimage
 
-from dicom_io.contours import contours_of
 from dicom_io.errors import GeometryProofError, LabelError, UnreadableFileError
+from dicom_io.objects.contours import contours_of
 from dicom_io.proof import even_odd, prove_rtstruct
 from dicom_io.read import read_series
 from dicom_io.rtstruct import contours, read_rtstruct, write_rtstruct

@@ -18,9 +18,9 @@ from result_phantoms import (
     oblique_case,
 )
 
-from dicom_io import seg_object as seg_object_module
 from dicom_io.dicomize import dicomize
 from dicom_io.errors import GeometryProofError, LabelError, UnreadableFileError
+from dicom_io.objects import seg_object as seg_object_module
 from dicom_io.read import read_series
 from dicom_io.seg import read_seg, write_seg
 from dicom_io.volume import Provenance, Volume

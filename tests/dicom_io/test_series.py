@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless, generate_uid
 
 from dicom_io.errors import DicomIoError, SeriesSelectionError, UnreadableFileError
-from dicom_io.series import SeriesRef, find_series, scan_files
+from dicom_io.reading.series import SeriesRef, find_series, scan_files
 
 SAGITTAL = oblique_affine(degrees=(90, 0, 90))
 

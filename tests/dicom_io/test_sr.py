@@ -11,7 +11,7 @@ import pytest
 from result_phantoms import RESULT, dciodvfy_errors, oblique_affine, oblique_case, tool
 
 from dicom_io.errors import GeometryProofError, LabelError
-from dicom_io.measure import measure_segment
+from dicom_io.objects.measure import measure_segment
 from dicom_io.read import read_series
 from dicom_io.seg import write_seg
 from dicom_io.sr import write_sr
@@ -194,7 +194,7 @@ def test_measures_do_not_depend_on_how_the_grid_is_turned():
 
 def test_the_surface_is_watertight_for_every_kind_of_cell():
     """By the divergence theorem the area vectors of a closed surface add up to nothing."""
-    from dicom_io.measure import _CORNERS, _cell_loops
+    from dicom_io.objects.measure import _CORNERS, _cell_loops
 
     mask = np.pad(np.random.default_rng(5).random((7, 7, 7)) > 0.5, 1)
     total = np.zeros(3)

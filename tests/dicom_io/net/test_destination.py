@@ -9,7 +9,6 @@ from typing import get_args
 
 import pytest
 
-from dicom_io.identity import ObjectKind
 from dicom_io.net.destination import (
     KINDS,
     Destination,
@@ -22,6 +21,7 @@ from dicom_io.net.destination import (
     parse_destination,
 )
 from dicom_io.net.site import read_site
+from dicom_io.objects.identity import ObjectKind
 
 WHOLE = """
 [destinations.archive]

@@ -45,8 +45,8 @@ from dicom_io.net.exchange import send
 from dicom_io.net.outcome import Outcome
 from dicom_io.net.outgoing import kind_of, prepared
 from dicom_io.net.scp import Listen, Provider
+from dicom_io.objects.seg_object import SYNTAXES, SegEncoding
 from dicom_io.seg import write_seg
-from dicom_io.seg_object import SYNTAXES, SegEncoding
 from dicom_io.sr import write_sr
 
 

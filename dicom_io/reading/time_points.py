@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from .errors import SeriesGeometryError, SeriesSelectionError
-from .frames import Frame
-from .geometry import Plane, same_positions
-from .headers import shown
-from .instances import MARKS
+from dicom_io.errors import SeriesGeometryError, SeriesSelectionError
+from dicom_io.reading.frames import Frame
+from dicom_io.reading.geometry import Plane, same_positions
+from dicom_io.reading.headers import shown
+from dicom_io.reading.instances import MARKS
 
 MOST_VALUES, LONGEST_VALUE = 6, 64
 """How many values of an attribute a message lists, and how many characters of each."""

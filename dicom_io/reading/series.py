@@ -16,10 +16,10 @@ from typing import Literal
 import numpy as np
 from pydicom.dataset import Dataset
 
-from .errors import SeriesSelectionError, UnreadableFileError
-from .geometry import angle_degrees
-from .headers import shown
-from .instances import (
+from dicom_io.errors import SeriesSelectionError, UnreadableFileError
+from dicom_io.reading.geometry import angle_degrees
+from dicom_io.reading.headers import shown
+from dicom_io.reading.instances import (
     READ_ERRORS,
     Instance,
     broken_file,

@@ -19,11 +19,11 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, RTStructureSetStorage
 
-from dicom_io import identity
 from dicom_io.coding import Segment, code_item
-from dicom_io.contours import Contours, contours_of
-from dicom_io.identity import ResultInfo
-from dicom_io.places import Slice, values_on
+from dicom_io.objects import identity
+from dicom_io.objects.contours import Contours, contours_of
+from dicom_io.objects.identity import ResultInfo
+from dicom_io.objects.places import Slice, values_on
 from dicom_io.volume import Volume
 
 DETACHED_STUDY_MANAGEMENT = "1.2.840.10008.3.1.2.3.1"  # retired, and still what PS3.3 C.8.8.5 asks for

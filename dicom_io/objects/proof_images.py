@@ -15,11 +15,12 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from dicom_io import proof
 from dicom_io.errors import GeometryProofError, LabelError, UnreadableFileError
-from dicom_io.instances import READ_ERRORS
-from dicom_io.places import TOLERANCE_MM, TOLERANCE_VOXELS, Plane, Slice, plane_of, values_at
-from dicom_io.source_images import SourceImages, macro, mask_on
+from dicom_io.objects.places import TOLERANCE_MM, TOLERANCE_VOXELS, Plane, Slice, macro, plane_of, values_at
+from dicom_io.objects.raster import even_odd
+from dicom_io.objects.seg_frames import reference_key
+from dicom_io.objects.source_images import SourceImages, mask_on
+from dicom_io.reading.instances import READ_ERRORS
 from dicom_io.volume import Volume
 
 PIXEL_CENTRE = 0.5  # PS3.3 table C.10-5 and figure C.10.5-1: the first pixel runs from 0.0\0.0 to 1.0\1.0
@@ -136,7 +137,7 @@ def walk_outlines(dataset: Dataset) -> Iterator[Outline]:
         layer = str(item.GraphicLayer)
         if not layer.startswith(LAYER_PREFIX):
             continue
-        keys: list[str | None] = [_key(image) for image in item.get("ReferencedImageSequence") or []] or [None]
+        keys: list[str | None] = [reference_key(image) for image in item.get("ReferencedImageSequence") or []] or [None]
         for graphic in item.get("GraphicObjectSequence") or []:
             if (graphic.GraphicType, graphic.GraphicAnnotationUnits) == ("POLYLINE", "PIXEL"):
                 points = np.array(graphic.GraphicData, dtype=np.float64).reshape(-1, 2) - PIXEL_CENTRE
@@ -173,7 +174,7 @@ def _check_outlines(k: int, drawn: dict[int, list[Floats]], plane: NDArray) -> N
     held = set(np.unique(plane).tolist()) - {0} if plane.ndim == 2 else set(range(1, plane.shape[2] + 1))
     for segment in sorted(held | set(drawn)):
         wanted = mask_on(plane, segment) if segment in held else np.zeros(plane.shape[:2], dtype=bool)
-        differing = int(np.count_nonzero(proof.even_odd(drawn.get(segment, []), plane.shape[:2]) != wanted))
+        differing = int(np.count_nonzero(even_odd(drawn.get(segment, []), plane.shape[:2]) != wanted))
         if differing:
             raise GeometryProofError(f"the outlines of segment {segment} miss {differing} pixels of slice {k}")
 
@@ -206,12 +207,7 @@ def _check_voxels(number: int, index: Floats, voxels: NDArray, reference: Volume
 
 def _named(derivation: Dataset) -> str | None:
     items = derivation.get("SourceImageSequence") or []
-    return _key(items[0]) if len(items) else None
-
-
-def _key(item: Dataset) -> str:
-    frame = item.get("ReferencedFrameNumber")
-    return f"{item.ReferencedSOPInstanceUID}#{int(frame)}" if frame else str(item.ReferencedSOPInstanceUID)
+    return reference_key(items[0]) if len(items) else None
 
 
 def _real_values(pixels: NDArray, mapping: Dataset) -> Floats:

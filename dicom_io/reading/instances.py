@@ -23,9 +23,9 @@ from pydicom.errors import BytesLengthException
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from .bounded import BoundedFile, NoRegularFileError, parse, transfer_syntax
-from .errors import LabelError, UnreadableFileError
-from .headers import fault_of, shown, shown_uid
+from dicom_io.errors import LabelError, UnreadableFileError
+from dicom_io.reading.bounded import BoundedFile, NoRegularFileError, parse, transfer_syntax
+from dicom_io.reading.headers import fault_of, shown, shown_uid
 
 READ_ERRORS: tuple[type[Exception], ...] = (
     BytesLengthException,

@@ -27,8 +27,8 @@ from pydicom.sr.codedict import codes
 from pydicom.tag import BaseTag
 
 from dicom_io.coding import code_item
-from dicom_io.confidentiality_table import OPTIONS, PROFILE, Path, table
-from dicom_io.pseudonyms import Pseudonyms, shifted
+from dicom_io.confidentiality.pseudonyms import Pseudonyms, shifted
+from dicom_io.confidentiality.table import OPTIONS, PROFILE, Path, table
 
 PIXEL_CODES = frozenset({"113101", "113102"})  # what was done to the pixels before stays true
 METHODS = ("monai-unet deidentify, PS3.15 Annex E, Table E.1-1 {edition}", "and rows added until {later_edition}")

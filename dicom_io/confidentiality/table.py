@@ -13,7 +13,7 @@ from typing import Any
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
-from dicom_io.pseudonyms import DeidentificationError
+from dicom_io.confidentiality.pseudonyms import DeidentificationError
 
 # PS3.16 CID 7050
 PROFILE = codes.cid7050.BasicApplicationConfidentialityProfile
@@ -78,7 +78,8 @@ class Table:
 @cache
 def table() -> Table:
     """The table that is shipped with this package."""
-    document = json.loads(files("dicom_io").joinpath("tables/confidentiality_profile.json").read_text(encoding="utf-8"))
+    file = files("dicom_io.confidentiality").joinpath("tables/confidentiality_profile.json")
+    document = json.loads(file.read_text(encoding="utf-8"))
     rows = {
         int(row["tag"], 16): Row(row["basic"], row.get("options", {}))
         for row in document["rows"]

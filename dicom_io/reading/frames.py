@@ -15,9 +15,9 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless, UncompressedTransferSyntaxes
 
-from .errors import SeriesSelectionError
-from .geometry import Plane
-from .instances import MARKS, READ_ERRORS, SIEMENS_CSA, Instance, broken_file, image_type
+from dicom_io.errors import SeriesSelectionError
+from dicom_io.reading.geometry import Plane
+from dicom_io.reading.instances import MARKS, READ_ERRORS, SIEMENS_CSA, Instance, broken_file, image_type
 
 MAX_VOXELS = 2**30
 """The most voxels of one volume, 4 GiB as float32; a header that claims more is refused before anything is allocated."""

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicom_io.errors import GeometryProofError, LabelError
-from dicom_io.headers import shown
-from dicom_io.seg_frames import reference_key
-from dicom_io.walk import Attributes, items, text
+from dicom_io.objects.seg_frames import reference_key
+from dicom_io.objects.walk import Attributes, items, text
+from dicom_io.reading.headers import shown
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from dicom_io.codecs import decoder_of
 from dicom_io.errors import GeometryProofError, UnreadableFileError
-from dicom_io.headers import shown
-from dicom_io.instances import READ_ERRORS
-from dicom_io.places import Plane, group_of, plane_of
-from dicom_io.walk import Attributes, decimals, items, text, whole
+from dicom_io.objects.places import Plane, macro, plane_of
+from dicom_io.objects.walk import Attributes, decimals, items, text, whole
+from dicom_io.reading.codecs import decoder_of
+from dicom_io.reading.headers import shown
+from dicom_io.reading.instances import READ_ERRORS
 
 _SHARED, _PER_FRAME = 0x52009229, 0x52009230
 _POSITION, _ORIENTATION, _MEASURES, _SEGMENT = 0x00209113, 0x00209116, 0x00289110, 0x0062000A
@@ -54,7 +54,7 @@ def walk_seg(dataset: Dataset) -> Iterator[SegFrame]:
         own = dataset.PerFrameFunctionalGroupsSequence[number - 1]
         segment = 0
         if not label_map:
-            segment = int(group_of(dataset, number, "SegmentIdentificationSequence").ReferencedSegmentNumber)
+            segment = int(macro(dataset, number, "SegmentIdentificationSequence").ReferencedSegmentNumber)
         pixels = np.where(frame == padding, 0, frame) if padding else frame  # PS3.3 C.8.20.2: no segment there
         yield SegFrame(segment, plane_of(dataset, number) if placed else None, _named_source(own), pixels)
 

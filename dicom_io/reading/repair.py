@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from .errors import SeriesGeometryError
-from .geometry import TOLERANCE_MM, Plane, Points, check_planes, depths, plane_affine, slice_order
+from dicom_io.errors import SeriesGeometryError
+from dicom_io.reading.geometry import TOLERANCE_MM, Plane, Points, check_planes, depths, plane_affine, slice_order
 
 MAX_GROWTH = 4.0
 """The most slices that a repair may make of one: beyond, most of a volume would be invented."""

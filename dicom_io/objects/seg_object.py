@@ -33,10 +33,10 @@ from pydicom.uid import (
 )
 from pydicom.valuerep import DSfloat
 
-from dicom_io import identity
 from dicom_io.coding import Segment, code_item
-from dicom_io.identity import ResultInfo
-from dicom_io.places import Slice, values_on
+from dicom_io.objects import identity
+from dicom_io.objects.identity import ResultInfo
+from dicom_io.objects.places import Slice, values_on
 from dicom_io.volume import Volume
 
 SegEncoding = Literal["binary", "binary-deflated", "labelmap", "labelmap-rle", "labelmap-jpegls", "fractional"]

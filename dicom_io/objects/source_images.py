@@ -15,10 +15,10 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from dicom_io import identity
 from dicom_io.coding import code_item
 from dicom_io.errors import LabelError
-from dicom_io.places import Slice, check_grid, slices_of, values_on
+from dicom_io.objects import identity
+from dicom_io.objects.places import Slice, check_grid, macro, slices_of, values_on
 from dicom_io.volume import Volume
 
 # PS3.16 table L-1: unpaired terms of BodyPartExamined and their codes.
@@ -119,20 +119,6 @@ def images_of(source: Volume) -> SourceImages:
 def mask_on(plane: NDArray, number: int) -> NDArray[np.bool_]:
     """Shape (rows, columns): where segment `number` is, for label values or one channel a segment."""
     return plane == number if plane.ndim == 2 else plane[..., number - 1] != 0
-
-
-def macro(header: Dataset, frame_number: int | None, keyword: str) -> Dataset:
-    """The item of a functional group for one frame (from 1): its own, else the shared one, else an empty item.
-
-    The header itself where there are no frames (`frame_number` is None): there the attributes stand at the top.
-    """
-    if frame_number is None:
-        return header
-    own = header.PerFrameFunctionalGroupsSequence[frame_number - 1]
-    for group in (own, *(header.get("SharedFunctionalGroupsSequence") or [])[:1]):
-        if group.get(keyword):
-            return group[keyword].value[0]
-    return Dataset()
 
 
 def check_place(labels: Volume, images: SourceImages) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import SeriesGeometryError
+from dicom_io.errors import SeriesGeometryError
 
 Points = NDArray[np.float64]
 

@@ -29,8 +29,8 @@ from pydicom.uid import (
     JPEGLSNearLossless,
 )
 
-from . import guarded
-from .codestreams import JPEG_LOSSLESS, check_codestream, claim_of
+from dicom_io.reading import guarded
+from dicom_io.reading.codestreams import JPEG_LOSSLESS, check_codestream, claim_of
 
 _JPEG_2000 = (JPEG2000Lossless, JPEG2000)
 _HTJ2K = (HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K)
@@ -55,7 +55,7 @@ def decoder_of(syntax: UID) -> Decoder:
     if syntax not in (*_OURS, *guarded.SYNTAXES):
         return get_decoder(syntax)
     decoder, module = Decoder(syntax), "codecs" if syntax in _OURS else "guarded"
-    decoder.add_plugin(module, (f"dicom_io.{module}", "decode_frame"))
+    decoder.add_plugin(module, (f"dicom_io.reading.{module}", "decode_frame"))
     return decoder
 
 

@@ -10,10 +10,10 @@ from pydicom.dataset import Dataset
 from pydicom.uid import SegmentationStorage
 
 from dicom_io.errors import LabelError
-from dicom_io.headers import shown, shown_uid
-from dicom_io.instances import load_dataset, load_object, refusing
-from dicom_io.places import TOLERANCE_VOXELS, check_frame_of_reference, check_patient_space, slice_key
-from dicom_io.seg_frames import SegFrame, walk_seg
+from dicom_io.objects.places import TOLERANCE_VOXELS, check_frame_of_reference, check_patient_space, slice_key
+from dicom_io.objects.seg_frames import SegFrame, walk_seg
+from dicom_io.reading.headers import shown, shown_uid
+from dicom_io.reading.instances import load_dataset, load_object, refusing
 from dicom_io.volume import Affine, Volume
 
 LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"

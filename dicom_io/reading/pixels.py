@@ -12,10 +12,10 @@ from numpy.typing import DTypeLike, NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut
 
-from .codecs import WITHOUT_SIGN, codestream_shape, decode_picture, decoder_of, is_available
-from .errors import SeriesSelectionError, UnreadableFileError
-from .frames import Frame
-from .instances import READ_ERRORS, Instance, broken_file
+from dicom_io.errors import SeriesSelectionError, UnreadableFileError
+from dicom_io.reading.codecs import WITHOUT_SIGN, codestream_shape, decode_picture, decoder_of, is_available
+from dicom_io.reading.frames import Frame
+from dicom_io.reading.instances import READ_ERRORS, Instance, broken_file
 
 PHYSICAL_MODALITIES = frozenset({"CT", "PT"})
 _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")  # implicit and explicit VR little endian

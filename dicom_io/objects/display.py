@@ -12,8 +12,9 @@ from PIL import ImageCms
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_voi
 
-from dicom_io.pixels import PHYSICAL_MODALITIES
-from dicom_io.source_images import SourceImages, macro
+from dicom_io.objects.places import macro
+from dicom_io.objects.source_images import SourceImages
+from dicom_io.reading.pixels import PHYSICAL_MODALITIES
 
 PERCENTILES = (1.0, 99.0)
 

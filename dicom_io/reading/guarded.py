@@ -11,7 +11,7 @@ from pydicom.pixels.decoders import pillow, rle
 from pydicom.pixels.decoders.base import DecodeRunner
 from pydicom.uid import UID, JPEGBaseline8Bit, RLELossless
 
-from .codestreams import check_codestream
+from dicom_io.reading.codestreams import check_codestream
 
 SYNTAXES = (RLELossless, JPEGBaseline8Bit)
 DECODER_DEPENDENCIES = dict.fromkeys(SYNTAXES, ("imagecodecs", "pillow"))

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicom_io.errors import LabelError
-from dicom_io.headers import shown_uid
-from dicom_io.identity import source_headers
+from dicom_io.objects.identity import source_headers
+from dicom_io.reading.headers import shown_uid
 from dicom_io.volume import Volume
 
 # Scanners write positions with 0.001 to 0.01 mm; an evenly spaced grid fitted to them may be off by the
@@ -287,15 +287,20 @@ def plane_of(header: Dataset, frame_number: int | None = None) -> Plane:
 
 
 def _plane_attributes(header: Dataset, frame_number: int | None) -> tuple:
+    position = macro(header, frame_number, "PlanePositionSequence").ImagePositionPatient
+    orientation = macro(header, frame_number, "PlaneOrientationSequence").ImageOrientationPatient
+    return position, orientation, macro(header, frame_number, "PixelMeasuresSequence").PixelSpacing
+
+
+def macro(header: Dataset, frame_number: int | None, keyword: str) -> Dataset:
+    """The item of a functional group for one frame (from 1): its own, else the shared one, else an empty item.
+
+    The header itself where there are no frames (`frame_number` is None): there the attributes stand at the top.
+    """
     if frame_number is None:
-        return header.ImagePositionPatient, header.ImageOrientationPatient, header.PixelSpacing
-    position = group_of(header, frame_number, "PlanePositionSequence").ImagePositionPatient
-    orientation = group_of(header, frame_number, "PlaneOrientationSequence").ImageOrientationPatient
-    return position, orientation, group_of(header, frame_number, "PixelMeasuresSequence").PixelSpacing
-
-
-def group_of(header: Dataset, frame_number: int, keyword: str) -> Dataset:
-    """A functional group item: the frame's own, else the shared one."""
+        return header
     own = header.PerFrameFunctionalGroupsSequence[frame_number - 1]
-    shared = header.SharedFunctionalGroupsSequence[0]
-    return (own if keyword in own else shared)[keyword].value[0]
+    for group in (own, *(header.get("SharedFunctionalGroupsSequence") or [])[:1]):
+        if group.get(keyword):
+            return group[keyword].value[0]
+    return Dataset()

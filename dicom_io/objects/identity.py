@@ -28,7 +28,7 @@ from pydicom.uid import generate_uid
 
 from dicom_io.coding import Segment
 from dicom_io.errors import LabelError, UnreadableFileError
-from dicom_io.instances import load_dataset
+from dicom_io.reading.instances import load_dataset
 from dicom_io.volume import Volume
 
 ObjectKind = Literal["SEG", "SR", "RTSTRUCT", "GSPS", "SC", "PDF", "PM"]

@@ -1,0 +1,1 @@
+"""Files to slices: what a series is, where its slices lie, and what values they hold."""
