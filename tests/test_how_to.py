@@ -1,0 +1,30 @@
+"""What the how-tos show in Python runs as it stands there."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import dicom_io
+import pytest
+from conftest import REPOSITORY
+from phantoms import lopsided_array, oblique_affine, write_mr_series
+
+
+def test_the_python_of_the_dicom_how_to_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_mr_series(tmp_path / "SERIES", lopsided_array(), oblique_affine())
+    segments = json.loads((REPOSITORY / "bundles/hippocampus_mri_unet3d/configs/segments.json").read_text())
+    segments["segmentAttributes"][0] = segments["segmentAttributes"][0][:1]
+    (tmp_path / "segments.json").write_text(json.dumps(segments))
+    page = (REPOSITORY / "docs/how-to/dicom-from-python.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 3
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(blocks), {})
+    assert {path.name for path in tmp_path.glob("*.dcm")} == {"seg.dcm", "rtstruct.dcm", "sr.dcm"}
+
+
+@pytest.mark.parametrize("name", dicom_io.__all__)
+def test_every_door_opens(name: str) -> None:
+    assert getattr(dicom_io, name).__module__.startswith("dicom_io.")
