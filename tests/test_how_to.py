@@ -6,10 +6,11 @@ import json
 import re
 from pathlib import Path
 
-import dicom_io
 import pytest
 from conftest import REPOSITORY
 from phantoms import lopsided_array, oblique_affine, write_mr_series
+
+import dicom_io
 
 
 def test_the_python_of_the_dicom_how_to_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
