@@ -18,7 +18,7 @@ from pydicom.uid import UID
 
 from dicom_io.errors import DicomIoError, SeriesGeometryError, SeriesSelectionError, UnreadableFileError
 from dicom_io.reading.codecs import decoder_of
-from dicom_io.reading.frames import MAX_VOXELS, Frame, check_size, frames_of, has_groups
+from dicom_io.reading.frames import MAX_MM, MAX_VOXELS, MIN_MM, Frame, check_size, frames_of, has_groups, numbers
 from dicom_io.reading.geometry import Grid, Plane, even_grid
 from dicom_io.reading.instances import Instance, same_content
 from dicom_io.reading.pixels import decode_frames
@@ -340,8 +340,25 @@ def _picture(frames: Sequence[Frame], header: Dataset, series: SeriesRef, notes:
         int(header.get("SamplesPerPixel") or 1) == 3 or header.get("PhotometricInterpretation") == "PALETTE COLOR"
     )
     shape = (1, *frames[0].shape, *((3,) if in_colour else ()))
-    notes = (*notes, "without patient space: the affine counts pixels, not millimetres")
+    notes = (*notes, "without patient space: the affine counts pixels, not millimetres", *_pixel_notes(header))
     return _Stack(series, tuple(frames), shape, None, None, notes)
+
+
+def _pixel_mm(header: Dataset) -> tuple[float, float] | None:
+    """Distance of neighbouring pixels along a row and down a column of a picture, where PixelSpacing says it."""
+    spacing = numbers(header, "PixelSpacing", 2)
+    if spacing is None or not all(MIN_MM <= value <= MAX_MM for value in spacing):
+        return None
+    return spacing[1], spacing[0]  # PS3.3 10.7.1.3: first between rows
+
+
+def _pixel_notes(header: Dataset) -> list[str]:
+    spacing = _pixel_mm(header)
+    if spacing is None:
+        return []
+    told = f"its pixels are {spacing[0]:g} x {spacing[1]:g} mm"
+    at_detector = header.get("PixelSpacing") == header.get("ImagerPixelSpacing")  # PS3.3 C.8.11.7.1.1: not calibrated
+    return [f"{told} at the detector, smaller in the patient" if at_detector else told]
 
 
 def _planes(frames: Sequence[Frame], name: str) -> list[Plane]:
@@ -398,6 +415,7 @@ def _provenance(stack: _Stack, notes: tuple[str, ...]) -> Provenance:
         notes,
         stack.repair is not None,
         tuple({id(instance): _without_pixels(instance) for instance in in_memory}.values()),
+        _pixel_mm(frames[0].instance.header) if stack.grid is None and stack.repair is None else None,
     )
 
 

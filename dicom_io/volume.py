@@ -46,6 +46,8 @@ class Provenance:
         resampled: True where the voxels are no longer those of the slices, because a repair was asked for. The
             instances are then the slices in their order along the normal, and there may be more or fewer than K.
         headers: The data sets without pixels, one an instance, where they came from memory and not from files.
+        pixel_mm: Of a picture without patient space whose header has PixelSpacing: distance of neighbouring pixels along
+            I and J, in mm. In a projection it holds in one plane only; `notes` says which.
     """
 
     kind: Kind
@@ -59,6 +61,7 @@ class Provenance:
     notes: tuple[str, ...] = ()
     resampled: bool = False
     headers: tuple[Dataset, ...] = field(default=(), repr=False, compare=False)
+    pixel_mm: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -231,6 +231,15 @@ def result_document(
     }
 
 
+def _size(volume: Volume, voxels: int) -> dict[str, float]:
+    """Millilitres; of a picture its pixels, and square millimetres where its header says how large a pixel is."""
+    if not volume.planar:
+        return {"volume_ml": round(voxels * volume.voxel_ml, 5)}
+    pixel_mm = volume.provenance.pixel_mm
+    area = {"area_mm2": round(voxels * pixel_mm[0] * pixel_mm[1], 5)} if pixel_mm else {}
+    return {"pixels": voxels, **area}
+
+
 def structures(case: Case, bundle: Bundle) -> list[dict[str, Any]]:
     """One row a structure: number (label value and SegmentNumber), name, voxels, size, mean probability inside."""
     rows = []
@@ -238,7 +247,7 @@ def structures(case: Case, bundle: Bundle) -> list[dict[str, Any]]:
         channel = segment.number if bundle.exclusive else segment.number - 1
         mask = case.labels == segment.number if bundle.exclusive else case.labels[..., channel] > 0
         voxels = int(mask.sum())
-        size = {"pixels": voxels} if case.volume.planar else {"volume_ml": round(voxels * case.volume.voxel_ml, 5)}
+        size = _size(case.volume, voxels)
         rows.append(
             {
                 "number": segment.number,

@@ -415,7 +415,12 @@ def test_a_picture_case_leaves_a_mask_of_its_own_size_and_pixels_not_millilitres
     validate(document, "result")
     assert document["source"]["unit"] == "px"
     assert document["structures"][0]["pixels"] == 7
-    assert "volume_ml" not in document["structures"][0]
+    assert not {"volume_ml", "area_mm2"} & document["structures"][0].keys()
+    spaced = replace(volume, provenance=Provenance("dicom", pixel_mm=(0.5, 0.25)))
+    write(Case(spaced, probabilities, labels, {}), vessels, tmp_path / "spaced", formats=("png",))
+    document = json.loads((tmp_path / "spaced/case_result.json").read_text())
+    validate(document, "result")
+    assert document["structures"][0]["area_mm2"] == 7 * 0.5 * 0.25
     prob: Any = nibabel.load(tmp_path / "case_prob.nii.gz")
     assert prob.shape == (9, 14, 1, 1)
 

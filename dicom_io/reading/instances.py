@@ -59,7 +59,7 @@ MARKS = (
 
 HEADER_KEYWORDS = (
     "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID Modality PatientID PatientName "
-    "FrameOfReferenceUID InstanceNumber ImagePositionPatient ImageOrientationPatient PixelSpacing "
+    "FrameOfReferenceUID InstanceNumber ImagePositionPatient ImageOrientationPatient PixelSpacing ImagerPixelSpacing "
     "SliceThickness SpacingBetweenSlices NumberOfFrames SharedFunctionalGroupsSequence "
     "PerFrameFunctionalGroupsSequence Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation "
     "SamplesPerPixel PhotometricInterpretation PlanarConfiguration PixelPaddingValue RescaleSlope "

@@ -130,6 +130,7 @@ def structures_table(done: Sequence[dict[str, Any]]) -> None:
     for case in done:
         for row in case["structures"]:
             size = f"{row['volume_ml']:.3f} mL" if "volume_ml" in row else f"{row['pixels']} px"
+            size += f" ({row['area_mm2']:.1f} mm2)" if "area_mm2" in row else ""
             inside = "-" if row["mean_probability"] is None else f"{row['mean_probability']:.3f}"
             table.add_row(escape(case["case"]), row["label"], size, inside, f"{sum(case['seconds'].values()):.1f}")
     if table.row_count:

@@ -185,6 +185,31 @@ def test_pictures_without_patient_space_are_planar_with_a_pixel_affine(tmp_path:
     np.testing.assert_array_equal(rgb.array, colour[:, :, None, :])
 
 
+@pytest.mark.parametrize(
+    ("header", "pixel_mm", "note"),
+    [
+        ({}, None, None),
+        ({"PixelSpacing": [0.2, 0.15]}, (0.15, 0.2), "its pixels are 0.15 x 0.2 mm"),
+        (
+            {"PixelSpacing": [0.2, 0.15], "ImagerPixelSpacing": [0.2, 0.15]},
+            (0.15, 0.2),
+            "its pixels are 0.15 x 0.2 mm at the detector, smaller in the patient",
+        ),
+        ({"ImagerPixelSpacing": [0.2, 0.15]}, None, None),
+        ({"PixelSpacing": [0, 0]}, None, None),
+    ],
+)
+def test_a_picture_says_how_large_its_pixels_are_where_its_header_does(
+    tmp_path: Path, header: dict[str, object], pixel_mm: tuple[float, float] | None, note: str | None
+) -> None:
+    picture = read_series(write_picture(tmp_path / "grey.dcm", lopsided_array((11, 9, 1))[:, :, 0], header))
+    assert picture.provenance.pixel_mm == pixel_mm
+    assert [told for told in picture.provenance.notes if "mm" in told and "millimetres" not in told] == (
+        [note] if note else []
+    )
+    np.testing.assert_array_equal(picture.affine_lps, np.eye(4))
+
+
 # --- choosing
 
 
