@@ -25,7 +25,7 @@ from dicom_io.errors import LabelError
 from dicom_io.objects import display, drawing, identity
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.source_images import SourceImages, add_body_part, check_place, images_of, mask_on, new_object
-from dicom_io.seg import check_labels
+from dicom_io.seg import check_labels, in_slices
 from dicom_io.volume import Volume
 
 AXIS_LETTERS = (("L", "R"), ("P", "A"), ("H", "F"))  # PS3.3 C.7.6.1.1.1: towards +x, -x; +y, -y; +z, -z
@@ -90,7 +90,7 @@ def write_captures(
     style = style or CaptureStyle()
     _check_style(style)
     check_labels(labels, result)
-    scene = _scene(labels, images_of(source), result, style)
+    scene = _scene(in_slices(labels), images_of(source), result, style)
     counts = [int(np.count_nonzero(plane)) for plane in scene.planes]
     wanted = chosen_slices(counts, style.limit) if slices is None else sorted(set(slices))
     _check_slices(wanted, len(counts))

@@ -85,4 +85,9 @@ def _on_grid(other: Volume, reference: Volume) -> tuple[NDArray[np.float32], str
         beyond += int(outside.sum())
         values[:, :, k] = found.reshape(i.shape)
     share = 100.0 * beyond / values.size
+    if beyond == values.size:
+        raise SeriesGeometryError(
+            f"series {other.provenance.series_instance_uid} lies wholly outside of the grid of series "
+            f"{reference.provenance.series_instance_uid}; series that overlap are needed for channels; name others"
+        )
     return values, f"interpolated linearly, {share:.1f} % of the grid lie outside of it"

@@ -42,7 +42,7 @@ class Segment:
         anatomic_region: Where the property lies when the type does not say it, or None.
         anatomic_region_modifier: What narrows the region, or None.
         rgb: Recommended display colour, 0 to 255 each.
-        description: SegmentDescription, at most 1024 characters, may be empty.
+        description: SegmentDescription, at most 1024 printable ASCII characters without a backslash, may be empty.
     """
 
     number: int

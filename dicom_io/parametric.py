@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
-from pydicom.uid import ParametricMapStorage
+from pydicom.uid import MRImageStorage, ParametricMapStorage
 
 from dicom_io import proof
 from dicom_io.errors import LabelError
 from dicom_io.objects import identity, proof_images, source_images
 from dicom_io.objects.identity import ResultInfo
-from dicom_io.objects.places import check_frame_of_reference, check_patient_space, plane_of, slice_key
+from dicom_io.objects.places import check_frame_of_reference, check_patient_space, plane_of
+from dicom_io.objects.seg_object import thickness_mm
 from dicom_io.objects.source_images import SourceImages
 from dicom_io.reading.instances import load_object, refusing
 from dicom_io.volume import Volume
@@ -45,7 +46,7 @@ class _Meaning:
     @property
     def content(self) -> tuple[str, ...]:
         """What tells the maps of one result apart."""
-        return (self.quantity.scheme_designator, self.quantity.value, self.unit.value, self.label, str(self.number))
+        return (*map(str, self.quantity), *map(str, self.unit), self.label, str(self.number))
 
 
 def write_parametric_map(
@@ -78,7 +79,8 @@ def write_parametric_map(
         `path`. The same source, result and meaning give the same UIDs and bytes.
 
     Raises:
-        LabelError: The values do not fit the source, are not finite, or are not what can be coded.
+        LabelError: The values do not fit the source, are not finite, or are not what can be coded, or the source names no
+            frame of reference.
         GeometryProofError: What was written is not what was meant; no file is left.
     """
     meaning = _Meaning(quantity, unit, label, number)
@@ -93,7 +95,9 @@ def write_parametric_map(
     source_images.check_place(values, images)
     dataset = _build(values, images, result, meaning)
     return proof.save_proved(
-        dataset, path, (lambda file: proof_images.prove_map(file, values, images)) if prove else None
+        dataset,
+        path,
+        (lambda file: proof_images.prove_map(file, values, images, quantity, unit, label)) if prove else None,
     )
 
 
@@ -105,12 +109,14 @@ def read_parametric_map(path: Path, reference: Volume) -> Volume:
         reference: The image that the map is for. Need not be DICOM; then the position alone decides.
 
     Returns:
-        `reference` with real world values, shape (I, J, K), float32; NaN where the map has no frame.
+        `reference` with real world values, shape (I, J, K), float32; NaN where the map has no frame, and where it stores its
+        padding value or NaN.
 
     Raises:
         UnreadableFileError: Not a whole DICOM file.
-        LabelError: Not a map, several maps in one object, another frame of reference, or pixels that are not voxels
-            of `reference`.
+        LabelError: Not a map, several maps in one object, several mappings of a frame that differ, stored values outside of
+            the range that the mapping is for, another frame of reference, or pixels that are not voxels of `reference`:
+            between them, or larger, smaller or further apart, though their centres may fall on centres.
     """
     dataset = load_object(path, "a Parametric Map", (ParametricMapStorage,))
     check_patient_space(reference)
@@ -124,23 +130,7 @@ def read_parametric_map(path: Path, reference: Volume) -> Volume:
             "for each"
         )
     with refusing(path):
-        _check_named_slices(frames, reference)
         return reference.with_array(proof_images.place_map(iter(frames), reference))
-
-
-def _check_named_slices(frames: list[proof_images.MapFrame], reference: Volume) -> None:
-    if reference.provenance.resampled:
-        return  # its K axis does not count slices
-    slices = {slice_key(reference, k): k for k in range(len(reference.provenance.sop_instance_uids))}
-    to_index = np.linalg.inv(reference.affine_lps)
-    for number, frame in enumerate(frames, start=1):
-        named = slices.get(frame.source_key or "")
-        lies = int(np.rint((to_index[:3, :3] @ frame.plane.origin_mm + to_index[:3, 3])[2]))
-        if named is not None and named != lies:
-            raise LabelError(
-                f"frame {number} names slice {named} of the image but lies in slice {lies}; name and position must "
-                "agree; the map was written with its slices out of order"
-            )
 
 
 def _check_meaning(meaning: _Meaning) -> None:
@@ -194,6 +184,7 @@ def _mapping(array: NDArray[np.float32], meaning: _Meaning) -> hd.pm.RealWorldVa
 
 def _build(values: Volume, images: SourceImages, result: ResultInfo, meaning: _Meaning) -> Dataset:
     source, headers, header = images.source, images.headers, images.headers[0]
+    identity.check_has_frame(headers)
     content = (*meaning.content, identity.digest_of(values.array))
     dataset = hd.pm.ParametricMap(
         source_images=_measured(identity.neutral(headers), source),
@@ -215,6 +206,7 @@ def _build(values: Volume, images: SourceImages, result: ResultInfo, meaning: _M
         content_qualification="RESEARCH",
         contributing_equipment=[identity.contribution(result)],
     )
+    _name_classes(dataset, headers)
     identity.stamp(dataset, headers, result, "PM")
     if header.get("BodyPartExamined"):  # no Laterality beside the Frame Laterality (PS3.3 C.7.3.1)
         dataset.BodyPartExamined = header.BodyPartExamined
@@ -231,7 +223,8 @@ def _build(values: Volume, images: SourceImages, result: ResultInfo, meaning: _M
 
 
 def _measured(images: list[Dataset], source: Volume) -> list[Dataset]:
-    """The images with the measures that highdicom asks for and a source may lack, or say of each frame only.
+    """The images with the measures that highdicom asks for and a source may lack, or say of each frame only; slices of a
+    class that may have frames (XA, NM, US) as such of a class that may not.
 
     The frames of one volume have all the same.
     """
@@ -242,9 +235,24 @@ def _measured(images: list[Dataset], source: Volume) -> list[Dataset]:
                 if keyword not in shared and keyword in frames[0]:
                     shared[keyword] = deepcopy(frames[0][keyword])
             image.SharedFunctionalGroupsSequence = [shared]
-        elif "SliceThickness" not in image:
-            image.SliceThickness = source.spacing_mm[2]
+        else:
+            image.SOPClassUID = MRImageStorage  # one without frames: highdicom takes several images of no other
+            if "SliceThickness" not in image:
+                image.SliceThickness = source.spacing_mm[2]
     return images
+
+
+def _name_classes(dataset: Dataset, headers: tuple[Dataset, ...]) -> None:
+    """Give every reference to the source the SOP class that the source has."""
+    classes = {str(header.SOPInstanceUID): header.SOPClassUID for header in headers}
+    items = list(dataset.get("SourceImageSequence") or [])
+    for series in dataset.get("ReferencedSeriesSequence") or []:
+        items += series.ReferencedInstanceSequence
+    for frame in dataset.PerFrameFunctionalGroupsSequence:
+        for derivation in frame.get("DerivationImageSequence") or []:
+            items += derivation.SourceImageSequence
+    for item in items:
+        item.ReferencedSOPClassUID = classes[str(item.ReferencedSOPInstanceUID)]
 
 
 def _sort_along_normal(dataset: Dataset) -> None:
@@ -267,11 +275,10 @@ def _sort_along_normal(dataset: Dataset) -> None:
 
 def _measures(images: SourceImages) -> hd.PixelMeasuresSequence:
     """Pixel size and slice thickness; the gap between slices only where it is the same everywhere."""
-    found, (across, down) = images.headers[0].get("SliceThickness"), images.pixel_size(0)
-    gap = images.source.spacing_mm[2]
+    (across, down), gap = images.pixel_size(0), images.source.spacing_mm[2]
     return hd.PixelMeasuresSequence(
         pixel_spacing=(down, across),
-        slice_thickness=float(found) if found else gap,
+        slice_thickness=thickness_mm(images.headers[0], images.slices[0].frame, images.source),
         spacing_between_slices=None if images.source.provenance.resampled else gap,
     )
 

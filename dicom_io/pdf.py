@@ -61,7 +61,7 @@ def write_pdf(
             f"the title of the document is {title!r}; 1 to 64 ASCII characters without a backslash are needed; shorten it"
         )
     headers = identity.source_headers(source)
-    content = (hashlib.sha256(pages).hexdigest(), concept.scheme_designator, concept.value, title, str(names_patient))
+    content = (hashlib.sha256(pages).hexdigest(), *map(str, concept), title, str(names_patient))
     uid = identity.result_uid(source, result, "PDF", "instance", *content)
     dataset = source_images.new_object(EncapsulatedPDFStorage, uid)
     _describe(dataset, source, headers, result, title, concept)

@@ -27,7 +27,8 @@ from pydicom.valuerep import format_number_as_ds
 from dicom_io import proof
 from dicom_io.coding import Segment
 from dicom_io.errors import LabelError
-from dicom_io.objects import display, identity, proof_images
+from dicom_io.objects import display, identity, proof_outlines
+from dicom_io.objects.drawing import RESEARCH_TEXT
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.source_images import (
     SourceImages,
@@ -39,11 +40,10 @@ from dicom_io.objects.source_images import (
     new_object,
     rescale_type,
 )
-from dicom_io.seg import check_labels
+from dicom_io.seg import check_labels, in_slices
 from dicom_io.volume import Volume
 
 RESEARCH_LAYER = "RESEARCH"
-RESEARCH_TEXT = "RESEARCH USE ONLY - NOT FOR DIAGNOSIS"
 RESEARCH_RGB = (255, 220, 0)
 MAX_POINTS = 8000  # Graphic Data is FL, whose length in bytes must fit 16 bits (PS3.5 7.1.2)
 LEGEND_LINES, LINE_HEIGHT = 24, 0.03  # of the displayed area, from its lower edge upwards
@@ -80,6 +80,7 @@ def write_gsps(labels: Volume, source: Volume, path: Path, result: ResultInfo, *
     check_labels(labels, result)
     images = images_of(source)
     check_place(labels, images)
+    labels = in_slices(labels)
     header, colour = images.headers[0], source.array.ndim == 4
     dataset = _identified(labels, images, result, colour=colour)
     dataset.ReferencedSeriesSequence = [_series_item(images)]
@@ -92,7 +93,9 @@ def write_gsps(labels: Volume, source: Volume, path: Path, result: ResultInfo, *
     else:
         _add_grey_transformations(dataset, images)
     return proof.save_proved(
-        dataset, path, (lambda file: proof_images.prove_outlines(file, labels, images)) if prove else None
+        dataset,
+        path,
+        (lambda file: proof_outlines.prove_outlines(file, labels, images, result.segments)) if prove else None,
     )
 
 
@@ -186,7 +189,7 @@ def _layer(name: str, description: str, rgb: tuple[int, int, int]) -> Dataset:
 
 
 def _layer_name(segment: Segment) -> str:
-    return f"{proof_images.LAYER_PREFIX}{segment.number}"
+    return f"{proof_outlines.LAYER_PREFIX}{segment.number}"
 
 
 def _annotations(labels: Volume, images: SourceImages, result: ResultInfo) -> Iterable[Dataset]:
@@ -226,7 +229,7 @@ def _polylines(loop: Floats) -> Iterable[Dataset]:
     """One POLYLINE, or several open ones end to end where one would not fit its data element."""
     cuts = [*range(0, len(loop) - 1, MAX_POINTS - 1), len(loop) - 1]
     for first, last in pairwise(cuts):
-        points = loop[first : last + 1] + proof_images.PIXEL_CENTRE
+        points = loop[first : last + 1] + proof_outlines.PIXEL_CENTRE
         line = Dataset()
         line.GraphicAnnotationUnits = "PIXEL"
         line.GraphicDimensions = 2

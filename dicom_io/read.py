@@ -8,45 +8,22 @@ was asked for.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.uid import UID
 
-from dicom_io.errors import DicomIoError, SeriesGeometryError, SeriesSelectionError, UnreadableFileError
-from dicom_io.reading.codecs import decoder_of
-from dicom_io.reading.frames import MAX_MM, MAX_VOXELS, MIN_MM, Frame, check_size, frames_of, has_groups, numbers
-from dicom_io.reading.geometry import Grid, Plane, even_grid
-from dicom_io.reading.instances import Instance, same_content
+from dicom_io.errors import DicomIoError, SeriesGeometryError, SeriesSelectionError
+from dicom_io.reading.gate import ReadOptions, Stack, check_ends, pixel_mm, place_of, stack_of
+from dicom_io.reading.instances import Instance
 from dicom_io.reading.pixels import decode_frames
-from dicom_io.reading.repair import Repair, plan_repair, resample
+from dicom_io.reading.repair import resample
 from dicom_io.reading.series import Scan, SeriesRef, Source, counted, files_below, scan_source, summary, survey_files
-from dicom_io.reading.time_points import choose_time_point
 from dicom_io.volume import Provenance, Volume
 
-_COLOUR = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT", "YBR_PARTIAL_420", "PALETTE COLOR"})
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """What a caller asks for where a source holds more, or less, than one even volume. Nothing of it is done unasked.
-
-    Attributes:
-        series_instance_uid: Which series to read where there are several.
-        time_point: Which of several time points, echoes or acquisitions to read, from 1.
-        resample_gaps: Fill uneven gaps and missing slices by linear interpolation.
-        resample_tilt: Put a stack whose slices are shifted sideways (gantry tilt) onto a right-angled grid.
-        channels: Read these series of one frame of reference as channels, on the grid of the first (`channels.py`).
-    """
-
-    series_instance_uid: str | None = None
-    time_point: int | None = None
-    resample_gaps: bool = False
-    resample_tilt: bool = False
-    channels: tuple[str, ...] = ()
+__all__ = ["ReadOptions", "Source", "Verdict", "examine", "read_series"]
 
 
 @dataclass(frozen=True)
@@ -67,18 +44,6 @@ class Verdict:
     reason: str = ""
     shape: tuple[int, int, int] | None = None
     spacing_mm: tuple[float, float, float] | None = None
-
-
-@dataclass(frozen=True)
-class _Stack:
-    """A series that passed the gate: what is left is to decode."""
-
-    series: SeriesRef
-    frames: tuple[Frame, ...]
-    shape: tuple[int, ...]
-    grid: Grid | None
-    repair: Repair | None
-    notes: tuple[str, ...] = field(default=())
 
 
 def read_series(
@@ -109,7 +74,9 @@ def read_series(
     scan = scan_source(source)
     named = not (isinstance(source, str | Path) and Path(source).is_dir())
     series, notes = _select(scan, series_instance_uid, named=named)
-    return _read(_gate(replace(series, notes=notes), options))
+    stack = stack_of(replace(series, notes=notes), options)
+    check_ends(stack, scan.series)
+    return _read(stack)
 
 
 def examine(source: Path, options: ReadOptions | None = None) -> list[Verdict]:
@@ -120,7 +87,7 @@ def examine(source: Path, options: ReadOptions | None = None) -> list[Verdict]:
     """
     options = options or ReadOptions()
     scan = survey_files(files_below(source) if source.is_dir() else [source])
-    verdicts = [_verdict(series, options) for series in scan.series]
+    verdicts = [_verdict(series, options, scan.series) for series in scan.series]
     mixed = {id(v.series): v for v in _mixed(scan)}
     return [
         *(mixed.get(id(verdict.series), verdict) for verdict in verdicts),
@@ -128,16 +95,17 @@ def examine(source: Path, options: ReadOptions | None = None) -> list[Verdict]:
     ]
 
 
-def _verdict(series: SeriesRef, options: ReadOptions) -> Verdict:
+def _verdict(series: SeriesRef, options: ReadOptions, others: Iterable[SeriesRef]) -> Verdict:
     if series.set_aside:
         return Verdict(series, "set aside", series.set_aside)
     if series.kind != "image":
         return Verdict(series, "object", series.kind)
     try:
-        stack = _gate(series, options)
+        stack = stack_of(series, options)
+        check_ends(stack, others)
     except DicomIoError as error:
         return Verdict(series, "refused", str(error))
-    affine_lps, shape = _place(stack)
+    affine_lps, shape = place_of(stack)
     spacing = None if stack.grid is None and stack.repair is None else np.linalg.norm(affine_lps[:3, :3], axis=0)
     told = tuple(note for note in stack.notes if note not in series.notes)
     return Verdict(series, "readable", "; ".join(told), shape, None if spacing is None else tuple(spacing.tolist()))
@@ -184,7 +152,11 @@ def _several_images(images: Sequence[SeriesRef]) -> DicomIoError:
         return SeriesSelectionError(
             f"found {len(images)} image series: {summary(images)}; one is needed; name it with --series UID"
         )
-    parts = "; ".join(f"{one.instance_count} files of orientation {_cosines(one)}" for one in images)
+    parts = "; ".join(
+        f"{counted(one.instance_count, 'file')} ({one.modality or 'without Modality'}"
+        f"{', multi-frame' if one.instances[0].header.get('NumberOfFrames') else ''}) of orientation {_cosines(one)}"
+        for one in images
+    )
     if len({one.study_instance_uid for one in images}) > 1 or not images[0].series_instance_uid:
         return SeriesSelectionError(
             f"{images[0].name} falls into {len(images)} studies or folders: {parts}; one is needed; "
@@ -200,201 +172,17 @@ def _cosines(series: SeriesRef) -> str:
     return "none" if series.orientation is None else "(" + ", ".join(f"{c:.4g}" for c in series.orientation) + ")"
 
 
-def _gate(series: SeriesRef, options: ReadOptions) -> _Stack:
-    """Frames in order and the grid that they lie on, from headers alone; refuses everything that is no volume."""
-    for instance in series.instances:
-        check_size(instance)
-    instances, notes = _without_copies(series)
-    headers = [instance.header for instance in instances]
-    _check_readable(instances, series)
-    frames = [frame for instance in instances for frame in frames_of(instance)]
-    if all(frame.plane is None for frame in frames):
-        return _picture(frames, headers[0], series, (*series.notes, *notes))
-    planes = _planes(frames, series.name)
-    _check_space(headers, series.name)
-    frames, told = choose_time_point(frames, planes, series.name, options.time_point)
-    return _even(series, frames, options, (*series.notes, *notes, *told))
-
-
-def _even(series: SeriesRef, frames: Sequence[Frame], options: ReadOptions, notes: tuple[str, ...]) -> _Stack:
-    planes = [frame.plane for frame in frames if frame.plane is not None]
-    thickness = frames[0].thickness_mm
-    repair = None
-    try:
-        grid: Grid | None = even_grid(planes, series.name, single_step_mm=thickness or 1.0)
-        if grid and grid.shear_degrees and options.resample_tilt:
-            grid = None
-    except SeriesGeometryError:
-        if not options.resample_gaps and not options.resample_tilt:
-            raise
-        grid = None
-    if grid is None:
-        repair = plan_repair(planes, series.name, gaps=options.resample_gaps, tilt=options.resample_tilt)
-    order = grid.order if grid else repair.order if repair else ()
-    notes = (*notes, *(_grid_notes(grid, thickness) if grid else [repair.note] if repair else []))
-    stack = _Stack(series, tuple(frames[index] for index in order), (len(order), *planes[0].shape), grid, repair, notes)
-    _check_total(stack)
-    return stack
-
-
-def _check_total(stack: _Stack) -> None:
-    voxels = max(int(np.prod(stack.shape)), int(np.prod(_place(stack)[1])))
-    if voxels > MAX_VOXELS:
-        raise SeriesSelectionError(
-            f"{stack.series.name} has {voxels} voxels; at most {MAX_VOXELS} fit; read a part of it"
-        )
-
-
-def _place(stack: _Stack) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """Affine in LPS mm (pixels for a picture) and (columns, rows, slices) of what will be read."""
-    slices, rows, columns = stack.shape[:3]
-    if stack.repair is not None:
-        return stack.repair.affine_lps, stack.repair.shape
-    return (np.eye(4) if stack.grid is None else stack.grid.affine_lps), (columns, rows, slices)
-
-
-def _read(stack: _Stack) -> Volume:
+def _read(stack: Stack) -> Volume:
     slices, decoding = decode_frames(stack.frames, stack.series.modality, stack.shape)
     if stack.repair is not None:
         slices = resample(slices, stack.repair)
-    affine_lps, _ = _place(stack)
+    affine_lps, _ = place_of(stack)
     array = slices.transpose(2, 1, 0, *range(3, slices.ndim))
     planar = stack.grid is None and stack.repair is None
     return Volume(array, affine_lps, _provenance(stack, (*stack.notes, *decoding)), planar)
 
 
-def _without_copies(series: SeriesRef) -> tuple[list[Instance], list[str]]:
-    """The instances without byte-identical copies. Raises SeriesGeometryError for one UID with two contents."""
-    kept: dict[str, Instance] = {}
-    without_uid, copies = [], []
-    for instance in series.instances:
-        uid = instance.sop_instance_uid
-        if not uid:
-            without_uid.append(instance)
-        elif uid not in kept:
-            kept[uid] = instance
-        elif same_content(kept[uid], instance):
-            copies.append(instance)
-        else:
-            raise SeriesGeometryError(
-                f"{series.name} holds SOP instance {uid} twice with different content, in {kept[uid].name} and "
-                f"{instance.name}; each slice is needed once; leave one of the files out"
-            )
-    chosen = {id(instance) for instance in (*kept.values(), *without_uid)}
-    found = counted(len(copies), "file")
-    notes = [f"left out as byte-identical copies of another: {found}"] if copies else []
-    return [instance for instance in series.instances if id(instance) in chosen], notes
-
-
-def _check_readable(instances: Sequence[Instance], series: SeriesRef) -> None:
-    """Refuses what belongs to several patients, what cannot be decoded, and what can be no volume of single values:
-    cine, and colour unless it is one picture.
-    """
-    headers = [instance.header for instance in instances]
-    for keyword in ("PatientID", "PatientName"):
-        count = len({str(header.get(keyword)) for header in headers if header.get(keyword)})
-        if count > 1:
-            raise SeriesSelectionError(
-                f"{series.name} has files of {count} different {keyword}; one patient is needed; "
-                "pass the files of one patient only"
-            )
-    for syntax in {instance.transfer_syntax for instance in instances}:
-        _check_decodable(syntax, series)
-    if any(instance.frames > 1 and not has_groups(instance.header) for instance in instances):
-        raise _placeless(series)
-    colours = {str(header.get("PhotometricInterpretation")) for header in headers} & _COLOUR
-    samples = max(int(header.get("SamplesPerPixel") or 1) for header in headers)
-    single = series.frame_count == 1 and series.orientation is None
-    if (colours or samples > 1) and not single:
-        raise SeriesSelectionError(
-            f"{series.name} holds {series.frame_count} colour pictures ({', '.join(sorted(colours))}, "
-            f"{samples} samples a pixel); one grey value a voxel is needed; "
-            "pick a grey series with --series UID"
-        )
-
-
-def _check_decodable(syntax: UID, series: SeriesRef) -> None:
-    try:
-        available = not syntax.is_compressed or decoder_of(syntax).is_available
-    except (NotImplementedError, ValueError):
-        available = False
-    if not available:
-        raise UnreadableFileError(
-            f"{series.name} is encoded as {syntax.name}; there is no decoder for it here; "
-            "store it uncompressed or losslessly (JPEG 2000, JPEG-LS) and read that"
-        )
-
-
-def _placeless(series: SeriesRef) -> SeriesSelectionError:
-    return SeriesSelectionError(
-        f"{series.name} holds {series.frame_count} frames or pictures without a position in patient space "
-        "(cine, time series or views); a volume or one picture is needed; pass one single-frame file"
-    )
-
-
-def _picture(frames: Sequence[Frame], header: Dataset, series: SeriesRef, notes: tuple[str, ...]) -> _Stack:
-    """A 2D picture: pixels for millimetres, columns along +x and rows along +y."""
-    if len(frames) > 1:
-        raise _placeless(series)
-    in_colour = (
-        int(header.get("SamplesPerPixel") or 1) == 3 or header.get("PhotometricInterpretation") == "PALETTE COLOR"
-    )
-    shape = (1, *frames[0].shape, *((3,) if in_colour else ()))
-    notes = (*notes, "without patient space: the affine counts pixels, not millimetres", *_pixel_notes(header))
-    return _Stack(series, tuple(frames), shape, None, None, notes)
-
-
-def _pixel_mm(header: Dataset) -> tuple[float, float] | None:
-    """Distance of neighbouring pixels along a row and down a column of a picture, where PixelSpacing says it."""
-    spacing = numbers(header, "PixelSpacing", 2)
-    if spacing is None or not all(MIN_MM <= value <= MAX_MM for value in spacing):
-        return None
-    return spacing[1], spacing[0]  # PS3.3 10.7.1.3: first between rows
-
-
-def _pixel_notes(header: Dataset) -> list[str]:
-    spacing = _pixel_mm(header)
-    if spacing is None:
-        return []
-    told = f"its pixels are {spacing[0]:g} x {spacing[1]:g} mm"
-    at_detector = header.get("PixelSpacing") == header.get("ImagerPixelSpacing")  # PS3.3 C.8.11.7.1.1: not calibrated
-    return [f"{told} at the detector, smaller in the patient" if at_detector else told]
-
-
-def _planes(frames: Sequence[Frame], name: str) -> list[Plane]:
-    planes = [frame.plane for frame in frames if frame.plane is not None]
-    if len(planes) < len(frames):
-        lost = next(frame.instance.name for frame in frames if frame.plane is None)
-        raise SeriesGeometryError(
-            f"{name}: {len(frames) - len(planes)} of {len(frames)} slices name no position, orientation or "
-            f"pixel spacing (the first in {lost}); each slice needs all three; leave those files out"
-        )
-    return planes
-
-
-def _check_space(headers: Iterable[Dataset], name: str) -> None:
-    spaces = {str(header.get("FrameOfReferenceUID") or "") for header in headers}
-    if len(spaces) > 1:
-        raise SeriesGeometryError(
-            f"{name} mixes {len(spaces)} frames of reference ({', '.join(sorted(spaces))}); one is needed, "
-            "for positions to compare; pass the files of one frame of reference"
-        )
-
-
-def _grid_notes(grid: Grid, thickness_mm: float | None) -> list[str]:
-    notes = []
-    if grid.shear_degrees:
-        notes.append(
-            f"the stack is sheared by {grid.shear_degrees:.2f} degrees in even steps (gantry tilt): "
-            "kept as an exact sheared affine, not resampled"
-        )
-    if len(grid.order) == 1:
-        source = "SliceThickness" if thickness_mm else "1 mm, no SliceThickness is given"
-        notes.append(f"a single slice: its step along the normal is {source}")
-    return notes
-
-
-def _provenance(stack: _Stack, notes: tuple[str, ...]) -> Provenance:
+def _provenance(stack: Stack, notes: tuple[str, ...]) -> Provenance:
     series, frames = stack.series, stack.frames
     uids = tuple(frame.instance.sop_instance_uid for frame in frames)
     if not all(uids):
@@ -415,7 +203,7 @@ def _provenance(stack: _Stack, notes: tuple[str, ...]) -> Provenance:
         notes,
         stack.repair is not None,
         tuple({id(instance): _without_pixels(instance) for instance in in_memory}.values()),
-        _pixel_mm(frames[0].instance.header) if stack.grid is None and stack.repair is None else None,
+        pixel_mm(frames[0].instance.header) if stack.grid is None and stack.repair is None else None,
     )
 
 

@@ -10,7 +10,8 @@ contours of their own.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +23,13 @@ from dicom_io import proof
 from dicom_io.errors import LabelError
 from dicom_io.objects import identity
 from dicom_io.objects.contours import contours
+from dicom_io.objects.grid import named_slices, told_slices
 from dicom_io.objects.identity import ResultInfo
-from dicom_io.objects.places import (
-    TOLERANCE_VOXELS,
-    check_frame_of_reference,
-    check_grid,
-    check_patient_space,
-    slice_key,
-    slices_of,
-)
-from dicom_io.objects.raster import even_odd
-from dicom_io.objects.rt_contours import walk_rtstruct, without_area
+from dicom_io.objects.places import TOLERANCE_VOXELS, check_grid, check_patient_space, slices_of
+from dicom_io.objects.raster import entangled, filled
+from dicom_io.objects.rt_contours import walk_rtstruct, without_area, without_repeats
 from dicom_io.objects.rt_object import build_rtstruct
+from dicom_io.reading.headers import shown_uid
 from dicom_io.reading.instances import load_object, refusing
 from dicom_io.seg import check_labels, in_slices
 from dicom_io.volume import Volume
@@ -42,7 +38,15 @@ __all__ = ["contours", "read_rtstruct", "write_rtstruct"]
 
 MIN_SPACING_MM = 0.01  # below, three decimals of a millimetre could move a contour over a voxel centre
 
+LEFT_OUT = "points and open lines enclose no voxel and were left out"
+TWICE = "contours that stand there a second time were left out"
+CANCELLED = "CLOSEDPLANAR_XOR contours that stand there a second time cancel out the first"
+NOTHING = "contours enclose no voxel's centre"
+VANISHED = "holes enclose the same voxels as what is around them and leave none"
+BEYOND = "contours reach beyond the image and were cut at its edge"
+
 Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 
 def write_rtstruct(labels: Volume, source: Volume, path: Path, result: ResultInfo, *, prove: bool = True) -> Path:
@@ -64,24 +68,32 @@ def write_rtstruct(labels: Volume, source: Volume, path: Path, result: ResultInf
     labels = in_slices(labels)
     built = build_rtstruct(labels, source, headers, slices, result)
     return proof.save_proved(
-        built.save, path, (lambda file: proof.prove_rtstruct(file, labels, source, slices)) if prove else None
+        built.save,
+        path,
+        (lambda file: proof.prove_rtstruct(file, labels, source, result.segments, headers)) if prove else None,
     )
 
 
 def read_rtstruct(path: Path, reference: Volume) -> Volume:
     """The regions of an RTSTRUCT as labels on the grid of `reference`.
 
-    A voxel belongs to a region if its centre is inside by the even-odd rule over all contours of the region
-    in its slice. Slices are found by patient position; a contour's named instance must agree with it. Points and open
-    lines enclose no voxel: they are left out, and the provenance's notes say so.
+    Slices are found by patient position; of the instances that a contour names, one must be where it lies. A voxel belongs
+    to a region if its centre is inside by the even-odd rule over all contours of the region in its slice. That is the rule
+    of CLOSEDPLANAR_XOR contours. For CLOSED_PLANAR ones the standard names the keyhole alone to leave a part out, and does
+    not say what two that share an area mean (PS3.3 C.8.8.6.3). One within another is read as a hole, as many programs write
+    it, and the same contour a second time is left out. Two that overlap in part could be meant as their sum as well as
+    their difference: they are refused.
+
+    The notes of the provenance tell what does not show in the labels: points and open lines, which enclose no voxel,
+    contours that stand twice, that enclose no voxel's centre, or that reach beyond the image, and holes that leave nothing.
 
     Returns:
         `reference` with label values = ROINumber, shape (I, J, K), uint8 (uint16 above 255).
 
     Raises:
         UnreadableFileError: Not a DICOM file.
-        LabelError: Not an RTSTRUCT, another frame of reference, contours between slices or of no known type,
-            overlapping regions, or a ROINumber that cannot be a label value.
+        LabelError: Not an RTSTRUCT, regions in another frame of reference, contours between slices, of no known type, of no
+            described region or overlapping in part, overlapping regions, or a ROINumber that cannot be a label value.
     """
     dataset = load_object(path, "an RT Structure Set", (RTStructureSetStorage,))
     check_patient_space(reference)
@@ -90,39 +102,119 @@ def read_rtstruct(path: Path, reference: Volume) -> Volume:
 
 
 def _regions(dataset: Dataset, reference: Volume) -> Volume:
-    for keyword in ("StructureSetROISequence", "ROIContourSequence"):
-        if keyword not in dataset:
-            raise LabelError(
-                f"the structure set has no {keyword}, so nothing says which regions it has; a whole one is needed"
-            )
-    for item in dataset.get("ReferencedFrameOfReferenceSequence") or []:
-        check_frame_of_reference(item.get("FrameOfReferenceUID"), reference)
-    numbers = [int(item.ROINumber) for item in dataset.get("StructureSetROISequence") or []]
-    if not all(0 < number < 65536 for number in numbers):
-        raise LabelError(
-            f"the regions are numbered {sorted(numbers)}; numbers from 1 to 65535 are needed because they "
-            "become label values; renumber the regions"
-        )
+    numbers = _numbers(dataset)
+    _check_frames_of_reference(dataset, reference)
     array = np.zeros(reference.shape, dtype=np.uint8 if max(numbers, default=0) < 256 else np.uint16)
-    for (roi, k), loops in sorted(_loops(dataset, reference).items()):
-        inside = even_odd(loops, (reference.shape[1], reference.shape[0])).T
-        taken = array[:, :, k][inside]
+    told: dict[str, Counter[int]] = {LEFT_OUT: Counter(without_area(dataset))}
+    for (roi, k), drawn in sorted(_drawn(dataset, reference).items()):
+        inside, notes = _inside(roi, k, drawn, (reference.shape[1], reference.shape[0]))
+        for note, count in notes.items():
+            told.setdefault(note, Counter())[roi] += count
+        taken = array[:, :, k][inside.T]
         if taken.any():
             raise LabelError(
                 f"region {roi} overlaps region {int(taken.max())}; regions that exclude each other are "
                 "needed; split the structure set into one file for each"
             )
-        array[:, :, k][inside] = roi
-    return _with_note(reference.with_array(array), without_area(dataset))
+        array[:, :, k][inside.T] = roi
+    return _with_notes(reference.with_array(array), told)
 
 
-def _with_note(labels: Volume, passed_by: dict[int, int]) -> Volume:
-    """The same labels; where regions have points or open lines, their provenance says that they are not in."""
-    if not passed_by:
-        return labels
-    told = ", ".join(f"{count} in region {roi}" for roi, count in sorted(passed_by.items()))
-    note = f"points and open lines enclose no voxel and were left out: {told}"
-    return replace(labels, provenance=replace(labels.provenance, notes=(*labels.provenance.notes, note)))
+def _numbers(dataset: Dataset) -> list[int]:
+    """The ROINumbers that a structure set describes."""
+    for keyword in ("StructureSetROISequence", "ROIContourSequence"):
+        if keyword not in dataset:
+            raise LabelError(
+                f"the structure set has no {keyword}, so nothing says which regions it has; a whole one is needed; "
+                "export it again"
+            )
+    numbers = sorted(int(item.ROINumber) for item in dataset.get("StructureSetROISequence") or [])
+    if not all(0 < number < 65536 for number in numbers) or len(set(numbers)) < len(numbers):
+        raise LabelError(
+            f"the regions are numbered {_some(numbers)}; different numbers from 1 to 65535 are needed because they "
+            "become label values; renumber the regions"
+        )
+    drawn = [item for item in dataset.get("ROIContourSequence") or [] if item.get("ContourSequence")]
+    unknown = sorted({int(item.ReferencedROINumber) for item in drawn} - set(numbers))
+    if unknown:
+        raise LabelError(
+            f"there are contours of the regions {_some(unknown)}, described are {_some(numbers)}; each needs its "
+            "description; export the structure set again"
+        )
+    return numbers
+
+
+def _check_frames_of_reference(dataset: Dataset, reference: Volume) -> None:
+    """Each region names its own (Type 1, PS3.3 C.8.8.5); where it does not, those that the structure set lists must fit."""
+    ours = reference.provenance.frame_of_reference_uid
+    listed = [item.get("FrameOfReferenceUID") for item in dataset.get("ReferencedFrameOfReferenceSequence") or []]
+    elsewhere: dict[str, list[int]] = {}
+    for item in dataset.get("StructureSetROISequence") or []:
+        own = item.get("ReferencedFrameOfReferenceUID")
+        for uid in [own] if own else listed:
+            if uid and ours and uid != ours:
+                elsewhere.setdefault(str(uid), []).append(int(item.ROINumber))
+    if elsewhere:
+        told = "; ".join(f"regions {_some(rois)} in {shown_uid(uid)}" for uid, rois in list(elsewhere.items())[:4])
+        raise LabelError(
+            f"there are regions in another frame of reference than the image, which has {shown_uid(ours)}: {told}; the same "
+            "one is needed; use the structure set that was made for this image, or register them first"
+        )
+
+
+@dataclass
+class _Drawn:
+    """The contours of a region in a slice, (n, 2) points (column, row) in pixels each, and whether one is CLOSEDPLANAR_XOR."""
+
+    loops: list[Floats] = field(default_factory=list)
+    exclusive: bool = False
+
+
+def _inside(roi: int, k: int, drawn: _Drawn, shape: tuple[int, int]) -> tuple[Mask, Counter[str]]:
+    """Shape (rows, columns): the voxels of a region in a slice; and what there is to tell of how many contours."""
+    notes: Counter[str] = Counter()
+    once = without_repeats(drawn.loops)
+    loops = drawn.loops if drawn.exclusive else once
+    notes[CANCELLED if drawn.exclusive else TWICE] = len(drawn.loops) - len(once)
+    pixels = filled(loops, shape)
+    depth = np.bincount(np.concatenate(pixels), minlength=shape[0] * shape[1])
+    if not drawn.exclusive and depth.max() > 1:
+        _check_not_entangled(roi, k, loops, shape)
+    inside = (depth & 1).astype(bool).reshape(shape)
+    notes[NOTHING] = sum(not len(one) for one in pixels)
+    if depth.max() > 1:
+        areas = [one.tobytes() for one in filled(once, shape) if len(one)]
+        notes[VANISHED] = len(areas) - len(set(areas))
+    last = np.array(shape[::-1]) - 0.5 + TOLERANCE_VOXELS
+    notes[BEYOND] = sum(bool((loop < -0.5 - TOLERANCE_VOXELS).any() or (loop > last).any()) for loop in loops)
+    return inside, notes
+
+
+def _check_not_entangled(roi: int, k: int, loops: list[Floats], shape: tuple[int, int]) -> None:
+    pair = entangled(loops, shape)
+    if pair:
+        one, other = (set(mine.tolist()) for mine in filled([loops[number] for number in pair], shape))
+        raise LabelError(
+            f"two CLOSED_PLANAR contours of region {roi} in slice {k}, of {len(one)} and {len(other)} voxels, share "
+            f"{len(one & other)} and neither lies within the other, so that their sum or their difference could be meant; "
+            "contours that lie apart or one within the other are needed; unite them, or export them as CLOSEDPLANAR_XOR"
+        )
+
+
+def _with_notes(labels: Volume, told: dict[str, Counter[int]]) -> Volume:
+    """The same labels with a note in their provenance for each thing of which there is something to tell."""
+    counts = {note: {roi: count for roi, count in sorted(of.items()) if count} for note, of in told.items()}
+    notes = tuple(
+        f"{note}: {', '.join(f'{count} in region {roi}' for roi, count in of.items())}"
+        for note, of in counts.items()
+        if of
+    )
+    return replace(labels, provenance=replace(labels.provenance, notes=(*labels.provenance.notes, *notes)))
+
+
+def _some(numbers: list[int]) -> str:
+    """At most twenty numbers, as a message has them."""
+    return f"{numbers[:20]}{' ...' * (len(numbers) > 20)}"
 
 
 def _check_space(source: Volume) -> None:
@@ -132,22 +224,24 @@ def _check_space(source: Volume) -> None:
         )
 
 
-def _loops(dataset: Dataset, reference: Volume) -> dict[tuple[int, int], list[Floats]]:
-    """Contours by (ROINumber, slice k) in pixel coordinates (column, row) of the reference."""
+def _drawn(dataset: Dataset, reference: Volume) -> dict[tuple[int, int], _Drawn]:
+    """Contours by (ROINumber, slice k) in pixel coordinates of the reference."""
     to_index = np.linalg.inv(reference.affine_lps)
-    slices = {slice_key(reference, k): k for k in range(len(reference.provenance.sop_instance_uids))}
-    loops: dict[tuple[int, int], list[Floats]] = {}
+    slices = named_slices(reference)
+    found: dict[tuple[int, int], _Drawn] = {}
     for contour in walk_rtstruct(dataset):
         index = contour.points_mm @ to_index[:3, :3].T + to_index[:3, 3]
         k = _slice_of(contour.roi, index, reference.shape[2])
-        named = slices.get(contour.source_uid or "", k)
-        if named != k:
+        named = sorted({slices[key] for key in contour.named if key in slices})
+        if named and k not in named:
             raise LabelError(
-                f"a contour of region {contour.roi} names slice {named} of the image but lies in slice {k}; "
+                f"a contour of region {contour.roi} names {told_slices(named)} of the image but lies in slice {k}; "
                 "name and position must agree; use the structure set that was made for this image"
             )
-        loops.setdefault((contour.roi, k), []).append(index[:, :2])
-    return loops
+        drawn = found.setdefault((contour.roi, k), _Drawn())
+        drawn.loops.append(index[:, :2])
+        drawn.exclusive |= contour.exclusive
+    return found
 
 
 def _slice_of(roi: int, index: Floats, count: int) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dicom_io import proof
 from dicom_io.errors import LabelError
@@ -37,9 +38,9 @@ def write_seg(
     """Write labels as a SEG that refers to the series they were made from.
 
     Args:
-        labels: On the grid of `source`. Shape (I, J, K) with values 0 (background) to N, or (I, J, K, C) with
-            channel c non-zero where segment c + 1 is (segments may overlap); for "fractional" (I, J, K, C) with the
-            probability of segment c + 1, 0 to 1.
+        labels: On the grid of `source`. Shape (I, J, K) with whole values 0 (background) to N, of any type, or
+            (I, J, K, C) with channel c non-zero where segment c + 1 is (segments may overlap); for "fractional"
+            (I, J, K, C) with the probability of segment c + 1, 0 to 1, kept as float32.
         source: DICOM volume; its files are read again for their headers. A picture without patient space is
             welcome: its segments lie in pixels.
         path: Target file, replaced if it exists.
@@ -63,16 +64,48 @@ def write_seg(
     labels = in_slices(labels, encoding)
     built = build_seg(labels, source, headers, slices, result, encoding, empty_frames=empty_frames)
     return proof.save_proved(
-        built.save, path, (lambda file: proof.prove_seg(file, labels, source, slices)) if prove else None
+        built.save,
+        path,
+        (lambda file: proof.prove_seg(file, labels, source, result.segments, headers)) if prove else None,
     )
 
 
 def in_slices(labels: Volume, encoding: SegEncoding = "binary") -> Volume:
-    """The same labels in the smallest type (probabilities as they are), each slice in one piece of memory."""
-    array = labels.array
-    if encoding != "fractional":
-        array = array.astype(np.uint8 if array.max(initial=0) < 256 else np.uint16, copy=False)
+    """What labels mean, in the smallest type, each slice in one piece of memory. The same meaning has the same digest.
+
+    Args:
+        labels: Shape (I, J, K) with whole values, or (I, J, K, C); see `write_seg`.
+        encoding: "fractional" for probabilities.
+
+    Returns:
+        Label values as uint8 or uint16; channels as uint8, 1 where they are not 0; probabilities as float32.
+
+    Raises:
+        LabelError: Label values that are not whole numbers from 0 to 65535.
+    """
+    if encoding == "fractional":
+        array = labels.array.astype(np.float32, copy=False)
+    else:
+        array = _whole(labels.array) if labels.array.ndim == 3 else _set(labels.array)
     return labels.with_array(slice_by_slice(array))
+
+
+def _whole(array: NDArray) -> NDArray:
+    """Label values in the smallest type."""
+    smallest = array.astype(np.uint8 if array.max(initial=0) < 256 else np.uint16, copy=False)
+    if smallest is not array and (smallest != array).any():
+        raise LabelError(
+            f"the labels are of the type {array.dtype} with values from {array.min():g} to {array.max():g}; whole numbers from "
+            "0 to 65535 are needed; threshold them first"
+        )
+    return smallest
+
+
+def _set(array: NDArray) -> NDArray:
+    """Channels as 0 and 1."""
+    if array.dtype == np.uint8 and array.max(initial=0) <= 1:
+        return array
+    return (array != 0).view(np.uint8)
 
 
 def check_labels(labels: Volume, result: ResultInfo, encoding: SegEncoding = "binary") -> None:
@@ -92,6 +125,11 @@ def check_labels(labels: Volume, result: ResultInfo, encoding: SegEncoding = "bi
             raise LabelError(
                 f"the labels have {array.shape[3]} channels and {count} segments are described; one each is "
                 "needed; use the segments.json that belongs to these labels"
+            )
+        if array.dtype.kind in "fc" and np.isnan(array).any():
+            raise LabelError(
+                "the channels hold NaN, which says neither yes nor no; zeros and other numbers are needed; look at what "
+                "computed them"
             )
         return
     if array.dtype.kind == "u" and array.max(initial=0) <= count:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import highdicom as hd
 import numpy as np
-import pydicom
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
@@ -19,7 +18,8 @@ from dicom_io.errors import GeometryProofError, LabelError
 from dicom_io.objects import identity
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.measure import SegmentMeasures, measure_segment
-from dicom_io.objects.seg_object import SYNTAXES
+from dicom_io.objects.seg_object import SYNTAXES, seg_uid
+from dicom_io.objects.source_images import add_side, mask_on, rescale_type
 from dicom_io.objects.walk import Attributes, text, walk_file
 from dicom_io.reading.headers import shown_uid
 from dicom_io.reading.instances import load_dataset
@@ -33,7 +33,7 @@ PROCEDURES = {
     "PT": codes.LN.PETUnspecifiedBodyRegion,
 }
 # CID 7469 and its UCUM unit. Other modalities get no intensities: no published code says what their values
-# are.
+# are. Nor does a CT whose values are not in Hounsfield units; without a RescaleType they are (PS3.3 C.8.2.1).
 INTENSITIES = {
     "MR": (codes.DCM.MRSignalIntensity, codes.UCUM.NoUnits),
     "CT": (codes.DCM.AttenuationCoefficient, codes.UCUM.HounsfieldUnit),
@@ -44,6 +44,7 @@ OWN_REFERENCES = (
     0x0040A375,
     0x0040A385,
 )  # content, evidence; what patient and study bring along is not ours
+HOUNSFIELD = ("", "HU")
 LIBRARY_KEYWORDS = ("PixelSpacing", "SliceThickness", "ImagePositionPatient", "ImageOrientationPatient")
 
 
@@ -61,10 +62,12 @@ def write_sr(
 
     Args:
         labels: As for `write_seg`; the very labels that are in `seg`.
-        source: DICOM volume with the intensities; its files are read again for their headers.
+        source: DICOM volume in patient space with one intensity a voxel; its files are read again for their headers.
         path: Target file, replaced if it exists.
         result: What computed the labels.
-        seg: The SEG written from the same labels, source and result; each group refers to its segment.
+        seg: The SEG written from the same labels, source and result; each group refers to its segment. A fractional SEG
+            holds probabilities, of which labels cannot be computed anew: there it is only checked that it belongs to the
+            series that this source, bundle and settings make, not that labels and probabilities agree.
         volumes_ml: For each segment number of which it is known, the interval (low, high) of its volume in mL.
         earlier: The report that this one takes the place of, if there is one of the same patient and study. It is named
             as predecessor, unless it says the same already: then this is that report once more, byte for byte.
@@ -74,21 +77,22 @@ def write_sr(
         only.
 
     Raises:
-        LabelError: Labels, source and SEG do not belong together.
+        LabelError: Labels, source and SEG do not belong together, an interval is of no segment, or the source is a picture,
+            which has no millimetres to measure in.
+        UnreadableFileError: The SEG, the earlier report or a source file cannot be read.
     """
+    _check_measurable(source)
     check_labels(labels, result)
+    intervals = _checked_intervals(volumes_ml or {}, result)
     headers = identity.source_headers(source)
-    segmentation = _read_seg_header(seg, labels, source, result)
+    digest = identity.digest_of(in_slices(labels).array)
+    segmentation = _read_seg_header(seg, digest, source, result)
+    figures = [_figures(segment, labels, source, headers, intervals.get(segment.number)) for segment in result.segments]
     groups = [
-        _group(segment, labels, source, result, segmentation, (volumes_ml or {}).get(segment.number))
-        for segment in result.segments
+        _group(segment, source, result, segmentation, found)
+        for segment, found in zip(result.segments, figures, strict=True)
     ]
-    content = (
-        str(segmentation.SOPInstanceUID),
-        repr(sorted((volumes_ml or {}).items())),
-        result.quality,
-        result.calibration,
-    )
+    content = (str(segmentation.SOPInstanceUID), digest, _told(figures))
     predecessors, uid = _predecessors(earlier, headers[0], source, result, content)
     report = hd.sr.MeasurementReport(
         observation_context=_observer(source, result),
@@ -112,7 +116,33 @@ def write_sr(
         contributing_equipment=[identity.contribution(result)],
     )
     identity.stamp(document, headers, result, "SR")
+    add_side(document, headers[0])
     return proof.save_proved(document, path, lambda file: _prove(file, source, segmentation))
+
+
+def _check_measurable(source: Volume) -> None:
+    if source.planar:
+        raise LabelError(
+            "the source is a picture without patient space; a report says volumes and lengths, so a series with millimetres is "
+            "needed; write a SEG, a presentation state or captures"
+        )
+    if source.array.ndim != 3:
+        raise LabelError(
+            f"the source has {source.array.shape[3]} channels; a report says one intensity a voxel; give one channel"
+        )
+
+
+def _checked_intervals(
+    volumes_ml: Mapping[int, tuple[float, float]], result: ResultInfo
+) -> dict[int, tuple[float, float]]:
+    """The intervals as plain numbers, whatever number type they came in. Raises LabelError for one of no segment."""
+    numbers = [segment.number for segment in result.segments]
+    unknown = sorted(set(volumes_ml) - set(numbers))
+    if unknown:
+        raise LabelError(
+            f"an interval is given for the volume of segment {unknown[0]}; the segments are {numbers}; use their numbers"
+        )
+    return {int(number): (float(low), float(high)) for number, (low, high) in volumes_ml.items()}
 
 
 def _predecessors(
@@ -158,16 +188,20 @@ def _version_of(study: Dataset) -> Dataset:
     return version
 
 
-def _read_seg_header(seg: Path, labels: Volume, source: Volume, result: ResultInfo) -> Dataset:
-    header = pydicom.dcmread(seg, stop_before_pixels=True)
-    digest = identity.digest_of(in_slices(labels).array)
-    wanted = [identity.result_uid(source, result, "SEG", "instance", encoding, digest) for encoding in SYNTAXES]
-    same_series = header.SeriesInstanceUID == identity.result_uid(source, result, "SEG", "series")
+def _read_seg_header(seg: Path, digest: str, source: Volume, result: ResultInfo) -> Dataset:
+    header = load_dataset(Path(seg), with_pixels=False)
+    wanted = [
+        seg_uid(source, result, encoding, digest, empty_frames=empty_frames)
+        for encoding in SYNTAXES
+        for empty_frames in (False, True)
+    ]
+    same_series = header.get("SeriesInstanceUID") == identity.result_uid(source, result, "SEG", "series")
     fractional = header.get("SegmentationType") == "FRACTIONAL"  # holds probabilities, not these labels
-    if header.SOPInstanceUID not in wanted and not (fractional and same_series):
+    found = header.get("SOPInstanceUID")
+    if found not in wanted and not (fractional and same_series):
         raise LabelError(
-            f"the SEG is the instance {shown_uid(header.SOPInstanceUID)}, these labels, source and result make {wanted[0]}; "
-            "the report must refer to its own SEG; write the SEG first, with the same labels and result information"
+            f"the SEG is the instance {shown_uid(found)}, these labels, source and result make {wanted[0]}; the report must "
+            "refer to its own SEG; write the SEG first, with the same labels and result information"
         )
     return header
 
@@ -189,7 +223,9 @@ def _procedure(header: Dataset) -> hd.sr.CodedConcept:
 
 def _observer(source: Volume, result: ResultInfo) -> hd.sr.ObservationContext:
     device = hd.sr.DeviceObserverIdentifyingAttributes(
-        uid=identity.derived_uid("device", result.algorithm_name, result.algorithm_version, result.bundle_sha256),
+        uid=identity.derived_uid(
+            "device", result.manufacturer, result.algorithm_name, result.algorithm_version, result.bundle_sha256
+        ),
         name=identity.plain(result.algorithm_name, 64),
         manufacturer_name=identity.plain(result.manufacturer, 64),
         model_name=identity.plain(result.algorithm_name, 64),
@@ -200,15 +236,32 @@ def _observer(source: Volume, result: ResultInfo) -> hd.sr.ObservationContext:
     )
 
 
-def _group(
+def _figures(
     segment: Segment,
     labels: Volume,
     source: Volume,
+    headers: tuple[Dataset, ...],
+    volume_ml: tuple[float, float] | None,
+) -> list[hd.sr.Measurement]:
+    modality = str(source.provenance.modality)
+    if modality == "CT" and not all(rescale_type(header) in HOUNSFIELD for header in headers):
+        modality = ""
+    measures = measure_segment(mask_on(labels.array, segment.number, axes=3), source.array, source.affine_lps)
+    return _measurements(measures, modality, volume_ml)
+
+
+def _told(figures: list[list[hd.sr.Measurement]]) -> str:
+    """All that the measurements say, as text; part of the report's UID."""
+    return "\n".join(item.to_json() for found in figures for measurement in found for item in measurement)
+
+
+def _group(
+    segment: Segment,
+    source: Volume,
     result: ResultInfo,
     segmentation: Dataset,
-    volume_ml: tuple[float, float] | None,
+    figures: list[hd.sr.Measurement],
 ) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
-    measures = measure_segment(proof.mask_of(labels, segment.number), source.array, source.affine_lps)
     return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(
             uid=identity.tracking_uid(source, result, segment.number),
@@ -224,7 +277,7 @@ def _group(
         finding_type=segment.type,
         finding_sites=[_site(segment)],
         algorithm_id=None if result.algorithm_type == "MANUAL" else _algorithm(result),
-        measurements=_measurements(measures, str(source.provenance.modality), volume_ml),
+        measurements=figures,
     )
 
 

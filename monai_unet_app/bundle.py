@@ -1,4 +1,8 @@
-"""A bundle on disk, checked, and the parts of its `inference.yaml` that the whole project works with."""
+"""A bundle on disk, checked, and the parts of its `inference.yaml` that the whole project works with.
+
+torch and MONAI take seconds to import. They are imported where a part of a bundle is built, so that whoever only looks for
+bundles, or names a wrong one, has the answer at once.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
-
-import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
-from monai.inferers import SliceInferer, SlidingWindowInferer
-from monai.transforms import Compose, Invertd
+from typing import TYPE_CHECKING, Any, get_args
 
 from dicom_io.coding import Segment, load_segments
 from dicom_io.errors import DicomIoError
@@ -29,8 +28,14 @@ from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import InputRules
 from monai_unet_app.data.splits import Partition
 from monai_unet_app.errors import AppError, BundleError, InputRefusedError, UsageError
-from monai_unet_app.inference.predict import WindowSettings
 from monai_unet_app.shipped import shipped
+
+if TYPE_CHECKING:
+    import torch
+    from monai.bundle import ConfigParser
+    from monai.transforms import Compose
+
+    from monai_unet_app.inference.predict import WindowSettings
 
 HASHED_FILES = ("models/model.pt", "configs/inference.yaml", "configs/segments.json")
 CALIBRATION_RECORD = "calibration.json"  # in models/: on which cases the calibration was fitted
@@ -48,18 +53,14 @@ class SeenCase:
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """A MONAI bundle, ready to be run on one device.
+class BundleFiles:
+    """What the files of a bundle say by themselves.
 
     Attributes:
         root: Its folder.
-        device: Where the network runs.
-        overrides: Values that replace those of `inference.yaml`, by id.
     """
 
     root: Path
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    overrides: tuple[tuple[str, Any], ...] = ()
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
@@ -98,9 +99,35 @@ class Bundle:
         """From the metadata."""
         return str(self.metadata["version"])
 
+    @property
+    def label_values(self) -> range:
+        """The values that a label image of this bundle may hold; 0 is background."""
+        return range(len(self.segments) + 1)
+
+
+def _cpu() -> torch.device:
+    import torch
+
+    return torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Bundle(BundleFiles):
+    """A MONAI bundle, ready to be run on one device.
+
+    Attributes:
+        device: Where the network runs.
+        overrides: Values that replace those of `inference.yaml`, by id.
+    """
+
+    device: torch.device = field(default_factory=_cpu)
+    overrides: tuple[tuple[str, Any], ...] = ()
+
     @cached_property
     def parser(self) -> ConfigParser:
         """`inference.yaml` as MONAI parses it, with the overrides."""
+        from monai.bundle import ConfigParser
+
         parser = ConfigParser()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MONAI warns on every config that `$` expressions are code
@@ -142,11 +169,6 @@ class Bundle:
             raise BundleError(f"{self.name}: `outputs` is {outputs!r}; exclusive or overlapping is needed")
         return outputs == "exclusive"
 
-    @property
-    def label_values(self) -> range:
-        """The values that a label image of this bundle may hold; 0 is background."""
-        return range(len(self.segments) + 1)
-
     @cached_property
     def rules(self) -> InputRules:
         """What images must be."""
@@ -160,6 +182,8 @@ class Bundle:
     @cached_property
     def result(self) -> Compose:
         """The list `result` as a Compose: logits under "pred" become "prob" and "pred" on the source grid."""
+        from monai.transforms import Compose
+
         return Compose(self.part("result"))
 
     @property
@@ -170,6 +194,8 @@ class Bundle:
     @cached_property
     def uncalibrated_result(self) -> Compose:
         """`result` without the calibration."""
+        from monai.transforms import Compose, Invertd
+
         twin = Bundle(self.root, self.device, (*self.overrides, ("calibration", self.no_calibration)))
         steps = twin.part("result")
         for step in steps:
@@ -180,6 +206,8 @@ class Bundle:
     @cached_property
     def network(self) -> torch.nn.Module:
         """The network with its trained weights, on the device, in eval mode."""
+        import torch
+
         weights = self.root / "models/model.pt"
         _ = self.labels  # a bundle that contradicts itself is refused before work starts
         if not weights.is_file():
@@ -227,12 +255,18 @@ class Bundle:
     @cached_property
     def slice_axis(self) -> int | None:
         """Spatial axis along which a 2D network walks through a volume, or None."""
+        from monai.inferers import SliceInferer
+
         inferer = self.part("inferer")
         return int(inferer.spatial_dim) if isinstance(inferer, SliceInferer) else None
 
     @cached_property
     def windows(self) -> WindowSettings:
         """The values of `inferer`."""
+        from monai.inferers import SlidingWindowInferer
+
+        from monai_unet_app.inference.predict import WindowSettings
+
         inferer = self.part("inferer")
         if not isinstance(inferer, SlidingWindowInferer):
             raise BundleError(f"{self.name}: inferer is {type(inferer).__name__}; a SlidingWindowInferer is needed")
@@ -277,8 +311,8 @@ def bundle_folders() -> dict[str, Path]:
     return found
 
 
-def load_bundle(name: str | Path, device: torch.device | None = None, **overrides: Any) -> Bundle:
-    """The bundle that a name, a folder or a zip stands for, its files present.
+def bundle_files(name: str | Path) -> BundleFiles:
+    """The files of the bundle that a name, a folder or a zip stands for, all present; neither torch nor MONAI is needed.
 
     Raises:
         UsageError: Nothing of that name.
@@ -288,9 +322,18 @@ def load_bundle(name: str | Path, device: torch.device | None = None, **override
     missing = [file for file in NEEDED_FILES if not (root / file).is_file()]
     if missing:
         raise BundleError(f"{root.name} is no bundle: {', '.join(missing)} missing; see docs/bundles.md")
-    bundle = Bundle(root, device or torch.device("cpu"), tuple(overrides.items()))
-    _ = bundle.metadata
-    return bundle
+    files = BundleFiles(root)
+    _ = files.metadata
+    return files
+
+
+def load_bundle(name: str | Path, device: torch.device | None = None, **overrides: Any) -> Bundle:
+    """The bundle that a name, a folder or a zip stands for, on a device (default: the CPU).
+
+    Raises:
+        UsageError, BundleError: As `bundle_files`.
+    """
+    return Bundle(bundle_files(name).root, device or _cpu(), tuple(overrides.items()))
 
 
 def _find(name: str) -> Path:
@@ -332,6 +375,8 @@ def run_overlay(root: Path, overlay: str, overrides: Mapping[str, Any]) -> None:
     Raises:
         AppError: What a part of the config refused, without MONAI's wrapping.
     """
+    from monai.bundle import ConfigWorkflow
+
     configs = [str(root / "configs" / f"{name}.yaml") for name in ("inference", overlay)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-
-import torch
+from typing import TYPE_CHECKING
 
 from dicom_io.read import ReadOptions
 from monai_unet_app.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         UsageError: No such device on this machine.
     """
+    import torch  # takes seconds: not before a device is asked for
+
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

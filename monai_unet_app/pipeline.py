@@ -1,4 +1,7 @@
-"""The whole story on one page: a source and a bundle in, a segmented case out. Every door walks through here."""
+"""The whole story on one page: a source and a bundle in, a segmented case out. Every door walks through here.
+
+What needs torch and MONAI is imported where it is used: the flags of a command are checked before these seconds.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +10,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from monai.data import MetaTensor
-from monai.transforms import Compose
 from numpy.typing import NDArray
 
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.config import PredictConfig
-from monai_unet_app.data.monai_bridge import to_metatensor
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import check_rules
 from monai_unet_app.errors import InputRefusedError
-from monai_unet_app.inference.engines.torch_engine import TorchEngine
-from monai_unet_app.inference.predict import Progress, predict_logits, predict_mirrored
+
+if TYPE_CHECKING:
+    import torch
+    from monai.data import MetaTensor
+    from monai.transforms import Compose
+
+    from monai_unet_app.inference.predict import Progress
 
 
 @dataclass(frozen=True)
@@ -87,11 +92,18 @@ def segment_case(
 
 def preprocess(volume: Volume, bundle: Bundle) -> dict[str, MetaTensor]:
     """{"image": tensor}: the volume as the network wants it, by the bundle's own transforms."""
+    from monai_unet_app.data.monai_bridge import to_metatensor
+
     return bundle.preprocessing({"image": to_metatensor(volume)}, start=1)
 
 
 def predict(image: MetaTensor, bundle: Bundle, run: PredictConfig, progress: Progress | None = None) -> torch.Tensor:
     """Logits on the preprocessed image's grid, shape (C, *spatial). Raises InputRefusedError if one is not finite."""
+    import torch
+
+    from monai_unet_app.inference.engines.torch_engine import TorchEngine
+    from monai_unet_app.inference.predict import predict_logits, predict_mirrored
+
     engine = TorchEngine(bundle.network, bundle.device, bundle.slice_axis)
     tensor = image.as_tensor()
     if run.tta:
@@ -115,6 +127,8 @@ def finish(
 
 def on_volume(tensor: torch.Tensor, volume: Volume) -> NDArray[np.float32]:
     """Shape (C, I, J, K): the last axis comes back for a picture."""
+    import torch
+
     array = torch.as_tensor(tensor).cpu().numpy().astype(np.float32)
     return array[..., None] if volume.planar else array
 

@@ -14,12 +14,10 @@ import tempfile
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nibabel
 import numpy as np
-import torch
-from monai.transforms import MapTransform
 from PIL import Image
 
 from dicom_io.errors import DicomIoError
@@ -27,19 +25,21 @@ from dicom_io.itk_files import write_itk
 from dicom_io.objects.identity import ObjectKind
 from dicom_io.objects.seg_object import SYNTAXES, SegEncoding
 from dicom_io.read import ReadOptions
-from dicom_io.volume import Volume
+from dicom_io.volume import Provenance, Volume
 from monai_unet_app import __version__
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.config import PredictConfig
-from monai_unet_app.data.cases import CaseFiles, case_id
+from monai_unet_app.data.cases import CaseFiles, case_id, told
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
 from monai_unet_app.data.schemas import write_json
-from monai_unet_app.dicom_results import DICOM_FORMATS, DicomOutput, write_dicom
+from monai_unet_app.dicom_results import DICOM_FORMATS, IN_PATIENT_SPACE, DicomOutput, write_dicom
 from monai_unet_app.errors import InputRefusedError, UsageError
-from monai_unet_app.inference.predict import Progress
-from monai_unet_app.metrics import EvaluationPlan
 from monai_unet_app.pipeline import Case, segment_case
-from monai_unet_app.report import CasePicture, case_figure
+
+if TYPE_CHECKING:
+    import torch
+
+    from monai_unet_app.inference.predict import Progress
 
 FORMATS = ("nifti", "nrrd", "mha", "png", *DICOM_FORMATS)
 SEG_ENCODINGS = tuple(SYNTAXES)
@@ -87,18 +87,27 @@ class OutputConfig:
         )
 
 
-def formats_for(kinds: Sequence[ObjectKind]) -> tuple[str, ...]:
-    """The DICOM formats for the kinds of objects that a destination takes.
+def formats_for(kinds: Sequence[ObjectKind], *, planar: bool = False) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The DICOM formats for the kinds of objects that a destination takes, and those of them that cannot be written.
+
+    A profile says what a destination takes of anything, so what no picture can have is left out of it; `write_dicom` refuses
+    it where somebody asks for it by name.
+
+    Args:
+        kinds: What the destination takes.
+        planar: Whether results are of pictures.
 
     Raises:
         UsageError: It takes none that is written here.
     """
-    found = tuple(name for name in DICOM_FORMATS if name.upper() in kinds)
+    taken = [name for name in DICOM_FORMATS if name.upper() in kinds]
+    found = tuple(name for name in taken if not (planar and name in IN_PATIENT_SPACE))
     if not found:
+        possible = [name for name in DICOM_FORMATS if not (planar and name in IN_PATIENT_SPACE)]
         raise UsageError(
-            f"the destination takes {', '.join(kinds)}; one of {', '.join(DICOM_FORMATS)} is needed in its profile"
+            f"the destination takes {', '.join(kinds)}; one of {', '.join(possible)} is needed in its profile"
         )
-    return found
+    return found, tuple(name for name in taken if name not in found)
 
 
 def write_results(
@@ -158,14 +167,14 @@ def predict_cases(
     `step` is told each case's id when it is done, `windows` how far the one at work is.
     """
     done, problems = [], []
-    _check_flags(cases, run, what)
+    check_flags(cases, run, what)
     for case in cases:
         try:
             done.append(
                 write_results(segment_case(case.image, bundle, run, windows), case.id, bundle, run, what, output)
             )
         except InputRefusedError as error:
-            problems.append(f"{case.id}: {error}")
+            problems.append(told(case, error))
         except OSError as error:
             problems.append(
                 f"{case.id}: its results could not be written ({error.strerror}); free space or choose another output"
@@ -174,7 +183,7 @@ def predict_cases(
     return done, problems
 
 
-def _check_flags(cases: Sequence[CaseFiles], run: PredictConfig, what: OutputConfig) -> None:
+def check_flags(cases: Sequence[CaseFiles], run: PredictConfig, what: OutputConfig) -> None:
     """Raises, before any work, if a flag cannot mean anything for these cases, or one is missing.
 
     Raises:
@@ -223,12 +232,27 @@ def result_document(
             "shape": list(case.volume.shape),
             "spacing": [round(step, 6) for step in case.volume.spacing_mm],
             "unit": "px" if case.volume.planar else "mm",
-            "notes": list(source.notes),
+            "notes": [*source.notes, *_sizes_note(source, files)],
         },
         "structures": structures(case, bundle),
         "seconds": dict(case.seconds),
         "files": dict(files),
     }
+
+
+SLICED = ("seg", "rtstruct", "gsps", "sc", "pm")
+"""Objects that lie on the slices of their source, whatever grid the result was computed on."""
+
+
+def _sizes_note(source: Provenance, files: Mapping[str, str]) -> list[str]:
+    """Where results lie on two grids: which sizes are of which."""
+    sliced = [kind.upper() for kind in SLICED if kind in files]
+    if not source.resampled or not sliced:
+        return []
+    return [
+        f"sizes here and in the SR are of the resampled grid; {' and '.join(sliced)} lie on the original slices, where "
+        "the structures may have another volume"
+    ]
 
 
 def _size(volume: Volume, voxels: int) -> dict[str, float]:
@@ -314,11 +338,15 @@ def write_nifti(array: np.ndarray, volume: Volume, path: Path) -> None:
 
 
 def write_overlay(case: Case, case_id: str, bundle: Bundle, path: Path) -> None:
-    """The image with the structures outlined: three planes of a volume, or the picture plain and outlined."""
+    """The image with the structures outlined in their own colours: planes of a volume, or the picture plain and outlined."""
+    from monai_unet_app.metrics import EvaluationPlan
+    from monai_unet_app.report import CasePicture, case_figure
+
     labels = case.labels if bundle.exclusive else np.moveaxis(case.labels, -1, 0).astype(bool)
     picture = CasePicture.of(case_id, "best", case.volume, np.zeros_like(labels), labels)
     plan = EvaluationPlan(tuple(segment.label for segment in bundle.segments), bundle.exclusive, case.volume.planar)
-    figure = case_figure(picture, plan)
+    colours = ["#{:02x}{:02x}{:02x}".format(*segment.rgb) for segment in bundle.segments]
+    figure = case_figure(picture, plan, colours, legend=True)
     figure.savefig(path, format="png", dpi=130, facecolor=figure.get_facecolor(), metadata={"Software": None})
 
 
@@ -334,8 +362,8 @@ def write_mask_png(case: Case, path: Path) -> None:
     Image.fromarray((plane.T * (255 if white else 1)).astype(np.uint8)).save(path)
 
 
-class SaveDicomd(MapTransform):
-    """MONAI transform: writes "pred" as DICOM onto the series that "image" was read from; named by `inference_dicom.yaml`.
+class SaveDicomd:
+    """A transform of `inference_dicom.yaml`: writes "pred" as DICOM onto the series that "image" was read from.
 
     Args:
         keys: "pred", on the source grid; "prob" must be beside it and "image" must come from `VolumeReader`.
@@ -353,7 +381,9 @@ class SaveDicomd(MapTransform):
         formats: tuple[str, ...] | list[str] = ("seg", "sr"),
         device: torch.device | str = "cpu",
     ) -> None:
-        super().__init__(keys)
+        import torch
+
+        self.key = keys
         self.bundle = load_bundle(bundle_root, torch.device(device))
         self.output = Path(output_dir)
         self.what = OutputConfig(tuple(formats))
@@ -361,9 +391,7 @@ class SaveDicomd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
         source = Path(data["image"].meta["filename_or_obj"])
         volume = read_volume(source)
-        labels, probabilities = (
-            np.asarray(data[key].detach().cpu(), dtype=np.float32) for key in (self.keys[0], "prob")
-        )
+        labels, probabilities = (np.asarray(data[key].detach().cpu(), dtype=np.float32) for key in (self.key, "prob"))
         labels = labels[0] if self.bundle.exclusive else np.moveaxis(labels, 0, -1)
         case = Case(volume, probabilities, np.rint(labels).astype(np.uint8), {})
         write_results(case, str(data.get("id", case_id(source))), self.bundle, PredictConfig(), self.what, self.output)

@@ -23,10 +23,11 @@ import pytest
 from conftest import REPOSITORY
 from phantoms import CT_IMAGE, write_mr_series
 from PIL import Image
-from pydicom.uid import RLELossless
+from pydicom.uid import RLELossless, generate_uid
+from rich.console import Console
 
 from dicom_io.volume import Provenance, Volume
-from monai_unet_app.cli import main
+from monai_unet_app.cli import main, show
 from monai_unet_app.cli.parser import build_parser
 
 BUNDLE = str(REPOSITORY / "bundles" / "hippocampus_mri_unet3d")
@@ -734,7 +735,7 @@ def test_a_whole_head_series_is_refused_by_the_crops_bundle_and_a_crop_of_it_is_
         assert len(files_below(tmp_path / folder)) == (2 if code == 0 else 0)
 
 
-def test_inspect_gives_every_series_its_verdict_before_anything_else(run: Run, crop: Volume, tmp_path: Path) -> None:
+def test_inspect_gives_every_series_its_verdict(run: Run, crop: Volume, tmp_path: Path) -> None:
     series(tmp_path / "in" / "whole", crop)
     holed = series(tmp_path / "in" / "holed", crop)
     slices = sorted(holed.rglob("*.dcm"))
@@ -746,6 +747,137 @@ def test_inspect_gives_every_series_its_verdict_before_anything_else(run: Run, c
     assert verdicts["whole"]["shape"] == list(crop.shape)
     assert verdicts["holed"]["outcome"] == "refused"
     assert "lacks 1 of" in verdicts["holed"]["reason"]
+    assert verdicts["holed"]["case"] == "holed"
     shown = run("inspect", tmp_path / "in", "--resample-gaps")
     assert shown.code == 0
-    assert "resampled on request" in " ".join(shown.out.split())
+    assert "resampled on request" in shown.out
+
+
+def test_inspect_in_a_pipe_keeps_uids_paths_and_reasons_in_one_piece_and_tells_like_ones_once(
+    run: Run, crop: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(show, "out", Console(width=60))
+    deep, uids = tmp_path / "in" / ("d" * 60), []
+    for name in ("holed", "holed_too"):
+        uids.append(generate_uid())
+        series(deep / name, crop, drop=(9,), header={"SeriesInstanceUID": uids[-1]})
+    whole = series(deep / "whole", crop)
+    for number in range(5):
+        (deep / "whole" / f"bad{number}.dcm").write_bytes(b"\0" * 128 + b"DICM")
+    answer = run("inspect", tmp_path / "in")
+    assert answer.code == 3
+    lines = answer.out.splitlines()
+    assert lines[0] == "1 series readable, 2 refused, 5 broken file(s)"
+    for text in (*uids, str(whole), str(deep / "holed" / "series")):
+        assert f"  {text}" in lines
+    reason = "lacks 1 of 33 slices"
+    assert next(line for line in lines if reason in line).startswith(f"  2 series: it {reason}")
+    assert sum(reason in line for line in lines) == 1
+    assert sum("is broken" in line for line in lines) == 1
+    assert "  and 2 more; --json names all" in lines
+
+
+def test_inspect_with_a_bundle_refuses_the_series_that_the_bundle_refuses_and_names_its_case(
+    run: Run, crop: Volume, tmp_path: Path
+) -> None:
+    uids = {"mr": generate_uid(), "ct": generate_uid()}
+    series(tmp_path / "in" / "mr", crop, header={"SeriesInstanceUID": uids["mr"]})
+    series(tmp_path / "in" / "ct", crop, header={**CT_IMAGE, "SeriesInstanceUID": uids["ct"]})
+    answer = run("inspect", tmp_path / "in", "--bundle", BUNDLE)
+    assert answer.code == 3
+    blocks = [block.splitlines() for block in answer.out.split("\n\n") if "MR," in block or "CT," in block]
+    told = {block[3].strip(): (block[0].split()[0], block[1].strip()) for block in blocks}
+    assert told == {uids["mr"]: ("readable", "case mr"), uids["ct"]: ("refused", "case ct")}
+    (why,) = [line for line in answer.out.splitlines() if "its modality is CT, MR is needed" in line]
+    assert why.startswith("  ")
+    rows = {
+        row["case"]: row
+        for row in json.loads(run("inspect", tmp_path / "in", "--bundle", BUNDLE, "--json").out)["series"]
+    }
+    assert (rows["ct"]["outcome"], rows["mr"]["outcome"]) == ("refused", "readable")
+
+
+def test_inspect_of_a_study_with_its_own_results_shows_it_and_its_json(
+    run: Run, crop: Volume, tiny_bundle: Callable[[], Path], tmp_path: Path
+) -> None:
+    study = tmp_path / "study"
+    series(study, crop)
+    words = ["--input", study, "--output", tmp_path / "out", "--format", "seg,rtstruct"]
+    assert run("predict", "--bundle", tiny_bundle(), *words).code == 0
+    for file in (tmp_path / "out").glob("*.dcm"):
+        file.rename(study / file.name)
+    answer = run("inspect", study)
+    assert answer.code == 0
+    assert "look at study: it has 2 label objects (RTSTRUCT study_rtstruct.dcm, SEG study_seg.dcm)" in answer.err
+    document = json.loads(run("inspect", study, "--json").out)
+    assert [row["outcome"] for row in document["series"]].count("readable") == 1
+    assert [case["id"] for case in document["cases"]] == ["study"]
+
+
+def test_inspect_gives_json_where_cases_cannot_be_told(run: Run, crop: Volume, tmp_path: Path) -> None:
+    series(tmp_path / "in", crop)
+    good(tmp_path / "in", crop)
+    answer = run("inspect", tmp_path / "in", "--json")
+    document = json.loads(answer.out)
+    assert answer.code == 3
+    assert "one kind in a folder is needed" in document["problems"][0]
+    assert len(document["series"]) == 1
+
+
+def test_a_series_that_is_nowhere_is_one_problem(
+    run: Run, crop: Volume, tiny_bundle: Callable[[], Path], tmp_path: Path
+) -> None:
+    for name in ("a", "b", "c"):
+        series(tmp_path / "in" / name, crop)
+    for words in (
+        ["inspect", tmp_path / "in"],
+        ["predict", "--bundle", tiny_bundle(), "--input", tmp_path / "in", "--output", tmp_path / "out"],
+    ):
+        for flags in (["--series", "1.2.3"], ["--channels", "1.2.3,1.2.4"]):
+            answer = run(*words, *flags, "--json")
+            (problem,) = json.loads(answer.out)["problems"]
+            assert problem.startswith("in: found no series 1.2.3 among ")
+
+
+def test_predict_says_what_was_repaired_and_which_sizes_are_of_which_grid(
+    run: Run, crop: Volume, tiny_bundle: Callable[[], Path], tmp_path: Path
+) -> None:
+    bundle = tiny_bundle()
+    words = ["--input", series(tmp_path, crop, drop=(9,)), "--output", tmp_path / "out", "--resample-gaps"]
+    answer = run("predict", "--bundle", bundle, *words, "--format", "nifti,seg,sr")
+    assert answer.code == 0, answer.err
+    notes = [line for line in answer.out.splitlines() if line.startswith("note on series: ")]
+    assert "resampled on request" in notes[0]
+    assert notes[1].endswith("SEG lie on the original slices, where the structures may have another volume")
+    answer = run("predict", "--bundle", bundle, *words, "--format", "nifti")
+    assert "original slices" not in answer.out
+
+
+AT_ONCE = {
+    "bundles": (["bundles"], 0),
+    "a format that is none": (["predict", "--bundle", BUNDLE, "--input", ".", "--output", "o", "--format", "dicom"], 2),
+    "no such input": (["predict", "--bundle", BUNDLE, "--input", "none", "--output", "o"], 3),
+    "no such bundle": (["predict", "--bundle", "none", "--input", ".", "--output", "o"], 2),
+    "inspect nothing": (["inspect", "none"], 3),
+    "evaluate what": (["evaluate", "--bundle", BUNDLE, "--output", "o"], 2),
+    "train on nothing": (["train", "--bundle", BUNDLE, "--data", "none", "--output", "o"], 3),
+    "calibrate what": (["calibrate", "--bundle", BUNDLE], 2),
+}
+
+
+WATCH = """
+import json, sys
+from monai_unet_app.cli import main
+for words, code in json.loads(sys.argv[1]).values():
+    assert main(words) == code, words
+    slow = {"torch", "monai", "ignite", "matplotlib"} & set(sys.modules)
+    assert not slow, (words, slow)
+"""
+
+
+def test_what_needs_no_network_is_answered_before_torch_and_monai_are_imported(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WATCH, json.dumps(AT_ONCE)], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("error:") + done.stderr.count("refused:") == len(AT_ONCE) - 1

@@ -157,6 +157,17 @@ def test_two_images_on_one_series_give_objects_of_different_uids(
     assert len(found) == 2
 
 
+def test_the_overlay_is_drawn_in_the_colours_of_segments_json(dicom_case: Case, bundle: Bundle, tmp_path: Path) -> None:
+    write(dicom_case, bundle, tmp_path, formats=("png",))
+    pixels = {
+        tuple(pixel) for pixel in np.asarray(Image.open(tmp_path / "case_overlay.png").convert("RGB")).reshape(-1, 3)
+    }
+    document = json.loads((bundle.root / "configs/segments.json").read_text())
+    colours = [tuple(item["recommendedDisplayRGBValue"]) for item in document["segmentAttributes"][0]]
+    assert len(colours) == 2
+    assert set(colours) <= pixels
+
+
 @pytest.mark.parametrize("classes", [1, 2])
 def test_a_pictures_mask_is_read_back_as_the_labels_it_was_written_from(classes: int, tmp_path: Path) -> None:
     image = Volume(np.zeros((9, 7, 1), np.float32), np.eye(4), Provenance("image"), planar=True)

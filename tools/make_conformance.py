@@ -27,11 +27,11 @@ from hazards import HAZARDS  # noqa: E402
 from dicom_io import coding, sr  # noqa: E402
 from dicom_io.confidentiality import table as confidentiality_table  # noqa: E402
 from dicom_io.errors import DicomIoError  # noqa: E402
-from dicom_io.net import association, destination, query, scp, scu, sending, store, tls, web  # noqa: E402
+from dicom_io.net import association, destination, outcome, query, scp, scu, sending, store, tls, web  # noqa: E402
 from dicom_io.objects import identity, seg_object  # noqa: E402
 from dicom_io.objects.measure import SegmentMeasures  # noqa: E402
 from dicom_io.read import read_series  # noqa: E402
-from dicom_io.reading import instances  # noqa: E402
+from dicom_io.reading import bounded, instances  # noqa: E402
 from dicom_io.reading.codecs import decoder_of, is_available  # noqa: E402
 from dicom_io.reading.frames import MAX_VOXELS  # noqa: E402
 
@@ -177,7 +177,7 @@ images, then {", ".join(destination.KINDS)}, or in the order of the destination'
 | time for each answer, as user | {destination.Destination.answer_s:g} s, configurable |
 | silence after which a sender is dropped, as provider | {scp.Listen.idle_s:g} s, configurable |
 | port, as provider | {scp.Listen.port}, configurable; it binds {scp.Listen.host} unless told otherwise |
-| called AE title, as provider | not checked |
+| called AE title, as provider | must be ours, or the association is rejected, unless a program lets any title in |
 | calling AE titles, as provider | with C-MOVE the archive's or those of `senders`; else as the program says |"""
 
 
@@ -210,8 +210,14 @@ syntax in which files are, and one with the uncompressed ones above. Verificatio
 |---|---|
 | 0x0000 | sent |
 | warning (0xB000, 0xB006, 0xB007, and others of that category) | warning: the peer has it |
+| 0x{outcome.DUPLICATE_INSTANCE:04X} | already there: the peer keeps the instance that it has with this UID |
 | any other | refused, with the status and its meaning |
-| no answer, or an abort | the association is opened again, {sending.TRIES} times at most; then "failed" |"""
+| no answer, or an abort | the association is opened again, {sending.TRIES} times at most; then "failed" |
+
+What the destination's profile does not name is "left out": kinds of objects, and a SEG in another encoding. A report is "held
+back" if an instance of its evidence was offered in the same call and is not there afterwards, or was left out for its encoding.
+An object's kind is that of its SOP class, except that of Secondary Captures only our own count as SC, known by Image Type
+DERIVED, Source Image Sequence and Contributing Equipment Sequence; others are sent as images."""
 
 
 def _query_retrieve() -> str:
@@ -262,7 +268,8 @@ def _provider() -> str:
         (f"0x{store.OUT_OF_RESOURCES:04X}", "it cannot be written, for instance because the disk is full"),
         (
             f"0x{store.CANNOT_UNDERSTAND:04X}",
-            "it cannot be read to its end, its UIDs are none, or they differ from the request",
+            "it cannot be read to its end, its UIDs are none, or they differ from the request, it becomes more than "
+            f"{bounded.MAX_INFLATED_BYTES // 2**20} MiB when inflated, or has more than {bounded.MAX_ITEMS} items",
         ),
         (f"0x{store.DUPLICATE_INSTANCE:04X}", "other content is kept under its SOP Instance UID; what was there stays"),
         (f"0x{store.NOT_AUTHORISED:04X}", "its study was not asked for"),
@@ -310,9 +317,10 @@ PixelDataProviderURL are not followed. Times are those of section 2.
 {_table(("service", "resources", "media types", "details"), services)}
 
 STOW-RS: an instance counts as sent only if ReferencedSOPSequence of the answer lists it; with a WarningReason it is
-"warning". FailedSOPSequence makes it "refused" with the FailureReason. HTTP status {", ".join(map(str, web._REFUSED))} is
-searched for the same lists. What the answer does not mention is "failed". Other HTTP errors make all that is left "failed", or
-end the call where nothing was sent. There is no echo in DICOMweb; a search for one study takes its place."""
+"warning". FailedSOPSequence makes it "refused" with the FailureReason, or "already there" where that is
+0x{outcome.DUPLICATE_INSTANCE:04X}. HTTP status {", ".join(map(str, web._REFUSED))} is searched for the
+same lists. What the answer does not mention is "failed". Other HTTP errors make all that is left "failed", or end the call
+where nothing was sent. There is no echo in DICOMweb; a search for one study takes its place."""
 
 
 def _security() -> str:
@@ -425,7 +433,7 @@ and deleted if it does not hold what was meant.
 
 All result objects have the source's patient and study attributes verbatim, with its SpecificCharacterSet and
 TimezoneOffsetFromUTC. {", ".join(identity.TYPE_2_KEYWORDS.split())} are supplied empty where the source lacks them; an
-empty DeidentificationMethod is left out.
+empty DeidentificationMethod becomes "Not named by the source".
 
 - Patient: {", ".join(identity.PATIENT_KEYWORDS.split())}.
 - Study: {", ".join(identity.STUDY_KEYWORDS.split())}.

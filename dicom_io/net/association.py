@@ -26,12 +26,13 @@ from pynetdicom.sop_class import uid_to_service_class
 from dicom_io.errors import NetworkError
 from dicom_io.net.destination import Destination, Dimse, Tls
 from dicom_io.net.tls import client_context
+from dicom_io.reading.instances import LABEL_MAP_STORAGE
 
 VERIFICATION = UID("1.2.840.10008.1.1")
 STUDY_ROOT_FIND = UID("1.2.840.10008.5.1.4.1.2.2.1")
 STUDY_ROOT_MOVE = UID("1.2.840.10008.5.1.4.1.2.2.2")
 STUDY_ROOT_GET = UID("1.2.840.10008.5.1.4.1.2.2.3")
-LABEL_MAP = UID("1.2.840.10008.5.1.4.1.1.66.7")
+LABEL_MAP = UID(LABEL_MAP_STORAGE)
 PARAMETRIC_MAP = UID("1.2.840.10008.5.1.4.1.1.30")
 MOST_CONTEXTS = 128  # PS3.8 9.3.2.2: odd identifiers from 1 to 255
 LARGEST_PDU = 65_536

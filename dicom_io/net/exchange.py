@@ -40,7 +40,8 @@ def echo(destination: Destination) -> Echo:
 def send(destination: Destination, files: Iterable[Path], each: Each = lambda outcome: None) -> tuple[Outcome, ...]:
     """Sends files: images first, then result objects in the order of the destination's profile.
 
-    A report is not offered if an instance that it was made from was offered here and did not arrive.
+    A report is held back if an instance that it was made from was to be sent here and did not arrive, or is a SEG in an
+    encoding that the destination does not take. It goes where the destination takes no SEG at all, and its outcome says so.
 
     Args:
         destination: Where to.
@@ -48,25 +49,31 @@ def send(destination: Destination, files: Iterable[Path], each: Each = lambda ou
         each: Called with every outcome as soon as it is known.
 
     Returns:
-        One outcome a file, in the order of sending; what the profile does not want comes last. That and reports that
-        were not offered are "left out".
+        One outcome a file, in the order of sending; what the profile does not want comes last.
 
     Raises:
         UnreadableFileError: A file is no DICOM object; nothing was sent.
         NetworkError: The destination could not be reached; nothing was sent.
     """
     wanted, unwanted = prepared(files, destination.profile)
+    misencoded = {one.sop_instance_uid for one in unwanted if one.kind in destination.profile.objects}
     outcomes: list[Outcome] = []
     for _, alike in groupby(wanted, key=lambda item: item.kind == "SR"):
-        lost = {outcome.sop_instance_uid for outcome in outcomes if not outcome.is_delivered}
-        items = list(alike)
-        offered = [item for item in items if not item.refers_to & lost]
+        judged = [(item, _why_held_back(item, outcomes, misencoded)) for item in alike]
+        offered = [item for item, why in judged if not why]
         outcomes += _stored(destination, offered, each, anything_before=bool(outcomes))
-        held_back = [
-            item.outcome("left out", "what it reports on did not arrive") for item in items if item not in offered
-        ]
-        outcomes += _told(held_back, each)
+        outcomes += _told([item.outcome("held back", why) for item, why in judged if why], each)
     return (*outcomes, *_told(unwanted, each))
+
+
+def _why_held_back(item: Outgoing, outcomes: list[Outcome], misencoded: set[str]) -> str:
+    """Why a report must wait, empty where it need not. An instance that was offered twice is there if one arrived."""
+    there = {outcome.sop_instance_uid for outcome in outcomes if outcome.is_delivered}
+    if item.refers_to & {outcome.sop_instance_uid for outcome in outcomes} - there:
+        return "what it reports on did not arrive; send both again"
+    if item.refers_to & misencoded - there:
+        return "what it reports on was left out, in an encoding that the destination does not take; have both written for it"
+    return ""
 
 
 def _stored(destination: Destination, items: list[Outgoing], each: Each, *, anything_before: bool) -> list[Outcome]:

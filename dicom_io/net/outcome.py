@@ -14,7 +14,9 @@ from pynetdicom.status import (
     code_to_category,
 )
 
-State = Literal["sent", "warning", "refused", "failed", "left out"]
+State = Literal["sent", "warning", "already there", "refused", "failed", "left out", "held back"]
+DELIVERED: tuple[State, ...] = ("sent", "warning", "already there")
+DUPLICATE_INSTANCE = 0x0111  # PS3.7 C.5.6
 
 _TABLES = {
     "C-STORE": STORAGE_SERVICE_CLASS_STATUS,
@@ -32,11 +34,13 @@ class Outcome:
     Attributes:
         kind: "SEG", "SR", ...; empty for an image.
         state: "sent": the other side has said that it has it. "warning": it has it, and changed or doubts something.
-            "refused": it said no. "failed": it never said that it has it, so it may or may not. "left out": it was not
-            offered, because the destination does not want it, or what it reports on did not arrive.
+            "already there": it has an instance with this UID and did not take another. "refused": it said no. "failed":
+            it never said that it has it, so it may or may not. "left out": it was not offered, because the destination
+            does not want it. "held back": the destination wants it, and it was not offered, because it is a report and
+            what it reports on is not there.
         status: DIMSE status or FailureReason, where one came.
         meaning: Of the status, or why the file was not sent.
-        note: What was done to the file on the way, such as decompressing it.
+        note: What was done to the file on the way, such as decompressing it, or what it refers to in vain.
     """
 
     file: Path
@@ -49,8 +53,8 @@ class Outcome:
 
     @property
     def is_delivered(self) -> bool:
-        """Whether the other side has acknowledged the instance."""
-        return self.state in ("sent", "warning")
+        """Whether the other side has said that it has an instance with this UID, so that references to it resolve."""
+        return self.state in DELIVERED
 
 
 @dataclass(frozen=True)
@@ -84,11 +88,19 @@ class Fetched:
 
 def meaning(status: int, service: str) -> str:
     """A status with the standard's words for it, such as "0xA700 (Failure: Refused: Out of Resources)"."""
+    if status == DUPLICATE_INSTANCE:
+        return f"0x{status:04X} (Duplicate SOP Instance): it keeps the instance that it has with this UID"
     text = _TABLES[service].get(status, ("", ""))[1]
     category = code_to_category(status)
     return f"0x{status:04X} ({category}{': ' + text if text else ''})"
 
 
 def state_of(status: int) -> State:
-    """How a C-STORE status reads (PS3.7 C.1 to C.3)."""
+    """How the status of a C-STORE, or the FailureReason of STOW-RS, reads (PS3.7 C.1 to C.3).
+
+    A duplicate is a failure to the standard, but of the request and not of what was to be reached: an instance with this
+    UID is there. Results of ours have their content in their UID, so it is the same one (`identity.result_uid`).
+    """
+    if status == DUPLICATE_INSTANCE:
+        return "already there"
     return {"Success": "sent", "Warning": "warning"}.get(code_to_category(status), "refused")  # type: ignore[return-value]

@@ -5,8 +5,8 @@ Images first, then result objects in the order of the destination's profile, so 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from dicom_io.errors import UnreadableFileError
 from dicom_io.net.destination import Profile
 from dicom_io.net.outcome import Outcome, State
 from dicom_io.net.store import is_uid
-from dicom_io.reading.instances import load_dataset, refusing
+from dicom_io.reading.instances import LABEL_MAP_STORAGE, image_type, load_dataset, refusing
 
 if TYPE_CHECKING:
     from dicom_io.objects.identity import ObjectKind
@@ -26,14 +26,17 @@ Each = Callable[[Outcome], None]
 
 _KINDS: dict[str, ObjectKind] = {
     "1.2.840.10008.5.1.4.1.1.66.4": "SEG",
-    "1.2.840.10008.5.1.4.1.1.66.7": "SEG",  # Label Map Segmentation
+    LABEL_MAP_STORAGE: "SEG",
     "1.2.840.10008.5.1.4.1.1.481.3": "RTSTRUCT",
     "1.2.840.10008.5.1.4.1.1.11.1": "GSPS",
+    "1.2.840.10008.5.1.4.1.1.11.2": "GSPS",  # Color Softcopy Presentation State
     "1.2.840.10008.5.1.4.1.1.104.1": "PDF",
     "1.2.840.10008.5.1.4.1.1.30": "PM",
 }
 _STRUCTURED_REPORT = "1.2.840.10008.5.1.4.1.1.88."
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_PROCESSED, _PROCESSOR = "121322", "109102"  # DCM: source image for image processing operation; processing equipment
+_DIGEST = "bundle sha256 "  # how `identity.contribution` begins its description
 _ENCODINGS = {
     ("BINARY", DeflatedExplicitVRLittleEndian): "binary-deflated",
     ("LABELMAP", RLELossless): "labelmap-rle",
@@ -49,6 +52,7 @@ class Outgoing:
         kind: Of the result object; empty for an image.
         encoding: How a SEG is encoded, as `Profile.seg_encoding`; empty for all else.
         refers_to: SOP Instance UIDs of what a report says something about; empty for all else.
+        note: What its outcome says beside the answer.
     """
 
     file: Path
@@ -58,18 +62,45 @@ class Outgoing:
     kind: ObjectKind | str
     encoding: str = ""
     refers_to: frozenset[str] = frozenset()
+    note: str = ""
 
     def outcome(self, state: State, meaning: str = "", status: int | None = None, note: str = "") -> Outcome:
-        return Outcome(self.file, self.sop_instance_uid, self.kind, state, status, meaning, note)
+        notes = "; ".join(filter(None, (self.note, note)))
+        return Outcome(self.file, self.sop_instance_uid, self.kind, state, status, meaning, notes)
 
 
-def kind_of(sop_class_uid: str) -> ObjectKind | str:
-    """The kind of result object that a SOP class is; empty for images and everything else."""
+def kind_of(header: Dataset) -> ObjectKind | str:
+    """The kind of result object that a data set is; empty for images and everything else.
+
+    The SOP class says it, whoever wrote the object, except for pictures: of a Secondary Capture class are scanned films and
+    photographs too, which may be the very source of a result. A picture is an "SC" only where it has all that
+    `capture.write_captures` writes: ImageType begins with DERIVED, SourceImageSequence names the image that was processed,
+    and ContributingEquipmentSequence names, as processing equipment, a bundle by its digest. All other pictures are images:
+    to send one too many is better than to leave a source out.
+    """
+    sop_class_uid = str(header.get("SOPClassUID") or "")
     if sop_class_uid.startswith(_STRUCTURED_REPORT):
         return "SR"
     if sop_class_uid == _SECONDARY_CAPTURE or sop_class_uid.startswith(_SECONDARY_CAPTURE + "."):
-        return "SC"
+        return "SC" if _is_our_capture(header) else ""
     return _KINDS.get(sop_class_uid, "")
+
+
+def _is_our_capture(header: Dataset) -> bool:
+    sources = _for_purpose(header, "SourceImageSequence", _PROCESSED)
+    makers = _for_purpose(header, "ContributingEquipmentSequence", _PROCESSOR)
+    names_bundle = any(str(one.get("ContributionDescription") or "").startswith(_DIGEST) for one in makers)
+    return image_type(header)[:1] == ("DERIVED",) and bool(sources) and names_bundle
+
+
+def _for_purpose(header: Dataset, keyword: str, code: str) -> list[Dataset]:
+    """The items of a sequence whose purpose of reference is a code of DCM."""
+    return [
+        item
+        for item in header.get(keyword) or []
+        for purpose in item.get("PurposeOfReferenceCodeSequence") or []
+        if (purpose.get("CodeValue"), purpose.get("CodingSchemeDesignator")) == (code, "DCM")
+    ]
 
 
 def prepared(files: Iterable[Path], profile: Profile) -> tuple[list[Outgoing], list[Outcome]]:
@@ -82,7 +113,15 @@ def prepared(files: Iterable[Path], profile: Profile) -> tuple[list[Outgoing], l
     order = ("", *profile.objects)
     reasons = {id(one): _why_unwanted(one, profile) for one in found}
     wanted = sorted((one for one in found if not reasons[id(one)]), key=lambda one: order.index(one.kind))
-    return wanted, [one.outcome("left out", reason) for one in found if (reason := reasons[id(one)])]
+    left_out = {str(one.sop_instance_uid): str(one.kind) for one in found if one.kind not in order}
+    noted = [replace(one, note=_note_on(one, left_out)) for one in wanted]
+    return noted, [one.outcome("left out", reason) for one in found if (reason := reasons[id(one)])]
+
+
+def _note_on(one: Outgoing, left_out: Mapping[str, str]) -> str:
+    """What a report refers to in vain: SOP Instance UID -> kind of what the destination does not take."""
+    kinds = sorted({left_out[uid] for uid in one.refers_to & left_out.keys()})
+    return f"it refers to {' and '.join(kinds)}, which the destination does not take" if kinds else ""
 
 
 def _why_unwanted(one: Outgoing, profile: Profile) -> str:
@@ -101,8 +140,9 @@ def _outgoing(file: Path) -> Outgoing:
         raise UnreadableFileError(
             f"{file} names no SOP class and instance; a DICOM object is needed; leave it out, or mend the file"
         )
-    syntax, kind = UID(str(header.file_meta.TransferSyntaxUID)), kind_of(uids[0])
+    syntax = UID(str(header.file_meta.TransferSyntaxUID))
     with refusing(file):
+        kind = kind_of(header)
         encoding = _encoding(header, syntax) if kind == "SEG" else ""
         refers_to = _evidence(header) if kind == "SR" else frozenset()
     return Outgoing(file, UID(uids[0]), UID(uids[1]), syntax, kind, encoding, refers_to)

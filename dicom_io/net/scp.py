@@ -46,6 +46,7 @@ class Listen:
         tls: Certificates; whoever connects must show one of the same authority. None: not encrypted.
         idle_s: Seconds of silence after which a sender is dropped.
         most_senders: Associations at one time.
+        any_title: Let callers in who call us by another AE title; else they are rejected (PS3.8 table 9-21).
     """
 
     ae_title: str = OUR_AE_TITLE
@@ -55,6 +56,7 @@ class Listen:
     tls: Tls | None = None
     idle_s: float = 60.0
     most_senders: int = 10
+    any_title: bool = False
 
 
 class Provider:
@@ -166,7 +168,7 @@ def _acceptor(listen: Listen) -> AE:
     ae.maximum_associations = listen.most_senders
     ae.network_timeout = ae.dimse_timeout = listen.idle_s
     ae.acse_timeout = min(listen.idle_s, 30.0)
-    ae.require_calling_aet = list(listen.senders)
+    ae.require_calling_aet, ae.require_called_aet = list(listen.senders), not listen.any_title
     ae.add_supported_context(VERIFICATION)
     for sop_class in storage_classes():
         ae.add_supported_context(sop_class, [*_PLAIN, *COMPRESSED])

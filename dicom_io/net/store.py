@@ -2,38 +2,38 @@
 
 An instance goes to `folder/<study>/<series>/<sop>.dcm`. It is written under another name first (in `folder/.incoming`),
 forced to the disk, and then given its name, never over another file. Its UIDs make the path, so they are checked to be
-UIDs. Nothing in an instance is obeyed: URLs and file names in it are data.
+UIDs. Nothing in an instance is obeyed: URLs and file names in it are data. What it costs to look at one is bounded as in
+`reading.bounded`: items are counted, and a deflated data set of more than MAX_INFLATED_BYTES is refused.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import logging
 import os
 import re
 import threading
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
 
-import pydicom
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileDataset
-from pydicom.errors import InvalidDicomError
 from pydicom.filereader import data_element_generator
+from pydicom.tag import Tag
 from pydicom.uid import UID
 
-from dicom_io.errors import DicomIoError
-from dicom_io.reading.instances import READ_ERRORS
+from dicom_io.errors import DicomIoError, UnreadableFileError
+from dicom_io.net.outcome import DUPLICATE_INSTANCE
+from dicom_io.reading.bounded import BoundedFile, parse
+from dicom_io.reading.instances import READ_ERRORS, load_dataset
 
 INCOMING = ".incoming"
 OUT_OF_RESOURCES = 0xA700  # PS3.4 B.2.3
 CANNOT_UNDERSTAND = 0xC000
-DUPLICATE_INSTANCE = 0x0111  # PS3.7 C.5.6
 NOT_AUTHORISED = 0x0124  # PS3.7 C.5.23
 
 # Stricter readers forbid leading zeros (PS3.5 9.1); they occur, and cannot leave the folder.
@@ -43,9 +43,11 @@ _UNDEFINED_LENGTH = 0xFFFFFFFF
 _PATH = {0x0020000D: "StudyInstanceUID", 0x0020000E: "SeriesInstanceUID", 0x00080018: "SOPInstanceUID"}
 _SOP_CLASS = 0x00080016
 _PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
+_MARK_AT, _MARK = 128, b"DICM"
+_TRIES = 20  # to make a file in a folder that others may be tidying away
 
 _logger = logging.getLogger(__name__)
-_numbers = itertools.count()
+_looking = threading.Lock()  # one data set is looked at a time, because one that is inflated may fill much memory
 
 
 @dataclass(frozen=True)
@@ -111,41 +113,59 @@ class InstanceStore:
             InstanceRefusedError: It cannot be read, its UIDs are none, other content is kept under its UID, or the disk
                 is full. Nothing of it is left.
         """
-        study, series, sop, sop_class = _checked_uids(content, sop_instance_uid)
-        if self.studies is not None and study not in self.studies:
-            raise InstanceRefusedError(NOT_AUTHORISED, f"an instance of study {study} was not asked for")
         try:
-            path, is_new = self._keep(content, study, series, sop)
+            with self._unfinished(content) as part:
+                kept = self._keep(part, sop_instance_uid)
         except OSError as error:
             name = errno.errorcode.get(error.errno or 0, "unknown")
-            raise InstanceRefusedError(OUT_OF_RESOURCES, f"cannot be written ({name}): instance {sop}") from error
-        kept = Stored(path, study, series, sop, sop_class, is_new)
+            raise InstanceRefusedError(OUT_OF_RESOURCES, f"an instance cannot be written ({name})") from error
         self._tell(kept)
         return kept
 
     def tidy(self) -> None:
-        """Removes the folder of unfinished files if it is empty; call it when nothing comes any more."""
+        """Removes the folder of unfinished files if it is empty; whoever needs it makes it again."""
         with contextlib.suppress(OSError):
             (self.folder / INCOMING).rmdir()
 
-    def _keep(self, content: bytes, study: str, series: str, sop: str) -> tuple[Path, bool]:
-        place = self.folder / study / series
-        path, incoming = place / f"{sop}.dcm", self.folder / INCOMING
-        incoming.mkdir(parents=True, exist_ok=True)
-        part = incoming / f"{os.getpid()}.{next(_numbers)}.part"
+    @contextlib.contextmanager
+    def _unfinished(self, content: bytes) -> Iterator[Path]:
+        """A file with the content, forced to the disk, under a name that no other process or earlier run has."""
+        part, file = self._new_part()
         try:
-            _write_to_disk(part, content)
-            if not place.is_dir():
-                place.mkdir(parents=True, exist_ok=True)
-                _sync_folder(self.folder)
-                _sync_folder(place.parent)
-            is_new = self._name(part, path)
+            with file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            yield part
         finally:
             part.unlink(missing_ok=True)
-        if not is_new and not _same_instance(path.read_bytes(), content):
+
+    def _new_part(self, tries: int = _TRIES) -> tuple[Path, BinaryIO]:
+        """A new file, made by us alone. Not by `mkstemp`, which lets only its owner read, whatever the umask says."""
+        part = self.folder / INCOMING / f"{uuid4().hex}.part"
+        try:
+            part.parent.mkdir(parents=True, exist_ok=True)
+            return part, part.open("xb")
+        except (FileNotFoundError, FileExistsError):  # another thread or process has tidied in between
+            if tries == 1:
+                raise
+        return self._new_part(tries - 1)
+
+    def _keep(self, part: Path, announced: str | None) -> Stored:
+        study, series, sop, sop_class = _checked_uids(part, announced)
+        if self.studies is not None and study not in self.studies:
+            raise InstanceRefusedError(NOT_AUTHORISED, f"an instance of study {study} was not asked for")
+        place = self.folder / study / series
+        path = place / f"{sop}.dcm"
+        if not place.is_dir():
+            place.mkdir(parents=True, exist_ok=True)
+            _sync_folder(self.folder)
+            _sync_folder(place.parent)
+        is_new = self._name(part, path)
+        if not is_new and not _same_instance(path, part):
             raise InstanceRefusedError(DUPLICATE_INSTANCE, f"other content is kept under the UID {sop}")
         _sync_folder(place)
-        return path, is_new
+        return Stored(path, study, series, sop, sop_class, is_new)
 
     def _name(self, part: Path, path: Path) -> bool:
         """Gives the file its name; False if the name is taken."""
@@ -176,7 +196,7 @@ def is_uid(text: str) -> bool:
     return len(text) <= _LONGEST_UID and bool(_UID.fullmatch(text))
 
 
-def _checked_uids(content: bytes, announced: str | None) -> tuple[str, str, str, str]:
+def _checked_uids(file: Path, announced: str | None) -> tuple[str, str, str, str]:
     """UIDs of study, series, instance and SOP class of a whole file.
 
     Raises:
@@ -184,8 +204,9 @@ def _checked_uids(content: bytes, announced: str | None) -> tuple[str, str, str,
             is not repeated.
     """
     try:
-        found = _uids_to_the_end(content)
-    except (InvalidDicomError, *READ_ERRORS) as error:  # type: ignore[misc]
+        with BoundedFile(file) as opened, _looking:
+            found = _uids_to_the_end(file, opened)
+    except READ_ERRORS as error:
         raise InstanceRefusedError(
             CANNOT_UNDERSTAND, f"the data set cannot be read ({type(error).__name__})"
         ) from error
@@ -198,20 +219,19 @@ def _checked_uids(content: bytes, announced: str | None) -> tuple[str, str, str,
     return study, series, sop, found[_SOP_CLASS]
 
 
-def _uids_to_the_end(content: bytes) -> dict[int, str]:
+def _uids_to_the_end(path: Path, file: BoundedFile) -> dict[int, str]:
     """The UIDs that matter, as they stand in the bytes, from a walk over all elements.
 
     pydicom passes over a data set that is cut short, which a receiver must not, and logs a UID that is none.
 
     Raises:
         EOFError: The last element does not end where the bytes end, or an image has no pixels. Others of `READ_ERRORS`
-            where the bytes make no sense.
+            where the bytes make no sense, or cost more than is allowed.
     """
-    header = pydicom.dcmread(BytesIO(content), specific_tags=[_SOP_CLASS], stop_before_pixels=True)
-    syntax, body = header.file_meta.TransferSyntaxUID, content[data_set_start(header) :]
-    if syntax.is_deflated:
-        body = zlib.decompress(body, -zlib.MAX_WBITS)
-    stream, end, tags, found = BytesIO(body), 0, set[int](), dict[int, str]()
+    header, stream = _opened(path, file)
+    syntax, size = header.file_meta.TransferSyntaxUID, stream.seek(0, os.SEEK_END)
+    stream.seek(data_set_start(header) if stream is file else 0)
+    end, tags, found = 0, set[int](), dict[int, str]()
     for element in data_element_generator(stream, syntax.is_implicit_VR, syntax.is_little_endian, defer_size=1024):
         measured = isinstance(element, RawDataElement) and element.length != _UNDEFINED_LENGTH
         end = element.value_tell + element.length if measured else stream.tell()  # type: ignore[union-attr]
@@ -219,9 +239,21 @@ def _uids_to_the_end(content: bytes) -> dict[int, str]:
         if int(element.tag) in (*_PATH, _SOP_CLASS) and isinstance(element.value, bytes):
             found[int(element.tag)] = element.value.decode("ascii").rstrip("\0 ")
     is_image = UID(found.get(_SOP_CLASS, "")).name.endswith("Image Storage")
-    if end != len(body) or (is_image and not tags & _PIXELS):
-        raise EOFError(f"the last element ends at byte {end} of {len(body)}, or pixels are missing")
+    if end != size or (is_image and not tags & _PIXELS):
+        raise EOFError(f"the last element ends at byte {end} of {size}, or pixels are missing")
     return found
+
+
+def _opened(path: Path, file: BoundedFile) -> tuple[FileDataset, BinaryIO]:
+    """The first attributes of a file and what holds its data set: the file itself, or its inflated bytes.
+
+    Raises:
+        ValueError: Not a file of PS3.10, or its data set becomes too large; others of `READ_ERRORS`.
+    """
+    file.seek(_MARK_AT)
+    if file.read(len(_MARK)) != _MARK:
+        raise ValueError("no DICM mark")
+    return parse(path, file, with_pixels=False, tags=[Tag(_SOP_CLASS)], last=_SOP_CLASS)
 
 
 def data_set_start(header: FileDataset) -> int:
@@ -229,21 +261,22 @@ def data_set_start(header: FileDataset) -> int:
     return 132 + 12 + int(header.file_meta.FileMetaInformationGroupLength)
 
 
-def _same_instance(kept: bytes, new: bytes) -> bool:
+def _same_instance(kept: Path, new: Path) -> bool:
     """Whether two files hold the same data set; the file meta information may differ, and so may the encoding."""
     try:
-        first, second = pydicom.dcmread(BytesIO(kept)), pydicom.dcmread(BytesIO(new))
-        same_bytes = kept[data_set_start(first) :] == new[data_set_start(second) :]
-        return same_bytes or bool(first == second)
-    except (InvalidDicomError, *READ_ERRORS):  # type: ignore[misc]  # what is kept there was not written by this module
+        if _data_set_bytes(kept) == _data_set_bytes(new):
+            return True
+        with _looking:
+            return bool(load_dataset(kept, with_pixels=True) == load_dataset(new, with_pixels=True))
+    except (UnreadableFileError, *READ_ERRORS):  # type: ignore[misc]  # what is kept there was not written by this module
         return False
 
 
-def _write_to_disk(path: Path, content: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+def _data_set_bytes(path: Path) -> bytes:
+    """A file without its meta information."""
+    with BoundedFile(path) as file, _looking:
+        file.seek(data_set_start(_opened(path, file)[0]))
+        return file.rest()
 
 
 def _sync_folder(folder: Path) -> None:

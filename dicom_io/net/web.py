@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset, FileDataset, validate_file_meta
 from dicom_io.errors import NetworkError
 from dicom_io.net.arrivals import Arrivals, OnStored
 from dicom_io.net.destination import Destination
-from dicom_io.net.outcome import Fetched, Outcome, meaning
+from dicom_io.net.outcome import Fetched, Outcome, meaning, state_of
 from dicom_io.net.outgoing import Each, Outgoing
 from dicom_io.net.query import RETURNED, Query, QueryError, retrieve_level
 from dicom_io.net.store import InstanceRefusedError
@@ -206,7 +206,8 @@ def _outcome(item: Outgoing, answer: Dataset) -> Outcome:
     for failed in answer.get("FailedSOPSequence") or []:
         if failed.get("ReferencedSOPInstanceUID") == item.sop_instance_uid:
             code = int(failed.get("FailureReason") or 0x0110)
-            return item.outcome("refused", meaning(code, "STOW-RS"), code)
+            state = state_of(code)
+            return item.outcome("refused" if state in ("sent", "warning") else state, meaning(code, "STOW-RS"), code)
     for stored in answer.get("ReferencedSOPSequence") or []:
         if stored.get("ReferencedSOPInstanceUID") == item.sop_instance_uid:
             code = int(stored.get("WarningReason") or 0)

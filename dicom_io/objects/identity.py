@@ -12,9 +12,9 @@ know.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
-from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +28,7 @@ from pydicom.uid import generate_uid
 
 from dicom_io.coding import Segment
 from dicom_io.errors import LabelError, UnreadableFileError
+from dicom_io.objects.carried import CHARACTER_SET, PATIENT_KEYWORDS, STUDY_KEYWORDS, carried, carry_over, copied
 from dicom_io.reading.instances import load_dataset
 from dicom_io.volume import Volume
 
@@ -45,33 +46,6 @@ SERIES_NUMBER_BASE: dict[ObjectKind, int] = {
 }
 NO_DATE, NO_TIME = "19700101", "000000"
 
-# DICOM PS3.3 C.7.1.1, C.7.1.3, C.7.2.1, C.7.2.2, C.7.2.3: what belongs to the patient and to the study.
-PATIENT_KEYWORDS = (
-    "PatientName PatientID IssuerOfPatientID IssuerOfPatientIDQualifiersSequence TypeOfPatientID "
-    "OtherPatientIDs OtherPatientIDsSequence OtherPatientNames PatientBirthDate PatientBirthTime "
-    "PatientSex EthnicGroup QualityControlSubject PatientComments PatientSpeciesDescription "
-    "PatientSpeciesCodeSequence PatientBreedDescription PatientBreedCodeSequence "
-    "BreedRegistrationSequence ResponsiblePerson ResponsiblePersonRole ResponsibleOrganization "
-    "ReferencedPatientSequence ReferencedPatientPhotoSequence PatientIdentityRemoved "
-    "DeidentificationMethod DeidentificationMethodCodeSequence ClinicalTrialSponsorName "
-    "ClinicalTrialProtocolID ClinicalTrialProtocolName ClinicalTrialSiteID ClinicalTrialSiteName "
-    "ClinicalTrialSubjectID ClinicalTrialSubjectReadingID ClinicalTrialProtocolEthicsCommitteeName "
-    "ClinicalTrialProtocolEthicsCommitteeApprovalNumber"
-)
-STUDY_KEYWORDS = (
-    "StudyInstanceUID StudyDate StudyTime ReferringPhysicianName ReferringPhysicianIdentificationSequence "
-    "ConsultingPhysicianName ConsultingPhysicianIdentificationSequence StudyID AccessionNumber "
-    "IssuerOfAccessionNumberSequence StudyDescription PhysiciansOfRecord "
-    "PhysiciansOfRecordIdentificationSequence NameOfPhysiciansReadingStudy "
-    "PhysiciansReadingStudyIdentificationSequence RequestingServiceCodeSequence ReferencedStudySequence "
-    "ProcedureCodeSequence ReasonForPerformedProcedureCodeSequence AdmittingDiagnosesDescription "
-    "AdmittingDiagnosesCodeSequence PatientAge PatientSize PatientWeight PatientBodyMassIndex "
-    "MeasuredAPDimension MeasuredLateralDimension PatientSizeCodeSequence MedicalAlerts Allergies "
-    "SmokingStatus PregnancyStatus LastMenstrualDate PatientState Occupation AdditionalPatientHistory "
-    "AdmissionID IssuerOfAdmissionIDSequence ServiceEpisodeID ServiceEpisodeDescription "
-    "PatientSexNeutered ReasonForVisit ReasonForVisitCodeSequence ClinicalTrialTimePointID "
-    "ClinicalTrialTimePointDescription"
-)
 TYPE_2_KEYWORDS = (
     "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime ReferringPhysicianName StudyID "
     "AccessionNumber"
@@ -84,6 +58,9 @@ SLICE_KEYWORDS = (
 )
 """What an object needs to know of every slice; patient and study are those of the first."""
 
+UNNAMED_METHOD = "Not named by the source"
+"""DeidentificationMethod where the source says that it was de-identified and not how: Type 1C, PS3.3 C.7.1.1."""
+
 
 @dataclass(frozen=True)
 class ResultInfo:
@@ -91,8 +68,8 @@ class ResultInfo:
 
     Attributes:
         segments: Meaning of the labels; label value n is `segments[n - 1]`.
-        algorithm_name: For instance the bundle's name; at most 64 characters.
-        algorithm_version: Version of the bundle; at most 64 characters.
+        algorithm_name: For instance the bundle's name; 1 to 64 characters.
+        algorithm_version: Version of the bundle; 1 to 64 characters.
         bundle_sha256: Hex digest of what computed the result; part of every UID.
         settings: (name, value) pairs that change the voxels (TTA, window, device class); part of every UID.
         algorithm_family: A code of CID 7162.
@@ -101,7 +78,10 @@ class ResultInfo:
         quality: The quality gate's verdict in one line, empty if there was none; stands in
             ContributionDescription and in the report.
         calibration: What is known of the probabilities' calibration, in one line; stands in the report.
-        manufacturer: Of the software that computed the result.
+        manufacturer: Of the software that computed the result; 1 to 64 characters.
+
+    Raises:
+        LabelError: One of the three names is empty; they are Type 1 in the objects.
     """
 
     segments: tuple[Segment, ...]
@@ -116,6 +96,29 @@ class ResultInfo:
     calibration: str = ""
     manufacturer: str = "monai-unet-app"
 
+    def __post_init__(self) -> None:
+        for name in ("algorithm_name", "algorithm_version", "manufacturer"):
+            if not plain(getattr(self, name), 64):
+                raise LabelError(
+                    f"the {name} of the result is {getattr(self, name)!r}; 1 to 64 printable characters are needed because "
+                    "every object must name what made it; give it"
+                )
+
+    @property
+    def digest(self) -> str:
+        """Hex digest of everything that is said here; settings in another order are the same settings."""
+        said = asdict(replace(self, settings=tuple(sorted(self.settings))))
+        return hashlib.sha256(json.dumps(said, sort_keys=True, default=_as_json).encode()).hexdigest()
+
+    @property
+    def series_facts(self) -> tuple[str, ...]:
+        """What all instances of a series must say alike: its description and equipment (PS3.3 C.7.3.1, C.7.5.1)."""
+        return self.manufacturer, self.algorithm_name, self.algorithm_version, self.series_description
+
+
+def _as_json(value: object) -> int | str:
+    return int(value) if isinstance(value, np.integer) else str(value)
+
 
 def derived_uid(*parts: str) -> str:
     """A UID of at most 64 characters that depends on `parts` only (SHA-512 under pydicom's registered
@@ -128,12 +131,21 @@ def result_uid(source: Volume, result: ResultInfo, kind: str, what: str, *conten
     """The UID of one part (`what`: "series", "instance", "tracking 1" ...) of the object `kind` made from
     `source`.
 
-    Depends on the set of source SOP Instance UIDs, not on their order, on the bundle and its settings, and on
-    `content`: an instance names here what it holds, so that never two contents have one UID.
+    Depends on the slices of the source (as a set: SOP Instance UIDs, with the frames that are used of a multi-frame
+    object), on the bundle and its settings, and on `content`. An instance names in `content` what it holds, and depends
+    on all of `result` too, so that never two contents have one UID; a series depends on what its instances must say alike.
     """
-    uids = sorted(set(source.provenance.sop_instance_uids))
+    own = {"instance": (result.digest,), "series": result.series_facts}.get(what, ())
     settings = (f"{name}={value}" for name, value in sorted(result.settings))
-    return derived_uid(kind, what, *content, result.bundle_sha256, *settings, "sources", *uids)
+    parts = (kind, what, *content, "result", *own, result.bundle_sha256, "settings", *settings)
+    return derived_uid(*parts, "sources", *_source_keys(source))
+
+
+def _source_keys(source: Volume) -> list[str]:
+    """What names the slices of a source, as `Slice.key`, in an order that does not depend on that of the slices."""
+    uids, frames = source.provenance.sop_instance_uids, source.provenance.frame_numbers
+    keys = (f"{uid}#{frame}" for uid, frame in zip(uids, frames, strict=True)) if frames else uids
+    return sorted(set(keys))
 
 
 def digest_of(*arrays: NDArray) -> str:
@@ -159,9 +171,9 @@ def source_headers(source: Volume, *, of_each: bool = True) -> tuple[Dataset, ..
     """The source's data sets without pixels, one a slice along K (one in all for a multi-frame source).
 
     Data sets in memory are taken as they are. Files are matched by SOP Instance UID, whatever their order in
-    `source.provenance.files`. Absent Type 2
-    attributes of the patient and study modules are supplied empty; an empty DeidentificationMethod (Type 1C)
-    is dropped.
+    `source.provenance.files`. Absent Type 2 attributes of the patient and study modules are supplied empty. An empty
+    DeidentificationMethod or FrameOfReferenceUID is dropped: empty, both are errors wherever they are repeated. Where
+    the source was de-identified and does not say how, the method says just that.
 
     Args:
         source: DICOM volume.
@@ -179,7 +191,7 @@ def source_headers(source: Volume, *, of_each: bool = True) -> tuple[Dataset, ..
             f"{source.shape[2]} slices; a DICOM series is needed to write a DICOM result; name the series or "
             "convert the image first"
         )
-    in_memory = (_named(_copied(header)) for header in source.provenance.headers)
+    in_memory = (_named(copied(header)) for header in source.provenance.headers)
     found = {str(header.SOPInstanceUID): header for header in in_memory}
     places = {}
     for path in set(source.provenance.files):
@@ -194,7 +206,9 @@ def source_headers(source: Volume, *, of_each: bool = True) -> tuple[Dataset, ..
             f"{len(missing)} of {len(uids)} source instances are no longer in their files (first: "
             f"{missing[0]}); the files must stay in place until the result is written; read the series again"
         )
-    return tuple(_supplied(found[uid], planar=source.planar) for uid in dict.fromkeys(uids))
+    headers = tuple(_supplied(found[uid]) for uid in dict.fromkeys(uids))
+    headers[0].carried = carried(headers[0])  # type: ignore[attr-defined]
+    return headers
 
 
 def _header(path: str | Path, *, whole: bool) -> Dataset:
@@ -208,33 +222,48 @@ def _header(path: str | Path, *, whole: bool) -> Dataset:
     return _named(header)
 
 
-def _copied(header: Dataset) -> Dataset:
-    """A data set of its own with the same elements."""
-    own = Dataset()
-    own.update({element.tag: element for element in header})
-    own.file_meta = header.file_meta  # type: ignore[attr-defined]
-    return own
-
-
 def _named(header: Dataset) -> Dataset:
     if not header.get("SOPInstanceUID"):  # emptied by an anonymiser; the file header still has it
         header.SOPInstanceUID = header.file_meta.get("MediaStorageSOPInstanceUID", "")
     return header
 
 
-def _supplied(header: Dataset, *, planar: bool) -> Dataset:
-    """The header with absent Type 2 attributes supplied. Raises LabelError if a Type 1 attribute is
+def _supplied(header: Dataset) -> Dataset:
+    """The header with absent Type 2 attributes supplied; its text is not decoded. Raises LabelError if a Type 1 attribute is
     missing.
     """
-    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPClassUID"):
-        if not header.get(keyword) and not (planar and keyword == "FrameOfReferenceUID"):
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID"):
+        if not header.get(keyword):
             raise LabelError(f"the source has no {keyword}; a result must refer to it; repair the source series first")
     for keyword in TYPE_2_KEYWORDS.split():
-        if header.get(keyword) is None:
+        if keyword not in header:
             setattr(header, keyword, "")
-    if not header.get("DeidentificationMethod", "absent"):
-        del header.DeidentificationMethod
+    for keyword in ("FrameOfReferenceUID", "DeidentificationMethod"):
+        if keyword in header and not _holds(header, keyword):
+            delattr(header, keyword)
+    names_method = "DeidentificationMethod" in header or header.get("DeidentificationMethodCodeSequence")
+    if header.get("PatientIdentityRemoved") == "YES" and not names_method:
+        header.DeidentificationMethod = UNNAMED_METHOD
     return header
+
+
+def _holds(header: Dataset, keyword: str) -> bool:
+    """Whether an attribute has a value; it is not decoded for that."""
+    value = header.get_item(keyword).value
+    return bool(value.strip(b"\0 ") if isinstance(value, bytes) else value)
+
+
+def check_has_frame(headers: Iterable[Dataset]) -> None:
+    """Pass if every header names a frame of reference; an object with places in patient space must repeat it.
+
+    Raises:
+        LabelError: One does not.
+    """
+    if not all(header.get("FrameOfReferenceUID") for header in headers):
+        raise LabelError(
+            "the source has no FrameOfReferenceUID; an object with places in patient space must refer to it; repair the "
+            "source series first, or write captures or a presentation state"
+        )
 
 
 def neutral(headers: tuple[Dataset, ...]) -> list[Dataset]:
@@ -243,27 +272,14 @@ def neutral(headers: tuple[Dataset, ...]) -> list[Dataset]:
     verbatim."""
     copies = []
     for header in headers:
-        header.decode()  # while the character set is still there
-        bare = _copied(header)
-        for keyword in f"{PATIENT_KEYWORDS} {STUDY_KEYWORDS} SpecificCharacterSet".split():
+        bare = copied(header)
+        for keyword in f"{PATIENT_KEYWORDS} {STUDY_KEYWORDS} {CHARACTER_SET}".split():
             if keyword in bare and keyword != "StudyInstanceUID":
                 delattr(bare, keyword)
         for keyword in TYPE_2_KEYWORDS.split():
             setattr(bare, keyword, "")
         copies.append(bare)
     return copies
-
-
-def carry_over(target: Dataset, header: Dataset) -> None:
-    """Give `target` the patient and study modules of `header`, verbatim, and the character set they are
-    written in (none where it is empty: an empty one is an error, PS3.3 C.12.1.1.2).
-    """
-    keywords = f"{PATIENT_KEYWORDS} {STUDY_KEYWORDS} SpecificCharacterSet TimezoneOffsetFromUTC"
-    for keyword in keywords.split():
-        if keyword in target:
-            delattr(target, keyword)
-        if keyword in header and not (keyword == "SpecificCharacterSet" and not header.get(keyword)):
-            target[keyword] = deepcopy(header[keyword])
 
 
 def content_moment(headers: Iterable[Dataset]) -> tuple[str, str]:
@@ -291,10 +307,11 @@ def series_description(result: ResultInfo, kind: ObjectKind) -> str:
 
 
 def plain(text: str, length: int) -> str:
-    """`text` in ASCII and at most `length` characters, so that it fits every SpecificCharacterSet of a
+    """`text` in printable ASCII and at most `length` characters, so that it fits every SpecificCharacterSet of a
     source.
     """
-    return text.encode("ascii", "replace").decode("ascii").replace("\\", "/")[:length].strip()
+    ascii_text = text.encode("ascii", "replace").decode("ascii").replace("\\", "/")
+    return "".join(one if one.isprintable() else " " for one in ascii_text)[:length].strip()
 
 
 def contribution(result: ResultInfo) -> hd.ContributingEquipment:

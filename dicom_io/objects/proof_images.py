@@ -1,30 +1,42 @@
-"""Read parametric maps and presentation states again, and compare them with the result, value by value.
+"""The frames of parametric maps, and the proof of what we wrote.
 
-As in `proof`, nothing is told by the writer: a frame of a map is placed by its own headers, an outline by the image
-that it names.
+`walk_map` reads anybody's map through pydicom. `prove_map` reads ours through `walk`, which shares nothing with the writer
+(pydicom and highdicom): a frame is placed by its own headers and must lie on the slice that it names. Where the slices of the
+source lie comes from its headers, as for the writer.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
 
 from dicom_io.errors import GeometryProofError, LabelError, UnreadableFileError
-from dicom_io.objects.places import TOLERANCE_MM, TOLERANCE_VOXELS, Plane, Slice, macro, plane_of, values_at
-from dicom_io.objects.raster import even_odd
-from dicom_io.objects.seg_frames import reference_key
-from dicom_io.objects.source_images import SourceImages, mask_on
+from dicom_io.objects import proof_frames, proof_headers
+from dicom_io.objects.grid import FrameGrid
+from dicom_io.objects.places import Plane, Slice, apart_mm, plane_of, tolerance_mm, values_at
+from dicom_io.objects.seg_frames import gap_of, items_of, named_sources
+from dicom_io.objects.source_images import SourceImages
+from dicom_io.objects.walk import Attributes, first_item, integer, items, needed, text, walk_file, whole
+from dicom_io.reading.headers import shown, shown_uid
 from dicom_io.reading.instances import READ_ERRORS
 from dicom_io.volume import Volume
 
-PIXEL_CENTRE = 0.5  # PS3.3 table C.10-5 and figure C.10.5-1: the first pixel runs from 0.0\0.0 to 1.0\1.0
-LAYER_PREFIX = "SEGMENT "
+WHOLE_RANGE = ("RealWorldValueFirstValueMapped", "RealWorldValueLastValueMapped")
+FLOAT_RANGE = ("DoubleFloatRealWorldValueFirstValueMapped", "DoubleFloatRealWorldValueLastValueMapped")
+RANGE_TOLERANCE = 1e-5
+"""Of the larger end of a range: some write it with few digits."""
+
+_SHARED, _PER_FRAME, _FLOAT_PIXELS = 0x52009229, 0x52009230, 0x7FE00008
+_MAPPING, _SLOPE, _INTERCEPT, _EXPLANATION = 0x00409096, 0x00409225, 0x00409224, 0x00283003
+_QUANTITY, _CONCEPT, _UNITS = 0x00409220, 0x0040A168, 0x004008EA
+_REFERENCED_SERIES, _REFERENCED_INSTANCES = 0x00081115, 0x0008114A
 
 Floats = NDArray[np.float64]
 
@@ -35,26 +47,17 @@ class MapFrame:
 
     Attributes:
         plane: Where it lies, by its own headers.
-        source_key: The slice that it names, as `places.Slice.key` has it, or None.
-        values: Shape (rows, columns), float64: real world values, after slope and intercept.
+        named: The slices that it names, as `places.Slice.key` has them.
+        values: Shape (rows, columns), float64: real world values, after slope and intercept; NaN for padding.
         meaning: LUT label, quantity and unit codes: frames that differ here are of different maps.
+        gap_mm: SpacingBetweenSlices, where it says one.
     """
 
     plane: Plane
-    source_key: str | None
+    named: tuple[str, ...]
     values: Floats
     meaning: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Outline:
-    """One drawn line of a presentation state: its segment, the image it is drawn on (None: on every image) and its
-    points of shape (n, 2), (column, row) with pixel centres at whole numbers.
-    """
-
-    segment: int
-    source_key: str | None
-    points: Floats
+    gap_mm: float | None = None
 
 
 def walk_map(dataset: Dataset) -> Iterator[MapFrame]:
@@ -62,7 +65,8 @@ def walk_map(dataset: Dataset) -> Iterator[MapFrame]:
 
     Raises:
         UnreadableFileError: The pixels are missing or cut.
-        LabelError: A frame has no linear real world value mapping, no place, or a value outside of the mapped range.
+        LabelError: A frame has no linear real world value mapping or several that differ, no place, or a value outside of
+            the mapped range, which has no real world value (PS3.3 C.7.6.16.2.11).
     """
     try:
         stored = dataset.pixel_array.reshape(-1, int(dataset.Rows), int(dataset.Columns))
@@ -72,55 +76,98 @@ def walk_map(dataset: Dataset) -> Iterator[MapFrame]:
             "fetch it again"
         ) from error
     for number, pixels in enumerate(stored, start=1):
-        mapping = macro(dataset, number, "RealWorldValueMappingSequence")
-        derivation = macro(dataset, number, "DerivationImageSequence")
-        plane = plane_of(dataset, number)
-        yield MapFrame(plane, _named(derivation), _real_values(pixels, mapping), _meaning(mapping))
+        mapping = _mapping(dataset, number)
+        values = _real_values(number, pixels, _is_padding(dataset, pixels), mapping)
+        named = named_sources(dataset, number)
+        yield MapFrame(plane_of(dataset, number), named, values, _meaning(mapping), gap_of(dataset, number))
 
 
-def prove_map(path: Path, values: Volume, images: SourceImages) -> None:
-    """Pass if the map holds every value of `values`, bit for bit as float32, at its place in millimetres.
+def prove_map(
+    path: Path,
+    values: Volume,
+    images: SourceImages,
+    quantity: Code | None = None,
+    unit: Code | None = None,
+    label: str = "",
+) -> None:
+    """Pass if the map holds every value of `values`, bit for bit as float32, at its place in millimetres, says what they are,
+    and is of the source's patient, study and frame of reference.
 
     Args:
         path: The written map; deleted on failure.
         values: Shape (I, J, K), float32.
         images: What the map refers to.
+        quantity, unit, label: What the values are; None and "" are not compared.
 
     Raises:
         GeometryProofError: A value is missing, another or elsewhere, or a frame does not coincide with the slice that
-            it names.
+            it names, or something else differs.
     """
-    missing = {one.key: one for one in images.slices}
-    try:
-        for number, frame in enumerate(walk_map(pydicom.dcmread(path)), start=1):
-            one = missing.pop(frame.source_key or "", None)
-            if one is None:
-                raise GeometryProofError(f"frame {number} names {frame.source_key}, which is no slice or had a frame")
-            _check_on_named_slice(number, frame, one)
-            differing = int(np.count_nonzero(frame.values != values_at(frame.plane, one.shape, values)))
+    with proof_headers.deleting(path, "parametric map"):
+        written = walk_file(path)
+        slices, shown = {one.key: k for k, one in enumerate(images.slices)}, []
+        for number, frame in enumerate(map_frames(written), start=1):
+            key = next(iter(frame.named), "")
+            k = slices.pop(key, None)
+            if k is None:
+                told = shown_uid(key.split("#")[0])
+                raise GeometryProofError(f"frame {number} names the image {told}, which is no slice or had a frame")
+            _check_on_named_slice(number, frame, images.slices[k], tolerance_mm(*images.source.spacing_mm))
+            differing = int(np.count_nonzero(frame.values != values_at(frame.plane, images.slices[k].shape, values)))
             if differing:
                 raise GeometryProofError(f"{differing} of {frame.values.size} values of frame {number} differ")
-        if missing:
-            raise GeometryProofError(f"{len(missing)} of {len(images.slices)} slices have no frame")
-    except (GeometryProofError, LabelError, UnreadableFileError) as error:
-        Path(path).unlink(missing_ok=True)
-        raise GeometryProofError(f"the parametric map was deleted: {error}") from error
+            _check_meaning(frame.meaning, quantity, unit, label)
+            shown.append((0, k))
+        if slices:
+            raise GeometryProofError(f"{len(slices)} of {len(images.slices)} slices have no frame")
+        proof_frames.check_dimensions(written, shown)
+        proof_headers.check_owner(written, images.headers[0])
+        proof_headers.check_images(items(written, _REFERENCED_SERIES), _REFERENCED_INSTANCES, images.headers)
+
+
+def map_frames(written: Attributes) -> Iterator[MapFrame]:
+    """Every frame of a map of our own, by `walk`; its meaning is label, quantity and unit.
+
+    Raises:
+        GeometryProofError: Something is missing in it.
+    """
+    shared, groups = (items(written, _SHARED) or [{}])[0], items(written, _PER_FRAME)
+    rows, columns = whole(written, 0x00280010), whole(written, 0x00280011)
+    if len(groups) != integer(written, 0x00280008):
+        raise GeometryProofError(f"{len(groups)} functional groups describe {integer(written, 0x00280008)} frames")
+    stored = np.frombuffer(needed(written, _FLOAT_PIXELS), "<f4").reshape(len(groups), rows, columns)
+    for own, pixels in zip(groups, stored, strict=True):
+        mapping = first_item(own if items(own, _MAPPING) else shared, _MAPPING)
+        slope, intercept = (struct.unpack("<d", needed(mapping, tag))[0] for tag in (_SLOPE, _INTERCEPT))
+        plane, key = proof_frames.plane_by_walk(own, shared), proof_frames.source_by_walk(own)
+        quantity = proof_headers.coded(first_item(mapping, _QUANTITY), _CONCEPT)
+        meaning = (text(mapping, _EXPLANATION), quantity, proof_headers.coded(mapping, _UNITS))
+        yield MapFrame(plane, (key,) if key else (), pixels.astype(np.float64) * slope + intercept, meaning)
+
+
+def _check_meaning(found: tuple[str, ...], quantity: Code | None, unit: Code | None, label: str) -> None:
+    """Pass if label, quantity and unit of a frame are those that are given."""
+    needed = (label, proof_headers.code_text(quantity), proof_headers.code_text(unit))
+    for told, wanted in zip(found, needed, strict=True):
+        if wanted and told != wanted.strip():
+            raise GeometryProofError(f"its values are {shown(told[:80])}; {wanted} is needed")
 
 
 def place_map(frames: Iterator[MapFrame], reference: Volume) -> NDArray[np.float32]:
     """The values of a map's frames on the grid of `reference` by patient position; NaN where no frame lies.
 
     Raises:
-        LabelError: A pixel falls between the voxels, outside the grid or on a voxel that has a value.
+        LabelError: A pixel is no voxel (see `FrameGrid`), lies in another slice than its frame names, or on a voxel that has
+            a value.
     """
     array = np.full(reference.shape, np.nan, dtype=np.float32)
     taken = np.zeros(reference.shape, dtype=bool)
-    to_index = np.linalg.inv(reference.affine_lps)
+    grid = FrameGrid(reference)
     for number, frame in enumerate(frames, start=1):
+        what = f"frame {number}"
         rows, columns = np.indices(frame.values.shape)
-        index = frame.plane.points_mm(columns.ravel(), rows.ravel()) @ to_index[:3, :3].T + to_index[:3, 3]
-        voxels = np.rint(index).astype(int)
-        _check_voxels(number, index, voxels, reference)
+        voxels = grid.voxels(what, frame.plane, columns.ravel(), rows.ravel(), frame.gap_mm)
+        grid.check_named(what, frame.named, voxels[:, 2])
         where = tuple(voxels.T)
         if taken[where].any():
             raise LabelError(
@@ -128,104 +175,104 @@ def place_map(frames: Iterator[MapFrame], reference: Volume) -> NDArray[np.float
             )
         taken[where] = True
         array[where] = frame.values.ravel().astype(np.float32)
+    grid.finish("the map")
     return array
 
 
-def walk_outlines(dataset: Dataset) -> Iterator[Outline]:
-    """Every POLYLINE in PIXEL units on a layer of a segment."""
-    for item in dataset.get("GraphicAnnotationSequence") or []:
-        layer = str(item.GraphicLayer)
-        if not layer.startswith(LAYER_PREFIX):
-            continue
-        keys: list[str | None] = [reference_key(image) for image in item.get("ReferencedImageSequence") or []] or [None]
-        for graphic in item.get("GraphicObjectSequence") or []:
-            if (graphic.GraphicType, graphic.GraphicAnnotationUnits) == ("POLYLINE", "PIXEL"):
-                points = np.array(graphic.GraphicData, dtype=np.float64).reshape(-1, 2) - PIXEL_CENTRE
-                yield from (Outline(int(layer[len(LAYER_PREFIX) :]), key, points) for key in keys)
-
-
-def prove_outlines(path: Path, labels: Volume, images: SourceImages) -> None:
-    """Pass if the outlines, rasterised anew on the images that they name, enclose exactly the labelled pixels.
-
-    Args:
-        path: The written presentation state; deleted on failure.
-        labels: Shape (I, J, K) with label values, or (I, J, K, C) with channel c as segment c + 1.
-        images: What it refers to.
-
-    Raises:
-        GeometryProofError: A pixel is missing or added, or an outline names no image of the source.
-    """
-    slices = {one.key: k for k, one in enumerate(images.slices)}
-    loops: dict[int, dict[int, list[Floats]]] = {k: {} for k in slices.values()}
-    try:
-        for line in walk_outlines(pydicom.dcmread(path)):
-            if line.source_key not in slices:
-                raise GeometryProofError(f"an outline names the image {line.source_key}, which is not of the source")
-            loops[slices[line.source_key]].setdefault(line.segment, []).append(line.points)
-        for k, drawn in loops.items():
-            _check_outlines(k, drawn, images.values(k, labels))
-    except GeometryProofError as error:
-        Path(path).unlink(missing_ok=True)
-        raise GeometryProofError(f"the presentation state was deleted: {error}") from error
-
-
-def _check_outlines(k: int, drawn: dict[int, list[Floats]], plane: NDArray) -> None:
-    """Compare the loops of each segment on slice k with the labels there, shape (rows, columns[, C])."""
-    held = set(np.unique(plane).tolist()) - {0} if plane.ndim == 2 else set(range(1, plane.shape[2] + 1))
-    for segment in sorted(held | set(drawn)):
-        wanted = mask_on(plane, segment) if segment in held else np.zeros(plane.shape[:2], dtype=bool)
-        differing = int(np.count_nonzero(even_odd(drawn.get(segment, []), plane.shape[:2]) != wanted))
-        if differing:
-            raise GeometryProofError(f"the outlines of segment {segment} miss {differing} pixels of slice {k}")
-
-
-def _check_on_named_slice(number: int, frame: MapFrame, one: Slice) -> None:
-    """Pass if the corners of a frame lie where the slice that it names has its own."""
+def _check_on_named_slice(number: int, frame: MapFrame, one: Slice, tolerance: float) -> None:
+    """Pass if the corners of a frame lie where the slice that it names has its own, within `tolerance` mm."""
     if frame.values.shape != one.shape or one.plane is None:
         raise GeometryProofError(f"frame {number} has {frame.values.shape} pixels, its slice {one.shape}")
-    bottom, right = one.shape[0] - 1, one.shape[1] - 1
-    columns, rows = np.array([0, right, 0, right]), np.array([0, 0, bottom, bottom])
-    theirs = one.plane.points_mm(columns, rows)
-    away = float(np.linalg.norm(frame.plane.points_mm(columns, rows) - theirs, axis=1).max())
-    if away > TOLERANCE_MM:
-        raise GeometryProofError(f"frame {number} lies {away:.2f} mm away from the slice {one.key} it names")
+    away = apart_mm(frame.plane, one.plane, one.shape)
+    if away > tolerance:
+        told = shown_uid(one.sop_instance_uid)
+        raise GeometryProofError(f"frame {number} lies {away:.2f} mm away from the slice {told} it names")
 
 
-def _check_voxels(number: int, index: Floats, voxels: NDArray, reference: Volume) -> None:
-    away = float(np.abs(index - voxels).max())
-    if away > TOLERANCE_VOXELS:
+def _mapping(dataset: Dataset, number: int) -> Dataset:
+    """The one real world value mapping of a frame; several that are the same are one."""
+    items = items_of(dataset, number, "RealWorldValueMappingSequence") or [Dataset()]
+    known = {_known(item): item for item in items}
+    if len(known) > 1:
+        told = "; ".join(_told(item) for item in list(known.values())[:4])
         raise LabelError(
-            f"frame {number} has pixels {away:.2f} voxels away from the image's grid; at most {TOLERANCE_VOXELS} "
-            "is needed; resample the map to the image first"
+            f"frame {number} of the parametric map has {len(known)} real world value mappings: {told}; one is needed, to "
+            "know which values are meant; write a map for each"
         )
-    if (voxels < 0).any() or (voxels >= reference.shape).any():
-        raise LabelError(
-            f"frame {number} has pixels outside the image, whose grid is {reference.shape}; use the map that was made "
-            "for this image"
-        )
+    return items[0]
 
 
-def _named(derivation: Dataset) -> str | None:
-    items = derivation.get("SourceImageSequence") or []
-    return reference_key(items[0]) if len(items) else None
+def _known(mapping: Dataset) -> tuple[str, ...]:
+    """What tells mappings apart."""
+    numbers = ("RealWorldValueSlope", "RealWorldValueIntercept", *FLOAT_RANGE, *WHOLE_RANGE)
+    return (*(str(mapping.get(keyword)) for keyword in numbers), *_codes(mapping))
 
 
-def _real_values(pixels: NDArray, mapping: Dataset) -> Floats:
+def _told(mapping: Dataset) -> str:
+    """A mapping as a message has it: codes and numbers, no free text."""
+    codes = ", ".join(shown(code[:32]) for code in _codes(mapping)[:4]) or "no code"
+    slope, intercept = (shown(str(mapping.get(f"RealWorldValue{part}"))[:24]) for part in ("Slope", "Intercept"))
+    return f"{codes} with slope {slope} and intercept {intercept}"
+
+
+def _is_padding(dataset: Dataset, pixels: NDArray) -> NDArray[np.bool_]:
+    """Shape (rows, columns): pixels that stand for no value, those that are NaN among them.
+
+    From the padding value to its range limit, in the type of the pixels (PS3.3 C.7.6.24.1, C.7.6.25.1, C.7.5.1.1.2).
+    """
+    empty = np.isnan(pixels)
+    kind = next((kind for kind in ("DoubleFloat", "Float") if f"{kind}PixelData" in dataset), "")
+    value, limit = (dataset.get(f"{kind}PixelPadding{end}") for end in ("Value", "RangeLimit"))
+    if value is None:
+        return empty
+    ends = np.array([value, value if limit is None else limit], dtype=pixels.dtype)
+    if np.isnan(ends).any():
+        return np.asarray(empty | (pixels == ends[0]))
+    return np.asarray(empty | ((pixels >= ends.min()) & (pixels <= ends.max())))
+
+
+def _real_values(number: int, pixels: NDArray, padding: NDArray[np.bool_], mapping: Dataset) -> Floats:
     slope, intercept = mapping.get("RealWorldValueSlope"), mapping.get("RealWorldValueIntercept")
-    if slope is None or intercept is None:
+    if slope is None or intercept is None or not np.isfinite([float(slope), float(intercept)]).all():
         raise LabelError(
-            "a frame of the parametric map has no RealWorldValueSlope and RealWorldValueIntercept; a linear mapping is "
+            "a frame of the parametric map has no finite RealWorldValueSlope and RealWorldValueIntercept; a linear mapping is "
             "needed to know what its values mean; write the map again with one"
         )
-    return pixels.astype(np.float64) * float(slope) + float(intercept)
+    values = np.where(padding, np.nan, pixels.astype(np.float64))
+    _check_range(number, values, mapping, whole=pixels.dtype.kind in "iu")
+    return values * float(slope) + float(intercept)
+
+
+def _check_range(number: int, stored: Floats, mapping: Dataset, *, whole: bool) -> None:
+    """Pass if all stored values lie in the range that a mapping is for; one without a range is for all.
+
+    For floats the range of doubles alone counts. One of whole numbers may stand there too (PS3.3 C.7.6.16.2.11), but dcmqi
+    writes it modulo 65536 whatever it is: -2.5 to 1.6 as 65534 to 1.
+    """
+    first, last = (mapping.get(keyword) for keyword in (WHOLE_RANGE if whole else FLOAT_RANGE))
+    if first is None or last is None:
+        return
+    low, high = sorted((float(first), float(last)))
+    margin = 0 if whole else RANGE_TOLERANCE * max(abs(low), abs(high))
+    outside = stored[(stored < low - margin) | (stored > high + margin)]
+    if outside.size:
+        raise LabelError(
+            f"frame {number} of the parametric map stores {outside.size} values outside of {low:g} to {high:g}, the range that "
+            f"its mapping is for (one is {float(outside[0]):g}); all are needed there, or are padding, because no others have "
+            "a meaning; write the map again with its whole range"
+        )
 
 
 def _meaning(mapping: Dataset) -> tuple[str, ...]:
+    return (str(mapping.get("LUTLabel", "")), *_codes(mapping))
+
+
+def _codes(mapping: Dataset) -> tuple[str, ...]:
+    """Quantity and unit of a mapping, each as "scheme value"."""
     quantities = [
         code
         for item in mapping.get("QuantityDefinitionSequence") or []
         for code in item.get("ConceptCodeSequence") or []
     ]
     codes = [*quantities, *(mapping.get("MeasurementUnitsCodeSequence") or [])]
-    named = [f"{code.get('CodingSchemeDesignator')} {code.get('CodeValue')}" for code in codes]
-    return (str(mapping.get("LUTLabel", "")), *named)
+    return tuple(f"{code.get('CodingSchemeDesignator')} {code.get('CodeValue')}" for code in codes)

@@ -8,6 +8,8 @@ the same place and encloses nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,9 @@ from numpy.typing import NDArray
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+
+NEAR = 0.05
+"""In pixels: a centre this close to a contour may be inside for one program and outside for another."""
 
 
 def even_odd(loops: Sequence[Floats], shape: tuple[int, int]) -> Mask:
@@ -45,6 +50,93 @@ def painted(points: Floats, counts: Integers, labels: Integers, shape: tuple[int
         Shape (rows, columns): labels in the smallest unsigned type, 0 where there is none; and how many pixels are inside
         further labels, each counted once for each.
     """
+    label, pixels = _filled(points, counts, labels, shape)
+    plane = np.zeros(shape[0] * shape[1], dtype=np.min_scalar_type(int(labels.max())))
+    plane[pixels] = label.astype(plane.dtype)
+    return plane.reshape(shape), len(pixels) - int(np.count_nonzero(plane))
+
+
+def filled(loops: Sequence[Floats], shape: tuple[int, int]) -> list[Integers]:
+    """The pixels inside each of some contours by itself: row x columns + column, in increasing order.
+
+    Args:
+        loops: As in `even_odd`, at least one.
+        shape: (rows, columns).
+    """
+    counts = np.array([len(loop) for loop in loops])
+    number, pixels = _filled(np.concatenate(loops), counts, np.arange(len(loops)), shape)
+    return np.split(pixels, np.searchsorted(number, np.arange(1, len(loops))))
+
+
+def entangled(loops: Sequence[Floats], shape: tuple[int, int]) -> tuple[int, int] | None:
+    """Two contours that neither lie apart nor one within the other, as far as pixels tell; None if there are none.
+
+    A pixel whose centre lies within `NEAR` pixels of a contour is on neither side of it: contours may run through
+    centres, and rounding puts these on this side or that. Two that enclose the same pixels are entangled unless one lies
+    within the other when pixels are a quarter as wide.
+
+    Args:
+        loops: As in `even_odd`, at least one; no two the same.
+        shape: (rows, columns).
+    """
+    same, is_nested = _nested(filled(loops, shape), shape)
+    if not is_nested:
+        same, found = _clearly_entangled(loops, shape)
+        if found:
+            return found
+    return next((pair for pair in same if not _is_thin_ring(loops[pair[0]], loops[pair[1]], shape)), None)
+
+
+def _nested(pixels: Sequence[Integers], shape: tuple[int, int]) -> tuple[list[tuple[int, int]], bool]:
+    """Pairs of sets of pixels that are the same; and whether any two sets lie apart or one within the other.
+
+    From the largest on, each must lie within one of the sets that the ones before left undivided.
+    """
+    owner, same = np.full(shape[0] * shape[1], -1, dtype=np.int64), []
+    for number in sorted(range(len(pixels)), key=lambda one: -len(pixels[one])):
+        mine = pixels[number]
+        if not len(mine):
+            continue
+        around = int(owner[mine[0]])
+        if (owner[mine] != around).any():
+            return [], False
+        if around >= 0 and len(pixels[around]) == len(mine):
+            same.append((around, number))
+        owner[mine] = number
+    return same, True
+
+
+def _clearly_entangled(
+    loops: Sequence[Floats], shape: tuple[int, int]
+) -> tuple[list[tuple[int, int]], tuple[int, int] | None]:
+    """Pairs that enclose the same pixels, and a pair that overlaps in part; pixels near to a contour do not count."""
+    shifts = [NEAR * np.array(shift) for shift in ((-1, -1), (-1, 1), (1, -1), (1, 1), (0, 0))]
+    fills = [filled([loop + shift for loop in loops], shape) for shift in shifts]
+    surely = [reduce(np.intersect1d, one) for one in zip(*fills, strict=True)]
+    perhaps = [reduce(np.union1d, one) for one in zip(*fills, strict=True)]
+    same: list[tuple[int, int]] = []
+    for one, other in combinations([number for number, mine in enumerate(surely) if len(mine)], 2):
+        if surely[one][-1] < surely[other][0] or surely[other][-1] < surely[one][0]:
+            continue
+        if np.isin(surely[one], surely[other]).any():
+            rests = [len(np.setdiff1d(surely[a], perhaps[b])) for a, b in ((one, other), (other, one))]
+            if all(rests):
+                return same, (one, other)
+            same += [] if any(rests) else [(one, other)]
+    return same, None
+
+
+def _is_thin_ring(first: Floats, second: Floats, shape: tuple[int, int]) -> bool:
+    """Whether one of two contours lies within the other when pixels are a quarter as wide."""
+    start = np.maximum(np.floor(np.minimum(first.min(axis=0), second.min(axis=0))), -1)
+    end = np.minimum(np.maximum(first.max(axis=0), second.max(axis=0)), shape[::-1])
+    columns, rows = (int(size) for size in 4 * (end - start) + 2)
+    one, other = filled([4 * (first - start), 4 * (second - start)], (rows, columns))
+    return len(one) != len(other) and len(np.intersect1d(one, other)) == min(len(one), len(other))
+
+
+def _filled(points: Floats, counts: Integers, labels: Integers, shape: tuple[int, int]) -> tuple[Integers, Integers]:
+    """Label and number of the pixels inside by the even-odd rule over all contours of one label, by label and number."""
     rows, columns = shape
     edge, row, column = _cuts(points, counts, shape)
     cuts = np.sort((np.repeat(labels, counts)[edge] * rows + row) * (columns + 1) + column)
@@ -53,9 +145,7 @@ def painted(points: Floats, counts: Integers, labels: Integers, shape: tuple[int
     label, row = np.divmod(line, rows)
     pixels = np.repeat(row * columns + column - (np.cumsum(widths) - widths), widths)
     pixels += np.arange(len(pixels))
-    plane = np.zeros(rows * columns, dtype=np.min_scalar_type(int(labels.max())))
-    plane[pixels] = np.repeat(label.astype(plane.dtype), widths)
-    return plane.reshape(shape), len(pixels) - int(np.count_nonzero(plane))
+    return np.repeat(label, widths), pixels
 
 
 def _cuts(points: Floats, counts: Integers, shape: tuple[int, int]) -> tuple[Integers, Integers, Integers]:

@@ -6,7 +6,7 @@ that shares nothing with the writer, for the proof.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,28 +14,36 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicom_io.errors import GeometryProofError, LabelError
-from dicom_io.objects.seg_frames import reference_key
-from dicom_io.objects.walk import Attributes, items, text
+from dicom_io.objects.seg_frames import reference_keys
+from dicom_io.objects.walk import Attributes, instance_key, integer, items, text
 from dicom_io.reading.headers import shown
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
+EXCLUSIVE = "CLOSEDPLANAR_XOR"
+CLOSED = ("CLOSED_PLANAR", EXCLUSIVE)
 WITHOUT_AREA = ("POINT", "OPEN_PLANAR", "OPEN_NONPLANAR")
 _ROI_CONTOURS, _ROI, _CONTOURS, _IMAGES = 0x30060039, 0x30060084, 0x30060040, 0x30060016
 _KIND, _COUNT, _DATA = 0x30060042, 0x30060046, 0x30060050
-_SOURCE_UID, _SOURCE_FRAME = 0x00081155, 0x00081160
 _AT_ONCE = 100  # contours whose numbers are read together
 
 
 @dataclass(frozen=True)
 class Contour:
-    """One closed contour of an RTSTRUCT: region, LPS points of shape (n, 3) and the named source instance."""
+    """One closed contour of an RTSTRUCT.
+
+    Attributes:
+        roi: The region.
+        points_mm: Shape (n, 3), LPS.
+        named: The slices that it names, as `Slice.key`.
+        exclusive: It is a CLOSEDPLANAR_XOR one.
+    """
 
     roi: int
     points_mm: Floats
-    source_uid: str | None
+    named: tuple[str, ...]
+    exclusive: bool
 
 
 @dataclass(frozen=True)
@@ -66,12 +74,13 @@ def walk_rtstruct(dataset: Dataset) -> Iterator[Contour]:
                 continue
             if kind not in CLOSED:
                 raise LabelError(
-                    f"region {roi.ReferencedROINumber} has a contour of type {shown(str(kind)[:16])}; CLOSED_PLANAR is needed; "
-                    "export the structure set again"
+                    f"region {int(roi.ReferencedROINumber)} has a contour of type {shown(str(kind)[:16])}; CLOSED_PLANAR is "
+                    "needed; export the structure set again"
                 )
-            named = item.get("ContourImageSequence")
+            images = item.get("ContourImageSequence") or []
+            named = tuple(key for image in images for key in reference_keys(image))
             number = int(roi.ReferencedROINumber)
-            yield Contour(number, _points(item, number), reference_key(named[0]) if named else None)
+            yield Contour(number, _points(item, number), named, kind == EXCLUSIVE)
 
 
 def without_area(dataset: Dataset) -> dict[int, int]:
@@ -84,9 +93,30 @@ def without_area(dataset: Dataset) -> dict[int, int]:
     return found
 
 
+def without_repeats(loops: Sequence[Floats]) -> list[Floats]:
+    """The contours of which none has the same edges as one before it, wherever it begins and whichever way it goes.
+
+    Args:
+        loops: Closed polygons of shape (n, 2); the last point joins the first, which may stand there again.
+    """
+    return list({_edges(loop): loop for loop in reversed(loops)}.values())[::-1]
+
+
+def _edges(loop: Floats) -> bytes:
+    """What a closed contour encloses is told by its edges, whatever their order and direction."""
+    loop = np.round(loop, 6) + 0.0  # the same millimetres, far below their digits; no negative zeros
+    following = np.roll(loop, -1, axis=0)
+    moves = (loop != following).any(axis=1)
+    here, there = loop[moves], following[moves]
+    turned = (here[:, 0] > there[:, 0]) | ((here[:, 0] == there[:, 0]) & (here[:, 1] > there[:, 1]))
+    edges = np.where(turned[:, None], np.hstack([there, here]), np.hstack([here, there]))
+    return edges[np.lexsort(edges.T)].tobytes() or loop[0].tobytes()
+
+
 def _points(contour: Dataset, roi: int) -> Floats:
     """Shape (n, 3), LPS mm."""
-    data = contour.get("ContourData")  # bytes where it was too long for a DS and became UN (PS3.5 6.2.2)
+    element = contour.get_item("ContourData") if "ContourData" in contour else None
+    data = element.value if element else None  # bytes as in the file: pydicom takes its time to make numbers of them
     values = data.rstrip(b" \0").split(b"\\") if isinstance(data, bytes) else data or []
     try:
         points_mm = np.array([float(value) for value in values]).reshape(-1, 3)
@@ -104,15 +134,15 @@ def contours_by_slice(written: Attributes) -> dict[str, SliceContours]:
     """The contours of an RTSTRUCT of our own by the slice that they name (as `Slice.key`), by `walk`.
 
     Raises:
-        GeometryProofError: A contour is not closed, not of whole points, or has another number of them than it says.
+        GeometryProofError: A contour is not CLOSED_PLANAR, not of whole points, or has another number of them than it says.
     """
     found: dict[str, list[tuple[int, Floats]]] = {}
     for region in items(written, _ROI_CONTOURS):
-        roi, contours = int(text(region, _ROI)), items(region, _CONTOURS)
+        roi, contours = integer(region, _ROI), items(region, _CONTOURS)
         for start in range(0, len(contours), _AT_ONCE):
             some = contours[start : start + _AT_ONCE]
             for contour, points_mm in zip(some, _points_of(some), strict=True):
-                found.setdefault(_named(contour), []).append((roi, points_mm))
+                found.setdefault(instance_key((items(contour, _IMAGES) or [{}])[0]), []).append((roi, points_mm))
     return {key: _joined(drawn) for key, drawn in found.items()}
 
 
@@ -123,20 +153,29 @@ def _joined(drawn: list[tuple[int, Floats]]) -> SliceContours:
 
 def _points_of(contours: list[Attributes]) -> list[Floats]:
     """Shape (n, 3) each, LPS mm."""
-    counts = [int(text(one, _COUNT)) for one in contours]
+    counts = [integer(one, _COUNT) for one in contours]
     data = [one.get(_DATA, b"").rstrip(b" \0") for one in contours]
     for one, count, numbers in zip(contours, counts, data, strict=True):
-        if text(one, _KIND) not in CLOSED or count < 1 or numbers.count(b"\\") + 1 != 3 * count:
+        if text(one, _KIND) != CLOSED[0] or count < 1 or numbers.count(b"\\") + 1 != 3 * count:
             raise GeometryProofError(
                 f"a contour of type {text(one, _KIND)!r} that says it has {count} points holds {numbers.count(92) + 1} numbers"
             )
     return np.split(_decimals(b"\\".join(data)).reshape(-1, 3), np.cumsum(counts)[:-1])
 
 
-def _named(contour: Attributes) -> str:
-    image = (items(contour, _IMAGES) or [{}])[0]
-    frame = text(image, _SOURCE_FRAME)
-    return text(image, _SOURCE_UID) + (f"#{int(frame)}" if frame else "")
+def off_half_way(points: Floats) -> Floats:
+    """How far points lie from the nearest middle between the centres of two pixels, or of four, along columns and rows.
+
+    Args:
+        points: Shape (n, 2): (column, row), pixel centres at whole numbers.
+
+    Returns:
+        Shape (n, 2), in pixels. Half a pixel for a point that is nearest to a centre.
+    """
+    halves = np.rint(2 * points)
+    away = np.abs(points - halves / 2)
+    away[(np.mod(halves, 2) == 0).all(axis=1)] = 0.5
+    return away
 
 
 def _decimals(data: bytes) -> Floats:

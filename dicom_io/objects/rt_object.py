@@ -6,7 +6,6 @@ of thousands of numbers would be an object of its own.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,15 +14,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import write_dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, RTStructureSetStorage
 
 from dicom_io.coding import Segment, code_item
 from dicom_io.objects import identity
 from dicom_io.objects.contours import Contours, contours_of
+from dicom_io.objects.encoding import element, encoded, item
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.places import Slice, values_on
+from dicom_io.objects.source_images import add_side
 from dicom_io.volume import Volume
 
 DETACHED_STUDY_MANAGEMENT = "1.2.840.10008.3.1.2.3.1"  # retired, and still what PS3.3 C.8.8.5 asks for
@@ -52,8 +51,8 @@ class RtObject:
         front.file_meta = self.head.file_meta
         with path.open("wb") as file:
             front.save_as(file, enforce_file_format=True)
-            file.write(_element(ROI_CONTOUR_SEQUENCE, b"SQ", self.regions))
-            file.write(_encoded(back, self.head.get("SpecificCharacterSet") or "iso8859"))
+            file.write(element(ROI_CONTOUR_SEQUENCE, b"SQ", self.regions))
+            file.write(encoded(back, self.head.get("SpecificCharacterSet") or "iso8859"))
 
 
 def build_rtstruct(
@@ -67,16 +66,21 @@ def build_rtstruct(
         headers: Of the source, from `identity.source_headers`.
         slices: Of the source, from `places.slices_of`.
         result: What computed them.
+
+    Raises:
+        LabelError: The source names no frame of reference.
     """
+    identity.check_has_frame(headers)
     head = _head(labels, source, headers, result)
     identity.stamp(head, headers, result, "RTSTRUCT")
+    add_side(head, headers[0])
     drawn: dict[int, list[bytes]] = {segment.number: [] for segment in result.segments}
     at_once = max(1, PIXELS_AT_ONCE // (slices[0].shape[0] * slices[0].shape[1]))
     for start in range(0, len(slices), at_once):
         some = slices[start : start + at_once]
         values = np.stack([values_on(one, k, labels, source) for k, one in enumerate(some, start)])
-        for label, item in _contours_on(some, values):
-            drawn[label].append(item)
+        for label, contour in _contours_on(some, values):
+            drawn[label].append(contour)
     return RtObject(head, b"".join(_region(segment, drawn[segment.number]) for segment in result.segments))
 
 
@@ -114,11 +118,11 @@ def _contour(image: bytes, count: int, text: bytes) -> bytes:
     """An item of a ContourSequence (PS3.3 C.8.8.6)."""
     parts = (
         image,
-        _element(0x30060042, b"CS", b"CLOSED_PLANAR"),
-        _element(0x30060046, b"IS", b"%d" % count),
-        _element(0x30060050, b"DS", text),
+        element(0x30060042, b"CS", b"CLOSED_PLANAR"),
+        element(0x30060046, b"IS", b"%d" % count),
+        element(0x30060050, b"DS", text),
     )
-    return _item(b"".join(parts))
+    return item(b"".join(parts))
 
 
 def _texts(points_mm: Floats, counts: NDArray[np.int64]) -> list[bytes]:
@@ -198,10 +202,10 @@ def _reference(source: Volume, headers: tuple[Dataset, ...]) -> Dataset:
 
 
 def _image_item(header: Dataset) -> Dataset:
-    item = Dataset()
-    item.ReferencedSOPClassUID = header.SOPClassUID
-    item.ReferencedSOPInstanceUID = header.SOPInstanceUID
-    return item
+    image = Dataset()
+    image.ReferencedSOPClassUID = header.SOPClassUID
+    image.ReferencedSOPInstanceUID = header.SOPInstanceUID
+    return image
 
 
 def _roi(segment: Segment, header: Dataset, result: ResultInfo) -> Dataset:
@@ -210,7 +214,7 @@ def _roi(segment: Segment, header: Dataset, result: ResultInfo) -> Dataset:
     roi.ReferencedFrameOfReferenceUID = header.FrameOfReferenceUID
     roi.ROIName = segment.label
     if segment.description:
-        roi.ROIDescription = segment.description
+        roi.ROIDescription = identity.plain(segment.description, 1024)
     roi.ROIGenerationAlgorithm = result.algorithm_type
     return roi
 
@@ -220,47 +224,26 @@ def _region(segment: Segment, contours: Sequence[bytes]) -> bytes:
     colour, number = Dataset(), Dataset()
     colour.ROIDisplayColor = list(segment.rgb)
     number.ReferencedROINumber = segment.number
-    sequence = _element(0x30060040, b"SQ", b"".join(contours)) if contours else b""
-    return _item(_encoded(colour) + sequence + _encoded(number))
+    sequence = element(0x30060040, b"SQ", b"".join(contours)) if contours else b""
+    return item(encoded(colour) + sequence + encoded(number))
 
 
 def _named_image(one: Slice) -> bytes:
     """Which image a contour lies on: its ContourImageSequence."""
-    frame = _element(0x00081160, b"IS", b"%d" % one.frame) if one.frame else b""
+    frame = element(0x00081160, b"IS", b"%d" % one.frame) if one.frame else b""
     uids = (
-        _element(0x00081150, b"UI", one.sop_class_uid.encode()),
-        _element(0x00081155, b"UI", one.sop_instance_uid.encode()),
+        element(0x00081150, b"UI", one.sop_class_uid.encode()),
+        element(0x00081155, b"UI", one.sop_instance_uid.encode()),
     )
-    return _element(0x30060016, b"SQ", _item(b"".join(uids) + frame))
+    return element(0x30060016, b"SQ", item(b"".join(uids) + frame))
 
 
 def _observation(segment: Segment) -> Dataset:
-    item = Dataset()
-    item.ObservationNumber = segment.number
-    item.ReferencedROINumber = segment.number
-    item.ROIObservationLabel = segment.label[:16]
-    item.RTROIIdentificationCodeSequence = [code_item(segment.type)]
-    item.RTROIInterpretedType = "ORGAN" if segment.category.value == ANATOMICAL_STRUCTURE else ""
-    item.ROIInterpreter = ""
-    return item
-
-
-def _encoded(dataset: Dataset, character_set: str | Sequence[str] = "iso8859") -> bytes:
-    """The attributes as the bytes that stand in a file (explicit VR, little endian)."""
-    buffer = DicomBytesIO()
-    buffer.is_little_endian, buffer.is_implicit_VR = True, False
-    write_dataset(buffer, dataset, character_set)  # type: ignore[arg-type]
-    return buffer.getvalue()
-
-
-def _element(tag: int, kind: bytes, value: bytes) -> bytes:
-    """An attribute; one that is too long for its representation becomes UN (PS3.5 6.2.2)."""
-    value += (b"\0" if kind == b"UI" else b" ") * (len(value) % 2)
-    if kind != b"SQ" and len(value) <= 0xFFFF:
-        return struct.pack("<HH2sH", tag >> 16, tag & 0xFFFF, kind, len(value)) + value
-    return struct.pack("<HH2sHL", tag >> 16, tag & 0xFFFF, b"SQ" if kind == b"SQ" else b"UN", 0, len(value)) + value
-
-
-def _item(content: bytes) -> bytes:
-    """An item of a sequence with its length (PS3.5 7.5)."""
-    return struct.pack("<HHL", 0xFFFE, 0xE000, len(content)) + content
+    observation = Dataset()
+    observation.ObservationNumber = segment.number
+    observation.ReferencedROINumber = segment.number
+    observation.ROIObservationLabel = segment.label[:16]
+    observation.RTROIIdentificationCodeSequence = [code_item(segment.type)]
+    observation.RTROIInterpretedType = "ORGAN" if segment.category.value == ANATOMICAL_STRUCTURE else ""
+    observation.ROIInterpreter = ""
+    return observation

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import write_dataset, write_file_meta_info
+from pydicom.filewriter import write_file_meta_info
 from pydicom.pixels.encoders import RLELosslessEncoder
 from pydicom.sr.codedict import codes
 from pydicom.uid import (
@@ -30,13 +30,16 @@ from pydicom.uid import (
     JPEGLSLossless,
     MRImageStorage,
     RLELossless,
+    SecondaryCaptureImageStorage,
 )
 from pydicom.valuerep import DSfloat
 
 from dicom_io.coding import Segment, code_item
 from dicom_io.objects import identity
+from dicom_io.objects.encoding import element, encoded, item
 from dicom_io.objects.identity import ResultInfo
-from dicom_io.objects.places import Slice, values_on
+from dicom_io.objects.places import Slice, macro, values_on
+from dicom_io.objects.source_images import add_image_side
 from dicom_io.volume import Volume
 
 SegEncoding = Literal["binary", "binary-deflated", "labelmap", "labelmap-rle", "labelmap-jpegls", "fractional"]
@@ -49,6 +52,7 @@ SYNTAXES: dict[SegEncoding, UID] = {
     "labelmap-jpegls": JPEGLSLossless,
     "fractional": ExplicitVRLittleEndian,
 }
+SEGMENT_NUMBER, FRAME_LABEL = 0x0062000B, 0x00209453
 STEPS = 255
 """MaximumFractionalValue: a probability of 1."""
 
@@ -81,14 +85,6 @@ class SegObject:
         with path.open("wb") as file:
             file.write(b"\0" * 128 + b"DICM" + _meta(self.head))
             file.writelines(body)
-
-
-def encoded(dataset: Dataset) -> bytes:
-    """The attributes as the bytes that stand in a file (explicit VR, little endian)."""
-    buffer = DicomBytesIO()
-    buffer.is_little_endian, buffer.is_implicit_VR = True, False
-    write_dataset(buffer, dataset)
-    return buffer.getvalue()
 
 
 def _meta(head: Dataset) -> bytes:
@@ -134,14 +130,19 @@ def build_seg(
         result: What computed them.
         encoding: How frames are stored.
         empty_frames: Write the frames of slices on which a segment has no voxel, too.
+
+    Raises:
+        LabelError: The slices have places in patient space, and the source names no frame of reference for them.
     """
+    if slices[0].plane is not None:
+        identity.check_has_frame(headers)
     head = _template(headers[0], slices[0], source, result, encoding)
     _refer(head, headers, slices)
     groups, packed = _frames_as_bytes(
         _frames(result_volume, source, slices, result if empty_frames else None, encoding),
         slices,
         encoding,
-        len(head.DimensionIndexSequence),
+        [int(dimension.DimensionIndexPointer) for dimension in head.DimensionIndexSequence],
     )
     if slices[0].plane is not None:  # highdicom takes the spacing of its one slice for that of the stack
         head.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = _measures(headers[0], slices[0], source)
@@ -151,11 +152,25 @@ def build_seg(
     head.NumberOfFrames = len(groups)
     head.BitsAllocated = head.BitsStored = packed.bits
     head.HighBit = packed.bits - 1
-    every = ("empty frames",) if empty_frames else ()
-    _finish(head, source, headers, result, (encoding, identity.digest_of(result_volume.array), *every))
+    digest = identity.digest_of(result_volume.array)
+    _finish(head, source, headers, result, seg_uid(source, result, encoding, digest, empty_frames=empty_frames))
     head.file_meta.TransferSyntaxUID = SYNTAXES[encoding]
     del head.PerFrameFunctionalGroupsSequence, head.PixelData
     return SegObject(head, b"".join(groups), packed.joined())
+
+
+def seg_uid(source: Volume, result: ResultInfo, encoding: SegEncoding, digest: str, *, empty_frames: bool) -> str:
+    """The SOP Instance UID of a SEG.
+
+    Args:
+        source: The volume that its voxels lie on.
+        result: What computed them.
+        encoding: How frames are stored.
+        digest: Of the voxels, from `identity.digest_of`, in the form that `seg.in_slices` gives them.
+        empty_frames: Whether frames without voxels are written.
+    """
+    every = ("empty frames",) if empty_frames else ()
+    return identity.result_uid(source, result, "SEG", "instance", encoding, digest, *every)
 
 
 def _frames(
@@ -239,12 +254,12 @@ def _single_image(header: Dataset, one: Slice, source: Volume) -> Dataset:
     for keyword in ("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
         if keyword in image:
             delattr(image, keyword)
-    if one.frame:
-        image.SOPClassUID = MRImageStorage  # any single-frame class: the references are written in `_refer`
+    # of a class without frames, and without frame of reference for a picture: the references are written in `_refer`
+    image.SOPClassUID = SecondaryCaptureImageStorage if one.plane is None else MRImageStorage
     if one.plane is not None:
         image.ImagePositionPatient = _decimals(one.plane.origin_mm)
         image.ImageOrientationPatient, image.PixelSpacing = _orientation(one), _pixel_spacing(one)
-        image.SliceThickness = _thickness_mm(header, source)
+        image.SliceThickness = thickness_mm(header, one.frame, source)
     return image
 
 
@@ -269,7 +284,7 @@ def _measures(header: Dataset, one: Slice, source: Volume) -> hd.PixelMeasuresSe
     between_rows, between_columns = (float(value) for value in _pixel_spacing(one))
     return hd.PixelMeasuresSequence(
         pixel_spacing=(between_rows, between_columns),
-        slice_thickness=_thickness_mm(header, source),
+        slice_thickness=thickness_mm(header, one.frame, source),
         spacing_between_slices=None if source.provenance.resampled else _gap_mm(one, source),
     )
 
@@ -283,9 +298,15 @@ def _gap_mm(one: Slice, source: Volume) -> float:
     return float(abs(source.affine_lps[:3, 2] @ normal) / np.linalg.norm(normal))
 
 
-def _thickness_mm(header: Dataset, source: Volume) -> float:
-    """The source's own SliceThickness (a slice may be thinner than the gap between centres), else the spacing."""
-    found = header.get("SliceThickness")
+def thickness_mm(header: Dataset, frame: int | None, source: Volume) -> float:
+    """The source's own SliceThickness (a slice may be thinner than the gap between centres), else the spacing.
+
+    Args:
+        header: Of an image of the source.
+        frame: Its frame, from 1, in a multi-frame object.
+        source: The volume.
+    """
+    found = macro(header, frame, "PixelMeasuresSequence").get("SliceThickness")
     return float(found) if found else source.spacing_mm[2]
 
 
@@ -304,7 +325,7 @@ def _description(segment: Segment, source: Volume, result: ResultInfo) -> hd.seg
         display_color=hd.color.CIELabColor.from_rgb(*segment.rgb),
     )
     if segment.description:
-        description.SegmentDescription = segment.description
+        description.SegmentDescription = identity.plain(segment.description, 1024)
     # PS3.3 C.8.20.2: modifiers nest inside the code that they modify.
     if segment.type_modifier:
         kind = description.SegmentedPropertyTypeCodeSequence[0]
@@ -335,24 +356,31 @@ def _refer(dataset: Dataset, headers: Sequence[Dataset], slices: Sequence[Slice]
 
 
 def _reference(sop_class_uid: str, sop_instance_uid: str) -> Dataset:
-    item = Dataset()
-    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class_uid, sop_instance_uid
-    return item
+    image = Dataset()
+    image.ReferencedSOPClassUID, image.ReferencedSOPInstanceUID = sop_class_uid, sop_instance_uid
+    return image
 
 
 def _source_item(sop_class_uid: str, sop_instance_uid: str, frame: int | None = None) -> Dataset:
-    item = _reference(sop_class_uid, sop_instance_uid)
+    image = _reference(sop_class_uid, sop_instance_uid)
     if frame:
-        item.ReferencedFrameNumber = frame
-    item.SpatialLocationsPreserved = "YES"
-    item.PurposeOfReferenceCodeSequence = [code_item(codes.DCM.SourceImageForImageProcessingOperation)]
-    return item
+        image.ReferencedFrameNumber = frame
+    image.SpatialLocationsPreserved = "YES"
+    image.PurposeOfReferenceCodeSequence = [code_item(codes.DCM.SourceImageForImageProcessingOperation)]
+    return image
 
 
 def _frames_as_bytes(
-    frames: Iterable[_Frame], slices: Sequence[Slice], encoding: SegEncoding, dimensions: int
+    frames: Iterable[_Frame], slices: Sequence[Slice], encoding: SegEncoding, dimensions: Sequence[int]
 ) -> tuple[list[bytes], _Packed]:
-    """The functional groups of the frames as items of a sequence, and their pixels."""
+    """The functional groups of the frames as items of a sequence, and their pixels.
+
+    Args:
+        frames: In their order.
+        slices: Of the source.
+        encoding: How they are stored.
+        dimensions: Tags of what the dimensions count: segments, positions, or on a picture without segments frame labels.
+    """
     packed, where = _Packed(encoding), []
     for frame in frames:
         packed.add(frame.pixels)
@@ -363,8 +391,8 @@ def _frames_as_bytes(
     groups = []
     for segment, k in where:
         derivation, position = places[k]
-        content = _content_group([segment, rank[k]][-dimensions:])
-        groups.append(_item(derivation + content + position + segments[segment]))  # in the order of their tags
+        content = _content_group([segment if tag == SEGMENT_NUMBER else rank[k] for tag in dimensions], dimensions)
+        groups.append(item(derivation + content + position + segments[segment]))  # in the order of their tags
     return groups, packed
 
 
@@ -383,25 +411,22 @@ def _place_groups(one: Slice) -> tuple[bytes, bytes]:
     return encoded(holder), encoded(place)
 
 
-def _content_group(index: list[int]) -> bytes:
+def _content_group(index: list[int], dimensions: Sequence[int]) -> bytes:
     """FrameContentSequence with the DimensionIndexValues; by hand, because it differs in every frame."""
     values = struct.pack(f"<{len(index)}L", *index)
-    content = _item(struct.pack("<HH2sH", 0x0020, 0x9157, b"UL", len(values)) + values)
-    return struct.pack("<HH2sHL", 0x0020, 0x9111, b"SQ", 0, len(content)) + content
+    content = struct.pack("<HH2sH", 0x0020, 0x9157, b"UL", len(values)) + values
+    if FRAME_LABEL in dimensions:  # what is counted must be there (PS3.3 C.7.6.17)
+        content += element(FRAME_LABEL, b"LO", b"%d" % index[dimensions.index(FRAME_LABEL)])
+    return element(0x00209111, b"SQ", item(content))
 
 
 def _segment_group(segment: int) -> Dataset:
     """Which segment a frame shows; nothing in a label map, whose frames show all."""
-    item, holder = Dataset(), Dataset()
+    named, holder = Dataset(), Dataset()
     if segment:
-        item.ReferencedSegmentNumber = segment
-        holder.SegmentIdentificationSequence = [item]
+        named.ReferencedSegmentNumber = segment
+        holder.SegmentIdentificationSequence = [named]
     return holder
-
-
-def _item(content: bytes) -> bytes:
-    """An item of a sequence with its length (PS3.5 7.5)."""
-    return struct.pack("<HHL", 0xFFFE, 0xE000, len(content)) + content
 
 
 class _Packed:
@@ -453,15 +478,11 @@ def _run_lengths(pixels: NDArray) -> bytes:
     return bytes(run_lengths)
 
 
-def _finish(
-    dataset: Dataset, source: Volume, headers: tuple[Dataset, ...], result: ResultInfo, content: tuple[str, ...]
-) -> None:
+def _finish(dataset: Dataset, source: Volume, headers: tuple[Dataset, ...], result: ResultInfo, uid: str) -> None:
     """What highdicom leaves out or takes from a clock or a dice."""
     identity.stamp(dataset, headers, result, "SEG")
-    dataset.SOPInstanceUID = identity.result_uid(source, result, "SEG", "instance", *content)
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    if headers[0].get("BodyPartExamined"):
-        dataset.BodyPartExamined = headers[0].BodyPartExamined
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = UID(uid)
+    add_image_side(dataset, headers[0])
     dimension_uid = identity.result_uid(source, result, "SEG", "dimensions")
-    for item in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
-        item.DimensionOrganizationUID = dimension_uid
+    for named in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
+        named.DimensionOrganizationUID = dimension_uid

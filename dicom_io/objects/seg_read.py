@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,13 @@ from pydicom.dataset import Dataset
 from pydicom.uid import SegmentationStorage
 
 from dicom_io.errors import LabelError
-from dicom_io.objects.places import TOLERANCE_VOXELS, check_frame_of_reference, check_patient_space, slice_key
+from dicom_io.objects.grid import FrameGrid
+from dicom_io.objects.places import check_frame_of_reference
 from dicom_io.objects.seg_frames import SegFrame, walk_seg
 from dicom_io.reading.headers import shown, shown_uid
-from dicom_io.reading.instances import load_dataset, load_object, refusing
-from dicom_io.volume import Affine, Volume
+from dicom_io.reading.instances import LABEL_MAP_STORAGE, load_dataset, load_object, refusing
+from dicom_io.volume import Volume
 
-LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
 MAX_SEGMENT = 65535  # SegmentNumber is US
 
 
@@ -34,8 +35,9 @@ def read_seg(path: Path, reference: Volume) -> Volume:
 
     Raises:
         UnreadableFileError: Not a DICOM file.
-        LabelError: Not a SEG, FRACTIONAL, overlapping segments, another frame of reference, or frames whose
-            pixels are not voxels of `reference`.
+        LabelError: Not a SEG, FRACTIONAL, overlapping segments, or segments that are not described, another frame of
+            reference, or frames whose pixels are not voxels of `reference`: between them, or larger, smaller or further
+            apart, though their centres may fall on centres.
     """
     dataset = _open(path, reference)
     with refusing(path):
@@ -48,17 +50,17 @@ def _labels(dataset: Dataset, reference: Volume) -> NDArray:
             "the label file is a FRACTIONAL segmentation, which holds a probability a voxel; a BINARY or LABELMAP one is "
             "needed for labels; convert it first, or read its probabilities with `read_segments`"
         )
-    array = np.zeros(reference.shape, dtype=np.uint8 if max(_numbers(dataset)) < 256 else np.uint16)
-    grid = _Grid(reference)
-    for frame in walk_seg(dataset):
-        where, stored = grid.voxels(frame)
+    segments = _Segments(dataset, reference)
+    array = np.zeros(reference.shape, dtype=np.uint8 if segments.numbers[-1] < 256 else np.uint16)
+    for where, named, _ in segments.laid():
         taken = array[where]
         if taken.any():
+            at = int(np.argmax(taken != 0))
             raise LabelError(
-                f"segment {frame.segment} overlaps segment {int(taken.max())}; segments that exclude each other are needed "
+                f"segment {int(named[at])} overlaps segment {int(taken[at])}; segments that exclude each other are needed "
                 "for one label map; read them as channels with `read_segments`, or split the SEG into one file for each"
             )
-        array[where] = frame.segment or stored
+        array[where] = named
     return array
 
 
@@ -82,21 +84,12 @@ def read_segments(path: Path, reference: Volume) -> Volume:
 
 
 def _channels(dataset: Dataset, reference: Volume) -> NDArray:
-    numbers = _numbers(dataset)
-    fractional = dataset.SegmentationType == "FRACTIONAL"
-    array = np.zeros((*reference.shape, len(numbers)), dtype=np.float32 if fractional else np.uint8)
-    grid, steps = _Grid(reference), float(dataset.get("MaximumFractionalValue") or 255)
-    for frame in walk_seg(dataset):
-        where, stored = grid.voxels(frame)
-        named = np.full(len(stored), frame.segment) if frame.segment else stored
-        unknown = set(np.unique(named).tolist()) - set(numbers)
-        if unknown:
-            raise LabelError(
-                f"the frames hold segment {min(unknown)}, described are {list(numbers)}; each needs its description; "
-                "export the SEG again"
-            )
-        channel = np.searchsorted(numbers, named)
-        array[(*where, channel)] = stored / steps if fractional else 1
+    segments, steps = _Segments(dataset, reference), float(dataset.get("MaximumFractionalValue") or 255)
+    kind = np.float32 if segments.fractional else np.uint8
+    array = np.zeros((*reference.shape, len(segments.numbers)), dtype=kind)
+    for where, named, stored in segments.laid():
+        channel = np.searchsorted(segments.numbers, named)
+        array[(*where, channel)] = stored / steps if segments.fractional else 1
     return array
 
 
@@ -108,7 +101,7 @@ def segment_numbers(path: Path) -> tuple[int, ...]:
 
 
 def _open(path: Path, reference: Volume) -> Dataset:
-    dataset = load_object(path, "a segmentation", (SegmentationStorage, LABELMAP_STORAGE))
+    dataset = load_object(path, "a segmentation", (SegmentationStorage, LABEL_MAP_STORAGE))
     with refusing(path):
         way = dataset.get("SegmentationType")
         check_frame_of_reference(dataset.get("FrameOfReferenceUID"), reference)
@@ -123,61 +116,67 @@ def _open(path: Path, reference: Volume) -> Dataset:
 def _numbers(dataset: Dataset) -> tuple[int, ...]:
     found = sorted({int(item.SegmentNumber) for item in dataset.get("SegmentSequence") or []} - {0})
     if not found or found[-1] > MAX_SEGMENT:
-        raise LabelError(f"the label file describes the segments {found}; numbers from 1 are needed; export it again")
+        raise LabelError(
+            f"the label file describes the segments {found[:20]}; numbers from 1 are needed; export it again"
+        )
     return tuple(found)
 
 
-class _Grid:
-    """Finds the voxels of an image on which the pixels of a frame lie."""
+class _Segments:
+    """Lays the frames of a SEG on an image.
 
-    def __init__(self, reference: Volume) -> None:
-        self.reference = reference
-        self.to_index: Affine = np.linalg.inv(reference.affine_lps).astype(np.float64)
-        count = len(reference.provenance.sop_instance_uids)
-        self.slices = {} if reference.provenance.resampled else {slice_key(reference, k): k for k in range(count)}
+    Attributes:
+        numbers: The segments that it describes.
+        fractional: Its pixels are steps of fractions.
+    """
 
-    def voxels(self, frame: SegFrame) -> tuple[tuple[NDArray, ...], NDArray]:
-        """Indices (i, j, k) of the voxels under the pixels that are not 0, and those pixels.
+    def __init__(self, dataset: Dataset, reference: Volume) -> None:
+        self.dataset, self.reference = dataset, reference
+        self.numbers = _numbers(dataset)
+        self.fractional = dataset.SegmentationType == "FRACTIONAL"
+        self._grid = FrameGrid(reference)
+
+    def laid(self) -> Iterator[tuple[tuple[NDArray, ...], NDArray, NDArray]]:
+        """Of each frame the voxels (i, j, k) under its pixels that are not 0, the segments there, and those pixels.
 
         Raises:
-            LabelError: They fall between voxels or outside, or in another slice than the frame names.
+            UnreadableFileError: Its pixels are missing or broken.
+            LabelError: They are no voxels of the image, lie in another slice than the frame names, or are of a segment that
+                is not described.
         """
-        rows, columns = np.nonzero(frame.pixels)
-        stored = frame.pixels[rows, columns]
+        for frame in walk_seg(self.dataset):
+            rows, columns = np.nonzero(frame.pixels)
+            stored = frame.pixels[rows, columns]
+            named = np.full(len(stored), frame.segment) if frame.segment else stored
+            self._check_described(named)
+            yield self._voxels(frame, rows, columns), named, stored
+        self._grid.finish("the SEG")
+
+    def _check_described(self, named: NDArray) -> None:
+        unknown = named[~np.isin(named, self.numbers)]
+        if len(unknown):
+            told = f"{list(self.numbers[:20])}{' ...' * (len(self.numbers) > 20)}"
+            raise LabelError(
+                f"the frames hold segment {int(unknown.min())}, described are {told}; each needs its description; "
+                "export the SEG again"
+            )
+
+    def _voxels(self, frame: SegFrame, rows: NDArray, columns: NDArray) -> tuple[NDArray, ...]:
         if frame.plane is None:
-            return self._in_picture(frame, rows, columns), stored
-        check_patient_space(self.reference)
-        index = frame.plane.points_mm(columns, rows) @ self.to_index[:3, :3].T + self.to_index[:3, 3]
-        voxels = np.rint(index).astype(int)
-        if np.abs(index - voxels).max(initial=0.0) > TOLERANCE_VOXELS:
-            raise LabelError(
-                f"segment {frame.segment} has pixels {np.abs(index - voxels).max():.2f} voxels away from the "
-                f"image's grid; at most {TOLERANCE_VOXELS} is needed; resample the SEG to the image first"
-            )
-        if (voxels < 0).any() or (voxels >= self.reference.shape).any():
-            raise LabelError(
-                f"segment {frame.segment} has pixels outside the image, whose grid is {self.reference.shape}; "
-                "use the SEG that was made for this image"
-            )
-        self._check_named_slice(frame, voxels)
-        return tuple(voxels.T), stored
+            return self._in_picture(frame, rows, columns)
+        what = f"a frame of segment {frame.segment}" if frame.segment else "a frame of the label map"
+        voxels = self._grid.voxels(what, frame.plane, columns, rows, frame.gap_mm)
+        self._grid.check_named(what, frame.named, voxels[:, 2])
+        return tuple(voxels.T)
 
     def _in_picture(self, frame: SegFrame, rows: NDArray, columns: NDArray) -> tuple[NDArray, ...]:
         wanted = (self.reference.shape[1], self.reference.shape[0])
-        if not self.reference.planar or frame.source_uid not in self.slices or frame.pixels.shape != wanted:
+        ours = any(key in self._grid.slices for key in frame.named)
+        if not self.reference.planar or not ours or frame.pixels.shape != wanted:
             named = shown_uid((frame.source_uid or "none").split("#")[0])
             raise LabelError(
-                f"segment {frame.segment} has no place in patient space, {frame.pixels.shape} pixels and names the image "
+                f"a frame of the SEG has no place in patient space, {frame.pixels.shape} pixels and names the image "
                 f"{named}; a SEG that names this very picture, of {wanted} pixels, or one with a place is needed; "
                 "use the SEG that was made for this image"
             )
         return columns, rows, np.zeros_like(rows)
-
-    def _check_named_slice(self, frame: SegFrame, voxels: NDArray) -> None:
-        expected = self.slices.get(frame.source_uid or "")
-        if expected is not None and len(voxels) and not (voxels[:, 2] == expected).all():
-            raise LabelError(
-                f"a frame of segment {frame.segment} names slice {expected} of the image but lies in slice "
-                f"{int(voxels[0, 2])}; name and position must agree; the SEG was written with its slices out of "
-                "order"
-            )

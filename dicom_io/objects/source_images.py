@@ -116,9 +116,11 @@ def images_of(source: Volume) -> SourceImages:
     return SourceImages(source, headers, slices_of(source, headers))
 
 
-def mask_on(plane: NDArray, number: int) -> NDArray[np.bool_]:
-    """Shape (rows, columns): where segment `number` is, for label values or one channel a segment."""
-    return plane == number if plane.ndim == 2 else plane[..., number - 1] != 0
+def mask_on(array: NDArray, number: int, *, axes: int = 2) -> NDArray[np.bool_]:
+    """Where segment `number` is, for label values or one channel a segment: the first `axes` axes, 2 for a slice and 3 for a
+    volume, without the channels.
+    """
+    return array == number if array.ndim == axes else array[..., number - 1] != 0
 
 
 def check_place(labels: Volume, images: SourceImages) -> None:
@@ -149,7 +151,7 @@ def new_object(sop_class_uid: str, sop_instance_uid: str) -> Dataset:
 
 
 def add_body_part(dataset: Dataset, header: Dataset) -> None:
-    """Repeat what part and side of the body the source shows.
+    """Repeat what part and side of the body the source shows, in a series with the General Series module.
 
     Laterality is Type 2C (PS3.3 C.7.3.1): it must stand, if only empty, unless the part is known to be unpaired, and
     must not stand then.
@@ -158,7 +160,33 @@ def add_body_part(dataset: Dataset, header: Dataset) -> None:
     if part:
         dataset.BodyPartExamined = part
     if part not in UNPAIRED_PARTS.split():
-        dataset.Laterality = header.get("Laterality") or ""
+        dataset.Laterality = side_of(header)
+
+
+def add_side(dataset: Dataset, header: Dataset) -> None:
+    """The same for structure sets and reports, whose own series modules have no place for it (a Standard Extended SOP
+    Class, PS3.4 3.1): only where the source says a side, which must not get lost.
+    """
+    if side_of(header):
+        add_body_part(dataset, header)
+
+
+def add_image_side(dataset: Dataset, header: Dataset) -> None:
+    """The same for segmentations: Image Laterality of the General Image module, beside which Laterality is not needed."""
+    if header.get("BodyPartExamined"):
+        dataset.BodyPartExamined = header.BodyPartExamined
+    if side_of(header):
+        dataset.ImageLaterality = side_of(header)
+
+
+def side_of(header: Dataset) -> str:
+    """R or L, wherever a source says it: of its series, its image or its frames; empty where it does not, or where the part
+    is unpaired.
+    """
+    if header.get("BodyPartExamined") in UNPAIRED_PARTS.split():
+        return ""
+    named = (header.get("Laterality"), header.get("ImageLaterality"), frame_anatomy(header).get("FrameLaterality"))
+    return next((str(side) for side in named if side in ("R", "L")), "")
 
 
 def frame_anatomy(header: Dataset) -> Dataset:

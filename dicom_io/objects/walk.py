@@ -21,7 +21,8 @@ Attributes = dict[int, Any]
 
 _LONG = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"UC", b"UN", b"UR", b"UT", b"SV", b"UV"))
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
-_PIXEL_DATA, _TRANSFER_SYNTAX = 0x7FE00010, 0x00020010
+_TRANSFER_SYNTAX = 0x00020010
+_REFERENCED_INSTANCE, _REFERENCED_FRAME = 0x00081155, 0x00081160
 _UNDEFINED = 0xFFFFFFFF
 _DEFLATED, _IMPLICIT, _BIG = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
 _HEAD, _SHORT, _WIDE = struct.Struct("<HH2s"), struct.Struct("<H"), struct.Struct("<L")
@@ -46,6 +47,11 @@ def walk_file(path: Path) -> Attributes:
     return {**meta, **found}
 
 
+def attributes_of(content: bytes) -> Attributes:
+    """The attributes of a bare data set, as it stands in a file."""
+    return _data_set(content, 0, len(content))[0]
+
+
 def text(attributes: Attributes, tag: int) -> str:
     """A value as text without padding; empty where it is absent."""
     return attributes.get(tag, b"").decode("latin-1").strip("\0 ")
@@ -53,12 +59,31 @@ def text(attributes: Attributes, tag: int) -> str:
 
 def decimals(attributes: Attributes, tag: int) -> NDArray[np.float64]:
     """The numbers of a decimal or integer string. Raises GeometryProofError where it is absent."""
-    return np.array([float(part) for part in _needed(attributes, tag).split(b"\\")])
+    return np.array([float(part) for part in needed(attributes, tag).split(b"\\")])
 
 
 def whole(attributes: Attributes, tag: int) -> int:
     """The number of a US. Raises GeometryProofError where it is absent."""
-    return int(_SHORT.unpack(_needed(attributes, tag)[:2])[0])
+    return int(_SHORT.unpack(needed(attributes, tag)[:2])[0])
+
+
+def integer(attributes: Attributes, tag: int) -> int:
+    """The number of an integer string. Raises GeometryProofError where it is absent."""
+    return int(needed(attributes, tag).strip(b" \0"))
+
+
+def first_item(attributes: Attributes, *tags: int) -> Attributes:
+    """The first item of a sequence, below the first items of others. Raises GeometryProofError where there is none."""
+    found = items(attributes, *tags)
+    if not found:
+        raise GeometryProofError(f"the attribute {tags[-1]:08X} is missing in the written file")
+    return found[0]
+
+
+def instance_key(item: Attributes) -> str:
+    """What a reference names (PS3.3 table 10-3), as `places.Slice.key`: the instance, and "#frame" behind it if it has one."""
+    frame = text(item, _REFERENCED_FRAME)
+    return text(item, _REFERENCED_INSTANCE) + (f"#{int(frame)}" if frame else "")
 
 
 def items(attributes: Attributes, *tags: int) -> list[Attributes]:
@@ -69,7 +94,8 @@ def items(attributes: Attributes, *tags: int) -> list[Attributes]:
     return found
 
 
-def _needed(attributes: Attributes, tag: int) -> bytes:
+def needed(attributes: Attributes, tag: int) -> bytes:
+    """A value as its bytes. Raises GeometryProofError where it is absent or empty."""
     if not attributes.get(tag):
         raise GeometryProofError(f"the attribute {tag:08X} is missing in the written file")
     return bytes(attributes[tag])

@@ -16,8 +16,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless, UncompressedTransferSyntaxes
 
 from dicom_io.errors import SeriesSelectionError
-from dicom_io.reading.geometry import Plane
-from dicom_io.reading.instances import MARKS, READ_ERRORS, SIEMENS_CSA, Instance, broken_file, image_type
+from dicom_io.reading.geometry import Plane, angle_degrees
+from dicom_io.reading.instances import MARKS, READ_ERRORS, Instance, broken_file, image_type
 
 MAX_VOXELS = 2**30
 """The most voxels of one volume, 4 GiB as float32; a header that claims more is refused before anything is allocated."""
@@ -26,8 +26,36 @@ MAX_MM, MIN_MM = 1e6, 1e-4
 """The longest distance in space and the shortest between pixels that can be meant; beyond, an affine cannot be inverted."""
 
 _RLE_RATIO = 64  # PS3.5 G.3.1: two bytes become at most 128
+_MOST_PADDING = 1.1  # some writers add bytes after the pixels; with more of them the header tells of another picture
+_MOST_DEGREES = 1.0  # between the normal of a mosaic's tiles by CSA and by their orientation
+_CSA_CREATOR = "SIEMENS CSA HEADER"
+_CSA_BLOCKS = range(0x10, 0x18)  # PS3.5 7.8.1: any block may be reserved; these are those that are kept
 _Groups = Dataset | tuple[Dataset, ...]
-_MARK_MACROS = ("FrameContentSequence", "MREchoSequence", "MRDiffusionSequence")
+_FRAME_TYPE = ("FrameType", "ComplexImageComponent")
+_MARK_MACROS = {  # PS3.3 C.7.6.16.2, C.8.13.5, C.8.15.3, C.8.22.5: where an enhanced object holds MARKS
+    ("FrameContentSequence",): (
+        "TemporalPositionIndex",
+        "FrameAcquisitionNumber",
+        "StackID",
+        "FrameReferenceDateTime",
+        "FrameAcquisitionDateTime",
+    ),
+    ("TemporalPositionSequence",): ("TemporalPositionTimeOffset",),
+    ("CardiacSynchronizationSequence",): (
+        "NominalPercentageOfCardiacPhase",
+        "NominalCardiacTriggerDelayTime",
+        "NominalCardiacTriggerTimePriorToRPeak",
+    ),
+    ("RespiratorySynchronizationSequence",): ("NominalPercentageOfRespiratoryPhase",),
+    ("MREchoSequence",): ("EffectiveEchoTime",),
+    ("MRModifierSequence",): ("InversionTimes",),
+    ("MRDiffusionSequence",): ("DiffusionBValue",),
+    ("MRDiffusionSequence", "DiffusionGradientDirectionSequence"): ("DiffusionGradientOrientation",),
+    ("MRImageFrameTypeSequence",): _FRAME_TYPE,
+    ("CTImageFrameTypeSequence",): _FRAME_TYPE,
+    ("PETFrameTypeSequence",): _FRAME_TYPE,
+    ("CTReconstructionSequence",): ("ConvolutionKernel",),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +119,8 @@ def frames_of(instance: Instance) -> list[Frame]:
 
 
 def is_mosaic(instance: Instance) -> bool:
-    """Whether the slices of a volume are laid out as tiles of one picture (Siemens)."""
-    return "MOSAIC" in image_type(instance.header)
+    """Whether the slices of a volume are laid out as tiles of one picture (Siemens); ImageType may lack the word."""
+    return "MOSAIC" in image_type(instance.header) or _tiles_by_csa(instance) > 1
 
 
 def has_groups(header: Dataset) -> bool:
@@ -127,7 +155,8 @@ def _check_bytes(instance: Instance, voxels: int) -> None:
     needed = voxels * samples * bits // (12 if subsampled else 8)
     if syntax not in UncompressedTransferSyntaxes:
         needed = needed // _RLE_RATIO if syntax == RLELossless else 0
-    if held < needed:
+    too_many = syntax in UncompressedTransferSyntaxes and held > needed * _MOST_PADDING + 1
+    if held < needed or too_many:
         size = f"{instance.frames} x {header.Rows} x {header.Columns}"
         raise broken_file(instance.name, f"{size} pixels of {bits} bits need {needed} bytes, it holds {held}")
     pieces = len(instance.fragments)
@@ -154,6 +183,8 @@ def _frame(instance: Instance, index: int, count: int) -> Frame:
 
 def _rescale(rescale: Dataset) -> tuple[float, float]:
     slope, intercept = numbers(rescale, "RescaleSlope", 1), numbers(rescale, "RescaleIntercept", 1)
+    if slope and slope[0] == 0:
+        raise ValueError("RescaleSlope is 0, which makes all values the same")
     return slope[0] if slope else 1.0, intercept[0] if intercept else 0.0
 
 
@@ -197,7 +228,10 @@ def _groups(header: Dataset, index: int) -> _Groups:
         return header if int(header.get("NumberOfFrames") or 1) == 1 else ()
     per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
     shared = header.get("SharedFunctionalGroupsSequence") or []
-    return (*per_frame[index : index + 1], *shared[:1])
+    groups = (*per_frame[index : index + 1], *shared[:1])
+    if int(header.get("NumberOfFrames") or 1) == 1 and not any("PlanePositionSequence" in group for group in groups):
+        return header
+    return groups
 
 
 def _macro(groups: _Groups, keyword: str) -> Dataset:
@@ -209,19 +243,36 @@ def _macro(groups: _Groups, keyword: str) -> Dataset:
 
 def numbers(holder: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
     """The numbers of an attribute, None where it is absent or empty; ValueError if they are not `count`."""
-    value = holder.get(keyword)
-    if value is None or value == "" or (isinstance(value, Sequence) and not len(value)):
-        return None
-    found = tuple(float(number) for number in (value if isinstance(value, Sequence) else [value]))
+    try:
+        value = holder.get(keyword)
+        if value is None or value == "" or (isinstance(value, Sequence) and not len(value)):
+            return None
+        found = tuple(float(number) for number in (value if isinstance(value, Sequence) else [value]))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{keyword} holds text that is no number; decimals with a point are needed") from error
     if len(found) != count:
         raise ValueError(f"{keyword} holds {len(found)} values, {count} are needed")
     return found
 
 
 def _marks(header: Dataset, groups: _Groups) -> tuple[tuple[str, str], ...]:
-    in_groups = [] if isinstance(groups, Dataset) else [_macro(groups, macro) for macro in _MARK_MACROS]
-    found = {key: value for holder in (header, *in_groups) for key in MARKS if (value := holder.get(key)) is not None}
-    return tuple(sorted((key, str(value)) for key, value in found.items()))
+    found = {keyword: _mark(header, keyword) for keyword in MARKS}
+    for path, keywords in () if isinstance(groups, Dataset) else _MARK_MACROS.items():
+        item = _macro(groups, path[0])
+        for sequence in path[1:]:
+            item = _macro((item,), sequence)
+        found |= {keyword: text for keyword in keywords if (text := _mark(item, keyword))}
+    return tuple(sorted((keyword, text) for keyword, text in found.items() if text))
+
+
+def _mark(holder: Dataset, keyword: str) -> str:
+    """An attribute's values as DICOM writes them; empty where there is none or it cannot be read: it places no slice."""
+    try:
+        value = holder.get(keyword)
+    except READ_ERRORS:
+        return ""
+    parts = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
+    return "\\".join(map(str, parts)) if all(isinstance(part, str | int | float) for part in parts) else ""
 
 
 def _tiles(instance: Instance) -> list[Frame]:
@@ -234,7 +285,7 @@ def _tiles(instance: Instance) -> list[Frame]:
     header = instance.header
     if instance.frames > 1:
         raise broken_file(instance.name, f"it is a mosaic of {instance.frames} frames")
-    count, normal = _tile_count(instance), _tile_normal(instance)
+    count = _tile_count(instance)
     across = math.ceil(math.sqrt(count))
     rows, columns = int(header.Rows) // across, int(header.Columns) // across
     spacing, gap = numbers(header, "PixelSpacing", 2), numbers(header, "SpacingBetweenSlices", 1)
@@ -242,6 +293,7 @@ def _tiles(instance: Instance) -> list[Frame]:
     corner, orientation = numbers(header, "ImagePositionPatient", 3), numbers(header, "ImageOrientationPatient", 6)
     if spacing is None or step_mm is None or corner is None or orientation is None or rows < 1 or columns < 1:
         raise _unknown_mosaic(instance, "it names no position, orientation, pixel spacing or slice spacing")
+    normal = _tile_normal(instance, orientation)
     along_row, along_column = np.array(orientation[:3]), np.array(orientation[3:])
     inwards = along_row * spacing[1] * (int(header.Columns) - columns) / 2
     inwards = inwards + along_column * spacing[0] * (int(header.Rows) - rows) / 2
@@ -265,33 +317,59 @@ def _tiles(instance: Instance) -> list[Frame]:
 
 def _csa(instance: Instance) -> dict[str, Sequence[object]]:
     """The values of the Siemens CSA image header by name; empty where it is absent or unreadable."""
+    content = _csa_bytes(instance.header)
+    if not content:
+        return {}
     with warnings.catch_warnings():  # NiBabel calls its DICOM readers experimental; its CSA parser is not one of them
         warnings.simplefilter("ignore")
         from nibabel.nicom import csareader
     errors: tuple[type[Exception], ...] = (*READ_ERRORS, csareader.CSAError, AssertionError)
-    found = instance.header.get(SIEMENS_CSA)
-    if found is None or not found.value:
-        return {}
     try:
-        tags = csareader.read(bytes(found.value))["tags"]
+        tags = csareader.read(content)["tags"]
     except errors:
         return {}
     return {name: tag["items"] for name, tag in tags.items()}
 
 
-def _tile_count(instance: Instance) -> int:
+def _csa_bytes(header: Dataset) -> bytes:
+    """The CSA image header, in whichever block of group 0029 its creator reserved."""
+    for block in _CSA_BLOCKS:
+        creator, held = header.get((0x0029, block)), header.get((0x0029, block << 8 | 0x10))
+        if creator is not None and held is not None and str(creator.value).strip() == _CSA_CREATOR:
+            return bytes(held.value or b"")
+    return b""
+
+
+def _tiles_by_csa(instance: Instance) -> int:
+    """How many tiles the CSA header names; 0 where it is absent or names none."""
     values = _csa(instance).get("NumberOfImagesInMosaic", ())
-    count = int(str(values[0])) if values else 0
+    try:
+        return int(str(values[0])) if values else 0
+    except ValueError:
+        return 0
+
+
+def _tile_count(instance: Instance) -> int:
+    count = _tiles_by_csa(instance)
     if not 0 < count <= 4096:
         raise _unknown_mosaic(instance, f"it names {count} tiles")
     return count
 
 
-def _tile_normal(instance: Instance) -> np.ndarray:
+def _tile_normal(instance: Instance, orientation: Sequence[float]) -> np.ndarray:
+    """Unit vector along which the tiles follow: the normal of their planes, in the direction that CSA gives."""
     found = _csa(instance).get("SliceNormalVector", ())
     if len(found) != 3:
         raise _unknown_mosaic(instance, "it does not say in which direction its tiles follow (CSA SliceNormalVector)")
-    return np.array([float(str(value)) for value in found])
+    told, normal = np.array([float(str(value)) for value in found]), np.cross(orientation[:3], orientation[3:])
+    normal = normal * (1.0 if told @ normal >= 0 else -1.0)
+    away = angle_degrees(told, normal)
+    if not (np.linalg.norm(told) > 0 and away <= _MOST_DEGREES):
+        raise _unknown_mosaic(
+            instance,
+            f"its tiles follow a direction {away:.1f} degrees off the normal of their planes (CSA SliceNormalVector)",
+        )
+    return normal / np.linalg.norm(normal)
 
 
 def _unknown_mosaic(instance: Instance, found: str) -> SeriesSelectionError:

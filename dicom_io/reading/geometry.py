@@ -23,8 +23,12 @@ TOLERANCE_MM = 0.02
 FIVE_POINT_TOLERANCE_MM = 0.05
 """The same for corners and centre: cosines of four decimals add some hundredths over half a metre."""
 
+MOST_SHEAR_DEGREES = 45.0
+"""The most that a gantry tilt may shear a stack; scanners reach 30. Beyond, the slices are no stack."""
+
 _COSINE_TOLERANCE = 1e-3
 _MIXED_DEGREES = 0.5
+_MOST_TOLD = 3  # places in one message
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,14 @@ def even_grid(planes: Sequence[Plane], name: str = "the series", *, single_step_
     _check_straight(ordered, step, name)
     affine_lps = plane_affine(ordered[0], step)
     _check_five_points(ordered, affine_lps, name)
-    return Grid(affine_lps, order, _shear_degrees(step, ordered))
+    shear = _shear_degrees(step, ordered)
+    if shear > MOST_SHEAR_DEGREES:
+        raise _fault(
+            f"{name} goes sideways: from slice to slice by {np.linalg.norm(step):.2f} mm at {shear:.1f} degrees to the normal",
+            f"at most {MOST_SHEAR_DEGREES:g} degrees can be a gantry tilt",
+            "pass the files of one stack only",
+        )
+    return Grid(affine_lps, order, shear)
 
 
 def check_planes(planes: Sequence[Plane], name: str) -> None:
@@ -132,15 +143,20 @@ def slice_order(planes: Sequence[Plane]) -> tuple[int, ...]:
 
 
 def same_positions(planes: Sequence[Plane]) -> list[tuple[int, ...]]:
-    """Groups of indices of planes that share a position along the normal within TOLERANCE_MM, by depth."""
-    found = depths(planes)
+    """Groups of indices of planes that share a position along the normal within the tolerance, by depth."""
+    found, tolerance_mm = depths(planes), tolerance_of(planes)
     groups: list[list[int]] = []
     for index in slice_order(planes):
-        if groups and found[index] - found[groups[-1][-1]] <= TOLERANCE_MM:
+        if groups and found[index] - found[groups[-1][-1]] <= tolerance_mm:
             groups[-1].append(index)
         else:
             groups.append([index])
     return [tuple(group) for group in groups if len(group) > 1]
+
+
+def tolerance_of(planes: Sequence[Plane]) -> float:
+    """How far in mm a slice may lie from its even place: TOLERANCE_MM, or half a pixel where that is less (micro-CT)."""
+    return min(TOLERANCE_MM, *(min(plane.pixel_spacing) / 2 for plane in planes))
 
 
 def angle_degrees(first: Points, second: Points) -> float:
@@ -164,7 +180,7 @@ def _shear_degrees(step: Points, ordered: Sequence[Plane]) -> float:
     """The angle of the shear, or 0 where the whole stack moves sideways by less than the tolerance."""
     normal = ordered[0].normal
     sideways = np.linalg.norm(step - normal * np.dot(step, normal)) * (len(ordered) - 1)
-    return angle_degrees(step, normal) if sideways > TOLERANCE_MM else 0.0
+    return angle_degrees(step, normal) if sideways > tolerance_of(ordered) else 0.0
 
 
 def _check_values(planes: Sequence[Plane], name: str) -> None:
@@ -237,28 +253,34 @@ def _check_duplicates(planes: Sequence[Plane], name: str) -> None:
 
 
 def _check_gaps(ordered: Sequence[Plane], name: str) -> None:
-    gaps = np.diff(depths(ordered))
+    gaps, tolerance_mm = np.diff(depths(ordered)), tolerance_of(ordered)
     usual = float(np.median(gaps)) if gaps.size else 0.0
-    odd = np.flatnonzero(np.abs(gaps - usual) > TOLERANCE_MM)
+    odd = np.flatnonzero(np.abs(gaps - usual) > tolerance_mm)
     if not odd.size:
         return
     multiples = np.round(gaps[odd] / usual)
-    if (multiples >= 2).all() and (np.abs(gaps[odd] - multiples * usual) <= TOLERANCE_MM * multiples).all():
-        raise _missing_slices(gaps, int((multiples - 1).sum()), int(odd[0]), name)
+    if (multiples >= 2).all() and (np.abs(gaps[odd] - multiples * usual) <= tolerance_mm * multiples).all():
+        raise _missing_slices(ordered, gaps, odd, int((multiples - 1).sum()), name)
     raise _fault(
         f"{name} has slice gaps from {gaps.min():.2f} to {gaps.max():.2f} mm ({odd.size} of {gaps.size} "
         f"differ from the usual {usual:.2f} mm)",
-        f"one even gap is needed (tolerance {TOLERANCE_MM} mm)",
+        f"one even gap is needed (tolerance {tolerance_mm:g} mm)",
         "pass --resample-gaps, or its evenly spaced part only",
     )
 
 
-def _missing_slices(gaps: Points, missing: int, first: int, name: str) -> SeriesGeometryError:
+def _missing_slices(
+    ordered: Sequence[Plane], gaps: Points, odd: NDArray[np.intp], missing: int, name: str
+) -> SeriesGeometryError:
+    places = [
+        f"between slices {k + 1} and {k + 2} ({gaps[k]:.2f} mm, from {_text(ordered[k].position)} on)"
+        for k in odd[:_MOST_TOLD]
+    ]
+    more = f" and {odd.size - _MOST_TOLD} more places" if odd.size > _MOST_TOLD else ""
     return _fault(
-        f"{name} lacks {missing} of {gaps.size + 1 + missing} slices: slices {first + 1} and {first + 2}, "
-        f"counted along the normal, lie {gaps[first]:.2f} mm apart where the usual gap is "
-        f"{np.median(gaps):.2f} mm",
-        f"one even gap is needed (tolerance {TOLERANCE_MM} mm)",
+        f"{name} lacks {missing} of {gaps.size + 1 + missing} slices, counted along the normal: {', '.join(places)}{more}, "
+        f"where the usual gap is {np.median(gaps):.2f} mm",
+        f"one even gap is needed (tolerance {tolerance_of(ordered):g} mm)",
         "fetch the missing slices, or pass --resample-gaps to fill in between",
     )
 
@@ -270,12 +292,13 @@ def _check_straight(ordered: Sequence[Plane], step: Points, name: str) -> None:
     along = stray @ ordered[0].normal
     sideways = np.linalg.norm(stray - np.outer(along, ordered[0].normal), axis=1)
     worst = int(np.argmax(np.maximum(np.abs(along), sideways)))
-    if max(abs(along[worst]), sideways[worst]) > TOLERANCE_MM:
+    tolerance_mm = tolerance_of(ordered)
+    if max(abs(along[worst]), sideways[worst]) > tolerance_mm:
         raise _fault(
             f"{name} is not one straight stack: slice {worst + 1} of {len(ordered)} lies "
             f"{abs(along[worst]):.2f} mm along the normal and {sideways[worst]:.2f} mm sideways "
             "off the even line from first to last",
-            f"at most {TOLERANCE_MM} mm is needed",
+            f"at most {tolerance_mm:g} mm is needed",
             "pass --resample-tilt, or its straight part only",
         )
 

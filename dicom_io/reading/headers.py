@@ -26,6 +26,7 @@ UIDS = frozenset(
         "StudyInstanceUID",
         "SeriesInstanceUID",
         "FrameOfReferenceUID",
+        "ConcatenationUID",
         "TransferSyntaxUID",
         "MediaStorageSOPClassUID",
         "MediaStorageSOPInstanceUID",
@@ -42,6 +43,8 @@ WHOLE = frozenset(
         "HighBit",
         "PixelRepresentation",
         "SamplesPerPixel",
+        "InConcatenationNumber",
+        "InConcatenationTotalNumber",
     ]
 )
 NAMES = frozenset({"PatientName", "PatientID"})

@@ -24,7 +24,7 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dicom_io.errors import LabelError, UnreadableFileError
-from dicom_io.reading.bounded import BoundedFile, NoRegularFileError, parse, transfer_syntax
+from dicom_io.reading.bounded import BoundedFile, NoRegularFileError, parse
 from dicom_io.reading.headers import fault_of, shown, shown_uid
 
 READ_ERRORS: tuple[type[Exception], ...] = (
@@ -46,20 +46,40 @@ READ_ERRORS: tuple[type[Exception], ...] = (
 MARKS = (
     "TemporalPositionIdentifier",
     "TemporalPositionIndex",
+    "TemporalPositionTimeOffset",
+    "NominalPercentageOfCardiacPhase",
+    "NominalPercentageOfRespiratoryPhase",
+    "NominalCardiacTriggerDelayTime",
+    "NominalCardiacTriggerTimePriorToRPeak",
+    "TriggerTime",
+    "FrameReferenceTime",
+    "FrameReferenceDateTime",
+    "FrameAcquisitionDateTime",
+    "AcquisitionDateTime",
+    "AcquisitionTime",
+    "ContentTime",
     "AcquisitionNumber",
+    "FrameAcquisitionNumber",
+    "StackID",
     "EchoTime",
     "EffectiveEchoTime",
     "InversionTime",
-    "TriggerTime",
+    "InversionTimes",
     "DiffusionBValue",
+    "DiffusionGradientOrientation",
+    "ComplexImageComponent",
     "ImageType",
+    "FrameType",
     "ConvolutionKernel",
 )
-"""What may tell apart two slices at one position: time, echo, kernel; never anything of the patient."""
+"""What may tell apart two slices at one position: time, echo, kernel; never anything of the patient. `marks` says which
+is of what kind.
+"""
 
 HEADER_KEYWORDS = (
     "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID Modality PatientID PatientName "
     "FrameOfReferenceUID InstanceNumber ImagePositionPatient ImageOrientationPatient PixelSpacing ImagerPixelSpacing "
+    "ConcatenationUID InConcatenationNumber InConcatenationTotalNumber NumberOfSlices "
     "SliceThickness SpacingBetweenSlices NumberOfFrames SharedFunctionalGroupsSequence "
     "PerFrameFunctionalGroupsSequence Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation "
     "SamplesPerPixel PhotometricInterpretation PlanarConfiguration PixelPaddingValue RescaleSlope "
@@ -71,19 +91,23 @@ HEADER_KEYWORDS = (
 )
 """The attributes of a file's header that reading looks at, with MARKS; nothing else of it is kept."""
 
-SIEMENS_CREATOR, SIEMENS_CSA = Tag(0x0029, 0x0010), Tag(0x0029, 0x1010)
+SIEMENS_BLOCKS = [Tag(0x0029, tag) for block in range(0x10, 0x18) for tag in (block, block << 8 | 0x10)]
+"""Where Siemens puts its CSA image header: a creator's name, and the header in the block that it reserves."""
+
 MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
+LABEL_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
+"""Label Map Segmentation Storage, which pydicom does not name yet."""
 
 _HEADER_TAGS: list[BaseTag] = [
     *(Tag(keyword) for keyword in (*HEADER_KEYWORDS.split(), *MARKS)),
-    SIEMENS_CREATOR,
-    SIEMENS_CSA,
+    *SIEMENS_BLOCKS,
 ]
 _PIXEL_TAGS = frozenset({(0x7FE0, 0x0008), (0x7FE0, 0x0009), (0x7FE0, 0x0010)})
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 Fragments = tuple[tuple[int, int], ...]
-_SHORTEST = 132  # bytes of preamble and mark
-_FILE_ID_PARTS, _LONGEST_NAME = 8, 255  # PS3.10 8.2; of most file systems
+_ENDINGS = (".dcm", ".dicom", ".ima")
+_FIRST_TAGS = (0x00, 0x05, 0x08, 0x12, 0x13, 0x14, 0x16, 0x18)  # of group 0008, as a data set may begin
+_FIRST_VRS = (b"UL", b"OB", b"UI", b"CS", b"DA", b"TM")
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +160,11 @@ class Instance:
     def load(self) -> Dataset:
         """The whole data set with its pixels. Raises UnreadableFileError."""
         if self.dataset is not None:
-            return self.dataset
+            return (
+                self.dataset
+                if getattr(self.dataset, "file_meta", None)
+                else _with_meta(self.dataset, self.transfer_syntax)
+            )
         assert self.path is not None
         return load_dataset(self.path, with_pixels=True)
 
@@ -176,11 +204,11 @@ def read_instance(path: Path) -> Instance | None:
     try:
         with BoundedFile(path) as file:
             start = file.read(136)
-            if not _looks_like_dicom(start):
-                if path.suffix.lower() == ".dcm" and len(start) < _SHORTEST:
-                    raise broken_file(path, f"it has {len(start)} bytes")
+            if not looks_like_dicom(start):
+                if _should_be_dicom(path, start):
+                    raise broken_file(path, f"its {file.size} bytes do not begin as one")
                 return None
-            has_mark = start[128:132] == b"DICM"
+            has_mark = start[128:132] == b"DICM" or _is_bare_data_set(start)
             header, stream = parse(path, file, with_pixels=False, tags=_HEADER_TAGS)
             return _checked(path, header, stream, has_mark=has_mark)
     except NoRegularFileError:
@@ -204,7 +232,7 @@ def load_dataset(path: Path, *, with_pixels: bool, keywords: Sequence[str] | Non
     """
     try:
         with BoundedFile(path) as file:
-            if not _looks_like_dicom(file.read(136)):
+            if not looks_like_dicom(file.read(136)):
                 raise UnreadableFileError(f"{shown(path)} is not a DICOM file; one is needed; check the path")
             tags = None if keywords is None else [Tag(keyword) for keyword in keywords]
             dataset, _ = parse(path, file, with_pixels=with_pixels, tags=tags)
@@ -248,47 +276,6 @@ def refusing(path: Path) -> Iterator[None]:
         raise broken_file(path, "it needs more memory than there is") from error
 
 
-def files_of_dicomdir(path: Path) -> list[Path]:
-    """The files that a DICOMDIR lists, in its order; those that are absent too, so that they are missed.
-
-    Raises:
-        UnreadableFileError: The index is broken, or names a file outside its own folder.
-    """
-    index = load_dataset(path, with_pixels=False)
-    try:
-        found = [listed(record.get("ReferencedFileID")) for record in index.get("DirectoryRecordSequence") or []]
-    except READ_ERRORS as error:
-        raise broken_file(path, error) from error
-    files = [[str(part) for part in parts] for parts in found if parts]
-    for names in files:
-        if len(names) > _FILE_ID_PARTS or not all(map(_is_file_id, names)):
-            told = [name if name.isprintable() else "?" for name in names[:_FILE_ID_PARTS]]
-            raise broken_file(path, f"it names the file {'/'.join(told)[:80]!r}, which is no File ID")
-    return [path.parent.joinpath(*names) for names in files]
-
-
-def _is_file_id(name: str) -> bool:
-    """Whether a component of a File ID is a name (PS3.10 8.2, in any letters): anything else could lead out of the folder."""
-    is_short = 0 < len(name) <= _LONGEST_NAME
-    return is_short and name.isprintable() and name not in (".", "..") and not set(name) & set("/\\")
-
-
-def is_dicomdir(path: Path) -> bool:
-    """Whether a file is a DICOM index (Media Storage Directory)."""
-    own = Tag("SOPClassUID")
-    try:
-        with BoundedFile(path) as file:
-            if not _looks_like_dicom(file.read(136)) or transfer_syntax(file) not in ("", ExplicitVRLittleEndian):
-                return False  # PS3.10 8.6: a DICOMDIR is in explicit VR little endian
-            index, _ = parse(path, file, with_pixels=False, tags=[own], last=own)
-            if fault_of(index):
-                return False
-            found = (_meta(index).get("MediaStorageSOPClassUID", ""), index.get("SOPClassUID", ""))
-    except READ_ERRORS:
-        return False
-    return MEDIA_STORAGE_DIRECTORY in map(str, found)
-
-
 def broken_file(path: Path | str, error: BaseException | str) -> UnreadableFileError:
     """The refusal of a file that cannot be read, in this package's words."""
     text = shown(" ".join(str(error).split())[:160])
@@ -305,6 +292,15 @@ def listed(value: object) -> list[object]:
     return [value] if isinstance(value, str) else list(value)  # type: ignore[call-overload]
 
 
+def _with_meta(dataset: Dataset, syntax: UID) -> Dataset:
+    """A data set as it came over the network, with the file meta information that a decoder asks for."""
+    found = Dataset()
+    found.update({element.tag: element for element in dataset})
+    found.file_meta = FileMetaDataset()  # type: ignore[attr-defined]
+    found.file_meta.TransferSyntaxUID = syntax  # type: ignore[attr-defined]
+    return found
+
+
 def _meta(dataset: Dataset) -> FileMetaDataset:
     return getattr(dataset, "file_meta", None) or FileMetaDataset()
 
@@ -316,11 +312,26 @@ def _complete_meta(dataset: FileDataset) -> None:
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
 
 
-def _looks_like_dicom(start: bytes) -> bool:
+def looks_like_dicom(start: bytes) -> bool:
     """True for the DICM mark, or for a bare data set that begins with group 0002 or 0008."""
     if start[128:132] == b"DICM":
         return True
     return len(start) >= 8 and start[:2] in (b"\x02\x00", b"\x08\x00") and start[3] == 0
+
+
+def _is_bare_data_set(start: bytes) -> bool:
+    """Whether bytes without a mark begin as a data set does, in explicit VR or with a short value in implicit VR."""
+    begins = start[:2] == b"\2\0" or (start[:2] == b"\x08\0" and start[2] in _FIRST_TAGS and start[3] == 0)
+    return begins and (start[4:6] in _FIRST_VRS or (len(start) >= 8 and start[5:8] == b"\0\0\0"))
+
+
+def _should_be_dicom(path: Path, start: bytes) -> bool:
+    """Whether a file that does not begin as DICOM is a lost slice: called so, or without an ending and empty or all zeros,
+    as a copy is left that never came through. Hidden files are none: other systems leave them beside those they copy.
+    """
+    if path.name.startswith("."):
+        return False
+    return path.suffix.lower() in _ENDINGS or (not path.suffix and not start.strip(b"\0"))
 
 
 def _checked(path: Path, header: FileDataset, file: BinaryIO, *, has_mark: bool) -> Instance | None:
@@ -339,7 +350,8 @@ def _checked(path: Path, header: FileDataset, file: BinaryIO, *, has_mark: bool)
         if not has_mark:
             return None
         raise broken_file(path, "it names no SOP Class UID and holds no image")
-    at, size, fragments = _pixel_values(path, file, expects_pixels="Rows" in header)
+    is_implicit = bool(header.original_encoding[0])
+    at, size, fragments = _pixel_values(path, file, expects_pixels="Rows" in header, is_implicit=is_implicit)
     if header.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
         at = None  # a byte of the inflated data set is none of the file
     _complete_meta(header)
@@ -361,7 +373,9 @@ def _is_cut(element: object) -> bool:
     return element.length != _UNDEFINED_LENGTH and len(element.value) < element.length
 
 
-def _pixel_values(path: Path, file: BinaryIO, *, expects_pixels: bool) -> tuple[int | None, int, Fragments]:
+def _pixel_values(
+    path: Path, file: BinaryIO, *, expects_pixels: bool, is_implicit: bool
+) -> tuple[int | None, int, Fragments]:
     """Where uncompressed pixel values begin (None if compressed), how many bytes of pixels there are (0 for none), and
     the fragments of compressed ones.
 
@@ -377,9 +391,8 @@ def _pixel_values(path: Path, file: BinaryIO, *, expects_pixels: bool) -> tuple[
         if expects_pixels:
             raise broken_file(path, f"it ends at byte {size} before its pixel data")
         return None, 0, ()
-    explicit = start[4:6].isalpha() and start[4:6].isupper() and start[6:8] == b"\0\0"
-    length = struct.unpack(order + "L", start[8:12] if explicit else start[4:8])[0]
-    value_at = position + (12 if explicit else 8)
+    length = struct.unpack(order + "L", start[4:8] if is_implicit else start[8:12])[0]
+    value_at = position + (8 if is_implicit else 12)
     if length == _UNDEFINED_LENGTH:
         return None, size - value_at, _fragments(path, file, value_at, size)
     if value_at + length > size:

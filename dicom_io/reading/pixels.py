@@ -17,10 +17,11 @@ from dicom_io.reading.codecs import WITHOUT_SIGN, codestream_shape, decode_pictu
 from dicom_io.reading.frames import Frame
 from dicom_io.reading.instances import READ_ERRORS, Instance, broken_file
 
-PHYSICAL_MODALITIES = frozenset({"CT", "PT"})
+PHYSICAL_MODALITIES = frozenset({"CT", "PT", "NM"})
 _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")  # implicit and explicit VR little endian
 _EXACT_IN_FLOAT32 = 2**23
 _HEAD_BYTES = 1 << 16  # of a codestream, in which it states its size
+_MOST_BITS = 16  # of grey values that a table or a screen knows
 _MOST_LUT_ENTRIES = 2**16  # PS3.3 C.7.6.3.1.5
 _SEGMENT_DISCRETE, _SEGMENT_INDIRECT = 0, 2  # PS3.3 C.7.9.2
 Slices = NDArray[np.float32]
@@ -49,13 +50,16 @@ def decode_frames(frames: Sequence[Frame], modality: str, shape: tuple[int, ...]
         _check_claim(frames[indices[0]].instance)
     slices = _empty(shape)
     notes: Notes = {}
+    mirror = _mirror(frames, modality, notes)
 
     def work(indices: list[int]) -> Notes:
-        return _decode_instance([frames[k] for k in indices], modality, [slices[k] for k in indices])
+        return _decode_instance([frames[k] for k in indices], [slices[k] for k in indices])
 
     with ThreadPoolExecutor(max_workers=min(len(jobs), os.cpu_count() or 1)) as pool:
         for found in pool.map(work, jobs.values()):
             notes.update(found)
+    if mirror is not None:
+        np.subtract(np.float32(mirror), slices, out=slices)
     return slices, tuple(notes)
 
 
@@ -85,7 +89,7 @@ def _check_claim(instance: Instance) -> None:
         raise broken_file(instance.name, told)
 
 
-def _decode_instance(frames: Sequence[Frame], modality: str, targets: Sequence[Slices]) -> Notes:
+def _decode_instance(frames: Sequence[Frame], targets: Sequence[Slices]) -> Notes:
     """Fills the targets with the values of one instance's frames, and gives the notes."""
     notes: Notes = {}
     instance = frames[0].instance
@@ -95,7 +99,7 @@ def _decode_instance(frames: Sequence[Frame], modality: str, targets: Sequence[S
             stored = _tile(stored_of(max(frame.number - 1, 0)), frame)
             if stored.shape != target.shape:
                 raise ValueError(f"its pixels have the shape {stored.shape}, {target.shape} is needed")
-            _fill(target, stored, frame, modality, notes)
+            _fill(target, stored, frame, notes)
     except READ_ERRORS as error:
         raise broken_file(instance.name, error) from error
     except MemoryError as error:
@@ -130,7 +134,6 @@ def _is_grey(instance: Instance) -> bool:
         int(header.get("SamplesPerPixel") or 1) == 1
         and allocated in (8, 16, 32)
         and 0 < stored <= allocated
-        and int(header.get("HighBit") or 0) == stored - 1
         and int(header.get("PixelRepresentation") or 0) in (0, 1)
         and str(header.get("PhotometricInterpretation")) in ("MONOCHROME1", "MONOCHROME2")
     )
@@ -154,6 +157,8 @@ def _compressed(instance: Instance) -> NDArray | None:
     """Compressed values of a single frame; None where the codec's own type is not the header's: pydicom knows the rules."""
     header, kind = instance.header, _kind(instance.header)
     content = _bytes_of(instance, instance.fragments)
+    if _bits_below(header):
+        return None
     stored = decode_picture(content, instance.transfer_syntax, (int(header.Rows), int(header.Columns)))
     if stored.dtype.itemsize != kind.itemsize or (stored.dtype.kind == "i" and kind.kind == "u"):
         return None
@@ -175,14 +180,26 @@ def _bytes_of(instance: Instance, pieces: Sequence[tuple[int, int]]) -> bytes:
 
 
 def _stored_bits(stored: NDArray, header: Dataset) -> NDArray:
-    """Values of BitsStored bits, with their sign; what stands above them may be anything, old overlays among it
-    (PS3.5 8.1.1).
+    """Values of BitsStored bits up to HighBit, with their sign; what stands around them may be anything, old overlays
+    among it (PS3.5 8.1.1).
     """
     unused = stored.dtype.itemsize * 8 - int(header.BitsStored)
-    return np.right_shift(np.left_shift(stored, unused), unused) if unused else stored
+    above = unused - _bits_below(header)
+    return np.right_shift(np.left_shift(stored, above), unused) if unused else stored
+
+
+def _bits_below(header: Dataset) -> int:
+    """How many bits of a pixel stand below its value; 0 for a HighBit that cannot be, which writers do not care for."""
+    below = int(header.get("HighBit") or 0) + 1 - int(header.BitsStored)
+    return below if 0 < below <= int(header.BitsAllocated) - int(header.BitsStored) else 0
 
 
 def _by_pydicom(dataset: Any, index: int) -> NDArray:
+    if "BitsStored" in dataset and "BitsAllocated" in dataset and _bits_below(dataset):
+        raise ValueError(
+            f"its values stand {_bits_below(dataset)} bits up (HighBit {dataset.HighBit}), which is read of uncompressed "
+            "files in little endian only"
+        )
     return decoder_of(dataset.file_meta.TransferSyntaxUID).as_array(dataset, index=index)[0]
 
 
@@ -223,11 +240,9 @@ def _tile(stored: NDArray, frame: Frame) -> NDArray:
     return stored[row * rows : (row + 1) * rows, column * columns : (column + 1) * columns]
 
 
-def _fill(target: Slices, stored: NDArray, frame: Frame, modality: str, notes: Notes) -> None:
+def _fill(target: Slices, stored: NDArray, frame: Frame, notes: Notes) -> None:
     """Stored values -> output values of the modality (PS3.3 C.11.1)."""
     header = frame.instance.header
-    if str(header.get("PhotometricInterpretation")) == "MONOCHROME1":
-        stored = _monochrome1(stored, header, modality, notes)
     if "ModalityLUTSequence" in header:
         _store(target, np.asarray(apply_modality_lut(stored, header), dtype=np.float64), frame)
         notes["values went through the file's Modality LUT"] = None
@@ -259,13 +274,37 @@ def _store(target: Slices, values: NDArray[np.float64], frame: Frame) -> None:
         )
 
 
-def _monochrome1(stored: NDArray, header: Dataset, modality: str, notes: Notes) -> NDArray:
-    """High values bright, as everywhere else; physical units (HU, activity) are no matter of display."""
+def _mirror(frames: Sequence[Frame], modality: str, notes: Notes) -> float | None:
+    """What all values are subtracted from, for high ones to be bright as everywhere else; None where they are already.
+
+    One number for the volume, the sum of its lowest and highest possible value, so that slices stay comparable. Physical
+    units (HU, activity, counts) are no matter of display.
+    """
+    if all(frame.instance.header.get("PhotometricInterpretation") != "MONOCHROME1" for frame in frames):
+        return None
     if modality in PHYSICAL_MODALITIES:
         notes[f"MONOCHROME1 left as it is: {modality} values are physical, not brightness"] = None
-        return stored
+        return None
     notes["MONOCHROME1 was inverted, so that high values are bright"] = None
-    if stored.dtype.kind == "f":
-        return -stored
-    low_plus_high = -1 if int(header.PixelRepresentation) else 2 ** int(header.BitsStored) - 1
-    return low_plus_high - stored.astype(np.int64)
+    ranges = []
+    for frame in frames:
+        try:
+            ranges.append(_possible_values(frame))
+        except READ_ERRORS as error:
+            raise broken_file(frame.instance.name, error) from error
+    return min(low for low, _ in ranges) + max(high for _, high in ranges)
+
+
+def _possible_values(frame: Frame) -> tuple[float, float]:
+    """The least and greatest value that a frame can hold after its modality transformation."""
+    header = frame.instance.header
+    bits, is_signed = int(header.get("BitsStored") or 0), int(header.get("PixelRepresentation") or 0)
+    if not 0 < bits <= _MOST_BITS:  # float pixels have no range: they are mirrored at 0
+        return frame.intercept, frame.intercept
+    lowest = -(1 << bits - 1) if is_signed else 0
+    highest = lowest + (1 << bits) - 1
+    if "ModalityLUTSequence" in header:
+        found = apply_modality_lut(np.arange(lowest, highest + 1), header)
+        return float(found.min()), float(found.max())
+    ends = sorted(value * frame.slope + frame.intercept for value in (lowest, highest))
+    return ends[0], ends[1]

@@ -17,16 +17,17 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from dicom_io.errors import SeriesSelectionError, UnreadableFileError
+from dicom_io.reading.dicomdir import files_of_dicomdir, is_dicomdir
+from dicom_io.reading.frames import has_groups
 from dicom_io.reading.geometry import angle_degrees
 from dicom_io.reading.headers import shown
 from dicom_io.reading.instances import (
+    LABEL_MAP_STORAGE,
     READ_ERRORS,
     Instance,
     broken_file,
-    files_of_dicomdir,
     image_type,
     instance_of,
-    is_dicomdir,
     orientation_of,
     read_instance,
 )
@@ -41,7 +42,7 @@ _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _PARAMETRIC_MAP = "1.2.840.10008.5.1.4.1.1.30"
 _KIND_BY_SOP_CLASS: dict[str, SeriesKind] = {
     "1.2.840.10008.5.1.4.1.1.66.4": "seg",
-    "1.2.840.10008.5.1.4.1.1.66.7": "seg",  # Label Map Segmentation Storage
+    LABEL_MAP_STORAGE: "seg",
     "1.2.840.10008.5.1.4.1.1.481.3": "rtstruct",
 }
 _STRUCTURED_REPORT = "1.2.840.10008.5.1.4.1.1.88."
@@ -166,12 +167,25 @@ def scan_source(source: Source) -> Scan:
     """
     if isinstance(source, str | Path):
         path = Path(source)
-        return scan_files(files_below(path) if os.path.isdir(path) else _files_of(path))
+        return scan_files(files_below(path)) if os.path.isdir(path) else _scan_all(_files_of(path))
     if not source:
         raise SeriesSelectionError("the list of files is empty; the files of one series are needed; check the input")
     if isinstance(source[0], Dataset):
         return Scan(_series_of([instance_of(dataset) for dataset in source], 0), 0)  # type: ignore[arg-type]
-    return scan_files([_present(Path(path)) for path in source])  # type: ignore[arg-type]
+    return _scan_all([_present(Path(path)) for path in source])  # type: ignore[arg-type]
+
+
+def _scan_all(files: Sequence[Path]) -> Scan:
+    """As `scan_files`, of files that were named one by one: each must be a DICOM object, or it would be missing in silence."""
+    scan = scan_files(files)
+    if scan.foreign_files:
+        foreign = [path for path in files if read_instance(path) is None and not is_dicomdir(path)]
+        if foreign:
+            raise UnreadableFileError(
+                f"{shown(foreign[0])} is no DICOM object, as {len(foreign)} of the {counted(len(files), 'file')} named; each "
+                "is needed, for no slice to be missed; leave it out, or fetch it again"
+            )
+    return scan
 
 
 def scan_files(files: Sequence[Path]) -> Scan:
@@ -300,7 +314,7 @@ def _key(instance: Instance) -> tuple[object, ...]:
     header = instance.header
     series = str(header.get("SeriesInstanceUID") or "") or (instance.path.parent if instance.path else "")
     study, modality = str(header.get("StudyInstanceUID") or ""), str(header.get("Modality") or "")
-    return study, series, modality, *_kind(instance), instance.frames > 1
+    return study, series, modality, *_kind(instance), instance.frames > 1 or has_groups(header)
 
 
 def _same_orientation(first: tuple[float, ...] | None, second: tuple[float, ...] | None) -> bool:
@@ -328,13 +342,19 @@ def _series_ref(group: Sequence[Instance]) -> SeriesRef:
 
 def _set_strays_aside(groups: list[SeriesRef]) -> list[SeriesRef]:
     """Marks a few slices across a large stack of the same series as localizers, also without ImageType."""
-    largest: dict[str, SeriesRef] = {}
+    largest: dict[object, SeriesRef] = {}
     for group in groups:
         if group.kind == "image" and group.orientation is not None:
-            main = largest.setdefault(group.series_instance_uid, group)
+            main = largest.setdefault(_own_key(group), group)
             if group.instance_count > main.instance_count:
-                largest[group.series_instance_uid] = group
-    return [_stray(group, largest.get(group.series_instance_uid)) for group in groups]
+                largest[_own_key(group)] = group
+    return [_stray(group, largest.get(_own_key(group))) for group in groups]
+
+
+def _own_key(group: SeriesRef) -> tuple[object, ...]:
+    """What tells a series from others: its UIDs, or its folder where it has none."""
+    folder = group.files[0].parent if group.files and not group.series_instance_uid else None
+    return group.study_instance_uid, group.series_instance_uid, folder
 
 
 def _stray(group: SeriesRef, main: SeriesRef | None) -> SeriesRef:

@@ -1,34 +1,36 @@
-"""Several slices at one position -> the time points, echoes or acquisitions that they belong to."""
+"""Several slices at one position -> the time points, echoes or acquisitions that they belong to.
+
+`stacks` deals them out; here one is chosen, or refused with what there is to choose. A stack of which the slices show
+different things is no volume, and is refused too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from collections.abc import Sequence
 
 from dicom_io.errors import SeriesGeometryError, SeriesSelectionError
 from dicom_io.reading.frames import Frame
 from dicom_io.reading.geometry import Plane, same_positions
 from dicom_io.reading.headers import shown
-from dicom_io.reading.instances import MARKS
+from dicom_io.reading.marks import SETTINGS, Mark, component, listed_values, marks_of
+from dicom_io.reading.stacks import Stack, are_parallel, stacks_of
 
-MOST_VALUES, LONGEST_VALUE = 6, 64
-"""How many values of an attribute a message lists, and how many characters of each."""
+MOST_KEYWORDS = 4
+"""How many attributes a message lists."""
 
+MOST_WANDER = 0.05
+"""What part of the largest value the values of one stack may span: scanners adjust a time from slice to slice by less, and a
+time or b-value that somebody chose for its contrast lies further off. What is tolerated is noted.
+"""
 
-@dataclass(frozen=True)
-class TimePoints:
-    """A series dealt out to stacks that each use every position once.
-
-    Attributes:
-        keywords: The attributes that tell the stacks apart.
-        values: Their values, one tuple a stack, in increasing order.
-        stacks: Indices of frames, one tuple a stack.
-    """
-
-    keywords: tuple[str, ...]
-    values: tuple[tuple[str, ...], ...]
-    stacks: tuple[tuple[int, ...], ...]
+_ALIKE = (
+    "EchoTime",
+    "EffectiveEchoTime",
+    "InversionTime",
+    "InversionTimes",
+    "DiffusionBValue",
+    "ComplexImageComponent",
+)
 
 
 def choose_time_point(
@@ -39,95 +41,117 @@ def choose_time_point(
     Raises:
         SeriesGeometryError: Positions are used several times and it was not said which to read, or nothing known here
             tells the slices apart.
-        SeriesSelectionError: There is no time point of that number.
+        SeriesSelectionError: There is no time point of that number; or the slices of an MR stack show different things.
     """
-    groups = same_positions(planes)
-    if not groups:
-        if wanted not in (None, 1):
-            raise SeriesSelectionError(f"{name} has 1 time point; number {wanted} was asked for; leave the number out")
-        return list(frames), ()
-    found = time_points(frames, planes)
-    if found is None:
-        raise _inseparable(frames, planes, groups, name)
-    told = _told(found)
-    if wanted is None:
-        raise SeriesGeometryError(
-            f"{name} has {max(map(len, groups))} slices at the same position, at {len(groups)} positions: "
-            f"{len(found.stacks)} time points or the like of {len(found.stacks[0])} slices each, which differ in {told}; "
-            f"one slice a position is needed; choose with --time-point 1 to {len(found.stacks)}"
-        )
-    if not 1 <= wanted <= len(found.stacks):
-        raise SeriesSelectionError(
-            f"{name} has {len(found.stacks)} time points ({told}); number {wanted} was asked for; "
-            f"choose 1 to {len(found.stacks)}"
-        )
-    value = " ".join(
-        f"{key} {_some([value])}" for key, value in zip(found.keywords, found.values[wanted - 1], strict=True)
+    marks = marks_of(frames)
+    stacks = stacks_of(planes, marks)
+    if not stacks:
+        raise _inseparable(frames, planes, marks, name)
+    if wanted is None and len(stacks) > 1:
+        raise _several(stacks, planes, name)
+    if wanted is not None and not 1 <= wanted <= len(stacks):
+        raise _no_such(stacks, name, wanted)
+    stack = stacks[(wanted or 1) - 1]
+    chosen = [frames[index] for index in stack.members]
+    choice = [_note(stack, wanted, len(stacks))] if wanted and len(stacks) > 1 else []
+    return chosen, (*choice, *_check_alike(chosen, name))
+
+
+def _check_alike(frames: Sequence[Frame], name: str) -> list[str]:
+    """What wanders from slice to slice of an MR stack. Raises SeriesSelectionError where slices show different things."""
+    if str(frames[0].instance.header.get("Modality")) != "MR":
+        return []
+    notes = []
+    for mark in marks_of(frames):
+        values, spread = _shown_things(mark)
+        told = f"{mark.keyword} ({listed_values(values)})"
+        if len(values) > 1 and spread > MOST_WANDER:
+            raise SeriesSelectionError(
+                f"{name} has slices of different {told} in one stack, so they do not show the same thing; one value is "
+                f"needed; pass the files of one {mark.keyword} only"
+            )
+        notes += [f"the slices differ a little in {told}"] if len(values) > 1 else []
+    return notes
+
+
+def _shown_things(mark: Mark) -> tuple[list[str], float]:
+    """The values of an attribute that make slices incomparable, and what part of the largest they span (1 for words); no
+    values of other attributes.
+    """
+    if mark.keyword in ("ImageType", "FrameType"):
+        return sorted({component(text) for text in mark.texts} - {""}), 1.0
+    if mark.keyword not in _ALIKE:
+        return [], 0.0
+    is_b_value = (
+        mark.keyword == "DiffusionBValue"
+    )  # a slice without one has b = 0; other attributes may be lost on the way
+    known = [n for n, text in enumerate(mark.texts) if text != "none" or is_b_value]
+    numbers = [mark.numbers[n] or (0.0,) * is_b_value for n in known]
+    if any(len(value) != 1 for value in numbers):
+        return mark.values(known), 1.0
+    least, largest = min(numbers)[0], max(numbers)[0]
+    return mark.values(known), (largest - least) / max(abs(least), abs(largest), 1e-9)
+
+
+def _note(stack: Stack, wanted: int, count: int) -> str:
+    told = " ".join(f"{keyword} {listed_values([value])}" for keyword, value in stack.values)
+    how = f"; the slices at each position were counted in order of {stack.ranked_by}" if stack.ranked_by else ""
+    return f"time point {wanted} of {count} was asked for: {told}{how}"
+
+
+def _several(stacks: Sequence[Stack], planes: Sequence[Plane], name: str) -> SeriesGeometryError:
+    groups = same_positions(planes) if are_parallel(planes) else []
+    shared = f"{max(map(len, groups))} slices at the same position, at {len(groups)} positions: " if groups else ""
+    sizes = sorted({len(stack.members) for stack in stacks})
+    size = f"{sizes[0]} slices each" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} slices"
+    keywords = list(dict.fromkeys(keyword for stack in stacks for keyword, _ in stack.values))
+    order = f", numbered by {', then '.join(keywords)}" if len(keywords) > 1 else ""
+    return SeriesGeometryError(
+        f"{name} has {shared}{len(stacks)} {_noun(stacks)} of {size}, which differ in {_told(stacks)}{order}; "
+        f"one slice a position is needed; choose with --time-point 1 to {len(stacks)}"
     )
-    return [frames[index] for index in found.stacks[wanted - 1]], (
-        f"time point {wanted} of {len(found.stacks)} was asked for: {value}",
+
+
+def _no_such(stacks: Sequence[Stack], name: str, wanted: int) -> SeriesSelectionError:
+    if len(stacks) == 1:
+        return SeriesSelectionError(f"{name} has 1 time point; number {wanted} was asked for; leave the number out")
+    return SeriesSelectionError(
+        f"{name} has {len(stacks)} time points ({_told(stacks)}); number {wanted} was asked for; choose 1 to {len(stacks)}"
     )
 
 
-def time_points(frames: Sequence[Frame], planes: Sequence[Plane]) -> TimePoints | None:
-    """How one attribute, or two, deal the frames out to equal stacks that use each position once; None if none does."""
-    marks = [dict(frame.marks) for frame in frames]
-    differing = [key for key in MARKS if len({mark.get(key) for mark in marks}) > 1]
-    for keywords in (*((key,) for key in differing), *combinations(differing, 2)):
-        stacks: dict[tuple[str, ...], list[int]] = {}
-        for index, mark in enumerate(marks):
-            stacks.setdefault(tuple(mark.get(key, "none") for key in keywords), []).append(index)
-        if len(stacks) > 1 and _each_once(list(stacks.values()), planes):
-            values = sorted(stacks, key=lambda value: [_number_or_text(part) for part in value])
-            return TimePoints(keywords, tuple(values), tuple(tuple(stacks[value]) for value in values))
-    return None
+def _noun(stacks: Sequence[Stack]) -> str:
+    return "stacks" if stacks[0].values[0][0] == "StackID" else "time points or the like"
 
 
-def _each_once(stacks: Sequence[Sequence[int]], planes: Sequence[Plane]) -> bool:
-    if len({len(stack) for stack in stacks}) > 1:
-        return False
-    return not any(same_positions([planes[index] for index in stack]) for stack in stacks)
-
-
-def _number_or_text(value: str) -> tuple[int, float, str]:
-    try:
-        return 0, float(value), ""
-    except ValueError:
-        return 1, 0.0, value
-
-
-def _told(found: TimePoints) -> str:
-    parts = []
-    for number, keyword in enumerate(found.keywords):
-        values = dict.fromkeys(value[number] for value in found.values)
-        parts.append(f"{keyword} ({_some(values)})")
-    return " and ".join(parts)
-
-
-def _some(values: Iterable[str]) -> str:
-    """The first of many values as a message may hold them."""
-    found = [shown(value[:LONGEST_VALUE]) for value in values]
-    return " / ".join(found[:MOST_VALUES]) + (
-        f" / and {len(found) - MOST_VALUES} more" if len(found) > MOST_VALUES else ""
-    )
+def _told(stacks: Sequence[Stack]) -> str:
+    values: dict[str, dict[str, None]] = {}
+    for keyword, value in (pair for stack in stacks for pair in stack.values):
+        values.setdefault(keyword, {})[value] = None
+    return " and ".join(f"{keyword} ({listed_values(list(found))})" for keyword, found in values.items())
 
 
 def _inseparable(
-    frames: Sequence[Frame], planes: Sequence[Plane], groups: Sequence[tuple[int, ...]], name: str
+    frames: Sequence[Frame], planes: Sequence[Plane], marks: Sequence[Mark], name: str
 ) -> SeriesGeometryError:
-    marks = [dict(frames[index].marks) for index in groups[0]]
-    differing = {
-        key: sorted({mark.get(key, "none") for mark in marks})
-        for key in MARKS
-        if len({mark.get(key) for mark in marks}) > 1
-    }
-    told = ", ".join(f"{key} ({_some(values)})" for key, values in differing.items())
-    places = len(planes) - sum(len(group) - 1 for group in groups)
+    if not are_parallel(planes):
+        ids = next(mark for mark in marks if mark.keyword == "StackID")
+        return SeriesGeometryError(
+            f"{name} holds stacks of several orientations, StackID ({listed_values(ids.values(range(len(frames))))}), and "
+            "within one of them nothing tells the slices at the same position apart; one stack with one slice a position is "
+            "needed; split the object by StackID"
+        )
+    groups = same_positions(planes)
+    telling = [mark for mark in marks if len({mark.labels[index] for index in groups[0]}) > 1]
+    telling.sort(key=lambda mark: mark.keyword not in SETTINGS)
+    told = ", ".join(f"{mark.keyword} ({listed_values(mark.values(groups[0]))})" for mark in telling[:MOST_KEYWORDS])
+    count = len(planes) - sum(len(group) - 1 for group in groups)
     files = ", ".join(sorted({_file(frames[index]) for index in groups[0]})[:4])
     return SeriesGeometryError(
         f"{name} has up to {max(map(len, groups))} slices at the same position, at {len(groups)} of "
-        f"{places} positions; they differ in {told or 'no attribute known here'} (first: {files}); "
-        "one slice a position is needed; pass the files of one time point, echo or copy only"
+        f"{count} positions; they differ in {told or 'no attribute known here'} (first: {files}), which deals "
+        "out no stacks that hold each position once; one slice a position is needed; pass the files of one time point, echo or "
+        "copy only"
     )
 
 

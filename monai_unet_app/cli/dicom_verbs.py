@@ -42,6 +42,7 @@ _COLUMNS = {
     "image": {"SOPInstanceUID": "instance", "SOPClassUID": "class", "InstanceNumber": "number"},
 }
 _WHOLE = 400
+_PROBLEMS = ("refused", "failed", "held back")
 _PATIENT = {"PatientName": "patient", "PatientID": "patient ID"}
 
 
@@ -61,7 +62,7 @@ def send(options: argparse.Namespace) -> Answer:
     with progress("sending", len(files), options) as step:
         outcomes = exchange.send(destination, files, lambda outcome: step(outcome.kind))
     delivered = sum(outcome.is_delivered for outcome in outcomes)
-    problems = [f"{outcome.file}: {outcome.meaning}" for outcome in outcomes if outcome.state in ("refused", "failed")]
+    problems = [f"{outcome.file}: {outcome.meaning}" for outcome in outcomes if outcome.state in _PROBLEMS]
     if not options.json:
         _outcome_table(outcomes)
         problems_list(problems)
@@ -222,7 +223,7 @@ def _outcome_table(outcomes: Sequence[Outcome]) -> None:
     table = Table(Column("file", overflow="fold"), "kind", "outcome", "answer", "done to it")
     for outcome in outcomes:
         if outcome.state != "sent" or outcome.kind or outcome.note:
-            colour = {"sent": "green", "warning": "yellow", "left out": "yellow"}.get(outcome.state, "red")
+            colour = "red" if outcome.state in _PROBLEMS else "green" if outcome.state == "sent" else "yellow"
             state = f"[{colour}]{outcome.state}[/{colour}]"
             table.add_row(
                 escape(str(outcome.file)), outcome.kind or "image", state, escape(outcome.meaning), outcome.note

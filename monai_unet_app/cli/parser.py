@@ -300,7 +300,7 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
         "--channels",
         default="",
         metavar="UID,UID",
-        help="read these series of one frame of reference as channels, on the grid of the first",
+        help="read these series of one frame of reference, in whatever folders, as channels on the grid of the first",
     )
     parser.add_argument(
         "--time-point", type=at_least(1), metavar="N", help="which of several time points or echoes, from 1"

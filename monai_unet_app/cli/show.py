@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import sys
+import textwrap
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
+
+if TYPE_CHECKING:
+    from monai_unet_app.data.verdicts import SeriesRow
 
 out = Console()
 err = Console(stderr=True)
@@ -62,47 +68,135 @@ def problems_list(problems: Sequence[str]) -> None:
 
 
 def fingerprint_table(summary: dict[str, Any]) -> None:
-    table = Table("", "least", "median", "most")
+    """What all cases have in common, a line each, and their ranges."""
+    table = Table(Column("", no_wrap=True), "least", "median", "most")
     counts = []
     for name, value in summary.items():
         if isinstance(value, dict) and "least" in value:
-            between = ", " if name.startswith("intensity") else " x "
-            table.add_row(name, *(_numbers(value[key], between) for key in ("least", "median", "most")))
-        elif name == "class_unit":
-            continue
+            for title, figures in _ranges(name, value):
+                table.add_row(title, *figures)
         elif name == "class_size":
             for label, sizes in value.items():
-                figures = (_numbers(sizes[key]) for key in ("least", "median", "most"))
-                table.add_row(f"class {label}, {summary['class_unit']}", *figures)
-        else:
+                table.add_row(f"class {label}, {summary['class_unit']}", *(_numbers(sizes[key]) for key in RANGE))
+        elif name != "class_unit":
             text = (
                 ", ".join(f"{key} ({count})" for key, count in value.items()) if isinstance(value, dict) else str(value)
             )
             counts.append(f"{name}: {text}")
     if counts:
-        out.print("\n".join(counts), highlight=False)
+        out.print("\n" + "\n".join(counts), highlight=False, markup=False)
     if table.row_count:
         out.print(table)
 
 
+RANGE = ("least", "median", "most")
+
+
+def _ranges(name: str, value: dict[str, list[float]]) -> list[tuple[str, list[str]]]:
+    """Rows of the table: lengths and sizes in one, percentiles of the intensity a row each."""
+    if not name.startswith("intensity_"):
+        return [(name.replace("_mm", ", mm"), [_numbers(value[key]) for key in RANGE])]
+    percentiles = name.removeprefix("intensity_").split("_")
+    return [(f"intensity {text}", [_numbers([value[key][n]]) for key in RANGE]) for n, text in enumerate(percentiles)]
+
+
 OUTCOME_COLOURS = {"readable": "green", "refused": "red", "broken": "red"}
+NAMES = 3  # of a group of files or cases: so many are named
+FAULTS = 10  # of broken files: so many kinds are told
 
 
-def series_table(rows: Sequence[dict[str, Any]]) -> None:
-    """Every DICOM series with its verdict; the reason below it."""
-    if not rows:
-        return
-    table = Table(Column("DICOM series", overflow="fold"), "what", Column("verdict", overflow="fold"))
+def series_blocks(rows: Sequence[SeriesRow], *, with_cases: bool) -> None:
+    """Every DICOM series: its verdict and what it is, its folder, its UID, and why; like reasons are told once.
+
+    Args:
+        rows: In the order of their files.
+        with_cases: Name the case of each; where there is but one, that goes without saying.
+    """
+    counts = Counter(row.outcome for row in rows)
+    if rows:
+        line(", ".join(f"{counts[name]} {noun}" for name, noun in OUTCOME_NOUNS.items() if counts[name]))
+    groups: dict[tuple[str, str], list[SeriesRow]] = {}
     for row in rows:
-        what = f"{row['modality'] or '?'}, {row['files']} file" + ("" if row["files"] == 1 else "s")
-        if row["shape"]:
-            what += "\n" + " x ".join(map(str, row["shape"]))
-        if row["spacing_mm"]:
-            what += "\n" + _numbers(row["spacing_mm"]) + " mm"
-        colour = OUTCOME_COLOURS.get(row["outcome"], "yellow")
-        verdict = f"[{colour}]{row['outcome']}[/{colour}]" + (f"\n{escape(row['reason'])}" if row["reason"] else "")
-        table.add_row(escape(row["series_instance_uid"] or "-"), what, verdict)
-    out.print(table)
+        if row.verdict.series is not None:
+            groups.setdefault((row.outcome, _reason(row) or str(id(row))), []).append(row)
+    for (outcome, _), alike in groups.items():
+        out.print()
+        for row in alike:
+            _series_head(row, outcome, with_cases=with_cases)
+        if reason := _reason(alike[0]):
+            _paragraph(f"{len(alike)} series: {reason}" if len(alike) > 1 else reason)
+    _broken_files([row.reason for row in rows if row.verdict.series is None])
+
+
+OUTCOME_NOUNS = {
+    "readable": "series readable",
+    "refused": "refused",
+    "set aside": "set aside",
+    "object": "of other objects",
+    "broken": "broken file(s)",
+}
+
+
+def _series_head(row: SeriesRow, outcome: str, *, with_cases: bool) -> None:
+    found, colour = row.as_dict(), OUTCOME_COLOURS.get(outcome, "yellow")
+    what = [found["modality"] or "?", f"{found['files']} file" + ("" if found["files"] == 1 else "s")]
+    what += [" x ".join(map(str, found["shape"]))] if found["shape"] else []
+    what += [_numbers(found["spacing_mm"]) + " mm"] if found["spacing_mm"] else []
+    _whole(f"[{colour}]{outcome:<9}[/{colour}] {escape(', '.join(what))}")
+    if with_cases and row.case:
+        _whole(f"  case {escape(row.case)}")
+    _whole(f"  {escape(found['folder'] or '-')}")
+    _whole(f"  {escape(found['series_instance_uid'] or '(no SeriesInstanceUID)')}")
+
+
+def _reason(row: SeriesRow) -> str:
+    """Why, in words that fit every series it happens to; empty for objects, whose modality says what they are."""
+    series = row.verdict.series
+    if row.outcome == "object" or series is None:
+        return ""
+    return row.reason.replace(series.name, "it") if series.series_instance_uid else row.reason
+
+
+def _broken_files(reasons: Sequence[str]) -> None:
+    """Broken files, those with the same fault together, the most frequent fault first."""
+    groups: dict[str, list[str]] = {}
+    for reason in reasons:
+        name, mark, rest = reason.partition(" is broken (")
+        groups.setdefault(mark.strip() + rest if mark else reason, []).append(name if mark else "-")
+    ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
+    for fault, names in ordered[:FAULTS]:
+        out.print()
+        _whole(f"[red]broken[/red]    {len(names)} file" + ("" if len(names) == 1 else "s"))
+        for name in names[:NAMES]:
+            _whole(f"  {escape(name)}")
+        if len(names) > NAMES:
+            line(f"  and {len(names) - NAMES} more; --json names all")
+        _paragraph(fault)
+    if more := sum(len(names) for _, names in ordered[FAULTS:]):
+        line(f"\nand {more} more broken file(s) with {len(ordered) - FAULTS} other faults; --json tells all")
+
+
+def _whole(markup: str) -> None:
+    """One line that is never folded: what stands in it can be copied."""
+    out.print(markup, highlight=False, soft_wrap=True)
+
+
+def _paragraph(text: str) -> None:
+    """Indented text: folded between words on a terminal, one line in a file or pipe."""
+    width = out.width - 2 if out.is_terminal else sys.maxsize
+    for part in textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False):
+        out.print(f"  {part}", markup=False, highlight=False, soft_wrap=True)
+
+
+def inspect_problems(problems: Sequence[str], rows: Sequence[SeriesRow]) -> None:
+    """What is wrong with cases, but for what stands with the series already."""
+    said = [row.reason for row in rows if row.is_bad]
+    rest = [problem for problem in problems if not any(reason in problem for reason in said)]
+    problems_list(rest)
+    if said and not rest:
+        err.print(
+            f"[red]{len(said)} series or file(s) cannot be used;[/red] the reasons stand with them", highlight=False
+        )
 
 
 def _numbers(values: Sequence[float], between: str = " x ") -> str:
@@ -135,3 +229,19 @@ def structures_table(done: Sequence[dict[str, Any]]) -> None:
             table.add_row(escape(case["case"]), row["label"], size, inside, f"{sum(case['seconds'].values()):.1f}")
     if table.row_count:
         out.print(table)
+
+
+ABOUT_OTHERS = ("passed by", "set aside", "left out as byte-identical", "files beside it are not DICOM")
+"""Notes of a reader on what is not part of the volume: they change nothing in it."""
+
+
+def notes_list(done: Sequence[dict[str, Any]]) -> None:
+    """What a reader tolerated or repaired in the images, and what follows for the results; like notes together."""
+    notes: dict[str, list[str]] = {}
+    for case in done:
+        for note in case["source"]["notes"]:
+            if not any(words in note for words in ABOUT_OTHERS):
+                notes.setdefault(note, []).append(case["case"])
+    for note, cases in notes.items():
+        more = f" and {len(cases) - NAMES} more" if len(cases) > NAMES else ""
+        line(f"note on {', '.join(cases[:NAMES])}{more}: {note}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ from rich.table import Column, Table
 
 from monai_unet_app.cli.show import (
     fingerprint_table,
+    inspect_problems,
     line,
     metrics_table,
+    notes_list,
     out,
     problems_list,
     progress,
     say,
-    series_table,
+    series_blocks,
     structures_table,
 )
 from monai_unet_app.errors import AppError, InputRefusedError, UsageError
@@ -28,12 +31,12 @@ Answer = tuple[dict[str, Any], int]
 
 
 def bundles(options: argparse.Namespace) -> Answer:
-    from monai_unet_app.bundle import bundle_folders, load_bundle
+    from monai_unet_app.bundle import bundle_files, bundle_folders
 
     rows, problems = [], []
     for name, folder in bundle_folders().items():
         try:
-            bundle = load_bundle(folder)
+            bundle = bundle_files(folder)
             task = bundle.metadata["task"]
         except AppError as error:
             problems.append(f"{name}: {error}")
@@ -60,31 +63,55 @@ def bundles(options: argparse.Namespace) -> Answer:
 
 
 def inspect(options: argparse.Namespace) -> Answer:
-    from monai_unet_app.bundle import load_bundle
-    from monai_unet_app.data.inspect import dicom_verdicts, find_to_inspect, inspect_cases
+    from monai_unet_app.bundle import bundle_files
+    from monai_unet_app.data.cases import named_series
+    from monai_unet_app.data.inspect import inspect_cases
+    from monai_unet_app.data.verdicts import dicom_verdicts, with_cases
 
-    bundle = load_bundle(options.bundle) if options.bundle else None
     reading = _reading(options)
-    series = dicom_verdicts(options.data, reading)
-    if not options.json:
-        series_table(series)
-    cases, lone = find_to_inspect(options.data, options.labels, options.label_suffix)
+    known = bundle_files(options.bundle) if options.bundle else None
+    verdicts = dicom_verdicts(options.data, reading)
+    cases, problems = _to_inspect(options, reading, anything=bool(verdicts))
+    bundle = _loaded(known.root) if known and cases else None
     with progress("reading", len(cases), options) as step:
         found = inspect_cases(
             cases, bundle.rules if bundle else None, bundle.label_values if bundle else None, step, reading
         )
+    rows = with_cases(verdicts, cases, found.refusals, named_series(reading))
     if not options.json:
+        series_blocks(rows, with_cases=len(cases) > 1)
         fingerprint_table(found.summary())
-        problems_list([*lone, *found.problems])
+        inspect_problems([*problems, *found.problems], rows)
     answer = found.as_dict()
-    answer["problems"] = [*lone, *answer["problems"]]
-    answer["series"] = series
-    refused = found.refused or any(row["outcome"] in ("refused", "broken") for row in series)
+    answer["problems"] = [*problems, *answer["problems"]]
+    answer["series"] = [row.as_dict() for row in rows]
+    refused = found.refused or any(row.is_bad for row in rows) or (problems and not cases)
     return answer, EXIT_REFUSED if refused else EXIT_DONE
 
 
-def dicomize(options: argparse.Namespace) -> Answer:
+def _to_inspect(options: argparse.Namespace, reading: Any, *, anything: bool) -> tuple[list[Any], list[str]]:
+    """The cases, and what is wrong with them as a whole; raises that only where nothing else can be shown."""
+    from monai_unet_app.data.cases import named_series
+    from monai_unet_app.data.inspect import find_to_inspect
+
+    try:
+        return find_to_inspect(options.data, options.labels, options.label_suffix, named_series(reading))
+    except InputRefusedError as error:
+        if not anything and not (options.json and options.data.exists()):
+            raise
+        return [], [str(error)]
+
+
+def _loaded(bundle: Path | str, device: str | None = None) -> Any:
+    """The bundle with all that runs it: this takes seconds, so flags and paths are checked before."""
     from monai_unet_app.bundle import load_bundle
+    from monai_unet_app.config import resolve_device
+
+    return load_bundle(bundle, resolve_device(device)) if device else load_bundle(bundle)
+
+
+def dicomize(options: argparse.Namespace) -> Answer:
+    from monai_unet_app.bundle import bundle_files
     from monai_unet_app.convert import dicomize_cases
     from monai_unet_app.data.cases import find_cases, find_images
 
@@ -93,7 +120,7 @@ def dicomize(options: argparse.Namespace) -> Answer:
     if labelled and options.bundle is None:
         raise UsageError("what do the label values mean? give --bundle, whose segments.json says it")
     cases = find_cases(images, options.labels, options.label_suffix) if labelled else find_images(images)
-    segments = load_bundle(options.bundle).segments if labelled else None
+    segments = bundle_files(options.bundle).segments if labelled else None
     check_writable(options.output)
     with progress("converting", len(cases), options) as step:
         rows, problems = dicomize_cases(cases, options.output, segments, step)
@@ -109,10 +136,13 @@ def dicomize(options: argparse.Namespace) -> Answer:
 
 
 def train(options: argparse.Namespace) -> Answer:
-    from monai_unet_app.bundle import load_bundle
+    from monai_unet_app.bundle import bundle_files
+
+    template = bundle_files(options.bundle)
+    _must_exist("--data", options.data)
+    check_writable(options.output)
     from monai_unet_app.training.run import TrainConfig, train_bundle
 
-    check_writable(options.output)
     overrides = {
         "epochs": options.epochs,
         "seed": options.seed,
@@ -131,7 +161,7 @@ def train(options: argparse.Namespace) -> Answer:
         device=options.device,
         overrides={name: value for name, value in overrides.items() if value is not None},
     )
-    bundle = train_bundle(load_bundle(options.bundle), run, say(options))
+    bundle = train_bundle(_loaded(template.root), run, say(options))
     record = bundle.run_record
     if not options.json:
         line(f"Dice on the selection cases: {record['best']['metric']:.4f} (epoch {record['best']['epoch']})")
@@ -141,17 +171,19 @@ def train(options: argparse.Namespace) -> Answer:
 
 
 def calibrate(options: argparse.Namespace) -> Answer:
-    from monai_unet_app.bundle import load_bundle
-    from monai_unet_app.config import resolve_device
-    from monai_unet_app.evaluate import calibrate_bundle, choose_cases
+    from monai_unet_app.bundle import bundle_files
 
     if not Path(options.bundle).is_dir():
         raise UsageError(
             f"--bundle {options.bundle}: a folder is needed, its inference.yaml is rewritten; copy it first"
         )
+    root = bundle_files(options.bundle).root
     check_writable(Path(options.bundle) / "configs")
-    bundle = load_bundle(options.bundle, resolve_device(options.device))
-    chosen = choose_cases(bundle, _data(options), options.partition or "calibration", options.splits)
+    data = _data(options)
+    from monai_unet_app.evaluate import calibrate_bundle, choose_cases
+
+    bundle = _loaded(root, options.device)
+    chosen = choose_cases(bundle, data, options.partition or "calibration", options.splits)
     say(options)(chosen.note)
     with progress("calibrating", len(chosen.rows), options) as step:
         fitted = calibrate_bundle(bundle, chosen.rows, step)
@@ -160,7 +192,7 @@ def calibrate(options: argparse.Namespace) -> Answer:
         "nll_before": fitted.nll_before,
         "nll_after": fitted.nll_after,
         "cases": fitted.cases,
-        "sha256": load_bundle(bundle.root).sha256,
+        "sha256": bundle_files(bundle.root).sha256,
     }
     if not options.json:
         values = ", ".join(f"{name} {value}" for name, value in fitted.parameters.items())
@@ -172,13 +204,15 @@ def calibrate(options: argparse.Namespace) -> Answer:
 
 
 def evaluate(options: argparse.Namespace) -> Answer:
-    from monai_unet_app.bundle import load_bundle
-    from monai_unet_app.config import PredictConfig, resolve_device
+    from monai_unet_app.bundle import bundle_files
+    from monai_unet_app.config import PredictConfig
+
+    root, data = bundle_files(options.bundle).root, _data(options)
+    check_writable(options.output)
     from monai_unet_app.evaluate import choose_cases, evaluate_cases
 
-    bundle = load_bundle(options.bundle, resolve_device(options.device))
-    chosen = choose_cases(bundle, _data(options), options.partition, options.splits)
-    check_writable(options.output)
+    bundle = _loaded(root, options.device)
+    chosen = choose_cases(bundle, data, options.partition, options.splits)
     say(options)(chosen.note)
     with progress("evaluating", len(chosen.rows), options) as step:
         found = evaluate_cases(
@@ -204,37 +238,51 @@ def evaluate(options: argparse.Namespace) -> Answer:
 
 
 def predict(options: argparse.Namespace) -> Answer:
-    from monai_unet_app.bundle import load_bundle
-    from monai_unet_app.config import PredictConfig, resolve_device
-    from monai_unet_app.data.cases import find_images
-    from monai_unet_app.results import OutputConfig, predict_cases
+    from monai_unet_app.bundle import bundle_files
+    from monai_unet_app.config import PredictConfig
+    from monai_unet_app.data.cases import find_images, named_series
+    from monai_unet_app.results import OutputConfig, check_flags, predict_cases
 
+    wanted, left_out = _wanted(options, planar=False)
     what = OutputConfig(
-        **_wanted(options),
+        **wanted,
         probabilities=options.probabilities,
         dicom_source=options.dicom_source,
         dicomize=options.dicomize,
     )
-    bundle = load_bundle(options.bundle, resolve_device(options.device))
     run = PredictConfig(options.tta, _reading(options))
     if options.output.resolve() == options.input.resolve():
         raise UsageError(
             f"--output {options.output} is the input; results would be cases next time; name another folder"
         )
-    cases = find_images(options.input, options.series)
+    root = bundle_files(options.bundle).root
+    cases = find_images(options.input, named_series(run.reading))
+    check_flags(cases, run, what)
     check_writable(options.output)
+    bundle = _loaded(root, options.device)
+    if options.destination is not None and bundle.rules.planar:
+        wanted, left_out = _wanted(options, planar=True)
+        what = replace(what, **wanted)
+    if left_out:
+        say(options)(
+            f"left out of what {options.destination} takes: {', '.join(left_out)}; a picture has no patient space"
+        )
     with progress("segmenting", len(cases), options) as step:
         done, problems = predict_cases(cases, bundle, run, what, options.output, step, step.windows)
     if not options.json:
         structures_table(done)
+        notes_list(done)
         problems_list(problems)
         if done:
             line(f"wrote {len(done)} case(s) to {options.output}")
-    return {"cases": done, "problems": problems}, EXIT_REFUSED if problems else EXIT_DONE
+    answer = {"cases": done, "problems": problems, "left_out": list(left_out)}
+    return answer, EXIT_REFUSED if problems else EXIT_DONE
 
 
-def _wanted(options: argparse.Namespace) -> dict[str, Any]:
-    """Formats and encodings: what --for names wants, or what the command line says."""
+def _wanted(options: argparse.Namespace, *, planar: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Formats and encodings: what --for names wants, or what the command line says; and the formats that --for names and
+    pictures (`planar`) cannot have.
+    """
     from monai_unet_app.cli.dicom_verbs import destination_of_site
     from monai_unet_app.results import formats_for
 
@@ -243,15 +291,17 @@ def _wanted(options: argparse.Namespace) -> dict[str, Any]:
         return {
             "formats": tuple(name.strip() for name in names if name.strip()),
             "seg_encoding": options.seg_encoding or "binary",
-        }
+        }, ()
     if options.format is not None or options.seg_encoding:
         raise UsageError("--for says what to write, --format and --seg-encoding do too; give one or the other")
     profile = destination_of_site(options.destination, options.site).profile
+    formats, left_out = formats_for(profile.objects, planar=planar)
+    has_seg = bool({"seg", "sr"} & set(formats))
     return {
-        "formats": formats_for(profile.objects),
-        "seg_encoding": profile.seg_encoding or "binary",
+        "formats": formats,
+        "seg_encoding": profile.seg_encoding if has_seg and profile.seg_encoding else "binary",
         "empty_frames": profile.empty_frames,
-    }
+    }, left_out
 
 
 def demo(options: argparse.Namespace) -> Answer:
@@ -286,6 +336,11 @@ def doctor(options: argparse.Namespace) -> Answer:
             )
         out.print(table)
     return {"checks": rows}, EXIT_FAILED if any(row["state"] == "broken" for row in rows) else EXIT_DONE
+
+
+def _must_exist(flag: str, path: Path) -> None:
+    if not path.exists():
+        raise InputRefusedError(f"{flag} {path} does not exist; a folder of cases is needed; check the path")
 
 
 def check_writable(folder: Path) -> None:

@@ -2,26 +2,30 @@
 
 images/ and labels/      files of one name in both (NIfTI or 2D pictures), or one folder with a suffix for labels
 a folder of DICOM        one folder a case: one image series and the SEG or RTSTRUCT with its labels
+a study and UIDs         one case: the series that is named, or those that are the channels
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from dicom_io.errors import DicomIoError, SeriesSelectionError, UnreadableFileError
+from dicom_io.read import ReadOptions
+from dicom_io.reading.dicomdir import files_of_dicomdir, is_dicomdir
 from dicom_io.reading.instances import load_dataset
-from dicom_io.reading.series import SeriesRef, files_below, find_series, scan_files
+from dicom_io.reading.series import SeriesRef, counted, files_below, find_series, scan_files, survey_files
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
 from monai_unet_app.data.splits import Partition, SplitCase, make_split, read_splits
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.shipped import shipped
 
 FILE_ENDINGS = VOLUME_ENDINGS + PICTURE_ENDINGS
+SHOWN = 5  # names in a message
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,11 @@ class CaseFiles:
     header: Path | None = None
 
 
+def named_series(options: ReadOptions) -> tuple[str, ...]:
+    """The series that somebody asked for by UID: one, or those that are the channels; none for any."""
+    return options.channels or ((options.series_instance_uid,) if options.series_instance_uid else ())
+
+
 def case_id(path: Path) -> str:
     """File name without its ending; `.nii.gz` is one ending."""
     name = path.name
@@ -52,12 +61,13 @@ def case_id(path: Path) -> str:
     return name
 
 
-def find_images(source: Path, series_instance_uid: str | None = None) -> list[CaseFiles]:
+def find_images(source: Path, series: Sequence[str] = ()) -> list[CaseFiles]:
     """Every case at `source`: a file, a folder of files, or DICOM, one case for each folder that holds an image series.
 
     Args:
         source: Where to look.
-        series_instance_uid: Take no other DICOM series than this.
+        series: SeriesInstanceUIDs: take no other DICOM series. Several are the channels of one case, in whatever folders
+            of a study they lie. Where one of them is nowhere, the source is the one case, whose reading says so.
 
     Raises:
         InputRefusedError: Nothing is there that could be an image, or files and DICOM in one folder.
@@ -72,13 +82,25 @@ def find_images(source: Path, series_instance_uid: str | None = None) -> list[Ca
     files = sorted(file for file in source.iterdir() if file.is_file() and has_ending(file, FILE_ENDINGS))
     if files:
         files += _broken_dicom_beside(files, source)
-    found = [CaseFiles(case_id(file), file) for file in files] or _dicom_cases(source, series_instance_uid)
+    found = [CaseFiles(case_id(file), file) for file in files] or _dicom_cases(source, series)
     if not found:
         raise InputRefusedError(
-            f"no image found in {source.name}/; NIfTI, NRRD or MetaImage ({', '.join(VOLUME_ENDINGS)}), "
+            f"no image found in {source.name}/{_of_dicomdir(source)}; NIfTI, NRRD or MetaImage ({', '.join(VOLUME_ENDINGS)}), "
             f"pictures ({', '.join(PICTURE_ENDINGS)}) or DICOM is needed; check the path"
         )
     return _told_apart(found, source)
+
+
+def _of_dicomdir(folder: Path) -> str:
+    """What the DICOMDIR of a folder lists, where there is one and none of it is here."""
+    index = next((file for file in folder.iterdir() if file.is_file() and is_dicomdir(file)), None)
+    if index is None:
+        return ""
+    try:
+        listed = files_of_dicomdir(index)
+    except DicomIoError as error:
+        return f" ({error})"
+    return f": {index.name} lists {counted(len(listed), 'file')}" + (", none of which is here" if listed else "")
 
 
 def _broken_dicom_beside(files: Sequence[Path], source: Path) -> list[Path]:
@@ -150,7 +172,7 @@ def find_cases(
     missing = [case.id for case in unlabelled]
     if missing and (need_all or len(missing) == len(pairs)):
         raise InputRefusedError(
-            f"{len(missing)} of {len(pairs)} image(s) have no label: {', '.join(missing[:5])}{' ...' if missing[5:] else ''}; "
+            f"{len(missing)} of {len(pairs)} image(s) have no label: {_some(missing)}; "
             f"a label of the same name{f' plus {label_suffix!r}' if label_suffix else ''} is needed; add it or move the "
             "image away"
         )
@@ -190,46 +212,70 @@ def _without_derived(cases: Sequence[CaseFiles], suffix: str) -> list[CaseFiles]
     return [case for case in cases if case.id in images or case.id not in derived]
 
 
-def _dicom_cases(source: Path, series_instance_uid: str | None = None) -> list[CaseFiles]:
+def _dicom_cases(source: Path, wanted: Sequence[str] = ()) -> list[CaseFiles]:
     """One case for each folder below `source` that holds an image series, however deep, with the labels beside it.
 
     Beside a broken file every folder stands for itself: the good cases are found, and reading the bad one says what is
     wrong with it.
     """
     try:
-        series = find_series(source)
+        series = survey_files(files_below(source)).series if wanted else find_series(source)
     except UnreadableFileError:
-        return _one_by_one(source, series_instance_uid)
+        return _one_by_one(source)
     except SeriesSelectionError:  # nothing of DICOM in it
         return []
     except DicomIoError as error:
         raise InputRefusedError(f"{source.name}/: {error}") from error
+    if wanted:
+        return _named_cases(source, series, wanted)
     folders: dict[Path, list[SeriesRef]] = {}
     for ref in series:
         if ref.kind == "image" and not ref.set_aside:
-            folders.setdefault(Path(os.path.commonpath([file.parent for file in ref.files])), []).append(ref)
-    wanted = {
-        folder
-        for folder, refs in folders.items()
-        if any(ref.series_instance_uid == series_instance_uid for ref in refs)
-    }
-    cases = []
-    for folder in sorted(wanted or folders):  # of a series that is nowhere, reading says what is there instead
-        home = source if len(folders) == 1 else _home(folder, source, list(folders))
-        objects = [file for ref in series if ref.kind in ("seg", "rtstruct") for file in ref.files]
-        beside = tuple(file for file in objects if home in file.parents)
-        cases.append(CaseFiles(home.name, folder, label_objects=beside, header=folders[folder][0].files[0]))
-    return cases
+            folders.setdefault(_folder_of([ref]), []).append(ref)
+    return [_case(source, folder, refs, list(folders), series) for folder, refs in sorted(folders.items())]
 
 
-def _one_by_one(source: Path, series_instance_uid: str | None) -> list[CaseFiles]:
+def _named_cases(source: Path, series: Sequence[SeriesRef], wanted: Sequence[str]) -> list[CaseFiles]:
+    """A case for each study that has all the series; else the source itself: reading it says what is there instead."""
+    images = [ref for ref in series if ref.files and (ref.kind == "image" or ref.set_aside)]
+    found = _by_study(ref for ref in images if ref.series_instance_uid in wanted)
+    whole = [refs for refs in found if {ref.series_instance_uid for ref in refs} == set(wanted)]
+    others = _by_study(images) if len(wanted) > 1 else [[ref] for ref in images]
+    folders = [_folder_of(refs) for refs in others]
+    cases = [_case(source, _folder_of(refs), refs, folders, series) for refs in whole]
+    return cases or [CaseFiles(source.name, source)]
+
+
+def _by_study(series: Iterable[SeriesRef]) -> list[list[SeriesRef]]:
+    studies: dict[str, list[SeriesRef]] = {}
+    for ref in series:
+        studies.setdefault(ref.study_instance_uid, []).append(ref)
+    return list(studies.values())
+
+
+def _folder_of(refs: Sequence[SeriesRef]) -> Path:
+    """The lowest folder that holds all files of the series."""
+    return Path(os.path.commonpath([file.parent for ref in refs for file in ref.files]))
+
+
+def _case(
+    source: Path, folder: Path, refs: Sequence[SeriesRef], folders: Sequence[Path], series: Sequence[SeriesRef]
+) -> CaseFiles:
+    """The case of the series in a folder, called by the highest folder that holds none of the other `folders`."""
+    home = source if len(set(folders)) == 1 else _home(folder, source, folders)
+    objects = [file for ref in series if ref.kind in ("seg", "rtstruct") for file in ref.files]
+    beside = tuple(file for file in objects if home in file.parents)
+    return CaseFiles(home.name, folder, label_objects=beside, header=refs[0].files[0])
+
+
+def _one_by_one(source: Path) -> list[CaseFiles]:
     entries = sorted(source.iterdir())
     kinds = {file: _kind_of(file) for file in entries if file.is_file()}
     if {"image", "other DICOM"} & set(kinds.values()) or len(kinds) == len(entries):
         return [CaseFiles(source.name, source)]
     cases = [CaseFiles(case_id(file), file) for file, kind in kinds.items() if kind == "broken"]
     for folder in (entry for entry in entries if entry.is_dir()):
-        cases += _dicom_cases(folder, series_instance_uid)
+        cases += _dicom_cases(folder)
     return cases
 
 
@@ -253,11 +299,32 @@ def _home(folder: Path, source: Path, folders: Sequence[Path]) -> Path:
 
 def _one_label(case: CaseFiles) -> Path | None:
     if len(case.label_objects) > 1:
-        raise InputRefusedError(
-            f"{case.id}/ has {len(case.label_objects)} label objects ({', '.join(file.name for file in case.label_objects)}); "
-            "one is needed; move the others away"
-        )
+        raise InputRefusedError(f"{case.id}/ has {several_labels(case)}; one is needed; move the others away")
     return case.label_objects[0] if case.label_objects else None
+
+
+def several_labels(case: CaseFiles) -> str:
+    """The label objects of a case, with kind and path, for a message."""
+    told = [f"{scan_files([file]).series[0].modality} {_below(file, case.image)}" for file in case.label_objects]
+    more = f" and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
+    return f"{len(told)} label objects ({', '.join(told[:SHOWN])}{more})"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (" ..." if len(names) > SHOWN else "")
+
+
+def _below(file: Path, image: Path) -> str:
+    """The file's path from the folder that holds it and the image."""
+    return os.path.relpath(file, os.path.commonpath([file.parent, image]))
+
+
+def told(case: CaseFiles, error: Exception) -> str:
+    """What is wrong with a case, its name in front, once."""
+    message = str(error)
+    for name in (case.id, case.image.name):
+        message = message.removeprefix(f"{name}: ")
+    return f"{case.id}: {message}"
 
 
 def subjects_of(cases: Sequence[CaseFiles]) -> dict[str, str]:
@@ -296,7 +363,7 @@ def plan_of(cases: Sequence[CaseFiles], splits: str | Path | None) -> dict[str, 
         return {case.id: known[case.id] for case in cases}
     if splits:
         raise InputRefusedError(
-            f"{Path(splits).name} does not know {len(unknown)} of {len(cases)} case(s): {', '.join(unknown[:5])}; a place for "
+            f"{Path(splits).name} does not know {len(unknown)} of {len(cases)} case(s): {_some(unknown)}; a place for "
             "each case is needed; add them or leave --splits out"
         )
     return {case.id: case for case in make_split("data", subjects_of(cases))}

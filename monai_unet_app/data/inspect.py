@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dicom_io.errors import DicomIoError
-from dicom_io.read import ReadOptions, Verdict, examine
+from dicom_io.read import ReadOptions
+from dicom_io.reading.dicomdir import files_of_dicomdir, is_dicomdir
 from dicom_io.volume import Volume
 from monai_unet_app.data.cases import (
-    FILE_ENDINGS,
     CaseFiles,
     case_id,
     find_cases,
     find_images,
     image_and_label_folders,
+    several_labels,
     subjects_of,
+    told,
 )
 from monai_unet_app.data.labels import check_values, read_labels
-from monai_unet_app.data.read import has_ending, read_volume
+from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import InputRules, check_rules
 from monai_unet_app.errors import InputRefusedError
 
@@ -37,7 +39,7 @@ class CaseFingerprint:
 
     Attributes:
         shape: Voxels along I, J, K.
-        spacing_mm: Voxel spacing along I, J, K (1 for pictures, whose unit is the pixel).
+        spacing_mm: Voxel spacing along I, J, K; None for pictures, whose unit is the pixel.
         axes: Patient direction to which I, J, K point, as three letters of RLAPSI ("LPS"); "px" for pictures.
         channels: 1 for grey.
         modality: DICOM Modality or None.
@@ -48,7 +50,7 @@ class CaseFingerprint:
 
     id: str
     shape: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float]
+    spacing_mm: tuple[float, float, float] | None
     axes: str
     channels: int
     modality: str | None
@@ -63,13 +65,18 @@ class Fingerprint:
 
     Attributes:
         cases: One for each readable case.
-        refused: Cases that cannot be used, one sentence each.
+        refusals: Why a case cannot be used, by its id.
         odd: What may be right but should be looked at, one sentence each.
     """
 
     cases: tuple[CaseFingerprint, ...]
-    refused: tuple[str, ...]
+    refusals: Mapping[str, str]
     odd: tuple[str, ...]
+
+    @property
+    def refused(self) -> tuple[str, ...]:
+        """Cases that cannot be used, one sentence each."""
+        return tuple(f"{name}: {reason}" for name, reason in self.refusals.items())
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -88,6 +95,7 @@ class Fingerprint:
         """Ranges over the cases; empty without a readable case."""
         if not self.cases:
             return {}
+        spacings = [case.spacing_mm for case in self.cases if case.spacing_mm is not None]
         volumes: dict[int, list[float]] = {}
         for case in self.cases:
             for value, size in case.class_size.items():
@@ -95,8 +103,8 @@ class Fingerprint:
         return {
             "cases": len(self.cases),
             "subjects": len({case.subject for case in self.cases}),
-            "shape": _range([case.shape for case in self.cases]),
-            "spacing_mm": _range([case.spacing_mm for case in self.cases]),
+            "shape": _range([case.shape for case in self.cases], one_of_them=True),
+            **({"spacing_mm": _range(spacings)} if spacings else {}),
             "axes": dict(Counter(case.axes for case in self.cases)),
             "channels": dict(Counter(case.channels for case in self.cases)),
             "modality": dict(Counter(case.modality or "not said" for case in self.cases)),
@@ -111,7 +119,7 @@ class Fingerprint:
 
 
 def find_to_inspect(
-    data: Path, labels: Path | None = None, label_suffix: str = ""
+    data: Path, labels: Path | None = None, label_suffix: str = "", series: Sequence[str] = ()
 ) -> tuple[list[CaseFiles], list[str]]:
     """The cases of a folder, labelled or not, as far as they can be told, and labels without an image.
 
@@ -119,41 +127,36 @@ def find_to_inspect(
         data: images/ and labels/ in a folder, a folder of images, DICOM, or one file.
         labels: Folder of labels, where they lie apart.
         label_suffix: As in `find_cases`.
+        series: As in `find_images`.
     """
     images, labels = image_and_label_folders(data, labels)
     if labels is not None and not labels.is_dir() and not label_suffix:
         labels = None
     if labels is None and not label_suffix:
-        found = find_images(images)
-        return (find_cases(images, need_all=False) if any(case.label_objects for case in found) else found), []
+        return [_with_own_label(case) for case in _images_of(images, series)], []
     cases = find_cases(images, labels, label_suffix, need_all=False)
     used = {case.label for case in cases}
     lone = [file for file in sorted(labels.iterdir()) if file not in used and file.is_file()] if labels else []
     return cases, [f"label {case_id(file)} has no image; add it or move the label away" for file in lone]
 
 
-def dicom_verdicts(data: Path, options: ReadOptions) -> list[dict[str, Any]]:
-    """One row for each DICOM series at `data`, however deep: what reading it would give, and why not; none without DICOM."""
-    if not data.exists() or (data.is_file() and has_ending(data, FILE_ENDINGS)):
-        return []
+def _images_of(data: Path, series: Sequence[str]) -> list[CaseFiles]:
+    """As `find_images`; of a whole DICOMDIR every series that it lists."""
+    if not data.is_file() or not is_dicomdir(data):
+        return find_images(data, series)
     try:
-        return [_verdict_row(verdict) for verdict in examine(data, options)]
-    except DicomIoError:  # no DICOM in it
-        return []
+        listed = set(files_of_dicomdir(data))
+    except DicomIoError:
+        listed = set()
+    if not listed or not all(file.is_file() for file in listed):  # reading it says what is wrong
+        return find_images(data)
+    listed = {file.absolute() for file in listed}
+    found = find_images(data.parent, series)
+    return [case for case in found if case.header is None or case.header.absolute() in listed]
 
 
-def _verdict_row(verdict: Verdict) -> dict[str, Any]:
-    series = verdict.series
-    return {
-        "series_instance_uid": series.series_instance_uid if series else None,
-        "modality": series.modality if series else None,
-        "files": series.instance_count if series else 1,
-        "outcome": verdict.outcome,
-        "reason": verdict.reason,
-        "shape": list(verdict.shape) if verdict.shape else None,
-        "spacing_mm": [round(step, 4) for step in verdict.spacing_mm] if verdict.spacing_mm else None,
-        "folder": str(series.files[0].parent) if series and series.files else None,
-    }
+def _with_own_label(case: CaseFiles) -> CaseFiles:
+    return replace(case, label=case.label_objects[0]) if len(case.label_objects) == 1 else case
 
 
 def inspect_cases(
@@ -173,21 +176,26 @@ def inspect_cases(
         options: How DICOM is read.
     """
     seen: list[CaseFingerprint] = []
-    refused: list[str] = []
+    refused: dict[str, str] = {}
     labelled = any(case.label is not None for case in cases)
     subjects = subjects_of(cases)
     for case in cases:
         try:
             looks = _fingerprint(case, subjects[case.id], rules, known, options)
-            if labelled and case.label is None:
+            if labelled and case.label is None and not case.label_objects:
                 raise InputRefusedError(
                     "it has no label, other cases have; add one of the same name or move the image away"
                 )
             seen.append(looks)
         except InputRefusedError as error:
-            refused.append(f"{case.id}: {error}")
+            refused[case.id] = told(case, error).removeprefix(f"{case.id}: ")
         step(case.id)
-    return Fingerprint(tuple(seen), tuple(refused), tuple(_oddities(seen)))
+    several = [
+        f"look at {case.id}: it has {several_labels(case)}; they are not read here, and training takes one"
+        for case in cases
+        if case.label is None and len(case.label_objects) > 1
+    ]
+    return Fingerprint(tuple(seen), refused, (*several, *_oddities(seen)))
 
 
 def check_cases(rows: Sequence[Mapping[str, str]], bundle: Any) -> None:
@@ -216,7 +224,7 @@ def _fingerprint(
     return CaseFingerprint(
         id=case.id,
         shape=volume.shape,
-        spacing_mm=tuple(round(step, 4) for step in volume.spacing_mm),  # type: ignore[arg-type]
+        spacing_mm=None if volume.planar else tuple(round(step, 4) for step in volume.spacing_mm),  # type: ignore[arg-type]
         axes=_axes(volume),
         channels=volume.array.shape[3] if volume.array.ndim == 4 else 1,
         modality=volume.provenance.modality,
@@ -261,10 +269,12 @@ def _oddities(cases: Sequence[CaseFingerprint]) -> list[str]:
     return found
 
 
-def _range(rows: Sequence[Sequence[float]]) -> dict[str, list[float]]:
+def _range(rows: Sequence[Sequence[float]], *, one_of_them: bool = False) -> dict[str, list[float]]:
+    """Least, median and most along each place; the median of an even number of rows is between two, or the lower one."""
     table = np.array(rows, dtype=float)
+    middle = np.percentile(table, 50.0, axis=0, method="lower" if one_of_them else "linear")
     return {
         "least": np.round(table.min(axis=0), 4).tolist(),
-        "median": np.round(np.median(table, axis=0), 4).tolist(),
+        "median": np.round(middle, 4).tolist(),
         "most": np.round(table.max(axis=0), 4).tolist(),
     }

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+import numpy as np
 from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 
@@ -18,6 +19,8 @@ from dicom_io.volume import Volume
 from monai_unet_app.metrics import Bootstrap, CaseScores, Evaluation, EvaluationPlan, ReliabilityCounts
 
 Role = Literal["worst", "median", "best"]
+RIGHT_ANGLED = 0.01
+"""Largest cosine between two axes of a grid that is drawn as right-angled: 0.6 degrees."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,8 @@ class CasePicture:
         axes: Patient direction in which I, J, K increase, letters of L R A P S I (oblique grids: the
             nearest), such as ("L", "P", "S"). With it the planes are axial, coronal, sagittal as radiologists
             look at them; without, they are named after the array's axes.
+        slices_along: Of a sheared grid the axis whose slices are right-angled: only these are drawn, since planes
+            across them would be slanted. None for a right-angled grid.
     """
 
     case_id: str
@@ -97,13 +102,23 @@ class CasePicture:
     predicted: NDArray
     spacing_mm: tuple[float, float, float]
     axes: tuple[str, str, str] | None = None
+    slices_along: int | None = None
 
     @classmethod
     def of(cls, case_id: str, role: Role, volume: Volume, truth: NDArray, predicted: NDArray) -> CasePicture:
         """The picture of a volume with masks on its grid; colours of 0 to 255 as they are in files."""
         image = volume.array / 255.0 if volume.planar and volume.array.ndim == 4 else volume.array
         axes = None if volume.planar else aff2axcodes(volume.affine_ras)
-        return cls(case_id, role, image, truth, predicted, volume.spacing_mm, axes)
+        return cls(case_id, role, image, truth, predicted, volume.spacing_mm, axes, _slices_along(volume))
+
+
+def _slices_along(volume: Volume) -> int | None:
+    """Of a grid whose axes are not all at right angles: the axis across two that are, K where it can be chosen."""
+    steps = volume.affine_lps[:3, :3] / np.linalg.norm(volume.affine_lps[:3, :3], axis=0)
+    slants = [abs(float(steps[:, (n + 1) % 3] @ steps[:, (n + 2) % 3])) for n in range(3)]
+    if max(slants) <= RIGHT_ANGLED:
+        return None
+    return 2 if slants[2] <= RIGHT_ANGLED else int(np.argmin(slants))  # a tilted gantry leaves two pairs right-angled
 
 
 @dataclass(frozen=True)

@@ -23,21 +23,34 @@ CLASS_COLOURS = ("#4cc3ff", "#ffb000", "#ff6db6", "#8be04e", "#c49bff", "#ff7f4d
 TRUTH_COLOUR = "#ffffff"
 _NO_METADATA = {"Software": None}
 _GROUND = "#101214"
+GAP_INCHES, LINE_INCHES = 0.28, 0.22
 
 
-def case_figure(picture: CasePicture, plan: EvaluationPlan) -> Figure:
+def case_figure(
+    picture: CasePicture, plan: EvaluationPlan, colours: Sequence[str] = CLASS_COLOURS, *, legend: bool = False
+) -> Figure:
     """A case in three planes (a planar image: plain and outlined), all at one scale and true to its spacing.
 
-    Thin white: truth. Colour: prediction, a colour a class. The planes cut where the truth is largest.
+    Thin white: truth. Colour: prediction, a colour a class. The planes cut where the truth is largest. Of a sheared grid
+    three of its slices are drawn instead, since only these are right-angled.
+
+    Args:
+        picture: The case.
+        plan: Which classes there are.
+        colours: Of the classes, in their order; repeated where there are more classes.
+        legend: Name the classes in their colours below the planes.
 
     Raises:
         ValueError: Labels do not fit the image, or the axes name a direction twice.
     """
     planes = _planes(picture, plan)
-    figure, boxes, mm_per_inch = _canvas([plane.size_mm for plane in planes])
+    names = plan.class_names if legend else ()
+    figure, boxes, mm_per_inch = _canvas([plane.size_mm for plane in planes], len(names))
     for plane, box in zip(planes, boxes, strict=True):
-        _draw_plane(figure.add_axes(box), plane, thin=plan.planar)
+        _draw_plane(figure.add_axes(box), plane, colours, thin=plan.planar)
     _draw_scale(figure.axes[0], planes[0].size_mm, mm_per_inch, plan.unit)
+    for n, name in enumerate(names):
+        _draw_name(figure, len(names) - n, name, colours[n % len(colours)])
     return figure
 
 
@@ -72,18 +85,23 @@ def _planes(picture: CasePicture, plan: EvaluationPlan) -> list[_Plane]:
     ]
     if plan.planar:
         return _planar_views(image[:, :, 0], *masks)
-    image, masks, spacing, names = _as_viewed(image, masks, picture)
+    image, masks, spacing, names, order = _as_viewed(image, masks, picture)
     window = _window(masks, spacing)
     image, masks = image[window], [stack[(slice(None), *window)] for stack in masks]
-    return [_cut(image, masks, spacing, names, across) for across in (2, 1, 0)]
+    if picture.slices_along is None:
+        return [_cut(image, masks, spacing, names, across, _fullest(masks, across)) for across in (2, 1, 0)]
+    across = order.index(picture.slices_along)
+    return [_cut(image, masks, spacing, names, across, index) for index in _three(masks, across)]
 
 
 def _as_viewed(
     image: NDArray, masks: list[NDArray], picture: CasePicture
-) -> tuple[NDArray, list[NDArray], tuple[float, ...], tuple[str, ...]]:
-    """The same with axes that increase to the patient's left, back and head, where these are known."""
+) -> tuple[NDArray, list[NDArray], tuple[float, ...], tuple[str, ...], list[int]]:
+    """The same with axes that increase to the patient's left, back and head, where these are known; and which axis each
+    was before.
+    """
     if picture.axes is None:
-        return image, masks, picture.spacing_mm, ("I", "J", "K")
+        return image, masks, picture.spacing_mm, ("I", "J", "K"), [0, 1, 2]
     order, flips = [], []
     for positive in "LPS":
         found = [n for n, letter in enumerate(picture.axes) if letter in (positive, _OPPOSITE[positive])]
@@ -93,17 +111,34 @@ def _as_viewed(
         flips.append(slice(None, None, 1 if picture.axes[found[0]] == positive else -1))
     image = image.transpose(*order, 3)[tuple(flips)]
     masks = [stack.transpose(0, *(n + 1 for n in order))[(slice(None), *flips)] for stack in masks]
-    return image, masks, tuple(picture.spacing_mm[n] for n in order), ("L", "P", "S")
+    return image, masks, tuple(picture.spacing_mm[n] for n in order), ("L", "P", "S"), order
+
+
+def _areas(masks: list[NDArray], across: int) -> NDArray:
+    """Voxels of the truth (else of the prediction) in each slice across an axis."""
+    shown = next((stack for stack in masks if stack.any()), masks[0])
+    return shown.sum(axis=tuple(n for n in range(4) if n != 1 + across))
+
+
+def _fullest(masks: list[NDArray], across: int) -> int:
+    """The slice with most of the truth (else of the prediction); the middle one where there is none."""
+    areas = _areas(masks, across)
+    return int(areas.argmax()) if areas.any() else len(areas) // 2
+
+
+def _three(masks: list[NDArray], across: int) -> list[int]:
+    """The fullest slice, and those half-way from it to the two ends of what is labelled."""
+    areas = _areas(masks, across)
+    found, middle = np.flatnonzero(areas), _fullest(masks, across)
+    ends = (found[0], found[-1]) if len(found) else (0, len(areas) - 1)
+    return sorted({(middle + int(ends[0])) // 2, middle, (middle + int(ends[1]) + 1) // 2})
 
 
 def _cut(
-    image: NDArray, masks: list[NDArray], spacing: tuple[float, ...], names: tuple[str, ...], across: int
+    image: NDArray, masks: list[NDArray], spacing: tuple[float, ...], names: tuple[str, ...], across: int, index: int
 ) -> _Plane:
-    """The plane across an axis where the truth (else the prediction) is largest."""
+    """The plane at an index of an axis."""
     right, down = [n for n in range(3) if n != across]
-    shown = next((stack for stack in masks if stack.any()), masks[0])
-    others = (0, 1 + right, 1 + down)
-    index = int(shown.sum(axis=others).argmax()) if shown.any() else image.shape[across] // 2
     upward = down == 2  # the third axis points to the head: drawn upward
     step = slice(None, None, -1 if upward else 1)
 
@@ -157,13 +192,14 @@ def _window(masks: list[NDArray], spacing: tuple[float, ...]) -> tuple[slice, ..
 
 
 def _canvas(
-    sizes_mm: Sequence[tuple[float, float]],
+    sizes_mm: Sequence[tuple[float, float]], lines: int = 0
 ) -> tuple[Figure, list[tuple[float, float, float, float]], float]:
-    """A figure, a box for each plane side by side at one scale, and how many mm an inch shows."""
-    gap, top, width, most = 0.28, 0.34, 10.0, 4.6
+    """A figure with room for lines below, a box for each plane side by side at one scale, and how many mm an inch shows."""
+    gap, top, width, most = GAP_INCHES, 0.34, 10.0, 4.6
+    below = lines * LINE_INCHES
     across = width - gap * (len(sizes_mm) + 1)
     scale = max(sum(size[0] for size in sizes_mm) / across, max(size[1] for size in sizes_mm) / most)
-    height = max(size[1] for size in sizes_mm) / scale + top + gap
+    height = max(size[1] for size in sizes_mm) / scale + top + gap + below
     used = sum(size[0] for size in sizes_mm) / scale + gap * (len(sizes_mm) + 1)
     figure = Figure(figsize=(used, height), facecolor=_GROUND)
     boxes, left = [], gap
@@ -174,7 +210,15 @@ def _canvas(
     return figure, boxes, scale
 
 
-def _draw_plane(axis: Axes, plane: _Plane, thin: bool) -> None:
+def _draw_name(figure: Figure, row: int, name: str, colour: str) -> None:
+    """A line of the legend; rows count from 1, upwards from the lower edge."""
+    width, height = figure.get_size_inches()
+    y = (row - 0.5) * LINE_INCHES / height
+    figure.text(GAP_INCHES / width, y, "\u25a0", color=colour, fontsize=11, va="center")
+    figure.text((GAP_INCHES + 0.2) / width, y, name, color="#c6ccd4", fontsize=9, va="center", parse_math=False)
+
+
+def _draw_plane(axis: Axes, plane: _Plane, colours: Sequence[str], *, thin: bool) -> None:
     width, height = plane.size_mm
     axis.imshow(
         _grey_or_colour(plane.image),
@@ -191,7 +235,7 @@ def _draw_plane(axis: Axes, plane: _Plane, thin: bool) -> None:
         for mask in plane.truth:
             _draw_contour(axis, mask, plane.size_mm, TRUTH_COLOUR, 0.6 if thin else 1.3)
         for n, mask in enumerate(plane.predicted):
-            colour = CLASS_COLOURS[n % len(CLASS_COLOURS)]
+            colour = colours[n % len(colours)]
             _draw_contour(axis, mask, plane.size_mm, colour, 0.6 if thin else 1.8)
     for text, x, y in zip(plane.edges, (0.03, 0.97, 0.5, 0.5), (0.5, 0.5, 0.96, 0.04), strict=True):
         letter = axis.text(x, y, text, color="#ffffff", transform=axis.transAxes, ha="center", va="center")

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 from phantoms import lopsided_array, lopsided_labels, oblique_affine, write_mr_series
 from PIL import Image
-from pydicom.uid import generate_uid
+from pydicom.uid import ExplicitVRLittleEndian, MediaStorageDirectoryStorage, generate_uid
 from scipy.ndimage import gaussian_filter
 
 from dicom_io.dicomize import dicomize
@@ -158,10 +159,50 @@ def test_of_a_study_only_the_named_series_is_taken(tmp_path: Path) -> None:
     for name, uid in uids.items():
         series(tmp_path / "study" / name, SeriesInstanceUID=uid)
     assert [case.id for case in find_images(tmp_path / "study")] == ["t1", "t2"]
-    assert [case.id for case in find_images(tmp_path / "study", uids["t2"])] == ["t2"]
-    (first, _) = find_images(tmp_path / "study", "1.2.3")
-    with pytest.raises(InputRefusedError, match=r"1\.2\.3"):
-        read_volume(first.image, ReadOptions("1.2.3"))
+    assert [case.id for case in find_images(tmp_path / "study", [uids["t2"]])] == ["t2"]
+    (one,) = find_images(tmp_path / "study", ["1.2.3"])
+    with pytest.raises(InputRefusedError, match=r"1\.2\.3 among .*" + uids["t1"]):
+        read_volume(one.image, ReadOptions("1.2.3"))
+
+
+def test_a_named_series_is_found_beside_a_broken_file_of_another_folder(tmp_path: Path) -> None:
+    uids = {name: generate_uid() for name in ("t1", "t2")}
+    for name, uid in uids.items():
+        series(tmp_path / "study" / name, SeriesInstanceUID=uid)
+    broken = next((tmp_path / "study/t1").iterdir())
+    broken.write_bytes(broken.read_bytes()[:-20])
+    (case,) = find_images(tmp_path / "study", [uids["t2"]])
+    assert read_volume(case.image, ReadOptions(uids["t2"])).shape == (5, 4, 6)
+
+
+def test_channels_in_folders_of_their_own_are_one_case_of_their_study(tmp_path: Path) -> None:
+    space, uids = generate_uid(), {name: generate_uid() for name in ("t1", "t2", "flair")}
+    for name, uid in uids.items():
+        header = {"SeriesInstanceUID": uid, "FrameOfReferenceUID": space, "StudyInstanceUID": "1.2.3"}
+        series(tmp_path / "in/p1" / name, **header)
+    series(tmp_path / "in/p2/t1", StudyInstanceUID="1.2.4", SeriesInstanceUID="1.2.4.1")
+    wanted = (uids["t2"], uids["t1"])
+    (case,) = find_images(tmp_path / "in", wanted)
+    assert case.id == "p1"
+    volume = read_volume(case.image, ReadOptions(channels=wanted))
+    assert (volume.array.shape, volume.provenance.series_instance_uid) == ((5, 4, 6, 2), uids["t2"])
+    assert [case.id for case in find_images(tmp_path / "in/p1", wanted)] == ["p1"]
+    (none,) = find_images(tmp_path / "in", (uids["t1"], "1.2.9"))
+    with pytest.raises(InputRefusedError, match=r"found no series 1\.2\.9"):
+        read_volume(none.image, ReadOptions(channels=(uids["t1"], "1.2.9")))
+
+
+def test_an_empty_dicomdir_is_said_to_list_nothing(tmp_path: Path) -> None:
+    index = pydicom.Dataset()
+    index.file_meta = pydicom.dataset.FileMetaDataset()
+    index.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    index.file_meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage
+    index.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    index.FileSetID, index.DirectoryRecordSequence = "CD", []
+    (tmp_path / "cd").mkdir()
+    index.save_as(tmp_path / "cd/DICOMDIR", enforce_file_format=True)
+    with pytest.raises(InputRefusedError, match="no image found in cd/: DICOMDIR lists 0 files"):
+        find_images(tmp_path / "cd")
 
 
 def test_several_label_objects_matter_only_where_a_label_is_wanted(tmp_path: Path) -> None:
@@ -172,7 +213,7 @@ def test_several_label_objects_matter_only_where_a_label_is_wanted(tmp_path: Pat
     assert find_cases(tmp_path / "in")[0].label == made.seg
     (tmp_path / "in/again.dcm").write_bytes((tmp_path / "in/seg.dcm").read_bytes())
     assert len(find_images(tmp_path / "in")) == 1
-    with pytest.raises(InputRefusedError, match=r"2 label objects \(again\.dcm, seg\.dcm\); one is needed"):
+    with pytest.raises(InputRefusedError, match=r"2 label objects \(SEG again\.dcm, SEG seg\.dcm\); one is"):
         find_cases(tmp_path / "in")
 
 

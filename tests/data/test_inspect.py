@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
-from phantoms import lopsided_array, lopsided_labels, oblique_affine
+from phantoms import lopsided_array, lopsided_labels, oblique_affine, write_mr_series
 from PIL import Image
+from pydicom.uid import ExplicitVRLittleEndian, MediaStorageDirectoryStorage, generate_uid
 
-from dicom_io.volume import LPS_FROM_RAS
+from dicom_io.dicomize import dicomize
+from dicom_io.read import ReadOptions
+from dicom_io.volume import LPS_FROM_RAS, Provenance, Volume
+from monai_unet_app.bundle import load_bundle
 from monai_unet_app.data.cases import CaseFiles
-from monai_unet_app.data.inspect import inspect_cases
+from monai_unet_app.data.inspect import find_to_inspect, inspect_cases
 from monai_unet_app.data.rules import InputRules
 from monai_unet_app.data.schemas import validate, write_json
+from monai_unet_app.data.verdicts import dicom_verdicts, with_cases
 from monai_unet_app.errors import InputRefusedError
 
 AFFINE_RAS = LPS_FROM_RAS @ oblique_affine((1.25, 0.75, 2.5), degrees=(2.0, -3.0, 4.0))
@@ -82,6 +89,88 @@ def test_an_empty_label_and_a_structure_far_from_the_others_sizes_are_pointed_ou
     assert any("look at empty: its label is empty" in problem for problem in found.odd)
     assert any(problem.startswith("look at huge: class 1") for problem in found.odd)
     assert not any("look at a" in problem for problem in found.odd)
+
+
+def test_the_middle_shape_of_two_is_one_of_theirs_and_pictures_have_no_millimetres(tmp_path: Path) -> None:
+    for name, shape in (("a", (4, 9, 3)), ("b", (7, 12, 3))):
+        write(tmp_path / f"{name}.nii.gz", lopsided_array(shape))
+    (tmp_path / "p").mkdir()
+    Image.fromarray(np.arange(35, dtype=np.uint8).reshape(5, 7)).save(tmp_path / "p/p.png")
+    volumes = [CaseFiles(name, tmp_path / f"{name}.nii.gz") for name in "ab"]
+    picture = CaseFiles("p", tmp_path / "p/p.png")
+    assert inspect_cases(volumes).summary()["shape"]["median"] == [4, 9, 3]
+    assert "spacing_mm" not in inspect_cases([picture]).summary()
+    both = inspect_cases([*volumes, picture])
+    assert both.summary()["spacing_mm"]["least"] == [1.25, 0.75, 2.5]
+    assert both.cases[2].spacing_mm is None
+
+
+def test_a_problem_names_its_case_once(tmp_path: Path) -> None:
+    folder = tmp_path / "gap"
+    write_mr_series(folder, lopsided_array(), oblique_affine(), drop=(3,))
+    found = inspect_cases([CaseFiles("gap", folder)])
+    assert found.refused[0].startswith("gap: series ")
+    assert found.refusals["gap"].startswith("series ")
+
+
+def test_several_label_objects_beside_an_image_are_pointed_out_and_cost_nothing(tmp_path: Path) -> None:
+    image = Volume(lopsided_array((5, 4, 6)).astype(np.float32), oblique_affine(), Provenance("nifti"))
+    segments = load_bundle("hippocampus_mri_unet3d").segments
+    for name in ("one", "two"):
+        labels = image.with_array(lopsided_labels((5, 4, 6)))
+        dicomize(image, tmp_path / "in" / name, labels=labels, segments=segments, case_id=name)
+    extra = tmp_path / "in/two/later"
+    extra.mkdir()
+    (extra / "again.dcm").write_bytes((tmp_path / "in/two/seg.dcm").read_bytes())
+    cases, lone = find_to_inspect(tmp_path / "in")
+    found = inspect_cases(cases)
+    assert (lone, found.refused) == ([], ())
+    assert [(case.id, bool(case.class_size)) for case in found.cases] == [("one", True), ("two", False)]
+    (problem,) = found.odd
+    assert "look at two: it has 2 label objects (SEG later/again.dcm, SEG seg.dcm)" in problem
+
+
+def test_the_series_of_a_dicomdir_are_those_that_it_lists(tmp_path: Path) -> None:
+    for name, uid in (("a", "1.2.1"), ("b", "1.2.2"), ("unlisted", "1.2.3")):
+        header = {"SeriesInstanceUID": uid}
+        for number, path in enumerate(
+            write_mr_series(tmp_path / "cd" / name, lopsided_array(), oblique_affine(), header=header)
+        ):
+            path.rename(path.with_name(f"S{number}"))
+    index = dicomdir(tmp_path / "cd", [file for name in "ab" for file in sorted((tmp_path / "cd" / name).iterdir())])
+    rows = dicom_verdicts(index, ReadOptions())
+    assert [row.as_dict()["series_instance_uid"] for row in rows] == ["1.2.1", "1.2.2"]
+    cases, _ = find_to_inspect(index)
+    found = inspect_cases(cases)
+    assert ([case.id for case in found.cases], found.refused) == (["a", "b"], ())
+    (tmp_path / "cd/a/S0").unlink()
+    cases, _ = find_to_inspect(index)
+    assert "1 are absent" in inspect_cases(cases).refused[0]
+
+
+def dicomdir(folder: Path, files: Sequence[Path]) -> Path:
+    """An index of image records, each with its file (PS3.3 F.3)."""
+    index = pydicom.Dataset()
+    index.file_meta = pydicom.dataset.FileMetaDataset()
+    index.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    index.file_meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage
+    index.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    index.FileSetID, index.DirectoryRecordSequence = "CD", []
+    for file in files:
+        record = pydicom.Dataset()
+        record.DirectoryRecordType, record.ReferencedFileID = "IMAGE", list(file.relative_to(folder).parts)
+        index.DirectoryRecordSequence.append(record)
+    index.save_as(folder / "DICOMDIR", enforce_file_format=True)
+    return folder / "DICOMDIR"
+
+
+def test_a_series_that_its_case_is_refused_for_is_refused_with_that_reason(tmp_path: Path) -> None:
+    for name, uid in (("a", "1.2.1"), ("b", "1.2.2")):
+        write_mr_series(tmp_path / "in" / name, lopsided_array(), oblique_affine(), header={"SeriesInstanceUID": uid})
+    cases, _ = find_to_inspect(tmp_path / "in")
+    rows = with_cases(dicom_verdicts(tmp_path / "in", ReadOptions()), cases, {"b": "its modality is MR, CT is needed"})
+    told = [(row.case, row.outcome, row.reason) for row in rows]
+    assert told == [("a", "readable", ""), ("b", "refused", "its modality is MR, CT is needed")]
 
 
 def test_a_data_set_without_a_readable_case_has_an_empty_summary(tmp_path: Path) -> None:

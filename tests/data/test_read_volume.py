@@ -226,7 +226,7 @@ def test_labels_that_do_not_lie_on_their_image_are_refused(kind: str, image: Vol
 
 
 def test_a_label_that_is_no_dicom_or_a_broken_one_is_refused(image: Volume, tmp_path: Path) -> None:
-    with pytest.raises(InputRefusedError, match=r"label seg\.dcm: .*is broken \(it has 5 bytes\)"):
+    with pytest.raises(InputRefusedError, match=r"label seg\.dcm: .*is broken \(its 5 bytes do not begin as one\)"):
         read_labels(words(tmp_path / "seg.dcm", "hello"), image)
     slices = write_mr_series(tmp_path / "series", lopsided_array(), oblique_affine())
     with pytest.raises(InputRefusedError, match="broken"):

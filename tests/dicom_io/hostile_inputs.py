@@ -41,6 +41,9 @@ from dicom_io.rtstruct import write_rtstruct
 from dicom_io.seg import write_seg
 from dicom_io.sr import write_sr
 
+_NORMAL = phantoms.oblique_affine()[:3, 2] / np.linalg.norm(phantoms.oblique_affine()[:3, 2])
+FOUR_TILES = {"NumberOfImagesInMosaic": ["4"], "SliceNormalVector": [f"{value:.6f}" for value in _NORMAL]}
+
 IDENTITY = {
     "PatientName": "Canary^Hidden",
     "PatientID": "CANARY-ID-777",
@@ -102,10 +105,9 @@ def picture(folder: Path, **header: object) -> Path:
 
 def mosaic(folder: Path, csa: bytes | None = None) -> Path:
     """A Siemens mosaic of four tiles of 8 x 6 pixels, or with another image header."""
-    tags = {"NumberOfImagesInMosaic": ["4"], "SliceNormalVector": ["0.1", "0.2", "0.97"]}
 
     def edit(dataset: Dataset, _: int) -> None:
-        content = csa_header(tags) if csa is None else csa
+        content = csa_header(FOUR_TILES) if csa is None else csa
         dataset.ImageType, dataset.SpacingBetweenSlices = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"], 3
         dataset.add_new(0x00290010, "LO", "SIEMENS CSA HEADER")
         dataset.add_new(0x00291010, "OB", content + b"\0" * (len(content) % 2))

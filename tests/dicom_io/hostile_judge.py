@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 MEMORY_BYTES = 2 << 30
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 TRACES_OF_IDENTITY = ("canary", "hidden", "17770203")
 OUT_OF_MEMORY = ("MemoryError", "nable to allocate", "bad_alloc")
 MESSAGE_CHARACTERS = range(20, 2500)

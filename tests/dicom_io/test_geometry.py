@@ -141,7 +141,7 @@ def _no_spacing(planes: Planes) -> Planes:
 @pytest.mark.parametrize(
     ("fault", "text"),
     [
-        (_missing, "lacks 2 of 8 slices: slices 3 and 4, .* 7.50 mm apart where the usual gap is 2.50 mm"),
+        (_missing, "lacks 2 of 8 slices, .* between slices 3 and 4 .7.50 mm, .* usual gap is 2.50 mm"),
         (_uneven, r"slice gaps from 2.50 to 3.80 mm \(1 of 7 differ from the usual 2.50 mm\)"),
         (_duplicate, "up to 2 slices at one position, at 1 positions"),
         (_small_slice, "19x23, 19x24 pixels"),

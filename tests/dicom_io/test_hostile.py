@@ -472,7 +472,7 @@ def test_functional_groups_without_content_are_refused(judge: Judge, tmp_path: P
 
 
 def test_a_mosaic_with_an_image_header_of_noise_is_refused(judge: Judge, tmp_path: Path) -> None:
-    right = hostile.csa_header({"NumberOfImagesInMosaic": ["4"], "SliceNormalVector": ["0.1", "0.2", "0.97"]})
+    right = hostile.csa_header(hostile.FOUR_TILES)
     for n in range(150):
         noise = hostile.torn(right, f"csa {n}") if n % 3 else np.random.default_rng(n).bytes(900)
         assert judge("read_series", hostile.mosaic(tmp_path / "mosaic", noise)).complaints == [], n

@@ -251,15 +251,7 @@ def test_voxels_without_a_frame_are_read_as_nan(source, written, tmp_path):
 
 def test_an_integer_map_by_highdicom_is_read_through_its_slope(source, tmp_path):
     stored = np.arange(693, dtype=np.uint16).reshape(11, 9, 7)
-    mapping = hd.pm.RealWorldValueMapping(
-        "half", "half", codes.UCUM.Millimeter, value_range=(0, 692), slope=0.5, intercept=-3.0
-    )
-    window = hd.VOILUTTransformation(window_center=300.0, window_width=600.0)
-    slices = [source_file(source, k) for k in range(7)]
-    hd.pm.ParametricMap(
-        slices, np.ascontiguousarray(stored.transpose(2, 1, 0)), hd.UID(), 1, hd.UID(), 1, "m", "n", "1", "2", False,
-        [mapping], voi_lut_transformations=[window],
-    ).save_as(tmp_path / "m.dcm")  # fmt: skip
+    integer_map(source, stored, tmp_path / "m.dcm", value_range=(0, 692))
     np.testing.assert_array_equal(read_parametric_map(tmp_path / "m.dcm", source).array, stored * 0.5 - 3.0)
 
 
@@ -279,11 +271,15 @@ def test_two_quantities_in_one_object_are_refused(source, tmp_path):
 
 def test_files_that_are_no_map_of_this_image_are_refused(source, written, tmp_path):
     elsewhere = replace(source, provenance=replace(source.provenance, frame_of_reference_uid="1.2.3"))
-    stretched = Volume(source.array, source.affine_lps @ np.diag([1.1, 1, 1, 1]))
+    stretched = Volume(source.array, source.affine_lps @ np.diag([1.2, 1, 1, 1]))
+    aside = np.eye(4)
+    aside[1, 3] = 0.3
+    moved = Volume(source.array, source.affine_lps @ aside)
     smaller = Volume(source.array[:, :, :4], source.affine_lps)
     for reference, says in (
         (elsewhere, "frame of reference"),
-        (stretched, "voxels away"),
+        (stretched, r"pixels of 1\.25 x 0\.75 mm, the voxels of the image are 1\.50 x 0\.75 mm"),
+        (moved, "0.30 voxels away"),
         (smaller, "outside the image"),
     ):
         with pytest.raises(LabelError, match=says):
@@ -293,6 +289,121 @@ def test_files_that_are_no_map_of_this_image_are_refused(source, written, tmp_pa
     (tmp_path / "cut.dcm").write_bytes(written.read_bytes()[:-40])
     with pytest.raises(UnreadableFileError):
         read_parametric_map(tmp_path / "cut.dcm", source)
+
+
+# --- what a map stores, and what it is
+
+
+def edited(written, path, edit):
+    dataset = pydicom.dcmread(written)
+    edit(dataset)
+    dataset.save_as(path)
+    return path
+
+
+def mapping_of(dataset: Dataset) -> Dataset:
+    return dataset.SharedFunctionalGroupsSequence[0].RealWorldValueMappingSequence[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "limit", "stored"),
+    [(-1e30, None, -1e30), (-9.0, -5.0, -6.5), (-5.0, -9.0, -9.0), (np.nan, np.nan, np.nan), (np.inf, np.inf, np.inf)],
+    ids=str,
+)
+def test_padding_is_no_value(source, written, tmp_path, value, limit, stored):
+    """PS3.3 C.7.6.24.1: padding value and limit are the ends of a range, both inclusive, NaN and infinity welcome."""
+
+    def pad(dataset):
+        values = np.frombuffer(dataset.FloatPixelData, "<f4").reshape(7, 9, 11).copy()
+        values[4, 2:5, 3] = stored
+        dataset.FloatPixelData, dataset.FloatPixelPaddingValue = values.tobytes(), value
+        if limit is not None:
+            dataset.FloatPixelPaddingRangeLimit = limit
+
+    found = read_parametric_map(edited(written, tmp_path / "m.dcm", pad), source).array
+    wanted = values_on(source).array.copy()
+    wanted[3, 2:5, 4] = np.nan
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_padding_of_whole_numbers_is_no_value(source, tmp_path):
+    stored = np.arange(693, dtype=np.uint16).reshape(11, 9, 7)
+    path = integer_map(source, stored, tmp_path / "m.dcm", value_range=(10, 692))
+    with pytest.raises(LabelError, match="outside of 10 to 692"):
+        read_parametric_map(path, source)
+
+    def pad(dataset):
+        dataset.add_new("PixelPaddingValue", "US", 0)
+        dataset.add_new("PixelPaddingRangeLimit", "US", 9)
+
+    found = read_parametric_map(edited(path, path, pad), source).array
+    np.testing.assert_array_equal(found, np.where(stored < 10, np.nan, stored * 0.5 - 3.0).astype(np.float32))
+
+
+def integer_map(source, stored, path, value_range):
+    mapping = hd.pm.RealWorldValueMapping(
+        "half", "half", codes.UCUM.Millimeter, value_range=value_range, slope=0.5, intercept=-3.0
+    )
+    window = hd.VOILUTTransformation(window_center=300.0, window_width=600.0)
+    slices = [source_file(source, k) for k in range(7)]
+    hd.pm.ParametricMap(
+        slices, np.ascontiguousarray(stored.transpose(2, 1, 0)), hd.UID(), 1, hd.UID(), 1, "m", "n", "1", "2", False,
+        [mapping], voi_lut_transformations=[window],
+    ).save_as(path)  # fmt: skip
+    return path
+
+
+def test_stored_values_outside_of_the_mapped_range_are_refused(source, written, tmp_path):
+    """They have no real world value. The largest is (1 + 10 + 13 x 8 + 171 x 6) / 1500 = 0.7607."""
+
+    def narrow(dataset):
+        mapping_of(dataset).DoubleFloatRealWorldValueLastValueMapped = 0.76
+
+    with pytest.raises(LabelError, match=r"frame 7 .* stores 1 values outside of .* to 0\.76,"):
+        read_parametric_map(edited(written, tmp_path / "m.dcm", narrow), source)
+
+
+def test_whole_numbers_are_no_range_of_floats(source, written, tmp_path):
+    """As dcmqi writes them beside floats: modulo 65536, without what stands behind the point."""
+
+    def wrap(dataset):
+        mapping = mapping_of(dataset)
+        del mapping.DoubleFloatRealWorldValueFirstValueMapped, mapping.DoubleFloatRealWorldValueLastValueMapped
+        mapping.add_new("RealWorldValueFirstValueMapped", "US", 65534)
+        mapping.add_new("RealWorldValueLastValueMapped", "US", 1)
+
+    found = read_parametric_map(edited(written, tmp_path / "m.dcm", wrap), source)
+    np.testing.assert_array_equal(found.array, values_on(source).array)
+
+
+def test_several_mappings_are_refused_by_their_codes_unless_they_are_the_same(source, written, tmp_path):
+    def doubled(dataset, **other):
+        groups = dataset.SharedFunctionalGroupsSequence[0]
+        second = Dataset()
+        second.update(mapping_of(dataset))
+        for keyword, value in other.items():
+            setattr(second, keyword, value)
+        groups.RealWorldValueMappingSequence = [second, mapping_of(dataset)]
+
+    unit = Dataset()
+    unit.CodeValue, unit.CodingSchemeDesignator, unit.CodeMeaning = "ms", "UCUM", "Doe^Jane"
+    path = edited(written, tmp_path / "m.dcm", doubled)
+    np.testing.assert_array_equal(read_parametric_map(path, source).array, values_on(source).array)
+    for other, says in (
+        ({"RealWorldValueSlope": 1000.0}, r"2 real world value mappings: .*slope 1000\.0 .*slope 1\.0 "),
+        ({"MeasurementUnitsCodeSequence": [unit]}, r"2 real world value mappings: .*UCUM ms .*UCUM 1 "),
+    ):
+        with pytest.raises(LabelError, match=says) as refusal:
+            read_parametric_map(edited(written, path, lambda dataset, other=other: doubled(dataset, **other)), source)
+        assert "Doe" not in str(refusal.value)
+
+
+def test_a_mapping_that_is_not_finite_is_refused(source, written, tmp_path):
+    def endless(dataset):
+        mapping_of(dataset).RealWorldValueSlope = float("nan")
+
+    with pytest.raises(LabelError, match="no finite RealWorldValueSlope"):
+        read_parametric_map(edited(written, tmp_path / "m.dcm", endless), source)
 
 
 # --- with the larger data beside the repository ---

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import highdicom as hd
@@ -331,6 +332,10 @@ def _region_257(dataset: pydicom.Dataset) -> None:
     dataset.ROIContourSequence[0].ReferencedROINumber = 257
 
 
+def _twins(dataset: pydicom.Dataset) -> None:
+    dataset.StructureSetROISequence[1].ROINumber = 1
+
+
 def _another_slice(dataset: pydicom.Dataset) -> None:
     contours = dataset.ROIContourSequence[0].ContourSequence
     contours[0].ContourImageSequence = contours[-1].ContourImageSequence
@@ -382,6 +387,8 @@ def test_the_proof_reads_numbers_of_any_form(case, written, tmp_path):
         (_zero, r"\[0, 2\]"),
         (_number_less, "three for each point"),
         (_no_number, "finite numbers"),
+        (_region_257, r"contours of the regions \[257\], described are \[1, 2\]"),
+        (_twins, r"\[1, 1\]; different numbers"),
     ],
 )
 def test_contours_that_are_no_labels_of_this_image_are_refused(case, written, tmp_path, edit, says):
@@ -400,6 +407,171 @@ def test_points_and_open_lines_are_left_out_and_told(case, written, tmp_path):
     labels = read_rtstruct(edited(written, tmp_path / "e.dcm", mark), case.volume)
     np.testing.assert_array_equal(labels.array, case.labels.array)
     assert "left out: 3 in region 2" in labels.provenance.notes[-1]
+
+
+# --- several contours of one region in one slice
+
+SQUARE, INNER, THIN = (1.5, 8.5), (3.5, 5.5), (1.3, 8.7)
+
+
+def square(low: float, high: float, aside: float = 0.0) -> np.ndarray:
+    """Shape (4, 2): columns and rows of a closed contour."""
+    return np.array([(low + aside, low), (high + aside, low), (high + aside, high), (low + aside, high)])
+
+
+def with_contours(case, written, path, loops, kind="CLOSED_PLANAR"):
+    """The structure set with these contours of region 1 in slice 2, and none else."""
+
+    def draw(dataset):
+        items = []
+        for loop in loops:
+            points = np.c_[loop, np.full(len(loop), 2), np.ones(len(loop))] @ case.volume.affine_lps.T
+            item = pydicom.Dataset()
+            item.ContourGeometricType, item.NumberOfContourPoints = kind, len(loop)
+            item.ContourData = [f"{value:.3f}" for value in points[:, :3].ravel()]
+            items.append(item)
+        dataset.ROIContourSequence[0].ContourSequence = items
+        dataset.ROIContourSequence[1].ContourSequence = []
+
+    return edited(written, path, draw)
+
+
+def boxes(case, *parts) -> np.ndarray:
+    """Label 1 in slice 2 between columns and rows, or none there where the last of a part is 0."""
+    labels = np.zeros(case.volume.shape, dtype=int)
+    for columns, rows, value in parts:
+        labels[slice(*columns), slice(*rows), 2] = value
+    return labels
+
+
+@pytest.mark.parametrize(
+    "again", [lambda loop: loop, lambda loop: np.roll(loop, 2, axis=0), lambda loop: np.roll(loop[::-1], 1, axis=0),
+              lambda loop: np.r_[loop, loop[:1]]],
+    ids=["the same", "begun elsewhere", "the other way round", "closed by its first point"],
+)  # fmt: skip
+def test_a_contour_that_stands_there_twice_is_taken_once_and_told(case, written, tmp_path, again):
+    loops = [square(*SQUARE), square(*INNER), again(square(*SQUARE)), again(square(*INNER)), again(square(*SQUARE))]
+    labels = read_rtstruct(with_contours(case, written, tmp_path / "r.dcm", loops), case.volume)
+    np.testing.assert_array_equal(labels.array, boxes(case, ((2, 9), (2, 9), 1), ((4, 6), (4, 6), 0)))
+    assert "a second time were left out: 3 in region 1" in labels.provenance.notes[-1]
+
+
+@pytest.mark.parametrize("aside", [2.0, 1.0])
+def test_closed_planar_contours_that_overlap_in_part_are_refused(case, written, tmp_path, aside):
+    """Each has 7 x 7 voxels, of which they share all columns but as many as one lies aside."""
+    path = with_contours(case, written, tmp_path / "r.dcm", [square(*SQUARE), square(*SQUARE, aside)])
+    with pytest.raises(
+        LabelError, match=rf"region 1 in slice 2, of 49 and 49 voxels, share {49 - 7 * int(aside)} and neither"
+    ):
+        read_rtstruct(path, case.volume)
+
+
+def test_xor_contours_that_overlap_in_part_are_their_difference(case, written, tmp_path):
+    loops = [square(*SQUARE), square(*SQUARE, 2.0)]
+    labels = read_rtstruct(with_contours(case, written, tmp_path / "r.dcm", loops, "CLOSEDPLANAR_XOR"), case.volume)
+    np.testing.assert_array_equal(labels.array, boxes(case, ((2, 4), (2, 9), 1), ((9, 11), (2, 9), 1)))
+    assert labels.provenance.notes == case.volume.provenance.notes
+
+
+def test_xor_contours_that_stand_there_twice_cancel_out_and_are_told(case, written, tmp_path):
+    loops = [square(*SQUARE), square(*INNER), square(*SQUARE)]
+    labels = read_rtstruct(with_contours(case, written, tmp_path / "r.dcm", loops, "CLOSEDPLANAR_XOR"), case.volume)
+    np.testing.assert_array_equal(labels.array, boxes(case, ((4, 6), (4, 6), 1)))
+    assert "cancel out the first: 1 in region 1" in labels.provenance.notes[-1]
+
+
+def test_contours_apart_within_one_another_and_in_holes_are_read_as_drawn(case, written, tmp_path):
+    loops = [square(*INNER), square(*SQUARE), square(4.5, 5.5), square(9.5, 10.5) - [0, 8]]
+    labels = read_rtstruct(with_contours(case, written, tmp_path / "r.dcm", loops), case.volume)
+    wanted = boxes(case, ((2, 9), (2, 9), 1), ((4, 6), (4, 6), 0), ((5, 6), (5, 6), 1), ((10, 11), (2, 3), 1))
+    np.testing.assert_array_equal(labels.array, wanted)
+
+
+def test_contours_that_meet_on_voxel_centres_are_not_taken_for_overlapping(case, written, tmp_path):
+    """Drawn through centres, as some programs do, and rounded: a centre on a contour may be inside of both or of none."""
+    jitter = np.random.default_rng(3).uniform(-0.02, 0.02, (2, 4, 2))
+    loops = [square(2.0, 5.0) + jitter[0], square(2.0, 5.0, 3.0) + jitter[1]]
+    labels = read_rtstruct(with_contours(case, written, tmp_path / "r.dcm", loops), case.volume)
+    assert (labels.array[3:5, 3:5, 2] == 1).all()
+    assert (labels.array[6:8, 3:5, 2] == 1).all()
+
+
+def test_nearly_the_same_contour_a_second_time_is_refused_and_a_thin_ring_is_told(case, written, tmp_path):
+    """Both enclose the same 49 voxels: the one as a copy that was moved by a tenth, the other 0.2 further out all around."""
+    copied = with_contours(case, written, tmp_path / "c.dcm", [square(*SQUARE), square(*SQUARE, 0.1)])
+    with pytest.raises(LabelError, match="of 49 and 49 voxels, share 49 and neither lies within the other"):
+        read_rtstruct(copied, case.volume)
+    ring = with_contours(case, written, tmp_path / "r.dcm", [square(*SQUARE), square(*THIN)])
+    labels = read_rtstruct(ring, case.volume)
+    assert not labels.array.any()
+    assert "leave none: 1 in region 1" in labels.provenance.notes[-1]
+
+
+def test_contours_without_a_centre_and_beyond_the_image_are_told(case, written, tmp_path):
+    loops = [square(3.1, 3.4), square(9.5, 14.5) - [0, 4]]
+    labels = read_rtstruct(with_contours(case, written, tmp_path / "r.dcm", loops), case.volume)
+    np.testing.assert_array_equal(labels.array, boxes(case, ((10, 13), (6, 10), 1)))
+    assert any("no voxel's centre: 1 in region 1" in note for note in labels.provenance.notes)
+    assert any("cut at its edge: 1 in region 1" in note for note in labels.provenance.notes)
+
+
+def test_regions_name_their_frame_of_reference_themselves(case, written, tmp_path):
+    """StructureSetROISequence: Type 1 (PS3.3 C.8.8.5); the list beside it may have more entries than are used."""
+
+    def listed(dataset):
+        other = pydicom.Dataset()
+        other.FrameOfReferenceUID = "1.2.3.99"
+        dataset.ReferencedFrameOfReferenceSequence.append(other)
+
+    def second_elsewhere(dataset):
+        listed(dataset)
+        dataset.StructureSetROISequence[1].ReferencedFrameOfReferenceUID = "1.2.3.99"
+
+    def all_elsewhere(dataset):
+        del dataset.ReferencedFrameOfReferenceSequence
+        for roi in dataset.StructureSetROISequence:
+            roi.ReferencedFrameOfReferenceUID = "1.2.3.99"
+
+    def silent(dataset):
+        listed(dataset)
+        del dataset.StructureSetROISequence[0].ReferencedFrameOfReferenceUID
+
+    found = read_rtstruct(edited(written, tmp_path / "r.dcm", listed), case.volume)
+    np.testing.assert_array_equal(found.array, case.labels.array)
+    for edit, regions in ((second_elsewhere, "[2]"), (all_elsewhere, "[1, 2]"), (silent, "[1]")):
+        with pytest.raises(LabelError) as refusal:
+            read_rtstruct(edited(written, tmp_path / "r.dcm", edit), case.volume)
+        assert f"regions {regions} in 1.2.3.99" in str(refusal.value)
+
+
+@pytest.mark.slow
+def test_many_regions_with_holes_on_many_slices_are_read_in_some_seconds(tmp_path):
+    """20 regions on 200 slices, each a square of 40 x 40 voxels with a hole of 20 x 20 as a second contour."""
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset.SOPClassUID, dataset.SOPInstanceUID = pydicom.uid.RTStructureSetStorage, "1.2.3.4"
+    dataset.StructureSetROISequence, dataset.ROIContourSequence = [], []
+    wanted = np.zeros((250, 200), dtype=np.uint8)
+    for number in range(1, 21):
+        start = np.array([50 * ((number - 1) % 5) + 5, 50 * ((number - 1) // 5) + 5])
+        wanted[start[0] : start[0] + 40, start[1] : start[1] + 40] = number
+        wanted[start[0] + 10 : start[0] + 30, start[1] + 10 : start[1] + 30] = 0
+        roi, drawn = pydicom.Dataset(), pydicom.Dataset()
+        roi.ROINumber = drawn.ReferencedROINumber = number
+        drawn.ContourSequence = []
+        for k, (low, high) in ((k, ends) for k in range(200) for ends in ((-0.5, 39.5), (9.5, 29.5))):
+            item, points = pydicom.Dataset(), np.c_[square(low, high) + start, np.full(4, k)]
+            item.ContourGeometricType, item.NumberOfContourPoints = "CLOSED_PLANAR", 4
+            item.ContourData = points.ravel().tolist()
+            drawn.ContourSequence.append(item)
+        dataset.StructureSetROISequence.append(roi)
+        dataset.ROIContourSequence.append(drawn)
+    dataset.save_as(tmp_path / "r.dcm", enforce_file_format=True)
+    begin = time.monotonic()
+    found = read_rtstruct(tmp_path / "r.dcm", Volume(np.zeros((250, 200, 200), dtype=np.uint8), np.eye(4)))
+    assert time.monotonic() - begin < 30
+    assert (found.array == wanted[:, :, None]).all()
 
 
 def test_other_files_and_other_images_are_refused(case, written, tmp_path):

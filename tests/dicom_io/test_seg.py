@@ -182,7 +182,7 @@ def test_absent_type_2_attributes_are_supplied_and_odd_ones_carried_over_verbati
     dataset = pydicom.dcmread(path)
     assert dataset.PatientBirthDate == dataset.AccessionNumber == dataset.StudyID == ""
     assert dataset.PatientSex == "U"
-    assert "DeidentificationMethod" not in dataset
+    assert dataset.DeidentificationMethod == "Not named by the source"  # the source says YES in PatientIdentityRemoved
 
 
 def test_instances_whose_uid_only_the_file_header_still_has_are_found(tmp_path):
@@ -308,7 +308,10 @@ def test_source_files_that_hold_other_instances_are_refused(case, tmp_path):
 
 def test_label_files_that_do_not_belong_to_the_image_are_refused(case, written, tmp_path):
     elsewhere = replace(case.volume, provenance=replace(case.volume.provenance, frame_of_reference_uid="1.2.3"))
-    turned = Volume(np.zeros((13, 10, 7)), case.volume.affine_lps @ np.diag([1.1, 1, 1, 1]))
+    stretched = Volume(np.zeros((13, 10, 7)), case.volume.affine_lps @ np.diag([1.1, 1, 1, 1]))
+    aside = np.eye(4)
+    aside[0, 3] = 0.3
+    moved = Volume(np.zeros((13, 10, 7)), case.volume.affine_lps @ aside)
     smaller = Volume(np.zeros((13, 10, 4)), case.volume.affine_lps)
     renamed = replace(
         case.volume,
@@ -316,7 +319,8 @@ def test_label_files_that_do_not_belong_to_the_image_are_refused(case, written, 
     )
     for reference, says in (
         (elsewhere, "frame of reference"),
-        (turned, "voxels away"),
+        (stretched, r"pixels of 0\.90 x 1\.30 mm, the voxels of the image are 0\.99 x 1\.30 mm"),
+        (moved, "0.30 voxels away"),
         (smaller, "outside the image"),
         (renamed, "names slice"),
     ):

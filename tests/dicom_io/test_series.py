@@ -42,7 +42,7 @@ def test_series_in_nested_folders_are_found_and_foreign_files_are_counted(tmp_pa
     write_mr_series(tmp_path / "a" / "b", lopsided_array(), oblique_affine(), header={"SeriesInstanceUID": uid})
     write_enhanced_mr(tmp_path / "c" / "multi.dcm", lopsided_array((5, 6, 4)), oblique_affine())
     (tmp_path / "a" / "notes.txt").write_text("not DICOM")
-    (tmp_path / "empty").touch()
+    (tmp_path / ".lock").touch()
     classic, enhanced = find_series(tmp_path)
     assert (classic.series_instance_uid, classic.modality, classic.kind) == (uid, "MR", "image")
     assert (classic.instance_count, classic.frame_count) == (7, 7)

@@ -6,7 +6,9 @@ from importlib.resources import files
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 
+from dicom_io.volume import Provenance, Volume
 from monai_unet_app.metrics import Bootstrap, CaseArrays, Evaluation, EvaluationPlan
 from monai_unet_app.report import CasePicture, EvaluationReport, MeasuredOn, Target
 from monai_unet_app.report.figures import DARK, LIGHT
@@ -228,6 +230,40 @@ def test_a_contour_runs_midway_between_the_voxels_inside_and_outside():
     assert points[:, 0].max() == pytest.approx((lit_columns[-1] + 1) * spacing[0])
     assert points[:, 1].min() == pytest.approx(lit_rows[0] * spacing[1])
     assert points[:, 1].max() == pytest.approx((lit_rows[-1] + 1) * spacing[1])
+
+
+def test_of_a_tilted_stack_only_its_own_slices_are_drawn():
+    labels = np.zeros((30, 24, 20), np.uint8)
+    labels[10:20, 8:16, 6:12] = 1
+    labels[9:21, 8:16, 8] = 1
+    affine = np.diag([1.0, 1.0, 3.0, 1.0])
+    affine[1, 2] = 1.0  # slices shifted sideways in even steps: 18 degrees
+    volume = Volume(labels.astype(np.float32), affine, Provenance("array"))
+    figure = case_figure(CasePicture.of("a", "best", volume, labels, labels), EvaluationPlan(("Box",)))
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["axial"] * 3
+    areas = [int((np.asarray(axis.images[0].get_array()) > 0.5).sum()) for axis in figure.axes]
+    assert areas == [10 * 8, 12 * 8, 10 * 8]
+    square = Volume(labels.astype(np.float32), np.diag([1.0, 1.0, 3.0, 1.0]), Provenance("array"))
+    figure = case_figure(CasePicture.of("a", "best", square, labels, labels), EvaluationPlan(("Box",)))
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["axial", "coronal", "sagittal"]
+
+
+def test_a_legend_names_the_classes_in_the_colours_of_their_outlines():
+    labels = labels_moved_by(0)
+    picture = CasePicture("a", "best", labels.astype(float), np.zeros_like(labels), labels, SPACING)
+    plain, named = (case_figure(picture, PLAN, ("#e69f00", "#009e73"), legend=on) for on in (False, True))
+    assert plain.texts == []
+    assert [
+        (mark.get_color(), name.get_text()) for mark, name in zip(named.texts[::2], named.texts[1::2], strict=True)
+    ] == [
+        ("#e69f00", "Front"),
+        ("#009e73", "Back"),
+    ]
+    drawn = {to_hex(line.get_edgecolor()[0]) for axis in named.axes for line in axis.collections}
+    assert drawn == {"#e69f00", "#009e73"}
+    assert named.get_size_inches()[1] > plain.get_size_inches()[1]
+    lowest = min(axis.get_position().y0 for axis in named.axes)
+    assert all(text.get_position()[1] < lowest for text in named.texts)
 
 
 def test_a_planar_colour_image_is_shown_upright_beside_its_outlines():

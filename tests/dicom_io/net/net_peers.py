@@ -74,6 +74,7 @@ class Archive:
         held: Instances that can be found and fetched.
         syntaxes: Transfer syntaxes that it takes for storage.
         status: Of C-STORE, by SOP Instance UID or for all ("").
+        refusals: How many requests, from the first, `status` is for; 0: all.
         abort_at: Aborts when so many C-STORE requests have come, on the first `aborts` associations.
         addresses: AE title -> port, for C-MOVE.
         get: Whether it offers C-GET.
@@ -83,6 +84,7 @@ class Archive:
     held: Sequence[Path] = ()
     syntaxes: Sequence[str] = PLAIN
     status: dict[str, int] = field(default_factory=dict)
+    refusals: int = 0
     abort_at: int = 0
     aborts: int = 1
     addresses: dict[str, int] = field(default_factory=dict)
@@ -138,6 +140,8 @@ class Archive:
         dataset = event.dataset
         dataset.file_meta = event.file_meta
         status = self.status.get(str(dataset.SOPInstanceUID), self.status.get("", 0x0000))
+        if self.refusals and self.stores > self.refusals:
+            status = 0x0000
         if status in (0x0000, 0xB000):
             self.received.append(dataset)
         return status
@@ -190,13 +194,18 @@ class Archive:
 
 
 def send_raw(
-    port: int, dataset: Dataset, *, ae_title: str = "SENDER", edit: Callable[[Any], None] | None = None
+    port: int,
+    dataset: Dataset,
+    *,
+    ae_title: str = "SENDER",
+    called: str = "ARCHIVE",
+    edit: Callable[[Any], None] | None = None,
 ) -> Dataset:
     """C-STORE of one data set by pynetdicom itself; `edit` may change the encoded request on its way out."""
     ae = AE(ae_title)
     ae.add_requested_context(dataset.SOPClassUID, [dataset.file_meta.TransferSyntaxUID])
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 10
-    association = ae.associate("127.0.0.1", port, ae_title="MONAIUNET")
+    association = ae.associate("127.0.0.1", port, ae_title=called)
     assert association.is_established
     if edit is not None:
         send = association.dimse.send_msg

@@ -14,8 +14,12 @@ from pathlib import Path
 import pydicom
 import pytest
 from net_peers import PATIENT, SERIES, STUDY, Archive, ct_series, free_port
+from result_phantoms import RESULT
+from source_phantoms import lopsided, oblique_mr
 from web_peer import WebArchive
 
+from dicom_io.seg import write_seg
+from dicom_io.sr import write_sr
 from monai_unet_app.cli import main
 from monai_unet_app.cli.parser import build_parser
 
@@ -111,6 +115,39 @@ def test_send_tells_what_became_of_each_file(run: Run, archive: Archive, held: l
     rows = json.loads(run("send", "--to", node(archive), *held, "--json").out)["files"]
     assert [row["outcome"] for row in rows] == ["sent", "refused", "sent"]
     assert nobody(answer.out + answer.err)
+
+
+def test_send_of_a_report_that_is_held_back_is_exit_1(run: Run, archive: Archive, tmp_path: Path) -> None:
+    seg, report = case(tmp_path)
+    site = tmp_path / "site.toml"
+    site.write_text(
+        f'[destinations.near]\nhost = "127.0.0.1"\nport = {archive.port}\nae_title = "ARCHIVE"\n'
+        '[destinations.near.profile]\nseg_encoding = "labelmap"\n'
+    )
+    answer = run("send", "--to", "near", "--site", site, seg, report)
+    assert answer.code == 1
+    assert "1 problem(s):" in answer.err
+    assert f"{report}: what it reports on was left out" in answer.err
+    assert "0 of 2 file(s) are at" in answer.out
+    assert run("send", "--to", "near", "--site", site, seg).code == 0  # another encoding is another destination's
+
+
+def test_send_of_what_is_there_already_is_exit_0(run: Run, archive: Archive, tmp_path: Path) -> None:
+    seg, report = case(tmp_path)
+    archive.status = {str(pydicom.dcmread(seg, stop_before_pixels=True).SOPInstanceUID): 0x0111}
+    answer = run("send", "--to", node(archive), seg, report)
+    assert (answer.code, answer.err) == (0, "")
+    assert "already there" in answer.out
+    assert "2 of 2 file(s) are at" in answer.out
+    rows = json.loads(run("send", "--to", node(archive), seg, report, "--json").out)["files"]
+    assert [(row["outcome"], row["status"]) for row in rows] == [("already there", 0x0111), ("sent", 0x0000)]
+
+
+def case(folder: Path) -> tuple[Path, Path]:
+    """A SEG in binary and the report on it."""
+    source = oblique_mr(folder / "mr")
+    seg = write_seg(lopsided(source), source, folder / "seg.dcm", RESULT)
+    return seg, write_sr(lopsided(source), source, folder / "sr.dcm", RESULT, seg=seg)
 
 
 def test_send_takes_the_dicom_files_of_a_folder(run: Run, archive: Archive, held: list[Path]) -> None:

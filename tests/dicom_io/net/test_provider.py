@@ -44,7 +44,7 @@ from dicom_io.net.scp import Listen, Provider
 from dicom_io.net.store import InstanceRefusedError, InstanceStore, Stored, data_set_start
 from dicom_io.net.tls import client_context, server_context
 
-ANY_PORT = Listen(port=0, idle_s=5.0)
+ANY_PORT = Listen("ARCHIVE", port=0, idle_s=5.0)
 
 
 @pytest.fixture
@@ -363,7 +363,7 @@ def test_a_host_name_with_two_addresses_is_tried_at_both(provider: Provider, mon
 
 
 def test_only_listed_senders_are_let_in(folder: Path, ct: Dataset) -> None:
-    with Provider(folder, Listen(port=0, senders=("GOOD", "BETTER"))) as provider:
+    with Provider(folder, Listen("ARCHIVE", port=0, senders=("GOOD", "BETTER"))) as provider:
         assert send_raw(provider.port, ct, ae_title="BETTER").Status == 0x0000
         message = (
             r"rejected the association \(Rejected Permanent: Calling AE title not recognised\).* our AE title BAD "
@@ -372,8 +372,24 @@ def test_only_listed_senders_are_let_in(folder: Path, ct: Dataset) -> None:
             scu.echo(destination(provider.port, our_ae_title="BAD"))
 
 
+def test_who_calls_us_by_another_title_is_rejected_before_anything_is_stored(folder: Path, ct: Dataset) -> None:
+    with Provider(folder, Listen("OURS", port=0)) as provider:
+        message = r"\(Rejected Permanent: Called AE title not recognised\).* check the AE title that we call"
+        with pytest.raises(NetworkError, match=message):
+            scu.echo(destination(provider.port))
+        ae = AE("SENDER")
+        ae.add_requested_context(ct.SOPClassUID)
+        refused = ae.associate("127.0.0.1", provider.port, ae_title="THEIRS")
+        answer = refused.acceptor.primitive
+        assert refused.is_rejected
+        assert (answer.result, answer.result_source, answer.diagnostic) == (1, 1, 7)  # PS3.8 table 9-21
+        assert send_raw(provider.port, ct, called="OURS").Status == 0x0000
+    with Provider(folder, Listen("OURS", port=0, any_title=True)) as provider:
+        assert send_raw(provider.port, ct, called="THEIRS").Status == 0x0000
+
+
 def test_a_taken_port_is_named(provider: Provider, folder: Path) -> None:
-    taken = Listen(port=provider.port)
+    taken = Listen("ARCHIVE", port=provider.port)
     message = f"127.0.0.1:{provider.port} \\(the port is taken\\).*choose another"
     with pytest.raises(NetworkError, match=message), Provider(folder, taken):
         pass
@@ -384,7 +400,7 @@ def test_the_port_is_free_when_the_provider_is_gone(folder: Path, ct: Dataset) -
         port = provider.port
         ae = AE("SLEEPER")
         ae.add_requested_context("1.2.840.10008.1.1")
-        sleeper = ae.associate("127.0.0.1", port)
+        sleeper = ae.associate("127.0.0.1", port, ae_title="ARCHIVE")
         assert sleeper.is_established
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
@@ -392,7 +408,7 @@ def test_the_port_is_free_when_the_provider_is_gone(folder: Path, ct: Dataset) -
 
 
 def test_a_sender_that_stops_in_the_middle_of_a_message_is_dropped(folder: Path, ct: Dataset) -> None:
-    with Provider(folder, Listen(port=0, idle_s=1.0)) as provider:
+    with Provider(folder, Listen("ARCHIVE", port=0, idle_s=1.0)) as provider:
         with socket.create_connection(("127.0.0.1", provider.port)) as half:
             half.sendall(b"\x01\x00\x00\x00\x01\x00" + b"\x00\x01")  # an A-ASSOCIATE-RQ of 256 bytes, of which 2 come
             half.settimeout(10)
@@ -409,12 +425,12 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_both_sides_show_certificates(folder: Path, certificates: Any) -> None:
-    with Provider(folder, Listen(port=0, tls=certificates.server)) as provider:
+    with Provider(folder, Listen("ARCHIVE", port=0, tls=certificates.server)) as provider:
         assert scu.echo(destination(provider.port, tls=certificates.client)) < 5
 
 
 def test_a_caller_without_a_certificate_is_not_let_in(folder: Path, certificates: Any) -> None:
-    with Provider(folder, Listen(port=0, tls=certificates.server)) as provider:
+    with Provider(folder, Listen("ARCHIVE", port=0, tls=certificates.server)) as provider:
         with pytest.raises(NetworkError, match=r"broke off TLS .*; a TLS node that accepts our certificate is needed"):
             scu.echo(destination(provider.port, tls=certificates.strangers))
         with pytest.raises(NetworkError, match="whether it wants TLS"):
@@ -425,7 +441,7 @@ def test_a_certificate_of_another_authority_is_refused_by_both_sides(
     folder: Path, certificates: Any, tmp_path: Path
 ) -> None:
     others = make_certificates(tmp_path / "others", "stranger")
-    with Provider(folder, Listen(port=0, tls=certificates.server)) as provider:
+    with Provider(folder, Listen("ARCHIVE", port=0, tls=certificates.server)) as provider:
         mixed = Tls(certificates.client.ca, others.client.certificate, others.client.key)
         with pytest.raises(NetworkError, match="broke off TLS"):
             scu.echo(destination(provider.port, tls=mixed))
@@ -435,7 +451,7 @@ def test_a_certificate_of_another_authority_is_refused_by_both_sides(
 
 def test_a_certificate_for_another_host_is_refused_unless_asked(folder: Path, tmp_path: Path) -> None:
     elsewhere = make_certificates(tmp_path / "elsewhere", host="pacs.example.org")
-    with Provider(folder, Listen(port=0, tls=elsewhere.server)) as provider:
+    with Provider(folder, Listen("ARCHIVE", port=0, tls=elsewhere.server)) as provider:
         with pytest.raises(NetworkError, match=r"certificate that is not accepted .*127\.0\.0\.1"):
             scu.echo(destination(provider.port, tls=elsewhere.client))
         careless = Tls(elsewhere.client.ca, elsewhere.client.certificate, elsewhere.client.key, check_hostname=False)
@@ -444,7 +460,7 @@ def test_a_certificate_for_another_host_is_refused_unless_asked(folder: Path, tm
 
 def test_a_caller_who_is_silent_during_the_handshake_keeps_nobody_waiting(folder: Path, certificates: Any) -> None:
     with (
-        Provider(folder, Listen(port=0, tls=certificates.server, idle_s=30)) as provider,
+        Provider(folder, Listen("ARCHIVE", port=0, tls=certificates.server, idle_s=30)) as provider,
         socket.create_connection(("127.0.0.1", provider.port)),
     ):
         assert scu.echo(destination(provider.port, tls=certificates.client)) < 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import time
 from pathlib import Path
@@ -43,7 +44,7 @@ from dicom_io.net.association import LABEL_MAP, MOST_CONTEXTS
 from dicom_io.net.destination import SEG_ENCODINGS, Profile
 from dicom_io.net.exchange import send
 from dicom_io.net.outcome import Outcome
-from dicom_io.net.outgoing import kind_of, prepared
+from dicom_io.net.outgoing import prepared
 from dicom_io.net.scp import Listen, Provider
 from dicom_io.objects.seg_object import SYNTAXES, SegEncoding
 from dicom_io.seg import write_seg
@@ -118,11 +119,31 @@ def test_a_report_is_held_back_where_its_segmentation_did_not_arrive(results: di
     files = list(results.values())
     with Archive(status={seg: 0xA700}).running() as archive:
         outcomes = send(destination(archive.port), files)
-        assert [(one.kind, one.state) for one in outcomes] == [("", "sent"), ("SEG", "refused"), ("SR", "left out")]
-        assert outcomes[-1].meaning == "what it reports on did not arrive"
+        assert [(one.kind, one.state) for one in outcomes] == [("", "sent"), ("SEG", "refused"), ("SR", "held back")]
+        assert outcomes[-1].meaning == "what it reports on did not arrive; send both again"
         archive.status.clear()
         assert states(send(destination(archive.port), files)) == ["sent", "sent", "sent"]
     assert [one.Modality for one in archive.received[-2:]] == ["SEG", "SR"]
+
+
+@pytest.mark.parametrize("kind", ["SEG", ""])
+def test_what_the_archive_has_already_does_not_hold_the_report_back(kind: str, results: dict[str, Path]) -> None:
+    uid = str(pydicom.dcmread(results[kind], stop_before_pixels=True).SOPInstanceUID)
+    with Archive(status={uid: 0x0111}).running() as archive:
+        outcomes = send(destination(archive.port), list(results.values()))
+    assert {one.kind: one.state for one in outcomes} == {"": "sent", "SEG": "sent", "SR": "sent", kind: "already there"}
+    (there,) = (one for one in outcomes if one.kind == kind)
+    assert there.is_delivered
+    assert there.meaning == "0x0111 (Duplicate SOP Instance): it keeps the instance that it has with this UID"
+
+
+def test_a_segmentation_that_arrives_at_the_second_offer_does_not_hold_the_report_back(
+    results: dict[str, Path], tmp_path: Path
+) -> None:
+    again = Path(shutil.copy(results["SEG"], tmp_path / "again.dcm"))
+    with Archive(refusals=1, status={"": 0xA700}).running() as archive:
+        outcomes = send(destination(archive.port), [results["SEG"], again, results["SR"]])
+    assert [(one.kind, one.state) for one in outcomes] == [("SEG", "refused"), ("SEG", "sent"), ("SR", "sent")]
 
 
 def test_what_comes_after_a_break_has_failed_and_is_told(results: dict[str, Path]) -> None:
@@ -149,35 +170,34 @@ def test_a_segmentation_goes_only_where_its_encoding_is_wanted(tmp_path: Path, e
         assert all(f"takes a SEG as {wanted}, this one is {encoding};" in one.meaning for one in left_out)
 
 
+def test_a_report_is_held_back_where_its_segmentation_is_in_another_encoding(results: dict[str, Path]) -> None:
+    with Archive().running() as archive:
+        there = destination(archive.port, profile=Profile(("SEG", "SR"), seg_encoding="labelmap"))
+        outcomes = send(there, list(results.values()))
+    assert [(one.kind, one.state) for one in outcomes] == [("", "sent"), ("SR", "held back"), ("SEG", "left out")]
+    assert "left out, in an encoding that the destination does not take" in outcomes[1].meaning
+    assert [one.Modality for one in archive.received] == ["MR"]
+
+
+def test_a_report_goes_alone_where_no_segmentation_is_taken_and_says_so(results: dict[str, Path]) -> None:
+    with Archive().running() as archive:
+        there = destination(archive.port, profile=Profile(("SR",)))
+        outcomes = send(there, list(results.values()))
+        alone = send(there, [results["SR"]])
+    assert [(one.kind, one.state) for one in outcomes] == [("", "sent"), ("SR", "sent"), ("SEG", "left out")]
+    assert outcomes[1].note == "it refers to SEG, which the destination does not take"
+    assert [(one.state, one.note) for one in alone] == [("sent", "")]
+
+
 def test_the_profile_knows_every_encoding_that_is_written() -> None:
     assert set(SEG_ENCODINGS) == set(SYNTAXES)
-
-
-@pytest.mark.parametrize(
-    ("sop_class", "kind"),
-    [
-        ("1.2.840.10008.5.1.4.1.1.66.4", "SEG"),
-        (LABEL_MAP, "SEG"),
-        ("1.2.840.10008.5.1.4.1.1.88.34", "SR"),
-        ("1.2.840.10008.5.1.4.1.1.481.3", "RTSTRUCT"),
-        ("1.2.840.10008.5.1.4.1.1.11.1", "GSPS"),
-        ("1.2.840.10008.5.1.4.1.1.7", "SC"),
-        ("1.2.840.10008.5.1.4.1.1.7.4", "SC"),
-        ("1.2.840.10008.5.1.4.1.1.77.1.4", ""),
-        ("1.2.840.10008.5.1.4.1.1.104.1", "PDF"),
-        ("1.2.840.10008.5.1.4.1.1.30", "PM"),
-        ("1.2.840.10008.5.1.4.1.1.2", ""),
-    ],
-)
-def test_the_kind_follows_from_the_sop_class(sop_class: str, kind: str) -> None:
-    assert kind_of(sop_class) == kind
 
 
 def test_a_label_map_segmentation_arrives(results: dict[str, Path], tmp_path: Path) -> None:
     dataset = pydicom.dcmread(results["SEG"])
     dataset.SOPClassUID = LABEL_MAP
     path = save(dataset, tmp_path / "labelmap.dcm")
-    with Provider(tmp_path / "kept", Listen(port=0)) as provider:
+    with Provider(tmp_path / "kept", Listen("ARCHIVE", port=0)) as provider:
         assert states(send(destination(provider.port), [path])) == ["sent"]
     kept = next((tmp_path / "kept").rglob("*.dcm"))
     assert pydicom.dcmread(kept).SOPClassUID == LABEL_MAP
@@ -319,7 +339,7 @@ def test_an_instance_without_an_answer_does_not_count_as_sent(series: list[Path]
 
     from dicom_io.net.store import InstanceStore
 
-    with Provider(InstanceStore(tmp_path / "kept", stored=too_slow), Listen(port=0)) as provider:
+    with Provider(InstanceStore(tmp_path / "kept", stored=too_slow), Listen("ARCHIVE", port=0)) as provider:
         outcomes = send(destination(provider.port, answer_s=1.0), series[:1])
     assert states(outcomes) == ["failed"]
     assert "gave no answer within 1 s" in outcomes[0].meaning

@@ -198,6 +198,12 @@ def test_a_conflict_names_every_instance(held: list[Path]) -> None:
     assert [one.meaning for one in outcomes] == ["0xC122 (Failure: Referenced Transfer Syntax Not Supported)"] * 3
 
 
+def test_a_conflict_over_what_is_there_already_is_none(held: list[Path]) -> None:
+    with WebArchive(refuse=dict.fromkeys(uids(held), 0x0111)).running() as archive:
+        outcomes = send(service(archive), held)
+    assert [(one.state, one.status) for one in outcomes] == [("already there", 0x0111)] * 3
+
+
 def test_an_error_of_the_service_is_no_success(held: list[Path]) -> None:
     with WebArchive(store_status=500).running() as archive, pytest.raises(NetworkError, match="HTTP status 500"):
         send(service(archive), held)

@@ -1,0 +1,111 @@
+"""What a result repeats of its source: the modules of patient and study, byte for byte, whatever text they hold.
+
+pydicom decodes an attribute where it is looked at, and encodes it when it is written. That is the same text only where the
+bytes fit the character set that the source names. So what is carried over is taken before it is decoded, and written as it was.
+"""
+
+from __future__ import annotations
+
+from copy import copy, deepcopy
+
+from pydicom import config
+from pydicom.charset import convert_encodings
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.tag import BaseTag, Tag
+from pydicom.valuerep import PersonName
+
+# DICOM PS3.3 C.7.1.1, C.7.1.3, C.7.2.1, C.7.2.2, C.7.2.3: what belongs to the patient and to the study.
+PATIENT_KEYWORDS = (
+    "PatientName PatientID IssuerOfPatientID IssuerOfPatientIDQualifiersSequence TypeOfPatientID "
+    "OtherPatientIDs OtherPatientIDsSequence OtherPatientNames PatientBirthDate PatientBirthTime "
+    "PatientSex EthnicGroup QualityControlSubject PatientComments PatientSpeciesDescription "
+    "PatientSpeciesCodeSequence PatientBreedDescription PatientBreedCodeSequence "
+    "BreedRegistrationSequence ResponsiblePerson ResponsiblePersonRole ResponsibleOrganization "
+    "ReferencedPatientSequence ReferencedPatientPhotoSequence PatientIdentityRemoved "
+    "DeidentificationMethod DeidentificationMethodCodeSequence ClinicalTrialSponsorName "
+    "ClinicalTrialProtocolID ClinicalTrialProtocolName ClinicalTrialSiteID ClinicalTrialSiteName "
+    "ClinicalTrialSubjectID ClinicalTrialSubjectReadingID ClinicalTrialProtocolEthicsCommitteeName "
+    "ClinicalTrialProtocolEthicsCommitteeApprovalNumber"
+)
+STUDY_KEYWORDS = (
+    "StudyInstanceUID StudyDate StudyTime ReferringPhysicianName ReferringPhysicianIdentificationSequence "
+    "ConsultingPhysicianName ConsultingPhysicianIdentificationSequence StudyID AccessionNumber "
+    "IssuerOfAccessionNumberSequence StudyDescription PhysiciansOfRecord "
+    "PhysiciansOfRecordIdentificationSequence NameOfPhysiciansReadingStudy "
+    "PhysiciansReadingStudyIdentificationSequence RequestingServiceCodeSequence ReferencedStudySequence "
+    "ProcedureCodeSequence ReasonForPerformedProcedureCodeSequence AdmittingDiagnosesDescription "
+    "AdmittingDiagnosesCodeSequence PatientAge PatientSize PatientWeight PatientBodyMassIndex "
+    "MeasuredAPDimension MeasuredLateralDimension PatientSizeCodeSequence MedicalAlerts Allergies "
+    "SmokingStatus PregnancyStatus LastMenstrualDate PatientState Occupation AdditionalPatientHistory "
+    "AdmissionID IssuerOfAdmissionIDSequence ServiceEpisodeID ServiceEpisodeDescription "
+    "PatientSexNeutered ReasonForVisit ReasonForVisitCodeSequence ClinicalTrialTimePointID "
+    "ClinicalTrialTimePointDescription"
+)
+
+CHARACTER_SET = "SpecificCharacterSet"
+CARRIED_TAGS = frozenset(map(Tag, f"{PATIENT_KEYWORDS} {STUDY_KEYWORDS} {CHARACTER_SET} TimezoneOffsetFromUTC".split()))
+IN_CHARACTER_SET = frozenset(["LO", "LT", "PN", "SH", "ST", "UC", "UT"])  # PS3.5 6.1.2.2
+IN_ASCII = frozenset(["AE", "AS", "CS", "DA", "DS", "DT", "IS", "TM"])
+
+
+def copied(header: Dataset) -> Dataset:
+    """A data set of its own with the same elements, as they are: what was not decoded is not."""
+    own = Dataset()
+    own.update({tag: copy(header.get_item(tag)) for tag in header.keys()})  # noqa: SIM118 - to set one alters it in place
+    own.file_meta = getattr(header, "file_meta", None) or FileMetaDataset()  # type: ignore[attr-defined]
+    character_set = header.original_character_set or convert_encodings(header.get(CHARACTER_SET))
+    own.set_original_encoding(None, None, character_set)
+    return own
+
+
+def carried(header: Dataset) -> list[DataElement]:
+    """The patient's and study's elements of a header, and their character set, verbatim."""
+    tags = CARRIED_TAGS & header.keys()
+    if not header.get(CHARACTER_SET):
+        tags -= {Tag(CHARACTER_SET)}
+    return [_verbatim(header, tag) for tag in sorted(tags)]
+
+
+def carry_over(target: Dataset, header: Dataset) -> None:
+    """Give `target` the patient and study modules of `header`, byte for byte, and the character set they are
+    written in (none where it is empty: an empty one is an error, PS3.3 C.12.1.1.2).
+
+    Args:
+        target: Loses what it has of them.
+        header: From `identity.source_headers`, the first.
+    """
+    for tag in CARRIED_TAGS & target.keys():
+        del target[tag]
+    for element in header.carried:  # type: ignore[attr-defined]
+        target[element.tag] = deepcopy(element)
+
+
+def _verbatim(dataset: Dataset, tag: BaseTag) -> DataElement:
+    """An element whose text is written as it was read: to decode and encode it changes what does not fit its character set.
+
+    What pydicom has decoded before (a data set in memory) is taken as it is.
+    """
+    element = dataset.get_item(tag)
+    if isinstance(element, RawDataElement) and tag != Tag(CHARACTER_SET):
+        known = element.VR not in (None, "UN") or not dictionary_has_tag(tag)
+        vr, value = str(element.VR) if known else dictionary_VR(tag), element.value or b""
+        if vr == "PN":  # without an encoding it keeps its bytes
+            name = PersonName(value, validation_mode=config.IGNORE)
+            return DataElement(tag, vr, name, already_converted=True)
+        if vr in IN_CHARACTER_SET:
+            return DataElement(tag, vr, value, already_converted=True)
+        if vr in IN_ASCII:
+            return DataElement(tag, vr, value.decode("latin-1"), already_converted=True)
+    element = dataset[tag]
+    if element.VR == "SQ":
+        return DataElement(tag, "SQ", [_verbatim_item(item) for item in element.value])
+    return deepcopy(element)
+
+
+def _verbatim_item(item: Dataset) -> Dataset:
+    own = Dataset()
+    for tag in item.keys():  # noqa: SIM118 - to walk the data set itself decodes it
+        own[tag] = _verbatim(item, tag)
+    return own

@@ -1,0 +1,180 @@
+"""Frames of other objects on the voxels of an image: nothing is interpolated, so a pixel must be a voxel.
+
+It is not enough that pixel centres fall on voxel centres: those of pixels twice as wide do too, and would fill every second
+voxel only. So the steps are compared, from pixel to pixel and from slice to slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicom_io.errors import LabelError
+from dicom_io.objects.places import TOLERANCE_VOXELS, Plane, check_patient_space, slice_key
+from dicom_io.volume import Affine, Volume
+
+STEP_TOLERANCE = 0.02
+"""How far a step may be from that of the voxels, in parts of it: sizes are rounded, and grids fitted to rounded positions."""
+
+NO_GAP_MM = 1.0
+"""What highdicom gives as the gap of a single slice, whatever its source says."""
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+class FrameGrid:
+    """Finds the voxels of an image on which the pixels of an object's frames lie.
+
+    One for each object: it notes where its frames lie, and `finish` compares their gaps with those of the image.
+
+    Attributes:
+        reference: The image.
+        slices: K by what names a slice (`places.slice_key`); empty where K does not count the instances.
+    """
+
+    def __init__(self, reference: Volume) -> None:
+        self.reference = reference
+        self.slices = named_slices(reference)
+        self._to_index: Affine = np.linalg.inv(reference.affine_lps).astype(np.float64)
+        self._depths: dict[int, set[float]] = {}
+        self._normals: dict[int, Floats] = {}
+        self._stated_mm: set[float] = set()
+
+    def voxels(self, what: str, plane: Plane, columns: NDArray, rows: NDArray, gap_mm: float | None = None) -> Integers:
+        """Shape (n, 3): the voxels (i, j, k) under pixels of a frame.
+
+        Args:
+            what: Names the frame in a message.
+            plane: Where it lies.
+            columns, rows: Shape (n,): its pixels.
+            gap_mm: SpacingBetweenSlices, where it says one.
+
+        Raises:
+            LabelError: The image has no patient space, or pixels are larger or smaller than voxels, turned against them,
+                between them or outside.
+        """
+        check_patient_space(self.reference)
+        self._note(self._axis_across(what, plane), plane, gap_mm)
+        index = plane.points_mm(columns, rows) @ self._to_index[:3, :3].T + self._to_index[:3, 3]
+        voxels = np.rint(index).astype(np.int64)
+        away = float(np.abs(index - voxels).max(initial=0.0))
+        if not away <= TOLERANCE_VOXELS:
+            raise LabelError(
+                f"{what} has pixels {away:.2f} voxels away from the image's grid; at most {TOLERANCE_VOXELS} is needed; "
+                "resample it to the image first"
+            )
+        if (voxels < 0).any() or (voxels >= self.reference.shape).any():
+            raise LabelError(
+                f"{what} has pixels outside the image, whose grid is {self.reference.shape}; pixels on voxels are needed; "
+                "use the file that was made for this image"
+            )
+        return voxels
+
+    def check_named(self, what: str, keys: Sequence[str], ks: NDArray) -> None:
+        """Pass if one of the slices that a frame names is the one where it lies, or it names none of the image.
+
+        Raises:
+            LabelError: It lies in another.
+        """
+        named = sorted({self.slices[key] for key in keys if key in self.slices})
+        wrong = ks[~np.isin(ks, named)] if named else ks[:0]
+        if len(wrong):
+            raise LabelError(
+                f"{what} names {told_slices(named)} of the image but lies in slice {int(wrong[0])}; name and position must "
+                "agree; the file was written with its slices out of order, or for another image"
+            )
+
+    def finish(self, what: str) -> None:
+        """Pass if the gaps of all frames noted, or the one that they state, are those of the image.
+
+        Frames may be missing where a slice is empty. So it is the stated gap (PS3.3 C.7.6.16.2.1; along the normal, or between
+        centres as some write it) that must fit, unless frames lie closer together or at no multiple of it: some writers copy
+        a wrong one from the image. Without one, three slices or more at multiples of a larger step are taken for slices of
+        that step.
+
+        Args:
+            what: Names the object in a message.
+
+        Raises:
+            LabelError: They are not.
+        """
+        for axis, depths in self._depths.items():
+            gap_mm = self.reference.spacing_mm[axis]
+            theirs_mm = self._other_gap(axis, np.sort(np.array(list(depths), dtype=np.float64)))
+            if theirs_mm is not None:
+                raise LabelError(
+                    f"the slices of {what} are {theirs_mm:.2f} mm apart, those of the image {gap_mm:.2f} mm; one gap is "
+                    "needed because nothing is interpolated; resample it to the image first, or read it on the image that it "
+                    "was made on"
+                )
+
+    def _other_gap(self, axis: int, depths: Floats) -> float | None:
+        """The gap of frames at some indices along an axis where it is not the image's; else None."""
+        gap_mm, gaps = self.reference.spacing_mm[axis], np.diff(depths)
+        along_normal_mm = abs(float(self.reference.affine_lps[:3, axis] @ self._normals[axis]))
+        if self.reference.shape[axis] == 1 or not len(depths):
+            return None
+        if len(gaps) and gaps.min() < 1:
+            return float(gaps.min()) * gap_mm
+        least = float(gaps.min(initial=np.inf))
+        stated = [one for one in self._stated_mm if self._is_possible(one, [least * gap_mm, least * along_normal_mm])]
+        if stated:
+            other = [one for one in stated if not _fits(one, gap_mm) and not _fits(one, along_normal_mm)]
+            return max(other, default=None)
+        steps = int(np.gcd.reduce(np.rint(gaps).astype(np.int64))) if len(gaps) > 1 else 1
+        return steps * gap_mm if steps > 1 and not self.reference.provenance.resampled else None
+
+    def _is_possible(self, stated_mm: float, least_mm: Sequence[float]) -> bool:
+        """Whether frames that lie so far apart (infinitely where there is one place) may have a stated gap."""
+        if np.isinf(least_mm).all():
+            return stated_mm != NO_GAP_MM
+        return any(one > stated_mm / 2 and _fits(stated_mm * round(one / stated_mm), one) for one in least_mm)
+
+    def _axis_across(self, what: str, plane: Plane) -> int:
+        """The axis of the image that stands on a plane. Raises LabelError if its pixels are no voxels."""
+        steps = [self._to_index[:3, :3] @ step for step in (plane.column_step_mm, plane.row_step_mm)]
+        axes = [int(np.argmax(np.abs(step))) for step in steps]
+        for step, axis in zip(steps, axes, strict=True):
+            unit = np.zeros(3)
+            unit[axis] = np.sign(step[axis])
+            if not np.abs(step - unit).max() <= STEP_TOLERANCE or axes[0] == axes[1]:
+                theirs = _sizes(float(np.linalg.norm(step)) for step in (plane.column_step_mm, plane.row_step_mm))
+                ours = _sizes(self.reference.spacing_mm[axis] for axis in axes)
+                raise LabelError(
+                    f"{what} has pixels of {theirs} mm, the voxels of the image are {ours} mm along them; the same size and "
+                    "direction are needed because nothing is interpolated; resample it to the image first"
+                )
+        return 3 - sum(axes)
+
+    def _note(self, axis: int, plane: Plane, gap_mm: float | None) -> None:
+        normal = np.cross(plane.column_step_mm, plane.row_step_mm)
+        self._normals[axis] = normal / np.linalg.norm(normal)
+        depth = float((self._to_index[:3, :3] @ plane.origin_mm + self._to_index[:3, 3])[axis])
+        if 0 <= depth + TOLERANCE_VOXELS < self.reference.shape[axis]:
+            whole = abs(depth - round(depth)) <= TOLERANCE_VOXELS
+            self._depths.setdefault(axis, set()).add(round(depth) if whole else round(depth, 1))
+        if gap_mm is not None:
+            self._stated_mm.add(gap_mm)
+
+
+def named_slices(reference: Volume) -> dict[str, int]:
+    """K by what names a slice; empty for a resampled image, whose K axis does not count its instances."""
+    if reference.provenance.resampled:
+        return {}
+    return {slice_key(reference, k): k for k in range(len(reference.provenance.sop_instance_uids))}
+
+
+def told_slices(ks: Sequence[int]) -> str:
+    """Slices as a message has them: "slice 3", "slices 1, 2"; at most three."""
+    return f"slice{'s' * (len(ks) > 1)} {', '.join(map(str, ks[:3]))}{' ...' * (len(ks) > 3)}"
+
+
+def _fits(one_mm: float, other_mm: float) -> bool:
+    return abs(one_mm - other_mm) <= STEP_TOLERANCE * other_mm
+
+
+def _sizes(sizes_mm: Iterable[float]) -> str:
+    return " x ".join(f"{size:.2f}" for size in sizes_mm)

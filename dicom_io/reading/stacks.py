@@ -1,0 +1,209 @@
+"""Slices dealt out to stacks that hold each position exactly once, by what their headers say.
+
+What the slices show (echo time, b-value, magnitude or phase, ...) parts them first and is the same within each stack;
+what is left at a position is parted by a time or a count of which each value fills a stack. Where no value does, the
+slices at a position are counted in order of time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from dicom_io.errors import SeriesGeometryError
+from dicom_io.reading.geometry import Plane, angle_degrees, even_grid, same_positions
+from dicom_io.reading.marks import CLOCKS, COUNTS, SETTINGS, TIMES, Mark
+
+_PARALLEL_DEGREES = 0.5
+_Members = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Slices that fill every position once.
+
+    Attributes:
+        members: Indices of frames.
+        values: What tells it from the others, as (keyword, value).
+        place: Its place among them, by its values.
+        ranked_by: The time by whose order its slices were counted, where no value of it is shared by a stack; else "".
+    """
+
+    members: _Members
+    values: tuple[tuple[str, str], ...] = ()
+    place: tuple[int, ...] = ()
+    ranked_by: str = ""
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The positions of a set of frames: `of[index]` counts from 0 along the normal, `count` of them."""
+
+    of: dict[int, int]
+    count: int
+
+    def times_used(self, members: Sequence[int]) -> int:
+        """How often these frames use each position; 0 where that differs or one is left out."""
+        used = np.bincount([self.of[index] for index in members], minlength=self.count)
+        return int(used[0]) if (used == used[0]).all() else 0
+
+
+def stacks_of(planes: Sequence[Plane], marks: Sequence[Mark]) -> list[Stack]:
+    """How the frames are dealt out to stacks that use each position once, in order; none if nothing tells them apart.
+
+    One stack holds them all where no position is used twice. Where an enhanced object places several stacks (StackID,
+    PS3.3 C.7.6.16.2.2) that are no even volume together, each is dealt out by itself.
+    """
+    everything, ids = tuple(range(len(planes))), next((mark for mark in marks if mark.keyword == "StackID"), None)
+    parallel = are_parallel(planes)
+    together = _dealt(everything, planes, marks) if parallel else []
+    if ids is None:
+        return together if parallel else [Stack(everything)]  # the geometry gate refuses what is mixed
+    if together and all(_is_even([planes[index] for index in stack.members]) for stack in together):
+        return together
+    groups = _parted(everything, [ids])
+    if parallel and max(map(len, groups)) == 1:
+        return together
+    return _dealt_by_stack(groups, ids, planes, marks) or together
+
+
+def _dealt_by_stack(
+    groups: Sequence[_Members], ids: Mark, planes: Sequence[Plane], marks: Sequence[Mark]
+) -> list[Stack]:
+    """The stacks of each StackID, dealt out by the other attributes; none where one cannot be."""
+    found: list[Stack] = []
+    for number, group in enumerate(groups):
+        parallel = are_parallel([planes[index] for index in group])
+        dealt = _dealt(group, planes, [mark for mark in marks if mark is not ids]) if parallel else []
+        if not dealt:
+            return []
+        named = ("StackID", ids.told(group))
+        found += [Stack(one.members, (named, *one.values), (number, *one.place), one.ranked_by) for one in dealt]
+    return found
+
+
+def _dealt(members: Sequence[int], planes: Sequence[Plane], marks: Sequence[Mark]) -> list[Stack]:
+    """Parallel frames dealt out by what they show, then by time or count; none where they cannot be, or where a count, which
+    means nothing by itself, and the order of times contradict each other.
+    """
+    places = _places(members, planes)
+    if places.times_used(members) == 1:
+        return [Stack(tuple(members))]
+    telling = [mark for mark in marks if _tells_apart(mark, members, places)]
+    settings = _needed([mark for mark in telling if mark.keyword in SETTINGS], members)
+    groups = _parted(members, settings)
+    if not all(map(places.times_used, groups)):
+        return []
+    counts = [mark for mark in telling if mark.keyword not in SETTINGS]
+    ranked = [found for mark in counts if (found := _ranked(groups, mark, settings, places))]
+    most = places.times_used(members)
+    shared = [mark for mark in counts if len({mark.labels[index] for index in members}) <= most]
+    for keys in ((), *((mark,) for mark in shared), *combinations(shared, 2)):
+        found = _by_value(groups, keys, settings, places)
+        if found:
+            meaningless = bool(keys) and all(mark.keyword in COUNTS for mark in keys)
+            return [] if meaningless and not _agree([found, *ranked]) else found
+    return ranked[0] if ranked and _agree(ranked) else []
+
+
+def _by_value(
+    groups: Sequence[_Members], keys: Sequence[Mark], settings: Sequence[Mark], places: _Places
+) -> list[Stack]:
+    """Stacks of one value of each key; none where a value does not fill each position once."""
+    found = []
+    for group in groups:
+        parts = [group] if places.times_used(group) == 1 else _parted(group, keys)
+        if any(places.times_used(part) != 1 for part in parts):
+            return []
+        telling = [*(keys if len(parts) > 1 else ()), *settings]
+        for part in parts:
+            place = tuple(min(mark.labels[index] for index in part) for mark in (*keys, *settings))
+            found.append(Stack(part, tuple((mark.keyword, mark.told(part)) for mark in telling), place))
+    return sorted(found, key=lambda stack: stack.place)
+
+
+def _ranked(groups: Sequence[_Members], time: Mark, settings: Sequence[Mark], places: _Places) -> list[Stack]:
+    """The n-th slices in time at each position, for each n; none where they have no order or the stacks overlap."""
+    found = []
+    if time.keyword not in TIMES or not all(time.numbers[index] for group in groups for index in group):
+        return []
+    for group in groups:
+        table = _in_order(group, time, places)  # shape (positions, slices at each)
+        if not _are_apart(np.array([[time.numbers[index][0] for index in row] for row in table]), time.keyword):
+            return []
+        for number, part in enumerate(zip(*table, strict=True)):
+            values = [*([time] if len(table[0]) > 1 else []), *settings]
+            place = (number, *(mark.labels[part[0]] for mark in settings))
+            how = time.keyword if len(table[0]) > 1 else ""
+            found.append(Stack(part, tuple((mark.keyword, mark.told(part)) for mark in values), place, how))
+    return sorted(found, key=lambda stack: stack.place)
+
+
+def _in_order(group: _Members, time: Mark, places: _Places) -> list[list[int]]:
+    """The frames at each position in order of time."""
+    rows: list[list[int]] = [[] for _ in range(places.count)]
+    for index in group:
+        rows[places.of[index]].append(index)
+    return [sorted(row, key=lambda index: time.numbers[index]) for row in rows]
+
+
+def _are_apart(times: np.ndarray, keyword: str) -> bool:
+    """Whether the latest slice of each stack is earlier than the first of the next, by shape (positions, stacks).
+
+    A clock may also count from the first slice at each position: it runs on where one position is imaged after another.
+    """
+    from_first = [times - times[:, :1]] if keyword in CLOCKS else []
+    return any(bool((one[:, :-1].max(axis=0) < one[:, 1:].min(axis=0)).all()) for one in (times, *from_first))
+
+
+def _places(members: Sequence[int], planes: Sequence[Plane]) -> _Places:
+    shared = same_positions([planes[index] for index in members])
+    of = {members[at]: number for number, group in enumerate(shared) for at in group}
+    alone = [index for index in members if index not in of]
+    of |= {index: len(shared) + number for number, index in enumerate(alone)}
+    return _Places(of, len(shared) + len(alone))
+
+
+def _tells_apart(mark: Mark, members: Sequence[int], places: _Places) -> bool:
+    """Whether an attribute differs at one position at least."""
+    return len({(places.of[index], mark.labels[index]) for index in members}) > places.count
+
+
+def _needed(settings: Sequence[Mark], members: Sequence[int]) -> list[Mark]:
+    """Without those that say again what the others say."""
+    kept = list(settings)
+    for mark in reversed(settings):
+        others = [other for other in kept if other is not mark]
+        if len(_parted(members, others)) == len(_parted(members, kept)):
+            kept = others
+    return kept
+
+
+def _parted(members: Iterable[int], keys: Sequence[Mark]) -> list[_Members]:
+    """Groups of equal values of all keys, in their order."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index in members:
+        groups.setdefault(tuple(mark.labels[index] for mark in keys), []).append(index)
+    return [tuple(groups[labels]) for labels in sorted(groups)]
+
+
+def _agree(dealings: Sequence[Sequence[Stack]]) -> bool:
+    """Whether all deal out the same stacks, in whichever order."""
+    return len({frozenset(frozenset(stack.members) for stack in stacks) for stacks in dealings}) <= 1
+
+
+def are_parallel(planes: Sequence[Plane]) -> bool:
+    """Whether all planes have one normal, so that their positions along it can be compared."""
+    normals = [np.cross(cosines[:3], cosines[3:]) for cosines in {plane.orientation: None for plane in planes}]
+    return all(angle_degrees(normals[0], normal) <= _PARALLEL_DEGREES for normal in normals)
+
+
+def _is_even(planes: Sequence[Plane]) -> bool:
+    try:
+        even_grid(planes)
+    except SeriesGeometryError:
+        return False
+    return True

@@ -1,0 +1,340 @@
+"""Anybody's label objects: laid on the voxels of an image, or refused where their pixels are none.
+
+Grids are known in closed form: those of two series share their first voxel and their directions, and one has steps that are
+twice as long. So the pixel centres of the one fall on voxel centres of the other, and only their steps tell them apart.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+from phantoms import lopsided_array, oblique_affine, write_enhanced_mr, write_mr_series
+from pydicom.dataset import Dataset
+from result_phantoms import RESULT
+
+from dicom_io.errors import LabelError
+from dicom_io.parametric import NO_UNIT, PROBABILITY, read_parametric_map, write_parametric_map
+from dicom_io.read import read_series
+from dicom_io.rtstruct import read_rtstruct, write_rtstruct
+from dicom_io.seg import read_seg, read_segments, write_seg
+from dicom_io.volume import Volume
+
+SHAPE = (12, 10, 8)
+SPACE = {"FrameOfReferenceUID": "1.2.3.5"}
+
+
+def series(folder: Path, steps: tuple[int, int, int] = (1, 1, 1), **header: object) -> Volume:
+    """Voxels of 1.25 x 0.75 x 2.5 mm times `steps`, from one first voxel on, as many as fit into one box."""
+    shape = tuple(size // step for size, step in zip(SHAPE, steps, strict=True))
+    affine_lps = oblique_affine() @ np.diag([*steps, 1.0])
+    write_mr_series(folder, lopsided_array(shape), affine_lps, header=SPACE | header)
+    return read_series(folder)
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory) -> Volume:
+    return series(tmp_path_factory.mktemp("image"))
+
+
+def block(on: Volume, slices: slice | list[int] = slice(None)) -> Volume:
+    """Label 1 in 3 x 4 voxels of some slices."""
+    labels = np.zeros(on.shape, dtype=np.uint8)
+    labels[1:4, 1:5, slices] = 1
+    return on.with_array(labels)
+
+
+def write(kind: str, labels: Volume, path: Path) -> Path:
+    """The labels as a SEG of an encoding, or as a map of floats."""
+    if kind == "map":
+        values = labels.with_array(labels.array.astype(np.float32))
+        return write_parametric_map(
+            values, labels, path, RESULT, quantity=PROBABILITY, unit=NO_UNIT, label="P(Front part)"
+        )
+    return write_seg(labels, labels, path, RESULT, encoding="binary" if kind == "channels" else kind)
+
+
+READERS: dict[str, Callable[[Path, Volume], Volume]] = {
+    "binary": read_seg,
+    "labelmap": read_seg,
+    "channels": read_segments,
+    "map": read_parametric_map,
+}
+
+
+def edited(path: Path, edit: Callable[[Dataset], None]) -> Path:
+    dataset = pydicom.dcmread(path)
+    edit(dataset)
+    dataset.save_as(path)
+    return path
+
+
+def measures_of(dataset: Dataset) -> Dataset:
+    return dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+
+
+# --- larger and smaller pixels
+
+
+@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize(
+    ("steps", "says"),
+    [
+        ((2, 1, 1), r"pixels of 2\.50 x 0\.75 mm, the voxels of the image are 1\.25 x 0\.75 mm"),
+        ((2, 2, 1), r"pixels of 2\.50 x 1\.50 mm, the voxels of the image are 1\.25 x 0\.75 mm"),
+        ((1, 1, 2), r"5\.00 mm apart, those of the image 2\.50 mm"),
+    ],
+    ids=["wide", "wide and high", "far apart"],
+)
+def test_what_lies_on_larger_voxels_is_refused_with_both_sizes(image, tmp_path, kind, steps, says):
+    path = write(kind, block(series(tmp_path / "other", steps)), tmp_path / "o.dcm")
+    with pytest.raises(LabelError, match=says):
+        READERS[kind](path, image)
+
+
+@pytest.mark.parametrize("kind", ["binary", "labelmap", "channels"])
+@pytest.mark.parametrize(
+    ("steps", "says"),
+    [
+        ((2, 2, 1), r"pixels of 1\.25 x 0\.75 mm, the voxels of the image are 2\.50 x 1\.50 mm"),
+        ((1, 1, 2), r"2\.50 mm apart, those of the image 5\.00 mm"),
+    ],
+    ids=["wide and high", "far apart"],
+)
+def test_what_lies_on_smaller_voxels_is_refused_also_where_only_every_second_is_set(image, tmp_path, kind, steps, says):
+    labels = np.zeros(SHAPE, dtype=np.uint8)
+    labels[:: steps[0], :: steps[1], :: steps[2]] = 1
+    path = write(kind, image.with_array(labels), tmp_path / "o.dcm")
+    with pytest.raises(LabelError, match=says):
+        READERS[kind](path, series(tmp_path / "other", steps))
+
+
+def test_pixels_of_the_right_size_that_are_turned_by_an_eighth_are_refused(image, tmp_path):
+    """Of a grid turned by 45 degrees about the first voxel that voxel's centre alone falls on a centre: it is labelled."""
+    about_k = np.eye(4)
+    about_k[:2, :2] = np.array([[1, -1], [1, 1]]) / np.sqrt(2)
+    square = Volume(image.array, oblique_affine((1.0, 1.0, 2.5)), image.provenance)
+    write_mr_series(tmp_path / "s", lopsided_array(SHAPE), square.affine_lps @ about_k, header=SPACE)
+    source = read_series(tmp_path / "s")
+    labels = np.zeros(SHAPE, dtype=np.uint8)
+    labels[0, 0] = 1
+    path = write("binary", source.with_array(labels), tmp_path / "o.dcm")
+    with pytest.raises(LabelError, match=r"pixels of 1\.00 x 1\.00 mm.*same size and direction"):
+        read_seg(path, Volume(image.array, square.affine_lps))
+
+
+# --- slices that are not there
+
+
+@pytest.mark.parametrize("kind", ["binary", "channels"])
+@pytest.mark.parametrize("slices", [[1, 3, 5], [0, 2, 4, 6], [6], [1, 2, 6]], ids=str)
+def test_slices_without_a_label_may_lack_their_frames(image, tmp_path, kind, slices):
+    labels = block(image, slices)
+    path = write(kind, labels, tmp_path / "o.dcm")
+    assert pydicom.dcmread(path).NumberOfFrames == len(slices)
+    found = READERS[kind](path, image).array
+    np.testing.assert_array_equal(found[..., 0] if kind == "channels" else found, labels.array)
+
+
+def test_a_map_may_lack_frames_and_a_thickness_may_differ_from_the_gap(image, tmp_path):
+    def thin(dataset: Dataset) -> None:
+        kept = [1, 3, 5]
+        frames = dataset.PerFrameFunctionalGroupsSequence
+        pixels = np.frombuffer(dataset.FloatPixelData, "<f4").reshape(8, -1)
+        dataset.PerFrameFunctionalGroupsSequence = [frames[k] for k in kept]
+        dataset.FloatPixelData, dataset.NumberOfFrames = pixels[kept].tobytes(), len(kept)
+        measures_of(dataset).SliceThickness = 5
+
+    found = read_parametric_map(edited(write("map", block(image), tmp_path / "m.dcm"), thin), image).array
+    assert [k for k in range(8) if not np.isnan(found[:, :, k]).any()] == [1, 3, 5]
+    np.testing.assert_array_equal(found[:, :, 3], block(image).array[:, :, 3])
+
+
+def silent(dataset: Dataset) -> None:
+    del measures_of(dataset).SpacingBetweenSlices
+
+
+@pytest.mark.parametrize("kind", ["binary", "labelmap", "map"])
+def test_where_no_gap_is_stated_three_slices_at_even_steps_show_it(image, tmp_path, kind):
+    path = edited(write(kind, block(series(tmp_path / "other", (1, 1, 2))), tmp_path / "o.dcm"), silent)
+    with pytest.raises(LabelError, match=r"5\.00 mm apart, those of the image 2\.50 mm"):
+        READERS[kind](path, image)
+
+
+@pytest.mark.parametrize("slices", [[1, 4], [0, 2, 3], [5]], ids=str)
+def test_where_no_gap_is_stated_neighbours_or_two_slices_are_no_other_grid(image, tmp_path, slices):
+    labels = block(image, slices)
+    path = edited(write("binary", labels, tmp_path / "o.dcm"), silent)
+    np.testing.assert_array_equal(read_seg(path, image).array, labels.array)
+
+
+def test_a_stated_gap_that_the_positions_disprove_is_passed_over(image, tmp_path):
+    """highdicom copies the one of the source, which some scanners write wrong; frames of neighbouring slices say better."""
+    for wrong_mm in (5.0, 3.3):
+        path = write("binary", block(image, [2, 3, 4]), tmp_path / "o.dcm")
+        edited(path, lambda dataset, gap=wrong_mm: setattr(measures_of(dataset), "SpacingBetweenSlices", gap))
+        np.testing.assert_array_equal(read_seg(path, image).array, block(image, [2, 3, 4]).array)
+
+
+def test_a_single_slice_by_highdicom_whose_gap_is_its_one_millimetre_is_read(image, tmp_path):
+    slices = [pydicom.dcmread(file) for file in image.provenance.files]
+    ours = next(one for one in slices if one.SOPInstanceUID == image.provenance.sop_instance_uids[5])
+    kind = hd.seg.SegmentDescription(
+        1, "p", RESULT.segments[0].category, RESULT.segments[0].type, hd.seg.SegmentAlgorithmTypeValues.MANUAL
+    )
+    mask = block(image).array[:, :, 5].T.astype(bool)
+    hd.seg.Segmentation(
+        [ours], mask[None], hd.seg.SegmentationTypeValues.BINARY, [kind], hd.UID(), 1, hd.UID(), 1, "m", "n", "1", "2",
+    ).save_as(tmp_path / "s.dcm")  # fmt: skip
+    assert measures_of(pydicom.dcmread(tmp_path / "s.dcm")).SpacingBetweenSlices == 1.0
+    np.testing.assert_array_equal(read_seg(tmp_path / "s.dcm", image).array, block(image, [5]).array)
+
+
+def test_a_single_slice_of_a_coarser_series_is_refused_by_the_gap_that_it_states(image, tmp_path):
+    path = write("binary", block(series(tmp_path / "other", (1, 1, 2)), [2]), tmp_path / "o.dcm")
+    with pytest.raises(LabelError, match=r"5\.00 mm apart, those of the image 2\.50 mm"):
+        read_seg(path, image)
+
+
+# --- segments that nothing describes
+
+
+@pytest.mark.parametrize("reader", [read_seg, read_segments])
+@pytest.mark.parametrize("number", [257, 300, 3])
+def test_a_label_map_with_segments_that_are_not_described_is_refused(image, tmp_path, reader, number):
+    """257 is 1 in the lowest 8 bits, as which labels are kept."""
+
+    def renumber(dataset: Dataset) -> None:
+        pixels = np.where(dataset.pixel_array == 1, number, 0).astype("<u2")
+        dataset.BitsAllocated = dataset.BitsStored = 16
+        dataset.HighBit, dataset.PixelData = 15, pixels.tobytes()
+        dataset["PixelData"].VR = "OW"
+
+    path = edited(write("labelmap", block(image), tmp_path / "o.dcm"), renumber)
+    with pytest.raises(LabelError, match=rf"hold segment {number}, described are \[1, 2\]"):
+        reader(path, image)
+
+
+@pytest.mark.parametrize("reader", [read_seg, read_segments])
+@pytest.mark.parametrize(
+    ("number", "says"), [(7, r"segment 7, described are \[1, 2\]"), (0, "number from 1 is needed")]
+)
+def test_frames_of_segments_that_are_not_described_are_refused(image, tmp_path, reader, number, says):
+    def renumber(dataset: Dataset) -> None:
+        item = dataset.PerFrameFunctionalGroupsSequence[0].SegmentIdentificationSequence[0]
+        item.ReferencedSegmentNumber = number
+
+    path = edited(write("binary", block(image), tmp_path / "o.dcm"), renumber)
+    with pytest.raises(LabelError, match=says):
+        reader(path, image)
+
+
+# --- several source images for one frame or contour
+
+
+def references(dataset: Dataset) -> list[Dataset]:
+    """The items below which frames or contours name their images."""
+    if "ROIContourSequence" in dataset:
+        return [contour for roi in dataset.ROIContourSequence for contour in roi.get("ContourSequence") or []]
+    return [group.DerivationImageSequence[0] for group in dataset.PerFrameFunctionalGroupsSequence]
+
+
+def images_keyword(dataset: Dataset) -> str:
+    return "ContourImageSequence" if "ROIContourSequence" in dataset else "SourceImageSequence"
+
+
+def write_any(kind: str, labels: Volume, path: Path) -> Path:
+    return write_rtstruct(labels, labels, path, RESULT) if kind == "contours" else write(kind, labels, path)
+
+
+ALL_READERS = READERS | {"contours": read_rtstruct}
+
+
+def check_same(kind: str, found: Volume, labels: Volume) -> None:
+    np.testing.assert_array_equal(found.array[..., 0] if kind == "channels" else found.array, labels.array)
+
+
+@pytest.mark.parametrize("kind", ALL_READERS)
+def test_one_of_several_named_images_must_be_the_slice_where_it_lies(image, tmp_path, kind):
+    uids = list(image.provenance.sop_instance_uids)
+
+    def name(dataset: Dataset, shifts: tuple[int, ...]) -> None:
+        for holder in references(dataset):
+            (own,) = holder[images_keyword(dataset)].value
+            items = []
+            for shift in shifts:
+                item = copy.deepcopy(own)
+                item.ReferencedSOPInstanceUID = uids[(uids.index(own.ReferencedSOPInstanceUID) + shift) % len(uids)]
+                items.append(item)
+            setattr(holder, images_keyword(dataset), items)
+
+    path = edited(write_any(kind, block(image), tmp_path / "o.dcm"), lambda dataset: name(dataset, (1, -1, 0)))
+    check_same(kind, ALL_READERS[kind](path, image), block(image))
+    edited(write_any(kind, block(image), path), lambda dataset: name(dataset, (1, -1)))
+    with pytest.raises(LabelError, match=r"names slices \d, \d of the image but lies in slice \d"):
+        ALL_READERS[kind](path, image)
+
+
+@pytest.mark.parametrize("kind", ALL_READERS)
+def test_several_frames_of_one_image_may_be_named(tmp_path, kind):
+    """ReferencedFrameNumber has 1 to n values (PS3.3 table 10-3)."""
+    source = read_series(write_enhanced_mr(tmp_path / "e.dcm", lopsided_array(SHAPE), oblique_affine()))
+
+    def name(dataset: Dataset, shifts: tuple[int, ...]) -> None:
+        for holder in references(dataset):
+            (own,) = holder[images_keyword(dataset)].value
+            own.ReferencedFrameNumber = [(own.ReferencedFrameNumber - 1 + shift) % SHAPE[2] + 1 for shift in shifts]
+
+    path = edited(write_any(kind, block(source), tmp_path / "o.dcm"), lambda dataset: name(dataset, (1, 0)))
+    check_same(kind, ALL_READERS[kind](path, source), block(source))
+    edited(write_any(kind, block(source), path), lambda dataset: name(dataset, (1, 2)))
+    with pytest.raises(LabelError, match=r"names slices \d, \d of the image but lies in slice \d"):
+        ALL_READERS[kind](path, source)
+
+
+@pytest.mark.parametrize("kind", ALL_READERS)
+def test_a_series_whose_gap_was_filled_gets_its_labels_back_but_for_the_slice_that_is_not_there(tmp_path, kind):
+    """Its K axis does not count instances, so that names cannot be compared with K."""
+    write_mr_series(tmp_path / "mr", lopsided_array(SHAPE), oblique_affine(), drop=[3])
+    source = read_series(tmp_path / "mr", resample_gaps=True)
+    assert source.shape == SHAPE
+    found = ALL_READERS[kind](write_any(kind, block(source), tmp_path / "o.dcm"), source)
+    there = [k for k in range(8) if k != 3]
+    check_same(kind, Volume(found.array[:, :, there], np.eye(4)), Volume(block(source).array[:, :, there], np.eye(4)))
+    assert not np.nan_to_num(found.array[:, :, 3]).any()
+
+
+# --- other axes, other frames of reference
+
+
+def test_a_grid_with_other_axes_takes_labels_in_place(image, tmp_path):
+    """Axes swapped and turned round: the slices of the file lie across the first axis of the grid."""
+    turn = np.array(
+        [[0, 0, 1, 0], [-1, 0, 0, SHAPE[0] - 1], [0, 1, 0, 0], [0, 0, 0, 1.0]]
+    )  # (i, j, k) to (k, 11 - i, j)
+    labels, other = block(image, [1, 2, 5]), Volume(np.zeros((8, 12, 10)), image.affine_lps @ np.linalg.inv(turn))
+    wanted = labels.array.transpose(2, 0, 1)[:, ::-1]
+    for kind in ("binary", "labelmap"):
+        path = write(kind, labels, tmp_path / f"{kind}.dcm")
+        np.testing.assert_array_equal(read_seg(path, other).array, wanted)
+
+
+def test_messages_name_no_identifier_that_is_none(image, tmp_path):
+    """What stands where a UID should may be anything, a name too."""
+    strange = replace(image, provenance=replace(image.provenance, frame_of_reference_uid="1.2.3.6"))
+    path = write_rtstruct(block(image), image, tmp_path / "r.dcm", RESULT)
+
+    def rename(dataset: Dataset) -> None:
+        for roi in dataset.StructureSetROISequence:
+            roi.ReferencedFrameOfReferenceUID = "Doe/Jane"
+
+    with pytest.raises(LabelError) as refusal:
+        read_rtstruct(edited(path, rename), strange)
+    assert "Doe" not in str(refusal.value)
+    assert "(no UID)" in str(refusal.value)
