@@ -6,7 +6,12 @@ all tests. Random places come from seeds: a complaint names the case that shows 
 
 from __future__ import annotations
 
+import json
+import os
+import random
+import socket
 import struct
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -19,9 +24,13 @@ from hostile_judge import Answer, Judge
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEGBaseline8Bit
 
+from dicom_io.errors import DicomIoError, UnreadableFileError
+from dicom_io.read import read_series
 from dicom_io.reading.bounded import MAX_INFLATED_BYTES
+from dicom_io.reading.instances import read_instance
 
-LABEL_READERS = ("read_seg", "read_rtstruct", "read_parametric_map", "read_pdf")
+SEGMENTS_JSON = Path(__file__).parents[2] / "bundles/hippocampus_mri_unet3d/configs/segments.json"
+
 IMAGES = (
     "explicit", "implicit", "big endian", "deflated", "enhanced", "modality table", "mosaic", "colour", "palette",
     "enhanced in JPEG 2000", *(syntax.keyword for syntax in hostile.CODECS),
@@ -486,3 +495,61 @@ def test_a_mosaic_with_an_image_header_of_noise_is_refused(judge: Judge, tmp_pat
 def test_a_mosaic_of_impossible_tiles_is_refused(judge: Judge, tmp_path: Path, count: str, normal: str) -> None:
     csa = hostile.csa_header({"NumberOfImagesInMosaic": [count], "SliceNormalVector": normal.split()})
     refused(judge("read_series", hostile.mosaic(tmp_path, csa)))
+
+
+# --- names, and files that are none
+
+
+OUTSIDE = (
+    ["..", "secret.dcm"], ["../secret.dcm"], ["/etc/passwd"], ["A", "..", "..", "secret.dcm"], ["A\\\\..\\\\secret.dcm"],
+    [".", "secret.dcm"], ["A" * 256], ["A\nB"], ["A"] * 9, [""], ["C:/secret.dcm"],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("parts", OUTSIDE, ids=str)
+def test_an_index_leads_to_no_file_outside_of_its_folder(tmp_path: Path, parts: list[str]) -> None:
+    hostile.image(tmp_path).rename(tmp_path / "secret.dcm")
+    (tmp_path / "medium").mkdir()
+    index = hostile.dicomdir(tmp_path / "medium", [parts])
+    with pytest.raises(DicomIoError) as refusal:
+        read_series(index)
+    assert str(refusal.value).isprintable()
+
+
+def test_a_pipe_a_socket_and_a_device_are_passed_by_at_once(tmp_path: Path) -> None:
+    hostile.image(tmp_path / "s")
+    os.mkfifo(tmp_path / "s" / "pipe.dcm")
+    (tmp_path / "s" / "zero.dcm").symlink_to("/dev/zero")
+    (tmp_path / "s" / "round").symlink_to(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "s" / "socket.dcm"))
+        start = time.monotonic()
+        assert read_series(tmp_path / "s").shape == (16, 12, 1)
+        assert time.monotonic() - start < 5
+    for name in ("pipe.dcm", "zero.dcm", "socket.dcm"):
+        assert read_instance(tmp_path / "s" / name) is None
+
+
+def test_names_that_no_terminal_shows_are_told_in_one_line(tmp_path: Path) -> None:
+    path = hostile.image(tmp_path / "s")
+    strange = path.with_name("a\n\x1b[31mb\udcff.dcm")
+    strange.write_bytes(path.read_bytes()[:500])
+    path.unlink()
+    with pytest.raises(UnreadableFileError) as refusal:
+        read_series(tmp_path / "s")
+    assert str(refusal.value).isprintable()
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_segments_file_of_other_values_is_read_or_refused(judge: Judge, folder: Path, seed: int) -> None:
+    rng, document = random.Random(seed), json.loads(SEGMENTS_JSON.read_text())
+    for _ in range(rng.choice((1, 1, 3))):
+        holder, keys = document, [rng.choice(list(document))]
+        while isinstance(holder[keys[-1]], dict | list) and holder[keys[-1]] and rng.random() < 0.85:
+            holder = holder[keys[-1]]
+            keys.append(rng.choice(list(holder)) if isinstance(holder, dict) else rng.randrange(len(holder)))
+        holder[keys[-1]] = rng.choice(
+            [None, 1e999, -1, 2**70, "", "x" * 5000, "\0", [], {}, [[]] * 50, True, "Größe", "..\\.."]
+        )
+    path = written(folder / "segments.json", json.dumps(document).encode())
+    assert judge("load_segments", path).complaints == []
