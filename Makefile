@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA ?= ../shared/data
 
-.PHONY: demo test test-slow interop check format bundles dist clean
+.PHONY: demo test test-slow interop lint check format bundles dist clean
 
 $(VENV)/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -29,12 +29,13 @@ interop: $(VENV)/ready
 	tests/interop/install.sh
 	$(BIN)/pytest -m interop tests/interop
 
-check: $(VENV)/ready
+lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -m "not slow and not interop"
+
+check: lint test
 
 format: $(VENV)/ready
 	$(BIN)/ruff check --fix .
