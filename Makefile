@@ -1,5 +1,5 @@
 # make demo   trains, calibrates, evaluates and applies a U-Net on the example cases, and validates its DICOM results
-# make test   the tests
+# make test   the tests; make check: style, types and import contracts
 # Both start from nothing but Python 3.11 and a package index; a second run reuses .venv.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA ?= ../shared/data
 
-.PHONY: demo test test-slow interop lint check format bundles dist clean
+.PHONY: demo test test-slow interop check format bundles dist clean
 
 $(VENV)/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -29,13 +29,11 @@ interop: $(VENV)/ready
 	tests/interop/install.sh
 	$(BIN)/pytest -m interop tests/interop
 
-lint: $(VENV)/ready
+check: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-
-check: lint test
 
 format: $(VENV)/ready
 	$(BIN)/ruff check --fix .
