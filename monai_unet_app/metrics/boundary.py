@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import edt
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -31,7 +32,14 @@ _SLACK = 1e-6
 
 def border(mask: Mask) -> Mask:
     """Voxels of a mask with a face neighbour outside it; beyond the image counts as outside. Same shape."""
-    return mask & ~ndimage.binary_erosion(mask, border_value=0)
+    inner = mask.copy()
+    for axis in range(mask.ndim):
+        ahead, behind = _shifted(axis, 1), _shifted(axis, -1)
+        inner[behind] &= mask[ahead]
+        inner[ahead] &= mask[behind]
+        for end in (0, -1):
+            inner[(slice(None),) * axis + (end,)] = False
+    return mask & ~inner
 
 
 def boundary_iou(
@@ -65,21 +73,78 @@ def boundary_iou(
 
     Source: Cheng et al., Boundary IoU, CVPR 2021, arXiv:2103.16562.
     """
-    check_masks(truth, predicted)
-    _check_lengths(truth.ndim, spacing_mm, width_mm)
-    truth, predicted = _cropped(truth, predicted)
     if mode == "coco":
+        check_masks(truth, predicted)
         steps = _coco_steps(truth.ndim, spacing_mm, width_mm)
+        truth, predicted = _cropped(truth, predicted)
         return iou(_chessboard_band(truth, steps), _chessboard_band(predicted, steps))
-    return iou(inner_band(truth, spacing_mm, width_mm), inner_band(predicted, spacing_mm, width_mm))
+    return SurfacePair.of(truth, predicted, spacing_mm).boundary_iou(width_mm)
 
 
 def inner_band(mask: Mask, spacing_mm: Spacing, width_mm: float) -> Mask:
     """Voxels of a mask within `width_mm` (centre to centre) of its border voxels. Same shape as `mask`."""
     if not mask.any():
         return np.zeros_like(mask)
-    distance = ndimage.distance_transform_edt(~border(mask), sampling=tuple(spacing_mm))
-    return mask & (distance <= width_mm + _SLACK)
+    return mask & (_distance_to(border(mask), spacing_mm) <= width_mm * (1 + _SLACK) + _SLACK)
+
+
+@dataclass(frozen=True)
+class SurfacePair:
+    """Two masks, and how far each voxel lies from the border of each: one distance map a mask serves every score.
+
+    Attributes:
+        truth: Shape (I, J, K) or (I, J), in the box that holds both masks; nothing beyond it bears on any score.
+        predicted: Same shape.
+        to_truth: Same shape, float32: distance to the nearest border voxel of the truth; None where it is empty.
+        to_predicted: The same for the prediction.
+    """
+
+    truth: Mask
+    predicted: Mask
+    to_truth: NDArray[np.float32] | None
+    to_predicted: NDArray[np.float32] | None
+
+    @classmethod
+    def of(cls, truth: Mask, predicted: Mask, spacing_mm: Spacing) -> SurfacePair:
+        """Two masks of one grid.
+
+        Raises:
+            ValueError: The masks differ in shape or are not boolean, or the spacing does not fit.
+        """
+        check_masks(truth, predicted)
+        _check_lengths(truth.ndim, spacing_mm, 1.0)
+        truth, predicted = _cropped(truth, predicted)
+        maps = [_distance_to(border(mask), spacing_mm) if mask.any() else None for mask in (truth, predicted)]
+        return cls(truth, predicted, maps[0], maps[1])
+
+    def boundary_iou(self, width_mm: float) -> float:
+        """See the function `boundary_iou`, mode "mm"."""
+        _check_width(width_mm)
+        if self.to_truth is None or self.to_predicted is None:
+            return iou(self.truth, self.predicted)
+        reach = width_mm * (1 + _SLACK) + _SLACK
+        return iou(self.truth & (self.to_truth <= reach), self.predicted & (self.to_predicted <= reach))
+
+    def distances(self) -> SurfaceDistances:
+        """From each border voxel of one mask to the nearest of the other."""
+        return SurfaceDistances(
+            _at_border(self.truth, self.to_truth, self.to_predicted),
+            _at_border(self.predicted, self.to_predicted, self.to_truth),
+        )
+
+
+def _at_border(mask: Mask, own: NDArray[np.float32] | None, other: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """The other's distances at the border voxels of a mask, which are 0 away from its own border."""
+    if own is None:
+        return np.zeros(0, np.float32)
+    edge = own == 0
+    return np.full(np.count_nonzero(edge), np.inf, np.float32) if other is None else other[edge]
+
+
+def _distance_to(edge: Mask, spacing_mm: Spacing) -> NDArray[np.float32]:
+    """Shape as `edge`: distance of each voxel's centre to the nearest of the edge's voxels, of which there is one at least."""
+    away = edt.edt(np.asfortranarray(~edge), anisotropy=tuple(map(float, spacing_mm)), black_border=False, parallel=1)
+    return np.asarray(away)
 
 
 @dataclass(frozen=True)
@@ -92,11 +157,11 @@ class SurfaceDistances:
         predicted_to_truth: The other way round.
     """
 
-    truth_to_predicted: NDArray[np.float64]
-    predicted_to_truth: NDArray[np.float64]
+    truth_to_predicted: NDArray[np.float32]
+    predicted_to_truth: NDArray[np.float32]
 
     @property
-    def both(self) -> NDArray[np.float64]:
+    def both(self) -> NDArray[np.float32]:
         """All distances of both directions."""
         return np.concatenate([self.truth_to_predicted, self.predicted_to_truth])
 
@@ -112,10 +177,7 @@ def surface_distances(truth: Mask, predicted: Mask, spacing_mm: Spacing) -> Surf
     Raises:
         ValueError: The masks differ in shape or are not boolean, or the spacing does not fit.
     """
-    check_masks(truth, predicted)
-    _check_lengths(truth.ndim, spacing_mm, 1.0)
-    edges = [border(mask) for mask in _cropped(truth, predicted)]
-    return SurfaceDistances(_distances(edges[0], edges[1], spacing_mm), _distances(edges[1], edges[0], spacing_mm))
+    return SurfacePair.of(truth, predicted, spacing_mm).distances()
 
 
 def hausdorff_distance(distances: SurfaceDistances, *, percentile: float = 95.0) -> float:
@@ -138,7 +200,7 @@ def hausdorff_distance(distances: SurfaceDistances, *, percentile: float = 95.0)
 def average_surface_distance(distances: SurfaceDistances) -> float:
     """Mean of the surface distances, both directions pooled ("ASSD"). Empties as in `hausdorff_distance`."""
     both = distances.both
-    return float(both.mean()) if both.size else 0.0
+    return float(both.mean(dtype=np.float64)) if both.size else 0.0
 
 
 def normalised_surface_dice(distances: SurfaceDistances, *, tolerance_mm: float) -> float:
@@ -152,7 +214,7 @@ def normalised_surface_dice(distances: SurfaceDistances, *, tolerance_mm: float)
     Source: Nikolov et al., arXiv:1809.04430.
     """
     both = distances.both
-    return float(np.mean(both <= tolerance_mm + _SLACK)) if both.size else 1.0
+    return float(np.mean(both <= tolerance_mm * (1 + _SLACK) + _SLACK)) if both.size else 1.0
 
 
 def surface_band(predicted_foreground: Mask, spacing_mm: Spacing, width_mm: float) -> Mask:
@@ -224,12 +286,6 @@ def _shifted(axis: int, n: int) -> tuple[slice, ...]:
     return (*(slice(None),) * axis, slice(n, None) if n > 0 else slice(None, n))
 
 
-def _distances(edge: Mask, other: Mask, spacing_mm: Spacing) -> NDArray[np.float64]:
-    if not other.any():
-        return np.full(np.count_nonzero(edge), np.inf)
-    return ndimage.distance_transform_edt(~other, sampling=tuple(spacing_mm))[edge]
-
-
 def _chessboard_band(mask: Mask, steps: int) -> Mask:
     distance = ndimage.distance_transform_cdt(np.pad(mask, 1), metric="chessboard")[1:-1, 1:-1]
     return mask & (distance <= steps)
@@ -266,5 +322,9 @@ def _check_lengths(ndim: int, spacing_mm: Spacing, width_mm: float) -> None:
         )
     if not (np.isfinite(spacing).all() and (spacing > 0).all()):
         raise ValueError(f"spacing is {tuple(spacing_mm)}; finite lengths above 0 are needed")
+    _check_width(width_mm)
+
+
+def _check_width(width_mm: float) -> None:
     if not (np.isfinite(width_mm) and width_mm > 0):
         raise ValueError(f"width is {width_mm}; a finite length above 0 is needed")

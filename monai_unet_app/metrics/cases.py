@@ -225,12 +225,13 @@ def _score_class(
     size: float,
     plan: EvaluationPlan,
 ) -> ClassScores:
-    distances = boundary.surface_distances(truth, predicted, spacing)
+    surfaces = boundary.SurfacePair.of(truth, predicted, spacing)
+    distances = surfaces.distances()
     return ClassScores(
         name=name,
         dice=overlap.dice(truth, predicted),
         iou=overlap.iou(truth, predicted),
-        boundary_iou=boundary.boundary_iou(truth, predicted, spacing, width_mm=plan.boundary_width),
+        boundary_iou=surfaces.boundary_iou(plan.boundary_width),
         precision=overlap.precision(truth, predicted),
         recall=overlap.recall(truth, predicted),
         surface_dice=boundary.normalised_surface_dice(distances, tolerance_mm=plan.surface_tolerance),
