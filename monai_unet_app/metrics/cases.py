@@ -6,16 +6,24 @@ masks, one for each named class. Volumes speak in millimetres and millilitres, p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from . import boundary, overlap
+from .components import ComponentScores, match_components
 from .reliability import BINS, TOP_LABEL, ReliabilityCounts, count_reliability, expected_calibration_error
 
 WHOLE = "whole"
+_WORK_BYTES = 2**30  # for classes that are measured at once
+_BYTES_A_VOXEL = 16  # of a class's box: its two masks, their borders and distances
+Box = tuple[slice, ...]
 Counts = Mapping[str, ReliabilityCounts]
 
 
@@ -104,7 +112,7 @@ class CaseArrays:
 class ClassScores:
     """Scores of one class in one case; lengths and sizes in the units of the plan.
 
-    `hd95` and `assd` are infinite where exactly one of the two masks is empty.
+    `hd95` and `assd` are infinite where exactly one of the two masks is empty. Components match where their IoU is above 0.5.
     """
 
     name: str
@@ -118,6 +126,7 @@ class ClassScores:
     assd: float
     truth_size: float
     predicted_size: float
+    components: ComponentScores
 
     @property
     def iou_boundary_min(self) -> float:
@@ -168,19 +177,60 @@ def score_case(case: CaseArrays, plan: EvaluationPlan) -> CaseScores:
             f"for {'background and ' if plan.exclusive else ''}{len(plan.class_names)} classes"
         )
     grid = probabilities.shape[1:]
-    truth = class_masks(case.truth, plan, grid, f"truth of case {case.case_id}")
-    predicted = class_masks(case.predicted, plan, grid, f"prediction of case {case.case_id}")
-    spacing = (1.0,) * len(grid) if plan.planar else case.spacing_mm
-    size = 1.0 if plan.planar else case.voxel_ml
-    classes = tuple(
-        _score_class(name, truth[n], predicted[n], spacing, size, plan) for n, name in enumerate(plan.class_names)
-    )
+    truth = _labels(case.truth, plan, grid, f"truth of case {case.case_id}")
+    predicted = _labels(case.predicted, plan, grid, f"prediction of case {case.case_id}")
     # The band hangs on what was predicted, never on what is true: see `reliability`.
-    band = boundary.surface_band(_any(predicted), spacing, plan.band_width)
-    hit = np.concatenate([~_any(truth)[None], truth]) if plan.exclusive else truth
-    after = _count(hit, probabilities, band, plan)
-    before = {} if case.uncalibrated is None else _count(hit, _on_grid(case.uncalibrated, plan), band, plan)
-    return CaseScores(case.case_id, case.subject, classes, after, before)
+    band = boundary.surface_band(_any(predicted, plan), _spacing(case, plan), plan.band_width)
+    after = _count(truth, probabilities, band, plan)
+    before = {} if case.uncalibrated is None else _count(truth, _on_grid(case.uncalibrated, plan), band, plan)
+    return CaseScores(case.case_id, case.subject, score_masks(truth, predicted, case, plan), after, before)
+
+
+def score_masks(truth: NDArray, predicted: NDArray, case: CaseArrays, plan: EvaluationPlan) -> tuple[ClassScores, ...]:
+    """The scores of every class, each on the box that holds it; several at a time, as far as memory should bear."""
+    spacing, size = _spacing(case, plan), 1.0 if plan.planar else case.voxel_ml
+    boxes = [_union(*pair) for pair in zip(_boxes(truth, plan), _boxes(predicted, plan), strict=True)]
+    largest = max((math.prod(part.stop - part.start for part in box) for box in boxes), default=1)
+    workers = max(1, min(os.cpu_count() or 1, _WORK_BYTES // (_BYTES_A_VOXEL * largest)))
+
+    def score(n: int) -> ClassScores:
+        true, found = (_mask(labels, n, boxes[n], plan) for labels in (truth, predicted))
+        return _score_class(plan.class_names[n], true, found, spacing, size, plan)
+
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        return tuple(pool.map(score, range(len(boxes))))
+
+
+def _labels(labels: NDArray, plan: EvaluationPlan, grid: tuple[int, ...], what: str) -> NDArray:
+    """Label values of shape (*grid), or of overlapping labels one mask each, (C, *grid). Errors as `class_masks`."""
+    if not plan.exclusive or labels.dtype == np.bool_:
+        masks = class_masks(labels, plan, grid, what)
+        numbers = np.arange(1, len(masks) + 1, dtype=np.int32)
+        return np.tensordot(numbers, masks, axes=1) if plan.exclusive else masks
+    return _label_map(labels, plan, grid, what)
+
+
+def _boxes(labels: NDArray, plan: EvaluationPlan) -> Sequence[Box | None]:
+    """The smallest index box around each class; None where there is no voxel of it."""
+    if plan.exclusive:
+        return ndimage.find_objects(labels, max_label=len(plan.class_names))
+    return [ndimage.find_objects(mask.astype(np.uint8), max_label=1)[0] for mask in labels]
+
+
+def _union(first: Box | None, second: Box | None) -> Box:
+    """The box around both; the first voxel, which is of neither, where neither exists."""
+    boxes = [box for box in (first, second) if box is not None]
+    if not boxes:
+        return (slice(0, 1),)
+    return tuple(slice(min(p.start for p in parts), max(p.stop for p in parts)) for parts in zip(*boxes, strict=True))
+
+
+def _mask(labels: NDArray, n: int, box: Box, plan: EvaluationPlan) -> overlap.Mask:
+    return labels[box] == n + 1 if plan.exclusive else labels[n][box]
+
+
+def _spacing(case: CaseArrays, plan: EvaluationPlan) -> tuple[float, ...]:
+    return (1.0, 1.0) if plan.planar else case.spacing_mm
 
 
 def class_masks(labels: NDArray, plan: EvaluationPlan, grid: tuple[int, ...], what: str) -> NDArray[np.bool_]:
@@ -202,19 +252,27 @@ def class_masks(labels: NDArray, plan: EvaluationPlan, grid: tuple[int, ...], wh
     stacked = labels.dtype == np.bool_ and labels.ndim > 2 and labels.shape[0] == len(plan.class_names)
     if stacked and _on_grid(labels, plan).shape[1:] == grid:
         return _checked_stack(_on_grid(labels, plan), plan, what)
+    labels = _label_map(labels, plan, grid, what)
+    return np.stack([labels == n + 1 for n in range(len(plan.class_names))])
+
+
+def _label_map(labels: NDArray, plan: EvaluationPlan, grid: tuple[int, ...], what: str) -> NDArray:
+    """Label values as whole numbers of shape (*grid). Raises ValueError for another grid, or a value that names no class."""
     labels = _on_grid(labels[None], plan)[0]
     if labels.shape != grid:
         raise ValueError(
             f"{what} has shape {labels.shape}; {grid} is needed, the grid of the probabilities; resample it"
         )
-    known = range(len(plan.class_names) + 1)
-    unknown = [f"{value:g}" for value in np.unique(labels).astype(np.float64) if value not in known]
-    if unknown:
+    most = len(plan.class_names)
+    with np.errstate(invalid="ignore"):
+        whole = labels if np.issubdtype(labels.dtype, np.integer) else labels.astype(np.int32)
+    if labels.size and not (whole.min() >= 0 and whole.max() <= most and (whole is labels or (whole == labels).all())):
+        unknown = [f"{value:g}" for value in np.unique(labels).astype(np.float64) if value not in range(most + 1)]
         raise ValueError(
-            f"{what} holds the label values {', '.join(unknown[:5])}; whole numbers from 0 to {known[-1]} "
+            f"{what} holds the label values {', '.join(unknown[:5])}; whole numbers from 0 to {most} "
             f"are known ({', '.join(plan.class_names)}); map them first"
         )
-    return np.stack([labels == n + 1 for n in range(len(plan.class_names))])
+    return whole
 
 
 def _score_class(
@@ -239,14 +297,15 @@ def _score_class(
         assd=boundary.average_surface_distance(distances),
         truth_size=overlap.volume_ml(truth, size),
         predicted_size=overlap.volume_ml(predicted, size),
+        components=match_components(surfaces.truth, surfaces.predicted),
     )
 
 
 def _count(
-    hit: NDArray[np.bool_], probabilities: NDArray, band: NDArray[np.bool_], plan: EvaluationPlan
+    truth: NDArray, probabilities: NDArray, band: NDArray[np.bool_], plan: EvaluationPlan
 ) -> dict[str, ReliabilityCounts]:
     return {
-        name: count_reliability(hit, probabilities, exclusive=plan.exclusive, within=within, bins=plan.bins)
+        name: count_reliability(truth, probabilities, exclusive=plan.exclusive, within=within, bins=plan.bins)
         for name, within in ((WHOLE, None), (plan.band, band))
     }
 
@@ -263,6 +322,6 @@ def _checked_stack(stack: NDArray[np.bool_], plan: EvaluationPlan, what: str) ->
     return stack
 
 
-def _any(stack: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Voxels of any class: (C, ...) to (...)."""
-    return np.logical_or.reduce(stack, axis=0)
+def _any(labels: NDArray, plan: EvaluationPlan) -> NDArray[np.bool_]:
+    """Voxels of any class, shape (*grid)."""
+    return labels > 0 if plan.exclusive else np.logical_or.reduce(labels, axis=0)

@@ -17,7 +17,9 @@ bins by that name).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +29,7 @@ BINS = 15
 # Row of the counts that holds the winning label; channel c stands in row c + 1.
 TOP_LABEL = 0
 # Voxels handled at once: bounds the float64 copies whatever the size of the volume.
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 # Smallest probability whose logarithm is taken (the float32 step below 1), so that a single 0 stays finite.
 NLL_FLOOR = 2.0**-24
 _SUM_TOLERANCE = 1e-2
@@ -98,7 +100,7 @@ class ReliabilityCounts:
 
 
 def count_reliability(
-    truth: NDArray[np.bool_],
+    truth: NDArray,
     probabilities: NDArray,
     *,
     exclusive: bool,
@@ -109,7 +111,7 @@ def count_reliability(
 
     Args:
         truth: Shape (C, ...) boolean, one channel for each of `probabilities`, background included for
-            exclusive classes.
+            exclusive classes; or for these shape (...) of whole numbers, the channel that is true at each voxel.
         probabilities: Shape (C, ...), 0 to 1. Exclusive classes (softmax) sum to 1 at each voxel.
         exclusive: True: the top label is the channel with the largest probability. False: overlapping labels
             (sigmoid), each its own decision with confidence max(p, 1 - p), all counted together in row 0.
@@ -119,11 +121,12 @@ def count_reliability(
     Raises:
         ValueError: Shapes differ, a probability is not within 0 to 1, or exclusive ones do not sum to 1.
     """
-    _check_shapes(truth, probabilities, within)
+    _check_shapes(truth, probabilities, within, exclusive)
     total = ReliabilityCounts.empty(len(probabilities), bins)
-    for hit, p in _chunks(truth, probabilities, within):
-        _check_probabilities(p, exclusive)
-        total = total + _count_chunk(hit, np.clip(p, 0.0, 1.0), exclusive, bins)
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        pieces = _pieces(truth, probabilities, within)
+        for counts in pool.map(lambda piece: _count_piece(*piece, exclusive=exclusive, bins=bins), pieces):
+            total = total + counts
     return total
 
 
@@ -165,37 +168,50 @@ def _gaps(counts: ReliabilityCounts, row: int) -> Floats:
     return gaps[counts.count[row] > 0]
 
 
-def _count_chunk(truth: NDArray[np.bool_], p: Floats, exclusive: bool, bins: int) -> ReliabilityCounts:
-    """Counts of N voxels: truth and p have shape (C, N)."""
-    top, right = _exclusive_top(truth, p) if exclusive else _overlapping_top(truth, p)
-    rows = [_histogram(top, right, bins), *(_histogram(p[c], truth[c], bins) for c in range(len(p)))]
+def _count_piece(
+    truth: NDArray, p: NDArray, inside: slice | NDArray, *, exclusive: bool, bins: int
+) -> ReliabilityCounts:
+    """Counts of the voxels `inside` a piece: p has shape (C, N), truth (C, N) boolean or (N,) numbers."""
+    p = np.ascontiguousarray(p[:, inside])
+    truth = truth[..., inside]
+    _check_probabilities(p, exclusive)
+    hits = [truth == c for c in range(len(p))] if truth.ndim == 1 else list(truth)
+    top, right = _exclusive_top(p, hits) if exclusive else _overlapping_top(p, hits)
+    rows = [
+        _histogram(top, right, bins),
+        *(_histogram(channel, hit, bins) for channel, hit in zip(p, hits, strict=True)),
+    ]
     count, correct, confidence = (np.stack(parts) for parts in zip(*rows, strict=True))
-    given = p[truth] if exclusive else np.where(truth, p, 1.0 - p)
-    return ReliabilityCounts(
-        count,
-        correct,
-        confidence,
-        float(np.square(p - truth).sum()),
-        float(-np.log(np.maximum(given, NLL_FLOOR)).sum()),
-    )
+    given = [channel[hit] for channel, hit in zip(p, hits, strict=True)]
+    # The sum of (p - hit)^2 is that of p^2, less 2 p and more 1 where it is hit.
+    squares = sum(float(np.square(channel, dtype=np.float64).sum()) for channel in p)
+    brier = squares + sum(float(one.size - 2 * one.sum(dtype=np.float64)) for one in given)
+    if not exclusive:
+        given += [1 - channel[~hit] for channel, hit in zip(p, hits, strict=True)]
+    nll = -sum(float(np.log(np.maximum(one, NLL_FLOOR), dtype=np.float64).sum()) for one in given)
+    return ReliabilityCounts(count, correct, confidence, brier, nll)
 
 
-def _exclusive_top(truth: NDArray[np.bool_], p: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-    """Confidence of the winning channel at each voxel, and whether it won rightly."""
-    winner = p.argmax(axis=0)[None]
-    return np.take_along_axis(p, winner, axis=0)[0], np.take_along_axis(truth, winner, axis=0)[0]
+def _exclusive_top(p: NDArray, hits: Sequence[NDArray[np.bool_]]) -> tuple[NDArray, NDArray[np.bool_]]:
+    """Confidence of the winning channel at each voxel (the first of equals), and whether it won rightly."""
+    top, right = p[0].copy(), hits[0].copy()
+    for channel, hit in zip(p[1:], hits[1:], strict=True):
+        wins = channel > top
+        np.copyto(top, channel, where=wins)
+        np.copyto(right, hit, where=wins)
+    return top, right
 
 
-def _overlapping_top(truth: NDArray[np.bool_], p: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+def _overlapping_top(p: NDArray, hits: Sequence[NDArray[np.bool_]]) -> tuple[NDArray, NDArray[np.bool_]]:
     """Confidence of the likelier answer (yes or no) of each label at each voxel, and whether it was right."""
     yes = p >= 0.5
-    return np.where(yes, p, 1.0 - p).ravel(), (yes == truth).ravel()
+    return np.where(yes, p, 1 - p).ravel(), (yes == np.stack(hits)).ravel()
 
 
 def _histogram(
-    confidence: Floats, correct: NDArray[np.bool_], bins: int
+    confidence: NDArray, correct: NDArray[np.bool_], bins: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
-    index = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    index = np.minimum((confidence.astype(np.float64) * bins).astype(np.uint8), bins - 1)
     return (
         np.bincount(index, minlength=bins).astype(np.int64),
         np.bincount(index[correct], minlength=bins).astype(np.int64),
@@ -203,17 +219,23 @@ def _histogram(
     )
 
 
-def _chunks(
-    truth: NDArray[np.bool_], probabilities: NDArray, within: NDArray[np.bool_] | None
-) -> Iterator[tuple[NDArray[np.bool_], Floats]]:
-    """Pieces (C, n) of truth and of float64 probabilities, population applied; no full-size copy is made."""
-    channels = len(probabilities)
-    hit, p = truth.reshape(channels, -1), probabilities.reshape(channels, -1)
-    inside = None if within is None else within.reshape(-1)
+def _pieces(
+    truth: NDArray, probabilities: NDArray, within: NDArray[np.bool_] | None
+) -> Iterator[tuple[NDArray, NDArray, slice | NDArray]]:
+    """Views of some voxels of truth and probabilities, in the order of memory, with those of the population in them."""
+    order = np.argsort(probabilities.strides[1:], kind="stable")[::-1]  # so that flattening copies nothing
+    p, hit = _flat(probabilities, order), _flat(truth, order)
+    inside = None if within is None else _flat(within, order)
     for start in range(0, p.shape[1], _CHUNK):
         piece = slice(start, start + _CHUNK)
-        keep = slice(None) if inside is None else np.flatnonzero(inside[piece])
-        yield hit[:, piece][:, keep], p[:, piece][:, keep].astype(np.float64)
+        yield hit[..., piece], p[:, piece], slice(None) if inside is None else np.flatnonzero(inside[piece])
+
+
+def _flat(array: NDArray, order: NDArray[np.intp]) -> NDArray:
+    """The last axes in an order and as one: shape (...) to (N,), (C, ...) to (C, N)."""
+    lead = array.ndim - len(order)
+    turned = array.transpose(*range(lead), *(lead + order))
+    return turned.reshape(*array.shape[:lead], -1)
 
 
 def _divide(top: NDArray, bottom: NDArray) -> Floats:
@@ -221,17 +243,24 @@ def _divide(top: NDArray, bottom: NDArray) -> Floats:
         return np.asarray(top, dtype=np.float64) / np.asarray(bottom, dtype=np.float64)
 
 
-def _check_shapes(truth: NDArray, probabilities: NDArray, within: NDArray | None) -> None:
-    if truth.shape != probabilities.shape or truth.dtype != np.bool_:
+def _check_shapes(truth: NDArray, probabilities: NDArray, within: NDArray | None, exclusive: bool) -> None:
+    numbers = exclusive and np.issubdtype(truth.dtype, np.integer) and truth.shape == probabilities.shape[1:]
+    if not numbers and (truth.shape != probabilities.shape or truth.dtype != np.bool_):
         raise ValueError(
             f"truth is {truth.dtype} {truth.shape}, probabilities have shape {probabilities.shape}; "
-            "a boolean channel for each channel of the probabilities is needed"
+            "a boolean channel for each channel of the probabilities is needed, or for exclusive classes their numbers"
         )
-    if within is not None and (within.shape != truth.shape[1:] or within.dtype != np.bool_):
-        raise ValueError(f"population is {within.dtype} {within.shape}; a boolean mask of {truth.shape[1:]} is needed")
+    if numbers and truth.size and not 0 <= truth.min() <= truth.max() < len(probabilities):
+        raise ValueError(
+            f"truth holds classes {truth.min()} to {truth.max()}; 0 to {len(probabilities) - 1} are needed; map them"
+        )
+    if within is not None and (within.shape != probabilities.shape[1:] or within.dtype != np.bool_):
+        raise ValueError(
+            f"population is {within.dtype} {within.shape}; a boolean mask of {probabilities.shape[1:]} is needed"
+        )
 
 
-def _check_probabilities(p: Floats, exclusive: bool) -> None:
+def _check_probabilities(p: NDArray, exclusive: bool) -> None:
     if not p.size:
         return
     low, high = float(p.min()), float(p.max())
@@ -239,7 +268,9 @@ def _check_probabilities(p: Floats, exclusive: bool) -> None:
         raise ValueError(
             f"probabilities run from {low:g} to {high:g}; 0 to 1 is needed; apply softmax or sigmoid first"
         )
-    off = np.abs(p.sum(axis=0) - 1.0) if exclusive else np.zeros(1)
+    if not exclusive:
+        return
+    off = np.abs(p.sum(axis=0) - 1)
     if off.max() > _SUM_TOLERANCE:
         raise ValueError(
             f"probabilities of exclusive classes miss a sum of 1 by up to {off.max():.3f} "

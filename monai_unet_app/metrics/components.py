@@ -1,0 +1,118 @@
+"""Connected parts of masks: how many there are, which of them were found, which were invented. Boolean arrays in.
+
+A component is a set of voxels that touch by faces, edges or corners (26 neighbours in 3D, 8 in 2D).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import cc3d
+import numpy as np
+from numpy.typing import NDArray
+
+from .overlap import Mask, check_masks
+
+_CONNECTIVITY: dict[int, Literal[8, 26]] = {2: 8, 3: 26}
+
+
+@dataclass(frozen=True)
+class ComponentScores:
+    """Which components of a truth were found by a prediction, one by one ("lesion-wise").
+
+    A component of the truth is *found*, and one of the prediction is *right*, if the two overlap by more than the threshold.
+
+    Attributes:
+        truth: Components of the truth.
+        predicted: Components of the prediction.
+        found: Components of the truth that a component of the prediction matches.
+        right: Components of the prediction that match one of the truth; the others are false-positive islands.
+        iou_sum: Sum over found components of the IoU with their match.
+    """
+
+    truth: int
+    predicted: int
+    found: int
+    right: int
+    iou_sum: float
+
+    @property
+    def missed(self) -> int:
+        """Components of the truth that no component of the prediction matches."""
+        return self.truth - self.found
+
+    @property
+    def invented(self) -> int:
+        """False-positive islands: components of the prediction that match none of the truth."""
+        return self.predicted - self.right
+
+    @property
+    def sensitivity(self) -> float:
+        """Found / all of the truth, 0 to 1; 1 where the truth has none."""
+        return self.found / self.truth if self.truth else 1.0
+
+    @property
+    def f1(self) -> float:
+        """Detection F1 ("recognition quality"), 0 to 1. Both without components: 1. One of them: 0."""
+        total = self.truth + self.predicted
+        return (self.found + self.right) / total if total else 1.0
+
+    @property
+    def panoptic_quality(self) -> float:
+        """PQ, 0 to 1: mean IoU of the matches times `f1`; empties as there.
+
+        Source: Kirillov et al., Panoptic Segmentation, CVPR 2019, arXiv:1801.00868 (threshold 0.5: matches are unique).
+        """
+        if not self.truth + self.predicted:
+            return 1.0
+        return self.iou_sum / self.found * self.f1 if self.found else 0.0
+
+
+def components(mask: Mask) -> tuple[NDArray[np.unsignedinteger], int]:
+    """Numbers from 1 of the components, shape as the mask with 0 outside, and how many there are."""
+    if not mask.any():
+        return np.zeros(mask.shape, np.uint16), 0
+    labels, count = cc3d.connected_components(
+        mask, connectivity=_CONNECTIVITY[mask.ndim], return_N=True, binary_image=True
+    )
+    return labels, int(count)
+
+
+def match_components(truth: Mask, predicted: Mask, *, least_iou: float = 0.5) -> ComponentScores:
+    """Components of two masks, matched where their IoU is above `least_iou`.
+
+    From 0.5 on a match is unique. Below, a component is found if any component of the other mask overlaps it so far, and its
+    IoU is that with the best one.
+
+    Args:
+        truth: Shape (I, J, K) or (I, J).
+        predicted: Same shape and grid.
+        least_iou: 0 (any voxel in common) or more, below 1.
+
+    Raises:
+        ValueError: The masks differ in shape or are not boolean, or the threshold is none.
+    """
+    check_masks(truth, predicted)
+    if not 0 <= least_iou < 1:
+        raise ValueError(f"least_iou is {least_iou}; 0 or more and below 1 is needed")
+    (first, count), (second, other_count) = components(truth), components(predicted)
+    one, other, iou = _overlaps(first, second, count, other_count)
+    best, best_other = np.zeros(count + 1), np.zeros(other_count + 1)
+    np.maximum.at(best, one, iou)
+    np.maximum.at(best_other, other, iou)
+    found = best > least_iou
+    return ComponentScores(
+        count, other_count, int(found.sum()), int((best_other > least_iou).sum()), float(best[found].sum())
+    )
+
+
+def _overlaps(
+    first: NDArray, second: NDArray, count: int, other_count: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Every pair of components that share a voxel, as their numbers, and its IoU; each of shape (pairs,)."""
+    both = (first > 0) & (second > 0)
+    pairs, shared = np.unique(first[both].astype(np.int64) * (other_count + 1) + second[both], return_counts=True)
+    one, other = np.divmod(pairs, other_count + 1)
+    sizes = [np.bincount(part.ravel(), minlength=n + 1) for part, n in ((first, count), (second, other_count))]
+    return one, other, shared / (sizes[0][one] + sizes[1][other] - shared)
