@@ -119,7 +119,8 @@ def count_reliability(
         bins: Number of equal bins; bin b is [b/B, (b+1)/B), the last one holds 1.0 as well.
 
     Raises:
-        ValueError: Shapes differ, a probability is not within 0 to 1, or exclusive ones do not sum to 1.
+        ValueError: Shapes differ, a probability is not within 0 to 1, exclusive ones do not sum to 1, or their truth is not
+            one channel at each voxel.
     """
     _check_shapes(truth, probabilities, within, exclusive)
     total = ReliabilityCounts.empty(len(probabilities), bins)
@@ -182,14 +183,27 @@ def _count_piece(
         *(_histogram(channel, hit, bins) for channel, hit in zip(p, hits, strict=True)),
     ]
     count, correct, confidence = (np.stack(parts) for parts in zip(*rows, strict=True))
-    given = [channel[hit] for channel, hit in zip(p, hits, strict=True)]
     # The sum of (p - hit)^2 is that of p^2, less 2 p and more 1 where it is hit.
     squares = sum(float(np.square(channel, dtype=np.float64).sum()) for channel in p)
-    brier = squares + sum(float(one.size - 2 * one.sum(dtype=np.float64)) for one in given)
+    true = sum(int(np.count_nonzero(hit)) for hit in hits)
+    if exclusive and true != p.shape[1]:
+        raise ValueError(f"truth gives {true} classes to {p.shape[1]} voxels; one each is needed; add the background")
+    given = (
+        _given(p, hits) if exclusive else np.concatenate([channel[hit] for channel, hit in zip(p, hits, strict=True)])
+    )
+    brier = squares + float(given.size - 2 * given.sum(dtype=np.float64))
     if not exclusive:
-        given += [1 - channel[~hit] for channel, hit in zip(p, hits, strict=True)]
-    nll = -sum(float(np.log(np.maximum(one, NLL_FLOOR), dtype=np.float64).sum()) for one in given)
+        given = np.concatenate([given, *(1 - channel[~hit] for channel, hit in zip(p, hits, strict=True))])
+    nll = -float(np.log(np.maximum(given, NLL_FLOOR), dtype=np.float64).sum())
     return ReliabilityCounts(count, correct, confidence, brier, nll)
+
+
+def _given(p: NDArray, hits: Sequence[NDArray[np.bool_]]) -> NDArray:
+    """Shape (N,): the probability given to the channel that is true at each voxel."""
+    given = np.zeros_like(p[0])
+    for channel, hit in zip(p, hits, strict=True):
+        given += channel * hit
+    return given
 
 
 def _exclusive_top(p: NDArray, hits: Sequence[NDArray[np.bool_]]) -> tuple[NDArray, NDArray[np.bool_]]:
@@ -211,12 +225,25 @@ def _overlapping_top(p: NDArray, hits: Sequence[NDArray[np.bool_]]) -> tuple[NDA
 def _histogram(
     confidence: NDArray, correct: NDArray[np.bool_], bins: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
-    index = np.minimum((confidence.astype(np.float64) * bins).astype(np.uint8), bins - 1)
-    return (
-        np.bincount(index, minlength=bins).astype(np.int64),
-        np.bincount(index[correct], minlength=bins).astype(np.int64),
-        np.bincount(index, weights=confidence, minlength=bins).astype(np.float64),
-    )
+    """Number, right ones and sum of confidence for each bin.
+
+    Nearly all confidences of a segmentation are near 0 or 1: those of the first and last bin are summed up whole, and only
+    the others are dealt out one by one.
+    """
+    index = np.minimum((confidence * confidence.dtype.type(bins)).astype(np.uint16), bins - 1).astype(np.uint16)
+    last = index == bins - 1
+    between = np.flatnonzero((index > 0) & ~last)
+    index, inner = index[between], confidence[between]
+    count = np.bincount(index, minlength=bins).astype(np.int64)
+    right = np.bincount(index[correct[between]], minlength=bins).astype(np.int64)
+    total = np.bincount(index, weights=inner, minlength=bins).astype(np.float64)
+    if bins > 1:
+        count[-1], right[-1] = np.count_nonzero(last), np.count_nonzero(last & correct)
+        total[-1] = confidence[last].sum(dtype=np.float64)
+    count[0] = len(confidence) - count[1:].sum()
+    right[0] = np.count_nonzero(correct) - right[1:].sum()
+    total[0] = confidence.sum(dtype=np.float64) - total[1:].sum()
+    return count, right, total
 
 
 def _pieces(

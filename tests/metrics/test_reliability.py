@@ -194,3 +194,33 @@ def test_what_is_no_probability_is_refused(probabilities, says):
 def test_counts_of_other_channels_or_bins_do_not_merge():
     with pytest.raises(ValueError, match=r"\(3, 15\).*\(4, 15\)"):
         ReliabilityCounts.empty(2) + ReliabilityCounts.empty(3)
+
+
+def test_a_label_map_counts_as_its_one_hot_channels_do_in_any_order_of_memory():
+    p = smooth_probabilities(3, 3, (13, 17, 11))
+    truth = drawn_labels(p, 4)
+    within = surface_band(p.argmax(0) > 0, (1.0, 1.2, 2.0), 3.0)
+    expected = count_reliability(truth, p, exclusive=True, within=within)
+    numbers = truth.argmax(axis=0).astype(np.uint8)
+    for order in ("C", "F"):
+        for other in ("C", "F"):
+            turned = np.moveaxis(np.array(np.moveaxis(p, 0, -1), order=order), -1, 0)
+            found = count_reliability(np.array(numbers, order=other), turned, exclusive=True, within=within)
+            assert np.array_equal(found.count, expected.count)
+            assert np.array_equal(found.correct, expected.correct)
+            np.testing.assert_allclose(found.confidence, expected.confidence, rtol=1e-12)
+            assert found.brier_sum == pytest.approx(expected.brier_sum)
+            assert found.nll_sum == pytest.approx(expected.nll_sum)
+
+
+@pytest.mark.parametrize("truth", [np.full((4, 5), 3), np.full((4, 5), -1)])
+def test_a_label_map_of_classes_that_have_no_channel_is_refused(truth):
+    with pytest.raises(ValueError, match="are needed; map them"):
+        count_reliability(truth, np.full((3, 4, 5), 1 / 3), exclusive=True)
+
+
+def test_a_truth_of_no_class_or_two_is_refused_where_classes_exclude_each_other():
+    p = np.full((2, 4), 0.5)
+    for row in ([True] * 4, [False] * 4):
+        with pytest.raises(ValueError, match="one each is needed"):
+            count_reliability(np.array([row, row]), p, exclusive=True)
