@@ -5,6 +5,7 @@ Source: PS3.4 C.6.2 (Study Root), PS3.18 10.6.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -12,6 +13,7 @@ from pydicom.dataset import Dataset
 
 from dicom_io.errors import DicomIoError
 from dicom_io.net.store import is_uid
+from dicom_io.reading.headers import shown
 
 Level = Literal["study", "series", "image"]
 
@@ -40,6 +42,7 @@ RETURNED: dict[str, tuple[str, ...]] = {
 }
 """The attributes that are asked for at each level."""
 
+_DATES = re.compile(r"\d{8}|\d{8}-|-\d{8}|\d{8}-\d{8}")  # PS3.4 C.2.2.2.5
 _KEYWORDS = {
     "study_instance_uid": "StudyInstanceUID",
     "series_instance_uid": "SeriesInstanceUID",
@@ -95,10 +98,15 @@ class Query:
             "series": ("study_instance_uid",),
             "image": ("study_instance_uid", "series_instance_uid"),
         }
-        absent = [name for name in needed[self.level] if not getattr(self, name)]
+        absent = [_KEYWORDS[name] for name in needed[self.level] if not getattr(self, name)]
         if absent:
             raise QueryError(
                 f"the query at level {self.level} has no {absent[0]}; it is needed; look at the level above first"
+            )
+        if self.study_date and not _DATES.fullmatch(self.study_date):
+            raise QueryError(
+                f"the study date is {shown(self.study_date)}; YYYYMMDD or a range YYYYMMDD-YYYYMMDD, either end of which may "
+                "be absent, is needed; correct it"
             )
 
     @property

@@ -14,7 +14,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom.presentation import PresentationContext
 
 from dicom_io.errors import NetworkError, UnreadableFileError
-from dicom_io.net.association import MOST_CONTEXTS, VERIFICATION, Link, associated, checked_status, context
+from dicom_io.net.association import LABEL_MAP, MOST_CONTEXTS, VERIFICATION, Link, associated, checked_status, context
 from dicom_io.net.decompress import decompress
 from dicom_io.net.destination import Destination
 from dicom_io.net.outcome import Outcome, meaning, state_of
@@ -128,7 +128,7 @@ def _send(link: Link, item: Outgoing) -> Outcome:
         if one.abstract_syntax == item.sop_class_uid
     }
     if not accepted:
-        return item.outcome("refused", f"the peer does not take {item.sop_class_uid.name}")
+        return item.outcome("refused", f"the peer does not take {_named(item.sop_class_uid)}")
     try:
         dataset = load_dataset(item.file, with_pixels=True)
         note = _fitted(dataset, item, accepted)
@@ -141,6 +141,12 @@ def _send(link: Link, item: Outgoing) -> Outcome:
         return item.outcome("failed", f"it cannot be encoded for the peer ({type(error).__name__})")
     code = checked_status(link, status)
     return item.outcome(state_of(code), meaning(code, "C-STORE"), code, note)
+
+
+def _named(sop_class: UID) -> str:
+    if sop_class == LABEL_MAP:
+        return "Label Map Segmentation Storage; write the SEG as binary, or let the peer take unknown SOP classes"
+    return str(sop_class.name)
 
 
 def _fitted(dataset: FileDataset, item: Outgoing, accepted: set[UID]) -> str:

@@ -42,6 +42,7 @@ _COLUMNS = {
     "image": {"SOPInstanceUID": "instance", "SOPClassUID": "class", "InstanceNumber": "number"},
 }
 _WHOLE = 400
+_MOST_FILES = 8  # in one line
 _PROBLEMS = ("refused", "failed", "held back")
 _PATIENT = {"PatientName": "patient", "PatientID": "patient ID"}
 
@@ -79,12 +80,26 @@ def find(options: argparse.Namespace) -> Answer:
     columns = {**(_PATIENT if options.patients else {}), **_COLUMNS[query.level]}
     rows = [{keyword: _text(answer, keyword) for keyword in columns} for answer in found]
     if not options.json:
-        table = Table(*(Column(name, overflow="fold") for name in columns.values()))
-        for row in rows:
-            table.add_row(*(escape(text) for text in row.values()))
-        (out if out.is_terminal else Console(width=_WHOLE)).print(table)  # in a file or pipe UIDs stay in one piece
+        _found_table(rows, columns)
         line(f"{len(rows)} found" + (f", and perhaps more (--limit {query.limit})" if len(rows) == query.limit else ""))
     return {"level": query.level, "found": rows}, EXIT_DONE
+
+
+def _found_table(rows: Sequence[dict[str, str]], columns: dict[str, str]) -> None:
+    """A table where it fits, in a file or pipe always; else a block for each answer, so that UIDs stay in one piece."""
+    widths = (
+        [max(len(name), *(len(row[keyword]) for row in rows)) + 3 for keyword, name in columns.items()] if rows else []
+    )
+    if out.is_terminal and sum(widths) + 1 > out.width:
+        for row in rows:
+            for keyword, name in columns.items():
+                out.print(f"[bold]{name:>13}[/bold]  {escape(row[keyword])}", soft_wrap=True)
+            out.print()
+        return
+    table = Table(*(Column(name, overflow="fold") for name in columns.values()))
+    for row in rows:
+        table.add_row(*(escape(text) for text in row.values()))
+    (out if out.is_terminal else Console(width=_WHOLE)).print(table)
 
 
 def fetch(options: argparse.Namespace) -> Answer:
@@ -134,12 +149,27 @@ def deidentify(options: argparse.Namespace) -> Answer:
         for name, counts in outcome.report["actions"].items():
             table.add_row(name, *(str(counts.get(letter, "")) for letter in "XZDUCK"))
         out.print(table)
-        problems_list(outcome.problems)
+        problems_list(_grouped(outcome.problems))
         if outcome.problems:
             line("files are counted in the order of their paths")
         line(f"wrote {len(written)} object(s) and {REPORT} to {options.output}; look at them before you share them")
     answer = {"report": outcome.report, "problems": list(outcome.problems)}
     return answer, EXIT_REFUSED if outcome.problems or not written else EXIT_DONE
+
+
+def _grouped(problems: Sequence[str]) -> list[str]:
+    """Problems of the form "file 3: why", those with the same reason in one line."""
+    files: dict[str, list[str]] = {}
+    for problem in problems:
+        file, _, reason = problem.partition(": ")
+        files.setdefault(reason, []).append(file.removeprefix("file "))
+    told = []
+    for reason, numbers in files.items():
+        some = ", ".join(numbers[:_MOST_FILES]) + (
+            f" and {len(numbers) - _MOST_FILES} more" if len(numbers) > _MOST_FILES else ""
+        )
+        told.append(f"file{'s' if len(numbers) > 1 else ''} {some}: {reason}")
+    return told
 
 
 def destination_of_site(name: str, site: Path | None) -> Destination:
@@ -220,14 +250,14 @@ def _dicom_files(places: Sequence[Path]) -> list[Path]:
 
 
 def _outcome_table(outcomes: Sequence[Outcome]) -> None:
-    table = Table(Column("file", overflow="fold"), "kind", "outcome", "answer", "done to it")
+    has_notes = any(outcome.note for outcome in outcomes)
+    table = Table(Column("file", overflow="fold"), "kind", "outcome", "answer", *(["done to it"] if has_notes else []))
     for outcome in outcomes:
         if outcome.state != "sent" or outcome.kind or outcome.note:
             colour = "red" if outcome.state in _PROBLEMS else "green" if outcome.state == "sent" else "yellow"
             state = f"[{colour}]{outcome.state}[/{colour}]"
-            table.add_row(
-                escape(str(outcome.file)), outcome.kind or "image", state, escape(outcome.meaning), outcome.note
-            )
+            notes = [outcome.note] if has_notes else []
+            table.add_row(escape(str(outcome.file)), outcome.kind or "image", state, escape(outcome.meaning), *notes)
     if table.row_count:
         out.print(table)
 

@@ -118,8 +118,8 @@ def test_a_failure_after_some_answers_is_a_failure(held: list[Path]) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Query("series"), "at level series has no study_instance_uid"),
-        (lambda: Query("image", STUDY), "at level image has no series_instance_uid"),
+        (lambda: Query("series"), "at level series has no StudyInstanceUID"),
+        (lambda: Query("image", STUDY), "at level image has no SeriesInstanceUID"),
         (lambda: Query(study_instance_uid="../x"), "a UID of digits and points is needed"),
         (lambda: Query(series_instance_uid=SERIES), "named without what it belongs to"),
         (lambda: Query(study_instance_uid=STUDY, sop_instance_uid="1.2"), "named without what it belongs to"),

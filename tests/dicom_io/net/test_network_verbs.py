@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import re
@@ -15,12 +16,14 @@ import pydicom
 import pytest
 from net_peers import PATIENT, SERIES, STUDY, Archive, ct_series, free_port
 from result_phantoms import RESULT
+from rich.console import Console
 from source_phantoms import lopsided, oblique_mr
 from web_peer import WebArchive
 
 from dicom_io.seg import write_seg
 from dicom_io.sr import write_sr
-from monai_unet_app.cli import main
+from monai_unet_app.cli import dicom_verbs, main
+from monai_unet_app.cli.dicom_verbs import _grouped
 from monai_unet_app.cli.parser import build_parser
 
 
@@ -184,7 +187,7 @@ def test_find_asks_at_each_level(run: Run, archive: Archive) -> None:
     assert len(json.loads(images.out)["found"]) == 3
     wrong = run("find", "--to", node(archive), "--level", "series")
     assert wrong.code == 2
-    assert "has no study_instance_uid; it is needed" in wrong.err
+    assert "has no StudyInstanceUID; it is needed" in wrong.err
 
 
 def test_no_condition_is_repeated_in_an_error(run: Run, archive: Archive) -> None:
@@ -249,3 +252,38 @@ def test_help_has_an_example_that_the_parser_accepts(verb: str, run: Run) -> Non
     assert example is not None
     assert max(map(len, answer.out.splitlines())) <= 80
     assert build_parser().parse_args(shlex.split(example[1])[1:]).verb == verb
+
+
+@pytest.mark.parametrize("date", ["2020", "2020-01-19", "20200119-20200120-", "-", "yesterday"])
+def test_a_date_that_no_archive_understands_is_refused(date: str, run: Run, archive: Archive) -> None:
+    answer = run("find", "--to", node(archive), f"--date={date}")
+    assert answer.code == 2
+    assert "YYYYMMDD or a range" in answer.err
+
+
+@pytest.mark.parametrize("date", ["20200119", "20200101-", "-20201231", "20200101-20201231"])
+def test_dates_and_open_ranges_are_asked_for(date: str, run: Run, archive: Archive) -> None:
+    assert run("find", "--to", node(archive), f"--date={date}").code == 0
+    assert archive.queries[-1].StudyDate == date
+
+
+def test_refusals_with_one_reason_are_told_in_one_line() -> None:
+    found = _grouped(
+        [*(f"file {n}: its BurnedInAnnotation is YES" for n in range(3, 15)), "file 20: it: cannot be read"]
+    )
+    assert found == [
+        "files 3, 4, 5, 6, 7, 8, 9, 10 and 4 more: its BurnedInAnnotation is YES",
+        "file 20: it: cannot be read",
+    ]
+
+
+def test_on_a_narrow_terminal_answers_are_blocks_with_whole_uids(monkeypatch: pytest.MonkeyPatch) -> None:
+    uid, screen = "1.2.826.0.1.3680043.8.498." + "1" * 38, io.StringIO()
+    monkeypatch.setattr(dicom_verbs, "out", Console(file=screen, width=80, force_terminal=True, color_system=None))
+    rows = [{"StudyInstanceUID": uid, "StudyDate": "20200119", "StudyDescription": "head " * 5}]
+    columns = {"StudyInstanceUID": "study", "StudyDate": "date", "StudyDescription": "description"}
+    dicom_verbs._found_table(rows, columns)
+    assert uid in screen.getvalue()
+    assert "┃" not in screen.getvalue()
+    dicom_verbs._found_table([rows[0] | {"StudyInstanceUID": "1.2", "StudyDescription": ""}], columns)
+    assert "┃" in screen.getvalue()
