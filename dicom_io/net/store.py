@@ -47,6 +47,7 @@ _MARK_AT, _MARK = 128, b"DICM"
 _TRIES = 20  # to make a file in a folder that others may be tidying away
 
 _logger = logging.getLogger(__name__)
+_making = threading.RLock()  # of the folder of unfinished files: none removes it while another makes it
 _looking = threading.Lock()  # one data set is looked at a time, because one that is inflated may fill much memory
 
 
@@ -124,7 +125,7 @@ class InstanceStore:
 
     def tidy(self) -> None:
         """Removes the folder of unfinished files if it is empty; whoever needs it makes it again."""
-        with contextlib.suppress(OSError):
+        with _making, contextlib.suppress(OSError):
             (self.folder / INCOMING).rmdir()
 
     @contextlib.contextmanager
@@ -144,9 +145,10 @@ class InstanceStore:
         """A new file, made by us alone. Not by `mkstemp`, which lets only its owner read, whatever the umask says."""
         part = self.folder / INCOMING / f"{uuid4().hex}.part"
         try:
-            part.parent.mkdir(parents=True, exist_ok=True)
-            return part, part.open("xb")
-        except (FileNotFoundError, FileExistsError):  # another thread or process has tidied in between
+            with _making:
+                part.parent.mkdir(parents=True, exist_ok=True)
+                return part, part.open("xb")
+        except (FileNotFoundError, FileExistsError):  # another process has tidied in between
             if tries == 1:
                 raise
         return self._new_part(tries - 1)
