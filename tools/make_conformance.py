@@ -31,7 +31,7 @@ from dicom_io.net import association, destination, outcome, query, scp, scu, sen
 from dicom_io.objects import identity, seg_object  # noqa: E402
 from dicom_io.objects.measure import SegmentMeasures  # noqa: E402
 from dicom_io.read import read_series  # noqa: E402
-from dicom_io.reading import bounded, instances  # noqa: E402
+from dicom_io.reading import bounded, keywords  # noqa: E402
 from dicom_io.reading.codecs import decoder_of, is_available  # noqa: E402
 from dicom_io.reading.frames import MAX_VOXELS  # noqa: E402
 
@@ -359,7 +359,7 @@ Files with preamble and File Meta Information are read, and those without. A fil
 
 Any SOP class with pixels and rows, single-frame, multi-frame with functional groups, or a Siemens mosaic: grey values of one
 even stack in patient space, or one picture (grey, RGB, YBR or PALETTE COLOR) without it. At most {MAX_VOXELS} voxels.
-Slices at one position are told apart by {", ".join(instances.MARKS)}.
+Slices at one position are told apart by {", ".join(keywords.MARKS)}.
 
 | set aside, read only if named | how it is recognised |
 |---|---|

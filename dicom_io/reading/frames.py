@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,8 @@ from pydicom.uid import RLELossless, UncompressedTransferSyntaxes
 
 from dicom_io.errors import SeriesSelectionError
 from dicom_io.reading.geometry import Plane, angle_degrees
-from dicom_io.reading.instances import MARKS, READ_ERRORS, Instance, broken_file, image_type
+from dicom_io.reading.instances import READ_ERRORS, Instance, broken_file, image_type
+from dicom_io.reading.keywords import CSA_BLOCKS, MARKS
 
 MAX_VOXELS = 2**30
 """The most voxels of one volume, 4 GiB as float32; a header that claims more is refused before anything is allocated."""
@@ -29,8 +30,8 @@ _RLE_RATIO = 64  # PS3.5 G.3.1: two bytes become at most 128
 _MOST_PADDING = 1.1  # some writers add bytes after the pixels; with more of them the header tells of another picture
 _MOST_DEGREES = 1.0  # between the normal of a mosaic's tiles by CSA and by their orientation
 _CSA_CREATOR = "SIEMENS CSA HEADER"
-_CSA_BLOCKS = range(0x10, 0x18)  # PS3.5 7.8.1: any block may be reserved; these are those that are kept
 _Groups = Dataset | tuple[Dataset, ...]
+_Csa = Mapping[str, Sequence[object]]
 _FRAME_TYPE = ("FrameType", "ComplexImageComponent")
 _MARK_MACROS = {  # PS3.3 C.7.6.16.2, C.8.13.5, C.8.15.3, C.8.22.5: where an enhanced object holds MARKS
     ("FrameContentSequence",): (
@@ -111,16 +112,17 @@ def frames_of(instance: Instance) -> list[Frame]:
             )
         if groups is not None and len(groups) != count:
             raise broken_file(instance.name, f"NumberOfFrames is {count}, the functional groups are {len(groups)}")
-        if is_mosaic(instance):
-            return _tiles(instance)
+        csa = _csa(header)
+        if _is_mosaic(header, csa):
+            return _tiles(instance, csa)
         return [_frame(instance, index, count) for index in range(count)]
     except READ_ERRORS as error:
         raise broken_file(instance.name, error) from error
 
 
-def is_mosaic(instance: Instance) -> bool:
+def _is_mosaic(header: Dataset, csa: _Csa) -> bool:
     """Whether the slices of a volume are laid out as tiles of one picture (Siemens); ImageType may lack the word."""
-    return "MOSAIC" in image_type(instance.header) or _tiles_by_csa(instance) > 1
+    return "MOSAIC" in image_type(header) or _tiles_by_csa(csa) > 1
 
 
 def has_groups(header: Dataset) -> bool:
@@ -275,7 +277,7 @@ def _mark(holder: Dataset, keyword: str) -> str:
     return "\\".join(map(str, parts)) if all(isinstance(part, str | int | float) for part in parts) else ""
 
 
-def _tiles(instance: Instance) -> list[Frame]:
+def _tiles(instance: Instance, csa: _Csa) -> list[Frame]:
     """The slices of a Siemens mosaic, in the order of the tiles.
 
     The header places the corner of the whole picture as if it were one slice about the centre of the true ones;
@@ -285,7 +287,7 @@ def _tiles(instance: Instance) -> list[Frame]:
     header = instance.header
     if instance.frames > 1:
         raise broken_file(instance.name, f"it is a mosaic of {instance.frames} frames")
-    count = _tile_count(instance)
+    count = _tile_count(instance, csa)
     across = math.ceil(math.sqrt(count))
     rows, columns = int(header.Rows) // across, int(header.Columns) // across
     spacing, gap = numbers(header, "PixelSpacing", 2), numbers(header, "SpacingBetweenSlices", 1)
@@ -293,7 +295,7 @@ def _tiles(instance: Instance) -> list[Frame]:
     corner, orientation = numbers(header, "ImagePositionPatient", 3), numbers(header, "ImageOrientationPatient", 6)
     if spacing is None or step_mm is None or corner is None or orientation is None or rows < 1 or columns < 1:
         raise _unknown_mosaic(instance, "it names no position, orientation, pixel spacing or slice spacing")
-    normal = _tile_normal(instance, orientation)
+    normal = _tile_normal(instance, csa, orientation)
     along_row, along_column = np.array(orientation[:3]), np.array(orientation[3:])
     inwards = along_row * spacing[1] * (int(header.Columns) - columns) / 2
     inwards = inwards + along_column * spacing[0] * (int(header.Rows) - rows) / 2
@@ -315,9 +317,9 @@ def _tiles(instance: Instance) -> list[Frame]:
     ]
 
 
-def _csa(instance: Instance) -> dict[str, Sequence[object]]:
+def _csa(header: Dataset) -> _Csa:
     """The values of the Siemens CSA image header by name; empty where it is absent or unreadable."""
-    content = _csa_bytes(instance.header)
+    content = _csa_bytes(header)
     if not content:
         return {}
     with warnings.catch_warnings():  # NiBabel calls its DICOM readers experimental; its CSA parser is not one of them
@@ -333,32 +335,32 @@ def _csa(instance: Instance) -> dict[str, Sequence[object]]:
 
 def _csa_bytes(header: Dataset) -> bytes:
     """The CSA image header, in whichever block of group 0029 its creator reserved."""
-    for block in _CSA_BLOCKS:
+    for block in CSA_BLOCKS:
         creator, held = header.get((0x0029, block)), header.get((0x0029, block << 8 | 0x10))
         if creator is not None and held is not None and str(creator.value).strip() == _CSA_CREATOR:
             return bytes(held.value or b"")
     return b""
 
 
-def _tiles_by_csa(instance: Instance) -> int:
+def _tiles_by_csa(csa: _Csa) -> int:
     """How many tiles the CSA header names; 0 where it is absent or names none."""
-    values = _csa(instance).get("NumberOfImagesInMosaic", ())
+    values = csa.get("NumberOfImagesInMosaic", ())
     try:
         return int(str(values[0])) if values else 0
     except ValueError:
         return 0
 
 
-def _tile_count(instance: Instance) -> int:
-    count = _tiles_by_csa(instance)
+def _tile_count(instance: Instance, csa: _Csa) -> int:
+    count = _tiles_by_csa(csa)
     if not 0 < count <= 4096:
         raise _unknown_mosaic(instance, f"it names {count} tiles")
     return count
 
 
-def _tile_normal(instance: Instance, orientation: Sequence[float]) -> np.ndarray:
+def _tile_normal(instance: Instance, csa: _Csa, orientation: Sequence[float]) -> np.ndarray:
     """Unit vector along which the tiles follow: the normal of their planes, in the direction that CSA gives."""
-    found = _csa(instance).get("SliceNormalVector", ())
+    found = csa.get("SliceNormalVector", ())
     if len(found) != 3:
         raise _unknown_mosaic(instance, "it does not say in which direction its tiles follow (CSA SliceNormalVector)")
     told, normal = np.array([float(str(value)) for value in found]), np.cross(orientation[:3], orientation[3:])

@@ -26,6 +26,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEnd
 from dicom_io.errors import LabelError, UnreadableFileError
 from dicom_io.reading.bounded import BoundedFile, NoRegularFileError, parse
 from dicom_io.reading.headers import fault_of, shown, shown_uid
+from dicom_io.reading.keywords import CSA_BLOCKS, MARKS
 
 READ_ERRORS: tuple[type[Exception], ...] = (
     BytesLengthException,
@@ -43,39 +44,6 @@ READ_ERRORS: tuple[type[Exception], ...] = (
 )
 """What pydicom and its decoders raise on broken bytes; there is no common base class."""
 
-MARKS = (
-    "TemporalPositionIdentifier",
-    "TemporalPositionIndex",
-    "TemporalPositionTimeOffset",
-    "NominalPercentageOfCardiacPhase",
-    "NominalPercentageOfRespiratoryPhase",
-    "NominalCardiacTriggerDelayTime",
-    "NominalCardiacTriggerTimePriorToRPeak",
-    "TriggerTime",
-    "FrameReferenceTime",
-    "FrameReferenceDateTime",
-    "FrameAcquisitionDateTime",
-    "AcquisitionDateTime",
-    "AcquisitionTime",
-    "ContentTime",
-    "AcquisitionNumber",
-    "FrameAcquisitionNumber",
-    "StackID",
-    "EchoTime",
-    "EffectiveEchoTime",
-    "InversionTime",
-    "InversionTimes",
-    "DiffusionBValue",
-    "DiffusionGradientOrientation",
-    "ComplexImageComponent",
-    "ImageType",
-    "FrameType",
-    "ConvolutionKernel",
-)
-"""What may tell apart two slices at one position: time, echo, kernel; never anything of the patient. `marks` says which
-is of what kind.
-"""
-
 HEADER_KEYWORDS = (
     "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID Modality PatientID PatientName "
     "FrameOfReferenceUID InstanceNumber ImagePositionPatient ImageOrientationPatient PixelSpacing ImagerPixelSpacing "
@@ -91,7 +59,7 @@ HEADER_KEYWORDS = (
 )
 """The attributes of a file's header that reading looks at, with MARKS; nothing else of it is kept."""
 
-SIEMENS_BLOCKS = [Tag(0x0029, tag) for block in range(0x10, 0x18) for tag in (block, block << 8 | 0x10)]
+SIEMENS_BLOCKS = [Tag(0x0029, tag) for block in CSA_BLOCKS for tag in (block, block << 8 | 0x10)]
 """Where Siemens puts its CSA image header: a creator's name, and the header in the block that it reserves."""
 
 MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"

@@ -16,46 +16,7 @@ import numpy as np
 
 from dicom_io.reading.frames import Frame
 from dicom_io.reading.headers import shown
-
-CLOCKS = (
-    "FrameReferenceDateTime",
-    "FrameAcquisitionDateTime",
-    "AcquisitionDateTime",
-    "AcquisitionTime",
-    "ContentTime",
-)
-"""Times of day, with or without a date."""
-
-TIMES = (
-    "TemporalPositionIdentifier",
-    "TemporalPositionIndex",
-    "TemporalPositionTimeOffset",
-    "NominalPercentageOfCardiacPhase",
-    "NominalPercentageOfRespiratoryPhase",
-    "NominalCardiacTriggerDelayTime",
-    "NominalCardiacTriggerTimePriorToRPeak",
-    "TriggerTime",
-    "FrameReferenceTime",
-    *CLOCKS,
-)
-"""What grows with time: it may order the slices at a position where no value is shared by a whole stack."""
-
-COUNTS = ("AcquisitionNumber", "FrameAcquisitionNumber", "StackID")
-"""Numbers that a scanner gives as it likes: they mean nothing beyond the stacks that they deal out."""
-
-SETTINGS = (
-    "EchoTime",
-    "EffectiveEchoTime",
-    "InversionTime",
-    "InversionTimes",
-    "DiffusionBValue",
-    "DiffusionGradientOrientation",
-    "ComplexImageComponent",
-    "ImageType",
-    "FrameType",
-    "ConvolutionKernel",
-)
-"""What a slice shows: one volume has one value of each."""
+from dicom_io.reading.keywords import CLOCKS, MARKS, SETTINGS
 
 WORDS = frozenset({"ComplexImageComponent", "ImageType", "FrameType", "ConvolutionKernel", "StackID"})
 
@@ -111,7 +72,7 @@ class Mark:
 def marks_of(frames: Sequence[Frame]) -> list[Mark]:
     """The attributes in which the frames differ: times first, then counts, then settings."""
     held = [dict(frame.marks) for frame in frames]
-    found = [_mark(keyword, [one.get(keyword, "") for one in held]) for keyword in (*TIMES, *COUNTS, *SETTINGS)]
+    found = [_mark(keyword, [one.get(keyword, "") for one in held]) for keyword in MARKS]
     return [mark for mark in found if len(set(mark.labels)) > 1]
 
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from dicom_io.errors import SeriesGeometryError
 from dicom_io.reading.geometry import Plane, angle_degrees, even_grid, same_positions
-from dicom_io.reading.marks import CLOCKS, COUNTS, SETTINGS, TIMES, Mark
+from dicom_io.reading.keywords import CLOCKS, COUNTS, SETTINGS, TIMES
+from dicom_io.reading.marks import Mark
 
 _PARALLEL_DEGREES = 0.5
 _Members = tuple[int, ...]

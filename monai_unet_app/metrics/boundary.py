@@ -85,7 +85,7 @@ def inner_band(mask: Mask, spacing_mm: Spacing, width_mm: float) -> Mask:
     """Voxels of a mask within `width_mm` (centre to centre) of its border voxels. Same shape as `mask`."""
     if not mask.any():
         return np.zeros_like(mask)
-    return mask & (_distance_to(border(mask), spacing_mm) <= width_mm * (1 + _SLACK) + _SLACK)
+    return mask & (_distance_to(border(mask), spacing_mm) <= _reach(width_mm))
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class SurfacePair:
         _check_width(width_mm)
         if self.to_truth is None or self.to_predicted is None:
             return iou(self.truth, self.predicted)
-        reach = width_mm * (1 + _SLACK) + _SLACK
+        reach = _reach(width_mm)
         return iou(self.truth & (self.to_truth <= reach), self.predicted & (self.to_predicted <= reach))
 
     def distances(self) -> SurfaceDistances:
@@ -131,6 +131,11 @@ class SurfacePair:
             _at_border(self.truth, self.to_truth, self.to_predicted),
             _at_border(self.predicted, self.to_predicted, self.to_truth),
         )
+
+
+def _reach(width_mm: float) -> float:
+    """The width with what rounding may add to a distance that equals it."""
+    return width_mm * (1 + _SLACK) + _SLACK
 
 
 def _at_border(mask: Mask, own: NDArray[np.float32] | None, other: NDArray[np.float32] | None) -> NDArray[np.float32]:
@@ -214,7 +219,7 @@ def normalised_surface_dice(distances: SurfaceDistances, *, tolerance_mm: float)
     Source: Nikolov et al., arXiv:1809.04430.
     """
     both = distances.both
-    return float(np.mean(both <= tolerance_mm * (1 + _SLACK) + _SLACK)) if both.size else 1.0
+    return float(np.mean(both <= _reach(tolerance_mm))) if both.size else 1.0
 
 
 def surface_band(predicted_foreground: Mask, spacing_mm: Spacing, width_mm: float) -> Mask:
@@ -246,7 +251,7 @@ def surface_band(predicted_foreground: Mask, spacing_mm: Spacing, width_mm: floa
     if window is None:
         return band
     mask = predicted_foreground[window]
-    limit = np.float32((width_mm * (1 + _SLACK) + _SLACK) ** 2)
+    limit = np.float32(_reach(width_mm) ** 2)
     for axis in range(mask.ndim):
         band[window] |= _squared_distance_to_faces(mask, axis, spacing_mm, width_mm) <= limit
     return band
