@@ -21,10 +21,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.encaps import encapsulate
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless, generate_uid
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = REPOSITORY.parent / "shared" / "data"
@@ -155,12 +157,24 @@ def make_ct(folder: Path, count: int, syntax: UID | None, data: Path) -> None:
     slices = _real_slices(data / REAL_CT) if (data / REAL_CT).is_dir() else list(_made_up_slices(24))
     if syntax is not None:
         for one in slices:
-            one.compress(syntax, generate_instance_uid=False)
+            _compress(one, syntax)
     there_and_back = [*slices, *slices[-2:0:-1]]
     for k in range(count):
         one = there_and_back[k % len(there_and_back)]
         _place(one, k)
         one.save_as(folder / f"{k:04d}.dcm", enforce_file_format=True)
+
+
+def _compress(one: Dataset, syntax: UID) -> None:
+    if syntax != JPEG2000Lossless:
+        one.compress(syntax, generate_instance_uid=False)
+        return
+    stream = imagecodecs.jpeg2k_encode(  # pydicom's own encoder is a package that reading does without
+        one.pixel_array, codecformat="j2k", reversible=True, bitspersample=one.BitsStored
+    )
+    one.PixelData = encapsulate([stream])
+    one["PixelData"].VR = "OB"
+    one.file_meta.TransferSyntaxUID = syntax
 
 
 def describe(data: Path) -> str:
