@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from monai_unet_app.inference.predict import WindowSettings
 
 HASHED_FILES = ("models/model.pt", "configs/inference.yaml", "configs/segments.json")
+CONFIDENCE = "configs/confidence.json"
+"""What the bundle says about its own results; absent until it was calibrated."""
+
 CALIBRATION_RECORD = "calibration.json"  # in models/: on which cases the calibration was fitted
 NEEDED_FILES = ("configs/metadata.json", "configs/inference.yaml", "configs/segments.json", "LICENSE")
 
@@ -82,9 +85,10 @@ class BundleFiles:
 
     @cached_property
     def sha256(self) -> str:
-        """Hex digest over weights, `inference.yaml` and `segments.json`: all that can change a result."""
+        """Hex digest of weights, `inference.yaml`, `segments.json` and any `confidence.json`: all that can change results."""
         digest = hashlib.sha256()
-        for name in HASHED_FILES:
+        stated = (CONFIDENCE,) if (self.root / CONFIDENCE).is_file() else ()
+        for name in (*HASHED_FILES, *stated):
             content = (self.root / name).read_bytes()
             digest.update(f"{name}\n{len(content)}\n".encode() + content)
         return digest.hexdigest()
@@ -194,9 +198,18 @@ class Bundle(BundleFiles):
     @cached_property
     def uncalibrated_result(self) -> Compose:
         """`result` without the calibration."""
+        return self._result_with(self.no_calibration)
+
+    @cached_property
+    def mirrored_result(self) -> Compose:
+        """`result` for averages over mirror images: with `calibration_tta` where that was fitted, else with `calibration`."""
+        fitted = self.part("calibration_tta") if "calibration_tta" in self.parser.get() else {}
+        return self._result_with(fitted) if any(isinstance(n, float) and n for n in fitted.values()) else self.result
+
+    def _result_with(self, calibration: Mapping[str, Any]) -> Compose:
         from monai.transforms import Compose, Invertd
 
-        twin = Bundle(self.root, self.device, (*self.overrides, ("calibration", self.no_calibration)))
+        twin = Bundle(self.root, self.device, (*self.overrides, ("calibration", dict(calibration))))
         steps = twin.part("result")
         for step in steps:
             if isinstance(step, Invertd):  # inverts what this bundle's own preprocessing did
@@ -251,6 +264,11 @@ class Bundle(BundleFiles):
         """The case that this image, or its mirror image, is to the bundle under whatever name; None if it never saw it."""
         marks = mirrored_fingerprints(volume)
         return next((case for case in self.seen if any(same_image(case.fingerprint, mark) for mark in marks)), None)
+
+    @cached_property
+    def feature_layer(self) -> str | None:
+        """Name of the network's layer by which images are known again as usual; None where the bundle names none."""
+        return self.part("feature_layer") if "feature_layer" in self.parser.get() else None
 
     @cached_property
     def slice_axis(self) -> int | None:

@@ -78,7 +78,9 @@ def write_dicom(
         "seg": lambda: write_seg(
             in_seg, source, paths["seg"], info, encoding=what.seg_encoding, empty_frames=what.empty_frames
         ),
-        "sr": lambda: write_sr(labels, source, paths["sr"], info, seg=paths["seg"], earlier=earlier),
+        "sr": lambda: write_sr(
+            labels, source, paths["sr"], info, seg=paths["seg"], volumes_ml=_intervals(case), earlier=earlier
+        ),
         "rtstruct": lambda: write_rtstruct(labels, source, paths["rtstruct"], info),
         "gsps": lambda: write_gsps(labels, source, paths["gsps"], info),
         "sc": lambda: write_captures(labels, source, paths["sc"], info),
@@ -138,7 +140,39 @@ def _info(case: Case, bundle: Bundle, run: PredictConfig) -> ResultInfo:
             *repairs,
             *_image_setting(case.volume),
         ),
+        quality=_quality(case),
+        calibration=_calibration(bundle),
     )
+
+
+def _intervals(case: Case) -> dict[int, tuple[float, float]]:
+    """For each structure of which the bundle states it, the interval of its volume in mL."""
+    found = case.assessment.structures if case.assessment else ()
+    return {one.number: one.size_interval for one in found if one.size_interval}
+
+
+def _quality(case: Case) -> str:
+    """The quality gate's verdict in one line; empty where there is none."""
+    if case.assessment is None or case.assessment.verdict is None:
+        return ""
+    least = [one.grade.at_least for one in case.assessment.structures if one.grade]
+    gate = case.assessment.confidence.gate
+    bound = f", Dice at least {min(least):.2f} ({gate.coverage:.0%})" if gate and least else ""
+    return "; ".join([case.assessment.verdict + bound, *case.assessment.reasons])
+
+
+def _calibration(bundle: Bundle) -> str:
+    """What the bundle's metadata says of its calibration, in one line; empty where it was not measured."""
+    measured = bundle.metadata.get("eval_metrics", {})
+    errors = [
+        f"ECE {value['calibrated']:g} ({_where(key)})" for key, value in measured.items() if key.startswith("ece_")
+    ]
+    return f"{', '.join(errors)} on {measured['subjects']} test subject(s)" if errors else ""
+
+
+def _where(key: str) -> str:
+    place = key.removeprefix("ece_").replace("_", " ")
+    return "whole image" if place == "whole" else place
 
 
 def _image_setting(volume: Volume) -> tuple[tuple[str, str], ...]:

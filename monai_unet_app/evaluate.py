@@ -14,18 +14,17 @@ from numpy.typing import NDArray
 
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle, SeenCase, check_unseen, load_bundle
-from monai_unet_app.calibration import CalibrationFit, Fitted
+from monai_unet_app.calibration.confidence import Assessment, structures_of
+from monai_unet_app.calibration.judged import Judged, judge, summarise_statements
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.cases import CaseFiles, data_row, find_data, subjects_of
 from monai_unet_app.data.digest import dataset_sha256
-from monai_unet_app.data.inspect import check_cases
 from monai_unet_app.data.labels import check_values, read_labels
-from monai_unet_app.data.monai_bridge import to_metatensor
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.splits import SplitCase, read_splits
 from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.metrics import CaseArrays, Evaluation, EvaluationPlan
-from monai_unet_app.pipeline import on_volume, predict, segment_case
+from monai_unet_app.pipeline import Case, on_volume, segment_case
 from monai_unet_app.report import CasePicture, EvaluationReport, MeasuredOn, Target, exemplary_cases, write_evaluation
 from monai_unet_app.shipped import shipped
 
@@ -66,6 +65,8 @@ class CaseLog:
         self.evaluation = Evaluation(EvaluationPlan(tuple(names), bundle.exclusive, bundle.rules.planar))
         self.rows: list[Row] = []
         self.masks: dict[str, tuple[bytes, bytes, tuple[int, ...]]] = {}
+        self.judged: list[Judged] = []
+        self.assessed: Assessment | None = None
 
     def add(
         self,
@@ -94,6 +95,19 @@ class CaseLog:
         self.masks[row["id"]] = (packed[0], packed[1], truth.shape)
         return scores.mean("dice")
 
+    def judge(self, row: Row, case: Case, truth: NDArray) -> None:
+        """Counts what became of the bundle's statements about a case; nothing where it made none."""
+        if case.assessment is None:
+            return
+        self.assessed = case.assessment
+        structures = structures_of(case.probabilities, case.labels, case.volume, exclusive=self.bundle.exclusive)
+        truths = masks_of(truth, case.volume, self.bundle)
+        self.judged += judge(row["subject"], case.assessment, structures, truths, case.volume)
+
+    def _statements(self) -> Mapping[str, Any] | None:
+        labels = {segment.number: segment.label for segment in self.bundle.segments}
+        return summarise_statements(self.judged, self.assessed, labels) if self.assessed else None
+
     def write(self, folder: Path, data_name: str, partition: str) -> tuple[Mapping[str, Any], tuple[Path, ...]]:
         """Writes metrics.json, cases.csv and report.html; gives the summary and the files."""
         bundle = self.bundle
@@ -102,6 +116,7 @@ class CaseLog:
             MeasuredOn(bundle.name, bundle.version, bundle.sha256, data_name, dataset_sha256(self.rows), partition),
             pictures=self._pictures(),
             targets=self.targets,
+            statements=self._statements(),
         )
         return report.summary, write_evaluation(report, folder)
 
@@ -214,23 +229,6 @@ def chosen_rows(
     return choose_cases(load_bundle(bundle_root), cases, partition, Path(splits) if splits else None).rows
 
 
-def calibrate_bundle(bundle: Bundle, rows: Sequence[Row], step: Callable[[str], None] = lambda case_id: None) -> Fitted:
-    """Fits the bundle's calibration on these cases and writes it into its `inference.yaml`.
-
-    Raises:
-        InputRefusedError: A case cannot be used.
-    """
-    check_cases(rows, bundle)
-    fit = CalibrationFit(bundle.part("calibrate"), bundle.part("calibration"), bundle.exclusive, bundle.root, rows)
-    for row in rows:
-        volume = read_volume(row["image"])
-        labels = read_labels(Path(row["label"]), volume)
-        item = bundle.preprocessing({"image": to_metatensor(volume), "label": to_metatensor(labels)}, start=1)
-        fit.add(predict(item["image"], bundle, PredictConfig()), item["label"])
-        step(row["id"])
-    return fit.finish()
-
-
 def truth_of(row: Row, volume: Volume, bundle: Bundle) -> NDArray:
     """The case's reference: (I, J, K) class numbers, or (C, I, J, K) boolean for overlapping labels.
 
@@ -240,6 +238,12 @@ def truth_of(row: Row, volume: Volume, bundle: Bundle) -> NDArray:
     labels = read_labels(Path(row["label"]), volume)
     check_values(labels, bundle.label_values, Path(row["label"]).name)
     return _by_class(labels.array, bundle)
+
+
+def masks_of(truth: NDArray, volume: Volume, bundle: Bundle) -> list[NDArray[np.bool_]]:
+    """One boolean mask a structure, as `structures_of` has them, of a truth as `truth_of` gives it."""
+    masks = [truth == n + 1 for n in range(len(bundle.segments))] if bundle.exclusive else list(truth)
+    return [mask[:, :, 0] if volume.planar else mask for mask in masks]
 
 
 def _by_class(numbers: NDArray, bundle: Bundle) -> NDArray:
@@ -285,6 +289,7 @@ def evaluate_cases(
             continue
         predicted = case.labels if bundle.exclusive else np.moveaxis(case.labels, -1, 0).astype(bool)
         each(row["id"], log.add(row, volume, truth, predicted, case.probabilities, case.uncalibrated))
+        log.judge(row, case, truth)
     if not log.rows:
         raise InputRefusedError("no case could be measured:\n  " + "\n  ".join(problems))
     metrics, files = log.write(output, data_name, partition)

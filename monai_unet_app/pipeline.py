@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
+from monai_unet_app.calibration.confidence import Assessment, assess, read_confidence, structures_of
+from monai_unet_app.calibration.shift import LayerWatch, image_features
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import check_rules
@@ -40,6 +42,8 @@ class Case:
         labels: Exclusive classes: shape (I, J, K), uint8, 0 is background. Overlapping: (I, J, K, C), 0 or 1.
         seconds: Time per stage.
         uncalibrated: As `probabilities`, without the calibration, if asked for.
+        assessment: What the bundle says of this result; None where it makes no statements.
+        image_features: Shape (F,), what the shift detector looks at, if it was taken.
     """
 
     volume: Volume
@@ -47,6 +51,8 @@ class Case:
     labels: NDArray[np.uint8]
     seconds: dict[str, float]
     uncalibrated: NDArray[np.float32] | None = None
+    assessment: Assessment | None = None
+    image_features: NDArray[np.float64] | None = None
 
     @property
     def labels_volume(self) -> Volume:
@@ -61,6 +67,7 @@ def segment_case(
     progress: Progress | None = None,
     *,
     uncalibrated: bool = False,
+    watched: bool = False,
 ) -> Case:
     """Segments one case with one bundle.
 
@@ -70,6 +77,7 @@ def segment_case(
         run: Flags of this run.
         progress: Called with (windows done, windows in all).
         uncalibrated: Keep the probabilities without calibration too, to compare.
+        watched: Take the features of the image even if the bundle has no shift detector yet.
 
     Raises:
         InputRefusedError: The image cannot be read or is not what the bundle was made for.
@@ -81,13 +89,32 @@ def segment_case(
         check_rules(volume, bundle.rules)
     with _timed(seconds, "preprocess"):
         item = preprocess(volume, bundle)
-    with _timed(seconds, "predict"):
+    stated = read_confidence(bundle, "tta" if run.tta else "plain")
+    watched = watched or (stated is not None and stated.shift is not None)
+    with _timed(seconds, "predict"), _watch(bundle, watched) as watch:
         logits = predict(item["image"], bundle, run, progress)
     with _timed(seconds, "postprocess"):
-        probabilities, labels = finish(item, logits, bundle.result, volume)
+        probabilities, decided = finish(item, logits, bundle.mirrored_result if run.tta else bundle.result, volume)
     raw = finish(item, logits, bundle.uncalibrated_result, volume)[0] if uncalibrated else None
-    labels = labels[0] if bundle.exclusive else np.moveaxis(labels, 0, -1)
-    return Case(volume, probabilities, np.rint(labels).astype(np.uint8), seconds, raw)
+    labels = np.rint(decided[0] if bundle.exclusive else np.moveaxis(decided, 0, -1)).astype(np.uint8)
+    features = _image_features(volume, watch) if watched else None
+    with _timed(seconds, "assess"):
+        assessment = None
+        if stated is not None:
+            structures = structures_of(probabilities, labels, volume, exclusive=bundle.exclusive)
+            assessment = assess(stated, structures, volume, exclusive=bundle.exclusive, image=features)
+    return Case(volume, probabilities, labels, seconds, raw, assessment, features)
+
+
+def _watch(bundle: Bundle, watched: bool) -> AbstractContextManager[LayerWatch | None]:
+    """Watches the layer that the bundle names, if it names one and somebody wants to know."""
+    return LayerWatch(bundle.network, bundle.feature_layer) if watched and bundle.feature_layer else nullcontext()
+
+
+def _image_features(volume: Volume, watch: LayerWatch | None) -> NDArray[np.float64]:
+    spacing = (1.0, 1.0, 1.0) if volume.planar else volume.spacing_mm
+    image = image_features(volume.array, spacing)
+    return image if watch is None else np.concatenate([image, watch.features()])
 
 
 def preprocess(volume: Volume, bundle: Bundle) -> dict[str, MetaTensor]:

@@ -28,6 +28,7 @@ from dicom_io.read import ReadOptions
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app import __version__
 from monai_unet_app.bundle import Bundle, load_bundle
+from monai_unet_app.calibration.confidence import Assessment
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.cases import CaseFiles, case_id, told
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
@@ -53,6 +54,8 @@ class OutputConfig:
     Attributes:
         formats: Some of `FORMATS`.
         probabilities: Add `<case>_prob.nii.gz`, channels last.
+        cautious: Add `<case>_cautious.nii.gz`, channels last: masks that miss little of a structure, as the bundle states.
+        deliver_rejected: Write what the bundle's quality gate rejects like any other result.
         dicom_source: The series that a NIfTI input was made from; DICOM results refer to it.
         dicomize: Write a converted series for a NIfTI input and refer to that.
         seg_encoding: One of SEG_ENCODINGS; "fractional" writes probabilities.
@@ -61,6 +64,8 @@ class OutputConfig:
 
     formats: tuple[str, ...] = ("nifti",)
     probabilities: bool = False
+    cautious: bool = False
+    deliver_rejected: bool = False
     dicom_source: Path | None = None
     dicomize: bool = False
     seg_encoding: SegEncoding = "binary"
@@ -115,6 +120,8 @@ def write_results(
 ) -> dict[str, Any]:
     """Writes a case's files into `output` and gives the content of its `result.json`.
 
+    Of a result that the bundle's quality gate rejects there is `result.json` alone, which says why; unless `what` wants it.
+
     Raises:
         UsageError: DICOM is asked for, the input is none, and no DICOM series is named.
         InputRefusedError: The named series is not where the image is, or cannot be written onto.
@@ -122,11 +129,18 @@ def write_results(
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output, prefix=".partial-") as partial:
         folder = Path(partial)
-        files = _write_files(case, case_id, bundle, run, what, folder, output / f"{case_id}_sr.dcm")
+        files = {}
+        if what.deliver_rejected or not is_rejected(case):
+            files = _write_files(case, case_id, bundle, run, what, folder, output / f"{case_id}_sr.dcm")
         document = result_document(case, case_id, bundle, run, files)
         write_json(document, folder / f"{case_id}_result.json", "result")
         _publish(folder, output, case_id)
     return document
+
+
+def is_rejected(case: Case) -> bool:
+    """Whether the bundle says that this result is no result."""
+    return case.assessment is not None and case.assessment.verdict == "reject"
 
 
 def _publish(folder: Path, output: Path, case_id: str) -> None:
@@ -170,9 +184,10 @@ def predict_cases(
     check_flags(cases, run, what)
     for case in cases:
         try:
-            done.append(
-                write_results(segment_case(case.image, bundle, run, windows), case.id, bundle, run, what, output)
-            )
+            result = segment_case(case.image, bundle, run, windows)
+            done.append(write_results(result, case.id, bundle, run, what, output))
+            if is_rejected(result) and not what.deliver_rejected:
+                problems.append(_rejection(case.id, result))
         except InputRefusedError as error:
             problems.append(told(case, error))
         except OSError as error:
@@ -181,6 +196,14 @@ def predict_cases(
             )
         step(case.id)
     return done, problems
+
+
+def _rejection(case_id: str, result: Case) -> str:
+    reasons = "; ".join(result.assessment.reasons) if result.assessment else ""
+    return (
+        f"{case_id}: the quality gate rejects it ({reasons}); {case_id}_result.json says so and nothing else was written; "
+        "look at the image, or give --deliver-rejected to have the result all the same"
+    )
 
 
 def check_flags(cases: Sequence[CaseFiles], run: PredictConfig, what: OutputConfig) -> None:
@@ -235,8 +258,25 @@ def result_document(
             "notes": [*source.notes, *_sizes_note(source, files)],
         },
         "structures": structures(case, bundle),
+        "assessment": _assessment(case.assessment),
         "seconds": dict(case.seconds),
         "files": dict(files),
+    }
+
+
+def _assessment(found: Assessment | None) -> dict[str, Any] | None:
+    """What the bundle says of the result as a whole; None where it makes no statements."""
+    if found is None:
+        return None
+    said = found.confidence
+    return {
+        "verdict": found.verdict,
+        "reasons": list(found.reasons),
+        "interval_coverage": said.sizes.coverage if said.sizes else None,
+        "dice_coverage": said.gate.coverage if said.gate else None,
+        "shift": None if found.shift is None else round(found.shift, 4),
+        "shift_limit": round(said.shift.limit, 4) if said.shift else None,
+        "not_stated": dict(said.why_not or {}),
     }
 
 
@@ -280,9 +320,24 @@ def structures(case: Case, bundle: Bundle) -> list[dict[str, Any]]:
                 "voxels": voxels,
                 **size,
                 "mean_probability": round(float(case.probabilities[channel][mask].mean()), 5) if voxels else None,
+                **_statements(case, segment.number),
             }
         )
     return rows
+
+
+def _statements(case: Case, number: int) -> dict[str, Any]:
+    """What the bundle states of one structure: an interval for its size, and the Dice that its gate predicts."""
+    found = [one for one in case.assessment.structures if one.number == number] if case.assessment else []
+    said: dict[str, Any] = {}
+    for one in found:
+        if one.size_interval:
+            name = "pixels_interval" if case.volume.planar else "volume_interval_ml"
+            said[name] = [round(end, 5) for end in one.size_interval]
+        if one.grade:
+            said |= {"verdict": one.grade.verdict, "predicted_dice": round(one.grade.dice, 4)}
+            said["dice_at_least"] = round(one.grade.at_least, 4)
+    return said
 
 
 def _write_files(
@@ -305,6 +360,9 @@ def _write_files(
     if what.probabilities:
         files["probabilities"] = f"{case_id}_prob.nii.gz"
         write_nifti(np.moveaxis(case.probabilities, 0, -1), case.volume, folder / files["probabilities"])
+    if what.cautious:
+        files["cautious"] = f"{case_id}_cautious.nii.gz"
+        write_nifti(_cautious(case, case_id, bundle), case.volume, folder / files["cautious"])
     if "png" in what.formats:
         files["png"] = f"{case_id}_overlay.png"
         write_overlay(case, case_id, bundle, folder / files["png"])
@@ -314,6 +372,25 @@ def _write_files(
     if what.wants_dicom:
         files |= write_dicom(case, case_id, bundle, run, replace(what.dicom, earlier_sr=earlier_sr), folder)
     return files
+
+
+def _cautious(case: Case, case_id: str, bundle: Bundle) -> np.ndarray:
+    """Shape (I, J, K, C), 0 or 1: each structure cut where the bundle states that little of it is missed.
+
+    Raises:
+        InputRefusedError: The bundle states nothing of the kind.
+    """
+    stated = case.assessment.confidence.risk if case.assessment else None
+    thresholds = [stated.thresholds.get(segment.number) if stated else None for segment in bundle.segments]
+    if any(threshold is None for threshold in thresholds):
+        raise InputRefusedError(
+            f"{case_id}: {bundle.name} does not state from which probability on little is missed; calibrate it on more "
+            "subjects, or leave --cautious out"
+        )
+    foreground = case.probabilities[1:] if bundle.exclusive else case.probabilities
+    return np.stack([p >= threshold for p, threshold in zip(foreground, thresholds, strict=True)], axis=-1).astype(
+        np.uint8
+    )
 
 
 def _write_itk(case: Case, case_id: str, path: Path) -> None:

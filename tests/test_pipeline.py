@@ -230,7 +230,7 @@ def test_a_bundle_gives_the_same_voxels_twice(tiny_bundle: Callable[..., Path], 
 
 def test_time_is_noted_for_every_stage(tiny_bundle: Callable[..., Path], crop: Volume) -> None:
     case = segment_case(crop, load_bundle(tiny_bundle()))
-    assert list(case.seconds) == ["read", "preprocess", "predict", "postprocess"]
+    assert list(case.seconds) == ["read", "preprocess", "predict", "postprocess", "assess"]
     assert all(seconds >= 0 for seconds in case.seconds.values())
 
 

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 
 from monai_unet_app.bundle import Bundle, load_bundle
+from monai_unet_app.calibrate import calibrate_bundle
 from monai_unet_app.config import resolve_device
 from monai_unet_app.data.cases import find_data
 from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import write_json
-from monai_unet_app.evaluate import calibrate_bundle, choose_cases, evaluate_cases
+from monai_unet_app.evaluate import choose_cases, evaluate_cases
 from monai_unet_app.metrics import Bootstrap
 from monai_unet_app.metrics.overlap import dice
 from monai_unet_app.metrics.statistics import bootstrap_mean

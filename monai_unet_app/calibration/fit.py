@@ -64,6 +64,7 @@ class CalibrationFit:
         bundle_root: Its `inference.yaml` is rewritten and its `models/calibration.json` written when the handler's
             evaluator has completed; None leaves both.
         cases: The data list that is fitted on, {"id", "subject", "image"}; for the record.
+        setting: "plain", or "tta" for logits that are averages over mirror images: then `calibration_tta` is what is written.
 
     Raises:
         InputRefusedError: The bundle was trained on one of the cases.
@@ -76,12 +77,14 @@ class CalibrationFit:
         exclusive: bool,
         bundle_root: str | Path | None = None,
         cases: Sequence[Mapping[str, str]] = (),
+        setting: str = "plain",
     ) -> None:
         self.calibrate = calibrate
         self.parameters = dict(parameters)
         self.exclusive = exclusive
         self.bundle = load_bundle(bundle_root) if bundle_root else None
         self.rows = list(cases)
+        self.setting = setting
         if self.bundle is not None:
             check_unseen(self.bundle, self.rows, ("train", "selection"))
         self._folder = tempfile.TemporaryDirectory(prefix="monai-unet-logits-")
@@ -100,7 +103,9 @@ class CalibrationFit:
     def finish(self) -> Fitted:
         """Fits, and writes parameters and record into the bundle if there is one."""
         fitted = self.fit()
-        if self.bundle is not None:
+        if self.bundle is not None and self.setting == "tta":
+            write_parameters(self.bundle.root / "configs/inference.yaml", fitted.parameters, "calibration_tta")
+        elif self.bundle is not None:
             record = {
                 "schema_version": SCHEMA_VERSION,
                 "parameters": fitted.parameters,
@@ -179,17 +184,17 @@ class CalibrationFit:
         return F.binary_cross_entropy_with_logits(calibrated, label.expand_as(calibrated))
 
 
-def write_parameters(inference_yaml: Path, parameters: Parameters) -> None:
-    """Replaces the one line `calibration: {...}` and leaves every other byte as it is.
+def write_parameters(inference_yaml: Path, parameters: Parameters, name: str = "calibration") -> None:
+    """Replaces the one line `calibration: {...}`, or that of another name, and leaves every other byte as it is.
 
     Raises:
         BundleError: There is no such line, or more than one.
     """
     text = inference_yaml.read_bytes().decode()  # bytes: line ends stay what they are
-    line = "calibration: {" + ", ".join(f"{name}: {_yaml(value)}" for name, value in parameters.items()) + "}"
-    changed, count = re.subn(r"^calibration: \{[^}\n]*\}", line, text, flags=re.MULTILINE)
+    line = f"{name}: {{" + ", ".join(f"{key}: {_yaml(value)}" for key, value in parameters.items()) + "}"
+    changed, count = re.subn(rf"^{name}: \{{[^}}\n]*\}}", line, text, flags=re.MULTILINE)
     if count != 1:
-        raise BundleError(f"{inference_yaml.name} has {count} line(s) `calibration: {{...}}`; exactly one is needed")
+        raise BundleError(f"{inference_yaml.name} has {count} line(s) `{name}: {{...}}`; exactly one is needed")
     partial = inference_yaml.with_name(inference_yaml.name + ".partial")
     partial.write_bytes(changed.encode())
     os.replace(partial, inference_yaml)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from monai_unet_app import __version__
-from monai_unet_app.cli import dicom_verbs, verbs
+from monai_unet_app.cli import comparison_verbs, dicom_verbs, verbs
 
 Verb = Callable[..., argparse.ArgumentParser]
 
@@ -43,6 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
     _train(verb)
     _calibrate(verb)
     _evaluate(verb)
+    _compare(verb)
+    _gate(verb)
+    _subgroups(verb)
     _predict(verb)
     _echo(verb)
     _send(verb)
@@ -136,6 +139,9 @@ def _calibrate(verb: Verb) -> None:
         "--bundle", type=given, required=True, help="folder of the bundle; its inference.yaml is rewritten"
     )
     _add_cases(parser, ("calibration", "test", "all"), "calibration")
+    parser.add_argument("--tta", action="store_true", help="state also what holds for averages over mirror images")
+    parser.add_argument("--coverage", type=share, default=0.9, help="of intervals and bounds (default: 0.9)")
+    parser.add_argument("--risk", type=share, default=0.1, help="part that a cautious mask may miss (default: 0.1)")
     _add_device(parser)
 
 
@@ -150,6 +156,66 @@ def _evaluate(verb: Verb) -> None:
     parser.add_argument("--output", type=place, required=True, help="folder for the report")
     parser.add_argument("--tta", action="store_true", help="average over mirror images")
     _add_device(parser)
+
+
+def _compare(verb: Verb) -> None:
+    parser = verb(
+        comparison_verbs.compare,
+        "compare two evaluations, or two bundles, pair by pair on the same cases",
+        "monai-unet compare --first OLD_REPORT --second NEW_REPORT --output OUT",
+    )
+    what = "folder that evaluate wrote, or with --data a bundle: a name, a folder or a zip"
+    parser.add_argument("--first", type=given, required=True, help=what)
+    parser.add_argument("--second", type=given, required=True, help="the same; differences are second minus first")
+    _add_comparison(parser, ("test", "all"))
+    parser.add_argument("--output", type=place, help="gets comparison.json, comparison.csv and new evaluations")
+
+
+def _gate(verb: Verb) -> None:
+    parser = verb(
+        comparison_verbs.gate,
+        "fail (exit 1) if a bundle is worse than another in Dice, boundary IoU or calibration",
+        "monai-unet gate --bundle NEW --against OLD --data DATA",
+    )
+    parser.add_argument("--bundle", type=given, metavar="NEW", help="a name, a folder or a zip; needs --data")
+    parser.add_argument("--evaluation", type=place, metavar="NEW", help="its evaluation, instead")
+    parser.add_argument("--against", type=given, metavar="OLD", help="the bundle that is in use; needs --data")
+    parser.add_argument("--against-evaluation", type=place, metavar="OLD", help="its evaluation, instead")
+    parser.add_argument(
+        "--margin",
+        help="non-inferiority: how much worse it must be shown not to be; a number, or dice=0.01,ece_band=0.002 "
+        "(default: none, it must not be shown to be worse)",
+    )
+    _add_comparison(parser, ("test",))
+    parser.add_argument("--output", type=place, help="gets comparison.json, comparison.csv and new evaluations")
+
+
+def _subgroups(verb: Verb) -> None:
+    parser = verb(
+        comparison_verbs.subgroups,
+        "show an evaluation's scores by age, sex, device or any other attribute",
+        "monai-unet subgroups --evaluation REPORT --attributes people.csv --bands age=0,18,65",
+    )
+    parser.add_argument("--evaluation", type=place, required=True, help="folder that evaluate wrote")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--attributes", type=place, help="CSV: a column case or subject, and one for each attribute")
+    where.add_argument("--dicom", type=place, help="the cases' DICOM series, whose headers say age, sex, device, ...")
+    parser.add_argument(
+        "--institution", choices=("numbered", "named"), help="with --dicom: group by institution too (default: not)"
+    )
+    parser.add_argument(
+        "--bands",
+        type=given,
+        action="append",
+        default=[],
+        metavar="NAME=EDGE,EDGE,...",
+        help="cut a column of numbers here (default: age 0,40,60,80; others into thirds); may be repeated",
+    )
+    parser.add_argument(
+        "--fewest", type=at_least(2), default=5, help="groups with fewer subjects get no figures (default: 5)"
+    )
+    parser.add_argument("--class", dest="class_name", type=given, default="mean", help="a class (default: mean)")
+    parser.add_argument("--output", type=place, help="gets subgroups.json and subgroups.csv")
 
 
 def _predict(verb: Verb) -> None:
@@ -183,6 +249,12 @@ def _predict(verb: Verb) -> None:
     )
     parser.add_argument("--site", type=place, help="TOML file that describes destinations")
     parser.add_argument("--probabilities", action="store_true", help="add <case>_prob.nii.gz, channels last")
+    parser.add_argument(
+        "--cautious", action="store_true", help="add <case>_cautious.nii.gz, masks that miss little, channels last"
+    )
+    parser.add_argument(
+        "--deliver-rejected", action="store_true", help="write results that the bundle's quality gate rejects as well"
+    )
     parser.add_argument("--dicom-source", type=place, help="the DICOM series that a NIfTI input was made from")
     parser.add_argument("--dicomize", action="store_true", help="write a converted DICOM series for a NIfTI input")
     _add_reading(parser)
@@ -287,6 +359,13 @@ def at_least(least: int) -> Callable[[str], int]:
     return number
 
 
+def share(text: str) -> float:
+    """A number between 0 and 1."""
+    if not 0 < float(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share; a number between 0 and 1 is needed")
+    return float(text)
+
+
 def above_zero(text: str) -> float:
     """A finite number above 0."""
     if not 0 < float(text) < float("inf"):
@@ -327,6 +406,13 @@ def _add_cases(parser: argparse.ArgumentParser, partitions: tuple[str, ...], usu
     _add_labels(parser)
     parser.add_argument("--splits", type=place, help="a splits.json for the cases that the bundle has not seen")
     parser.add_argument("--partition", choices=partitions, help=f"which cases of the plan (default: {usual})")
+
+
+def _add_comparison(parser: argparse.ArgumentParser, partitions: tuple[str, ...]) -> None:
+    parser.add_argument("--common", action="store_true", help="take the cases that both have, leave the others out")
+    _add_cases(parser, partitions, "those that neither bundle has seen")
+    parser.add_argument("--tta", action="store_true", help="average over mirror images")
+    _add_device(parser)
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:

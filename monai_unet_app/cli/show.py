@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 if TYPE_CHECKING:
+    from monai_unet_app.comparison import Comparison, Difference, Subgroups, Verdict
     from monai_unet_app.data.verdicts import SeriesRow
 
 out = Console()
@@ -219,14 +220,44 @@ def _metric_row(table: Table, name: str, block: Any, value: float | None, interv
     table.add_row(name, cells[0], between, *cells[1:])
 
 
+def statements_table(statements: dict[str, Any]) -> None:
+    """What a bundle states of its results, a line a statement."""
+    table = Table("setting", "statement", "figures")
+    for setting, said in statements.items():
+        if "size_up_to" in said:
+            sizes = ", ".join(f"{name} within {width:.1%}" for name, width in said["size_up_to"]["relative"].items())
+            table.add_row(setting, f"size, {said['size_up_to']['coverage']:.0%} of subjects", sizes)
+        if "mask_from" in said:
+            cuts = {name: cut for name, cut in said["mask_from"].items() if name != "risk"}
+            told = ", ".join(f"{name} from p = {cut}" if cut else f"{name}: none is safe" for name, cut in cuts.items())
+            table.add_row(setting, f"mask that misses {said['mask_from']['risk']:.0%} at most", told)
+        if "gate" in said:
+            table.add_row(
+                setting,
+                "quality gate",
+                f"Dice at least predicted - {said['gate']['margin_of_dice']:.2f}; from {said['gate']['results']} results",
+            )
+        if "shift" in said:
+            told = f"distance above {said['shift']['flagged_above']:.2g}; {said['shift']['subjects']} subjects"
+            table.add_row(setting, "unlike the training", told)
+        for name, reason in said["not_stated"].items():
+            table.add_row(setting, f"{name}: not stated", reason)
+    out.print(table)
+
+
 def structures_table(done: Sequence[dict[str, Any]]) -> None:
-    table = Table("case", "structure", "size", "mean probability", "seconds")
+    table = Table("case", "structure", "size", "mean probability", "gate", "seconds")
     for case in done:
         for row in case["structures"]:
             size = f"{row['volume_ml']:.3f} mL" if "volume_ml" in row else f"{row['pixels']} px"
             size += f" ({row['area_mm2']:.1f} mm2)" if "area_mm2" in row else ""
+            ends = row.get("volume_interval_ml") or row.get("pixels_interval")
+            size += f"\n{ends[0]:.4g} to {ends[1]:.4g}" if ends else ""
+            gate = f"{row['verdict']}\nDice {row['predicted_dice']:.2f}" if "verdict" in row else "-"
             inside = "-" if row["mean_probability"] is None else f"{row['mean_probability']:.3f}"
-            table.add_row(escape(case["case"]), row["label"], size, inside, f"{sum(case['seconds'].values()):.1f}")
+            table.add_row(
+                escape(case["case"]), row["label"], size, inside, gate, f"{sum(case['seconds'].values()):.1f}"
+            )
     if table.row_count:
         out.print(table)
 
@@ -245,3 +276,107 @@ def notes_list(done: Sequence[dict[str, Any]]) -> None:
     for note, cases in notes.items():
         more = f" and {len(cases) - NAMES} more" if len(cases) > NAMES else ""
         line(f"note on {', '.join(cases[:NAMES])}{more}: {note}")
+
+
+WORD_COLOURS = {"better": "green", "worse": "red", "too few": "yellow"}
+
+
+def comparison_table(found: Comparison) -> None:
+    """Every score, its mean or top label first and the classes below; what the words rest on stands under it."""
+    _compared(found, "first", "second")
+    table = Table(
+        Column("score", overflow="fold"), *(Column(name, justify="right", no_wrap=True) for name in ("first", "second")),
+        Column("difference", justify="right", no_wrap=True), Column("95 % interval", no_wrap=True),
+        *(Column(name, no_wrap=True) for name in ("p", "Holm", "second")), box=None, pad_edge=False, collapse_padding=True,
+    )  # fmt: skip
+    rows: dict[str, list[Difference]] = {}
+    for entry in found.differences:
+        rows.setdefault(entry.score, []).append(entry)
+    for score, entries in rows.items():
+        for number, entry in enumerate([entries[-1], *entries[:-1]]):  # the mean stands last
+            table.add_row(f" {escape(entry.class_name)}" if number else score, *_difference_cells(entry))
+    out.print(table)
+    _paragraph(
+        f"The second is better, worse or the same by the {100 * found.how.level:g} % interval of the difference, a bootstrap "
+        "by subject (same: it holds 0). p: Wilcoxon signed-rank on subject means; Holm: the same, adjusted for this table."
+    )
+    for reason in dict.fromkeys(entry.test.reason for entry in found.differences if entry.test.reason):
+        line(f"no p: {reason}")
+    for entry in found.differences:
+        if entry.note:
+            line(f"note: {entry.note}")
+
+
+def _compared(found: Comparison, first: str, second: str) -> None:
+    pairs = found.pairs
+    line(f"{first + ':':<8}{pairs.first.name}\n{second + ':':<8}{pairs.second.name}")
+    line(f"on {len(pairs.subjects)} case(s) of {found.subjects} subject(s)")
+    if pairs.left_out:
+        line(f"left out, since one has no such case: {', '.join(pairs.left_out)}")
+
+
+def _difference_cells(entry: Difference) -> list[str]:
+    estimate, colour = entry.estimate, WORD_COLOURS.get(entry.word)
+    word = f"[{colour}]{entry.word}[/{colour}]" if colour else entry.word
+    means = [_short(entry.first), _short(entry.second), _short(estimate.value, sign="+")]
+    return [*means, _between(estimate.low, estimate.high), _p(entry.test.p), _p(entry.test.p_holm), word]
+
+
+def gate_lines(found: Comparison, verdict: Verdict) -> None:
+    """The verdict first, then a line for each figure."""
+    colour = {"passed": "green", "failed": "red"}.get(verdict.state, "yellow")
+    out.print(f"[{colour}]{verdict.state}[/{colour}]: {escape(verdict.reason)}", highlight=False, soft_wrap=True)
+    _compared(found, "old", "new")
+    for figure in verdict.figures:
+        entry = figure.difference
+        change = f"{_short(entry.estimate.value, sign='+')} ({_between(entry.estimate.low, entry.estimate.high)})"
+        line(f"{entry.score:<13}{_short(entry.first)} -> {_short(entry.second)}  {change}  {figure.reason}")
+    for figure in verdict.figures:
+        if figure.difference.note:
+            line(f"note: {figure.difference.note}")
+
+
+SUBGROUP_COLUMNS = ("subjects", "mean", "95 % interval", "p", "Holm")
+HEADLINE = ("dice", "boundary_iou", "hd95_mm", "hd95_px", "ece_whole", "ece_band")
+
+
+def subgroup_tables(found: Subgroups) -> None:
+    """One table an attribute: headline scores by group; groups that are too small by name and number."""
+    for part in found.attributes:
+        line(f"{part.attribute} ({found.class_name})")
+        table = Table(
+            "score", Column("group", overflow="fold"), *(Column(name, no_wrap=True) for name in SUBGROUP_COLUMNS),
+            box=None, pad_edge=False,
+        )  # fmt: skip
+        for score, test in part.tests.items():
+            figures = {group.name: figure for group in part.groups if (figure := group.scores[score]) is not None}
+            for number, (name, figure) in enumerate(figures.items() if score in HEADLINE else ()):
+                told = ("", "", "") if number else (score, _p(test.p), _p(test.p_holm))
+                cells = [str(figure.subjects), _short(figure.value), _between(figure.low, figure.high)]
+                table.add_row(told[0], escape(name), *cells, *told[1:])
+        if table.row_count:
+            out.print(table)
+        few = [group for group in part.groups if all(figure is None for figure in group.scores.values())]
+        if few:
+            line(f"too few (below {found.fewest}): " + ", ".join(f"{group.name} ({group.subjects})" for group in few))
+        for reason in dict.fromkeys(test.reason for test in part.tests.values() if test.reason):
+            line(f"no p: {reason}")
+        line("")
+    _paragraph(
+        "Intervals: bootstrap by subject. p: Kruskal-Wallis on subject means; Holm: adjusted for all tests here."
+    )
+
+
+def _short(value: float, sign: str = "") -> str:
+    """Four decimals, or two digits of what is smaller than that shows."""
+    if value != value:
+        return "-"
+    return f"{value:{sign}.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:{sign}.1e}"
+
+
+def _between(low: float, high: float) -> str:
+    return "-" if low != low else f"{_short(low)} to {_short(high)}"
+
+
+def _p(value: float) -> str:
+    return "-" if value != value else f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"

@@ -6,7 +6,7 @@ import argparse
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Column, Table
@@ -22,9 +22,13 @@ from monai_unet_app.cli.show import (
     progress,
     say,
     series_blocks,
+    statements_table,
     structures_table,
 )
 from monai_unet_app.errors import AppError, InputRefusedError, UsageError
+
+if TYPE_CHECKING:
+    from monai_unet_app.calibration.confidence import Setting
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_REFUSED = 0, 1, 2, 3
 Answer = tuple[dict[str, Any], int]
@@ -72,7 +76,7 @@ def inspect(options: argparse.Namespace) -> Answer:
     known = bundle_files(options.bundle) if options.bundle else None
     verdicts = dicom_verdicts(options.data, reading)
     cases, problems = _to_inspect(options, reading, anything=bool(verdicts))
-    bundle = _loaded(known.root) if known and cases else None
+    bundle = loaded_bundle(known.root) if known and cases else None
     with progress("reading", len(cases), options) as step:
         found = inspect_cases(
             cases, bundle.rules if bundle else None, bundle.label_values if bundle else None, step, reading
@@ -102,7 +106,7 @@ def _to_inspect(options: argparse.Namespace, reading: Any, *, anything: bool) ->
         return [], [str(error)]
 
 
-def _loaded(bundle: Path | str, device: str | None = None) -> Any:
+def loaded_bundle(bundle: Path | str, device: str | None = None) -> Any:
     """The bundle with all that runs it: this takes seconds, so flags and paths are checked before."""
     from monai_unet_app.bundle import load_bundle
     from monai_unet_app.config import resolve_device
@@ -161,7 +165,7 @@ def train(options: argparse.Namespace) -> Answer:
         device=options.device,
         overrides={name: value for name, value in overrides.items() if value is not None},
     )
-    bundle = train_bundle(_loaded(template.root), run, say(options))
+    bundle = train_bundle(loaded_bundle(template.root), run, say(options))
     record = bundle.run_record
     if not options.json:
         line(f"Dice on the selection cases: {record['best']['metric']:.4f} (epoch {record['best']['epoch']})")
@@ -179,26 +183,39 @@ def calibrate(options: argparse.Namespace) -> Answer:
         )
     root = bundle_files(options.bundle).root
     check_writable(Path(options.bundle) / "configs")
-    data = _data(options)
-    from monai_unet_app.evaluate import calibrate_bundle, choose_cases
+    data = labelled_cases(options)
+    from monai_unet_app.calibrate import calibrate_bundle, known_rows, state_confidence, summary
+    from monai_unet_app.evaluate import choose_cases
 
-    bundle = _loaded(root, options.device)
+    bundle = loaded_bundle(root, options.device)
     chosen = choose_cases(bundle, data, options.partition or "calibration", options.splits)
     say(options)(chosen.note)
     with progress("calibrating", len(chosen.rows), options) as step:
         fitted = calibrate_bundle(bundle, chosen.rows, step)
+    if options.tta:
+        with progress("calibrating averages", len(chosen.rows), options) as step:
+            calibrate_bundle(bundle, chosen.rows, step, "tta")
+    known = known_rows(bundle, data)
+    settings: list[Setting] = ["plain", "tta"] if options.tta else ["plain"]
+    with progress("stating", len(settings) * (len(chosen.rows) + len(known)), options) as step:
+        found = state_confidence(
+            bundle, chosen.rows, known, settings=settings, coverage=options.coverage, risk=options.risk, step=step
+        )
+    statements = summary(found, bundle)
     answer = {
         "parameters": fitted.parameters,
         "nll_before": fitted.nll_before,
         "nll_after": fitted.nll_after,
         "cases": fitted.cases,
+        "statements": statements,
         "sha256": bundle_files(bundle.root).sha256,
     }
     if not options.json:
         values = ", ".join(f"{name} {value}" for name, value in fitted.parameters.items())
         line(f"calibration: {values}, fitted on {fitted.cases} case(s)")
         line(f"negative log likelihood a voxel: {fitted.nll_before:.5f} before, {fitted.nll_after:.5f} after")
-        line(f"written into {bundle.root}/configs/inference.yaml")
+        statements_table(statements)
+        line(f"written into {bundle.root}/configs/inference.yaml and confidence.json")
         line(f"next: monai-unet evaluate --bundle {bundle.root} ... --output OUT")
     return answer, EXIT_DONE
 
@@ -207,11 +224,11 @@ def evaluate(options: argparse.Namespace) -> Answer:
     from monai_unet_app.bundle import bundle_files
     from monai_unet_app.config import PredictConfig
 
-    root, data = bundle_files(options.bundle).root, _data(options)
+    root, data = bundle_files(options.bundle).root, labelled_cases(options)
     check_writable(options.output)
     from monai_unet_app.evaluate import choose_cases, evaluate_cases
 
-    bundle = _loaded(root, options.device)
+    bundle = loaded_bundle(root, options.device)
     chosen = choose_cases(bundle, data, options.partition, options.splits)
     say(options)(chosen.note)
     with progress("evaluating", len(chosen.rows), options) as step:
@@ -247,6 +264,8 @@ def predict(options: argparse.Namespace) -> Answer:
     what = OutputConfig(
         **wanted,
         probabilities=options.probabilities,
+        cautious=options.cautious,
+        deliver_rejected=options.deliver_rejected,
         dicom_source=options.dicom_source,
         dicomize=options.dicomize,
     )
@@ -259,7 +278,7 @@ def predict(options: argparse.Namespace) -> Answer:
     cases = find_images(options.input, named_series(run.reading))
     check_flags(cases, run, what)
     check_writable(options.output)
-    bundle = _loaded(root, options.device)
+    bundle = loaded_bundle(root, options.device)
     if options.destination is not None and bundle.rules.planar:
         wanted, left_out = _wanted(options, planar=True)
         what = replace(what, **wanted)
@@ -364,7 +383,7 @@ def _reading(options: argparse.Namespace) -> Any:
     return ReadOptions(options.series, options.time_point, options.resample_gaps, options.resample_tilt, channels)
 
 
-def _data(options: argparse.Namespace) -> Any:
+def labelled_cases(options: argparse.Namespace) -> Any:
     from monai_unet_app.data.cases import find_data
 
     if options.data is None and options.images is None:

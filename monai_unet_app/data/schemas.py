@@ -28,12 +28,12 @@ def validate(document: object, name: str) -> None:
         raise InputRefusedError(f"{name}: at {place}: {error.message}; see {name}.schema.json")
 
 
-def write_json(document: object, path: Path, name: str | None = None) -> None:
-    """Pretty JSON through a temporary name; held against the schema `name` first, if one is given."""
+def write_json(document: object, path: Path, name: str | None = None, *, indent: int | None = 2) -> None:
+    """JSON through a temporary name, pretty unless `indent` is None; held against the schema `name` first, if one is given."""
     if name is not None:
         validate(document, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(document, indent=indent, ensure_ascii=False) + "\n"
     partial.write_bytes(text.encode("utf-8", "backslashreplace"))  # a file name need not be UTF-8
     os.replace(partial, path)

@@ -1,14 +1,24 @@
 """Scores and calibration figures on bare arrays. Imports nothing else of the project.
 
-`overlap` and `boundary` compare two masks, `reliability` counts what probabilities come to, `statistics` says
-how sure a mean is, and `Evaluation` does all of it, case after case.
+`overlap`, `boundary`, `components` and `centreline` compare two masks, `reliability` counts what probabilities come
+to in each of the `populations`, `statistics` says how sure a mean is, and `Evaluation` does all of it, case after
+case, as an `EvaluationPlan` says. `seams` looks at probabilities alone.
 """
 
-from .boundary import boundary_iou, surface_band
-from .cases import WHOLE, CaseArrays, CaseScores, ClassScores, EvaluationPlan, score_case
-from .evaluation import Evaluation, definitions
+from .boundary import boundary_iou, coco_boundary_iou, surface_band
+from .cases import CaseArrays, CaseScores, ClassScores, score_case
+from .centreline import centreline_dice
+from .evaluation import Evaluation
+from .glossary import definitions
 from .overlap import dice, iou
-from .reliability import ReliabilityCounts, count_reliability, expected_calibration_error
+from .plan import WHOLE, EvaluationPlan
+from .reliability import (
+    ReliabilityCounts,
+    count_reliability,
+    equal_mass_calibration_error,
+    expected_calibration_error,
+)
+from .seams import seam_error
 from .statistics import Bootstrap, Estimate, bootstrap_mean, bootstrap_paired_difference
 
 __all__ = [
@@ -24,11 +34,15 @@ __all__ = [
     "bootstrap_mean",
     "bootstrap_paired_difference",
     "boundary_iou",
+    "centreline_dice",
+    "coco_boundary_iou",
     "count_reliability",
     "definitions",
     "dice",
+    "equal_mass_calibration_error",
     "expected_calibration_error",
     "iou",
     "score_case",
+    "seam_error",
     "surface_band",
 ]

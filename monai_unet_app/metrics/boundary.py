@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import edt
@@ -81,11 +82,36 @@ def boundary_iou(
     return SurfacePair.of(truth, predicted, spacing_mm).boundary_iou(width_mm)
 
 
+def coco_boundary_iou(truth: Mask, predicted: Mask, *, ratio: float = 0.02) -> float:
+    """Boundary IoU by the rule of COCO and LVIS: of a band as deep as a part of the picture's diagonal.
+
+    The depth is max(1, round(ratio x diagonal)) pixels, the band as in mode "coco" of `boundary_iou`: pixels of a mask
+    within that chessboard distance of the outside, to which all beyond the picture belongs.
+
+    Args:
+        truth: Shape (I, J). Reference mask, the whole picture: a crop has another diagonal.
+        predicted: Same shape and grid.
+        ratio: Depth of the band as a part of the diagonal, greater than 0; Cityscapes takes 0.005.
+
+    Returns:
+        0 to 1. Both masks empty: 1. One empty: 0.
+
+    Raises:
+        ValueError: The masks differ in shape, are not boolean or not 2D, or the ratio is none.
+
+    Source: Cheng et al., Boundary IoU, CVPR 2021, arXiv:2103.16562.
+    """
+    if not (np.isfinite(ratio) and ratio > 0):
+        raise ValueError(f"ratio is {ratio}; a part of the diagonal above 0 is needed, 0.02 for COCO")
+    depth = max(1, round(ratio * float(np.hypot(*truth.shape)))) if truth.ndim == 2 else 1
+    return boundary_iou(truth, predicted, (1.0,) * truth.ndim, width_mm=depth, mode="coco")
+
+
 def inner_band(mask: Mask, spacing_mm: Spacing, width_mm: float) -> Mask:
     """Voxels of a mask within `width_mm` (centre to centre) of its border voxels. Same shape as `mask`."""
     if not mask.any():
         return np.zeros_like(mask)
-    return mask & (_distance_to(border(mask), spacing_mm) <= _reach(width_mm))
+    return mask & (_distance_to(border(mask), spacing_mm) <= reach(width_mm))
 
 
 @dataclass(frozen=True)
@@ -122,8 +148,8 @@ class SurfacePair:
         _check_width(width_mm)
         if self.to_truth is None or self.to_predicted is None:
             return iou(self.truth, self.predicted)
-        reach = _reach(width_mm)
-        return iou(self.truth & (self.to_truth <= reach), self.predicted & (self.to_predicted <= reach))
+        most = reach(width_mm)
+        return iou(self.truth & (self.to_truth <= most), self.predicted & (self.to_predicted <= most))
 
     def distances(self) -> SurfaceDistances:
         """From each border voxel of one mask to the nearest of the other."""
@@ -133,7 +159,7 @@ class SurfacePair:
         )
 
 
-def _reach(width_mm: float) -> float:
+def reach(width_mm: float) -> float:
     """The width with what rounding may add to a distance that equals it."""
     return width_mm * (1 + _SLACK) + _SLACK
 
@@ -165,7 +191,7 @@ class SurfaceDistances:
     truth_to_predicted: NDArray[np.float32]
     predicted_to_truth: NDArray[np.float32]
 
-    @property
+    @cached_property
     def both(self) -> NDArray[np.float32]:
         """All distances of both directions."""
         return np.concatenate([self.truth_to_predicted, self.predicted_to_truth])
@@ -219,10 +245,12 @@ def normalised_surface_dice(distances: SurfaceDistances, *, tolerance_mm: float)
     Source: Nikolov et al., arXiv:1809.04430.
     """
     both = distances.both
-    return float(np.mean(both <= _reach(tolerance_mm))) if both.size else 1.0
+    return float(np.mean(both <= reach(tolerance_mm))) if both.size else 1.0
 
 
-def surface_band(predicted_foreground: Mask, spacing_mm: Spacing, width_mm: float) -> Mask:
+def surface_band(
+    predicted_foreground: Mask, spacing_mm: Spacing, width_mm: float, *, valid: Mask | None = None
+) -> Mask:
     """Voxels whose centre lies within `width_mm`, on either side, of the surface of a predicted foreground.
 
     The surface is the set of faces between a foreground and a background voxel, and each face stands for the
@@ -237,40 +265,57 @@ def surface_band(predicted_foreground: Mask, spacing_mm: Spacing, width_mm: floa
             region picked by the outcome cannot be calibrated.
         spacing_mm: Voxel size along each axis.
         width_mm: Largest distance from the surface, greater than 0.
+        valid: Same shape. Voxels that count, or None for all: a face lies between two of them, so where they end
+            there is no surface, as at the image's edge.
 
     Returns:
-        Same shape. All False where there is no surface (nothing, or everything, is foreground).
+        Same shape, no voxel beyond the valid ones. All False where there is no surface (nothing, or everything, is
+        foreground).
 
     Raises:
-        ValueError: The mask is not boolean, or width or spacing do not fit.
+        ValueError: A mask is not boolean, or shapes, width or spacing do not fit.
     """
     check_masks(predicted_foreground, predicted_foreground)
+    if valid is not None and (valid.dtype != np.bool_ or valid.shape != predicted_foreground.shape):
+        raise ValueError(
+            f"valid is {valid.dtype} {valid.shape}; a boolean mask of {predicted_foreground.shape} is needed"
+        )
     _check_lengths(predicted_foreground.ndim, spacing_mm, width_mm)
     band = np.zeros_like(predicted_foreground)
-    window = _bounding_box(predicted_foreground, margin=[int(width_mm / step) + 2 for step in spacing_mm])
+    window = bounding_box(predicted_foreground, margin=[int(width_mm / step) + 2 for step in spacing_mm])
     if window is None:
         return band
-    mask = predicted_foreground[window]
-    limit = np.float32(_reach(width_mm) ** 2)
+    mask, counts = predicted_foreground[window], None if valid is None else valid[window]
+    limit = np.float32(reach(width_mm) ** 2)
     for axis in range(mask.ndim):
-        band[window] |= _squared_distance_to_faces(mask, axis, spacing_mm, width_mm) <= limit
-    return band
+        faces = _faces(mask, axis, counts)
+        band[window] |= _squared_distance_to_faces(faces, mask.shape, axis, spacing_mm, width_mm) <= limit
+    return band if valid is None else band & valid
 
 
-def _squared_distance_to_faces(mask: Mask, axis: int, spacing_mm: Spacing, width_mm: float) -> NDArray[np.float32]:
-    """Squared distance of each voxel centre to the nearest face centre across `axis`; inf beyond reach.
+def _faces(mask: Mask, axis: int, valid: Mask | None) -> Mask:
+    """Where a voxel and the next one along an axis differ and both are valid; one shorter along it, which comes first."""
+    faces = np.diff(mask, axis=axis)
+    if valid is not None:
+        faces &= valid[_shifted(axis, 1)] & valid[_shifted(axis, -1)]
+    return np.moveaxis(faces, axis, 0)
+
+
+def _squared_distance_to_faces(
+    faces: Mask, shape: tuple[int, ...], axis: int, spacing_mm: Spacing, width_mm: float
+) -> NDArray[np.float32]:
+    """Squared distance of each voxel centre to the nearest of the faces across `axis`, to its centre; inf beyond reach.
 
     The squared distance is a sum over the axes, so one running minimum along each axis finds it exactly.
     """
-    faces = np.moveaxis(np.diff(mask, axis=axis), axis, 0)
-    squared = np.full(mask.shape, np.inf, dtype=np.float32)
+    squared = np.full(shape, np.inf, dtype=np.float32)
     near, step = np.moveaxis(squared, axis, 0), spacing_mm[axis]
     most = min(int(width_mm / step + 0.5 + _SLACK), len(faces))
     for n in range(most - 1, -1, -1):  # farthest first: what is nearer overwrites it
         cost, last = np.float32(((n + 0.5) * step) ** 2), len(faces) - n
         near[:last][faces[n:]] = cost  # the face lies n voxels and a half ahead
         near[n + 1 :][faces[:last]] = cost  # or behind
-    for other in (a for a in range(mask.ndim) if a != axis):
+    for other in (a for a in range(len(shape)) if a != axis):
         squared = _spread(squared, other, spacing_mm[other], int(width_mm / spacing_mm[other] + _SLACK))
     return squared
 
@@ -307,11 +352,11 @@ def _coco_steps(ndim: int, spacing_mm: Spacing, width_mm: float) -> int:
 
 def _cropped(truth: Mask, predicted: Mask) -> tuple[Mask, Mask]:
     """Both masks in their common bounding box; nothing beyond it bears on borders or on their distances."""
-    window = _bounding_box(truth | predicted, margin=[0] * truth.ndim)
+    window = bounding_box(truth | predicted, margin=[0] * truth.ndim)
     return (truth, predicted) if window is None else (truth[window], predicted[window])
 
 
-def _bounding_box(mask: Mask, margin: Sequence[int]) -> tuple[slice, ...] | None:
+def bounding_box(mask: Mask, margin: Sequence[int]) -> tuple[slice, ...] | None:
     """Smallest index box around a mask, widened by `margin` voxels in the array; None for an empty mask."""
     box = ndimage.find_objects(mask.astype(np.uint8), max_label=1)[0]
     if box is None:

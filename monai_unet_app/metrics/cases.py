@@ -2,6 +2,11 @@
 
 Exclusive classes (softmax) and overlapping labels (sigmoid) take one path: both become a stack of boolean
 masks, one for each named class. Volumes speak in millimetres and millilitres, planar images in pixels.
+
+Voxels that do not count (an ignore label, what lies outside the field of view) are cut out of both masks before
+anything is measured, and no population holds them. What they hold changes no figure. Where a mask runs out of
+the valid voxels it has a border, as at the image's edge, and both masks have it in the same place; the band
+around the predicted surface does not: there the prediction was not asked.
 """
 
 from __future__ import annotations
@@ -17,68 +22,16 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from . import boundary, overlap
+from .centreline import centreline_dice
 from .components import ComponentScores, match_components
-from .reliability import BINS, TOP_LABEL, ReliabilityCounts, count_reliability, expected_calibration_error
+from .plan import EvaluationPlan
+from .populations import populations
+from .reliability import TOP_LABEL, ReliabilityCounts, count_reliability, expected_calibration_error
 
-WHOLE = "whole"
 _WORK_BYTES = 2**30  # for classes that are measured at once
 _BYTES_A_VOXEL = 16  # of a class's box: its two masks, their borders and distances
 Box = tuple[slice, ...]
 Counts = Mapping[str, ReliabilityCounts]
-
-
-@dataclass(frozen=True)
-class EvaluationPlan:
-    """What is measured, and with which lengths.
-
-    Attributes:
-        class_names: Foreground classes. Exclusive: name n is label n + 1 and probability channel n + 1,
-            channel 0 is background. Overlapping: name n is channel n.
-        exclusive: True for classes that share the voxels out (softmax), False for labels that may overlap
-            (sigmoid).
-        planar: True for 2D pictures, whose lengths are pixels.
-        boundary_width: Depth d of the band of boundary IoU, in mm (pixels where planar).
-        band_width: Half width of the population around the predicted surface, same unit.
-        surface_tolerance: Distance that surface Dice forgives, same unit.
-        bins: Number of equal-width bins of confidence.
-    """
-
-    class_names: tuple[str, ...]
-    exclusive: bool = True
-    planar: bool = False
-    boundary_width: float = 1.0
-    band_width: float = 2.0
-    surface_tolerance: float = 1.0
-    bins: int = BINS
-
-    @property
-    def unit(self) -> str:
-        """Unit of length."""
-        return "px" if self.planar else "mm"
-
-    @property
-    def size_unit(self) -> str:
-        """Unit of a mask's size: millilitres, or pixels of a planar image."""
-        return "px" if self.planar else "ml"
-
-    @property
-    def band(self) -> str:
-        """Name of the population around the predicted surface, for instance "band_2mm"."""
-        return f"band_{self.band_width:g}{self.unit}"
-
-    @property
-    def populations(self) -> tuple[str, str]:
-        """Names of the populations in which calibration is measured."""
-        return WHOLE, self.band
-
-    @property
-    def channels(self) -> int:
-        """Probability channels, background included."""
-        return len(self.class_names) + self.exclusive
-
-    def row_of(self, index: int) -> int:
-        """Row of `ReliabilityCounts` that holds the foreground class `index`."""
-        return index + 1 + self.exclusive
 
 
 @dataclass(frozen=True)
@@ -96,6 +49,8 @@ class CaseArrays:
         spacing_mm: Voxel size along I, J, K; not read for planar images.
         voxel_ml: Volume of one voxel in millilitres (not the product of the spacing on a sheared grid).
         uncalibrated: Probabilities before calibration, same shape, or None.
+        valid: Shape (I, J, K) boolean: voxels that count, or None for all. Chosen by who drew the truth or by the
+            field of view, never by what came out.
     """
 
     case_id: str
@@ -106,13 +61,16 @@ class CaseArrays:
     spacing_mm: tuple[float, float, float]
     voxel_ml: float
     uncalibrated: NDArray | None = None
+    valid: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
 class ClassScores:
     """Scores of one class in one case; lengths and sizes in the units of the plan.
 
-    `hd95` and `assd` are infinite where exactly one of the two masks is empty. Components match where their IoU is above 0.5.
+    `hd`, `hd95` and `assd` are infinite where exactly one of the two masks is empty. Components match where their IoU is
+    above 0.5. `surface_dice_at` has an entry for each of the plan's tolerances; `centreline_dice` is None unless the
+    plan asks for it.
     """
 
     name: str
@@ -122,11 +80,19 @@ class ClassScores:
     precision: float
     recall: float
     surface_dice: float
+    surface_dice_at: tuple[float, ...]
+    hd: float
     hd95: float
     assd: float
     truth_size: float
     predicted_size: float
     components: ComponentScores
+    centreline_dice: float | None = None
+
+    @property
+    def absent(self) -> bool:
+        """Neither true nor predicted anywhere in this case: the scores are 1 and 0 by agreement, not by merit."""
+        return not self.truth_size and not self.predicted_size
 
     @property
     def iou_boundary_min(self) -> float:
@@ -147,7 +113,7 @@ class CaseScores:
         case_id: Name of the case.
         subject: Name of the person.
         classes: One entry for each named class, in their order.
-        reliability: Counts for each population.
+        reliability: Counts for each of the plan's populations.
         reliability_before: The same before calibration; empty if that was not given.
     """
 
@@ -177,12 +143,13 @@ def score_case(case: CaseArrays, plan: EvaluationPlan) -> CaseScores:
             f"for {'background and ' if plan.exclusive else ''}{len(plan.class_names)} classes"
         )
     grid = probabilities.shape[1:]
-    truth = _labels(case.truth, plan, grid, f"truth of case {case.case_id}")
-    predicted = _labels(case.predicted, plan, grid, f"prediction of case {case.case_id}")
-    # The band hangs on what was predicted, never on what is true: see `reliability`.
-    band = boundary.surface_band(_any(predicted, plan), _spacing(case, plan), plan.band_width)
-    after = _count(truth, probabilities, band, plan)
-    before = {} if case.uncalibrated is None else _count(truth, _on_grid(case.uncalibrated, plan), band, plan)
+    valid = _valid(case, plan, grid)
+    truth = _labels(case.truth, plan, grid, f"truth of case {case.case_id}", valid)
+    predicted = _labels(case.predicted, plan, grid, f"prediction of case {case.case_id}", valid)
+    # Populations hang on what was predicted, never on what is true: see `populations`.
+    within = populations(plan, _any(predicted, plan), probabilities, _spacing(case, plan), valid)
+    after = _count(truth, probabilities, within, plan)
+    before = {} if case.uncalibrated is None else _count(truth, _on_grid(case.uncalibrated, plan), within, plan)
     return CaseScores(case.case_id, case.subject, score_masks(truth, predicted, case, plan), after, before)
 
 
@@ -201,13 +168,30 @@ def score_masks(truth: NDArray, predicted: NDArray, case: CaseArrays, plan: Eval
         return tuple(pool.map(score, range(len(boxes))))
 
 
-def _labels(labels: NDArray, plan: EvaluationPlan, grid: tuple[int, ...], what: str) -> NDArray:
+def _valid(case: CaseArrays, plan: EvaluationPlan, grid: tuple[int, ...]) -> overlap.Mask | None:
+    """The voxels that count, shape (*grid); None for all."""
+    if case.valid is None:
+        return None
+    valid = _on_grid(case.valid[None], plan)[0]
+    if valid.dtype != np.bool_ or valid.shape != grid:
+        raise ValueError(
+            f"valid voxels of case {case.case_id} are {valid.dtype} {valid.shape}; a boolean mask of {grid} is needed, "
+            "True where a voxel counts"
+        )
+    if not valid.any():
+        raise ValueError(f"case {case.case_id} has 0 valid voxels; 1 or more are needed; leave the case out")
+    return valid
+
+
+def _labels(
+    labels: NDArray, plan: EvaluationPlan, grid: tuple[int, ...], what: str, valid: overlap.Mask | None
+) -> NDArray:
     """Label values of shape (*grid), or of overlapping labels one mask each, (C, *grid). Errors as `class_masks`."""
     if not plan.exclusive or labels.dtype == np.bool_:
-        masks = class_masks(labels, plan, grid, what)
+        masks = class_masks(labels, plan, grid, what, valid)
         numbers = np.arange(1, len(masks) + 1, dtype=np.int32)
         return np.tensordot(numbers, masks, axes=1) if plan.exclusive else masks
-    return _label_map(labels, plan, grid, what)
+    return _label_map(labels, plan, grid, what, valid)
 
 
 def _boxes(labels: NDArray, plan: EvaluationPlan) -> Sequence[Box | None]:
@@ -233,7 +217,9 @@ def _spacing(case: CaseArrays, plan: EvaluationPlan) -> tuple[float, ...]:
     return (1.0, 1.0) if plan.planar else case.spacing_mm
 
 
-def class_masks(labels: NDArray, plan: EvaluationPlan, grid: tuple[int, ...], what: str) -> NDArray[np.bool_]:
+def class_masks(
+    labels: NDArray, plan: EvaluationPlan, grid: tuple[int, ...], what: str, valid: overlap.Mask | None = None
+) -> NDArray[np.bool_]:
     """One boolean mask for each named class.
 
     Args:
@@ -242,6 +228,7 @@ def class_masks(labels: NDArray, plan: EvaluationPlan, grid: tuple[int, ...], wh
         plan: Names the classes.
         grid: Shape that a mask must have: (I, J, K), or (I, J) where planar.
         what: What the labels are, for the message.
+        valid: Shape (*grid): voxels that count, or None for all. The others are in no mask, whatever value they have.
 
     Returns:
         Shape (C, *grid), without background.
@@ -251,18 +238,26 @@ def class_masks(labels: NDArray, plan: EvaluationPlan, grid: tuple[int, ...], wh
     """
     stacked = labels.dtype == np.bool_ and labels.ndim > 2 and labels.shape[0] == len(plan.class_names)
     if stacked and _on_grid(labels, plan).shape[1:] == grid:
-        return _checked_stack(_on_grid(labels, plan), plan, what)
-    labels = _label_map(labels, plan, grid, what)
+        stack = _on_grid(labels, plan)
+        return _checked_stack(stack if valid is None else stack & valid, plan, what)
+    labels = _label_map(labels, plan, grid, what, valid)
     return np.stack([labels == n + 1 for n in range(len(plan.class_names))])
 
 
-def _label_map(labels: NDArray, plan: EvaluationPlan, grid: tuple[int, ...], what: str) -> NDArray:
-    """Label values as whole numbers of shape (*grid). Raises ValueError for another grid, or a value that names no class."""
+def _label_map(
+    labels: NDArray, plan: EvaluationPlan, grid: tuple[int, ...], what: str, valid: overlap.Mask | None
+) -> NDArray:
+    """Label values as whole numbers of shape (*grid), 0 where they do not count.
+
+    Raises ValueError for another grid, or a value that names no class.
+    """
     labels = _on_grid(labels[None], plan)[0]
     if labels.shape != grid:
         raise ValueError(
             f"{what} has shape {labels.shape}; {grid} is needed, the grid of the probabilities; resample it"
         )
+    if valid is not None:
+        labels = np.where(valid, labels, labels.dtype.type(0))
     most = len(plan.class_names)
     with np.errstate(invalid="ignore"):
         whole = labels if np.issubdtype(labels.dtype, np.integer) else labels.astype(np.int32)
@@ -285,6 +280,10 @@ def _score_class(
 ) -> ClassScores:
     surfaces = boundary.SurfacePair.of(truth, predicted, spacing)
     distances = surfaces.distances()
+
+    def surface_dice(tolerance: float) -> float:
+        return boundary.normalised_surface_dice(distances, tolerance_mm=tolerance)
+
     return ClassScores(
         name=name,
         dice=overlap.dice(truth, predicted),
@@ -292,21 +291,24 @@ def _score_class(
         boundary_iou=surfaces.boundary_iou(plan.boundary_width),
         precision=overlap.precision(truth, predicted),
         recall=overlap.recall(truth, predicted),
-        surface_dice=boundary.normalised_surface_dice(distances, tolerance_mm=plan.surface_tolerance),
+        surface_dice=surface_dice(plan.surface_tolerance),
+        surface_dice_at=tuple(map(surface_dice, plan.tolerances)),
+        hd=boundary.hausdorff_distance(distances, percentile=100),
         hd95=boundary.hausdorff_distance(distances),
         assd=boundary.average_surface_distance(distances),
         truth_size=overlap.volume_ml(truth, size),
         predicted_size=overlap.volume_ml(predicted, size),
         components=match_components(surfaces.truth, surfaces.predicted),
+        centreline_dice=centreline_dice(surfaces.truth, surfaces.predicted) if plan.centreline else None,
     )
 
 
 def _count(
-    truth: NDArray, probabilities: NDArray, band: NDArray[np.bool_], plan: EvaluationPlan
+    truth: NDArray, probabilities: NDArray, within: Mapping[str, overlap.Mask | None], plan: EvaluationPlan
 ) -> dict[str, ReliabilityCounts]:
     return {
-        name: count_reliability(truth, probabilities, exclusive=plan.exclusive, within=within, bins=plan.bins)
-        for name, within in ((WHOLE, None), (plan.band, band))
+        name: count_reliability(truth, probabilities, exclusive=plan.exclusive, within=mask, bins=plan.bins)
+        for name, mask in within.items()
     }
 
 

@@ -6,15 +6,12 @@ A component is a set of voxels that touch by faces, edges or corners (26 neighbo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-import cc3d
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from .overlap import Mask, check_masks
-
-_CONNECTIVITY: dict[int, Literal[8, 26]] = {2: 8, 3: 26}
 
 
 @dataclass(frozen=True)
@@ -69,13 +66,9 @@ class ComponentScores:
         return self.iou_sum / self.found * self.f1 if self.found else 0.0
 
 
-def components(mask: Mask) -> tuple[NDArray[np.unsignedinteger], int]:
+def components(mask: Mask) -> tuple[NDArray[np.signedinteger], int]:
     """Numbers from 1 of the components, shape as the mask with 0 outside, and how many there are."""
-    if not mask.any():
-        return np.zeros(mask.shape, np.uint16), 0
-    labels, count = cc3d.connected_components(
-        mask, connectivity=_CONNECTIVITY[mask.ndim], return_N=True, binary_image=True
-    )
+    labels, count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))
     return labels, int(count)
 
 

@@ -1,21 +1,37 @@
 """Cases in, one summary out: every score of this package, per class and mean, with intervals by subject.
 
-Nothing of a case is kept but its scores and its reliability counts (some kilobytes), so a data set of any
-size streams through.
+Nothing of a case is kept but its scores and its reliability counts (ten kilobytes a class and population,
+whatever its size), so a data set of any size streams through.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import reliability
-from .cases import WHOLE, CaseArrays, CaseScores, Counts, EvaluationPlan, score_case
+from .cases import CaseArrays, CaseScores, Counts, score_case
+from .plan import WHOLE, EvaluationPlan
 from .reliability import TOP_LABEL, ReliabilityCounts, expected_gap
+from .scores import (
+    DISTANCES,
+    Floats,
+    Score,
+    component_scores,
+    means_of_rows,
+    presence,
+    score_keys,
+    score_table,
+    single_scores,
+    tolerance_scores,
+)
 from .statistics import Bootstrap, Estimate, bootstrap_mean, bootstrap_sums
+
+NOWHERE = "no case has a voxel of it, true or predicted: nothing was asked and nothing was invented"
+"""Why the scores of a class are not defined."""
 
 
 class Evaluation:
@@ -48,7 +64,7 @@ class Evaluation:
         return scores
 
     def pooled(self) -> dict[str, ReliabilityCounts]:
-        """Reliability counts over all cases, for each population."""
+        """Reliability counts over all cases, for each of the two populations of the headlines."""
         return pooled_counts(self.plan, [case.reliability for case in self.cases])
 
     def pooled_before(self) -> dict[str, ReliabilityCounts] | None:
@@ -62,11 +78,13 @@ class Evaluation:
         return summarise(self.plan, self.cases, how or Bootstrap())
 
 
-def pooled_counts(plan: EvaluationPlan, cases: Iterable[Counts]) -> dict[str, ReliabilityCounts]:
-    """The counts of all cases added up, for each population."""
-    total = {name: ReliabilityCounts.empty(plan.channels, plan.bins) for name in plan.populations}
+def pooled_counts(
+    plan: EvaluationPlan, cases: Iterable[Counts], names: Sequence[str] = ()
+) -> dict[str, ReliabilityCounts]:
+    """The counts of all cases added up, for each named population (those of the headlines unless given)."""
+    total = {name: ReliabilityCounts.empty(plan.channels, plan.bins) for name in names or plan.populations}
     for counts in cases:
-        total = {name: total[name] + counts[name] for name in plan.populations}
+        total = {name: total[name] + counts[name] for name in total}
     return total
 
 
@@ -75,12 +93,18 @@ def summarise(plan: EvaluationPlan, cases: Iterable[CaseScores], how: Bootstrap)
 
     Every score is `{"mean", "mean_interval", "per_class", "per_class_interval"}`; lengths and sizes carry
     their unit in the name (`hd95_mm`, or `hd95_px` where planar). `mean` is the mean over cases of the mean
-    over classes. `ece` and `ece_band` hold `top_label` beside them (the project's headline: top label, equal
+    over classes. `surface_dice_at` holds a score for each tolerance, `components` one for each figure of theirs.
+
+    A class of which no case has a voxel, true or predicted, is in `undefined` with the reason: its scores are None
+    and no part of any mean. `absent_cases` counts for each class the cases that have no voxel of it, and score 1 by
+    agreement; where there are such, `dice` says under `present_only` what it is without them.
+
+    `ece` and `ece_band` hold `top_label` beside them (the project's headline: top label, equal
     bins, pooled); their `per_class` is one class against the rest, pooled. Intervals are None with fewer than
     two subjects.
     """
     cases = list(cases)
-    summary: dict[str, Any] = {key: _score_block(score, plan, cases, how) for score, key in score_keys(plan).items()}
+    summary = _score_summary(plan, cases, how)
     for key, population in (("ece", WHOLE), ("ece_band", plan.band)):
         summary[key] = _ece_block(population, plan, cases, how)
     summary["calibration"] = calibration_table(plan, [case.reliability for case in cases])
@@ -90,11 +114,31 @@ def summarise(plan: EvaluationPlan, cases: Iterable[CaseScores], how: Bootstrap)
     return summary
 
 
-def score_keys(plan: EvaluationPlan) -> dict[str, str]:
-    """Attribute of `ClassScores` -> its name in summaries and tables, with the unit where it has one."""
-    plain = ("dice", "iou", "boundary_iou", "iou_boundary_min", "precision", "recall", "surface_dice")
-    units = {"hd95": plan.unit, "assd": plan.unit, "size_difference": plan.size_unit}
-    return {score: score for score in plain} | {score: f"{score}_{unit}" for score, unit in units.items()}
+def _score_summary(plan: EvaluationPlan, cases: list[CaseScores], how: Bootstrap) -> dict[str, Any]:
+    subjects, present = [case.subject for case in cases], presence(cases, plan)
+    somewhere: NDArray[np.bool_] = np.asarray(present.any(axis=0))
+
+    def block(score: Score, counting: NDArray[np.bool_] = somewhere) -> dict[str, Any]:
+        table = np.where(counting, score_table(score, cases, plan), np.nan)
+        return _table_block(table, plan, subjects, how)
+
+    single = single_scores(plan)
+    summary: dict[str, Any] = {key: block(score) for key, score in single.items()}
+    for key in (score_keys(plan)[score] for score in DISTANCES):
+        lost = ~np.isfinite(score_table(single[key], cases, plan))
+        summary[key]["undefined_cases"] = _counted(lost, plan)
+    if (present != somewhere).any():
+        summary["dice"]["present_only"] = block(single["dice"], present)
+    summary["surface_dice_at"] = {name: block(score) for name, score in tolerance_scores(plan).items()}
+    summary["components"] = {name: block(score) for name, score in component_scores().items()}
+    summary["absent_cases"] = _counted(~present, plan)
+    summary["undefined"] = {name: NOWHERE for name, there in zip(plan.class_names, somewhere, strict=True) if not there}
+    return summary
+
+
+def _counted(cells: NDArray[np.bool_], plan: EvaluationPlan) -> dict[str, int]:
+    """Shape (cases, classes): how many cases of each class are True."""
+    return {name: int(number) for name, number in zip(plan.class_names, cells.sum(axis=0), strict=True)}
 
 
 def calibration_table(plan: EvaluationPlan, cases: Iterable[Counts]) -> dict[str, Any]:
@@ -102,48 +146,14 @@ def calibration_table(plan: EvaluationPlan, cases: Iterable[Counts]) -> dict[str
     cases = list(cases)
     return {
         name: _calibration_block(counts, [case[name] for case in cases], plan)
-        for name, counts in pooled_counts(plan, cases).items()
+        for name, counts in pooled_counts(plan, cases, plan.every_population).items()
     }
 
 
-def definitions(plan: EvaluationPlan) -> dict[str, str]:
-    """One sentence for each figure: what it is, in which unit, with which policy."""
-    unit, d = plan.unit, plan.boundary_width
-    decision = "voxel" if plan.exclusive else "voxel and label"
-    return {
-        "level": "Scores are means over cases; calibration is pooled over all cases unless it says per case.",
-        "interval": "Percentile bootstrap that draws subjects again, each with all of its cases.",
-        "empty": "Both masks empty: 1. One empty: 0. Distances: both empty 0, one empty undefined and counted apart.",
-        "boundary_iou": f"IoU of the voxels of each mask within {d:g} {unit} (centre to centre) of its "
-        "border voxels; border: the mask minus its face-connected erosion, with the image's edge as outside.",
-        "iou_boundary_min": "The smaller of IoU and boundary IoU, case by case.",
-        "surface_dice": f"Part of the border voxels of both masks within "
-        f"{plan.surface_tolerance:g} {unit} of the other's.",
-        "hd95": f"Larger of the two 95th percentiles of border-to-border distances, {unit}.",
-        "assd": f"Mean border-to-border distance, both directions pooled, {unit}.",
-        "size_difference": f"Predicted minus true size, {'pixels' if plan.planar else 'mL'}.",
-        "ece": f"Top label, {plan.bins} equal-width bins, pooled over every {decision} of the source grid; "
-        "per_class is one class against the rest.",
-        "ece_band": f"As ece, over voxels whose centre lies within {plan.band_width:g} {unit} of the centre "
-        "of a face of the predicted foreground, on either side; the image's edge is no face.",
-        "ace": "Plain mean of the gaps of the equal-width bins that are not empty (as MONAI and Barfoot).",
-        "mce": "Largest gap of a bin that is not empty.",
-        "brier": "Mean squared error of the probabilities"
-        + (", summed over the channels." if plan.exclusive else ", a mean over labels."),
-        "nll": "Mean -log of the probability given to what was true, in nats, floored at 2^-24.",
-    }
-
-
-def _score_block(score: str, plan: EvaluationPlan, cases: list[CaseScores], how: Bootstrap) -> dict[str, Any]:
-    subjects = [case.subject for case in cases]
-    mean = bootstrap_mean([case.mean(score) for case in cases], subjects, how)
-    values = {
-        name: [float(getattr(case.classes[n], score)) for case in cases] for n, name in enumerate(plan.class_names)
-    }
-    block = _block(mean, {name: bootstrap_mean(row, subjects, how) for name, row in values.items()})
-    if score in ("hd95", "assd"):
-        block["undefined_cases"] = {name: int((~np.isfinite(row)).sum()) for name, row in values.items()}
-    return block
+def _table_block(table: Floats, plan: EvaluationPlan, subjects: list[str], how: Bootstrap) -> dict[str, Any]:
+    """Mean over cases of a table (cases, classes) whose values that do not count are NaN or infinite."""
+    per_class = {name: bootstrap_mean(table[:, n], subjects, how) for n, name in enumerate(plan.class_names)}
+    return _block(bootstrap_mean(means_of_rows(table), subjects, how), per_class)
 
 
 def _ece_block(population: str, plan: EvaluationPlan, cases: list[CaseScores], how: Bootstrap) -> dict[str, Any]:
@@ -185,6 +195,7 @@ def _calibration_block(
         "ece": reliability.expected_calibration_error,
         "mce": reliability.maximum_calibration_error,
         "ace": reliability.average_calibration_error,
+        "ace_equal_mass": reliability.equal_mass_calibration_error,
     }
     rows = {name: plan.row_of(n) for n, name in enumerate(plan.class_names)}
     return {

@@ -5,14 +5,18 @@ right and what their confidence sums to. Everything else (ECE, MCE, ACE, diagram
 these counts, per case or, after adding cases up, pooled. Counts are int64 and sums float64: counting in
 float32 stops at 2**24 voxels, less than one large volume.
 
-Three things belong to every calibration figure: binning (here equal-width bins), population and level (per
+Counted is in bins finer than those of the diagram (`FineBins`), some hundred a class whatever the size of the
+data. The equal-width bins are sums of them, and bins of equal mass, whose edges nobody knows before all cases
+are counted, are cut from them afterwards.
+
+Three things belong to every calibration figure: binning (equal width unless it says equal mass), population and level (per
 case or pooled). The population may be chosen by the prediction, never by the truth of the very voxel: labels
 drawn from a model's own probabilities are calibrated in "whole" and in a band around the *predicted* surface,
 and far from it in "truth or prediction".
 
 Sources: Guo et al., On Calibration of Modern Neural Networks, ICML 2017 (ECE, MCE); Barfoot et al.,
-arXiv:2506.03942 and MONAI (ACE as the plain mean over equal-width bins; Nixon et al. 2019 mean equal-mass
-bins by that name).
+arXiv:2506.03942 and MONAI (ACE as the plain mean over equal-width bins); Nixon et al., Measuring Calibration
+in Deep Learning, CVPR workshops 2019, arXiv:1904.01685 (ACE over equal-mass bins, here `ace_equal_mass`).
 """
 
 from __future__ import annotations
@@ -34,7 +38,63 @@ _CHUNK = 1 << 18
 NLL_FLOOR = 2.0**-24
 _SUM_TOLERANCE = 1e-2
 
+# Even parts of each bin. A power of two: multiplying by it rounds nothing, so no part crosses the edge of its bin.
+PARTS = 16
+# At 0 and at 1 the last part is cut into rungs, four to each halving of the distance to the end, down to 2**-24.
+_SHIFT, _LEAST = 21, (127 - 24 << 2) - 1  # in the bits of a float32: 8 of exponent and 2 of mantissa are left
+
 Floats = NDArray[np.float64]
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class FineBins:
+    """The bins in which is counted: B equal ones in 16 even parts each, the first and last part in finer rungs.
+
+    Nearly all confidences of a segmentation are near 0 or 1, so the parts there are cut further, each rung a
+    quarter of a halving of what is missing to 0 (or to 1): 0.0039, 0.0034, ... 2**-24. All is in the order of
+    confidence.
+
+    Attributes:
+        bins: Number B of equal bins over 0 to 1; bin b is [b/B, (b+1)/B), the last one holds 1.0 as well.
+    """
+
+    bins: int
+
+    @property
+    def even(self) -> int:
+        """Number of even parts of 0 to 1."""
+        return PARTS * self.bins
+
+    @property
+    def rungs(self) -> int:
+        """Number of rungs in the first part, and in the last."""
+        return int(np.float32(1 / self.even).view(np.int32) >> _SHIFT) - _LEAST + 1
+
+    @property
+    def number(self) -> int:
+        """Number of fine bins."""
+        return self.even + 2 * (self.rungs - 1)
+
+    def index(self, confidence: NDArray) -> NDArray[np.int32]:
+        """Shape as `confidence`, floats of 0 to 1: the fine bin of each, a sum of three counts that only grow with it."""
+        index = (confidence * confidence.dtype.type(self.even)).astype(np.int32)
+        np.minimum(index, self.even - 1, out=index)
+        index += self._rung(confidence)
+        index -= self._rung(1 - confidence)
+        index += self.rungs - 1
+        return index
+
+    def _rung(self, distance: NDArray) -> NDArray[np.int32]:
+        """The rung of a distance from 0 or from 1, the lowest being `_LEAST`; whatever lies beyond the part has the last."""
+        rung = np.asarray(distance, dtype=np.float32).view(np.int32) >> _SHIFT
+        return np.clip(rung, _LEAST, _LEAST + self.rungs - 1, out=rung)
+
+    def summed(self, fine: NDArray) -> NDArray:
+        """Shape (..., fine bins) to (..., B): what the equal bins hold."""
+        first = self.rungs - 1 + PARTS * np.arange(self.bins)
+        first[0] = 0
+        return np.add.reduceat(fine, first, axis=-1)
 
 
 @dataclass(frozen=True)
@@ -46,25 +106,27 @@ class ReliabilityCounts:
     A *decision* is one voxel for exclusive classes, one voxel of one label for overlapping labels.
 
     Attributes:
-        count: Shape (C + 1, B), int64. Decisions in each bin of confidence.
-        correct: Shape (C + 1, B), int64. How many of them came true.
-        confidence: Shape (C + 1, B), float64. Sum of their confidences.
+        bins: Number B of equal-width bins over 0 to 1.
+        fine_count: Shape (C + 1, F), int64. Decisions in each of the fine bins of `FineBins(bins)`.
+        fine_correct: Shape (C + 1, F), int64. How many of them came true.
+        fine_confidence: Shape (C + 1, F), float64. Sum of their confidences.
         brier_sum: Sum over decisions of the squared error, itself summed over the channels for exclusive
             classes.
         nll_sum: Sum over decisions of -log of the probability given to what was true, floored at `NLL_FLOOR`.
     """
 
-    count: NDArray[np.int64]
-    correct: NDArray[np.int64]
-    confidence: Floats
+    bins: int
+    fine_count: Counts
+    fine_correct: Counts
+    fine_confidence: Floats
     brier_sum: float = 0.0
     nll_sum: float = 0.0
 
     @classmethod
     def empty(cls, channels: int, bins: int = BINS) -> ReliabilityCounts:
         """Counts of nothing, the neutral element of `+`."""
-        shape = (channels + 1, bins)
-        return cls(np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.float64))
+        shape = (channels + 1, FineBins(bins).number)
+        return cls(bins, np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.float64))
 
     def __add__(self, other: ReliabilityCounts) -> ReliabilityCounts:
         if self.count.shape != other.count.shape:
@@ -73,22 +135,33 @@ class ReliabilityCounts:
                 "merged; the same channels and bins are needed"
             )
         return ReliabilityCounts(
-            self.count + other.count,
-            self.correct + other.correct,
-            self.confidence + other.confidence,
+            self.bins,
+            self.fine_count + other.fine_count,
+            self.fine_correct + other.fine_correct,
+            self.fine_confidence + other.fine_confidence,
             self.brier_sum + other.brier_sum,
             self.nll_sum + other.nll_sum,
         )
 
     @property
-    def bins(self) -> int:
-        """Number of equal-width bins over 0 to 1."""
-        return self.count.shape[1]
+    def count(self) -> Counts:
+        """Shape (C + 1, B), int64. Decisions in each bin of confidence."""
+        return FineBins(self.bins).summed(self.fine_count)
+
+    @property
+    def correct(self) -> Counts:
+        """Shape (C + 1, B), int64. How many of them came true."""
+        return FineBins(self.bins).summed(self.fine_correct)
+
+    @property
+    def confidence(self) -> Floats:
+        """Shape (C + 1, B), float64. Sum of their confidences."""
+        return FineBins(self.bins).summed(self.fine_confidence)
 
     @property
     def decisions(self) -> int:
         """How many decisions were counted."""
-        return int(self.count[TOP_LABEL].sum())
+        return int(self.fine_count[TOP_LABEL].sum())
 
     def accuracy(self, row: int = TOP_LABEL) -> Floats:
         """Shape (B,). Part of each bin that came true; NaN where the bin is empty."""
@@ -148,6 +221,32 @@ def average_calibration_error(counts: ReliabilityCounts, row: int = TOP_LABEL) -
     return float(gaps.mean()) if gaps.size else float("nan")
 
 
+def equal_mass_calibration_error(counts: ReliabilityCounts, row: int = TOP_LABEL, *, bins: int | None = None) -> float:
+    """ACE over bins of equal mass, 0 to 1: mean gap of bins that each hold the same share of the decisions. NaN if empty.
+
+    The decisions stand in the order of their confidence and are cut into equal shares. What was counted in one
+    fine bin is alike: a cut within it gives each side its part of the right ones and of the confidence. So where a
+    fine bin holds more than a share, the bins that lie within it all have its own gap, and two errors of
+    unlike sign in one fine bin cancel out; a fine bin is 1 / (16 B) wide, near 0 and 1 a quarter of what is missing
+    to the end.
+
+    Args:
+        counts: Of one case, or pooled.
+        row: Top label, or a channel's row; Nixon's ACE is the mean over the rows of all channels.
+        bins: Number of shares; as many as there are equal-width bins unless given.
+
+    Source: Nixon et al., Measuring Calibration in Deep Learning, arXiv:1904.01685.
+    """
+    held = np.flatnonzero(counts.fine_count[row])
+    if not held.size:
+        return float("nan")
+    mass = np.cumsum(counts.fine_count[row, held])
+    gap = np.cumsum(counts.fine_correct[row, held] - counts.fine_confidence[row, held])
+    cuts = np.linspace(0, mass[-1], (bins or counts.bins) + 1)
+    shares = np.diff(np.interp(cuts, [0, *mass], [0, *gap]))
+    return float(np.abs(shares).sum() / mass[-1])
+
+
 def brier_score(counts: ReliabilityCounts) -> float:
     """Mean squared error of the probabilities: 0 to 2 for exclusive classes (channels summed), else to 1."""
     return counts.brier_sum / counts.decisions if counts.decisions else float("nan")
@@ -178,9 +277,10 @@ def _count_piece(
     _check_probabilities(p, exclusive)
     hits = [truth == c for c in range(len(p))] if truth.ndim == 1 else list(truth)
     top, right = _exclusive_top(p, hits) if exclusive else _overlapping_top(p, hits)
+    fine = FineBins(bins)
     rows = [
-        _histogram(top, right, bins),
-        *(_histogram(channel, hit, bins) for channel, hit in zip(p, hits, strict=True)),
+        _histogram(top, right, fine),
+        *(_histogram(channel, hit, fine) for channel, hit in zip(p, hits, strict=True)),
     ]
     count, correct, confidence = (np.stack(parts) for parts in zip(*rows, strict=True))
     # The sum of (p - hit)^2 is that of p^2, less 2 p and more 1 where it is hit.
@@ -195,7 +295,7 @@ def _count_piece(
     if not exclusive:
         given = np.concatenate([given, *(1 - channel[~hit] for channel, hit in zip(p, hits, strict=True))])
     nll = -float(np.log(np.maximum(given, NLL_FLOOR), dtype=np.float64).sum())
-    return ReliabilityCounts(count, correct, confidence, brier, nll)
+    return ReliabilityCounts(bins, count, correct, confidence, brier, nll)
 
 
 def _given(p: NDArray, hits: Sequence[NDArray[np.bool_]]) -> NDArray:
@@ -222,28 +322,15 @@ def _overlapping_top(p: NDArray, hits: Sequence[NDArray[np.bool_]]) -> tuple[NDA
     return np.where(yes, p, 1 - p).ravel(), (yes == np.stack(hits)).ravel()
 
 
-def _histogram(
-    confidence: NDArray, correct: NDArray[np.bool_], bins: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
-    """Number, right ones and sum of confidence for each bin.
-
-    Nearly all confidences of a segmentation are near 0 or 1: those of the first and last bin are summed up whole, and only
-    the others are dealt out one by one.
-    """
-    index = np.minimum((confidence * confidence.dtype.type(bins)).astype(np.uint16), bins - 1).astype(np.uint16)
-    last = index == bins - 1
-    between = np.flatnonzero((index > 0) & ~last)
-    index, inner = index[between], confidence[between]
-    count = np.bincount(index, minlength=bins).astype(np.int64)
-    right = np.bincount(index[correct[between]], minlength=bins).astype(np.int64)
-    total = np.bincount(index, weights=inner, minlength=bins).astype(np.float64)
-    if bins > 1:
-        count[-1], right[-1] = np.count_nonzero(last), np.count_nonzero(last & correct)
-        total[-1] = confidence[last].sum(dtype=np.float64)
-    count[0] = len(confidence) - count[1:].sum()
-    right[0] = np.count_nonzero(correct) - right[1:].sum()
-    total[0] = confidence.sum(dtype=np.float64) - total[1:].sum()
-    return count, right, total
+def _histogram(confidence: NDArray, correct: NDArray[np.bool_], bins: FineBins) -> tuple[Counts, Counts, Floats]:
+    """Number, right ones and sum of confidence for each fine bin: wrong and right ones are dealt out side by side."""
+    index = bins.index(confidence)
+    index += index
+    index += correct
+    index = index.astype(np.intp)
+    count = np.bincount(index, minlength=2 * bins.number).reshape(-1, 2)
+    total = np.bincount(index, weights=confidence, minlength=2 * bins.number).reshape(-1, 2)
+    return count.sum(axis=1), count[:, 1], total.sum(axis=1)
 
 
 def _pieces(

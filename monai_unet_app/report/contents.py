@@ -135,6 +135,7 @@ class EvaluationReport:
         pictures: Worst, median and best case, any of them.
         targets: Figures to be reached; they make the verdict.
         how: How the intervals were drawn.
+        statements: How the bundle's statements about its results fared, as `summarise_statements` says; None without any.
         created: When, UTC.
     """
 
@@ -147,6 +148,7 @@ class EvaluationReport:
     pictures: tuple[CasePicture, ...] = ()
     targets: tuple[Target, ...] = ()
     how: Bootstrap = field(default_factory=Bootstrap)
+    statements: Mapping[str, Any] | None = None
     created: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @classmethod
@@ -158,6 +160,7 @@ class EvaluationReport:
         pictures: Iterable[CasePicture] = (),
         targets: Iterable[Target] = (),
         how: Bootstrap | None = None,
+        statements: Mapping[str, Any] | None = None,
     ) -> EvaluationReport:
         """The report of an evaluation.
 
@@ -177,6 +180,7 @@ class EvaluationReport:
             tuple(pictures),
             tuple(targets),
             how,
+            statements,
         )
 
     @property

@@ -6,15 +6,17 @@ import csv
 import io
 import json
 import os
-from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
+import numpy as np
+
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.metrics import CaseScores, EvaluationPlan, definitions
-from monai_unet_app.metrics.cases import ClassScores
-from monai_unet_app.metrics.evaluation import number, score_keys
+from monai_unet_app.metrics.evaluation import number
+from monai_unet_app.metrics.scores import all_scores, means_of_rows, presence, score_table
 
 from .contents import EvaluationReport
 from .html import render_html
@@ -68,6 +70,9 @@ def metrics_document(report: EvaluationReport) -> dict[str, Any]:
         "boundary_width": plan.boundary_width,
         "band_width": plan.band_width,
         "surface_tolerance": plan.surface_tolerance,
+        "tolerances": list(plan.tolerances),
+        "likely_above": plan.likely_above,
+        "box_margin": plan.box_margin,
         "bins": plan.bins,
         "interval": {
             "method": "bootstrap by subject",
@@ -87,24 +92,23 @@ def cases_csv(cases: tuple[CaseScores, ...], plan: EvaluationPlan) -> str:
     """One row a case and class, then one row "mean" a case; what is undefined is an empty field.
 
     `ece_whole` and `ece_band` are one class against the rest in the rows of classes, top label in the row
-    "mean".
+    "mean". A class of which no case has a voxel has no scores here either, and no part of the means.
     """
-    keys = score_keys(plan)
-    sizes = {f"{name}_size_{plan.size_unit}": f"{name}_size" for name in ("truth", "predicted")}
-    columns = {key: score for score, key in keys.items()} | sizes
+    somewhere = presence(cases, plan).any(axis=0)
+    columns = {
+        name: np.where(somewhere, score_table(score, cases, plan), np.nan) for name, score in all_scores(plan).items()
+    }
+    for side in ("truth", "predicted"):
+        columns[f"{side}_size_{plan.size_unit}"] = score_table(attrgetter(f"{side}_size"), cases, plan)
     stream = io.StringIO()
     table = csv.writer(stream, lineterminator="\n")
     table.writerow(["case", "subject", "class", *columns, "ece_whole", "ece_band"])
-    for case in cases:
-        for n, entry in enumerate(case.classes):
-            table.writerow(_row(case, entry.name, _scores(entry, columns), plan.row_of(n), plan))
-        means = [case.mean(score) for score in columns.values()]
-        table.writerow(_row(case, "mean", means, 0, plan))
+    means = np.array([means_of_rows(column) for column in columns.values()])
+    for m, case in enumerate(cases):
+        for n, name in enumerate(plan.class_names):
+            table.writerow(_row(case, name, [column[m, n] for column in columns.values()], plan.row_of(n), plan))
+        table.writerow(_row(case, "mean", list(means[:, m]), 0, plan))
     return stream.getvalue()
-
-
-def _scores(entry: ClassScores, columns: Mapping[str, str]) -> list[float]:
-    return [float(getattr(entry, score)) for score in columns.values()]
 
 
 def _row(case: CaseScores, name: str, scores: list[float], row: int, plan: EvaluationPlan) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from monai_unet_app.bundle import CALIBRATION_RECORD, Bundle
+from monai_unet_app.bundle import CALIBRATION_RECORD, CONFIDENCE, Bundle
 from monai_unet_app.calibration.fit import write_parameters
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import UsageError
@@ -165,8 +165,12 @@ def _holds(path: Path, weights: Mapping[str, torch.Tensor]) -> bool:
 
 def forget_figures(root: Path) -> None:
     """What a bundle's earlier weights measured is not true of new ones: calibration and figures go."""
-    write_parameters(root / "configs/inference.yaml", Bundle(root).no_calibration)
-    (root / "models" / CALIBRATION_RECORD).unlink(missing_ok=True)
+    bundle = Bundle(root)
+    for name in ("calibration", "calibration_tta"):
+        if name in bundle.parser.get():
+            write_parameters(root / "configs/inference.yaml", bundle.no_calibration, name)
+    for stale in (root / "models" / CALIBRATION_RECORD, root / CONFIDENCE):
+        stale.unlink(missing_ok=True)
     metadata = json.loads((root / "configs/metadata.json").read_text())
     if metadata.get("eval_metrics"):
         write_json({**metadata, "eval_metrics": {}}, root / "configs/metadata.json")

@@ -9,7 +9,7 @@ from monai.metrics import compute_average_surface_distance, compute_hausdorff_di
 from scipy import ndimage
 
 from monai_unet_app.metrics import boundary
-from monai_unet_app.metrics.boundary import boundary_iou, surface_band, surface_distances
+from monai_unet_app.metrics.boundary import boundary_iou, coco_boundary_iou, surface_band, surface_distances
 
 SPACING = (0.8, 1.1, 2.5)
 
@@ -117,8 +117,43 @@ def test_the_coco_rule_equals_eroding_with_a_square_as_often_as_the_width(width)
     assert boundary_iou(truth, predicted, (1, 1), width_mm=width, mode="coco") == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("shape", "ratio", "depth"),
+    # Diagonals of 50, 36.06, 250 and 5: rounded to the nearest pixel, one at least.
+    [((40, 30), 0.02, 1), ((40, 30), 0.06, 3), ((30, 20), 0.07, 3), ((200, 150), 0.02, 5), ((4, 3), 0.02, 1)],
+)
+def test_the_coco_depth_is_a_part_of_the_pictures_diagonal(shape, ratio, depth):
+    truth, predicted = (mask[..., 0] for mask in blobs(8, (*shape, 1)))
+    bands = [mask & ~eroded(mask, depth) for mask in (truth, predicted)]
+    expected = (bands[0] & bands[1]).sum() / (bands[0] | bands[1]).sum()
+    assert coco_boundary_iou(truth, predicted, ratio=ratio) == pytest.approx(expected)
+
+
+def eroded(mask, times):
+    """What is left of a mask that loses, each time, every pixel with one outside in its square of 3 x 3."""
+    for _ in range(times):
+        around = np.pad(mask, 1)
+        squares = [
+            around[i : i + mask.shape[0], j : j + mask.shape[1]] for i, j in itertools.product(range(3), repeat=2)
+        ]
+        mask = np.logical_and.reduce(squares)
+    return mask
+
+
+def test_the_coco_rule_takes_the_diagonal_of_the_picture_not_of_what_is_in_it():
+    small = [box((20, 20), start, (10, 10)) for start in ((3, 3), (4, 3))]
+    large = [np.pad(mask, ((0, 380), (0, 280))) for mask in small]
+    # Depth 1: two rings of 36 that share two columns of 9. Depth 10: the whole squares.
+    assert coco_boundary_iou(*small) == pytest.approx(18 / (36 + 36 - 18))
+    assert coco_boundary_iou(*large) == pytest.approx(90 / 110)
+
+
 def test_the_coco_rule_refuses_volumes_and_millimetres():
     volume, plane = np.ones((3, 3, 3), bool), np.ones((3, 3), bool)
+    with pytest.raises(ValueError, match="2D"):
+        coco_boundary_iou(volume, volume)
+    with pytest.raises(ValueError, match="ratio is 0"):
+        coco_boundary_iou(plane, plane, ratio=0)
     with pytest.raises(ValueError, match="coco"):
         boundary_iou(volume, volume, (1, 1, 1), width_mm=1, mode="coco")
     with pytest.raises(ValueError, match="coco"):
@@ -195,6 +230,22 @@ def test_surface_distances_equal_those_of_monai_on_anisotropic_blobs():
     assert 0 < float(nsd) < 1
 
 
+def test_the_largest_distance_is_that_of_a_single_far_voxel_which_95_percent_do_not_see():
+    truth = box((30, 12, 12), (2, 2, 2), (8, 8, 8))
+    predicted = truth.copy()
+    predicted[25, 5, 5] = True  # 16 voxels beyond the face
+    distances = surface_distances(truth, predicted, SPACING)
+    assert boundary.hausdorff_distance(distances, percentile=100) == pytest.approx(16 * SPACING[0])
+    assert boundary.hausdorff_distance(distances) == 0.0
+
+
+def test_the_largest_distance_equals_that_of_monai():
+    truth, predicted = blobs(11)
+    tensors = [torch.from_numpy(np.stack([~m, m])[None].astype(np.float32)) for m in (predicted, truth)]
+    found = boundary.hausdorff_distance(surface_distances(truth, predicted, SPACING), percentile=100)
+    assert found == pytest.approx(float(compute_hausdorff_distance(*tensors, spacing=SPACING)), abs=1e-5)
+
+
 def test_surface_distances_of_empty_masks_follow_the_stated_policy():
     some, none = box((6, 6, 6), (1, 1, 1), (3, 3, 3)), np.zeros((6, 6, 6), bool)
     both, one = surface_distances(none, none, SPACING), surface_distances(some, none, SPACING)
@@ -258,6 +309,27 @@ def test_the_edge_of_the_image_is_no_surface():
 def test_where_nothing_or_everything_is_foreground_there_is_no_band():
     assert not surface_band(np.zeros((5, 6, 7), bool), SPACING, 2.0).any()
     assert not surface_band(np.ones((5, 6, 7), bool), SPACING, 2.0).any()
+
+
+def test_where_the_valid_voxels_end_there_is_no_surface():
+    mask = np.zeros((14, 9, 8), bool)
+    mask[:5] = True
+    valid = np.ones_like(mask)
+    valid[:, 6:] = False
+    band = surface_band(mask & valid, (1, 1, 1), 2.0, valid=valid)
+    assert np.array_equal(np.flatnonzero(band.any(axis=(1, 2))), [3, 4, 5, 6])  # as without the cut
+    assert band.sum() == 4 * 6 * 8
+    valid = np.ones_like(mask)
+    valid[5:8] = False  # what lies between the foreground and the rest does not count: nobody saw a surface
+    assert not surface_band(mask, (1, 1, 1), 2.0, valid=valid).any()
+
+
+def test_valid_voxels_that_are_all_of_them_change_no_band():
+    mask, _ = blobs(5, (13, 11, 9))
+    everywhere = np.ones_like(mask)
+    assert np.array_equal(surface_band(mask, SPACING, 2.0, valid=everywhere), surface_band(mask, SPACING, 2.0))
+    with pytest.raises(ValueError, match=r"valid is uint8 \(13, 11, 9\)"):
+        surface_band(mask, SPACING, 2.0, valid=everywhere.astype(np.uint8))
 
 
 def test_the_band_works_on_a_plane_in_pixels():

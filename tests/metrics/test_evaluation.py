@@ -1,6 +1,7 @@
 """The accumulator: hand-made cases of known scores, in both forms of labels, in space and in the plane."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,15 @@ from monai_unet_app.metrics import (
     CaseArrays,
     Evaluation,
     EvaluationPlan,
+    boundary,
     boundary_iou,
+    centreline_dice,
+    definitions,
     dice,
     expected_calibration_error,
     surface_band,
 )
+from monai_unet_app.metrics.boundary import normalised_surface_dice, surface_distances
 
 SPACING = (0.9, 1.2, 2.0)
 PLAN = EvaluationPlan(("Anterior", "Posterior"))
@@ -66,7 +71,7 @@ def test_calibration_is_counted_over_the_image_and_in_the_band_around_the_predic
     missed = np.where(missed == 1, 0, missed)  # so that truth and prediction have unlike surfaces
     case = lopsided_case(predicted=missed, probabilities=softmax_of(missed, 3))
     scores = Evaluation(PLAN).add(case)
-    assert set(scores.reliability) == {"whole", "band_2mm"}
+    assert set(scores.reliability) == {"whole", "band_2mm", "likely_0.01", "box_10mm"}
     within = {
         "whole": np.ones(case.truth.shape, bool),
         "band_2mm": surface_band(case.predicted > 0, SPACING, 2.0),
@@ -174,8 +179,242 @@ def test_an_undefined_figure_is_null_in_json():
     evaluation.add(CaseArrays("a", "s", empty, empty, softmax_of(empty, 3), (1, 1, 1), 0.001))
     summary = json.loads(json.dumps(evaluation.summary(), allow_nan=False))
     assert summary["ece_band"]["top_label"] is None  # nothing predicted: no surface, no band
-    assert summary["dice"]["mean"] == 1.0
+    assert summary["dice"]["mean"] is None  # nothing was there, nothing was predicted
     assert summary["dice"]["mean_interval"] is None
+
+
+# --- classes that are absent
+
+
+def without(case, *values, side=("truth", "predicted")):
+    """The same case with classes removed from truth, prediction or both."""
+    return {name: np.where(np.isin(getattr(case, name), values), 0, getattr(case, name)) for name in side}
+
+
+def test_a_class_that_no_case_holds_is_undefined_and_no_part_of_a_mean():
+    evaluation = Evaluation(PLAN)
+    for n in range(3):
+        evaluation.add(lopsided_case(f"c{n}", f"s{n}", **without(lopsided_case(), 2)))
+    summary = json.loads(json.dumps(evaluation.summary(Bootstrap(seed=1)), allow_nan=False))
+    assert list(summary["undefined"]) == ["Posterior"]
+    assert "no case has a voxel" in summary["undefined"]["Posterior"]
+    assert summary["absent_cases"] == {"Anterior": 0, "Posterior": 3}
+    scores = ("dice", "boundary_iou", "hd95_mm", "size_difference_ml")
+    blocks = [
+        *(summary[key] for key in scores),
+        *summary["surface_dice_at"].values(),
+        *summary["components"].values(),
+    ]
+    assert len(blocks) == 4 + 5 + 7
+    for block in blocks:
+        assert block["per_class"]["Posterior"] is None
+        assert block["per_class_interval"]["Posterior"] is None
+        assert block["mean"] == pytest.approx(block["per_class"]["Anterior"])
+        assert "present_only" not in block
+    assert summary["dice"]["mean"] == pytest.approx(3 / 4)
+    assert summary["ece"]["per_class"]["Posterior"] is not None  # its probabilities were there to be judged
+
+
+def test_a_class_that_is_absent_in_some_cases_counts_there_as_one_and_is_told_without_them():
+    evaluation = Evaluation(PLAN)
+    evaluation.add(lopsided_case("a", "s1"))
+    evaluation.add(lopsided_case("b", "s2", **without(lopsided_case(), 1)))
+    summary = evaluation.summary()
+    assert summary["absent_cases"] == {"Anterior": 1, "Posterior": 0}
+    assert summary["undefined"] == {}
+    assert summary["dice"]["per_class"] == pytest.approx({"Anterior": (3 / 4 + 1) / 2, "Posterior": 5 / 6})
+    present = summary["dice"]["present_only"]
+    assert present["per_class"] == pytest.approx({"Anterior": 3 / 4, "Posterior": 5 / 6})
+    assert present["mean"] == pytest.approx(((3 / 4 + 5 / 6) / 2 + 5 / 6) / 2)
+
+
+def test_a_class_that_was_missed_or_invented_is_not_absent():
+    for side, invented in (("truth", True), ("predicted", False)):
+        evaluation = Evaluation(PLAN)
+        evaluation.add(lopsided_case("a", "s", **without(lopsided_case(), 1, side=(side,))))
+        summary = evaluation.summary()
+        assert summary["absent_cases"]["Anterior"] == 0
+        assert summary["dice"]["per_class"]["Anterior"] == 0.0
+        assert summary["components"]["invented"]["per_class"]["Anterior"] == invented
+        assert "present_only" not in summary["dice"]
+
+
+# --- what a summary holds beside the single scores
+
+
+def test_components_are_counted_for_each_class_and_case():
+    def case(case_id, subject, found):
+        truth, predicted = np.zeros((2, 30, 20, 12), np.uint8)
+        for start in ((1, 1, 1), (10, 1, 1), (20, 1, 1)):
+            label_box(truth, 1, start, (4, 4, 4))
+        for start in ((1, 1, 1), (10, 1, 1), (20, 1, 1))[:found]:
+            label_box(predicted, 1, start, (4, 4, 4))
+        label_box(predicted, 1, (27, 12, 8), (2, 2, 2))
+        return CaseArrays(case_id, subject, truth, predicted, softmax_of(predicted, 2), SPACING, 0.001)
+
+    evaluation = Evaluation(EvaluationPlan(("Lesion",)))
+    evaluation.add(case("a", "s1", 3))
+    evaluation.add(case("b", "s2", 1))
+    found = {key: block["mean"] for key, block in evaluation.summary()["components"].items()}
+    assert found == pytest.approx(
+        {
+            "truth": 3,
+            "predicted": (4 + 2) / 2,
+            "missed": (0 + 2) / 2,
+            "invented": 1,
+            "sensitivity": (1 + 1 / 3) / 2,
+            "f1": (6 / 7 + 2 / 5) / 2,
+            "panoptic_quality": (6 / 7 + 2 / 5) / 2,  # what was found was found exactly
+        }
+    )
+
+
+def test_surface_dice_is_given_at_every_tolerance_and_the_largest_distance_beside_hd95():
+    plan = EvaluationPlan(("Anterior", "Posterior"), tolerances=(0.5, 0.9, 1.8))
+    evaluation = Evaluation(plan)
+    case = lopsided_case(shift=2)
+    entry = evaluation.add(case).classes[0]
+    masks = case.truth == 1, case.predicted == 1
+    distances = surface_distances(*masks, SPACING)
+    expected = [normalised_surface_dice(distances, tolerance_mm=t) for t in (0.5, 0.9, 1.8)]
+    assert entry.surface_dice_at == tuple(expected)
+    assert expected[0] < expected[1] < expected[2] == 1.0
+    summary = evaluation.summary()
+    assert list(summary["surface_dice_at"]) == ["0.5mm", "0.9mm", "1.8mm"]
+    assert summary["surface_dice_at"]["0.9mm"]["per_class"]["Anterior"] == pytest.approx(expected[1])
+    assert summary["hd_mm"]["per_class"]["Anterior"] == pytest.approx(2 * SPACING[0])
+    assert summary["hd_mm"]["undefined_cases"] == {"Anterior": 0, "Posterior": 0}
+
+
+def test_one_distance_map_a_mask_serves_all_surface_scores(monkeypatch):
+    maps = []
+    measure = boundary._distance_to
+    monkeypatch.setattr(boundary, "_distance_to", lambda *given: maps.append(given) or measure(*given))
+    Evaluation(PLAN).add(lopsided_case())
+    assert len(maps) == 2 * len(PLAN.class_names)
+
+
+def test_centre_lines_are_compared_only_where_the_plan_asks():
+    asked = EvaluationPlan(("Anterior", "Posterior"), centreline=True)
+    case = lopsided_case()
+    expected = [centreline_dice(case.truth == value, case.predicted == value) for value in (1, 2)]
+    evaluation = Evaluation(asked)
+    assert [entry.centreline_dice for entry in evaluation.add(case).classes] == expected
+    assert evaluation.summary()["centreline_dice"]["mean"] == pytest.approx(np.mean(expected))
+    assert "centreline_dice" in definitions(asked)
+    plain = Evaluation(PLAN)
+    assert plain.add(case).classes[0].centreline_dice is None
+    assert "centreline_dice" not in plain.summary()
+    assert "centreline_dice" not in definitions(PLAN)
+
+
+def test_everything_a_summary_names_is_defined():
+    evaluation = Evaluation(PLAN)
+    evaluation.add(lopsided_case())
+    summary, said = evaluation.summary(), definitions(PLAN)
+    plain = {"dice", "iou", "precision", "recall", "calibration", "whole", "band_2mm"}  # said by their names
+    named = {key.removesuffix("_mm").removesuffix("_ml") for key in summary} | set(summary["calibration"])
+    assert named - plain <= set(said)
+    assert set(summary["calibration"]["whole"]["top_label"]) <= set(said)
+
+
+# --- voxels that do not count
+
+
+def field_of_view():
+    """Half of a case's field, cut across both boxes and slantwise."""
+    i, j, _ = np.indices((18, 16, 12))
+    return (i + j > 8) & (i < 11)
+
+
+def test_whatever_lies_outside_the_valid_voxels_changes_no_figure():
+    case, valid = lopsided_case(uncalibrated=softmax_of(lopsided_case().predicted, 3, sure=0.99)), field_of_view()
+    expected = Evaluation(PLAN).add(replace(case, valid=valid))
+    p, before = case.probabilities.copy(), case.uncalibrated.copy()
+    p[:, ~valid], before[:, ~valid] = np.nan, -3.0
+    ignored = replace(
+        case,
+        valid=valid,
+        truth=np.where(valid, case.truth, 255),
+        predicted=np.where(valid, case.predicted, 2),
+        probabilities=p,
+        uncalibrated=before,
+    )
+    found = Evaluation(PLAN).add(ignored)
+    assert found.classes == expected.classes
+    for name in PLAN.every_population:
+        for table in ("reliability", "reliability_before"):
+            one, other = getattr(found, table)[name], getattr(expected, table)[name]
+            assert np.array_equal(one.fine_count, other.fine_count)
+            assert np.array_equal(one.fine_correct, other.fine_correct)
+    assert found.reliability["whole"].decisions == valid.sum()
+    assert found.classes != Evaluation(PLAN).add(case).classes
+
+
+def test_a_wrong_voxel_inside_counts_and_the_same_outside_does_not():
+    truth = np.zeros((18, 16, 12), np.uint8)
+    label_box(truth, 1, (2, 2, 2), (4, 5, 6))
+    valid = np.ones(truth.shape, bool)
+    valid[12:] = False
+    plan = EvaluationPlan(("Box",))
+
+    def scores(place):
+        predicted = truth.copy()
+        predicted[place] = 1
+        case = CaseArrays("a", "s", truth, predicted, softmax_of(truth, 2), SPACING, 0.001, valid=valid)
+        return Evaluation(plan).add(case).classes[0]
+
+    outside, inside = scores((15, 8, 8)), scores((10, 8, 8))
+    assert (outside.dice, outside.hd, outside.components.invented, outside.size_difference) == (1.0, 0.0, 0, 0.0)
+    assert inside.dice == pytest.approx(240 / 241)
+    assert (inside.components.invented, inside.hd > 5) == (1, True)
+
+
+def test_at_the_edge_of_the_valid_voxels_a_mask_has_its_border_as_at_the_images_edge():
+    truth, predicted = np.zeros((2, 18, 16, 12), np.uint8)
+    label_box(truth, 1, (2, 3, 3), (12, 6, 5))
+    label_box(predicted, 1, (3, 3, 3), (13, 6, 5))
+    valid = np.ones(truth.shape, bool)
+    valid[9:] = False
+    plan = EvaluationPlan(("Box",))
+    case = CaseArrays("a", "s", truth, predicted, softmax_of(predicted, 2), SPACING, 0.001)
+    cut = CaseArrays(
+        "a", "s", truth[:9], predicted[:9], softmax_of(predicted[:9], 2), SPACING, 0.001
+    )  # the image itself ends there
+    found, expected = Evaluation(plan).add(replace(case, valid=valid)), Evaluation(plan).add(cut)
+    assert found.classes == expected.classes
+    assert found.classes[0].hd == pytest.approx(SPACING[0])
+    for name in plan.every_population:
+        assert np.array_equal(found.reliability[name].fine_count, expected.reliability[name].fine_count)
+
+
+def test_valid_voxels_hold_for_overlapping_labels_and_planar_pictures_too():
+    plan = EvaluationPlan(("Vessel",), exclusive=False, planar=True)
+    truth, predicted = np.zeros((2, 20, 18, 1), np.uint8)
+    truth[4:10, 5:15], predicted[4:10, 5:15] = 1, 1
+    predicted[15, 3] = 1
+    valid = np.ones(truth.shape, bool)
+    valid[12:] = False
+    p = np.where(predicted == 1, 0.8, 0.2)[None].astype(np.float32)
+    case = CaseArrays("a", "s", truth, predicted, p, (0.3, 0.3, 1.0), 0.5, valid=valid)
+    masks = {name: getattr(case, name).astype(bool)[None] for name in ("truth", "predicted")}
+    for given in (case, replace(case, **masks)):
+        entry = Evaluation(plan).add(given)
+        assert (entry.classes[0].dice, entry.classes[0].predicted_size) == (1.0, 60)
+        assert entry.reliability["whole"].decisions == 12 * 18
+
+
+@pytest.mark.parametrize(
+    ("valid", "says"),
+    [
+        (np.ones((18, 16, 11), bool), r"\(18, 16, 11\)"),
+        (np.ones((18, 16, 12), np.uint8), "uint8"),
+        (np.zeros((18, 16, 12), bool), "0 valid voxels"),
+    ],
+)
+def test_valid_voxels_that_are_no_mask_of_the_grid_are_refused(valid, says):
+    with pytest.raises(ValueError, match=says):
+        Evaluation(PLAN).add(lopsided_case(valid=valid))
 
 
 def test_probabilities_before_calibration_are_counted_beside():
@@ -186,7 +425,8 @@ def test_probabilities_before_calibration_are_counted_beside():
     accuracy = (case.truth == case.predicted).mean()
     assert expected_calibration_error(before["whole"]) == pytest.approx(abs(0.999 - accuracy), abs=1e-6)
     assert expected_calibration_error(after["whole"]) == pytest.approx(abs(0.9 - accuracy), abs=1e-6)
-    assert set(evaluation.summary()["calibration_before"]) == {"whole", "band_2mm"}
+    for table in ("calibration", "calibration_before"):
+        assert set(evaluation.summary()[table]) == {"whole", "band_2mm", "likely_0.01", "box_10mm"}
     evaluation.add(lopsided_case("b"))
     assert evaluation.pooled_before() is None
 

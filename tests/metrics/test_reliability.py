@@ -9,8 +9,10 @@ from scipy import ndimage
 from monai_unet_app.metrics import reliability
 from monai_unet_app.metrics.boundary import surface_band
 from monai_unet_app.metrics.reliability import (
+    FineBins,
     ReliabilityCounts,
     count_reliability,
+    equal_mass_calibration_error,
     expected_calibration_error,
 )
 
@@ -134,6 +136,110 @@ def test_counting_goes_on_past_the_whole_numbers_of_float32():
     assert expected_calibration_error(counts) == pytest.approx(1 - float(np.float32(0.9)), abs=1e-9)
 
 
+def test_two_to_the_26th_decisions_in_one_bin_are_all_counted():
+    # By doubling: 2**20 voxels, merged with themselves six times, and one voxel more.
+    number = 2**20
+    truth = (np.arange(number) % 8 > 0)[None]  # seven of eight are true
+    counts = count_reliability(truth, np.full((1, number), 0.875, np.float32), exclusive=False)
+    for _ in range(6):
+        counts = counts + counts
+    counts = counts + count_reliability(np.array([[True]]), np.array([[0.875]]), exclusive=False)
+    assert counts.decisions == counts.count[0].max() == 2**26 + 1
+    assert counts.correct[0].max() == 7 * 2**23 + 1
+    assert counts.confidence[0].max() == pytest.approx(0.875 * (2**26 + 1), rel=1e-15)
+    assert expected_calibration_error(counts) == pytest.approx(0.125 / (2**26 + 1), rel=1e-6)
+    assert equal_mass_calibration_error(counts) == pytest.approx(0.125 / (2**26 + 1), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_two_to_the_26th_voxels_in_one_bin_are_all_counted_piece_by_piece():
+    rng, counts, right = np.random.default_rng(0), ReliabilityCounts.empty(2), 0
+    for _ in range(64):
+        p = rng.uniform(0.94, 0.99, 2**20).astype(np.float32)
+        truth = (rng.random(2**20) < 0.9).astype(np.uint8)
+        counts = counts + count_reliability(truth, np.stack([1 - p, p]), exclusive=True)
+        right += int(truth.sum())
+    assert counts.count[0].tolist() == counts.count[2].tolist() == [0] * 14 + [2**26]
+    assert counts.correct[0, -1] == right
+    assert expected_calibration_error(counts) == pytest.approx(0.965 - right / 2**26, abs=1e-4)
+
+
+# --- fine bins, and bins of equal mass
+
+
+@pytest.mark.parametrize("bins", [1, 2, 10, 15, 16, 100])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_fine_bins_grow_with_the_confidence_and_lie_each_within_one_bin(bins, kind):
+    edges = np.arange(bins + 1) / bins
+    small = np.geomspace(1e-9, 0.1, 3000)
+    p = np.sort(np.concatenate([np.linspace(0, 1, 20001), edges, small, 1 - small]).astype(kind))
+    fine = FineBins(bins)
+    index = fine.index(p)
+    assert (np.diff(index) >= 0).all()
+    assert (index[0], index[-1]) == (0, fine.number - 1)
+    bin_of = np.minimum((p * kind(bins)).astype(int), bins - 1)
+    ones = np.bincount(index, minlength=fine.number)
+    assert np.array_equal(fine.summed(ones), np.bincount(bin_of, minlength=bins))
+    assert np.ptp(p[index == index[len(p) // 2]]) <= 1 / (16 * bins) + 1e-6
+
+
+def test_near_0_and_near_1_fine_bins_are_a_quarter_of_a_halving_wide():
+    fine, away = FineBins(15), 2.0 ** -np.arange(8, 25)
+    for below in (away, 1 - away):
+        assert np.abs(np.diff(fine.index(below.astype(np.float32)))).tolist() == [4] * (len(away) - 1)
+    assert fine.index(np.array([2.0**-25, 0.0, 1 - 2.0**-25, 1.0])).tolist() == [0, 0, fine.number - 1, fine.number - 1]
+
+
+def sorted_and_cut(confidence, right, bins):
+    """ACE over equal shares by sorting every single decision."""
+    order = np.argsort(confidence, kind="stable")
+    gap = (right[order] - confidence[order].astype(np.float64)).reshape(bins, -1)
+    return np.abs(gap.mean(axis=1)).mean()
+
+
+@pytest.mark.parametrize("shape", [(1.0, 1.0), (0.02, 0.02), (30.0, 0.05), (0.004, 0.3), (4.0, 9.0)])
+def test_equal_mass_bins_equal_sorting_and_cutting_every_decision(shape):
+    rng = np.random.default_rng(1)
+    p = rng.beta(*shape, size=15 * 4000).astype(np.float32)
+    right = rng.random(p.size) < p**1.3  # too sure
+    counts = count_reliability(right[None], p[None], exclusive=False)
+    assert equal_mass_calibration_error(counts, 1) == pytest.approx(sorted_and_cut(p, right, 15), rel=0.02, abs=2e-5)
+    surer = sorted_and_cut(np.maximum(p, 1 - p), right == (p >= 0.5), 15)
+    assert equal_mass_calibration_error(counts) == pytest.approx(surer, rel=0.02, abs=2e-5)
+
+
+def test_equal_mass_bins_find_an_error_that_equal_width_hides_in_its_last_bin():
+    # All within the last of 15 equal bins: the surer half is right less often than the other.
+    p = np.repeat([0.95, 0.999], 3000)
+    right = np.concatenate([np.arange(3000) % 1000 < 999, np.arange(3000) % 1000 < 950])
+    counts = count_reliability(right[None], p[None], exclusive=False)
+    assert reliability.average_calibration_error(counts) == pytest.approx(0.0, abs=1e-9)
+    assert equal_mass_calibration_error(counts, bins=2) == pytest.approx(0.049, abs=1e-9)
+    # Of three shares the middle one has half of each: there the two errors cancel out.
+    assert equal_mass_calibration_error(counts, bins=3) == pytest.approx(0.049 * 2 / 3, abs=1e-9)
+
+
+def test_where_one_confidence_holds_more_than_a_share_the_shares_within_it_have_its_gap():
+    p = np.array([0.98] * 95 + [0.6] * 5)
+    right = np.array([True] * 76 + [False] * 19 + [True] * 5)
+    counts = count_reliability(right[None], p[None], exclusive=False)
+    # 19 of 20 shares lie within 0.98, of which 0.8 came true; one is what stands at 0.6.
+    assert equal_mass_calibration_error(counts, bins=20) == pytest.approx((19 * 0.18 + 0.4) / 20)
+    assert equal_mass_calibration_error(counts, bins=1) == pytest.approx((95 * 0.18 - 5 * 0.4) / 100)
+
+
+def test_equal_mass_bins_of_merged_counts_are_those_of_all_decisions():
+    p = smooth_probabilities(9, 3, (20, 12, 10))
+    truth = drawn_labels(p, 5)
+    whole = count_reliability(truth, p, exclusive=True)
+    parts = ReliabilityCounts.empty(3)
+    for piece in (slice(0, 2), slice(2, 20)):
+        parts += count_reliability(truth[:, piece], p[:, piece], exclusive=True)
+    for row in range(4):
+        assert equal_mass_calibration_error(parts, row) == pytest.approx(equal_mass_calibration_error(whole, row))
+        assert 0 < equal_mass_calibration_error(whole, row) < 1
+
+
 def test_one_pass_equals_the_sum_of_its_parts():
     p = smooth_probabilities(9, 3, (20, 12, 10))
     truth = drawn_labels(p, 5)
@@ -166,6 +272,7 @@ def test_an_empty_population_has_no_error_rather_than_none_at_all():
         expected_calibration_error,
         reliability.average_calibration_error,
         reliability.maximum_calibration_error,
+        equal_mass_calibration_error,
         reliability.brier_score,
         reliability.negative_log_likelihood,
     ):

@@ -1,0 +1,238 @@
+"""Fits what a bundle says about its own results, on subjects that neither trained nor selected it.
+
+First the calibration of its probabilities, then, with calibrated probabilities, the statements of `configs/confidence.json`:
+intervals for sizes, masks of bounded risk, the quality gate, and what images it knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicom_io.volume import Volume
+from monai_unet_app.bundle import CONFIDENCE, Bundle, load_bundle
+from monai_unet_app.calibration import CalibrationFit, Fitted
+from monai_unet_app.calibration.confidence import (
+    SCHEMA_VERSION,
+    Confidence,
+    Measured,
+    RiskStatement,
+    Setting,
+    SizeStatement,
+    measure,
+    needed,
+    spacing_of,
+    structures_of,
+    voxel_size,
+)
+from monai_unet_app.calibration.conformal import subjects_needed
+from monai_unet_app.calibration.corruptions import spoil, ways_for
+from monai_unet_app.calibration.features import describe
+from monai_unet_app.calibration.quality import SOUND, QualityGate, Sample
+from monai_unet_app.calibration.shift import ShiftDetector
+from monai_unet_app.config import PredictConfig
+from monai_unet_app.data.cases import CaseFiles
+from monai_unet_app.data.inspect import check_cases
+from monai_unet_app.data.labels import read_labels
+from monai_unet_app.data.monai_bridge import to_metatensor
+from monai_unet_app.data.read import read_volume
+from monai_unet_app.data.schemas import write_json
+from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.evaluate import Row, choose_cases, masks_of, truth_of
+from monai_unet_app.metrics.overlap import dice
+from monai_unet_app.pipeline import Case, predict, segment_case
+
+COVERAGE, RISK = 0.9, 0.1
+MOST_SPOILED = 400
+"""Predictions on spoiled images; beyond, each case is spoiled in some of the ways only."""
+
+Step = Callable[[str], None]
+
+
+def calibrate_bundle(
+    bundle: Bundle, rows: Sequence[Row], step: Step = lambda case_id: None, setting: Setting = "plain"
+) -> Fitted:
+    """Fits the bundle's calibration on these cases and writes it into its `inference.yaml`.
+
+    Args:
+        bundle: Its `calibration` is fitted, or its `calibration_tta` for the setting "tta".
+        rows: {"id", "subject", "image", "label"} of each case.
+        step: Told each case's id when it is done.
+        setting: Whether logits are taken plain or averaged over mirror images.
+
+    Raises:
+        InputRefusedError: A case cannot be used.
+    """
+    check_cases(rows, bundle)
+    fit = CalibrationFit(
+        bundle.part("calibrate"), bundle.part("calibration"), bundle.exclusive, bundle.root, rows, setting
+    )
+    for row in rows:
+        volume = read_volume(row["image"])
+        labels = read_labels(Path(row["label"]), volume)
+        item = bundle.preprocessing({"image": to_metatensor(volume), "label": to_metatensor(labels)}, start=1)
+        fit.add(predict(item["image"], bundle, PredictConfig(tta=setting == "tta")), item["label"])
+        step(row["id"])
+    return fit.finish()
+
+
+def state_confidence(
+    bundle: Bundle,
+    rows: Sequence[Row],
+    known: Sequence[Row] = (),
+    *,
+    settings: Sequence[Setting] = ("plain",),
+    coverage: float = COVERAGE,
+    risk: float = RISK,
+    step: Step = lambda case_id: None,
+) -> dict[Setting, Confidence]:
+    """Fits the bundle's statements for each setting and writes them into its `configs/confidence.json`.
+
+    Args:
+        bundle: Calibrated. It is loaded anew, so that what its files say counts.
+        rows: Calibration cases, {"id", "subject", "image", "label"}.
+        known: Cases whose images the bundle trained or selected with: what its shift detector takes for usual, with `rows`.
+        settings: "plain", and "tta" where mirror images are to be averaged.
+        coverage: Of intervals and of the gate's bound.
+        risk: Part of the truth that a mask of bounded risk may miss.
+        step: Told each case's id when it is done, once a setting.
+
+    Raises:
+        InputRefusedError: A case cannot be used.
+    """
+    bundle = load_bundle(bundle.root, bundle.device)
+    check_cases(rows, bundle)
+    found = {setting: _state(bundle, rows, known, setting, (coverage, risk), step) for setting in settings}
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "structures": [segment.label for segment in bundle.segments],
+        "settings": {setting: statements.document() for setting, statements in found.items()},
+    }
+    write_json(document, bundle.root / CONFIDENCE, "confidence", indent=None)
+    return found
+
+
+def known_rows(bundle: Bundle, cases: Sequence[CaseFiles], most: int = 150) -> list[Row]:
+    """Those of the cases that the bundle trained or selected with, evenly chosen: what its shift detector takes for usual."""
+    found: list[Row] = []
+    for partition in ("train", "selection"):
+        try:
+            found += choose_cases(bundle, cases, partition).rows
+        except InputRefusedError:  # none of them is here
+            continue
+    known = [row for row in found if bundle.seen_as(read_volume(row["image"]))]
+    return known[:: -(-len(known) // most)] if known else []
+
+
+@dataclass
+class _Gathered:
+    """What the cases have said so far."""
+
+    measured: list[Measured]
+    samples: list[Sample]
+    images: list[NDArray[np.float64]]
+    subjects: list[str]
+
+
+def _state(
+    bundle: Bundle, rows: Sequence[Row], known: Sequence[Row], setting: Setting, wanted: tuple[float, float], step: Step
+) -> Confidence:
+    run, got = PredictConfig(tta=setting == "tta"), _Gathered([], [], [], [])
+    for number, row in enumerate(rows):
+        volume = read_volume(row["image"])
+        truth = truth_of(row, volume, bundle)
+        case = _take(got, row["subject"], segment_case(volume, bundle, run, watched=True))
+        structures = structures_of(case.probabilities, case.labels, volume, exclusive=bundle.exclusive)
+        got.measured += measure(row["subject"], structures, masks_of(truth, volume, bundle), volume)
+        got.samples += _samples(row["subject"], SOUND, case, truth, bundle)
+        for how, spoiled, moved in _spoiled(volume, truth, number, len(rows), bundle):
+            try:
+                result = segment_case(spoiled, bundle, run)
+            except InputRefusedError:  # what is refused needs no gate
+                continue
+            got.samples += _samples(row["subject"], how, result, moved, bundle)
+        step(row["id"])
+    for row in known:
+        _take(got, row["subject"], segment_case(row["image"], bundle, run, watched=True))
+        step(row["id"])
+    return _fitted(got, *wanted)
+
+
+def _take(got: _Gathered, subject: str, case: Case) -> Case:
+    if case.image_features is not None:
+        got.images.append(case.image_features)
+        got.subjects.append(subject)
+    return case
+
+
+def _fitted(got: _Gathered, coverage: float, risk: float) -> Confidence:
+    why_not: dict[str, str] = {}
+    subjects = {one.subject for one in got.measured}
+    enough = len(subjects) >= subjects_needed(coverage)
+    sizes = SizeStatement.fit(got.measured, coverage) if enough else None
+    bounded = RiskStatement.fit(got.measured, risk) if got.measured else None
+    if sizes is None:
+        why_not["sizes"] = f"{len(subjects)} calibration subject(s); {needed(coverage)}"
+    gate, shift = None, None
+    try:
+        gate = QualityGate.fit(got.samples, coverage)
+    except ValueError as error:
+        why_not["gate"] = str(error)
+    try:
+        shift = ShiftDetector.fit(got.images, got.subjects)
+    except ValueError as error:
+        why_not["shift"] = str(error)
+    return Confidence(sizes, bounded, gate, shift, why_not)
+
+
+def _spoiled(
+    volume: Volume, truth: NDArray, number: int, cases: int, bundle: Bundle
+) -> Iterator[tuple[str, Volume, NDArray]]:
+    """(how, image, truth) for the case of this number: all ways, or as many in turn as MOST_SPOILED leaves to a case."""
+    ways = ways_for(volume)
+    share = max(1, min(len(ways), MOST_SPOILED // max(cases, 1)))
+    for n in range(share):
+        how = ways[(number * share + n) % len(ways)]
+        labels = truth if bundle.exclusive else np.moveaxis(truth, 0, -1)
+        image, moved = spoil(volume, labels, how, seed=number)
+        yield how, image, moved if bundle.exclusive else np.moveaxis(moved, -1, 0)
+
+
+def _samples(subject: str, kind: str, case: Case, truth: NDArray, bundle: Bundle) -> list[Sample]:
+    """One for each structure that was found."""
+    structures = structures_of(case.probabilities, case.labels, case.volume, exclusive=bundle.exclusive)
+    described = describe(structures, spacing_of(case.volume), voxel_size(case.volume), exclusive=bundle.exclusive)
+    truths = masks_of(truth, case.volume, bundle)
+    return [
+        Sample(subject, kind, n, features, dice(true, one.mask))
+        for n, (one, features, true) in enumerate(zip(structures, described, truths, strict=True), start=1)
+        if features is not None
+    ]
+
+
+def summary(found: dict[Setting, Confidence], bundle: Bundle) -> dict[str, Any]:
+    """What was fitted, for people: widths, thresholds and margins by structure."""
+    return {setting: _summary(statements, bundle) for setting, statements in found.items()}
+
+
+def _summary(statements: Confidence, bundle: Bundle) -> dict[str, Any]:
+    labels = {segment.number: segment.label for segment in bundle.segments}
+    said: dict[str, Any] = {"not_stated": dict(statements.why_not or {})}
+    if statements.sizes:
+        widths = {labels[n]: round(float(np.expm1(width)), 4) for n, width in statements.sizes.half_widths.items()}
+        said["size_up_to"] = {"coverage": statements.sizes.coverage, "relative": widths}
+    if statements.risk:
+        said["mask_from"] = {
+            "risk": statements.risk.risk,
+            **{labels[n]: p for n, p in statements.risk.thresholds.items()},
+        }
+    if statements.gate:
+        said["gate"] = {"margin_of_dice": round(statements.gate.margin, 4), "results": statements.gate.samples}
+    if statements.shift:
+        said["shift"] = {"flagged_above": round(statements.shift.limit, 3), "subjects": statements.shift.subjects}
+    return said

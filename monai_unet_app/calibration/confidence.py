@@ -1,0 +1,346 @@
+"""What a bundle says about its own results: numbers in `configs/confidence.json`, and what they make of one case.
+
+They are fitted on calibration subjects (`monai_unet_app.calibrate`) for each way of inference whose probabilities differ, plain
+and with mirror images (`tta`), since a statement about the one says nothing about the other.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dicom_io.volume import Volume
+from monai_unet_app.bundle import CONFIDENCE, BundleFiles
+from monai_unet_app.data.schemas import validate
+from monai_unet_app.errors import BundleError
+
+from .conformal import conformal_quantile, least_threshold_of_risk, subjects_needed
+from .features import Features, Structure, describe
+from .quality import Grade, QualityGate, Verdict
+from .shift import ShiftDetector
+
+SCHEMA_VERSION = "1.0"
+Setting = Literal["plain", "tta"]
+
+THRESHOLDS = tuple(np.concatenate([np.arange(1, 10) / 1000, np.arange(1, 51) / 100]).round(3).tolist())
+"""At which a mask of bounded risk may be cut."""
+
+_SMALL_VOXELS = 10
+"""Added to both sizes before their ratio is taken, so that tiny structures do not make it infinite."""
+
+_WORSE: tuple[Verdict, ...] = ("accept", "review", "reject")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One structure of one sound calibration case.
+
+    Attributes:
+        subject: Of whom.
+        structure: Its number.
+        expected: Sum of its calibrated probabilities times the voxel's size, mL or pixels.
+        true: True size.
+        voxel: Size of a voxel.
+        losses: Shape (T,). Part of the truth that a mask cut at each of THRESHOLDS misses.
+    """
+
+    subject: str
+    structure: int
+    expected: float
+    true: float
+    voxel: float
+    losses: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SizeStatement:
+    """Intervals for the true size of structures.
+
+    Attributes:
+        coverage: Part of new subjects' structures whose true size the interval holds, at least.
+        half_widths: Structure number -> largest |log((true + small) / (expected + small))| at this coverage; infinite where
+            there were too few subjects.
+        small: In the unit of sizes.
+        subjects: How many it was fitted on.
+    """
+
+    coverage: float
+    half_widths: Mapping[int, float]
+    small: float
+    subjects: int
+
+    @classmethod
+    def fit(cls, measured: Sequence[Measured], coverage: float) -> SizeStatement:
+        """Split-conformal by subject; see `conformal_quantile`."""
+        small = _SMALL_VOXELS * float(np.median([one.voxel for one in measured]))
+        widths = {}
+        for number in sorted({one.structure for one in measured}):
+            rows = [one for one in measured if one.structure == number]
+            scores = [abs(math.log((one.true + small) / (one.expected + small))) for one in rows]
+            widths[number] = conformal_quantile(scores, [one.subject for one in rows], coverage)
+        return cls(coverage, widths, small, len({one.subject for one in measured}))
+
+    def interval(self, structure: int, expected: float) -> tuple[float, float] | None:
+        """(low, high) in the unit of `expected`; None where nothing can be said of this structure."""
+        width = self.half_widths.get(structure, math.inf)
+        if not math.isfinite(width):
+            return None
+        low, high = ((expected + self.small) * math.exp(sign * width) - self.small for sign in (-1, 1))
+        return max(0.0, low), high
+
+
+@dataclass(frozen=True)
+class RiskStatement:
+    """Where to cut the probabilities so that little of the truth is missed.
+
+    Attributes:
+        risk: Expected part of the truth that the mask of a new subject misses, at most.
+        thresholds: Structure number -> probability from which on a voxel belongs to the mask; None where there is none.
+        subjects: How many it was fitted on.
+    """
+
+    risk: float
+    thresholds: Mapping[int, float | None]
+    subjects: int
+
+    @classmethod
+    def fit(cls, measured: Sequence[Measured], risk: float) -> RiskStatement:
+        """Conformal risk control of the false-negative rate; see `least_threshold_of_risk`."""
+        found = {}
+        for number in sorted({one.structure for one in measured}):
+            rows = [one for one in measured if one.structure == number]
+            losses, subjects = np.array([one.losses for one in rows]), [one.subject for one in rows]
+            found[number] = least_threshold_of_risk(losses, THRESHOLDS, subjects, risk)
+        return cls(risk, found, len({one.subject for one in measured}))
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """All statements of a bundle about results of one setting; None where it makes none, and why.
+
+    Attributes:
+        sizes, risk, gate, shift: The statements.
+        why_not: Name of an absent statement -> the reason.
+    """
+
+    sizes: SizeStatement | None = None
+    risk: RiskStatement | None = None
+    gate: QualityGate | None = None
+    shift: ShiftDetector | None = None
+    why_not: Mapping[str, str] | None = None
+
+    def document(self) -> dict[str, Any]:
+        """One setting of `configs/confidence.json`."""
+        found: dict[str, Any] = {"why_not": dict(self.why_not or {})}
+        if self.sizes:
+            widths = {str(number): _finite(width) for number, width in self.sizes.half_widths.items()}
+            found["sizes"] = {
+                "coverage": self.sizes.coverage,
+                "half_widths": widths,
+                "small": self.sizes.small,
+                "subjects": self.sizes.subjects,
+            }
+        if self.risk:
+            thresholds = {str(number): value for number, value in self.risk.thresholds.items()}
+            found["risk"] = {"risk": self.risk.risk, "thresholds": thresholds, "subjects": self.risk.subjects}
+        if self.gate:
+            found["gate"] = self.gate.document()
+        if self.shift:
+            found["shift"] = self.shift.document()
+        return found
+
+    @classmethod
+    def from_document(cls, found: Mapping[str, Any]) -> Confidence:
+        """Raises KeyError, TypeError or ValueError for anything but a `document`."""
+        sizes, risk = found.get("sizes"), found.get("risk")
+        return cls(
+            sizes=SizeStatement(
+                sizes["coverage"],
+                {int(number): math.inf if width is None else width for number, width in sizes["half_widths"].items()},
+                sizes["small"],
+                sizes["subjects"],
+            )
+            if sizes
+            else None,
+            risk=RiskStatement(
+                risk["risk"], {int(number): value for number, value in risk["thresholds"].items()}, risk["subjects"]
+            )
+            if risk
+            else None,
+            gate=QualityGate.from_document(found["gate"]) if "gate" in found else None,
+            shift=ShiftDetector.from_document(found["shift"]) if "shift" in found else None,
+            why_not=found.get("why_not", {}),
+        )
+
+
+def read_confidence(bundle: BundleFiles, setting: Setting) -> Confidence | None:
+    """What the bundle says about results of this setting; None where it was never asked to.
+
+    Raises:
+        BundleError: Its confidence.json is damaged, or of another version.
+    """
+    path = bundle.root / CONFIDENCE
+    if not path.is_file():
+        return None
+    try:
+        document = json.loads(path.read_text())
+        validate(document, "confidence")
+        found = document["settings"].get(setting)
+        return None if found is None else Confidence.from_document(found)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(
+            f"{bundle.name}: {CONFIDENCE} cannot be used ({error}); calibrate the bundle again, or remove the file"
+        ) from error
+
+
+@dataclass(frozen=True)
+class StructureAssessment:
+    """What is said of one structure.
+
+    Attributes:
+        number: Of the structure.
+        size_interval: (low, high) that holds the true size with the stated coverage, mL or pixels; None if unknown.
+        grade: What the gate says; None without one.
+    """
+
+    number: int
+    size_interval: tuple[float, float] | None
+    grade: Grade | None
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What a bundle says of one of its results.
+
+    Attributes:
+        confidence: By which numbers.
+        structures: One entry a structure, in the order of their numbers.
+        shift: Distance to the training images, 1 is usual; None where the bundle knows none.
+    """
+
+    confidence: Confidence
+    structures: tuple[StructureAssessment, ...]
+    shift: float | None
+
+    @property
+    def is_shifted(self) -> bool:
+        """Whether the image is unlike those that the network learned from."""
+        return self.confidence.shift is not None and self.shift is not None and self.shift > self.confidence.shift.limit
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The worst of the structures'; an image unlike the training's is reviewed at least. None without a gate."""
+        grades = [one.grade.verdict for one in self.structures if one.grade]
+        if self.is_shifted:
+            grades.append("review")
+        return max(grades, key=_WORSE.index) if grades else None
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it is not accepted, in words."""
+        unlike = f"the image is unlike those of the training: distance {self.shift or 0:.2g}, flagged above {self._limit:.2g}"
+        image = (unlike,) if self.is_shifted else ()
+        return (*image, *(f"structure {one.number}: {said}" for one in self.structures for said in _said(one.grade)))
+
+    @property
+    def _limit(self) -> float:
+        return self.confidence.shift.limit if self.confidence.shift else math.inf
+
+
+def _said(grade: Grade | None) -> tuple[str, ...]:
+    if grade is None or grade.verdict == "accept":
+        return ()
+    if not grade.at_least and not grade.dice:
+        return grade.reasons
+    return (f"predicted Dice {grade.dice:.2f}, at least {grade.at_least:.2f}", *grade.reasons)
+
+
+def assess(
+    confidence: Confidence, structures: Sequence[Structure], volume: Volume, *, exclusive: bool, image: ArrayLike | None
+) -> Assessment:
+    """What the statements make of one result.
+
+    Args:
+        confidence: Of the bundle and the setting.
+        structures: In the order of their numbers, from 1.
+        volume: The image, whose grid the structures lie on.
+        exclusive: Whether they share the voxels out.
+        image: Features of the image for the shift detector; None where they were not taken.
+    """
+    size = voxel_size(volume)
+    features: Sequence[Features | None] = [None] * len(structures)
+    if confidence.gate:
+        features = describe(list(structures), spacing_of(volume), size, exclusive=exclusive)
+    found = tuple(
+        StructureAssessment(
+            number=n,
+            size_interval=confidence.sizes.interval(n, expected_size(one, size)) if confidence.sizes else None,
+            grade=confidence.gate.grade(n, described) if confidence.gate else None,
+        )
+        for n, (one, described) in enumerate(zip(structures, features, strict=True), start=1)
+    )
+    shift = confidence.shift.score(image) if confidence.shift and image is not None else None
+    return Assessment(confidence, found, shift)
+
+
+def structures_of(probabilities: NDArray, labels: NDArray, volume: Volume, *, exclusive: bool) -> list[Structure]:
+    """The structures of a result, without the last axis of a picture.
+
+    Args:
+        probabilities: Shape (C, I, J, K).
+        labels: Shape (I, J, K), or (I, J, K, C) where structures may overlap.
+        volume: Their grid.
+        exclusive: Whether channel 0 is background.
+    """
+    count = len(probabilities) - exclusive
+    masks = [labels == n + 1 if exclusive else labels[..., n] > 0 for n in range(count)]
+    pairs = zip(masks, probabilities[1:] if exclusive else probabilities, strict=True)
+    return [Structure(mask[:, :, 0], p[:, :, 0]) if volume.planar else Structure(mask, p) for mask, p in pairs]
+
+
+def measure(subject: str, structures: Sequence[Structure], truths: Sequence[NDArray], volume: Volume) -> list[Measured]:
+    """What one sound case says of each structure; `truths` are boolean masks like those of the structures."""
+    size = voxel_size(volume)
+    return [
+        Measured(
+            subject, n, expected_size(one, size), np.count_nonzero(true) * size, size, _missed(one.probability[true])
+        )
+        for n, (one, true) in enumerate(zip(structures, truths, strict=True), start=1)
+    ]
+
+
+def _missed(given: NDArray) -> NDArray[np.float64]:
+    """Shape (T,): part of the true voxels, whose probabilities are given, below each of THRESHOLDS; 0 where there are none."""
+    if not given.size:
+        return np.zeros(len(THRESHOLDS))
+    return np.searchsorted(np.sort(given.astype(np.float64)), THRESHOLDS, side="left") / given.size
+
+
+def expected_size(one: Structure, size: float) -> float:
+    """Sum of the probabilities times the size of a voxel."""
+    return float(one.probability.sum(dtype=np.float64) * size)
+
+
+def voxel_size(volume: Volume) -> float:
+    """In mL; 1 for a picture, which is measured in pixels."""
+    return 1.0 if volume.planar else volume.voxel_ml
+
+
+def spacing_of(volume: Volume) -> tuple[float, ...]:
+    """Of a structure's axes: mm, or 1 for a picture's two."""
+    return (1.0, 1.0) if volume.planar else volume.spacing_mm
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def needed(coverage: float) -> str:
+    """Why a statement of this coverage is not made, in words."""
+    return f"{subjects_needed(coverage)} or more are needed for a statement that holds {coverage:.0%} of the time"

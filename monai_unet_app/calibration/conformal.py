@@ -1,0 +1,144 @@
+"""Statements that hold for new subjects with a stated frequency, whatever the model: pure arithmetic on scores.
+
+Cases of one person resemble each other, so persons are what is exchangeable: each subject weighs the same, and its cases
+share that weight.
+
+Sources: Lee, Barber and Willett, Distribution-free inference with hierarchical data, arXiv:2306.06342 (several cases a
+subject); Angelopoulos et al., Conformal Risk Control, arXiv:2208.02814 (masks of a bounded risk).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+Floats = NDArray[np.float64]
+
+
+def conformal_quantile(scores: ArrayLike, subjects: Sequence[str], coverage: float) -> float:
+    """The bound that a new case's score stays below with at least this probability.
+
+    Args:
+        scores: Shape (N,). How far each known case was off; larger is worse. NaN is refused.
+        subjects: N names, one a case. The new case is one of a new subject.
+        coverage: Between 0 and 1.
+
+    Returns:
+        One of the scores, or infinity where there are too few subjects: J are needed with J / (J + 1) >= coverage.
+
+    Raises:
+        ValueError: Lengths differ, a score is NaN, or the coverage is none.
+    """
+    values = _checked(scores, subjects)
+    if not 0 < coverage < 1:
+        raise ValueError(f"coverage is {coverage}; a number between 0 and 1 is needed")
+    weights = _weights(subjects)
+    order = np.argsort(values, kind="stable")
+    reached = np.cumsum(weights[order])
+    enough = np.flatnonzero(reached >= coverage - 1e-12)
+    return float(values[order][enough[0]]) if enough.size else math.inf
+
+
+def subjects_needed(coverage: float) -> int:
+    """The fewest subjects with which a statement of this coverage can be made."""
+    return math.ceil(coverage / (1 - coverage) - 1e-9)
+
+
+def least_threshold_of_risk(
+    losses: ArrayLike, thresholds: Sequence[float], subjects: Sequence[str], risk: float
+) -> float | None:
+    """The highest threshold whose expected loss on a new subject is at most `risk` (conformal risk control).
+
+    Args:
+        losses: Shape (N, T), 0 to 1. Loss of each case at each threshold; it does not fall as the threshold rises.
+        thresholds: T, rising.
+        subjects: N names, one a case.
+        risk: Between 0 and 1.
+
+    Returns:
+        One of the thresholds; None where even the lowest is too risky, or there are too few subjects.
+
+    Raises:
+        ValueError: Shapes differ, thresholds do not rise, or losses fall.
+    """
+    table = np.asarray(losses, dtype=np.float64)
+    if table.shape != (len(subjects), len(thresholds)):
+        raise ValueError(
+            f"losses have shape {table.shape}; ({len(subjects)}, {len(thresholds)}) is needed, cases by thresholds"
+        )
+    if np.any(np.diff(np.asarray(thresholds)) <= 0) or np.any(np.diff(table, axis=1) < -1e-12):
+        raise ValueError("thresholds must rise, and losses with them; sort both")
+    bound = _weights(subjects) @ table + 1 / (len(set(subjects)) + 1)  # the new subject may lose all
+    within = np.flatnonzero(bound <= risk + 1e-12)
+    return float(thresholds[within[-1]]) if within.size else None
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How often a statement came true, subjects weighing the same.
+
+    Attributes:
+        wanted: The coverage that was promised.
+        observed: Mean over subjects of the part of their cases that were covered; NaN without a subject.
+        low: Lower end of the 95 % Clopper-Pearson interval, of so many successes among the subjects.
+        high: Its upper end.
+        subjects: How many there are.
+        cases: How many cases.
+    """
+
+    wanted: float
+    observed: float
+    low: float
+    high: float
+    subjects: int
+    cases: int
+
+
+def observed_coverage(covered: ArrayLike, subjects: Sequence[str], wanted: float) -> Coverage:
+    """Coverage of cases, (N,) of 0 and 1, by subject, with its binomial interval (at the nearest whole number of subjects)."""
+    values = _checked(np.asarray(covered, dtype=np.float64), subjects)
+    names = sorted(set(subjects))
+    if not names:
+        return Coverage(wanted, math.nan, math.nan, math.nan, 0, 0)
+    at = np.array([names.index(subject) for subject in subjects])
+    observed = float(np.mean(np.bincount(at, weights=values) / np.bincount(at)))
+    interval = stats.binomtest(round(observed * len(names)), len(names)).proportion_ci(method="exact")
+    return Coverage(wanted, observed, float(interval.low), float(interval.high), len(names), len(values))
+
+
+def coverage_band(wanted: float, fitted_on: int, tested_on: int, level: float = 0.95) -> tuple[float, float]:
+    """Between which fractions of `tested_on` subjects the coverage of a valid statement lies, with probability `level`.
+
+    Split-conformal coverage, given the subjects it was fitted on, is Beta distributed; of those tested a BetaBinomial number is
+    covered. One case a subject is assumed, which is the widest.
+
+    Source: Angelopoulos and Bates, A Gentle Introduction to Conformal Prediction, arXiv:2107.07511, appendix C.
+    """
+    rank = math.ceil((fitted_on + 1) * wanted - 1e-9)
+    if rank > fitted_on:
+        return 1.0, 1.0  # an infinite interval covers everybody
+    law = stats.betabinom(tested_on, rank, fitted_on + 1 - rank)
+    low, high = law.ppf([(1 - level) / 2, (1 + level) / 2]) / tested_on
+    return float(low), float(high)
+
+
+def _weights(subjects: Sequence[str]) -> Floats:
+    """Shape (N,): 1 / (J + 1) a subject, shared by its cases; what is left to 1 is the new subject's."""
+    _, member, cases = np.unique(np.asarray(subjects, dtype=str), return_inverse=True, return_counts=True)
+    return 1.0 / ((len(cases) + 1) * cases[member])
+
+
+def _checked(scores: ArrayLike, subjects: Sequence[str]) -> Floats:
+    values = np.asarray(scores, dtype=np.float64)
+    if values.shape != (len(subjects),):
+        raise ValueError(f"scores have shape {values.shape} and {len(subjects)} subjects came; one a case is needed")
+    if np.isnan(values).any():
+        raise ValueError(
+            f"{int(np.isnan(values).sum())} score(s) are NaN; leave cases out that define none, and say so"
+        )
+    return values

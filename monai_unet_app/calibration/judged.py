@@ -1,0 +1,179 @@
+"""Did a bundle's statements come true? Counted on cases whose truth is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from dicom_io.volume import Volume
+from monai_unet_app.metrics.overlap import dice
+
+from .confidence import Assessment, voxel_size
+from .conformal import Coverage, observed_coverage
+from .features import Structure
+from .quality import USELESS
+
+GOOD = 0.8
+"""From this Dice on a result should not be held back."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One structure of one result with what was stated of it and what is true.
+
+    Attributes:
+        subject: Of whom.
+        structure: Its number.
+        dice: The true one.
+        predicted_dice, at_least, verdict: What the gate said; None without one.
+        size: True size, mL or pixels.
+        interval: What was stated of it, or None.
+        missed: Part of the truth that the cautious mask misses; None without such a mask, or without truth.
+        shifted: Whether the image was flagged; None without a detector.
+    """
+
+    subject: str
+    structure: int
+    dice: float
+    predicted_dice: float | None
+    at_least: float | None
+    verdict: str | None
+    size: float
+    interval: tuple[float, float] | None
+    missed: float | None
+    shifted: bool | None
+
+
+def judge(
+    subject: str, assessment: Assessment, structures: Sequence[Structure], truths: Sequence[NDArray], volume: Volume
+) -> list[Judged]:
+    """What became of the statements about one case; masks as `confidence.structures_of` has them."""
+    stated, found = assessment.confidence, []
+    for said, one, true in zip(assessment.structures, structures, truths, strict=True):
+        cut = stated.risk.thresholds.get(said.number) if stated.risk else None
+        found.append(
+            Judged(
+                subject=subject,
+                structure=said.number,
+                dice=dice(true, one.mask),
+                predicted_dice=said.grade.dice if said.grade else None,
+                at_least=said.grade.at_least if said.grade else None,
+                verdict=said.grade.verdict if said.grade else None,
+                size=np.count_nonzero(true) * voxel_size(volume),
+                interval=said.size_interval,
+                missed=None if cut is None or not true.any() else float(np.mean(one.probability[true] < cut)),
+                shifted=assessment.is_shifted if stated.shift else None,
+            )
+        )
+    return found
+
+
+def summarise_statements(rows: Sequence[Judged], assessment: Assessment, labels: Mapping[int, str]) -> dict[str, Any]:
+    """How the statements fared, ready for JSON: `statements` of metrics.json.
+
+    Args:
+        rows: Of all cases.
+        assessment: Of any of them: what was promised.
+        labels: Structure number -> its name.
+    """
+    stated = assessment.confidence
+    summary: dict[str, Any] = {"not_stated": dict(stated.why_not or {})}
+    if stated.sizes:
+        summary["sizes"] = {name: _sizes(part, stated.sizes.coverage) for name, part in _parts(rows, labels)}
+    if stated.risk:
+        summary["cautious"] = {name: {"risk": stated.risk.risk, **_missed(part)} for name, part in _parts(rows, labels)}
+    if stated.gate:
+        summary["gate"] = _gate(rows, stated.gate.coverage)
+    if stated.shift:
+        flags = [row.shifted for row in rows if row.shifted is not None and row.structure == rows[0].structure]
+        summary["shift"] = {"flagged": sum(flags), "cases": len(flags), "limit": stated.shift.limit}
+    return summary
+
+
+def risk_coverage(confidence: ArrayLike, loss: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean loss of the results kept, when only the surest part is kept.
+
+    Args:
+        confidence: Shape (N,). Higher is surer; equals stand in the order they come in.
+        loss: Shape (N,), for instance 1 - Dice.
+
+    Returns:
+        Coverage 1/N to 1, and the mean loss (selective risk) at each, both of shape (N,).
+
+    Source: Geifman and El-Yaniv, Selective Classification for Deep Neural Networks, NeurIPS 2017.
+    """
+    order = np.argsort(-np.asarray(confidence, dtype=np.float64), kind="stable")
+    kept = np.arange(1, len(order) + 1)
+    return kept / max(len(order), 1), np.cumsum(np.asarray(loss, dtype=np.float64)[order]) / kept
+
+
+def area_under_risk_coverage(confidence: ArrayLike, loss: ArrayLike) -> float:
+    """AURC: mean of the selective risk over all coverages; NaN without results."""
+    risk = risk_coverage(confidence, loss)[1]
+    return float(risk.mean()) if risk.size else math.nan
+
+
+def _parts(rows: Sequence[Judged], labels: Mapping[int, str]) -> list[tuple[str, list[Judged]]]:
+    return [(name, [row for row in rows if row.structure == number]) for number, name in labels.items()]
+
+
+def _sizes(rows: Sequence[Judged], wanted: float) -> dict[str, Any]:
+    stated = [(row, *row.interval) for row in rows if row.interval]
+    covered = [low <= row.size <= high for row, low, high in stated]
+    widths = [(high - low) / (high + low) for _, low, high in stated if high]
+    half = float(np.mean(widths)) if widths else None
+    return {
+        **_coverage(observed_coverage(covered, [row.subject for row, *_ in stated], wanted)),
+        "mean_half_width": half,
+    }
+
+
+def _missed(rows: Sequence[Judged]) -> dict[str, Any]:
+    found = [row.missed for row in rows if row.missed is not None]
+    return {"mean_missed": float(np.mean(found)) if found else None, "cases": len(found)}
+
+
+def _coverage(found: Coverage) -> dict[str, Any]:
+    known = math.isfinite(found.observed)
+    return {
+        "wanted": found.wanted,
+        "observed": found.observed if known else None,
+        "interval": [found.low, found.high] if known else None,
+        "subjects": found.subjects,
+        "cases": found.cases,
+    }
+
+
+def _gate(rows: Sequence[Judged], wanted: float) -> dict[str, Any]:
+    graded = [row for row in rows if row.predicted_dice is not None and row.at_least is not None]
+    true = np.array([row.dice for row in graded])
+    predicted = np.array([row.predicted_dice for row in graded], dtype=np.float64)
+    flagged = np.array([row.verdict != "accept" for row in graded], dtype=bool)
+    kept, risk = risk_coverage(predicted, 1 - true)
+    bound = [row.dice >= (row.at_least or 0.0) for row in graded]
+    return {
+        "verdicts": {word: sum(row.verdict == word for row in graded) for word in ("accept", "review", "reject")},
+        "spearman": _spearman(predicted, true),
+        "bound": _coverage(observed_coverage(bound, [row.subject for row in graded], wanted)),
+        "flagged_of_useless": _share(flagged[true < USELESS]),
+        "held_of_good": _share(flagged[true > GOOD]),
+        "aurc": area_under_risk_coverage(predicted, 1 - true) if graded else None,
+        "risk_coverage": {"coverage": kept.round(6).tolist(), "risk": risk.round(6).tolist()},
+    }
+
+
+def _spearman(first: NDArray, second: NDArray) -> float | None:
+    """None where it is not defined: fewer than three results, or all alike."""
+    if len(first) < 3 or not np.ptp(first) or not np.ptp(second):
+        return None
+    return float(stats.spearmanr(first, second)[0])
+
+
+def _share(flags: NDArray[np.bool_]) -> dict[str, Any]:
+    return {"share": float(flags.mean()) if flags.size else None, "results": int(flags.size)}

@@ -1,0 +1,218 @@
+"""How good is a result that nobody has checked? A Dice predicted from its `Features`, with a bound that holds 9 times in 10.
+
+A result is described by how far its features lie from those that the same structure has on sound images, and a ridge regression
+on these distances and their squares predicts the Dice. It is fitted on sound and on spoiled images of calibration subjects
+(`corruptions`), since a model seldom fails on sound ones. The bound is conformal, from predictions for subjects left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .conformal import conformal_quantile, subjects_needed
+from .features import FEATURES, Features
+
+SOUND = "sound"
+"""The kind of an image as it came; any other name is a way in which it was spoiled."""
+
+USELESS = 0.6
+"""Below this Dice a result helps nobody."""
+
+_RIDGE = 10.0
+_LEAST_LOGIT = 0.02  # the logarithm of the odds of 0 and 1 is infinite
+_LEAST_SPREAD = (0.005, 0.005, 0.005, 0.01, 0.1, 0.05, 0.01)  # of FEATURES: below it a difference means nothing
+_SIZE = FEATURES.index("log_size")
+Floats = NDArray[np.float64]
+Verdict = Literal["accept", "review", "reject"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One structure of one result whose truth is known.
+
+    Attributes:
+        subject: Of whom.
+        kind: SOUND, or how the image was spoiled.
+        structure: Number of the structure.
+        features: What the result looks like.
+        dice: How good it is.
+    """
+
+    subject: str
+    kind: str
+    structure: int
+    features: Features
+    dice: float
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What the gate says of one structure of a result.
+
+    Attributes:
+        dice: Predicted Dice, 0 to 1.
+        at_least: The true one is at least this with the gate's coverage.
+        verdict: accept: `at_least` is USELESS or more; reject: `dice` is below USELESS; review: between.
+        reasons: In words, what speaks against it; empty where it is accepted.
+    """
+
+    dice: float
+    at_least: float
+    verdict: Verdict
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class QualityGate:
+    """A fitted gate.
+
+    Attributes:
+        centre: Structure number -> mean of each feature on sound images.
+        spread: Structure number -> its standard deviation there.
+        weights: Of the distances, of their squares, and a constant; predicts the logit of the Dice.
+        margin: The true Dice is at least predicted - margin with the coverage.
+        coverage: For instance 0.9.
+        subjects: On how many it was fitted.
+        samples: On how many results.
+    """
+
+    centre: Mapping[int, tuple[float, ...]]
+    spread: Mapping[int, tuple[float, ...]]
+    weights: tuple[float, ...]
+    margin: float
+    coverage: float
+    subjects: int
+    samples: int
+
+    @classmethod
+    def fit(cls, samples: Sequence[Sample], coverage: float = 0.9) -> QualityGate:
+        """The gate that these results teach.
+
+        Raises:
+            ValueError: Too few subjects for a bound of this coverage, or a structure that no sound image has twice.
+        """
+        subjects = sorted({sample.subject for sample in samples})
+        if len(subjects) < subjects_needed(coverage):
+            raise ValueError(
+                f"{len(subjects)} subject(s); a bound that holds {coverage:.0%} of the time needs {subjects_needed(coverage)}"
+            )
+        whole = cls._fitted(samples, coverage)
+        left_out = [
+            too_good
+            for subject in subjects
+            for too_good in cls._fitted([s for s in samples if s.subject != subject], coverage)._excesses(
+                [s for s in samples if s.subject == subject]
+            )
+        ]
+        names = [s.subject for subject in subjects for s in samples if s.subject == subject]
+        margin = conformal_quantile(left_out, names, coverage)
+        return cls(whole.centre, whole.spread, whole.weights, max(margin, 0.0), coverage, len(subjects), len(samples))
+
+    @classmethod
+    def _fitted(cls, samples: Sequence[Sample], coverage: float) -> QualityGate:
+        centre, spread = {}, {}
+        for number in sorted({sample.structure for sample in samples}):
+            sound = [s.features.values() for s in samples if s.structure == number and s.kind == SOUND]
+            if len(sound) < 2:
+                raise ValueError(f"structure {number} is found on {len(sound)} sound image(s); 2 are needed")
+            centre[number] = tuple(np.mean(sound, axis=0).tolist())
+            spread[number] = tuple(np.maximum(np.std(sound, axis=0), _LEAST_SPREAD).tolist())
+        gate = cls(centre, spread, (), 0.0, coverage, 0, 0)
+        table = np.array([gate._inputs(s.structure, s.features) for s in samples])
+        odds = np.clip([s.dice for s in samples], _LEAST_LOGIT, 1 - _LEAST_LOGIT)
+        penalty = np.diag([_RIDGE] * (table.shape[1] - 1) + [0.0])
+        weights = np.linalg.solve(table.T @ table + penalty, table.T @ np.log(odds / (1 - odds)))
+        return cls(centre, spread, tuple(weights.tolist()), 0.0, coverage, 0, 0)
+
+    def _excesses(self, samples: Sequence[Sample]) -> list[float]:
+        return [self.predicted_dice(sample.structure, sample.features) - sample.dice for sample in samples]
+
+    def distances(self, structure: int, features: Features) -> Floats:
+        """Shape (F,): how many standard deviations each feature lies from its mean on sound images; sizes on either side."""
+        away = (np.array(features.values()) - self.centre[structure]) / self.spread[structure]
+        away[_SIZE] = abs(away[_SIZE])
+        return away
+
+    def _inputs(self, structure: int, features: Features) -> Floats:
+        tamed = np.arcsinh(self.distances(structure, features))
+        return np.concatenate([tamed, tamed**2, [1.0]])
+
+    def predicted_dice(self, structure: int, features: Features) -> float:
+        """The Dice expected of this structure, 0 to 1."""
+        return float(1 / (1 + np.exp(-self._inputs(structure, features) @ np.array(self.weights))))
+
+    def grade(self, structure: int, features: Features | None) -> Grade:
+        """What is to be thought of one structure of a result; one that was not found is to be looked at."""
+        if features is None:
+            return Grade(0.0, 0.0, "review", ("nothing was found",))
+        dice = self.predicted_dice(structure, features)
+        at_least = max(0.0, dice - self.margin)
+        if at_least >= USELESS:
+            return Grade(dice, at_least, "accept", ())
+        verdict: Verdict = "reject" if dice < USELESS else "review"
+        return Grade(dice, at_least, verdict, self._reasons(structure, features))
+
+    def _reasons(self, structure: int, features: Features) -> tuple[str, ...]:
+        """The features that lie farthest on the wrong side, at most three, in words."""
+        away, found = self.distances(structure, features), features.values()
+        wrong = [away[n] * sign for n, (_, sign) in enumerate(_WORDS)]
+        worst = sorted(range(len(FEATURES)), key=lambda n: -wrong[n])[:3]
+        return tuple(
+            _WORDS[n][0].format(_shown(n, found[n]), _shown(n, self.centre[structure][n]))
+            for n in worst
+            if wrong[n] > 2
+        )
+
+    def document(self) -> dict[str, Any]:
+        """As `from_document` reads it."""
+        return {
+            "features": list(FEATURES),
+            "centre": {str(number): list(values) for number, values in self.centre.items()},
+            "spread": {str(number): list(values) for number, values in self.spread.items()},
+            "weights": list(self.weights),
+            "margin": self.margin,
+            "coverage": self.coverage,
+            "subjects": self.subjects,
+            "samples": self.samples,
+        }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> QualityGate:
+        """Raises KeyError, TypeError or ValueError for anything but a `document` of these features."""
+        if tuple(document["features"]) != FEATURES:
+            raise ValueError(
+                f"the gate knows the features {document['features']}; {list(FEATURES)} are needed; calibrate again"
+            )
+        tables = (
+            {int(number): tuple(map(float, row)) for number, row in document[key].items()}
+            for key in ("centre", "spread")
+        )
+        centre, spread = tables
+        numbers = (
+            float(document["margin"]),
+            float(document["coverage"]),
+            int(document["subjects"]),
+            int(document["samples"]),
+        )
+        return cls(centre, spread, tuple(map(float, document["weights"])), *numbers)
+
+
+_WORDS: tuple[tuple[str, int], ...] = (
+    ("the structure's mean probability is {}, usually {}", -1),
+    ("the surface is uncertain: mean confidence beside it {}, usually {}", -1),
+    ("{} of its size is in doubt, usually {}", 1),
+    ("the entropy inside is {}, usually {}", 1),
+    ("its size is {}, usually {}", 1),
+    ("its outline is rough: {}, usually {}", 1),
+    ("it lies in pieces: the largest holds {} of it, usually {}", -1),
+)
+"""Of each feature: what to say where it lies on the wrong side, and which side that is."""
+
+
+def _shown(n: int, value: float) -> str:
+    return f"{np.exp(value):.3g}" if n == _SIZE else f"{value:.2f}"

@@ -1,0 +1,211 @@
+"""Is this image like those that the network learned from? A distance, and the one in fifty of sound images that exceed it.
+
+An image is described by its intensities, its sharpness along each axis, its evenness and its extent, and by what the network
+itself makes of it: mean and deviation of each channel of one of its layers. Distances are taken in the space of the principal
+components of the reference images (as deviations along them, and as what they do not explain).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .conformal import conformal_quantile
+
+if TYPE_CHECKING:
+    import torch
+
+Floats = NDArray[np.float64]
+
+_QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
+_MOST_COMPONENTS = 20
+_LEAST_DEVIATION = 0.05  # along a component, where everything is standardised
+_LEAST_SPREAD = 1e-3  # of a feature, as a part of its mean: what is always the same may differ by that much
+_TINY = 1e-6
+USUAL = 0.98
+"""Part of sound images that are not flagged, as far as the number of subjects allows."""
+
+LEAST_SUBJECTS = 5
+
+
+def image_features(array: NDArray, spacing_mm: Sequence[float]) -> Floats:
+    """What an image is like, whatever its scale of intensities.
+
+    Args:
+        array: Shape (I, J, K), (I, J, 1) for a picture, or with channels last (I, J, K, C), which are described one by one.
+        spacing_mm: Voxel size along I, J, K; 1 where there is none.
+
+    Returns:
+        Shape (F,): for each channel seven quantiles and the deviation after scaling to the 0.5 and 99.5 percentile, the
+        logarithms of mean first and second differences along each axis of more than one voxel and the centre of brightness
+        along it; then the logarithm of the extent along each, in mm.
+    """
+    channels = np.moveaxis(array, -1, 0) if array.ndim == 4 else array[None]
+    axes = [axis for axis in range(3) if channels.shape[axis + 1] > 2]
+    extents = [np.log(channels.shape[axis + 1] * spacing_mm[axis]) for axis in axes]
+    return np.array([*(value for channel in channels for value in _channel_features(channel, axes)), *extents])
+
+
+def _channel_features(channel: NDArray, axes: Sequence[int]) -> list[float]:
+    values = channel.astype(np.float64)
+    low, high = np.percentile(values, [0.5, 99.5])
+    scaled = np.clip((values - low) / max(high - low, _TINY), 0, 1)
+    deviation = scaled.std()
+    centred = (scaled - scaled.mean()) / (deviation + _TINY)
+    found = [*np.quantile(scaled, _QUANTILES), deviation]
+    for axis in axes:
+        for order in (1, 2):
+            found.append(np.log(np.abs(np.diff(scaled, order, axis=axis)).mean() / (deviation + _TINY) + _TINY))
+        along = np.linspace(-1, 1, scaled.shape[axis]).reshape([-1 if n == axis else 1 for n in range(3)])
+        found.append((centred * along).mean())
+    return [float(value) for value in found]
+
+
+class LayerWatch:
+    """While it is entered, sums up what one layer of a network gives, whatever the windows.
+
+    Args:
+        network: Is watched.
+        layer: Name of a submodule, whose output has shape (B, C, *spatial).
+    """
+
+    def __init__(self, network: torch.nn.Module, layer: str) -> None:
+        self._module = network.get_submodule(layer)
+        self._sums: list[Floats] = []
+        self._windows = 0
+
+    def __enter__(self) -> LayerWatch:
+        self._hook = self._module.register_forward_hook(self._take)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+    def _take(self, module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        flat = output.detach().float().flatten(2)
+        self._sums.append(
+            np.concatenate([part.sum(0).cpu().numpy() for part in (flat.mean(2), flat.std(2))]).astype(float)
+        )
+        self._windows += len(output)
+
+    def features(self) -> Floats:
+        """Shape (2 C,): mean over windows of each channel's mean and deviation. Raises ValueError if nothing was seen."""
+        if not self._windows:
+            raise ValueError("the layer gave nothing; run the network while it is watched")
+        return np.sum(self._sums, axis=0) / self._windows
+
+
+@dataclass(frozen=True)
+class ShiftDetector:
+    """A fitted detector.
+
+    Attributes:
+        centre: Shape (F,). Mean of the reference images' features.
+        spread: Shape (F,). Their standard deviation.
+        components: Shape (P, F). Principal directions of the standardised features.
+        deviations: Shape (P,). Standard deviation along each.
+        scale: Usual distances along and beside the components, of images left out.
+        limit: Scores above are unlike the reference.
+        subjects: On how many the reference stands.
+    """
+
+    centre: Floats
+    spread: Floats
+    components: Floats
+    deviations: Floats
+    scale: tuple[float, float]
+    limit: float
+    subjects: int
+
+    @classmethod
+    def fit(cls, features: ArrayLike, subjects: Sequence[str]) -> ShiftDetector:
+        """The detector of these images.
+
+        Args:
+            features: Shape (N, F).
+            subjects: N names, one an image; limits come from subjects left out.
+
+        Raises:
+            ValueError: Fewer than LEAST_SUBJECTS subjects.
+        """
+        table, names = np.asarray(features, dtype=np.float64), np.asarray(subjects, dtype=str)
+        everyone = sorted(set(subjects))
+        if len(everyone) < LEAST_SUBJECTS:
+            raise ValueError(f"{len(everyone)} subject(s); {LEAST_SUBJECTS} are needed to say what is usual")
+        away = np.empty((len(table), 2))
+        for one in everyone:
+            others = cls._of(table[names != one])
+            away[names == one] = [others._distances(row) for row in table[names == one]]
+        along, beside = np.maximum(np.median(away, axis=0), _TINY)
+        scores = (away / (along, beside)).max(axis=1)
+        limit = conformal_quantile(scores, list(subjects), min(USUAL, len(everyone) / (len(everyone) + 1)))
+        whole = cls._of(table)
+        return cls(
+            whole.centre,
+            whole.spread,
+            whole.components,
+            whole.deviations,
+            (float(along), float(beside)),
+            limit,
+            len(everyone),
+        )
+
+    @classmethod
+    def _of(cls, table: Floats) -> ShiftDetector:
+        centre = table.mean(axis=0)
+        spread = np.maximum(table.std(axis=0), _LEAST_SPREAD * np.maximum(np.abs(centre), 0.1))
+        _, sizes, directions = np.linalg.svd((table - centre) / spread, full_matrices=False)
+        kept = max(1, min(_MOST_COMPONENTS, len(table) // 4))
+        deviations = np.maximum(sizes[:kept] / np.sqrt(len(table)), _LEAST_DEVIATION)
+        return cls(centre, spread, directions[:kept], deviations, (1.0, 1.0), np.inf, 0)
+
+    def _distances(self, features: Floats) -> tuple[float, float]:
+        away = (features - self.centre) / self.spread
+        along = away @ self.components.T
+        beside = away - along @ self.components
+        return float(np.sqrt(np.mean((along / self.deviations) ** 2))), float(np.sqrt(np.mean(beside**2)))
+
+    def score(self, features: ArrayLike) -> float:
+        """How far an image is from the reference; 1 is usual.
+
+        Raises:
+            ValueError: It has another number of features: other channels, or another network.
+        """
+        values = np.asarray(features, dtype=np.float64)
+        if values.shape != self.centre.shape:
+            raise ValueError(
+                f"the image has {values.shape} features, the reference {self.centre.shape}; calibrate again"
+            )
+        along, beside = self._distances(values)
+        return max(along / self.scale[0], beside / self.scale[1])
+
+    def document(self) -> dict[str, Any]:
+        """As `from_document` reads it, numbers with six digits."""
+        arrays = {name: getattr(self, name) for name in ("centre", "spread", "components", "deviations")}
+        return {
+            **{name: _rounded(array) for name, array in arrays.items()},
+            "scale": list(self.scale),
+            "limit": self.limit,
+            "subjects": self.subjects,
+        }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> ShiftDetector:
+        """Raises KeyError, TypeError or ValueError for anything but a `document`."""
+        centre, spread, components, deviations = (
+            np.array(document[name], dtype=np.float64) for name in ("centre", "spread", "components", "deviations")
+        )
+        if components.shape != (len(deviations), len(centre)) or len(spread) != len(centre):
+            raise ValueError(f"components have shape {components.shape}, of {len(deviations)} and {len(centre)}")
+        along, beside = map(float, document["scale"])
+        return cls(
+            centre, spread, components, deviations, (along, beside), float(document["limit"]), int(document["subjects"])
+        )
+
+
+def _rounded(array: Floats) -> Any:
+    return float(f"{array:.6g}") if array.ndim == 0 else [_rounded(part) for part in array]

@@ -1,0 +1,234 @@
+"""What groups people belong to: from a table, or from the headers of their DICOM series, and never who they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydicom.dataset import Dataset
+
+from dicom_io.reading.instances import load_dataset
+from monai_unet_app.data.cases import CaseFiles
+from monai_unet_app.errors import InputRefusedError, UsageError
+
+from .evaluations import CaseTable, read_table, some
+
+NOT_GIVEN = "(not given)"
+AGE_BAND, AGE = "age_band", "age"
+EDGES: Mapping[str, tuple[float, ...]] = {AGE: (0, 40, 60, 80)}  # of columns whose bands are customary
+MOST_CODES = 5  # different numbers of a column that are groups as they are: sites 1 to 5, slices of 1, 3 and 5 mm
+YEARS_IN = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
+PERSONAL = {
+    "patientname", "patient_name", "name", "patientid", "patient_id", "patientbirthdate", "birth_date", "birthdate",
+    "date_of_birth", "dob", "accessionnumber", "accession_number",
+}  # fmt: skip
+Institution = Literal["numbered", "named"]
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """Attributes of cases or of subjects.
+
+    Attributes:
+        by: Whether `values` speaks of cases or of subjects.
+        values: Attribute to the text of each case or subject; a text that is empty is not given.
+    """
+
+    by: Literal["case", "subject"]
+    values: Mapping[str, Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """One attribute, as groups.
+
+    Attributes:
+        name: The attribute.
+        groups: Names of the groups in their order.
+        of_case: Case id to its group, or to `NOT_GIVEN`.
+    """
+
+    name: str
+    groups: tuple[str, ...]
+    of_case: Mapping[str, str]
+
+
+def read_attributes(path: Path) -> Attributes:
+    """A CSV with a column `case` or `subject`, and one column for each attribute.
+
+    Raises:
+        InputRefusedError: It cannot be read, has neither column or no other, says two things of one case or subject, or has a
+            column that names a person.
+    """
+    header, rows = read_table(path, ())
+    by: Literal["case", "subject"] = "case" if "case" in header else "subject"
+    names = [name for name in header if name not in ("case", "subject")]
+    if by not in header or not names:
+        raise InputRefusedError(
+            f"{path} has the columns {', '.join(header) or '(none)'}; case or subject, and one for each attribute, with commas "
+            "between them, are needed"
+        )
+    if personal := [name for name in names if name.strip().lower() in PERSONAL]:
+        raise InputRefusedError(
+            f"{path} has the column(s) {', '.join(personal)}; groups need no person's name, number or birth date; take them out"
+        )
+    values: dict[str, dict[str, str]] = {name: {} for name in names}
+    for row in rows:
+        for name in names:
+            text = row[name].strip()
+            if values[name].setdefault(row[by], text) != text:
+                raise InputRefusedError(f"{path}: {by} {row[by]} has two values of {name}; one is needed; mend it")
+    return Attributes(by, values)
+
+
+def groupings(attributes: Attributes, cases: CaseTable, edges: Mapping[str, Sequence[float]]) -> list[Grouping]:
+    """Every attribute as groups of the cases of an evaluation.
+
+    Numbers are cut into bands: at the given edges, ages at 40, 60 and 80, else into terciles of the cases' (or subjects')
+    values; up to five different numbers are groups as they are. Anything else is a group by its text.
+
+    Args:
+        attributes: What is known.
+        cases: Who was measured.
+        edges: Attribute to the lower ends of its bands, rising; the last band is open.
+
+    Raises:
+        InputRefusedError: The attributes know no case of the evaluation.
+        UsageError: Edges for what is no attribute, or has texts, or edges that do not rise.
+    """
+    known = {key for values in attributes.values.values() for key in values}
+    keys = {case: case if attributes.by == "case" else subject for case, subject in cases.subjects.items()}
+    if not known & set(keys.values()):
+        raise InputRefusedError(
+            f"no {attributes.by} of the evaluation ({some(sorted(set(keys.values())))}) has attributes (there are "
+            f"{some(sorted(known)) or 'none'}); the ids of cases.csv are needed; mend the column {attributes.by}"
+        )
+    if strangers := [name for name in edges if name not in attributes.values]:
+        raise UsageError(
+            f"--bands {', '.join(strangers)}: no such attribute; there are {', '.join(attributes.values)}; give one of these"
+        )
+    return [_grouping(name, values, keys, edges.get(name)) for name, values in attributes.values.items()]
+
+
+def _grouping(name: str, values: Mapping[str, str], keys: Mapping[str, str], edges: Sequence[float] | None) -> Grouping:
+    given = {key: values[key] for key in dict.fromkeys(keys.values()) if values.get(key)}
+    numbers = {key: number for key, text in given.items() if (number := _number(text)) is not None}
+    if len(numbers) < len(given):
+        if edges is not None:
+            texts = [text for key, text in given.items() if key not in numbers]
+            raise UsageError(f"--bands {name}: {texts[0]!r} is no number; numbers are needed; leave the bands out")
+        numbers = {}
+    chosen = edges if edges is not None else EDGES.get(name)
+    if numbers and (chosen is not None or len(set(numbers.values())) > MOST_CODES):
+        limits = _rising(name, chosen if chosen is not None else _terciles(numbers.values()))
+        order = _band_names(limits)
+        groups = {key: order[int(np.searchsorted(limits, number, side="right"))] for key, number in numbers.items()}
+    elif numbers:
+        groups = {key: f"{number:g}" for key, number in numbers.items()}
+        order = [f"{number:g}" for number in sorted(set(numbers.values()))]
+    else:
+        groups, order = given, sorted(set(given.values()))
+    used = set(groups.values())
+    shown = AGE_BAND if name == AGE and numbers else name
+    of_case = {case: groups.get(key, NOT_GIVEN) for case, key in keys.items()}
+    return Grouping(shown, tuple(group for group in order if group in used), of_case)
+
+
+def _terciles(values: Iterable[float]) -> list[float]:
+    """Edges of three bands with as many values each as ties allow, in four digits."""
+    return sorted({float(f"{edge:.4g}") for edge in np.quantile(list(values), [1 / 3, 2 / 3])})
+
+
+def _rising(name: str, edges: Sequence[float]) -> list[float]:
+    limits = list(edges)
+    if not limits or any(low >= high for low, high in pairwise(limits)):
+        raise UsageError(
+            f"--bands {name}: edges {', '.join(f'{edge:g}' for edge in limits)}; rising numbers are needed"
+        )
+    return limits
+
+
+def _band_names(limits: Sequence[float]) -> list[str]:
+    """ "<10", "10-20", "20+": a band holds its lower edge and not its upper one."""
+    between = "-" if limits[0] >= 0 else " to "
+    inner = [f"{low:g}{between}{high:g}" for low, high in pairwise(limits)]
+    return [f"<{limits[0]:g}", *inner, f"{limits[-1]:g}+"]
+
+
+def _number(text: str) -> float | None:
+    try:
+        return value if math.isfinite(value := float(text)) else None
+    except ValueError:
+        return None
+
+
+def dicom_attributes(cases: Sequence[CaseFiles], institution: Institution | None = None) -> Attributes:
+    """Attributes of cases by the headers of their DICOM series, as groups that name nobody.
+
+    Age (PatientAge) comes as a band, and is not worked out from a birth date where it is missing. Sex, manufacturer, model,
+    field strength (T) and slice thickness (mm) come as they are. What a series lacks is not given.
+
+    Args:
+        cases: As `find_images` gives them.
+        institution: None leaves InstitutionName out; "numbered" calls the institutions site 1, site 2 and so on by the
+            order of the cases, which nobody can turn back; "named" gives the names.
+
+    Raises:
+        InputRefusedError: A case is no DICOM series.
+        DicomIoError: A header cannot be read.
+    """
+    foreign = [case.id for case in cases if case.header is None]
+    if foreign:
+        raise InputRefusedError(
+            f"{some(foreign)}: no series of DICOM files with a header; give a table with --attributes FILE instead"
+        )
+    headers = {case.id: load_dataset(case.header, with_pixels=False) for case in cases if case.header is not None}
+    values = {name: {case: told(header) for case, header in headers.items()} for name, told in TOLD.items()}
+    if institution is not None:
+        names = {case: _text(header, "InstitutionName") for case, header in headers.items()}
+        order = {
+            name: f"site {number}" for number, name in enumerate(dict.fromkeys(filter(None, names.values())), start=1)
+        }
+        values["institution"] = (
+            names if institution == "named" else {case: order.get(n, "") for case, n in names.items()}
+        )
+    return Attributes("case", values)
+
+
+def _age_band(header: Dataset) -> str:
+    text = _text(header, "PatientAge")
+    if len(text) != 4 or not text[:3].isdigit() or text[3] not in YEARS_IN:
+        return ""
+    limits = EDGES[AGE]
+    return _band_names(limits)[int(np.searchsorted(limits, int(text[:3]) * YEARS_IN[text[3]], side="right"))]
+
+
+def _sex(header: Dataset) -> str:
+    text = _text(header, "PatientSex").upper()
+    return text if text in ("F", "M", "O") else ""
+
+
+def _text(header: Dataset, keyword: str) -> str:
+    """One printable text, in whatever form the header has it."""
+    value = header.get(keyword)
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in str(value or "")).split())
+
+
+def _decimal(header: Dataset, keyword: str) -> str:
+    number = _number(_text(header, keyword))
+    return "" if number is None else f"{number:g}"
+
+
+TOLD: Mapping[str, Callable[[Dataset], str]] = {
+    AGE_BAND: _age_band,
+    "sex": _sex,
+    "manufacturer": lambda header: _text(header, "Manufacturer").upper(),
+    "model": lambda header: _text(header, "ManufacturerModelName"),
+    "field_strength_t": lambda header: _decimal(header, "MagneticFieldStrength"),
+    "slice_thickness_mm": lambda header: _decimal(header, "SliceThickness"),
+}

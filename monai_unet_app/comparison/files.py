@@ -1,0 +1,95 @@
+"""comparison.json and .csv, subgroups.json and .csv: the same figures for machines and for tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai_unet_app.data.schemas import validate, write_json
+
+from .differences import Comparison
+from .subgroups import Subgroups
+
+NO_INTERVAL = (None, None)
+
+
+def write_comparison(found: Comparison, folder: Path) -> tuple[Path, Path]:
+    """Writes comparison.json and comparison.csv into a folder, which is made if it is not there.
+
+    Raises:
+        InputRefusedError: The document does not obey comparison.schema.json.
+        OSError: The folder cannot be written to.
+    """
+    document = found.as_dict()
+    return _write(document, "comparison", map(_comparison_row, document["scores"]), folder)
+
+
+def write_subgroups(found: Subgroups, folder: Path) -> tuple[Path, Path]:
+    """Writes subgroups.json and subgroups.csv, as `write_comparison` does."""
+    document = found.as_dict()
+    rows = [
+        _subgroup_row(part, group, score)
+        for part in document["attributes"]
+        for group in part["groups"]
+        for score in group["scores"]
+    ]
+    return _write(document, "subgroups", rows, folder)
+
+
+def _write(
+    document: Mapping[str, Any], name: str, rows: Iterable[Mapping[str, Any]], folder: Path
+) -> tuple[Path, Path]:
+    validate(document, name)
+    written = folder / f"{name}.json", folder / f"{name}.csv"
+    write_json(document, written[0])
+    partial = written[1].with_name(written[1].name + ".partial")
+    partial.write_text(_csv(list(rows)), encoding="utf-8", newline="")
+    os.replace(partial, written[1])
+    return written
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    stream = io.StringIO()
+    table = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows({key: _field(value) for key, value in row.items()} for row in rows)
+    return stream.getvalue()
+
+
+def _comparison_row(entry: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = entry["interval"] or NO_INTERVAL
+    return {
+        **{key: entry[key] for key in ("score", "class", "first", "second", "difference")},
+        "low": low,
+        "high": high,
+        **{key: entry[key] for key in ("cases", "subjects")},
+        **{f"undefined_{which}": entry["undefined"][which] for which in ("first", "second")},
+        **{key: entry[key] for key in ("p", "p_holm", "p_method", "p_undefined", "word")},
+    }
+
+
+def _subgroup_row(part: Mapping[str, Any], group: Mapping[str, Any], score: str) -> dict[str, Any]:
+    found, test = group["scores"][score], part["tests"][score]
+    low, high = (found or {}).get("interval") or NO_INTERVAL
+    return {
+        "attribute": part["attribute"],
+        "group": group["group"],
+        "score": score,
+        "subjects": found["subjects"] if found else group["subjects"],
+        "cases": found["cases"] if found else group["cases"],
+        "mean": found["mean"] if found else None,
+        "low": low,
+        "high": high,
+        "too_few": "" if found else "too few",
+        **{key: test[key] for key in ("p", "p_holm", "p_undefined")},
+    }
+
+
+def _field(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,200 @@
+"""An evaluation's scores by groups of people, those with enough of them, and whether the groups differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.metrics import Bootstrap, Estimate, bootstrap_mean
+
+from .attributes import NOT_GIVEN, Attributes, Grouping, groupings
+from .differences import HIGHER, LOWER
+from .evaluations import MEAN, CaseTable, read_cases
+from .rank_tests import RankTest, finite, holm, rank_groups, rank_test_entry, subject_means
+
+FEWEST = 5  # subjects of a group that get figures
+
+
+@dataclass(frozen=True)
+class Group:
+    """One group of an attribute.
+
+    Attributes:
+        name: The group; "(not given)" for cases whose attribute is unknown.
+        subjects: How many people are in it.
+        cases: How many cases.
+        scores: Score to its mean with interval by subject; None where fewer than the guard's subjects have the score.
+    """
+
+    name: str
+    subjects: int
+    cases: int
+    scores: Mapping[str, Estimate | None]
+
+
+@dataclass(frozen=True)
+class Subgroup:
+    """All groups of one attribute.
+
+    Attributes:
+        attribute: Its name.
+        groups: In their order; the last is "(not given)", where that happens.
+        tests: Score to the Kruskal-Wallis test between the groups that pass the guard, "(not given)" apart.
+    """
+
+    attribute: str
+    groups: tuple[Group, ...]
+    tests: Mapping[str, RankTest]
+
+
+@dataclass(frozen=True)
+class Subgroups:
+    """An evaluation by subgroups.
+
+    Attributes:
+        class_name: The class whose scores these are, or "mean".
+        fewest: The guard: groups with fewer subjects get no figures.
+        how: How the intervals were drawn.
+        attributes: One entry each.
+    """
+
+    class_name: str
+    fewest: int
+    how: Bootstrap
+    attributes: tuple[Subgroup, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """What subgroups.json holds; `subgroups.schema.json` says what each entry means."""
+        return {
+            "schema_version": "1.0",
+            "class": self.class_name,
+            "fewest_subjects": self.fewest,
+            "interval": {
+                "method": "bootstrap by subject",
+                "level": self.how.level,
+                "resamples": self.how.resamples,
+                "seed": self.how.seed,
+            },
+            "attributes": [
+                {
+                    "attribute": found.attribute,
+                    "groups": [_group_entry(group) for group in found.groups],
+                    "tests": {score: rank_test_entry(test) for score, test in found.tests.items()},
+                }
+                for found in self.attributes
+            ],
+        }
+
+
+def subgroups(
+    cases_csv: Path,
+    attributes: Attributes,
+    *,
+    edges: Mapping[str, Sequence[float]] | None = None,
+    fewest: int = FEWEST,
+    class_name: str = MEAN,
+    how: Bootstrap | None = None,
+) -> Subgroups:
+    """The scores of an evaluation for each group of each attribute.
+
+    Args:
+        cases_csv: What `evaluate` wrote.
+        attributes: Of the cases or their subjects, as `read_attributes` or `dicom_attributes` give them.
+        edges: As in `groupings`.
+        fewest: Groups with fewer subjects are named with their number and get no figures: few people are easily known
+            again, and their mean says little.
+        class_name: A class, or "mean" over classes (top label, for calibration errors).
+        how: Seed, resamples and level of the intervals.
+
+    Raises:
+        InputRefusedError: cases.csv cannot be used, or the attributes know none of its cases.
+        UsageError: As `groupings`.
+    """
+    table, how = read_cases(cases_csv), how or Bootstrap()
+    scores = {column: table.values(column, class_name) for column in _scores(table)}
+    if not scores:
+        raise InputRefusedError(f"{cases_csv} has none of the scores {', '.join(HIGHER + LOWER)}; evaluate again")
+    found = [_subgroup(grouping, table, scores, fewest, how) for grouping in groupings(attributes, table, edges or {})]
+    adjusted = holm({f"{part.attribute} {score}": test.p for part in found for score, test in part.tests.items()})
+    told = [
+        replace(
+            part,
+            tests={s: replace(test, p_holm=adjusted[f"{part.attribute} {s}"]) for s, test in part.tests.items()},
+        )
+        for part in found
+    ]
+    return Subgroups(class_name, fewest, how, tuple(told))
+
+
+def _scores(table: CaseTable) -> list[str]:
+    """The columns of cases.csv that are compared between groups; lengths carry their unit."""
+    known = {*HIGHER, *LOWER, *(f"{name}_{unit}" for name in ("hd95", "assd") for unit in ("mm", "px"))}
+    return [column for column in table.columns if column in known]
+
+
+def _subgroup(
+    grouping: Grouping, table: CaseTable, scores: Mapping[str, Mapping[str, float]], fewest: int, how: Bootstrap
+) -> Subgroup:
+    members = {
+        group: [case for case in table.subjects if grouping.of_case[case] == group]
+        for group in (*grouping.groups, NOT_GIVEN)
+    }
+    groups = tuple(_group(group, cases, table, scores, fewest, how) for group, cases in members.items() if cases)
+    return Subgroup(
+        grouping.name,
+        groups,
+        {
+            score: _test(values, [members[group] for group in grouping.groups], table, fewest)
+            for score, values in scores.items()
+        },
+    )
+
+
+def _group(
+    name: str,
+    cases: Sequence[str],
+    table: CaseTable,
+    scores: Mapping[str, Mapping[str, float]],
+    fewest: int,
+    how: Bootstrap,
+) -> Group:
+    subjects = [table.subjects[case] for case in cases]
+    estimates = {
+        score: bootstrap_mean([values[case] for case in cases], subjects, how) for score, values in scores.items()
+    }
+    guarded = {score: found if found.subjects >= fewest else None for score, found in estimates.items()}
+    return Group(name, len(set(subjects)), len(cases), guarded)
+
+
+def _test(values: Mapping[str, float], groups: Sequence[Sequence[str]], table: CaseTable, fewest: int) -> RankTest:
+    """Kruskal-Wallis over the groups with enough subjects; none where somebody stands in two of them."""
+    means = [
+        subject_means([values[case] for case in cases], [table.subjects[case] for case in cases]) for cases in groups
+    ]
+    enough = [found for found in means if len(found) >= fewest]
+    people = [subject for found in enough for subject in found]
+    if len(set(people)) < len(people):
+        return RankTest(reason="a subject stands in several groups, groups of different people are needed")
+    return rank_groups([list(found.values()) for found in enough])
+
+
+def _group_entry(group: Group) -> dict[str, Any]:
+    return {
+        "group": group.name,
+        "subjects": group.subjects,
+        "cases": group.cases,
+        "scores": {score: None if found is None else _estimate(found) for score, found in group.scores.items()},
+    }
+
+
+def _estimate(found: Estimate) -> dict[str, Any]:
+    has_interval = finite(found.low) is not None
+    return {
+        "mean": finite(found.value),
+        "interval": [found.low, found.high] if has_interval else None,
+        "subjects": found.subjects,
+        "cases": found.cases,
+    }

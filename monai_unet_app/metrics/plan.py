@@ -1,0 +1,107 @@
+"""What is measured, with which lengths, and what the populations of calibration are called."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .reliability import BINS
+
+WHOLE = "whole"
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What is measured, and with which lengths.
+
+    Attributes:
+        class_names: Foreground classes. Exclusive: name n is label n + 1 and probability channel n + 1,
+            channel 0 is background. Overlapping: name n is channel n.
+        exclusive: True for classes that share the voxels out (softmax), False for labels that may overlap
+            (sigmoid).
+        planar: True for 2D pictures, whose lengths are pixels.
+        boundary_width: Depth d of the band of boundary IoU, in mm (pixels where planar).
+        band_width: Half width of the population around the predicted surface, same unit.
+        surface_tolerance: Distance that surface Dice forgives, same unit.
+        bins: Number of equal-width bins of confidence, and of bins of equal mass.
+        tolerances: Further distances at which surface Dice is taken, same unit.
+        centreline: True to take the Dice of centre-lines as well, for vessels and other threads.
+        likely_above: Least probability of foreground, 0 to 1, above which a voxel is in the population "likely".
+        box_margin: What the population "box" adds on every side to the box of the predicted foreground, in mm (pixels).
+
+    Raises:
+        ValueError: A tolerance, probability or margin means nothing, or one tolerance stands twice.
+    """
+
+    class_names: tuple[str, ...]
+    exclusive: bool = True
+    planar: bool = False
+    boundary_width: float = 1.0
+    band_width: float = 2.0
+    surface_tolerance: float = 1.0
+    bins: int = BINS
+    tolerances: tuple[float, ...] = (0.5, 1.0, 2.0, 3.0, 5.0)
+    centreline: bool = False
+    likely_above: float = 0.01
+    box_margin: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(t) and t >= 0 for t in self.tolerances) or len(set(self.tolerance_names)) < len(
+            self.tolerances
+        ):
+            raise ValueError(
+                f"tolerances are {self.tolerances}; finite lengths of 0 or more, each once (to six digits), are needed"
+            )
+        if not 0 <= self.likely_above < 1:
+            raise ValueError(f"likely_above is {self.likely_above}; a probability of 0 or more and below 1 is needed")
+        if not (math.isfinite(self.box_margin) and self.box_margin >= 0):
+            raise ValueError(f"box_margin is {self.box_margin}; a finite length of 0 or more is needed")
+
+    @property
+    def unit(self) -> str:
+        """Unit of length."""
+        return "px" if self.planar else "mm"
+
+    @property
+    def size_unit(self) -> str:
+        """Unit of a mask's size: millilitres, or pixels of a planar image."""
+        return "px" if self.planar else "ml"
+
+    @property
+    def tolerance_names(self) -> tuple[str, ...]:
+        """The tolerances with their unit, for instance "0.5mm"."""
+        return tuple(f"{tolerance:g}{self.unit}" for tolerance in self.tolerances)
+
+    @property
+    def band(self) -> str:
+        """Name of the population around the predicted surface, for instance "band_2mm"."""
+        return f"band_{self.band_width:g}{self.unit}"
+
+    @property
+    def likely(self) -> str:
+        """Name of the population where foreground is not out of the question, for instance "likely_0.01"."""
+        return f"likely_{self.likely_above:g}"
+
+    @property
+    def box(self) -> str:
+        """Name of the population in and around the box of the predicted foreground, for instance "box_10mm"."""
+        return f"box_{self.box_margin:g}{self.unit}"
+
+    @property
+    def populations(self) -> tuple[str, str]:
+        """The two populations of the headlines `ece` and `ece_band`: the whole image and the band."""
+        return WHOLE, self.band
+
+    @property
+    def every_population(self) -> tuple[str, str, str, str]:
+        """Names of all populations in which calibration is counted."""
+        return *self.populations, self.likely, self.box
+
+    @property
+    def channels(self) -> int:
+        """Probability channels, background included."""
+        return len(self.class_names) + self.exclusive
+
+    def row_of(self, index: int) -> int:
+        """Row of `ReliabilityCounts` that holds the foreground class `index`."""
+        return index + 1 + self.exclusive

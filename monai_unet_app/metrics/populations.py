@@ -1,0 +1,74 @@
+"""Which voxels calibration is counted in: chosen by the prediction and by geometry, never by the truth of the very voxel.
+
+Labels drawn from a model's own probabilities, calibrated by construction, are calibrated in every population here;
+they are not where "truth or prediction" is, since misses are let in because they are misses.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .boundary import Spacing, bounding_box, reach, surface_band
+from .overlap import Mask
+from .plan import WHOLE, EvaluationPlan
+
+
+def populations(
+    plan: EvaluationPlan, foreground: Mask, probabilities: NDArray, spacing_mm: Spacing, valid: Mask | None = None
+) -> dict[str, Mask | None]:
+    """A mask for each name of `plan.every_population`; None for every voxel of the image.
+
+    Args:
+        plan: Its widths, and their names.
+        foreground: Shape (I, J, K) or (I, J). Voxels of any class as predicted, valid ones only.
+        probabilities: Shape (C, I, J, K) or (C, I, J), as delivered.
+        spacing_mm: Voxel size along each axis, 1 where planar.
+        valid: Voxels that count, or None for all. No population reaches beyond them.
+    """
+    chosen: dict[str, Mask | None] = {
+        WHOLE: valid,
+        plan.band: surface_band(foreground, spacing_mm, plan.band_width, valid=valid),
+        plan.likely: likely_foreground(probabilities, plan.likely_above, exclusive=plan.exclusive),
+        plan.box: box_around(foreground, spacing_mm, plan.box_margin),
+    }
+    if valid is not None:
+        chosen = {name: valid if mask is None else mask & valid for name, mask in chosen.items()}
+    return chosen
+
+
+def likely_foreground(probabilities: NDArray, above: float, *, exclusive: bool) -> Mask:
+    """Voxels whose probability of foreground is greater than `above`.
+
+    That of exclusive classes is all that the background (channel 0) leaves; that of overlapping labels is the largest
+    of theirs.
+
+    Args:
+        probabilities: Shape (C, ...), 0 to 1.
+        above: 0 or more, below 1.
+        exclusive: Whether channel 0 is the background.
+
+    Returns:
+        Shape (...).
+    """
+    if exclusive:
+        return np.asarray(probabilities[0] < 1 - above)
+    return np.asarray(probabilities.max(axis=0) > above)
+
+
+def box_around(foreground: Mask, spacing_mm: Spacing, margin_mm: float) -> Mask:
+    """Voxels whose centre lies at most `margin_mm` beyond the smallest index box around a mask, along each axis.
+
+    Args:
+        foreground: Shape (I, J, K) or (I, J).
+        spacing_mm: Voxel size along each axis.
+        margin_mm: 0 or more.
+
+    Returns:
+        Same shape. All False for an empty mask: there is no box around nothing.
+    """
+    box = np.zeros_like(foreground)
+    window = bounding_box(foreground, margin=[int(reach(margin_mm) / step) for step in spacing_mm])
+    if window is not None:
+        box[window] = True
+    return box

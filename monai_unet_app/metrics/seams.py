@@ -1,0 +1,53 @@
+"""Do the borders between windows show in what was put together from them?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def seam_error(probabilities: NDArray, seams: Sequence[Sequence[int]]) -> tuple[float, ...]:
+    """How much larger the steps across the seams are than all other steps along the same axis; 1 is as smooth as elsewhere.
+
+    A step is the difference of two neighbouring voxels in one channel; what is compared is the mean of its amount
+    over all channels and over all voxels of the planes.
+
+    Args:
+        probabilities: Shape (C, I, J, K) or (C, I, J).
+        seams: For each axis I, J, K the planes in which windows meet; n is the plane between voxel n - 1 and voxel n.
+            No plane for an axis along which there is one window.
+
+    Returns:
+        One ratio for each axis, 0 or more. NaN where an axis has no seam or nothing but seams, or where no step is
+        anywhere; infinite where the seams alone have steps.
+
+    Raises:
+        ValueError: Not one list for each axis, or a plane that does not lie between two voxels.
+    """
+    shape = probabilities.shape[1:]
+    if len(seams) != len(shape):
+        raise ValueError(f"seams were given for {len(seams)} axes, the probabilities have {len(shape)}; one list each")
+    return tuple(_ratio(probabilities, axis, planes) for axis, planes in enumerate(seams, start=1))
+
+
+def _ratio(probabilities: NDArray, axis: int, planes: Sequence[int]) -> float:
+    size = probabilities.shape[axis]
+    wrong = [plane for plane in planes if not 0 < plane < size]
+    if wrong:
+        raise ValueError(
+            f"seams along axis {axis - 1} hold {wrong}; planes from 1 to {size - 1} lie between two voxels"
+        )
+    steps = np.array([_mean_step(probabilities, axis, plane) for plane in range(1, size)])
+    at_seam = np.isin(np.arange(1, size), planes)
+    if not at_seam.any() or at_seam.all():
+        return float("nan")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(steps[at_seam].mean() / steps[~at_seam].mean())
+
+
+def _mean_step(probabilities: NDArray, axis: int, plane: int) -> float:
+    """Mean amount of the steps across one plane, which all have as many."""
+    before, after = (probabilities.take(n, axis=axis).astype(np.float64) for n in (plane - 1, plane))
+    return float(np.abs(after - before).mean())

@@ -1,0 +1,289 @@
+"""Losses that keep probabilities honest, called as MONAI's are: `loss(logits, truth)`. A bundle's `train.yaml` names them.
+
+Logits have shape (B, C, *spatial); the truth has shape (B, 1, *spatial) with class indices 0 to C - 1 (softmax only), or
+(B, C, *spatial) with 0 and 1 in each channel. They are added to a loss that segments:
+
+    loss:
+      _target_: monai_unet_app.training.losses.Sum
+      losses:
+      - {_target_: DiceCELoss, to_onehot_y: true, softmax: true, batch: true}
+      - {_target_: monai_unet_app.training.losses.HardL1ACELoss, softmax: true}
+      weights: [1.0, 1.0]
+
+What MONAI has is MONAI's:
+- Label smoothing is `DiceCELoss` with `label_smoothing: 0.1`. It smooths the cross entropy of two or more channels; with one
+  channel MONAI passes over it in silence.
+- NACL (Murugesan et al., arXiv:2303.06268, 2401.14487) is `NACLLoss`: cross entropy + alpha * mean |share - logit|, where share
+  is the part of the neighbourhood that a class fills. It wants indices without a channel, which `OnClassIndices` gives it:
+  `{_target_: monai_unet_app.training.losses.OnClassIndices, loss: {_target_: NACLLoss, classes: "$len(@labels)", dim: 3}}`.
+  Beyond the image there is no class: at its edge the shares of MONAI's mean add up to less than 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from monai.networks.utils import one_hot
+from torch import Tensor, nn
+
+
+class Sum(nn.Module):
+    """Weighted sum of losses that share a call.
+
+    Args:
+        losses: At least one; each takes (logits, truth).
+        weights: One finite number of 0 or more for each loss; None takes 1 for all.
+
+    Raises:
+        ValueError: No losses, or weights that do not fit them.
+    """
+
+    def __init__(self, losses: Sequence[nn.Module], weights: Sequence[float] | None = None) -> None:
+        super().__init__()
+        weights = [1.0] * len(losses) if weights is None else [float(weight) for weight in weights]
+        if not losses or len(losses) != len(weights) or not all(0 <= w < math.inf for w in weights):
+            raise ValueError(
+                f"{len(losses)} loss(es) came with the weights {weights}; at least one loss and a finite weight of 0 or more "
+                "for each are needed"
+            )
+        self.losses = nn.ModuleList(losses)
+        self.weights = weights
+
+    def forward(self, logits: Tensor, truth: Tensor) -> Tensor:
+        """The sum; scalar where the losses are."""
+        terms = [weight * loss(logits, truth) for weight, loss in zip(self.weights, self.losses, strict=True)]
+        return torch.stack(terms).sum(dim=0)
+
+
+class OnClassIndices(nn.Module):
+    """Gives a loss that wants class indices (B, *spatial), as MONAI's `NACLLoss`, the call of the others.
+
+    Args:
+        loss: Takes logits (B, C, *spatial) and int64 indices (B, *spatial).
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, logits: Tensor, truth: Tensor) -> Tensor:
+        """What the loss makes of the truth's indices.
+
+        Raises:
+            ValueError: The logits have one channel, or the truth another shape.
+        """
+        _check_shapes(logits, truth, softmax=True)
+        indices = truth[:, 0] if truth.shape[1] == 1 else truth.argmax(dim=1)
+        return self.loss(logits, indices.long())
+
+
+class MarginLoss(nn.Module):
+    """Mean over voxels and classes of max(0, largest logit - logit - margin): confidence without bound costs.
+
+    A penalty alone, to be added to a loss that segments; the truth is not looked at. Overlapping labels (sigmoid) compare the
+    two answers of each label, whose logits are z and 0: max(0, |z| - margin).
+
+    Args:
+        margin: Distance of logits that is free, 0 or more. 0 with softmax is the penalty that label smoothing implies.
+        softmax: Exclusive classes.
+        sigmoid: Overlapping labels. Exactly one of the two must be true.
+
+    Raises:
+        ValueError: A margin below 0, or not exactly one of `softmax` and `sigmoid`.
+
+    Source: Liu et al., The Devil is in the Margin, CVPR 2022, arXiv:2111.15430; for segmentation Murugesan et al.,
+    arXiv:2209.09641. The papers write a sum over classes; their code takes the mean, and a margin of 10 and a weight of 0.1
+    are meant for it.
+    """
+
+    def __init__(self, margin: float = 10.0, softmax: bool = False, sigmoid: bool = False) -> None:
+        super().__init__()
+        _check_activation(softmax, sigmoid)
+        if not 0 <= margin < math.inf:
+            raise ValueError(
+                f"margin is {margin}; a finite distance of logits of 0 or more is needed; the papers take 10"
+            )
+        self.margin = float(margin)
+        self.softmax = softmax
+
+    def forward(self, logits: Tensor, truth: Tensor) -> Tensor:
+        """Scalar, 0 or more.
+
+        Raises:
+            ValueError: Logits and truth do not fit.
+        """
+        _check_shapes(logits, truth, self.softmax)
+        logits = _at_least_float32(logits)
+        distance = logits.amax(dim=1, keepdim=True) - logits if self.softmax else logits.abs()
+        return torch.relu(distance - self.margin).mean()
+
+
+class _L1ACELoss(nn.Module):
+    """What hard and soft bins share: outcomes in, gaps of the filled bins averaged for each image and class."""
+
+    least_bins = 1
+
+    def __init__(
+        self,
+        num_bins: int = 20,
+        include_background: bool = True,
+        softmax: bool = False,
+        sigmoid: bool = False,
+        ignore_empty_classes: bool = True,
+    ) -> None:
+        super().__init__()
+        _check_activation(softmax, sigmoid)
+        if num_bins < self.least_bins:
+            raise ValueError(f"num_bins is {num_bins}; at least {self.least_bins} is needed; the paper takes 20")
+        self.num_bins = num_bins
+        self.include_background = include_background
+        self.softmax = softmax
+        self.ignore_empty_classes = ignore_empty_classes
+
+    def forward(self, logits: Tensor, truth: Tensor) -> Tensor:
+        """Scalar, 0 to 1, float32 (float64 for float64 logits). NaN where a logit is.
+
+        Raises:
+            ValueError: Logits and truth do not fit, or no class is left without the background.
+        """
+        p, hits = self._outcomes(logits, truth)
+        weight, gap, filled = self._bins(p, hits)
+        gaps = torch.where(filled, gap.abs() / weight.where(filled, torch.ones_like(weight)), torch.zeros_like(gap))
+        errors = gaps.sum(dim=-1) / filled.sum(dim=-1)
+        if self.ignore_empty_classes:
+            errors = errors * (hits > 0).any(dim=-1)
+        return errors.mean().to(_at_least_float32(logits).dtype)
+
+    def _outcomes(self, logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities, and what came true, both (B, C, voxels)."""
+        _check_shapes(logits, truth, self.softmax)
+        if logits.shape[1] == 1 and not self.include_background:
+            raise ValueError("logits have 1 channel and the background is left out; no class is left; leave it in")
+        hits = one_hot(truth, logits.shape[1]) if truth.shape[1] != logits.shape[1] else truth
+        logits = _at_least_float32(logits)
+        p = torch.softmax(logits, dim=1) if self.softmax else torch.sigmoid(logits)
+        first = 0 if self.include_background else 1
+        return p[:, first:].flatten(2), hits[:, first:].flatten(2).to(p.dtype)
+
+    def _bins(self, p: Tensor, hits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For each bin, (B, C, bins): how much fell in it, its sum of confidence - truth, whether it counts as filled."""
+        raise NotImplementedError
+
+
+class HardL1ACELoss(_L1ACELoss):
+    """Marginal L1 average calibration error: the plain mean over filled bins of |mean confidence - part that came true|.
+
+    One error for each image and class (one against the rest), then their mean. Bins are as in `metrics.reliability`, whose
+    `average_calibration_error` of a class gives the same number: equal in width, bin b is [b/B, (b+1)/B), the last one holds
+    1.0 as well. Which bin a voxel falls in has no gradient, the mean confidence of a bin has.
+
+    Args:
+        num_bins: Number of bins.
+        include_background: False leaves channel 0 out.
+        softmax: Exclusive classes.
+        sigmoid: Overlapping labels. Exactly one of the two must be true.
+        ignore_empty_classes: True: a class of which an image holds nothing adds 0 for it; the mean is still taken over all
+            images and classes. False: it adds its error, a mean confidence in what is not there.
+
+    Raises:
+        ValueError: No bins, or not exactly one of `softmax` and `sigmoid`.
+
+    Source: Barfoot et al., Average Calibration Losses for Reliable Uncertainty in Medical Image Segmentation,
+    arXiv:2506.03942 (hL1-ACE).
+    """
+
+    def _bins(self, p: Tensor, hits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        place = (p.detach() * self.num_bins).long().clamp(0, self.num_bins - 1)
+        gap = _wide(p) - hits
+        empty = gap.new_zeros(*p.shape[:2], self.num_bins)
+        count = empty.scatter_add(-1, place, torch.ones_like(gap))
+        return count, empty.scatter_add(-1, place, gap), count > 0
+
+
+class SoftL1ACELoss(_L1ACELoss):
+    """As `HardL1ACELoss`, but a voxel belongs to the two bins whose centres its confidence lies between, in parts.
+
+    The parts are linear in the distance and add up to 1; below the first and above the last centre a voxel is its bin's alone.
+    So a gradient comes through the membership as well as through the confidence. The paper finds the best calibration with it,
+    and often a lower Dice than with hard bins.
+
+    Args:
+        num_bins: Number of bins, 2 or more.
+        include_background: False leaves channel 0 out.
+        softmax: Exclusive classes.
+        sigmoid: Overlapping labels. Exactly one of the two must be true.
+        ignore_empty_classes: As in `HardL1ACELoss`.
+        least_weight: Bins that hold less than this many voxels, parts added up, count as empty: their mean is of next to
+            nothing and its gradient without bound. Above 0.
+
+    Raises:
+        ValueError: Fewer than 2 bins, a `least_weight` of 0 or less, or not exactly one of `softmax` and `sigmoid`.
+
+    Source: As of `HardL1ACELoss` (sL1-ACE).
+    """
+
+    least_bins = 2
+
+    def __init__(
+        self,
+        num_bins: int = 20,
+        include_background: bool = True,
+        softmax: bool = False,
+        sigmoid: bool = False,
+        ignore_empty_classes: bool = True,
+        least_weight: float = 0.01,
+    ) -> None:
+        super().__init__(num_bins, include_background, softmax, sigmoid, ignore_empty_classes)
+        if not least_weight > 0:
+            raise ValueError(f"least_weight is {least_weight}; a number of voxels above 0 is needed; take 0.01")
+        self.least_weight = least_weight
+
+    def _bins(self, p: Tensor, hits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        place = (p * self.num_bins - 0.5).clamp(0, self.num_bins - 1)  # in bins, from the first centre
+        lower = place.detach().long().clamp(0, self.num_bins - 2)
+        part = _wide(place) - lower
+        empty = part.new_zeros(*p.shape[:2], self.num_bins)
+
+        def dealt_out(values: Tensor) -> Tensor:
+            return empty.scatter_add(-1, lower, (1 - part) * values).scatter_add(-1, lower + 1, part * values)
+
+        weight = dealt_out(torch.ones_like(part))
+        return weight, dealt_out(_wide(p) - hits), ~(weight < self.least_weight)  # a NaN is not passed over
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In float64 where the device has it: a sum in float32 stops taking in small terms before a volume's voxels are through."""
+    return tensor if tensor.device.type == "mps" else tensor.double()
+
+
+def _check_activation(softmax: bool, sigmoid: bool) -> None:
+    if softmax == sigmoid:
+        raise ValueError(
+            f"softmax is {softmax} and sigmoid is {sigmoid}; exactly one is needed; take softmax for classes that exclude "
+            "each other, sigmoid for labels that may overlap"
+        )
+
+
+def _check_shapes(logits: Tensor, truth: Tensor, softmax: bool) -> None:
+    channels = logits.shape[1] if logits.ndim > 2 else 0
+    if not channels or (softmax and channels == 1):
+        raise ValueError(
+            f"logits have shape {tuple(logits.shape)}; (B, C, *spatial) is needed, for softmax with 2 channels or more; "
+            "take sigmoid for a single channel"
+        )
+    allowed = {channels, 1} if softmax else {channels}
+    if truth.ndim != logits.ndim or truth.shape[1] not in allowed or _but_channels(truth) != _but_channels(logits):
+        wanted = " or ".join(str((logits.shape[0], c, *logits.shape[2:])) for c in sorted(allowed))
+        raise ValueError(
+            f"truth has shape {tuple(truth.shape)}; {wanted} is needed for logits of {tuple(logits.shape)}"
+        )
+
+
+def _but_channels(tensor: Tensor) -> tuple[int, ...]:
+    return (tensor.shape[0], *tensor.shape[2:])

@@ -1,0 +1,355 @@
+"""The scores of `monai_unet_app.metrics` as ignite metrics, for the evaluators of `train.yaml` and `evaluate.yaml`.
+
+    validate:
+      evaluator:
+        additional_metrics:
+          val_boundary_iou:
+            _target_: monai_unet_app.training.scores.BoundaryIoU
+            labels: "@labels"
+            outputs: "@outputs"
+
+Each takes the bundle's own `labels` and `outputs`, and two items of every case by their names, from the evaluator's output or
+from its batch. Nothing of a case is kept but sums, and these are added over processes where several evaluate. The key metric
+of a training must be one that rises, as boundary IoU and surface Dice do; MONAI reads `additional_metrics` only beside a key
+metric (`key_val_metric`), which may hold several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+from ignite.engine import Engine
+from ignite.metrics import Metric
+from monai.data.utils import affine_to_spacing
+from numpy.typing import NDArray
+from torch import Tensor
+
+from monai_unet_app.metrics import WHOLE, EvaluationPlan, ReliabilityCounts, count_reliability, reliability
+from monai_unet_app.metrics.boundary import SurfacePair, hausdorff_distance, normalised_surface_dice, surface_band
+from monai_unet_app.metrics.cases import class_masks
+from monai_unet_app.metrics.reliability import BINS, TOP_LABEL
+
+BAND = "band"
+OUTPUTS = ("exclusive", "overlapping")
+FIGURES: Mapping[str, Callable[[ReliabilityCounts, int], float]] = {
+    "ece": reliability.expected_calibration_error,
+    "mce": reliability.maximum_calibration_error,
+    "ace": reliability.average_calibration_error,
+    "brier": lambda counts, row: reliability.brier_score(counts),
+    "nll": lambda counts, row: reliability.negative_log_likelihood(counts),
+}
+Items = tuple[Tensor, Tensor]
+
+
+class _CaseMetric(Metric):
+    """What the scores share: which items of a case they take, what its labels mean, how large its voxels are."""
+
+    def __init__(
+        self, labels: Sequence[str], outputs: str, keys: Sequence[str], spacing_mm: Sequence[float] | None
+    ) -> None:
+        if outputs not in OUTPUTS:
+            raise ValueError(f"outputs is {outputs!r}; one of {', '.join(OUTPUTS)} is needed")
+        if len(keys) != 2:
+            raise ValueError(f"keys are {list(keys)}; two are needed: what was predicted and what is true")
+        self.exclusive = outputs == "exclusive"
+        self.names = tuple(labels[1:] if self.exclusive else labels)
+        self.keys = tuple(keys)
+        self.spacing_mm = spacing_mm
+        super().__init__()
+
+    @torch.no_grad()
+    def iteration_completed(self, engine: Engine) -> None:
+        """Takes the cases that the evaluator has just done."""
+        outputs: Any = engine.state.output
+        batch: Any = engine.state.batch
+        if not isinstance(outputs, list):
+            raise ValueError(
+                f"the evaluator gives a {type(outputs).__name__} of whole batches; a list of cases is needed; "
+                "leave its `decollate` at true"
+            )
+        for output, inputs in zip(outputs, batch, strict=True):
+            self.update(tuple(_item(key, output, inputs) for key in self.keys))
+
+    def masks(self, tensor: Tensor, what: str, grid: tuple[int, ...]) -> NDArray[np.bool_]:
+        """One mask for each class that has a name, shape (classes, *grid).
+
+        Args:
+            tensor: Shape (1, *grid) with label values (exclusive classes), or 0 and 1 in a channel for each of the labels.
+            what: For the message.
+            grid: Spatial shape that is needed.
+
+        Raises:
+            ValueError: Another shape, or values that are no labels.
+        """
+        labels = _array(tensor)
+        channels = len(self.names) + self.exclusive
+        if self.exclusive and len(labels) == 1:
+            return class_masks(labels[0], self._plan(labels), grid, what)
+        stack = labels != 0
+        if len(labels) != channels or not np.array_equal(stack, labels):
+            raise ValueError(
+                f"{what} has shape {labels.shape} and values from {labels.min():g} to {labels.max():g}; "
+                f"{'label values in one channel, or ' if self.exclusive else ''}0 and 1 in {channels} channel(s) are needed; "
+                "apply AsDiscreted first"
+            )
+        return class_masks(stack[1:] if self.exclusive else stack, self._plan(labels), grid, what)
+
+    def spacing_of(self, case: Items) -> tuple[float, ...]:
+        """Voxel size along each axis: as given, or by the affine of the truth, else of the prediction.
+
+        Raises:
+            ValueError: Neither is known.
+        """
+        axes = case[0].ndim - 1
+        if self.spacing_mm is not None:
+            return tuple(float(step) for step in self.spacing_mm)
+        for tensor in reversed(case):
+            if hasattr(tensor, "affine"):
+                affine = tensor.affine
+                return tuple(float(step) for step in affine_to_spacing(affine, r=len(affine) - 1)[:axes])
+        raise ValueError(
+            f"{' and '.join(self.keys)} are plain tensors without an affine; their spacing is needed; pass `spacing_mm`, "
+            "one length for each axis (1 for the pixels of a picture)"
+        )
+
+    def _plan(self, labels: NDArray) -> EvaluationPlan:
+        return EvaluationPlan(self.names, self.exclusive, planar=labels.ndim == 3)
+
+
+class _SurfaceScore(_CaseMetric):
+    """Mean over cases of the mean over classes of a score between two masks; a class that is in neither counts as it scores."""
+
+    def __init__(
+        self,
+        labels: Sequence[str],
+        outputs: str = "exclusive",
+        keys: Sequence[str] = ("pred", "label"),
+        spacing_mm: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(labels, outputs, keys, spacing_mm)
+
+    def score(self, pair: SurfacePair) -> float:
+        """The score of one class in one case; infinite or NaN where it is not defined."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Forgets all cases."""
+        self._sums = np.zeros(3)  # of the cases' means; cases that define one; classes of cases that define none
+
+    def update(self, output: Items) -> None:
+        """Takes one case.
+
+        Args:
+            output: What was predicted and what is true, each (1, *grid) label values or (C, *grid) of 0 and 1.
+
+        Raises:
+            ValueError: The two do not fit each other or the labels, or the spacing is not known.
+        """
+        grid = tuple(output[0].shape[1:])
+        predicted, truth = (
+            self.masks(tensor, f"item {key!r}", grid) for tensor, key in zip(output, self.keys, strict=True)
+        )
+        spacing = self.spacing_of(output)
+        values = [self.score(SurfacePair.of(*pair, spacing)) for pair in zip(truth, predicted, strict=True)]
+        defined = [value for value in values if np.isfinite(value)]
+        mean = float(np.mean(defined)) if defined else 0.0
+        self._sums += np.array([mean, bool(defined), len(values) - len(defined)])
+
+    def compute(self) -> float:
+        """The mean over all cases of all processes; NaN if no case defines it."""
+        total, cases, _ = _over_processes(self._sums)
+        return float(total / cases) if cases else float("nan")
+
+
+class BoundaryIoU(_SurfaceScore):
+    """IoU of the voxels within a width of each mask's own surface; mean over classes, then over cases, 0 to 1.
+
+    Definition and empties: `monai_unet_app.metrics.boundary_iou`.
+
+    Args:
+        labels: The bundle's `labels`, with the background first where exclusive.
+        outputs: The bundle's `outputs`: "exclusive" or "overlapping".
+        keys: Names of the items of a case that hold prediction and truth, on one grid.
+        spacing_mm: Voxel size along each axis; None takes it from the affine. Pictures have pixels of 1.
+        width_mm: Depth of the band, greater than 0, in the unit of the spacing.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[str],
+        outputs: str = "exclusive",
+        keys: Sequence[str] = ("pred", "label"),
+        spacing_mm: Sequence[float] | None = None,
+        width_mm: float = 1.0,
+    ) -> None:
+        self.width_mm = width_mm
+        super().__init__(labels, outputs, keys, spacing_mm)
+
+    def score(self, pair: SurfacePair) -> float:
+        return pair.boundary_iou(self.width_mm)
+
+
+class SurfaceDice(_SurfaceScore):
+    """Part of both surfaces within a tolerance of each other; mean over classes, then over cases, 0 to 1.
+
+    Definition and empties: `monai_unet_app.metrics.boundary.normalised_surface_dice`. Arguments as of `BoundaryIoU`, and
+
+    Args:
+        tolerance_mm: Distance that is forgiven, in the unit of the spacing.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[str],
+        outputs: str = "exclusive",
+        keys: Sequence[str] = ("pred", "label"),
+        spacing_mm: Sequence[float] | None = None,
+        tolerance_mm: float = 1.0,
+    ) -> None:
+        self.tolerance_mm = tolerance_mm
+        super().__init__(labels, outputs, keys, spacing_mm)
+
+    def score(self, pair: SurfacePair) -> float:
+        return normalised_surface_dice(pair.distances(), tolerance_mm=self.tolerance_mm)
+
+
+class HD95(_SurfaceScore):
+    """95th percentile of the surface distances, in the unit of the spacing; mean over classes, then over cases.
+
+    Where one of two masks is empty there is no distance. Such classes of cases are left out of the mean and counted: beside
+    the metric stands one of its name with `_undefined` after it. Definition:
+    `monai_unet_app.metrics.boundary.hausdorff_distance`. Arguments as of `BoundaryIoU`, without a width. Falls as a
+    prediction gets better, so it cannot be a training's key metric.
+    """
+
+    def score(self, pair: SurfacePair) -> float:
+        return hausdorff_distance(pair.distances())
+
+    def completed(self, engine: Engine, name: str) -> None:
+        """Puts the mean and the number of what it leaves out among the evaluator's metrics."""
+        super().completed(engine, name)
+        engine.state.metrics[f"{name}_undefined"] = self.undefined()
+
+    def undefined(self) -> int:
+        """Classes of cases, over all processes, in which exactly one of the two masks is empty."""
+        return int(_over_processes(self._sums)[2])
+
+
+class Calibration(_CaseMetric):
+    """One figure of the reliability counts of all cases, pooled. Definitions: `monai_unet_app.metrics.reliability`.
+
+    Args:
+        labels: The bundle's `labels`, with the background first where exclusive.
+        outputs: The bundle's `outputs`: "exclusive" or "overlapping".
+        figure: "ece", "mce", "ace" (plain mean over equal-width bins), "brier" or "nll".
+        population: "whole", or "band": the voxels within `band_width_mm` of the surface of the predicted foreground (the
+            winning class is not the background; any label at 0.5 or more). The truth chooses no voxel.
+        of: "top_label", or "classes": the mean over the classes that have a name, each against the rest (ece, mce, ace).
+        keys: Names of the items of a case that hold probabilities (C, *grid) and truth, on one grid.
+        band_width_mm: Largest distance from the predicted surface, in the unit of the spacing.
+        bins: Number of equal-width bins.
+        spacing_mm: Voxel size along each axis; None takes it from the affine. Only the band needs it.
+
+    Raises:
+        ValueError: A figure, a population or an `of` that is not known, or that do not go together.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[str],
+        outputs: str = "exclusive",
+        figure: str = "ece",
+        population: str = WHOLE,
+        of: str = "top_label",
+        keys: Sequence[str] = ("prob", "label"),
+        band_width_mm: float = 2.0,
+        bins: int = BINS,
+        spacing_mm: Sequence[float] | None = None,
+    ) -> None:
+        for name, value, known in (
+            ("figure", figure, tuple(FIGURES)),
+            ("population", population, (WHOLE, BAND)),
+            ("of", of, ("top_label", "classes")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}; one of {', '.join(known)} is needed")
+        if of == "classes" and figure in ("brier", "nll"):
+            raise ValueError(f"{figure} of classes is not defined, it is one of all classes; take of: top_label")
+        self.figure = figure
+        self.population = population
+        self.of = of
+        self.band_width_mm = band_width_mm
+        self.bins = bins
+        super().__init__(labels, outputs, keys, spacing_mm)
+
+    def reset(self) -> None:
+        """Forgets all cases."""
+        self.counts = ReliabilityCounts.empty(len(self.names) + self.exclusive, self.bins)
+
+    def update(self, output: Items) -> None:
+        """Takes one case.
+
+        Args:
+            output: Probabilities (C, *grid), and what is true: (1, *grid) label values or (C, *grid) of 0 and 1.
+
+        Raises:
+            ValueError: The two do not fit each other or the labels, the probabilities are none, or the spacing is needed and
+                not known.
+        """
+        p = _array(output[0])
+        truth = self.masks(output[1], f"item {self.keys[1]!r}", p.shape[1:])
+        if self.exclusive:
+            truth = np.concatenate([~truth.any(axis=0, keepdims=True), truth])
+        within = self._band(p, output) if self.population == BAND else None
+        self.counts += count_reliability(truth, p, exclusive=self.exclusive, within=within, bins=self.bins)
+
+    def compute(self) -> float:
+        """The figure over all cases of all processes; NaN if no voxel was counted."""
+        counts = self.merged()
+        rows = [TOP_LABEL] if self.of == "top_label" else [n + 1 + self.exclusive for n in range(len(self.names))]
+        return float(np.mean([FIGURES[self.figure](counts, row) for row in rows]))
+
+    def merged(self) -> ReliabilityCounts:
+        """The counts of all processes."""
+        mine = {f.name: np.asarray(getattr(self.counts, f.name)) for f in fields(self.counts) if f.name != "bins"}
+        sums = _over_processes(np.concatenate([part.ravel() for part in mine.values()]))
+        ends = np.cumsum([part.size for part in mine.values()])
+        merged = zip(mine.items(), np.split(sums, ends[:-1]), strict=True)
+        return replace(self.counts, **{name: _in_the_form_of(part, sums) for (name, part), sums in merged})
+
+    def _band(self, p: NDArray, case: Items) -> NDArray[np.bool_]:
+        foreground: NDArray[np.bool_] = p.argmax(axis=0) != 0 if self.exclusive else np.any(p >= 0.5, axis=0)
+        return surface_band(foreground, self.spacing_of(case), self.band_width_mm)
+
+
+def _item(key: str, output: Mapping[str, Any], inputs: Mapping[str, Any]) -> Tensor:
+    """An item of a case, as the evaluator left it or as it came."""
+    for place in (output, inputs):
+        if isinstance(place.get(key), Tensor):
+            return place[key]
+    raise ValueError(
+        f"a case of the evaluator has no tensor {key!r}; it has {', '.join(sorted({*output, *inputs}))}; "
+        "choose by `keys`, or add it in the post-processing"
+    )
+
+
+def _array(tensor: Tensor) -> NDArray:
+    """The bare array; what numpy does not know (bfloat16) as float32."""
+    tensor = tensor.as_subclass(Tensor).detach().cpu()  # type: ignore[attr-defined]
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _in_the_form_of(part: NDArray, sums: NDArray[np.float64]) -> Any:
+    """The sums as an array of the same shape and dtype, or as a number."""
+    return sums.reshape(part.shape).astype(part.dtype) if part.ndim else sums.item()
+
+
+def _over_processes(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sums added over all processes; in float64 whole numbers stay whole up to 2**53."""
+    merged = idist.all_reduce(torch.from_numpy(np.array(sums, dtype=np.float64)))
+    return torch.as_tensor(merged).cpu().numpy()

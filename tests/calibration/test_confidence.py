@@ -1,0 +1,166 @@
+"""Statements of a bundle: fitted, written, read again, and held against what is true."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dicom_io.volume import Provenance, Volume
+from monai_unet_app.bundle import CONFIDENCE, BundleFiles
+from monai_unet_app.calibration.confidence import (
+    THRESHOLDS,
+    Confidence,
+    Measured,
+    RiskStatement,
+    SizeStatement,
+    assess,
+    measure,
+    read_confidence,
+    structures_of,
+)
+from monai_unet_app.calibration.features import Structure
+from monai_unet_app.calibration.judged import area_under_risk_coverage, judge, risk_coverage, summarise_statements
+from monai_unet_app.errors import AppError, BundleError
+
+VOLUME = Volume(np.zeros((10, 9, 8), np.float32), np.diag([1.0, 2.0, 3.0, 1.0]), Provenance(kind="nifti"))
+
+
+def measured(subject: int, ratio: float, structure: int = 1) -> Measured:
+    """A case whose true size is `ratio` times what was expected, 5 mL."""
+    return Measured(f"s{subject}", structure, 5.0, 5.0 * ratio, 0.006, np.linspace(0, 0.4, len(THRESHOLDS)))
+
+
+def test_an_interval_reaches_as_far_as_the_worst_of_nine_subjects() -> None:
+    ratios = [0.9, 1.0, 1.05, 0.95, 1.02, 0.98, 1.2, 1.1, 1.01]
+    stated = SizeStatement.fit([measured(n, ratio) for n, ratio in enumerate(ratios)], 0.9)
+    interval = stated.interval(1, 5.0)
+    assert interval is not None
+    small = 10 * 0.006
+    assert stated.half_widths[1] == pytest.approx(math.log((6.0 + small) / (5.0 + small)))
+    assert interval[1] == pytest.approx(6.0)
+    assert interval[0] == pytest.approx((5 + small) ** 2 / (6 + small) - small)
+    assert stated.interval(2, 5.0) is None  # nothing is known of that structure
+
+
+def test_of_eight_subjects_nothing_is_stated() -> None:
+    assert SizeStatement.fit([measured(n, 1.0) for n in range(8)], 0.9).interval(1, 5.0) is None
+
+
+def test_a_tiny_structure_has_a_finite_interval_that_does_not_go_below_nothing() -> None:
+    rows = [Measured(f"s{n}", 1, 0.0, 0.012 * (n == 3), 0.006, np.zeros(len(THRESHOLDS))) for n in range(9)]
+    interval = SizeStatement.fit(rows, 0.9).interval(1, 0.0)
+    assert interval == (0.0, pytest.approx(0.012))
+
+
+def test_what_a_case_says_of_a_structure_is_counted_in_millilitres() -> None:
+    p = np.zeros(VOLUME.shape)
+    p[2:4, 2:4, 2:4] = [[[0.9, 0.4], [0.9, 0.005]]] * 2
+    truth = p > 0
+    (found,) = measure("s", [Structure(p > 0.5, p)], [truth], VOLUME)
+    assert found.expected == pytest.approx(p.sum() * 0.006)
+    assert found.true == pytest.approx(8 * 0.006)
+    at = dict(zip(THRESHOLDS, found.losses, strict=True))
+    assert (at[0.001], at[0.01], at[0.3], at[0.5]) == (0.0, 0.25, 0.25, 0.5)
+    assert np.all(np.diff(found.losses) >= 0)
+
+
+def test_a_cautious_mask_is_cut_where_the_bound_allows_it() -> None:
+    rows = [measured(n, 1.0) for n in range(19)]
+    stated = RiskStatement.fit(rows, 0.1)
+    (cut,) = stated.thresholds.values()
+    losses = rows[0].losses
+    allowed = [t for t, loss in zip(THRESHOLDS, losses, strict=True) if (19 * loss + 1) / 20 <= 0.1]
+    assert cut == allowed[-1]
+    assert RiskStatement.fit(rows[:5], 0.1).thresholds == {1: None}
+
+
+@pytest.fixture
+def stated() -> Confidence:
+    rows = [measured(n, 1 + 0.01 * n, structure) for n in range(12) for structure in (1, 2)]
+    return Confidence(SizeStatement.fit(rows, 0.9), RiskStatement.fit(rows, 0.2), why_not={"gate": "nobody asked"})
+
+
+def bundle_with(folder: Path, document: object) -> BundleFiles:
+    (folder / "configs").mkdir()
+    (folder / CONFIDENCE).write_text(json.dumps(document))
+    return BundleFiles(folder)
+
+
+def test_what_was_written_is_read_again_by_setting(tmp_path: Path, stated: Confidence) -> None:
+    document = {"schema_version": "1.0", "structures": ["a", "b"], "settings": {"plain": stated.document()}}
+    files = bundle_with(tmp_path, document)
+    again = read_confidence(files, "plain")
+    assert again is not None
+    assert again.document() == stated.document()
+    assert read_confidence(files, "tta") is None  # never fitted: nothing is said, instead of what holds without mirrors
+    assert read_confidence(BundleFiles(tmp_path / "configs"), "plain") is None
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        [],
+        {"schema_version": "9", "structures": [], "settings": {}},
+        {"schema_version": "1.0", "structures": [], "settings": {"plain": {"why_not": {}, "gate": {}}}},
+    ],
+)
+def test_a_damaged_file_is_refused_by_name(tmp_path: Path, document: object) -> None:
+    with pytest.raises(AppError, match="confidence"):
+        read_confidence(bundle_with(tmp_path, document), "plain")
+
+
+def test_a_gate_of_other_features_is_refused(tmp_path: Path) -> None:
+    gate = {
+        "features": ["x"],
+        "centre": {},
+        "spread": {},
+        "weights": [],
+        "margin": 0,
+        "coverage": 0.9,
+        "subjects": 9,
+        "samples": 9,
+    }
+    document = {"schema_version": "1.0", "structures": [], "settings": {"plain": {"why_not": {}, "gate": gate}}}
+    with pytest.raises(BundleError, match="calibrate the bundle again"):
+        read_confidence(bundle_with(tmp_path, document), "plain")
+
+
+def test_statements_are_held_against_the_truth(stated: Confidence) -> None:
+    p = np.zeros((3, *VOLUME.shape), np.float32)
+    p[0] = 1.0
+    p[:, 2:6, 2:6, 2:6] = np.array([0.1, 0.85, 0.05])[:, None, None, None]
+    labels = p.argmax(0)
+    structures = structures_of(p, labels, VOLUME, exclusive=True)
+    found = assess(stated, structures, VOLUME, exclusive=True, image=None)
+    assert found.verdict is None  # without a gate there is none
+    truths = [labels == 1, np.zeros_like(labels, dtype=bool)]
+    rows = judge("s", found, structures, truths, VOLUME)
+    assert rows[0].dice == 1.0
+    assert rows[0].size == pytest.approx(64 * 0.006)
+    assert rows[0].missed == 0.0
+    assert rows[1].missed is None  # of nothing, nothing can be missed
+    summary = summarise_statements(rows, found, {1: "a", 2: "b"})
+    assert summary["not_stated"] == {"gate": "nobody asked"}
+    assert summary["sizes"]["a"]["observed"] in (0.0, 1.0)
+    assert summary["cautious"]["b"] == {"risk": 0.2, "mean_missed": None, "cases": 0}
+    json.dumps(summary, allow_nan=False)
+
+
+def test_a_picture_is_measured_in_pixels() -> None:
+    picture = Volume(np.zeros((6, 5, 1), np.float32), np.diag([0.5, 0.5, 1, 1]), Provenance(kind="image"), planar=True)
+    p = np.full((1, 6, 5, 1), 0.5, np.float32)
+    (one,) = structures_of(p, np.ones((6, 5, 1, 1), np.uint8), picture, exclusive=False)
+    (found,) = measure("s", [one], [np.ones((6, 5), bool)], picture)
+    assert (found.expected, found.true, found.voxel) == (15.0, 30.0, 1.0)
+
+
+def test_risk_falls_as_less_is_kept_and_its_area_is_the_mean() -> None:
+    coverage, risk = risk_coverage([0.9, 0.2, 0.6], [0.1, 0.9, 0.2])
+    assert coverage == pytest.approx([1 / 3, 2 / 3, 1])
+    assert risk == pytest.approx([0.1, 0.15, 0.4])
+    assert area_under_risk_coverage([0.9, 0.2, 0.6], [0.1, 0.9, 0.2]) == pytest.approx((0.1 + 0.15 + 0.4) / 3)
+    assert math.isnan(area_under_risk_coverage([], []))

@@ -1,0 +1,155 @@
+"""The gate tells good results from bad ones; features come from geometry; what is spoiled stays on its grid."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dicom_io.volume import Provenance, Volume
+from monai_unet_app.calibration.corruptions import WAYS, spoil, ways_for
+from monai_unet_app.calibration.features import Features, Structure, describe
+from monai_unet_app.calibration.quality import SOUND, QualityGate, Sample
+
+SPACING = (0.8, 1.0, 3.0)
+
+
+def ball(radius: float, at: tuple[float, float, float] = (16, 14, 9)) -> np.ndarray:
+    grid = np.meshgrid(*(np.arange(n) for n in (34, 30, 20)), indexing="ij")
+    away = sum(((axis - centre) * step) ** 2 for axis, centre, step in zip(grid, at, SPACING, strict=True))
+    return np.sqrt(away) - radius
+
+
+def structure(radius: float, softness: float) -> Structure:
+    away = ball(radius)
+    return Structure(away <= 0, 1 / (1 + np.exp(away / softness)))
+
+
+def test_a_soft_result_is_less_sure_than_a_crisp_one() -> None:
+    crisp, soft = (describe([structure(9, s)], SPACING, 0.0024, exclusive=True)[0] for s in (0.05, 2.0))
+    assert crisp is not None
+    assert soft is not None
+    assert crisp.confidence > 0.99 > soft.confidence
+    assert crisp.band_confidence > soft.band_confidence
+    assert crisp.uncertainty < 0.02 < soft.uncertainty
+    assert crisp.entropy < soft.entropy
+    assert crisp.log_size == soft.log_size == pytest.approx(np.log(np.count_nonzero(ball(9) <= 0) * 0.0024))
+
+
+def test_shreds_are_rough_and_in_pieces() -> None:
+    whole = structure(9, 0.3)
+    shreds = np.zeros_like(whole.mask)
+    shreds[::3, ::3, ::3] = True
+    found = describe([Structure(shreds, shreds * 0.9)], SPACING, 1.0, exclusive=True)[0]
+    ball_like = describe([whole], SPACING, 1.0, exclusive=True)[0]
+    assert found is not None
+    assert ball_like is not None
+    assert found.largest_part == pytest.approx(1 / np.count_nonzero(shreds))
+    assert ball_like.largest_part == 1.0
+    assert found.roughness == pytest.approx(np.count_nonzero(shreds) ** (1 / 3))  # every voxel is at the border
+    assert found.roughness > ball_like.roughness
+
+
+def test_what_was_not_found_has_no_features_and_is_to_be_looked_at() -> None:
+    empty = Structure(np.zeros((5, 5, 5), bool), np.zeros((5, 5, 5)))
+    assert describe([empty], SPACING, 1.0, exclusive=True) == [None]
+    grade = made_gate().grade(1, None)
+    assert (grade.verdict, grade.reasons) == ("review", ("nothing was found",))
+
+
+def sample(subject: str, kind: str, badness: float, generator: np.random.Generator) -> Sample:
+    """A result whose features speak of its badness, 0 to 1, and whose Dice is 0.92 less most of it."""
+    noise = generator.normal(0, 0.01, 7)
+    features = Features(
+        confidence=0.93 - 0.4 * badness + noise[0],
+        band_confidence=0.85 - 0.3 * badness + noise[1],
+        uncertainty=0.12 + 0.5 * badness + noise[2],
+        entropy=0.15 + 0.6 * badness + noise[3],
+        log_size=0.5 + badness * 20 * noise[4] + noise[4],
+        roughness=4 + 3 * badness + noise[5],
+        largest_part=1 - 0.3 * badness + noise[6],
+    )
+    return Sample(subject, kind, 1, features, float(np.clip(0.92 - 0.9 * badness + generator.normal(0, 0.02), 0, 1)))
+
+
+def samples(subjects: int, seed: int) -> list[Sample]:
+    generator = np.random.default_rng(seed)
+    found = []
+    for n in range(subjects):
+        found += [sample(f"{seed}-{n}", SOUND, 0.02, generator)]
+        found += [sample(f"{seed}-{n}", "spoiled", badness, generator) for badness in generator.random(6)]
+    return found
+
+
+def made_gate() -> QualityGate:
+    return QualityGate.fit(samples(15, 0))
+
+
+def test_the_gate_ranks_new_results_and_its_bound_holds() -> None:
+    gate, fresh = made_gate(), samples(60, 1)
+    predicted = np.array([gate.predicted_dice(one.structure, one.features) for one in fresh])
+    true = np.array([one.dice for one in fresh])
+    assert np.corrcoef(predicted.argsort().argsort(), true.argsort().argsort())[0, 1] > 0.95
+    grades = [gate.grade(one.structure, one.features) for one in fresh]
+    assert np.mean([one.dice >= grade.at_least for one, grade in zip(fresh, grades, strict=True)]) > 0.85
+    flagged = np.array([grade.verdict != "accept" for grade in grades])
+    assert flagged[true < 0.6].mean() > 0.95
+    assert flagged[true > 0.8].mean() < 0.1
+
+
+def test_a_bad_result_is_rejected_with_its_reasons() -> None:
+    gate, generator = made_gate(), np.random.default_rng(2)
+    grade = gate.grade(1, sample("x", "spoiled", 0.9, generator).features)
+    assert grade.verdict == "reject"
+    assert grade.dice < 0.4
+    assert grade.reasons
+    assert all("usually" in reason for reason in grade.reasons)
+    assert gate.grade(1, sample("x", SOUND, 0.02, generator).features).verdict == "accept"
+
+
+def test_a_gate_needs_subjects_for_its_bound() -> None:
+    with pytest.raises(ValueError, match=r"3 subject\(s\); a bound that holds 90% of the time needs 9"):
+        QualityGate.fit(samples(3, 0))
+
+
+def test_a_gate_is_the_same_after_it_was_written_and_read() -> None:
+    gate = made_gate()
+    again = QualityGate.from_document(gate.document())
+    features = samples(1, 5)[3].features
+    assert again.grade(1, features) == gate.grade(1, features)
+    with pytest.raises(ValueError, match="calibrate again"):
+        QualityGate.from_document({**gate.document(), "features": ["confidence"]})
+
+
+def volume(shape: tuple[int, ...], *, planar: bool = False) -> Volume:
+    array = np.random.default_rng(0).gamma(2, 50, shape).astype(np.float32)
+    return Volume(array, np.diag([0.8, 1.0, 3.0, 1.0]), Provenance(kind="image" if planar else "nifti"), planar=planar)
+
+
+@pytest.mark.parametrize("how", sorted(WAYS))
+def test_spoiling_keeps_grid_and_labels_and_is_the_same_again(how: str) -> None:
+    image, labels = volume((14, 12, 9)), (ball(6)[:14, :12, :9] <= 0).astype(np.uint8)
+    labels[5:9, 4:9, 3:6] = 2
+    spoiled, moved = spoil(image, labels, how, seed=3)
+    again, _ = spoil(image, labels, how, seed=3)
+    assert spoiled.shape == image.shape
+    assert moved.shape == labels.shape
+    assert set(np.unique(moved)) <= {0, 1, 2}
+    assert np.isfinite(spoiled.array).all()
+    assert not np.array_equal(spoiled.array, image.array)
+    assert np.array_equal(spoiled.array, again.array)
+    assert np.array_equal(spoiled.affine_lps, image.affine_lps)
+
+
+def test_a_flip_takes_the_labels_along_and_noise_does_not() -> None:
+    image, labels = volume((14, 12, 9)), np.arange(14 * 12 * 9).reshape(14, 12, 9)
+    assert np.array_equal(spoil(image, labels, "flipped along J", 0)[1], labels[:, ::-1])
+    assert np.array_equal(spoil(image, labels, "strong noise", 0)[1], labels)
+
+
+def test_a_picture_is_not_spoiled_along_an_axis_that_it_has_not() -> None:
+    picture = volume((20, 16, 1, 3), planar=True)
+    assert not {"flipped along K", "slices shuffled"} & set(ways_for(picture))
+    for how in ways_for(picture):
+        spoiled, moved = spoil(picture, np.zeros((20, 16, 1), np.uint8), how, 0)
+        assert spoiled.array.shape == (20, 16, 1, 3)
+        assert moved.shape == (20, 16, 1)
