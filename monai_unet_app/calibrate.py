@@ -6,7 +6,7 @@ intervals for sizes, masks of bounded risk, the quality gate, and what images it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ from monai_unet_app.metrics.overlap import dice
 from monai_unet_app.pipeline import Case, predict, segment_case
 
 COVERAGE, RISK = 0.9, 0.1
-MOST_SPOILED = 400
+MOST_SPOILED = 240
 """Predictions on spoiled images; beyond, each case is spoiled in some of the ways only."""
 
 Step = Callable[[str], None]
@@ -89,6 +89,7 @@ def state_confidence(
     settings: Sequence[Setting] = ("plain",),
     coverage: float = COVERAGE,
     risk: float = RISK,
+    elsewhere: Mapping[Setting, Sequence[Measured]] | None = None,
     step: Step = lambda case_id: None,
 ) -> dict[Setting, Confidence]:
     """Fits the bundle's statements for each setting and writes them into its `configs/confidence.json`.
@@ -100,6 +101,7 @@ def state_confidence(
         settings: "plain", and "tta" where mirror images are to be averaged.
         coverage: Of intervals and of the gate's bound.
         risk: Part of the truth that a mask of bounded risk may miss.
+        elsewhere: Cases that say how far sizes are off, in place of `rows`: those of `out_of_fold`, which are more.
         step: Told each case's id when it is done, once a setting.
 
     Raises:
@@ -107,7 +109,10 @@ def state_confidence(
     """
     bundle = load_bundle(bundle.root, bundle.device)
     check_cases(rows, bundle)
-    found = {setting: _state(bundle, rows, known, setting, (coverage, risk), step) for setting in settings}
+    found = {
+        setting: _state(bundle, rows, known, setting, (coverage, risk), (elsewhere or {}).get(setting, ()), step)
+        for setting in settings
+    }
     document = {
         "schema_version": SCHEMA_VERSION,
         "structures": [segment.label for segment in bundle.segments],
@@ -117,16 +122,63 @@ def state_confidence(
     return found
 
 
-def known_rows(bundle: Bundle, cases: Sequence[CaseFiles], most: int = 150) -> list[Row]:
+def out_of_fold(
+    folds: Sequence[Bundle],
+    cases: Sequence[CaseFiles],
+    bundle: Bundle,
+    setting: Setting = "plain",
+    step: Step = lambda case_id: None,
+) -> list[Measured]:
+    """How far sizes are off in cross-validation: what each fold's bundle says of its own test cases.
+
+    The folds stand in for the bundle, which was trained in the same way on about as many cases. Test cases of the
+    bundle are left out, so that it can be measured on them.
+
+    Args:
+        folds: Bundles trained with `--fold`, each calibrated on its own calibration cases.
+        cases: All cases.
+        bundle: The one that is to make the statements.
+        setting: How the folds predict.
+        step: Told each case's id when it is done.
+
+    Raises:
+        InputRefusedError: A fold is not calibrated, or none has a test case among these.
+    """
+    reserved = {row["id"] for row in _chosen(bundle, cases, "test")}
+    found: list[Measured] = []
+    for fold in folds:
+        if fold.part("calibration") == fold.no_calibration:
+            raise InputRefusedError(
+                f"{fold.name} is not calibrated; sizes come from calibrated probabilities; calibrate it first"
+            )
+        for row in _chosen(fold, cases, "test"):
+            if row["id"] not in reserved:
+                volume = read_volume(row["image"])
+                case = segment_case(volume, fold, PredictConfig(tta=setting == "tta"))
+                structures = structures_of(case.probabilities, case.labels, volume, exclusive=fold.exclusive)
+                truths = masks_of(truth_of(row, volume, fold), volume, fold)
+                found += measure(row["subject"], structures, truths, volume)
+                step(row["id"])
+    if not found:
+        raise InputRefusedError(
+            "no fold has a test case among these; bundles trained with --fold on this data are needed"
+        )
+    return found
+
+
+def known_rows(bundle: Bundle, cases: Sequence[CaseFiles], most: int = 100) -> list[Row]:
     """Those of the cases that the bundle trained or selected with, evenly chosen: what its shift detector takes for usual."""
-    found: list[Row] = []
-    for partition in ("train", "selection"):
-        try:
-            found += choose_cases(bundle, cases, partition).rows
-        except InputRefusedError:  # none of them is here
-            continue
+    found = [row for partition in ("train", "selection") for row in _chosen(bundle, cases, partition)]
     known = [row for row in found if bundle.seen_as(read_volume(row["image"]))]
     return known[:: -(-len(known) // most)] if known else []
+
+
+def _chosen(bundle: Bundle, cases: Sequence[CaseFiles], partition: str) -> list[Row]:
+    """The cases of a partition; none where there are none."""
+    try:
+        return choose_cases(bundle, cases, partition).rows
+    except InputRefusedError:
+        return []
 
 
 @dataclass
@@ -140,7 +192,13 @@ class _Gathered:
 
 
 def _state(
-    bundle: Bundle, rows: Sequence[Row], known: Sequence[Row], setting: Setting, wanted: tuple[float, float], step: Step
+    bundle: Bundle,
+    rows: Sequence[Row],
+    known: Sequence[Row],
+    setting: Setting,
+    wanted: tuple[float, float],
+    elsewhere: Sequence[Measured],
+    step: Step,
 ) -> Confidence:
     run, got = PredictConfig(tta=setting == "tta"), _Gathered([], [], [], [])
     for number, row in enumerate(rows):
@@ -160,7 +218,7 @@ def _state(
     for row in known:
         _take(got, row["subject"], segment_case(row["image"], bundle, run, watched=True))
         step(row["id"])
-    return _fitted(got, *wanted)
+    return _fitted(got, elsewhere or got.measured, *wanted)
 
 
 def _take(got: _Gathered, subject: str, case: Case) -> Case:
@@ -170,11 +228,11 @@ def _take(got: _Gathered, subject: str, case: Case) -> Case:
     return case
 
 
-def _fitted(got: _Gathered, coverage: float, risk: float) -> Confidence:
+def _fitted(got: _Gathered, sized: Sequence[Measured], coverage: float, risk: float) -> Confidence:
     why_not: dict[str, str] = {}
-    subjects = {one.subject for one in got.measured}
+    subjects = {one.subject for one in sized}
     enough = len(subjects) >= subjects_needed(coverage)
-    sizes = SizeStatement.fit(got.measured, coverage) if enough else None
+    sizes = SizeStatement.fit(sized, coverage) if enough else None
     bounded = RiskStatement.fit(got.measured, risk) if got.measured else None
     if sizes is None:
         why_not["sizes"] = f"{len(subjects)} calibration subject(s); {needed(coverage)}"
@@ -232,7 +290,10 @@ def _summary(statements: Confidence, bundle: Bundle) -> dict[str, Any]:
             **{labels[n]: p for n, p in statements.risk.thresholds.items()},
         }
     if statements.gate:
-        said["gate"] = {"margin_of_dice": round(statements.gate.margin, 4), "results": statements.gate.samples}
+        said["gate"] = {
+            "margins_of_dice": [round(m, 4) for m in statements.gate.margins],
+            "results": statements.gate.samples,
+        }
     if statements.shift:
         said["shift"] = {"flagged_above": round(statements.shift.limit, 3), "subjects": statements.shift.subjects}
     return said

@@ -34,6 +34,9 @@ THRESHOLDS = tuple(np.concatenate([np.arange(1, 10) / 1000, np.arange(1, 51) / 1
 _SMALL_VOXELS = 10
 """Added to both sizes before their ratio is taken, so that tiny structures do not make it infinite."""
 
+FAR = 2.0
+"""An image this many times as far from the training's as flagged ones is reviewed, whatever the result looks like."""
+
 _WORSE: tuple[Verdict, ...] = ("accept", "review", "reject")
 
 
@@ -234,16 +237,21 @@ class Assessment:
         return self.confidence.shift is not None and self.shift is not None and self.shift > self.confidence.shift.limit
 
     @property
+    def is_far(self) -> bool:
+        """Whether it is so unlike them that somebody should look at it."""
+        return self.is_shifted and (self.shift or 0) > FAR * self._limit
+
+    @property
     def verdict(self) -> Verdict | None:
-        """The worst of the structures'; an image unlike the training's is reviewed at least. None without a gate."""
+        """The worst of the structures'; an image far from the training's is reviewed at least. None without a gate."""
         grades = [one.grade.verdict for one in self.structures if one.grade]
-        if self.is_shifted:
+        if self.is_far:
             grades.append("review")
         return max(grades, key=_WORSE.index) if grades else None
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why it is not accepted, in words."""
+        """What speaks against it, in words."""
         unlike = f"the image is unlike those of the training: distance {self.shift or 0:.2g}, flagged above {self._limit:.2g}"
         image = (unlike,) if self.is_shifted else ()
         return (*image, *(f"structure {one.number}: {said}" for one in self.structures for said in _said(one.grade)))

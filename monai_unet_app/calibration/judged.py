@@ -17,10 +17,9 @@ from monai_unet_app.metrics.overlap import dice
 from .confidence import Assessment, voxel_size
 from .conformal import Coverage, observed_coverage
 from .features import Structure
-from .quality import USELESS
 
-GOOD = 0.8
-"""From this Dice on a result should not be held back."""
+GOOD, BAD = 0.8, 0.6
+"""A result above the first should not be held back, one below the second should be."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,7 @@ def _gate(rows: Sequence[Judged], wanted: float) -> dict[str, Any]:
         "verdicts": {word: sum(row.verdict == word for row in graded) for word in ("accept", "review", "reject")},
         "spearman": _spearman(predicted, true),
         "bound": _coverage(observed_coverage(bound, [row.subject for row in graded], wanted)),
-        "flagged_of_useless": _share(flagged[true < USELESS]),
+        "flagged_of_bad": _share(flagged[true < BAD]),
         "held_of_good": _share(flagged[true > GOOD]),
         "aurc": area_under_risk_coverage(predicted, 1 - true) if graded else None,
         "risk_coverage": {"coverage": kept.round(6).tolist(), "risk": risk.round(6).tolist()},

@@ -2,13 +2,14 @@
 
 A result is described by how far its features lie from those that the same structure has on sound images, and a ridge regression
 on these distances and their squares predicts the Dice. It is fitted on sound and on spoiled images of calibration subjects
-(`corruptions`), since a model seldom fails on sound ones. The bound is conformal, from predictions for subjects left out.
+(`corruptions`), since a model seldom fails on sound ones. The bound is conformal, from predictions for subjects left out, for
+results that look fine and for the others by themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,8 +21,8 @@ from .features import FEATURES, Features
 SOUND = "sound"
 """The kind of an image as it came; any other name is a way in which it was spoiled."""
 
-USELESS = 0.6
-"""Below this Dice a result helps nobody."""
+FINE, USELESS = 0.65, 0.5
+"""Predicted Dice from which on a result is accepted, and below which it is rejected."""
 
 _RIDGE = 10.0
 _LEAST_LOGIT = 0.02  # the logarithm of the odds of 0 and 1 is infinite
@@ -57,7 +58,7 @@ class Grade:
     Attributes:
         dice: Predicted Dice, 0 to 1.
         at_least: The true one is at least this with the gate's coverage.
-        verdict: accept: `at_least` is USELESS or more; reject: `dice` is below USELESS; review: between.
+        verdict: accept: `dice` is FINE or more; reject: it is below USELESS; review: between.
         reasons: In words, what speaks against it; empty where it is accepted.
     """
 
@@ -75,7 +76,8 @@ class QualityGate:
         centre: Structure number -> mean of each feature on sound images.
         spread: Structure number -> its standard deviation there.
         weights: Of the distances, of their squares, and a constant; predicts the logit of the Dice.
-        margin: The true Dice is at least predicted - margin with the coverage.
+        margins: The true Dice is at least predicted - margin with the coverage; the first where FINE or more is predicted,
+            the second where less is.
         coverage: For instance 0.9.
         subjects: On how many it was fitted.
         samples: On how many results.
@@ -84,7 +86,7 @@ class QualityGate:
     centre: Mapping[int, tuple[float, ...]]
     spread: Mapping[int, tuple[float, ...]]
     weights: tuple[float, ...]
-    margin: float
+    margins: tuple[float, float]
     coverage: float
     subjects: int
     samples: int
@@ -101,17 +103,16 @@ class QualityGate:
             raise ValueError(
                 f"{len(subjects)} subject(s); a bound that holds {coverage:.0%} of the time needs {subjects_needed(coverage)}"
             )
+        predicted: list[tuple[Sample, float]] = []
+        for subject in subjects:
+            others = cls._fitted([s for s in samples if s.subject != subject], coverage)
+            own = [s for s in samples if s.subject == subject]
+            predicted += [(s, others.predicted_dice(s.structure, s.features)) for s in own]
         whole = cls._fitted(samples, coverage)
-        left_out = [
-            too_good
-            for subject in subjects
-            for too_good in cls._fitted([s for s in samples if s.subject != subject], coverage)._excesses(
-                [s for s in samples if s.subject == subject]
-            )
-        ]
-        names = [s.subject for subject in subjects for s in samples if s.subject == subject]
-        margin = conformal_quantile(left_out, names, coverage)
-        return cls(whole.centre, whole.spread, whole.weights, max(margin, 0.0), coverage, len(subjects), len(samples))
+        margins = tuple(
+            _margin([pair for pair in predicted if (pair[1] >= FINE) == fine], coverage) for fine in (True, False)
+        )
+        return replace(whole, margins=(margins[0], margins[1]), subjects=len(subjects), samples=len(samples))
 
     @classmethod
     def _fitted(cls, samples: Sequence[Sample], coverage: float) -> QualityGate:
@@ -122,15 +123,12 @@ class QualityGate:
                 raise ValueError(f"structure {number} is found on {len(sound)} sound image(s); 2 are needed")
             centre[number] = tuple(np.mean(sound, axis=0).tolist())
             spread[number] = tuple(np.maximum(np.std(sound, axis=0), _LEAST_SPREAD).tolist())
-        gate = cls(centre, spread, (), 0.0, coverage, 0, 0)
+        gate = cls(centre, spread, (), (1.0, 1.0), coverage, 0, 0)
         table = np.array([gate._inputs(s.structure, s.features) for s in samples])
         odds = np.clip([s.dice for s in samples], _LEAST_LOGIT, 1 - _LEAST_LOGIT)
         penalty = np.diag([_RIDGE] * (table.shape[1] - 1) + [0.0])
         weights = np.linalg.solve(table.T @ table + penalty, table.T @ np.log(odds / (1 - odds)))
-        return cls(centre, spread, tuple(weights.tolist()), 0.0, coverage, 0, 0)
-
-    def _excesses(self, samples: Sequence[Sample]) -> list[float]:
-        return [self.predicted_dice(sample.structure, sample.features) - sample.dice for sample in samples]
+        return replace(gate, weights=tuple(weights.tolist()))
 
     def distances(self, structure: int, features: Features) -> Floats:
         """Shape (F,): how many standard deviations each feature lies from its mean on sound images; sizes on either side."""
@@ -151,8 +149,8 @@ class QualityGate:
         if features is None:
             return Grade(0.0, 0.0, "review", ("nothing was found",))
         dice = self.predicted_dice(structure, features)
-        at_least = max(0.0, dice - self.margin)
-        if at_least >= USELESS:
+        at_least = max(0.0, dice - self.margins[0 if dice >= FINE else 1])
+        if dice >= FINE:
             return Grade(dice, at_least, "accept", ())
         verdict: Verdict = "reject" if dice < USELESS else "review"
         return Grade(dice, at_least, verdict, self._reasons(structure, features))
@@ -175,7 +173,7 @@ class QualityGate:
             "centre": {str(number): list(values) for number, values in self.centre.items()},
             "spread": {str(number): list(values) for number, values in self.spread.items()},
             "weights": list(self.weights),
-            "margin": self.margin,
+            "margins": list(self.margins),
             "coverage": self.coverage,
             "subjects": self.subjects,
             "samples": self.samples,
@@ -193,13 +191,22 @@ class QualityGate:
             for key in ("centre", "spread")
         )
         centre, spread = tables
-        numbers = (
-            float(document["margin"]),
+        fine, other = map(float, document["margins"])
+        return cls(
+            centre,
+            spread,
+            tuple(map(float, document["weights"])),
+            (fine, other),
             float(document["coverage"]),
             int(document["subjects"]),
             int(document["samples"]),
         )
-        return cls(centre, spread, tuple(map(float, document["weights"])), *numbers)
+
+
+def _margin(predicted: Sequence[tuple[Sample, float]], coverage: float) -> float:
+    """How far predictions for subjects left out were too good, at most, with the coverage; 1 where too few subjects had any."""
+    excesses = [dice - sample.dice for sample, dice in predicted]
+    return min(1.0, max(0.0, conformal_quantile(excesses, [sample.subject for sample, _ in predicted], coverage)))
 
 
 _WORDS: tuple[tuple[str, int], ...] = (

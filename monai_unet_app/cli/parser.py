@@ -139,6 +139,9 @@ def _calibrate(verb: Verb) -> None:
         "--bundle", type=given, required=True, help="folder of the bundle; its inference.yaml is rewritten"
     )
     _add_cases(parser, ("calibration", "test", "all"), "calibration")
+    parser.add_argument(
+        "--folds", type=place, nargs="+", default=[], help="bundles of a cross-validation, which say how far sizes are off"
+    )
     parser.add_argument("--tta", action="store_true", help="state also what holds for averages over mirror images")
     parser.add_argument("--coverage", type=share, default=0.9, help="of intervals and bounds (default: 0.9)")
     parser.add_argument("--risk", type=share, default=0.1, help="part that a cautious mask may miss (default: 0.1)")

@@ -235,7 +235,7 @@ def statements_table(statements: dict[str, Any]) -> None:
             table.add_row(
                 setting,
                 "quality gate",
-                f"Dice at least predicted - {said['gate']['margin_of_dice']:.2f}; from {said['gate']['results']} results",
+                f"Dice at least predicted - {said['gate']['margins_of_dice'][0]:.2f}; from {said['gate']['results']} results",
             )
         if "shift" in said:
             told = f"distance above {said['shift']['flagged_above']:.2g}; {said['shift']['subjects']} subjects"

@@ -184,7 +184,7 @@ def calibrate(options: argparse.Namespace) -> Answer:
     root = bundle_files(options.bundle).root
     check_writable(Path(options.bundle) / "configs")
     data = labelled_cases(options)
-    from monai_unet_app.calibrate import calibrate_bundle, known_rows, state_confidence, summary
+    from monai_unet_app.calibrate import calibrate_bundle, known_rows, out_of_fold, state_confidence, summary
     from monai_unet_app.evaluate import choose_cases
 
     bundle = loaded_bundle(root, options.device)
@@ -197,9 +197,19 @@ def calibrate(options: argparse.Namespace) -> Answer:
             calibrate_bundle(bundle, chosen.rows, step, "tta")
     known = known_rows(bundle, data)
     settings: list[Setting] = ["plain", "tta"] if options.tta else ["plain"]
+    folds = [loaded_bundle(bundle_files(fold).root, options.device) for fold in options.folds]
+    with progress("sizes by fold", len(settings) * len(data) if folds else 0, options) as step:
+        elsewhere = {one: out_of_fold(folds, data, bundle, one, step) for one in settings} if folds else None
     with progress("stating", len(settings) * (len(chosen.rows) + len(known)), options) as step:
         found = state_confidence(
-            bundle, chosen.rows, known, settings=settings, coverage=options.coverage, risk=options.risk, step=step
+            bundle,
+            chosen.rows,
+            known,
+            settings=settings,
+            coverage=options.coverage,
+            risk=options.risk,
+            elsewhere=elsewhere,
+            step=step,
         )
     statements = summary(found, bundle)
     answer = {

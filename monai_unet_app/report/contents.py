@@ -19,6 +19,7 @@ from dicom_io.volume import Volume
 from monai_unet_app.metrics import Bootstrap, CaseScores, Evaluation, EvaluationPlan, ReliabilityCounts
 
 Role = Literal["worst", "median", "best"]
+Outcome = Literal["reached", "missed", "undefined"]
 RIGHT_ANGLED = 0.01
 """Largest cosine between two axes of a grid that is drawn as right-angled: 0.6 degrees."""
 
@@ -62,19 +63,25 @@ class Target:
     at_most: float | None = None
 
     def value(self, summary: Mapping[str, Any]) -> float | None:
-        """The figure; None where it is undefined. Raises KeyError if the summary has no such place."""
+        """The figure; None where it is undefined, or was not measured: the summary has no such place."""
         place: Any = summary
         for key in self.path:
+            if key not in place:
+                return None
             place = place[key]
         return place
 
-    def reached(self, summary: Mapping[str, Any]) -> bool:
-        """True where the figure is defined and within the bounds."""
+    def outcome(self, summary: Mapping[str, Any]) -> Outcome:
+        """What became of it; what is undefined is neither reached nor missed."""
         value = self.value(summary)
         if value is None:
-            return False
+            return "undefined"
         above = self.at_least is None or value >= self.at_least
-        return above and (self.at_most is None or value <= self.at_most)
+        return "reached" if above and (self.at_most is None or value <= self.at_most) else "missed"
+
+    def reached(self, summary: Mapping[str, Any]) -> bool:
+        """True where the figure is defined and within the bounds."""
+        return self.outcome(summary) == "reached"
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,7 @@ class EvaluationReport:
         reliability_before: The same before calibration, or None.
         pictures: Worst, median and best case, any of them.
         targets: Figures to be reached; they make the verdict.
+        targets_from: Who set them, in words; empty where that is not known.
         how: How the intervals were drawn.
         statements: How the bundle's statements about its results fared, as `summarise_statements` says; None without any.
         created: When, UTC.
@@ -149,6 +157,7 @@ class EvaluationReport:
     targets: tuple[Target, ...] = ()
     how: Bootstrap = field(default_factory=Bootstrap)
     statements: Mapping[str, Any] | None = None
+    targets_from: str = ""
     created: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @classmethod
@@ -161,6 +170,7 @@ class EvaluationReport:
         targets: Iterable[Target] = (),
         how: Bootstrap | None = None,
         statements: Mapping[str, Any] | None = None,
+        targets_from: str = "",
     ) -> EvaluationReport:
         """The report of an evaluation.
 
@@ -181,6 +191,7 @@ class EvaluationReport:
             tuple(targets),
             how,
             statements,
+            targets_from,
         )
 
     @property

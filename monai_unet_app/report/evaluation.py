@@ -83,6 +83,8 @@ def metrics_document(report: EvaluationReport) -> dict[str, Any]:
         **report.summary,
         "definitions": definitions(plan),
     }
+    if report.statements is not None:
+        document["statements"] = dict(report.statements)
     if report.targets:
         document["targets"] = [_target(report, n) for n in range(len(report.targets))]
     return document
