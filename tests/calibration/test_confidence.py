@@ -119,7 +119,7 @@ def test_a_gate_of_other_features_is_refused(tmp_path: Path) -> None:
         "centre": {},
         "spread": {},
         "weights": [],
-        "margin": 0,
+        "margins": [0, 0],
         "coverage": 0.9,
         "subjects": 9,
         "samples": 9,
