@@ -5,9 +5,10 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := .venv-peers
 DATA ?= ../shared/data
 
-.PHONY: demo test test-slow interop check format bundles dist clean
+.PHONY: demo test test-slow interop peers-test check format bundles dist clean
 
 $(VENV)/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -28,6 +29,16 @@ test-slow: $(VENV)/ready
 interop: $(VENV)/ready
 	tests/interop/install.sh
 	$(BIN)/pytest -m interop tests/interop
+
+# agreement of the metrics with other packages, in an environment of their own
+$(PEERS)/ready: pyproject.toml tests/peers/requirements.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check $(TORCH) --editable . --requirement tests/peers/requirements.txt
+	touch $@
+
+peers-test: $(PEERS)/ready
+	$(PEERS)/bin/pytest -m peers tests/peers
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -17,10 +18,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from monai_unet_app.metrics import CaseScores, EvaluationPlan, ReliabilityCounts, expected_calibration_error
+from monai_unet_app.metrics import Bootstrap, CaseScores, EvaluationPlan, ReliabilityCounts, expected_calibration_error
+from monai_unet_app.metrics.reliability import TOP_LABEL
+from monai_unet_app.metrics.statistics import bootstrap_sums
 
 SCARCE = 50  # bins with fewer decisions are drawn hollow: their accuracy is hardly known
 ROWS_SHOWN = 24
+COLUMNS = 3  # of the small charts of outlines
+Band = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ def reliability_figure(
     before: Mapping[str, ReliabilityCounts] | None,
     titles: Mapping[str, str],
     palette: Palette = Palette(),
+    bands: Mapping[str, Band] | None = None,
 ) -> Figure:
     """One column a population: accuracy against confidence above, how many decisions below.
 
@@ -52,16 +58,96 @@ def reliability_figure(
         before: The same before calibration, or None.
         titles: Heading of each population.
         palette: Colours.
+        bands: Of each population the ends of the interval of `after`'s accuracy, as `accuracy_band` gives them; or None.
     """
     figure = Figure(figsize=(4.7 * len(after), 5.4), layout="constrained")
     axes = figure.subplots(2, len(after), sharex=True, squeeze=False, height_ratios=(3.2, 1))
     for column, (name, counts) in enumerate(after.items()):
         earlier = before[name] if before else None
+        if bands:
+            _draw_band(axes[0, column], counts, bands[name], palette)
         _draw_reliability(axes[0, column], counts, earlier, palette)
         _draw_histogram(axes[1, column], counts, palette)
         axes[0, column].set_title(titles[name], color=palette.ink, fontsize=12, loc="left", pad=10)
     axes[0, 0].set_ylabel("came true", color=palette.ink)
     axes[1, 0].set_ylabel("share of voxels", color=palette.ink)
+    return figure
+
+
+def accuracy_band(cases: Sequence[CaseScores], population: str, how: Bootstrap) -> Band:
+    """Between which ends the accuracy of each bin of confidence lies when the subjects are drawn again.
+
+    The voxels of a case come true or fail together, so an interval that takes each for an independent draw (binomial by
+    bin) is far too narrow; what is drawn here is the subject, with all voxels of all of its cases.
+
+    Returns:
+        Lower and upper ends of the top label's bins, shape (B,) each, 0 to 1; NaN where fewer than two subjects have a voxel
+        in the bin.
+    """
+    counts = [case.reliability[population] for case in cases]
+    number = np.array([entry.count[TOP_LABEL] for entry in counts], dtype=np.float64)
+    right = np.array([entry.correct[TOP_LABEL] for entry in counts], dtype=np.float64)
+    ends = []
+    for b in range(number.shape[1]):
+        filled = np.flatnonzero(number[:, b])
+        rows = np.stack([right[filled, b], number[filled, b]], axis=1)
+        estimate = bootstrap_sums(rows, [cases[n].subject for n in filled], lambda sums: sums[:, 0] / sums[:, 1], how)
+        ends.append((estimate.low, estimate.high))
+    low, high = np.array(ends).T
+    return low, high
+
+
+def tolerance_figure(summary: Mapping[str, Any], plan: EvaluationPlan, palette: Palette = Palette()) -> Figure:
+    """A small chart a class: surface Dice against the tolerance as a curve, boundary IoU as one mark at its width.
+
+    Bands and bars are the intervals. Classes that are not defined say so.
+
+    Args:
+        summary: As `Evaluation.summary` gives it.
+        plan: Its tolerances, from the smallest to the largest or not.
+        palette: Colours.
+    """
+    names = plan.class_names[:ROWS_SHOWN]
+    columns = min(COLUMNS, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(3.2 * columns, 0.35 + 2.35 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for n, axis in enumerate(axes.flat):
+        if n >= len(names):
+            axis.set_visible(False)
+            continue
+        _style(axis, palette)
+        axis.set_title(names[n], color=palette.ink, fontsize=11, loc="left", pad=6, parse_math=False)
+        _draw_tolerances(axis, names[n], summary, plan, palette)
+    for axis in axes[:, 0]:
+        axis.set_ylim(_lowest(summary, names), 1.005)
+    for n in range(columns):
+        lowest = axes[(len(names) - 1 - n) // columns, n]
+        lowest.set_xlabel(f"tolerance, {plan.unit}", color=palette.ink)
+        lowest.tick_params(labelbottom=True)
+    return figure
+
+
+def risk_coverage_figure(curve: Mapping[str, Sequence[float]], palette: Palette = Palette()) -> Figure:
+    """Mean of 1 - Dice among the results kept, when only the surest part is kept.
+
+    Args:
+        curve: "coverage" and "risk", of equal length, from the surest result alone to all of them.
+        palette: Colours.
+    """
+    figure = Figure(figsize=(5.2, 3.3), layout="constrained")
+    axis = figure.subplots()
+    _style(axis, palette)
+    kept, risk = 100 * np.asarray(curve["coverage"]), np.asarray(curve["risk"])
+    axis.axhline(risk[-1], color=palette.muted, lw=1, ls=(0, (1, 2)), zorder=1)
+    axis.text(100, risk[-1], "all results, or any part of them\nif the order said nothing", color=palette.muted,
+              fontsize=9, ha="right", va="bottom", linespacing=1.4)  # fmt: skip
+    axis.plot(kept, risk, color=palette.first, lw=1.6, zorder=3)
+    axis.scatter(kept, risk, s=14, color=palette.first, linewidths=0, zorder=4, clip_on=False)
+    axis.set(xlim=(0, 100), ylim=(0, 1.35 * max(float(risk.max()), 1e-3)))
+    axis.set_xlabel("kept, % of results, the surest first", color=palette.ink)
+    axis.set_ylabel("mean of 1 - Dice among them", color=palette.ink)
+    axis.grid(True, color=palette.grid, lw=0.8)
     return figure
 
 
@@ -79,7 +165,7 @@ def distribution_figure(cases: Sequence[CaseScores], plan: EvaluationPlan, palet
         axis.set_title(heading, color=palette.ink, fontsize=12, loc="left", pad=8)
         axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5]))
         axis.set_xlim(right=1.005)
-    axes[0].set_yticks(range(rows), plan.class_names[:rows], color=palette.ink, fontsize=11)
+    axes[0].set_yticks(range(rows), plan.class_names[:rows], color=palette.ink, fontsize=11, parse_math=False)
     axes[0].set_ylim(rows - 0.5, -0.5)
     return figure
 
@@ -133,6 +219,14 @@ def _draw_reliability(
     axis.grid(True, color=palette.grid, lw=0.8)
 
 
+def _draw_band(axis: Axes, counts: ReliabilityCounts, band: Band, palette: Palette) -> None:
+    """The interval of each bin, joined where neighbouring bins have one."""
+    used = counts.count[TOP_LABEL] > 0
+    x, (low, high) = counts.mean_confidence()[used], (end[used] for end in band)
+    axis.fill_between(x, low, high, color=palette.first, alpha=0.2, linewidth=0, zorder=2)
+    axis.vlines(x, low, high, color=palette.first, alpha=0.45, lw=1, zorder=2)
+
+
 def _draw_curve(
     axis: Axes, counts: ReliabilityCounts, colour: str, palette: Palette, marker: str, style: object
 ) -> None:
@@ -160,6 +254,42 @@ def _draw_histogram(axis: Axes, counts: ReliabilityCounts, palette: Palette) -> 
     axis.grid(True, axis="y", color=palette.grid, lw=0.8)
     axis.set_axisbelow(True)
     axis.set_xlabel("confidence", color=palette.ink)
+
+
+# --- outlines
+
+
+def _draw_tolerances(axis: Axes, name: str, summary: Mapping[str, Any], plan: EvaluationPlan, palette: Palette) -> None:
+    scores = [summary["surface_dice_at"][tolerance] for tolerance in plan.tolerance_names]
+    values = [score["per_class"][name] for score in scores]
+    if any(value is None for value in values):
+        axis.text(0.5, 0.5, "not defined", color=palette.muted, transform=axis.transAxes, ha="center", va="center")
+        return
+    order = np.argsort(plan.tolerances)
+    x, y = np.array(plan.tolerances)[order], np.array(values)[order]
+    ends = [score["per_class_interval"][name] for score in scores]
+    if all(ends):
+        low, high = np.array(ends)[order].T
+        axis.fill_between(x, low, high, color=palette.first, alpha=0.2, linewidth=0, zorder=2)
+    axis.plot(x, y, color=palette.first, lw=1.6, marker="o", ms=4, zorder=3)
+    boundary = summary["boundary_iou"]
+    value, interval = boundary["per_class"][name], boundary["per_class_interval"][name]
+    if interval:
+        axis.vlines(plan.boundary_width, *interval, color=palette.second, lw=1.6, zorder=3)
+    axis.plot(plan.boundary_width, value, color=palette.second, marker="s", ms=5, ls="none", zorder=4)
+    told = (("surface Dice", palette.first), (f"boundary IoU {value:.3f}", palette.second))
+    for n, (text, colour) in enumerate(told):
+        axis.text(0.97, 0.17 - 0.11 * n, text, color=colour, transform=axis.transAxes, ha="right", fontsize=9)
+    axis.set_xlim(0, 1.04 * max(*plan.tolerances, plan.boundary_width))
+    axis.grid(True, color=palette.grid, lw=0.8)
+
+
+def _lowest(summary: Mapping[str, Any], names: Sequence[str]) -> float:
+    """A round lower end of the scale that leaves room for the words below the curves."""
+    blocks = [summary["boundary_iou"], *summary["surface_dice_at"].values()]
+    ends = [block["per_class_interval"][name] or [block["per_class"][name]] for block in blocks for name in names]
+    least = min((end[0] for end in ends if end[0] is not None), default=1.0)
+    return max(0.0, float(np.floor(10 * (least - 0.3 * (1 - least))) / 10) - 0.1)
 
 
 # --- distribution

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
 from numpy.typing import NDArray
@@ -21,13 +22,20 @@ from .contents import CasePicture
 # Contours of predictions, a class at a time; told apart in common colour blindness and on grey images.
 CLASS_COLOURS = ("#4cc3ff", "#ffb000", "#ff6db6", "#8be04e", "#c49bff", "#ff7f4d", "#3fe0c5", "#e6e24a")
 TRUTH_COLOUR = "#ffffff"
+# Of errors, on a grey image of less light; told apart in common colour blindness.
+INVENTED_COLOUR, MISSED_COLOUR, CONFUSED_COLOUR = "#ff4d4d", "#3d8bff", "#ffe14d"
 _NO_METADATA = {"Software": None}
 _GROUND = "#101214"
 GAP_INCHES, LINE_INCHES = 0.28, 0.22
 
 
 def case_figure(
-    picture: CasePicture, plan: EvaluationPlan, colours: Sequence[str] = CLASS_COLOURS, *, legend: bool = False
+    picture: CasePicture,
+    plan: EvaluationPlan,
+    colours: Sequence[str] = CLASS_COLOURS,
+    *,
+    legend: bool = False,
+    errors: bool = False,
 ) -> Figure:
     """A case in three planes (a planar image: plain and outlined), all at one scale and true to its spacing.
 
@@ -39,14 +47,19 @@ def case_figure(
         plan: Which classes there are.
         colours: Of the classes, in their order; repeated where there are more classes.
         legend: Name the classes in their colours below the planes.
+        errors: Add a map of the errors to each plane, below it (a planar image: beside it), as `error_colours` has them.
 
     Raises:
         ValueError: Labels do not fit the image, or the axes name a direction twice.
     """
     planes = _planes(picture, plan)
     names = plan.class_names if legend else ()
-    figure, boxes, mm_per_inch = _canvas([plane.size_mm for plane in planes], len(names))
-    for plane, box in zip(planes, boxes, strict=True):
+    rows = [planes]
+    if errors:
+        maps = [replace(plane, name=f"errors, {plane.name}", errors=True) for plane in planes]
+        rows = [[*planes, replace(maps[-1], name="errors")]] if plan.planar else [planes, maps]
+    figure, boxes, mm_per_inch = _canvas([[plane.size_mm for plane in row] for row in rows], len(names))
+    for plane, box in zip([plane for row in rows for plane in row], boxes, strict=True):
         _draw_plane(figure.add_axes(box), plane, colours, thin=plan.planar)
     _draw_scale(figure.axes[0], planes[0].size_mm, mm_per_inch, plan.unit)
     for n, name in enumerate(names):
@@ -54,23 +67,56 @@ def case_figure(
     return figure
 
 
+def error_colours(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """What is wrong at each voxel, as colour and opacity.
+
+    Invented: a class that is not there; missed: a class that is, unpredicted; confused: both at one voxel, one class taken
+    for another.
+
+    Args:
+        truth: Shape (C, rows, columns), a mask a class.
+        predicted: The same.
+
+    Returns:
+        Shape (rows, columns, 4), 0 to 1; all 0 where nothing is wrong.
+    """
+    invented, missed = (predicted & ~truth).any(axis=0), (truth & ~predicted).any(axis=0)
+    colours = np.zeros((*invented.shape, 4))
+    for where, colour in (
+        (invented & ~missed, INVENTED_COLOUR),
+        (missed & ~invented, MISSED_COLOUR),
+        (invented & missed, CONFUSED_COLOUR),
+    ):
+        colours[where] = (*to_rgb(colour), 1.0)
+    return colours
+
+
+def png(figure: Figure, dpi: int = 130) -> bytes:
+    """The figure as a PNG that says nothing about who made it, nor when."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=dpi, facecolor=figure.get_facecolor(), metadata=_NO_METADATA)
+    return stream.getvalue()
+
+
 def png_uri(figure: Figure, dpi: int = 130) -> str:
     """The figure as a PNG data URI."""
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=dpi, facecolor=figure.get_facecolor(), metadata={"Software": None})
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    return "data:image/png;base64," + base64.b64encode(png(figure, dpi)).decode("ascii")
 
 
 @dataclass(frozen=True)
 class _Plane:
-    """One cut: rows run down, columns run right. `edges` are the letters at left, right, top and bottom."""
+    """One cut: rows run down, columns run right.
+
+    `masks` are truth and prediction, (C, rows, columns) each, or None for the plain image; `edges` the letters at left, right,
+    top and bottom; `errors` says that what is wrong is drawn, not the outlines.
+    """
 
     name: str
     image: NDArray
-    truth: NDArray[np.bool_] | None
-    predicted: NDArray[np.bool_] | None
+    masks: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None
     size_mm: tuple[float, float]
     edges: tuple[str, str, str, str] = ("", "", "", "")
+    errors: bool = False
 
 
 _OPPOSITE = {"L": "R", "R": "L", "A": "P", "P": "A", "S": "I", "I": "S"}
@@ -149,8 +195,7 @@ def _cut(
     return _Plane(
         name=_plane_name(names, across),
         image=turned(image),
-        truth=np.stack([turned(mask) for mask in masks[0]]),
-        predicted=np.stack([turned(mask) for mask in masks[1]]),
+        masks=(np.stack([turned(mask) for mask in masks[0]]), np.stack([turned(mask) for mask in masks[1]])),
         size_mm=size,
         edges=_edges(names, right, down, upward),
     )
@@ -174,7 +219,7 @@ def _planar_views(image: NDArray, truth: NDArray, predicted: NDArray) -> list[_P
     upright = np.moveaxis(image, 0, 1)
     size = float(image.shape[0]), float(image.shape[1])
     outlines = np.moveaxis(truth, 1, 2), np.moveaxis(predicted, 1, 2)
-    return [_Plane("image", upright, None, None, size), _Plane("outlines", upright, *outlines, size)]
+    return [_Plane("image", upright, None, size), _Plane("outlines", upright, outlines, size)]
 
 
 def _window(masks: list[NDArray], spacing: tuple[float, ...]) -> tuple[slice, ...]:
@@ -192,21 +237,24 @@ def _window(masks: list[NDArray], spacing: tuple[float, ...]) -> tuple[slice, ..
 
 
 def _canvas(
-    sizes_mm: Sequence[tuple[float, float]], lines: int = 0
+    rows: Sequence[Sequence[tuple[float, float]]], lines: int = 0
 ) -> tuple[Figure, list[tuple[float, float, float, float]], float]:
-    """A figure with room for lines below, a box for each plane side by side at one scale, and how many mm an inch shows."""
+    """A figure with room for lines below, a box for each plane of each row, all at one scale, and how many mm an inch shows."""
     gap, top, width, most = GAP_INCHES, 0.34, 10.0, 4.6
-    below = lines * LINE_INCHES
-    across = width - gap * (len(sizes_mm) + 1)
-    scale = max(sum(size[0] for size in sizes_mm) / across, max(size[1] for size in sizes_mm) / most)
-    height = max(size[1] for size in sizes_mm) / scale + top + gap + below
-    used = sum(size[0] for size in sizes_mm) / scale + gap * (len(sizes_mm) + 1)
+    across = [sum(size[0] for size in row) / (width - gap * (len(row) + 1)) for row in rows]
+    scale = max(*across, *(size[1] / most for row in rows for size in row))
+    heights = [max(size[1] for size in row) / scale for row in rows]
+    height = sum(heights) + (top + gap) * len(rows) + lines * LINE_INCHES
+    used = max(sum(size[0] for size in row) / scale + gap * (len(row) + 1) for row in rows)
     figure = Figure(figsize=(used, height), facecolor=_GROUND)
-    boxes, left = [], gap
-    for right_mm, down_mm in sizes_mm:
-        w, h = right_mm / scale, down_mm / scale
-        boxes.append((left / used, (height - top - h) / height, w / used, h / height))
-        left += w + gap
+    boxes, upper = [], height
+    for row, tallest in zip(rows, heights, strict=True):
+        left = gap
+        for right_mm, down_mm in row:
+            w, h = right_mm / scale, down_mm / scale
+            boxes.append((left / used, (upper - top - h) / height, w / used, h / height))
+            left += w + gap
+        upper -= top + tallest + gap
     return figure, boxes, scale
 
 
@@ -220,8 +268,9 @@ def _draw_name(figure: Figure, row: int, name: str, colour: str) -> None:
 
 def _draw_plane(axis: Axes, plane: _Plane, colours: Sequence[str], *, thin: bool) -> None:
     width, height = plane.size_mm
+    image = _grey_or_colour(plane.image)
     axis.imshow(
-        _grey_or_colour(plane.image),
+        _dimmed(image) if plane.errors else image,
         cmap="gray",
         extent=(0, width, height, 0),
         aspect="equal",
@@ -231,15 +280,28 @@ def _draw_plane(axis: Axes, plane: _Plane, colours: Sequence[str], *, thin: bool
     axis.set(xlim=(0, width), ylim=(height, 0))
     axis.set_axis_off()
     axis.set_title(plane.name, color="#c6ccd4", fontsize=10, loc="left", pad=5)
-    if plane.truth is not None and plane.predicted is not None:
-        for mask in plane.truth:
-            _draw_contour(axis, mask, plane.size_mm, TRUTH_COLOUR, 0.6 if thin else 1.3)
-        for n, mask in enumerate(plane.predicted):
-            colour = colours[n % len(colours)]
-            _draw_contour(axis, mask, plane.size_mm, colour, 0.6 if thin else 1.8)
+    if plane.masks is not None and plane.errors:
+        axis.imshow(error_colours(*plane.masks), extent=(0, width, height, 0), aspect="equal", interpolation="nearest")
+    elif plane.masks is not None:
+        _draw_outlines(axis, *plane.masks, plane.size_mm, colours, thin=thin)
     for text, x, y in zip(plane.edges, (0.03, 0.97, 0.5, 0.5), (0.5, 0.5, 0.96, 0.04), strict=True):
         letter = axis.text(x, y, text, color="#ffffff", transform=axis.transAxes, ha="center", va="center")
         letter.set(fontsize=9, path_effects=[Stroke(linewidth=2.2, foreground="#000000"), Normal()])
+
+
+def _draw_outlines(
+    axis: Axes, truth: NDArray, predicted: NDArray, size_mm: tuple[float, float], colours: Sequence[str], *, thin: bool
+) -> None:
+    for mask in truth:
+        _draw_contour(axis, mask, size_mm, TRUTH_COLOUR, 0.6 if thin else 1.3)
+    for n, mask in enumerate(predicted):
+        _draw_contour(axis, mask, size_mm, colours[n % len(colours)], 0.6 if thin else 1.8)
+
+
+def _dimmed(image: NDArray) -> NDArray:
+    """Grey, 0 to 0.55: colours stand out on it."""
+    grey = image if image.ndim == 2 else image @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, luma
+    return 0.55 * grey
 
 
 def _draw_contour(axis: Axes, mask: NDArray[np.bool_], size_mm: tuple[float, float], colour: str, width: float) -> None:
