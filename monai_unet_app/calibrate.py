@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ignite.engine import Engine, Events
 from numpy.typing import NDArray
 
 from dicom_io.volume import Volume
@@ -36,7 +37,7 @@ from monai_unet_app.calibration.features import describe
 from monai_unet_app.calibration.quality import SOUND, QualityGate, Sample
 from monai_unet_app.calibration.shift import ShiftDetector
 from monai_unet_app.config import PredictConfig
-from monai_unet_app.data.cases import CaseFiles
+from monai_unet_app.data.cases import CaseFiles, find_data
 from monai_unet_app.data.inspect import check_cases
 from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.monai_bridge import to_metatensor
@@ -171,6 +172,40 @@ def known_rows(bundle: Bundle, cases: Sequence[CaseFiles], most: int = 100) -> l
     found = [row for partition in ("train", "selection") for row in _chosen(bundle, cases, partition)]
     known = [row for row in found if bundle.seen_as(read_volume(row["image"]))]
     return known[:: -(-len(known) // most)] if known else []
+
+
+class StatementFit:
+    """Ignite handler for `calibrate.yaml`, after `CalibrationFit`: the same statements as `monai-unet calibrate` fits.
+
+    Args:
+        bundle_root: The bundle; its `configs/confidence.json` is written when the evaluator has completed.
+        cases: Calibration cases, {"id", "subject", "image", "label"}.
+        dataset_dir, labels_dir, label_suffix: Where the cases come from, and those that the bundle trained with.
+        coverage, risk: As `state_confidence`.
+    """
+
+    def __init__(
+        self,
+        bundle_root: str,
+        cases: Sequence[Row],
+        dataset_dir: str,
+        labels_dir: str | None = None,
+        label_suffix: str = "",
+        coverage: float = COVERAGE,
+        risk: float = RISK,
+    ) -> None:
+        self.bundle_root, self.cases = bundle_root, list(cases)
+        self.everything = find_data(dataset_dir, labels_dir, label_suffix)
+        self.coverage, self.risk = coverage, risk
+
+    def attach(self, engine: Engine) -> None:
+        """Called by MONAI's evaluator."""
+        engine.add_event_handler(Events.COMPLETED, self._state)
+
+    def _state(self, engine: Engine) -> None:
+        bundle = load_bundle(self.bundle_root)
+        known = known_rows(bundle, self.everything)
+        state_confidence(bundle, self.cases, known, coverage=self.coverage, risk=self.risk)
 
 
 def _chosen(bundle: Bundle, cases: Sequence[CaseFiles], partition: str) -> list[Row]:

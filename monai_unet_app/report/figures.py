@@ -89,7 +89,7 @@ def accuracy_band(cases: Sequence[CaseScores], population: str, how: Bootstrap) 
     right = np.array([entry.correct[TOP_LABEL] for entry in counts], dtype=np.float64)
     ends = []
     for b in range(number.shape[1]):
-        filled = np.flatnonzero(number[:, b])
+        filled = np.flatnonzero(number[:, b]).tolist()
         rows = np.stack([right[filled, b], number[filled, b]], axis=1)
         estimate = bootstrap_sums(rows, [cases[n].subject for n in filled], lambda sums: sums[:, 0] / sums[:, 1], how)
         ends.append((estimate.low, estimate.high))

@@ -85,8 +85,9 @@ def as_targets(bounds: Bounds, class_names: Sequence[str]) -> tuple[Target, ...]
     targets = []
     for name, ends in bounds.items():
         if name in FIGURES:
-            targets.append(Target(*FIGURES[name], **ends))
+            places = [FIGURES[name]]
         else:
             words, score = EACH_CLASS[name]
-            targets += [Target(f"{words}, {label}", (score, "per_class", label), **ends) for label in class_names]
+            places = [(f"{words}, {label}", (score, "per_class", label)) for label in class_names]
+        targets += [Target(*place, ends.get("at_least"), ends.get("at_most")) for place in places]
     return tuple(targets)

@@ -1,0 +1,365 @@
+"""What a report says, section by section, verdict first; how it looks is the business of `html` and `pdf`.
+
+It holds no path, and no identity beyond the names of cases that it was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from monai_unet_app.metrics import CaseScores, EvaluationPlan, definitions
+from monai_unet_app.metrics.scores import score_keys
+
+from .blocks import Block, Cell, Chart, Facts, Folded, Heading, Key, Lines, Picture, Table, Text, Tiles, Title, Tone
+from .blocks import Verdict as VerdictLine
+from .contents import CasePicture, EvaluationReport, Outcome, Target
+from .figures import (
+    COLUMNS,
+    ROWS_SHOWN,
+    SCARCE,
+    accuracy_band,
+    distribution_figure,
+    reliability_figure,
+    tolerance_figure,
+)
+from .pictures import CLASS_COLOURS, CONFUSED_COLOUR, INVENTED_COLOUR, MISSED_COLOUR, TRUTH_COLOUR, case_figure
+from .statements import statement_blocks, verdict_counts
+from .words import between, number, percent, plural
+
+_WORST_SHOWN = 10
+_MARKS: Mapping[Outcome, tuple[Tone, str]] = {
+    "reached": ("good", "✓ reached"),
+    "missed": ("bad", "✗ missed"),
+    "undefined": ("", "– not defined"),
+}
+
+
+def sections(report: EvaluationReport) -> list[Block]:
+    """The whole report."""
+    return [
+        *head(report),
+        *_classes(report),
+        *_all_cases(report),
+        *_outlines(report),
+        *_components(report),
+        *_calibration(report),
+        *_statements(report),
+        *_pictures(report),
+        *_case_tables(report),
+        *_provenance(report),
+    ]
+
+
+# --- the verdict
+
+
+def head(report: EvaluationReport) -> list[Block]:
+    """What was measured, whether the targets were reached, and the four figures that matter most."""
+    on = report.measured_on
+    cases = f"{plural(len(report.cases), 'case')} of {plural(report.subjects, 'subject')}"
+    blocks: list[Block] = [Title(f"{on.bundle_name} {on.bundle_version}, {cases}"), verdict(report)]
+    if report.targets:
+        blocks.append(Lines(tuple(_target_line(target, report.summary) for target in report.targets)))
+    if report.targets and report.targets_from:
+        blocks.append(Text(f"Targets: {report.targets_from}.", note=True))
+    if gate := (report.statements or {}).get("gate"):
+        blocks.append(Text(f"The bundle's quality gate on these results: {verdict_counts(gate)}."))
+    return [*blocks, Tiles(_tiles(report))]
+
+
+def verdict(report: EvaluationReport) -> VerdictLine:
+    """Were the targets reached? Without targets: the figure that matters most."""
+    if not report.targets:
+        dice = report.summary["dice"]
+        return VerdictLine(f"Mean Dice {number(dice['mean'], 3)}{_in_brackets(dice['mean_interval'], 3)}")
+    outcomes = [target.outcome(report.summary) for target in report.targets]
+    missed, undefined = outcomes.count("missed"), outcomes.count("undefined")
+    if not missed and not undefined:
+        all_reached = "The target is reached" if len(outcomes) == 1 else f"All {len(outcomes)} targets are reached"
+        return VerdictLine(all_reached, "good")
+    rest = f", {undefined} not defined" if undefined else ""
+    if missed:
+        return VerdictLine(f"{missed} of {plural(len(outcomes), 'target')} missed{rest}", "bad")
+    return VerdictLine(f"{outcomes.count('reached')} of {plural(len(outcomes), 'target')} reached{rest}")
+
+
+def _target_line(target: Target, summary: Mapping[str, Any]) -> tuple[Tone, str, str]:
+    bounds = [
+        f"{word} {bound:g}"
+        for word, bound in (("at least", target.at_least), ("at most", target.at_most))
+        if bound is not None
+    ]
+    tone, mark = _MARKS[target.outcome(summary)]
+    return tone, mark, f"{target.name} {number(target.value(summary), 4)} ({' and '.join(bounds)})"
+
+
+def _tiles(report: EvaluationReport) -> tuple[tuple[str, str, str], ...]:
+    summary, plan = report.summary, report.plan
+    figures = (
+        ("Dice, mean", "dice", "mean", 3),
+        (f"Boundary IoU, {plan.boundary_width:g} {plan.unit}, mean", "boundary_iou", "mean", 3),
+        ("ECE, whole image", "ece", "top_label", 4),
+        (f"ECE, {plan.band_width:g} {plan.unit} around the predicted surface", "ece_band", "top_label", 4),
+    )
+    return tuple(
+        (name, number(summary[key][what], digits), between(summary[key][f"{what}_interval"], digits) or "no interval")
+        for name, key, what, digits in figures
+    )
+
+
+# --- scores
+
+
+def _classes(report: EvaluationReport) -> list[Block]:
+    plan, keys = report.plan, score_keys(report.plan)
+    columns = {
+        "dice": ("Dice", 3),
+        "boundary_iou": (f"Boundary IoU\n{plan.boundary_width:g} {plan.unit}", 3),
+        "iou_boundary_min": ("min(IoU,\nboundary IoU)", 3),
+        "surface_dice": (f"Surface Dice\n{plan.surface_tolerance:g} {plan.unit}", 3),
+        keys["hd95"]: (f"HD95\n{plan.unit}", 2),
+        keys["size_difference"]: (f"Size error\n{'pixels' if plan.planar else 'mL'}", 3),
+        "ece": ("ECE\nwhole", 4),
+        "ece_band": ("ECE\nband", 4),
+    }
+    if plan.centreline:
+        columns = {"dice": columns["dice"], "centreline_dice": ("Centre-line\nDice", 3), **columns}
+    blocks = {key: report.summary[key] for key in columns}
+    note = (
+        f"Means over cases; below them the {percent(report.how.level)} interval, drawn by subject. ECE here is one class "
+        f"against the rest, pooled over all cases; the figures above show the top label. {_without_distance(report)}"
+    )
+    return [Heading("Each class"), Text(note, note=True), _by_class(columns, blocks, plan), *_undefined(report)]
+
+
+def _by_class(columns: Mapping[str, tuple[str, int]], blocks: Mapping[str, Any], plan: EvaluationPlan) -> Table:
+    """A row a class and one for the mean; `columns` says heading and digits of each of the `blocks`."""
+
+    def row(name: str | None) -> tuple[str | Cell, ...]:
+        return name or "Mean", *(_score(blocks[key], name, digits) for key, (_, digits) in columns.items())
+
+    rows = tuple(row(name) for name in (*plan.class_names, None))
+    return Table(("Class", *(heading for heading, _ in columns.values())), rows, last_is_mean=True)
+
+
+def _score(block: Mapping[str, Any], name: str | None, digits: int) -> Cell:
+    """A score of one class, or its mean, with the interval below it."""
+    value = block["mean"] if name is None else block["per_class"][name]
+    interval = block["mean_interval"] if name is None else block["per_class_interval"][name]
+    return Cell(number(value, digits), between(interval, digits))
+
+
+def _without_distance(report: EvaluationReport) -> str:
+    lost = report.summary[score_keys(report.plan)["hd95"]]["undefined_cases"]
+    defined = {name: cases for name, cases in lost.items() if cases and name not in report.summary["undefined"]}
+    named = ", ".join(f"{name} in {plural(cases, 'case')}" for name, cases in defined.items())
+    return f"Without a distance, since one of the two masks is empty: {named}." if named else ""
+
+
+def _undefined(report: EvaluationReport) -> list[Block]:
+    """Classes that have no scores, with the reason, and those that some cases lack."""
+    undefined, absent = report.summary["undefined"], report.summary["absent_cases"]
+    blocks: list[Block] = []
+    if undefined:
+        blocks += [Heading("Not defined", small=True), Facts(undefined)]
+    partly = {name: cases for name, cases in absent.items() if cases and name not in undefined}
+    if partly:
+        named = ", ".join(f"{name} in {plural(cases, 'case')}" for name, cases in partly.items())
+        dice = report.summary["dice"]["present_only"]
+        figure = number(dice["mean"], 3) + _in_brackets(dice["mean_interval"], 3)
+        blocks.append(
+            Text(f"Neither true nor predicted, which counts as 1: {named}. Dice without these: {figure}.", note=True)
+        )
+    return blocks
+
+
+def _all_cases(report: EvaluationReport) -> list[Block]:
+    caption = "One dot a case. Bar: the middle half of the cases; tick: the median." + _how_many_drawn(report.plan)
+    draw = partial(distribution_figure, report.cases, report.plan)
+    return [Heading("All cases"), Chart(draw, "Dice and boundary IoU of every case, a row a class", caption)]
+
+
+def _outlines(report: EvaluationReport) -> list[Block]:
+    plan = report.plan
+    note = (
+        "The curve is the part of both borders that lies within a tolerance of the other's (surface Dice); the square is "
+        f"boundary IoU at {plan.boundary_width:g} {plan.unit}. Where the curve is high from the start, the outlines agree."
+    )
+    caption = f"Bands and bars: {percent(report.how.level)} interval, drawn by subject." + _how_many_drawn(plan)
+    width = min(COLUMNS, len(plan.class_names)) / COLUMNS
+    draw = partial(tolerance_figure, report.summary, plan)
+    label = "Surface Dice against the tolerance, and boundary IoU, a chart a class"
+    return [Heading("How far off are the outlines?"), Text(note), Chart(draw, label, caption, width)]
+
+
+def _how_many_drawn(plan: EvaluationPlan) -> str:
+    if len(plan.class_names) <= ROWS_SHOWN:
+        return ""
+    return f" The first {ROWS_SHOWN} of {len(plan.class_names)} classes are drawn."
+
+
+def _components(report: EvaluationReport) -> list[Block]:
+    columns = {
+        "truth": ("True\nparts", 2),
+        "predicted": ("Predicted\nparts", 2),
+        "missed": ("Missed", 2),
+        "invented": ("Invented", 2),
+        "sensitivity": ("Sensitivity", 3),
+        "f1": ("F1", 3),
+        "panoptic_quality": ("Panoptic\nquality", 3),
+    }
+    note = (
+        "Connected parts of each class, means over cases. A part is found where one of the other mask overlaps it with an "
+        "IoU above 0.5; true parts that are not are missed, predicted ones invented."
+    )
+    table = _by_class(columns, report.summary["components"], report.plan)
+    return [Heading("Part by part"), Text(note, note=True), table]
+
+
+# --- calibration
+
+
+def populations_in_words(plan: EvaluationPlan) -> dict[str, str]:
+    """Name of each population of calibration -> which voxels it holds."""
+    likely = f"Probability of foreground above {plan.likely_above:g}"
+    return {
+        plan.populations[0]: "Whole image",
+        plan.band: f"Within {plan.band_width:g} {plan.unit} of the predicted surface",
+        plan.likely: likely,
+        plan.box: f"Box of the prediction and {plan.box_margin:g} {plan.unit} around it",
+    }
+
+
+def _calibration(report: EvaluationReport) -> list[Block]:
+    words = populations_in_words(report.plan)
+    bands = {name: accuracy_band(report.cases, name, report.how) for name in report.reliability}
+    banded = any(low[low == low].size for low, _ in bands.values())
+    draw = partial(
+        reliability_figure, report.reliability, report.reliability_before, words, bands=bands if banded else None
+    )
+    caption = (
+        f"Top label, {report.plan.bins} equal-width bins, pooled over all cases. "
+        f"Hollow marks: bins with fewer than {SCARCE} decisions."
+    )
+    if banded:
+        caption += f" Band: {percent(report.how.level)} interval of each bin, drawn by subject."
+    label = "Reliability diagrams: how often came true what was predicted with a given confidence"
+    return [
+        Heading("Can the probabilities be trusted?"),
+        Text(
+            "A point on the diagonal means that what was predicted with this confidence came true as often. "
+            "Below it the model is too sure, above it not sure enough."
+        ),
+        Chart(draw, label, caption),
+        _calibration_table(report, words),
+    ]
+
+
+def _calibration_table(report: EvaluationReport, words: Mapping[str, str]) -> Table:
+    tables = {"before calibration": report.summary.get("calibration_before"), "": report.summary["calibration"]}
+    rows = [
+        (f"{words[name]}{', ' + when if when else ''}", *_calibration_cells(table[name]))
+        for name in report.plan.every_population
+        for when, table in tables.items()
+        if table
+    ]
+    equal = ("ACE\nequal width", "ACE\nequal mass")
+    return Table(("Population", "ECE", *equal, "MCE", "ECE, mean\nof cases", "Brier", "NLL", "Decisions"), tuple(rows))
+
+
+def _calibration_cells(block: Mapping[str, Any]) -> list[str]:
+    top = block["top_label"]
+    values = (top["ece"], top["ace"], top["ace_equal_mass"], top["mce"], block["per_case"]["ece"])
+    return [number(value, 4) for value in (*values, block["brier"], block["nll"])] + [f"{block['decisions']:,}"]
+
+
+def _statements(report: EvaluationReport) -> list[Block]:
+    return statement_blocks(report.statements) if report.statements else []
+
+
+# --- cases
+
+
+def _pictures(report: EvaluationReport) -> list[Block]:
+    if not report.pictures:
+        return []
+    outlines = [(TRUTH_COLOUR, "Truth")] + [
+        (CLASS_COLOURS[n % len(CLASS_COLOURS)], f"Predicted: {name}") for n, name in enumerate(report.plan.class_names)
+    ]
+    errors = [(INVENTED_COLOUR, "Invented"), (MISSED_COLOUR, "Missed")]
+    if len(report.plan.class_names) > 1:
+        errors.append((CONFUSED_COLOUR, "One class taken for another"))
+    cut = "" if report.plan.planar else " The planes cut where the truth is largest, at true proportions."
+    scores = {case.case_id: case for case in report.cases}
+    return [
+        Heading("Worst, median and best case"),
+        Text(f"By mean Dice.{cut}", note=True),
+        Key((*outlines, *errors)),
+        *(_picture(picture, scores.get(picture.case_id), report.plan) for picture in report.pictures),
+    ]
+
+
+def _picture(picture: CasePicture, scores: CaseScores | None, plan: EvaluationPlan) -> Picture:
+    said = f"{picture.role.capitalize()}: {picture.case_id}"
+    if scores is not None:
+        each = ", ".join(f"{entry.name} {entry.dice:.3f}" for entry in scores.classes[:8])
+        said += f". Dice {scores.mean('dice'):.3f}" + (f" ({each})" if len(scores.classes) > 1 else "")
+    draw = partial(case_figure, picture, plan, errors=True)
+    return Picture(draw, f"{picture.role} case: outlines of truth and prediction, and where they differ", said)
+
+
+def _case_tables(report: EvaluationReport) -> list[Block]:
+    ranked = sorted(report.cases, key=lambda case: (case.mean("dice"), case.case_id))
+    first, rest = ranked[:_WORST_SHOWN], ranked[_WORST_SHOWN:]
+    if not rest:
+        return [Heading("Cases, lowest first"), _case_table(first, report.plan)]
+    more = plural(len(rest), "more case")
+    return [
+        Heading(f"The {len(first)} lowest cases"),
+        _case_table(first, report.plan),
+        Folded(more, _case_table(rest, report.plan), f"{more}: see cases.csv."),
+    ]
+
+
+def _case_table(cases: Iterable[CaseScores], plan: EvaluationPlan) -> Table:
+    rows = tuple(
+        (
+            case.case_id,
+            case.subject,
+            number(case.mean("dice"), 3),
+            number(case.mean("boundary_iou"), 3),
+            number(case.mean("hd95"), 2),
+            *(number(case.ece(population), 4) for population in plan.populations),
+        )
+        for case in cases
+    )
+    return Table(("Case", "Subject", "Dice", "Boundary IoU", f"HD95 {plan.unit}", "ECE whole", "ECE band"), rows)
+
+
+# --- where it comes from
+
+
+def _provenance(report: EvaluationReport) -> Sequence[Block]:
+    on, how = report.measured_on, report.how
+    facts = {
+        "Bundle": f"{on.bundle_name} {on.bundle_version}",
+        "Bundle sha256": on.bundle_sha256,
+        "Data": on.data_name,
+        "Data sha256": on.data_sha256,
+        "Part": on.partition or "not stated",
+        "Cases": f"{len(report.cases)} of {plural(report.subjects, 'subject')}",
+        "Intervals": f"{percent(how.level)}, {how.resamples} resamples, seed {how.seed}",
+        "Made": f"{report.created:%Y-%m-%d %H:%M} UTC",
+    }
+    return [
+        Heading("What was measured on what"),
+        Facts(facts),
+        Heading("Definitions"),
+        Facts(definitions(report.plan)),
+    ]
+
+
+def _in_brackets(interval: Sequence[float] | None, digits: int) -> str:
+    return f" ({between(interval, digits)})" if interval else ""

@@ -1,0 +1,118 @@
+"""The section on what a bundle says of its own results: which of its statements came true.
+
+What it tells is what `calibration.judged.summarise_statements` counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from monai_unet_app.calibration.judged import GOOD
+from monai_unet_app.calibration.quality import USELESS
+
+from .blocks import Block, Cell, Chart, Facts, Heading, Table, Text
+from .figures import risk_coverage_figure
+from .words import between, number, percent, plural
+
+_PARTS = {"accept": "accepted", "review": "for review", "reject": "rejected"}
+_STATEMENTS = {
+    "sizes": "Intervals of sizes",
+    "risk": "Cautious masks",
+    "gate": "Quality gate",
+    "shift": "Images unlike the training's",
+}
+
+
+def statement_blocks(statements: Mapping[str, Any]) -> list[Block]:
+    """Every statement with what became of it, and those that are not made, with the reason."""
+    blocks: list[Block] = [Heading("What the bundle says of its own results")]
+    if statements.get("sizes"):
+        blocks += _sizes(statements["sizes"])
+    if statements.get("cautious"):
+        blocks += _cautious(statements["cautious"])
+    if statements.get("gate"):
+        blocks += _gate(statements["gate"])
+    if statements.get("shift"):
+        shift = statements["shift"]
+        flagged = (
+            f"{shift['flagged']} of {plural(shift['cases'], 'image')} flagged (distance above {shift['limit']:.2g})."
+        )
+        blocks += [Heading(_STATEMENTS["shift"], small=True), Text(flagged)]
+    if statements["not_stated"]:
+        reasons = {_STATEMENTS.get(name, name): reason for name, reason in statements["not_stated"].items()}
+        blocks += [Heading("Not stated", small=True), Facts(reasons)]
+    return blocks
+
+
+def verdict_counts(gate: Mapping[str, Any]) -> str:
+    """For instance "28 accepted, 6 for review, 2 rejected"."""
+    return ", ".join(f"{gate['verdicts'].get(key, 0)} {word}" for key, word in _PARTS.items())
+
+
+def _sizes(sizes: Mapping[str, Any]) -> list[Block]:
+    rows = [(name, *_coverage_cells(said), percent(said["mean_half_width"], 1)) for name, said in sizes.items()]
+    return [
+        Heading(_STATEMENTS["sizes"], small=True),
+        Text(
+            "Each result comes with an interval for the true size. How many of them hold it, by subject; below, the 95 % "
+            "interval by chance (Clopper-Pearson). Half width: part of the interval's centre, mean over cases.",
+            note=True,
+        ),
+        Table(("Class", "Stated", "Observed", "Kept?", "Subjects", "Cases", "Half width"), tuple(rows)),
+    ]
+
+
+def _coverage_cells(said: Mapping[str, Any]) -> tuple[str | Cell, ...]:
+    interval = said["interval"] and [100 * end for end in said["interval"]]
+    observed = Cell(percent(said["observed"], 1), between(interval, 1))
+    return percent(said["wanted"]), observed, _kept(said), str(said["subjects"]), str(said["cases"])
+
+
+def _kept(said: Mapping[str, Any]) -> Cell:
+    """Whether the statement was true here, as far as so few subjects can tell."""
+    if said["observed"] is None:
+        return Cell("–")
+    if said["observed"] >= said["wanted"]:
+        return Cell("yes", tone="good")
+    return Cell("no", tone="bad") if said["interval"][1] < said["wanted"] else Cell("may be chance")
+
+
+def _cautious(cautious: Mapping[str, Any]) -> list[Block]:
+    rows = [
+        (name, percent(said["risk"]), percent(said["mean_missed"], 1), str(said["cases"]))
+        for name, said in cautious.items()
+    ]
+    return [
+        Heading(_STATEMENTS["risk"], small=True),
+        Text("Part of the truth that the cautious mask misses, mean over the cases that have one.", note=True),
+        Table(("Class", "Stated, at most", "Missed", "Cases"), tuple(rows)),
+    ]
+
+
+def _gate(gate: Mapping[str, Any]) -> list[Block]:
+    bound = gate["bound"]
+    ends = bound["interval"] and [100 * end for end in bound["interval"]]
+    within = f"; 95 % interval {between(ends, 1)}" if ends else ""
+    facts = {
+        "Verdicts": verdict_counts(gate),
+        "Predicted and true Dice": f"rank correlation (Spearman) {number(gate['spearman'], 2)}",
+        "True Dice at or above the bound": f"{percent(bound['observed'], 1)} (stated: {percent(bound['wanted'])}{within}; "
+        f"{plural(bound['subjects'], 'subject')})",
+        f"Useless results (Dice below {USELESS:g}) held back": _share(gate["flagged_of_useless"]),
+        f"Good results (Dice above {GOOD:g}) held back": _share(gate["held_of_good"]),
+        "Mean risk over all coverages (AURC)": number(gate["aurc"], 4),
+    }
+    blocks: list[Block] = [Heading(_STATEMENTS["gate"], small=True), Facts(facts)]
+    if gate["risk_coverage"]["coverage"]:
+        label = "Risk against coverage: mean of 1 - Dice among the results kept, when the surest part is kept"
+        caption = "A result is one class of one case. The curve should rise from left to right: what is surest is best."
+        blocks.append(Chart(partial(risk_coverage_figure, gate["risk_coverage"]), label, caption, width=0.6))
+    return blocks
+
+
+def _share(found: Mapping[str, Any]) -> str:
+    if found["share"] is None:
+        return "there was none"
+    return f"{percent(found['share'], 1)} of {found['results']}"
