@@ -236,6 +236,7 @@ def _state(
     step: Step,
 ) -> Confidence:
     run, got = PredictConfig(tta=setting == "tta"), _Gathered([], [], [], [])
+    gate = len({row["subject"] for row in rows}) >= subjects_needed(wanted[0])  # else there is none to be taught
     for number, row in enumerate(rows):
         volume = read_volume(row["image"])
         truth = truth_of(row, volume, bundle)
@@ -243,7 +244,7 @@ def _state(
         structures = structures_of(case.probabilities, case.labels, volume, exclusive=bundle.exclusive)
         got.measured += measure(row["subject"], structures, masks_of(truth, volume, bundle), volume)
         got.samples += _samples(row["subject"], SOUND, case, truth, bundle)
-        for how, spoiled, moved in _spoiled(volume, truth, number, len(rows), bundle):
+        for how, spoiled, moved in _spoiled(volume, truth, number, len(rows), bundle) if gate else ():
             try:
                 result = segment_case(spoiled, bundle, run)
             except InputRefusedError:  # what is refused needs no gate

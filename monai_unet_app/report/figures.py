@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -140,8 +140,8 @@ def risk_coverage_figure(curve: Mapping[str, Sequence[float]], palette: Palette 
     _style(axis, palette)
     kept, risk = 100 * np.asarray(curve["coverage"]), np.asarray(curve["risk"])
     axis.axhline(risk[-1], color=palette.muted, lw=1, ls=(0, (1, 2)), zorder=1)
-    axis.text(100, risk[-1], "all results, or any part of them\nif the order said nothing", color=palette.muted,
-              fontsize=9, ha="right", va="bottom", linespacing=1.4)  # fmt: skip
+    without_order = "all results; any part of them if the order said nothing"
+    axis.text(1, risk[-1], without_order, color=palette.muted, fontsize=9, va="bottom")
     axis.plot(kept, risk, color=palette.first, lw=1.6, zorder=3)
     axis.scatter(kept, risk, s=14, color=palette.first, linewidths=0, zorder=4, clip_on=False)
     axis.set(xlim=(0, 100), ylim=(0, 1.35 * max(float(risk.max()), 1e-3)))
@@ -151,15 +151,25 @@ def risk_coverage_figure(curve: Mapping[str, Sequence[float]], palette: Palette 
     return figure
 
 
-def distribution_figure(cases: Sequence[CaseScores], plan: EvaluationPlan, palette: Palette = Palette()) -> Figure:
-    """Every case as a dot, a row a class: Dice left, boundary IoU right; bar: quartiles, tick: median."""
+def distribution_figure(
+    cases: Sequence[CaseScores], plan: EvaluationPlan, palette: Palette = Palette(), undefined: Collection[str] = ()
+) -> Figure:
+    """Every case as a dot, a row a class: Dice left, boundary IoU right; bar: quartiles, tick: median.
+
+    Classes that are `undefined` keep their row, empty.
+    """
     rows = min(len(plan.class_names), ROWS_SHOWN)
     figure = Figure(figsize=(9.4, 1.5 + 0.75 * rows), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     headings = {"dice": "Dice", "boundary_iou": f"Boundary IoU, {plan.boundary_width:g} {plan.unit}"}
     for axis, (score, heading) in zip(axes, headings.items(), strict=True):
         _style(axis, palette)
-        for n in range(rows):
+        for n, name in enumerate(plan.class_names[:rows]):
+            if name in undefined:
+                axis.text(
+                    0.02, n, "not defined", color=palette.muted, transform=axis.get_yaxis_transform(), va="center"
+                )
+                continue
             values = np.array([getattr(case.classes[n], score) for case in cases])
             _draw_row(axis, n, values, palette)
         axis.set_title(heading, color=palette.ink, fontsize=12, loc="left", pad=8)
@@ -271,7 +281,7 @@ def _draw_tolerances(axis: Axes, name: str, summary: Mapping[str, Any], plan: Ev
     if all(ends):
         low, high = np.array(ends)[order].T
         axis.fill_between(x, low, high, color=palette.first, alpha=0.2, linewidth=0, zorder=2)
-    axis.plot(x, y, color=palette.first, lw=1.6, marker="o", ms=4, zorder=3)
+    axis.plot(x, y, color=palette.first, lw=1.6, marker="o", ms=4, zorder=3, clip_on=False)
     boundary = summary["boundary_iou"]
     value, interval = boundary["per_class"][name], boundary["per_class_interval"][name]
     if interval:

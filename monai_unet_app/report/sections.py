@@ -6,6 +6,7 @@ It holds no path, and no identity beyond the names of cases that it was given.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -91,8 +92,9 @@ def _target_line(target: Target, summary: Mapping[str, Any]) -> tuple[Tone, str,
         for word, bound in (("at least", target.at_least), ("at most", target.at_most))
         if bound is not None
     ]
-    tone, mark = _MARKS[target.outcome(summary)]
-    return tone, mark, f"{target.name} {number(target.value(summary), 4)} ({' and '.join(bounds)})"
+    (tone, mark), value = _MARKS[target.outcome(summary)], target.value(summary)
+    figure = "" if value is None else f" {number(value, 4)}"
+    return tone, mark, f"{target.name}{figure} ({' and '.join(bounds)})"
 
 
 def _tiles(report: EvaluationReport) -> tuple[tuple[str, str, str], ...]:
@@ -113,25 +115,16 @@ def _tiles(report: EvaluationReport) -> tuple[tuple[str, str, str], ...]:
 
 
 def _classes(report: EvaluationReport) -> list[Block]:
-    plan, keys = report.plan, score_keys(report.plan)
-    columns = {
-        "dice": ("Dice", 3),
-        "boundary_iou": (f"Boundary IoU\n{plan.boundary_width:g} {plan.unit}", 3),
-        "iou_boundary_min": ("min(IoU,\nboundary IoU)", 3),
-        "surface_dice": (f"Surface Dice\n{plan.surface_tolerance:g} {plan.unit}", 3),
-        keys["hd95"]: (f"HD95\n{plan.unit}", 2),
-        keys["size_difference"]: (f"Size error\n{'pixels' if plan.planar else 'mL'}", 3),
-        "ece": ("ECE\nwhole", 4),
-        "ece_band": ("ECE\nband", 4),
-    }
-    if plan.centreline:
-        columns = {"dice": columns["dice"], "centreline_dice": ("Centre-line\nDice", 3), **columns}
-    blocks = {key: report.summary[key] for key in columns}
+    columns = {"dice": ("Dice", 3), "iou": ("IoU", 3), "precision": ("Precision", 3), "recall": ("Recall", 3)}
+    if report.plan.centreline:
+        columns["centreline_dice"] = ("Centre-line\nDice", 3)
+    columns |= {"ece": ("ECE\nwhole", 4), "ece_band": ("ECE\nband", 4)}
     note = (
         f"Means over cases; below them the {percent(report.how.level)} interval, drawn by subject. ECE here is one class "
-        f"against the rest, pooled over all cases; the figures above show the top label. {_without_distance(report)}"
+        "against the rest, pooled over all cases; the figures above show the top label."
     )
-    return [Heading("Each class"), Text(note, note=True), _by_class(columns, blocks, plan), *_undefined(report)]
+    table = _by_class(columns, report.summary, report.plan)
+    return [Heading("Each class"), Text(note, note=True), table, *_undefined(report)]
 
 
 def _by_class(columns: Mapping[str, tuple[str, int]], blocks: Mapping[str, Any], plan: EvaluationPlan) -> Table:
@@ -151,11 +144,10 @@ def _score(block: Mapping[str, Any], name: str | None, digits: int) -> Cell:
     return Cell(number(value, digits), between(interval, digits))
 
 
-def _without_distance(report: EvaluationReport) -> str:
+def _without_distance(report: EvaluationReport) -> list[Block]:
     lost = report.summary[score_keys(report.plan)["hd95"]]["undefined_cases"]
-    defined = {name: cases for name, cases in lost.items() if cases and name not in report.summary["undefined"]}
-    named = ", ".join(f"{name} in {plural(cases, 'case')}" for name, cases in defined.items())
-    return f"Without a distance, since one of the two masks is empty: {named}." if named else ""
+    named = ", ".join(f"{name} in {plural(cases, 'case')}" for name, cases in lost.items() if cases)
+    return [Text(f"Without a distance, since one of the two masks is empty: {named}.", note=True)] if named else []
 
 
 def _undefined(report: EvaluationReport) -> list[Block]:
@@ -177,12 +169,12 @@ def _undefined(report: EvaluationReport) -> list[Block]:
 
 def _all_cases(report: EvaluationReport) -> list[Block]:
     caption = "One dot a case. Bar: the middle half of the cases; tick: the median." + _how_many_drawn(report.plan)
-    draw = partial(distribution_figure, report.cases, report.plan)
+    draw = partial(distribution_figure, report.cases, report.plan, undefined=tuple(report.summary["undefined"]))
     return [Heading("All cases"), Chart(draw, "Dice and boundary IoU of every case, a row a class", caption)]
 
 
 def _outlines(report: EvaluationReport) -> list[Block]:
-    plan = report.plan
+    plan, keys = report.plan, score_keys(report.plan)
     note = (
         "The curve is the part of both borders that lies within a tolerance of the other's (surface Dice); the square is "
         f"boundary IoU at {plan.boundary_width:g} {plan.unit}. Where the curve is high from the start, the outlines agree."
@@ -191,7 +183,21 @@ def _outlines(report: EvaluationReport) -> list[Block]:
     width = min(COLUMNS, len(plan.class_names)) / COLUMNS
     draw = partial(tolerance_figure, report.summary, plan)
     label = "Surface Dice against the tolerance, and boundary IoU, a chart a class"
-    return [Heading("How far off are the outlines?"), Text(note), Chart(draw, label, caption, width)]
+    columns = {
+        "boundary_iou": (f"Boundary IoU\n{plan.boundary_width:g} {plan.unit}", 3),
+        "iou_boundary_min": ("min(IoU,\nboundary IoU)", 3),
+        "surface_dice": (f"Surface Dice\n{plan.surface_tolerance:g} {plan.unit}", 3),
+        keys["hd95"]: (f"HD95\n{plan.unit}", 2),
+        keys["assd"]: (f"ASSD\n{plan.unit}", 2),
+        keys["size_difference"]: (f"Size error\n{'pixels' if plan.planar else 'mL'}", 3),
+    }
+    return [
+        Heading("How far off are the outlines?"),
+        Text(note),
+        Chart(draw, label, caption, width),
+        _by_class(columns, report.summary, plan),
+        *_without_distance(report),
+    ]
 
 
 def _how_many_drawn(plan: EvaluationPlan) -> str:
@@ -246,6 +252,9 @@ def _calibration(report: EvaluationReport) -> list[Block]:
     if banded:
         caption += f" Band: {percent(report.how.level)} interval of each bin, drawn by subject."
     label = "Reliability diagrams: how often came true what was predicted with a given confidence"
+    note = "ACE is a plain mean over bins: of equal width (as MONAI), or of equal mass (as Nixon)."
+    if "calibration_before" in report.summary:
+        note = f"Below each figure what it was before calibration. {note}"
     return [
         Heading("Can the probabilities be trusted?"),
         Text(
@@ -253,26 +262,34 @@ def _calibration(report: EvaluationReport) -> list[Block]:
             "Below it the model is too sure, above it not sure enough."
         ),
         Chart(draw, label, caption),
+        Text(note, note=True),
         _calibration_table(report, words),
     ]
 
 
 def _calibration_table(report: EvaluationReport, words: Mapping[str, str]) -> Table:
-    tables = {"before calibration": report.summary.get("calibration_before"), "": report.summary["calibration"]}
-    rows = [
-        (f"{words[name]}{', ' + when if when else ''}", *_calibration_cells(table[name]))
-        for name in report.plan.every_population
-        for when, table in tables.items()
-        if table
-    ]
+    after, before = report.summary["calibration"], report.summary.get("calibration_before") or {}
+
+    def row(name: str) -> tuple[str | Cell, ...]:
+        return words[name], *_calibration_cells(after[name], before.get(name)), f"{after[name]['decisions']:,}"
+
+    rows = tuple(row(name) for name in report.plan.every_population)
     equal = ("ACE\nequal width", "ACE\nequal mass")
-    return Table(("Population", "ECE", *equal, "MCE", "ECE, mean\nof cases", "Brier", "NLL", "Decisions"), tuple(rows))
+    return Table(("Population", "ECE", *equal, "MCE", "ECE, mean\nof cases", "Brier", "NLL", "Decisions"), rows)
 
 
-def _calibration_cells(block: Mapping[str, Any]) -> list[str]:
+def _calibration_cells(after: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[Cell]:
+    """The figures of a population, and below them what they were before calibration."""
+    old = _calibration_figures(before) if before else [""] * len(_calibration_figures(after))
+    return [
+        Cell(new, f"was {then}" if then else "") for new, then in zip(_calibration_figures(after), old, strict=True)
+    ]
+
+
+def _calibration_figures(block: Mapping[str, Any]) -> list[str]:
     top = block["top_label"]
     values = (top["ece"], top["ace"], top["ace_equal_mass"], top["mce"], block["per_case"]["ece"])
-    return [number(value, 4) for value in (*values, block["brier"], block["nll"])] + [f"{block['decisions']:,}"]
+    return [number(value, 4) for value in (*values, block["brier"], block["nll"])]
 
 
 def _statements(report: EvaluationReport) -> list[Block]:
@@ -297,45 +314,49 @@ def _pictures(report: EvaluationReport) -> list[Block]:
         Heading("Worst, median and best case"),
         Text(f"By mean Dice.{cut}", note=True),
         Key((*outlines, *errors)),
-        *(_picture(picture, scores.get(picture.case_id), report.plan) for picture in report.pictures),
+        *(_picture(picture, scores.get(picture.case_id), report) for picture in report.pictures),
     ]
 
 
-def _picture(picture: CasePicture, scores: CaseScores | None, plan: EvaluationPlan) -> Picture:
+def _picture(picture: CasePicture, scores: CaseScores | None, report: EvaluationReport) -> Picture:
     said = f"{picture.role.capitalize()}: {picture.case_id}"
     if scores is not None:
-        each = ", ".join(f"{entry.name} {entry.dice:.3f}" for entry in scores.classes[:8])
-        said += f". Dice {scores.mean('dice'):.3f}" + (f" ({each})" if len(scores.classes) > 1 else "")
-    draw = partial(case_figure, picture, plan, errors=True)
+        defined = [entry for entry in scores.classes if entry.name not in report.summary["undefined"]]
+        each = ", ".join(f"{entry.name} {entry.dice:.3f}" for entry in defined[:8])
+        said += f". Dice {number(_mean(scores, 'dice', report), 3)}" + (f" ({each})" if len(defined) > 1 else "")
+    draw = partial(case_figure, picture, report.plan, errors=True)
     return Picture(draw, f"{picture.role} case: outlines of truth and prediction, and where they differ", said)
 
 
+def _mean(case: CaseScores, score: str, report: EvaluationReport) -> float:
+    """Mean of a case over the classes that the summary defines."""
+    defined = tuple(entry for entry in case.classes if entry.name not in report.summary["undefined"])
+    return replace(case, classes=defined).mean(score)
+
+
 def _case_tables(report: EvaluationReport) -> list[Block]:
-    ranked = sorted(report.cases, key=lambda case: (case.mean("dice"), case.case_id))
+    ranked = sorted(report.cases, key=lambda case: (_mean(case, "dice", report), case.case_id))
     first, rest = ranked[:_WORST_SHOWN], ranked[_WORST_SHOWN:]
     if not rest:
-        return [Heading("Cases, lowest first"), _case_table(first, report.plan)]
+        return [Heading("Cases, lowest first"), _case_table(first, report)]
     more = plural(len(rest), "more case")
     return [
         Heading(f"The {len(first)} lowest cases"),
-        _case_table(first, report.plan),
-        Folded(more, _case_table(rest, report.plan), f"{more}: see cases.csv."),
+        _case_table(first, report),
+        Folded(more, _case_table(rest, report), f"{more}: see cases.csv."),
     ]
 
 
-def _case_table(cases: Iterable[CaseScores], plan: EvaluationPlan) -> Table:
-    rows = tuple(
-        (
-            case.case_id,
-            case.subject,
-            number(case.mean("dice"), 3),
-            number(case.mean("boundary_iou"), 3),
-            number(case.mean("hd95"), 2),
-            *(number(case.ece(population), 4) for population in plan.populations),
+def _case_table(cases: Iterable[CaseScores], report: EvaluationReport) -> Table:
+    def row(case: CaseScores) -> tuple[str, ...]:
+        scores = (
+            (_mean(case, score, report), digits) for score, digits in (("dice", 3), ("boundary_iou", 3), ("hd95", 2))
         )
-        for case in cases
-    )
-    return Table(("Case", "Subject", "Dice", "Boundary IoU", f"HD95 {plan.unit}", "ECE whole", "ECE band"), rows)
+        errors = ((case.ece(population), 4) for population in report.plan.populations)
+        return case.case_id, case.subject, *(number(*figure) for figure in (*scores, *errors))
+
+    head = ("Case", "Subject", "Dice", "Boundary IoU", f"HD95 {report.plan.unit}", "ECE whole", "ECE band")
+    return Table(head, tuple(row(case) for case in cases))
 
 
 # --- where it comes from

@@ -108,7 +108,7 @@ def _gate(gate: Mapping[str, Any]) -> list[Block]:
     if gate["risk_coverage"]["coverage"]:
         label = "Risk against coverage: mean of 1 - Dice among the results kept, when the surest part is kept"
         caption = "A result is one class of one case. The curve should rise from left to right: what is surest is best."
-        blocks.append(Chart(partial(risk_coverage_figure, gate["risk_coverage"]), label, caption, width=0.6))
+        blocks.append(Chart(partial(risk_coverage_figure, gate["risk_coverage"]), label, caption, width=0.5))
     return blocks
 
 

@@ -1,0 +1,263 @@
+"""Puts the figures of an evaluation into the bundle that was measured: its metadata and its model card.
+
+In the metadata they are `eval_metrics`; in the card, docs/README.md, they stand between the marks <!-- figures --> and
+<!-- end of figures -->.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai_unet_app.bundle import Bundle, BundleFiles
+from monai_unet_app.data.schemas import validate
+from monai_unet_app.errors import InputRefusedError
+
+from .words import between, number, percent, plural
+
+MARKS = re.compile(r"(<!-- figures -->\n).*?(<!-- end of figures -->)", re.DOTALL)
+CARD, METADATA = "docs/README.md", "configs/metadata.json"
+_SCORES = {"dice": "Dice", "iou": "IoU", "boundary_iou": "boundary IoU (d = 1)"}
+_MADE_BY = ("train", "selection", "calibration")
+
+
+def read_measured(evaluation: Path, bundle: BundleFiles) -> dict[str, Any]:
+    """The metrics.json of an evaluation of this very bundle.
+
+    Raises:
+        InputRefusedError: The folder holds no evaluation, or one of other weights or settings.
+    """
+    try:
+        document = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputRefusedError(
+            f"{evaluation}: metrics.json cannot be read ({error}); a folder that monai-unet evaluate wrote is needed"
+        ) from error
+    validate(document, "metrics")
+    measured = document["bundle"]
+    if measured["sha256"] != bundle.sha256:
+        raise InputRefusedError(
+            f"{evaluation} measured {measured['name']} {measured['version']}, sha256 {measured['sha256'][:16]}; "
+            f"{bundle.name} is {bundle.sha256[:16]}; its own evaluation is needed; evaluate it again"
+        )
+    return document
+
+
+def check_held_out(evaluation: Path, bundle: Bundle) -> None:
+    """Raises InputRefusedError if a subject of the evaluation trained, selected or calibrated the bundle.
+
+    What stands in a card is taken for what new cases may expect.
+    """
+    try:
+        with (evaluation / "cases.csv").open(encoding="utf-8", newline="") as stream:
+            subjects = {row["subject"] for row in csv.DictReader(stream)}
+    except (OSError, ValueError, KeyError) as error:
+        raise InputRefusedError(
+            f"{evaluation}: cases.csv cannot be used ({error}); a folder that monai-unet evaluate wrote is needed"
+        ) from error
+    made = sorted({case.subject for case in bundle.seen if case.partition in _MADE_BY} & subjects)
+    if made:
+        raise InputRefusedError(
+            f"{evaluation}: {plural(len(made), 'subject')} of {len(subjects)} trained, selected or calibrated {bundle.name} "
+            f"({', '.join(made[:3])}{', ...' if len(made) > 3 else ''}); figures of a card are of others; evaluate without them"
+        )
+
+
+def summary(document: Mapping[str, Any], bundle: Bundle, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What goes into `eval_metrics` of the metadata.
+
+    Args:
+        document: As in metrics.json.
+        bundle: What was measured; its record says how it was trained.
+        more: Figures to add that an evaluation does not hold.
+    """
+    data = document["data"]
+    figures: dict[str, Any] = {
+        "partition": data["partition"],
+        "cases": data["cases"],
+        "subjects": data["subjects"],
+        "data": {"name": data["name"], "sha256": data["sha256"]},
+        "bundle_sha256": document["bundle"]["sha256"],
+    }
+    figures |= {key: _score(document[key]) for key in _SCORES} | _calibration(document)
+    if "statements" in document:
+        figures["statements"] = _statements(document["statements"])
+    return {**figures, **(more or {}), **_training(bundle)}
+
+
+def _score(block: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "mean": _rounded(block["mean"]),
+        "interval_95": block["mean_interval"] and [_rounded(end) for end in block["mean_interval"]],
+        "per_class": {label: _rounded(value) for label, value in block["per_class"].items()},
+    }
+
+
+def _calibration(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Calibration error of the whole image and of the band, where it is defined."""
+    after, before = document["calibration"], document.get("calibration_before", {})
+    found = {}
+    for key in ("ece", "ece_band"):
+        population = document[key]["population"]
+        errors = {"uncalibrated": before.get(population), "calibrated": after[population]}
+        told = {when: _rounded(block["top_label"]["ece"]) for when, block in errors.items() if block}
+        if told["calibrated"] is not None:
+            found[f"ece_{population}"] = told
+    return found
+
+
+def _statements(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What was stated and how often it came true: of each the class, what was wanted, what was observed."""
+    told: dict[str, Any] = {}
+    if found.get("sizes"):
+        told["sizes"] = {label: _kept(said) for label, said in found["sizes"].items()}
+    if found.get("gate"):
+        told["gate"] = {"verdicts": found["gate"]["verdicts"], "bound": _kept(found["gate"]["bound"])}
+    return told
+
+
+def _kept(said: Mapping[str, Any]) -> dict[str, Any]:
+    return {"wanted": said["wanted"], "observed": _rounded(said["observed"]), "subjects": said["subjects"]}
+
+
+def _training(bundle: Bundle) -> dict[str, Any]:
+    record = bundle.run_record
+    if not record:
+        return {}
+    sessions = record["sessions"]
+    return {
+        "training": {
+            "epochs": record["epochs_done"],
+            "best_epoch": record["best"]["epoch"],
+            "minutes": round(sum(session["seconds"] for session in sessions) / 60, 1),
+            "precision": sessions[-1]["precision"],
+            "device": sessions[-1]["device"],
+        }
+    }
+
+
+def write_figures(figures: Mapping[str, Any], bundle: Bundle, root: Path | None = None) -> tuple[Path, Path]:
+    """Puts figures into a bundle's metadata and card; neither is touched unless both can be written.
+
+    Args:
+        figures: As `summary` gives them.
+        bundle: What was measured.
+        root: Where the figures go, if not into the bundle's own folder.
+
+    Returns:
+        metadata.json and the card.
+
+    Raises:
+        InputRefusedError: There is no card, or its marks are not there.
+        OSError: One of the two cannot be written.
+    """
+    home = root or bundle.root
+    metadata, card = home / METADATA, home / CARD
+    document = {**json.loads(metadata.read_text(encoding="utf-8")), "eval_metrics": dict(figures)}
+    texts = {
+        card: _between_marks(card_rows(figures, bundle), card),
+        metadata: json.dumps(document, indent=2, ensure_ascii=False) + "\n",
+    }
+    _replace(texts)
+    return metadata, card
+
+
+def put_figures(rows: Sequence[str], page: Path) -> None:
+    """Replaces what stands between a page's two marks. Raises InputRefusedError if they are not there, each once."""
+    _replace({page: _between_marks(rows, page)})
+
+
+def _between_marks(rows: Sequence[str], page: Path) -> str:
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    text, count = MARKS.subn(lambda match: match[1] + "\n".join(rows) + "\n" + match[2], text)
+    if count != 1:
+        raise InputRefusedError(
+            f"{page.parent.name}/{page.name} has {count} figure block(s); one between the lines <!-- figures --> and "
+            "<!-- end of figures --> is needed; add them"
+        )
+    return text
+
+
+def _replace(texts: Mapping[Path, str]) -> None:
+    """Writes every text under a temporary name, then gives all of them their own."""
+    partial = {path: path.with_name(path.name + ".partial") for path in texts}
+    try:
+        for path, text in texts.items():
+            partial[path].write_text(text, encoding="utf-8")
+        for path, written in partial.items():
+            os.replace(written, path)
+    finally:
+        for written in partial.values():
+            written.unlink(missing_ok=True)
+
+
+def card_rows(figures: Mapping[str, Any], bundle: Bundle) -> list[str]:
+    """The lines between the card's two marks."""
+    return [
+        *_score_rows(figures),
+        "",
+        *_calibration_rows(figures),
+        *_statement_rows(figures),
+        "",
+        _sentence(figures, bundle),
+    ]
+
+
+def _score_rows(figures: Mapping[str, Any]) -> list[str]:
+    rows = ["| score | mean | 95 % interval by subject | per class |", "|---|---|---|---|"]
+    for key, name in _SCORES.items():
+        block = figures[key]
+        each = ", ".join(f"{label} {number(value, 3)}" for label, value in block["per_class"].items())
+        rows.append(f"| {name} | {number(block['mean'], 3)} | {between(block['interval_95'], 3) or 'none'} | {each} |")
+    if human := figures.get("dice_of_second_human_grader"):
+        name = "Dice of the second human grader against the first"
+        rows.append(f"| {name} | {human['mean']:.3f} | {between(human['interval_95'], 3)} | |")
+    return rows
+
+
+def _calibration_rows(figures: Mapping[str, Any]) -> list[str]:
+    rows = ["| ECE (top label, 15 equal bins, pooled) | uncalibrated | calibrated |", "|---|---|---|"]
+    for key in (key for key in figures if key.startswith("ece_")):
+        width = re.sub(r"^ece_band_([0-9.]+)(.*)", r"\1 \2", key)
+        where = "whole image" if key == "ece_whole" else f"band of {width} around the predicted surface"
+        errors = figures[key]
+        rows.append(f"| {where} | {number(errors.get('uncalibrated'), 4)} | {number(errors['calibrated'], 4)} |")
+    return rows
+
+
+def _statement_rows(figures: Mapping[str, Any]) -> list[str]:
+    told = figures.get("statements", {})
+    kept = {f"interval of the size, {label}": said for label, said in told.get("sizes", {}).items()}
+    if "gate" in told:
+        kept["lower bound of Dice (quality gate)"] = told["gate"]["bound"]
+    if not kept:
+        return []
+    rows = ["", "| what the bundle states of its results | stated | came true | subjects |", "|---|---|---|---|"]
+    return rows + [
+        f"| {name} | {percent(said['wanted'])} | {percent(said['observed'], 1)} | {said['subjects']} |"
+        for name, said in kept.items()
+    ]
+
+
+def _sentence(figures: Mapping[str, Any], bundle: Bundle) -> str:
+    text = f"Measured on {plural(figures['cases'], 'case')} of {plural(figures['subjects'], 'subject')}"
+    if bundle.seen:
+        text += " that neither trained, selected nor calibrated."
+    else:
+        text += "; the bundle keeps no record of who trained it."
+    if training := figures.get("training"):
+        text += (
+            f" Trained for {training['epochs']} epochs (best: {training['best_epoch']}) in {training['minutes']:.0f} "
+            f"minutes, {training['precision']} on {training['device']}. Data set sha256 "
+            f"`{bundle.run_record['data_sha256'][:16]}…`, calibration {dict(bundle.part('calibration'))}."
+        )
+    return text
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

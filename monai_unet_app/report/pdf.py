@@ -1,0 +1,306 @@
+"""The report on paper: A4, the same sections as the page, the same bytes for the same report.
+
+Layout is ReportLab's; the type is DejaVu Sans as matplotlib brings it, embedded, so that marks and names in most scripts
+are there wherever it is opened.
+"""
+
+from __future__ import annotations
+
+import io
+from functools import singledispatch
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+import matplotlib as mpl
+from reportlab.lib.colors import HexColor
+from reportlab.lib.enums import TA_RIGHT
+from reportlab.lib.pagesizes import A4
+from reportlab.lib.styles import ParagraphStyle
+from reportlab.lib.units import mm
+from reportlab.pdfbase import pdfmetrics
+from reportlab.pdfbase.ttfonts import TTFont
+from reportlab.platypus import Flowable, Image, Paragraph, SimpleDocTemplate
+from reportlab.platypus import Table as Grid
+
+from .blocks import (
+    Block,
+    Cell,
+    Chart,
+    Facts,
+    Folded,
+    Heading,
+    Key,
+    Lines,
+    Picture,
+    Table,
+    Text,
+    Tiles,
+    Title,
+    Tone,
+    Verdict,
+)
+from .contents import EvaluationReport
+from .figures import LIGHT
+from .pictures import png
+from .sections import sections
+
+MARGIN, FOOT = 16 * mm, 8 * mm
+WIDTH, HEIGHT = A4[0] - 2 * MARGIN, A4[1] - 2 * MARGIN - FOOT
+_FRAME = 6.0  # what ReportLab leaves free inside its margins, points
+CHART_DPI, PICTURE_DPI = 200, 150
+RAISED = HexColor("#f6f7f9")
+TONES: dict[Tone, str] = {"": LIGHT.ink, "good": "#12703a", "bad": "#b3261e"}
+_SANS, _BOLD = "DejaVuSans", "DejaVuSans-Bold"  # fonts, and the names of their files
+_PAD = 3.0  # left and right of a cell, points
+
+
+def render_pdf(report: EvaluationReport) -> bytes:
+    """The whole report as a PDF file.
+
+    The same report gives the same bytes: the document says no time but that at which the report was made, in its text.
+    """
+    _register_fonts()
+    on, stream = report.measured_on, io.BytesIO()
+    document = _Document(
+        stream,
+        pagesize=A4,
+        leftMargin=MARGIN - _FRAME,
+        rightMargin=MARGIN - _FRAME,
+        topMargin=MARGIN - _FRAME,
+        bottomMargin=MARGIN + FOOT - _FRAME,
+        title=f"Evaluation of {on.bundle_name} {on.bundle_version}",
+        author="monai-unet-app",
+        lang="en",
+        invariant=1,
+        pageCompression=1,
+    )
+    footer = f"{on.bundle_name} {on.bundle_version}, sha256 {on.bundle_sha256[:16] or 'unknown'}"
+
+    def draw_footer(canvas: Any, document: Any) -> None:
+        canvas.setFont(_SANS, 7)
+        canvas.setFillColor(HexColor(LIGHT.muted))
+        canvas.drawString(MARGIN, MARGIN, footer)
+        canvas.drawRightString(A4[0] - MARGIN, MARGIN, f"page {document.page}")
+
+    story = [flowable for block in sections(report) for flowable in flowables(block)]
+    document.build(story, onFirstPage=draw_footer, onLaterPages=draw_footer)
+    return stream.getvalue()
+
+
+class _Document(SimpleDocTemplate):  # type: ignore[misc]
+    """Sections stand in the outline that viewers show beside the pages."""
+
+    def afterFlowable(self, flowable: Any) -> None:  # noqa: N802
+        if getattr(flowable, "style", None) is _style("heading"):
+            name = f"section {self.page} {flowable.getPlainText()}"
+            self.canv.bookmarkPage(name)
+            self.canv.addOutlineEntry(flowable.getPlainText(), name, 0)
+
+
+def _register_fonts() -> None:
+    folder = Path(mpl.get_data_path()) / "fonts" / "ttf"
+    for name in (_SANS, _BOLD):
+        if name not in pdfmetrics.getRegisteredFontNames():
+            pdfmetrics.registerFont(TTFont(name, folder / f"{name}.ttf"))
+
+
+def _paragraph_styles() -> dict[str, ParagraphStyle]:
+    plain = ParagraphStyle(
+        "plain", fontName=_SANS, fontSize=8.5, leading=12, textColor=HexColor(LIGHT.ink), spaceAfter=3
+    )
+    muted, bold = HexColor(LIGHT.muted), {"fontName": _BOLD}
+    return {
+        "plain": plain,
+        "title": ParagraphStyle("title", plain, textColor=muted, fontSize=9.5, **bold),
+        "verdict": ParagraphStyle("verdict", plain, fontSize=17, leading=22, spaceAfter=5, **bold),
+        "heading": ParagraphStyle("heading", plain, fontSize=12, leading=15, spaceBefore=18, spaceAfter=4, **bold),
+        "small heading": ParagraphStyle("small heading", plain, spaceBefore=7, **bold),
+        "note": ParagraphStyle("note", plain, textColor=muted, fontSize=7.5, leading=10.5),
+        "figure": ParagraphStyle("figure", plain, fontSize=15, leading=19, spaceAfter=0, **bold),
+        "cell": ParagraphStyle("cell", plain, fontSize=7.5, leading=9.5, spaceAfter=0),
+    }
+
+
+_STYLES = _paragraph_styles()
+
+
+def _style(name: str) -> ParagraphStyle:
+    return _STYLES[name]
+
+
+def _paragraph(text: str, style: str = "plain") -> Paragraph:
+    return Paragraph(escape(text), _style(style))
+
+
+@singledispatch
+def flowables(block: Block) -> list[Flowable]:
+    """One block as ReportLab's flowables."""
+    raise TypeError(f"{type(block).__name__} is no block; one of those in blocks.py is needed")
+
+
+@flowables.register
+def _(block: Title) -> list[Flowable]:
+    return [_paragraph(block.text, "title")]
+
+
+@flowables.register
+def _(block: Verdict) -> list[Flowable]:
+    return [Paragraph(_coloured(block.text, TONES[block.tone]), _style("verdict"))]
+
+
+@flowables.register
+def _(block: Heading) -> list[Flowable]:
+    return _with_next(_paragraph(block.text, "small heading" if block.small else "heading"))
+
+
+@flowables.register
+def _(block: Text) -> list[Flowable]:
+    return _with_next(_paragraph(block.text, "note" if block.note else "plain"))
+
+
+@flowables.register
+def _(block: Lines) -> list[Flowable]:
+    return [
+        Paragraph(f"{_coloured(mark, TONES[tone])} {escape(text)}", _style("plain"))
+        for tone, mark, text in block.entries
+    ]
+
+
+@flowables.register
+def _(block: Tiles) -> list[Flowable]:
+    cells = [
+        [_paragraph(name, "note"), _paragraph(figure, "figure"), _paragraph(below, "note")]
+        for name, figure, below in block.entries
+    ]
+    look = [("BACKGROUND", (0, 0), (-1, -1), RAISED), ("INNERGRID", (0, 0), (-1, -1), 4, HexColor(LIGHT.ground))]
+    top = ("VALIGN", (0, 0), (-1, -1), "TOP")
+    return [Grid([cells], colWidths=[WIDTH / len(cells)] * len(cells), style=[*look, top], spaceBefore=8)]
+
+
+@flowables.register
+def _(block: Table) -> list[Flowable]:
+    widths, size = _columns(block)
+    rows = [[_head_cell(name, n, size) for n, name in enumerate(block.head)]]
+    for number, row in enumerate(block.rows):
+        bold = block.last_is_mean and number == len(block.rows) - 1
+        rows.append([_cell(cell, n, size, bold) for n, cell in enumerate(row)])
+    look = [
+        ("LINEBELOW", (0, 0), (-1, -1), 0.5, HexColor(LIGHT.grid)),
+        ("VALIGN", (0, 0), (-1, 0), "BOTTOM"),
+        ("VALIGN", (0, 1), (-1, -1), "TOP"),
+        ("LEFTPADDING", (0, 0), (-1, -1), _PAD),
+        ("RIGHTPADDING", (0, 0), (-1, -1), _PAD),
+        ("TOPPADDING", (0, 0), (-1, -1), 2.5),
+        ("BOTTOMPADDING", (0, 0), (-1, -1), 2.5),
+        ("LEFTPADDING", (0, 0), (0, -1), 0),
+    ]
+    return [Grid(rows, colWidths=widths, repeatRows=1, style=look, hAlign="LEFT", spaceAfter=6)]
+
+
+@flowables.register
+def _(block: Chart) -> list[Flowable]:
+    return _image(png(block.draw(LIGHT), CHART_DPI), block.width, 0.8, block.caption)
+
+
+@flowables.register
+def _(block: Picture) -> list[Flowable]:
+    return _image(png(block.draw(), PICTURE_DPI), 1.0, 0.4, block.caption)
+
+
+@flowables.register
+def _(block: Key) -> list[Flowable]:
+    entries = (_square(colour) + "\u00a0" + escape(name).replace(" ", "\u00a0") for colour, name in block.entries)
+    return _with_next(Paragraph(" \u00a0 ".join(entries), _style("plain")))
+
+
+@flowables.register
+def _(block: Facts) -> list[Flowable]:
+    rows = [[_paragraph(name, "note"), _paragraph(text, "cell")] for name, text in block.entries.items()]
+    names = max(pdfmetrics.stringWidth(name, _SANS, _style("note").fontSize) for name in block.entries)
+    first = min(names + 4 * _PAD + 1, 0.45 * WIDTH)
+    edges = {"LEFTPADDING": 0, "RIGHTPADDING": 4 * _PAD, "TOPPADDING": 1, "BOTTOMPADDING": 1}
+    look = [("VALIGN", (0, 0), (-1, -1), "TOP"), *((edge, (0, 0), (-1, -1), size) for edge, size in edges.items())]
+    return [Grid(rows, colWidths=[first, WIDTH - first], style=look, spaceAfter=6)]
+
+
+@flowables.register
+def _(block: Folded) -> list[Flowable]:
+    return [_paragraph(block.instead, "note")]
+
+
+def _coloured(text: str, colour: str) -> str:
+    return f'<font color="{colour}">{escape(text)}</font>'
+
+
+def _square(colour: str) -> str:
+    """A mark in a colour; white would not be seen on paper and is drawn as an outline."""
+    return "□" if colour.lower() == "#ffffff" else _coloured("■", colour)
+
+
+def _with_next(flowable: Flowable) -> list[Flowable]:
+    """It alone, but never as the last thing on a page."""
+    flowable.keepWithNext = 1
+    return [flowable]
+
+
+def _image(content: bytes, width: float, height: float, caption: str) -> list[Flowable]:
+    """A drawing with its caption, as large as fits into these parts of a page."""
+    image = Image(io.BytesIO(content), hAlign="LEFT")
+    scale = min(width * WIDTH / image.imageWidth, height * HEIGHT / image.imageHeight)
+    image.drawWidth, image.drawHeight = scale * image.imageWidth, scale * image.imageHeight
+    image.spaceBefore, image.spaceAfter = 5, 4
+    below = _paragraph(caption, "note")
+    below.spaceAfter = 8
+    return [*_with_next(image), below]
+
+
+def _columns(table: Table) -> tuple[list[float], float]:
+    """Widths of a table's columns, and the type size at which they fit side by side.
+
+    Columns are as wide as their longest line, but for the first, which may wrap.
+    """
+    size = _style("cell").fontSize
+    natural = [_natural(table, n, size) for n in range(len(table.head))]
+    natural[0] = min(natural[0], 0.3 * WIDTH)
+    shrink = min(1.0, WIDTH / sum(natural))
+    spare = max(0.0, WIDTH - sum(natural)) / len(natural)
+    return [shrink * width + min(spare, 18.0) for width in natural], shrink * size
+
+
+def _natural(table: Table, n: int, size: float) -> float:
+    lines = [(line, _BOLD, size) for line in table.head[n].split("\n")]
+    for row in table.rows:
+        cell = _as_cell(row[n])
+        lines += [(cell.text, _BOLD if table.last_is_mean else _SANS, size), (cell.below, _SANS, _below(size))]
+    return max(pdfmetrics.stringWidth(*line) for line in lines) + 2 * _PAD + 1
+
+
+def _below(size: float) -> float:
+    return 0.84 * size
+
+
+def _as_cell(cell: str | Cell) -> Cell:
+    return Cell(cell) if isinstance(cell, str) else cell
+
+
+def _head_cell(name: str, column: int, size: float) -> Paragraph:
+    text = escape(name).replace("\n", "<br/>")
+    return Paragraph(text, _cell_style(column, size, bold=True, colour=LIGHT.muted))
+
+
+def _cell(cell: str | Cell, column: int, size: float, bold: bool) -> Paragraph:
+    cell = _as_cell(cell)
+    text = _coloured(cell.text, TONES[cell.tone])
+    if cell.below:
+        small = f'face="{_SANS}" size="{_below(size):.2f}" color="{LIGHT.muted}"'
+        text += f"<br/><font {small}>{escape(cell.below)}</font>"
+    return Paragraph(text, _cell_style(column, size, bold=bold, colour=LIGHT.ink))
+
+
+def _cell_style(column: int, size: float, *, bold: bool, colour: str) -> ParagraphStyle:
+    aligned: dict[str, Any] = {"alignment": TA_RIGHT} if column else {}
+    font = _BOLD if bold else _SANS
+    return ParagraphStyle(
+        "cell", _style("cell"), fontName=font, fontSize=size, leading=1.28 * size, textColor=HexColor(colour), **aligned
+    )
