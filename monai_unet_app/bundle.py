@@ -203,7 +203,7 @@ class Bundle(BundleFiles):
     @cached_property
     def mirrored_result(self) -> Compose:
         """`result` for averages over mirror images: with `calibration_tta` where that was fitted, else with `calibration`."""
-        fitted = self.part("calibration_tta") if "calibration_tta" in self.parser.get() else {}
+        fitted = self._optional("calibration_tta") or {}
         return self._result_with(fitted) if any(isinstance(n, float) and n for n in fitted.values()) else self.result
 
     def _result_with(self, calibration: Mapping[str, Any]) -> Compose:
@@ -268,7 +268,20 @@ class Bundle(BundleFiles):
     @cached_property
     def feature_layer(self) -> str | None:
         """Name of the network's layer by which images are known again as usual; None where the bundle names none."""
-        return self.part("feature_layer") if "feature_layer" in self.parser.get() else None
+        return self._optional("feature_layer")
+
+    @cached_property
+    def ignore_label(self) -> int | None:
+        """Label value of voxels that count for nothing in an evaluation; None where the bundle names none."""
+        return self._optional("ignore_label")
+
+    @cached_property
+    def centreline(self) -> bool:
+        """Whether its structures are thin and long, so that centre-line Dice says something."""
+        return bool(self._optional("centreline"))
+
+    def _optional(self, name: str) -> Any:
+        return self.part(name) if name in self.parser.get() else None
 
     @cached_property
     def slice_axis(self) -> int | None:

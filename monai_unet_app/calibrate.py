@@ -318,8 +318,9 @@ def _summary(statements: Confidence, bundle: Bundle) -> dict[str, Any]:
     labels = {segment.number: segment.label for segment in bundle.segments}
     said: dict[str, Any] = {"not_stated": dict(statements.why_not or {})}
     if statements.sizes:
-        widths = {labels[n]: round(float(np.expm1(width)), 4) for n, width in statements.sizes.half_widths.items()}
-        said["size_up_to"] = {"coverage": statements.sizes.coverage, "relative": widths}
+        ratios = statements.sizes.log_ratios.items()
+        ends = {labels[n]: [round(float(np.expm1(end)), 4) for end in found] for n, found in ratios if found}
+        said["sizes_off"] = {"coverage": statements.sizes.coverage, "relative": ends}
     if statements.risk:
         said["mask_from"] = {
             "risk": statements.risk.risk,

@@ -38,7 +38,7 @@ class Evaluated:
 
     Attributes:
         metrics: Figures as in metrics.json.
-        files: metrics.json, cases.csv and report.html.
+        files: metrics.json, cases.csv, report.html and report.pdf.
         problems: Cases that could not be measured, one sentence each.
     """
 
@@ -56,7 +56,8 @@ class CaseLog:
     def __init__(self, bundle: Bundle, targets: Bounds | None = None) -> None:
         self.bundle = bundle
         self.targets, self.targets_from = _targets(bundle, targets)
-        self.evaluation = Evaluation(EvaluationPlan(_structures(bundle), bundle.exclusive, bundle.rules.planar))
+        plan = EvaluationPlan(_structures(bundle), bundle.exclusive, bundle.rules.planar, centreline=bundle.centreline)
+        self.evaluation = Evaluation(plan)
         self.rows: list[Row] = []
         self.masks: dict[str, tuple[bytes, bytes, tuple[int, ...]]] = {}
         self.judged: list[Judged] = []
@@ -82,6 +83,7 @@ class CaseLog:
                 volume.spacing_mm,
                 volume.voxel_ml,
                 uncalibrated,
+                counted_of(row, volume, self.bundle),
             )
         )
         self.rows.append(row)
@@ -103,7 +105,7 @@ class CaseLog:
         return summarise_statements(self.judged, self.assessed, labels) if self.assessed else None
 
     def write(self, folder: Path, data_name: str, partition: str) -> tuple[Mapping[str, Any], tuple[Path, ...]]:
-        """Writes metrics.json, cases.csv and report.html; gives the summary and the files."""
+        """Writes metrics.json, cases.csv, report.html and report.pdf; gives the summary and the files."""
         bundle = self.bundle
         report = EvaluationReport.of(
             self.evaluation,
@@ -242,8 +244,16 @@ def truth_of(row: Row, volume: Volume, bundle: Bundle) -> NDArray:
         InputRefusedError: The label does not lie on the image, or holds values that the bundle does not know.
     """
     labels = read_labels(Path(row["label"]), volume)
-    check_values(labels, bundle.label_values, Path(row["label"]).name)
+    ignored = () if bundle.ignore_label is None else (bundle.ignore_label,)
+    check_values(labels, (*bundle.label_values, *ignored), Path(row["label"]).name)
     return _by_class(labels.array, bundle)
+
+
+def counted_of(row: Row, volume: Volume, bundle: Bundle) -> NDArray[np.bool_] | None:
+    """Shape (I, J, K): voxels that count, those without the bundle's `ignore_label`; None where all do."""
+    if bundle.ignore_label is None:
+        return None
+    return read_labels(Path(row["label"]), volume).array != bundle.ignore_label
 
 
 def masks_of(truth: NDArray, volume: Volume, bundle: Bundle) -> list[NDArray[np.bool_]]:
@@ -253,7 +263,8 @@ def masks_of(truth: NDArray, volume: Volume, bundle: Bundle) -> list[NDArray[np.
 
 
 def _by_class(numbers: NDArray, bundle: Bundle) -> NDArray:
-    """Class numbers as they are, or for overlapping labels one mask for each."""
+    """Class numbers, 0 where they are to be ignored, or for overlapping labels one mask for each."""
+    numbers = numbers if bundle.ignore_label is None else np.where(numbers == bundle.ignore_label, 0, numbers)
     if bundle.exclusive:
         return numbers.astype(np.uint8)
     return np.stack([numbers == number for number in bundle.label_values[1:]])
@@ -275,7 +286,7 @@ def evaluate_cases(
     Args:
         bundle: What is measured.
         rows: {"id", "subject", "image", "label"} for each case.
-        output: Gets metrics.json, cases.csv and report.html.
+        output: Gets metrics.json, cases.csv, report.html and report.pdf.
         run: Flags of the prediction.
         data_name: For the report.
         partition: For the report: who these cases are to this bundle.
@@ -312,7 +323,7 @@ class EvaluationHandler:
     Args:
         bundle_root: The bundle that is evaluated.
         cases: Its data list, in the order of the evaluator's data: {"id", "subject", "image", "label"}.
-        output: Gets metrics.json, cases.csv and report.html.
+        output: Gets metrics.json, cases.csv, report.html and report.pdf.
         data_name: For the report.
         partition: For the report, and the one in which the bundle may have seen the cases.
 

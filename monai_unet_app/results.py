@@ -40,10 +40,12 @@ from monai_unet_app.pipeline import Case, segment_case
 if TYPE_CHECKING:
     import torch
 
+    from monai_unet_app.explain import Method
     from monai_unet_app.inference.predict import Progress
 
 FORMATS = ("nifti", "nrrd", "mha", "png", *DICOM_FORMATS)
 SEG_ENCODINGS = tuple(SYNTAXES)
+EXPLANATIONS: tuple[Method, ...] = ("occlusion", "gradcam", "gradient")
 SCHEMA_VERSION = "1.0"
 
 
@@ -55,6 +57,7 @@ class OutputConfig:
         formats: Some of `FORMATS`.
         probabilities: Add `<case>_prob.nii.gz`, channels last.
         cautious: Add `<case>_cautious.nii.gz`, channels last: masks that miss little of a structure, as the bundle states.
+        explain: Add `<case>_why.png` and `<case>_why.nii.gz`, channels last: what the answers hang on, by one of EXPLANATIONS.
         deliver_rejected: Write what the bundle's quality gate rejects like any other result.
         dicom_source: The series that a NIfTI input was made from; DICOM results refer to it.
         dicomize: Write a converted series for a NIfTI input and refer to that.
@@ -65,6 +68,7 @@ class OutputConfig:
     formats: tuple[str, ...] = ("nifti",)
     probabilities: bool = False
     cautious: bool = False
+    explain: Method | None = None
     deliver_rejected: bool = False
     dicom_source: Path | None = None
     dicomize: bool = False
@@ -75,7 +79,8 @@ class OutputConfig:
         unknown = [name for name in self.formats if name not in FORMATS]
         if unknown or not self.formats:
             raise UsageError(f"--format {','.join(unknown) or 'nothing'}: some of {', '.join(FORMATS)} are needed")
-
+        if self.explain not in (None, *EXPLANATIONS):
+            raise UsageError(f"--explain {self.explain}: one of {', '.join(EXPLANATIONS)} is needed")
         if self.dicomize and self.dicom_source is not None:
             raise UsageError("--dicomize and --dicom-source: one series to refer to is needed; give one of them")
 
@@ -116,11 +121,18 @@ def formats_for(kinds: Sequence[ObjectKind], *, planar: bool = False) -> tuple[t
 
 
 def write_results(
-    case: Case, case_id: str, bundle: Bundle, run: PredictConfig, what: OutputConfig, output: Path
+    case: Case,
+    case_id: str,
+    bundle: Bundle,
+    run: PredictConfig,
+    what: OutputConfig,
+    output: Path,
+    windows: Progress | None = None,
 ) -> dict[str, Any]:
     """Writes a case's files into `output` and gives the content of its `result.json`.
 
     Of a result that the bundle's quality gate rejects there is `result.json` alone, which says why; unless `what` wants it.
+    An explanation takes the network again; `windows` is told how far it is.
 
     Raises:
         UsageError: DICOM is asked for, the input is none, and no DICOM series is named.
@@ -132,6 +144,7 @@ def write_results(
         files = {}
         if what.deliver_rejected or not is_rejected(case):
             files = _write_files(case, case_id, bundle, run, what, folder, output / f"{case_id}_sr.dcm")
+            files |= _write_explanation(case, case_id, bundle, run, what.explain, folder, windows)
         document = result_document(case, case_id, bundle, run, files)
         write_json(document, folder / f"{case_id}_result.json", "result")
         _publish(folder, output, case_id)
@@ -182,10 +195,14 @@ def predict_cases(
     """
     done, problems = [], []
     check_flags(cases, run, what)
+    if what.explain is not None:
+        from monai_unet_app.explain import check_explainable
+
+        check_explainable(bundle, what.explain)
     for case in cases:
         try:
             result = segment_case(case.image, bundle, run, windows)
-            done.append(write_results(result, case.id, bundle, run, what, output))
+            done.append(write_results(result, case.id, bundle, run, what, output, windows))
             if is_rejected(result) and not what.deliver_rejected:
                 problems.append(_rejection(case.id, result))
         except InputRefusedError as error:
@@ -371,6 +388,26 @@ def _write_files(
             write_mask_png(case, folder / files["mask"])
     if what.wants_dicom:
         files |= write_dicom(case, case_id, bundle, run, replace(what.dicom, earlier_sr=earlier_sr), folder)
+    return files
+
+
+def _write_explanation(
+    case: Case,
+    case_id: str,
+    bundle: Bundle,
+    run: PredictConfig,
+    method: Method | None,
+    folder: Path,
+    windows: Progress | None,
+) -> dict[str, str]:
+    if method is None:
+        return {}
+    from monai_unet_app.explain import explain_case, explanation_png
+
+    found = explain_case(case, bundle, method, run, windows)
+    files = {"why": f"{case_id}_why.png", "why_map": f"{case_id}_why.nii.gz"}
+    (folder / files["why"]).write_bytes(explanation_png(case, case_id, bundle, found))
+    write_nifti(np.moveaxis(found.maps, 0, -1), case.volume, folder / files["why_map"])
     return files
 
 

@@ -23,6 +23,7 @@ from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.evaluate import (
     EvaluationHandler,
     choose_cases,
+    counted_of,
     evaluate_cases,
     targets_of,
     truth_of,
@@ -40,8 +41,8 @@ def by_monai(root: Path, data: Path, output: Path, **changed: Any) -> dict[str, 
 
 
 def figures(metrics: Any) -> dict[str, Any]:
-    """What both doors measure: `calibration_before` needs a second set of probabilities, which MONAI's evaluator lacks."""
-    return {key: value for key, value in metrics.items() if key not in ("calibration_before", "created", "targets")}
+    """What both doors measure: MONAI's evaluator has neither uncalibrated probabilities nor the bundle's statements."""
+    return {key: value for key, value in metrics.items() if key not in ("calibration_before", "created", "targets", "statements")}
 
 
 def same(first: Any, second: Any, place: str = "metrics") -> None:
@@ -307,3 +308,22 @@ def test_a_bundles_targets_are_those_of_its_metadata(tiny_bundle: Callable[..., 
             targets_of(load_bundle(root))
     path.write_text(json.dumps({key: value for key, value in metadata.items() if key != "targets"}))
     assert targets_of(load_bundle(root)) == ()
+
+
+def test_voxels_of_the_ignore_label_change_no_figure(tiny_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    data = few_examples(tmp_path / "data", TESTS[:1])
+    root = tiny_bundle()
+    whole = find_data(data)
+    row = {"id": whole[0].id, "subject": "s", "image": str(whole[0].image), "label": str(whole[0].label)}
+    yaml = root / "configs/inference.yaml"
+    yaml.write_text(yaml.read_text() + "\nignore_label: 255\n")
+    label = nibabel.load(row["label"])
+    marked = np.asarray(label.dataobj).astype(np.uint8)
+    marked[:9] = 255
+    nibabel.save(nibabel.Nifti1Image(marked, label.affine), row["label"])
+    bundle = load_bundle(root)
+    volume = read_volume(row["image"])
+    assert np.array_equal(counted_of(row, volume, bundle), marked != 255)
+    assert set(np.unique(truth_of(row, volume, bundle))) <= {0, 1, 2}
+    metrics = evaluate_cases(bundle, [row], tmp_path / "out").metrics
+    assert metrics["calibration"]["whole"]["decisions"] == np.count_nonzero(marked != 255)

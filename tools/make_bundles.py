@@ -10,25 +10,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from monai_unet_app.bundle import Bundle, load_bundle
+from monai_unet_app.bundle import CONFIDENCE, load_bundle
 from monai_unet_app.calibrate import calibrate_bundle
 from monai_unet_app.config import resolve_device
 from monai_unet_app.data.cases import find_data
 from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.read import read_volume
-from monai_unet_app.data.schemas import write_json
 from monai_unet_app.evaluate import choose_cases, evaluate_cases
 from monai_unet_app.metrics import Bootstrap
 from monai_unet_app.metrics.overlap import dice
 from monai_unet_app.metrics.statistics import bootstrap_mean
-from monai_unet_app.training.checkpoints import FIGURES
+from monai_unet_app.report.card import put_figures, read_measured, summary, write_figures
 from monai_unet_app.training.run import TrainConfig, train_bundle
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -71,23 +69,30 @@ def make(name: str, data: Path, build: Path) -> None:
     print("calibration", fitted)
     bundle = load_bundle(build, resolve_device("auto"))
     test = choose_cases(bundle, cases, "test", SPLITS).rows
-    metrics = evaluate_cases(
+    evaluate_cases(
         bundle,
         test,
         build / "evaluation",
         data_name=folder,
         partition="test: subjects that neither trained, selected nor calibrated",
         each=lambda case_id, score: print(case_id, score),
-    ).metrics
-    human = second_grader(data / folder, test) if suffix else None
-    figures = summary(bundle, metrics, len(test), len({row["subject"] for row in test}), human)
+    )
+    human = {"dice_of_second_human_grader": second_grader(data / folder, test)} if suffix else None
+    figures = summary(read_measured(build / "evaluation", bundle), bundle, human)
+    deliver(build, home)
+    write_figures(figures, bundle, home)
+    write_table()
+
+
+def deliver(build: Path, home: Path) -> None:
+    """Copies what was made into the bundle; statements about its results only where they were made."""
     for file in DELIVERED:
         (home / file).parent.mkdir(exist_ok=True)
         shutil.copy2(build / file, home / file)
-    metadata = json.loads((home / "configs/metadata.json").read_text())
-    write_json({**metadata, "eval_metrics": figures}, home / "configs/metadata.json")
-    write_card(home / "docs" / "README.md", figures, bundle)
-    write_table()
+    if (build / CONFIDENCE).is_file():
+        shutil.copy2(build / CONFIDENCE, home / CONFIDENCE)
+    else:
+        (home / CONFIDENCE).unlink(missing_ok=True)
 
 
 def second_grader(folder: Path, rows: list[Any]) -> dict[str, Any]:
@@ -100,71 +105,6 @@ def second_grader(folder: Path, rows: list[Any]) -> dict[str, Any]:
         scores.append(dice(first, second))
     estimate = bootstrap_mean(np.array(scores), [row["subject"] for row in rows], Bootstrap())
     return {"mean": round(estimate.value, 4), "interval_95": [round(estimate.low, 4), round(estimate.high, 4)]}
-
-
-def summary(bundle: Bundle, metrics: Any, cases: int, subjects: int, human: dict[str, Any] | None) -> dict[str, Any]:
-    """What goes into `eval_metrics` of the metadata."""
-    band = next(name for name in metrics["calibration"] if name.startswith("band"))
-    before = metrics["calibration_before"]
-    figures: dict[str, Any] = {
-        "partition": "test: subjects that neither trained, selected nor calibrated",
-        "cases": cases,
-        "subjects": subjects,
-    }
-    for key in ("dice", "iou", "boundary_iou"):
-        block = metrics[key]
-        figures[key] = {
-            "mean": round(block["mean"], 4),
-            "interval_95": [round(end, 4) for end in block["mean_interval"]],
-            "per_class": {label: round(value, 4) for label, value in block["per_class"].items()},
-        }
-    for key, population in (("ece_whole", "whole"), (f"ece_{band}", band)):
-        figures[key] = {
-            "uncalibrated": round(before[population]["top_label"]["ece"], 4),
-            "calibrated": round(metrics["calibration"][population]["top_label"]["ece"], 4),
-        }
-    if human:
-        figures["dice_of_second_human_grader"] = human
-    record = bundle.run_record
-    figures["training"] = {
-        "epochs": record["epochs_done"],
-        "best_epoch": record["best"]["epoch"],
-        "minutes": round(sum(session["seconds"] for session in record["sessions"]) / 60, 1),
-        "precision": record["sessions"][-1]["precision"],
-        "device": record["sessions"][-1]["device"],
-    }
-    return figures
-
-
-def write_card(card: Path, figures: dict[str, Any], bundle: Bundle) -> None:
-    """Replaces the figures between the card's two marks."""
-    rows = ["| score | mean | 95 % interval by subject | per class |", "|---|---|---|---|"]
-    names = {"dice": "Dice", "iou": "IoU", "boundary_iou": "boundary IoU (d = 1)"}
-    for key, name in names.items():
-        block = figures[key]
-        each = ", ".join(f"{label} {value:.3f}" for label, value in block["per_class"].items())
-        low, high = block["interval_95"]
-        rows.append(f"| {name} | {block['mean']:.3f} | {low:.3f} to {high:.3f} | {each} |")
-    if "dice_of_second_human_grader" in figures:
-        human = figures["dice_of_second_human_grader"]
-        low, high = human["interval_95"]
-        rows.append(
-            f"| Dice of the second human grader against the first | {human['mean']:.3f} | {low:.3f} to {high:.3f} | |"
-        )
-    rows += ["", "| ECE (top label, 15 equal bins, pooled) | uncalibrated | calibrated |", "|---|---|---|"]
-    for key in (key for key in figures if key.startswith("ece_")):
-        width = re.sub(r"^ece_band_([0-9.]+)(.*)", r"\1 \2", key)
-        where = "whole image" if key == "ece_whole" else f"band of {width} around the predicted surface"
-        rows.append(f"| {where} | {figures[key]['uncalibrated']:.4f} | {figures[key]['calibrated']:.4f} |")
-    training = figures["training"]
-    rows += [
-        "",
-        f"Measured on {figures['cases']} cases of {figures['subjects']} subjects that neither trained, selected nor "
-        f"calibrated. Trained for {training['epochs']} epochs (best: {training['best_epoch']}) in {training['minutes']:.0f} "
-        f"minutes, {training['precision']} on {training['device']}. Data set sha256 "
-        f"`{bundle.run_record['data_sha256'][:16]}…`, calibration {dict(bundle.part('calibration'))}.",
-    ]
-    put_figures(rows, card)
 
 
 def write_table() -> None:
@@ -180,16 +120,6 @@ def write_table() -> None:
             cells += [f"{figures[key]['calibrated']:.4f}" for key in ("ece_whole", band)]
         rows.append(f"| `{name}` | {image} | {structures} | " + " | ".join(cells) + " |")
     put_figures(rows, REPOSITORY / "README.md")
-
-
-def put_figures(rows: list[str], page: Path) -> None:
-    """Replaces what stands between the page's two marks."""
-    text, count = FIGURES.subn(lambda match: match[1] + "\n".join(rows) + "\n" + match[2], page.read_text())
-    if count != 1:
-        raise SystemExit(
-            f"{page} has {count} figure block(s); one between <!-- figures --> and <!-- end of figures --> is needed"
-        )
-    page.write_text(text)
 
 
 if __name__ == "__main__":

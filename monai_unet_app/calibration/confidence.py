@@ -67,35 +67,43 @@ class SizeStatement:
 
     Attributes:
         coverage: Part of new subjects' structures whose true size the interval holds, at least.
-        half_widths: Structure number -> largest |log((true + small) / (expected + small))| at this coverage; infinite where
+        log_ratios: Structure number -> (low, high) of log((true + small) / (expected + small)) at this coverage; None where
             there were too few subjects.
         small: In the unit of sizes.
         subjects: How many it was fitted on.
     """
 
     coverage: float
-    half_widths: Mapping[int, float]
+    log_ratios: Mapping[int, tuple[float, float] | None]
     small: float
     subjects: int
 
     @classmethod
     def fit(cls, measured: Sequence[Measured], coverage: float) -> SizeStatement:
-        """Split-conformal by subject; see `conformal_quantile`."""
+        """Split-conformal by subject: each tail by itself where there are subjects enough, else both at once."""
         small = _SMALL_VOXELS * float(np.median([one.voxel for one in measured]))
-        widths = {}
+        found = {}
         for number in sorted({one.structure for one in measured}):
             rows = [one for one in measured if one.structure == number]
-            scores = [abs(math.log((one.true + small) / (one.expected + small))) for one in rows]
-            widths[number] = conformal_quantile(scores, [one.subject for one in rows], coverage)
-        return cls(coverage, widths, small, len({one.subject for one in measured}))
+            off = np.array([math.log((one.true + small) / (one.expected + small)) for one in rows])
+            found[number] = _tails(off, [one.subject for one in rows], coverage)
+        return cls(coverage, found, small, len({one.subject for one in measured}))
 
     def interval(self, structure: int, expected: float) -> tuple[float, float] | None:
         """(low, high) in the unit of `expected`; None where nothing can be said of this structure."""
-        width = self.half_widths.get(structure, math.inf)
-        if not math.isfinite(width):
+        ratios = self.log_ratios.get(structure)
+        if ratios is None:
             return None
-        low, high = ((expected + self.small) * math.exp(sign * width) - self.small for sign in (-1, 1))
-        return max(0.0, low), high
+        low, high = ((expected + self.small) * math.exp(ratio) - self.small for ratio in ratios)
+        return max(0.0, low), max(0.0, high)
+
+
+def _tails(off: NDArray[np.float64], subjects: Sequence[str], coverage: float) -> tuple[float, float] | None:
+    each = (1 + coverage) / 2
+    if len(set(subjects)) >= subjects_needed(each):
+        return -conformal_quantile(-off, subjects, each), conformal_quantile(off, subjects, each)
+    most = conformal_quantile(np.abs(off), subjects, coverage)
+    return (-most, most) if math.isfinite(most) else None
 
 
 @dataclass(frozen=True)
@@ -142,10 +150,10 @@ class Confidence:
         """One setting of `configs/confidence.json`."""
         found: dict[str, Any] = {"why_not": dict(self.why_not or {})}
         if self.sizes:
-            widths = {str(number): _finite(width) for number, width in self.sizes.half_widths.items()}
+            ratios = {str(number): ends and list(ends) for number, ends in self.sizes.log_ratios.items()}
             found["sizes"] = {
                 "coverage": self.sizes.coverage,
-                "half_widths": widths,
+                "log_ratios": ratios,
                 "small": self.sizes.small,
                 "subjects": self.sizes.subjects,
             }
@@ -165,7 +173,10 @@ class Confidence:
         return cls(
             sizes=SizeStatement(
                 sizes["coverage"],
-                {int(number): math.inf if width is None else width for number, width in sizes["half_widths"].items()},
+                {
+                    int(number): ends and (float(ends[0]), float(ends[1]))
+                    for number, ends in sizes["log_ratios"].items()
+                },
                 sizes["small"],
                 sizes["subjects"],
             )
@@ -343,10 +354,6 @@ def voxel_size(volume: Volume) -> float:
 def spacing_of(volume: Volume) -> tuple[float, ...]:
     """Of a structure's axes: mm, or 1 for a picture's two."""
     return (1.0, 1.0) if volume.planar else volume.spacing_mm
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def needed(coverage: float) -> str:

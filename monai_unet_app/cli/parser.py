@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     _train(verb)
     _calibrate(verb)
     _evaluate(verb)
+    _report(verb)
     _compare(verb)
     _gate(verb)
     _subgroups(verb)
@@ -151,14 +152,29 @@ def _calibrate(verb: Verb) -> None:
 def _evaluate(verb: Verb) -> None:
     parser = verb(
         verbs.evaluate,
-        "measure a bundle on labelled cases and write metrics.json, cases.csv and report.html",
+        "measure a bundle on labelled cases; write metrics.json, cases.csv, report.html and report.pdf",
         "monai-unet evaluate --bundle my_bundle --images DIR --labels DIR --output OUT",
     )
     parser.add_argument("--bundle", type=given, required=True, help="a name, a folder or a zip")
     _add_cases(parser, ("train", "selection", "calibration", "test", "all"), "only those that the bundle has not seen")
     parser.add_argument("--output", type=place, required=True, help="folder for the report")
+    parser.add_argument(
+        "--targets", type=place, help="TOML file with what should be reached (default: the bundle's own, or usual ones)"
+    )
     parser.add_argument("--tta", action="store_true", help="average over mirror images")
     _add_device(parser)
+
+
+def _report(verb: Verb) -> None:
+    parser = verb(
+        verbs.report,
+        "write the figures of an evaluation into the bundle that was measured: its metadata and its model card",
+        "monai-unet report --evaluation OUT --bundle my_bundle",
+    )
+    parser.add_argument("--evaluation", type=place, required=True, help="folder that evaluate wrote")
+    parser.add_argument(
+        "--bundle", type=given, required=True, help="folder of the bundle; configs/metadata.json, docs/README.md change"
+    )
 
 
 def _compare(verb: Verb) -> None:
@@ -254,6 +270,12 @@ def _predict(verb: Verb) -> None:
     parser.add_argument("--probabilities", action="store_true", help="add <case>_prob.nii.gz, channels last")
     parser.add_argument(
         "--cautious", action="store_true", help="add <case>_cautious.nii.gz, masks that miss little, channels last"
+    )
+    parser.add_argument(
+        "--explain",
+        choices=("occlusion", "gradcam", "gradient"),
+        metavar="METHOD",
+        help="%(choices)s: add <case>_why.png and <case>_why.nii.gz, what in the image the result hangs on; takes longer",
     )
     parser.add_argument(
         "--deliver-rejected", action="store_true", help="write results that the bundle's quality gate rejects as well"

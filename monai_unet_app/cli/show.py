@@ -6,7 +6,7 @@ import argparse
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -220,13 +220,31 @@ def _metric_row(table: Table, name: str, block: Any, value: float | None, interv
     table.add_row(name, cells[0], between, *cells[1:])
 
 
+def figures_table(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Figures of a bundle's metadata as they were and as they are."""
+    table = Table("figure", "before", "now", "95 % interval")
+    for key in now:
+        cells = [_figure(figures.get(key, {})) for figures in (before, now)] if isinstance(now[key], dict) else []
+        if any(cells):
+            ends = now[key].get("interval_95")
+            table.add_row(key, *(cell or "-" for cell in cells), _between(*ends) if ends else "-")
+    out.print(table)
+
+
+def _figure(block: Mapping[str, Any]) -> str:
+    """The mean of a score, or the calibrated error; empty where it is neither, or undefined."""
+    value = block.get("mean", block.get("calibrated"))
+    return "" if value is None else f"{value:.4f}"
+
+
 def statements_table(statements: dict[str, Any]) -> None:
     """What a bundle states of its results, a line a statement."""
     table = Table("setting", "statement", "figures")
     for setting, said in statements.items():
-        if "size_up_to" in said:
-            sizes = ", ".join(f"{name} within {width:.1%}" for name, width in said["size_up_to"]["relative"].items())
-            table.add_row(setting, f"size, {said['size_up_to']['coverage']:.0%} of subjects", sizes)
+        if "sizes_off" in said:
+            ends = said["sizes_off"]["relative"].items()
+            sizes = ", ".join(f"{name} {low:+.1%} to {high:+.1%}" for name, (low, high) in ends)
+            table.add_row(setting, f"true size, {said['sizes_off']['coverage']:.0%} of subjects", sizes)
         if "mask_from" in said:
             cuts = {name: cut for name, cut in said["mask_from"].items() if name != "risk"}
             told = ", ".join(f"{name} from p = {cut}" if cut else f"{name}: none is safe" for name, cut in cuts.items())

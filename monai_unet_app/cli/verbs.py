@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from monai_unet_app.cli.show import (
+    figures_table,
     fingerprint_table,
     inspect_problems,
     line,
@@ -236,6 +237,9 @@ def evaluate(options: argparse.Namespace) -> Answer:
 
     root, data = bundle_files(options.bundle).root, labelled_cases(options)
     check_writable(options.output)
+    from monai_unet_app.report.targets import read_targets
+
+    targets = read_targets(options.targets) if options.targets else None
     from monai_unet_app.evaluate import choose_cases, evaluate_cases
 
     bundle = loaded_bundle(root, options.device)
@@ -249,6 +253,7 @@ def evaluate(options: argparse.Namespace) -> Answer:
             run=PredictConfig(tta=options.tta),
             data_name=(options.data or options.images).resolve().name,
             partition=chosen.note,
+            targets=targets,
             each=lambda case_id, dice: step(f"{case_id}" if dice is None else f"{case_id} Dice {dice:.3f}"),
         )
     if not options.json:
@@ -264,6 +269,32 @@ def evaluate(options: argparse.Namespace) -> Answer:
     return answer, EXIT_REFUSED if found.problems else EXIT_DONE
 
 
+def report(options: argparse.Namespace) -> Answer:
+    from monai_unet_app.bundle import bundle_files
+    from monai_unet_app.report.card import check_held_out, read_measured, summary, write_figures
+
+    if not Path(options.bundle).is_dir():
+        raise UsageError(
+            f"--bundle {options.bundle}: a folder is needed, its metadata and card are rewritten; copy it first"
+        )
+    files = bundle_files(options.bundle)
+    document = read_measured(options.evaluation, files)
+    for folder in ("configs", "docs"):
+        check_writable(files.root / folder)
+    bundle, before = loaded_bundle(files.root), files.metadata.get("eval_metrics") or {}
+    check_held_out(options.evaluation, bundle)
+    figures = summary(document, bundle)
+    written = write_figures(figures, bundle)
+    gone = [name for name in before if name not in figures]
+    if not options.json:
+        figures_table(before, figures)
+        if gone:
+            line(f"no longer there, since the evaluation does not hold it: {', '.join(gone)}")
+        for file in written:
+            line(f"wrote {file}")
+    return {"eval_metrics": figures, "gone": gone, "files": [str(file) for file in written]}, EXIT_DONE
+
+
 def predict(options: argparse.Namespace) -> Answer:
     from monai_unet_app.bundle import bundle_files
     from monai_unet_app.config import PredictConfig
@@ -275,6 +306,7 @@ def predict(options: argparse.Namespace) -> Answer:
         **wanted,
         probabilities=options.probabilities,
         cautious=options.cautious,
+        explain=options.explain,
         deliver_rejected=options.deliver_rejected,
         dicom_source=options.dicom_source,
         dicomize=options.dicomize,

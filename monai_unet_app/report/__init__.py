@@ -1,4 +1,4 @@
-"""From an evaluation to files: metrics.json, cases.csv and one self-contained report.html."""
+"""From an evaluation to files: metrics.json, cases.csv, one self-contained report.html, and report.pdf."""
 
 from .contents import CasePicture, EvaluationReport, MeasuredOn, Target, exemplary_cases
 from .evaluation import write_evaluation

@@ -212,7 +212,7 @@ def _score_rows(figures: Mapping[str, Any]) -> list[str]:
     rows = ["| score | mean | 95 % interval by subject | per class |", "|---|---|---|---|"]
     for key, name in _SCORES.items():
         block = figures[key]
-        each = ", ".join(f"{label} {number(value, 3)}" for label, value in block["per_class"].items())
+        each = ", ".join(f"{_cell(label)} {number(value, 3)}" for label, value in block["per_class"].items())
         rows.append(f"| {name} | {number(block['mean'], 3)} | {between(block['interval_95'], 3) or 'none'} | {each} |")
     if human := figures.get("dice_of_second_human_grader"):
         name = "Dice of the second human grader against the first"
@@ -232,7 +232,7 @@ def _calibration_rows(figures: Mapping[str, Any]) -> list[str]:
 
 def _statement_rows(figures: Mapping[str, Any]) -> list[str]:
     told = figures.get("statements", {})
-    kept = {f"interval of the size, {label}": said for label, said in told.get("sizes", {}).items()}
+    kept = {f"interval of the size, {_cell(label)}": said for label, said in told.get("sizes", {}).items()}
     if "gate" in told:
         kept["lower bound of Dice (quality gate)"] = told["gate"]["bound"]
     if not kept:
@@ -254,9 +254,14 @@ def _sentence(figures: Mapping[str, Any], bundle: Bundle) -> str:
         text += (
             f" Trained for {training['epochs']} epochs (best: {training['best_epoch']}) in {training['minutes']:.0f} "
             f"minutes, {training['precision']} on {training['device']}. Data set sha256 "
-            f"`{bundle.run_record['data_sha256'][:16]}…`, calibration {dict(bundle.part('calibration'))}."
+            f"`{bundle.run_record['data_sha256'][:16]}…`"
         )
+        text += f", calibration {dict(bundle.part('calibration'))}." if "calibration" in bundle.parser.get() else "."
     return text
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def _rounded(value: float | None) -> float | None:

@@ -1,4 +1,4 @@
-"""Writes an evaluation: metrics.json for machines, cases.csv for tables, report.html for people."""
+"""Writes an evaluation: metrics.json for machines, cases.csv for tables, report.html and report.pdf for people."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from monai_unet_app.metrics.scores import all_scores, means_of_rows, presence, s
 
 from .contents import EvaluationReport
 from .html import render_html
+from .pdf import render_pdf
 
 SCHEMA_VERSION = "1.0"
 
 
-def write_evaluation(report: EvaluationReport, folder: Path) -> tuple[Path, Path, Path]:
-    """Writes metrics.json, cases.csv and report.html into a folder, which is made if it is not there.
+def write_evaluation(report: EvaluationReport, folder: Path) -> tuple[Path, ...]:
+    """Writes metrics.json, cases.csv, report.html and report.pdf into a folder, which is made if it is not there.
 
-    All three are rendered and checked before the first is written; each is written under a temporary name and
+    All are rendered and checked before the first is written; each is written under a temporary name and
     then renamed, so a reader never meets half a file.
 
     Returns:
-        The three paths, in that order.
+        The four paths, in that order.
 
     Raises:
         InputRefusedError: The summary does not obey metrics.schema.json.
@@ -39,14 +40,14 @@ def write_evaluation(report: EvaluationReport, folder: Path) -> tuple[Path, Path
     """
     document = metrics_document(report)
     validate(document, "metrics")
-    texts = {
-        "metrics.json": json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n",
-        "cases.csv": cases_csv(report.cases, report.plan),
-        "report.html": render_html(report),
+    contents = {
+        "metrics.json": (json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode(),
+        "cases.csv": cases_csv(report.cases, report.plan).encode(),
+        "report.html": render_html(report).encode(),
+        "report.pdf": render_pdf(report),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    metrics, cases, page = (_replace(folder / name, text) for name, text in texts.items())
-    return metrics, cases, page
+    return tuple(_replace(folder / name, content) for name, content in contents.items())
 
 
 def metrics_document(report: EvaluationReport) -> dict[str, Any]:
@@ -134,14 +135,12 @@ def _target(report: EvaluationReport, index: int) -> dict[str, Any]:
     }
 
 
-def _replace(path: Path, text: str) -> Path:
-    """Writes a text under a temporary name beside `path`, then renames it; if it fails, nothing is left."""
-    with NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8", newline=""
-    ) as stream:
+def _replace(path: Path, content: bytes) -> Path:
+    """Writes bytes under a temporary name beside `path`, then renames it; if it fails, nothing is left."""
+    with NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
         temporary = Path(stream.name)
         try:
-            stream.write(text)
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
             temporary.chmod(0o644)

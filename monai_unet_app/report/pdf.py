@@ -7,6 +7,7 @@ are there wherever it is opened.
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,15 @@ def render_pdf(report: EvaluationReport) -> bytes:
 
     The same report gives the same bytes: the document says no time but that at which the report was made, in its text.
     """
+    on = report.measured_on
+    name = f"{on.bundle_name} {on.bundle_version}"
+    return typeset(sections(report), f"Evaluation of {name}", f"{name}, sha256 {on.bundle_sha256[:16] or 'unknown'}")
+
+
+def typeset(blocks: Iterable[Block], title: str, footer: str) -> bytes:
+    """Blocks as a PDF file; `title` is what viewers call it, `footer` stands on every page beside its number."""
     _register_fonts()
-    on, stream = report.measured_on, io.BytesIO()
+    stream = io.BytesIO()
     document = _Document(
         stream,
         pagesize=A4,
@@ -69,27 +77,27 @@ def render_pdf(report: EvaluationReport) -> bytes:
         rightMargin=MARGIN - _FRAME,
         topMargin=MARGIN - _FRAME,
         bottomMargin=MARGIN + FOOT - _FRAME,
-        title=f"Evaluation of {on.bundle_name} {on.bundle_version}",
+        title=title,
         author="monai-unet-app",
         lang="en",
         invariant=1,
         pageCompression=1,
     )
-    footer = f"{on.bundle_name} {on.bundle_version}, sha256 {on.bundle_sha256[:16] or 'unknown'}"
-
-    def draw_footer(canvas: Any, document: Any) -> None:
-        canvas.setFont(_SANS, 7)
-        canvas.setFillColor(HexColor(LIGHT.muted))
-        canvas.drawString(MARGIN, MARGIN, footer)
-        canvas.drawRightString(A4[0] - MARGIN, MARGIN, f"page {document.page}")
-
-    story = [flowable for block in sections(report) for flowable in flowables(block)]
-    document.build(story, onFirstPage=draw_footer, onLaterPages=draw_footer)
+    document.footer = footer
+    document.build([flowable for block in blocks for flowable in flowables(block)])
     return stream.getvalue()
 
 
-class _Document(SimpleDocTemplate):  # type: ignore[misc]
-    """Sections stand in the outline that viewers show beside the pages."""
+class _Document(SimpleDocTemplate):
+    """Sections stand in the outline that viewers show beside the pages; each page ends with a footer."""
+
+    footer = ""
+
+    def afterPage(self) -> None:  # noqa: N802
+        self.canv.setFont(_SANS, 7)
+        self.canv.setFillColor(HexColor(LIGHT.muted))
+        self.canv.drawString(MARGIN, MARGIN, self.footer)
+        self.canv.drawRightString(A4[0] - MARGIN, MARGIN, f"page {self.page}")
 
     def afterFlowable(self, flowable: Any) -> None:  # noqa: N802
         if getattr(flowable, "style", None) is _style("heading"):

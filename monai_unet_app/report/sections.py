@@ -128,13 +128,14 @@ def _classes(report: EvaluationReport) -> list[Block]:
 
 
 def _by_class(columns: Mapping[str, tuple[str, int]], blocks: Mapping[str, Any], plan: EvaluationPlan) -> Table:
-    """A row a class and one for the mean; `columns` says heading and digits of each of the `blocks`."""
+    """A row a class and, of several, one for the mean; `columns` says heading and digits of each of the `blocks`."""
 
     def row(name: str | None) -> tuple[str | Cell, ...]:
         return name or "Mean", *(_score(blocks[key], name, digits) for key, (_, digits) in columns.items())
 
-    rows = tuple(row(name) for name in (*plan.class_names, None))
-    return Table(("Class", *(heading for heading, _ in columns.values())), rows, last_is_mean=True)
+    head, several = ("Class", *(heading for heading, _ in columns.values())), len(plan.class_names) > 1
+    rows = tuple(row(name) for name in (*plan.class_names, *([None] if several else [])))
+    return Table(head, rows, last_is_mean=several)
 
 
 def _score(block: Mapping[str, Any], name: str | None, digits: int) -> Cell:
@@ -189,7 +190,7 @@ def _outlines(report: EvaluationReport) -> list[Block]:
         "surface_dice": (f"Surface Dice\n{plan.surface_tolerance:g} {plan.unit}", 3),
         keys["hd95"]: (f"HD95\n{plan.unit}", 2),
         keys["assd"]: (f"ASSD\n{plan.unit}", 2),
-        keys["size_difference"]: (f"Size error\n{'pixels' if plan.planar else 'mL'}", 3),
+        keys["size_difference"]: (f"Size error\n{'pixels' if plan.planar else 'mL'}", 0 if plan.planar else 3),
     }
     return [
         Heading("How far off are the outlines?"),

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from monai_unet_app.calibration.judged import GOOD
-from monai_unet_app.calibration.quality import USELESS
+from monai_unet_app.calibration.judged import BAD, GOOD
 
 from .blocks import Block, Cell, Chart, Facts, Heading, Table, Text
 from .figures import risk_coverage_figure
@@ -100,7 +99,7 @@ def _gate(gate: Mapping[str, Any]) -> list[Block]:
         "Predicted and true Dice": f"rank correlation (Spearman) {number(gate['spearman'], 2)}",
         "True Dice at or above the bound": f"{percent(bound['observed'], 1)} (stated: {percent(bound['wanted'])}{within}; "
         f"{plural(bound['subjects'], 'subject')})",
-        f"Useless results (Dice below {USELESS:g}) held back": _share(gate["flagged_of_useless"]),
+        f"Bad results (Dice below {BAD:g}) held back": _share(gate["flagged_of_bad"]),
         f"Good results (Dice above {GOOD:g}) held back": _share(gate["held_of_good"]),
         "Mean risk over all coverages (AURC)": number(gate["aurc"], 4),
     }

@@ -40,10 +40,18 @@ def test_an_interval_reaches_as_far_as_the_worst_of_nine_subjects() -> None:
     interval = stated.interval(1, 5.0)
     assert interval is not None
     small = 10 * 0.006
-    assert stated.half_widths[1] == pytest.approx(math.log((6.0 + small) / (5.0 + small)))
+    assert stated.log_ratios[1] == pytest.approx(
+        (-math.log((6.0 + small) / (5.0 + small)), math.log((6.0 + small) / (5.0 + small)))
+    )
     assert interval[1] == pytest.approx(6.0)
     assert interval[0] == pytest.approx((5 + small) ** 2 / (6 + small) - small)
     assert stated.interval(2, 5.0) is None  # nothing is known of that structure
+
+
+def test_with_nineteen_subjects_each_tail_reaches_as_far_as_its_own_worst() -> None:
+    ratios = np.linspace(0.7, 1.05, 19)  # truths are mostly smaller than expected
+    interval = SizeStatement.fit([measured(n, ratio) for n, ratio in enumerate(ratios)], 0.9).interval(1, 5.0)
+    assert interval == (pytest.approx(3.5), pytest.approx(5.25))
 
 
 def test_of_eight_subjects_nothing_is_stated() -> None:

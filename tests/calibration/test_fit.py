@@ -14,10 +14,10 @@ from monai.bundle import ConfigParser
 from small_data import calibration_of, few_examples, set_calibration
 
 from monai_unet_app.bundle import load_bundle, run_overlay
+from monai_unet_app.calibrate import calibrate_bundle
 from monai_unet_app.calibration.fit import CalibrationFit, write_parameters
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.errors import BundleError, InputRefusedError
-from monai_unet_app.calibrate import calibrate_bundle
 
 TRUE_TEMPERATURE = 1.8
 

@@ -42,7 +42,7 @@ def report_of(plan=PLAN, shifts=(0, 1, 2, 1), targets=(), miss_last=False):
 
 
 def test_metrics_json_holds_dice_boundary_iou_and_ece_per_class_and_mean(tmp_path):
-    metrics, _, _ = write_evaluation(report_of(), tmp_path / "new" / "folder")
+    metrics, *others = write_evaluation(report_of(), tmp_path / "new" / "folder")
     found = json.loads(metrics.read_text())
     for key in ("dice", "boundary_iou", "ece", "ece_band"):
         assert set(found[key]["per_class"]) == {"Front", "Back"}
@@ -51,6 +51,8 @@ def test_metrics_json_holds_dice_boundary_iou_and_ece_per_class_and_mean(tmp_pat
     assert found["bundle"] == {"name": "lobes_mri_unet3d", "version": "1.2.0", "sha256": "ab" * 32}
     assert (found["data"]["cases"], found["data"]["subjects"]) == (4, 2)
     assert found["schema_version"] == "1.0"
+    assert [path.name for path in others] == ["cases.csv", "report.html", "report.pdf"]
+    assert all(path.is_file() for path in others)
 
 
 @pytest.mark.parametrize(
@@ -119,12 +121,14 @@ def test_targets_are_judged_by_the_figure_they_name():
     assert not Target("b", ("dice", "mean"), at_least=dice + 1e-6).reached(report.summary)
     assert Target("c", ("ece", "top_label"), at_most=1).reached(report.summary)
     assert not Target("d", ("ece", "top_label"), at_most=0).reached(report.summary)
-    with pytest.raises(KeyError):
-        Target("e", ("dise", "mean")).reached(report.summary)
 
 
-def test_an_undefined_figure_reaches_no_target():
-    assert not Target("a", ("ece_band", "top_label"), at_most=1).reached({"ece_band": {"top_label": None}})
+def test_a_figure_that_is_undefined_or_was_not_measured_reaches_no_target_and_misses_none():
+    target = Target("a", ("ece_band", "top_label"), at_most=1)
+    for summary in ({"ece_band": {"top_label": None}}, {"ece_band": {}}, {}):
+        assert target.outcome(summary) == "undefined"
+        assert not target.reached(summary)
+    assert target.outcome({"ece_band": {"top_label": 2.0}}) == "missed"
 
 
 def test_the_worst_the_median_and_the_best_case_are_chosen_by_dice_whatever_the_order():

@@ -12,8 +12,9 @@ from dicom_io.volume import Provenance, Volume
 from monai_unet_app.metrics import Bootstrap, CaseArrays, Evaluation, EvaluationPlan
 from monai_unet_app.report import CasePicture, EvaluationReport, MeasuredOn, Target
 from monai_unet_app.report.figures import DARK, LIGHT
-from monai_unet_app.report.html import render_html, verdict
-from monai_unet_app.report.pictures import case_figure
+from monai_unet_app.report.html import render_html
+from monai_unet_app.report.pictures import INVENTED_COLOUR, MISSED_COLOUR, case_figure, error_colours
+from monai_unet_app.report.sections import verdict
 
 ON = MeasuredOn("lobes <3d>", "1.2.0", "ab" * 32, "Phantoms & co", "cd" * 32, "test")
 PLAN = EvaluationPlan(("Front", "Back"))
@@ -98,8 +99,16 @@ def test_the_verdict_comes_first_and_says_what_was_missed(page):
     assert text.index("1 of 2 targets missed") < text.index("Each class")
     assert "✗ missed" in text
     assert "✓ reached" in text
-    assert "All 2 targets are reached" in verdict(report(targets=TARGETS[1:] * 2, pictures=False))
-    assert "Mean Dice 0." in verdict(report(pictures=False))
+    assert verdict(report(targets=TARGETS[1:] * 2, pictures=False)).text == "All 2 targets are reached"
+    assert verdict(report(pictures=False)).text.startswith("Mean Dice 0.")
+
+
+def test_a_target_without_a_figure_is_neither_reached_nor_missed():
+    unknown = Target("something else", ("else", "mean"), at_least=0.5)
+    said = verdict(report(targets=(*TARGETS, unknown), pictures=False))
+    assert (said.text, said.tone) == ("1 of 3 targets missed, 1 not defined", "bad")
+    said = verdict(report(targets=(TARGETS[1], unknown), pictures=False))
+    assert (said.text, said.tone) == ("1 of 2 targets reached, 1 not defined", "")
 
 
 def test_names_are_escaped_and_no_path_is_told(page):
@@ -154,8 +163,8 @@ def test_a_page_of_forty_classes_says_how_many_it_draws():
     evaluation = Evaluation(plan)
     evaluation.add(CaseArrays("a", "s", truth, truth, np.where(truth, 0.8, 0.2), (1, 1, 1), 0.001))
     page = render_html(EvaluationReport.of(evaluation, ON, how=Bootstrap(resamples=5)))
-    assert "The first 24 of 40 classes are drawn." in page
-    assert page.count("<td>Organ ") == 40
+    assert page.count("The first 24 of 40 classes are drawn.") == 2  # of both charts with a part for each class
+    assert page.count("<td>Organ ") == 3 * 40  # scores, outlines, parts
 
 
 # --- pictures
@@ -279,6 +288,47 @@ def test_a_planar_colour_image_is_shown_upright_beside_its_outlines():
     assert shown[3, 25].tolist() == [1, 0, 0]
     assert len(figure.axes[0].collections) == 0
     assert len(figure.axes[1].collections) == 2
+
+
+def test_every_kind_of_error_has_a_colour_of_its_own():
+    truth = np.array([[0, 1, 1, 1, 2, 0]])
+    predicted = np.array([[0, 1, 0, 2, 1, 2]])
+    colours = error_colours(*(np.stack([labels == 1, labels == 2]) for labels in (truth, predicted)))
+    right, found, missed, confused, other, invented = colours[0]
+    assert right[3] == found[3] == 0
+    assert to_hex(missed) == MISSED_COLOUR
+    assert to_hex(invented) == INVENTED_COLOUR
+    assert to_hex(confused) == to_hex(other)
+    assert len({MISSED_COLOUR, INVENTED_COLOUR, to_hex(confused)}) == 3
+
+
+def test_errors_are_shown_where_they_are_below_each_plane_at_the_same_scale():
+    image, mask = lopsided_patient()
+    missed = mask.astype(np.uint8)
+    picture = CasePicture("a", "worst", image, missed, np.zeros_like(missed), (1.0, 1.5, 3.0), ("L", "P", "S"))
+    figure = case_figure(picture, EvaluationPlan(("Spot",)), errors=True)
+    plain, maps = figure.axes[:3], figure.axes[3:]
+    assert [axis.get_title(loc="left") for axis in maps] == ["errors, axial", "errors, coronal", "errors, sagittal"]
+    for above, below in zip(plain, maps, strict=True):
+        shown, (grey, wrong) = above.images[0].get_array(), (drawn.get_array() for drawn in below.images)
+        place = np.unravel_index(np.asarray(shown).argmax(), shown.shape)
+        assert np.argwhere(np.asarray(wrong)[..., 3] > 0).tolist() == [list(place)]
+        assert to_hex(wrong[place]) == MISSED_COLOUR
+        assert np.asarray(grey).max() < np.asarray(shown).max()
+        first, second = above.get_position(), below.get_position()
+        assert (first.x0, first.width, first.height) == pytest.approx((second.x0, second.width, second.height))
+        assert second.y1 < first.y0
+
+
+def test_errors_of_a_planar_image_stand_beside_its_outlines():
+    plan = EvaluationPlan(("Vessel",), exclusive=False, planar=True)
+    labels = np.zeros((30, 20, 1), np.uint8)
+    labels[5:25, 3:6] = 1
+    colour = np.full((30, 20, 1, 3), 200, np.uint8)
+    figure = case_figure(CasePicture("a", "best", colour, labels, labels, (1, 1, 1)), plan, errors=True)
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["image", "outlines", "errors"]
+    assert len({axis.get_position().y0 for axis in figure.axes}) == 1
+    assert not np.asarray(figure.axes[2].images[1].get_array()).any()
 
 
 def test_a_picture_without_any_label_is_still_drawn():

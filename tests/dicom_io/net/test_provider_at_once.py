@@ -87,7 +87,7 @@ def all_at_once(*jobs: Callable[[], Any]) -> list[Any]:
 def associated(port: int, dataset: Dataset) -> Iterator[Association]:
     ae = AE("SENDER")
     ae.add_requested_context(dataset.SOPClassUID, [dataset.file_meta.TransferSyntaxUID])
-    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 10
+    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 60
     association = ae.associate("127.0.0.1", port, ae_title="ARCHIVE")
     assert association.is_established
     try:

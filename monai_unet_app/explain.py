@@ -1,0 +1,445 @@
+"""Why this region? What in the image the network's answer hangs on, by MONAI's own tools, as numbers and as a picture.
+
+A segmentation network answers at every voxel, MONAI's tools explain one number. That number is, for each structure, the mean
+log-odds, log p / (1 - p), over the voxels where the structure was found, in the one window of the sliding window that holds
+most of them. The calibration, which rescales log-odds, is left out.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import textwrap
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from monai.data import MetaTensor
+from monai.transforms import Invertd
+from monai.visualize import GradCAM, OcclusionSensitivity, SmoothGrad
+from numpy.typing import NDArray
+from PIL import Image
+
+from dicom_io.volume import Volume
+from monai_unet_app.bundle import Bundle
+from monai_unet_app.config import PredictConfig
+from monai_unet_app.errors import BundleError, UsageError
+from monai_unet_app.inference.predict import Progress
+from monai_unet_app.inference.windows import Slices, WindowPlan, plan_windows
+from monai_unet_app.metrics import EvaluationPlan
+from monai_unet_app.pipeline import Case, on_volume, predict, preprocess
+from monai_unet_app.report import CasePicture, case_figure
+from monai_unet_app.report.pictures import png
+
+Method = Literal["occlusion", "gradcam", "gradient"]
+PARTS = 8
+"""So many masks, one beside the other, hide an axis of the window."""
+
+NOISY_COPIES = 25  # of the window, for SmoothGrad
+SEED = 0  # of their noise
+SHOWN: dict[Method, str] = {
+    "occlusion": "how much the answer falls when this place is hidden",
+    "gradcam": "where the network's feature layer has what speaks for the answer",
+    "gradient": "how much the answer changes when the image changes a little here",
+}
+"""What the colour is, in plain words."""
+
+UNITS: dict[Method, str] = {
+    "occlusion": "fall of the mean log-odds; below 0 it rises",
+    "gradcam": "weighted activation, no unit",
+    "gradient": "mean log-odds for 1 of the network's input",
+}
+_ENOUGH = 0.49  # of a source voxel lies in the window: half, less rounding, or a slice midway between two would be lost
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What the answers for one case hang on.
+
+    Attributes:
+        method: Which tool was asked.
+        maps: Shape (S, I, J, K), float32, on the source grid, a map for each structure of the bundle in its order; `UNITS` says
+            of what. NaN outside the window that was explained, and everywhere for a structure that was not found.
+        answers: For each structure the number that was explained, its mean log-odds; None where it was not found.
+        slice_axis: Axis of the source of which one slice was explained; None for networks of the image's own dimension.
+    """
+
+    method: Method
+    maps: NDArray[np.float32]
+    answers: tuple[float | None, ...]
+    slice_axis: int | None = None
+
+
+class StructureAnswers(torch.nn.Module):
+    """A bundle's network with one answer for each structure, as a classifier has: what MONAI's tools explain.
+
+    The network is a copy, so that hooks and gradients of the tools leave none behind.
+
+    Args:
+        bundle: Whose network.
+        regions: Shape (S, *window), boolean, none of them empty: where each answer is averaged.
+        structures: Places of these S structures among the bundle's, from 0.
+        step: Is told how many windows went through.
+    """
+
+    def __init__(
+        self, bundle: Bundle, regions: torch.Tensor, structures: Sequence[int], step: Callable[[int], None]
+    ) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(bundle.network).requires_grad_(False)
+        self.regions = regions.to(bundle.device)
+        self.exclusive = bundle.exclusive
+        self.channels = [n + 1 if bundle.exclusive else n for n in structures]
+        self.step = step
+        self.eval()
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        """Shape (B, C_in, *window) to mean log-odds, shape (B, S)."""
+        logits = self.network(windows)
+        odds = torch.stack([self._log_odds(logits, channel) for channel in self.channels], 1)
+        self.step(len(windows))
+        return (odds * self.regions).flatten(2).sum(2) / self.regions.flatten(1).sum(1)
+
+    def _log_odds(self, logits: torch.Tensor, channel: int) -> torch.Tensor:
+        """Of one class against all others together: the same whatever number is added to all logits."""
+        if not self.exclusive:
+            return logits[:, channel]
+        others = [n for n in range(logits.shape[1]) if n != channel]
+        return logits[:, channel] - torch.logsumexp(logits[:, others], 1)
+
+
+def check_explainable(bundle: Bundle, method: Method) -> None:
+    """Raises, before any work, if this bundle cannot be explained in this way.
+
+    Raises:
+        UsageError: GradCAM of a bundle that names no layer.
+        BundleError: The layer that it names is not in its network.
+    """
+    if method == "gradcam":
+        _layer_name(bundle)
+
+
+def explain_case(
+    case: Case, bundle: Bundle, method: Method, run: PredictConfig | None = None, progress: Progress | None = None
+) -> Explanation:
+    """What in the image the answers for a segmented case hang on.
+
+    The image goes through the network once more, to see where structures are on the working grid.
+
+    Args:
+        case: As `segment_case` gives it.
+        bundle: The bundle that segmented it.
+        method: "occlusion": the window is hidden piece by piece, by its mean, pieces of an eighth of each axis; "gradcam":
+            GradCAM at the bundle's `feature_layer`; "gradient": SmoothGrad, root mean square over noisy copies of the window.
+        run: Flags of the run that segmented it.
+        progress: Called with (windows done, windows in all).
+
+    Raises:
+        UsageError, BundleError: As `check_explainable`.
+
+    Source: Zeiler and Fergus 2014, arXiv:1311.2901; Selvaraju et al. 2017, arXiv:1610.02391; Smilkov et al. 2017,
+    arXiv:1706.03825; all as in monai.visualize.
+    """
+    check_explainable(bundle, method)
+    item = preprocess(case.volume, bundle)
+    regions = _regions(case, predict(item["image"], bundle, run or PredictConfig()), bundle)
+    plan = plan_windows(tuple(regions.shape[1:]), bundle.windows.window, bundle.windows.overlap)
+    image = _padded(item["image"].as_tensor(), plan, bundle.windows.padding_mode, bundle.windows.padding_value)
+    regions = _padded(regions.float(), plan).bool()
+    shared = _windows(regions, plan, bundle.slice_axis)
+    step = _counter(sum(_cost(method, plan.window, len(structures)) for _, structures in shared), progress)
+    slice_axis, reach = _slab(item["image"], case.volume, bundle.slice_axis)
+    maps, seen = torch.zeros(2, *regions.shape)
+    answers: list[float | None] = [None] * len(regions)
+    for place, structures in shared:
+        window = _for_network(image[(slice(None), *place)], bundle.slice_axis)[None].to(bundle.device)
+        inside = _for_network(regions[structures][(slice(None), *place)], bundle.slice_axis)
+        network = StructureAnswers(bundle, inside, structures, step)
+        with torch.no_grad():
+            given = network(window)[0]
+        found = _EXPLAINERS[method](network, window, given, bundle).cpu()
+        for n, answer, drawn in zip(structures, given, found, strict=True):
+            answers[n] = float(answer)
+            where = _widened(place, bundle.slice_axis, reach)
+            maps[n][where] = drawn if bundle.slice_axis is None else drawn.unsqueeze(bundle.slice_axis)
+            seen[n][where] = 1.0
+    both = torch.cat([maps, seen])[(slice(None), *plan.inside)]
+    return Explanation(method, _on_source(both, item, bundle, case.volume), tuple(answers), slice_axis)
+
+
+def _regions(case: Case, logits: torch.Tensor, bundle: Bundle) -> torch.Tensor:
+    """Shape (S, *spatial), boolean: where each structure is on the working grid; empty for those that the result has not."""
+    numbers = range(1, len(bundle.segments) + 1)
+    if bundle.exclusive:
+        largest = logits.argmax(0)
+        regions = torch.stack([largest == n for n in numbers])
+        found = [bool((case.labels == n).any()) for n in numbers]
+    else:
+        regions = logits >= 0
+        found = [bool(case.labels[..., n - 1].any()) for n in numbers]
+    return regions & torch.tensor(found).view(-1, *[1] * (regions.ndim - 1))
+
+
+def _padded(tensor: torch.Tensor, plan: WindowPlan, mode: str = "constant", value: float = 0.0) -> torch.Tensor:
+    """Shape (C, *padded): as the sliding window sees an image that is smaller than one window."""
+    sizes = zip(plan.before, plan.padded_shape, tensor.shape[1:], strict=True)
+    padding = [n for before, padded, size in reversed(list(sizes)) for n in (before, padded - size - before)]
+    return F.pad(tensor[None], padding, mode, value)[0] if any(padding) else tensor
+
+
+def _windows(regions: torch.Tensor, plan: WindowPlan, slice_axis: int | None) -> list[tuple[Slices, list[int]]]:
+    """The windows that are explained, each with the structures that it is best for; structures of no voxel have none."""
+    shared: dict[tuple[int, ...], tuple[Slices, list[int]]] = {}
+    for n, region in enumerate(regions):
+        if region.any():
+            place = _best_window(region, plan, slice_axis)
+            shared.setdefault(tuple(side.start for side in place), (place, []))[1].append(n)
+    return list(shared.values())
+
+
+def _best_window(region: torch.Tensor, plan: WindowPlan, slice_axis: int | None) -> Slices:
+    """The window with most of the region, of equal ones that whose centre is nearest; in the slice of the largest section."""
+    places: Sequence[Slices] = plan.windows
+    if slice_axis is not None:
+        areas = region.sum([axis for axis in range(region.ndim) if axis != slice_axis])
+        places = [place for place in places if place[slice_axis].start == int(areas.argmax())]
+    centre = region.nonzero().double().mean(0)
+
+    def fit(place: Slices) -> tuple[int, float]:
+        middle = torch.tensor([(side.start + side.stop - 1) / 2 for side in place], dtype=torch.float64)
+        return int(region[place].sum()), -float((middle - centre).norm())
+
+    return max(places, key=fit)
+
+
+def _for_network(tensor: torch.Tensor, slice_axis: int | None) -> torch.Tensor:
+    """A window (C, *window) without the axis along which a 2D network walks."""
+    return tensor if slice_axis is None else tensor.squeeze(1 + slice_axis)
+
+
+def _cost(method: Method, window: tuple[int, ...], structures: int) -> int:
+    """How many windows go through the network for one that is explained."""
+    masks = len(plan_windows(window, _mask_size(window), 0.0).windows)
+    return 1 + {"occlusion": masks, "gradcam": structures, "gradient": NOISY_COPIES * structures}[method]
+
+
+def _counter(total: int, progress: Progress | None) -> Callable[[int], None]:
+    done = 0
+
+    def step(windows: int) -> None:
+        nonlocal done
+        done += windows
+        if progress is not None:
+            progress(done, total)
+
+    return step
+
+
+def _mask_size(window: Sequence[int]) -> tuple[int, ...]:
+    return tuple(ceil(size / PARTS) for size in window)
+
+
+def _occlusion(network: StructureAnswers, window: torch.Tensor, given: torch.Tensor, bundle: Bundle) -> torch.Tensor:
+    """Shape (S, *window): the answer less the answer when a place is hidden."""
+    tool = OcclusionSensitivity(
+        network,
+        mask_size=_mask_size(window.shape[2:]),
+        n_batch=bundle.windows.batch,
+        verbose=False,
+        mode="mean_img",
+        overlap=0.0,
+        activate=False,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Using a non-tuple sequence")  # MONAI's own indexing
+        hidden = torch.as_tensor(tool(window)[0])[0]
+    return given.view(-1, *[1] * (hidden.ndim - 1)) - hidden
+
+
+def _gradcam(network: StructureAnswers, window: torch.Tensor, given: torch.Tensor, bundle: Bundle) -> torch.Tensor:
+    """Shape (S, *window): GradCAM as it comes, 0 or more, brought to the window's size by linear interpolation."""
+    tool = GradCAM(network, f"network.{_layer_name(bundle)}", postprocessing=lambda found: found)
+    asked = window.requires_grad_()  # gradients reach the layer although the weights take none
+    return torch.stack([tool(asked, class_idx=n)[0, 0].detach() for n in range(len(given))])
+
+
+def _gradient(network: StructureAnswers, window: torch.Tensor, given: torch.Tensor, bundle: Bundle) -> torch.Tensor:
+    """Shape (S, *window): length of the gradient over the input's channels, root mean square over noisy copies."""
+    tool = SmoothGrad(network, n_samples=NOISY_COPIES, verbose=False)
+    found = []
+    with torch.random.fork_rng(devices=[bundle.device] if bundle.device.type == "cuda" else []):
+        for n in range(len(given)):
+            torch.manual_seed(SEED)
+            found.append(torch.linalg.vector_norm(tool(window, index=n)[0], dim=0))
+    return torch.stack(found) * NOISY_COPIES**0.5  # MONAI divides the root of the sum of squares by their number
+
+
+_EXPLAINERS: dict[Method, Callable[[StructureAnswers, torch.Tensor, torch.Tensor, Bundle], torch.Tensor]] = {
+    "occlusion": _occlusion,
+    "gradcam": _gradcam,
+    "gradient": _gradient,
+}
+
+
+def _layer_name(bundle: Bundle) -> str:
+    """The bundle's `feature_layer` by the name under which its network lists it."""
+    if bundle.feature_layer is None:
+        raise UsageError(
+            f"--explain gradcam: {bundle.name} names no `feature_layer` in its inference.yaml; the layer to look at is needed; "
+            "name one there, or take occlusion or gradient"
+        )
+    try:
+        layer = bundle.network.get_submodule(bundle.feature_layer)
+    except AttributeError as error:
+        raise BundleError(
+            f"{bundle.name}: its network has no layer {bundle.feature_layer!r}; the name of one of its modules is needed; "
+            "correct `feature_layer` in inference.yaml"
+        ) from error
+    return next(name for name, part in bundle.network.named_modules() if part is layer)
+
+
+def _slab(image: MetaTensor, volume: Volume, slice_axis: int | None) -> tuple[int | None, int]:
+    """The source's axis along the slices of a 2D network, and how many neighbours on each side share the explained slice's
+    map, so that thicker slices of the source cannot fall between.
+    """
+    if slice_axis is None:
+        return None, 0
+    steps = np.abs((np.linalg.inv(np.asarray(image.affine)) @ volume.affine_ras)[slice_axis, :3])
+    return int(steps.argmax()), max(0, ceil((float(steps.max()) - 1) / 2 - 1e-3))
+
+
+def _widened(place: Slices, slice_axis: int | None, reach: int) -> Slices:
+    return tuple(
+        slice(max(0, side.start - reach), side.stop + reach) if axis == slice_axis else side
+        for axis, side in enumerate(place)
+    )
+
+
+def _on_source(both: torch.Tensor, item: dict[str, MetaTensor], bundle: Bundle, volume: Volume) -> NDArray[np.float32]:
+    """Maps, and what of each voxel was seen, (2S, *spatial) on the working grid, to maps (S, I, J, K): NaN where it was not."""
+    back = Invertd("pred", transform=bundle.preprocessing, orig_keys="image", nearest_interp=False)
+    maps, seen = np.split(on_volume(back({**item, "pred": MetaTensor(both)})["pred"], volume), 2)
+    return np.where(seen >= _ENOUGH, maps / np.maximum(seen, _ENOUGH), np.float32(np.nan))
+
+
+_WIDTH_INCHES, _DPI = 7.2, 130
+_GROUND, _TEXT = "#101214", "#c6ccd4"
+_OPAQUE = 0.75  # of the strongest colour
+
+
+def explanation_png(case: Case, case_id: str, bundle: Bundle, explanation: Explanation) -> bytes:
+    """The window of each structure in grey with its map as colour and its outline, below a line that says what is shown."""
+    strips = []
+    for n, segment in enumerate(bundle.segments):
+        answer, found = explanation.answers[n], explanation.maps[n]
+        if answer is None or np.isnan(found).all():
+            strips.append(_headline(f"{segment.label}: not found, there is nothing to explain"))
+            continue
+        most = float(np.nanmax(np.abs(found)))
+        scale = _Scale(most, signed=explanation.method == "occlusion")
+        text = f"{segment.label}: {SHOWN[explanation.method]}"
+        if most == 0:
+            strips.append(_headline(f"{text}: 0 everywhere"))
+        else:
+            strips.append(_headline(text, f"{UNITS[explanation.method]} (all of it: {answer:.2f})", scale))
+        mask = case.labels == n + 1 if bundle.exclusive else case.labels[..., n] > 0
+        colour = "#{:02x}{:02x}{:02x}".format(*segment.rgb)
+        strips.append(_planes(case, case_id, mask, found, scale, explanation.slice_axis, colour))
+    return _stacked(strips)
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Colours of a map: yellow is most; of a signed one red is above 0 and blue below."""
+
+    most: float
+    signed: bool
+
+    @property
+    def mappable(self) -> ScalarMappable:
+        limits = Normalize(-self.most if self.signed else 0, self.most)
+        return ScalarMappable(limits, colormaps["coolwarm" if self.signed else "plasma"])
+
+    def over(self, grey: NDArray[np.float32], found: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Shape (..., 3), 0 to 1: grey where the map is 0 or NaN, and the more colour the larger it is."""
+        known = np.nan_to_num(found)
+        opacity = _OPAQUE * np.abs(known)[..., None] / (self.most or 1.0)
+        colours = self.mappable.to_rgba(known.reshape(-1, 1))[:, 0, :3].reshape(*known.shape, 3)
+        return (grey[..., None] * (1 - opacity) + colours * opacity).astype(np.float32)
+
+
+def _planes(
+    case: Case,
+    case_id: str,
+    mask: NDArray[np.bool_],
+    found: NDArray[np.float32],
+    scale: _Scale,
+    slice_axis: int | None,
+    colour: str,
+) -> Figure:
+    """The explained window in planes through the structure; of a 2D network the explained slice."""
+    box = _box(~np.isnan(found))
+    if slice_axis is not None:
+        section = (mask & ~np.isnan(found)).sum(axis=tuple(axis for axis in range(3) if axis != slice_axis))
+        index = int(section.argmax()) if section.any() else (box[slice_axis].start + box[slice_axis].stop) // 2
+        box = tuple(slice(index, index + 1) if axis == slice_axis else side for axis, side in enumerate(box))
+    image = scale.over(_grey(case.volume.array[box]), found[box])
+    everywhere = np.ones_like(mask[box])  # no outline, but nothing of the window is cut off
+    picture = CasePicture.of(case_id, "best", case.volume, mask, mask)
+    picture = replace(picture, image=image, predicted=np.stack([mask[box], everywhere]))
+    picture = replace(picture, truth=np.zeros_like(picture.predicted))
+    if slice_axis is not None:
+        picture = replace(picture, slices_along=slice_axis)
+    plan = EvaluationPlan(("structure", "window"), exclusive=False, planar=case.volume.planar)
+    return case_figure(picture, plan, (colour, _GROUND))
+
+
+def _box(seen: NDArray[np.bool_]) -> Slices:
+    """The smallest box around what was seen."""
+    ends = [np.flatnonzero(seen.any(axis=tuple(n for n in range(3) if n != axis))) for axis in range(3)]
+    return tuple(slice(int(found[0]), int(found[-1]) + 1) for found in ends)
+
+
+def _grey(image: NDArray) -> NDArray[np.float32]:
+    """Shape (I, J, K), 0 to 1, percentile 1 to 99.5: the brightness of colours, else the first channel."""
+    plain = image.astype(np.float32)
+    if plain.ndim == 4:
+        plain = plain @ np.array([0.299, 0.587, 0.114], np.float32) if plain.shape[-1] == 3 else plain[..., 0]  # BT.601
+    low, high = np.percentile(plain, [1, 99.5])
+    return np.clip((plain - low) / max(high - low, 1e-9), 0, 1).astype(np.float32)
+
+
+def _headline(text: str, unit: str = "", scale: _Scale | None = None) -> Figure:
+    """What is shown, in words, with the colours' scale below where there is one."""
+    lines = textwrap.wrap(text, 92)
+    height = 0.25 + 0.2 * len(lines) + (0.75 if scale else 0)
+    figure = Figure(figsize=(_WIDTH_INCHES, height), facecolor=_GROUND)
+    figure.text(0.04, 1 - 0.12 / height, "\n".join(lines), color=_TEXT, fontsize=10, va="top", parse_math=False)
+    if scale:
+        axis = figure.add_axes((0.04, 0.5 / height, 0.6, 0.13 / height))
+        figure.colorbar(scale.mappable, cax=axis, orientation="horizontal")
+        axis.tick_params(colors=_TEXT, labelsize=8)
+        axis.set_xlabel(unit, color=_TEXT, fontsize=8, loc="left")
+    return figure
+
+
+def _stacked(figures: Sequence[Figure]) -> bytes:
+    """The figures below each other as one PNG."""
+    images = [Image.open(io.BytesIO(png(figure, _DPI))).convert("RGB") for figure in figures]
+    whole = Image.new("RGB", (max(image.width for image in images), sum(image.height for image in images)), _GROUND)
+    top = 0
+    for image in images:
+        whole.paste(image, (0, top))
+        top += image.height
+    stream = io.BytesIO()
+    whole.save(stream, "PNG")
+    return stream.getvalue()

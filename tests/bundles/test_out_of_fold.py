@@ -1,0 +1,56 @@
+"""Intervals for volumes hold as often as they say, on subjects that the models never saw: the folds of a cross-validation."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from monai_unet_app.calibration.confidence import THRESHOLDS, Measured, SizeStatement
+from monai_unet_app.calibration.conformal import coverage_band, observed_coverage
+
+TABLE = Path(__file__).resolve().parents[2] / "bundles/hippocampus_mri_unet3d/docs/out_of_fold.csv"
+SPLITS, WANTED = 200, 0.9
+
+
+@pytest.fixture(scope="module")
+def measured() -> list[Measured]:
+    none = np.zeros(len(THRESHOLDS))
+    with TABLE.open(newline="") as stream:
+        return [
+            Measured(
+                row["subject"],
+                int(row["structure"]),
+                float(row["expected_ml"]),
+                float(row["true_ml"]),
+                float(row["voxel_ml"]),
+                none,
+            )
+            for row in csv.DictReader(stream)
+        ]
+
+
+def coverage_of(measured: list[Measured], fitted_on: set[str], structure: int) -> float:
+    """By subject, on all that the statement was not fitted on."""
+    stated = SizeStatement.fit([one for one in measured if one.subject in fitted_on], WANTED)
+    tested = [one for one in measured if one.subject not in fitted_on and one.structure == structure]
+    covered = []
+    for one in tested:
+        interval = stated.interval(structure, one.expected)
+        covered.append(interval is not None and interval[0] <= one.true <= interval[1])
+    return observed_coverage(covered, [one.subject for one in tested], WANTED).observed
+
+
+@pytest.mark.parametrize("structure", [1, 2])
+def test_half_of_the_subjects_tell_how_far_sizes_of_the_others_are_off(measured: list[Measured], structure: int) -> None:
+    subjects = sorted({one.subject for one in measured})
+    half = len(subjects) // 2
+    generator, found = np.random.default_rng(structure), []
+    for _ in range(SPLITS):
+        fitted_on = set(generator.permutation(subjects)[:half].tolist())
+        found.append(coverage_of(measured, fitted_on, structure))
+    low, high = coverage_band(WANTED, half, len(subjects) - half)
+    assert np.mean(found) >= WANTED - 0.01  # what is promised is promised on average over whoever was fitted on
+    assert np.mean([low <= coverage <= high for coverage in found]) >= 0.9  # each by itself within the beta-binomial band
