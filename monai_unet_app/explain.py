@@ -96,7 +96,7 @@ class StructureAnswers(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.network = copy.deepcopy(bundle.network).requires_grad_(False)
-        self.regions = regions.to(bundle.device)
+        self.regions = regions.flatten(1).to(bundle.device)
         self.exclusive = bundle.exclusive
         self.channels = [n + 1 if bundle.exclusive else n for n in structures]
         self.step = step
@@ -104,10 +104,10 @@ class StructureAnswers(torch.nn.Module):
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
         """Shape (B, C_in, *window) to mean log-odds, shape (B, S)."""
-        logits = self.network(windows)
-        odds = torch.stack([self._log_odds(logits, channel) for channel in self.channels], 1)
+        logits = self.network(windows).flatten(2)
         self.step(len(windows))
-        return (odds * self.regions).flatten(2).sum(2) / self.regions.flatten(1).sum(1)
+        found = zip(self.regions, self.channels, strict=True)
+        return torch.stack([self._log_odds(logits[:, :, region], channel).mean(1) for region, channel in found], 1)
 
     def _log_odds(self, logits: torch.Tensor, channel: int) -> torch.Tensor:
         """Of one class against all others together: the same whatever number is added to all logits."""

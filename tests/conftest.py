@@ -49,7 +49,9 @@ def tiny_bundle(tmp_path: Path) -> Callable[[str], Path]:
 
     def make(name: str = "hippocampus_mri_unet3d") -> Path:
         folder = tmp_path / "bundles" / name
-        shutil.copytree(REPOSITORY / "bundles" / name, folder, ignore=shutil.ignore_patterns("models"))
+        shutil.copytree(
+            REPOSITORY / "bundles" / name, folder, ignore=shutil.ignore_patterns("models", "confidence.json")
+        )
         config = folder / "configs" / "inference.yaml"
         text = config.read_text()
         for large, small in SMALLER.items():

@@ -32,7 +32,19 @@ from monai_unet_app.cli.parser import build_parser
 
 BUNDLE = str(REPOSITORY / "bundles" / "hippocampus_mri_unet3d")
 VERBS = [
-    *("demo", "dicomize", "inspect", "train", "calibrate", "evaluate", "compare", "gate", "subgroups", "predict"),
+    *(
+        "demo",
+        "dicomize",
+        "inspect",
+        "train",
+        "calibrate",
+        "evaluate",
+        "report",
+        "compare",
+        "gate",
+        "subgroups",
+        "predict",
+    ),
     *("echo", "send", "find", "fetch", "deidentify", "bundles", "doctor"),
 ]
 SECRETS = {"PatientName": "Zyxwvut^Qponmlk", "PatientID": "ID-55501234", "AccessionNumber": "ACC-998877"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -64,6 +64,15 @@ def looking_aside(folder: Path, layer: str | None = "'0'") -> Bundle:
     }
     torch.save(state, folder / "models/model.pt")
     return load_bundle(folder)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """So little work is done faster by one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -159,9 +168,9 @@ def test_of_a_volume_larger_than_a_window_only_the_window_around_the_structure_i
     assert np.nanmax(found.maps[0]) == pytest.approx(1 / (6 * 10 * 8), rel=1e-3)
 
 
-@pytest.mark.parametrize(("thickness", "slices"), [(1.0, {17}), (2.0, {8, 9})])
+@pytest.mark.parametrize(("thickness", "slices"), [(1.0, [17]), (2.0, [7, 8])])
 def test_a_2d_network_explains_the_slice_with_the_largest_section(
-    thickness: float, slices: set[int], tiny_bundle: Make
+    thickness: float, slices: list[int], tiny_bundle: Make
 ) -> None:
     bundle = looking_aside(tiny_bundle("hippocampus_mri_unet2d"))
     array = np.random.default_rng(3).normal(100, 5, (32, 48, 32))
@@ -172,8 +181,8 @@ def test_a_2d_network_explains_the_slice_with_the_largest_section(
     found = explain_case(segment_case(volume, bundle), bundle, "gradient")
     seen = np.flatnonzero(np.isfinite(found.maps[0]).any(axis=(1, 2)))
     assert found.slice_axis == 0
-    assert 1 <= len(seen) <= 2
-    assert set(seen.tolist()) <= slices
+    # Slice 8, of 2 mm, is the network's 16th, of 1 mm; its 15th, midway to slice 7, has the same section and comes first.
+    assert seen.tolist() == slices
     assert np.nanmax(found.maps[0]) == pytest.approx(1 / (10 * 10), rel=1e-3)
     assert np.nanmax(found.maps[0][:, :24]) == pytest.approx(0, abs=1e-6)
 
@@ -215,7 +224,10 @@ def test_logits_that_rise_together_are_no_answer(bundle: Bundle) -> None:
     assert explain_case(segment_case(upright(), bundle), bundle, "gradient").answers[0] == pytest.approx(before)
 
 
-def test_the_network_and_the_random_numbers_are_left_as_they_were(tiny_bundle: Make, crop: Volume) -> None:
+def test_the_network_and_the_random_numbers_are_left_as_they_were(
+    tiny_bundle: Make, crop: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monai_unet_app.explain.NOISY_COPIES", 2)
     folder = tiny_bundle("hippocampus_mri_unet3d")
     (folder / "configs/confidence.json").unlink(missing_ok=True)
     bundle = load_bundle(folder)

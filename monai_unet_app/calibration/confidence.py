@@ -291,6 +291,9 @@ def assess(
         volume: The image, whose grid the structures lie on.
         exclusive: Whether they share the voxels out.
         image: Features of the image for the shift detector; None where they were not taken.
+
+    Raises:
+        BundleError: The statements were fitted on another network.
     """
     size = voxel_size(volume)
     features: Sequence[Features | None] = [None] * len(structures)
@@ -304,7 +307,10 @@ def assess(
         )
         for n, (one, described) in enumerate(zip(structures, features, strict=True), start=1)
     )
-    shift = confidence.shift.score(image) if confidence.shift and image is not None else None
+    try:
+        shift = confidence.shift.score(image) if confidence.shift and image is not None else None
+    except ValueError as error:
+        raise BundleError(f"{CONFIDENCE} does not belong to this bundle: {error}") from error
     return Assessment(confidence, found, shift)
 
 

@@ -115,6 +115,7 @@ class CaseScores:
         classes: One entry for each named class, in their order.
         reliability: Counts for each of the plan's populations.
         reliability_before: The same before calibration; empty if that was not given.
+        pixel_accuracy: Part of the voxels that count whose label is right, 0 to 1; of overlapping labels, of all their answers.
     """
 
     case_id: str
@@ -122,6 +123,7 @@ class CaseScores:
     classes: tuple[ClassScores, ...]
     reliability: Counts
     reliability_before: Counts = field(default_factory=dict)
+    pixel_accuracy: float = math.nan
 
     def mean(self, score: str) -> float:
         """Mean of a score (a name of `ClassScores`) over the classes that define it; NaN where none does."""
@@ -150,7 +152,13 @@ def score_case(case: CaseArrays, plan: EvaluationPlan) -> CaseScores:
     within = populations(plan, _any(predicted, plan), probabilities, _spacing(case, plan), valid)
     after = _count(truth, probabilities, within, plan)
     before = {} if case.uncalibrated is None else _count(truth, _on_grid(case.uncalibrated, plan), within, plan)
-    return CaseScores(case.case_id, case.subject, score_masks(truth, predicted, case, plan), after, before)
+    scores = score_masks(truth, predicted, case, plan)
+    return CaseScores(case.case_id, case.subject, scores, after, before, _accuracy(truth, predicted, valid))
+
+
+def _accuracy(truth: NDArray, predicted: NDArray, valid: overlap.Mask | None) -> float:
+    right = truth == predicted
+    return float(right.mean() if valid is None else right[..., valid].mean())
 
 
 def score_masks(truth: NDArray, predicted: NDArray, case: CaseArrays, plan: EvaluationPlan) -> tuple[ClassScores, ...]:

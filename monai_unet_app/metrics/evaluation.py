@@ -105,6 +105,8 @@ def summarise(plan: EvaluationPlan, cases: Iterable[CaseScores], how: Bootstrap)
     """
     cases = list(cases)
     summary = _score_summary(plan, cases, how)
+    accuracy = bootstrap_mean([case.pixel_accuracy for case in cases], [case.subject for case in cases], how)
+    summary["pixel_accuracy"] = {"mean": number(accuracy.value), "mean_interval": _interval(accuracy)}
     for key, population in (("ece", WHOLE), ("ece_band", plan.band)):
         summary[key] = _ece_block(population, plan, cases, how)
     summary["calibration"] = calibration_table(plan, [case.reliability for case in cases])

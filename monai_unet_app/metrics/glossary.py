@@ -33,6 +33,7 @@ def _score_definitions(plan: EvaluationPlan) -> dict[str, str]:
         "part of the true one that lies in the predicted mask (clDice); centre-lines by thinning voxels.",
     }
     return {
+        "pixel_accuracy": "Part of the voxels whose label is right, background included; of overlapping labels, of all.",
         "boundary_iou": f"IoU of the voxels of each mask within {d:g} {unit} (centre to centre) of its "
         "border voxels; border: the mask minus its face-connected erosion, with the image's edge as outside.",
         "iou_boundary_min": "The smaller of IoU and boundary IoU, case by case.",

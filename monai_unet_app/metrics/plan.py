@@ -30,7 +30,7 @@ class EvaluationPlan:
         box_margin: What the population "box" adds on every side to the box of the predicted foreground, in mm (pixels).
 
     Raises:
-        ValueError: A tolerance, probability or margin means nothing, or one tolerance stands twice.
+        ValueError: A width, tolerance, probability or margin means nothing, or one tolerance stands twice.
     """
 
     class_names: tuple[str, ...]
@@ -51,6 +51,11 @@ class EvaluationPlan:
         ):
             raise ValueError(
                 f"tolerances are {self.tolerances}; finite lengths of 0 or more, each once (to six digits), are needed"
+            )
+        if not (self.boundary_width > 0 and self.band_width > 0 and self.surface_tolerance >= 0 and self.bins >= 1):
+            raise ValueError(
+                f"boundary_width is {self.boundary_width}, band_width {self.band_width}, surface_tolerance "
+                f"{self.surface_tolerance}, bins {self.bins}; widths above 0, a tolerance of 0 or more and a bin are needed"
             )
         if not 0 <= self.likely_above < 1:
             raise ValueError(f"likely_above is {self.likely_above}; a probability of 0 or more and below 1 is needed")

@@ -272,7 +272,7 @@ def _count_piece(
     truth: NDArray, p: NDArray, inside: slice | NDArray, *, exclusive: bool, bins: int
 ) -> ReliabilityCounts:
     """Counts of the voxels `inside` a piece: p has shape (C, N), truth (C, N) boolean or (N,) numbers."""
-    p = np.ascontiguousarray(p[:, inside])
+    p = np.ascontiguousarray(p[:, inside], dtype=np.promote_types(p.dtype, np.float32))  # float16 falls into other bins
     truth = truth[..., inside]
     _check_probabilities(p, exclusive)
     hits = [truth == c for c in range(len(p))] if truth.ndim == 1 else list(truth)

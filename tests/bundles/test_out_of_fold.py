@@ -44,7 +44,9 @@ def coverage_of(measured: list[Measured], fitted_on: set[str], structure: int) -
 
 
 @pytest.mark.parametrize("structure", [1, 2])
-def test_half_of_the_subjects_tell_how_far_sizes_of_the_others_are_off(measured: list[Measured], structure: int) -> None:
+def test_half_of_the_subjects_tell_how_far_sizes_of_the_others_are_off(
+    measured: list[Measured], structure: int
+) -> None:
     subjects = sorted({one.subject for one in measured})
     half = len(subjects) // 2
     generator, found = np.random.default_rng(structure), []
@@ -53,4 +55,6 @@ def test_half_of_the_subjects_tell_how_far_sizes_of_the_others_are_off(measured:
         found.append(coverage_of(measured, fitted_on, structure))
     low, high = coverage_band(WANTED, half, len(subjects) - half)
     assert np.mean(found) >= WANTED - 0.01  # what is promised is promised on average over whoever was fitted on
-    assert np.mean([low <= coverage <= high for coverage in found]) >= 0.9  # each by itself within the beta-binomial band
+    assert (
+        np.mean([low <= coverage <= high for coverage in found]) >= 0.9
+    )  # each by itself within the beta-binomial band

@@ -81,7 +81,7 @@ def test_a_document_that_breaks_the_rules_of_these_is_refused(place, value):
 
 def test_a_class_that_no_case_holds_has_a_reason_in_the_document_and_empty_fields_in_the_table(tmp_path):
     report = report_of()
-    metrics, _, _ = write_evaluation(report, tmp_path)
+    metrics, *_ = write_evaluation(report, tmp_path)
     found = json.loads(metrics.read_text())
     assert set(found["undefined"]) == {"Never"}
     assert found["dice"]["per_class"]["Never"] is None
