@@ -69,7 +69,7 @@ def untrained(tiny_bundle: Callable[..., Path], folder: Path, name: str = "hippo
     root = folder / name
     if not (folder.parent / "bundles" / name).is_dir():
         tiny_bundle(name)
-    shutil.copytree(folder.parent / "bundles" / name, root, ignore=shutil.ignore_patterns("models", "confidence.json"))
+    shutil.copytree(folder.parent / "bundles" / name, root, ignore=shutil.ignore_patterns("models"))
     return root
 
 
