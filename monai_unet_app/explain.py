@@ -11,10 +11,10 @@ import copy
 import io
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -327,7 +327,8 @@ def _widened(place: Slices, slice_axis: int | None, reach: int) -> Slices:
 def _on_source(both: torch.Tensor, item: dict[str, MetaTensor], bundle: Bundle, volume: Volume) -> NDArray[np.float32]:
     """Maps, and what of each voxel was seen, (2S, *spatial) on the working grid, to maps (S, I, J, K): NaN where it was not."""
     back = Invertd("pred", transform=bundle.preprocessing, orig_keys="image", nearest_interp=False)
-    maps, seen = np.split(on_volume(back({**item, "pred": MetaTensor(both)})["pred"], volume), 2)
+    with_maps: dict[Hashable, Any] = {**item, "pred": MetaTensor(both)}
+    maps, seen = np.split(on_volume(back(with_maps)["pred"], volume), 2)
     return np.where(seen >= _ENOUGH, maps / np.maximum(seen, _ENOUGH), np.float32(np.nan))
 
 
@@ -350,7 +351,7 @@ def explanation_png(case: Case, case_id: str, bundle: Bundle, explanation: Expla
         if most == 0:
             strips.append(_headline(f"{text}: 0 everywhere"))
         else:
-            strips.append(_headline(text, f"{UNITS[explanation.method]} (all of it: {answer:.2f})", scale))
+            strips.append(_headline(text, f"{UNITS[explanation.method]} (the answer is {answer:.2f})", scale))
         mask = case.labels == n + 1 if bundle.exclusive else case.labels[..., n] > 0
         colour = "#{:02x}{:02x}{:02x}".format(*segment.rgb)
         strips.append(_planes(case, case_id, mask, found, scale, explanation.slice_axis, colour))
@@ -421,12 +422,12 @@ def _grey(image: NDArray) -> NDArray[np.float32]:
 def _headline(text: str, unit: str = "", scale: _Scale | None = None) -> Figure:
     """What is shown, in words, with the colours' scale below where there is one."""
     lines = textwrap.wrap(text, 92)
-    height = 0.25 + 0.2 * len(lines) + (0.75 if scale else 0)
+    height = 0.25 + 0.2 * len(lines) + (0.6 if scale else 0)
     figure = Figure(figsize=(_WIDTH_INCHES, height), facecolor=_GROUND)
     figure.text(0.04, 1 - 0.12 / height, "\n".join(lines), color=_TEXT, fontsize=10, va="top", parse_math=False)
     if scale:
         axis = figure.add_axes((0.04, 0.5 / height, 0.6, 0.13 / height))
-        figure.colorbar(scale.mappable, cax=axis, orientation="horizontal")
+        figure.colorbar(scale.mappable, cax=axis, orientation="horizontal", format="{x:.2g}")
         axis.tick_params(colors=_TEXT, labelsize=8)
         axis.set_xlabel(unit, color=_TEXT, fontsize=8, loc="left")
     return figure

@@ -270,7 +270,8 @@ def structures_table(done: Sequence[dict[str, Any]]) -> None:
             size = f"{row['volume_ml']:.3f} mL" if "volume_ml" in row else f"{row['pixels']} px"
             size += f" ({row['area_mm2']:.1f} mm2)" if "area_mm2" in row else ""
             ends = row.get("volume_interval_ml") or row.get("pixels_interval")
-            size += f"\n{ends[0]:.4g} to {ends[1]:.4g}" if ends else ""
+            digits = 3 if "volume_ml" in row else 0
+            size += f"\n({ends[0]:.{digits}f} to {ends[1]:.{digits}f})" if ends else ""
             gate = f"{row['verdict']}\nDice {row['predicted_dice']:.2f}" if "verdict" in row else "-"
             inside = "-" if row["mean_probability"] is None else f"{row['mean_probability']:.3f}"
             table.add_row(
