@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -327,7 +327,7 @@ def _widened(place: Slices, slice_axis: int | None, reach: int) -> Slices:
 def _on_source(both: torch.Tensor, item: dict[str, MetaTensor], bundle: Bundle, volume: Volume) -> NDArray[np.float32]:
     """Maps, and what of each voxel was seen, (2S, *spatial) on the working grid, to maps (S, I, J, K): NaN where it was not."""
     back = Invertd("pred", transform=bundle.preprocessing, orig_keys="image", nearest_interp=False)
-    with_maps: dict[Hashable, Any] = {**item, "pred": MetaTensor(both)}
+    with_maps: dict[Hashable, MetaTensor] = {"image": item["image"], "pred": MetaTensor(both)}
     maps, seen = np.split(on_volume(back(with_maps)["pred"], volume), 2)
     return np.where(seen >= _ENOUGH, maps / np.maximum(seen, _ENOUGH), np.float32(np.nan))
 

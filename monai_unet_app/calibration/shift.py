@@ -42,12 +42,21 @@ def image_features(array: NDArray, spacing_mm: Sequence[float]) -> Floats:
     Returns:
         Shape (F,): for each channel seven quantiles and the deviation after scaling to the 0.5 and 99.5 percentile, the
         logarithms of mean first and second differences along each axis of more than one voxel and the centre of brightness
-        along it; then the logarithm of the extent along each, in mm.
+        along it; for each channel after the first its span and darkness against the first; then the logarithm of the extent
+        along each axis, in mm.
     """
     channels = np.moveaxis(array, -1, 0) if array.ndim == 4 else array[None]
     axes = [axis for axis in range(3) if channels.shape[axis + 1] > 2]
     extents = [np.log(channels.shape[axis + 1] * spacing_mm[axis]) for axis in axes]
-    return np.array([*(value for channel in channels for value in _channel_features(channel, axes)), *extents])
+    own = [value for channel in channels for value in _channel_features(channel, axes)]
+    return np.array([*own, *_balance(channels), *extents])
+
+
+def _balance(channels: NDArray) -> list[float]:
+    """How dark and how wide each channel after the first is against it: the colours of a camera."""
+    low, high = np.percentile(channels.reshape(len(channels), -1), [0.5, 99.5], axis=1)
+    spans = np.maximum(high - low, _TINY)
+    return [*np.log(spans[1:] / spans[0]), *((low[1:] - low[0]) / spans[0])]
 
 
 def _channel_features(channel: NDArray, axes: Sequence[int]) -> list[float]:
