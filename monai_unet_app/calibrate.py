@@ -240,19 +240,19 @@ def _state(
     for number, row in enumerate(rows):
         volume = read_volume(row["image"])
         truth = truth_of(row, volume, bundle)
-        case = _take(got, row["subject"], segment_case(volume, bundle, run, watched=True))
+        case = _take(got, row["subject"], segment_case(volume, bundle, run, fitting=True))
         structures = structures_of(case.probabilities, case.labels, volume, exclusive=bundle.exclusive)
         got.measured += measure(row["subject"], structures, masks_of(truth, volume, bundle), volume)
         got.samples += _samples(row["subject"], SOUND, case, truth, bundle)
         for how, spoiled, moved in _spoiled(volume, truth, number, len(rows), bundle) if gate else ():
             try:
-                result = segment_case(spoiled, bundle, run)
+                result = segment_case(spoiled, bundle, run, fitting=True)
             except InputRefusedError:  # what is refused needs no gate
                 continue
             got.samples += _samples(row["subject"], how, result, moved, bundle)
         step(row["id"])
     for row in known:
-        _take(got, row["subject"], segment_case(row["image"], bundle, run, watched=True))
+        _take(got, row["subject"], segment_case(row["image"], bundle, run, fitting=True))
         step(row["id"])
     return _fitted(got, elsewhere or got.measured, *wanted)
 

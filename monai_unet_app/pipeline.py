@@ -67,7 +67,7 @@ def segment_case(
     progress: Progress | None = None,
     *,
     uncalibrated: bool = False,
-    watched: bool = False,
+    fitting: bool = False,
 ) -> Case:
     """Segments one case with one bundle.
 
@@ -77,7 +77,7 @@ def segment_case(
         run: Flags of this run.
         progress: Called with (windows done, windows in all).
         uncalibrated: Keep the probabilities without calibration too, to compare.
-        watched: Take the features of the image even if the bundle has no shift detector yet.
+        fitting: Statements are about to be fitted: take the features of the image and assess nothing.
 
     Raises:
         InputRefusedError: The image cannot be read or is not what the bundle was made for.
@@ -89,8 +89,8 @@ def segment_case(
         check_rules(volume, bundle.rules)
     with _timed(seconds, "preprocess"):
         item = preprocess(volume, bundle)
-    stated = read_confidence(bundle, "tta" if run.tta else "plain")
-    watched = watched or (stated is not None and stated.shift is not None)
+    stated = None if fitting else read_confidence(bundle, "tta" if run.tta else "plain")
+    watched = fitting or (stated is not None and stated.shift is not None)
     with _timed(seconds, "predict"), _watch(bundle, watched) as watch:
         logits = predict(item["image"], bundle, run, progress)
     with _timed(seconds, "postprocess"):

@@ -14,10 +14,11 @@ from monai.bundle import ConfigParser
 from small_data import calibration_of, few_examples, set_calibration
 
 from monai_unet_app.bundle import load_bundle, run_overlay
-from monai_unet_app.calibrate import calibrate_bundle
+from monai_unet_app.calibrate import calibrate_bundle, state_confidence
 from monai_unet_app.calibration.fit import CalibrationFit, write_parameters
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.errors import BundleError, InputRefusedError
+from monai_unet_app.pipeline import segment_case
 
 TRUE_TEMPERATURE = 1.8
 
@@ -201,3 +202,19 @@ def test_class_numbers_of_overlapping_labels_are_one_mask_each() -> None:
         fit.add(logits, label)
         found.append(fit.fit().parameters)
     assert found[0] == found[1]
+
+
+def test_a_bundle_states_anew_whatever_it_stated_before(tiny_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    root, data = tiny_bundle(), few_examples(tmp_path / "data")
+    rows = by_partition(data)["calibration"]
+    found = state_confidence(load_bundle(root), rows)["plain"]
+    assert found.sizes is None
+    assert "9 or more are needed" in (found.why_not or {})["sizes"]
+    document = json.loads((root / "configs/confidence.json").read_text())
+    arrays = {"centre": [0.0], "spread": [1.0], "components": [[1.0]], "deviations": [1.0]}
+    document["settings"]["plain"]["shift"] = {**arrays, "scale": [1.0, 1.0], "limit": 1.0, "subjects": 9}
+    (root / "configs/confidence.json").write_text(json.dumps(document))
+    with pytest.raises(BundleError, match="does not belong to this bundle"):
+        segment_case(rows[0]["image"], load_bundle(root))
+    assert "shift" not in state_confidence(load_bundle(root), rows)["plain"].document()
+    assert segment_case(rows[0]["image"], load_bundle(root)).assessment is not None
