@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from monai_unet_app.bundle import CONFIDENCE, load_bundle
-from monai_unet_app.calibrate import calibrate_bundle
+from monai_unet_app.calibrate import calibrate_bundle, known_rows, state_confidence
+from monai_unet_app.calibrate import summary as summary_of_statements
 from monai_unet_app.config import resolve_device
 from monai_unet_app.data.cases import find_data
 from monai_unet_app.data.labels import read_labels
@@ -65,8 +66,9 @@ def make(name: str, data: Path, build: Path) -> None:
     train_bundle(load_bundle(home), run, print)
     bundle = load_bundle(build, resolve_device("auto"))
     cases = find_data(data / folder, label_suffix=suffix)
-    fitted = calibrate_bundle(bundle, choose_cases(bundle, cases, "calibration", SPLITS).rows)
-    print("calibration", fitted)
+    rows = choose_cases(bundle, cases, "calibration", SPLITS).rows
+    print("calibration", calibrate_bundle(bundle, rows))
+    print("statements", summary_of_statements(state_confidence(bundle, rows, known_rows(bundle, cases)), bundle))
     bundle = load_bundle(build, resolve_device("auto"))
     test = choose_cases(bundle, cases, "test", SPLITS).rows
     evaluate_cases(

@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 _QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 _MOST_COMPONENTS = 20
 _LEAST_DEVIATION = 0.05  # along a component, where everything is standardised
-_LEAST_SPREAD = 1e-3  # of a feature, as a part of its mean: what is always the same may differ by that much
+_LEAST_SPREAD, _LEAST_MEAN = 1e-2, 0.5  # of a feature: what is always the same may differ by that part of its mean
 _TINY = 1e-6
 USUAL = 0.98
 """Part of sound images that are not flagged, as far as the number of subjects allows."""
@@ -42,7 +42,7 @@ def image_features(array: NDArray, spacing_mm: Sequence[float]) -> Floats:
     Returns:
         Shape (F,): for each channel seven quantiles and the deviation after scaling to the 0.5 and 99.5 percentile, the
         logarithms of mean first and second differences along each axis of more than one voxel and the centre of brightness
-        along it; for each channel after the first its span and darkness against the first; then the logarithm of the extent
+        along it; for each channel after the first its span against the first; then the logarithm of the extent
         along each axis, in mm.
     """
     channels = np.moveaxis(array, -1, 0) if array.ndim == 4 else array[None]
@@ -53,10 +53,10 @@ def image_features(array: NDArray, spacing_mm: Sequence[float]) -> Floats:
 
 
 def _balance(channels: NDArray) -> list[float]:
-    """How dark and how wide each channel after the first is against it: the colours of a camera."""
+    """How wide each channel after the first is against it: the colours of a camera."""
     low, high = np.percentile(channels.reshape(len(channels), -1), [0.5, 99.5], axis=1)
     spans = np.maximum(high - low, _TINY)
-    return [*np.log(spans[1:] / spans[0]), *((low[1:] - low[0]) / spans[0])]
+    return np.log(spans[1:] / spans[0]).tolist()
 
 
 def _channel_features(channel: NDArray, axes: Sequence[int]) -> list[float]:
@@ -166,7 +166,7 @@ class ShiftDetector:
     @classmethod
     def _of(cls, table: Floats) -> ShiftDetector:
         centre = table.mean(axis=0)
-        spread = np.maximum(table.std(axis=0), _LEAST_SPREAD * np.maximum(np.abs(centre), 0.1))
+        spread = np.maximum(table.std(axis=0), _LEAST_SPREAD * np.maximum(np.abs(centre), _LEAST_MEAN))
         _, sizes, directions = np.linalg.svd((table - centre) / spread, full_matrices=False)
         kept = max(1, min(_MOST_COMPONENTS, len(table) // 4))
         deviations = np.maximum(sizes[:kept] / np.sqrt(len(table)), _LEAST_DEVIATION)
