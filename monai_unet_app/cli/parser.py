@@ -141,7 +141,11 @@ def _calibrate(verb: Verb) -> None:
     )
     _add_cases(parser, ("calibration", "test", "all"), "calibration")
     parser.add_argument(
-        "--folds", type=place, nargs="+", default=[], help="bundles of a cross-validation, which say how far sizes are off"
+        "--folds",
+        type=place,
+        nargs="+",
+        default=[],
+        help="bundles of a cross-validation, which say how far sizes are off",
     )
     parser.add_argument("--tta", action="store_true", help="state also what holds for averages over mirror images")
     parser.add_argument("--coverage", type=share, default=0.9, help="of intervals and bounds (default: 0.9)")
