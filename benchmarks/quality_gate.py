@@ -24,13 +24,11 @@ from scipy import ndimage, stats
 
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle, load_bundle
-from monai_unet_app.calibrate import masks_of
-from monai_unet_app.calibration.confidence import structures_of
 from monai_unet_app.calibration.corruptions import WAYS, spoil
 from monai_unet_app.data.cases import find_data, find_images
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError
-from monai_unet_app.evaluate import choose_cases, truth_of
+from monai_unet_app.evaluate import choose_cases, masks_of, truth_of
 from monai_unet_app.metrics.overlap import dice
 from monai_unet_app.pipeline import Case, segment_case
 
@@ -95,11 +93,10 @@ def judged(way: str, image: Volume, labels: NDArray, bundle: Bundle) -> list[Lin
         return []
     if case.assessment is None:
         raise SystemExit(f"{bundle.name} states nothing of its results; run monai-unet calibrate")
-    structures = structures_of(case.probabilities, case.labels, image, exclusive=True)
     truths = masks_of(labels, image, bundle)
     return [
         Line(way, dice(true, one.mask), said.grade.dice, said.grade.verdict != "accept", case.assessment.is_shifted)
-        for one, true, said in zip(structures, truths, case.assessment.structures, strict=True)
+        for one, true, said in zip(case.structures, truths, case.assessment.structures, strict=True)
         if said.grade
     ]
 

@@ -10,6 +10,7 @@ import atexit
 import hashlib
 import json
 import os
+import re
 import tempfile
 import warnings
 import zipfile
@@ -26,6 +27,7 @@ from dicom_io.volume import Volume
 from monai_unet_app.data.digest import mirrored_fingerprints, same_image
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import InputRules
+from monai_unet_app.data.schemas import validate
 from monai_unet_app.data.splits import Partition
 from monai_unet_app.errors import AppError, BundleError, InputRefusedError, UsageError
 from monai_unet_app.shipped import shipped
@@ -40,6 +42,9 @@ if TYPE_CHECKING:
 HASHED_FILES = ("models/model.pt", "configs/inference.yaml", "configs/segments.json")
 CONFIDENCE = "configs/confidence.json"
 """What the bundle says about its own results; absent until it was calibrated."""
+
+CARD_FIGURES = re.compile(r"(<!-- figures -->\n).*?(<!-- end of figures -->)", re.DOTALL)
+"""What a model card says of measurements, between its two marks."""
 
 CALIBRATION_RECORD = "calibration.json"  # in models/: on which cases the calibration was fitted
 NEEDED_FILES = ("configs/metadata.json", "configs/inference.yaml", "configs/segments.json", "LICENSE")
@@ -82,6 +87,16 @@ class BundleFiles:
             return load_segments(self.root / "configs/segments.json")
         except DicomIoError as error:
             raise BundleError(f"{self.name}: {error}") from error
+
+    @cached_property
+    def confidence_document(self) -> dict[str, Any] | None:
+        """`configs/confidence.json`; None where it is absent. Raises ValueError or InputRefusedError if it is damaged."""
+        path = self.root / CONFIDENCE
+        if not path.is_file():
+            return None
+        document = json.loads(path.read_text())
+        validate(document, "confidence")
+        return document
 
     @cached_property
     def sha256(self) -> str:

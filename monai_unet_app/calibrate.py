@@ -28,7 +28,6 @@ from monai_unet_app.calibration.confidence import (
     measure,
     needed,
     spacing_of,
-    structures_of,
     voxel_size,
 )
 from monai_unet_app.calibration.conformal import subjects_needed
@@ -37,14 +36,14 @@ from monai_unet_app.calibration.features import describe
 from monai_unet_app.calibration.quality import SOUND, QualityGate, Sample
 from monai_unet_app.calibration.shift import ShiftDetector
 from monai_unet_app.config import PredictConfig
-from monai_unet_app.data.cases import CaseFiles, find_data
+from monai_unet_app.data.cases import CaseFiles, data_row, find_data
 from monai_unet_app.data.inspect import check_cases
 from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.monai_bridge import to_metatensor
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import InputRefusedError
-from monai_unet_app.evaluate import Row, choose_cases, masks_of, truth_of
+from monai_unet_app.evaluate import Row, choose_cases, masks_of, seen_case, truth_of
 from monai_unet_app.metrics.overlap import dice
 from monai_unet_app.pipeline import Case, predict, segment_case
 
@@ -156,9 +155,8 @@ def out_of_fold(
             if row["id"] not in reserved:
                 volume = read_volume(row["image"])
                 case = segment_case(volume, fold, PredictConfig(tta=setting == "tta"))
-                structures = structures_of(case.probabilities, case.labels, volume, exclusive=fold.exclusive)
                 truths = masks_of(truth_of(row, volume, fold), volume, fold)
-                found += measure(row["subject"], structures, truths, volume)
+                found += measure(row["subject"], case.structures, truths, volume)
                 step(row["id"])
     if not found:
         raise InputRefusedError(
@@ -169,8 +167,10 @@ def out_of_fold(
 
 def known_rows(bundle: Bundle, cases: Sequence[CaseFiles], most: int = 100) -> list[Row]:
     """Those of the cases that the bundle trained or selected with, evenly chosen: what its shift detector takes for usual."""
-    found = [row for partition in ("train", "selection") for row in _chosen(bundle, cases, partition)]
-    known = [row for row in found if bundle.seen_as(read_volume(row["image"]))]
+    pairs = [(case, seen_case(bundle, case)) for case in cases]
+    known: list[Row] = [
+        data_row(case, seen.subject) for case, seen in pairs if seen and seen.partition in ("train", "selection")
+    ]
     return known[:: -(-len(known) // most)] if known else []
 
 
@@ -241,8 +241,7 @@ def _state(
         volume = read_volume(row["image"])
         truth = truth_of(row, volume, bundle)
         case = _take(got, row["subject"], segment_case(volume, bundle, run, fitting=True))
-        structures = structures_of(case.probabilities, case.labels, volume, exclusive=bundle.exclusive)
-        got.measured += measure(row["subject"], structures, masks_of(truth, volume, bundle), volume)
+        got.measured += measure(row["subject"], case.structures, masks_of(truth, volume, bundle), volume)
         got.samples += _samples(row["subject"], SOUND, case, truth, bundle)
         for how, spoiled, moved in _spoiled(volume, truth, number, len(rows), bundle) if gate else ():
             try:
@@ -299,7 +298,7 @@ def _spoiled(
 
 def _samples(subject: str, kind: str, case: Case, truth: NDArray, bundle: Bundle) -> list[Sample]:
     """One for each structure that was found."""
-    structures = structures_of(case.probabilities, case.labels, case.volume, exclusive=bundle.exclusive)
+    structures = case.structures
     described = describe(structures, spacing_of(case.volume), voxel_size(case.volume), exclusive=bundle.exclusive)
     truths = masks_of(truth, case.volume, bundle)
     return [

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle, SeenCase, check_unseen, load_bundle
-from monai_unet_app.calibration.confidence import Assessment, structures_of
+from monai_unet_app.calibration.confidence import Assessment
 from monai_unet_app.calibration.judged import Judged, judge, summarise_statements
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.cases import CaseFiles, data_row, find_data, subjects_of
@@ -96,9 +96,8 @@ class CaseLog:
         if case.assessment is None:
             return
         self.assessed = case.assessment
-        structures = structures_of(case.probabilities, case.labels, case.volume, exclusive=self.bundle.exclusive)
         truths = masks_of(truth, case.volume, self.bundle)
-        self.judged += judge(row["subject"], case.assessment, structures, truths, case.volume)
+        self.judged += judge(row["subject"], case.assessment, case.structures, truths, case.volume)
 
     def _statements(self) -> Mapping[str, Any] | None:
         labels = {segment.number: segment.label for segment in self.bundle.segments}
@@ -185,7 +184,7 @@ def choose_cases(
     places = [plan.get(case.id) for case in cases]
     subjects = {**subjects_of(cases), **{place.id: place.subject for place in places if place}}
     kin = _kin(bundle, plan)
-    seen = [_seen_as(bundle, case) or kin.get(subjects[case.id]) for case in cases]
+    seen = [seen_case(bundle, case) or kin.get(subjects[case.id]) for case in cases]
     planned = [place.partition if splits and place else None for place in places]
     partitions = [known.partition if known else part for known, part in zip(seen, planned, strict=True)]
     accepted = {None, "test"} if partition is None else {partition if any(partitions) else None}
@@ -214,7 +213,7 @@ def _kin(bundle: Bundle, plan: Mapping[str, SplitCase]) -> dict[str, SeenCase]:
     return {case.subject: case for case in reversed(list(alike))}
 
 
-def _seen_as(bundle: Bundle, case: CaseFiles) -> SeenCase | None:
+def seen_case(bundle: Bundle, case: CaseFiles) -> SeenCase | None:
     """What the case is to the bundle; one that cannot be read is nothing yet, who works on it says why."""
     if not bundle.seen:
         return None

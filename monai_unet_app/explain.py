@@ -18,7 +18,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -33,7 +32,7 @@ from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.errors import BundleError, UsageError
-from monai_unet_app.inference.predict import Progress
+from monai_unet_app.inference.predict import Progress, padded
 from monai_unet_app.inference.windows import Slices, WindowPlan, plan_windows
 from monai_unet_app.metrics import EvaluationPlan
 from monai_unet_app.pipeline import Case, on_volume, predict, preprocess
@@ -153,8 +152,8 @@ def explain_case(
     item = preprocess(case.volume, bundle)
     regions = _regions(case, predict(item["image"], bundle, run or PredictConfig()), bundle)
     plan = plan_windows(tuple(regions.shape[1:]), bundle.windows.window, bundle.windows.overlap)
-    image = _padded(item["image"].as_tensor(), plan, bundle.windows.padding_mode, bundle.windows.padding_value)
-    regions = _padded(regions.float(), plan).bool()
+    image = padded(item["image"].as_tensor(), plan, bundle.windows.padding_mode, bundle.windows.padding_value)
+    regions = padded(regions.float(), plan).bool()
     shared = _windows(regions, plan, bundle.slice_axis)
     step = _counter(sum(_cost(method, plan.window, len(structures)) for _, structures in shared), progress)
     slice_axis, reach = _slab(item["image"], case.volume, bundle.slice_axis)
@@ -187,13 +186,6 @@ def _regions(case: Case, logits: torch.Tensor, bundle: Bundle) -> torch.Tensor:
         regions = logits >= 0
         found = [bool(case.labels[..., n - 1].any()) for n in numbers]
     return regions & torch.tensor(found).view(-1, *[1] * (regions.ndim - 1))
-
-
-def _padded(tensor: torch.Tensor, plan: WindowPlan, mode: str = "constant", value: float = 0.0) -> torch.Tensor:
-    """Shape (C, *padded): as the sliding window sees an image that is smaller than one window."""
-    sizes = zip(plan.before, plan.padded_shape, tensor.shape[1:], strict=True)
-    padding = [n for before, padded, size in reversed(list(sizes)) for n in (before, padded - size - before)]
-    return F.pad(tensor[None], padding, mode, value)[0] if any(padding) else tensor
 
 
 def _windows(regions: torch.Tensor, plan: WindowPlan, slice_axis: int | None) -> list[tuple[Slices, list[int]]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
-from monai_unet_app.calibration.confidence import Assessment, assess, read_confidence, structures_of
+from monai_unet_app.calibration.confidence import Assessment, Confidence, assess, read_confidence, structures_of
+from monai_unet_app.calibration.features import Structure
 from monai_unet_app.calibration.shift import LayerWatch, image_features
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.read import read_volume
@@ -53,6 +54,11 @@ class Case:
     uncalibrated: NDArray[np.float32] | None = None
     assessment: Assessment | None = None
     image_features: NDArray[np.float64] | None = None
+
+    @property
+    def structures(self) -> list[Structure]:
+        """Mask and probability of each structure, in the order of their numbers."""
+        return structures_of(self.probabilities, self.labels, self.volume, exclusive=self.labels.ndim == 3)
 
     @property
     def labels_volume(self) -> Volume:
@@ -99,11 +105,15 @@ def segment_case(
     labels = np.rint(decided[0] if bundle.exclusive else np.moveaxis(decided, 0, -1)).astype(np.uint8)
     features = _image_features(volume, watch) if watched else None
     with _timed(seconds, "assess"):
-        assessment = None
-        if stated is not None:
-            structures = structures_of(probabilities, labels, volume, exclusive=bundle.exclusive)
-            assessment = assess(stated, structures, volume, exclusive=bundle.exclusive, image=features)
-    return Case(volume, probabilities, labels, seconds, raw, assessment, features)
+        return assessed(Case(volume, probabilities, labels, seconds, raw, image_features=features), stated, bundle)
+
+
+def assessed(case: Case, stated: Confidence | None, bundle: Bundle) -> Case:
+    """The case with what these statements of the bundle make of it; as it is where there are none."""
+    if stated is None:
+        return case
+    found = assess(stated, case.structures, case.volume, exclusive=bundle.exclusive, image=case.image_features)
+    return replace(case, assessment=found)
 
 
 def _watch(bundle: Bundle, watched: bool) -> AbstractContextManager[LayerWatch | None]:

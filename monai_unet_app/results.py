@@ -28,14 +28,14 @@ from dicom_io.read import ReadOptions
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app import __version__
 from monai_unet_app.bundle import Bundle, load_bundle
-from monai_unet_app.calibration.confidence import Assessment, assess, read_confidence, structures_of
+from monai_unet_app.calibration.confidence import Assessment, read_confidence
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.cases import CaseFiles, case_id, told
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.dicom_results import DICOM_FORMATS, IN_PATIENT_SPACE, DicomOutput, write_dicom
 from monai_unet_app.errors import InputRefusedError, UsageError
-from monai_unet_app.pipeline import Case, segment_case
+from monai_unet_app.pipeline import Case, assessed, segment_case
 
 if TYPE_CHECKING:
     import torch
@@ -502,19 +502,12 @@ class SaveDicomd:
         self.output = Path(output_dir)
         self.what = OutputConfig(tuple(formats))
 
-    def _assessed(self, volume: Volume, probabilities: np.ndarray, labels: np.ndarray) -> Assessment | None:
-        """As the command line does, but for the image's distance to the training, which takes the network at work."""
-        stated = read_confidence(self.bundle, "plain")
-        if stated is None:
-            return None
-        structures = structures_of(probabilities, labels, volume, exclusive=self.bundle.exclusive)
-        return assess(stated, structures, volume, exclusive=self.bundle.exclusive, image=None)
-
     def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
         source = Path(data["image"].meta["filename_or_obj"])
         volume = read_volume(source)
         decided, probabilities = (np.asarray(data[key].detach().cpu(), dtype=np.float32) for key in (self.key, "prob"))
         labels = np.rint(decided[0] if self.bundle.exclusive else np.moveaxis(decided, 0, -1)).astype(np.uint8)
-        case = Case(volume, probabilities, labels, {}, assessment=self._assessed(volume, probabilities, labels))
+        # as the command line does, but for the image's distance to the training, which takes the network at work
+        case = assessed(Case(volume, probabilities, labels, {}), read_confidence(self.bundle, "plain"), self.bundle)
         write_results(case, str(data.get("id", case_id(source))), self.bundle, PredictConfig(), self.what, self.output)
         return data

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from monai_unet_app.bundle import Bundle, load_bundle
-from monai_unet_app.calibrate import calibrate_bundle, masks_of
-from monai_unet_app.calibration.confidence import expected_size, spacing_of, structures_of, voxel_size
+from monai_unet_app.calibrate import calibrate_bundle
+from monai_unet_app.calibration.confidence import expected_size, spacing_of, voxel_size
 from monai_unet_app.calibration.features import FEATURES, describe
 from monai_unet_app.data.cases import find_data
 from monai_unet_app.data.read import read_volume
-from monai_unet_app.evaluate import choose_cases, truth_of
+from monai_unet_app.evaluate import choose_cases, masks_of, truth_of
 from monai_unet_app.metrics.overlap import dice
 from monai_unet_app.pipeline import segment_case
 from monai_unet_app.training.run import TrainConfig, train_bundle
@@ -75,7 +75,7 @@ def rows_of(fold: int, bundle: Bundle, data: Path) -> list[dict[str, str]]:
     for row in choose_cases(bundle, find_data(data), "test").rows:
         volume = read_volume(row["image"])
         case = segment_case(volume, bundle)
-        structures = structures_of(case.probabilities, case.labels, volume, exclusive=True)
+        structures = case.structures
         described = describe(structures, spacing_of(volume), voxel_size(volume), exclusive=True)
         truths = masks_of(truth_of(row, volume, bundle), volume, bundle)
         for n, (one, features, true) in enumerate(zip(structures, described, truths, strict=True), start=1):

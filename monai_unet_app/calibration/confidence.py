@@ -6,7 +6,6 @@ and with mirror images (`tta`), since a statement about the one says nothing abo
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import CONFIDENCE, BundleFiles
-from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import BundleError
 
 from .conformal import conformal_quantile, least_threshold_of_risk, subjects_needed
@@ -199,12 +197,8 @@ def read_confidence(bundle: BundleFiles, setting: Setting) -> Confidence | None:
     Raises:
         BundleError: Its confidence.json is damaged, or of another version.
     """
-    path = bundle.root / CONFIDENCE
-    if not path.is_file():
-        return None
     try:
-        document = json.loads(path.read_text())
-        validate(document, "confidence")
+        document = bundle.confidence_document or {"settings": {}}
         found = document["settings"].get(setting)
         return None if found is None else Confidence.from_document(found)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

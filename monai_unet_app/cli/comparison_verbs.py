@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from monai_unet_app.cli.show import (
-    Steps,
     comparison_table,
     gate_lines,
     line,
@@ -188,14 +187,10 @@ def _evaluate_missing(options: argparse.Namespace, sides: Sides, folder: Path) -
                 run=PredictConfig(tta=options.tta),
                 data_name=(options.data or options.images).resolve().name,
                 partition=note,
-                each=_told(step),
+                each=step.measured,
             )
         problems += [f"{name}: {problem}" for problem in done.problems]
     return problems
-
-
-def _told(step: Steps) -> Callable[[str, float | None], None]:
-    return lambda case_id, dice: step(case_id if dice is None else f"{case_id} Dice {dice:.3f}")
 
 
 def _margins(text: str | None) -> dict[str, float]:

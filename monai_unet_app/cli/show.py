@@ -52,6 +52,10 @@ class Steps:
     def __call__(self, description: str = "") -> None:
         self.bar.update(self.task, advance=1, description=description)
 
+    def measured(self, case_id: str, dice: float | None) -> None:
+        """Moves it on by a case that was measured, or refused."""
+        self(case_id if dice is None else f"{case_id} Dice {dice:.3f}")
+
     def windows(self, done: int, total: int) -> None:
         """How far the case at work is."""
         self.bar.update(self.task, description=f"window {done} of {total}")

@@ -254,7 +254,7 @@ def evaluate(options: argparse.Namespace) -> Answer:
             data_name=(options.data or options.images).resolve().name,
             partition=chosen.note,
             targets=targets,
-            each=lambda case_id, dice: step(f"{case_id}" if dice is None else f"{case_id} Dice {dice:.3f}"),
+            each=step.measured,
         )
     if not options.json:
         metrics_table(found.metrics)

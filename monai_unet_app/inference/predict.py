@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from monai_unet_app.inference.blend import Blend
 from monai_unet_app.inference.engines import Engine
-from monai_unet_app.inference.windows import plan_windows
+from monai_unet_app.inference.windows import WindowPlan, plan_windows
 
 Progress = Callable[[int, int], None]  # (windows done, windows in all)
 
@@ -53,14 +53,7 @@ def predict_logits(
         Shape (C_out, *spatial), float32, on the image's device.
     """
     plan = plan_windows(tuple(image.shape[1:]), settings.window, settings.overlap)
-    padding = [
-        n
-        for before, padded, size in reversed(list(zip(plan.before, plan.padded_shape, image.shape[1:], strict=True)))
-        for n in (before, padded - size - before)
-    ]
-    padded_image = (
-        F.pad(image[None], padding, settings.padding_mode, settings.padding_value)[0] if any(padding) else image
-    )
+    padded_image = padded(image, plan, settings.padding_mode, settings.padding_value)
     blend = Blend(plan, settings.mode, settings.sigma_scale, image.device)
     for first in range(0, len(plan.windows), settings.batch):
         places = plan.windows[first : first + settings.batch]
@@ -69,6 +62,13 @@ def predict_logits(
         if progress is not None:
             progress(first + len(places), len(plan.windows))
     return blend.result()
+
+
+def padded(tensor: torch.Tensor, plan: WindowPlan, mode: str = "constant", value: float = 0.0) -> torch.Tensor:
+    """Shape (C, *spatial) to (C, *padded): as the sliding window sees an image that is smaller than one window."""
+    sizes = zip(plan.before, plan.padded_shape, tensor.shape[1:], strict=True)
+    padding = [n for before, whole, size in reversed(list(sizes)) for n in (before, whole - size - before)]
+    return F.pad(tensor[None], padding, mode, value)[0] if any(padding) else tensor
 
 
 def predict_mirrored(

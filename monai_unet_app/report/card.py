@@ -14,13 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_unet_app.bundle import Bundle, BundleFiles
+from monai_unet_app.bundle import CARD_FIGURES, Bundle, BundleFiles
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import InputRefusedError
 
 from .words import between, number, percent, plural
 
-MARKS = re.compile(r"(<!-- figures -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 CARD, METADATA = "docs/README.md", "configs/metadata.json"
 _SCORES = {"dice": "Dice", "iou": "IoU", "boundary_iou": "boundary IoU (d = 1)"}
 _MADE_BY = ("train", "selection", "calibration")
@@ -174,7 +173,7 @@ def put_figures(rows: Sequence[str], page: Path) -> None:
 
 def _between_marks(rows: Sequence[str], page: Path) -> str:
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    text, count = MARKS.subn(lambda match: match[1] + "\n".join(rows) + "\n" + match[2], text)
+    text, count = CARD_FIGURES.subn(lambda match: match[1] + "\n".join(rows) + "\n" + match[2], text)
     if count != 1:
         raise InputRefusedError(
             f"{page.parent.name}/{page.name} has {count} figure block(s); one between the lines <!-- figures --> and "

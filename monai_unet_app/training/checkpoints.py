@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,13 +12,11 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from monai_unet_app.bundle import CALIBRATION_RECORD, CONFIDENCE, Bundle
+from monai_unet_app.bundle import CALIBRATION_RECORD, CARD_FIGURES, CONFIDENCE, Bundle
 from monai_unet_app.calibration.fit import write_parameters
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import UsageError
 from monai_unet_app.training.replay import ReplayLoader
-
-FIGURES = re.compile(r"(<!-- figures -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 
 
 def save_atomically(payload: object, path: Path) -> None:
@@ -176,4 +173,4 @@ def forget_figures(root: Path) -> None:
         write_json({**metadata, "eval_metrics": {}}, root / "configs/metadata.json")
     card = root / "docs/README.md"
     if card.is_file():
-        card.write_text(FIGURES.sub(lambda match: match[1] + "Not measured yet.\n" + match[2], card.read_text()))
+        card.write_text(CARD_FIGURES.sub(lambda match: match[1] + "Not measured yet.\n" + match[2], card.read_text()))

@@ -22,6 +22,7 @@ What MONAI has is MONAI's:
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -120,7 +121,7 @@ class MarginLoss(nn.Module):
         return torch.relu(distance - self.margin).mean()
 
 
-class _L1ACELoss(nn.Module):
+class _L1ACELoss(nn.Module, ABC):
     """What hard and soft bins share: outcomes in, gaps of the filled bins averaged for each image and class."""
 
     least_bins = 1
@@ -167,9 +168,9 @@ class _L1ACELoss(nn.Module):
         first = 0 if self.include_background else 1
         return p[:, first:].flatten(2), hits[:, first:].flatten(2).to(p.dtype)
 
+    @abstractmethod
     def _bins(self, p: Tensor, hits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """For each bin, (B, C, bins): how much fell in it, its sum of confidence - truth, whether it counts as filled."""
-        raise NotImplementedError
 
 
 class HardL1ACELoss(_L1ACELoss):

@@ -16,6 +16,7 @@ metric (`key_val_metric`), which may hold several.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -133,9 +134,9 @@ class _SurfaceScore(_CaseMetric):
     ) -> None:
         super().__init__(labels, outputs, keys, spacing_mm)
 
+    @abstractmethod
     def score(self, pair: SurfacePair) -> float:
         """The score of one class in one case; infinite or NaN where it is not defined."""
-        raise NotImplementedError
 
     def reset(self) -> None:
         """Forgets all cases."""

@@ -17,13 +17,12 @@ import pytest
 from conftest import BUNDLES, REPOSITORY
 from made_up import STATEMENTS, boxes, case_of, report_of
 
-from monai_unet_app.bundle import bundle_files, load_bundle
+from monai_unet_app.bundle import CARD_FIGURES, bundle_files, load_bundle
 from monai_unet_app.cli import main
 from monai_unet_app.metrics import EvaluationPlan
 from monai_unet_app.report import EvaluationReport, MeasuredOn
 from monai_unet_app.report.card import card_rows, put_figures
 from monai_unet_app.report.evaluation import cases_csv, metrics_document
-from monai_unet_app.training.checkpoints import FIGURES
 
 SHIPPED = REPOSITORY / "bundles" / "hippocampus_mri_unet3d"
 
@@ -85,7 +84,7 @@ def test_one_command_puts_the_figures_into_metadata_and_card_and_changes_nothing
     metrics = json.loads((evaluation / "metrics.json").read_text())
     assert figures["ece_whole"] == {"calibrated": round(metrics["ece"]["top_label"], 4)}
     card, there = (files["docs/README.md"].decode() for files in (after, before))
-    assert FIGURES.sub("", card) == FIGURES.sub("", there)
+    assert CARD_FIGURES.sub("", card) == CARD_FIGURES.sub("", there)
     assert "| Dice | 0.875 | 0.750 to 1.000 | anterior 0.875, posterior 0.875 |" in card
     assert f"| whole image | – | {figures['ece_whole']['calibrated']:.4f} |" in card
     assert "| interval of the size, Front | 90 % | 95.0 % | 20 |" in card
