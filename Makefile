@@ -6,9 +6,10 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 PEERS := .venv-peers
+DEPLOY := .venv-deploy
 DATA ?= ../shared/data
 
-.PHONY: demo test test-slow interop peers-test check format bundles dist clean
+.PHONY: demo test test-slow interop faults deploy-test peers-test check format bundles dist clean
 
 $(VENV)/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -19,16 +20,21 @@ $(VENV)/ready: pyproject.toml
 demo: $(VENV)/ready
 	$(BIN)/monai-unet demo --output demo
 
+# as many processes as there are cores, torch with one thread in each
 test: $(VENV)/ready
-	$(BIN)/pytest -m "not slow and not interop"
+	$(BIN)/pytest -n auto -m "not slow and not interop and not faults and not deploy"
 
 test-slow: $(VENV)/ready
-	$(BIN)/pytest -m "slow and not interop"
+	$(BIN)/pytest -n auto -m "slow and not interop and not faults and not deploy"
 
-# the round trip through Orthanc and dcmtk; installs them if they are absent (as root, on Debian or Ubuntu)
+# the round trip through Orthanc and dcmtk, the review page in Chromium; installs them if they are absent (root, Debian or Ubuntu)
 interop: $(VENV)/ready
 	tests/interop/install.sh
-	$(BIN)/pytest -m interop tests/interop
+	$(BIN)/pytest -m interop tests/interop tests/review
+
+# a node whose parts are killed, whose disk is filled and whose PACS goes away; some minutes (FAULT_ROUNDS kills, 100)
+faults: $(VENV)/ready
+	$(BIN)/pytest -m faults tests/faults
 
 # the metrics against other packages, in an environment of their own: some ask for older versions than ours
 $(PEERS)/ready: pyproject.toml tests/peers/requirements.txt
@@ -39,6 +45,15 @@ $(PEERS)/ready: pyproject.toml tests/peers/requirements.txt
 
 peers-test: $(PEERS)/ready
 	$(PEERS)/bin/pytest tests/peers
+
+# the rendered MONAI Deploy package, run with the SDK at its real paths, in an environment of its own (root, for its namespace)
+$(DEPLOY)/ready: tests/deploy/requirements.txt monai_unet_app/deploy/templates/requirements.txt
+	test -x $(DEPLOY)/bin/python || $(PYTHON) -m venv $(DEPLOY)
+	$(DEPLOY)/bin/pip install --quiet --disable-pip-version-check --requirement tests/deploy/requirements.txt
+	touch $@
+
+deploy-test: $(DEPLOY)/ready
+	$(DEPLOY)/bin/python -m pytest -m deploy tests/deploy
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

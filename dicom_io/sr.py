@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import highdicom as hd
 import numpy as np
+from pydicom.charset import convert_encodings
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
@@ -46,6 +49,40 @@ OWN_REFERENCES = (
 )  # content, evidence; what patient and study bring along is not ours
 HOUNSFIELD = ("", "HU")
 LIBRARY_KEYWORDS = ("PixelSpacing", "SliceThickness", "ImagePositionPatient", "ImageOrientationPatient")
+OWN_OF_VERIFIED = frozenset(
+    {0x00080018, 0x00200013, 0x0040A073, 0x0040A360, 0x0040A493, 0x0040A496}
+)  # instance, its number, observer, predecessor and the two flags: all in which a verified report differs
+LONGEST_NAME = 64  # PN, LO: PS3.5 6.2
+DEFAULT_REPERTOIRE = {"iso8859": "ascii"}  # where no character set is named it is ISO-IR 6; pydicom would write Latin-1
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Who verified a report, for whom, and when.
+
+    Attributes:
+        observer: The person's name as DICOM has it, Family^Given^Middle^Prefix^Suffix; 1 to 64 characters.
+        organization: Which they answer for; 1 to 64 characters.
+        moment: When they did, with a time zone.
+
+    Raises:
+        LabelError: A name is empty, too long or of several lines, or the moment has no time zone.
+    """
+
+    observer: str
+    organization: str
+    moment: datetime
+
+    def __post_init__(self) -> None:
+        for what in ("observer", "organization"):
+            name = getattr(self, what)
+            if not name.strip() or len(name) > LONGEST_NAME or not name.isprintable() or "\\" in name:
+                raise LabelError(
+                    f"the {what} of a verification has {len(name)} characters; 1 to {LONGEST_NAME} printable ones without a "
+                    "backslash are needed, because a verified report says who answers for it; give the name"
+                )
+        if self.moment.utcoffset() is None:
+            raise LabelError("the moment of a verification has no time zone; one is needed; give it, or use UTC")
 
 
 def write_sr(
@@ -118,6 +155,92 @@ def write_sr(
     identity.stamp(document, headers, result, "SR")
     add_side(document, headers[0])
     return proof.save_proved(document, path, lambda file: _prove(file, source, segmentation))
+
+
+def write_verified_sr(report: Path, path: Path, verification: Verification) -> Path:
+    """Write a new version of a report: VERIFIED and FINAL, by whom and when, and all else byte for byte as it was.
+
+    Args:
+        report: From `write_sr`, or any other complete Comprehensive 3D SR that is not verified. It stays as it is.
+        path: Target file, replaced if it exists.
+        verification: Who verified it.
+
+    Returns:
+        `path`. The new version is of the same series and names the old one as its predecessor. The same report and
+        verification give the same bytes.
+
+    Raises:
+        LabelError: The report is of another class, incomplete or verified already, or its character set cannot hold a name.
+        UnreadableFileError: The report cannot be read.
+        GeometryProofError: What was written differs in more than was meant; no file is left.
+    """
+    document = _read_report(report)
+    _check_verifiable(document, report)
+    predecessor = _predecessor_item(document)
+    observer = Dataset()
+    observer.VerifyingObserverName = _as_text(verification.observer, document)
+    observer.VerifyingOrganization = _as_text(verification.organization, document)
+    observer.VerificationDateTime = verification.moment.strftime("%Y%m%d%H%M%S%z")
+    observer.VerifyingObserverIdentificationCodeSequence = []  # Type 2, PS3.3 C.17.2
+    said = (
+        str(observer[tag].value) for tag in ("VerifyingObserverName", "VerifyingOrganization", "VerificationDateTime")
+    )
+    document.SOPInstanceUID = identity.derived_uid("SR", "verified", str(document.SOPInstanceUID), *said)
+    document.file_meta.MediaStorageSOPInstanceUID = document.SOPInstanceUID
+    document.InstanceNumber = int(document.get("InstanceNumber") or 0) + 1
+    document.VerificationFlag, document.PreliminaryFlag = "VERIFIED", "FINAL"
+    document.VerifyingObserverSequence = [observer]
+    document.PredecessorDocumentsSequence = [predecessor]
+    return proof.save_proved(document, path, lambda file: _prove_verified(file, report))
+
+
+def _check_verifiable(document: Dataset, report: Path) -> None:
+    found = document.get("CompletionFlag"), document.get("VerificationFlag")
+    if found != ("COMPLETE", "UNVERIFIED"):
+        raise LabelError(
+            f"the report {report.name} is {found[0]} and {found[1]}; one that is COMPLETE and UNVERIFIED is needed to be "
+            "verified; take the report that the software wrote"
+        )
+
+
+def _as_text(name: str, document: Dataset) -> str:
+    """The name, if the report's character set can hold it: any other would be written as question marks."""
+    encodings = convert_encodings(document.get("SpecificCharacterSet"))
+    if not any(_holds(name, DEFAULT_REPERTOIRE.get(encoding, encoding)) for encoding in encodings):
+        raise LabelError(
+            f"a name of the verification has characters that the report's character set "
+            f"({document.get('SpecificCharacterSet') or 'ASCII'}) does not hold; one in its letters is needed; transcribe it"
+        )
+    return name
+
+
+def _holds(name: str, encoding: str) -> bool:
+    try:
+        return bool(name.encode(encoding))
+    except UnicodeEncodeError:
+        return False
+
+
+def _predecessor_item(document: Dataset) -> Dataset:
+    """The report itself, as an item of PredecessorDocumentsSequence (PS3.3 table C.17-3)."""
+    study, series, instance = Dataset(), Dataset(), Dataset()
+    instance.ReferencedSOPClassUID, instance.ReferencedSOPInstanceUID = document.SOPClassUID, document.SOPInstanceUID
+    series.SeriesInstanceUID, series.ReferencedSOPSequence = document.SeriesInstanceUID, [instance]
+    study.StudyInstanceUID, study.ReferencedSeriesSequence = document.StudyInstanceUID, [series]
+    return study
+
+
+def _prove_verified(path: Path, report: Path) -> None:
+    """Pass if the two reports, read by a reader of its own, differ in what verification changes and in nothing else."""
+    before, after = (dict(walk_file(file)) for file in (report, path))
+    tags = (before.keys() | after.keys()) - OWN_OF_VERIFIED
+    differing = sorted(tag for tag in tags if tag >> 16 > 2 and before.get(tag) != after.get(tag))
+    if differing:
+        Path(path).unlink(missing_ok=True)
+        raise GeometryProofError(
+            f"the verified SR was deleted: it differs from its predecessor in {len(differing)} attributes that verification "
+            f"does not change, the first ({differing[0] >> 16:04x},{differing[0] & 0xFFFF:04x})"
+        )
 
 
 def _check_measurable(source: Volume) -> None:

@@ -63,6 +63,8 @@ class OutputConfig:
         dicomize: Write a converted series for a NIfTI input and refer to that.
         seg_encoding: One of SEG_ENCODINGS; "fractional" writes probabilities.
         empty_frames: A SEG has a frame for every slice and segment, also where there is no voxel.
+        earlier_sr: The report of an earlier run, which the new one names as its predecessor if it differs; None: the one that
+            lies where the new one goes.
     """
 
     formats: tuple[str, ...] = ("nifti",)
@@ -74,6 +76,7 @@ class OutputConfig:
     dicomize: bool = False
     seg_encoding: SegEncoding = "binary"
     empty_frames: bool = False
+    earlier_sr: Path | None = None
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.formats if name not in FORMATS]
@@ -143,7 +146,9 @@ def write_results(
         folder = Path(partial)
         files = {}
         if what.deliver_rejected or not is_rejected(case):
-            files = _write_files(case, case_id, bundle, run, what, folder, output / f"{case_id}_sr.dcm")
+            files = _write_files(
+                case, case_id, bundle, run, what, folder, what.earlier_sr or output / f"{case_id}_sr.dcm"
+            )
             files |= _write_explanation(case, case_id, bundle, run, what.explain, folder, windows)
         document = result_document(case, case_id, bundle, run, files)
         write_json(document, folder / f"{case_id}_result.json", "result")

@@ -27,7 +27,7 @@ def _few_threads() -> None:
     if find_spec("torch") is not None:  # the tests of dicom_io run without it too
         import torch
 
-        torch.set_num_threads(2)
+        torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,8 @@ VERBS = [
         "subgroups",
         "predict",
     ),
-    *("echo", "send", "find", "fetch", "deidentify", "bundles", "doctor"),
+    *("echo", "send", "find", "fetch", "deidentify"),
+    *("node", "token", "commission", "review", "trace", "audit", "package", "bundles", "doctor"),
 ]
 SECRETS = {"PatientName": "Zyxwvut^Qponmlk", "PatientID": "ID-55501234", "AccessionNumber": "ACC-998877"}
 

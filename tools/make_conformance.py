@@ -27,7 +27,23 @@ from hazards import HAZARDS  # noqa: E402
 from dicom_io import coding, sr  # noqa: E402
 from dicom_io.confidentiality import table as confidentiality_table  # noqa: E402
 from dicom_io.errors import DicomIoError  # noqa: E402
-from dicom_io.net import association, destination, outcome, query, scp, scu, sending, store, tls, web  # noqa: E402
+from dicom_io.net import (  # noqa: E402
+    association,
+    availability,
+    commitment,
+    committing,
+    destination,
+    messages,
+    outcome,
+    query,
+    scp,
+    scu,
+    sending,
+    service,
+    store,
+    tls,
+    web,
+)
 from dicom_io.objects import identity, seg_object  # noqa: E402
 from dicom_io.objects.measure import SegmentMeasures  # noqa: E402
 from dicom_io.read import read_series  # noqa: E402
@@ -62,7 +78,10 @@ def document() -> str:
         _model(),
         _echo_and_store(),
         _query_retrieve(),
+        _commitment_user(),
         _provider(),
+        _commitment_provider(),
+        _availability(),
         _web(),
         _security(),
         _media(),
@@ -99,6 +118,8 @@ def _overview(found: Sequence[Example]) -> str:
         (_named(association.STUDY_ROOT_FIND), "yes", "no"),
         (_named(association.STUDY_ROOT_MOVE), "yes", "no"),
         (_named(association.STUDY_ROOT_GET), "yes", "no"),
+        (_named(association.COMMITMENT), "yes", "where a program adds it to a provider"),
+        (_named(association.AVAILABILITY), "no", "where a program adds it to a provider"),
     ]
     return f"""# DICOM conformance statement
 
@@ -123,7 +144,7 @@ on it.
 | WADO-RS | yes | no |
 | STOW-RS | yes | no |
 
-Not supported: Storage Commitment, Modality Worklist, MPPS, Print, the Patient Root model, WADO-URI, UPS-RS.
+Not supported: Modality Worklist, MPPS, Print, the Patient Root model, WADO-URI, UPS-RS.
 
 ### Media services
 
@@ -146,8 +167,9 @@ def _model() -> str:
 
 | application entity | does | lives |
 |---|---|---|
-| user | C-ECHO, C-STORE, C-FIND, C-MOVE, C-GET as SCU | as long as the call |
-| provider | C-STORE and C-ECHO as SCP | during a C-MOVE, or as long as a program keeps `Provider` open |
+| user | C-ECHO, C-STORE, C-FIND, C-MOVE, C-GET, storage commitment as SCU | as long as the call |
+| provider | C-STORE, C-ECHO as SCP; storage commitment and instance availability where they are added | during a C-MOVE or a \
+storage commitment request, or as long as a program keeps `Provider` open |
 | web user | QIDO-RS, WADO-RS, STOW-RS as user agent | as long as the call |
 
 There is no service that runs by itself, and nothing is sent that was not asked for. Files to be sent go in this order:
@@ -172,13 +194,20 @@ images, then {", ".join(destination.KINDS)}, or in the order of the destination'
 | associations at one time, as provider | {scp.Listen.most_senders} |
 | asynchronous operations | not negotiated |
 | user identity | not negotiated |
-| role selection | SCP role for storage classes, with C-GET only |
+| role selection, as requestor | SCP role for storage classes, with C-GET only; SCP role, without the SCU role, for storage \
+commitment, when we report |
+| role selection, as acceptor | both roles for storage commitment, where reports to us are waited for; else none is answered |
 | time for connection and acceptance, as user | {destination.Destination.connect_s:g} s, configurable |
 | time for each answer, as user | {destination.Destination.answer_s:g} s, configurable |
 | silence after which a sender is dropped, as provider | {scp.Listen.idle_s:g} s, configurable |
 | port, as provider | {scp.Listen.port}, configurable; it binds {scp.Listen.host} unless told otherwise |
 | called AE title, as provider | must be ours, or the association is rejected, unless a program lets any title in |
-| calling AE titles, as provider | with C-MOVE the archive's or those of `senders`; else as the program says |"""
+| calling AE titles, as provider | with C-MOVE the archive's or those of `senders`; else as the program says |
+| callers' IP addresses, as provider | all, or networks that the program lists; others are rejected with result \
+{scp._UNKNOWN_CALLER[0]}, source {scp._UNKNOWN_CALLER[1]}, reason {scp._UNKNOWN_CALLER[2]} |
+| largest data set, as provider | {messages.LARGEST_INSTANCE // 2**30} GiB for an instance, configurable; \
+{messages.LARGEST_OTHER // 2**20} MiB and {service.MAX_ITEMS} items for other requests |
+| instances and bytes of one association, as provider | any amount, or limits that the program sets |"""
 
 
 def _syntaxes(uids: Iterable[str]) -> str:
@@ -265,7 +294,11 @@ Instances are kept as in section 4.
 def _provider() -> str:
     statuses = [
         ("0x0000", "the instance is on the disk, or was there with the same content"),
-        (f"0x{store.OUT_OF_RESOURCES:04X}", "it cannot be written, for instance because the disk is full"),
+        (
+            f"0x{store.OUT_OF_RESOURCES:04X}",
+            "it cannot be written, for instance because the disk is full; or it is refused before it is taken, because the "
+            "program says that there is no room, or a limit of section 2 is reached",
+        ),
         (
             f"0x{store.CANNOT_UNDERSTAND:04X}",
             "it cannot be read to its end, its UIDs are none, or they differ from the request, it becomes more than "
@@ -289,6 +322,90 @@ Instances are kept as they come, in `<study>/<series>/<instance>.dcm`, without c
 {_table(("status", "when"), statuses)}
 
 A refusal carries an Error Comment without anything of the patient."""
+
+
+def _commitment_user() -> str:
+    return f"""### Storage commitment
+
+{_named(association.COMMITMENT)}, in the uncompressed transfer syntaxes,
+with the well-known instance {association.COMMITMENT_INSTANCE}.
+The N-ACTION (type {commitment.REQUEST_COMMITMENT}) has a TransactionUID of its own and references to all instances that were
+named; Storage Media File-Set attributes are not sent. Any status but 0x0000 is a failure.
+
+The N-EVENT-REPORT is taken over the same association, which is kept open for it: as long as the caller waits, or for
+{committing.HOLD_S:g} s where a provider of ours listens too, to which the archive then may report over an association of its
+own, with the SCP role. An instance counts as committed only where ReferencedSOPSequence of the report lists it, with its SOP
+class, and FailedSOPSequence does not. What the report does not mention, and everything if no report comes in time, is
+"unreported".
+
+| status of our answer to a report | when |
+|---|---|
+| 0x0000 | it is taken |
+| 0x{service.INVALID_ARGUMENT:04X} | it is on a transaction that is not waited for, or a UID is none |
+| 0x{service.NO_SUCH_EVENT:04X} | its event type is not {commitment.ALL_THERE} or {commitment.FAILURES_EXIST} |
+| 0x{service.RESOURCE_LIMITATION:04X} | its data set is larger than section 2 says |"""
+
+
+def _commitment_provider() -> str:
+    reasons = [
+        (f"0x{service.NO_SUCH_INSTANCE:04X}", "no file of this instance is there"),
+        (f"0x{service.CLASS_CONFLICT:04X}", "it is there with another SOP class"),
+        (f"0x{service.PROCESSING_FAILURE:04X}", "its file cannot be read to its end, or holds another instance"),
+    ]
+    statuses = [
+        ("0x0000", "the request is accepted and kept; a report follows"),
+        (f"0x{service.NO_SUCH_INSTANCE:04X}", "it is not for the well-known instance"),
+        (f"0x{service.NO_SUCH_ACTION:04X}", f"its action type is not {commitment.REQUEST_COMMITMENT}"),
+        (f"0x{service.INVALID_ARGUMENT:04X}", "a UID is missing or is none, or no instance is referenced"),
+        (f"0x{service.CLASS_CONFLICT:04X}", "its SOP class is not that of its presentation context"),
+        (
+            f"0x{commitment.DUPLICATE_TRANSACTION:04X}",
+            "its TransactionUID is that of a request of the same AE title that is not yet reported on, with other references",
+        ),
+        (f"0x{service.RESOURCE_LIMITATION:04X}", "its data set is larger than section 2 says, or as the program says"),
+        (f"0x{service.PROCESSING_FAILURE:04X}", "it could not be kept"),
+    ]
+    return f"""### Storage commitment
+
+{_named(association.COMMITMENT)}, in the uncompressed transfer syntaxes,
+where a program adds it. An N-ACTION is answered once the request is kept; whether it survives the end of the program is the
+program's choice.
+
+{_table(("status of N-ACTION", "when"), statuses)}
+
+What is committed is found out afterwards, from the disk: an instance counts if its file is there, can be read to its end, and
+has the SOP class and UID of the reference. How long instances are kept after that is the program's choice.
+
+{_table(("FailureReason", "when"), reasons)}
+
+The N-EVENT-REPORT has event type {commitment.ALL_THERE} where all is there, else {commitment.FAILURES_EXIST}. It goes over a
+new association to the address that is configured for the calling AE title, with the SCP role proposed and the SCU role not; a
+peer that answers no role selection gets it too. Where no address is configured it goes over the association of the request,
+while that is open. A report that is not answered with 0x0000 is sent again: {commitment.TRIES} times in all where requests are
+kept in memory, else as the program says. The same request may come again and is reported on again. RetrieveAETitle and Storage
+Media File-Set attributes are neither used nor sent."""
+
+
+def _availability() -> str:
+    statuses = [
+        ("0x0000", "the program has taken the notification"),
+        (f"0x{availability.MISSING_ATTRIBUTE:04X}", "an attribute of Type 1 in PS3.4 table R.3.2-1 is missing"),
+        (f"0x{availability.MISSING_VALUE:04X}", "it has no value, or a sequence no item"),
+        (
+            f"0x{availability.INVALID_VALUE:04X}",
+            f"a UID is none, or the availability is not {', '.join(availability.CODES)}",
+        ),
+        (f"0x{service.CLASS_CONFLICT:04X}", "its SOP class is not that of its presentation context"),
+        (f"0x{service.RESOURCE_LIMITATION:04X}", "its data set is larger than section 2 says"),
+        (f"0x{service.PROCESSING_FAILURE:04X}", "the program could not take it"),
+    ]
+    return f"""### Instance Availability Notification
+
+{_named(association.AVAILABILITY)}, N-CREATE, in the uncompressed
+transfer syntaxes, where a program adds it. A notification is taken whole or not at all. What is
+{availability.ONLINE} counts as available. Retrieve URIs are not followed.
+
+{_table(("status", "when"), statuses)}"""
 
 
 def _web() -> str:

@@ -1,4 +1,4 @@
-"""What the command line calls: echo, send, find and fetch, whichever way a destination is reached."""
+"""What the command line calls: echo, send, commit, find and fetch, whichever way a destination is reached."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from pydicom.dataset import Dataset
 from dicom_io.errors import NetworkError
 from dicom_io.net import scu, web
 from dicom_io.net.arrivals import OnStored
-from dicom_io.net.destination import Destination, DicomWeb, Dimse
+from dicom_io.net.committing import Committed, Reports, request_commitment
+from dicom_io.net.destination import Destination, DestinationError, DicomWeb, Dimse
 from dicom_io.net.outcome import Fetched, Outcome
 from dicom_io.net.outgoing import Each, Outgoing, prepared
 from dicom_io.net.query import Query, QueryError
+from dicom_io.net.scp import Listen
 from dicom_io.net.store import Stored, is_uid
 
 
@@ -91,6 +93,28 @@ def _told(outcomes: list[Outcome], each: Each) -> list[Outcome]:
     for outcome in outcomes:
         each(outcome)
     return outcomes
+
+
+def commit(
+    destination: Destination,
+    files: Iterable[Path],
+    *,
+    listen: Listen | None = None,
+    reports: Reports | None = None,
+    wait_s: float = 60.0,
+) -> Committed:
+    """Asks a destination to say that it keeps what was sent to it, see `committing.request_commitment`.
+
+    Raises:
+        DestinationError: It speaks DICOMweb, which has no storage commitment.
+        NetworkError: It could not be reached, or refused.
+    """
+    if isinstance(destination.peer, DicomWeb):
+        raise DestinationError(
+            f"{destination.label} speaks DICOMweb, which has no storage commitment; a DICOM node is needed; name one, or rely "
+            "on the answer to each instance"
+        )
+    return request_commitment(destination, files, listen=listen, reports=reports, wait_s=wait_s)
 
 
 def find(destination: Destination, query: Query) -> tuple[Dataset, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from pynetdicom.status import (
+    GENERAL_STATUS,
     QR_FIND_SERVICE_CLASS_STATUS,
     QR_GET_SERVICE_CLASS_STATUS,
     QR_MOVE_SERVICE_CLASS_STATUS,
@@ -23,6 +24,11 @@ _TABLES = {
     "C-FIND": QR_FIND_SERVICE_CLASS_STATUS,
     "C-MOVE": QR_MOVE_SERVICE_CLASS_STATUS,
     "C-GET": QR_GET_SERVICE_CLASS_STATUS,
+    "commitment": {  # PS3.3 C.14.1.1 and PS3.7 annex C
+        **GENERAL_STATUS,
+        0x0122: ("Failure", "Referenced SOP Class Not Supported"),
+        0x0131: ("Failure", "Duplicate Transaction UID"),
+    },
     "STOW-RS": {**STORAGE_SERVICE_CLASS_STATUS, 0xC122: ("Failure", "Referenced Transfer Syntax Not Supported")},
 }
 
@@ -88,7 +94,7 @@ class Fetched:
 
 def meaning(status: int, service: str) -> str:
     """A status with the standard's words for it, such as "0xA700 (Failure: Refused: Out of Resources)"."""
-    if status == DUPLICATE_INSTANCE:
+    if status == DUPLICATE_INSTANCE and service != "commitment":
         return f"0x{status:04X} (Duplicate SOP Instance): it keeps the instance that it has with this UID"
     text = _TABLES[service].get(status, ("", ""))[1]
     category = code_to_category(status)

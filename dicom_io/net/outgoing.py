@@ -133,13 +133,27 @@ def _why_unwanted(one: Outgoing, profile: Profile) -> str:
     return ""
 
 
-def _outgoing(file: Path) -> Outgoing:
-    header = load_dataset(file, with_pixels=False)
-    uids = [str(header.get(keyword) or "") for keyword in ("SOPClassUID", "SOPInstanceUID")]
-    if not all(map(is_uid, uids)):
+def identified(file: Path) -> tuple[str, str]:
+    """SOP class and instance UID of a DICOM file.
+
+    Raises:
+        UnreadableFileError: It is none, or one of them is no UID.
+    """
+    return _identified(file, load_dataset(file, with_pixels=False))
+
+
+def _identified(file: Path, header: Dataset) -> tuple[str, str]:
+    sop_class, instance = (str(header.get(keyword) or "") for keyword in ("SOPClassUID", "SOPInstanceUID"))
+    if not is_uid(sop_class) or not is_uid(instance):
         raise UnreadableFileError(
             f"{file} names no SOP class and instance; a DICOM object is needed; leave it out, or mend the file"
         )
+    return sop_class, instance
+
+
+def _outgoing(file: Path) -> Outgoing:
+    header = load_dataset(file, with_pixels=False)
+    uids = _identified(file, header)
     syntax = UID(str(header.file_meta.TransferSyntaxUID))
     with refusing(file):
         kind = kind_of(header)

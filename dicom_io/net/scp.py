@@ -1,4 +1,7 @@
-"""A storage provider: takes C-STORE and C-ECHO, and answers success only for what is on the disk (PS3.4 A and B)."""
+"""A storage provider: takes C-STORE and C-ECHO, and answers success only for what is on the disk (PS3.4 A and B).
+
+Further services may stand beside them, see `service.Service`.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ import errno
 import logging
 import ssl
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from socketserver import BaseServer
 from typing import Any
@@ -19,14 +23,21 @@ from pynetdicom.transport import ThreadedAssociationServer
 
 from dicom_io.errors import NetworkError
 from dicom_io.net.association import LARGEST_PDU, VERIFICATION, prepared_ae, storage_classes
-from dicom_io.net.destination import OUR_AE_TITLE, Tls
-from dicom_io.net.store import CANNOT_UNDERSTAND, InstanceRefusedError, InstanceStore, is_uid
+from dicom_io.net.destination import OUR_AE_TITLE, DestinationError, Tls
+from dicom_io.net.messages import Intake, Limits, bound
+from dicom_io.net.sending import UNCOMPRESSED
+from dicom_io.net.service import COMMENT_LENGTH, Service, handlers
+from dicom_io.net.store import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, InstanceRefusedError, InstanceStore, is_uid
 from dicom_io.net.tls import server_context
 
 _PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian)
 # JPIP gives an address instead of pixels; nothing here follows addresses.
 _REFERENCED = ("1.2.840.10008.1.2.4.94", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.204", "1.2.840.10008.1.2.4.205")
-_COMMENT_LENGTH = 64  # LO
+_UNKNOWN_CALLER = (
+    0x01,
+    0x01,
+    0x03,
+)  # PS3.8 table 9-21: permanent, by the service user, calling AE title not recognised
 
 COMPRESSED = tuple(uid for uid in ALL_TRANSFER_SYNTAXES if uid not in (*_PLAIN, *_REFERENCED))
 """Transfer syntaxes in which an instance is kept as it comes."""
@@ -47,6 +58,12 @@ class Listen:
         idle_s: Seconds of silence after which a sender is dropped.
         most_senders: Associations at one time.
         any_title: Let callers in who call us by another AE title; else they are rejected (PS3.8 table 9-21).
+        networks: Addresses that are let in, such as "192.0.2.7" or "192.0.2.0/24"; empty: all. Callers from elsewhere are
+            rejected as one whose AE title is not known.
+        limits: How much one association may bring.
+
+    Raises:
+        DestinationError: One of `networks` is none.
     """
 
     ae_title: str = OUR_AE_TITLE
@@ -57,6 +74,21 @@ class Listen:
     idle_s: float = 60.0
     most_senders: int = 10
     any_title: bool = False
+    networks: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        for text in self.networks:
+            _network(text)
+
+    def lets_in(self, address: str) -> bool:
+        """Whether an IP address is one of `networks`."""
+        if not self.networks:
+            return True
+        caller = ip_address(address)
+        if isinstance(caller, IPv6Address) and caller.ipv4_mapped is not None:
+            caller = caller.ipv4_mapped
+        return any(caller in _network(text) for text in self.networks)
 
 
 class Provider:
@@ -64,20 +96,26 @@ class Provider:
 
     def __init__(
         self,
-        store: InstanceStore | Path,
+        store: InstanceStore | Path | None,
         listen: Listen = Listen(),
         *,
         refused: Callable[[str], None] = lambda text: None,
+        room: Callable[[], str] = lambda: "",
+        services: Sequence[Service] = (),
     ) -> None:
         """Prepares a provider; nothing is bound yet.
 
         Args:
-            store: Where instances go, or its folder.
+            store: Where instances go, or its folder; None: no instances are taken.
             listen: Where and for whom.
             refused: Called with the reason when an instance is not kept.
+            room: Asked when an instance begins to come in. What it answers, unless empty, refuses the instance with 0xA700
+                and is told the sender; it may name nothing of a patient. Called by one thread for each association.
+            services: What is answered beside C-STORE and C-ECHO; one for each operation of a SOP class.
         """
-        self.store = store if isinstance(store, InstanceStore) else InstanceStore(store)
-        self.listen, self._refused = listen, refused
+        self.store = store if isinstance(store, InstanceStore | None) else InstanceStore(store)
+        self.listen, self.services = listen, tuple(services)
+        self._refused, self._room = refused, room
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
 
@@ -103,16 +141,23 @@ class Provider:
             association.abort()
         self._thread.join()
         self._server = self._thread = None
-        self.store.tidy()
+        for service in self.services:
+            service.close()
+        if self.store is not None:
+            self.store.tidy()
 
     def _bound(self) -> _Server:
         listen, secret = self.listen, server_context(self.listen.tls) if self.listen.tls else None
-        handlers = [
-            (evt.EVT_C_STORE, answer_store, [self.store, self._refused]),
+        answers = [
+            (evt.EVT_CONN_OPEN, lambda event: bound(event.assoc, listen.limits, self._room)),
+            (evt.EVT_REQUESTED, _check_address, [listen]),
             (evt.EVT_C_ECHO, lambda event: 0x0000),
+            *handlers(self.services),
         ]
+        if self.store is not None:
+            answers.append((evt.EVT_C_STORE, answer_store, [self.store, self._refused]))
         try:
-            return _Server(_acceptor(listen), listen, handlers, secret)
+            return _Server(_acceptor(listen, self.services, stores=self.store is not None), listen, answers, secret)
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
             raise NetworkError(
@@ -124,8 +169,10 @@ class Provider:
 def answer_store(event: Any, store: InstanceStore, refused: Callable[[str], None]) -> Dataset:
     """Keeps the instance of a C-STORE request; the status to answer with."""
     answer = Dataset()
-    announced = str(event.request.AffectedSOPInstanceUID or "")
+    announced, content = str(event.request.AffectedSOPInstanceUID or ""), event.request.DataSet
     try:
+        if isinstance(content, Intake) and content.refused:
+            raise InstanceRefusedError(OUT_OF_RESOURCES, content.refused)
         if not is_uid(announced):
             raise InstanceRefusedError(CANNOT_UNDERSTAND, "the request names no UID")
         store.put(event.encoded_dataset(), announced)
@@ -135,10 +182,31 @@ def answer_store(event: Any, store: InstanceStore, refused: Callable[[str], None
     except Exception as error:  # whatever it is, the instance is not on the disk
         answer.Status, text = CANNOT_UNDERSTAND, f"the instance could not be kept ({type(error).__name__})"
     if answer.Status:
-        answer.ErrorComment = text[:_COMMENT_LENGTH]
+        answer.ErrorComment = text[:COMMENT_LENGTH]
         _logger.warning("refused an instance of %s: %s", event.assoc.remote["ae_title"], text)
         refused(text)
     return answer
+
+
+def _check_address(event: Any, listen: Listen) -> None:
+    """Rejects a caller whose address is not let in, before anything is negotiated."""
+    try:
+        is_known = listen.lets_in(str(event.assoc.requestor.address))
+    except ValueError:  # there is no address, or it is none
+        is_known = False
+    if not is_known:
+        _logger.warning("rejected an association from an address that is in no network that is let in")
+        event.assoc.acse.send_reject(*_UNKNOWN_CALLER)
+        event.assoc.kill()
+
+
+def _network(text: str) -> IPv4Network | IPv6Network:
+    try:
+        return ip_network(text)
+    except ValueError as error:
+        raise DestinationError(
+            f"networks has {text!r} ({error}); an IP address or a network such as 192.0.2.0/24 is needed; correct it"
+        ) from error
 
 
 class _Server(ThreadedAssociationServer):
@@ -162,7 +230,7 @@ class _Server(ThreadedAssociationServer):
         self.server_close()
 
 
-def _acceptor(listen: Listen) -> AE:
+def _acceptor(listen: Listen, services: Sequence[Service], *, stores: bool) -> AE:
     ae = prepared_ae(listen.ae_title)
     ae.maximum_pdu_size = LARGEST_PDU
     ae.maximum_associations = listen.most_senders
@@ -170,6 +238,11 @@ def _acceptor(listen: Listen) -> AE:
     ae.acse_timeout = min(listen.idle_s, 30.0)
     ae.require_calling_aet, ae.require_called_aet = list(listen.senders), not listen.any_title
     ae.add_supported_context(VERIFICATION)
-    for sop_class in storage_classes():
+    for sop_class in storage_classes() if stores else ():
         ae.add_supported_context(sop_class, [*_PLAIN, *COMPRESSED])
+    for service in services:
+        # a caller reports to us only if it may take the provider's part on its own association (PS3.7 D.3.3.4)
+        reports = any(one.sop_class_uid == service.sop_class_uid and one.is_report for one in services)
+        roles = {"scu_role": True, "scp_role": True} if reports else {}
+        ae.add_supported_context(service.sop_class_uid, list(UNCOMPRESSED), **roles)
     return ae

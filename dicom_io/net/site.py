@@ -29,7 +29,11 @@ from dicom_io.net.destination import (
     checked_url,
 )
 
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+OF_THE_NODE = ("node", "rules", "http")
+"""Tables of a site file that are none of this package's: what a node does with the studies that it gets."""
 
 
 def read_site(path: Path) -> dict[str, Destination]:
@@ -40,24 +44,36 @@ def read_site(path: Path) -> dict[str, Destination]:
     Raises:
         DestinationError: Not TOML, an unknown or missing key, or a value that cannot be right.
     """
+    top = read_table(path)
+    top.known.update(OF_THE_NODE)
+    found = destinations_of(top, path)
+    top.close()
+    if not found:
+        raise DestinationError(f"{path.name} names no destination; a table [destinations.NAME] is needed; add one")
+    return found
+
+
+def read_table(path: Path) -> Table:
+    """A whole site file. Raises DestinationError if it is not TOML."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise DestinationError(
             f"{path.name} cannot be read ({error}); a site file in TOML is needed; check it"
         ) from error
-    top = _Table(document, path.name)
-    tables = top.table("destinations") or {}
-    top.close()
-    if not tables:
-        raise DestinationError(f"{path.name} names no destination; a table [destinations.NAME] is needed; add one")
+    return Table(document, path.name)
+
+
+def destinations_of(top: Table, path: Path) -> dict[str, Destination]:
+    """The destinations that a site file names, by name; none where it names none."""
     return {
-        name: _destination(name, _Table(table, f"{path.name}: {name}"), path.parent) for name, table in tables.items()
+        name: _destination(name, Table(table, f"{path.name}: {name}"), path.parent)
+        for name, table in (top.table("destinations") or {}).items()
     }
 
 
-class _Table:
-    """A table of the file; every key must be asked for before `close`, or it is unknown."""
+class Table:
+    """A table of a site file; every key must be asked for before `close`, or it is unknown."""
 
     def __init__(self, content: Any, where: str) -> None:
         if not isinstance(content, Mapping):
@@ -83,10 +99,10 @@ class _Table:
     def table(self, key: str) -> Mapping[str, Any] | None:
         return self.take(key, Mapping, "a table")
 
-    def part(self, key: str) -> _Table | None:
+    def part(self, key: str) -> Table | None:
         """The table below a key, ready to be read."""
         content = self.table(key)
-        return None if content is None else _Table(content, f"{self.where}: {key}")
+        return None if content is None else Table(content, f"{self.where}: {key}")
 
     def choice(self, key: str, values: tuple[str, ...], default: str | None) -> Any:
         value = self.take(key, str, f"one of {', '.join(values)}", default)
@@ -125,7 +141,7 @@ class _Table:
             )
 
 
-def _destination(name: str, table: _Table, folder: Path) -> Destination:
+def _destination(name: str, table: Table, folder: Path) -> Destination:
     is_web = "url" in table.content
     peer = _dicom_web(table, folder) if is_web else _dimse(table, folder)
     found = Destination(
@@ -139,13 +155,13 @@ def _destination(name: str, table: _Table, folder: Path) -> Destination:
     return found
 
 
-def _dimse(table: _Table, folder: Path) -> Dimse:
+def _dimse(table: Table, folder: Path) -> Dimse:
     peer = Dimse(
         host=table.take("host", str, "a host name or address (or a url for DICOMweb)", must=True),
         port=checked_port(table.take("port", int, "a TCP port", must=True), table.where),
         ae_title=checked_ae_title(table.take("ae_title", str, "the AE title to call", must=True), table.where),
         our_ae_title=checked_ae_title(table.take("our_ae_title", str, "our AE title", OUR_AE_TITLE), table.where),
-        tls=_tls(table.part("tls"), folder),
+        tls=read_tls(table.part("tls"), folder),
         retrieve=table.choice("retrieve", ("get", "move"), "get"),
         receive=_receive(table.part("receive")),
     )
@@ -159,7 +175,7 @@ def _dimse(table: _Table, folder: Path) -> Dimse:
     return peer
 
 
-def _dicom_web(table: _Table, folder: Path) -> DicomWeb:
+def _dicom_web(table: Table, folder: Path) -> DicomWeb:
     url = checked_url(table.take("url", str, "an http(s) URL"), table.where)
     token_env = table.take("token_env", str, "the name of an environment variable", "")
     if token_env and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", token_env):
@@ -168,15 +184,16 @@ def _dicom_web(table: _Table, folder: Path) -> DicomWeb:
             "holds the token is needed, never the token; correct it"
         )
     parts = urlsplit(url)
-    if token_env and parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+    if token_env and parts.scheme == "http" and parts.hostname not in LOOPBACK:
         raise DestinationError(
             f"{table.where} has a token and the URL {url}; https is needed, or anybody on the way can read the token; "
             "use the https URL"
         )
-    return DicomWeb(url, _tls(table.part("tls"), folder), token_env)
+    return DicomWeb(url, read_tls(table.part("tls"), folder), token_env)
 
 
-def _tls(table: _Table | None, folder: Path) -> Tls | None:
+def read_tls(table: Table | None, folder: Path) -> Tls | None:
+    """Certificates, their paths relative to `folder`; None for no table."""
     if table is None:
         return None
     files = {key: table.take(key, str, "the path of a PEM file") for key in ("ca", "certificate", "key")}
@@ -188,7 +205,7 @@ def _tls(table: _Table | None, folder: Path) -> Tls | None:
     return Tls(**paths, check_hostname=check_hostname)
 
 
-def _receive(table: _Table | None) -> Receive:
+def _receive(table: Table | None) -> Receive:
     if table is None:
         return Receive()
     senders = tuple(checked_ae_title(title, table.where) for title in table.texts("senders") or ())
@@ -201,7 +218,7 @@ def _receive(table: _Table | None) -> Receive:
     return receive
 
 
-def _profile(table: _Table | None) -> Profile:
+def _profile(table: Table | None) -> Profile:
     if table is None:
         return Profile()
     objects: Any = table.texts("objects", KINDS) or KINDS

@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -123,6 +123,19 @@ class InstanceStore:
         self._tell(kept)
         return kept
 
+    def find(self, sop_instance_uids: Iterable[str]) -> dict[str, tuple[Path, ...]]:
+        """The files that instances are kept in, from one walk over the folder; one UID may occur in several studies.
+
+        Only names are looked at, see `uids_of`. What is not there is not in the answer.
+        """
+        wanted, found = set(sop_instance_uids), dict[str, tuple[Path, ...]]()
+        for series in _folders_of(self.folder, 2):
+            for entry in _entries(series):
+                uid, suffix = os.path.splitext(entry.name)
+                if suffix == ".dcm" and uid in wanted:
+                    found[uid] = (*found.get(uid, ()), Path(entry.path))
+        return found
+
     def tidy(self) -> None:
         """Removes the folder of unfinished files if it is empty; whoever needs it makes it again."""
         with _making, contextlib.suppress(OSError):
@@ -154,7 +167,7 @@ class InstanceStore:
         return self._new_part(tries - 1)
 
     def _keep(self, part: Path, announced: str | None) -> Stored:
-        study, series, sop, sop_class = _checked_uids(part, announced)
+        study, series, sop, sop_class = uids_of(part, announced)
         if self.studies is not None and study not in self.studies:
             raise InstanceRefusedError(NOT_AUTHORISED, f"an instance of study {study} was not asked for")
         place = self.folder / study / series
@@ -198,8 +211,27 @@ def is_uid(text: str) -> bool:
     return len(text) <= _LONGEST_UID and bool(_UID.fullmatch(text))
 
 
-def _checked_uids(file: Path, announced: str | None) -> tuple[str, str, str, str]:
-    """UIDs of study, series, instance and SOP class of a whole file.
+def _folders_of(folder: Path, depth: int) -> Iterator[Path]:
+    """The folders so many levels below one, except those whose name begins with a point."""
+    if not depth:
+        yield folder
+        return
+    for entry in _entries(folder):
+        if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
+            yield from _folders_of(Path(entry.path), depth - 1)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder; nothing where it is gone meanwhile."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def uids_of(file: Path, announced: str | None = None) -> tuple[str, str, str, str]:
+    """UIDs of study, series, instance and SOP class of a whole file, which is read to its end.
 
     Raises:
         InstanceRefusedError: It is not whole, or one of them is no UID. What stands there instead may be anything, so it

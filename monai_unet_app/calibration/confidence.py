@@ -78,13 +78,13 @@ class SizeStatement:
 
     @classmethod
     def fit(cls, measured: Sequence[Measured], coverage: float) -> SizeStatement:
-        """Split-conformal by subject: each tail by itself where there are subjects enough, else both at once."""
+        """Conformal by subject: as far to either side of the mean ratio as cases of other subjects are off."""
         small = _SMALL_VOXELS * float(np.median([one.voxel for one in measured]))
         found = {}
         for number in sorted({one.structure for one in measured}):
             rows = [one for one in measured if one.structure == number]
             off = np.array([math.log((one.true + small) / (one.expected + small)) for one in rows])
-            found[number] = _tails(off, [one.subject for one in rows], coverage)
+            found[number] = _about_centre(off, [one.subject for one in rows], coverage)
         return cls(coverage, found, small, len({one.subject for one in measured}))
 
     def interval(self, structure: int, expected: float) -> tuple[float, float] | None:
@@ -96,12 +96,20 @@ class SizeStatement:
         return max(0.0, low), max(0.0, high)
 
 
-def _tails(off: NDArray[np.float64], subjects: Sequence[str], coverage: float) -> tuple[float, float] | None:
-    each = (1 + coverage) / 2
-    if len(set(subjects)) >= subjects_needed(each):
-        return -conformal_quantile(-off, subjects, each), conformal_quantile(off, subjects, each)
-    most = conformal_quantile(np.abs(off), subjects, coverage)
-    return (-most, most) if math.isfinite(most) else None
+def _about_centre(off: NDArray[np.float64], subjects: Sequence[str], coverage: float) -> tuple[float, float] | None:
+    """(low, high) around the mean over subjects, or None where there are too few of them.
+
+    How far a case is off is taken from the mean of all other subjects, as a new one's will be (the jackknife), so that
+    nobody draws the centre towards himself.
+    """
+    _, member, cases = np.unique(np.asarray(subjects, dtype=str), return_inverse=True, return_counts=True)
+    own = np.bincount(member, weights=off) / cases
+    centre, count = own.mean(), len(own)
+    if count < subjects_needed(coverage):
+        return None
+    others = (count * centre - own) / (count - 1)
+    half = conformal_quantile(np.abs(off - others[member]), subjects, coverage)
+    return float(centre - half), float(centre + half)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Fits the numbers under `calibration:` of a bundle's `inference.yaml` and writes them back, with a record of the cases.
 
 The form of the calibration is the bundle's own: a function `calibrate(logits, parameters)` and a mapping `calibration` of
-numbers, in which floats are fitted, integers are left alone and all floats at 0 mean "no calibration". Because the very
-function that inference calls is fitted, the two cannot differ.
+numbers, in which floats are fitted, integers are left alone and all floats at 0 mean "no calibration", as does an empty
+mapping. Because the very function that inference calls is fitted, the two cannot differ.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from ignite.engine import Engine, Events
 
-from monai_unet_app.bundle import CALIBRATION_RECORD, check_unseen, load_bundle
+from monai_unet_app.bundle import CALIBRATION_RECORD, Bundle, check_unseen, load_bundle
 from monai_unet_app.data.digest import seen_entry
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import BundleError, InputRefusedError
@@ -52,10 +52,38 @@ class Fitted:
     cases: int
 
 
+class KeptLogits:
+    """Logits and truth of cases on the working grid, in a temporary folder, so that memory holds one of them at a time.
+
+    Args:
+        exclusive: True for classes that share the voxels out, False for labels that may overlap.
+    """
+
+    def __init__(self, exclusive: bool) -> None:
+        self.exclusive = exclusive
+        self._folder = tempfile.TemporaryDirectory(prefix="monai-unet-logits-")
+        self._files: list[Path] = []
+
+    def add(self, logits: torch.Tensor, label: torch.Tensor) -> None:
+        """One case: logits (C, *spatial) and label (1, *spatial) of class numbers, or (C, *spatial) of 0 and 1."""
+        if not self.exclusive and len(label) == 1 and len(logits) > 1:
+            label = torch.cat([label == number for number in range(1, len(logits) + 1)])
+        file = Path(self._folder.name) / f"{len(self._files)}.pt"
+        plain = [part.detach().cpu().float().as_subclass(torch.Tensor).clone() for part in (logits, label)]
+        torch.save(plain, file)
+        self._files.append(file)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for file in self._files:
+            logits, label = torch.load(file, weights_only=True, mmap=True)
+            yield logits, label
+
+
 class CalibrationFit:
     """Collects logits and truth on the working grid, then fits. Also an ignite handler for `calibrate.yaml`.
-
-    The cases wait in a temporary folder, so that memory holds one of them at a time.
 
     Args:
         calibrate: The bundle's function.
@@ -81,14 +109,12 @@ class CalibrationFit:
     ) -> None:
         self.calibrate = calibrate
         self.parameters = dict(parameters)
-        self.exclusive = exclusive
         self.bundle = load_bundle(bundle_root) if bundle_root else None
         self.rows = list(cases)
         self.setting = setting
         if self.bundle is not None:
             check_unseen(self.bundle, self.rows, ("train", "selection"))
-        self._folder = tempfile.TemporaryDirectory(prefix="monai-unet-logits-")
-        self._files: list[Path] = []
+        self.kept = KeptLogits(exclusive)
 
     def attach(self, engine: Engine) -> None:
         """Called by MONAI's evaluator, whose output must hold "pred" (logits) and "label"."""
@@ -106,82 +132,98 @@ class CalibrationFit:
         if self.bundle is not None and self.setting == "tta":
             write_parameters(self.bundle.root / "configs/inference.yaml", fitted.parameters, "calibration_tta")
         elif self.bundle is not None:
-            record = {
-                "schema_version": SCHEMA_VERSION,
-                "parameters": fitted.parameters,
-                "nll_before": fitted.nll_before,
-                "nll_after": fitted.nll_after,
-                "cases": {row["id"]: seen_entry(row) for row in self.rows},
-            }
-            write_json(record, self.bundle.root / "models" / CALIBRATION_RECORD, "calibration")
+            write_record(self.bundle, fitted, self.rows)
             write_parameters(self.bundle.root / "configs/inference.yaml", fitted.parameters)
         return fitted
 
     def add(self, logits: torch.Tensor, label: torch.Tensor) -> None:
-        """One case: logits (C, *spatial) and label (1, *spatial) of class numbers, or (C, *spatial) of 0 and 1."""
-        if not self.exclusive and len(label) == 1 and len(logits) > 1:
-            label = torch.cat([label == number for number in range(1, len(logits) + 1)])
-        file = Path(self._folder.name) / f"{len(self._files)}.pt"
-        plain = [part.detach().cpu().float().as_subclass(torch.Tensor).clone() for part in (logits, label)]
-        torch.save(plain, file)
-        self._files.append(file)
+        """One case, as `KeptLogits.add`."""
+        self.kept.add(logits, label)
 
     def fit(self) -> Fitted:
-        """The parameters with the least mean negative log likelihood (L-BFGS, full batch, a faint ridge).
+        """See `fit_parameters`."""
+        return fit_parameters(self.calibrate, self.parameters, self.kept)
 
-        Raises:
-            InputRefusedError: No case was added, or the fit ran away.
-            BundleError: The bundle declares no number to fit.
-        """
-        names = [name for name, value in self.parameters.items() if isinstance(value, float)]
-        if not self._files:
-            raise InputRefusedError(
-                "no calibration case; at least one subject that neither trained nor selected is needed"
-            )
-        if not names:
-            raise BundleError(f"calibration is {self.parameters}; at least one float is needed to be fitted")
-        values = torch.zeros(len(names), dtype=torch.float32, requires_grad=True)
-        before = self._nll(names, values.detach())
-        if not math.isfinite(before):
-            raise InputRefusedError(
-                f"the negative log likelihood is {before} before the fit; finite logits are needed; train again"
-            )
-        optimizer = torch.optim.LBFGS([values], max_iter=60, line_search_fn="strong_wolfe", tolerance_grad=1e-6)
 
-        def closure() -> torch.Tensor:
-            optimizer.zero_grad()
-            loss = RIDGE * values.square().sum()
-            loss.backward()  # type: ignore[no-untyped-call]
-            for part in self._nll_by_case(names, values):
-                part.backward()  # type: ignore[no-untyped-call]
-                loss = loss.detach() + part.detach()
-            return loss
+def fit_parameters(calibrate: Calibrate, parameters: Parameters, cases: KeptLogits) -> Fitted:
+    """The parameters with the least mean negative log likelihood (L-BFGS, full batch, a faint ridge).
 
-        optimizer.step(closure)  # type: ignore[arg-type]
-        fitted = {name: round(float(value), 5) for name, value in zip(names, values.detach(), strict=True)}
-        after = self._nll(names, torch.tensor(list(fitted.values())))
-        if not after <= before or max(map(abs, fitted.values())) > LARGEST:
-            raise InputRefusedError(
-                f"the fit ran away: {fitted}, negative log likelihood {before:.4f} before, {after:.4f} after; a network that "
-                f"has learned something and numbers of at most {LARGEST:g} are needed; train longer or give more cases"
-            )
-        return Fitted({**self.parameters, **fitted}, before, after, len(self._files))
+    Args:
+        calibrate: What is fitted.
+        parameters: Floats are fitted, integers stay. An empty mapping means that nothing is to be calibrated.
+        cases: What it is fitted on.
 
-    def _nll(self, names: list[str], values: torch.Tensor) -> float:
-        return sum(float(part) for part in self._nll_by_case(names, values))
+    Raises:
+        InputRefusedError: There is no case, or the fit ran away.
+        BundleError: There are parameters, but no number to fit.
+    """
+    names = [name for name, value in parameters.items() if isinstance(value, float)]
+    if not len(cases):
+        raise InputRefusedError("no calibration case; at least one subject that neither trained nor selected is needed")
+    if parameters and not names:
+        raise BundleError(f"calibration is {dict(parameters)}; at least one float is needed to be fitted")
 
-    def _nll_by_case(self, names: list[str], values: torch.Tensor) -> Iterator[torch.Tensor]:
+    def nll_by_case(values: torch.Tensor) -> Iterator[torch.Tensor]:
         """What each case adds to the mean over all cases."""
-        parameters = {**self.parameters, **dict(zip(names, values, strict=True))}
-        for file in self._files:
-            logits, label = torch.load(file, weights_only=True, mmap=True)
-            yield self._case_nll(parameters, logits, label) / len(self._files)
+        tried = {**parameters, **dict(zip(names, values, strict=True))}
+        for logits, label in cases:
+            yield _nll(calibrate(logits, tried), label, cases.exclusive) / len(cases)
 
-    def _case_nll(self, parameters: Mapping[str, Any], logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        calibrated = self.calibrate(logits, parameters)
-        if self.exclusive:
-            return F.cross_entropy(calibrated[None], label.long())
-        return F.binary_cross_entropy_with_logits(calibrated, label.expand_as(calibrated))
+    def nll(values: torch.Tensor) -> float:
+        return sum(map(float, nll_by_case(values)))
+
+    before = nll(torch.zeros(len(names)))
+    if not math.isfinite(before):
+        raise InputRefusedError(
+            f"the negative log likelihood is {before} before the fit; finite logits are needed; train again"
+        )
+    if not names:
+        return Fitted({}, before, before, len(cases))
+    found = _least(nll_by_case, len(names))
+    fitted = {name: round(float(value), 5) for name, value in zip(names, found, strict=True)}
+    after = nll(torch.tensor(list(fitted.values())))
+    if not after <= before or max(map(abs, fitted.values())) > LARGEST:
+        raise InputRefusedError(
+            f"the fit ran away: {fitted}, negative log likelihood {before:.4f} before, {after:.4f} after; a network that "
+            f"has learned something and numbers of at most {LARGEST:g} are needed; train longer or give more cases"
+        )
+    return Fitted({**parameters, **fitted}, before, after, len(cases))
+
+
+def _least(nll_by_case: Callable[[torch.Tensor], Iterator[torch.Tensor]], count: int) -> torch.Tensor:
+    """Shape (count,): the values with the least sum over the cases, and the ridge, found from 0."""
+    values = torch.zeros(count, dtype=torch.float32, requires_grad=True)
+    optimizer = torch.optim.LBFGS([values], max_iter=60, line_search_fn="strong_wolfe", tolerance_grad=1e-6)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = RIDGE * values.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        for part in nll_by_case(values):
+            part.backward()  # type: ignore[no-untyped-call]
+            loss = loss.detach() + part.detach()
+        return loss
+
+    optimizer.step(closure)  # type: ignore[arg-type]
+    return values.detach()
+
+
+def _nll(calibrated: torch.Tensor, label: torch.Tensor, exclusive: bool) -> torch.Tensor:
+    if exclusive:
+        return F.cross_entropy(calibrated[None], label.long())
+    return F.binary_cross_entropy_with_logits(calibrated, label.expand_as(calibrated))
+
+
+def write_record(bundle: Bundle, fitted: Fitted, cases: Sequence[Mapping[str, str]]) -> None:
+    """Writes `models/calibration.json`: what was fitted, and on which cases, {"id", "subject", "image"}."""
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "parameters": fitted.parameters,
+        "nll_before": fitted.nll_before,
+        "nll_after": fitted.nll_after,
+        "cases": {row["id"]: seen_entry(row) for row in cases},
+    }
+    write_json(record, bundle.root / "models" / CALIBRATION_RECORD, "calibration")
 
 
 def write_parameters(inference_yaml: Path, parameters: Parameters, name: str = "calibration") -> None:
@@ -191,13 +233,23 @@ def write_parameters(inference_yaml: Path, parameters: Parameters, name: str = "
         BundleError: There is no such line, or more than one.
     """
     text = inference_yaml.read_bytes().decode()  # bytes: line ends stay what they are
+    write_atomically(inference_yaml, with_parameters(text, parameters, name))
+
+
+def with_parameters(text: str, parameters: Parameters, name: str = "calibration") -> str:
+    """The text of an inference.yaml with these numbers on its one line of that name. Errors as `write_parameters`."""
     line = f"{name}: {{" + ", ".join(f"{key}: {_yaml(value)}" for key, value in parameters.items()) + "}"
     changed, count = re.subn(rf"^{name}: \{{[^}}\n]*\}}", line, text, flags=re.MULTILINE)
     if count != 1:
-        raise BundleError(f"{inference_yaml.name} has {count} line(s) `{name}: {{...}}`; exactly one is needed")
-    partial = inference_yaml.with_name(inference_yaml.name + ".partial")
-    partial.write_bytes(changed.encode())
-    os.replace(partial, inference_yaml)
+        raise BundleError(f"inference.yaml has {count} line(s) `{name}: {{...}}`; exactly one is needed")
+    return changed
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The text as it is, through a temporary name."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(text.encode())
+    os.replace(partial, path)
 
 
 def _yaml(value: float | int) -> str:

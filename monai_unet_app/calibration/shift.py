@@ -1,14 +1,15 @@
 """Is this image like those that the network learned from? A distance, and the one in fifty of sound images that exceed it.
 
 An image is described by its intensities, its sharpness along each axis, its evenness and its extent, and by what the network
-itself makes of it: mean and deviation of each channel of one of its layers. Distances are taken in the space of the principal
-components of the reference images (as deviations along them, and as what they do not explain).
+itself makes of it: mean and deviation of each channel of one of its layers. Three distances are taken, and the largest counts:
+along the principal components of the reference images, beside them (what they do not explain), and of the single feature that
+is farthest off, since one that is wrong, such as the balance of colours, is diluted among a hundred that are right.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -117,7 +118,7 @@ class ShiftDetector:
         spread: Shape (F,). Their standard deviation.
         components: Shape (P, F). Principal directions of the standardised features.
         deviations: Shape (P,). Standard deviation along each.
-        scale: Usual distances along and beside the components, of images left out.
+        scale: Usual distances of images left out: along the components, beside them, and of the farthest feature.
         limit: Scores above are unlike the reference.
         subjects: On how many the reference stands.
     """
@@ -126,7 +127,7 @@ class ShiftDetector:
     spread: Floats
     components: Floats
     deviations: Floats
-    scale: tuple[float, float]
+    scale: tuple[float, float, float]
     limit: float
     subjects: int
 
@@ -145,23 +146,15 @@ class ShiftDetector:
         everyone = sorted(set(subjects))
         if len(everyone) < LEAST_SUBJECTS:
             raise ValueError(f"{len(everyone)} subject(s); {LEAST_SUBJECTS} are needed to say what is usual")
-        away = np.empty((len(table), 2))
+        away = np.empty((len(table), 3))
         for one in everyone:
             others = cls._of(table[names != one])
             away[names == one] = [others._distances(row) for row in table[names == one]]
-        along, beside = np.maximum(np.median(away, axis=0), _TINY)
-        scores = (away / (along, beside)).max(axis=1)
+        usual = np.maximum(np.median(away, axis=0), _TINY)
+        scores = (away / usual).max(axis=1)
         limit = conformal_quantile(scores, list(subjects), min(USUAL, len(everyone) / (len(everyone) + 1)))
-        whole = cls._of(table)
-        return cls(
-            whole.centre,
-            whole.spread,
-            whole.components,
-            whole.deviations,
-            (float(along), float(beside)),
-            limit,
-            len(everyone),
-        )
+        along, beside, farthest = usual.tolist()
+        return replace(cls._of(table), scale=(along, beside, farthest), limit=limit, subjects=len(everyone))
 
     @classmethod
     def _of(cls, table: Floats) -> ShiftDetector:
@@ -170,13 +163,15 @@ class ShiftDetector:
         _, sizes, directions = np.linalg.svd((table - centre) / spread, full_matrices=False)
         kept = max(1, min(_MOST_COMPONENTS, len(table) // 4))
         deviations = np.maximum(sizes[:kept] / np.sqrt(len(table)), _LEAST_DEVIATION)
-        return cls(centre, spread, directions[:kept], deviations, (1.0, 1.0), np.inf, 0)
+        return cls(centre, spread, directions[:kept], deviations, (1.0, 1.0, 1.0), np.inf, 0)
 
-    def _distances(self, features: Floats) -> tuple[float, float]:
+    def _distances(self, features: Floats) -> Floats:
+        """Shape (3,), in the order of `scale`."""
         away = (features - self.centre) / self.spread
         along = away @ self.components.T
         beside = away - along @ self.components
-        return float(np.sqrt(np.mean((along / self.deviations) ** 2))), float(np.sqrt(np.mean(beside**2)))
+        squared = np.mean((along / self.deviations) ** 2), np.mean(beside**2)
+        return np.array([*np.sqrt(squared), np.abs(away).max()])
 
     def score(self, features: ArrayLike) -> float:
         """How far an image is from the reference; 1 is usual.
@@ -189,8 +184,7 @@ class ShiftDetector:
             raise ValueError(
                 f"the image has {values.shape} features, the reference {self.centre.shape}; calibrate again"
             )
-        along, beside = self._distances(values)
-        return max(along / self.scale[0], beside / self.scale[1])
+        return float((self._distances(values) / self.scale).max())
 
     def document(self) -> dict[str, Any]:
         """As `from_document` reads it, numbers with six digits."""
@@ -210,10 +204,9 @@ class ShiftDetector:
         )
         if components.shape != (len(deviations), len(centre)) or len(spread) != len(centre):
             raise ValueError(f"components have shape {components.shape}, of {len(deviations)} and {len(centre)}")
-        along, beside = map(float, document["scale"])
-        return cls(
-            centre, spread, components, deviations, (along, beside), float(document["limit"]), int(document["subjects"])
-        )
+        along, beside, farthest = map(float, document["scale"])
+        scale = along, beside, farthest
+        return cls(centre, spread, components, deviations, scale, float(document["limit"]), int(document["subjects"]))
 
 
 def _rounded(array: Floats) -> Any:

@@ -9,6 +9,21 @@ from pathlib import Path
 
 from monai_unet_app import __version__
 from monai_unet_app.cli import comparison_verbs, dicom_verbs, verbs
+from monai_unet_app.cli.flags import (
+    above_zero,
+    add_cases,
+    add_comparison,
+    add_destination,
+    add_device,
+    add_labels,
+    add_query,
+    add_reading,
+    at_least,
+    given,
+    place,
+    share,
+)
+from monai_unet_app.cli.service_parser import add_service_verbs
 
 Verb = Callable[..., argparse.ArgumentParser]
 
@@ -53,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     _find(verb)
     _fetch(verb)
     _deidentify(verb)
+    add_service_verbs(verb)
     verb(verbs.bundles, "list the bundles that a name can stand for", "monai-unet bundles")
     verb(verbs.doctor, "say what this installation and machine can do", "monai-unet doctor")
     return parser
@@ -76,7 +92,7 @@ def _dicomize(verb: Verb) -> None:
     )
     parser.add_argument("--images", type=place, required=True, help="a NIfTI file, or a folder of them")
     parser.add_argument("--bundle", help="whose segments.json says what the label values mean; needed with labels")
-    _add_labels(parser)
+    add_labels(parser)
     parser.add_argument("--output", type=place, required=True, help="gets one folder for each case")
 
 
@@ -90,8 +106,8 @@ def _inspect(verb: Verb) -> None:
         "data", type=place, help="images/ and labels/ in a folder, a folder of images, DICOM, or one file"
     )
     parser.add_argument("--bundle", help="also hold every case to this bundle's input rules and labels")
-    _add_labels(parser)
-    _add_reading(parser)
+    add_labels(parser)
+    add_reading(parser)
 
 
 def _train(verb: Verb) -> None:
@@ -109,7 +125,7 @@ def _train(verb: Verb) -> None:
         required=True,
         help="folder with images/ and labels/, or images (then --labels), or DICOM series with SEG or RTSTRUCT",
     )
-    _add_labels(parser)
+    add_labels(parser)
     parser.add_argument(
         "--output", type=place, required=True, help="the trained bundle; an unfinished run in it goes on"
     )
@@ -127,7 +143,7 @@ def _train(verb: Verb) -> None:
     parser.add_argument(
         "--tracking", choices=("tensorboard", "mlflow", "none"), help="where curves go (default: tensorboard)"
     )
-    _add_device(parser)
+    add_device(parser)
 
 
 def _calibrate(verb: Verb) -> None:
@@ -139,7 +155,7 @@ def _calibrate(verb: Verb) -> None:
     parser.add_argument(
         "--bundle", type=given, required=True, help="folder of the bundle; its inference.yaml is rewritten"
     )
-    _add_cases(parser, ("calibration", "test", "all"), "calibration")
+    add_cases(parser, ("calibration", "test", "all"), "calibration")
     parser.add_argument(
         "--folds",
         type=place,
@@ -147,10 +163,17 @@ def _calibrate(verb: Verb) -> None:
         default=[],
         help="bundles of a cross-validation, which say how far sizes are off",
     )
+    parser.add_argument(
+        "--form",
+        choices=("keep", "compare", "choose"),
+        default="keep",
+        help="how the temperature depends on a voxel: as the bundle has it; or all known forms compared on selection cases, "
+        "and nothing else done; or the best of them taken (default: keep)",
+    )
     parser.add_argument("--tta", action="store_true", help="state also what holds for averages over mirror images")
     parser.add_argument("--coverage", type=share, default=0.9, help="of intervals and bounds (default: 0.9)")
     parser.add_argument("--risk", type=share, default=0.1, help="part that a cautious mask may miss (default: 0.1)")
-    _add_device(parser)
+    add_device(parser)
 
 
 def _evaluate(verb: Verb) -> None:
@@ -160,13 +183,13 @@ def _evaluate(verb: Verb) -> None:
         "monai-unet evaluate --bundle my_bundle --images DIR --labels DIR --output OUT",
     )
     parser.add_argument("--bundle", type=given, required=True, help="a name, a folder or a zip")
-    _add_cases(parser, ("train", "selection", "calibration", "test", "all"), "only those that the bundle has not seen")
+    add_cases(parser, ("train", "selection", "calibration", "test", "all"), "only those that the bundle has not seen")
     parser.add_argument("--output", type=place, required=True, help="folder for the report")
     parser.add_argument(
         "--targets", type=place, help="TOML file with what should be reached (default: the bundle's own, or usual ones)"
     )
     parser.add_argument("--tta", action="store_true", help="average over mirror images")
-    _add_device(parser)
+    add_device(parser)
 
 
 def _report(verb: Verb) -> None:
@@ -190,7 +213,7 @@ def _compare(verb: Verb) -> None:
     what = "folder that evaluate wrote, or with --data a bundle: a name, a folder or a zip"
     parser.add_argument("--first", type=given, required=True, help=what)
     parser.add_argument("--second", type=given, required=True, help="the same; differences are second minus first")
-    _add_comparison(parser, ("test", "all"))
+    add_comparison(parser, ("test", "all"))
     parser.add_argument("--output", type=place, help="gets comparison.json, comparison.csv and new evaluations")
 
 
@@ -209,7 +232,7 @@ def _gate(verb: Verb) -> None:
         help="non-inferiority: how much worse it must be shown not to be; a number, or dice=0.01,ece_band=0.002 "
         "(default: none, it must not be shown to be worse)",
     )
-    _add_comparison(parser, ("test",))
+    add_comparison(parser, ("test",))
     parser.add_argument("--output", type=place, help="gets comparison.json, comparison.csv and new evaluations")
 
 
@@ -286,9 +309,9 @@ def _predict(verb: Verb) -> None:
     )
     parser.add_argument("--dicom-source", type=place, help="the DICOM series that a NIfTI input was made from")
     parser.add_argument("--dicomize", action="store_true", help="write a converted DICOM series for a NIfTI input")
-    _add_reading(parser)
+    add_reading(parser)
     parser.add_argument("--tta", action="store_true", help="average over mirror images")
-    _add_device(parser)
+    add_device(parser)
 
 
 def _echo(verb: Verb) -> None:
@@ -297,7 +320,7 @@ def _echo(verb: Verb) -> None:
         "ask a DICOM node or DICOMweb service whether it answers",
         "monai-unet echo --to ARCHIVE@127.0.0.1:11112",
     )
-    _add_destination(parser)
+    add_destination(parser)
 
 
 def _send(verb: Verb) -> None:
@@ -307,7 +330,7 @@ def _send(verb: Verb) -> None:
         "monai-unet send --to archive --site site.toml OUT",
     )
     parser.add_argument("files", type=place, nargs="+", help="DICOM files, or folders however deep")
-    _add_destination(parser)
+    add_destination(parser)
 
 
 def _find(verb: Verb) -> None:
@@ -316,14 +339,14 @@ def _find(verb: Verb) -> None:
         "list the studies, series or images that an archive has",
         "monai-unet find --to https://pacs.example.org/dicom-web --date 20260101- --modality MR",
     )
-    _add_destination(parser)
+    add_destination(parser)
     parser.add_argument(
         "--level",
         choices=("study", "series", "image"),
         default="study",
         help="series needs --study, image needs --study and --series (default: study)",
     )
-    _add_query(parser)
+    add_query(parser)
     parser.add_argument("--limit", type=at_least(0), default=200, help="most answers; 0: all (default: 200)")
     parser.add_argument("--patients", action="store_true", help="show names and IDs of patients in the table")
 
@@ -334,8 +357,8 @@ def _fetch(verb: Verb) -> None:
         "bring a study, series or instance from an archive, or every study that fits",
         "monai-unet fetch --to ARCHIVE@127.0.0.1:11112 --study 1.2.3 --output STUDIES",
     )
-    _add_destination(parser)
-    _add_query(parser)
+    add_destination(parser)
+    add_query(parser)
     parser.add_argument("--instance", type=given, help="SOP Instance UID; with --study and --series")
     parser.add_argument("--output", type=place, required=True, help="gets <study>/<series>/<instance>.dcm")
     parser.add_argument(
@@ -363,102 +386,3 @@ def _deidentify(verb: Verb) -> None:
     parser.add_argument(
         "--allow-burned-in", action="store_true", help="write what may show a name in its pixels: someone has looked"
     )
-
-
-def given(text: str) -> str:
-    """What is not empty: an unset variable of the shell is no name."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("nothing is given; a name or path is needed")
-    return text
-
-
-def place(text: str) -> Path:
-    """A path; the empty text is none."""
-    return Path(given(text))
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """A whole number that is no smaller."""
-
-    def number(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is too small; at least {least} is needed")
-        return int(text)
-
-    return number
-
-
-def share(text: str) -> float:
-    """A number between 0 and 1."""
-    if not 0 < float(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no share; a number between 0 and 1 is needed")
-    return float(text)
-
-
-def above_zero(text: str) -> float:
-    """A finite number above 0."""
-    if not 0 < float(text) < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no rate; a number above 0 is needed")
-    return float(text)
-
-
-def _add_reading(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--series", help="SeriesInstanceUID, where a DICOM folder holds several")
-    parser.add_argument(
-        "--channels",
-        default="",
-        metavar="UID,UID",
-        help="read these series of one frame of reference, in whatever folders, as channels on the grid of the first",
-    )
-    parser.add_argument(
-        "--time-point", type=at_least(1), metavar="N", help="which of several time points or echoes, from 1"
-    )
-    parser.add_argument(
-        "--resample-gaps", action="store_true", help="fill uneven gaps and missing slices by interpolation"
-    )
-    parser.add_argument(
-        "--resample-tilt", action="store_true", help="put a tilted stack (gantry) onto a right-angled grid"
-    )
-
-
-def _add_labels(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--labels", type=place, help="folder of labels named as their images")
-    parser.add_argument("--label-suffix", default="", help="what a label's name has that its image's has not")
-
-
-def _add_cases(parser: argparse.ArgumentParser, partitions: tuple[str, ...], usual: str) -> None:
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
-        "--data", type=place, help="folder with images/ and labels/, or DICOM series with SEG or RTSTRUCT"
-    )
-    where.add_argument("--images", type=place, help="folder of images, with --labels or --label-suffix")
-    _add_labels(parser)
-    parser.add_argument("--splits", type=place, help="a splits.json for the cases that the bundle has not seen")
-    parser.add_argument("--partition", choices=partitions, help=f"which cases of the plan (default: {usual})")
-
-
-def _add_comparison(parser: argparse.ArgumentParser, partitions: tuple[str, ...]) -> None:
-    parser.add_argument("--common", action="store_true", help="take the cases that both have, leave the others out")
-    _add_cases(parser, partitions, "those that neither bundle has seen")
-    parser.add_argument("--tta", action="store_true", help="average over mirror images")
-    _add_device(parser)
-
-
-def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="cuda, cuda:N, mps or cpu (default: what is there)")
-
-
-def _add_destination(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--to", type=given, required=True, help="AET@host:port, an http(s) URL, or a name in --site")
-    parser.add_argument("--site", type=place, help="TOML file that describes destinations")
-    parser.add_argument("--aet", type=given, help="our AE title (default: the site's, or MONAIUNET)")
-
-
-def _add_query(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--study", type=given, help="Study Instance UID")
-    parser.add_argument("--series", type=given, help="Series Instance UID; with --study")
-    parser.add_argument("--patient-id", type=given, help="* and ? stand for any text")
-    parser.add_argument("--patient-name", type=given, help="FAMILY^GIVEN; * and ? stand for any text")
-    parser.add_argument("--accession", type=given, help="accession number")
-    parser.add_argument("--date", type=given, help="of the study: YYYYMMDD, or a range YYYYMMDD-YYYYMMDD")
-    parser.add_argument("--modality", type=given, help="MR, CT, SEG, ...")

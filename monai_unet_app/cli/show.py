@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 if TYPE_CHECKING:
+    from monai_unet_app.calibration.forms import FormScore
     from monai_unet_app.comparison import Comparison, Difference, Subgroups, Verdict
     from monai_unet_app.data.verdicts import SeriesRow
 
@@ -239,6 +240,18 @@ def _figure(block: Mapping[str, Any]) -> str:
     """The mean of a score, or the calibrated error; empty where it is neither, or undefined."""
     value = block.get("mean", block.get("calibrated"))
     return "" if value is None else f"{value:.4f}"
+
+
+def forms_table(scores: Sequence[FormScore]) -> None:
+    """Forms of calibration and what they came to, the chosen one marked."""
+    numbers = [Column(name, justify="right") for name in ("n", "halo", "NLL", "ECE", "band")]
+    table = Table("form", *numbers, "", title="forms of calibration, on selection cases")
+    for score in scores:
+        halo = max(score.halo_mm)
+        mark = "[green]chosen[/green]" if score.chosen else escape(score.why_not or "")
+        figures = [f"{score.nll:.5f}", f"{score.ece:.4f}", f"{score.ece_band:.4f}"]
+        table.add_row(score.form, str(score.numbers), f"{halo:g}", *figures, mark)
+    out.print(table)
 
 
 def statements_table(statements: dict[str, Any]) -> None:

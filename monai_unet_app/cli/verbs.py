@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from rich.table import Column, Table
 from monai_unet_app.cli.show import (
     figures_table,
     fingerprint_table,
+    forms_table,
     inspect_problems,
     line,
     metrics_table,
@@ -29,7 +32,12 @@ from monai_unet_app.cli.show import (
 from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 
 if TYPE_CHECKING:
+    from dicom_io.read import ReadOptions
+    from monai_unet_app.bundle import Bundle
     from monai_unet_app.calibration.confidence import Setting
+    from monai_unet_app.calibration.forms import FormScore
+    from monai_unet_app.data.cases import CaseFiles
+    from monai_unet_app.evaluate import Row
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_REFUSED = 0, 1, 2, 3
 Answer = tuple[dict[str, Any], int]
@@ -73,7 +81,7 @@ def inspect(options: argparse.Namespace) -> Answer:
     from monai_unet_app.data.inspect import inspect_cases
     from monai_unet_app.data.verdicts import dicom_verdicts, with_cases
 
-    reading = _reading(options)
+    reading = read_options(options)
     known = bundle_files(options.bundle) if options.bundle else None
     verdicts = dicom_verdicts(options.data, reading)
     cases, problems = _to_inspect(options, reading, anything=bool(verdicts))
@@ -191,8 +199,15 @@ def calibrate(options: argparse.Namespace) -> Answer:
     bundle = loaded_bundle(root, options.device)
     chosen = choose_cases(bundle, data, options.partition or "calibration", options.splits)
     say(options)(chosen.note)
-    with progress("calibrating", len(chosen.rows), options) as step:
-        fitted = calibrate_bundle(bundle, chosen.rows, step)
+    scores = [] if options.form == "keep" else _compared_forms(bundle, data, chosen.rows, options)
+    if options.form == "compare":
+        return {"forms": [_form_row(score) for score in scores]}, EXIT_DONE
+    fitted = next((score.fitted for score in scores if score.chosen), None)
+    if scores:
+        bundle = loaded_bundle(root, options.device)
+    if fitted is None:
+        with progress("calibrating", len(chosen.rows), options) as step:
+            fitted = calibrate_bundle(bundle, chosen.rows, step)
     if options.tta:
         with progress("calibrating averages", len(chosen.rows), options) as step:
             calibrate_bundle(bundle, chosen.rows, step, "tta")
@@ -220,6 +235,7 @@ def calibrate(options: argparse.Namespace) -> Answer:
         "cases": fitted.cases,
         "statements": statements,
         "sha256": bundle_files(bundle.root).sha256,
+        **({"forms": [_form_row(score) for score in scores]} if scores else {}),
     }
     if not options.json:
         values = ", ".join(f"{name} {value}" for name, value in fitted.parameters.items())
@@ -229,6 +245,28 @@ def calibrate(options: argparse.Namespace) -> Answer:
         line(f"written into {bundle.root}/configs/inference.yaml and confidence.json")
         line(f"next: monai-unet evaluate --bundle {bundle.root} ... --output OUT")
     return answer, EXIT_DONE
+
+
+def _compared_forms(
+    bundle: Bundle, data: Sequence[CaseFiles], rows: Sequence[Row], options: argparse.Namespace
+) -> list[FormScore]:
+    """Every known form, fitted on these cases and scored on the selection cases; shown, and written if it is to be chosen."""
+    from monai_unet_app.calibrate import compare_forms
+    from monai_unet_app.evaluate import choose_cases
+
+    selection = choose_cases(bundle, data, "selection", options.splits)
+    with progress("comparing forms", len(rows) + len(selection.rows), options) as step:
+        scores = compare_forms(bundle, rows, selection.rows, choose_form=options.form == "choose", step=step)
+    if not options.json:
+        forms_table(scores)
+        line(selection.note)
+    return scores
+
+
+def _form_row(score: FormScore) -> dict[str, Any]:
+    found = {**asdict(score), "halo_mm": [round(one, 3) for one in score.halo_mm]}
+    del found["fitted"]
+    return {name: None if isinstance(value, float) and isnan(value) else value for name, value in found.items()}
 
 
 def evaluate(options: argparse.Namespace) -> Answer:
@@ -311,7 +349,7 @@ def predict(options: argparse.Namespace) -> Answer:
         dicom_source=options.dicom_source,
         dicomize=options.dicomize,
     )
-    run = PredictConfig(options.tta, _reading(options))
+    run = PredictConfig(options.tta, read_options(options))
     if options.output.resolve() == options.input.resolve():
         raise UsageError(
             f"--output {options.output} is the input; results would be cases next time; name another folder"
@@ -416,7 +454,8 @@ def check_writable(folder: Path) -> None:
         ) from error
 
 
-def _reading(options: argparse.Namespace) -> Any:
+def read_options(options: argparse.Namespace) -> ReadOptions:
+    """Which series, which time point, and what may be repaired, by the flags that several verbs share."""
     from dicom_io.read import ReadOptions
 
     channels = tuple(uid.strip() for uid in options.channels.split(",") if uid.strip())

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from . import boundary, overlap
+from .boxes import Box, bounding_box, label_boxes
 from .centreline import centreline_dice
 from .components import ComponentScores, match_components
 from .plan import EvaluationPlan
@@ -30,7 +30,6 @@ from .reliability import TOP_LABEL, ReliabilityCounts, count_reliability, expect
 
 _WORK_BYTES = 2**30  # for classes that are measured at once
 _BYTES_A_VOXEL = 16  # of a class's box: its two masks, their borders and distances
-Box = tuple[slice, ...]
 Counts = Mapping[str, ReliabilityCounts]
 
 
@@ -205,8 +204,8 @@ def _labels(
 def _boxes(labels: NDArray, plan: EvaluationPlan) -> Sequence[Box | None]:
     """The smallest index box around each class; None where there is no voxel of it."""
     if plan.exclusive:
-        return ndimage.find_objects(labels, max_label=len(plan.class_names))
-    return [ndimage.find_objects(mask.astype(np.uint8), max_label=1)[0] for mask in labels]
+        return label_boxes(labels, len(plan.class_names))
+    return [bounding_box(mask, margin=[0] * mask.ndim) for mask in labels]
 
 
 def _union(first: Box | None, second: Box | None) -> Box:

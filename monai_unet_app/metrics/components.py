@@ -90,7 +90,7 @@ def match_components(truth: Mask, predicted: Mask, *, least_iou: float = 0.5) ->
     if not 0 <= least_iou < 1:
         raise ValueError(f"least_iou is {least_iou}; 0 or more and below 1 is needed")
     (first, count), (second, other_count) = components(truth), components(predicted)
-    one, other, iou = _overlaps(first, second, count, other_count)
+    one, other, iou = _overlaps(first, second, other_count)
     best, best_other = np.zeros(count + 1), np.zeros(other_count + 1)
     np.maximum.at(best, one, iou)
     np.maximum.at(best_other, other, iou)
@@ -101,11 +101,13 @@ def match_components(truth: Mask, predicted: Mask, *, least_iou: float = 0.5) ->
 
 
 def _overlaps(
-    first: NDArray, second: NDArray, count: int, other_count: int
+    first: NDArray, second: NDArray, other_count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Every pair of components that share a voxel, as their numbers, and its IoU; each of shape (pairs,)."""
-    both = (first > 0) & (second > 0)
-    pairs, shared = np.unique(first[both].astype(np.int64) * (other_count + 1) + second[both], return_counts=True)
+    either = (first > 0) | (second > 0)
+    pairs, voxels = np.unique(first[either] * np.int64(other_count + 1) + second[either], return_counts=True)
     one, other = np.divmod(pairs, other_count + 1)
-    sizes = [np.bincount(part.ravel(), minlength=n + 1) for part, n in ((first, count), (second, other_count))]
-    return one, other, shared / (sizes[0][one] + sizes[1][other] - shared)
+    sizes, other_sizes = np.bincount(one, voxels), np.bincount(other, voxels)
+    both = (one > 0) & (other > 0)
+    one, other, shared = one[both], other[both], voxels[both]
+    return one, other, shared / (sizes[one] + other_sizes[other] - shared)

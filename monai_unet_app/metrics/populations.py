@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .boundary import Spacing, bounding_box, reach, surface_band
+from .boundary import Spacing, reach, surface_band
+from .boxes import bounding_box
 from .overlap import Mask
 from .plan import WHOLE, EvaluationPlan
 

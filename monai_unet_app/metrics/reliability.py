@@ -33,7 +33,7 @@ BINS = 15
 # Row of the counts that holds the winning label; channel c stands in row c + 1.
 TOP_LABEL = 0
 # Voxels handled at once: bounds the float64 copies whatever the size of the volume.
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 # Smallest probability whose logarithm is taken (the float32 step below 1), so that a single 0 stays finite.
 NLL_FLOOR = 2.0**-24
 _SUM_TOLERANCE = 1e-2
@@ -276,13 +276,7 @@ def _count_piece(
     truth = truth[..., inside]
     _check_probabilities(p, exclusive)
     hits = [truth == c for c in range(len(p))] if truth.ndim == 1 else list(truth)
-    top, right = _exclusive_top(p, hits) if exclusive else _overlapping_top(p, hits)
-    fine = FineBins(bins)
-    rows = [
-        _histogram(top, right, fine),
-        *(_histogram(channel, hit, fine) for channel, hit in zip(p, hits, strict=True)),
-    ]
-    count, correct, confidence = (np.stack(parts) for parts in zip(*rows, strict=True))
+    held, total = (_exclusive_rows if exclusive else _overlapping_rows)(p, hits, FineBins(bins))
     # The sum of (p - hit)^2 is that of p^2, less 2 p and more 1 where it is hit.
     squares = sum(float(np.square(channel, dtype=np.float64).sum()) for channel in p)
     true = sum(int(np.count_nonzero(hit)) for hit in hits)
@@ -295,7 +289,7 @@ def _count_piece(
     if not exclusive:
         given = np.concatenate([given, *(1 - channel[~hit] for channel, hit in zip(p, hits, strict=True))])
     nll = -float(np.log(np.maximum(given, NLL_FLOOR), dtype=np.float64).sum())
-    return ReliabilityCounts(bins, count, correct, confidence, brier, nll)
+    return ReliabilityCounts(bins, held.sum(axis=2), held[..., 1], total.sum(axis=2), brier, nll)
 
 
 def _given(p: NDArray, hits: Sequence[NDArray[np.bool_]]) -> NDArray:
@@ -306,31 +300,52 @@ def _given(p: NDArray, hits: Sequence[NDArray[np.bool_]]) -> NDArray:
     return given
 
 
-def _exclusive_top(p: NDArray, hits: Sequence[NDArray[np.bool_]]) -> tuple[NDArray, NDArray[np.bool_]]:
-    """Confidence of the winning channel at each voxel (the first of equals), and whether it won rightly."""
-    top, right = p[0].copy(), hits[0].copy()
-    for channel, hit in zip(p[1:], hits[1:], strict=True):
-        wins = channel > top
-        np.copyto(top, channel, where=wins)
-        np.copyto(right, hit, where=wins)
-    return top, right
+def _exclusive_rows(p: NDArray, hits: Sequence[NDArray[np.bool_]], bins: FineBins) -> tuple[Counts, Floats]:
+    """Number and sum of confidence, each of shape (C + 1, fine bins, 2: untrue and true); row 0 is the top label.
+
+    The top label is counted along with the channels: its row is what they hold of the voxels that they win.
+    """
+    kinds = (hit + 2 * win.view(np.uint8) for hit, win in zip(hits, _winners(p), strict=True))
+    channels = [_histogram(channel, kind, 4, bins) for channel, kind in zip(p, kinds, strict=True)]
+    return _with_top([held for held, _ in channels]), _with_top([total for _, total in channels])
 
 
-def _overlapping_top(p: NDArray, hits: Sequence[NDArray[np.bool_]]) -> tuple[NDArray, NDArray[np.bool_]]:
-    """Confidence of the likelier answer (yes or no) of each label at each voxel, and whether it was right."""
+def _with_top(channels: Sequence[NDArray]) -> NDArray:
+    """Shape (fine bins, 4) of each of C channels, to (C + 1, fine bins, 2: untrue and true).
+
+    The 4 are where the channel lost, untrue and true, and where it won, untrue and true.
+    """
+    parted = np.stack(channels).reshape(len(channels), -1, 2, 2)
+    return np.concatenate([parted[:, :, 1].sum(axis=0, keepdims=True), parted.sum(axis=2)])
+
+
+def _winners(p: NDArray) -> Iterator[NDArray[np.bool_]]:
+    """For each channel, shape (N,): where it has the largest probability, the first of equals."""
+    largest = p.max(axis=0)
+    free = np.ones(largest.shape, dtype=bool)
+    for channel in p:
+        wins = free & (channel == largest)
+        free ^= wins
+        yield wins
+
+
+def _overlapping_rows(p: NDArray, hits: Sequence[NDArray[np.bool_]], bins: FineBins) -> tuple[Counts, Floats]:
+    """As `_exclusive_rows`; the top label is the likelier answer (yes or no) of each label at each voxel."""
     yes = p >= 0.5
-    return np.where(yes, p, 1 - p).ravel(), (yes == np.stack(hits)).ravel()
+    top, right = np.where(yes, p, 1 - p).ravel(), (yes == np.stack(hits)).ravel()
+    rows = [_histogram(confidence, hit, 2, bins) for confidence, hit in zip([top, *p], [right, *hits], strict=True)]
+    return np.stack([held for held, _ in rows]), np.stack([total for _, total in rows])
 
 
-def _histogram(confidence: NDArray, correct: NDArray[np.bool_], bins: FineBins) -> tuple[Counts, Counts, Floats]:
-    """Number, right ones and sum of confidence for each fine bin: wrong and right ones are dealt out side by side."""
+def _histogram(confidence: NDArray, kind: NDArray, kinds: int, bins: FineBins) -> tuple[Counts, Floats]:
+    """Number and sum of confidence, each of shape (fine bins, kinds); `kind` is that of each decision, from 0 on."""
     index = bins.index(confidence)
-    index += index
-    index += correct
+    index *= kinds
+    index += kind
     index = index.astype(np.intp)
-    count = np.bincount(index, minlength=2 * bins.number).reshape(-1, 2)
-    total = np.bincount(index, weights=confidence, minlength=2 * bins.number).reshape(-1, 2)
-    return count.sum(axis=1), count[:, 1], total.sum(axis=1)
+    size = bins.number * kinds
+    held, total = np.bincount(index, minlength=size), np.bincount(index, weights=confidence, minlength=size)
+    return held.astype(np.int64, copy=False).reshape(-1, kinds), np.asarray(total, np.float64).reshape(-1, kinds)
 
 
 def _pieces(

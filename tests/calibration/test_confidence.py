@@ -34,24 +34,33 @@ def measured(subject: int, ratio: float, structure: int = 1) -> Measured:
     return Measured(f"s{subject}", structure, 5.0, 5.0 * ratio, 0.006, np.linspace(0, 0.4, len(THRESHOLDS)))
 
 
-def test_an_interval_reaches_as_far_as_the_worst_of_nine_subjects() -> None:
-    ratios = [0.9, 1.0, 1.05, 0.95, 1.02, 0.98, 1.2, 1.1, 1.01]
-    stated = SizeStatement.fit([measured(n, ratio) for n, ratio in enumerate(ratios)], 0.9)
+def off_by(subject: int, log_ratio: float, structure: int = 1) -> Measured:
+    """A case whose true size is off by this much, as a logarithm, with ten voxels added to both sizes."""
+    small = 10 * 0.006
+    return measured(subject, ((5.0 + small) * math.exp(log_ratio) - small) / 5.0, structure)
+
+
+def test_of_nine_subjects_the_interval_reaches_as_far_as_the_one_farthest_from_all_others() -> None:
+    stated = SizeStatement.fit([off_by(n, 0.01 * n) for n in range(9)], 0.9)
+    half = 0.08 - sum(0.01 * n for n in range(8)) / 8
+    assert stated.log_ratios[1] == pytest.approx((0.04 - half, 0.04 + half))
     interval = stated.interval(1, 5.0)
     assert interval is not None
-    small = 10 * 0.006
-    assert stated.log_ratios[1] == pytest.approx(
-        (-math.log((6.0 + small) / (5.0 + small)), math.log((6.0 + small) / (5.0 + small)))
-    )
-    assert interval[1] == pytest.approx(6.0)
-    assert interval[0] == pytest.approx((5 + small) ** 2 / (6 + small) - small)
+    assert interval[1] == pytest.approx(5.06 * math.exp(0.04 + half) - 0.06)
     assert stated.interval(2, 5.0) is None  # nothing is known of that structure
 
 
-def test_with_nineteen_subjects_each_tail_reaches_as_far_as_its_own_worst() -> None:
-    ratios = np.linspace(0.7, 1.05, 19)  # truths are mostly smaller than expected
-    interval = SizeStatement.fit([measured(n, ratio) for n, ratio in enumerate(ratios)], 0.9).interval(1, 5.0)
-    assert interval == (pytest.approx(3.5), pytest.approx(5.25))
+def test_of_twenty_nine_subjects_the_two_farthest_may_lie_outside() -> None:
+    off = np.linspace(-0.3, 0.0, 29)  # truths are smaller than expected, and so is the interval
+    stated = SizeStatement.fit([off_by(n, value) for n, value in enumerate(off)], 0.9)
+    third_farthest = 13 * (0.3 / 28) * 29 / 28  # from the mean of the other 28
+    assert stated.log_ratios[1] == pytest.approx((-0.15 - third_farthest, -0.15 + third_farthest))
+
+
+def test_cases_of_one_subject_count_as_one() -> None:
+    alone = [off_by(n, 0.01 * n) for n in range(9)]
+    repeated = [*alone, *[off_by(0, 0.0)] * 5]
+    assert SizeStatement.fit(repeated, 0.9).log_ratios[1] == pytest.approx(SizeStatement.fit(alone, 0.9).log_ratios[1])
 
 
 def test_of_eight_subjects_nothing_is_stated() -> None:
@@ -61,7 +70,8 @@ def test_of_eight_subjects_nothing_is_stated() -> None:
 def test_a_tiny_structure_has_a_finite_interval_that_does_not_go_below_nothing() -> None:
     rows = [Measured(f"s{n}", 1, 0.0, 0.012 * (n == 3), 0.006, np.zeros(len(THRESHOLDS))) for n in range(9)]
     interval = SizeStatement.fit(rows, 0.9).interval(1, 0.0)
-    assert interval == (0.0, pytest.approx(0.012))
+    off = math.log((0.012 + 0.06) / 0.06)
+    assert interval == (0.0, pytest.approx(0.06 * math.exp(off * 10 / 9) - 0.06))
 
 
 def test_what_a_case_says_of_a_structure_is_counted_in_millilitres() -> None:

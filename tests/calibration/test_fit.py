@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from small_data import calibration_of, few_examples, set_calibration
 
 from monai_unet_app.bundle import load_bundle, run_overlay
 from monai_unet_app.calibrate import calibrate_bundle, state_confidence
-from monai_unet_app.calibration.fit import CalibrationFit, write_parameters
+from monai_unet_app.calibration.fit import CalibrationFit, KeptLogits, fit_parameters, write_parameters
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.pipeline import segment_case
@@ -111,6 +112,29 @@ def test_a_fit_without_cases_or_without_numbers_is_refused() -> None:
     fit.add(*drawn(True, 1))
     with pytest.raises(BundleError, match="at least one float"):
         fit.fit()
+
+
+def test_an_empty_calibration_is_a_fit_of_nothing() -> None:
+    logits, label = drawn(True, 1)
+    fit = CalibrationFit(lambda logits, parameters: logits, {}, exclusive=True)
+    fit.add(logits, label)
+    found = fit.fit()
+    by_hand = -torch.log_softmax(logits, 0).gather(0, label).mean()
+    assert found.parameters == {}
+    assert found.nll_before == found.nll_after == pytest.approx(float(by_hand), rel=1e-5)
+
+
+def test_several_functions_are_fitted_on_logits_that_are_kept_once() -> None:
+    cases, kept = [drawn(True, seed) for seed in (1, 2)], KeptLogits(exclusive=True)
+    for logits, label in cases:
+        kept.add(logits, label)
+    assert len(kept) == 2
+    for (logits, label), (kept_logits, kept_label) in zip(cases, kept, strict=True):
+        assert torch.equal(kept_logits, logits)
+        assert torch.equal(kept_label.long(), label)
+    one = fit_parameters(by_temperature, {"log_temperature": 0.0}, kept).parameters["log_temperature"]
+    other = fit_parameters(lambda z, c: z * (1 + c["by"]), {"by": 0.0}, kept).parameters["by"]
+    assert 1 + other == pytest.approx(math.exp(-one), abs=1e-3)
 
 
 def test_a_fit_that_finds_no_number_is_refused_and_leaves_the_bundle_as_it_is(tiny_bundle: Callable[..., Path]) -> None:
@@ -212,7 +236,7 @@ def test_a_bundle_states_anew_whatever_it_stated_before(tiny_bundle: Callable[..
     assert "9 or more are needed" in (found.why_not or {})["sizes"]
     document = json.loads((root / "configs/confidence.json").read_text())
     arrays = {"centre": [0.0], "spread": [1.0], "components": [[1.0]], "deviations": [1.0]}
-    document["settings"]["plain"]["shift"] = {**arrays, "scale": [1.0, 1.0], "limit": 1.0, "subjects": 9}
+    document["settings"]["plain"]["shift"] = {**arrays, "scale": [1.0, 1.0, 1.0], "limit": 1.0, "subjects": 9}
     (root / "configs/confidence.json").write_text(json.dumps(document))
     with pytest.raises(BundleError, match="does not belong to this bundle"):
         segment_case(rows[0]["image"], load_bundle(root))

@@ -112,3 +112,15 @@ def test_a_watched_layer_gives_the_mean_over_windows_however_they_are_batched() 
     )
     with pytest.raises(ValueError, match="run the network"), LayerWatch(network, "0") as watch:
         watch.features()
+
+
+def test_one_feature_far_off_is_not_diluted_by_all_that_are_right() -> None:
+    generator = np.random.default_rng(5)
+    known = generator.normal(0, 1, (80, 120))
+    detector = ShiftDetector.fit(known, [f"s{n}" for n in range(80)])
+    odd = generator.normal(0, 1, 120)
+    assert detector.score(odd) <= detector.limit
+    odd[17] = 6.0
+    *together, _ = detector._distances(odd) / detector.scale
+    assert max(together) <= detector.limit  # neither root mean square of 120 features tells
+    assert detector.score(odd) > detector.limit

@@ -6,6 +6,7 @@ packages=""
 test -x /usr/sbin/Orthanc || packages="$packages orthanc"
 test -e /usr/share/orthanc/plugins/libOrthancDicomWeb.so || packages="$packages orthanc-dicomweb"
 test -x /usr/bin/storescu || packages="$packages dcmtk"
+test -x /usr/bin/chromium || packages="$packages chromium"
 command -v gcc > /dev/null || packages="$packages gcc libc6-dev"
 test -n "$packages" || exit 0
 

@@ -338,3 +338,15 @@ def test_the_band_works_on_a_plane_in_pixels():
     assert np.array_equal(band, near_face_centres(mask, (1, 1), 2.0))
     assert band[2, 5]
     assert not band[1, 5]
+
+
+@pytest.mark.parametrize("planar", [False, True])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_surface_distances_equal_brute_force_in_any_order_of_memory(order, planar):
+    spacing = SPACING[:2] if planar else SPACING
+    truth, predicted = (np.asarray(mask[..., 5] if planar else mask, order=order) for mask in blobs(3))
+    places = [np.argwhere(mask & ~ndimage.binary_erosion(mask)) * np.asarray(spacing) for mask in (truth, predicted)]
+    apart = np.linalg.norm(places[0][:, None] - places[1], axis=2)
+    found = surface_distances(truth, predicted, spacing)
+    assert np.sort(found.truth_to_predicted) == pytest.approx(np.sort(apart.min(axis=1)), abs=1e-5)
+    assert np.sort(found.predicted_to_truth) == pytest.approx(np.sort(apart.min(axis=0)), abs=1e-5)

@@ -303,6 +303,22 @@ def test_counts_of_other_channels_or_bins_do_not_merge():
         ReliabilityCounts.empty(2) + ReliabilityCounts.empty(3)
 
 
+@pytest.mark.parametrize("channels", [2, 3, 5])
+def test_the_top_label_is_the_first_of_the_likeliest_classes_and_right_where_it_is_true(channels):
+    rng = np.random.default_rng(channels)
+    # Eighths are exact and often tie.
+    probabilities = np.moveaxis(rng.multinomial(8, np.full(channels, 1 / channels), size=(30, 40)) / 8, -1, 0)
+    truth = rng.integers(0, channels, (30, 40))
+    top, right = probabilities.max(axis=0), probabilities.argmax(axis=0) == truth
+    assert np.count_nonzero((probabilities == top).sum(axis=0) > 1) > 200
+    counts = count_reliability(truth, probabilities, exclusive=True, bins=4)
+    bin_of = np.minimum((4 * top).astype(int), 3)
+    for bin_ in range(4):
+        assert counts.count[0, bin_] == np.count_nonzero(bin_of == bin_)
+        assert counts.correct[0, bin_] == np.count_nonzero(right & (bin_of == bin_))
+        assert counts.confidence[0, bin_] == top[bin_of == bin_].sum()
+
+
 def test_a_label_map_counts_as_its_one_hot_channels_do_in_any_order_of_memory():
     p = smooth_probabilities(3, 3, (13, 17, 11))
     truth = drawn_labels(p, 4)

@@ -112,7 +112,7 @@ def test_the_kinds_are_those_that_can_be_written_and_seg_goes_before_sr() -> Non
     [
         ("[destinations", "cannot be read .*; a site file in TOML is needed"),
         ("", "names no destination; a table \\[destinations.NAME\\] is needed"),
-        ("[destination.a]\n", "has the unknown key destination; any of destinations is understood"),
+        ("[destination.a]\n", "has the unknown key destination; any of destinations, http, node, rules is understood"),
         ("[destinations]\na = 3\n", "site.toml: a is 3; a table is needed"),
         (NODE + "tsl = true\n", "has the unknown key tsl; any of .*tls is understood; correct or remove it"),
         (NODE + '[destinations.a.tls]\ncertificat = "x"\n', "site.toml: a: tls has the unknown key certificat"),

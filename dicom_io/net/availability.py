@@ -1,0 +1,130 @@
+"""Instance Availability Notification (PS3.4 R) as provider: others tell where the instances of a study can be had."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
+from pynetdicom import evt
+
+from dicom_io.net.association import AVAILABILITY
+from dicom_io.net.service import Request, RequestRefusedError, Service, items_of, text_of
+from dicom_io.net.store import is_uid
+
+ONLINE = "ONLINE"
+CODES = (ONLINE, "NEARLINE", "OFFLINE", "UNAVAILABLE")  # PS3.3 C.4.23.1.1
+
+INVALID_VALUE = 0x0106  # PS3.7 C.5
+MISSING_ATTRIBUTE = 0x0120
+MISSING_VALUE = 0x0121
+
+Value = TypeVar("Value", str, list[Dataset])
+
+
+@dataclass(frozen=True)
+class NotifiedInstance:
+    """One instance of a notification.
+
+    Attributes:
+        availability: One of `CODES`.
+        retrieve_ae_title: For whom that holds.
+    """
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    availability: str
+    retrieve_ae_title: str
+
+
+@dataclass(frozen=True)
+class Availability:
+    """A notification, on some or all instances of one study.
+
+    Attributes:
+        ae_title: Who notifies, by the title that it gives itself.
+        study_instance_uid: Of them all.
+        series: Series Instance UID -> its instances, each at least one.
+    """
+
+    ae_title: str
+    study_instance_uid: str
+    series: Mapping[str, tuple[NotifiedInstance, ...]]
+
+    @property
+    def online(self) -> dict[str, tuple[str, ...]]:
+        """Series Instance UID -> SOP Instance UIDs that can be had at once; a series without any is not in it."""
+        found = {
+            uid: tuple(one.sop_instance_uid for one in instances if one.availability == ONLINE)
+            for uid, instances in self.series.items()
+        }
+        return {uid: instances for uid, instances in found.items() if instances}
+
+
+def availability_service(notified: Callable[[Availability], None]) -> Service:
+    """Takes notifications; for `Provider(services=...)`.
+
+    Args:
+        notified: Called with each; it is answered with success after this returns, and with 0x0110 if this raises.
+    """
+
+    def answer(request: Request) -> Dataset | None:
+        notified(availability(request))
+        if request.sop_instance_uid:
+            return None
+        given = Dataset()
+        given.AffectedSOPInstanceUID = generate_uid()  # PS3.7 10.1.5.1.4: by the provider where the request has none
+        return given
+
+    return Service(AVAILABILITY, evt.EVT_N_CREATE, answer)
+
+
+def availability(request: Request) -> Availability:
+    """What an N-CREATE says.
+
+    Raises:
+        RequestRefusedError: An attribute of Type 1 in PS3.4 table R.3.2-1 is missing (0x0120), empty (0x0121) or not what
+            it should be (0x0106). One series may stand in several items.
+    """
+    study, series = _uid(request.content, "StudyInstanceUID"), dict[str, tuple[NotifiedInstance, ...]]()
+    for item in _items(request.content, "ReferencedSeriesSequence"):
+        uid = _uid(item, "SeriesInstanceUID")
+        series[uid] = (*series.get(uid, ()), *map(_instance, _items(item, "ReferencedSOPSequence")))
+    return Availability(request.ae_title, study, series)
+
+
+def _instance(item: Dataset) -> NotifiedInstance:
+    code = _text(item, "InstanceAvailability")
+    if code not in CODES:
+        raise RequestRefusedError(INVALID_VALUE, "InstanceAvailability is none of its four values")
+    return NotifiedInstance(
+        _uid(item, "ReferencedSOPClassUID"),
+        _uid(item, "ReferencedSOPInstanceUID"),
+        code,
+        _text(item, "RetrieveAETitle"),
+    )
+
+
+def _uid(dataset: Dataset, keyword: str) -> str:
+    found = _text(dataset, keyword)
+    if not is_uid(found):
+        raise RequestRefusedError(INVALID_VALUE, f"{keyword} is no UID")
+    return found
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    return _given(text_of(dataset, keyword), keyword)
+
+
+def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
+    return _given(items_of(dataset, keyword), keyword)
+
+
+def _given(value: Value | None, keyword: str) -> Value:
+    if value is None:
+        raise RequestRefusedError(MISSING_ATTRIBUTE, f"{keyword} is missing")
+    if not value:
+        raise RequestRefusedError(MISSING_VALUE, f"{keyword} is empty")
+    return value

@@ -1,0 +1,145 @@
+"""The flags of running it day and night; see `parser`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from monai_unet_app.cli import service_verbs
+from monai_unet_app.cli.flags import add_reading, given, place
+
+Verb = Callable[..., argparse.ArgumentParser]
+
+
+def add_service_verbs(verb: Verb) -> None:
+    """node, token, commission, review, trace, audit, package."""
+    _node(verb)
+    _token(verb)
+    _commission(verb)
+    _review(verb)
+    _trace(verb)
+    _audit(verb)
+    _package(verb)
+
+
+def _node(verb: Verb) -> None:
+    parser = verb(
+        service_verbs.node,
+        "take studies from a PACS, segment them and deliver the results, day and night",
+        "monai-unet node --config site.toml",
+    )
+    parser.add_argument(
+        "--config", type=place, required=True, help="the site's file: [node], [[rules]], [destinations.NAME]"
+    )
+
+
+def _audit(verb: Verb) -> None:
+    parser = verb(
+        service_verbs.audit,
+        "say whether a node's audit trail is unchanged",
+        "monai-unet audit verify NODE/audit.jsonl",
+    )
+    parser.add_argument(
+        "action", choices=["verify"], help="follow the chain of digests from the first line to the last"
+    )
+    parser.add_argument("trail", type=place, help="audit.jsonl in the node's folder")
+
+
+def _token(verb: Verb) -> None:
+    parser = verb(
+        service_verbs.token,
+        "make a token for a node's HTTP door",
+        "monai-unet token --name rossi --roles reviewer",
+    )
+    parser.add_argument("--name", type=given, required=True, help="whose it is; stands in the audit trail")
+    parser.add_argument("--roles", type=given, default="read", help="comma-separated: submit, read, reviewer, admin")
+
+
+def _commission(verb: Verb) -> None:
+    parser = verb(
+        service_verbs.commission,
+        "try every destination of a site and its node with phantoms, and write a signed report",
+        "monai-unet commission --config site.toml --key site.pem --holder 'Radiology IT' --output ACCEPTANCE",
+    )
+    parser.add_argument("--config", type=place, help="the site's file; its node should be running")
+    parser.add_argument(
+        "--output", type=place, default=Path("acceptance"), help="folder for JSON and PDF (default: acceptance)"
+    )
+    parser.add_argument(
+        "--key", type=place, default=Path("site.pem"), help="Ed25519 key, made where absent (default: site.pem)"
+    )
+    parser.add_argument(
+        "--holder", type=given, default="whoever ran this", help="who keeps the key; stands in the report"
+    )
+    parser.add_argument("--no-node", action="store_true", help="try the destinations only")
+    parser.add_argument(
+        "--verify", type=place, metavar="JSON", help="say whether a report is what was signed, and do no more"
+    )
+
+
+def _trace(verb: Verb) -> None:
+    parser = verb(
+        service_verbs.trace,
+        "lead from a DICOM result back to bundle, training data, calibration and source series",
+        "monai-unet trace RESULTS/case_seg.dcm --audit NODE/audit.jsonl",
+    )
+    parser.add_argument("file", type=place, help="a SEG, SR or other object that monai-unet wrote")
+    parser.add_argument(
+        "--audit", type=place, help="audit trail of the node that made it: adds what it did with the study"
+    )
+
+
+def _review(verb: Verb) -> None:
+    parser = verb(
+        service_verbs.review,
+        "write a page on which a clinician accepts, corrects or rejects a result; or apply what was decided",
+        "monai-unet review --result OUT/case_result.json --input case.nii.gz --output REVIEW",
+    )
+    parser.add_argument(
+        "--result", type=place, required=True, help="a result.json with its files beside it, or their folder"
+    )
+    parser.add_argument("--input", type=place, help="the image that the result was made from")
+    parser.add_argument(
+        "--output", type=place, required=True, help="folder for the page, or for what comes of a verdict"
+    )
+    parser.add_argument("--bundle", type=given, help="the bundle that made it: its colours, its measured calibration")
+    parser.add_argument("--prior", type=place, help="an earlier result.json of the same patient, to compare sizes with")
+    parser.add_argument("--post-url", type=given, help="where the page sends a decision (default: it saves a draft)")
+    parser.add_argument("--most-mb", type=float, default=60.0, help="of images that the page may hold (default: 60)")
+    parser.add_argument("--without-identity", action="store_true", help="do not name patient and study")
+    parser.add_argument("--no-pdf", action="store_true", help="write the page only")
+    parser.add_argument("--apply", type=place, metavar="VERDICT", help="what a page saved: do what it asks for")
+    parser.add_argument("--reviewer", help="who answers for the verdict, as Family^Given")
+    parser.add_argument("--organization", help="for whom")
+    parser.add_argument("--correction", type=place, help="the corrected mask: NIfTI, SEG or RTSTRUCT")
+    parser.add_argument("--training", type=place, help="folder that keeps a corrected case to train on")
+    parser.add_argument("--subject", help="pseudonym of the patient in that folder (default: one of the study)")
+    add_reading(parser)
+
+
+def _package(verb: Verb) -> None:
+    parser = verb(
+        service_verbs.package,
+        "render a bundle as a MONAI application package (MAP) for MONAI Deploy and mercure",
+        "monai-unet package --bundle hippocampus_mri_unet3d --output PACKAGE",
+    )
+    parser.add_argument("--bundle", type=given, required=True, help="a name, a folder or a zip")
+    parser.add_argument("--output", type=place, required=True, help="folder for the package; must not exist")
+    parser.add_argument(
+        "--format", help="comma-separated, as of predict (default: seg,sr; of a bundle for pictures seg)"
+    )
+    parser.add_argument("--seg-encoding", help="as of predict")
+    parser.add_argument("--tta", action="store_true", help="average over mirror images")
+    parser.add_argument("--probabilities", action="store_true", help="as of predict, and so are the next three")
+    parser.add_argument("--cautious", action="store_true")
+    parser.add_argument("--explain", metavar="METHOD")
+    parser.add_argument("--deliver-rejected", action="store_true")
+    parser.add_argument(
+        "--resample-gaps", action="store_true", help="fill uneven gaps and missing slices by interpolation"
+    )
+    parser.add_argument(
+        "--resample-tilt", action="store_true", help="put a tilted stack (gantry) onto a right-angled grid"
+    )
+    parser.add_argument("--memory", help="that one run needs, as Kubernetes writes it (default: 4Gi)")
+    parser.add_argument("--gpu-memory", help="of a GPU (default: 4Gi)")

@@ -1,0 +1,234 @@
+"""The verbs of running it day and night, and of looking at what came out: node, token, commission, audit, trace,
+review, package."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import threading
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from monai_unet_app.cli.show import line
+from monai_unet_app.cli.verbs import EXIT_DONE, EXIT_FAILED, Answer, check_writable, read_options
+from monai_unet_app.errors import UsageError
+
+if TYPE_CHECKING:
+    from monai_unet_app.service.commission import Check
+    from monai_unet_app.service.node import Node
+
+
+def node(options: argparse.Namespace) -> Answer:
+    from monai_unet_app.service.node import Node
+    from monai_unet_app.service.site import read_site
+
+    site = read_site(options.config)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with Node(site) as running, _door(running):
+        if not options.json:
+            line(f"{site.node.ae_title} listens on {site.node.host}:{running.provider.port}; Ctrl-C ends it")
+            for rule in site.rules:
+                wanted = ", ".join(f"{keyword} ~ {pattern.pattern}" for keyword, pattern in rule.match.items())
+                line(f"  {rule.name}: {wanted} -> {rule.bundle} -> {', '.join(rule.destinations) or 'nowhere'}")
+            if site.http is not None:
+                line(f"  status page: http{'s' if site.http.tls else ''}://{site.http.host}:{site.http.port}/")
+        _wait(running, stop, told=not options.json)
+        counts = running.queue.counts()
+    return counts, EXIT_DONE
+
+
+def _door(running: Node) -> AbstractContextManager[object]:
+    """The HTTP door, where the site has one."""
+    if running.site.http is None:
+        return nullcontext()
+    try:
+        from monai_unet_app.service.web import Door
+    except ImportError as error:
+        raise UsageError(
+            f"the HTTP door needs {error.name}; the extra node has it; pip install 'monai-unet-app[node]', or take [http] "
+            "out of the site file"
+        ) from error
+    return Door(running, running.site.http)
+
+
+def _wait(running: Node, stop: threading.Event, *, told: bool) -> None:
+    while not running.is_ready and not stop.wait(0.1):
+        pass
+    if told and not stop.is_set():
+        line(f"ready: {len(running.workers.children)} worker(s) are warm")
+    stop.wait()
+    if told:
+        line("stopping; what is at work is begun anew at the next start")
+
+
+def audit(options: argparse.Namespace) -> Answer:
+    from monai_unet_app.service.audit import verify
+
+    found = verify(options.trail)
+    if not options.json:
+        line(f"{options.trail} is whole: {found.lines} line(s), the last has sha256 {found.last}")
+    return {"lines": found.lines, "last": found.last}, EXIT_DONE
+
+
+def token(options: argparse.Namespace) -> Answer:
+    from monai_unet_app.service.tokens import new_token
+
+    made, text = new_token(options.name, options.roles.split(","))
+    if not options.json:
+        line("the token, for its holder only; it is shown once:")
+        line(f"  {made}")
+        line("the line for the node's file of tokens:")
+        line(f"  {text}")
+    return {"token": made, "line": text}, EXIT_DONE
+
+
+def trace(options: argparse.Namespace) -> Answer:
+    from monai_unet_app.service.trace import trace as traced
+
+    found = traced(options.file, options.audit)
+    if not options.json:
+        _tell_trace(found)
+    return found, EXIT_DONE
+
+
+def _tell_trace(found: dict[str, Any]) -> None:
+    maker, bundle = found["made_by"], found["bundle"]
+    line(f"{found['object']['sop_class']} {found['object']['sop_instance_uid']}")
+    line(f"  made by      {maker['name']} {maker['version']}, sha256 {maker['sha256']}")
+    line(f"  settings     {', '.join(maker['settings'])}")
+    if maker["quality"]:
+        line(f"  quality      {maker['quality']}")
+    for series, count in found["sources"].items():
+        line(f"  from series  {series}, {count} instance(s)")
+    for uid in found["object"]["predecessor"]:
+        line(f"  follows      {uid}")
+    if bundle is None:
+        line("  bundle       none of this sha256 is here; MONAI_UNET_BUNDLES names more folders")
+    else:
+        line(f"  trained on   {bundle['training_cases']} case(s), data sha256 {bundle['training_data_sha256']}")
+        line(f"  calibrated   on {bundle['calibration_cases']} case(s)")
+        line(f"  measured     {_figures(bundle['measured'])}")
+    for entry in found["audit"] or ():
+        line(
+            f"  {entry['time'][:19]}  {entry['event']} {entry.get('state', '')} {entry.get('destination', '')}".rstrip()
+        )
+
+
+def _figures(measured: Mapping[str, Any]) -> str:
+    dice = measured.get("dice")
+    told = [f"Dice {dice['mean']:g}"] if dice else []
+    told += [
+        f"{name.replace('_', ' ').upper()} {value['calibrated']:g}" for name, value in measured.items() if "ece" in name
+    ]
+    return f"{', '.join(told)} on {measured.get('subjects', '?')} test subjects" if told else "nothing"
+
+
+def commission(options: argparse.Namespace) -> Answer:
+    try:
+        from monai_unet_app.service.acceptance import site_key, verify_acceptance, write_acceptance
+    except ImportError as error:
+        raise UsageError(
+            f"signing needs {error.name}; the extra node has it; pip install 'monai-unet-app[node]'"
+        ) from error
+    if options.verify:
+        report = verify_acceptance(options.verify)
+        if not options.json:
+            line(f"{options.verify} is what {report['holder']} signed with the key {report['public_key']}")
+        return report, EXIT_DONE
+    if options.config is None:
+        raise UsageError("--config is missing; the site's file is needed, or --verify and a report")
+    from monai_unet_app.service.commission import commission as tried
+    from monai_unet_app.service.site import read_site
+
+    site = read_site(options.config)
+    key = site_key(options.key, options.holder)
+    found = tried(site, live=not options.no_node, each=lambda check: None if options.json else _tell_check(check))
+    written = write_acceptance(found, key, options.output)
+    if not options.json:
+        failed = sum(not check.passed for check in found.checks)
+        line(f"{len(found.checks) - failed} of {len(found.checks)} checks passed")
+        line(f"written: {written[0]} and {written[1]}")
+    return found.document(), EXIT_DONE if found.passed else EXIT_FAILED
+
+
+def _tell_check(check: Check) -> None:
+    errors = "" if check.place_mm is None else f", place {check.place_mm:.4f} mm, volume {check.volume_ml:.4f} mL"
+    line(f"{'passed' if check.passed else 'FAILED'}  {check.where}: {check.what} ({check.seconds:.1f} s{errors})")
+    if not check.passed:
+        line(f"        {check.said}")
+
+
+def review(options: argparse.Namespace) -> Answer:
+    return _apply_verdict(options) if options.apply is not None else _write_review(options)
+
+
+def _write_review(options: argparse.Namespace) -> Answer:
+    from monai_unet_app.bundle import bundle_files
+    from monai_unet_app.data.read import read_volume
+    from monai_unet_app.review.export import ReviewConfig, write_review
+
+    if options.input is None:
+        raise UsageError(
+            "--input is missing; the image that the result was made from is needed, or --apply and a verdict"
+        )
+    how = ReviewConfig(options.post_url, options.most_mb, not options.without_identity, not options.no_pdf)
+    check_writable(options.output)
+    written = write_review(
+        options.result,
+        options.output,
+        image=read_volume(options.input, read_options(options)),
+        bundle=bundle_files(options.bundle) if options.bundle else None,
+        prior=options.prior,
+        how=how,
+    )
+    if not options.json:
+        line(f"open {written['page']} in a browser")
+        if "identity" in written:
+            line(f"{options.output} names a patient: keep it accordingly")
+    return {kind: str(path) for kind, path in written.items()}, EXIT_DONE
+
+
+def _apply_verdict(options: argparse.Namespace) -> Answer:
+    from monai_unet_app.data.read import read_volume
+    from monai_unet_app.review.verdict import Aftermath, Reviewer, apply_verdict, read_verdict
+
+    if bool(options.reviewer) != bool(options.organization):
+        raise UsageError(
+            "--reviewer and --organization go together: both stand in the verified report; give both, or none"
+        )
+    check_writable(options.output)
+    what = Aftermath(
+        reviewer=Reviewer(options.reviewer, options.organization) if options.reviewer else None,
+        image=None if options.input is None else read_volume(options.input, read_options(options)),
+        correction=options.correction,
+        training=options.training,
+        subject=options.subject,
+    )
+    record = apply_verdict(read_verdict(options.apply), options.result, options.output, what)
+    if not options.json:
+        line(f"{record['case']}: {record['decision']}")
+        line(f"  report: {record['report']['file'] if record['report'] else record['not_verified']}")
+    return record, EXIT_DONE
+
+
+def package(options: argparse.Namespace) -> Answer:
+    from monai_unet_app.deploy.package import Resources, render_package, usual_settings
+
+    given: dict[str, Any] = {name: getattr(options, name) for name in _SETTINGS if getattr(options, name)}
+    if options.format:
+        given["format"] = tuple(word.strip() for word in options.format.split(","))
+    usual = Resources()
+    resources = replace(usual, memory=options.memory or usual.memory, gpu_memory=options.gpu_memory or usual.gpu_memory)
+    made = render_package(options.bundle, options.output, replace(usual_settings(options.bundle), **given), resources)
+    if not options.json:
+        line(f"{made} is a MONAI application package; next: docker build --tag NAME {made}")
+    return {"package": str(made)}, EXIT_DONE
+
+
+_SETTINGS = (
+    "tta", "probabilities", "cautious", "explain", "deliver_rejected", "seg_encoding", "resample_gaps", "resample_tilt",
+)  # fmt: skip

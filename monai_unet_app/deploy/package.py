@@ -1,0 +1,238 @@
+"""A bundle -> the tree of a MONAI application package, ready for `docker build`.
+
+    Dockerfile, requirements.txt    one file for both kinds of image: --build-arg DEVICE=cpu (the default) or gpu
+    root/                           what every image has, at its place: the application, the model, app.json, the entry point
+    cpu/, gpu/                      what only that kind has: pkg.json, app.yaml
+
+The form is what `monai-deploy package` of holoscan-cli 4.2.0 makes. The tree is a function of the bundle, the settings and this
+version: the same bytes, modes and times each time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any, Literal
+
+import yaml
+
+import dicom_io
+import monai_unet_app
+from monai_unet_app.bundle import BundleFiles, bundle_files, load_bundle
+from monai_unet_app.deploy import entry
+from monai_unet_app.deploy.settings import Settings
+from monai_unet_app.errors import BundleError, UsageError
+
+Device = Literal["cpu", "gpu"]
+DEVICES: tuple[Device, ...] = ("cpu", "gpu")
+PLATFORMS = {"cpu": "cpu", "gpu": "dgpu"}
+SDK_VERSION = "4.0.0"
+API_VERSION = "1.0.0"
+TIME = 1577836800  # 2020-01-01, as in the zips of the bundles
+OF_WORK = ("run", "eval", "data", "__pycache__", "*.pyc", ".*")
+"""What may lie in a bundle's folder and is no part of it."""
+
+ENVIRONMENT = {
+    "HOLOSCAN_APPLICATION": "/opt/holoscan/app",
+    "HOLOSCAN_INPUT_PATH": "input/",
+    "HOLOSCAN_OUTPUT_PATH": "output/",
+    "HOLOSCAN_WORKDIR": "/var/holoscan",
+    "HOLOSCAN_MODEL_PATH": "/opt/holoscan/models",
+    "HOLOSCAN_CONFIG_PATH": "/var/holoscan/app.yaml",
+    "HOLOSCAN_APP_MANIFEST_PATH": "/etc/holoscan/app.json",
+    "HOLOSCAN_PKG_MANIFEST_PATH": "/etc/holoscan/pkg.json",
+    "HOLOSCAN_DOCS_PATH": "/opt/holoscan/docs",
+    "HOLOSCAN_LOGS_PATH": "/var/holoscan/logs",
+}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a host shall have free for one run, as Kubernetes writes it.
+
+    Attributes:
+        cpu: Cores.
+        memory: Of the machine.
+        gpu_memory: Of the GPU, in an image for one.
+    """
+
+    cpu: int = 2
+    memory: str = "4Gi"
+    gpu_memory: str = "4Gi"
+
+    def on(self, device: Device) -> dict[str, Any]:
+        """As `resources:` of an app.yaml, and as "resources" of a pkg.json."""
+        if device == "cpu":
+            return {"cpu": self.cpu, "gpu": 0, "memory": self.memory}
+        return {"cpu": self.cpu, "gpu": 1, "memory": self.memory, "gpuMemory": self.gpu_memory}
+
+
+def render_package(
+    bundle: str | Path, output: Path, settings: Settings | None = None, resources: Resources | None = None
+) -> Path:
+    """Writes the package of a bundle into a new folder and gives that folder.
+
+    Args:
+        bundle: Name, folder or zip of a trained bundle.
+        output: Must not exist; appears when it is whole.
+        settings: How the application shall segment where a site says nothing; by default `usual_settings`.
+        resources: What one run takes; by default `Resources()`.
+
+    Raises:
+        UsageError: The output exists, or no bundle of that name.
+        BundleError: It is no bundle, has no weights, or needs another version of a package than the image has.
+    """
+    output = Path(os.path.abspath(output))
+    if os.path.lexists(output):
+        raise UsageError(f"--output {output} exists; a new folder is needed; name another, or remove that one")
+    model = bundle_files(bundle)
+    if not (model.root / "models/model.pt").is_file():
+        raise BundleError(f"{model.name} has no weights (models/model.pt); a trained bundle is needed; train it first")
+    requirements = image_requirements(model)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".partial-") as partial:
+        tree = Path(partial) / output.name
+        _write_common(model, tree, requirements)
+        for device in DEVICES:
+            _write_for(device, model, tree, settings or usual_settings(model.root), resources or Resources())
+        _settle(tree)
+        os.rename(tree, output)
+    return output
+
+
+def usual_settings(bundle: str | Path) -> Settings:
+    """The settings of a package where nobody says otherwise: SEG and SR, of a bundle for pictures SEG alone."""
+    return Settings(format=("seg",)) if load_bundle(bundle).rules.planar else Settings()
+
+
+def image_requirements(model: BundleFiles) -> str:
+    """The requirements.txt of an image, with what the bundle's metadata asks for beside it.
+
+    Raises:
+        BundleError: The bundle asks for another version of a package than the image has.
+    """
+    pinned = _template("requirements.txt")
+    versions = {_plain(name): number for name, number in (line.split("==") for line in pinned.splitlines())}
+    asked = model.metadata.get("required_packages_version") or {}
+    here = {name: versions[_plain(name)] for name in asked if _plain(name) in versions}
+    other = [f"{name} {asked[name]} (the image has {number})" for name, number in here.items() if number != asked[name]]
+    if other:
+        raise BundleError(
+            f"{model.name} asks for {', '.join(other)}; the versions of the image are needed, which were tested together; say "
+            "them in required_packages_version of its metadata.json once the bundle is tested with them"
+        )
+    return pinned + "".join(f"{name}=={asked[name]}\n" for name in sorted(set(asked) - set(here)))
+
+
+def _plain(name: str) -> str:
+    """A package's name as indexes compare it, without extras."""
+    return re.sub(r"[-_.]+", "-", name.partition("[")[0]).lower()
+
+
+def app_manifest(config: dict[str, Any]) -> dict[str, Any]:
+    """The app.json of a package with this app.yaml: how to start the application, and where things lie."""
+    application = config["application"]
+    return {
+        "apiVersion": API_VERSION,
+        "command": json.dumps(["python3", ENVIRONMENT["HOLOSCAN_APPLICATION"]]),
+        "environment": ENVIRONMENT,
+        "input": {"path": ENVIRONMENT["HOLOSCAN_INPUT_PATH"], "formats": application["input-formats"]},
+        "liveness": None,
+        "output": {"path": ENVIRONMENT["HOLOSCAN_OUTPUT_PATH"], "formats": application["output-formats"]},
+        "readiness": None,
+        "sdk": "monai-deploy",
+        "sdkVersion": SDK_VERSION,
+        "timeout": 0,
+        "version": application["version"],
+        "workingDirectory": ENVIRONMENT["HOLOSCAN_WORKDIR"],
+    }
+
+
+def package_manifest(config: dict[str, Any], device: Device) -> dict[str, Any]:
+    """The pkg.json of an image: where application and model lie, and what a run takes."""
+    models, name = ENVIRONMENT["HOLOSCAN_MODEL_PATH"], config["bundle"]["name"]
+    return {
+        "apiVersion": API_VERSION,
+        "applicationRoot": ENVIRONMENT["HOLOSCAN_APPLICATION"],
+        "modelRoot": models,
+        "models": {name: f"{models}/{name}"},
+        "resources": config["resources"],
+        "version": config["application"]["version"],
+        "platformConfig": PLATFORMS[device],
+    }
+
+
+def app_config(model: BundleFiles, device: Device, settings: Settings, resources: Resources) -> dict[str, Any]:
+    """The app.yaml of an image: what the packager reads, which bundle it is, and the settings that a site may change."""
+    return {
+        "application": {
+            "title": model.name,
+            "version": model.version,
+            "input-formats": ["DICOM"],
+            "output-formats": list(settings.format),
+        },
+        "resources": resources.on(device),
+        "bundle": {"name": model.name, "sha256": model.sha256},
+        "segmentation": settings.chosen,
+    }
+
+
+def _write_common(model: BundleFiles, tree: Path, requirements: str) -> None:
+    app, models, place = (tree / "root" / name for name in ("opt/holoscan/app", "opt/holoscan/models", "var/holoscan"))
+    for package in (monai_unet_app, dicom_io):
+        code = Path(str(files(package)))
+        shutil.copytree(code, app / code.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "_shipped"))
+    (app / "__main__.py").write_text(_template("application.py"))
+    shutil.copytree(model.root, models / model.name, ignore=shutil.ignore_patterns(*OF_WORK))
+    for folder in ("input", "output"):
+        (place / folder).mkdir(parents=True)
+    shutil.copyfile(entry.__file__, place / "tools")
+    (tree / "requirements.txt").write_text(requirements)
+    (tree / "Dockerfile").write_text(_dockerfile(model))
+
+
+def _dockerfile(model: BundleFiles) -> str:
+    values = {"title": model.name, "version": model.version, "sdk": SDK_VERSION, "bundle": model.sha256}
+    absolute = {name: str(Path(ENVIRONMENT["HOLOSCAN_WORKDIR"]) / place) for name, place in ENVIRONMENT.items()}
+    environment = " \\\n    ".join(f"{name}={place}" for name, place in absolute.items())
+    return _Marked(_template("Dockerfile")).substitute(
+        **values, environment=environment, software=monai_unet_app.__version__
+    )
+
+
+class _Marked(Template):
+    """A template whose places are %{name}: a Dockerfile has its own $."""
+
+    delimiter = "%"
+
+
+def _write_for(device: Device, model: BundleFiles, tree: Path, settings: Settings, resources: Resources) -> None:
+    config = app_config(model, device, settings, resources)
+    _write(tree / device / "var/holoscan/app.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    _write(tree / device / "etc/holoscan/pkg.json", json.dumps(package_manifest(config, device), indent=2) + "\n")
+    _write(tree / "root/etc/holoscan/app.json", json.dumps(app_manifest(config), indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def _template(name: str) -> str:
+    return (files("monai_unet_app.deploy") / "templates" / name).read_text()
+
+
+def _settle(tree: Path) -> None:
+    """The same modes and times on every machine: a file may be read, the entry point run, by whatever user the host takes."""
+    for path in sorted(tree.rglob("*"), reverse=True):
+        path.chmod(0o755 if path.is_dir() or path.name == "tools" else 0o644)
+        os.utime(path, (TIME, TIME))
+    tree.chmod(0o755)
+    os.utime(tree, (TIME, TIME))

@@ -1,0 +1,352 @@
+"""What a review shows of one case: a result as it was delivered, read back from its files and held against its record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicom_io.errors import DicomIoError
+from dicom_io.parametric import read_parametric_map
+from dicom_io.reading.instances import load_dataset
+from dicom_io.seg import read_segments
+from dicom_io.volume import Volume
+from monai_unet_app.bundle import BundleFiles
+from monai_unet_app.data.digest import file_sha256
+from monai_unet_app.data.labels import AFFINE_TOLERANCE_MM, read_labels
+from monai_unet_app.data.read import read_volume
+from monai_unet_app.data.schemas import validate
+from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.report.pictures import CLASS_COLOURS
+
+Mask = NDArray[np.bool_]
+Rgb = tuple[int, int, int]
+
+LABEL_KINDS = ("nifti", "nrrd", "mha", "seg", "rtstruct", "mask")
+"""Files of a result that say where the structures are, those on the image's own grid first."""
+
+
+@dataclass(frozen=True)
+class ReviewedStructure:
+    """One structure of the result.
+
+    Attributes:
+        row: Its entry in `result.json`.
+        mask: Shape (I, J, K); None where the result was delivered without labels.
+        rgb: Its colour, 0 to 255.
+        before: Its entry in the earlier `result.json`; None without one.
+    """
+
+    row: Mapping[str, Any]
+    mask: Mask | None
+    rgb: Rgb
+    before: Mapping[str, Any] | None = None
+
+    @property
+    def number(self) -> int:
+        """Label value and SegmentNumber."""
+        return int(self.row["number"])
+
+    @property
+    def label(self) -> str:
+        """Its name."""
+        return str(self.row["label"])
+
+
+@dataclass(frozen=True)
+class ReviewedCase:
+    """A result and what it was made from.
+
+    Attributes:
+        document: Content of its `result.json`.
+        folder: Where that lies, with the files that it names.
+        result_sha256: Hex digest of `result.json`: a verdict names it.
+        labels_sha256: Hex digest of the file that the masks were read from; None where there is none.
+        volume: The image.
+        structures: In the order of their numbers.
+        uncertainty: Shape (I, J, K), 0 sure to 1 undecided; None where no probabilities were delivered.
+        bundle: What computed the result; None where it is not at hand.
+        prior: Content of the earlier `result.json`; None without one.
+    """
+
+    document: Mapping[str, Any]
+    folder: Path
+    result_sha256: str
+    labels_sha256: str | None
+    volume: Volume
+    structures: tuple[ReviewedStructure, ...]
+    uncertainty: NDArray[np.float32] | None
+    bundle: BundleFiles | None = None
+    prior: Mapping[str, Any] | None = None
+
+    @property
+    def id(self) -> str:
+        """Name of the case."""
+        return str(self.document["case"])
+
+    @property
+    def has_masks(self) -> bool:
+        """False for a result without labels, as of one that the quality gate rejects."""
+        return self.labels_sha256 is not None
+
+    @cached_property
+    def foreground(self) -> Mask:
+        """Shape (I, J, K): where any structure is."""
+        masks = [structure.mask for structure in self.structures if structure.mask is not None]
+        return np.logical_or.reduce(masks) if masks else np.zeros(self.volume.shape, bool)
+
+
+def read_reviewed(
+    result: Path, image: Path | Volume, bundle: BundleFiles | None = None, prior: Path | None = None
+) -> ReviewedCase:
+    """A delivered result with its image.
+
+    Args:
+        result: A `<case>_result.json`, or a folder with one.
+        image: What it was made from, as a path or as it was read.
+        bundle: What computed it; gives colours and what was measured of it.
+        prior: An earlier `result.json` of the same structures.
+
+    Raises:
+        InputRefusedError: A file is absent or not what the record says: another image, bundle, grid, or number of voxels.
+    """
+    path = find_result(result)
+    document = read_result(path)
+    _check_bundle(document, bundle)
+    volume = image if isinstance(image, Volume) else read_volume(image)
+    _check_image(document, volume)
+    earlier = None if prior is None else read_result(find_result(prior))
+    labels = labels_file(path, document)
+    masks = None if labels is None else read_masks(labels, volume, document)
+    if masks is not None:
+        _check_counts(document, masks, volume)
+    return ReviewedCase(
+        document=document,
+        folder=path.parent,
+        result_sha256=file_sha256(path),
+        labels_sha256=None if labels is None else file_sha256(labels),
+        volume=volume,
+        structures=_structures(document, masks, bundle, earlier),
+        uncertainty=_uncertainty(path, document, volume),
+        bundle=bundle,
+        prior=earlier,
+    )
+
+
+def find_result(path: Path) -> Path:
+    """The one `result.json` that a path means. Raises InputRefusedError if there is none, or there are several."""
+    if path.is_file():
+        return path
+    found = sorted(path.glob("*_result.json")) if path.is_dir() else []
+    if len(found) != 1:
+        raise InputRefusedError(
+            f"{path.name} holds {len(found)} result.json; one is needed; name the file <case>_result.json that is meant"
+        )
+    return found[0]
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """The content of a `result.json`. Raises InputRefusedError if it cannot be read or breaks its schema."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputRefusedError(
+            f"{path.name} cannot be read as JSON ({type(error).__name__}); a result.json is needed; check the path"
+        ) from error
+    validate(document, "result")
+    return document
+
+
+def is_exclusive(document: Mapping[str, Any]) -> bool:
+    """Whether the structures share the voxels out: then channel 0 of the probabilities is the background."""
+    return all(row["channel"] == row["number"] for row in document["structures"])
+
+
+def labels_file(result: Path, document: Mapping[str, Any]) -> Path | None:
+    """The file of a result that says where the structures are; None where there is none.
+
+    Raises:
+        InputRefusedError: The record names one that is not there.
+    """
+    kind = next((kind for kind in LABEL_KINDS if kind in document["files"]), None)
+    return None if kind is None else named_file(result, document, kind)
+
+
+def named_file(result: Path, document: Mapping[str, Any], kind: str) -> Path:
+    """The file of this kind beside a `result.json`. Raises InputRefusedError if it is not there, or elsewhere."""
+    name = str(document["files"][kind])
+    path = result.parent / name
+    if not path.resolve().is_relative_to(result.parent.resolve()) or not path.is_file():
+        raise InputRefusedError(
+            f"{result.name} names {name}, which is not beside it; all files of a result are needed; copy the whole folder"
+        )
+    return path
+
+
+def read_masks(path: Path, volume: Volume, document: Mapping[str, Any]) -> list[Mask]:
+    """Where each structure of a result is, in the order of their numbers: shape (I, J, K) each.
+
+    Args:
+        path: NIfTI, NRRD, MetaImage, grey picture, SEG or RTSTRUCT: label values, or channels last where structures overlap.
+        volume: The image.
+        document: The `result.json`, which says which structures there are.
+
+    Raises:
+        InputRefusedError: Another grid, other structures, or an unreadable file.
+    """
+    numbers = [int(row["number"]) for row in document["structures"]]
+    array = _label_array(path, volume, overlapping=not is_exclusive(document))
+    if array.ndim == 4:
+        if array.shape[3] != len(numbers):
+            raise InputRefusedError(
+                f"{path.name} has {array.shape[3]} channels, the result {len(numbers)} structure(s); one channel for each is "
+                "needed; take the file of this result"
+            )
+        return [array[..., n] > 0 for n in range(len(numbers))]
+    unknown = sorted(set(np.unique(array).astype(int).tolist()) - {0, *numbers})
+    if unknown:
+        raise InputRefusedError(
+            f"{path.name} holds the value(s) {unknown}; the result has the structures {numbers}; map or remove them"
+        )
+    return [array == number for number in numbers]
+
+
+def _label_array(path: Path, volume: Volume, *, overlapping: bool) -> NDArray:
+    if path.suffix == ".dcm" and overlapping:
+        try:
+            if "SegmentSequence" in load_dataset(path, with_pixels=False):
+                found = read_segments(path, volume).array
+                return found >= 0.5 if found.dtype.kind == "f" else found
+        except DicomIoError as error:
+            raise InputRefusedError(f"{path.name}: {error}") from error
+    if overlapping and path.name.endswith((".nii", ".nii.gz", ".nrrd", ".mha")):
+        stored = read_volume(path)
+        if stored.array.ndim == 4:
+            check_same_place(stored, volume, path.name)
+            return stored.array
+    return read_labels(path, volume).array
+
+
+def check_same_place(found: Volume, volume: Volume, name: str) -> None:
+    """Pass if two volumes are one grid. Raises InputRefusedError."""
+    apart = float(np.abs(found.affine_lps - volume.affine_lps).max()) if volume.has_patient_space else 0.0
+    if found.shape != volume.shape or apart > AFFINE_TOLERANCE_MM:
+        raise InputRefusedError(
+            f"{name} has the grid {found.shape}, the image {volume.shape}, {apart:.2f} mm apart; the same one is needed; take "
+            "the image that the result was made from"
+        )
+
+
+def _check_bundle(document: Mapping[str, Any], bundle: BundleFiles | None) -> None:
+    wanted = document["bundle"]
+    if bundle is not None and bundle.sha256 != wanted["sha256"]:
+        raise InputRefusedError(
+            f"the result is of {wanted['name']} {wanted['version']} ({wanted['sha256'][:12]}), the bundle is {bundle.name} "
+            f"{bundle.version} ({bundle.sha256[:12]}); what is measured of one says nothing of the other; name the bundle that "
+            "computed the result, or leave it out"
+        )
+
+
+def _check_image(document: Mapping[str, Any], volume: Volume) -> None:
+    source = document["source"]
+    series = volume.provenance.series_instance_uid
+    if list(volume.shape) != source["shape"]:
+        raise InputRefusedError(
+            f"the image has the shape {list(volume.shape)}, the result was made from {source['shape']}; the same image is "
+            "needed; name the source of this result, with the same choice of series and repairs"
+        )
+    if source["series_instance_uid"] and series and source["series_instance_uid"] != series:
+        raise InputRefusedError(
+            "the image is of another series than the result; the same one is needed; name the source of this result"
+        )
+
+
+def _check_counts(document: Mapping[str, Any], masks: Sequence[Mask], volume: Volume) -> None:
+    """Masks on the grid of the image have as many voxels as the record says, unless they lie on slices of their own."""
+    if volume.provenance.resampled:
+        return
+    for row, mask in zip(document["structures"], masks, strict=True):
+        found = int(np.count_nonzero(mask))
+        if found != row["voxels"]:
+            raise InputRefusedError(
+                f"structure {row['number']} has {found} voxels in its file and {row['voxels']} in result.json; files of one "
+                "run are needed; run predict again"
+            )
+
+
+def _structures(
+    document: Mapping[str, Any],
+    masks: Sequence[Mask] | None,
+    bundle: BundleFiles | None,
+    earlier: Mapping[str, Any] | None,
+) -> tuple[ReviewedStructure, ...]:
+    rows = document["structures"]
+    colours = {segment.number: segment.rgb for segment in bundle.segments} if bundle else {}
+    before = {} if earlier is None else _earlier_rows(document, earlier)
+    return tuple(
+        ReviewedStructure(
+            row, None if masks is None else masks[n], colours.get(row["number"]) or _colour(n), before.get(row["label"])
+        )
+        for n, row in enumerate(rows)
+    )
+
+
+def _earlier_rows(document: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The earlier rows by label. Raises InputRefusedError if no structure is in both, or they are measured otherwise."""
+    rows = {str(row["label"]): row for row in earlier["structures"]}
+    shared = [row for row in document["structures"] if row["label"] in rows]
+    if not shared or earlier["source"]["unit"] != document["source"]["unit"]:
+        raise InputRefusedError(
+            f"the earlier result has the structures {', '.join(rows) or 'none'} in {earlier['source']['unit']}; at least one "
+            f"of {', '.join(row['label'] for row in document['structures'])} in {document['source']['unit']} is needed to "
+            "compare; name another, or leave it out"
+        )
+    return rows
+
+
+def _colour(n: int) -> Rgb:
+    text = CLASS_COLOURS[n % len(CLASS_COLOURS)]
+    return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
+
+
+def _uncertainty(path: Path, document: Mapping[str, Any], volume: Volume) -> NDArray[np.float32] | None:
+    """Entropy of the calibrated probabilities, from the file of probabilities or from the parametric map."""
+    files = document["files"]
+    if "probabilities" in files:
+        found = read_volume(named_file(path, document, "probabilities"))
+        check_same_place(found, volume, files["probabilities"])
+        array = found.array if found.array.ndim == 4 else found.array[..., None]
+        return normalised_entropy(array, exclusive=is_exclusive(document))
+    if "pm" in files:
+        try:
+            values = read_parametric_map(named_file(path, document, "pm"), volume).array
+        except DicomIoError as error:
+            raise InputRefusedError(f"{files['pm']}: {error}") from error
+        return np.nan_to_num(values).astype(np.float32)
+    return None
+
+
+def normalised_entropy(probabilities: NDArray, *, exclusive: bool) -> NDArray[np.float32]:
+    """How undecided the network is at each voxel: 0 sure, 1 all answers alike.
+
+    Args:
+        probabilities: Shape (I, J, K, C), channels last.
+        exclusive: Channels sum to 1: entropy over them, divided by its greatest value. Else the greatest of the entropies of
+            each channel against its absence.
+
+    Returns:
+        Shape (I, J, K), 0 to 1.
+    """
+    p = np.clip(probabilities, 1e-12, 1.0).astype(np.float64)
+    if exclusive:
+        entropy = -(p * np.log(p)).sum(axis=-1) / np.log(p.shape[-1])
+    else:
+        rest = np.clip(1.0 - p, 1e-12, 1.0)
+        entropy = (-(p * np.log(p) + rest * np.log(rest)) / np.log(2.0)).max(axis=-1)
+    return np.clip(entropy, 0.0, 1.0).astype(np.float32)

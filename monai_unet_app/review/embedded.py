@@ -1,0 +1,153 @@
+"""Image, masks, contours and uncertainty as small NIfTI files that a page holds itself, since it may load nothing."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import binary_erosion, generate_binary_structure
+
+from monai_unet_app.metrics.boundary import bounding_box
+
+from .contents import Mask, ReviewedCase, ReviewedStructure, is_exclusive
+from .pictures import grey_window, shown_channel, slice_axis
+
+LayerKind = Literal["image", "mask", "contour", "uncertainty"]
+ROOM_MM = 20.0
+"""Around the structures, where an image is too large to be shown whole."""
+
+UNCERTAINTY_STEPS = 250
+_INT16 = np.iinfo(np.int16)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One file of the page.
+
+    Attributes:
+        name: Its name in the page.
+        kind: What it holds.
+        content: `.nii.gz`.
+        structures: Those whose numbers are the values of a mask or contour.
+    """
+
+    name: str
+    kind: LayerKind
+    content: bytes
+    structures: tuple[ReviewedStructure, ...] = ()
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What a viewer in the page shows.
+
+    Attributes:
+        layers: The image first; none where there is no viewer.
+        window: (black, white) of the image; None in colour.
+        note: What is left out and why, in a sentence; empty where nothing is.
+    """
+
+    layers: tuple[Layer, ...]
+    window: tuple[float, float] | None
+    note: str = ""
+
+    @property
+    def megabytes(self) -> float:
+        """In the page: base64 takes four bytes for three."""
+        return sum(len(layer.content) for layer in self.layers) * 4 / 3 / 1e6
+
+
+def embed(case: ReviewedCase, most_mb: float) -> Embedded:
+    """The layers of a case in at most `most_mb` megabytes of base64: whole, else around the structures, else none."""
+    volume = shown_channel(case.volume)
+    window = None if volume.array.ndim == 4 else grey_window(volume)
+    whole = (slice(None),) * 3
+    found = Embedded(tuple(_layers(case, whole)), window)
+    if found.megabytes <= most_mb:
+        return found
+    size = f"{found.megabytes:.0f} MB of images are more than the {most_mb:g} MB that a page may hold"
+    box = bounding_box(case.foreground, [int(np.ceil(ROOM_MM / step)) for step in case.volume.spacing_mm])
+    if box is not None:
+        part = Embedded(
+            tuple(_layers(case, box)),
+            window,
+            f"{size}: the viewer shows the structures and {ROOM_MM:g} mm around them, not the whole image.",
+        )
+        if part.megabytes <= most_mb:
+            return part
+    return Embedded(
+        (), window, f"{size}: there is no viewer here; look at the key images, or at the case in a workstation."
+    )
+
+
+def _layers(case: ReviewedCase, box: tuple[slice, ...]) -> Iterator[Layer]:
+    """From below to above: outlines are seen on the uncertainty."""
+    yield Layer("image", "image", _nifti(case, _image(shown_channel(case.volume).array[box]), box))
+    if case.uncertainty is not None:
+        steps = np.rint(case.uncertainty[box] * UNCERTAINTY_STEPS).astype(np.uint8)
+        yield Layer("uncertainty", "uncertainty", _nifti(case, steps, box))
+    if case.has_masks:
+        for group in _groups(case):
+            name = "-".join(str(one.number) for one in group)
+            yield Layer(f"mask-{name}", "mask", _nifti(case, _painted(group)[box], box), group)
+            rings = _painted(group, across=slice_axis(case.volume))[box]
+            yield Layer(f"contour-{name}", "contour", _nifti(case, rings, box), group)
+
+
+def _groups(case: ReviewedCase) -> list[tuple[ReviewedStructure, ...]]:
+    """Structures that share one file: all where they exclude each other, else each its own."""
+    return [case.structures] if is_exclusive(case.document) else [(one,) for one in case.structures]
+
+
+def _painted(group: tuple[ReviewedStructure, ...], across: int | None = None) -> NDArray[np.uint8 | np.uint16]:
+    """Shape (I, J, K): the number of the structure at each voxel; with `across`, of its border in the slices only."""
+    masks = [(one.number, one.mask) for one in group if one.mask is not None]
+    labels = np.zeros(masks[0][1].shape, np.uint8 if max(number for number, _ in masks) < 256 else np.uint16)
+    for number, mask in masks:
+        labels[mask if across is None else slice_border(mask, across)] = number
+    return labels
+
+
+def slice_border(mask: Mask, across: int) -> Mask:
+    """The voxels of a mask that share a side with what is not of it, in slices across an axis; the image's edge is outside.
+
+    Args:
+        mask: Shape (I, J, K).
+        across: 0, 1 or 2.
+
+    Returns:
+        Same shape.
+    """
+    border = np.zeros_like(mask)
+    box = bounding_box(mask, (0, 0, 0))
+    if box is not None:
+        cross = np.expand_dims(generate_binary_structure(2, 1), across)
+        border[box] = mask[box] & ~binary_erosion(mask[box], cross, border_value=0)
+    return border
+
+
+def _image(array: NDArray) -> NDArray:
+    """Whole numbers as int16 where they are; colours as bytes; else the floats, which are stored in 65536 steps."""
+    if array.ndim == 4:
+        colours = np.clip(np.rint(array), 0, 255).astype(np.uint8)
+        return np.ascontiguousarray(colours).view([("R", "u1"), ("G", "u1"), ("B", "u1")])[..., 0]
+    low, high = float(array.min()), float(array.max())
+    whole = _INT16.min <= low and high <= _INT16.max and bool((array == np.rint(array)).all())
+    return array.astype(np.int16) if whole else array
+
+
+def _nifti(case: ReviewedCase, array: NDArray, box: tuple[slice, ...]) -> bytes:
+    start = np.array([part.start or 0 for part in box] + [1], dtype=np.float64)
+    affine_ras = case.volume.affine_ras.copy()
+    affine_ras[:, 3] = affine_ras @ start
+    image = nibabel.Nifti1Image(array, affine_ras)
+    if array.dtype.kind == "f":
+        image.set_data_dtype(np.int16)
+    image.set_sform(affine_ras, code=1)
+    image.set_qform(None, code=0)
+    return gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)

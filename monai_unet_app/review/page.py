@@ -1,0 +1,187 @@
+"""A review as one HTML page that needs nothing but a browser: no server, no network, no other file.
+
+The policy in its head lets it load nothing and run only the two scripts that stand in it, by their hashes. All words that come
+from elsewhere are escaped where they are put in.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import Any
+from urllib.parse import urlsplit
+
+from monai_unet_app.errors import UsageError
+from monai_unet_app.report.blocks import Facts, Lines, Text
+from monai_unet_app.report.html import render
+
+from .contents import ReviewedCase, ReviewedStructure
+from .embedded import UNCERTAINTY_STEPS, Embedded
+from .pictures import KeySection
+from .sections import MARK, facts, gate, statements, structure_table
+
+LIBRARY = "niivue.umd.js.gz"
+"""NiiVue 0.69.0 as it is published, BSD-2-Clause; see `static/README.md`."""
+
+LOADING = "The viewer is loading ..."
+_SAFE_URL = re.compile(r"^[A-Za-z0-9._~:/?#@!$&()*+=%\[\]-]+$")
+
+
+def render_page(
+    case: ReviewedCase,
+    patient: Mapping[str, str],
+    sections: list[KeySection],
+    embedded: Embedded,
+    post_url: str | None = None,
+) -> str:
+    """The page as text.
+
+    Args:
+        case: What is reviewed.
+        patient: Whose it is; empty where the source does not say.
+        sections: Key images.
+        embedded: What the viewer shows.
+        post_url: Where a decision is sent; None: it is saved as a draft.
+
+    Raises:
+        UsageError: The URL is none that a page may send to.
+    """
+    verdict, reasons = gate(case)
+    library, script = (_static(LIBRARY) if embedded.layers else ""), _static("review.js")
+    style = _report_style() + _static("review.css") + _colours(case.structures)
+    return Template(_static("page.html")).substitute(
+        policy=escape(_policy(style, (library, script), post_url)),
+        title=escape(f"Review of {case.id}"),  # browsers keep titles: no name
+        style=style,
+        post="" if post_url is None else f' data-post="{escape(post_url)}"',
+        mark=escape(MARK),
+        patient=escape(patient.get("Patient", case.id)),
+        identity=_identity(patient),
+        keys="\n".join(map(_key, sections)),
+        viewer=escape(embedded.note if not embedded.layers else f"{LOADING} {embedded.note}".strip()),
+        verdict=render(verdict),
+        reasons=render(Lines(tuple(("bad", "Reason:", reason) for reason in reasons))) if reasons else "",
+        table=_with_swatches(render(structure_table(case)), case.structures),
+        statements="\n".join(render(Text(sentence)) for sentence in _said(case, embedded)),
+        facts=render(Facts(facts(case))),
+        data=_json(_data(case, sections, embedded)),
+        layers="\n".join(_layer(layer.name, layer.content) for layer in embedded.layers),
+        library=library,
+        script=script,
+    )
+
+
+def _said(case: ReviewedCase, embedded: Embedded) -> list[str]:
+    return statements(case) + ([embedded.note] if embedded.note else [])
+
+
+def _policy(style: str, scripts: Iterable[str], post_url: str | None) -> str:
+    allowed = " ".join(_hash(script) for script in scripts)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src {_hash(style)}; img-src data: blob:; "
+        f"connect-src {_origin(post_url)}; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _origin(post_url: str | None) -> str:
+    """What the page may send to: nothing, its own server, or the server of an absolute URL."""
+    if post_url is None:
+        return "'none'"
+    parts = urlsplit(post_url)
+    whole = parts.scheme in ("http", "https") and parts.netloc
+    if not _SAFE_URL.match(post_url) or parts.username or not (whole or (not parts.scheme and not parts.netloc)):
+        raise UsageError(
+            "the URL that decisions are sent to is not plain; a path on the page's own server, or http(s)://host/path without "
+            "user name, is needed; correct it"
+        )
+    return f"{parts.scheme}://{parts.netloc}" if whole else "'self'"
+
+
+def _hash(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def _identity(patient: Mapping[str, str]) -> str:
+    if not patient:
+        return '<p class="note">The source of this case is no DICOM and names no patient.</p>'
+    entries = (
+        f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>"
+        for name, text in patient.items()
+        if name != "Patient"
+    )
+    return f"<dl>{''.join(entries)}</dl>"
+
+
+def _key(section: KeySection) -> str:
+    source = base64.b64encode(section.png()).decode()
+    caption = escape(f"{section.title}: {section.caption}")
+    return (
+        f'<figure><button type="button" title="Go there in the viewer"><img src="data:image/png;base64,{source}" '
+        f'alt="{caption}"></button><figcaption>{caption}</figcaption></figure>'
+    )
+
+
+def _colours(structures: Iterable[ReviewedStructure]) -> str:
+    """A class for the colour of each structure: the policy lets no element have a style of its own."""
+    rules = (
+        f".s{one.number} {{ background: #{one.rgb[0]:02x}{one.rgb[1]:02x}{one.rgb[2]:02x}; }}" for one in structures
+    )
+    return "\n".join(["", *rules, ""])
+
+
+def _with_swatches(table: str, structures: Iterable[ReviewedStructure]) -> str:
+    """The table of structures with a spot of its colour before each name."""
+    marks = iter(f'<span class="swatch s{one.number}"></span>' for one in structures)
+    return re.sub(r"(<tr><td>)", lambda found: found[1] + next(marks), table)
+
+
+def _data(case: ReviewedCase, sections: list[KeySection], embedded: Embedded) -> dict[str, Any]:
+    """What the script knows of the case."""
+    structures = [_structure(one) for one in case.structures]
+    return {
+        "case": case.id,
+        "file_name": re.sub(r"[^A-Za-z0-9._-]", "_", case.id)[:100] or "case",
+        "result_sha256": case.result_sha256,
+        "labels_sha256": case.labels_sha256,
+        "structures": structures,
+        "planar": case.volume.planar,
+        "places": [list(section.place_mm) for section in sections],
+        "window": embedded.window,
+        "steps": UNCERTAINTY_STEPS,
+        "layers": [
+            {"name": layer.name, "kind": layer.kind}
+            | ({"structures": [_structure(one) for one in layer.structures]} if layer.structures else {})
+            for layer in embedded.layers
+        ],
+    }
+
+
+def _structure(one: ReviewedStructure) -> dict[str, Any]:
+    return {"number": one.number, "label": one.label, "rgb": list(one.rgb)}
+
+
+def _json(document: object) -> str:
+    """JSON that can stand in a page: no character of it can end the element that holds it."""
+    text = json.dumps(document, ensure_ascii=True)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _layer(name: str, content: bytes) -> str:
+    return f'<script type="text/plain" id="layer-{escape(name)}">{base64.b64encode(content).decode()}</script>'
+
+
+def _static(name: str) -> str:
+    content = (files(__package__) / "static" / name).read_bytes()
+    return (gzip.decompress(content) if name.endswith(".gz") else content).decode("utf-8")
+
+
+def _report_style() -> str:
+    return (files("monai_unet_app.report") / "report.css").read_text(encoding="utf-8")

@@ -1,0 +1,218 @@
+"""What a review says, in blocks that the page and the PDF write each in their own way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from monai_unet_app.report.blocks import Block, Cell, Facts, Heading, Lines, Picture, Table, Text, Title, Tone, Verdict
+from monai_unet_app.report.words import between, percent, plural
+
+from .contents import ReviewedCase, ReviewedStructure
+from .patient import headline
+from .pictures import KeySection, side_by_side
+
+MARK = "Research use only, unverified: computed by a machine, checked by nobody. Not for diagnosis."
+VERDICTS: dict[str | None, tuple[str, Tone]] = {
+    "accept": ("The quality gate accepts this result", "good"),
+    "review": ("The quality gate asks for a second look", "bad"),
+    "reject": ("The quality gate rejects this result", "bad"),
+    None: ("No quality gate has judged this result", ""),
+}
+_STRUCTURE = re.compile(r"^structure (\d+): ")
+_BAND = re.compile(r"^ece_band_([\d.]+)(mm|px)$")
+
+
+def gate(case: ReviewedCase) -> tuple[Verdict, list[str]]:
+    """The quality gate's verdict, and its reasons with the structures' names."""
+    assessment = case.document["assessment"] or {}
+    words, tone = VERDICTS[assessment.get("verdict")]
+    names = {structure.number: structure.label for structure in case.structures}
+    reasons = [
+        _STRUCTURE.sub(lambda found: f"{names.get(int(found[1]), found[1])}: ", reason)
+        for reason in assessment.get("reasons", [])
+    ]
+    return Verdict(words, tone), reasons
+
+
+def structure_table(case: ReviewedCase) -> Table:
+    """Size with its interval, change and the gate's figures, a row for each structure."""
+    assessment = case.document["assessment"] or {}
+    coverage, bound = assessment.get("interval_coverage"), assessment.get("dice_coverage")
+    graded = any("predicted_dice" in structure.row for structure in case.structures)
+    head = ["Structure", "Size", *(["Change"] if case.prior else []), *(["Gate, Dice"] if graded else [])]
+    rows = []
+    for structure in case.structures:
+        row: list[str | Cell] = [
+            structure.label,
+            Cell(_size(structure.row), _said(_interval(structure.row), structure, coverage)),
+        ]
+        row += [_change(structure.row, structure.before)] if case.prior else []
+        row += [_grade(structure.row, bound)] if graded else []
+        rows.append(tuple(row))
+    return Table(tuple(head), tuple(rows))
+
+
+def statements(case: ReviewedCase) -> list[str]:
+    """What is known of the model that computed it, in sentences."""
+    said = [calibration_sentence(case)]
+    assessment = case.document["assessment"]
+    if assessment is None:
+        said.append("The model states nothing of single results: no interval, no quality gate.")
+    elif assessment["shift"] is not None:
+        unlike = "unlike" if assessment["shift"] > assessment["shift_limit"] else "like"
+        said.append(
+            f"The image is {unlike} those that the model learned from (distance {assessment['shift']:.2g}, flagged above "
+            f"{assessment['shift_limit']:.2g})."
+        )
+    if case.prior is not None:
+        said.append(prior_sentence(case))
+    if case.uncertainty is None:
+        said.append("Uncertainty is not shown: the result was delivered without its probabilities.")
+    if not case.has_masks:
+        said.append("There is no outline to look at: the result was delivered without its labels.")
+    return said
+
+
+def calibration_sentence(case: ReviewedCase) -> str:
+    """How far probabilities and intervals of the model were found to be right."""
+    measured: Mapping[str, Any] = case.bundle.metadata.get("eval_metrics", {}) if case.bundle else {}
+    errors = [
+        f"{percent(value['calibrated'], 2)} {_where(key)}"
+        for key, value in measured.items()
+        if key.startswith("ece_") and isinstance(value, Mapping) and "calibrated" in value
+    ]
+    if case.bundle is None:
+        return "The model is not at hand here, so its calibration is not stated; see its card."
+    if not errors:
+        return "The model's calibration was not measured."
+    return (
+        f"On {plural(int(measured['subjects']), 'test subject')} the model's probabilities were off by {' and '.join(errors)} "
+        "on average (expected calibration error)."
+    )
+
+
+def prior_sentence(case: ReviewedCase) -> str:
+    """What the earlier result is, and what its comparison does not know."""
+    assert case.prior is not None
+    theirs, ours = case.prior["bundle"], case.document["bundle"]
+    same = (
+        "the same model"
+        if theirs["sha256"] == ours["sha256"]
+        else f"another model ({theirs['name']} {theirs['version']})"
+    )
+    return (
+        f"The earlier sizes are of the case {case.prior['case']}, computed by {same}. A result names no patient: that both are "
+        "of one is not checked here."
+    )
+
+
+def facts(case: ReviewedCase) -> dict[str, str]:
+    """Model, settings and source."""
+    document, source = case.document, case.document["source"]
+    bundle, unit = document["bundle"], source["unit"]
+    size = " x ".join(str(n) for n in source["shape"])
+    spacing = " x ".join(f"{step:g}" for step in source["spacing"])
+    found = {
+        "Case": case.id,
+        "Model": f"{bundle['name']} {bundle['version']}, sha256 {bundle['sha256'][:16]}",
+        "Settings": f"{document['settings']['device']}, {'with' if document['settings']['tta'] else 'without'} mirror images",
+        "Software": f"{document['software']['name']} {document['software']['version']}",
+        "Image": f"{source['modality'] or source['kind']}, {size} voxels of {spacing} {unit}",
+        "Result": f"sha256 {case.result_sha256[:16]}",
+    }
+    if source["notes"]:
+        found["Reading"] = "; ".join(source["notes"])
+    if case.bundle and case.bundle.metadata.get("intended_use"):
+        found["Intended use"] = str(case.bundle.metadata["intended_use"])
+    return found
+
+
+def paper(case: ReviewedCase, patient: Mapping[str, str], sections: list[KeySection]) -> Iterator[Block]:
+    """The review on paper: the page without its viewer, with room for a decision by hand."""
+    verdict, reasons = gate(case)
+    yield Title(headline(patient, case.id))
+    yield verdict
+    yield Text(MARK)
+    if reasons:
+        yield Lines(tuple(("bad", "Reason:", reason) for reason in reasons))
+    if patient:
+        yield Facts(patient)
+    yield Heading("Structures")
+    yield structure_table(case)
+    for sentence in statements(case):
+        yield Text(sentence, note=True)
+    yield Heading("Key images")
+    captions = " ".join(f"{section.title}: {section.caption}." for section in sections)
+    yield Picture(lambda: side_by_side(sections), "Key images", captions)
+    yield Heading("Decision")
+    yield Text("accepted \u25a1      corrected \u25a1      rejected \u25a1")
+    yield Text("Name, date, signature: " + "_" * 60)
+    yield Text("A decision on this sheet is for the file; it changes no report and verifies nothing.", note=True)
+    yield Heading("How it was made")
+    yield Facts(facts(case))
+
+
+def _where(key: str) -> str:
+    band = _BAND.match(key)
+    return f"within {band[1]} {band[2]} of the surface" if band else "over the whole image"
+
+
+def _amount(row: Mapping[str, Any]) -> float:
+    return float(row.get("volume_ml", row.get("pixels", row["voxels"])))
+
+
+def _unit(row: Mapping[str, Any]) -> str:
+    return "mL" if "volume_ml" in row else "px"
+
+
+def _digits(row: Mapping[str, Any]) -> int:
+    """Three figures of a volume, none behind the point of pixels."""
+    if "volume_ml" not in row:
+        return 0
+    return 3 if row["volume_ml"] < 1 else 2 if row["volume_ml"] < 100 else 1
+
+
+def _size(row: Mapping[str, Any]) -> str:
+    area = f" ({row['area_mm2']:.1f} mm²)" if "area_mm2" in row else ""
+    return f"{_amount(row):.{_digits(row)}f} {_unit(row)}{area}"
+
+
+def _interval(row: Mapping[str, Any]) -> list[float] | None:
+    return row.get("volume_interval_ml") or row.get("pixels_interval")
+
+
+def _said(interval: Sequence[float] | None, structure: ReviewedStructure, coverage: float | None) -> str:
+    """The interval, and how often such a one holds the true size."""
+    if not interval:
+        return ""
+    return f"{between(interval, _digits(structure.row))}{_often(coverage)}"
+
+
+def _often(coverage: float | None) -> str:
+    return f" in {percent(coverage)}".replace(" %", "\u00a0%") if coverage else ""
+
+
+def _change(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> Cell:
+    """How far the size is from the earlier one, and whether the intervals of the two leave room for no change."""
+    if before is None:
+        return Cell("–", "not there before")
+    change, old = _amount(row) - _amount(before), _amount(before)
+    part = f"{100 * change / old:+.1f} %" if old else "from nothing"
+    intervals = _interval(row), _interval(before)
+    below = f"from {_size(before)}"
+    if intervals[0] and intervals[1]:
+        apart = intervals[0][0] > intervals[1][1] or intervals[1][0] > intervals[0][1]
+        below += ", intervals lie apart" if apart else ", intervals overlap"
+    return Cell(f"{change:+.{_digits(row)}f} {_unit(row)} ({part})", below)
+
+
+def _grade(row: Mapping[str, Any], coverage: float | None) -> Cell:
+    """The gate's verdict with the Dice that it predicts, and what that is at least."""
+    if "predicted_dice" not in row:
+        return Cell("–")
+    verdict = str(row.get("verdict", "–"))
+    below = f"at least {row['dice_at_least']:.2f}{_often(coverage)}" if "dice_at_least" in row else ""
+    tone: Tone = "good" if verdict == "accept" else "bad" if verdict in ("review", "reject") else ""
+    return Cell(f"{verdict}, {row['predicted_dice']:.2f}", below, tone)

@@ -1,0 +1,233 @@
+// The review's buttons and viewer. It loads nothing: image and masks stand in the page.
+"use strict";
+(() => {
+  const review = JSON.parse(document.getElementById("review").textContent);
+  const post = location.protocol === "file:" ? "" : document.body.dataset.post || "";
+  const root = document.documentElement;
+  const by = (id) => document.getElementById(id);
+
+  // --- the decision ---
+
+  by("meaning").textContent = post
+    ? "Your decision is sent to the node that made this page, under the name you are signed in with."
+    : "This page stands alone: a decision is saved as a draft file. It verifies nothing and changes no report until somebody "
+      + "applies it with monai-unet review.";
+  by("decision").addEventListener("click", (event) => {
+    const decision = event.target.dataset && event.target.dataset.decision;
+    if (decision) decide(decision);
+  });
+
+  async function decide(decision) {
+    const verdict = {
+      schema_version: "1.0",
+      case: review.case,
+      result_sha256: review.result_sha256,
+      labels_sha256: review.labels_sha256,
+      decision,
+      comment: by("comment").value.trim(),
+      decided_at: new Date().toISOString(),
+      draft: !post,
+    };
+    if (!post) return save(verdict);
+    tell("Sending ...");
+    try {
+      const answer = await fetch(post, {
+        method: "POST",
+        headers: { "Content-Type": "application/json" },
+        credentials: "same-origin",
+        body: JSON.stringify(verdict),
+      });
+      if (!answer.ok) throw new Error(`the node answered ${answer.status}`);
+      mark(decision);
+      tell(`Recorded: ${decision}.` + next(decision));
+    } catch (error) {
+      tell(`Not recorded: ${error.message}. Nothing has changed; try again.`);
+    }
+  }
+
+  function save(verdict) {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([JSON.stringify(verdict, null, 2) + "\n"], { type: "application/json" }));
+    link.download = `${review.file_name}_verdict_draft.json`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+    mark(verdict.decision);
+    tell(`Draft saved as ${link.download}: ${verdict.decision}. It verifies nothing.` + next(verdict.decision));
+  }
+
+  function next(decision) {
+    return decision === "corrected" ? " Hand in the corrected mask as NIfTI, SEG or RTSTRUCT." : "";
+  }
+
+  function mark(decision) {
+    for (const button of by("decision").querySelectorAll("button")) {
+      button.setAttribute("aria-pressed", String(button.dataset.decision === decision));
+    }
+  }
+
+  function tell(text) {
+    by("told").textContent = text;
+  }
+
+  // --- the viewer ---
+
+  const on = { mask: true, contour: false, uncertainty: false };
+  const hidden = new Set();
+  let fill = 0.45;
+
+  async function view() {
+    const nv = new niivue.Niivue({
+      backColor: [0, 0, 0, 1],
+      clipPlaneColor: [0, 0, 0, 0],
+      crosshairColor: [1, 1, 1, 0.5],
+      crosshairGap: 8,
+      crosshairWidth: 0.3,
+      crosshairWidthUnit: "percent",
+      dragAndDropEnabled: false,
+      fontColor: [1, 1, 1, 1],
+      isColorbar: false,
+      isRadiologicalConvention: true,
+      loadingText: "",
+      logLevel: "error",
+      multiplanarLayout: niivue.MULTIPLANAR_TYPE.GRID,
+      show3Dcrosshair: false,
+      sliceType: niivue.SLICE_TYPE.AXIAL, // three planes are drawn once, when all is there
+    });
+    window.viewer = nv; // for whoever opens the console, and for tests
+    await nv.attachToCanvas(by("canvas"));
+    const shown = [];
+    nv.updateGLVolume = () => {}; // once for all layers, below
+    for (const layer of review.layers) {
+      const image = await niivue.NVImage.loadFromBase64({
+        base64: by(`layer-${layer.name}`).textContent,
+        name: `${layer.name}.nii.gz`,
+        colormap: layer.kind === "uncertainty" ? "inferno" : "gray",
+        opacity: layer.kind === "image" ? 1 : 0,
+      });
+      if (layer.kind === "image" && review.window) [image.cal_min, image.cal_max] = review.window;
+      if (layer.kind === "uncertainty") [image.cal_min, image.cal_max] = [0.15 * review.steps, review.steps];
+      nv.addVolume(image);
+      shown.push({ ...layer, image });
+    }
+    delete nv.updateGLVolume;
+    paint(nv, shown);
+    offer(nv, shown);
+    if (review.places.length) {
+      nv.setClipPlane([0, 270, 0]); // cut open, so that what lies inside is seen
+      go(nv, review.places[0]);
+    }
+    if (!review.planar) by(isDrawnBySoftware(nv) ? "toggle-view-planes" : "toggle-view-planes3d").click();
+    by("loading").hidden = true;
+    by("help").hidden = false;
+    root.dataset.viewer = "ready";
+  }
+
+  function paint(nv, shown) {
+    for (const layer of shown) {
+      if (layer.kind === "image") continue;
+      if (layer.structures) layer.image.setColormapLabel(table(layer.structures));
+      layer.image.opacity = on[layer.kind] ? (layer.kind === "mask" ? fill : layer.kind === "contour" ? 1 : 0.7) : 0;
+    }
+    nv.updateGLVolume();
+    root.dataset.shown = Object.keys(on).filter((kind) => on[kind]).join(" ");
+  }
+
+  // Colours by label value; 0 and what is switched off are transparent.
+  function table(structures) {
+    const [R, G, B, A, I, labels] = [[0], [0], [0], [0], [0], [""]];
+    for (const one of structures) {
+      R.push(one.rgb[0]); G.push(one.rgb[1]); B.push(one.rgb[2]);
+      A.push(hidden.has(one.number) ? 0 : 255);
+      I.push(one.number);
+      labels.push(one.label);
+    }
+    return { R, G, B, A, I, labels };
+  }
+
+  function go(nv, place) {
+    nv.scene.crosshairPos = nv.mm2frac(place);
+    nv.createOnLocationChange();
+    nv.drawScene();
+  }
+
+  function offer(nv, shown) {
+    const kinds = new Set(shown.map((layer) => layer.kind));
+    if (!review.planar) offerViews(nv);
+    const bar = by("layers");
+    for (const [kind, name] of [["mask", "Mask"], ["contour", "Contours"], ["uncertainty", "Uncertainty"]]) {
+      if (kinds.has(kind)) bar.append(toggle(name, on[kind], kind, (pressed) => { on[kind] = pressed; paint(nv, shown); }));
+    }
+    if (kinds.has("mask")) bar.append(slider(nv, shown));
+    for (const one of review.structures.filter(() => kinds.has("mask") && review.structures.length > 1)) {
+      const button = toggle(one.label, true, `structure-${one.number}`, (pressed) => {
+        if (pressed) hidden.delete(one.number); else hidden.add(one.number);
+        paint(nv, shown);
+      });
+      const swatch = document.createElement("span");
+      swatch.className = `swatch s${one.number}`;
+      button.prepend(swatch);
+      bar.append(button);
+    }
+    document.querySelectorAll(".keys button").forEach((key, n) => {
+      key.addEventListener("click", () => {
+        go(nv, review.places[n]);
+      });
+    });
+  }
+
+  function offerViews(nv) {
+    const types = niivue.SLICE_TYPE;
+    const views = [["planes", "Three planes", types.MULTIPLANAR], ["planes3d", "Three planes and 3D", types.MULTIPLANAR],
+      ["axial", "Axial", types.AXIAL], ["coronal", "Coronal", types.CORONAL], ["sagittal", "Sagittal", types.SAGITTAL],
+      ["3d", "3D", types.RENDER]];
+    const buttons = views.map(([id, name, type]) => {
+      const button = toggle(name, false, `view-${id}`, () => {
+        buttons.forEach((other) => other.setAttribute("aria-pressed", String(other === button)));
+        nv.opts.multiplanarShowRender = niivue.SHOW_RENDER[id === "planes3d" ? "ALWAYS" : "NEVER"];
+        nv.setSliceType(type);
+      });
+      return button;
+    });
+    by("views").append(...buttons);
+  }
+
+  // Without a graphics card a view in 3D takes seconds a frame: it is there, but not begun with.
+  function isDrawnBySoftware(nv) {
+    const known = nv.gl.getExtension("WEBGL_debug_renderer_info");
+    const name = known ? String(nv.gl.getParameter(known.UNMASKED_RENDERER_WEBGL)) : "";
+    return /swiftshader|llvmpipe|softpipe|basic render|software/i.test(name);
+  }
+
+  function toggle(name, pressed, id, act) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.id = `toggle-${id.replace(/\s/g, "-")}`;
+    button.append(name);
+    button.setAttribute("aria-pressed", String(pressed));
+    button.addEventListener("click", () => {
+      const now = button.getAttribute("aria-pressed") !== "true";
+      button.setAttribute("aria-pressed", String(now));
+      act(now);
+    });
+    return button;
+  }
+
+  function slider(nv, shown) {
+    const label = document.createElement("label");
+    const input = document.createElement("input");
+    Object.assign(input, { type: "range", min: 0.1, max: 1, step: 0.05, value: fill });
+    input.addEventListener("input", () => { fill = Number(input.value); paint(nv, shown); });
+    label.append("Opacity", input);
+    return label;
+  }
+
+  if (review.layers.length) {
+    // after the first paint: key images and figures are there at once
+    requestAnimationFrame(() => setTimeout(() => view().catch((error) => {
+      by("loading").hidden = false;
+      by("loading").textContent = `The viewer could not start (${error.message}); the key images are complete. A browser `
+        + "with WebGL 2 is needed.";
+      root.dataset.viewer = "failed";
+    }), 0));
+  }
+})();

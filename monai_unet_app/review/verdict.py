@@ -1,0 +1,236 @@
+"""What a reader decides about a result, and what becomes of it: a verified report, a record, or a new case to train on."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from dicom_io.errors import DicomIoError
+from dicom_io.reading.instances import load_dataset
+from dicom_io.sr import Verification, write_verified_sr
+from dicom_io.volume import Volume
+from monai_unet_app.data.digest import file_sha256
+from monai_unet_app.data.schemas import validate, write_json
+from monai_unet_app.errors import InputRefusedError, UsageError
+
+from .contents import find_result, labels_file, named_file, read_result, read_reviewed
+from .correction import read_correction, size_document, sizes_of, store_training_case
+
+SCHEMA_VERSION = "1.0"
+Decision = Literal["accepted", "corrected", "rejected"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A reader's decision about one result.
+
+    Attributes:
+        case: Name of the case.
+        result_sha256: Hex digest of the `result.json` that was looked at.
+        labels_sha256: Hex digest of the file whose outlines were looked at; None where there was none.
+        decision: "accepted", "corrected" or "rejected".
+        comment: In the reader's words.
+        decided_at: With a time zone.
+        draft: Saved by a page that stood alone: nobody knows who pressed the button.
+    """
+
+    case: str
+    result_sha256: str
+    labels_sha256: str | None
+    decision: Decision
+    comment: str
+    decided_at: datetime
+    draft: bool
+
+    @classmethod
+    def from_document(cls, document: Any) -> Verdict:
+        """From what a page sends or saves. Raises InputRefusedError if it breaks the schema `review_verdict`."""
+        validate(document, "review_verdict")
+        try:
+            decided_at = datetime.fromisoformat(document["decided_at"])
+        except ValueError as error:
+            raise InputRefusedError(
+                f"the verdict's decided_at is no moment ({error}); send the page's own verdict"
+            ) from error
+        return cls(
+            case=document["case"],
+            result_sha256=document["result_sha256"],
+            labels_sha256=document["labels_sha256"],
+            decision=document["decision"],
+            comment=document["comment"],
+            decided_at=decided_at,
+            draft=document["draft"],
+        )
+
+    def document(self) -> dict[str, Any]:
+        """As the page writes it."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "case": self.case,
+            "result_sha256": self.result_sha256,
+            "labels_sha256": self.labels_sha256,
+            "decision": self.decision,
+            "comment": self.comment,
+            "decided_at": self.decided_at.isoformat(),
+            "draft": self.draft,
+        }
+
+
+def read_verdict(path: Path) -> Verdict:
+    """A verdict that a page saved. Raises InputRefusedError if it cannot be read or breaks its schema."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputRefusedError(
+            f"{path.name} cannot be read as JSON ({type(error).__name__}); a verdict of a review page is needed; check the path"
+        ) from error
+    return Verdict.from_document(document)
+
+
+@dataclass(frozen=True)
+class Reviewer:
+    """Who answers for a verdict.
+
+    Attributes:
+        name: As DICOM has it, Family^Given^Middle^Prefix^Suffix.
+        organization: Which they answer for.
+    """
+
+    name: str
+    organization: str
+
+
+@dataclass(frozen=True)
+class Aftermath:
+    """What shall become of a verdict.
+
+    Attributes:
+        reviewer: Who answers for it: signed in at a node, or named by who applies a draft. Without one nothing is verified.
+        image: What the result was made from; needed for a correction.
+        correction: The corrected mask; needed for a correction, and for nothing else.
+        training: Folder that gets a corrected case to train on; None: it is measured only.
+        subject: Pseudonym of the patient in that folder, as in `store_training_case`.
+        applied_at: When it takes effect; now, where nothing is said.
+    """
+
+    reviewer: Reviewer | None = None
+    image: Path | Volume | None = None
+    correction: Path | None = None
+    training: Path | None = None
+    subject: str | None = None
+    applied_at: datetime | None = None
+
+
+def apply_verdict(verdict: Verdict, result: Path, output: Path, what: Aftermath | None = None) -> dict[str, Any]:
+    """Does what a verdict asks for, writes its record and gives the record's content.
+
+    accepted: of a result with a structured report, and by a named reviewer, a new version of it, VERIFIED, as
+    `<case>_sr_verified.dcm`; the record says why where there is none. corrected: the size of the correction, and a case to
+    train on. rejected: the record.
+
+    Args:
+        verdict: About this result.
+        result: Its `<case>_result.json`, or the folder with it.
+        output: Gets `<case>_verdict_<when>.json` (schema `review_record`) and the verified report.
+        what: Who decided, and what is needed beside.
+
+    Raises:
+        InputRefusedError: The verdict is about another result, there is nothing to accept, it is verified already, or the
+            correction does not fit.
+        UsageError: A correction is asked for and not given, or the other way round.
+    """
+    what = what or Aftermath()
+    path = find_result(result)
+    document = read_result(path)
+    _check_about(verdict, path, document)
+    _check_given(verdict, what)
+    moment = what.applied_at or datetime.now(UTC)
+    report, why_not = _verified(verdict, path, document, output, what, moment)
+    record = {
+        **verdict.document(),
+        "bundle": dict(document["bundle"]),
+        "applied_at": moment.isoformat(),
+        "reviewer": None
+        if what.reviewer is None
+        else {"name": what.reviewer.name, "organization": what.reviewer.organization},
+        "report": report,
+        "not_verified": why_not,
+        "correction": _corrected(verdict, path, what),
+    }
+    stamp = verdict.decided_at.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
+    write_json(record, output / f"{_file_name(verdict.case)}_verdict_{stamp}.json", "review_record")
+    return record
+
+
+def _check_about(verdict: Verdict, path: Path, document: dict[str, Any]) -> None:
+    labels = labels_file(path, document)
+    found = (document["case"], file_sha256(path), None if labels is None else file_sha256(labels))
+    if found != (verdict.case, verdict.result_sha256, verdict.labels_sha256):
+        raise InputRefusedError(
+            f"the verdict is about the result {verdict.result_sha256[:12]} of {verdict.case}, {path.name} is {found[1][:12]} "
+            f"of {found[0]}, or its labels have changed since; the very files that were looked at are needed; "
+            "review this one anew"
+        )
+    if verdict.decision == "accepted" and labels is None:
+        raise InputRefusedError(
+            f"{verdict.case} was delivered without labels, so that there is nothing to accept; reject it, or predict it again "
+            "with --deliver-rejected and review that"
+        )
+
+
+def _check_given(verdict: Verdict, what: Aftermath) -> None:
+    corrects = verdict.decision == "corrected"
+    if corrects and (what.correction is None or what.image is None):
+        raise UsageError("the verdict is a correction; the corrected mask and the image are needed; give both")
+    if not corrects and what.correction is not None:
+        raise UsageError(
+            f"the verdict is {verdict.decision!r} and a corrected mask is given; one of the two is wrong; drop one"
+        )
+
+
+def _verified(
+    verdict: Verdict, path: Path, document: dict[str, Any], output: Path, what: Aftermath, moment: datetime
+) -> tuple[dict[str, str] | None, str | None]:
+    """(what is said of the verified report, None), or (None, why there is none)."""
+    if verdict.decision != "accepted":
+        return None, f"the result was {verdict.decision}"
+    if "sr" not in document["files"]:
+        return None, "the result has no structured report"
+    if what.reviewer is None:
+        return None, "nobody answers for the verdict"
+    before = named_file(path, document, "sr")
+    target = output / f"{_file_name(verdict.case)}_sr_verified.dcm"
+    verification = Verification(
+        what.reviewer.name, what.reviewer.organization, moment if verdict.draft else verdict.decided_at
+    )
+    try:
+        if target.exists():
+            raise InputRefusedError(
+                f"{target.name} is there already: a result is verified once; take it away if that was a mistake"
+            )
+        output.mkdir(parents=True, exist_ok=True)
+        write_verified_sr(before, target, verification)
+        uids = [str(load_dataset(file, with_pixels=False).SOPInstanceUID) for file in (target, before)]
+    except DicomIoError as error:
+        raise InputRefusedError(f"{verdict.case}: {error}") from error
+    return {"file": target.name, "sop_instance_uid": uids[0], "predecessor_sop_instance_uid": uids[1]}, None
+
+
+def _corrected(verdict: Verdict, path: Path, what: Aftermath) -> dict[str, Any] | None:
+    if verdict.decision != "corrected" or what.correction is None or what.image is None:
+        return None
+    case = read_reviewed(path, what.image)
+    correction = read_correction(what.correction, case)
+    sizes = sizes_of(correction, case)
+    stored = None
+    if what.training is not None:
+        stored = store_training_case(correction, case, sizes, what.training, what.subject)
+    return {**size_document(correction, case.volume, sizes), "training_case": stored}
+
+
+def _file_name(case: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "_", case)[:100] or "case"

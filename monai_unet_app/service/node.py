@@ -1,0 +1,545 @@
+"""The node: takes studies, has them segmented, delivers the results. What it accepted it does not lose.
+
+    received/<study>/<series>/<instance>.dcm    forced to the disk before the sender is told so
+    results/<job>-<attempt>/<result>/           whole, or not there
+    reviews/<result>/                           pages that name patients, made when a reviewer asks
+    node.sqlite, audit.jsonl                    what waits, what was done
+
+This process receives and decides. Torch is in the workers and the network's slowness in the senders, both of which may die at
+any moment: what they were at is begun anew. Waiting is measured by a clock that nobody can set.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dicom_io.errors import DicomIoError
+from dicom_io.net.availability import Availability, availability_service
+from dicom_io.net.messages import Limits
+from dicom_io.net.scp import Listen, Provider
+from dicom_io.net.store import INCOMING, InstanceStore, Stored
+from dicom_io.reading.instances import READ_ERRORS, load_dataset
+from monai_unet_app.errors import InputRefusedError, UsageError
+from monai_unet_app.service.audit import AuditTrail
+from monai_unet_app.service.children import Child, Message, resident_bytes
+from monai_unet_app.service.commitments import Commitments
+from monai_unet_app.service.crew import Crew
+from monai_unet_app.service.queue import Delivery, Job, NewResult, Queue, Result
+from monai_unet_app.service.reviews import apply, review_page
+from monai_unet_app.service.site import Rule, Site
+from monai_unet_app.service.uploads import IMAGE
+from monai_unet_app.service.work import digest_of, variant_of
+
+RECEIVED, RESULTS, REVIEWS, TRAINING = "received", "results", "reviews", "training"
+WORKER, SENDER = "monai_unet_app.service.work", "monai_unet_app.service.deliver"
+_TICK_S = 0.05
+_TIDY_S = 60.0
+_SOONER = 0.2  # of the usual time, for a study that has all that its headers tell of
+_HINTS = ("ImagesInAcquisition", "NumberOfSlices")  # PS3.3 C.7.6.1, C.8.9.4
+_WAIT_S = 5.0  # for a disk that is full
+_FEW_TRIES = 10  # no destination is given up before, whatever the clock says
+_REMEMBERED = 1000
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Arriving:
+    """A study that is coming in.
+
+    Attributes:
+        unrecorded: Instances that the queue does not know of.
+        last: When the last came, by a clock that nobody sets.
+        declared: Somebody has said that it is whole.
+        missing: Series -> instances that it still lacks by its own headers; None where they do not say.
+    """
+
+    unrecorded: int = 0
+    last: float = field(default_factory=time.monotonic)
+    declared: bool = False
+    missing: dict[str, int | None] = field(default_factory=dict)
+
+    def is_quiet(self, stable_s: float) -> bool:
+        """Whether nothing more is to be expected: after so long, or sooner where every series has all it told of."""
+        has_all = bool(self.missing) and all(left is not None and left <= 0 for left in self.missing.values())
+        return self.declared or time.monotonic() - self.last >= stable_s * (_SOONER if has_all else 1.0)
+
+
+@dataclass
+class _Pause:
+    """Until when a destination is left alone, and how long it was left alone before."""
+
+    until: float = 0.0
+    length_s: float = 0.0
+
+
+class Node:
+    """Runs from `with` to its end.
+
+    Attributes:
+        seconds: Stage -> how long the last ones took: "work", "deliver" and "total" (complete until delivered).
+        received: How many instances were stored.
+        refused: How many were not.
+    """
+
+    def __init__(self, site: Site, worker: str = WORKER) -> None:
+        """Opens the node's folder; nothing runs yet.
+
+        Args:
+            site: Its file is what workers and senders read again.
+            worker: Module that the workers run.
+
+        Raises:
+            UsageError: Another node uses the folder.
+            InputRefusedError: The audit trail was tampered with.
+        """
+        self.site, self.config, self._worker = site, site.node, worker
+        self.folder = self.config.folder
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock_file = _locked(self.folder)
+        self.store = InstanceStore(self.folder / RECEIVED, stored=self._stored)
+        self.audit = AuditTrail(self.folder / "audit.jsonl")
+        self.queue = Queue(self.folder / "node.sqlite")
+        self.seconds: dict[str, deque[float]] = {
+            name: deque(maxlen=_REMEMBERED) for name in ("work", "deliver", "total")
+        }
+        self.received = self.refused = 0
+        self._arriving: dict[str, _Arriving] = {}
+        self._arrivals = threading.Lock()
+        self._stop, self._thread = threading.Event(), threading.Thread(target=self._run, name="node")
+        self._is_full = ""
+        self._not_before: dict[int, float] = {}  # job -> clock
+        self._pauses: dict[str, _Pause] = {}
+        self._tidied = 0.0
+
+    def __enter__(self) -> Node:
+        (self.folder / RESULTS).mkdir(exist_ok=True)
+        for unfinished in (self.folder / RECEIVED / INCOMING, self.folder / "uploads"):
+            shutil.rmtree(unfinished, ignore_errors=True)  # what nobody was told is stored
+        for study in self.queue.reconcile(dict(_instances(self.folder / RECEIVED))):
+            self._arriving[study] = _Arriving()
+        self._look_at_disk()
+        self.commitments = Commitments(self.store, self.site, self.queue)
+        self.provider = Provider(
+            self.store,
+            Listen(
+                self.config.ae_title, self.config.host, self.config.port, self.config.senders, self.config.tls,
+                self.config.idle_s, self.config.most_senders, networks=self.config.networks,
+                limits=Limits(instance_bytes=int(self.config.instance_gb * 1e9)),
+            ),
+            refused=self._refused,
+            room=lambda: self._is_full,
+            services=(availability_service(self._notified), self.commitments.service),
+        )  # fmt: skip
+        self.workers = Crew(self._worker, [str(self.site.path)], self.config.workers)
+        self.senders = Crew(SENDER, [str(self.site.path)], max(1, min(4, len(self.site.destinations))))
+        self.provider.__enter__()
+        self.commitments.__enter__()
+        self._thread.start()
+        self.audit.write("started", port=self.provider.port)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.provider.__exit__(*exc)
+        self.commitments.__exit__(*exc)
+        self._stop.set()
+        self._thread.join()
+        for crew in (self.workers, self.senders):
+            crew.end(patience_s=2.0)
+        self.audit.write("stopped")
+        self.queue.close()
+        self._lock_file.close()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a study that comes now would be segmented without waiting for a worker to start."""
+        return self.workers.is_ready and self._thread.is_alive() and not self._is_full
+
+    # what others ask of it
+
+    def why_full(self) -> str:
+        """Why nothing is taken just now; empty where it is."""
+        return self._is_full
+
+    def is_arriving(self, study: str) -> bool:
+        """Whether a study is not complete yet."""
+        with self._arrivals:
+            return study in self._arriving
+
+    def destinations_away(self) -> list[str]:
+        """Destinations that could not be given something the last time."""
+        return sorted(self._pauses)
+
+    def result_folder(self, result: Result) -> Path:
+        """Where a result's files are."""
+        return self.folder / RESULTS / result.folder
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Resident memory of the node and of its children."""
+        found = {"node": resident_bytes(os.getpid())}
+        for name, crew in (("worker", self.workers), ("sender", self.senders)):
+            found |= {f"{name} {n}": resident_bytes(child.pid) for n, child in enumerate(crew.children, start=1)}
+        return found
+
+    def declare_complete(self, study: str) -> None:
+        """Somebody who knows says that a study is whole."""
+        with self._arrivals:
+            if study in self._arriving:
+                self._arriving[study].declared = True
+
+    def release(self, number: int, who: str) -> Result | None:
+        """Lets a result go that was kept back; None if there is none of that number."""
+        result = self.queue.result(number)
+        if result is not None:
+            self.audit.write("released", result=number, study=result.study, rule=result.rule, who=who)
+            self.queue.release(number, self._destinations(result.rule))
+        return self.queue.result(number)
+
+    def refuse(self, number: int, who: str, reason: str) -> Result | None:
+        """Keeps a result back for good; None if there is none of that number."""
+        result = self.queue.result(number)
+        if result is not None:
+            self.audit.write("refused", result=number, study=result.study, rule=result.rule, who=who)
+            self.queue.refuse(number, reason)
+        return self.queue.result(number)
+
+    def review_page(self, result: Result, post_url: str) -> Path:
+        """The page on which a result is reviewed; see `reviews.review_page`.
+
+        Raises:
+            AppError: The site shows no identities, or there is nothing to review.
+        """
+        if not self.config.show_identity:
+            raise InputRefusedError("this site shows no identities (show_identity); review it with monai-unet review")
+        output = self.folder / REVIEWS / str(result.id)
+        return review_page(
+            self._document(result), self._image(result), result.series, self._rule(result).bundle, output, post_url
+        )
+
+    def decide(
+        self, result: Result, verdict: Mapping[str, Any], who: str, corrected: Path | None = None
+    ) -> dict[str, Any]:
+        """Does what a signed-in reviewer decided, and gives the record.
+
+        Accepted: the result goes out if it was held back, and a verified report after it. Rejected or corrected: it does not
+        go out; a corrected case is kept to train on.
+
+        Raises:
+            AppError: The verdict is about something else, or cannot be applied.
+        """
+        output = self.folder / REVIEWS / str(result.id) / "verdict"
+        output.mkdir(parents=True, exist_ok=True)
+        correction = (corrected, self._image(result), result.series, self.folder / TRAINING) if corrected else None
+        record = apply(
+            dict(verdict), self._document(result), output, reviewer=who, organization=self.config.organization or "unknown",
+            correction=correction,
+        )  # fmt: skip
+        decision = str(record["decision"])
+        self.audit.write("decided", who=who, study=result.study, result=result.id, decision=decision)
+        if decision != "accepted":
+            self.queue.refuse(result.id, f"{decision} by a reviewer")
+            return record
+        self.queue.release(result.id, self._destinations(result.rule))
+        if record["report"]:
+            self._send_verified(result, output)
+        return record
+
+    def _send_verified(self, result: Result, verdict: Path) -> None:
+        """Every destination gets the verified report, whatever way it has its SEG."""
+        destinations = self._destinations(result.rule)
+        folder = self.folder / RESULTS / f"verified-{result.id}"
+        for variant in {variant_of(self.site.destinations[name]) for name in destinations}:
+            (folder / variant).mkdir(parents=True, exist_ok=True)
+            for report in verdict.glob("*_sr_verified.dcm"):
+                shutil.copyfile(report, folder / variant / report.name)
+        self.queue.add_verified(result, folder.name, digest_of(folder), destinations)
+
+    def _rule(self, result: Result) -> Rule:
+        for rule in self.site.rules:
+            if rule.name == result.rule:
+                return rule
+        raise InputRefusedError(f"the site has no rule {result.rule} any more; its bundle is needed; put the rule back")
+
+    def _document(self, result: Result) -> Path:
+        """The `result.json` that a review is about: that of the first way in which the result was written."""
+        found = sorted(self.result_folder(result).rglob("*_result.json")) if result.folder else []
+        if not found:
+            raise InputRefusedError(f"result {result.id} is {result.state}; there is nothing to review")
+        return found[0]
+
+    def _image(self, result: Result) -> Path:
+        study = self.folder / RECEIVED / result.study
+        return study if result.series else study / result.rule / IMAGE
+
+    # what comes in
+
+    def _stored(self, stored: Stored) -> None:
+        if not stored.is_new:
+            return
+        self.received += 1
+        self.arrived(stored.study_instance_uid, 1)
+        series = stored.series_instance_uid
+        with self._arrivals:
+            one = self._arriving[stored.study_instance_uid]
+            is_first, left = series not in one.missing, one.missing.get(series)
+            one.missing[series] = None if left is None else left - 1
+        if is_first:
+            told = _told_count(stored.path)
+            with self._arrivals:
+                one.missing[series] = None if told is None else told - 1
+
+    def arrived(self, study: str, count: int) -> None:
+        """So many files of a study are on the disk that were not there before."""
+        with self._arrivals:
+            one = self._arriving.setdefault(study, _Arriving())
+            one.unrecorded, one.last, one.declared = one.unrecorded + count, time.monotonic(), False
+
+    def _notified(self, told: Availability) -> None:
+        """A study of which all that is said to be available is here, is complete (PS3.4 R)."""
+        wanted = {(series, uid) for series, uids in told.online.items() for uid in uids}
+        folder = self.folder / RECEIVED / told.study_instance_uid
+        if wanted and all((folder / series / f"{uid}.dcm").is_file() for series, uid in wanted):
+            self.declare_complete(told.study_instance_uid)
+
+    def _refused(self, reason: str) -> None:
+        self.refused += 1
+
+    # what it does, again and again
+
+    def _run(self) -> None:
+        while not self._stop.wait(_TICK_S):
+            try:
+                self._tick()
+            except (OSError, sqlite3.Error) as error:  # a full disk: nothing is forgotten, and tried again
+                _logger.error("cannot go on (%s); is the disk full?", type(error).__name__)
+                self._stop.wait(1.0)
+
+    def _tick(self) -> None:
+        self._look_at_disk()
+        self._settle()
+        self._hear()
+        self._watch()
+        for crew in (self.workers, self.senders):
+            crew.mend()
+        self._set_to_work()
+        self._send()
+        self._tidy()
+
+    def _look_at_disk(self) -> None:
+        free = shutil.disk_usage(self.folder).free
+        self._is_full = "" if free >= self.config.least_free_gb * 1e9 else "the node's disk is full"
+
+    def _settle(self) -> None:
+        """Makes a job of each study that nothing more comes for."""
+        with self._arrivals:
+            arriving = dict(self._arriving)
+        for study, one in arriving.items():
+            count = one.unrecorded
+            if count:
+                self.queue.arriving(study, count)
+                with self._arrivals:
+                    one.unrecorded -= count
+            if one.unrecorded or not one.is_quiet(self.config.stable_s):
+                continue
+            job = self.queue.settle(study)
+            with self._arrivals:
+                if not one.unrecorded:  # else more has just come, for another version
+                    del self._arriving[study]
+            self.audit.write("complete", study=study, version=job.version)
+
+    def _set_to_work(self) -> None:
+        idle = self.workers.idle()
+        for job in self.queue.waiting():
+            if not idle:
+                break
+            if time.monotonic() < self._not_before.get(job.id, 0.0):
+                continue
+            begun = self.queue.begin(job.id)
+            idle.pop().give(begun, self._task(begun))
+
+    def _task(self, job: Job) -> dict[str, Any]:
+        return {
+            "study": str(self.folder / RECEIVED / job.study),
+            "output": str(self.folder / RESULTS / f"{job.id}-{job.attempts}"),
+            "earlier": {
+                f"{one.rule}/{one.series}": str(self.folder / RESULTS / one.folder)
+                for one in self.queue.last_delivered(job.study)
+            },
+        }
+
+    def _hear(self) -> None:
+        """What children say is done; what cannot be recorded just now, because the disk is full, is heard again."""
+        for crew, done in ((self.workers, self._worked), (self.senders, self._sent)):
+            for child, message in crew.heard():
+                try:
+                    if child.task is not None:
+                        done(child, child.task, message)
+                except (OSError, sqlite3.Error):
+                    crew.inbox.put((child, message))
+                    raise
+                child.rest()
+
+    def _worked(self, child: Child, job: Job, message: Message | None) -> None:
+        if message is not None and "results" in message:
+            self.seconds["work"].append(float(message["seconds"]))
+            self._keep(job, [self._new_result(one) for one in message["results"]])
+        elif message is not None and "wait" in message:
+            self._not_before[job.id] = time.monotonic() + _WAIT_S
+            self.queue.put_back(job.id, str(message["wait"]), counts=False)
+        else:
+            self._failed(job, str(message["broken"]) if message else _why_ended(child))
+
+    def _new_result(self, one: Mapping[str, Any]) -> NewResult:
+        return NewResult(**one, destinations=self._destinations(one["rule"]) if one["state"] == "sending" else ())
+
+    def _keep(self, job: Job, found: list[NewResult]) -> None:
+        for one in found:
+            self.audit.write(
+                "result", study=job.study, version=job.version, series=one.series, rule=one.rule, state=one.state,
+                verdict=one.verdict, digest=one.digest,
+            )  # fmt: skip
+        for result in self.queue.finish(job.id, found):
+            if result.state == "sending" and not self._destinations(result.rule):
+                self.queue.nowhere_to_go(result.id)
+
+    def _failed(self, job: Job, reason: str) -> None:
+        if job.attempts >= self.config.tries:
+            self.audit.write("dead letter", study=job.study, version=job.version, reason=reason)
+            self.queue.bury(job.id, reason)
+        else:
+            self._not_before[job.id] = time.monotonic() + min(2.0**job.attempts, _WAIT_S)
+            self.queue.put_back(job.id, reason)
+
+    def _watch(self) -> None:
+        """Ends workers that take too long or too much, and senders that hang."""
+        for child in self.workers.children:
+            if child.task is not None and child.busy_s > self.config.job_s:
+                child.why_ended = f"it took more than {self.config.job_s:g} s"
+                child.end()
+            elif resident_bytes(child.pid) > self.config.worker_gb * 1e9:
+                child.why_ended = f"it took more than {self.config.worker_gb:g} GB of memory"
+                child.end()
+        for child in self.senders.children:
+            if child.task is not None and child.busy_s > self.config.job_s:
+                child.end()
+
+    def _send(self) -> None:
+        idle, busy = (
+            self.senders.idle(),
+            {child.task.destination for child in self.senders.children if child.task is not None},
+        )
+        for delivery in self.queue.pending() if idle else ():
+            pause = self._pauses.get(delivery.destination, _Pause())
+            if delivery.destination in busy or time.monotonic() < pause.until or not idle:
+                continue
+            result = self.queue.result(delivery.result)
+            if result is None:
+                continue
+            busy.add(delivery.destination)
+            task = {"destination": delivery.destination, "folder": str(self.folder / RESULTS / result.folder)}
+            idle.pop().give(delivery, task)
+
+    def _sent(self, child: Child, delivery: Delivery, message: Message | None) -> None:
+        if message is not None and "delivered" in message:
+            self._pauses.pop(delivery.destination, None)
+            self.seconds["deliver"].append(float(message["seconds"]))
+            result = self.queue.result(delivery.result)
+            self.audit.write(
+                "delivered", study=result.study if result else "", result=delivery.result, destination=delivery.destination,
+                objects=message["delivered"],
+            )  # fmt: skip
+            self.queue.delivered(delivery.id)
+            self._note_total(delivery)
+            return
+        reason = str(message["failed"]) if message else _why_ended(child)
+        self._wait_for(delivery.destination)
+        is_late = time.time() - delivery.created > self.config.give_up_h * 3600
+        if is_late and delivery.attempts >= _FEW_TRIES:
+            self.audit.write("dead letter", result=delivery.result, destination=delivery.destination, reason=reason)
+            self.queue.bury_delivery(delivery.id, reason)
+        else:
+            self.queue.not_delivered(delivery.id, reason)
+
+    def _note_total(self, delivery: Delivery) -> None:
+        result = self.queue.result(delivery.result)
+        job = self.queue.job(result.job) if result else None
+        if job is not None:
+            self.seconds["total"].append(max(0.0, time.time() - job.created))
+
+    def _wait_for(self, destination: str) -> None:
+        before = self._pauses.get(destination, _Pause()).length_s
+        length = min(max(2 * before, self.config.first_pause_s), self.config.longest_pause_s)
+        self._pauses[destination] = _Pause(time.monotonic() + length, length)
+
+    def _destinations(self, rule: str) -> tuple[str, ...]:
+        return next((one.destinations for one in self.site.rules if one.name == rule), ())
+
+    def _tidy(self) -> None:
+        """Forgets studies about which all was done long ago, and results that nothing names."""
+        if time.monotonic() - self._tidied < _TIDY_S and self._tidied:
+            return
+        self._tidied = time.monotonic()
+        for study in self.queue.forgettable(time.time() - self.config.retention_days * 86_400):
+            with self._arrivals:
+                if study in self._arriving:
+                    continue
+            for job in self.queue.jobs_of(study):
+                for result in self.queue.results_of(job.id):
+                    shutil.rmtree(self.folder / REVIEWS / str(result.id), ignore_errors=True)
+            self.queue.forget(study)
+            shutil.rmtree(self.folder / RECEIVED / study, ignore_errors=True)
+            self.audit.write("forgotten", study=study)
+        known = self.queue.folders()
+        for path in (self.folder / RESULTS).iterdir():
+            at_work = {
+                f"{child.task.id}-{child.task.attempts}" for child in self.workers.children if child.task is not None
+            }
+            if path.name not in known | at_work and time.time() - path.stat().st_mtime > _TIDY_S:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _told_count(path: Path) -> int | None:
+    """How many instances the series of an instance has by its header; None where it does not say."""
+    try:
+        header = load_dataset(path, with_pixels=False, keywords=_HINTS)
+        told = [int(header[keyword].value) for keyword in _HINTS if header.get(keyword)]
+    except (DicomIoError, *READ_ERRORS):  # type: ignore[misc]  # a hint that cannot be read is none
+        return None
+    return told[0] if told and told[0] > 0 else None
+
+
+def _why_ended(child: Child) -> str:
+    code = child.exit_code
+    return (
+        child.why_ended
+        or f"its process ended ({'signal ' + str(-code) if code is not None and code < 0 else f'exit {code}'})"
+    )
+
+
+def _instances(folder: Path) -> Iterator[tuple[str, int]]:
+    """(study, instances) of a store."""
+    for study in folder.iterdir() if folder.is_dir() else ():
+        if study.is_dir() and not study.name.startswith("."):
+            yield study.name, sum(name.endswith((".dcm", IMAGE)) for _, _, names in os.walk(study) for name in names)
+
+
+def _locked(folder: Path) -> Any:
+    """An open file that no other node on this machine can lock."""
+    file = (folder / "node.lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise UsageError(f"{folder} is used by another node; a folder of its own is needed; stop that one") from error
+    return file

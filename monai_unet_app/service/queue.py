@@ -1,0 +1,535 @@
+"""What the node knows about its studies, in SQLite: which wait, which are at work, which results go where.
+
+Instances are not in it: they are files, forced to the disk before their sender was told so. `reconcile` compares the files with
+what is recorded, so that a study is never forgotten, whatever happened to this file; without it every study is segmented
+again, which gives the same bytes. Only the node's own process writes here.
+
+A study has one job for each time that it became complete. A job has results, one for each series that a rule picked, and a
+result has deliveries, one for each destination.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+JobState = Literal["queued", "working", "done", "dead"]
+ResultState = Literal["held", "rejected", "sending", "delivered", "not processed", "dead", "superseded", "refused"]
+DeliveryState = Literal["pending", "delivered", "dead"]
+OPEN_RESULTS: tuple[ResultState, ...] = ("held", "rejected", "sending")
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS studies (
+    uid TEXT PRIMARY KEY, instances INTEGER NOT NULL, version INTEGER NOT NULL, state TEXT NOT NULL, last REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS jobs (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, study TEXT NOT NULL, version INTEGER NOT NULL, state TEXT NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', created REAL NOT NULL, done REAL,
+    UNIQUE (study, version));
+CREATE TABLE IF NOT EXISTS results (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, job INTEGER NOT NULL, study TEXT NOT NULL, rule TEXT NOT NULL, series TEXT NOT NULL,
+    folder TEXT NOT NULL, state TEXT NOT NULL, verdict TEXT NOT NULL, reason TEXT NOT NULL, digest TEXT NOT NULL,
+    created REAL NOT NULL, done REAL);
+CREATE TABLE IF NOT EXISTS deliveries (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, result INTEGER NOT NULL, destination TEXT NOT NULL, state TEXT NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', created REAL NOT NULL, done REAL,
+    UNIQUE (result, destination));
+CREATE TABLE IF NOT EXISTS commitments (
+    ae_title TEXT NOT NULL, "transaction" TEXT NOT NULL, refs TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
+    created REAL NOT NULL, reported REAL, PRIMARY KEY (ae_title, "transaction"));
+CREATE INDEX IF NOT EXISTS jobs_state ON jobs (state);
+CREATE INDEX IF NOT EXISTS results_of ON results (study, rule, series);
+CREATE INDEX IF NOT EXISTS deliveries_state ON deliveries (state);
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A study that is to be segmented, or was.
+
+    Attributes:
+        version: How often the study had become complete, from 1.
+        attempts: How often a worker has begun it.
+        created: Seconds since 1970.
+    """
+
+    id: int
+    study: str
+    version: int
+    state: JobState
+    attempts: int
+    reason: str
+    created: float
+
+
+@dataclass(frozen=True)
+class NewResult:
+    """What a worker made of one series.
+
+    Attributes:
+        series: SeriesInstanceUID; empty where no series of the study was picked.
+        folder: Below the node's folder; empty where there is nothing to deliver.
+        digest: Of all files in it.
+        destinations: Where it is to go.
+    """
+
+    rule: str
+    series: str
+    folder: str
+    state: ResultState
+    verdict: str
+    reason: str
+    digest: str
+    destinations: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """A result as it is recorded; see `NewResult`."""
+
+    id: int
+    job: int
+    study: str
+    rule: str
+    series: str
+    folder: str
+    state: ResultState
+    verdict: str
+    reason: str
+    digest: str
+    created: float
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A result on its way to one destination."""
+
+    id: int
+    result: int
+    destination: str
+    state: DeliveryState
+    attempts: int
+    reason: str
+    created: float
+
+
+class Queue:
+    """The node's memory; several threads of its process may use it."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens it, making it if need be. What was at work when the node died waits again, and not
+        at its own cost."""
+        self._lock = threading.RLock()
+        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=30)
+        self._db.row_factory = sqlite3.Row
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.executescript(_SCHEMA)
+        self._db.execute("UPDATE jobs SET state = 'queued', attempts = attempts - 1 WHERE state = 'working'")
+
+    def close(self) -> None:
+        """Nothing may be asked of it afterwards."""
+        with self._lock:
+            self._db.close()
+
+    @contextmanager
+    def _all_or_none(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    def _rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
+        with self._lock:
+            return self._db.execute(query, values).fetchall()
+
+    # studies
+
+    def arriving(self, study: str, instances: int) -> None:
+        """Instances of a study came that no job has seen."""
+        with self._all_or_none() as db:
+            db.execute(
+                "INSERT INTO studies VALUES (?, ?, 0, 'arriving', ?) ON CONFLICT (uid) DO UPDATE SET "
+                "instances = instances + excluded.instances, state = 'arriving', last = excluded.last",
+                (study, instances, time.time()),
+            )
+
+    def reconcile(self, found: Mapping[str, int]) -> list[str]:
+        """Studies whose files are not what was recorded: they count as arriving. `found`: instances on the disk by study.
+
+        Studies that were complete, and whose job was lost, are among them.
+        """
+        known = {row["uid"]: row for row in self._rows("SELECT * FROM studies")}
+        jobs = {(row["study"], row["version"]) for row in self._rows("SELECT study, version FROM jobs")}
+        changed = [
+            study
+            for study, instances in found.items()
+            if study not in known
+            or known[study]["instances"] != instances
+            or known[study]["state"] == "arriving"
+            or (study, known[study]["version"]) not in jobs
+        ]
+        with self._all_or_none() as db:
+            for study in changed:
+                version = known[study]["version"] if study in known else 0
+                db.execute(
+                    "INSERT OR REPLACE INTO studies VALUES (?, ?, ?, 'arriving', ?)",
+                    (study, found[study], version, time.time()),
+                )
+        return changed
+
+    def settle(self, study: str) -> Job:
+        """The study is complete for now: a job of its own waits."""
+        with self._all_or_none() as db:
+            db.execute("UPDATE studies SET state = 'complete', version = version + 1 WHERE uid = ?", (study,))
+            db.execute(
+                "INSERT INTO jobs (study, version, state, created) SELECT uid, version, 'queued', ? FROM studies WHERE uid = ?",
+                (time.time(), study),
+            )
+            # an older version that nobody has begun says nothing that this one does not
+            db.execute(
+                "UPDATE jobs SET state = 'done', reason = 'superseded', done = ? WHERE study = ? AND state = 'queued' "
+                "AND version < (SELECT version FROM studies WHERE uid = ?)",
+                (time.time(), study, study),
+            )
+            row = db.execute("SELECT * FROM jobs WHERE study = ? ORDER BY version DESC LIMIT 1", (study,)).fetchone()
+        return _job(row)
+
+    # jobs
+
+    def waiting(self) -> list[Job]:
+        """Jobs that nobody works at, the oldest first; of studies at work none."""
+        return [
+            _job(row)
+            for row in self._rows(
+                "SELECT * FROM jobs WHERE state = 'queued' AND study NOT IN (SELECT study FROM jobs WHERE state = 'working') "
+                "ORDER BY created, id"
+            )
+        ]
+
+    def job(self, number: int) -> Job | None:
+        rows = self._rows("SELECT * FROM jobs WHERE id = ?", number)
+        return _job(rows[0]) if rows else None
+
+    def begin(self, job: int) -> Job:
+        """A worker has it now."""
+        with self._all_or_none() as db:
+            db.execute("UPDATE jobs SET state = 'working', attempts = attempts + 1 WHERE id = ?", (job,))
+            return _job(db.execute("SELECT * FROM jobs WHERE id = ?", (job,)).fetchone())
+
+    def put_back(self, job: int, reason: str, *, counts: bool = True) -> None:
+        """It waits again; `counts`: the attempt is held against it."""
+        with self._all_or_none() as db:
+            db.execute(
+                "UPDATE jobs SET state = 'queued', reason = ?, attempts = attempts - ? WHERE id = ?",
+                (reason, 0 if counts else 1, job),
+            )
+
+    def bury(self, job: int, reason: str) -> None:
+        """It goes to the dead letters."""
+        with self._all_or_none() as db:
+            db.execute("UPDATE jobs SET state = 'dead', reason = ?, done = ? WHERE id = ?", (reason, time.time(), job))
+
+    def finish(self, job: int, results: Sequence[NewResult]) -> list[Result]:
+        """It is done; its results supersede those of the same series that are not delivered, and wait to be sent."""
+        with self._all_or_none() as db:
+            row = db.execute("SELECT * FROM jobs WHERE id = ?", (job,)).fetchone()
+            now = time.time()
+            db.execute("UPDATE jobs SET state = 'done', reason = '', done = ? WHERE id = ?", (now, job))
+            made = [_add_result(db, row, one, now) for one in results]
+            return [_result(db.execute("SELECT * FROM results WHERE id = ?", (number,)).fetchone()) for number in made]
+
+    def revive(self, job: int) -> None:
+        """A dead letter is tried again, with all its tries."""
+        with self._all_or_none() as db:
+            db.execute(
+                "UPDATE jobs SET state = 'queued', attempts = 0, done = NULL WHERE id = ? AND state = 'dead'", (job,)
+            )
+
+    # results
+
+    def result(self, number: int) -> Result | None:
+        rows = self._rows("SELECT * FROM results WHERE id = ?", number)
+        return _result(rows[0]) if rows else None
+
+    def results_of(self, job: int) -> list[Result]:
+        return [_result(row) for row in self._rows("SELECT * FROM results WHERE job = ? ORDER BY id", job)]
+
+    def last_delivered(self, study: str) -> list[Result]:
+        """Of each series the last result that went out, wholly or in part."""
+        rows = self._rows(
+            "SELECT * FROM results WHERE id IN (SELECT max(r.id) FROM results r JOIN deliveries d ON d.result = r.id "
+            "WHERE r.study = ? AND d.state = 'delivered' GROUP BY r.rule, r.series)",
+            study,
+        )
+        return [_result(row) for row in rows]
+
+    def folders(self) -> set[str]:
+        """Names of the folders below `results` that a result is in."""
+        return {str(row["folder"]).split("/")[0] for row in self._rows("SELECT folder FROM results")}
+
+    def nowhere_to_go(self, number: int) -> None:
+        """A result whose rule names no destination is done."""
+        with self._all_or_none() as db:
+            db.execute("UPDATE results SET state = 'delivered', done = ? WHERE id = ?", (time.time(), number))
+
+    def release(self, number: int, destinations: Sequence[str]) -> None:
+        """A held result may go out."""
+        with self._all_or_none() as db:
+            changed = db.execute(
+                "UPDATE results SET state = 'sending' WHERE id = ? AND state IN ('held', 'rejected')", (number,)
+            ).rowcount
+            if changed:
+                _add_deliveries(db, number, destinations, time.time())
+
+    def refuse(self, number: int, reason: str) -> None:
+        """A held result will not go out."""
+        with self._all_or_none() as db:
+            db.execute(
+                "UPDATE results SET state = 'refused', reason = ?, done = ? WHERE id = ? AND state IN ('held', 'rejected')",
+                (reason, time.time(), number),
+            )
+
+    # deliveries
+
+    def pending(self) -> list[Delivery]:
+        """Deliveries to be made, the oldest first."""
+        return [_delivery(row) for row in self._rows("SELECT * FROM deliveries WHERE state = 'pending' ORDER BY id")]
+
+    def delivered(self, number: int) -> None:
+        """A destination has all that it wants of a result."""
+        self._close_delivery(number, "delivered", "")
+
+    def not_delivered(self, number: int, reason: str) -> None:
+        """A destination could not be given a result; it is tried again."""
+        with self._all_or_none() as db:
+            db.execute("UPDATE deliveries SET attempts = attempts + 1, reason = ? WHERE id = ?", (reason, number))
+
+    def bury_delivery(self, number: int, reason: str) -> None:
+        """It goes to the dead letters."""
+        self._close_delivery(number, "dead", reason)
+
+    def _close_delivery(self, number: int, state: DeliveryState, reason: str) -> None:
+        now = time.time()
+        with self._all_or_none() as db:
+            db.execute(
+                "UPDATE deliveries SET state = ?, attempts = attempts + 1, reason = ?, done = ? WHERE id = ?",
+                (state, reason, now, number),
+            )
+            db.execute(
+                "UPDATE results SET done = ?, state = CASE WHEN EXISTS (SELECT 1 FROM deliveries d WHERE d.result = results.id "
+                "AND d.state = 'dead') THEN 'dead' ELSE 'delivered' END WHERE state = 'sending' AND id = (SELECT result FROM "
+                "deliveries WHERE id = ?) AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.result = results.id AND "
+                "d.state = 'pending')",
+                (now, number),
+            )
+
+    def revive_delivery(self, number: int) -> None:
+        """A dead delivery is tried again."""
+        with self._all_or_none() as db:
+            db.execute(
+                "UPDATE deliveries SET state = 'pending', attempts = 0, created = ?, done = NULL WHERE id = ? "
+                "AND state = 'dead'",
+                (time.time(), number),
+            )
+            db.execute(
+                "UPDATE results SET state = 'sending', done = NULL WHERE id = (SELECT result FROM deliveries WHERE id = ? AND "
+                "state = 'pending') AND state = 'dead'",
+                (number,),
+            )
+
+    def add_verified(self, of: Result, folder: str, digest: str, destinations: Sequence[str]) -> int:
+        """A verified report on a result goes where the result went; it supersedes nothing."""
+        now = time.time()
+        with self._all_or_none() as db:
+            cursor = db.execute(
+                "INSERT INTO results (job, study, rule, series, folder, state, verdict, reason, digest, created, done) "
+                "VALUES (?, ?, ?, ?, ?, ?, 'verified', '', ?, ?, ?)",
+                (
+                    of.job, of.study, of.rule, of.series, folder, "sending" if destinations else "delivered", digest, now,
+                    None if destinations else now,
+                ),
+            )  # fmt: skip
+            number = int(cursor.lastrowid or 0)
+            _add_deliveries(db, number, destinations, now)
+        return number
+
+    # storage commitment
+
+    def commitment(self, ae_title: str, transaction: str, references: list[list[str]]) -> bool:
+        """Remembers a request; False if the transaction came before with other instances."""
+        told = json.dumps(references)
+        with self._all_or_none() as db:
+            db.execute(
+                'INSERT OR IGNORE INTO commitments (ae_title, "transaction", refs, created) VALUES (?, ?, ?, ?)',
+                (ae_title, transaction, told, time.time()),
+            )
+            query = 'SELECT refs FROM commitments WHERE ae_title = ? AND "transaction" = ?'
+            return bool(db.execute(query, (ae_title, transaction)).fetchone()["refs"] == told)
+
+    def commitments(self) -> list[tuple[str, str, list[list[str]], int, float]]:
+        """Those that have not been reported: AE title, transaction UID, [class, instance] of each, tries, when it came."""
+        rows = self._rows("SELECT * FROM commitments WHERE reported IS NULL ORDER BY created")
+        return [
+            (row["ae_title"], row["transaction"], json.loads(row["refs"]), row["attempts"], row["created"])
+            for row in rows
+        ]
+
+    def commitment_tried(self, ae_title: str, transaction: str) -> None:
+        """It could not be reported."""
+        with self._all_or_none() as db:
+            db.execute(
+                'UPDATE commitments SET attempts = attempts + 1 WHERE ae_title = ? AND "transaction" = ?',
+                (ae_title, transaction),
+            )
+
+    def commitment_reported(self, ae_title: str, transaction: str) -> None:
+        """Nothing more is to be done."""
+        with self._all_or_none() as db:
+            db.execute(
+                'UPDATE commitments SET reported = ? WHERE ae_title = ? AND "transaction" = ?',
+                (time.time(), ae_title, transaction),
+            )
+
+    # the whole
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """How many studies, jobs, results and deliveries are in each state."""
+        return {
+            table: {
+                str(row["state"]): int(row["n"])
+                for row in self._rows(f"SELECT state, count(*) n FROM {table} GROUP BY state")
+            }
+            for table in ("studies", "jobs", "results", "deliveries")
+        }
+
+    def jobs(self, states: Sequence[JobState], limit: int = 100) -> list[Job]:
+        """Jobs in these states, the newest first."""
+        marks = ", ".join("?" * len(states))
+        return [
+            _job(row)
+            for row in self._rows(
+                f"SELECT * FROM jobs WHERE state IN ({marks}) ORDER BY id DESC LIMIT ?", *states, limit
+            )
+        ]
+
+    def jobs_of(self, study: str) -> list[Job]:
+        """All versions of a study, the first one first."""
+        return [_job(row) for row in self._rows("SELECT * FROM jobs WHERE study = ? ORDER BY version", study)]
+
+    def results(self, states: Sequence[ResultState], limit: int = 100) -> list[Result]:
+        """Results in these states, in any if there are none; the newest first."""
+        marks = ", ".join("?" * len(states))
+        where = f"WHERE state IN ({marks})" if states else ""
+        query = f"SELECT * FROM results {where} ORDER BY id DESC LIMIT ?"
+        return [_result(row) for row in self._rows(query, *states, limit)]
+
+    def deliveries(self, states: Sequence[DeliveryState], limit: int = 100) -> list[Delivery]:
+        """Deliveries in these states, the newest first."""
+        marks = ", ".join("?" * len(states))
+        query = f"SELECT * FROM deliveries WHERE state IN ({marks}) ORDER BY id DESC LIMIT ?"
+        return [_delivery(row) for row in self._rows(query, *states, limit)]
+
+    def verdicts(self) -> dict[str, int]:
+        """How many results have each verdict of the quality gate; "" for none."""
+        rows = self._rows("SELECT verdict, count(*) n FROM results WHERE folder != '' GROUP BY verdict")
+        return {str(row["verdict"]): int(row["n"]) for row in rows}
+
+    def deliveries_of(self, result: int) -> list[Delivery]:
+        return [_delivery(row) for row in self._rows("SELECT * FROM deliveries WHERE result = ? ORDER BY id", result)]
+
+    def forgettable(self, before: float) -> list[str]:
+        """Studies about which everything was done before a time: no file of them is needed any more."""
+        rows = self._rows(
+            "SELECT uid FROM studies s WHERE state = 'complete' AND last < ? "
+            "AND NOT EXISTS (SELECT 1 FROM jobs WHERE study = s.uid AND (state != 'done' OR done >= ?)) "
+            "AND NOT EXISTS (SELECT 1 FROM results WHERE study = s.uid AND (state IN ('held', 'rejected', 'sending', 'dead') "
+            "OR done >= ?))",
+            before, before, before,
+        )  # fmt: skip
+        return [str(row["uid"]) for row in rows]
+
+    def forget(self, study: str) -> None:
+        """Its files are gone: so are its rows."""
+        with self._all_or_none() as db:
+            db.execute("DELETE FROM deliveries WHERE result IN (SELECT id FROM results WHERE study = ?)", (study,))
+            for table, key in (("results", "study"), ("jobs", "study"), ("studies", "uid")):
+                db.execute(f"DELETE FROM {table} WHERE {key} = ?", (study,))
+
+
+def _add_result(db: sqlite3.Connection, job: sqlite3.Row, one: NewResult, now: float) -> int:
+    """Records a result and its deliveries; one that the destinations have already, byte for byte, is not sent again."""
+    earlier = db.execute(
+        "SELECT * FROM results WHERE study = ? AND rule = ? AND series = ? ORDER BY id",
+        (job["study"], one.rule, one.series),
+    ).fetchall()
+    db.execute(
+        "UPDATE results SET state = 'superseded', done = ? WHERE study = ? AND rule = ? AND series = ? AND state IN "
+        "('held', 'rejected', 'sending')",
+        (now, job["study"], one.rule, one.series),
+    )
+    db.execute(
+        "DELETE FROM deliveries WHERE state = 'pending' AND result IN (SELECT id FROM results WHERE state = 'superseded' AND "
+        "study = ?)",
+        (job["study"],),
+    )
+    done = None if one.state in OPEN_RESULTS else now
+    cursor = db.execute(
+        "INSERT INTO results (job, study, rule, series, folder, state, verdict, reason, digest, created, done) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            job["id"], job["study"], one.rule, one.series, one.folder, one.state, one.verdict, one.reason, one.digest, now,
+            done,
+        ),
+    )  # fmt: skip
+    number = int(cursor.lastrowid or 0)
+    if one.state != "sending":
+        return number
+    same = [row["id"] for row in earlier if row["digest"] == one.digest]
+    marks = ", ".join("?" * len(same))
+    have = {
+        row["destination"]
+        for row in db.execute(
+            f"SELECT destination FROM deliveries WHERE state = 'delivered' AND result IN ({marks})", same
+        )
+    }
+    _add_deliveries(db, number, [name for name in one.destinations if name not in have], now)
+    for name in one.destinations:
+        if name in have:
+            db.execute(
+                "INSERT INTO deliveries (result, destination, state, reason, created, done) VALUES (?, ?, 'delivered', "
+                "'it has the same bytes already', ?, ?)",
+                (number, name, now, now),
+            )
+    if not set(one.destinations) - have:
+        db.execute("UPDATE results SET state = 'delivered', done = ? WHERE id = ?", (now, number))
+    return number
+
+
+def _add_deliveries(db: sqlite3.Connection, result: int, destinations: Sequence[str], now: float) -> None:
+    db.executemany(
+        "INSERT OR IGNORE INTO deliveries (result, destination, state, created) VALUES (?, ?, 'pending', ?)",
+        [(result, name, now) for name in destinations],
+    )
+
+
+def _job(row: sqlite3.Row) -> Job:
+    return Job(*(row[name] for name in Job.__dataclass_fields__))
+
+
+def _result(row: sqlite3.Row) -> Result:
+    return Result(*(row[name] for name in Result.__dataclass_fields__))
+
+
+def _delivery(row: sqlite3.Row) -> Delivery:
+    return Delivery(*(row[name] for name in Delivery.__dataclass_fields__))

@@ -1,0 +1,84 @@
+"""Who may do what through the HTTP door: tokens with roles, of which only digests are kept.
+
+A line of the tokens' file is `name role[,role] sha256`, made by `monai-unet token`; # begins a comment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from monai_unet_app.errors import UsageError
+
+Role = Literal["submit", "read", "reviewer", "admin"]
+ROLES: tuple[Role, ...] = ("submit", "read", "reviewer", "admin")
+_LINE = re.compile(r"(?P<name>[\w.@-]{1,64})\s+(?P<roles>[a-z,]+)\s+(?P<digest>[0-9a-f]{64})")
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Somebody with a token."""
+
+    name: str
+    roles: frozenset[str]
+
+    def may(self, role: Role) -> bool:
+        """Whether this role is theirs; an admin has all, a reviewer reads."""
+        return role in self.roles or "admin" in self.roles or (role == "read" and "reviewer" in self.roles)
+
+
+def new_token(name: str, roles: list[str]) -> tuple[str, str]:
+    """A new token, and the line that lets its holder in.
+
+    Raises:
+        UsageError: A name that cannot stand in the file, or no such role.
+    """
+    token = secrets.token_urlsafe(32)
+    line = f"{name} {','.join(roles)} {_digest(token)}"
+    _parsed(line, "the new line")
+    return token, line
+
+
+def read_tokens(path: Path) -> dict[str, Holder]:
+    """sha256 of each token -> whose it is.
+
+    Raises:
+        UsageError: The file is absent, or a line is none.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{path} cannot be read ({type(error).__name__}); a file of tokens is needed; make lines with monai-unet token"
+        ) from error
+    texts = [(number, line.split("#")[0].strip()) for number, line in enumerate(lines, start=1)]
+    return dict(_parsed(text, f"{path.name}, line {number}") for number, text in texts if text)
+
+
+def holder_of(token: str, known: dict[str, Holder]) -> Holder | None:
+    """Whose token it is; None for nobody's. Takes as long for any token."""
+    digest, found = _digest(token), None
+    for one, holder in known.items():
+        if hmac.compare_digest(one, digest):
+            found = holder
+    return found
+
+
+def _parsed(text: str, where: str) -> tuple[str, Holder]:
+    found = _LINE.fullmatch(text)
+    roles = frozenset(found["roles"].split(",")) if found else frozenset()
+    if found is None or not roles <= set(ROLES):
+        raise UsageError(
+            f"{where} is no token's; a name, some of {', '.join(ROLES)} with commas and a sha256 are needed; make it with "
+            "monai-unet token"
+        )
+    return found["digest"], Holder(found["name"], roles)
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()

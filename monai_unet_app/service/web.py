@@ -1,0 +1,394 @@
+"""The HTTP door: studies in, results out, a status page, figures; behind it the same queue as behind DICOM.
+
+OpenAPI describes it at /openapi.json. Whoever comes shows a token, as a bearer or as the password of a browser's question.
+Answers name studies by UID and nobody by name.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
+
+import uvicorn
+from fastapi import Body, Depends, FastAPI, HTTPException, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse, HTMLResponse, Response
+
+from monai_unet_app import __version__
+from monai_unet_app.errors import AppError, InputRefusedError
+from monai_unet_app.service.figures import exposition
+from monai_unet_app.service.queue import Result
+from monai_unet_app.service.site import HttpConfig
+from monai_unet_app.service.status import status_page
+from monai_unet_app.service.tokens import Holder, Role, holder_of, read_tokens
+from monai_unet_app.service.uploads import kind_of, take_dicom, take_nifti, take_zip
+
+if TYPE_CHECKING:
+    from monai_unet_app.service.node import Node
+
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+}
+
+
+def make_app(node: Node, config: HttpConfig) -> FastAPI:
+    """The application in front of a node.
+
+    Raises:
+        UsageError: The file of tokens cannot be used.
+    """
+    app = FastAPI(title="monai-unet node", version=__version__, docs_url=None, redoc_url=None)
+    app.state.tokens = read_tokens(config.tokens)
+
+    @app.middleware("http")
+    async def _headers(request: Request, call_next: Callable[..., Any]) -> Response:
+        response: Response = (
+            Response("another site asks", 403) if _from_elsewhere(request) else await call_next(request)
+        )
+        for name, value in _HEADERS.items():
+            response.headers.setdefault(name, value)
+        return response
+
+    _add_health(app, node)
+    _add_studies(app, node, config)
+    _add_results(app, node)
+    _add_reviews(app, node)
+    _add_repairs(app, node)
+    return app
+
+
+def _from_elsewhere(request: Request) -> bool:
+    """Whether a page of another site asks for a change with the password that a browser remembers."""
+    origin = request.headers.get("Origin")
+    return request.method != "GET" and origin is not None and urlsplit(origin).netloc != request.headers.get("Host", "")
+
+
+def _needs(role: Role) -> Callable[[Request], Holder]:
+    """A dependency: whoever asks, if that role is theirs; else 401 or 403."""
+
+    def let_in(request: Request) -> Holder:
+        holder = holder_of(_token(request), request.app.state.tokens)
+        if holder is None:
+            raise HTTPException(
+                401, "a token is needed", {"WWW-Authenticate": 'Basic realm="monai-unet", charset="UTF-8"'}
+            )
+        if not holder.may(role):
+            raise HTTPException(403, f"the role {role} is needed; {holder.name} has {', '.join(sorted(holder.roles))}")
+        return holder
+
+    return let_in
+
+
+Submitter = Annotated[Holder, Depends(_needs("submit"))]
+Reader = Annotated[Holder, Depends(_needs("read"))]
+Reviewer = Annotated[Holder, Depends(_needs("reviewer"))]
+Admin = Annotated[Holder, Depends(_needs("admin"))]
+
+
+def _token(request: Request) -> str:
+    """The bearer token, or the password of basic authentication; empty where there is neither."""
+    scheme, _, value = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip()
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(value, validate=True).decode().partition(":")[2]
+        except (binascii.Error, UnicodeDecodeError):
+            return ""
+    return ""
+
+
+def _add_health(app: FastAPI, node: Node) -> None:
+    @app.get("/health", summary="The process is alive")
+    def health() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @app.get("/ready", summary="A worker is warm and the disk has room; 503 otherwise")
+    def ready() -> dict[str, bool]:
+        if not node.is_ready:
+            raise HTTPException(503, "not ready")
+        return {"ready": True}
+
+    @app.get("/metrics", summary="Figures for Prometheus", dependencies=[Depends(_needs("read"))])
+    def metrics() -> Response:
+        return Response(exposition(node), media_type="text/plain; version=0.0.4")
+
+    @app.get("/", summary="What the node is doing", response_class=HTMLResponse, dependencies=[Depends(_needs("read"))])
+    def status() -> str:
+        return status_page(node)
+
+
+def _add_studies(app: FastAPI, node: Node, config: HttpConfig) -> None:
+    @app.post("/studies", status_code=202, summary="A zip of DICOM objects, one object, or a NIfTI image for a rule")
+    async def submit(
+        request: Request,
+        holder: Submitter,
+        rule: Annotated[str, Query(description="for a NIfTI image: the rule whose bundle segments it")] = "",
+    ) -> dict[str, Any]:
+        if (full := node.why_full()) != "":
+            raise HTTPException(507, full)
+        with _part(node.folder) as path:
+            await _receive(request, path, config)
+            found = await run_in_threadpool(_take, node, path, rule, config)
+        node.audit.write("submitted", who=holder.name, studies=sorted(found["studies"]))
+        return found
+
+    @app.get("/studies/{study}", summary="What became of a study", dependencies=[Depends(_needs("read"))])
+    def study(study: str) -> dict[str, Any]:
+        jobs = node.queue.jobs_of(study)
+        if not jobs and not node.is_arriving(study):
+            raise HTTPException(404, "no such study")
+        return {
+            "study": study,
+            "arriving": node.is_arriving(study),
+            "versions": [
+                {**asdict(job), "results": [_told(node, result) for result in node.queue.results_of(job.id)]}
+                for job in jobs
+            ],
+        }
+
+
+def _take(node: Node, path: Path, rule: str, config: HttpConfig) -> dict[str, Any]:
+    try:
+        kind = kind_of(path)
+        if kind == "nifti":
+            names = [one.name for one in node.site.rules]
+            if rule not in names:
+                raise InputRefusedError(
+                    f"rule is {rule!r}; for a NIfTI image one of {', '.join(names)} is needed; add ?rule=NAME"
+                )
+            study = take_nifti(path, node.store.folder, rule)
+            node.arrived(study, 1)
+            return {"studies": {study: 1}, "refused": []}
+        found = (
+            take_zip(path, node.store, config.most_upload_gb * 4e9) if kind == "zip" else take_dicom(path, node.store)
+        )
+    except InputRefusedError as error:
+        raise HTTPException(422, str(error)) from error
+    if not found.instances:
+        raise HTTPException(422, found.refused[0] if found.refused else "the archive is empty")
+    return {"studies": found.instances, "refused": found.refused}
+
+
+async def _receive(request: Request, path: Path, config: HttpConfig) -> None:
+    """The body of a request, or the first file of a form, to a file; bounded in size and time."""
+    end, left = time.monotonic() + config.most_upload_s, config.most_upload_gb * 1e9
+    if request.headers.get("Content-Type", "").startswith("multipart/form-data"):
+        form = await request.form(max_files=1, max_fields=8)
+        chunks = next((part for part in form.values() if not isinstance(part, str)), None)
+        if chunks is None:
+            raise HTTPException(422, "the form holds no file; one is needed")
+        with path.open("wb") as stream:
+            while chunk := await chunks.read(1 << 20):
+                left -= len(chunk)
+                _check(left, end)
+                stream.write(chunk)
+        return
+    with path.open("wb") as stream:
+        async for chunk in request.stream():
+            left -= len(chunk)
+            _check(left, end)
+            stream.write(chunk)
+
+
+def _check(left: float, end: float) -> None:
+    if left < 0:
+        raise HTTPException(413, "the upload is larger than this node takes; split it")
+    if time.monotonic() > end:
+        raise HTTPException(408, "the upload took longer than this node waits")
+
+
+@contextmanager
+def _part(folder: Path) -> Iterator[Path]:
+    """A file that is gone afterwards."""
+    uploads = folder / "uploads"
+    uploads.mkdir(exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=uploads, suffix=".part")
+    os.close(handle)
+    try:
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _add_results(app: FastAPI, node: Node) -> None:
+    @app.get("/results/{number}", summary="One result: its state, what the bundle says of it, its files")
+    def result(number: int, holder: Reader) -> dict[str, Any]:
+        return _told(node, _found(node, number))
+
+    @app.get("/results/{number}/files/{name:path}", summary="One file of a result", response_class=FileResponse)
+    def file(number: int, name: str, holder: Reader) -> FileResponse:
+        folder = node.result_folder(_found(node, number)).resolve()
+        path = (folder / name).resolve()
+        if not path.is_relative_to(folder) or not path.is_file():
+            raise HTTPException(404, "no such file")
+        node.audit.write("read", who=holder.name, result=number, file=path.name)
+        return FileResponse(path, filename=path.name)
+
+    @app.post("/results/{number}/release", summary="A result that was held back goes out")
+    def release(number: int, holder: Reviewer) -> dict[str, Any]:
+        _kept_back(_found(node, number))
+        node.release(number, holder.name)
+        return _told(node, _found(node, number))
+
+    @app.post("/results/{number}/refuse", summary="A result that was held back will not go out")
+    def refuse(
+        number: int,
+        holder: Reviewer,
+        reason: Annotated[str, Body(embed=True, max_length=500)],
+    ) -> dict[str, Any]:
+        _kept_back(_found(node, number))
+        node.refuse(number, holder.name, reason)
+        return _told(node, _found(node, number))
+
+
+def _add_reviews(app: FastAPI, node: Node) -> None:
+    @app.get("/results/{number}/review", summary="The page on which a result is reviewed; names the patient")
+    def page(number: int, holder: Reviewer) -> FileResponse:
+        found = _found(node, number)
+        try:
+            made = node.review_page(found, f"/results/{number}/verdict")
+        except AppError as error:
+            raise HTTPException(422, str(error)) from error
+        node.audit.write("reviewed", who=holder.name, study=found.study, result=number)
+        return FileResponse(made, media_type="text/html", headers={"Content-Security-Policy": "frame-ancestors 'none'"})
+
+    @app.post(
+        "/results/{number}/verdict",
+        summary="What a reviewer decided: JSON of a review page, or a form with the mask too",
+    )
+    async def verdict(number: int, request: Request, holder: Reviewer) -> dict[str, Any]:
+        found = _found(node, number)
+        with _part(node.folder) as mask:
+            told, name = await _verdict_of(request, mask)
+            corrected = None
+            if name:
+                corrected = mask.with_name(f"{mask.stem}{name}")
+                mask.rename(corrected)
+            try:
+                return await run_in_threadpool(node.decide, found, told, holder.name, corrected)
+            except AppError as error:
+                raise HTTPException(422, str(error)) from error
+            finally:
+                if corrected is not None:
+                    corrected.unlink(missing_ok=True)
+
+
+async def _verdict_of(request: Request, mask: Path) -> tuple[dict[str, Any], str]:
+    """The verdict, and the ending of the mask that came with it, which is written to a file; "" where none came."""
+    kind = request.headers.get("Content-Type", "")
+    if kind.startswith("application/json"):
+        body = await request.body()
+        return _parsed(body), ""
+    if not kind.startswith("multipart/form-data"):
+        raise HTTPException(415, "JSON of a review page is needed, or a form with fields verdict and mask")
+    form = await request.form(max_files=2, max_fields=4)
+    verdict, corrected = form.get("verdict"), form.get("mask")
+    if corrected is None or isinstance(corrected, str) or verdict is None:
+        raise HTTPException(422, "a form with fields verdict (JSON) and mask (a file) is needed")
+    text = verdict if isinstance(verdict, str) else (await verdict.read()).decode("utf-8", "replace")
+    with mask.open("wb") as stream:
+        while chunk := await corrected.read(1 << 20):
+            stream.write(chunk)
+    endings = (".nii.gz", ".nii", ".dcm", ".nrrd", ".mha", ".png")
+    return _parsed(text), next((one for one in endings if str(corrected.filename).lower().endswith(one)), ".dcm")
+
+
+def _parsed(text: str | bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise HTTPException(422, "the verdict is no JSON") from error
+    if not isinstance(found, dict):
+        raise HTTPException(422, "the verdict is no JSON object")
+    return found
+
+
+def _add_repairs(app: FastAPI, node: Node) -> None:
+    @app.post("/jobs/{number}/retry", summary="A dead letter is worked at again")
+    def retry_job(number: int, holder: Admin) -> dict[str, int]:
+        node.audit.write("retried", who=holder.name, job=number)
+        node.queue.revive(number)
+        return {"job": number}
+
+    @app.post("/deliveries/{number}/retry", summary="A dead delivery is tried again")
+    def retry_delivery(number: int, holder: Admin) -> dict[str, int]:
+        node.audit.write("retried", who=holder.name, delivery=number)
+        node.queue.revive_delivery(number)
+        return {"delivery": number}
+
+
+def _found(node: Node, number: int) -> Result:
+    result = node.queue.result(number)
+    if result is None:
+        raise HTTPException(404, "no such result")
+    return result
+
+
+def _kept_back(result: Result) -> None:
+    if result.state not in ("held", "rejected"):
+        raise HTTPException(409, f"the result is {result.state}; only one that is held back can be released or refused")
+
+
+def _told(node: Node, result: Result) -> dict[str, Any]:
+    folder = node.result_folder(result)
+    files = sorted(path for path in folder.rglob("*") if path.is_file()) if result.folder else []
+    said = next((json.loads(path.read_text()) for path in files if path.name.endswith("_result.json")), None)
+    return {
+        **{key: value for key, value in asdict(result).items() if key != "folder"},
+        "deliveries": [asdict(one) for one in node.queue.deliveries_of(result.id)],
+        "files": [str(path.relative_to(folder)) for path in files],
+        "document": said,
+    }
+
+
+class Door:
+    """The HTTP server, from `with` to its end, in a thread of its own."""
+
+    def __init__(self, node: Node, config: HttpConfig) -> None:
+        """Raises UsageError as `make_app`."""
+        settings = uvicorn.Config(
+            make_app(node, config),
+            host=config.host,
+            port=config.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=10,
+            limit_concurrency=64,
+            ssl_certfile=config.tls.certificate if config.tls else None,
+            ssl_keyfile=config.tls.key if config.tls else None,
+        )
+        self._server = uvicorn.Server(settings)
+        self._thread = threading.Thread(target=self._server.run, name="http door", daemon=True)
+
+    @property
+    def port(self) -> int:
+        """The port that is bound."""
+        return int(self._server.servers[0].sockets[0].getsockname()[1])
+
+    def __enter__(self) -> Door:
+        self._thread.start()
+        while not self._server.started:
+            if not self._thread.is_alive():
+                raise AppError("the HTTP door cannot be opened; a free port of this machine is needed; choose another")
+            time.sleep(0.02)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._server.should_exit = True
+        self._thread.join()

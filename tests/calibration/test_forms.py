@@ -1,0 +1,474 @@
+"""Each form of calibration undoes what it is made for, keeps the labels if it says so, and is written as it was fitted."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import BUNDLES, REPOSITORY
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+from scipy import ndimage
+from small_data import calibration_of, few_examples, set_calibration
+
+from monai_unet_app.bundle import load_bundle
+from monai_unet_app.calibrate import compare_forms
+from monai_unet_app.calibration.fit import KeptLogits, fit_parameters
+from monai_unet_app.calibration.forms import (
+    Form,
+    FormScore,
+    FormTrial,
+    count_case,
+    forms_for,
+    known_forms,
+    labels_changed,
+    with_choice,
+    write_form,
+)
+from monai_unet_app.calibration.halo import halo_mm, halo_voxels, working_spacing_mm
+from monai_unet_app.data.cases import by_partition
+from monai_unet_app.data.read import read_volume
+from monai_unet_app.errors import BundleError, InputRefusedError
+from monai_unet_app.evaluate import truth_of
+from monai_unet_app.metrics import CaseArrays, Evaluation, EvaluationPlan
+from monai_unet_app.pipeline import segment_case
+
+NAMES = ("none", "temperature", "classwise", "vector", "region")
+KINDS = [(exclusive, dims) for exclusive in (True, False) for dims in (2, 3)]
+each_kind = pytest.mark.parametrize(
+    ("exclusive", "dims"), KINDS, ids=[f"{'exclusive' if e else 'overlapping'} {d}D" for e, d in KINDS]
+)
+each_name = pytest.mark.parametrize("name", NAMES)
+each_bundle = pytest.mark.parametrize("folder", BUNDLES, ids=[folder.name for folder in BUNDLES])
+HIPPOCAMPUS = REPOSITORY / "bundles" / "hippocampus_mri_unet3d"
+
+
+def form_of(name: str, channels: int = 3, *, exclusive: bool = True, dims: int = 3) -> Form:
+    forms = known_forms(channels, exclusive=exclusive, spatial_dims=dims)
+    return next(form for form in forms if form.name == name)
+
+
+def noise(*shape: int, seed: int = 0, spread: float = 3.0) -> torch.Tensor:
+    return spread * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def some_numbers(form: Form) -> dict[str, float | int]:
+    """Every float another one, none of them 0."""
+    values = iter((0.4, -0.3, 0.7, 0.2, -0.6, 0.5))
+    return {name: next(values) if isinstance(value, float) else value for name, value in form.start.items()}
+
+
+def drawn(probabilities: torch.Tensor, seed: int) -> torch.Tensor:
+    """One class for each voxel, shape (1, *spatial), drawn from probabilities (C, *spatial)."""
+    generator = torch.Generator().manual_seed(seed)
+    chances = probabilities.flatten(1).T
+    return torch.multinomial(chances, 1, generator=generator).T.reshape(1, *probabilities.shape[1:])
+
+
+def fitted(form: Form, *cases: tuple[torch.Tensor, torch.Tensor], exclusive: bool = True) -> dict[str, float | int]:
+    kept = KeptLogits(exclusive)
+    for logits, label in cases:
+        kept.add(logits, label)
+    return fit_parameters(form.function, form.start, kept).parameters
+
+
+@each_kind
+def test_the_forms_are_known_by_name_and_source_and_start_as_no_calibration(exclusive: bool, dims: int) -> None:
+    forms = known_forms(3, exclusive=exclusive, spatial_dims=dims)
+    assert tuple(form.name for form in forms) == NAMES
+    assert [form.numbers for form in forms] == [0, 1, 3, 6, 2]
+    logits = noise(3, *[9] * dims)
+    for form in forms:
+        assert form.source
+        assert torch.equal(form.function(logits, form.start), logits)
+
+
+@each_kind
+@each_name
+def test_only_vector_changes_labels(name: str, exclusive: bool, dims: int) -> None:
+    form = form_of(name, exclusive=exclusive, dims=dims)
+    logits = noise(3, *[11] * dims)
+    calibrated = form.function(logits, some_numbers(form))
+    assert calibrated.shape == logits.shape
+    changed = labels_changed(logits, calibrated, exclusive=exclusive)
+    assert (changed > 0) == (name == "vector")
+    assert torch.equal(calibrated, logits) == (name == "none")
+
+
+@each_name
+def test_the_text_of_a_form_names_nothing_but_torch_and_fits_into_the_width_of_a_config(name: str) -> None:
+    for exclusive, dims in KINDS:
+        lines = form_of(name, exclusive=exclusive, dims=dims).yaml.splitlines()
+        assert max(map(len, lines)) <= 128
+        assert not any("monai_unet_app" in line or "import" in line for line in lines)
+
+
+@each_name
+def test_the_text_of_a_form_is_the_function_that_is_fitted(name: str, tmp_path: Path) -> None:
+    form = form_of(name)
+    (tmp_path / "form.yaml").write_text(form.yaml)
+    parser = ConfigParser(ConfigParser.load_config_file(str(tmp_path / "form.yaml")))
+    assert parser.get_parsed_content("calibration") == form.start
+    logits, numbers = noise(3, 8, 9, 10), some_numbers(form)
+    assert torch.equal(parser.get_parsed_content("calibrate")(logits, numbers), form.function(logits, numbers))
+
+
+@each_name
+def test_a_tensor_that_knows_its_place_still_does(name: str) -> None:
+    form, affine = form_of(name), torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0]))
+    logits = MetaTensor(noise(3, 8, 9, 10), affine=affine)
+    found = form.function(logits, some_numbers(form))
+    assert isinstance(found, MetaTensor)
+    assert torch.equal(found.affine, affine.to(found.affine))
+    plain = form.function(logits.as_tensor(), some_numbers(form))
+    assert torch.equal(found.as_tensor(), plain)
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.8])
+def test_the_temperature_that_labels_were_drawn_with_comes_back(temperature: float) -> None:
+    logits = noise(3, 30, 30, 20, seed=1)
+    label = drawn(torch.softmax(logits / temperature, 0), 2)
+    found = fitted(form_of("temperature"), (logits, label))["log_temperature"]
+    assert math.exp(found) == pytest.approx(temperature, rel=0.03)
+
+
+def test_the_temperature_of_each_class_comes_back() -> None:
+    logits = noise(3, 40, 40, 20, seed=3)
+    temperatures = torch.tensor([0.7, 1.4, 2.2])
+    label = drawn(torch.softmax(logits / temperatures[logits.argmax(0)], 0), 4)
+    found = fitted(form_of("classwise"), (logits, label))
+    assert np.exp(list(found.values())) == pytest.approx(temperatures.numpy(), rel=0.05)
+
+
+def test_the_temperature_of_each_overlapping_label_comes_back() -> None:
+    logits, temperatures = noise(2, 40, 40, seed=5), torch.tensor([0.7, 1.9]).reshape(2, 1, 1)
+    label = torch.bernoulli(torch.sigmoid(logits / temperatures), generator=torch.Generator().manual_seed(6))
+    found = fitted(form_of("classwise", 2, exclusive=False, dims=2), (logits, label), exclusive=False)
+    assert np.exp(list(found.values())) == pytest.approx(temperatures.flatten().numpy(), rel=0.12)
+
+
+def test_scales_and_biases_come_back_up_to_what_softmax_cannot_see() -> None:
+    logits = noise(3, 40, 40, 20, seed=7)
+    scale, bias = torch.tensor([0.5, 0.8, 1.3]), torch.tensor([0.0, 1.0, -0.5])
+    label = drawn(torch.softmax(logits * scale.reshape(3, 1, 1, 1) + bias.reshape(3, 1, 1, 1), 0), 8)
+    found = fitted(form_of("vector"), (logits, label))
+    assert [math.exp(found[f"scale_{n}"]) for n in range(3)] == pytest.approx(scale.tolist(), rel=0.05)
+    assert [found[f"bias_{n}"] - found["bias_0"] for n in (1, 2)] == pytest.approx([1.0, -0.5], abs=0.05)
+
+
+def test_border_and_background_get_the_temperatures_that_they_were_drawn_with() -> None:
+    """One half is all class 0, in the other both classes lie side by side; each half has a temperature of its own."""
+    generator = torch.Generator().manual_seed(9)
+    margin = 4 + torch.randn(40, 40, 40, generator=generator)
+    margin[20:] *= torch.where(torch.rand(20, 40, 40, generator=generator) < 0.5, -1.0, 1.0)
+    logits = torch.stack([margin, torch.zeros_like(margin)])
+    wanted = torch.full_like(margin, 1.3)
+    wanted[20:] = 2.6
+    label = drawn(torch.softmax(logits / wanted, 0), 10)
+    kept = KeptLogits(True)
+    kept.add(logits[:, :17], label[:, :17])  # whole neighbourhoods of one half or the other
+    kept.add(logits[:, 23:], label[:, 23:])
+    form = form_of("region", 2)
+    found = fit_parameters(form.function, form.start, kept).parameters
+    chance = torch.sigmoid(margin).numpy()
+    mean = ndimage.uniform_filter(chance, 5)
+    mixture = 1 - mean**2 - (1 - mean) ** 2
+    temperature = np.exp(found["far"] + found["near"] * mixture)
+    assert temperature[2:15].mean() == pytest.approx(1.3, rel=0.04)
+    assert temperature[25:38].mean() == pytest.approx(2.6, rel=0.04)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("reach", [1, 2, 5])
+def test_the_halo_of_a_region_is_its_reach(dims: int, reach: int) -> None:
+    for exclusive in (True, False):
+        form = form_of("region", exclusive=exclusive, dims=dims)
+
+        def calibrate(logits: torch.Tensor, form: Form = form) -> torch.Tensor:
+            return form.function(logits, {"reach": reach, "far": 0.1, "near": 1.0})
+
+        assert halo_voxels(calibrate, 3, exclusive=exclusive, spatial_dims=dims) == (reach,) * dims
+
+
+@each_name
+def test_only_a_region_has_a_halo(name: str) -> None:
+    form = form_of(name)
+    trial = FormTrial(form, None)
+    assert halo_voxels(trial.calibrated, 3, exclusive=True, spatial_dims=3) == (0, 0, 0)
+    numbers = some_numbers(form)
+    found = halo_voxels(lambda logits: form.function(logits, numbers), 3, exclusive=True, spatial_dims=3)
+    assert found == ((2, 2, 2) if name == "region" else (0, 0, 0))
+
+
+def test_a_halo_is_measured_along_each_axis_and_may_have_no_end() -> None:
+    def flat(logits: torch.Tensor) -> torch.Tensor:
+        return logits * torch.nn.functional.avg_pool3d(logits[None].abs(), (1, 3, 13), 1, (0, 1, 6))[0]
+
+    assert halo_voxels(flat, 2, exclusive=False, spatial_dims=3) == (0, 1, 6)
+    assert halo_voxels(lambda z: z / z.std(), 2, exclusive=True, spatial_dims=2) == (math.inf, math.inf)
+    assert halo_voxels(lambda z: z + z.mean(), 2, exclusive=False, spatial_dims=2) == (math.inf, math.inf)
+    assert halo_voxels(lambda z: z + z.mean(), 2, exclusive=True, spatial_dims=2) == (0, 0)  # softmax does not see it
+
+
+def test_the_halo_in_mm_is_that_of_the_bundle_on_its_working_grid() -> None:
+    bundle = load_bundle(HIPPOCAMPUS)
+    reach = calibration_of(HIPPOCAMPUS)["reach"]
+    assert halo_mm(bundle) == (reach, reach, reach)
+    thick = load_bundle(HIPPOCAMPUS, spacing_mm=[1.0, 0.8, 3.0])
+    assert working_spacing_mm(thick) == (1.0, 0.8, 3.0)
+    assert halo_mm(thick) == pytest.approx((reach, 0.8 * reach, 3 * reach))
+    assert halo_mm(load_bundle(HIPPOCAMPUS, calibration=bundle.no_calibration)) == (0, 0, 0)
+    eye = REPOSITORY / "bundles" / "retina_vessel_unet2d"
+    assert halo_mm(load_bundle(eye)) == (calibration_of(eye)["reach"],) * 2
+
+
+def test_a_bundle_that_keeps_each_spacing_is_asked_for_one() -> None:
+    bundle = load_bundle(HIPPOCAMPUS)
+    steps = [step for step in bundle.part("deterministic") if type(step).__name__ != "Spacingd"]
+    kept = load_bundle(HIPPOCAMPUS, deterministic=steps)
+    with pytest.raises(BundleError, match="pass spacing_mm"):
+        halo_mm(kept)
+    assert halo_mm(kept, (0.5, 0.5, 2.0)) == (1.0, 1.0, 4.0)
+
+
+@pytest.mark.parametrize("folder", BUNDLES, ids=[folder.name for folder in BUNDLES])
+def test_slab_by_slab_with_its_halo_is_as_the_whole_and_with_one_voxel_less_is_not(folder: Path) -> None:
+    bundle = load_bundle(folder)
+    calibrate, channels = bundle.part("calibrate"), len(bundle.labels)
+    logits = noise(channels, *((42, 23, 19) if folder.name.startswith("hippo") else (42, 35)))
+    whole, halo = calibrate(logits), round(halo_mm(bundle)[0] / working_spacing_mm(bundle)[0])
+
+    def by_slabs(halo: int, thick: int = 7) -> torch.Tensor:
+        parts = []
+        for first in range(0, logits.shape[1], thick):
+            begin = max(0, first - halo)
+            slab = calibrate(logits[:, begin : first + thick + halo])
+            parts.append(slab[:, first - begin : first - begin + thick])
+        return torch.cat(parts, 1)
+
+    assert torch.allclose(by_slabs(halo), whole, rtol=0, atol=1e-6)
+    assert not torch.allclose(by_slabs(halo - 1), whole, rtol=0, atol=1e-3)
+
+
+def scored(form: str, numbers: int, ece: float, ece_band: float, changed: int = 0) -> FormScore:
+    why_not = f"it changes {changed} label(s)" if changed else None
+    return FormScore(form, {}, numbers, (), 0.1, ece, ece_band, changed, why_not=why_not)
+
+
+def chosen(*scores: FormScore) -> str:
+    names = [score.form for score in with_choice(scores) if score.chosen]
+    assert len(names) == 1
+    return names[0]
+
+
+def test_chosen_is_the_least_error_in_the_band() -> None:
+    none = scored("none", 0, 0.01, 0.05)
+    assert chosen(none) == "none"
+    assert chosen(none, scored("a", 3, 0.008, 0.02), scored("b", 2, 0.001, 0.03)) == "a"
+
+
+def test_of_equals_the_one_with_fewer_numbers_is_chosen() -> None:
+    none = scored("none", 0, 0.01, 0.05)
+    assert chosen(none, scored("a", 6, 0.008, 0.020004), scored("b", 2, 0.001, 0.020041)) == "b"
+    assert chosen(none, scored("a", 6, 0.008, 0.0200), scored("b", 2, 0.001, 0.0202)) == "a"
+
+
+def test_a_form_that_changes_labels_spoils_the_whole_or_could_not_be_fitted_is_not_chosen_and_says_why() -> None:
+    ran_away = FormScore("d", {}, 2, (), why_not="the fit ran away")
+    scores = (
+        scored("none", 0, 0.01, 0.05),
+        scored("a", 6, 0.001, 0.01, changed=12),
+        scored("b", 2, 0.011, 0.02),
+        ran_away,
+        scored("c", 2, 0.01, 0.04),
+    )
+    assert chosen(*scores) == "c"
+    why = {score.form: score.why_not for score in with_choice(scores)}
+    assert why["none"] is why["c"] is None
+    assert "12 label" in (why["a"] or "")
+    assert "0.01100, without it 0.01000" in (why["b"] or "")
+    assert why["d"] == "the fit ran away"
+
+
+def test_without_a_predicted_surface_there_is_nothing_to_choose_by() -> None:
+    with pytest.raises(InputRefusedError, match="no selection case has a predicted surface"):
+        with_choice([scored("none", 0, 0.01, math.nan), scored("a", 1, 0.01, math.nan)])
+
+
+def test_a_fit_that_fails_is_a_reason_and_no_figure() -> None:
+    kept = KeptLogits(True)
+    logits = torch.zeros(2, 6, 6, 6)
+    logits[0], kept_label = -1e4, torch.zeros(1, 6, 6, 6)
+    kept.add(logits, kept_label)  # sure and always wrong: the best temperature is infinite
+    trial = FormTrial.fit(form_of("temperature", 2), kept)
+    assert trial.fitted is None
+    score = trial.score(EvaluationPlan(("A",)), (0.0,))
+    assert "ran away" in (score.why_not or "")
+    assert math.isnan(score.ece_band)
+    assert torch.equal(trial.calibrated(logits), logits)
+
+
+@pytest.mark.parametrize("planar", [False, True], ids=["volume", "picture"])
+def test_the_figures_are_those_of_an_evaluation(planar: bool) -> None:
+    rng = np.random.default_rng(11)
+    shape = (24, 20, 1) if planar else (24, 20, 12)
+    smooth = ndimage.gaussian_filter(rng.normal(size=(3, *shape)), (0, 3, 3, 0 if planar else 3)) * 40
+    p = np.exp(smooth) / np.exp(smooth).sum(axis=0)
+    predicted, truth = p.argmax(0), np.roll(p.argmax(0), 1, axis=0)
+    plan, valid = EvaluationPlan(("A", "B"), planar=planar), np.ones(shape, bool)
+    valid[:4] = False
+    counts = count_case(truth, p, predicted > 0, (1.0, 0.8, 2.5), plan, valid)
+    evaluation = Evaluation(plan)
+    evaluation.add(CaseArrays("a", "a", truth, predicted, p, (1.0, 0.8, 2.5), 0.002, valid=valid))
+    for name, found in evaluation.pooled().items():
+        assert found.decisions > 0
+        assert np.array_equal(found.fine_count, counts[name].fine_count)
+        assert np.array_equal(found.fine_correct, counts[name].fine_correct)
+        assert found.nll_sum == pytest.approx(counts[name].nll_sum)
+
+
+@each_bundle
+def test_the_form_that_is_shipped_is_region(folder: Path) -> None:
+    bundle, text = load_bundle(folder), (folder / "configs/inference.yaml").read_text()
+    region = next(form for form in forms_for(bundle) if form.name == "region")
+    assert set(region.yaml.splitlines()[-len(region.helpers) - 1 :]) <= set(text.splitlines())
+    assert set(bundle.part("calibration")) == set(region.start)
+
+
+@pytest.mark.parametrize("name", NAMES[:-1])
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["unix", "windows"])
+def test_a_form_takes_the_place_of_another_and_gives_it_back(name: str, end: str, tmp_path: Path) -> None:
+    path = tmp_path / "inference.yaml"
+    shutil.copy(HIPPOCAMPUS / "configs/inference.yaml", path)
+    before = path.read_text().replace("\n", end).encode()
+    path.write_bytes(before)
+    forms = forms_for(load_bundle(HIPPOCAMPUS))
+    form, region = next(form for form in forms if form.name == name), forms[-1]
+    write_form(path, form, some_numbers(form), forms)
+    text = path.read_bytes().decode()
+    assert text.count("\n") == text.count(end)
+    parser = ConfigParser(ConfigParser.load_config_file(str(path)))
+    assert parser.get_parsed_content("calibration") == some_numbers(form)
+    assert parser.get_parsed_content("calibration_tta") == form.start
+    logits = noise(3, 8, 9, 10)
+    assert torch.equal(parser.get_parsed_content("calibrate")(logits), form.function(logits, some_numbers(form)))
+    assert "mixture" not in text
+    assert form.comment[0] in text
+    write_form(path, region, calibration_of(HIPPOCAMPUS), forms)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["inference.yaml"]
+
+
+def test_every_line_that_is_not_a_form_s_stays(tmp_path: Path) -> None:
+    path = tmp_path / "inference.yaml"
+    text = (
+        "# mine\n# Temperature is what the author says.\na: 1\ncalibration: {hot: 1.0}  # fitted\n"
+        "other: '$lambda x: \"calibrate: \"'\ncalibrate: '$lambda z, c=@calibration: z / c[''hot'']'  # \"own\" form\n\nb: 2\n"
+    )
+    path.write_text(text)
+    form = form_of("temperature")
+    write_form(path, form, {"log_temperature": 0.25}, known_forms(3, exclusive=True, spatial_dims=3))
+    lines = path.read_text().splitlines()
+    assert lines[:3] == text.splitlines()[:3]
+    assert lines[3:5] == form.comment
+    assert lines[5] == "calibration: {log_temperature: 0.25}  # fitted"
+    assert lines[6] == text.splitlines()[4]
+    assert lines[7] == f'calibrate: "{form.expressions["calibrate"]}"  # "own" form'
+    assert lines[8:] == ["", "b: 2"]
+
+
+def test_a_helper_that_something_else_uses_stays(tmp_path: Path) -> None:
+    path = tmp_path / "inference.yaml"
+    region, forms = form_of("region"), known_forms(3, exclusive=True, spatial_dims=3)
+    path.write_text(region.yaml + 'smooth: "$lambda z: @mixture(z, 1)"\n')
+    write_form(path, form_of("none"), {}, forms)
+    assert set(region.helpers) <= set(path.read_text().splitlines())
+    write_form(path, region, region.start, forms)
+    assert path.read_text() == region.yaml + 'smooth: "$lambda z: @mixture(z, 1)"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("calibration: {a: 0.0}\n", "0 line.* `calibrate"),
+        ("calibration: {a: 0.0}\ncalibrate: >-\n  $lambda z: z\n", "0 line.* `calibrate"),
+        ('calibrate: "$lambda z: z"\n', "0 line.* `calibration"),
+        ('calibration: {a: 0.0}\nmixture: 3\ncalibrate: "$lambda z: z"\n', "`mixture` of its own"),
+    ],
+    ids=["no calibrate", "over two lines", "no numbers", "a name that is taken"],
+)
+def test_a_config_that_has_no_place_for_a_form_is_refused_and_left(text: str, problem: str, tmp_path: Path) -> None:
+    path = tmp_path / "inference.yaml"
+    path.write_text(text)
+    region = form_of("region")
+    with pytest.raises(BundleError, match=problem):
+        write_form(path, region, region.start, known_forms(3, exclusive=True, spatial_dims=3))
+    assert path.read_text() == text
+
+
+def test_forms_are_compared_and_the_chosen_one_is_what_the_bundle_does(
+    tiny_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monai_unet_app.calibrate.forms_for", lambda bundle: forms_for(bundle)[::2])
+    rows = by_partition(few_examples(tmp_path / "data"))
+    root = set_calibration(tiny_bundle(), 0.7, 0.3)
+    bundle, done = load_bundle(root), []
+    scores = compare_forms(bundle, rows["calibration"], rows["selection"], choose_form=True, step=done.append)
+    assert done == [row["id"] for part in ("calibration", "selection") for row in rows[part]]
+    assert tuple(score.form for score in scores) == ("none", "classwise", "region")
+    (taken,) = (score for score in scores if score.chosen)
+    none = scores[0]
+    assert taken.ece_band < none.ece_band
+    assert taken.ece <= none.ece
+    assert calibration_of(root) == taken.parameters
+    record = json.loads((root / "models/calibration.json").read_text())
+    assert set(record["cases"]) == {row["id"] for part in ("calibration", "selection") for row in rows[part]}
+
+    found = load_bundle(root)
+    assert halo_mm(found) == taken.halo_mm
+    plan = EvaluationPlan(tuple(segment.label for segment in found.segments))
+    evaluation = Evaluation(plan)
+    for row in rows["selection"]:
+        volume = read_volume(row["image"])
+        case = segment_case(volume, found)
+        truth = truth_of(row, volume, found)
+        arrays = CaseArrays(
+            row["id"], row["subject"], truth, case.labels, case.probabilities, volume.spacing_mm, volume.voxel_ml
+        )
+        evaluation.add(arrays)
+    summary = evaluation.summary()
+    assert summary["ece"]["top_label"] == pytest.approx(taken.ece, abs=1e-6)
+    assert summary["ece_band"]["top_label"] == pytest.approx(taken.ece_band, abs=1e-6)
+    assert summary["calibration"]["whole"]["nll"] == pytest.approx(taken.nll, abs=1e-6)
+
+
+def test_a_comparison_without_a_choice_writes_nothing(
+    tiny_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monai_unet_app.calibrate.forms_for", lambda bundle: forms_for(bundle)[:2])
+    rows = by_partition(few_examples(tmp_path / "data", ("hippocampus_132", "hippocampus_053")))
+    root = tiny_bundle()
+    before = {file: file.read_bytes() for file in root.rglob("*") if file.is_file()}
+    compare_forms(load_bundle(root), rows["calibration"], rows["selection"])
+    assert {file: file.read_bytes() for file in root.rglob("*") if file.is_file()} == before
+
+
+def test_cases_that_may_not_judge_are_refused(tmp_path: Path) -> None:
+    rows, bundle = by_partition(few_examples(tmp_path / "data")), load_bundle(HIPPOCAMPUS)
+    with pytest.raises(InputRefusedError, match=r"1 subject.* in both"):
+        compare_forms(bundle, rows["calibration"], rows["calibration"])
+    with pytest.raises(InputRefusedError, match="0 selection case"):
+        compare_forms(bundle, rows["calibration"], [])
+    with pytest.raises(InputRefusedError, match=r"has seen 1 of 1 case.*\(test\)"):
+        compare_forms(bundle, rows["calibration"], rows["test"])
+    with pytest.raises(InputRefusedError, match=r"has seen 2 of 2 case.*\(train\)"):
+        compare_forms(bundle, rows["train"], rows["selection"])
+    renamed = [{**row, "id": "another", "subject": "another"} for row in rows["calibration"]]
+    with pytest.raises(InputRefusedError, match=r"another \(calibration\)"):
+        compare_forms(bundle, rows["calibration"], renamed)

@@ -1,0 +1,325 @@
+"""The application without the SDK: what its hosts tell it, what it then does, and its exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+import yaml
+
+from dicom_io.dicomize import dicomize
+from dicom_io.volume import Volume
+from monai_unet_app.bundle import bundle_files, load_bundle
+from monai_unet_app.deploy import app
+from monai_unet_app.deploy.job import Job, job_from, result_of
+from monai_unet_app.deploy.settings import Settings, settings_of
+from monai_unet_app.errors import BundleError, InputRefusedError, UsageError
+from monai_unet_app.pipeline import segment_case
+
+NAME = "hippocampus_mri_unet3d"
+
+
+class Watched(Mapping[str, str]):
+    """An environment that remembers what was asked for."""
+
+    def __init__(self, values: dict[str, str]) -> None:
+        self.values_, self.asked = values, set[str]()
+
+    def __getitem__(self, name: str) -> str:
+        self.asked.add(name)
+        return self.values_[name]
+
+    def __iter__(self) -> Iterator[str]:
+        raise AssertionError("the whole environment was read")
+
+    def __len__(self) -> int:
+        return len(self.values_)
+
+
+@pytest.fixture
+def packaged(tiny_bundle: Callable[[str], Path], tmp_path: Path) -> dict[str, str]:
+    """The environment of an image with a tiny bundle, an app.yaml, and folders for images and results."""
+    model = tiny_bundle(NAME)
+    config = {"bundle": {"name": NAME, "sha256": bundle_files(model).sha256}, "segmentation": {"format": ["seg"]}}
+    (tmp_path / "app.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "input").mkdir()
+    return {
+        "HOLOSCAN_WORKDIR": str(tmp_path),
+        "HOLOSCAN_INPUT_PATH": "input/",
+        "HOLOSCAN_OUTPUT_PATH": "output/",
+        "HOLOSCAN_MODEL_PATH": str(model.parent),
+        "HOLOSCAN_CONFIG_PATH": str(tmp_path / "app.yaml"),
+        "MONAI_INPUTPATH": "/elsewhere",
+    }
+
+
+@pytest.fixture
+def series(crop: Volume, tmp_path: Path) -> Path:
+    """The crop as a DICOM series in the input folder."""
+    return dicomize(crop, tmp_path / "made", case_id="crop").series_folder
+
+
+@pytest.fixture
+def without_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK's part is to call the job; here it is called directly."""
+    stand_in = SimpleNamespace(run=lambda job: job.segment())
+    monkeypatch.setitem(sys.modules, "monai_unet_app.deploy.sdk", stand_in)
+
+
+def as_mercure(packaged: dict[str, str], series: Path, tmp_path: Path, settings: Any = None) -> dict[str, str]:
+    """The environment that mercure gives, with its folders: images named by series and object, their tags, and the task."""
+    incoming, outgoing = tmp_path / "data", tmp_path / "results"
+    incoming.mkdir()
+    outgoing.mkdir()
+    for file in series.iterdir():
+        header = pydicom.dcmread(file, stop_before_pixels=True)
+        name = f"{header.SeriesInstanceUID}#{header.SOPInstanceUID}"
+        (incoming / f"{name}.dcm").write_bytes(file.read_bytes())
+        (incoming / f"{name}.tags").write_text(json.dumps({"Modality": header.Modality}))
+    process = {"module_name": "hippocampus", "settings": settings or {}, "retain_input_images": False}
+    (incoming / "task.json").write_text(json.dumps({"id": "a-task", "info": {}, "process": process}))
+    return packaged | {"MERCURE_IN_DIR": str(incoming), "MERCURE_OUT_DIR": str(outgoing)}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_monai_deploy_host_says_where_by_its_variables_relative_ones_below_the_working_directory(
+    packaged: dict[str, str], tmp_path: Path
+) -> None:
+    job = job_from(packaged)
+    assert (job.source, job.output) == (tmp_path / "input", tmp_path / "output")
+    assert job.model == tmp_path / "bundles" / NAME
+    assert job.settings == Settings(format=("seg",))
+    assert not job.wants_result
+    assert job_from(packaged | {"HOLOSCAN_OUTPUT_PATH": "/mnt/results"}).output == Path("/mnt/results")
+
+
+def test_mercure_s_folders_and_settings_go_first(packaged: dict[str, str], series: Path, tmp_path: Path) -> None:
+    settings = {"tta": True, "format": "rtstruct, sc"}
+    job = job_from(as_mercure(packaged, series, tmp_path, settings))
+    assert (job.source, job.output) == (tmp_path / "data", tmp_path / "results")
+    assert job.settings == Settings(format=("rtstruct", "sc"), tta=True)
+    assert job.wants_result
+
+
+def test_nothing_else_of_the_environment_is_read(packaged: dict[str, str], series: Path, tmp_path: Path) -> None:
+    environment = Watched(as_mercure(packaged, series, tmp_path))
+    job_from(environment)
+    assert environment.asked == {
+        "HOLOSCAN_WORKDIR",
+        "HOLOSCAN_INPUT_PATH",
+        "HOLOSCAN_OUTPUT_PATH",
+        "HOLOSCAN_MODEL_PATH",
+        "HOLOSCAN_CONFIG_PATH",
+        "MERCURE_IN_DIR",
+        "MERCURE_OUT_DIR",
+    }
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (None, r"task\.json cannot be used \(FileNotFoundError"),
+        ("{", r"task\.json cannot be used \(JSONDecodeError"),
+        ('{"process": [{"settings": {}}]}', r"with one step under process"),
+        ('{"process": {"settings": {"tat": true}}}', r"task\.json: settings: tat is no setting; some of format, tta,"),
+        ('{"process": {"settings": {"tta": "yes"}}}', r"tta is 'yes'; true or false is needed"),
+        ('{"process": {"settings": {"time_point": true}}}', r"time_point is True; a whole number is needed"),
+        ('{"process": {"settings": {"device": 0}}}', r"device is 0; a word is needed"),
+        ('{"process": {"settings": {"format": ["seg", 1]}}}', r"a list of words is needed"),
+        ('{"process": {"settings": {"format": "sge"}}}', r"--format sge: some of nifti"),
+        ('{"process": {"settings": {"seg_encoding": "zip"}}}', r"seg_encoding zip: one of binary"),
+        ('{"process": {"settings": {"channels": "1.2,1.3", "series": "1.2"}}}', r"channels names whole series"),
+        ('{"process": {"settings": ["seg"]}}', r"is no mapping of settings"),
+    ],
+)
+def test_a_task_that_cannot_be_used_is_refused_in_words(
+    packaged: dict[str, str], series: Path, tmp_path: Path, task: str | None, message: str
+) -> None:
+    environment = as_mercure(packaged, series, tmp_path)
+    path = tmp_path / "data/task.json"
+    path.unlink()
+    if task is not None:
+        path.write_text(task)
+    with pytest.raises(UsageError, match=message):
+        job_from(environment)
+
+
+def test_a_task_without_a_processing_step_has_no_settings(
+    packaged: dict[str, str], series: Path, tmp_path: Path
+) -> None:
+    environment = as_mercure(packaged, series, tmp_path)
+    (tmp_path / "data/task.json").write_text('{"id": "a-task", "process": {}}')
+    assert job_from(environment).settings == Settings(format=("seg",))
+
+
+def test_mercure_without_a_folder_for_results_is_refused(
+    packaged: dict[str, str], series: Path, tmp_path: Path
+) -> None:
+    environment = as_mercure(packaged, series, tmp_path) | {"MERCURE_OUT_DIR": ""}
+    with pytest.raises(UsageError, match="MERCURE_IN_DIR is set and MERCURE_OUT_DIR is not"):
+        job_from(environment)
+
+
+@pytest.mark.parametrize("text", [None, "segmentation: {}", "- a list", "a: [b"])
+def test_an_app_yaml_that_does_not_name_its_bundle_is_refused(
+    packaged: dict[str, str], tmp_path: Path, text: str | None
+) -> None:
+    path = tmp_path / "app.yaml"
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(UsageError, match=r"app\.yaml cannot be used"):
+        job_from(packaged)
+
+
+def test_an_image_has_one_model(packaged: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"holds 0 bundle\(s\); one is needed"):
+        job_from(packaged | {"HOLOSCAN_MODEL_PATH": str(tmp_path / "input")})
+
+
+def test_later_settings_replace_earlier_ones_by_name() -> None:
+    found = settings_of(("a", {"tta": True, "series": "1.2"}), ("b", {"series": None, "time_point": 2}))
+    assert found == Settings(tta=True, series=None, time_point=2)
+    assert (found.run.tta, found.run.reading.time_point) == (True, 2)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(),
+        Settings(("nifti",), True, True, True, "gradcam", True, True, series="1.2", time_point=3, resample_gaps=True),
+        Settings(format=("seg",), seg_encoding="fractional", channels=("1.2", "1.3"), device="cpu"),
+    ],
+)
+def test_settings_survive_an_app_yaml(settings: Settings) -> None:
+    assert settings_of(("app.yaml", yaml.safe_load(yaml.safe_dump(settings.chosen)))) == settings
+
+
+def test_a_case_in_the_input_folder_becomes_the_voxels_of_segment_case(
+    packaged: dict[str, str], crop: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_sdk: None
+) -> None:
+    image = nibabel.Nifti1Image(crop.array, crop.affine_ras)
+    image.set_sform(crop.affine_ras, code=1)
+    nibabel.save(image, tmp_path / "input/crop.nii.gz")
+    config = yaml.safe_load((tmp_path / "app.yaml").read_text()) | {"segmentation": {"format": ["nifti"]}}
+    (tmp_path / "app.yaml").write_text(yaml.safe_dump(config))
+    for name, value in packaged.items():
+        monkeypatch.setenv(name, value)
+    assert app.main() == 0
+    assert names(tmp_path / "output") == ["crop_result.json", "crop_seg.nii.gz"]
+    wanted = segment_case(tmp_path / "input/crop.nii.gz", load_bundle(tmp_path / "bundles" / NAME)).labels
+    assert wanted.any()
+    np.testing.assert_array_equal(nibabel.load(tmp_path / "output/crop_seg.nii.gz").get_fdata(), wanted)
+
+
+def test_mercure_finds_dicom_objects_and_a_result_json(
+    packaged: dict[str, str],
+    series: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    without_sdk: None,
+) -> None:
+    for name, value in as_mercure(packaged, series, tmp_path, {"format": "sr"}).items():
+        monkeypatch.setenv(name, value)
+    assert app.main() == 0, capsys.readouterr().err
+    assert names(tmp_path / "results") == ["data_result.json", "data_seg.dcm", "data_sr.dcm", "result.json"]
+    kept = json.loads((tmp_path / "results/result.json").read_text())
+    assert kept == {"cases": [json.loads((tmp_path / "results/data_result.json").read_text())], "problems": []}
+    source = pydicom.dcmread(next(series.iterdir()))
+    assert pydicom.dcmread(tmp_path / "results/data_seg.dcm").StudyInstanceUID == source.StudyInstanceUID
+
+
+def test_a_doubt_of_the_quality_gate_asks_mercure_to_tell_somebody() -> None:
+    cases = [
+        {"case": name, "assessment": {"verdict": verdict, "reasons": ["dim"]} if verdict != "none" else None}
+        for name, verdict in [("a", "accept"), ("b", "review"), ("c", "none"), ("d", None)]
+    ]
+    assert result_of(cases, [])["__mercure_notification"] == {"text": "b: review (dim)"}
+    assert "__mercure_notification" not in result_of(cases[:1], [])
+
+
+def test_a_series_with_a_missing_slice_exits_3_with_the_reason(
+    packaged: dict[str, str],
+    series: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    without_sdk: None,
+) -> None:
+    sorted(series.iterdir())[10].unlink()
+    for name, value in as_mercure(packaged, series, tmp_path).items():
+        monkeypatch.setenv(name, value)
+    assert app.main() == 3
+    said = capsys.readouterr().err
+    assert said.startswith("refused: data: ")
+    assert "--resample-gaps" in said
+    assert names(tmp_path / "results") == ["result.json"]
+    assert len(json.loads((tmp_path / "results/result.json").read_text())["problems"]) == 1
+
+
+def test_an_empty_input_exits_3(
+    packaged: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    without_sdk: None,
+) -> None:
+    for name, value in packaged.items():
+        monkeypatch.setenv(name, value)
+    assert app.main() == 3
+    assert "refused: no image found in input/" in capsys.readouterr().err
+
+
+def test_wrong_settings_exit_2(
+    packaged: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    without_sdk: None,
+) -> None:
+    (tmp_path / "app.yaml").write_text("bundle: {sha256: abc}\nsegmentation: {formats: [seg]}\n")
+    for name, value in packaged.items():
+        monkeypatch.setenv(name, value)
+    assert app.main() == 2
+    assert "error: app.yaml: segmentation: formats is no setting" in capsys.readouterr().err
+
+
+def test_another_model_than_the_packaged_one_is_not_run(packaged: dict[str, str], series: Path, tmp_path: Path) -> None:
+    job = job_from(packaged | {"HOLOSCAN_INPUT_PATH": str(series)})
+    job.segment()
+    weights = job.model / "models/model.pt"
+    weights.write_bytes(weights.read_bytes() + b"\0")
+    with pytest.raises(BundleError, match="a bundle is code"):
+        job.segment()
+
+
+def test_without_the_sdk_the_application_says_so_and_fails(
+    packaged: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "monai.deploy.core", None)  # None makes an import fail
+    monkeypatch.delitem(sys.modules, "monai_unet_app.deploy.sdk", raising=False)
+    for name, value in packaged.items():
+        monkeypatch.setenv(name, value)
+    assert app.main() == 1
+    assert "the MONAI Deploy App SDK cannot be imported" in capsys.readouterr().err
+
+
+def test_a_refused_case_is_raised_after_the_good_ones_are_written(
+    packaged: dict[str, str], crop: Volume, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        dicomize(crop, tmp_path / "studies" / name, case_id=name)
+    sorted((tmp_path / "studies/two/mr").iterdir())[10].unlink()
+    job: Job = job_from(packaged | {"HOLOSCAN_INPUT_PATH": str(tmp_path / "studies")})
+    with pytest.raises(InputRefusedError, match=r"^two: "):
+        job.segment()
+    assert names(tmp_path / "output") == ["one_result.json", "one_seg.dcm"]

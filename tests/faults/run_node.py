@@ -1,0 +1,28 @@
+"""A node as a process of its own, with the worker that needs no torch: `python run_node.py SITE.toml`."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from monai_unet_app.service.node import Node
+from monai_unet_app.service.site import read_site
+
+
+def main() -> None:
+    """Runs until it is told to end, or killed."""
+    logging.basicConfig(level=logging.WARNING)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    with Node(read_site(Path(sys.argv[1])), worker="fake_worker") as node:
+        while not node.is_ready and not stop.wait(0.05):
+            pass
+        print("ready", flush=True)
+        stop.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The node between other people's programs: dcmtk sends, Orthanc keeps, and the commissioning finds everything in its place."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from nodes import wait_until
+from orthanc import Orthanc, free_ports, orthanc, program
+from pypdf import PdfReader
+
+from dicom_io.dicomize import dicomize
+from dicom_io.net.exchange import find
+from dicom_io.net.query import Query
+from dicom_io.reading.instances import load_dataset
+from monai_unet_app.cli import main
+from monai_unet_app.data.read import read_volume
+from monai_unet_app.service.commission import ORIENTATIONS, commission
+from monai_unet_app.service.node import Node
+from monai_unet_app.service.site import read_site
+from monai_unet_app.shipped import shipped
+
+pytestmark = pytest.mark.interop
+
+SITE = """
+[node]
+folder = "node"
+port = {port}
+stable_s = 0.5
+[[rules]]
+name = "hippocampus"
+bundle = "hippocampus_mri_unet3d"
+match = {{Modality = "MR"}}
+destinations = ["archive"]
+hold_review = false
+[destinations.archive]
+host = "127.0.0.1"
+port = {dimse}
+ae_title = "ORTHANC"
+[destinations.web]
+url = "{web}"
+"""
+
+
+@dataclass(frozen=True)
+class Hospital:
+    """A node and the archive that it sends to."""
+
+    node: Node
+    archive: Orthanc
+
+
+@pytest.fixture(scope="module")
+def hospital(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospital]:
+    folder = tmp_path_factory.mktemp("hospital")
+    with orthanc(folder / "orthanc") as archive:
+        (port,) = free_ports(1)
+        (folder / "site.toml").write_text(SITE.format(port=port, dimse=archive.port, web=archive.web))
+        with Node(read_site(folder / "site.toml")) as node:
+            wait_until(lambda: node.is_ready, 120)
+            yield Hospital(node, archive)
+
+
+def test_every_phantom_comes_back_in_its_place_and_the_node_makes_what_this_program_makes(hospital: Hospital) -> None:
+    found = commission(hospital.node.site)
+    assert [check for check in found.checks if not check.passed] == []
+    # an answer and three steps an orientation for each of two destinations; an answer and two studies of the node
+    assert len(found.checks) == 2 * (1 + 3 * len(ORIENTATIONS)) + 3
+    measured = [check for check in found.checks if check.place_mm is not None]
+    assert len(measured) == 2 * len(ORIENTATIONS) + 2
+    assert max(check.place_mm for check in measured) < 0.01
+    assert max(check.volume_ml for check in measured) < 1e-6
+    assert found.passed
+
+
+def test_the_verb_writes_a_signed_report_and_knows_a_changed_one(
+    hospital: Hospital, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "--key",
+        str(tmp_path / "site.pem"),
+        "--holder",
+        "Radiology IT",
+        "--output",
+        str(tmp_path / "out"),
+        "--no-node",
+    ]
+    assert main(["commission", "--config", str(hospital.node.site.path), *words]) == 0
+    assert "FAILED" not in capsys.readouterr().out
+    (report,), (paper,) = (list((tmp_path / "out").glob(f"*.{kind}")) for kind in ("json", "pdf"))
+    assert "All 32 checks passed" in PdfReader(paper).pages[0].extract_text()
+    assert (tmp_path / "site.pem").stat().st_mode & 0o077 == 0
+    assert main(["commission", "--verify", str(report)]) == 0
+    assert "Radiology IT signed" in capsys.readouterr().out.replace("\n", " ")
+    report.write_text(report.read_text().replace("Radiology IT", "Somebody else"))
+    assert main(["commission", "--verify", str(report)]) == 3
+    assert "is not what was signed" in capsys.readouterr().err
+
+
+def test_a_study_that_dcmtk_sends_is_in_orthanc_as_seg_and_sr(hospital: Hospital, tmp_path: Path) -> None:
+    image = read_volume(sorted((shipped("examples") / "msd_hippocampus" / "images").iterdir())[3])
+    series = dicomize(image, tmp_path / "case", case_id="dcmtk").series_folder
+    files = [str(path) for path in sorted(series.glob("*.dcm"))]
+    port = str(hospital.node.provider.port)
+    subprocess.run(
+        [program("storescu"), "-aec", "MONAIUNET", "127.0.0.1", port, *files], check=True, capture_output=True
+    )
+    study = str(load_dataset(Path(files[0]), with_pixels=False).StudyInstanceUID)
+    archive = replace(hospital.node.site.destinations["archive"])
+
+    def modalities() -> set[str]:
+        return {str(one.Modality) for one in find(archive, Query("series", study_instance_uid=study))}
+
+    wait_until(lambda: modalities() == {"SEG", "SR"}, 60)
+    time.sleep(1)
+    assert hospital.node.queue.counts()["jobs"].get("dead", 0) == 0

@@ -1,0 +1,184 @@
+"""A headless Chromium, driven over its DevTools pipe: open a page, ask it things, click, look at the pixels."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-dev-shm-usage",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--ignore-gpu-blocklist",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--remote-debugging-pipe",
+    "--hide-scrollbars",
+)
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+def program() -> str | None:
+    """The browser of this machine, if there is one."""
+    return next((found for name in NAMES if (found := shutil.which(name))), None)
+
+
+class Tab:
+    """One page of a running browser."""
+
+    def __init__(self, to_browser: int, from_browser: int) -> None:
+        self._to, self._from, self._buffer, self._number = to_browser, from_browser, b"", 0
+        self._session: str | None = None
+        self.console: list[str] = []
+        self.requests: list[str] = []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Sends a command and gives its answer. Raises RuntimeError if the browser refuses it."""
+        self._number += 1
+        message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._to, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._receive()
+            if answer.get("id") == self._number:
+                if "error" in answer:
+                    raise RuntimeError(f"{method}: {answer['error']}")
+                return answer["result"]
+            self._note(answer)
+
+    def _receive(self) -> dict[str, Any]:
+        while b"\0" not in self._buffer:
+            part = os.read(self._from, 1 << 16)
+            if not part:
+                raise RuntimeError("the browser has gone")
+            self._buffer += part
+        message, self._buffer = self._buffer.split(b"\0", 1)
+        return json.loads(message)
+
+    def _note(self, event: dict[str, Any]) -> None:
+        found = event.get("params", {})
+        if event.get("method") == "Runtime.exceptionThrown":
+            self.console.append(str(found["exceptionDetails"].get("exception", {}).get("description", found)))
+        elif event.get("method") == "Log.entryAdded" and found["entry"]["level"] == "error":
+            self.console.append(found["entry"]["text"])
+        elif event.get("method") == "Network.requestWillBeSent":
+            self.requests.append(found["request"]["url"])
+
+    def open(self, url: str) -> None:
+        """Begins to load a page."""
+        self.call("Page.navigate", url=url)
+
+    def ask(self, expression: str) -> Any:
+        """The value of an expression in the page."""
+        answer = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        if "exceptionDetails" in answer:
+            raise RuntimeError(f"{expression}: {answer['exceptionDetails']}")
+        return answer["result"].get("value")
+
+    def wait(self, expression: str, timeout_s: float) -> float:
+        """Seconds until an expression is true. Raises TimeoutError."""
+        begin = time.monotonic()
+        while time.monotonic() - begin < timeout_s:
+            try:
+                if self.ask(expression):
+                    return time.monotonic() - begin
+            except RuntimeError:  # the page is being exchanged
+                pass
+            time.sleep(0.05)
+        raise TimeoutError(f"{expression} was not true within {timeout_s} s; the page said {self.console}")
+
+    def wait_for_file(self, path: Path, timeout_s: float) -> None:
+        """Passes when a file has been downloaded. Raises TimeoutError."""
+        end = time.monotonic() + timeout_s
+        while not path.is_file():
+            if time.monotonic() > end:
+                raise TimeoutError(f"{path.name} was not downloaded within {timeout_s} s; the page said {self.console}")
+            time.sleep(0.05)
+
+    def allow_downloads(self, folder: Path) -> None:
+        """Files that the page saves go there."""
+        folder.mkdir(exist_ok=True)
+        self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+
+    def size(self, width: int, height: int) -> None:
+        """Size of the window in pixels."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+
+    def click(self, selector: str) -> None:
+        """Presses and releases the mouse in the middle of an element."""
+        self.ask(f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block: 'center'}})")
+        box = self.box(selector)
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def box(self, selector: str) -> dict[str, float]:
+        """Where an element is in the window."""
+        return self.ask(f"document.querySelector({json.dumps(selector)}).getBoundingClientRect().toJSON()")
+
+    def picture(self, selector: str | None = None) -> NDArray[np.uint8]:
+        """Shape (rows, columns, 3): the window, or an element of it, as it is seen."""
+        content = base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
+        pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+        if selector is None:
+            return pixels
+        box = {name: round(value) for name, value in self.box(selector).items()}
+        return pixels[max(0, box["top"]) : box["bottom"], max(0, box["left"]) : box["right"]]
+
+
+@contextmanager
+def browser(profile: Path) -> Iterator[Tab]:
+    """A tab of a browser of its own, which is gone afterwards."""
+    command = program()
+    assert command is not None
+    (read_commands, write_commands), (read_answers, write_answers) = os.pipe(), os.pipe()
+
+    def connect() -> None:  # the browser reads commands from descriptor 3 and answers on 4
+        commands, answers = os.dup(read_commands), os.dup(write_answers)
+        os.dup2(commands, 3)
+        os.dup2(answers, 4)
+
+    running = subprocess.Popen(
+        [command, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+        preexec_fn=connect,
+        close_fds=False,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    os.close(read_commands)
+    os.close(write_answers)
+    try:
+        yield Tab(write_commands, read_answers)
+    finally:
+        os.killpg(running.pid, signal.SIGTERM)
+        try:
+            running.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(running.pid, signal.SIGKILL)
+            running.wait()
+        os.close(write_commands)
+        os.close(read_answers)

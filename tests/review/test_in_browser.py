@@ -1,0 +1,218 @@
+"""The page in a real browser, opened from disk: what is seen, and what its buttons do."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import Tab, browser, program
+from numpy.typing import NDArray
+from review_cases import deliver, result_document
+
+from dicom_io.volume import Provenance, Volume
+from monai_unet_app.results import write_nifti
+from monai_unet_app.review import ReviewConfig, write_review
+from monai_unet_app.review.verdict import Aftermath, Reviewer, Verdict, apply_verdict, read_verdict
+
+pytestmark = [
+    pytest.mark.interop,
+    pytest.mark.skipif(program() is None, reason="there is no Chromium; tests/interop/install.sh brings one"),
+]
+
+SHAPE = (256, 256, 140)
+CENTRE, RADII = np.array([80.0, 150.0, 90.0]), np.array([20.0, 32.0, 12.0])  # voxels: lopsided in every axis
+
+
+def head() -> tuple[Volume, NDArray[np.uint8]]:
+    """A noisy bright ball as large as a head at 1 x 1 x 1.2 mm, and an ellipsoid in it, off the centre; RAS axes."""
+    grid = [np.arange(n, dtype=np.float32) for n in SHAPE]
+    around = sum(
+        ((g - (n - 1) / 2) / (0.45 * n)).reshape([-1 if a == axis else 1 for a in range(3)]) ** 2
+        for axis, (g, n) in enumerate(zip(grid, SHAPE, strict=True))
+    )
+    within = sum(
+        ((g - CENTRE[axis]) / RADII[axis]).reshape([-1 if a == axis else 1 for a in range(3)]) ** 2
+        for axis, g in enumerate(grid)
+    )
+    noise = np.random.default_rng(3).normal(0, 12, SHAPE).astype(np.float32)
+    image = np.rint(np.where(around < 1, 420, 20) + noise - 120 * (within < 1)).astype(np.float32)
+    affine_ras = np.diag([1.0, 1.0, 1.2, 1.0])
+    affine_ras[:3, 3] = [-127.5, -127.5, -83.4]
+    volume = Volume.from_ras(image, affine_ras, Provenance("nifti"))
+    return volume, (within < 1).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a case of 256 x 256 x 140 voxels."""
+    folder = tmp_path_factory.mktemp("large")
+    volume, labels = head()
+    write_nifti(labels, volume, folder / "head_seg.nii.gz")
+    document = result_document(volume, {"nifti": "head_seg.nii.gz"})
+    voxels = int(labels.sum())
+    row = {**document["structures"][0], "voxels": voxels, "volume_ml": voxels * volume.voxel_ml}
+    row.pop("volume_interval_ml")
+    record = folder / "head_result.json"
+    record.write_text(json.dumps({**document, "case": "head", "structures": [row]}))
+    return write_review(record, folder / "review", image=volume, how=ReviewConfig(pdf=False))["page"]
+
+
+@pytest.fixture
+def tab(tmp_path: Path) -> Iterator[Tab]:
+    with browser(tmp_path / "profile") as running:
+        running.size(1500, 1000)
+        yield running
+
+
+def coloured(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Where a picture is not grey."""
+    values = pixels.astype(int)
+    return values.max(axis=2) - values.min(axis=2) > 40
+
+
+def test_a_large_case_is_seen_at_once_and_can_be_decided_on(large: Path, tab: Tab, tmp_path: Path) -> None:
+    tab.open(large.as_uri())
+    tab.wait("[...document.querySelectorAll('.keys img')].some((one) => one.complete && one.naturalWidth > 0)", 2.0)
+    assert coloured(tab.picture(".keys img")).sum() > 200
+    tab.wait("document.documentElement.dataset.viewer === 'ready'", 10.0)
+
+    tab.click("#toggle-view-axial")
+    tab.ask("viewer.opts.crosshairColor = [0, 0, 0, 0], viewer.drawScene()")
+    stage = tab.picture("#canvas")
+    here = coloured(stage)
+    rows, columns = np.nonzero(here)
+    scale = stage.shape[0] / SHAPE[1]  # the slice is as high as the canvas, in its middle; left is right
+    wanted_x = stage.shape[1] / 2 - (CENTRE[0] - 127.5) * scale
+    wanted_y = stage.shape[0] / 2 - (CENTRE[1] - 127.5) * scale
+    assert columns.mean() == pytest.approx(wanted_x, abs=2 * scale)
+    assert rows.mean() == pytest.approx(wanted_y, abs=2 * scale)
+    assert here.sum() == pytest.approx(np.pi * RADII[0] * RADII[1] * scale**2, rel=0.1)
+
+    tab.click("#toggle-mask")
+    assert coloured(tab.picture("#canvas")).sum() == 0
+    tab.click("#toggle-contour")
+    outline = coloured(tab.picture("#canvas"))
+    assert 0 < outline.sum() < 0.5 * here.sum()
+    assert not outline[round(wanted_y), round(wanted_x)]
+
+    downloads = tmp_path / "downloads"
+    tab.allow_downloads(downloads)
+    tab.ask("document.getElementById('comment').value = 'beside the structure'")
+    tab.click("[data-decision=rejected]")
+    tab.wait("document.getElementById('told').textContent.includes('verifies nothing')", 5.0)
+    draft = downloads / "head_verdict_draft.json"
+    tab.wait_for_file(draft, 5.0)
+    verdict = read_verdict(draft)
+    assert (verdict.case, verdict.decision, verdict.comment, verdict.draft) == (
+        "head",
+        "rejected",
+        "beside the structure",
+        True,
+    )
+    assert all(url.startswith(("file:", "data:", "blob:")) for url in tab.requests)
+    assert tab.console == []
+
+
+def test_structures_and_uncertainty_are_switched_each_by_itself(tab: Tab, tmp_path: Path) -> None:
+    small = deliver(tmp_path / "small")
+    page = write_review(small.result, tmp_path / "review", image=small.volume, how=ReviewConfig(pdf=False))["page"]
+    tab.open(page.as_uri())
+    tab.wait("document.documentElement.dataset.viewer === 'ready'", 10.0)
+    tab.ask("viewer.opts.crosshairColor = [0, 0, 0, 0], viewer.drawScene()")
+
+    def seen() -> int:
+        return int(coloured(tab.picture("#canvas")).sum())
+
+    first = seen()  # the largest section has block 1 alone
+    assert first > 0
+    tab.click("#toggle-structure-1")
+    assert seen() == 0
+    tab.click(".keys figure:nth-of-type(2) button")  # and the most uncertain one block 2
+    second = seen()
+    assert second > 0
+    tab.click("#toggle-structure-2")
+    assert seen() == 0
+    tab.click("#toggle-uncertainty")
+    assert seen() > second
+    tab.click("#toggle-uncertainty")
+    tab.click("#toggle-structure-2")
+    assert seen() == second
+    tab.click(".keys figure:nth-of-type(1) button")
+    tab.click("#toggle-structure-1")
+    assert seen() == first
+    assert tab.console == []
+
+
+def test_a_name_of_script_does_not_run(tab: Tab, tmp_path: Path) -> None:
+    evil = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
+    case = deliver(tmp_path / "evil", {"PatientName": evil[:64], "PatientID": evil[:64], "AccessionNumber": "<b>1</b>"})
+    page = write_review(case.result, tmp_path / "review", image=case.volume, how=ReviewConfig(pdf=False))["page"]
+    tab.open(page.as_uri())
+    tab.wait("document.documentElement.dataset.viewer === 'ready'", 10.0)
+    assert tab.ask("document.title") == "Review of case"
+    assert tab.ask("document.querySelector('h1').textContent").startswith("<script>document.title")
+    assert tab.ask("document.querySelectorAll('header script, header img, header b').length") == 0
+
+
+def test_a_page_of_a_node_sends_nothing_when_it_is_opened_from_disk(tab: Tab, tmp_path: Path) -> None:
+    case = deliver(tmp_path / "case")
+    how = ReviewConfig(post_url="/verdict", pdf=False)
+    page = write_review(case.result, tmp_path / "review", image=case.volume, how=how)["page"]
+    tab.open(page.as_uri())
+    tab.wait("document.readyState === 'complete'", 10.0)
+    tab.allow_downloads(tmp_path / "downloads")
+    tab.click("[data-decision=accepted]")
+    tab.wait_for_file(tmp_path / "downloads/case_verdict_draft.json", 5.0)
+    assert not any(url.endswith("/verdict") for url in tab.requests)
+
+
+class Node(BaseHTTPRequestHandler):
+    """Serves one page and keeps what is posted to it."""
+
+    page: bytes
+    posted: list[dict[str, object]]
+
+    def do_GET(self) -> None:
+        self._answer(200, self.page)
+
+    def do_POST(self) -> None:
+        found = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.posted.append({"path": self.path, "type": self.headers["Content-Type"], "verdict": found})
+        self._answer(200 if found["decision"] == "accepted" else 403, b"{}")
+
+    def _answer(self, status: int, content: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def test_a_page_of_a_node_sends_the_decision_there_and_says_whether_it_was_taken(tab: Tab, tmp_path: Path) -> None:
+    case = deliver(tmp_path / "case")
+    how = ReviewConfig(post_url="/cases/7/verdict", pdf=False)
+    page = write_review(case.result, tmp_path / "review", image=case.volume, how=how)["page"]
+    handler = type("Handler", (Node,), {"page": page.read_bytes(), "posted": []})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        tab.open(f"http://127.0.0.1:{server.server_port}/cases/7")
+        tab.wait("document.documentElement.dataset.viewer === 'ready'", 20.0)
+        tab.click("[data-decision=accepted]")
+        tab.wait("document.getElementById('told').textContent.startsWith('Recorded: accepted')", 5.0)
+        tab.click("[data-decision=rejected]")
+        tab.wait("document.getElementById('told').textContent.startsWith('Not recorded: the node answered 403')", 5.0)
+        server.shutdown()
+    first = handler.posted[0]
+    assert (first["path"], first["type"]) == ("/cases/7/verdict", "application/json")
+    verdict = Verdict.from_document(first["verdict"])
+    assert not verdict.draft
+    record = apply_verdict(verdict, case.result, tmp_path / "out", Aftermath(Reviewer("Lang^Eva", "Clinic")))
+    assert record["report"] is not None

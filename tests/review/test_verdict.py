@@ -1,0 +1,417 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from phantoms import lopsided_labels
+from result_phantoms import RESULT, dciodvfy_errors
+from review_cases import Delivered, deliver, verdict_on
+
+from dicom_io.errors import GeometryProofError, LabelError
+from dicom_io.rtstruct import write_rtstruct
+from dicom_io.seg import write_seg
+from dicom_io.sr import Verification, _prove_verified, write_verified_sr
+from monai_unet_app.data.cases import find_data
+from monai_unet_app.data.labels import read_labels
+from monai_unet_app.data.read import read_volume
+from monai_unet_app.data.schemas import validate
+from monai_unet_app.errors import InputRefusedError, UsageError
+from monai_unet_app.results import write_nifti
+from monai_unet_app.review.contents import ReviewedCase, ReviewedStructure, read_reviewed
+from monai_unet_app.review.correction import (
+    Correction,
+    added_path_length,
+    read_correction,
+    sizes_of,
+    store_training_case,
+)
+from monai_unet_app.review.verdict import Aftermath, Reviewer, Verdict, apply_verdict, read_verdict
+
+HEADER = {"PatientName": "Berger^Anna", "PatientID": "PID-4711", "AccessionNumber": "ACC-99", "StudyDate": "20260301"}
+READER = Reviewer("Lang^Eva^^Dr", "Clinic")
+WHEN = datetime(2026, 11, 21, 3, 15, tzinfo=timezone(timedelta(hours=1)))
+VERIFICATION = Verification("Lang^Eva^^Dr", "Clinic", WHEN)
+
+
+@pytest.fixture(scope="module")
+def delivered(tmp_path_factory: pytest.TempPathFactory) -> Delivered:
+    return deliver(tmp_path_factory.mktemp("delivered"), HEADER)
+
+
+@pytest.fixture(scope="module")
+def case(delivered: Delivered) -> ReviewedCase:
+    return read_reviewed(delivered.result, delivered.volume)
+
+
+def report_of(delivered: Delivered) -> Path:
+    return delivered.result.parent / "case_sr.dcm"
+
+
+# --- the verified report ---
+
+
+def test_a_verified_report_says_by_whom_and_names_its_predecessor(delivered: Delivered, tmp_path: Path) -> None:
+    before = pydicom.dcmread(report_of(delivered))
+    path = write_verified_sr(report_of(delivered), tmp_path / "sr.dcm", VERIFICATION)
+    assert dciodvfy_errors(path) == []
+    found = pydicom.dcmread(path)
+    assert (found.CompletionFlag, found.VerificationFlag, found.PreliminaryFlag) == ("COMPLETE", "VERIFIED", "FINAL")
+    (observer,) = found.VerifyingObserverSequence
+    assert (observer.VerifyingObserverName, observer.VerifyingOrganization) == ("Lang^Eva^^Dr", "Clinic")
+    assert observer.VerificationDateTime == "20261121031500+0100"
+    (study,) = found.PredecessorDocumentsSequence
+    (reference,) = study.ReferencedSeriesSequence[0].ReferencedSOPSequence
+    assert study.StudyInstanceUID == before.StudyInstanceUID
+    assert study.ReferencedSeriesSequence[0].SeriesInstanceUID == before.SeriesInstanceUID
+    assert reference.ReferencedSOPInstanceUID == before.SOPInstanceUID != found.SOPInstanceUID
+    assert found.file_meta.MediaStorageSOPInstanceUID == found.SOPInstanceUID
+
+
+def test_a_verified_report_measures_what_the_first_one_measured(delivered: Delivered, tmp_path: Path) -> None:
+    before = pydicom.dcmread(report_of(delivered))
+    found = pydicom.dcmread(write_verified_sr(report_of(delivered), tmp_path / "sr.dcm", VERIFICATION))
+    for kept in ("ContentSequence", "CurrentRequestedProcedureEvidenceSequence", "PatientName", "SeriesInstanceUID"):
+        assert found[kept] == before[kept]
+    assert before.VerificationFlag == "UNVERIFIED"
+
+
+def test_the_same_verification_gives_the_same_bytes_and_another_another_uid(
+    delivered: Delivered, tmp_path: Path
+) -> None:
+    one, two = (write_verified_sr(report_of(delivered), tmp_path / name, VERIFICATION) for name in ("1.dcm", "2.dcm"))
+    assert one.read_bytes() == two.read_bytes()
+    other = write_verified_sr(report_of(delivered), tmp_path / "3.dcm", replace(VERIFICATION, observer="Kern^Max"))
+    assert pydicom.dcmread(one).SOPInstanceUID != pydicom.dcmread(other).SOPInstanceUID
+
+
+def test_a_verified_report_that_measures_something_else_does_not_leave(delivered: Delivered, tmp_path: Path) -> None:
+    path = write_verified_sr(report_of(delivered), tmp_path / "sr.dcm", VERIFICATION)
+    dataset = pydicom.dcmread(path)
+    figures = dataset.ContentSequence[-1].ContentSequence[0].ContentSequence
+    next(item for item in figures if item.ValueType == "NUM").MeasuredValueSequence[0].NumericValue = 1
+    dataset.save_as(path)
+    with pytest.raises(GeometryProofError, match=r"differs from its predecessor in 1 attributes .*\(0040,a730\)"):
+        _prove_verified(path, report_of(delivered))
+    assert not path.exists()
+
+
+def test_a_report_is_verified_once(delivered: Delivered, tmp_path: Path) -> None:
+    path = write_verified_sr(report_of(delivered), tmp_path / "sr.dcm", VERIFICATION)
+    with pytest.raises(LabelError, match="COMPLETE and VERIFIED"):
+        write_verified_sr(path, tmp_path / "again.dcm", VERIFICATION)
+    with pytest.raises(LabelError, match="Comprehensive 3D SR is needed"):
+        write_verified_sr(delivered.result.parent / "case_seg.dcm", tmp_path / "again.dcm", VERIFICATION)
+
+
+def test_a_name_that_the_character_set_cannot_hold_is_refused(tmp_path: Path) -> None:
+    umlaut = replace(VERIFICATION, observer="Müller^Jörg", organization="Klinik Süd")
+    latin = deliver(tmp_path / "latin", {**HEADER, "SpecificCharacterSet": "ISO_IR 100"})
+    found = pydicom.dcmread(write_verified_sr(report_of(latin), tmp_path / "sr.dcm", umlaut))
+    assert found.VerifyingObserverSequence[0].VerifyingObserverName == "Müller^Jörg"
+    assert dciodvfy_errors(tmp_path / "sr.dcm") == []
+    with pytest.raises(LabelError, match="ISO_IR 100"):
+        write_verified_sr(report_of(latin), tmp_path / "x.dcm", replace(VERIFICATION, observer="山田^太郎"))
+    plain = deliver(tmp_path / "plain", HEADER)
+    with pytest.raises(LabelError, match="ASCII"):
+        write_verified_sr(report_of(plain), tmp_path / "x.dcm", umlaut)
+    assert not (tmp_path / "x.dcm").exists()
+
+
+@pytest.mark.parametrize(("name", "value"), [("observer", " "), ("organization", "x" * 65), ("observer", "a\nb")])
+def test_a_verification_without_a_proper_name_is_refused(name: str, value: str) -> None:
+    with pytest.raises(LabelError, match=f"the {name} of a verification"):
+        replace(VERIFICATION, **{name: value})
+
+
+def test_a_moment_without_a_time_zone_is_refused() -> None:
+    with pytest.raises(LabelError, match="no time zone"):
+        Verification("Lang^Eva", "Clinic", datetime(2026, 11, 21))
+
+
+# --- what becomes of a verdict ---
+
+
+def test_an_accepted_result_of_a_named_reader_is_verified(delivered: Delivered, tmp_path: Path) -> None:
+    verdict = Verdict.from_document(verdict_on(delivered, "accepted", comment="fits well"))
+    record = apply_verdict(verdict, delivered.result, tmp_path, Aftermath(reviewer=READER))
+    found = pydicom.dcmread(tmp_path / record["report"]["file"])
+    assert found.VerifyingObserverSequence[0].VerificationDateTime == "20261121021530+0000"
+    assert record["report"]["sop_instance_uid"] == found.SOPInstanceUID
+    assert record["report"]["predecessor_sop_instance_uid"] == pydicom.dcmread(report_of(delivered)).SOPInstanceUID
+    assert json.loads((tmp_path / "case_verdict_20261121T021530Z.json").read_text()) == record
+    validate(record, "review_record")
+    with pytest.raises(InputRefusedError, match="verified once"):
+        apply_verdict(verdict, delivered.result, tmp_path, Aftermath(reviewer=READER))
+
+
+def test_nothing_is_verified_where_nobody_answers_for_it(delivered: Delivered, tmp_path: Path) -> None:
+    record = apply_verdict(Verdict.from_document(verdict_on(delivered, "accepted")), delivered.result, tmp_path)
+    assert record["report"] is None
+    assert record["not_verified"] == "nobody answers for the verdict"
+    assert [file.suffix for file in tmp_path.iterdir()] == [".json"]
+
+
+def test_a_draft_is_verified_at_the_moment_when_somebody_applies_it(delivered: Delivered, tmp_path: Path) -> None:
+    verdict = Verdict.from_document(verdict_on(delivered, "accepted", draft=True))
+    record = apply_verdict(verdict, delivered.result, tmp_path, Aftermath(reviewer=READER, applied_at=WHEN))
+    found = pydicom.dcmread(tmp_path / record["report"]["file"])
+    assert found.VerifyingObserverSequence[0].VerificationDateTime == "20261121031500+0100"
+
+
+def test_a_rejected_result_is_recorded_and_no_more(delivered: Delivered, tmp_path: Path) -> None:
+    verdict = Verdict.from_document(verdict_on(delivered, "rejected", comment="wrong side"))
+    record = apply_verdict(verdict, delivered.result, tmp_path, Aftermath(reviewer=READER))
+    assert (record["decision"], record["comment"], record["report"]) == ("rejected", "wrong side", None)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_verdict_about_other_files_is_refused(tmp_path: Path) -> None:
+    fresh = deliver(tmp_path / "fresh")
+    verdict = Verdict.from_document(verdict_on(fresh, "accepted"))
+    write_nifti(np.zeros(fresh.volume.shape, np.uint8), fresh.volume, fresh.result.parent / "case_seg.nii.gz")
+    with pytest.raises(InputRefusedError, match="its labels have changed"):
+        apply_verdict(verdict, fresh.result, tmp_path / "out")
+    other = replace(verdict, result_sha256="0" * 64)
+    with pytest.raises(InputRefusedError, match="about the result 000000000000"):
+        apply_verdict(other, fresh.result, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_correction_needs_a_mask_and_nothing_else_does(delivered: Delivered, tmp_path: Path) -> None:
+    corrected = Verdict.from_document(verdict_on(delivered, "corrected"))
+    with pytest.raises(UsageError, match="corrected mask and the image are needed"):
+        apply_verdict(corrected, delivered.result, tmp_path)
+    accepted = replace(corrected, decision="accepted")
+    with pytest.raises(UsageError, match="one of the two is wrong"):
+        apply_verdict(accepted, delivered.result, tmp_path, Aftermath(correction=tmp_path / "mask.nii.gz"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"decision": "perhaps"},
+        {"result_sha256": "abc"},
+        {"decided_at": "today"},
+        {"decided_at": "2026-13-41T99:00:00Z"},
+        {"extra": 1},
+        {"comment": "x" * 4001},
+        {"schema_version": "2.0"},
+    ],
+)
+def test_what_is_no_verdict_is_refused(change: dict[str, object], delivered: Delivered, tmp_path: Path) -> None:
+    (tmp_path / "verdict.json").write_text(json.dumps(verdict_on(delivered, "accepted") | change))
+    with pytest.raises(InputRefusedError):
+        read_verdict(tmp_path / "verdict.json")
+
+
+def test_a_verdict_is_read_as_it_was_written(delivered: Delivered, tmp_path: Path) -> None:
+    verdict = Verdict.from_document(verdict_on(delivered, "rejected", comment="gehört nicht dazu", draft=True))
+    (tmp_path / "verdict.json").write_text(json.dumps(verdict.document()))
+    assert read_verdict(tmp_path / "verdict.json") == verdict
+    assert verdict.decided_at == datetime(2026, 11, 21, 2, 15, 30, 250000, tzinfo=UTC)
+
+
+# --- how large a correction is ---
+
+
+def boxes(shift: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """A box of 4 x 3 x 2 voxels, and the same moved along the first axis: all voxels are of its surface."""
+    original = np.zeros((10, 8, 6), bool)
+    original[2:6, 2:5, 2:4] = True
+    return original, np.roll(original, shift, axis=0)
+
+
+def test_a_box_moved_by_one_voxel_is_measured_as_geometry_says(case: ReviewedCase) -> None:
+    original, moved = boxes()
+    affine = np.diag([2.0, 2.0, 3.0, 1.0])
+    volume = replace(case.volume, array=np.zeros(original.shape, np.float32), affine_lps=affine)
+    structure = ReviewedStructure({"number": 1, "label": "box"}, original, (1, 2, 3))
+    boxed = replace(case, volume=volume, structures=(structure,))
+    (size,) = sizes_of(Correction((moved,), "image grid", ".nii.gz"), boxed)
+    assert size.dice == pytest.approx(3 / 4)
+    assert size.size_difference == 0.0
+    assert size.mean_surface_distance == pytest.approx(
+        6 / 24 * 2.0
+    )  # one of four layers is 2 mm off, the others shared
+    assert size.surface_dice == pytest.approx(18 / 24)
+    assert size.added_path_length == pytest.approx(
+        2 * (3 + 1) * 2.0
+    )  # a slice: the new edge of 3, and 1 that was inside
+
+
+def test_a_box_made_longer_has_a_larger_volume_by_its_new_layer(case: ReviewedCase) -> None:
+    original, moved = boxes()
+    volume = replace(case.volume, array=np.zeros(original.shape, np.float32), affine_lps=np.diag([2.0, 2.0, 3.0, 1.0]))
+    structure = ReviewedStructure({"number": 1, "label": "box"}, original, (1, 2, 3))
+    boxed = replace(case, volume=volume, structures=(structure,))
+    (size,) = sizes_of(Correction((original | moved,), "image grid", ".nii.gz"), boxed)
+    assert size.size_difference == pytest.approx(6 * 12.0 / 1000)
+    assert size.dice == pytest.approx(2 * 24 / (24 + 30))
+    assert size.added_path_length == pytest.approx(2 * 3 * 2.0)
+
+
+def test_added_path_length_counts_outlines_in_the_slices_that_are_drawn_on() -> None:
+    original, moved = boxes()
+    assert added_path_length(original, original, (1, 1, 1)) == 0.0
+    assert added_path_length(moved, np.zeros_like(moved), (1, 1, 1)) == 2 * (2 * 4 + 2 * 3 - 4)
+    assert added_path_length(moved, original, (1, 4, 1), across=2) == pytest.approx(2 * 4 * 2.0)  # root of 1 x 4
+    assert added_path_length(moved, original, (1, 1, 1), across=0) == 3 * 2  # a slice that was empty, all of its voxels
+    with pytest.raises(ValueError, match="the same one is needed"):
+        added_path_length(moved, original[1:], (1, 1, 1))
+
+
+def test_a_structure_that_was_deleted_has_no_surface_distance(case: ReviewedCase) -> None:
+    nothing = tuple(np.zeros(case.volume.shape, bool) for _ in case.structures)
+    for size in sizes_of(Correction(nothing, "image grid", ".nii.gz"), case):
+        assert size.mean_surface_distance is None
+        assert (size.dice, size.surface_dice, size.added_path_length) == (0.0, 0.0, 0.0)
+        assert size.size_difference < 0
+
+
+# --- where a correction comes from ---
+
+
+def corrected_labels() -> np.ndarray:
+    """Block 2 as it was, block 1 one voxel longer along I: 18 + 6 voxels."""
+    labels = lopsided_labels()
+    labels[4, 1:4, 1:3] = 1
+    return labels
+
+
+def test_a_segmentation_that_was_numbered_anew_is_paired_by_tracking_uid(
+    delivered: Delivered, case: ReviewedCase, tmp_path: Path
+) -> None:
+    swapped = np.array([0, 2, 1], np.uint8)[corrected_labels()]
+    path = write_seg(delivered.volume.with_array(swapped), delivered.volume, tmp_path / "new.dcm", RESULT, prove=False)
+    dataset = pydicom.dcmread(path)
+    first, second = dataset.SegmentSequence
+    first.TrackingUID, second.TrackingUID = second.TrackingUID, first.TrackingUID
+    dataset.save_as(path)
+    found = read_correction(path, case)
+    assert found.paired_by == "tracking UID"
+    for number, mask in enumerate(found.masks, start=1):
+        assert np.array_equal(mask, corrected_labels() == number)
+
+
+def test_a_segmentation_with_tracking_uids_of_its_own_is_paired_by_the_grid(
+    delivered: Delivered, case: ReviewedCase, tmp_path: Path
+) -> None:
+    path = write_seg(delivered.volume.with_array(corrected_labels()), delivered.volume, tmp_path / "new.dcm", RESULT)
+    dataset = pydicom.dcmread(path)
+    for item in dataset.SegmentSequence:
+        del item.TrackingUID, item.TrackingID
+    dataset.save_as(path)
+    found = read_correction(path, case)
+    assert found.paired_by == "image grid"
+    assert np.array_equal(found.masks[0], corrected_labels() == 1)
+
+
+def test_a_segmentation_without_a_structure_is_refused(
+    delivered: Delivered, case: ReviewedCase, tmp_path: Path
+) -> None:
+    path = write_seg(delivered.volume.with_array(corrected_labels()), delivered.volume, tmp_path / "new.dcm", RESULT)
+    dataset = pydicom.dcmread(path)
+    dataset.SegmentSequence[1].SegmentNumber = 5
+    dataset.SegmentSequence[1].TrackingUID = "1.2.3"
+    dataset.save_as(path)
+    with pytest.raises(InputRefusedError, match=r"lacks Back part and has the segments \[5\]"):
+        read_correction(path, case)
+
+
+def test_a_structure_set_is_paired_by_the_grid(delivered: Delivered, case: ReviewedCase, tmp_path: Path) -> None:
+    labels = delivered.volume.with_array(corrected_labels())
+    found = read_correction(write_rtstruct(labels, delivered.volume, tmp_path / "rt.dcm", RESULT), case)
+    assert found.paired_by == "image grid"
+    for number, mask in enumerate(found.masks, start=1):
+        assert np.array_equal(mask, corrected_labels() == number)
+    dataset = pydicom.dcmread(tmp_path / "rt.dcm")
+    for name in ("StructureSetROISequence", "ROIContourSequence", "RTROIObservationsSequence"):
+        dataset[name].value = dataset[name].value[:1]
+    dataset.save_as(tmp_path / "rt.dcm")
+    with pytest.raises(InputRefusedError, match="no region for Back part"):
+        read_correction(tmp_path / "rt.dcm", case)
+
+
+def test_a_correction_elsewhere_is_refused(delivered: Delivered, case: ReviewedCase, tmp_path: Path) -> None:
+    affine = delivered.volume.affine_lps.copy()
+    affine[0, 3] += 3.0
+    moved = replace(delivered.volume, affine_lps=affine)
+    write_nifti(corrected_labels(), moved, tmp_path / "mask.nii.gz")
+    with pytest.raises(InputRefusedError, match=r"3\.00 mm away"):
+        read_correction(tmp_path / "mask.nii.gz", case)
+    write_nifti(np.where(corrected_labels() == 2, 7, 0).astype(np.uint8), delivered.volume, tmp_path / "mask.nii.gz")
+    with pytest.raises(InputRefusedError, match=r"value\(s\) \[7\]"):
+        read_correction(tmp_path / "mask.nii.gz", case)
+    with pytest.raises(InputRefusedError, match="is no file"):
+        read_correction(tmp_path / "absent.nii.gz", case)
+
+
+# --- what is learned from it ---
+
+
+def test_a_corrected_result_becomes_a_case_to_train_on(delivered: Delivered, tmp_path: Path) -> None:
+    mask = tmp_path / "mask.nii.gz"
+    write_nifti(corrected_labels(), delivered.volume, mask)
+    verdict = Verdict.from_document(verdict_on(delivered, "corrected"))
+    what = Aftermath(READER, image=delivered.series, correction=mask, training=tmp_path / "train", applied_at=WHEN)
+    record = apply_verdict(verdict, delivered.result, tmp_path / "out", what)
+    validate(record, "review_record")
+    (found,) = find_data(tmp_path / "train")
+    assert found.id == record["correction"]["training_case"]
+    image = read_volume(found.image)
+    assert np.array_equal(image.array, delivered.volume.array)
+    assert np.allclose(image.affine_lps, delivered.volume.affine_lps, atol=1e-4)
+    assert found.label is not None
+    assert np.array_equal(read_labels(found.label, image).array, corrected_labels())
+    front, back = record["correction"]["structures"]
+    assert front["size_difference"] == pytest.approx(6 * delivered.volume.voxel_ml, abs=1e-5)
+    assert (back["dice"], back["mean_surface_distance"], back["added_path_length"]) == (1.0, 0.0, 0.0)
+    assert record["report"] is None
+
+
+def test_neither_names_nor_files_of_training_cases_hold_identity(
+    delivered: Delivered, case: ReviewedCase, tmp_path: Path
+) -> None:
+    correction = Correction(tuple(corrected_labels() == n for n in (1, 2)), "image grid", ".nii.gz")
+    name = store_training_case(correction, case, sizes_of(correction, case), tmp_path)
+    files = sorted(file for file in tmp_path.rglob("*") if file.is_file())
+    assert [file.parent.name for file in files] == ["images", "labels", "provenance"]
+    told = (tmp_path / "provenance" / f"{name}.json").read_text() + " ".join(map(str, files))
+    header = bytes(read_header(files[0])) + bytes(read_header(files[1]))
+    source = delivered.volume.provenance
+    for word in (*HEADER.values(), "Berger", "Anna", source.study_instance_uid, source.series_instance_uid):
+        assert str(word) not in told
+        assert str(word).encode() not in header
+
+
+def read_header(path: Path) -> bytes:
+    import nibabel
+
+    return nibabel.load(path).header.binaryblock
+
+
+def test_two_results_of_a_study_are_of_one_subject_and_a_pseudonym_can_be_given(tmp_path: Path) -> None:
+    names = []
+    study = "1.2.826.0.1.3680043.8.498.1"
+    for number, folder in enumerate(("left", "right")):
+        one = deliver(tmp_path / folder, {**HEADER, "StudyInstanceUID": study, "SeriesNumber": 3 + number})
+        case = read_reviewed(one.result, one.volume)
+        correction = Correction(tuple(corrected_labels() == n for n in (1, 2)), "image grid", ".nii.gz")
+        names.append(store_training_case(correction, case, sizes_of(correction, case), tmp_path / "train"))
+    assert len(set(names)) == 2
+    assert len({name.split("_")[0] for name in names}) == 1
+    assert store_training_case(correction, case, [], tmp_path / "train", subject="p-17").startswith("p-17_")
+    with pytest.raises(InputRefusedError, match="pseudonym"):
+        store_training_case(correction, case, [], tmp_path / "train", subject="../x")
+
+
+def test_structures_that_overlap_make_no_training_label(case: ReviewedCase, tmp_path: Path) -> None:
+    both = corrected_labels() == 1
+    with pytest.raises(InputRefusedError, match="overlaps another"):
+        store_training_case(Correction((both, both), "image grid", ".nii.gz"), case, [], tmp_path)
+    assert list(tmp_path.iterdir()) == []

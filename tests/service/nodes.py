@@ -1,0 +1,131 @@
+"""What tests of the node share: small studies, a site file, a place that results go to, and waiting."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from dicom_io.net.destination import Destination, parse_destination
+from dicom_io.net.exchange import send
+from dicom_io.net.outcome import Outcome
+from dicom_io.net.scp import Listen, Provider
+from monai_unet_app.service.node import Node
+from monai_unet_app.service.site import Site, read_site
+
+NAME, PATIENT_ID = "Quintessenza^Ottavia", "Q-774-KX"
+
+SITE = """
+[node]
+folder = "node"
+stable_s = 0.3
+first_pause_s = 0.1
+longest_pause_s = 0.5
+{node}
+[[rules]]
+name = "any"
+bundle = "none"
+match = {{Modality = "CT"}}
+destinations = ["pacs"]
+{rule}
+[destinations.pacs]
+host = "127.0.0.1"
+port = {port}
+ae_title = "PACS"
+connect_s = 2.0
+answer_s = 5.0
+"""
+
+
+def make_study(folder: Path, count: int = 3, *, study: str | None = None, wish: str = "", size: int = 8) -> Path:
+    """A study of one CT series of so many instances; `wish` is what a fake worker obeys."""
+    folder.mkdir(parents=True, exist_ok=True)
+    study, series = study or generate_uid(), generate_uid()
+    for number in range(count):
+        one = Dataset()
+        one.file_meta = FileMetaDataset()
+        one.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        one.SOPClassUID, one.SOPInstanceUID = CTImageStorage, generate_uid()
+        one.StudyInstanceUID, one.SeriesInstanceUID, one.Modality = study, series, "CT"
+        one.PatientName, one.PatientID, one.PatientComments = NAME, PATIENT_ID, wish
+        one.PatientBirthDate, one.AccessionNumber = "19310717", "ACC-55-QX"
+        one.ImagePositionPatient, one.ImageOrientationPatient = [0, 0, number], [1, 0, 0, 0, 1, 0]
+        one.PixelSpacing, one.SliceThickness, one.InstanceNumber = [1, 1], 1, number + 1
+        one.Rows = one.Columns = size
+        one.BitsAllocated = one.BitsStored = 16
+        one.HighBit, one.PixelRepresentation, one.SamplesPerPixel = 15, 0, 1
+        one.PhotometricInterpretation, one.PixelData = "MONOCHROME2", bytes(2 * size * size)
+        one.save_as(folder / f"{number}.dcm", enforce_file_format=True)
+    return folder
+
+
+def study_of(folder: Path) -> UID:
+    """StudyInstanceUID of a study's files."""
+    return UID(dcmread(next(folder.glob("*.dcm"))).StudyInstanceUID)
+
+
+def write_site(folder: Path, port: int, *, node: str = "", rule: str = "") -> Path:
+    """A site file with one rule and one destination, at this port of this machine."""
+    path = folder / "site.toml"
+    path.write_text(SITE.format(node=node, rule=rule, port=port))
+    return path
+
+
+def site_on_any_port(path: Path) -> Site:
+    """The site, listening on a free port."""
+    site = read_site(path)
+    return replace(site, node=replace(site.node, port=0))
+
+
+@contextmanager
+def started(path: Path) -> Iterator[Node]:
+    """A node with the fake worker, a module that its children find by their path."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [before])])
+    try:
+        with Node(site_on_any_port(path), worker="fake_worker") as node:
+            yield node
+    finally:
+        del os.environ["PYTHONPATH"]
+        os.environ.update({"PYTHONPATH": before} if before else {})
+
+
+@contextmanager
+def running(path: Path) -> Iterator[Node]:
+    """As `started`, and ready."""
+    with started(path) as node:
+        wait_until(lambda: node.is_ready)
+        yield node
+
+
+@contextmanager
+def pacs(folder: Path, port: int = 0) -> Iterator[Provider]:
+    """Takes what is sent to it."""
+    with Provider(folder, Listen("PACS", port=port)) as provider:
+        yield provider
+
+
+def to(node: Node) -> Destination:
+    """The node, as others see it."""
+    return parse_destination(f"MONAIUNET@127.0.0.1:{node.provider.port}")
+
+
+def store(node: Node, study: Path) -> tuple[Outcome, ...]:
+    """Sends a study to the node."""
+    return send(to(node), sorted(study.glob("*.dcm")))
+
+
+def wait_until(holds: Callable[[], object], seconds: float = 30.0) -> None:
+    """Waits, and fails after so long."""
+    end = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > end:
+            raise AssertionError(f"after {seconds:g} s it still does not hold")
+        time.sleep(0.02)

@@ -1,0 +1,228 @@
+"""The HTTP door lets in whom it should, takes what C-STORE takes, and tells what became of it."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+from nodes import NAME, PATIENT_ID, make_study, pacs, running, study_of, wait_until, write_site
+from pydicom import dcmread
+
+from monai_unet_app.cli import main
+from monai_unet_app.errors import UsageError
+from monai_unet_app.service.node import Node
+from monai_unet_app.service.site import HttpConfig, read_site
+from monai_unet_app.service.tokens import new_token, read_tokens
+from monai_unet_app.service.web import Door
+
+ROLES = ("submit", "read", "reviewer", "admin")
+
+
+@dataclass
+class Site:
+    """A node with its door, and a token for each role."""
+
+    node: Node
+    url: str
+    tokens: dict[str, str]
+    pacs: Path
+
+    def ask(self, method: str, path: str, role: str = "", **words) -> requests.Response:
+        headers = {"Authorization": f"Bearer {self.tokens[role]}", **words.pop("headers", {})} if role else {}
+        return requests.request(method, self.url + path, headers=headers, timeout=30, **words)
+
+    def result(self, state: str) -> int:
+        """Number of the one result, once it is in a state."""
+        wait_until(lambda: self.node.queue.counts()["results"].get(state) == 1)
+        return self.node.queue.results((), 1)[0].id
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    made = {role: new_token(role, [role]) for role in ROLES}
+    (tmp_path / "tokens").write_text("# who may what\n" + "".join(line + "\n" for _, line in made.values()))
+    config = HttpConfig(tmp_path / "tokens", port=0, most_upload_gb=0.01)
+    with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node, Door(node, config) as door:
+        tokens = {role: token for role, (token, _) in made.items()}
+        yield Site(node, f"http://127.0.0.1:{door.port}", tokens, tmp_path / "pacs")
+
+
+def zipped(folder: Path, **more: bytes) -> bytes:
+    """The files of a folder, and others, in an archive."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(folder.glob("*.dcm")):
+            archive.write(path, f"deep/{path.name}")
+        for name, content in more.items():
+            archive.writestr(name, content)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("way", ["body", "form"])
+def test_a_zipped_study_is_segmented_and_its_files_can_be_fetched(site: Site, tmp_path: Path, way: str) -> None:
+    study = make_study(tmp_path / "study", 4)
+    content = zipped(study, readme=b"not DICOM")
+    words = {"data": content} if way == "body" else {"files": {"study": ("study.zip", content)}}
+    answer = site.ask("POST", "/studies", "submit", **words)
+    assert answer.status_code == 202
+    assert answer.json()["studies"] == {study_of(study): 4}
+    assert len(answer.json()["refused"]) == 1
+    number = site.result("delivered")
+    told = site.ask("GET", f"/studies/{study_of(study)}", "read").json()
+    assert [version["results"][0]["id"] for version in told["versions"]] == [number]
+    found = site.ask("GET", f"/results/{number}", "read").json()
+    assert found["files"] == ["binary/one_sc.dcm"]
+    file = site.ask("GET", f"/results/{number}/files/binary/one_sc.dcm", "read")
+    assert dcmread(io.BytesIO(file.content)).ImageComments == "4 instances"
+
+
+def test_one_object_is_a_study_too(site: Site, tmp_path: Path) -> None:
+    path = next(make_study(tmp_path / "study", 1).glob("*.dcm"))
+    assert site.ask("POST", "/studies", "submit", data=path.read_bytes()).status_code == 202
+    site.result("delivered")
+
+
+def test_an_image_needs_a_rule_and_waits_where_the_worker_looks(site: Site, tmp_path: Path) -> None:
+    import nibabel
+
+    path = tmp_path / "image.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 6), np.float32), np.eye(4)), path)
+    answer = site.ask("POST", "/studies", "submit", data=path.read_bytes())
+    assert answer.status_code == 422
+    assert "for a NIfTI image one of any is needed" in answer.json()["detail"]
+    first = site.ask("POST", "/studies?rule=any", "submit", data=path.read_bytes()).json()
+    again = site.ask("POST", "/studies?rule=any", "submit", data=path.read_bytes()).json()
+    assert first == again
+    (study,) = first["studies"]
+    assert (site.node.store.folder / study / "any" / "image.nii.gz").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "roles"),
+    [
+        ("POST", "/studies", {"submit", "admin"}),
+        ("GET", "/studies/1.2.3", {"read", "reviewer", "admin"}),
+        ("GET", "/results/1", {"read", "reviewer", "admin"}),
+        ("GET", "/results/1/files/a", {"read", "reviewer", "admin"}),
+        ("POST", "/results/1/release", {"reviewer", "admin"}),
+        ("POST", "/results/1/refuse", {"reviewer", "admin"}),
+        ("POST", "/jobs/1/retry", {"admin"}),
+        ("POST", "/deliveries/1/retry", {"admin"}),
+        ("GET", "/metrics", {"read", "reviewer", "admin"}),
+        ("GET", "/", {"read", "reviewer", "admin"}),
+    ],
+)
+def test_every_room_has_its_roles(site: Site, method: str, path: str, roles: set[str]) -> None:
+    words = {"json": {"reason": "no"}} if path.endswith("refuse") else {}
+    assert site.ask(method, path, **words).status_code == 401
+    assert (
+        requests.request(method, site.url + path, headers={"Authorization": "Bearer x"}, timeout=9).status_code == 401
+    )
+    for role in ROLES:
+        answer = site.ask(method, path, role, **words)
+        assert (answer.status_code == 403) == (role not in roles)
+        assert answer.status_code != 401
+
+
+def test_health_needs_no_token_and_tells_nothing(site: Site) -> None:
+    assert site.ask("GET", "/health").json() == {"status": "alive"}
+    assert site.ask("GET", "/ready").json() == {"ready": True}
+
+
+def test_what_is_held_back_is_released_by_a_reviewer_once(site: Site, tmp_path: Path) -> None:
+    site.ask("POST", "/studies", "submit", data=zipped(make_study(tmp_path / "study", wish="review")))
+    number = site.result("held")
+    assert site.ask("POST", f"/results/{number}/release", "reviewer").json()["state"] == "sending"
+    wait_until(lambda: len(list(site.pacs.rglob("*.dcm"))) == 1)
+    site.result("delivered")
+    assert site.ask("POST", f"/results/{number}/release", "reviewer").status_code == 409
+
+
+def test_what_is_refused_keeps_its_reason(site: Site, tmp_path: Path) -> None:
+    site.ask("POST", "/studies", "submit", data=zipped(make_study(tmp_path / "study", wish="review")))
+    number = site.result("held")
+    answer = site.ask("POST", f"/results/{number}/refuse", "reviewer", json={"reason": "half of it is missing"})
+    assert (answer.json()["state"], answer.json()["reason"]) == ("refused", "half of it is missing")
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "said"),
+    [
+        (b"", 422, "is no zip archive"),
+        (b"hello" * 100, 422, "is no zip archive"),
+        (b"PK\x03\x04" + b"broken" * 50, 422, "the archive is broken"),
+        (bytes(128) + b"DICM" + b"broken" * 50, 422, "cannot be read"),
+        (bytes(11_000_000), 413, "larger than this node takes"),
+    ],
+    ids=["nothing", "text", "broken archive", "broken object", "too large"],
+)
+def test_what_cannot_be_used_is_refused(site: Site, content: bytes, status: int, said: str) -> None:
+    answer = site.ask("POST", "/studies", "submit", data=content)
+    assert answer.status_code == status
+    assert said in answer.json()["detail"]
+    assert list((site.node.folder / "uploads").iterdir()) == []
+
+
+def test_an_archive_that_becomes_too_large_is_refused(site: Site, tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros", bytes(60_000_000))
+    assert len(stream.getvalue()) < 100_000
+    answer = site.ask("POST", "/studies", "submit", data=stream.getvalue())
+    assert answer.status_code == 422
+    assert "becomes more than" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "name", ["..%2f..%2f..%2faudit.jsonl", "%2e%2e%2f%2e%2e%2f%2e%2e%2fnode.sqlite", "binary", "nothing"]
+)
+def test_no_file_but_a_results_own_can_be_fetched(site: Site, tmp_path: Path, name: str) -> None:
+    site.ask("POST", "/studies", "submit", data=zipped(make_study(tmp_path / "study")))
+    number = site.result("delivered")
+    assert site.ask("GET", f"/results/{number}/files/{name}", "admin").status_code == 404
+
+
+def test_nobody_is_named_anywhere_but_in_the_objects(site: Site, tmp_path: Path) -> None:
+    site.ask("POST", "/studies", "submit", data=zipped(make_study(tmp_path / "study", wish="review")))
+    number = site.result("held")
+    pages = ["/", "/metrics", f"/results/{number}", f"/studies/{site.node.queue.result(number).study}", "/openapi.json"]
+    told = "".join(site.ask("GET", page, "admin").text for page in pages)
+    assert 'monai_unet_results{state="held"} 1.0' in told
+    kept = [path for path in site.node.folder.rglob("*") if path.is_file() and path.suffix != ".dcm"]
+    assert len(kept) >= 3
+    for secret in (NAME, "Quintessenza", PATIENT_ID, "19310717", "ACC-55-QX"):
+        assert secret not in told
+        for path in kept:
+            assert secret.encode() not in path.read_bytes(), path.name
+            assert secret not in str(path)
+
+
+def test_the_status_page_says_what_waits_for_somebody(site: Site, tmp_path: Path) -> None:
+    site.ask("POST", "/studies", "submit", data=zipped(make_study(tmp_path / "study", wish="review")))
+    site.result("held")
+    page = requests.get(site.url + "/", auth=("anybody", site.tokens["read"]), timeout=9).text
+    assert "Held back until a reviewer decides" in page
+    assert "Ready. Nothing is wrong." in page
+
+
+def test_a_token_is_shown_once_and_only_its_digest_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["token", "--name", "rossi", "--roles", "reviewer,read"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1] not in lines[3]
+    (tmp_path / "tokens").write_text(" ".join(lines[3:]) + "\n")
+    (holder,) = read_tokens(tmp_path / "tokens").values()
+    assert (holder.name, holder.roles) == ("rossi", {"reviewer", "read"})
+    assert main(["token", "--name", "rossi", "--roles", "king"]) == 2
+
+
+def test_beyond_this_machine_tokens_travel_encrypted_or_not_at_all(tmp_path: Path) -> None:
+    path = write_site(tmp_path, 104)
+    path.write_text(path.read_text() + '[http]\ntokens = "tokens"\nhost = "0.0.0.0"\n')
+    with pytest.raises(UsageError, match="could read the tokens"):
+        read_site(path)

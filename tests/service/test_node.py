@@ -1,0 +1,159 @@
+"""A node takes studies, has them worked at and delivers what comes of them; what fails is tried again or says why."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from nodes import make_study, pacs, running, site_on_any_port, started, store, study_of, wait_until, write_site
+from pydicom import dcmread
+
+from monai_unet_app.errors import UsageError
+from monai_unet_app.service.audit import verify
+from monai_unet_app.service.node import Node
+
+
+def delivered(folder: Path) -> list[str]:
+    """What the destination has: the comments of the results."""
+    return sorted(str(dcmread(path).ImageComments) for path in folder.rglob("*.dcm"))
+
+
+def test_a_study_is_stored_worked_at_and_delivered(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "study", 4)
+    with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node:
+        assert {one.state for one in store(node, study)} == {"sent"}
+        wait_until(lambda: node.queue.counts()["results"].get("delivered") == 1)
+        assert delivered(tmp_path / "pacs") == ["4 instances"]
+        assert node.queue.counts()["jobs"] == {"done": 1}
+    events = [json.loads(line)["event"] for line in (tmp_path / "node/audit.jsonl").read_text().splitlines()]
+    assert events == ["started", "complete", "result", "delivered", "stopped"]
+    assert verify(tmp_path / "node/audit.jsonl").lines == 5
+
+
+def test_late_arrivals_make_a_new_result(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "study", 3)
+    late = make_study(tmp_path / "late", 1, study=study_of(study))
+    with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node:
+        store(node, study)
+        wait_until(lambda: node.queue.counts()["results"].get("delivered") == 1)
+        store(node, late)
+        wait_until(lambda: len(delivered(tmp_path / "pacs")) == 2)
+        assert delivered(tmp_path / "pacs") == ["3 instances", "4 instances"]
+
+
+def test_the_same_study_again_is_no_new_work(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "study", 3)
+    with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node:
+        store(node, study)
+        wait_until(lambda: node.queue.counts()["results"].get("delivered") == 1)
+        assert {one.state for one in store(node, study)} == {"sent"}
+        time.sleep(0.8)
+        assert node.queue.counts()["jobs"] == {"done": 1}
+
+
+@pytest.mark.parametrize(
+    ("wish", "limits", "reason"),
+    [
+        ("crash", "", "signal 9"),
+        ("hang", "job_s = 0.5", "took more than 0.5 s"),
+        ("eat", "worker_gb = 0.4", "took more than 0.4 GB of memory"),
+    ],
+)
+def test_what_ends_its_worker_goes_to_the_dead_letters_and_others_do_not_suffer(
+    tmp_path: Path, wish: str, limits: str, reason: str
+) -> None:
+    bad, good = make_study(tmp_path / "bad", wish=wish), make_study(tmp_path / "good")
+    site = tmp_path
+    with pacs(tmp_path / "pacs") as peer, running(write_site(site, peer.port, node=f"tries = 2\n{limits}")) as node:
+        store(node, bad)
+        store(node, good)
+        wait_until(lambda: node.queue.counts()["jobs"] == {"dead": 1, "done": 1}, 60)
+        (dead,) = node.queue.jobs(["dead"])
+        assert reason in dead.reason
+        assert dead.study == study_of(bad)
+        wait_until(lambda: delivered(tmp_path / "pacs") == ["3 instances"])
+
+
+def test_a_destination_that_is_away_gets_its_results_when_it_is_back(tmp_path: Path) -> None:
+    with pacs(tmp_path / "away") as gone:
+        port = gone.port
+    with running(write_site(tmp_path, port)) as node:
+        store(node, make_study(tmp_path / "one"))
+        store(node, make_study(tmp_path / "two", 2))
+        wait_until(lambda: len(node.queue.pending()) == 2 and node.queue.pending()[0].attempts > 1)
+        assert "refused the connection" in node.queue.pending()[0].reason
+        with pacs(tmp_path / "pacs", port):
+            wait_until(lambda: node.queue.counts()["results"].get("delivered") == 2)
+        assert delivered(tmp_path / "pacs") == ["2 instances", "3 instances"]
+
+
+def test_what_is_held_back_goes_out_when_somebody_releases_it(tmp_path: Path) -> None:
+    with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node:
+        store(node, make_study(tmp_path / "one", wish="review"))
+        wait_until(lambda: node.queue.counts()["results"].get("held") == 1)
+        assert node.queue.pending() == []
+        (held,) = node.queue.results_of(1)
+        node.release(held.id, "Dr. Rossi")
+        wait_until(lambda: delivered(tmp_path / "pacs") == ["3 instances"])
+    released = [line for line in (tmp_path / "node/audit.jsonl").read_text().splitlines() if "released" in line]
+    assert json.loads(released[0])["who"] == "Dr. Rossi"
+
+
+def test_what_is_refused_never_goes_out(tmp_path: Path) -> None:
+    with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node:
+        store(node, make_study(tmp_path / "one", wish="review"))
+        wait_until(lambda: node.queue.counts()["results"].get("held") == 1)
+        node.refuse(1, "Dr. Rossi", "the posterior part is missing")
+        node.release(1, "Dr. Bianchi")
+        time.sleep(0.5)
+        assert node.queue.counts()["results"] == {"refused": 1}
+        assert delivered(tmp_path / "pacs") == []
+
+
+def test_a_study_without_anything_to_segment_says_so(tmp_path: Path) -> None:
+    with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node:
+        store(node, make_study(tmp_path / "one", wish="nothing"))
+        wait_until(lambda: node.queue.counts()["results"] == {"not processed": 1})
+        assert delivered(tmp_path / "pacs") == []
+
+
+def test_after_a_restart_it_goes_on_with_what_was_left(tmp_path: Path) -> None:
+    with pacs(tmp_path / "away") as gone:
+        port = gone.port
+    path = write_site(tmp_path, port, node="")
+    with running(path) as node:
+        store(node, make_study(tmp_path / "one"))
+        wait_until(lambda: len(node.queue.pending()) == 1)
+        store(node, make_study(tmp_path / "two", 2))  # stopped before it was complete
+    with pacs(tmp_path / "pacs", port), running(path):
+        wait_until(lambda: delivered(tmp_path / "pacs") == ["2 instances", "3 instances"])
+
+
+def test_without_its_memory_everything_is_done_again_to_the_same_bytes(tmp_path: Path) -> None:
+    with pacs(tmp_path / "pacs") as peer:
+        path = write_site(tmp_path, peer.port)
+        with running(path) as node:
+            store(node, make_study(tmp_path / "one"))
+            wait_until(lambda: delivered(tmp_path / "pacs") == ["3 instances"])
+        for file in (tmp_path / "node").glob("node.sqlite*"):
+            file.unlink()
+        with running(path) as node:
+            wait_until(lambda: node.queue.counts()["results"].get("delivered") == 1)
+        assert delivered(tmp_path / "pacs") == ["3 instances"]
+
+
+def test_one_folder_has_one_node(tmp_path: Path) -> None:
+    path = write_site(tmp_path, 104)
+    with running(path), pytest.raises(UsageError, match="is used by another node"):
+        Node(site_on_any_port(path))
+
+
+def test_on_a_full_disk_nothing_is_taken(tmp_path: Path) -> None:
+    path = write_site(tmp_path, 104, node="least_free_gb = 999999")
+    with started(path) as node:
+        (outcome,) = {one.state for one in store(node, make_study(tmp_path / "one"))}
+        assert outcome == "refused"
+        assert not node.is_ready
+        assert list((tmp_path / "node/received").rglob("*.dcm")) == []

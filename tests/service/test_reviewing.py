@@ -1,0 +1,130 @@
+"""A reviewer opens the page through the node and decides; what was held back goes out, with a verified report after it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import requests
+from nodes import pacs, wait_until
+from pydicom import dcmread
+
+from dicom_io.dicomize import dicomize
+from dicom_io.net.destination import parse_destination
+from dicom_io.net.exchange import send
+from dicom_io.volume import Provenance, Volume
+from monai_unet_app.service.node import Node
+from monai_unet_app.service.site import HttpConfig, read_site
+from monai_unet_app.service.tokens import new_token
+from monai_unet_app.service.web import Door
+
+pytestmark = pytest.mark.slow
+
+SITE = """
+[node]
+folder = "node"
+stable_s = 3
+organization = "General Hospital"
+[[rules]]
+name = "hippocampus"
+bundle = "{bundle}"
+match = {{Modality = "MR"}}
+destinations = ["pacs"]
+[destinations.pacs]
+host = "127.0.0.1"
+port = {port}
+ae_title = "PACS"
+"""
+
+
+@dataclass
+class Clinic:
+    """A node with one result, and a reviewer's way to it."""
+
+    node: Node
+    url: str
+    reviewer: dict[str, str]
+    pacs: Path
+
+    def kinds(self) -> list[str]:
+        """What the PACS has: SEG, SR and how far each report is verified."""
+        found = [dcmread(path) for path in self.pacs.rglob("*.dcm")]
+        return sorted(f"{one.Modality} {one.get('VerificationFlag', '')}".strip() for one in found)
+
+    def verdict(self, page: str, decision: str) -> dict:
+        """What the page would send."""
+        data = json.loads(re.search(r'<script[^>]*id="review"[^>]*>(.*?)</script>', page, re.DOTALL)[1])
+        return {
+            "schema_version": "1.0", "case": data["case"], "result_sha256": data["result_sha256"],
+            "labels_sha256": data["labels_sha256"], "decision": decision, "comment": "as I see it",
+            "decided_at": "2026-03-04T10:20:30+00:00", "draft": False,
+        }  # fmt: skip
+
+
+@pytest.fixture
+def clinic(tiny_bundle: Callable[[], Path], crop: Volume, tmp_path: Path) -> Iterator[Clinic]:
+    series = dicomize(replace(crop, provenance=Provenance("nifti")), tmp_path / "in", case_id="one").series_folder
+    token, line = new_token("rossi", ["reviewer"])
+    (tmp_path / "tokens").write_text(line + "\n")
+    with pacs(tmp_path / "pacs") as peer:
+        (tmp_path / "site.toml").write_text(SITE.format(bundle=tiny_bundle(), port=peer.port))
+        site = read_site(tmp_path / "site.toml")
+        site = replace(site, node=replace(site.node, port=0))
+        with Node(site) as node, Door(node, HttpConfig(tmp_path / "tokens", port=0)) as door:
+            wait_until(lambda: node.is_ready, 240)
+            send(parse_destination(f"MONAIUNET@127.0.0.1:{node.provider.port}"), sorted(series.glob("*.dcm")))
+            wait_until(lambda: node.queue.counts()["results"].get("delivered") == 1, 240)
+            headers = {"Authorization": f"Bearer {token}"}
+            yield Clinic(node, f"http://127.0.0.1:{door.port}", headers, tmp_path / "pacs")
+
+
+def test_a_reviewer_accepts_and_the_pacs_gets_a_verified_report(clinic: Clinic) -> None:
+    page = requests.get(f"{clinic.url}/results/1/review", headers=clinic.reviewer, timeout=300)
+    assert page.status_code == 200
+    assert "COMMISSION" not in page.text
+    assert 'data-post="/results/1/verdict"' in page.text
+    verdict = clinic.verdict(page.text, "accepted")
+    answer = requests.post(f"{clinic.url}/results/1/verdict", json=verdict, headers=clinic.reviewer, timeout=300)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["reviewer"] == {"name": "rossi", "organization": "General Hospital"}
+    wait_until(lambda: clinic.kinds() == ["SEG", "SR UNVERIFIED", "SR VERIFIED"], 60)
+    again = requests.post(f"{clinic.url}/results/1/verdict", json=verdict, headers=clinic.reviewer, timeout=300)
+    assert again.status_code == 422
+    assert "verified once" in again.json()["detail"]
+    events = [json.loads(line) for line in (clinic.node.folder / "audit.jsonl").read_text().splitlines()]
+    assert [one["who"] for one in events if one["event"] == "decided"] == ["rossi"]
+
+
+def test_a_correction_is_measured_and_kept_to_train_on(clinic: Clinic, tmp_path: Path) -> None:
+    page = requests.get(f"{clinic.url}/results/1/review", headers=clinic.reviewer, timeout=300).text
+    (seg,) = [path for path in clinic.pacs.rglob("*.dcm") if dcmread(path).Modality == "SEG"]
+    corrected = Path(shutil.copy(seg, tmp_path / "corrected.dcm"))
+    answer = requests.post(
+        f"{clinic.url}/results/1/verdict",
+        data={"verdict": json.dumps(clinic.verdict(page, "corrected"))},
+        files={"mask": ("corrected.dcm", corrected.read_bytes())},
+        headers=clinic.reviewer,
+        timeout=300,
+    )
+    assert answer.status_code == 200, answer.text
+    sizes = answer.json()["correction"]["structures"]
+    assert all(one["dice"] == 1.0 for one in sizes)
+    kept = {path.parent.name for path in (clinic.node.folder / "training").rglob("*") if path.is_file()}
+    assert {"images", "labels", "provenance"} <= kept
+
+
+def test_a_verdict_about_something_else_and_one_from_another_site_change_nothing(clinic: Clinic) -> None:
+    page = requests.get(f"{clinic.url}/results/1/review", headers=clinic.reviewer, timeout=300).text
+    verdict = clinic.verdict(page, "accepted")
+    other = {**verdict, "result_sha256": hashlib.sha256(b"another").hexdigest()}
+    url = f"{clinic.url}/results/1/verdict"
+    assert requests.post(url, json=other, headers=clinic.reviewer, timeout=300).status_code == 422
+    elsewhere = {**clinic.reviewer, "Origin": "http://evil.example"}
+    assert requests.post(url, json=verdict, headers=elsewhere, timeout=300).status_code == 403
+    assert clinic.kinds() == ["SEG", "SR UNVERIFIED"]

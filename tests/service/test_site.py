@@ -1,0 +1,59 @@
+"""A site file says what it means, or what is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from nodes import write_site
+
+from dicom_io.net.site import read_site as read_destinations
+from monai_unet_app.errors import UsageError
+from monai_unet_app.service.site import read_site
+
+
+def test_a_site_has_a_node_rules_and_destinations(tmp_path: Path) -> None:
+    path = write_site(
+        tmp_path, 11112, node='ae_title = "SEGMENT"\nnetworks = ["10.1.0.0/16"]', rule='formats = ["seg"]\ntta = true'
+    )
+    site = read_site(path)
+    assert (site.node.ae_title, site.node.folder, site.node.networks) == (
+        "SEGMENT",
+        tmp_path / "node",
+        ("10.1.0.0/16",),
+    )
+    (rule,) = site.rules
+    assert (rule.formats, rule.tta, rule.destinations) == (("seg",), True, ("pacs",))
+    assert rule.match["Modality"].search("ct")
+    assert site.destinations["pacs"].label == "PACS@127.0.0.1:11112"
+    assert list(read_destinations(path)) == ["pacs"]  # the same file serves `send --site`
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('folder = "node"', "", "has no key folder"),
+        ("stable_s = 0.3", "stabel_s = 0.3", "unknown key stabel_s"),
+        ("stable_s = 0.3", "stable_s = -1", "stable_s is -1"),
+        ("stable_s = 0.3", 'networks = ["10.1.0.0/99"]', "networks has '10.1.0.0/99'"),
+        ("stable_s = 0.3", "workers = 0", "workers is 0"),
+        ('match = {Modality = "CT"}', "", "matches every series"),
+        ('Modality = "CT"', 'Modalty = "CT"', "a DICOM keyword and a pattern are needed"),
+        ('Modality = "CT"', 'Modality = "(CT"', r"the pattern '\(CT' of Modality cannot be used"),
+        ('name = "any"', 'name = "a/b"', "name is 'a/b'"),
+        ('destinations = ["pacs"]', 'destinations = ["pax"]', "sends to pax; one of pacs is needed"),
+        ('destinations = ["pacs"]', 'destinations = ["pacs"]\nformats = ["pdf"]', "formats is"),
+        ("[node]", "[nodes]", "has no table \\[node\\]"),
+        (
+            "[[rules]]",
+            '[[rules]]\nname = "any"\nbundle = "x"\nmatch = {Modality = "MR"}\n[[rules]]',
+            "two rules of one name",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, said: str) -> None:
+    path = write_site(tmp_path, 11112)
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(UsageError, match=said):
+        read_site(path)

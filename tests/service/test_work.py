@@ -1,0 +1,159 @@
+"""The worker makes of a study what its rules say, in the form that each destination wants, or says why it makes nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nodes import make_study
+from pydicom import dcmread
+
+from dicom_io.dicomize import dicomize
+from dicom_io.volume import Provenance, Volume
+from monai_unet_app.cli import main
+from monai_unet_app.errors import AppError
+from monai_unet_app.results import write_nifti
+from monai_unet_app.service.site import read_site
+from monai_unet_app.service.uploads import take_nifti
+from monai_unet_app.service.work import Worker
+
+SITE = """
+[node]
+folder = "node"
+[[rules]]
+name = "hippocampus"
+bundle = "{bundle}"
+match = {{Modality = "MR", SeriesDescription = "converted"}}
+destinations = ["pacs", "viewer", "archive"]
+[destinations.pacs]
+host = "127.0.0.1"
+port = 104
+ae_title = "PACS"
+[destinations.archive]
+host = "127.0.0.1"
+port = 106
+ae_title = "ARCHIVE"
+[destinations.viewer]
+host = "127.0.0.1"
+port = 105
+ae_title = "VIEWER"
+[destinations.viewer.profile]
+objects = ["SEG"]
+seg_encoding = "labelmap"
+empty_frames = true
+"""
+
+
+@pytest.fixture
+def site_file(tiny_bundle: Callable[[], Path], tmp_path: Path) -> Path:
+    path = tmp_path / "site.toml"
+    path.write_text(SITE.format(bundle=tiny_bundle()))
+    return path
+
+
+@pytest.fixture
+def study(crop: Volume, tmp_path: Path) -> Path:
+    """A study as the node keeps it."""
+    series = dicomize(replace(crop, provenance=Provenance("nifti")), tmp_path / "in", case_id="one").series_folder
+    return Path(shutil.copytree(series, tmp_path / "received" / "1.2.3" / "1.2.3.4"))
+
+
+def task(study: Path, output: Path, **earlier: str) -> dict:
+    return {"study": str(study.parent), "output": str(output), "earlier": earlier}
+
+
+def test_a_study_becomes_a_result_for_each_way_in_which_it_is_wanted(
+    site_file: Path, study: Path, tmp_path: Path
+) -> None:
+    answer = Worker(read_site(site_file)).answer(task(study, tmp_path / "results" / "1-1"))
+    (found,) = answer["results"]
+    assert (found["rule"], found["state"], found["verdict"]) == ("hippocampus", "sending", "")
+    folder = tmp_path / "results" / found["folder"]
+    kinds = {path.relative_to(folder).parts[0]: set() for path in folder.rglob("*.dcm")}
+    for path in folder.rglob("*.dcm"):
+        kinds[path.relative_to(folder).parts[0]].add(path.stem.rpartition("_")[2])
+    assert kinds == {"binary": {"seg", "sr"}, "labelmap-all-frames": {"seg", "sr"}}
+    (labelmap,) = folder.glob("labelmap-all-frames/*_seg.dcm")
+    assert dcmread(labelmap).SegmentationType == "LABELMAP"
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["1-1"]
+
+
+def test_the_same_study_gives_the_same_digest_and_a_changed_one_names_its_predecessor(
+    site_file: Path, study: Path, tmp_path: Path
+) -> None:
+    worker = Worker(read_site(site_file))
+    first, again = (worker.answer(task(study, tmp_path / "results" / name))["results"][0] for name in ("1-1", "1-2"))
+    assert first["digest"] == again["digest"]
+    sorted(study.glob("*.dcm"))[-1].unlink()
+    earlier = {f"hippocampus/{first['series']}": str(tmp_path / "results" / first["folder"])}
+    later = worker.answer({**task(study, tmp_path / "results" / "2-1"), "earlier": earlier})["results"][0]
+    assert later["digest"] != first["digest"]
+    (before,) = (tmp_path / "results" / first["folder"] / "binary").glob("*_sr.dcm")
+    (after,) = (tmp_path / "results" / later["folder"] / "binary").glob("*_sr.dcm")
+    (named,) = dcmread(after).PredecessorDocumentsSequence
+    assert (
+        named.ReferencedSeriesSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+        == dcmread(before).SOPInstanceUID
+    )
+
+
+def test_a_study_that_no_rule_fits_says_what_is_in_it(site_file: Path, tmp_path: Path) -> None:
+    ct = make_study(tmp_path / "received" / "1.2.5" / "1.2.5.6")
+    (found,) = Worker(read_site(site_file)).answer(task(ct, tmp_path / "results" / "1-1"))["results"]
+    assert found["state"] == "not processed"
+    assert found["reason"] == "no series fits a rule (hippocampus); found: CT image of 3"
+
+
+def test_a_series_that_the_bundle_was_not_made_for_says_why(site_file: Path, tmp_path: Path) -> None:
+    head = Volume(np.ones((64, 64, 60), np.float32), np.diag([4.0, 4.0, 4.0, 1.0]), Provenance("nifti"))
+    series = dicomize(head, tmp_path / "in", case_id="head").series_folder
+    folder = Path(shutil.copytree(series, tmp_path / "received" / "1.2.6" / "1.2.6.7"))
+    (found,) = Worker(read_site(site_file)).answer(task(folder, tmp_path / "results" / "1-1"))["results"]
+    assert (found["state"], found["folder"]) == ("not processed", "")
+    assert "is not what this bundle was made for" in found["reason"]
+
+
+def test_slices_that_do_not_lie_evenly_say_so(site_file: Path, study: Path, tmp_path: Path) -> None:
+    files = sorted(study.glob("*.dcm"), key=lambda path: float(dcmread(path).ImagePositionPatient[2]))
+    files[3].unlink()
+    (found,) = Worker(read_site(site_file)).answer(task(study, tmp_path / "results" / "1-1"))["results"]
+    assert found["state"] == "not processed"
+    assert "gap" in found["reason"]
+
+
+def test_an_image_without_dicom_becomes_a_result_that_is_fetched(site_file: Path, crop: Volume, tmp_path: Path) -> None:
+    write_nifti(crop.array, crop, tmp_path / "one.nii.gz")
+    uid = take_nifti(tmp_path / "one.nii.gz", tmp_path / "received", "hippocampus")
+    message = {"study": str(tmp_path / "received" / uid), "output": str(tmp_path / "results" / "1-1"), "earlier": {}}
+    (found,) = Worker(read_site(site_file)).answer(message)["results"]
+    assert found["state"] == "delivered"
+    names = {path.name for path in (tmp_path / "results" / found["folder"]).iterdir()}
+    assert names == {"hippocampus_seg.nii.gz", "hippocampus_result.json"}
+
+
+def test_a_bundle_that_the_site_did_not_approve_is_not_used(site_file: Path) -> None:
+    site_file.write_text(site_file.read_text().replace("[[rules]]\n", f'[[rules]]\nsha256 = "{"0" * 64}"\n'))
+    with pytest.raises(AppError, match="names a bundle of sha256 000000000000"):
+        Worker(read_site(site_file))
+
+
+def test_results_lead_back_to_their_bundle(
+    site_file: Path, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    worker = Worker(read_site(site_file))
+    (found,) = worker.answer(task(study, tmp_path / "results" / "1-1"))["results"]
+    (bundle,) = worker.bundles.values()
+    monkeypatch.setenv("MONAI_UNET_BUNDLES", str(bundle.root.parent))
+    for path in (tmp_path / "results" / found["folder"] / "binary").glob("*.dcm"):
+        assert main(["trace", str(path), "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told["made_by"]["sha256"] == bundle.sha256
+        assert told["bundle"]["name"] == bundle.name
+        assert told["sources"][found["series"]] == len(list(study.glob("*.dcm")))
+    assert main(["trace", str(next(study.glob("*.dcm")))]) == 3
+    assert "names no bundle that made it" in capsys.readouterr().err
