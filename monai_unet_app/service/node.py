@@ -142,9 +142,9 @@ class Node:
             room=lambda: self._is_full,
             services=(availability_service(self._notified), self.commitments.service),
         )  # fmt: skip
+        self.provider.__enter__()  # first of all, because it may fail: the port may be taken
         self.workers = Crew(self._worker, [str(self.site.path)], self.config.workers)
         self.senders = Crew(SENDER, [str(self.site.path)], max(1, min(4, len(self.site.destinations))))
-        self.provider.__enter__()
         self.commitments.__enter__()
         self._thread.start()
         self.audit.write("started", port=self.provider.port)

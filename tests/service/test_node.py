@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from nodes import make_study, pacs, running, site_on_any_port, started, store, study_of, wait_until, write_site
-from pydicom import dcmread
+from nodes import make_study, pacs, running, site_on_any_port, started, store, study_of, to, wait_until, write_site
+from pydicom import Dataset, dcmread
+from pydicom.sequence import Sequence
+from pynetdicom import AE
+from pynetdicom.sop_class import InstanceAvailabilityNotification
 
+from dicom_io.net.exchange import commit
 from monai_unet_app.errors import UsageError
 from monai_unet_app.service.audit import verify
 from monai_unet_app.service.node import Node
@@ -157,3 +162,91 @@ def test_on_a_full_disk_nothing_is_taken(tmp_path: Path) -> None:
         assert outcome == "refused"
         assert not node.is_ready
         assert list((tmp_path / "node/received").rglob("*.dcm")) == []
+
+
+def test_a_clock_that_is_set_back_delays_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = time.time
+    with pacs(tmp_path / "away") as gone:
+        port = gone.port
+    with running(write_site(tmp_path, port)) as node:
+        store(node, make_study(tmp_path / "one"))
+        wait_until(lambda: node.queue.pending() and node.queue.pending()[0].attempts > 0)
+        monkeypatch.setattr(time, "time", lambda: told() - 86_400 * 30)
+        store(node, make_study(tmp_path / "two", 2))
+        with pacs(tmp_path / "pacs", port):
+            wait_until(lambda: node.queue.counts()["results"].get("delivered") == 2)
+        assert delivered(tmp_path / "pacs") == ["2 instances", "3 instances"]
+
+
+def test_a_clock_that_is_set_forward_gives_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = time.time
+    with pacs(tmp_path / "away") as gone:
+        port = gone.port
+    with running(write_site(tmp_path, port)) as node:
+        store(node, make_study(tmp_path / "one"))
+        wait_until(lambda: len(node.queue.pending()) == 1)
+        monkeypatch.setattr(time, "time", lambda: told() + 86_400 * 30)
+        wait_until(lambda: node.queue.pending()[0].attempts > 2)
+        with pacs(tmp_path / "pacs", port):
+            wait_until(lambda: node.queue.counts()["results"].get("delivered") == 1)
+
+
+def test_a_study_that_has_all_its_headers_tell_of_is_complete_sooner(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "study", 4)
+    for path in study.glob("*.dcm"):
+        instance = dcmread(path)
+        instance.ImagesInAcquisition = 4
+        instance.save_as(path)
+    with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node:
+        node.config = replace(node.config, stable_s=20.0)
+        store(node, study)
+        begin = time.monotonic()
+        wait_until(lambda: node.queue.counts()["jobs"], 15)
+        assert 3.0 < time.monotonic() - begin < 15
+
+
+def test_a_study_that_is_said_to_be_whole_is_complete_at_once(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "study", 3)
+    with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node:
+        node.config = replace(node.config, stable_s=60.0)
+        store(node, study)
+        headers = [dcmread(path) for path in study.glob("*.dcm")]
+        assert announce(node, headers, "1.2.3.4.5") == 0  # of one more, which is not here
+        time.sleep(0.5)
+        assert node.queue.counts()["jobs"] == {}
+        assert announce(node, headers) == 0
+        wait_until(lambda: delivered(tmp_path / "pacs") == ["3 instances"])
+
+
+def announce(node: Node, headers: list[Dataset], *more: str) -> int:
+    """The status of an Instance Availability Notification for these instances, and for others of their series."""
+    told = Dataset()
+    told.ReferencedPerformedProcedureStepSequence = Sequence([])
+    told.StudyInstanceUID, series = headers[0].StudyInstanceUID, Dataset()
+    series.SeriesInstanceUID, series.ReferencedSOPSequence = headers[0].SeriesInstanceUID, Sequence([])
+    for uid in (*(one.SOPInstanceUID for one in headers), *more):
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = headers[0].SOPClassUID, uid
+        item.InstanceAvailability, item.RetrieveAETitle = "ONLINE", "PACS"
+        series.ReferencedSOPSequence.append(item)
+    told.ReferencedSeriesSequence = Sequence([series])
+    ae = AE("PACS")
+    ae.add_requested_context(InstanceAvailabilityNotification)
+    association = ae.associate("127.0.0.1", node.provider.port, ae_title="MONAIUNET")
+    answer, _ = association.send_n_create(told, InstanceAvailabilityNotification, "1.2.3.4")
+    association.release()
+    return int(answer.Status)
+
+
+def test_what_the_node_has_is_committed_to(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "study", 3)
+    with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node:
+        store(node, study)
+        found = commit(to(node), sorted(study.glob("*.dcm")), wait_s=20)
+        assert found.is_complete
+        assert len(found.committed) == 3
+        (other,) = make_study(tmp_path / "other", 1).glob("*.dcm")
+        missing = commit(to(node), [other], wait_s=20)
+        assert not missing.is_complete
+        assert len(missing.failed) == 1
+        wait_until(lambda: node.queue.commitments() == [])
