@@ -22,7 +22,7 @@ table { border-collapse: collapse; width: 100%; }
 td, th { text-align: left; padding: .3rem .7rem .3rem 0; vertical-align: top; border-bottom: 1px solid var(--line);
   font-variant-numeric: tabular-nums; }
 .cards { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1rem 0; }
-.card { border: 1px solid var(--line); border-radius: .5rem; padding: .6rem 1rem; min-width: 7rem; }
+.card { border: 1px solid var(--line); border-radius: .5rem; padding: .5rem .9rem; min-width: 5.5rem; }
 .card b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums; }
 .good { color: var(--good); } .wait { color: var(--wait); } .bad { color: var(--bad); }
 footer { margin-top: 2rem; opacity: .7; font-size: .85rem; }
@@ -93,7 +93,9 @@ def _times(node: Node) -> str:
 def _waiting_for_somebody(node: Node) -> str:
     held = node.queue.results(("held", "rejected"), _SHOWN)
     rows = [(str(one.id), _short(one.study), one.rule, one.verdict, one.reason) for one in held]
-    return _table("Held back until a reviewer decides", ("result", "study", "rule", "verdict", "why"), rows)
+    pages = [f"/results/{one.id}/review" for one in held]
+    head = ("result", "study", "rule", "verdict", "why")
+    return _table("Held back until a reviewer decides", head, rows, pages)
 
 
 def _dead(node: Node) -> str:
@@ -110,11 +112,15 @@ def _recent(node: Node) -> str:
     return _table("Last results", ("result", "study", "rule", "state", "verdict", "why"), rows)
 
 
-def _table(title: str, head: Iterable[str], rows: Sequence[tuple[str, ...]]) -> str:
+def _table(title: str, head: Iterable[str], rows: Sequence[tuple[str, ...]], pages: Sequence[str] = ()) -> str:
+    """Rows of cells; the first cell of each leads to its page, where there is one."""
     if not rows:
         return ""
-    cells = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<h2>{title}</h2><table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{cells}</table>"
+    told = [[escape(cell) for cell in row] for row in rows]
+    for cells, page in zip(told, pages, strict=False):
+        cells[0] = f'<a href="{escape(page)}">{cells[0]}</a>'
+    lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>" for cells in told)
+    return f"<h2>{title}</h2><table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{lines}</table>"
 
 
 def _short(uid: str) -> str:

@@ -208,6 +208,7 @@ def test_the_status_page_says_what_waits_for_somebody(site: Site, tmp_path: Path
     site.result("held")
     page = requests.get(site.url + "/", auth=("anybody", site.tokens["read"]), timeout=9).text
     assert "Held back until a reviewer decides" in page
+    assert f'<a href="/results/{site.node.queue.results((), 1)[0].id}/review">' in page
     assert "Ready. Nothing is wrong." in page
 
 
