@@ -1,10 +1,12 @@
 """Five-fold cross-validation of a bundle, and what its folds say of cases that they never saw.
 
-    python tools/make_folds.py --data DIR [--epochs 5] [--build build/folds] [--folds 0 1 2 3 4]
+    python tools/make_folds.py --data DIR [--epochs 10] [--build build/folds] [--folds 0 1 2 3 4] [--table FILE]
 
-Trains, calibrates and applies one bundle a fold; what is done is not done again. Writes a row for each case and structure into
-`bundles/hippocampus_mri_unet3d/docs/out_of_fold.csv`: true and expected volume, Dice, features. Tests measure on it how often
-intervals hold, on all subjects; `monai-unet calibrate --folds` takes the folds themselves.
+Trains, calibrates and applies one bundle a fold; what is done is not done again, and a training that was stopped goes on. Writes
+a row for each case and structure into FILE: true and expected volume, Dice, features. It is
+`bundles/hippocampus_mri_unet3d/docs/out_of_fold.csv` where nothing else is said; another recipe needs another table, since
+what is there counts as done. Tests measure on it how often intervals hold, on all subjects; `monai-unet calibrate --folds` takes
+the folds themselves.
 """
 
 from __future__ import annotations
@@ -37,17 +39,18 @@ def main() -> None:
     """Makes the folds that are asked for, and the table of all that are there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--build", type=Path, default=REPOSITORY / "build" / "folds")
+    parser.add_argument("--table", type=Path, default=TABLE)
     parser.add_argument("--folds", type=int, nargs="+", default=list(range(5)))
     options = parser.parse_args()
-    known = read_table()
+    known = read_table(options.table)
     for fold in options.folds:
         if any(row["fold"] == str(fold) for row in known):
             continue
         bundle = make(fold, options)
         known += rows_of(fold, bundle, options.data)
-        write_table(known)
+        write_table(known, options.table)
         print(f"fold {fold}: {sum(row['fold'] == str(fold) for row in known)} rows")
 
 
@@ -93,22 +96,22 @@ def rows_of(fold: int, bundle: Bundle, data: Path) -> list[dict[str, str]]:
     return rows
 
 
-def read_table() -> list[dict[str, str]]:
+def read_table(path: Path) -> list[dict[str, str]]:
     """The rows of the table so far."""
-    if not TABLE.is_file():
+    if not path.is_file():
         return []
-    with TABLE.open(newline="") as stream:
+    with path.open(newline="") as stream:
         return list(csv.DictReader(stream))
 
 
-def write_table(rows: list[dict[str, str]]) -> None:
+def write_table(rows: list[dict[str, str]], path: Path) -> None:
     """Rewrites the table, sorted."""
-    partial = TABLE.with_suffix(".partial")
+    partial = path.with_suffix(".partial")
     with partial.open("w", newline="") as stream:
         table = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
         table.writeheader()
         table.writerows(sorted(rows, key=lambda row: (row["case"], row["structure"])))
-    partial.replace(TABLE)
+    partial.replace(path)
 
 
 if __name__ == "__main__":
