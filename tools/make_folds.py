@@ -2,11 +2,11 @@
 
     python tools/make_folds.py --data DIR [--epochs 10] [--build build/folds] [--folds 0 1 2 3 4] [--table FILE]
 
-Trains, calibrates and applies one bundle a fold; what is done is not done again, and a training that was stopped goes on. Writes
-a row for each case and structure into FILE: true and expected volume, Dice, features. It is
-`bundles/hippocampus_mri_unet3d/docs/out_of_fold.csv` where nothing else is said; another recipe needs another table, since
-what is there counts as done. Tests measure on it how often intervals hold, on all subjects; `monai-unet calibrate --folds` takes
-the folds themselves.
+Trains, calibrates and applies one bundle a fold; what is done is not done again, and a training that was stopped goes on.
+Writes a row for each case and structure into FILE: true and expected volume, Dice, features. It is
+`bundles/hippocampus_mri_unet3d/docs/out_of_fold.csv` where nothing else is said; another recipe needs another table, since what
+is there counts as done. Tests measure on it how often intervals hold, on all subjects; `monai-unet calibrate --folds` takes the
+folds themselves.
 """
 
 from __future__ import annotations
