@@ -3,6 +3,7 @@
     received/<study>/<series>/<instance>.dcm    forced to the disk before the sender is told so
     results/<job>-<attempt>/<result>/           whole, or not there
     reviews/<result>/                           pages that name patients, made when a reviewer asks
+    dead-letters/                               what could not be done, and why
     node.sqlite, audit.jsonl                    what waits, what was done
 
 This process receives and decides. Torch is in the workers and the network's slowness in the senders, both of which may die at
@@ -12,17 +13,19 @@ any moment: what they were at is begun anew. Waiting is measured by a clock that
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import os
 import shutil
 import sqlite3
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dicom_io.errors import DicomIoError
 from dicom_io.net.availability import Availability, availability_service
@@ -35,17 +38,18 @@ from monai_unet_app.service.audit import AuditTrail
 from monai_unet_app.service.children import Child, Message, resident_bytes
 from monai_unet_app.service.commitments import Commitments
 from monai_unet_app.service.crew import Crew
-from monai_unet_app.service.queue import Delivery, Job, NewResult, Queue, Result
+from monai_unet_app.service.queue import Delivery, Job, NewResult, Queue, Result, ResultState
 from monai_unet_app.service.reviews import apply, review_page
 from monai_unet_app.service.site import Rule, Site
 from monai_unet_app.service.uploads import IMAGE
 from monai_unet_app.service.work import digest_of, variant_of
 
-RECEIVED, RESULTS, REVIEWS, TRAINING = "received", "results", "reviews", "training"
+RECEIVED, RESULTS, REVIEWS, TRAINING, DEAD = "received", "results", "reviews", "training", "dead-letters"
 WORKER, SENDER = "monai_unet_app.service.work", "monai_unet_app.service.deliver"
 _TICK_S = 0.05
 _TIDY_S = 60.0
 _SOONER = 0.2  # of the usual time, for a study that has all that its headers tell of
+_DECIDABLE: tuple[ResultState, ...] = ("held", "rejected", "sending", "delivered")
 _HINTS = ("ImagesInAcquisition", "NumberOfSlices")  # PS3.3 C.7.6.1, C.8.9.4
 _WAIT_S = 5.0  # for a disk that is full
 _FEW_TRIES = 10  # no destination is given up before, whatever the clock says
@@ -214,6 +218,12 @@ class Node:
             self.queue.refuse(number, reason)
         return self.queue.result(number)
 
+    def retry(self, kind: Literal["job", "delivery"], number: int, who: str) -> None:
+        """A dead letter is tried again, with all its tries."""
+        self.audit.write("retried", who=who, **{kind: number})
+        (self.queue.revive if kind == "job" else self.queue.revive_delivery)(number)
+        (self.folder / DEAD / f"{kind}-{number}.json").unlink(missing_ok=True)
+
     def review_page(self, result: Result, post_url: str) -> Path:
         """The page on which a result is reviewed; see `reviews.review_page`.
 
@@ -238,6 +248,11 @@ class Node:
         Raises:
             AppError: The verdict is about something else, or cannot be applied.
         """
+        if result.state not in _DECIDABLE:
+            raise InputRefusedError(
+                f"result {result.id} is {result.state}; one that is held back, on its way or delivered can be decided on; "
+                "look at the newest result of this study"
+            )
         output = self.folder / REVIEWS / str(result.id) / "verdict"
         output.mkdir(parents=True, exist_ok=True)
         correction = (corrected, self._image(result), result.series, self.folder / TRAINING) if corrected else None
@@ -288,22 +303,20 @@ class Node:
         if not stored.is_new:
             return
         self.received += 1
-        self.arrived(stored.study_instance_uid, 1)
         series = stored.series_instance_uid
-        with self._arrivals:
-            one = self._arriving[stored.study_instance_uid]
-            is_first, left = series not in one.missing, one.missing.get(series)
-            one.missing[series] = None if left is None else left - 1
-        if is_first:
-            told = _told_count(stored.path)
+        one, is_first = self.arrived(stored.study_instance_uid, 1, series)
+        if is_first and (told := _told_count(stored.path)) is not None:
             with self._arrivals:
-                one.missing[series] = None if told is None else told - 1
+                one.missing[series] = told - 1
 
-    def arrived(self, study: str, count: int) -> None:
-        """So many files of a study are on the disk that were not there before."""
+    def arrived(self, study: str, count: int, series: str = "") -> tuple[_Arriving, bool]:
+        """So many files of a study are on the disk that were not there before; whether they are the first of their series."""
         with self._arrivals:
             one = self._arriving.setdefault(study, _Arriving())
             one.unrecorded, one.last, one.declared = one.unrecorded + count, time.monotonic(), False
+            is_first, left = series not in one.missing, one.missing.get(series)
+            one.missing[series] = None if left is None else left - count
+        return one, is_first
 
     def _notified(self, told: Availability) -> None:
         """A study of which all that is said to be available is here, is complete (PS3.4 R)."""
@@ -321,8 +334,9 @@ class Node:
         while not self._stop.wait(_TICK_S):
             try:
                 self._tick()
-            except (OSError, sqlite3.Error) as error:  # a full disk: nothing is forgotten, and tried again
-                _logger.error("cannot go on (%s); is the disk full?", type(error).__name__)
+            except Exception as error:  # a full disk, or a fault of ours: nothing is forgotten, and tried again
+                where = traceback.extract_tb(error.__traceback__)[-1]
+                _logger.error("cannot go on: %s in %s, line %s", type(error).__name__, where.name, where.lineno)
                 self._stop.wait(1.0)
 
     def _tick(self) -> None:
@@ -416,6 +430,7 @@ class Node:
     def _failed(self, job: Job, reason: str) -> None:
         if job.attempts >= self.config.tries:
             self.audit.write("dead letter", study=job.study, version=job.version, reason=reason)
+            self._lay_down(f"job-{job.id}", study=job.study, instances=f"{RECEIVED}/{job.study}", reason=reason)
             self.queue.bury(job.id, reason)
         else:
             self._not_before[job.id] = time.monotonic() + min(2.0**job.attempts, _WAIT_S)
@@ -467,9 +482,20 @@ class Node:
         is_late = time.time() - delivery.created > self.config.give_up_h * 3600
         if is_late and delivery.attempts >= _FEW_TRIES:
             self.audit.write("dead letter", result=delivery.result, destination=delivery.destination, reason=reason)
+            self._lay_down(
+                f"delivery-{delivery.id}", result=delivery.result, destination=delivery.destination, reason=reason
+            )
             self.queue.bury_delivery(delivery.id, reason)
         else:
             self.queue.not_delivered(delivery.id, reason)
+
+    def _lay_down(self, name: str, **facts: Any) -> None:
+        """A dead letter, for whoever looks into the folder."""
+        (self.folder / DEAD).mkdir(exist_ok=True)
+        path = self.folder / DEAD / f"{name}.json"
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(facts, indent=2) + "\n")
+        part.replace(path)
 
     def _note_total(self, delivery: Delivery) -> None:
         result = self.queue.result(delivery.result)

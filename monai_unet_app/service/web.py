@@ -321,14 +321,12 @@ def _parsed(text: str | bytes) -> dict[str, Any]:
 def _add_repairs(app: FastAPI, node: Node) -> None:
     @app.post("/jobs/{number}/retry", summary="A dead letter is worked at again")
     def retry_job(number: int, holder: Admin) -> dict[str, int]:
-        node.audit.write("retried", who=holder.name, job=number)
-        node.queue.revive(number)
+        node.retry("job", number, holder.name)
         return {"job": number}
 
     @app.post("/deliveries/{number}/retry", summary="A dead delivery is tried again")
     def retry_delivery(number: int, holder: Admin) -> dict[str, int]:
-        node.audit.write("retried", who=holder.name, delivery=number)
-        node.queue.revive_delivery(number)
+        node.retry("delivery", number, holder.name)
         return {"delivery": number}
 
 

@@ -149,6 +149,9 @@ def test_what_is_refused_keeps_its_reason(site: Site, tmp_path: Path) -> None:
     number = site.result("held")
     answer = site.ask("POST", f"/results/{number}/refuse", "reviewer", json={"reason": "half of it is missing"})
     assert (answer.json()["state"], answer.json()["reason"]) == ("refused", "half of it is missing")
+    decided = site.ask("POST", f"/results/{number}/verdict", "reviewer", json={"decision": "accepted"})
+    assert decided.status_code == 422
+    assert f"result {number} is refused" in decided.json()["detail"]
 
 
 @pytest.mark.parametrize(

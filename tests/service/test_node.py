@@ -79,6 +79,27 @@ def test_what_ends_its_worker_goes_to_the_dead_letters_and_others_do_not_suffer(
         assert reason in dead.reason
         assert dead.study == study_of(bad)
         wait_until(lambda: delivered(tmp_path / "pacs") == ["3 instances"])
+        (letter,) = (tmp_path / "node/dead-letters").iterdir()
+        assert json.loads(letter.read_text())["study"] == study_of(bad)
+        assert reason in letter.read_text()
+        node.retry("job", dead.id, "eva")
+        assert not letter.exists()
+        wait_until(lambda: node.queue.counts()["jobs"] == {"dead": 1, "done": 1}, 60)
+
+
+def test_a_fault_of_our_own_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node:
+        faults = iter([KeyError("one"), ValueError("two")])
+        settle = node._settle
+        monkeypatch.setattr(
+            node, "_settle", lambda: settle() if (fault := next(faults, None)) is None else _raise(fault)
+        )
+        store(node, make_study(tmp_path / "one"))
+        wait_until(lambda: delivered(tmp_path / "pacs") == ["3 instances"])
+
+
+def _raise(fault: Exception) -> None:
+    raise fault
 
 
 def test_a_destination_that_is_away_gets_its_results_when_it_is_back(tmp_path: Path) -> None:

@@ -127,4 +127,6 @@ def test_a_verdict_about_something_else_and_one_from_another_site_change_nothing
     assert requests.post(url, json=other, headers=clinic.reviewer, timeout=300).status_code == 422
     elsewhere = {**clinic.reviewer, "Origin": "http://evil.example"}
     assert requests.post(url, json=verdict, headers=elsewhere, timeout=300).status_code == 403
+    clinic.node.queue.forget(clinic.node.queue.result(1).study)
+    assert requests.post(url, json=verdict, headers=clinic.reviewer, timeout=300).status_code == 404
     assert clinic.kinds() == ["SEG", "SR UNVERIFIED"]
