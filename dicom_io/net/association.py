@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ PARAMETRIC_MAP = UID("1.2.840.10008.5.1.4.1.1.30")
 MOST_CONTEXTS = 128  # PS3.8 9.3.2.2: odd identifiers from 1 to 255
 LARGEST_PDU = 65_536
 _SHORTEST_IDLE_S = 60.0
+_LOOK_S = 0.05
 
 _ABORT_SOURCE = {0: "service user", 2: "service provider"}  # PS3.8 table 9-26
 
@@ -97,6 +99,45 @@ class Link:
     def _note_abort(self, event: Any) -> None:
         if isinstance(event.pdu, A_ABORT_RQ):
             self._abort = f"by its {_ABORT_SOURCE.get(event.pdu.source or 0, 'unknown part')}"
+
+
+class Checkpoint:
+    """Stops pynetdicom's own thread while we wait for an answer, in place of the event that it brings.
+
+    With the event there is a moment in which both read what comes in: the thread that has just passed it still counts as
+    stopped. Under load it takes an answer for a request now and then, and the request waits in vain. Here `clear` returns
+    only when the thread stands still.
+    """
+
+    def __init__(self, association: threading.Thread) -> None:
+        self._thread, self._condition = association, threading.Condition()
+        self._is_open, self._stands = True, False
+
+    def set(self) -> None:
+        """The thread may go on."""
+        with self._condition:
+            self._is_open = True
+            self._condition.notify_all()
+
+    def clear(self) -> None:
+        """The thread must stop; it has, or has ended, when this returns."""
+        with self._condition:
+            self._is_open = False
+            while not self._stands and self._thread.is_alive() and threading.current_thread() is not self._thread:
+                self._condition.wait(_LOOK_S)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Called by the thread in each of its rounds."""
+        with self._condition:
+            self._stands = True
+            self._condition.notify_all()
+            self._condition.wait_for(lambda: self._is_open, timeout)
+            self._stands = False
+            return self._is_open
+
+    def is_set(self) -> bool:
+        """Whether the thread may go on."""
+        return self._is_open
 
 
 @contextmanager
@@ -196,6 +237,7 @@ def _opened(
             evt_handlers=[*link.handlers(), *handlers],
         )
         if association.is_established:
+            association._reactor_checkpoint = Checkpoint(association)  # type: ignore[assignment]
             link.association = association
             return link
         if link.is_connected:
