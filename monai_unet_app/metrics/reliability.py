@@ -33,7 +33,7 @@ BINS = 15
 # Row of the counts that holds the winning label; channel c stands in row c + 1.
 TOP_LABEL = 0
 # Voxels handled at once: bounds the float64 copies whatever the size of the volume.
-_CHUNK = 1 << 16
+_CHUNK = 1 << 18
 # Smallest probability whose logarithm is taken (the float32 step below 1), so that a single 0 stays finite.
 NLL_FLOOR = 2.0**-24
 _SUM_TOLERANCE = 1e-2
