@@ -3,13 +3,15 @@
 One single-frame RGB object a slice, because every system shows those; a multi-frame true colour capture would be one
 file, but not every viewer pages through it. Pixels are resampled to be square: PixelAspectRatio is ignored by many
 viewers, and would stretch the burned-in text. The picture stands in a black frame that holds the text, so nothing of
-the image is covered.
+the image is covered. A notice, which says that nothing was made of a series, is one picture of text.
 """
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +23,23 @@ from pydicom.valuerep import format_number_as_ds
 
 from dicom_io import proof
 from dicom_io.coding import code_item
-from dicom_io.errors import LabelError
+from dicom_io.errors import DicomIoError, LabelError, UnreadableFileError
 from dicom_io.objects import display, drawing, identity
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.source_images import SourceImages, add_body_part, check_place, images_of, mask_on, new_object
+from dicom_io.reading.checks import check_one_patient
+from dicom_io.reading.instances import READ_ERRORS, load_dataset
 from dicom_io.seg import check_labels, in_slices
 from dicom_io.volume import Volume
 
 AXIS_LETTERS = (("L", "R"), ("P", "A"), ("H", "F"))  # PS3.3 C.7.6.1.1.1: towards +x, -x; +y, -y; +z, -z
 LEAST_COSINE = 0.2  # a direction letter is left out for less than 12 degrees
+NOT_PROCESSED = "NOT PROCESSED"
+NO_FINDING = "No result was made. This is no finding."
+MOST_REASON = 1000
+"""Characters of a reason that a notice shows."""
+
+_UNTOLD = re.compile(r"\d+(?:\.\d+){3,}|(?<![\w/])/\S*[^\s.,:;)]")  # a UID, a path
 
 
 @dataclass(frozen=True)
@@ -104,6 +114,35 @@ def write_captures(
     finally:
         for path in paths:
             path.unlink(missing_ok=True)
+
+
+def write_notice(files: Sequence[Path], reason: str, path: Path, result: ResultInfo, *, about: str = "") -> Path:
+    """Write a picture which says that nothing was made of a series, and why: silence could be taken for "nothing found".
+
+    Args:
+        files: Of the series, which need not be readable as an image. The first with a whole header says whose it is.
+        reason: Why, in words that name no patient. UIDs and paths in it become "...": nobody reads them, and a picture
+            keeps them when its study is de-identified.
+        path: Target file, replaced if it exists.
+        result: What would have computed a result.
+        about: What else there is to say of the series, for instance who picked it; in words that name no patient.
+
+    Returns:
+        `path`. The same series, result and words give the same bytes, others another SOP Instance UID, in a series of its own.
+
+    Raises:
+        UnreadableFileError: No file has a whole header, or it has values that are none.
+        LabelError: No file names its study, series and class.
+        SeriesSelectionError: The files are of several patients; nobody could say whose record the notice belongs to.
+    """
+    try:
+        dataset = _notice(_header_of_series(files), _legible(reason), about, result)
+    except READ_ERRORS as error:  # whose text may hold a value
+        raise UnreadableFileError(
+            f"a header of the series has a value that is none ({type(error).__name__}); whole headers are needed; export the "
+            "series again"
+        ) from error
+    return proof.save_proved(dataset, path, None)
 
 
 def chosen_slices(counts: Sequence[int], limit: int) -> list[int]:
@@ -226,25 +265,75 @@ def _captions(scene: _Scene, k: int) -> Iterator[str]:
 def _object(scene: _Scene, k: int) -> Dataset:
     """The capture of slice k as a data set; PS3.3 A.8.1."""
     source, headers, result = scene.images.source, scene.images.headers, scene.result
-    header = scene.images.header(k)
+    header, drawn = scene.images.header(k), _draw(scene, k)
     uid = identity.result_uid(source, result, "SC", "instance", *_content(scene, k))
-    dataset = new_object(SecondaryCaptureImageStorage, uid)
-    dataset.Modality = "OT"
-    dataset.ConversionType = "WSD"
-    dataset.SeriesInstanceUID = identity.result_uid(source, result, "SC", "series")
-    dataset.SeriesNumber = identity.series_number(headers[0], "SC")
+    dataset = _capture(uid, identity.result_uid(source, result, "SC", "series"), headers, result)
     dataset.InstanceNumber = k + 1
+    add_body_part(dataset, header)
+    dataset.DerivationDescription = "Labels of an algorithm drawn on the source image; research use only"
+    _add_source(dataset, scene.images.reference(k))
+    _add_lossiness(dataset, header)
+    _add_pixels(dataset, drawn.pixels)
+    _add_place(dataset, drawn, scene.images, k)
+    return dataset
+
+
+def _notice(header: Dataset, reason: str, about: str, result: ResultInfo) -> Dataset:
+    """A notice as a data set, made from one instance as far as the standard can say so."""
+    number = f"series {header.SeriesNumber}" if header.get("SeriesNumber") else ""
+    made_by = f"{result.algorithm_name} {result.algorithm_version}"
+    line = identity.plain(", ".join(filter(None, (made_by, number, about))), MOST_REASON)
+    result = replace(result, series_description=f"{NOT_PROCESSED} {result.algorithm_name}")
+    source, paragraphs = [str(header.SOPInstanceUID)], (NO_FINDING, reason, line)
+    uid = identity.uid_from(source, result, "NOTICE", "instance", *paragraphs)
+    dataset = _capture(uid, identity.uid_from(source, result, "NOTICE", "series"), (header,), result)
+    dataset.SeriesDescription = identity.series_description(result, "SC")
+    dataset.InstanceNumber = 1
+    add_body_part(dataset, header)
+    dataset.DerivationDescription = "Notice that nothing was made of the source image; research use only"
+    dataset.ImageComments = "\r\n".join((NOT_PROCESSED, *paragraphs))
+    reference = Dataset()
+    reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
+    _add_source(dataset, reference)
+    dataset.PatientOrientation = ""
+    _add_pixels(dataset, drawing.page(NOT_PROCESSED, paragraphs))
+    return dataset
+
+
+def _capture(uid: str, series_uid: str, headers: tuple[Dataset, ...], result: ResultInfo) -> Dataset:
+    """What every capture says: whose it is and what made it."""
+    dataset = new_object(SecondaryCaptureImageStorage, uid)
+    dataset.Modality, dataset.ConversionType = "OT", "WSD"
+    dataset.SeriesInstanceUID = series_uid
+    dataset.SeriesNumber = identity.series_number(headers[0], "SC")
     dataset.ContentDate, dataset.ContentTime = "", ""
     identity.stamp(dataset, headers, result, "SC")
-    add_body_part(dataset, header)
     dataset.ImageType = ["DERIVED", "SECONDARY"]
-    dataset.DerivationDescription = "Labels of an algorithm drawn on the source image; research use only"
-    dataset.SourceImageSequence = [_source_item(scene.images, k)]
     dataset.BurnedInAnnotation = "YES"
     dataset.ContributingEquipmentSequence = [identity.contribution(result)]
-    _add_lossiness(dataset, header)
-    _add_pixels(dataset, _draw(scene, k), scene.images, k)
     return dataset
+
+
+def _header_of_series(files: Sequence[Path]) -> Dataset:
+    """The first whole header of files that are all of one patient."""
+    named: list[Dataset] = []
+    whole: Dataset | None = None
+    fault: DicomIoError = LabelError("a notice is of no file; the files of a series are needed; name them")
+    for file in files:
+        try:
+            named.append(load_dataset(file, with_pixels=False, keywords=["PatientID", "PatientName"]))
+            whole = whole or identity.header_of(file)
+        except (UnreadableFileError, LabelError) as error:
+            fault = error
+    if whole is None:
+        raise fault
+    check_one_patient(named, "the series")
+    return whole
+
+
+def _legible(reason: str) -> str:
+    """A reason as a notice shows it."""
+    return textwrap.shorten(_UNTOLD.sub("...", identity.plain(reason, len(reason))), MOST_REASON, placeholder=" ...")
 
 
 def _content(scene: _Scene, k: int) -> tuple[str, ...]:
@@ -254,10 +343,9 @@ def _content(scene: _Scene, k: int) -> tuple[str, ...]:
     return scene.images.slices[k].key, looks, identity.digest_of(plane[:, :, None] if plane.ndim == 2 else plane)
 
 
-def _source_item(images: SourceImages, k: int) -> Dataset:
-    item = images.reference(k)
-    item.PurposeOfReferenceCodeSequence = [code_item(codes.DCM.SourceImageForImageProcessingOperation)]
-    return item
+def _add_source(dataset: Dataset, reference: Dataset) -> None:
+    reference.PurposeOfReferenceCodeSequence = [code_item(codes.DCM.SourceImageForImageProcessingOperation)]
+    dataset.SourceImageSequence = [reference]
 
 
 def _add_lossiness(dataset: Dataset, header: Dataset) -> None:
@@ -269,15 +357,20 @@ def _add_lossiness(dataset: Dataset, header: Dataset) -> None:
                 setattr(dataset, keyword, header[keyword].value)
 
 
-def _add_pixels(dataset: Dataset, capture: drawing.Picture, images: SourceImages, k: int) -> None:
+def _add_place(dataset: Dataset, capture: drawing.Picture, images: SourceImages, k: int) -> None:
+    """Which way the patient lies in a capture, and how large its pixels are."""
     letters = _edge_letters(images, k)
     dataset.PatientOrientation = [letters[1], letters[3]] if letters else ""
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PlanarConfiguration = 3, "RGB", 0
-    dataset.Rows, dataset.Columns = capture.pixels.shape[:2]
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 8, 8, 7, 0
     if images.has_pixel_spacing(k):
         (across, down), (rows, columns) = images.pixel_size(k), images.slices[k].shape
         between_rows, between_columns = down * rows / capture.size[1], across * columns / capture.size[0]
         dataset.PixelSpacing = [format_number_as_ds(between_rows), format_number_as_ds(between_columns)]
-    pixels = capture.pixels.tobytes()
-    dataset.add_new("PixelData", "OB", pixels + b"\0" * (len(pixels) % 2))
+
+
+def _add_pixels(dataset: Dataset, pixels: drawing.Pixels) -> None:
+    """A picture of shape (rows, columns, 3)."""
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PlanarConfiguration = 3, "RGB", 0
+    dataset.Rows, dataset.Columns = pixels.shape[:2]
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 8, 8, 7, 0
+    stored = pixels.tobytes()
+    dataset.add_new("PixelData", "OB", stored + b"\0" * (len(stored) % 2))

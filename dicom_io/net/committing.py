@@ -81,6 +81,12 @@ class Reports:
         return Service(COMMITMENT, evt.EVT_N_EVENT_REPORT, self._answer)
 
     @contextmanager
+    def listening(self, listen: Listen) -> Iterator[Reports]:
+        """A provider that takes reports and nothing else. Raises NetworkError if the port is taken."""
+        with Provider(None, listen, services=[self.service]):
+            yield self
+
+    @contextmanager
     def expecting(self, transaction_uid: str) -> Iterator[_Expected]:
         """Takes the report on one transaction; others are refused."""
         expected = _Expected()
@@ -144,7 +150,7 @@ def request_commitment(
         raise ValueError("no file was given; at least one is needed to ask for its commitment")
     listens = listen is not None or reports is not None
     transaction_uid, reports = generate_uid(prefix=None), reports or Reports()
-    listener = Provider(None, listen, services=[reports.service]) if listen else nullcontext()
+    listener = reports.listening(listen) if listen else nullcontext()
     with listener, reports.expecting(transaction_uid) as expected:
         answers = [(evt.EVT_CONN_OPEN, lambda event: bound(event.assoc)), *handlers([reports.service])]
         with associated(destination, [context(COMMITMENT, UNCOMPRESSED)], handlers=answers) as link:

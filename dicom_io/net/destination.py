@@ -53,7 +53,7 @@ class Tls:
 
 @dataclass(frozen=True)
 class Receive:
-    """Where we listen while a C-MOVE runs; the archive must know this address under our AE title.
+    """Where we listen during a C-MOVE and for reports of commitment; the archive must know this address under our AE title.
 
     Attributes:
         host: Address to bind; only this machine can reach the default.
@@ -75,7 +75,7 @@ class Dimse:
         our_ae_title: Calling AE title, and with C-MOVE the title to send to.
         tls: None: not encrypted.
         retrieve: Whether `fetch` uses C-GET or C-MOVE.
-        receive: Used by C-MOVE only.
+        receive: Where the archive can reach us; None: nowhere, but a C-MOVE listens at the usual place all the same.
     """
 
     host: str
@@ -84,7 +84,7 @@ class Dimse:
     our_ae_title: str = OUR_AE_TITLE
     tls: Tls | None = None
     retrieve: Retrieve = "get"
-    receive: Receive = Receive()
+    receive: Receive | None = None
 
 
 @dataclass(frozen=True)

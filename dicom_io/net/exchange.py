@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -17,7 +18,7 @@ from dicom_io.net.destination import Destination, DestinationError, DicomWeb, Di
 from dicom_io.net.outcome import Fetched, Outcome
 from dicom_io.net.outgoing import Each, Outgoing, prepared
 from dicom_io.net.query import Query, QueryError
-from dicom_io.net.scp import Listen
+from dicom_io.net.scp import Listen, listen_for
 from dicom_io.net.store import Stored, is_uid
 
 
@@ -95,6 +96,21 @@ def _told(outcomes: list[Outcome], each: Each) -> list[Outcome]:
     return outcomes
 
 
+def taking_reports(destination: Destination) -> AbstractContextManager[Reports | None]:
+    """Listens where the destination reports to, as its `receive` says, so that a port that is taken is known before sending.
+
+    Returns:
+        For `commit(reports=...)`; None where the destination reaches us nowhere, and must report over the association that
+        asks.
+
+    Raises:
+        DestinationError: It speaks DICOMweb, which has no storage commitment.
+        NetworkError: On entering; the port is taken.
+    """
+    peer = _committing(destination)
+    return Reports().listening(listen_for(peer)) if peer.receive else nullcontext()
+
+
 def commit(
     destination: Destination,
     files: Iterable[Path],
@@ -109,12 +125,18 @@ def commit(
         DestinationError: It speaks DICOMweb, which has no storage commitment.
         NetworkError: It could not be reached, or refused.
     """
-    if isinstance(destination.peer, DicomWeb):
-        raise DestinationError(
-            f"{destination.label} speaks DICOMweb, which has no storage commitment; a DICOM node is needed; name one, or rely "
-            "on the answer to each instance"
-        )
+    _committing(destination)
     return request_commitment(destination, files, listen=listen, reports=reports, wait_s=wait_s)
+
+
+def _committing(destination: Destination) -> Dimse:
+    """The peer of a destination that can be asked for commitment."""
+    if isinstance(destination.peer, Dimse):
+        return destination.peer
+    raise DestinationError(
+        f"{destination.label} speaks DICOMweb, which has no storage commitment; a DICOM node is needed; name one, or rely on "
+        "the answer to each instance"
+    )
 
 
 def find(destination: Destination, query: Query) -> tuple[Dataset, ...]:

@@ -15,6 +15,8 @@ from pynetdicom.status import (
     code_to_category,
 )
 
+from dicom_io.errors import DicomIoError
+
 State = Literal["sent", "warning", "already there", "refused", "failed", "left out", "held back"]
 DELIVERED: tuple[State, ...] = ("sent", "warning", "already there")
 DUPLICATE_INSTANCE = 0x0111  # PS3.7 C.5.6
@@ -31,6 +33,18 @@ _TABLES = {
     },
     "STOW-RS": {**STORAGE_SERVICE_CLASS_STATUS, 0xC122: ("Failure", "Referenced Transfer Syntax Not Supported")},
 }
+
+
+class RefusedError(DicomIoError):
+    """What the other side asks of us is not done.
+
+    Attributes:
+        status: DIMSE status that says so to it.
+    """
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def kind_of(header: Dataset) -> ObjectKind | str:
 
     The SOP class says it, whoever wrote the object, except for pictures: of a Secondary Capture class are scanned films and
     photographs too, which may be the very source of a result. A picture is an "SC" only where it has all that
-    `capture.write_captures` writes: ImageType begins with DERIVED, SourceImageSequence names the image that was processed,
+    `capture` writes: ImageType begins with DERIVED, SourceImageSequence names the image that was processed,
     and ContributingEquipmentSequence names, as processing equipment, a bundle by its digest. All other pictures are images:
     to send one too many is better than to leave a source out.
     """

@@ -19,11 +19,12 @@ from typing import Any
 from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
+from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.transport import ThreadedAssociationServer
 
 from dicom_io.errors import NetworkError
 from dicom_io.net.association import LARGEST_PDU, VERIFICATION, prepared_ae, storage_classes
-from dicom_io.net.destination import OUR_AE_TITLE, DestinationError, Tls
+from dicom_io.net.destination import OUR_AE_TITLE, DestinationError, Dimse, Receive, Tls
 from dicom_io.net.messages import Intake, Limits, bound
 from dicom_io.net.sending import UNCOMPRESSED
 from dicom_io.net.service import COMMENT_LENGTH, Service, handlers
@@ -91,6 +92,12 @@ class Listen:
         return any(caller in _network(text) for text in self.networks)
 
 
+def listen_for(peer: Dimse) -> Listen:
+    """Where an archive reaches us, as its `receive` says, and that only it is let in."""
+    receive = peer.receive or Receive()
+    return Listen(peer.our_ae_title, receive.host, receive.port, receive.senders or (peer.ae_title,), peer.tls)
+
+
 class Provider:
     """Listens from `with` to its end; every association has a thread of its own."""
 
@@ -100,6 +107,7 @@ class Provider:
         listen: Listen = Listen(),
         *,
         refused: Callable[[str], None] = lambda text: None,
+        rejected: Callable[[str], None] = lambda text: None,
         room: Callable[[], str] = lambda: "",
         services: Sequence[Service] = (),
     ) -> None:
@@ -109,13 +117,14 @@ class Provider:
             store: Where instances go, or its folder; None: no instances are taken.
             listen: Where and for whom.
             refused: Called with the reason when an instance is not kept.
+            rejected: Called with who it was, by AE title and address, and the reason, when a caller is not let in.
             room: Asked when an instance begins to come in. What it answers, unless empty, refuses the instance with 0xA700
                 and is told the sender; it may name nothing of a patient. Called by one thread for each association.
             services: What is answered beside C-STORE and C-ECHO; one for each operation of a SOP class.
         """
         self.store = store if isinstance(store, InstanceStore | None) else InstanceStore(store)
         self.listen, self.services = listen, tuple(services)
-        self._refused, self._room = refused, room
+        self._refused, self._rejected, self._room = refused, rejected, room
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
 
@@ -151,6 +160,7 @@ class Provider:
         answers = [
             (evt.EVT_CONN_OPEN, lambda event: bound(event.assoc, listen.limits, self._room)),
             (evt.EVT_REQUESTED, _check_address, [listen]),
+            (evt.EVT_ACSE_SENT, _note_rejection, [listen, self._rejected]),
             (evt.EVT_C_ECHO, lambda event: 0x0000),
             *handlers(self.services),
         ]
@@ -190,14 +200,29 @@ def answer_store(event: Any, store: InstanceStore, refused: Callable[[str], None
 
 def _check_address(event: Any, listen: Listen) -> None:
     """Rejects a caller whose address is not let in, before anything is negotiated."""
-    try:
-        is_known = listen.lets_in(str(event.assoc.requestor.address))
-    except ValueError:  # there is no address, or it is none
-        is_known = False
-    if not is_known:
-        _logger.warning("rejected an association from an address that is in no network that is let in")
+    if not _is_let_in(event.assoc.requestor, listen):
         event.assoc.acse.send_reject(*_UNKNOWN_CALLER)
         event.assoc.kill()
+
+
+def _is_let_in(caller: Any, listen: Listen) -> bool:
+    try:
+        return listen.lets_in(str(caller.address))
+    except ValueError:  # there is no address, or it is none
+        return False
+
+
+def _note_rejection(event: Any, listen: Listen, rejected: Callable[[str], None]) -> None:
+    """Tells of a caller who was just rejected, whoever of pynetdicom and us did it."""
+    answer = event.primitive
+    if not isinstance(answer, A_ASSOCIATE) or not answer.result:
+        return
+    caller = event.assoc.requestor
+    title = str(caller.primitive.calling_ae_title).strip() if caller.primitive else "?"
+    why = answer.reason_str if _is_let_in(caller, listen) else "its address is in no network that is let in"
+    text = f"{title!r} at {caller.address}: {why}"
+    _logger.warning("rejected %s", text)
+    rejected(text)
 
 
 def _network(text: str) -> IPv4Network | IPv6Network:

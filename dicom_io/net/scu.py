@@ -32,7 +32,7 @@ from dicom_io.net.association import (
 from dicom_io.net.destination import Destination
 from dicom_io.net.outcome import Fetched, meaning
 from dicom_io.net.query import Query, QueryError, retrieve_identifier, retrieve_level
-from dicom_io.net.scp import COMPRESSED, Listen, Provider, answer_store
+from dicom_io.net.scp import COMPRESSED, Provider, answer_store, listen_for
 from dicom_io.net.sending import UNCOMPRESSED, store
 from dicom_io.net.store import is_uid
 
@@ -81,10 +81,9 @@ def move(destination: Destination, query: Query, folder: Path, on_stored: OnStor
     """
     peer, identifier = dimse_peer(destination), retrieve_identifier(query)
     arrivals = Arrivals(folder, query.study_instance_uid, on_stored)
-    senders = peer.receive.senders or (peer.ae_title,)
-    listen = Listen(peer.our_ae_title, peer.receive.host, peer.receive.port, senders, peer.tls)
     contexts = [context(STUDY_ROOT_MOVE, UNCOMPRESSED)]
-    with Provider(arrivals.store, listen, refused=arrivals.refused), associated(destination, contexts) as link:
+    provider = Provider(arrivals.store, listen_for(peer), refused=arrivals.refused)
+    with provider, associated(destination, contexts) as link:
         title = peer.our_ae_title
         counts, failed = _sub_operations(
             link, "C-MOVE", lambda association: association.send_c_move(identifier, title, STUDY_ROOT_MOVE)

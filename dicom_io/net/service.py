@@ -11,8 +11,8 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pynetdicom import evt
 
-from dicom_io.errors import DicomIoError
 from dicom_io.net.messages import Intake, Messages
+from dicom_io.net.outcome import RefusedError
 from dicom_io.reading.bounded import MAX_ITEMS
 
 PROCESSING_FAILURE = 0x0110  # PS3.7 annex C
@@ -29,16 +29,8 @@ _ITEM = b"\xfe\xff\x00\xe0"
 _logger = logging.getLogger(__name__)
 
 
-class RequestRefusedError(DicomIoError):
-    """A request is not carried out.
-
-    Attributes:
-        status: DIMSE status that says so to who asked.
-    """
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
+class RequestRefusedError(RefusedError):
+    """A request is not carried out."""
 
 
 @dataclass(frozen=True)

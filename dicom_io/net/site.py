@@ -205,9 +205,9 @@ def read_tls(table: Table | None, folder: Path) -> Tls | None:
     return Tls(**paths, check_hostname=check_hostname)
 
 
-def _receive(table: Table | None) -> Receive:
+def _receive(table: Table | None) -> Receive | None:
     if table is None:
-        return Receive()
+        return None
     senders = tuple(checked_ae_title(title, table.where) for title in table.texts("senders") or ())
     receive = Receive(
         host=table.take("host", str, "an address of this machine", Receive.host),

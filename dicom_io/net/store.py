@@ -26,8 +26,8 @@ from pydicom.filereader import data_element_generator
 from pydicom.tag import Tag
 from pydicom.uid import UID
 
-from dicom_io.errors import DicomIoError, UnreadableFileError
-from dicom_io.net.outcome import DUPLICATE_INSTANCE
+from dicom_io.errors import UnreadableFileError
+from dicom_io.net.outcome import DUPLICATE_INSTANCE, RefusedError
 from dicom_io.reading.bounded import BoundedFile, parse
 from dicom_io.reading.instances import READ_ERRORS, load_dataset
 
@@ -67,16 +67,8 @@ class Stored:
     is_new: bool
 
 
-class InstanceRefusedError(DicomIoError):
-    """An instance was not kept.
-
-    Attributes:
-        status: DIMSE status that says so to the sender.
-    """
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
+class InstanceRefusedError(RefusedError):
+    """An instance was not kept."""
 
 
 class InstanceStore:
@@ -174,12 +166,12 @@ class InstanceStore:
         path = place / f"{sop}.dcm"
         if not place.is_dir():
             place.mkdir(parents=True, exist_ok=True)
-            _sync_folder(self.folder)
-            _sync_folder(place.parent)
+            sync_folder(self.folder)
+            sync_folder(place.parent)
         is_new = self._name(part, path)
         if not is_new and not _same_instance(path, part):
             raise InstanceRefusedError(DUPLICATE_INSTANCE, f"other content is kept under the UID {sop}")
-        _sync_folder(place)
+        sync_folder(place)
         return Stored(path, study, series, sop, sop_class, is_new)
 
     def _name(self, part: Path, path: Path) -> bool:
@@ -313,7 +305,7 @@ def _data_set_bytes(path: Path) -> bytes:
         return file.rest()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Forces the names in a folder to the disk."""
     if os.name != "posix":
         return

@@ -13,6 +13,7 @@ from scipy.ndimage import binary_erosion
 RESEARCH_TEXT = "RESEARCH USE ONLY - NOT FOR DIAGNOSIS"
 LEAST_FONT_SIZE = 16
 LEGEND_LINES = 12
+PAGE_SIDE, PAGE_EDGE, PAGE_FONT_SIZE = 768, 36, 24
 _RESEARCH_RGB, _TEXT_RGB = (255, 220, 0), (225, 225, 225)
 
 Pixels = NDArray[np.uint8]
@@ -130,6 +131,32 @@ def framed(
         _draw_letters(draw, letters, layout, above)
     _draw_lines(draw, lines, layout, above + layout.height + layout.line)
     return Picture(np.asarray(canvas), layout.left, above, (layout.width, layout.height))
+
+
+def page(headline: str, paragraphs: Sequence[str]) -> Pixels:
+    """A black page of text: research mark, headline in large letters, paragraphs, each of them wrapped.
+
+    Args:
+        headline: Some words.
+        paragraphs: No word of them is longer than a line.
+
+    Returns:
+        Shape (rows, PAGE_SIDE, 3), with PAGE_SIDE rows, or as many as the text needs.
+    """
+    font, width = ImageFont.load_default(PAGE_FONT_SIZE), PAGE_SIDE - 2 * PAGE_EDGE
+    layout = _Layout(width, PAGE_SIDE, font, PAGE_FONT_SIZE, width)
+    lines: list[tuple[str, Rgb | None]] = [
+        (line, None) for text in paragraphs for line in (*_wrapped(text, layout), "")
+    ]
+    top = 7 * layout.line
+    canvas = Image.new("RGB", (PAGE_SIDE, max(PAGE_SIDE, top + layout.line * len(lines) + PAGE_EDGE)))
+    text = Image.new("RGB", (width, layout.line * len(lines)))
+    _draw_lines(ImageDraw.Draw(text), lines, layout, 0)
+    canvas.paste(text, (PAGE_EDGE, top))
+    draw, middle = ImageDraw.Draw(canvas), PAGE_SIDE / 2
+    draw.text((middle, layout.pad), RESEARCH_TEXT, _RESEARCH_RGB, font, anchor="ma")
+    draw.text((middle, 4 * layout.line), headline, _TEXT_RGB, ImageFont.load_default(3 * PAGE_FONT_SIZE), anchor="mm")
+    return np.asarray(canvas)
 
 
 def _layout(picture: Pixels, letters: Letters | None) -> _Layout:

@@ -74,7 +74,8 @@ class ResultInfo:
         settings: (name, value) pairs that change the voxels (TTA, window, device class); part of every UID.
         algorithm_family: A code of CID 7162.
         algorithm_type: SegmentAlgorithmType; with MANUAL no algorithm is named.
-        series_description: Start of SeriesDescription; the writers append the kind and "RESEARCH".
+        series_description: Start of SeriesDescription; the writers append the number of source images, the kind and
+            "RESEARCH".
         quality: The quality gate's verdict in one line, empty if there was none; stands in
             ContributionDescription and in the report.
         calibration: What is known of the probabilities' calibration, in one line; stands in the report.
@@ -135,17 +136,21 @@ def result_uid(source: Volume, result: ResultInfo, kind: str, what: str, *conten
     object), on the bundle and its settings, and on `content`. An instance names in `content` what it holds, and depends
     on all of `result` too, so that never two contents have one UID; a series depends on what its instances must say alike.
     """
+    return uid_from(_source_keys(source), result, kind, what, *content)
+
+
+def uid_from(sources: Iterable[str], result: ResultInfo, kind: str, what: str, *content: str) -> str:
+    """As `result_uid`, for an object that is made from `sources`, whatever their order: SOP Instance UIDs."""
     own = {"instance": (result.digest,), "series": result.series_facts}.get(what, ())
     settings = (f"{name}={value}" for name, value in sorted(result.settings))
     parts = (kind, what, *content, "result", *own, result.bundle_sha256, "settings", *settings)
-    return derived_uid(*parts, "sources", *_source_keys(source))
+    return derived_uid(*parts, "sources", *sorted(set(sources)))
 
 
-def _source_keys(source: Volume) -> list[str]:
-    """What names the slices of a source, as `Slice.key`, in an order that does not depend on that of the slices."""
+def _source_keys(source: Volume) -> Iterable[str]:
+    """What names the slices of a source, as `Slice.key`."""
     uids, frames = source.provenance.sop_instance_uids, source.provenance.frame_numbers
-    keys = (f"{uid}#{frame}" for uid, frame in zip(uids, frames, strict=True)) if frames else uids
-    return sorted(set(keys))
+    return (f"{uid}#{frame}" for uid, frame in zip(uids, frames, strict=True)) if frames else uids
 
 
 def digest_of(*arrays: NDArray) -> str:
@@ -209,6 +214,18 @@ def source_headers(source: Volume, *, of_each: bool = True) -> tuple[Dataset, ..
     headers = tuple(_supplied(found[uid]) for uid in dict.fromkeys(uids))
     headers[0].carried = carried(headers[0])  # type: ignore[attr-defined]
     return headers
+
+
+def header_of(file: Path) -> Dataset:
+    """The header of one instance, as `source_headers` gives the first of a series.
+
+    Raises:
+        LabelError: It does not name its study, series or class.
+        UnreadableFileError: The file cannot be read.
+    """
+    header = _supplied(_named(load_dataset(file, with_pixels=False)))
+    header.carried = carried(header)  # type: ignore[attr-defined]
+    return header
 
 
 def _header(path: str | Path, *, whole: bool) -> Dataset:
@@ -299,11 +316,13 @@ def series_number(header: Dataset, kind: ObjectKind) -> int:
     return SERIES_NUMBER_BASE[kind] + int(header.get("SeriesNumber") or 0) % 1000
 
 
-def series_description(result: ResultInfo, kind: ObjectKind) -> str:
-    """At most 64 characters (DICOM LO) that end in the kind and "RESEARCH"."""
-    tail = f"{kind} RESEARCH"
+def series_description(result: ResultInfo, kind: ObjectKind, images: int | None = None) -> str:
+    """At most 64 characters (DICOM LO) that end in the number of source images, by which the results of a study that grew are
+    told apart, the kind and "RESEARCH"."""
+    count = "" if images is None else f", {images} image{'s' if images != 1 else ''},"
+    tail = f"{count} {kind} RESEARCH"
     text = result.series_description or result.algorithm_name
-    return f"{plain(text, 63 - len(tail))} {tail}"
+    return f"{plain(text, 64 - len(tail))}{tail}"
 
 
 def plain(text: str, length: int) -> str:
@@ -336,7 +355,8 @@ def stamp(target: Dataset, headers: tuple[Dataset, ...], result: ResultInfo, kin
     carry_over(target, header)
     date, time = content_moment(headers)
     target.SeriesDate, target.SeriesTime = date, time
-    target.SeriesDescription = series_description(result, kind)
+    images = sum(int(one.get("NumberOfFrames") or 1) for one in headers)
+    target.SeriesDescription = series_description(result, kind, images)
     if "ContentDate" in target:
         target.ContentDate, target.ContentTime = date, time
     for keyword in ("InstanceCreationDate", "InstanceCreationTime"):

@@ -48,13 +48,7 @@ def check_readable(instances: Sequence[Instance], series: SeriesRef) -> None:
     cine, and colour unless it is one picture.
     """
     headers = [instance.header for instance in instances]
-    for keyword in ("PatientID", "PatientName"):
-        count = len({str(header.get(keyword)).rstrip("^ ") for header in headers if header.get(keyword)})
-        if count > 1:
-            raise SeriesSelectionError(
-                f"{series.name} has files of {count} different {keyword}; one patient is needed; "
-                "pass the files of one patient only"
-            )
+    check_one_patient(headers, series.name)
     for syntax in {instance.transfer_syntax for instance in instances}:
         _check_decodable(syntax, series)
     if any(instance.frames > 1 and not has_groups(instance.header) for instance in instances):
@@ -70,6 +64,22 @@ def check_readable(instances: Sequence[Instance], series: SeriesRef) -> None:
             f"{samples} samples a pixel); one grey value a voxel is needed; "
             "pick a grey series with --series UID"
         )
+
+
+def check_one_patient(headers: Sequence[Dataset], name: str) -> None:
+    """Raises SeriesSelectionError where headers name several patients; those that name none do not count.
+
+    Args:
+        headers: With PatientID and PatientName, where the files have them.
+        name: How a message calls what they belong to.
+    """
+    for keyword in ("PatientID", "PatientName"):
+        count = len({str(header.get(keyword)).rstrip("^ ") for header in headers if header.get(keyword)})
+        if count > 1:
+            raise SeriesSelectionError(
+                f"{name} has files of {count} different {keyword}; one patient is needed; "
+                "pass the files of one patient only"
+            )
 
 
 def _check_polarity(headers: Sequence[Dataset], series: SeriesRef) -> None:

@@ -227,7 +227,10 @@ def load_object(path: Path, wanted: str, sop_class_uids: Sequence[str]) -> FileD
     """
     dataset = load_dataset(Path(path), with_pixels=True)
     with refusing(path):
-        found = dataset.get("SOPClassUID")
+        fault = fault_of(_header_in(dataset))
+        found = None if fault else dataset.get("SOPClassUID")
+    if fault:
+        raise broken_file(path, fault)
     if found not in sop_class_uids:
         raise LabelError(f"{shown(path)} has SOP class {shown_uid(found)}; {wanted} is needed; check which file it is")
     return dataset
@@ -267,6 +270,13 @@ def _with_meta(dataset: Dataset, syntax: UID) -> Dataset:
     found.file_meta = FileMetaDataset()  # type: ignore[attr-defined]
     found.file_meta.TransferSyntaxUID = syntax  # type: ignore[attr-defined]
     return found
+
+
+def _header_in(dataset: FileDataset) -> Dataset:
+    """The attributes of a whole data set that `read_instance` would keep, as pydicom read them: unconverted."""
+    header = Dataset({tag: dataset.get_item(tag) for tag in _HEADER_TAGS if tag in dataset})
+    header.file_meta = dataset.file_meta  # type: ignore[attr-defined]
+    return header
 
 
 def _meta(dataset: Dataset) -> FileMetaDataset:

@@ -21,6 +21,7 @@ import pydicom
 import pytest
 from hostile_inputs import ITEM, ITEM_END, OPEN_ITEM, SEQUENCE_END, UNDEFINED, Example, element, inserted
 from hostile_judge import Answer, Judge
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEGBaseline8Bit
 
@@ -120,15 +121,27 @@ def test_every_well_formed_object_is_read_without_a_complaint(judge: Judge, exam
 
 @pytest.mark.parametrize("name", KINDS)
 def test_an_object_cut_short_at_any_percent_is_refused(judge: Judge, examples: dict[str, Example], name: str) -> None:
+    """But for an SR, of which only the header is looked at, cut between two elements: nothing of it tells that more came."""
     example = examples[name]
     content, path, read = example.path.read_bytes(), place_of(example), []
+    whole_elements = ends_of_elements(example.path) if name == "SR" else set()
     path.parent.mkdir(exist_ok=True)
     for percent in range(NEEDED_PERCENT.get(name, 100)):
-        path.write_bytes(content[: len(content) * percent // 100])
+        cut = len(content) * percent // 100
+        if cut in whole_elements:
+            continue
+        path.write_bytes(content[:cut])
         answer = judge(example.reader, path, **example.more)
         assert answer.complaints == [], percent
         read += [percent] if answer.outcome == "read" else []
     assert read == []
+
+
+def ends_of_elements(path: Path) -> set[int]:
+    """Places in a file at which an element of its data set ends, and in the tag, VR and length of the next."""
+    elements = pydicom.dcmread(path).values()
+    ends = [one.value_tell + one.length for one in elements if isinstance(one, RawDataElement)]
+    return {end + n for end in ends for n in range(8)}
 
 
 def headers_scattered(content: bytes, name: str, count: int) -> Iterator[tuple[str, bytes]]:
@@ -146,6 +159,18 @@ def test_scattered_bytes_are_read_or_refused(judge: Judge, examples: dict[str, E
     example, content = examples[name], examples[name].path.read_bytes()
     check(judge, example, headers_scattered(content, name, 60), examined=True)
     check(judge, example, pixels_scattered(content, name, 30))
+
+
+@pytest.mark.parametrize("name", ["explicit", "SR", "SEG labelmap", "RTSTRUCT", "map"])
+def test_a_uid_that_swallows_the_patients_name_is_refused(
+    judge: Judge, examples: dict[str, Example], name: str
+) -> None:
+    example, content = examples[name], examples[name].path.read_bytes()
+    at, end = content.index(b"\x08\x00\x16\x00UI") + 6, content.index(b"\x10\x00\x20\x00LO")
+    path = place_of(example)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content[:at] + struct.pack("<H", end - at - 2) + content[at + 2 :])
+    assert "SOPClassUID holds" in refused(judge(example.reader, path, **example.more))
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ from pathlib import Path
 from socketserver import TCPServer
 from typing import Any
 
-from net_peers import SERIES
+import pytest
+from net_peers import SERIES, ct_series
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian
@@ -28,6 +29,16 @@ PUSH_MODEL, WELL_KNOWN = "1.2.840.10008.1.20.1", "1.2.840.10008.1.20.1.1"  # PS3
 MR_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.4"
 OURS = Listen("ARCHIVE", port=0, idle_s=10.0)
 SOON_S = 10.0
+
+
+@pytest.fixture
+def slices(tmp_path: Path) -> list[Path]:
+    return ct_series(tmp_path / "source", 3)
+
+
+@pytest.fixture
+def store(tmp_path: Path, slices: list[Path]) -> InstanceStore:
+    return filled_store(tmp_path / "store", slices)
 
 
 def filled_store(folder: Path, slices: list[Path]) -> InstanceStore:

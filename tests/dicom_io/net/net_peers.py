@@ -52,12 +52,6 @@ def ct_series(folder: Path, count: int = 3, **header: object) -> list[Path]:
     return write_mr_series(folder, array, oblique_affine(), header=given, edit=edit)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def destination(port: int, **more: Any) -> Destination:
     """How our side calls a peer of the tests; keywords of `Dimse`, or of `Destination` where it has them."""
     timing = {name: more.pop(name) for name in ("connect_s", "answer_s", "profile") if name in more}
@@ -320,7 +314,6 @@ __all__ = [
     "Receive",
     "ct_series",
     "destination",
-    "free_port",
     "make_certificates",
     "mute_listener",
     "private_pem",

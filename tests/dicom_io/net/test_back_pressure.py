@@ -225,21 +225,27 @@ def test_a_caller_from_a_listed_network_is_let_in(
 
 
 def test_a_caller_from_elsewhere_is_rejected_as_not_recognised(folder: Path, slices: list[Dataset]) -> None:
-    refused = list[str]()
-    with Provider(folder, listen(networks=("192.0.2.0/24", "127.0.0.2")), refused=refused.append) as provider:
+    refused, rejected = list[str](), list[str]()
+    called = {"refused": refused.append, "rejected": rejected.append}
+    with Provider(folder, listen(networks=("192.0.2.0/24", "127.0.0.2")), **called) as provider:
         assert rejection(provider.port, slices[0]) == (1, 1, 3)
         message = r"\(Rejected Permanent: Calling AE title not recognised\).* our AE title MONAIUNET and this machine"
         with pytest.raises(NetworkError, match=message):
             scu.echo(destination(provider.port))
     assert kept(folder) == 0
     assert refused == []
+    assert rejected[0] == "'SENDER' at 127.0.0.1: its address is in no network that is let in"
+    assert len(rejected) == 2
 
 
 def test_address_and_title_must_both_be_known(folder: Path, slices: list[Dataset]) -> None:
-    with Provider(folder, listen(networks=("127.0.0.1",), senders=("SENDER",))) as provider:
+    rejected = list[str]()
+    site = listen(networks=("127.0.0.1",), senders=("SENDER",))
+    with Provider(folder, site, rejected=rejected.append) as provider:
         assert send_raw(provider.port, slices[0]).Status == 0x0000
         with pytest.raises(NetworkError, match="Calling AE title not recognised"):
             scu.echo(destination(provider.port, our_ae_title="OTHER"))
+    assert rejected == ["'OTHER' at 127.0.0.1: Calling AE title not recognised"]
     with Provider(folder, listen(networks=("192.0.2.1",), senders=("SENDER",))) as provider:
         assert rejection(provider.port, slices[1]) == (1, 1, 3)
 

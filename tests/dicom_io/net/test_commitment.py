@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import commitment_peers
 import pydicom
 import pytest
 from commitment_peers import (
@@ -19,13 +20,13 @@ from commitment_peers import (
     ask,
     asked_for,
     failed,
-    filled_store,
     provider,
     there,
     uid,
     until,
 )
-from net_peers import CT_IMAGE_STORAGE, ct_series, free_port
+from net_peers import CT_IMAGE_STORAGE, ct_series
+from ports import free_port
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
@@ -43,15 +44,7 @@ from dicom_io.net.scp import Provider
 from dicom_io.net.service import RequestRefusedError
 from dicom_io.net.store import InstanceStore
 
-
-@pytest.fixture
-def slices(tmp_path: Path) -> list[Path]:
-    return ct_series(tmp_path / "source", 3)
-
-
-@pytest.fixture
-def store(tmp_path: Path, slices: list[Path]) -> InstanceStore:
-    return filled_store(tmp_path / "store", slices)
+slices, store = commitment_peers.slices, commitment_peers.store  # fixtures
 
 
 @pytest.fixture

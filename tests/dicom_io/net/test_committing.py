@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import commitment_peers
 import pydicom
 import pytest
 from commitment_peers import (
@@ -19,12 +20,12 @@ from commitment_peers import (
     Requestor,
     action,
     asked_for,
-    filled_store,
     items,
     provider,
     uid,
 )
-from net_peers import CT_IMAGE_STORAGE, Archive, ct_series, destination, free_port
+from net_peers import CT_IMAGE_STORAGE, Archive, destination
+from ports import free_port
 from pydicom.dataset import Dataset
 from pynetdicom import AE, build_role, evt
 
@@ -42,15 +43,7 @@ from dicom_io.net.scp import Listen, Provider
 from dicom_io.net.service import RequestRefusedError
 from dicom_io.net.store import InstanceStore
 
-
-@pytest.fixture
-def slices(tmp_path: Path) -> list[Path]:
-    return ct_series(tmp_path / "source", 3)
-
-
-@pytest.fixture
-def store(tmp_path: Path, slices: list[Path]) -> InstanceStore:
-    return filled_store(tmp_path / "store", slices)
+slices, store = commitment_peers.slices, commitment_peers.store  # fixtures
 
 
 def test_what_we_sent_is_committed_over_the_same_association(store: InstanceStore, slices: list[Path]) -> None:

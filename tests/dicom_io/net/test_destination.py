@@ -93,11 +93,12 @@ def test_the_site_file_of_the_how_to_is_read_and_names_every_key(tmp_path: Path)
 
 
 def test_what_a_site_file_leaves_out_is_safe(tmp_path: Path) -> None:
-    found = site(tmp_path, NODE + '[destinations.a.tls]\nca = "ca.pem"\n')["a"]
+    tables = '[destinations.a.tls]\nca = "ca.pem"\n[destinations.a.receive]\nport = 11113\n'
+    found = site(tmp_path, NODE + tables)["a"]
     assert isinstance(found.peer, Dimse)
     assert found.peer.tls is not None
     assert found.peer.tls.check_hostname
-    assert found.peer.receive.host == "127.0.0.1"
+    assert found.peer.receive == Receive("127.0.0.1", 11113, ())
     assert found.peer.our_ae_title == "MONAIUNET"
     assert (found.profile.seg_encoding, found.profile.empty_frames) == (None, False)
 

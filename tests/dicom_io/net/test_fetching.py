@@ -20,11 +20,11 @@ from net_peers import (
     Receive,
     ct_series,
     destination,
-    free_port,
     make_certificates,
     mute_listener,
     same_data_set,
 )
+from ports import free_port
 from pydicom.uid import RLELossless
 
 from dicom_io.errors import NetworkError

@@ -4,55 +4,35 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import re
 import shlex
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pydicom
 import pytest
-from net_peers import PATIENT, SERIES, STUDY, Archive, ct_series, free_port
+from commitment_peers import filled_store, provider, uid
+from net_peers import PATIENT, SERIES, STUDY, Archive, ct_series
+from ports import free_port
 from result_phantoms import RESULT
 from rich.console import Console
+from shell import Run, shell
 from source_phantoms import lopsided, oblique_mr
 from web_peer import WebArchive
 
+from dicom_io.net.commitment import CommitmentProvider, CommitmentRequest
+from dicom_io.net.destination import Destination, Dimse
+from dicom_io.net.messages import Limits
+from dicom_io.net.scp import Listen, Provider
+from dicom_io.net.store import InstanceStore
 from dicom_io.seg import write_seg
 from dicom_io.sr import write_sr
-from monai_unet_app.cli import dicom_verbs, main
+from monai_unet_app.cli import dicom_verbs
 from monai_unet_app.cli.dicom_verbs import _grouped
 from monai_unet_app.cli.parser import build_parser
 
-
-@dataclass(frozen=True)
-class Answer:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Answer]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """Runs one verb in this process, as the shell would."""
-
-    def command(*argv: object) -> Answer:
-        capsys.readouterr()
-        try:
-            code = main([str(word) for word in argv])
-        except SystemExit as stop:  # argparse
-            code = int(stop.code or 0)
-        seen = capsys.readouterr()
-        return Answer(code, seen.out, seen.err)
-
-    with warnings.catch_warnings():
-        yield command
-    logging.disable(logging.NOTSET)
+run = pytest.fixture(shell)
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +145,110 @@ def test_send_of_what_is_no_dicom_file_is_exit_3(run: Run, archive: Archive, tmp
         answer = run("send", "--to", node(archive), path)
         assert answer.code == 3
         assert answer.err.startswith("refused: ")
+    assert archive.associations == 0
+
+
+def committing(port: int, *files: object) -> tuple[object, ...]:
+    return ("send", "--to", f"ARCHIVE@127.0.0.1:{port}", "--commit", *files)
+
+
+def test_send_with_commit_says_that_the_archive_keeps_every_file(run: Run, held: list[Path], tmp_path: Path) -> None:
+    with provider(InstanceStore(tmp_path), {}) as port:
+        answer = run(*committing(port, *held))
+        shown = run(*committing(port, *held, "--json"))
+    assert answer.code == 0
+    assert re.search(r"│ committed +│ 3 +│ +│", answer.out)
+    assert answer.err == f"waiting at most 60 s for what ARCHIVE@127.0.0.1:{port} commits itself to\n"
+    assert (shown.code, shown.err) == (0, "")
+    found = json.loads(shown.out)["commitment"]
+    assert found["committed"] == [uid(k) for k in range(3)]
+    assert (found["failed"], found["unreported"], found["problems"]) == ({}, [], [])
+
+
+def test_send_with_commit_is_exit_1_where_the_archive_has_lost_a_file(
+    run: Run, held: list[Path], tmp_path: Path
+) -> None:
+    kept = filled_store(tmp_path / "kept", held[:2])
+    services = [CommitmentProvider(kept, {}).service]
+    with Provider(tmp_path / "taken", Listen("ARCHIVE", port=0), services=services) as archive:
+        answer = run(*committing(archive.port, *held))
+        found = json.loads(run(*committing(archive.port, *held, "--json")).out)["commitment"]
+    assert answer.code == 1
+    assert "3 of 3 file(s) are at" in answer.out
+    assert re.search(r"│ committed +│ 2 +│ +│", answer.out)
+    assert re.search(r"│ failed +│ 1 +│ 0x0112 \(Failure: No Such SOP Instance\) +│", answer.out)
+    assert f"{held[2]}: not committed: 0x0112 (Failure: No Such SOP Instance)" in answer.err
+    assert found["committed"] == [uid(0), uid(1)]
+    assert found["failed"] == {uid(2): "0x0112 (Failure: No Such SOP Instance)"}
+
+
+def test_send_with_commit_does_not_wait_without_end(run: Run, held: list[Path], tmp_path: Path) -> None:
+    with provider(InstanceStore(tmp_path), {}, accepted=lambda request: None) as port:
+        started = time.monotonic()
+        answer = run(*committing(port, *held, "--wait-s", "0.5"))
+        assert time.monotonic() - started < 10
+    assert answer.code == 1
+    assert re.search(r"│ not reported +│ 3 +│ +│", answer.out)
+    assert "has said nothing of 3 file(s) within 0.5 s" in answer.err
+
+
+def test_send_with_commit_hears_a_report_at_our_address(run: Run, held: list[Path], tmp_path: Path) -> None:
+    ours, site = free_port(), tmp_path / "site.toml"
+    addresses = {"OURS": Destination("us", Dimse("127.0.0.1", ours, "OURS", "ARCHIVE"), answer_s=5)}
+    with provider(InstanceStore(tmp_path / "taken"), addresses) as port:
+        told = run(*committing(port, *held, "--aet", "OURS", "--listen", ours))
+        site.write_text(
+            f'[destinations.near]\nhost = "127.0.0.1"\nport = {port}\nae_title = "ARCHIVE"\nour_ae_title = "OURS"\n'
+        )
+        deaf = run("send", "--to", "near", "--site", site, "--commit", "--wait-s", "0.5", *held)
+        site.write_text(f"{site.read_text()}[destinations.near.receive]\nport = {ours}\n")
+        known = run("send", "--to", "near", "--site", site, "--commit", *held)
+    assert (told.code, deaf.code, known.code) == (0, 1, 0)
+    assert "has said nothing of 3 file(s)" in deaf.err
+
+
+def test_only_what_has_arrived_is_asked_for(run: Run, archive: Archive, held: list[Path], tmp_path: Path) -> None:
+    asked: list[CommitmentRequest] = []
+    services = [CommitmentProvider(InstanceStore(tmp_path), {}, asked.append).service]
+    with Provider(tmp_path, Listen("ARCHIVE", port=0, limits=Limits(instances=2)), services=services) as small:
+        assert run(*committing(small.port, *held, "--wait-s", "0.1")).code == 1
+    assert [[one.sop_instance_uid for one in request.references] for request in asked] == [[uid(0), uid(1)]]
+    archive.status = {"": 0xA700}
+    answer = run(*committing(archive.port, *held, "--json"))
+    assert answer.code == 1
+    assert "commitment" not in json.loads(answer.out)
+    assert archive.associations == 1
+
+
+def test_an_archive_without_storage_commitment_is_told_after_the_files(
+    run: Run, archive: Archive, held: list[Path]
+) -> None:
+    answer = run(*committing(archive.port, *held, "--json"))
+    found = json.loads(answer.out)
+    assert answer.code == 1
+    assert [row["outcome"] for row in found["files"]] == ["sent"] * 3
+    assert found["commitment"]["unreported"] == [uid(k) for k in range(3)]
+    (problem,) = found["commitment"]["problems"]
+    assert "accepts none of what was proposed (Storage Commitment Push Model" in problem
+
+
+def test_what_cannot_be_asked_to_commit_is_refused_before_anything_is_sent(
+    run: Run, archive: Archive, held: list[Path], tmp_path: Path
+) -> None:
+    with WebArchive().running() as web:
+        answer = run("send", "--to", web.url, "--commit", *held)
+        assert web.received == []
+    assert answer.code == 2
+    assert answer.err.startswith(f"error: --commit: {web.url} speaks DICOMweb, which has no storage commitment")
+    with Provider(tmp_path, Listen(port=0)) as other:
+        taken = run(*committing(archive.port, *held, "--listen", other.port))
+    assert taken.code == 1
+    assert "the port is taken" in taken.err
+    alone = run("send", "--to", node(archive), "--listen", free_port(), *held)
+    assert alone.code == 2
+    assert "give --commit too" in alone.err
+    for wrong in (("--listen", "x"), ("--wait-s", "0"), ("--wait-s", "inf")):
+        assert run(*committing(archive.port, *held, *wrong)).code == 2
     assert archive.associations == 0
 
 

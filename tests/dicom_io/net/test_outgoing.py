@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 from result_phantoms import RESULT
 from source_phantoms import colour_picture, lopsided, oblique_mr, radiograph
 
-from dicom_io.capture import write_captures
+from dicom_io.capture import write_captures, write_notice
 from dicom_io.net.destination import KINDS, Profile
 from dicom_io.net.outgoing import kind_of, prepared
 from dicom_io.parametric import NO_UNIT, PROBABILITY, write_parametric_map
@@ -44,6 +44,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "GSPS colour": write_gsps(lopsided(colour), colour, folder / "colour.dcm", RESULT),
         "SC": write_captures(labels, source, folder / "sc", RESULT, slices=[1])[0],
         "SC colour": write_captures(lopsided(colour), colour, folder / "sc_colour", RESULT, slices=[0])[0],
+        "SC notice": write_notice(sorted((folder / "mr").iterdir()), "slice gaps", folder / "notice.dcm", RESULT),
         "PM": write_parametric_map(
             chances, source, folder / "pm.dcm", RESULT, quantity=PROBABILITY, unit=NO_UNIT, label="x"
         ),
@@ -62,7 +63,7 @@ def test_every_object_goes_after_the_images_in_the_order_of_the_profile(written:
     source = next((written["SEG"].parent / "mr").iterdir())
     wanted, left_out = prepared([*reversed(written.values()), source], Profile())
     assert [one.kind for one in wanted] == [
-        "", "SEG", "SEG", "PM", "RTSTRUCT", "SR", "GSPS", "GSPS", "SC", "SC", "PDF",
+        "", "SEG", "SEG", "PM", "RTSTRUCT", "SR", "GSPS", "GSPS", "SC", "SC", "SC", "PDF",
     ]  # fmt: skip
     assert left_out == []
 

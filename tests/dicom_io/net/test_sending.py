@@ -18,11 +18,11 @@ from net_peers import (
     Archive,
     ct_series,
     destination,
-    free_port,
     mute_listener,
     same_data_set,
 )
 from phantoms import save, write_picture
+from ports import free_port
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (

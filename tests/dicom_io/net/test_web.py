@@ -11,7 +11,8 @@ from typing import Any
 
 import pydicom
 import pytest
-from net_peers import PATIENT, SERIES, STUDY, ct_series, free_port, make_certificates, mute_listener, same_data_set
+from net_peers import PATIENT, SERIES, STUDY, ct_series, make_certificates, mute_listener, same_data_set
+from ports import free_port
 from pydicom.uid import RLELossless
 from web_peer import WebArchive
 
