@@ -28,6 +28,7 @@ import monai_unet_app
 from monai_unet_app.bundle import BundleFiles, bundle_files, load_bundle
 from monai_unet_app.deploy import entry
 from monai_unet_app.deploy.settings import Settings
+from monai_unet_app.dicom_results import check_possible
 from monai_unet_app.errors import BundleError, UsageError
 
 Device = Literal["cpu", "gpu"]
@@ -87,6 +88,7 @@ def render_package(
 
     Raises:
         UsageError: The output exists, or no bundle of that name.
+        InputRefusedError: The bundle is for pictures, of which one of the formats cannot be made.
         BundleError: It is no bundle, has no weights, or needs another version of a package than the image has.
     """
     output = Path(os.path.abspath(output))
@@ -95,13 +97,16 @@ def render_package(
     model = bundle_files(bundle)
     if not (model.root / "models/model.pt").is_file():
         raise BundleError(f"{model.name} has no weights (models/model.pt); a trained bundle is needed; train it first")
+    settings = settings or usual_settings(model.root)
+    if load_bundle(model.root).rules.planar:
+        check_possible(model.name, settings.format)
     requirements = image_requirements(model)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".partial-") as partial:
         tree = Path(partial) / output.name
         _write_common(model, tree, requirements)
         for device in DEVICES:
-            _write_for(device, model, tree, settings or usual_settings(model.root), resources or Resources())
+            _write_for(device, model, tree, settings, resources or Resources())
         _settle(tree)
         os.rename(tree, output)
     return output

@@ -23,6 +23,7 @@ from monai_unet_app.data.labels import AFFINE_TOLERANCE_MM, read_labels
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.metrics import normalised_entropy
 from monai_unet_app.report.pictures import CLASS_COLOURS
 
 Mask = NDArray[np.bool_]
@@ -322,7 +323,7 @@ def _uncertainty(path: Path, document: Mapping[str, Any], volume: Volume) -> NDA
         found = read_volume(named_file(path, document, "probabilities"))
         check_same_place(found, volume, files["probabilities"])
         array = found.array if found.array.ndim == 4 else found.array[..., None]
-        return normalised_entropy(array, exclusive=is_exclusive(document))
+        return normalised_entropy(np.moveaxis(array, -1, 0), exclusive=is_exclusive(document))
     if "pm" in files:
         try:
             values = read_parametric_map(named_file(path, document, "pm"), volume).array
@@ -330,23 +331,3 @@ def _uncertainty(path: Path, document: Mapping[str, Any], volume: Volume) -> NDA
             raise InputRefusedError(f"{files['pm']}: {error}") from error
         return np.nan_to_num(values).astype(np.float32)
     return None
-
-
-def normalised_entropy(probabilities: NDArray, *, exclusive: bool) -> NDArray[np.float32]:
-    """How undecided the network is at each voxel: 0 sure, 1 all answers alike.
-
-    Args:
-        probabilities: Shape (I, J, K, C), channels last.
-        exclusive: Channels sum to 1: entropy over them, divided by its greatest value. Else the greatest of the entropies of
-            each channel against its absence.
-
-    Returns:
-        Shape (I, J, K), 0 to 1.
-    """
-    p = np.clip(probabilities, 1e-12, 1.0).astype(np.float64)
-    if exclusive:
-        entropy = -(p * np.log(p)).sum(axis=-1) / np.log(p.shape[-1])
-    else:
-        rest = np.clip(1.0 - p, 1e-12, 1.0)
-        entropy = (-(p * np.log(p) + rest * np.log(rest)) / np.log(2.0)).max(axis=-1)
-    return np.clip(entropy, 0.0, 1.0).astype(np.float32)

@@ -148,6 +148,7 @@ def apply_verdict(verdict: Verdict, result: Path, output: Path, what: Aftermath 
     document = read_result(path)
     _check_about(verdict, path, document)
     _check_given(verdict, what)
+    _check_not_accepted(verdict, output)
     moment = what.applied_at or datetime.now(UTC)
     report, why_not = _verified(verdict, path, document, output, what, moment)
     record = {
@@ -192,6 +193,19 @@ def _check_given(verdict: Verdict, what: Aftermath) -> None:
         )
 
 
+def _check_not_accepted(verdict: Verdict, output: Path) -> None:
+    report = output / _verified_name(verdict.case)
+    if report.exists():
+        raise InputRefusedError(
+            f"{verdict.case} was accepted already, and {report.name} says so: a result is decided on once; if that was a "
+            "mistake, take the verified report out of the archive and away from here, then decide again"
+        )
+
+
+def _verified_name(case: str) -> str:
+    return f"{_file_name(case)}_sr_verified.dcm"
+
+
 def _verified(
     verdict: Verdict, path: Path, document: dict[str, Any], output: Path, what: Aftermath, moment: datetime
 ) -> tuple[dict[str, str] | None, str | None]:
@@ -203,15 +217,11 @@ def _verified(
     if what.reviewer is None:
         return None, "nobody answers for the verdict"
     before = named_file(path, document, "sr")
-    target = output / f"{_file_name(verdict.case)}_sr_verified.dcm"
+    target = output / _verified_name(verdict.case)
     verification = Verification(
         what.reviewer.name, what.reviewer.organization, moment if verdict.draft else verdict.decided_at
     )
     try:
-        if target.exists():
-            raise InputRefusedError(
-                f"{target.name} is there already: a result is verified once; take it away if that was a mistake"
-            )
         output.mkdir(parents=True, exist_ok=True)
         write_verified_sr(before, target, verification)
         uids = [str(load_dataset(file, with_pixels=False).SOPInstanceUID) for file in (target, before)]

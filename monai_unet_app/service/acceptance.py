@@ -25,7 +25,7 @@ from monai_unet_app.report.blocks import Block, Cell, Facts, Heading, Table, Tex
 from monai_unet_app.report.pdf import typeset
 from monai_unet_app.service.commission import Acceptance, Check
 
-_DAY = 10  # characters of an ISO date
+_SECOND = 19  # characters of an ISO date and time
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def site_key(path: Path, holder: str) -> SiteKey:
 
 
 def write_acceptance(found: Acceptance, key: SiteKey, folder: Path) -> tuple[Path, Path]:
-    """Writes `acceptance_<date>.json` and `.pdf`, both whole or not at all.
+    """Writes `acceptance_<date>T<time>.json` and `.pdf`, both whole or not at all; no other report is replaced.
 
     The JSON holds the report and beside it who signed it; the signature is over the report, the holder and the public key.
     """
@@ -76,7 +76,7 @@ def write_acceptance(found: Acceptance, key: SiteKey, folder: Path) -> tuple[Pat
     signed = {"report": report, "holder": key.holder, "public_key": key.public}
     signature = base64.b64encode(key.private.sign(_canonical(signed))).decode()
     content = (json.dumps({**signed, "signature": signature}, indent=2) + "\n").encode()
-    name = f"acceptance_{found.began[:_DAY]}"
+    name = f"acceptance_{found.began[:_SECOND].replace(':', '')}"
     files = {folder / f"{name}.pdf": _paper(found, key, content), folder / f"{name}.json": content}
     for path, data in files.items():
         part = path.with_suffix(path.suffix + ".part")
@@ -168,4 +168,4 @@ def _table(checks: list[Check]) -> Table:
         )
         for check in checks
     )
-    return Table(("", "check", "where", "time", "place", "volume"), rows)
+    return Table(("", "check", "where", "time", "place", "volume"), rows, words=3)

@@ -102,6 +102,11 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
         ) from error
 
 
+def entries(path: Path) -> Iterator[dict[str, Any]]:
+    """What the lines of a whole trail say."""
+    return (json.loads(text) for _, text in lines(path))
+
+
 def _digest(line: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(line, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 

@@ -12,6 +12,29 @@ Inbox = queue.SimpleQueue[tuple[Child, Message | None]]
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 
 
+class Pause:
+    """Between tries: each that follows another is twice as long. By a clock that nobody sets."""
+
+    def __init__(self, first_s: float, longest_s: float) -> None:
+        """Over until `begin`; every pause lasts `first_s` at least and `longest_s` at most."""
+        self._first_s, self._longest_s = first_s, longest_s
+        self._length_s, self._until = 0.0, 0.0
+
+    def begin(self) -> None:
+        """After a try that failed."""
+        self._length_s = min(max(2 * self._length_s, self._first_s), self._longest_s)
+        self._until = time.monotonic() + self._length_s
+
+    def end(self) -> None:
+        """After a try that did not; the next pause is a first one again."""
+        self._length_s, self._until = 0.0, 0.0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it may be tried."""
+        return time.monotonic() >= self._until
+
+
 class Crew:
     """So many children that run one module.
 
@@ -25,12 +48,12 @@ class Crew:
         self.inbox: Inbox = queue.SimpleQueue()
         self.children: list[Child] = []
         self.started = 0
-        self._pause_s, self._not_before = 0.0, 0.0
+        self._pause = Pause(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         self.mend()
 
     def mend(self) -> None:
         """Starts those that are missing; after one that never became ready, with a pause that grows."""
-        while len(self.children) < self.count and time.monotonic() >= self._not_before:
+        while len(self.children) < self.count and self._pause.is_over:
             self.children.append(Child(self.module, self.args, self.inbox))
             self.started += 1
 
@@ -43,7 +66,8 @@ class Crew:
             if message is None:
                 self._ended(child)
             elif message.get("ready"):
-                child.is_ready, self._pause_s = True, 0.0
+                child.is_ready = True
+                self._pause.end()
                 child.rest()
                 continue
             yield child, message
@@ -66,5 +90,4 @@ class Crew:
         if child in self.children:
             self.children.remove(child)
         if not child.is_ready:
-            self._pause_s = min(max(2 * self._pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
-            self._not_before = time.monotonic() + self._pause_s
+            self._pause.begin()

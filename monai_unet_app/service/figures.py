@@ -60,6 +60,7 @@ class _Figures(Collector):
         yield verdicts
         yield CounterMetricFamily("monai_unet_instances_received", "instances that were stored", value=node.received)
         yield CounterMetricFamily("monai_unet_instances_refused", "instances that were not", value=node.refused)
+        yield CounterMetricFamily("monai_unet_callers_rejected", "callers that were not let in", value=node.rejected)
         yield CounterMetricFamily(
             "monai_unet_worker_starts", "starts of a worker, each of them cold", value=node.workers.started
         )

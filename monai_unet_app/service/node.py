@@ -4,7 +4,7 @@
     results/<job>-<attempt>/<result>/           whole, or not there
     reviews/<result>/                           pages that name patients, made when a reviewer asks
     dead-letters/                               what could not be done, and why
-    node.sqlite, audit.jsonl                    what waits, what was done
+    audit.jsonl, node.sqlite                    what was done; what waits, told anew by the former if it is lost
 
 This process receives and decides. Torch is in the workers and the network's slowness in the senders, both of which may die at
 any moment: what they were at is begun anew. Waiting is measured by a clock that nobody can set.
@@ -13,7 +13,6 @@ any moment: what they were at is begun anew. Waiting is measured by a clock that
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 import shutil
@@ -33,27 +32,26 @@ from dicom_io.net.messages import Limits
 from dicom_io.net.scp import Listen, Provider
 from dicom_io.net.store import INCOMING, InstanceStore, Stored
 from dicom_io.reading.instances import READ_ERRORS, load_dataset
-from monai_unet_app.errors import InputRefusedError, UsageError
+from monai_unet_app.errors import UsageError
 from monai_unet_app.service.audit import AuditTrail
 from monai_unet_app.service.children import Child, Message, resident_bytes
 from monai_unet_app.service.commitments import Commitments
-from monai_unet_app.service.crew import Crew
-from monai_unet_app.service.queue import Delivery, Job, NewResult, Queue, Result, ResultState
-from monai_unet_app.service.reviews import apply, review_page
-from monai_unet_app.service.site import Rule, Site
+from monai_unet_app.service.crew import Crew, Pause
+from monai_unet_app.service.letters import DeadLetters
+from monai_unet_app.service.queue import Delivery, Job, NewResult, Queue, Result
+from monai_unet_app.service.restore import restore
+from monai_unet_app.service.site import Site
 from monai_unet_app.service.uploads import IMAGE
-from monai_unet_app.service.work import digest_of, variant_of
 
-RECEIVED, RESULTS, REVIEWS, TRAINING, DEAD = "received", "results", "reviews", "training", "dead-letters"
+RECEIVED, RESULTS, REVIEWS, DEAD = "received", "results", "reviews", "dead-letters"
 WORKER, SENDER = "monai_unet_app.service.work", "monai_unet_app.service.deliver"
 _TICK_S = 0.05
 _TIDY_S = 60.0
 _SOONER = 0.2  # of the usual time, for a study that has all that its headers tell of
-_DECIDABLE: tuple[ResultState, ...] = ("held", "rejected", "sending", "delivered")
 _HINTS = ("ImagesInAcquisition", "NumberOfSlices")  # PS3.3 C.7.6.1, C.8.9.4
 _WAIT_S = 5.0  # for a disk that is full
 _FEW_TRIES = 10  # no destination is given up before, whatever the clock says
-_REMEMBERED = 1000
+_REMEMBERED, _TURNED_AWAY = 1000, 10
 
 _logger = logging.getLogger(__name__)
 
@@ -80,14 +78,6 @@ class _Arriving:
         return self.declared or time.monotonic() - self.last >= stable_s * (_SOONER if has_all else 1.0)
 
 
-@dataclass
-class _Pause:
-    """Until when a destination is left alone, and how long it was left alone before."""
-
-    until: float = 0.0
-    length_s: float = 0.0
-
-
 class Node:
     """Runs from `with` to its end.
 
@@ -95,6 +85,8 @@ class Node:
         seconds: Stage -> how long the last ones took: "work", "deliver" and "total" (complete until delivered).
         received: How many instances were stored.
         refused: How many were not.
+        rejected: How many callers were not let in.
+        turned_away: The last of both: when, in seconds since 1970, and why.
     """
 
     def __init__(self, site: Site, worker: str = WORKER) -> None:
@@ -105,7 +97,7 @@ class Node:
             worker: Module that the workers run.
 
         Raises:
-            UsageError: Another node uses the folder.
+            UsageError: Another node uses the folder, or its `node.sqlite` is damaged.
             InputRefusedError: The audit trail was tampered with.
         """
         self.site, self.config, self._worker = site, site.node, worker
@@ -115,16 +107,19 @@ class Node:
         self.store = InstanceStore(self.folder / RECEIVED, stored=self._stored)
         self.audit = AuditTrail(self.folder / "audit.jsonl")
         self.queue = Queue(self.folder / "node.sqlite")
+        restore(self.queue, self.audit.path)
+        self.letters = DeadLetters(self.folder / DEAD, self.queue)
         self.seconds: dict[str, deque[float]] = {
             name: deque(maxlen=_REMEMBERED) for name in ("work", "deliver", "total")
         }
-        self.received = self.refused = 0
+        self.received = self.refused = self.rejected = 0
+        self.turned_away: deque[tuple[float, str]] = deque(maxlen=_TURNED_AWAY)
         self._arriving: dict[str, _Arriving] = {}
         self._arrivals = threading.Lock()
         self._stop, self._thread = threading.Event(), threading.Thread(target=self._run, name="node")
         self._is_full = ""
         self._not_before: dict[int, float] = {}  # job -> clock
-        self._pauses: dict[str, _Pause] = {}
+        self._pauses: dict[str, Pause] = {}
         self._tidied = 0.0
 
     def __enter__(self) -> Node:
@@ -143,6 +138,7 @@ class Node:
                 limits=Limits(instance_bytes=int(self.config.instance_gb * 1e9)),
             ),
             refused=self._refused,
+            rejected=self._rejected,
             room=lambda: self._is_full,
             services=(availability_service(self._notified), self.commitments.service),
         )  # fmt: skip
@@ -206,96 +202,46 @@ class Node:
         """Lets a result go that was kept back; None if there is none of that number."""
         result = self.queue.result(number)
         if result is not None:
-            self.audit.write("released", result=number, study=result.study, rule=result.rule, who=who)
-            self.queue.release(number, self._destinations(result.rule))
+            goes = self.site.destinations_for(result.rule)
+            with self.queue.all_or_none():
+                self.queue.release(number, goes)
+                self.audit.write(
+                    "released", result=number, study=result.study, rule=result.rule, destinations=goes, who=who
+                )
         return self.queue.result(number)
 
     def refuse(self, number: int, who: str, reason: str) -> Result | None:
         """Keeps a result back for good; None if there is none of that number."""
         result = self.queue.result(number)
         if result is not None:
-            self.audit.write("refused", result=number, study=result.study, rule=result.rule, who=who)
-            self.queue.refuse(number, reason)
+            with self.queue.all_or_none():
+                self.queue.refuse(number, reason)
+                self.audit.write("refused", result=number, study=result.study, rule=result.rule, who=who)
         return self.queue.result(number)
 
-    def retry(self, kind: Literal["job", "delivery"], number: int, who: str) -> None:
-        """A dead letter is tried again, with all its tries."""
-        self.audit.write("retried", who=who, **{kind: number})
-        (self.queue.revive if kind == "job" else self.queue.revive_delivery)(number)
-        (self.folder / DEAD / f"{kind}-{number}.json").unlink(missing_ok=True)
+    def reprocess(self, study: str, who: str) -> bool:
+        """A study is worked at once more, as it is and by the rules as they are; False if there is none that was complete."""
+        if self.is_arriving(study) or not self.queue.jobs_of(study):
+            return False
+        self.audit.write("reprocessed", study=study, who=who)
+        self.arrived(study, 0)
+        self.declare_complete(study)
+        return True
 
-    def review_page(self, result: Result, post_url: str) -> Path:
-        """The page on which a result is reviewed; see `reviews.review_page`.
-
-        Raises:
-            AppError: The site shows no identities, or there is nothing to review.
-        """
-        if not self.config.show_identity:
-            raise InputRefusedError("this site shows no identities (show_identity); review it with monai-unet review")
-        output = self.folder / REVIEWS / str(result.id)
-        return review_page(
-            self._document(result), self._image(result), result.series, self._rule(result).bundle, output, post_url
-        )
-
-    def decide(
-        self, result: Result, verdict: Mapping[str, Any], who: str, corrected: Path | None = None
-    ) -> dict[str, Any]:
-        """Does what a signed-in reviewer decided, and gives the record.
-
-        Accepted: the result goes out if it was held back, and a verified report after it. Rejected or corrected: it does not
-        go out; a corrected case is kept to train on.
-
-        Raises:
-            AppError: The verdict is about something else, or cannot be applied.
-        """
-        if result.state not in _DECIDABLE:
-            raise InputRefusedError(
-                f"result {result.id} is {result.state}; one that is held back, on its way or delivered can be decided on; "
-                "look at the newest result of this study"
+    def retry(self, kind: Literal["job", "delivery"], number: int, who: str) -> bool:
+        """A dead letter is tried again, with all its tries; False if there is none of that number."""
+        with self.queue.all_or_none():
+            revived = (self.queue.revive if kind == "job" else self.queue.revive_delivery)(number)
+            if revived is None:
+                return False
+            told = (
+                {"study": revived.study, "job": number}
+                if isinstance(revived, Job)
+                else {"result": revived.result, "destination": revived.destination}
             )
-        output = self.folder / REVIEWS / str(result.id) / "verdict"
-        output.mkdir(parents=True, exist_ok=True)
-        correction = (corrected, self._image(result), result.series, self.folder / TRAINING) if corrected else None
-        record = apply(
-            dict(verdict), self._document(result), output, reviewer=who, organization=self.config.organization or "unknown",
-            correction=correction,
-        )  # fmt: skip
-        decision = str(record["decision"])
-        self.audit.write("decided", who=who, study=result.study, result=result.id, decision=decision)
-        if decision != "accepted":
-            self.queue.refuse(result.id, f"{decision} by a reviewer")
-            return record
-        self.queue.release(result.id, self._destinations(result.rule))
-        if record["report"]:
-            self._send_verified(result, output)
-        return record
-
-    def _send_verified(self, result: Result, verdict: Path) -> None:
-        """Every destination gets the verified report, whatever way it has its SEG."""
-        destinations = self._destinations(result.rule)
-        folder = self.folder / RESULTS / f"verified-{result.id}"
-        for variant in {variant_of(self.site.destinations[name]) for name in destinations}:
-            (folder / variant).mkdir(parents=True, exist_ok=True)
-            for report in verdict.glob("*_sr_verified.dcm"):
-                shutil.copyfile(report, folder / variant / report.name)
-        self.queue.add_verified(result, folder.name, digest_of(folder), destinations)
-
-    def _rule(self, result: Result) -> Rule:
-        for rule in self.site.rules:
-            if rule.name == result.rule:
-                return rule
-        raise InputRefusedError(f"the site has no rule {result.rule} any more; its bundle is needed; put the rule back")
-
-    def _document(self, result: Result) -> Path:
-        """The `result.json` that a review is about: that of the first way in which the result was written."""
-        found = sorted(self.result_folder(result).rglob("*_result.json")) if result.folder else []
-        if not found:
-            raise InputRefusedError(f"result {result.id} is {result.state}; there is nothing to review")
-        return found[0]
-
-    def _image(self, result: Result) -> Path:
-        study = self.folder / RECEIVED / result.study
-        return study if result.series else study / result.rule / IMAGE
+            self.audit.write("retried", who=who, **told)
+        self.letters.mend()
+        return True
 
     # what comes in
 
@@ -327,6 +273,11 @@ class Node:
 
     def _refused(self, reason: str) -> None:
         self.refused += 1
+        self.turned_away.append((time.time(), f"an instance: {reason}"))
+
+    def _rejected(self, caller: str) -> None:
+        self.rejected += 1
+        self.turned_away.append((time.time(), f"a caller, {caller}"))
 
     # what it does, again and again
 
@@ -366,21 +317,22 @@ class Node:
                     one.unrecorded -= count
             if one.unrecorded or not one.is_quiet(self.config.stable_s):
                 continue
-            job = self.queue.settle(study)
+            with self.queue.all_or_none():
+                job = self.queue.settle(study)
+                count = self.queue.instances(study)
+                self.audit.write("complete", study=study, version=job.version, job=job.id, instances=count)
             with self._arrivals:
                 if not one.unrecorded:  # else more has just come, for another version
                     del self._arriving[study]
-            self.audit.write("complete", study=study, version=job.version)
 
     def _set_to_work(self) -> None:
         idle = self.workers.idle()
-        for job in self.queue.waiting():
-            if not idle:
-                break
-            if time.monotonic() < self._not_before.get(job.id, 0.0):
-                continue
+        if not idle:
+            return
+        due = [job for job in self.queue.waiting() if time.monotonic() >= self._not_before.get(job.id, 0.0)]
+        for child, job in zip(idle, due, strict=False):
             begun = self.queue.begin(job.id)
-            idle.pop().give(begun, self._task(begun))
+            child.give(begun, self._task(begun))
 
     def _task(self, job: Job) -> dict[str, Any]:
         return {
@@ -415,23 +367,27 @@ class Node:
             self._failed(job, str(message["broken"]) if message else _why_ended(child))
 
     def _new_result(self, one: Mapping[str, Any]) -> NewResult:
-        return NewResult(**one, destinations=self._destinations(one["rule"]) if one["state"] == "sending" else ())
+        rule = self.site.rule(one["rule"])
+        if rule is None or not one["folder"] or one["state"] == "delivered":
+            return NewResult(**one)
+        is_notice = one["state"] == "not processed"
+        return NewResult(**one, destinations=self.site.noticed(rule) if is_notice else rule.destinations)
 
     def _keep(self, job: Job, found: list[NewResult]) -> None:
-        for one in found:
-            self.audit.write(
-                "result", study=job.study, version=job.version, series=one.series, rule=one.rule, state=one.state,
-                verdict=one.verdict, digest=one.digest,
-            )  # fmt: skip
-        for result in self.queue.finish(job.id, found):
-            if result.state == "sending" and not self._destinations(result.rule):
-                self.queue.nowhere_to_go(result.id)
+        with self.queue.all_or_none():
+            for made, one in zip(self.queue.finish(job.id, found), found, strict=True):
+                self.audit.write(
+                    "result", study=job.study, version=job.version, job=job.id, result=made.id, series=one.series,
+                    rule=one.rule, state=made.state, verdict=one.verdict, digest=one.digest, folder=one.folder,
+                    destinations=one.destinations,
+                )  # fmt: skip
 
     def _failed(self, job: Job, reason: str) -> None:
         if job.attempts >= self.config.tries:
-            self.audit.write("dead letter", study=job.study, version=job.version, reason=reason)
-            self._lay_down(f"job-{job.id}", study=job.study, instances=f"{RECEIVED}/{job.study}", reason=reason)
-            self.queue.bury(job.id, reason)
+            with self.queue.all_or_none():
+                self.queue.bury(job.id, reason)
+                self.audit.write("dead letter", study=job.study, version=job.version, job=job.id, reason=reason)
+                self.letters.lay_down(job, reason)
         else:
             self._not_before[job.id] = time.monotonic() + min(2.0**job.attempts, _WAIT_S)
             self.queue.put_back(job.id, reason)
@@ -450,66 +406,47 @@ class Node:
                 child.end()
 
     def _send(self) -> None:
-        idle, busy = (
-            self.senders.idle(),
-            {child.task.destination for child in self.senders.children if child.task is not None},
-        )
-        for delivery in self.queue.pending() if idle else ():
-            pause = self._pauses.get(delivery.destination, _Pause())
-            if delivery.destination in busy or time.monotonic() < pause.until or not idle:
-                continue
-            result = self.queue.result(delivery.result)
-            if result is None:
-                continue
-            busy.add(delivery.destination)
-            task = {"destination": delivery.destination, "folder": str(self.folder / RESULTS / result.folder)}
-            idle.pop().give(delivery, task)
+        """Gives every destination that is neither busy nor left alone what it was sent least often, the oldest first."""
+        idle = self.senders.idle()
+        if not idle:
+            return
+        busy = {child.task.destination for child in self.senders.children if child.task is not None}
+        away = {destination for destination, pause in self._pauses.items() if not pause.is_over}
+        due = [one for one in self.queue.next_deliveries() if one[0].destination not in busy | away]
+        for child, (delivery, folder) in zip(idle, due, strict=False):
+            task = {"destination": delivery.destination, "folder": str(self.folder / RESULTS / folder)}
+            child.give(delivery, task)
 
     def _sent(self, child: Child, delivery: Delivery, message: Message | None) -> None:
         if message is not None and "delivered" in message:
             self._pauses.pop(delivery.destination, None)
             self.seconds["deliver"].append(float(message["seconds"]))
             result = self.queue.result(delivery.result)
-            self.audit.write(
-                "delivered", study=result.study if result else "", result=delivery.result, destination=delivery.destination,
-                objects=message["delivered"],
-            )  # fmt: skip
-            self.queue.delivered(delivery.id)
+            with self.queue.all_or_none():
+                self.queue.delivered(delivery.id)
+                self.audit.write(
+                    "delivered", study=result.study if result else "", result=delivery.result,
+                    destination=delivery.destination, objects=message["delivered"],
+                )  # fmt: skip
             self._note_total(delivery)
             return
         reason = str(message["failed"]) if message else _why_ended(child)
-        self._wait_for(delivery.destination)
+        pause = Pause(self.config.first_pause_s, self.config.longest_pause_s)
+        self._pauses.setdefault(delivery.destination, pause).begin()
         is_late = time.time() - delivery.created > self.config.give_up_h * 3600
         if is_late and delivery.attempts >= _FEW_TRIES:
-            self.audit.write("dead letter", result=delivery.result, destination=delivery.destination, reason=reason)
-            self._lay_down(
-                f"delivery-{delivery.id}", result=delivery.result, destination=delivery.destination, reason=reason
-            )
-            self.queue.bury_delivery(delivery.id, reason)
+            with self.queue.all_or_none():
+                self.queue.bury_delivery(delivery.id, reason)
+                self.audit.write("dead letter", result=delivery.result, destination=delivery.destination, reason=reason)
+                self.letters.lay_down(delivery, reason)
         else:
             self.queue.not_delivered(delivery.id, reason)
-
-    def _lay_down(self, name: str, **facts: Any) -> None:
-        """A dead letter, for whoever looks into the folder."""
-        (self.folder / DEAD).mkdir(exist_ok=True)
-        path = self.folder / DEAD / f"{name}.json"
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(facts, indent=2) + "\n")
-        part.replace(path)
 
     def _note_total(self, delivery: Delivery) -> None:
         result = self.queue.result(delivery.result)
         job = self.queue.job(result.job) if result else None
         if job is not None:
             self.seconds["total"].append(max(0.0, time.time() - job.created))
-
-    def _wait_for(self, destination: str) -> None:
-        before = self._pauses.get(destination, _Pause()).length_s
-        length = min(max(2 * before, self.config.first_pause_s), self.config.longest_pause_s)
-        self._pauses[destination] = _Pause(time.monotonic() + length, length)
-
-    def _destinations(self, rule: str) -> tuple[str, ...]:
-        return next((one.destinations for one in self.site.rules if one.name == rule), ())
 
     def _tidy(self) -> None:
         """Forgets studies about which all was done long ago, and results that nothing names."""
@@ -523,15 +460,17 @@ class Node:
             for job in self.queue.jobs_of(study):
                 for result in self.queue.results_of(job.id):
                     shutil.rmtree(self.folder / REVIEWS / str(result.id), ignore_errors=True)
-            self.queue.forget(study)
             shutil.rmtree(self.folder / RECEIVED / study, ignore_errors=True)
-            self.audit.write("forgotten", study=study)
-        known = self.queue.folders()
+            with self.queue.all_or_none():
+                self.queue.forget(study)
+                self.audit.write("forgotten", study=study)
+        self.letters.mend()
+        at_work = {
+            f"{child.task.id}-{child.task.attempts}" for child in self.workers.children if child.task is not None
+        }
+        known = self.queue.folders() | at_work
         for path in (self.folder / RESULTS).iterdir():
-            at_work = {
-                f"{child.task.id}-{child.task.attempts}" for child in self.workers.children if child.task is not None
-            }
-            if path.name not in known | at_work and time.time() - path.stat().st_mtime > _TIDY_S:
+            if path.name not in known and time.time() - path.stat().st_mtime > _TIDY_S:
                 shutil.rmtree(path, ignore_errors=True)
 
 

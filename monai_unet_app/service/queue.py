@@ -1,11 +1,12 @@
 """What the node knows about its studies, in SQLite: which wait, which are at work, which results go where.
 
 Instances are not in it: they are files, forced to the disk before their sender was told so. `reconcile` compares the files with
-what is recorded, so that a study is never forgotten, whatever happened to this file; without it every study is segmented
-again, which gives the same bytes. Only the node's own process writes here.
+what is recorded, so that a study is never forgotten, whatever happened to this file; `service.restore` makes it anew from the
+audit trail. Only the node's own process writes here.
 
 A study has one job for each time that it became complete. A job has results, one for each series that a rule picked, and a
-result has deliveries, one for each destination.
+result has deliveries, one for each destination. What was not processed has deliveries where its rule wants a notice of that:
+it is done with, and stays what it is, whatever becomes of the notice.
 """
 
 from __future__ import annotations
@@ -20,10 +21,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from monai_unet_app.errors import UsageError
+
 JobState = Literal["queued", "working", "done", "dead"]
 ResultState = Literal["held", "rejected", "sending", "delivered", "not processed", "dead", "superseded", "refused"]
 DeliveryState = Literal["pending", "delivered", "dead"]
-OPEN_RESULTS: tuple[ResultState, ...] = ("held", "rejected", "sending")
+KEPT_BACK: tuple[ResultState, ...] = ("held", "rejected")
+"""Results that wait for a reviewer."""
+
+OPEN_RESULTS: tuple[ResultState, ...] = (*KEPT_BACK, "sending")
+"""Results of which something is still to be done."""
+
+_SENT: tuple[ResultState, ...] = ("sending", "not processed")
+"""New results that go to their destinations: the result itself, or the notice that there is none."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS studies (
@@ -76,7 +86,7 @@ class NewResult:
         series: SeriesInstanceUID; empty where no series of the study was picked.
         folder: Below the node's folder; empty where there is nothing to deliver.
         digest: Of all files in it.
-        destinations: Where it is to go.
+        destinations: Where it is to go, at once or when a reviewer lets it.
     """
 
     rule: str
@@ -123,15 +133,27 @@ class Queue:
     """The node's memory; several threads of its process may use it."""
 
     def __init__(self, path: Path) -> None:
-        """Opens it, making it if need be. What was at work when the node died waits again, and not
-        at its own cost."""
+        """Opens it, making it if need be. What was at work when the node died waits again, and not at its own cost.
+
+        Raises:
+            UsageError: It is no such file, or damaged.
+        """
         self._lock = threading.RLock()
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=30)
         self._db.row_factory = sqlite3.Row
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.executescript(_SCHEMA)
-        self._db.execute("UPDATE jobs SET state = 'queued', attempts = attempts - 1 WHERE state = 'working'")
+        try:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.executescript(_SCHEMA)
+            self._db.execute("UPDATE jobs SET state = 'queued', attempts = attempts - 1 WHERE state = 'working'")
+        except sqlite3.OperationalError:  # such as a full disk
+            raise
+        except sqlite3.DatabaseError as error:
+            self._db.close()
+            raise UsageError(
+                f"{path} is damaged ({error}); the node's own is needed; move it away: it is made anew from audit.jsonl and "
+                "the received files"
+            ) from error
 
     def close(self) -> None:
         """Nothing may be asked of it afterwards."""
@@ -139,8 +161,12 @@ class Queue:
             self._db.close()
 
     @contextmanager
-    def _all_or_none(self) -> Iterator[sqlite3.Connection]:
+    def all_or_none(self) -> Iterator[sqlite3.Connection]:
+        """What happens within is recorded at its end; nothing of it is if it ends with an error. One may be within another."""
         with self._lock:
+            if self._db.in_transaction:
+                yield self._db
+                return
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
@@ -148,6 +174,17 @@ class Queue:
                 self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it never had a job."""
+        return not self._rows("SELECT 1 FROM sqlite_sequence WHERE name = 'jobs'")
+
+    def number_next(self, table: Literal["jobs", "results"], number: int) -> None:
+        """The next job or result gets this number."""
+        with self.all_or_none() as db:
+            if not db.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = ?", (number - 1, table)).rowcount:
+                db.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, number - 1))
 
     def _rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
         with self._lock:
@@ -157,7 +194,7 @@ class Queue:
 
     def arriving(self, study: str, instances: int) -> None:
         """Instances of a study came that no job has seen."""
-        with self._all_or_none() as db:
+        with self.all_or_none() as db:
             db.execute(
                 "INSERT INTO studies VALUES (?, ?, 0, 'arriving', ?) ON CONFLICT (uid) DO UPDATE SET "
                 "instances = instances + excluded.instances, state = 'arriving', last = excluded.last",
@@ -179,7 +216,7 @@ class Queue:
             or known[study]["state"] == "arriving"
             or (study, known[study]["version"]) not in jobs
         ]
-        with self._all_or_none() as db:
+        with self.all_or_none() as db:
             for study in changed:
                 version = known[study]["version"] if study in known else 0
                 db.execute(
@@ -190,7 +227,7 @@ class Queue:
 
     def settle(self, study: str) -> Job:
         """The study is complete for now: a job of its own waits."""
-        with self._all_or_none() as db:
+        with self.all_or_none() as db:
             db.execute("UPDATE studies SET state = 'complete', version = version + 1 WHERE uid = ?", (study,))
             db.execute(
                 "INSERT INTO jobs (study, version, state, created) SELECT uid, version, 'queued', ? FROM studies WHERE uid = ?",
@@ -204,6 +241,10 @@ class Queue:
             )
             row = db.execute("SELECT * FROM jobs WHERE study = ? ORDER BY version DESC LIMIT 1", (study,)).fetchone()
         return _job(row)
+
+    def instances(self, study: str) -> int:
+        """How many of a study are recorded."""
+        return sum(row["instances"] for row in self._rows("SELECT instances FROM studies WHERE uid = ?", study))
 
     # jobs
 
@@ -223,13 +264,13 @@ class Queue:
 
     def begin(self, job: int) -> Job:
         """A worker has it now."""
-        with self._all_or_none() as db:
+        with self.all_or_none() as db:
             db.execute("UPDATE jobs SET state = 'working', attempts = attempts + 1 WHERE id = ?", (job,))
             return _job(db.execute("SELECT * FROM jobs WHERE id = ?", (job,)).fetchone())
 
     def put_back(self, job: int, reason: str, *, counts: bool = True) -> None:
         """It waits again; `counts`: the attempt is held against it."""
-        with self._all_or_none() as db:
+        with self.all_or_none() as db:
             db.execute(
                 "UPDATE jobs SET state = 'queued', reason = ?, attempts = attempts - ? WHERE id = ?",
                 (reason, 0 if counts else 1, job),
@@ -237,24 +278,23 @@ class Queue:
 
     def bury(self, job: int, reason: str) -> None:
         """It goes to the dead letters."""
-        with self._all_or_none() as db:
+        with self.all_or_none() as db:
             db.execute("UPDATE jobs SET state = 'dead', reason = ?, done = ? WHERE id = ?", (reason, time.time(), job))
 
     def finish(self, job: int, results: Sequence[NewResult]) -> list[Result]:
         """It is done; its results supersede those of the same series that are not delivered, and wait to be sent."""
-        with self._all_or_none() as db:
+        with self.all_or_none() as db:
             row = db.execute("SELECT * FROM jobs WHERE id = ?", (job,)).fetchone()
             now = time.time()
             db.execute("UPDATE jobs SET state = 'done', reason = '', done = ? WHERE id = ?", (now, job))
             made = [_add_result(db, row, one, now) for one in results]
             return [_result(db.execute("SELECT * FROM results WHERE id = ?", (number,)).fetchone()) for number in made]
 
-    def revive(self, job: int) -> None:
-        """A dead letter is tried again, with all its tries."""
-        with self._all_or_none() as db:
-            db.execute(
-                "UPDATE jobs SET state = 'queued', attempts = 0, done = NULL WHERE id = ? AND state = 'dead'", (job,)
-            )
+    def revive(self, job: int) -> Job | None:
+        """A dead letter is tried again, with all its tries; None if it is none."""
+        query = "UPDATE jobs SET state = 'queued', attempts = 0, done = NULL WHERE id = ? AND state = 'dead'"
+        with self.all_or_none() as db:
+            return self.job(job) if db.execute(query, (job,)).rowcount else None
 
     # results
 
@@ -266,10 +306,10 @@ class Queue:
         return [_result(row) for row in self._rows("SELECT * FROM results WHERE job = ? ORDER BY id", job)]
 
     def last_delivered(self, study: str) -> list[Result]:
-        """Of each series the last result that went out, wholly or in part."""
+        """Of each series the last result that went out, wholly or in part; a notice that there is none is no result."""
         rows = self._rows(
             "SELECT * FROM results WHERE id IN (SELECT max(r.id) FROM results r JOIN deliveries d ON d.result = r.id "
-            "WHERE r.study = ? AND d.state = 'delivered' GROUP BY r.rule, r.series)",
+            "WHERE r.study = ? AND r.state != 'not processed' AND d.state = 'delivered' GROUP BY r.rule, r.series)",
             study,
         )
         return [_result(row) for row in rows]
@@ -278,33 +318,37 @@ class Queue:
         """Names of the folders below `results` that a result is in."""
         return {str(row["folder"]).split("/")[0] for row in self._rows("SELECT folder FROM results")}
 
-    def nowhere_to_go(self, number: int) -> None:
-        """A result whose rule names no destination is done."""
-        with self._all_or_none() as db:
-            db.execute("UPDATE results SET state = 'delivered', done = ? WHERE id = ?", (time.time(), number))
-
     def release(self, number: int, destinations: Sequence[str]) -> None:
-        """A held result may go out."""
-        with self._all_or_none() as db:
-            changed = db.execute(
-                "UPDATE results SET state = 'sending' WHERE id = ? AND state IN ('held', 'rejected')", (number,)
-            ).rowcount
-            if changed:
-                _add_deliveries(db, number, destinations, time.time())
+        """A result that was kept back may go out; without destinations it is done."""
+        now = time.time()
+        with self.all_or_none() as db:
+            query = f"UPDATE results SET state = 'sending' WHERE id = ? AND state IN {_listed(KEPT_BACK)}"
+            if db.execute(query, (number,)).rowcount:
+                _add_deliveries(db, number, destinations, now)
+                _close_if_done(db, number, now)
 
     def refuse(self, number: int, reason: str) -> None:
-        """A held result will not go out."""
-        with self._all_or_none() as db:
-            db.execute(
-                "UPDATE results SET state = 'refused', reason = ?, done = ? WHERE id = ? AND state IN ('held', 'rejected')",
+        """A result that was kept back, or is not out everywhere, goes nowhere any more."""
+        with self.all_or_none() as db:
+            changed = db.execute(
+                f"UPDATE results SET state = 'refused', reason = ?, done = ? WHERE id = ? AND state IN {_listed(OPEN_RESULTS)}",
                 (reason, time.time(), number),
-            )
+            ).rowcount
+            if changed:
+                db.execute("DELETE FROM deliveries WHERE state = 'pending' AND result = ?", (number,))
 
     # deliveries
 
-    def pending(self) -> list[Delivery]:
-        """Deliveries to be made, the oldest first."""
-        return [_delivery(row) for row in self._rows("SELECT * FROM deliveries WHERE state = 'pending' ORDER BY id")]
+    def next_deliveries(self) -> list[tuple[Delivery, str]]:
+        """For each destination the delivery that is to be made next, and the folder of its result.
+
+        The one that was tried the least is, and of those the oldest: what a destination always refuses holds up nothing else.
+        """
+        rows = self._rows(
+            "SELECT * FROM (SELECT d.*, r.folder, row_number() OVER (PARTITION BY destination ORDER BY d.attempts, d.id) turn "
+            "FROM deliveries d JOIN results r ON r.id = d.result WHERE d.state = 'pending') WHERE turn = 1 ORDER BY id"
+        )
+        return [(_delivery(row), str(row["folder"])) for row in rows]
 
     def delivered(self, number: int) -> None:
         """A destination has all that it wants of a result."""
@@ -312,7 +356,7 @@ class Queue:
 
     def not_delivered(self, number: int, reason: str) -> None:
         """A destination could not be given a result; it is tried again."""
-        with self._all_or_none() as db:
+        with self.all_or_none() as db:
             db.execute("UPDATE deliveries SET attempts = attempts + 1, reason = ? WHERE id = ?", (reason, number))
 
     def bury_delivery(self, number: int, reason: str) -> None:
@@ -321,47 +365,43 @@ class Queue:
 
     def _close_delivery(self, number: int, state: DeliveryState, reason: str) -> None:
         now = time.time()
-        with self._all_or_none() as db:
+        with self.all_or_none() as db:
             db.execute(
                 "UPDATE deliveries SET state = ?, attempts = attempts + 1, reason = ?, done = ? WHERE id = ?",
                 (state, reason, now, number),
             )
-            db.execute(
-                "UPDATE results SET done = ?, state = CASE WHEN EXISTS (SELECT 1 FROM deliveries d WHERE d.result = results.id "
-                "AND d.state = 'dead') THEN 'dead' ELSE 'delivered' END WHERE state = 'sending' AND id = (SELECT result FROM "
-                "deliveries WHERE id = ?) AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.result = results.id AND "
-                "d.state = 'pending')",
-                (now, number),
-            )
+            row = db.execute("SELECT result FROM deliveries WHERE id = ?", (number,)).fetchone()
+            if row is not None:  # else a newer result has superseded it meanwhile
+                _close_if_done(db, row["result"], now)
 
-    def revive_delivery(self, number: int) -> None:
-        """A dead delivery is tried again."""
-        with self._all_or_none() as db:
-            db.execute(
+    def revive_delivery(self, number: int) -> Delivery | None:
+        """A dead delivery is tried again; None if it is none."""
+        with self.all_or_none() as db:
+            revived = db.execute(
                 "UPDATE deliveries SET state = 'pending', attempts = 0, created = ?, done = NULL WHERE id = ? "
                 "AND state = 'dead'",
                 (time.time(), number),
-            )
+            ).rowcount
             db.execute(
                 "UPDATE results SET state = 'sending', done = NULL WHERE id = (SELECT result FROM deliveries WHERE id = ? AND "
                 "state = 'pending') AND state = 'dead'",
                 (number,),
             )
+            row = db.execute("SELECT * FROM deliveries WHERE id = ?", (number,)).fetchone()
+            return _delivery(row) if revived else None
 
     def add_verified(self, of: Result, folder: str, digest: str, destinations: Sequence[str]) -> int:
         """A verified report on a result goes where the result went; it supersedes nothing."""
         now = time.time()
-        with self._all_or_none() as db:
+        with self.all_or_none() as db:
             cursor = db.execute(
-                "INSERT INTO results (job, study, rule, series, folder, state, verdict, reason, digest, created, done) "
-                "VALUES (?, ?, ?, ?, ?, ?, 'verified', '', ?, ?, ?)",
-                (
-                    of.job, of.study, of.rule, of.series, folder, "sending" if destinations else "delivered", digest, now,
-                    None if destinations else now,
-                ),
-            )  # fmt: skip
+                "INSERT INTO results (job, study, rule, series, folder, state, verdict, reason, digest, created) "
+                "VALUES (?, ?, ?, ?, ?, 'sending', 'verified', '', ?, ?)",
+                (of.job, of.study, of.rule, of.series, folder, digest, now),
+            )
             number = int(cursor.lastrowid or 0)
             _add_deliveries(db, number, destinations, now)
+            _close_if_done(db, number, now)
         return number
 
     # storage commitment
@@ -369,7 +409,7 @@ class Queue:
     def commitment(self, ae_title: str, transaction: str, references: list[list[str]]) -> bool:
         """Remembers a request; False if the transaction came before with other instances."""
         told = json.dumps(references)
-        with self._all_or_none() as db:
+        with self.all_or_none() as db:
             db.execute(
                 'INSERT OR IGNORE INTO commitments (ae_title, "transaction", refs, created) VALUES (?, ?, ?, ?)',
                 (ae_title, transaction, told, time.time()),
@@ -387,7 +427,7 @@ class Queue:
 
     def commitment_tried(self, ae_title: str, transaction: str) -> None:
         """It could not be reported."""
-        with self._all_or_none() as db:
+        with self.all_or_none() as db:
             db.execute(
                 'UPDATE commitments SET attempts = attempts + 1 WHERE ae_title = ? AND "transaction" = ?',
                 (ae_title, transaction),
@@ -395,7 +435,7 @@ class Queue:
 
     def commitment_reported(self, ae_title: str, transaction: str) -> None:
         """Nothing more is to be done."""
-        with self._all_or_none() as db:
+        with self.all_or_none() as db:
             db.execute(
                 'UPDATE commitments SET reported = ? WHERE ae_title = ? AND "transaction" = ?',
                 (time.time(), ae_title, transaction),
@@ -442,7 +482,9 @@ class Queue:
 
     def verdicts(self) -> dict[str, int]:
         """How many results have each verdict of the quality gate; "" for none."""
-        rows = self._rows("SELECT verdict, count(*) n FROM results WHERE folder != '' GROUP BY verdict")
+        rows = self._rows(
+            "SELECT verdict, count(*) n FROM results WHERE folder != '' AND state != 'not processed' GROUP BY verdict"
+        )
         return {str(row["verdict"]): int(row["n"]) for row in rows}
 
     def deliveries_of(self, result: int) -> list[Delivery]:
@@ -453,15 +495,17 @@ class Queue:
         rows = self._rows(
             "SELECT uid FROM studies s WHERE state = 'complete' AND last < ? "
             "AND NOT EXISTS (SELECT 1 FROM jobs WHERE study = s.uid AND (state != 'done' OR done >= ?)) "
-            "AND NOT EXISTS (SELECT 1 FROM results WHERE study = s.uid AND (state IN ('held', 'rejected', 'sending', 'dead') "
-            "OR done >= ?))",
-            before, before, before,
+            f"AND NOT EXISTS (SELECT 1 FROM results WHERE study = s.uid AND (state IN {_listed((*OPEN_RESULTS, 'dead'))} "
+            "OR done >= ?)) "
+            "AND NOT EXISTS (SELECT 1 FROM results r JOIN deliveries d ON d.result = r.id WHERE r.study = s.uid "
+            "AND r.state = 'not processed' AND (d.state != 'delivered' OR d.done >= ?))",
+            before, before, before, before,
         )  # fmt: skip
         return [str(row["uid"]) for row in rows]
 
     def forget(self, study: str) -> None:
         """Its files are gone: so are its rows."""
-        with self._all_or_none() as db:
+        with self.all_or_none() as db:
             db.execute("DELETE FROM deliveries WHERE result IN (SELECT id FROM results WHERE study = ?)", (study,))
             for table, key in (("results", "study"), ("jobs", "study"), ("studies", "uid")):
                 db.execute(f"DELETE FROM {table} WHERE {key} = ?", (study,))
@@ -474,8 +518,8 @@ def _add_result(db: sqlite3.Connection, job: sqlite3.Row, one: NewResult, now: f
         (job["study"], one.rule, one.series),
     ).fetchall()
     db.execute(
-        "UPDATE results SET state = 'superseded', done = ? WHERE study = ? AND rule = ? AND series = ? AND state IN "
-        "('held', 'rejected', 'sending')",
+        "UPDATE results SET state = 'superseded', done = ? WHERE study = ? AND rule = ? AND series = ? "
+        f"AND state IN {_listed(OPEN_RESULTS)}",
         (now, job["study"], one.rule, one.series),
     )
     db.execute(
@@ -483,26 +527,28 @@ def _add_result(db: sqlite3.Connection, job: sqlite3.Row, one: NewResult, now: f
         "study = ?)",
         (job["study"],),
     )
-    done = None if one.state in OPEN_RESULTS else now
+    db.execute(  # a notice that is not out, given up or not, says nothing that is still so
+        "DELETE FROM deliveries WHERE state != 'delivered' AND result IN (SELECT id FROM results WHERE study = ? AND rule = ? "
+        "AND series = ? AND state = 'not processed')",
+        (job["study"], one.rule, one.series),
+    )
+    same = [row for row in earlier if row["digest"] == one.digest]
+    state = _as_decided(one.state, same)
+    reason = same[-1]["reason"] if state == "refused" else one.reason
+    done = None if state in OPEN_RESULTS else now
     cursor = db.execute(
         "INSERT INTO results (job, study, rule, series, folder, state, verdict, reason, digest, created, done) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
-            job["id"], job["study"], one.rule, one.series, one.folder, one.state, one.verdict, one.reason, one.digest, now,
-            done,
+            job["id"], job["study"], one.rule, one.series, one.folder, state, one.verdict, reason, one.digest, now, done,
         ),
     )  # fmt: skip
     number = int(cursor.lastrowid or 0)
-    if one.state != "sending":
+    if state not in _SENT:
         return number
-    same = [row["id"] for row in earlier if row["digest"] == one.digest]
     marks = ", ".join("?" * len(same))
-    have = {
-        row["destination"]
-        for row in db.execute(
-            f"SELECT destination FROM deliveries WHERE state = 'delivered' AND result IN ({marks})", same
-        )
-    }
+    query = f"SELECT destination FROM deliveries WHERE state = 'delivered' AND result IN ({marks})"
+    have = {row["destination"] for row in db.execute(query, [row["id"] for row in same])}
     _add_deliveries(db, number, [name for name in one.destinations if name not in have], now)
     for name in one.destinations:
         if name in have:
@@ -511,9 +557,28 @@ def _add_result(db: sqlite3.Connection, job: sqlite3.Row, one: NewResult, now: f
                 "'it has the same bytes already', ?, ?)",
                 (number, name, now, now),
             )
-    if not set(one.destinations) - have:
-        db.execute("UPDATE results SET state = 'delivered', done = ? WHERE id = ?", (now, number))
+    _close_if_done(db, number, now)
     return number
+
+
+def _as_decided(state: ResultState, same: Sequence[sqlite3.Row]) -> ResultState:
+    """The state of a new result; what was decided on earlier ones of the same bytes is not asked again, the last counts."""
+    if state not in OPEN_RESULTS:
+        return state
+    decided = [row["state"] for row in same if row["state"] in ("refused", "sending", "delivered", "dead")]
+    if not decided:
+        return state
+    return "refused" if decided[-1] == "refused" else "sending"
+
+
+def _close_if_done(db: sqlite3.Connection, result: int, now: float) -> None:
+    """A result that was being sent, and of which nothing is pending, is delivered; dead if one of its deliveries is."""
+    db.execute(
+        "UPDATE results SET done = ?, state = CASE WHEN EXISTS (SELECT 1 FROM deliveries d WHERE d.result = results.id "
+        "AND d.state = 'dead') THEN 'dead' ELSE 'delivered' END WHERE id = ? AND state = 'sending' AND NOT EXISTS (SELECT 1 "
+        "FROM deliveries d WHERE d.result = results.id AND d.state = 'pending')",
+        (now, result),
+    )
 
 
 def _add_deliveries(db: sqlite3.Connection, result: int, destinations: Sequence[str], now: float) -> None:
@@ -521,6 +586,11 @@ def _add_deliveries(db: sqlite3.Connection, result: int, destinations: Sequence[
         "INSERT OR IGNORE INTO deliveries (result, destination, state, created) VALUES (?, ?, 'pending', ?)",
         [(result, name, now) for name in destinations],
     )
+
+
+def _listed(states: Sequence[ResultState]) -> str:
+    """States as SQL lists them after IN."""
+    return f"({', '.join(repr(state) for state in states)})"
 
 
 def _job(row: sqlite3.Row) -> Job:

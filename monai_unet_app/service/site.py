@@ -16,11 +16,13 @@ from typing import Any
 from pydicom.datadict import tag_for_keyword
 
 from dicom_io.errors import DicomIoError
-from dicom_io.net.destination import OUR_AE_TITLE, Destination, Tls, checked_ae_title, checked_port
+from dicom_io.net.destination import KINDS, OUR_AE_TITLE, Destination, Tls, checked_ae_title, checked_port
 from dicom_io.net.site import LOOPBACK, Table, destinations_of, read_table, read_tls
 from monai_unet_app.errors import UsageError
 
-DICOM_FORMATS = ("seg", "sr", "rtstruct", "gsps", "sc", "pm")
+DICOM_FORMATS = tuple(kind.lower() for kind in KINDS if kind != "PDF")
+"""Formats of a rule: the kinds that a destination takes, but for PDF, which is none of a result."""
+
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
 
@@ -40,6 +42,7 @@ class Rule:
         hold_review: Keep results that the quality gate wants reviewed until somebody releases them; else they are delivered,
             and say so themselves. Rejected ones are always kept.
         probabilities: Keep them beside the result, for the uncertainty on a review page; they take more room than all else.
+        notice: What was picked and not processed is told to the destinations, as a capture; to those that take one.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Rule:
     tta: bool = False
     hold_review: bool = True
     probabilities: bool = True
+    notice: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,20 @@ class Site:
     destinations: Mapping[str, Destination] = field(default_factory=dict)
     http: HttpConfig | None = None
 
+    def rule(self, name: str) -> Rule | None:
+        """The rule of that name; None where there is none, or none any more."""
+        return next((rule for rule in self.rules if rule.name == name), None)
+
+    def destinations_for(self, rule: str) -> tuple[str, ...]:
+        """Names of the destinations of a rule; none for a rule that is not there any more."""
+        found = self.rule(rule)
+        return found.destinations if found else ()
+
+    def noticed(self, rule: Rule) -> tuple[str, ...]:
+        """Names of the destinations that are told what a rule picked and was not processed: those that take captures."""
+        taking = (name for name in rule.destinations if "SC" in self.destinations[name].profile.objects)
+        return tuple(taking) if rule.notice else ()
+
 
 def read_site(path: Path) -> Site:
     """The site that a file describes; paths in it are relative to the file's folder.
@@ -175,6 +193,12 @@ def _check(site: Site) -> None:
             raise UsageError(
                 f"{site.path.name}: rule {rule.name} sends to {unknown[0]}; one of "
                 f"{', '.join(site.destinations) or 'no destinations'} is needed; add [destinations.{unknown[0]}]"
+            )
+        if rule.notice and not site.noticed(rule):
+            raise UsageError(
+                f"{site.path.name}: rule {rule.name} has notice = true, and sends to "
+                f"{', '.join(rule.destinations) or 'nobody'}; a destination that takes SC is needed; add SC to the objects of "
+                "its profile, or leave notice out"
             )
 
 
@@ -246,6 +270,7 @@ def _rule(table: Table, folder: Path) -> Rule:
         tta=table.take("tta", bool, "true or false", False),
         hold_review=table.take("hold_review", bool, "true or false", True),
         probabilities=table.take("probabilities", bool, "true or false", True),
+        notice=table.take("notice", bool, "true or false", False),
     )
     table.close()
     return found

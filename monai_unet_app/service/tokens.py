@@ -1,6 +1,7 @@
 """Who may do what through the HTTP door: tokens with roles, of which only digests are kept.
 
-A line of the tokens' file is `name role[,role] sha256`, made by `monai-unet token`; # begins a comment.
+A line of the tokens' file is `name role[,role] sha256`, made by `monai-unet token`; # begins a comment. The name of a reviewer
+stands in verified reports: as DICOM has it, Family^Given.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from monai_unet_app.errors import UsageError
 
 Role = Literal["submit", "read", "reviewer", "admin"]
 ROLES: tuple[Role, ...] = ("submit", "read", "reviewer", "admin")
-_LINE = re.compile(r"(?P<name>[\w.@-]{1,64})\s+(?P<roles>[a-z,]+)\s+(?P<digest>[0-9a-f]{64})")
+_LONGEST_NAME = 64  # PS3.5 table 6.2-1, PN
+_LINE = re.compile(r"(?P<name>[\w.@^'-]+(?: [\w.@^'-]+)*)\s+(?P<roles>[a-z,]+)\s+(?P<digest>[0-9a-f]{64})")
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def holder_of(token: str, known: dict[str, Holder]) -> Holder | None:
 def _parsed(text: str, where: str) -> tuple[str, Holder]:
     found = _LINE.fullmatch(text)
     roles = frozenset(found["roles"].split(",")) if found else frozenset()
-    if found is None or not roles <= set(ROLES):
+    if found is None or len(found["name"]) > _LONGEST_NAME or not roles <= set(ROLES):
         raise UsageError(
             f"{where} is no token's; a name, some of {', '.join(ROLES)} with commas and a sha256 are needed; make it with "
             "monai-unet token"

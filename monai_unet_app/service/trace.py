@@ -129,5 +129,4 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _audit_lines(trail: Path, study: str) -> list[dict[str, Any]]:
     audit.verify(trail)
-    found = [json.loads(line) for _, line in audit.lines(trail)]
-    return [line for line in found if line.get("study") == study or study in (line.get("studies") or ())]
+    return [line for line in audit.entries(trail) if line.get("study") == study or study in (line.get("studies") or ())]

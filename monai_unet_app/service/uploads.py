@@ -13,7 +13,7 @@ import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dicom_io.net.store import InstanceRefusedError, InstanceStore
+from dicom_io.net.store import InstanceRefusedError, InstanceStore, sync_folder
 from monai_unet_app.errors import InputRefusedError
 
 MOST_MEMBERS = 20_000
@@ -111,7 +111,7 @@ def take_nifti(path: Path, received: Path, rule: str) -> str:
             os.fsync(stream.fileno())
         part.rename(target)
         for folder in (target.parent, target.parent.parent, received):
-            _sync(folder)
+            sync_folder(folder)
     return study
 
 
@@ -120,11 +120,3 @@ def _put(content: bytes, name: str, store: InstanceStore, found: Upload) -> None
         found.add(store.put(content).study_instance_uid)
     except InstanceRefusedError as error:
         found.refused.append(f"{name}: {error}")
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -6,33 +6,40 @@ Answers name studies by UID and nobody by name.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import json
 import os
+import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import Body, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import FileResponse, HTMLResponse, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
+from fastapi.routing import APIRoute
+from starlette.datastructures import UploadFile
 
 from monai_unet_app import __version__
+from monai_unet_app.data.schemas import schema
 from monai_unet_app.errors import AppError, InputRefusedError
 from monai_unet_app.service.figures import exposition
-from monai_unet_app.service.queue import Result
+from monai_unet_app.service.queue import KEPT_BACK, Result
+from monai_unet_app.service.reviews import decide, review_page, standing
 from monai_unet_app.service.site import HttpConfig
 from monai_unet_app.service.status import status_page
 from monai_unet_app.service.tokens import Holder, Role, holder_of, read_tokens
-from monai_unet_app.service.uploads import kind_of, take_dicom, take_nifti, take_zip
+from monai_unet_app.service.uploads import Upload, kind_of, take_dicom, take_nifti, take_zip
 
 if TYPE_CHECKING:
     from monai_unet_app.service.node import Node
@@ -43,6 +50,35 @@ _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
 }
+_TAKE_FILES = ("/studies", "/results/{number}/verdict")
+_MOST_WORDS_BYTES = 1 << 20  # of a request that brings no file
+_DECISION = schema("review_verdict")
+_FORM = {
+    "type": "object",
+    "required": ["verdict", "mask"],
+    "properties": {
+        "verdict": {**_DECISION, "description": "JSON; its decision is corrected"},
+        "mask": {"type": "string", "format": "binary", "description": "NIfTI, SEG or RTSTRUCT on the image's grid"},
+    },
+}
+_VERDICT = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": _DECISION}, "multipart/form-data": {"schema": _FORM}},
+    }
+}
+_UPLOAD = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}}
+            },
+        },
+    }
+}
+_MASKS = (".nii.gz", ".nii", ".dcm", ".nrrd", ".mha", ".png")
 
 
 def make_app(node: Node, config: HttpConfig) -> FastAPI:
@@ -52,7 +88,8 @@ def make_app(node: Node, config: HttpConfig) -> FastAPI:
         UsageError: The file of tokens cannot be used.
     """
     app = FastAPI(title="monai-unet node", version=__version__, docs_url=None, redoc_url=None)
-    app.state.tokens = read_tokens(config.tokens)
+    app.router.route_class = _BoundedRoute
+    app.state.tokens, app.state.config = read_tokens(config.tokens), config
 
     @app.middleware("http")
     async def _headers(request: Request, call_next: Callable[..., Any]) -> Response:
@@ -63,12 +100,60 @@ def make_app(node: Node, config: HttpConfig) -> FastAPI:
             response.headers.setdefault(name, value)
         return response
 
+    @app.exception_handler(RequestValidationError)
+    async def _unfit(request: Request, error: RequestValidationError) -> Response:
+        said = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        return JSONResponse({"detail": f"{said}; GET /openapi.json says what is needed"}, 422)
+
     _add_health(app, node)
     _add_studies(app, node, config)
     _add_results(app, node)
     _add_reviews(app, node)
     _add_repairs(app, node)
     return app
+
+
+class _BoundedRoute(APIRoute):
+    """A way in through which comes a body of bounded size, in bounded time, whoever reads it and into what."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """What answers a request."""
+        answer = super().get_route_handler()
+
+        async def answer_bounded(request: Request) -> Response:
+            config: HttpConfig = request.app.state.config
+            takes_file = self.path in _TAKE_FILES and not _is_json(request)
+            most_bytes = config.most_upload_gb * 1e9 if takes_file else _MOST_WORDS_BYTES
+            return await answer(_bounded(request, most_bytes, config.most_upload_s))
+
+        return answer_bounded
+
+
+def _bounded(request: Request, most_bytes: float, most_s: float) -> Request:
+    """The request; whoever reads more of its body, or longer at it, gets a 413 or a 408."""
+    left, end = most_bytes, asyncio.get_running_loop().time() + most_s
+
+    async def receive() -> Any:
+        nonlocal left
+        try:
+            async with asyncio.timeout_at(end):
+                message = await request.receive()
+        except TimeoutError as error:
+            raise HTTPException(408, "the upload took longer than this node waits") from error
+        left -= len(message.get("body", b""))
+        if left < 0:
+            raise HTTPException(413, "the upload is larger than this node takes; split it")
+        return message
+
+    return Request(request.scope, receive)
+
+
+def _is_json(request: Request) -> bool:
+    return request.headers.get("Content-Type", "").startswith("application/json")
+
+
+def _is_form(request: Request) -> bool:
+    return request.headers.get("Content-Type", "").startswith("multipart/form-data")
 
 
 def _from_elsewhere(request: Request) -> bool:
@@ -133,7 +218,12 @@ def _add_health(app: FastAPI, node: Node) -> None:
 
 
 def _add_studies(app: FastAPI, node: Node, config: HttpConfig) -> None:
-    @app.post("/studies", status_code=202, summary="A zip of DICOM objects, one object, or a NIfTI image for a rule")
+    @app.post(
+        "/studies",
+        status_code=202,
+        summary="A zip of DICOM objects, one object, or a NIfTI image for a rule",
+        openapi_extra=_UPLOAD,
+    )
     async def submit(
         request: Request,
         holder: Submitter,
@@ -142,10 +232,8 @@ def _add_studies(app: FastAPI, node: Node, config: HttpConfig) -> None:
         if (full := node.why_full()) != "":
             raise HTTPException(507, full)
         with _part(node.folder) as path:
-            await _receive(request, path, config)
-            found = await run_in_threadpool(_take, node, path, rule, config)
-        node.audit.write("submitted", who=holder.name, studies=sorted(found["studies"]))
-        return found
+            await _receive(request, path)
+            return await run_in_threadpool(_take, node, path, rule, config, holder.name)
 
     @app.get("/studies/{study}", summary="What became of a study", dependencies=[Depends(_needs("read"))])
     def study(study: str) -> dict[str, Any]:
@@ -162,62 +250,57 @@ def _add_studies(app: FastAPI, node: Node, config: HttpConfig) -> None:
         }
 
 
-def _take(node: Node, path: Path, rule: str, config: HttpConfig) -> dict[str, Any]:
+def _take(node: Node, path: Path, rule: str, config: HttpConfig, who: str) -> dict[str, Any]:
+    """Puts an upload where C-STORE puts what it gets, and says what was in it."""
     try:
-        kind = kind_of(path)
-        if kind == "nifti":
-            names = [one.name for one in node.site.rules]
-            if rule not in names:
-                raise InputRefusedError(
-                    f"rule is {rule!r}; for a NIfTI image one of {', '.join(names)} is needed; add ?rule=NAME"
-                )
-            study = take_nifti(path, node.store.folder, rule)
-            node.arrived(study, 1)
-            return {"studies": {study: 1}, "refused": []}
-        found = (
-            take_zip(path, node.store, config.most_upload_gb * 4e9) if kind == "zip" else take_dicom(path, node.store)
-        )
+        found = _taken(node, path, rule, config)
     except InputRefusedError as error:
         raise HTTPException(422, str(error)) from error
     if not found.instances:
         raise HTTPException(422, found.refused[0] if found.refused else "the archive is empty")
+    node.audit.write("submitted", who=who, studies=sorted(found.instances))
     return {"studies": found.instances, "refused": found.refused}
 
 
-async def _receive(request: Request, path: Path, config: HttpConfig) -> None:
-    """The body of a request, or the first file of a form, to a file; bounded in size and time."""
-    end, left = time.monotonic() + config.most_upload_s, config.most_upload_gb * 1e9
-    if request.headers.get("Content-Type", "").startswith("multipart/form-data"):
-        form = await request.form(max_files=1, max_fields=8)
-        chunks = next((part for part in form.values() if not isinstance(part, str)), None)
-        if chunks is None:
-            raise HTTPException(422, "the form holds no file; one is needed")
-        with path.open("wb") as stream:
-            while chunk := await chunks.read(1 << 20):
-                left -= len(chunk)
-                _check(left, end)
-                stream.write(chunk)
+def _taken(node: Node, path: Path, rule: str, config: HttpConfig) -> Upload:
+    kind = kind_of(path)
+    if kind == "zip":
+        return take_zip(path, node.store, config.most_upload_gb * 4e9)
+    if kind == "dicom":
+        return take_dicom(path, node.store)
+    if node.site.rule(rule) is None:
+        names = ", ".join(one.name for one in node.site.rules)
+        raise InputRefusedError(f"rule is {rule!r}; for a NIfTI image one of {names} is needed; add ?rule=NAME")
+    study = take_nifti(path, node.store.folder, rule)
+    node.arrived(study, 1)
+    return Upload({study: 1})
+
+
+async def _receive(request: Request, path: Path) -> None:
+    """The body of a request, or the first file of a form, to a file."""
+    if _is_form(request):
+        async with request.form(max_files=1, max_fields=8) as form:
+            sent = next((part for part in form.values() if not isinstance(part, str)), None)
+            if sent is None:
+                raise HTTPException(422, "the form holds no file; one is needed")
+            await run_in_threadpool(_copy, sent.file, path)
         return
     with path.open("wb") as stream:
         async for chunk in request.stream():
-            left -= len(chunk)
-            _check(left, end)
             stream.write(chunk)
 
 
-def _check(left: float, end: float) -> None:
-    if left < 0:
-        raise HTTPException(413, "the upload is larger than this node takes; split it")
-    if time.monotonic() > end:
-        raise HTTPException(408, "the upload took longer than this node waits")
+def _copy(sent: IO[bytes], path: Path) -> None:
+    with path.open("wb") as stream:
+        shutil.copyfileobj(sent, stream)
 
 
 @contextmanager
-def _part(folder: Path) -> Iterator[Path]:
+def _part(folder: Path, ending: str = ".part") -> Iterator[Path]:
     """A file that is gone afterwards."""
     uploads = folder / "uploads"
     uploads.mkdir(exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=uploads, suffix=".part")
+    handle, name = tempfile.mkstemp(dir=uploads, suffix=ending)
     os.close(handle)
     try:
         yield Path(name)
@@ -249,7 +332,7 @@ def _add_results(app: FastAPI, node: Node) -> None:
     def refuse(
         number: int,
         holder: Reviewer,
-        reason: Annotated[str, Body(embed=True, max_length=500)],
+        reason: Annotated[str, Body(embed=True, max_length=500, description="why; without names")],
     ) -> dict[str, Any]:
         _kept_back(_found(node, number))
         node.refuse(number, holder.name, reason)
@@ -261,51 +344,48 @@ def _add_reviews(app: FastAPI, node: Node) -> None:
     def page(number: int, holder: Reviewer) -> FileResponse:
         found = _found(node, number)
         try:
-            made = node.review_page(found, f"/results/{number}/verdict")
+            made = review_page(node, found, f"/results/{number}/verdict")
         except AppError as error:
             raise HTTPException(422, str(error)) from error
         node.audit.write("reviewed", who=holder.name, study=found.study, result=number)
         return FileResponse(made, media_type="text/html", headers={"Content-Security-Policy": "frame-ancestors 'none'"})
 
+    @app.get("/results/{number}/verdict", summary="Who asks, whether they may decide, and what was decided already")
+    def stands(number: int, holder: Reviewer) -> dict[str, Any]:
+        return {"who": holder.name, **standing(node, _found(node, number))}
+
     @app.post(
         "/results/{number}/verdict",
         summary="What a reviewer decided: JSON of a review page, or a form with the mask too",
+        openapi_extra=_VERDICT,
     )
     async def verdict(number: int, request: Request, holder: Reviewer) -> dict[str, Any]:
         found = _found(node, number)
-        with _part(node.folder) as mask:
-            told, name = await _verdict_of(request, mask)
-            corrected = None
-            if name:
-                corrected = mask.with_name(f"{mask.stem}{name}")
-                mask.rename(corrected)
-            try:
-                return await run_in_threadpool(node.decide, found, told, holder.name, corrected)
-            except AppError as error:
-                raise HTTPException(422, str(error)) from error
-            finally:
-                if corrected is not None:
-                    corrected.unlink(missing_ok=True)
+        if _is_json(request):
+            return await run_in_threadpool(_decided, node, found, await request.body(), holder.name)
+        if not _is_form(request):
+            raise HTTPException(415, "JSON of a review page is needed, or a form with fields verdict and mask")
+        async with request.form(max_files=2, max_fields=4) as form:
+            text, mask = form.get("verdict"), form.get("mask")
+            if text is None or mask is None or isinstance(mask, str):
+                raise HTTPException(422, "a form with fields verdict (JSON) and mask (a file) is needed")
+            told = text if isinstance(text, str) else await text.read(_MOST_WORDS_BYTES)
+            with _part(node.folder, _ending(mask)) as path:
+                await run_in_threadpool(_copy, mask.file, path)
+                return await run_in_threadpool(_decided, node, found, told, holder.name, path)
 
 
-async def _verdict_of(request: Request, mask: Path) -> tuple[dict[str, Any], str]:
-    """The verdict, and the ending of the mask that came with it, which is written to a file; "" where none came."""
-    kind = request.headers.get("Content-Type", "")
-    if kind.startswith("application/json"):
-        body = await request.body()
-        return _parsed(body), ""
-    if not kind.startswith("multipart/form-data"):
-        raise HTTPException(415, "JSON of a review page is needed, or a form with fields verdict and mask")
-    form = await request.form(max_files=2, max_fields=4)
-    verdict, corrected = form.get("verdict"), form.get("mask")
-    if corrected is None or isinstance(corrected, str) or verdict is None:
-        raise HTTPException(422, "a form with fields verdict (JSON) and mask (a file) is needed")
-    text = verdict if isinstance(verdict, str) else (await verdict.read()).decode("utf-8", "replace")
-    with mask.open("wb") as stream:
-        while chunk := await corrected.read(1 << 20):
-            stream.write(chunk)
-    endings = (".nii.gz", ".nii", ".dcm", ".nrrd", ".mha", ".png")
-    return _parsed(text), next((one for one in endings if str(corrected.filename).lower().endswith(one)), ".dcm")
+def _ending(mask: UploadFile) -> str:
+    """By which a mask's file is read as what it is."""
+    return next((one for one in _MASKS if str(mask.filename).lower().endswith(one)), ".dcm")
+
+
+def _decided(node: Node, result: Result, text: str | bytes, who: str, mask: Path | None = None) -> dict[str, Any]:
+    """The record of a verdict that came as text."""
+    try:
+        return decide(node, result, _parsed(text), who, mask)
+    except AppError as error:
+        raise HTTPException(422, str(error)) from error
 
 
 def _parsed(text: str | bytes) -> dict[str, Any]:
@@ -319,15 +399,34 @@ def _parsed(text: str | bytes) -> dict[str, Any]:
 
 
 def _add_repairs(app: FastAPI, node: Node) -> None:
+    @app.post(
+        "/studies/{study}/reprocess", status_code=202, summary="A study is worked at again, by the rules as they are"
+    )
+    def reprocess(study: str, request: Request, holder: Admin) -> Response:
+        if not node.reprocess(study, holder.name):
+            raise HTTPException(404, "no such study is complete; one that was is worked at again")
+        return _done(request, {"study": study}, 202)
+
     @app.post("/jobs/{number}/retry", summary="A dead letter is worked at again")
-    def retry_job(number: int, holder: Admin) -> dict[str, int]:
-        node.retry("job", number, holder.name)
-        return {"job": number}
+    def retry_job(number: int, request: Request, holder: Admin) -> Response:
+        return _done(request, _retried(node, "job", number, holder.name))
 
     @app.post("/deliveries/{number}/retry", summary="A dead delivery is tried again")
-    def retry_delivery(number: int, holder: Admin) -> dict[str, int]:
-        node.retry("delivery", number, holder.name)
-        return {"delivery": number}
+    def retry_delivery(number: int, request: Request, holder: Admin) -> Response:
+        return _done(request, _retried(node, "delivery", number, holder.name))
+
+
+def _done(request: Request, told: dict[str, Any], status: int = 200) -> Response:
+    """What was done; whoever pressed a button of the status page is led back to it."""
+    if "text/html" in request.headers.get("Accept", ""):
+        return RedirectResponse("/", 303)
+    return JSONResponse(told, status)
+
+
+def _retried(node: Node, kind: Literal["job", "delivery"], number: int, who: str) -> dict[str, int]:
+    if not node.retry(kind, number, who):
+        raise HTTPException(404, f"no {kind} {number} is a dead letter; only those are tried again")
+    return {kind: number}
 
 
 def _found(node: Node, number: int) -> Result:
@@ -338,7 +437,7 @@ def _found(node: Node, number: int) -> Result:
 
 
 def _kept_back(result: Result) -> None:
-    if result.state not in ("held", "rejected"):
+    if result.state not in KEPT_BACK:
         raise HTTPException(409, f"the result is {result.state}; only one that is held back can be released or refused")
 
 
@@ -359,6 +458,7 @@ class Door:
 
     def __init__(self, node: Node, config: HttpConfig) -> None:
         """Raises UsageError as `make_app`."""
+        self._address = f"{config.host}:{config.port}"
         settings = uvicorn.Config(
             make_app(node, config),
             host=config.host,
@@ -383,7 +483,10 @@ class Door:
         self._thread.start()
         while not self._server.started:
             if not self._thread.is_alive():
-                raise AppError("the HTTP door cannot be opened; a free port of this machine is needed; choose another")
+                raise AppError(
+                    f"the HTTP door cannot be opened at {self._address}; a free port of this machine is needed; stop what uses "
+                    "it or choose another"
+                )
             time.sleep(0.02)
         return self
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dicom_io.errors import DicomIoError
-from dicom_io.net.destination import Destination
+from dicom_io.net.destination import Destination, Profile
 from dicom_io.reading.instances import load_dataset
 from dicom_io.reading.series import SeriesRef, files_below, survey_files
 from monai_unet_app.errors import AppError
@@ -28,8 +28,12 @@ from monai_unet_app.service.site import Rule, Site, read_site
 from monai_unet_app.service.uploads import IMAGE
 
 if TYPE_CHECKING:
-    from monai_unet_app.bundle import Bundle
+    from dicom_io.volume import Volume
+    from monai_unet_app.bundle import Bundle, BundleFiles
     from monai_unet_app.pipeline import Case
+
+
+_TOLD_SERIES = 8  # in the reason why nothing of a study was picked
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,10 @@ class Worker:
         Raises:
             AppError: A bundle cannot be loaded, or is not the one that the site names.
         """
+        from monai_unet_app.config import PredictConfig
+
         self.site = site
+        self.runs = {rule.name: PredictConfig(tta=rule.tta) for rule in site.rules}
         self.bundles = {rule.name: _warm(rule) for rule in site.rules}
 
     def answer(self, message: Message) -> Message:
@@ -94,67 +101,100 @@ class Worker:
         for rule in self.site.rules:
             picked = dict.fromkeys(one.series_instance_uid for one in series if one.kind == "image" and fits(rule, one))
             for uid in picked:
-                files = [file for one in series if one.series_instance_uid == uid for file in one.files]
-                yield self._result(rule, uid, files, task, folder)
+                yield self._result(rule, [one for one in series if one.series_instance_uid == uid], task, folder)
 
-    def _result(self, rule: Rule, uid: str, files: Sequence[Path], task: Task, folder: Path) -> Message:
+    def _result(self, rule: Rule, parts: Sequence[SeriesRef], task: Task, folder: Path) -> Message:
         from dicom_io.read import read_series
-        from monai_unet_app.config import PredictConfig
-        from monai_unet_app.pipeline import segment_case
 
+        uid = parts[0].series_instance_uid
+        name = f"{rule.name}_{hashlib.sha256(uid.encode()).hexdigest()[:8]}"
+        earlier = task.earlier.get(f"{rule.name}/{uid}")
         try:
-            case = segment_case(read_series(files), self.bundles[rule.name], PredictConfig(tta=rule.tta))
-            name = f"{rule.name}_{hashlib.sha256(uid.encode()).hexdigest()[:8]}"
+            case = self._segmented(read_series([file for one in parts for file in one.files]), rule)
             for variant, destination in variants(rule, self.site):
-                self._write(case, name, rule, variant, destination, task, folder / name / variant)
+                profile = destination.profile if destination else Profile()
+                self._write(
+                    case,
+                    name,
+                    rule,
+                    folder / name / variant,
+                    formats=rule.formats,
+                    probabilities=rule.probabilities,
+                    seg_encoding=profile.seg_encoding or "binary",
+                    empty_frames=profile.empty_frames,
+                    earlier_sr=earlier / variant / f"{name}_sr.dcm" if earlier else None,
+                )
         except (AppError, DicomIoError) as error:
-            return _not_processed(rule.name, uid, str(error))
+            if (folder / name).exists():  # nothing of it may go out with a notice
+                shutil.rmtree(folder / name)
+            return self._noticed(_not_processed(rule.name, uid, str(error)), rule, parts, task, folder / name)
         return _made(rule, uid, task, folder / name, case, keep=True)
+
+    def _noticed(self, said: Message, rule: Rule, parts: Sequence[SeriesRef], task: Task, folder: Path) -> Message:
+        """What is said of a series that was not processed, with a notice of it where the rule wants that."""
+        wanted = {variant_of(self.site.destinations[name]) for name in self.site.noticed(rule)}
+        try:
+            for variant in wanted:
+                (folder / variant).mkdir(parents=True)
+                reason = said["reason"].replace(str(task.study), "")
+                self._write_notice(reason, rule, parts, folder / variant / f"{folder.name}_notice.dcm")
+        except DicomIoError as error:
+            shutil.rmtree(folder)
+            return {**said, "reason": f"{said['reason']}; and no notice of it could be written: {error}"}
+        if not wanted:
+            return said
+        return {**said, "folder": f"{task.output.name}/{folder.name}", "digest": digest_of(folder)}
+
+    def _write_notice(self, reason: str, rule: Rule, parts: Sequence[SeriesRef], path: Path) -> None:
+        from dicom_io.capture import write_notice
+        from dicom_io.objects.identity import ResultInfo
+
+        bundle, images = self.bundles[rule.name], [one for one in parts if one.kind == "image"]
+        about = f"rule {rule.name}, {sum(one.frame_count for one in images)} image(s) had come"
+        made_by = ResultInfo(bundle.segments, bundle.name, bundle.version, bundle.sha256)
+        write_notice([file for one in images for file in one.files], reason, path, made_by, about=about)
 
     def _image_result(self, image: Path, task: Task, folder: Path) -> Message:
         """The result of an image that came by itself, for the rule whose name its folder has; it is fetched, not sent."""
-        from monai_unet_app.config import PredictConfig
-        from monai_unet_app.pipeline import segment_case
-        from monai_unet_app.results import OutputConfig, write_results
-
-        rule = next((one for one in self.site.rules if one.name == image.parent.name), None)
+        name = image.parent.name
+        rule = self.site.rule(name)
         if rule is None:
-            return _not_processed(image.parent.name, "", "the site has no such rule any more")
-        run, bundle = PredictConfig(tta=rule.tta), self.bundles[rule.name]
+            return _not_processed(name, "", "the site has no such rule any more")
         try:
-            case = segment_case(image, bundle, run)
-            write_results(
-                case, rule.name, bundle, run, OutputConfig(("nifti",), deliver_rejected=True), folder / rule.name
-            )
+            case = self._segmented(image, rule)
+            self._write(case, name, rule, folder / name, formats=("nifti",))
         except AppError as error:
-            return _not_processed(rule.name, "", str(error))
-        return _made(rule, "", task, folder / rule.name, case, keep=False)
+            return _not_processed(name, "", str(error))
+        return _made(rule, "", task, folder / name, case, keep=False)
 
-    def _write(
-        self, case: Case, name: str, rule: Rule, variant: str, destination: Destination | None, task: Task, folder: Path
-    ) -> None:
-        from monai_unet_app.config import PredictConfig
+    def _segmented(self, source: Path | Volume, rule: Rule) -> Case:
+        from monai_unet_app.pipeline import segment_case
+
+        return segment_case(source, self.bundles[rule.name], self.runs[rule.name])
+
+    def _write(self, case: Case, name: str, rule: Rule, folder: Path, **what: Any) -> None:
+        """Writes what is wanted, as `OutputConfig` calls it. A rejected result too: it is kept, and shown to a reviewer."""
         from monai_unet_app.results import OutputConfig, write_results
 
-        profile = destination.profile if destination else None
-        earlier = task.earlier.get(f"{rule.name}/{case.volume.provenance.series_instance_uid}")
-        what = OutputConfig(
-            formats=rule.formats,
-            probabilities=rule.probabilities,
-            deliver_rejected=True,  # it is kept, and shown to a reviewer; whether it goes out is another matter
-            seg_encoding=(profile and profile.seg_encoding) or "binary",
-            empty_frames=bool(profile and profile.empty_frames),
-            earlier_sr=earlier / variant / f"{name}_sr.dcm" if earlier else None,
-        )
-        write_results(case, name, self.bundles[rule.name], PredictConfig(tta=rule.tta), what, folder)
+        wanted = OutputConfig(deliver_rejected=True, **what)
+        write_results(case, name, self.bundles[rule.name], self.runs[rule.name], wanted, folder)
 
 
 def fits(rule: Rule, series: SeriesRef) -> bool:
-    """Whether a rule picks a series, by the header of its first instance."""
+    """Whether a rule picks a series."""
+    return not misfits(rule, series)
+
+
+def misfits(rule: Rule, series: SeriesRef) -> list[str]:
+    """What of a series a rule does not pick, by the header of its first instance: keywords, no values."""
     if series.frame_count < rule.least_instances or not series.files:
-        return False
+        return [f"{rule.least_instances} images or more"]
     header = load_dataset(series.files[0], with_pixels=False, keywords=list(rule.match))
-    return all(pattern.search(_text(header.get(keyword))) for keyword, pattern in rule.match.items())
+    return [
+        f"another {keyword}"
+        for keyword, pattern in rule.match.items()
+        if not pattern.search(_text(header.get(keyword)))
+    ]
 
 
 def variants(rule: Rule, site: Site) -> list[tuple[str, Destination | None]]:
@@ -172,9 +212,10 @@ def variant_of(destination: Destination) -> str:
 
 
 def digest_of(folder: Path) -> str:
-    """sha256 of a result's DICOM objects and their names; `result.json` has times in it."""
+    """sha256 of a result's DICOM objects and their names, or else of its NIfTI files; `result.json` has times in it."""
     found = hashlib.sha256()
-    for path in sorted(folder.rglob("*.dcm")):
+    files = sorted(folder.rglob("*.dcm")) or sorted(folder.rglob("*.nii.gz"))
+    for path in files:
         found.update(f"{path.relative_to(folder)}\0".encode())
         found.update(hashlib.sha256(path.read_bytes()).digest())
     return found.hexdigest()
@@ -209,10 +250,37 @@ def _not_processed(rule: str, series: str, reason: str) -> Message:
 
 
 def _nothing_fits(series: Sequence[SeriesRef], rules: Sequence[Rule]) -> str:
-    found = ", ".join(
-        f"{one.modality or 'no modality'} {one.set_aside or one.kind} of {one.frame_count}" for one in series[:8]
-    )
-    return f"no series fits a rule ({', '.join(rule.name for rule in rules)}); found: {found or 'nothing'}"
+    """In words; a series that might have been picked by a rule is told with what that rule wants."""
+    found = ", ".join(_told_of(one, rules) for one in series[:_TOLD_SERIES])
+    more = f" and {len(series) - _TOLD_SERIES} more" if len(series) > _TOLD_SERIES else ""
+    return f"no series fits a rule; found: {found or 'nothing'}{more}"
+
+
+def _told_of(one: SeriesRef, rules: Sequence[Rule]) -> str:
+    what = f"{one.modality or 'no modality'} {one.set_aside or one.kind} of {one.frame_count}"
+    if one.kind != "image":
+        return what
+    return f"{what} ({'; '.join(f'{rule.name} wants ' + ' and '.join(misfits(rule, one)) for rule in rules)})"
+
+
+def check_bundles(site: Site) -> None:
+    """Whether every bundle of the site is there and the one that its rule names; none is loaded.
+
+    Raises:
+        AppError: One is not.
+    """
+    from monai_unet_app.bundle import bundle_files
+
+    for rule in site.rules:
+        _check_approved(rule, bundle_files(rule.bundle))
+
+
+def _check_approved(rule: Rule, found: BundleFiles) -> None:
+    if rule.sha256 and rule.sha256 != found.sha256:
+        raise AppError(
+            f"rule {rule.name} names a bundle of sha256 {rule.sha256[:12]}..., {found.name} has {found.sha256[:12]}...; "
+            "the bundle that the site has approved is needed; put it back, or approve this one in the site file"
+        )
 
 
 def _warm(rule: Rule) -> Bundle:
@@ -223,20 +291,22 @@ def _warm(rule: Rule) -> Bundle:
     from monai_unet_app.inference.engines.torch_engine import TorchEngine
 
     bundle = load_bundle(rule.bundle, resolve_device("auto"))
-    if rule.sha256 and rule.sha256 != bundle.sha256:
-        raise AppError(
-            f"rule {rule.name} names a bundle of sha256 {rule.sha256[:12]}..., {bundle.name} has {bundle.sha256[:12]}...; the "
-            "bundle that the site has approved is needed; put it back, or approve this one in the site file"
-        )
+    _check_approved(rule, bundle)
     engine = TorchEngine(bundle.network, bundle.device, bundle.slice_axis)
     engine(torch.zeros(1, bundle.rules.channels, *bundle.windows.window, device=bundle.device))
     return bundle
 
 
 def main() -> None:
-    """Serves a node until it is gone."""
+    """Serves a node until it is gone; with `--check` says whether the bundles are the right ones: exit 0, or 1 and why."""
     site = read_site(Path(sys.argv[1]))
-    serve(lambda: Worker(site).answer)
+    if "--check" not in sys.argv:
+        serve(lambda: Worker(site).answer)
+        return
+    try:
+        check_bundles(site)
+    except AppError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -184,7 +184,8 @@ def test_mercure_s_contract_holds_at_the_real_places(package: Path, series: Path
     (series / "task.json").write_text(json.dumps(task))
     mercure = {"IN_DIR": "/var/holoscan/input", "OUT_DIR": "/var/holoscan/output"}
     environment = {f"MERCURE_{name}": place for name, place in mercure.items()}
-    environment |= {"HOLOSCAN_INPUT_PATH": "/tmp/nowhere", "HOLOSCAN_OUTPUT_PATH": "/tmp/nowhere"}
+    nowhere = str(tmp_path / "nowhere")
+    environment |= {"HOLOSCAN_INPUT_PATH": nowhere, "HOLOSCAN_OUTPUT_PATH": nowhere}
     run = run_package(package, series, tmp_path, environment)
     assert run.code == 0, run.said
     assert run.names() == ["input_result.json", "input_seg.dcm", "result.json"]

@@ -14,8 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from harness import Ledger, NodeProcess, balance, drained, free_port, node_process
+from harness import Ledger, NodeProcess, balance, drained, node_process
 from nodes import make_study, pacs, study_of, wait_until, write_site
+from ports import free_port
 from pydicom import dcmread
 from pynetdicom import AE
 from pynetdicom.sop_class import CTImageStorage
@@ -26,7 +27,7 @@ from dicom_io.net.store import InstanceStore
 pytestmark = pytest.mark.faults
 
 ROUNDS = int(os.environ.get("FAULT_ROUNDS", "100"))
-PARTS = ("receiver", "worker", "sender")
+PARTS = ("receiver", "worker", "sender", "receiver and its memory")
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_kills_at_random_moments_lose_nothing(tmp_path: Path, port: int, capsys:
             sending = threading.Thread(target=ledger.send_until_accepted, args=(node, study))
             sending.start()
             time.sleep(chance.uniform(0, 0.8))
-            _kill(node, PARTS[number % 3])
+            _kill(node, PARTS[number % len(PARTS)])
             sending.join()
             shutil.rmtree(study)
         drained(node)
@@ -60,8 +61,11 @@ def test_kills_at_random_moments_lose_nothing(tmp_path: Path, port: int, capsys:
 
 
 def _kill(node: NodeProcess, part: str) -> None:
-    if part == "receiver":
+    if part.startswith("receiver"):
         node.kill()
+        if part.endswith("memory"):
+            for file in (node.site.parent / "node").glob("node.sqlite*"):
+                file.unlink()
         node.start()
         return
     pid = node.child("fake_worker" if part == "worker" else "service.deliver")

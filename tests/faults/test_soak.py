@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from harness import Ledger, NodeProcess, drained, free_port, node_process
+from harness import Ledger, NodeProcess, drained, node_process
 from nodes import make_study, pacs, write_site
+from ports import free_port
 
 from monai_unet_app.service.children import resident_bytes
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from nodes import wait_until
-from orthanc import Orthanc, free_ports, orthanc, program
+from orthanc import Orthanc, orthanc, program
+from ports import free_port
 from pypdf import PdfReader
 
 from dicom_io.dicomize import dicomize
@@ -58,7 +59,7 @@ class Hospital:
 def hospital(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospital]:
     folder = tmp_path_factory.mktemp("hospital")
     with orthanc(folder / "orthanc") as archive:
-        (port,) = free_ports(1)
+        port = free_port()
         (folder / "site.toml").write_text(SITE.format(port=port, dimse=archive.port, web=archive.web))
         with Node(read_site(folder / "site.toml")) as node:
             wait_until(lambda: node.is_ready, 120)

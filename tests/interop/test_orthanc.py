@@ -11,7 +11,8 @@ import numpy as np
 import pydicom
 import pytest
 from net_peers import ct_series, make_certificates
-from orthanc import Orthanc, free_ports, listening_addresses, loopback_shim, orthanc, program, server
+from orthanc import Orthanc, listening_addresses, loopback_shim, orthanc, program, server
+from ports import free_port
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 from result_phantoms import RESULT, oblique_case
@@ -248,7 +249,7 @@ def test_dcmtk_s_echoscu_and_storescu_reach_our_provider(files: list[Path], tmp_
 
 def test_dcmtk_s_storescp_takes_what_we_send(files: list[Path], tmp_path: Path) -> None:
     (tmp_path / "got").mkdir()
-    (port,) = free_ports(1)
+    port = free_port()
     # +xa: every transfer syntax; -pm: SOP classes that it does not know
     command = [program("storescp"), "-aet", "STORESCP", "+xa", "-pm", "-od", str(tmp_path / "got"), str(port)]
     with server(command, tmp_path, [port]):
@@ -262,7 +263,7 @@ def test_dcmtk_s_storescp_that_takes_no_compression_gets_none(files: list[Path],
     dataset = pydicom.dcmread(files[0])
     dataset.compress(RLELossless, generate_instance_uid=False)
     dataset.save_as(tmp_path / "rle.dcm")
-    (port,) = free_ports(1)
+    port = free_port()
     command = [program("storescp"), "+xe", "-od", str(tmp_path / "got"), str(port)]
     with server(command, tmp_path, [port]):
         outcome = send(Destination("dcmtk", Dimse("127.0.0.1", port, "STORESCP")), [tmp_path / "rle.dcm"])[0]
@@ -286,7 +287,7 @@ def test_dcmtk_over_tls_reaches_our_provider(files: list[Path], tmp_path: Path) 
 
 def test_the_shim_keeps_a_program_on_this_machine(tmp_path: Path) -> None:
     (tmp_path / "got").mkdir()
-    (port,) = free_ports(1)
+    port = free_port()
     with server([program("storescp"), "-od", str(tmp_path / "got"), str(port)], tmp_path, [port]):
         assert listening_addresses(port) <= {"0100007F", "00000000000000000000000001000000"}
     assert listening_addresses(port) == set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from dicom_io.net.exchange import send
 from dicom_io.net.messages import Limits
 from dicom_io.net.scp import Listen, Provider
 from dicom_io.net.store import InstanceStore
+from monai_unet_app.cli import main
 
 pytestmark = pytest.mark.interop
 
@@ -63,6 +65,22 @@ def test_orthanc_commits_itself_to_what_it_has(archive: Orthanc, slices: list[Pa
     assert list(found.committed) == uids(slices[:3])
     assert list(found.failed) == uids(slices[3:])
     assert found.failed[uids(slices)[3]].startswith("0x0112")
+
+
+def test_send_with_commit_hears_orthanc_where_it_knows_us(
+    archive: Orthanc, slices: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Orthanc reports over an association of its own, to the address that it knows for our AE title."""
+    files = slices[:3]
+    words = ["send", "--to", f"ORTHANC@127.0.0.1:{archive.port}", "--commit", "--json", *map(str, files)]
+    try:
+        assert main([*words, "--listen", str(archive.move_port)]) == 0
+        found = json.loads(capsys.readouterr().out)["commitment"]
+        assert (found["committed"], found["failed"], found["unreported"]) == (uids(files), {}, [])
+        assert main([*words, "--wait-s", "1"]) == 1
+        assert json.loads(capsys.readouterr().out)["commitment"]["unreported"] == uids(files)
+    finally:
+        logging.disable(logging.NOTSET)  # `main` silences the log
 
 
 def test_orthanc_is_told_what_we_have(archive: Orthanc, slices: list[Path], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -33,6 +34,7 @@ FLAGS = (
     "--remote-debugging-pipe",
     "--hide-scrollbars",
 )
+ANSWER_S = 120.0
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -55,7 +57,7 @@ class Tab:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Sends a command and gives its answer. Raises RuntimeError if the browser refuses it."""
+        """Sends a command and gives its answer. Raises RuntimeError if the browser refuses it, TimeoutError if it is silent."""
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
         if self._session:
@@ -71,6 +73,8 @@ class Tab:
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
+            if not select.select([self._from], [], [], ANSWER_S)[0]:
+                raise TimeoutError(f"the browser has said nothing for {ANSWER_S} s")
             part = os.read(self._from, 1 << 16)
             if not part:
                 raise RuntimeError("the browser has gone")
@@ -127,13 +131,22 @@ class Tab:
         """Size of the window in pixels."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
 
-    def click(self, selector: str) -> None:
-        """Presses and releases the mouse in the middle of an element."""
+    def click(self, selector: str, times: int = 1) -> None:
+        """Presses and releases the mouse in the middle of an element; twice is a double click."""
         self.ask(f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block: 'center'}})")
+        x, y = self._middle(selector)
+        for count in range(1, times + 1):
+            for kind in ("mousePressed", "mouseReleased"):
+                self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=count)
+
+    def turn_wheel(self, selector: str, pixels: float) -> None:
+        """Turns the wheel of the mouse over the middle of an element; downwards is greater than 0."""
+        x, y = self._middle(selector)
+        self.call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=pixels)
+
+    def _middle(self, selector: str) -> tuple[float, float]:
         box = self.box(selector)
-        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+        return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
     def box(self, selector: str) -> dict[str, float]:
         """Where an element is in the window."""

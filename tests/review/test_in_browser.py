@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from browser import Tab, browser, program
 from numpy.typing import NDArray
-from review_cases import deliver, result_document
+from review_cases import Delivered, deliver, result_document
 
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.results import write_nifti
@@ -178,7 +180,17 @@ class Node(BaseHTTPRequestHandler):
     posted: list[dict[str, object]]
 
     def do_GET(self) -> None:
-        self._answer(200, self.page)
+        if not self.path.endswith("/verdict"):
+            self._answer(200, self.page)
+            return
+        decided = [one["verdict"] for one in self.posted if "verdict" in one]
+        last = (
+            {"decision": decided[0]["decision"], "by": "Lang^Eva", "at": "2026-03-04T10:20:30+00:00"}
+            if decided
+            else None
+        )
+        stands = {"who": "Lang^Eva", "state": "delivered", "open": len(decided) < 2, "decided": last}
+        self._answer(200, json.dumps(stands).encode())
 
     def do_POST(self) -> None:
         found = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -196,23 +208,63 @@ class Node(BaseHTTPRequestHandler):
         """Nothing."""
 
 
-def test_a_page_of_a_node_sends_the_decision_there_and_says_whether_it_was_taken(tab: Tab, tmp_path: Path) -> None:
-    case = deliver(tmp_path / "case")
+@contextmanager
+def page_of_a_node(tab: Tab, case: Delivered, folder: Path, kind: type[Node]) -> Iterator[list[dict[str, Any]]]:
+    """The review page of a case, served by such a node and open in the tab; gives what is posted to the node."""
     how = ReviewConfig(post_url="/cases/7/verdict", pdf=False)
-    page = write_review(case.result, tmp_path / "review", image=case.volume, how=how)["page"]
-    handler = type("Handler", (Node,), {"page": page.read_bytes(), "posted": []})
+    page = write_review(case.result, folder, image=case.volume, how=how)["page"]
+    posted: list[dict[str, Any]] = []
+    handler = type("Handler", (kind,), {"page": page.read_bytes(), "posted": posted})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         tab.open(f"http://127.0.0.1:{server.server_port}/cases/7")
         tab.wait("document.documentElement.dataset.viewer === 'ready'", 20.0)
+        yield posted
+        server.shutdown()
+
+
+def test_a_page_of_a_node_sends_the_decision_there_and_says_whether_it_was_taken(tab: Tab, tmp_path: Path) -> None:
+    case = deliver(tmp_path / "case")
+    with page_of_a_node(tab, case, tmp_path / "review", Node) as posted:
+        tab.wait("document.getElementById('meaning').textContent.includes('signed in as Lang^Eva')", 5.0)
         tab.click("[data-decision=accepted]")
-        tab.wait("document.getElementById('told').textContent.startsWith('Recorded: accepted')", 5.0)
+        tab.wait("document.getElementById('told').textContent === 'Decided: accepted by Lang^Eva, 2026-03-04.'", 5.0)
         tab.click("[data-decision=rejected]")
         tab.wait("document.getElementById('told').textContent.startsWith('Not recorded: the node answered 403')", 5.0)
-        server.shutdown()
-    first = handler.posted[0]
+        tab.ask("location.reload()")
+        tab.wait("document.getElementById('told').textContent === 'Decided: accepted by Lang^Eva, 2026-03-04.'", 20.0)
+        assert tab.ask("[...document.querySelectorAll('.buttons button')].every(one => one.disabled)")
+    first = posted[0]
     assert (first["path"], first["type"]) == ("/cases/7/verdict", "application/json")
     verdict = Verdict.from_document(first["verdict"])
     assert not verdict.draft
     record = apply_verdict(verdict, case.result, tmp_path / "out", Aftermath(Reviewer("Lang^Eva", "Clinic")))
     assert record["report"] is not None
+
+
+class Refusing(Node):
+    """Keeps what is posted as it came, and says why it does not take it."""
+
+    def do_POST(self) -> None:
+        raw = self.rfile.read(int(self.headers["Content-Length"]))
+        self.posted.append({"type": self.headers["Content-Type"], "raw": raw})
+        self._answer(422, b'{"detail": "the mask lies elsewhere"}')
+
+
+def test_a_correction_is_sent_with_its_mask_and_the_reason_of_a_refusal_is_shown(tab: Tab, tmp_path: Path) -> None:
+    case = deliver(tmp_path / "case")
+    with page_of_a_node(tab, case, tmp_path / "review", Refusing) as posted:
+        tab.click("[data-decision=corrected]")
+        tab.wait("document.getElementById('told').textContent.startsWith('Choose the corrected mask')", 5.0)
+        assert posted == []
+        tab.ask(
+            "(() => { const one = new DataTransfer(); one.items.add(new File(['voxels'], 'mask.nii.gz'));"
+            " document.getElementById('mask').files = one.files; })()"
+        )
+        tab.click("[data-decision=corrected]")
+        tab.wait("document.getElementById('told').textContent.includes('the mask lies elsewhere')", 5.0)
+    (sent,) = posted
+    assert sent["type"].startswith("multipart/form-data")
+    assert b'filename="mask.nii.gz"' in sent["raw"]
+    assert b"voxels" in sent["raw"]
+    assert b'"decision":"corrected"' in sent["raw"]

@@ -23,7 +23,7 @@ from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.results import write_nifti
 from monai_unet_app.review import ReviewConfig, write_review
-from monai_unet_app.review.contents import normalised_entropy, read_reviewed
+from monai_unet_app.review.contents import read_reviewed
 from monai_unet_app.review.embedded import slice_border
 from monai_unet_app.review.patient import person
 from monai_unet_app.review.pictures import key_sections
@@ -224,11 +224,6 @@ def test_uncertainty_is_greatest_where_all_answers_are_alike(page: Page) -> None
     assert (steps[:, :, 4] == 250).all()
     p = np.array([0.9, 0.05, 0.05])
     assert np.all(steps[:, :, 0] == round(250 * float(-(p * np.log(p)).sum() / np.log(3))))
-
-
-def test_entropy_of_overlapping_structures_is_that_of_the_most_undecided() -> None:
-    found = normalised_entropy(np.array([[[[0.5, 0.0]]], [[[1.0, 0.0]]]]), exclusive=False)
-    assert found[:, 0, 0] == pytest.approx([1.0, 0.0], abs=1e-6)
 
 
 def test_key_images_show_the_largest_and_the_most_uncertain_section(delivered: Delivered) -> None:

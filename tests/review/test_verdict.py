@@ -145,8 +145,10 @@ def test_an_accepted_result_of_a_named_reader_is_verified(delivered: Delivered, 
     assert record["report"]["predecessor_sop_instance_uid"] == pydicom.dcmread(report_of(delivered)).SOPInstanceUID
     assert json.loads((tmp_path / "case_verdict_20261121T021530Z.json").read_text()) == record
     validate(record, "review_record")
-    with pytest.raises(InputRefusedError, match="verified once"):
-        apply_verdict(verdict, delivered.result, tmp_path, Aftermath(reviewer=READER))
+    for decision in ("accepted", "rejected"):
+        again = Verdict.from_document(verdict_on(delivered, decision))
+        with pytest.raises(InputRefusedError, match="decided on once"):
+            apply_verdict(again, delivered.result, tmp_path, Aftermath(reviewer=READER))
 
 
 def test_nothing_is_verified_where_nobody_answers_for_it(delivered: Delivered, tmp_path: Path) -> None:

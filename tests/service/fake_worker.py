@@ -3,7 +3,7 @@
     python -m fake_worker SITE.toml
 
 What it does is told by the patient's comments of an instance: "crash" dies, "hang" sleeps, "eat" takes memory, "nothing" finds
-nothing to segment, "review" is held back; anything else is delivered.
+nothing to segment, "refuse" refuses the series with a notice, "review" is held back; anything else is delivered.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def segment(site: Site, message: Message) -> Message:
     folder = output / f"{rule.name}_one"
     (folder / "binary").mkdir(parents=True)
     _write(headers, folder / "binary" / "one_sc.dcm")
-    state = "held" if "review" in wish else "sending"
+    state = "held" if "review" in wish else "not processed" if "refuse" in wish else "sending"
     found = _result(rule.name, headers[0], f"{output.name}/{folder.name}", state, digest_of(folder))
     return {"results": [found], "seconds": time.perf_counter() - begin}
 

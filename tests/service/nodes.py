@@ -18,6 +18,7 @@ from dicom_io.net.exchange import send
 from dicom_io.net.outcome import Outcome
 from dicom_io.net.scp import Listen, Provider
 from monai_unet_app.service.node import Node
+from monai_unet_app.service.queue import Delivery, Queue
 from monai_unet_app.service.site import Site, read_site
 
 NAME, PATIENT_ID = "Quintessenza^Ottavia", "Q-774-KX"
@@ -120,6 +121,11 @@ def to(node: Node) -> Destination:
 def store(node: Node, study: Path) -> tuple[Outcome, ...]:
     """Sends a study to the node."""
     return send(to(node), sorted(study.glob("*.dcm")))
+
+
+def pending(queue: Queue) -> list[Delivery]:
+    """All deliveries that are still to be made, the oldest first."""
+    return queue.deliveries(["pending"])[::-1]
 
 
 def wait_until(holds: Callable[[], object], seconds: float = 30.0) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from nodes import pacs, wait_until
+from ports import free_port
 from pydicom import dcmread
 
 from dicom_io.dicomize import dicomize
@@ -40,6 +41,7 @@ bundle = "{bundle}"
 match = {{Modality = "MR"}}
 formats = ["seg", "sr"]
 destinations = ["pacs"]
+notice = true
 [destinations.pacs]
 host = "127.0.0.1"
 port = {pacs}
@@ -50,15 +52,11 @@ ae_title = "PACS"
 def test_no_address_but_the_sites_and_no_name_but_in_the_objects(
     tiny_bundle: Callable[[], Path], crop: Volume, tmp_path: Path
 ) -> None:
-    series = dicomize(replace(crop, provenance=Provenance("nifti")), tmp_path / "in", case_id="one").series_folder
-    for path in series.glob("*.dcm"):
-        instance = dcmread(path)
-        for keyword, value in IDENTITY.items():
-            setattr(instance, keyword, value)
-        instance.save_as(path)
+    whole, gappy = (_named_series(crop, tmp_path / "in", case_id) for case_id in ("one", "two"))
+    sorted(gappy.glob("*.dcm"))[9].unlink()
     temporary = tmp_path / "tmp"
     temporary.mkdir()
-    port = _free_port()
+    port = free_port()
     with pacs(tmp_path / "pacs") as peer:
         pacs_port = peer.port
         site = tmp_path / "site.toml"
@@ -77,19 +75,34 @@ def test_no_address_but_the_sites_and_no_name_but_in_the_objects(
             )  # fmt: skip
         try:
             wait_until(lambda: "ready" in (tmp_path / "log").read_text(), 240)
-            sent = send(parse_destination(f"MONAIUNET@127.0.0.1:{port}"), sorted(series.glob("*.dcm")))
+            files = [path for series in (whole, gappy) for path in sorted(series.glob("*.dcm"))]
+            sent = send(parse_destination(f"MONAIUNET@127.0.0.1:{port}"), files)
             assert {one.state for one in sent} == {"sent"}
-            wait_until(lambda: len(list((tmp_path / "pacs").rglob("*.dcm"))) == 2, 240)
+            wait_until(lambda: len(list((tmp_path / "pacs").rglob("*.dcm"))) == 3, 240)
             time.sleep(1)
         finally:
             node.send_signal(signal.SIGTERM)
             assert node.wait(60) == 0
-    for path in (tmp_path / "pacs").rglob("*.dcm"):
-        assert dcmread(path).PatientName == IDENTITY["PatientName"]
+    objects = [dcmread(path) for path in (tmp_path / "pacs").rglob("*.dcm")]
+    assert sorted(one.Modality for one in objects) == ["OT", "SEG", "SR"]
+    for one in objects:
+        assert one.PatientName == IDENTITY["PatientName"]
+        assert not any(value in str(one.get("ImageComments")) for value in (*IDENTITY.values(), "Quintessenza"))
     _talked_only_to(tmp_path / "egress", pacs_port)
     shutil.rmtree(tmp_path / "pacs")
     shutil.rmtree(tmp_path / "in")
     _names_nobody(tmp_path)
+
+
+def _named_series(crop: Volume, folder: Path, case_id: str) -> Path:
+    """The folder of a series with the identity, in a study of its own."""
+    series = dicomize(replace(crop, provenance=Provenance("nifti")), folder / case_id, case_id=case_id).series_folder
+    for path in series.glob("*.dcm"):
+        instance = dcmread(path)
+        for keyword, value in IDENTITY.items():
+            setattr(instance, keyword, value)
+        instance.save_as(path)
+    return series
 
 
 def _talked_only_to(log: Path, port: int) -> None:
@@ -109,11 +122,3 @@ def _names_nobody(folder: Path) -> None:
             assert value not in str(path)
         for path in kept:
             assert value.encode() not in path.read_bytes(), path.name
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
+import os
+import re
+import socket
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,6 +119,8 @@ def test_an_image_needs_a_rule_and_waits_where_the_worker_looks(site: Site, tmp_
         ("POST", "/results/1/refuse", {"reviewer", "admin"}),
         ("POST", "/jobs/1/retry", {"admin"}),
         ("POST", "/deliveries/1/retry", {"admin"}),
+        ("POST", "/studies/1.2.3/reprocess", {"admin"}),
+        ("GET", "/results/1/verdict", {"reviewer", "admin"}),
         ("GET", "/metrics", {"read", "reviewer", "admin"}),
         ("GET", "/", {"read", "reviewer", "admin"}),
     ],
@@ -182,6 +189,55 @@ def test_an_archive_that_becomes_too_large_is_refused(site: Site, tmp_path: Path
     assert "becomes more than" in answer.json()["detail"]
 
 
+@contextmanager
+def half_sent(url: str, token: str, first: bytes) -> Iterator[socket.socket]:
+    """A form of which so much has come and no more; gives where its sender hears the answer."""
+    host, port = url.removeprefix("http://").split(":")
+    part = b'--limit\r\nContent-Disposition: form-data; name="study"; filename="study.zip"\r\n\r\n' + first
+    lines = (
+        "POST /studies HTTP/1.1", f"Host: {host}:{port}", f"Authorization: Bearer {token}",
+        "Content-Type: multipart/form-data; boundary=limit", "Content-Length: 1000000000", "", "",
+    )  # fmt: skip
+    with socket.create_connection((host, int(port)), timeout=20) as sender:
+        sender.sendall("\r\n".join(lines).encode() + part)
+        yield sender
+
+
+def test_a_form_that_is_too_large_is_refused_while_it_comes(site: Site) -> None:
+    with half_sent(site.url, site.tokens["submit"], bytes(11_000_000)) as sender:
+        assert sender.recv(100).startswith(b"HTTP/1.1 413 ")
+
+
+def test_an_upload_that_stops_is_not_waited_for_without_end(site: Site) -> None:
+    config = HttpConfig(site.node.folder.parent / "tokens", port=0, most_upload_s=0.5)
+    token = site.tokens["submit"]
+    with Door(site.node, config) as door, half_sent(f"http://127.0.0.1:{door.port}", token, b"PK") as sender:
+        assert sender.recv(100).startswith(b"HTTP/1.1 408 ")
+    assert list((site.node.folder / "uploads").iterdir()) == []
+
+
+def test_a_corrected_mask_is_bounded_as_an_upload_is(site: Site, tmp_path: Path) -> None:
+    site.ask("POST", "/studies", "submit", data=zipped(make_study(tmp_path / "study", wish="review")))
+    path = f"/results/{site.result('held')}/verdict"
+    words = {"data": {"verdict": json.dumps({"decision": "corrected"})}}
+    taken = site.ask("POST", path, "reviewer", files={"mask": ("mask.nii.gz", bytes(5_000_000))}, **words)
+    assert (taken.status_code, "nothing to review" in taken.text) == (422, True)
+    answer = site.ask("POST", path, "reviewer", files={"mask": ("mask.nii.gz", bytes(11_000_000))}, **words)
+    assert answer.status_code == 413
+    assert list((site.node.folder / "uploads").iterdir()) == []
+
+
+def test_words_are_bounded_more_closely_than_files(site: Site, tmp_path: Path) -> None:
+    content = zipped(make_study(tmp_path / "study", wish="review"), noise=os.urandom(5_000_000))
+    assert site.ask("POST", "/studies", "submit", data=content).status_code == 202
+    number, words = site.result("held"), {"reason": "no" * 1_000_000, "decision": "accepted"}
+    for path in ("refuse", "verdict"):
+        assert site.ask("POST", f"/results/{number}/{path}", "reviewer", json=words).status_code == 413
+    nobody = site.ask("POST", f"/results/{number}/refuse", json=words)  # FastAPI reads before it asks for a token
+    assert nobody.status_code == 413
+    assert site.node.queue.result(number).state == "held"
+
+
 @pytest.mark.parametrize(
     "name", ["..%2f..%2f..%2faudit.jsonl", "%2e%2e%2f%2e%2e%2f%2e%2e%2fnode.sqlite", "binary", "nothing"]
 )
@@ -215,6 +271,25 @@ def test_the_status_page_says_what_waits_for_somebody(site: Site, tmp_path: Path
     assert "Ready. Nothing is wrong." in page
 
 
+def test_what_was_not_processed_is_worked_at_again_by_a_button(site: Site, tmp_path: Path) -> None:
+    study = make_study(tmp_path / "study", wish="nothing")
+    site.ask("POST", "/studies", "submit", data=zipped(study))
+    site.result("not processed")
+    page = requests.get(site.url + "/", auth=("anybody", site.tokens["read"]), timeout=9).text
+    action = re.search(r'<form method="post" action="(.*?)"><button>work at it again', page)[1]
+    pressed = site.ask("POST", action, "admin", headers={"Accept": "text/html,*/*"}, allow_redirects=False)
+    assert (pressed.status_code, pressed.headers["Location"]) == (303, "/")
+    wait_until(lambda: site.node.queue.counts()["results"] == {"not processed": 2})
+    asked = site.ask("POST", action, "admin")
+    assert (asked.status_code, asked.json()) == (202, {"study": study_of(study)})
+
+
+def test_a_request_that_does_not_fit_is_told_what_is_missing(site: Site) -> None:
+    answer = site.ask("POST", "/results/1/refuse", "reviewer")
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith("body.reason: Field required")
+
+
 def test_a_token_is_shown_once_and_only_its_digest_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["token", "--name", "rossi", "--roles", "reviewer,read"]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
@@ -223,6 +298,7 @@ def test_a_token_is_shown_once_and_only_its_digest_is_kept(tmp_path: Path, capsy
     (holder,) = read_tokens(tmp_path / "tokens").values()
     assert (holder.name, holder.roles) == ("rossi", {"reviewer", "read"})
     assert main(["token", "--name", "rossi", "--roles", "king"]) == 2
+    assert main(["token", "--name", "R" * 65, "--roles", "reviewer"]) == 2
 
 
 def test_beyond_this_machine_tokens_travel_encrypted_or_not_at_all(tmp_path: Path) -> None:
@@ -230,3 +306,11 @@ def test_beyond_this_machine_tokens_travel_encrypted_or_not_at_all(tmp_path: Pat
     path.write_text(path.read_text() + '[http]\ntokens = "tokens"\nhost = "0.0.0.0"\n')
     with pytest.raises(UsageError, match="could read the tokens"):
         read_site(path)
+
+
+@pytest.mark.parametrize("what", ["jobs", "deliveries"])
+def test_only_dead_letters_are_tried_again(site: Site, what: str) -> None:
+    answer = site.ask("POST", f"/{what}/999/retry", "admin")
+    assert answer.status_code == 404
+    assert "999 is a dead letter" in answer.json()["detail"]
+    assert "retried" not in (site.node.folder / "audit.jsonl").read_text()

@@ -8,7 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from nodes import make_study, pacs, running, site_on_any_port, started, store, study_of, to, wait_until, write_site
+from nodes import (
+    make_study,
+    pacs,
+    pending,
+    running,
+    site_on_any_port,
+    started,
+    store,
+    study_of,
+    to,
+    wait_until,
+    write_site,
+)
 from pydicom import Dataset, dcmread
 from pydicom.sequence import Sequence
 from pynetdicom import AE
@@ -108,8 +120,8 @@ def test_a_destination_that_is_away_gets_its_results_when_it_is_back(tmp_path: P
     with running(write_site(tmp_path, port)) as node:
         store(node, make_study(tmp_path / "one"))
         store(node, make_study(tmp_path / "two", 2))
-        wait_until(lambda: len(node.queue.pending()) == 2 and node.queue.pending()[0].attempts > 1)
-        assert "refused the connection" in node.queue.pending()[0].reason
+        wait_until(lambda: len(pending(node.queue)) == 2 and pending(node.queue)[0].attempts > 1)
+        assert "refused the connection" in pending(node.queue)[0].reason
         with pacs(tmp_path / "pacs", port):
             wait_until(lambda: node.queue.counts()["results"].get("delivered") == 2)
         assert delivered(tmp_path / "pacs") == ["2 instances", "3 instances"]
@@ -119,7 +131,7 @@ def test_what_is_held_back_goes_out_when_somebody_releases_it(tmp_path: Path) ->
     with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node:
         store(node, make_study(tmp_path / "one", wish="review"))
         wait_until(lambda: node.queue.counts()["results"].get("held") == 1)
-        assert node.queue.pending() == []
+        assert pending(node.queue) == []
         (held,) = node.queue.results_of(1)
         node.release(held.id, "Dr. Rossi")
         wait_until(lambda: delivered(tmp_path / "pacs") == ["3 instances"])
@@ -145,29 +157,78 @@ def test_a_study_without_anything_to_segment_says_so(tmp_path: Path) -> None:
         assert delivered(tmp_path / "pacs") == []
 
 
+def test_what_was_refused_is_told_to_the_destination_where_the_rule_says_so(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "study", 3, wish="refuse")
+    again = make_study(tmp_path / "again", 1, study=study_of(study), wish="refuse")
+    with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port, rule="notice = true")) as node:
+        store(node, study)
+        wait_until(lambda: delivered(tmp_path / "pacs") == ["3 instances"])
+        wait_until(lambda: node.queue.counts()["deliveries"] == {"delivered": 1})
+        assert node.queue.counts()["results"] == {"not processed": 1}
+        store(node, again)
+        wait_until(lambda: delivered(tmp_path / "pacs") == ["3 instances", "4 instances"])
+        wait_until(lambda: node.queue.counts()["deliveries"] == {"delivered": 2})
+        assert node.queue.counts()["results"] == {"not processed": 2}
+        assert node.queue.last_delivered(study_of(study)) == []
+    events = [json.loads(line) for line in (tmp_path / "node/audit.jsonl").read_text().splitlines()]
+    assert [(one["event"], one.get("state")) for one in events[1:4]] == [
+        ("complete", None), ("result", "not processed"), ("delivered", None),
+    ]  # fmt: skip
+
+
+def test_a_notice_goes_nowhere_where_the_rule_wants_none(tmp_path: Path) -> None:
+    with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node:
+        store(node, make_study(tmp_path / "one", wish="refuse"))
+        wait_until(lambda: node.queue.counts()["results"] == {"not processed": 1})
+        assert node.queue.counts()["deliveries"] == {}
+
+
 def test_after_a_restart_it_goes_on_with_what_was_left(tmp_path: Path) -> None:
     with pacs(tmp_path / "away") as gone:
         port = gone.port
     path = write_site(tmp_path, port, node="")
     with running(path) as node:
         store(node, make_study(tmp_path / "one"))
-        wait_until(lambda: len(node.queue.pending()) == 1)
+        wait_until(lambda: len(pending(node.queue)) == 1)
         store(node, make_study(tmp_path / "two", 2))  # stopped before it was complete
     with pacs(tmp_path / "pacs", port), running(path):
         wait_until(lambda: delivered(tmp_path / "pacs") == ["2 instances", "3 instances"])
 
 
-def test_without_its_memory_everything_is_done_again_to_the_same_bytes(tmp_path: Path) -> None:
+def test_without_memory_and_trail_everything_is_done_again_to_the_same_bytes(tmp_path: Path) -> None:
     with pacs(tmp_path / "pacs") as peer:
         path = write_site(tmp_path, peer.port)
         with running(path) as node:
             store(node, make_study(tmp_path / "one"))
             wait_until(lambda: delivered(tmp_path / "pacs") == ["3 instances"])
-        for file in (tmp_path / "node").glob("node.sqlite*"):
+        for file in [*(tmp_path / "node").glob("node.sqlite*"), tmp_path / "node/audit.jsonl"]:
             file.unlink()
         with running(path) as node:
             wait_until(lambda: node.queue.counts()["results"].get("delivered") == 1)
         assert delivered(tmp_path / "pacs") == ["3 instances"]
+
+
+def test_a_memory_that_is_damaged_says_so_and_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "node").mkdir()
+    (tmp_path / "node/node.sqlite").write_bytes(b"no database" * 100)
+    with pytest.raises(UsageError, match=r"node\.sqlite is damaged .* move it away"):
+        Node(site_on_any_port(write_site(tmp_path, 104)))
+    assert (tmp_path / "node/node.sqlite").read_bytes() == b"no database" * 100
+
+
+def test_a_study_can_be_worked_at_once_more(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "one")
+    with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node:
+        assert not node.reprocess(study_of(study), "eva")
+        store(node, study)
+        wait_until(lambda: node.queue.counts()["results"] == {"delivered": 1})
+        assert node.reprocess(study_of(study), "eva")
+        wait_until(lambda: node.queue.counts()["results"] == {"delivered": 2})
+        assert [job.version for job in node.queue.jobs_of(study_of(study))] == [1, 2]
+        assert delivered(tmp_path / "pacs") == ["3 instances"]
+    events = [json.loads(line)["event"] for line in (tmp_path / "node/audit.jsonl").read_text().splitlines()]
+    assert events.count("delivered") == 1  # the second time it was there already
+    assert events.count("reprocessed") == 1
 
 
 def test_one_folder_has_one_node(tmp_path: Path) -> None:
@@ -191,7 +252,7 @@ def test_a_clock_that_is_set_back_delays_nothing(tmp_path: Path, monkeypatch: py
         port = gone.port
     with running(write_site(tmp_path, port)) as node:
         store(node, make_study(tmp_path / "one"))
-        wait_until(lambda: node.queue.pending() and node.queue.pending()[0].attempts > 0)
+        wait_until(lambda: pending(node.queue) and pending(node.queue)[0].attempts > 0)
         monkeypatch.setattr(time, "time", lambda: told() - 86_400 * 30)
         store(node, make_study(tmp_path / "two", 2))
         with pacs(tmp_path / "pacs", port):
@@ -205,9 +266,9 @@ def test_a_clock_that_is_set_forward_gives_nothing_up(tmp_path: Path, monkeypatc
         port = gone.port
     with running(write_site(tmp_path, port)) as node:
         store(node, make_study(tmp_path / "one"))
-        wait_until(lambda: len(node.queue.pending()) == 1)
+        wait_until(lambda: len(pending(node.queue)) == 1)
         monkeypatch.setattr(time, "time", lambda: told() + 86_400 * 30)
-        wait_until(lambda: node.queue.pending()[0].attempts > 2)
+        wait_until(lambda: pending(node.queue)[0].attempts > 2)
         with pacs(tmp_path / "pacs", port):
             wait_until(lambda: node.queue.counts()["results"].get("delivered") == 1)
 

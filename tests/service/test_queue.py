@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from nodes import pending
 
-from monai_unet_app.service.queue import NewResult, Queue
+from monai_unet_app.service.queue import NewResult, Queue, ResultState
 
 FOUND = NewResult("hippocampus", "1.2.3.4", "1-1/one", "sending", "accept", "", "abc", ("pacs", "viewer"))
+NOTICE = replace(FOUND, state="not processed", verdict="", reason="slice gaps", digest="notice")
 
 
 @pytest.fixture
@@ -40,24 +42,24 @@ def test_a_job_goes_from_waiting_through_work_to_its_deliveries(queue: Queue) ->
     assert queue.begin(job).attempts == 1
     assert queue.waiting() == []
     (result,) = queue.finish(job, [FOUND])
-    assert [one.destination for one in queue.pending()] == ["pacs", "viewer"]
-    first, second = queue.pending()
+    assert [one.destination for one in pending(queue)] == ["pacs", "viewer"]
+    first, second = pending(queue)
     queue.delivered(first.id)
     assert queue.result(result.id).state == "sending"
     queue.delivered(second.id)
     assert queue.result(result.id).state == "delivered"
-    assert queue.pending() == []
+    assert pending(queue) == []
 
 
 def test_one_dead_delivery_makes_a_dead_result_that_can_be_revived(queue: Queue) -> None:
     number = finished(queue)
-    first, second = queue.pending()
+    first, second = pending(queue)
     queue.bury_delivery(first.id, "gone for days")
     queue.delivered(second.id)
     assert queue.result(number).state == "dead"
     queue.revive_delivery(first.id)
     assert queue.result(number).state == "sending"
-    assert [one.attempts for one in queue.pending()] == [0]
+    assert [one.attempts for one in pending(queue)] == [0]
     queue.delivered(first.id)
     assert queue.result(number).state == "delivered"
 
@@ -80,15 +82,15 @@ def test_a_version_that_nobody_began_is_not_worked_at_when_a_later_one_is_there(
 
 def test_the_same_bytes_are_not_sent_to_whom_has_them(queue: Queue) -> None:
     first = finished(queue)
-    queue.delivered(queue.pending()[0].id)  # pacs has it, viewer not yet
+    queue.delivered(pending(queue)[0].id)  # pacs has it, viewer not yet
     second = finished(queue)
     assert queue.result(first).state == "superseded"
-    assert [(one.result, one.destination) for one in queue.pending()] == [(second, "viewer")]
-    queue.delivered(queue.pending()[0].id)
+    assert [(one.result, one.destination) for one in pending(queue)] == [(second, "viewer")]
+    queue.delivered(pending(queue)[0].id)
     third = finished(queue)
     assert queue.result(third).state == "delivered"
     changed = finished(queue, replace(FOUND, digest="def"))
-    assert [one.destination for one in queue.pending()] == ["pacs", "viewer"]
+    assert [one.destination for one in pending(queue)] == ["pacs", "viewer"]
     assert queue.result(changed).state == "sending"
 
 
@@ -97,19 +99,86 @@ def test_a_new_result_of_one_series_leaves_those_of_others_alone(queue: Queue) -
     queue.begin(job)
     queue.finish(job, [FOUND, replace(FOUND, series="1.2.3.5")])
     finished(queue)
-    assert sorted(one.result for one in queue.pending()) == [2, 2, 3, 3]
+    assert sorted(one.result for one in pending(queue)) == [2, 2, 3, 3]
 
 
 def test_held_results_wait_for_somebody(queue: Queue) -> None:
     number = finished(queue, replace(FOUND, state="held", destinations=()))
-    assert queue.pending() == []
+    assert pending(queue) == []
     queue.release(number, ["pacs"])
     queue.release(number, ["pacs"])
-    assert [one.destination for one in queue.pending()] == ["pacs"]
+    assert [one.destination for one in pending(queue)] == ["pacs"]
     other = finished(queue, replace(FOUND, state="rejected", destinations=(), series="1.2.3.9"))
     queue.refuse(other, "wrong")
     queue.release(other, ["pacs"])
     assert queue.result(other).state == "refused"
+
+
+@pytest.mark.parametrize("state", ["held", "rejected", "sending"])
+def test_what_was_decided_on_some_bytes_holds_for_the_same_bytes(queue: Queue, state: ResultState) -> None:
+    number = finished(queue, replace(FOUND, state="held"))
+    queue.refuse(number, "wrong side")
+    again = queue.result(finished(queue, replace(FOUND, state=state)))
+    assert (again.state, again.reason) == ("refused", "wrong side")
+    assert pending(queue) == []
+    other = queue.result(finished(queue, replace(FOUND, state="held", digest="def")))
+    assert other.state == "held"
+    queue.release(other.id, ["pacs"])
+    queue.delivered(pending(queue)[0].id)
+    assert (
+        queue.result(finished(queue, replace(FOUND, state="held", digest="def", destinations=["pacs"]))).state
+        == "delivered"
+    )
+
+
+def test_a_result_that_goes_nowhere_is_done(queue: Queue) -> None:
+    number = finished(queue, replace(FOUND, destinations=()))
+    assert queue.result(number).state == "delivered"
+    verified = queue.add_verified(queue.result(number), "verified-1", "def", [])
+    assert queue.result(verified).state == "delivered"
+    held = finished(queue, replace(FOUND, state="held", destinations=(), series="1.2.3.9"))
+    queue.release(held, [])
+    assert queue.result(held).state == "delivered"
+    assert queue.forgettable(time.time() + 100) == ["1.2.3"]
+
+
+def test_what_is_next_is_the_oldest_delivery_to_each_destination(queue: Queue) -> None:
+    first = finished(queue)
+    second = finished(queue, replace(FOUND, folder="2-1/one", series="1.2.3.5"))
+    assert [(one.result, one.destination, folder) for one, folder in queue.next_deliveries()] == [
+        (first, "pacs", "1-1/one"),
+        (first, "viewer", "1-1/one"),
+    ]
+    queue.delivered(pending(queue)[0].id)
+    assert {(one.result, one.destination) for one, _ in queue.next_deliveries()} == {
+        (second, "pacs"),
+        (first, "viewer"),
+    }
+
+
+def test_what_a_destination_always_refuses_holds_up_nothing_else(queue: Queue) -> None:
+    refused = finished(queue)
+    other = finished(queue, replace(FOUND, series="1.2.3.5"))
+    queue.not_delivered(next(one.id for one in pending(queue) if one.destination == "pacs"), "it refused the SEG")
+    found = {one.destination: one.result for one, _ in queue.next_deliveries()}
+    assert found == {"pacs": other, "viewer": refused}
+
+
+def test_what_is_refused_on_its_way_goes_no_further(queue: Queue) -> None:
+    number = finished(queue)
+    first, _ = pending(queue)
+    queue.delivered(first.id)
+    queue.refuse(number, "rejected by a reviewer")
+    assert pending(queue) == []
+    assert queue.result(number).state == "refused"
+
+
+def test_a_delivery_without_its_result_keeps_none_back(queue: Queue) -> None:
+    lost = finished(queue)
+    kept = finished(queue, replace(FOUND, series="1.2.3.5"))
+    with queue.all_or_none() as db:
+        db.execute("DELETE FROM results WHERE id = ?", (lost,))
+    assert [one.result for one, _ in queue.next_deliveries()] == [kept, kept]
 
 
 def test_what_was_at_work_waits_again_at_no_cost(tmp_path: Path) -> None:
@@ -136,7 +205,7 @@ def test_a_study_is_forgotten_only_when_all_about_it_was_done_long_ago(queue: Qu
     later = time.time() + 100
     number = finished(queue)
     assert queue.forgettable(later) == []
-    for delivery in queue.pending():
+    for delivery in pending(queue):
         queue.delivered(delivery.id)
     assert queue.forgettable(time.time() - 100) == []
     assert queue.forgettable(later) == ["1.2.3"]
@@ -156,3 +225,97 @@ def test_dead_jobs_are_kept_and_can_be_revived(queue: Queue) -> None:
     assert queue.waiting() == []
     queue.revive(job)
     assert [(one.id, one.attempts) for one in queue.waiting()] == [(job, 0)]
+
+
+def test_a_notice_is_delivered_and_what_was_not_processed_stays_so(queue: Queue) -> None:
+    number = finished(queue, NOTICE)
+    first, second = pending(queue)
+    assert (first.destination, second.destination) == ("pacs", "viewer")
+    assert queue.result(number).state == "not processed"
+    queue.not_delivered(first.id, "away")
+    queue.delivered(first.id)
+    assert queue.result(number).state == "not processed"
+    queue.bury_delivery(second.id, "gone for days")
+    assert queue.result(number).state == "not processed"
+    assert [(one.destination, one.reason) for one in queue.deliveries(["dead"])] == [("viewer", "gone for days")]
+    queue.revive_delivery(second.id)
+    assert [one.attempts for one in pending(queue)] == [0]
+    assert queue.result(number).state == "not processed"
+    queue.delivered(second.id)
+    assert (queue.result(number).state, queue.result(number).reason) == ("not processed", "slice gaps")
+
+
+def test_what_was_not_processed_goes_nowhere_without_a_notice(queue: Queue) -> None:
+    number = finished(queue, replace(NOTICE, folder="", digest="", destinations=()))
+    assert pending(queue) == []
+    assert queue.result(number).state == "not processed"
+    assert queue.forgettable(time.time() + 100) == ["1.2.3"]
+
+
+def test_the_same_notice_is_not_sent_to_whom_has_it_and_another_one_is(queue: Queue) -> None:
+    finished(queue, NOTICE)
+    queue.delivered(pending(queue)[0].id)  # pacs has it, viewer not yet
+    again = finished(queue, NOTICE)
+    assert [(one.result, one.destination) for one in pending(queue)] == [(again, "viewer")]
+    queue.delivered(pending(queue)[0].id)
+    assert queue.result(finished(queue, NOTICE)).state == "not processed"
+    assert pending(queue) == []
+    finished(queue, replace(NOTICE, digest="other"))
+    assert [one.destination for one in pending(queue)] == ["pacs", "viewer"]
+
+
+def test_a_later_version_supersedes_a_notice_that_is_not_out(queue: Queue) -> None:
+    notice, other = finished(queue, NOTICE), finished(queue, replace(NOTICE, series="1.2.3.5"))
+    dead, _, _, _ = pending(queue)
+    queue.bury_delivery(dead.id, "gone for days")
+    later = finished(queue)
+    assert [(one.result, one.destination) for one in pending(queue)] == [
+        (other, "pacs"), (other, "viewer"), (later, "pacs"), (later, "viewer"),
+    ]  # fmt: skip
+    queue.revive_delivery(dead.id)
+    assert len(pending(queue)) == 4  # nobody is told any more what is so no longer
+    assert queue.result(notice).state == "not processed"
+
+
+def test_a_notice_that_is_out_is_known_to_be_when_a_later_version_comes(queue: Queue) -> None:
+    notice = finished(queue, NOTICE)
+    for delivery in pending(queue):
+        queue.delivered(delivery.id)
+    finished(queue)
+    assert [one.state for one in queue.deliveries_of(notice)] == ["delivered", "delivered"]
+
+
+def test_a_notice_is_no_result_that_a_later_one_could_follow(queue: Queue) -> None:
+    first = finished(queue)
+    for delivery in pending(queue):
+        queue.delivered(delivery.id)
+    finished(queue, NOTICE)
+    for delivery in pending(queue):
+        queue.delivered(delivery.id)
+    assert [one.id for one in queue.last_delivered("1.2.3")] == [first]
+    assert queue.verdicts() == {"accept": 1}
+
+
+def test_a_study_is_kept_until_its_notice_is_out(queue: Queue) -> None:
+    later = time.time() + 100
+    finished(queue, NOTICE)
+    first, second = pending(queue)
+    queue.delivered(first.id)
+    assert queue.forgettable(later) == []
+    queue.bury_delivery(second.id, "gone for days")
+    assert queue.forgettable(later) == []
+    queue.revive_delivery(second.id)
+    assert queue.forgettable(later) == []
+    time.sleep(0.05)
+    before = time.time()
+    queue.delivered(second.id)
+    assert queue.forgettable(before) == []  # it was done only after that
+    assert queue.forgettable(later) == ["1.2.3"]
+
+
+def test_nobody_decides_on_a_notice(queue: Queue) -> None:
+    number = finished(queue, NOTICE)
+    queue.refuse(number, "no")
+    queue.release(number, ["archive"])
+    assert queue.result(number).state == "not processed"
+    assert [one.destination for one in pending(queue)] == ["pacs", "viewer"]

@@ -70,7 +70,7 @@ class Clinic:
 @pytest.fixture
 def clinic(tiny_bundle: Callable[[], Path], crop: Volume, tmp_path: Path) -> Iterator[Clinic]:
     series = dicomize(replace(crop, provenance=Provenance("nifti")), tmp_path / "in", case_id="one").series_folder
-    token, line = new_token("rossi", ["reviewer"])
+    token, line = new_token("Rossi^Anna Maria", ["reviewer"])
     (tmp_path / "tokens").write_text(line + "\n")
     with pacs(tmp_path / "pacs") as peer:
         (tmp_path / "site.toml").write_text(SITE.format(bundle=tiny_bundle(), port=peer.port))
@@ -87,18 +87,24 @@ def clinic(tiny_bundle: Callable[[], Path], crop: Volume, tmp_path: Path) -> Ite
 def test_a_reviewer_accepts_and_the_pacs_gets_a_verified_report(clinic: Clinic) -> None:
     page = requests.get(f"{clinic.url}/results/1/review", headers=clinic.reviewer, timeout=300)
     assert page.status_code == 200
+    stands = requests.get(f"{clinic.url}/results/1/verdict", headers=clinic.reviewer, timeout=30).json()
+    assert stands == {"who": "Rossi^Anna Maria", "state": "delivered", "open": True, "decided": None}
     assert "COMMISSION" not in page.text
     assert 'data-post="/results/1/verdict"' in page.text
     verdict = clinic.verdict(page.text, "accepted")
     answer = requests.post(f"{clinic.url}/results/1/verdict", json=verdict, headers=clinic.reviewer, timeout=300)
     assert answer.status_code == 200, answer.text
-    assert answer.json()["reviewer"] == {"name": "rossi", "organization": "General Hospital"}
+    assert answer.json()["reviewer"] == {"name": "Rossi^Anna Maria", "organization": "General Hospital"}
     wait_until(lambda: clinic.kinds() == ["SEG", "SR UNVERIFIED", "SR VERIFIED"], 60)
-    again = requests.post(f"{clinic.url}/results/1/verdict", json=verdict, headers=clinic.reviewer, timeout=300)
-    assert again.status_code == 422
-    assert "verified once" in again.json()["detail"]
+    stands = requests.get(f"{clinic.url}/results/1/verdict", headers=clinic.reviewer, timeout=30).json()
+    assert (stands["who"], stands["open"], stands["decided"]["by"]) == ("Rossi^Anna Maria", False, "Rossi^Anna Maria")
+    for decision in ("accepted", "rejected"):
+        verdict = clinic.verdict(page.text, decision)
+        again = requests.post(f"{clinic.url}/results/1/verdict", json=verdict, headers=clinic.reviewer, timeout=300)
+        assert again.status_code == 422
+        assert "decided on once" in again.json()["detail"]
     events = [json.loads(line) for line in (clinic.node.folder / "audit.jsonl").read_text().splitlines()]
-    assert [one["who"] for one in events if one["event"] == "decided"] == ["rossi"]
+    assert [one["who"] for one in events if one["event"] == "decided"] == ["Rossi^Anna Maria"]
 
 
 def test_a_correction_is_measured_and_kept_to_train_on(clinic: Clinic, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,9 @@ def test_a_site_has_a_node_rules_and_destinations(tmp_path: Path) -> None:
         ('name = "any"', 'name = "a/b"', "name is 'a/b'"),
         ('destinations = ["pacs"]', 'destinations = ["pax"]', "sends to pax; one of pacs is needed"),
         ('destinations = ["pacs"]', 'destinations = ["pacs"]\nformats = ["pdf"]', "formats is"),
+        ('destinations = ["pacs"]', "notice = true", "has notice = true, and sends to nobody"),
+        ('destinations = ["pacs"]', 'destinations = ["pacs"]\nnotice = "yes"', "notice is 'yes'"),
+        ("answer_s = 5.0", "notice = true", "unknown key notice"),
         ("[node]", "[nodes]", "has no table \\[node\\]"),
         (
             "[[rules]]",
@@ -56,4 +60,24 @@ def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, said: str) -
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(UsageError, match=said):
+        read_site(path)
+
+
+def test_a_notice_goes_to_the_destinations_that_take_captures(tmp_path: Path) -> None:
+    path = write_site(tmp_path, 11112, rule="notice = true")
+    viewer = """
+[destinations.viewer]
+host = "127.0.0.1"
+port = 104
+ae_title = "VIEWER"
+[destinations.viewer.profile]
+objects = ["SEG"]
+"""
+    path.write_text(path.read_text().replace('["pacs"]', '["viewer", "pacs"]') + viewer)
+    site = read_site(path)
+    (rule,) = site.rules
+    assert site.noticed(rule) == ("pacs",)
+    assert site.noticed(replace(rule, notice=False)) == ()
+    path.write_text(path.read_text().replace('["viewer", "pacs"]', '["viewer"]'))
+    with pytest.raises(UsageError, match="sends to viewer; a destination that takes SC is needed"):
         read_site(path)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +19,10 @@ from pydicom import dcmread
 from dicom_io.dicomize import dicomize
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.cli import main
-from monai_unet_app.errors import AppError
+from monai_unet_app.errors import AppError, InputRefusedError
 from monai_unet_app.results import write_nifti
 from monai_unet_app.service.site import read_site
+from monai_unet_app.service.trace import trace
 from monai_unet_app.service.uploads import take_nifti
 from monai_unet_app.service.work import Worker
 
@@ -67,6 +71,11 @@ def task(study: Path, output: Path, **earlier: str) -> dict:
     return {"study": str(study.parent), "output": str(output), "earlier": earlier}
 
 
+def without_a_slice(study: Path) -> None:
+    files = sorted(study.glob("*.dcm"), key=lambda path: float(dcmread(path).ImagePositionPatient[2]))
+    files[3].unlink()
+
+
 def test_a_study_becomes_a_result_for_each_way_in_which_it_is_wanted(
     site_file: Path, study: Path, tmp_path: Path
 ) -> None:
@@ -106,7 +115,10 @@ def test_a_study_that_no_rule_fits_says_what_is_in_it(site_file: Path, tmp_path:
     ct = make_study(tmp_path / "received" / "1.2.5" / "1.2.5.6")
     (found,) = Worker(read_site(site_file)).answer(task(ct, tmp_path / "results" / "1-1"))["results"]
     assert found["state"] == "not processed"
-    assert found["reason"] == "no series fits a rule (hippocampus); found: CT image of 3"
+    assert (
+        found["reason"]
+        == "no series fits a rule; found: CT image of 3 (hippocampus wants another Modality and another SeriesDescription)"
+    )
 
 
 def test_a_series_that_the_bundle_was_not_made_for_says_why(site_file: Path, tmp_path: Path) -> None:
@@ -119,11 +131,86 @@ def test_a_series_that_the_bundle_was_not_made_for_says_why(site_file: Path, tmp
 
 
 def test_slices_that_do_not_lie_evenly_say_so(site_file: Path, study: Path, tmp_path: Path) -> None:
-    files = sorted(study.glob("*.dcm"), key=lambda path: float(dcmread(path).ImagePositionPatient[2]))
-    files[3].unlink()
+    without_a_slice(study)
     (found,) = Worker(read_site(site_file)).answer(task(study, tmp_path / "results" / "1-1"))["results"]
     assert found["state"] == "not processed"
     assert "gap" in found["reason"]
+
+
+@pytest.fixture
+def noticing(site_file: Path) -> Path:
+    """A site whose rule wants notices, and whose viewer takes none."""
+    site_file.write_text(site_file.read_text().replace("[[rules]]\n", "[[rules]]\nnotice = true\n"))
+    return site_file
+
+
+def test_a_rule_may_want_a_notice_of_what_was_not_processed(noticing: Path, study: Path, tmp_path: Path) -> None:
+    without_a_slice(study)
+    worker = Worker(read_site(noticing))
+    first, again = (worker.answer(task(study, tmp_path / "results" / name))["results"][0] for name in ("1-1", "1-2"))
+    assert (first["state"], first["verdict"]) == ("not processed", "")
+    assert "gap" in first["reason"]
+    assert first["digest"] == again["digest"] != ""
+    folder = tmp_path / "results" / first["folder"]
+    (path,) = (path for path in folder.rglob("*") if path.is_file())
+    assert path.relative_to(folder) == Path("binary", f"{folder.name}_notice.dcm")
+    notice, source = dcmread(path), dcmread(next(study.glob("*.dcm")))
+    assert (notice.PatientID, notice.StudyInstanceUID) == (source.PatientID, source.StudyInstanceUID)
+    headline, said, why, what = notice.ImageComments.split("\r\n")
+    assert (headline, said) == ("NOT PROCESSED", "No result was made. This is no finding.")
+    assert why == first["reason"].replace(first["series"], "...")
+    (bundle,) = worker.bundles.values()
+    images = len(list(study.glob("*.dcm")))
+    assert what.startswith(f"{bundle.name} {bundle.version}, series ")
+    assert what.endswith(f", rule hippocampus, {images} image(s) had come")
+    assert trace(path)["made_by"]["sha256"] == bundle.sha256
+
+
+def test_a_notice_tells_no_folder_of_the_node(noticing: Path, study: Path, tmp_path: Path) -> None:
+    study = Path(shutil.copytree(study, tmp_path / "the node" / "1.2.3" / "1.2.3.4"))
+    twice = dcmread(sorted(study.glob("*.dcm"))[0])
+    twice.PixelData = bytes(len(twice.PixelData))
+    twice.save_as(study / "again.dcm")
+    (found,) = Worker(read_site(noticing)).answer(task(study, tmp_path / "results" / "1-1"))["results"]
+    assert str(study) in found["reason"]
+    (path,) = (tmp_path / "results" / found["folder"]).rglob("*.dcm")
+    assert "twice with different content, in ... and ...; each" in dcmread(path).ImageComments
+
+
+def test_half_a_result_is_not_left_beside_a_notice(
+    noticing: Path, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker(read_site(noticing))
+    write, calls = worker._write, iter(range(9))
+
+    def failing(*args: Any, **what: Any) -> None:
+        write(*args, **what)
+        if next(calls) == 1:
+            raise InputRefusedError("no more")
+
+    monkeypatch.setattr(worker, "_write", failing)
+    (found,) = worker.answer(task(study, tmp_path / "results" / "1-1"))["results"]
+    assert (found["state"], found["reason"]) == ("not processed", "no more")
+    assert [path.name[-11:] for path in (tmp_path / "results").rglob("*.dcm")] == ["_notice.dcm"]
+
+
+def test_where_nobody_can_say_whose_a_notice_is_there_is_none(noticing: Path, study: Path, tmp_path: Path) -> None:
+    stray = sorted(study.glob("*.dcm"))[0]
+    other = dcmread(stray)
+    other.PatientID = "SOMEBODY-ELSE"
+    other.save_as(stray)
+    (found,) = Worker(read_site(noticing)).answer(task(study, tmp_path / "results" / "1-1"))["results"]
+    assert (found["state"], found["folder"], found["digest"]) == ("not processed", "", "")
+    assert "no notice of it could be written: the series has files of 2 different PatientID" in found["reason"]
+    assert "SOMEBODY-ELSE" not in found["reason"]
+    assert list((tmp_path / "results").rglob("*.dcm")) == []
+
+
+def test_of_a_study_that_no_rule_fits_there_is_no_notice(noticing: Path, tmp_path: Path) -> None:
+    ct = make_study(tmp_path / "received" / "1.2.5" / "1.2.5.6")
+    (found,) = Worker(read_site(noticing)).answer(task(ct, tmp_path / "results" / "1-1"))["results"]
+    assert (found["state"], found["folder"]) == ("not processed", "")
+    assert list((tmp_path / "results").rglob("*.dcm")) == []
 
 
 def test_an_image_without_dicom_becomes_a_result_that_is_fetched(site_file: Path, crop: Volume, tmp_path: Path) -> None:
@@ -157,3 +244,12 @@ def test_results_lead_back_to_their_bundle(
         assert told["sources"][found["series"]] == len(list(study.glob("*.dcm")))
     assert main(["trace", str(next(study.glob("*.dcm")))]) == 3
     assert "names no bundle that made it" in capsys.readouterr().err
+
+
+def test_a_node_with_another_bundle_than_the_site_approved_does_not_start(site_file: Path) -> None:
+    site_file.write_text(site_file.read_text().replace("[[rules]]\n", f'[[rules]]\nsha256 = "{"0" * 64}"\n'))
+    words = [sys.executable, "-m", "monai_unet_app", "node", "--config", str(site_file)]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 2
+    assert "names a bundle of sha256 000000000000" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -17,6 +17,24 @@
     if (decision) decide(decision);
   });
 
+  if (post) stand();
+
+  // Who is signed in, and whether the result waits for them; a server that does not say leaves the page as it is.
+  async function stand() {
+    const answer = await fetch(post, { credentials: "same-origin" }).catch(() => null);
+    const now = answer && answer.ok ? await answer.json().catch(() => null) : null;
+    if (!now) return;
+    by("meaning").textContent = `Your decision is sent to the node that made this page. You are signed in as ${now.who}: `
+      + "this name stands in the verified report.";
+    if (now.decided) {
+      mark(now.decided.decision);
+      tell(`Decided: ${now.decided.decision} by ${now.decided.by || "nobody named"}, ${now.decided.at.slice(0, 10)}.`);
+    }
+    if (now.open) return;
+    for (const button of by("decision").querySelectorAll("button")) button.disabled = true;
+    if (!now.decided) tell(`This result is ${now.state}: there is nothing to decide any more.`);
+  }
+
   async function decide(decision) {
     const verdict = {
       schema_version: "1.0",
@@ -29,20 +47,35 @@
       draft: !post,
     };
     if (!post) return save(verdict);
+    const corrects = decision === "corrected";
+    by("mask").hidden = !corrects;
+    if (corrects && !by("mask").files.length) {
+      return tell("Choose the corrected mask (NIfTI, SEG or RTSTRUCT), then press Correct again. Nothing was sent yet.");
+    }
     tell("Sending ...");
     try {
-      const answer = await fetch(post, {
-        method: "POST",
-        headers: { "Content-Type": "application/json" },
-        credentials: "same-origin",
-        body: JSON.stringify(verdict),
-      });
-      if (!answer.ok) throw new Error(`the node answered ${answer.status}`);
+      const answer = await fetch(post, { method: "POST", credentials: "same-origin", ...told(verdict, corrects) });
+      if (!answer.ok) throw new Error(await reason(answer));
       mark(decision);
-      tell(`Recorded: ${decision}.` + next(decision));
+      tell(`Recorded: ${decision}.`);
+      await stand();
     } catch (error) {
-      tell(`Not recorded: ${error.message}. Nothing has changed; try again.`);
+      tell(`Not recorded: ${error.message}. Nothing has changed.`);
     }
+  }
+
+  function told(verdict, corrects) {
+    const text = JSON.stringify(verdict);
+    if (!corrects) return { headers: { "Content-Type": "application/json" }, body: text };
+    const body = new FormData();
+    body.append("verdict", text);
+    body.append("mask", by("mask").files[0]);
+    return { body };
+  }
+
+  async function reason(answer) {
+    const said = await answer.json().catch(() => ({}));
+    return typeof said.detail === "string" ? said.detail : `the node answered ${answer.status}`;
   }
 
   function save(verdict) {

@@ -1,0 +1,121 @@
+"""A node's memory, made anew from its audit trail: what was done, what was decided and who has what.
+
+The trail is written before the memory, in one go with it, so that it knows as much. What is not in it: tries that failed,
+reasons, and how long ago something was done, from which on it is kept. Studies that the trail does not tell of are found among
+the received files, as those that came last.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from monai_unet_app.service.audit import entries
+from monai_unet_app.service.queue import Delivery, NewResult, Queue
+
+Line = dict[str, Any]
+_MADE = {"complete": "job", "result": "result", "verified": "result"}
+"""Event -> the key of the number of what it made."""
+
+
+def restore(queue: Queue, trail: Path) -> None:
+    """Fills a queue that never had a job; does nothing to another.
+
+    Args:
+        queue: Gets jobs, results and deliveries, with the numbers that they had.
+        trail: One that is whole.
+    """
+    if not queue.is_new:
+        return
+    with queue.all_or_none():
+        for line in _told(trail):
+            _EVENTS[line["event"]](queue, line)
+
+
+def _told(trail: Path) -> list[Line]:
+    """The lines that matter; of several that made the same, those before the last are of a node that died at that moment."""
+    known = [line for line in entries(trail) if line["event"] in _EVENTS]
+    last = {_made(line): n for n, line in enumerate(known)}
+    return [line for n, line in enumerate(known) if line["event"] not in _MADE or last[_made(line)] == n]
+
+
+def _made(line: Line) -> tuple[str, int]:
+    key = _MADE.get(line["event"], "n")
+    return key, line[key]
+
+
+def _complete(queue: Queue, line: Line) -> None:
+    queue.arriving(line["study"], line["instances"] - queue.instances(line["study"]))
+    queue.number_next("jobs", line["job"])
+    queue.settle(line["study"])
+
+
+def _result(queue: Queue, line: Line) -> None:
+    queue.number_next("results", line["result"])
+    facts = {key: line[key] for key in ("rule", "series", "folder", "verdict", "digest", "destinations")}
+    goes = line["destinations"] and line["state"] == "delivered"  # to nobody who had not these bytes already
+    queue.finish(line["job"], [NewResult(**facts, state="sending" if goes else line["state"], reason="")])
+
+
+def _verified(queue: Queue, line: Line) -> None:
+    of = queue.result(line["of"])
+    if of is not None:
+        queue.number_next("results", line["result"])
+        queue.add_verified(of, line["folder"], line["digest"], line["destinations"])
+
+
+def _released(queue: Queue, line: Line) -> None:
+    queue.release(line["result"], line["destinations"])
+
+
+def _refused(queue: Queue, line: Line) -> None:
+    queue.refuse(line["result"], f"by {line['who']}, {line['time'][:10]}")
+
+
+def _decided(queue: Queue, line: Line) -> None:
+    if line["decision"] == "accepted":
+        _released(queue, line)
+    else:
+        queue.refuse(line["result"], f"{line['decision']} by a reviewer")
+
+
+def _delivered(queue: Queue, line: Line) -> None:
+    for delivery in _deliveries(queue, line):
+        queue.delivered(delivery.id)
+
+
+def _dead(queue: Queue, line: Line) -> None:
+    if "job" in line:
+        queue.bury(line["job"], line["reason"])
+    for delivery in _deliveries(queue, line):
+        queue.bury_delivery(delivery.id, line["reason"])
+
+
+def _retried(queue: Queue, line: Line) -> None:
+    if "job" in line:
+        queue.revive(line["job"])
+    for delivery in _deliveries(queue, line):
+        queue.revive_delivery(delivery.id)
+
+
+def _forgotten(queue: Queue, line: Line) -> None:
+    queue.forget(line["study"])
+
+
+def _deliveries(queue: Queue, line: Line) -> list[Delivery]:
+    found = queue.deliveries_of(line["result"]) if "result" in line else []
+    return [one for one in found if one.destination == line["destination"]]
+
+
+_EVENTS = {
+    "complete": _complete,
+    "result": _result,
+    "verified": _verified,
+    "released": _released,
+    "refused": _refused,
+    "decided": _decided,
+    "delivered": _delivered,
+    "dead letter": _dead,
+    "retried": _retried,
+    "forgotten": _forgotten,
+}
