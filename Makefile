@@ -27,7 +27,7 @@ test: $(VENV)/ready
 test-slow: $(VENV)/ready
 	$(BIN)/pytest -n auto -m "slow and not interop and not faults and not deploy"
 
-# the round trip through Orthanc and dcmtk, the review page in Chromium; installs them if they are absent (root, Debian or Ubuntu)
+# the round trip through Orthanc and dcmtk, OHIF and the review page in Chromium; installs them if they are absent (root, Debian)
 interop: $(VENV)/ready
 	tests/interop/install.sh
 	$(BIN)/pytest -m interop tests/interop tests/review

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "interop"))
+sys.path.extend(str(Path(__file__).resolve().parents[1] / "tests" / room) for room in ("", "interop"))
 
 from orthanc import PLUGIN, orthanc
 

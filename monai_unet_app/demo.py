@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +16,26 @@ from dicom_io.rtstruct import read_rtstruct
 from dicom_io.seg import read_seg
 from dicom_io.validators import dciodvfy_errors, labels_by_dcmqi, program, tid1500_by_dcmqi
 from dicom_io.volume import Affine, Volume
-from monai_unet_app.bundle import load_bundle
-from monai_unet_app.calibrate import calibrate_bundle
+from monai_unet_app.bundle import Bundle, load_bundle
+from monai_unet_app.calibrate import calibrate_bundle, known_rows, state_confidence
 from monai_unet_app.config import PredictConfig, resolve_device
 from monai_unet_app.convert import dicomize_cases
 from monai_unet_app.data.cases import CaseFiles, find_data
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import AppError
-from monai_unet_app.evaluate import choose_cases, evaluate_cases
+from monai_unet_app.evaluate import Row, choose_cases, evaluate_cases
 from monai_unet_app.results import OutputConfig, predict_cases
 from monai_unet_app.shipped import shipped
 from monai_unet_app.training.run import TrainConfig, train_bundle
 
 TEMPLATE = "hippocampus_mri_unet3d"
 Say = Callable[[str], None]
+Progress = Callable[[str, int], Any]
+Rows = Sequence[Row]
 
 
-def run_demo(output: Path, epochs: int, say: Say, progress: Callable[[str, int], Any]) -> dict[str, Any]:
+def run_demo(output: Path, epochs: int, say: Say, progress: Progress) -> dict[str, Any]:
     """Trains, calibrates, evaluates and applies the 3D bundle on the example cases.
 
     Args:
@@ -58,8 +60,7 @@ def run_demo(output: Path, epochs: int, say: Say, progress: Callable[[str, int],
     cases = find_data(data)
     chosen = choose_cases(bundle, cases, "calibration")
     say(f"2/4  calibrate on {chosen.note}")
-    with progress("calibrating", len(chosen.rows)) as step:
-        calibrate_bundle(bundle, chosen.rows, step)
+    _calibrate(bundle, chosen.rows, known_rows(bundle, cases), progress)
     clock = _lap(seconds, "calibrate", clock)
 
     bundle = load_bundle(output / TEMPLATE, device)
@@ -103,6 +104,14 @@ def run_demo(output: Path, epochs: int, say: Say, progress: Callable[[str, int],
     }
     write_json(answer, output / "demo.json")
     return answer
+
+
+def _calibrate(bundle: Bundle, rows: Rows, known: Rows, progress: Progress) -> None:
+    """Calibrated probabilities, and what the bundle states of its results."""
+    with progress("calibrating", len(rows)) as step:
+        calibrate_bundle(bundle, rows, step)
+    with progress("stating", len(rows) + len(known)) as step:
+        state_confidence(bundle, rows, known, step=step)
 
 
 def validate_results(folder: Path, result: dict[str, Any], source: Volume) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.errors import InputRefusedError, UsageError
+from monai_unet_app.metrics import normalised_entropy
 from monai_unet_app.pipeline import Case
 
 DICOM_FORMATS = ("seg", "sr", "rtstruct", "gsps", "sc", "pm")
@@ -68,7 +69,8 @@ def write_dicom(
             format is asked for that needs patient space.
     """
     source, labels, files = _target(case, case_id, what, folder)
-    _check_formats(case_id, source, what)
+    if source.planar:
+        check_possible(case_id, what.formats)
     info = _info(case, bundle, run)
     names = {kind: f"{case_id}_{kind}" + ("" if kind == "sc" else ".dcm") for kind in DICOM_FORMATS}
     paths = {kind: folder / name for kind, name in names.items()}
@@ -85,7 +87,7 @@ def write_dicom(
         "gsps": lambda: write_gsps(labels, source, paths["gsps"], info),
         "sc": lambda: write_captures(labels, source, paths["sc"], info),
         "pm": lambda: write_parametric_map(
-            _entropy(case, source, bundle),
+            _on(normalised_entropy(case.probabilities, exclusive=bundle.exclusive), case, source),
             source,
             paths["pm"],
             info,
@@ -104,11 +106,12 @@ def write_dicom(
     return files
 
 
-def _check_formats(case_id: str, source: Volume, what: DicomOutput) -> None:
-    impossible = [kind for kind in IN_PATIENT_SPACE if kind in what.formats]
-    if source.planar and impossible:
+def check_possible(name: str, formats: Sequence[str]) -> None:
+    """Raises InputRefusedError for formats that cannot be made of a picture; `name`: of whatever asks for them."""
+    impossible = [kind for kind in IN_PATIENT_SPACE if kind in formats]
+    if impossible:
         raise InputRefusedError(
-            f"{case_id}: {', '.join(impossible)} cannot be made of a picture, which has no millimetres and no place in the "
+            f"{name}: {', '.join(impossible)} cannot be made of a picture, which has no millimetres and no place in the "
             f"patient; of {', '.join(kind for kind in DICOM_FORMATS if kind not in IN_PATIENT_SPACE)} some are possible; "
             "change --format"
         )
@@ -146,9 +149,12 @@ def _info(case: Case, bundle: Bundle, run: PredictConfig) -> ResultInfo:
 
 
 def _intervals(case: Case) -> dict[int, tuple[float, float]]:
-    """For each structure of which the bundle states it, the interval of its volume in mL."""
+    """For each structure of which the bundle states it, the interval of its volume in mL.
+
+    A report says how far a volume may be off to either side, and cannot say of one that it lies beside its interval.
+    """
     found = case.assessment.structures if case.assessment else ()
-    return {one.number: one.size_interval for one in found if one.size_interval}
+    return {one.number: one.size_interval for one in found if one.size_interval and not one.is_beside_its_interval}
 
 
 def _quality(case: Case) -> str:
@@ -210,21 +216,6 @@ def _foreground(case: Case, source: Volume, bundle: Bundle) -> Volume:
     """Calibrated probabilities of the structures on the source's grid, channels last."""
     channels = case.probabilities[1:] if bundle.exclusive else case.probabilities
     return _on(np.clip(np.moveaxis(channels, 0, -1), 0.0, 1.0), case, source)
-
-
-def _entropy(case: Case, source: Volume, bundle: Bundle) -> Volume:
-    """How undecided the network is at each voxel: 0 sure, 1 all answers alike.
-
-    Exclusive classes: entropy over the classes, divided by its greatest value; overlapping ones: that of the most
-    undecided label.
-    """
-    chances = np.clip(case.probabilities.astype(np.float64), 1e-12, 1.0)
-    if bundle.exclusive:
-        entropy = -(chances * np.log(chances)).sum(axis=0) / np.log(len(chances))
-    else:
-        rest = np.clip(1.0 - chances, 1e-12, 1.0)
-        entropy = (-(chances * np.log(chances) + rest * np.log(rest)) / np.log(2.0)).max(axis=0)
-    return _on(np.clip(entropy, 0.0, 1.0).astype(np.float32), case, source)
 
 
 def _on(values: NDArray, case: Case, source: Volume) -> Volume:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +103,22 @@ class CaseLog:
         labels = {segment.number: segment.label for segment in self.bundle.segments}
         return summarise_statements(self.judged, self.assessed, labels) if self.assessed else None
 
-    def write(self, folder: Path, data_name: str, partition: str) -> tuple[Mapping[str, Any], tuple[Path, ...]]:
+    def write(
+        self,
+        folder: Path,
+        data_name: str,
+        partition: str,
+        not_measured: tuple[str, ...] = (),
+        seen: Mapping[str, int] | None = None,
+    ) -> tuple[Mapping[str, Any], tuple[Path, ...]]:
         """Writes metrics.json, cases.csv, report.html and report.pdf; gives the summary and the files."""
         bundle = self.bundle
+        measured = dataset_sha256(self.rows)
         report = EvaluationReport.of(
             self.evaluation,
-            MeasuredOn(bundle.name, bundle.version, bundle.sha256, data_name, dataset_sha256(self.rows), partition),
+            MeasuredOn(
+                bundle.name, bundle.version, bundle.sha256, data_name, measured, partition, not_measured, seen or {}
+            ),
             pictures=self._pictures(),
             targets=self.targets,
             statements=self._statements(),
@@ -157,10 +167,17 @@ def _structures(bundle: Bundle) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Cases of a data set that may be used for a purpose, and how they were chosen, in words."""
+    """Cases of a data set that may be used for a purpose.
+
+    Attributes:
+        rows: The cases.
+        note: How they were chosen, in words.
+        seen: Partition -> how many of them the bundle was made with in it; none of test.
+    """
 
     rows: list[Row]
     note: str
+    seen: Mapping[str, int] = field(default_factory=dict)
 
 
 def choose_cases(
@@ -181,6 +198,7 @@ def choose_cases(
     plan = read_splits(splits) if splits else read_splits(shipped("examples") / "splits.json")
     rows: list[Row] = []
     left: dict[str, list[str]] = {}
+    made_with: dict[str, int] = {}
     places = [plan.get(case.id) for case in cases]
     subjects = {**subjects_of(cases), **{place.id: place.subject for place in places if place}}
     kin = _kin(bundle, plan)
@@ -191,16 +209,22 @@ def choose_cases(
     for case, known, part in zip(cases, seen, partitions, strict=True):
         if partition == "all" or part in accepted:
             rows.append(data_row(case, known.subject if known else subjects[case.id]))
+            if known and known.partition != "test":
+                made_with[known.partition] = made_with.get(known.partition, 0) + 1
         else:
             left.setdefault(part or "cases that the plan does not know", []).append(case.id)
     note = f"{len(rows)} of {len(cases)} case(s)" + (f", partition {partition}" if partition else "")
+    if made_with:
+        note += "; seen by the bundle: " + ", ".join(f"{count} in {part}" for part, count in sorted(made_with.items()))
+    elif bundle.seen:
+        note += "; none of them seen by the bundle"
     if left:
         note += "; left out: " + ", ".join(f"{len(ids)} of {name} ({_some(ids)})" for name, ids in sorted(left.items()))
     if not rows:
         raise InputRefusedError(
             f"{note}: no case is left to work on; give other cases, or --partition all to take them as well"
         )
-    return Chosen(rows, note)
+    return Chosen(rows, note, made_with)
 
 
 def _some(ids: Sequence[str], most: int = 3) -> str:
@@ -277,6 +301,7 @@ def evaluate_cases(
     run: PredictConfig | None = None,
     data_name: str = "",
     partition: str = "",
+    seen: Mapping[str, int] | None = None,
     targets: Bounds | None = None,
     each: Callable[[str, float | None], None] = lambda case_id, dice: None,
 ) -> Evaluated:
@@ -289,29 +314,31 @@ def evaluate_cases(
         run: Flags of the prediction.
         data_name: For the report.
         partition: For the report: who these cases are to this bundle.
+        seen: For the report, as in `Chosen`.
         targets: What should be reached, as `report.targets.read_targets` gives it; None for the bundle's own.
         each: Told every case's id and mean Dice, None where it was refused.
 
     Raises:
         InputRefusedError: Not one case could be measured.
     """
-    log, problems = CaseLog(bundle, targets), []
+    log, problems = CaseLog(bundle, targets), dict[str, str]()
     for row in rows:
         try:
             volume = read_volume(row["image"])
             truth = truth_of(row, volume, bundle)
             case = segment_case(volume, bundle, run, uncalibrated=True)
         except InputRefusedError as error:
-            problems.append(f"{row['id']}: {error}")
+            problems[row["id"]] = str(error)
             each(row["id"], None)
             continue
         predicted = case.labels if bundle.exclusive else np.moveaxis(case.labels, -1, 0).astype(bool)
         each(row["id"], log.add(row, volume, truth, predicted, case.probabilities, case.uncalibrated))
         log.judge(row, case, truth)
+    told = tuple(f"{case}: {why}" for case, why in problems.items())
     if not log.rows:
-        raise InputRefusedError("no case could be measured:\n  " + "\n  ".join(problems))
-    metrics, files = log.write(output, data_name, partition)
-    return Evaluated(metrics, files, tuple(problems))
+        raise InputRefusedError("no case could be measured:\n  " + "\n  ".join(told))
+    metrics, files = log.write(output, data_name, partition, tuple(problems), seen)
+    return Evaluated(metrics, files, told)
 
 
 class EvaluationHandler:

@@ -28,7 +28,7 @@ from dicom_io.read import ReadOptions
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app import __version__
 from monai_unet_app.bundle import Bundle, load_bundle
-from monai_unet_app.calibration.confidence import Assessment, read_confidence
+from monai_unet_app.calibration.confidence import Assessment, Confidence, read_confidence
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.cases import CaseFiles, case_id, told
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
@@ -204,6 +204,8 @@ def predict_cases(
         from monai_unet_app.explain import check_explainable
 
         check_explainable(bundle, what.explain)
+    if what.cautious:
+        _safe_cuts(read_confidence(bundle, "tta" if run.tta else "plain"), bundle)
     for case in cases:
         try:
             result = segment_case(case.image, bundle, run, windows)
@@ -384,7 +386,7 @@ def _write_files(
         write_nifti(np.moveaxis(case.probabilities, 0, -1), case.volume, folder / files["probabilities"])
     if what.cautious:
         files["cautious"] = f"{case_id}_cautious.nii.gz"
-        write_nifti(_cautious(case, case_id, bundle), case.volume, folder / files["cautious"])
+        write_nifti(_cautious(case, bundle), case.volume, folder / files["cautious"])
     if "png" in what.formats:
         files["png"] = f"{case_id}_overlay.png"
         write_overlay(case, case_id, bundle, folder / files["png"])
@@ -416,23 +418,28 @@ def _write_explanation(
     return files
 
 
-def _cautious(case: Case, case_id: str, bundle: Bundle) -> np.ndarray:
-    """Shape (I, J, K, C), 0 or 1: each structure cut where the bundle states that little of it is missed.
+def _cautious(case: Case, bundle: Bundle) -> np.ndarray:
+    """Shape (I, J, K, C), 0 or 1: each structure cut where the bundle states that little of it is missed."""
+    foreground = case.probabilities[1:] if bundle.exclusive else case.probabilities
+    cuts = _safe_cuts(case.assessment.confidence if case.assessment else None, bundle)
+    masks = [p >= cut for p, cut in zip(foreground, cuts, strict=True)]
+    return np.stack(masks, axis=-1).astype(np.uint8)
+
+
+def _safe_cuts(stated: Confidence | None, bundle: Bundle) -> list[float]:
+    """The probability of each structure from which on little of it is missed.
 
     Raises:
-        InputRefusedError: The bundle states nothing of the kind.
+        UsageError: The bundle states nothing of the kind.
     """
-    stated = case.assessment.confidence.risk if case.assessment else None
-    thresholds = [stated.thresholds.get(segment.number) if stated else None for segment in bundle.segments]
-    if any(threshold is None for threshold in thresholds):
-        raise InputRefusedError(
-            f"{case_id}: {bundle.name} does not state from which probability on little is missed; calibrate it on more "
-            "subjects, or leave --cautious out"
+    thresholds = stated.risk.thresholds if stated and stated.risk else {}
+    cuts = [cut for segment in bundle.segments if (cut := thresholds.get(segment.number)) is not None]
+    if len(cuts) < len(bundle.segments):
+        raise UsageError(
+            f"{bundle.name} does not state from which probability on little is missed; calibrate it on more subjects, or leave "
+            "--cautious out"
         )
-    foreground = case.probabilities[1:] if bundle.exclusive else case.probabilities
-    return np.stack([p >= threshold for p, threshold in zip(foreground, thresholds, strict=True)], axis=-1).astype(
-        np.uint8
-    )
+    return cuts
 
 
 def _write_itk(case: Case, case_id: str, path: Path) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +23,10 @@ from phantoms import CT_IMAGE, write_mr_series
 from PIL import Image
 from pydicom.uid import RLELossless, generate_uid
 from rich.console import Console
+from shell import Run, shell
 
 from dicom_io.volume import Provenance, Volume
-from monai_unet_app.cli import main, show
+from monai_unet_app.cli import show
 from monai_unet_app.cli.parser import build_parser
 
 BUNDLE = str(REPOSITORY / "bundles" / "hippocampus_mri_unet3d")
@@ -51,32 +50,7 @@ VERBS = [
 SECRETS = {"PatientName": "Zyxwvut^Qponmlk", "PatientID": "ID-55501234", "AccessionNumber": "ACC-998877"}
 
 
-@dataclass(frozen=True)
-class Answer:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Answer]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """Runs one verb in this process, as the shell would."""
-
-    def command(*argv: object) -> Answer:
-        capsys.readouterr()
-        try:
-            code = main([str(word) for word in argv])
-        except SystemExit as stop:  # argparse
-            code = int(stop.code or 0)
-        seen = capsys.readouterr()
-        return Answer(code, seen.out, seen.err)
-
-    with warnings.catch_warnings():
-        yield command
-    logging.disable(logging.NOTSET)
+run = pytest.fixture(shell)
 
 
 def files_below(folder: Path) -> list[str]:

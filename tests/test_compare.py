@@ -36,6 +36,7 @@ from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.evaluate import evaluate_cases
 from monai_unet_app.metrics import Bootstrap
+from monai_unet_app.metrics.statistics import finite_mean
 
 CLASSES = ("front", "back")
 COLUMNS = (
@@ -87,8 +88,10 @@ def write_evaluation(
         random.Random(3).shuffle(rows)
     with (folder / "cases.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows([["case", "subject", "class", *COLUMNS], *rows])
+    dice = [{**USUAL, **scores}["dice"] for _, _, scores in cases]
     document = {
         "schema_version": "1.0",
+        "dice": {"mean": finite_mean(dice)} if any(map(math.isfinite, dice)) else {},
         "bundle": {"name": folder.name, "version": "1", "sha256": ""},
         "data": {"name": "made up", "sha256": sha256, "partition": "test", "cases": len(cases), "subjects": 1},
         "a_later_key": {},
@@ -323,6 +326,12 @@ def damaged(folder: Path, kind: str) -> Path:
         table.write_text("\n".join([*lines[:-1], lines[-1].replace("0.8", "good")]))
     elif kind == "no column":
         table.write_text("\n".join(line.replace("dice", "dies") for line in lines))
+    elif kind == "a changed field":
+        table.write_text("\n".join([*lines[:-1], lines[-1].replace("0.8", "8.8", 1)]))
+    elif kind == "not a number":
+        table.write_text("\n".join([*lines[:-1], lines[-1].replace("0.8", "nan", 1)]))
+    elif kind == "a later version":
+        (folder / "metrics.json").write_text((folder / "metrics.json").read_text().replace('"1.0"', '"9.0"', 1))
     elif kind == "no row of a class":
         table.write_text("\n".join(line for line in lines if line != lines[1]))
     return folder
@@ -338,6 +347,9 @@ DAMAGES = {
     "a short row": "row 10 has not the 13 fields",
     "a word": "dice of case_02 is 'good'; a number or nothing is needed",
     "no column": r"no column dice",
+    "a changed field": r"the mean dice is 0\.8 in metrics\.json and 3\.46667 in cases\.csv",
+    "not a number": "dice of case_02 is 'nan'; a number or nothing is needed",
+    "a later version": r"schema_version '9\.0'; 1\.x is needed",
     "no row of a class": "no row 'front' for case_00",
 }
 
@@ -655,6 +667,16 @@ def test_groups_with_too_few_people_are_named_and_get_no_figure(tmp_path: Path) 
     assert found.tests["dice"].reason == "1 group(s) with enough subjects, at least 2 are needed"
     (found,) = subgroups(cases / "cases.csv", sexes(tmp_path / "a.csv", 7, 4), fewest=4).attributes
     assert found.groups[1].scores["dice"].value == pytest.approx(0.9)  # type: ignore[union-attr]
+
+
+def test_ids_that_a_spreadsheet_made_numbers_of_are_told_from_people_who_are_not_in_the_table(tmp_path: Path) -> None:
+    rows = [(f"case_{number}", f"0{number}", {}) for number in range(1, 8)]
+    cases = write_evaluation(tmp_path / "e", rows)
+    known = read_attributes(
+        table(tmp_path / "a.csv", "subject,sex", "01,F", *(f"{number},M" for number in range(2, 8)))
+    )
+    with pytest.raises(InputRefusedError, match=r"subject 02 of the evaluation is 2 in the table \(6 like it\)"):
+        subgroups(cases / "cases.csv", known)
 
 
 def test_the_guard_counts_people_who_have_the_score(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 from phantoms import lopsided_array, oblique_affine, write_mr_series, write_picture  # noqa: E402
 
-from dicom_io.capture import write_captures  # noqa: E402
+from dicom_io.capture import write_captures, write_notice  # noqa: E402
 from dicom_io.coding import Segment  # noqa: E402
 from dicom_io.objects import identity  # noqa: E402
 from dicom_io.objects.identity import ResultInfo  # noqa: E402
@@ -48,7 +48,7 @@ PIXELS = ("PixelData", "FloatPixelData", "EncapsulatedDocument", "GraphicData", 
 DEEPEST = 4
 MEANT = {
     "SeriesNumber": "see Series numbers",
-    "SeriesDescription": "at most 64 characters, ends in the kind and RESEARCH",
+    "SeriesDescription": "at most 64 characters, ends in the number of source images, the kind and RESEARCH",
     "Manufacturer": "maker of the software",
     "ManufacturerModelName": "algorithm name",
     "SoftwareVersions": "algorithm version",
@@ -60,6 +60,7 @@ MEANT = {
     "SeriesTime": "latest time of the source",
     "TrackingID": "segment number and label; the same in SEG and report",
     "TrackingUID": "derived; the same in SEG and report",
+    "ImageComments": "what the picture says, in ASCII",
     "SegmentLabel": "from segments.json",
     "ROIName": "from segments.json",
     "ReferencedSOPClassUID": "of what is referred to",
@@ -122,6 +123,12 @@ def _pdf(case: _Case, folder: Path) -> Path:
     return write_pdf(pages, case.source, folder / "p.dcm", case.result, title=f"About {case.result.algorithm_name}")
 
 
+def _notice(case: _Case, folder: Path) -> Path:
+    files = [Path(file) for file in case.source.provenance.files]
+    reason = " ".join(f"reason {n}" for n in range(10 * len(files)))
+    return write_notice(files, reason, folder / "n.dcm", case.result)
+
+
 KINDS = (
     Kind("Segmentation, BINARY", _seg("binary")),
     Kind("Segmentation, FRACTIONAL", _seg("fractional")),
@@ -141,6 +148,7 @@ KINDS = (
         "Secondary Capture Image",
         lambda case, to: write_captures(case.labels, case.source, to, case.result, slices=[0])[0],
     ),
+    Kind("Secondary Capture Image, notice that a series was not processed", _notice),
     Kind("Encapsulated PDF", _pdf),
     Kind("Parametric Map", _map),
 )

@@ -19,6 +19,7 @@ import numpy as np
 from monai_unet_app.bundle import CONFIDENCE, load_bundle
 from monai_unet_app.calibrate import calibrate_bundle, known_rows, state_confidence
 from monai_unet_app.calibrate import summary as summary_of_statements
+from monai_unet_app.calibration.confidence import Setting
 from monai_unet_app.config import resolve_device
 from monai_unet_app.data.cases import find_data
 from monai_unet_app.data.labels import read_labels
@@ -67,8 +68,11 @@ def make(name: str, data: Path, build: Path) -> None:
     bundle = load_bundle(build, resolve_device("auto"))
     cases = find_data(data / folder, label_suffix=suffix)
     rows = choose_cases(bundle, cases, "calibration", SPLITS).rows
-    print("calibration", calibrate_bundle(bundle, rows))
-    print("statements", summary_of_statements(state_confidence(bundle, rows, known_rows(bundle, cases)), bundle))
+    settings: tuple[Setting, ...] = ("plain", "tta") if bundle.part("mirror_axes") else ("plain",)
+    for setting in settings:
+        print("calibration", setting, calibrate_bundle(bundle, rows, setting=setting))
+    found = state_confidence(bundle, rows, known_rows(bundle, cases), settings=settings)
+    print("statements", summary_of_statements(found, bundle))
     bundle = load_bundle(build, resolve_device("auto"))
     test = choose_cases(bundle, cases, "test", SPLITS).rows
     evaluate_cases(

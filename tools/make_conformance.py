@@ -202,7 +202,8 @@ commitment, when we report |
 | silence after which a sender is dropped, as provider | {scp.Listen.idle_s:g} s, configurable |
 | port, as provider | {scp.Listen.port}, configurable; it binds {scp.Listen.host} unless told otherwise |
 | called AE title, as provider | must be ours, or the association is rejected, unless a program lets any title in |
-| calling AE titles, as provider | with C-MOVE the archive's or those of `senders`; else as the program says |
+| calling AE titles, as provider | with C-MOVE and `send --commit` the archive's or those of `senders`; else as the program \
+says |
 | callers' IP addresses, as provider | all, or networks that the program lists; others are rejected with result \
 {scp._UNKNOWN_CALLER[0]}, source {scp._UNKNOWN_CALLER[1]}, reason {scp._UNKNOWN_CALLER[2]} |
 | largest data set, as provider | {messages.LARGEST_INSTANCE // 2**30} GiB for an instance, configurable; \
@@ -544,7 +545,8 @@ def _created(found: Sequence[Example]) -> str:
 A result is a function of its input. UIDs are hashes of the source's SOP Instance UIDs, the bundle's digest, the settings and
 the content, under pydicom's root; dates are the latest of the source; no clock is read. The same input gives the same bytes.
 Every object but a Secondary Capture is read again before it gets its name, unless a caller of the library switches that off,
-and deleted if it does not hold what was meant.
+and deleted if it does not hold what was meant. A Secondary Capture is a picture with the labels, or a notice that a series was
+not processed, made from one instance of it.
 
 ### Carried over
 

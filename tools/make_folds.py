@@ -1,28 +1,43 @@
-"""Five-fold cross-validation of a bundle, and what its folds say of cases that they never saw.
+"""Five-fold cross-validation of a bundle: what its folds say of cases that they never saw, and what the bundle states for it.
 
-    python tools/make_folds.py --data DIR [--epochs 10] [--build build/folds] [--folds 0 1 2 3 4] [--table FILE]
+    python tools/make_folds.py --data DIR [--epochs 24] [--build build/folds] [--folds 0 1 2 3 4] [--table FILE]
+    python tools/make_folds.py --state [--table FILE]
 
-Trains, calibrates and applies one bundle a fold; what is done is not done again, and a training that was stopped goes on.
-Writes a row for each case and structure into FILE: true and expected volume, Dice, features. It is
+Trains, calibrates and applies one bundle a fold, without and with mirror images; what is done is not done again, and a training
+that was stopped goes on. Writes a row for each case and structure into FILE: true and expected volumes, Dice, features. It is
 `bundles/hippocampus_mri_unet3d/docs/out_of_fold.csv` where nothing else is said; another recipe needs another table, since what
-is there counts as done. Tests measure on it how often intervals hold, on all subjects; `monai-unet calibrate --folds` takes the
-folds themselves.
+is there counts as done. Tests measure on it how often intervals hold, on all subjects.
+
+`--state` fits the bundle's intervals for sizes on the table, without the subjects that the bundle is tested on, and writes them
+into its `configs/confidence.json`; the same as `monai-unet calibrate --folds`, for folds that were made one by one.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
 
-from monai_unet_app.bundle import Bundle, load_bundle
-from monai_unet_app.calibrate import calibrate_bundle
-from monai_unet_app.calibration.confidence import expected_size, spacing_of, voxel_size
+from monai_unet_app.bundle import CONFIDENCE, Bundle, load_bundle
+from monai_unet_app.calibrate import COVERAGE, calibrate_bundle
+from monai_unet_app.calibration.confidence import (
+    Confidence,
+    Measured,
+    Setting,
+    SizeStatement,
+    expected_size,
+    spacing_of,
+    voxel_size,
+)
 from monai_unet_app.calibration.features import FEATURES, describe
+from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.cases import find_data
 from monai_unet_app.data.read import read_volume
+from monai_unet_app.data.schemas import write_json
+from monai_unet_app.data.splits import read_splits
 from monai_unet_app.evaluate import choose_cases, masks_of, truth_of
 from monai_unet_app.metrics.overlap import dice
 from monai_unet_app.pipeline import segment_case
@@ -32,19 +47,28 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SPLITS = REPOSITORY / "examples" / "splits.json"
 NAME = "hippocampus_mri_unet3d"
 TABLE = REPOSITORY / "bundles" / NAME / "docs" / "out_of_fold.csv"
-COLUMNS = ("fold", "case", "subject", "structure", "true_ml", "expected_ml", "mask_ml", "voxel_ml", "dice", *FEATURES)
+COLUMNS = (
+    "fold", "case", "subject", "structure", "true_ml", "expected_ml", "expected_tta_ml", "mask_ml", "voxel_ml", "dice",
+    *FEATURES,
+)  # fmt: skip
+EXPECTED: dict[Setting, str] = {"plain": "expected_ml", "tta": "expected_tta_ml"}
 
 
 def main() -> None:
-    """Makes the folds that are asked for, and the table of all that are there."""
+    """Makes the folds that are asked for, and the table of all that are there; or the statements of the bundle."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=10)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", type=Path)
+    what.add_argument("--state", action="store_true")
+    parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--build", type=Path, default=REPOSITORY / "build" / "folds")
     parser.add_argument("--table", type=Path, default=TABLE)
     parser.add_argument("--folds", type=int, nargs="+", default=list(range(5)))
     options = parser.parse_args()
     known = read_table(options.table)
+    if options.state:
+        state(known, REPOSITORY / "bundles" / NAME / CONFIDENCE)
+        return
     for fold in options.folds:
         if any(row["fold"] == str(fold) for row in known):
             continue
@@ -55,7 +79,7 @@ def main() -> None:
 
 
 def make(fold: int, options: argparse.Namespace) -> Bundle:
-    """The trained and calibrated bundle of a fold."""
+    """The trained bundle of a fold, calibrated for both settings."""
     root = options.build / str(fold)
     run = TrainConfig(
         data=options.data,
@@ -67,8 +91,10 @@ def make(fold: int, options: argparse.Namespace) -> Bundle:
     if not (root / "models/model.pt").is_file():
         train_bundle(load_bundle(NAME), run, print)
     bundle = load_bundle(root)
-    if bundle.part("calibration") == bundle.no_calibration:
-        calibrate_bundle(bundle, choose_cases(bundle, find_data(options.data), "calibration").rows)
+    rows = choose_cases(bundle, find_data(options.data), "calibration").rows
+    for setting, name in (("plain", "calibration"), ("tta", "calibration_tta")):
+        if bundle.part(name) == bundle.no_calibration:
+            calibrate_bundle(bundle, rows, setting=setting)
     return load_bundle(root)
 
 
@@ -77,15 +103,17 @@ def rows_of(fold: int, bundle: Bundle, data: Path) -> list[dict[str, str]]:
     rows = []
     for row in choose_cases(bundle, find_data(data), "test").rows:
         volume = read_volume(row["image"])
-        case = segment_case(volume, bundle)
-        structures = case.structures
+        structures = segment_case(volume, bundle).structures
+        averaged = segment_case(volume, bundle, PredictConfig(tta=True)).structures
         described = describe(structures, spacing_of(volume), voxel_size(volume), exclusive=True)
         truths = masks_of(truth_of(row, volume, bundle), volume, bundle)
-        for n, (one, features, true) in enumerate(zip(structures, described, truths, strict=True), start=1):
+        parts = zip(structures, averaged, described, truths, strict=True)
+        for n, (one, mirrored, features, true) in enumerate(parts, start=1):
             size = voxel_size(volume)
             numbers = (
                 np.count_nonzero(true) * size,
                 expected_size(one, size),
+                expected_size(mirrored, size),
                 np.count_nonzero(one.mask) * size,
                 size,
                 dice(true, one.mask),
@@ -94,6 +122,33 @@ def rows_of(fold: int, bundle: Bundle, data: Path) -> list[dict[str, str]]:
             told = (str(fold), row["id"], row["subject"], str(n), *(f"{value:.6g}" for value in numbers))
             rows.append(dict(zip(COLUMNS, told, strict=True)))
     return rows
+
+
+def state(table: list[dict[str, str]], file: Path) -> None:
+    """Replaces the sizes of each setting in a bundle's `confidence.json` by those that the table tells of."""
+    reserved = {case for case, place in read_splits(SPLITS).items() if place.partition == "test"}
+    document = json.loads(file.read_text())
+    for setting, found in document["settings"].items():
+        known = [row for row in table if row["case"] not in reserved and row.get(EXPECTED[setting])]
+        if not known:
+            print(f"{setting}: the table says nothing of it; its sizes stay as they are")
+            continue
+        measured = [
+            Measured(
+                subject=row["subject"],
+                structure=int(row["structure"]),
+                expected=float(row[EXPECTED[setting]]),
+                true=float(row["true_ml"]),
+                voxel=float(row["voxel_ml"]),
+                losses=np.empty(0),
+            )
+            for row in known
+        ]
+        sizes = Confidence(SizeStatement.fit(measured, COVERAGE)).document()["sizes"]
+        found["sizes"] = sizes
+        halves = ", ".join(f"{np.sinh((high - low) / 2):.1%}" for low, high in sizes["log_ratios"].values())
+        print(f"{setting}: {sizes['subjects']} subjects, half widths {halves}")
+    write_json(document, file, "confidence", indent=None)
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

@@ -223,11 +223,18 @@ class StructureAssessment:
         number: Of the structure.
         size_interval: (low, high) that holds the true size with the stated coverage, mL or pixels; None if unknown.
         grade: What the gate says; None without one.
+        size: Of its mask, in the unit of the interval.
     """
 
     number: int
     size_interval: tuple[float, float] | None
     grade: Grade | None
+    size: float
+
+    @property
+    def is_beside_its_interval(self) -> bool:
+        """Whether the mask and the probabilities that it was cut from disagree about the size."""
+        return self.size_interval is not None and not self.size_interval[0] <= self.size <= self.size_interval[1]
 
 
 @dataclass(frozen=True)
@@ -256,30 +263,35 @@ class Assessment:
 
     @property
     def verdict(self) -> Verdict | None:
-        """The worst of the structures'; an image far from the training's is reviewed at least. None without a gate."""
+        """The worst of the structures'; an image far from the training's, and a size beside its own interval, are reviewed at
+        least. None where there is neither a gate nor an image that is far."""
         grades = [one.grade.verdict for one in self.structures if one.grade]
-        if self.is_far:
+        if self.is_far or (grades and any(one.is_beside_its_interval for one in self.structures)):
             grades.append("review")
         return max(grades, key=_WORSE.index) if grades else None
 
     @property
     def reasons(self) -> tuple[str, ...]:
         """What speaks against it, in words."""
-        unlike = f"the image is unlike those of the training: distance {self.shift or 0:.2g}, flagged above {self._limit:.2g}"
+        unlike = (
+            f"the image is unlike those of the training: distance {self.shift or 0:.2g}, flagged above {self._limit:.2g}, "
+            f"reviewed above {FAR * self._limit:.2g}"
+        )
         image = (unlike,) if self.is_shifted else ()
-        return (*image, *(f"structure {one.number}: {said}" for one in self.structures for said in _said(one.grade)))
+        return (*image, *(f"structure {one.number}: {said}" for one in self.structures for said in _said(one)))
 
     @property
     def _limit(self) -> float:
         return self.confidence.shift.limit if self.confidence.shift else math.inf
 
 
-def _said(grade: Grade | None) -> tuple[str, ...]:
-    if grade is None or grade.verdict == "accept":
-        return ()
-    if not grade.at_least and not grade.dice:
-        return grade.reasons
-    return (f"predicted Dice {grade.dice:.2f}, at least {grade.at_least:.2f}", *grade.reasons)
+def _said(one: StructureAssessment) -> tuple[str, ...]:
+    beside = ("its size lies beside the interval that the probabilities give",) if one.is_beside_its_interval else ()
+    if one.grade is None or one.grade.verdict == "accept":
+        return beside
+    if not one.grade.at_least and not one.grade.dice:
+        return (*one.grade.reasons, *beside)
+    return (f"predicted Dice {one.grade.dice:.2f}, at least {one.grade.at_least:.2f}", *one.grade.reasons, *beside)
 
 
 def assess(
@@ -306,6 +318,7 @@ def assess(
             number=n,
             size_interval=confidence.sizes.interval(n, expected_size(one, size)) if confidence.sizes else None,
             grade=confidence.gate.grade(n, described) if confidence.gate else None,
+            size=float(np.count_nonzero(one.mask) * size),
         )
         for n, (one, described) in enumerate(zip(structures, features, strict=True), start=1)
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,9 +17,13 @@ from monai_unet_app.metrics.overlap import dice
 from .confidence import Assessment, voxel_size
 from .conformal import Coverage, observed_coverage
 from .features import Structure
+from .quality import Verdict
 
 GOOD, BAD = 0.8, 0.6
 """A result above the first should not be held back, one below the second should be."""
+
+
+_VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Judged:
     predicted_dice: float | None
     at_least: float | None
     verdict: str | None
+    case_verdict: str | None
     size: float
     interval: tuple[float, float] | None
     missed: float | None
@@ -64,6 +69,7 @@ def judge(
                 predicted_dice=said.grade.dice if said.grade else None,
                 at_least=said.grade.at_least if said.grade else None,
                 verdict=said.grade.verdict if said.grade else None,
+                case_verdict=assessment.verdict,
                 size=np.count_nonzero(true) * voxel_size(volume),
                 interval=said.size_interval,
                 missed=None if cut is None or not true.any() else float(np.mean(one.probability[true] < cut)),
@@ -83,9 +89,12 @@ def summarise_statements(rows: Sequence[Judged], assessment: Assessment, labels:
     """
     stated = assessment.confidence
     summary: dict[str, Any] = {"not_stated": dict(stated.why_not or {})}
+    is_cautious = stated.risk is not None and any(stated.risk.thresholds.values())
+    if stated.risk and not is_cautious:
+        summary["not_stated"]["risk"] = f"no probability is low enough to miss {stated.risk.risk:.0%} at most"
     if stated.sizes:
         summary["sizes"] = {name: _sizes(part, stated.sizes.coverage) for name, part in _parts(rows, labels)}
-    if stated.risk:
+    if stated.risk and is_cautious:
         summary["cautious"] = {name: {"risk": stated.risk.risk, **_missed(part)} for name, part in _parts(rows, labels)}
     if stated.gate:
         summary["gate"] = _gate(rows, stated.gate.coverage)
@@ -156,8 +165,10 @@ def _gate(rows: Sequence[Judged], wanted: float) -> dict[str, Any]:
     flagged = np.array([row.verdict != "accept" for row in graded], dtype=bool)
     kept, risk = risk_coverage(predicted, 1 - true)
     bound = [row.dice >= (row.at_least or 0.0) for row in graded]
+    cases = [row.case_verdict for row in graded if row.structure == graded[0].structure]
     return {
-        "verdicts": {word: sum(row.verdict == word for row in graded) for word in ("accept", "review", "reject")},
+        "verdicts": {word: sum(row.verdict == word for row in graded) for word in _VERDICTS},
+        "case_verdicts": {word: cases.count(word) for word in _VERDICTS},
         "spearman": _spearman(predicted, true),
         "bound": _coverage(observed_coverage(bound, [row.subject for row in graded], wanted)),
         "flagged_of_bad": _share(flagged[true < BAD]),

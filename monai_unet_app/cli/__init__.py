@@ -6,6 +6,7 @@ Exit 0 done, 1 failed, 2 wrong usage, 3 input refused.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
@@ -20,6 +21,8 @@ from monai_unet_app.cli.parser import build_parser
 from monai_unet_app.cli.show import err
 from monai_unet_app.cli.verbs import EXIT_FAILED, EXIT_REFUSED, EXIT_USAGE
 from monai_unet_app.errors import AppError, InputRefusedError, UsageError
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,9 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AppError as error:
         return _fail(str(error), EXIT_FAILED)
     except OSError as error:
-        return _fail(
-            f"{error.strerror or error}: {error.filename or ''}; free space or choose another place", EXIT_FAILED
+        hint = (
+            "free space or choose another place"
+            if error.errno in _NO_ROOM
+            else "check that it is there and may be used"
         )
+        return _fail(f"{error.strerror or error}: {error.filename or ''}; {hint}", EXIT_FAILED)
     except KeyboardInterrupt:
         return _fail("stopped; run the same command again", 130)
     if options.json:

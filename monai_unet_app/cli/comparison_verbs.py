@@ -67,7 +67,8 @@ def gate(options: argparse.Namespace) -> Answer:
     with _place_for(options) as folder:
         problems = _evaluate_missing(options, sides, folder)
         found = compare_evaluations(*_folders(sides, folder, "old", "new"), common=options.common)
-    verdict = judge(found, margins, unmeasured=len(problems))
+    unmeasured = {*found.pairs.first.not_measured, *found.pairs.second.not_measured}
+    verdict = judge(found, margins, unmeasured=len(unmeasured))
     files = write_comparison(found, options.output) if options.output else ()
     if not options.json:
         gate_lines(found, verdict)
@@ -202,9 +203,13 @@ def _margins(text: str | None) -> dict[str, float]:
     try:
         if "=" not in text:
             return dict.fromkeys(FIGURES, float(text))
-        return {name.strip(): float(value) for name, _, value in (part.partition("=") for part in text.split(","))}
+        parts = [part.partition("=") for part in text.split(",")]
+        found = {name.strip(): float(value) for name, _, value in parts}
     except ValueError as error:
         raise UsageError(f"--margin {text}: a number, or {'=...,'.join(FIGURES)}=... is needed") from error
+    if len(found) < len(parts):
+        raise UsageError(f"--margin {text}: a figure stands there twice; one margin for each is needed; take one out")
+    return found
 
 
 def _bands(text: str) -> tuple[str, tuple[float, ...]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +14,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from monai_unet_app.cli.show import line, out, problems_list, progress
+from dicom_io.errors import NetworkError
+from monai_unet_app.cli.show import line, out, problems_list, progress, say
 from monai_unet_app.cli.verbs import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, Answer, check_writable
 from monai_unet_app.errors import UsageError
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-    from dicom_io.net.destination import Destination
+    from dicom_io.net.committing import Committed, Reports
+    from dicom_io.net.destination import Destination, Dimse, Receive
     from dicom_io.net.outcome import Outcome
     from dicom_io.net.query import Query
 
@@ -60,16 +64,81 @@ def send(options: argparse.Namespace) -> Answer:
     from dicom_io.net import exchange
 
     destination, files = _destination(options), _dicom_files(options.files)
-    with progress("sending", len(files), options) as step:
-        outcomes = exchange.send(destination, files, lambda outcome: step(outcome.kind))
-    delivered = sum(outcome.is_delivered for outcome in outcomes)
-    problems = [f"{outcome.file}: {outcome.meaning}" for outcome in outcomes if outcome.state in _PROBLEMS]
+    with _reports(destination, options) as reports:
+        with progress("sending", len(files), options) as step:
+            outcomes = exchange.send(destination, files, lambda outcome: step(outcome.kind))
+        there = {outcome.sop_instance_uid: outcome.file for outcome in outcomes if outcome.is_delivered}
+        problems = [f"{outcome.file}: {outcome.meaning}" for outcome in outcomes if outcome.state in _PROBLEMS]
+        if not options.json:
+            _outcome_table(outcomes)
+            problems_list(problems)
+            delivered = sum(outcome.is_delivered for outcome in outcomes)
+            line(f"{delivered} of {len(outcomes)} file(s) are at {destination.label}")
+        answer: dict[str, Any] = {"peer": destination.label, "files": [_outcome_row(outcome) for outcome in outcomes]}
+        if options.commit and there:
+            answer["commitment"], uncommitted = _commitment(destination, there, reports, options)
+            problems += uncommitted
+    return answer, EXIT_FAILED if problems else EXIT_DONE
+
+
+def _reports(destination: Destination, options: argparse.Namespace) -> AbstractContextManager[Reports | None]:
+    """With --commit, takes what the destination reports at an address of ours, where it has one."""
+    from dicom_io.net import exchange
+    from dicom_io.net.destination import DestinationError
+
+    if not options.commit:
+        if options.listen:
+            raise UsageError(
+                f"--listen {options.listen}: reports come only where they were asked for; give --commit too"
+            )
+        return nullcontext()
+    try:
+        return exchange.taking_reports(destination)
+    except DestinationError as error:
+        raise UsageError(f"--commit: {error}") from error
+
+
+def _commitment(
+    destination: Destination, there: Mapping[str, Path], reports: Reports | None, options: argparse.Namespace
+) -> tuple[dict[str, Any], list[str]]:
+    """What the destination says of the files that are there, by their SOP Instance UIDs, shown; and what it does not keep."""
+    from dicom_io.net import exchange
+    from dicom_io.net.committing import Committed
+
+    say(options)(f"waiting at most {options.wait_s:g} s for what {destination.label} commits itself to")
+    try:
+        found = exchange.commit(destination, there.values(), reports=reports, wait_s=options.wait_s)
+        problems = [f"{there[uid]}: not committed: {why}" for uid, why in found.failed.items()]
+        if found.unreported:
+            problems.append(
+                f"{destination.label} has said nothing of {len(found.unreported)} file(s) within {options.wait_s:g} s; its "
+                "report is needed; raise --wait-s, or give the address at which it knows us (--listen)"
+            )
+    except NetworkError as error:
+        found, problems = Committed(destination.label, "", (), unreported=tuple(there)), [str(error)]
     if not options.json:
-        _outcome_table(outcomes)
+        _commitment_table(found)
         problems_list(problems)
-        line(f"{delivered} of {len(outcomes)} file(s) are at {destination.label}")
-    rows = [_outcome_row(outcome) for outcome in outcomes]
-    return {"peer": destination.label, "files": rows}, EXIT_FAILED if problems else EXIT_DONE
+    said = {
+        "transaction_uid": found.transaction_uid,
+        "committed": list(found.committed),
+        "failed": dict(found.failed),
+        "unreported": list(found.unreported),
+        "problems": problems,
+    }
+    return said, problems
+
+
+def _commitment_table(found: Committed) -> None:
+    """How many files are committed, failed for each reason, and not reported on."""
+    table = Table("commitment", "files", "answer")
+    if found.committed:
+        table.add_row("[green]committed[/green]", str(len(found.committed)), "")
+    for why, count in Counter(found.failed.values()).items():
+        table.add_row("[red]failed[/red]", str(count), escape(why))
+    if found.unreported:
+        table.add_row("[red]not reported[/red]", str(len(found.unreported)), "")
+    out.print(table)
 
 
 def find(options: argparse.Namespace) -> Answer:
@@ -199,8 +268,8 @@ def _destination(options: argparse.Namespace) -> Destination:
 
 
 def _adapted(destination: Destination, options: argparse.Namespace) -> Destination:
-    """The destination with what --aet and --move say."""
-    from dicom_io.net.destination import Dimse, Receive, checked_ae_title, checked_port
+    """The destination with what --aet, --move and --listen say."""
+    from dicom_io.net.destination import Dimse, checked_ae_title
 
     peer = destination.peer
     if not isinstance(peer, Dimse):
@@ -208,12 +277,21 @@ def _adapted(destination: Destination, options: argparse.Namespace) -> Destinati
     if options.aet:
         peer = replace(peer, our_ae_title=checked_ae_title(options.aet, "--aet"))
     if getattr(options, "move", None):
-        host, _, port = options.move.rpartition(":")
-        if not port.isascii() or not port.isdigit():
-            raise UsageError(f"--move {options.move}: a port or HOST:PORT of this machine is needed")
-        receive = Receive(host.strip("[]") or Receive.host, checked_port(int(port), "--move"), peer.receive.senders)
-        peer = replace(peer, retrieve="move", receive=receive)
+        peer = replace(peer, retrieve="move", receive=_receive(options.move, "--move", peer))
+    if getattr(options, "listen", None):
+        peer = replace(peer, receive=_receive(options.listen, "--listen", peer))
     return replace(destination, peer=peer)
+
+
+def _receive(address: str, flag: str, peer: Dimse) -> Receive:
+    """Where to listen, by the PORT or HOST:PORT of a flag; who is let in stays as the site says."""
+    from dicom_io.net.destination import Receive, checked_port
+
+    host, _, port = address.rpartition(":")
+    if not port.isascii() or not port.isdigit():
+        raise UsageError(f"{flag} {address}: a port or HOST:PORT of this machine is needed")
+    senders = peer.receive.senders if peer.receive else ()
+    return Receive(host.strip("[]") or Receive.host, checked_port(int(port), flag), senders)
 
 
 def _query(options: argparse.Namespace) -> Query:
@@ -260,6 +338,8 @@ def _outcome_table(outcomes: Sequence[Outcome]) -> None:
             table.add_row(escape(str(outcome.file)), outcome.kind or "image", state, escape(outcome.meaning), *notes)
     if table.row_count:
         out.print(table)
+    if 0 < table.row_count < len(outcomes):
+        line(f"and {len(outcomes) - table.row_count} image(s), sent as they are")
 
 
 def _outcome_row(outcome: Outcome) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def share(text: str) -> float:
 def above_zero(text: str) -> float:
     """A finite number above 0."""
     if not 0 < float(text) < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no rate; a number above 0 is needed")
+        raise argparse.ArgumentTypeError(f"{text} does not do; a finite number above 0 is needed")
     return float(text)
 
 

@@ -331,6 +331,18 @@ def _send(verb: Verb) -> None:
     )
     parser.add_argument("files", type=place, nargs="+", help="DICOM files, or folders however deep")
     add_destination(parser)
+    parser.add_argument(
+        "--commit", action="store_true", help="then ask the node to say that it keeps what it has (storage commitment)"
+    )
+    parser.add_argument(
+        "--listen",
+        type=given,
+        help="with --commit: PORT or HOST:PORT at which the node knows us and reports (default: that of --site; else it must "
+        "report over the association that asks)",
+    )
+    parser.add_argument(
+        "--wait-s", type=above_zero, default=60.0, help="with --commit: seconds to wait for the report (default: 60)"
+    )
 
 
 def _find(verb: Verb) -> None:

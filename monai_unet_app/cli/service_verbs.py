@@ -4,11 +4,16 @@ review, package."""
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monai_unet_app.cli.show import line
@@ -25,6 +30,9 @@ def node(options: argparse.Namespace) -> Answer:
     from monai_unet_app.service.site import read_site
 
     site = read_site(options.config)
+    _check_bundles(site.path)
+    os.umask(0o077)  # what it keeps is patients'
+    _log()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -39,6 +47,24 @@ def node(options: argparse.Namespace) -> Answer:
         _wait(running, stop, told=not options.json)
         counts = running.queue.counts()
     return counts, EXIT_DONE
+
+
+def _log() -> None:
+    """To stderr, with the time, what our own packages warn of; of others only errors, since they may quote a header."""
+    logging.disable(logging.NOTSET)
+    logging.basicConfig(level=logging.ERROR, format="%(asctime)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
+    for name in ("dicom_io", "monai_unet_app"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _check_bundles(site: Path) -> None:
+    """In a process of its own: what reads bundles would stay in the memory of the node."""
+    checked = subprocess.run(
+        [sys.executable, "-m", "monai_unet_app.service.work", str(site), "--check"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if checked.returncode:
+        raise UsageError(checked.stderr.strip().splitlines()[-1])
 
 
 def _door(running: Node) -> AbstractContextManager[object]:
@@ -113,9 +139,9 @@ def _tell_trace(found: dict[str, Any]) -> None:
         line(f"  calibrated   on {bundle['calibration_cases']} case(s)")
         line(f"  measured     {_figures(bundle['measured'])}")
     for entry in found["audit"] or ():
-        line(
-            f"  {entry['time'][:19]}  {entry['event']} {entry.get('state', '')} {entry.get('destination', '')}".rstrip()
-        )
+        said = [entry["event"], *(str(entry[key]) for key in ("state", "decision", "destination") if entry.get(key))]
+        said += [f"by {entry['who']}"] if "who" in entry else []
+        line(f"  {entry['time'][:19]}  {' '.join(said)}")
 
 
 def _figures(measured: Mapping[str, Any]) -> str:

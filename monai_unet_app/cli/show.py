@@ -281,7 +281,7 @@ def statements_table(statements: dict[str, Any]) -> None:
 
 
 def structures_table(done: Sequence[dict[str, Any]]) -> None:
-    table = Table("case", "structure", "size", "mean probability", "gate", "seconds")
+    table = Table(Column("case", overflow="fold"), "structure", "size", "mean p", "gate", "seconds")
     for case in done:
         for row in case["structures"]:
             size = f"{row['volume_ml']:.3f} mL" if "volume_ml" in row else f"{row['pixels']} px"
@@ -296,6 +296,15 @@ def structures_table(done: Sequence[dict[str, Any]]) -> None:
             )
     if table.row_count:
         out.print(table)
+
+
+def reasons_list(done: Sequence[dict[str, Any]]) -> None:
+    """What speaks against results; of a rejected one its problem says it."""
+    for case in done:
+        said = case["assessment"] or {}
+        if said.get("verdict") != "reject" and said.get("reasons"):
+            word = {"review": "[yellow]review[/yellow]", "accept": "note on"}.get(said["verdict"], "note on")
+            out.print(f"{word} {escape(case['case'])}: {escape('; '.join(said['reasons']))}", soft_wrap=True)
 
 
 ABOUT_OTHERS = ("passed by", "set aside", "left out as byte-identical", "files beside it are not DICOM")

@@ -24,6 +24,7 @@ from monai_unet_app.cli.show import (
     out,
     problems_list,
     progress,
+    reasons_list,
     say,
     series_blocks,
     statements_table,
@@ -34,7 +35,8 @@ from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 if TYPE_CHECKING:
     from dicom_io.read import ReadOptions
     from monai_unet_app.bundle import Bundle
-    from monai_unet_app.calibration.confidence import Setting
+    from monai_unet_app.calibration import Fitted
+    from monai_unet_app.calibration.confidence import Confidence, Measured, Setting
     from monai_unet_app.calibration.forms import FormScore
     from monai_unet_app.data.cases import CaseFiles
     from monai_unet_app.evaluate import Row
@@ -186,48 +188,26 @@ def train(options: argparse.Namespace) -> Answer:
 def calibrate(options: argparse.Namespace) -> Answer:
     from monai_unet_app.bundle import bundle_files
 
-    if not Path(options.bundle).is_dir():
-        raise UsageError(
-            f"--bundle {options.bundle}: a folder is needed, its inference.yaml is rewritten; copy it first"
-        )
+    _must_be_folder(options.bundle, "its inference.yaml is rewritten")
     root = bundle_files(options.bundle).root
     check_writable(Path(options.bundle) / "configs")
     data = labelled_cases(options)
-    from monai_unet_app.calibrate import calibrate_bundle, known_rows, out_of_fold, state_confidence, summary
+    from monai_unet_app.calibrate import summary
     from monai_unet_app.evaluate import choose_cases
 
     bundle = loaded_bundle(root, options.device)
     chosen = choose_cases(bundle, data, options.partition or "calibration", options.splits)
     say(options)(chosen.note)
     scores = [] if options.form == "keep" else _compared_forms(bundle, data, chosen.rows, options)
+    forms = {"forms": [_form_row(score) for score in scores]}
     if options.form == "compare":
-        return {"forms": [_form_row(score) for score in scores]}, EXIT_DONE
-    fitted = next((score.fitted for score in scores if score.chosen), None)
+        return forms, EXIT_DONE
     if scores:
         bundle = loaded_bundle(root, options.device)
-    if fitted is None:
-        with progress("calibrating", len(chosen.rows), options) as step:
-            fitted = calibrate_bundle(bundle, chosen.rows, step)
-    if options.tta:
-        with progress("calibrating averages", len(chosen.rows), options) as step:
-            calibrate_bundle(bundle, chosen.rows, step, "tta")
-    known = known_rows(bundle, data)
-    settings: list[Setting] = ["plain", "tta"] if options.tta else ["plain"]
-    folds = [loaded_bundle(bundle_files(fold).root, options.device) for fold in options.folds]
-    with progress("sizes by fold", len(settings) * len(data) if folds else 0, options) as step:
-        elsewhere = {one: out_of_fold(folds, data, bundle, one, step) for one in settings} if folds else None
-    with progress("stating", len(settings) * (len(chosen.rows) + len(known)), options) as step:
-        found = state_confidence(
-            bundle,
-            chosen.rows,
-            known,
-            settings=settings,
-            coverage=options.coverage,
-            risk=options.risk,
-            elsewhere=elsewhere,
-            step=step,
-        )
-    statements = summary(found, bundle)
+    fitted = _fitted(bundle, chosen.rows, scores, options)
+    statements = summary(_stated(bundle, data, chosen.rows, options), bundle)
+    if not options.json:
+        _calibration_lines(fitted, statements, bundle)
     answer = {
         "parameters": fitted.parameters,
         "nll_before": fitted.nll_before,
@@ -235,16 +215,66 @@ def calibrate(options: argparse.Namespace) -> Answer:
         "cases": fitted.cases,
         "statements": statements,
         "sha256": bundle_files(bundle.root).sha256,
-        **({"forms": [_form_row(score) for score in scores]} if scores else {}),
     }
-    if not options.json:
-        values = ", ".join(f"{name} {value}" for name, value in fitted.parameters.items())
-        line(f"calibration: {values}, fitted on {fitted.cases} case(s)")
-        line(f"negative log likelihood a voxel: {fitted.nll_before:.5f} before, {fitted.nll_after:.5f} after")
-        statements_table(statements)
-        line(f"written into {bundle.root}/configs/inference.yaml and confidence.json")
-        line(f"next: monai-unet evaluate --bundle {bundle.root} ... --output OUT")
-    return answer, EXIT_DONE
+    return answer | (forms if scores else {}), EXIT_DONE
+
+
+def _fitted(bundle: Bundle, rows: Sequence[Row], scores: Sequence[FormScore], options: argparse.Namespace) -> Fitted:
+    """The calibration: of the form that was chosen, else fitted on these cases; with --tta that of averages is fitted too."""
+    from monai_unet_app.calibrate import calibrate_bundle
+
+    fitted = next((score.fitted for score in scores if score.chosen), None)
+    if fitted is None:
+        with progress("calibrating", len(rows), options) as step:
+            fitted = calibrate_bundle(bundle, rows, step)
+    if options.tta:
+        with progress("calibrating averages", len(rows), options) as step:
+            calibrate_bundle(bundle, rows, step, "tta")
+    return fitted
+
+
+def _stated(
+    bundle: Bundle, data: Sequence[CaseFiles], rows: Sequence[Row], options: argparse.Namespace
+) -> dict[Setting, Confidence]:
+    """What the bundle states of its results, for each setting, fitted on these cases and written."""
+    from monai_unet_app.calibrate import known_rows, state_confidence
+
+    settings: list[Setting] = ["plain", "tta"] if options.tta else ["plain"]
+    known, elsewhere = known_rows(bundle, data), _sizes_by_fold(bundle, data, settings, options)
+    with progress("stating", len(settings) * (len(rows) + len(known)), options) as step:
+        return state_confidence(
+            bundle,
+            rows,
+            known,
+            settings=settings,
+            coverage=options.coverage,
+            risk=options.risk,
+            elsewhere=elsewhere,
+            step=step,
+        )
+
+
+def _sizes_by_fold(
+    bundle: Bundle, data: Sequence[CaseFiles], settings: Sequence[Setting], options: argparse.Namespace
+) -> dict[Setting, list[Measured]] | None:
+    """How far sizes are off in the bundles of --folds; None where there are none."""
+    from monai_unet_app.bundle import bundle_files
+    from monai_unet_app.calibrate import out_of_fold
+
+    folds = [loaded_bundle(bundle_files(fold).root, options.device) for fold in options.folds]
+    if not folds:
+        return None
+    with progress("sizes by fold", len(settings) * len(data), options) as step:
+        return {setting: out_of_fold(folds, data, bundle, setting, step) for setting in settings}
+
+
+def _calibration_lines(fitted: Fitted, statements: dict[str, Any], bundle: Bundle) -> None:
+    values = ", ".join(f"{name} {value}" for name, value in fitted.parameters.items())
+    line(f"calibration: {values}, fitted on {fitted.cases} case(s)")
+    line(f"negative log likelihood a voxel: {fitted.nll_before:.5f} before, {fitted.nll_after:.5f} after")
+    statements_table(statements)
+    line(f"written into {bundle.root}/configs/inference.yaml and confidence.json")
+    line(f"next: monai-unet evaluate --bundle {bundle.root} ... --output OUT")
 
 
 def _compared_forms(
@@ -291,6 +321,7 @@ def evaluate(options: argparse.Namespace) -> Answer:
             run=PredictConfig(tta=options.tta),
             data_name=(options.data or options.images).resolve().name,
             partition=chosen.note,
+            seen=chosen.seen,
             targets=targets,
             each=step.measured,
         )
@@ -309,14 +340,13 @@ def evaluate(options: argparse.Namespace) -> Answer:
 
 def report(options: argparse.Namespace) -> Answer:
     from monai_unet_app.bundle import bundle_files
+    from monai_unet_app.comparison import read_evaluation
     from monai_unet_app.report.card import check_held_out, read_measured, summary, write_figures
 
-    if not Path(options.bundle).is_dir():
-        raise UsageError(
-            f"--bundle {options.bundle}: a folder is needed, its metadata and card are rewritten; copy it first"
-        )
+    _must_be_folder(options.bundle, "its metadata and card are rewritten")
     files = bundle_files(options.bundle)
     document = read_measured(options.evaluation, files)
+    read_evaluation(options.evaluation)  # whether its files belong together
     for folder in ("configs", "docs"):
         check_writable(files.root / folder)
     bundle, before = loaded_bundle(files.root), files.metadata.get("eval_metrics") or {}
@@ -370,10 +400,19 @@ def predict(options: argparse.Namespace) -> Answer:
         done, problems = predict_cases(cases, bundle, run, what, options.output, step, step.windows)
     if not options.json:
         structures_table(done)
+        reasons_list(done)
         notes_list(done)
         problems_list(problems)
+        held = (
+            0
+            if options.deliver_rejected
+            else sum((case["assessment"] or {}).get("verdict") == "reject" for case in done)
+        )
         if done:
-            line(f"wrote {len(done)} case(s) to {options.output}")
+            line(
+                f"wrote {len(done) - held} case(s) to {options.output}"
+                + (f"; of {held} rejected only the record" if held else "")
+            )
     answer = {"cases": done, "problems": problems, "left_out": list(left_out)}
     return answer, EXIT_REFUSED if problems else EXIT_DONE
 
@@ -435,6 +474,11 @@ def doctor(options: argparse.Namespace) -> Answer:
             )
         out.print(table)
     return {"checks": rows}, EXIT_FAILED if any(row["state"] == "broken" for row in rows) else EXIT_DONE
+
+
+def _must_be_folder(bundle: str, why: str) -> None:
+    if not Path(bundle).is_dir():
+        raise UsageError(f"--bundle {bundle}: a folder is needed, {why}; copy it first")
 
 
 def _must_exist(flag: str, path: Path) -> None:

@@ -98,7 +98,7 @@ def groupings(attributes: Attributes, cases: CaseTable, edges: Mapping[str, Sequ
         edges: Attribute to the lower ends of its bands, rising; the last band is open.
 
     Raises:
-        InputRefusedError: The attributes know no case of the evaluation.
+        InputRefusedError: The attributes know no case of the evaluation, or lack leading zeros.
         UsageError: Edges for what is no attribute, or has texts, or edges that do not rise.
     """
     known = {key for values in attributes.values.values() for key in values}
@@ -107,6 +107,13 @@ def groupings(attributes: Attributes, cases: CaseTable, edges: Mapping[str, Sequ
         raise InputRefusedError(
             f"no {attributes.by} of the evaluation ({some(sorted(set(keys.values())))}) has attributes (there are "
             f"{some(sorted(known)) or 'none'}); the ids of cases.csv are needed; mend the column {attributes.by}"
+        )
+    zeros = {key: key.lstrip("0") for key in set(keys.values()) - known if key.lstrip("0") in known}
+    if zeros:
+        key, short = next(iter(sorted(zeros.items())))
+        raise InputRefusedError(
+            f"{attributes.by} {key} of the evaluation is {short} in the table ({len(zeros)} like it): spreadsheets drop "
+            f"leading zeros; the ids of cases.csv are needed; mend the column {attributes.by}"
         )
     if strangers := [name for name in edges if name not in attributes.values]:
         raise UsageError(

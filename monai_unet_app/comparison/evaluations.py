@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,15 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.metrics.statistics import finite_mean
 
 MEAN = "mean"  # the row of cases.csv that stands for a whole case
 SETTINGS = ("classes", "exclusive", "planar", "unit", "boundary_width", "band_width", "surface_tolerance", "bins")
 DEFINED = ("empty", "boundary_iou", "surface_dice", "hd95", "assd", "ece", "ece_band")
 SIX_DIGITS = 1e-5  # cases.csv has that many
 SHOWN = 5  # names in a message
+KNOWN_VERSIONS = ("1", "")  # of metrics.json, its first part; one without is old
+AGREE = ("dice", "iou", "boundary_iou")  # by which metrics.json and cases.csv are held against each other
 Values = dict[str, float]
 
 
@@ -68,6 +72,11 @@ class EvaluationFiles:
         return f"{self.document['bundle']['name']} {self.document['bundle']['version']}"
 
     @property
+    def not_measured(self) -> tuple[str, ...]:
+        """Cases that should have been measured and could not be."""
+        return tuple(self.document["data"].get("not_measured", ()))
+
+    @property
     def size_column(self) -> str:
         """The column of cases.csv with the reference's sizes."""
         return "truth_size_px" if self.document["planar"] else "truth_size_ml"
@@ -103,12 +112,17 @@ def read_evaluation(folder: Path) -> EvaluationFiles:
     """
     try:
         document = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        version = str(document.get("schema_version", ""))
         absent = [key for key in ("bundle", "data", "definitions", *SETTINGS) if key not in document]
     except (OSError, ValueError, TypeError) as error:
         raise InputRefusedError(
             f"{folder}: metrics.json cannot be read ({error}); a folder that monai-unet evaluate wrote is needed; "
             "check the path"
         ) from error
+    if version.partition(".")[0] not in KNOWN_VERSIONS:
+        raise InputRefusedError(
+            f"{folder}: metrics.json has schema_version {version!r}; 1.x is needed; evaluate again with this version"
+        )
     if absent:
         raise InputRefusedError(f"{folder}: metrics.json lacks {', '.join(absent)}; evaluate again with this version")
     found = EvaluationFiles(document, read_cases(folder / "cases.csv"))
@@ -118,7 +132,22 @@ def read_evaluation(folder: Path) -> EvaluationFiles:
             f"{folder}: metrics.json speaks of {told} case(s), cases.csv of {there}; files of one evaluation are needed; "
             "evaluate again"
         )
+    _check_agree(folder, found)
     return found
+
+
+def _check_agree(folder: Path, found: EvaluationFiles) -> None:
+    """The means of cases.csv are those of metrics.json: neither was changed, and no field was lost."""
+    for score in AGREE:
+        told = found.document.get(score, {}).get(MEAN)
+        if told is None or score not in found.table.columns:
+            continue
+        there = finite_mean(found.table.values(score).values())
+        if not abs(there - told) <= SIX_DIGITS:
+            raise InputRefusedError(
+                f"{folder}: the mean {score} is {told:.6g} in metrics.json and {there:.6g} in cases.csv; files as evaluate "
+                "left them are needed; evaluate again"
+            )
 
 
 def read_cases(path: Path) -> CaseTable:
@@ -256,9 +285,12 @@ def _joined(first: Mapping[str, str], second: Mapping[str, str], cases: Sequence
 
 
 def _number(text: str, what: str) -> float:
+    if not text.strip():
+        return math.nan
     try:
-        return float(text) if text.strip() else float("nan")
-    except ValueError as error:
-        raise InputRefusedError(
-            f"cases.csv: {what} is {text!r}; a number or nothing is needed; evaluate again"
-        ) from error
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if math.isnan(value):
+        raise InputRefusedError(f"cases.csv: {what} is {text!r}; a number or nothing is needed; evaluate again")
+    return value

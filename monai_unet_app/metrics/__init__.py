@@ -2,7 +2,7 @@
 
 `overlap`, `boundary`, `components` and `centreline` compare two masks, `reliability` counts what probabilities come
 to in each of the `populations`, `statistics` says how sure a mean is, and `Evaluation` does all of it, case after
-case, as an `EvaluationPlan` says. `seams` looks at probabilities alone.
+case, as an `EvaluationPlan` says. `seams` and `uncertainty` look at probabilities alone.
 """
 
 from .boundary import boundary_iou, coco_boundary_iou, surface_band
@@ -20,6 +20,7 @@ from .reliability import (
 )
 from .seams import seam_error
 from .statistics import Bootstrap, Estimate, bootstrap_mean, bootstrap_paired_difference
+from .uncertainty import normalised_entropy
 
 __all__ = [
     "WHOLE",
@@ -42,6 +43,7 @@ __all__ = [
     "equal_mass_calibration_error",
     "expected_calibration_error",
     "iou",
+    "normalised_entropy",
     "score_case",
     "seam_error",
     "surface_band",

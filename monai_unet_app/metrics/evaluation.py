@@ -28,7 +28,7 @@ from .scores import (
     single_scores,
     tolerance_scores,
 )
-from .statistics import Bootstrap, Estimate, bootstrap_mean, bootstrap_sums
+from .statistics import Bootstrap, Estimate, bootstrap_mean, bootstrap_sums, finite_mean
 
 NOWHERE = "no case has a voxel of it, true or predicted: nothing was asked and nothing was invented"
 """Why the scores of a class are not defined."""
@@ -207,7 +207,7 @@ def _calibration_block(
             name: {key: number(figure(pooled, row)) for key, figure in figures.items()} for name, row in rows.items()
         },
         "per_case": {
-            key: number(_finite_mean([figure(case, TOP_LABEL) for case in cases])) for key, figure in figures.items()
+            key: number(finite_mean([figure(case, TOP_LABEL) for case in cases])) for key, figure in figures.items()
         },
         "brier": number(reliability.brier_score(pooled)),
         "nll": number(reliability.negative_log_likelihood(pooled)),
@@ -247,8 +247,3 @@ def _interval(estimate: Estimate) -> list[float] | None:
 def number(value: float) -> float | None:
     """A finite float, or None for what is undefined: JSON knows neither NaN nor infinity."""
     return float(value) if np.isfinite(value) else None
-
-
-def _finite_mean(values: list[float]) -> float:
-    finite = [value for value in values if np.isfinite(value)]
-    return float(np.mean(finite)) if finite else float("nan")

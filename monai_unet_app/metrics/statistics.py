@@ -8,7 +8,7 @@ Source: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapters 8 a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +55,12 @@ class Bootstrap:
             raise ValueError(
                 f"resamples={self.resamples}, level={self.level}; at least 1, and between 0 and 1, are needed"
             )
+
+
+def finite_mean(values: Iterable[float]) -> float:
+    """The mean of those that are finite; NaN of none."""
+    finite = [value for value in values if np.isfinite(value)]
+    return float(np.mean(finite)) if finite else float("nan")
 
 
 def bootstrap_mean(

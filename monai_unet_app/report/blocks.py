@@ -72,11 +72,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of as many cells as the head has; the last row is set off where it is the mean of the others."""
+    """Rows of as many cells as the head has.
+
+    Attributes:
+        last_is_mean: The last row is set off, as the mean of the others.
+        words: So many columns, from the left, are words; the others are numbers, and end below one another.
+    """
 
     head: tuple[str, ...]
     rows: tuple[tuple[str | Cell, ...], ...]
     last_is_mean: bool = False
+    words: int = 1
 
 
 @dataclass(frozen=True)

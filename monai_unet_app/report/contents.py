@@ -36,6 +36,8 @@ class MeasuredOn:
         data_sha256: Hash of the data set.
         partition: Which cases of it, for instance "test, no subject of which trained, selected or
             calibrated".
+        not_measured: Cases of it that could not be measured.
+        seen: Partition -> how many of the cases the bundle was made with in it.
     """
 
     bundle_name: str
@@ -44,6 +46,8 @@ class MeasuredOn:
     data_name: str
     data_sha256: str
     partition: str = ""
+    not_measured: tuple[str, ...] = ()
+    seen: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

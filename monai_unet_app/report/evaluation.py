@@ -63,6 +63,8 @@ def metrics_document(report: EvaluationReport) -> dict[str, Any]:
             "partition": on.partition,
             "cases": len(report.cases),
             "subjects": report.subjects,
+            "not_measured": list(on.not_measured),
+            "seen": dict(on.seen),
         },
         "classes": list(plan.class_names),
         "exclusive": plan.exclusive,

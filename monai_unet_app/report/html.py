@@ -94,8 +94,12 @@ def _(block: Tiles) -> str:
 
 @render.register
 def _(block: Table) -> str:
-    head = "".join(f"<th>{_lines(name)}</th>" for name in block.head)
-    rows = ["<tr>" + "".join(map(_cell, row)) + "</tr>" for row in block.rows]
+    words = [" class='word'" if 0 < n < block.words else "" for n in range(len(block.head))]
+    head = "".join(f"<th{word}>{_lines(name)}</th>" for name, word in zip(block.head, words, strict=True))
+    rows = [
+        "<tr>" + "".join(f"<td{word}>{_cell(cell)}</td>" for cell, word in zip(row, words, strict=True)) + "</tr>"
+        for row in block.rows
+    ]
     if block.last_is_mean:
         rows[-1] = rows[-1].replace("<tr>", '<tr class="mean">', 1)
     body = "\n".join(rows)
@@ -133,9 +137,8 @@ def _(block: Folded) -> str:
 
 def _cell(cell: str | Cell) -> str:
     cell = Cell(cell) if isinstance(cell, str) else cell
-    tone = f' class="{cell.tone}"' if cell.tone else ""
-    below = f"<small>{escape(cell.below)}</small>" if cell.below else ""
-    return f"<td{tone}>{escape(cell.text)}{below}</td>"
+    text = f'<span class="{cell.tone}">{escape(cell.text)}</span>' if cell.tone else escape(cell.text)
+    return text + (f"<small>{escape(cell.below)}</small>" if cell.below else "")
 
 
 def _class(tone: Tone) -> str:

@@ -1,12 +1,13 @@
 """The report on paper: A4, the same sections as the page, the same bytes for the same report.
 
 Layout is ReportLab's; the type is DejaVu Sans as matplotlib brings it, embedded, so that marks and names in most scripts
-are there wherever it is opened.
+are there wherever it is opened. It has no Chinese, Japanese and Korean: those are set in fonts that viewers have for them.
 """
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable
 from functools import singledispatch
 from pathlib import Path
@@ -20,6 +21,7 @@ from reportlab.lib.pagesizes import A4
 from reportlab.lib.styles import ParagraphStyle
 from reportlab.lib.units import mm
 from reportlab.pdfbase import pdfmetrics
+from reportlab.pdfbase.cidfonts import UnicodeCIDFont
 from reportlab.pdfbase.ttfonts import TTFont
 from reportlab.platypus import Flowable, Image, Paragraph, SimpleDocTemplate
 from reportlab.platypus import Table as Grid
@@ -53,6 +55,9 @@ CHART_DPI, PICTURE_DPI = 200, 150
 RAISED = HexColor("#f6f7f9")
 TONES: dict[Tone, str] = {"": LIGHT.ink, "good": "#12703a", "bad": "#b3261e"}
 _SANS, _BOLD = "DejaVuSans", "DejaVuSans-Bold"  # fonts, and the names of their files
+_CHINESE, _JAPANESE, _KOREAN = "STSong-Light", "HeiseiKakuGo-W5", "HYGothic-Medium"
+_EAST_ASIAN = re.compile("[\u1100-\u11ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef]+")
+_KANA, _HANGUL = re.compile("[\u3040-\u30ff]"), re.compile("[\u1100-\u11ff\u3130-\u318f\uac00-\ud7af]")
 _PAD = 3.0  # left and right of a cell, points
 
 
@@ -94,9 +99,11 @@ class _Document(SimpleDocTemplate):
     footer = ""
 
     def afterPage(self) -> None:  # noqa: N802
-        self.canv.setFont(_SANS, 7)
+        footer = _paragraph(self.footer, "footer")
+        footer.wrap(0.85 * WIDTH, FOOT)
+        footer.drawOn(self.canv, MARGIN, MARGIN - 2)
+        self.canv.setFont(_SANS, _style("footer").fontSize)
         self.canv.setFillColor(HexColor(LIGHT.muted))
-        self.canv.drawString(MARGIN, MARGIN, self.footer)
         self.canv.drawRightString(A4[0] - MARGIN, MARGIN, f"page {self.page}")
 
     def afterFlowable(self, flowable: Any) -> None:  # noqa: N802
@@ -111,6 +118,9 @@ def _register_fonts() -> None:
     for name in (_SANS, _BOLD):
         if name not in pdfmetrics.getRegisteredFontNames():
             pdfmetrics.registerFont(TTFont(name, folder / f"{name}.ttf"))
+    for name in (_CHINESE, _JAPANESE, _KOREAN):
+        if name not in pdfmetrics.getRegisteredFontNames():
+            pdfmetrics.registerFont(UnicodeCIDFont(name))
 
 
 def _paragraph_styles() -> dict[str, ParagraphStyle]:
@@ -125,6 +135,7 @@ def _paragraph_styles() -> dict[str, ParagraphStyle]:
         "heading": ParagraphStyle("heading", plain, fontSize=12, leading=15, spaceBefore=18, spaceAfter=4, **bold),
         "small heading": ParagraphStyle("small heading", plain, spaceBefore=7, **bold),
         "note": ParagraphStyle("note", plain, textColor=muted, fontSize=7.5, leading=10.5),
+        "footer": ParagraphStyle("footer", plain, textColor=muted, fontSize=7, leading=8.5, spaceAfter=0),
         "figure": ParagraphStyle("figure", plain, fontSize=15, leading=19, spaceAfter=0, **bold),
         "cell": ParagraphStyle("cell", plain, fontSize=7.5, leading=9.5, spaceAfter=0),
     }
@@ -138,7 +149,7 @@ def _style(name: str) -> ParagraphStyle:
 
 
 def _paragraph(text: str, style: str = "plain") -> Paragraph:
-    return Paragraph(escape(text), _style(style))
+    return Paragraph(_escaped(text), _style(style))
 
 
 @singledispatch
@@ -170,7 +181,7 @@ def _(block: Text) -> list[Flowable]:
 @flowables.register
 def _(block: Lines) -> list[Flowable]:
     return [
-        Paragraph(f"{_coloured(mark, TONES[tone])} {escape(text)}", _style("plain"))
+        Paragraph(f"{_coloured(mark, TONES[tone])} {_escaped(text)}", _style("plain"))
         for tone, mark, text in block.entries
     ]
 
@@ -189,10 +200,10 @@ def _(block: Tiles) -> list[Flowable]:
 @flowables.register
 def _(block: Table) -> list[Flowable]:
     widths, size = _columns(block)
-    rows = [[_head_cell(name, n, size) for n, name in enumerate(block.head)]]
+    rows = [[_head_cell(name, n >= block.words, size) for n, name in enumerate(block.head)]]
     for number, row in enumerate(block.rows):
         bold = block.last_is_mean and number == len(block.rows) - 1
-        rows.append([_cell(cell, n, size, bold) for n, cell in enumerate(row)])
+        rows.append([_cell(cell, n >= block.words, size, bold) for n, cell in enumerate(row)])
     look = [
         ("LINEBELOW", (0, 0), (-1, -1), 0.5, HexColor(LIGHT.grid)),
         ("VALIGN", (0, 0), (-1, 0), "BOTTOM"),
@@ -218,7 +229,7 @@ def _(block: Picture) -> list[Flowable]:
 
 @flowables.register
 def _(block: Key) -> list[Flowable]:
-    entries = (_square(colour) + "\u00a0" + escape(name).replace(" ", "\u00a0") for colour, name in block.entries)
+    entries = (_square(colour) + "\u00a0" + _escaped(name.replace(" ", "\u00a0")) for colour, name in block.entries)
     return _with_next(Paragraph(" \u00a0 ".join(entries), _style("plain")))
 
 
@@ -237,8 +248,18 @@ def _(block: Folded) -> list[Flowable]:
     return [_paragraph(block.instead, "note")]
 
 
+def _escaped(text: str) -> str:
+    """Text as a paragraph takes it, each run of East Asian characters in a font of its language."""
+
+    def in_its_font(run: re.Match[str]) -> str:
+        font = _KOREAN if _HANGUL.search(run[0]) else _JAPANESE if _KANA.search(text) else _CHINESE
+        return f'<font name="{font}">{run[0]}</font>'
+
+    return _EAST_ASIAN.sub(in_its_font, escape(text))
+
+
 def _coloured(text: str, colour: str) -> str:
-    return f'<font color="{colour}">{escape(text)}</font>'
+    return f'<font color="{colour}">{_escaped(text)}</font>'
 
 
 def _square(colour: str) -> str:
@@ -292,22 +313,22 @@ def _as_cell(cell: str | Cell) -> Cell:
     return Cell(cell) if isinstance(cell, str) else cell
 
 
-def _head_cell(name: str, column: int, size: float) -> Paragraph:
-    text = escape(name).replace("\n", "<br/>")
-    return Paragraph(text, _cell_style(column, size, bold=True, colour=LIGHT.muted))
+def _head_cell(name: str, number: bool, size: float) -> Paragraph:
+    text = _escaped(name).replace("\n", "<br/>")
+    return Paragraph(text, _cell_style(number, size, bold=True, colour=LIGHT.muted))
 
 
-def _cell(cell: str | Cell, column: int, size: float, bold: bool) -> Paragraph:
+def _cell(cell: str | Cell, number: bool, size: float, bold: bool) -> Paragraph:
     cell = _as_cell(cell)
     text = _coloured(cell.text, TONES[cell.tone])
     if cell.below:
         small = f'face="{_SANS}" size="{_below(size):.2f}" color="{LIGHT.muted}"'
-        text += f"<br/><font {small}>{escape(cell.below)}</font>"
-    return Paragraph(text, _cell_style(column, size, bold=bold, colour=LIGHT.ink))
+        text += f"<br/><font {small}>{_escaped(cell.below)}</font>"
+    return Paragraph(text, _cell_style(number, size, bold=bold, colour=LIGHT.ink))
 
 
-def _cell_style(column: int, size: float, *, bold: bool, colour: str) -> ParagraphStyle:
-    aligned: dict[str, Any] = {"alignment": TA_RIGHT} if column else {}
+def _cell_style(number: bool, size: float, *, bold: bool, colour: str) -> ParagraphStyle:
+    aligned: dict[str, Any] = {"alignment": TA_RIGHT} if number else {}
     font = _BOLD if bold else _SANS
     return ParagraphStyle(
         "cell", _style("cell"), fontName=font, fontSize=size, leading=1.28 * size, textColor=HexColor(colour), **aligned

@@ -29,7 +29,7 @@ from .pictures import CLASS_COLOURS, CONFUSED_COLOUR, INVENTED_COLOUR, MISSED_CO
 from .statements import statement_blocks, verdict_counts
 from .words import between, number, percent, plural
 
-_WORST_SHOWN = 10
+_WORST_SHOWN, _NAMED = 10, 5
 _MARKS: Mapping[Outcome, tuple[Tone, str]] = {
     "reached": ("good", "✓ reached"),
     "missed": ("bad", "✗ missed"),
@@ -61,6 +61,8 @@ def head(report: EvaluationReport) -> list[Block]:
     on = report.measured_on
     cases = f"{plural(len(report.cases), 'case')} of {plural(report.subjects, 'subject')}"
     blocks: list[Block] = [Title(f"{on.bundle_name} {on.bundle_version}, {cases}"), verdict(report)]
+    if but := _limits(report):
+        blocks.append(Lines(but))
     if report.targets:
         blocks.append(Lines(tuple(_target_line(target, report.summary) for target in report.targets)))
     if report.targets and report.targets_from:
@@ -68,6 +70,18 @@ def head(report: EvaluationReport) -> list[Block]:
     if gate := (report.statements or {}).get("gate"):
         blocks.append(Text(f"The bundle's quality gate on these results: {verdict_counts(gate)}."))
     return [*blocks, Tiles(_tiles(report))]
+
+
+def _limits(report: EvaluationReport) -> tuple[tuple[Tone, str, str], ...]:
+    """What the figures do not speak of, or only flatter."""
+    on, found = report.measured_on, list[tuple[Tone, str, str]]()
+    if on.not_measured:
+        names = ", ".join(on.not_measured[:_NAMED]) + (", ..." if len(on.not_measured) > _NAMED else "")
+        found.append(("bad", "!", f"{plural(len(on.not_measured), 'case')} could not be measured: {names}"))
+    if on.seen:
+        how = " and ".join(f"{count} in its partition {part}" for part, count in on.seen.items())
+        found.append(("bad", "!", f"the bundle was made with some of these cases ({how}): new ones will do worse"))
+    return tuple(found)
 
 
 def verdict(report: EvaluationReport) -> VerdictLine:
@@ -79,7 +93,7 @@ def verdict(report: EvaluationReport) -> VerdictLine:
     missed, undefined = outcomes.count("missed"), outcomes.count("undefined")
     if not missed and not undefined:
         all_reached = "The target is reached" if len(outcomes) == 1 else f"All {len(outcomes)} targets are reached"
-        return VerdictLine(all_reached, "good")
+        return VerdictLine(f"{all_reached}, but:") if _limits(report) else VerdictLine(all_reached, "good")
     rest = f", {undefined} not defined" if undefined else ""
     if missed:
         return VerdictLine(f"{missed} of {plural(len(outcomes), 'target')} missed{rest}", "bad")

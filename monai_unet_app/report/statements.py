@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from monai_unet_app.calibration.conformal import subjects_needed
 from monai_unet_app.calibration.judged import BAD, GOOD
 
 from .blocks import Block, Cell, Chart, Facts, Heading, Table, Text
@@ -46,8 +47,9 @@ def statement_blocks(statements: Mapping[str, Any]) -> list[Block]:
 
 
 def verdict_counts(gate: Mapping[str, Any]) -> str:
-    """For instance "28 accepted, 6 for review, 2 rejected"."""
-    return ", ".join(f"{gate['verdicts'].get(key, 0)} {word}" for key, word in _PARTS.items())
+    """Of cases, for instance "28 accepted, 6 for review, 2 rejected"; where they were not counted, of their classes."""
+    counts = gate.get("case_verdicts", gate["verdicts"])
+    return ", ".join(f"{counts.get(key, 0)} {word}" for key, word in _PARTS.items())
 
 
 def _sizes(sizes: Mapping[str, Any]) -> list[Block]:
@@ -73,6 +75,8 @@ def _kept(said: Mapping[str, Any]) -> Cell:
     """Whether the statement was true here, as far as so few subjects can tell."""
     if said["observed"] is None:
         return Cell("–")
+    if said["subjects"] < subjects_needed(said["wanted"]):
+        return Cell("too few to tell")
     if said["observed"] >= said["wanted"]:
         return Cell("yes", tone="good")
     return Cell("no", tone="bad") if said["interval"][1] < said["wanted"] else Cell("may be chance")

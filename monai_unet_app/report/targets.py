@@ -58,7 +58,11 @@ def read_targets(path: Path) -> Bounds:
     """
     try:
         return checked(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:  # a TOMLDecodeError is a ValueError
+    except OSError as error:
+        raise InputRefusedError(
+            f"targets {path} cannot be read ({error.strerror}); a file in TOML is needed; check the path"
+        ) from error
+    except ValueError as error:  # a TOMLDecodeError is one
         raise InputRefusedError(f"targets {path.name}: {error}; see docs/how-to/evaluate.md") from error
 
 

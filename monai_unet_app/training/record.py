@@ -71,7 +71,7 @@ def _without_folders(word: str) -> str:
 def recipe_sha256(configs: Sequence[str | Path]) -> str:
     """Hex digest over the config files without the numbers that are fitted after the training."""
     texts = (Path(file).read_text(encoding="utf-8") for file in configs)
-    recipe = "".join(re.sub(r"^calibration: .*$", "", text, flags=re.MULTILINE) for text in texts)
+    recipe = "".join(re.sub(r"^calibration(_tta)?: .*$", "", text, flags=re.MULTILINE) for text in texts)
     return hashlib.sha256(recipe.encode()).hexdigest()
 
 

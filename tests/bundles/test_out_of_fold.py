@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 
 from monai_unet_app.calibration.confidence import THRESHOLDS, Measured, SizeStatement
 from monai_unet_app.calibration.conformal import coverage_band, observed_coverage
+from monai_unet_app.data.splits import read_splits
 
 TABLE = Path(__file__).resolve().parents[2] / "bundles/hippocampus_mri_unet3d/docs/out_of_fold.csv"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SPLITS, WANTED = 200, 0.9
 
 
@@ -41,6 +44,24 @@ def coverage_of(measured: list[Measured], fitted_on: set[str], structure: int) -
         interval = stated.interval(structure, one.expected)
         covered.append(interval is not None and interval[0] <= one.true <= interval[1])
     return observed_coverage(covered, [one.subject for one in tested], WANTED).observed
+
+
+def test_every_subject_was_predicted_by_a_network_that_never_saw_it_and_only_once(measured: list[Measured]) -> None:
+    assert len({one.subject for one in measured}) == 116
+    with TABLE.open(newline="") as stream:
+        folds = {(row["subject"], row["fold"]) for row in csv.DictReader(stream)}
+    assert len(folds) == 116  # the cases of a person are of one fold
+
+
+def test_what_the_bundle_states_of_sizes_is_what_the_table_tells(measured: list[Measured]) -> None:
+    reserved = {case for case, place in read_splits(EXAMPLES / "splits.json").items() if place.partition == "test"}
+    with TABLE.open(newline="") as stream:
+        subjects = {row["subject"] for row in csv.DictReader(stream) if row["case"] not in reserved}
+    told = SizeStatement.fit([one for one in measured if one.subject in subjects], WANTED)
+    stated = json.loads((TABLE.parents[1] / "configs/confidence.json").read_text())["settings"]["plain"]["sizes"]
+    assert stated["subjects"] == told.subjects == len(subjects)
+    for structure, ends in stated["log_ratios"].items():
+        assert ends == pytest.approx(told.log_ratios[int(structure)], abs=1e-5)
 
 
 @pytest.mark.parametrize("structure", [1, 2])

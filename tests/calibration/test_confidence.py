@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from monai_unet_app.calibration.confidence import (
 )
 from monai_unet_app.calibration.features import Structure
 from monai_unet_app.calibration.judged import area_under_risk_coverage, judge, risk_coverage, summarise_statements
+from monai_unet_app.calibration.quality import Grade
 from monai_unet_app.errors import AppError, BundleError
 
 VOLUME = Volume(np.zeros((10, 9, 8), np.float32), np.diag([1.0, 2.0, 3.0, 1.0]), Provenance(kind="nifti"))
@@ -182,3 +184,19 @@ def test_risk_falls_as_less_is_kept_and_its_area_is_the_mean() -> None:
     assert risk == pytest.approx([0.1, 0.15, 0.4])
     assert area_under_risk_coverage([0.9, 0.2, 0.6], [0.1, 0.9, 0.2]) == pytest.approx((0.1 + 0.15 + 0.4) / 3)
     assert math.isnan(area_under_risk_coverage([], []))
+
+
+def test_a_size_beside_its_own_interval_is_looked_at_by_somebody() -> None:
+    confidence = Confidence(sizes=SizeStatement(0.9, {1: (-0.1, 0.1)}, 0.06, 20))
+    mask = np.zeros(VOLUME.shape, bool)
+    mask[2:6, 2:6, 2:6] = True
+    sure, doubtful = mask.astype(np.float32), np.where(mask, 0.5, 0.0).astype(np.float32)
+    usual, beside = (
+        assess(confidence, [Structure(mask, p)], VOLUME, exclusive=True, image=None) for p in (sure, doubtful)
+    )
+    assert usual.reasons == ()
+    assert beside.reasons == ("structure 1: its size lies beside the interval that the probabilities give",)
+    accepted = Grade(dice=0.9, at_least=0.8, verdict="accept", reasons=())
+    for found, verdict in ((usual, "accept"), (beside, "review")):
+        graded = replace(found, structures=tuple(replace(one, grade=accepted) for one in found.structures))
+        assert graded.verdict == verdict

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -345,8 +345,11 @@ def test_the_form_that_is_shipped_is_region(folder: Path) -> None:
 @pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["unix", "windows"])
 def test_a_form_takes_the_place_of_another_and_gives_it_back(name: str, end: str, tmp_path: Path) -> None:
     path = tmp_path / "inference.yaml"
-    shutil.copy(HIPPOCAMPUS / "configs/inference.yaml", path)
-    before = path.read_text().replace("\n", end).encode()
+    shipped = (HIPPOCAMPUS / "configs/inference.yaml").read_text()
+    fitted_once = re.sub(
+        r"(calibration_tta: {reach: 2), far: [0-9.]+, near: [0-9.]+", r"\1, far: 0.0, near: 0.0", shipped
+    )
+    before = fitted_once.replace("\n", end).encode()
     path.write_bytes(before)
     forms = forms_for(load_bundle(HIPPOCAMPUS))
     form, region = next(form for form in forms if form.name == name), forms[-1]

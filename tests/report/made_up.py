@@ -20,6 +20,7 @@ STATEMENTS: dict[str, Any] = {
     "cautious": {"Front": {"risk": 0.1, "mean_missed": 0.042, "cases": 31}},
     "gate": {
         "verdicts": {"accept": 28, "review": 6, "reject": 2},
+        "case_verdicts": {"accept": 28, "review": 6, "reject": 2},
         "spearman": 0.71,
         "bound": {"wanted": 0.9, "observed": 0.85, "interval": [0.6, 0.97], "subjects": 20, "cases": 36},
         "flagged_of_bad": {"share": None, "results": 0},

@@ -10,7 +10,7 @@ import pytest
 from made_up import STATEMENTS, plain_report
 
 from monai_unet_app.report import Target
-from monai_unet_app.report.blocks import Cell, Chart, Picture, Table
+from monai_unet_app.report.blocks import Cell, Chart, Picture, Table, Text
 from monai_unet_app.report.html import render_html
 from monai_unet_app.report.pdf import render_pdf, typeset
 from monai_unet_app.report.sections import sections
@@ -80,6 +80,21 @@ def test_charts_and_pictures_are_in_it_and_its_letters_are_embedded(reader):
     used = [font for font in fonts if "DejaVu" in font["/BaseFont"]]
     assert used
     assert all("/FontFile2" in font["/FontDescriptor"] for font in used)
+
+
+@pytest.mark.parametrize(
+    ("name", "font"),
+    [
+        ("山田, 太郎 (やまだ, たろう)", "HeiseiKakuGo-W5"),
+        ("王, 小东", "STSong-Light"),
+        ("김, 희중 & Kim", "HYGothic-Medium"),
+    ],
+)
+def test_names_in_east_asian_scripts_are_set_in_fonts_that_have_them(name, font):
+    pages = pypdf.PdfReader(io.BytesIO(typeset([Text(name)], "Review", f"Kim {name}"))).pages
+    fonts = pages[0]["/Resources"]["/Font"].get_object().values()
+    assert any(font in one.get_object()["/BaseFont"] for one in fonts)
+    assert pages[0].extract_text().count(name) == 2
 
 
 def test_everything_stands_within_the_margins(reader):

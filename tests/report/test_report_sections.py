@@ -13,8 +13,10 @@ from made_up import STATEMENTS, boxes, case_of, plain_report, report_of
 from monai_unet_app.calibration.judged import Judged, summarise_statements
 from monai_unet_app.metrics import Bootstrap, CaseArrays, CaseScores, EvaluationPlan, score_case
 from monai_unet_app.report.blocks import Cell, Facts, Heading, Picture, Table, Text
+from monai_unet_app.report.contents import Target
+from monai_unet_app.report.evaluation import metrics_document
 from monai_unet_app.report.figures import accuracy_band, reliability_figure, risk_coverage_figure, tolerance_figure
-from monai_unet_app.report.sections import sections
+from monai_unet_app.report.sections import head, sections
 from monai_unet_app.report.statements import statement_blocks
 
 
@@ -186,7 +188,9 @@ def test_the_gates_verdicts_stand_in_the_head_and_in_their_section():
 
 
 def judged(subject, structure, dice, predicted, verdict, size):
-    return Judged(subject, structure, dice, predicted, predicted - 0.1, verdict, size, (8.0, 12.0), 0.05, False)
+    return Judged(
+        subject, structure, dice, predicted, predicted - 0.1, verdict, verdict, size, (8.0, 12.0), 0.05, False
+    )
 
 
 def test_what_was_counted_of_real_results_is_what_the_section_tells():
@@ -196,7 +200,8 @@ def test_what_was_counted_of_real_results_is_what_the_section_tells():
         judged("u", 1, 0.5, 0.4, "reject", 20.0),
         judged("s", 2, 0.85, 0.8, "accept", 9.0),
     ]
-    stated = SimpleNamespace(why_not={"risk": "too few"}, sizes=SimpleNamespace(coverage=0.9), risk=SimpleNamespace(risk=0.1),
+    risk = SimpleNamespace(risk=0.1, thresholds={1: 0.2, 2: None})
+    stated = SimpleNamespace(why_not={}, sizes=SimpleNamespace(coverage=0.9), risk=risk,
                              gate=SimpleNamespace(coverage=0.9), shift=SimpleNamespace(limit=1.5))  # fmt: skip
     counted = summarise_statements(rows, SimpleNamespace(confidence=stated), {1: "Front", 2: "Back"})
     assert counted["gate"].keys() == STATEMENTS["gate"].keys()
@@ -206,9 +211,46 @@ def test_what_was_counted_of_real_results_is_what_the_section_tells():
     row = table_headed(blocks, "Kept?")["Front"]  # of three subjects one lies beyond its interval
     assert (row["Observed"].text, row["Subjects"], row["Half width"]) == ("66.7 %", "3", "20.0 %")
     (facts,) = [block.entries for block in blocks if isinstance(block, Facts) and "Verdicts" in block.entries]
-    assert facts["Verdicts"] == "2 accepted, 1 for review, 1 rejected"
+    assert facts["Verdicts"] == "1 accepted, 1 for review, 1 rejected"  # cases, not their four classes
     assert [text for name, text in facts.items() if "held back" in name] == ["100.0 % of 1", "33.3 % of 3"]
     assert Text("0 of 3 images flagged (distance above 1.5).") in blocks
+
+
+def test_a_cautious_mask_that_no_cut_makes_is_not_stated():
+    stated = SimpleNamespace(
+        why_not={}, sizes=None, risk=SimpleNamespace(risk=0.1, thresholds={1: None}), gate=None, shift=None
+    )
+    counted = summarise_statements([], SimpleNamespace(confidence=stated), {1: "Front"})
+    assert counted == {"not_stated": {"risk": "no probability is low enough to miss 10% at most"}}
+
+
+def test_what_could_not_be_measured_or_was_seen_stands_under_a_verdict_that_is_not_green():
+    report = replace(plain_report(), targets=(Target("Dice", ("dice", "mean"), at_least=0.0),))
+    assert head(report)[1].tone == "good"
+    on = replace(report.measured_on, not_measured=("a", "b"), seen={"train": 3})
+    flattered = head(replace(report, measured_on=on))
+    assert (flattered[1].tone, flattered[1].text[-5:]) == ("", " but:")
+    told = [text for _, _, text in flattered[2].entries]
+    assert told == [
+        "2 cases could not be measured: a, b",
+        "the bundle was made with some of these cases (3 in its partition train): new ones will do worse",
+    ]
+    data = metrics_document(replace(report, measured_on=on))["data"]
+    assert (data["not_measured"], data["seen"]) == (["a", "b"], {"train": 3})
+
+
+@pytest.mark.parametrize(("subjects", "word"), [(8, "too few to tell"), (9, "yes")])
+def test_a_statement_is_kept_by_so_many_subjects_as_could_have_broken_it(subjects, word):
+    said = {
+        "wanted": 0.9,
+        "observed": 1.0,
+        "interval": [0.6, 1.0],
+        "subjects": subjects,
+        "cases": 9,
+        "mean_half_width": 0.1,
+    }
+    row = table_headed(statement_blocks({"not_stated": {}, "sizes": {"Front": said}}), "Kept?")["Front"]
+    assert row["Kept?"].text == word
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,28 @@
+"""How undecided probabilities are."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+_LEAST = 1e-12  # of a probability whose logarithm is taken
+
+
+def normalised_entropy(probabilities: NDArray, *, exclusive: bool) -> NDArray[np.float32]:
+    """How undecided the network is at each voxel: 0 sure, 1 all answers alike.
+
+    Args:
+        probabilities: Shape (C, ...), 0 to 1.
+        exclusive: Channels sum to 1: entropy over them, divided by its greatest value. Else the greatest of the entropies of
+            each channel against its absence.
+
+    Returns:
+        Shape (...), 0 to 1.
+    """
+    p = np.clip(probabilities.astype(np.float64), _LEAST, 1.0)
+    if exclusive:
+        entropy = -(p * np.log(p)).sum(axis=0) / np.log(len(p))
+    else:
+        rest = np.clip(1.0 - p, _LEAST, 1.0)
+        entropy = (-(p * np.log(p) + rest * np.log(rest)) / np.log(2.0)).max(axis=0)
+    return np.clip(entropy, 0.0, 1.0).astype(np.float32)
