@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -172,12 +173,27 @@ class Chosen:
     Attributes:
         rows: The cases.
         note: How they were chosen, in words.
-        seen: Partition -> how many of them the bundle was made with in it; none of test.
+        made_with: Those of them that the bundle was made with, by id, with their partition; none of test.
     """
 
     rows: list[Row]
     note: str
-    seen: Mapping[str, int] = field(default_factory=dict)
+    made_with: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ids(self) -> list[str]:
+        """Of the cases."""
+        return [row["id"] for row in self.rows]
+
+    @property
+    def seen(self) -> dict[str, int]:
+        """Partition -> how many of them the bundle was made with in it."""
+        return dict(sorted(Counter(self.made_with.values()).items()))
+
+    def only(self, ids: Collection[str]) -> Chosen:
+        """Those of them that have one of these ids."""
+        made_with = {case: part for case, part in self.made_with.items() if case in ids}
+        return Chosen([row for row in self.rows if row["id"] in ids], self.note, made_with)
 
 
 def choose_cases(
@@ -198,7 +214,7 @@ def choose_cases(
     plan = read_splits(splits) if splits else read_splits(shipped("examples") / "splits.json")
     rows: list[Row] = []
     left: dict[str, list[str]] = {}
-    made_with: dict[str, int] = {}
+    made_with: dict[str, str] = {}
     places = [plan.get(case.id) for case in cases]
     subjects = {**subjects_of(cases), **{place.id: place.subject for place in places if place}}
     kin = _kin(bundle, plan)
@@ -210,12 +226,13 @@ def choose_cases(
         if partition == "all" or part in accepted:
             rows.append(data_row(case, known.subject if known else subjects[case.id]))
             if known and known.partition != "test":
-                made_with[known.partition] = made_with.get(known.partition, 0) + 1
+                made_with[case.id] = known.partition
         else:
             left.setdefault(part or "cases that the plan does not know", []).append(case.id)
     note = f"{len(rows)} of {len(cases)} case(s)" + (f", partition {partition}" if partition else "")
     if made_with:
-        note += "; seen by the bundle: " + ", ".join(f"{count} in {part}" for part, count in sorted(made_with.items()))
+        counts = sorted(Counter(made_with.values()).items())
+        note += "; seen by the bundle: " + ", ".join(f"{count} in {part}" for part, count in counts)
     elif bundle.seen:
         note += "; none of them seen by the bundle"
     if left:

@@ -112,7 +112,10 @@ def assessed(case: Case, stated: Confidence | None, bundle: Bundle) -> Case:
     """The case with what these statements of the bundle make of it; as it is where there are none."""
     if stated is None:
         return case
-    found = assess(stated, case.structures, case.volume, exclusive=bundle.exclusive, image=case.image_features)
+    names = [segment.label for segment in bundle.segments]
+    found = assess(
+        stated, case.structures, case.volume, names=names, exclusive=bundle.exclusive, image=case.image_features
+    )
     return replace(case, assessment=found)
 
 

@@ -29,13 +29,13 @@ from monai_unet_app.comparison import (
     subgroups,
     write_comparison,
 )
-from monai_unet_app.comparison.rank_tests import fewest_subjects, holm, rank_groups, signed_rank, subject_means
+from monai_unet_app.comparison.rank_tests import holm, rank_groups, signed_rank, subject_means
 from monai_unet_app.data.cases import find_images
 from monai_unet_app.data.digest import image_fingerprint
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.evaluate import evaluate_cases
-from monai_unet_app.metrics import Bootstrap
+from monai_unet_app.metrics import Bootstrap, fewest_subjects
 from monai_unet_app.metrics.statistics import finite_mean
 
 CLASSES = ("front", "back")
@@ -689,16 +689,16 @@ def test_the_guard_counts_people_who_have_the_score(tmp_path: Path) -> None:
 def test_the_test_between_groups_is_on_the_means_of_people(tmp_path: Path) -> None:
     values = np.random.default_rng(8).uniform(0.6, 0.9, 36).round(4)
     cases = write_evaluation(tmp_path / "e", people(12, 3, lambda number: {"dice": float(values[number])}))
-    found = subgroups(cases / "cases.csv", sexes(tmp_path / "a.csv", 5, 7))
+    found = subgroups(cases / "cases.csv", sexes(tmp_path / "a.csv", 6, 6))
     means = values.reshape(12, 3).mean(axis=1)
-    theirs = stats.kruskal(means[:5], means[5:]).pvalue
+    theirs = stats.kruskal(means[:6], means[6:]).pvalue
     assert found.attributes[0].tests["dice"].p == pytest.approx(theirs)
     assert found.attributes[0].tests["iou"].reason == "all values are the same"
     women = found.attributes[0].groups[0].scores["dice"]
     assert women is not None
-    assert women.value == pytest.approx(values[:15].mean())
+    assert women.value == pytest.approx(values[:18].mean())
     assert women.low < women.value < women.high
-    assert (women.subjects, women.cases) == (5, 15)
+    assert (women.subjects, women.cases) == (6, 18)
 
 
 def test_a_person_in_two_groups_leaves_no_test(tmp_path: Path) -> None:

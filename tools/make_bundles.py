@@ -29,6 +29,7 @@ from monai_unet_app.metrics import Bootstrap
 from monai_unet_app.metrics.overlap import dice
 from monai_unet_app.metrics.statistics import bootstrap_mean
 from monai_unet_app.report.card import put_figures, read_measured, summary, write_figures
+from monai_unet_app.report.words import between
 from monai_unet_app.training.run import TrainConfig, train_bundle
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -110,7 +111,8 @@ def second_grader(folder: Path, rows: list[Any]) -> dict[str, Any]:
         second = read_labels(folder / f"{row['id']}{SECOND_GRADER}.png", image).array > 0
         scores.append(dice(first, second))
     estimate = bootstrap_mean(np.array(scores), [row["subject"] for row in rows], Bootstrap())
-    return {"mean": round(estimate.value, 4), "interval_95": [round(estimate.low, 4), round(estimate.high, 4)]}
+    interval = [round(end, 4) for end in (estimate.low, estimate.high)] if np.isfinite(estimate.low) else None
+    return {"mean": round(estimate.value, 4), "interval_95": interval}
 
 
 def write_table() -> None:
@@ -120,9 +122,9 @@ def write_table() -> None:
         figures = json.loads((REPOSITORY / "bundles" / name / "configs/metadata.json").read_text())["eval_metrics"]
         cells = ["not measured yet"] * 3
         if figures:
-            low, high = figures["dice"]["interval_95"]
+            ends = between(figures["dice"]["interval_95"], 3) or f"{figures['subjects']} subjects"
             band = next(key for key in figures if key.startswith("ece_band"))
-            cells = [f"{figures['dice']['mean']:.3f} ({low:.3f} to {high:.3f})"]
+            cells = [f"{figures['dice']['mean']:.3f} ({ends})"]
             cells += [f"{figures[key]['calibrated']:.4f}" for key in ("ece_whole", band)]
         rows.append(f"| `{name}` | {image} | {structures} | " + " | ".join(cells) + " |")
     put_figures(rows, REPOSITORY / "README.md")

@@ -221,12 +221,14 @@ class StructureAssessment:
 
     Attributes:
         number: Of the structure.
+        name: What people call it.
         size_interval: (low, high) that holds the true size with the stated coverage, mL or pixels; None if unknown.
         grade: What the gate says; None without one.
         size: Of its mask, in the unit of the interval.
     """
 
     number: int
+    name: str
     size_interval: tuple[float, float] | None
     grade: Grade | None
     size: float
@@ -278,7 +280,7 @@ class Assessment:
             f"reviewed above {FAR * self._limit:.2g}"
         )
         image = (unlike,) if self.is_shifted else ()
-        return (*image, *(f"structure {one.number}: {said}" for one in self.structures for said in _said(one)))
+        return (*image, *(f"{one.name}: {said}" for one in self.structures for said in _said(one)))
 
     @property
     def _limit(self) -> float:
@@ -295,7 +297,13 @@ def _said(one: StructureAssessment) -> tuple[str, ...]:
 
 
 def assess(
-    confidence: Confidence, structures: Sequence[Structure], volume: Volume, *, exclusive: bool, image: ArrayLike | None
+    confidence: Confidence,
+    structures: Sequence[Structure],
+    volume: Volume,
+    *,
+    names: Sequence[str],
+    exclusive: bool,
+    image: ArrayLike | None,
 ) -> Assessment:
     """What the statements make of one result.
 
@@ -303,6 +311,7 @@ def assess(
         confidence: Of the bundle and the setting.
         structures: In the order of their numbers, from 1.
         volume: The image, whose grid the structures lie on.
+        names: What people call the structures.
         exclusive: Whether they share the voxels out.
         image: Features of the image for the shift detector; None where they were not taken.
 
@@ -316,11 +325,12 @@ def assess(
     found = tuple(
         StructureAssessment(
             number=n,
+            name=name,
             size_interval=confidence.sizes.interval(n, expected_size(one, size)) if confidence.sizes else None,
             grade=confidence.gate.grade(n, described) if confidence.gate else None,
             size=float(np.count_nonzero(one.mask) * size),
         )
-        for n, (one, described) in enumerate(zip(structures, features, strict=True), start=1)
+        for n, (name, one, described) in enumerate(zip(names, structures, features, strict=True), start=1)
     )
     try:
         shift = confidence.shift.score(image) if confidence.shift and image is not None else None

@@ -66,7 +66,8 @@ def gate(options: argparse.Namespace) -> Answer:
     sides, margins = _gated(options), _margins(options.margin)
     with _place_for(options) as folder:
         problems = _evaluate_missing(options, sides, folder)
-        found = compare_evaluations(*_folders(sides, folder, "old", "new"), common=options.common)
+        names = ("old", "new")
+        found = compare_evaluations(*_folders(sides, folder, *names), common=options.common, names=names)
     unmeasured = {*found.pairs.first.not_measured, *found.pairs.second.not_measured}
     verdict = judge(found, margins, unmeasured=len(unmeasured))
     files = write_comparison(found, options.output) if options.output else ()
@@ -169,7 +170,7 @@ def _evaluate_missing(options: argparse.Namespace, sides: Sides, folder: Path) -
     chosen = {name: choose_cases(bundle, data, options.partition, options.splits) for name, bundle in loaded.items()}
     for name, some in chosen.items():
         say(options)(f"{name}: {some.note}")
-    shared = set.intersection(*({row["id"] for row in some.rows} for some in chosen.values()), *only)
+    shared = set.intersection(*(set(some.ids) for some in chosen.values()), *only)
     if not shared:
         raise InputRefusedError(
             f"none of {len(data)} case(s) is left that both may be measured on; cases that neither bundle has seen are needed; "
@@ -179,15 +180,16 @@ def _evaluate_missing(options: argparse.Namespace, sides: Sides, folder: Path) -
     note += f", partition {options.partition}" if options.partition else ""
     problems = []
     for name, bundle in loaded.items():
-        rows = [row for row in chosen[name].rows if row["id"] in shared]
-        with progress(f"evaluating {name}", len(rows), options) as step:
+        some = chosen[name].only(shared)
+        with progress(f"evaluating {name}", len(some.rows), options) as step:
             done = evaluate_cases(
                 bundle,
-                rows,
+                some.rows,
                 folder / name,
                 run=PredictConfig(tta=options.tta),
                 data_name=(options.data or options.images).resolve().name,
                 partition=note,
+                seen=some.seen,
                 each=step.measured,
             )
         problems += [f"{name}: {problem}" for problem in done.problems]

@@ -217,6 +217,8 @@ def metrics_table(metrics: Any) -> None:
         block = metrics[key]
         _metric_row(table, f"{key} (top label)", block, block["top_label"], block["top_label_interval"])
     out.print(table)
+    if metrics["dice"]["mean_interval"] is None:
+        line("no interval: at least six subjects are needed")
 
 
 def _metric_row(table: Table, name: str, block: Any, value: float | None, interval: Any) -> None:
@@ -242,13 +244,13 @@ def _figure(block: Mapping[str, Any]) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def forms_table(scores: Sequence[FormScore]) -> None:
-    """Forms of calibration and what they came to, the chosen one marked."""
+def forms_table(scores: Sequence[FormScore], word: str) -> None:
+    """Forms of calibration and what they came to; the word stands with the best of them."""
     numbers = [Column(name, justify="right") for name in ("n", "halo", "NLL", "ECE", "band")]
     table = Table("form", *numbers, "", title="forms of calibration, on selection cases")
     for score in scores:
         halo = max(score.halo_mm)
-        mark = "[green]chosen[/green]" if score.chosen else escape(score.why_not or "")
+        mark = f"[green]{word}[/green]" if score.chosen else escape(score.why_not or "")
         figures = [f"{score.nll:.5f}", f"{score.ece:.4f}", f"{score.ece_band:.4f}"]
         table.add_row(score.form, str(score.numbers), f"{halo:g}", *figures, mark)
     out.print(table)
@@ -343,7 +345,8 @@ def comparison_table(found: Comparison) -> None:
     out.print(table)
     _paragraph(
         f"The second is better, worse or the same by the {100 * found.how.level:g} % interval of the difference, a bootstrap "
-        "by subject (same: it holds 0). p: Wilcoxon signed-rank on subject means; Holm: the same, adjusted for this table."
+        "by subject (same: it holds 0), each row by itself. p: Wilcoxon signed-rank on subject means; Holm: the "
+        "same, adjusted for this table. A word without a small p is weak evidence."
     )
     for reason in dict.fromkeys(entry.test.reason for entry in found.differences if entry.test.reason):
         line(f"no p: {reason}")

@@ -288,7 +288,7 @@ def _compared_forms(
     with progress("comparing forms", len(rows) + len(selection.rows), options) as step:
         scores = compare_forms(bundle, rows, selection.rows, choose_form=options.form == "choose", step=step)
     if not options.json:
-        forms_table(scores)
+        forms_table(scores, "chosen" if options.form == "choose" else "best")
         line(selection.note)
     return scores
 

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from monai_unet_app.metrics import Bootstrap, Estimate, bootstrap_paired_difference
+from monai_unet_app.metrics import Bootstrap, Estimate, bootstrap_paired_difference, fewest_subjects
 
 from .evaluations import MEAN, EvaluationFiles, Pairs, pair, read_evaluation
-from .rank_tests import RankTest, fewest_subjects, finite, holm, rank_test_entry, signed_rank, subject_means
+from .rank_tests import RankTest, finite, holm, rank_test_entry, signed_rank, subject_means
 
 TOP_LABEL = "top label"  # what the row "mean" of cases.csv holds of a calibration error
 HIGHER = ("dice", "iou", "boundary_iou", "surface_dice")
@@ -116,7 +116,14 @@ class Comparison:
         }
 
 
-def compare(first: Path, second: Path, *, common: bool = False, how: Bootstrap | None = None) -> Comparison:
+def compare(
+    first: Path,
+    second: Path,
+    *,
+    common: bool = False,
+    how: Bootstrap | None = None,
+    names: tuple[str, str] = ("first", "second"),
+) -> Comparison:
     """Two evaluation folders, paired by case.
 
     Args:
@@ -124,6 +131,7 @@ def compare(first: Path, second: Path, *, common: bool = False, how: Bootstrap |
         second: The other. Differences are second minus first, words are said of the second.
         common: Compare the cases that both have, and leave the others out.
         how: Seed, resamples and level of the intervals.
+        names: What a refusal calls the two.
 
     Returns:
         Dice, IoU, boundary IoU, surface Dice, HD95 and ASSD for each class and as mean, and the cases' own calibration
@@ -132,7 +140,8 @@ def compare(first: Path, second: Path, *, common: bool = False, how: Bootstrap |
     Raises:
         InputRefusedError: The two cannot be paired: other cases, data, classes, lengths, bins or definitions.
     """
-    return compare_pairs(pair(read_evaluation(first), read_evaluation(second), common=common), how or Bootstrap())
+    pairs = pair(read_evaluation(first), read_evaluation(second), common=common, names=names)
+    return compare_pairs(pairs, how or Bootstrap())
 
 
 def compare_pairs(pairs: Pairs, how: Bootstrap) -> Comparison:

@@ -41,6 +41,11 @@ class CaseTable:
     subjects: Mapping[str, str]
     rows: Mapping[tuple[str, str], Mapping[str, str]]
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that have a row, in the order of the file; MEAN is one of them."""
+        return tuple(dict.fromkeys(name for _, name in self.rows))
+
     def values(self, column: str, class_name: str = MEAN) -> Values:
         """One column of one class by case id; NaN where the field is empty.
 
@@ -50,6 +55,10 @@ class CaseTable:
         if column not in self.columns:
             raise InputRefusedError(
                 f"cases.csv has no column {column} (it has {', '.join(self.columns)}); evaluate again with this version"
+            )
+        if class_name not in self.classes:
+            raise InputRefusedError(
+                f"cases.csv has no class {class_name!r}; it has {', '.join(self.classes)}; name one of them"
             )
         missing = [case for case in self.subjects if (case, class_name) not in self.rows]
         if missing:
@@ -197,23 +206,30 @@ def read_table(path: Path, needed: Sequence[str]) -> tuple[tuple[str, ...], list
     return header, rows
 
 
-def pair(first: EvaluationFiles, second: EvaluationFiles, *, common: bool = False) -> Pairs:
+def pair(
+    first: EvaluationFiles,
+    second: EvaluationFiles,
+    *,
+    common: bool = False,
+    names: tuple[str, str] = ("first", "second"),
+) -> Pairs:
     """The two evaluations case by case.
 
     Args:
         first: One evaluation.
         second: The other.
         common: Take the cases that both have and leave the others out.
+        names: What a refusal calls the two.
 
     Raises:
         InputRefusedError: Other cases (unless `common`), other images or labels under the same names, other classes,
             lengths, bins or definitions.
     """
-    _check_settings(first.document, second.document)
+    _check_settings(first.document, second.document, names)
     left_out = sorted(first.table.subjects.keys() ^ second.table.subjects.keys())
     cases = sorted(first.table.subjects.keys() & second.table.subjects.keys())
     if left_out and not (common and cases):
-        raise InputRefusedError(_other_cases(first, second, cases))
+        raise InputRefusedError(_other_cases(first, second, cases, names))
     digests = [evaluation.document["data"].get("sha256", "") for evaluation in (first, second)]
     if not left_out and all(digests) and digests[0] != digests[1]:
         raise InputRefusedError(
@@ -230,23 +246,23 @@ def some(names: Iterable[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
-def _check_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
+def _check_settings(first: Mapping[str, Any], second: Mapping[str, Any], names: tuple[str, str]) -> None:
     pairs = [(name, first[name], second[name]) for name in SETTINGS]
     definitions = first["definitions"], second["definitions"]
     shared = [name for name in DEFINED if all(name in told for told in definitions)]
     pairs += [(f"the definition of {name}", *(told[name] for told in definitions)) for name in shared]
-    for name, one, other in pairs:
+    for what, one, other in pairs:
         if one != other:
             raise InputRefusedError(
-                f"{name} is {one!r} in the first evaluation and {other!r} in the second; figures of one definition are "
-                "needed; evaluate both with one version, on labels of the same meaning"
+                f"{what} is {one!r} in the {names[0]} evaluation and {other!r} in the {names[1]}; figures of one definition "
+                "are needed; evaluate both with one version, on labels of the same meaning"
             )
 
 
-def _other_cases(first: EvaluationFiles, second: EvaluationFiles, common: Sequence[str]) -> str:
+def _other_cases(first: EvaluationFiles, second: EvaluationFiles, common: Sequence[str], names: tuple[str, str]) -> str:
     lacks = [
-        f"the {ordinal} lacks {some(sorted(other.table.subjects.keys() - own.table.subjects.keys()))}"
-        for ordinal, own, other in (("first", first, second), ("second", second, first))
+        f"the {name} lacks {some(sorted(other.table.subjects.keys() - own.table.subjects.keys()))}"
+        for name, own, other in ((names[0], first, second), (names[1], second, first))
         if other.table.subjects.keys() - own.table.subjects.keys()
     ]
     advice = f", or --common for the {len(common)} that both have" if common else ""

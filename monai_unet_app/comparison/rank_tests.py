@@ -38,16 +38,6 @@ class RankTest:
     p_holm: float = float("nan")
 
 
-def fewest_subjects(level: float) -> int:
-    """The number of subjects below which no interval that lies between their own values can have this coverage.
-
-    The range of n independent values misses their median with probability 2^(1-n): by 0.0625 at five, and 0.03125 at six.
-    A percentile bootstrap of a mean lies within that range. Six is also where the smallest p of a signed-rank test comes
-    below 0.05.
-    """
-    return math.ceil(1 - math.log2(1 - level))
-
-
 def subject_means(values: ArrayLike, subjects: Sequence[str]) -> dict[str, float]:
     """Mean over each subject's cases that have a finite value; subjects without one are left out. Sorted by name."""
     values = np.asarray(values, dtype=np.float64)

@@ -19,7 +19,7 @@ from .reliability import (
     expected_calibration_error,
 )
 from .seams import seam_error
-from .statistics import Bootstrap, Estimate, bootstrap_mean, bootstrap_paired_difference
+from .statistics import Bootstrap, Estimate, bootstrap_mean, bootstrap_paired_difference, fewest_subjects
 from .uncertainty import normalised_entropy
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "dice",
     "equal_mass_calibration_error",
     "expected_calibration_error",
+    "fewest_subjects",
     "iou",
     "normalised_entropy",
     "score_case",

@@ -215,7 +215,7 @@ def _score_rows(figures: Mapping[str, Any]) -> list[str]:
         rows.append(f"| {name} | {number(block['mean'], 3)} | {between(block['interval_95'], 3) or 'none'} | {each} |")
     if human := figures.get("dice_of_second_human_grader"):
         name = "Dice of the second human grader against the first"
-        rows.append(f"| {name} | {human['mean']:.3f} | {between(human['interval_95'], 3)} | |")
+        rows.append(f"| {name} | {human['mean']:.3f} | {between(human['interval_95'], 3) or 'none'} | |")
     return rows
 
 

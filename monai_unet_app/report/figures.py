@@ -139,9 +139,9 @@ def risk_coverage_figure(curve: Mapping[str, Sequence[float]], palette: Palette 
     axis = figure.subplots()
     _style(axis, palette)
     kept, risk = 100 * np.asarray(curve["coverage"]), np.asarray(curve["risk"])
-    axis.axhline(risk[-1], color=palette.muted, lw=1, ls=(0, (1, 2)), zorder=1)
     without_order = "all results; any part of them if the order said nothing"
-    axis.text(1, risk[-1], without_order, color=palette.muted, fontsize=9, va="bottom")
+    axis.axhline(risk[-1], color=palette.muted, lw=1, ls=(0, (1, 2)), zorder=1, label=without_order)
+    axis.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=palette.muted)
     axis.plot(kept, risk, color=palette.first, lw=1.6, zorder=3)
     axis.scatter(kept, risk, s=14, color=palette.first, linewidths=0, zorder=4, clip_on=False)
     axis.set(xlim=(0, 100), ylim=(0, 1.35 * max(float(risk.max()), 1e-3)))

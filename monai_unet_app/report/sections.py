@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from monai_unet_app.metrics import CaseScores, EvaluationPlan, definitions
+from monai_unet_app.metrics import CaseScores, EvaluationPlan, definitions, fewest_subjects
 from monai_unet_app.metrics.scores import score_keys
 
 from .blocks import Block, Cell, Chart, Facts, Folded, Heading, Key, Lines, Picture, Table, Text, Tiles, Title, Tone
@@ -137,6 +137,9 @@ def _classes(report: EvaluationReport) -> list[Block]:
         f"Means over cases; below them the {percent(report.how.level)} interval, drawn by subject. ECE here is one class "
         "against the rest, pooled over all cases; the figures above show the top label."
     )
+    fewest = fewest_subjects(report.how.level)
+    if report.subjects < fewest:
+        note += f" There is none for {plural(report.subjects, 'subject')}; at least {fewest} are needed."
     table = _by_class(columns, report.summary, report.plan)
     return [Heading("Each class"), Text(note, note=True), table, *_undefined(report)]
 

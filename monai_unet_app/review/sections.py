@@ -20,20 +20,14 @@ VERDICTS: dict[str | None, tuple[str, Tone]] = {
     "reject": ("The quality gate rejects this result", "bad"),
     None: ("No quality gate has judged this result", ""),
 }
-_STRUCTURE = re.compile(r"^structure (\d+): ")
 _BAND = re.compile(r"^ece_band_([\d.]+)(mm|px)$")
 
 
 def gate(case: ReviewedCase) -> tuple[Verdict, list[str]]:
-    """The quality gate's verdict, and its reasons with the structures' names."""
+    """The quality gate's verdict, and its reasons."""
     assessment = case.document["assessment"] or {}
     words, tone = VERDICTS[assessment.get("verdict")]
-    names = {structure.number: structure.label for structure in case.structures}
-    reasons = [
-        _STRUCTURE.sub(lambda found: f"{names.get(int(found[1]), found[1])}: ", reason)
-        for reason in assessment.get("reasons", [])
-    ]
-    return Verdict(words, tone), reasons
+    return Verdict(words, tone), list(assessment.get("reasons", []))
 
 
 def structure_table(case: ReviewedCase) -> Table:

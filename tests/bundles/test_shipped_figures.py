@@ -24,9 +24,10 @@ def test_card_and_readme_say_what_the_metadata_say(root: Path) -> None:
     figures = load_bundle(root).metadata["eval_metrics"]
     card = (root / "docs/README.md").read_text()
     (row,) = [line for line in (REPOSITORY / "README.md").read_text().splitlines() if f"| `{root.name}` |" in line]
-    low, high = figures["dice"]["interval_95"]
-    assert f"{figures['dice']['mean']:.3f} | {low:.3f} to {high:.3f}" in card
-    assert f"{figures['dice']['mean']:.3f} ({low:.3f} to {high:.3f})" in row
+    ends = figures["dice"]["interval_95"] and "{:.3f} to {:.3f}".format(*figures["dice"]["interval_95"])
+    assert (ends is None) == (figures["subjects"] < 6)
+    assert f"{figures['dice']['mean']:.3f} | {ends or 'none'} |" in card
+    assert f"{figures['dice']['mean']:.3f} ({ends or '2 subjects'})" in row
     for key in (key for key in figures if key.startswith("ece_")):
         assert f"{figures[key]['uncalibrated']:.4f} | {figures[key]['calibrated']:.4f} |" in card
         assert f" {figures[key]['calibrated']:.4f} |" in row

@@ -155,7 +155,7 @@ def test_statements_are_held_against_the_truth(stated: Confidence) -> None:
     p[:, 2:6, 2:6, 2:6] = np.array([0.1, 0.85, 0.05])[:, None, None, None]
     labels = p.argmax(0)
     structures = structures_of(p, labels, VOLUME, exclusive=True)
-    found = assess(stated, structures, VOLUME, exclusive=True, image=None)
+    found = assess(stated, structures, VOLUME, names=["a", "b"], exclusive=True, image=None)
     assert found.verdict is None  # without a gate there is none
     truths = [labels == 1, np.zeros_like(labels, dtype=bool)]
     rows = judge("s", found, structures, truths, VOLUME)
@@ -192,10 +192,11 @@ def test_a_size_beside_its_own_interval_is_looked_at_by_somebody() -> None:
     mask[2:6, 2:6, 2:6] = True
     sure, doubtful = mask.astype(np.float32), np.where(mask, 0.5, 0.0).astype(np.float32)
     usual, beside = (
-        assess(confidence, [Structure(mask, p)], VOLUME, exclusive=True, image=None) for p in (sure, doubtful)
+        assess(confidence, [Structure(mask, p)], VOLUME, names=["a"], exclusive=True, image=None)
+        for p in (sure, doubtful)
     )
     assert usual.reasons == ()
-    assert beside.reasons == ("structure 1: its size lies beside the interval that the probabilities give",)
+    assert beside.reasons == ("a: its size lies beside the interval that the probabilities give",)
     accepted = Grade(dice=0.9, at_least=0.8, verdict="accept", reasons=())
     for found, verdict in ((usual, "accept"), (beside, "review")):
         graded = replace(found, structures=tuple(replace(one, grade=accepted) for one in found.structures))

@@ -25,10 +25,10 @@ def test_the_interval_of_many_independent_cases_is_that_of_normal_theory():
 def test_with_three_subjects_the_interval_equals_that_of_all_27_draws():
     values, subjects = [0.2, 0.5, 0.9], ["a", "b", "c"]
     means = np.sort([np.mean(draw) for draw in itertools.product(values, repeat=3)])
-    found = bootstrap_mean(values, subjects, Bootstrap(seed=3, resamples=20000, level=0.8))
-    # 10 % of 27 draws lie at or below the third smallest mean, by symmetry at the other end too.
-    assert found.low == pytest.approx(means[2])
-    assert found.high == pytest.approx(means[-3])
+    found = bootstrap_mean(values, subjects, Bootstrap(seed=3, resamples=20000, level=0.75))
+    # 12.5 % of 27 draws lie at or below the fourth smallest mean, by symmetry at the other end too.
+    assert found.low == pytest.approx(means[3])
+    assert found.high == pytest.approx(means[-4])
 
 
 def test_repeating_each_case_of_a_subject_adds_no_certainty():
@@ -43,9 +43,16 @@ def test_repeating_each_case_of_a_subject_adds_no_certainty():
 
 
 def test_a_subject_with_more_cases_weighs_more():
-    found = bootstrap_mean([1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "b"], seed=0)
+    found = bootstrap_mean([1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "b"], Bootstrap(level=0.5))
     assert found.value == 0.75
     assert (found.low, found.high) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("subjects", "cases"), [(5, 5), (5, 40), (1, 9), (6, 6)])
+def test_fewer_than_six_people_have_no_interval_however_many_cases_they_have(subjects, cases):
+    found = bootstrap_mean(np.linspace(0, 1, cases), [str(n % subjects) for n in range(cases)])
+    assert found.value == pytest.approx(0.5)
+    assert (np.isfinite(found.low), np.isfinite(found.high)) == (subjects == 6, subjects == 6)
 
 
 def test_a_seed_fixes_the_interval_and_the_order_of_cases_does_not_matter():

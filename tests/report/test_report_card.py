@@ -85,7 +85,7 @@ def test_one_command_puts_the_figures_into_metadata_and_card_and_changes_nothing
     assert figures["ece_whole"] == {"calibrated": round(metrics["ece"]["top_label"], 4)}
     card, there = (files["docs/README.md"].decode() for files in (after, before))
     assert CARD_FIGURES.sub("", card) == CARD_FIGURES.sub("", there)
-    assert "| Dice | 0.875 | 0.750 to 1.000 | anterior 0.875, posterior 0.875 |" in card
+    assert "| Dice | 0.875 | none | anterior 0.875, posterior 0.875 |" in card
     assert f"| whole image | – | {figures['ece_whole']['calibrated']:.4f} |" in card
     assert "| interval of the size, Front | 90 % | 95.0 % | 20 |" in card
     assert "Measured on 2 cases of 2 subjects that neither trained, selected nor calibrated." in card

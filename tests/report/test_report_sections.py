@@ -108,7 +108,7 @@ def scored(name: str, subject: str, right: bool) -> CaseScores:
 
 
 def test_the_band_of_a_bin_is_drawn_by_subject_not_by_voxel():
-    low, high = accuracy_band([scored("a", "s", True), scored("b", "t", False)], "whole", Bootstrap())
+    low, high = accuracy_band([scored("a", "s", True), scored("b", "t", False)], "whole", Bootstrap(level=0.5))
     filled = int(0.7 * 15)
     # One subject came true as a whole, the other failed as a whole: drawn twice each with a chance of 1/4, so 0 and 1.
     # A binomial interval of the 800 voxels would be 0.465 to 0.535.
@@ -118,16 +118,21 @@ def test_the_band_of_a_bin_is_drawn_by_subject_not_by_voxel():
 
 
 def test_one_subject_has_no_band_however_many_cases_it_has():
-    low, high = accuracy_band([scored("a", "s", True), scored("b", "s", False)], "whole", Bootstrap())
+    low, high = accuracy_band([scored("a", "s", True), scored("b", "s", False)], "whole", Bootstrap(level=0.5))
     assert np.isnan(low).all()
     assert np.isnan(high).all()
     alone = report_of([case_of("a", "s", boxes((5, 1)), boxes((6, 1)), 1)], EvaluationPlan(("Front",)))
     assert not any("Band:" in getattr(block, "caption", "") for block in sections(alone))
-    assert any("Band:" in getattr(block, "caption", "") for block in sections(plain_report()))
+    assert any("Band:" in getattr(block, "caption", "") for block in sections(plain_report(how=Bootstrap(level=0.5))))
+
+
+def test_a_report_on_too_few_people_says_that_it_has_no_intervals():
+    said = [block.text for block in sections(plain_report()) if isinstance(block, Text)]
+    assert any("There is none for 2 subjects; at least 6 are needed." in text for text in said)
 
 
 def test_the_band_is_drawn_around_the_curve_it_belongs_to():
-    report = plain_report()
+    report = plain_report(how=Bootstrap(level=0.5))
     bands = {name: accuracy_band(report.cases, name, report.how) for name in report.reliability}
     figure = reliability_figure(report.reliability, None, dict.fromkeys(report.reliability, ""), bands=bands)
     for axis, (name, counts) in zip(figure.axes[:2], report.reliability.items(), strict=True):

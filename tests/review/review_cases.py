@@ -102,7 +102,7 @@ def result_document(volume: Volume, files: Mapping[str, str]) -> dict[str, Any]:
         "structures": rows,
         "assessment": {
             "verdict": "review",
-            "reasons": ["structure 2: predicted Dice 0.81, at least 0.62"],
+            "reasons": ["Back part: predicted Dice 0.81, at least 0.62"],
             "interval_coverage": 0.9,
             "dice_coverage": 0.9,
             "shift": 1.1,

@@ -127,7 +127,6 @@ def test_the_page_names_patient_and_study_and_says_what_it_is(page: Page) -> Non
 def test_the_page_says_the_gates_verdict_with_the_names_of_the_structures(page: Page) -> None:
     assert "The quality gate asks for a second look" in page.words
     assert "Back part: predicted Dice 0.81, at least 0.62" in page.words
-    assert "structure 2" not in page.words
 
 
 def test_volumes_and_intervals_are_those_of_the_record(delivered: Delivered, page: Page) -> None:
