@@ -5,9 +5,9 @@
 
 Trains, calibrates and applies one bundle a fold, without and with mirror images; what is done is not done again, and a training
 that was stopped goes on. Writes a row for each case and structure into FILE: true and expected volumes, Dice, features, and for
-how many epochs its network was trained. It is `bundles/hippocampus_mri_unet3d/docs/out_of_fold.csv` where nothing else is said. A
-fold that stands there counts as done; one of another number of epochs is replaced. Tests measure on it how often intervals hold,
-on all subjects.
+how many epochs its network was trained. It is `bundles/hippocampus_mri_unet3d/docs/out_of_fold.csv` where nothing else is said.
+A fold that stands there counts as done; one of another number of epochs is replaced. Tests measure on it how often intervals
+hold, on all subjects.
 
 `--state` fits the bundle's intervals for sizes on the table, without the subjects that the bundle is tested on, and writes them
 into its `configs/confidence.json`; the same as `monai-unet calibrate --folds`, for folds that were made one by one.
@@ -49,8 +49,8 @@ SPLITS = REPOSITORY / "examples" / "splits.json"
 NAME = "hippocampus_mri_unet3d"
 TABLE = REPOSITORY / "bundles" / NAME / "docs" / "out_of_fold.csv"
 COLUMNS = (
-    "fold", "epochs", "case", "subject", "structure", "true_ml", "expected_ml", "expected_tta_ml", "mask_ml", "voxel_ml", "dice",
-    *FEATURES,
+    "fold", "epochs", "case", "subject", "structure",
+    "true_ml", "expected_ml", "expected_tta_ml", "mask_ml", "voxel_ml", "dice", *FEATURES,
 )  # fmt: skip
 EXPECTED: dict[Setting, str] = {"plain": "expected_ml", "tta": "expected_tta_ml"}
 
