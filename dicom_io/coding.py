@@ -8,6 +8,7 @@ elsewhere.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -54,6 +55,49 @@ class Segment:
     anatomic_region_modifier: Code | None = None
     rgb: tuple[int, int, int] = (255, 255, 0)
     description: str = ""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Segments that are parts of one structure.
+
+    Attributes:
+        label: The meaning of their common type, for instance "Hippocampus".
+        numbers: Theirs, ascending; two or more.
+        category: Common to all.
+        type: Common to all.
+        anatomic_region: Common to all, or None.
+        anatomic_region_modifier: Common to all, or None.
+    """
+
+    label: str
+    numbers: tuple[int, ...]
+    category: Code
+    type: Code
+    anatomic_region: Code | None = None
+    anatomic_region_modifier: Code | None = None
+
+
+def wholes_of(segments: Sequence[Segment]) -> tuple[Whole, ...]:
+    """What segments are parts of: those of one category, type and region whose type modifiers all differ, each having one.
+
+    Anterior and posterior hippocampus are a hippocampus. Whether their volumes add up, that is, no voxel is of both, is for
+    the caller to know.
+    """
+    groups: dict[tuple[object, ...], list[Segment]] = {}
+    for segment in segments:
+        shared = (segment.category, segment.type, segment.anatomic_region, segment.anatomic_region_modifier)
+        groups.setdefault(tuple(code and (code.scheme_designator, code.value) for code in shared), []).append(segment)
+    found = []
+    for parts in groups.values():
+        modifiers = {
+            (part.type_modifier.scheme_designator, part.type_modifier.value) for part in parts if part.type_modifier
+        }
+        if len(parts) > 1 and len(modifiers) == len(parts):
+            one, numbers = parts[0], tuple(sorted(part.number for part in parts))
+            region = one.anatomic_region, one.anatomic_region_modifier
+            found.append(Whole(one.type.meaning, numbers, one.category, one.type, *region))
+    return tuple(sorted(found, key=lambda whole: whole.numbers))
 
 
 def load_segments(path: Path) -> tuple[Segment, ...]:

@@ -16,7 +16,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import Comprehensive3DSRStorage
 
 from dicom_io import proof
-from dicom_io.coding import Segment
+from dicom_io.coding import Segment, Whole
 from dicom_io.errors import GeometryProofError, LabelError
 from dicom_io.objects import identity
 from dicom_io.objects.identity import ResultInfo
@@ -53,6 +53,7 @@ OWN_OF_VERIFIED = frozenset(
     {0x00080018, 0x00200013, 0x0040A073, 0x0040A360, 0x0040A493, 0x0040A496}
 )  # instance, its number, observer, predecessor and the two flags: all in which a verified report differs
 LONGEST_NAME = 64  # PN, LO: PS3.5 6.2
+Group = hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations | hd.sr.MeasurementsAndQualitativeEvaluations
 DEFAULT_REPERTOIRE = {"iso8859": "ascii"}  # where no character set is named it is ISO-IR 6; pydicom would write Latin-1
 
 
@@ -93,9 +94,12 @@ def write_sr(
     *,
     seg: Path,
     volumes_ml: Mapping[int, tuple[float, float]] | None = None,
+    wholes_ml: Mapping[Whole, tuple[float, float] | None] | None = None,
     earlier: Path | None = None,
 ) -> Path:
     """Write one measurement group a segment: volume, surface area, diameters, mean and SD of intensity.
+
+    Segments that are parts of one structure have a further group (TID 1501), with their volume together.
 
     Args:
         labels: As for `write_seg`; the very labels that are in `seg`.
@@ -106,6 +110,8 @@ def write_sr(
             holds probabilities, of which labels cannot be computed anew: there it is only checked that it belongs to the
             series that this source, bundle and settings make, not that labels and probabilities agree.
         volumes_ml: For each segment number of which it is known, the interval (low, high) of its volume in mL.
+        wholes_ml: The structures of which several segments are parts, none of which overlap, each with the interval of its
+            volume in mL where that is known.
         earlier: The report that this one takes the place of, if there is one of the same patient and study. It is named
             as predecessor, unless it says the same already: then this is that report once more, byte for byte.
 
@@ -125,11 +131,13 @@ def write_sr(
     digest = identity.digest_of(in_slices(labels).array)
     segmentation = _read_seg_header(seg, digest, source, result)
     figures = [_figures(segment, labels, source, headers, intervals.get(segment.number)) for segment in result.segments]
-    groups = [
+    groups: list[Group] = [
         _group(segment, source, result, segmentation, found)
         for segment, found in zip(result.segments, figures, strict=True)
     ]
-    content = (str(segmentation.SOPInstanceUID), digest, _told(figures))
+    wholes = {whole: [_volume(_volume_of(whole, labels), ends)] for whole, ends in (wholes_ml or {}).items()}
+    groups += [_group_of_whole(whole, source, result, found) for whole, found in wholes.items()]
+    content = (str(segmentation.SOPInstanceUID), digest, _told([*figures, *wholes.values()]))
     predecessors, uid = _predecessors(earlier, headers[0], source, result, content)
     report = hd.sr.MeasurementReport(
         observation_context=_observer(source, result),
@@ -399,6 +407,32 @@ def _group(
         finding_category=segment.category,
         finding_type=segment.type,
         finding_sites=[_site(segment)],
+        algorithm_id=None if result.algorithm_type == "MANUAL" else _algorithm(result),
+        measurements=figures,
+    )
+
+
+def _volume_of(whole: Whole, labels: Volume) -> float:
+    """In mL: of all voxels of its parts."""
+    return float(sum(np.count_nonzero(labels.array == number) for number in whole.numbers)) * labels.voxel_ml
+
+
+def _group_of_whole(
+    whole: Whole, source: Volume, result: ResultInfo, figures: list[hd.sr.Measurement]
+) -> hd.sr.MeasurementsAndQualitativeEvaluations:
+    """A group without a region of its own: the regions are those of the parts."""
+    parts = "+".join(map(str, whole.numbers))
+    return hd.sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=hd.sr.TrackingIdentifier(
+            uid=identity.result_uid(source, result, "TRACKING", parts), identifier=f"{parts} {whole.label}"[:64]
+        ),
+        finding_category=whole.category,
+        finding_type=whole.type,
+        finding_sites=[
+            hd.sr.FindingSite(
+                whole.anatomic_region or whole.type, topographical_modifier=whole.anatomic_region_modifier
+            )
+        ],
         algorithm_id=None if result.algorithm_type == "MANUAL" else _algorithm(result),
         measurements=figures,
     )

@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from dicom_io.coding import Segment, load_segments
+from dicom_io.coding import Segment, Whole, load_segments, wholes_of
 from dicom_io.errors import DicomIoError
 from dicom_io.volume import Volume
 from monai_unet_app.data.digest import mirrored_fingerprints, same_image
@@ -187,6 +187,11 @@ class Bundle(BundleFiles):
         if outputs not in ("exclusive", "overlapping"):
             raise BundleError(f"{self.name}: `outputs` is {outputs!r}; exclusive or overlapping is needed")
         return outputs == "exclusive"
+
+    @cached_property
+    def wholes(self) -> tuple[Whole, ...]:
+        """What several structures are parts of; none where they may overlap, for then their sizes do not add up."""
+        return wholes_of(self.segments) if self.exclusive else ()
 
     @cached_property
     def rules(self) -> InputRules:

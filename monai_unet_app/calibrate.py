@@ -15,6 +15,7 @@ import numpy as np
 from ignite.engine import Engine, Events
 from numpy.typing import NDArray
 
+from dicom_io.coding import Whole
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import CONFIDENCE, Bundle, check_unseen, load_bundle
 from monai_unet_app.calibration import CalibrationFit, Fitted
@@ -28,6 +29,7 @@ from monai_unet_app.calibration.confidence import (
     measure,
     needed,
     spacing_of,
+    together,
     voxel_size,
 )
 from monai_unet_app.calibration.conformal import subjects_needed
@@ -346,7 +348,7 @@ def _state(
     for row in known:
         _take(got, row["subject"], segment_case(row["image"], bundle, run, fitting=True))
         step(row["id"])
-    return _fitted(got, elsewhere or got.measured, *wanted)
+    return _fitted(got, elsewhere or got.measured, bundle.wholes, *wanted)
 
 
 def _take(got: _Gathered, subject: str, case: Case) -> Case:
@@ -356,11 +358,14 @@ def _take(got: _Gathered, subject: str, case: Case) -> Case:
     return case
 
 
-def _fitted(got: _Gathered, sized: Sequence[Measured], coverage: float, risk: float) -> Confidence:
+def _fitted(
+    got: _Gathered, sized: Sequence[Measured], wholes: Sequence[Whole], coverage: float, risk: float
+) -> Confidence:
     why_not: dict[str, str] = {}
     subjects = {one.subject for one in sized}
     enough = len(subjects) >= subjects_needed(coverage)
     sizes = SizeStatement.fit(sized, coverage) if enough else None
+    of_wholes = SizeStatement.fit(together(sized, wholes), coverage) if enough and wholes else None
     bounded = RiskStatement.fit(got.measured, risk) if got.measured else None
     if sizes is None:
         why_not["sizes"] = f"{len(subjects)} calibration subject(s); {needed(coverage)}"
@@ -373,7 +378,7 @@ def _fitted(got: _Gathered, sized: Sequence[Measured], coverage: float, risk: fl
         shift = ShiftDetector.fit(got.images, got.subjects)
     except ValueError as error:
         why_not["shift"] = str(error)
-    return Confidence(sizes, bounded, gate, shift, why_not)
+    return Confidence(sizes, bounded, gate, shift, of_wholes, why_not)
 
 
 def _spoiled(
@@ -410,8 +415,9 @@ def _summary(statements: Confidence, bundle: Bundle) -> dict[str, Any]:
     labels = {segment.number: segment.label for segment in bundle.segments}
     said: dict[str, Any] = {"not_stated": dict(statements.why_not or {})}
     if statements.sizes:
-        ratios = statements.sizes.log_ratios.items()
-        ends = {labels[n]: [round(float(np.expm1(end)), 4) for end in found] for n, found in ratios if found}
+        ends = _sizes_off(statements.sizes, labels)
+        if statements.wholes:
+            ends |= _sizes_off(statements.wholes, {n: whole.label for n, whole in enumerate(bundle.wholes, start=1)})
         said["sizes_off"] = {"coverage": statements.sizes.coverage, "relative": ends}
     if statements.risk:
         said["mask_from"] = {
@@ -426,3 +432,9 @@ def _summary(statements: Confidence, bundle: Bundle) -> dict[str, Any]:
     if statements.shift:
         said["shift"] = {"flagged_above": round(statements.shift.limit, 3), "subjects": statements.shift.subjects}
     return said
+
+
+def _sizes_off(stated: SizeStatement, labels: Mapping[int, str]) -> dict[str, list[float]]:
+    """How far true sizes may be off, as parts of the expected ones, by label."""
+    ratios = stated.log_ratios.items()
+    return {labels[n]: [round(float(np.expm1(end)), 4) for end in found] for n, found in ratios if found}

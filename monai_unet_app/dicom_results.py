@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydicom.uid import Comprehensive3DSRStorage
 
 from dicom_io.capture import write_captures
+from dicom_io.coding import Whole
 from dicom_io.dicomize import dicomize
 from dicom_io.errors import DicomIoError
 from dicom_io.objects.identity import ResultInfo
@@ -81,7 +82,14 @@ def write_dicom(
             in_seg, source, paths["seg"], info, encoding=what.seg_encoding, empty_frames=what.empty_frames
         ),
         "sr": lambda: write_sr(
-            labels, source, paths["sr"], info, seg=paths["seg"], volumes_ml=_intervals(case), earlier=earlier
+            labels,
+            source,
+            paths["sr"],
+            info,
+            seg=paths["seg"],
+            volumes_ml=_intervals(case),
+            wholes_ml=_wholes(case, bundle),
+            earlier=earlier,
         ),
         "rtstruct": lambda: write_rtstruct(labels, source, paths["rtstruct"], info),
         "gsps": lambda: write_gsps(labels, source, paths["gsps"], info),
@@ -155,6 +163,15 @@ def _intervals(case: Case) -> dict[int, tuple[float, float]]:
     """
     found = case.assessment.structures if case.assessment else ()
     return {one.number: one.size_interval for one in found if one.size_interval and not one.is_beside_its_interval}
+
+
+def _wholes(case: Case, bundle: Bundle) -> dict[Whole, tuple[float, float] | None]:
+    """What structures are parts of, with the interval of its volume in mL; as in `_intervals`."""
+    stated = {said.whole: said for said in case.assessment.wholes} if case.assessment else {}
+    said = ((whole, stated.get(whole)) for whole in bundle.wholes)
+    return {
+        whole: None if found is None or found.is_beside_its_interval else found.size_interval for whole, found in said
+    }
 
 
 def _quality(case: Case) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle, SeenCase, check_unseen, load_bundle
 from monai_unet_app.calibration.confidence import Assessment
-from monai_unet_app.calibration.judged import Judged, judge, summarise_statements
+from monai_unet_app.calibration.judged import Judged, JudgedWhole, judge, judge_wholes, summarise_statements
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.cases import CaseFiles, data_row, find_data, subjects_of
 from monai_unet_app.data.digest import dataset_sha256
@@ -62,6 +62,7 @@ class CaseLog:
         self.rows: list[Row] = []
         self.masks: dict[str, tuple[bytes, bytes, tuple[int, ...]]] = {}
         self.judged: list[Judged] = []
+        self.judged_wholes: list[JudgedWhole] = []
         self.assessed: Assessment | None = None
 
     def add(
@@ -99,10 +100,13 @@ class CaseLog:
         self.assessed = case.assessment
         truths = masks_of(truth, case.volume, self.bundle)
         self.judged += judge(row["subject"], case.assessment, case.structures, truths, case.volume)
+        self.judged_wholes += judge_wholes(row["subject"], case.assessment, truths, case.volume)
 
     def _statements(self) -> Mapping[str, Any] | None:
         labels = {segment.number: segment.label for segment in self.bundle.segments}
-        return summarise_statements(self.judged, self.assessed, labels) if self.assessed else None
+        if self.assessed is None:
+            return None
+        return summarise_statements(self.judged, self.assessed, labels, self.judged_wholes)
 
     def write(
         self,

@@ -114,7 +114,13 @@ def assessed(case: Case, stated: Confidence | None, bundle: Bundle) -> Case:
         return case
     names = [segment.label for segment in bundle.segments]
     found = assess(
-        stated, case.structures, case.volume, names=names, exclusive=bundle.exclusive, image=case.image_features
+        stated,
+        case.structures,
+        case.volume,
+        names=names,
+        exclusive=bundle.exclusive,
+        image=case.image_features,
+        wholes=bundle.wholes,
     )
     return replace(case, assessment=found)
 

@@ -282,6 +282,7 @@ def result_document(
             "notes": [*source.notes, *_sizes_note(source, files)],
         },
         "structures": structures(case, bundle),
+        "wholes": _wholes(case, bundle),
         "assessment": _assessment(case.assessment),
         "seconds": dict(case.seconds),
         "files": dict(files),
@@ -350,14 +351,30 @@ def structures(case: Case, bundle: Bundle) -> list[dict[str, Any]]:
     return rows
 
 
+def _wholes(case: Case, bundle: Bundle) -> list[dict[str, Any]]:
+    """One row for each structure of which several others are parts: name, numbers of the parts, their size together."""
+    stated = {said.whole.numbers: said for said in case.assessment.wholes} if case.assessment else {}
+    rows = []
+    for whole in bundle.wholes:
+        voxels = int(np.isin(case.labels, whole.numbers).sum())
+        row: dict[str, Any] = {"label": whole.label, "parts": list(whole.numbers), "voxels": voxels}
+        row |= _size(case.volume, voxels)
+        said = stated.get(whole.numbers)
+        rows.append(row | _interval(case.volume, said.size_interval if said else None))
+    return rows
+
+
+def _interval(volume: Volume, ends: tuple[float, float] | None) -> dict[str, list[float]]:
+    name = "pixels_interval" if volume.planar else "volume_interval_ml"
+    return {name: [round(end, 5) for end in ends]} if ends else {}
+
+
 def _statements(case: Case, number: int) -> dict[str, Any]:
     """What the bundle states of one structure: an interval for its size, and the Dice that its gate predicts."""
     found = [one for one in case.assessment.structures if one.number == number] if case.assessment else []
     said: dict[str, Any] = {}
     for one in found:
-        if one.size_interval:
-            name = "pixels_interval" if case.volume.planar else "volume_interval_ml"
-            said[name] = [round(end, 5) for end in one.size_interval]
+        said |= _interval(case.volume, one.size_interval)
         if one.grade:
             said |= {"verdict": one.grade.verdict, "predicted_dice": round(one.grade.dice, 4)}
             said["dice_at_least"] = round(one.grade.at_least, 4)

@@ -191,6 +191,9 @@ def test_result_json_obeys_its_schema_and_its_volumes_are_voxels_times_their_siz
     for row, size in zip(document["structures"], sizes, strict=True):
         assert row["volume_ml"] == pytest.approx(size * voxel_ml, abs=1e-5)
         assert row["mean_probability"] == pytest.approx(0.8)
+    (whole,) = document["wholes"]
+    assert (whole["label"], whole["parts"]) == ("Hippocampus", [1, 2])
+    assert whole["volume_ml"] == pytest.approx(sum(sizes) * voxel_ml, abs=1e-5)
     assert document["bundle"] == {"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256}
     assert document["source"]["series_instance_uid"] == dicom_case.volume.provenance.series_instance_uid
     assert (document["source"]["instances"], document["source"]["shape"]) == (SHAPE[2], list(SHAPE))
@@ -340,9 +343,10 @@ def test_dcmqi_reads_the_volume_of_each_structure_from_the_report(
         items = {item["quantity"]["CodeMeaning"]: item for item in group["measurementItems"]}
         volume = next(item for name, item in items.items() if name.startswith("Volume"))
         litres = {"ml": 1.0, "mL": 1.0, "mm3": 1e-3, "cm3": 1.0}[volume["units"]["CodeValue"]]
-        found[int(group["ReferencedSegment"])] = float(volume["value"]) * litres
+        found[group.get("ReferencedSegment", "whole")] = float(volume["value"]) * litres
     voxel_ml = 0.9 * 1.3 * 2.5 / 1000
-    expected = {number: int((lopsided_labels() == number).sum()) * voxel_ml for number in (1, 2)}
+    expected: dict[int | str, float] = {n: int((lopsided_labels() == n).sum()) * voxel_ml for n in (1, 2)}
+    expected["whole"] = expected[1] + expected[2]
     assert found == pytest.approx(expected, rel=1e-3)
 
 

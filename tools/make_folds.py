@@ -25,12 +25,12 @@ import numpy as np
 from monai_unet_app.bundle import CONFIDENCE, Bundle, load_bundle
 from monai_unet_app.calibrate import COVERAGE, calibrate_bundle
 from monai_unet_app.calibration.confidence import (
-    Confidence,
     Measured,
     Setting,
     SizeStatement,
     expected_size,
     spacing_of,
+    together,
     voxel_size,
 )
 from monai_unet_app.calibration.features import FEATURES, describe
@@ -128,7 +128,7 @@ def rows_of(fold: int, epochs: int, bundle: Bundle, data: Path) -> list[dict[str
 def state(table: list[dict[str, str]], file: Path) -> None:
     """Replaces the sizes of each setting in a bundle's `confidence.json` by those that the table tells of."""
     reserved = {case for case, place in read_splits(SPLITS).items() if place.partition == "test"}
-    document = json.loads(file.read_text())
+    document, wholes = json.loads(file.read_text()), load_bundle(NAME).wholes
     for setting, found in document["settings"].items():
         known = [row for row in table if row["case"] not in reserved and row.get(EXPECTED[setting])]
         if not known:
@@ -145,10 +145,11 @@ def state(table: list[dict[str, str]], file: Path) -> None:
             )
             for row in known
         ]
-        sizes = Confidence(SizeStatement.fit(measured, COVERAGE)).document()["sizes"]
-        found["sizes"] = sizes
-        halves = ", ".join(f"{np.sinh((high - low) / 2):.1%}" for low, high in sizes["log_ratios"].values())
-        print(f"{setting}: {sizes['subjects']} subjects, half widths {halves}")
+        found["sizes"] = SizeStatement.fit(measured, COVERAGE).document()
+        found["wholes"] = SizeStatement.fit(together(measured, wholes), COVERAGE).document()
+        ends = [*found["sizes"]["log_ratios"].values(), *found["wholes"]["log_ratios"].values()]
+        halves = ", ".join(f"{np.tanh((high - low) / 2):.1%}" for low, high in ends)
+        print(f"{setting}: {found['sizes']['subjects']} subjects, half widths {halves}")
     write_json(document, file, "confidence", indent=None)
 
 

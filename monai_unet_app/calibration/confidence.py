@@ -7,13 +7,14 @@ and with mirror images (`tta`), since a statement about the one says nothing abo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dicom_io.coding import Whole
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import CONFIDENCE, BundleFiles
 from monai_unet_app.errors import BundleError
@@ -87,6 +88,19 @@ class SizeStatement:
             found[number] = _about_centre(off, [one.subject for one in rows], coverage)
         return cls(coverage, found, small, len({one.subject for one in measured}))
 
+    def document(self) -> dict[str, Any]:
+        """As it stands in `configs/confidence.json`."""
+        ratios = {str(number): ends and list(ends) for number, ends in self.log_ratios.items()}
+        return {"coverage": self.coverage, "log_ratios": ratios, "small": self.small, "subjects": self.subjects}
+
+    @classmethod
+    def from_document(cls, found: Mapping[str, Any]) -> SizeStatement:
+        """Raises KeyError, TypeError or ValueError for anything but a `document`."""
+        ratios = {
+            int(number): ends and (float(ends[0]), float(ends[1])) for number, ends in found["log_ratios"].items()
+        }
+        return cls(found["coverage"], ratios, found["small"], found["subjects"])
+
     def interval(self, structure: int, expected: float) -> tuple[float, float] | None:
         """(low, high) in the unit of `expected`; None where nothing can be said of this structure."""
         ratios = self.log_ratios.get(structure)
@@ -143,6 +157,7 @@ class Confidence:
 
     Attributes:
         sizes, risk, gate, shift: The statements.
+        wholes: Intervals for what structures are parts of, by number from 1 in the order of the bundle's wholes.
         why_not: Name of an absent statement -> the reason.
     """
 
@@ -150,19 +165,16 @@ class Confidence:
     risk: RiskStatement | None = None
     gate: QualityGate | None = None
     shift: ShiftDetector | None = None
+    wholes: SizeStatement | None = None
     why_not: Mapping[str, str] | None = None
 
     def document(self) -> dict[str, Any]:
         """One setting of `configs/confidence.json`."""
         found: dict[str, Any] = {"why_not": dict(self.why_not or {})}
         if self.sizes:
-            ratios = {str(number): ends and list(ends) for number, ends in self.sizes.log_ratios.items()}
-            found["sizes"] = {
-                "coverage": self.sizes.coverage,
-                "log_ratios": ratios,
-                "small": self.sizes.small,
-                "subjects": self.sizes.subjects,
-            }
+            found["sizes"] = self.sizes.document()
+        if self.wholes:
+            found["wholes"] = self.wholes.document()
         if self.risk:
             thresholds = {str(number): value for number, value in self.risk.thresholds.items()}
             found["risk"] = {"risk": self.risk.risk, "thresholds": thresholds, "subjects": self.risk.subjects}
@@ -175,19 +187,10 @@ class Confidence:
     @classmethod
     def from_document(cls, found: Mapping[str, Any]) -> Confidence:
         """Raises KeyError, TypeError or ValueError for anything but a `document`."""
-        sizes, risk = found.get("sizes"), found.get("risk")
+        risk = found.get("risk")
         return cls(
-            sizes=SizeStatement(
-                sizes["coverage"],
-                {
-                    int(number): ends and (float(ends[0]), float(ends[1]))
-                    for number, ends in sizes["log_ratios"].items()
-                },
-                sizes["small"],
-                sizes["subjects"],
-            )
-            if sizes
-            else None,
+            sizes=SizeStatement.from_document(found["sizes"]) if "sizes" in found else None,
+            wholes=SizeStatement.from_document(found["wholes"]) if "wholes" in found else None,
             risk=RiskStatement(
                 risk["risk"], {int(number): value for number, value in risk["thresholds"].items()}, risk["subjects"]
             )
@@ -236,7 +239,31 @@ class StructureAssessment:
     @property
     def is_beside_its_interval(self) -> bool:
         """Whether the mask and the probabilities that it was cut from disagree about the size."""
-        return self.size_interval is not None and not self.size_interval[0] <= self.size <= self.size_interval[1]
+        return _is_beside(self.size, self.size_interval)
+
+
+@dataclass(frozen=True)
+class WholeAssessment:
+    """What is said of several structures that are parts of one.
+
+    Attributes:
+        whole: What they are parts of.
+        size_interval: (low, high) that holds their true size together with the stated coverage, mL or pixels; None if unknown.
+        size: Of their masks together, in the unit of the interval.
+    """
+
+    whole: Whole
+    size_interval: tuple[float, float] | None
+    size: float
+
+    @property
+    def is_beside_its_interval(self) -> bool:
+        """As of a structure."""
+        return _is_beside(self.size, self.size_interval)
+
+
+def _is_beside(size: float, interval: tuple[float, float] | None) -> bool:
+    return interval is not None and not interval[0] <= size <= interval[1]
 
 
 @dataclass(frozen=True)
@@ -246,12 +273,14 @@ class Assessment:
     Attributes:
         confidence: By which numbers.
         structures: One entry a structure, in the order of their numbers.
+        wholes: One entry for each structure of which several of them are parts.
         shift: Distance to the training images, 1 is usual; None where the bundle knows none.
     """
 
     confidence: Confidence
     structures: tuple[StructureAssessment, ...]
     shift: float | None
+    wholes: tuple[WholeAssessment, ...] = ()
 
     @property
     def is_shifted(self) -> bool:
@@ -304,6 +333,7 @@ def assess(
     names: Sequence[str],
     exclusive: bool,
     image: ArrayLike | None,
+    wholes: Sequence[Whole] = (),
 ) -> Assessment:
     """What the statements make of one result.
 
@@ -314,6 +344,7 @@ def assess(
         names: What people call the structures.
         exclusive: Whether they share the voxels out.
         image: Features of the image for the shift detector; None where they were not taken.
+        wholes: What several structures are parts of.
 
     Raises:
         BundleError: The statements were fitted on another network.
@@ -336,7 +367,20 @@ def assess(
         shift = confidence.shift.score(image) if confidence.shift and image is not None else None
     except ValueError as error:
         raise BundleError(f"{CONFIDENCE} does not belong to this bundle: {error}") from error
-    return Assessment(confidence, found, shift)
+    return Assessment(confidence, found, shift, tuple(_of_whole(confidence, wholes, structures, found, size)))
+
+
+def _of_whole(
+    confidence: Confidence,
+    wholes: Sequence[Whole],
+    structures: Sequence[Structure],
+    found: Sequence[StructureAssessment],
+    size: float,
+) -> Iterator[WholeAssessment]:
+    for n, whole in enumerate(wholes, start=1):
+        expected = sum(expected_size(structures[number - 1], size) for number in whole.numbers)
+        interval = confidence.wholes.interval(n, expected) if confidence.wholes else None
+        yield WholeAssessment(whole, interval, sum(found[number - 1].size for number in whole.numbers))
 
 
 def structures_of(probabilities: NDArray, labels: NDArray, volume: Volume, *, exclusive: bool) -> list[Structure]:
@@ -363,6 +407,26 @@ def measure(subject: str, structures: Sequence[Structure], truths: Sequence[NDAr
         )
         for n, (one, true) in enumerate(zip(structures, truths, strict=True), start=1)
     ]
+
+
+def together(measured: Sequence[Measured], wholes: Sequence[Whole]) -> list[Measured]:
+    """What the same cases say of each whole, which are numbered from 1.
+
+    Args:
+        measured: From `measure`, case after case.
+        wholes: What the structures are parts of.
+    """
+    found, cases = [], list[list[Measured]]()
+    for one in measured:
+        if one.structure == 1:
+            cases.append([])
+        cases[-1].append(one)
+    for case in cases:
+        for n, whole in enumerate(wholes, start=1):
+            parts = [part for part in case if part.structure in whole.numbers]
+            expected, true = sum(part.expected for part in parts), sum(part.true for part in parts)
+            found.append(Measured(case[0].subject, n, expected, true, case[0].voxel, np.empty(0)))
+    return found
 
 
 def _missed(given: NDArray) -> NDArray[np.float64]:

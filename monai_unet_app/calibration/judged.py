@@ -54,6 +54,32 @@ class Judged:
     shifted: bool | None
 
 
+@dataclass(frozen=True)
+class JudgedWhole:
+    """Structures that are parts of one, in one result: what was stated of their size and what is true.
+
+    Attributes:
+        subject: Of whom.
+        name: What they are parts of.
+        size: Their true size together, mL or pixels.
+        interval: What was stated of it, or None.
+    """
+
+    subject: str
+    name: str
+    size: float
+    interval: tuple[float, float] | None
+
+
+def judge_wholes(subject: str, assessment: Assessment, truths: Sequence[NDArray], volume: Volume) -> list[JudgedWhole]:
+    """What became of the statements about wholes in one case; arguments as of `judge`."""
+    sizes = [np.count_nonzero(true) * voxel_size(volume) for true in truths]
+    return [
+        JudgedWhole(subject, said.whole.label, sum(sizes[n - 1] for n in said.whole.numbers), said.size_interval)
+        for said in assessment.wholes
+    ]
+
+
 def judge(
     subject: str, assessment: Assessment, structures: Sequence[Structure], truths: Sequence[NDArray], volume: Volume
 ) -> list[Judged]:
@@ -79,21 +105,28 @@ def judge(
     return found
 
 
-def summarise_statements(rows: Sequence[Judged], assessment: Assessment, labels: Mapping[int, str]) -> dict[str, Any]:
+def summarise_statements(
+    rows: Sequence[Judged], assessment: Assessment, labels: Mapping[int, str], wholes: Sequence[JudgedWhole] = ()
+) -> dict[str, Any]:
     """How the statements fared, ready for JSON: `statements` of metrics.json.
 
     Args:
         rows: Of all cases.
         assessment: Of any of them: what was promised.
         labels: Structure number -> its name.
+        wholes: Of all cases.
     """
     stated = assessment.confidence
     summary: dict[str, Any] = {"not_stated": dict(stated.why_not or {})}
-    is_cautious = stated.risk is not None and any(stated.risk.thresholds.values())
+    is_cautious = stated.risk is not None and any(cut is not None for cut in stated.risk.thresholds.values())
     if stated.risk and not is_cautious:
         summary["not_stated"]["risk"] = f"no probability is low enough to miss {stated.risk.risk:.0%} at most"
     if stated.sizes:
         summary["sizes"] = {name: _sizes(part, stated.sizes.coverage) for name, part in _parts(rows, labels)}
+    if stated.wholes:
+        for name in dict.fromkeys(row.name for row in wholes):
+            own = [row for row in wholes if row.name == name]
+            summary["sizes"][name] = _sizes(own, stated.wholes.coverage)
     if stated.risk and is_cautious:
         summary["cautious"] = {name: {"risk": stated.risk.risk, **_missed(part)} for name, part in _parts(rows, labels)}
     if stated.gate:
@@ -131,7 +164,7 @@ def _parts(rows: Sequence[Judged], labels: Mapping[int, str]) -> list[tuple[str,
     return [(name, [row for row in rows if row.structure == number]) for number, name in labels.items()]
 
 
-def _sizes(rows: Sequence[Judged], wanted: float) -> dict[str, Any]:
+def _sizes(rows: Sequence[Judged] | Sequence[JudgedWhole], wanted: float) -> dict[str, Any]:
     stated = [(row, *row.interval) for row in rows if row.interval]
     covered = [low <= row.size <= high for row, low, high in stated]
     widths = [(high - low) / (high + low) for _, low, high in stated if high]

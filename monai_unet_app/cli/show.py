@@ -282,20 +282,26 @@ def statements_table(statements: dict[str, Any]) -> None:
     out.print(table)
 
 
+def _size(row: Mapping[str, Any]) -> str:
+    """Of a structure, with the interval that holds the true one below it."""
+    size = f"{row['volume_ml']:.3f} mL" if "volume_ml" in row else f"{row['pixels']} px"
+    size += f" ({row['area_mm2']:.1f} mm2)" if "area_mm2" in row else ""
+    ends = row.get("volume_interval_ml") or row.get("pixels_interval")
+    digits = 3 if "volume_ml" in row else 0
+    return size + (f"\n({ends[0]:.{digits}f} to {ends[1]:.{digits}f})" if ends else "")
+
+
 def structures_table(done: Sequence[dict[str, Any]]) -> None:
     table = Table(Column("case", overflow="fold"), "structure", "size", "mean p", "gate", "seconds")
     for case in done:
         for row in case["structures"]:
-            size = f"{row['volume_ml']:.3f} mL" if "volume_ml" in row else f"{row['pixels']} px"
-            size += f" ({row['area_mm2']:.1f} mm2)" if "area_mm2" in row else ""
-            ends = row.get("volume_interval_ml") or row.get("pixels_interval")
-            digits = 3 if "volume_ml" in row else 0
-            size += f"\n({ends[0]:.{digits}f} to {ends[1]:.{digits}f})" if ends else ""
             gate = f"{row['verdict']}\nDice {row['predicted_dice']:.2f}" if "verdict" in row else "-"
             inside = "-" if row["mean_probability"] is None else f"{row['mean_probability']:.3f}"
             table.add_row(
-                escape(case["case"]), row["label"], size, inside, gate, f"{sum(case['seconds'].values()):.1f}"
+                escape(case["case"]), row["label"], _size(row), inside, gate, f"{sum(case['seconds'].values()):.1f}"
             )
+        for row in case["wholes"]:
+            table.add_row(escape(case["case"]), f"{row['label']}, whole", _size(row), "", "", "")
     if table.row_count:
         out.print(table)
 

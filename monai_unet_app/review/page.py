@@ -140,7 +140,7 @@ def _colours(structures: Iterable[ReviewedStructure]) -> str:
 def _with_swatches(table: str, structures: Iterable[ReviewedStructure]) -> str:
     """The table of structures with a spot of its colour before each name."""
     marks = iter(f'<span class="swatch s{one.number}"></span>' for one in structures)
-    return re.sub(r"(<tr><td>)", lambda found: found[1] + next(marks), table)
+    return re.sub(r"(<tr><td>)", lambda found: found[1] + next(marks, ""), table)
 
 
 def _data(case: ReviewedCase, sections: list[KeySection], embedded: Embedded) -> dict[str, Any]:

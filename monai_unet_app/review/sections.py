@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from monai_unet_app.report.blocks import Block, Cell, Facts, Heading, Lines, Picture, Table, Text, Title, Tone, Verdict
 from monai_unet_app.report.words import between, percent, plural
 
-from .contents import ReviewedCase, ReviewedStructure
+from .contents import ReviewedCase
 from .patient import headline
 from .pictures import KeySection, side_by_side
 
@@ -31,7 +31,7 @@ def gate(case: ReviewedCase) -> tuple[Verdict, list[str]]:
 
 
 def structure_table(case: ReviewedCase) -> Table:
-    """Size with its interval, change and the gate's figures, a row for each structure."""
+    """Size with its interval, change and the gate's figures, a row for each structure and for what they are parts of."""
     assessment = case.document["assessment"] or {}
     coverage, bound = assessment.get("interval_coverage"), assessment.get("dice_coverage")
     graded = any("predicted_dice" in structure.row for structure in case.structures)
@@ -40,10 +40,15 @@ def structure_table(case: ReviewedCase) -> Table:
     for structure in case.structures:
         row: list[str | Cell] = [
             structure.label,
-            Cell(_size(structure.row), _said(_interval(structure.row), structure, coverage)),
+            Cell(_size(structure.row), _said(structure.row, coverage)),
         ]
         row += [_change(structure.row, structure.before)] if case.prior else []
         row += [_grade(structure.row, bound)] if graded else []
+        rows.append(tuple(row))
+    for whole in case.document.get("wholes", []):
+        row = [f"{whole['label']}, whole", Cell(_size(whole), _said(whole, coverage))]
+        row += [_change(whole, _whole_before(whole, case.prior))] if case.prior else []
+        row += [Cell("")] if graded else []
         rows.append(tuple(row))
     return Table(tuple(head), tuple(rows))
 
@@ -177,11 +182,16 @@ def _interval(row: Mapping[str, Any]) -> list[float] | None:
     return row.get("volume_interval_ml") or row.get("pixels_interval")
 
 
-def _said(interval: Sequence[float] | None, structure: ReviewedStructure, coverage: float | None) -> str:
+def _said(row: Mapping[str, Any], coverage: float | None) -> str:
     """The interval, and how often such a one holds the true size."""
-    if not interval:
-        return ""
-    return f"{between(interval, _digits(structure.row))}{_often(coverage)}"
+    interval = _interval(row)
+    return f"{between(interval, _digits(row))}{_often(coverage)}" if interval else ""
+
+
+def _whole_before(whole: Mapping[str, Any], prior: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The same whole of the earlier result, of the same parts."""
+    same = [one for one in prior.get("wholes", []) if all(one[key] == whole[key] for key in ("label", "parts"))]
+    return same[0] if same else None
 
 
 def _often(coverage: float | None) -> str:

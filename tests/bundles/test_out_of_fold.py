@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from monai_unet_app.calibration.confidence import THRESHOLDS, Measured, SizeStatement
+from monai_unet_app.bundle import load_bundle
+from monai_unet_app.calibration.confidence import THRESHOLDS, Measured, SizeStatement, together
 from monai_unet_app.calibration.conformal import coverage_band, observed_coverage
 from monai_unet_app.data.splits import read_splits
 
@@ -35,6 +36,11 @@ def measured() -> list[Measured]:
         ]
 
 
+@pytest.fixture(scope="module")
+def wholes(measured: list[Measured]) -> list[Measured]:
+    return together(measured, load_bundle(TABLE.parents[1]).wholes)
+
+
 def coverage_of(measured: list[Measured], fitted_on: set[str], structure: int) -> float:
     """By subject, on all that the statement was not fitted on."""
     stated = SizeStatement.fit([one for one in measured if one.subject in fitted_on], WANTED)
@@ -53,21 +59,34 @@ def test_every_subject_was_predicted_by_a_network_that_never_saw_it_and_only_onc
     assert len(folds) == 116  # the cases of a person are of one fold
 
 
-def test_what_the_bundle_states_of_sizes_is_what_the_table_tells(measured: list[Measured]) -> None:
+def test_what_the_bundle_states_of_sizes_is_what_the_table_tells(
+    measured: list[Measured], wholes: list[Measured]
+) -> None:
     reserved = {case for case, place in read_splits(EXAMPLES / "splits.json").items() if place.partition == "test"}
     with TABLE.open(newline="") as stream:
         subjects = {row["subject"] for row in csv.DictReader(stream) if row["case"] not in reserved}
     told = SizeStatement.fit([one for one in measured if one.subject in subjects], WANTED)
-    stated = json.loads((TABLE.parents[1] / "configs/confidence.json").read_text())["settings"]["plain"]["sizes"]
-    assert stated["subjects"] == told.subjects == len(subjects)
-    for structure, ends in stated["log_ratios"].items():
-        assert ends == pytest.approx(told.log_ratios[int(structure)], abs=1e-5)
+    of_wholes = SizeStatement.fit([one for one in wholes if one.subject in subjects], WANTED)
+    stated = json.loads((TABLE.parents[1] / "configs/confidence.json").read_text())["settings"]["plain"]
+    assert stated["sizes"]["subjects"] == told.subjects == len(subjects)
+    for name, known in (("sizes", told), ("wholes", of_wholes)):
+        for number, ends in stated[name]["log_ratios"].items():
+            assert ends == pytest.approx(known.log_ratios[int(number)], abs=1e-5)
 
 
-@pytest.mark.parametrize("structure", [1, 2])
-def test_half_of_the_subjects_tell_how_far_sizes_of_the_others_are_off(
-    measured: list[Measured], structure: int
+def test_the_interval_of_the_whole_is_narrower_than_those_of_its_parts(
+    measured: list[Measured], wholes: list[Measured]
 ) -> None:
+    parts, whole = (SizeStatement.fit(rows, WANTED).log_ratios for rows in (measured, wholes))
+    (low, high), widths = whole[1] or (0, 0), [ends[1] - ends[0] for ends in parts.values() if ends]
+    assert 0 < high - low < 0.8 * min(widths)
+
+
+@pytest.mark.parametrize(("of", "structure"), [("measured", 1), ("measured", 2), ("wholes", 1)])
+def test_half_of_the_subjects_tell_how_far_sizes_of_the_others_are_off(
+    of: str, structure: int, request: pytest.FixtureRequest
+) -> None:
+    measured: list[Measured] = request.getfixturevalue(of)
     subjects = sorted({one.subject for one in measured})
     half = len(subjects) // 2
     generator, found = np.random.default_rng(structure), []

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom.sr.codedict import codes
 
+from dicom_io.coding import Whole
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle import CONFIDENCE, BundleFiles
 from monai_unet_app.calibration.confidence import (
@@ -22,9 +24,16 @@ from monai_unet_app.calibration.confidence import (
     measure,
     read_confidence,
     structures_of,
+    together,
 )
 from monai_unet_app.calibration.features import Structure
-from monai_unet_app.calibration.judged import area_under_risk_coverage, judge, risk_coverage, summarise_statements
+from monai_unet_app.calibration.judged import (
+    area_under_risk_coverage,
+    judge,
+    judge_wholes,
+    risk_coverage,
+    summarise_statements,
+)
 from monai_unet_app.calibration.quality import Grade
 from monai_unet_app.errors import AppError, BundleError
 
@@ -168,6 +177,57 @@ def test_statements_are_held_against_the_truth(stated: Confidence) -> None:
     assert summary["sizes"]["a"]["observed"] in (0.0, 1.0)
     assert summary["cautious"]["b"] == {"risk": 0.2, "mean_missed": None, "cases": 0}
     json.dumps(summary, allow_nan=False)
+
+
+WHOLE = Whole("a and b", (1, 2), codes.SCT.AnatomicalStructure, codes.SCT.Brain)
+
+
+def test_what_two_parts_shift_between_them_does_not_count_for_the_whole() -> None:
+    generator = np.random.default_rng(4)
+    rows = []
+    for n in range(40):
+        moved = generator.normal(0, 0.5)  # mL that one part has too much and the other too little
+        rows += [
+            Measured(f"s{n}", part, 5.0 + sign * moved, 5.0, 0.006, np.empty(0)) for part, sign in ((1, 1), (2, -1))
+        ]
+    of_parts, of_whole = SizeStatement.fit(rows, 0.9), SizeStatement.fit(together(rows, [WHOLE]), 0.9)
+    assert of_whole.subjects == 40
+    assert of_whole.interval(1, 10.0) == pytest.approx((10.0, 10.0))
+    assert all(ends is not None and ends[1] - ends[0] > 0.2 for ends in of_parts.log_ratios.values())
+    read = Confidence.from_document(json.loads(json.dumps(Confidence(of_parts, wholes=of_whole).document())))
+    assert read.wholes == of_whole
+
+
+def test_two_cases_of_a_person_are_two_wholes() -> None:
+    rows = [measured(1, 1.0, 1), measured(1, 1.2, 2), measured(1, 0.9, 1), measured(1, 0.7, 2)]
+    found = together(rows, [WHOLE])
+    assert [(one.subject, one.structure, one.expected) for one in found] == [("s1", 1, 10.0), ("s1", 1, 10.0)]
+    assert [one.true for one in found] == pytest.approx([11.0, 8.0])
+
+
+def test_the_statement_about_a_whole_is_held_against_the_truth() -> None:
+    stated = Confidence(
+        sizes=SizeStatement(0.9, {1: (-0.1, 0.1), 2: (-0.1, 0.1)}, 0.06, 20),
+        wholes=SizeStatement(0.9, {1: (-0.05, 0.1)}, 0.06, 20),
+    )
+    p = np.zeros((3, *VOLUME.shape), np.float32)
+    p[0] = 1.0
+    p[:, 2:6, 2:6, 2:6] = np.array([0.1, 0.85, 0.05])[:, None, None, None]
+    p[:, 6:8, 2:6, 2:6] = np.array([0.1, 0.05, 0.85])[:, None, None, None]
+    labels = p.argmax(0)
+    structures = structures_of(p, labels, VOLUME, exclusive=True)
+    found = assess(stated, structures, VOLUME, names=["a", "b"], exclusive=True, image=None, wholes=[WHOLE])
+    (said,) = found.wholes
+    assert said.size == pytest.approx(96 * 0.006)
+    expected = 0.9 * 96 * 0.006  # of every voxel of both 0.1 is background
+    assert said.size_interval == pytest.approx([(expected + 0.06) * math.exp(end) - 0.06 for end in (-0.05, 0.1)])
+    assert said.is_beside_its_interval == (said.size > (said.size_interval or (0, 0))[1])
+    truths = [labels == 1, labels == 2]
+    rows, wholes = judge("s", found, structures, truths, VOLUME), judge_wholes("s", found, truths, VOLUME)
+    assert [(one.name, one.size) for one in wholes] == [("a and b", pytest.approx(96 * 0.006))]
+    summary = summarise_statements(rows, found, {1: "a", 2: "b"}, wholes)
+    assert list(summary["sizes"]) == ["a", "b", "a and b"]
+    assert summary["sizes"]["a and b"]["observed"] == float(not said.is_beside_its_interval)
 
 
 def test_a_picture_is_measured_in_pixels() -> None:

@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from pydicom.sr._concepts_dict import concepts
 from result_phantoms import oblique_case, tool
 
-from dicom_io.coding import load_segments
+from dicom_io.coding import load_segments, wholes_of
 from dicom_io.errors import SegmentCodingError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -129,3 +129,41 @@ def test_the_same_label_twice_is_refused(tmp_path):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(SegmentCodingError, match=r"segments\.json cannot be read"):
         load_segments(tmp_path / "segments.json")
+
+
+def parts(*modifiers: str | None, **changes: dict[str, object]) -> dict:
+    """A document of one structure's parts, the first with further changes."""
+    items = []
+    for number, modifier in enumerate(modifiers, start=1):
+        (item,) = document(labelID=number, SegmentLabel=f"Part {number}")["segmentAttributes"][0]
+        if modifier:
+            item["SegmentedPropertyTypeModifierCodeSequence"] = _code(f"25554{modifier}009", f"Modifier {modifier}")
+        items.append(item | (changes if number == 1 else {}))
+    return {"schema_version": "1.0", "segmentAttributes": [items]}
+
+
+def test_anterior_and_posterior_hippocampus_are_a_hippocampus() -> None:
+    (whole,) = wholes_of(load_segments(REPOSITORY / "bundles/hippocampus_mri_unet3d/configs/segments.json"))
+    assert (whole.label, whole.numbers, whole.type.value) == ("Hippocampus", (1, 2), "5366008")
+
+
+def test_three_parts_are_one_whole_whatever_else_there_is(tmp_path: Path) -> None:
+    content = parts("1", "2", "3", None)
+    content["segmentAttributes"][0][3]["SegmentedPropertyTypeCodeSequence"] = _code("4958002", "Amygdala")
+    (whole,) = wholes_of(load_segments(written(tmp_path, content)))
+    assert whole.numbers == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        parts("1"),
+        parts("1", None),
+        parts("1", "1"),
+        parts("1", "2", SegmentedPropertyTypeCodeSequence=_code("4958002", "Amygdala")),
+        parts("1", "2", AnatomicRegionSequence=_code("119235005", "Brain part")),
+    ],
+    ids=["one part", "one without a modifier", "the same modifier", "another type", "another region"],
+)
+def test_segments_that_are_no_parts_of_one_structure_have_no_whole(content: dict, tmp_path: Path) -> None:
+    assert wholes_of(load_segments(written(tmp_path, content))) == ()

@@ -10,6 +10,7 @@ import pydicom
 import pytest
 from result_phantoms import RESULT, dciodvfy_errors, oblique_affine, oblique_case, tool
 
+from dicom_io.coding import Whole
 from dicom_io.errors import GeometryProofError, LabelError
 from dicom_io.objects.measure import measure_segment
 from dicom_io.read import read_series
@@ -285,6 +286,28 @@ def test_the_interval_of_a_volume_stands_beside_it(case, written, tmp_path):
     assert any(value == pytest.approx(0.02, abs=1e-6) for value in found)
     with pytest.raises(LabelError, match="it must lie inside"):
         write_sr(case.labels, case.volume, tmp_path / "sr.dcm", RESULT, seg=written[1], volumes_ml={1: (0.0, 1e-6)})
+
+
+def test_a_whole_has_a_group_with_the_volume_of_its_parts_and_no_region_of_its_own(case, written, tmp_path):
+    whole = Whole("Two parts", (1, 2), RESULT.segments[0].category, RESULT.segments[0].type)
+    volume_ml = np.count_nonzero(np.isin(case.labels.array, (1, 2))) * 0.9 * 1.3 * 2.5 / 1000
+    ends = {whole: (volume_ml - 0.03, volume_ml + 0.07)}
+    sr = write_sr(case.labels, case.volume, tmp_path / "sr.dcm", RESULT, seg=written[1], wholes_ml=ends)
+    assert dciodvfy_errors(sr) == []
+    report = by_dcmqi(sr, tmp_path)
+    assert [group.get("ReferencedSegment") for group in report["Measurements"]] == [1, 2, None]
+    content = hd.sr.srread(sr).content
+    assert len(content.get_volumetric_roi_measurement_groups()) == 2
+    (group,) = content.get_image_measurement_groups()
+    assert group.finding_type == whole.type
+    (measurement,) = group.get_measurements()
+    assert float(measurement.value) == pytest.approx(volume_ml, rel=1e-6)
+    numbers = [item for item in walk_items(group[0]) if item.ValueType == "NUM"]
+    spread = {float(item.MeasuredValueSequence[0].NumericValue) for item in numbers}
+    assert {round(value, 5) for value in spread} >= {0.03, 0.07}
+    assert hd.sr.srread(sr).SOPInstanceUID != hd.sr.srread(written[0]).SOPInstanceUID
+    again = write_sr(case.labels, case.volume, tmp_path / "again.dcm", RESULT, seg=written[1], wholes_ml={whole: None})
+    assert dciodvfy_errors(again) == []
 
 
 def walk_items(dataset):

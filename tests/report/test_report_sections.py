@@ -206,7 +206,7 @@ def test_what_was_counted_of_real_results_is_what_the_section_tells():
         judged("s", 2, 0.85, 0.8, "accept", 9.0),
     ]
     risk = SimpleNamespace(risk=0.1, thresholds={1: 0.2, 2: None})
-    stated = SimpleNamespace(why_not={}, sizes=SimpleNamespace(coverage=0.9), risk=risk,
+    stated = SimpleNamespace(why_not={}, sizes=SimpleNamespace(coverage=0.9), wholes=None, risk=risk,
                              gate=SimpleNamespace(coverage=0.9), shift=SimpleNamespace(limit=1.5))  # fmt: skip
     counted = summarise_statements(rows, SimpleNamespace(confidence=stated), {1: "Front", 2: "Back"})
     assert counted["gate"].keys() == STATEMENTS["gate"].keys()
@@ -223,7 +223,7 @@ def test_what_was_counted_of_real_results_is_what_the_section_tells():
 
 def test_a_cautious_mask_that_no_cut_makes_is_not_stated():
     stated = SimpleNamespace(
-        why_not={}, sizes=None, risk=SimpleNamespace(risk=0.1, thresholds={1: None}), gate=None, shift=None
+        why_not={}, sizes=None, wholes=None, risk=SimpleNamespace(risk=0.1, thresholds={1: None}), gate=None, shift=None
     )
     counted = summarise_statements([], SimpleNamespace(confidence=stated), {1: "Front"})
     assert counted == {"not_stated": {"risk": "no probability is low enough to miss 10% at most"}}

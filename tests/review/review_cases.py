@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,19 @@ def probabilities_of(labels: np.ndarray) -> np.ndarray:
     return chances
 
 
+def whole_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What both are parts of, with a narrower interval than theirs together."""
+    volume = sum(row["volume_ml"] for row in rows)
+    ends = [round(0.9 * volume, 5), round(1.2 * volume, 5)]
+    return {
+        "label": "Lobe",
+        "parts": [1, 2],
+        "voxels": sum(VOXELS),
+        "volume_ml": round(volume, 5),
+        "volume_interval_ml": ends,
+    }
+
+
 def result_document(volume: Volume, files: Mapping[str, str]) -> dict[str, Any]:
     """As `predict` writes it, with intervals and a gate."""
     rows = [
@@ -100,6 +113,7 @@ def result_document(volume: Volume, files: Mapping[str, str]) -> dict[str, Any]:
             "notes": [],
         },
         "structures": rows,
+        "wholes": [whole_of(rows)],
         "assessment": {
             "verdict": "review",
             "reasons": ["Back part: predicted Dice 0.81, at least 0.62"],

@@ -124,6 +124,12 @@ def test_the_page_names_patient_and_study_and_says_what_it_is(page: Page) -> Non
         assert wanted in page.words
 
 
+def test_the_table_ends_with_what_the_structures_are_parts_of(page: Page, delivered: Delivered) -> None:
+    (whole,) = json.loads(delivered.result.read_text())["wholes"]
+    low, high = whole["volume_interval_ml"]
+    assert f"Lobe, whole {whole['volume_ml']:.3f} mL {low:.3f} to {high:.3f} in 90\u00a0%" in page.words
+
+
 def test_the_page_says_the_gates_verdict_with_the_names_of_the_structures(page: Page) -> None:
     assert "The quality gate asks for a second look" in page.words
     assert "Back part: predicted Dice 0.81, at least 0.62" in page.words
@@ -288,10 +294,15 @@ def test_change_is_counted_from_the_earlier_result(delivered: Delivered, tmp_pat
     first, second = record["structures"]
     half = [{**first, "volume_ml": first["volume_ml"] / 2, "volume_interval_ml": [0.0, first["volume_ml"] / 4]}]
     earlier = tmp_path / "earlier_result.json"
-    earlier.write_text(json.dumps({**record, "structures": half, "bundle": {**record["bundle"], "sha256": "f" * 64}}))
+    (whole,) = record["wholes"]
+    old = {"wholes": [{**whole, "volume_ml": whole["volume_ml"] * 0.8}]}
+    earlier.write_text(
+        json.dumps({**record, "structures": half, "bundle": {**record["bundle"], "sha256": "f" * 64}} | old)
+    )
     files = write_review(delivered.result, tmp_path / "review", image=delivered.volume, prior=earlier, how=NO_PAPER)
     words = Page(files["page"]).words
     assert f"+{first['volume_ml'] / 2:.3f} mL (+100.0 %)" in words
+    assert f"+{0.2 * whole['volume_ml']:.3f} mL (+25.0 %)" in words
     assert "intervals lie apart" in words
     assert "not there before" in words
     assert "another model" in words
