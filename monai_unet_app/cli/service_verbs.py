@@ -130,6 +130,8 @@ def _tell_trace(found: dict[str, Any]) -> None:
         line(f"  quality      {maker['quality']}")
     for series, count in found["sources"].items():
         line(f"  from series  {series}, {count} instance(s)")
+    for uid in found["segmentations"]:
+        line(f"  measured in  SEG {uid}")
     for uid in found["object"]["predecessor"]:
         line(f"  follows      {uid}")
     if bundle is None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydicom.dataset import Dataset
+from pydicom.uid import SegmentationStorage
 
 from dicom_io.errors import DicomIoError
-from dicom_io.reading.instances import load_dataset
+from dicom_io.reading.instances import LABEL_MAP_STORAGE, load_dataset
 from monai_unet_app.bundle import CALIBRATION_RECORD, BundleFiles, bundle_files, bundle_folders
 from monai_unet_app.errors import AppError, InputRefusedError
 from monai_unet_app.service import audit
@@ -28,8 +29,9 @@ def trace(path: Path, trail: Path | None = None) -> dict[str, Any]:
         trail: Audit trail of the node that made it; its lines about the study are added, after the chain was followed.
 
     Returns:
-        "object" (class, UIDs), "made_by" (name, version, sha256, settings, quality), "sources" (series -> instances),
-        "bundle" (None if none of this sha256 is here: training data's and recipe's sha256, calibration, figures), "audit".
+        "object" (class, UIDs), "made_by" (name, version, sha256, settings, quality), "sources" (image series -> instances),
+        "segmentations" (UIDs of the SEGs that a report measured), "bundle" (None if none of this sha256 is here: training
+        data's and recipe's sha256, calibration, figures), "audit".
 
     Raises:
         InputRefusedError: It is no DICOM, or none of ours; or the trail is broken.
@@ -49,6 +51,9 @@ def trace(path: Path, trail: Path | None = None) -> dict[str, Any]:
         },
         "made_by": maker,
         "sources": _sources(header),
+        "segmentations": [
+            str(one.ReferencedSOPInstanceUID) for _, ones in _by_series(header) for one in ones if _is_segmentation(one)
+        ],
         "bundle": _bundle_of(digest),
         "audit": _audit_lines(trail, str(header.StudyInstanceUID)) if trail else None,
     }
@@ -80,15 +85,23 @@ def _predecessors(header: Dataset) -> Iterable[str]:
 
 
 def _sources(header: Dataset) -> dict[str, int]:
-    """Series that it refers to -> instances of it."""
-    found: dict[str, int] = {}
+    """Series of images that it refers to -> instances of it."""
+    counts = {series: [not _is_segmentation(one) for one in ones].count(True) for series, ones in _by_series(header)}
+    return {series: count for series, count in counts.items() if count}
+
+
+def _by_series(header: Dataset) -> Iterator[tuple[str, Sequence[Dataset]]]:
+    """Every series that it refers to, with the instances that it names of it."""
     series = list(header.get("ReferencedSeriesSequence") or [])
     for keyword in ("CurrentRequestedProcedureEvidenceSequence", "StudiesContainingOtherReferencedInstancesSequence"):
         series += [one for study in header.get(keyword) or [] for one in study.get("ReferencedSeriesSequence") or []]
     for one in series:
         instances = one.get("ReferencedInstanceSequence") or one.get("ReferencedSOPSequence") or []
-        found[str(one.get("SeriesInstanceUID") or "")] = len(instances)
-    return found
+        yield str(one.get("SeriesInstanceUID") or ""), instances
+
+
+def _is_segmentation(instance: Dataset) -> bool:
+    return instance.get("ReferencedSOPClassUID") in (SegmentationStorage, LABEL_MAP_STORAGE)
 
 
 def _bundle_of(digest: str) -> dict[str, Any] | None:

@@ -241,7 +241,8 @@ def test_results_lead_back_to_their_bundle(
         told = json.loads(capsys.readouterr().out)
         assert told["made_by"]["sha256"] == bundle.sha256
         assert told["bundle"]["name"] == bundle.name
-        assert told["sources"][found["series"]] == len(list(study.glob("*.dcm")))
+        assert told["sources"] == {found["series"]: len(list(study.glob("*.dcm")))}
+        assert len(told["segmentations"]) == (path.stem.endswith("_sr"))
     assert main(["trace", str(next(study.glob("*.dcm")))]) == 3
     assert "names no bundle that made it" in capsys.readouterr().err
 
