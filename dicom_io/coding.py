@@ -77,6 +77,11 @@ class Whole:
     anatomic_region: Code | None = None
     anatomic_region_modifier: Code | None = None
 
+    @property
+    def name(self) -> str:
+        """How a table calls it beside its parts."""
+        return f"{self.label}, whole"
+
 
 def wholes_of(segments: Sequence[Segment]) -> tuple[Whole, ...]:
     """What segments are parts of: those of one category, type and region whose type modifiers all differ, each having one.

@@ -417,7 +417,7 @@ def _summary(statements: Confidence, bundle: Bundle) -> dict[str, Any]:
     if statements.sizes:
         ends = _sizes_off(statements.sizes, labels)
         if statements.wholes:
-            ends |= _sizes_off(statements.wholes, {n: whole.label for n, whole in enumerate(bundle.wholes, start=1)})
+            ends |= _sizes_off(statements.wholes, {n: whole.name for n, whole in enumerate(bundle.wholes, start=1)})
         said["sizes_off"] = {"coverage": statements.sizes.coverage, "relative": ends}
     if statements.risk:
         said["mask_from"] = {

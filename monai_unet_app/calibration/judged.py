@@ -75,7 +75,7 @@ def judge_wholes(subject: str, assessment: Assessment, truths: Sequence[NDArray]
     """What became of the statements about wholes in one case; arguments as of `judge`."""
     sizes = [np.count_nonzero(true) * voxel_size(volume) for true in truths]
     return [
-        JudgedWhole(subject, said.whole.label, sum(sizes[n - 1] for n in said.whole.numbers), said.size_interval)
+        JudgedWhole(subject, said.whole.name, sum(sizes[n - 1] for n in said.whole.numbers), said.size_interval)
         for said in assessment.wholes
     ]
 

@@ -224,10 +224,10 @@ def test_the_statement_about_a_whole_is_held_against_the_truth() -> None:
     assert said.is_beside_its_interval == (said.size > (said.size_interval or (0, 0))[1])
     truths = [labels == 1, labels == 2]
     rows, wholes = judge("s", found, structures, truths, VOLUME), judge_wholes("s", found, truths, VOLUME)
-    assert [(one.name, one.size) for one in wholes] == [("a and b", pytest.approx(96 * 0.006))]
+    assert [(one.name, one.size) for one in wholes] == [("a and b, whole", pytest.approx(96 * 0.006))]
     summary = summarise_statements(rows, found, {1: "a", 2: "b"}, wholes)
-    assert list(summary["sizes"]) == ["a", "b", "a and b"]
-    assert summary["sizes"]["a and b"]["observed"] == float(not said.is_beside_its_interval)
+    assert list(summary["sizes"]) == ["a", "b", "a and b, whole"]
+    assert summary["sizes"]["a and b, whole"]["observed"] == float(not said.is_beside_its_interval)
 
 
 def test_a_picture_is_measured_in_pixels() -> None:
