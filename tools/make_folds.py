@@ -1,6 +1,6 @@
 """Five-fold cross-validation of a bundle: what its folds say of cases that they never saw, and what the bundle states for it.
 
-    python tools/make_folds.py --data DIR [--epochs 24] [--build build/folds] [--folds 0 1 2 3 4] [--table FILE]
+    python tools/make_folds.py --data DIR [--epochs 24] [--build build/folds] [--folds 0 1 2 3 4] [--workers 0] [--table FILE]
     python tools/make_folds.py --state [--table FILE]
 
 Trains, calibrates and applies one bundle a fold, without and with mirror images; what is done is not done again, and a training
@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--build", type=Path, default=REPOSITORY / "build" / "folds")
     parser.add_argument("--table", type=Path, default=TABLE)
+    parser.add_argument("--workers", type=int, default=0, help="processes that read and vary images while one trains")
     parser.add_argument("--folds", type=int, nargs="+", default=list(range(5)))
     options = parser.parse_args()
     known = read_table(options.table)
@@ -87,7 +88,7 @@ def make(fold: int, options: argparse.Namespace) -> Bundle:
         output=root,
         splits=SPLITS,
         fold=fold,
-        overrides={"epochs": options.epochs, "tracker": "none"},
+        overrides={"epochs": options.epochs, "tracker": "none", "workers": options.workers},
     )
     if not (root / "models/model.pt").is_file():
         train_bundle(load_bundle(NAME), run, print)
