@@ -114,7 +114,10 @@ def _statements(found: Mapping[str, Any]) -> dict[str, Any]:
     """What was stated and how often it came true: of each the class, what was wanted, what was observed."""
     told: dict[str, Any] = {}
     if found.get("sizes"):
-        told["sizes"] = {label: _kept(said) for label, said in found["sizes"].items()}
+        told["sizes"] = {
+            label: _kept(said) | {"mean_half_width": _rounded(said["mean_half_width"])}
+            for label, said in found["sizes"].items()
+        }
     if found.get("gate"):
         told["gate"] = {"verdicts": found["gate"]["verdicts"], "bound": _kept(found["gate"]["bound"])}
     return told
@@ -231,7 +234,7 @@ def _calibration_rows(figures: Mapping[str, Any]) -> list[str]:
 
 def _statement_rows(figures: Mapping[str, Any]) -> list[str]:
     told = figures.get("statements", {})
-    kept = {f"interval of the size, {_cell(label)}": said for label, said in told.get("sizes", {}).items()}
+    kept = {_interval_row(label, said): said for label, said in told.get("sizes", {}).items()}
     if "gate" in told:
         kept["lower bound of Dice (quality gate)"] = told["gate"]["bound"]
     if not kept:
@@ -241,6 +244,12 @@ def _statement_rows(figures: Mapping[str, Any]) -> list[str]:
         f"| {name} | {percent(said['wanted'])} | {percent(said['observed'], 1)} | {said['subjects']} |"
         for name, said in kept.items()
     ]
+
+
+def _interval_row(label: str, said: Mapping[str, Any]) -> str:
+    width = said.get("mean_half_width")
+    reach = "" if width is None else f", ± {percent(width, 1)}"
+    return f"interval of the size, {_cell(label)}{reach}"
 
 
 def _sentence(figures: Mapping[str, Any], bundle: Bundle) -> str:

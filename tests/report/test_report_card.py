@@ -87,7 +87,7 @@ def test_one_command_puts_the_figures_into_metadata_and_card_and_changes_nothing
     assert CARD_FIGURES.sub("", card) == CARD_FIGURES.sub("", there)
     assert "| Dice | 0.875 | none | anterior 0.875, posterior 0.875 |" in card
     assert f"| whole image | – | {figures['ece_whole']['calibrated']:.4f} |" in card
-    assert "| interval of the size, Front | 90 % | 95.0 % | 20 |" in card
+    assert "| interval of the size, Front, ± 12.3 % | 90 % | 95.0 % | 20 |" in card
     assert "Measured on 2 cases of 2 subjects that neither trained, selected nor calibrated." in card
 
 
