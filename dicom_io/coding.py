@@ -89,15 +89,13 @@ def wholes_of(segments: Sequence[Segment]) -> tuple[Whole, ...]:
     Anterior and posterior hippocampus are a hippocampus. Whether their volumes add up, that is, no voxel is of both, is for
     the caller to know.
     """
-    groups: dict[tuple[object, ...], list[Segment]] = {}
+    groups: dict[tuple[Code | None, ...], list[Segment]] = {}
     for segment in segments:
         shared = (segment.category, segment.type, segment.anatomic_region, segment.anatomic_region_modifier)
-        groups.setdefault(tuple(code and (code.scheme_designator, code.value) for code in shared), []).append(segment)
+        groups.setdefault(shared, []).append(segment)
     found = []
     for parts in groups.values():
-        modifiers = {
-            (part.type_modifier.scheme_designator, part.type_modifier.value) for part in parts if part.type_modifier
-        }
+        modifiers = {part.type_modifier for part in parts if part.type_modifier}
         if len(parts) > 1 and len(modifiers) == len(parts):
             one, numbers = parts[0], tuple(sorted(part.number for part in parts))
             region = one.anatomic_region, one.anatomic_region_modifier

@@ -192,7 +192,7 @@ class Chosen:
     @property
     def seen(self) -> dict[str, int]:
         """Partition -> how many of them the bundle was made with in it."""
-        return dict(sorted(Counter(self.made_with.values()).items()))
+        return _by_partition(self.made_with)
 
     def only(self, ids: Collection[str]) -> Chosen:
         """Those of them that have one of these ids."""
@@ -235,7 +235,7 @@ def choose_cases(
             left.setdefault(part or "cases that the plan does not know", []).append(case.id)
     note = f"{len(rows)} of {len(cases)} case(s)" + (f", partition {partition}" if partition else "")
     if made_with:
-        counts = sorted(Counter(made_with.values()).items())
+        counts = _by_partition(made_with).items()
         note += "; seen by the bundle: " + ", ".join(f"{count} in {part}" for part, count in counts)
     elif bundle.seen:
         note += "; none of them seen by the bundle"
@@ -246,6 +246,11 @@ def choose_cases(
             f"{note}: no case is left to work on; give other cases, or --partition all to take them as well"
         )
     return Chosen(rows, note, made_with)
+
+
+def _by_partition(made_with: Mapping[str, str]) -> dict[str, int]:
+    """Partition -> how many cases."""
+    return dict(sorted(Counter(made_with.values()).items()))
 
 
 def _some(ids: Sequence[str], most: int = 3) -> str:

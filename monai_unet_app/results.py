@@ -263,7 +263,7 @@ def result_document(
     case: Case, case_id: str, bundle: Bundle, run: PredictConfig, files: Mapping[str, str]
 ) -> dict[str, Any]:
     """What `result.json` says: identity as UIDs only."""
-    source = case.volume.provenance
+    source, rows = case.volume.provenance, structures(case, bundle)
     return {
         "schema_version": SCHEMA_VERSION,
         "case": case_id,
@@ -281,8 +281,8 @@ def result_document(
             "unit": "px" if case.volume.planar else "mm",
             "notes": [*source.notes, *_sizes_note(source, files)],
         },
-        "structures": structures(case, bundle),
-        "wholes": _wholes(case, bundle),
+        "structures": rows,
+        "wholes": _wholes(case, bundle, rows),
         "assessment": _assessment(case.assessment),
         "seconds": dict(case.seconds),
         "files": dict(files),
@@ -351,15 +351,15 @@ def structures(case: Case, bundle: Bundle) -> list[dict[str, Any]]:
     return rows
 
 
-def _wholes(case: Case, bundle: Bundle) -> list[dict[str, Any]]:
+def _wholes(case: Case, bundle: Bundle, parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row for each structure of which several others are parts: name, numbers of the parts, their size together."""
-    stated = {said.whole.numbers: said for said in case.assessment.wholes} if case.assessment else {}
+    stated = {said.whole: said for said in case.assessment.wholes} if case.assessment else {}
     rows = []
     for whole in bundle.wholes:
-        voxels = int(np.isin(case.labels, whole.numbers).sum())
+        voxels = sum(part["voxels"] for part in parts if part["number"] in whole.numbers)
         row: dict[str, Any] = {"label": whole.label, "parts": list(whole.numbers), "voxels": voxels}
         row |= _size(case.volume, voxels)
-        said = stated.get(whole.numbers)
+        said = stated.get(whole)
         rows.append(row | _interval(case.volume, said.size_interval if said else None))
     return rows
 
