@@ -13,6 +13,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+import scipy.ndimage
 import torch
 import yaml
 from conftest import BUNDLES, EXAMPLES
@@ -345,6 +346,57 @@ def test_dicom_in_seg_and_sr_out_by_monai_bundle_run_hold_the_labels_of_segment_
             assert any(
                 math.isclose(volumes[uid], voxels * source.voxel_ml * scale, rel_tol=1e-3) for scale in (1, 1000)
             )
+
+
+def with_largest_pieces(root: Path) -> Path:
+    """Takes the # from the commented step of the bundle's inference.yaml that keeps the largest piece of each structure."""
+    path = root / "configs/inference.yaml"
+    before, step, after = path.read_text().partition("# - _target_: KeepLargestConnectedComponentd\n")
+    rest = after.splitlines(keepends=True)
+    while rest[0].startswith("#   "):
+        step += rest.pop(0)
+    path.write_text(
+        before + "".join(line.removeprefix("# ") for line in step.splitlines(keepends=True)) + "".join(rest)
+    )
+    return root
+
+
+@each_name
+def test_the_commented_step_keeps_the_largest_piece_of_each_structure_and_no_other(
+    name: str, tiny_bundle: Callable[[str], Path], crop: Volume, tmp_path: Path
+) -> None:
+    root = set_calibration(tiny_bundle(name), 0.3, -0.9)
+    source = crop
+    if name.startswith("retina"):
+        drawn_eyes(tmp_path / "eyes", 1)
+        source = read_volume(tmp_path / "eyes/eye_1.png")
+    before = segment_case(source, load_bundle(root))
+    after = segment_case(source, load_bundle(with_largest_pieces(root)))
+    np.testing.assert_array_equal(before.probabilities, after.probabilities)
+    pieces = 0
+    for old, new in zip(before.structures, after.structures, strict=True):
+        labelled, count = scipy.ndimage.label(old.mask, np.ones((3,) * old.mask.ndim))
+        largest = np.argmax(np.bincount(labelled.ravel())[1:]) + 1
+        np.testing.assert_array_equal(new.mask, labelled == largest)
+        pieces += count
+    assert pieces > len(before.structures)
+
+
+def test_seg_and_report_of_largest_pieces_hold_these_pieces(
+    tiny_bundle: Callable[[str], Path], crop: Volume, tmp_path: Path
+) -> None:
+    root = with_largest_pieces(set_calibration(tiny_bundle("hippocampus_mri_unet3d"), 0.3, -0.9))
+    made = dicomize(crop, tmp_path / "data" / "case_1", case_id="case_1")
+    overrides = {"dataset_dir": str(tmp_path / "data"), "output_dir": str(tmp_path / "out"), "device": CPU}
+    run_overlay(root, "inference_dicom", overrides)
+    (seg_path,), (sr_path,) = (sorted((tmp_path / "out").glob(f"*_{kind}.dcm")) for kind in ("seg", "sr"))
+    source = read_series(made.series_folder)
+    written = read_seg(seg_path, source).array
+    volumes = {uid: value for uid, meaning, value in numbers_of(pydicom.dcmread(sr_path)) if meaning == "Volume"}
+    for item in pydicom.dcmread(seg_path).SegmentSequence:
+        piece = written == int(item.SegmentNumber)
+        assert scipy.ndimage.label(piece, np.ones((3, 3, 3)))[1] == 1
+        assert volumes[item.TrackingUID] == pytest.approx(piece.sum() * source.voxel_ml, rel=1e-3)
 
 
 def test_the_overlay_for_dicom_refuses_an_image_that_breaks_the_bundle_s_rules(
