@@ -53,7 +53,9 @@ def _token(verb: Verb) -> None:
         "monai-unet token --name rossi --roles reviewer",
     )
     parser.add_argument("--name", type=given, required=True, help="whose it is; stands in the audit trail")
-    parser.add_argument("--roles", type=given, default="read", help="comma-separated: submit, read, reviewer, admin")
+    parser.add_argument(
+        "--roles", type=given, default="read", help="comma-separated: metrics, submit, read, reviewer, admin"
+    )
 
 
 def _commission(verb: Verb) -> None:

@@ -202,7 +202,7 @@ class Node:
         """Lets a result go that was kept back; None if there is none of that number."""
         result = self.queue.result(number)
         if result is not None:
-            goes = self.site.destinations_for(result.rule)
+            goes = self.site.destinations_for(result.rule, result.series)
             with self.queue.all_or_none():
                 self.queue.release(number, goes)
                 self.audit.write(
@@ -368,10 +368,11 @@ class Node:
 
     def _new_result(self, one: Mapping[str, Any]) -> NewResult:
         rule = self.site.rule(one["rule"])
-        if rule is None or not one["folder"] or one["state"] == "delivered":
+        if rule is None or not one["folder"]:
             return NewResult(**one)
-        is_notice = one["state"] == "not processed"
-        return NewResult(**one, destinations=self.site.noticed(rule) if is_notice else rule.destinations)
+        if one["state"] == "not processed":
+            return NewResult(**one, destinations=self.site.noticed(rule))
+        return NewResult(**one, destinations=self.site.destinations_for(rule.name, one["series"]))
 
     def _keep(self, job: Job, found: list[NewResult]) -> None:
         with self.queue.all_or_none():

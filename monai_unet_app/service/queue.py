@@ -29,6 +29,9 @@ DeliveryState = Literal["pending", "delivered", "dead"]
 KEPT_BACK: tuple[ResultState, ...] = ("held", "rejected")
 """Results that wait for a reviewer."""
 
+RELEASED: tuple[ResultState, ...] = ("sending", "delivered", "dead", "not processed")
+"""Results that went out or may; of all others only a reviewer sees the content."""
+
 OPEN_RESULTS: tuple[ResultState, ...] = (*KEPT_BACK, "sending")
 """Results of which something is still to be done."""
 

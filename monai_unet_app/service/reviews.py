@@ -87,7 +87,7 @@ def decide(
     output = _folder(node, result) / "verdict"
     output.mkdir(parents=True, exist_ok=True)
     record = _applied(node, result, verdict, who, corrected, output)
-    decision, goes = str(record["decision"]), node.site.destinations_for(result.rule)
+    decision, goes = str(record["decision"]), node.site.destinations_for(result.rule, result.series)
     facts = {"who": who, "study": result.study, "result": result.id, "decision": decision}
     with node.queue.all_or_none():
         if decision != "accepted":

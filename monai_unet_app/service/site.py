@@ -142,10 +142,13 @@ class Site:
         """The rule of that name; None where there is none, or none any more."""
         return next((rule for rule in self.rules if rule.name == name), None)
 
-    def destinations_for(self, rule: str) -> tuple[str, ...]:
-        """Names of the destinations of a rule; none for a rule that is not there any more."""
+    def destinations_for(self, rule: str, series: str) -> tuple[str, ...]:
+        """Names of the destinations of a rule's result on a series.
+
+        None for a rule that is not there any more, and none where there is no series: the result of a NIfTI image is fetched.
+        """
         found = self.rule(rule)
-        return found.destinations if found else ()
+        return found.destinations if found and series else ()
 
     def noticed(self, rule: Rule) -> tuple[str, ...]:
         """Names of the destinations that are told what a rule picked and was not processed: those that take captures."""

@@ -16,8 +16,12 @@ from typing import Literal
 
 from monai_unet_app.errors import UsageError
 
-Role = Literal["submit", "read", "reviewer", "admin"]
-ROLES: tuple[Role, ...] = ("submit", "read", "reviewer", "admin")
+Role = Literal["metrics", "submit", "read", "reviewer", "admin"]
+ROLES: tuple[Role, ...] = ("metrics", "submit", "read", "reviewer", "admin")
+"""metrics: figures only. submit: studies in. read: released results. reviewer: those too that are kept back, and decides on
+them. admin: repairs, and sees what is said of all results, but no file that names a patient.
+"""
+
 _LONGEST_NAME = 64  # PS3.5 table 6.2-1, PN
 _LINE = re.compile(r"(?P<name>[\w.@^'-]+(?: [\w.@^'-]+)*)\s+(?P<roles>[a-z,]+)\s+(?P<digest>[0-9a-f]{64})")
 
@@ -29,9 +33,9 @@ class Holder:
     name: str
     roles: frozenset[str]
 
-    def may(self, role: Role) -> bool:
-        """Whether this role is theirs; an admin has all, a reviewer reads."""
-        return role in self.roles or "admin" in self.roles or (role == "read" and "reviewer" in self.roles)
+    def may(self, *roles: Role) -> bool:
+        """Whether one of these roles is theirs; a reviewer reads, else no role holds another."""
+        return bool(self.roles & set(roles)) or ("read" in roles and "reviewer" in self.roles)
 
 
 def new_token(name: str, roles: list[str]) -> tuple[str, str]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import threading
 import zipfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import uuid4
 
 from dicom_io.net.store import InstanceRefusedError, InstanceStore, sync_folder
 from monai_unet_app.errors import InputRefusedError
@@ -23,6 +25,7 @@ MOST_MEMBER_BYTES = 2**30
 """The largest file in an archive, and the largest object."""
 
 IMAGE = "image.nii.gz"
+_naming = threading.Lock()  # of images: whether a name is free and taking it is one step
 _ZIP, _GZIP, _DICM = b"PK\x03\x04", b"\x1f\x8b", b"DICM"
 
 
@@ -97,22 +100,31 @@ def take_zip(path: Path, store: InstanceStore, most_bytes: float) -> Upload:
     return found
 
 
-def take_nifti(path: Path, received: Path, rule: str) -> str:
-    """Puts an image where the worker finds it, for one rule; gives the UID that it is called by: one image, one UID."""
+def take_nifti(path: Path, received: Path, rule: str) -> tuple[str, bool]:
+    """Puts an image where the worker finds it, for one rule. Several threads may take the same image at once.
+
+    Returns:
+        The UID that it is called by (one image, one UID), and whether it is new: False if the same image was there already.
+    """
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     study = f"2.25.{int(hashlib.sha256(f'{rule} {digest}'.encode()).hexdigest()[:30], 16)}"
     target = received / study / rule / IMAGE
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_suffix(".part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{uuid4().hex}.part")  # a name of its own for each upload
+    try:
         shutil.copyfile(path, part)
         with part.open("rb") as stream:
             os.fsync(stream.fileno())
-        part.rename(target)
-        for folder in (target.parent, target.parent.parent, received):
-            sync_folder(folder)
-    return study
+        with _naming:
+            is_new = not target.exists()
+            if is_new:
+                part.rename(target)
+    finally:
+        part.unlink(missing_ok=True)
+    for folder in (target.parent, target.parent.parent, received):
+        sync_folder(folder)
+    return study, is_new
 
 
 def _put(content: bytes, name: str, store: InstanceStore, found: Upload) -> None:

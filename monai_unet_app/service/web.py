@@ -7,8 +7,6 @@ Answers name studies by UID and nobody by name.
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import json
 import os
 import shutil
@@ -20,7 +18,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import Body, Depends, FastAPI, HTTPException, Query, Request
@@ -33,12 +30,22 @@ from starlette.datastructures import UploadFile
 from monai_unet_app import __version__
 from monai_unet_app.data.schemas import schema
 from monai_unet_app.errors import AppError, InputRefusedError
+from monai_unet_app.service.access import (
+    Admin,
+    Onlooker,
+    Reader,
+    Reviewer,
+    Submitter,
+    is_from_elsewhere,
+    may_open,
+    needs,
+)
 from monai_unet_app.service.figures import exposition
 from monai_unet_app.service.queue import KEPT_BACK, Result
 from monai_unet_app.service.reviews import decide, review_page, standing
 from monai_unet_app.service.site import HttpConfig
 from monai_unet_app.service.status import status_page
-from monai_unet_app.service.tokens import Holder, Role, holder_of, read_tokens
+from monai_unet_app.service.tokens import Holder, read_tokens
 from monai_unet_app.service.uploads import Upload, kind_of, take_dicom, take_nifti, take_zip
 
 if TYPE_CHECKING:
@@ -94,7 +101,7 @@ def make_app(node: Node, config: HttpConfig) -> FastAPI:
     @app.middleware("http")
     async def _headers(request: Request, call_next: Callable[..., Any]) -> Response:
         response: Response = (
-            Response("another site asks", 403) if _from_elsewhere(request) else await call_next(request)
+            Response("another site asks", 403) if is_from_elsewhere(request) else await call_next(request)
         )
         for name, value in _HEADERS.items():
             response.headers.setdefault(name, value)
@@ -156,47 +163,6 @@ def _is_form(request: Request) -> bool:
     return request.headers.get("Content-Type", "").startswith("multipart/form-data")
 
 
-def _from_elsewhere(request: Request) -> bool:
-    """Whether a page of another site asks for a change with the password that a browser remembers."""
-    origin = request.headers.get("Origin")
-    return request.method != "GET" and origin is not None and urlsplit(origin).netloc != request.headers.get("Host", "")
-
-
-def _needs(role: Role) -> Callable[[Request], Holder]:
-    """A dependency: whoever asks, if that role is theirs; else 401 or 403."""
-
-    def let_in(request: Request) -> Holder:
-        holder = holder_of(_token(request), request.app.state.tokens)
-        if holder is None:
-            raise HTTPException(
-                401, "a token is needed", {"WWW-Authenticate": 'Basic realm="monai-unet", charset="UTF-8"'}
-            )
-        if not holder.may(role):
-            raise HTTPException(403, f"the role {role} is needed; {holder.name} has {', '.join(sorted(holder.roles))}")
-        return holder
-
-    return let_in
-
-
-Submitter = Annotated[Holder, Depends(_needs("submit"))]
-Reader = Annotated[Holder, Depends(_needs("read"))]
-Reviewer = Annotated[Holder, Depends(_needs("reviewer"))]
-Admin = Annotated[Holder, Depends(_needs("admin"))]
-
-
-def _token(request: Request) -> str:
-    """The bearer token, or the password of basic authentication; empty where there is neither."""
-    scheme, _, value = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
-        return value.strip()
-    if scheme.lower() == "basic":
-        try:
-            return base64.b64decode(value, validate=True).decode().partition(":")[2]
-        except (binascii.Error, UnicodeDecodeError):
-            return ""
-    return ""
-
-
 def _add_health(app: FastAPI, node: Node) -> None:
     @app.get("/health", summary="The process is alive")
     def health() -> dict[str, str]:
@@ -208,12 +174,12 @@ def _add_health(app: FastAPI, node: Node) -> None:
             raise HTTPException(503, "not ready")
         return {"ready": True}
 
-    @app.get("/metrics", summary="Figures for Prometheus", dependencies=[Depends(_needs("read"))])
+    @app.get("/metrics", summary="Figures for Prometheus", dependencies=[Depends(needs("metrics", "read", "admin"))])
     def metrics() -> Response:
         return Response(exposition(node), media_type="text/plain; version=0.0.4")
 
-    @app.get("/", summary="What the node is doing", response_class=HTMLResponse, dependencies=[Depends(_needs("read"))])
-    def status() -> str:
+    @app.get("/", summary="What the node is doing", response_class=HTMLResponse)
+    def status(holder: Onlooker) -> str:
         return status_page(node)
 
 
@@ -235,8 +201,8 @@ def _add_studies(app: FastAPI, node: Node, config: HttpConfig) -> None:
             await _receive(request, path)
             return await run_in_threadpool(_take, node, path, rule, config, holder.name)
 
-    @app.get("/studies/{study}", summary="What became of a study", dependencies=[Depends(_needs("read"))])
-    def study(study: str) -> dict[str, Any]:
+    @app.get("/studies/{study}", summary="What became of a study")
+    def study(study: str, holder: Onlooker) -> dict[str, Any]:
         jobs = node.queue.jobs_of(study)
         if not jobs and not node.is_arriving(study):
             raise HTTPException(404, "no such study")
@@ -244,7 +210,7 @@ def _add_studies(app: FastAPI, node: Node, config: HttpConfig) -> None:
             "study": study,
             "arriving": node.is_arriving(study),
             "versions": [
-                {**asdict(job), "results": [_told(node, result) for result in node.queue.results_of(job.id)]}
+                {**asdict(job), "results": [_told(node, result, holder) for result in node.queue.results_of(job.id)]}
                 for job in jobs
             ],
         }
@@ -271,8 +237,9 @@ def _taken(node: Node, path: Path, rule: str, config: HttpConfig) -> Upload:
     if node.site.rule(rule) is None:
         names = ", ".join(one.name for one in node.site.rules)
         raise InputRefusedError(f"rule is {rule!r}; for a NIfTI image one of {names} is needed; add ?rule=NAME")
-    study = take_nifti(path, node.store.folder, rule)
-    node.arrived(study, 1)
+    study, is_new = take_nifti(path, node.store.folder, rule)
+    if is_new:
+        node.arrived(study, 1)
     return Upload({study: 1})
 
 
@@ -310,12 +277,17 @@ def _part(folder: Path, ending: str = ".part") -> Iterator[Path]:
 
 def _add_results(app: FastAPI, node: Node) -> None:
     @app.get("/results/{number}", summary="One result: its state, what the bundle says of it, its files")
-    def result(number: int, holder: Reader) -> dict[str, Any]:
-        return _told(node, _found(node, number))
+    def result(number: int, holder: Onlooker) -> dict[str, Any]:
+        return _told(node, _found(node, number), holder)
 
     @app.get("/results/{number}/files/{name:path}", summary="One file of a result", response_class=FileResponse)
     def file(number: int, name: str, holder: Reader) -> FileResponse:
-        folder = node.result_folder(_found(node, number)).resolve()
+        found = _found(node, number)
+        if not may_open(holder, found):
+            raise HTTPException(
+                403, f"the result is {found.state}; only the role reviewer opens one that is not released"
+            )
+        folder = node.result_folder(found).resolve()
         path = (folder / name).resolve()
         if not path.is_relative_to(folder) or not path.is_file():
             raise HTTPException(404, "no such file")
@@ -326,7 +298,7 @@ def _add_results(app: FastAPI, node: Node) -> None:
     def release(number: int, holder: Reviewer) -> dict[str, Any]:
         _kept_back(_found(node, number))
         node.release(number, holder.name)
-        return _told(node, _found(node, number))
+        return _told(node, _found(node, number), holder)
 
     @app.post("/results/{number}/refuse", summary="A result that was held back will not go out")
     def refuse(
@@ -336,7 +308,7 @@ def _add_results(app: FastAPI, node: Node) -> None:
     ) -> dict[str, Any]:
         _kept_back(_found(node, number))
         node.refuse(number, holder.name, reason)
-        return _told(node, _found(node, number))
+        return _told(node, _found(node, number), holder)
 
 
 def _add_reviews(app: FastAPI, node: Node) -> None:
@@ -441,9 +413,11 @@ def _kept_back(result: Result) -> None:
         raise HTTPException(409, f"the result is {result.state}; only one that is held back can be released or refused")
 
 
-def _told(node: Node, result: Result) -> dict[str, Any]:
+def _told(node: Node, result: Result, holder: Holder) -> dict[str, Any]:
+    """What is said of a result; "files" and "document" are empty for whoever may not open it."""
     folder = node.result_folder(result)
-    files = sorted(path for path in folder.rglob("*") if path.is_file()) if result.folder else []
+    is_open = bool(result.folder) and may_open(holder, result)
+    files = sorted(path for path in folder.rglob("*") if path.is_file()) if is_open else []
     said = next((json.loads(path.read_text()) for path in files if path.name.endswith("_result.json")), None)
     return {
         **{key: value for key, value in asdict(result).items() if key != "folder"},

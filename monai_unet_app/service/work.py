@@ -24,6 +24,7 @@ from dicom_io.reading.instances import load_dataset
 from dicom_io.reading.series import SeriesRef, files_below, survey_files
 from monai_unet_app.errors import AppError
 from monai_unet_app.service.children import Message, serve
+from monai_unet_app.service.queue import ResultState
 from monai_unet_app.service.site import Rule, Site, read_site
 from monai_unet_app.service.uploads import IMAGE
 
@@ -128,7 +129,7 @@ class Worker:
             if (folder / name).exists():  # nothing of it may go out with a notice
                 shutil.rmtree(folder / name)
             return self._noticed(_not_processed(rule.name, uid, str(error)), rule, parts, task, folder / name)
-        return _made(rule, uid, task, folder / name, case, keep=True)
+        return _made(rule, uid, task, folder / name, case)
 
     def _noticed(self, said: Message, rule: Rule, parts: Sequence[SeriesRef], task: Task, folder: Path) -> Message:
         """What is said of a series that was not processed, with a notice of it where the rule wants that."""
@@ -165,7 +166,7 @@ class Worker:
             self._write(case, name, rule, folder / name, formats=("nifti",))
         except AppError as error:
             return _not_processed(name, "", str(error))
-        return _made(rule, "", task, folder / name, case, keep=False)
+        return _made(rule, "", task, folder / name, case)
 
     def _segmented(self, source: Path | Volume, rule: Rule) -> Case:
         from monai_unet_app.pipeline import segment_case
@@ -228,15 +229,21 @@ def _text(value: Any) -> str:
     return str(value) if isinstance(value, str) or not hasattr(value, "__iter__") else "\\".join(map(str, value))
 
 
-def _made(rule: Rule, series: str, task: Task, folder: Path, case: Case, *, keep: bool) -> Message:
-    """What is said of a result; `keep`: what the quality gate does not accept is held back."""
+def state_of(verdict: str, rule: Rule) -> ResultState:
+    """The state of a new result: what the quality gate does not accept is kept back, whatever way its image came."""
+    if verdict == "reject":
+        return "rejected"
+    return "held" if verdict == "review" and rule.hold_review else "sending"
+
+
+def _made(rule: Rule, series: str, task: Task, folder: Path, case: Case) -> Message:
+    """What is said of a result; `series` is empty for that of an image that came by itself."""
     verdict = (case.assessment.verdict if case.assessment else None) or ""
-    is_kept = keep and (verdict == "reject" or (verdict == "review" and rule.hold_review))
     return {
         "rule": rule.name,
         "series": series,
         "folder": f"{task.output.name}/{folder.name}",
-        "state": {"reject": "rejected"}.get(verdict, "held") if is_kept else "sending" if keep else "delivered",
+        "state": state_of(verdict, rule),
         "verdict": verdict,
         "reason": "; ".join(case.assessment.reasons) if case.assessment else "",
         "digest": digest_of(folder),

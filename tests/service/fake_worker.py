@@ -2,12 +2,14 @@
 
     python -m fake_worker SITE.toml
 
-What it does is told by the patient's comments of an instance: "crash" dies, "hang" sleeps, "eat" takes memory, "nothing" finds
-nothing to segment, "refuse" refuses the series with a notice, "review" is held back; anything else is delivered.
+What it does is told by the patient's comments of an instance, or by `descrip` of a NIfTI image: "crash" dies, "hang" sleeps,
+"eat" takes memory, "nothing" finds nothing to segment, "refuse" refuses with a notice, "review" and "reject" are that
+verdict of the quality gate; anything else is delivered.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import sys
@@ -20,25 +22,29 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from monai_unet_app.service.children import Message, serve
 from monai_unet_app.service.site import Site, read_site
-from monai_unet_app.service.work import digest_of
+from monai_unet_app.service.uploads import IMAGE
+from monai_unet_app.service.work import digest_of, state_of
 
 
 def segment(site: Site, message: Message) -> Message:
     """The answer to a task, as that of `service.work`."""
     begin = time.perf_counter()
+    output = Path(message["output"])
+    for image in Path(message["study"]).glob(f"*/{IMAGE}"):
+        return {"results": [_image_result(site, image, output)], "seconds": 0.0}
     files = sorted(Path(message["study"]).rglob("*.dcm"))
     headers = [dcmread(path) for path in files]
     wish = {str(one.get("PatientComments") or "") for one in headers}
     _misbehave(wish)
-    rule = site.rules[0]
-    output = Path(message["output"])
+    rule, series = site.rules[0], str(headers[0].SeriesInstanceUID)
     if "nothing" in wish:
-        return {"results": [_result(rule.name, headers[0], "", "not processed", "")], "seconds": 0.0}
+        return {"results": [_result(rule.name, series, "", "not processed", "")], "seconds": 0.0}
     folder = output / f"{rule.name}_one"
     (folder / "binary").mkdir(parents=True)
     _write(headers, folder / "binary" / "one_sc.dcm")
-    state = "held" if "review" in wish else "not processed" if "refuse" in wish else "sending"
-    found = _result(rule.name, headers[0], f"{output.name}/{folder.name}", state, digest_of(folder))
+    verdict = next((one for one in ("review", "reject") if one in wish), "")
+    state = "not processed" if "refuse" in wish else state_of(verdict, rule)
+    found = _result(rule.name, series, f"{output.name}/{folder.name}", state, digest_of(folder), verdict)
     return {"results": [found], "seconds": time.perf_counter() - begin}
 
 
@@ -54,16 +60,23 @@ def _misbehave(wish: set[str]) -> None:
             time.sleep(0.01)
 
 
-def _result(rule: str, header: Dataset, folder: str, state: str, digest: str) -> Message:
+def _image_result(site: Site, image: Path, output: Path) -> Message:
+    """The result of a NIfTI image: a file of the same bytes."""
+    content = image.read_bytes()
+    header = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    wish = header[148:228].rstrip(b"\0").decode("ascii", "replace")  # `descrip` of NIfTI-1
+    folder = output / image.parent.name
+    folder.mkdir(parents=True)
+    (folder / "one_seg.nii.gz").write_bytes(content)
+    verdict = wish if wish in ("review", "reject") else ""
+    rule = site.rules[0]
+    return _result(rule.name, "", f"{output.name}/{folder.name}", state_of(verdict, rule), digest_of(folder), verdict)
+
+
+def _result(rule: str, series: str, folder: str, state: str, digest: str, verdict: str = "") -> Message:
     return {
-        "rule": rule,
-        "series": str(header.SeriesInstanceUID),
-        "folder": folder,
-        "state": state,
-        "verdict": "review" if state == "held" else "",
-        "reason": "",
-        "digest": digest,
-    }
+        "rule": rule, "series": series, "folder": folder, "state": state, "verdict": verdict, "reason": "", "digest": digest,
+    }  # fmt: skip
 
 
 def _write(headers: list[Dataset], path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import socket
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,7 @@ from monai_unet_app.service.site import HttpConfig, read_site
 from monai_unet_app.service.tokens import new_token, read_tokens
 from monai_unet_app.service.web import Door
 
-ROLES = ("submit", "read", "reviewer", "admin")
+ROLES = ("metrics", "submit", "read", "reviewer", "admin")
 
 
 @dataclass
@@ -108,20 +110,69 @@ def test_an_image_needs_a_rule_and_waits_where_the_worker_looks(site: Site, tmp_
     assert (site.node.store.folder / study / "any" / "image.nii.gz").read_bytes() == path.read_bytes()
 
 
+def image_of(wish: str = "") -> bytes:
+    """A NIfTI image; `wish` is what the fake worker obeys."""
+    import nibabel
+
+    image = nibabel.Nifti1Image(np.zeros((4, 5, 6), np.float32), np.eye(4))
+    image.header["descrip"] = wish
+    return gzip.compress(image.to_bytes(), mtime=0)
+
+
+@pytest.mark.parametrize("kind", ["dicom", "nifti"])
+@pytest.mark.parametrize(("wish", "state"), [("review", "held"), ("reject", "rejected")])
+def test_a_result_that_is_kept_back_is_opened_by_a_reviewer_only(
+    site: Site, tmp_path: Path, kind: str, wish: str, state: str
+) -> None:
+    content = image_of(wish) if kind == "nifti" else zipped(make_study(tmp_path / "study", wish=wish))
+    assert site.ask("POST", "/studies?rule=any", "submit", data=content).status_code == 202
+    number = site.result(state)
+    path = f"/results/{number}/files/{'one_seg.nii.gz' if kind == 'nifti' else 'binary/one_sc.dcm'}"
+    for role in ("metrics", "submit", "read", "admin"):
+        assert site.ask("GET", path, role).status_code == 403
+    assert site.ask("GET", path, "reviewer").status_code == 200
+    study = site.node.queue.result(number).study
+    for role in ("read", "admin"):  # what is said of it names nobody; what was measured is not shown
+        told = site.ask("GET", f"/results/{number}", role).json()
+        assert (told["state"], told["verdict"], told["files"], told["document"]) == (state, wish, [], None)
+        (version,) = site.ask("GET", f"/studies/{study}", role).json()["versions"]
+        assert version["results"] == [told]
+    assert len(site.ask("GET", f"/results/{number}", "reviewer").json()["files"]) == 1
+    released = site.ask("POST", f"/results/{number}/release", "reviewer").json()
+    assert released["state"] == ("delivered" if kind == "nifti" else "sending")  # a NIfTI result is fetched, not sent
+    site.result("delivered")
+    assert site.ask("GET", path, "read").status_code == 200
+    assert len(list(site.pacs.rglob("*.dcm"))) == (kind == "dicom")
+
+
+def test_many_uploads_of_one_image_at_once_are_one_image(site: Site) -> None:
+    content = image_of() + gzip.compress(os.urandom(2_000_000), mtime=0)
+    with ThreadPoolExecutor(24) as pool:
+        answers = list(pool.map(lambda _: site.ask("POST", "/studies?rule=any", "submit", data=content), range(48)))
+    assert {answer.status_code for answer in answers} == {202}
+    ((study,),) = {tuple(answer.json()["studies"]) for answer in answers}
+    (kept,) = [path for path in (site.node.store.folder / study).rglob("*") if path.is_file()]
+    assert kept.read_bytes() == content
+    wait_until(lambda: not site.node.is_arriving(study))
+    assert site.node.queue.instances(study) == 1
+
+
 @pytest.mark.parametrize(
     ("method", "path", "roles"),
     [
-        ("POST", "/studies", {"submit", "admin"}),
+        ("POST", "/studies", {"submit"}),
         ("GET", "/studies/1.2.3", {"read", "reviewer", "admin"}),
         ("GET", "/results/1", {"read", "reviewer", "admin"}),
-        ("GET", "/results/1/files/a", {"read", "reviewer", "admin"}),
-        ("POST", "/results/1/release", {"reviewer", "admin"}),
-        ("POST", "/results/1/refuse", {"reviewer", "admin"}),
+        ("GET", "/results/1/files/a", {"read", "reviewer"}),
+        ("POST", "/results/1/release", {"reviewer"}),
+        ("POST", "/results/1/refuse", {"reviewer"}),
         ("POST", "/jobs/1/retry", {"admin"}),
         ("POST", "/deliveries/1/retry", {"admin"}),
         ("POST", "/studies/1.2.3/reprocess", {"admin"}),
-        ("GET", "/results/1/verdict", {"reviewer", "admin"}),
-        ("GET", "/metrics", {"read", "reviewer", "admin"}),
+        ("GET", "/results/1/verdict", {"reviewer"}),
+        ("GET", "/results/1/review", {"reviewer"}),
+        ("POST", "/results/1/verdict", {"reviewer"}),
+        ("GET", "/metrics", {"metrics", "read", "reviewer", "admin"}),
         ("GET", "/", {"read", "reviewer", "admin"}),
     ],
 )
@@ -244,7 +295,7 @@ def test_words_are_bounded_more_closely_than_files(site: Site, tmp_path: Path) -
 def test_no_file_but_a_results_own_can_be_fetched(site: Site, tmp_path: Path, name: str) -> None:
     site.ask("POST", "/studies", "submit", data=zipped(make_study(tmp_path / "study")))
     number = site.result("delivered")
-    assert site.ask("GET", f"/results/{number}/files/{name}", "admin").status_code == 404
+    assert site.ask("GET", f"/results/{number}/files/{name}", "reviewer").status_code == 404
 
 
 def test_nobody_is_named_anywhere_but_in_the_objects(site: Site, tmp_path: Path) -> None:

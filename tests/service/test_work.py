@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -213,14 +214,30 @@ def test_of_a_study_that_no_rule_fits_there_is_no_notice(noticing: Path, tmp_pat
     assert list((tmp_path / "results").rglob("*.dcm")) == []
 
 
-def test_an_image_without_dicom_becomes_a_result_that_is_fetched(site_file: Path, crop: Volume, tmp_path: Path) -> None:
-    write_nifti(crop.array, crop, tmp_path / "one.nii.gz")
-    uid = take_nifti(tmp_path / "one.nii.gz", tmp_path / "received", "hippocampus")
+@pytest.mark.parametrize(
+    ("verdict", "state"), [("accept", "sending"), ("review", "held"), ("reject", "rejected")], ids=str
+)
+@pytest.mark.parametrize("kind", ["nifti", "dicom"])
+def test_the_quality_gate_keeps_a_result_back_whatever_way_its_image_came(
+    site_file: Path, crop: Volume, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: str, state: str,
+    kind: str,
+) -> None:  # fmt: skip
+    worker = Worker(read_site(site_file))
+    segmented, write = worker._segmented, worker._write
+    said = SimpleNamespace(verdict=verdict, reasons=(f"a reason to {verdict}",))
+    monkeypatch.setattr(worker, "_segmented", lambda *words: replace(segmented(*words), assessment=said))
+    monkeypatch.setattr(
+        worker, "_write", lambda case, *words, **what: write(replace(case, assessment=None), *words, **what)
+    )
+    uid = study.parent.name
+    if kind == "nifti":
+        write_nifti(crop.array, crop, tmp_path / "one.nii.gz")
+        uid, _ = take_nifti(tmp_path / "one.nii.gz", tmp_path / "received", "hippocampus")
     message = {"study": str(tmp_path / "received" / uid), "output": str(tmp_path / "results" / "1-1"), "earlier": {}}
-    (found,) = Worker(read_site(site_file)).answer(message)["results"]
-    assert found["state"] == "delivered"
-    names = {path.name for path in (tmp_path / "results" / found["folder"]).iterdir()}
-    assert names == {"hippocampus_seg.nii.gz", "hippocampus_result.json"}
+    (found,) = worker.answer(message)["results"]
+    assert (found["state"], found["verdict"], found["reason"]) == (state, verdict, f"a reason to {verdict}")
+    names = {path.name for path in (tmp_path / "results" / found["folder"]).rglob("*") if path.is_file()}
+    assert kind == "dicom" or names == {"hippocampus_seg.nii.gz", "hippocampus_result.json"}
 
 
 def test_a_bundle_that_the_site_did_not_approve_is_not_used(site_file: Path) -> None:

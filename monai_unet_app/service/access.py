@@ -1,0 +1,69 @@
+"""Who asks, and whether they may: tokens of requests, and what each role opens."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from fastapi import Depends, HTTPException, Request
+
+from monai_unet_app.service.queue import RELEASED, Result
+from monai_unet_app.service.tokens import Holder, Role, holder_of
+
+_ASK = {"WWW-Authenticate": 'Basic realm="monai-unet", charset="UTF-8"'}
+
+
+def is_from_elsewhere(request: Request) -> bool:
+    """Whether a page of another site asks for a change with the password that a browser remembers."""
+    origin = request.headers.get("Origin")
+    if request.method == "GET" or origin is None:
+        return False
+    try:
+        return urlsplit(origin).netloc != request.headers.get("Host", "")
+    except ValueError:  # no URL at all
+        return True
+
+
+def needs(*roles: Role) -> Callable[[Request], Holder]:
+    """A dependency: the holder of the token, if one of these roles is theirs; else 401 or 403."""
+
+    def let_in(request: Request) -> Holder:
+        holder = holder_of(token_of(request.headers.get("Authorization", "")), request.app.state.tokens)
+        if holder is None:
+            raise HTTPException(401, "a token is needed", _ASK)
+        if not holder.may(*roles):
+            raise HTTPException(
+                403, f"the role {' or '.join(roles)} is needed; {holder.name} has {', '.join(sorted(holder.roles))}"
+            )
+        return holder
+
+    return let_in
+
+
+Submitter = Annotated[Holder, Depends(needs("submit"))]
+Reader = Annotated[Holder, Depends(needs("read"))]
+Onlooker = Annotated[Holder, Depends(needs("read", "admin"))]
+"""Sees what is said of studies and results, which names nobody; opens no file of them."""
+
+Reviewer = Annotated[Holder, Depends(needs("reviewer"))]
+Admin = Annotated[Holder, Depends(needs("admin"))]
+
+
+def may_open(holder: Holder, result: Result) -> bool:
+    """Whether the content of a result may be shown: of a released one to all who may ask, of others to a reviewer only."""
+    return result.state in RELEASED or holder.may("reviewer")
+
+
+def token_of(authorization: str) -> str:
+    """The bearer token, or the password of basic authentication; empty where there is neither."""
+    scheme, _, value = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip()
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(value, validate=True).decode().partition(":")[2]
+        except ValueError:  # no base64, or no UTF-8
+            return ""
+    return ""
