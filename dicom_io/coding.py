@@ -59,15 +59,15 @@ class Segment:
 
 @dataclass(frozen=True)
 class Whole:
-    """Segments that are parts of one structure.
+    """A structure of which several segments are the parts, as `segments.json` states it under `wholes`.
 
     Attributes:
-        label: The meaning of their common type, for instance "Hippocampus".
-        numbers: Theirs, ascending; two or more.
-        category: Common to all.
-        type: Common to all.
-        anatomic_region: Common to all, or None.
-        anatomic_region_modifier: Common to all, or None.
+        label: What it is called, for instance "Hippocampus".
+        numbers: Those of its parts, ascending; two or more.
+        category: SegmentedPropertyCategory of the whole.
+        type: SegmentedPropertyType of the whole, for instance SCT 5366008 "Hippocampus".
+        anatomic_region: Where it lies when the type does not say it, or None.
+        anatomic_region_modifier: What narrows the region, or None.
     """
 
     label: str
@@ -83,34 +83,30 @@ class Whole:
         return f"{self.label}, whole"
 
 
-def wholes_of(segments: Sequence[Segment]) -> tuple[Whole, ...]:
-    """What segments are parts of: those of one category, type and region whose type modifiers all differ, each having one.
-
-    Anterior and posterior hippocampus are a hippocampus. Whether their volumes add up, that is, no voxel is of both, is for
-    the caller to know.
-    """
-    groups: dict[tuple[Code | None, ...], list[Segment]] = {}
-    for segment in segments:
-        shared = (segment.category, segment.type, segment.anatomic_region, segment.anatomic_region_modifier)
-        groups.setdefault(shared, []).append(segment)
-    found = []
-    for parts in groups.values():
-        modifiers = {part.type_modifier for part in parts if part.type_modifier}
-        if len(parts) > 1 and len(modifiers) == len(parts):
-            one, numbers = parts[0], tuple(sorted(part.number for part in parts))
-            region = one.anatomic_region, one.anatomic_region_modifier
-            found.append(Whole(one.type.meaning, numbers, one.category, one.type, *region))
-    return tuple(sorted(found, key=lambda whole: whole.numbers))
-
-
 def load_segments(path: Path) -> tuple[Segment, ...]:
     """The segments of a `segments.json`, ordered by number, which runs from 1 without gaps.
 
     Raises:
-        SegmentCodingError: The file cannot be read, breaks the schema, is of another major `schema_version`,
-            or its labelIDs are not 1, 2, 3 ... each once.
+        SegmentCodingError: The file cannot be read, breaks the schema, is of another major `schema_version`, its labelIDs
+            are not 1, 2, 3 ... each once, or its `wholes` name parts that do not exist.
     """
-    document = _read_json(Path(path))
+    return _contents(Path(path))[0]
+
+
+def load_wholes(path: Path) -> tuple[Whole, ...]:
+    """What a `segments.json` states under `wholes`, in the order of the file; none where it states nothing.
+
+    Nothing is inferred from codes: a left and a right kidney have the codes of two parts, and are two organs. Whether the
+    volumes of the parts add up, that is, no voxel belongs to two of them, is for the caller to know.
+
+    Raises:
+        SegmentCodingError: As `load_segments`.
+    """
+    return _contents(Path(path))[1]
+
+
+def _contents(path: Path) -> tuple[tuple[Segment, ...], tuple[Whole, ...]]:
+    document = _read_json(path)
     _check_version(document, path.name)
     error = best_match(_validator().iter_errors(document))
     if error is not None:
@@ -128,7 +124,27 @@ def load_segments(path: Path) -> tuple[Segment, ...]:
             f"{shown(path.name)} has the labelIDs {_short(str(numbers))}; 1 to {len(numbers)}, each once, are needed because a "
             "label value is its SegmentNumber; renumber the labels"
         )
-    return tuple(segments)
+    wholes = tuple(_whole(item) for item in document.get("wholes", []))
+    _check_wholes(wholes, len(segments), path.name)
+    return tuple(segments), wholes
+
+
+def _check_wholes(wholes: Sequence[Whole], segments: int, name: str) -> None:
+    for n, whole in enumerate(wholes):
+        where = f"{shown(name)} at wholes/{n} ({whole.label!r})"
+        unknown = [number for number in whole.numbers if number > segments]
+        if unknown:
+            raise SegmentCodingError(
+                f"{where}: its parts are {_short(str(list(whole.numbers)))}, and there is no labelID "
+                f"{_short(', '.join(map(str, unknown)))}; a whole needs parts among the labelIDs 1 to {segments}; correct "
+                "its parts"
+            )
+        for other in wholes[:n]:
+            same = "label" if other.label == whole.label else "parts" if other.numbers == whole.numbers else ""
+            if same:
+                raise SegmentCodingError(
+                    f"{where} has the {same} of another whole; each whole needs a label and parts of its own; remove one"
+                )
 
 
 def code_item(code: Code) -> Dataset:
@@ -190,6 +206,14 @@ def _segment(item: dict[str, Any]) -> Segment:
         rgb=(red, green, blue),
         description=item.get("SegmentDescription", ""),
     )
+
+
+def _whole(item: dict[str, Any]) -> Whole:
+    category, kind = (_code(item, f"SegmentedProperty{part}CodeSequence") for part in ("Category", "Type"))
+    assert category is not None  # the schema requires both
+    assert kind is not None
+    region = _code(item, "AnatomicRegionSequence"), _code(item, "AnatomicRegionModifierSequence")
+    return Whole(item["label"], tuple(sorted(item["parts"])), category, kind, *region)
 
 
 def _code(item: dict[str, Any], keyword: str) -> Code | None:

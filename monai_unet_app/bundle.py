@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from dicom_io.coding import Segment, Whole, load_segments, wholes_of
+from dicom_io.coding import Segment, Whole, load_segments, load_wholes
 from dicom_io.errors import DicomIoError
 from dicom_io.volume import Volume
 from monai_unet_app.data.digest import mirrored_fingerprints, same_image
@@ -190,8 +190,21 @@ class Bundle(BundleFiles):
 
     @cached_property
     def wholes(self) -> tuple[Whole, ...]:
-        """What several structures are parts of; none where they may overlap, for then their sizes do not add up."""
-        return wholes_of(self.segments) if self.exclusive else ()
+        """What `configs/segments.json` states that several structures are parts of.
+
+        Raises:
+            BundleError: The file is damaged, or states a whole although the structures may overlap.
+        """
+        try:
+            wholes = load_wholes(self.root / "configs/segments.json")
+        except DicomIoError as error:
+            raise BundleError(f"{self.name}: {error}") from error
+        if wholes and not self.exclusive:
+            raise BundleError(
+                f"{self.name}: segments.json states {len(wholes)} whole(s) and `outputs` is overlapping; sizes of parts that "
+                "overlap do not add up; remove `wholes`, or set `outputs` to exclusive"
+            )
+        return wholes
 
     @cached_property
     def rules(self) -> InputRules:
@@ -242,7 +255,7 @@ class Bundle(BundleFiles):
         import torch
 
         weights = self.root / "models/model.pt"
-        _ = self.labels  # a bundle that contradicts itself is refused before work starts
+        _ = self.labels, self.wholes  # a bundle that contradicts itself is refused before work starts
         if not weights.is_file():
             raise BundleError(f"{self.name} has no models/model.pt; trained weights are needed; run monai-unet train")
         network = self.part("network_def").to(self.device)

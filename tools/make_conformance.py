@@ -611,8 +611,9 @@ def _codes() -> str:
 Codes of segments (category, type, anatomic region, modifiers) come from the bundle's segments.json, schema version
 {coding.SCHEMA_MAJOR}, and are SNOMED CT (SCT). Others are of DCM, SCT, LN, IBSI and UCUM. No private coding scheme is used.
 
-The report follows TID 1500, with one volumetric ROI group (TID 1411) a segment. Segments that are parts of one structure
-have one more group, without a region (TID 1501), for their volume together. The device is the observer (TID 1002, 1004).
+The report follows TID 1500, with one volumetric ROI group (TID 1411) a segment. Each whole that the
+bundle's segments.json states has one more group, without a region (TID 1501), for the volume of its parts together. The
+device is the observer (TID 1002, 1004).
 The report is COMPLETE, PRELIMINARY and UNVERIFIED.
 
 {_table(("measurement", "code", "scheme", "unit (UCUM)"), written)}

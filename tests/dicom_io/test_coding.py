@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from pydicom.sr._concepts_dict import concepts
 from result_phantoms import oblique_case, tool
 
-from dicom_io.coding import load_segments, wholes_of
+from dicom_io.coding import load_segments, load_wholes
 from dicom_io.errors import SegmentCodingError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -131,39 +131,62 @@ def test_a_missing_file_is_refused(tmp_path):
         load_segments(tmp_path / "segments.json")
 
 
-def parts(*modifiers: str | None, **changes: dict[str, object]) -> dict:
-    """A document of one structure's parts, the first with further changes."""
+HIPPOCAMPUS = {
+    "SegmentedPropertyCategoryCodeSequence": _code("91723000", "Anatomical Structure"),
+    "SegmentedPropertyTypeCodeSequence": _code("5366008", "Hippocampus"),
+}
+
+
+def parts(*wholes: dict, modifiers: tuple[str, ...] = ("Left", "Right", "Left")) -> dict:
+    """A document of three segments of one type that differ in their type modifiers, with these wholes."""
     items = []
     for number, modifier in enumerate(modifiers, start=1):
         (item,) = document(labelID=number, SegmentLabel=f"Part {number}")["segmentAttributes"][0]
-        if modifier:
-            item["SegmentedPropertyTypeModifierCodeSequence"] = _code(f"25554{modifier}009", f"Modifier {modifier}")
-        items.append(item | (changes if number == 1 else {}))
-    return {"schema_version": "1.0", "segmentAttributes": [items]}
+        item["SegmentedPropertyTypeModifierCodeSequence"] = _code(f"25554{number}009", modifier)
+        items.append(item)
+    return {"schema_version": "1.1", "segmentAttributes": [items]} | ({"wholes": list(wholes)} if wholes else {})
 
 
-def test_anterior_and_posterior_hippocampus_are_a_hippocampus() -> None:
-    (whole,) = wholes_of(load_segments(REPOSITORY / "bundles/hippocampus_mri_unet3d/configs/segments.json"))
-    assert (whole.label, whole.numbers, whole.type.value) == ("Hippocampus", (1, 2), "5366008")
+def whole(label: str = "Both", numbers: object = (1, 2), **changes: object) -> dict:
+    return HIPPOCAMPUS | {"label": label, "parts": list(numbers) if isinstance(numbers, tuple) else numbers} | changes
 
 
-def test_three_parts_are_one_whole_whatever_else_there_is(tmp_path: Path) -> None:
-    content = parts("1", "2", "3", None)
-    content["segmentAttributes"][0][3]["SegmentedPropertyTypeCodeSequence"] = _code("4958002", "Amygdala")
-    (whole,) = wholes_of(load_segments(written(tmp_path, content)))
-    assert whole.numbers == (1, 2, 3)
+@pytest.mark.parametrize("name", ["hippocampus_mri_unet3d", "hippocampus_mri_unet2d"])
+def test_the_shipped_hippocampus_is_stated_as_the_whole_of_its_anterior_and_posterior_part(name: str) -> None:
+    (found,) = load_wholes(REPOSITORY / "bundles" / name / "configs/segments.json")
+    assert (found.label, found.numbers, found.type.value) == ("Hippocampus", (1, 2), "5366008")
+
+
+@pytest.mark.parametrize("modifiers", [("Left", "Right"), ("Anterior", "Posterior"), ("Left", "Right", "Accessory")])
+def test_codes_alone_make_no_whole(modifiers: tuple[str, ...], tmp_path: Path) -> None:
+    assert load_wholes(written(tmp_path, parts(modifiers=modifiers))) == ()
+
+
+def test_stated_wholes_come_in_the_order_of_the_file_with_their_parts_ascending(tmp_path: Path) -> None:
+    stated = parts(
+        whole("All", (3, 1, 2)), whole("Left ones", (1, 3), AnatomicRegionSequence=_code("119235005", "Brain"))
+    )
+    found = load_wholes(written(tmp_path, stated))
+    assert [(one.label, one.numbers) for one in found] == [("All", (1, 2, 3)), ("Left ones", (1, 3))]
+    assert [one.anatomic_region and one.anatomic_region.meaning for one in found] == [None, "Brain"]
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("wholes", "says"),
     [
-        parts("1"),
-        parts("1", None),
-        parts("1", "1"),
-        parts("1", "2", SegmentedPropertyTypeCodeSequence=_code("4958002", "Amygdala")),
-        parts("1", "2", AnatomicRegionSequence=_code("119235005", "Brain part")),
+        ([whole(numbers=(1, 4))], r"wholes/0 \('Both'\).* \[1, 4\], and there is no labelID 4; .* labelIDs 1 to 3"),
+        ([whole(numbers=(0, 1))], "wholes/0/parts/0.*less than the minimum"),
+        ([whole(numbers=(1,))], "wholes/0/parts.*too short"),
+        ([whole(numbers=(1, 1))], "wholes/0/parts.*non-unique"),
+        ([whole(numbers="1+2")], "wholes/0/parts.*not of type 'array'"),
+        ([{"label": "Both", "parts": [1, 2]}], "wholes/0.*SegmentedProperty.*required"),
+        ([whole(colour="red")], "wholes/0.*'colour' was unexpected"),
+        ([whole("Both", (1, 2)), whole("Both", (2, 3))], "wholes/1 .* has the label of another whole"),
+        ([whole("Both", (1, 2)), whole("Pair", (2, 1))], "wholes/1 .* has the parts of another whole"),
     ],
-    ids=["one part", "one without a modifier", "the same modifier", "another type", "another region"],
 )
-def test_segments_that_are_no_parts_of_one_structure_have_no_whole(content: dict, tmp_path: Path) -> None:
-    assert wholes_of(load_segments(written(tmp_path, content))) == ()
+def test_a_whole_that_cannot_be_is_refused_with_its_place_and_reason(wholes: list, says: str, tmp_path: Path) -> None:
+    path = written(tmp_path, parts(*wholes))
+    for load in (load_segments, load_wholes):
+        with pytest.raises(SegmentCodingError, match=says):
+            load(path)
