@@ -249,6 +249,11 @@ class Queue:
         """How many of a study are recorded."""
         return sum(row["instances"] for row in self._rows("SELECT instances FROM studies WHERE uid = ?", study))
 
+    def find_studies(self, part: str, limit: int = 50) -> list[str]:
+        """UIDs of the studies that contain a text, the newest first."""
+        rows = self._rows("SELECT uid FROM studies WHERE instr(uid, ?) > 0 ORDER BY last DESC LIMIT ?", part, limit)
+        return [str(row["uid"]) for row in rows]
+
     # jobs
 
     def waiting(self) -> list[Job]:

@@ -81,7 +81,8 @@ class NodeConfig:
         least_free_gb: Less free disk, and nothing is received.
         instance_gb: The largest instance; it is held in memory while it comes.
         organization: Whom reviewers answer for; stands in verified reports.
-        show_identity: Whether review pages may name the patient.
+        show_identity: Whether review pages may name the patient, and reviewers are shown what `find_by` names.
+        find_by: DICOM keywords of the header values by which reviewers find a study.
     """
 
     folder: Path
@@ -106,6 +107,7 @@ class NodeConfig:
     instance_gb: float = 1.0
     organization: str = ""
     show_identity: bool = True
+    find_by: tuple[str, ...] = ("AccessionNumber",)
 
 
 @dataclass(frozen=True)
@@ -230,6 +232,7 @@ def _node(table: Table, folder: Path) -> NodeConfig:
         instance_gb=_number(table, "instance_gb", usual.instance_gb),
         organization=table.take("organization", str, "a name", usual.organization),
         show_identity=table.take("show_identity", bool, "true or false", usual.show_identity),
+        find_by=_keywords(table, "find_by", usual.find_by),
     )
     table.close()
     return found
@@ -296,6 +299,16 @@ def _patterns(table: Table) -> dict[str, re.Pattern[str]]:
             'match = {Modality = "MR"}'
         )
     return found
+
+
+def _keywords(table: Table, key: str, default: tuple[str, ...]) -> tuple[str, ...]:
+    found = table.texts(key)
+    for keyword in found or ():
+        if tag_for_keyword(keyword) is None:
+            raise UsageError(
+                f"{table.where}: {key} has {keyword!r}; DICOM keywords such as AccessionNumber are needed; correct it"
+            )
+    return default if found is None else found
 
 
 def _network(text: str, where: str) -> str:

@@ -1,4 +1,8 @@
-"""The status page: one glance says whether all is well, and what waits for somebody."""
+"""The status page: one glance says whether all is well, and what waits for somebody; and the page that finds a study.
+
+Neither has a script: the policy of the HTTP door forbids any. Studies are shown by the end of their UID. Only who may see
+identity is shown the hints by which a site finds a study, see `service.hints`.
+"""
 
 from __future__ import annotations
 
@@ -10,50 +14,165 @@ from typing import TYPE_CHECKING
 
 from monai_unet_app import __version__
 from monai_unet_app.service.figures import quantiles
-from monai_unet_app.service.queue import KEPT_BACK
+from monai_unet_app.service.queue import KEPT_BACK, Result
 
 if TYPE_CHECKING:
+    from monai_unet_app.service.hints import Hints
     from monai_unet_app.service.node import Node
 
+RELOAD_S = 30
+"""Seconds after which the status page loads itself anew, unless it was asked to stand still."""
+
 _STYLE = """
-:root { color-scheme: light dark; --line: #8884; --good: light-dark(#1f6b42, #6fd6a0); --wait: light-dark(#8a5800, #f0b54a);
-  --bad: light-dark(#a82c21, #ff8f84); }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 62rem; padding: 1.5rem; }
-h1 { font-size: 1.3rem; margin: 0 0 .2rem; }
-h2 { font-size: 1.05rem; margin: 1.6rem 0 .4rem; }
+:root { color-scheme: light dark; --ground: light-dark(#ffffff, #15181c); --ink: light-dark(#1b1f24, #e6e9ed);
+  --muted: light-dark(#5b6470, #9aa4b0); --line: light-dark(#d5dae0, #3a424b); --link: light-dark(#1a5bc4, #7db4ff);
+  --good: light-dark(#12703a, #6fd6a0); --wait: light-dark(#8a5300, #f0b54a); --bad: light-dark(#a82c21, #ff8f84); }
+* { box-sizing: border-box; }
+body { background: var(--ground); color: var(--ink); font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 96rem;
+  padding: 1.2rem 1.5rem; }
+a { color: var(--link); }
+:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
+h1 { font-size: 1.3rem; margin: 0; }
+h2 { font-size: 1.05rem; margin: 1.5rem 0 .3rem; }
+p { margin: .4rem 0; }
+header { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; align-items: baseline; }
 table { border-collapse: collapse; width: 100%; }
-td, th { text-align: left; padding: .3rem .7rem .3rem 0; vertical-align: top; border-bottom: 1px solid var(--line);
-  font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
-form { margin: 0; } button { font: inherit; padding: 0 .5rem; }
-.cards { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1rem 0; }
-.card { border: 1px solid var(--line); border-radius: .5rem; padding: .5rem .9rem; min-width: 5.5rem; }
-.card b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums; }
+td, th { text-align: left; padding: .3rem .8rem .3rem 0; vertical-align: top; border-bottom: 1px solid var(--line);
+  font-variant-numeric: tabular-nums; white-space: nowrap; }
+th { color: var(--muted); font-weight: 600; }
+td:last-child, th:last-child { padding-right: 0; }
+.why { width: 99%; max-width: 0; min-width: 20rem; white-space: normal; overflow-wrap: anywhere; }
+.narrow table { width: auto; }
+summary { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; cursor: pointer; list-style: none; }
+summary::-webkit-details-marker { display: none; }
+summary::before { content: "\\25B8\\00A0"; color: var(--muted); }
+details[open] summary { white-space: normal; }
+details[open] summary::before { content: "\\25BE\\00A0"; }
+form { margin: 0; }
+button, input { font: inherit; color: var(--ink); background: var(--ground); border: 1px solid var(--muted);
+  border-radius: .3rem; padding: .1rem .6rem; }
+button { cursor: pointer; }
+.find { display: flex; flex-wrap: wrap; gap: .4rem .8rem; align-items: center; margin: .8rem 0; }
+.find input { padding: .35rem .6rem; width: 22rem; max-width: 100%; }
+.find button { padding: .35rem .9rem; }
+.cards { display: flex; flex-wrap: wrap; gap: .6rem; margin: .9rem 0; }
+.card { border: 1px solid var(--line); border-radius: .5rem; padding: .35rem .8rem; min-width: 5.5rem; }
+.card b { display: block; font-size: 1.4rem; font-variant-numeric: tabular-nums; }
 .good { color: var(--good); } .wait { color: var(--wait); } .bad { color: var(--bad); }
-footer { margin-top: 2rem; opacity: .7; font-size: .85rem; }
+.note, footer { color: var(--muted); font-size: .87rem; }
+footer { margin-top: 1.5rem; }
+@media (max-width: 48rem) {
+  body { padding: .8rem; }
+  th { display: none; }
+  tr { display: block; border-bottom: 1px solid var(--line); padding: .3rem 0; }
+  td { display: inline-block; border: 0; padding: .1rem .9rem .1rem 0; white-space: normal; overflow-wrap: anywhere; }
+  td:empty { display: none; }
+  td[data-name]::before { content: attr(data-name) " "; color: var(--muted); font-size: .87rem; }
+  td.why { display: block; width: auto; max-width: none; min-width: 0; }
+  summary { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2; white-space: normal; }
+  details[open] summary { display: block; }
+}
 """
-_SHOWN = 20
+_MOST_HELD, _SHOWN, _MOST_FOUND = 50, 20, 50
 _UID_END = 12
+_SHORT = 60
+"""Characters of a reason that is shown as it is; a longer one is folded into one line."""
+
+_Row = tuple["str | _Markup", ...]
+
+_REVIEWED = {*KEPT_BACK, "sending", "delivered", "refused", "superseded"}
+"""States of results that have a review page."""
 
 
-def status_page(node: Node) -> str:
-    """A page that loads itself anew every five seconds; studies by the end of their UID, nobody by name."""
+def status_page(node: Node, *, hints: Hints | None = None, still: bool = False) -> str:
+    """What the node is doing, as a page.
+
+    Args:
+        node: What it is about.
+        hints: What studies are found by; None for readers who may not see it.
+        still: The page does not load itself anew.
+    """
     counts = node.queue.counts()
     body = [
-        f"<h1>{escape(node.config.ae_title)}</h1>{_verdict(node, counts)}",
+        _verdict(node, counts),
         _cards(node, counts),
+        _waiting_for_somebody(node, counts, hints),
+        _dead(node, hints),
+        _at_work(node, hints),
+        _recent(node, hints),
         _times(node),
-        _waiting_for_somebody(node),
-        _dead(node),
-        _at_work(node),
-        _recent(node),
         _turned_away(node),
     ]
-    return (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta http-equiv='refresh' content='5'>"
-        "<meta name='viewport' content='width=device-width'>"
-        f"<title>{escape(node.config.ae_title)}</title><style>{_STYLE}</style></head><body>{''.join(body)}"
-        f"<footer>monai-unet {__version__}. Research use. {time.strftime('%Y-%m-%d %H:%M:%S')}</footer></body></html>"
+    again = '<a href="/">load every 30 seconds</a>' if still else '<a href="/?still=true">stand still</a>'
+    head = f'<a href="/find">Find a study</a> <span class="note">As of {_now()}; {again}</span>'
+    return _page(node.config.ae_title, head, body, "" if still else f"<meta http-equiv='refresh' content='{RELOAD_S}'>")
+
+
+def find_page(node: Node, text: str | None, *, hints: Hints | None = None) -> str:
+    """A box to search in, and the results of the studies that were found.
+
+    Args:
+        node: Whose studies are searched.
+        text: A part of a StudyInstanceUID or of a hint; the number of a result. None: nothing is searched yet.
+        hints: As in `status_page`.
+    """
+    names = [*([] if hints is None else hints.names), "part of the study UID"]
+    form = (
+        '<form class="find" method="post" action="/find" role="search"><label for="text">Find by '
+        f'{escape(", ".join(names))} or number of a result</label><input type="search" id="text" name="text" '
+        'maxlength="64" required autocomplete="off" autofocus><button>Find</button></form>'
     )
+    body = [form, "" if text is None else _found(node, text.strip(), hints)]
+    return _page(f"{node.config.ae_title}: find a study", '<a href="/">Status</a>', body)
+
+
+def find_studies(node: Node, text: str, hints: Hints | None) -> list[str]:
+    """UIDs of the studies that a text means: by a part of the UID, the number of a result, or a hint."""
+    found = node.queue.find_studies(text, _MOST_FOUND) if text else []
+    if text.isascii() and text.isdigit() and len(text) < 10 and (result := node.queue.result(int(text))) is not None:
+        found = [result.study, *found]
+    return list(dict.fromkeys([*(hints.find(text) if hints else []), *found]))
+
+
+def _found(node: Node, text: str, hints: Hints | None) -> str:
+    studies = find_studies(node, text, hints)
+    if not studies:
+        return "<p>Nothing was found. Studies are forgotten when their time of retention is over.</p>"
+    shown, rows = studies[:_MOST_FOUND], []
+    for study in shown:
+        jobs = node.queue.jobs_of(study)
+        results = [one for job in jobs for one in node.queue.results_of(job.id)]
+        rows += [_result_row(one, hints) for one in reversed(results)]
+        if not results:
+            state = "arriving" if node.is_arriving(study) or not jobs else jobs[-1].state
+            rows.append(
+                (
+                    "",
+                    _study(study),
+                    *_hint_cells(study, hints),
+                    "",
+                    state,
+                    "",
+                    _why(jobs[-1].reason if jobs else ""),
+                    "",
+                )
+            )
+    more = f" The first {_MOST_FOUND} are shown; search for more of the text." if len(studies) > _MOST_FOUND else ""
+    table = _table(f"Found: {len(studies)} {'study' if len(studies) == 1 else 'studies'}", _result_head(hints), rows)
+    return f"{table}<p class='note'>{more}</p>" if more else table
+
+
+def _page(title: str, head: str, body: Iterable[str], more: str = "") -> str:
+    return (
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'>{more}"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><header><h1>{escape(title)}</h1>{head}</header>"
+        f"<main>{''.join(body)}</main><footer>monai-unet {__version__}. Research use.</footer></body></html>"
+    )
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _verdict(node: Node, counts: dict[str, dict[str, int]]) -> str:
@@ -77,7 +196,7 @@ def _cards(node: Node, counts: dict[str, dict[str, int]]) -> str:
         "queued": counts["jobs"].get("queued", 0),
         "at work": counts["jobs"].get("working", 0),
         "sending": counts["results"].get("sending", 0),
-        "held back": sum(counts["results"].get(state, 0) for state in KEPT_BACK),
+        "held back": _held(counts),
         "delivered": counts["results"].get("delivered", 0),
         "not processed": counts["results"].get("not processed", 0),
     }
@@ -88,60 +207,111 @@ def _cards(node: Node, counts: dict[str, dict[str, int]]) -> str:
     )
 
 
+def _held(counts: dict[str, dict[str, int]]) -> int:
+    return sum(counts["results"].get(state, 0) for state in KEPT_BACK)
+
+
 def _times(node: Node) -> str:
     rows = []
     for stage, seconds in node.seconds.items():
         found = quantiles(seconds)
         if found:
             rows.append((stage, f"{found[0.5]:.2f} s", f"{found[0.95]:.2f} s", str(len(seconds))))
-    return _table("Times", ("stage", "median", "95 %", "of the last"), rows)
+    return f"<div class='narrow'>{_table('Times', ('stage', 'median', '95 %', 'of the last'), rows)}</div>"
 
 
-def _waiting_for_somebody(node: Node) -> str:
-    held = node.queue.results(KEPT_BACK, _SHOWN)
-    rows = [
-        (_Link(f"/results/{one.id}/review", str(one.id)), _study(one.study), one.rule, one.verdict, one.reason)
-        for one in held
-    ]
-    return _table("Held back until a reviewer decides", ("result", "study", "rule", "verdict", "why"), rows)
+def _waiting_for_somebody(node: Node, counts: dict[str, dict[str, int]], hints: Hints | None) -> str:
+    held, number = node.queue.results(KEPT_BACK, _MOST_HELD), _held(counts)
+    table = _table("Held back until a reviewer decides", _result_head(hints), [_result_row(one, hints) for one in held])
+    if number <= len(held):
+        return table
+    return (
+        f"{table}<p class='note'>The newest {len(held)} of {number}. <a href='/find'>Find</a> leads to the others.</p>"
+    )
 
 
-def _dead(node: Node) -> str:
-    jobs = [
-        (f"job {one.id}", _study(one.study), one.reason, _Button(f"/jobs/{one.id}/retry", "try again"))
+def _dead(node: Node, hints: Hints | None) -> str:
+    jobs: list[_Row] = [
+        (f"job {one.id}", _study(one.study), *_hint_cells(one.study, hints), _why(one.reason), _retry("jobs", one.id))
         for one in node.queue.jobs(["dead"], _SHOWN)
     ]
-    sent = [
-        (f"delivery {one.id}", one.destination, one.reason, _Button(f"/deliveries/{one.id}/retry", "try again"))
+    empty = ("",) * len(_hint_names(hints))
+    sent: list[_Row] = [
+        (f"delivery {one.id}", one.destination, *empty, _why(one.reason), _retry("deliveries", one.id))
         for one in node.queue.deliveries(["dead"], _SHOWN)
     ]
-    return _table("Dead letters", ("what", "study or destination", "why", "an administrator may"), [*jobs, *sent])
+    head = ("what", "study or destination", *_hint_names(hints), "why", "an administrator may")
+    return _table("Dead letters", head, [*jobs, *sent])
 
 
-def _at_work(node: Node) -> str:
+def _retry(kind: str, number: int) -> _Button:
+    return _Button(f"/{kind}/{number}/retry", "try again")
+
+
+def _at_work(node: Node, hints: Hints | None) -> str:
     rows = [
-        (_study(one.study), str(one.version), one.state, str(one.attempts), one.reason)
+        (
+            _study(one.study), *_hint_cells(one.study, hints), str(one.version), one.state, str(one.attempts),
+            _why(one.reason),
+        )
         for one in node.queue.jobs(["working", "queued"], _SHOWN)
-    ]
-    return _table("Studies that wait or are at work", ("study", "version", "state", "tries", "why"), rows)
+    ]  # fmt: skip
+    head = ("study", *_hint_names(hints), "version", "state", "tries", "why")
+    return _table("Studies that wait or are at work", head, rows)
 
 
-def _recent(node: Node) -> str:
-    rows = []
-    for one in node.queue.results((), _SHOWN):
-        again = _Button(f"/studies/{one.study}/reprocess", "work at it again") if one.state == "not processed" else ""
-        number = _Link(f"/results/{one.id}", str(one.id))
-        rows.append((number, _study(one.study), one.rule, one.state, one.verdict, one.reason, again))
-    return _table("Last results", ("result", "study", "rule", "state", "verdict", "why", ""), rows)
+def _recent(node: Node, hints: Hints | None) -> str:
+    rows = [_result_row(one, hints) for one in node.queue.results((), _SHOWN)]
+    return _table("Last results", _result_head(hints), rows)
+
+
+def _result_head(hints: Hints | None) -> tuple[str, ...]:
+    return ("result", "study", *_hint_names(hints), "rule", "state", "verdict", "why", "")
+
+
+def _result_row(one: Result, hints: Hints | None) -> _Row:
+    action: str | _Markup = ""
+    if one.state == "not processed":
+        action = _Button(f"/studies/{one.study}/reprocess", "work at it again")
+    elif one.folder and one.state in _REVIEWED and one.verdict != "verified":
+        action = _Link(f"/results/{one.id}/review", "review")
+    number = _Link(f"/results/{one.id}", str(one.id))
+    return (
+        number, _study(one.study), *_hint_cells(one.study, hints), one.rule, one.state, one.verdict, _why(one.reason), action,
+    )  # fmt: skip
+
+
+def _hint_names(hints: Hints | None) -> list[str]:
+    return [] if hints is None else hints.names
+
+
+def _hint_cells(study: str, hints: Hints | None) -> tuple[str, ...]:
+    return () if hints is None else hints.of(study)
 
 
 def _turned_away(node: Node) -> str:
-    rows = [(time.strftime("%H:%M:%S", time.localtime(when)), why) for when, why in reversed(node.turned_away)]
-    return _table("Turned away lately", ("time", "what"), rows)
+    rows = [(time.strftime("%H:%M:%S", time.localtime(when)), _why(why)) for when, why in reversed(node.turned_away)]
+    return _table("Turned away lately", ("time", "why"), rows)
+
+
+class _Markup:
+    """A cell that is markup already: `str` gives it, with all texts escaped."""
 
 
 @dataclass(frozen=True)
-class _Link:
+class _Why(_Markup):
+    """A reason: a short one as it is, a long one folded into one line that opens."""
+
+    text: str
+
+    def __str__(self) -> str:
+        if len(self.text) <= _SHORT:
+            return escape(self.text)
+        return f"<details><summary>{escape(self.text)}</summary></details>"
+
+
+@dataclass(frozen=True)
+class _Link(_Markup):
     """A cell that leads somewhere."""
 
     page: str
@@ -159,12 +329,29 @@ class _Button(_Link):
         return f'<form method="post" action="{escape(self.page)}"><button>{escape(self.text)}</button></form>'
 
 
-def _table(title: str, head: Iterable[str], rows: Sequence[tuple[str | _Link, ...]]) -> str:
+def _why(reason: str) -> _Why:
+    return _Why(reason)
+
+
+def _table(title: str, head: Sequence[str], rows: Sequence[_Row]) -> str:
+    """A table under a heading; empty without rows. The cells of the column "why" are wide."""
     if not rows:
         return ""
-    told = ((str(cell) if isinstance(cell, _Link) else escape(cell) for cell in row) for row in rows)
-    lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>" for cells in told)
-    return f"<h2>{title}</h2><table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{lines}</table>"
+    named = "".join(f"<th scope='col'{_kind(name)}>{escape(name)}</th>" for name in head)
+    lines = "".join(
+        "<tr>" + "".join(_cell(name, cell) for name, cell in zip(head, row, strict=True)) + "</tr>" for row in rows
+    )
+    return f"<h2>{escape(title)}</h2><table><thead><tr>{named}</tr></thead><tbody>{lines}</tbody></table>"
+
+
+def _cell(name: str, cell: str | _Markup) -> str:
+    content = str(cell) if isinstance(cell, _Markup) else escape(cell)
+    label = f' data-name="{escape(name)}"' if content and name and name != "why" else ""
+    return f"<td{label}{_kind(name)}>{content}</td>"
+
+
+def _kind(name: str) -> str:
+    return ' class="why"' if name == "why" else ""
 
 
 def _study(uid: str) -> _Link:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
 import uvicorn
-from fastapi import Body, Depends, FastAPI, HTTPException, Query, Request
+from fastapi import Body, Depends, FastAPI, Form, HTTPException, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
@@ -41,10 +41,11 @@ from monai_unet_app.service.access import (
     needs,
 )
 from monai_unet_app.service.figures import exposition
+from monai_unet_app.service.hints import Hints
 from monai_unet_app.service.queue import KEPT_BACK, Result
 from monai_unet_app.service.reviews import decide, review_page, standing
 from monai_unet_app.service.site import HttpConfig
-from monai_unet_app.service.status import status_page
+from monai_unet_app.service.status import find_page, status_page
 from monai_unet_app.service.tokens import Holder, read_tokens
 from monai_unet_app.service.uploads import Upload, kind_of, take_dicom, take_nifti, take_zip
 
@@ -53,9 +54,11 @@ if TYPE_CHECKING:
 
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # with no-referrer the buttons of a page send "Origin: null"
     "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
 }
 _TAKE_FILES = ("/studies", "/results/{number}/verdict")
 _MOST_WORDS_BYTES = 1 << 20  # of a request that brings no file
@@ -113,6 +116,7 @@ def make_app(node: Node, config: HttpConfig) -> FastAPI:
         return JSONResponse({"detail": f"{said}; GET /openapi.json says what is needed"}, 422)
 
     _add_health(app, node)
+    _add_pages(app, node)
     _add_studies(app, node, config)
     _add_results(app, node)
     _add_reviews(app, node)
@@ -178,9 +182,32 @@ def _add_health(app: FastAPI, node: Node) -> None:
     def metrics() -> Response:
         return Response(exposition(node), media_type="text/plain; version=0.0.4")
 
+
+def _add_pages(app: FastAPI, node: Node) -> None:
+    known = Hints(node.store.folder, node.config.find_by if node.config.show_identity else ())
+
+    def hints_for(holder: Holder) -> Hints | None:
+        """Hints are identity: reviewers see them; who only reads or administers does not."""
+        return known if known.names and holder.may("reviewer") else None
+
     @app.get("/", summary="What the node is doing", response_class=HTMLResponse)
-    def status(holder: Onlooker) -> str:
-        return status_page(node)
+    def status(
+        holder: Onlooker, still: Annotated[bool, Query(description="the page does not load itself anew")] = False
+    ) -> str:
+        return status_page(node, hints=hints_for(holder), still=still)
+
+    @app.get("/find", summary="A page to find a study", response_class=HTMLResponse)
+    def find_form(holder: Onlooker) -> str:
+        return find_page(node, None, hints=hints_for(holder))
+
+    @app.post(
+        "/find",
+        summary="Studies by a part of their UID; for reviewers by accession number",
+        response_class=HTMLResponse,
+    )
+    def find(holder: Onlooker, text: Annotated[str, Form(max_length=64)]) -> str:
+        node.audit.write("searched", who=holder.name)
+        return find_page(node, text, hints=hints_for(holder))
 
 
 def _add_studies(app: FastAPI, node: Node, config: HttpConfig) -> None:
