@@ -138,12 +138,23 @@ def _tell_trace(found: dict[str, Any]) -> None:
         line("  bundle       none of this sha256 is here; MONAI_UNET_BUNDLES names more folders")
     else:
         line(f"  trained on   {bundle['training_cases']} case(s), data sha256 {bundle['training_data_sha256']}")
-        line(f"  calibrated   on {bundle['calibration_cases']} case(s)")
+        for session in bundle["trained_by"]:
+            line(f"  trained by   commit {session['git_commit'] or 'not recorded'}, started {session['started']}")
+        line(f"  calibrated   {_calibration(bundle['calibration'])}")
         line(f"  measured     {_figures(bundle['measured'])}")
     for entry in found["audit"] or ():
         said = [entry["event"], *(str(entry[key]) for key in ("state", "decision", "destination") if entry.get(key))]
         said += [f"by {entry['who']}"] if "who" in entry else []
         line(f"  {entry['time'][:19]}  {' '.join(said)}")
+
+
+def _calibration(report: Mapping[str, Any] | None) -> str:
+    if report is None:
+        return "not calibrated"
+    fitted = f"on {report['cases']} case(s) of {report['subjects']} subject(s)"
+    if report["nll_before"] is not None and report["nll_after"] is not None:
+        fitted += f", NLL {report['nll_before']:.4f} before, {report['nll_after']:.4f} after"
+    return f"{fitted}; report {report['file']}, sha256 {report['sha256']}"
 
 
 def _figures(measured: Mapping[str, Any]) -> str:

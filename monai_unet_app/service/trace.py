@@ -14,6 +14,7 @@ from pydicom.uid import SegmentationStorage
 from dicom_io.errors import DicomIoError
 from dicom_io.reading.instances import LABEL_MAP_STORAGE, load_dataset
 from monai_unet_app.bundle import CALIBRATION_RECORD, BundleFiles, bundle_files, bundle_folders
+from monai_unet_app.data.digest import file_sha256
 from monai_unet_app.errors import AppError, InputRefusedError
 from monai_unet_app.service import audit
 
@@ -30,8 +31,8 @@ def trace(path: Path, trail: Path | None = None) -> dict[str, Any]:
 
     Returns:
         "object" (class, UIDs), "made_by" (name, version, sha256, settings, quality), "sources" (image series -> instances),
-        "segmentations" (UIDs of the SEGs that a report measured), "bundle" (None if none of this sha256 is here: training
-        data's and recipe's sha256, calibration, figures), "audit".
+        "segmentations" (UIDs of the SEGs that a report measured), "bundle" (None if no bundle of this sha256 is here: sha256
+        of training data and recipe, commit and versions of the code that trained it, calibration report, figures), "audit".
 
     Raises:
         InputRefusedError: It is no DICOM, or none of ours; or the trail is broken.
@@ -116,7 +117,7 @@ def _bundle_of(digest: str) -> dict[str, Any] | None:
 
 
 def _record_of(files: BundleFiles) -> dict[str, Any]:
-    run, fit = _json(files.root / "models/run.json"), _json(files.root / "models" / CALIBRATION_RECORD)
+    run, report = _json(files.root / "models/run.json"), files.root / "models" / CALIBRATION_RECORD
     measured = files.metadata.get("eval_metrics") or {}
     return {
         "name": files.name,
@@ -124,11 +125,27 @@ def _record_of(files: BundleFiles) -> dict[str, Any]:
         "training_data_sha256": run.get("data_sha256"),
         "recipe_sha256": run.get("recipe_sha256"),
         "training_cases": sum(case.get("partition") == "train" for case in (run.get("cases") or {}).values()),
-        "calibration_cases": len(fit.get("cases") or {}),
-        "calibration": {name: fit.get(name) for name in ("parameters", "nll_before", "nll_after")},
+        "trained_by": [
+            {name: session.get(name) for name in ("started", "git_commit", "versions", "device", "precision")}
+            for session in run.get("sessions") or ()
+        ],
+        "calibration": _calibration_of(report) if report.is_file() else None,
         "measured": {
             name: measured[name] for name in measured if name.startswith("ece_") or name in ("dice", "subjects")
         },
+    }
+
+
+def _calibration_of(report: Path) -> dict[str, Any]:
+    """What the report of a bundle's calibration says, and which file it is."""
+    fit = _json(report)
+    cases = fit.get("cases") or {}
+    return {
+        "file": f"models/{report.name}",
+        "sha256": file_sha256(report),
+        "cases": len(cases),
+        "subjects": len({case.get("subject") for case in cases.values()}),
+        **{name: fit.get(name) for name in ("parameters", "nll_before", "nll_after")},
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -14,11 +15,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 from nodes import make_study
 from pydicom import dcmread
 
+from dicom_io.coding import load_segments
 from dicom_io.dicomize import dicomize
+from dicom_io.objects.identity import ResultInfo
+from dicom_io.read import read_series
+from dicom_io.seg import write_seg
 from dicom_io.volume import Provenance, Volume
+from monai_unet_app.bundle import bundle_files
 from monai_unet_app.cli import main
 from monai_unet_app.errors import AppError, InputRefusedError
 from monai_unet_app.results import write_nifti
@@ -260,8 +267,25 @@ def test_results_lead_back_to_their_bundle(
         assert told["bundle"]["name"] == bundle.name
         assert told["sources"] == {found["series"]: len(list(study.glob("*.dcm")))}
         assert len(told["segmentations"]) == (path.stem.endswith("_sr"))
+        assert (told["bundle"]["trained_by"], told["bundle"]["calibration"]) == ([], None)
     assert main(["trace", str(next(study.glob("*.dcm")))]) == 3
     assert "names no bundle that made it" in capsys.readouterr().err
+
+
+def test_the_trace_of_a_shipped_bundle_names_commit_and_calibration_report(
+    crop: Volume, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = REPOSITORY / "bundles/hippocampus_mri_unet3d"
+    made_by = ResultInfo(load_segments(root / "configs/segments.json"), "b", "1", bundle_files(root).sha256)
+    source = read_series(dicomize(replace(crop, provenance=Provenance("nifti")), tmp_path, case_id="a").series_folder)
+    labels = np.zeros(source.shape, np.uint8)
+    labels[3:9, 4:9, 5:9] = 1
+    write_seg(source.with_array(labels), source, tmp_path / "seg.dcm", made_by)
+    assert main(["trace", str(tmp_path / "seg.dcm")]) == 0
+    told = capsys.readouterr().out
+    run = json.loads((root / "models/run.json").read_text())
+    assert f"commit {run['sessions'][0]['git_commit']}" in told
+    assert hashlib.sha256((root / "models/calibration.json").read_bytes()).hexdigest() in told
 
 
 def test_a_node_with_another_bundle_than_the_site_approved_does_not_start(site_file: Path) -> None:
