@@ -50,6 +50,7 @@ from dicom_io.read import read_series  # noqa: E402
 from dicom_io.reading import bounded, keywords  # noqa: E402
 from dicom_io.reading.codecs import decoder_of, is_available  # noqa: E402
 from dicom_io.reading.frames import MAX_VOXELS  # noqa: E402
+from monai_unet_app.service.site import NodeConfig  # noqa: E402
 
 TARGET = REPOSITORY / "docs" / "conformance.md"
 LIBRARIES = ("pydicom", "highdicom", "pynetdicom")
@@ -169,10 +170,12 @@ def _model() -> str:
 |---|---|---|
 | user | C-ECHO, C-STORE, C-FIND, C-MOVE, C-GET, storage commitment as SCU | as long as the call |
 | provider | C-STORE, C-ECHO as SCP; storage commitment and instance availability where they are added | during a C-MOVE or a \
-storage commitment request, or as long as a program keeps `Provider` open |
+storage commitment request, as long as a program keeps `Provider` open, and always in a node (`monai-unet node`) |
 | web user | QIDO-RS, WADO-RS, STOW-RS as user agent | as long as the call |
 
-There is no service that runs by itself, and nothing is sent that was not asked for. Files to be sent go in this order:
+Of this library nothing runs by itself, and nothing is sent that was not asked for. The one program that runs by itself is
+`monai-unet node`: it takes studies and sends results where the rules of its site file say ([operations](operations.md)). Files
+to be sent go in this order:
 images, then {", ".join(destination.KINDS)}, or in the order of the destination's profile, in which SEG precedes SR.
 
 ### Implementation identification
@@ -191,7 +194,7 @@ images, then {", ".join(destination.KINDS)}, or in the order of the destination'
 | largest PDU that is received | {association.LARGEST_PDU} bytes |
 | presentation contexts of one association | at most {association.MOST_CONTEXTS}; more files take several associations |
 | associations at one time, as user | one |
-| associations at one time, as provider | {scp.Listen.most_senders} |
+| associations at one time, as provider | {scp.Listen.most_senders}; in a node {NodeConfig.most_senders} (`most_senders`) |
 | asynchronous operations | not negotiated |
 | user identity | not negotiated |
 | role selection, as requestor | SCP role for storage classes, with C-GET only; SCP role, without the SCU role, for storage \

@@ -1,0 +1,185 @@
+"""The documentation says what the code does: every command parses, every verb, flag and key of the site file is explained."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REPOSITORY
+
+from dicom_io.net import site as site_of_dicom_io
+from dicom_io.validators import dciodvfy_errors
+from monai_unet_app.cli import main
+from monai_unet_app.cli.parser import build_parser
+from monai_unet_app.service.site import HttpConfig, NodeConfig, Rule, read_site
+
+PAGES = sorted(
+    path
+    for pattern in ("*.md", "docs/**/*.md", "bundles/*/docs/*.md", "examples/**/*.md")
+    for path in REPOSITORY.glob(pattern)
+    if path.name != "CHANGELOG.md"
+)
+DECISIONS = REPOSITORY / "docs" / "decisions"
+each_page = pytest.mark.parametrize("page", PAGES, ids=[str(path.relative_to(REPOSITORY)) for path in PAGES])
+
+
+def verbs() -> dict[str, argparse.ArgumentParser]:
+    """Every verb with its parser."""
+    (action,) = (one for one in build_parser()._actions if isinstance(one, argparse._SubParsersAction))
+    return action.choices
+
+
+def flags(verb: str) -> set[str]:
+    """The long flags of a verb."""
+    return {name for action in verbs()[verb]._actions for name in action.option_strings if name.startswith("--")}
+
+
+def blocks(page: Path, *languages: str) -> Iterator[str]:
+    """Fenced blocks of a page that have one of these languages; "" is none."""
+    for language, block in re.findall(r"^ *```(\w*)\n(.*?)^ *```", page.read_text(), re.DOTALL | re.MULTILINE):
+        if language in languages:
+            yield block
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """Words of each `monai-unet` command in the fenced blocks of a page, without `monai-unet`, comments and pipes."""
+    for block in blocks(page, "", "sh", "bash", "console"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True) if re.match(r" *(\S*/)?monai-unet ", line) else []
+            if words:
+                yield words[1 : next((n for n, word in enumerate(words) if word in ("|", ">", "&&", ";")), None)]
+
+
+@each_page
+def test_every_command_of_a_page_is_understood(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in commands(page):
+        assert _is_understood(words), (" ".join(words), capsys.readouterr().err)
+
+
+def _is_understood(words: list[str]) -> bool:
+    try:
+        build_parser().parse_args(words)
+    except SystemExit as ended:
+        return ended.code == 0  # --help and --version end the program too
+    return True
+
+
+@each_page
+def test_every_verb_and_flag_that_a_page_names_exists(page: Path) -> None:
+    for said in re.findall(r"`monai-unet ([^`\n]*)`", page.read_text()):
+        verb, *rest = said.replace("...", "").split() or [""]
+        for one in verb.split("|"):
+            assert one.rstrip(",") in verbs() or one.startswith(("<", "-")), said
+            unknown = [word.split("=")[0] for word in rest if re.match(r"--[a-z]", word)]
+            assert {word.strip("[]") for word in unknown} <= flags(one) | {"--help", "--version"}, said
+
+
+def test_the_readme_has_a_line_for_every_verb() -> None:
+    table = re.search(r"## The verbs\n(.*?)\n## ", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    assert table is not None
+    told = {
+        verb
+        for row in re.findall(r"^\| (`.*?) \|", table[1], re.MULTILINE)
+        for verb in re.findall(r"`(?:monai-unet )?([a-z]+)`", row)
+    }
+    assert told == set(verbs())
+
+
+@pytest.mark.parametrize("verb", sorted(verbs()))
+def test_every_flag_of_a_verb_is_explained_or_shown_somewhere_in_docs(verb: str) -> None:
+    text = "\n".join(page.read_text() for page in PAGES if page.parent != DECISIONS)
+    missing = {flag for flag in flags(verb) if not re.search(rf"{flag}(?![a-z-])", text)}
+    assert missing <= {"--help"}
+
+
+EXAMPLE = "examples/msd_hippocampus/images/hippocampus_035.nii.gz"
+MEANT = {"IMAGE": EXAMPLE, "INPUT": EXAMPLE, "SERIES": "dicom/hippocampus_035/mr", "OUTPUT": "out", "OUT": "out"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/getting-started.md", "docs/how-to/predict.md"])
+def test_what_the_first_pages_show_runs_as_it_stands_there(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
+    monkeypatch.chdir(tmp_path)
+    make_series = ["dicomize", "--images", EXAMPLE, "--output", "dicom"]
+    shown = [[MEANT.get(word, word) for word in words] for words in commands(REPOSITORY / page)]
+    alone = [words for words in shown if _needs_nothing_else(words)]
+    assert "predict" in {words[0] for words in alone}
+    for words in [make_series, *(words for words in alone if words != make_series)]:
+        assert main(words) == 0, (words, capsys.readouterr().err)
+    for block in blocks(REPOSITORY / page, "python"):
+        exec(block, {})
+    for path in Path("out").glob("*_seg.dcm"):
+        assert dciodvfy_errors(path) == []
+
+
+def _needs_nothing_else(words: list[str]) -> bool:
+    """A command without a word in capitals that stands for something of the user's; the demo takes minutes."""
+    return words[0] not in ("demo", "doctor") and not re.search(r"\b(?:[A-Z]{3,}|my_bundle|case)\b", " ".join(words))
+
+
+def site_keys(kind: type) -> set[str]:
+    """Keys of a table of the site file: the fields of the dataclass that it becomes."""
+    return {one.name for one in fields(kind)}
+
+
+@pytest.mark.parametrize(("table", "kind"), [("node", NodeConfig), ("rules", Rule), ("http", HttpConfig)])
+def test_the_site_file_of_the_how_to_shows_every_key(table: str, kind: type) -> None:
+    text = _site_file()
+    part = re.search(rf"^\[+{table}\]+(.*?)(?=^\[|\Z)", text, re.DOTALL | re.MULTILINE)
+    assert part is not None
+    shown = set(re.findall(r"^(?:# )?([a-z_0-9]+) = ", part[1], re.MULTILINE))
+    assert shown == site_keys(kind)
+
+
+def test_the_site_file_of_the_how_to_is_accepted_and_states_the_true_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "site.toml"
+    path.write_text(_site_file())
+    site = read_site(path)
+    assert site.http is not None
+    document = tomllib.loads(_site_file())
+    for kind, content in ((NodeConfig, document["node"]), (Rule, document["rules"][0]), (HttpConfig, document["http"])):
+        usual = {one.name: one.default for one in fields(kind) if one.default is not MISSING}
+        for key in _stated_as_default(content):
+            assert content[key] == usual[key], f"{key} is said to be {content[key]} by default, it is {usual[key]}"
+
+
+def _stated_as_default(content: dict[str, Any]) -> list[str]:
+    """Keys of the shown site file whose comment says that the value is the default."""
+    lines = _site_file().splitlines()
+    marked = [line.split(" = ")[0] for line in lines if re.search(r"= [^#]+#.*\bdefault\b(?!:)", line)]
+    return [key for key in marked if key in content]
+
+
+def _site_file() -> str:
+    (found,) = (block for block in blocks(REPOSITORY / "docs/how-to/node.md", "toml") if "[node]" in block)
+    return found
+
+
+def test_the_how_to_on_sending_shows_every_key_of_a_destination(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    known: set[str] = set()
+    close = site_of_dicom_io.Table.close
+
+    def noting(self: site_of_dicom_io.Table) -> None:
+        known.update(self.known)
+        close(self)
+
+    monkeypatch.setattr(site_of_dicom_io.Table, "close", noting)
+    page = REPOSITORY / "docs/how-to/send-and-fetch.md"
+    (text,) = (block for block in blocks(page, "toml"))
+    (tmp_path / "site.toml").write_text(text)
+    site_of_dicom_io.read_site(tmp_path / "site.toml")
+    known -= {"destinations", "node", "rules", "http"}
+    missing = {key for key in known if not re.search(rf"\b{key}\b", page.read_text())}
+    assert not missing
