@@ -150,7 +150,8 @@ def test_the_site_file_of_the_how_to_is_accepted_and_states_the_true_defaults(tm
     for kind, content in ((NodeConfig, document["node"]), (Rule, document["rules"][0]), (HttpConfig, document["http"])):
         usual = {one.name: one.default for one in fields(kind) if one.default is not MISSING}
         for key in _stated_as_default(content):
-            assert content[key] == usual[key], f"{key} is said to be {content[key]} by default, it is {usual[key]}"
+            told = tuple(content[key]) if isinstance(content[key], list) else content[key]
+            assert told == usual[key], f"{key} is said to be {told} by default, it is {usual[key]}"
 
 
 def _stated_as_default(content: dict[str, Any]) -> list[str]:
