@@ -66,6 +66,11 @@ class AuditTrail:
             _append(self.path, json.dumps({**line, "sha256": digest}, ensure_ascii=False) + "\n")
             self._count, self._last = self._count + 1, digest
 
+    def try_out(self) -> None:
+        """Whether a line could be added now. Raises OSError if not."""
+        with self._lock, self.path.open("rb+"):
+            pass
+
 
 def verify(path: Path) -> Verified:
     """Follows the chain from the first line to the last.

@@ -1,6 +1,8 @@
 """Processes that do what may fail: one line of JSON in for each task, one line out when it is done.
 
-A child that dies takes nothing with it but the task at hand; one whose node dies ends by itself.
+A child that dies takes nothing with it but the task at hand; one whose node dies ends by itself. A child answers a heart-beat
+at any time, by a thread of its own; one that does not is frozen. That a child answers says nothing of its task, so the time
+of a task has a limit as well.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from typing import Any
 
 Message = dict[str, Any]
 READY: Message = {"ready": True}
+BEAT: Message = {"beat": True}
+BEAT_S = 1.0
+"""Seconds between two heart-beats that a child is asked for."""
 
 _QUIET = {
     "OPENVINO_TELEMETRY": "0",
@@ -52,6 +57,7 @@ class Child:
         self.is_ready, self.why_ended = False, ""
         self.task: Any = None
         self._since, self._inbox = time.monotonic(), inbox
+        self._asked, self._unanswered, self._used_s = 0.0, 0, 0.0
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, *args],
             stdin=subprocess.PIPE,
@@ -85,16 +91,27 @@ class Child:
     def give(self, task: Any, message: Mapping[str, Any]) -> None:
         """Hands it a task; what it answers comes by the inbox."""
         self.task, self._since = task, time.monotonic()
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(message) + "\n")
-            self._process.stdin.flush()
-        except OSError:  # it has just died, which the inbox will say
-            pass
+        self._say(message)
 
     def rest(self) -> None:
         """It has answered."""
         self.task, self._since = None, time.monotonic()
+
+    def ask(self) -> None:
+        """Asks for a heart-beat, if the last one was asked for long enough ago."""
+        if time.monotonic() - self._asked < BEAT_S:
+            return
+        used_s = _used_s(self.pid)
+        if not self.is_idle and used_s > self._used_s:  # it computes: native code may keep every Python thread waiting
+            self._unanswered = 0
+        self._asked, self._used_s = time.monotonic(), used_s
+        self._unanswered += 1
+        self._say(BEAT)
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds without a sign of life. Counted by the heart-beats that were asked for, so a frozen node blames nobody."""
+        return max(0, self._unanswered - 1) * BEAT_S
 
     def end(self, patience_s: float = 0.0) -> None:
         """Ends it, after so many seconds by force."""
@@ -107,6 +124,12 @@ class Child:
             self._process.kill()
             self._process.wait()
 
+    def _say(self, message: Mapping[str, Any]) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError, ValueError):  # it has just died, which the inbox will say; or it was ended
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+
     def _listen(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
@@ -114,6 +137,9 @@ class Child:
                 message = json.loads(line)
             except ValueError:
                 continue  # something that a library printed
+            self._unanswered = 0
+            if message == BEAT:
+                continue
             self._inbox.put((self, message))
         self._process.wait()
         self._inbox.put((self, None))
@@ -128,23 +154,43 @@ def resident_bytes(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def _used_s(pid: int) -> float:
+    """Seconds of CPU time that a process has used; 0 where the system does not tell, or it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks = int(fields[11]) + int(fields[12])  # utime and stime, proc(5)
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def serve(prepare: Callable[[], Callable[[Message], Message]]) -> None:
     """The child's side: prepares, says that it is ready, and answers one task after the other until the node is gone.
 
     Args:
         prepare: Called once; gives the function that answers a task.
     """
-    out = os.fdopen(os.dup(1), "w", buffering=1)
+    out, lock = os.fdopen(os.dup(1), "w", buffering=1), threading.Lock()
     os.dup2(2, 1)  # what libraries print is no answer
+
+    def say(message: Message) -> None:
+        with lock:
+            out.write(json.dumps(message) + "\n")
+
     tasks: queue.SimpleQueue[Message] = queue.SimpleQueue()
-    threading.Thread(target=_take, args=(tasks,), daemon=True).start()
+    threading.Thread(target=_take, args=(tasks, say), daemon=True).start()
     answer = prepare()
-    out.write(json.dumps(READY) + "\n")
+    say(READY)
     while True:
-        out.write(json.dumps(answer(tasks.get())) + "\n")
+        say(answer(tasks.get()))
 
 
-def _take(tasks: queue.SimpleQueue[Message]) -> None:
+def _take(tasks: queue.SimpleQueue[Message], say: Callable[[Message], None]) -> None:
+    """Reads what the node says: a heart-beat is answered at once, a task waits its turn."""
     for line in sys.stdin:
-        tasks.put(json.loads(line))
+        message = json.loads(line)
+        if message == BEAT:
+            say(BEAT)
+        else:
+            tasks.put(message)
     os._exit(0)  # the node is gone: whoever takes its place begins this task anew

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
 import time
 
@@ -41,6 +42,11 @@ class Commitments:
         """For the node's provider."""
         return self._provider.service
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether requests are still reported on."""
+        return self._thread.is_alive()
+
     def __enter__(self) -> Commitments:
         self._thread.start()
         return self
@@ -56,11 +62,18 @@ class Commitments:
 
     def _run(self) -> None:
         while not self._stop.wait(_LOOK_S):
-            for ae_title, transaction, references, tries, created in self._queue.commitments():
-                if self._stop.is_set() or time.monotonic() < self._not_before.get((ae_title, transaction), 0.0):
-                    continue
-                request = CommitmentRequest(ae_title, transaction, tuple(Reference(*one) for one in references))
-                self._report(request, tries, time.time() - created > self._give_up_s)
+            try:
+                self._report_all()
+            except sqlite3.Error as error:  # nothing is forgotten: it is tried again
+                _logger.error("cannot report on storage commitments (%s)", error)
+                self._stop.wait(_FIRST_PAUSE_S)
+
+    def _report_all(self) -> None:
+        for ae_title, transaction, references, tries, created in self._queue.commitments():
+            if self._stop.is_set() or time.monotonic() < self._not_before.get((ae_title, transaction), 0.0):
+                continue
+            request = CommitmentRequest(ae_title, transaction, tuple(Reference(*one) for one in references))
+            self._report(request, tries, time.time() - created > self._give_up_s)
 
     def _report(self, request: CommitmentRequest, tries: int, is_late: bool) -> None:
         key = (request.ae_title, request.transaction_uid)

@@ -40,14 +40,15 @@ class Crew:
 
     Attributes:
         started: How many were started in all; each start of a worker is cold.
+        was_ready: One of them was ready once.
     """
 
-    def __init__(self, module: str, args: Sequence[str], count: int) -> None:
-        """Starts them."""
-        self.module, self.args, self.count = module, list(args), count
+    def __init__(self, module: str, args: Sequence[str], count: int, silent_s: float) -> None:
+        """Starts them; one that gives no sign of life for `silent_s` is replaced."""
+        self.module, self.args, self.count, self.silent_s = module, list(args), count, silent_s
         self.inbox: Inbox = queue.SimpleQueue()
         self.children: list[Child] = []
-        self.started = 0
+        self.started, self.was_ready = 0, False
         self._pause = Pause(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         self.mend()
 
@@ -56,6 +57,14 @@ class Crew:
         while len(self.children) < self.count and self._pause.is_over:
             self.children.append(Child(self.module, self.args, self.inbox))
             self.started += 1
+
+    def watch(self) -> None:
+        """Asks each for a heart-beat, and ends those that have been silent for too long."""
+        for child in self.children:
+            child.ask()
+            if child.silent_s > self.silent_s and child.exit_code is None:
+                child.why_ended = f"it gave no sign of life for {self.silent_s:g} s"
+                child.end()
 
     def heard(self) -> Iterator[tuple[Child, Message | None]]:
         """What they have said since, one by one, None from one that has ended; who did not listen to the end hears the rest
@@ -66,7 +75,7 @@ class Crew:
             if message is None:
                 self._ended(child)
             elif message.get("ready"):
-                child.is_ready = True
+                child.is_ready = self.was_ready = True
                 self._pause.end()
                 child.rest()
                 continue
@@ -78,8 +87,11 @@ class Crew:
 
     @property
     def is_ready(self) -> bool:
-        """Whether one of them can work or does."""
-        return any(child.is_ready for child in self.children)
+        """Whether one of them can work or does: it was ready, is alive, and has answered lately."""
+        return any(
+            child.is_ready and child.exit_code is None and child.silent_s <= self.silent_s / 2
+            for child in list(self.children)
+        )
 
     def end(self, patience_s: float) -> None:
         """Ends all of them."""

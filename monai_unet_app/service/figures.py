@@ -65,7 +65,7 @@ class _Figures(Collector):
             "monai_unet_worker_starts", "starts of a worker, each of them cold", value=node.workers.started
         )
         yield GaugeMetricFamily(
-            "monai_unet_ready", "whether a worker is warm and the disk has room", value=float(node.is_ready)
+            "monai_unet_ready", "whether all that is needed to work at a study works", value=float(node.is_ready)
         )
         memory = GaugeMetricFamily("monai_unet_memory_bytes", "resident memory by process", labels=["process"])
         for name, size in node.memory_bytes().items():

@@ -37,6 +37,7 @@ from monai_unet_app.service.audit import AuditTrail
 from monai_unet_app.service.children import Child, Message, resident_bytes
 from monai_unet_app.service.commitments import Commitments
 from monai_unet_app.service.crew import Crew, Pause
+from monai_unet_app.service.health import Health
 from monai_unet_app.service.letters import DeadLetters
 from monai_unet_app.service.queue import Delivery, Job, NewResult, Queue, Result
 from monai_unet_app.service.restore import restore
@@ -51,6 +52,7 @@ _SOONER = 0.2  # of the usual time, for a study that has all that its headers te
 _HINTS = ("ImagesInAcquisition", "NumberOfSlices")  # PS3.3 C.7.6.1, C.8.9.4
 _WAIT_S = 5.0  # for a disk that is full
 _FEW_TRIES = 10  # no destination is given up before, whatever the clock says
+_LONGEST_START_S = 600.0  # of a worker, which loads its bundles
 _REMEMBERED, _TURNED_AWAY = 1000, 10
 
 _logger = logging.getLogger(__name__)
@@ -109,6 +111,7 @@ class Node:
         self.queue = Queue(self.folder / "node.sqlite")
         restore(self.queue, self.audit.path)
         self.letters = DeadLetters(self.folder / DEAD, self.queue)
+        self.health = Health(self)
         self.seconds: dict[str, deque[float]] = {
             name: deque(maxlen=_REMEMBERED) for name in ("work", "deliver", "total")
         }
@@ -143,8 +146,9 @@ class Node:
             services=(availability_service(self._notified), self.commitments.service),
         )  # fmt: skip
         self.provider.__enter__()  # first of all, because it may fail: the port may be taken
-        self.workers = Crew(self._worker, [str(self.site.path)], self.config.workers)
-        self.senders = Crew(SENDER, [str(self.site.path)], max(1, min(4, len(self.site.destinations))))
+        file, silent_s = [str(self.site.path)], self.config.silent_s
+        self.workers = Crew(self._worker, file, self.config.workers, silent_s)
+        self.senders = Crew(SENDER, file, max(1, min(4, len(self.site.destinations))), silent_s)
         self.commitments.__enter__()
         self._thread.start()
         self.audit.write("started", port=self.provider.port)
@@ -163,8 +167,17 @@ class Node:
 
     @property
     def is_ready(self) -> bool:
-        """Whether a study that comes now would be segmented without waiting for a worker to start."""
-        return self.workers.is_ready and self._thread.is_alive() and not self._is_full
+        """Whether a study that comes now would be segmented, recorded and delivered without waiting for a repair."""
+        return not self.failing()
+
+    def failing(self) -> list[str]:
+        """The parts that keep it from being ready, see `Health.failing`; they name nobody, and no file."""
+        return self.health.failing()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its own threads are alive."""
+        return self._thread.is_alive() and self.commitments.is_alive
 
     # what others ask of it
 
@@ -287,10 +300,14 @@ class Node:
                 self._tick()
             except Exception as error:  # a full disk, or a fault of ours: nothing is forgotten, and tried again
                 where = traceback.extract_tb(error.__traceback__)[-1]
+                self.health.ticked(error)
                 _logger.error("cannot go on: %s in %s, line %s", type(error).__name__, where.name, where.lineno)
                 self._stop.wait(1.0)
+            else:
+                self.health.ticked()
 
     def _tick(self) -> None:
+        self.health.look()
         self._look_at_disk()
         self._settle()
         self._hear()
@@ -394,16 +411,17 @@ class Node:
             self.queue.put_back(job.id, reason)
 
     def _watch(self) -> None:
-        """Ends workers that take too long or too much, and senders that hang."""
+        """Ends children that are frozen or take too long, at a task or to start, and workers that take too much memory."""
+        for crew in (self.workers, self.senders):
+            crew.watch()
+            for child in crew.children:
+                most_s = self.config.job_s if child.is_ready else max(self.config.job_s, _LONGEST_START_S)
+                if not child.is_idle and child.busy_s > most_s:
+                    child.why_ended = child.why_ended or f"it took more than {most_s:g} s"
+                    child.end()
         for child in self.workers.children:
-            if child.task is not None and child.busy_s > self.config.job_s:
-                child.why_ended = f"it took more than {self.config.job_s:g} s"
-                child.end()
-            elif resident_bytes(child.pid) > self.config.worker_gb * 1e9:
+            if resident_bytes(child.pid) > self.config.worker_gb * 1e9:
                 child.why_ended = f"it took more than {self.config.worker_gb:g} GB of memory"
-                child.end()
-        for child in self.senders.children:
-            if child.task is not None and child.busy_s > self.config.job_s:
                 child.end()
 
     def _send(self) -> None:

@@ -16,7 +16,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -56,6 +56,7 @@ CREATE TABLE IF NOT EXISTS deliveries (
 CREATE TABLE IF NOT EXISTS commitments (
     ae_title TEXT NOT NULL, "transaction" TEXT NOT NULL, refs TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
     created REAL NOT NULL, reported REAL, PRIMARY KEY (ae_title, "transaction"));
+CREATE TABLE IF NOT EXISTS pulse (one INTEGER PRIMARY KEY CHECK (one = 1), n INTEGER NOT NULL);
 CREATE INDEX IF NOT EXISTS jobs_state ON jobs (state);
 CREATE INDEX IF NOT EXISTS results_of ON results (study, rule, series);
 CREATE INDEX IF NOT EXISTS deliveries_state ON deliveries (state);
@@ -141,7 +142,7 @@ class Queue:
         Raises:
             UsageError: It is no such file, or damaged.
         """
-        self._lock = threading.RLock()
+        self._path, self._lock = path, threading.RLock()
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=30)
         self._db.row_factory = sqlite3.Row
         try:
@@ -173,10 +174,24 @@ class Queue:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # SQLite may have undone it by itself, on a full disk for instance
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
+
+    def try_out(self) -> None:
+        """Writes something and reads it again, by a connection that knows nothing of it.
+
+        Raises:
+            sqlite3.Error: The file cannot be written or read, is locked, or is not the one that was opened.
+        """
+        with self.all_or_none() as db:
+            db.execute("INSERT INTO pulse VALUES (1, 1) ON CONFLICT (one) DO UPDATE SET n = n + 1")
+            (written,) = db.execute("SELECT n FROM pulse").fetchone()
+        with closing(sqlite3.connect(f"{self._path.resolve().as_uri()}?mode=ro", uri=True, timeout=5)) as other:
+            if other.execute("SELECT n FROM pulse").fetchone() != (written,):
+                raise sqlite3.DatabaseError("what was written is not read again")
 
     @property
     def is_new(self) -> bool:

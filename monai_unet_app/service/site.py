@@ -74,6 +74,7 @@ class NodeConfig:
         workers: Processes that segment at one time.
         worker_gb: Memory of one of them; above, it is ended.
         job_s: Seconds that one study may take.
+        silent_s: Seconds without a sign of life after which a worker or sender counts as frozen and is replaced.
         tries: How often a study is tried whose worker dies, hangs or grows too large.
         first_pause_s, longest_pause_s: Between tries to reach a destination; each pause is twice the one before.
         give_up_h: Hours after which an unreachable destination's result goes to the dead letters.
@@ -98,6 +99,7 @@ class NodeConfig:
     workers: int = 1
     worker_gb: float = 8.0
     job_s: float = 900.0
+    silent_s: float = 10.0
     tries: int = 3
     first_pause_s: float = 2.0
     longest_pause_s: float = 300.0
@@ -223,6 +225,7 @@ def _node(table: Table, folder: Path) -> NodeConfig:
         workers=_whole(table, "workers", usual.workers),
         worker_gb=_number(table, "worker_gb", usual.worker_gb),
         job_s=table.seconds("job_s", usual.job_s),
+        silent_s=table.seconds("silent_s", usual.silent_s),
         tries=_whole(table, "tries", usual.tries),
         first_pause_s=table.seconds("first_pause_s", usual.first_pause_s),
         longest_pause_s=table.seconds("longest_pause_s", usual.longest_pause_s),

@@ -179,8 +179,11 @@ def _verdict(node: Node, counts: dict[str, dict[str, int]]) -> str:
     if full := node.why_full():
         where = f"less than {node.config.least_free_gb:g} GB (least_free_gb) are free for {node.folder}"
         return f"<p class='bad'>Refuses studies: {escape(full)}: {escape(where)}.</p>"
-    if not node.is_ready:
+    failing = node.failing()
+    if failing == ["worker"] and not node.workers.was_ready:
         return "<p class='wait'>Takes studies; no worker is warm yet.</p>"
+    if failing:
+        return f"<p class='bad'>Not ready. What does not work: {escape(', '.join(failing))}.</p>"
     dead = counts["jobs"].get("dead", 0) + counts["deliveries"].get("dead", 0)
     if dead:
         return f"<p class='bad'>Ready. {dead} dead letter(s) wait for an administrator.</p>"

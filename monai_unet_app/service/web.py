@@ -172,11 +172,10 @@ def _add_health(app: FastAPI, node: Node) -> None:
     def health() -> dict[str, str]:
         return {"status": "alive"}
 
-    @app.get("/ready", summary="A worker is warm and the disk has room; 503 otherwise")
-    def ready() -> dict[str, bool]:
-        if not node.is_ready:
-            raise HTTPException(503, "not ready")
-        return {"ready": True}
+    @app.get("/ready", summary="Everything that is needed to work at a study works; else 503 and what does not")
+    def ready() -> Response:
+        failing = node.failing()
+        return JSONResponse({"ready": False, "failing": failing}, 503) if failing else JSONResponse({"ready": True})
 
     @app.get("/metrics", summary="Figures for Prometheus", dependencies=[Depends(needs("metrics", "read", "admin"))])
     def metrics() -> Response:

@@ -3,8 +3,9 @@
     python -m fake_worker SITE.toml
 
 What it does is told by the patient's comments of an instance, or by `descrip` of a NIfTI image: "crash" dies, "hang" sleeps,
-"eat" takes memory, "nothing" finds nothing to segment, "refuse" refuses with a notice, "review" and "reject" are that
-verdict of the quality gate; anything else is delivered.
+"slow" sleeps for a while, "grind" computes for a while without letting any other thread run, "eat" takes memory, "nothing"
+finds nothing to segment, "refuse" refuses with a notice, "review" and "reject" are that verdict of the quality gate; anything
+else is delivered.
 """
 
 from __future__ import annotations
@@ -53,6 +54,10 @@ def _misbehave(wish: set[str]) -> None:
         os.kill(os.getpid(), 9)
     if "hang" in wish:
         time.sleep(3600)
+    if "slow" in wish:
+        time.sleep(4)
+    if "grind" in wish:
+        sum(range(250_000_000))  # C code that keeps the interpreter's lock
     if "eat" in wish:
         eaten = []
         while True:

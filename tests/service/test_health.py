@@ -1,0 +1,146 @@
+"""A node says that it is ready only while everything works that a study needs; what is frozen is replaced."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import requests
+from nodes import make_study, pacs, running, store, wait_until, write_site
+
+from monai_unet_app.service import health
+from monai_unet_app.service.crew import Crew
+from monai_unet_app.service.node import Node
+from monai_unet_app.service.site import HttpConfig
+from monai_unet_app.service.web import Door
+
+SILENT = "silent_s = 2"
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """A process that is stopped, not ended."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def done(node: Node) -> dict[str, int]:
+    return node.queue.counts()["jobs"]
+
+
+@pytest.mark.parametrize("kind", ["workers", pytest.param("senders", marks=pytest.mark.slow)])
+def test_a_frozen_child_makes_the_node_unready_and_is_replaced(tmp_path: Path, kind: str) -> None:
+    with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port, node=SILENT)) as node:
+        crew: Crew = getattr(node, kind)
+        (child,) = crew.children
+        with frozen(child.pid):
+            wait_until(lambda: node.failing() == [kind.removesuffix("s")], 10)
+            assert not node.is_ready
+            wait_until(lambda: node.is_ready)
+        assert child.exit_code == -signal.SIGKILL
+        assert [one.pid for one in crew.children] != [child.pid]
+        store(node, make_study(tmp_path / "one"))
+        wait_until(lambda: node.queue.counts()["results"] == {"delivered": 1})
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_frozen_at_work_is_replaced_and_its_study_done(tmp_path: Path) -> None:
+    with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port, node=SILENT)) as node:
+        (child,) = node.workers.children
+        store(node, make_study(tmp_path / "one", wish="slow"))
+        wait_until(lambda: child.task is not None)
+        with frozen(child.pid):
+            wait_until(lambda: node.queue.job(1).reason == "it gave no sign of life for 2 s", 15)
+        wait_until(lambda: node.queue.counts()["results"] == {"delivered": 1})
+        assert node.queue.job(1).attempts == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wish", ["slow", "grind"])
+def test_a_worker_that_works_for_long_is_left_alone(tmp_path: Path, wish: str) -> None:
+    """It sleeps, or native code keeps its threads from answering: it has its time, which has a limit of its own."""
+    with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port, node=SILENT)) as node:
+        store(node, make_study(tmp_path / "one", wish=wish))
+        wait_until(lambda: node.queue.counts()["results"] == {"delivered": 1}, 60)
+        assert node.queue.job(1).attempts == 1
+        assert node.workers.started == 1
+
+
+def break_by_deleting(file: Path) -> None:
+    file.unlink()
+
+
+def break_by_overwriting(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as other:
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # as it is sooner or later: all of it is in this file
+    with file.open("rb+") as stream:
+        stream.write(os.urandom(file.stat().st_size))
+
+
+@pytest.mark.parametrize("broken", [break_by_deleting, break_by_overwriting])
+def test_a_database_that_breaks_while_the_node_runs_is_told_at_ready(tmp_path: Path, broken) -> None:
+    (tmp_path / "tokens").write_text("")
+    config = HttpConfig(tmp_path / "tokens", port=0)
+    with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node, Door(node, config) as door:
+        url = f"http://127.0.0.1:{door.port}/ready"
+        assert requests.get(url, timeout=10).json() == {"ready": True}
+        broken(tmp_path / "node/node.sqlite")
+        wait_until(lambda: "database" in node.failing(), 15)
+        answer = requests.get(url, timeout=10)
+        assert answer.status_code == 503
+        assert not answer.json()["ready"]
+        assert "database" in answer.json()["failing"]
+        assert str(tmp_path) not in answer.text
+
+
+@pytest.mark.slow
+def test_a_database_that_somebody_else_keeps_locked_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "LONGEST_TICK_S", 2.0)
+    with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node:
+        with closing(sqlite3.connect(tmp_path / "node/node.sqlite", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            wait_until(lambda: node.failing() == ["database", "main loop"], 15)
+        wait_until(lambda: node.is_ready, 15)
+
+
+def test_an_audit_trail_that_is_gone_is_told(tmp_path: Path) -> None:
+    with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node:
+        kept = (tmp_path / "node/audit.jsonl").rename(tmp_path / "kept")
+        wait_until(lambda: node.failing() == ["audit trail"], 15)
+        kept.rename(tmp_path / "node/audit.jsonl")
+        wait_until(lambda: node.is_ready, 15)
+
+
+def test_a_loop_that_raises_or_hangs_makes_the_node_unready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "LONGEST_TICK_S", 1.5)
+    with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node:
+        with monkeypatch.context() as patch:
+            patch.setattr(node, "_settle", lambda: 1 / 0)
+            wait_until(lambda: node.failing() == ["main loop"], 10)
+        wait_until(lambda: node.is_ready, 10)
+        go_on = threading.Event()
+        with monkeypatch.context() as patch:
+            patch.setattr(node, "_settle", lambda: go_on.wait(30))
+            wait_until(lambda: node.failing() == ["main loop"], 10)
+        go_on.set()
+        wait_until(lambda: node.is_ready, 10)
+
+
+def test_a_node_that_was_frozen_itself_blames_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port, node=SILENT)) as node:
+        told, (child,) = time.monotonic, node.workers.children
+        monkeypatch.setattr(time, "monotonic", lambda: told() + 3600.0)
+        time.sleep(0.5)
+        assert node.workers.children == [child]
+        assert child.exit_code is None
