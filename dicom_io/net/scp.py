@@ -24,6 +24,7 @@ from pynetdicom.transport import ThreadedAssociationServer
 
 from dicom_io.errors import NetworkError
 from dicom_io.net.association import LARGEST_PDU, VERIFICATION, prepared_ae, storage_classes
+from dicom_io.net.callers import Callers
 from dicom_io.net.destination import OUR_AE_TITLE, DestinationError, Dimse, Receive, Tls
 from dicom_io.net.messages import Intake, Limits, bound
 from dicom_io.net.sending import UNCOMPRESSED
@@ -39,6 +40,8 @@ _UNKNOWN_CALLER = (
     0x01,
     0x03,
 )  # PS3.8 table 9-21: permanent, by the service user, calling AE title not recognised
+_NO_ROOM = (0x02, 0x03, 0x02)  # transient, by the service provider (presentation), local limit exceeded
+_ANY_NUMBER = 1_000_000  # of threads: pynetdicom would count callers that have not said who they are
 
 COMPRESSED = tuple(uid for uid in ALL_TRANSFER_SYNTAXES if uid not in (*_PLAIN, *_REFERENCED))
 """Transfer syntaxes in which an instance is kept as it comes."""
@@ -57,11 +60,12 @@ class Listen:
         senders: Calling AE titles that are let in; empty: all. A title is no proof; TLS is.
         tls: Certificates; whoever connects must show one of the same authority. None: not encrypted.
         idle_s: Seconds of silence after which a sender is dropped.
-        most_senders: Associations at one time.
+        most_senders: Associations at one time; one in five is kept free for callers from other addresses.
         any_title: Let callers in who call us by another AE title; else they are rejected (PS3.8 table 9-21).
         networks: Addresses that are let in, such as "192.0.2.7" or "192.0.2.0/24"; empty: all. Callers from elsewhere are
             rejected as one whose AE title is not known.
         limits: How much one association may bring.
+        say_s: Seconds in which a caller must have said who it is, TLS handshake and A-ASSOCIATE-RQ included.
 
     Raises:
         DestinationError: One of `networks` is none.
@@ -77,6 +81,7 @@ class Listen:
     any_title: bool = False
     networks: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
+    say_s: float = 10.0
 
     def __post_init__(self) -> None:
         for text in self.networks:
@@ -159,7 +164,8 @@ class Provider:
         listen, secret = self.listen, server_context(self.listen.tls) if self.listen.tls else None
         answers = [
             (evt.EVT_CONN_OPEN, lambda event: bound(event.assoc, listen.limits, self._room)),
-            (evt.EVT_REQUESTED, _check_address, [listen]),
+            (evt.EVT_REQUESTED, _let_in, [listen]),
+            (evt.EVT_ACCEPTED, lambda event: event.assoc._server.callers.accepted(_address_of(event.assoc))),
             (evt.EVT_ACSE_SENT, _note_rejection, [listen, self._rejected]),
             (evt.EVT_C_ECHO, lambda event: 0x0000),
             *handlers(self.services),
@@ -198,11 +204,20 @@ def answer_store(event: Any, store: InstanceStore, refused: Callable[[str], None
     return answer
 
 
-def _check_address(event: Any, listen: Listen) -> None:
-    """Rejects a caller whose address is not let in, before anything is negotiated."""
+def _let_in(event: Any, listen: Listen) -> None:
+    """Rejects a caller whose address is not let in, or for whom there is no room, before anything is negotiated."""
     if not _is_let_in(event.assoc.requestor, listen):
-        event.assoc.acse.send_reject(*_UNKNOWN_CALLER)
-        event.assoc.kill()
+        why = _UNKNOWN_CALLER
+    elif not event.assoc._server.callers.admit(event.assoc):
+        why = _NO_ROOM
+    else:
+        return
+    event.assoc.acse.send_reject(*why)
+    event.assoc.kill()
+
+
+def _address_of(association: Any) -> tuple[str, int]:
+    return str(association.requestor.address), int(association.requestor.port)
 
 
 def _is_let_in(caller: Any, listen: Listen) -> bool:
@@ -235,17 +250,27 @@ def _network(text: str) -> IPv4Network | IPv6Network:
 
 
 class _Server(ThreadedAssociationServer):
-    """pynetdicom's server, except that a caller who is silent during the TLS handshake keeps nobody else waiting."""
+    """pynetdicom's server, except that a caller who says nothing, or half of it, keeps nobody else out."""
 
     def __init__(self, ae: AE, listen: Listen, handlers: list[Any], secret: ssl.SSLContext | None) -> None:
-        self.secret, self.idle_s = secret, listen.idle_s
+        self.secret, self.idle_s, self.callers = secret, listen.idle_s, Callers(listen.most_senders, listen.say_s)
         super().__init__(ae, (listen.host, listen.port), listen.ae_title, ae.supported_contexts, evt_handlers=handlers)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.callers.connected(client_address[:2], request)
+        super().process_request(request, client_address)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         request.settimeout(self.idle_s)
         if self.secret is not None:
-            request = self.secret.wrap_socket(request, server_side=True)
+            request = self.secret.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+            self.callers.connected(client_address[:2], request)
+            request.do_handshake()
         super().finish_request(request, client_address)
+
+    def service_actions(self) -> None:
+        super().service_actions()
+        self.callers.end_late()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         _logger.warning("a connection from %s came to nothing (TLS handshake or time)", client_address[0])
@@ -258,7 +283,7 @@ class _Server(ThreadedAssociationServer):
 def _acceptor(listen: Listen, services: Sequence[Service], *, stores: bool) -> AE:
     ae = prepared_ae(listen.ae_title)
     ae.maximum_pdu_size = LARGEST_PDU
-    ae.maximum_associations = listen.most_senders
+    ae.maximum_associations = _ANY_NUMBER
     ae.network_timeout = ae.dimse_timeout = listen.idle_s
     ae.acse_timeout = min(listen.idle_s, 30.0)
     ae.require_calling_aet, ae.require_called_aet = list(listen.senders), not listen.any_title

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -464,6 +465,49 @@ def test_a_caller_who_is_silent_during_the_handshake_keeps_nobody_waiting(folder
         socket.create_connection(("127.0.0.1", provider.port)),
     ):
         assert scu.echo(destination(provider.port, tls=certificates.client)) < 5
+
+
+@pytest.mark.parametrize("said", [b"", b"\x01\x00\x00\x00"], ids=["nothing", "half a request"])
+def test_many_who_say_nothing_keep_no_sender_out(folder: Path, ct: Dataset, said: bytes) -> None:
+    ours = Listen("ARCHIVE", port=0, most_senders=5, idle_s=60, say_s=60)
+    with Provider(folder, ours) as provider, contextlib.ExitStack() as held:
+        for _ in range(70):
+            silent = held.enter_context(socket.create_connection(("127.0.0.1", provider.port)))
+            silent.sendall(said)
+        begin = time.monotonic()
+        assert send_raw(provider.port, ct).Status == 0x0000
+
+        assert time.monotonic() - begin < 10
+
+
+@pytest.mark.parametrize("secret", [False, True], ids=["plain", "TLS"])
+def test_who_does_not_say_who_it_is_in_time_is_dropped(folder: Path, certificates: Any, secret: bool) -> None:
+    ours = Listen("ARCHIVE", port=0, idle_s=60, say_s=1, tls=certificates.server if secret else None)
+    with Provider(folder, ours) as provider, socket.create_connection(("127.0.0.1", provider.port), 30) as slow:
+        begin = time.monotonic()
+        with contextlib.suppress(OSError):
+            while time.monotonic() - begin < 30:  # a byte now and then is no sign of life
+                slow.sendall(b"\x16" if secret else b"\x01")
+                slow.settimeout(0.2)
+                with contextlib.suppress(TimeoutError):
+                    if not slow.recv(100):
+                        break
+        assert time.monotonic() - begin < 10
+
+
+def test_one_address_leaves_room_for_others(folder: Path) -> None:
+    ours = Listen("ARCHIVE", "0.0.0.0", port=0, most_senders=5)
+    ae = AE("SENDER")
+    ae.add_requested_context("1.2.840.10008.1.1")
+    with Provider(folder, ours) as provider:
+        same = [ae.associate("127.0.0.1", provider.port, ae_title="ARCHIVE") for _ in range(5)]
+        other = ae.associate("127.0.0.1", provider.port, ae_title="ARCHIVE", bind_address=("127.0.0.2", 0))
+        assert [one.is_established for one in (*same, other)] == [True, True, True, True, False, True]
+        same[0].release()
+        again = ae.associate("127.0.0.1", provider.port, ae_title="ARCHIVE")
+        assert again.is_established
+        for one in (*same[1:], other, again):
+            one.abort()
 
 
 def test_old_tls_is_not_spoken(certificates: Any) -> None:
