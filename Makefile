@@ -9,7 +9,7 @@ PEERS := .venv-peers
 DEPLOY := .venv-deploy
 DATA ?= ../shared/data
 
-.PHONY: demo test test-slow interop faults deploy-test peers-test check format bundles dist clean
+.PHONY: demo test test-slow interop faults deploy-test peers-test benchmarks performance check format bundles dist clean
 
 $(VENV)/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -54,6 +54,14 @@ $(DEPLOY)/ready: tests/deploy/requirements.txt monai_unet_app/deploy/templates/r
 
 deploy-test: $(DEPLOY)/ready
 	$(DEPLOY)/bin/python -m pytest -m deploy tests/deploy
+
+# a short form of each benchmark, which fails far below its claim; some minutes
+benchmarks: $(VENV)/ready
+	$(BIN)/python benchmarks/run.py --short
+
+# every benchmark with its peers, and docs/performance.md from what they print; an hour on a quiet machine
+performance: $(VENV)/ready
+	$(BIN)/python benchmarks/run.py --data $(DATA)
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -32,7 +32,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from dicom_sides import DATA, Side, describe, judged, make_ct, own_process, race, ratios, show
+from claims import judged
+from dicom_sides import DATA, Side, describe, make_ct, own_process, race, ratios, show, times_as_long
 from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.encaps import generate_frames
@@ -84,17 +85,17 @@ def compare(encoding: str, folder: Path, options: argparse.Namespace) -> list[bo
     print(f"  the same voxels at the same place by all: {results.pop()[1]}")
     if CODEC in turns:
         print(f"  {SIMPLEITK} / {CODEC}: {ratios(turns, SIMPLEITK, CODEC)[0]:.2f}, the most that can be reached")
-    reached = [judged(turns, SIMPLEITK, OURS, TIMES_SIMPLEITK[encoding])]
-    return reached + [judged(turns, DICOM2NIFTI, OURS, least) for least in [TIMES_DICOM2NIFTI.get(encoding)] if least]
+    reached = [times_as_long(turns, SIMPLEITK, OURS, TIMES_SIMPLEITK[encoding])]
+    return reached + [
+        times_as_long(turns, DICOM2NIFTI, OURS, least) for least in [TIMES_DICOM2NIFTI.get(encoding)] if least
+    ]
 
 
 def remember(folder: Path, slices: int) -> bool:
     """Prints the peak of memory of our read, in multiples of the volume as float32; whether it is small enough."""
     with own_process() as pool:
         found = pool.submit(peak_bytes, folder).result() / (512 * 512 * slices * 4)
-    word = "reached" if found <= MOST_MEMORY else "MISSED"
-    print(f"  peak of memory {found:.2f} times the volume as float32, at most {MOST_MEMORY} is wanted: {word}")
-    return found <= MOST_MEMORY
+    return judged("peak of memory in volumes as float32", found, MOST_MEMORY, at_most=True)
 
 
 def peak_bytes(folder: Path) -> int:

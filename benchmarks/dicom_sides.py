@@ -24,6 +24,7 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import pydicom
+from claims import judged
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless, generate_uid
@@ -133,15 +134,9 @@ def ratios(turns: dict[str, list[Turn]], theirs: str, ours: str) -> tuple[float,
     return best, statistics.median(them.wall_s / us.wall_s for them, us in pairs)
 
 
-def judged(turns: dict[str, list[Turn]], theirs: str, ours: str, least: float) -> bool:
-    """Whether a side takes at least so many times as long as ours, best by best; absent sides count as well. Prints it."""
-    if theirs not in turns:
-        return True
-    found = ratios(turns, theirs, ours)[0]
-    print(
-        f"  {theirs} / {ours}: {found:.2f}, at least {least:g} is wanted: {'reached' if found >= least else 'MISSED'}"
-    )
-    return found >= least
+def times_as_long(turns: dict[str, list[Turn]], theirs: str, ours: str, least: float) -> bool:
+    """Whether a side takes at least so many times as long as ours, best by best; True where that side is absent."""
+    return theirs not in turns or judged(f"{theirs} / {ours}", ratios(turns, theirs, ours)[0], least)
 
 
 def make_ct(folder: Path, count: int, syntax: UID | None, data: Path) -> None:

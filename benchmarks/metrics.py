@@ -27,6 +27,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from claims import judged
 from numpy.typing import NDArray
 
 from monai_unet_app.metrics import EvaluationPlan
@@ -179,16 +180,6 @@ def counting_is_fast() -> bool:
         count_reliability(truth, p, exclusive=True)
         seconds.append(time.perf_counter() - start)
     return judged("million voxel-classes counted in a second", p.size / min(seconds) / 1e6, LEAST_MILLIONS)
-
-
-def judged(what: str, found: float, wanted: float, *, at_most: bool = False) -> bool:
-    """Prints a figure with its target; whether it is reached."""
-    reached = found <= wanted if at_most else found >= wanted
-    print(
-        f"  {what}: {found:.2f}, {'at most' if at_most else 'at least'} {wanted:g} is wanted: "
-        f"{'reached' if reached else 'MISSED'}"
-    )
-    return reached
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import claims
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, stats
@@ -113,20 +114,14 @@ def reached(lines: list[Line]) -> bool:
     held = np.array([line.held for line in lines])
     rank = float(stats.spearmanr(true, predicted)[0])
     caught, kept = float(held[true < BAD].mean()), float(held[true > GOOD].mean())
-    told = [
-        (f"rank correlation {rank:.3f}, at least {LEAST_RANK} is wanted", rank >= LEAST_RANK),
-        (
-            f"{caught:.1%} of {np.count_nonzero(true < BAD)} results below {BAD} held back, {LEAST_CAUGHT:.0%} wanted",
-            caught >= LEAST_CAUGHT,
-        ),
-        (
-            f"{kept:.1%} of {np.count_nonzero(true > GOOD)} results above {GOOD} held back, at most {MOST_HELD:.0%} wanted",
-            kept <= MOST_HELD,
-        ),
-    ]
-    for text, is_reached in told:
-        print(f"  {text}: {'reached' if is_reached else 'MISSED'}")
-    return all(is_reached for _, is_reached in told)
+    bad, good = np.count_nonzero(true < BAD), np.count_nonzero(true > GOOD)
+    return all(
+        [
+            claims.judged("rank correlation of predicted and true Dice", rank, LEAST_RANK),
+            claims.judged(f"part held back of {bad} results below {BAD}", caught, LEAST_CAUGHT),
+            claims.judged(f"part held back of {good} results above {GOOD}", kept, MOST_HELD, at_most=True),
+        ]
+    )
 
 
 def foreign(bundle: Bundle, data: Path) -> None:

@@ -1,0 +1,191 @@
+"""Runs every benchmark, and writes what they print into docs/performance.md.
+
+    python benchmarks/run.py [--data DIR] [--only NAME ...]      make performance
+    python benchmarks/run.py --short                             make benchmarks
+
+The long form installs the peers into build/peers, takes about an hour on two quiet cores and writes the page. The short form
+takes small sizes and no peers beyond those of the project's own environment, asks for a third of each claim, and writes
+nothing: it is there to notice on any machine when a figure falls far below its claim. What needs larger data below DIR
+(`../shared/data`) is left out where they are absent, and named. Exit code 1 if a target is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from claims import SHARE
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parent
+PAGE = REPOSITORY / "docs" / "performance.md"
+PEERS = REPOSITORY / "build" / "peers"
+PEER_PACKAGES = ["dicom2nifti", "dcm2niix", "python-gdcm", "rt-utils", "opencv-python-headless", "surface-distance"]
+SHORT_SHARE = "0.33"
+EXAMPLES = REPOSITORY / "examples"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One file of this folder.
+
+    Attributes:
+        name: Of the file, without its ending.
+        claim: What it measures, as a heading.
+        long: Its arguments for the page; {data} and {peers} stand for folders.
+        short: Its arguments for a quick look.
+        needs: Folder below the data that the long form cannot do without; empty where it needs none.
+    """
+
+    name: str
+    claim: str
+    long: str
+    short: str
+    needs: str = ""
+
+
+BENCHMARKS = (
+    Benchmark(
+        "dicom_read",
+        "Reading a CT series of 300 slices",
+        "--data {data} --peers {peers}",
+        "--slices 40 --rounds 2",
+    ),
+    Benchmark(
+        "dicom_write",
+        "Writing 20 labels as SEG and as RTSTRUCT",
+        "--data {data} --peers {peers}",
+        "--slices 30 --rounds 1",
+    ),
+    Benchmark(
+        "hazards",
+        "Hazardous series: right, refused or wrong",
+        "--data {data}/dicom_series --peers {peers}",
+        "--only gap",
+    ),
+    Benchmark("receive", "Receiving instances", "", "--instances 60 --rounds 1"),
+    Benchmark("node", "From a complete study to results in the archive", "--studies 50", "--studies 4"),
+    Benchmark("metrics", "A full table of scores", "", "--slices 40 --labels 6 --rounds 1"),
+    Benchmark(
+        "quality_gate",
+        "The quality gate on sound and spoiled images",
+        "--data {data} --cases 8",
+        f"--data {EXAMPLES} --cases 2",
+        "msd_hippocampus",
+    ),
+    Benchmark(
+        "hippocampus_vs_stock",
+        "Our recipe and a plain MONAI script in the same time",
+        "--data {data}/msd_hippocampus",
+        f"--data {EXAMPLES}/msd_hippocampus --epochs 1",
+        "msd_hippocampus",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What became of one benchmark: its command as a user types it, exit code (None: left out), what it printed, seconds."""
+
+    benchmark: Benchmark
+    command: str
+    code: int | None
+    printed: str
+    seconds: float
+
+
+def main() -> int:
+    """Runs the benchmarks that are asked for; 1 if one misses a target or breaks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data")
+    parser.add_argument(
+        "--only", nargs="+", choices=[one.name for one in BENCHMARKS], help="these only; no page is written"
+    )
+    parser.add_argument(
+        "--short", action="store_true", help="small sizes and a third of each claim; no page is written"
+    )
+    options = parser.parse_args()
+    if not options.short:
+        install_peers()
+    chosen = [one for one in BENCHMARKS if not options.only or one.name in options.only]
+    done = list(runs(chosen, options))
+    if not options.short and not options.only:
+        PAGE.write_text(page(done), encoding="utf-8")
+        print(f"written: {PAGE.relative_to(REPOSITORY)}")
+    for one in done:
+        word = "left out" if one.code is None else "reached" if one.code == 0 else "MISSED"
+        print(f"{one.benchmark.name:22} {word:9} {one.seconds:6.0f} s")
+    return int(any(one.code for one in done))
+
+
+def install_peers() -> None:
+    """The programs that ours are compared with, in a folder of their own: they ask for other versions than ours."""
+    words = [sys.executable, "-m", "pip", "install", "--quiet", "--upgrade", "--no-deps", "--target", str(PEERS)]
+    subprocess.run([*words, *PEER_PACKAGES], check=True)
+
+
+def runs(chosen: list[Benchmark], options: argparse.Namespace) -> Iterator[Run]:
+    """Each benchmark in a process of its own; what it prints is shown and kept."""
+    environment = {**os.environ, SHARE: SHORT_SHARE if options.short else "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(REPOSITORY)]))
+    if not options.short:  # metrics.py imports its peer in its own process
+        environment["PYTHONPATH"] += os.pathsep + str(PEERS)
+    for one in chosen:
+        arguments = one.short if options.short else one.long.format(data="../shared/data", peers="build/peers")
+        command = f"python benchmarks/{one.name}.py {arguments}".strip()
+        print(f"== {command}", flush=True)
+        if not options.short and one.needs and not (options.data / one.needs).is_dir():
+            print(f"  left out: {one.needs}/ is absent from {options.data}")
+            yield Run(one, command, None, "", 0.0)
+            continue
+        typed = arguments if options.short else one.long.format(data=options.data, peers=PEERS)
+        began = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, str(HERE / f"{one.name}.py"), *typed.split()],
+            capture_output=True, text=True, env=environment, cwd=REPOSITORY, check=False,
+        )  # fmt: skip
+        print(done.stdout, flush=True)
+        if done.returncode:
+            print(*done.stderr.splitlines()[-20:], sep="\n", file=sys.stderr, flush=True)
+        yield Run(one, command, done.returncode, done.stdout, time.monotonic() - began)
+
+
+def page(done: list[Run]) -> str:
+    """docs/performance.md."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "monai", "pydicom", "numpy", "SimpleITK"))
+    lines = [
+        "# Performance",
+        "",
+        "Written by `make performance`; every line below was printed by the command above it. Both sides of a comparison run "
+        "in turns on one machine, and the ratio is what counts: seconds on other machines are others. `make benchmarks` runs a "
+        "short form of each, which fails where a figure is below a third of its claim.",
+        "",
+        f"Machine: {_processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, {packages}.",
+    ]
+    for one in done:
+        lines += ["", f"## {one.benchmark.claim}", "", "```", one.command, "```", ""]
+        if one.code is None:
+            lines += ["Not measured: its data were absent."]
+        else:
+            verdict = "every target is reached" if one.code == 0 else "a target is missed, or it broke"
+            lines += ["```", *one.printed.rstrip().splitlines(), "```", "", f"Exit code {one.code}: {verdict}."]
+    return "\n".join(lines) + "\n"
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
