@@ -116,8 +116,9 @@ def test_what_the_first_pages_show_runs_as_it_stands_there(
     assert "predict" in {words[0] for words in alone}
     for words in [make_series, *(words for words in alone if words != make_series)]:
         assert main(words) == 0, (words, capsys.readouterr().err)
+    names: dict[str, Any] = {}
     for block in blocks(REPOSITORY / page, "python"):
-        exec(block, {})
+        exec(block, names)
     for path in Path("out").glob("*_seg.dcm"):
         assert dciodvfy_errors(path) == []
 

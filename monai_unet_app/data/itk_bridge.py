@@ -1,0 +1,129 @@
+"""Images of the package `itk` in and out, and a DICOM series read by ITK alone: a second opinion on values and places.
+
+ITK speaks LPS millimetres as we do. It is imported where it is used: that takes seconds and 400 MB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dicom_io.volume import Provenance, Volume
+from monai_unet_app.errors import InputRefusedError
+
+_SHEAR_TOLERANCE = 1e-4  # of direction cosines: ITK's images are right-angled
+
+
+def volume_from_itk(image: Any) -> Volume:
+    """The voxels of an `itk.Image` with their place.
+
+    Args:
+        image: Three dimensions, of numbers or of vectors (`itk.VectorImage`, `itk.Image[itk.Vector, 3]`, RGB).
+
+    Returns:
+        A copy of its values, its own type, shape (I, J, K), or (I, J, K, C) for vectors; affine in LPS mm.
+
+    Raises:
+        InputRefusedError: It has another dimension than 3.
+    """
+    import itk
+
+    if image.GetImageDimension() != 3:
+        raise InputRefusedError(
+            f"the itk image has {image.GetImageDimension()} dimensions; 3 are needed; give each volume by itself"
+        )
+    affine_lps = np.eye(4)
+    affine_lps[:3, :3] = itk.array_from_matrix(image.GetDirection()) @ np.diag(list(image.GetSpacing()))
+    affine_lps[:3, 3] = list(image.GetOrigin())
+    array = np.moveaxis(itk.array_from_image(image), (0, 1, 2), (2, 1, 0))  # ITK's arrays are (K, J, I) or (K, J, I, C)
+    first = list(image.GetBufferedRegion().GetIndex())  # a cropped image begins elsewhere than at (0, 0, 0)
+    affine_lps[:3, 3] += affine_lps[:3, :3] @ first
+    return Volume(array, affine_lps, Provenance("array"))
+
+
+def itk_from_volume(volume: Volume) -> Any:
+    """An `itk.Image` with the values and the place of a volume; several channels make a vector image.
+
+    Raises:
+        InputRefusedError: A picture without patient space, or a sheared grid, which ITK cannot hold.
+    """
+    import itk
+
+    if not volume.has_patient_space:
+        raise InputRefusedError(
+            "a picture has no place in the patient, an itk image needs one; give the array to itk yourself"
+        )
+    steps, spacing = volume.affine_lps[:3, :3], np.array(volume.spacing_mm)
+    cosines = steps / spacing
+    if np.abs(cosines.T @ cosines - np.eye(3)).max() > _SHEAR_TOLERANCE:
+        raise InputRefusedError(
+            "the grid is sheared (gantry tilt), which an itk image cannot hold; read the series with --resample-tilt first"
+        )
+    values = np.ascontiguousarray(np.moveaxis(volume.array, (0, 1, 2), (2, 1, 0)))
+    image = itk.image_from_array(values, is_vector=volume.array.ndim == 4)
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(volume.affine_lps[:3, 3].tolist())
+    image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(cosines)))
+    return image
+
+
+def read_by_itk(files: Sequence[Path]) -> Volume:
+    """A series of single-slice files as ITK reads it: sorted, placed and rescaled by ITK, with no help of ours.
+
+    Args:
+        files: All files of one series, in any order.
+
+    Returns:
+        Shape (I, J, K) in ITK's own order of the axes, float32, affine in LPS mm.
+
+    Raises:
+        InputRefusedError: ITK cannot read them, or takes them for another number of slices than there are files.
+    """
+    import itk
+
+    folders = {str(path.parent) for path in files}
+    names = itk.GDCMSeriesFileNames.New()
+    names.SetUseSeriesDetails(False)
+    if len(folders) != 1:
+        raise InputRefusedError(f"the series lies in {len(folders)} folders; one is needed; copy its files together")
+    names.SetDirectory(folders.pop())
+    found = [list(names.GetFileNames(uid)) for uid in names.GetSeriesUIDs()]
+    wanted = {str(path) for path in files}
+    in_order = next((series for series in found if set(series) == wanted), None)
+    if in_order is None:
+        raise InputRefusedError(
+            f"ITK finds series of {', '.join(str(len(series)) for series in found) or 'no'} files where ours has "
+            f"{len(wanted)}; one series a folder is needed; copy its files into a folder of their own"
+        )
+    reader = itk.ImageSeriesReader[itk.Image[itk.F, 3]].New(FileNames=in_order, ForceOrthogonalDirection=False)
+    reader.SetImageIO(itk.GDCMImageIO.New())
+    try:
+        reader.Update()
+    except RuntimeError as error:
+        raise InputRefusedError(
+            f"ITK cannot read the series ({str(error).strip().splitlines()[-1][:160]}); ask for another copy"
+        ) from error
+    return volume_from_itk(reader.GetOutput())
+
+
+def check_by_itk(volume: Volume) -> float:
+    """Reads the files of a volume again by ITK and compares every voxel's place and value.
+
+    Args:
+        volume: As `read_series` gave it, of single-slice files, not resampled.
+
+    Returns:
+        Largest difference of two values, in units of the image.
+
+    Raises:
+        InputRefusedError: ITK cannot read the series, or has the voxels elsewhere; the message says how far apart.
+    """
+    theirs = read_by_itk(volume.provenance.files)
+    try:
+        turned = theirs.on_grid_of(volume)
+    except ValueError as error:
+        raise InputRefusedError(f"ITK reads the series at another place: {error}") from error
+    return float(np.abs(turned.array - volume.array).max())
