@@ -17,13 +17,14 @@ from dicom_io.volume import Volume, corner_indices
 SAME_PLACE_MM = 0.01
 
 
-def read_channels(source: Source, series_instance_uids: Sequence[str]) -> Volume:
+def read_channels(source: Source, series_instance_uids: Sequence[str], *, accept_incomplete: bool = False) -> Volume:
     """Series that the scanner registered, as the channels of one volume.
 
     Args:
         source: Where the series are; see `read_series`.
         series_instance_uids: In the order of the channels. The first is the reference: its grid stays as it is, the
             others are interpolated onto it linearly in the patient space (not at all where the grids are the same).
+        accept_incomplete: See `ReadOptions`; of each of them.
 
     Returns:
         float32 array of shape (I, J, K, C) on the grid, and with the provenance, of the first series; its notes say what
@@ -39,7 +40,10 @@ def read_channels(source: Source, series_instance_uids: Sequence[str]) -> Volume
             f"the channels are named {', '.join(series_instance_uids) or 'nothing'}; two or more different series are needed; "
             "name each SeriesInstanceUID once"
         )
-    volumes = [read_series(source, series_instance_uid=uid) for uid in series_instance_uids]
+    volumes = [
+        read_series(source, series_instance_uid=uid, accept_incomplete=accept_incomplete)
+        for uid in series_instance_uids
+    ]
     _check_space(volumes)
     reference, notes = volumes[0], list(volumes[0].provenance.notes)
     channels = [reference.array]
@@ -47,7 +51,8 @@ def read_channels(source: Source, series_instance_uids: Sequence[str]) -> Volume
         values, note = _on_grid(other, reference)
         channels.append(values)
         notes.append(f"channel {number} is series {other.provenance.series_instance_uid}: {note}")
-    provenance = replace(reference.provenance, notes=tuple(notes))
+    incomplete = any(volume.provenance.incomplete for volume in volumes)
+    provenance = replace(reference.provenance, notes=tuple(notes), incomplete=incomplete)
     return replace(reference, array=np.stack(channels, axis=-1), provenance=provenance)
 
 

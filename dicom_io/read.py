@@ -16,7 +16,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from dicom_io.errors import DicomIoError, SeriesGeometryError, SeriesSelectionError
-from dicom_io.reading.gate import ReadOptions, Stack, check_ends, pixel_mm, place_of, stack_of
+from dicom_io.reading.gate import ReadOptions, Stack, check_complete, check_ends, pixel_mm, place_of, stack_of
 from dicom_io.reading.instances import Instance
 from dicom_io.reading.pixels import decode_frames
 from dicom_io.reading.repair import resample
@@ -53,6 +53,7 @@ def read_series(
     time_point: int | None = None,
     resample_gaps: bool = False,
     resample_tilt: bool = False,
+    accept_incomplete: bool = False,
 ) -> Volume:
     """The voxels of one image series in patient space.
 
@@ -67,16 +68,18 @@ def read_series(
 
     Raises:
         SeriesSelectionError: No image series, or several, fit; or it is no volume (colour, cine), or too large.
-        SeriesGeometryError: The slices do not lie on one even grid.
+        SeriesGeometryError: The slices do not lie on one even grid, or the headers count more images than there are.
         UnreadableFileError: A file is broken or its pixels cannot be decoded; or a voxel is NaN or infinite.
     """
-    options = ReadOptions(series_instance_uid, time_point, resample_gaps, resample_tilt)
+    options = ReadOptions(
+        series_instance_uid, time_point, resample_gaps, resample_tilt, accept_incomplete=accept_incomplete
+    )
     scan = scan_source(source)
     named = not (isinstance(source, str | Path) and Path(source).is_dir())
     series, notes = _select(scan, series_instance_uid, named=named)
     stack = stack_of(replace(series, notes=notes), options)
     check_ends(stack, scan.series)
-    return _read(stack)
+    return _read(check_complete(stack, scan.series, options))
 
 
 def examine(source: Path, options: ReadOptions | None = None) -> list[Verdict]:
@@ -103,6 +106,7 @@ def _verdict(series: SeriesRef, options: ReadOptions, others: Iterable[SeriesRef
     try:
         stack = stack_of(series, options)
         check_ends(stack, others)
+        stack = check_complete(stack, others, options)
     except DicomIoError as error:
         return Verdict(series, "refused", str(error))
     affine_lps, shape = place_of(stack)
@@ -204,6 +208,7 @@ def _provenance(stack: Stack, notes: tuple[str, ...]) -> Provenance:
         stack.repair is not None,
         tuple({id(instance): _without_pixels(instance) for instance in in_memory}.values()),
         pixel_mm(frames[0].instance.header) if stack.grid is None and stack.repair is None else None,
+        incomplete=stack.incomplete,
     )
 
 

@@ -48,6 +48,7 @@ class Provenance:
         headers: The data sets without pixels, one an instance, where they came from memory and not from files.
         pixel_mm: Of a picture without patient space whose header has PixelSpacing: distance of neighbouring pixels along
             I and J, in mm. In a projection it holds in one plane only; `notes` says which.
+        incomplete: True where the source's own headers count more images than there were, and it was read on request.
     """
 
     kind: Kind
@@ -62,6 +63,7 @@ class Provenance:
     resampled: bool = False
     headers: tuple[Dataset, ...] = field(default=(), repr=False, compare=False)
     pixel_mm: tuple[float, float] | None = None
+    incomplete: bool = False
 
 
 @dataclass(frozen=True)

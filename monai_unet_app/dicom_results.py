@@ -140,6 +140,7 @@ def _report_of_this_study(path: Path | None, source: Volume) -> Path | None:
 def _info(case: Case, bundle: Bundle, run: PredictConfig) -> ResultInfo:
     reading = (("resample_gaps", run.reading.resample_gaps), ("resample_tilt", run.reading.resample_tilt))
     repairs = [(name, "true") for name, asked in reading if asked and case.volume.provenance.resampled]
+    repairs += [("accept_incomplete", "true")] if case.volume.provenance.incomplete else []
     return ResultInfo(
         segments=bundle.segments,
         algorithm_name=bundle.name,

@@ -253,7 +253,7 @@ def check_flags(cases: Sequence[CaseFiles], run: PredictConfig, what: OutputConf
     if len(plain) == len(cases) and run.reading != ReadOptions():
         raise UsageError(
             f"{plain[0]} is no DICOM and has no series; leave --series, --channels, --time-point, "
-            "--resample-gaps and --resample-tilt out"
+            "--resample-gaps, --resample-tilt and --accept-incomplete out"
         )
     if what.seg_encoding != "binary" and not {"seg", "sr"} & set(what.formats):
         raise UsageError(f"--seg-encoding {what.seg_encoding}: no SEG is asked for; add seg to --format")

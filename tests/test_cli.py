@@ -432,7 +432,7 @@ def test_flags_that_can_mean_nothing_are_wrong_usage(run: Run, crop: Volume, tmp
     image, dicom = good(tmp_path / "n", crop), series(tmp_path / "d", crop)
     for source, flags, message in (
         (image, ["--series", "1.2"], "has no series; leave --series, --channels"),
-        (image, ["--resample-gaps"], "--resample-gaps and --resample-tilt out"),
+        (image, ["--resample-gaps"], "--resample-gaps, --resample-tilt and --accept-incomplete out"),
         (dicom, ["--seg-encoding", "labelmap"], "no SEG is asked for; add seg to --format"),
         (dicom, ["--dicomize"], "the input is DICOM"),
         (dicom, ["--dicom-source", dicom], "the input is DICOM"),

@@ -490,8 +490,8 @@ Slices at one position are told apart by {", ".join(keywords.MARKS)}.
 | parametric map | SOP class; read as result, see below |
 
 Refused: several time points without a choice, colour volumes, cine and other frames without position, uneven gaps and
-missing slices (unless resampling is asked for), mixed orientations, patients, studies or frames of reference, one SOP
-Instance UID with two contents, pixels that cannot be decoded.
+missing slices (unless resampling is asked for), fewer images than the headers count (unless asked for), mixed orientations,
+patients, studies or frames of reference, one SOP Instance UID with two contents, pixels that cannot be decoded.
 
 ### What is read as result
 

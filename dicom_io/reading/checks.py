@@ -9,6 +9,7 @@ from pydicom.uid import UID
 
 from dicom_io.errors import SeriesGeometryError, SeriesSelectionError, UnreadableFileError
 from dicom_io.reading.codecs import decoder_of
+from dicom_io.reading.completeness import parts_of_concatenations
 from dicom_io.reading.frames import has_groups
 from dicom_io.reading.instances import Instance, same_content
 from dicom_io.reading.pixels import PHYSICAL_MODALITIES
@@ -104,17 +105,11 @@ def check_rescale(headers: Sequence[Dataset], series: SeriesRef) -> None:
 
 
 def _check_parts(headers: Sequence[Dataset], series: SeriesRef) -> None:
-    """Passes a concatenation of which all parts are there (PS3.3 C.7.6.16.2.2.4)."""
-    parts: dict[str, set[int]] = {}
-    total: dict[str, int] = {}
-    for header in headers:
-        if uid := str(header.get("ConcatenationUID") or ""):
-            parts.setdefault(uid, set()).add(int(header.get("InConcatenationNumber") or 0))
-            total[uid] = max(total.get(uid, 0), int(header.get("InConcatenationTotalNumber") or 0))
-    for uid, numbers_there in parts.items():
-        if len(numbers_there) < total[uid]:
+    """Passes a concatenation of which all parts are there."""
+    for here, total in parts_of_concatenations(headers):
+        if here < total:
             raise SeriesGeometryError(
-                f"{series.name} is a concatenation of {total[uid]} parts, of which {len(numbers_there)} are here; all are "
+                f"{series.name} is a concatenation of {total} parts, of which {here} are here; all are "
                 "needed, or slices would be missing; fetch the others"
             )
 

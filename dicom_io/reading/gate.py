@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from pydicom.dataset import Dataset
 
 from dicom_io.errors import SeriesGeometryError, SeriesSelectionError
 from dicom_io.reading.checks import PLACE, check_readable, check_rescale, check_space, placeless, without_copies
+from dicom_io.reading.completeness import missing_images
 from dicom_io.reading.frames import MAX_MM, MAX_VOXELS, MIN_MM, Frame, check_size, frames_of, has_groups, numbers
 from dicom_io.reading.geometry import Grid, Plane, even_grid, five_indices
 from dicom_io.reading.repair import Repair, plan_repair
@@ -30,6 +31,7 @@ class ReadOptions:
         resample_gaps: Fill uneven gaps and missing slices by linear interpolation.
         resample_tilt: Put a stack whose slices are shifted sideways (gantry tilt) onto a right-angled grid.
         channels: Read these series of one frame of reference as channels, on the grid of the first (`channels.py`).
+        accept_incomplete: Read a series although its own headers count more images than are here.
     """
 
     series_instance_uid: str | None = None
@@ -37,6 +39,7 @@ class ReadOptions:
     resample_gaps: bool = False
     resample_tilt: bool = False
     channels: tuple[str, ...] = ()
+    accept_incomplete: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Stack:
         grid: Where they lie; None for a picture, and where `repair` says it.
         repair: What is to be resampled, because it was asked for.
         notes: What was found and tolerated.
+        incomplete: Whether images are missing by its own headers, and it was asked for all the same.
     """
 
     series: SeriesRef
@@ -58,6 +62,7 @@ class Stack:
     grid: Grid | None
     repair: Repair | None
     notes: tuple[str, ...] = field(default=())
+    incomplete: bool = False
 
 
 def stack_of(series: SeriesRef, options: ReadOptions) -> Stack:
@@ -186,7 +191,7 @@ def _count_notes(frames: Sequence[Frame], grid: Grid | None) -> list[str]:
         notes.append(
             f"SpacingBetweenSlices says {told:g} mm, the slices lie {gap:g} mm apart: some may never have come here"
         )
-    count = _number(header, "NumberOfSlices")  # PS3.3 C.8.9.4: of a PET series, at one time
+    count = _number(header, "NumberOfSlices")  # fewer of a PET series are refused by check_complete
     if count and count != len(frames):
         notes.append(f"the header counts {count:g} slices, {len(frames)} are here")
     return notes
@@ -199,6 +204,29 @@ def _number(header: Dataset, keyword: str) -> float | None:
     except ValueError:
         return None
     return found[0] if found else None
+
+
+def check_complete(stack: Stack, others: Iterable[SeriesRef], options: ReadOptions) -> Stack:
+    """Passes a stack that has all images that its headers count, or whose missing slices were filled in on request.
+
+    Returns:
+        The stack; with a note where it is incomplete and was asked for all the same.
+
+    Raises:
+        SeriesGeometryError: Images are missing, and nothing was asked for.
+    """
+    missing = missing_images(stack.series, others) if stack.grid or stack.repair else None
+    filled = stack.repair.shape[2] - len(stack.repair.order) if stack.repair else 0
+    if missing is None or missing.count <= filled:
+        return stack
+    told = f"{missing.words}: {missing.count} missing"
+    if options.accept_incomplete:
+        note = f"read on request although it is incomplete by its own headers: {told}"
+        return replace(stack, notes=(*stack.notes, note), incomplete=True)
+    raise SeriesGeometryError(
+        f"{stack.series.name} is incomplete by its own headers: {told}; all are needed, or a structure could be cut off; "
+        "fetch the missing images, or pass --accept-incomplete to read what is here"
+    )
 
 
 def check_ends(stack: Stack, others: Iterable[SeriesRef]) -> None:

@@ -48,6 +48,7 @@ HEADER_KEYWORDS = (
     "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID Modality PatientID PatientName "
     "FrameOfReferenceUID InstanceNumber ImagePositionPatient ImageOrientationPatient PixelSpacing ImagerPixelSpacing "
     "ConcatenationUID InConcatenationNumber InConcatenationTotalNumber NumberOfSlices "
+    "ImagesInAcquisition SeriesType NumberOfTimeSlices NumberOfRRIntervals NumberOfTimeSlots "
     "SliceThickness SpacingBetweenSlices NumberOfFrames SharedFunctionalGroupsSequence "
     "PerFrameFunctionalGroupsSequence Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation "
     "SamplesPerPixel PhotometricInterpretation PlanarConfiguration PixelPaddingValue RescaleSlope "

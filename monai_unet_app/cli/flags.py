@@ -61,6 +61,11 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resample-tilt", action="store_true", help="put a tilted stack (gantry) onto a right-angled grid"
     )
+    parser.add_argument(
+        "--accept-incomplete",
+        action="store_true",
+        help="read a series that has fewer images than its headers count",
+    )
 
 
 def add_labels(parser: argparse.ArgumentParser) -> None:

@@ -143,5 +143,10 @@ def _package(verb: Verb) -> None:
     parser.add_argument(
         "--resample-tilt", action="store_true", help="put a tilted stack (gantry) onto a right-angled grid"
     )
+    parser.add_argument(
+        "--accept-incomplete",
+        action="store_true",
+        help="read a series that has fewer images than its headers count",
+    )
     parser.add_argument("--memory", help="that one run needs, as Kubernetes writes it (default: 4Gi)")
     parser.add_argument("--gpu-memory", help="of a GPU (default: 4Gi)")

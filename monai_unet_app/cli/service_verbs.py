@@ -270,4 +270,5 @@ def package(options: argparse.Namespace) -> Answer:
 
 _SETTINGS = (
     "tta", "probabilities", "cautious", "explain", "deliver_rejected", "seg_encoding", "resample_gaps", "resample_tilt",
+    "accept_incomplete",
 )  # fmt: skip

@@ -505,7 +505,14 @@ def read_options(options: argparse.Namespace) -> ReadOptions:
     channels = tuple(uid.strip() for uid in options.channels.split(",") if uid.strip())
     if channels and (options.series or options.time_point or options.resample_gaps or options.resample_tilt):
         raise UsageError("--channels names whole series; leave --series, --time-point and --resample-... out")
-    return ReadOptions(options.series, options.time_point, options.resample_gaps, options.resample_tilt, channels)
+    return ReadOptions(
+        options.series,
+        options.time_point,
+        options.resample_gaps,
+        options.resample_tilt,
+        channels,
+        options.accept_incomplete,
+    )
 
 
 def labelled_cases(options: argparse.Namespace) -> Any:

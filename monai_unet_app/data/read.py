@@ -64,13 +64,14 @@ def _read_by_dicom_io(path: Path, options: ReadOptions) -> Volume:
         volume = read_itk(path)
         return volume.with_array(volume.array.astype(np.float32))
     if options.channels:
-        return read_channels(path, options.channels)
+        return read_channels(path, options.channels, accept_incomplete=options.accept_incomplete)
     return read_series(
         path,
         series_instance_uid=options.series_instance_uid,
         time_point=options.time_point,
         resample_gaps=options.resample_gaps,
         resample_tilt=options.resample_tilt,
+        accept_incomplete=options.accept_incomplete,
     )
 
 

@@ -25,7 +25,7 @@ class Settings:
         probabilities: As in `OutputConfig`; so are cautious, explain, deliver_rejected, dicomize, seg_encoding.
         series: SeriesInstanceUID of the series to read where there are several.
         channels: SeriesInstanceUIDs of the series that are the channels of one case.
-        time_point: As in `ReadOptions`; so are resample_gaps, resample_tilt.
+        time_point: As in `ReadOptions`; so are resample_gaps, resample_tilt, accept_incomplete.
         device: As in `monai_unet_app.config.resolve_device`.
     """
 
@@ -42,6 +42,7 @@ class Settings:
     time_point: int | None = None
     resample_gaps: bool = False
     resample_tilt: bool = False
+    accept_incomplete: bool = False
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -54,7 +55,14 @@ class Settings:
     @property
     def run(self) -> PredictConfig:
         """How each case is read and predicted."""
-        reading = ReadOptions(self.series, self.time_point, self.resample_gaps, self.resample_tilt, self.channels)
+        reading = ReadOptions(
+            self.series,
+            self.time_point,
+            self.resample_gaps,
+            self.resample_tilt,
+            self.channels,
+            self.accept_incomplete,
+        )
         return PredictConfig(self.tta, reading)
 
     @property

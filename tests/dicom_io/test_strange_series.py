@@ -165,7 +165,11 @@ def test_headers_that_count_more_slices_are_told(tmp_path: Path) -> None:
         in read_series(tmp_path / "second").provenance.notes[-1]
     )
     counted = series(tmp_path / "pet", setting(Modality="PT", NumberOfSlices=9))
-    assert "the header counts 9 slices, 7 are here" in read_series(counted).provenance.notes
+    with pytest.raises(SeriesGeometryError, match="holds 7 images, and its headers count 9"):
+        read_series(counted)
+    assert "the header counts 9 slices, 7 are here" in read_series(counted, accept_incomplete=True).provenance.notes
+    fewer = series(tmp_path / "more than counted", setting(Modality="PT", NumberOfSlices=5))
+    assert "the header counts 5 slices, 7 are here" in read_series(fewer).provenance.notes
     assert (
         read_series(series(tmp_path / "right", setting(SpacingBetweenSlices=2.5, NumberOfSlices=7))).provenance.notes
         == ()
