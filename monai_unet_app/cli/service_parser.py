@@ -32,6 +32,11 @@ def _node(verb: Verb) -> None:
     parser.add_argument(
         "--config", type=place, required=True, help="the site's file: [node], [[rules]], [destinations.NAME]"
     )
+    parser.add_argument(
+        "--new-audit-key",
+        action="store_true",
+        help="the key of the audit trail is lost for good: make another, and say so in the trail",
+    )
 
 
 def _audit(verb: Verb) -> None:
@@ -44,6 +49,12 @@ def _audit(verb: Verb) -> None:
         "action", choices=["verify"], help="follow the chain of digests from the first line to the last"
     )
     parser.add_argument("trail", type=place, help="audit.jsonl in the node's folder")
+    parser.add_argument(
+        "--key", type=place, help="the key that signs it (default: audit.key beside it, if that is there)"
+    )
+    parser.add_argument(
+        "--database", type=place, help="the node's database, which remembers its end (default: node.sqlite beside it)"
+    )
 
 
 def _token(verb: Verb) -> None:

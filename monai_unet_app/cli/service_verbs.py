@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from monai_unet_app.cli.show import line
 from monai_unet_app.cli.verbs import EXIT_DONE, EXIT_FAILED, Answer, check_writable, read_options
-from monai_unet_app.errors import UsageError
+from monai_unet_app.errors import InputRefusedError, UsageError
 
 if TYPE_CHECKING:
+    from monai_unet_app.service.audit import Head
     from monai_unet_app.service.commission import Check
     from monai_unet_app.service.node import Node
 
@@ -34,9 +35,9 @@ def node(options: argparse.Namespace) -> Answer:
     os.umask(0o077)  # what it keeps is patients'
     _log()
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # the last: its terminal was closed
         signal.signal(number, lambda *_: stop.set())
-    with Node(site) as running, _door(running):
+    with Node(site, new_key=options.new_audit_key) as running, _door(running):
         if not options.json:
             line(f"{site.node.ae_title} listens on {site.node.host}:{running.provider.port}; Ctrl-C ends it")
             for rule in site.rules:
@@ -50,11 +51,15 @@ def node(options: argparse.Namespace) -> Answer:
 
 
 def _log() -> None:
-    """To stderr, with the time, what our own packages warn of; of others only errors, since they may quote a header."""
+    """To stderr, with the time: what the node did with which study, and what our own packages warn of.
+
+    Of others only errors, since they may quote a header.
+    """
     logging.disable(logging.NOTSET)
     logging.basicConfig(level=logging.ERROR, format="%(asctime)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
     for name in ("dicom_io", "monai_unet_app"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("monai_unet_app.service").setLevel(logging.INFO)
 
 
 def _check_bundles(site: Path) -> None:
@@ -92,12 +97,55 @@ def _wait(running: Node, stop: threading.Event, *, told: bool) -> None:
 
 
 def audit(options: argparse.Namespace) -> Answer:
-    from monai_unet_app.service.audit import verify
+    from monai_unet_app.service.audit import KEY_FILE, read_key, verify
 
-    found = verify(options.trail)
+    beside = options.trail.with_name(KEY_FILE)
+    key = read_key(options.key or beside) if options.key or os.access(beside, os.R_OK) else None
+    if options.key and key is None:
+        raise UsageError(f"{options.key} is not there; the key of the node's audit trail is needed; correct --key")
+    head, compared = _remembered(
+        options.database or options.trail.with_name("node.sqlite"), must=bool(options.database)
+    )
+    found = verify(options.trail, key, head)
     if not options.json:
         line(f"{options.trail} is whole: {found.lines} line(s), the last has sha256 {found.last}")
-    return {"lines": found.lines, "last": found.last}, EXIT_DONE
+        line(f"  who wrote it: {_signed(found.lines, found.signed, has_key=key is not None)}")
+        line(f"  its end: {compared}")
+    told = {
+        "lines": found.lines,
+        "last": found.last,
+        "signed": found.signed,
+        "compared_with_database": head is not None,
+    }
+    return told, EXIT_DONE
+
+
+def _signed(lines: int, signed: int, *, has_key: bool) -> str:
+    if not has_key:
+        return "not checked; the key is needed: audit.key beside the trail, or --key"
+    earlier = f"; {lines - signed} earlier line(s) are not signed by it, and are as they were when it came" * (
+        signed < lines
+    )
+    return f"{signed} line(s) are signed by the node's key{earlier}"
+
+
+def _remembered(database: Path, *, must: bool) -> tuple[Head | None, str]:
+    """What a node's database remembers of its trail; and, in words, what the trail's end was compared with."""
+    import sqlite3
+
+    from monai_unet_app.service.queue import read_head
+
+    if not database.exists() and not must:
+        return None, "not checked; no node.sqlite lies beside the trail, and none was named with --database"
+    try:
+        head = read_head(database)
+    except sqlite3.Error as error:
+        raise InputRefusedError(
+            f"{database} cannot be read ({error}); the database of the trail's node is needed; correct --database"
+        ) from error
+    if head is None:
+        return None, f"not checked; {database.name} remembers nothing of a trail"
+    return head, f"no line that {database.name} remembers is missing (line {head.n})"
 
 
 def token(options: argparse.Namespace) -> Answer:

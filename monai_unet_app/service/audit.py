@@ -1,27 +1,53 @@
-"""The audit trail: who had what done to which study by which model, in lines that are chained by their digests.
+"""The audit trail: who had what done to which study by which model, in lines that are chained by their digests and signed.
 
-Each line is a JSON object with `n`, `time`, `event`, what happened, `previous` (sha256 of the line before) and `sha256` (of
-this line without it). Lines are only added. A line that was changed, taken out or put in breaks the chain at its place; lines
-taken off the end do not, so whoever must prove more keeps the last digest elsewhere. No patient's identity is in it: studies
-are named by their UIDs.
+Each line is a JSON object with `n`, `time`, `event`, what happened, `previous` (sha256 of the line before), `key` (name of the
+key that signs it), `sha256` (of this line without it and without `hmac`) and `hmac` (HMAC-SHA256 of `sha256` by that key).
+Lines are only added.
+
+- A line that was changed, taken out or put in breaks the chain at its place. Anybody can check this.
+- A trail that was computed anew as a whole has no valid signatures. Who has the key can check this.
+- A trail that was deleted or cut at its end is shorter than what the node's database remembers of it (`Anchor`).
+
+The line is forced to the disk before the database remembers it, so a node that is killed in between has a trail that is longer,
+never one that is shorter. No patient's identity is in a trail: studies are named by their UIDs.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import os
+import secrets
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from monai_unet_app.errors import InputRefusedError
+from dicom_io.net.store import sync_folder
+from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 
 BEGIN = "0" * 64
 """What the first line names as the digest before it."""
+
+KEY_FILE = "audit.key"
+"""Name of the key's file beside the trail, unless the site names another place."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last line of a trail.
+
+    Attributes:
+        n: Its number; 0 for an empty trail.
+        digest: Its sha256.
+    """
+
+    n: int
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -31,69 +57,200 @@ class Verified:
     Attributes:
         lines: How many.
         last: sha256 of the last one.
+        signed: How many lines, up to the last, were checked to be signed by the key; 0 where no key was given.
     """
 
     lines: int
     last: str
+    signed: int = 0
+
+
+@dataclass(frozen=True, repr=False)
+class Key:
+    """A secret that signs lines."""
+
+    secret: bytes
+
+    @property
+    def name(self) -> str:
+        """Tells keys apart, and tells nothing of the secret."""
+        return hashlib.sha256(b"monai-unet audit key\0" + self.secret).hexdigest()[:16]
+
+    def sign(self, digest: str) -> str:
+        """The `hmac` of a line with this sha256."""
+        return hmac.new(self.secret, digest.encode(), hashlib.sha256).hexdigest()
+
+
+class Anchor(Protocol):
+    """Remembers the head of a trail, apart from the trail; `service.queue.Queue` is one."""
+
+    def all_or_none(self) -> AbstractContextManager[Any]:
+        """What happens within is remembered at its end, or nothing of it."""
+
+    def head(self) -> Head | None:
+        """What was remembered last; None if nothing was."""
+
+    def keep_head(self, head: Head) -> None:
+        """Remembers it."""
 
 
 class AuditTrail:
     """A file that grows; one process at a time may write to it."""
 
-    def __init__(self, path: Path) -> None:
-        """Opens the trail, making it if need be; half a line that a crash left is moved to a file beside it.
+    def __init__(
+        self, path: Path, key_file: Path | None = None, anchor: Anchor | None = None, *, new_key: bool = False
+    ) -> None:
+        """Opens the trail, making it and its key if need be; half a line that a crash left is moved to a file beside it.
+
+        A trail of an earlier version, which is not signed, gets a line "signed from here on".
+
+        Args:
+            path: The trail.
+            key_file: Its key; None: `audit.key` beside it.
+            anchor: Remembers the head of the trail.
+            new_key: The key is lost: make a new one, and say so in a line "new key".
 
         Raises:
-            InputRefusedError: The chain is broken.
+            InputRefusedError: The chain is broken, a signature is wrong, or the trail is not what the anchor remembers.
+            UsageError: The key is missing, can be read by others, or is no key; or `new_key`, and the key is there.
         """
-        self.path, self._lock = path, threading.Lock()
-        path.touch(mode=0o640)
+        self.path, self._anchor, self._lock = path, anchor, threading.Lock()
+        key_file = key_file or path.with_name(KEY_FILE)
         _set_torn_line_aside(path)
-        found = verify(path)
+        new = key_file.with_name(key_file.name + ".new")
+        _finish_new_key(path, key_file, new)
+        key, remembered = read_key(key_file), anchor.head() if anchor else None
+        if key is not None and new_key:
+            raise UsageError(f"{key_file} is there; --new-audit-key is for a key that is lost; leave it out")
+        found = verify(path, key, remembered or Head(0, BEGIN))
+        was_signed = key is None and _is_signed(path)
+        if was_signed and not new_key:
+            raise UsageError(
+                f"{path} is signed, and its key {key_file} is not there; the key is needed to go on; put it back from its "
+                "copy, or if it is lost for good start once with --new-audit-key, which the trail will tell"
+            )
+        if not path.exists():
+            path.touch(mode=0o640)
+            sync_folder(path.parent)
+        self._file = _identity(path)
         self._count, self._last = found.lines, found.last
+        if key is None:
+            self._key = Key(secrets.token_bytes(32))
+            _write_key(self._key, new)
+            if found.lines:
+                self.write("new key" if was_signed else "signed from here on")
+            _rename(new, key_file)
+        else:
+            self._key = key
+        if anchor is not None:
+            anchor.keep_head(Head(self._count, self._last))
 
     def write(self, event: str, **facts: Any) -> None:
-        """Adds a line and forces it to the disk. Raises OSError where that cannot be done; nothing is added then."""
-        with self._lock:
+        """Adds a line, forces it to the disk, and has the anchor remember it, with what else is recorded in one go.
+
+        Raises:
+            OSError: It cannot be written; nothing is added then.
+            AppError: The file is not as this process left it.
+        """
+        with self._in_one_go(), self._lock:
+            self._check_file()
             line = {
                 "n": self._count + 1,
                 "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
                 "event": event,
                 **facts,
                 "previous": self._last,
+                "key": self._key.name,
             }
             digest = _digest(line)
-            _append(self.path, json.dumps({**line, "sha256": digest}, ensure_ascii=False) + "\n")
+            signed = {**line, "sha256": digest, "hmac": self._key.sign(digest)}
+            _append(self.path, json.dumps(signed, ensure_ascii=False) + "\n")
+            self._file = _identity(self.path)
             self._count, self._last = self._count + 1, digest
+            if self._anchor is not None:
+                self._anchor.keep_head(Head(self._count, self._last))
 
     def try_out(self) -> None:
-        """Whether a line could be added now. Raises OSError if not."""
-        with self._lock, self.path.open("rb+"):
-            pass
+        """Whether a line could be added now.
+
+        Raises:
+            OSError: It cannot be written.
+            AppError: The file is not as this process left it.
+        """
+        with self._lock:
+            self._check_file()
+            with self.path.open("rb+"):
+                pass
+
+    def _check_file(self) -> None:
+        if _identity(self.path) != self._file:
+            raise AppError(
+                f"{self.path.name} was changed, cut or replaced while the node ran; put the file back, or stop the node and "
+                "compare with a copy"
+            )
+
+    @contextmanager
+    def _in_one_go(self) -> Iterator[None]:
+        """The anchor is locked before the trail is: whoever records something else with a line has it locked already."""
+        if self._anchor is None:
+            yield
+            return
+        with self._anchor.all_or_none():
+            yield
 
 
-def verify(path: Path) -> Verified:
+def verify(path: Path, key: Key | None = None, head: Head | None = None) -> Verified:
     """Follows the chain from the first line to the last.
 
+    Args:
+        path: The trail; none counts as empty where a `head` is given.
+        key: From the first line that it signed on, every line must be signed by it. None: signatures are not looked at.
+        head: What was remembered of the trail: it must have that line, and may be longer.
+
     Raises:
-        InputRefusedError: A line is none, is not what it was, or does not follow the one before; the message names it.
+        InputRefusedError: A line is none, is not what it was, does not follow the one before, or is not signed; or the
+            trail lacks lines at its end. The message says which.
     """
-    count, last = 0, BEGIN
-    for number, line in lines(path):
+    count, last, signed = 0, BEGIN, 0
+    for number, line in lines(path) if head is None or path.exists() else ():
+        where = f"{path.name}: line {number}"
         broken = (
-            f"{path.name}: line {number} is not what was written there, or lines before it are missing; an unchanged trail is "
-            "needed; compare it with a copy that is kept elsewhere"
+            f"{where} is not what was written there, or lines before it are missing; an unchanged trail is needed; compare it "
+            "with a copy that is kept elsewhere"
         )
         try:
             content = json.loads(line)
-            digest = content.pop("sha256")
+            digest, signature = content.pop("sha256"), content.pop("hmac", "")
             fits = content["previous"] == last and content["n"] == number and digest == _digest(content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputRefusedError(broken) from error
         if not fits:
             raise InputRefusedError(broken)
+        if head is not None and number == head.n and digest != head.digest:
+            raise InputRefusedError(
+                f"{where} is not the one that the node's database remembers; this is another trail, or it was computed anew; "
+                "compare it with a copy that is kept elsewhere"
+            )
+        if key is not None and (signed or content.get("key") == key.name):
+            if not hmac.compare_digest(key.sign(digest), str(signature)):
+                raise InputRefusedError(
+                    f"{where} is not signed by the node's key; somebody else wrote it; compare the trail with a copy that is "
+                    "kept elsewhere"
+                )
+            signed += 1
         count, last = number, digest
-    return Verified(count, last)
+    if head is not None and count < head.n:
+        raise InputRefusedError(
+            f"{path.name} has {count} line(s), and the node's database remembers line {head.n}; lines were cut off its end, or "
+            "the file was deleted; put the whole trail back from a copy. Where there is none, move node.sqlite away as well: "
+            "the node goes on from what is left of the trail, and later decisions are lost"
+        )
+    if key is not None and count and not signed:
+        raise InputRefusedError(
+            f"{path.name}: no line is signed by the key {key.name}; the trail's own key is needed, or the trail was computed "
+            "anew; compare it with a copy that is kept elsewhere"
+        )
+    return Verified(count, last, signed)
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -110,6 +267,79 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 def entries(path: Path) -> Iterator[dict[str, Any]]:
     """What the lines of a whole trail say."""
     return (json.loads(text) for _, text in lines(path))
+
+
+def read_key(path: Path) -> Key | None:
+    """The key in a file; None where there is no file.
+
+    Raises:
+        UsageError: Others can read it, or it holds no key.
+    """
+    try:
+        mode, text = path.stat().st_mode, path.read_text(encoding="ascii")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{path} cannot be read ({type(error).__name__}); the key of an audit trail is needed"
+        ) from error
+    if os.name == "posix" and mode & 0o077:
+        raise UsageError(f"{path} has mode {mode & 0o777:o}; only its owner may read a key; chmod 600 it")
+    try:
+        secret = bytes.fromhex(text.strip())
+    except ValueError:
+        secret = b""
+    if len(secret) != 32:
+        raise UsageError(f"{path} holds no key of an audit trail; 64 hexadecimal digits are needed; put the key back")
+    return Key(secret)
+
+
+def _write_key(key: Key, path: Path) -> None:
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+        stream.write(key.secret.hex() + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _finish_new_key(trail: Path, key_file: Path, new: Path) -> None:
+    """A node was killed while it changed to a new key: it is the key if it has signed a line, and else of no use."""
+    if key_file.exists() or not new.exists():
+        return
+    try:
+        key = read_key(new)
+    except UsageError:
+        key = None  # half written
+    if key is not None and any(line.get("key") == key.name for line in _parsed(trail)):
+        _rename(new, key_file)
+    else:
+        new.unlink()
+
+
+def _rename(new: Path, key_file: Path) -> None:
+    new.replace(key_file)
+    sync_folder(key_file.parent)
+
+
+def _is_signed(trail: Path) -> bool:
+    return any("key" in line and "hmac" in line for line in _parsed(trail))
+
+
+def _parsed(trail: Path) -> Iterator[dict[str, Any]]:
+    """Those lines that are JSON objects; whether the trail is whole is `verify`'s to say."""
+    for _, text in lines(trail) if trail.exists() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            yield line
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Which file lies there, and its size in bytes."""
+    found = path.stat()
+    return found.st_ino, found.st_size
 
 
 def _digest(line: dict[str, Any]) -> str:
@@ -129,7 +359,7 @@ def _append(path: Path, text: str) -> None:
 
 
 def _set_torn_line_aside(path: Path) -> None:
-    content = path.read_bytes()
+    content = path.read_bytes() if path.exists() else b""
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
         with path.with_suffix(".torn").open("ab") as stream:

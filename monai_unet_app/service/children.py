@@ -25,6 +25,9 @@ BEAT: Message = {"beat": True}
 BEAT_S = 1.0
 """Seconds between two heart-beats that a child is asked for."""
 
+PARTIAL = ".partial-"
+"""What the name of a folder begins with that a worker is writing and will rename."""
+
 _QUIET = {
     "OPENVINO_TELEMETRY": "0",
     "HF_HUB_OFFLINE": "1",

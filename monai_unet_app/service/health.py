@@ -12,7 +12,7 @@ from monai_unet_app.errors import AppError
 if TYPE_CHECKING:
     from monai_unet_app.service.node import Node
 
-LOOK_S = 2.0
+LOOK_S = 5.0
 """Seconds between two trials of database and audit trail."""
 
 LONGEST_TICK_S = 10.0

@@ -34,7 +34,7 @@ from dicom_io.net.store import INCOMING, InstanceStore, Stored
 from dicom_io.reading.instances import READ_ERRORS, load_dataset
 from monai_unet_app.errors import UsageError
 from monai_unet_app.service.audit import AuditTrail
-from monai_unet_app.service.children import Child, Message, resident_bytes
+from monai_unet_app.service.children import PARTIAL, Child, Message, resident_bytes
 from monai_unet_app.service.commitments import Commitments
 from monai_unet_app.service.crew import Crew, Pause
 from monai_unet_app.service.health import Health
@@ -51,6 +51,7 @@ _TIDY_S = 60.0
 _SOONER = 0.2  # of the usual time, for a study that has all that its headers tell of
 _HINTS = ("ImagesInAcquisition", "NumberOfSlices")  # PS3.3 C.7.6.1, C.8.9.4
 _WAIT_S = 5.0  # for a disk that is full
+_MOST_REMADE = 2
 _FEW_TRIES = 10  # no destination is given up before, whatever the clock says
 _LONGEST_START_S = 600.0  # of a worker, which loads its bundles
 _REMEMBERED, _TURNED_AWAY = 1000, 10
@@ -91,15 +92,16 @@ class Node:
         turned_away: The last of both: when, in seconds since 1970, and why.
     """
 
-    def __init__(self, site: Site, worker: str = WORKER) -> None:
+    def __init__(self, site: Site, worker: str = WORKER, *, new_key: bool = False) -> None:
         """Opens the node's folder; nothing runs yet.
 
         Args:
             site: Its file is what workers and senders read again.
             worker: Module that the workers run.
+            new_key: See `AuditTrail`.
 
         Raises:
-            UsageError: Another node uses the folder, or its `node.sqlite` is damaged.
+            UsageError: Another node uses the folder, its `node.sqlite` is damaged, or the audit trail's key cannot be used.
             InputRefusedError: The audit trail was tampered with.
         """
         self.site, self.config, self._worker = site, site.node, worker
@@ -107,9 +109,13 @@ class Node:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock_file = _locked(self.folder)
         self.store = InstanceStore(self.folder / RECEIVED, stored=self._stored)
-        self.audit = AuditTrail(self.folder / "audit.jsonl")
-        self.queue = Queue(self.folder / "node.sqlite")
-        restore(self.queue, self.audit.path)
+        try:
+            self.queue = Queue(self.folder / "node.sqlite")
+            self.audit = AuditTrail(self.folder / "audit.jsonl", self.config.audit_key, self.queue, new_key=new_key)
+            restore(self.queue, self.audit.path)
+        except BaseException:
+            self._lock_file.close()
+            raise
         self.letters = DeadLetters(self.folder / DEAD, self.queue)
         self.health = Health(self)
         self.seconds: dict[str, deque[float]] = {
@@ -338,6 +344,7 @@ class Node:
                 job = self.queue.settle(study)
                 count = self.queue.instances(study)
                 self.audit.write("complete", study=study, version=job.version, job=job.id, instances=count)
+            _logger.info("study %s: complete, version %s of %s instance(s), job %s", study, job.version, count, job.id)
             with self._arrivals:
                 if not one.unrecorded:  # else more has just come, for another version
                     del self._arriving[study]
@@ -354,12 +361,17 @@ class Node:
     def _task(self, job: Job) -> dict[str, Any]:
         return {
             "study": str(self.folder / RECEIVED / job.study),
-            "output": str(self.folder / RESULTS / f"{job.id}-{job.attempts}"),
+            "output": str(self.folder / RESULTS / self._output(job)),
             "earlier": {
                 f"{one.rule}/{one.series}": str(self.folder / RESULTS / one.folder)
                 for one in self.queue.last_delivered(job.study)
             },
         }
+
+    def _output(self, job: Job) -> str:
+        """Name of the folder below `results` for this attempt at a job."""
+        remade = self.queue.times_remade(job.id)
+        return f"{job.id}-{job.attempts}" + (f"-again{remade}" if remade else "")
 
     def _hear(self) -> None:
         """What children say is done; what cannot be recorded just now, because the disk is full, is heard again."""
@@ -399,6 +411,8 @@ class Node:
                     rule=one.rule, state=made.state, verdict=one.verdict, digest=one.digest, folder=one.folder,
                     destinations=one.destinations,
                 )  # fmt: skip
+                why = f": {one.reason}" if one.reason else ""
+                _logger.info("study %s: result %s of rule %s is %s%s", job.study, made.id, one.rule, made.state, why)
 
     def _failed(self, job: Job, reason: str) -> None:
         if job.attempts >= self.config.tries:
@@ -406,7 +420,9 @@ class Node:
                 self.queue.bury(job.id, reason)
                 self.audit.write("dead letter", study=job.study, version=job.version, job=job.id, reason=reason)
                 self.letters.lay_down(job, reason)
+            _logger.warning("dead letter: study %s, job %s: %s", job.study, job.id, reason)
         else:
+            _logger.info("study %s: job %s failed, try %s: %s", job.study, job.id, job.attempts, reason)
             self._not_before[job.id] = time.monotonic() + min(2.0**job.attempts, _WAIT_S)
             self.queue.put_back(job.id, reason)
 
@@ -431,7 +447,11 @@ class Node:
             return
         busy = {child.task.destination for child in self.senders.children if child.task is not None}
         away = {destination for destination, pause in self._pauses.items() if not pause.is_over}
-        due = [one for one in self.queue.next_deliveries() if one[0].destination not in busy | away]
+        due = [
+            one
+            for one in self.queue.next_deliveries()
+            if one[0].destination not in busy | away and self._is_there(*one)
+        ]
         for child, (delivery, folder) in zip(idle, due, strict=False):
             task = {"destination": delivery.destination, "folder": str(self.folder / RESULTS / folder)}
             child.give(delivery, task)
@@ -448,18 +468,57 @@ class Node:
                     destination=delivery.destination, objects=message["delivered"],
                 )  # fmt: skip
             self._note_total(delivery)
+            _logger.info(
+                "result %s: delivered to %s, %s object(s)", delivery.result, delivery.destination, message["delivered"]
+            )
             return
         reason = str(message["failed"]) if message else _why_ended(child)
         pause = Pause(self.config.first_pause_s, self.config.longest_pause_s)
         self._pauses.setdefault(delivery.destination, pause).begin()
-        is_late = time.time() - delivery.created > self.config.give_up_h * 3600
+        _logger.info(
+            "result %s: not delivered to %s, try %s: %s",
+            delivery.result, delivery.destination, delivery.attempts + 1, reason,
+        )  # fmt: skip
+        is_late = self.queue.is_late(delivery.id, self.config.give_up_h * 3600)
         if is_late and delivery.attempts >= _FEW_TRIES:
-            with self.queue.all_or_none():
-                self.queue.bury_delivery(delivery.id, reason)
-                self.audit.write("dead letter", result=delivery.result, destination=delivery.destination, reason=reason)
-                self.letters.lay_down(delivery, reason)
+            self._give_up(delivery, reason)
         else:
             self.queue.not_delivered(delivery.id, reason)
+
+    def _give_up(self, delivery: Delivery, reason: str) -> None:
+        with self.queue.all_or_none():
+            self.queue.bury_delivery(delivery.id, reason)
+            self.audit.write("dead letter", result=delivery.result, destination=delivery.destination, reason=reason)
+            self.letters.lay_down(delivery, reason)
+        _logger.warning("dead letter: result %s to %s: %s", delivery.result, delivery.destination, reason)
+
+    def _is_there(self, delivery: Delivery, folder: str) -> bool:
+        """Whether there is something to deliver. If it is lost, its study is worked at again, at most twice.
+
+        What is made again supersedes what is lost, and has the same bytes; a destination that has them is not sent them.
+        """
+        if any((self.folder / RESULTS / folder).rglob("*.dcm")):
+            return True
+        result = self.queue.result(delivery.result)
+        jobs = self.queue.jobs_of(result.study) if result else []
+        if result is None or not jobs or jobs[-1].state in ("queued", "working"):
+            return False
+        lost, job = f"its files are missing from {RESULTS}", jobs[-1]
+        if result.verdict == "verified":
+            self._give_up(delivery, f"{lost}; a verified report is not made again by itself: decide once more")
+        elif not any((self.folder / RECEIVED / result.study).rglob("*")):
+            self._give_up(delivery, f"{lost}, and its images from {RECEIVED}; send the study again")
+        elif job.state == "dead":
+            self._give_up(delivery, f"{lost}, and job {job.id}, which would make them again, is a dead letter")
+        elif self.queue.times_remade(job.id) >= _MOST_REMADE:
+            self._give_up(delivery, f"{lost}, and were again after they were made again {_MOST_REMADE} times")
+        else:
+            with self.queue.all_or_none():
+                self.queue.remake(job.id)
+                self.queue.not_delivered(delivery.id, f"{lost}; they are made again")
+                self.audit.write("remade", study=result.study, job=job.id, result=result.id, reason=lost)
+            _logger.warning("result %s: %s; study %s is worked at again", result.id, lost, result.study)
+        return False
 
     def _note_total(self, delivery: Delivery) -> None:
         result = self.queue.result(delivery.result)
@@ -472,7 +531,7 @@ class Node:
         if time.monotonic() - self._tidied < _TIDY_S and self._tidied:
             return
         self._tidied = time.monotonic()
-        for study in self.queue.forgettable(time.time() - self.config.retention_days * 86_400):
+        for study in self.queue.forgettable(self.queue.now_s() - self.config.retention_days * 86_400):
             with self._arrivals:
                 if study in self._arriving:
                     continue
@@ -483,13 +542,14 @@ class Node:
             with self.queue.all_or_none():
                 self.queue.forget(study)
                 self.audit.write("forgotten", study=study)
+            _logger.info("study %s: forgotten, as everything about it was done long ago", study)
         self.letters.mend()
-        at_work = {
-            f"{child.task.id}-{child.task.attempts}" for child in self.workers.children if child.task is not None
-        }
+        at_work = {self._output(child.task) for child in self.workers.children if child.task is not None}
         known = self.queue.folders() | at_work
+        (self.folder / RESULTS).mkdir(exist_ok=True)
         for path in (self.folder / RESULTS).iterdir():
-            if path.name not in known and time.time() - path.stat().st_mtime > _TIDY_S:
+            is_being_made = at_work and path.name.startswith(PARTIAL)  # a worker writes there when it has computed
+            if path.name not in known and not is_being_made and time.time() - path.stat().st_mtime > _TIDY_S:
                 shutil.rmtree(path, ignore_errors=True)
 
 

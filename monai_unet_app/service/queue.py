@@ -16,12 +16,13 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from monai_unet_app.errors import UsageError
+from monai_unet_app.service.audit import Head
 
 JobState = Literal["queued", "working", "done", "dead"]
 ResultState = Literal["held", "rejected", "sending", "delivered", "not processed", "dead", "superseded", "refused"]
@@ -52,15 +53,22 @@ CREATE TABLE IF NOT EXISTS results (
 CREATE TABLE IF NOT EXISTS deliveries (
     id INTEGER PRIMARY KEY AUTOINCREMENT, result INTEGER NOT NULL, destination TEXT NOT NULL, state TEXT NOT NULL,
     attempts INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', created REAL NOT NULL, done REAL,
-    UNIQUE (result, destination));
+    since REAL, UNIQUE (result, destination));
 CREATE TABLE IF NOT EXISTS commitments (
     ae_title TEXT NOT NULL, "transaction" TEXT NOT NULL, refs TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
     created REAL NOT NULL, reported REAL, PRIMARY KEY (ae_title, "transaction"));
-CREATE TABLE IF NOT EXISTS pulse (one INTEGER PRIMARY KEY CHECK (one = 1), n INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS audit_head (one INTEGER PRIMARY KEY CHECK (one = 1), n INTEGER NOT NULL, digest TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS clock (one INTEGER PRIMARY KEY CHECK (one = 1), seconds REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS totals (verdict TEXT PRIMARY KEY, n INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS remade (job INTEGER PRIMARY KEY, n INTEGER NOT NULL);
 CREATE INDEX IF NOT EXISTS jobs_state ON jobs (state);
 CREATE INDEX IF NOT EXISTS results_of ON results (study, rule, series);
 CREATE INDEX IF NOT EXISTS deliveries_state ON deliveries (state);
 """
+
+
+_COUNTED = "SELECT verdict, count(*) FROM results WHERE folder != '' AND state != 'not processed'"
+"""Results that the quality gate has judged, or that have no gate."""
 
 
 @dataclass(frozen=True)
@@ -143,12 +151,18 @@ class Queue:
             UsageError: It is no such file, or damaged.
         """
         self._path, self._lock = path, threading.RLock()
+        self._opened = time.monotonic()
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=30)
         self._db.row_factory = sqlite3.Row
         try:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.executescript(_SCHEMA)
+            if "since" not in {row["name"] for row in self._db.execute("PRAGMA table_info(deliveries)")}:
+                self._db.execute("ALTER TABLE deliveries ADD COLUMN since REAL")  # a file of an earlier version
+            self._db.execute(f"INSERT INTO totals {_COUNTED} AND NOT EXISTS (SELECT 1 FROM totals) GROUP BY verdict")
+            self._db.execute("INSERT OR IGNORE INTO clock VALUES (1, ?)", (time.time(),))
+            (self._begun_s,) = self._db.execute("SELECT seconds FROM clock").fetchone()
             self._db.execute("UPDATE jobs SET state = 'queued', attempts = attempts - 1 WHERE state = 'working'")
         except sqlite3.OperationalError:  # such as a full disk
             raise
@@ -162,6 +176,8 @@ class Queue:
     def close(self) -> None:
         """Nothing may be asked of it afterwards."""
         with self._lock:
+            with suppress(sqlite3.Error):
+                self.keep_time()
             self._db.close()
 
     @contextmanager
@@ -187,16 +203,41 @@ class Queue:
             sqlite3.Error: The file cannot be written or read, is locked, or is not the one that was opened.
         """
         with self.all_or_none() as db:
-            db.execute("INSERT INTO pulse VALUES (1, 1) ON CONFLICT (one) DO UPDATE SET n = n + 1")
-            (written,) = db.execute("SELECT n FROM pulse").fetchone()
+            self.keep_time()
+            (written,) = db.execute("SELECT seconds FROM clock").fetchone()
         with closing(sqlite3.connect(f"{self._path.resolve().as_uri()}?mode=ro", uri=True, timeout=5)) as other:
-            if other.execute("SELECT n FROM pulse").fetchone() != (written,):
+            if other.execute("SELECT seconds FROM clock").fetchone() != (written,):
                 raise sqlite3.DatabaseError("what was written is not read again")
 
     @property
     def is_new(self) -> bool:
         """Whether it never had a job."""
         return not self._rows("SELECT 1 FROM sqlite_sequence WHERE name = 'jobs'")
+
+    # the node's own clock
+
+    def now_s(self) -> float:
+        """Seconds by the node's own clock: it was set by the time of day once, and goes on only while the node runs.
+
+        What is kept for some time is kept by this clock, so the time of day may jump and nothing is forgotten.
+        """
+        return self._begun_s + time.monotonic() - self._opened
+
+    def keep_time(self) -> None:
+        """Records how late it is by the node's own clock."""
+        with self.all_or_none() as db:
+            db.execute("UPDATE clock SET seconds = ?", (self.now_s(),))
+
+    # the head of the audit trail: `service.audit.Anchor`
+
+    def head(self) -> Head | None:
+        """The last line of the audit trail that was recorded; None if none was."""
+        return _head_of(self._rows("SELECT n, digest FROM audit_head"))
+
+    def keep_head(self, head: Head) -> None:
+        """Records the last line of the audit trail."""
+        with self.all_or_none() as db:
+            db.execute("INSERT OR REPLACE INTO audit_head VALUES (1, ?, ?)", (head.n, head.digest))
 
     def number_next(self, table: Literal["jobs", "results"], number: int) -> None:
         """The next job or result gets this number."""
@@ -216,7 +257,7 @@ class Queue:
             db.execute(
                 "INSERT INTO studies VALUES (?, ?, 0, 'arriving', ?) ON CONFLICT (uid) DO UPDATE SET "
                 "instances = instances + excluded.instances, state = 'arriving', last = excluded.last",
-                (study, instances, time.time()),
+                (study, instances, self.now_s()),
             )
 
     def reconcile(self, found: Mapping[str, int]) -> list[str]:
@@ -239,7 +280,7 @@ class Queue:
                 version = known[study]["version"] if study in known else 0
                 db.execute(
                     "INSERT OR REPLACE INTO studies VALUES (?, ?, ?, 'arriving', ?)",
-                    (study, found[study], version, time.time()),
+                    (study, found[study], version, self.now_s()),
                 )
         return changed
 
@@ -255,7 +296,7 @@ class Queue:
             db.execute(
                 "UPDATE jobs SET state = 'done', reason = 'superseded', done = ? WHERE study = ? AND state = 'queued' "
                 "AND version < (SELECT version FROM studies WHERE uid = ?)",
-                (time.time(), study, study),
+                (self.now_s(), study, study),
             )
             row = db.execute("SELECT * FROM jobs WHERE study = ? ORDER BY version DESC LIMIT 1", (study,)).fetchone()
         return _job(row)
@@ -302,16 +343,26 @@ class Queue:
     def bury(self, job: int, reason: str) -> None:
         """It goes to the dead letters."""
         with self.all_or_none() as db:
-            db.execute("UPDATE jobs SET state = 'dead', reason = ?, done = ? WHERE id = ?", (reason, time.time(), job))
+            db.execute("UPDATE jobs SET state = 'dead', reason = ?, done = ? WHERE id = ?", (reason, self.now_s(), job))
 
     def finish(self, job: int, results: Sequence[NewResult]) -> list[Result]:
         """It is done; its results supersede those of the same series that are not delivered, and wait to be sent."""
         with self.all_or_none() as db:
             row = db.execute("SELECT * FROM jobs WHERE id = ?", (job,)).fetchone()
-            now = time.time()
-            db.execute("UPDATE jobs SET state = 'done', reason = '', done = ? WHERE id = ?", (now, job))
-            made = [_add_result(db, row, one, now) for one in results]
+            now_s = self.now_s()
+            db.execute("UPDATE jobs SET state = 'done', reason = '', done = ? WHERE id = ?", (now_s, job))
+            made = [_add_result(db, row, one, now_s) for one in results]
             return [_result(db.execute("SELECT * FROM results WHERE id = ?", (number,)).fetchone()) for number in made]
+
+    def remake(self, job: int) -> None:
+        """What a job made is lost: it waits again, with all its tries."""
+        with self.all_or_none() as db:
+            db.execute("UPDATE jobs SET state = 'queued', attempts = 0, done = NULL WHERE id = ?", (job,))
+            db.execute("INSERT INTO remade VALUES (?, 1) ON CONFLICT (job) DO UPDATE SET n = n + 1", (job,))
+
+    def times_remade(self, job: int) -> int:
+        """How often what a job made was lost and it waited again."""
+        return sum(row["n"] for row in self._rows("SELECT n FROM remade WHERE job = ?", job))
 
     def revive(self, job: int) -> Job | None:
         """A dead letter is tried again, with all its tries; None if it is none."""
@@ -343,19 +394,19 @@ class Queue:
 
     def release(self, number: int, destinations: Sequence[str]) -> None:
         """A result that was kept back may go out; without destinations it is done."""
-        now = time.time()
+        now_s = self.now_s()
         with self.all_or_none() as db:
             query = f"UPDATE results SET state = 'sending' WHERE id = ? AND state IN {_listed(KEPT_BACK)}"
             if db.execute(query, (number,)).rowcount:
-                _add_deliveries(db, number, destinations, now)
-                _close_if_done(db, number, now)
+                _add_deliveries(db, number, destinations, now_s)
+                _close_if_done(db, number, now_s)
 
     def refuse(self, number: int, reason: str) -> None:
         """A result that was kept back, or is not out everywhere, goes nowhere any more."""
         with self.all_or_none() as db:
             changed = db.execute(
                 f"UPDATE results SET state = 'refused', reason = ?, done = ? WHERE id = ? AND state IN {_listed(OPEN_RESULTS)}",
-                (reason, time.time(), number),
+                (reason, self.now_s(), number),
             ).rowcount
             if changed:
                 db.execute("DELETE FROM deliveries WHERE state = 'pending' AND result = ?", (number,))
@@ -382,28 +433,33 @@ class Queue:
         with self.all_or_none() as db:
             db.execute("UPDATE deliveries SET attempts = attempts + 1, reason = ? WHERE id = ?", (reason, number))
 
+    def is_late(self, delivery: int, most_s: float) -> bool:
+        """Whether a delivery has waited for longer, by the node's own clock."""
+        rows = self._rows("SELECT coalesce(since, created) since FROM deliveries WHERE id = ?", delivery)
+        return any(self.now_s() - row["since"] > most_s for row in rows)
+
     def bury_delivery(self, number: int, reason: str) -> None:
         """It goes to the dead letters."""
         self._close_delivery(number, "dead", reason)
 
     def _close_delivery(self, number: int, state: DeliveryState, reason: str) -> None:
-        now = time.time()
+        now_s = self.now_s()
         with self.all_or_none() as db:
             db.execute(
                 "UPDATE deliveries SET state = ?, attempts = attempts + 1, reason = ?, done = ? WHERE id = ?",
-                (state, reason, now, number),
+                (state, reason, now_s, number),
             )
             row = db.execute("SELECT result FROM deliveries WHERE id = ?", (number,)).fetchone()
             if row is not None:  # else a newer result has superseded it meanwhile
-                _close_if_done(db, row["result"], now)
+                _close_if_done(db, row["result"], now_s)
 
     def revive_delivery(self, number: int) -> Delivery | None:
         """A dead delivery is tried again; None if it is none."""
         with self.all_or_none() as db:
             revived = db.execute(
-                "UPDATE deliveries SET state = 'pending', attempts = 0, created = ?, done = NULL WHERE id = ? "
+                "UPDATE deliveries SET state = 'pending', attempts = 0, created = ?, since = ?, done = NULL WHERE id = ? "
                 "AND state = 'dead'",
-                (time.time(), number),
+                (time.time(), self.now_s(), number),
             ).rowcount
             db.execute(
                 "UPDATE results SET state = 'sending', done = NULL WHERE id = (SELECT result FROM deliveries WHERE id = ? AND "
@@ -415,16 +471,17 @@ class Queue:
 
     def add_verified(self, of: Result, folder: str, digest: str, destinations: Sequence[str]) -> int:
         """A verified report on a result goes where the result went; it supersedes nothing."""
-        now = time.time()
+        now_s = self.now_s()
         with self.all_or_none() as db:
             cursor = db.execute(
                 "INSERT INTO results (job, study, rule, series, folder, state, verdict, reason, digest, created) "
                 "VALUES (?, ?, ?, ?, ?, 'sending', 'verified', '', ?, ?)",
-                (of.job, of.study, of.rule, of.series, folder, digest, now),
+                (of.job, of.study, of.rule, of.series, folder, digest, time.time()),
             )
             number = int(cursor.lastrowid or 0)
-            _add_deliveries(db, number, destinations, now)
-            _close_if_done(db, number, now)
+            _count(db, "verified")
+            _add_deliveries(db, number, destinations, now_s)
+            _close_if_done(db, number, now_s)
         return number
 
     # storage commitment
@@ -504,17 +561,14 @@ class Queue:
         return [_delivery(row) for row in self._rows(query, *states, limit)]
 
     def verdicts(self) -> dict[str, int]:
-        """How many results have each verdict of the quality gate; "" for none."""
-        rows = self._rows(
-            "SELECT verdict, count(*) n FROM results WHERE folder != '' AND state != 'not processed' GROUP BY verdict"
-        )
-        return {str(row["verdict"]): int(row["n"]) for row in rows}
+        """How many results got each verdict of the quality gate, forgotten ones too; "" for none. It never falls."""
+        return {str(row["verdict"]): int(row["n"]) for row in self._rows("SELECT * FROM totals")}
 
     def deliveries_of(self, result: int) -> list[Delivery]:
         return [_delivery(row) for row in self._rows("SELECT * FROM deliveries WHERE result = ? ORDER BY id", result)]
 
     def forgettable(self, before: float) -> list[str]:
-        """Studies about which everything was done before a time: no file of them is needed any more."""
+        """Studies about which everything was done before a time by `now_s`: no file of them is needed any more."""
         rows = self._rows(
             "SELECT uid FROM studies s WHERE state = 'complete' AND last < ? "
             "AND NOT EXISTS (SELECT 1 FROM jobs WHERE study = s.uid AND (state != 'done' OR done >= ?)) "
@@ -530,11 +584,29 @@ class Queue:
         """Its files are gone: so are its rows."""
         with self.all_or_none() as db:
             db.execute("DELETE FROM deliveries WHERE result IN (SELECT id FROM results WHERE study = ?)", (study,))
+            db.execute("DELETE FROM remade WHERE job IN (SELECT id FROM jobs WHERE study = ?)", (study,))
             for table, key in (("results", "study"), ("jobs", "study"), ("studies", "uid")):
                 db.execute(f"DELETE FROM {table} WHERE {key} = ?", (study,))
 
 
-def _add_result(db: sqlite3.Connection, job: sqlite3.Row, one: NewResult, now: float) -> int:
+def read_head(path: Path) -> Head | None:
+    """The last line of the audit trail that a node's database remembers; None if it remembers none. Changes nothing.
+
+    Raises:
+        sqlite3.Error: It cannot be read.
+    """
+    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=5)) as db:
+        if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'audit_head'").fetchall():
+            return None  # of an earlier version
+        return _head_of(db.execute("SELECT n, digest FROM audit_head").fetchall())
+
+
+def _head_of(rows: Sequence[Any]) -> Head | None:
+    """The one row of a table of heads."""
+    return Head(*rows[0]) if rows else None
+
+
+def _add_result(db: sqlite3.Connection, job: sqlite3.Row, one: NewResult, now_s: float) -> int:
     """Records a result and its deliveries; one that the destinations have already, byte for byte, is not sent again."""
     earlier = db.execute(
         "SELECT * FROM results WHERE study = ? AND rule = ? AND series = ? ORDER BY id",
@@ -543,7 +615,7 @@ def _add_result(db: sqlite3.Connection, job: sqlite3.Row, one: NewResult, now: f
     db.execute(
         "UPDATE results SET state = 'superseded', done = ? WHERE study = ? AND rule = ? AND series = ? "
         f"AND state IN {_listed(OPEN_RESULTS)}",
-        (now, job["study"], one.rule, one.series),
+        (now_s, job["study"], one.rule, one.series),
     )
     db.execute(
         "DELETE FROM deliveries WHERE state = 'pending' AND result IN (SELECT id FROM results WHERE state = 'superseded' AND "
@@ -558,7 +630,7 @@ def _add_result(db: sqlite3.Connection, job: sqlite3.Row, one: NewResult, now: f
     same = [row for row in earlier if row["digest"] == one.digest]
     state = _as_decided(one.state, same)
     reason = same[-1]["reason"] if state == "refused" else one.reason
-    done = None if state in OPEN_RESULTS else now
+    now, done = time.time(), None if state in OPEN_RESULTS else now_s
     cursor = db.execute(
         "INSERT INTO results (job, study, rule, series, folder, state, verdict, reason, digest, created, done) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -567,21 +639,27 @@ def _add_result(db: sqlite3.Connection, job: sqlite3.Row, one: NewResult, now: f
         ),
     )  # fmt: skip
     number = int(cursor.lastrowid or 0)
+    if one.folder and state != "not processed":
+        _count(db, one.verdict)
     if state not in _SENT:
         return number
     marks = ", ".join("?" * len(same))
     query = f"SELECT destination FROM deliveries WHERE state = 'delivered' AND result IN ({marks})"
     have = {row["destination"] for row in db.execute(query, [row["id"] for row in same])}
-    _add_deliveries(db, number, [name for name in one.destinations if name not in have], now)
+    _add_deliveries(db, number, [name for name in one.destinations if name not in have], now_s)
     for name in one.destinations:
         if name in have:
             db.execute(
                 "INSERT INTO deliveries (result, destination, state, reason, created, done) VALUES (?, ?, 'delivered', "
                 "'it has the same bytes already', ?, ?)",
-                (number, name, now, now),
+                (number, name, now, now_s),
             )
-    _close_if_done(db, number, now)
+    _close_if_done(db, number, now_s)
     return number
+
+
+def _count(db: sqlite3.Connection, verdict: str) -> None:
+    db.execute("INSERT INTO totals VALUES (?, 1) ON CONFLICT (verdict) DO UPDATE SET n = n + 1", (verdict,))
 
 
 def _as_decided(state: ResultState, same: Sequence[sqlite3.Row]) -> ResultState:
@@ -594,20 +672,20 @@ def _as_decided(state: ResultState, same: Sequence[sqlite3.Row]) -> ResultState:
     return "refused" if decided[-1] == "refused" else "sending"
 
 
-def _close_if_done(db: sqlite3.Connection, result: int, now: float) -> None:
+def _close_if_done(db: sqlite3.Connection, result: int, now_s: float) -> None:
     """A result that was being sent, and of which nothing is pending, is delivered; dead if one of its deliveries is."""
     db.execute(
         "UPDATE results SET done = ?, state = CASE WHEN EXISTS (SELECT 1 FROM deliveries d WHERE d.result = results.id "
         "AND d.state = 'dead') THEN 'dead' ELSE 'delivered' END WHERE id = ? AND state = 'sending' AND NOT EXISTS (SELECT 1 "
         "FROM deliveries d WHERE d.result = results.id AND d.state = 'pending')",
-        (now, result),
+        (now_s, result),
     )
 
 
-def _add_deliveries(db: sqlite3.Connection, result: int, destinations: Sequence[str], now: float) -> None:
+def _add_deliveries(db: sqlite3.Connection, result: int, destinations: Sequence[str], now_s: float) -> None:
     db.executemany(
-        "INSERT OR IGNORE INTO deliveries (result, destination, state, created) VALUES (?, ?, 'pending', ?)",
-        [(result, name, now) for name in destinations],
+        "INSERT OR IGNORE INTO deliveries (result, destination, state, created, since) VALUES (?, ?, 'pending', ?, ?)",
+        [(result, name, time.time(), now_s) for name in destinations],
     )
 
 

@@ -64,6 +64,7 @@ class NodeConfig:
 
     Attributes:
         folder: Everything it keeps: received studies, results, its queue and its audit trail.
+        audit_key: File of the key that signs the audit trail; None: audit.key in `folder`.
         ae_title, host, port: Where it listens for DICOM.
         senders: Calling AE titles that are let in; empty: all.
         networks: IP networks that are let in; empty: all.
@@ -87,6 +88,7 @@ class NodeConfig:
     """
 
     folder: Path
+    audit_key: Path | None = None
     ae_title: str = OUR_AE_TITLE
     host: str = "127.0.0.1"
     port: int = 11112
@@ -213,6 +215,7 @@ def _node(table: Table, folder: Path) -> NodeConfig:
     usual = NodeConfig
     found = NodeConfig(
         folder=folder / table.take("folder", str, "a folder for studies and results", must=True),
+        audit_key=_place(table, "audit_key", folder),
         ae_title=checked_ae_title(table.take("ae_title", str, "our AE title", usual.ae_title), table.where),
         host=table.take("host", str, "an address of this machine", usual.host),
         port=checked_port(table.take("port", int, "a TCP port", usual.port), table.where),
@@ -319,6 +322,12 @@ def _network(text: str, where: str) -> str:
         return str(ipaddress.ip_network(text))
     except ValueError as error:
         raise UsageError(f"{where}: networks has {text!r}; such as 10.1.0.0/16 is needed; correct it") from error
+
+
+def _place(table: Table, key: str, folder: Path) -> Path | None:
+    """A path that may be left out, relative to the folder of the site's file."""
+    text = table.take(key, str, "a path", "")
+    return folder / text if text else None
 
 
 def _whole(table: Table, key: str, default: int) -> int:

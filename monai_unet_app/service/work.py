@@ -23,7 +23,7 @@ from dicom_io.net.destination import Destination, Profile
 from dicom_io.reading.instances import load_dataset
 from dicom_io.reading.series import SeriesRef, files_below, survey_files
 from monai_unet_app.errors import AppError
-from monai_unet_app.service.children import Message, serve
+from monai_unet_app.service.children import PARTIAL, Message, serve
 from monai_unet_app.service.queue import ResultState
 from monai_unet_app.service.site import Rule, Site, read_site
 from monai_unet_app.service.uploads import IMAGE
@@ -88,7 +88,7 @@ class Worker:
         images = sorted(task.study.glob(f"*/{IMAGE}"))
         series = survey_files(files_below(task.study)).series if not images else ()
         task.output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=task.output.parent, prefix=".partial-") as partial:
+        with tempfile.TemporaryDirectory(dir=task.output.parent, prefix=PARTIAL) as partial:
             found = list(self._results(series, task, Path(partial)))
             found += [self._image_result(image, task, Path(partial)) for image in images]
             if task.output.exists():

@@ -1,16 +1,23 @@
-"""A trail that was changed says so, and where; one that a crash tore is whole up to there."""
+"""A trail that was changed, computed anew, cut or deleted says so, and where; one that a crash tore is whole up to there."""
 
 from __future__ import annotations
 
 import json
+import signal
+import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from nodes import site_on_any_port, write_site
 
 from monai_unet_app.cli import main
-from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 from monai_unet_app.service import audit
-from monai_unet_app.service.audit import BEGIN, AuditTrail, verify
+from monai_unet_app.service.audit import BEGIN, AuditTrail, Head, read_key, verify
+from monai_unet_app.service.node import Node
+from monai_unet_app.service.queue import Queue, read_head
 
 
 @pytest.fixture
@@ -54,7 +61,7 @@ def test_what_was_done_to_it_is_found_at_its_place(trail: Path, change, line: in
 def test_a_line_made_up_by_somebody_who_can_count_does_not_follow_the_next(trail: Path) -> None:
     lines = [json.loads(line) for line in trail.read_text().splitlines()]
     lines[2]["destination"] = "elsewhere"
-    del lines[2]["sha256"]
+    del lines[2]["sha256"], lines[2]["hmac"]
     lines[2]["sha256"] = audit._digest(lines[2])
     trail.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(InputRefusedError, match="line 4 "):
@@ -87,3 +94,222 @@ def test_the_verb_says_how_long_it_is_or_where_it_breaks(trail: Path, capsys: py
     assert main(["audit", "verify", str(trail)]) == 3
     assert "line 1 is not what was written there" in capsys.readouterr().err
     assert main(["audit", "verify", str(trail.with_name("absent"))]) == 3
+
+
+def computed_anew(trail: Path, *, signed: bool = True) -> None:
+    """The trail as somebody writes it who can count, but has no key: another destination, and a chain that is whole."""
+    last, made = BEGIN, []
+    for line in map(json.loads, trail.read_text().splitlines()):
+        signature = {"hmac": line.pop("hmac")}
+        signature = signature if signed else {}
+        line.pop("sha256")
+        if not signed:
+            line.pop("key")
+        line.update(destination="elsewhere", previous=last)
+        last = audit._digest(line)
+        made.append({**line, "sha256": last, **signature})
+    trail.write_text("".join(json.dumps(line) + "\n" for line in made))
+
+
+@pytest.mark.parametrize("signed", [True, False], ids=["with the old signatures", "without signatures"])
+def test_a_trail_that_was_computed_anew_is_refused_by_who_has_the_key(
+    trail: Path, capsys: pytest.CaptureFixture[str], signed: bool
+) -> None:
+    assert verify(trail, read_key(trail.with_name("audit.key"))).signed == 5
+    computed_anew(trail, signed=signed)
+    assert verify(trail).lines == 5  # the chain itself is whole
+    assert main(["audit", "verify", str(trail)]) == 3
+    assert "signed by the" in capsys.readouterr().err
+    with pytest.raises(InputRefusedError, match="signed by the"):
+        AuditTrail(trail)
+    trail.with_name("audit.key").rename(trail.with_name("elsewhere.key"))
+    assert main(["audit", "verify", str(trail)]) == 0
+    assert "not checked; the key is needed" in capsys.readouterr().out.replace("\n", " ")
+    assert main(["audit", "verify", str(trail), "--key", str(trail.with_name("elsewhere.key"))]) == 3
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A site whose node has written some lines, and was ended."""
+    path = write_site(tmp_path, 104)
+    write_lines(path, 3)
+    return path
+
+
+def write_lines(site: Path, count: int) -> None:
+    node = Node(site_on_any_port(site))
+    for number in range(count):
+        node.audit.write("delivered", result=number)
+    node.queue.close()
+    node._lock_file.close()
+
+
+def cut(trail: Path) -> None:
+    trail.write_text("".join(trail.read_text().splitlines(keepends=True)[:-1]))
+
+
+def replace_by_another(trail: Path) -> None:
+    computed_anew(trail)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (cut, "has 2 line\\(s\\), and the node's database remembers line 3"),
+        (Path.unlink, "has 0 line\\(s\\), and the node's database remembers line 3"),
+        (replace_by_another, "is not the one that the node's database remembers|not signed by the node's key"),
+    ],
+)
+def test_a_node_does_not_start_on_a_trail_that_is_not_what_its_database_remembers(
+    site: Path, capsys: pytest.CaptureFixture[str], change, said: str
+) -> None:
+    trail = site.parent / "node/audit.jsonl"
+    assert main(["audit", "verify", str(trail)]) == 0
+    assert "no line that node.sqlite remembers is missing (line 3)" in capsys.readouterr().out.replace("\n", " ")
+    change(trail)
+    with pytest.raises(InputRefusedError, match=said):
+        Node(site_on_any_port(site))
+    assert main(["audit", "verify", str(trail)]) == 3
+    assert "compare" in (told := capsys.readouterr().err.replace("\n", " ")) or "put the whole trail back" in told
+
+
+def test_a_trail_that_is_cut_while_the_node_runs_gets_no_further_line(trail: Path) -> None:
+    opened = AuditTrail(trail)
+    whole = trail.read_text()
+    cut(trail)
+    with pytest.raises(AppError, match="changed, cut or replaced"):
+        opened.write("delivered")
+    with pytest.raises(AppError):
+        opened.try_out()
+    assert verify(trail).lines == 4
+    with trail.open("r+") as stream:
+        stream.write(whole)
+    opened.write("delivered")
+    assert verify(trail).lines == 6
+
+
+def test_an_unsigned_trail_of_an_earlier_version_goes_on_signed(trail: Path) -> None:
+    computed_anew(trail, signed=False)
+    trail.with_name("audit.key").unlink()
+    AuditTrail(trail).write("delivered")
+    events = [json.loads(line)["event"] for line in trail.read_text().splitlines()]
+    assert events == ["delivered"] * 5 + ["signed from here on", "delivered"]
+    found = verify(trail, read_key(trail.with_name("audit.key")))
+    assert (found.lines, found.signed) == (7, 2)
+    trail.write_text(trail.read_text().replace("elsewhere", "nowhere", 1))
+    with pytest.raises(InputRefusedError, match="line 1 "):
+        AuditTrail(trail)
+
+
+def test_a_key_may_lie_elsewhere_and_only_its_owner_may_read_it(tmp_path: Path) -> None:
+    site = write_site(tmp_path, 104, node='audit_key = "keys/audit"')
+    (tmp_path / "keys").mkdir()
+    write_lines(site, 1)
+    key = tmp_path / "keys/audit"
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert not (tmp_path / "node/audit.key").exists()
+    key.chmod(0o640)
+    with pytest.raises(UsageError, match="mode 640; only its owner may read a key"):
+        Node(site_on_any_port(site))
+
+
+def test_a_lost_key_is_replaced_by_who_says_so_and_the_trail_tells_it(site: Path) -> None:
+    trail, key = site.parent / "node/audit.jsonl", site.parent / "node/audit.key"
+    key.unlink()
+    with pytest.raises(UsageError, match="put it back from its copy"):
+        Node(site_on_any_port(site))
+    node = Node(site_on_any_port(site), new_key=True)
+    node.queue.close()
+    node._lock_file.close()
+    assert json.loads(trail.read_text().splitlines()[-1])["event"] == "new key"
+    assert verify(trail, read_key(key), read_head(site.parent / "node/node.sqlite")).signed == 1
+    with pytest.raises(UsageError, match="leave it out"):
+        Node(site_on_any_port(site), new_key=True)
+
+
+@pytest.mark.parametrize("has_signed", [True, False])
+def test_a_change_of_keys_that_a_kill_interrupted_is_finished_or_begun_anew(trail: Path, has_signed: bool) -> None:
+    key, new = trail.with_name("audit.key"), trail.with_name("audit.key.new")
+    if not has_signed:
+        computed_anew(trail, signed=False)
+    key.rename(new)
+    AuditTrail(trail).write("delivered")
+    assert not new.exists()
+    assert verify(trail, read_key(key)).signed == (6 if has_signed else 2)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from monai_unet_app.service import audit
+from monai_unet_app.service.queue import Queue
+
+folder, moment = Path(sys.argv[1]), sys.argv[2]
+queue = Queue(folder / "node.sqlite")
+trail = audit.AuditTrail(folder / "audit.jsonl", None, queue)
+trail.write("started")
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def write_half(path, text):
+    with path.open("ab") as stream:
+        stream.write(text.encode()[: len(text) // 2])
+    die()
+
+if moment == "before the line":
+    audit._append = die
+elif moment == "in the line":
+    audit._append = write_half
+elif moment == "after the line":
+    queue.keep_head = die
+with queue.all_or_none():
+    queue.arriving("1.2.3", 2)
+    trail.write("complete", study="1.2.3")
+    if moment == "before the commit":
+        die()
+die()
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "lines", "remembered", "instances"),
+    [
+        ("before the line", 1, 1, 0),
+        ("in the line", 1, 1, 0),
+        ("after the line", 2, 1, 0),
+        ("before the commit", 2, 1, 0),
+        ("after the commit", 2, 2, 2),
+    ],
+)
+def test_a_kill_between_line_and_database_is_no_false_alarm(
+    tmp_path: Path, moment: str, lines: int, remembered: int, instances: int
+) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), moment], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    trail, database = tmp_path / "audit.jsonl", tmp_path / "node.sqlite"
+    head = read_head(database)
+    assert head is not None
+    assert head.n == remembered
+    queue = Queue(database)
+    AuditTrail(trail, None, queue).write("started")
+    assert queue.instances("1.2.3") == instances
+    assert verify(trail, read_key(tmp_path / "audit.key"), queue.head()).lines == lines + 1
+    assert main(["audit", "verify", str(trail)]) == 0
+    queue.close()
+
+
+def test_a_database_that_cannot_record_takes_nothing_back_from_the_trail(tmp_path: Path) -> None:
+    queue = Queue(tmp_path / "node.sqlite")
+    trail = AuditTrail(tmp_path / "audit.jsonl", None, queue)
+
+    def fail() -> None:
+        with queue.all_or_none() as db:
+            trail.write("complete", study="1.2.3")
+            db.execute("SELECT nothing")
+
+    with pytest.raises(sqlite3.Error):
+        fail()
+    assert queue.head() == Head(0, BEGIN)
+    trail.write("complete", study="1.2.3")
+    assert queue.head() == Head(2, verify(trail.path).last)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from nodes import (
+    NAME,
+    PATIENT_ID,
     make_study,
     pacs,
     pending,
@@ -21,6 +29,7 @@ from nodes import (
     wait_until,
     write_site,
 )
+from ports import free_port
 from pydicom import Dataset, dcmread
 from pydicom.sequence import Sequence
 from pynetdicom import AE
@@ -125,6 +134,68 @@ def test_a_destination_that_is_away_gets_its_results_when_it_is_back(tmp_path: P
         with pacs(tmp_path / "pacs", port):
             wait_until(lambda: node.queue.counts()["results"].get("delivered") == 2)
         assert delivered(tmp_path / "pacs") == ["2 instances", "3 instances"]
+
+
+def lose_results(node: Node) -> None:
+    shutil.rmtree(node.folder / "results")
+
+
+def test_results_that_are_lost_are_made_again_and_delivered(tmp_path: Path) -> None:
+    with pacs(tmp_path / "away") as gone:
+        port = gone.port
+    with running(write_site(tmp_path, port)) as node:
+        store(node, make_study(tmp_path / "one"))
+        wait_until(lambda: len(pending(node.queue)) == 1)
+        lose_results(node)
+        with pacs(tmp_path / "pacs", port):
+            wait_until(lambda: node.queue.counts()["results"] == {"superseded": 1, "delivered": 1})
+        assert delivered(tmp_path / "pacs") == ["3 instances"]
+        assert [job.version for job in node.queue.jobs(["done"])] == [1]
+    told = [json.loads(line) for line in (tmp_path / "node/audit.jsonl").read_text().splitlines()]
+    assert [one["event"] for one in told] == [
+        "started", "complete", "result", "remade", "result", "delivered", "stopped",
+    ]  # fmt: skip
+    assert told[3]["reason"] == "its files are missing from results"
+    assert told[2]["digest"] == told[4]["digest"]
+
+
+def test_results_that_are_lost_again_and_again_are_given_up_with_the_reason(tmp_path: Path) -> None:
+    with pacs(tmp_path / "away") as gone:
+        port = gone.port
+    with running(write_site(tmp_path, port)) as node:
+        store(node, make_study(tmp_path / "one"))
+        for number in range(1, 4):
+            wait_until(lambda number=number: len(node.queue.results(())) == number)
+            lose_results(node)
+        wait_until(lambda: node.queue.counts()["deliveries"] == {"dead": 1})
+        (dead,) = node.queue.deliveries(["dead"])
+        assert dead.reason == "its files are missing from results, and were again after they were made again 2 times"
+
+
+def test_results_that_are_lost_with_their_images_are_given_up_with_the_reason(tmp_path: Path) -> None:
+    with pacs(tmp_path / "away") as gone:
+        port = gone.port
+    with running(write_site(tmp_path, port)) as node:
+        store(node, make_study(tmp_path / "one"))
+        wait_until(lambda: len(pending(node.queue)) == 1)
+        shutil.rmtree(node.folder / "received")
+        lose_results(node)
+        wait_until(lambda: node.queue.counts()["deliveries"] == {"dead": 1})
+        (dead,) = node.queue.deliveries(["dead"])
+        assert dead.reason.endswith("and its images from received; send the study again")
+
+
+def test_what_a_worker_is_writing_is_not_tidied_away(tmp_path: Path) -> None:
+    with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node:
+        left, begun = node.folder / "results/5-1", node.folder / "results/.partial-x"
+        for folder in (left, begun):
+            folder.mkdir()
+            os.utime(folder, (0, 0))
+        store(node, make_study(tmp_path / "one", wish="hang"))
+        wait_until(lambda: node.queue.counts()["jobs"] == {"working": 1})
+        node._tidied = 0.0
+        wait_until(lambda: not left.exists())
+        assert begun.exists()
 
 
 def test_what_is_held_back_goes_out_when_somebody_releases_it(tmp_path: Path) -> None:
@@ -271,6 +342,80 @@ def test_a_clock_that_is_set_forward_gives_nothing_up(tmp_path: Path, monkeypatc
         wait_until(lambda: pending(node.queue)[0].attempts > 2)
         with pacs(tmp_path / "pacs", port):
             wait_until(lambda: node.queue.counts()["results"].get("delivered") == 1)
+
+
+def tidy(node: Node) -> None:
+    """Has it forget now what is to be forgotten."""
+    node._tidied = 0.0
+    wait_until(lambda: node._tidied)
+    time.sleep(0.3)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_clock_that_is_far_ahead_forgets_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarted: bool
+) -> None:
+    told = time.time
+    with pacs(tmp_path / "pacs") as peer:
+        site = write_site(tmp_path, peer.port)
+        with running(site) as node:
+            store(node, make_study(tmp_path / "one"))
+            wait_until(lambda: node.queue.counts()["results"].get("delivered") == 1)
+            if not restarted:
+                monkeypatch.setattr(time, "time", lambda: told() + 86_400 * 365 * 5)
+                tidy(node)
+                assert node.queue.counts()["studies"] == {"complete": 1}
+        monkeypatch.setattr(time, "time", lambda: told() + 86_400 * 365 * 5)
+        with running(site) as node:
+            tidy(node)
+            assert node.queue.counts()["studies"] == {"complete": 1}
+            monkeypatch.undo()
+            tidy(node)
+            assert node.queue.counts()["studies"] == {"complete": 1}
+
+
+def test_the_log_says_what_was_done_with_each_study_and_names_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "monai_unet_app.service")
+    with pacs(tmp_path / "away") as gone:
+        port = gone.port
+    bad, good = make_study(tmp_path / "bad", wish="crash"), make_study(tmp_path / "good")
+    with running(write_site(tmp_path, port, node="tries = 1")) as node:
+        store(node, good)
+        wait_until(lambda: pending(node.queue) and pending(node.queue)[0].attempts)
+        store(node, bad)
+        wait_until(lambda: node.queue.counts()["jobs"] == {"done": 1, "dead": 1})
+        with pacs(tmp_path / "pacs", port):
+            wait_until(lambda: node.queue.counts()["results"] == {"delivered": 1})
+    said = "\n".join(record.getMessage() for record in caplog.records)
+    for line in (
+        f"study {study_of(good)}: complete, version 1 of 3 instance(s), job 1",
+        f"study {study_of(good)}: result 1 of rule any is sending",
+        "result 1: not delivered to pacs, try 1: ",
+        "result 1: delivered to pacs, 1 object(s)",
+        f"dead letter: study {study_of(bad)}, job 2: its process ended (signal 9)",
+    ):
+        assert line in said
+    assert NAME not in said
+    assert PATIENT_ID not in said
+
+
+def test_a_terminal_that_is_closed_ends_the_node_as_a_service_manager_does(tmp_path: Path) -> None:
+    site = write_site(tmp_path, 104, node=f"port = {free_port()}")
+    words = "from monai_unet_app.cli import main, service_verbs; service_verbs._check_bundles = lambda _: None; "
+    node = subprocess.Popen(
+        [sys.executable, "-c", f"{words} raise SystemExit(main(['node', '--config', {str(site)!r}]))"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert node.stdout is not None
+    assert "listens on" in node.stdout.readline()
+    node.send_signal(signal.SIGHUP)
+    assert node.wait(30) == 0
+    lines = (tmp_path / "node/audit.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["started", "stopped"]
 
 
 def test_a_study_that_has_all_its_headers_tell_of_is_complete_sooner(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -319,3 +321,52 @@ def test_nobody_decides_on_a_notice(queue: Queue) -> None:
     queue.release(number, ["archive"])
     assert queue.result(number).state == "not processed"
     assert [one.destination for one in pending(queue)] == ["pacs", "viewer"]
+
+
+def test_totals_of_verdicts_do_not_fall_when_results_are_forgotten(queue: Queue, tmp_path: Path) -> None:
+    queue.arriving("1.2.3", 1)
+    results = [NewResult("any", f"1.{n}", f"1-1/{n}", "delivered", word, "", "abc") for n, word in enumerate(VERDICTS)]
+    queue.finish(queue.settle("1.2.3").id, results)
+    assert queue.verdicts() == {"accept": 2, "review": 1}
+    queue.forget("1.2.3")
+    assert queue.verdicts() == {"accept": 2, "review": 1}
+
+
+VERDICTS = ("accept", "accept", "review")
+
+
+def test_a_file_of_an_earlier_version_is_taken_over(tmp_path: Path) -> None:
+    file, queue = tmp_path / "old.sqlite", Queue(tmp_path / "old.sqlite")
+    queue.arriving("1.2.3", 1)
+    one = NewResult("any", "1.2.3.4", "1-1/any", "sending", "accept", "", "abc", ["pacs"])
+    queue.finish(queue.settle("1.2.3").id, [one])
+    queue.close()
+    with closing(sqlite3.connect(file)) as db:
+        for table in ("totals", "clock", "remade", "audit_head"):
+            db.execute(f"DROP TABLE {table}")
+        db.execute("ALTER TABLE deliveries DROP COLUMN since")
+    queue = Queue(file)
+    assert queue.verdicts() == {"accept": 1}
+    assert queue.head() is None
+    ((delivery, _),) = queue.next_deliveries()
+    assert not queue.is_late(delivery.id, 3600)
+
+
+def test_the_nodes_own_clock_goes_on_only_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wall, mono = 1_000_000.0, 500.0
+    monkeypatch.setattr(time, "time", lambda: wall)
+    monkeypatch.setattr(time, "monotonic", lambda: mono)
+    queue = Queue(tmp_path / "a.sqlite")
+    mono += 100
+    wall += 1e9  # set to another year
+    assert queue.now_s() == 1_000_100.0
+    queue.close()
+    mono = 3.0  # another start of the machine
+    queue = Queue(tmp_path / "a.sqlite")
+    assert queue.now_s() == 1_000_100.0
+    mono += 86_400 * 15
+    queue.arriving("1.2.3", 1)
+    queue.finish(queue.settle("1.2.3").id, [])
+    assert queue.forgettable(queue.now_s() - 86_400 * 14) == []
+    mono += 86_400 * 14 + 1
+    assert queue.forgettable(queue.now_s() - 86_400 * 14) == ["1.2.3"]
