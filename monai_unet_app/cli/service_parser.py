@@ -87,6 +87,30 @@ def _commission(verb: Verb) -> None:
     )
     parser.add_argument("--no-node", action="store_true", help="try the destinations only")
     parser.add_argument(
+        "--calling-ae-title",
+        type=given,
+        default="COMMISSION",
+        help="AE title that the node is called by; one of its senders (default: COMMISSION)",
+    )
+    parser.add_argument("--node-host", type=given, help="the node's address (default: by the site's file)")
+    parser.add_argument(
+        "--example",
+        type=given,
+        action="append",
+        default=[],
+        metavar="RULE=PATH",
+        help="image for a rule: NIfTI, or a DICOM series, which is de-identified (default: an example case that is shipped)",
+    )
+    parser.add_argument(
+        "--header",
+        type=given,
+        action="append",
+        default=[],
+        metavar="RULE.KEYWORD=VALUE",
+        help="what the rule wants to see in a header, where no value can be made from its pattern",
+    )
+    parser.add_argument("--limit-min", type=float, default=10.0, help="the whole takes no longer (default: 10)")
+    parser.add_argument(
         "--verify", type=place, metavar="JSON", help="say whether a report is what was signed, and do no more"
     )
 

@@ -16,13 +16,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monai_unet_app.cli.show import line
+from pydicom.datadict import tag_for_keyword
+
+from dicom_io.errors import DicomIoError
+from monai_unet_app.cli.show import line, say
 from monai_unet_app.cli.verbs import EXIT_DONE, EXIT_FAILED, Answer, check_writable, read_options
 from monai_unet_app.errors import InputRefusedError, UsageError
 
 if TYPE_CHECKING:
     from monai_unet_app.service.audit import Head
-    from monai_unet_app.service.commission import Check
+    from monai_unet_app.service.commission import Check, Commissioning
     from monai_unet_app.service.node import Node
 
 
@@ -231,20 +234,54 @@ def commission(options: argparse.Namespace) -> Answer:
     from monai_unet_app.service.commission import commission as tried
     from monai_unet_app.service.site import read_site
 
-    site = read_site(options.config)
+    site, how, tell = read_site(options.config), _commissioning(options), say(options)
     key = site_key(options.key, options.holder)
-    found = tried(site, live=not options.no_node, each=lambda check: None if options.json else _tell_check(check))
+    tell(f"this takes {options.limit_min:g} min at most")
+    each = (lambda *_: None) if options.json else _tell_check
+    found = tried(site, how, each=each, waiting=tell)
     written = write_acceptance(found, key, options.output)
     if not options.json:
-        failed = sum(not check.passed for check in found.checks)
-        line(f"{len(found.checks) - failed} of {len(found.checks)} checks passed")
+        left_out = found.of("not tried")
+        more = f", {len(left_out)} not tried" if left_out else ""
+        line(f"{len(found.of('passed'))} of {len(found.checks)} checks passed{more}")
         line(f"written: {written[0]} and {written[1]}")
     return found.document(), EXIT_DONE if found.passed else EXIT_FAILED
 
 
-def _tell_check(check: Check) -> None:
+def _commissioning(options: argparse.Namespace) -> Commissioning:
+    from dicom_io.net.destination import checked_ae_title
+    from monai_unet_app.service.commission import Commissioning
+
+    if not options.limit_min > 0:
+        raise UsageError(f"--limit-min is {options.limit_min:g}; more than 0 is needed; correct it")
+    try:
+        title = checked_ae_title(options.calling_ae_title, "--calling-ae-title")
+    except DicomIoError as error:
+        raise UsageError(str(error)) from error
+    examples, headers = {}, dict[str, dict[str, str]]()
+    for text in options.example:
+        rule, mark, path = text.partition("=")
+        if not mark or not Path(path).exists():
+            raise UsageError(f"--example is {text}; RULE=PATH with a file or folder that exists is needed; correct it")
+        examples[rule] = Path(path)
+    for text in options.header:
+        rule, _, rest = text.partition(".")
+        keyword, mark, value = rest.partition("=")
+        if not mark or tag_for_keyword(keyword) is None:
+            raise UsageError(f"--header is {text}; RULE.KEYWORD=VALUE with a DICOM keyword is needed; correct it")
+        headers.setdefault(rule, {})[keyword] = value
+    return Commissioning(
+        not options.no_node, title, options.node_host or "", examples, headers, limit_s=options.limit_min * 60
+    )
+
+
+def _tell_check(check: Check, number: int, total: int) -> None:
+    """A line for a check, and why where it did not pass; what was not tried is told by the report and the last line."""
+    if check.state == "not tried":
+        return
     errors = "" if check.place_mm is None else f", place {check.place_mm:.4f} mm, volume {check.volume_ml:.4f} mL"
-    line(f"{'passed' if check.passed else 'FAILED'}  {check.where}: {check.what} ({check.seconds:.1f} s{errors})")
+    word = "passed" if check.passed else "FAILED"
+    line(f"[{number:>3} of {total}] {word}  {check.where}: {check.what} ({check.seconds:.1f} s{errors})")
     if not check.passed:
         line(f"        {check.said}")
 

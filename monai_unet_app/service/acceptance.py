@@ -21,9 +21,10 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from monai_unet_app.errors import InputRefusedError, UsageError
-from monai_unet_app.report.blocks import Block, Cell, Facts, Heading, Table, Text, Tiles, Title, Verdict
+from monai_unet_app.report.blocks import Block, Cell, Facts, Heading, Table, Text, Tiles, Title, Tone, Verdict
 from monai_unet_app.report.pdf import typeset
-from monai_unet_app.service.commission import Acceptance, Check
+from monai_unet_app.service.commission import Acceptance, Check, State
+from monai_unet_app.service.phantoms import PATIENT
 
 _SECOND = 19  # characters of an ISO date and time
 
@@ -118,25 +119,25 @@ def _paper(found: Acceptance, key: SiteKey, content: bytes) -> bytes:
 
 
 def _blocks(found: Acceptance, key: SiteKey, digest: str) -> list[Block]:
-    failed = [check for check in found.checks if not check.passed]
+    failed, left_out = found.of("failed"), found.of("not tried")
     places = [check.place_mm for check in found.checks if check.place_mm is not None]
     volumes = [check.volume_ml for check in found.checks if check.volume_ml is not None]
-    verdict = (
-        f"{len(failed)} of {len(found.checks)} checks failed" if failed else f"All {len(found.checks)} checks passed"
-    )
     return [
         Title(f"Site acceptance of {found.site}"),
-        Verdict(verdict if found.checks else "Nothing was tried", "good" if found.passed else "bad"),
+        Verdict(_verdict(found), "good" if found.passed else "bad"),
         Tiles(
             (
-                ("checks", str(len(found.checks)), "tried"),
+                ("checks", str(len(found.checks) - len(left_out)), f"tried, of {len(found.checks)}"),
                 ("place", f"{max(places):.4f} mm" if places else "not measured", "largest error of a labelled voxel"),
                 ("volume", f"{max(volumes):.4f} mL" if volumes else "not measured", "largest difference"),
             )
         ),
-        *_failures(failed),
-        Heading("What was tried"),
-        _table(found.checks),
+        *_some("What failed", failed),
+        *_some("What was not tried", left_out),
+        Heading("What no check looks at"),
+        *(Text(f"\u2022 {what}") for what in found.unchecked),
+        Heading("What was checked"),
+        _table([check for check in found.checks if check.state != "not tried"]),
         Heading("With what"),
         Facts({**found.versions, **{f"rule {name}": told for name, told in found.bundles.items()}}),
         Heading("Signature"),
@@ -145,21 +146,33 @@ def _blocks(found: Acceptance, key: SiteKey, digest: str) -> list[Block]:
             f"Its public half is {key.public}. This page itself is not signed.",
         ),
         Text(
-            "Phantoms have made-up names that begin with COMMISSION; they stay where they were sent until somebody deletes "
-            "them.",
+            f"PatientName and PatientID of everything that was sent begin with {PATIENT}; it stays where it was sent until "
+            "somebody deletes it.",
             note=True,
         ),
     ]
 
 
-def _failures(failed: list[Check]) -> list[Block]:
-    return [Heading("What failed"), _table(failed)] if failed else []
+def _verdict(found: Acceptance) -> str:
+    failed, left_out = len(found.of("failed")), len(found.of("not tried"))
+    if not found.checks:
+        return "Nothing was tried"
+    if found.passed:
+        return f"All {len(found.checks)} checks passed"
+    return f"{failed} of {len(found.checks)} checks failed" + (f", {left_out} were not tried" if left_out else "")
+
+
+def _some(title: str, checks: list[Check]) -> list[Block]:
+    return [Heading(title), _table(checks)] if checks else []
+
+
+_TONES: dict[State, Tone] = {"passed": "good", "failed": "bad", "not tried": ""}
 
 
 def _table(checks: list[Check]) -> Table:
     rows = tuple(
         (
-            Cell("passed" if check.passed else "failed", tone="good" if check.passed else "bad"),
+            Cell(check.state, tone=_TONES[check.state]),
             Cell(check.what, check.said),
             check.where,
             f"{check.seconds:.2f} s",

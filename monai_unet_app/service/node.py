@@ -388,7 +388,7 @@ class Node:
     def _worked(self, child: Child, job: Job, message: Message | None) -> None:
         if message is not None and "results" in message:
             self.seconds["work"].append(float(message["seconds"]))
-            self._keep(job, [self._new_result(one) for one in message["results"]])
+            self._keep(job, [self._new_result(one) for one in message["results"]], child.pid)
         elif message is not None and "wait" in message:
             self._not_before[job.id] = time.monotonic() + _WAIT_S
             self.queue.put_back(job.id, str(message["wait"]), counts=False)
@@ -403,13 +403,13 @@ class Node:
             return NewResult(**one, destinations=self.site.noticed(rule))
         return NewResult(**one, destinations=self.site.destinations_for(rule.name, one["series"]))
 
-    def _keep(self, job: Job, found: list[NewResult]) -> None:
+    def _keep(self, job: Job, found: list[NewResult], worker: int) -> None:
         with self.queue.all_or_none():
             for made, one in zip(self.queue.finish(job.id, found), found, strict=True):
                 self.audit.write(
                     "result", study=job.study, version=job.version, job=job.id, result=made.id, series=one.series,
                     rule=one.rule, state=made.state, verdict=one.verdict, digest=one.digest, folder=one.folder,
-                    destinations=one.destinations,
+                    destinations=one.destinations, worker=worker,
                 )  # fmt: skip
                 why = f": {one.reason}" if one.reason else ""
                 _logger.info("study %s: result %s of rule %s is %s%s", job.study, made.id, one.rule, made.state, why)

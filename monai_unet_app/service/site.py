@@ -18,6 +18,7 @@ from pydicom.datadict import tag_for_keyword
 from dicom_io.errors import DicomIoError
 from dicom_io.net.destination import KINDS, OUR_AE_TITLE, Destination, Tls, checked_ae_title, checked_port
 from dicom_io.net.site import LOOPBACK, Table, destinations_of, read_table, read_tls
+from monai_unet_app.data.selection import compiled
 from monai_unet_app.errors import UsageError
 
 DICOM_FORMATS = tuple(kind.lower() for kind in KINDS if kind != "PDF")
@@ -289,16 +290,10 @@ def _rule(table: Table, folder: Path) -> Rule:
 
 
 def _patterns(table: Table) -> dict[str, re.Pattern[str]]:
-    found = {}
-    for keyword, text in (table.table("match") or {}).items():
-        if tag_for_keyword(keyword) is None or not isinstance(text, str):
-            raise UsageError(f"{table.where}: match has {keyword} = {text!r}; a DICOM keyword and a pattern are needed")
-        try:
-            found[keyword] = re.compile(text, re.IGNORECASE)
-        except re.error as error:
-            raise UsageError(
-                f"{table.where}: the pattern {text!r} of {keyword} cannot be used ({error}); correct it"
-            ) from error
+    try:
+        found = compiled(table.table("match") or {})
+    except ValueError as error:
+        raise UsageError(f"{table.where}: {error}") from error
     if not found:
         raise UsageError(
             f"{table.where} matches every series; a table match with at least one DICOM keyword is needed; add for instance "

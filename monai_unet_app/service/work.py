@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from dicom_io.errors import DicomIoError
 from dicom_io.net.destination import Destination, Profile
-from dicom_io.reading.instances import load_dataset
 from dicom_io.reading.series import SeriesRef, files_below, survey_files
+from monai_unet_app.data import selection
 from monai_unet_app.errors import AppError
 from monai_unet_app.service.children import PARTIAL, Message, serve
 from monai_unet_app.service.queue import ResultState
@@ -187,15 +187,8 @@ def fits(rule: Rule, series: SeriesRef) -> bool:
 
 
 def misfits(rule: Rule, series: SeriesRef) -> list[str]:
-    """What of a series a rule does not pick, by the header of its first instance: keywords, no values."""
-    if series.frame_count < rule.least_instances or not series.files:
-        return [f"{rule.least_instances} images or more"]
-    header = load_dataset(series.files[0], with_pixels=False, keywords=list(rule.match))
-    return [
-        f"another {keyword}"
-        for keyword, pattern in rule.match.items()
-        if not pattern.search(_text(header.get(keyword)))
-    ]
+    """What of a series a rule does not pick, see `data.selection.misfits`."""
+    return selection.misfits(series, rule.match, rule.least_instances)
 
 
 def variants(rule: Rule, site: Site) -> list[tuple[str, Destination | None]]:
@@ -220,13 +213,6 @@ def digest_of(folder: Path) -> str:
         found.update(f"{path.relative_to(folder)}\0".encode())
         found.update(hashlib.sha256(path.read_bytes()).digest())
     return found.hexdigest()
-
-
-def _text(value: Any) -> str:
-    """The value of an attribute as a pattern sees it; several values with backslashes between them."""
-    if value is None:
-        return ""
-    return str(value) if isinstance(value, str) or not hasattr(value, "__iter__") else "\\".join(map(str, value))
 
 
 def state_of(verdict: str, rule: Rule) -> ResultState:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +16,7 @@ import pytest
 from nodes import wait_until
 from orthanc import Orthanc, orthanc, program
 from ports import free_port
+from pydicom import dcmread
 from pypdf import PdfReader
 
 from dicom_io.dicomize import dicomize
@@ -20,8 +25,9 @@ from dicom_io.net.query import Query
 from dicom_io.reading.instances import load_dataset
 from monai_unet_app.cli import main
 from monai_unet_app.data.read import read_volume
-from monai_unet_app.service.commission import ORIENTATIONS, commission
+from monai_unet_app.service.commission import Commissioning, commission
 from monai_unet_app.service.node import Node
+from monai_unet_app.service.phantoms import ORIENTATIONS
 from monai_unet_app.service.site import read_site
 from monai_unet_app.shipped import shipped
 
@@ -31,13 +37,14 @@ SITE = """
 [node]
 folder = "node"
 port = {port}
+senders = ["ROUTER", "COMMISSION", "STORESCU"]
 stable_s = 0.5
+workers = 2
 [[rules]]
 name = "hippocampus"
 bundle = "hippocampus_mri_unet3d"
-match = {{Modality = "MR"}}
-destinations = ["archive"]
-hold_review = false
+match = {{Modality = "MR", SeriesDescription = "hippo|t1.*crop"}}
+destinations = ["archive", "web"]
 [destinations.archive]
 host = "127.0.0.1"
 port = {dimse}
@@ -69,13 +76,47 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospital]:
 def test_every_phantom_comes_back_in_its_place_and_the_node_makes_what_this_program_makes(hospital: Hospital) -> None:
     found = commission(hospital.node.site)
     assert [check for check in found.checks if not check.passed] == []
-    # an answer and three steps an orientation for each of two destinations; an answer and two studies of the node
-    assert len(found.checks) == 2 * (1 + 3 * len(ORIENTATIONS)) + 3
+    # an answer and three steps an orientation for each of two destinations; of the node: lets in, answers, workers; of the
+    # rule: an example fits, the gate accepts it, two studies are taken, two results at each of two destinations
+    assert len(found.checks) == 2 * (1 + 3 * len(ORIENTATIONS)) + 3 + 3 + 2 * 2
     measured = [check for check in found.checks if check.place_mm is not None]
-    assert len(measured) == 2 * len(ORIENTATIONS) + 2
+    assert len(measured) == 2 * len(ORIENTATIONS) + 2 * 2
+    assert found.checks[-1].what == "each of 2 worker(s) has answered"
+    patients = find(hospital.node.site.destinations["archive"], Query("study", patient_id="COMMISSION*"))
+    everything = find(hospital.node.site.destinations["archive"], Query("study", patient_id="*"))
+    assert len(patients) == len(everything) >= 2 * len(ORIENTATIONS) + 2
+    assert all(str(one.PatientName).startswith("COMMISSION") for one in patients)
     assert max(check.place_mm for check in measured) < 0.01
     assert max(check.volume_ml for check in measured) < 1e-6
     assert found.passed
+
+
+def test_a_worker_that_is_stopped_fails_the_acceptance(hospital: Hospital) -> None:
+    over = threading.Event()
+
+    def stop_workers() -> None:
+        while not over.wait(0.02):
+            for child in hospital.node.workers.children:
+                with suppress(ProcessLookupError):
+                    os.kill(child.pid, signal.SIGSTOP)
+
+    stopping = threading.Thread(target=stop_workers)
+    stopping.start()
+    try:
+        found = commission(hospital.node.site, Commissioning(result_s=8.0, limit_s=300.0))
+    finally:
+        over.set()
+        stopping.join()
+        for child in hospital.node.workers.children:
+            with suppress(ProcessLookupError):
+                os.kill(child.pid, signal.SIGCONT)
+    failed = [check.what for check in found.of("failed")]
+    assert failed == [
+        *(f"its result of study {number} is at {name}" for number in (1, 2) for name in ("archive", "web")),
+        "each of 2 worker(s) has answered",
+    ]
+    assert "no worker has answered the node about this study" in found.of("failed")[0].said
+    assert not found.passed
 
 
 def test_the_verb_writes_a_signed_report_and_knows_a_changed_one(
@@ -106,6 +147,10 @@ def test_a_study_that_dcmtk_sends_is_in_orthanc_as_seg_and_sr(hospital: Hospital
     image = read_volume(sorted((shipped("examples") / "msd_hippocampus" / "images").iterdir())[3])
     series = dicomize(image, tmp_path / "case", case_id="dcmtk").series_folder
     files = [str(path) for path in sorted(series.glob("*.dcm"))]
+    for path in files:
+        image_of_rule = dcmread(path)
+        image_of_rule.SeriesDescription = "T1 crop"
+        image_of_rule.save_as(path)
     port = str(hospital.node.provider.port)
     subprocess.run(
         [program("storescu"), "-aec", "MONAIUNET", "127.0.0.1", port, *files], check=True, capture_output=True

@@ -1,0 +1,295 @@
+"""The studies that an acceptance test sends: phantoms for archives, example cases for a node's rules.
+
+Every study gets new UIDs, and a PatientName and PatientID that begin with COMMISSION. An example that somebody gives is
+de-identified first (PS3.15 Annex E). The headers that a rule asks for are made from the patterns of the rule.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from re import _constants as sre  # type: ignore[attr-defined]  # no public parser of patterns exists
+from re import _parser  # type: ignore[attr-defined]
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import dcmread
+from pydicom.datadict import tag_for_keyword
+
+from dicom_io.coding import Segment, load_segments
+from dicom_io.confidentiality.pseudonyms import new_key
+from dicom_io.deidentify import deidentify, files_of
+from dicom_io.dicomize import dicomize
+from dicom_io.reading.instances import load_dataset, read_instance
+from dicom_io.reading.series import survey_files
+from dicom_io.volume import Provenance, Volume
+from monai_unet_app.data.selection import text_of
+from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.service.site import Rule
+from monai_unet_app.shipped import shipped
+
+PATIENT = "COMMISSION"
+"""What PatientName and PatientID of everything that is sent begin with."""
+
+ORIENTATIONS = ("axial", "sagittal", "coronal", "oblique", "feet first")
+AXES = ((0, 1, 2), (2, 0, 1))
+"""Orders of the array axes in which an example is sent: the same anatomy as two acquisitions."""
+
+_OF_THE_PIXELS = 0x0028
+_AS_THEY_ARE = {
+    "SOPClassUID", "Modality", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID",
+    "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient",
+}  # fmt: skip
+"""Attributes that say what the pixels are and where they lie: they are never changed to fit a rule."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study on the disk.
+
+    Attributes:
+        uid: StudyInstanceUID.
+        files: What is sent.
+        labels: Shape (I, J, K): what its SEG means, on the grid of the series; None where it has no SEG.
+    """
+
+    uid: str
+    files: tuple[Path, ...]
+    labels: Volume | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image for a rule.
+
+    Attributes:
+        source: NIfTI file, DICOM file, or folder with one DICOM series.
+        is_shipped: It came with this program; nobody named it.
+        headers: DICOM keyword -> value that somebody wants the example to have.
+    """
+
+    source: Path
+    is_shipped: bool
+    headers: Mapping[str, str]
+
+    @property
+    def is_dicom(self) -> bool:
+        """Whether it is DICOM already."""
+        return self.source.is_dir() or read_instance(self.source) is not None
+
+
+def shipped_example(headers: Mapping[str, str]) -> Example:
+    """The first example case of this program: a T1 MR crop around the hippocampus."""
+    return Example(sorted((shipped("examples") / "msd_hippocampus" / "images").iterdir())[0], True, headers)
+
+
+def phantom_study(orientation: str, folder: Path) -> Study:
+    """A phantom in one of ORIENTATIONS as an MR series with the SEG of its labels."""
+    made = dicomize(
+        phantom(orientation), folder, labels=labels_of(orientation), segments=_SEGMENTS, case_id=uuid.uuid4().hex
+    )
+    assert made.seg is not None
+    return _stamped([*sorted(made.series_folder.glob("*.dcm")), made.seg], f"phantom {orientation}", {}, made.labels)
+
+
+def example_study(example: Example, rule: Rule, folder: Path, axes: tuple[int, int, int]) -> Study:
+    """An example as a study for a rule, with new UIDs each time.
+
+    Args:
+        example: From `shipped_example`, or what somebody named.
+        rule: Its patterns say what the headers must be.
+        folder: Where the files go; must not exist yet.
+        axes: Order of the array axes; a DICOM example stays as it is.
+
+    Raises:
+        InputRefusedError: A header cannot be made to fit the rule, or the example cannot be used.
+        DicomIoError: The example cannot be read.
+    """
+    if example.is_dicom:
+        files = _without_identity(example.source, folder)
+    else:
+        case = dicomize(_turned(example.source, axes), folder, case_id=uuid.uuid4().hex)
+        files = sorted(case.series_folder.glob("*.dcm"))
+    return _stamped(files, f"example for {rule.name}", fitting_headers(example, rule, files[0]))
+
+
+def fitting_headers(example: Example, rule: Rule, file: Path) -> dict[str, str]:
+    """DICOM keyword -> value that an example must get for a rule to pick it.
+
+    Raises:
+        InputRefusedError: With everything that cannot be made to fit, and what to do.
+    """
+    header = load_dataset(file, with_pixels=False, keywords=list(rule.match))
+    found, problems = dict(example.headers), []
+    for keyword, pattern in rule.match.items():
+        value = example.headers.get(keyword)
+        if value is None and keyword in ("PatientName", "PatientID"):
+            value = _of_a_patient(pattern)
+        elif value is None and pattern.search(text_of(header.get(keyword))):
+            continue
+        elif value is None and not _is_fixed(keyword):
+            value = matching_text(pattern)
+        if value is not None and pattern.search(value):
+            found[keyword] = value
+        else:
+            problems.append(_why_not(example, rule, keyword, pattern, value))
+    if problems:
+        raise InputRefusedError("; ".join(problems))
+    return found
+
+
+def _why_not(example: Example, rule: Rule, keyword: str, pattern: re.Pattern[str], value: str | None) -> str:
+    what = f"rule {rule.name} picks series whose {keyword} contains {pattern.pattern!r}"
+    if value is not None:
+        return f"{what}; the value given with --header does not; correct it"
+    if keyword in ("PatientName", "PatientID"):
+        return f"{what}; everything that is sent has one that begins with {PATIENT}; let the rule accept that as well"
+    if _is_fixed(keyword):
+        which = "the shipped example (an MR crop)" if example.is_shipped else "the example"
+        return f"{what}; {which} has another one, and it says what the image is; name an image with --example {rule.name}=PATH"
+    return f"{what}; no such value could be made from the pattern; give one with --header {rule.name}.{keyword}=VALUE"
+
+
+def _is_fixed(keyword: str) -> bool:
+    tag = tag_for_keyword(keyword)
+    return keyword in _AS_THEY_ARE or (tag is not None and tag >> 16 == _OF_THE_PIXELS)
+
+
+def _of_a_patient(pattern: re.Pattern[str]) -> str | None:
+    text, one = matching_text(pattern), f"{PATIENT}-{uuid.uuid4().hex[:12]}"
+    tries = [one] if text is None else [one, f"{one} {text}", f"{PATIENT} {text}", f"{PATIENT}^{text}"]
+    return next((value for value in tries if pattern.search(value)), None)
+
+
+def _stamped(files: Sequence[Path], what: str, headers: Mapping[str, str], labels: Volume | None = None) -> Study:
+    """The files under a made-up patient of their own, with these headers."""
+    told: dict[str, str] = {
+        "PatientName": f"{PATIENT}^{what}",
+        "PatientID": f"{PATIENT}-{uuid.uuid4().hex[:12]}",
+        "StudyDescription": "Site acceptance, no patient",
+        **headers,
+    }
+    for path in files:
+        dataset = dcmread(path)
+        for keyword, value in told.items():
+            _set(dataset, keyword, value)
+        dataset.save_as(path, enforce_file_format=True)
+    return Study(str(dataset.StudyInstanceUID), tuple(files), labels)
+
+
+def _set(dataset: Any, keyword: str, value: str) -> None:
+    try:
+        setattr(dataset, keyword, value)
+    except (ValueError, TypeError) as error:
+        raise InputRefusedError(
+            f"{value!r} cannot be the {keyword} of a DICOM object; give another value with --header RULE.{keyword}=VALUE"
+        ) from error
+
+
+def _without_identity(source: Path, folder: Path) -> list[Path]:
+    """The one image series of a DICOM file or folder, de-identified, with new UIDs."""
+    outcome = deidentify(files_of([source], folder), folder, new_key())
+    if outcome.problems:
+        raise InputRefusedError(f"the example cannot be de-identified: {outcome.problems[0]}")
+    images = [one for one in survey_files(sorted(folder.rglob("*.dcm"))).series if one.kind == "image"]
+    if len(images) != 1:
+        raise InputRefusedError(f"the example holds {len(images)} image series; a folder with one is needed")
+    return list(images[0].files)
+
+
+def _turned(source: Path, axes: tuple[int, int, int]) -> Volume:
+    """The image of a file, its axes in another order: the same anatomy as another acquisition."""
+    from monai_unet_app.data.read import read_volume
+
+    image = read_volume(source)
+    affine = image.affine_lps.copy()
+    affine[:, :3] = affine[:, :3][:, list(axes)]
+    return Volume(np.ascontiguousarray(image.array.transpose(axes)), affine, Provenance("nifti"))
+
+
+# a text that a pattern finds
+
+
+def matching_text(pattern: re.Pattern[str]) -> str | None:
+    """A short text that the pattern finds; None where none could be made. Whatever is given back was tried."""
+    try:
+        text = _text(_parser.parse(pattern.pattern, pattern.flags))
+    except (KeyError, ValueError, TypeError):
+        return None
+    return text if pattern.search(text) else None
+
+
+def _text(parsed: Any) -> str:
+    return "".join(_MADE[operation](value) for operation, value in parsed)
+
+
+def _of_set(items: Any) -> str:
+    kind, value = items[0]
+    if kind is sre.LITERAL:
+        return chr(value)
+    return chr(value[0]) if kind is sre.RANGE else _CATEGORIES[value]
+
+
+_CATEGORIES = {sre.CATEGORY_DIGIT: "1", sre.CATEGORY_SPACE: " ", sre.CATEGORY_WORD: "a"}
+_MADE: dict[Any, Any] = {
+    sre.LITERAL: chr,
+    sre.ANY: lambda _: "x",
+    sre.IN: _of_set,
+    sre.AT: lambda _: "",
+    sre.BRANCH: lambda value: _text(value[1][0]),
+    sre.SUBPATTERN: lambda value: _text(value[3]),
+    sre.MAX_REPEAT: lambda value: value[0] * _text(value[2]) if value[0] else "",
+    sre.MIN_REPEAT: lambda value: value[0] * _text(value[2]) if value[0] else "",
+}
+"""What stands for each part of a pattern; a part that is not here cannot be made."""
+
+
+# the phantom
+
+
+def phantom(orientation: str) -> Volume:
+    """A lopsided body with a gradient, in one of ORIENTATIONS; its place follows from `_affine` alone."""
+    i, j, k = np.meshgrid(*(np.arange(n) for n in _SHAPE), indexing="ij")
+    inside = labels_of(orientation).array > 0
+    array = np.rint(100 + 3 * i + 2 * j + 5 * k + 300 * inside).astype(np.float32)
+    return Volume(array, _affine(orientation), Provenance("nifti"))
+
+
+_SHAPE = (22, 26, 18)
+_STEPS_MM = (1.5, 1.25, 2.0)
+_DIRECTIONS = {
+    "axial": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    "feet first": ((-1, 0, 0), (0, 1, 0), (0, 0, -1)),
+    "sagittal": ((0, 1, 0), (0, 0, -1), (-1, 0, 0)),
+    "coronal": ((1, 0, 0), (0, 0, -1), (0, 1, 0)),
+}
+
+
+def _affine(orientation: str) -> NDArray[np.float64]:
+    found = np.eye(4)
+    if orientation == "oblique":
+        a, b = np.deg2rad([30.0, 17.0])
+        first = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+        second = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+        axes = first @ second
+    else:
+        axes = np.array(_DIRECTIONS[orientation], dtype=float).T
+    found[:3, :3] = axes @ np.diag(_STEPS_MM)
+    found[:3, 3] = (-31.5, 12.25, 40.0)
+    return found
+
+
+def labels_of(orientation: str) -> Volume:
+    """Two structures of the phantom: a body, and a nose so that no axis can be turned round unnoticed."""
+    i, j, k = np.meshgrid(*(np.arange(n) for n in _SHAPE), indexing="ij")
+    body = ((i - 8) / 6) ** 2 + ((j - 15) / 9) ** 2 + ((k - 7) / 5) ** 2 < 1
+    nose = (abs(i - 15) < 3) & (abs(j - 6) < 2) & (abs(k - 12) < 3)
+    return Volume((body + 2 * (nose & ~body)).astype(np.uint8), _affine(orientation), Provenance("nifti"))
+
+
+_SEGMENTS: tuple[Segment, ...] = load_segments(shipped("bundles") / "hippocampus_mri_unet3d/configs/segments.json")
+"""Two coded segments; what they are called does not matter here."""

@@ -1,0 +1,168 @@
+"""Site acceptance before anything is sent: what cannot pass is said in seconds; and the studies that are sent."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+from nodes import make_study, pacs
+from ports import free_port
+from pydicom import dcmread
+
+from dicom_io.reading.series import survey_files
+from monai_unet_app.cli import main
+from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.service.commission import Commissioning, commission
+from monai_unet_app.service.phantoms import (
+    AXES,
+    Example,
+    example_study,
+    matching_text,
+    phantom_study,
+    shipped_example,
+)
+from monai_unet_app.service.site import Rule, read_site
+from monai_unet_app.service.work import fits
+
+SITE = """
+[node]
+folder = "node"
+port = {port}
+{node}
+[[rules]]
+name = "hippocampus"
+bundle = "hippocampus_mri_unet3d"
+match = {{{match}}}
+destinations = ["archive"]
+[destinations.archive]
+host = "127.0.0.1"
+port = {archive}
+ae_title = "PACS"
+"""
+DOCUMENTED = 'Modality = "MR", SeriesDescription = "hippo|t1.*crop"'
+"""The patterns of the site file in docs/how-to/node.md."""
+
+
+def write_site(folder: Path, archive: int, *, node: str = "", match: str = DOCUMENTED) -> Path:
+    path = folder / "site.toml"
+    path.write_text(SITE.format(port=free_port(), archive=archive, node=node, match=match))
+    return path
+
+
+def the_rule(folder: Path, match: str) -> Rule:
+    return read_site(write_site(folder, 104, match=match)).rules[0]
+
+
+def test_what_cannot_pass_is_said_in_seconds_with_the_remedy_and_nothing_is_sent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = 'senders = ["ROUTER", "CT1"]\nnetworks = ["10.1.0.0/16"]'
+    with pacs(tmp_path / "pacs") as peer:
+        text = write_site(tmp_path, peer.port, node=node, match='Modality = "CT"').read_text()
+        down = f'\n[destinations.down]\nhost = "127.0.0.1"\nport = {free_port()}\nae_title = "DOWN"\n'
+        (tmp_path / "site.toml").write_text(text + down)
+        words = ["--key", str(tmp_path / "site.pem"), "--output", str(tmp_path / "out")]
+        begin = time.monotonic()
+        assert main(["commission", "--config", str(tmp_path / "site.toml"), *words]) == 1
+        assert time.monotonic() - begin < 60
+        said = capsys.readouterr().out
+        assert list((tmp_path / "pacs").rglob("*.dcm")) == []
+    flat = said.replace("\n", " ")
+    assert said.count("FAILED") == 3, said
+    assert "add COMMISSION to senders and start the node again, or call as one of them with --calling-ae-title" in flat
+    assert "it lets in 10.1.0.0/16 (networks)" in flat
+    assert "name an image with --example hippocampus=PATH" in flat
+    assert re.search(r"FAILED  down \(DOWN@127\.0\.0\.1:\d+\): answers", said)
+    assert re.search(r"1 of \d+ checks passed, \d+ not tried", said)
+    assert len(said.splitlines()) < 25
+
+
+def test_a_site_whose_node_does_not_run_fails_before_anything_is_sent(tmp_path: Path) -> None:
+    with pacs(tmp_path / "pacs") as peer:
+        found = commission(read_site(write_site(tmp_path, peer.port)))
+        assert list((tmp_path / "pacs").rglob("*.dcm")) == []
+    assert [(check.where, check.what) for check in found.of("failed")] == [("node", "answers")]
+    assert {check.state for check in found.checks[4:]} == {"not tried"}
+    assert not found.passed
+
+
+def test_nothing_is_begun_when_the_time_is_over(tmp_path: Path) -> None:
+    site = read_site(write_site(tmp_path, free_port()))
+    found = commission(site, Commissioning(limit_s=1e-6))
+    assert {check.state for check in found.checks} == {"not tried"}
+    assert "the time was over" in found.checks[0].said
+    assert not found.passed
+
+
+def test_the_example_fits_the_rule_of_the_documented_site_file(tmp_path: Path) -> None:
+    rule = the_rule(tmp_path, DOCUMENTED)
+    study = example_study(shipped_example({}), rule, tmp_path / "made", AXES[0])
+    (series,) = survey_files(list(study.files)).series
+    assert fits(rule, series)
+
+
+@pytest.mark.parametrize(
+    ("match", "headers", "message"),
+    [
+        ('Modality = "CT"', {}, r"Modality contains 'CT'; the shipped example .* --example hippocampus=PATH"),
+        ('Rows = "^512$"', {}, r"Rows contains .* --example hippocampus=PATH"),
+        (
+            'SeriesDescription = "(?!x)y"',
+            {},
+            r"no such value could be made .* --header hippocampus\.SeriesDescription=VAL",
+        ),
+        ('SeriesDescription = "T1"', {"SeriesDescription": "T2"}, "given with --header does not; correct it"),
+        ('PatientID = "^TEST"', {}, "everything that is sent has one that begins with COMMISSION"),
+    ],
+)
+def test_a_rule_that_no_example_fits_is_told_with_the_remedy(
+    tmp_path: Path, match: str, headers: dict[str, str], message: str
+) -> None:
+    with pytest.raises(InputRefusedError, match=message):
+        example_study(shipped_example(headers), the_rule(tmp_path, match), tmp_path / "made", AXES[0])
+
+
+def test_a_header_that_somebody_gives_is_used(tmp_path: Path) -> None:
+    rule = the_rule(tmp_path, 'SeriesDescription = "(?!x)y"')
+    study = example_study(shipped_example({"SeriesDescription": "my y"}), rule, tmp_path / "made", AXES[0])
+    assert dcmread(study.files[0]).SeriesDescription == "my y"
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["hippo|t1.*crop", "^T1w?$", r"(a|b)[x-z]+\d{3}\s", r"^\S*", "", "x{2,5}?y", r"\w\.\d+", "[^a]"],
+)
+def test_a_text_that_is_made_from_a_pattern_is_found_by_it(pattern: str) -> None:
+    found = matching_text(re.compile(pattern, re.IGNORECASE))
+    if pattern == "[^a]":
+        assert found is None
+    else:
+        assert found is not None
+        assert re.search(pattern, found, re.IGNORECASE)
+
+
+def test_every_study_has_new_uids_and_names_that_begin_with_commission(tmp_path: Path) -> None:
+    rule = the_rule(tmp_path, 'Modality = "MR", PatientID = "site"')
+    studies = [phantom_study("oblique", tmp_path / str(n)) for n in range(2)]
+    studies += [example_study(shipped_example({}), rule, tmp_path / f"e{n}", AXES[1]) for n in range(2)]
+    headers = [dcmread(file) for study in studies for file in study.files]
+    assert all(str(one.PatientName).startswith("COMMISSION") for one in headers)
+    assert all(one.PatientID.startswith("COMMISSION") for one in headers)
+    assert len({one.SOPInstanceUID for one in headers}) == len(headers)
+    assert len({one.StudyInstanceUID for one in headers}) == len({study.uid for study in studies}) == 4
+    assert len({one.PatientID for one in headers}) == 4
+
+
+def test_a_dicom_example_loses_its_patient(tmp_path: Path) -> None:
+    before = [dcmread(path) for path in sorted(make_study(tmp_path / "given").glob("*.dcm"))]
+    rule = the_rule(tmp_path, 'Modality = "CT"')
+    study = example_study(Example(tmp_path / "given", False, {}), rule, tmp_path / "made", AXES[0])
+    assert len(study.files) == 3
+    for path in study.files:
+        assert dcmread(path).PatientName.family_name == "COMMISSION"
+        content = path.read_bytes()
+        for one in before:
+            for secret in (str(one.PatientName), one.PatientID, one.AccessionNumber, one.SOPInstanceUID):
+                assert secret.encode() not in content
