@@ -24,7 +24,7 @@ from dicom_io.objects.measure import SegmentMeasures, measure_segment
 from dicom_io.objects.seg_object import SYNTAXES, seg_uid
 from dicom_io.objects.source_images import add_side, mask_on, rescale_type
 from dicom_io.objects.walk import Attributes, text, walk_file
-from dicom_io.reading.headers import shown_uid
+from dicom_io.reading.headers import is_person_name, shown_uid
 from dicom_io.reading.instances import load_dataset
 from dicom_io.seg import check_labels, in_slices
 from dicom_io.volume import Volume
@@ -67,7 +67,8 @@ class Verification:
         moment: When they did, with a time zone.
 
     Raises:
-        LabelError: A name is empty, too long or of several lines, or the moment has no time zone.
+        LabelError: A name is empty, too long or of several lines, the observer's is no person's, or the moment has no time
+            zone.
     """
 
     observer: str
@@ -82,6 +83,11 @@ class Verification:
                     f"the {what} of a verification has {len(name)} characters; 1 to {LONGEST_NAME} printable ones without a "
                     "backslash are needed, because a verified report says who answers for it; give the name"
                 )
+        if not is_person_name(self.observer):
+            raise LabelError(
+                "the observer of a verification has no person's name; Family^Given is needed, because a person answers for a "
+                "verified report; give the name as DICOM has it"
+            )
         if self.moment.utcoffset() is None:
             raise LabelError("the moment of a verification has no time zone; one is needed; give it, or use UTC")
 

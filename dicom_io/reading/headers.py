@@ -6,6 +6,7 @@ patient's name.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from functools import cache
 from pathlib import Path
@@ -48,6 +49,7 @@ WHOLE = frozenset(
     ]
 )
 NAMES = frozenset({"PatientName", "PatientID"})
+LONGEST_NAME = 64  # PN: PS3.5 table 6.2-1
 
 _ONE_VALUE = {Tag(keyword): keyword for keyword in UIDS | CODES | WHOLE | NAMES}
 _UID = re.compile(r"[\w. -]*", re.ASCII)  # letters and hyphens are about, though no UID has them; slashes are not
@@ -129,3 +131,19 @@ def _told(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return f"a {type(value).__name__}" + (f" of length {len(value)}" if hasattr(value, "__len__") else "")
+
+
+def is_person_name(text: str) -> bool:
+    """Whether a text names a person as DICOM does (PS3.5 6.2.1): at least Family^Given, both with a letter."""
+    parts = text.split("^")
+    is_plain = text.isprintable() and not set("\\=") & set(text) and len(text) <= LONGEST_NAME
+    return is_plain and 2 <= len(parts) <= 5 and all(any(map(str.isalpha, part)) for part in parts[:2])
+
+
+def patient_digest(header: Dataset) -> str:
+    """sha256 of whose a header is: PatientID and IssuerOfPatientID, without padding; "" where both are empty.
+
+    Nobody can be named from it but by trying IDs; it goes into UIDs, of which it is one part of many.
+    """
+    told = [str(header.get(keyword) or "").strip("\0 ") for keyword in ("PatientID", "IssuerOfPatientID")]
+    return hashlib.sha256("\\".join(told).encode("utf-8", "surrogatepass")).hexdigest() if any(told) else ""

@@ -61,7 +61,7 @@ def _token(verb: Verb) -> None:
     parser = verb(
         service_verbs.token,
         "make a token for a node's HTTP door",
-        "monai-unet token --name rossi --roles reviewer",
+        "monai-unet token --name Rossi^Anna --roles reviewer",
     )
     parser.add_argument("--name", type=given, required=True, help="whose it is; stands in the audit trail")
     parser.add_argument(

@@ -6,6 +6,7 @@ import json
 import os
 from functools import cache
 from importlib.resources import files
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +38,21 @@ def write_json(document: object, path: Path, name: str | None = None, *, indent:
     text = json.dumps(document, indent=indent, ensure_ascii=False) + "\n"
     partial.write_bytes(text.encode("utf-8", "backslashreplace"))  # a file name need not be UTF-8
     os.replace(partial, path)
+
+
+def write_new_json(document: object, path: Path, name: str | None = None) -> Path:
+    """As `write_json`, under a name that nothing has: `path`, or with -2, -3 and so on. Gives that name; replaces no file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        free = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+        try:
+            free.open("x").close()
+        except FileExistsError:
+            continue
+        try:
+            write_json(document, free, name)
+        except BaseException:
+            free.unlink()
+            raise
+        return free
+    raise AssertionError("unreachable")

@@ -14,7 +14,7 @@ from dicom_io.reading.instances import load_dataset
 from dicom_io.sr import Verification, write_verified_sr
 from dicom_io.volume import Volume
 from monai_unet_app.data.digest import file_sha256
-from monai_unet_app.data.schemas import validate, write_json
+from monai_unet_app.data.schemas import validate, write_new_json
 from monai_unet_app.errors import InputRefusedError, UsageError
 
 from .contents import find_result, labels_file, named_file, read_result, read_reviewed
@@ -34,7 +34,7 @@ class Verdict:
         labels_sha256: Hex digest of the file whose outlines were looked at; None where there was none.
         decision: "accepted", "corrected" or "rejected".
         comment: In the reader's words.
-        decided_at: With a time zone.
+        decided_at: What the clock of the page's computer said. It dates nothing: a verdict counts from when it is applied.
         draft: Saved by a page that stood alone: nobody knows who pressed the button.
     """
 
@@ -114,7 +114,7 @@ class Aftermath:
         correction: The corrected mask; needed for a correction, and for nothing else.
         training: Folder that gets a corrected case to train on; None: it is measured only.
         subject: Pseudonym of the patient in that folder, as in `store_training_case`.
-        applied_at: When it takes effect; now, where nothing is said.
+        applied_at: When it takes effect, by the clock of whoever applies it; now, where nothing is said.
     """
 
     reviewer: Reviewer | None = None
@@ -135,7 +135,8 @@ def apply_verdict(verdict: Verdict, result: Path, output: Path, what: Aftermath 
     Args:
         verdict: About this result.
         result: Its `<case>_result.json`, or the folder with it.
-        output: Gets `<case>_verdict_<when>.json` (schema `review_record`) and the verified report.
+        output: Gets `<case>_verdict_<when>.json` (schema `review_record`), when being when it is applied, and the verified
+            report. No record replaces another.
         what: Who decided, and what is needed beside.
 
     Raises:
@@ -151,8 +152,10 @@ def apply_verdict(verdict: Verdict, result: Path, output: Path, what: Aftermath 
     _check_not_accepted(verdict, output)
     moment = what.applied_at or datetime.now(UTC)
     report, why_not = _verified(verdict, path, document, output, what, moment)
+    said = verdict.document()
     record = {
-        **verdict.document(),
+        "page_time": said.pop("decided_at"),
+        **said,
         "bundle": dict(document["bundle"]),
         "applied_at": moment.isoformat(),
         "reviewer": None
@@ -162,8 +165,8 @@ def apply_verdict(verdict: Verdict, result: Path, output: Path, what: Aftermath 
         "not_verified": why_not,
         "correction": _corrected(verdict, path, what),
     }
-    stamp = verdict.decided_at.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
-    write_json(record, output / f"{_file_name(verdict.case)}_verdict_{stamp}.json", "review_record")
+    stamp = moment.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
+    write_new_json(record, output / f"{_file_name(verdict.case)}_verdict_{stamp}.json", "review_record")
     return record
 
 
@@ -218,9 +221,7 @@ def _verified(
         return None, "nobody answers for the verdict"
     before = named_file(path, document, "sr")
     target = output / _verified_name(verdict.case)
-    verification = Verification(
-        what.reviewer.name, what.reviewer.organization, moment if verdict.draft else verdict.decided_at
-    )
+    verification = Verification(what.reviewer.name, what.reviewer.organization, moment)
     try:
         output.mkdir(parents=True, exist_ok=True)
         write_verified_sr(before, target, verification)

@@ -42,12 +42,27 @@ def needs(*roles: Role) -> Callable[[Request], Holder]:
     return let_in
 
 
+def decides(request: Request) -> Holder:
+    """A dependency: the holder of the token, if they are a reviewer with a person's name; else 401 or 403."""
+    holder = needs("reviewer")(request)
+    if not holder.may_decide:
+        raise HTTPException(
+            403,
+            f"only a person decides; {holder.name} is no person's name; a token with a name such as Rossi^Anna and the role "
+            "reviewer is needed; monai-unet token makes it",
+        )
+    return holder
+
+
 Submitter = Annotated[Holder, Depends(needs("submit"))]
 Reader = Annotated[Holder, Depends(needs("read"))]
 Onlooker = Annotated[Holder, Depends(needs("read", "admin"))]
 """Sees what is said of studies and results, which names nobody; opens no file of them."""
 
 Reviewer = Annotated[Holder, Depends(needs("reviewer"))]
+Decider = Annotated[Holder, Depends(decides)]
+"""Decides about results: a reviewer who is named as a person."""
+
 Admin = Annotated[Holder, Depends(needs("admin"))]
 
 

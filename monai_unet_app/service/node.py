@@ -3,6 +3,7 @@
     received/<study>/<series>/<instance>.dcm    forced to the disk before the sender is told so
     results/<job>-<attempt>/<result>/           whole, or not there
     reviews/<result>/                           pages that name patients, made when a reviewer asks
+    verdicts/<study>/                           what people decided and why; kept when the study's files are deleted
     dead-letters/                               what could not be done, and why
     audit.jsonl, node.sqlite                    what was done; what waits, told anew by the former if it is lost
 
@@ -20,7 +21,7 @@ import sqlite3
 import threading
 import time
 import traceback
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +45,7 @@ from monai_unet_app.service.restore import restore
 from monai_unet_app.service.site import Site
 from monai_unet_app.service.uploads import IMAGE
 
-RECEIVED, RESULTS, REVIEWS, DEAD = "received", "results", "reviews", "dead-letters"
+RECEIVED, RESULTS, REVIEWS, DEAD, VERDICTS = "received", "results", "reviews", "dead-letters", "verdicts"
 WORKER, SENDER = "monai_unet_app.service.work", "monai_unet_app.service.deliver"
 _TICK_S = 0.05
 _TIDY_S = 60.0
@@ -90,6 +91,7 @@ class Node:
         refused: How many were not.
         rejected: How many callers were not let in.
         turned_away: The last of both: when, in seconds since 1970, and why.
+        deciding: Result number -> the lock of whoever decides on it.
     """
 
     def __init__(self, site: Site, worker: str = WORKER, *, new_key: bool = False) -> None:
@@ -123,6 +125,7 @@ class Node:
         }
         self.received = self.refused = self.rejected = 0
         self.turned_away: deque[tuple[float, str]] = deque(maxlen=_TURNED_AWAY)
+        self.deciding: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
         self._arriving: dict[str, _Arriving] = {}
         self._arrivals = threading.Lock()
         self._stop, self._thread = threading.Event(), threading.Thread(target=self._run, name="node")
@@ -216,27 +219,6 @@ class Node:
         with self._arrivals:
             if study in self._arriving:
                 self._arriving[study].declared = True
-
-    def release(self, number: int, who: str) -> Result | None:
-        """Lets a result go that was kept back; None if there is none of that number."""
-        result = self.queue.result(number)
-        if result is not None:
-            goes = self.site.destinations_for(result.rule, result.series)
-            with self.queue.all_or_none():
-                self.queue.release(number, goes)
-                self.audit.write(
-                    "released", result=number, study=result.study, rule=result.rule, destinations=goes, who=who
-                )
-        return self.queue.result(number)
-
-    def refuse(self, number: int, who: str, reason: str) -> Result | None:
-        """Keeps a result back for good; None if there is none of that number."""
-        result = self.queue.result(number)
-        if result is not None:
-            with self.queue.all_or_none():
-                self.queue.refuse(number, reason)
-                self.audit.write("refused", result=number, study=result.study, rule=result.rule, who=who)
-        return self.queue.result(number)
 
     def reprocess(self, study: str, who: str) -> bool:
         """A study is worked at once more, as it is and by the rules as they are; False if there is none that was complete."""
@@ -543,6 +525,7 @@ class Node:
                 self.queue.forget(study)
                 self.audit.write("forgotten", study=study)
             _logger.info("study %s: forgotten, as everything about it was done long ago", study)
+        self._forget_verdicts()
         self.letters.mend()
         at_work = {self._output(child.task) for child in self.workers.children if child.task is not None}
         known = self.queue.folders() | at_work
@@ -551,6 +534,17 @@ class Node:
             is_being_made = at_work and path.name.startswith(PARTIAL)  # a worker writes there when it has computed
             if path.name not in known and not is_being_made and time.time() - path.stat().st_mtime > _TIDY_S:
                 shutil.rmtree(path, ignore_errors=True)
+
+    def _forget_verdicts(self) -> None:
+        """Deletes records of decisions that are older than the site keeps them; by default none are."""
+        if not self.config.verdict_days:
+            return
+        before = self.queue.now_s() - self.config.verdict_days * 86_400
+        for path in (self.folder / VERDICTS).glob("*/*.json"):
+            if path.stat().st_mtime < before:
+                path.unlink()
+                if not any(path.parent.iterdir()):
+                    path.parent.rmdir()
 
 
 def _told_count(path: Path) -> int | None:

@@ -21,12 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from monai_unet_app.errors import UsageError
+from monai_unet_app.errors import AppError, UsageError
 from monai_unet_app.service.audit import Head
 
 JobState = Literal["queued", "working", "done", "dead"]
 ResultState = Literal["held", "rejected", "sending", "delivered", "not processed", "dead", "superseded", "refused"]
 DeliveryState = Literal["pending", "delivered", "dead"]
+DecisionKind = Literal["accepted", "corrected", "rejected", "refused", "released"]
 KEPT_BACK: tuple[ResultState, ...] = ("held", "rejected")
 """Results that wait for a reviewer."""
 
@@ -35,6 +36,9 @@ RELEASED: tuple[ResultState, ...] = ("sending", "delivered", "dead", "not proces
 
 OPEN_RESULTS: tuple[ResultState, ...] = (*KEPT_BACK, "sending")
 """Results of which something is still to be done."""
+
+DECIDABLE: tuple[ResultState, ...] = (*OPEN_RESULTS, "delivered", "dead")
+"""Results that a person may decide on, unless somebody has."""
 
 _SENT: tuple[ResultState, ...] = ("sending", "not processed")
 """New results that go to their destinations: the result itself, or the notice that there is none."""
@@ -61,6 +65,9 @@ CREATE TABLE IF NOT EXISTS audit_head (one INTEGER PRIMARY KEY CHECK (one = 1), 
 CREATE TABLE IF NOT EXISTS clock (one INTEGER PRIMARY KEY CHECK (one = 1), seconds REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS totals (verdict TEXT PRIMARY KEY, n INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS remade (job INTEGER PRIMARY KEY, n INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS decisions (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, result INTEGER NOT NULL, decision TEXT NOT NULL, who TEXT NOT NULL, at TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS decisions_of ON decisions (result);
 CREATE INDEX IF NOT EXISTS jobs_state ON jobs (state);
 CREATE INDEX IF NOT EXISTS results_of ON results (study, rule, series);
 CREATE INDEX IF NOT EXISTS deliveries_state ON deliveries (state);
@@ -139,6 +146,30 @@ class Delivery:
     attempts: int
     reason: str
     created: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a person decided about a result.
+
+    Attributes:
+        who: The person's name.
+        at: When, by the node's clock, in ISO 8601 with a time zone.
+    """
+
+    result: int
+    decision: DecisionKind
+    who: str
+    at: str
+
+    @property
+    def is_final(self) -> bool:
+        """A released result may still be accepted, corrected or rejected; after any other decision nothing more is decided."""
+        return self.decision != "released"
+
+
+class DecidedError(AppError):
+    """Somebody has decided about the result already, or it is not what it was when it was looked at."""
 
 
 class Queue:
@@ -392,6 +423,41 @@ class Queue:
         """Names of the folders below `results` that a result is in."""
         return {str(row["folder"]).split("/")[0] for row in self._rows("SELECT folder FROM results")}
 
+    def decisions_of(self, number: int) -> list[Decision]:
+        """What was decided about a result, the first decision first."""
+        rows = self._rows("SELECT * FROM decisions WHERE result = ? ORDER BY id", number)
+        return [_decision(row) for row in rows]
+
+    def decide(self, one: Decision) -> None:
+        """Records a decision, if the result waits for one: nothing final was decided, and its state allows it.
+
+        Raises:
+            DecidedError: Somebody was first, or the result is in another state; the message says who, what and when.
+        """
+        with self.all_or_none():
+            self.check_undecided(one.result, KEPT_BACK if one.decision in ("released", "refused") else DECIDABLE)
+            self.record_decision(one)
+
+    def record_decision(self, one: Decision) -> None:
+        """Records a decision that was taken, whatever is known of the result."""
+        with self.all_or_none() as db:
+            db.execute(
+                "INSERT INTO decisions (result, decision, who, at) VALUES (?, ?, ?, ?)",
+                (one.result, one.decision, one.who, one.at),
+            )
+
+    def check_undecided(self, number: int, states: Sequence[ResultState] = DECIDABLE) -> None:
+        """Pass if nothing final was decided about a result and it is in one of these states. Raises DecidedError."""
+        found, before = self.result(number), self.decisions_of(number)
+        final = [one for one in before if one.is_final]
+        if found is not None and found.state in states and not final:
+            return
+        told = "".join(f"; it was {one.decision} by {one.who} at {one.at}" for one in (final or before)[-1:])
+        raise DecidedError(
+            f"result {number} is {found.state if found else 'gone'}{told}; one that is {', '.join(states)} and was not "
+            "decided on can be; look at the newest result of this study"
+        )
+
     def release(self, number: int, destinations: Sequence[str]) -> None:
         """A result that was kept back may go out; without destinations it is done."""
         now_s = self.now_s()
@@ -402,14 +468,14 @@ class Queue:
                 _close_if_done(db, number, now_s)
 
     def refuse(self, number: int, reason: str) -> None:
-        """A result that was kept back, or is not out everywhere, goes nowhere any more."""
+        """A result goes nowhere any more, where it is not yet; one that is delivered is refused all the same."""
         with self.all_or_none() as db:
             changed = db.execute(
-                f"UPDATE results SET state = 'refused', reason = ?, done = ? WHERE id = ? AND state IN {_listed(OPEN_RESULTS)}",
+                f"UPDATE results SET state = 'refused', reason = ?, done = ? WHERE id = ? AND state IN {_listed(DECIDABLE)}",
                 (reason, self.now_s(), number),
             ).rowcount
             if changed:
-                db.execute("DELETE FROM deliveries WHERE state = 'pending' AND result = ?", (number,))
+                db.execute("DELETE FROM deliveries WHERE state != 'delivered' AND result = ?", (number,))
 
     # deliveries
 
@@ -583,7 +649,8 @@ class Queue:
     def forget(self, study: str) -> None:
         """Its files are gone: so are its rows."""
         with self.all_or_none() as db:
-            db.execute("DELETE FROM deliveries WHERE result IN (SELECT id FROM results WHERE study = ?)", (study,))
+            for table in ("deliveries", "decisions"):
+                db.execute(f"DELETE FROM {table} WHERE result IN (SELECT id FROM results WHERE study = ?)", (study,))
             db.execute("DELETE FROM remade WHERE job IN (SELECT id FROM jobs WHERE study = ?)", (study,))
             for table, key in (("results", "study"), ("jobs", "study"), ("studies", "uid")):
                 db.execute(f"DELETE FROM {table} WHERE {key} = ?", (study,))
@@ -704,3 +771,7 @@ def _result(row: sqlite3.Row) -> Result:
 
 def _delivery(row: sqlite3.Row) -> Delivery:
     return Delivery(*(row[name] for name in Delivery.__dataclass_fields__))
+
+
+def _decision(row: sqlite3.Row) -> Decision:
+    return Decision(*(row[name] for name in Decision.__dataclass_fields__))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_unet_app.service.audit import entries
-from monai_unet_app.service.queue import Delivery, NewResult, Queue
+from monai_unet_app.service.queue import Decision, DecisionKind, Delivery, NewResult, Queue
 
 Line = dict[str, Any]
 _MADE = {"complete": "job", "result": "result", "verified": "result"}
@@ -66,17 +66,24 @@ def _verified(queue: Queue, line: Line) -> None:
 
 def _released(queue: Queue, line: Line) -> None:
     queue.release(line["result"], line["destinations"])
+    _recorded(queue, line, "released")
 
 
 def _refused(queue: Queue, line: Line) -> None:
     queue.refuse(line["result"], f"by {line['who']}, {line['time'][:10]}")
+    _recorded(queue, line, "refused")
 
 
 def _decided(queue: Queue, line: Line) -> None:
     if line["decision"] == "accepted":
-        _released(queue, line)
+        queue.release(line["result"], line["destinations"])
     else:
         queue.refuse(line["result"], f"{line['decision']} by a reviewer")
+    _recorded(queue, line, line["decision"])
+
+
+def _recorded(queue: Queue, line: Line, decision: DecisionKind) -> None:
+    queue.record_decision(Decision(line["result"], decision, line["who"], line["time"]))
 
 
 def _delivered(queue: Queue, line: Line) -> None:

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from monai_unet_app.data.schemas import write_new_json
 from monai_unet_app.errors import AppError, InputRefusedError
-from monai_unet_app.service.node import RECEIVED, RESULTS, REVIEWS, Node
-from monai_unet_app.service.queue import KEPT_BACK, Result, ResultState
+from monai_unet_app.service.node import RECEIVED, RESULTS, REVIEWS, VERDICTS, Node
+from monai_unet_app.service.queue import DECIDABLE, DecidedError, Decision, Result
 from monai_unet_app.service.uploads import IMAGE
 from monai_unet_app.service.work import digest_of, variant_of
 
@@ -24,7 +26,6 @@ PAGE_S = 300.0
 TRAINING = "training"
 """Folder of the node for corrected cases."""
 
-_DECIDABLE: tuple[ResultState, ...] = (*KEPT_BACK, "sending", "delivered")
 _REFUSED = 3  # exit code
 
 
@@ -51,14 +52,13 @@ def review_page(node: Node, result: Result, post_url: str) -> Path:
 
 def standing(node: Node, result: Result) -> dict[str, Any]:
     """What became of a result so far: "state", "open" (somebody may decide), "decided" (decision, by whom, when; or None)."""
-    records = sorted((_folder(node, result) / "verdict").glob("*_verdict_*.json"))
-    last = json.loads(records[-1].read_text()) if records else None
-    decided = None
-    if last is not None:
-        reviewer = last["reviewer"] or {"name": ""}
-        decided = {"decision": last["decision"], "by": reviewer["name"], "at": last["applied_at"]}
-    is_open = result.state in _DECIDABLE and not (last is not None and last["decision"] == "accepted")
-    return {"state": result.state, "open": is_open, "decided": decided}
+    decisions = node.queue.decisions_of(result.id)
+    last = decisions[-1] if decisions else None
+    return {
+        "state": result.state,
+        "open": result.state in DECIDABLE and not any(one.is_final for one in decisions),
+        "decided": None if last is None else {"decision": last.decision, "by": last.who, "at": last.at},
+    }
 
 
 def decide(
@@ -67,7 +67,7 @@ def decide(
     """Does what a signed-in reviewer decided, and gives the record that `review.verdict.apply_verdict` writes.
 
     Accepted: the result goes out if it was held back, and a verified report after it. Rejected or corrected: it does not go
-    out; a corrected case is kept to train on.
+    out; a corrected case is kept to train on. The clock of the node says when it was decided.
 
     Args:
         node: Keeps the result.
@@ -77,51 +77,134 @@ def decide(
         corrected: The mask of a correction.
 
     Raises:
+        DecidedError: Somebody else has decided about the result, or it is another one now.
         AppError: The verdict is about something else, or cannot be applied; the message says why.
     """
-    if result.state not in _DECIDABLE:
-        raise InputRefusedError(
-            f"result {result.id} is {result.state}; one that is held back, on its way or delivered can be decided on; "
-            "look at the newest result of this study"
-        )
-    output = _folder(node, result) / "verdict"
-    output.mkdir(parents=True, exist_ok=True)
-    record = _applied(node, result, verdict, who, corrected, output)
-    decision, goes = str(record["decision"]), node.site.destinations_for(result.rule, result.series)
-    facts = {"who": who, "study": result.study, "result": result.id, "decision": decision}
-    with node.queue.all_or_none():
-        if decision != "accepted":
-            node.queue.refuse(result.id, f"{decision} by a reviewer")
-            node.audit.write("decided", **facts)
-            return record
-        node.queue.release(result.id, goes)
-        node.audit.write("decided", **facts, destinations=goes)
-        if record["report"]:
-            _send_verified(node, result, output, goes)
+    with node.deciding[result.id]:  # the second of two waits, and then hears of the first
+        node.queue.check_undecided(result.id)
+        folder = _folder(node, result)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".verdict-") as scratch:
+            record = _applied(node, result, verdict, who, corrected, Path(scratch))
+            _take_effect(node, result, record, who, Path(scratch))
     return record
+
+
+def _take_effect(node: Node, result: Result, record: dict[str, Any], who: str, made: Path) -> None:
+    """Records a decision and what follows from it, all of it or nothing. `made`: what applying it wrote."""
+    kind, goes = record["decision"], node.site.destinations_for(result.rule, result.series)
+    one = Decision(result.id, kind, who, record["applied_at"])
+    facts = {"who": who, "study": result.study, "result": result.id, "decision": kind}
+    with node.queue.all_or_none():
+        node.queue.decide(one)
+        _keep(node, result, one, record["comment"], record)
+        if kind != "accepted":
+            node.queue.refuse(result.id, f"{kind} by a reviewer")
+            node.audit.write("decided", **facts)
+        else:
+            node.queue.release(result.id, goes)
+            node.audit.write("decided", **facts, destinations=goes)
+            if record["report"]:
+                _send_verified(node, result, made, goes)
+    if (made / TRAINING).is_dir():
+        shutil.copytree(made / TRAINING, node.folder / TRAINING, dirs_exist_ok=True)
+
+
+def release(node: Node, number: int, who: str, reason: str, *, confirmed: bool = False) -> None:
+    """Lets a result go that was kept back, by the decision of a person.
+
+    Args:
+        node: Keeps the result.
+        number: Of the result.
+        who: The person's name.
+        reason: Why, in their words.
+        confirmed: They know that the quality gate has rejected it.
+
+    Raises:
+        DecidedError: It is not kept back, or somebody has decided about it.
+        InputRefusedError: It was rejected, and that is not confirmed.
+    """
+    one = Decision(number, "released", who, _now())
+    with node.deciding[number], node.queue.all_or_none():
+        node.queue.decide(one)
+        result = _present(node, number)
+        if result.state == "rejected" and not confirmed:
+            raise InputRefusedError(
+                f"the quality gate rejected result {number}; a reviewer's accept on its review page is needed, or "
+                "confirm_rejected = true with the reason; look at it first"
+            )
+        goes = node.site.destinations_for(result.rule, result.series)
+        _keep(node, result, one, reason)
+        node.queue.release(number, goes)
+        node.audit.write("released", result=number, study=result.study, rule=result.rule, destinations=goes, who=who)
+
+
+def refuse(node: Node, number: int, who: str, reason: str) -> None:
+    """Keeps a result back for good, by the decision of a person.
+
+    Raises:
+        DecidedError: It is not kept back, or somebody has decided about it.
+    """
+    one = Decision(number, "refused", who, _now())
+    with node.deciding[number], node.queue.all_or_none():
+        node.queue.decide(one)
+        result = _present(node, number)
+        _keep(node, result, one, reason)
+        node.queue.refuse(number, reason)
+        node.audit.write("refused", result=number, study=result.study, rule=result.rule, who=who)
+
+
+def _present(node: Node, number: int) -> Result:
+    result = node.queue.result(number)
+    if result is None:
+        raise DecidedError(f"result {number} is gone; there is nothing to decide")
+    return result
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _keep(node: Node, result: Result, one: Decision, reason: str, review: dict[str, Any] | None = None) -> None:
+    """Writes the record of a decision (schema `decision_record`), which outlives the study's files."""
+    document = {
+        "schema_version": "1.0",
+        "study": result.study,
+        "series": result.series,
+        "rule": result.rule,
+        "result": result.id,
+        "digest": result.digest,
+        "decision": one.decision,
+        "who": one.who,
+        "organization": node.config.organization,
+        "at": one.at,
+        "reason": reason,
+        "review": review,
+    }
+    folder = node.folder / VERDICTS / result.study
+    write_new_json(document, folder / f"result-{result.id}_{one.decision}.json", "decision_record")
 
 
 def _applied(
     node: Node, result: Result, verdict: dict[str, Any], who: str, corrected: Path | None, output: Path
 ) -> dict[str, Any]:
-    """The record of a verdict; it and the verified report are written to `output`."""
+    """The record of a verdict; it and what it asks for are written to `output`."""
     words = ["--result", str(_document(node, result)), "--output", str(output)]
     words += ["--reviewer", who, "--organization", node.config.organization or "unknown"]
     if corrected is not None:
-        words += ["--correction", str(corrected), *_image(node, result), "--training", str(node.folder / TRAINING)]
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".verdict-") as scratch:
-        file = Path(scratch, "verdict.json")
-        file.write_text(json.dumps(verdict))
-        record: dict[str, Any] = json.loads(_run([*words, "--apply", str(file), "--json"]))
+        words += ["--correction", str(corrected), *_image(node, result), "--training", str(output / TRAINING)]
+    file = output / "verdict.json"
+    file.write_text(json.dumps(verdict))
+    record: dict[str, Any] = json.loads(_run([*words, "--apply", str(file), "--json"]))
     return record
 
 
-def _send_verified(node: Node, result: Result, verdict: Path, destinations: Sequence[str]) -> None:
+def _send_verified(node: Node, result: Result, made: Path, destinations: Sequence[str]) -> None:
     """Every destination gets the verified report, whatever way it has its SEG."""
     folder = node.folder / RESULTS / f"verified-{result.id}"
     for variant in {variant_of(node.site.destinations[name]) for name in destinations}:
         (folder / variant).mkdir(parents=True, exist_ok=True)
-        for report in verdict.glob("*_sr_verified.dcm"):
+        for report in made.glob("*_sr_verified.dcm"):
             shutil.copyfile(report, folder / variant / report.name)
     digest = digest_of(folder)
     number = node.queue.add_verified(result, folder.name, digest, destinations)

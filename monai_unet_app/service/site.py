@@ -81,6 +81,7 @@ class NodeConfig:
         first_pause_s, longest_pause_s: Between tries to reach a destination; each pause is twice the one before.
         give_up_h: Hours after which an unreachable destination's result goes to the dead letters.
         retention_days: How long studies and results are kept after everything about them is done.
+        verdict_days: How long records of what people decided are kept; 0: for ever.
         least_free_gb: Less free disk, and nothing is received.
         instance_gb: The largest instance; it is held in memory while it comes.
         organization: Whom reviewers answer for; stands in verified reports.
@@ -108,6 +109,7 @@ class NodeConfig:
     longest_pause_s: float = 300.0
     give_up_h: float = 72.0
     retention_days: float = 14.0
+    verdict_days: float = 0.0
     least_free_gb: float = 1.0
     instance_gb: float = 1.0
     organization: str = ""
@@ -235,6 +237,7 @@ def _node(table: Table, folder: Path) -> NodeConfig:
         longest_pause_s=table.seconds("longest_pause_s", usual.longest_pause_s),
         give_up_h=_number(table, "give_up_h", usual.give_up_h),
         retention_days=_number(table, "retention_days", usual.retention_days),
+        verdict_days=_number(table, "verdict_days", usual.verdict_days, least=0.0),
         least_free_gb=_number(table, "least_free_gb", usual.least_free_gb),
         instance_gb=_number(table, "instance_gb", usual.instance_gb),
         organization=table.take("organization", str, "a name", usual.organization),
@@ -332,8 +335,10 @@ def _whole(table: Table, key: str, default: int) -> int:
     return int(value)
 
 
-def _number(table: Table, key: str, default: float) -> float:
+def _number(table: Table, key: str, default: float, least: float | None = None) -> float:
+    """More than 0, or `least` and more where that is given."""
     value = float(table.take(key, (int, float), "a number", default))
-    if not 0 < value <= 1e6:
-        raise UsageError(f"{table.where}: {key} is {value:g}; more than 0 is needed; correct it")
+    if not (value > 0 if least is None else value >= least) or value > 1e6:
+        needed = "more than 0" if least is None else f"{least:g} or more"
+        raise UsageError(f"{table.where}: {key} is {value:g}; {needed} is needed; correct it")
     return value

@@ -32,6 +32,7 @@ from monai_unet_app.data.schemas import schema
 from monai_unet_app.errors import AppError, InputRefusedError
 from monai_unet_app.service.access import (
     Admin,
+    Decider,
     Onlooker,
     Reader,
     Reviewer,
@@ -42,8 +43,8 @@ from monai_unet_app.service.access import (
 )
 from monai_unet_app.service.figures import exposition
 from monai_unet_app.service.hints import Hints
-from monai_unet_app.service.queue import KEPT_BACK, Result
-from monai_unet_app.service.reviews import decide, review_page, standing
+from monai_unet_app.service.queue import DecidedError, Result
+from monai_unet_app.service.reviews import decide, refuse, release, review_page, standing
 from monai_unet_app.service.site import HttpConfig
 from monai_unet_app.service.status import find_page, status_page
 from monai_unet_app.service.tokens import Holder, read_tokens
@@ -165,6 +166,11 @@ def _is_json(request: Request) -> bool:
 
 def _is_form(request: Request) -> bool:
     return request.headers.get("Content-Type", "").startswith("multipart/form-data")
+
+
+Reason = Annotated[
+    str, Body(embed=True, min_length=1, max_length=500, pattern=r"\S", description="why; without names of patients")
+]
 
 
 def _add_health(app: FastAPI, node: Node) -> None:
@@ -321,20 +327,36 @@ def _add_results(app: FastAPI, node: Node) -> None:
         return FileResponse(path, filename=path.name)
 
     @app.post("/results/{number}/release", summary="A result that was held back goes out")
-    def release(number: int, holder: Reviewer) -> dict[str, Any]:
-        _kept_back(_found(node, number))
-        node.release(number, holder.name)
+    def let_go(
+        number: int,
+        holder: Decider,
+        reason: Reason,
+        confirm_rejected: Annotated[
+            bool, Body(embed=True, description="needed for a result that the quality gate rejected")
+        ] = False,
+    ) -> dict[str, Any]:
+        _found(node, number)
+        with _answered():
+            release(node, number, holder.name, reason, confirmed=confirm_rejected)
         return _told(node, _found(node, number), holder)
 
     @app.post("/results/{number}/refuse", summary="A result that was held back will not go out")
-    def refuse(
-        number: int,
-        holder: Reviewer,
-        reason: Annotated[str, Body(embed=True, max_length=500, description="why; without names")],
-    ) -> dict[str, Any]:
-        _kept_back(_found(node, number))
-        node.refuse(number, holder.name, reason)
+    def keep_back(number: int, holder: Decider, reason: Reason) -> dict[str, Any]:
+        _found(node, number)
+        with _answered():
+            refuse(node, number, holder.name, reason)
         return _told(node, _found(node, number), holder)
+
+
+@contextmanager
+def _answered() -> Iterator[None]:
+    """Errors of a decision as answers: 409 for whoever came too late, 422 for what cannot be done."""
+    try:
+        yield
+    except DecidedError as error:
+        raise HTTPException(409, str(error)) from error
+    except AppError as error:
+        raise HTTPException(422, str(error)) from error
 
 
 def _add_reviews(app: FastAPI, node: Node) -> None:
@@ -350,14 +372,15 @@ def _add_reviews(app: FastAPI, node: Node) -> None:
 
     @app.get("/results/{number}/verdict", summary="Who asks, whether they may decide, and what was decided already")
     def stands(number: int, holder: Reviewer) -> dict[str, Any]:
-        return {"who": holder.name, **standing(node, _found(node, number))}
+        stands = standing(node, _found(node, number))
+        return {"who": holder.name, **stands, "open": stands["open"] and holder.may_decide}
 
     @app.post(
         "/results/{number}/verdict",
         summary="What a reviewer decided: JSON of a review page, or a form with the mask too",
         openapi_extra=_VERDICT,
     )
-    async def verdict(number: int, request: Request, holder: Reviewer) -> dict[str, Any]:
+    async def verdict(number: int, request: Request, holder: Decider) -> dict[str, Any]:
         found = _found(node, number)
         if _is_json(request):
             return await run_in_threadpool(_decided, node, found, await request.body(), holder.name)
@@ -380,10 +403,8 @@ def _ending(mask: UploadFile) -> str:
 
 def _decided(node: Node, result: Result, text: str | bytes, who: str, mask: Path | None = None) -> dict[str, Any]:
     """The record of a verdict that came as text."""
-    try:
+    with _answered():
         return decide(node, result, _parsed(text), who, mask)
-    except AppError as error:
-        raise HTTPException(422, str(error)) from error
 
 
 def _parsed(text: str | bytes) -> dict[str, Any]:
@@ -432,11 +453,6 @@ def _found(node: Node, number: int) -> Result:
     if result is None:
         raise HTTPException(404, "no such result")
     return result
-
-
-def _kept_back(result: Result) -> None:
-    if result.state not in KEPT_BACK:
-        raise HTTPException(409, f"the result is {result.state}; only one that is held back can be released or refused")
 
 
 def _told(node: Node, result: Result, holder: Holder) -> dict[str, Any]:

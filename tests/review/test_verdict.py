@@ -122,7 +122,9 @@ def test_a_name_that_the_character_set_cannot_hold_is_refused(tmp_path: Path) ->
     assert not (tmp_path / "x.dcm").exists()
 
 
-@pytest.mark.parametrize(("name", "value"), [("observer", " "), ("organization", "x" * 65), ("observer", "a\nb")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("observer", " "), ("organization", "x" * 65), ("observer", "a\nb"), ("observer", "root")]
+)
 def test_a_verification_without_a_proper_name_is_refused(name: str, value: str) -> None:
     with pytest.raises(LabelError, match=f"the {name} of a verification"):
         replace(VERIFICATION, **{name: value})
@@ -138,12 +140,13 @@ def test_a_moment_without_a_time_zone_is_refused() -> None:
 
 def test_an_accepted_result_of_a_named_reader_is_verified(delivered: Delivered, tmp_path: Path) -> None:
     verdict = Verdict.from_document(verdict_on(delivered, "accepted", comment="fits well"))
-    record = apply_verdict(verdict, delivered.result, tmp_path, Aftermath(reviewer=READER))
+    record = apply_verdict(verdict, delivered.result, tmp_path, Aftermath(reviewer=READER, applied_at=WHEN))
     found = pydicom.dcmread(tmp_path / record["report"]["file"])
-    assert found.VerifyingObserverSequence[0].VerificationDateTime == "20261121021530+0000"
+    assert found.VerifyingObserverSequence[0].VerificationDateTime == "20261121031500+0100"
+    assert record["page_time"] == "2026-11-21T02:15:30.250000+00:00"
     assert record["report"]["sop_instance_uid"] == found.SOPInstanceUID
     assert record["report"]["predecessor_sop_instance_uid"] == pydicom.dcmread(report_of(delivered)).SOPInstanceUID
-    assert json.loads((tmp_path / "case_verdict_20261121T021530Z.json").read_text()) == record
+    assert json.loads((tmp_path / "case_verdict_20261121T021500Z.json").read_text()) == record
     validate(record, "review_record")
     for decision in ("accepted", "rejected"):
         again = Verdict.from_document(verdict_on(delivered, decision))
@@ -170,6 +173,16 @@ def test_a_rejected_result_is_recorded_and_no_more(delivered: Delivered, tmp_pat
     record = apply_verdict(verdict, delivered.result, tmp_path, Aftermath(reviewer=READER))
     assert (record["decision"], record["comment"], record["report"]) == ("rejected", "wrong side", None)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_no_record_replaces_another_of_the_same_moment(delivered: Delivered, tmp_path: Path) -> None:
+    for comment in ("wrong side", "too small"):
+        verdict = Verdict.from_document(verdict_on(delivered, "rejected", comment=comment))
+        apply_verdict(verdict, delivered.result, tmp_path, Aftermath(reviewer=READER, applied_at=WHEN))
+    comments = {path.name: json.loads(path.read_text())["comment"] for path in tmp_path.iterdir()}
+    assert comments == {
+        "case_verdict_20261121T021500Z.json": "wrong side", "case_verdict_20261121T021500Z-2.json": "too small",
+    }  # fmt: skip
 
 
 def test_a_verdict_about_other_files_is_refused(tmp_path: Path) -> None:

@@ -23,6 +23,10 @@ from monai_unet_app.service.site import Site, read_site
 
 NAME, PATIENT_ID = "Quintessenza^Ottavia", "Q-774-KX"
 
+_PLACES = [
+    str(Path(__file__).parents[1] / place) for place in ("service", "", "dicom_io", "review")
+]  # as pytest has them
+
 SITE = """
 [node]
 folder = "node"
@@ -86,12 +90,12 @@ def site_on_any_port(path: Path) -> Site:
 
 
 @contextmanager
-def started(path: Path) -> Iterator[Node]:
-    """A node with the fake worker, a module that its children find by their path."""
+def started(path: Path, worker: str = "fake_worker") -> Iterator[Node]:
+    """A node with a worker of the tests, a module that its children find by their path."""
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [before])])
+    os.environ["PYTHONPATH"] = os.pathsep.join([*_PLACES, *filter(None, [before])])
     try:
-        with Node(site_on_any_port(path), worker="fake_worker") as node:
+        with Node(site_on_any_port(path), worker=worker) as node:
             yield node
     finally:
         del os.environ["PYTHONPATH"]

@@ -39,6 +39,8 @@ from dicom_io.net.exchange import commit
 from monai_unet_app.errors import UsageError
 from monai_unet_app.service.audit import verify
 from monai_unet_app.service.node import Node
+from monai_unet_app.service.queue import DecidedError
+from monai_unet_app.service.reviews import refuse, release
 
 
 def delivered(folder: Path) -> list[str]:
@@ -204,18 +206,19 @@ def test_what_is_held_back_goes_out_when_somebody_releases_it(tmp_path: Path) ->
         wait_until(lambda: node.queue.counts()["results"].get("held") == 1)
         assert pending(node.queue) == []
         (held,) = node.queue.results_of(1)
-        node.release(held.id, "Dr. Rossi")
+        release(node, held.id, "Rossi^Anna", "all of it is there")
         wait_until(lambda: delivered(tmp_path / "pacs") == ["3 instances"])
     released = [line for line in (tmp_path / "node/audit.jsonl").read_text().splitlines() if "released" in line]
-    assert json.loads(released[0])["who"] == "Dr. Rossi"
+    assert json.loads(released[0])["who"] == "Rossi^Anna"
 
 
 def test_what_is_refused_never_goes_out(tmp_path: Path) -> None:
     with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node:
         store(node, make_study(tmp_path / "one", wish="review"))
         wait_until(lambda: node.queue.counts()["results"].get("held") == 1)
-        node.refuse(1, "Dr. Rossi", "the posterior part is missing")
-        node.release(1, "Dr. Bianchi")
+        refuse(node, 1, "Rossi^Anna", "the posterior part is missing")
+        with pytest.raises(DecidedError, match="refused by Rossi"):
+            release(node, 1, "Bianchi^Ugo", "it is fine")
         time.sleep(0.5)
         assert node.queue.counts()["results"] == {"refused": 1}
         assert delivered(tmp_path / "pacs") == []

@@ -12,12 +12,14 @@ from monai_unet_app.service.audit import AuditTrail
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.queue import NewResult, Queue
 from monai_unet_app.service.restore import restore
+from monai_unet_app.service.reviews import refuse, release
 
 COLUMNS = {
     "studies": "uid, instances, version, state",
     "jobs": "id, study, version, state",
     "results": "id, job, study, rule, series, folder, state, verdict, digest",
     "deliveries": "result, destination, state",
+    "decisions": "result, decision, who",
 }
 STUDY, SERIES = "1.2.3", "1.2.3.4"
 
@@ -47,8 +49,8 @@ def live_through_much(node: Node, folder: Path) -> None:
         store(node, study)
     wait_until(lambda: states(node, "jobs") == {"done": 4, "dead": 1}, 60)
     kept = {one.study: one.id for one in node.queue.results(["held"])}
-    node.release(kept[study_of(held)], "eva")
-    node.refuse(kept[study_of(refused)], "eva", "not this patient")
+    release(node, kept[study_of(held)], "Lang^Eva", "all of it is there")
+    refuse(node, kept[study_of(refused)], "Lang^Eva", "not this patient")
     store(node, make_study(folder / "late", 1, study=study_of(delivered)))
     wait_until(lambda: states(node, "jobs") == {"done": 5, "dead": 1})
     wait_until(lambda: not pending(node.queue))

@@ -101,8 +101,8 @@ def test_a_reviewer_accepts_and_the_pacs_gets_a_verified_report(clinic: Clinic) 
     for decision in ("accepted", "rejected"):
         verdict = clinic.verdict(page.text, decision)
         again = requests.post(f"{clinic.url}/results/1/verdict", json=verdict, headers=clinic.reviewer, timeout=300)
-        assert again.status_code == 422
-        assert "decided on once" in again.json()["detail"]
+        assert again.status_code == 409
+        assert "accepted by Rossi^Anna Maria at 2" in again.json()["detail"]
     events = [json.loads(line) for line in (clinic.node.folder / "audit.jsonl").read_text().splitlines()]
     assert [one["who"] for one in events if one["event"] == "decided"] == ["Rossi^Anna Maria"]
 

@@ -1,0 +1,56 @@
+"""A worker without torch that writes real objects: SEG and SR of two blocks, NIfTI and `result.json`, as `service.work` does.
+
+    python -m real_worker SITE.toml
+
+The patient's comments say what becomes of the result: "review" is held back, "reject" is rejected; anything else is delivered.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from phantoms import lopsided_labels
+from pydicom import dcmread
+from result_phantoms import RESULT
+from review_cases import result_document
+
+from dicom_io.read import read_series
+from dicom_io.seg import write_seg
+from dicom_io.sr import write_sr
+from monai_unet_app.results import write_nifti
+from monai_unet_app.service.children import Message, serve
+from monai_unet_app.service.site import Site, read_site
+from monai_unet_app.service.work import digest_of, variants
+
+STATES = {"review": ("held", "review"), "reject": ("rejected", "reject")}
+
+
+def segment(site: Site, message: Message) -> Message:
+    """The answer to a task, as that of `service.work`."""
+    volume = read_series(Path(message["study"]))
+    labels = volume.with_array(lopsided_labels())
+    rule, output = site.rules[0], Path(message["output"])
+    folder = output / f"{rule.name}_one"
+    for name, destination in variants(rule, site):
+        place = folder / name
+        place.mkdir(parents=True)
+        encoding = (destination.profile.seg_encoding if destination else None) or "binary"
+        write_seg(labels, volume, place / "case_seg.dcm", RESULT, encoding=encoding)
+        write_sr(labels, volume, place / "case_sr.dcm", RESULT, seg=place / "case_seg.dcm")
+        write_nifti(labels.array, volume, place / "case_seg.nii.gz")
+        files = {"nifti": "case_seg.nii.gz", "seg": "case_seg.dcm", "sr": "case_sr.dcm"}
+        (place / "case_result.json").write_text(json.dumps(result_document(volume, files)))
+    wish = str(dcmread(next(Path(message["study"]).rglob("*.dcm"))).get("PatientComments") or "")
+    state, verdict = STATES.get(wish, ("sending", "accept"))
+    found = {
+        "rule": rule.name, "series": volume.provenance.series_instance_uid, "folder": f"{output.name}/{folder.name}",
+        "state": state, "verdict": verdict, "reason": "", "digest": digest_of(folder),
+    }  # fmt: skip
+    return {"results": [found], "seconds": 0.1}
+
+
+if __name__ == "__main__":
+    read = read_site(Path(sys.argv[1]))
+    serve(lambda: lambda message: segment(read, message))

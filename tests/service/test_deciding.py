@@ -1,0 +1,166 @@
+"""One person decides about a result, once, at the time that the node's clock says; nobody else's name stands in a report."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from nodes import make_study, pacs, running, store, wait_until, write_site
+from ward import Ward, ward
+
+from monai_unet_app.cli import main
+from monai_unet_app.service.queue import DecidedError
+from monai_unet_app.service.reviews import refuse, release
+from monai_unet_app.service.tokens import Holder
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Ward]:
+    with ward(tmp_path) as one:
+        yield one
+
+
+def test_the_nodes_clock_dates_a_verdict_and_the_browsers_is_a_remark(site: Ward, tmp_path: Path) -> None:
+    number = site.study(tmp_path / "in")
+    before = datetime.now(UTC)
+    answer = site.decide(number, "accepted", decided_at="1999-01-01T00:00:00Z")
+    assert answer.status_code == 200, answer.text
+    wait_until(lambda: len(site.got()) == 3, 60)
+    (verified,) = [one for one in site.got() if one.get("VerificationFlag") == "VERIFIED"]
+    observer = verified.VerifyingObserverSequence[0]
+    said = datetime.strptime(observer.VerificationDateTime, "%Y%m%d%H%M%S%z")
+    assert before - timedelta(seconds=1) <= said <= datetime.now(UTC)
+    assert observer.VerifyingObserverName == "Rossi^Anna"
+    (record,) = site.records()
+    assert record["at"] == record["review"]["applied_at"]
+    assert record["review"]["page_time"] == "1999-01-01T00:00:00+00:00"
+    assert abs(datetime.fromisoformat(record["at"]) - datetime.now(UTC)) < timedelta(minutes=5)
+
+
+def test_of_accept_and_reject_at_one_moment_one_counts_and_the_other_is_told(site: Ward, tmp_path: Path) -> None:
+    number = site.study(tmp_path / "in", "review")
+    with ThreadPoolExecutor(3) as pool:
+        asked = [
+            pool.submit(site.decide, number, decision, who)
+            for decision, who in (("accepted", "rossi"), ("rejected", "lang"), ("accepted", "lang"))
+        ]
+        answers = [one.result() for one in asked]
+    assert sorted(one.status_code for one in answers) == [200, 409, 409]
+    (won,) = [one.json() for one in answers if one.status_code == 200]
+    (record,) = site.records()
+    assert (record["decision"], record["who"], record["at"]) == (
+        won["decision"], won["reviewer"]["name"], won["applied_at"],
+    )  # fmt: skip
+    for lost in (one.json()["detail"] for one in answers if one.status_code == 409):
+        assert f"{won['decision']} by {won['reviewer']['name']} at {won['applied_at']}" in lost
+    events = (site.node.folder / "audit.jsonl").read_text()
+    assert events.count('"event": "decided"') == 1
+    wait_until(lambda: len(site.got()) == (3 if won["decision"] == "accepted" else 0), 60)
+
+
+def test_two_verdicts_of_the_same_browser_time_have_two_records(site: Ward, tmp_path: Path) -> None:
+    first, second = site.study(tmp_path / "one"), site.study(tmp_path / "two")
+    for number, decision in ((first, "rejected"), (second, "accepted")):
+        assert site.decide(number, decision).status_code == 200
+    assert sorted((one["result"], one["decision"]) for one in site.records()) == [
+        (first, "rejected"), (second, "accepted"),
+    ]  # fmt: skip
+
+
+def test_nobody_but_a_named_reviewer_decides(site: Ward, tmp_path: Path) -> None:
+    number = site.study(tmp_path / "in", "review")
+    for path, words in (
+        ("verdict", site.verdict(number, "accepted")),
+        ("release", {"reason": "it is fine"}),
+        ("refuse", {"reason": "it is not"}),
+    ):
+        answer = site.ask("POST", f"/results/{number}/{path}", "root", json=words)
+        assert answer.status_code == 403
+        assert "only a person decides; root is no person's name" in answer.json()["detail"]
+        assert site.ask("POST", f"/results/{number}/{path}", "admin", json=words).status_code == 403
+    stands = site.ask("GET", f"/results/{number}/verdict", "root").json()
+    assert stands["open"] is False
+    assert site.node.queue.result(number).state == "held"
+    assert site.records() == []
+
+
+def test_a_rejected_result_is_not_released_by_an_empty_request(site: Ward, tmp_path: Path) -> None:
+    number, path = site.study(tmp_path / "in", "reject"), "/results/{}/release"
+    assert site.ask("POST", path.format(number), "rossi").status_code == 422
+    assert site.ask("POST", path.format(number), "rossi", json={"reason": "  "}).status_code == 422
+    unconfirmed = site.ask("POST", path.format(number), "rossi", json={"reason": "the gate is wrong"})
+    assert unconfirmed.status_code == 422
+    assert "confirm_rejected" in unconfirmed.json()["detail"]
+    assert (site.node.queue.result(number).state, site.records()) == ("rejected", [])
+    words = {"reason": "the gate is wrong", "confirm_rejected": True}
+    assert site.ask("POST", path.format(number), "rossi", json=words).status_code == 200
+    (record,) = site.records()
+    assert (record["decision"], record["who"], record["reason"]) == ("released", "Rossi^Anna", "the gate is wrong")
+    wait_until(lambda: len(site.got()) == 2, 60)
+
+
+def test_what_was_released_can_still_be_verified_and_then_no_more(site: Ward, tmp_path: Path) -> None:
+    number = site.study(tmp_path / "in", "review")
+    assert site.ask("POST", f"/results/{number}/release", "rossi", json={"reason": "fine"}).status_code == 200
+    again = site.ask("POST", f"/results/{number}/release", "lang", json={"reason": "fine"})
+    assert again.status_code == 409
+    assert "released by Rossi^Anna at 2" in again.json()["detail"]
+    assert site.decide(number, "accepted", "lang").status_code == 200
+    late = site.decide(number, "rejected")
+    assert late.status_code == 409
+    assert "accepted by Lang^Eva^^Dr at 2" in late.json()["detail"]
+
+
+def test_records_outlive_the_study_and_go_when_the_site_says_so(tmp_path: Path) -> None:
+    """The study's files are deleted at once; the record of what was decided is kept for a day."""
+    with pacs(tmp_path / "pacs") as peer:
+        site = write_site(tmp_path, peer.port, node="retention_days = 1e-9\nverdict_days = 1")
+        with running(site) as node:
+            store(node, make_study(tmp_path / "one", wish="review"))
+            wait_until(lambda: node.queue.counts()["results"].get("held") == 1)
+            refuse(node, 1, "Rossi^Anna", "half of it is missing")
+            node._tidied = 0.0
+            wait_until(lambda: node.queue.counts()["studies"] == {})
+            (record,) = (node.folder / "verdicts").rglob("*.json")
+            assert "half of it is missing" in record.read_text()
+            assert "half of it" not in (node.folder / "audit.jsonl").read_text()
+            os.utime(record, (time.time() - 90_000,) * 2)
+            node._tidied = 0.0
+            wait_until(lambda: not record.exists())
+
+
+def test_a_decision_is_known_to_a_node_that_lost_its_memory(tmp_path: Path) -> None:
+    with pacs(tmp_path / "pacs") as peer:
+        site = write_site(tmp_path, peer.port)
+        with running(site) as node:
+            store(node, make_study(tmp_path / "one", wish="review"))
+            wait_until(lambda: node.queue.counts()["results"].get("held") == 1)
+            release(node, 1, "Rossi^Anna", "it is fine")
+        for file in (tmp_path / "node").glob("node.sqlite*"):
+            file.unlink()
+        with running(site) as node:
+            (known,) = node.queue.decisions_of(1)
+            assert (known.decision, known.who, known.at[:2]) == ("released", "Rossi^Anna", "20")
+            with pytest.raises(DecidedError, match="released by Rossi"):
+                refuse(node, 1, "Lang^Eva", "no")
+
+
+@pytest.mark.parametrize("name", ["root", "rossi", "Rossi^", "^Anna", "Rossi^1", "Rossi^Anna^^^^more"])
+def test_no_reviewer_without_a_persons_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["token", "--name", name, "--roles", "read,reviewer"]) == 2
+    assert "Family^Given is needed" in capsys.readouterr().err
+    assert not Holder(name, frozenset({"reviewer", "admin"})).may_decide
+
+
+@pytest.mark.parametrize(
+    ("roles", "decides"), [({"reviewer"}, True), ({"admin"}, False), ({"admin", "reviewer"}, True), ({"read"}, False)]
+)
+def test_only_the_role_of_a_reviewer_decides(roles: set[str], decides: bool) -> None:
+    assert Holder("Rossi^Anna", frozenset(roles)).may_decide is decides
