@@ -285,8 +285,9 @@ def _notice(header: Dataset, reason: str, about: str, result: ResultInfo) -> Dat
     line = identity.plain(", ".join(filter(None, (made_by, number, about))), MOST_REASON)
     result = replace(result, series_description=f"{NOT_PROCESSED} {result.algorithm_name}")
     source, paragraphs = [str(header.SOPInstanceUID)], (NO_FINDING, reason, line)
-    uid = identity.uid_from(source, result, "NOTICE", "instance", *paragraphs)
-    dataset = _capture(uid, identity.uid_from(source, result, "NOTICE", "series"), (header,), result)
+    owner = identity.owner_of(header)
+    uid = identity.uid_from(source, owner, result, "NOTICE", "instance", *paragraphs)
+    dataset = _capture(uid, identity.uid_from(source, owner, result, "NOTICE", "series"), (header,), result)
     dataset.SeriesDescription = identity.series_description(result, "SC")
     dataset.InstanceNumber = 1
     add_body_part(dataset, header)

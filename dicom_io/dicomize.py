@@ -37,6 +37,7 @@ from pydicom.valuerep import DSfloat
 from dicom_io.coding import Segment
 from dicom_io.errors import DicomIoError, LabelError, SeriesGeometryError
 from dicom_io.objects.identity import ResultInfo, derived_uid
+from dicom_io.reading.headers import patient_digest
 from dicom_io.reading.instances import load_dataset
 from dicom_io.seg import write_seg
 from dicom_io.volume import Provenance, Volume
@@ -256,6 +257,7 @@ def _write_series(image: Volume, stored: _Stored, folder: Path, case_id: str) ->
         sop_instance_uids=tuple(uids),
         files=tuple(files),
         notes=("converted from NIfTI",),
+        patient_digest=patient_digest(common),
     )
     return Volume(stored.values, image.affine_lps, provenance)
 

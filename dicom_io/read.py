@@ -17,6 +17,7 @@ from pydicom.dataset import Dataset
 
 from dicom_io.errors import DicomIoError, SeriesGeometryError, SeriesSelectionError
 from dicom_io.reading.gate import ReadOptions, Stack, check_complete, check_ends, pixel_mm, place_of, stack_of
+from dicom_io.reading.headers import patient_digest
 from dicom_io.reading.instances import Instance
 from dicom_io.reading.pixels import decode_frames
 from dicom_io.reading.repair import resample
@@ -209,6 +210,7 @@ def _provenance(stack: Stack, notes: tuple[str, ...]) -> Provenance:
         tuple({id(instance): _without_pixels(instance) for instance in in_memory}.values()),
         pixel_mm(frames[0].instance.header) if stack.grid is None and stack.repair is None else None,
         incomplete=stack.incomplete,
+        patient_digest=patient_digest(frames[0].instance.header),
     )
 
 

@@ -49,6 +49,8 @@ class Provenance:
         pixel_mm: Of a picture without patient space whose header has PixelSpacing: distance of neighbouring pixels along
             I and J, in mm. In a projection it holds in one plane only; `notes` says which.
         incomplete: True where the source's own headers count more images than there were, and it was read on request.
+        patient_digest: sha256 of PatientID and IssuerOfPatientID, see `headers.patient_digest`; empty where the source names
+            nobody.
     """
 
     kind: Kind
@@ -64,6 +66,7 @@ class Provenance:
     headers: tuple[Dataset, ...] = field(default=(), repr=False, compare=False)
     pixel_mm: tuple[float, float] | None = None
     incomplete: bool = False
+    patient_digest: str = ""
 
 
 @dataclass(frozen=True)

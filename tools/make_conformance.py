@@ -243,7 +243,7 @@ syntax in which files are, and one with the uncompressed ones above. Verificatio
 |---|---|
 | 0x0000 | sent |
 | warning (0xB000, 0xB006, 0xB007, and others of that category) | warning: the peer has it |
-| 0x{outcome.DUPLICATE_INSTANCE:04X} | already there: the peer keeps the instance that it has with this UID |
+| 0x{outcome.DUPLICATE_INSTANCE:04X} | already there, where the copy is shown to be this instance; else refused |
 | any other | refused, with the status and its meaning |
 | no answer, or an abort | the association is opened again, {sending.TRIES} times at most; then "failed" |
 

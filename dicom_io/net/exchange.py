@@ -15,6 +15,7 @@ from dicom_io.net import scu, web
 from dicom_io.net.arrivals import OnStored
 from dicom_io.net.committing import Committed, Reports, request_commitment
 from dicom_io.net.destination import Destination, DestinationError, DicomWeb, Dimse
+from dicom_io.net.duplicates import Archive
 from dicom_io.net.outcome import Fetched, Outcome
 from dicom_io.net.outgoing import Each, Outgoing, prepared
 from dicom_io.net.query import Query, QueryError
@@ -82,12 +83,24 @@ def _why_held_back(item: Outgoing, outcomes: list[Outcome], misencoded: set[str]
 def _stored(destination: Destination, items: list[Outgoing], each: Each, *, anything_before: bool) -> list[Outcome]:
     """Raises NetworkError where nothing could be sent, neither of these nor anything before."""
     way = web if isinstance(destination.peer, DicomWeb) else scu
+    archive = Archive(lambda query: find(destination, query), lambda query, folder: fetch(destination, query, folder))
+
+    def unless_duplicate(outcome: Outcome) -> None:
+        if outcome.state != "already there":
+            each(outcome)
+
     try:
-        return way.store(destination, items, each) if items else []
+        outcomes = way.store(destination, items, unless_duplicate) if items else []
     except NetworkError as error:
         if not anything_before:
             raise
         return _told([item.outcome("failed", str(error)) for item in items], each)
+    judged = [
+        archive.judged(item, outcome) if outcome.state == "already there" else outcome
+        for item, outcome in zip(items, outcomes, strict=True)
+    ]
+    _told([one for one, before in zip(judged, outcomes, strict=True) if before.state == "already there"], each)
+    return judged
 
 
 def _told(outcomes: list[Outcome], each: Each) -> list[Outcome]:

@@ -54,7 +54,7 @@ class Outcome:
     Attributes:
         kind: "SEG", "SR", ...; empty for an image.
         state: "sent": the other side has said that it has it. "warning": it has it, and changed or doubts something.
-            "already there": it has an instance with this UID and did not take another. "refused": it said no. "failed":
+            "already there": it has this very instance and did not take it again. "refused": it said no. "failed":
             it never said that it has it, so it may or may not. "left out": it was not offered, because the destination
             does not want it. "held back": the destination wants it, and it was not offered, because it is a report and
             what it reports on is not there.
@@ -109,7 +109,7 @@ class Fetched:
 def meaning(status: int, service: str) -> str:
     """A status with the standard's words for it, such as "0xA700 (Failure: Refused: Out of Resources)"."""
     if status == DUPLICATE_INSTANCE and service != "commitment":
-        return f"0x{status:04X} (Duplicate SOP Instance): it keeps the instance that it has with this UID"
+        return f"0x{status:04X} (Duplicate SOP Instance): it has an instance with this UID"
     text = _TABLES[service].get(status, ("", ""))[1]
     category = code_to_category(status)
     return f"0x{status:04X} ({category}{': ' + text if text else ''})"
@@ -118,8 +118,8 @@ def meaning(status: int, service: str) -> str:
 def state_of(status: int) -> State:
     """How the status of a C-STORE, or the FailureReason of STOW-RS, reads (PS3.7 C.1 to C.3).
 
-    A duplicate is a failure to the standard, but of the request and not of what was to be reached: an instance with this
-    UID is there. Results of ours have their content in their UID, so it is the same one (`identity.result_uid`).
+    A duplicate is a failure to the standard, but of the request and not of what was to be reached, if what is there is what was
+    sent: `duplicates.judged` looks.
     """
     if status == DUPLICATE_INSTANCE:
         return "already there"

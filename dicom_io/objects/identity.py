@@ -29,6 +29,7 @@ from pydicom.uid import generate_uid
 from dicom_io.coding import Segment
 from dicom_io.errors import LabelError, UnreadableFileError
 from dicom_io.objects.carried import CHARACTER_SET, PATIENT_KEYWORDS, STUDY_KEYWORDS, carried, carry_over, copied
+from dicom_io.reading.headers import patient_digest
 from dicom_io.reading.instances import load_dataset
 from dicom_io.volume import Volume
 
@@ -132,19 +133,28 @@ def result_uid(source: Volume, result: ResultInfo, kind: str, what: str, *conten
     """The UID of one part (`what`: "series", "instance", "tracking 1" ...) of the object `kind` made from
     `source`.
 
-    Depends on the slices of the source (as a set: SOP Instance UIDs, with the frames that are used of a multi-frame
+    Depends on the patient (PatientID and IssuerOfPatientID) and the study, since images that are moved to another patient may
+    keep their UIDs; on the slices of the source (as a set: SOP Instance UIDs, with the frames that are used of a multi-frame
     object), on the bundle and its settings, and on `content`. An instance names in `content` what it holds, and depends
     on all of `result` too, so that never two contents have one UID; a series depends on what its instances must say alike.
     """
-    return uid_from(_source_keys(source), result, kind, what, *content)
+    owner = source.provenance.patient_digest, source.provenance.study_instance_uid or ""
+    return uid_from(_source_keys(source), owner, result, kind, what, *content)
 
 
-def uid_from(sources: Iterable[str], result: ResultInfo, kind: str, what: str, *content: str) -> str:
-    """As `result_uid`, for an object that is made from `sources`, whatever their order: SOP Instance UIDs."""
+def owner_of(header: Dataset) -> tuple[str, str]:
+    """Digest of the patient, and StudyInstanceUID: whose a result of an image with this header is, for `uid_from`."""
+    return patient_digest(header), str(header.get("StudyInstanceUID") or "")
+
+
+def uid_from(
+    sources: Iterable[str], owner: tuple[str, str], result: ResultInfo, kind: str, what: str, *content: str
+) -> str:
+    """As `result_uid`, for an object of `owner` that is made from `sources`, whatever their order: SOP Instance UIDs."""
     own = {"instance": (result.digest,), "series": result.series_facts}.get(what, ())
     settings = (f"{name}={value}" for name, value in sorted(result.settings))
     parts = (kind, what, *content, "result", *own, result.bundle_sha256, "settings", *settings)
-    return derived_uid(*parts, "sources", *sorted(set(sources)))
+    return derived_uid(*parts, "owner", *owner, "sources", *sorted(set(sources)))
 
 
 def _source_keys(source: Volume) -> Iterable[str]:

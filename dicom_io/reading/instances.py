@@ -45,7 +45,7 @@ READ_ERRORS: tuple[type[Exception], ...] = (
 """What pydicom and its decoders raise on broken bytes; there is no common base class."""
 
 HEADER_KEYWORDS = (
-    "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID Modality PatientID PatientName "
+    "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID Modality PatientID IssuerOfPatientID PatientName "
     "FrameOfReferenceUID InstanceNumber ImagePositionPatient ImageOrientationPatient PixelSpacing ImagerPixelSpacing "
     "ConcatenationUID InConcatenationNumber InConcatenationTotalNumber NumberOfSlices "
     "ImagesInAcquisition SeriesType NumberOfTimeSlices NumberOfRRIntervals NumberOfTimeSlots "

@@ -543,3 +543,42 @@ def test_what_is_no_seg_is_refused_as_the_seg_of_a_report(source, labels, tmp_pa
             write_sr(labels, source, tmp_path / "sr.dcm", RESULT, seg=path)
     with pytest.raises(LabelError, match="must refer to its own SEG"):
         write_sr(labels, source, tmp_path / "sr.dcm", RESULT, seg=source.provenance.files[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_study_that_is_moved_to_another_patient_has_results_of_its_own(kind: str, tmp_path: Path) -> None:
+    """The image UIDs are kept, as when an archive corrects whose a study is; so no two patients share a result's UIDs."""
+    owners = {
+        "one": {"PatientID": "A-1", "IssuerOfPatientID": "North"},
+        "another": {"PatientID": "B-2", "IssuerOfPatientID": "North"},
+        "another issuer": {"PatientID": "A-1", "IssuerOfPatientID": "South"},
+        "another study": {"PatientID": "A-1", "IssuerOfPatientID": "North", "StudyInstanceUID": "1.2.3.4"},
+        "one again": {"PatientID": "A-1 ", "IssuerOfPatientID": "North"},
+    }
+    files = write_mr_series(tmp_path / "source", lopsided_array(), oblique_affine())
+    made = {}
+    for name, header in owners.items():
+        folder = tmp_path / name / "source"
+        folder.mkdir(parents=True)
+        for file in files:
+            dataset = pydicom.dcmread(file)
+            for keyword, value in header.items():
+                setattr(dataset, keyword, value)
+            dataset.save_as(folder / file.name)
+        source = read_series(folder)
+        labels = source.with_array(phantoms.lopsided(source).array)
+        made[name] = uids(write(kind, labels, source, tmp_path / name))
+    assert made.pop("one again") == made["one"]
+    for part in zip(*made.values(), strict=True):
+        assert len(set(part)) == 4
+
+
+def test_a_series_in_memory_is_of_the_same_patient_as_its_files(tmp_path: Path) -> None:
+    files = write_mr_series(
+        tmp_path, lopsided_array(), oblique_affine(), header={"PatientID": "Ä-1", "SpecificCharacterSet": "ISO_IR 100"}
+    )
+    from_files = read_series(tmp_path).provenance.patient_digest
+    in_memory = [pydicom.dcmread(file) for file in files]
+    for dataset in in_memory:
+        str(dataset.PatientID)  # decoded
+    assert read_series(in_memory).provenance.patient_digest == from_files != ""

@@ -117,7 +117,7 @@ def test_send_of_a_report_that_is_held_back_is_exit_1(run: Run, archive: Archive
 
 def test_send_of_what_is_there_already_is_exit_0(run: Run, archive: Archive, tmp_path: Path) -> None:
     seg, report = case(tmp_path)
-    archive.status = {str(pydicom.dcmread(seg, stop_before_pixels=True).SOPInstanceUID): 0x0111}
+    archive.status, archive.held = {str(pydicom.dcmread(seg, stop_before_pixels=True).SOPInstanceUID): 0x0111}, [seg]
     answer = run("send", "--to", node(archive), seg, report)
     assert (answer.code, answer.err) == (0, "")
     assert "already there" in answer.out

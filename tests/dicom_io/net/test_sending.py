@@ -129,12 +129,66 @@ def test_a_report_is_held_back_where_its_segmentation_did_not_arrive(results: di
 @pytest.mark.parametrize("kind", ["SEG", ""])
 def test_what_the_archive_has_already_does_not_hold_the_report_back(kind: str, results: dict[str, Path]) -> None:
     uid = str(pydicom.dcmread(results[kind], stop_before_pixels=True).SOPInstanceUID)
-    with Archive(status={uid: 0x0111}).running() as archive:
+    with Archive(held=[results[kind]], status={uid: 0x0111}).running() as archive:
         outcomes = send(destination(archive.port), list(results.values()))
     assert {one.kind: one.state for one in outcomes} == {"": "sent", "SEG": "sent", "SR": "sent", kind: "already there"}
     (there,) = (one for one in outcomes if one.kind == kind)
     assert there.is_delivered
-    assert there.meaning == "0x0111 (Duplicate SOP Instance): it keeps the instance that it has with this UID"
+    assert there.meaning == "0x0111 (Duplicate SOP Instance): it has an instance with this UID, and it is this one"
+
+
+OTHERS = {
+    "PatientID": ("PatientID", "SOMEBODY-ELSE"),
+    "study": ("StudyInstanceUID", "1.2.3"),
+    "series": ("SeriesInstanceUID", "1.2.3.4"),
+    "content": ("SeriesDescription", "another model"),
+    "pixels": ("PixelData", b"\1" * 40),
+}
+
+
+def held_with(path: Path, folder: Path, keyword: str, value: object) -> Path:
+    """An archive's copy of an instance that says something else."""
+    dataset = pydicom.dcmread(path)
+    setattr(dataset, keyword, value)
+    dataset.save_as(folder / "held.dcm")
+    return folder / "held.dcm"
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("get", [True, False], ids=["can be fetched", "can be found"])
+def test_another_instance_under_the_same_uid_is_no_delivery(
+    other: str, get: bool, results: dict[str, Path], tmp_path: Path
+) -> None:
+    uid = str(pydicom.dcmread(results["SEG"], stop_before_pixels=True).SOPInstanceUID)
+    copy = held_with(results["SEG"], tmp_path, *OTHERS[other])
+    with Archive(held=[copy], status={uid: 0x0111}, get=get).running() as archive:
+        outcomes = send(destination(archive.port), [results["SEG"], results["SR"]])
+    seg, report = outcomes
+    if not get and other in ("content", "pixels"):  # all that can be asked says that it is this one
+        assert (seg.state, seg.note, report.state) == (
+            "already there", "found in its study and series, not compared", "sent",
+        )  # fmt: skip
+        return
+    assert (seg.state, seg.status, report.state) == ("refused", 0x0111, "held back")
+    assert "SOMEBODY" not in seg.meaning
+
+
+def test_a_duplicate_of_which_an_archive_says_no_more_is_no_delivery(results: dict[str, Path]) -> None:
+    uid = str(pydicom.dcmread(results["SEG"], stop_before_pixels=True).SOPInstanceUID)
+    only_storage = AllStoragePresentationContexts[:1] + [
+        context for context in AllStoragePresentationContexts if "Segmentation" in str(context.abstract_syntax.name)
+    ]
+    with Archive(status={uid: 0x0111}, contexts=only_storage).running() as archive:
+        (seg,) = send(destination(archive.port), [results["SEG"]])
+    assert seg.state == "refused"
+    assert "it could not be asked what that is" in seg.meaning
+
+
+def test_an_image_is_looked_up_once_for_its_series(series: list[Path]) -> None:
+    with Archive(held=series, status={"": 0x0111}).running() as archive:
+        outcomes = send(destination(archive.port), series)
+    assert states(outcomes) == ["already there"] * 4
+    assert [query.QueryRetrieveLevel for query in archive.queries] == ["IMAGE", "STUDY"]
 
 
 def test_a_segmentation_that_arrives_at_the_second_offer_does_not_hold_the_report_back(

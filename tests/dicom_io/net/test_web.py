@@ -200,9 +200,22 @@ def test_a_conflict_names_every_instance(held: list[Path]) -> None:
 
 
 def test_a_conflict_over_what_is_there_already_is_none(held: list[Path]) -> None:
-    with WebArchive(refuse=dict.fromkeys(uids(held), 0x0111)).running() as archive:
+    with WebArchive(held=held, refuse=dict.fromkeys(uids(held), 0x0111)).running() as archive:
         outcomes = send(service(archive), held)
     assert [(one.state, one.status) for one in outcomes] == [("already there", 0x0111)] * 3
+
+
+def test_a_conflict_over_what_is_another_patients_is_no_delivery(held: list[Path], tmp_path: Path) -> None:
+    others = []
+    for path in held:
+        dataset = pydicom.dcmread(path)
+        dataset.PatientID = "SOMEBODY-ELSE"
+        dataset.save_as(tmp_path / path.name)
+        others.append(tmp_path / path.name)
+    with WebArchive(held=others, refuse=dict.fromkeys(uids(held), 0x0111)).running() as archive:
+        outcomes = send(service(archive), held)
+    assert [(one.state, one.status) for one in outcomes] == [("refused", 0x0111)] * 3
+    assert "its study is of another PatientID" in outcomes[0].meaning
 
 
 def test_an_error_of_the_service_is_no_success(held: list[Path]) -> None:
