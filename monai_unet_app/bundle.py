@@ -15,7 +15,8 @@ import tempfile
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ from dicom_io.coding import Segment, Whole, load_segments, load_wholes
 from dicom_io.errors import DicomIoError
 from dicom_io.volume import Volume
 from monai_unet_app.data.digest import mirrored_fingerprints, same_image
+from monai_unet_app.data.naming import contradiction, side_of
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import InputRules
 from monai_unet_app.data.schemas import validate
@@ -171,14 +173,46 @@ class Bundle(BundleFiles):
         Raises:
             BundleError: `segments.json` does not describe these.
         """
-        labels = tuple(self.part("labels"))
+        labels = tuple(map(str, self.part("labels")))
         structures = labels[1:] if self.exclusive else labels
-        if [segment.number for segment in self.segments] != list(range(1, len(structures) + 1)):
+        if len(self.segments) != len(structures):
+            beside = f" beside the background {labels[0]!r}" if self.exclusive and labels else ""
             raise BundleError(
-                f"{self.name}: `labels` names {len(structures)} structure(s), segments.json has the numbers "
-                f"{[segment.number for segment in self.segments]}; one segment for each, numbered from 1, is needed"
+                f"{self.name}: `labels` names {len(structures)} structure(s){beside} ({', '.join(structures)}), segments.json "
+                f"has {len(self.segments)} ({', '.join(segment.label for segment in self.segments)}); one segment for each, in "
+                "the same order, is needed; correct configs/segments.json or `labels`"
+            )
+        if found := contradiction(structures, self.segments):
+            raise BundleError(
+                f"{self.name}: `labels` {found} in segments.json; the same structures in the same order are needed, with a "
+                "word in common; correct configs/segments.json or `labels`"
             )
         return labels
+
+    def check_configs(self) -> None:
+        """Raises BundleError where the configs contradict each other; neither weights nor a network are built."""
+        _ = self.labels, self.wholes, self.windows
+        sided = [segment.label for segment in self.segments if side_of(segment)]
+        if not (sided and self.mirror_axes):
+            return
+        axis = self._right_left_axis
+        if axis is None or axis in self.mirror_axes:
+            which = (
+                f"axis {axis} is right-left" if axis is not None else "no Orientationd says which axis is right-left"
+            )
+            raise BundleError(
+                f"{self.name}: `mirror_axes` is {list(self.mirror_axes)} and {which}, but {', '.join(map(repr, sided[:3]))} of "
+                "segments.json have a side; a mirror image would exchange left and right; take the axis out of `mirror_axes` "
+                "and train again"
+            )
+
+    def check_network(self) -> None:
+        """Raises BundleError if the network, with or without trained weights, does not fit the rest of the bundle."""
+        self.check_configs()
+        import torch
+
+        with torch.random.fork_rng(devices=[]):  # its first weights are drawn at random
+            self._try(self.part("network_def").eval(), weights=False)
 
     @cached_property
     def exclusive(self) -> bool:
@@ -251,19 +285,34 @@ class Bundle(BundleFiles):
 
     @cached_property
     def network(self) -> torch.nn.Module:
-        """The network with its trained weights, on the device, in eval mode."""
+        """The network with its trained weights, on the device, in eval mode, tried on a window of zeros.
+
+        Raises:
+            BundleError: The bundle contradicts itself, has no weights, or its network does not fit the rest of it.
+        """
         import torch
 
         weights = self.root / "models/model.pt"
-        _ = self.labels, self.wholes  # a bundle that contradicts itself is refused before work starts
+        self.check_configs()  # a bundle that contradicts itself is refused before work starts
         if not weights.is_file():
             raise BundleError(f"{self.name} has no models/model.pt; trained weights are needed; run monai-unet train")
         network = self.part("network_def").to(self.device)
         try:
             network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         except Exception as error:  # pickle, zip and key errors alike mean: not these weights
-            raise BundleError(f"{self.name}: models/model.pt does not fit network_def: {error}") from error
-        return network.eval()
+            raise BundleError(f"{self.name}: models/model.pt does not fit network_def: {_short(error)}") from error
+        self._try(network.eval(), weights=True)
+        return network
+
+    def _try(self, network: torch.nn.Module, *, weights: bool) -> None:
+        from monai_unet_app.inference.trial import Demands, TrialError, check_network
+
+        window = [n for axis, n in enumerate(self.windows.window) if axis != self.slice_axis]
+        demands = Demands(self.rules.channels, tuple(window), self.labels, self.feature_layer)
+        try:
+            check_network(network, demands, weights=weights)
+        except TrialError as error:
+            raise BundleError(f"{self.name}: {error}") from error
 
     @cached_property
     def run_record(self) -> dict[str, Any]:
@@ -351,7 +400,42 @@ class Bundle(BundleFiles):
     @cached_property
     def mirror_axes(self) -> tuple[int, ...]:
         """Spatial axes along which the bundle was trained with mirror images; for `--tta`."""
-        return tuple(self.part("mirror_axes"))
+        return tuple(self._optional("mirror_axes") or ())
+
+    @cached_property
+    def _right_left_axis(self) -> int | None:
+        """Spatial axis of the preprocessed image that runs from right to left; None where nothing says which it is."""
+        from monai.transforms import Orientationd
+
+        if self.rules.planar:
+            return 0  # the width of a picture
+        turns = [step for step in self.preprocessing.transforms if isinstance(step, Orientationd)]
+        axes = str(turns[-1].ornt_transform.axcodes or "") if turns else ""
+        return next((axis for axis, letter in enumerate(axes) if letter in "LR"), None)
+
+
+def _short(error: Exception) -> str:
+    """The first lines of what torch says of weights that do not fit: it names every tensor of a network."""
+    told = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(told[:2])[:300] + (f" ... and {len(told) - 2} more" if len(told) > 2 else "")
+
+
+@contextmanager
+def unchanged_on_failure(root: Path) -> Iterator[None]:
+    """While it is entered, a failure of any kind puts back what a calibration writes into a bundle's folder."""
+    files = [root / name for name in ("configs/inference.yaml", CONFIDENCE, f"models/{CALIBRATION_RECORD}")]
+    before = {file: file.read_bytes() if file.is_file() else None for file in files}
+    try:
+        yield
+    except BaseException:
+        for file, content in before.items():
+            if content is None:
+                file.unlink(missing_ok=True)
+            elif file.read_bytes() != content:
+                partial = file.with_name(file.name + ".partial")
+                partial.write_bytes(content)
+                os.replace(partial, file)
+        raise
 
 
 def check_unseen(bundle: Bundle, rows: Sequence[Mapping[str, str]], partitions: Sequence[Partition]) -> None:

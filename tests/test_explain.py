@@ -261,7 +261,7 @@ def test_gradcam_needs_a_layer_that_the_network_has(tiny_bundle: Make) -> None:
     check_explainable(bundle, "occlusion")
     config = folder / "configs/inference.yaml"
     config.write_text(config.read_text() + "feature_layer: elsewhere\n")
-    with pytest.raises(BundleError, match="no layer 'elsewhere'"):
+    with pytest.raises(BundleError, match="`feature_layer` is 'elsewhere', and the network has no layer of that name"):
         check_explainable(load_bundle(folder), "gradcam")
 
 

@@ -50,6 +50,9 @@ def kidneys(bundle: Path, **more: Any) -> Path:
     ]
     document = {"schema_version": "1.1", "segmentAttributes": [segments]} | more
     (bundle / "configs/segments.json").write_text(json.dumps(document))
+    config = bundle / "configs/inference.yaml"
+    text = config.read_text().replace("[background, anterior, posterior]", "[background, kidney_left, kidney_right]")
+    config.write_text(text.replace("mirror_axes: [0]", "mirror_axes: []"))
     return bundle
 
 

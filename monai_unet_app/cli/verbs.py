@@ -118,11 +118,21 @@ def _to_inspect(options: argparse.Namespace, reading: Any, *, anything: bool) ->
 
 
 def loaded_bundle(bundle: Path | str, device: str | None = None) -> Any:
-    """The bundle with all that runs it: this takes seconds, so flags and paths are checked before."""
+    """The bundle with all that runs it, checked: this takes seconds, so flags and paths are checked before.
+
+    Args:
+        bundle: A name, a folder or a zip.
+        device: Where its network is to run; None where it is not: then only the configs are checked.
+    """
     from monai_unet_app.bundle import load_bundle
     from monai_unet_app.config import resolve_device
 
-    return load_bundle(bundle, resolve_device(device)) if device else load_bundle(bundle)
+    loaded = load_bundle(bundle, resolve_device(device)) if device else load_bundle(bundle)
+    if device:
+        _ = loaded.network
+    else:
+        loaded.check_configs()
+    return loaded
 
 
 def dicomize(options: argparse.Namespace) -> Answer:
@@ -186,12 +196,18 @@ def train(options: argparse.Namespace) -> Answer:
 
 
 def calibrate(options: argparse.Namespace) -> Answer:
-    from monai_unet_app.bundle import bundle_files
+    from monai_unet_app.bundle import bundle_files, unchanged_on_failure
 
     _must_be_folder(options.bundle, "its inference.yaml is rewritten")
     root = bundle_files(options.bundle).root
     check_writable(Path(options.bundle) / "configs")
     data = labelled_cases(options)
+    with unchanged_on_failure(root):
+        return _calibrated(root, data, options)
+
+
+def _calibrated(root: Path, data: Sequence[CaseFiles], options: argparse.Namespace) -> Answer:
+    from monai_unet_app.bundle import bundle_files
     from monai_unet_app.calibrate import summary
     from monai_unet_app.evaluate import choose_cases
 

@@ -53,7 +53,9 @@ def train_bundle(template: Bundle, run: TrainConfig, say: Callable[[str], None] 
     Raises:
         InputRefusedError: Cases that cannot be used, all of them listed.
         UsageError: The output holds something else.
+        BundleError: The template contradicts itself, or its network cannot be trained for it.
     """
+    template.check_network()
     cases = by_partition(run.data, run.splits, run.label_suffix, run.labels, run.fold)
     say(", ".join(f"{len(rows)} to {_VERBS[part]}" for part, rows in cases.items() if rows))
     for part in ("train", "selection"):

@@ -1,0 +1,289 @@
+"""A bundle of one's own that contradicts itself is refused in one sentence, with a remedy, before any data are read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.networks.nets import BasicUNetPlusPlus, DynUNet, UNet
+from pydicom.sr.coding import Code
+from small_data import FEW, few_examples, set_calibration
+
+from dicom_io.coding import Segment
+from dicom_io.volume import Volume
+from monai_unet_app.bundle import load_bundle
+from monai_unet_app.cli import main
+from monai_unet_app.data.naming import contradiction, side_of
+from monai_unet_app.inference.trial import Demands, TrialError, check_network
+from monai_unet_app.pipeline import segment_case
+from monai_unet_app.training.checkpoints import half_weights, save_atomically
+
+CODE = Code("91723000", "SCT", "Anatomical Structure")
+LABELS = ("background", "liver", "spleen")
+
+
+def segments(*labels: str) -> list[Segment]:
+    return [Segment(n, label, CODE, Code("1", "SCT", label.split()[-1])) for n, label in enumerate(labels, start=1)]
+
+
+def edit(root: Path, old: str, new: str, file: str = "inference.yaml") -> Path:
+    path = root / "configs" / file
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    return root
+
+
+def rewrite_segments(root: Path, change: Callable[[list[dict[str, Any]]], Any]) -> Path:
+    path = root / "configs/segments.json"
+    document = json.loads(path.read_text())
+    document.pop("wholes", None)
+    change(document["segmentAttributes"][0])
+    path.write_text(json.dumps(document))
+    return root
+
+
+def swapped(root: Path) -> Path:
+    def swap(items: list[dict[str, Any]]) -> None:
+        for item, number in zip(items, (2, 1), strict=True):
+            item["labelID"] = number
+
+    return rewrite_segments(root, swap)
+
+
+def one_segment_too_few(root: Path) -> Path:
+    return rewrite_segments(root, lambda items: items.pop())
+
+
+def of_another_organ(root: Path) -> Path:
+    return edit(root, "labels: [background, anterior, posterior]", "labels: [background, liver, spleen]")
+
+
+def with_sides(root: Path) -> Path:
+    def name(items: list[dict[str, Any]]) -> None:
+        for item, side in zip(items, ("Left", "Right"), strict=True):
+            item["SegmentLabel"] = f"{side} kidney"
+            item["SegmentedPropertyTypeModifierCodeSequence"]["CodeMeaning"] = side
+
+    edit(root, "labels: [background, anterior, posterior]", "labels: [background, kidney_left, kidney_right]")
+    return rewrite_segments(root, name)
+
+
+def odd_window(root: Path) -> Path:
+    return edit(root, "window: [32, 48, 32]", "window: [30, 50, 32]")
+
+
+def unknown_layer(root: Path) -> Path:
+    return edit(root, "feature_layer: bottleneck", "feature_layer: botleneck")
+
+
+def another_channel(root: Path) -> Path:
+    edit(root, 'out_channels: "$len(@labels)"', "out_channels: 4")
+    network = load_bundle(root).part("network_def")
+    save_atomically(half_weights(network), root / "models/model.pt")
+    return root
+
+
+def several_outputs(root: Path) -> Path:
+    path = root / "configs/inference.yaml"
+    network = (
+        "network_def: {_target_: BasicUNetPlusPlus, spatial_dims: 3, out_channels: 3, features: [4, 4, 4, 4, 4, 4]}\n"
+    )
+    path.write_text(re.sub(r"^network_def:\n(?:  .*\n)+", network, path.read_text(), flags=re.MULTILINE))
+    edit(root, "feature_layer: bottleneck", "feature_layer: conv_0_0")
+    save_atomically(half_weights(load_bundle(root).part("network_def")), root / "models/model.pt")
+    return root
+
+
+def diverged(root: Path) -> Path:
+    weights = torch.load(root / "models/model.pt", weights_only=True)
+    next(iter(weights.values()))[0] = float("nan")
+    save_atomically(weights, root / "models/model.pt")
+    return root
+
+
+FAULTS: dict[Callable[[Path], Path], tuple[str, ...]] = {
+    swapped: ("'anterior'", "'Posterior hippocampus'", "segments.json"),
+    one_segment_too_few: ("2 structure(s)", "segments.json has 1", "one segment for each"),
+    of_another_organ: ("'liver'", "'Anterior hippocampus'", "correct"),
+    with_sides: ("`mirror_axes` is [0]", "axis 0 is right-left", "'Left kidney'", "take the axis out"),
+    odd_window: ("30 x 50 x 32", "24 x 48 x 32", "32 x 56 x 32", "change `window`"),
+    unknown_layer: ("'botleneck'", "bottleneck", "leave `feature_layer` out"),
+    another_channel: ("gives 4 channel(s)", "`labels` names 3", "out_channels"),
+    several_outputs: ("a list of 1", "deep supervision"),
+    diverged: ("not finite", "diverged", "train again"),
+}
+FOR_TRAINING = {fault: words for fault, words in FAULTS.items() if fault is not diverged}
+
+
+def one_sentence(text: str) -> str:
+    (line,) = [line for line in text.splitlines() if line.startswith("error:")]
+    assert text.count("\n") <= 2
+    assert "Traceback" not in text
+    return line
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_predict_refuses_a_bundle_that_contradicts_itself_before_it_reads_an_image(
+    fault: Callable[[Path], Path],
+    tiny_bundle: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = fault(tiny_bundle())
+    (tmp_path / "image.nii.gz").write_bytes(b"no image: whoever reads it says so")
+    arguments = ["--bundle", str(root), "--input", str(tmp_path / "image.nii.gz"), "--output", str(tmp_path / "out")]
+    assert main(["predict", *arguments, "--device", "cpu"]) == 1
+    said = one_sentence(capsys.readouterr().err)
+    for word in (root.name, *FAULTS[fault]):
+        assert word in said
+
+
+@pytest.mark.parametrize("fault", FOR_TRAINING, ids=lambda fault: fault.__name__)
+def test_train_refuses_a_template_that_contradicts_itself_and_writes_nothing(
+    fault: Callable[[Path], Path],
+    tiny_bundle: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = fault(tiny_bundle())
+    (tmp_path / "data").mkdir()
+    arguments = ["--bundle", str(root), "--data", str(tmp_path / "data"), "--output", str(tmp_path / "out")]
+    assert main(["train", *arguments, "--device", "cpu"]) == 1
+    said = one_sentence(capsys.readouterr().err)
+    for word in (root.name, *FAULTS[fault]):
+        assert word in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_inspect_names_the_contradiction_of_labels_and_segments(
+    tiny_bundle: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = few_examples(tmp_path / "data", FEW[:1])
+    assert main(["inspect", str(data), "--bundle", str(swapped(tiny_bundle()))]) == 1
+    assert "'anterior'" in one_sentence(capsys.readouterr().err)
+
+
+def test_calibrate_that_fails_at_its_last_step_leaves_the_bundle_as_it_was(
+    tiny_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = set_calibration(tiny_bundle(), 0.0)
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    monkeypatch.setattr("monai_unet_app.calibrate.state_confidence", lambda *_, **__: 1 / 0)
+    arguments = ["--bundle", str(root), "--data", str(few_examples(tmp_path / "data", FEW[3:4]))]
+    with pytest.raises(ZeroDivisionError):
+        main(["calibrate", *arguments, "--device", "cpu"])
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+
+
+def test_checks_change_neither_results_nor_random_numbers(
+    tiny_bundle: Callable[..., Path], crop: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tiny_bundle()
+    torch.manual_seed(3)
+    checked = load_bundle(root)
+    with_checks, after = segment_case(crop, checked), torch.rand(4)
+    checked.check_network()
+    monkeypatch.setattr("monai_unet_app.inference.trial.check_network", lambda *_, **__: None)
+    torch.manual_seed(3)
+    without = segment_case(crop, load_bundle(root))
+    assert torch.equal(after, torch.rand(4))
+    np.testing.assert_array_equal(with_checks.probabilities, without.probabilities)
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    checked.check_network()
+    assert torch.equal(expected, torch.rand(4))
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (("liver", "spleen"), ("Liver", "Spleen")),
+        (("kidney_left", "kidney_right"), ("Left kidney", "Right kidney")),
+        (("lk", "rk"), ("Left kidney", "Right kidney")),
+        (("pz", "tz"), ("Peripheral zone", "Transition zone")),
+        (("ant", "post"), ("Anterior hippocampus", "Posterior hippocampus")),
+        (("liver", "tumor"), ("Liver", "Liver tumour")),
+        (("gallbladder", "vertebrae_L1"), ("Gall bladder", "L1 vertebra")),
+        (("class_1", "class_2"), ("Liver", "Spleen")),
+    ],
+)
+def test_names_that_fit_their_segments_pass(names: tuple[str, ...], labels: tuple[str, ...]) -> None:
+    assert contradiction(names, segments(*labels)) is None
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (("spleen", "liver"), ("Liver", "Spleen")),
+        (("kidney_right", "kidney_left"), ("Left kidney", "Right kidney")),
+        (("kidney_right",), ("Left kidney",)),
+        (("tz", "pz"), ("Peripheral zone", "Transition zone")),
+        (("vertebrae_L2", "vertebrae_L1"), ("L1 vertebra", "L2 vertebra")),
+        (("ureter",), ("Urethra",)),
+        (("nuclei",), ("Retinal blood vessel",)),
+    ],
+)
+def test_names_that_mean_another_structure_do_not_pass(names: tuple[str, ...], labels: tuple[str, ...]) -> None:
+    assert contradiction(names, segments(*labels)) is not None
+
+
+def test_a_segment_has_a_side_by_its_codes_or_by_its_label() -> None:
+    left = Code("7771000", "SCT", "Left")
+    assert side_of(Segment(1, "Kidney A", CODE, Code("64033007", "SCT", "Kidney"), type_modifier=left)) == "left"
+    assert side_of(segments("Right kidney")[0]) == "right"
+    assert side_of(segments("Right and left kidney")[0]) is None
+    assert side_of(segments("Spleen")[0]) is None
+
+
+def tried(
+    network: torch.nn.Module, window: tuple[int, ...], labels: tuple[str, ...] = LABELS, channels: int = 1
+) -> str:
+    try:
+        check_network(network.eval(), Demands(channels, window, labels))
+    except TrialError as error:
+        return str(error)
+    return ""
+
+
+def test_the_sizes_that_are_named_are_those_that_a_network_really_takes() -> None:
+    network = UNet(3, 1, 3, channels=(4, 8, 16, 16), strides=(2, 2, 2)).eval()
+    said = tried(network, (33, 48, 29))
+    sizes = [tuple(map(int, found)) for found in re.findall(r"(\d+) x (\d+) x (\d+)", said.split(";")[1])]
+    assert len(sizes) == 2
+    for size in sizes:
+        assert network(torch.zeros(1, 1, *size)).shape[2:] == size
+    assert max(abs(n - 33) for n, _, _ in sizes) < 8
+    assert {middle for _, middle, _ in sizes} == {48}
+
+
+def test_networks_that_fit_pass_also_with_deep_supervision_and_channels_made_by_preprocessing() -> None:
+    kernel, strides = [3] * 4, [1, 2, 2, 2]
+    small = {"filters": [4, 4, 4, 4], "deep_supervision": True, "deep_supr_num": 2}
+    assert tried(DynUNet(3, 1, 3, kernel, strides, strides[1:], **small), (16, 32, 16)) == ""
+    assert tried(UNet(2, 3, 3, channels=(4, 8), strides=(2,)), (16, 16), channels=1) == ""
+
+
+def test_a_network_that_gives_a_list_and_one_that_divides_by_zero_are_told() -> None:
+    assert "a list of 1" in tried(BasicUNetPlusPlus(2, 1, 3, features=(4, 4, 4, 4, 4, 4)), (32, 32))
+
+    class Standardised(torch.nn.Conv2d):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return super().forward((image - image.mean()) / image.std())
+
+    assert "window of zeros is not finite" in tried(Standardised(1, 3, 1), (32, 32))
+
+
+def test_a_network_whose_shapes_depend_on_numbers_is_really_run() -> None:
+    class Asking(torch.nn.Conv2d):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return super().forward(image if float(image.mean()) == 0 else image[..., ::2])
+
+    check_network(Asking(1, 3, 1).eval(), Demands(1, (8, 8), LABELS))
