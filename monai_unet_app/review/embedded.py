@@ -50,11 +50,13 @@ class Embedded:
         layers: The image first; none where there is no viewer.
         window: (black, white) of the image; None in colour.
         note: What is left out and why, in a sentence; empty where nothing is.
+        box: The part of the image that the layers hold, by array axes.
     """
 
     layers: tuple[Layer, ...]
     window: tuple[float, float] | None
     note: str = ""
+    box: tuple[slice, ...] = (slice(None),) * 3
 
     @property
     def megabytes(self) -> float:
@@ -77,6 +79,7 @@ def embed(case: ReviewedCase, most_mb: float) -> Embedded:
             tuple(_layers(case, box)),
             window,
             f"{size}: the viewer shows the structures and {ROOM_MM:g} mm around them, not the whole image.",
+            box,
         )
         if part.megabytes <= most_mb:
             return part

@@ -75,7 +75,9 @@ def write_review(
     case = read_reviewed(result, image, bundle, prior)
     patient = patient_and_study(case.volume) if how.names_patient else {}
     sections = key_sections(case)
-    page = render_page(case, patient, sections, embed(case, how.most_embedded_mb), how.post_url)
+    page = render_page(
+        case, patient, sections, embed(case, how.most_embedded_mb), how.post_url, paper=PAPER if how.pdf else ""
+    )
     files = {PAGE: page.encode()}
     if how.pdf:
         files[PAPER] = render_paper(case, patient, sections)

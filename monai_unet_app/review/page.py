@@ -12,11 +12,14 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from html import escape
 from importlib.resources import files
 from string import Template
 from typing import Any
 from urllib.parse import urlsplit
+
+from nibabel.orientations import io_orientation
 
 from monai_unet_app.errors import UsageError
 from monai_unet_app.report.blocks import Facts, Lines, Text
@@ -24,7 +27,7 @@ from monai_unet_app.report.html import render
 
 from .contents import ReviewedCase, ReviewedStructure
 from .embedded import UNCERTAINTY_STEPS, Embedded
-from .pictures import KeySection
+from .pictures import KeySection, anatomical_slices, shown_channel, slice_axis, window_presets
 from .sections import MARK, facts, gate, statements, structure_table
 
 LIBRARY = "niivue.umd.js.gz"
@@ -40,6 +43,8 @@ def render_page(
     sections: list[KeySection],
     embedded: Embedded,
     post_url: str | None = None,
+    *,
+    paper: str = "",
 ) -> str:
     """The page as text.
 
@@ -49,6 +54,7 @@ def render_page(
         sections: Key images.
         embedded: What the viewer shows.
         post_url: Where a decision is sent; None: it is saved as a draft.
+        paper: Name of the PDF beside the page; empty where there is none.
 
     Raises:
         UsageError: The URL is none that a page may send to.
@@ -66,6 +72,8 @@ def render_page(
         identity=_identity(patient),
         keys="\n".join(map(_key, sections)),
         viewer=escape(embedded.note if not embedded.layers else f"{LOADING} {embedded.note}".strip()),
+        progress='<progress id="progress" aria-labelledby="step"></progress>' if embedded.layers else "",
+        paper=f'<p><a href="{escape(paper)}" target="_blank">This page as a PDF</a></p>' if paper else "",
         verdict=render(verdict),
         reasons=render(Lines(tuple(("bad", "Reason:", reason) for reason in reasons))) if reasons else "",
         table=_with_swatches(render(structure_table(case)), case.structures),
@@ -155,6 +163,15 @@ def _data(case: ReviewedCase, sections: list[KeySection], embedded: Embedded) ->
         "planar": case.volume.planar,
         "places": [list(section.place_mm) for section in sections],
         "window": embedded.window,
+        "windows": [
+            asdict(one) for one in window_presets(shown_channel(case.volume), case.document["source"]["modality"])
+        ],
+        "unit": {
+            "values": "HU" if case.document["source"]["modality"] == "CT" else "",
+            "lengths": case.document["source"]["unit"],
+        },
+        "slices": dict(zip(("first", "count"), anatomical_slices(case.volume, embedded.box), strict=True)),
+        "across": int(io_orientation(case.volume.affine_ras)[slice_axis(case.volume), 0]),
         "steps": UNCERTAINTY_STEPS,
         "layers": [
             {"name": layer.name, "kind": layer.kind}

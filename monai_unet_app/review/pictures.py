@@ -107,6 +107,67 @@ def grey_window(volume: Volume) -> tuple[float, float]:
     return centre - width / 2, centre + width / 2 if width > 0 else centre + 0.5
 
 
+# name, centre, width in HU; as https://radiopaedia.org/articles/windowing-ct lists them
+_CT_WINDOWS = (
+    ("Brain", 40.0, 80.0),
+    ("Lung", -600.0, 1500.0),
+    ("Soft tissue", 50.0, 400.0),
+    ("Liver", 30.0, 150.0),
+    ("Bone", 400.0, 1800.0),
+)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A window with a name: values up to `low` are black, from `high` on white."""
+
+    name: str
+    low: float
+    high: float
+
+
+def window_presets(volume: Volume, modality: str | None) -> list[Preset]:
+    """Windows that a reader may choose from, the default one first; none of a picture in colour.
+
+    Args:
+        volume: The image.
+        modality: DICOM's word for what made it: for CT there are the usual windows in HU, else windows by percentiles.
+    """
+    if volume.array.ndim == 4:
+        return []
+    found = [Preset("Default", *grey_window(volume))]
+    values = volume.array[::2, ::2, ::2] if volume.array.size > 2**22 else volume.array
+    if modality == "CT":
+        found += [Preset(name, centre - width / 2, centre + width / 2) for name, centre, width in _CT_WINDOWS]
+    else:
+        for outside in (2, 10):
+            low, high = (float(value) for value in np.percentile(values, (outside, 100 - outside)))
+            found.append(Preset(f"{outside} to {100 - outside} %", low, high))
+    found.append(Preset("Whole range", float(values.min()), float(values.max())))
+    return [one for one in found if one.high > one.low]
+
+
+def anatomical_slices(volume: Volume, box: tuple[slice, ...]) -> tuple[list[int], list[int]]:
+    """How sagittal, coronal and axial slices are numbered, as in the captions of key images.
+
+    Args:
+        volume: The image.
+        box: The part of it that is meant, by array axes.
+
+    Returns:
+        (first, count): for sagittal slices from the right, coronal from the front and axial from the feet, the number from 0 of
+        the first slice in the box, and how many slices the whole image has.
+    """
+    first, count = [0, 0, 0], [0, 0, 0]
+    turn = ornt_transform(io_orientation(volume.affine_ras), axcodes2ornt(("L", "P", "S")))
+    for axis, (target, direction) in enumerate(turn):
+        size, part = volume.shape[axis], box[axis]
+        start, stop = part.start or 0, size if part.stop is None else part.stop
+        first[int(target)] = int(start if direction > 0 else size - stop)
+        count[int(target)] = int(size)
+    return first, count
+
+
 def _header_window(volume: Volume) -> Window | None:
     if volume.provenance.kind != "dicom" or volume.provenance.resampled or volume.array.ndim == 4:
         return None

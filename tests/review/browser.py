@@ -30,10 +30,32 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--disable-quic",
     "--no-first-run",
     "--remote-debugging-pipe",
     "--hide-scrollbars",
 )
+CONTRAST = """
+(() => {
+  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, n) => sum + v * [0.2126, 0.7152, 0.0722][n], 0);
+  const ground = (one) => { for (; one; one = one.parentElement) { const c = parse(getComputedStyle(one).backgroundColor);
+    if (c.length < 4 || c[3] > 0.5) return c; } return [255, 255, 255]; };
+  const found = [];
+  for (const one of document.querySelectorAll(SELECTOR)) {
+    const own = [...one.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+    const box = one.getBoundingClientRect();
+    if (!own || !box.width || !box.height || one.closest('style, script, svg, option')) continue;
+    if (getComputedStyle(one).opacity < 1) continue; // a control that is switched off
+    const [a, b] = [light(parse(getComputedStyle(one).color)), light(ground(one))].sort((x, y) => y - x);
+    found.push([(a + 0.05) / (b + 0.05), one.tagName, one.textContent.slice(0, 30)]);
+  }
+  return found.sort((x, y) => x[0] - y[0])[0];
+})()
+"""
+"""The lowest contrast of a text to its ground, by WCAG 2.2, 1.4.3, and the element and words with it."""
+
 ANSWER_S = 120.0
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
@@ -138,6 +160,32 @@ class Tab:
         for count in range(1, times + 1):
             for kind in ("mousePressed", "mouseReleased"):
                 self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=count)
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Moves the mouse from one place of the window to another with the left button held."""
+        steps = [("mouseMoved", start), ("mousePressed", start), ("mouseMoved", end), ("mouseReleased", end)]
+        for kind, (x, y) in steps:
+            held = 0 if kind == "mouseMoved" and (x, y) == start else 1
+            button = "none" if kind == "mouseMoved" else "left"
+            self.call(
+                "Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button, buttons=held,
+                clickCount=int(kind != "mouseMoved"),
+            )  # fmt: skip
+
+    def point(self, x: float, y: float) -> None:
+        """Moves the mouse to a place of the window."""
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def press(self, key: str, code: str = "") -> None:
+        """Presses and releases a key of the keyboard; `code` is its place where that is not Key<key>."""
+        text = key if len(key) == 1 else ""
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=code or f"Key{key.upper()}", text=text)
+
+    def least_contrast(self, selector: str = "body *") -> tuple[float, str, str]:
+        """The lowest contrast (1 to 21) of a text in such elements, and the element and words that have it."""
+        ratio, element, words = self.ask(CONTRAST.replace("SELECTOR", json.dumps(selector)))
+        return ratio, element, words
 
     def turn_wheel(self, selector: str, pixels: float) -> None:
         """Turns the wheel of the mouse over the middle of an element; downwards is greater than 0."""

@@ -229,11 +229,20 @@ def test_a_page_of_a_node_sends_the_decision_there_and_says_whether_it_was_taken
         tab.wait("document.getElementById('meaning').textContent.includes('signed in as Lang^Eva')", 5.0)
         tab.click("[data-decision=accepted]")
         tab.wait("document.getElementById('told').textContent === 'Decided: accepted by Lang^Eva, 2026-03-04.'", 5.0)
+        mark = tab.ask("document.getElementById('mark').textContent")
+        assert "Accepted by Lang, Eva on 2026-03-04. Not for diagnosis." in mark
+        assert "nobody" not in mark
         tab.click("[data-decision=rejected]")
         tab.wait("document.getElementById('told').textContent.startsWith('Not recorded: the node answered 403')", 5.0)
         tab.ask("location.reload()")
         tab.wait("document.getElementById('told').textContent === 'Decided: accepted by Lang^Eva, 2026-03-04.'", 20.0)
         assert tab.ask("[...document.querySelectorAll('.buttons button')].every(one => one.disabled)")
+        for scheme in ("light", "dark"):
+            tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+            ratio, _, words = tab.least_contrast("[data-decision][aria-pressed=true]")
+            assert (words, ratio >= 4.5) == ("Accept", True), (scheme, ratio)
+            ratio, *where = tab.least_contrast()
+            assert ratio >= 4.5, (scheme, where)
     first = posted[0]
     assert (first["path"], first["type"]) == ("/cases/7/verdict", "application/json")
     verdict = Verdict.from_document(first["verdict"])
@@ -268,3 +277,100 @@ def test_a_correction_is_sent_with_its_mask_and_the_reason_of_a_refusal_is_shown
     assert b'filename="mask.nii.gz"' in sent["raw"]
     assert b"voxels" in sent["raw"]
     assert b'"decision":"corrected"' in sent["raw"]
+
+
+STEPS = """
+window.steps = [];
+new MutationObserver(() => {
+  const [step, bar] = ["step", "progress"].map((id) => document.getElementById(id));
+  if (step && bar && bar.checkVisibility()) window.steps.push(`${step.textContent} ${bar.value} of ${bar.max}`);
+}).observe(document, { subtree: true, childList: true, attributes: true, characterData: true });
+"""
+
+
+def test_while_the_viewer_loads_the_page_says_how_far_it_is(tab: Tab, tmp_path: Path) -> None:
+    small = deliver(tmp_path / "small")
+    page = write_review(small.result, tmp_path / "review", image=small.volume, how=ReviewConfig(pdf=False))["page"]
+    tab.call("Page.addScriptToEvaluateOnNewDocument", source=STEPS)
+    tab.open(page.as_uri())
+    tab.wait("document.documentElement.dataset.viewer === 'ready'", 60.0)
+    said = tab.ask("steps")
+    assert "Reading image (1 of 4) ... 1 of 6" in said
+    assert "Reading contour (4 of 4) ... 4 of 6" in said
+    assert said.index("Reading image (1 of 4) ... 1 of 6") < said.index("Reading contour (4 of 4) ... 4 of 6")
+    assert not tab.ask("document.getElementById('progress').checkVisibility()")
+
+
+def slice_numbers(voxel: tuple[int, ...], volume: Volume) -> str:
+    """The numbers of the slices through a voxel, counted from the right, the front and the feet."""
+    words = []
+    for name, row in (("axial", 2), ("coronal", 1), ("sagittal", 0)):  # rows of an LPS affine
+        axis = int(np.abs(volume.affine_lps[row, :3] / volume.spacing_mm).argmax())
+        count = volume.shape[axis]
+        number = voxel[axis] + 1 if volume.affine_lps[row, axis] > 0 else count - voxel[axis]
+        words.append(f"{name} {number} of {count}")
+    return ", ".join(words)
+
+
+def test_slice_value_and_structure_are_those_of_the_image(tab: Tab, tmp_path: Path) -> None:
+    case = deliver(tmp_path / "case")
+    page = write_review(case.result, tmp_path / "review", image=case.volume, how=ReviewConfig(pdf=False))["page"]
+    tab.open(page.as_uri())
+    tab.wait("document.documentElement.dataset.viewer === 'ready'", 60.0)
+    for number, label in ((1, "Front part"), (2, "Back part"), (0, "none")):
+        voxel = tuple(int(n) for n in np.argwhere(case.labels.array == number)[-1])
+        place_mm = (case.volume.affine_ras @ [*voxel, 1.0])[:3].tolist()
+        tab.ask(f"viewer.scene.crosshairPos = viewer.mm2frac({place_mm}); viewer.createOnLocationChange()")
+        assert tab.ask("document.getElementById('at-slice').textContent") == slice_numbers(voxel, case.volume)
+        value = float(tab.ask("document.getElementById('at-value').textContent"))
+        assert value == pytest.approx(float(case.volume.array[voxel]), rel=1e-3)
+        assert tab.ask("document.getElementById('at-structure').textContent") == label
+    tab.click(".keys figure:nth-of-type(1) button")  # the key image and the viewer give its slice one number
+    caption = tab.ask("document.querySelector('.keys figcaption').textContent")
+    assert caption.split(": ")[1] in tab.ask("document.getElementById('at-slice').textContent")
+
+
+def test_distances_windows_and_keys(large: Path, tab: Tab) -> None:
+    tab.open(large.as_uri())
+    tab.wait("document.documentElement.dataset.viewer === 'ready'", 60.0)
+    assert tab.ask("document.documentElement.dataset.words") == "quadrant"  # three planes leave a quarter for it
+    quarter, stage = tab.box("#info"), tab.box("#canvas")
+    assert quarter["right"] == pytest.approx(stage["right"], abs=2)
+    assert quarter["bottom"] == pytest.approx(stage["bottom"], abs=2)
+    assert quarter["left"] > stage["left"] + stage["width"] / 4
+
+    tab.press("a")
+    tab.wait("viewer.opts.sliceType === niivue.SLICE_TYPE.AXIAL", 5.0)
+    before = tab.ask("document.getElementById('at-slice').textContent")
+    tab.press("ArrowUp", "ArrowUp")
+    after = tab.ask("document.getElementById('at-slice').textContent")
+    assert int(after.split()[1]) == int(before.split()[1]) + 1
+    assert after.split(", ")[1:] == before.split(", ")[1:]
+
+    tab.press("d")
+    scale = stage["height"] / SHAPE[1]  # pixels for 1 mm: the slice is as high as the canvas
+    x, y = stage["left"] + stage["width"] / 2, stage["top"] + stage["height"] / 2
+    tab.drag((x - 60, y - 80), (x + 60, y + 80))
+    tab.wait("document.getElementById('at-distance').textContent !== ''", 5.0)
+    assert float(tab.ask("document.getElementById('at-distance').textContent").split()[0]) == pytest.approx(
+        200 / scale, rel=0.02
+    )
+    tab.press("Escape", "Escape")
+    assert tab.ask("document.getElementById('at-distance').textContent") == ""
+    assert tab.ask("viewer.document.completedMeasurements.length") == 0
+    tab.press("d")
+
+    first = tab.ask("[viewer.volumes[0].cal_min, viewer.volumes[0].cal_max]")
+    tab.click("#window-3")
+    assert tab.ask("document.getElementById('window-3').textContent") == "Whole range"
+    assert tab.ask("[viewer.volumes[0].cal_min, viewer.volumes[0].cal_max]") != first
+    tab.ask("document.getElementById('canvas').focus()")
+    tab.press("r")
+    assert tab.ask("[viewer.volumes[0].cal_min, viewer.volumes[0].cal_max]") == first
+    tab.press("m")
+    assert tab.ask("document.getElementById('toggle-mask').getAttribute('aria-pressed')") == "false"
+    tab.ask("document.getElementById('comment').focus()")
+    tab.press("m")  # in a comment a letter is a letter
+    assert tab.ask("document.getElementById('toggle-mask').getAttribute('aria-pressed')") == "false"
+    assert tab.ask("document.getElementById('comment').value") == "m"
+    assert tab.console == []

@@ -19,6 +19,7 @@ from result_phantoms import RESULT
 from review_cases import Delivered, deliver, result_document
 
 from dicom_io.parametric import NO_UNIT, UNCERTAINTY, write_parametric_map
+from dicom_io.volume import Provenance, Volume
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.results import write_nifti
@@ -26,7 +27,7 @@ from monai_unet_app.review import ReviewConfig, write_review
 from monai_unet_app.review.contents import read_reviewed
 from monai_unet_app.review.embedded import slice_border
 from monai_unet_app.review.patient import person
-from monai_unet_app.review.pictures import key_sections
+from monai_unet_app.review.pictures import anatomical_slices, key_sections, window_presets
 from monai_unet_app.review.sections import MARK
 
 HEADER = {
@@ -144,11 +145,12 @@ def test_volumes_and_intervals_are_those_of_the_record(delivered: Delivered, pag
 def test_the_page_loads_nothing_from_elsewhere(page: Page) -> None:
     fetched = [
         value
-        for _, attributes in page.elements
+        for tag, attributes in page.elements
         for name, value in attributes.items()
-        if name in ("src", "href", "srcset", "action", "data", "poster")
+        if tag != "a" and name in ("src", "href", "srcset", "action", "data", "poster")
     ]
     assert fetched
+    assert [found["href"] for tag, found in page.elements if tag == "a"] == ["review.pdf"]  # beside the page
     assert all(str(value).startswith("data:image/png;base64,") for value in fetched)
     assert page.policy["default-src"] == "'none'"
     assert page.policy["connect-src"] == page.policy["form-action"] == page.policy["base-uri"] == "'none'"
@@ -229,6 +231,30 @@ def test_uncertainty_is_greatest_where_all_answers_are_alike(page: Page) -> None
     assert (steps[:, :, 4] == 250).all()
     p = np.array([0.9, 0.05, 0.05])
     assert np.all(steps[:, :, 0] == round(250 * float(-(p * np.log(p)).sum() / np.log(3))))
+
+
+def test_windows_are_the_usual_ones_of_ct_and_percentiles_else() -> None:
+    values = np.arange(-1000, 1001, dtype=np.float32).reshape(3, 23, 29)
+    volume = Volume.from_ras(values, np.eye(4), Provenance("nifti"))
+    ct = {one.name: (one.low, one.high) for one in window_presets(volume, "CT")}
+    assert ct["Soft tissue"] == (-150, 250)  # W 400 L 50
+    assert ct["Lung"] == (-1350, 150)  # W 1500 L -600
+    assert ct["Bone"] == (-500, 1300)  # W 1800 L 400
+    assert next(iter(ct)) == "Default"
+    mr = {one.name: (one.low, one.high) for one in window_presets(volume, "MR")}
+    assert mr["10 to 90 %"] == pytest.approx((-800, 800))
+    assert mr["Whole range"] == (-1000, 1000)
+    assert "Lung" not in mr
+    flat = volume.with_array(np.zeros_like(values))
+    assert all(one.high > one.low for one in window_presets(flat, "MR"))
+
+
+def test_a_part_of_an_image_keeps_the_slice_numbers_of_the_whole() -> None:
+    affine_ras = np.array([[0, 0, 2.0, 0], [-1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])  # axes run to P, S, R
+    volume = Volume.from_ras(np.zeros((10, 20, 30), np.float32), affine_ras, Provenance("nifti"))
+    first, count = anatomical_slices(volume, (slice(2, 7), slice(5, 9), slice(11, 27)))
+    assert count == [30, 10, 20]
+    assert first == [3, 2, 5]  # the right-most of slices 11 to 26 is the fourth of 30 from the right
 
 
 def test_key_images_show_the_largest_and_the_most_uncertain_section(delivered: Delivered) -> None:

@@ -83,27 +83,6 @@ def open_page(tab: Tab, url: str) -> None:
     tab.wait(f"document.readyState === 'complete' && location.href === {json.dumps(url)}", 20)
 
 
-CONTRAST = """
-(() => {
-  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, v, n) => sum + v * [0.2126, 0.7152, 0.0722][n], 0);
-  const ground = (one) => { for (; one; one = one.parentElement) { const c = parse(getComputedStyle(one).backgroundColor);
-    if (c.length < 4 || c[3] > 0) return c; } return [255, 255, 255]; };
-  const found = [];
-  for (const one of document.querySelectorAll('body *')) {
-    const own = [...one.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
-    const box = one.getBoundingClientRect();
-    if (!own || !box.width || !box.height || one.closest('style, script, svg') || one.disabled) continue;
-    const [a, b] = [light(parse(getComputedStyle(one).color)), light(ground(one))].sort((x, y) => y - x);
-    found.push([(a + 0.05) / (b + 0.05), one.tagName, one.textContent.slice(0, 30)]);
-  }
-  return found.sort((x, y) => x[0] - y[0])[0];
-})()
-"""
-"""The lowest contrast of a text on the page (WCAG 2.2, 1.4.3, which asks for 4.5), and where it is."""
-
-
 @pytest.mark.interop
 @needs_chromium
 def test_fifty_results_with_long_reasons_are_read_without_endless_scrolling(
@@ -141,7 +120,7 @@ def test_every_text_of_the_status_page_stands_out_from_its_ground(
     sign_in(tab, token)
     tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
     open_page(tab, url + "/?still=true")
-    ratio, *where = tab.ask(CONTRAST)
+    ratio, *where = tab.least_contrast()
     assert ratio >= 4.5, where
 
 

@@ -28,6 +28,7 @@
       + "this name stands in the verified report.";
     if (now.decided) {
       mark(now.decided.decision);
+      say(now.decided);
       tell(`Decided: ${now.decided.decision} by ${now.decided.by || "nobody named"}, ${now.decided.at.slice(0, 10)}.`);
     }
     if (now.open) return;
@@ -98,6 +99,20 @@
     }
   }
 
+  // The line at the top says what became of the result; what a machine computed stays for research.
+  function say(decided) {
+    const done = decided.decision.charAt(0).toUpperCase() + decided.decision.slice(1);
+    by("mark").textContent = `Research use only. Computed by a machine. ${done} by ${spoken(decided.by) || "a reviewer"} on `
+      + `${decided.at.slice(0, 10)}. Not for diagnosis.`;
+    by("mark").classList.toggle("accepted", decided.decision === "accepted");
+  }
+
+  // A person's name as DICOM has it, as it is read: family name, given and middle names.
+  function spoken(name) {
+    const [family, ...given] = (name || "").split("=")[0].split("^");
+    return [family, given.slice(0, 2).filter(Boolean).join(" ")].filter(Boolean).join(", ");
+  }
+
   function tell(text) {
     by("told").textContent = text;
   }
@@ -107,6 +122,17 @@
   const on = { mask: true, contour: false, uncertainty: false };
   const hidden = new Set();
   let fill = 0.45;
+  let pointed = null; // millimetres under the pointer; null: it is not over a slice
+
+  // Lets the browser paint what was changed before the next piece of work.
+  const painted = () => new Promise((go) => requestAnimationFrame(() => setTimeout(go, 0)));
+
+  async function progress(text, done) {
+    by("step").textContent = text;
+    by("progress").max = review.layers.length + 2;
+    by("progress").value = done;
+    await painted();
+  }
 
   async function view() {
     const nv = new niivue.Niivue({
@@ -123,14 +149,21 @@
       loadingText: "",
       logLevel: "error",
       multiplanarLayout: niivue.MULTIPLANAR_TYPE.GRID,
+      measureLineColor: [1, 0.85, 0.2, 1],
+      measureTextColor: [1, 0.85, 0.2, 1],
+      measureTextHeight: 0.04,
+      rulerWidth: 2,
       show3Dcrosshair: false,
+      showMeasureUnits: review.unit.lengths === "mm",
       sliceType: niivue.SLICE_TYPE.AXIAL, // three planes are drawn once, when all is there
     });
     window.viewer = nv; // for whoever opens the console, and for tests
+    await progress("Starting the viewer ...", 0);
     await nv.attachToCanvas(by("canvas"));
     const shown = [];
     nv.updateGLVolume = () => {}; // once for all layers, below
     for (const layer of review.layers) {
+      await progress(`Reading ${layer.kind} (${shown.length + 1} of ${review.layers.length}) ...`, shown.length + 1);
       const image = await niivue.NVImage.loadFromBase64({
         base64: by(`layer-${layer.name}`).textContent,
         name: `${layer.name}.nii.gz`,
@@ -142,9 +175,12 @@
       nv.addVolume(image);
       shown.push({ ...layer, image });
     }
+    await progress("Drawing ...", review.layers.length + 1);
     delete nv.updateGLVolume;
     paint(nv, shown);
     offer(nv, shown);
+    inform(nv, shown);
+    listen(nv);
     if (review.places.length) {
       nv.setClipPlane([0, 270, 0]); // cut open, so that what lies inside is seen
       go(nv, review.places[0]);
@@ -152,6 +188,9 @@
     if (!review.planar) by(isDrawnBySoftware(nv) ? "toggle-view-planes" : "toggle-view-planes3d").click();
     by("loading").hidden = true;
     by("help").hidden = false;
+    by("info").hidden = false;
+    if (document.activeElement === document.body) by("canvas").focus({ preventScroll: true });
+    place(nv);
     root.dataset.viewer = "ready";
   }
 
@@ -201,11 +240,149 @@
       button.prepend(swatch);
       bar.append(button);
     }
+    offerWindows(nv, shown[0].image);
     document.querySelectorAll(".keys button").forEach((key, n) => {
       key.addEventListener("click", () => {
         go(nv, review.places[n]);
       });
     });
+  }
+
+  // --- window, distance ---
+
+  function offerWindows(nv, image) {
+    const buttons = review.windows.map((one, n) => {
+      const button = document.createElement("button");
+      Object.assign(button, { type: "button", id: `window-${n}`, title: `${round(one.low)} to ${round(one.high)}` });
+      button.append(n ? one.name : "Default window");
+      button.addEventListener("click", () => {
+        [image.cal_min, image.cal_max] = [one.low, one.high];
+        nv.updateGLVolume();
+        report(nv);
+      });
+      return button;
+    });
+    const measure = toggle("Measure a distance", false, "measure", (pressed) => {
+      nv.opts.dragModePrimary = niivue.DRAG_MODE[pressed ? "measurement" : "crosshair"];
+      if (!pressed) forget(nv);
+    });
+    by("windows").append(...buttons, measure);
+  }
+
+  function forget(nv) {
+    nv.clearMeasurements();
+    by("at-distance").textContent = "";
+    report(nv);
+  }
+
+  // --- what is under the pointer ---
+
+  function inform(nv, shown) {
+    const canvas = by("canvas");
+    nv.onLocationChange = () => report(nv);
+    nv.onIntensityChange = () => report(nv);
+    nv.onMeasurementCompleted = (one) => {
+      by("at-distance").textContent = `${one.distance.toFixed(1)} ${review.unit.lengths}`;
+      report(nv);
+    };
+    canvas.addEventListener("pointermove", (event) => {
+      const ratio = canvas.width / canvas.clientWidth;
+      const place = nv.canvasPos2frac([event.offsetX * ratio, event.offsetY * ratio]);
+      pointed = place[0] >= 0 ? [...nv.frac2mm(place)].slice(0, 3) : null;
+      report(nv);
+    });
+    canvas.addEventListener("pointerleave", () => { pointed = null; report(nv); });
+    new ResizeObserver(() => place(nv)).observe(by("stage"));
+    nv.layersShown = shown;
+    report(nv);
+  }
+
+  function report(nv) {
+    const shown = nv.layersShown;
+    const image = shown[0].image;
+    const at = pointed || [...nv.frac2mm(nv.scene.crosshairPos)].slice(0, 3);
+    const here = (one) => [...one.mm2vox(at)].slice(0, 3);
+    const voxel = here(image);
+    const within = voxel.every((n, axis) => n >= 0 && n < image.dimsRAS[axis + 1]);
+    put("at-slice", !within ? "" : review.planar ? `column ${voxel[0] + 1}, row ${image.dimsRAS[2] - voxel[1]}` : numbers(voxel, image));
+    put("at-value", within && review.window ? `${round(image.getValue(...voxel))} ${review.unit.values}`.trim() : "");
+    const found = shown.filter((layer) => layer.kind === "mask" && within).flatMap((layer) => {
+      const number = Math.round(layer.image.getValue(...here(layer.image)));
+      return layer.structures.filter((one) => one.number === number).map((one) => one.label);
+    });
+    put("at-structure", found.join(", ") || (within ? "none" : ""));
+    put("at-window", review.window ? `${round(image.cal_min)} to ${round(image.cal_max)}` : "");
+    by("at-distance").parentElement.hidden = !by("at-distance").textContent;
+  }
+
+  function put(id, text) {
+    by(id).textContent = text;
+    by(id).parentElement.hidden = !text;
+  }
+
+  // Sagittal slices are counted from the right, coronal ones from the front, axial ones from the feet, as in the key images.
+  function numbers(voxel, image) {
+    const [x, y, z] = voxel;
+    const own = [image.dimsRAS[1] - 1 - x, image.dimsRAS[2] - 1 - y, z];
+    const told = (axis) => `${own[axis] + review.slices.first[axis] + 1} of ${review.slices.count[axis]}`;
+    return `axial ${told(2)}, coronal ${told(1)}, sagittal ${told(0)}`;
+  }
+
+  function round(value) {
+    return Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(4)));
+  }
+
+  // Where three planes leave a quarter of the picture empty, the words stand there; else along its lower edge.
+  function place(nv) {
+    const [info, canvas] = [by("info"), by("canvas")];
+    const ratio = canvas.clientWidth / canvas.width;
+    const tiles = nv.screenSlices.map((one) => one.leftTopWidthHeight.map((value) => value * ratio));
+    const [left, top] = [Math.max(...tiles.map((one) => one[0])), Math.max(...tiles.map((one) => one[1]))];
+    const free = tiles.length === 3 && left > 0 && top > 0 && !tiles.some((one) => one[0] >= left && one[1] >= top)
+      && canvas.clientWidth - left > 220 && canvas.clientHeight - top > 150;
+    info.classList.toggle("quadrant", free);
+    info.style.left = free ? `${left}px` : "";
+    info.style.top = free ? `${top}px` : "";
+    root.dataset.words = free ? "quadrant" : "edge";
+  }
+
+  // --- keys: only those pressed while the picture has the focus ---
+
+  const keys = { p: "toggle-view-planes", a: "toggle-view-axial", c: "toggle-view-coronal", s: "toggle-view-sagittal", 3: "toggle-view-3d",
+    m: "toggle-mask", o: "toggle-contour", u: "toggle-uncertainty", r: "window-0", d: "toggle-measure" };
+  let nextWindow = 1;
+
+  function listen(nv) {
+    for (const kind of ["keydown", "keyup"]) {
+      document.addEventListener(kind, (event) => {
+        if (event.target !== by("canvas")) return;
+        event.stopPropagation(); // the viewer's own keys do other things
+        if (kind === "keydown" && !event.ctrlKey && !event.altKey && !event.metaKey && press(nv, event.key)) event.preventDefault();
+      }, true);
+    }
+  }
+
+  function press(nv, key) {
+    const step = { ArrowUp: 1, PageUp: 1, ArrowDown: -1, PageDown: -1 }[key];
+    if (step) return move(nv, step);
+    if (key === "Escape") return forget(nv), true;
+    if (key.toLowerCase() === "w" && review.windows.length) {
+      by(`window-${nextWindow % review.windows.length}`).click();
+      return ++nextWindow;
+    }
+    const button = by(keys[key.toLowerCase()] || "none");
+    if (button) button.click();
+    return Boolean(button);
+  }
+
+  // To the slice of the next higher number, or lower, in the plane that is seen; in the scanner's own plane where several are.
+  function move(nv, step) {
+    const types = niivue.SLICE_TYPE;
+    const axis = { [types.SAGITTAL]: 0, [types.CORONAL]: 1, [types.AXIAL]: 2 }[nv.opts.sliceType] ?? review.across;
+    const way = [0, 0, 0];
+    way[axis] = axis === 2 ? step : -step;
+    nv.moveCrosshairInVox(...way);
+    return true;
   }
 
   function offerViews(nv) {
@@ -218,6 +395,7 @@
         buttons.forEach((other) => other.setAttribute("aria-pressed", String(other === button)));
         nv.opts.multiplanarShowRender = niivue.SHOW_RENDER[id === "planes3d" ? "ALWAYS" : "NEVER"];
         nv.setSliceType(type);
+        place(nv);
       });
       return button;
     });
@@ -258,7 +436,8 @@
     // after the first paint: key images and figures are there at once
     requestAnimationFrame(() => setTimeout(() => view().catch((error) => {
       by("loading").hidden = false;
-      by("loading").textContent = `The viewer could not start (${error.message}); the key images are complete. A browser `
+      by("progress").hidden = true;
+      by("step").textContent = `The viewer could not start (${error.message}); the key images are complete. A browser `
         + "with WebGL 2 is needed.";
       root.dataset.viewer = "failed";
     }), 0));
