@@ -167,11 +167,12 @@ def _used_s(pid: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def serve(prepare: Callable[[], Callable[[Message], Message]]) -> None:
+def serve(prepare: Callable[[], Callable[[Message], Message]], facts: Callable[[], Message] | None = None) -> None:
     """The child's side: prepares, says that it is ready, and answers one task after the other until the node is gone.
 
     Args:
         prepare: Called once; gives the function that answers a task.
+        facts: Called after it; what the child says of itself when it is ready.
     """
     out, lock = os.fdopen(os.dup(1), "w", buffering=1), threading.Lock()
     os.dup2(2, 1)  # what libraries print is no answer
@@ -183,7 +184,7 @@ def serve(prepare: Callable[[], Callable[[Message], Message]]) -> None:
     tasks: queue.SimpleQueue[Message] = queue.SimpleQueue()
     threading.Thread(target=_take, args=(tasks, say), daemon=True).start()
     answer = prepare()
-    say(READY)
+    say({**(facts() if facts else {}), **READY})
     while True:
         say(answer(tasks.get()))
 

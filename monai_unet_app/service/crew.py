@@ -41,6 +41,7 @@ class Crew:
     Attributes:
         started: How many were started in all; each start of a worker is cold.
         was_ready: One of them was ready once.
+        facts: What the last of them that became ready said of itself.
     """
 
     def __init__(self, module: str, args: Sequence[str], count: int, silent_s: float) -> None:
@@ -49,6 +50,7 @@ class Crew:
         self.inbox: Inbox = queue.SimpleQueue()
         self.children: list[Child] = []
         self.started, self.was_ready = 0, False
+        self.facts: Message = {}
         self._pause = Pause(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         self.mend()
 
@@ -76,6 +78,7 @@ class Crew:
                 self._ended(child)
             elif message.get("ready"):
                 child.is_ready = self.was_ready = True
+                self.facts = message
                 self._pause.end()
                 child.rest()
                 continue

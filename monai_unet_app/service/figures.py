@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import platform
+import shutil
+import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
+
+from monai_unet_app import __version__
+from monai_unet_app.service.queue import DeliveryState, JobState, ResultState
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -16,11 +23,47 @@ if TYPE_CHECKING:
     from monai_unet_app.service.node import Node
 
 QUANTILES = (0.5, 0.95)
+_STATES = {
+    "studies": ("arriving", "complete"),
+    "jobs": get_args(JobState),
+    "results": get_args(ResultState),
+    "deliveries": get_args(DeliveryState),
+}
+_VERDICTS = ("accept", "review", "reject", "none", "verified")
+_BUCKETS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 900, 1800, 3600, 6 * 3600, 24 * 3600)
+_REMEMBERED = 1000
 
 
-def quantiles(seconds: Sequence[float]) -> dict[float, float]:
+class Durations:
+    """How long a stage took, each time since the node began: the last thousand times, and a histogram of all."""
+
+    def __init__(self, stage: str) -> None:
+        """No time yet. `stage`: "work", "deliver" or "total"."""
+        self.last: deque[float] = deque(maxlen=_REMEMBERED)
+        self.histogram = Histogram(
+            "monai_unet_stage_seconds",
+            "Duration of each stage: work, deliver, and total from complete to delivered",
+            registry=None,
+            buckets=_BUCKETS_S,
+            labelnames=["stage"],
+        )
+        self._stage = self.histogram.labels(stage)
+
+    def append(self, seconds: float) -> None:
+        """It took so long once more."""
+        self.last.append(seconds)
+        self._stage.observe(seconds)
+
+    def __len__(self) -> int:
+        return len(self.last)
+
+    def __iter__(self) -> Iterator[float]:
+        return iter(list(self.last))
+
+
+def quantiles(seconds: Durations | Sequence[float]) -> dict[float, float]:
     """The median and the 95th percentile; empty for no times at all."""
-    return dict(zip(QUANTILES, np.quantile(list(seconds), QUANTILES).tolist(), strict=True)) if seconds else {}
+    return dict(zip(QUANTILES, np.quantile(list(seconds), QUANTILES).tolist(), strict=True)) if len(seconds) else {}
 
 
 def exposition(node: Node) -> bytes:
@@ -39,35 +82,91 @@ class _Figures(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
-        node = self.node
-        for table, counts in node.queue.counts().items():
-            found = GaugeMetricFamily(f"monai_unet_{table}", f"{table} by state", labels=["state"])
-            for state, count in counts.items():
-                found.add_metric([state], count)
-            yield found
-        stages = GaugeMetricFamily(
-            "monai_unet_stage_seconds", "seconds of the last thousand, by stage", labels=["stage", "quantile"]
-        )
-        for stage, seconds in node.seconds.items():
-            for quantile, value in quantiles(seconds).items():
-                stages.add_metric([stage, f"{quantile:g}"], value)
-        yield stages
+        yield from self._work()
+        yield from self._waiting()
+        yield from self._destinations()
+        yield from self._machine()
+        yield from self._versions()
+
+    def _work(self) -> Iterator[Metric]:
+        node, counted = self.node, self.node.queue.counts()
+        for table, states in _STATES.items():
+            yield _gauge(f"monai_unet_{table}", f"{table} by state", "state", dict.fromkeys(states, 0) | counted[table])
+        stages = [metric for times in node.seconds.values() for metric in times.histogram.collect()]
+        for other in stages[1:]:  # one family for all stages
+            stages[0].samples.extend(other.samples)
+        yield from stages[:1]
         verdicts = CounterMetricFamily(
             "monai_unet_verdicts", "results by the quality gate's verdict", labels=["verdict"]
         )
-        for verdict, count in node.queue.verdicts().items():
-            verdicts.add_metric([verdict or "none"], count)
+        told = {verdict or "none": count for verdict, count in node.queue.verdicts().items()}
+        for verdict, count in (dict.fromkeys(_VERDICTS, 0) | told).items():
+            verdicts.add_metric([verdict], count)
         yield verdicts
         yield CounterMetricFamily("monai_unet_instances_received", "instances that were stored", value=node.received)
         yield CounterMetricFamily("monai_unet_instances_refused", "instances that were not", value=node.refused)
         yield CounterMetricFamily("monai_unet_callers_rejected", "callers that were not let in", value=node.rejected)
+
+    def _waiting(self) -> Iterator[Metric]:
+        begun, now = self.node.queue.oldest(), time.time()
+        ages = {kind: max(0.0, now - begun[kind]) if kind in begun else 0.0 for kind in ("job", "delivery", "review")}
+        yield _gauge(
+            "monai_unet_oldest_pending_seconds",
+            "age of the oldest job that is not done, delivery that is not made, and result that waits for a reviewer; 0: none",
+            "kind",
+            ages,
+        )
+
+    def _destinations(self) -> Iterator[Metric]:
+        found = self.node.destinations()
+        pending = {name: one.pending for name, one in found.items()}
+        reached = {name: float(one.is_reachable) for name, one in found.items()}
+        paused = {name: float(one.is_paused) for name, one in found.items()}
+        delivered = {name: one.delivered for name, one in found.items() if one.delivered is not None}
+        for name, told, values in (
+            ("pending", "deliveries that wait for a destination", pending),
+            ("reachable", "0 where the last try to give a destination something failed", reached),
+            ("paused", "1 where a destination is left alone until its next try", paused),
+            (
+                "last_success_timestamp_seconds",
+                "when a destination was last given something, since the start",
+                delivered,
+            ),
+        ):
+            yield _gauge(f"monai_unet_destination_{name}", told, "destination", values)
+
+    def _machine(self) -> Iterator[Metric]:
+        node = self.node
         yield CounterMetricFamily(
             "monai_unet_worker_starts", "starts of a worker, each of them cold", value=node.workers.started
         )
         yield GaugeMetricFamily(
             "monai_unet_ready", "whether all that is needed to work at a study works", value=float(node.is_ready)
         )
-        memory = GaugeMetricFamily("monai_unet_memory_bytes", "resident memory by process", labels=["process"])
-        for name, size in node.memory_bytes().items():
-            memory.add_metric([name], size)
-        yield memory
+        yield _gauge("monai_unet_memory_bytes", "resident memory by process", "process", node.memory_bytes())
+        yield GaugeMetricFamily(
+            "monai_unet_disk_free_bytes",
+            "free on the disk of the node's folder",
+            value=shutil.disk_usage(node.folder).free,
+        )
+        yield GaugeMetricFamily(
+            "monai_unet_disk_least_free_bytes",
+            "less free, and nothing is received (least_free_gb)",
+            value=node.config.least_free_gb * 1e9,
+        )
+
+    def _versions(self) -> Iterator[Metric]:
+        yield InfoMetricFamily(
+            "monai_unet_build", "this program", value={"version": __version__, "python": platform.python_version()}
+        )
+        bundles = InfoMetricFamily("monai_unet_bundle", "what each rule has loaded", labels=["rule"])
+        for rule, facts in self.node.bundles().items():
+            bundles.add_metric([rule], facts)
+        yield bundles
+
+
+def _gauge(name: str, told: str, label: str, values: dict[str, float] | dict[str, int]) -> GaugeMetricFamily:
+    found = GaugeMetricFamily(name, told, labels=[label])
+    for key, value in values.items():
+        found.add_metric([key], value)
+    return found

@@ -38,6 +38,7 @@ from monai_unet_app.service.audit import AuditTrail
 from monai_unet_app.service.children import PARTIAL, Child, Message, resident_bytes
 from monai_unet_app.service.commitments import Commitments
 from monai_unet_app.service.crew import Crew, Pause
+from monai_unet_app.service.figures import Durations
 from monai_unet_app.service.health import Health
 from monai_unet_app.service.letters import DeadLetters
 from monai_unet_app.service.queue import Delivery, Job, NewResult, Queue, Result
@@ -55,7 +56,7 @@ _WAIT_S = 5.0  # for a disk that is full
 _MOST_REMADE = 2
 _FEW_TRIES = 10  # no destination is given up before, whatever the clock says
 _LONGEST_START_S = 600.0  # of a worker, which loads its bundles
-_REMEMBERED, _TURNED_AWAY = 1000, 10
+_TURNED_AWAY = 10
 
 _logger = logging.getLogger(__name__)
 
@@ -80,6 +81,23 @@ class _Arriving:
         """Whether nothing more is to be expected: after so long, or sooner where every series has all it told of."""
         has_all = bool(self.missing) and all(left is not None and left <= 0 for left in self.missing.values())
         return self.declared or time.monotonic() - self.last >= stable_s * (_SOONER if has_all else 1.0)
+
+
+@dataclass(frozen=True)
+class DestinationState:
+    """What is known of a destination.
+
+    Attributes:
+        pending: Deliveries that wait for it.
+        is_reachable: The last try to give it something did not fail, or there was none.
+        is_paused: After a failed try it is left alone for some time.
+        delivered: When it was last given something, in seconds since 1970; None if never since the node began.
+    """
+
+    pending: int
+    is_reachable: bool
+    is_paused: bool
+    delivered: float | None
 
 
 class Node:
@@ -120,9 +138,7 @@ class Node:
             raise
         self.letters = DeadLetters(self.folder / DEAD, self.queue)
         self.health = Health(self)
-        self.seconds: dict[str, deque[float]] = {
-            name: deque(maxlen=_REMEMBERED) for name in ("work", "deliver", "total")
-        }
+        self.seconds: dict[str, Durations] = {name: Durations(name) for name in ("work", "deliver", "total")}
         self.received = self.refused = self.rejected = 0
         self.turned_away: deque[tuple[float, str]] = deque(maxlen=_TURNED_AWAY)
         self.deciding: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
@@ -132,6 +148,7 @@ class Node:
         self._is_full = ""
         self._not_before: dict[int, float] = {}  # job -> clock
         self._pauses: dict[str, Pause] = {}
+        self._delivered: dict[str, float] = {}  # destination -> seconds since 1970
         self._tidied = 0.0
 
     def __enter__(self) -> Node:
@@ -202,6 +219,23 @@ class Node:
     def destinations_away(self) -> list[str]:
         """Destinations that could not be given something the last time."""
         return sorted(self._pauses)
+
+    def destinations(self) -> dict[str, DestinationState]:
+        """The destinations of the site, and others that something still waits for."""
+        pending = self.queue.pending_by_destination()
+        return {
+            name: DestinationState(
+                pending=pending.get(name, 0),
+                is_reachable=name not in self._pauses,
+                is_paused=(pause := self._pauses.get(name)) is not None and not pause.is_over,
+                delivered=self._delivered.get(name),
+            )
+            for name in dict.fromkeys([*self.site.destinations, *pending])
+        }
+
+    def bundles(self) -> dict[str, dict[str, str]]:
+        """Rule -> "name", "version" and "sha256" of the bundle that a worker has loaded for it; empty before one is ready."""
+        return dict(self.workers.facts.get("bundles", {}))
 
     def result_folder(self, result: Result) -> Path:
         """Where a result's files are."""
@@ -441,6 +475,7 @@ class Node:
     def _sent(self, child: Child, delivery: Delivery, message: Message | None) -> None:
         if message is not None and "delivered" in message:
             self._pauses.pop(delivery.destination, None)
+            self._delivered[delivery.destination] = time.time()
             self.seconds["deliver"].append(float(message["seconds"]))
             result = self.queue.result(delivery.result)
             with self.queue.all_or_none():

@@ -599,6 +599,23 @@ class Queue:
             for table in ("studies", "jobs", "results", "deliveries")
         }
 
+    def oldest(self) -> dict[str, float]:
+        """When the oldest "job" that is not done, "delivery" that is not made and result for "review" came; seconds since 1970.
+
+        A kind of which nothing waits is left out.
+        """
+        rows = self._rows(
+            "SELECT 'job' kind, min(created) begun FROM jobs WHERE state IN ('queued', 'working') UNION ALL "
+            "SELECT 'delivery', min(created) FROM deliveries WHERE state = 'pending' UNION ALL "
+            f"SELECT 'review', min(created) FROM results WHERE state IN {_listed(KEPT_BACK)}"
+        )
+        return {str(row["kind"]): float(row["begun"]) for row in rows if row["begun"] is not None}
+
+    def pending_by_destination(self) -> dict[str, int]:
+        """How many deliveries wait for each destination."""
+        rows = self._rows("SELECT destination, count(*) n FROM deliveries WHERE state = 'pending' GROUP BY destination")
+        return {str(row["destination"]): int(row["n"]) for row in rows}
+
     def jobs(self, states: Sequence[JobState], limit: int = 100) -> list[Job]:
         """Jobs in these states, the newest first."""
         marks = ", ".join("?" * len(states))

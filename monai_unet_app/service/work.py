@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +71,12 @@ class Worker:
         self.site = site
         self.runs = {rule.name: PredictConfig(tta=rule.tta) for rule in site.rules}
         self.bundles = {rule.name: _warm(rule) for rule in site.rules}
+
+    def loaded(self) -> dict[str, dict[str, str]]:
+        """Rule -> name, version and sha256 of its bundle."""
+        return {
+            rule: {"name": one.name, "version": one.version, "sha256": one.sha256} for rule, one in self.bundles.items()
+        }
 
     def answer(self, message: Message) -> Message:
         """What became of a study; never raises: {"results": [...]}, {"broken": why} or {"wait": why}."""
@@ -290,11 +296,21 @@ def _warm(rule: Rule) -> Bundle:
     return bundle
 
 
+def _serve(site: Site) -> None:
+    made: list[Worker] = []
+
+    def prepare() -> Callable[[Message], Message]:
+        made.append(Worker(site))
+        return made[0].answer
+
+    serve(prepare, lambda: {"bundles": made[0].loaded()})
+
+
 def main() -> None:
     """Serves a node until it is gone; with `--check` says whether the bundles are the right ones: exit 0, or 1 and why."""
     site = read_site(Path(sys.argv[1]))
     if "--check" not in sys.argv:
-        serve(lambda: Worker(site).answer)
+        _serve(site)
         return
     try:
         check_bundles(site)
