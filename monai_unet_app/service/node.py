@@ -23,17 +23,16 @@ import time
 import traceback
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dicom_io.errors import DicomIoError
 from dicom_io.net.availability import Availability, availability_service
 from dicom_io.net.messages import Limits
 from dicom_io.net.scp import Listen, Provider
 from dicom_io.net.store import INCOMING, InstanceStore, Stored
-from dicom_io.reading.instances import READ_ERRORS, load_dataset
 from monai_unet_app.errors import UsageError
+from monai_unet_app.service.arrivals import Arrivals
 from monai_unet_app.service.audit import AuditTrail
 from monai_unet_app.service.children import PARTIAL, Child, Message, resident_bytes
 from monai_unet_app.service.commitments import Commitments
@@ -50,8 +49,6 @@ RECEIVED, RESULTS, REVIEWS, DEAD, VERDICTS = "received", "results", "reviews", "
 WORKER, SENDER = "monai_unet_app.service.work", "monai_unet_app.service.deliver"
 _TICK_S = 0.05
 _TIDY_S = 60.0
-_SOONER = 0.2  # of the usual time, for a study that has all that its headers tell of
-_HINTS = ("ImagesInAcquisition", "NumberOfSlices")  # PS3.3 C.7.6.1, C.8.9.4
 _WAIT_S = 5.0  # for a disk that is full
 _MOST_REMADE = 2
 _FEW_TRIES = 10  # no destination is given up before, whatever the clock says
@@ -59,28 +56,6 @@ _LONGEST_START_S = 600.0  # of a worker, which loads its bundles
 _TURNED_AWAY = 10
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass
-class _Arriving:
-    """A study that is coming in.
-
-    Attributes:
-        unrecorded: Instances that the queue does not know of.
-        last: When the last came, by a clock that nobody sets.
-        declared: Somebody has said that it is whole.
-        missing: Series -> instances that it still lacks by its own headers; None where they do not say.
-    """
-
-    unrecorded: int = 0
-    last: float = field(default_factory=time.monotonic)
-    declared: bool = False
-    missing: dict[str, int | None] = field(default_factory=dict)
-
-    def is_quiet(self, stable_s: float) -> bool:
-        """Whether nothing more is to be expected: after so long, or sooner where every series has all it told of."""
-        has_all = bool(self.missing) and all(left is not None and left <= 0 for left in self.missing.values())
-        return self.declared or time.monotonic() - self.last >= stable_s * (_SOONER if has_all else 1.0)
 
 
 @dataclass(frozen=True)
@@ -142,11 +117,11 @@ class Node:
         self.received = self.refused = self.rejected = 0
         self.turned_away: deque[tuple[float, str]] = deque(maxlen=_TURNED_AWAY)
         self.deciding: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
-        self._arriving: dict[str, _Arriving] = {}
-        self._arrivals = threading.Lock()
+        self.arrivals = Arrivals()
         self._stop, self._thread = threading.Event(), threading.Thread(target=self._run, name="node")
         self._is_full = ""
         self._not_before: dict[int, float] = {}  # job -> clock
+        self._whole: set[int] = set()  # jobs of studies of which somebody said that they are whole
         self._pauses: dict[str, Pause] = {}
         self._delivered: dict[str, float] = {}  # destination -> seconds since 1970
         self._tidied = 0.0
@@ -156,7 +131,7 @@ class Node:
         for unfinished in (self.folder / RECEIVED / INCOMING, self.folder / "uploads"):
             shutil.rmtree(unfinished, ignore_errors=True)  # what nobody was told is stored
         for study in self.queue.reconcile(dict(_instances(self.folder / RECEIVED))):
-            self._arriving[study] = _Arriving()
+            self.arrivals.came(study, 0)
         self._look_at_disk()
         self.commitments = Commitments(self.store, self.site, self.queue)
         self.provider = Provider(
@@ -213,8 +188,7 @@ class Node:
 
     def is_arriving(self, study: str) -> bool:
         """Whether a study is not complete yet."""
-        with self._arrivals:
-            return study in self._arriving
+        return study in self.arrivals
 
     def destinations_away(self) -> list[str]:
         """Destinations that could not be given something the last time."""
@@ -248,19 +222,13 @@ class Node:
             found |= {f"{name} {n}": resident_bytes(child.pid) for n, child in enumerate(crew.children, start=1)}
         return found
 
-    def declare_complete(self, study: str) -> None:
-        """Somebody who knows says that a study is whole."""
-        with self._arrivals:
-            if study in self._arriving:
-                self._arriving[study].declared = True
-
     def reprocess(self, study: str, who: str) -> bool:
         """A study is worked at once more, as it is and by the rules as they are; False if there is none that was complete."""
         if self.is_arriving(study) or not self.queue.jobs_of(study):
             return False
         self.audit.write("reprocessed", study=study, who=who)
-        self.arrived(study, 0)
-        self.declare_complete(study)
+        self.arrivals.came(study, 0)
+        self.arrivals.declare(study)
         return True
 
     def retry(self, kind: Literal["job", "delivery"], number: int, who: str) -> bool:
@@ -284,27 +252,14 @@ class Node:
         if not stored.is_new:
             return
         self.received += 1
-        series = stored.series_instance_uid
-        one, is_first = self.arrived(stored.study_instance_uid, 1, series)
-        if is_first and (told := _told_count(stored.path)) is not None:
-            with self._arrivals:
-                one.missing[series] = told - 1
-
-    def arrived(self, study: str, count: int, series: str = "") -> tuple[_Arriving, bool]:
-        """So many files of a study are on the disk that were not there before; whether they are the first of their series."""
-        with self._arrivals:
-            one = self._arriving.setdefault(study, _Arriving())
-            one.unrecorded, one.last, one.declared = one.unrecorded + count, time.monotonic(), False
-            is_first, left = series not in one.missing, one.missing.get(series)
-            one.missing[series] = None if left is None else left - count
-        return one, is_first
+        self.arrivals.stored(stored)
 
     def _notified(self, told: Availability) -> None:
         """A study of which all that is said to be available is here, is complete (PS3.4 R)."""
         wanted = {(series, uid) for series, uids in told.online.items() for uid in uids}
         folder = self.folder / RECEIVED / told.study_instance_uid
         if wanted and all((folder / series / f"{uid}.dcm").is_file() for series, uid in wanted):
-            self.declare_complete(told.study_instance_uid)
+            self.arrivals.declare(told.study_instance_uid)
 
     def _refused(self, reason: str) -> None:
         self.refused += 1
@@ -346,24 +301,21 @@ class Node:
 
     def _settle(self) -> None:
         """Makes a job of each study that nothing more comes for."""
-        with self._arrivals:
-            arriving = dict(self._arriving)
-        for study, one in arriving.items():
-            count = one.unrecorded
+        for study in self.arrivals.studies():
+            count = self.arrivals.unrecorded(study)
             if count:
                 self.queue.arriving(study, count)
-                with self._arrivals:
-                    one.unrecorded -= count
-            if one.unrecorded or not one.is_quiet(self.config.stable_s):
+                self.arrivals.recorded(study, count)
+            if not self.arrivals.is_quiet(study, self.config.stable_s):
                 continue
             with self.queue.all_or_none():
                 job = self.queue.settle(study)
                 count = self.queue.instances(study)
                 self.audit.write("complete", study=study, version=job.version, job=job.id, instances=count)
             _logger.info("study %s: complete, version %s of %s instance(s), job %s", study, job.version, count, job.id)
-            with self._arrivals:
-                if not one.unrecorded:  # else more has just come, for another version
-                    del self._arriving[study]
+            if self.arrivals.is_declared(study):
+                self._whole.add(job.id)
+            self.arrivals.settled(study)
 
     def _set_to_work(self) -> None:
         idle = self.workers.idle()
@@ -378,6 +330,7 @@ class Node:
         return {
             "study": str(self.folder / RECEIVED / job.study),
             "output": str(self.folder / RESULTS / self._output(job)),
+            "waited": job.id in self._whole or self.queue.quiet_s(job.study) >= self.config.incomplete_s,
             "earlier": {
                 f"{one.rule}/{one.series}": str(self.folder / RESULTS / one.folder)
                 for one in self.queue.last_delivered(job.study)
@@ -405,11 +358,20 @@ class Node:
         if message is not None and "results" in message:
             self.seconds["work"].append(float(message["seconds"]))
             self._keep(job, [self._new_result(one) for one in message["results"]], child.pid)
+        elif message is not None and "incomplete" in message:
+            self._wait_for_the_rest(job, str(message["incomplete"]))
         elif message is not None and "wait" in message:
             self._not_before[job.id] = time.monotonic() + _WAIT_S
             self.queue.put_back(job.id, str(message["wait"]), counts=False)
         else:
             self._failed(job, str(message["broken"]) if message else _why_ended(child))
+
+    def _wait_for_the_rest(self, job: Job, lacks: str) -> None:
+        """A study whose series lack images by their own headers is worked at when the rest came, or did not for so long."""
+        left_s = max(0.0, self.config.incomplete_s - self.queue.quiet_s(job.study))
+        self._not_before[job.id] = time.monotonic() + left_s
+        self.queue.put_back(job.id, f"waits for images: {lacks}", counts=False)
+        _logger.info("study %s: waits up to %.0f s for images: %s", job.study, left_s, lacks)
 
     def _new_result(self, one: Mapping[str, Any]) -> NewResult:
         rule = self.site.rule(one["rule"])
@@ -549,9 +511,8 @@ class Node:
             return
         self._tidied = time.monotonic()
         for study in self.queue.forgettable(self.queue.now_s() - self.config.retention_days * 86_400):
-            with self._arrivals:
-                if study in self._arriving:
-                    continue
+            if study in self.arrivals:
+                continue
             for job in self.queue.jobs_of(study):
                 for result in self.queue.results_of(job.id):
                     shutil.rmtree(self.folder / REVIEWS / str(result.id), ignore_errors=True)
@@ -580,16 +541,6 @@ class Node:
                 path.unlink()
                 if not any(path.parent.iterdir()):
                     path.parent.rmdir()
-
-
-def _told_count(path: Path) -> int | None:
-    """How many instances the series of an instance has by its header; None where it does not say."""
-    try:
-        header = load_dataset(path, with_pixels=False, keywords=_HINTS)
-        told = [int(header[keyword].value) for keyword in _HINTS if header.get(keyword)]
-    except (DicomIoError, *READ_ERRORS):  # type: ignore[misc]  # a hint that cannot be read is none
-        return None
-    return told[0] if told and told[0] > 0 else None
 
 
 def _why_ended(child: Child) -> str:

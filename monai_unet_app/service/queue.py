@@ -341,6 +341,12 @@ class Queue:
         rows = self._rows("SELECT uid FROM studies WHERE instr(uid, ?) > 0 ORDER BY last DESC LIMIT ?", part, limit)
         return [str(row["uid"]) for row in rows]
 
+    def quiet_s(self, study: str) -> float:
+        """Seconds since the last instance of a study was recorded, by the node's own clock."""
+        return self.now_s() - max(
+            (row["last"] for row in self._rows("SELECT last FROM studies WHERE uid = ?", study)), default=0
+        )
+
     # jobs
 
     def waiting(self) -> list[Job]:

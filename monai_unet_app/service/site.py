@@ -44,6 +44,7 @@ class Rule:
             and say so themselves. Rejected ones are always kept.
         probabilities: Keep them beside the result, for the uncertainty on a review page; they take more room than all else.
         notice: What was picked and not processed is told to the destinations, as a capture; to those that take one.
+        allow_incomplete: Segment what is there of a series that still lacks images by its own headers after `incomplete_s`.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Rule:
     hold_review: bool = True
     probabilities: bool = True
     notice: bool = False
+    allow_incomplete: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class NodeConfig:
         idle_s: Seconds of silence after which a sender is dropped.
         most_senders: Associations at one time.
         stable_s: A study is complete when nothing has come for so long.
+        incomplete_s: As `stable_s`, for a study with a series that lacks images by its own headers and that a rule picks.
         workers: Processes that segment at one time.
         worker_gb: Memory of one of them; above, it is ended.
         job_s: Seconds that one study may take.
@@ -100,6 +103,7 @@ class NodeConfig:
     idle_s: float = 60.0
     most_senders: int = 50
     stable_s: float = 10.0
+    incomplete_s: float = 300.0
     workers: int = 1
     worker_gb: float = 8.0
     job_s: float = 900.0
@@ -228,6 +232,7 @@ def _node(table: Table, folder: Path) -> NodeConfig:
         idle_s=table.seconds("idle_s", usual.idle_s),
         most_senders=_whole(table, "most_senders", usual.most_senders),
         stable_s=table.seconds("stable_s", usual.stable_s),
+        incomplete_s=table.seconds("incomplete_s", usual.incomplete_s),
         workers=_whole(table, "workers", usual.workers),
         worker_gb=_number(table, "worker_gb", usual.worker_gb),
         job_s=table.seconds("job_s", usual.job_s),
@@ -287,6 +292,7 @@ def _rule(table: Table, folder: Path) -> Rule:
         hold_review=table.take("hold_review", bool, "true or false", True),
         probabilities=table.take("probabilities", bool, "true or false", True),
         notice=table.take("notice", bool, "true or false", False),
+        allow_incomplete=table.take("allow_incomplete", bool, "true or false", False),
     )
     table.close()
     return found

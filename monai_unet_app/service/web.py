@@ -271,7 +271,7 @@ def _taken(node: Node, path: Path, rule: str, config: HttpConfig) -> Upload:
         raise InputRefusedError(f"rule is {rule!r}; for a NIfTI image one of {names} is needed; add ?rule=NAME")
     study, is_new = take_nifti(path, node.store.folder, rule)
     if is_new:
-        node.arrived(study, 1)
+        node.arrivals.came(study, 1)
     return Upload({study: 1})
 
 

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from dicom_io.errors import DicomIoError
 from dicom_io.net.destination import Destination, Profile
+from dicom_io.reading.completeness import MissingImages, missing_images
 from dicom_io.reading.series import SeriesRef, files_below, survey_files
 from monai_unet_app.data import selection
-from monai_unet_app.errors import AppError
+from monai_unet_app.errors import AppError, InputRefusedError
 from monai_unet_app.service.children import PARTIAL, Message, serve
 from monai_unet_app.service.queue import ResultState
 from monai_unet_app.service.site import Rule, Site, read_site
@@ -44,17 +45,19 @@ class Task:
     Attributes:
         study: Folder of its instances.
         output: Folder for its results; does not exist yet.
+        waited: Images that are missing were waited for: what is there is worked at, or refused.
         earlier: Folders of results of earlier versions, by "rule/series".
     """
 
     study: Path
     output: Path
     earlier: dict[str, Path]
+    waited: bool = True
 
     @classmethod
     def parse(cls, message: Message) -> Task:
         earlier = {key: Path(folder) for key, folder in message["earlier"].items()}
-        return cls(Path(message["study"]), Path(message["output"]), earlier)
+        return cls(Path(message["study"]), Path(message["output"]), earlier, bool(message.get("waited", True)))
 
 
 class Worker:
@@ -79,7 +82,8 @@ class Worker:
         }
 
     def answer(self, message: Message) -> Message:
-        """What became of a study; never raises: {"results": [...]}, {"broken": why} or {"wait": why}."""
+        """What became of a study; never raises: {"results": [...]}, {"broken": why}, {"wait": why}, or {"incomplete":
+        what it lacks}, where it should be waited for that."""
         begin = time.perf_counter()
         try:
             return {**self.work(Task.parse(message)), "seconds": round(time.perf_counter() - begin, 3)}
@@ -90,9 +94,11 @@ class Worker:
             return {"broken": f"{type(error).__name__} in {Path(where.filename).name}, line {where.lineno}"}
 
     def work(self, task: Task) -> Message:
-        """Segments what the rules pick and writes it, all of it or nothing."""
+        """Segments what the rules pick and writes it, all of it or nothing; nothing yet where images may still come."""
         images = sorted(task.study.glob(f"*/{IMAGE}"))
         series = survey_files(files_below(task.study)).series if not images else ()
+        if not task.waited and (lacks := self._lacking(series)):
+            return {"incomplete": lacks}
         task.output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=task.output.parent, prefix=PARTIAL) as partial:
             found = list(self._results(series, task, Path(partial)))
@@ -103,21 +109,45 @@ class Worker:
             Path(partial).mkdir()  # for its own removal
         return {"results": found or [_not_processed("", "", _nothing_fits(series, self.site.rules))]}
 
+    def _picked(self, series: Sequence[SeriesRef]) -> Iterator[tuple[Rule, str]]:
+        """Each rule with the SeriesInstanceUID of each series that it picks."""
+        for rule in self.site.rules:
+            for uid in dict.fromkeys(
+                one.series_instance_uid for one in series if one.kind == "image" and fits(rule, one)
+            ):
+                yield rule, uid
+
+    def _lacking(self, series: Sequence[SeriesRef]) -> str:
+        """In words, what series that a rule picks lack by their own headers; empty if nothing."""
+        lacks = [missing_of(series, uid) for uid in dict.fromkeys(uid for _, uid in self._picked(series))]
+        return "; ".join(f"{one.count} did not come yet, {one.words}" for one in lacks if one)
+
     def _results(self, series: Sequence[SeriesRef], task: Task, folder: Path) -> Iterator[Message]:
         """A result, or why there is none, for each series that a rule picks; its files are all that the study has of it."""
-        for rule in self.site.rules:
-            picked = dict.fromkeys(one.series_instance_uid for one in series if one.kind == "image" and fits(rule, one))
-            for uid in picked:
-                yield self._result(rule, [one for one in series if one.series_instance_uid == uid], task, folder)
+        for rule, uid in self._picked(series):
+            yield self._result(rule, uid, series, task, folder)
 
-    def _result(self, rule: Rule, parts: Sequence[SeriesRef], task: Task, folder: Path) -> Message:
+    def _volume(self, rule: Rule, uid: str, series: Sequence[SeriesRef]) -> Volume:
+        """The voxels of a series; others are read with it only where they show that it lacks nothing."""
         from dicom_io.read import read_series
 
-        uid = parts[0].series_instance_uid
+        parts = [one for one in series if one.series_instance_uid == uid]
+        missing = missing_of(series, uid)
+        if missing and not rule.allow_incomplete:
+            raise InputRefusedError(
+                f"{missing.count} image(s) did not come: {missing.words}; all are needed, or a structure could be cut off; "
+                "send the missing ones"
+            )
+        needs_others = missing is None and missing_of(parts, uid) is not None
+        files = [file for one in (series if needs_others else parts) for file in one.files]
+        return read_series(files, series_instance_uid=uid or None, accept_incomplete=rule.allow_incomplete)
+
+    def _result(self, rule: Rule, uid: str, series: Sequence[SeriesRef], task: Task, folder: Path) -> Message:
+        parts = [one for one in series if one.series_instance_uid == uid]
         name = f"{rule.name}_{hashlib.sha256(uid.encode()).hexdigest()[:8]}"
         earlier = task.earlier.get(f"{rule.name}/{uid}")
         try:
-            case = self._segmented(read_series([file for one in parts for file in one.files]), rule)
+            case = self._segmented(self._volume(rule, uid, series), rule)
             for variant, destination in variants(rule, self.site):
                 profile = destination.profile if destination else Profile()
                 self._write(
@@ -185,6 +215,17 @@ class Worker:
 
         wanted = OutputConfig(deliver_rejected=True, **what)
         write_results(case, name, self.bundles[rule.name], self.runs[rule.name], wanted, folder)
+
+
+def missing_of(series: Sequence[SeriesRef], uid: str) -> MissingImages | None:
+    """What a series of a study lacks by its own headers; None if nothing, or they do not say."""
+    parts = [one for one in series if one.series_instance_uid == uid and one.kind == "image" and _is_placed(one)]
+    return max(filter(None, (missing_images(one, series) for one in parts)), key=lambda one: one.count, default=None)
+
+
+def _is_placed(series: SeriesRef) -> bool:
+    """Whether its images are slices, which have a place beside each other; photographs have none."""
+    return series.frame_count > 1 or "ImagePositionPatient" in series.instances[0].header
 
 
 def fits(rule: Rule, series: SeriesRef) -> bool:

@@ -37,6 +37,12 @@ def segment(site: Site, message: Message) -> Message:
     headers = [dcmread(path) for path in files]
     wish = {str(one.get("PatientComments") or "") for one in headers}
     _misbehave(wish)
+    told = max(int(one.get("ImagesInAcquisition") or 0) for one in headers)
+    lacks = f"{told - len(headers)} of {told} images did not come" if told > len(headers) else ""
+    if lacks and not message["waited"]:
+        return {"incomplete": lacks}
+    if lacks and not site.rules[0].allow_incomplete:
+        wish.add("refuse")
     rule, series = site.rules[0], str(headers[0].SeriesInstanceUID)
     if "nothing" in wish:
         return {"results": [_result(rule.name, series, "", "not processed", "")], "seconds": 0.0}
@@ -46,6 +52,7 @@ def segment(site: Site, message: Message) -> Message:
     verdict = next((one for one in ("review", "reject") if one in wish), "")
     state = "not processed" if "refuse" in wish else state_of(verdict, rule)
     found = _result(rule.name, series, f"{output.name}/{folder.name}", state, digest_of(folder), verdict)
+    found["reason"] = lacks
     return {"results": [found], "seconds": time.perf_counter() - begin}
 
 

@@ -100,6 +100,58 @@ def test_a_study_becomes_a_result_for_each_way_in_which_it_is_wanted(
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["1-1"]
 
 
+def cut_off(study: Path, left: int) -> int:
+    """A series whose headers count its images, and of which only the lower ones came; how many it counts."""
+    files = sorted(study.glob("*.dcm"), key=lambda path: float(dcmread(path).ImagePositionPatient[2]))
+    for number, path in enumerate(files):
+        image = dcmread(path)
+        image.ImagesInAcquisition = len(files)
+        image.save_as(path)
+        if number >= left:
+            path.unlink()
+    return len(files)
+
+
+def test_a_series_that_lacks_images_is_waited_for_and_then_refused(
+    site_file: Path, study: Path, tmp_path: Path
+) -> None:
+    count = cut_off(study, 20)
+    worker, what = Worker(read_site(site_file)), task(study, tmp_path / "results" / "1-1")
+    answer = worker.answer({**what, "waited": False})
+    assert f"{count - 20} did not come yet, it holds 20 images, and its headers count {count}" in answer["incomplete"]
+    assert not (tmp_path / "results").exists()
+    (found,) = worker.answer({**what, "waited": True})["results"]
+    assert found["state"] == "not processed"
+    assert found["reason"].startswith(f"{count - 20} image(s) did not come: it holds 20 images")
+
+
+def test_a_rule_may_take_a_series_that_lacks_images(site_file: Path, study: Path, tmp_path: Path) -> None:
+    cut_off(study, 20)
+    site_file.write_text(site_file.read_text().replace("[[rules]]", "[[rules]]\nallow_incomplete = true"))
+    (found,) = Worker(read_site(site_file)).answer(task(study, tmp_path / "results" / "1-1"))["results"]
+    assert found["state"] == "sending"
+    (document,) = (tmp_path / "results" / found["folder"]).glob("binary/*_result.json")
+    assert "incomplete by its own headers" in document.read_text()
+
+
+def test_images_of_an_acquisition_that_are_in_another_series_are_not_missed(
+    site_file: Path, study: Path, tmp_path: Path
+) -> None:
+    """Two echoes of one acquisition, each a series of its own, count the images of both."""
+    second = study.parent / "1.2.3.5"
+    shutil.copytree(study, second)
+    files = [*study.glob("*.dcm"), *second.glob("*.dcm")]
+    for path in files:
+        image = dcmread(path)
+        image.ImagesInAcquisition = len(files)
+        if path.parent == second:
+            image.SeriesInstanceUID, image.SeriesDescription = "1.2.3.5", "second echo"
+            image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = f"{image.SOPInstanceUID}.2"
+        image.save_as(path)
+    answer = Worker(read_site(site_file)).answer({**task(study, tmp_path / "results" / "1-1"), "waited": False})
+    assert [one["state"] for one in answer["results"]] == ["sending"]
+
+
 def test_the_same_study_gives_the_same_digest_and_a_changed_one_names_its_predecessor(
     site_file: Path, study: Path, tmp_path: Path
 ) -> None:
