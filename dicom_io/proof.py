@@ -32,7 +32,7 @@ from dicom_io.coding import Segment
 from dicom_io.errors import GeometryProofError
 from dicom_io.objects import identity, proof_headers
 from dicom_io.objects.places import Slice, apart_mm, slices_of, tolerance_mm, values_at
-from dicom_io.objects.proof_frames import check_dimensions, seg_frames
+from dicom_io.objects.proof_frames import check_dimensions, check_groups, seg_frames
 from dicom_io.objects.raster import even_odd, painted
 from dicom_io.objects.rt_contours import SliceContours, contours_by_slice, off_half_way
 from dicom_io.objects.seg_frames import SegFrame
@@ -79,6 +79,7 @@ def prove_seg(
         for frame in seg_frames(written):
             check.frame(frame)
         check.finish()
+        check_groups(written)
         check_dimensions(written, check.shown)
         proof_headers.check_owner(written, headers[0])
         proof_headers.check_images(items(written, _REFERENCED_SERIES), _REFERENCED_INSTANCES, headers)

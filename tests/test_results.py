@@ -35,6 +35,7 @@ from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.pipeline import Case
 from monai_unet_app.results import OutputConfig, predict_cases, write_mask_png, write_nifti, write_results
+from monai_unet_app.training.checkpoints import half_weights, save_atomically
 
 ALL = ("nifti", "seg", "sr", "rtstruct", "png")
 SHAPE = (13, 10, 7)
@@ -523,6 +524,26 @@ def test_a_case_of_a_repaired_series_gets_dicom_results_whose_settings_say_so(
     assert document["source"]["instances"] == SHAPE[2] - 1
     for kind in ("seg", "sr", "rtstruct"):
         assert dciodvfy_errors(tmp_path / f"out/case_{kind}.dcm") == []
+
+
+@pytest.mark.parametrize("encoding", ["binary", "fractional"])
+def test_a_bundle_of_one_structure_writes_valid_dicom(
+    encoding: Any, tiny_bundle: Callable[[str], Path], crop: Volume, tmp_path: Path
+) -> None:
+    root = tiny_bundle("hippocampus_mri_unet3d")
+    segments = json.loads((root / "configs/segments.json").read_text())
+    del segments["wholes"], segments["segmentAttributes"][0][1]
+    (root / "configs/segments.json").write_text(json.dumps(segments))
+    config = root / "configs/inference.yaml"
+    config.write_text(config.read_text().replace("[background, anterior, posterior]", "[background, anterior]"))
+    only = load_bundle(root)
+    save_atomically(half_weights(only.part("network_def")), root / "models/model.pt")
+    write_mr_series(tmp_path / "case", crop.array.astype(np.int16), crop.affine_lps)
+    what = OutputConfig(("seg", "sr", "rtstruct"), seg_encoding=encoding)
+    predict_cases(find_images(tmp_path / "case"), only, PredictConfig(), what, tmp_path / "out")
+    written = sorted((tmp_path / "out").glob("*.dcm"))
+    assert len(written) == 3
+    assert {path.name: dciodvfy_errors(path) for path in written} == {path.name: [] for path in written}
 
 
 def test_nrrd_and_metaimage_are_read_where_simpleitk_puts_them(tmp_path: Path) -> None:

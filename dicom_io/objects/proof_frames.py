@@ -78,6 +78,20 @@ def _checked_form(written: Attributes) -> str:
     return kind
 
 
+def check_groups(written: Attributes) -> None:
+    """Pass if no functional group is both shared and of single frames (PS3.3 C.7.6.16.1.1): readers differ in which they take.
+
+    Raises:
+        GeometryProofError: A group stands in both places.
+    """
+    shared = (items(written, _SHARED) or [{}])[0]
+    twice = {tag for own in items(written, _PER_FRAME) for tag in own} & set(shared)
+    if twice:
+        raise GeometryProofError(
+            f"the functional groups {', '.join(f'{tag:08X}' for tag in sorted(twice))} are shared and of single frames"
+        )
+
+
 def check_dimensions(written: Attributes, shown: Sequence[tuple[int, int]]) -> None:
     """Pass if the DimensionIndexValues of the frames count their segments and slices up, or slices down (PS3.3 C.7.6.17).
 

@@ -120,6 +120,7 @@ def prove_map(
             shown.append((0, k))
         if slices:
             raise GeometryProofError(f"{len(slices)} of {len(images.slices)} slices have no frame")
+        proof_frames.check_groups(written)
         proof_frames.check_dimensions(written, shown)
         proof_headers.check_owner(written, images.headers[0])
         proof_headers.check_images(items(written, _REFERENCED_SERIES), _REFERENCED_INSTANCES, images.headers)

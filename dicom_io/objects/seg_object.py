@@ -53,6 +53,15 @@ SYNTAXES: dict[SegEncoding, UID] = {
     "fractional": ExplicitVRLittleEndian,
 }
 SEGMENT_NUMBER, FRAME_LABEL = 0x0062000B, 0x00209453
+_OF_EACH_FRAME = (
+    "DerivationImageSequence",
+    "FrameContentSequence",
+    "PlanePositionSequence",
+    "SegmentIdentificationSequence",
+)
+"""Functional groups that are written for every frame. highdicom shares the segment where there is only one, and a group may
+stand in one place only (PS3.3 C.7.6.16.1.1).
+"""
 STEPS = 255
 """MaximumFractionalValue: a probability of 1."""
 
@@ -148,6 +157,8 @@ def build_seg(
         head.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = _measures(headers[0], slices[0], source)
     else:
         head.PatientOrientation = headers[0].get("PatientOrientation") or ""  # Type 2C, without Image Orientation
+    for keyword in _OF_EACH_FRAME:
+        head.SharedFunctionalGroupsSequence[0].pop(keyword, None)
     head.SegmentsOverlap = "YES" if _overlaps(result_volume.array, encoding) else "NO"
     head.NumberOfFrames = len(groups)
     head.BitsAllocated = head.BitsStored = packed.bits

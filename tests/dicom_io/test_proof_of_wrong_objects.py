@@ -217,7 +217,13 @@ def more_pixels(dataset: Dataset) -> None:
     dataset.PixelData = dataset.PixelData + b"\0\0"
 
 
+def content_shared_too(dataset: Dataset) -> None:
+    content = dataset.PerFrameFunctionalGroupsSequence[0].FrameContentSequence
+    dataset.SharedFunctionalGroupsSequence[0].FrameContentSequence = content
+
+
 OF_GROUPS = {
+    "a group that is shared as well": content_shared_too,
     "every dimension index 1": every_index_1,
     "two dimension indices exchanged": two_indices_exchanged,
     "a frame without dimension indices": no_dimension_values,

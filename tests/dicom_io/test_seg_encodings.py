@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import highdicom as hd
@@ -10,10 +11,11 @@ import pydicom
 import pytest
 from phantoms import lopsided_array, lopsided_labels, oblique_affine, tilted_affine, write_mr_series, write_picture
 from pydicom.dataset import Dataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, generate_uid
 from result_phantoms import RESULT, dciodvfy_errors, labels_by_dcmqi
 
 from dicom_io.errors import GeometryProofError, LabelError
+from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.seg_read import segment_numbers
 from dicom_io.proof import prove_seg
 from dicom_io.read import read_series
@@ -99,6 +101,74 @@ def test_probabilities_come_back_within_half_a_step(source, tmp_path):
     uids = list(source.provenance.sop_instance_uids)
     found = seg.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True, rescale_fractional=True)
     assert np.abs(found.transpose(2, 1, 0, 3) - probabilities.array).max() <= 0.5 / 255 + 1e-6
+
+
+def parts(count: int) -> ResultInfo:
+    """A result of so many structures."""
+    segments = [replace(RESULT.segments[0], number=n, label=f"Part {n}") for n in range(1, count + 1)]
+    return replace(RESULT, segments=tuple(segments))
+
+
+@pytest.mark.parametrize("encoding", [*LABEL_ENCODINGS, "fractional"])
+@pytest.mark.parametrize("count", [1, 2, 20])
+def test_a_seg_of_any_number_of_structures_is_valid_for_dciodvfy_and_the_same_for_dcmqi(
+    source, tmp_path, encoding, count
+):
+    array = np.zeros(source.shape, np.uint8)
+    for n in range(1, count + 1):
+        array[n % 13, (2 * n) % 7 : (2 * n) % 7 + 2, n % 5 : n % 5 + 3] = n
+    labels, result = source.with_array(array), parts(count)
+    if encoding == "fractional":
+        chances = [np.where(array == n, 0.6, 0.0) for n in range(1, count + 1)]
+        values = source.with_array(np.stack(chances, axis=-1).astype(np.float32))
+    else:
+        values = labels
+    path = write_seg(values, source, tmp_path / "seg.dcm", result, encoding=encoding)
+    plain = inflated(path, tmp_path / "plain.dcm") if encoding == "binary-deflated" else path
+    assert dciodvfy_errors(plain) == []
+    if encoding == "fractional":
+        uids = list(source.provenance.sop_instance_uids)
+        found = hd.seg.segread(path).get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True)
+        np.testing.assert_allclose(found.transpose(2, 1, 0, 3), values.array, atol=0.5 / 255 + 1e-6)
+        return
+    np.testing.assert_array_equal(by_highdicom(path, source), array)
+    np.testing.assert_array_equal(read_seg(path, source).array, array)
+    if encoding.startswith("binary"):  # dcmqi knows no label maps
+        np.testing.assert_array_equal(labels_by_dcmqi(path, source, tmp_path / "dcmqi"), array)
+
+
+@pytest.mark.parametrize("encoding", [*LABEL_ENCODINGS, "fractional"])
+def test_a_seg_of_one_structure_on_one_slice_or_a_picture_is_valid(source, tmp_path, encoding):
+    one = read_series(source.provenance.files[2])
+    picture = read_series(write_picture(tmp_path / "picture.dcm", np.arange(63, dtype=np.uint8).reshape(9, 7)))
+    for image in (one, picture):
+        array = np.zeros(image.shape, np.uint8)
+        array[2:4, 3, 0] = 1
+        values = array[..., None].astype(np.float32) if encoding == "fractional" else array
+        path = write_seg(image.with_array(values), image, tmp_path / "seg.dcm", parts(1), encoding=encoding)
+        plain = inflated(path, tmp_path / "plain.dcm") if encoding == "binary-deflated" else path
+        assert dciodvfy_errors(plain) == []
+
+
+def test_a_one_structure_seg_by_highdicom_which_shares_the_segment_is_read(source, labels, tmp_path):
+    ours = hd.seg.segread(write_seg(labels, source, tmp_path / "ours.dcm", RESULT))
+    seg = hd.seg.Segmentation(
+        source_images=[pydicom.dcmread(path) for path in source.provenance.files],
+        pixel_array=(labels.array == 1).astype(np.uint8).transpose(2, 1, 0),
+        segmentation_type="BINARY",
+        segment_descriptions=[ours.get_segment_description(1)],
+        series_instance_uid=generate_uid(),
+        series_number=1,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer="none",
+        manufacturer_model_name="none",
+        software_versions="1",
+        device_serial_number="1",
+    )
+    assert "SegmentIdentificationSequence" in seg.SharedFunctionalGroupsSequence[0]
+    seg.save_as(tmp_path / "theirs.dcm")
+    np.testing.assert_array_equal(read_seg(tmp_path / "theirs.dcm", source).array, labels.array == 1)
 
 
 def test_what_an_encoding_cannot_hold_is_refused(source, labels, tmp_path):
