@@ -8,8 +8,8 @@ task.json among the images. Nothing else of the environment is read here.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from monai_unet_app.bundle import bundle_files, load_bundle
 from monai_unet_app.config import resolve_device
 from monai_unet_app.data.cases import find_images, named_series
 from monai_unet_app.data.schemas import write_json
+from monai_unet_app.deploy.picking import Picked, pick
 from monai_unet_app.deploy.settings import Settings, settings_of
 from monai_unet_app.errors import BundleError, InputRefusedError, UsageError
 from monai_unet_app.results import check_flags, predict_cases
@@ -45,6 +46,7 @@ class Job:
         bundle_sha256: That of the bundle that was packaged.
         settings: How to segment and what to write.
         wants_result: Add a `result.json` about all cases, as mercure keeps it.
+        tell: Called with what a person should know although nothing went wrong.
     """
 
     source: Path
@@ -53,6 +55,7 @@ class Job:
     bundle_sha256: str
     settings: Settings
     wants_result: bool = False
+    tell: Callable[[str], None] = field(default=lambda text: None, compare=False)
 
     def segment(self) -> list[dict[str, Any]]:
         """Segments and writes every case, and gives the content of each `<case>_result.json`.
@@ -63,13 +66,26 @@ class Job:
             UsageError: A setting that these cases do not allow.
         """
         run, what = self.settings.run, self.settings.what
-        cases = find_images(self.source, named_series(run.reading))
+        try:
+            cases = find_images(self.source, named_series(run.reading))
+        except InputRefusedError as error:
+            raise InputRefusedError(f"{error}; mount the images at {self.source}") from error
         check_flags(cases, run, what)
         self._check_model()
         bundle = load_bundle(self.model, resolve_device(self.settings.device))
-        done, problems = predict_cases(cases, bundle, run, what, self.output)
+        is_named = bool(named_series(run.reading))
+        picked = (
+            Picked(tuple((one, run) for one in cases), ()) if is_named else pick(cases, bundle.rules, self.settings)
+        )
+        for line in picked.passed_by:
+            self.tell(f"passed by: {line}")
+        done, problems = [], list[str]()
+        for case, how in picked.cases:
+            made, wrong = predict_cases([case], bundle, how, what, self.output)
+            done, problems = done + made, problems + wrong
         if self.wants_result:
-            write_json(result_of(done, problems), self.output / RESULT)
+            told = {"passed_by": list(picked.passed_by)} if picked.passed_by else {}
+            write_json({**result_of(done, problems), **told}, self.output / RESULT)
         if problems:
             raise InputRefusedError("\n".join(problems))
         return done

@@ -1,6 +1,7 @@
 """A bundle -> the tree of a MONAI application package, ready for `docker build`.
 
-    Dockerfile, requirements.txt    one file for both kinds of image: --build-arg DEVICE=cpu (the default) or gpu
+    Dockerfile, LICENSE             one file for both kinds of image: --build-arg DEVICE=cpu (the default) or gpu
+    requirements.txt, unhashed.txt  packages with the hashes that PyPI states; torch and what only the bundle asks for
     root/                           what every image has, at its place: the application, the model, app.json, the entry point
     cpu/, gpu/                      what only that kind has: pkg.json, app.yaml
 
@@ -16,6 +17,7 @@ import re
 import shutil
 import tempfile
 from dataclasses import dataclass
+from importlib.metadata import distribution
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -118,7 +120,7 @@ def usual_settings(bundle: str | Path) -> Settings:
 
 
 def image_requirements(model: BundleFiles) -> str:
-    """The requirements.txt of an image, with what the bundle's metadata asks for beside it.
+    """Every package of an image with its version, with what the bundle's metadata asks for beside it.
 
     Raises:
         BundleError: The bundle asks for another version of a package than the image has.
@@ -134,6 +136,15 @@ def image_requirements(model: BundleFiles) -> str:
             "them in required_packages_version of its metadata.json once the bundle is tested with them"
         )
     return pinned + "".join(f"{name}=={asked[name]}\n" for name in sorted(set(asked) - set(here)))
+
+
+def unhashed(requirements: str, hashed: str) -> str:
+    """The lines of `requirements` for which `hashed` has no hash.
+
+    That is torch, whose build for the CPU comes from an index of its own, and what only the bundle asks for.
+    """
+    known = {_plain(line.split("==")[0]) for line in hashed.splitlines() if "==" in line}
+    return "".join(f"{line}\n" for line in requirements.splitlines() if _plain(line.split("==")[0]) not in known)
 
 
 def _plain(name: str) -> str:
@@ -199,8 +210,26 @@ def _write_common(model: BundleFiles, tree: Path, requirements: str) -> None:
     for folder in ("input", "output"):
         (place / folder).mkdir(parents=True)
     shutil.copyfile(entry.__file__, place / "tools")
-    (tree / "requirements.txt").write_text(requirements)
+    for place in (tree, tree / "root/opt/holoscan/docs"):
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "LICENSE").write_text(our_license())
+    hashed = _template("hashed.txt")
+    (tree / "requirements.txt").write_text(hashed)
+    (tree / "unhashed.txt").write_text(unhashed(requirements, hashed))
     (tree / "Dockerfile").write_text(_dockerfile(model))
+
+
+def our_license() -> str:
+    """The licence of this software: in the repository beside the code, in an installed wheel among its metadata."""
+    beside = Path(monai_unet_app.__file__).parents[1] / "LICENSE"
+    if beside.is_file():
+        return beside.read_text()
+    found = distribution("monai-unet-app").read_text("licenses/LICENSE")
+    if found is None:
+        raise BundleError(
+            "the licence of this software is not installed with it; a whole installation is needed; reinstall it"
+        )
+    return found
 
 
 def _dockerfile(model: BundleFiles) -> str:

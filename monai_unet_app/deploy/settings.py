@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, cast
 
 from dicom_io.objects.seg_object import SegEncoding
 from dicom_io.read import ReadOptions
 from monai_unet_app.config import PredictConfig
+from monai_unet_app.data.selection import compiled
 from monai_unet_app.errors import UsageError
 from monai_unet_app.results import SEG_ENCODINGS, OutputConfig
 
-NUMBERS = ("time_point",)
+NUMBERS = ("time_point", "least_instances")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Settings:
         channels: SeriesInstanceUIDs of the series that are the channels of one case.
         time_point: As in `ReadOptions`; so are resample_gaps, resample_tilt, accept_incomplete.
         device: As in `monai_unet_app.config.resolve_device`.
+        match: DICOM keyword -> pattern that its value must contain, as in a rule of a node; which series of a study are meant.
+        least_instances: Series of fewer images are passed by.
     """
 
     format: tuple[str, ...] = ("seg", "sr")
@@ -44,12 +47,18 @@ class Settings:
     resample_tilt: bool = False
     accept_incomplete: bool = False
     device: str = "auto"
+    match: Mapping[str, str] = field(default_factory=dict)
+    least_instances: int = 1
 
     def __post_init__(self) -> None:
         if self.seg_encoding not in SEG_ENCODINGS:
             raise UsageError(f"seg_encoding {self.seg_encoding}: one of {', '.join(SEG_ENCODINGS)} is needed")
         if self.channels and (self.series or self.time_point or self.resample_gaps or self.resample_tilt):
             raise UsageError("channels names whole series; leave series, time_point and resample_... out")
+        try:
+            compiled(self.match)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
         _ = self.what  # unknown formats are refused now, not after the first case
 
     @property
@@ -81,9 +90,9 @@ class Settings:
     @property
     def chosen(self) -> dict[str, Any]:
         """What differs from the defaults, and the formats, as it stands in an app.yaml."""
-        values = {one.name: (getattr(self, one.name), one.default) for one in fields(self)}
+        values = {one.name: (getattr(self, one.name), _usual(one)) for one in fields(self)}
         return {
-            name: list(value) if isinstance(value, tuple) else value
+            name: list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
             for name, (value, usual) in values.items()
             if value != usual or name == "format"
         }
@@ -104,11 +113,16 @@ def settings_of(*levels: tuple[str, Any]) -> Settings:
 def _checked(found: Any, where: str) -> dict[str, Any]:
     if not isinstance(found, Mapping):
         raise UsageError(f"{where}: {found!r} is no mapping of settings; names with values are needed")
-    usual = {one.name: one.default for one in fields(Settings)}
+    usual = {one.name: _usual(one) for one in fields(Settings)}
     unknown = [str(name) for name in found if name not in usual]
     if unknown:
         raise UsageError(f"{where}: {', '.join(unknown)} is no setting; some of {', '.join(usual)} are possible")
     return {name: _fitting(name, value, usual[name], where) for name, value in found.items()}
+
+
+def _usual(one: Field[Any]) -> Any:
+    """The value of a setting where nobody says otherwise."""
+    return one.default if one.default_factory is MISSING else one.default_factory()
 
 
 def _fitting(name: str, value: Any, usual: Any, where: str) -> Any:
@@ -118,6 +132,10 @@ def _fitting(name: str, value: Any, usual: Any, where: str) -> Any:
         if isinstance(words, list) and all(isinstance(word, str) for word in words):
             return tuple(word.strip() for word in words if word.strip())
         raise UsageError(f"{where}: {name} is {value!r}; a list of words is needed")
+    if isinstance(usual, dict):
+        if isinstance(value, Mapping):
+            return dict(value)
+        raise UsageError(f"{where}: {name} is {value!r}; DICOM keywords with patterns are needed")
     if isinstance(usual, bool):
         kind: type = bool
     else:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -197,6 +199,7 @@ def test_later_settings_replace_earlier_ones_by_name() -> None:
     [
         Settings(),
         Settings(("nifti",), True, True, True, "gradcam", True, True, series="1.2", time_point=3, resample_gaps=True),
+        Settings(format=("seg",), match={"SeriesDescription": "t1|hippo"}, least_instances=8),
         Settings(format=("seg",), seg_encoding="fractional", channels=("1.2", "1.3"), device="cpu"),
     ],
 )
@@ -262,7 +265,10 @@ def test_a_series_with_a_missing_slice_exits_3_with_the_reason(
     assert app.main() == 3
     said = capsys.readouterr().err
     assert said.startswith("refused: data: ")
-    assert "--resample-gaps" in said
+    assert "--" not in said
+    assert "the setting resample_gaps" in said
+    assert "settings stand under segmentation: in app.yaml" in said
+    assert said.endswith("exit code 3: an input was refused\n")
     assert names(tmp_path / "results") == ["result.json"]
     assert len(json.loads((tmp_path / "results/result.json").read_text())["problems"]) == 1
 
@@ -276,7 +282,9 @@ def test_an_empty_input_exits_3(
     for name, value in packaged.items():
         monkeypatch.setenv(name, value)
     assert app.main() == 3
-    assert "refused: no image found in input/" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "refused: no image found in input/" in said
+    assert f"mount the images at {packaged['HOLOSCAN_WORKDIR']}/input" in said
 
 
 def test_wrong_settings_exit_2(
@@ -323,3 +331,83 @@ def test_a_refused_case_is_raised_after_the_good_ones_are_written(
     with pytest.raises(InputRefusedError, match=r"^two: "):
         job.segment()
     assert names(tmp_path / "output") == ["one_result.json", "one_seg.dcm"]
+
+
+def mixed_study(crop: Volume, folder: Path) -> dict[str, str]:
+    """A study as a modality sends it: the crop, the same as CT, and a series that is too wide; name -> SeriesInstanceUID."""
+    wide = replace(crop, array=np.tile(crop.array, (4, 1, 1)))
+    found = {}
+    for name, volume in {"crop": crop, "ct": crop, "wide": wide}.items():
+        case = dicomize(volume, folder / f".{name}", case_id=name)
+        for file in sorted(case.series_folder.iterdir()):
+            header = pydicom.dcmread(file)
+            header.StudyInstanceUID, header.PatientID, header.PatientName = "1.2.3.4", "P", "A^B"
+            header.SeriesDescription = f"{name} series"
+            if name == "ct":
+                header.Modality = "CT"
+                header.SOPClassUID = header.file_meta.MediaStorageSOPClassUID = pydicom.uid.CTImageStorage
+            header.save_as(folder / f"{name}_{file.name}")
+        found[name] = str(header.SeriesInstanceUID)
+        shutil.rmtree(folder / f".{name}")
+    return found
+
+
+def test_of_a_mixed_study_the_series_is_taken_that_the_bundle_was_made_for(
+    packaged: dict[str, str],
+    crop: Volume,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    without_sdk: None,
+) -> None:
+    uids = mixed_study(crop, tmp_path / "input")
+    for name, value in packaged.items():
+        monkeypatch.setenv(name, value)
+    assert app.main() == 0, capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"passed by: series {uids['ct']} (CT): another Modality is wanted" in said
+    assert f"passed by: series {uids['wide']} (MR): it is not what this bundle was made for: its field of view" in said
+    (result,) = (tmp_path / "output").glob("*_seg.dcm")
+    (source,) = pydicom.dcmread(result).ReferencedSeriesSequence
+    assert source.SeriesInstanceUID == uids["crop"]
+
+
+def test_patterns_of_the_settings_say_which_series_is_meant_as_in_a_node_s_rule(
+    packaged: dict[str, str], crop: Volume, tmp_path: Path
+) -> None:
+    mixed_study(crop, tmp_path / "input")
+    settings = Settings(format=("seg",), match={"SeriesDescription": "crop"})
+    assert len(replace(job_from(packaged), settings=settings).segment()) == 1
+    wrong = Settings(format=("seg",), match={"SeriesDescription": "liver"})
+    with pytest.raises(
+        InputRefusedError, match=r"none of the 3 series .* another SeriesDescription .* correct the settings"
+    ):
+        replace(job_from(packaged), settings=wrong).segment()
+
+
+def test_of_a_mixed_study_nothing_that_fits_is_left_out_in_silence(
+    packaged: dict[str, str], crop: Volume, tmp_path: Path
+) -> None:
+    mixed_study(crop, tmp_path / "input")
+    sorted((tmp_path / "input").glob("crop_*"))[10].unlink()
+    with pytest.raises(InputRefusedError, match=r"^input_\d: "):
+        job_from(packaged).segment()
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("one is needed; name it with --series UID", "name it with the setting series: UID"),
+        ("give --dicom-source DIR, or --dicomize to write one", "put the DICOM series into the input instead"),
+        (
+            "leave --series, --channels and --time-point out",
+            "leave the setting series, the setting channels and the set",
+        ),
+        ("nothing of this kind", "nothing of this kind"),
+    ],
+)
+def test_a_message_names_settings_and_no_flags(message: str, said: str) -> None:
+    found = app.in_container(message)
+    assert said in found
+    assert "--" not in found
+    assert ("app.yaml" in found) == ("setting" in found)

@@ -19,6 +19,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 from packaging.requirements import Requirement
+from packaging.specifiers import Specifier
 from packaging.utils import canonicalize_name
 
 from monai_unet_app.bundle import bundle_files
@@ -51,7 +52,9 @@ def document(path: Path) -> dict:
 
 
 def test_a_package_holds_application_model_manifests_and_entry_point_at_their_places(package: Path) -> None:
-    assert sorted(path.name for path in package.iterdir()) == ["Dockerfile", "cpu", "gpu", "requirements.txt", "root"]
+    assert sorted(path.name for path in package.iterdir()) == [
+        "Dockerfile", "LICENSE", "cpu", "gpu", "requirements.txt", "root", "unhashed.txt",
+    ]  # fmt: skip
     root, model = package / "root", REPOSITORY / "bundles" / NAME
     assert {path.name for path in (root / "opt/holoscan/app").iterdir()} == {
         "__main__.py",
@@ -201,9 +204,26 @@ def test_what_a_bundle_requires_is_installed_and_another_version_of_it_refused(
         image_requirements(bundle_files(bundle))
 
 
+def pinned(path: Path) -> dict[str, Specifier]:
+    """Package -> its version, of the lines of a requirements file without their hashes."""
+    lines = [line.partition(" \\")[0] for line in path.read_text().splitlines() if not line.startswith(" ")]
+    return {canonicalize_name(one.name): next(iter(one.specifier)) for one in map(Requirement, lines)}
+
+
+def test_every_package_but_torch_has_hashes_and_the_version_that_the_tests_use(package: Path) -> None:
+    hashed, rest = pinned(package / "requirements.txt"), pinned(package / "unhashed.txt")
+    assert list(rest) == ["torch"]
+    tested = pinned(REPOSITORY / "monai_unet_app/deploy/templates/requirements.txt")
+    assert {**hashed, **rest} == tested
+    blocks = re.split(r"^(?=\S)", (package / "requirements.txt").read_text(), flags=re.MULTILINE)[1:]
+    assert len(blocks) == len(hashed)
+    assert all(re.findall(r"--hash=sha256:[0-9a-f]{64}(?= |$)", block, re.MULTILINE) for block in blocks)
+    installed = (package / "Dockerfile").read_text()
+    assert "pip install --no-cache-dir --no-deps --require-hashes --requirement /opt/requirements.txt" in installed
+
+
 def test_every_package_is_pinned_and_those_that_the_code_asks_for_to_a_version_that_it_allows(package: Path) -> None:
-    lines = [Requirement(line) for line in (package / "requirements.txt").read_text().splitlines()]
-    pins = {canonicalize_name(line.name): next(iter(line.specifier)) for line in lines}
+    pins = {**pinned(package / "requirements.txt"), **pinned(package / "unhashed.txt")}
     assert all(pin.operator == "==" for pin in pins.values())
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     needed = {canonicalize_name(one.name): one.specifier for one in map(Requirement, project["dependencies"])}
@@ -321,5 +341,11 @@ def test_the_entry_point_copies_what_the_package_holds(
     assert (export / "models" / NAME / "models/model.pt").is_file()
     shutil.rmtree(export / "models")
     assert entry.main(["extract"]) == 0
-    assert sorted(path.name for path in export.iterdir()) == ["app", "config", "models"]
+    assert sorted(path.name for path in export.iterdir()) == ["app", "config", "docs", "models"]
     assert sorted(path.name for path in (export / "config").iterdir()) == ["app.json", "app.yaml", "pkg.json"]
+
+
+def test_the_licence_of_the_software_is_in_the_package_and_in_the_image(package: Path) -> None:
+    wanted = (REPOSITORY / "LICENSE").read_text()
+    assert (package / "LICENSE").read_text() == wanted
+    assert (package / "root/opt/holoscan/docs/LICENSE").read_text() == wanted
