@@ -79,7 +79,7 @@ class Job:
         )
         for line in picked.passed_by:
             self.tell(f"passed by: {line}")
-        done, problems = [], list[str]()
+        done, problems = list[dict[str, Any]](), list[str]()
         for case, how in picked.cases:
             made, wrong = predict_cases([case], bundle, how, what, self.output)
             done, problems = done + made, problems + wrong
