@@ -73,7 +73,7 @@ class Commitments:
             if self._stop.is_set() or time.monotonic() < self._not_before.get((ae_title, transaction), 0.0):
                 continue
             request = CommitmentRequest(ae_title, transaction, tuple(Reference(*one) for one in references))
-            self._report(request, tries, time.time() - created > self._give_up_s)
+            self._report(request, tries, self._queue.now_s() - created > self._give_up_s)
 
     def _report(self, request: CommitmentRequest, tries: int, is_late: bool) -> None:
         key = (request.ae_title, request.transaction_uid)

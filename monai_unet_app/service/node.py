@@ -260,6 +260,9 @@ class Node:
         folder = self.folder / RECEIVED / told.study_instance_uid
         if wanted and all((folder / series / f"{uid}.dcm").is_file() for series, uid in wanted):
             self.arrivals.declare(told.study_instance_uid)
+            for job in self.queue.jobs_of(told.study_instance_uid)[-1:]:  # it may wait for images already
+                self._whole.add(job.id)
+                self._not_before.pop(job.id, None)
 
     def _refused(self, reason: str) -> None:
         self.refused += 1
@@ -389,6 +392,8 @@ class Node:
                     rule=one.rule, state=made.state, verdict=one.verdict, digest=one.digest, folder=one.folder,
                     destinations=one.destinations, worker=worker,
                 )  # fmt: skip
+                self._whole.discard(job.id)
+                self._not_before.pop(job.id, None)
                 why = f": {one.reason}" if one.reason else ""
                 _logger.info("study %s: result %s of rule %s is %s%s", job.study, made.id, one.rule, made.state, why)
 

@@ -564,13 +564,13 @@ class Queue:
         with self.all_or_none() as db:
             db.execute(
                 'INSERT OR IGNORE INTO commitments (ae_title, "transaction", refs, created) VALUES (?, ?, ?, ?)',
-                (ae_title, transaction, told, time.time()),
+                (ae_title, transaction, told, self.now_s()),
             )
             query = 'SELECT refs FROM commitments WHERE ae_title = ? AND "transaction" = ?'
             return bool(db.execute(query, (ae_title, transaction)).fetchone()["refs"] == told)
 
     def commitments(self) -> list[tuple[str, str, list[list[str]], int, float]]:
-        """Those that have not been reported: AE title, transaction UID, [class, instance] of each, tries, when it came."""
+        """Those that were not reported: AE title, transaction UID, [class, instance] of each, tries, when it came (`now_s`)."""
         rows = self._rows("SELECT * FROM commitments WHERE reported IS NULL ORDER BY created")
         return [
             (row["ae_title"], row["transaction"], json.loads(row["refs"]), row["attempts"], row["created"])

@@ -62,9 +62,9 @@ def _misbehave(wish: set[str]) -> None:
     if "hang" in wish:
         time.sleep(3600)
     if "slow" in wish:
-        time.sleep(4)
+        time.sleep(5)
     if "grind" in wish:
-        sum(range(250_000_000))  # C code that keeps the interpreter's lock
+        sum(range(400_000_000))  # C code that keeps the interpreter's lock
     if "eat" in wish:
         eaten = []
         while True:

@@ -11,7 +11,10 @@ from pathlib import Path
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sequence import Sequence
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pynetdicom import AE
+from pynetdicom.sop_class import InstanceAvailabilityNotification
 
 from dicom_io.net.destination import Destination, parse_destination
 from dicom_io.net.exchange import send
@@ -139,3 +142,23 @@ def wait_until(holds: Callable[[], object], seconds: float = 30.0) -> None:
         if time.monotonic() > end:
             raise AssertionError(f"after {seconds:g} s it still does not hold")
         time.sleep(0.02)
+
+
+def announce(node: Node, headers: list[Dataset], *more: str) -> int:
+    """The status of an Instance Availability Notification for these instances, and for others of their series."""
+    told = Dataset()
+    told.ReferencedPerformedProcedureStepSequence = Sequence([])
+    told.StudyInstanceUID, series = headers[0].StudyInstanceUID, Dataset()
+    series.SeriesInstanceUID, series.ReferencedSOPSequence = headers[0].SeriesInstanceUID, Sequence([])
+    for uid in (*(one.SOPInstanceUID for one in headers), *more):
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = headers[0].SOPClassUID, uid
+        item.InstanceAvailability, item.RetrieveAETitle = "ONLINE", "PACS"
+        series.ReferencedSOPSequence.append(item)
+    told.ReferencedSeriesSequence = Sequence([series])
+    ae = AE("PACS")
+    ae.add_requested_context(InstanceAvailabilityNotification)
+    association = ae.associate("127.0.0.1", node.provider.port, ae_title="MONAIUNET")
+    answer, _ = association.send_n_create(told, InstanceAvailabilityNotification, "1.2.3.4")
+    association.release()
+    return int(answer.Status)

@@ -21,7 +21,7 @@ from monai_unet_app.service.node import Node
 from monai_unet_app.service.site import HttpConfig
 from monai_unet_app.service.web import Door
 
-SILENT = "silent_s = 2"
+SILENT = "silent_s = 3"
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def test_a_worker_that_is_frozen_at_work_is_replaced_and_its_study_done(tmp_path
         store(node, make_study(tmp_path / "one", wish="slow"))
         wait_until(lambda: child.task is not None)
         with frozen(child.pid):
-            wait_until(lambda: node.queue.job(1).reason == "it gave no sign of life for 2 s", 15)
+            wait_until(lambda: node.queue.job(1).reason == "it gave no sign of life for 3 s", 15)
         wait_until(lambda: node.queue.counts()["results"] == {"delivered": 1})
         assert node.queue.job(1).attempts == 2
 
@@ -72,7 +72,7 @@ def test_a_worker_that_works_for_long_is_left_alone(tmp_path: Path, wish: str) -
     """It sleeps, or native code keeps its threads from answering: it has its time, which has a limit of its own."""
     with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port, node=SILENT)) as node:
         store(node, make_study(tmp_path / "one", wish=wish))
-        wait_until(lambda: node.queue.counts()["results"] == {"delivered": 1}, 60)
+        wait_until(lambda: node.queue.counts()["results"] == {"delivered": 1}, 120)
         assert node.queue.job(1).attempts == 1
         assert node.workers.started == 1
 

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from nodes import make_study, pacs, running, store, study_of, wait_until, write_site
+from nodes import announce, make_study, pacs, running, store, study_of, wait_until, write_site
 from pydicom import dcmread
 
 from monai_unet_app.service.node import Node
@@ -116,4 +116,20 @@ def test_who_says_that_a_study_is_whole_is_believed(tmp_path: Path) -> None:
         store(node, first)
         wait_until(lambda: reason(node) and not node.is_arriving(study_of(first)))
         assert node.reprocess(study_of(first), "eva")
+        wait_until(lambda: node.queue.counts()["results"] == {"not processed": 1})
+
+
+def test_an_announcement_that_comes_while_images_are_waited_for_ends_the_waiting(tmp_path: Path) -> None:
+    first, rest = make_parts(tmp_path)
+    headers = [dcmread(path) for path in first.glob("*.dcm")]
+    with (
+        pacs(tmp_path / "pacs") as peer,
+        running(write_site(tmp_path, peer.port, node="incomplete_s = 60")) as node,
+    ):
+        store(node, first)
+        wait_until(lambda: reason(node) and not node.is_arriving(study_of(first)))
+        assert announce(node, [*headers, *(dcmread(path) for path in rest.glob("*.dcm"))]) == 0  # of more than is here
+        time.sleep(0.5)
+        assert node.queue.counts()["results"] == {}
+        assert announce(node, headers) == 0
         wait_until(lambda: node.queue.counts()["results"] == {"not processed": 1})

@@ -17,6 +17,7 @@ import pytest
 from nodes import (
     NAME,
     PATIENT_ID,
+    announce,
     make_study,
     pacs,
     pending,
@@ -30,10 +31,7 @@ from nodes import (
     write_site,
 )
 from ports import free_port
-from pydicom import Dataset, dcmread
-from pydicom.sequence import Sequence
-from pynetdicom import AE
-from pynetdicom.sop_class import InstanceAvailabilityNotification
+from pydicom import dcmread
 
 from dicom_io.net.exchange import commit
 from monai_unet_app.errors import UsageError
@@ -446,26 +444,6 @@ def test_a_study_that_is_said_to_be_whole_is_complete_at_once(tmp_path: Path) ->
         assert node.queue.counts()["jobs"] == {}
         assert announce(node, headers) == 0
         wait_until(lambda: delivered(tmp_path / "pacs") == ["3 instances"])
-
-
-def announce(node: Node, headers: list[Dataset], *more: str) -> int:
-    """The status of an Instance Availability Notification for these instances, and for others of their series."""
-    told = Dataset()
-    told.ReferencedPerformedProcedureStepSequence = Sequence([])
-    told.StudyInstanceUID, series = headers[0].StudyInstanceUID, Dataset()
-    series.SeriesInstanceUID, series.ReferencedSOPSequence = headers[0].SeriesInstanceUID, Sequence([])
-    for uid in (*(one.SOPInstanceUID for one in headers), *more):
-        item = Dataset()
-        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = headers[0].SOPClassUID, uid
-        item.InstanceAvailability, item.RetrieveAETitle = "ONLINE", "PACS"
-        series.ReferencedSOPSequence.append(item)
-    told.ReferencedSeriesSequence = Sequence([series])
-    ae = AE("PACS")
-    ae.add_requested_context(InstanceAvailabilityNotification)
-    association = ae.associate("127.0.0.1", node.provider.port, ae_title="MONAIUNET")
-    answer, _ = association.send_n_create(told, InstanceAvailabilityNotification, "1.2.3.4")
-    association.release()
-    return int(answer.Status)
 
 
 def test_what_the_node_has_is_committed_to(tmp_path: Path) -> None:
