@@ -129,6 +129,7 @@ def _train(verb: Verb) -> None:
     parser.add_argument(
         "--output", type=place, required=True, help="the trained bundle; an unfinished run in it goes on"
     )
+    parser.add_argument("--name", type=given, help="of the new bundle, in its card (default: its folder's name)")
     parser.add_argument("--splits", type=place, help="who trains, selects, calibrates and tests (splits.json)")
     parser.add_argument("--fold", type=int, choices=range(5), help="cross-validation: this fold of the plan tests")
     parser.add_argument("--epochs", type=at_least(1), help="length of the training (default: the bundle's)")

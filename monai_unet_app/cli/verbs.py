@@ -185,6 +185,7 @@ def train(options: argparse.Namespace) -> Answer:
         fold=options.fold,
         device=options.device,
         overrides={name: value for name, value in overrides.items() if value is not None},
+        name=options.name,
     )
     bundle = train_bundle(loaded_bundle(template.root), run, say(options))
     record = bundle.run_record

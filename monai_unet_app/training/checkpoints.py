@@ -18,6 +18,8 @@ from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import UsageError
 from monai_unet_app.training.replay import ReplayLoader
 
+OUT_OF_FOLD = "docs/out_of_fold.csv"
+
 
 def save_atomically(payload: object, path: Path) -> None:
     """`torch.save` that leaves either the old file or the new one, whatever happens in between."""
@@ -166,7 +168,7 @@ def forget_figures(root: Path) -> None:
     for name in ("calibration", "calibration_tta"):
         if name in bundle.parser.get():
             write_parameters(root / "configs/inference.yaml", bundle.no_calibration, name)
-    for stale in (root / "models" / CALIBRATION_RECORD, root / CONFIDENCE):
+    for stale in (root / "models" / CALIBRATION_RECORD, root / CONFIDENCE, root / OUT_OF_FOLD):
         stale.unlink(missing_ok=True)
     metadata = json.loads((root / "configs/metadata.json").read_text())
     if metadata.get("eval_metrics"):

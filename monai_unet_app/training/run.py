@@ -14,6 +14,7 @@ from monai_unet_app.data.cases import by_partition
 from monai_unet_app.data.inspect import check_cases
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.training.checkpoints import forget_figures
+from monai_unet_app.training.identity import forget_template
 from monai_unet_app.training.record import recipe_sha256
 
 COPIED = ("configs", "docs", "LICENSE")
@@ -32,6 +33,7 @@ class TrainConfig:
         fold: Cross-validation: this fold of the plan tests and all other test subjects train; None takes the partitions.
         device: "auto" or a torch device.
         overrides: Values of `train.yaml` by id, for instance {"epochs": 5}.
+        name: What the new bundle is called in its card and metadata; None takes the name of its folder.
     """
 
     data: Path
@@ -42,6 +44,7 @@ class TrainConfig:
     fold: int | None = None
     device: str = "auto"
     overrides: dict[str, Any] = field(default_factory=dict)
+    name: str | None = None
 
 
 def train_bundle(template: Bundle, run: TrainConfig, say: Callable[[str], None] = lambda line: None) -> Bundle:
@@ -66,7 +69,7 @@ def train_bundle(template: Bundle, run: TrainConfig, say: Callable[[str], None] 
                 "--fold, or leave them out"
             )
     check_cases([row for rows in cases.values() for row in rows], template)
-    _copy(template, run.output)
+    _copy(template, run.output, run.name)
     overrides = {
         "dataset_dir": str(run.data),
         "splits": str(run.splits) if run.splits else None,
@@ -83,8 +86,8 @@ def train_bundle(template: Bundle, run: TrainConfig, say: Callable[[str], None] 
 _VERBS = {"train": "train on", "selection": "select the best model", "calibration": "calibrate", "test": "test"}
 
 
-def _copy(template: Bundle, output: Path) -> None:
-    """Config and docs of the template; an unfinished run of the same bundle is left as it is."""
+def _copy(template: Bundle, output: Path, name: str | None) -> None:
+    """Config and docs of the template without what it says of itself; an unfinished run of the same bundle is left as it is."""
     if output.exists() and any(output.iterdir()):
         if not all((output / name).is_file() for name in NEEDED_FILES):
             raise UsageError(
@@ -100,13 +103,14 @@ def _copy(template: Bundle, output: Path) -> None:
             )
         return
     output.mkdir(parents=True, exist_ok=True)
-    for name in COPIED:
-        source = template.root / name
+    for part in COPIED:
+        source = template.root / part
         if source.is_dir():
-            shutil.copytree(source, output / name, dirs_exist_ok=True)
+            shutil.copytree(source, output / part, dirs_exist_ok=True)
         elif source.is_file():
-            shutil.copy2(source, output / name)
+            shutil.copy2(source, output / part)
     forget_figures(output)
+    forget_template(output, template.root, name)
 
 
 def _configs(root: Path) -> list[Path]:

@@ -1,0 +1,186 @@
+"""What a trained copy says of itself: facts of its own, and "not stated" where its template's were.
+
+A template's card, licence, targets and figures are claims about its own weights and data. None of them is true of other weights
+trained on other data, so a copy inherits none. What its owner wrote before the training stays: facts in metadata.json that
+differ from those of every shipped bundle. The card is written anew from them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from monai_unet_app.bundle import Bundle
+from monai_unet_app.data.rules import InputRules
+from monai_unet_app.data.schemas import write_json
+from monai_unet_app.shipped import shipped
+
+NOT_STATED = "not stated"
+REQUIRED = ("task", "description", "authors", "copyright")
+"""Facts that MONAI's metadata schema asks for: they become "not stated" where they go."""
+
+OTHERS = ("data_source", "data_type", "references", "targets")
+"""Facts that go wholly."""
+
+LICENSE_OF_DATA = "docs/data_license.txt"
+CARD, METADATA, SEGMENTS = "docs/README.md", "configs/metadata.json", "configs/segments.json"
+
+
+def forget_template(root: Path, template: Path, name: str | None = None) -> None:
+    """Takes out of a copy what its template said of itself, and writes card and metadata of its own.
+
+    Args:
+        root: The copy, with the configs and docs of its template.
+        template: What it was copied from; a bundle with weights of its own keeps all facts to itself.
+        name: What the copy is called in card and metadata; None where its folder's name says it.
+    """
+    finished = (template / "models/model.pt").is_file() and not _is_shipped(template / "models/model.pt")
+    title = name or root.resolve().name
+    old = json.loads((root / METADATA).read_text(encoding="utf-8"))
+    metadata = _own_facts(old, title, everything=finished) | _derived(root, title)
+    write_json(metadata, root / METADATA)
+    licence = root / LICENSE_OF_DATA
+    if licence.is_file() and (finished or _is_shipped(licence)):
+        licence.unlink()
+    _name_algorithm(root / SEGMENTS, template.name, root.resolve().name)
+    (root / CARD).parent.mkdir(exist_ok=True)
+    (root / CARD).write_text(_card(metadata, root), encoding="utf-8")
+
+
+def _is_shipped(file: Path) -> bool:
+    """Whether a shipped bundle has this very file in the same place."""
+    place = Path(file.parent.name) / file.name
+    content = file.read_bytes()
+    others = [folder / place for folder in shipped("bundles").iterdir()]
+    return any(other.is_file() and other.read_bytes() == content for other in others)
+
+
+def _shipped_metadata() -> list[dict[str, Any]]:
+    return [json.loads(path.read_text(encoding="utf-8")) for path in shipped("bundles").glob(f"*/{METADATA}")]
+
+
+def _own_facts(old: Mapping[str, Any], title: str, *, everything: bool) -> dict[str, Any]:
+    """The metadata without facts that are a template's."""
+    others = _shipped_metadata()
+    kept = dict(old)
+    for key in (*REQUIRED, *OTHERS, "name"):
+        if key in kept and (everything or any(other.get(key) == kept[key] for other in others)):
+            del kept[key]
+    kept["eval_metrics"] = {}
+    if any(other.get("changelog") == kept.get("changelog") for other in others) or everything:
+        kept["changelog"] = {str(kept["version"]): "trained with monai-unet train"}
+    return {**kept, "name": kept.get("name", title), **{key: kept.get(key, NOT_STATED) for key in REQUIRED}}
+
+
+def _derived(root: Path, title: str) -> dict[str, Any]:
+    """What the configs say: of images, classes and tensors."""
+    bundle = Bundle(root)
+    rules, labels = bundle.rules, bundle.labels
+    first = 0 if bundle.exclusive else 1
+    names = {0: "background"} if bundle.exclusive else {}
+    names |= {segment.number: segment.label for segment in bundle.segments}
+    kind = " or ".join(rules.modality) or ("picture" if rules.planar else NOT_STATED)
+    spatial = ["*"] * (2 if rules.planar or bundle.slice_axis is not None else 3)
+    common = {"spatial_shape": spatial, "dtype": "float32", "is_patch_data": True}
+    image = {
+        "type": "image",
+        "format": "magnitude",
+        "modality": kind,
+        "num_channels": rules.channels,
+        "value_range": [],
+        "channel_def": {str(n): kind for n in range(rules.channels)},
+        **common,
+    }
+    pred = {
+        "type": "image",
+        "format": "segmentation",
+        "num_channels": len(labels),
+        "value_range": [0, 1],
+        "channel_def": {str(n): names[n + first] for n in range(len(labels))},
+        **common,
+    }
+    return {
+        "image_classes": f"{rules.channels} channel(s), {kind}",
+        "label_classes": ", ".join(f"{number} {label}" for number, label in sorted(names.items())),
+        "pred_classes": "the same classes",
+        "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": pred}},
+    }
+
+
+def _name_algorithm(segments: Path, old: str, new: str) -> None:
+    """Its segments are made by the copy, not by its template."""
+    text = segments.read_text(encoding="utf-8")
+    segments.write_text(
+        text.replace(f'"SegmentAlgorithmName": {json.dumps(old)}', f'"SegmentAlgorithmName": {json.dumps(new)}'),
+        encoding="utf-8",
+    )
+
+
+def _card(metadata: Mapping[str, Any], root: Path) -> str:
+    bundle = Bundle(root)
+    licence = "see `docs/data_license.txt`" if (root / LICENSE_OF_DATA).is_file() else NOT_STATED
+    references = metadata.get("references") or [NOT_STATED]
+    return "\n".join(
+        [
+            f"# {metadata['name']}",
+            "",
+            _sentence("Task", metadata["task"]),
+            "",
+            _sentence("Description", metadata["description"]),
+            "",
+            "Research use. Not a medical device; nothing it says is a diagnosis.",
+            "",
+            "## What goes in, what comes out",
+            "",
+            *_image_rows(bundle.rules),
+            "",
+            "| label value | structure |",
+            "|---|---|",
+            *(f"| {segment.number} | {segment.label} |" for segment in bundle.segments),
+            "",
+            "## Figures",
+            "",
+            "<!-- figures -->",
+            "Not measured yet.",
+            "<!-- end of figures -->",
+            "",
+            "## Data",
+            "",
+            _sentence("Source", metadata.get("data_source", NOT_STATED)),
+            _sentence("Licence", licence),
+            "",
+            "`models/run.json` says which cases trained and selected, by id and content, with versions and losses.",
+            "",
+            "## Authors and references",
+            "",
+            _sentence("Authors", metadata["authors"]),
+            _sentence("Copyright", metadata["copyright"]),
+            "",
+            *(f"- {reference}" for reference in references),
+            "",
+            "## Limits",
+            "",
+            "Not stated.",
+            "",
+        ]
+    )
+
+
+def _sentence(subject: str, fact: object) -> str:
+    return f"{subject}: {str(fact).strip().rstrip('.')}."
+
+
+def _image_rows(rules: InputRules) -> list[str]:
+    """What the input rules ask for, one line each."""
+    unit = "pixels" if rules.planar else "mm"
+    rows = [f"- {'picture' if rules.planar else 'volume'} of {rules.channels} channel(s)"]
+    if rules.modality:
+        rows.append(f"- modality {' or '.join(rules.modality)}")
+    if rules.spacing_mm:
+        rows.append(f"- voxels {rules.spacing_mm[0]:g} to {rules.spacing_mm[1]:g} mm apart")
+    if rules.extent_mm:
+        least, most = (" x ".join(f"{size:g}" for size in sizes) for sizes in rules.extent_mm)
+        rows.append(f"- field of view {least} to {most} {unit}")
+    return rows
