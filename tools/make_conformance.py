@@ -194,7 +194,10 @@ images, then {", ".join(destination.KINDS)}, or in the order of the destination'
 | largest PDU that is received | {association.LARGEST_PDU} bytes |
 | presentation contexts of one association | at most {association.MOST_CONTEXTS}; more files take several associations |
 | associations at one time, as user | one |
-| associations at one time, as provider | {scp.Listen.most_senders}; in a node {NodeConfig.most_senders} (`most_senders`) |
+| associations at one time, as provider | {scp.Listen.most_senders}; in a node {NodeConfig.most_senders} (`most_senders`); \
+one in five is kept free for other addresses |
+| time for a caller to say who it is (TLS handshake, A-ASSOCIATE-RQ) | {scp.Listen.say_s:g} s; \
+until then it does not count as an association |
 | asynchronous operations | not negotiated |
 | user identity | not negotiated |
 | role selection, as requestor | SCP role for storage classes, with C-GET only; SCP role, without the SCU role, for storage \

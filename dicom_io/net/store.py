@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 from uuid import uuid4
 
 from pydicom.dataelem import RawDataElement
@@ -28,7 +28,7 @@ from pydicom.uid import UID
 
 from dicom_io.errors import UnreadableFileError
 from dicom_io.net.outcome import DUPLICATE_INSTANCE, RefusedError
-from dicom_io.reading.bounded import BoundedFile, parse
+from dicom_io.reading.bounded import BoundedFile, parse, transfer_syntax
 from dicom_io.reading.instances import READ_ERRORS, load_dataset
 
 INCOMING = ".incoming"
@@ -44,11 +44,19 @@ _PATH = {0x0020000D: "StudyInstanceUID", 0x0020000E: "SeriesInstanceUID", 0x0008
 _SOP_CLASS = 0x00080016
 _PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 _MARK_AT, _MARK = 128, b"DICM"
+_PIECE_BYTES = 2**20
 _TRIES = 20  # to make a file in a folder that others may be tidying away
 
 _logger = logging.getLogger(__name__)
 _making = threading.RLock()  # of the folder of unfinished files: none removes it while another makes it
 _looking = threading.Lock()  # one data set is looked at a time, because one that is inflated may fill much memory
+
+
+class Readable(Protocol):
+    """What gives bytes piece by piece."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most so many of those that follow; empty at the end."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +100,11 @@ class InstanceStore:
         self._stored = stored
         self._lock = threading.Lock()
 
-    def put(self, content: bytes, sop_instance_uid: str | None = None) -> Stored:
+    def put(self, content: bytes | Readable, sop_instance_uid: str | None = None) -> Stored:
         """Keeps one instance.
 
         Args:
-            content: A whole DICOM file with preamble and file meta information.
+            content: A whole DICOM file with preamble and file meta information, or what gives it piece by piece.
             sop_instance_uid: The UID under which it was announced, if it was.
 
         Returns:
@@ -134,12 +142,16 @@ class InstanceStore:
             (self.folder / INCOMING).rmdir()
 
     @contextlib.contextmanager
-    def _unfinished(self, content: bytes) -> Iterator[Path]:
+    def _unfinished(self, content: bytes | Readable) -> Iterator[Path]:
         """A file with the content, forced to the disk, under a name that no other process or earlier run has."""
         part, file = self._new_part()
         try:
             with file:
-                file.write(content)
+                if isinstance(content, bytes):
+                    file.write(content)
+                else:
+                    while piece := content.read(_PIECE_BYTES):
+                        file.write(piece)
                 file.flush()
                 os.fsync(file.fileno())
             yield part
@@ -279,6 +291,8 @@ def _opened(path: Path, file: BoundedFile) -> tuple[FileDataset, BinaryIO]:
     file.seek(_MARK_AT)
     if file.read(len(_MARK)) != _MARK:
         raise ValueError("no DICM mark")
+    if not transfer_syntax(file):  # else whatever follows would be read, piece by small piece
+        raise ValueError("no transfer syntax")
     return parse(path, file, with_pixels=False, tags=[Tag(_SOP_CLASS)], last=_SOP_CLASS)
 
 
@@ -290,7 +304,7 @@ def data_set_start(header: FileDataset) -> int:
 def _same_instance(kept: Path, new: Path) -> bool:
     """Whether two files hold the same data set; the file meta information may differ, and so may the encoding."""
     try:
-        if _data_set_bytes(kept) == _data_set_bytes(new):
+        if _has_same_bytes(kept, new):
             return True
         with _looking:
             return bool(load_dataset(kept, with_pixels=True) == load_dataset(new, with_pixels=True))
@@ -298,11 +312,17 @@ def _same_instance(kept: Path, new: Path) -> bool:
         return False
 
 
-def _data_set_bytes(path: Path) -> bytes:
-    """A file without its meta information."""
-    with BoundedFile(path) as file, _looking:
-        file.seek(data_set_start(_opened(path, file)[0]))
-        return file.rest()
+def _has_same_bytes(kept: Path, new: Path) -> bool:
+    """Whether two files are the same but for their meta information; read piece by piece."""
+    with BoundedFile(kept) as first, BoundedFile(new) as second, _looking:
+        for file, path in ((first, kept), (second, new)):
+            file.seek(data_set_start(_opened(path, file)[0]))
+        if first.size - first.tell() != second.size - second.tell():
+            return False
+        while piece := first.read(_PIECE_BYTES):
+            if piece != second.read(_PIECE_BYTES):
+                return False
+    return True
 
 
 def sync_folder(folder: Path) -> None:

@@ -67,6 +67,7 @@ def _token(verb: Verb) -> None:
     parser.add_argument(
         "--roles", type=given, default="read", help="comma-separated: metrics, submit, read, reviewer, admin"
     )
+    parser.add_argument("--days", type=int, default=365, help="how long it holds from today (default: 365)")
 
 
 def _commission(verb: Verb) -> None:

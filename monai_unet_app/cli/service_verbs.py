@@ -154,7 +154,7 @@ def _remembered(database: Path, *, must: bool) -> tuple[Head | None, str]:
 def token(options: argparse.Namespace) -> Answer:
     from monai_unet_app.service.tokens import new_token
 
-    made, text = new_token(options.name, options.roles.split(","))
+    made, text = new_token(options.name, options.roles.split(","), options.days)
     if not options.json:
         line("the token, for its holder only; it is shown once:")
         line(f"  {made}")

@@ -131,6 +131,9 @@ class HttpConfig:
         tls: Certificate and key; None: not encrypted.
         most_upload_gb: Of one request.
         most_upload_s: Seconds that one request may take.
+        most_connections: Connections at one time.
+        most_per_address: Connections at one time from one address.
+        head_s: Seconds in which TLS handshake and the head of a request must come.
     """
 
     tokens: Path
@@ -139,6 +142,9 @@ class HttpConfig:
     tls: Tls | None = None
     most_upload_gb: float = 4.0
     most_upload_s: float = 600.0
+    most_connections: int = 64
+    most_per_address: int = 32
+    head_s: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -263,6 +269,9 @@ def _http(table: Table | None, folder: Path) -> HttpConfig | None:
         tls=read_tls(table.part("tls"), folder),
         most_upload_gb=_number(table, "most_upload_gb", HttpConfig.most_upload_gb),
         most_upload_s=table.seconds("most_upload_s", HttpConfig.most_upload_s),
+        most_connections=_whole(table, "most_connections", HttpConfig.most_connections),
+        most_per_address=_whole(table, "most_per_address", HttpConfig.most_per_address),
+        head_s=table.seconds("head_s", HttpConfig.head_s),
     )
     table.close()
     if found.tls is None and found.host not in LOOPBACK:

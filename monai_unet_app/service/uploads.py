@@ -6,6 +6,7 @@ An archive is taken apart member by member, each bounded in size, so that a smal
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 import threading
@@ -13,6 +14,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 from uuid import uuid4
 
 from dicom_io.net.store import InstanceRefusedError, InstanceStore, sync_folder
@@ -21,12 +23,21 @@ from monai_unet_app.errors import InputRefusedError
 MOST_MEMBERS = 20_000
 """The most files in one archive."""
 
-MOST_MEMBER_BYTES = 2**30
-"""The largest file in an archive, and the largest object."""
+MOST_RATIO = 100
+"""How many times its size an archive may become; DICOM images become three times theirs, segmentations some ten times."""
+
+SMALL_BYTES = 2**28
+"""What any archive may become, however small it is."""
+
+MOST_TOLD = 100
+"""The most refused files that an answer names."""
 
 IMAGE = "image.nii.gz"
 _naming = threading.Lock()  # of images: whether a name is free and taking it is one step
 _ZIP, _GZIP, _DICM = b"PK\x03\x04", b"\x1f\x8b", b"DICM"
+_HEAD_BYTES = 132  # preamble and mark (PS3.10 7.1)
+_LARGEST_READ = 2**24  # of the list of an archive's members
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 @dataclass
@@ -36,13 +47,57 @@ class Upload:
     Attributes:
         instances: How many objects by study.
         refused: What was not taken, and why; files are called by their number in the archive, since names may tell of patients.
+        not_taken: How many were not.
     """
 
     instances: dict[str, int] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
+    not_taken: int = 0
 
     def add(self, study: str) -> None:
         self.instances[study] = self.instances.get(study, 0) + 1
+
+    def refuse(self, reason: str) -> None:
+        """Notes why something was not taken; of very many the last is a count."""
+        self.not_taken += 1
+        if self.not_taken > MOST_TOLD:
+            del self.refused[MOST_TOLD:]
+            reason = f"and {self.not_taken - MOST_TOLD} more"
+        self.refused.append(reason)
+
+
+class _TooLargeError(Exception):
+    """More came out of an archive than may."""
+
+
+class _Archive(io.BufferedReader):
+    """An archive's file. zipfile reads the whole list of its members at once, whatever size that is said to have."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0:
+            size = os.fstat(self.fileno()).st_size - self.tell()
+        if size > _LARGEST_READ:
+            raise zipfile.BadZipFile("its list of members is too long")
+        return super().read(size)
+
+
+class _Bounded:
+    """Bytes that come piece by piece; _TooLargeError once there are more than so many."""
+
+    def __init__(self, stream: IO[bytes], most_bytes: float, head: bytes = b"") -> None:
+        self._stream, self._most_bytes, self._head = stream, most_bytes, head
+        self.count = len(head)
+
+    def read(self, size: int) -> bytes:
+        """The next piece; empty at the end."""
+        if self._head:
+            piece, self._head = self._head, b""
+            return piece
+        piece = self._stream.read(size)
+        self.count += len(piece)
+        if self.count > self._most_bytes:
+            raise _TooLargeError
+        return piece
 
 
 def kind_of(path: Path) -> str:
@@ -60,44 +115,71 @@ def kind_of(path: Path) -> str:
     )
 
 
-def take_dicom(path: Path, store: InstanceStore) -> Upload:
-    """Puts one object into the store."""
+def take_dicom(path: Path, store: InstanceStore, most_bytes: float) -> Upload:
+    """Puts one object of at most so many bytes into the store."""
     found = Upload()
-    _put(path.read_bytes(), "the object", store, found)
+    with path.open("rb") as stream:
+        try:
+            _put(_Bounded(stream, most_bytes), "the object", store, found)
+        except _TooLargeError:
+            found.refuse(f"the object: it has more than {most_bytes / 1e9:g} GB (instance_gb)")
     return found
 
 
-def take_zip(path: Path, store: InstanceStore, most_bytes: float) -> Upload:
-    """Puts every object of an archive into the store.
+def take_zip(path: Path, store: InstanceStore, most_bytes: float, most_member_bytes: float) -> Upload:
+    """Puts every object of an archive into the store, each read piece by piece; an archive in an archive is none.
 
     Args:
         path: The archive.
         store: Gets the objects.
-        most_bytes: That all of them may have together.
+        most_bytes: That all of them may have together; less for a small archive, see MOST_RATIO.
+        most_member_bytes: That one of them may have; a larger one is refused by itself.
 
     Raises:
         InputRefusedError: It is broken, or too much is in it; what was taken before stays, and its sender sends it again.
     """
-    found, left = Upload(), most_bytes
+    found, most = Upload(), min(most_bytes, max(SMALL_BYTES, MOST_RATIO * path.stat().st_size))
+    left = most
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _Archive(io.FileIO(path)) as file, zipfile.ZipFile(file) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
             if len(members) > MOST_MEMBERS:
                 raise InputRefusedError(
                     f"the archive has {len(members)} files; at most {MOST_MEMBERS} are taken; split it"
                 )
             for number, member in enumerate(members, start=1):
-                with archive.open(member) as stream:
-                    content = stream.read(min(MOST_MEMBER_BYTES, int(left)) + 1)
-                left -= len(content)
-                if left < 0 or len(content) > MOST_MEMBER_BYTES:
-                    raise InputRefusedError(f"the archive becomes more than {most_bytes / 1e9:g} GB; split it")
-                _put(content, f"file {number}", store, found)
+                left -= _take_member(archive, member, f"file {number}", left, most_member_bytes, store, found)
+    except _TooLargeError as error:
+        raise InputRefusedError(
+            f"the archive of {path.stat().st_size / 1e6:.3g} MB becomes more than {most / 1e6:.3g} MB; split it"
+        ) from error
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
         raise InputRefusedError(
             f"the archive is broken ({type(error).__name__}); a whole one without a password is needed; pack it again"
         ) from error
     return found
+
+
+def _take_member(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, left: float, most: float, store: InstanceStore,
+    found: Upload,
+) -> int:  # fmt: skip
+    """How many bytes were read of a member. Raises _TooLargeError for more than are left."""
+    if member.compress_type not in _METHODS:
+        raise NotImplementedError("packed otherwise than by deflate")
+    with archive.open(member) as stream:
+        head = stream.read(_HEAD_BYTES)
+        if head[_HEAD_BYTES - len(_DICM) :] != _DICM:
+            found.refuse(f"{name}: it is no DICOM file")
+            return len(head)
+        content = _Bounded(stream, min(left, most), head)
+        try:
+            _put(content, name, store, found)
+        except _TooLargeError:
+            if content.count > left:
+                raise
+            found.refuse(f"{name}: it has more than {most / 1e9:g} GB (instance_gb)")
+    return content.count
 
 
 def take_nifti(path: Path, received: Path, rule: str) -> tuple[str, bool]:
@@ -127,8 +209,8 @@ def take_nifti(path: Path, received: Path, rule: str) -> tuple[str, bool]:
     return study, is_new
 
 
-def _put(content: bytes, name: str, store: InstanceStore, found: Upload) -> None:
+def _put(stream: _Bounded, name: str, store: InstanceStore, found: Upload) -> None:
     try:
-        found.add(store.put(content).study_instance_uid)
+        found.add(store.put(stream).study_instance_uid)
     except InstanceRefusedError as error:
-        found.refused.append(f"{name}: {error}")
+        found.refuse(f"{name}: {error}")

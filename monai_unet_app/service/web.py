@@ -13,20 +13,22 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import uvicorn
 from fastapi import Body, Depends, FastAPI, Form, HTTPException, Query, Request
+from fastapi import Path as PathParameter
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
-from fastapi.routing import APIRoute
-from starlette.datastructures import UploadFile
+from pydantic import AfterValidator
+from starlette.datastructures import FormData, UploadFile
 
+from dicom_io.net.store import is_uid
 from monai_unet_app import __version__
 from monai_unet_app.data.schemas import schema
 from monai_unet_app.errors import AppError, InputRefusedError
@@ -37,32 +39,24 @@ from monai_unet_app.service.access import (
     Reader,
     Reviewer,
     Submitter,
-    is_from_elsewhere,
     may_open,
     needs,
 )
 from monai_unet_app.service.figures import exposition
+from monai_unet_app.service.guard import MOST_WORDS_BYTES, BoundedRoute, Guard, is_json
 from monai_unet_app.service.hints import Hints
 from monai_unet_app.service.queue import DecidedError, Result
 from monai_unet_app.service.reviews import decide, refuse, release, review_page, standing
+from monai_unet_app.service.server import Connections, loop_of
 from monai_unet_app.service.site import HttpConfig
 from monai_unet_app.service.status import find_page, status_page
-from monai_unet_app.service.tokens import Holder, read_tokens
+from monai_unet_app.service.tokens import Holder, Tokens
 from monai_unet_app.service.uploads import Upload, kind_of, take_dicom, take_nifti, take_zip
 
 if TYPE_CHECKING:
     from monai_unet_app.service.node import Node
 
-_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",  # with no-referrer the buttons of a page send "Origin: null"
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": (
-        "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-    ),
-}
-_TAKE_FILES = ("/studies", "/results/{number}/verdict")
-_MOST_WORDS_BYTES = 1 << 20  # of a request that brings no file
+_LARGEST_NUMBER = 2**63 - 1  # that SQLite has
 _DECISION = schema("review_verdict")
 _FORM = {
     "type": "object",
@@ -89,6 +83,7 @@ _UPLOAD = {
         },
     }
 }
+Number = Annotated[int, PathParameter(ge=1, le=_LARGEST_NUMBER)]
 _MASKS = (".nii.gz", ".nii", ".dcm", ".nrrd", ".mha", ".png")
 
 
@@ -98,18 +93,10 @@ def make_app(node: Node, config: HttpConfig) -> FastAPI:
     Raises:
         UsageError: The file of tokens cannot be used.
     """
-    app = FastAPI(title="monai-unet node", version=__version__, docs_url=None, redoc_url=None)
-    app.router.route_class = _BoundedRoute
-    app.state.tokens, app.state.config = read_tokens(config.tokens), config
-
-    @app.middleware("http")
-    async def _headers(request: Request, call_next: Callable[..., Any]) -> Response:
-        response: Response = (
-            Response("another site asks", 403) if is_from_elsewhere(request) else await call_next(request)
-        )
-        for name, value in _HEADERS.items():
-            response.headers.setdefault(name, value)
-        return response
+    app = FastAPI(title="monai-unet node", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.router.route_class = BoundedRoute
+    app.state.config = config
+    app.add_middleware(Guard, config=config, tokens=Tokens(config.tokens), audit=node.audit)
 
     @app.exception_handler(RequestValidationError)
     async def _unfit(request: Request, error: RequestValidationError) -> Response:
@@ -125,51 +112,20 @@ def make_app(node: Node, config: HttpConfig) -> FastAPI:
     return app
 
 
-class _BoundedRoute(APIRoute):
-    """A way in through which comes a body of bounded size, in bounded time, whoever reads it and into what."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """What answers a request."""
-        answer = super().get_route_handler()
-
-        async def answer_bounded(request: Request) -> Response:
-            config: HttpConfig = request.app.state.config
-            takes_file = self.path in _TAKE_FILES and not _is_json(request)
-            most_bytes = config.most_upload_gb * 1e9 if takes_file else _MOST_WORDS_BYTES
-            return await answer(_bounded(request, most_bytes, config.most_upload_s))
-
-        return answer_bounded
-
-
-def _bounded(request: Request, most_bytes: float, most_s: float) -> Request:
-    """The request; whoever reads more of its body, or longer at it, gets a 413 or a 408."""
-    left, end = most_bytes, asyncio.get_running_loop().time() + most_s
-
-    async def receive() -> Any:
-        nonlocal left
-        try:
-            async with asyncio.timeout_at(end):
-                message = await request.receive()
-        except TimeoutError as error:
-            raise HTTPException(408, "the upload took longer than this node waits") from error
-        left -= len(message.get("body", b""))
-        if left < 0:
-            raise HTTPException(413, "the upload is larger than this node takes; split it")
-        return message
-
-    return Request(request.scope, receive)
-
-
-def _is_json(request: Request) -> bool:
-    return request.headers.get("Content-Type", "").startswith("application/json")
-
-
 def _is_form(request: Request) -> bool:
     return request.headers.get("Content-Type", "").startswith("multipart/form-data")
 
 
+def _printable(reason: str) -> str:
+    if not reason.isprintable():
+        raise ValueError("it has characters that cannot be shown; plain text on one line is needed")
+    return reason
+
+
 Reason = Annotated[
-    str, Body(embed=True, min_length=1, max_length=500, pattern=r"\S", description="why; without names of patients")
+    str,
+    Body(embed=True, min_length=1, max_length=500, pattern=r"\S", description="why; without names of patients"),
+    AfterValidator(_printable),
 ]
 
 
@@ -235,6 +191,7 @@ def _add_studies(app: FastAPI, node: Node, config: HttpConfig) -> None:
 
     @app.get("/studies/{study}", summary="What became of a study")
     def study(study: str, holder: Onlooker) -> dict[str, Any]:
+        _checked_uid(study)
         jobs = node.queue.jobs_of(study)
         if not jobs and not node.is_arriving(study):
             raise HTTPException(404, "no such study")
@@ -261,11 +218,11 @@ def _take(node: Node, path: Path, rule: str, config: HttpConfig, who: str) -> di
 
 
 def _taken(node: Node, path: Path, rule: str, config: HttpConfig) -> Upload:
-    kind = kind_of(path)
+    kind, most_member = kind_of(path), node.config.instance_gb * 1e9
     if kind == "zip":
-        return take_zip(path, node.store, config.most_upload_gb * 4e9)
+        return take_zip(path, node.store, config.most_upload_gb * 4e9, most_member)
     if kind == "dicom":
-        return take_dicom(path, node.store)
+        return take_dicom(path, node.store, most_member)
     if node.site.rule(rule) is None:
         names = ", ".join(one.name for one in node.site.rules)
         raise InputRefusedError(f"rule is {rule!r}; for a NIfTI image one of {names} is needed; add ?rule=NAME")
@@ -278,7 +235,7 @@ def _taken(node: Node, path: Path, rule: str, config: HttpConfig) -> Upload:
 async def _receive(request: Request, path: Path) -> None:
     """The body of a request, or the first file of a form, to a file."""
     if _is_form(request):
-        async with request.form(max_files=1, max_fields=8) as form:
+        async with _form(request, max_files=1, max_fields=8) as form:
             sent = next((part for part in form.values() if not isinstance(part, str)), None)
             if sent is None:
                 raise HTTPException(422, "the form holds no file; one is needed")
@@ -287,6 +244,19 @@ async def _receive(request: Request, path: Path) -> None:
     with path.open("wb") as stream:
         async for chunk in request.stream():
             stream.write(chunk)
+
+
+@asynccontextmanager
+async def _form(request: Request, *, max_files: int, max_fields: int) -> AsyncIterator[FormData]:
+    """The fields of a form; 400 where it is broken."""
+    try:
+        form = await request.form(max_files=max_files, max_fields=max_fields)
+    except (LookupError, ValueError) as error:  # a character set that is none, for one
+        raise HTTPException(400, "the form is broken; multipart/form-data is needed; send it again") from error
+    try:
+        yield form
+    finally:
+        await form.close()
 
 
 def _copy(sent: IO[bytes], path: Path) -> None:
@@ -309,11 +279,11 @@ def _part(folder: Path, ending: str = ".part") -> Iterator[Path]:
 
 def _add_results(app: FastAPI, node: Node) -> None:
     @app.get("/results/{number}", summary="One result: its state, what the bundle says of it, its files")
-    def result(number: int, holder: Onlooker) -> dict[str, Any]:
+    def result(number: Number, holder: Onlooker) -> dict[str, Any]:
         return _told(node, _found(node, number), holder)
 
     @app.get("/results/{number}/files/{name:path}", summary="One file of a result", response_class=FileResponse)
-    def file(number: int, name: str, holder: Reader) -> FileResponse:
+    def file(number: Number, name: str, holder: Reader) -> FileResponse:
         found = _found(node, number)
         if not may_open(holder, found):
             raise HTTPException(
@@ -328,7 +298,7 @@ def _add_results(app: FastAPI, node: Node) -> None:
 
     @app.post("/results/{number}/release", summary="A result that was held back goes out")
     def let_go(
-        number: int,
+        number: Number,
         holder: Decider,
         reason: Reason,
         confirm_rejected: Annotated[
@@ -341,7 +311,7 @@ def _add_results(app: FastAPI, node: Node) -> None:
         return _told(node, _found(node, number), holder)
 
     @app.post("/results/{number}/refuse", summary="A result that was held back will not go out")
-    def keep_back(number: int, holder: Decider, reason: Reason) -> dict[str, Any]:
+    def keep_back(number: Number, holder: Decider, reason: Reason) -> dict[str, Any]:
         _found(node, number)
         with _answered():
             refuse(node, number, holder.name, reason)
@@ -361,7 +331,7 @@ def _answered() -> Iterator[None]:
 
 def _add_reviews(app: FastAPI, node: Node) -> None:
     @app.get("/results/{number}/review", summary="The page on which a result is reviewed; names the patient")
-    def page(number: int, holder: Reviewer) -> FileResponse:
+    def page(number: Number, holder: Reviewer) -> FileResponse:
         found = _found(node, number)
         try:
             made = review_page(node, found, f"/results/{number}/verdict")
@@ -371,7 +341,7 @@ def _add_reviews(app: FastAPI, node: Node) -> None:
         return FileResponse(made, media_type="text/html", headers={"Content-Security-Policy": "frame-ancestors 'none'"})
 
     @app.get("/results/{number}/verdict", summary="Who asks, whether they may decide, and what was decided already")
-    def stands(number: int, holder: Reviewer) -> dict[str, Any]:
+    def stands(number: Number, holder: Reviewer) -> dict[str, Any]:
         stands = standing(node, _found(node, number))
         return {"who": holder.name, **stands, "open": stands["open"] and holder.may_decide}
 
@@ -380,17 +350,17 @@ def _add_reviews(app: FastAPI, node: Node) -> None:
         summary="What a reviewer decided: JSON of a review page, or a form with the mask too",
         openapi_extra=_VERDICT,
     )
-    async def verdict(number: int, request: Request, holder: Decider) -> dict[str, Any]:
+    async def verdict(number: Number, request: Request, holder: Decider) -> dict[str, Any]:
         found = _found(node, number)
-        if _is_json(request):
+        if is_json(request):
             return await run_in_threadpool(_decided, node, found, await request.body(), holder.name)
         if not _is_form(request):
             raise HTTPException(415, "JSON of a review page is needed, or a form with fields verdict and mask")
-        async with request.form(max_files=2, max_fields=4) as form:
+        async with _form(request, max_files=2, max_fields=4) as form:
             text, mask = form.get("verdict"), form.get("mask")
             if text is None or mask is None or isinstance(mask, str):
                 raise HTTPException(422, "a form with fields verdict (JSON) and mask (a file) is needed")
-            told = text if isinstance(text, str) else await text.read(_MOST_WORDS_BYTES)
+            told = text if isinstance(text, str) else await text.read(MOST_WORDS_BYTES)
             with _part(node.folder, _ending(mask)) as path:
                 await run_in_threadpool(_copy, mask.file, path)
                 return await run_in_threadpool(_decided, node, found, told, holder.name, path)
@@ -410,8 +380,8 @@ def _decided(node: Node, result: Result, text: str | bytes, who: str, mask: Path
 def _parsed(text: str | bytes) -> dict[str, Any]:
     try:
         found = json.loads(text)
-    except ValueError as error:
-        raise HTTPException(422, "the verdict is no JSON") from error
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(422, "the verdict is no JSON, or its parts lie too deep in each other") from error
     if not isinstance(found, dict):
         raise HTTPException(422, "the verdict is no JSON object")
     return found
@@ -422,16 +392,17 @@ def _add_repairs(app: FastAPI, node: Node) -> None:
         "/studies/{study}/reprocess", status_code=202, summary="A study is worked at again, by the rules as they are"
     )
     def reprocess(study: str, request: Request, holder: Admin) -> Response:
+        _checked_uid(study)
         if not node.reprocess(study, holder.name):
             raise HTTPException(404, "no such study is complete; one that was is worked at again")
         return _done(request, {"study": study}, 202)
 
     @app.post("/jobs/{number}/retry", summary="A dead letter is worked at again")
-    def retry_job(number: int, request: Request, holder: Admin) -> Response:
+    def retry_job(number: Number, request: Request, holder: Admin) -> Response:
         return _done(request, _retried(node, "job", number, holder.name))
 
     @app.post("/deliveries/{number}/retry", summary="A dead delivery is tried again")
-    def retry_delivery(number: int, request: Request, holder: Admin) -> Response:
+    def retry_delivery(number: Number, request: Request, holder: Admin) -> Response:
         return _done(request, _retried(node, "delivery", number, holder.name))
 
 
@@ -455,18 +426,28 @@ def _found(node: Node, number: int) -> Result:
     return result
 
 
+def _checked_uid(study: str) -> None:
+    if not is_uid(study):
+        raise HTTPException(404, "no such study; a StudyInstanceUID is needed")
+
+
 def _told(node: Node, result: Result, holder: Holder) -> dict[str, Any]:
     """What is said of a result; "files" and "document" are empty for whoever may not open it."""
-    folder = node.result_folder(result)
-    is_open = bool(result.folder) and may_open(holder, result)
-    files = sorted(path for path in folder.rglob("*") if path.is_file()) if is_open else []
-    said = next((json.loads(path.read_text()) for path in files if path.name.endswith("_result.json")), None)
+    files = _files(node, result) if may_open(holder, result) else {}
+    said = next((json.loads(path.read_text()) for name, path in files.items() if name.endswith("_result.json")), None)
     return {
         **{key: value for key, value in asdict(result).items() if key != "folder"},
         "deliveries": [asdict(one) for one in node.queue.deliveries_of(result.id)],
-        "files": [str(path.relative_to(folder)) for path in files],
+        "files": list(files),
         "document": said,
     }
+
+
+def _files(node: Node, result: Result) -> dict[str, Path]:
+    """The files of a result by their names below its folder; none where it has no folder."""
+    folder = node.result_folder(result)
+    files = sorted(path for path in folder.rglob("*") if path.is_file()) if result.folder else []
+    return {str(path.relative_to(folder)): path for path in files}
 
 
 class Door:
@@ -475,25 +456,32 @@ class Door:
     def __init__(self, node: Node, config: HttpConfig) -> None:
         """Raises UsageError as `make_app`."""
         self._address = f"{config.host}:{config.port}"
+        connections = Connections(config.most_connections, config.most_per_address, config.head_s)
         settings = uvicorn.Config(
             make_app(node, config),
+            http=cast(Any, connections.make),
+            ws="none",
             host=config.host,
             port=config.port,
             log_config=None,
             access_log=False,
             server_header=False,
             timeout_keep_alive=10,
-            limit_concurrency=64,
             ssl_certfile=config.tls.certificate if config.tls else None,
             ssl_keyfile=config.tls.key if config.tls else None,
         )
         self._server = uvicorn.Server(settings)
-        self._thread = threading.Thread(target=self._server.run, name="http door", daemon=True)
+        self._head_s = config.head_s
+        self._thread = threading.Thread(target=self._run, name="http door", daemon=True)
 
     @property
     def port(self) -> int:
         """The port that is bound."""
         return int(self._server.servers[0].sockets[0].getsockname()[1])
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: loop_of(self._head_s)) as runner:
+            runner.run(self._server.serve())
 
     def __enter__(self) -> Door:
         self._thread.start()
