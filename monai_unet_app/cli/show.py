@@ -41,7 +41,7 @@ class Steps:
             TextColumn(text), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
             TimeRemainingColumn(), console=err, disable=quiet or not err.is_terminal, transient=True,
         )  # fmt: skip
-        self.task = self.bar.add_task("", total=total)
+        self.task, self.done = self.bar.add_task("", total=total), 0
 
     def __enter__(self) -> Steps:
         self.bar.start()
@@ -51,15 +51,17 @@ class Steps:
         self.bar.stop()
 
     def __call__(self, description: str = "") -> None:
-        self.bar.update(self.task, advance=1, description=description)
+        self.done += 1
+        self.bar.update(self.task, completed=self.done, description=description)
 
     def measured(self, case_id: str, dice: float | None) -> None:
         """Moves it on by a case that was measured, or refused."""
         self(case_id if dice is None else f"{case_id} Dice {dice:.3f}")
 
     def windows(self, done: int, total: int) -> None:
-        """How far the case at work is."""
-        self.bar.update(self.task, description=f"window {done} of {total}")
+        """How far the case at work is: the bar moves on within it."""
+        part = self.done + done / max(total, 1)
+        self.bar.update(self.task, completed=part, description=f"window {done} of {total}")
 
 
 def progress(text: str, total: int, options: argparse.Namespace) -> Steps:
@@ -210,21 +212,42 @@ def _numbers(values: Sequence[float], between: str = " x ") -> str:
 
 
 def metrics_table(metrics: Any) -> None:
-    table = Table("score", "mean", "95 % interval", *metrics["dice"]["per_class"])
-    for key in ("dice", "iou", "boundary_iou", "precision", "recall", *(k for k in metrics if k.startswith("hd95"))):
-        _metric_row(table, key, metrics[key], metrics[key]["mean"], metrics[key]["mean_interval"])
+    """Scores with their intervals; then the classes, a row each, so that any number of them fits."""
+    scores = ["dice", "iou", "boundary_iou", "precision", "recall", *(k for k in metrics if k.startswith("hd95"))]
+    table = Table(*(Column(name, no_wrap=True) for name in ("score", "mean", "95 % interval")))
+    for key in scores:
+        table.add_row(key, *_mean_cells(metrics[key]["mean"], metrics[key]["mean_interval"]))
     for key in ("ece", "ece_band"):
-        block = metrics[key]
-        _metric_row(table, f"{key} (top label)", block, block["top_label"], block["top_label_interval"])
+        table.add_row(f"{key} (top label)", *_mean_cells(metrics[key]["top_label"], metrics[key]["top_label_interval"]))
     out.print(table)
+    _classes_table({key: metrics[key]["per_class"] for key in (*scores, "ece", "ece_band")})
     if metrics["dice"]["mean_interval"] is None:
         line("no interval: at least six subjects are needed")
 
 
-def _metric_row(table: Table, name: str, block: Any, value: float | None, interval: Any) -> None:
+CLASS_COLUMNS = {
+    "dice": "Dice", "iou": "IoU", "boundary_iou": "bIoU", "precision": "prec.", "recall": "rec.", "hd95_mm": "HD95",
+    "hd95_px": "HD95", "ece": "ECE", "ece_band": "band",
+}  # fmt: skip
+"""Short heads, so that the row of a class fits into 80 columns."""
+
+
+def _classes_table(blocks: Mapping[str, Mapping[str, float | None]]) -> None:
+    """A row for each class, a column for each score."""
+    heads = [Column(CLASS_COLUMNS.get(key, key), justify="right", no_wrap=True) for key in blocks]
+    table = Table(Column("class", overflow="fold"), *heads, box=None, pad_edge=False)
+    for label in blocks["dice"]:
+        table.add_row(escape(label), *(_class_cell(block.get(label)) for block in blocks.values()))
+    out.print(table)
+
+
+def _mean_cells(value: float | None, interval: Any) -> tuple[str, str]:
     between = "-" if not interval else f"{interval[0]:.4f} to {interval[1]:.4f}"
-    cells = [("-" if number is None else f"{number:.4f}") for number in (value, *block["per_class"].values())]
-    table.add_row(name, cells[0], between, *cells[1:])
+    return "-" if value is None else f"{value:.4f}", between
+
+
+def _class_cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}" if value < 100 else f"{value:.1f}"
 
 
 def figures_table(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -258,7 +281,7 @@ def forms_table(scores: Sequence[FormScore], word: str) -> None:
 
 def statements_table(statements: dict[str, Any]) -> None:
     """What a bundle states of its results, a line a statement."""
-    table = Table("setting", "statement", "figures")
+    table = Table("setting", Column("statement", overflow="fold"), Column("figures", overflow="fold"))
     for setting, said in statements.items():
         if "sizes_off" in said:
             ends = said["sizes_off"]["relative"].items()
@@ -292,7 +315,9 @@ def _size(row: Mapping[str, Any]) -> str:
 
 
 def structures_table(done: Sequence[dict[str, Any]]) -> None:
-    table = Table(Column("case", overflow="fold"), "structure", "size", "mean p", "gate", "seconds")
+    table = Table(
+        Column("case", overflow="fold"), Column("structure", overflow="fold"), "size", "mean p", "gate", "seconds"
+    )
     for case in done:
         for row in case["structures"]:
             gate = f"{row['verdict']}\nDice {row['predicted_dice']:.2f}" if "verdict" in row else "-"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -187,12 +188,14 @@ def train(options: argparse.Namespace) -> Answer:
         overrides={name: value for name, value in overrides.items() if value is not None},
         name=options.name,
     )
-    bundle = train_bundle(loaded_bundle(template.root), run, say(options))
+    say(options)("loading torch and MONAI")
+    loaded = loaded_bundle(template.root)
+    bundle = train_bundle(loaded, run, say(options), lambda text, total: progress(text, total, options))
     record = bundle.run_record
     if not options.json:
         line(f"Dice on the selection cases: {record['best']['metric']:.4f} (epoch {record['best']['epoch']})")
         line(f"trained bundle: {bundle.root}")
-        line(f"next: monai-unet calibrate --bundle {bundle.root} --data {options.data}")
+        line(next_command("calibrate", bundle.root, options))
     return {"bundle": str(bundle.root), "sha256": bundle.sha256, "best": record["best"]}, EXIT_DONE
 
 
@@ -225,6 +228,7 @@ def _calibrated(root: Path, data: Sequence[CaseFiles], options: argparse.Namespa
     statements = summary(_stated(bundle, data, chosen.rows, options), bundle)
     if not options.json:
         _calibration_lines(fitted, statements, bundle)
+        line(next_command("evaluate", bundle.root, options) + " --output OUT")
     answer = {
         "parameters": fitted.parameters,
         "nll_before": fitted.nll_before,
@@ -234,6 +238,17 @@ def _calibrated(root: Path, data: Sequence[CaseFiles], options: argparse.Namespa
         "sha256": bundle_files(bundle.root).sha256,
     }
     return answer | (forms if scores else {}), EXIT_DONE
+
+
+def next_command(verb: str, bundle: Path, options: argparse.Namespace) -> str:
+    """The command that comes next, with the flags of this one that it has too; a shell takes it as it is."""
+    words = ["monai-unet", verb, "--bundle", str(bundle)]
+    for name in ("data", "images", "labels", "label_suffix", "splits", "device"):
+        value = str(getattr(options, name, None) or "")
+        flag = f"--{name.replace('_', '-')}"
+        if value not in ("", "auto"):
+            words += [f"{flag}={value}"] if value.startswith("-") else [flag, value]
+    return "next: " + shlex.join(words + (["--tta"] if getattr(options, "tta", False) else []))
 
 
 def _fitted(bundle: Bundle, rows: Sequence[Row], scores: Sequence[FormScore], options: argparse.Namespace) -> Fitted:
@@ -291,7 +306,6 @@ def _calibration_lines(fitted: Fitted, statements: dict[str, Any], bundle: Bundl
     line(f"negative log likelihood a voxel: {fitted.nll_before:.5f} before, {fitted.nll_after:.5f} after")
     statements_table(statements)
     line(f"written into {bundle.root}/configs/inference.yaml and confidence.json")
-    line(f"next: monai-unet evaluate --bundle {bundle.root} ... --output OUT")
 
 
 def _compared_forms(

@@ -198,10 +198,18 @@ def inspect_cases(
     return Fingerprint(tuple(seen), refused, (*several, *_oddities(seen)))
 
 
-def check_cases(rows: Sequence[Mapping[str, str]], bundle: Any) -> None:
-    """Raises InputRefusedError listing every case that this bundle cannot be trained or measured on."""
+def check_cases(
+    rows: Sequence[Mapping[str, str]], bundle: Any, step: Callable[[str], None] = lambda case_id: None
+) -> None:
+    """Raises InputRefusedError listing every case that this bundle cannot be trained or measured on.
+
+    Args:
+        rows: {"id", "image", "label"} of each case.
+        bundle: Whose input rules and label values count.
+        step: Told each case's id when it has been read.
+    """
     cases = [CaseFiles(row["id"], Path(row["image"]), Path(row["label"])) for row in rows]
-    refused = inspect_cases(cases, bundle.rules, bundle.label_values).refused
+    refused = inspect_cases(cases, bundle.rules, bundle.label_values, step).refused
     if refused:
         raise InputRefusedError(f"{len(refused)} of {len(cases)} case(s) cannot be used:\n  " + "\n  ".join(refused))
 

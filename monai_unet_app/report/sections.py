@@ -139,7 +139,9 @@ def _classes(report: EvaluationReport) -> list[Block]:
     )
     fewest = fewest_subjects(report.how.level)
     if report.subjects < fewest:
-        note += f" There is none for {plural(report.subjects, 'subject')}; at least {fewest} are needed."
+        note += (
+            f" No interval is given: {plural(report.subjects, 'subject')} were measured, at least {fewest} are needed."
+        )
     table = _by_class(columns, report.summary, report.plan)
     return [Heading("Each class"), Text(note, note=True), table, *_undefined(report)]
 

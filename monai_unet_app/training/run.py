@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,18 @@ class TrainConfig:
     name: str | None = None
 
 
-def train_bundle(template: Bundle, run: TrainConfig, say: Callable[[str], None] = lambda line: None) -> Bundle:
+Step = Callable[[str], None]
+Watch = Callable[[str, int], AbstractContextManager[Step]]
+"""From what is done and how often, to what is told of each step."""
+
+
+def _unwatched(text: str, total: int) -> AbstractContextManager[Step]:
+    return nullcontext(lambda case_id: None)
+
+
+def train_bundle(
+    template: Bundle, run: TrainConfig, say: Callable[[str], None] = lambda line: None, watch: Watch = _unwatched
+) -> Bundle:
     """The trained bundle at `run.output`.
 
     Every case is read and checked before the first step. The run writes `run/run.json`, `run/last.pt` and its curves
@@ -68,7 +80,10 @@ def train_bundle(template: Bundle, run: TrainConfig, say: Callable[[str], None] 
                 f"{'' if run.fold is None else f' beside fold {run.fold}'}; at least one is needed; give another --splits or "
                 "--fold, or leave them out"
             )
-    check_cases([row for rows in cases.values() for row in rows], template)
+    everything = [row for rows in cases.values() for row in rows]
+    say(f"reading and checking {len(everything)} case(s)")
+    with watch("checking", len(everything)) as step:
+        check_cases(everything, template, step)
     _copy(template, run.output, run.name)
     overrides = {
         "dataset_dir": str(run.data),
@@ -79,6 +94,7 @@ def train_bundle(template: Bundle, run: TrainConfig, say: Callable[[str], None] 
         "device": resolve_device(run.device),
         **run.overrides,
     }
+    say(f"preprocessing {len(cases['train']) + len(cases['selection'])} case(s), which stay in memory while it trains")
     run_overlay(run.output, "train", overrides)
     return load_bundle(run.output, template.device)
 

@@ -59,6 +59,8 @@ def test_training_evaluating_and_reporting_on_other_data_leave_no_word_of_the_te
     words = ["--bundle", template, "--data", data, "--output", mine, "--name", "Liver MR"]
     answer = run("train", *words, "--epochs", 1, "--device", "cpu", "--tracking", "none")
     assert answer.code == 0, answer.err
+    assert "reading and checking 5 case(s)" in answer.err
+    assert "preprocessing 3 case(s)" in answer.err
     assert not TEMPLATE_S.search(said(mine)), TEMPLATE_S.findall(said(mine))
     metadata = json.loads((mine / "configs/metadata.json").read_text())
     assert metadata["name"] == "Liver MR"

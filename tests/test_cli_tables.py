@@ -1,0 +1,94 @@
+"""What the command line prints of bundles with many structures, and the command that it says comes next."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from monai_unet_app.cli import show
+from monai_unet_app.cli.parser import build_parser
+from monai_unet_app.cli.verbs import next_command
+
+CLASSES = [f"Structure with a long name number {n}" for n in range(1, 21)]
+
+
+def score(value: float) -> dict[str, Any]:
+    return {
+        "mean": value,
+        "mean_interval": [value - 0.1, value + 0.1],
+        "top_label": value,
+        "top_label_interval": None,
+        "per_class": {label: value + n / 1000 for n, label in enumerate(CLASSES)},
+    }
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_scores_of_twenty_classes_are_whole_at_any_width(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = ("dice", "iou", "boundary_iou", "precision", "recall", "ece", "ece_band")
+    metrics = {key: score(0.5) for key in keys} | {"hd95_mm": score(123.4)}
+    monkeypatch.setattr(show, "out", Console(width=width))
+    show.metrics_table(metrics)
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert "0.4000 to 0.6000" in printed
+    assert max(map(len, printed.splitlines())) <= width
+    words = " ".join(printed.split())
+    for n in range(20):
+        assert f" 0.{500 + n} " in words
+        assert f" {123.4 + n / 1000:.1f} " in words
+
+
+def test_structures_and_statements_of_long_names_are_whole_at_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(show, "out", Console(width=80))
+    rows = [{"label": label, "volume_ml": 1234.5, "mean_probability": 0.5} for label in CLASSES]
+    show.structures_table(
+        [{"case": "a_case_with_a_long_name", "structures": rows, "wholes": [], "seconds": {"a": 1.0}}]
+    )
+    said = {"not_stated": {}, "mask_from": {"risk": 0.1, **dict.fromkeys(CLASSES, 0.25)}}
+    show.statements_table({"plain": said})
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert printed.count("1234.500") == 20
+
+
+GIVEN = {
+    "all": ["--images", "my images", "--labels", "it's here", "--label-suffix", "_1stHO", "--splits", "plan.json"],
+    "a suffix with a dash": ["--data", "D", "--label-suffix=-seg", "--device", "cpu"],
+    "averages": ["--data", "D", "--tta"],
+}
+
+
+@pytest.mark.parametrize("given", GIVEN.values(), ids=GIVEN)
+@pytest.mark.parametrize(("verb", "following"), [("train", "calibrate"), ("calibrate", "evaluate")])
+def test_the_command_that_comes_next_has_the_flags_that_were_given(given: list[str], verb: str, following: str) -> None:
+    if verb == "train" and "--tta" in given:
+        pytest.skip("train has no --tta")
+    first = build_parser().parse_args(
+        [verb, "--bundle", "template", "--output", "o", *given][: None if verb == "train" else 3]
+        + ([] if verb == "train" else given)
+    )
+    told = next_command(following, Path("my bundle"), first).removeprefix("next: ")
+    words = shlex.split(told)[1:] + (["--output", "OUT"] if following == "evaluate" else [])
+    second: argparse.Namespace = build_parser().parse_args(words)
+    assert second.bundle == "my bundle"
+    for name in ("labels", "label_suffix", "splits", "device"):
+        assert getattr(second, name) == getattr(first, name)
+    assert (second.data or second.images) == (first.data or first.images)
+    assert second.tta == getattr(first, "tta", False)
+
+
+def test_the_bar_moves_while_one_case_is_at_work() -> None:
+    steps = show.Steps("segmenting", 1, quiet=True)
+    steps.windows(3, 12)
+    assert steps.bar.tasks[0].completed == pytest.approx(0.25)
+    steps("a case")
+    assert steps.bar.tasks[0].completed == 1
