@@ -30,6 +30,7 @@ from dicom_io.reading.instances import load_dataset
 from dicom_io.reading.series import survey_files
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import bundle_files
+from monai_unet_app.data.itk_bridge import check_by_itk
 from monai_unet_app.errors import UsageError
 from monai_unet_app.service.phantoms import (
     AXES,
@@ -57,7 +58,7 @@ from monai_unet_app.service.work import misfits
 MODALITIES = {"SEG": "SEG", "SR": "SR", "RTSTRUCT": "RTSTRUCT", "GSPS": "PR"}
 """Kinds of objects that are looked for at a destination -> their Modality."""
 
-_PACKAGES = ("torch", "monai", "pydicom", "pynetdicom", "highdicom", "numpy")
+_PACKAGES = ("torch", "monai", "pydicom", "pynetdicom", "highdicom", "itk", "numpy")
 _PAUSE_S, _TELL_S = 0.5, 10.0
 _MOST_ROUNDS = 3  # of studies, until every worker has answered
 
@@ -425,7 +426,11 @@ class _Trial:
         images = [path for path in got.files if path not in segs]
         if not segs or not images:
             return Said(f"{len(images)} images and {len(segs)} SEG came back; both are needed", fault=True)
-        return compared(study.labels, read_seg(segs[0], read_series(images)), f"{got.received} objects")
+        volume = read_series(images)
+        check_by_itk(volume)  # a second opinion on the places that the labels are compared in
+        return compared(
+            study.labels, read_seg(segs[0], volume), f"{got.received} objects, read by ITK at the same place"
+        )
 
     # through the node
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from nodes import wait_until
 from orthanc import Orthanc, orthanc, program
+from own_network import own_network
 from ports import free_port
 from pydicom import dcmread
 from pypdf import PdfReader
@@ -65,12 +66,13 @@ class Hospital:
 @pytest.fixture(scope="module")
 def hospital(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospital]:
     folder = tmp_path_factory.mktemp("hospital")
-    with orthanc(folder / "orthanc") as archive:
+    with own_network() as packets_sent, orthanc(folder / "orthanc") as archive:
         port = free_port()
         (folder / "site.toml").write_text(SITE.format(port=port, dimse=archive.port, web=archive.web))
         with Node(read_site(folder / "site.toml")) as node:
             wait_until(lambda: node.is_ready, 120)
             yield Hospital(node, archive)
+        assert packets_sent() == 0  # node, archive, commission and dcmtk have talked to nobody outside of this machine
 
 
 def test_every_phantom_comes_back_in_its_place_and_the_node_makes_what_this_program_makes(hospital: Hospital) -> None:
