@@ -306,7 +306,7 @@ def _capture(uid: str, series_uid: str, headers: tuple[Dataset, ...], result: Re
     dataset = new_object(SecondaryCaptureImageStorage, uid)
     dataset.Modality, dataset.ConversionType = "OT", "WSD"
     dataset.SeriesInstanceUID = series_uid
-    dataset.SeriesNumber = identity.series_number(headers[0], "SC")
+    dataset.SeriesNumber = identity.series_number(headers[0], "SC", result)
     dataset.ContentDate, dataset.ContentTime = "", ""
     identity.stamp(dataset, headers, result, "SC")
     dataset.ImageType = ["DERIVED", "SECONDARY"]

@@ -123,7 +123,7 @@ def _identified(labels: Volume, images: SourceImages, result: ResultInfo, *, col
     dataset = new_object(sop_class, uid)
     dataset.Modality = "PR"
     dataset.SeriesInstanceUID = identity.result_uid(source, result, "GSPS", "series")
-    dataset.SeriesNumber = identity.series_number(headers[0], "GSPS")
+    dataset.SeriesNumber = identity.series_number(headers[0], "GSPS", result)
     dataset.InstanceNumber = 1
     identity.stamp(dataset, headers, result, "GSPS")
     add_body_part(dataset, headers[0])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import highdicom as hd
 import numpy as np
-from pydicom.charset import convert_encodings
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
@@ -19,11 +18,12 @@ from dicom_io import proof
 from dicom_io.coding import Segment, Whole
 from dicom_io.errors import GeometryProofError, LabelError
 from dicom_io.objects import identity
+from dicom_io.objects.carried import can_hold, transcribed
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.measure import SegmentMeasures, measure_segment
 from dicom_io.objects.seg_object import SYNTAXES, seg_uid
 from dicom_io.objects.source_images import add_side, mask_on, rescale_type
-from dicom_io.objects.walk import Attributes, text, walk_file
+from dicom_io.objects.walk import items, referenced_uids, walk_file
 from dicom_io.reading.headers import is_person_name, shown_uid
 from dicom_io.reading.instances import load_dataset
 from dicom_io.seg import check_labels, in_slices
@@ -41,7 +41,6 @@ INTENSITIES = {
     "MR": (codes.DCM.MRSignalIntensity, codes.UCUM.NoUnits),
     "CT": (codes.DCM.AttenuationCoefficient, codes.UCUM.HounsfieldUnit),
 }
-REFERENCED_UID = 0x00081155  # tag of ReferencedSOPInstanceUID
 OWN_REFERENCES = (
     0x0040A730,
     0x0040A375,
@@ -49,12 +48,23 @@ OWN_REFERENCES = (
 )  # content, evidence; what patient and study bring along is not ours
 HOUNSFIELD = ("", "HU")
 LIBRARY_KEYWORDS = ("PixelSpacing", "SliceThickness", "ImagePositionPatient", "ImageOrientationPatient")
+CONTENT = 0x0040A730
 OWN_OF_VERIFIED = frozenset(
-    {0x00080018, 0x00200013, 0x0040A073, 0x0040A360, 0x0040A493, 0x0040A496}
-)  # instance, its number, observer, predecessor and the two flags: all in which a verified report differs
+    {
+        0x00080018,
+        0x0008103E,
+        0x0020000E,
+        0x00200011,
+        0x00200013,
+        0x0040A073,
+        0x0040A360,
+        0x0040A493,
+        0x0040A496,
+        CONTENT,
+    }
+)  # instance, series with number and description, observer, predecessor, two flags; in the content only a comment is added
 LONGEST_NAME = 64  # PN, LO: PS3.5 6.2
 Group = hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations | hd.sr.MeasurementsAndQualitativeEvaluations
-DEFAULT_REPERTOIRE = {"iso8859": "ascii"}  # where no character set is named it is ISO-IR 6; pydicom would write Latin-1
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,7 @@ class Verification:
         observer: The person's name as DICOM has it, Family^Given^Middle^Prefix^Suffix; 1 to 64 characters.
         organization: Which they answer for; 1 to 64 characters.
         moment: When they did, with a time zone.
+        comment: What they say about the result; empty where they say nothing.
 
     Raises:
         LabelError: A name is empty, too long or of several lines, the observer's is no person's, or the moment has no time
@@ -74,6 +85,7 @@ class Verification:
     observer: str
     organization: str
     moment: datetime
+    comment: str = ""
 
     def __post_init__(self) -> None:
         for what in ("observer", "organization"):
@@ -156,7 +168,7 @@ def write_sr(
         evidence=[*identity.neutral(headers), segmentation],
         content=report,
         series_instance_uid=identity.result_uid(source, result, "SR", "series"),
-        series_number=identity.series_number(headers[0], "SR"),
+        series_number=identity.series_number(headers[0], "SR", result),
         sop_instance_uid=uid,
         instance_number=1,
         manufacturer=identity.plain(result.manufacturer, 64),
@@ -171,17 +183,22 @@ def write_sr(
     return proof.save_proved(document, path, lambda file: _prove(file, source, segmentation))
 
 
-def write_verified_sr(report: Path, path: Path, verification: Verification) -> Path:
-    """Write a new version of a report: VERIFIED and FINAL, by whom and when, and all else byte for byte as it was.
+def write_verified_sr(report: Path, path: Path, verification: Verification, *, unsent: bool = False) -> Path:
+    """Write a new version of a report: VERIFIED and FINAL, by whom and when, with their comment, and all else as it was.
+
+    It is in a series of its own, whose description begins with VERIFIED and whose number is BY_A_PERSON higher, so that lists
+    of series tell it from the unverified one.
 
     Args:
         report: From `write_sr`, or any other complete Comprehensive 3D SR that is not verified. It stays as it is.
         path: Target file, replaced if it exists.
-        verification: Who verified it.
+        verification: Who verified it. Letters of the comment that the report's character set does not have are written
+            without their marks, or as question marks.
+        unsent: Nobody has the report: the verified one names no version of it, but the predecessors that the report has.
 
     Returns:
-        `path`. The new version is of the same series and names the old one as its predecessor. The same report and
-        verification give the same bytes.
+        `path`. The new version names the old one as its predecessor, unless `unsent`. The same report and verification give
+        the same bytes.
 
     Raises:
         LabelError: The report is of another class, incomplete or verified already, or its character set cannot hold a name.
@@ -190,7 +207,7 @@ def write_verified_sr(report: Path, path: Path, verification: Verification) -> P
     """
     document = _read_report(report)
     _check_verifiable(document, report)
-    predecessor = _predecessor_item(document)
+    predecessors = list(document.get("PredecessorDocumentsSequence") or []) if unsent else [_predecessor_item(document)]
     observer = Dataset()
     observer.VerifyingObserverName = _as_text(verification.observer, document)
     observer.VerifyingOrganization = _as_text(verification.organization, document)
@@ -199,13 +216,42 @@ def write_verified_sr(report: Path, path: Path, verification: Verification) -> P
     said = (
         str(observer[tag].value) for tag in ("VerifyingObserverName", "VerifyingOrganization", "VerificationDateTime")
     )
-    document.SOPInstanceUID = identity.derived_uid("SR", "verified", str(document.SOPInstanceUID), *said)
+    comment = [transcribed(verification.comment, document)] if verification.comment.strip() else []
+    document.SOPInstanceUID = identity.derived_uid("SR", "verified", str(document.SOPInstanceUID), *said, *comment)
+    document.SeriesInstanceUID = identity.derived_uid("SR", "verified series", str(document.SeriesInstanceUID))
+    document.SeriesNumber = _verified_number(document)
+    document.SeriesDescription = _verified_description(document)
+    for text_said in comment:
+        document.ContentSequence.append(_comment(text_said, transcribed(verification.observer, document)))
     document.file_meta.MediaStorageSOPInstanceUID = document.SOPInstanceUID
     document.InstanceNumber = int(document.get("InstanceNumber") or 0) + 1
     document.VerificationFlag, document.PreliminaryFlag = "VERIFIED", "FINAL"
     document.VerifyingObserverSequence = [observer]
-    document.PredecessorDocumentsSequence = [predecessor]
-    return proof.save_proved(document, path, lambda file: _prove_verified(file, report))
+    if predecessors:
+        document.PredecessorDocumentsSequence = predecessors
+    return proof.save_proved(document, path, lambda file: _prove_verified(file, report, comment))
+
+
+def _verified_number(document: Dataset) -> int:
+    """Another than the report's own, of which a corrected one has BY_A_PERSON already."""
+    number = int(document.get("SeriesNumber") or 0)
+    return number + (0 if number >= identity.BY_A_PERSON else identity.BY_A_PERSON)
+
+
+def _verified_description(document: Dataset) -> str:
+    """VERIFIED and what the report has; cut in the middle, so that the end ("7 images, SR RESEARCH") stays."""
+    found = str(document.get("SeriesDescription") or "SR")
+    head, comma, tail = found.partition(", ")
+    room = LONGEST_NAME - len("VERIFIED ") - len(comma + tail)
+    return f"VERIFIED {head[: max(room, 0)]}{comma}{tail}"[:LONGEST_NAME]
+
+
+def _comment(said: str, who: str) -> Dataset:
+    """A comment and the person whose it is, where the rest of the report is a device's."""
+    item = hd.sr.TextContentItem(codes.DCM.Comment, said, hd.sr.RelationshipTypeValues.CONTAINS)
+    person = hd.sr.PersonObserverIdentifyingAttributes(name=who)
+    item.ContentSequence = hd.sr.ContentSequence(hd.sr.ObserverContext(codes.DCM.Person, person))
+    return item
 
 
 def _check_verifiable(document: Dataset, report: Path) -> None:
@@ -219,20 +265,12 @@ def _check_verifiable(document: Dataset, report: Path) -> None:
 
 def _as_text(name: str, document: Dataset) -> str:
     """The name, if the report's character set can hold it: any other would be written as question marks."""
-    encodings = convert_encodings(document.get("SpecificCharacterSet"))
-    if not any(_holds(name, DEFAULT_REPERTOIRE.get(encoding, encoding)) for encoding in encodings):
+    if not can_hold(name, document):
         raise LabelError(
             f"a name of the verification has characters that the report's character set "
             f"({document.get('SpecificCharacterSet') or 'ASCII'}) does not hold; one in its letters is needed; transcribe it"
         )
     return name
-
-
-def _holds(name: str, encoding: str) -> bool:
-    try:
-        return bool(name.encode(encoding))
-    except UnicodeEncodeError:
-        return False
 
 
 def _predecessor_item(document: Dataset) -> Dataset:
@@ -244,11 +282,14 @@ def _predecessor_item(document: Dataset) -> Dataset:
     return study
 
 
-def _prove_verified(path: Path, report: Path) -> None:
+def _prove_verified(path: Path, report: Path, comment: Sequence[str] = ()) -> None:
     """Pass if the two reports, read by a reader of its own, differ in what verification changes and in nothing else."""
     before, after = (dict(walk_file(file)) for file in (report, path))
     tags = (before.keys() | after.keys()) - OWN_OF_VERIFIED
     differing = sorted(tag for tag in tags if tag >> 16 > 2 and before.get(tag) != after.get(tag))
+    content, kept = items(after, CONTENT), items(before, CONTENT)
+    if content[: len(kept)] != kept or len(content) != len(kept) + len(comment):
+        differing.append(CONTENT)
     if differing:
         Path(path).unlink(missing_ok=True)
         raise GeometryProofError(
@@ -519,7 +560,7 @@ def _prove(path: Path, source: Volume, segmentation: Dataset) -> None:
     """
     try:
         written = walk_file(path)
-        named = set(_referenced_uids({tag: written[tag] for tag in OWN_REFERENCES if tag in written}))
+        named = set(referenced_uids({tag: written[tag] for tag in OWN_REFERENCES if tag in written}))
         own, slices = str(segmentation.SOPInstanceUID), set(source.provenance.sop_instance_uids)
         strangers = named - slices - {own}
         if own not in named or strangers:
@@ -530,14 +571,3 @@ def _prove(path: Path, source: Volume, segmentation: Dataset) -> None:
     except GeometryProofError as error:
         Path(path).unlink(missing_ok=True)
         raise GeometryProofError(f"the SR was deleted: {error}") from error
-
-
-def _referenced_uids(attributes: Attributes) -> Iterator[str]:
-    """Every ReferencedSOPInstanceUID below."""
-    for tag, value in attributes.items():
-        if tag == REFERENCED_UID:
-            yield text(attributes, tag)
-        elif isinstance(value, list):
-            for item in value:
-                if isinstance(item, dict):
-                    yield from _referenced_uids(item)

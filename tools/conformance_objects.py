@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -36,6 +37,7 @@ from dicom_io.parametric import NO_UNIT, PROBABILITY, write_parametric_map  # no
 from dicom_io.pdf import write_pdf  # noqa: E402
 from dicom_io.presentation import write_gsps  # noqa: E402
 from dicom_io.read import read_series  # noqa: E402
+from dicom_io.rejection import Rejection, write_rejection_note  # noqa: E402
 from dicom_io.rtstruct import write_rtstruct  # noqa: E402
 from dicom_io.seg import write_seg  # noqa: E402
 from dicom_io.sr import write_sr  # noqa: E402
@@ -79,11 +81,12 @@ MEANT = {
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of object: its heading, and how an example of it is written."""
+    """One kind of object: its heading, how an example of it is written, and values that mean something else than in MEANT."""
 
     title: str
     write: Callable[[_Case, Path], Path]
     in_colour: bool = False
+    meant: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,25 @@ def _notice(case: _Case, folder: Path) -> Path:
     return write_notice(files, reason, folder / "n.dcm", case.result)
 
 
+_MEANT_OF_NOTE = {
+    "SeriesDescription": "REJECTED, do not use: KO RESEARCH",
+    "Manufacturer": "maker of the software; of the equipment highdicom's",
+    "ManufacturerModelName": "algorithm name; of the equipment highdicom's",
+    "SoftwareVersions": "algorithm version; of the equipment highdicom's",
+    "ContributionDescription": "what highdicom says of itself",
+    **dict.fromkeys(("ContentDate", "SeriesDate"), "date of the rejection"),
+    **dict.fromkeys(("ContentTime", "SeriesTime"), "time of the rejection"),
+}
+
+
+def _note(case: _Case, folder: Path) -> Path:
+    seg = write_seg(case.labels, case.source, folder / "s.dcm", case.result)
+    which = case.result.algorithm_name
+    moment = datetime(2026, 1, 2, 3, 4, 5 + len(which), tzinfo=UTC)
+    rejection = Rejection(f"{which}^Anna", f"{which} clinic", moment, f"{which} is wrong")
+    return write_rejection_note([seg], folder / "k.dcm", rejection)
+
+
 KINDS = (
     Kind("Segmentation, BINARY", _seg("binary")),
     Kind("Segmentation, FRACTIONAL", _seg("fractional")),
@@ -151,6 +173,7 @@ KINDS = (
     Kind("Secondary Capture Image, notice that a series was not processed", _notice),
     Kind("Encapsulated PDF", _pdf),
     Kind("Parametric Map", _map),
+    Kind("Key Object Selection Document, rejection note", _note, meant=_MEANT_OF_NOTE),
 )
 
 
@@ -256,7 +279,10 @@ def _example(kind: Kind, cases: tuple[_Case, _Case], folder: Path) -> Example:
         if module in CARRIED_MODULES or keyword in _CARRIED:
             continue
         name = _title(module) if module else "Not in a module of the IOD"
-        rows.setdefault(name, []).extend(_lines(one, two, keyword, (), module, type_, cases))
+        lines = _lines(one, two, keyword, (), module, type_, cases)
+        rows.setdefault(name, []).extend(
+            (mark, tag, kind_of, kind.meant.get(mark.lstrip(">"), value)) for mark, tag, kind_of, value in lines
+        )
     order = [_title(part["key"]) for part in iod]
     absent = tuple(
         _title(part["key"])

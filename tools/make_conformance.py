@@ -567,6 +567,21 @@ empty DeidentificationMethod becomes "Not named by the source".
 
 {_table(("kind", "SeriesNumber", ""), bases)}
 
+What a person verified or corrected has a number that is {identity.BY_A_PERSON} higher, a series of its own and a
+SeriesDescription that begins with VERIFIED or CORRECTED.
+
+### What follows from a decision
+
+- A verified report: VERIFIED and FINAL, with the reviewer in VerifyingObserverSequence, their comment as a last content item
+  (121106, DCM, "Comment") with a person as its observer, and the unverified report in
+  PredecessorDocumentsSequence.
+- A corrected result: SEG (SegmentAlgorithmType SEMIAUTOMATIC, the reviewer in ContentCreatorName), a report measured anew,
+  VERIFIED, which names the report before it as its predecessor, and RTSTRUCT, presentation state and captures where there
+  were some.
+- A rejection note (IHE RAD TF, Imaging Object Change Management): a Key Object Selection Document (TID 2010), (113001, DCM,
+  "Rejected for Quality Reasons"), that references every object of the result, with the person as observer and the comment as
+  (113012, DCM, "Key Object Description"). It is sent; none that comes in is acted on.
+
 ### Encodings of a segmentation
 
 {_table(("encoding", "transfer syntax", "UID"), syntaxes)}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dicom_io.objects.seg_object import SegEncoding
 
 OUR_AE_TITLE = "MONAIUNET"
-KINDS: tuple[ObjectKind, ...] = ("SEG", "PM", "RTSTRUCT", "SR", "GSPS", "SC", "PDF")
+KINDS: tuple[ObjectKind, ...] = ("SEG", "PM", "RTSTRUCT", "SR", "GSPS", "SC", "PDF", "KO")
 """The kinds of result objects, in the order in which they are sent: what is referred to goes first."""
 
 SEG_ENCODINGS: tuple[SegEncoding, ...] = (

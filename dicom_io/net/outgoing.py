@@ -32,6 +32,7 @@ _KINDS: dict[str, ObjectKind] = {
     "1.2.840.10008.5.1.4.1.1.11.2": "GSPS",  # Color Softcopy Presentation State
     "1.2.840.10008.5.1.4.1.1.104.1": "PDF",
     "1.2.840.10008.5.1.4.1.1.30": "PM",
+    "1.2.840.10008.5.1.4.1.1.88.59": "KO",
 }
 _STRUCTURED_REPORT = "1.2.840.10008.5.1.4.1.1.88."
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
@@ -79,7 +80,7 @@ def kind_of(header: Dataset) -> ObjectKind | str:
     to send one too many is better than to leave a source out.
     """
     sop_class_uid = str(header.get("SOPClassUID") or "")
-    if sop_class_uid.startswith(_STRUCTURED_REPORT):
+    if sop_class_uid.startswith(_STRUCTURED_REPORT) and sop_class_uid not in _KINDS:
         return "SR"
     if sop_class_uid == _SECONDARY_CAPTURE or sop_class_uid.startswith(_SECONDARY_CAPTURE + "."):
         return "SC" if _is_our_capture(header) else ""

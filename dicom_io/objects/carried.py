@@ -6,6 +6,7 @@ bytes fit the character set that the source names. So what is carried over is ta
 
 from __future__ import annotations
 
+import unicodedata
 from copy import copy, deepcopy
 
 from pydicom import config
@@ -48,6 +49,7 @@ CHARACTER_SET = "SpecificCharacterSet"
 CARRIED_TAGS = frozenset(map(Tag, f"{PATIENT_KEYWORDS} {STUDY_KEYWORDS} {CHARACTER_SET} TimezoneOffsetFromUTC".split()))
 IN_CHARACTER_SET = frozenset(["LO", "LT", "PN", "SH", "ST", "UC", "UT"])  # PS3.5 6.1.2.2
 IN_ASCII = frozenset(["AE", "AS", "CS", "DA", "DS", "DT", "IS", "TM"])
+DEFAULT_REPERTOIRE = {"iso8859": "ascii"}  # where no character set is named it is ISO-IR 6; pydicom would write Latin-1
 
 
 def copied(header: Dataset) -> Dataset:
@@ -109,3 +111,28 @@ def _verbatim_item(item: Dataset) -> Dataset:
     for tag in item.keys():  # noqa: SIM118 - to walk the data set itself decodes it
         own[tag] = _verbatim(item, tag)
     return own
+
+
+def can_hold(text: str, dataset: Dataset) -> bool:
+    """Whether the character set of a data set can hold a text; any other would be written as question marks."""
+    encodings = convert_encodings(dataset.get(CHARACTER_SET))
+    return any(_encodes(text, DEFAULT_REPERTOIRE.get(one, one)) for one in encodings)
+
+
+def transcribed(text: str, dataset: Dataset) -> str:
+    """A text in letters that the character set of a data set can hold: without their marks, or else as question marks."""
+    if can_hold(text, dataset):
+        return text
+    return "".join(one if can_hold(one, dataset) else _bare(one) for one in text)
+
+
+def _bare(letter: str) -> str:
+    return "".join(one for one in unicodedata.normalize("NFKD", letter) if one.isascii()) or "?"
+
+
+def _encodes(text: str, encoding: str) -> bool:
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -33,7 +33,7 @@ from dicom_io.reading.headers import patient_digest
 from dicom_io.reading.instances import load_dataset
 from dicom_io.volume import Volume
 
-ObjectKind = Literal["SEG", "SR", "RTSTRUCT", "GSPS", "SC", "PDF", "PM"]
+ObjectKind = Literal["SEG", "SR", "RTSTRUCT", "GSPS", "SC", "PDF", "PM", "KO"]
 AlgorithmType = Literal["AUTOMATIC", "SEMIAUTOMATIC", "MANUAL"]
 
 SERIES_NUMBER_BASE: dict[ObjectKind, int] = {
@@ -44,7 +44,10 @@ SERIES_NUMBER_BASE: dict[ObjectKind, int] = {
     "SC": 9000,
     "PDF": 10000,
     "PM": 11000,
+    "KO": 12000,
 }
+BY_A_PERSON = 20_000
+"""Added to the series numbers of what a person verified or corrected."""
 NO_DATE, NO_TIME = "19700101", "000000"
 
 TYPE_2_KEYWORDS = (
@@ -81,6 +84,7 @@ class ResultInfo:
             ContributionDescription and in the report.
         calibration: What is known of the probabilities' calibration, in one line; stands in the report.
         manufacturer: Of the software that computed the result; 1 to 64 characters.
+        content_creator: Name of the person who corrected the result, as DICOM has it; empty where nobody did.
 
     Raises:
         LabelError: One of the three names is empty; they are Type 1 in the objects.
@@ -97,6 +101,7 @@ class ResultInfo:
     quality: str = ""
     calibration: str = ""
     manufacturer: str = "monai-unet-app"
+    content_creator: str = ""
 
     def __post_init__(self) -> None:
         for name in ("algorithm_name", "algorithm_version", "manufacturer"):
@@ -321,9 +326,13 @@ def content_moment(headers: Iterable[Dataset]) -> tuple[str, str]:
     return max(moments, default=(NO_DATE, NO_TIME))
 
 
-def series_number(header: Dataset, kind: ObjectKind) -> int:
-    """A stable SeriesNumber: the kind's SERIES_NUMBER_BASE plus the source's own, modulo 1000."""
-    return SERIES_NUMBER_BASE[kind] + int(header.get("SeriesNumber") or 0) % 1000
+def series_number(header: Dataset, kind: ObjectKind, result: ResultInfo | None = None) -> int:
+    """A stable SeriesNumber: the kind's SERIES_NUMBER_BASE plus the source's own, modulo 1000.
+
+    What a person corrected has a number of its own, BY_A_PERSON higher.
+    """
+    by_a_person = BY_A_PERSON if result is not None and result.content_creator else 0
+    return SERIES_NUMBER_BASE[kind] + int(header.get("SeriesNumber") or 0) % 1000 + by_a_person
 
 
 def series_description(result: ResultInfo, kind: ObjectKind, images: int | None = None) -> str:

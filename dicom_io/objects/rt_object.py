@@ -162,7 +162,7 @@ def _head(labels: Volume, source: Volume, headers: tuple[Dataset, ...], result: 
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID
     dataset.Modality = "RTSTRUCT"
     dataset.SeriesInstanceUID = identity.result_uid(source, result, "RTSTRUCT", "series")
-    dataset.SeriesNumber = identity.series_number(header, "RTSTRUCT")
+    dataset.SeriesNumber = identity.series_number(header, "RTSTRUCT", result)
     dataset.InstanceNumber = 1
     dataset.OperatorsName = ""
     dataset.FrameOfReferenceUID = header.FrameOfReferenceUID

@@ -23,6 +23,7 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_file_meta_info
 from pydicom.pixels.encoders import RLELosslessEncoder
 from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -40,6 +41,7 @@ from dicom_io.objects.encoding import element, encoded, item
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.places import Slice, macro, values_on
 from dicom_io.objects.source_images import add_image_side
+from dicom_io.reading.instances import load_dataset, refusing
 from dicom_io.volume import Volume
 
 SegEncoding = Literal["binary", "binary-deflated", "labelmap", "labelmap-rle", "labelmap-jpegls", "fractional"]
@@ -242,7 +244,7 @@ def _template(header: Dataset, one: Slice, source: Volume, result: ResultInfo, e
         segmentation_type=hd.seg.SegmentationTypeValues(encoding.split("-")[0].upper()),
         segment_descriptions=segments,
         series_instance_uid=identity.result_uid(source, result, "SEG", "series"),
-        series_number=identity.series_number(header, "SEG"),
+        series_number=identity.series_number(header, "SEG", result),
         sop_instance_uid=identity.result_uid(source, result, "SEG", "instance"),
         instance_number=1,
         manufacturer=identity.plain(result.manufacturer, 64),
@@ -254,6 +256,7 @@ def _template(header: Dataset, one: Slice, source: Volume, result: ResultInfo, e
         content_label="SEGMENTATION",
         content_description="Research use only, not for diagnosis",
         content_qualification="RESEARCH",
+        content_creator_name=result.content_creator or None,
         contributing_equipment=[identity.contribution(result)],
         max_fractional_value=STEPS,
     )
@@ -497,3 +500,41 @@ def _finish(dataset: Dataset, source: Volume, headers: tuple[Dataset, ...], resu
     dimension_uid = identity.result_uid(source, result, "SEG", "dimensions")
     for named in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
         named.DimensionOrganizationUID = dimension_uid
+
+
+def described_segments(seg: Path) -> tuple[Segment, ...]:
+    """What the segments of a SEG mean, in increasing SegmentNumber, without a background.
+
+    Raises:
+        UnreadableFileError: It cannot be read, or a segment lacks what the standard wants of it.
+    """
+    header = load_dataset(seg, with_pixels=False)
+    with refusing(seg):
+        described = [item for item in header.get("SegmentSequence") or [] if int(item.SegmentNumber)]
+        return tuple(sorted(map(_segment, described), key=lambda one: one.number))
+
+
+def _segment(item: Dataset) -> Segment:
+    kind = item.SegmentedPropertyTypeCodeSequence[0]
+    region = (item.get("AnatomicRegionSequence") or [None])[0]
+    colour = item.get("RecommendedDisplayCIELabValue")
+    return Segment(
+        number=int(item.SegmentNumber),
+        label=str(item.SegmentLabel),
+        category=_code(item.SegmentedPropertyCategoryCodeSequence[0]),
+        type=_code(kind),
+        type_modifier=_code_in(kind, "SegmentedPropertyTypeModifierCodeSequence"),
+        anatomic_region=None if region is None else _code(region),
+        anatomic_region_modifier=None if region is None else _code_in(region, "AnatomicRegionModifierSequence"),
+        rgb=hd.color.CIELabColor.from_dicom_value(colour).to_rgb(clip=True) if colour else Segment.rgb,
+        description=str(item.get("SegmentDescription") or ""),
+    )
+
+
+def _code(item: Dataset) -> Code:
+    value = item.get("CodeValue") or item.get("LongCodeValue") or item.get("URNCodeValue")
+    return Code(str(value), str(item.get("CodingSchemeDesignator") or ""), str(item.CodeMeaning))
+
+
+def _code_in(holder: Dataset, keyword: str) -> Code | None:
+    return _code(holder[keyword].value[0]) if holder.get(keyword) else None

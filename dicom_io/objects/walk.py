@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +154,14 @@ def _fragments(content: bytes, at: int) -> tuple[list[bytes], int]:
             return found, at + 8
         found.append(content[at + 8 : at + 8 + size])
         at += 8 + size
+
+
+def referenced_uids(attributes: Attributes) -> Iterator[str]:
+    """Every ReferencedSOPInstanceUID below."""
+    for tag, value in attributes.items():
+        if tag == _REFERENCED_INSTANCE:
+            yield text(attributes, tag)
+        elif isinstance(value, list):
+            for item in value:
+                if isinstance(item, dict):
+                    yield from referenced_uids(item)

@@ -151,6 +151,17 @@ def _review(verb: Verb) -> None:
     parser.add_argument("--reviewer", help="who answers for the verdict, as Family^Given")
     parser.add_argument("--organization", help="for whom")
     parser.add_argument("--correction", type=place, help="the corrected mask: NIfTI, SEG or RTSTRUCT")
+    parser.add_argument(
+        "--delivered",
+        action="store_true",
+        help="the result is in an archive: write a note that rejects it there, if need be",
+    )
+    parser.add_argument(
+        "--variants",
+        type=place,
+        metavar="FOLDER",
+        help="subfolders with the same result, written in several ways",
+    )
     parser.add_argument("--training", type=place, help="folder that keeps a corrected case to train on")
     parser.add_argument("--subject", help="pseudonym of the patient in that folder (default: one of the study)")
     add_reading(parser)

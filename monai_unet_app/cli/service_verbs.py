@@ -331,11 +331,15 @@ def _apply_verdict(options: argparse.Namespace) -> Answer:
         correction=options.correction,
         training=options.training,
         subject=options.subject,
+        variants=options.variants,
+        delivered=options.delivered,
     )
     record = apply_verdict(read_verdict(options.apply), options.result, options.output, what)
     if not options.json:
         line(f"{record['case']}: {record['decision']}")
         line(f"  report: {record['report']['file'] if record['report'] else record['not_verified']}")
+        for one in record["objects"]:
+            line(f"  {one['kind']}: {one['file']}")
     return record, EXIT_DONE
 
 

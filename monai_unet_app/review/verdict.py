@@ -11,14 +11,15 @@ from typing import Any, Literal
 
 from dicom_io.errors import DicomIoError
 from dicom_io.reading.instances import load_dataset
-from dicom_io.sr import Verification, write_verified_sr
+from dicom_io.sr import Verification
 from dicom_io.volume import Volume
 from monai_unet_app.data.digest import file_sha256
 from monai_unet_app.data.schemas import validate, write_new_json
 from monai_unet_app.errors import InputRefusedError, UsageError
 
-from .contents import find_result, labels_file, named_file, read_result, read_reviewed
-from .correction import read_correction, size_document, sizes_of, store_training_case
+from .contents import ReviewedCase, find_result, labels_file, named_file, read_result, read_reviewed
+from .correction import Correction, read_correction, size_document, sizes_of, store_training_case
+from .follow_up import Corrected, Wanted, write_follow_up
 
 SCHEMA_VERSION = "1.0"
 Decision = Literal["accepted", "corrected", "rejected"]
@@ -114,6 +115,9 @@ class Aftermath:
         correction: The corrected mask; needed for a correction, and for nothing else.
         training: Folder that gets a corrected case to train on; None: it is measured only.
         subject: Pseudonym of the patient in that folder, as in `store_training_case`.
+        variants: Folder whose subfolders hold the same result, written in different ways; None: there is one way. What
+            follows from the verdict is then written for each, into a folder of the same name.
+        delivered: The result has left: it must be rejected where it went.
         applied_at: When it takes effect, by the clock of whoever applies it; now, where nothing is said.
     """
 
@@ -122,6 +126,8 @@ class Aftermath:
     correction: Path | None = None
     training: Path | None = None
     subject: str | None = None
+    variants: Path | None = None
+    delivered: bool = False
     applied_at: datetime | None = None
 
 
@@ -129,8 +135,9 @@ def apply_verdict(verdict: Verdict, result: Path, output: Path, what: Aftermath 
     """Does what a verdict asks for, writes its record and gives the record's content.
 
     accepted: of a result with a structured report, and by a named reviewer, a new version of it, VERIFIED, as
-    `<case>_sr_verified.dcm`; the record says why where there is none. corrected: the size of the correction, and a case to
-    train on. rejected: the record.
+    `<case>_sr_verified.dcm`; the record says why where there is none. corrected: the size of the correction, a case to
+    train on, and by a named reviewer the corrected objects, `<case>_corrected_<kind>.dcm`. rejected: the record. Of a result
+    that is delivered and was corrected or rejected by a named reviewer, a rejection note, `<case>_rejection.dcm`.
 
     Args:
         verdict: About this result.
@@ -151,7 +158,12 @@ def apply_verdict(verdict: Verdict, result: Path, output: Path, what: Aftermath 
     _check_given(verdict, what)
     _check_not_accepted(verdict, output)
     moment = what.applied_at or datetime.now(UTC)
-    report, why_not = _verified(verdict, path, document, output, what, moment)
+    case = None if what.image is None or what.correction is None else read_reviewed(path, what.image)
+    correction = None if case is None or what.correction is None else read_correction(what.correction, case)
+    corrected = None if case is None or correction is None else Corrected(correction, case.volume)
+    measured = None if case is None or correction is None else _corrected(case, correction, what)
+    made = _follow_up(verdict, path, output, what, moment, corrected)
+    report, why_not = _verified(verdict, path, document, what, made)
     said = verdict.document()
     record = {
         "page_time": said.pop("decided_at"),
@@ -163,7 +175,8 @@ def apply_verdict(verdict: Verdict, result: Path, output: Path, what: Aftermath 
         else {"name": what.reviewer.name, "organization": what.reviewer.organization},
         "report": report,
         "not_verified": why_not,
-        "correction": _corrected(verdict, path, what),
+        "correction": measured,
+        "objects": [_told(kind, file, output) for kind, file in made.items()],
     }
     stamp = moment.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
     write_new_json(record, output / f"{_file_name(verdict.case)}_verdict_{stamp}.json", "review_record")
@@ -209,33 +222,53 @@ def _verified_name(case: str) -> str:
     return f"{_file_name(case)}_sr_verified.dcm"
 
 
+def _follow_up(
+    verdict: Verdict, path: Path, output: Path, what: Aftermath, moment: datetime, corrected: Corrected | None
+) -> dict[str, Path]:
+    """The objects that follow from a verdict about the result at `path`, by kind; for its variants too, if it has some."""
+    if what.reviewer is None:
+        return {}
+    try:
+        who = Verification(what.reviewer.name, what.reviewer.organization, moment, verdict.comment)
+    except DicomIoError as error:
+        raise InputRefusedError(f"{verdict.case}: {error}") from error
+    wanted = Wanted(who, verdict.decision == "accepted", corrected, what.delivered)
+    every = [path] if what.variants is None else sorted(what.variants.rglob("*_result.json"))
+    root, found = what.variants or path.parent, dict[str, Path]()
+    for one in every:
+        made = write_follow_up(wanted, one, output / one.parent.relative_to(root), _file_name(verdict.case))
+        found = made if one.samefile(path) else found
+    return found
+
+
 def _verified(
-    verdict: Verdict, path: Path, document: dict[str, Any], output: Path, what: Aftermath, moment: datetime
+    verdict: Verdict, path: Path, document: dict[str, Any], what: Aftermath, made: dict[str, Path]
 ) -> tuple[dict[str, str] | None, str | None]:
     """(what is said of the verified report, None), or (None, why there is none)."""
-    if verdict.decision != "accepted":
-        return None, f"the result was {verdict.decision}"
+    if verdict.decision == "rejected":
+        return None, "the result was rejected"
     if "sr" not in document["files"]:
         return None, "the result has no structured report"
     if what.reviewer is None:
         return None, "nobody answers for the verdict"
-    before = named_file(path, document, "sr")
-    target = output / _verified_name(verdict.case)
-    verification = Verification(what.reviewer.name, what.reviewer.organization, moment)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        write_verified_sr(before, target, verification)
-        uids = [str(load_dataset(file, with_pixels=False).SOPInstanceUID) for file in (target, before)]
-    except DicomIoError as error:
-        raise InputRefusedError(f"{verdict.case}: {error}") from error
+    target = made.get("verified") or made.get("corrected sr")
+    if target is None:
+        return None, f"the result was {verdict.decision}, and of its source no report can be written"
+    uids = [_uid_of(file) for file in (target, named_file(path, document, "sr"))]
     return {"file": target.name, "sop_instance_uid": uids[0], "predecessor_sop_instance_uid": uids[1]}, None
 
 
-def _corrected(verdict: Verdict, path: Path, what: Aftermath) -> dict[str, Any] | None:
-    if verdict.decision != "corrected" or what.correction is None or what.image is None:
-        return None
-    case = read_reviewed(path, what.image)
-    correction = read_correction(what.correction, case)
+def _told(kind: str, file: Path, output: Path) -> dict[str, str]:
+    """One object, or one folder of captures, as the record has it."""
+    uid = _uid_of(sorted(file.rglob("*.dcm"))[0] if file.is_dir() else file)
+    return {"kind": kind, "file": str(file.relative_to(output)), "sop_instance_uid": uid}
+
+
+def _uid_of(file: Path) -> str:
+    return str(load_dataset(file, with_pixels=False).SOPInstanceUID)
+
+
+def _corrected(case: ReviewedCase, correction: Correction, what: Aftermath) -> dict[str, Any]:
     sizes = sizes_of(correction, case)
     stored = None
     if what.training is not None:

@@ -40,7 +40,7 @@ from monai_unet_app.service.crew import Crew, Pause
 from monai_unet_app.service.figures import Durations
 from monai_unet_app.service.health import Health
 from monai_unet_app.service.letters import DeadLetters
-from monai_unet_app.service.queue import Delivery, Job, NewResult, Queue, Result
+from monai_unet_app.service.queue import FOLLOW_UPS, Delivery, Job, NewResult, Queue, Result
 from monai_unet_app.service.restore import restore
 from monai_unet_app.service.site import Site
 from monai_unet_app.service.uploads import IMAGE
@@ -488,8 +488,10 @@ class Node:
         if result is None or not jobs or jobs[-1].state in ("queued", "working"):
             return False
         lost, job = f"its files are missing from {RESULTS}", jobs[-1]
-        if result.verdict == "verified":
-            self._give_up(delivery, f"{lost}; a verified report is not made again by itself: decide once more")
+        if result.verdict in FOLLOW_UPS:
+            self._give_up(
+                delivery, f"{lost}; what follows from a decision is not made again: put {RESULTS} back from a backup"
+            )
         elif not any((self.folder / RECEIVED / result.study).rglob("*")):
             self._give_up(delivery, f"{lost}, and its images from {RECEIVED}; send the study again")
         elif job.state == "dead":

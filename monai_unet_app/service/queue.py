@@ -17,159 +17,54 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from monai_unet_app.errors import AppError, UsageError
+from monai_unet_app.errors import UsageError
 from monai_unet_app.service.audit import Head
+from monai_unet_app.service.rows import (
+    DECIDABLE,
+    FOLLOW_UPS,
+    KEPT_BACK,
+    OPEN_RESULTS,
+    RELEASED,
+    SCHEMA,
+    DecidedError,
+    Decision,
+    DecisionKind,
+    Delivery,
+    DeliveryState,
+    Job,
+    JobState,
+    NewResult,
+    Result,
+    ResultState,
+)
 
-JobState = Literal["queued", "working", "done", "dead"]
-ResultState = Literal["held", "rejected", "sending", "delivered", "not processed", "dead", "superseded", "refused"]
-DeliveryState = Literal["pending", "delivered", "dead"]
-DecisionKind = Literal["accepted", "corrected", "rejected", "refused", "released"]
-KEPT_BACK: tuple[ResultState, ...] = ("held", "rejected")
-"""Results that wait for a reviewer."""
-
-RELEASED: tuple[ResultState, ...] = ("sending", "delivered", "dead", "not processed")
-"""Results that went out or may; of all others only a reviewer sees the content."""
-
-OPEN_RESULTS: tuple[ResultState, ...] = (*KEPT_BACK, "sending")
-"""Results of which something is still to be done."""
-
-DECIDABLE: tuple[ResultState, ...] = (*OPEN_RESULTS, "delivered", "dead")
-"""Results that a person may decide on, unless somebody has."""
+__all__ = [
+    "DECIDABLE",
+    "FOLLOW_UPS",
+    "KEPT_BACK",
+    "OPEN_RESULTS",
+    "RELEASED",
+    "DecidedError",
+    "Decision",
+    "DecisionKind",
+    "Delivery",
+    "DeliveryState",
+    "Job",
+    "JobState",
+    "NewResult",
+    "Queue",
+    "Result",
+    "ResultState",
+]
 
 _SENT: tuple[ResultState, ...] = ("sending", "not processed")
 """New results that go to their destinations: the result itself, or the notice that there is none."""
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS studies (
-    uid TEXT PRIMARY KEY, instances INTEGER NOT NULL, version INTEGER NOT NULL, state TEXT NOT NULL, last REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS jobs (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, study TEXT NOT NULL, version INTEGER NOT NULL, state TEXT NOT NULL,
-    attempts INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', created REAL NOT NULL, done REAL,
-    UNIQUE (study, version));
-CREATE TABLE IF NOT EXISTS results (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, job INTEGER NOT NULL, study TEXT NOT NULL, rule TEXT NOT NULL, series TEXT NOT NULL,
-    folder TEXT NOT NULL, state TEXT NOT NULL, verdict TEXT NOT NULL, reason TEXT NOT NULL, digest TEXT NOT NULL,
-    created REAL NOT NULL, done REAL);
-CREATE TABLE IF NOT EXISTS deliveries (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, result INTEGER NOT NULL, destination TEXT NOT NULL, state TEXT NOT NULL,
-    attempts INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', created REAL NOT NULL, done REAL,
-    since REAL, UNIQUE (result, destination));
-CREATE TABLE IF NOT EXISTS commitments (
-    ae_title TEXT NOT NULL, "transaction" TEXT NOT NULL, refs TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
-    created REAL NOT NULL, reported REAL, PRIMARY KEY (ae_title, "transaction"));
-CREATE TABLE IF NOT EXISTS audit_head (one INTEGER PRIMARY KEY CHECK (one = 1), n INTEGER NOT NULL, digest TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS clock (one INTEGER PRIMARY KEY CHECK (one = 1), seconds REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS totals (verdict TEXT PRIMARY KEY, n INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS remade (job INTEGER PRIMARY KEY, n INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS decisions (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, result INTEGER NOT NULL, decision TEXT NOT NULL, who TEXT NOT NULL, at TEXT NOT NULL);
-CREATE INDEX IF NOT EXISTS decisions_of ON decisions (result);
-CREATE INDEX IF NOT EXISTS jobs_state ON jobs (state);
-CREATE INDEX IF NOT EXISTS results_of ON results (study, rule, series);
-CREATE INDEX IF NOT EXISTS deliveries_state ON deliveries (state);
-"""
-
-
 _COUNTED = "SELECT verdict, count(*) FROM results WHERE folder != '' AND state != 'not processed'"
 """Results that the quality gate has judged, or that have no gate."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A study that is to be segmented, or was.
-
-    Attributes:
-        version: How often the study had become complete, from 1.
-        attempts: How often a worker has begun it.
-        created: Seconds since 1970.
-    """
-
-    id: int
-    study: str
-    version: int
-    state: JobState
-    attempts: int
-    reason: str
-    created: float
-
-
-@dataclass(frozen=True)
-class NewResult:
-    """What a worker made of one series.
-
-    Attributes:
-        series: SeriesInstanceUID; empty where no series of the study was picked.
-        folder: Below the node's folder; empty where there is nothing to deliver.
-        digest: Of all files in it.
-        destinations: Where it is to go, at once or when a reviewer lets it.
-    """
-
-    rule: str
-    series: str
-    folder: str
-    state: ResultState
-    verdict: str
-    reason: str
-    digest: str
-    destinations: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Result:
-    """A result as it is recorded; see `NewResult`."""
-
-    id: int
-    job: int
-    study: str
-    rule: str
-    series: str
-    folder: str
-    state: ResultState
-    verdict: str
-    reason: str
-    digest: str
-    created: float
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """A result on its way to one destination."""
-
-    id: int
-    result: int
-    destination: str
-    state: DeliveryState
-    attempts: int
-    reason: str
-    created: float
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What a person decided about a result.
-
-    Attributes:
-        who: The person's name.
-        at: When, by the node's clock, in ISO 8601 with a time zone.
-    """
-
-    result: int
-    decision: DecisionKind
-    who: str
-    at: str
-
-    @property
-    def is_final(self) -> bool:
-        """A released result may still be accepted, corrected or rejected; after any other decision nothing more is decided."""
-        return self.decision != "released"
-
-
-class DecidedError(AppError):
-    """Somebody has decided about the result already, or it is not what it was when it was looked at."""
 
 
 class Queue:
@@ -188,7 +83,7 @@ class Queue:
         try:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
-            self._db.executescript(_SCHEMA)
+            self._db.executescript(SCHEMA)
             if "since" not in {row["name"] for row in self._db.execute("PRAGMA table_info(deliveries)")}:
                 self._db.execute("ALTER TABLE deliveries ADD COLUMN since REAL")  # a file of an earlier version
             self._db.execute(f"INSERT INTO totals {_COUNTED} AND NOT EXISTS (SELECT 1 FROM totals) GROUP BY verdict")
@@ -420,7 +315,8 @@ class Queue:
         """Of each series the last result that went out, wholly or in part; a notice that there is none is no result."""
         rows = self._rows(
             "SELECT * FROM results WHERE id IN (SELECT max(r.id) FROM results r JOIN deliveries d ON d.result = r.id "
-            "WHERE r.study = ? AND r.state != 'not processed' AND d.state = 'delivered' GROUP BY r.rule, r.series)",
+            "WHERE r.study = ? AND r.state != 'not processed' AND d.state = 'delivered' "
+            f"AND r.verdict NOT IN {FOLLOW_UPS} GROUP BY r.rule, r.series)",
             study,
         )
         return [_result(row) for row in rows]
@@ -541,17 +437,17 @@ class Queue:
             row = db.execute("SELECT * FROM deliveries WHERE id = ?", (number,)).fetchone()
             return _delivery(row) if revived else None
 
-    def add_verified(self, of: Result, folder: str, digest: str, destinations: Sequence[str]) -> int:
-        """A verified report on a result goes where the result went; it supersedes nothing."""
+    def add_follow_up(self, of: Result, kind: str, folder: str, digest: str, destinations: Sequence[str]) -> int:
+        """What follows from a decision about a result, one of FOLLOW_UPS, goes to destinations; it supersedes nothing."""
         now_s = self.now_s()
         with self.all_or_none() as db:
             cursor = db.execute(
                 "INSERT INTO results (job, study, rule, series, folder, state, verdict, reason, digest, created) "
-                "VALUES (?, ?, ?, ?, ?, 'sending', 'verified', '', ?, ?)",
-                (of.job, of.study, of.rule, of.series, folder, digest, time.time()),
+                "VALUES (?, ?, ?, ?, ?, 'sending', ?, '', ?, ?)",
+                (of.job, of.study, of.rule, of.series, folder, kind, digest, time.time()),
             )
             number = int(cursor.lastrowid or 0)
-            _count(db, "verified")
+            _count(db, kind)
             _add_deliveries(db, number, destinations, now_s)
             _close_if_done(db, number, now_s)
         return number
@@ -704,7 +600,7 @@ def _add_result(db: sqlite3.Connection, job: sqlite3.Row, one: NewResult, now_s:
     ).fetchall()
     db.execute(
         "UPDATE results SET state = 'superseded', done = ? WHERE study = ? AND rule = ? AND series = ? "
-        f"AND state IN {_listed(OPEN_RESULTS)}",
+        f"AND state IN {_listed(OPEN_RESULTS)} AND verdict NOT IN {FOLLOW_UPS}",
         (now_s, job["study"], one.rule, one.series),
     )
     db.execute(

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from monai_unet_app.service.audit import entries
-from monai_unet_app.service.queue import Decision, DecisionKind, Delivery, NewResult, Queue
+from monai_unet_app.service.queue import FOLLOW_UPS, Decision, DecisionKind, Delivery, NewResult, Queue
 
 Line = dict[str, Any]
-_MADE = {"complete": "job", "result": "result", "verified": "result"}
+_MADE = {"complete": "job", "result": "result", **dict.fromkeys(FOLLOW_UPS, "result")}
 """Event -> the key of the number of what it made."""
 
 
@@ -57,11 +57,11 @@ def _result(queue: Queue, line: Line) -> None:
     queue.finish(line["job"], [NewResult(**facts, state="sending" if goes else line["state"], reason="")])
 
 
-def _verified(queue: Queue, line: Line) -> None:
+def _follow_up(queue: Queue, line: Line) -> None:
     of = queue.result(line["of"])
     if of is not None:
         queue.number_next("results", line["result"])
-        queue.add_verified(of, line["folder"], line["digest"], line["destinations"])
+        queue.add_follow_up(of, line["event"], line["folder"], line["digest"], line["destinations"])
 
 
 def _released(queue: Queue, line: Line) -> None:
@@ -117,7 +117,7 @@ def _deliveries(queue: Queue, line: Line) -> list[Delivery]:
 _EVENTS = {
     "complete": _complete,
     "result": _result,
-    "verified": _verified,
+    **dict.fromkeys(FOLLOW_UPS, _follow_up),
     "released": _released,
     "refused": _refused,
     "decided": _decided,

@@ -16,12 +16,19 @@ from typing import Any
 from monai_unet_app.data.schemas import write_new_json
 from monai_unet_app.errors import AppError, InputRefusedError
 from monai_unet_app.service.node import RECEIVED, RESULTS, REVIEWS, VERDICTS, Node
-from monai_unet_app.service.queue import DECIDABLE, DecidedError, Decision, Result
+from monai_unet_app.service.queue import DECIDABLE, KEPT_BACK, DecidedError, Decision, Result
 from monai_unet_app.service.uploads import IMAGE
 from monai_unet_app.service.work import digest_of, variant_of
 
 PAGE_S = 300.0
 """How long making a page may take."""
+
+_FOLLOWING: dict[str, tuple[str, set[str]]] = {
+    "rejection note": ("*_rejection.dcm", {"KO"}),
+    "corrected": ("*_corrected_*", {"SEG", "SR", "RTSTRUCT", "GSPS", "SC"}),
+    "verified": ("*_sr_verified.dcm", {"SR"}),
+}
+"""What follows from a decision: its files, and the kinds of objects of which a destination must take one."""
 
 TRAINING = "training"
 """Folder of the node for corrected cases."""
@@ -67,7 +74,8 @@ def decide(
     """Does what a signed-in reviewer decided, and gives the record that `review.verdict.apply_verdict` writes.
 
     Accepted: the result goes out if it was held back, and a verified report after it. Rejected or corrected: it does not go
-    out; a corrected case is kept to train on. The clock of the node says when it was decided.
+    out; where it is out already, a rejection note goes after it. Corrected: the corrected result goes out, and its case is
+    kept to train on. The clock of the node says when it was decided.
 
     Args:
         node: Keeps the result.
@@ -82,6 +90,7 @@ def decide(
     """
     with node.deciding[result.id]:  # the second of two waits, and then hears of the first
         node.queue.check_undecided(result.id)
+        result = _present(node, result.id)  # as it is now
         folder = _folder(node, result)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".verdict-") as scratch:
@@ -98,14 +107,16 @@ def _take_effect(node: Node, result: Result, record: dict[str, Any], who: str, m
     with node.queue.all_or_none():
         node.queue.decide(one)
         _keep(node, result, one, record["comment"], record)
-        if kind != "accepted":
-            node.queue.refuse(result.id, f"{kind} by a reviewer")
-            node.audit.write("decided", **facts)
-        else:
+        went = [delivery.destination for delivery in node.queue.deliveries_of(result.id)]
+        if kind == "accepted":
             node.queue.release(result.id, goes)
             node.audit.write("decided", **facts, destinations=goes)
-            if record["report"]:
-                _send_verified(node, result, made, goes)
+        else:
+            node.queue.refuse(result.id, f"{kind} by a reviewer")
+            node.audit.write("decided", **facts)
+        _send(node, result, "rejection note", made, went)
+        _send(node, result, "corrected", made, goes)
+        _send(node, result, "verified", made, goes)
     if (made / TRAINING).is_dir():
         shutil.copytree(made / TRAINING, node.folder / TRAINING, dirs_exist_ok=True)
 
@@ -190,6 +201,8 @@ def _applied(
 ) -> dict[str, Any]:
     """The record of a verdict; it and what it asks for are written to `output`."""
     words = ["--result", str(_document(node, result)), "--output", str(output)]
+    words += ["--variants", str(node.result_folder(result))]
+    words += ["--delivered"] if result.state not in KEPT_BACK else []
     words += ["--reviewer", who, "--organization", node.config.organization or "unknown"]
     if corrected is not None:
         words += ["--correction", str(corrected), *_image(node, result), "--training", str(output / TRAINING)]
@@ -199,19 +212,35 @@ def _applied(
     return record
 
 
-def _send_verified(node: Node, result: Result, made: Path, destinations: Sequence[str]) -> None:
-    """Every destination gets the verified report, whatever way it has its SEG."""
-    folder = node.folder / RESULTS / f"verified-{result.id}"
-    for variant in {variant_of(node.site.destinations[name]) for name in destinations}:
-        (folder / variant).mkdir(parents=True, exist_ok=True)
-        for report in made.glob("*_sr_verified.dcm"):
-            shutil.copyfile(report, folder / variant / report.name)
-    digest = digest_of(folder)
-    number = node.queue.add_verified(result, folder.name, digest, destinations)
+def _send(node: Node, result: Result, what: str, made: Path, destinations: Sequence[str]) -> None:
+    """What follows from a decision goes to those destinations that take it, written as their result was.
+
+    Args:
+        node: Keeps the result.
+        result: What was decided on.
+        what: One of FOLLOW_UPS.
+        made: A folder for each way in which the result is written, with what follows from the decision.
+        destinations: Names of those that should have it; some may be no more in the site file.
+    """
+    pattern, kinds = _FOLLOWING[what]
+    known = [node.site.destinations[name] for name in destinations if name in node.site.destinations]
+    taking = [one for one in known if kinds & set(one.profile.objects) and list((made / variant_of(one)).glob(pattern))]
+    untold = sorted(set(destinations) - {one.name for one in taking})
+    if what == "rejection note" and untold:
+        node.audit.write("not told", study=result.study, result=result.id, destinations=untold)
+    if not taking:
+        return
+    folder = node.folder / RESULTS / f"{what.split()[0]}-{result.id}"
+    for variant in {variant_of(one) for one in taking}:
+        shutil.rmtree(folder / variant, ignore_errors=True)  # of a decision that did not take effect
+        (folder / variant).mkdir(parents=True)
+        for file in (made / variant).glob(pattern):
+            (shutil.copytree if file.is_dir() else shutil.copyfile)(file, folder / variant / file.name)
+    digest, goes = digest_of(folder), [one.name for one in taking]
+    number = node.queue.add_follow_up(result, what, folder.name, digest, goes)
     node.audit.write(
-        "verified", study=result.study, result=number, of=result.id, folder=folder.name, digest=digest,
-        destinations=destinations,
-    )  # fmt: skip
+        what, study=result.study, result=number, of=result.id, folder=folder.name, digest=digest, destinations=goes
+    )
 
 
 def _folder(node: Node, result: Result) -> Path:

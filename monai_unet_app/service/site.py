@@ -21,7 +21,7 @@ from dicom_io.net.site import LOOPBACK, Table, destinations_of, read_table, read
 from monai_unet_app.data.selection import compiled
 from monai_unet_app.errors import UsageError
 
-DICOM_FORMATS = tuple(kind.lower() for kind in KINDS if kind != "PDF")
+DICOM_FORMATS = tuple(kind.lower() for kind in KINDS if kind not in ("PDF", "KO"))
 """Formats of a rule: the kinds that a destination takes, but for PDF, which is none of a result."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from monai_unet_app import __version__
 from monai_unet_app.service.figures import quantiles
-from monai_unet_app.service.queue import KEPT_BACK, Result
+from monai_unet_app.service.queue import FOLLOW_UPS, KEPT_BACK, Result
 
 if TYPE_CHECKING:
     from monai_unet_app.service.hints import Hints
@@ -276,7 +276,7 @@ def _result_row(one: Result, hints: Hints | None) -> _Row:
     action: str | _Markup = ""
     if one.state == "not processed":
         action = _Button(f"/studies/{one.study}/reprocess", "work at it again")
-    elif one.folder and one.state in _REVIEWED and one.verdict != "verified":
+    elif one.folder and one.state in _REVIEWED and one.verdict not in FOLLOW_UPS:
         action = _Link(f"/results/{one.id}/review", "review")
     number = _Link(f"/results/{one.id}", str(one.id))
     return (

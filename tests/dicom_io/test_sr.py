@@ -328,7 +328,7 @@ def test_quality_and_calibration_stand_in_the_report_as_text(case, written, tmp_
 
 
 def test_a_report_that_refers_to_a_stranger_does_not_leave(case, written, tmp_path, monkeypatch):
-    monkeypatch.setattr("dicom_io.sr._referenced_uids", lambda written: iter(["1.2.3"]))
+    monkeypatch.setattr("dicom_io.sr.referenced_uids", lambda written: iter(["1.2.3"]))
     with pytest.raises(GeometryProofError, match="the SR was deleted"):
         write_sr(case.labels, case.volume, tmp_path / "sr.dcm", RESULT, seg=written[1])
     assert list(tmp_path.iterdir()) == []

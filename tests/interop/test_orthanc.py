@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,16 @@ from result_phantoms import RESULT, oblique_case
 
 from dicom_io.errors import NetworkError
 from dicom_io.net.association import LABEL_MAP
-from dicom_io.net.destination import Destination, Dimse, Receive, parse_destination
+from dicom_io.net.destination import Destination, Dimse, Profile, Receive, parse_destination
+from dicom_io.net.duplicates import Archive
 from dicom_io.net.exchange import echo, fetch, find, send
+from dicom_io.net.outgoing import prepared
 from dicom_io.net.query import Query
 from dicom_io.net.scp import Listen, Provider
+from dicom_io.rejection import Rejection, write_rejection_note
 from dicom_io.rtstruct import write_rtstruct
 from dicom_io.seg import write_seg
-from dicom_io.sr import write_sr
+from dicom_io.sr import Verification, write_sr, write_verified_sr
 
 pytestmark = pytest.mark.interop
 
@@ -36,7 +40,7 @@ WAYS = ("C-GET", "C-MOVE", "WADO-RS")
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A CT series, an oblique MR series, and a SEG, SR and RTSTRUCT made from it."""
+    """A CT series, an oblique MR series, a SEG, SR and RTSTRUCT made from it, a verified report and a rejection note."""
     folder = tmp_path_factory.mktemp("files")
     case = oblique_case(folder / "case")
     results = [
@@ -44,6 +48,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         write_rtstruct(case.labels, case.volume, folder / "rtstruct.dcm", RESULT),
     ]
     results.append(write_sr(case.labels, case.volume, folder / "sr.dcm", RESULT, seg=results[0]))
+    verified = Verification("Lang^Eva^^Dr", "Clinic", datetime(2026, 11, 21, tzinfo=UTC), "the tip is cut")
+    results.append(write_verified_sr(results[-1], folder / "verified.dcm", verified))
+    rejection = Rejection(verified.observer, verified.organization, verified.moment, "wrong side")
+    results.append(write_rejection_note(results[:3], folder / "rejection.dcm", rejection))
     return [*ct_series(folder / "ct", 4), *case.volume.provenance.files, *results]
 
 
@@ -128,6 +136,25 @@ def test_what_orthanc_gives_back_is_what_it_got(name: str, filled: Orthanc, file
 
 
 @pytest.mark.parametrize("name", WAYS)
+def test_orthanc_s_copy_is_known_to_be_what_was_sent_and_no_other(
+    name: str, filled: Orthanc, files: list[Path], tmp_path: Path
+) -> None:
+    """As if it had answered 0x0111 to each: what it has is fetched, or looked up, and compared."""
+    there = way(filled, name)
+    asked = Archive(lambda query: find(there, query), lambda query, folder: fetch(there, query, folder))
+    items, _ = prepared(files, Profile())
+    judged = [asked.judged(item, item.outcome("already there", "0x0111", 0x0111)) for item in items]
+    assert {one.state for one in judged} == {"already there"}
+    other = pydicom.dcmread(next(item.file for item in items if item.kind == "SEG"))
+    other.SeriesDescription = "of another model"
+    other.save_as(tmp_path / "other.dcm")
+    ((item,), _) = prepared([tmp_path / "other.dcm"], Profile())
+    refused = asked.judged(item, item.outcome("already there", "0x0111", 0x0111))
+    assert refused.state == "refused"
+    assert "its SeriesDescription is another one" in refused.meaning
+
+
+@pytest.mark.parametrize("name", WAYS)
 def test_one_series_and_one_instance_can_be_had(name: str, filled: Orthanc, files: list[Path], tmp_path: Path) -> None:
     there, seg = way(filled, name), pydicom.dcmread(files[-3])
     series = Query(study_instance_uid=seg.StudyInstanceUID, series_instance_uid=seg.SeriesInstanceUID)
@@ -149,7 +176,7 @@ def test_orthanc_finds_what_it_has(name: str, filled: Orthanc, files: list[Path]
     assert find(there, Query(patient_id="NOBODY")) == ()
     mr = pydicom.dcmread(files[4])
     series = find(there, Query("series", mr.StudyInstanceUID))
-    assert {one.Modality for one in series} == {"MR", "SEG", "SR", "RTSTRUCT"}
+    assert {one.Modality for one in series} == {"MR", "SEG", "SR", "RTSTRUCT", "KO"}
     images = find(there, Query("image", mr.StudyInstanceUID, mr.SeriesInstanceUID))
     assert {one.SOPInstanceUID for one in images} == {one for one, x in by_uid(files).items() if x.Modality == "MR"}
 
@@ -160,7 +187,7 @@ def test_stow_stores_what_wado_gives_back(tmp_path: Path, files: list[Path]) -> 
         assert find(there, Query()) == ()
         outcomes = send(there, files)
         assert {outcome.state for outcome in outcomes} == {"sent"}
-        assert [outcome.kind for outcome in outcomes][-3:] == ["SEG", "RTSTRUCT", "SR"]
+        assert [outcome.kind for outcome in outcomes][-5:] == ["SEG", "RTSTRUCT", "SR", "SR", "KO"]
         got = [fetch(there, Query(study_instance_uid=study), tmp_path / "in") for study in studies_of(files)]
         assert_same(files, [file for one in got for file in one.files])
 

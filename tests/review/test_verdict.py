@@ -10,11 +10,11 @@ import pydicom
 import pytest
 from phantoms import lopsided_labels
 from result_phantoms import RESULT, dciodvfy_errors
-from review_cases import Delivered, deliver, verdict_on
+from review_cases import VOXELS, Delivered, deliver, verdict_on
 
 from dicom_io.errors import GeometryProofError, LabelError
 from dicom_io.rtstruct import write_rtstruct
-from dicom_io.seg import write_seg
+from dicom_io.seg import read_seg, write_seg
 from dicom_io.sr import Verification, _prove_verified, write_verified_sr
 from monai_unet_app.data.cases import find_data
 from monai_unet_app.data.labels import read_labels
@@ -75,9 +75,32 @@ def test_a_verified_report_says_by_whom_and_names_its_predecessor(delivered: Del
 def test_a_verified_report_measures_what_the_first_one_measured(delivered: Delivered, tmp_path: Path) -> None:
     before = pydicom.dcmread(report_of(delivered))
     found = pydicom.dcmread(write_verified_sr(report_of(delivered), tmp_path / "sr.dcm", VERIFICATION))
-    for kept in ("ContentSequence", "CurrentRequestedProcedureEvidenceSequence", "PatientName", "SeriesInstanceUID"):
+    for kept in ("ContentSequence", "CurrentRequestedProcedureEvidenceSequence", "PatientName", "StudyInstanceUID"):
         assert found[kept] == before[kept]
     assert before.VerificationFlag == "UNVERIFIED"
+
+
+def test_a_verified_report_is_told_from_the_unverified_one_by_its_series(delivered: Delivered, tmp_path: Path) -> None:
+    before = pydicom.dcmread(report_of(delivered))
+    found = pydicom.dcmread(write_verified_sr(report_of(delivered), tmp_path / "sr.dcm", VERIFICATION))
+    assert found.SeriesInstanceUID != before.SeriesInstanceUID
+    assert found.SeriesNumber != before.SeriesNumber
+    assert found.SeriesDescription == f"VERIFIED {before.SeriesDescription}"
+    assert len(found.SeriesDescription) <= 64
+
+
+def test_a_verified_report_has_the_reviewers_comment(delivered: Delivered, tmp_path: Path) -> None:
+    before = pydicom.dcmread(report_of(delivered))
+    said = replace(VERIFICATION, comment="the tip is cut, 3 mm")
+    path = write_verified_sr(report_of(delivered), tmp_path / "sr.dcm", said)
+    assert dciodvfy_errors(path) == []
+    found = pydicom.dcmread(path)
+    *kept, comment = found.ContentSequence
+    assert kept == list(before.ContentSequence)
+    assert (comment.ConceptNameCodeSequence[0].CodeValue, comment.TextValue) == ("121106", "the tip is cut, 3 mm")
+    assert [item.PersonName for item in comment.ContentSequence if item.ValueType == "PNAME"] == ["Lang^Eva^^Dr"]
+    silent = pydicom.dcmread(write_verified_sr(report_of(delivered), tmp_path / "silent.dcm", VERIFICATION))
+    assert silent.SOPInstanceUID != found.SOPInstanceUID
 
 
 def test_the_same_verification_gives_the_same_bytes_and_another_another_uid(
@@ -386,7 +409,93 @@ def test_a_corrected_result_becomes_a_case_to_train_on(delivered: Delivered, tmp
     front, back = record["correction"]["structures"]
     assert front["size_difference"] == pytest.approx(6 * delivered.volume.voxel_ml, abs=1e-5)
     assert (back["dice"], back["mean_surface_distance"], back["added_path_length"]) == (1.0, 0.0, 0.0)
-    assert record["report"] is None
+
+
+@pytest.fixture(scope="module")
+def corrected(delivered: Delivered, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What follows from a correction of a delivered result, by kind."""
+    folder = tmp_path_factory.mktemp("corrected")
+    write_nifti(corrected_labels(), delivered.volume, folder / "mask.nii.gz")
+    verdict = Verdict.from_document(verdict_on(delivered, "corrected", comment="one voxel longer"))
+    what = Aftermath(READER, image=delivered.series, correction=folder / "mask.nii.gz", delivered=True, applied_at=WHEN)
+    record = apply_verdict(verdict, delivered.result, folder / "out", what)
+    validate(record, "review_record")
+    return {one["kind"]: folder / "out" / one["file"] for one in record["objects"]}
+
+
+def test_a_correction_makes_a_segmentation_of_the_corrected_mask(
+    delivered: Delivered, corrected: dict[str, Path]
+) -> None:
+    path, before = corrected["corrected seg"], pydicom.dcmread(delivered.result.parent / "case_seg.dcm")
+    assert dciodvfy_errors(path) == []
+    assert np.array_equal(read_seg(path, delivered.volume).array, corrected_labels())
+    found = pydicom.dcmread(path)
+    assert {item.SegmentAlgorithmType for item in found.SegmentSequence} == {"SEMIAUTOMATIC"}
+    assert found.ContentCreatorName == "Lang^Eva^^Dr"
+    for new, old in zip(found.SegmentSequence, before.SegmentSequence, strict=True):
+        assert new.SegmentLabel == old.SegmentLabel
+        assert new.SegmentedPropertyTypeCodeSequence == old.SegmentedPropertyTypeCodeSequence
+        assert new.RecommendedDisplayCIELabValue == old.RecommendedDisplayCIELabValue
+    assert found.SeriesInstanceUID != before.SeriesInstanceUID
+    assert found.SeriesNumber != before.SeriesNumber
+    assert "CORRECTED" in found.SeriesDescription
+
+
+def test_the_report_on_a_correction_is_measured_anew_and_verified(
+    delivered: Delivered, corrected: dict[str, Path]
+) -> None:
+    path, before = corrected["corrected sr"], pydicom.dcmread(report_of(delivered))
+    assert dciodvfy_errors(path) == []
+    found = pydicom.dcmread(path)
+    assert (found.VerificationFlag, found.VerifyingObserverSequence[0].VerifyingObserverName) == (
+        "VERIFIED", "Lang^Eva^^Dr",
+    )  # fmt: skip
+    (study,) = found.PredecessorDocumentsSequence
+    (reference,) = study.ReferencedSeriesSequence[0].ReferencedSOPSequence
+    assert reference.ReferencedSOPInstanceUID == before.SOPInstanceUID
+    volumes = volumes_of(found)
+    assert volumes[:2] == pytest.approx(
+        [(VOXELS[0] + 6) * delivered.volume.voxel_ml, VOXELS[1] * delivered.volume.voxel_ml]
+    )
+    assert found.ContentSequence[-1].TextValue == "one voxel longer"
+    seg = pydicom.dcmread(corrected["corrected seg"])
+    evidence = {
+        one.ReferencedSOPInstanceUID
+        for study in found.CurrentRequestedProcedureEvidenceSequence
+        for series in study.ReferencedSeriesSequence
+        for one in series.ReferencedSOPSequence
+    }
+    assert seg.SOPInstanceUID in evidence
+
+
+def test_what_was_delivered_before_a_correction_is_rejected(delivered: Delivered, corrected: dict[str, Path]) -> None:
+    note = pydicom.dcmread(corrected["rejection"])
+    named = {
+        item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+        for item in note.ContentSequence
+        if item.ValueType in ("IMAGE", "COMPOSITE")
+    }
+    old = [delivered.result.parent / f"case_{kind}.dcm" for kind in ("seg", "sr")]
+    assert named == {pydicom.dcmread(path).SOPInstanceUID for path in old}
+
+
+def test_only_a_person_rejects_what_is_delivered(delivered: Delivered, tmp_path: Path) -> None:
+    verdict = Verdict.from_document(verdict_on(delivered, "rejected", comment="wrong side"))
+    with pytest.raises(InputRefusedError, match="no person's name"):
+        apply_verdict(verdict, delivered.result, tmp_path, Aftermath(Reviewer("root", "Clinic"), delivered=True))
+    record = apply_verdict(verdict, delivered.result, tmp_path, Aftermath(READER, delivered=True))
+    assert [one["kind"] for one in record["objects"]] == ["rejection"]
+    assert dciodvfy_errors(tmp_path / "case_rejection.dcm") == []
+
+
+def volumes_of(dataset: pydicom.Dataset) -> list[float]:
+    """The volumes that a report measures, in its order."""
+    found = []
+    for item in dataset.get("ContentSequence") or []:
+        if item.ValueType == "NUM" and item.ConceptNameCodeSequence[0].CodeMeaning == "Volume":
+            found.append(float(item.MeasuredValueSequence[0].NumericValue))
+        found += volumes_of(item)
+    return found
 
 
 def test_neither_names_nor_files_of_training_cases_hold_identity(

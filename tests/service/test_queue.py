@@ -136,7 +136,7 @@ def test_what_was_decided_on_some_bytes_holds_for_the_same_bytes(queue: Queue, s
 def test_a_result_that_goes_nowhere_is_done(queue: Queue) -> None:
     number = finished(queue, replace(FOUND, destinations=()))
     assert queue.result(number).state == "delivered"
-    verified = queue.add_verified(queue.result(number), "verified-1", "def", [])
+    verified = queue.add_follow_up(queue.result(number), "verified", "verified-1", "def", [])
     assert queue.result(verified).state == "delivered"
     held = finished(queue, replace(FOUND, state="held", destinations=(), series="1.2.3.9"))
     queue.release(held, [])

@@ -71,9 +71,9 @@ class Ward:
     def decide(self, number: int, decision: str, who: str = "rossi", **changes: Any) -> requests.Response:
         return self.ask("POST", f"/results/{number}/verdict", who, json=self.verdict(number, decision, **changes))
 
-    def got(self) -> list[Dataset]:
-        """What the PACS has beside nothing."""
-        return [dcmread(path) for path in sorted(self.pacs.rglob("*.dcm"))]
+    def got(self, folder: Path | None = None) -> list[Dataset]:
+        """What the PACS has, or another archive in a folder."""
+        return [dcmread(path) for path in sorted((folder or self.pacs).rglob("*.dcm")) if "incoming" not in str(path)]
 
     def records(self) -> list[dict[str, Any]]:
         """What was recorded of decisions."""
@@ -81,14 +81,15 @@ class Ward:
 
 
 @contextmanager
-def ward(folder: Path, *, node: str = "", rule: str = "", more: str = "") -> Iterator[Ward]:
-    """A node with the real worker; `more` goes to the end of its site file."""
+def ward(folder: Path, *, to: str = '["pacs"]', more: str = "") -> Iterator[Ward]:
+    """A node with the real worker whose rule has the destinations `to`; `more` goes to the end of its site file."""
     made = {who: new_token(*told) for who, told in PEOPLE.items()}
     (folder / "tokens").write_text("".join(line + "\n" for _, line in made.values()).replace("Nobody^Nick", "root"))
     tokens = {who: token for who, (token, _) in made.items()}
     with pacs(folder / "pacs") as peer:
-        site = write_site(folder, peer.port, node='organization = "General Hospital"\n' + node, rule=rule)
-        site.write_text(site.read_text().replace('"CT"', '"MR"').replace("stable_s = 0.3", "stable_s = 2") + more)
+        site = write_site(folder, peer.port, node='organization = "General Hospital"\n')
+        text = site.read_text().replace('"CT"', '"MR"').replace("stable_s = 0.3", "stable_s = 2")
+        site.write_text(text.replace('destinations = ["pacs"]', f"destinations = {to}") + more)
         with started(site, "real_worker") as running, Door(running, HttpConfig(folder / "tokens", port=0)) as door:
             wait_until(lambda: running.is_ready, 120)
             yield Ward(running, f"http://127.0.0.1:{door.port}", tokens, folder / "pacs")

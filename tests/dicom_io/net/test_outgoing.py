@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from dicom_io.net.outgoing import kind_of, prepared
 from dicom_io.parametric import NO_UNIT, PROBABILITY, write_parametric_map
 from dicom_io.pdf import write_pdf
 from dicom_io.presentation import write_gsps
+from dicom_io.rejection import Rejection, write_rejection_note
 from dicom_io.rtstruct import write_rtstruct
 from dicom_io.seg import write_seg
 from dicom_io.sr import write_sr
@@ -48,6 +50,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "PM": write_parametric_map(
             chances, source, folder / "pm.dcm", RESULT, quantity=PROBABILITY, unit=NO_UNIT, label="x"
         ),
+        "KO": write_rejection_note([seg], folder / "ko.dcm", Rejection("Lang^Eva", "Clinic", datetime.now(UTC))),
         "PDF": write_pdf(b"%PDF-1.4\n%%EOF", source, folder / "report.dcm", RESULT, title="A report"),
     }
 
@@ -63,7 +66,7 @@ def test_every_object_goes_after_the_images_in_the_order_of_the_profile(written:
     source = next((written["SEG"].parent / "mr").iterdir())
     wanted, left_out = prepared([*reversed(written.values()), source], Profile())
     assert [one.kind for one in wanted] == [
-        "", "SEG", "SEG", "PM", "RTSTRUCT", "SR", "GSPS", "GSPS", "SC", "SC", "SC", "PDF",
+        "", "SEG", "SEG", "PM", "RTSTRUCT", "SR", "GSPS", "GSPS", "SC", "SC", "SC", "PDF", "KO",
     ]  # fmt: skip
     assert left_out == []
 

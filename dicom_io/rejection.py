@@ -1,0 +1,138 @@
+"""A Key Object Selection that says that results are not to be used: the rejection note of IHE's IOCM profile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import highdicom as hd
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+
+from dicom_io import proof
+from dicom_io.errors import GeometryProofError, LabelError
+from dicom_io.objects import identity, proof_headers
+from dicom_io.objects.carried import transcribed
+from dicom_io.objects.walk import items, referenced_uids, text, walk_file
+from dicom_io.reading.headers import is_person_name
+
+REASONS: dict[str, Code] = {
+    "quality": codes.DCM.RejectedForQualityReasons,
+    "patient safety": codes.DCM.RejectedForPatientSafetyReasons,
+}
+"""Titles of CID 7011 that fit a result: 113001 and 113037."""
+
+DESCRIPTION = "REJECTED, do not use: KO RESEARCH"
+_CONTENT, _EVIDENCE, _TITLE, _CODE = 0x0040A730, 0x0040A375, 0x0040A043, 0x00080100
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Who rejects results, when and why.
+
+    Attributes:
+        observer: The person's name as DICOM has it, Family^Given^Middle^Prefix^Suffix.
+        organization: Which they answer for.
+        moment: When, with a time zone.
+        comment: Why, in their words.
+        reason: A key of REASONS.
+
+    Raises:
+        LabelError: The name is no person's, the moment has no time zone, or there is no such reason.
+    """
+
+    observer: str
+    organization: str
+    moment: datetime
+    comment: str = ""
+    reason: str = "quality"
+
+    def __post_init__(self) -> None:
+        if not is_person_name(self.observer) or self.moment.utcoffset() is None or self.reason not in REASONS:
+            raise LabelError(
+                f"a rejection has the reason {self.reason!r} and {'a' if is_person_name(self.observer) else 'no'} person's "
+                f"name; Family^Given, a moment with a time zone and one of {', '.join(REASONS)} are needed; give them"
+            )
+
+
+def write_rejection_note(rejected: Sequence[Path], path: Path, rejection: Rejection) -> Path:
+    """Write a Key Object Selection (TID 2010) that rejects objects, in a series of its own.
+
+    Args:
+        rejected: DICOM files of one study, at least one: all that is not to be used any more.
+        path: Target file, replaced if it exists.
+        rejection: Who, when and why. Letters that the study's character set does not have are written without their marks,
+            or as question marks.
+
+    Returns:
+        `path`. The same objects and rejection give the same bytes.
+
+    Raises:
+        LabelError: No file, or files of several studies.
+        UnreadableFileError: A file cannot be read.
+        GeometryProofError: What was written does not name exactly these objects; no file is left.
+    """
+    headers = tuple(identity.header_of(Path(file)) for file in rejected)
+    studies = {str(one.StudyInstanceUID) for one in headers}
+    if len(studies) != 1:
+        raise LabelError(
+            f"{len(headers)} files of {len(studies)} studies are rejected; some of one study are needed; write a note for each"
+        )
+    who, why = (transcribed(one, headers[0]) for one in (rejection.observer, rejection.comment.strip()))
+    organization = transcribed(rejection.organization, headers[0])
+    bare = identity.neutral(headers)
+    person = hd.sr.PersonObserverIdentifyingAttributes(name=who, organization_name=organization)
+    content = hd.ko.KeyObjectSelection(
+        document_title=REASONS[rejection.reason],
+        referenced_objects=bare,
+        observer_person_context=hd.sr.ObserverContext(codes.DCM.Person, person),
+        description=why or None,
+    )
+    said = (rejection.reason, who, organization, why, rejection.moment.isoformat())
+    named = sorted(str(one.SOPInstanceUID) for one in headers)
+    note = hd.ko.KeyObjectSelectionDocument(
+        evidence=bare,
+        content=content,
+        series_instance_uid=identity.derived_uid("KO", "series", *named, *said),
+        series_number=identity.series_number(headers[0], "KO"),
+        sop_instance_uid=identity.derived_uid("KO", "instance", *named, *said),
+        instance_number=1,
+        manufacturer=str(headers[0].get("Manufacturer") or "monai-unet-app"),
+    )
+    _stamp(note, headers[0], rejection.moment)
+    return proof.save_proved(note, path, lambda file: _prove(file, headers, REASONS[rejection.reason]))
+
+
+def _stamp(note: Dataset, header: Dataset, moment: datetime) -> None:
+    """Patient and study of what is rejected, and the moment of the rejection in the study's time zone, or this machine's."""
+    identity.carry_over(note, header)
+    offset = str(header.get("TimezoneOffsetFromUTC") or "")
+    local = moment.astimezone(datetime.strptime(offset, "%z").tzinfo if offset else None)
+    note.ContentDate = note.SeriesDate = local.strftime("%Y%m%d")
+    note.ContentTime = note.SeriesTime = local.strftime("%H%M%S")
+    note.SeriesDescription = DESCRIPTION
+    for item in (note, *(note.get("ContributingEquipmentSequence") or [])):  # highdicom reads the clock
+        for keyword in ("InstanceCreationDate", "InstanceCreationTime", "ContributionDateTime"):
+            if keyword in item:
+                delattr(item, keyword)
+    for keyword in ("ManufacturerModelName", "SoftwareVersions", "DeviceSerialNumber"):
+        if header.get(keyword):
+            setattr(note, keyword, header[keyword].value)
+
+
+def _prove(path: Path, headers: Sequence[Dataset], title: Code) -> None:
+    """Pass if the note, read by a reader of its own, names what is rejected and nothing else, and says whose it is."""
+    with proof_headers.deleting(path, "rejection note"):
+        written = walk_file(path)
+        wanted = sorted(str(one.SOPInstanceUID) for one in headers)
+        for tag, where in ((_CONTENT, "content"), (_EVIDENCE, "evidence")):
+            found = sorted(referenced_uids({tag: written.get(tag, [])}))
+            if found != wanted:
+                raise GeometryProofError(f"its {where} names {len(found)} objects, {len(wanted)} are rejected")
+        said = text(items(written, _TITLE)[0], _CODE)
+        if said != title.value:
+            raise GeometryProofError(f"its title is {said}; {title.value} is needed")
+        proof_headers.check_owner(written, headers[0], has_frame=False)

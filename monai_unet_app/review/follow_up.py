@@ -1,0 +1,185 @@
+"""DICOM objects that follow from a verdict: a verified report, a corrected result, and a note that rejects what went before."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dicom_io.capture import write_captures
+from dicom_io.coding import Segment, Whole
+from dicom_io.errors import DicomIoError
+from dicom_io.net.destination import Profile
+from dicom_io.net.outgoing import prepared
+from dicom_io.objects.carried import transcribed
+from dicom_io.objects.identity import ResultInfo
+from dicom_io.objects.seg_object import described_segments
+from dicom_io.presentation import write_gsps
+from dicom_io.reading.instances import load_dataset
+from dicom_io.rejection import Rejection, write_rejection_note
+from dicom_io.rtstruct import write_rtstruct
+from dicom_io.seg import write_seg
+from dicom_io.sr import Verification, write_sr, write_verified_sr
+from dicom_io.volume import Volume
+from monai_unet_app.dicom_results import DICOM_FORMATS
+from monai_unet_app.errors import InputRefusedError
+
+from .contents import is_exclusive, named_file, read_result
+from .correction import Correction
+
+ALL_FRAMES = "-all-frames"
+"""How the name of a folder ends whose SEG has a frame for every slice and segment."""
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """What a reader made of a result.
+
+    Attributes:
+        correction: The masks.
+        volume: The image that they lie on.
+    """
+
+    correction: Correction
+    volume: Volume
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What shall follow from a verdict.
+
+    Attributes:
+        verification: Who answers for it, when, and what they say.
+        accepted: The report is verified.
+        corrected: The corrected result is written; None: there is none.
+        delivered: The result has left, so that a note is needed if it is not accepted.
+    """
+
+    verification: Verification
+    accepted: bool
+    corrected: Corrected | None
+    delivered: bool
+
+
+def write_follow_up(wanted: Wanted, result: Path, output: Path, name: str) -> dict[str, Path]:
+    """Writes what follows from a verdict about one `result.json`, and gives the files by kind.
+
+    "verified": the report, VERIFIED. "corrected seg", "corrected sr" and so on: what the result has, of the corrected masks;
+    the report is measured anew, VERIFIED, and names the old one as its predecessor. "rejection": a Key Object Selection that
+    rejects the objects of the result.
+
+    Args:
+        wanted: What shall follow.
+        result: The `result.json`, beside its files.
+        output: Gets the objects, `<name>_sr_verified.dcm`, `<name>_corrected_<kind>.dcm`, `<name>_rejection.dcm`.
+        name: How they are called.
+
+    Raises:
+        InputRefusedError: An object cannot be written; the message says why.
+    """
+    document, found = read_result(result), dict[str, Path]()
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        if wanted.accepted and "sr" in document["files"]:
+            report = named_file(result, document, "sr")
+            found["verified"] = write_verified_sr(report, output / f"{name}_sr_verified.dcm", wanted.verification)
+        if wanted.corrected is not None:
+            found |= _write_corrected(wanted.corrected, wanted.verification, result, document, output / name)
+        objects = _objects(result, document)
+        if wanted.delivered and not wanted.accepted and objects:
+            who = wanted.verification
+            rejection = Rejection(who.observer, who.organization, who.moment, who.comment)
+            found["rejection"] = write_rejection_note(objects, output / f"{name}_rejection.dcm", rejection)
+    except DicomIoError as error:
+        raise InputRefusedError(f"{document['case']}: {error}") from error
+    return found
+
+
+def _objects(result: Path, document: Mapping[str, Any]) -> list[Path]:
+    """The DICOM files of a result."""
+    named = [result.parent / str(document["files"][kind]) for kind in DICOM_FORMATS if kind in document["files"]]
+    return [file for path in named for file in (sorted(path.rglob("*.dcm")) if path.is_dir() else [path])]
+
+
+def _write_corrected(
+    corrected: Corrected, who: Verification, result: Path, document: Mapping[str, Any], stem: Path
+) -> dict[str, Path]:
+    """What the result has of SEG, SR, RTSTRUCT, presentation state and captures; nothing without a SEG and a DICOM source."""
+    volume = corrected.volume
+    if "seg" not in document["files"] or volume.provenance.kind != "dicom":
+        return {}
+    if volume.array.ndim == 4 and not volume.planar:
+        volume = volume.with_array(volume.array[..., 0])
+    before = named_file(result, document, "seg")
+    info = _info(before, who, document)
+    labels = volume.with_array(_labels(corrected.correction, exclusive=is_exclusive(document)))
+    paths = {kind: stem.with_name(f"{stem.name}_corrected_{kind}.dcm") for kind in ("seg", "sr", "rtstruct", "gsps")}
+    found = {"corrected seg": _write_seg(labels, corrected.correction, volume, before, paths["seg"], info)}
+    if "sr" in document["files"]:
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=stem.parent) as folder:
+            unsent = write_sr(
+                labels, volume, Path(folder, "sr.dcm"), info, seg=paths["seg"],
+                wholes_ml=_wholes(document, info.segments), earlier=named_file(result, document, "sr"),
+            )  # fmt: skip
+            found["corrected sr"] = write_verified_sr(unsent, paths["sr"], who, unsent=True)
+    if "rtstruct" in document["files"]:
+        found["corrected rtstruct"] = write_rtstruct(labels, volume, paths["rtstruct"], info)
+    if "gsps" in document["files"]:
+        found["corrected gsps"] = write_gsps(labels, volume, paths["gsps"], info)
+    if "sc" in document["files"]:
+        folder_of_captures = stem.with_name(f"{stem.name}_corrected_sc")
+        write_captures(labels, volume, folder_of_captures, info)
+        found["corrected sc"] = folder_of_captures
+    return found
+
+
+def _info(before: Path, who: Verification, document: Mapping[str, Any]) -> ResultInfo:
+    """The bundle's result, changed by a person; the segments mean what they meant before."""
+    header, bundle = load_dataset(before, with_pixels=False), document["bundle"]
+    return ResultInfo(
+        segments=described_segments(before),
+        algorithm_name=bundle["name"],
+        algorithm_version=bundle["version"],
+        bundle_sha256=bundle["sha256"],
+        settings=(("corrected from", str(header.SOPInstanceUID)),),
+        algorithm_type="SEMIAUTOMATIC",
+        series_description=f"CORRECTED {bundle['name']}",
+        quality="corrected by a reviewer",
+        content_creator=transcribed(who.observer, header),
+    )
+
+
+def _labels(correction: Correction, *, exclusive: bool) -> np.ndarray:
+    """Shape (I, J, K) with the structures' numbers in their order; (I, J, K, C) where they may share voxels."""
+    stacked = np.stack(correction.masks, axis=-1).astype(np.uint8)
+    if not exclusive or (stacked.sum(axis=-1) > 1).any():
+        return stacked
+    return (stacked * np.arange(1, stacked.shape[-1] + 1, dtype=np.uint16)).sum(axis=-1, dtype=np.uint16)
+
+
+def _write_seg(
+    labels: Volume, correction: Correction, volume: Volume, before: Path, path: Path, info: ResultInfo
+) -> Path:
+    """In the encoding of the SEG before it, since that is how its destination takes one."""
+    ((earlier,), _) = prepared([before], Profile())
+    if earlier.encoding == "fractional":
+        labels = volume.with_array(np.stack(correction.masks, axis=-1).astype(np.float32))
+    every = before.parent.name.endswith(ALL_FRAMES)
+    return write_seg(labels, volume, path, info, encoding=earlier.encoding, empty_frames=every)  # type: ignore[arg-type]
+
+
+def _wholes(document: Mapping[str, Any], segments: tuple[Segment, ...]) -> dict[Whole, None]:
+    """What structures are parts of, as the result has it; without intervals, which are of the model's sizes."""
+    found = dict[Whole, None]()
+    for row in document.get("wholes") or []:
+        parts = [one for one in segments if one.number in row["parts"]]
+        first, regions = parts[0], {one.anatomic_region for one in parts}
+        modifiers = {one.anatomic_region_modifier for one in parts}
+        region = first.anatomic_region if len(regions) == 1 else None
+        modifier = first.anatomic_region_modifier if region is not None and len(modifiers) == 1 else None
+        found[Whole(row["label"], tuple(row["parts"]), first.category, first.type, region, modifier)] = None
+    return found
