@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 
 
 def node(options: argparse.Namespace) -> Answer:
+    from monai_unet_app.service.memory import keep_small
     from monai_unet_app.service.node import Node
     from monai_unet_app.service.site import read_site
 
+    keep_small()
     site = read_site(options.config)
     _check_bundles(site.path)
     os.umask(0o077)  # what it keeps is patients'
@@ -90,11 +92,13 @@ def _door(running: Node) -> AbstractContextManager[object]:
 
 
 def _wait(running: Node, stop: threading.Event, *, told: bool) -> None:
+    from monai_unet_app.service.memory import wait_and_trim
+
     while not running.is_ready and not stop.wait(0.1):
         pass
     if told and not stop.is_set():
         line(f"ready: {len(running.workers.children)} worker(s) are warm")
-    stop.wait()
+    wait_and_trim(stop)
     if told:
         line("stopping; what is at work is begun anew at the next start")
 
