@@ -7,6 +7,7 @@ head must come within seconds; a new connection that finds no room ends the one 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from typing import Any
 
@@ -17,6 +18,8 @@ _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 5\r\nConnection: close\r\n"
     b'Content-Length: 61\r\n\r\n{"detail": "too many requests are being answered; ask later"}'
 )
+
+_logger = logging.getLogger(__name__)
 
 
 class Connections:
@@ -105,7 +108,11 @@ class Connection(H11Protocol):
         if self.is_waiting and not self._has_begun:
             self._has_begun = True
             self._start("head", self._connections.head_s)
-        super().data_received(data)
+        try:
+            super().data_received(data)
+        except Exception as error:  # uvicorn cannot say 400 once an answer has begun, and asyncio would log what came
+            _logger.warning("ended a connection that broke the protocol (%s)", type(error).__name__)
+            self.transport.abort()
         if not self.is_waiting:
             self._stop("head")
 
