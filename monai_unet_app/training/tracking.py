@@ -1,8 +1,14 @@
-"""Curves while a run goes on: TensorBoard, or MLflow in a local folder. Nothing leaves the machine."""
+"""Curves while a run goes on: TensorBoard, or MLflow.
+
+Nothing leaves the machine, unless the environment variable MLFLOW_TRACKING_URI names an MLflow server.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +21,7 @@ KINDS = ("tensorboard", "mlflow", "none")
 
 
 class Tracking:
-    """Ignite handler: loss and metric after each epoch.
+    """Ignite handler: loss and metric after each epoch; MLflow gets the run's parameters from `run.json` too.
 
     Args:
         kind: "tensorboard", "mlflow" (needs the extra `mlflow`) or "none".
@@ -49,6 +55,9 @@ class Tracking:
 
     def log(self, engine: Engine) -> None:
         """One point on each curve."""
+        record = self.folder / "run.json"  # written by RunRecord, which stands before this handler
+        if isinstance(self.sink, _MLflow) and record.is_file():
+            self.sink.describe(_parameters(json.loads(record.read_text())))
         entry = self.checkpoints.history[-1]
         values = {"train/loss": entry["loss"], "selection/mean_dice": entry["metric"]}
         for name, value in values.items():
@@ -58,6 +67,20 @@ class Tracking:
     def stop(self, engine: Engine) -> None:
         """Closes the log."""
         self.sink.close()
+
+
+def _parameters(record: Mapping[str, Any]) -> dict[str, str]:
+    """What decides a run, by name: settings, digests, numbers of cases, device, versions; the name of no case."""
+    session = record["sessions"][-1]
+    parts = [case["partition"] for case in record["cases"].values()]
+    found = {
+        **record["settings"],
+        **{name: record[name] for name in ("data_sha256", "recipe_sha256")},
+        **{f"cases.{part}": parts.count(part) for part in sorted(set(parts))},
+        **{name: session[name] for name in ("device", "precision", "git_commit")},
+        **{f"version.{name}": number for name, number in session["versions"].items()},
+    }
+    return {name: str(value) for name, value in found.items()}
 
 
 class _TensorBoard:
@@ -78,17 +101,41 @@ class _MLflow:
     def __init__(self, folder: Path) -> None:
         # MLflow asks for a database by default; a plain folder needs no server and no SQL, and is asked for by this variable
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it would report to its makers
         try:
             from mlflow.tracking import MlflowClient
         except ImportError as error:
             raise UsageError("MLflow is not installed; run: pip install 'monai-unet-app[mlflow]'") from error
-        home = (folder / "mlflow").resolve()
-        home.mkdir(parents=True, exist_ok=True)
-        self.client = MlflowClient(tracking_uri=home.as_uri())
-        found = self.client.get_experiment_by_name("training")
-        experiment = found.experiment_id if found else self.client.create_experiment("training")
-        runs = self.client.search_runs([experiment])
-        self.run = runs[0].info.run_id if runs else self.client.create_run(experiment).info.run_id
+        uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+        if not uri:
+            home = (folder / "mlflow").resolve()
+            home.mkdir(parents=True, exist_ok=True)
+            uri = home.as_uri()
+        self.client = MlflowClient(tracking_uri=uri)
+        self.run = self._run(folder.resolve(), uri)
+        self.described = set(self.client.get_run(self.run).data.params)
+
+    def _run(self, folder: Path, uri: str) -> str:
+        """The id of this run: a resumed one goes on in its own, which a file in its folder names; else a new one."""
+        note, place = (
+            folder / "mlflow_run.txt",
+            hashlib.sha256(uri.encode()).hexdigest()[:16],
+        )  # a URI may hold a password
+        known = note.read_text(encoding="utf-8").split() if note.is_file() else []
+        if len(known) == 2 and known[1] == place:
+            return known[0]
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "training"
+        found = self.client.get_experiment_by_name(name)
+        experiment = found.experiment_id if found else self.client.create_experiment(name)
+        run: str = self.client.create_run(experiment, run_name=folder.parent.name).info.run_id
+        note.write_text(f"{run} {place}\n", encoding="utf-8")
+        return run
+
+    def describe(self, parameters: Mapping[str, str]) -> None:
+        """Parameters that the run has not got yet; MLflow does not let them change."""
+        for name in parameters.keys() - self.described:
+            self.client.log_param(self.run, name, parameters[name])
+            self.described.add(name)
 
     def add(self, name: str, value: float, epoch: int) -> None:
         self.client.log_metric(self.run, name, value, step=epoch)

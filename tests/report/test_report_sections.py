@@ -128,7 +128,7 @@ def test_one_subject_has_no_band_however_many_cases_it_has():
 
 def test_a_report_on_too_few_people_says_that_it_has_no_intervals():
     said = [block.text for block in sections(plain_report()) if isinstance(block, Text)]
-    assert any("There is none for 2 subjects; at least 6 are needed." in text for text in said)
+    assert any("No interval is given: 2 subjects were measured, at least 6 are needed." in text for text in said)
 
 
 def test_the_band_is_drawn_around_the_curve_it_belongs_to():

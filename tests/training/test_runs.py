@@ -362,6 +362,32 @@ def test_a_training_can_be_tracked_by_mlflow(tiny_bundle: Callable[..., Path], d
     assert run.info.status == "FINISHED"
     assert run.data.metrics["train/loss"] == pytest.approx(record(root)["history"][0]["loss"])
     assert not (root / "run/tensorboard").exists()
+    wanted = {"epochs": "1", "seed": "0", "cases.train": "2", "data_sha256": record(root)["data_sha256"]}
+    assert run.data.params.items() >= wanted.items()
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert not [value for value in run.data.params.values() if "hippocampus" in value]
+
+
+def test_mlflow_writes_to_the_place_that_its_variable_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow.tracking", reason="the extra `mlflow` is not installed")
+    from ignite.engine import Events
+    from mlflow.tracking import MlflowClient
+
+    elsewhere = (tmp_path / "server").as_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", elsewhere)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "livers")
+    for name in ("first", "second", "first"):
+        history, engine, folder = History(), Engine(lambda engine, batch: None), tmp_path / name / "run"
+        folder.mkdir(parents=True, exist_ok=True)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, history.note)
+        Tracking("mlflow", folder, history).attach(engine)  # type: ignore[arg-type]
+        engine.run([0], max_epochs=2)
+        assert not (folder / "mlflow").exists()
+    client = MlflowClient(tracking_uri=elsewhere)
+    experiment = client.get_experiment_by_name("livers")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert sorted(str(run.info.run_name) for run in runs) == ["first", "second"]
 
 
 def test_an_unknown_tracking_is_a_usage_error_that_names_the_known(
