@@ -247,6 +247,9 @@ def _captions(scene: _Scene, k: int) -> Iterator[str]:
     """Algorithm and version, then which slice this is and where its centre lies."""
     result, one = scene.result, scene.images.slices[k]
     yield identity.plain(f"{result.algorithm_name} {result.algorithm_version}", 128)
+    window = scene.shown[k].window if scene.shown else None
+    if window is not None and window.explanation == display.NOT_FITTING:
+        yield display.NOT_FITTING
     number = scene.images.header(k).get("InstanceNumber")
     named = f"image {number}" if number not in (None, "") else "image"
     named += f", frame {one.frame}" if one.frame else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
@@ -17,7 +18,21 @@ from dicom_io.objects.source_images import SourceImages
 from dicom_io.reading.pixels import PHYSICAL_MODALITIES
 
 PERCENTILES = (1.0, 99.0)
+NOT_FITTING = "1st to 99th percentile: the header's window does not fit"
+"""Explanation of a window that was taken because that of the header shows nothing, or is no window."""
 
+_BLACK, _WHITE = 1 / 255, 254 / 255
+_LEAST_INSIDE = 0.005
+"""Part of the voxels that a window must show as grey: of a head with much air and bone, a brain window shows one in a hundred."""
+
+_LEAST_CONTRAST = 0.05  # between the 1st and the 99th percentile; radiographs are shown with 0.1
+_MOST_WHITE, _LEAST_BRIGHT = 0.15, 0.3
+"""Of MR volumes, whose values have no unit and whose windows no custom: the most voxels that may be white, and how bright the
+99th percentile must be.
+"""
+_FUNCTIONS = frozenset({"LINEAR", "LINEAR_EXACT", "SIGMOID"})
+
+_JUDGED = 2**21  # values that are enough to judge a window by
 Floats = NDArray[np.float64]
 
 
@@ -58,7 +73,8 @@ class Display:
     Attributes:
         slope: Rescale slope of the Modality LUT, 1 where there is none.
         intercept: Rescale intercept, 0 where there is none.
-        window: First window of the slice; from the percentiles of the whole image where it has none.
+        window: First window of the slice that fits its values; from the percentiles of the whole image where there is none,
+            with NOT_FITTING as explanation where the header has one.
         table: The item of the VOI LUT Sequence where there is a table and no window.
         inverted: True for MONOCHROME1: low values are bright.
         mirror: The reader gives `mirror - value` for values of the Modality LUT, so that high values are bright; None
@@ -92,12 +108,56 @@ class Display:
 
 def displays(images: SourceImages) -> list[Display]:
     """How each slice of a grey source is meant to be shown, in their order."""
-    found = [_display(images.header(k), one.frame) for k, one in enumerate(images.slices)]
+    stated = [_display(images.header(k), one.frame) for k, one in enumerate(images.slices)]
+    found = _with_fitting_windows(stated, images)
     if all(one.window or one.table for one in found):
         return found
     values = [one.file_values(images.values(k, images.source)).ravel() for k, one in enumerate(found)]
     common = percentile_window(np.concatenate(values))
-    return [one if one.window or one.table else replace(one, window=common) for one in found]
+    told = replace(common, explanation=NOT_FITTING)
+    return [
+        one if one.window or one.table else replace(one, window=told if state.is_stated else common)
+        for one, state in zip(found, stated, strict=True)
+    ]
+
+
+def fits(window: Window, values: NDArray, *, strict: bool) -> bool:
+    """Whether a window shows something of the values that it is meant for.
+
+    Args:
+        window: From a header.
+        values: Of all slices that it is meant for, as the Modality LUT gives them; not empty.
+        strict: The values have no unit and the window is a scanner's guess (MR): little of them may be white, and not all dark.
+            Else it may be a narrow window on purpose, such as that of the brain in a CT.
+    """
+    if values.min() == values.max():
+        return True  # nothing can be shown
+    grey = window.grey(values)
+    low, high = np.percentile(grey, PERCENTILES)
+    white = np.mean(grey > _WHITE)
+    if high - low < _LEAST_CONTRAST:
+        return False
+    if 1.0 - white - np.mean(grey < _BLACK) < _LEAST_INSIDE and len(np.unique(values)) > 2:  # a mask is black and white
+        return False
+    return not strict or bool(white <= _MOST_WHITE and high >= _LEAST_BRIGHT)
+
+
+def _with_fitting_windows(stated: list[_Stated], images: SourceImages) -> list[Display]:
+    """Each slice with the first of its windows that fits all slices of the same windows; without one where none fits."""
+    groups: dict[tuple[Window, ...], list[int]] = {}
+    for k, one in enumerate(stated):
+        groups.setdefault(one.windows, []).append(k)
+    found = [one.display for one in stated]
+    strict = images.source.provenance.modality == "MR" and not images.source.planar
+    for windows, members in groups.items():
+        if windows:
+            step = max(1, round((sum(np.prod(images.slices[k].shape) for k in members) / _JUDGED) ** 0.5))
+            parts = [found[k].file_values(images.values(k, images.source)[::step, ::step]).ravel() for k in members]
+            values = np.concatenate(parts)
+            chosen = next((window for window in windows if fits(window, values, strict=strict)), None)
+            for k in members:
+                found[k] = replace(found[k], window=chosen)
+    return found
 
 
 def percentile_window(values: NDArray) -> Window:
@@ -131,23 +191,40 @@ def srgb_profile() -> bytes:
     return bytes(profile)
 
 
-def _display(header: Dataset, number: int | None) -> Display:
+@dataclass(frozen=True)
+class _Stated:
+    """What a file says of the display of one slice.
+
+    Attributes:
+        display: Without a window.
+        windows: All that it has, in their order.
+        is_stated: Whether the header names a window, usable or not.
+    """
+
+    display: Display
+    windows: tuple[Window, ...]
+    is_stated: bool
+
+
+def _display(header: Dataset, number: int | None) -> _Stated:
     rescale = macro(header, number, "PixelValueTransformationSequence") or header
     voi = macro(header, number, "FrameVOILUTSequence") or header
     slope, intercept = _number(rescale, "RescaleSlope", 1.0), _number(rescale, "RescaleIntercept", 0.0)
-    window, tables = _window(voi), voi.get("VOILUTSequence") or []
+    windows, tables = _windows(voi), voi.get("VOILUTSequence") or []
+    is_stated = any(_parts(voi, keyword) for keyword in ("WindowCenter", "WindowWidth"))
     inverted = header.get("PhotometricInterpretation") == "MONOCHROME1"
     turned = inverted and header.get("Modality") not in PHYSICAL_MODALITIES
     if turned and header.get("ModalityLUTSequence"):  # inverted before the table: the file's windows mean other values
-        return Display(1.0, 0.0, None, None, False, None)
-    return Display(
+        return _Stated(Display(1.0, 0.0, None, None, False, None), (), False)
+    display = Display(
         slope,
         intercept,
-        window,
-        deepcopy(tables[0]) if window is None and len(tables) else None,
+        None,
+        deepcopy(tables[0]) if not windows and len(tables) else None,
         inverted,
         _low_plus_high(header) * slope + 2 * intercept if turned else None,
     )
+    return _Stated(display, windows, is_stated)
 
 
 def _low_plus_high(header: Dataset) -> float:
@@ -162,16 +239,26 @@ def _number(holder: Dataset, keyword: str, default: float) -> float:
     return default if value in (None, "") else float(value)
 
 
-def _first(holder: Dataset, keyword: str) -> str:
-    value = holder.get(keyword)
-    if value is None or isinstance(value, str | int | float):
-        return "" if value is None else str(value)
-    return str(value[0]) if len(value) else ""
+def _parts(holder: Dataset, keyword: str) -> list[str]:
+    """The values of an attribute as text; "?" for one that cannot be read, such as a number with a comma."""
+    try:
+        value = holder.get(keyword)
+        return [str(part) for part in ([value] if isinstance(value, str | int | float) else value or [])]
+    except (ValueError, TypeError, ArithmeticError):
+        return ["?"]
 
 
-def _window(holder: Dataset) -> Window | None:
-    center, width = _first(holder, "WindowCenter"), _first(holder, "WindowWidth")
-    function = _first(holder, "VOILUTFunction") or "LINEAR"
-    if not center or not width or float(width) < (1.0 if function == "LINEAR" else 1e-9):
-        return None
-    return Window(float(center), float(width), function, _first(holder, "WindowCenterWidthExplanation"))
+def _windows(holder: Dataset) -> tuple[Window, ...]:
+    """The windows of a header that are windows: of two finite numbers and a width that its function allows."""
+    pairs = zip(_parts(holder, "WindowCenter"), _parts(holder, "WindowWidth"), strict=False)
+    told, named = _parts(holder, "WindowCenterWidthExplanation"), (_parts(holder, "VOILUTFunction") or ["LINEAR"])[0]
+    function = named if named in _FUNCTIONS else "LINEAR"
+    found = []
+    for n, pair in enumerate(pairs):
+        try:
+            center, width = map(float, pair)
+        except ValueError:
+            continue
+        if math.isfinite(center) and math.isfinite(width) and width >= (1.0 if function == "LINEAR" else 1e-9):
+            found.append(Window(center, width, function, told[n] if n < len(told) else ""))
+    return tuple(found)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dicom_io.errors import DicomIoError
 from dicom_io.objects import drawing
-from dicom_io.objects.display import Window, displays, percentile_window
+from dicom_io.objects.display import NOT_FITTING, Window, displays, percentile_window
 from dicom_io.objects.source_images import images_of
 from dicom_io.volume import Volume
 
@@ -97,11 +97,19 @@ def slice_axis(volume: Volume) -> int:
 
 
 def grey_window(volume: Volume) -> tuple[float, float]:
-    """(black, white) of a grey image: as its DICOM header says of the middle slice, else by percentiles."""
+    """(black, white) of a grey image: as its DICOM header says of the middle slice and that fits, else by percentiles."""
+    return _ends(_shown_window(volume))
+
+
+def _shown_window(volume: Volume) -> Window:
     window = _header_window(volume)
     if window is None:
         values = volume.array[::2, ::2, ::2] if volume.array.size > 2**22 else volume.array
         window = percentile_window(values)
+    return window
+
+
+def _ends(window: Window) -> tuple[float, float]:
     width = window.width - 1.0 if window.function == "LINEAR" else window.width
     centre = window.center - 0.5 if window.function == "LINEAR" else window.center
     return centre - width / 2, centre + width / 2 if width > 0 else centre + 0.5
@@ -135,7 +143,8 @@ def window_presets(volume: Volume, modality: str | None) -> list[Preset]:
     """
     if volume.array.ndim == 4:
         return []
-    found = [Preset("Default", *grey_window(volume))]
+    window = _shown_window(volume)
+    found = [Preset(NOT_FITTING if window.explanation == NOT_FITTING else "Default", *_ends(window))]
     values = volume.array[::2, ::2, ::2] if volume.array.size > 2**22 else volume.array
     if modality == "CT":
         found += [Preset(name, centre - width / 2, centre + width / 2) for name, centre, width in _CT_WINDOWS]
@@ -179,6 +188,12 @@ def _header_window(volume: Volume) -> Window | None:
     return None if middle.inverted or middle.mirror is not None else middle.window
 
 
+def _told(volume: Volume) -> tuple[tuple[float, float], str]:
+    """(black, white), and what is to be said of them."""
+    window = _shown_window(volume)
+    return _ends(window), window.explanation if window.explanation == NOT_FITTING else ""
+
+
 @dataclass(frozen=True)
 class _View:
     """A case with its axes turned to L, P, S (a picture's left as they are), and which of them its sections lie across."""
@@ -187,15 +202,16 @@ class _View:
     turn: NDArray | None
     across: int
     window: tuple[float, float]
+    note: str = ""
 
     @classmethod
     def of(cls, case: ReviewedCase) -> _View:
         volume = case.volume
         if volume.planar:
-            return cls(case, None, 2, (0.0, 255.0) if volume.array.ndim == 4 else grey_window(volume))
+            return cls(case, None, 2, (0.0, 255.0)) if volume.array.ndim == 4 else cls(case, None, 2, *_told(volume))
         own = io_orientation(volume.affine_ras)
         turn = ornt_transform(own, axcodes2ornt(("L", "P", "S")))
-        return cls(case, turn, int(own[slice_axis(volume), 0]), grey_window(shown_channel(volume)))
+        return cls(case, turn, int(own[slice_axis(volume), 0]), *_told(shown_channel(volume)))
 
     @property
     def in_plane(self) -> tuple[int, int]:
@@ -225,6 +241,7 @@ class _View:
         kind = "picture" if self.turn is None else f"{PLANES[self.across]} {index + 1} of {count}"
         told = ["colour: uncertainty, dark to bright"] if heat else []
         framed = drawing.framed(picture, letters, told, legend)
+        kind += f"; grey: {self.note}" if self.note else ""
         return KeySection(title, kind, framed.pixels, self._place(index))
 
     def _painted(

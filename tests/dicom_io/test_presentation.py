@@ -224,7 +224,7 @@ def test_windows_and_rescale_are_those_of_the_source(tmp_path):
 
 def test_slices_with_windows_of_their_own_keep_them(tmp_path):
     def edit(dataset: Dataset, k: int) -> None:
-        dataset.WindowCenter, dataset.WindowWidth = 100 + k // 3, 200
+        dataset.WindowCenter, dataset.WindowWidth = 300 + k // 3, 600
 
     write_mr_series(tmp_path / "mr", lopsided_array(), oblique_affine(), edit=edit)
     source = read_series(tmp_path / "mr")
@@ -234,7 +234,7 @@ def test_slices_with_windows_of_their_own_keep_them(tmp_path):
         for item in pydicom.dcmread(path).SoftcopyVOILUTSequence
         for image in item.ReferencedImageSequence
     }
-    assert found == {uid: 100 + k // 3 for k, uid in enumerate(source.provenance.sop_instance_uids)}
+    assert found == {uid: 300 + k // 3 for k, uid in enumerate(source.provenance.sop_instance_uids)}
     assert dciodvfy_errors(path) == []
 
 
@@ -244,7 +244,7 @@ def test_frames_with_windows_of_their_own_keep_them(tmp_path):
     def edit(dataset: Dataset, _: int) -> None:
         for number, group in enumerate(dataset.PerFrameFunctionalGroupsSequence, start=1):
             window = Dataset()
-            window.WindowCenter, window.WindowWidth = 100 + number // 4, 200
+            window.WindowCenter, window.WindowWidth = 300 + number // 4, 600
             group.FrameVOILUTSequence = [window]
 
     source = read_series(write_enhanced_mr(tmp_path / "e.dcm", lopsided_array(), oblique_affine(), edit=edit))
@@ -253,16 +253,16 @@ def test_frames_with_windows_of_their_own_keep_them(tmp_path):
     for item in pydicom.dcmread(path).SoftcopyVOILUTSequence:
         (image,) = item.ReferencedImageSequence
         found |= dict.fromkeys(image.ReferencedFrameNumber, float(item.WindowCenter))
-    assert found == {number: 100 + number // 4 for number in range(1, 8)}
+    assert found == {number: 300 + number // 4 for number in range(1, 8)}
     assert dciodvfy_errors(path) == []
 
 
 def test_a_rescale_that_differs_from_slice_to_slice_moves_into_the_windows(tmp_path):
-    """Values 40.5 to 239.5 get the whole range of grey; on slice k these are the stored values of value / slope."""
+    """Values 40.5 to 1239.5 get the whole range of grey; on slice k these are the stored values of value / slope."""
     slopes = [1.0 + k / 4 for k in range(7)]
     write_mr_series(
         tmp_path / "mr", lopsided_array(), oblique_affine(), slopes=slopes, intercepts=[2.0] * 7,
-        header={"WindowCenter": 140.5, "WindowWidth": 200},
+        header={"WindowCenter": 640.5, "WindowWidth": 1200},
     )  # fmt: skip
     source = read_series(tmp_path / "mr")
     path = write_gsps(lopsided(source), source, tmp_path / "p.dcm", RESULT)
@@ -273,7 +273,7 @@ def test_a_rescale_that_differs_from_slice_to_slice_moves_into_the_windows(tmp_p
         k = source.provenance.sop_instance_uids.index(str(image.ReferencedSOPInstanceUID))
         low = float(item.WindowCenter) - 0.5 - (float(item.WindowWidth) - 1) / 2
         high = float(item.WindowCenter) - 0.5 + (float(item.WindowWidth) - 1) / 2
-        assert (low * slopes[k] + 2, high * slopes[k] + 2) == pytest.approx((40.5, 239.5))
+        assert (low * slopes[k] + 2, high * slopes[k] + 2) == pytest.approx((40.5, 1239.5))
     assert dciodvfy_errors(path) == []
 
 
