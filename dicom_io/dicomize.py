@@ -1,4 +1,4 @@
-"""A NIfTI case as a DICOM MR series plus a SEG of its labels, clearly marked as converted.
+"""A NIfTI case as a DICOM MR or CT series plus a SEG of its labels, clearly marked as converted.
 
 Geometry is exact: every slice gets its position from the affine. Axes may be flipped so that a viewer shows
 the slices the usual way (patient's right on the left, anterior or head up) and slices follow the normal;
@@ -10,7 +10,7 @@ stored as `round(value / slope)` with RescaleSlope `slope`, one for the series: 
 65535 (over 32767 if there are negative values), rounded up to four significant digits. So the error is at
 most slope / 2, which is less than 0.8e-5 (1.6e-5) of the largest magnitude, whether that is 100 or a million.
 The classic MR IOD does not list the Modality LUT module; the pair is a standard extension that MR scanners
-use and every reader applies.
+use and every reader applies. The classic CT IOD has it: values are Hounsfield units there.
 
 What DICOM wants to know and a NIfTI file does not say (patient, dates, scanner, sequence) is made up or left
 empty: the patient is `DEMO^<case id>`, all dates are 2000-01-01.
@@ -27,11 +27,12 @@ import shutil
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Context, Decimal
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
 from pydicom.valuerep import DSfloat
 
 from dicom_io.coding import Segment
@@ -45,7 +46,10 @@ from dicom_io.volume import Provenance, Volume
 MADE_UP_DATE, MADE_UP_TIME = "20000101", "000000"
 SHEAR_TOLERANCE_MM = 0.01
 MODEL, LABEL_VERSION = "dicomize", "converted from NIfTI"  # how an earlier conversion is known again
-SERIES_FOLDER, SEG_NAME = "mr", "seg.dcm"
+SEG_NAME = "seg.dcm"
+ConvertedModality = Literal["MR", "CT"]
+_CLASSES: dict[ConvertedModality, UID] = {"MR": MRImageStorage, "CT": CTImageStorage}
+_FOLDERS = tuple(modality.lower() for modality in _CLASSES)
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class DicomizedCase:
     """What `dicomize` left on disk.
 
     Attributes:
-        series_folder: Holds one MR file a slice, `0001.dcm` ... in order along the normal.
+        series_folder: Holds one MR or CT file a slice, `0001.dcm` ... in order along the normal.
         seg: The SEG of the labels, or None without labels.
         volume: The series as a reader should give it back: float32 after rescale, provenance with UIDs and
             files.
@@ -88,8 +92,9 @@ def dicomize(
     segments: tuple[Segment, ...] | None = None,
     case_id: str,
     overwrite: bool = False,
+    modality: ConvertedModality = "MR",
 ) -> DicomizedCase:
-    """Write an image (and labels) that has no DICOM form yet as `folder`/mr/*.dcm and `folder`/seg.dcm.
+    """Write an image (and labels) that has no DICOM form yet as `folder`/mr/*.dcm (or ct) and `folder`/seg.dcm.
 
     Args:
         image: Shape (I, J, K), real numbers, patient space.
@@ -97,7 +102,8 @@ def dicomize(
         labels: Same grid as `image`, values 0 to N.
         segments: Meaning of the labels; needed with labels.
         case_id: Becomes part of the made-up PatientName and PatientID; printable, at most 48 characters.
-        overwrite: Replace an earlier conversion in `folder`.
+        overwrite: Replace an earlier conversion in `folder`, of either modality.
+        modality: What the series is: MR, or CT with values in HU.
 
     Raises:
         SeriesGeometryError: No patient space, channels, or a sheared affine.
@@ -111,13 +117,13 @@ def dicomize(
     flips = _display_flips(image)
     oriented = _flipped(image, flips)
     stored = _quantised(oriented.array)
-    part = folder / f".{SERIES_FOLDER}.{os.getpid()}.part"
+    part = folder / f".{modality.lower()}.{os.getpid()}.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        volume = _write_series(oriented, stored, part, case_id)
+        volume = _write_series(oriented, stored, part, case_id, modality)
         fitted, seg = _write_labels(labels, segments, image, volume, part, flips)
-        return _publish(part, folder, volume, fitted, seg, stored)
+        return _publish(part, folder, volume, fitted, seg, stored, modality)
     finally:
         shutil.rmtree(part, ignore_errors=True)
         with contextlib.suppress(OSError):
@@ -129,7 +135,7 @@ def _check(image: Volume, case_id: str) -> None:
         raise SeriesGeometryError(
             f"the image has the shape {image.array.shape} and is "
             f"{'planar' if image.planar else image.provenance.kind}; a 3D volume in patient space is needed "
-            "for an MR series; convert single volumes with one value a voxel only"
+            "for an MR or CT series; convert single volumes with one value a voxel only"
         )
     if image.provenance.kind == "dicom":
         raise DicomIoError(
@@ -166,7 +172,7 @@ def _check_shear(image: Volume) -> None:
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:
-    taken = [name for name in (SERIES_FOLDER, SEG_NAME) if (folder / name).exists()]
+    taken = [name for name in (*_FOLDERS, SEG_NAME) if (folder / name).exists()]
     if taken and not overwrite:
         raise DicomIoError(
             f"the output folder already has {' and '.join(taken)}; an empty place is needed; "
@@ -238,11 +244,11 @@ def _rounding_bound(stored: _Stored) -> float:
     return float(stored.slope) / 2 + float(np.abs(stored.values).max()) * 2.0**-24
 
 
-def _write_series(image: Volume, stored: _Stored, folder: Path, case_id: str) -> Volume:
+def _write_series(image: Volume, stored: _Stored, folder: Path, case_id: str, modality: ConvertedModality) -> Volume:
     digest = hashlib.sha256(np.ascontiguousarray(image.array).tobytes())
     digest.update(str(image.array.dtype).encode() + image.affine_lps.tobytes())
-    entropy = ("dicomize", case_id, digest.hexdigest())
-    common = _series_attributes(image, stored, entropy, case_id)
+    entropy = ("dicomize", case_id, digest.hexdigest(), *(() if modality == "MR" else (modality,)))
+    common = _series_attributes(image, stored, entropy, case_id, modality)
     uids, files = [], []
     for k in range(image.shape[2]):
         uids.append(derived_uid(*entropy, "instance", str(k)))
@@ -250,7 +256,7 @@ def _write_series(image: Volume, stored: _Stored, folder: Path, case_id: str) ->
         _slice(common, image, stored, k, uids[-1]).save_as(files[-1], enforce_file_format=True)
     provenance = Provenance(
         kind="dicom",
-        modality="MR",
+        modality=modality,
         study_instance_uid=common.StudyInstanceUID,
         series_instance_uid=common.SeriesInstanceUID,
         frame_of_reference_uid=common.FrameOfReferenceUID,
@@ -262,19 +268,21 @@ def _write_series(image: Volume, stored: _Stored, folder: Path, case_id: str) ->
     return Volume(stored.values, image.affine_lps, provenance)
 
 
-def _series_attributes(image: Volume, stored: _Stored, entropy: tuple[str, ...], case_id: str) -> Dataset:
+def _series_attributes(
+    image: Volume, stored: _Stored, entropy: tuple[str, ...], case_id: str, modality: ConvertedModality
+) -> Dataset:
     """What all slices share."""
     ds = Dataset()
     ds.SpecificCharacterSet = "ISO_IR 100"
-    ds.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
-    ds.SOPClassUID = MRImageStorage
+    ds.ImageType = ["DERIVED", "SECONDARY", "OTHER" if modality == "MR" else "AXIAL"]  # PS3.3 C.8.2.1.1.1, C.8.3.1.1.1
+    ds.SOPClassUID = _CLASSES[modality]
     for part in ("Study", "Series", "Content"):
         setattr(ds, f"{part}Date", MADE_UP_DATE)
         setattr(ds, f"{part}Time", MADE_UP_TIME)
     ds.AccessionNumber, ds.ReferringPhysicianName, ds.StudyID = "", "", "1"
-    ds.Modality, ds.Manufacturer, ds.ManufacturerModelName = "MR", "monai-unet-app", MODEL
+    ds.Modality, ds.Manufacturer, ds.ManufacturerModelName = modality, "monai-unet-app", MODEL
     ds.StudyDescription = "Converted from NIfTI"
-    ds.SeriesDescription = "MR converted from NIfTI"
+    ds.SeriesDescription = f"{modality} converted from NIfTI"
     ds.DerivationDescription = _derivation(stored)
     ds.PatientName, ds.PatientID = f"DEMO^{case_id}", f"DEMO-{case_id}"
     ds.PatientBirthDate, ds.PatientSex = "", ""
@@ -286,10 +294,15 @@ def _series_attributes(image: Volume, stored: _Stored, entropy: tuple[str, ...],
     ds.PositionReferenceIndicator, ds.PatientPosition = "", "HFS"
     ds.Laterality = ""  # Type 2C: unknown, as no BodyPartExamined is known either
     ds.SeriesNumber = 1
-    # PS3.3 C.8.3.1: RM is "research mode", the only honest value for an unknown sequence.
-    ds.ScanningSequence, ds.SequenceVariant, ds.ScanOptions, ds.MRAcquisitionType = "RM", "NONE", "", "3D"
-    ds.RepetitionTime = ds.EchoTime = ds.EchoTrainLength = None
+    if modality == "MR":
+        # PS3.3 C.8.3.1: RM is "research mode", the only honest value for an unknown sequence.
+        ds.ScanningSequence, ds.SequenceVariant, ds.ScanOptions, ds.MRAcquisitionType = "RM", "NONE", "", "3D"
+        ds.RepetitionTime = ds.EchoTime = ds.EchoTrainLength = None
+    else:
+        ds.KVP = None  # Type 2: unknown
     _add_pixel_attributes(ds, image, stored)
+    if modality == "CT":  # Type 1 (PS3.3 C.8.2.1)
+        ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = "0", f"{stored.slope:g}", "HU"
     return ds
 
 
@@ -329,7 +342,7 @@ def _slice(common: Dataset, image: Volume, stored: _Stored, k: int, uid: str) ->
     ds = Dataset()
     ds.update(common)
     ds.file_meta = FileMetaDataset()
-    ds.file_meta.MediaStorageSOPClassUID = MRImageStorage
+    ds.file_meta.MediaStorageSOPClassUID = common.SOPClassUID
     ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = UID(uid)
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     ds.InstanceNumber, ds.AcquisitionNumber = k + 1, None
@@ -374,10 +387,16 @@ def _write_labels(
 
 
 def _publish(
-    part: Path, folder: Path, volume: Volume, labels: Volume | None, seg: Path | None, stored: _Stored
+    part: Path,
+    folder: Path,
+    volume: Volume,
+    labels: Volume | None,
+    seg: Path | None,
+    stored: _Stored,
+    modality: ConvertedModality,
 ) -> DicomizedCase:
     """Give the finished files their names."""
-    series_folder, seg_file = folder / SERIES_FOLDER, folder / SEG_NAME
+    series_folder, seg_file = folder / modality.lower(), folder / SEG_NAME
     earlier = part.with_suffix(".old")
     if series_folder.exists():
         os.replace(series_folder, earlier)
@@ -386,7 +405,8 @@ def _publish(
     else:
         seg_file.unlink(missing_ok=True)
     os.replace(part, series_folder)
-    shutil.rmtree(earlier, ignore_errors=True)
+    for old in (earlier, *(folder / name for name in _FOLDERS if name != modality.lower())):
+        shutil.rmtree(old, ignore_errors=True)
     files = tuple(series_folder / file.name for file in volume.provenance.files)
     volume = replace(volume, provenance=replace(volume.provenance, files=files))
     return DicomizedCase(

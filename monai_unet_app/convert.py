@@ -1,4 +1,4 @@
-"""NIfTI cases to DICOM: an MR series and the labels' SEG for each, so that DICOM work can be tried on any images."""
+"""NIfTI cases to DICOM: an MR or CT series and the labels' SEG for each, so that DICOM work can be tried on any images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dicom_io.coding import Segment
-from dicom_io.dicomize import dicomize
+from dicom_io.dicomize import ConvertedModality, dicomize
 from dicom_io.errors import DicomIoError
 from monai_unet_app.data.cases import CaseFiles
 from monai_unet_app.data.labels import read_labels
@@ -20,14 +20,18 @@ def dicomize_cases(
     output: Path,
     segments: tuple[Segment, ...] | None = None,
     step: Callable[[str], None] = lambda case_id: None,
+    modality: ConvertedModality = "MR",
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Writes `output`/<case>/mr/*.dcm and, for labelled cases, `output`/<case>/seg.dcm; an earlier conversion is replaced.
+    """Writes `output`/<case>/mr/*.dcm (or ct) and, for labelled cases, `output`/<case>/seg.dcm.
+
+    An earlier conversion is replaced.
 
     Args:
         cases: NIfTI images, with or without labels.
         output: Gets one folder for each case.
         segments: What the label values mean; needed with labels.
         step: Told each case's id when it is done.
+        modality: What the series are: MR, or CT with values in HU.
 
     Returns:
         One row a case with the largest rounding of an intensity (in the image's own units), and what went wrong.
@@ -37,7 +41,15 @@ def dicomize_cases(
         try:
             image = read_volume(case.image)
             labels = read_labels(case.label, image) if case.label else None
-            made = dicomize(image, output / case.id, labels=labels, segments=segments, case_id=case.id, overwrite=True)
+            made = dicomize(
+                image,
+                output / case.id,
+                labels=labels,
+                segments=segments,
+                case_id=case.id,
+                overwrite=True,
+                modality=modality,
+            )
         except (InputRefusedError, DicomIoError) as error:
             problems.append(f"{case.id}: {error}")
         except OSError as error:

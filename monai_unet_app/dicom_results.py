@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from pydicom.uid import Comprehensive3DSRStorage
 
 from dicom_io.capture import write_captures
 from dicom_io.coding import Whole
-from dicom_io.dicomize import dicomize
+from dicom_io.dicomize import ConvertedModality, dicomize
 from dicom_io.errors import DicomIoError
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.seg_object import SegEncoding
@@ -69,7 +70,7 @@ def write_dicom(
         InputRefusedError: The named series is not where the image is, or cannot be written onto, or it is a picture and a
             format is asked for that needs patient space.
     """
-    source, labels, files = _target(case, case_id, what, folder)
+    source, labels, files = _target(case, case_id, bundle, what, folder)
     if source.planar:
         check_possible(case_id, what.formats)
     info = _info(case, bundle, run)
@@ -207,7 +208,26 @@ def _image_setting(volume: Volume) -> tuple[tuple[str, str], ...]:
     return (("image sha256", hashlib.sha256(voxels.tobytes() + volume.affine_lps.tobytes()).hexdigest()),)
 
 
-def _target(case: Case, case_id: str, what: DicomOutput, folder: Path) -> tuple[Volume, Volume, dict[str, str]]:
+def converted_modality(bundle: Bundle) -> ConvertedModality:
+    """What --dicomize writes for this bundle: CT only where it takes no MR; MR where it takes any.
+
+    Raises:
+        UsageError: It takes neither MR nor CT.
+    """
+    taken = bundle.rules.modality or ("MR",)
+    known: tuple[ConvertedModality, ...] = get_args(ConvertedModality)
+    for modality in known:
+        if modality in taken:
+            return modality
+    raise UsageError(
+        f"{bundle.name} takes {' or '.join(taken)}, and --dicomize writes MR or CT, which it would refuse; give the series "
+        "that the image was made from with --dicom-source DIR"
+    )
+
+
+def _target(
+    case: Case, case_id: str, bundle: Bundle, what: DicomOutput, folder: Path
+) -> tuple[Volume, Volume, dict[str, str]]:
     """The DICOM volume that results refer to (of several channels the first), the labels on its grid, and the files
     written on the way.
     """
@@ -220,9 +240,10 @@ def _target(case: Case, case_id: str, what: DicomOutput, folder: Path) -> tuple[
             source = read_series(what.source)
             return source, labels.on_grid_of(source), {}
         if what.dicomize:
-            made = dicomize(case.volume, folder / f"{case_id}_dicom", case_id=case_id)
+            modality = converted_modality(bundle)
+            made = dicomize(case.volume, folder / f"{case_id}_dicom", case_id=case_id, modality=modality)
             source = read_series(made.series_folder)
-            return source, labels.on_grid_of(source), {"series": f"{case_id}_dicom/mr"}
+            return source, labels.on_grid_of(source), {"series": f"{case_id}_dicom/{made.series_folder.name}"}
     except (DicomIoError, ValueError) as error:
         raise InputRefusedError(f"{case_id}: {error}") from error
     raise UsageError(

@@ -33,7 +33,7 @@ from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.cases import CaseFiles, case_id, told
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
 from monai_unet_app.data.schemas import write_json
-from monai_unet_app.dicom_results import DICOM_FORMATS, IN_PATIENT_SPACE, DicomOutput, write_dicom
+from monai_unet_app.dicom_results import DICOM_FORMATS, IN_PATIENT_SPACE, DicomOutput, converted_modality, write_dicom
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.pipeline import Case, assessed, segment_case
 
@@ -200,6 +200,8 @@ def predict_cases(
     """
     done, problems = [], []
     check_flags(cases, run, what)
+    if what.dicomize and what.wants_dicom:
+        converted_modality(bundle)  # refused before work starts
     if what.explain is not None:
         from monai_unet_app.explain import check_explainable
 

@@ -160,7 +160,8 @@ application profile of PS3.11 is claimed.
 
 def _also_mr() -> str:
     return """
-`monai-unet dicomize` also writes MR Image Storage (1.2.840.10008.5.1.4.1.1.4) from NIfTI images, of a made-up patient."""
+`monai-unet dicomize` also writes MR Image Storage (1.2.840.10008.5.1.4.1.1.4) or CT Image Storage (1.2.840.10008.5.1.4.1.1.2)
+from NIfTI images, of a made-up patient."""
 
 
 def _model() -> str:

@@ -23,7 +23,7 @@ NOT_FITTING = "1st to 99th percentile: the header's window does not fit"
 
 _BLACK, _WHITE = 1 / 255, 254 / 255
 _LEAST_INSIDE = 0.005
-"""Part of the voxels that a window must show as grey: of a head with much air and bone, a brain window shows one in a hundred."""
+"""Part of the voxels that a window must show as grey: of a head with much air, a brain window shows one in a hundred."""
 
 _LEAST_CONTRAST = 0.05  # between the 1st and the 99th percentile; radiographs are shown with 0.1
 _MOST_WHITE, _LEAST_BRIGHT = 0.15, 0.3

@@ -87,13 +87,16 @@ def _demo(verb: Verb) -> None:
 def _dicomize(verb: Verb) -> None:
     parser = verb(
         verbs.dicomize,
-        "write NIfTI cases as DICOM MR series, and their labels as SEG",
+        "write NIfTI cases as DICOM MR or CT series, and their labels as SEG",
         "monai-unet dicomize --images images --labels labels --bundle hippocampus_mri_unet3d --output dicom",
     )
     parser.add_argument("--images", type=place, required=True, help="a NIfTI file, or a folder of them")
     parser.add_argument("--bundle", help="whose segments.json says what the label values mean; needed with labels")
     add_labels(parser)
     parser.add_argument("--output", type=place, required=True, help="gets one folder for each case")
+    parser.add_argument(
+        "--modality", choices=["MR", "CT"], default="MR", help="what the images are; CT: values in HU (default: MR)"
+    )
 
 
 def _inspect(verb: Verb) -> None:

@@ -149,7 +149,7 @@ def dicomize(options: argparse.Namespace) -> Answer:
     segments = bundle_files(options.bundle).segments if labelled else None
     check_writable(options.output)
     with progress("converting", len(cases), options) as step:
-        rows, problems = dicomize_cases(cases, options.output, segments, step)
+        rows, problems = dicomize_cases(cases, options.output, segments, step, options.modality)
     if not options.json:
         table = Table("case", Column("series", overflow="fold"), Column("labels", overflow="fold"), "largest rounding")
         for row in rows:

@@ -12,7 +12,7 @@ from dicom_io.objects.display import NOT_FITTING
 from dicom_io.read import read_series
 from monai_unet_app.review.pictures import grey_window, window_presets
 
-ARRAY = np.linspace(100, 1000, 40 * 30 * 6).astype(np.int16).reshape((40, 30, 6), order="F")
+ARRAY = np.rint(np.linspace(100, 1000, 40 * 30 * 6)).astype(np.int16).reshape((40, 30, 6), order="F")
 
 
 @pytest.mark.parametrize(
