@@ -92,11 +92,22 @@ class BundleFiles:
 
     @cached_property
     def confidence_document(self) -> dict[str, Any] | None:
-        """`configs/confidence.json`; None where it is absent. Raises ValueError or InputRefusedError if it is damaged."""
+        """`configs/confidence.json`; None where it is absent.
+
+        Raises:
+            BundleError: It was fitted by an older version of this program.
+            ValueError or InputRefusedError: It is damaged.
+        """
         path = self.root / CONFIDENCE
         if not path.is_file():
             return None
         document = json.loads(path.read_text())
+        if isinstance(document, dict) and document.get("schema_version") == "1.0":
+            raise BundleError(
+                f"{self.name}: {CONFIDENCE} has version 1.0, which does not know whether a structure is cut off at the border "
+                "of the image; version 1.1 is needed; run monai-unet calibrate again with the same flags, or remove the file "
+                "and get results without statements"
+            )
         validate(document, "confidence")
         return document
 

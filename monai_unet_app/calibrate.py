@@ -19,6 +19,7 @@ from dicom_io.coding import Whole
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import CONFIDENCE, Bundle, check_unseen, load_bundle
 from monai_unet_app.calibration import CalibrationFit, Fitted
+from monai_unet_app.calibration.border import BorderStatement, Touching
 from monai_unet_app.calibration.confidence import (
     SCHEMA_VERSION,
     Confidence,
@@ -33,8 +34,8 @@ from monai_unet_app.calibration.confidence import (
     voxel_size,
 )
 from monai_unet_app.calibration.conformal import subjects_needed
-from monai_unet_app.calibration.corruptions import spoil, ways_for
-from monai_unet_app.calibration.features import describe
+from monai_unet_app.calibration.corruptions import dice_of_whole, spoil, ways_for
+from monai_unet_app.calibration.features import describe, on_border
 from monai_unet_app.calibration.fit import KeptLogits
 from monai_unet_app.calibration.forms import (
     FormScore,
@@ -58,7 +59,6 @@ from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.evaluate import Row, choose_cases, counted_of, masks_of, seen_case, truth_of
 from monai_unet_app.metrics import EvaluationPlan
-from monai_unet_app.metrics.overlap import dice
 from monai_unet_app.pipeline import Case, finish, predict, preprocess, segment_case
 
 COVERAGE, RISK = 0.9, 0.1
@@ -72,7 +72,12 @@ Step = Callable[[str], None]
 
 
 def calibrate_bundle(
-    bundle: Bundle, rows: Sequence[Row], step: Step = lambda case_id: None, setting: Setting = "plain"
+    bundle: Bundle,
+    rows: Sequence[Row],
+    step: Step = lambda case_id: None,
+    setting: Setting = "plain",
+    *,
+    unchecked: bool = False,
 ) -> Fitted:
     """Fits the bundle's calibration on these cases and writes it into its `inference.yaml`.
 
@@ -81,13 +86,20 @@ def calibrate_bundle(
         rows: {"id", "subject", "image", "label"} of each case.
         step: Told each case's id when it is done.
         setting: Whether logits are taken plain or averaged over mirror images.
+        unchecked: Keep the fit on few subjects without a look at what it does for subjects left out.
 
     Raises:
-        InputRefusedError: A case cannot be used.
+        InputRefusedError: A case cannot be used, or all are of one subject.
     """
     check_cases(rows, bundle)
     fit = CalibrationFit(
-        bundle.part("calibrate"), bundle.part("calibration"), bundle.exclusive, bundle.root, rows, setting
+        bundle.part("calibrate"),
+        bundle.part("calibration"),
+        bundle.exclusive,
+        bundle.root,
+        rows,
+        setting,
+        unchecked=unchecked,
     )
     for row in rows:
         fit.add(*_logits_and_label(row, bundle, PredictConfig(tta=setting == "tta")))
@@ -319,6 +331,7 @@ class _Gathered:
     samples: list[Sample]
     images: list[NDArray[np.float64]]
     subjects: list[str]
+    touching: list[Touching]
 
 
 def _state(
@@ -330,7 +343,7 @@ def _state(
     elsewhere: Sequence[Measured],
     step: Step,
 ) -> Confidence:
-    run, got = PredictConfig(tta=setting == "tta"), _Gathered([], [], [], [])
+    run, got = PredictConfig(tta=setting == "tta"), _Gathered([], [], [], [], [])
     gate = len({row["subject"] for row in rows}) >= subjects_needed(wanted[0])  # else there is none to be taught
     for number, row in enumerate(rows):
         volume = read_volume(row["image"])
@@ -338,12 +351,16 @@ def _state(
         case = _take(got, row["subject"], segment_case(volume, bundle, run, fitting=True))
         got.measured += measure(row["subject"], case.structures, masks_of(truth, volume, bundle), volume)
         got.samples += _samples(row["subject"], SOUND, case, truth, bundle)
+        got.touching += _touching(row["subject"], case)
+        whole = _voxels(truth, volume, bundle)
         for how, spoiled, moved in _spoiled(volume, truth, number, len(rows), bundle) if gate else ():
             try:
                 result = segment_case(spoiled, bundle, run, fitting=True)
             except InputRefusedError:  # what is refused needs no gate
                 continue
-            got.samples += _samples(row["subject"], how, result, moved, bundle)
+            lost = [n - left for n, left in zip(whole, _voxels(moved, spoiled, bundle), strict=True)]
+            is_smaller = spoiled.shape != volume.shape  # what is cut away is missing in the result
+            got.samples += _samples(row["subject"], how, result, moved, bundle, lost if is_smaller else ())
         step(row["id"])
     for row in known:
         _take(got, row["subject"], segment_case(row["image"], bundle, run, fitting=True))
@@ -358,6 +375,21 @@ def _take(got: _Gathered, subject: str, case: Case) -> Case:
     return case
 
 
+def _touching(subject: str, case: Case) -> list[Touching]:
+    """How much of each structure that was found lies on the border of the image."""
+    spacing_mm = spacing_of(case.volume)
+    return [
+        Touching(subject, number, float(on_border(one.mask, spacing_mm).sum()))
+        for number, one in enumerate(case.structures, start=1)
+        if one.mask.any()
+    ]
+
+
+def _voxels(truth: NDArray, volume: Volume, bundle: Bundle) -> list[int]:
+    """How many voxels each structure has in the truth."""
+    return [int(np.count_nonzero(mask)) for mask in masks_of(truth, volume, bundle)]
+
+
 def _fitted(
     got: _Gathered, sized: Sequence[Measured], wholes: Sequence[Whole], coverage: float, risk: float
 ) -> Confidence:
@@ -369,7 +401,7 @@ def _fitted(
     bounded = RiskStatement.fit(got.measured, risk) if got.measured else None
     if sizes is None:
         why_not["sizes"] = f"{len(subjects)} calibration subject(s); {needed(coverage)}"
-    gate, shift = None, None
+    gate, shift, border = None, None, None
     try:
         gate = QualityGate.fit(got.samples, coverage)
     except ValueError as error:
@@ -378,7 +410,11 @@ def _fitted(
         shift = ShiftDetector.fit(got.images, got.subjects)
     except ValueError as error:
         why_not["shift"] = str(error)
-    return Confidence(sizes, bounded, gate, shift, of_wholes, why_not)
+    try:
+        border = BorderStatement.fit(got.touching)
+    except ValueError as error:
+        why_not["border"] = str(error)
+    return Confidence(sizes, bounded, gate, shift, of_wholes, why_not, border)
 
 
 def _spoiled(
@@ -394,14 +430,18 @@ def _spoiled(
         yield how, image, moved if bundle.exclusive else np.moveaxis(moved, -1, 0)
 
 
-def _samples(subject: str, kind: str, case: Case, truth: NDArray, bundle: Bundle) -> list[Sample]:
-    """One for each structure that was found."""
+def _samples(
+    subject: str, kind: str, case: Case, truth: NDArray, bundle: Bundle, lost: Sequence[int] = ()
+) -> list[Sample]:
+    """One for each structure that was found; `lost`: voxels of each structure that lie outside the image."""
     structures = case.structures
     described = describe(structures, spacing_of(case.volume), voxel_size(case.volume), exclusive=bundle.exclusive)
     truths = masks_of(truth, case.volume, bundle)
     return [
-        Sample(subject, kind, n, features, dice(true, one.mask))
-        for n, (one, features, true) in enumerate(zip(structures, described, truths, strict=True), start=1)
+        Sample(subject, kind, n, features, dice_of_whole(true, one.mask, missing))
+        for n, (one, features, true, missing) in enumerate(
+            zip(structures, described, truths, lost or [0] * len(structures), strict=True), start=1
+        )
         if features is not None
     ]
 
@@ -429,6 +469,9 @@ def _summary(statements: Confidence, bundle: Bundle) -> dict[str, Any]:
             "margins_of_dice": [round(m, 4) for m in statements.gate.margins],
             "results": statements.gate.samples,
         }
+    if statements.border:
+        parts = {labels[n]: round(limit, 4) for n, limit in statements.border.limits.items()}
+        said["border"] = {"subjects": statements.border.subjects, "usual_part_of_surface": parts}
     if statements.shift:
         said["shift"] = {"flagged_above": round(statements.shift.limit, 3), "subjects": statements.shift.subjects}
     return said

@@ -177,13 +177,13 @@ def _wholes(case: Case, bundle: Bundle) -> dict[Whole, tuple[float, float] | Non
 
 
 def _quality(case: Case) -> str:
-    """The quality gate's verdict in one line; empty where there is none."""
-    if case.assessment is None or case.assessment.verdict is None:
+    """The quality gate's verdict in one line, or why there is none; empty for a case that was not assessed."""
+    if case.assessment is None:
         return ""
     least = [one.grade.at_least for one in case.assessment.structures if one.grade]
     gate = case.assessment.confidence.gate
     bound = f", Dice at least {min(least):.2f} ({gate.coverage:.0%})" if gate and least else ""
-    return "; ".join([case.assessment.verdict + bound, *case.assessment.reasons])
+    return "; ".join([(case.assessment.verdict or "not judged") + bound, *case.assessment.reasons])
 
 
 def _calibration(bundle: Bundle) -> str:

@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
-from monai_unet_app.calibration.confidence import Assessment, Confidence, assess, read_confidence, structures_of
+from monai_unet_app.calibration.confidence import (
+    Assessment,
+    Confidence,
+    Setting,
+    assess,
+    read_confidence,
+    structures_of,
+)
 from monai_unet_app.calibration.features import Structure
 from monai_unet_app.calibration.shift import LayerWatch, image_features
 from monai_unet_app.config import PredictConfig
@@ -43,7 +50,7 @@ class Case:
         labels: Exclusive classes: shape (I, J, K), uint8, 0 is background. Overlapping: (I, J, K, C), 0 or 1.
         seconds: Time per stage.
         uncalibrated: As `probabilities`, without the calibration, if asked for.
-        assessment: What the bundle says of this result; None where it makes no statements.
+        assessment: What the bundle says of this result; says so where it makes no statements. None while they are fitted.
         image_features: Shape (F,), what the shift detector looks at, if it was taken.
     """
 
@@ -95,12 +102,15 @@ def segment_case(
         check_rules(volume, bundle.rules)
     with _timed(seconds, "preprocess"):
         item = preprocess(volume, bundle)
-    stated = None if fitting else read_confidence(bundle, "tta" if run.tta else "plain")
+    setting = setting_of(run, bundle)
+    stated = None if fitting else read_confidence(bundle, setting)
     watched = fitting or (stated is not None and stated.shift is not None)
     with _timed(seconds, "predict"), _watch(bundle, watched) as watch:
         logits = predict(item["image"], bundle, run, progress)
     with _timed(seconds, "postprocess"):
-        probabilities, decided = finish(item, logits, bundle.mirrored_result if run.tta else bundle.result, volume)
+        probabilities, decided = finish(
+            item, logits, bundle.mirrored_result if setting == "tta" else bundle.result, volume
+        )
     raw = finish(item, logits, bundle.uncalibrated_result, volume)[0] if uncalibrated else None
     labels = np.rint(decided[0] if bundle.exclusive else np.moveaxis(decided, 0, -1)).astype(np.uint8)
     features = _image_features(volume, watch) if watched else None
@@ -108,8 +118,13 @@ def segment_case(
         return assessed(Case(volume, probabilities, labels, seconds, raw, image_features=features), stated, bundle)
 
 
+def setting_of(run: PredictConfig, bundle: Bundle) -> Setting:
+    """Which statements hold for a run: those of averages where there is a mirror image to average over."""
+    return "tta" if run.tta and bundle.mirror_axes else "plain"
+
+
 def assessed(case: Case, stated: Confidence | None, bundle: Bundle) -> Case:
-    """The case with what these statements of the bundle make of it; as it is where there are none."""
+    """The case with what these statements of the bundle make of it; as it is while they are fitted (None)."""
     if stated is None:
         return case
     names = [segment.label for segment in bundle.segments]

@@ -35,7 +35,7 @@ from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.dicom_results import DICOM_FORMATS, IN_PATIENT_SPACE, DicomOutput, converted_modality, write_dicom
 from monai_unet_app.errors import InputRefusedError, UsageError
-from monai_unet_app.pipeline import Case, assessed, segment_case
+from monai_unet_app.pipeline import Case, assessed, segment_case, setting_of
 
 if TYPE_CHECKING:
     import torch
@@ -207,7 +207,7 @@ def predict_cases(
 
         check_explainable(bundle, what.explain)
     if what.cautious:
-        _safe_cuts(read_confidence(bundle, "tta" if run.tta else "plain"), bundle)
+        _safe_cuts(read_confidence(bundle, setting_of(run, bundle)), bundle)
     for case in cases:
         try:
             result = segment_case(case.image, bundle, run, windows)
@@ -292,7 +292,7 @@ def result_document(
 
 
 def _assessment(found: Assessment | None) -> dict[str, Any] | None:
-    """What the bundle says of the result as a whole; None where it makes no statements."""
+    """What the bundle says of the result as a whole, or why it says nothing."""
     if found is None:
         return None
     said = found.confidence
@@ -372,14 +372,17 @@ def _interval(volume: Volume, ends: tuple[float, float] | None) -> dict[str, lis
 
 
 def _statements(case: Case, number: int) -> dict[str, Any]:
-    """What the bundle states of one structure: an interval for its size, and the Dice that its gate predicts."""
+    """What the bundle states of one structure: an interval for its size, the gate's figures, and where it is cut off."""
     found = [one for one in case.assessment.structures if one.number == number] if case.assessment else []
     said: dict[str, Any] = {}
     for one in found:
         said |= _interval(case.volume, one.size_interval)
+        if one.verdict:
+            said["verdict"] = one.verdict
         if one.grade:
-            said |= {"verdict": one.grade.verdict, "predicted_dice": round(one.grade.dice, 4)}
-            said["dice_at_least"] = round(one.grade.at_least, 4)
+            said |= {"predicted_dice": round(one.grade.dice, 4), "dice_at_least": round(one.grade.at_least, 4)}
+        if one.cut:
+            said["cut_off"] = list(one.cut.sides)
     return said
 
 

@@ -554,6 +554,31 @@ def test_in_a_folder_of_many_cases_the_good_ones_are_done_and_the_bad_ones_liste
         np.testing.assert_allclose(nibabel.load(tmp_path / "out" / name).affine, crop.affine_ras, atol=1e-5)  # type: ignore[attr-defined]
 
 
+def test_tta_of_a_bundle_that_was_calibrated_without_it_says_that_nothing_judged_the_result(
+    run: Run, crop: Volume, tiny_bundle: Callable[[], Path], tmp_path: Path
+) -> None:
+    bundle = tiny_bundle()
+    sizes = {"coverage": 0.9, "log_ratios": {"1": [-0.2, 0.2], "2": [-0.2, 0.2]}, "small": 0.01, "subjects": 20}
+    plain = {"why_not": {}, "sizes": sizes}
+    document = {"schema_version": "1.1", "structures": ["anterior", "posterior"], "settings": {"plain": plain}}
+    (bundle / "configs/confidence.json").write_text(json.dumps(document))
+    image, words = good(tmp_path, crop), ["--format", "nifti,sr", "--dicomize"]
+    found = {}
+    for name, flags in (("plain", []), ("averaged", ["--tta"])):
+        answer = run("predict", "--bundle", bundle, "--input", image, "--output", tmp_path / name, *words, *flags)
+        assert answer.code == 0
+        (record,) = (tmp_path / name).glob("*_result.json")
+        found[name] = json.loads(record.read_text())["assessment"]
+    assert found["plain"]["interval_coverage"] == 0.9
+    averaged = found["averaged"]
+    assert (averaged["verdict"], averaged["interval_coverage"], averaged["shift_limit"]) == (None, None, None)
+    assert set(averaged["not_stated"]) == {"sizes", "risk", "gate", "shift", "border"}
+    assert "was calibrated without --tta" in averaged["reasons"][0]
+    assert "no quality gate has judged this result" in answer.out  # of the run with --tta
+    (report,) = (tmp_path / "averaged").glob("*_sr.dcm")
+    assert "not judged; no quality gate has judged this result: " in str(pydicom.dcmread(report))
+
+
 def test_a_broken_series_does_not_cost_the_good_one_beside_it(
     run: Run, crop: Volume, tiny_bundle: Callable[[], Path], tmp_path: Path
 ) -> None:

@@ -4,8 +4,8 @@
     python tools/make_folds.py --state [--table FILE]
 
 Trains, calibrates and applies one bundle a fold, without and with mirror images; what is done is not done again, and a training
-that was stopped goes on. Writes a row for each case and structure into FILE: true and expected volumes, Dice, features, and for
-how many epochs its network was trained. It is `bundles/hippocampus_mri_unet3d/docs/out_of_fold.csv` where nothing else is said.
+that was stopped goes on. Writes a row for each case and structure into FILE: true and expected volumes, Dice, and for how many
+epochs its network was trained. It is `bundles/hippocampus_mri_unet3d/docs/out_of_fold.csv` where nothing else is said.
 A fold that stands there counts as done; one of another number of epochs is replaced. Tests measure on it how often intervals
 hold, on all subjects.
 
@@ -29,11 +29,9 @@ from monai_unet_app.calibration.confidence import (
     Setting,
     SizeStatement,
     expected_size,
-    spacing_of,
     together,
     voxel_size,
 )
-from monai_unet_app.calibration.features import FEATURES, describe
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.cases import find_data
 from monai_unet_app.data.read import read_volume
@@ -50,7 +48,7 @@ NAME = "hippocampus_mri_unet3d"
 TABLE = REPOSITORY / "bundles" / NAME / "docs" / "out_of_fold.csv"
 COLUMNS = (
     "fold", "epochs", "case", "subject", "structure",
-    "true_ml", "expected_ml", "expected_tta_ml", "mask_ml", "voxel_ml", "dice", *FEATURES,
+    "true_ml", "expected_ml", "expected_tta_ml", "mask_ml", "voxel_ml", "dice",
 )  # fmt: skip
 EXPECTED: dict[Setting, str] = {"plain": "expected_ml", "tta": "expected_tta_ml"}
 
@@ -107,10 +105,9 @@ def rows_of(fold: int, epochs: int, bundle: Bundle, data: Path) -> list[dict[str
         volume = read_volume(row["image"])
         structures = segment_case(volume, bundle).structures
         averaged = segment_case(volume, bundle, PredictConfig(tta=True)).structures
-        described = describe(structures, spacing_of(volume), voxel_size(volume), exclusive=True)
         truths = masks_of(truth_of(row, volume, bundle), volume, bundle)
-        parts = zip(structures, averaged, described, truths, strict=True)
-        for n, (one, mirrored, features, true) in enumerate(parts, start=1):
+        parts = zip(structures, averaged, truths, strict=True)
+        for n, (one, mirrored, true) in enumerate(parts, start=1):
             size = voxel_size(volume)
             numbers = (
                 np.count_nonzero(true) * size,
@@ -119,7 +116,6 @@ def rows_of(fold: int, epochs: int, bundle: Bundle, data: Path) -> list[dict[str
                 np.count_nonzero(one.mask) * size,
                 size,
                 dice(true, one.mask),
-                *(features.values() if features else [float("nan")] * len(FEATURES)),
             )
             told = (str(fold), str(epochs), row["id"], row["subject"], str(n), *(f"{value:.6g}" for value in numbers))
             rows.append(dict(zip(COLUMNS, told, strict=True)))
@@ -163,10 +159,10 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def write_table(rows: list[dict[str, str]], path: Path) -> None:
-    """Rewrites the table, sorted."""
+    """Rewrites the table, sorted, with the columns of COLUMNS and no others."""
     partial = path.with_suffix(".partial")
     with partial.open("w", newline="") as stream:
-        table = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        table = csv.DictWriter(stream, COLUMNS, extrasaction="ignore", lineterminator="\n")
         table.writeheader()
         table.writerows(sorted(rows, key=lambda row: (row["case"], row["structure"])))
     partial.replace(path)

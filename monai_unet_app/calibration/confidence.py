@@ -19,12 +19,15 @@ from dicom_io.volume import Volume
 from monai_unet_app.bundle import CONFIDENCE, BundleFiles
 from monai_unet_app.errors import BundleError
 
+from .border import BorderStatement, Cut
 from .conformal import conformal_quantile, least_threshold_of_risk, subjects_needed
 from .features import Features, Structure, describe
 from .quality import Grade, QualityGate, Verdict
 from .shift import ShiftDetector
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
+"""1.0 did not know whether a structure is cut off where the image ends; a bundle with such a document is calibrated again."""
+
 Setting = Literal["plain", "tta"]
 
 THRESHOLDS = tuple(np.concatenate([np.arange(1, 10) / 1000, np.arange(1, 51) / 100]).round(3).tolist())
@@ -156,7 +159,7 @@ class Confidence:
     """All statements of a bundle about results of one setting; None where it makes none, and why.
 
     Attributes:
-        sizes, risk, gate, shift: The statements.
+        sizes, risk, gate, shift, border: The statements.
         wholes: Intervals for what structures are parts of, by number from 1 in the order of the bundle's wholes.
         why_not: Name of an absent statement -> the reason.
     """
@@ -167,6 +170,7 @@ class Confidence:
     shift: ShiftDetector | None = None
     wholes: SizeStatement | None = None
     why_not: Mapping[str, str] | None = None
+    border: BorderStatement | None = None
 
     def document(self) -> dict[str, Any]:
         """One setting of `configs/confidence.json`."""
@@ -182,6 +186,8 @@ class Confidence:
             found["gate"] = self.gate.document()
         if self.shift:
             found["shift"] = self.shift.document()
+        if self.border:
+            found["border"] = self.border.document()
         return found
 
     @classmethod
@@ -198,24 +204,46 @@ class Confidence:
             else None,
             gate=QualityGate.from_document(found["gate"]) if "gate" in found else None,
             shift=ShiftDetector.from_document(found["shift"]) if "shift" in found else None,
+            border=BorderStatement.from_document(found["border"]) if "border" in found else None,
             why_not=found.get("why_not", {}),
         )
 
 
-def read_confidence(bundle: BundleFiles, setting: Setting) -> Confidence | None:
-    """What the bundle says about results of this setting; None where it was never asked to.
+STATEMENTS = ("sizes", "risk", "gate", "shift", "border")
+"""Names of all statements."""
+
+
+def read_confidence(bundle: BundleFiles, setting: Setting) -> Confidence:
+    """What the bundle says about results of this setting; without any statement, and with the reason, if it was not fitted.
 
     Raises:
         BundleError: Its confidence.json is damaged, or of another version.
     """
     try:
-        document = bundle.confidence_document or {"settings": {}}
+        document = bundle.confidence_document
+        if document is None:
+            return _nothing_stated(f"{bundle.name} was not calibrated; run monai-unet calibrate")
         found = document["settings"].get(setting)
-        return None if found is None else Confidence.from_document(found)
+        if found is None:
+            return _nothing_stated(_NOT_FITTED[setting].format(bundle.name))
+        return Confidence.from_document(found)
+    except BundleError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(
             f"{bundle.name}: {CONFIDENCE} cannot be used ({error}); calibrate the bundle again, or remove the file"
         ) from error
+
+
+_NOT_FITTED: Mapping[Setting, str] = {
+    "plain": "{} was calibrated for averages over mirror images only; run monai-unet calibrate",
+    "tta": "{} was calibrated without --tta and states nothing of averages over mirror images; run monai-unet calibrate --tta, "
+    "or leave --tta out of this command",
+}
+
+
+def _nothing_stated(why: str) -> Confidence:
+    return Confidence(why_not=dict.fromkeys(STATEMENTS, why))
 
 
 @dataclass(frozen=True)
@@ -225,9 +253,11 @@ class StructureAssessment:
     Attributes:
         number: Of the structure.
         name: What people call it.
-        size_interval: (low, high) that holds the true size with the stated coverage, mL or pixels; None if unknown.
+        size_interval: (low, high) that holds the true size with the stated coverage, mL or pixels; None if unknown, and for a
+            structure that is cut off, since intervals hold for whole ones.
         grade: What the gate says; None without one.
         size: Of its mask, in the unit of the interval.
+        cut: Where it is cut off by the border of the image; None if it is not, or the bundle does not know what is usual.
     """
 
     number: int
@@ -235,6 +265,13 @@ class StructureAssessment:
     size_interval: tuple[float, float] | None
     grade: Grade | None
     size: float
+    cut: Cut | None = None
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The gate's, and `review` at least for a structure that is cut off; None if there is neither."""
+        found = [self.grade.verdict] if self.grade else []
+        return max([*found, "review"], key=_WORSE.index) if self.cut else next(iter(found), None)
 
     @property
     def is_beside_its_interval(self) -> bool:
@@ -294,22 +331,24 @@ class Assessment:
 
     @property
     def verdict(self) -> Verdict | None:
-        """The worst of the structures'; an image far from the training's, and a size beside its own interval, are reviewed at
-        least. None where there is neither a gate nor an image that is far."""
-        grades = [one.grade.verdict for one in self.structures if one.grade]
+        """The worst of the structures'; an image far from the training's, a structure that is cut off, and a size beside its
+        own interval, are reviewed at least. None where there is no gate and none of the former."""
+        grades = [one.verdict for one in self.structures if one.verdict]
         if self.is_far or (grades and any(one.is_beside_its_interval for one in self.structures)):
             grades.append("review")
         return max(grades, key=_WORSE.index) if grades else None
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """What speaks against it, in words."""
+        """What speaks against it, in words; that no quality gate has judged it is the first."""
         unlike = (
             f"the image is unlike those of the training: distance {self.shift or 0:.2g}, flagged above {self._limit:.2g}, "
             f"reviewed above {FAR * self._limit:.2g}"
         )
+        why = (self.confidence.why_not or {}).get("gate", "none was fitted")
+        unjudged = () if self.confidence.gate else (f"no quality gate has judged this result: {why}",)
         image = (unlike,) if self.is_shifted else ()
-        return (*image, *(f"{one.name}: {said}" for one in self.structures for said in _said(one)))
+        return (*unjudged, *image, *(f"{one.name}: {said}" for one in self.structures for said in _said(one)))
 
     @property
     def _limit(self) -> float:
@@ -317,12 +356,14 @@ class Assessment:
 
 
 def _said(one: StructureAssessment) -> tuple[str, ...]:
-    beside = ("its size lies beside the interval that the probabilities give",) if one.is_beside_its_interval else ()
+    more = (one.cut.reason,) if one.cut else ()
+    if one.is_beside_its_interval:
+        more = (*more, "its size lies beside the interval that the probabilities give")
     if one.grade is None or one.grade.verdict == "accept":
-        return beside
+        return more
     if not one.grade.at_least and not one.grade.dice:
-        return (*one.grade.reasons, *beside)
-    return (f"predicted Dice {one.grade.dice:.2f}, at least {one.grade.at_least:.2f}", *one.grade.reasons, *beside)
+        return (*one.grade.reasons, *more)
+    return (f"predicted Dice {one.grade.dice:.2f}, at least {one.grade.at_least:.2f}", *one.grade.reasons, *more)
 
 
 def assess(
@@ -353,15 +394,21 @@ def assess(
     features: Sequence[Features | None] = [None] * len(structures)
     if confidence.gate:
         features = describe(list(structures), spacing_of(volume), size, exclusive=exclusive)
+    cuts = [
+        confidence.border.cut(n, one.mask, volume) if confidence.border else None for n, one in enumerate(structures, 1)
+    ]
     found = tuple(
         StructureAssessment(
             number=n,
             name=name,
-            size_interval=confidence.sizes.interval(n, expected_size(one, size)) if confidence.sizes else None,
+            size_interval=confidence.sizes.interval(n, expected_size(one, size))
+            if confidence.sizes and not cut
+            else None,
             grade=confidence.gate.grade(n, described) if confidence.gate else None,
             size=float(np.count_nonzero(one.mask) * size),
+            cut=cut,
         )
-        for n, (name, one, described) in enumerate(zip(names, structures, features, strict=True), start=1)
+        for n, (name, one, described, cut) in enumerate(zip(names, structures, features, cuts, strict=True), start=1)
     )
     try:
         shift = confidence.shift.score(image) if confidence.shift and image is not None else None
@@ -379,7 +426,8 @@ def _of_whole(
 ) -> Iterator[WholeAssessment]:
     for n, whole in enumerate(wholes, start=1):
         expected = sum(expected_size(structures[number - 1], size) for number in whole.numbers)
-        interval = confidence.wholes.interval(n, expected) if confidence.wholes else None
+        is_cut = any(found[number - 1].cut for number in whole.numbers)
+        interval = confidence.wholes.interval(n, expected) if confidence.wholes and not is_cut else None
         yield WholeAssessment(whole, interval, sum(found[number - 1].size for number in whole.numbers))
 
 

@@ -18,8 +18,19 @@ Pair = tuple[NDArray, NDArray]
 Corruption = Callable[[NDArray, NDArray, np.random.Generator], Pair]
 
 
+TRUNCATED = "truncated"
+"""The field of view ends too early: slices, rows or columns are missing on one side, and a part of the structures with them."""
+
+_KEPT = 0.4, 0.8  # part of the field of view that is left of a truncated one
+
+
 def spoil(volume: Volume, labels: NDArray, how: str, seed: int) -> tuple[Volume, NDArray]:
-    """The volume and its labels (I, J, K), spoiled in one of `ways_for` it; the same for the same seed."""
+    """The volume and its labels (I, J, K), spoiled in one of `ways_for` it; the same for the same seed.
+
+    TRUNCATED gives a smaller grid; every other way keeps it.
+    """
+    if how == TRUNCATED:
+        return _truncated(volume, labels, np.random.default_rng([seed, len(WAYS)]))
     generator = np.random.default_rng([seed, sorted(WAYS).index(how)])
     image, found = WAYS[how](volume.array.astype(np.float32), labels, generator)
     return replace(volume, array=np.ascontiguousarray(image)), np.ascontiguousarray(found)
@@ -27,7 +38,39 @@ def spoil(volume: Volume, labels: NDArray, how: str, seed: int) -> tuple[Volume,
 
 def ways_for(volume: Volume) -> tuple[str, ...]:
     """The names of what can be done to it: a picture has no third axis, and one in colour a last one that is none of space."""
-    return tuple(name for name in sorted(WAYS) if not (volume.planar and name in _OF_VOLUMES))
+    return tuple(name for name in sorted([*WAYS, TRUNCATED]) if not (volume.planar and name in _OF_VOLUMES))
+
+
+def dice_of_whole(truth: NDArray[np.bool_], found: NDArray[np.bool_], lost: int = 0) -> float:
+    """Dice against the whole structure, of which a part may lie outside the image.
+
+    Args:
+        truth: What of the structure lies in the image.
+        found: Of the same shape.
+        lost: Voxels of the structure outside the image.
+
+    Returns:
+        0 to 1; 1 if there is no structure and nothing was found.
+    """
+    both = int(np.count_nonzero(truth)) + lost + int(np.count_nonzero(found))
+    return 2 * int(np.count_nonzero(truth & found)) / both if both else 1.0
+
+
+def _truncated(volume: Volume, labels: NDArray, generator: np.random.Generator) -> tuple[Volume, NDArray]:
+    """A random part of the field of view along a random axis; what is left stays where it was in the patient."""
+    axis, first = int(generator.integers(_dimensions(volume.array))), bool(generator.integers(2))
+    size = volume.array.shape[axis]
+    kept = max(1, round(size * generator.uniform(*_KEPT)))
+    return truncated(volume, labels, axis, slice(kept) if first else slice(size - kept, None))
+
+
+def truncated(volume: Volume, labels: NDArray, axis: int, kept: slice) -> tuple[Volume, NDArray]:
+    """The volume and its labels without the layers of an array axis that are not `kept`, in their place in the patient."""
+    part = _along(axis, kept)
+    affine_lps = volume.affine_lps.copy()
+    affine_lps[:3, 3] += affine_lps[:3, axis] * kept.indices(volume.array.shape[axis])[0]
+    image, found = np.ascontiguousarray(volume.array[part]), np.ascontiguousarray(labels[part])
+    return replace(volume, array=image, affine_lps=affine_lps), found
 
 
 def _noise(level: float) -> Corruption:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 
 import numpy as np
@@ -28,6 +29,7 @@ class Features:
         log_size: Natural logarithm of the mask's size in mL; in pixels for a picture.
         roughness: Border voxels / voxels ** (1 - 1 / dimensions): small for a ball, large for shreds.
         largest_part: Part of the mask's voxels that its largest component holds, 0 to 1.
+        border: Part of the mask's surface that lies on the border of the image, 0 to 1; see `on_border`.
     """
 
     confidence: float
@@ -37,6 +39,7 @@ class Features:
     log_size: float
     roughness: float
     largest_part: float
+    border: float
 
     def values(self) -> tuple[float, ...]:
         """The numbers, in the order of `FEATURES`."""
@@ -75,7 +78,7 @@ def describe(
         return [None] * len(structures)
     shared = _Shared.of(structures, everything, spacing_mm) if exclusive else None
     return [
-        _describe(one, shared or _Shared.of([one], one.mask, spacing_mm), size) if one.mask.any() else None
+        _describe(one, shared or _Shared.of([one], one.mask, spacing_mm), spacing_mm, size) if one.mask.any() else None
         for one in structures
     ]
 
@@ -98,7 +101,7 @@ class _Shared:
         )
 
 
-def _describe(one: Structure, shared: _Shared, size: float) -> Features:
+def _describe(one: Structure, shared: _Shared, spacing_mm: tuple[float, ...], size: float) -> Features:
     voxels = int(np.count_nonzero(one.mask))
     numbers, count = components(one.mask)
     largest = int(np.bincount(numbers.ravel(), minlength=count + 1)[1:].max())
@@ -111,7 +114,29 @@ def _describe(one: Structure, shared: _Shared, size: float) -> Features:
         log_size=float(np.log(voxels * size)),
         roughness=float(np.count_nonzero(border(one.mask)) / voxels ** (1 - 1 / one.mask.ndim)),
         largest_part=largest / voxels,
+        border=float(on_border(one.mask, spacing_mm).sum()),
     )
+
+
+def on_border(mask: NDArray[np.bool_], spacing_mm: Sequence[float]) -> NDArray[np.float64]:
+    """Part of a mask's surface that lies on each side of the image's border: what a cut through the structure leaves there.
+
+    The surface is made of voxel faces: those between a voxel of the mask and one outside it, and those of the mask's voxels
+    that lie on the border itself.
+
+    Args:
+        mask: Shape (I, J, K), or (I, J) of a picture.
+        spacing_mm: Voxel size along each axis; 1 for pictures.
+
+    Returns:
+        Shape (axes, 2): for each axis the part on its first and on its last layer. All 0 for an empty mask.
+    """
+    faces = np.prod(spacing_mm) / np.asarray(spacing_mm, dtype=np.float64)
+    ends = [[np.count_nonzero(mask.take(layer, axis)) for layer in (0, -1)] for axis in range(mask.ndim)]
+    within = [np.count_nonzero(np.diff(mask, axis=axis)) for axis in range(mask.ndim)]
+    touching = np.array(ends, dtype=np.float64) * faces[:, None]
+    whole = touching.sum() + (np.array(within) * faces).sum()
+    return touching / whole if whole else touching
 
 
 def _with_background(p: NDArray) -> NDArray:

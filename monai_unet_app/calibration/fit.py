@@ -7,12 +7,13 @@ mapping. Because the very function that inference calls is fitted, the two canno
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,12 @@ SCHEMA_VERSION = "1.0"
 
 RIDGE = 1e-4  # of the squared numbers, in nats: keeps them finite where the cases do not determine them
 LARGEST = 10.0
+ENOUGH_SUBJECTS = 10
+"""A fit on fewer subjects is checked on subjects left out, and kept as far as it helps them."""
+
+_MOST_GROUPS = 4  # each costs a fit
+_PARTS_KEPT = (1.0, 0.75, 0.5, 0.25, 0.0)
+_BINS = 15
 
 Parameters = Mapping[str, float | int]
 Calibrate = Callable[[torch.Tensor, Mapping[str, Any]], torch.Tensor]
@@ -44,12 +51,54 @@ class Fitted:
         nll_before: Mean negative log likelihood in nats a voxel (and label) without calibration.
         nll_after: The same with it.
         cases: How many cases it was fitted on.
+        check: What it did for subjects left out; None where it was not checked.
     """
 
     parameters: dict[str, float | int]
     nll_before: float
     nll_after: float
     cases: int
+    check: SubjectCheck | None = None
+
+
+@dataclass(frozen=True)
+class SubjectCheck:
+    """What a calibration does for subjects that it was not fitted on, each left out in turn.
+
+    Attributes:
+        subjects: How many there are.
+        kept: Part of the fitted numbers that is kept, 0 to 1: the largest with which neither figure gets worse.
+        nll: Mean negative log likelihood of the subjects left out: without calibration, and with all of it; None where a fit
+            without one of them ran away.
+        ece: The same of the expected calibration error over the whole image (top label, 15 equal bins, pooled).
+    """
+
+    subjects: int
+    kept: float
+    nll: tuple[float, float] | None
+    ece: tuple[float, float] | None
+
+    def document(self) -> dict[str, Any]:
+        """As it stands in `models/calibration.json`."""
+        figures = {name: value and list(value) for name, value in (("nll", self.nll), ("ece", self.ece))}
+        return {"subjects": self.subjects, "kept": self.kept, **figures}
+
+    @property
+    def said(self) -> str:
+        """In words."""
+        if self.nll is None or self.ece is None:
+            return (
+                "checked on subjects left out in turn: the fit ran away, so nothing is calibrated; give more subjects"
+            )
+        figures = (
+            f"on {self.subjects} subjects left out in turn, negative log likelihood {self.nll[0]:.5f} without and "
+            f"{self.nll[1]:.5f} with it, ECE of the whole image {self.ece[0]:.4f} and {self.ece[1]:.4f}"
+        )
+        if self.kept == 1:
+            return f"checked {figures}: kept"
+        if self.kept:
+            return f"checked {figures}: it was shrunk to {self.kept:.0%}, with which neither gets worse"
+        return f"checked {figures}: it does not help, so nothing is calibrated; give cases of more subjects"
 
 
 class KeptLogits:
@@ -73,6 +122,12 @@ class KeptLogits:
         torch.save(plain, file)
         self._files.append(file)
 
+    def only(self, chosen: Sequence[int]) -> KeptLogits:
+        """Some of the cases, by their place; the files stay where they are."""
+        part = copy.copy(self)
+        part._files = [self._files[n] for n in chosen]
+        return part
+
     def __len__(self) -> int:
         return len(self._files)
 
@@ -93,9 +148,10 @@ class CalibrationFit:
             evaluator has completed; None leaves both.
         cases: The data list that is fitted on, {"id", "subject", "image"}; for the record.
         setting: "plain", or "tta" for logits that are averages over mirror images: then `calibration_tta` is what is written.
+        unchecked: Keep what is fitted on fewer than ENOUGH_SUBJECTS subjects, one even, without a look at subjects left out.
 
     Raises:
-        InputRefusedError: The bundle was trained on one of the cases.
+        InputRefusedError: The bundle was trained on one of the cases, or they are of one subject and that is to be checked.
     """
 
     def __init__(
@@ -106,6 +162,7 @@ class CalibrationFit:
         bundle_root: str | Path | None = None,
         cases: Sequence[Mapping[str, str]] = (),
         setting: str = "plain",
+        unchecked: bool = False,
     ) -> None:
         self.calibrate = calibrate
         self.parameters = dict(parameters)
@@ -114,6 +171,13 @@ class CalibrationFit:
         self.setting = setting
         if self.bundle is not None:
             check_unseen(self.bundle, self.rows, ("train", "selection"))
+        self.subjects = [] if unchecked else [row["subject"] for row in self.rows]
+        if len(set(self.subjects)) == 1 and parameters:
+            raise InputRefusedError(
+                f"the {len(self.rows)} calibration case(s) are of one subject; 2 or more subjects are needed, since a "
+                "calibration is kept only if it helps subjects that it was not fitted on; give cases of more subjects, or "
+                "pass --unchecked to keep it all the same"
+            )
         self.kept = KeptLogits(exclusive)
 
     def attach(self, engine: Engine) -> None:
@@ -141,8 +205,11 @@ class CalibrationFit:
         self.kept.add(logits, label)
 
     def fit(self) -> Fitted:
-        """See `fit_parameters`."""
-        return fit_parameters(self.calibrate, self.parameters, self.kept)
+        """See `fit_parameters`; of fewer than ENOUGH_SUBJECTS subjects as much as helps those left out, see `shrunk`."""
+        fitted = fit_parameters(self.calibrate, self.parameters, self.kept)
+        if not self.parameters or not 2 <= len(set(self.subjects)) < ENOUGH_SUBJECTS:
+            return fitted
+        return shrunk(fitted, self.calibrate, self.kept, self.subjects)
 
 
 def fit_parameters(calibrate: Calibrate, parameters: Parameters, cases: KeptLogits) -> Fitted:
@@ -190,6 +257,75 @@ def fit_parameters(calibrate: Calibrate, parameters: Parameters, cases: KeptLogi
     return Fitted({**parameters, **fitted}, before, after, len(cases))
 
 
+def shrunk(fitted: Fitted, calibrate: Calibrate, cases: KeptLogits, subjects: Sequence[str]) -> Fitted:
+    """As much of a fit as helps subjects that it was not fitted on; towards 0, which is none.
+
+    Subjects are left out in turn (one by one, or in _MOST_GROUPS groups where there are more), the numbers are fitted on the
+    others, and what they do for those left out is counted. The largest part of the numbers is kept with which neither
+    likelihood nor calibration error of the subjects left out is worse than without calibration.
+
+    Args:
+        fitted: On all cases.
+        calibrate: What was fitted.
+        cases: On which.
+        subjects: Of whom each case is, two different ones at least.
+    """
+    found = {part: np.zeros((4, _BINS)) for part in _PARTS_KEPT}
+    everyone = sorted(set(subjects))
+    count = min(_MOST_GROUPS, len(everyone))
+    for group in (everyone[first::count] for first in range(count)):
+        others = cases.only([n for n, one in enumerate(subjects) if one not in group])
+        try:
+            parameters = fit_parameters(calibrate, fitted.parameters, others).parameters
+        except InputRefusedError:  # it ran away: it would have done harm
+            return _part_of(fitted, 0.0, SubjectCheck(len(everyone), 0.0, None, None))
+        own = cases.only([n for n, one in enumerate(subjects) if one in group])
+        for part in _PARTS_KEPT:
+            scaled = _scaled(parameters, part)
+            for logits, label in own:
+                found[part] += _counts(calibrate(logits, scaled), label, cases.exclusive)
+    figures = {part: _figures(counts, len(cases)) for part, counts in found.items()}
+    none, whole = figures[0.0], figures[1.0]
+    kept = next(part for part in _PARTS_KEPT if all(a <= b for a, b in zip(figures[part], none, strict=True)))
+    check = SubjectCheck(len(everyone), kept, (none[0], whole[0]), (none[1], whole[1]))
+    after = _part_of(fitted, kept, check)
+    nll = sum(float(_nll(calibrate(logits, after.parameters), label, cases.exclusive)) for logits, label in cases)
+    return replace(after, nll_after=nll / len(cases))
+
+
+def _part_of(fitted: Fitted, part: float, check: SubjectCheck) -> Fitted:
+    after = fitted.nll_after if part else fitted.nll_before
+    return replace(fitted, parameters=_scaled(fitted.parameters, part), nll_after=after, check=check)
+
+
+def _scaled(parameters: Parameters, part: float) -> dict[str, float | int]:
+    """Floats times the part; integers stay."""
+    return {name: round(n * part, 5) if isinstance(n, float) else n for name, n in parameters.items()}
+
+
+def _counts(calibrated: torch.Tensor, label: torch.Tensor, exclusive: bool) -> np.ndarray:
+    """Shape (4, bins): voxels, right ones and sum of confidence in each bin of confidence; the likelihood in the first cell."""
+    if exclusive:
+        confidence, winner = torch.softmax(calibrated, 0).max(0)
+        right = winner == label[0]
+    else:
+        p = torch.sigmoid(calibrated)
+        confidence, right = torch.maximum(p, 1 - p), (p > 0.5) == (label.expand_as(p) > 0.5)
+    given, bins = confidence.flatten().double(), (confidence.flatten() * _BINS).long().clamp(max=_BINS - 1)
+    rows = [
+        torch.bincount(bins, weights, _BINS) for weights in (torch.ones_like(given), right.flatten().double(), given)
+    ]
+    likelihood = np.zeros(_BINS)
+    likelihood[0] = float(_nll(calibrated, label, exclusive))
+    return np.stack([*(row.numpy() for row in rows), likelihood])
+
+
+def _figures(counts: np.ndarray, cases: int) -> tuple[float, float]:
+    """Mean negative log likelihood a case, and expected calibration error of all voxels."""
+    voxels, right, confidence, likelihood = counts
+    return float(likelihood[0] / cases), float(np.abs(right - confidence).sum() / voxels.sum())
+
+
 def _least(nll_by_case: Callable[[torch.Tensor], Iterator[torch.Tensor]], count: int) -> torch.Tensor:
     """Shape (count,): the values with the least sum over the cases, and the ridge, found from 0."""
     values = torch.zeros(count, dtype=torch.float32, requires_grad=True)
@@ -222,6 +358,7 @@ def write_record(bundle: Bundle, fitted: Fitted, cases: Sequence[Mapping[str, st
         "nll_before": fitted.nll_before,
         "nll_after": fitted.nll_after,
         "cases": {row["id"]: seen_entry(row) for row in cases},
+        **({"check": fitted.check.document()} if fitted.check else {}),
     }
     write_json(record, bundle.root / "models" / CALIBRATION_RECORD, "calibration")
 

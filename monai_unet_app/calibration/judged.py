@@ -94,7 +94,7 @@ def judge(
                 dice=dice(true, one.mask),
                 predicted_dice=said.grade.dice if said.grade else None,
                 at_least=said.grade.at_least if said.grade else None,
-                verdict=said.grade.verdict if said.grade else None,
+                verdict=said.verdict,
                 case_verdict=assessment.verdict,
                 size=np.count_nonzero(true) * voxel_size(volume),
                 interval=said.size_interval,

@@ -26,7 +26,7 @@ FINE, USELESS = 0.65, 0.5
 
 _RIDGE = 10.0
 _LEAST_LOGIT = 0.02  # the logarithm of the odds of 0 and 1 is infinite
-_LEAST_SPREAD = (0.005, 0.005, 0.005, 0.01, 0.1, 0.05, 0.01)  # of FEATURES: below it a difference means nothing
+_LEAST_SPREAD = (0.005, 0.005, 0.005, 0.01, 0.1, 0.05, 0.01, 0.01)  # of FEATURES: below it a difference means nothing
 _SIZE = FEATURES.index("log_size")
 Floats = NDArray[np.float64]
 Verdict = Literal["accept", "review", "reject"]
@@ -159,7 +159,7 @@ class QualityGate:
         """The features that lie farthest on the wrong side, at most three, in words."""
         away, found = self.distances(structure, features), features.values()
         wrong = [away[n] * sign for n, (_, sign) in enumerate(_WORDS)]
-        worst = sorted(range(len(FEATURES)), key=lambda n: -wrong[n])[:3]
+        worst = sorted(range(len(_WORDS)), key=lambda n: -wrong[n])[:3]
         return tuple(
             _WORDS[n][0].format(_shown(n, found[n]), _shown(n, self.centre[structure][n]))
             for n in worst
@@ -218,7 +218,7 @@ _WORDS: tuple[tuple[str, int], ...] = (
     ("its outline is rough: {}, usually {}", 1),
     ("it lies in pieces: the largest holds {} of it, usually {}", -1),
 )
-"""Of each feature: what to say where it lies on the wrong side, and which side that is."""
+"""Of each feature but `border`, of which `Cut` tells: what to say where it lies on the wrong side, and which side that is."""
 
 
 def _shown(n: int, value: float) -> str:

@@ -175,6 +175,11 @@ def _calibrate(verb: Verb) -> None:
         "and nothing else done; or the best of them taken (default: keep)",
     )
     parser.add_argument("--tta", action="store_true", help="state also what holds for averages over mirror images")
+    parser.add_argument(
+        "--unchecked",
+        action="store_true",
+        help="keep what is fitted on fewer than 10 subjects without checking that it helps subjects left out",
+    )
     parser.add_argument("--coverage", type=share, default=0.9, help="of intervals and bounds (default: 0.9)")
     parser.add_argument("--risk", type=share, default=0.1, help="part that a cautious mask may miss (default: 0.1)")
     add_device(parser)

@@ -336,7 +336,8 @@ def reasons_list(done: Sequence[dict[str, Any]]) -> None:
     for case in done:
         said = case["assessment"] or {}
         if said.get("verdict") != "reject" and said.get("reasons"):
-            word = {"review": "[yellow]review[/yellow]", "accept": "note on"}.get(said["verdict"], "note on")
+            words = {"review": "[yellow]review[/yellow]", "accept": "note on", None: "[yellow]not judged[/yellow]"}
+            word = words[said["verdict"]]
             out.print(f"{word} {escape(case['case'])}: {escape('; '.join(said['reasons']))}", soft_wrap=True)
 
 

@@ -234,6 +234,7 @@ def _calibrated(root: Path, data: Sequence[CaseFiles], options: argparse.Namespa
         "nll_before": fitted.nll_before,
         "nll_after": fitted.nll_after,
         "cases": fitted.cases,
+        "check": fitted.check.document() if fitted.check else None,
         "statements": statements,
         "sha256": bundle_files(bundle.root).sha256,
     }
@@ -258,10 +259,14 @@ def _fitted(bundle: Bundle, rows: Sequence[Row], scores: Sequence[FormScore], op
     fitted = next((score.fitted for score in scores if score.chosen), None)
     if fitted is None:
         with progress("calibrating", len(rows), options) as step:
-            fitted = calibrate_bundle(bundle, rows, step)
-    if options.tta:
+            fitted = calibrate_bundle(bundle, rows, step, unchecked=options.unchecked)
+    if options.tta and not bundle.mirror_axes:
+        say(options)(
+            f"{bundle.name} has no mirror axes: --tta changes no result, and the plain statements hold for it too"
+        )
+    elif options.tta:
         with progress("calibrating averages", len(rows), options) as step:
-            calibrate_bundle(bundle, rows, step, "tta")
+            calibrate_bundle(bundle, rows, step, "tta", unchecked=options.unchecked)
     return fitted
 
 
@@ -271,7 +276,7 @@ def _stated(
     """What the bundle states of its results, for each setting, fitted on these cases and written."""
     from monai_unet_app.calibrate import known_rows, state_confidence
 
-    settings: list[Setting] = ["plain", "tta"] if options.tta else ["plain"]
+    settings: list[Setting] = ["plain", "tta"] if options.tta and bundle.mirror_axes else ["plain"]
     known, elsewhere = known_rows(bundle, data), _sizes_by_fold(bundle, data, settings, options)
     with progress("stating", len(settings) * (len(rows) + len(known)), options) as step:
         return state_confidence(
@@ -303,6 +308,8 @@ def _sizes_by_fold(
 def _calibration_lines(fitted: Fitted, statements: dict[str, Any], bundle: Bundle) -> None:
     values = ", ".join(f"{name} {value}" for name, value in fitted.parameters.items())
     line(f"calibration: {values}, fitted on {fitted.cases} case(s)")
+    if fitted.check:
+        line(fitted.check.said)
     line(f"negative log likelihood a voxel: {fitted.nll_before:.5f} before, {fitted.nll_after:.5f} after")
     statements_table(statements)
     line(f"written into {bundle.root}/configs/inference.yaml and confidence.json")
@@ -427,6 +434,8 @@ def predict(options: argparse.Namespace) -> Answer:
         say(options)(
             f"left out of what {options.destination} takes: {', '.join(left_out)}; a picture has no patient space"
         )
+    if options.tta and not bundle.mirror_axes:
+        say(options)(f"{bundle.name} has no mirror axes, so --tta changes nothing; its statements hold as without it")
     with progress("segmenting", len(cases), options) as step:
         done, problems = predict_cases(cases, bundle, run, what, options.output, step, step.windows)
     if not options.json:

@@ -14,13 +14,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from monai_unet_app.bundle import CARD_FIGURES, Bundle, BundleFiles
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.metrics import Bootstrap
+from monai_unet_app.metrics.statistics import bootstrap_mean
 
 from .words import between, number, percent, plural
 
-CARD, METADATA = "docs/README.md", "configs/metadata.json"
+CARD, METADATA, OUT_OF_FOLD = "docs/README.md", "configs/metadata.json", "docs/out_of_fold.csv"
 _SCORES = {"dice": "Dice", "iou": "IoU", "boundary_iou": "boundary IoU (d = 1)"}
 _MADE_BY = ("train", "selection", "calibration")
 
@@ -84,9 +88,65 @@ def summary(document: Mapping[str, Any], bundle: Bundle, more: Mapping[str, Any]
         "bundle_sha256": document["bundle"]["sha256"],
     }
     figures |= {key: _score(document[key]) for key in _SCORES} | _calibration(document)
-    if "statements" in document:
-        figures["statements"] = _statements(document["statements"])
-    return {**figures, **(more or {}), **_training(bundle)}
+    if told := _statements(document.get("statements", {})):
+        figures["statements"] = told
+    return {**figures, **(more or {}), **_training(bundle), **out_of_fold(bundle)}
+
+
+def out_of_fold(bundle: Bundle) -> dict[str, Any]:
+    """What a bundle's `docs/out_of_fold.csv` says of its Dice in cross-validation: of all cases, and of its test cases.
+
+    Each row of the table is one structure of one case, segmented by a network that never saw the case's subject.
+
+    Returns:
+        {"out_of_fold": figures}; empty where there is no such table.
+
+    Raises:
+        InputRefusedError: The table cannot be used.
+    """
+    path = bundle.root / OUT_OF_FOLD
+    if not path.is_file():
+        return {}
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        cases: dict[str, list[float]] = {}
+        for row in rows:
+            cases.setdefault(row["case"], []).append(float(row["dice"]))
+        subjects = {row["case"]: row["subject"] for row in rows}
+        epochs = {row["fold"]: int(row["epochs"]) for row in rows}
+        per_class = {
+            segment.label: _rounded(
+                float(np.mean([float(r["dice"]) for r in rows if int(r["structure"]) == segment.number]))
+            )
+            for segment in bundle.segments
+        }
+        means = np.array([np.mean(found) for found in cases.values()])
+        estimate = bootstrap_mean(means, [subjects[case] for case in cases], Bootstrap())
+    except (OSError, ValueError, KeyError) as error:
+        raise InputRefusedError(
+            f"{bundle.name}: {OUT_OF_FOLD} cannot be used ({error}); a table of tools/make_folds.py is needed; make it "
+            "again, or remove it"
+        ) from error
+    tested = {seen.id for seen in bundle.seen if seen.partition == "test"}
+    parts = {
+        name: [np.mean(d) for case, d in cases.items() if (case in tested) == is_test]
+        for name, is_test in _PARTS.items()
+    }
+    found = {
+        "mean": _rounded(estimate.value),
+        "interval_95": [_rounded(end) for end in (estimate.low, estimate.high)] if np.isfinite(estimate.low) else None,
+        "per_class": per_class,
+        "cases": len(cases),
+        "subjects": len(set(subjects.values())),
+        "epochs_of_folds": epochs,
+        **{name: _rounded(float(np.mean(values))) for name, values in parts.items() if values},
+    }
+    return {"out_of_fold": found}
+
+
+_PARTS = {"mean_of_test_cases": True, "mean_of_other_cases": False}
+"""Name of a figure of `out_of_fold` -> whether it is of the bundle's test cases."""
 
 
 def _score(block: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,7 +171,7 @@ def _calibration(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _statements(found: Mapping[str, Any]) -> dict[str, Any]:
-    """What was stated and how often it came true: of each the class, what was wanted, what was observed."""
+    """What was stated and how often it came true: of each the class, what was wanted, what was observed; and what was not."""
     told: dict[str, Any] = {}
     if found.get("sizes"):
         told["sizes"] = {
@@ -120,6 +180,10 @@ def _statements(found: Mapping[str, Any]) -> dict[str, Any]:
         }
     if found.get("gate"):
         told["gate"] = {"verdicts": found["gate"]["verdicts"], "bound": _kept(found["gate"]["bound"])}
+    if found.get("shift"):
+        told["shift"] = {"flagged": found["shift"]["flagged"], "cases": found["shift"]["cases"]}
+    if found.get("not_stated"):
+        told["not_stated"] = dict(found["not_stated"])
     return told
 
 
@@ -201,12 +265,44 @@ def _replace(texts: Mapping[Path, str]) -> None:
 def card_rows(figures: Mapping[str, Any], bundle: Bundle) -> list[str]:
     """The lines between the card's two marks."""
     return [
+        *_out_of_fold_rows(figures),
         *_score_rows(figures),
         "",
         *_calibration_rows(figures),
         *_statement_rows(figures),
         "",
         _sentence(figures, bundle),
+    ]
+
+
+def _out_of_fold_rows(figures: Mapping[str, Any]) -> list[str]:
+    """What new cases like these may expect, first of all; and whether the test cases are easier than the others."""
+    found = figures.get("out_of_fold")
+    if not found:
+        return []
+    ends = f" ({between(found['interval_95'], 3)})" if found["interval_95"] else ""
+    said = (
+        f"**Dice out of fold: {found['mean']:.3f}**{ends}, on {plural(found['cases'], 'case')} of "
+        f"{plural(found['subjects'], 'subject')}: every case was segmented by a network of a cross-validation that never saw "
+        f"its subject (`{OUT_OF_FOLD}`). This is what to expect of new cases like these."
+    )
+    epochs = found["epochs_of_folds"]
+    most = max(epochs.values())
+    few = ", ".join(f"fold {fold} for {n}" for fold, n in sorted(epochs.items()) if n < most)
+    if few:
+        said += f" The folds were trained for {most} epochs, but {few}."
+    return [said, "", *_easier_rows(found, figures)]
+
+
+def _easier_rows(found: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
+    tested, others = (found.get(name) for name in _PARTS)
+    if tested is None or others is None:
+        return []
+    word = "easier than" if tested > others else "no easier than"
+    return [
+        f"The {figures['cases']} test cases of the table below are {word} the others: the networks of the cross-validation "
+        f"reach {tested:.3f} on them and {others:.3f} on the other {found['cases'] - figures['cases']} cases.",
+        "",
     ]
 
 
@@ -237,13 +333,28 @@ def _statement_rows(figures: Mapping[str, Any]) -> list[str]:
     kept = {_interval_row(label, said): said for label, said in told.get("sizes", {}).items()}
     if "gate" in told:
         kept["lower bound of Dice (quality gate)"] = told["gate"]["bound"]
+    not_stated = [f"{_NAMES.get(name, name)} ({why})" for name, why in told.get("not_stated", {}).items()]
+    unsaid = ["", f"Not stated: {'; '.join(not_stated)}."] if not_stated else []
     if not kept:
-        return []
+        return unsaid
     rows = ["", "| what the bundle states of its results | stated | came true | subjects |", "|---|---|---|---|"]
-    return rows + [
-        f"| {name} | {percent(said['wanted'])} | {percent(said['observed'], 1)} | {said['subjects']} |"
-        for name, said in kept.items()
-    ]
+    return (
+        rows
+        + [
+            f"| {name} | {percent(said['wanted'])} | {percent(said['observed'], 1)} | {said['subjects']} |"
+            for name, said in kept.items()
+        ]
+        + unsaid
+    )
+
+
+_NAMES = {
+    "sizes": "intervals of sizes",
+    "gate": "quality gate",
+    "risk": "cautious mask",
+    "border": "what is usual at the border of the image",
+}
+"""What people call the statements."""
 
 
 def _interval_row(label: str, said: Mapping[str, Any]) -> str:

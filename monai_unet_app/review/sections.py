@@ -184,6 +184,8 @@ def _interval(row: Mapping[str, Any]) -> list[float] | None:
 
 def _said(row: Mapping[str, Any], coverage: float | None) -> str:
     """The interval, and how often such a one holds the true size."""
+    if row.get("cut_off"):
+        return "touches the border of the image: part may be missing, no interval"
     interval = _interval(row)
     return f"{between(interval, _digits(row))}{_often(coverage)}" if interval else ""
 

@@ -43,6 +43,8 @@ class Rule:
         hold_review: Keep results that the quality gate wants reviewed until somebody releases them; else they are delivered,
             and say so themselves. Rejected ones are always kept.
         probabilities: Keep them beside the result, for the uncertainty on a review page; they take more room than all else.
+        deliver_ungated: Results go out that no quality gate has judged, where the bundle has none for this rule; without it
+            such a rule does not start.
         notice: What was picked and not processed is told to the destinations, as a capture; to those that take one.
         allow_incomplete: Segment what is there of a series that still lacks images by its own headers after `incomplete_s`.
     """
@@ -59,6 +61,7 @@ class Rule:
     probabilities: bool = True
     notice: bool = False
     allow_incomplete: bool = False
+    deliver_ungated: bool = False
 
 
 @dataclass(frozen=True)
@@ -302,6 +305,7 @@ def _rule(table: Table, folder: Path) -> Rule:
         probabilities=table.take("probabilities", bool, "true or false", True),
         notice=table.take("notice", bool, "true or false", False),
         allow_incomplete=table.take("allow_incomplete", bool, "true or false", False),
+        deliver_ungated=table.take("deliver_ungated", bool, "true or false", False),
     )
     table.close()
     return found

@@ -95,6 +95,7 @@ def status_page(node: Node, *, hints: Hints | None = None, still: bool = False) 
     counts = node.queue.counts()
     body = [
         _verdict(node, counts),
+        _ungated(node),
         _cards(node, counts),
         _waiting_for_somebody(node, counts, hints),
         _dead(node, hints),
@@ -191,6 +192,13 @@ def _verdict(node: Node, counts: dict[str, dict[str, int]]) -> str:
     if away:
         return f"<p class='wait'>Ready. {escape(', '.join(away))} cannot be reached; results wait.</p>"
     return "<p class='good'>Ready. Nothing is wrong.</p>"
+
+
+def _ungated(node: Node) -> str:
+    """Which rules may deliver what no quality gate has judged."""
+    names = ", ".join(rule.name for rule in node.site.rules if rule.deliver_ungated)
+    said = f"deliver_ungated is set for {names}: where its bundle has no quality gate, results go out that nothing has judged."
+    return f"<p class='wait'>{escape(said)}</p>" if names else ""
 
 
 def _cards(node: Node, counts: dict[str, dict[str, int]]) -> str:

@@ -312,7 +312,9 @@ def check_bundles(site: Site) -> None:
     from monai_unet_app.bundle import bundle_files
 
     for rule in site.rules:
-        _check_approved(rule, bundle_files(rule.bundle))
+        found = bundle_files(rule.bundle)
+        _check_approved(rule, found)
+        check_gated(rule, found)
 
 
 def _check_approved(rule: Rule, found: BundleFiles) -> None:
@@ -321,6 +323,34 @@ def _check_approved(rule: Rule, found: BundleFiles) -> None:
             f"rule {rule.name} names a bundle of sha256 {rule.sha256[:12]}..., {found.name} has {found.sha256[:12]}...; "
             "the bundle that the site has approved is needed; put it back, or approve this one in the site file"
         )
+
+
+def check_gated(rule: Rule, found: BundleFiles) -> None:
+    """Whether the bundle has a quality gate for the rule's results, or the site says that none is wanted.
+
+    Raises:
+        AppError: There is none, and the rule does not say `deliver_ungated = true`; or its statements cannot be used.
+    """
+    from monai_unet_app.calibration.confidence import read_confidence
+
+    if rule.deliver_ungated:
+        return
+    stated = read_confidence(found, "tta" if rule.tta else "plain")
+    if stated.gate is None and rule.tta and not _has_mirror_images(found):
+        stated = read_confidence(found, "plain")
+    if stated.gate is None:
+        how, flag = ("with tta = true", " with --tta") if rule.tta else ("as its rule wants it", "")
+        raise AppError(
+            f"rule {rule.name}: {found.name} run {how} has no quality gate ({(stated.why_not or {}).get('gate', 'none')}); "
+            f"without one, failures would be delivered like good results; calibrate the bundle{flag} on enough subjects, or "
+            "write deliver_ungated = true into the rule if results shall go out that no quality gate has judged"
+        )
+
+
+def _has_mirror_images(found: BundleFiles) -> bool:
+    from monai_unet_app.bundle import load_bundle
+
+    return bool(load_bundle(found.root).mirror_axes)
 
 
 def _warm(rule: Rule) -> Bundle:
@@ -332,6 +362,7 @@ def _warm(rule: Rule) -> Bundle:
 
     bundle = load_bundle(rule.bundle, resolve_device("auto"))
     _check_approved(rule, bundle)
+    check_gated(rule, bundle)
     engine = TorchEngine(bundle.network, bundle.device, bundle.slice_axis)
     engine(torch.zeros(1, bundle.rules.channels, *bundle.windows.window, device=bundle.device))
     return bundle

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import BUNDLES, EXAMPLES, REPOSITORY
 
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.data.cases import find_data
+from monai_unet_app.data.splits import read_splits
 from monai_unet_app.evaluate import choose_cases, evaluate_cases
 
 SPLITS = REPOSITORY / "examples/splits.json"
@@ -31,6 +34,39 @@ def test_card_and_readme_say_what_the_metadata_say(root: Path) -> None:
     for key in (key for key in figures if key.startswith("ece_")):
         assert f"{figures[key]['uncalibrated']:.4f} | {figures[key]['calibrated']:.4f} |" in card
         assert f" {figures[key]['calibrated']:.4f} |" in row
+
+
+@each_bundle
+def test_the_figures_are_of_the_bundle_as_it_ships(root: Path) -> None:
+    bundle = load_bundle(root)
+    figures = bundle.metadata["eval_metrics"]
+    assert figures["bundle_sha256"] == bundle.sha256
+    assert figures["data"]["name"] == DATA[root.name]
+    assert len(figures["data"]["sha256"]) == 64
+    stated = (bundle.confidence_document or {})["settings"]["plain"]
+    for name in ("sizes", "gate", "shift"):
+        assert (name in stated) == (name in figures["statements"])
+    assert figures["statements"].get("not_stated", {}).keys() >= stated["why_not"].keys()
+
+
+def test_card_and_readme_lead_with_the_dice_of_the_table_of_folds() -> None:
+    root = REPOSITORY / "bundles/hippocampus_mri_unet3d"
+    with (root / "docs/out_of_fold.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    cases = {row["case"] for row in rows}
+    assert len(rows) == 2 * len(cases)  # so the mean over cases of means over classes is the mean over rows
+    mean = np.mean([float(row["dice"]) for row in rows])
+    found = load_bundle(root).metadata["eval_metrics"]["out_of_fold"]
+    assert found["mean"] == pytest.approx(mean, abs=1e-4)
+    assert (found["cases"], found["subjects"]) == (len(cases), len({row["subject"] for row in rows}))
+    tested = {case for case, place in read_splits(SPLITS).items() if place.partition == "test"}
+    own = [float(row["dice"]) for row in rows if row["case"] in tested]
+    assert found["mean_of_test_cases"] == pytest.approx(np.mean(own), abs=1e-4)
+    figures = (root / "docs/README.md").read_text().split("<!-- figures -->\n")[1]
+    assert figures.startswith(f"**Dice out of fold: {mean:.3f}**")
+    assert "test cases of the table below are easier than the others" in figures
+    (row,) = [line for line in (REPOSITORY / "README.md").read_text().splitlines() if f"| `{root.name}` |" in line]
+    assert row.split("|")[4].strip().startswith(f"**{mean:.3f}**")
 
 
 @each_bundle

@@ -120,13 +120,19 @@ def bundle_with(folder: Path, document: object) -> BundleFiles:
 
 
 def test_what_was_written_is_read_again_by_setting(tmp_path: Path, stated: Confidence) -> None:
-    document = {"schema_version": "1.0", "structures": ["a", "b"], "settings": {"plain": stated.document()}}
+    document = {"schema_version": "1.1", "structures": ["a", "b"], "settings": {"plain": stated.document()}}
     files = bundle_with(tmp_path, document)
-    again = read_confidence(files, "plain")
-    assert again is not None
-    assert again.document() == stated.document()
-    assert read_confidence(files, "tta") is None  # never fitted: nothing is said, instead of what holds without mirrors
-    assert read_confidence(BundleFiles(tmp_path / "configs"), "plain") is None
+    assert read_confidence(files, "plain").document() == stated.document()
+
+
+def test_a_setting_that_was_never_fitted_says_why_nothing_is_stated_of_it(tmp_path: Path, stated: Confidence) -> None:
+    document = {"schema_version": "1.1", "structures": ["a", "b"], "settings": {"plain": stated.document()}}
+    averaged = read_confidence(bundle_with(tmp_path, document), "tta")
+    uncalibrated = read_confidence(BundleFiles(tmp_path / "configs"), "plain")
+    for found, why in ((averaged, "was calibrated without --tta"), (uncalibrated, "was not calibrated")):
+        assert (found.sizes, found.risk, found.gate, found.shift, found.border) == (None,) * 5
+        assert set(found.why_not or {}) == {"sizes", "risk", "gate", "shift", "border"}
+        assert all(why in reason for reason in (found.why_not or {}).values())
 
 
 @pytest.mark.parametrize(
@@ -134,7 +140,7 @@ def test_what_was_written_is_read_again_by_setting(tmp_path: Path, stated: Confi
     [
         [],
         {"schema_version": "9", "structures": [], "settings": {}},
-        {"schema_version": "1.0", "structures": [], "settings": {"plain": {"why_not": {}, "gate": {}}}},
+        {"schema_version": "1.1", "structures": [], "settings": {"plain": {"why_not": {}, "gate": {}}}},
     ],
 )
 def test_a_damaged_file_is_refused_by_name(tmp_path: Path, document: object) -> None:
@@ -153,7 +159,7 @@ def test_a_gate_of_other_features_is_refused(tmp_path: Path) -> None:
         "subjects": 9,
         "samples": 9,
     }
-    document = {"schema_version": "1.0", "structures": [], "settings": {"plain": {"why_not": {}, "gate": gate}}}
+    document = {"schema_version": "1.1", "structures": [], "settings": {"plain": {"why_not": {}, "gate": gate}}}
     with pytest.raises(BundleError, match="calibrate the bundle again"):
         read_confidence(bundle_with(tmp_path, document), "plain")
 
@@ -255,8 +261,8 @@ def test_a_size_beside_its_own_interval_is_looked_at_by_somebody() -> None:
         assess(confidence, [Structure(mask, p)], VOLUME, names=["a"], exclusive=True, image=None)
         for p in (sure, doubtful)
     )
-    assert usual.reasons == ()
-    assert beside.reasons == ("a: its size lies beside the interval that the probabilities give",)
+    assert usual.reasons == ("no quality gate has judged this result: none was fitted",)
+    assert beside.reasons[1:] == ("a: its size lies beside the interval that the probabilities give",)
     accepted = Grade(dice=0.9, at_least=0.8, verdict="accept", reasons=())
     for found, verdict in ((usual, "accept"), (beside, "review")):
         graded = replace(found, structures=tuple(replace(one, grade=accepted) for one in found.structures))

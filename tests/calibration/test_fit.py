@@ -242,3 +242,59 @@ def test_a_bundle_states_anew_whatever_it_stated_before(tiny_bundle: Callable[..
         segment_case(rows[0]["image"], load_bundle(root))
     assert "shift" not in state_confidence(load_bundle(root), rows)["plain"].document()
     assert segment_case(rows[0]["image"], load_bundle(root)).assessment is not None
+
+
+def few_subjects(scales: tuple[float, ...]) -> CalibrationFit:
+    """A subject for each scale, whose true logits are its network's times the scale: over- or underconfident."""
+    generator = torch.Generator().manual_seed(5)
+    rows = [{"id": str(n), "subject": f"s{n}", "image": ""} for n in range(len(scales))]
+    fit = CalibrationFit(by_temperature, {"log_temperature": 0.0}, exclusive=True, cases=rows)
+    for scale in scales:
+        true = 2 * torch.randn((3, 16, 16, 16), generator=generator)
+        drawn = torch.distributions.Categorical(logits=true.flatten(1).T).sample()
+        fit.add(true / scale, drawn.reshape(1, 16, 16, 16).float())
+    return fit
+
+
+def test_a_fit_on_few_subjects_is_kept_where_it_helps_those_left_out() -> None:
+    torch.manual_seed(0)
+    fitted = few_subjects((0.5, 0.5, 0.5)).fit()
+    assert fitted.parameters["log_temperature"] == pytest.approx(math.log(2), abs=0.05)
+    assert fitted.check is not None
+    assert (fitted.check.subjects, fitted.check.kept) == (3, 1.0)
+    assert fitted.check.ece[1] < fitted.check.ece[0]
+
+
+def test_a_fit_on_two_subjects_who_disagree_is_shrunk_to_none_and_says_so() -> None:
+    torch.manual_seed(0)
+    fitted = few_subjects((0.5, 2.0)).fit()  # what helps the one harms the other
+    assert fitted.check is not None
+    assert fitted.check.kept == 0
+    assert fitted.parameters == {"log_temperature": 0.0}
+    assert fitted.nll_after == pytest.approx(fitted.nll_before)
+    assert fitted.check.ece[1] > fitted.check.ece[0]
+    assert "nothing is calibrated" in fitted.check.said
+
+
+def test_one_subject_cannot_calibrate_unless_it_is_asked_for() -> None:
+    rows = [{"id": name, "subject": "s", "image": ""} for name in ("left", "right")]
+    with pytest.raises(
+        InputRefusedError, match=r"2 calibration case\(s\) are of one subject; 2 or more subjects are needed"
+    ):
+        CalibrationFit(by_temperature, {"log_temperature": 0.0}, exclusive=True, cases=rows)
+    CalibrationFit(by_temperature, {"log_temperature": 0.0}, exclusive=True, cases=rows, unchecked=True)
+    CalibrationFit(by_temperature, {}, exclusive=True, cases=rows)
+
+
+def test_the_record_of_a_calibration_on_two_subjects_says_how_it_was_checked(
+    tiny_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    root, data = tiny_bundle(), few_examples(tmp_path / "data")
+    set_calibration(root, 0.0)
+    rows = by_partition(data)["calibration"]
+    assert len({row["subject"] for row in rows}) == 2
+    fitted = calibrate_bundle(load_bundle(root), rows)
+    assert fitted.check is not None
+    record = json.loads((root / "models/calibration.json").read_text())
+    assert record["check"] == fitted.check.document()
+    assert record["check"]["subjects"] == 2

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dicom_io.volume import Provenance, Volume
-from monai_unet_app.calibration.corruptions import WAYS, spoil, ways_for
+from monai_unet_app.calibration.corruptions import TRUNCATED, WAYS, spoil, ways_for
 from monai_unet_app.calibration.features import Features, Structure, describe
 from monai_unet_app.calibration.quality import SOUND, QualityGate, Sample
 
@@ -58,7 +58,7 @@ def test_what_was_not_found_has_no_features_and_is_to_be_looked_at() -> None:
 
 def sample(subject: str, kind: str, badness: float, generator: np.random.Generator) -> Sample:
     """A result whose features speak of its badness, 0 to 1, and whose Dice is 0.92 less most of it."""
-    noise = generator.normal(0, 0.01, 7)
+    noise = generator.normal(0, 0.01, 8)
     features = Features(
         confidence=0.93 - 0.4 * badness + noise[0],
         band_confidence=0.85 - 0.3 * badness + noise[1],
@@ -67,6 +67,7 @@ def sample(subject: str, kind: str, badness: float, generator: np.random.Generat
         log_size=0.5 + badness * 20 * noise[4] + noise[4],
         roughness=4 + 3 * badness + noise[5],
         largest_part=1 - 0.3 * badness + noise[6],
+        border=0.1 * badness + abs(noise[7]),
     )
     return Sample(subject, kind, 1, features, float(np.clip(0.92 - 0.9 * badness + generator.normal(0, 0.02), 0, 1)))
 
@@ -151,5 +152,6 @@ def test_a_picture_is_not_spoiled_along_an_axis_that_it_has_not() -> None:
     assert not {"flipped along K", "slices shuffled"} & set(ways_for(picture))
     for how in ways_for(picture):
         spoiled, moved = spoil(picture, np.zeros((20, 16, 1), np.uint8), how, 0)
-        assert spoiled.array.shape == (20, 16, 1, 3)
-        assert moved.shape == (20, 16, 1)
+        assert spoiled.array.shape[2:] == (1, 3)
+        assert moved.shape == spoiled.array.shape[:3]
+        assert (how == TRUNCATED) == (moved.shape != (20, 16, 1))

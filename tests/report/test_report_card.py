@@ -62,6 +62,27 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_a_table_of_folds_leads_the_card_and_its_mean_is_that_of_its_cases(bundle: Path, tmp_path: Path, run) -> None:
+    seen = [case.id for case in load_bundle(bundle).seen if case.partition == "test"][:2]
+    table = ["fold,epochs,case,subject,structure,dice"]
+    for n, (case, dice) in enumerate([(seen[0], 0.9), (seen[1], 0.8), ("other_1", 0.7), ("other_2", 0.6)]):
+        table += [f"{n % 2},{24 - n % 2 * 19},{case},s{n},{number},{dice + 0.02 * number}" for number in (1, 2)]
+    (bundle / "docs/out_of_fold.csv").write_text("\n".join(table) + "\n")
+    assert run("report", "--evaluation", evaluation_of(bundle, tmp_path / "out"), "--bundle", bundle)[0] == 0
+    found = json.loads((bundle / "configs/metadata.json").read_text())["eval_metrics"]["out_of_fold"]
+    assert (found["mean"], found["cases"], found["subjects"]) == (0.78, 4, 4)
+    assert (found["mean_of_test_cases"], found["mean_of_other_cases"]) == (0.88, 0.68)
+    assert list(found["per_class"].values()) == [0.77, 0.79]
+    assert found["interval_95"] is None  # of four subjects
+    card = (bundle / "docs/README.md").read_text().split("<!-- figures -->\n")[1]
+    assert card.startswith("**Dice out of fold: 0.780**, on 4 cases of 4 subjects")
+    assert "trained for 24 epochs, but fold 1 for 5" in card
+    assert "are easier than the others" in card
+    (bundle / "docs/out_of_fold.csv").write_text("case\nx\n")
+    code, _, said = run("report", "--evaluation", tmp_path / "out", "--bundle", bundle)
+    assert (code, "docs/out_of_fold.csv cannot be used" in said) == (3, True)
+
+
 def test_one_command_puts_the_figures_into_metadata_and_card_and_changes_nothing_else(bundle, tmp_path, run):
     before, sha256 = contents(bundle), bundle_files(bundle).sha256
     evaluation = evaluation_of(bundle, tmp_path / "out", statements=STATEMENTS)

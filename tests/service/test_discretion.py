@@ -44,6 +44,7 @@ stable_s = 3
 [[rules]]
 name = "hippocampus"
 bundle = "{bundle}"
+deliver_ungated = true
 match = {{Modality = "MR"}}
 formats = ["seg", "sr"]
 destinations = ["pacs"]

@@ -34,6 +34,7 @@ organization = "General Hospital"
 [[rules]]
 name = "hippocampus"
 bundle = "{bundle}"
+deliver_ungated = true
 match = {{Modality = "MR"}}
 destinations = ["pacs"]
 [destinations.pacs]

@@ -16,6 +16,7 @@ from monai_unet_app.errors import UsageError
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.queue import NewResult
 from monai_unet_app.service.site import HttpConfig, read_site
+from monai_unet_app.service.status import status_page
 from monai_unet_app.service.tokens import new_token
 from monai_unet_app.service.web import Door
 
@@ -205,3 +206,9 @@ def test_a_site_names_its_own_hint_and_one_that_shows_no_identity_has_none(tmp_p
     path = write_site(tmp_path, 104, node='find_by = ["PatientIdent"]')
     with pytest.raises(UsageError, match="find_by has 'PatientIdent'; DICOM keywords"):
         read_site(path)
+
+
+@pytest.mark.parametrize(("rule", "said"), [("deliver_ungated = true", True), ("", False)])
+def test_the_page_names_the_rules_whose_results_may_go_out_unjudged(rule: str, said: bool, tmp_path: Path) -> None:
+    with running(write_site(tmp_path, 1, rule=rule)) as node:
+        assert ("deliver_ungated is set for any" in status_page(node)) is said

@@ -29,10 +29,10 @@ from monai_unet_app.bundle import bundle_files
 from monai_unet_app.cli import main
 from monai_unet_app.errors import AppError, InputRefusedError
 from monai_unet_app.results import write_nifti
-from monai_unet_app.service.site import read_site
+from monai_unet_app.service.site import Rule, read_site
 from monai_unet_app.service.trace import trace
 from monai_unet_app.service.uploads import take_nifti
-from monai_unet_app.service.work import Worker
+from monai_unet_app.service.work import Worker, check_bundles, check_gated
 
 SITE = """
 [node]
@@ -40,6 +40,7 @@ folder = "node"
 [[rules]]
 name = "hippocampus"
 bundle = "{bundle}"
+deliver_ungated = true
 match = {{Modality = "MR", SeriesDescription = "converted"}}
 destinations = ["pacs", "viewer", "archive"]
 [destinations.pacs]
@@ -303,6 +304,32 @@ def test_a_bundle_that_the_site_did_not_approve_is_not_used(site_file: Path) -> 
     site_file.write_text(site_file.read_text().replace("[[rules]]\n", f'[[rules]]\nsha256 = "{"0" * 64}"\n'))
     with pytest.raises(AppError, match="names a bundle of sha256 000000000000"):
         Worker(read_site(site_file))
+
+
+@pytest.mark.parametrize(
+    ("setting", "remedy"), [("", "calibrate the bundle on"), ("tta = true", "calibrate the bundle with --tta")]
+)
+def test_a_rule_whose_bundle_has_no_gate_for_it_does_not_start_unless_the_site_says_so(
+    setting: str, remedy: str, site_file: Path, study: Path, tmp_path: Path
+) -> None:
+    ungated = site_file.read_text().replace("[[rules]]\n", f"[[rules]]\n{setting}\n")
+    site_file.write_text(ungated.replace("deliver_ungated = true\n", ""))
+    for starting in (check_bundles, Worker):
+        with pytest.raises(
+            AppError, match=r"rule hippocampus: .* has no quality gate .* deliver_ungated = true"
+        ) as refused:
+            starting(read_site(site_file))
+        assert remedy in str(refused.value)
+    site_file.write_text(ungated)
+    check_bundles(read_site(site_file))
+    (found,) = Worker(read_site(site_file)).answer(task(study, tmp_path / "results" / "1-1"))["results"]
+    assert (found["state"], found["verdict"]) == ("sending", "")
+    assert found["reason"].startswith("no quality gate has judged this result: ")
+
+
+def test_tta_of_a_bundle_without_mirror_axes_has_the_gate_of_plain_results() -> None:
+    found = bundle_files("hippocampus_mri_unet2d")
+    check_gated(Rule("averaged", found.name, {}, 1, (), (), tta=True), found)
 
 
 def test_results_lead_back_to_their_bundle(

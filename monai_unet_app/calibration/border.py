@@ -1,0 +1,135 @@
+"""Is a structure cut off where the image ends? Whoever is cut off is larger than what was found of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicom_io.volume import Volume
+
+from .conformal import conformal_quantile
+from .features import on_border
+from .shift import LEAST_SUBJECTS, USUAL
+
+LEAST_PART = 0.01
+"""Part of a structure's surface that may lie on the border of the image, whatever is usual: some voxels are no cut."""
+
+_LPS_SIDES = (("right", "left"), ("front", "back"), ("foot", "head"))
+_PICTURE_SIDES = (("left", "right"), ("upper", "lower"))
+
+
+@dataclass(frozen=True)
+class Touching:
+    """One structure of one sound image.
+
+    Attributes:
+        subject: Of whom.
+        structure: Its number.
+        part: Part of its surface on the border of the image, 0 to 1.
+    """
+
+    subject: str
+    structure: int
+    part: float
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A structure that touches the border of the image more than it usually does.
+
+    Attributes:
+        sides: Of the image, in words.
+        part: Part of the structure's surface that lies there, 0 to 1.
+        usual: At most this part does on sound images.
+    """
+
+    sides: tuple[str, ...]
+    part: float
+    usual: float
+
+    @property
+    def reason(self) -> str:
+        """In words."""
+        sides, usual = " and ".join(self.sides), f"usual: {self.usual:.0%} or less"
+        return (
+            f"it touches the border of the image on the {sides} side ({self.part:.0%} of its surface; {usual}): part of it may "
+            "be missing; no interval of its size is stated, since intervals hold for whole structures"
+        )
+
+
+@dataclass(frozen=True)
+class BorderStatement:
+    """How much of each structure's surface usually lies on the border of the image.
+
+    Attributes:
+        limits: Structure number -> part of its surface, 0 to 1, above which it counts as cut off.
+        subjects: How many it was fitted on.
+    """
+
+    limits: Mapping[int, float]
+    subjects: int
+
+    @classmethod
+    def fit(cls, found: Sequence[Touching]) -> BorderStatement:
+        """The part that sound images of new subjects seldom exceed, LEAST_PART at least.
+
+        Raises:
+            ValueError: A structure was found on images of fewer than LEAST_SUBJECTS subjects.
+        """
+        limits = {}
+        for number in sorted({one.structure for one in found}):
+            rows = [one for one in found if one.structure == number]
+            subjects = [one.subject for one in rows]
+            count = len(set(subjects))
+            if count < LEAST_SUBJECTS:
+                raise ValueError(
+                    f"structure {number}: {count} subject(s); {LEAST_SUBJECTS} are needed to say what is usual"
+                )
+            usual = conformal_quantile([one.part for one in rows], subjects, min(USUAL, count / (count + 1)))
+            limits[number] = max(LEAST_PART, usual)
+        if not limits:
+            raise ValueError("no structure is found on any sound image; some are needed to say what is usual")
+        return cls(limits, len({one.subject for one in found}))
+
+    def cut(self, structure: int, mask: NDArray[np.bool_], volume: Volume) -> Cut | None:
+        """Where a structure is cut off; None if it touches the border no more than usual.
+
+        Args:
+            structure: Its number.
+            mask: Shape (I, J, K), or (I, J) of a picture.
+            volume: Its image.
+        """
+        touching = on_border(mask, (1.0, 1.0) if volume.planar else volume.spacing_mm)
+        limit = self.limits.get(structure, LEAST_PART)
+        if touching.sum() <= limit:
+            return None
+        names = np.array(sides_of(volume))
+        shown = touching >= min(LEAST_PART, touching.max())
+        return Cut(tuple(names[shown].tolist()), float(touching.sum()), limit)
+
+    def document(self) -> dict[str, Any]:
+        """As `from_document` reads it."""
+        return {"limits": {str(number): limit for number, limit in self.limits.items()}, "subjects": self.subjects}
+
+    @classmethod
+    def from_document(cls, found: Mapping[str, Any]) -> BorderStatement:
+        """Raises KeyError, TypeError or ValueError for anything but a `document`."""
+        return cls({int(number): float(limit) for number, limit in found["limits"].items()}, int(found["subjects"]))
+
+
+def sides_of(volume: Volume) -> list[tuple[str, str]]:
+    """For each array axis what its first and its last layer are called: sides of the patient, or of a picture."""
+    if volume.planar:
+        return list(_PICTURE_SIDES)
+    if not volume.has_patient_space:
+        return [(f"first (axis {axis})", f"last (axis {axis})") for axis in range(3)]
+    found = []
+    for step in volume.affine_lps[:3, :3].T:
+        along = int(np.argmax(np.abs(step)))
+        low, high = _LPS_SIDES[along]
+        found.append((low, high) if step[along] > 0 else (high, low))
+    return found
