@@ -76,7 +76,7 @@ class NodeConfig:
         networks: IP networks that are let in; empty: all.
         tls: Certificates; None: not encrypted.
         idle_s: Seconds of silence after which a sender is dropped.
-        most_senders: Associations at one time.
+        most_senders: Associations at one time; one in five is kept free for callers from other addresses.
         stable_s: A study is complete when nothing has come for so long.
         incomplete_s: As `stable_s`, for a study with a series that lacks images by its own headers and that a rule picks.
         workers: Processes that segment at one time.

@@ -36,7 +36,7 @@ def port() -> int:
 
 
 def site(folder: Path, port: int, pacs_port: int, node: str = "") -> Path:
-    return write_site(folder, pacs_port, node=f"port = {port}\nmost_senders = 60\n{node}")
+    return write_site(folder, pacs_port, node=f"port = {port}\nmost_senders = 80\n{node}")
 
 
 def test_kills_at_random_moments_lose_nothing(tmp_path: Path, port: int, capsys: pytest.CaptureFixture[str]) -> None:
