@@ -143,6 +143,11 @@ def _review(verb: Verb) -> None:
     )
     parser.add_argument("--bundle", type=given, help="the bundle that made it: its colours, its measured calibration")
     parser.add_argument("--prior", type=place, help="an earlier result.json of the same patient, to compare sizes with")
+    parser.add_argument(
+        "--same-patient",
+        action="store_true",
+        help="you have compared patient ID and date of birth of both images: the page says so beside --prior",
+    )
     parser.add_argument("--post-url", type=given, help="where the page sends a decision (default: it saves a draft)")
     parser.add_argument("--most-mb", type=float, default=60.0, help="of images that the page may hold (default: 60)")
     parser.add_argument("--without-identity", action="store_true", help="do not name patient and study")

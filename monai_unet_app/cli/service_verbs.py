@@ -303,7 +303,13 @@ def _write_review(options: argparse.Namespace) -> Answer:
         raise UsageError(
             "--input is missing; the image that the result was made from is needed, or --apply and a verdict"
         )
-    how = ReviewConfig(options.post_url, options.most_mb, not options.without_identity, not options.no_pdf)
+    if options.same_patient and options.prior is None:
+        raise UsageError(
+            "--same-patient says something of --prior, which is missing; name an earlier result.json, or leave it out"
+        )
+    how = ReviewConfig(
+        options.post_url, options.most_mb, not options.without_identity, not options.no_pdf, options.same_patient
+    )
     check_writable(options.output)
     written = write_review(
         options.result,

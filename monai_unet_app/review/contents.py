@@ -74,6 +74,7 @@ class ReviewedCase:
         uncertainty: Shape (I, J, K), 0 sure to 1 undecided; None where no probabilities were delivered.
         bundle: What computed the result; None where it is not at hand.
         prior: Content of the earlier `result.json`; None without one.
+        same_patient: Whoever named the earlier result knows that both are of one patient.
     """
 
     document: Mapping[str, Any]
@@ -85,6 +86,7 @@ class ReviewedCase:
     uncertainty: NDArray[np.float32] | None
     bundle: BundleFiles | None = None
     prior: Mapping[str, Any] | None = None
+    same_patient: bool = False
 
     @property
     def id(self) -> str:

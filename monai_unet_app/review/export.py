@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dicom_io.volume import Volume
@@ -36,12 +36,14 @@ class ReviewConfig:
         most_embedded_mb: Megabytes of images, as base64, that the page may hold.
         names_patient: Name patient and study, where the source is DICOM.
         pdf: Write the paper too.
+        same_patient: Whoever names an earlier result has compared the patients: the page says so.
     """
 
     post_url: str | None = None
     most_embedded_mb: float = 60.0
     names_patient: bool = True
     pdf: bool = True
+    same_patient: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.most_embedded_mb < float("inf"):
@@ -72,7 +74,7 @@ def write_review(
         UsageError: Decisions cannot be sent to the URL.
     """
     how = how or ReviewConfig()
-    case = read_reviewed(result, image, bundle, prior)
+    case = replace(read_reviewed(result, image, bundle, prior), same_patient=how.same_patient)
     patient = patient_and_study(case.volume) if how.names_patient else {}
     sections = key_sections(case)
     page = render_page(

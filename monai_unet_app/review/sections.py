@@ -101,10 +101,12 @@ def prior_sentence(case: ReviewedCase) -> str:
         if theirs["sha256"] == ours["sha256"]
         else f"another model ({theirs['name']} {theirs['version']})"
     )
-    return (
-        f"The earlier sizes are of the case {case.prior['case']}, computed by {same}. A result names no patient: that both are "
-        "of one is not checked here."
+    checked = (
+        "Both are of one patient by ID and date of birth, as their images say."
+        if case.same_patient
+        else "A result names no patient: that both are of one is not checked here."
     )
+    return f"The earlier sizes are of the case {case.prior['case']}, computed by {same}. {checked}"
 
 
 def facts(case: ReviewedCase) -> dict[str, str]:

@@ -36,24 +36,30 @@ TRAINING = "training"
 _REFUSED = 3  # exit code
 
 
-def review_page(node: Node, result: Result, post_url: str) -> Path:
+def page_of(node: Node, result: Result) -> Path:
+    """Where the page on a result is, or will be; its PDF, `review.pdf`, is beside it."""
+    return _folder(node, result) / "index.html"
+
+
+def review_page(node: Node, result: Result, post_url: str, prior: Path | None = None) -> Path:
     """The page on a result, made where it is not there yet; it names the patient.
 
     Args:
         node: Keeps the result, and the page afterwards.
         result: One that has files.
         post_url: Where the page sends a decision.
+        prior: An earlier `result.json` of the same patient, to compare sizes with.
 
     Raises:
         AppError: The site shows no identities, or the result cannot be reviewed; the message says why.
     """
     if not node.config.show_identity:
         raise InputRefusedError("this site shows no identities (show_identity); review it with monai-unet review")
-    output = _folder(node, result)
-    page = output / "index.html"
-    words = ["--result", str(_document(node, result)), *_image(node, result), "--bundle", _bundle(node, result)]
+    page = page_of(node, result)
+    words = ["--result", str(document_of(node, result)), *_image(node, result), "--bundle", _bundle(node, result)]
     if not page.exists():
-        _run([*words, "--output", str(output), "--post-url", post_url])
+        words += ["--prior", str(prior), "--same-patient"] if prior else []
+        _run([*words, "--output", str(page.parent), "--post-url", post_url])
     return page
 
 
@@ -200,7 +206,7 @@ def _applied(
     node: Node, result: Result, verdict: dict[str, Any], who: str, corrected: Path | None, output: Path
 ) -> dict[str, Any]:
     """The record of a verdict; it and what it asks for are written to `output`."""
-    words = ["--result", str(_document(node, result)), "--output", str(output)]
+    words = ["--result", str(document_of(node, result)), "--output", str(output)]
     words += ["--variants", str(node.result_folder(result))]
     words += ["--delivered"] if result.state not in KEPT_BACK else []
     words += ["--reviewer", who, "--organization", node.config.organization or "unknown"]
@@ -247,7 +253,7 @@ def _folder(node: Node, result: Result) -> Path:
     return node.folder / REVIEWS / str(result.id)
 
 
-def _document(node: Node, result: Result) -> Path:
+def document_of(node: Node, result: Result) -> Path:
     """The `result.json` that a review is about: that of the first way in which the result was written."""
     found = sorted(node.result_folder(result).rglob("*_result.json")) if result.folder else []
     if not found:

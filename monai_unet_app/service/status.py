@@ -109,6 +109,16 @@ def status_page(node: Node, *, hints: Hints | None = None, still: bool = False) 
     return _page(node.config.ae_title, head, body, "" if still else f"<meta http-equiv='refresh' content='{RELOAD_S}'>")
 
 
+def waiting_page(node: Node, number: int, seconds: float) -> str:
+    """What is shown while the review page of a result is made; it looks again every two seconds."""
+    body = [
+        f"<p><label for='made'>The review page of result {number} is being made: for {seconds:.0f} s so far, usually 5 to 60 "
+        "s. It will appear here by itself.</label></p><progress id='made'></progress>"
+    ]
+    head = '<a href="/">Status</a>'
+    return _page(f"{node.config.ae_title}: result {number}", head, body, "<meta http-equiv='refresh' content='2'>")
+
+
 def find_page(node: Node, text: str | None, *, hints: Hints | None = None) -> str:
     """A box to search in, and the results of the studies that were found.
 

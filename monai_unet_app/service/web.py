@@ -45,11 +45,12 @@ from monai_unet_app.service.access import (
 from monai_unet_app.service.figures import exposition
 from monai_unet_app.service.guard import MOST_WORDS_BYTES, BoundedRoute, Guard, is_json
 from monai_unet_app.service.hints import Hints
+from monai_unet_app.service.pages import SOON_S, ReviewPages
 from monai_unet_app.service.queue import DecidedError, Result
-from monai_unet_app.service.reviews import decide, refuse, release, review_page, standing
+from monai_unet_app.service.reviews import PAGE_S, decide, refuse, release, standing
 from monai_unet_app.service.server import Connections, loop_of
 from monai_unet_app.service.site import HttpConfig
-from monai_unet_app.service.status import find_page, status_page
+from monai_unet_app.service.status import find_page, status_page, waiting_page
 from monai_unet_app.service.tokens import Holder, Tokens
 from monai_unet_app.service.uploads import Upload, kind_of, take_dicom, take_nifti, take_zip
 
@@ -57,6 +58,10 @@ if TYPE_CHECKING:
     from monai_unet_app.service.node import Node
 
 _LARGEST_NUMBER = 2**63 - 1  # that SQLite has
+_OWN_POLICY = {"Content-Security-Policy": "frame-ancestors 'none'"}
+"""Of a review page, which has the rest of its policy in its head, and of its PDF."""
+
+_LONGEST_PAGE_S = 3 * PAGE_S  # with an earlier result, without it, and after somebody else's
 _DECISION = schema("review_verdict")
 _FORM = {
     "type": "object",
@@ -330,15 +335,39 @@ def _answered() -> Iterator[None]:
 
 
 def _add_reviews(app: FastAPI, node: Node) -> None:
-    @app.get("/results/{number}/review", summary="The page on which a result is reviewed; names the patient")
-    def page(number: Number, holder: Reviewer) -> FileResponse:
-        found = _found(node, number)
+    pages = ReviewPages(node)
+
+    def made(result: Result, longest_s: float) -> Path:
         try:
-            made = review_page(node, found, f"/results/{number}/verdict")
+            return pages.make(result).result(longest_s)
         except AppError as error:
             raise HTTPException(422, str(error)) from error
+
+    @app.get(
+        "/results/{number}/review",
+        summary="The page on which a result is reviewed; names the patient. A browser gets 202 and waits while it is made",
+    )
+    def page(number: Number, request: Request, holder: Reviewer) -> Response:
+        found = _found(node, number)
+        is_browser = "text/html" in request.headers.get("Accept", "")
+        try:
+            path = made(found, SOON_S if is_browser else _LONGEST_PAGE_S)
+        except TimeoutError:
+            return HTMLResponse(waiting_page(node, number, pages.seconds(found)), 202, {"Retry-After": "2"})
         node.audit.write("reviewed", who=holder.name, study=found.study, result=number)
-        return FileResponse(made, media_type="text/html", headers={"Content-Security-Policy": "frame-ancestors 'none'"})
+        return FileResponse(path, media_type="text/html", headers=_OWN_POLICY)
+
+    @app.get("/results/{number}/review.pdf", summary="The same as a PDF; names the patient")
+    def paper(number: Number, holder: Reviewer) -> FileResponse:
+        found = _found(node, number)
+        path = made(found, _LONGEST_PAGE_S).with_name("review.pdf")
+        if not path.is_file():
+            raise HTTPException(404, "this review has no PDF")
+        node.audit.write("read", who=holder.name, study=found.study, result=number, file=path.name)
+        return FileResponse(
+            path, media_type="application/pdf", headers=_OWN_POLICY, filename=f"result-{number}.pdf",
+            content_disposition_type="inline",
+        )  # fmt: skip
 
     @app.get("/results/{number}/verdict", summary="Who asks, whether they may decide, and what was decided already")
     def stands(number: Number, holder: Reviewer) -> dict[str, Any]:

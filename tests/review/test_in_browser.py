@@ -211,7 +211,7 @@ class Node(BaseHTTPRequestHandler):
 @contextmanager
 def page_of_a_node(tab: Tab, case: Delivered, folder: Path, kind: type[Node]) -> Iterator[list[dict[str, Any]]]:
     """The review page of a case, served by such a node and open in the tab; gives what is posted to the node."""
-    how = ReviewConfig(post_url="/cases/7/verdict", pdf=False)
+    how = ReviewConfig(post_url="/cases/7/verdict")
     page = write_review(case.result, folder, image=case.volume, how=how)["page"]
     posted: list[dict[str, Any]] = []
     handler = type("Handler", (kind,), {"page": page.read_bytes(), "posted": posted})
