@@ -20,6 +20,7 @@ from review_cases import Delivered, deliver, result_document
 
 from dicom_io.parametric import NO_UNIT, UNCERTAINTY, write_parametric_map
 from dicom_io.volume import Provenance, Volume
+from monai_unet_app.cli import main
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.results import write_nifti
@@ -513,3 +514,20 @@ def test_the_viewer_is_the_published_file_with_its_licence_beside_it() -> None:
     assert hashlib.sha256(library).hexdigest() in (static / "README.md").read_text()
     assert "BSD 2-Clause License" in (static / "LICENSE-niivue.txt").read_text()
     assert not re.search(rb"</script|<!--|\r", library)  # as it stands in the page, nothing ends it early
+
+
+def test_same_patient_without_an_earlier_result_is_a_wrong_usage(
+    delivered: Delivered, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "review",
+        "--result",
+        str(delivered.result),
+        "--input",
+        str(delivered.series),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    assert main([*words, "--same-patient"]) == 2
+    assert "--prior, which is missing" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
