@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from monai_unet_app import __version__
-from monai_unet_app.service.queue import DeliveryState, JobState, ResultState
+from monai_unet_app.service.queue import FOLLOW_UPS, DeliveryState, JobState, ResultState
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -29,7 +29,7 @@ _STATES = {
     "results": get_args(ResultState),
     "deliveries": get_args(DeliveryState),
 }
-_VERDICTS = ("accept", "review", "reject", "none", "verified")
+_VERDICTS = ("accept", "review", "reject", "none", *FOLLOW_UPS)
 _BUCKETS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 900, 1800, 3600, 6 * 3600, 24 * 3600)
 _REMEMBERED = 1000
 

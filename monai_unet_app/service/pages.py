@@ -10,7 +10,7 @@ from pathlib import Path
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.service.hints import Hints
 from monai_unet_app.service.node import Node
-from monai_unet_app.service.queue import Result
+from monai_unet_app.service.queue import FOLLOW_UPS, Result
 from monai_unet_app.service.reviews import document_of, page_of, review_page
 
 SOON_S = 0.5
@@ -78,7 +78,7 @@ class ReviewPages:
             return None
         found: dict[tuple[str, ...], list[Result]] = {}
         for one in self._node.queue.results(("delivered",), _MOST_COMPARED):
-            if one.rule != result.rule or one.study == result.study or not one.series or one.verdict == "verified":
+            if one.rule != result.rule or one.study == result.study or not one.series or one.verdict in FOLLOW_UPS:
                 continue
             other, other_when = self._patient(one)
             if other == who and other_when[0] and other_when < when and self._stands(one):
