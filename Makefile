@@ -32,7 +32,8 @@ interop: $(VENV)/ready
 	tests/interop/install.sh
 	$(BIN)/pytest -m interop tests/interop tests/review
 
-# a node whose parts are killed, whose disk is filled and whose PACS goes away; some minutes (FAULT_ROUNDS kills, 100)
+# a node whose parts are killed, whose disk is filled and whose PACS goes away; some minutes (FAULT_ROUNDS kills of a stand-in for the
+# worker, 100; REAL_FAULT_ROUNDS with the real worker, 10; REAL_SOAK_MINUTES of studies through the real worker, 0)
 faults: $(VENV)/ready
 	$(BIN)/pytest -m faults tests/faults
 

@@ -28,8 +28,8 @@ SERVICE = HERE.parent / "service"
 class NodeProcess:
     """A node that can be killed and started again, in whole or in parts."""
 
-    def __init__(self, site: Path, port: int) -> None:
-        self.site, self.port, self.starts = site, port, 0
+    def __init__(self, site: Path, port: int, worker: str = "fake_worker") -> None:
+        self.site, self.port, self.worker, self.starts = site, port, worker, 0
         self.destination = parse_destination(f"MONAIUNET@127.0.0.1:{port}")
         self.process: subprocess.Popen[str] | None = None
 
@@ -37,7 +37,7 @@ class NodeProcess:
         """Starts it, and waits until it is ready."""
         path = os.pathsep.join([str(SERVICE), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "run_node.py"), str(self.site)],
+            [sys.executable, str(HERE / "run_node.py"), str(self.site), self.worker],
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
             text=True,
@@ -88,9 +88,9 @@ class NodeProcess:
 
 
 @contextlib.contextmanager
-def node_process(site: Path, port: int) -> Iterator[NodeProcess]:
+def node_process(site: Path, port: int, worker: str = "fake_worker") -> Iterator[NodeProcess]:
     """Ready; killed at the end."""
-    node = NodeProcess(site, port)
+    node = NodeProcess(site, port, worker)
     node.start()
     try:
         yield node

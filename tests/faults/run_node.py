@@ -1,4 +1,4 @@
-"""A node as a process of its own, with the worker that needs no torch: `python run_node.py SITE.toml`."""
+"""A node as a process of its own, with the worker that is named: `python run_node.py SITE.toml WORKER`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    with Node(read_site(Path(sys.argv[1])), worker="fake_worker") as node:
+    with Node(read_site(Path(sys.argv[1])), worker=sys.argv[2]) as node:
         while not node.is_ready and not stop.wait(0.05):
             pass
         print("ready", flush=True)
