@@ -129,19 +129,6 @@ def test_every_archive_gets_what_follows_in_the_way_that_it_has_the_result(tmp_p
                 assert before in {str(one.SOPInstanceUID) for one in objects}
 
 
-def test_a_new_version_does_not_drop_a_note_that_is_on_its_way(tmp_path: Path) -> None:
-    with ward(tmp_path) as site:
-        number = site.study(tmp_path / "in")
-        result = site.node.queue.result(number)
-        with site.node.queue.all_or_none():
-            note = site.node.queue.add_follow_up(result, "rejection note", "nowhere", "abc", ["pacs"])
-            site.node.reprocess(result.study, "Rossi^Anna")
-        wait_until(lambda: len(site.node.queue.jobs_of(result.study)) == 2, 60)
-        wait_until(lambda: site.node.queue.jobs_of(result.study)[1].state == "done", 60)
-        assert site.node.queue.result(note).state == "sending"
-        assert site.node.queue.last_delivered(result.study)[0].verdict == "accept"
-
-
 def test_a_duplicate_that_is_another_patients_is_not_delivered(tmp_path: Path) -> None:
     """The sender, asked to deliver what the archive has under the same UIDs for somebody else."""
     with ward(tmp_path) as site:

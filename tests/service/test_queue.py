@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from nodes import pending
 
-from monai_unet_app.service.queue import NewResult, Queue, ResultState
+from monai_unet_app.service.queue import FOLLOW_UPS, NewResult, Queue, ResultState
 
 FOUND = NewResult("hippocampus", "1.2.3.4", "1-1/one", "sending", "accept", "", "abc", ("pacs", "viewer"))
 NOTICE = replace(FOUND, state="not processed", verdict="", reason="slice gaps", digest="notice")
@@ -370,3 +370,17 @@ def test_the_nodes_own_clock_goes_on_only_while_it_runs(tmp_path: Path, monkeypa
     assert queue.forgettable(queue.now_s() - 86_400 * 14) == []
     mono += 86_400 * 14 + 1
     assert queue.forgettable(queue.now_s() - 86_400 * 14) == ["1.2.3"]
+
+
+@pytest.mark.parametrize("kind", FOLLOW_UPS)
+def test_a_new_version_drops_nothing_that_follows_from_a_decision(queue: Queue, kind: str) -> None:
+    """A note that rejects the old result, say, is still sent, and is no result that a later report could follow."""
+    number = finished(queue)
+    for delivery in pending(queue):
+        queue.delivered(delivery.id)
+    note = queue.add_follow_up(queue.result(number), kind, f"{kind}-1", "xyz", ["pacs"])
+    finished(queue, replace(FOUND, digest="def", state="held"))
+    assert queue.result(note).state == "sending"
+    assert [one.result for one in pending(queue)] == [note]
+    queue.delivered(pending(queue)[0].id)
+    assert [one.id for one in queue.last_delivered("1.2.3")] == [number]
