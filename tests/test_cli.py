@@ -241,7 +241,7 @@ LABELS = {
     "missing label": "b: it has no label, other cases have; add one",
     "another shape": r"b: label b\.nii\.gz has shape \(33, 48, 33\), its image \(34, 48, 33\); the same grid is needed",
     "another affine": r"b: label b\.nii\.gz lies 1\.50 mm away from its image; at most 0\.01 mm is needed; export",
-    "unknown value": r"b: label b\.nii\.gz holds the value\(s\) \[5\]; the bundle knows \[0, 1, 2\]; map or remove",
+    "unknown value": r"b: label b\.nii\.gz holds the value\(s\) \[5\]; the bundle knows \[0, 1, 2\]; change them",
     "truncated label": r"b: b\.nii\.gz cannot be read as NIfTI .*; a whole, undamaged file is needed; copy it again",
 }
 

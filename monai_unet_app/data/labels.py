@@ -54,8 +54,8 @@ def check_values(labels: Volume, known: Iterable[int], name: str) -> None:
     unknown = sorted(set(np.unique(labels.array).astype(int).tolist()) - set(known))
     if unknown:
         raise InputRefusedError(
-            f"label {name} holds the value(s) {unknown}; the bundle knows {sorted(known)}; map or remove them, or declare "
-            "them in segments.json and `labels`"
+            f"label {name} holds the value(s) {unknown}; the bundle knows {sorted(known)}; change them in the label file, or "
+            "declare them in segments.json and `labels`"
         )
 
 

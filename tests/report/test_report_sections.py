@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from made_up import STATEMENTS, boxes, case_of, plain_report, report_of
+from matplotlib.colors import to_rgb
+from skimage.color import rgb2lab
 
 from monai_unet_app.calibration.judged import Judged, summarise_statements
 from monai_unet_app.metrics import Bootstrap, CaseArrays, CaseScores, EvaluationPlan, score_case
@@ -16,6 +18,7 @@ from monai_unet_app.report.blocks import Cell, Facts, Heading, Picture, Table, T
 from monai_unet_app.report.contents import Target
 from monai_unet_app.report.evaluation import metrics_document
 from monai_unet_app.report.figures import accuracy_band, reliability_figure, risk_coverage_figure, tolerance_figure
+from monai_unet_app.report.pictures import CLASS_COLOURS, TRUTH_COLOUR
 from monai_unet_app.report.sections import head, sections
 from monai_unet_app.report.statements import statement_blocks
 
@@ -318,3 +321,10 @@ def test_who_set_the_targets_is_said():
     report = plain_report(targets=[Target("Dice", ("dice", "mean"), at_least=0.5)], targets_from="the bundle's own")
     assert Text("Targets: the bundle's own.", note=True) in sections(report)
     assert not any(re.match("Targets:", getattr(b, "text", "")) for b in sections(replace(report, targets=())))
+
+
+def test_thirty_two_classes_have_colours_that_are_told_apart() -> None:
+    lab = rgb2lab(np.array([[to_rgb(colour) for colour in (*CLASS_COLOURS, TRUTH_COLOUR)]]))[0]
+    apart = np.linalg.norm(lab[:, None] - lab[None], axis=-1)[np.triu_indices(len(lab), 1)]
+    assert len(set(CLASS_COLOURS)) == 32
+    assert apart.min() > 25  # CIE76; 2.3 is the least that is seen side by side
