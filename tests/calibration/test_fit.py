@@ -289,7 +289,7 @@ def test_one_subject_cannot_calibrate_unless_it_is_asked_for() -> None:
 def test_the_record_of_a_calibration_on_two_subjects_says_how_it_was_checked(
     tiny_bundle: Callable[..., Path], tmp_path: Path
 ) -> None:
-    root, data = tiny_bundle(), few_examples(tmp_path / "data")
+    root, data = tiny_bundle(), few_examples(tmp_path / "data", ("hippocampus_053", "hippocampus_143"))
     set_calibration(root, 0.0)
     rows = by_partition(data)["calibration"]
     assert len({row["subject"] for row in rows}) == 2
