@@ -166,7 +166,7 @@ def test_a_refused_input_makes_the_package_exit_3_with_the_reason(package: Path,
     run = run_package(package, series, tmp_path)
     assert run.code == 3
     assert "refused: input: " in run.said
-    assert "--resample-gaps" in run.said
+    assert "the setting resample_gaps" in run.said
     assert run.names() == []
 
 
