@@ -339,6 +339,7 @@ def test_distances_windows_and_keys(large: Path, tab: Tab) -> None:
     assert quarter["bottom"] == pytest.approx(stage["bottom"], abs=2)
     assert quarter["left"] > stage["left"] + stage["width"] / 4
 
+    tab.ask("document.getElementById('canvas').focus()")
     tab.press("a")
     tab.wait("viewer.opts.sliceType === niivue.SLICE_TYPE.AXIAL", 5.0)
     before = tab.ask("document.getElementById('at-slice').textContent")

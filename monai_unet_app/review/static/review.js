@@ -189,7 +189,6 @@
     by("loading").hidden = true;
     by("help").hidden = false;
     by("info").hidden = false;
-    if (document.activeElement === document.body) by("canvas").focus({ preventScroll: true });
     place(nv);
     root.dataset.viewer = "ready";
   }
