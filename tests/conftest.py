@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -28,6 +29,12 @@ def _few_threads() -> None:
         import torch
 
         torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> None:
+    """`main` silences the log of its process, which is that of other tests too."""
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ from dicom_io.net.availability import Availability, availability_service
 from dicom_io.net.messages import Limits
 from dicom_io.net.scp import Listen, Provider
 from dicom_io.net.store import INCOMING, InstanceStore, Stored
-from monai_unet_app.errors import UsageError
+from monai_unet_app.errors import AppError, UsageError
 from monai_unet_app.service.arrivals import Arrivals
 from monai_unet_app.service.audit import AuditTrail
 from monai_unet_app.service.children import PARTIAL, Child, Message, resident_bytes
@@ -162,7 +162,10 @@ class Node:
         self._thread.join()
         for crew in (self.workers, self.senders):
             crew.end(patience_s=2.0)
-        self.audit.write("stopped")
+        try:
+            self.audit.write("stopped")
+        except (OSError, sqlite3.Error, AppError) as error:  # a broken disk or trail keeps nobody from stopping
+            _logger.error("the audit trail does not say that the node stopped (%s)", type(error).__name__)
         self.queue.close()
         self._lock_file.close()
 

@@ -466,7 +466,11 @@ def test_train_bundle_copies_the_template_trains_the_copy_and_leaves_the_templat
     assert load_bundle(template.root).sha256 == before
     assert set(made.run_record["cases"]) == set(FEW[:3])
     assert not equal_weights(weights(made.root), weights(template.root))
-    assert said == ["2 to train on, 1 to select the best model"]
+    assert said == [
+        "2 to train on, 1 to select the best model",
+        "reading and checking 3 case(s)",
+        "preprocessing 3 case(s), which stay in memory while it trains",
+    ]
 
 
 def test_an_output_that_holds_something_else_is_left_alone(
