@@ -262,11 +262,12 @@ def document_of(node: Node, result: Result) -> Path:
 
 
 def _image(node: Node, result: Result) -> list[str]:
-    """Words that name the image of a result: a series of its study, or one that is none of DICOM."""
-    study = node.folder / RECEIVED / result.study
+    """Words that name the image of a result: a series, read as the worker reads it, or an image that is no DICOM."""
+    study, rule = node.folder / RECEIVED / result.study, node.site.rule(result.rule)
     if not result.series:
         return ["--input", str(study / result.rule / IMAGE)]
-    return ["--input", str(study), "--series", result.series]
+    what_is_there = ["--accept-incomplete"] if rule is not None and rule.allow_incomplete else []
+    return ["--input", str(study), "--series", result.series, *what_is_there]
 
 
 def _bundle(node: Node, result: Result) -> str:

@@ -29,9 +29,9 @@ STATES = {"review": ("held", "review"), "reject": ("rejected", "reject")}
 
 def segment(site: Site, message: Message) -> Message:
     """The answer to a task, as that of `service.work`."""
-    volume = read_series(Path(message["study"]))
-    labels = volume.with_array(lopsided_labels())
     rule, output = site.rules[0], Path(message["output"])
+    volume = read_series(Path(message["study"]), accept_incomplete=rule.allow_incomplete)
+    labels = volume.with_array(lopsided_labels())
     folder = output / f"{rule.name}_one"
     for name, destination in variants(rule, site):
         place = folder / name

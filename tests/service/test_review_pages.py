@@ -66,6 +66,15 @@ def test_a_browser_is_told_that_the_page_is_being_made_and_gets_its_pdf(
         assert '"file": "review.pdf"' in trail or '"file":"review.pdf"' in trail
 
 
+def test_a_result_on_what_came_of_an_incomplete_series_has_a_page_too(
+    tmp_path: Path, without_bundle: list[list[str]]
+) -> None:
+    with ward(tmp_path, to='["pacs"]\nallow_incomplete = true') as place:
+        number = place.study(tmp_path / "study", "review", ImagesInAcquisition=99)
+        text, _ = open_as_browser(place, number)
+        assert "Berger, Anna" in text
+
+
 def test_a_page_that_cannot_be_made_says_why_instead_of_waiting(tmp_path: Path) -> None:
     with ward(tmp_path) as place:  # its rule names a bundle that is not there
         number = place.study(tmp_path / "study", "review")
