@@ -60,9 +60,8 @@ def write_itk(array: NDArray, volume: Volume, path: Path) -> Path:
     Raises:
         LabelError: A sheared grid, which ITK's direction cosines cannot hold without harm.
     """
-    steps, spacing = volume.affine_lps[:3, :3], np.array(volume.spacing_mm)
-    cosines = steps / spacing
-    if np.abs(cosines.T @ cosines - np.eye(3)).max() > _SHEAR_TOLERANCE:
+    cosines = direction_cosines(volume)
+    if cosines is None:
         raise LabelError(
             "the grid is sheared (gantry tilt), which NRRD and MetaImage readers take for right-angled; "
             "write NIfTI or a DICOM SEG, or read the series with --resample-tilt"
@@ -70,7 +69,7 @@ def write_itk(array: NDArray, volume: Volume, path: Path) -> Path:
     image = SimpleITK.GetImageFromArray(
         np.ascontiguousarray(np.moveaxis(array, (0, 1, 2), (2, 1, 0))), isVector=array.ndim == 4
     )
-    image.SetSpacing(spacing.tolist())
+    image.SetSpacing(volume.spacing_mm)
     image.SetDirection(cosines.ravel().tolist())
     image.SetOrigin(volume.affine_lps[:3, 3].tolist())
     part = path.with_name(f".{os.getpid()}.part{path.suffix}")
@@ -80,6 +79,13 @@ def write_itk(array: NDArray, volume: Volume, path: Path) -> Path:
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+def direction_cosines(volume: Volume) -> NDArray[np.float64] | None:
+    """Shape (3, 3), columns are unit vectors in LPS: the direction of a grid as ITK has it; None where the grid is sheared."""
+    cosines = volume.affine_lps[:3, :3] / np.array(volume.spacing_mm)
+    is_sheared = np.abs(cosines.T @ cosines - np.eye(3)).max() > _SHEAR_TOLERANCE
+    return None if is_sheared else cosines
 
 
 def _last_line(error: Exception) -> str:

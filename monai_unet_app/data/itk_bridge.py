@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from dicom_io.itk_files import direction_cosines
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.errors import InputRefusedError
-
-_SHEAR_TOLERANCE = 1e-4  # of direction cosines: ITK's images are right-angled
 
 
 def volume_from_itk(image: Any) -> Volume:
@@ -56,15 +55,14 @@ def itk_from_volume(volume: Volume) -> Any:
         raise InputRefusedError(
             "a picture has no place in the patient, an itk image needs one; give the array to itk yourself"
         )
-    steps, spacing = volume.affine_lps[:3, :3], np.array(volume.spacing_mm)
-    cosines = steps / spacing
-    if np.abs(cosines.T @ cosines - np.eye(3)).max() > _SHEAR_TOLERANCE:
+    cosines = direction_cosines(volume)
+    if cosines is None:
         raise InputRefusedError(
             "the grid is sheared (gantry tilt), which an itk image cannot hold; read the series with --resample-tilt first"
         )
     values = np.ascontiguousarray(np.moveaxis(volume.array, (0, 1, 2), (2, 1, 0)))
     image = itk.image_from_array(values, is_vector=volume.array.ndim == 4)
-    image.SetSpacing(spacing.tolist())
+    image.SetSpacing(volume.spacing_mm)
     image.SetOrigin(volume.affine_lps[:3, 3].tolist())
     image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(cosines)))
     return image
