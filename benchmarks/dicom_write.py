@@ -113,7 +113,7 @@ def our_volumes(series: Path) -> tuple[Any, Any, Any]:
 
     source = read_series(series)
     segments = tuple(
-        Segment(n, f"Part {n}", codes.SCT.AnatomicalStructure, codes.SCT.Liver, rgb=(10 * n, 60, 255 - 10 * n))
+        Segment(n, f"Part {n}", codes.SCT.AnatomicalStructure, codes.SCT.Liver, display_rgb=(10 * n, 60, 255 - 10 * n))
         for n in range(1, LABELS + 1)
     )
     return source.with_array(ellipsoids(source.shape[2])), source, ResultInfo(segments, "ellipsoids", "1", "0" * 64)

@@ -30,6 +30,22 @@ MAX_BYTES = 2**20
 LONGEST_QUOTE = 300
 
 
+# The first eight are told apart in common colour blindness and on grey images. Each further one lies as far as possible from
+# those before it, from white and from a dark ground, in CIELAB (29 units or more).
+DISPLAY_COLOURS = (
+    "#4cc3ff", "#ffb000", "#ff6db6", "#8be04e", "#c49bff", "#ff7f4d", "#3fe0c5", "#e6e24a",
+    "#a500ff", "#78783c", "#965a69", "#0f5aff", "#ff005a", "#00ff00", "#ff2de1", "#1e7878",
+    "#ff0000", "#00872d", "#ffd296", "#00ffa5", "#5a69a5", "#b4e196", "#ffb4c3", "#0087ff",
+    "#a54bd2", "#a56900", "#789600", "#f06978", "#c3c3f0", "#c38769", "#96f0ff", "#a5ff00",
+)  # fmt: skip
+
+
+def display_rgb(number: int) -> tuple[int, int, int]:
+    """The colour of a structure that states none, by its number from 1, 0 to 255 each; the same again after 32."""
+    text = DISPLAY_COLOURS[(number - 1) % len(DISPLAY_COLOURS)]
+    return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
+
+
 @dataclass(frozen=True)
 class Segment:
     """One label: how it is numbered, called, coded and coloured.
@@ -42,7 +58,7 @@ class Segment:
         type_modifier: What narrows the type, for instance SCT 255549009 "Anterior", or None.
         anatomic_region: Where the property lies when the type does not say it, or None.
         anatomic_region_modifier: What narrows the region, or None.
-        rgb: Recommended display colour, 0 to 255 each.
+        display_rgb: Recommended display colour, 0 to 255 each; None for that of its number in `DISPLAY_COLOURS`.
         description: SegmentDescription, at most 1024 printable ASCII characters without a backslash, may be empty.
     """
 
@@ -53,8 +69,13 @@ class Segment:
     type_modifier: Code | None = None
     anatomic_region: Code | None = None
     anatomic_region_modifier: Code | None = None
-    rgb: tuple[int, int, int] = (255, 255, 0)
+    display_rgb: tuple[int, int, int] | None = None
     description: str = ""
+
+    @property
+    def rgb(self) -> tuple[int, int, int]:
+        """What it is drawn in, 0 to 255 each."""
+        return self.display_rgb or display_rgb(self.number)
 
 
 @dataclass(frozen=True)
@@ -88,7 +109,7 @@ def load_segments(path: Path) -> tuple[Segment, ...]:
 
     Raises:
         SegmentCodingError: The file cannot be read, breaks the schema, is of another major `schema_version`, its labelIDs
-            are not 1, 2, 3 ... each once, or its `wholes` name parts that do not exist.
+            are not 1, 2, 3 ... each once, two have one SegmentLabel, or its `wholes` name parts that do not exist.
     """
     return _contents(Path(path))[0]
 
@@ -124,9 +145,20 @@ def _contents(path: Path) -> tuple[tuple[Segment, ...], tuple[Whole, ...]]:
             f"{shown(path.name)} has the labelIDs {_short(str(numbers))}; 1 to {len(numbers)}, each once, are needed because a "
             "label value is its SegmentNumber; renumber the labels"
         )
+    _check_labels(segments, path.name)
     wholes = tuple(_whole(item) for item in document.get("wholes", []))
     _check_wholes(wholes, len(segments), path.name)
     return tuple(segments), wholes
+
+
+def _check_labels(segments: Sequence[Segment], name: str) -> None:
+    for n, segment in enumerate(segments):
+        for other in segments[:n]:
+            if other.label == segment.label:
+                raise SegmentCodingError(
+                    f"{shown(name)} calls the labelIDs {other.number} and {segment.number} both {_short(repr(segment.label))}; "
+                    "a SegmentLabel of its own is needed for each, because tables and reports name them by it; rename one"
+                )
 
 
 def _check_wholes(wholes: Sequence[Whole], segments: int, name: str) -> None:
@@ -191,7 +223,7 @@ def _check_version(document: Any, name: str) -> None:
 
 
 def _segment(item: dict[str, Any]) -> Segment:
-    red, green, blue = item.get("recommendedDisplayRGBValue", (255, 255, 0))
+    colour = item.get("recommendedDisplayRGBValue")
     category, kind = (_code(item, f"SegmentedProperty{part}CodeSequence") for part in ("Category", "Type"))
     assert category is not None  # the schema requires both
     assert kind is not None
@@ -203,7 +235,7 @@ def _segment(item: dict[str, Any]) -> Segment:
         type_modifier=_code(item, "SegmentedPropertyTypeModifierCodeSequence"),
         anatomic_region=_code(item, "AnatomicRegionSequence"),
         anatomic_region_modifier=_code(item, "AnatomicRegionModifierSequence"),
-        rgb=(red, green, blue),
+        display_rgb=tuple(colour) if colour else None,
         description=item.get("SegmentDescription", ""),
     )
 

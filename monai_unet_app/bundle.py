@@ -90,6 +90,11 @@ class BundleFiles:
         except DicomIoError as error:
             raise BundleError(f"{self.name}: {error}") from error
 
+    @property
+    def structure_names(self) -> tuple[str, ...]:
+        """What tables and reports call the structures, in the order of their numbers: their SegmentLabels."""
+        return tuple(segment.label for segment in self.segments)
+
     @cached_property
     def confidence_document(self) -> dict[str, Any] | None:
         """`configs/confidence.json`; None where it is absent.
@@ -190,7 +195,7 @@ class Bundle(BundleFiles):
             beside = f" beside the background {labels[0]!r}" if self.exclusive and labels else ""
             raise BundleError(
                 f"{self.name}: `labels` names {len(structures)} structure(s){beside} ({', '.join(structures)}), segments.json "
-                f"has {len(self.segments)} ({', '.join(segment.label for segment in self.segments)}); one segment for each, in "
+                f"has {len(self.segments)} ({', '.join(self.structure_names)}); one segment for each, in "
                 "the same order, is needed; correct configs/segments.json or `labels`"
             )
         if found := contradiction(structures, self.segments):

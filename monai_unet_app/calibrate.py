@@ -144,7 +144,7 @@ def compare_forms(
         kept.add(*_logits_and_label(row, bundle, PredictConfig()))
         step(row["id"])
     trials = [FormTrial.fit(form, kept) for form in forms_for(bundle)]
-    plan = EvaluationPlan(tuple(segment.label for segment in bundle.segments), bundle.exclusive, bundle.rules.planar)
+    plan = EvaluationPlan(bundle.structure_names, bundle.exclusive, bundle.rules.planar)
     for row in selection:
         spacing_mm = _try_forms(trials, row, bundle, plan)
         step(row["id"])
@@ -222,7 +222,7 @@ def state_confidence(
     }
     document = {
         "schema_version": SCHEMA_VERSION,
-        "structures": [segment.label for segment in bundle.segments],
+        "structures": list(bundle.structure_names),
         "settings": {setting: statements.document() for setting, statements in found.items()},
     }
     write_json(document, bundle.root / CONFIDENCE, "confidence", indent=None)

@@ -57,7 +57,9 @@ class CaseLog:
     def __init__(self, bundle: Bundle, targets: Bounds | None = None) -> None:
         self.bundle = bundle
         self.targets, self.targets_from = _targets(bundle, targets)
-        plan = EvaluationPlan(_structures(bundle), bundle.exclusive, bundle.rules.planar, centreline=bundle.centreline)
+        plan = EvaluationPlan(
+            bundle.structure_names, bundle.exclusive, bundle.rules.planar, centreline=bundle.centreline
+        )
         self.evaluation = Evaluation(plan)
         self.rows: list[Row] = []
         self.masks: dict[str, tuple[bytes, bytes, tuple[int, ...]]] = {}
@@ -152,7 +154,7 @@ def targets_of(bundle: Bundle) -> tuple[Target, ...]:
     """
     found = bundle.metadata.get("targets", {})
     try:
-        return as_targets(checked(found), _structures(bundle)) if found else ()
+        return as_targets(checked(found), bundle.structure_names) if found else ()
     except ValueError as error:
         raise BundleError(f"{bundle.name}: `targets` in metadata.json cannot be used: {error}") from error
 
@@ -160,14 +162,10 @@ def targets_of(bundle: Bundle) -> tuple[Target, ...]:
 def _targets(bundle: Bundle, given: Bounds | None) -> tuple[tuple[Target, ...], str]:
     """The targets, and who set them."""
     if given is not None:
-        return as_targets(given, _structures(bundle)), "those that were given for this evaluation"
+        return as_targets(given, bundle.structure_names), "those that were given for this evaluation"
     if own := targets_of(bundle):
         return own, "the bundle's own"
-    return as_targets(USUAL, _structures(bundle)), "the usual ones; the bundle has none of its own"
-
-
-def _structures(bundle: Bundle) -> tuple[str, ...]:
-    return bundle.labels[1:] if bundle.exclusive else bundle.labels
+    return as_targets(USUAL, bundle.structure_names), "the usual ones; the bundle has none of its own"
 
 
 @dataclass(frozen=True)

@@ -492,7 +492,7 @@ def write_overlay(case: Case, case_id: str, bundle: Bundle, path: Path) -> None:
 
     labels = case.labels if bundle.exclusive else np.moveaxis(case.labels, -1, 0).astype(bool)
     picture = CasePicture.of(case_id, "best", case.volume, np.zeros_like(labels), labels)
-    plan = EvaluationPlan(tuple(segment.label for segment in bundle.segments), bundle.exclusive, case.volume.planar)
+    plan = EvaluationPlan(bundle.structure_names, bundle.exclusive, case.volume.planar)
     colours = ["#{:02x}{:02x}{:02x}".format(*segment.rgb) for segment in bundle.segments]
     figure = case_figure(picture, plan, colours, legend=True)
     figure.savefig(path, format="png", dpi=130, facecolor=figure.get_facecolor(), metadata={"Software": None})

@@ -249,7 +249,7 @@ def _result(which: int) -> ResultInfo:
     category = (codes.SCT.AnatomicalStructure, codes.SCT.MorphologicallyAbnormalStructure)[which]
     colours = (((200, 10, 30), (20, 40, 60)), ((1, 2, 3), (90, 80, 70)))[which]
     segments = tuple(
-        Segment(number, f"{words} {number}", category, kind, rgb=rgb)
+        Segment(number, f"{words} {number}", category, kind, display_rgb=rgb)
         for number, kind, rgb in zip((1, 2), kinds, colours, strict=True)
     )
     return ResultInfo(

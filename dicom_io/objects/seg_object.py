@@ -526,7 +526,7 @@ def _segment(item: Dataset) -> Segment:
         type_modifier=_code_in(kind, "SegmentedPropertyTypeModifierCodeSequence"),
         anatomic_region=None if region is None else _code(region),
         anatomic_region_modifier=None if region is None else _code_in(region, "AnatomicRegionModifierSequence"),
-        rgb=hd.color.CIELabColor.from_dicom_value(colour).to_rgb(clip=True) if colour else Segment.rgb,
+        display_rgb=hd.color.CIELabColor.from_dicom_value(colour).to_rgb(clip=True) if colour else None,
         description=str(item.get("SegmentDescription") or ""),
     )
 

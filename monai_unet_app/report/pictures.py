@@ -14,19 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
 from numpy.typing import NDArray
 
+from dicom_io.coding import DISPLAY_COLOURS
 from monai_unet_app.metrics import EvaluationPlan
 from monai_unet_app.metrics.cases import class_masks
 
 from .contents import CasePicture
 
-# Contours of predictions, a class at a time. The first eight are told apart in common colour blindness and on grey images. Each
-# further one lies as far as possible from those before it, from white and from the ground, in CIELAB (29 units or more).
-CLASS_COLOURS = (
-    "#4cc3ff", "#ffb000", "#ff6db6", "#8be04e", "#c49bff", "#ff7f4d", "#3fe0c5", "#e6e24a",
-    "#a500ff", "#78783c", "#965a69", "#0f5aff", "#ff005a", "#00ff00", "#ff2de1", "#1e7878",
-    "#ff0000", "#00872d", "#ffd296", "#00ffa5", "#5a69a5", "#b4e196", "#ffb4c3", "#0087ff",
-    "#a54bd2", "#a56900", "#789600", "#f06978", "#c3c3f0", "#c38769", "#96f0ff", "#a5ff00",
-)  # fmt: skip
 TRUTH_COLOUR = "#ffffff"
 # Of errors, on a grey image of less light; told apart in common colour blindness.
 INVENTED_COLOUR, MISSED_COLOUR, CONFUSED_COLOUR = "#ff4d4d", "#3d8bff", "#ffe14d"
@@ -38,7 +31,7 @@ GAP_INCHES, LINE_INCHES = 0.28, 0.22
 def case_figure(
     picture: CasePicture,
     plan: EvaluationPlan,
-    colours: Sequence[str] = CLASS_COLOURS,
+    colours: Sequence[str] = DISPLAY_COLOURS,
     *,
     legend: bool = False,
     errors: bool = False,

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from dicom_io.coding import DISPLAY_COLOURS
 from monai_unet_app.metrics import CaseScores, EvaluationPlan, definitions, fewest_subjects
 from monai_unet_app.metrics.scores import score_keys
 
@@ -25,7 +26,7 @@ from .figures import (
     reliability_figure,
     tolerance_figure,
 )
-from .pictures import CLASS_COLOURS, CONFUSED_COLOUR, INVENTED_COLOUR, MISSED_COLOUR, TRUTH_COLOUR, case_figure
+from .pictures import CONFUSED_COLOUR, INVENTED_COLOUR, MISSED_COLOUR, TRUTH_COLOUR, case_figure
 from .statements import statement_blocks, verdict_counts
 from .words import between, number, percent, plural
 
@@ -323,7 +324,8 @@ def _pictures(report: EvaluationReport) -> list[Block]:
     if not report.pictures:
         return []
     outlines = [(TRUTH_COLOUR, "Truth")] + [
-        (CLASS_COLOURS[n % len(CLASS_COLOURS)], f"Predicted: {name}") for n, name in enumerate(report.plan.class_names)
+        (DISPLAY_COLOURS[n % len(DISPLAY_COLOURS)], f"Predicted: {name}")
+        for n, name in enumerate(report.plan.class_names)
     ]
     errors = [(INVENTED_COLOUR, "Invented"), (MISSED_COLOUR, "Missed")]
     if len(report.plan.class_names) > 1:

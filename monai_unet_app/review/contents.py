@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dicom_io.coding import display_rgb
 from dicom_io.errors import DicomIoError
 from dicom_io.parametric import read_parametric_map
 from dicom_io.reading.instances import load_dataset
@@ -24,7 +25,6 @@ from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.metrics import normalised_entropy
-from monai_unet_app.report.pictures import CLASS_COLOURS
 
 Mask = NDArray[np.bool_]
 Rgb = tuple[int, int, int]
@@ -294,7 +294,10 @@ def _structures(
     before = {} if earlier is None else _earlier_rows(document, earlier)
     return tuple(
         ReviewedStructure(
-            row, None if masks is None else masks[n], colours.get(row["number"]) or _colour(n), before.get(row["label"])
+            row,
+            None if masks is None else masks[n],
+            colours.get(row["number"]) or display_rgb(row["number"]),
+            before.get(row["label"]),
         )
         for n, row in enumerate(rows)
     )
@@ -311,11 +314,6 @@ def _earlier_rows(document: Mapping[str, Any], earlier: Mapping[str, Any]) -> di
             "compare; name another, or leave it out"
         )
     return rows
-
-
-def _colour(n: int) -> Rgb:
-    text = CLASS_COLOURS[n % len(CLASS_COLOURS)]
-    return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
 
 
 def _uncertainty(path: Path, document: Mapping[str, Any], volume: Volume) -> NDArray[np.float32] | None:

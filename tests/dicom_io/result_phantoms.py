@@ -22,7 +22,7 @@ SEGMENTS = (
         codes.SCT.AnatomicalStructure,
         codes.SCT.Hippocampus,
         codes.SCT.Anterior,
-        rgb=(200, 10, 30),
+        display_rgb=(200, 10, 30),
     ),
     Segment(2, "Back part", codes.SCT.AnatomicalStructure, codes.SCT.BloodVessel, anatomic_region=codes.SCT.Retina),
 )

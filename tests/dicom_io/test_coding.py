@@ -62,6 +62,21 @@ def test_hippocampus_labels_are_anterior_1_and_posterior_2():
         assert front.rgb != back.rgb
 
 
+def test_structures_that_state_no_colour_have_one_each(tmp_path):
+    items = [document(labelID=n, SegmentLabel=f"Part {n}")["segmentAttributes"][0][0] for n in range(1, 34)]
+    found = [one.rgb for one in load_segments(written(tmp_path, {"segmentAttributes": [items]}))]
+    assert found[0] == (0x4C, 0xC3, 0xFF)
+    assert len(set(found[:32])) == 32
+    assert found[32] == found[0]
+
+
+def test_two_structures_of_one_label_are_refused(tmp_path):
+    content = document()
+    content["segmentAttributes"].append(document(labelID=2)["segmentAttributes"][0])
+    with pytest.raises(SegmentCodingError, match=r"labelIDs 1 and 2 both 'Hippocampus'; .* rename one"):
+        load_segments(written(tmp_path, content))
+
+
 def test_retina_vessels_name_their_region():
     (vessel,) = load_segments(REPOSITORY / "bundles" / "retina_vessel_unet2d" / "configs" / "segments.json")
     assert (vessel.type.value, vessel.anatomic_region.value) == ("59820001", "5665001")

@@ -41,7 +41,7 @@ CHANGES = {
     "algorithm_type": "MANUAL",
     "algorithm_family": codes.DCM.Segmentation,
     "settings": (("tta", "on"),),
-    "segments": (replace(SEGMENTS[0], label="Other part", rgb=(1, 2, 3)), SEGMENTS[1]),
+    "segments": (replace(SEGMENTS[0], label="Other part", display_rgb=(1, 2, 3)), SEGMENTS[1]),
     "bundle_sha256": "f" * 64,
 }
 

@@ -35,7 +35,9 @@ pytestmark = [
 RED, GREEN = (150, 0, 40), (0, 150, 60)  # too dark for `white`, unless the image shines through
 RESULT = replace(
     result_phantoms.RESULT,
-    segments=tuple(replace(one, rgb=rgb) for one, rgb in zip(result_phantoms.SEGMENTS, (RED, GREEN), strict=True)),
+    segments=tuple(
+        replace(one, display_rgb=rgb) for one, rgb in zip(result_phantoms.SEGMENTS, (RED, GREEN), strict=True)
+    ),
 )
 HUES = {1: RED, 2: GREEN}
 WRITERS = {"SEG": write_seg, "RTSTRUCT": write_rtstruct}

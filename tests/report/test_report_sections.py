@@ -12,13 +12,14 @@ from made_up import STATEMENTS, boxes, case_of, plain_report, report_of
 from matplotlib.colors import to_rgb
 from skimage.color import rgb2lab
 
+from dicom_io.coding import DISPLAY_COLOURS
 from monai_unet_app.calibration.judged import Judged, summarise_statements
 from monai_unet_app.metrics import Bootstrap, CaseArrays, CaseScores, EvaluationPlan, score_case
 from monai_unet_app.report.blocks import Cell, Facts, Heading, Picture, Table, Text
 from monai_unet_app.report.contents import Target
 from monai_unet_app.report.evaluation import metrics_document
 from monai_unet_app.report.figures import accuracy_band, reliability_figure, risk_coverage_figure, tolerance_figure
-from monai_unet_app.report.pictures import CLASS_COLOURS, TRUTH_COLOUR
+from monai_unet_app.report.pictures import TRUTH_COLOUR
 from monai_unet_app.report.sections import head, sections
 from monai_unet_app.report.statements import statement_blocks
 
@@ -324,7 +325,7 @@ def test_who_set_the_targets_is_said():
 
 
 def test_thirty_two_classes_have_colours_that_are_told_apart() -> None:
-    lab = rgb2lab(np.array([[to_rgb(colour) for colour in (*CLASS_COLOURS, TRUTH_COLOUR)]]))[0]
+    lab = rgb2lab(np.array([[to_rgb(colour) for colour in (*DISPLAY_COLOURS, TRUTH_COLOUR)]]))[0]
     apart = np.linalg.norm(lab[:, None] - lab[None], axis=-1)[np.triu_indices(len(lab), 1)]
-    assert len(set(CLASS_COLOURS)) == 32
+    assert len(set(DISPLAY_COLOURS)) == 32
     assert apart.min() > 25  # CIE76; 2.3 is the least that is seen side by side

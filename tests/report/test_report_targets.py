@@ -105,8 +105,8 @@ def test_the_verb_holds_the_figures_against_the_file(tiny_bundle, tmp_path):
     found = json.loads((tmp_path / "out/metrics.json").read_text())["targets"]
     assert [(target["name"], target["reached"]) for target in found] == [
         ("Dice, mean", False),
-        ("IoU, anterior", True),
-        ("IoU, posterior", True),
+        ("IoU, Anterior hippocampus", True),
+        ("IoU, Posterior hippocampus", True),
     ]
     assert "1 of 3 targets missed" in (tmp_path / "out/report.html").read_text()
 
@@ -132,6 +132,6 @@ def test_a_file_goes_before_the_bundles_own_targets_and_these_before_the_usual_o
     path = root / "configs/metadata.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "targets"}))
     usual = CaseLog(load_bundle(root))
-    assert usual.targets == as_targets(USUAL, ("anterior", "posterior"))
+    assert usual.targets == as_targets(USUAL, ("Anterior hippocampus", "Posterior hippocampus"))
     assert "the bundle has none" in usual.targets_from
     assert own.targets_from == "the bundle's own"
