@@ -7,6 +7,7 @@ intervals for sizes, masks of bounded risk, the quality gate, and what images it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from dicom_io.coding import Whole
 from dicom_io.volume import Volume
-from monai_unet_app.bundle import CONFIDENCE, Bundle, check_unseen, load_bundle
+from monai_unet_app.bundle import CONFIDENCE, Bundle, check_unseen, load_bundle, unchanged_on_failure
 from monai_unet_app.calibration import CalibrationFit, Fitted
 from monai_unet_app.calibration.border import BorderStatement, Touching
 from monai_unet_app.calibration.confidence import (
@@ -284,6 +285,8 @@ def known_rows(bundle: Bundle, cases: Sequence[CaseFiles], most: int = 100) -> l
 class StatementFit:
     """Ignite handler for `calibrate.yaml`, after `CalibrationFit`: the same statements as `monai-unet calibrate` fits.
 
+    If they cannot be fitted, the bundle's files are put back as they were, its calibration too.
+
     Args:
         bundle_root: The bundle; its `configs/confidence.json` is written when the evaluator has completed.
         cases: Calibration cases, {"id", "subject", "image", "label"}.
@@ -307,12 +310,19 @@ class StatementFit:
 
     def attach(self, engine: Engine) -> None:
         """Called by MONAI's evaluator."""
+        engine.add_event_handler(Events.STARTED, self._begin)
         engine.add_event_handler(Events.COMPLETED, self._state)
 
+    def _begin(self, engine: Engine) -> None:
+        self.as_it_was = unchanged_on_failure(Path(self.bundle_root))
+        self.as_it_was.__enter__()
+
     def _state(self, engine: Engine) -> None:
-        bundle = load_bundle(self.bundle_root)
-        known = known_rows(bundle, self.everything)
-        state_confidence(bundle, self.cases, known, coverage=self.coverage, risk=self.risk)
+        with ExitStack() as all_or_nothing:
+            all_or_nothing.push(self.as_it_was)
+            bundle = load_bundle(self.bundle_root)
+            known = known_rows(bundle, self.everything)
+            state_confidence(bundle, self.cases, known, coverage=self.coverage, risk=self.risk)
 
 
 def _chosen(bundle: Bundle, cases: Sequence[CaseFiles], partition: str) -> list[Row]:

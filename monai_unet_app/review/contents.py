@@ -215,7 +215,8 @@ def read_masks(path: Path, volume: Volume, document: Mapping[str, Any]) -> list[
     unknown = sorted(set(np.unique(array).astype(int).tolist()) - {0, *numbers})
     if unknown:
         raise InputRefusedError(
-            f"{path.name} holds the value(s) {unknown}; the result has the structures {numbers}; map or remove them"
+            f"{path.name} holds the value(s) {unknown}; 0 and the result's {numbers} are needed; draw with these values in the "
+            "program that made the file, or remove the others there"
         )
     return [array == number for number in numbers]
 

@@ -215,6 +215,18 @@ def test_calibrate_yaml_and_the_verb_fit_the_same_numbers_into_the_bundle(
         assert result.parameters[name] == pytest.approx(value, abs=1e-3)
 
 
+def test_calibrate_yaml_that_cannot_state_anything_leaves_the_bundle_as_it_was(
+    tiny_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = set_calibration(tiny_bundle(), 0.0)
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    data = few_examples(tmp_path / "data", ("hippocampus_053", "hippocampus_143"))
+    monkeypatch.setattr("monai_unet_app.calibrate.state_confidence", lambda *_, **__: 1 / 0)
+    with pytest.raises(RuntimeError, match="evaluator"):  # MONAI's, from the division by zero
+        run_overlay(root, "calibrate", {"dataset_dir": str(data), "device": torch.device("cpu")})
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+
+
 def test_class_numbers_of_overlapping_labels_are_one_mask_each() -> None:
     generator = torch.Generator().manual_seed(3)
     numbers = torch.randint(0, 3, (1, 12, 12, 10), generator=generator)
