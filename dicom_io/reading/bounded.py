@@ -34,6 +34,7 @@ MAX_UID_BYTES = 128
 """The longest UID; the standard has 64."""
 
 _SOME = _HEAD_BYTES = 1 << 16
+_INFLATED_AT_ONCE = 1 << 20
 _ITEMS = (b"\xff\xfe\xe0\x00", b"\xfe\xff\x00\xe0")  # in big and in little endian
 _ITEM_BYTES = 8  # tag and length
 _LONGEST_TAG = 12  # with VR and length
@@ -190,17 +191,27 @@ def _deflated(
 def inflated(content: bytes) -> bytes:
     """What was deflated (RFC 1951). Its size is found out first, so that too much is refused before it takes memory.
 
+    Bytes behind its end are not looked at.
+
     Raises:
         ValueError: It becomes more than MAX_INFLATED_BYTES.
         zlib.error: It is broken or ends early.
     """
     machine, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
     for start in range(0, len(content), _SOME):
-        size += len(machine.decompress(content[start : start + _SOME]))
-        if size > MAX_INFLATED_BYTES:
-            raise ValueError(
-                f"its {len(content)} deflated bytes become more than {MAX_INFLATED_BYTES}, the most that are inflated"
-            )
+        piece, got = content[start : start + _SOME], _INFLATED_AT_ONCE
+        while (
+            piece or got == _INFLATED_AT_ONCE
+        ) and not machine.eof:  # full: there may be more of what it has been given
+            got = len(machine.decompress(piece, _INFLATED_AT_ONCE))
+            piece = machine.unconsumed_tail
+            size += got
+            if size > MAX_INFLATED_BYTES:
+                raise ValueError(
+                    f"its {len(content)} deflated bytes become more than {MAX_INFLATED_BYTES}, the most that are inflated"
+                )
+        if machine.eof:
+            break
     if not machine.eof:
         raise zlib.error("the deflated data set ends early")
     return zlib.decompress(content, -zlib.MAX_WBITS, bufsize=max(size, 1))
