@@ -321,13 +321,13 @@ class Bundle(BundleFiles):
         return network
 
     def _try(self, network: torch.nn.Module, *, weights: bool) -> None:
-        from monai_unet_app.inference.trial import Demands, TrialError, check_network
+        from monai_unet_app.inference.network_check import Demands, UnfitNetworkError, check_network
 
         window = [n for axis, n in enumerate(self.windows.window) if axis != self.slice_axis]
         demands = Demands(self.rules.channels, tuple(window), self.labels, self.feature_layer)
         try:
             check_network(network, demands, weights=weights)
-        except TrialError as error:
+        except UnfitNetworkError as error:
             raise BundleError(f"{self.name}: {error}") from error
 
     @cached_property

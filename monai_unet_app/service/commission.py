@@ -32,6 +32,16 @@ from dicom_io.volume import Volume
 from monai_unet_app.bundle import bundle_files
 from monai_unet_app.data.itk_bridge import check_by_itk
 from monai_unet_app.errors import UsageError
+from monai_unet_app.service.acceptance_checks import (
+    MOST_PLACE_MM,
+    MOST_VOLUME_ML,
+    StepResult,
+    TrailReader,
+    address_of_node,
+    compare_labels,
+    result_within,
+    source_address,
+)
 from monai_unet_app.service.phantoms import (
     AXES,
     ORIENTATIONS,
@@ -43,16 +53,6 @@ from monai_unet_app.service.phantoms import (
     shipped_example,
 )
 from monai_unet_app.service.site import Rule, Site
-from monai_unet_app.service.trial import (
-    MOST_PLACE_MM,
-    MOST_VOLUME_ML,
-    Said,
-    Trail,
-    compared,
-    reachable,
-    source_address,
-    within,
-)
 from monai_unet_app.service.work import misfits
 
 MODALITIES = {"SEG": "SEG", "SR": "SR", "RTSTRUCT": "RTSTRUCT", "GSPS": "PR"}
@@ -183,10 +183,10 @@ def commission(
     began = datetime.now(UTC).isoformat(timespec="seconds")
     done = Acceptance(site.path.name, began, _versions(), _bundles(site.rules), unchecked(site, live=how.live))
     with tempfile.TemporaryDirectory(prefix="commission-", ignore_cleanup_errors=True) as scratch:
-        trial = _Trial(site, how, Path(scratch), waiting)
-        steps = trial.steps()
+        run = _Run(site, how, Path(scratch), waiting)
+        steps = run.steps()
         for number, step in enumerate(steps, start=1):
-            check = trial.done(step)
+            check = run.done(step)
             done.checks.append(check)
             each(check, number, len(steps))
     return done
@@ -247,7 +247,7 @@ class _Step:
 
     what: str
     where: str
-    work: Callable[[], Said]
+    work: Callable[[], StepResult]
     needs: tuple[_Step, ...] = ()
     most_s: float = 60.0
 
@@ -267,14 +267,14 @@ class _Sent:
         self.until = 0.0
 
 
-class _Trial:
+class _Run:
     """One run: the steps, what they know of each other, and the time that is left."""
 
     def __init__(self, site: Site, how: Commissioning, scratch: Path, waiting: Callable[[str], None]) -> None:
         self.site, self.how, self.scratch, self.waiting = site, how, scratch, waiting
         self.until = time.monotonic() + how.limit_s
         self.node = _node(site, how)
-        self.trail = Trail(site.node.folder / "audit.jsonl")
+        self.trail = TrailReader(site.node.folder / "audit.jsonl")
         self.sent = {rule.name: _Sent() for rule in site.rules}
         self._states: dict[_Step, State] = {}
         self._folders = 0
@@ -298,12 +298,12 @@ class _Trial:
         left, seconds = self.until - time.monotonic(), 0.0
         state: State = "not tried"
         if any(self._states[one] != "passed" for one in step.needs):
-            said = Said("a check before it did not pass")
+            said = StepResult("a check before it did not pass")
         elif left <= 0:
-            said = Said(f"the time was over ({self.how.limit_s / 60:g} min); allow more with --limit-min")
+            said = StepResult(f"the time was over ({self.how.limit_s / 60:g} min); allow more with --limit-min")
         else:
             begin = time.perf_counter()
-            said = within(min(step.most_s, left), step.work)
+            said = result_within(min(step.most_s, left), step.work)
             state, seconds = "failed" if said.fault else "passed", round(time.perf_counter() - begin, 3)
         self._states[step] = state
         return Check(step.what, step.where, state, seconds, said.text, said.place_mm, said.volume_ml)
@@ -315,7 +315,7 @@ class _Trial:
 
     # before anything is sent
 
-    def _is_let_in(self) -> Said:
+    def _is_let_in(self) -> StepResult:
         """Whether the site file lets this program call the node."""
         faults, senders, ours = [], self.site.node.senders, self.how.calling_ae_title
         if senders and ours not in senders:
@@ -331,12 +331,12 @@ class _Trial:
                 f"it lets in {', '.join(networks)} (networks), and this program calls from {address}; run it on a machine in "
                 "one of them, give the node's address there with --node-host, or add the address and start the node again"
             )
-        return Said("; ".join(faults) or f"as {ours} from {address or 'this machine'}", fault=bool(faults))
+        return StepResult("; ".join(faults) or f"as {ours} from {address or 'this machine'}", fault=bool(faults))
 
-    def _fits(self, rule: Rule) -> Said:
+    def _fits(self, rule: Rule) -> StepResult:
         """Whether the node would pick the example for a rule and deliver what can be compared."""
         if not self._compared_at(rule):
-            return Said(
+            return StepResult(
                 f"it delivers a SEG nowhere (formats {', '.join(rule.formats)}; destinations "
                 f"{', '.join(rule.destinations) or 'none'}), so there is nothing to compare; add seg to its formats and a "
                 "destination whose profile takes SEG",
@@ -346,14 +346,14 @@ class _Trial:
         (series,) = [one for one in survey_files(list(study.files)).series if one.kind == "image"]
         wrong = misfits(rule, series)
         if wrong:
-            return Said(
+            return StepResult(
                 f"the rule would not pick the example: it wants {' and '.join(wrong)}; name another with --example "
                 f"{rule.name}=PATH",
                 fault=True,
             )
-        return Said(f"{series.frame_count} images that the rule picks")
+        return StepResult(f"{series.frame_count} images that the rule picks")
 
-    def _expect(self, rule: Rule) -> Said:
+    def _expect(self, rule: Rule) -> StepResult:
         """What this program makes of the rule's example; the node must make the same of it and deliver it."""
         from monai_unet_app.bundle import load_bundle
         from monai_unet_app.config import PredictConfig, resolve_device
@@ -365,13 +365,13 @@ class _Trial:
             verdict = case.assessment.verdict if case.assessment else None
             if verdict == "reject" or (verdict == "review" and rule.hold_review):
                 why = "; ".join(case.assessment.reasons) if case.assessment else ""
-                return Said(
+                return StepResult(
                     f"the quality gate says {verdict} ({why}), so the node would hold the result back; name a usual image "
                     f"with --example {rule.name}=PATH",
                     fault=True,
                 )
             self.sent[rule.name].expected[axes] = case.labels_volume
-        return Said(f"{len(self._axes(rule))} result(s) to compare with")
+        return StepResult(f"{len(self._axes(rule))} result(s) to compare with")
 
     def _axes(self, rule: Rule) -> Sequence[tuple[int, int, int]]:
         """In which orders of its axes an example is sent: all of AXES, or the one that it has where it is DICOM or planar."""
@@ -405,30 +405,30 @@ class _Trial:
                 )
                 needs = (stored,)  # one that takes nothing is not asked five times
 
-    def _store(self, destination: Destination, orientation: str, there: list[Study]) -> Said:
+    def _store(self, destination: Destination, orientation: str, there: list[Study]) -> StepResult:
         study = phantom_study(orientation, self.folder())
         there.append(study)
         profile = replace(destination.profile, seg_encoding=None, objects=("SEG",))
         outcomes = send(replace(destination, profile=profile), study.files)
         lost = [one for one in outcomes if not one.is_delivered]
         if lost:
-            return Said(f"{len(lost)} of {len(outcomes)} objects did not arrive: {lost[0].meaning}", fault=True)
-        return Said(f"{len(outcomes)} objects")
+            return StepResult(f"{len(lost)} of {len(outcomes)} objects did not arrive: {lost[0].meaning}", fault=True)
+        return StepResult(f"{len(outcomes)} objects")
 
-    def _retrieve(self, destination: Destination, there: Sequence[Study]) -> Said:
+    def _retrieve(self, destination: Destination, there: Sequence[Study]) -> StepResult:
         """The phantom as it comes back, compared with what went out."""
         (study,) = there
         assert study.labels is not None
         got = fetch(destination, Query(study_instance_uid=study.uid), self.folder())
         if got.problems:
-            return Said(got.problems[0], fault=True)
+            return StepResult(got.problems[0], fault=True)
         segs = [path for path in got.files if _modality(path) == "SEG"]
         images = [path for path in got.files if path not in segs]
         if not segs or not images:
-            return Said(f"{len(images)} images and {len(segs)} SEG came back; both are needed", fault=True)
+            return StepResult(f"{len(images)} images and {len(segs)} SEG came back; both are needed", fault=True)
         volume = read_series(images)
         check_by_itk(volume)  # a second opinion on the places that the labels are compared in
-        return compared(
+        return compare_labels(
             study.labels, read_seg(segs[0], volume), f"{got.received} objects, read by ITK at the same place"
         )
 
@@ -454,7 +454,7 @@ class _Trial:
                 self._all_workers, tuple(taken), (self.how.result_s + self.site.node.stable_s) * _MOST_ROUNDS,
             )  # fmt: skip
 
-    def _send(self, rule: Rule, count: int) -> Said:
+    def _send(self, rule: Rule, count: int) -> StepResult:
         """Studies of a rule, each over an association of its own, all at the same time."""
         sent, axes = self.sent[rule.name], self._axes(rule)
         sent.studies += [self._made(rule, axes[number % len(axes)]) for number in range(count)]
@@ -462,15 +462,15 @@ class _Trial:
         sent.until = time.monotonic() + self.how.result_s + self.site.node.stable_s
         return said
 
-    def _send_studies(self, studies: Sequence[Study]) -> Said:
+    def _send_studies(self, studies: Sequence[Study]) -> StepResult:
         with ThreadPoolExecutor(len(studies)) as pool:
             outcomes = [one for found in pool.map(lambda one: send(self.node, one.files), studies) for one in found]
         lost = [one for one in outcomes if not one.is_delivered]
         if lost:
-            return Said(f"{len(lost)} of {len(outcomes)} images were not taken: {lost[0].meaning}", fault=True)
-        return Said(f"{len(outcomes)} images of {len(studies)} studies")
+            return StepResult(f"{len(lost)} of {len(outcomes)} images were not taken: {lost[0].meaning}", fault=True)
+        return StepResult(f"{len(outcomes)} images of {len(studies)} studies")
 
-    def _arrived(self, rule: Rule, number: int, destination: Destination) -> Said:
+    def _arrived(self, rule: Rule, number: int, destination: Destination) -> StepResult:
         """What the node made of a study, as one destination gives it back, compared with what this program makes of it."""
         sent = self.sent[rule.name]
         study, began, told = sent.studies[number], time.monotonic(), time.monotonic()
@@ -485,12 +485,12 @@ class _Trial:
             there = {str(one.get("Modality", "")) for one in find(destination, Query("series", study.uid))}
             found = self._segs_of_all(destination, study, volume) if wanted <= there else []
             if found:
-                all_of_it = [compared(expected, one, f"{', '.join(sorted(wanted))} are there") for one in found]
+                all_of_it = [compare_labels(expected, one, f"{', '.join(sorted(wanted))} are there") for one in found]
                 return min(all_of_it, key=lambda said: (said.fault, said.place_mm or 0.0))
             if refusal := self.trail.refusal(study.uid, rule.name, len(study.files)):
-                return Said(f"the node did not deliver it: {refusal}; its status page says why", fault=True)
+                return StepResult(f"the node did not deliver it: {refusal}; its status page says why", fault=True)
             if time.monotonic() >= min(sent.until, self.until):
-                return Said(self._why_nothing(study, wanted - there, destination), fault=True)
+                return StepResult(self._why_nothing(study, wanted - there, destination), fault=True)
             if time.monotonic() - told >= _TELL_S:
                 told = time.monotonic()
                 left = max(0.0, min(sent.until, self.until) - told)
@@ -521,11 +521,11 @@ class _Trial:
                     found.append(read_seg(file, volume))
         return found
 
-    def _all_workers(self) -> Said:
+    def _all_workers(self) -> StepResult:
         """Whether as many workers have answered as the site file asks for; sends more studies at one time until they have."""
         wanted, rule = self.site.node.workers, self.site.rules[0]
         if not self.trail.can_be_read:
-            return Said(
+            return StepResult(
                 f"the node's audit trail ({self.trail.path.name} in its folder) cannot be read from here, and only it says "
                 "which worker did what; run this on the node's machine as the node's user",
                 fault=True,
@@ -542,7 +542,7 @@ class _Trial:
             studies |= {study.uid for study in more}
         found = len(self.trail.workers(studies))
         text = f"{found} of {wanted} by the node's audit trail, {len(studies)} studies"
-        return Said(
+        return StepResult(
             text if found >= wanted else f"{text}; a worker hangs or does not start: see status page and processes",
             found < wanted,
         )
@@ -550,7 +550,7 @@ class _Trial:
 
 def _node(site: Site, how: Commissioning) -> Destination:
     """The node as others reach it."""
-    host = how.node_host or reachable(site.node.host, site.node.networks)
+    host = how.node_host or address_of_node(site.node.host, site.node.networks)
     peer = Dimse(host, site.node.port, site.node.ae_title, how.calling_ae_title, tls=site.node.tls)
     return Destination("node", peer, answer_s=site.node.idle_s)
 
@@ -559,13 +559,13 @@ def _where(destination: Destination) -> str:
     return f"{destination.name} ({destination.label})"
 
 
-def _answers(destination: Destination) -> Said:
-    return Said(f"{echo(destination).seconds:.2f} s")
+def _answers(destination: Destination) -> StepResult:
+    return StepResult(f"{echo(destination).seconds:.2f} s")
 
 
-def _find(destination: Destination, there: Sequence[Study]) -> Said:
+def _find(destination: Destination, there: Sequence[Study]) -> StepResult:
     found = find(destination, Query(study_instance_uid=there[0].uid))
-    return Said("1 study" if len(found) == 1 else f"{len(found)} studies, one is needed", fault=len(found) != 1)
+    return StepResult("1 study" if len(found) == 1 else f"{len(found)} studies, one is needed", fault=len(found) != 1)
 
 
 def _modality(path: Path) -> str:

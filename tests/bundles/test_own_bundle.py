@@ -20,7 +20,7 @@ from dicom_io.volume import Volume
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.cli import main
 from monai_unet_app.data.naming import contradiction, side_of
-from monai_unet_app.inference.trial import Demands, TrialError, check_network
+from monai_unet_app.inference.network_check import Demands, UnfitNetworkError, check_network
 from monai_unet_app.pipeline import segment_case
 from monai_unet_app.training.checkpoints import half_weights, save_atomically
 
@@ -190,7 +190,7 @@ def test_checks_change_neither_results_nor_random_numbers(
     checked = load_bundle(root)
     with_checks, after = segment_case(crop, checked), torch.rand(4)
     checked.check_network()
-    monkeypatch.setattr("monai_unet_app.inference.trial.check_network", lambda *_, **__: None)
+    monkeypatch.setattr("monai_unet_app.inference.network_check.check_network", lambda *_, **__: None)
     torch.manual_seed(3)
     without = segment_case(crop, load_bundle(root))
     assert torch.equal(after, torch.rand(4))
@@ -248,7 +248,7 @@ def tried(
 ) -> str:
     try:
         check_network(network.eval(), Demands(channels, window, labels))
-    except TrialError as error:
+    except UnfitNetworkError as error:
         return str(error)
     return ""
 

@@ -23,8 +23,8 @@ _MOST_CHANNELS = 8
 Size = tuple[int, ...]
 
 
-class TrialError(Exception):
-    """What is wrong with the network for this bundle: one sentence with a remedy, without the bundle's name."""
+class UnfitNetworkError(Exception):
+    """Why the network cannot be used in this bundle: one sentence with a remedy, without the bundle's name."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Demands:
 
 
 def check_network(network: torch.nn.Module, demands: Demands, *, weights: bool = True) -> None:
-    """Raises TrialError if the network cannot be what the bundle needs.
+    """Raises UnfitNetworkError if the network cannot be what the bundle needs.
 
     Args:
         network: In eval mode.
@@ -55,12 +55,12 @@ def check_network(network: torch.nn.Module, demands: Demands, *, weights: bool =
     _check_layer_name(network, demands.layer)
     size = tuple(n if n > 0 else _ANY_SIZE for n in demands.window)
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
-        trial = _Trial(network, demands.channels, size)
-        trial.check_answer(demands.labels)
+        checked = _CheckedNetwork(network, demands.channels, size)
+        checked.check_answer(demands.labels)
         if demands.layer is not None:
-            trial.check_layer(demands.layer)
+            checked.check_layer(demands.layer)
         if weights:
-            trial.check_finite()
+            checked.check_finite()
 
 
 def _check_layer_name(network: torch.nn.Module, name: str | None) -> None:
@@ -68,13 +68,13 @@ def _check_layer_name(network: torch.nn.Module, name: str | None) -> None:
     if name is None or name in there:
         return
     near = get_close_matches(name, there, n=3, cutoff=0.4) or [known for known in there if "." not in known][:5]
-    raise TrialError(
+    raise UnfitNetworkError(
         f"`feature_layer` is {name!r}, and the network has no layer of that name; name one of its layers ({', '.join(near)}) "
         "or leave `feature_layer` out"
     )
 
 
-class _Trial:
+class _CheckedNetwork:
     """One network, the windows that it is to take, and what it makes of them.
 
     Args:
@@ -98,28 +98,28 @@ class _Trial:
         if isinstance(answer, Exception):
             near = _nearest(self._fits, size)
             if near:
-                raise TrialError(
+                raise UnfitNetworkError(
                     f"`window` is {_by(size)}, which the network cannot halve as often as it has levels; "
                     f"{' or '.join(map(_by, near))} would do; change `window`"
                 )
-            raise TrialError(
+            raise UnfitNetworkError(
                 f"the network fails on a window of {_by(size)} and {self.channels} channel(s): {_first_line(answer)}; correct "
                 "`network_def`, `window` or `input_rules`"
             )
         if not isinstance(answer, torch.Tensor):
-            raise TrialError(
+            raise UnfitNetworkError(
                 f"the network gives a {type(answer).__name__} of {len(answer)} where one tensor of logits is needed; switch "
                 "deep supervision off in `network_def`, or take a network that gives one tensor in eval mode"
             )
         if tuple(answer.shape[2:]) != size:
             near = _nearest(self._fits, size)
             advice = f"{' or '.join(map(_by, near))} would do; change `window`" if near else "correct `network_def`"
-            raise TrialError(
+            raise UnfitNetworkError(
                 f"the network makes logits of {_by(answer.shape[2:])} of a window of {_by(size)}; the same size is needed; "
                 f"{advice}"
             )
         if answer.shape[1] != len(labels):
-            raise TrialError(
+            raise UnfitNetworkError(
                 f"the network gives {answer.shape[1]} channel(s), `labels` names {len(labels)} ({', '.join(labels)}); one for "
                 'each is needed; set out_channels to "$len(@labels)" and train again, or correct `labels`'
             )
@@ -132,7 +132,7 @@ class _Trial:
             found = _output_of(self.network, name, lambda: self._computed(self.size))
         if not (isinstance(found, torch.Tensor) and found.ndim > 2):
             what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else "no tensor"
-            raise TrialError(
+            raise UnfitNetworkError(
                 f"`feature_layer` {name!r} gives {what}; one with channels and space, (B, C, ...), is needed; name another "
                 "layer of the network"
             )
@@ -142,18 +142,18 @@ class _Trial:
         values = self.network.state_dict().values()
         broken = sum(not bool(torch.isfinite(value).all()) for value in values)
         if broken:
-            raise TrialError(
+            raise UnfitNetworkError(
                 f"models/model.pt holds values that are not finite, in {broken} of its {len(values)} tensors; the training "
                 "diverged; train again with a lower learning rate"
             )
         small = next((one for one in _smaller(self.size) if self._fits(one)), self.size)
         answer = self._computed(small)
         if isinstance(answer, Exception):
-            raise TrialError(
+            raise UnfitNetworkError(
                 f"the network fails on a window of zeros, {_by(small)}: {_first_line(answer)}; correct `network_def`"
             )
         if not bool(torch.isfinite(answer).all()):
-            raise TrialError(
+            raise UnfitNetworkError(
                 "the network's answer to a window of zeros is not finite, and images have such windows outside the body; look "
                 "for a division by a deviation of 0 in `network_def`, or train again"
             )

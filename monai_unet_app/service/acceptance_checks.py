@@ -1,4 +1,4 @@
-"""What steps of an acceptance test share: an answer within a time, places and volumes compared, the node's audit trail."""
+"""What the checks of an acceptance test share: a time limit, labels compared in patient space, the node's audit trail."""
 
 from __future__ import annotations
 
@@ -26,8 +26,14 @@ MOST_PLACE_MM, MOST_VOLUME_ML = 0.01, 1e-3
 
 
 @dataclass(frozen=True)
-class Said:
-    """What came out of a step: words, and errors where they were measured; `fault` if it is not what it must be."""
+class StepResult:
+    """What came out of a step.
+
+    Attributes:
+        text: In words.
+        fault: It is not what it must be.
+        place_mm, volume_ml: As in `label_errors`, where they were measured.
+    """
 
     text: str
     fault: bool = False
@@ -35,7 +41,7 @@ class Said:
     volume_ml: float | None = None
 
 
-class Trail:
+class TrailReader:
     """What the node's audit trail says of our studies; lines that were there before are passed by."""
 
     def __init__(self, path: Path) -> None:
@@ -86,9 +92,9 @@ class Trail:
         return states[-1] if states and states[-1] in ("held", "rejected", "not processed") else ""
 
 
-def within(seconds: float, work: Callable[[], Said]) -> Said:
-    """What a step says; a fault where it fails, or says nothing for so long."""
-    answers: queue.SimpleQueue[Said | BaseException] = queue.SimpleQueue()
+def result_within(seconds: float, work: Callable[[], StepResult]) -> StepResult:
+    """The result of a step; a fault where it fails, or gives none within so many seconds."""
+    answers: queue.SimpleQueue[StepResult | BaseException] = queue.SimpleQueue()
 
     def run() -> None:
         try:
@@ -100,16 +106,24 @@ def within(seconds: float, work: Callable[[], Said]) -> Said:
     try:
         found = answers.get(timeout=seconds)
     except queue.Empty:
-        return Said(f"no answer within {seconds:.0f} s", fault=True)
+        return StepResult(f"no answer within {seconds:.0f} s", fault=True)
     if isinstance(found, (DicomIoError, AppError, OSError)):
-        return Said(str(found), fault=True)
+        return StepResult(str(found), fault=True)
     if isinstance(found, BaseException):
         raise found
     return found
 
 
-def reachable(host: str, networks: Sequence[str]) -> str:
-    """An address of this machine where a node listens on all of them: one that `networks` lets in, if there is any."""
+def address_of_node(host: str, networks: Sequence[str]) -> str:
+    """The address at which a node on this machine is called.
+
+    Args:
+        host: Where it listens; "0.0.0.0" and "::" are all addresses of this machine.
+        networks: IP networks that it lets in; empty: all.
+
+    Returns:
+        `host`; where that is all addresses, one that `networks` lets in, or 127.0.0.1 if there is none.
+    """
     if host not in ("0.0.0.0", "::"):
         return host
     loopback = "127.0.0.1"
@@ -130,12 +144,14 @@ def source_address(host: str) -> str:
         return ""
 
 
-def compared(before: Volume, after: Volume, text: str) -> Said:
-    place_mm, volume_ml = errors(before, after)
-    return Said(text, place_mm > MOST_PLACE_MM or volume_ml > MOST_VOLUME_ML, round(place_mm, 6), round(volume_ml, 6))
+def compare_labels(before: Volume, after: Volume, text: str) -> StepResult:
+    """What `label_errors` measures, with a fault where it is more than `MOST_PLACE_MM` or `MOST_VOLUME_ML`."""
+    place_mm, volume_ml = label_errors(before, after)
+    is_fault = place_mm > MOST_PLACE_MM or volume_ml > MOST_VOLUME_ML
+    return StepResult(text, is_fault, round(place_mm, 6), round(volume_ml, 6))
 
 
-def errors(before: Volume, after: Volume) -> tuple[float, float]:
+def label_errors(before: Volume, after: Volume) -> tuple[float, float]:
     """How two label volumes differ in patient space, whatever their axes.
 
     Args:
