@@ -8,7 +8,7 @@ task.json among the images. Nothing else of the environment is read here.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,9 @@ class Job:
         for case, how in picked.cases:
             made, wrong = predict_cases([case], bundle, how, what, self.output)
             done, problems = done + made, problems + wrong
+            if not wrong:
+                for line in doubts_of(made):
+                    self.tell(line)
         if self.wants_result:
             told = {"passed_by": list(picked.passed_by)} if picked.passed_by else {}
             write_json({**result_of(done, problems), **told}, self.output / RESULT)
@@ -126,15 +129,23 @@ def job_from(environment: Mapping[str, str]) -> Job:
 
 
 def result_of(done: list[dict[str, Any]], problems: list[str]) -> dict[str, Any]:
-    """The `result.json` of all cases; where the quality gate asks for a look, mercure is asked to tell somebody."""
-    judged = {one["case"]: one["assessment"] for one in done if one["assessment"]}
-    doubts = [
-        f"{case}: {found['verdict']} ({'; '.join(found['reasons'])})"
-        for case, found in judged.items()
-        if found["verdict"] not in (None, "accept")
-    ]
+    """The `result.json` of all cases; mercure is asked to tell somebody what `doubts_of` them says."""
+    doubts = doubts_of(done)
     notice = {"__mercure_notification": {"text": "\n".join(doubts)}} if doubts else {}
     return {"cases": done, "problems": problems, **notice}
+
+
+def doubts_of(done: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line with the reasons for each case that the quality gate did not accept, or that no quality gate has judged."""
+    found = [(one["case"], one["assessment"] or _NO_ASSESSMENT) for one in done]
+    return [
+        f"{case}: {said['verdict'] or 'not judged'} ({'; '.join(said['reasons'])})"
+        for case, said in found
+        if said["verdict"] != "accept"
+    ]
+
+
+_NO_ASSESSMENT = {"verdict": None, "reasons": ["no quality gate has judged this result"]}
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ import numpy as np
 import pydicom
 import pytest
 import yaml
+from shell import Answer
 
 from dicom_io.dicomize import dicomize
 from dicom_io.volume import Volume
@@ -27,6 +29,7 @@ from monai_unet_app.errors import BundleError, InputRefusedError, UsageError
 from monai_unet_app.pipeline import segment_case
 
 NAME = "hippocampus_mri_unet3d"
+RunApp = Callable[[Mapping[str, str]], Answer]
 
 
 class Watched(Mapping[str, str]):
@@ -70,10 +73,20 @@ def series(crop: Volume, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def without_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The SDK's part is to call the job; here it is called directly."""
+def run_app(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[RunApp]:
+    """Runs the application in an environment. The SDK's part is to call the job; here it is called directly."""
     stand_in = SimpleNamespace(run=lambda job: job.segment())
     monkeypatch.setitem(sys.modules, "monai_unet_app.deploy.sdk", stand_in)
+
+    def run(environment: Mapping[str, str]) -> Answer:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        code = app.main()
+        said = capsys.readouterr()
+        return Answer(code, said.out, said.err)
+
+    yield run
+    logging.disable(logging.NOTSET)
 
 
 def as_mercure(packaged: dict[str, str], series: Path, tmp_path: Path, settings: Any = None) -> dict[str, str]:
@@ -208,16 +221,15 @@ def test_settings_survive_an_app_yaml(settings: Settings) -> None:
 
 
 def test_a_case_in_the_input_folder_becomes_the_voxels_of_segment_case(
-    packaged: dict[str, str], crop: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_sdk: None
+    packaged: dict[str, str], crop: Volume, tmp_path: Path, run_app: RunApp
 ) -> None:
     image = nibabel.Nifti1Image(crop.array, crop.affine_ras)
     image.set_sform(crop.affine_ras, code=1)
     nibabel.save(image, tmp_path / "input/crop.nii.gz")
     config = yaml.safe_load((tmp_path / "app.yaml").read_text()) | {"segmentation": {"format": ["nifti"]}}
     (tmp_path / "app.yaml").write_text(yaml.safe_dump(config))
-    for name, value in packaged.items():
-        monkeypatch.setenv(name, value)
-    assert app.main() == 0
+    answer = run_app(packaged)
+    assert answer.code == 0, answer.err
     assert names(tmp_path / "output") == ["crop_result.json", "crop_seg.nii.gz"]
     wanted = segment_case(tmp_path / "input/crop.nii.gz", load_bundle(tmp_path / "bundles" / NAME)).labels
     assert wanted.any()
@@ -228,42 +240,56 @@ def test_mercure_finds_dicom_objects_and_a_result_json(
     packaged: dict[str, str],
     series: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    without_sdk: None,
+    run_app: RunApp,
 ) -> None:
-    for name, value in as_mercure(packaged, series, tmp_path, {"format": "sr"}).items():
-        monkeypatch.setenv(name, value)
-    assert app.main() == 0, capsys.readouterr().err
+    answer = run_app(as_mercure(packaged, series, tmp_path, {"format": "sr"}))
+    assert answer.code == 0, answer.err
     assert names(tmp_path / "results") == ["data_result.json", "data_seg.dcm", "data_sr.dcm", "result.json"]
     kept = json.loads((tmp_path / "results/result.json").read_text())
-    assert kept == {"cases": [json.loads((tmp_path / "results/data_result.json").read_text())], "problems": []}
+    assert kept["cases"] == [json.loads((tmp_path / "results/data_result.json").read_text())]
+    assert kept["problems"] == []
     source = pydicom.dcmread(next(series.iterdir()))
     assert pydicom.dcmread(tmp_path / "results/data_seg.dcm").StudyInstanceUID == source.StudyInstanceUID
 
 
 def test_a_doubt_of_the_quality_gate_asks_mercure_to_tell_somebody() -> None:
     cases = [
-        {"case": name, "assessment": {"verdict": verdict, "reasons": ["dim"]} if verdict != "none" else None}
-        for name, verdict in [("a", "accept"), ("b", "review"), ("c", "none"), ("d", None)]
+        {"case": name, "assessment": {"verdict": verdict, "reasons": ["dim"]}}
+        for name, verdict in [("a", "accept"), ("b", "review"), ("c", "reject")]
     ]
-    assert result_of(cases, [])["__mercure_notification"] == {"text": "b: review (dim)"}
+    assert result_of(cases, [])["__mercure_notification"] == {"text": "b: review (dim)\nc: reject (dim)"}
     assert "__mercure_notification" not in result_of(cases[:1], [])
+
+
+def test_mercure_and_the_log_are_told_that_no_quality_gate_has_judged_a_result(
+    packaged: dict[str, str],
+    series: Path,
+    tmp_path: Path,
+    run_app: RunApp,
+) -> None:
+    """The tiny bundle has no gate."""
+    answer = run_app(as_mercure(packaged, series, tmp_path))
+    assert answer.code == 0, answer.err
+    why = f"{NAME} was not calibrated; run monai-unet calibrate"
+    told = f"data: not judged (no quality gate has judged this result: {why})"
+    assert told in answer.err.splitlines()
+    kept = json.loads((tmp_path / "results/result.json").read_text())
+    assert kept["__mercure_notification"] == {"text": told}
+    kept["cases"][0]["assessment"] = None
+    text = "data: not judged (no quality gate has judged this result)"
+    assert result_of(kept["cases"], [])["__mercure_notification"] == {"text": text}
 
 
 def test_a_series_with_a_missing_slice_exits_3_with_the_reason(
     packaged: dict[str, str],
     series: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    without_sdk: None,
+    run_app: RunApp,
 ) -> None:
     sorted(series.iterdir())[10].unlink()
-    for name, value in as_mercure(packaged, series, tmp_path).items():
-        monkeypatch.setenv(name, value)
-    assert app.main() == 3
-    said = capsys.readouterr().err
+    answer = run_app(as_mercure(packaged, series, tmp_path))
+    assert answer.code == 3, answer.err
+    said = answer.err
     assert said.startswith("refused: data: ")
     assert "--" not in said
     assert "the setting resample_gaps" in said
@@ -275,14 +301,11 @@ def test_a_series_with_a_missing_slice_exits_3_with_the_reason(
 
 def test_an_empty_input_exits_3(
     packaged: dict[str, str],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    without_sdk: None,
+    run_app: RunApp,
 ) -> None:
-    for name, value in packaged.items():
-        monkeypatch.setenv(name, value)
-    assert app.main() == 3
-    said = capsys.readouterr().err
+    answer = run_app(packaged)
+    assert answer.code == 3, answer.err
+    said = answer.err
     assert "refused: no image found in input/" in said
     assert f"mount the images at {packaged['HOLOSCAN_WORKDIR']}/input" in said
 
@@ -290,15 +313,12 @@ def test_an_empty_input_exits_3(
 def test_wrong_settings_exit_2(
     packaged: dict[str, str],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    without_sdk: None,
+    run_app: RunApp,
 ) -> None:
     (tmp_path / "app.yaml").write_text("bundle: {sha256: abc}\nsegmentation: {formats: [seg]}\n")
-    for name, value in packaged.items():
-        monkeypatch.setenv(name, value)
-    assert app.main() == 2
-    assert "error: app.yaml: segmentation: formats is no setting" in capsys.readouterr().err
+    answer = run_app(packaged)
+    assert answer.code == 2, answer.err
+    assert "error: app.yaml: segmentation: formats is no setting" in answer.err
 
 
 def test_another_model_than_the_packaged_one_is_not_run(packaged: dict[str, str], series: Path, tmp_path: Path) -> None:
@@ -311,14 +331,13 @@ def test_another_model_than_the_packaged_one_is_not_run(packaged: dict[str, str]
 
 
 def test_without_the_sdk_the_application_says_so_and_fails(
-    packaged: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    packaged: dict[str, str], run_app: RunApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "monai.deploy.core", None)  # None makes an import fail
     monkeypatch.delitem(sys.modules, "monai_unet_app.deploy.sdk", raising=False)
-    for name, value in packaged.items():
-        monkeypatch.setenv(name, value)
-    assert app.main() == 1
-    assert "the MONAI Deploy App SDK cannot be imported" in capsys.readouterr().err
+    answer = run_app(packaged)
+    assert answer.code == 1, answer.err
+    assert "the MONAI Deploy App SDK cannot be imported" in answer.err
 
 
 def test_a_refused_case_is_raised_after_the_good_ones_are_written(
@@ -356,15 +375,12 @@ def test_of_a_mixed_study_the_series_is_taken_that_the_bundle_was_made_for(
     packaged: dict[str, str],
     crop: Volume,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    without_sdk: None,
+    run_app: RunApp,
 ) -> None:
     uids = mixed_study(crop, tmp_path / "input")
-    for name, value in packaged.items():
-        monkeypatch.setenv(name, value)
-    assert app.main() == 0, capsys.readouterr().err
-    said = capsys.readouterr().err
+    answer = run_app(packaged)
+    assert answer.code == 0, answer.err
+    said = answer.err
     assert f"passed by: series {uids['ct']} (CT): another Modality is wanted" in said
     assert f"passed by: series {uids['wide']} (MR): it is not what this bundle was made for: its field of view" in said
     (result,) = (tmp_path / "output").glob("*_seg.dcm")
