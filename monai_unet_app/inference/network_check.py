@@ -7,7 +7,7 @@ window of zeros is really computed. The network and the random numbers are left 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import chain
@@ -107,9 +107,10 @@ class _CheckedNetwork:
                 "`network_def`, `window` or `input_rules`"
             )
         if not isinstance(answer, torch.Tensor):
+            count = f" of {len(answer)}" if isinstance(answer, Sized) else ""
             raise UnfitNetworkError(
-                f"the network gives a {type(answer).__name__} of {len(answer)} where one tensor of logits is needed; switch "
-                "deep supervision off in `network_def`, or take a network that gives one tensor in eval mode"
+                f"the network gives a {type(answer).__name__}{count} where one tensor of logits is needed; switch deep "
+                "supervision off in `network_def`, or take a network that gives one tensor in eval mode"
             )
         if tuple(answer.shape[2:]) != size:
             near = _nearest(self._fits, size)

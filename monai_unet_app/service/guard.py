@@ -11,6 +11,7 @@ import errno
 import logging
 import traceback
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 from fastapi import HTTPException, Request
@@ -84,7 +85,7 @@ class FailedLogins:
 
 
 class Guard:
-    """Stands before all routes of an application, as ASGI middleware."""
+    """ASGI middleware before all routes: refuses who may not ask, adds headers to answers, and answers where a route fails."""
 
     def __init__(self, app: ASGIApp, config: HttpConfig, tokens: Tokens, audit: AuditTrail) -> None:
         self._app, self._tokens, self._failed = app, tokens, FailedLogins(audit)
@@ -110,8 +111,9 @@ class Guard:
         except ClientDisconnect:
             return
         except Exception as error:
+            _log_failure(scope, error)
             if not has_begun:
-                await _sorry(scope, error)(scope, receive, send_on)
+                await _failure_answer(error)(scope, receive, send_on)
 
     async def _refusal(self, request: Request) -> Response | None:
         """The answer to whoever may not ask; None to others, whose holder is then in the request's state."""
@@ -131,18 +133,23 @@ class Guard:
         return JSONResponse({"detail": told}, 401, ASK)
 
 
-def _sorry(scope: Scope, error: Exception) -> Response:
-    """The answer where a route failed; what the error says stays out of it and out of the log."""
+def _log_failure(scope: Scope, error: Exception) -> None:
+    """Writes down which route failed and where, without what the error says."""
     where = traceback.extract_tb(error.__traceback__)[-1]
     route = getattr(scope.get("route"), "path", "no route")
     _logger.error(
-        "could not answer %s %s: %s in %s, line %s",
+        "could not answer %s %s: %s in %s, %s line %s",
         scope["method"],
         route,
         type(error).__name__,
         where.name,
+        Path(where.filename).name,
         where.lineno,
     )
+
+
+def _failure_answer(error: Exception) -> Response:
+    """The answer where a route failed, without what the error says."""
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         return JSONResponse({"detail": "the node's disk is full; send it again later"}, 507)
     return JSONResponse({"detail": "the node could not answer; its log says where; tell an administrator"}, 500)

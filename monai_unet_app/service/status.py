@@ -94,7 +94,7 @@ def status_page(node: Node, *, hints: Hints | None = None, still: bool = False) 
     """
     counts = node.queue.counts()
     body = [
-        _verdict(node, counts),
+        _readiness(node, counts),
         _ungated(node),
         _cards(node, counts),
         _waiting_for_somebody(node, counts, hints),
@@ -133,19 +133,22 @@ def find_page(node: Node, text: str | None, *, hints: Hints | None = None) -> st
         f'{escape(", ".join(names))} or number of a result</label><input type="search" id="text" name="text" '
         'maxlength="64" required autocomplete="off" autofocus><button>Find</button></form>'
     )
-    body = [form, "" if text is None else _found(node, text.strip(), hints)]
+    body = [form, "" if text is None else _search_results(node, text.strip(), hints)]
     return _page(f"{node.config.ae_title}: find a study", '<a href="/">Status</a>', body)
 
 
 def find_studies(node: Node, text: str, hints: Hints | None) -> list[str]:
-    """UIDs of the studies that a text means: by a part of the UID, the number of a result, or a hint."""
-    found = node.queue.find_studies(text, _MOST_FOUND) if text else []
+    """UIDs of the studies that a text means: by a part of the UID, the number of a result, or a hint.
+
+    If there are more than `_MOST_FOUND`, at least one more than these is given.
+    """
+    found = node.queue.find_studies(text, _MOST_FOUND + 1) if text else []
     if text.isascii() and text.isdigit() and len(text) < 10 and (result := node.queue.result(int(text))) is not None:
         found = [result.study, *found]
     return list(dict.fromkeys([*(hints.find(text) if hints else []), *found]))
 
 
-def _found(node: Node, text: str, hints: Hints | None) -> str:
+def _search_results(node: Node, text: str, hints: Hints | None) -> str:
     studies = find_studies(node, text, hints)
     if not studies:
         return "<p>Nothing was found. Studies are forgotten when their time of retention is over.</p>"
@@ -156,21 +159,12 @@ def _found(node: Node, text: str, hints: Hints | None) -> str:
         rows += [_result_row(one, hints) for one in reversed(results)]
         if not results:
             state = "arriving" if node.is_arriving(study) or not jobs else jobs[-1].state
-            rows.append(
-                (
-                    "",
-                    _study(study),
-                    *_hint_cells(study, hints),
-                    "",
-                    state,
-                    "",
-                    _why(jobs[-1].reason if jobs else ""),
-                    "",
-                )
-            )
-    more = f" The first {_MOST_FOUND} are shown; search for more of the text." if len(studies) > _MOST_FOUND else ""
-    table = _table(f"Found: {len(studies)} {'study' if len(studies) == 1 else 'studies'}", _result_head(hints), rows)
-    return f"{table}<p class='note'>{more}</p>" if more else table
+            why = _Why(jobs[-1].reason if jobs else "")
+            rows.append(("", _study(study), *_hint_cells(study, hints), "", state, "", why, ""))
+    if len(studies) <= _MOST_FOUND:
+        return _table(f"Found: {len(studies)} {'study' if len(studies) == 1 else 'studies'}", _result_head(hints), rows)
+    table = _table(f"Found: more than {_MOST_FOUND} studies", _result_head(hints), rows)
+    return f"{table}<p class='note'>{_MOST_FOUND} of them are shown; search for more of the text.</p>"
 
 
 def _page(title: str, head: str, body: Iterable[str], more: str = "") -> str:
@@ -186,7 +180,7 @@ def _now() -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _verdict(node: Node, counts: dict[str, dict[str, int]]) -> str:
+def _readiness(node: Node, counts: dict[str, dict[str, int]]) -> str:
     if full := node.why_full():
         where = f"less than {node.config.least_free_gb:g} GB (least_free_gb) are free for {node.folder}"
         return f"<p class='bad'>Refuses studies: {escape(full)}: {escape(where)}.</p>"
@@ -253,12 +247,12 @@ def _waiting_for_somebody(node: Node, counts: dict[str, dict[str, int]], hints: 
 
 def _dead(node: Node, hints: Hints | None) -> str:
     jobs: list[_Row] = [
-        (f"job {one.id}", _study(one.study), *_hint_cells(one.study, hints), _why(one.reason), _retry("jobs", one.id))
+        (f"job {one.id}", _study(one.study), *_hint_cells(one.study, hints), _Why(one.reason), _retry("jobs", one.id))
         for one in node.queue.jobs(["dead"], _SHOWN)
     ]
     empty = ("",) * len(_hint_names(hints))
     sent: list[_Row] = [
-        (f"delivery {one.id}", one.destination, *empty, _why(one.reason), _retry("deliveries", one.id))
+        (f"delivery {one.id}", one.destination, *empty, _Why(one.reason), _retry("deliveries", one.id))
         for one in node.queue.deliveries(["dead"], _SHOWN)
     ]
     head = ("what", "study or destination", *_hint_names(hints), "why", "an administrator may")
@@ -273,7 +267,7 @@ def _at_work(node: Node, hints: Hints | None) -> str:
     rows = [
         (
             _study(one.study), *_hint_cells(one.study, hints), str(one.version), one.state, str(one.attempts),
-            _why(one.reason),
+            _Why(one.reason),
         )
         for one in node.queue.jobs(["working", "queued"], _SHOWN)
     ]  # fmt: skip
@@ -298,7 +292,7 @@ def _result_row(one: Result, hints: Hints | None) -> _Row:
         action = _Link(f"/results/{one.id}/review", "review")
     number = _Link(f"/results/{one.id}", str(one.id))
     return (
-        number, _study(one.study), *_hint_cells(one.study, hints), one.rule, one.state, one.verdict, _why(one.reason), action,
+        number, _study(one.study), *_hint_cells(one.study, hints), one.rule, one.state, one.verdict, _Why(one.reason), action,
     )  # fmt: skip
 
 
@@ -311,7 +305,7 @@ def _hint_cells(study: str, hints: Hints | None) -> tuple[str, ...]:
 
 
 def _turned_away(node: Node) -> str:
-    rows = [(time.strftime("%H:%M:%S", time.localtime(when)), _why(why)) for when, why in reversed(node.turned_away)]
+    rows = [(time.strftime("%H:%M:%S", time.localtime(when)), _Why(why)) for when, why in reversed(node.turned_away)]
     return _table("Turned away lately", ("time", "why"), rows)
 
 
@@ -348,10 +342,6 @@ class _Button(_Link):
 
     def __str__(self) -> str:
         return f'<form method="post" action="{escape(self.page)}"><button>{escape(self.text)}</button></form>'
-
-
-def _why(reason: str) -> _Why:
-    return _Why(reason)
 
 
 def _table(title: str, head: Sequence[str], rows: Sequence[_Row]) -> str:

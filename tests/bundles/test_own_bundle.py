@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -251,6 +252,13 @@ def tried(
     except UnfitNetworkError as error:
         return str(error)
     return ""
+
+
+@pytest.mark.parametrize("answer", [None, SimpleNamespace(logits=1)])
+def test_a_network_that_gives_no_tensor_is_refused_in_words(answer: object) -> None:
+    network = torch.nn.Identity()
+    network.forward = lambda image: answer  # type: ignore[assignment]
+    assert f"gives a {type(answer).__name__} where one tensor of logits is needed" in tried(network, (16, 16, 16))
 
 
 def test_the_sizes_that_are_named_are_those_that_a_network_really_takes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import io
@@ -25,10 +26,13 @@ from doors import ROLES, Site, half_sent, image_of, opened, zipped
 from net_peers import make_certificates
 from nodes import make_study, study_of, wait_until
 from pydicom.uid import generate_uid
+from starlette.types import Message, Receive, Scope, Send
 
 from dicom_io.net.store import InstanceStore
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.service import guard, uploads
+from monai_unet_app.service.audit import AuditTrail
+from monai_unet_app.service.site import HttpConfig
 from monai_unet_app.service.tokens import Tokens, new_token, read_tokens
 from monai_unet_app.service.uploads import take_zip
 
@@ -420,9 +424,32 @@ def test_a_fault_in_a_route_says_nothing_of_its_inside(
     assert (answer.status_code, answer.headers["Content-Type"]) == (500, "application/json")
     assert "its log says where" in answer.json()["detail"]
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    assert "could not answer GET /results/{number}: KeyError in broken, line" in caplog.text
+    assert "could not answer GET /results/{number}: KeyError in broken, test_http_guard.py line" in caplog.text
     assert "Quintessenza" not in answer.text + caplog.text
     assert not any(record.exc_info for record in caplog.records)
+
+
+def test_a_fault_in_an_answer_that_has_begun_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise KeyError("Quintessenza^Ottavia")
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    _, line = new_token("Rossi^Anna", ["read"])
+    (tmp_path / "tokens").write_text(line + "\n")
+    config, trail = HttpConfig(tmp_path / "tokens"), AuditTrail(tmp_path / "audit.jsonl")
+    door = guard.Guard(app, config, Tokens(config.tokens), trail)
+    asyncio.run(door({"type": "http", "method": "GET", "path": "/health", "headers": []}, receive, send))
+    assert [message["type"] for message in sent] == ["http.response.start"]
+    assert "could not answer GET no route: KeyError in app, test_http_guard.py line" in caplog.text
+    assert "Quintessenza" not in caplog.text
 
 
 def test_a_full_disk_is_answered_with_insufficient_storage(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from monai_unet_app.errors import UsageError
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.queue import NewResult
 from monai_unet_app.service.site import HttpConfig, read_site
-from monai_unet_app.service.status import status_page
+from monai_unet_app.service.status import find_page, status_page
 from monai_unet_app.service.tokens import new_token
 from monai_unet_app.service.web import Door
 
@@ -185,6 +185,17 @@ def test_a_study_is_found_by_the_number_of_its_result_and_before_it_has_one(site
     page = site.ask("POST", "/find", "read", data={"text": study_of(late)}).text
     assert re.search(rf"/studies/{re.escape(study_of(late))}.*working", page)
     assert site.ask("POST", "/find", "read", data={"text": "x" * 65}).status_code == 422
+
+
+def test_a_search_that_finds_more_studies_than_a_page_shows_says_so(tmp_path: Path) -> None:
+    with running(write_site(tmp_path, 1)) as node:
+        part = make_busy(node)[0][:20]
+        assert f"Found: {RESULTS} studies" in find_page(node, part)
+        with node.queue.all_or_none():
+            node.queue.arriving(f"{part}.99999", 3)
+        page = find_page(node, part)
+    assert "Found: more than 50 studies" in page
+    assert "50 of them are shown; search for more of the text." in page
 
 
 def test_a_site_names_its_own_hint_and_one_that_shows_no_identity_has_none(tmp_path: Path) -> None:
