@@ -145,7 +145,7 @@ def doubts_of(done: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-_NO_ASSESSMENT = {"verdict": None, "reasons": ["no quality gate has judged this result"]}
+_NO_ASSESSMENT: dict[str, Any] = {"verdict": None, "reasons": ["no quality gate has judged this result"]}
 
 
 def _read_config(path: Path) -> dict[str, Any]:

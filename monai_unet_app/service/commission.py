@@ -186,7 +186,7 @@ def commission(
         run = _Run(site, how, Path(scratch), waiting)
         steps = run.steps()
         for number, step in enumerate(steps, start=1):
-            check = run.done(step)
+            check = run.try_step(step)
             done.checks.append(check)
             each(check, number, len(steps))
     return done
@@ -293,8 +293,8 @@ class _Run:
         ]
         return [*first, *second, *self._at_destinations((*first, *second)), *self._through_node((*first, *second))]
 
-    def done(self, step: _Step) -> Check:
-        """What became of a step."""
+    def try_step(self, step: _Step) -> Check:
+        """Tries a step, unless a step that it needs did not pass or the time is over."""
         left, seconds = self.until - time.monotonic(), 0.0
         state: State = "not tried"
         if any(self._states[one] != "passed" for one in step.needs):
@@ -374,7 +374,7 @@ class _Run:
         return StepResult(f"{len(self._axes(rule))} result(s) to compare with")
 
     def _axes(self, rule: Rule) -> Sequence[tuple[int, int, int]]:
-        """In which orders of its axes an example is sent: all of AXES, or the one that it has where it is DICOM or planar."""
+        """In which orders of its axes an example is sent: the shipped one in all of AXES, one that somebody named as it is."""
         return AXES if rule.name not in self.how.examples else AXES[:1]
 
     def _made(self, rule: Rule, axes: tuple[int, int, int]) -> Study:
@@ -486,7 +486,7 @@ class _Run:
             found = self._segs_of_all(destination, study, volume) if wanted <= there else []
             if found:
                 all_of_it = [compare_labels(expected, one, f"{', '.join(sorted(wanted))} are there") for one in found]
-                return min(all_of_it, key=lambda said: (said.fault, said.place_mm or 0.0))
+                return min(all_of_it, key=lambda said: (said.fault, said.place_mm is None, said.place_mm or 0.0))
             if refusal := self.trail.refusal(study.uid, rule.name, len(study.files)):
                 return StepResult(f"the node did not deliver it: {refusal}; its status page says why", fault=True)
             if time.monotonic() >= min(sent.until, self.until):
@@ -531,11 +531,12 @@ class _Run:
                 fault=True,
             )
         studies = {study.uid for sent in self.sent.values() for study in sent.studies}
-        for _ in range(_MOST_ROUNDS):
+        for more_rounds in reversed(range(_MOST_ROUNDS)):
             end = time.monotonic() + self.how.result_s + self.site.node.stable_s
             while not self.trail.has_results(studies) and time.monotonic() < min(end, self.until):
                 time.sleep(_PAUSE_S)
-            if len(self.trail.workers(studies)) >= wanted or time.monotonic() >= min(end, self.until):
+            is_over = not more_rounds or time.monotonic() >= min(end, self.until)
+            if is_over or len(self.trail.workers(studies)) >= wanted:
                 break
             more = [self._made(rule, self._axes(rule)[0]) for _ in range(2 * wanted)]
             self._send_studies(more)

@@ -39,12 +39,14 @@ ORIENTATIONS = ("axial", "sagittal", "coronal", "oblique", "feet first")
 AXES = ((0, 1, 2), (2, 0, 1))
 """Orders of the array axes in which an example is sent: the same anatomy as two acquisitions."""
 
-_OF_THE_PIXELS = 0x0028
-_AS_THEY_ARE = {
+_IDENTITY = ("PatientName", "PatientID")
+_DESCRIPTION = {"StudyDescription": "Site acceptance, no patient"}
+_PIXEL_GROUP = 0x0028
+_FIXED = {
     "SOPClassUID", "Modality", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID",
     "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient",
 }  # fmt: skip
-"""Attributes that say what the pixels are and where they lie: they are never changed to fit a rule."""
+"""Attributes that say what the pixels are and where they lie: no value is made for them to fit a rule."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Example:
     Attributes:
         source: NIfTI file, DICOM file, or folder with one DICOM series.
         is_shipped: It came with this program; nobody named it.
-        headers: DICOM keyword -> value that somebody wants the example to have.
+        headers: DICOM keyword -> value that the example gets; no UIDs of instances, and no identity but `PATIENT`'s.
     """
 
     source: Path
@@ -124,12 +126,13 @@ def fitting_headers(example: Example, rule: Rule, file: Path) -> dict[str, str]:
         InputRefusedError: With everything that cannot be made to fit, and what to do.
     """
     header = load_dataset(file, with_pixels=False, keywords=list(rule.match))
-    found, problems = dict(example.headers), []
+    found = dict(example.headers)
+    problems = [_why_not_given(rule, keyword) for keyword, value in found.items() if not _may_be_given(keyword, value)]
     for keyword, pattern in rule.match.items():
         value = example.headers.get(keyword)
-        if value is None and keyword in ("PatientName", "PatientID"):
+        if value is None and keyword in _IDENTITY:
             value = _of_a_patient(pattern)
-        elif value is None and pattern.search(text_of(header.get(keyword))):
+        elif value is None and pattern.search(_DESCRIPTION.get(keyword) or text_of(header.get(keyword))):
             continue
         elif value is None and not _is_fixed(keyword):
             value = matching_text(pattern)
@@ -142,11 +145,22 @@ def fitting_headers(example: Example, rule: Rule, file: Path) -> dict[str, str]:
     return found
 
 
+def _may_be_given(keyword: str, value: str) -> bool:
+    return value.startswith(PATIENT) if keyword in _IDENTITY else not keyword.endswith("InstanceUID")
+
+
+def _why_not_given(rule: Rule, keyword: str) -> str:
+    return (
+        f"--header gives {rule.name}.{keyword}; everything that is sent has new UIDs, and a PatientName and PatientID that "
+        f"begin with {PATIENT}; leave it out or correct it"
+    )
+
+
 def _why_not(example: Example, rule: Rule, keyword: str, pattern: re.Pattern[str], value: str | None) -> str:
     what = f"rule {rule.name} picks series whose {keyword} contains {pattern.pattern!r}"
     if value is not None:
         return f"{what}; the value given with --header does not; correct it"
-    if keyword in ("PatientName", "PatientID"):
+    if keyword in _IDENTITY:
         return f"{what}; everything that is sent has one that begins with {PATIENT}; let the rule accept that as well"
     if _is_fixed(keyword):
         which = "the shipped example (an MR crop)" if example.is_shipped else "the example"
@@ -156,7 +170,7 @@ def _why_not(example: Example, rule: Rule, keyword: str, pattern: re.Pattern[str
 
 def _is_fixed(keyword: str) -> bool:
     tag = tag_for_keyword(keyword)
-    return keyword in _AS_THEY_ARE or (tag is not None and tag >> 16 == _OF_THE_PIXELS)
+    return keyword in _FIXED or (tag is not None and tag >> 16 == _PIXEL_GROUP)
 
 
 def _of_a_patient(pattern: re.Pattern[str]) -> str | None:
@@ -170,7 +184,7 @@ def _stamped(files: Sequence[Path], what: str, headers: Mapping[str, str], label
     told: dict[str, str] = {
         "PatientName": f"{PATIENT}^{what}",
         "PatientID": f"{PATIENT}-{uuid.uuid4().hex[:12]}",
-        "StudyDescription": "Site acceptance, no patient",
+        **_DESCRIPTION,
         **headers,
     }
     for path in files:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from nodes import make_study, pacs
 from ports import free_port
 from pydicom import dcmread
+from pydicom.uid import generate_uid
 
 from dicom_io.reading.series import survey_files
 from monai_unet_app.cli import main
 from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.service import commission as commission_steps
+from monai_unet_app.service.acceptance_checks import compare_labels
 from monai_unet_app.service.commission import Commissioning, commission
 from monai_unet_app.service.phantoms import (
     AXES,
     Example,
+    Study,
     example_study,
     matching_text,
     phantom_study,
@@ -114,6 +121,9 @@ def test_the_example_fits_the_rule_of_the_documented_site_file(tmp_path: Path) -
             r"no such value could be made .* --header hippocampus\.SeriesDescription=VAL",
         ),
         ('SeriesDescription = "T1"', {"SeriesDescription": "T2"}, "given with --header does not; correct it"),
+        ('PatientID = "^TEST"', {"PatientID": "TEST-1"}, "leave it out or correct it"),
+        ('Modality = "MR"', {"PatientName": "Rossi^Anna"}, r"--header gives hippocampus\.PatientName; .* leave it out"),
+        ('Modality = "MR"', {"StudyInstanceUID": "1.2.3"}, r"gives hippocampus\.StudyInstanceUID; .* has new UIDs"),
         ('PatientID = "^TEST"', {}, "everything that is sent has one that begins with COMMISSION"),
     ],
 )
@@ -122,6 +132,50 @@ def test_a_rule_that_no_example_fits_is_told_with_the_remedy(
 ) -> None:
     with pytest.raises(InputRefusedError, match=message):
         example_study(shipped_example(headers), the_rule(tmp_path, match), tmp_path / "made", AXES[0])
+
+
+@pytest.mark.parametrize("pattern", ["converted", "^Site acceptance", "^((?!convert).)*$"])
+def test_the_example_fits_a_rule_that_looks_at_the_study_description(pattern: str, tmp_path: Path) -> None:
+    rule = the_rule(tmp_path, f'StudyDescription = "{pattern}"')
+    study = example_study(shipped_example({}), rule, tmp_path / "made", AXES[0])
+    (series,) = survey_files(list(study.files)).series
+    assert fits(rule, series)
+
+
+def test_a_label_that_does_not_come_back_is_a_fault_that_json_can_say(tmp_path: Path) -> None:
+    before = phantom_study("oblique", tmp_path / "made").labels
+    assert before is not None
+    found = compare_labels(before, before.with_array(before.array * (before.array != 2)), "came back")
+    assert found.fault
+    assert found.text == "came back; a label is in one of the two only"
+    assert (found.place_mm, found.volume_ml) == (
+        None,
+        pytest.approx((before.array == 2).sum() * 1.5 * 1.25 * 2.0 / 1000),
+    )
+    json.dumps(asdict(found), allow_nan=False)
+
+
+def test_no_studies_are_sent_whose_results_nobody_waits_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All results come from one worker of two."""
+    site = read_site(write_site(tmp_path, 104, node="workers = 2"))
+    site.node.folder.mkdir()
+    trail = site.node.folder / "audit.jsonl"
+    trail.touch()
+    run = commission_steps._Run(site, Commissioning(), tmp_path, lambda text: None)
+    monkeypatch.setattr(run, "_made", lambda rule, axes: Study(generate_uid(), ()))
+    sent = []
+
+    def send(studies: Sequence[Study]) -> None:
+        sent.append(len(studies))
+        with trail.open("a") as stream:
+            for study in studies:
+                stream.write(json.dumps({"event": "result", "study": study.uid, "worker": 1}) + "\n")
+
+    monkeypatch.setattr(run, "_send_studies", send)
+    found = run._all_workers()
+    assert found.fault
+    assert found.text.startswith("1 of 2 by the node's audit trail, 8 studies")
+    assert sent == [4, 4]
 
 
 def test_a_header_that_somebody_gives_is_used(tmp_path: Path) -> None:
