@@ -19,10 +19,10 @@ from monai_unet_app.shipped import shipped
 
 NOT_STATED = "not stated"
 REQUIRED = ("task", "description", "authors", "copyright")
-"""Facts that MONAI's metadata schema asks for: they become "not stated" where they go."""
+"""Facts that MONAI's metadata schema asks for: they become "not stated" where they are a template's."""
 
-OTHERS = ("data_source", "data_type", "references", "targets")
-"""Facts that go wholly."""
+DROPPED = ("data_source", "data_type", "references", "targets")
+"""Facts that are left out where they are a template's."""
 
 LICENSE_OF_DATA = "docs/data_license.txt"
 CARD, METADATA, SEGMENTS = "docs/README.md", "configs/metadata.json", "configs/segments.json"
@@ -34,15 +34,20 @@ def forget_template(root: Path, template: Path, name: str | None = None) -> None
     Args:
         root: The copy, with the configs and docs of its template.
         template: What it was copied from; a bundle with weights of its own keeps all facts to itself.
-        name: What the copy is called in card and metadata; None where its folder's name says it.
+        name: What the copy is called in card and metadata; None: the name that its owner wrote into metadata.json, or its
+            folder's.
     """
-    finished = (template / "models/model.pt").is_file() and not _is_shipped(template / "models/model.pt")
-    title = name or root.resolve().name
+    is_trained = (template / "models/model.pt").is_file() and not _is_shipped(template / "models/model.pt")
     old = json.loads((root / METADATA).read_text(encoding="utf-8"))
-    metadata = _own_facts(old, title, everything=finished) | _derived(root, title)
+    facts = {
+        "name": root.resolve().name,
+        **_own_facts(old, all_are_template_s=is_trained),
+        **({"name": name} if name else {}),
+    }
+    metadata = facts | _derived(root)
     write_json(metadata, root / METADATA)
     licence = root / LICENSE_OF_DATA
-    if licence.is_file() and (finished or _is_shipped(licence)):
+    if licence.is_file() and (is_trained or _is_shipped(licence)):
         licence.unlink()
     _name_algorithm(root / SEGMENTS, template.name, root.resolve().name)
     (root / CARD).parent.mkdir(exist_ok=True)
@@ -61,20 +66,20 @@ def _shipped_metadata() -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in shipped("bundles").glob(f"*/{METADATA}")]
 
 
-def _own_facts(old: Mapping[str, Any], title: str, *, everything: bool) -> dict[str, Any]:
-    """The metadata without facts that are a template's."""
+def _own_facts(old: Mapping[str, Any], *, all_are_template_s: bool) -> dict[str, Any]:
+    """The metadata without facts that are a template's; these are those that a shipped bundle has, or all of them."""
     others = _shipped_metadata()
     kept = dict(old)
-    for key in (*REQUIRED, *OTHERS, "name"):
-        if key in kept and (everything or any(other.get(key) == kept[key] for other in others)):
+    for key in (*REQUIRED, *DROPPED, "name"):
+        if key in kept and (all_are_template_s or any(other.get(key) == kept[key] for other in others)):
             del kept[key]
     kept["eval_metrics"] = {}
-    if any(other.get("changelog") == kept.get("changelog") for other in others) or everything:
+    if all_are_template_s or any(other.get("changelog") == kept.get("changelog") for other in others):
         kept["changelog"] = {str(kept["version"]): "trained with monai-unet train"}
-    return {**kept, "name": kept.get("name", title), **{key: kept.get(key, NOT_STATED) for key in REQUIRED}}
+    return {**kept, **{key: kept.get(key, NOT_STATED) for key in REQUIRED}}
 
 
-def _derived(root: Path, title: str) -> dict[str, Any]:
+def _derived(root: Path) -> dict[str, Any]:
     """What the configs say: of images, classes and tensors."""
     bundle = Bundle(root)
     rules, labels = bundle.rules, bundle.labels

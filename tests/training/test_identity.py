@@ -131,6 +131,18 @@ def test_facts_that_the_owner_stated_before_the_training_stay(tmp_path: Path) ->
     assert "Licence: see `docs/data_license.txt`." in card
 
 
+@pytest.mark.parametrize(("name", "wanted"), [(None, "Liver MR"), ("Liver CT", "Liver CT")])
+def test_the_name_that_is_given_replaces_the_name_that_the_owner_stated_before(
+    name: str | None, wanted: str, tmp_path: Path
+) -> None:
+    root = owned(tmp_path)
+    path = root / "configs/metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"name": "Liver MR"}))
+    forget_template(root, BUNDLES[0], name)
+    assert json.loads(path.read_text())["name"] == wanted
+    assert (root / "docs/README.md").read_text().startswith(f"# {wanted}\n")
+
+
 def test_facts_of_a_bundle_with_weights_of_its_own_are_not_inherited(tmp_path: Path) -> None:
     root, finished = owned(tmp_path), tmp_path / "finished"
     shutil.copytree(root, finished)
