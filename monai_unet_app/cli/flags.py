@@ -55,6 +55,10 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--time-point", type=at_least(1), metavar="N", help="which of several time points or echoes, from 1"
     )
+    add_repairs(parser)
+
+
+def add_repairs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resample-gaps", action="store_true", help="fill uneven gaps and missing slices by interpolation"
     )

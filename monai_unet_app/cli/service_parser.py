@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from monai_unet_app.cli import service_verbs
-from monai_unet_app.cli.flags import add_reading, given, place
+from monai_unet_app.cli.flags import add_reading, add_repairs, given, place
 
 Verb = Callable[..., argparse.ArgumentParser]
 
@@ -189,16 +189,6 @@ def _package(verb: Verb) -> None:
     parser.add_argument("--cautious", action="store_true")
     parser.add_argument("--explain", metavar="METHOD")
     parser.add_argument("--deliver-rejected", action="store_true")
-    parser.add_argument(
-        "--resample-gaps", action="store_true", help="fill uneven gaps and missing slices by interpolation"
-    )
-    parser.add_argument(
-        "--resample-tilt", action="store_true", help="put a tilted stack (gantry) onto a right-angled grid"
-    )
-    parser.add_argument(
-        "--accept-incomplete",
-        action="store_true",
-        help="read a series that has fewer images than its headers count",
-    )
+    add_repairs(parser)
     parser.add_argument("--memory", help="that one run needs, as Kubernetes writes it (default: 4Gi)")
     parser.add_argument("--gpu-memory", help="of a GPU (default: 4Gi)")

@@ -120,7 +120,6 @@ FAULTS: dict[Callable[[Path], Path], tuple[str, ...]] = {
     several_outputs: ("a list of 1", "deep supervision"),
     diverged: ("not finite", "diverged", "train again"),
 }
-FOR_TRAINING = {fault: words for fault, words in FAULTS.items() if fault is not diverged}
 
 
 def one_sentence(text: str) -> str:
@@ -130,33 +129,23 @@ def one_sentence(text: str) -> str:
     return line
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-def test_predict_refuses_a_bundle_that_contradicts_itself_before_it_reads_an_image(
+@pytest.mark.parametrize(
+    ("verb", "fault"),
+    [*(("predict", fault) for fault in FAULTS), *(("train", fault) for fault in FAULTS if fault is not diverged)],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_a_bundle_that_contradicts_itself_is_refused_before_an_image_is_read_or_anything_is_written(
+    verb: str,
     fault: Callable[[Path], Path],
     tiny_bundle: Callable[..., Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    root = fault(tiny_bundle())
-    (tmp_path / "image.nii.gz").write_bytes(b"no image: whoever reads it says so")
-    arguments = ["--bundle", str(root), "--input", str(tmp_path / "image.nii.gz"), "--output", str(tmp_path / "out")]
-    assert main(["predict", *arguments, "--device", "cpu"]) == 1
-    said = one_sentence(capsys.readouterr().err)
-    for word in (root.name, *FAULTS[fault]):
-        assert word in said
-
-
-@pytest.mark.parametrize("fault", FOR_TRAINING, ids=lambda fault: fault.__name__)
-def test_train_refuses_a_template_that_contradicts_itself_and_writes_nothing(
-    fault: Callable[[Path], Path],
-    tiny_bundle: Callable[..., Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    root = fault(tiny_bundle())
-    (tmp_path / "data").mkdir()
-    arguments = ["--bundle", str(root), "--data", str(tmp_path / "data"), "--output", str(tmp_path / "out")]
-    assert main(["train", *arguments, "--device", "cpu"]) == 1
+    root, data = fault(tiny_bundle()), tmp_path / "data"
+    data.mkdir()
+    (data / "image.nii.gz").write_bytes(b"no image: whoever reads it says so")
+    arguments = ["--bundle", str(root), {"predict": "--input", "train": "--data"}[verb], str(data)]
+    assert main([verb, *arguments, "--output", str(tmp_path / "out"), "--device", "cpu"]) == 1
     said = one_sentence(capsys.readouterr().err)
     for word in (root.name, *FAULTS[fault]):
         assert word in said

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from nodes import study_of, wait_until
 from pydicom import dcmread
 
@@ -174,3 +175,16 @@ def balance(ledger: Ledger, node_folder: Path, pacs_folder: Path) -> Balance:
 def drained(node: NodeProcess, seconds: float = 120.0) -> None:
     """Waits until nothing is left to be done."""
     wait_until(node.is_quiet, seconds)
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of its own in memory, of a size as `mount` takes it; the test is skipped where none can be mounted."""
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if made.returncode:
+        pytest.skip("a file system of its own cannot be mounted here; root is needed")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from harness import Ledger, NodeProcess, balance, drained, node_process
+from harness import Ledger, NodeProcess, balance, drained, mounted, node_process
 from nodes import make_study, pacs, study_of, wait_until, write_site
 from ports import free_port
 from pydicom import dcmread
@@ -92,15 +92,8 @@ def test_an_association_that_is_aborted_in_mid_transfer_leaves_what_was_accepted
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if made.returncode:
-        pytest.skip("a file system of its own cannot be mounted here; root is needed")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with mounted(tmp_path / "disk", "6m") as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("least_free_gb", [1e-9, 0.002], ids=["to the last byte", "with a watermark"])

@@ -9,7 +9,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from harness import Ledger, NodeProcess, drained, node_process
+from harness import Ledger, NodeProcess, drained, mounted, node_process
 from nodes import pacs, wait_until
 from ports import free_port
 from pydicom import dcmread
@@ -186,15 +185,8 @@ def test_a_worker_that_is_stopped_while_two_senders_send_is_replaced_and_both_st
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if made.returncode:
-        pytest.skip("a file system of its own cannot be mounted here; root is needed")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with mounted(tmp_path / "disk", "8m") as folder:
+        yield folder
 
 
 def test_a_disk_that_is_full_for_the_results_of_a_real_worker_delays_them_and_loses_none(
