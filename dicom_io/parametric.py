@@ -7,7 +7,6 @@ in one object as one stack. So a result with C channels becomes C objects in one
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +21,10 @@ from pydicom.uid import MRImageStorage, ParametricMapStorage
 from dicom_io import proof
 from dicom_io.errors import LabelError
 from dicom_io.objects import identity, proof_images, source_images
+from dicom_io.objects.carried import copied
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.places import check_frame_of_reference, check_patient_space, plane_of
-from dicom_io.objects.seg_object import thickness_mm
+from dicom_io.objects.seg_object import refer, stand_in_place, thickness_mm
 from dicom_io.objects.source_images import SourceImages
 from dicom_io.reading.instances import load_object, refusing
 from dicom_io.volume import Volume
@@ -32,6 +32,8 @@ from dicom_io.volume import Volume
 PROBABILITY: Code = codes.DCM.Probability
 UNCERTAINTY: Code = codes.SCT.RangeOfMeasurementUncertainty
 NO_UNIT: Code = codes.UCUM.NoUnits
+_STAND_IN = "2.25.1"
+"""Root of UIDs that never leave this module."""
 
 
 @dataclass(frozen=True)
@@ -187,8 +189,8 @@ def _build(values: Volume, images: SourceImages, result: ResultInfo, meaning: _M
     identity.check_has_frame(headers)
     content = (*meaning.content, identity.digest_of(values.array))
     dataset = hd.pm.ParametricMap(
-        source_images=_measured(identity.neutral(headers), source),
-        pixel_array=_source_order(values, images),
+        source_images=_stand_ins(images),
+        pixel_array=_planes(values, images),
         series_instance_uid=identity.result_uid(source, result, "PM", "series"),
         series_number=identity.series_number(header, "PM"),
         sop_instance_uid=identity.result_uid(source, result, "PM", "instance", *content),
@@ -206,7 +208,7 @@ def _build(values: Volume, images: SourceImages, result: ResultInfo, meaning: _M
         content_qualification="RESEARCH",
         contributing_equipment=[identity.contribution(result)],
     )
-    _name_classes(dataset, headers)
+    _name_sources(dataset, images)
     identity.stamp(dataset, headers, result, "PM")
     if header.get("BodyPartExamined"):  # no Laterality beside the Frame Laterality (PS3.3 C.7.3.1)
         dataset.BodyPartExamined = header.BodyPartExamined
@@ -222,37 +224,35 @@ def _build(values: Volume, images: SourceImages, result: ResultInfo, meaning: _M
     return dataset
 
 
-def _measured(images: list[Dataset], source: Volume) -> list[Dataset]:
-    """The images with the measures that highdicom asks for and a source may lack, or say of each frame only; slices of a
-    class that may have frames (XA, NM, US) as such of a class that may not.
+def _stand_ins(images: SourceImages) -> list[Dataset]:
+    """The slices as highdicom takes several of: single-frame images, each under the number of its slice, without identity.
 
-    The frames of one volume have all the same.
+    Of a class without frames, since XA, NM and US are refused in numbers; with a thickness, which a source may lack.
     """
-    for image in images:
-        if frames := image.get("PerFrameFunctionalGroupsSequence"):
-            shared = deepcopy((image.get("SharedFunctionalGroupsSequence") or [Dataset()])[0])
-            for keyword in ("PixelMeasuresSequence", "PlaneOrientationSequence"):
-                if keyword not in shared and keyword in frames[0]:
-                    shared[keyword] = deepcopy(frames[0][keyword])
-            image.SharedFunctionalGroupsSequence = [shared]
-        else:
-            image.SOPClassUID = MRImageStorage  # one without frames: highdicom takes several images of no other
-            if "SliceThickness" not in image:
-                image.SliceThickness = source.spacing_mm[2]
-    return images
+    bare = {str(header.SOPInstanceUID): header for header in identity.neutral(images.headers)}
+    for image in bare.values():
+        for keyword in ("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+            image.pop(keyword, None)
+    stand_ins = []
+    for k, one in enumerate(images.slices):
+        image = copied(bare[one.sop_instance_uid])
+        image.SOPClassUID, image.SOPInstanceUID = MRImageStorage, f"{_STAND_IN}.{k}"
+        image.Rows, image.Columns = one.shape
+        stand_in_place(image, one)
+        image.SliceThickness = thickness_mm(images.header(k), one.frame, images.source)
+        stand_ins.append(image)
+    return stand_ins
 
 
-def _name_classes(dataset: Dataset, headers: tuple[Dataset, ...]) -> None:
-    """Give every reference to the source the SOP class that the source has."""
-    classes = {str(header.SOPInstanceUID): header.SOPClassUID for header in headers}
-    items = list(dataset.get("SourceImageSequence") or [])
-    for series in dataset.get("ReferencedSeriesSequence") or []:
-        items += series.ReferencedInstanceSequence
+def _name_sources(dataset: Dataset, images: SourceImages) -> None:
+    """Refer to the slices where highdicom refers to what stood in for them."""
     for frame in dataset.PerFrameFunctionalGroupsSequence:
         for derivation in frame.get("DerivationImageSequence") or []:
-            items += derivation.SourceImageSequence
-    for item in items:
-        item.ReferencedSOPClassUID = classes[str(item.ReferencedSOPInstanceUID)]
+            for named in derivation.SourceImageSequence:
+                k = int(str(named.ReferencedSOPInstanceUID).rpartition(".")[2])
+                named.pop("ReferencedFrameNumber", None)
+                named.update(images.reference(k))
+    refer(dataset, images.headers, images.slices)
 
 
 def _sort_along_normal(dataset: Dataset) -> None:
@@ -278,22 +278,14 @@ def _measures(images: SourceImages) -> hd.PixelMeasuresSequence:
     (across, down), gap = images.pixel_size(0), images.source.spacing_mm[2]
     return hd.PixelMeasuresSequence(
         pixel_spacing=(down, across),
-        slice_thickness=thickness_mm(images.headers[0], images.slices[0].frame, images.source),
+        slice_thickness=thickness_mm(images.header(0), images.slices[0].frame, images.source),
         spacing_between_slices=None if images.source.provenance.resampled else gap,
     )
 
 
-def _source_order(values: Volume, images: SourceImages) -> NDArray[np.float32]:
-    """Shape (frames, rows, columns), in the order of the source images or of their frames."""
-    frames = [one.frame for one in images.slices]
-    count = int(images.headers[0].get("NumberOfFrames") or 1) if frames[0] else len(frames)
-    if len(frames) != count:
-        raise LabelError(
-            f"the source uses {len(frames)} of {count} frames; all are needed because a map says a value for each; "
-            "read the whole object"
-        )
-    order = np.argsort([frame or k for k, frame in enumerate(frames)])
-    return np.ascontiguousarray(np.stack([images.values(int(k), values) for k in order]))
+def _planes(values: Volume, images: SourceImages) -> NDArray[np.float32]:
+    """Shape (slices, rows, columns)."""
+    return np.stack([images.values(k, values) for k in range(len(images.slices))])
 
 
 def _window(array: NDArray[np.float32]) -> hd.VOILUTTransformation:

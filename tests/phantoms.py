@@ -6,9 +6,11 @@ The geometry is the caller's `affine_lps`, every fault is a keyword; nothing und
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
+import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence as DicomSequence
@@ -152,6 +154,24 @@ def write_enhanced_mr(
     if edit is not None:
         edit(dataset, 0)
     return save(dataset, path)
+
+
+def split_frames(path: Path, *sizes: int) -> Path:
+    """The folder of a multi-frame object taken apart: a complete concatenation of parts with so many frames each."""
+    whole, uid, first = pydicom.dcmread(path), generate_uid(), 0
+    length = len(whole.PixelData) // whole.NumberOfFrames
+    for number, size in enumerate(sizes, start=1):
+        part = deepcopy(whole)
+        part.ConcatenationUID, part.SOPInstanceUIDOfConcatenationSource = uid, whole.SOPInstanceUID
+        part.InConcatenationNumber, part.InConcatenationTotalNumber = number, len(sizes)
+        part.ConcatenationFrameOffsetNumber = first
+        part.SOPInstanceUID, part.NumberOfFrames = generate_uid(), size
+        part.PerFrameFunctionalGroupsSequence = list(whole.PerFrameFunctionalGroupsSequence)[first : first + size]
+        part.PixelData = whole.PixelData[first * length : (first + size) * length]
+        save(part, path.with_suffix("") / f"{number}.dcm")
+        first += size
+    path.unlink()
+    return path.with_suffix("")
 
 
 def write_picture(path: Path, array: NDArray, header: Mapping[str, object] | None = None) -> Path:

@@ -58,7 +58,7 @@ TYPE_2_KEYWORDS = (
 SLICE_KEYWORDS = (
     "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID ImagePositionPatient "
     "ImageOrientationPatient PixelSpacing Rows Columns ContentDate ContentTime SeriesDate SeriesTime AcquisitionDate "
-    "AcquisitionTime StudyDate StudyTime"
+    "AcquisitionTime StudyDate StudyTime NumberOfFrames SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
 )
 """What an object needs to know of every slice; patient and study are those of the first."""
 

@@ -148,7 +148,7 @@ def build_seg(
     if slices[0].plane is not None:
         identity.check_has_frame(headers)
     head = _template(headers[0], slices[0], source, result, encoding)
-    _refer(head, headers, slices)
+    refer(head, headers, slices)
     groups, packed = _frames_as_bytes(
         _frames(result_volume, source, slices, result if empty_frames else None, encoding),
         slices,
@@ -271,10 +271,16 @@ def _single_image(header: Dataset, one: Slice, source: Volume) -> Dataset:
     # of a class without frames, and without frame of reference for a picture: the references are written in `_refer`
     image.SOPClassUID = SecondaryCaptureImageStorage if one.plane is None else MRImageStorage
     if one.plane is not None:
-        image.ImagePositionPatient = _decimals(one.plane.origin_mm)
-        image.ImageOrientationPatient, image.PixelSpacing = _orientation(one), _pixel_spacing(one)
+        stand_in_place(image, one)
         image.SliceThickness = thickness_mm(header, one.frame, source)
     return image
+
+
+def stand_in_place(image: Dataset, one: Slice) -> None:
+    """Puts a single-frame image where a slice lies."""
+    assert one.plane is not None
+    image.ImagePositionPatient = _decimals(one.plane.origin_mm)
+    image.ImageOrientationPatient, image.PixelSpacing = _orientation(one), _pixel_spacing(one)
 
 
 def _orientation(one: Slice) -> list[DSfloat]:
@@ -359,7 +365,7 @@ def _algorithm(result: ResultInfo) -> hd.AlgorithmIdentificationSequence:
     )
 
 
-def _refer(dataset: Dataset, headers: Sequence[Dataset], slices: Sequence[Slice]) -> None:
+def refer(dataset: Dataset, headers: Sequence[Dataset], slices: Sequence[Slice]) -> None:
     """Names every instance of the source, whether or not a frame lies on it: viewers look for them all."""
     classes = {one.sop_instance_uid: one.sop_class_uid for one in slices}
     series = Dataset()

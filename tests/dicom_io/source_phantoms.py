@@ -14,6 +14,7 @@ from phantoms import (
     CT_IMAGE,
     lopsided_array,
     oblique_affine,
+    split_frames,
     tilted_affine,
     write_enhanced_mr,
     write_mr_series,
@@ -53,12 +54,20 @@ def tilted_ct(folder: Path, header: Mapping[str, object] | None = None) -> Volum
 
 def enhanced_mr(folder: Path, header: Mapping[str, object] | None = None) -> Volume:
     """One multi-frame object whose frames run against the positions: slice k is frame 7 - k."""
+    return read_series(_enhanced(folder, header))
 
+
+def enhanced_mr_in_parts(folder: Path, header: Mapping[str, object] | None = None) -> Volume:
+    """The same as a concatenation of three objects, with 4, 1 and 2 frames."""
+    return read_series(split_frames(_enhanced(folder, header), 4, 1, 2))
+
+
+def _enhanced(folder: Path, header: Mapping[str, object] | None) -> Path:
     def edit(dataset: Dataset, _: int) -> None:
         for keyword, value in (header or {}).items():
             setattr(dataset, keyword, value)
 
-    return read_series(write_enhanced_mr(folder / "enhanced.dcm", lopsided_array(), oblique_affine(), edit=edit))
+    return write_enhanced_mr(folder / "enhanced.dcm", lopsided_array(), oblique_affine(), edit=edit)
 
 
 def radiograph(folder: Path, header: Mapping[str, object] | None = None) -> Volume:
@@ -92,8 +101,19 @@ def resampled_mr(folder: Path) -> Volume:
     return read_series(folder, resample_gaps=True)
 
 
-PLACED: dict[str, Callable[..., Volume]] = {"MR": oblique_mr, "CT": tilted_ct, "enhanced MR": enhanced_mr}
+PLACED: dict[str, Callable[..., Volume]] = {
+    "MR": oblique_mr,
+    "CT": tilted_ct,
+    "enhanced MR": enhanced_mr,
+    "enhanced MR in parts": enhanced_mr_in_parts,
+}
+AFFINES = dict.fromkeys(PLACED, oblique_affine()) | {"CT": tilted_affine()}
 ALL = PLACED | {"DX": radiograph, "RGB": colour_picture}
+
+
+def frame_of(kind: str, k: int) -> int | None:
+    """The frame, from 1, that slice k of a source of this kind is of the object that holds it; None for one without frames."""
+    return {"enhanced MR": 7 - k, "enhanced MR in parts": (2, 1, 1, 4, 3, 2, 1)[k]}.get(kind)
 
 
 def lopsided(source: Volume) -> Volume:

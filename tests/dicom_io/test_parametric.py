@@ -8,12 +8,22 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
-from phantoms import oblique_affine, tilted_affine
+from phantoms import oblique_affine
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from result_phantoms import RESULT, dciodvfy_errors, tool
-from source_phantoms import NAMES, PLACED, oblique_mr, radiograph, raw_name, resampled_mr, source_file
+from source_phantoms import (
+    AFFINES,
+    NAMES,
+    PLACED,
+    frame_of,
+    oblique_mr,
+    radiograph,
+    raw_name,
+    resampled_mr,
+    source_file,
+)
 
 from dicom_io import parametric
 from dicom_io.errors import GeometryProofError, LabelError, UnreadableFileError
@@ -22,7 +32,6 @@ from dicom_io.parametric import NO_UNIT, PROBABILITY, UNCERTAINTY, read_parametr
 from dicom_io.read import read_series
 from dicom_io.volume import Provenance, Volume
 
-AFFINES = {"MR": oblique_affine(), "CT": tilted_affine(), "enhanced MR": oblique_affine()}
 MEANING = {"quantity": PROBABILITY, "unit": NO_UNIT, "label": "P(Front part)"}
 
 
@@ -67,8 +76,7 @@ def test_each_frame_stands_in_the_plane_of_the_instance_that_it_names(kind, tmp_
         np.testing.assert_array_equal(pixels, values_on(source).array[:, :, seen[-1]].T)
         named = group.DerivationImageSequence[0].SourceImageSequence[0]
         assert named.ReferencedSOPInstanceUID == source_file(source, seen[-1]).SOPInstanceUID
-        if kind == "enhanced MR":
-            assert named.ReferencedFrameNumber == 7 - seen[-1]
+        assert named.get("ReferencedFrameNumber") == frame_of(kind, seen[-1])
     assert seen == list(range(7))  # upwards along the normal, as readers that ignore positions take them
 
 
@@ -178,8 +186,8 @@ def test_the_patient_is_carried_over_byte_for_byte(name, tmp_path):
     ids=["slices in another order", "mirrored", "one unit in the last place"],
 )
 def test_a_map_that_is_not_what_was_meant_is_never_there(source, tmp_path, monkeypatch, wrong):
-    right = parametric._source_order
-    monkeypatch.setattr(parametric, "_source_order", lambda *given: wrong(right(*given)))
+    right = parametric._planes
+    monkeypatch.setattr(parametric, "_planes", lambda *given: wrong(right(*given)))
     (tmp_path / "map.dcm").write_bytes(b"earlier")
     with pytest.raises(GeometryProofError, match=r"of 99 values of frame \d differ"):
         write_parametric_map(values_on(source), source, tmp_path / "map.dcm", RESULT, **MEANING)

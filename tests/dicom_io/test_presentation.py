@@ -7,11 +7,12 @@ import numpy as np
 import pydicom
 import pytest
 from matplotlib.path import Path as Polygon
-from phantoms import lopsided_array, oblique_affine, tilted_affine, write_enhanced_mr, write_mr_series, write_picture
+from phantoms import lopsided_array, oblique_affine, write_enhanced_mr, write_mr_series, write_picture
 from PIL import Image, ImageCms
 from pydicom.dataset import Dataset
 from result_phantoms import RESULT, dciodvfy_errors
 from source_phantoms import (
+    AFFINES,
     ALL,
     DX_IMAGE,
     NAMES,
@@ -32,8 +33,6 @@ from dicom_io import presentation
 from dicom_io.errors import GeometryProofError, LabelError
 from dicom_io.presentation import outlines, write_gsps
 from dicom_io.read import read_series
-
-AFFINES = {"MR": oblique_affine(), "CT": tilted_affine(), "enhanced MR": oblique_affine()}
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,15 @@ from result_phantoms import (
     oblique_affine,
     oblique_case,
 )
+from source_phantoms import AFFINES, PLACED, frame_of, lopsided, source_file
 
 from dicom_io.dicomize import dicomize
 from dicom_io.errors import GeometryProofError, LabelError, UnreadableFileError
 from dicom_io.objects import seg_object as seg_object_module
 from dicom_io.read import read_series
+from dicom_io.rtstruct import read_rtstruct, write_rtstruct
 from dicom_io.seg import read_seg, write_seg
+from dicom_io.sr import write_sr
 from dicom_io.volume import Provenance, Volume
 
 
@@ -237,6 +240,27 @@ def test_a_multi_frame_source_with_frames_in_reverse_is_right(case, tmp_path):
     path = write_seg(source.with_array(case.labels.array), source, tmp_path / "s.dcm", RESULT)
     assert dciodvfy_errors(path) == []
     np.testing.assert_array_equal(read_seg(path, source).array, case.labels.array)
+
+
+@pytest.mark.parametrize("kind", PLACED)
+def test_seg_contours_and_report_of_every_kind_of_series_name_the_images_that_they_lie_on(kind, tmp_path):
+    source = PLACED[kind](tmp_path / "source")
+    labels = lopsided(source)
+    seg = write_seg(labels, source, tmp_path / "seg.dcm", RESULT)
+    contours = write_rtstruct(labels, source, tmp_path / "rt.dcm", RESULT)
+    report = write_sr(labels, source, tmp_path / "sr.dcm", RESULT, seg=seg)
+    uids = [str(source_file(source, k).SOPInstanceUID) for k in range(7)]
+    for path in (seg, contours, report):
+        assert dciodvfy_errors(path) == []
+        found = {str(item.value) for item in pydicom.dcmread(path).iterall() if item.tag == (0x0008, 0x1155)}
+        assert found >= set(uids)
+    np.testing.assert_array_equal(read_seg(seg, source).array, labels.array)
+    np.testing.assert_array_equal(read_rtstruct(contours, source).array, labels.array)
+    for group in pydicom.dcmread(seg).PerFrameFunctionalGroupsSequence:
+        position = [float(value) for value in group.PlanePositionSequence[0].ImagePositionPatient]
+        k = round(np.linalg.solve(AFFINES[kind], [*position, 1.0])[2])
+        named = group.DerivationImageSequence[0].SourceImageSequence[0]
+        assert (named.ReferencedSOPInstanceUID, named.get("ReferencedFrameNumber")) == (uids[k], frame_of(kind, k))
 
 
 def test_frames_in_another_order_are_read_right(case, written, tmp_path):

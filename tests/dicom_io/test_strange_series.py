@@ -15,14 +15,14 @@ from phantoms import (
     CT_IMAGE,
     lopsided_array,
     oblique_affine,
-    save,
+    split_frames,
     tilted_affine,
     write_enhanced_mr,
     write_mr_series,
     write_picture,
 )
 from pydicom.dataset import Dataset
-from pydicom.uid import ImplicitVRLittleEndian, generate_uid
+from pydicom.uid import ImplicitVRLittleEndian
 
 from dicom_io.channels import read_channels
 from dicom_io.errors import DicomIoError, SeriesGeometryError, SeriesSelectionError, UnreadableFileError
@@ -279,18 +279,7 @@ def test_series_without_a_uid_are_told_apart_by_their_folders(tmp_path: Path) ->
 
 
 def test_a_concatenation_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
-    whole, uid = pydicom.dcmread(write_enhanced_mr(tmp_path / "whole.dcm", ARRAY, AFFINE)), generate_uid()
-    (tmp_path / "whole.dcm").unlink()
-    pixels, folder = whole.PixelData, tmp_path / "parts"
-    folder.mkdir()
-    for number, frames in enumerate((range(6), range(6, 7)), start=1):
-        part = pydicom.Dataset(dict(whole.items()))
-        part.ConcatenationUID, part.InConcatenationNumber, part.InConcatenationTotalNumber = uid, number, 2
-        part.SOPInstanceUID, part.NumberOfFrames = generate_uid(), len(frames)
-        part.PerFrameFunctionalGroupsSequence = [whole.PerFrameFunctionalGroupsSequence[k] for k in frames]
-        size = len(pixels) // 7
-        part.PixelData = pixels[frames[0] * size : (frames[-1] + 1) * size]
-        save(part, folder / f"{number}.dcm")
+    folder = split_frames(write_enhanced_mr(tmp_path / "parts.dcm", ARRAY, AFFINE), 6, 1)
     np.testing.assert_array_equal(read_series(folder).array, ARRAY)
     (folder / "2.dcm").unlink()
     with pytest.raises(SeriesGeometryError, match="a concatenation of 2 parts, of which 1 are here"):
