@@ -26,6 +26,7 @@ from dicom_io.coding import code_item
 from dicom_io.errors import DicomIoError, LabelError, UnreadableFileError
 from dicom_io.objects import display, drawing, identity
 from dicom_io.objects.identity import ResultInfo
+from dicom_io.objects.odd_headers import refusing_odd_headers
 from dicom_io.objects.source_images import SourceImages, add_body_part, check_place, images_of, mask_on, new_object
 from dicom_io.reading.checks import check_one_patient
 from dicom_io.reading.instances import READ_ERRORS, load_dataset
@@ -70,6 +71,7 @@ class _Scene:
     style: CaptureStyle
 
 
+@refusing_odd_headers
 def write_captures(
     labels: Volume,
     source: Volume,
@@ -116,6 +118,7 @@ def write_captures(
             path.unlink(missing_ok=True)
 
 
+@refusing_odd_headers
 def write_notice(files: Sequence[Path], reason: str, path: Path, result: ResultInfo, *, about: str = "") -> Path:
     """Write a picture which says that nothing was made of a series, and why: silence could be taken for "nothing found".
 

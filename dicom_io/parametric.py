@@ -23,8 +23,9 @@ from dicom_io.errors import LabelError
 from dicom_io.objects import identity, proof_images, source_images
 from dicom_io.objects.carried import copied
 from dicom_io.objects.identity import ResultInfo
+from dicom_io.objects.odd_headers import refusing_odd_headers
 from dicom_io.objects.places import check_frame_of_reference, check_patient_space, plane_of
-from dicom_io.objects.seg_object import refer, stand_in_place, thickness_mm
+from dicom_io.objects.seg_object import NOT_OF_A_SLICE, refer, stand_in_place, thickness_mm
 from dicom_io.objects.source_images import SourceImages
 from dicom_io.reading.instances import load_object, refusing
 from dicom_io.volume import Volume
@@ -51,6 +52,7 @@ class _Meaning:
         return (*map(str, self.quantity), *map(str, self.unit), self.label, str(self.number))
 
 
+@refusing_odd_headers
 def write_parametric_map(
     values: Volume,
     source: Volume,
@@ -231,7 +233,7 @@ def _stand_ins(images: SourceImages) -> list[Dataset]:
     """
     bare = {str(header.SOPInstanceUID): header for header in identity.neutral(images.headers)}
     for image in bare.values():
-        for keyword in ("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        for keyword in NOT_OF_A_SLICE:
             image.pop(keyword, None)
     stand_ins = []
     for k, one in enumerate(images.slices):

@@ -15,6 +15,7 @@ from dicom_io.coding import code_item
 from dicom_io.errors import GeometryProofError, LabelError, UnreadableFileError
 from dicom_io.objects import identity, source_images
 from dicom_io.objects.identity import ResultInfo
+from dicom_io.objects.odd_headers import refusing_odd_headers
 from dicom_io.reading.headers import shown
 from dicom_io.reading.instances import load_object, refusing
 from dicom_io.volume import Volume
@@ -25,6 +26,7 @@ PDF_START, PDF_END = b"%PDF-", b"%%EOF"
 END_WITHIN = 1024  # bytes: where readers look for the end mark
 
 
+@refusing_odd_headers
 def write_pdf(
     document: bytes | Path,
     source: Volume,

@@ -30,6 +30,7 @@ from dicom_io.errors import LabelError
 from dicom_io.objects import display, identity, proof_outlines
 from dicom_io.objects.drawing import RESEARCH_TEXT
 from dicom_io.objects.identity import ResultInfo
+from dicom_io.objects.odd_headers import refusing_odd_headers
 from dicom_io.objects.source_images import (
     SourceImages,
     add_body_part,
@@ -56,6 +57,7 @@ SHUTTER_KEYWORDS = (
 Floats = NDArray[np.float64]
 
 
+@refusing_odd_headers
 def write_gsps(labels: Volume, source: Volume, path: Path, result: ResultInfo, *, prove: bool = True) -> Path:
     """Write the outlines of the labels as a presentation state on the images they were made from.
 

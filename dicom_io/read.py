@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset
 from dicom_io.errors import DicomIoError, SeriesGeometryError, SeriesSelectionError
 from dicom_io.reading.gate import ReadOptions, Stack, check_complete, check_ends, pixel_mm, place_of, stack_of
 from dicom_io.reading.headers import patient_digest
-from dicom_io.reading.instances import Instance
+from dicom_io.reading.instances import Instance, refusing
 from dicom_io.reading.pixels import decode_frames
 from dicom_io.reading.repair import resample
 from dicom_io.reading.series import Scan, SeriesRef, Source, counted, files_below, scan_source, summary, survey_files
@@ -78,9 +78,10 @@ def read_series(
     scan = scan_source(source)
     named = not (isinstance(source, str | Path) and Path(source).is_dir())
     series, notes = _select(scan, series_instance_uid, named=named)
-    stack = stack_of(replace(series, notes=notes), options)
-    check_ends(stack, scan.series)
-    return _read(check_complete(stack, scan.series, options))
+    with refusing(series.name):
+        stack = stack_of(replace(series, notes=notes), options)
+        check_ends(stack, scan.series)
+        return _read(check_complete(stack, scan.series, options))
 
 
 def examine(source: Path, options: ReadOptions | None = None) -> list[Verdict]:
@@ -105,9 +106,10 @@ def _verdict(series: SeriesRef, options: ReadOptions, others: Iterable[SeriesRef
     if series.kind != "image":
         return Verdict(series, "object", series.kind)
     try:
-        stack = stack_of(series, options)
-        check_ends(stack, others)
-        stack = check_complete(stack, others, options)
+        with refusing(series.name):
+            stack = stack_of(series, options)
+            check_ends(stack, others)
+            stack = check_complete(stack, others, options)
     except DicomIoError as error:
         return Verdict(series, "refused", str(error))
     affine_lps, shape = place_of(stack)

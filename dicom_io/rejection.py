@@ -16,6 +16,7 @@ from dicom_io import proof
 from dicom_io.errors import GeometryProofError, LabelError
 from dicom_io.objects import identity, proof_headers
 from dicom_io.objects.carried import transcribed
+from dicom_io.objects.odd_headers import refusing_odd_headers
 from dicom_io.objects.walk import items, referenced_uids, text, walk_file
 from dicom_io.reading.headers import is_person_name
 
@@ -58,6 +59,7 @@ class Rejection:
             )
 
 
+@refusing_odd_headers
 def write_rejection_note(rejected: Sequence[Path], path: Path, rejection: Rejection) -> Path:
     """Write a Key Object Selection (TID 2010) that rejects objects, in a series of its own.
 

@@ -25,6 +25,7 @@ from dicom_io.objects import identity
 from dicom_io.objects.contours import contours
 from dicom_io.objects.grid import named_slices, told_slices
 from dicom_io.objects.identity import ResultInfo
+from dicom_io.objects.odd_headers import refusing_odd_headers
 from dicom_io.objects.places import TOLERANCE_VOXELS, check_grid, check_patient_space, slices_of
 from dicom_io.objects.raster import entangled, filled
 from dicom_io.objects.rt_contours import walk_rtstruct, without_area, without_repeats
@@ -49,6 +50,7 @@ Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
+@refusing_odd_headers
 def write_rtstruct(labels: Volume, source: Volume, path: Path, result: ResultInfo, *, prove: bool = True) -> Path:
     """Write labels as contours on the slices they were made from; approval status UNAPPROVED.
 

@@ -21,6 +21,7 @@ from dicom_io.objects import identity
 from dicom_io.objects.carried import can_hold, transcribed
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.measure import SegmentMeasures, measure_segment
+from dicom_io.objects.odd_headers import refusing_odd_headers
 from dicom_io.objects.seg_object import SYNTAXES, seg_uid
 from dicom_io.objects.source_images import add_side, mask_on, rescale_type
 from dicom_io.objects.walk import items, referenced_uids, walk_file
@@ -47,7 +48,6 @@ OWN_REFERENCES = (
     0x0040A385,
 )  # content, evidence; what patient and study bring along is not ours
 HOUNSFIELD = ("", "HU")
-LIBRARY_KEYWORDS = ("PixelSpacing", "SliceThickness", "ImagePositionPatient", "ImageOrientationPatient")
 CONTENT = 0x0040A730
 OWN_OF_VERIFIED = frozenset(
     {
@@ -104,6 +104,7 @@ class Verification:
             raise LabelError("the moment of a verification has no time zone; one is needed; give it, or use UTC")
 
 
+@refusing_odd_headers
 def write_sr(
     labels: Volume,
     source: Volume,
@@ -162,7 +163,6 @@ def write_sr(
         procedure_reported=_procedure(headers[0]),
         imaging_measurements=groups,
         title=codes.DCM.ImagingMeasurementReport,
-        referenced_images=headers if _has_library_attributes(headers) else None,
     )
     document = hd.sr.Comprehensive3DSR(
         evidence=[*identity.neutral(headers), segmentation],
@@ -183,6 +183,7 @@ def write_sr(
     return proof.save_proved(document, path, lambda file: _prove(file, source, segmentation))
 
 
+@refusing_odd_headers
 def write_verified_sr(report: Path, path: Path, verification: Verification, *, unsent: bool = False) -> Path:
     """Write a new version of a report: VERIFIED and FINAL, by whom and when, with their comment, and all else as it was.
 
@@ -382,13 +383,6 @@ def _read_seg_header(seg: Path, digest: str, source: Volume, result: ResultInfo)
             "refer to its own SEG; write the SEG first, with the same labels and result information"
         )
     return header
-
-
-def _has_library_attributes(headers: tuple[Dataset, ...]) -> bool:
-    """TID 1604 needs them; without (multi-frame, sparse headers) the image library, which is optional, is
-    left out.
-    """
-    return all(header.get(keyword) for header in headers for keyword in LIBRARY_KEYWORDS)
 
 
 def _procedure(header: Dataset) -> hd.sr.CodedConcept:

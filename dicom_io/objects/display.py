@@ -210,7 +210,8 @@ def _display(header: Dataset, number: int | None) -> _Stated:
     rescale = macro(header, number, "PixelValueTransformationSequence") or header
     voi = macro(header, number, "FrameVOILUTSequence") or header
     slope, intercept = _number(rescale, "RescaleSlope", 1.0), _number(rescale, "RescaleIntercept", 0.0)
-    windows, tables = _windows(voi), voi.get("VOILUTSequence") or []
+    windows = _windows(voi)
+    tables = [table for table in voi.get("VOILUTSequence") or [] if "LUTDescriptor" in table and "LUTData" in table]
     is_stated = any(_parts(voi, keyword) for keyword in ("WindowCenter", "WindowWidth"))
     inverted = header.get("PhotometricInterpretation") == "MONOCHROME1"
     turned = inverted and header.get("Modality") not in PHYSICAL_MODALITIES

@@ -327,12 +327,17 @@ def content_moment(headers: Iterable[Dataset]) -> tuple[str, str]:
 
 
 def series_number(header: Dataset, kind: ObjectKind, result: ResultInfo | None = None) -> int:
-    """A stable SeriesNumber: the kind's SERIES_NUMBER_BASE plus the source's own, modulo 1000.
+    """A stable SeriesNumber: the kind's SERIES_NUMBER_BASE plus the source's own, modulo 1000; that alone where the
+    source's is none.
 
     What a person corrected has a number of its own, BY_A_PERSON higher.
     """
     by_a_person = BY_A_PERSON if result is not None and result.content_creator else 0
-    return SERIES_NUMBER_BASE[kind] + int(header.get("SeriesNumber") or 0) % 1000 + by_a_person
+    try:
+        own = int(header.get("SeriesNumber") or 0)
+    except ValueError:  # text, as some scanners write it
+        own = 0
+    return SERIES_NUMBER_BASE[kind] + own % 1000 + by_a_person
 
 
 def series_description(result: ResultInfo, kind: ObjectKind, images: int | None = None) -> str:

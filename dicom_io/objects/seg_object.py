@@ -265,15 +265,20 @@ def _template(header: Dataset, one: Slice, source: Volume, result: ResultInfo, e
 def _single_image(header: Dataset, one: Slice, source: Volume) -> Dataset:
     """The source as highdicom shall see it: a single-frame image at the first slice, without identity."""
     image = identity.neutral((header,))[0]
-    for keyword in ("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
-        if keyword in image:
-            delattr(image, keyword)
+    for keyword in NOT_OF_A_SLICE:
+        image.pop(keyword, None)
     # of a class without frames, and without frame of reference for a picture: the references are written in `_refer`
     image.SOPClassUID = SecondaryCaptureImageStorage if one.plane is None else MRImageStorage
     if one.plane is not None:
         stand_in_place(image, one)
         image.SliceThickness = thickness_mm(header, one.frame, source)
     return image
+
+
+NOT_OF_A_SLICE = (
+    "NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "SpacingBetweenSlices",
+)  # fmt: skip
+"""What an image that stands in for one slice must not have, or need not and may be no number."""
 
 
 def stand_in_place(image: Dataset, one: Slice) -> None:

@@ -15,11 +15,13 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.filereader import read_dataset, read_partial, read_preamble
 from pydicom.tag import BaseTag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.valuerep import VR
 
 MAX_ITEMS = 250_000
 """The most items of sequences in one file, enough for a segmentation of 30,000 frames; pydicom takes some seconds for them."""
@@ -44,6 +46,7 @@ _PREAMBLE_BYTES, _MARK = 128, b"DICM"
 _LONG_VRS = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UN", b"UR", b"UT", b"SV", b"UV")  # PS3.5 7.1.2
 _PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 _MAY_HOLD_ITEMS = (None, "SQ", "UN")
+_KNOWN_VRS = frozenset([None, *VR])
 Stop = Callable[[BaseTag, str | None, int], bool]
 
 
@@ -119,6 +122,7 @@ def parse(
         file.seek(0 if small is None else small[1])
         dataset = read_partial(file, stop, force=True, specific_tags=only) if small is None else small[0]
     _check_items(dataset.values())
+    _name_representations(dataset)
     return dataset, stream
 
 
@@ -215,6 +219,15 @@ def inflated(content: bytes) -> bytes:
     if not machine.eof:
         raise zlib.error("the deflated data set ends early")
     return zlib.decompress(content, -zlib.MAX_WBITS, bufsize=max(size, 1))
+
+
+def _name_representations(dataset: FileDataset) -> None:
+    """Gives attributes whose two letters are no value representation that of the dictionary, or UN: pydicom reads none else."""
+    for tag in dataset.keys():  # noqa: SIM118 - to take the elements would convert them
+        element = dataset.get_item(tag)
+        if isinstance(element, RawDataElement) and element.VR not in _KNOWN_VRS:
+            known = dictionary_VR(tag) if dictionary_has_tag(tag) else "UN"
+            dataset[tag] = element._replace(VR=known)
 
 
 def _check_items(elements: Iterable[object]) -> None:

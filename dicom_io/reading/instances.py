@@ -238,7 +238,7 @@ def load_object(path: Path, wanted: str, sop_class_uids: Sequence[str]) -> FileD
 
 
 @contextmanager
-def refusing(path: Path) -> Iterator[None]:
+def refusing(path: Path | str) -> Iterator[None]:
     """Makes what pydicom, its decoders and numpy raise on broken values the refusal of their file."""
     try:
         yield

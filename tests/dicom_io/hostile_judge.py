@@ -152,8 +152,58 @@ def _readers() -> dict[str, Callable[..., object]]:
         "read_pdf": read_pdf,
         "load_segments": load_segments,
         "deidentify": without_identity,
+        "write_results": _write_results,
         "misbehave": _misbehave,
     }
+
+
+def _write_results(path: Path, output: str) -> None:
+    """Writes a result of every kind that a series can have; of those that are refused, the reasons are the refusal."""
+    from datetime import UTC, datetime
+
+    import numpy as np
+    from pydicom.sr.codedict import codes
+
+    from dicom_io.capture import write_captures, write_notice
+    from dicom_io.coding import Segment
+    from dicom_io.errors import DicomIoError
+    from dicom_io.objects.identity import ResultInfo
+    from dicom_io.parametric import NO_UNIT, PROBABILITY, write_parametric_map
+    from dicom_io.pdf import write_pdf
+    from dicom_io.presentation import write_gsps
+    from dicom_io.read import read_series
+    from dicom_io.rejection import Rejection, write_rejection_note
+    from dicom_io.rtstruct import write_rtstruct
+    from dicom_io.seg import write_seg
+    from dicom_io.sr import write_sr
+
+    source, folder = read_series(path), Path(output)
+    array = np.zeros(source.shape[:3], np.uint8)
+    array[2:6, 3:8] = 1
+    labels, values = source.with_array(array), source.with_array(array / np.float32(2))
+    result = ResultInfo((Segment(1, "Part", codes.SCT.AnatomicalStructure, codes.SCT.Liver),), "network", "1", "0" * 64)
+    seg, rejection = folder / "seg.dcm", Rejection("Doe^Jane", "Clinic", datetime(2026, 1, 2, tzinfo=UTC))
+    writers: list[Callable[[], object]] = [
+        lambda: write_seg(labels, source, seg, result),
+        lambda: write_sr(labels, source, folder / "sr.dcm", result, seg=seg),
+        lambda: write_rtstruct(labels, source, folder / "rtstruct.dcm", result),
+        lambda: write_gsps(labels, source, folder / "gsps.dcm", result),
+        lambda: write_captures(labels, source, folder / "captures", result),
+        lambda: write_parametric_map(
+            values, source, folder / "map.dcm", result, quantity=PROBABILITY, unit=NO_UNIT, label="P"
+        ),
+        lambda: write_pdf(b"%PDF-1.4\n%%EOF", source, folder / "report.pdf.dcm", result, title="Report"),
+        lambda: write_notice([path], "because", folder / "notice.dcm", result),
+        lambda: write_rejection_note([path], folder / "note.dcm", rejection),
+    ]
+    reasons = []
+    for write in writers:
+        try:
+            write()
+        except DicomIoError as refusal:
+            reasons.append(str(refusal))
+    if reasons:
+        raise DicomIoError("; ".join(dict.fromkeys(reasons))[:2000])
 
 
 def _misbehave(_: Path, how: str) -> None:
