@@ -4,7 +4,8 @@ Each line is a JSON object with `n`, `time`, `event`, what happened, `previous` 
 key that signs it), `sha256` (of this line without it and without `hmac`) and `hmac` (HMAC-SHA256 of `sha256` by that key).
 Lines are only added.
 
-- A line that was changed, taken out or put in breaks the chain at its place. Anybody can check this.
+- A line that was changed, taken out or put in breaks the chain at its place. Anybody can check this. The digest is of what a
+  line says, so a line must also be the very text that is written for it: a name twice in a line, or other spaces, is a change.
 - A trail that was computed anew as a whole has no valid signatures. Who has the key can check this.
 - A trail that was deleted or cut at its end is shorter than what the node's database remembers of it (`Anchor`).
 
@@ -164,7 +165,7 @@ class AuditTrail:
             }
             digest = _digest(line)
             signed = {**line, "sha256": digest, "hmac": self._key.sign(digest)}
-            _append(self.path, json.dumps(signed, ensure_ascii=False) + "\n")
+            _append(self.path, _line(signed) + "\n")
             self._file = _identity(self.path)
             self._count, self._last = self._count + 1, digest
             if self._anchor is not None:
@@ -220,11 +221,12 @@ def verify(path: Path, key: Key | None = None, head: Head | None = None) -> Veri
         )
         try:
             content = json.loads(line)
+            as_written = _line(content) == line.removesuffix("\n")
             digest, signature = content.pop("sha256"), content.pop("hmac", "")
-            fits = content["previous"] == last and content["n"] == number and digest == _digest(content)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            follows = content["previous"] == last and content["n"] == number and digest == _digest(content)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputRefusedError(broken) from error
-        if not fits:
+        if not (as_written and follows):
             raise InputRefusedError(broken)
         if head is not None and number == head.n and digest != head.digest:
             raise InputRefusedError(
@@ -232,7 +234,7 @@ def verify(path: Path, key: Key | None = None, head: Head | None = None) -> Veri
                 "compare it with a copy that is kept elsewhere"
             )
         if key is not None and (signed or content.get("key") == key.name):
-            if not hmac.compare_digest(key.sign(digest), str(signature)):
+            if not hmac.compare_digest(key.sign(digest).encode(), str(signature).encode()):
                 raise InputRefusedError(
                     f"{where} is not signed by the node's key; somebody else wrote it; compare the trail with a copy that is "
                     "kept elsewhere"
@@ -256,7 +258,7 @@ def verify(path: Path, key: Key | None = None, head: Head | None = None) -> Veri
 def lines(path: Path) -> Iterator[tuple[int, str]]:
     """(number from 1, text) of each line. Raises InputRefusedError if there is no such file."""
     try:
-        with path.open(encoding="utf-8") as stream:
+        with path.open(encoding="utf-8", newline="\n") as stream:
             yield from enumerate(stream, start=1)
     except (OSError, UnicodeDecodeError) as error:
         raise InputRefusedError(
@@ -344,6 +346,11 @@ def _identity(path: Path) -> tuple[int, int]:
 
 def _digest(line: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(line, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _line(content: dict[str, Any]) -> str:
+    """The one text that a line with this content has; all versions wrote it so."""
+    return json.dumps(content, ensure_ascii=False)
 
 
 def _append(path: Path, text: str) -> None:

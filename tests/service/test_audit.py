@@ -58,6 +58,40 @@ def test_what_was_done_to_it_is_found_at_its_place(trail: Path, change, line: in
         AuditTrail(trail)  # nothing is added to a chain that is broken
 
 
+@pytest.mark.parametrize(
+    ("was", "becomes"),
+    [
+        ('"destination": "pacs"', '"destination": "elsewhere", "destination": "pacs"'),
+        ('"event": "delivered"', '"event": "refused", "event": "delivered"'),
+        ('"destination": "pacs"', '"destination":  "pacs"'),
+        ('"destination": "pacs"', '"destination": "\\u0070acs"'),
+        ('"result": 2', '"result": 2.0'),
+        ("}\n", "}\r\n"),
+        ("}\n", '}  {"event": "refused"}\n'),
+    ],
+    ids=["a key twice", "an event twice", "a space", "an escape", "a number", "another end", "two objects"],
+)
+def test_forged_text_that_leaves_what_a_parser_keeps_is_found(
+    trail: Path, was: str, becomes: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = trail.read_text().splitlines(keepends=True)
+    assert was in lines[2]
+    lines[2] = lines[2].replace(was, becomes)
+    trail.write_bytes("".join(lines).encode())
+    assert main(["audit", "verify", str(trail)]) == 3
+    assert "line 3 is not what was written there" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_names_in_any_script_and_very_odd_lines_are_judged_by_their_text(trail: Path) -> None:
+    AuditTrail(trail).write("released", who="Yamada^Tarō 山田^太郎\u2028", share=0.1, no=None)
+    assert verify(trail, read_key(trail.with_name("audit.key"))).signed == 6
+    *before, last = trail.read_text().removesuffix("\n").split("\n")
+    for odd in ("[" * 100_000, json.dumps({**json.loads(last), "hmac": "ü"}, ensure_ascii=False)):
+        trail.write_text("\n".join([*before, odd, ""]))
+        with pytest.raises(InputRefusedError, match="line 6 is not"):
+            verify(trail, read_key(trail.with_name("audit.key")))
+
+
 def test_a_line_made_up_by_somebody_who_can_count_does_not_follow_the_next(trail: Path) -> None:
     lines = [json.loads(line) for line in trail.read_text().splitlines()]
     lines[2]["destination"] = "elsewhere"
