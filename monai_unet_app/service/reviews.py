@@ -120,9 +120,11 @@ def _take_effect(node: Node, result: Result, record: dict[str, Any], who: str, m
         else:
             node.queue.refuse(result.id, f"{kind} by a reviewer")
             node.audit.write("decided", **facts)
-        _send(node, result, "rejection note", made, went)
-        _send(node, result, "corrected", made, goes)
-        _send(node, result, "verified", made, goes)
+        if kind == "accepted":
+            _send(node, result, "verified", made, goes)
+        else:
+            _send(node, result, "rejection note", made, went)
+            _send(node, result, "corrected", made, goes)
     if (made / TRAINING).is_dir():
         shutil.copytree(made / TRAINING, node.folder / TRAINING, dirs_exist_ok=True)
 

@@ -71,6 +71,16 @@ def test_an_archive_that_takes_no_key_objects_is_recorded_as_not_told(tmp_path: 
         assert kinds(site) == ["SEG", "SR UNVERIFIED"]
 
 
+def test_nobody_is_to_be_told_of_an_accept(tmp_path: Path) -> None:
+    with ward(tmp_path) as site:
+        number = site.study(tmp_path / "in")
+        assert site.decide(number, "accepted").status_code == 200
+        wait_until(lambda: kinds(site) == ["SEG", "SR UNVERIFIED", "SR VERIFIED"], 60)
+        events = [json.loads(line)["event"] for line in (site.node.folder / "audit.jsonl").read_text().splitlines()]
+        assert "decided" in events
+        assert not {"not told", "rejection note"} & set(events)
+
+
 @pytest.mark.parametrize("wish", ["", "review"], ids=["after delivery", "held back"])
 def test_a_correction_sends_the_corrected_result_and_rejects_what_went_before(wish: str, tmp_path: Path) -> None:
     with ward(tmp_path) as site:
