@@ -81,6 +81,11 @@ class NodeProcess:
                 for table in ("studies", "jobs", "results", "deliveries")
             }
 
+    def reasons(self) -> list[str]:
+        """Why each job that is not done was not done the last time; empty where it was never tried."""
+        with contextlib.closing(sqlite3.connect(self.site.parent / "node/node.sqlite", timeout=10)) as db:
+            return [str(reason) for (reason,) in db.execute("SELECT reason FROM jobs WHERE state != 'done'")]
+
     def is_quiet(self) -> bool:
         """Whether nothing is left to be done."""
         counts = self.counts()
