@@ -43,7 +43,7 @@ from monai_unet_app.service.letters import DeadLetters
 from monai_unet_app.service.queue import FOLLOW_UPS, Delivery, Job, NewResult, Queue, Result
 from monai_unet_app.service.restore import restore
 from monai_unet_app.service.site import Site
-from monai_unet_app.service.uploads import IMAGE
+from monai_unet_app.service.uploads import IMAGES
 
 RECEIVED, RESULTS, REVIEWS, DEAD, VERDICTS = "received", "results", "reviews", "dead-letters", "verdicts"
 WORKER, SENDER = "monai_unet_app.service.work", "monai_unet_app.service.deliver"
@@ -565,7 +565,7 @@ def _instances(folder: Path) -> Iterator[tuple[str, int]]:
     """(study, instances) of a store."""
     for study in folder.iterdir() if folder.is_dir() else ():
         if study.is_dir() and not study.name.startswith("."):
-            yield study.name, sum(name.endswith((".dcm", IMAGE)) for _, _, names in os.walk(study) for name in names)
+            yield study.name, sum(name.endswith((".dcm", *IMAGES)) for _, _, names in os.walk(study) for name in names)
 
 
 def _locked(folder: Path) -> Any:

@@ -17,7 +17,7 @@ from monai_unet_app.data.schemas import write_new_json
 from monai_unet_app.errors import AppError, InputRefusedError
 from monai_unet_app.service.node import RECEIVED, RESULTS, REVIEWS, VERDICTS, Node
 from monai_unet_app.service.queue import DECIDABLE, KEPT_BACK, DecidedError, Decision, Result
-from monai_unet_app.service.uploads import IMAGE
+from monai_unet_app.service.uploads import images_of
 from monai_unet_app.service.work import digest_of, variant_of
 
 PAGE_S = 300.0
@@ -267,7 +267,8 @@ def _image(node: Node, result: Result) -> list[str]:
     """Words that name the image of a result: a series, read as the worker reads it, or an image that is no DICOM."""
     study, rule = node.folder / RECEIVED / result.study, node.site.rule(result.rule)
     if not result.series:
-        return ["--input", str(study / result.rule / IMAGE)]
+        folder = study / result.rule
+        return ["--input", str(next((image for image in images_of(study) if image.parent == folder), folder))]
     what_is_there = ["--accept-incomplete"] if rule is not None and rule.allow_incomplete else []
     return ["--input", str(study), "--series", result.series, *what_is_there]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import shutil
 import threading
 import zipfile
@@ -32,10 +33,17 @@ SMALL_BYTES = 2**28
 MOST_TOLD = 100
 """The most refused files that an answer names."""
 
-IMAGE = "image.nii.gz"
+_IMAGE, _PACKED_IMAGE = "image.nii", "image.nii.gz"  # readers go by the ending
+IMAGES = (_IMAGE, _PACKED_IMAGE)
+"""What the one image of a study is called that is no DICOM, as it is or packed by gzip."""
+
 _naming = threading.Lock()  # of images: whether a name is free and taking it is one step
 _ZIP, _GZIP, _DICM = b"PK\x03\x04", b"\x1f\x8b", b"DICM"
 _HEAD_BYTES = 132  # preamble and mark (PS3.10 7.1)
+_NIFTI_BYTES = 348
+_NIFTI = re.compile(  # header and voxels in one file: NIfTI-1 and NIfTI-2, in either byte order
+    rb"(?:\x5c\x01\0\0|\0\0\x01\x5c).{340}n\+1\0|(?:\x1c\x02\0\0|\0\0\x02\x1c)n\+2\0\r\n\x1a\n", re.DOTALL
+)
 _LARGEST_READ = 2**24  # of the list of an archive's members
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
@@ -103,12 +111,12 @@ class _Bounded:
 def kind_of(path: Path) -> str:
     """ "zip", "dicom" or "nifti". Raises InputRefusedError for anything else."""
     with path.open("rb") as stream:
-        start = stream.read(132)
+        start = stream.read(_NIFTI_BYTES)
     if start[:4] == _ZIP:
         return "zip"
-    if start[128:] == _DICM:
+    if start[128:_HEAD_BYTES] == _DICM:
         return "dicom"
-    if start[:2] == _GZIP or start[:4] in (b"\x5c\x01\x00\x00", b"\x00\x00\x01\x5c"):
+    if start[:2] == _GZIP or _NIFTI.match(start):
         return "nifti"
     raise InputRefusedError(
         "the upload is no zip archive, DICOM file or NIfTI image; one of these is needed; check what is sent"
@@ -186,12 +194,14 @@ def take_nifti(path: Path, received: Path, rule: str) -> tuple[str, bool]:
     """Puts an image where the worker finds it, for one rule. Several threads may take the same image at once.
 
     Returns:
-        The UID that it is called by (one image, one UID), and whether it is new: False if the same image was there already.
+        The UID that it is called by (the same bytes, one UID), and whether it is new: False if it was there already.
     """
     with path.open("rb") as stream:
+        is_packed = stream.read(len(_GZIP)) == _GZIP
+        stream.seek(0)
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     study = f"2.25.{int(hashlib.sha256(f'{rule} {digest}'.encode()).hexdigest()[:30], 16)}"
-    target = received / study / rule / IMAGE
+    target = received / study / rule / (_PACKED_IMAGE if is_packed else _IMAGE)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{uuid4().hex}.part")  # a name of its own for each upload
     try:
@@ -207,6 +217,11 @@ def take_nifti(path: Path, received: Path, rule: str) -> tuple[str, bool]:
     for folder in (target.parent, target.parent.parent, received):
         sync_folder(folder)
     return study, is_new
+
+
+def images_of(study: Path) -> list[Path]:
+    """The images in the folder of a study that are no DICOM: one for each rule that they came for."""
+    return sorted(path for name in IMAGES for path in study.glob(f"*/{name}"))
 
 
 def _put(stream: _Bounded, name: str, store: InstanceStore, found: Upload) -> None:

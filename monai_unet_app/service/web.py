@@ -294,9 +294,8 @@ def _add_results(app: FastAPI, node: Node) -> None:
             raise HTTPException(
                 403, f"the result is {found.state}; only the role reviewer opens one that is not released"
             )
-        folder = node.result_folder(found).resolve()
-        path = (folder / name).resolve()
-        if not path.is_relative_to(folder) or not path.is_file():
+        path = _files(node, found).get(name)  # only looked up: a name may be longer than the system's, or hold a NUL
+        if path is None:
             raise HTTPException(404, "no such file")
         node.audit.write("read", who=holder.name, result=number, file=path.name)
         return FileResponse(path, filename=path.name)

@@ -27,7 +27,7 @@ from monai_unet_app.errors import AppError, InputRefusedError
 from monai_unet_app.service.children import PARTIAL, Message, serve
 from monai_unet_app.service.queue import ResultState
 from monai_unet_app.service.site import Rule, Site, read_site
-from monai_unet_app.service.uploads import IMAGE
+from monai_unet_app.service.uploads import images_of
 
 if TYPE_CHECKING:
     from dicom_io.volume import Volume
@@ -95,7 +95,7 @@ class Worker:
 
     def work(self, task: Task) -> Message:
         """Segments what the rules pick and writes it, all of it or nothing; nothing yet where images may still come."""
-        images = sorted(task.study.glob(f"*/{IMAGE}"))
+        images = images_of(task.study)
         series = survey_files(files_below(task.study)).series if not images else ()
         if not task.waited and (lacks := self._lacking(series)):
             return {"incomplete": lacks}

@@ -23,7 +23,7 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from monai_unet_app.service.children import Message, serve
 from monai_unet_app.service.site import Site, read_site
-from monai_unet_app.service.uploads import IMAGE
+from monai_unet_app.service.uploads import images_of
 from monai_unet_app.service.work import digest_of, state_of
 
 
@@ -31,7 +31,7 @@ def segment(site: Site, message: Message) -> Message:
     """The answer to a task, as that of `service.work`."""
     begin = time.perf_counter()
     output = Path(message["output"])
-    for image in Path(message["study"]).glob(f"*/{IMAGE}"):
+    for image in images_of(Path(message["study"])):
         return {"results": [_image_result(site, image, output)], "seconds": 0.0}
     files = sorted(Path(message["study"]).rglob("*.dcm"))
     headers = [dcmread(path) for path in files]

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import requests
@@ -20,6 +21,7 @@ from nodes import NAME, PATIENT_ID, make_study, study_of, wait_until, write_site
 from pydicom import dcmread
 
 from monai_unet_app.cli import main
+from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import UsageError
 from monai_unet_app.service.site import HttpConfig, read_site
 from monai_unet_app.service.tokens import read_tokens
@@ -57,8 +59,6 @@ def test_one_object_is_a_study_too(site: Site, tmp_path: Path) -> None:
 
 
 def test_an_image_needs_a_rule_and_waits_where_the_worker_looks(site: Site, tmp_path: Path) -> None:
-    import nibabel
-
     path = tmp_path / "image.nii.gz"
     nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 6), np.float32), np.eye(4)), path)
     answer = site.ask("POST", "/studies", "submit", data=path.read_bytes())
@@ -69,6 +69,29 @@ def test_an_image_needs_a_rule_and_waits_where_the_worker_looks(site: Site, tmp_
     assert first == again
     (study,) = first["studies"]
     assert (site.node.store.folder / study / "any" / "image.nii.gz").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_an_image_that_is_not_packed_is_kept_under_a_name_by_which_it_is_read(
+    site: Site, kind: type[nibabel.Nifti1Image], order: str
+) -> None:
+    voxels = np.arange(120, dtype=np.float32).reshape(4, 5, 6)
+    content = kind(voxels, np.eye(4), kind.header_class(endianness=order)).to_bytes()
+    for sent, name in ((content, "image.nii"), (gzip.compress(content, mtime=0), "image.nii.gz")):
+        answer = site.ask("POST", "/studies?rule=any", "submit", data=sent)
+        assert answer.status_code == 202
+        (study,) = answer.json()["studies"]
+        assert [one.name for one in (site.node.store.folder / study / "any").iterdir()] == [name]
+        assert np.array_equal(read_volume(site.node.store.folder / study / "any" / name).array, voxels)
+        wait_until(lambda: site.node.queue.instances(study) == 1)  # noqa: B023 - it is asked before the next round
+    wait_until(lambda: site.node.queue.counts()["results"] == {"delivered": 2})
+
+
+def test_a_header_without_its_voxels_is_no_image(site: Site) -> None:
+    content = nibabel.Nifti1Pair(np.zeros((4, 5, 6), np.float32), np.eye(4)).header.binaryblock
+    answer = site.ask("POST", "/studies?rule=any", "submit", data=content)
+    assert (answer.status_code, "is no zip archive" in answer.json()["detail"]) == (422, True)
 
 
 @pytest.mark.parametrize("kind", ["dicom", "nifti"])
@@ -231,7 +254,18 @@ def test_words_are_bounded_more_closely_than_files(site: Site, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "name", ["..%2f..%2f..%2faudit.jsonl", "%2e%2e%2f%2e%2e%2f%2e%2e%2fnode.sqlite", "binary", "nothing"]
+    "name",
+    [
+        "..%2f..%2f..%2faudit.jsonl",
+        "%2e%2e%2f%2e%2e%2f%2e%2e%2fnode.sqlite",
+        "binary",
+        "nothing",
+        "",
+        "binary%00",
+        "n" * 256,
+        "binary%2f" + "n" * 256,
+        "n%2f" * 2500,
+    ],
 )
 def test_no_file_but_a_results_own_can_be_fetched(site: Site, tmp_path: Path, name: str) -> None:
     site.ask("POST", "/studies", "submit", data=zipped(make_study(tmp_path / "study")))

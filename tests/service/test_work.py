@@ -277,7 +277,7 @@ def test_of_a_study_that_no_rule_fits_there_is_no_notice(noticing: Path, tmp_pat
 @pytest.mark.parametrize(
     ("verdict", "state"), [("accept", "sending"), ("review", "held"), ("reject", "rejected")], ids=str
 )
-@pytest.mark.parametrize("kind", ["nifti", "dicom"])
+@pytest.mark.parametrize("kind", ["nifti", "nifti.gz", "dicom"])
 def test_the_quality_gate_keeps_a_result_back_whatever_way_its_image_came(
     site_file: Path, crop: Volume, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: str, state: str,
     kind: str,
@@ -290,9 +290,10 @@ def test_the_quality_gate_keeps_a_result_back_whatever_way_its_image_came(
         worker, "_write", lambda case, *words, **what: write(replace(case, assessment=None), *words, **what)
     )
     uid = study.parent.name
-    if kind == "nifti":
-        write_nifti(crop.array, crop, tmp_path / "one.nii.gz")
-        uid, _ = take_nifti(tmp_path / "one.nii.gz", tmp_path / "received", "hippocampus")
+    if kind != "dicom":
+        image = tmp_path / ("one.nii.gz" if kind == "nifti.gz" else "one.nii")
+        write_nifti(crop.array, crop, image)
+        uid, _ = take_nifti(image, tmp_path / "received", "hippocampus")
     message = {"study": str(tmp_path / "received" / uid), "output": str(tmp_path / "results" / "1-1"), "earlier": {}}
     (found,) = worker.answer(message)["results"]
     assert (found["state"], found["verdict"], found["reason"]) == (state, verdict, f"a reason to {verdict}")
