@@ -22,6 +22,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+import yaml
+
 from dicom_io.coding import Segment, Whole, load_segments, load_wholes
 from dicom_io.errors import DicomIoError
 from dicom_io.volume import Volume
@@ -115,6 +117,26 @@ class BundleFiles:
             )
         validate(document, "confidence")
         return document
+
+    @cached_property
+    def inference_document(self) -> dict[str, Any]:
+        """`configs/inference.yaml` as it stands there: no expression is evaluated. Raises BundleError if it is damaged."""
+        try:
+            found = yaml.safe_load((self.root / "configs/inference.yaml").read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError) as error:
+            raise BundleError(f"{self.name}: inference.yaml cannot be read: {error}") from error
+        if not isinstance(found, dict):
+            raise BundleError(f"{self.name}: inference.yaml holds no ids; see docs/bundles.md")
+        return found
+
+    @cached_property
+    def weights_sha256(self) -> str | None:
+        """Hex digest of `models/model.pt`; None where there is none."""
+        path = self.root / "models/model.pt"
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     @cached_property
     def sha256(self) -> str:

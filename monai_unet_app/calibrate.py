@@ -22,11 +22,9 @@ from monai_unet_app.bundle import CONFIDENCE, Bundle, check_unseen, load_bundle,
 from monai_unet_app.calibration import CalibrationFit, Fitted
 from monai_unet_app.calibration.border import BorderStatement, Touching
 from monai_unet_app.calibration.confidence import (
-    SCHEMA_VERSION,
     Confidence,
     Measured,
     RiskStatement,
-    Setting,
     SizeStatement,
     measure,
     needed,
@@ -38,6 +36,7 @@ from monai_unet_app.calibration.conformal import subjects_needed
 from monai_unet_app.calibration.corruptions import dice_of_whole, spoil, ways_for
 from monai_unet_app.calibration.features import describe, on_border
 from monai_unet_app.calibration.fit import KeptLogits
+from monai_unet_app.calibration.fitted_to import SCHEMA_VERSION, Setting, fitted_to
 from monai_unet_app.calibration.forms import (
     FormScore,
     FormTrial,
@@ -224,7 +223,10 @@ def state_confidence(
     document = {
         "schema_version": SCHEMA_VERSION,
         "structures": list(bundle.structure_names),
-        "settings": {setting: statements.document() for setting, statements in found.items()},
+        "settings": {
+            setting: {**statements.document(), "fitted_to": fitted_to(bundle, setting)}
+            for setting, statements in found.items()
+        },
     }
     write_json(document, bundle.root / CONFIDENCE, "confidence", indent=None)
     return found

@@ -26,6 +26,8 @@ from rich.console import Console
 from shell import Run, shell
 
 from dicom_io.volume import Provenance, Volume
+from monai_unet_app.bundle import BundleFiles
+from monai_unet_app.calibration.fitted_to import fitted_to
 from monai_unet_app.cli import show
 from monai_unet_app.cli.parser import build_parser
 
@@ -559,8 +561,9 @@ def test_tta_of_a_bundle_that_was_calibrated_without_it_says_that_nothing_judged
 ) -> None:
     bundle = tiny_bundle()
     sizes = {"coverage": 0.9, "log_ratios": {"1": [-0.2, 0.2], "2": [-0.2, 0.2]}, "small": 0.01, "subjects": 20}
-    plain = {"why_not": {}, "sizes": sizes}
-    document = {"schema_version": "1.1", "structures": ["anterior", "posterior"], "settings": {"plain": plain}}
+    plain: dict[str, Any] = {"why_not": {}, "sizes": sizes}
+    plain["fitted_to"] = fitted_to(BundleFiles(bundle), "plain")
+    document = {"schema_version": "1.2", "structures": ["anterior", "posterior"], "settings": {"plain": plain}}
     (bundle / "configs/confidence.json").write_text(json.dumps(document))
     image, words = good(tmp_path, crop), ["--format", "nifti,sr", "--dicomize"]
     found = {}

@@ -1,6 +1,7 @@
 """Trains, calibrates and measures the reference bundles, and writes weights, figures and cards: `make bundles`.
 
     python tools/make_bundles.py --data DIR [--only NAME ...] [--build build/bundles] [--measure]
+    python tools/make_bundles.py --fitted-to [--only NAME ...]
 
 DIR holds `msd_hippocampus/` (images/ and labels/) and `chase_db1_2d/`. A training that was interrupted goes on; a finished
 one is not repeated. Only when a bundle has been trained, calibrated and measured do its files replace those in bundles/.
@@ -9,6 +10,9 @@ Intervals for sizes of `hippocampus_mri_unet3d` are fitted on its committed tabl
 cross-validation made (`tools/make_folds.py`, some hours); everything else is fitted on the calibration cases.
 
 `--measure` trains and fits nothing: it measures the bundles of the repository as they are, and writes figures, cards and table.
+
+`--fitted-to` writes into each `confidence.json` that its statements are of the bundle as it is, and does nothing else: for a
+change of what is written there, never after a change of the bundle.
 """
 
 from __future__ import annotations
@@ -24,10 +28,10 @@ from make_folds import NAME as CROSS_VALIDATED
 from make_folds import TABLE as TABLE_OF_FOLDS
 from make_folds import read_table, state
 
-from monai_unet_app.bundle import CONFIDENCE, load_bundle
+from monai_unet_app.bundle import CONFIDENCE, bundle_files, load_bundle
 from monai_unet_app.calibrate import calibrate_bundle, known_rows, state_confidence
 from monai_unet_app.calibrate import summary as summary_of_statements
-from monai_unet_app.calibration.confidence import Setting
+from monai_unet_app.calibration.fitted_to import Setting, write_fitted_to
 from monai_unet_app.config import resolve_device
 from monai_unet_app.data.cases import find_data
 from monai_unet_app.data.labels import read_labels
@@ -60,11 +64,18 @@ DELIVERED = ("models/model.pt", "models/run.json", "models/calibration.json", "c
 def main() -> None:
     """Makes the bundles that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--only", nargs="+", choices=tuple(DATA), default=tuple(DATA))
     parser.add_argument("--build", type=Path, default=REPOSITORY / "build" / "bundles")
     parser.add_argument("--measure", action="store_true", help="measure the bundles as they are, and change no weights")
+    parser.add_argument("--fitted-to", action="store_true", help="write what the statements are fitted to; fit nothing")
     options = parser.parse_args()
+    if options.fitted_to:
+        for name in options.only:
+            write_fitted_to(bundle_files(REPOSITORY / "bundles" / name))
+        return
+    if options.data is None:
+        parser.error("--data DIR is needed to make or to measure bundles")
     for name in options.only:
         if not options.measure:
             make(name, options.data, options.build / name)

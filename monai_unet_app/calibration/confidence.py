@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,13 +22,9 @@ from monai_unet_app.errors import BundleError
 from .border import BorderStatement, Cut
 from .conformal import conformal_quantile, least_threshold_of_risk, subjects_needed
 from .features import Features, Structure, describe
+from .fitted_to import Setting, changed_since
 from .quality import Grade, QualityGate, Verdict
 from .shift import ShiftDetector
-
-SCHEMA_VERSION = "1.1"
-"""1.0 did not know whether a structure is cut off where the image ends; a bundle with such a document is calibrated again."""
-
-Setting = Literal["plain", "tta"]
 
 THRESHOLDS = tuple(np.concatenate([np.arange(1, 10) / 1000, np.arange(1, 51) / 100]).round(3).tolist())
 """At which a mask of bounded risk may be cut."""
@@ -214,7 +210,9 @@ STATEMENTS = ("sizes", "risk", "gate", "shift", "border")
 
 
 def read_confidence(bundle: BundleFiles, setting: Setting) -> Confidence:
-    """What the bundle says about results of this setting; without any statement, and with the reason, if it was not fitted.
+    """What the bundle says about results of this setting; without any statement, and with the reason, where it was not fitted.
+
+    Statements that were fitted to other weights, configs or structures than the bundle has now are not its own.
 
     Raises:
         BundleError: Its confidence.json is damaged, or of another version.
@@ -226,6 +224,10 @@ def read_confidence(bundle: BundleFiles, setting: Setting) -> Confidence:
         found = document["settings"].get(setting)
         if found is None:
             return _nothing_stated(_NOT_FITTED[setting].format(bundle.name))
+        if "fitted_to" not in found:
+            return _nothing_stated(_NOT_SAID.format(bundle.name))
+        if changed := changed_since(bundle, setting, found["fitted_to"]):
+            return _nothing_stated(_CHANGED.format(bundle.name, ", ".join(changed)))
         return Confidence.from_document(found)
     except BundleError:
         raise
@@ -240,6 +242,13 @@ _NOT_FITTED: Mapping[Setting, str] = {
     "tta": "{} was calibrated without --tta and states nothing of averages over mirror images; run monai-unet calibrate --tta, "
     "or leave --tta out of this command",
 }
+
+
+_CHANGED = "{} was changed after its statements were fitted ({}); run monai-unet calibrate again"
+_NOT_SAID = (
+    "{}: its statements do not say which weights and configs they were fitted to (an older version wrote them); run monai-unet "
+    "calibrate again"
+)
 
 
 def _nothing_stated(why: str) -> Confidence:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import BUNDLES
 from pydicom.sr.codedict import codes
 
 from dicom_io.coding import Whole
@@ -27,6 +29,7 @@ from monai_unet_app.calibration.confidence import (
     together,
 )
 from monai_unet_app.calibration.features import Structure
+from monai_unet_app.calibration.fitted_to import fitted_to
 from monai_unet_app.calibration.judged import (
     area_under_risk_coverage,
     judge,
@@ -114,19 +117,25 @@ def stated() -> Confidence:
 
 
 def bundle_with(folder: Path, document: object) -> BundleFiles:
+    """A bundle of these statements, which were fitted to it."""
     (folder / "configs").mkdir()
+    for name in ("inference.yaml", "segments.json"):
+        shutil.copy2(BUNDLES[0] / "configs" / name, folder / "configs")
+    if isinstance(document, dict) and document["schema_version"] == "1.2":
+        for setting, found in document["settings"].items():
+            found["fitted_to"] = fitted_to(BundleFiles(folder), setting)
     (folder / CONFIDENCE).write_text(json.dumps(document))
     return BundleFiles(folder)
 
 
 def test_what_was_written_is_read_again_by_setting(tmp_path: Path, stated: Confidence) -> None:
-    document = {"schema_version": "1.1", "structures": ["a", "b"], "settings": {"plain": stated.document()}}
+    document = {"schema_version": "1.2", "structures": ["a", "b"], "settings": {"plain": stated.document()}}
     files = bundle_with(tmp_path, document)
     assert read_confidence(files, "plain").document() == stated.document()
 
 
 def test_a_setting_that_was_never_fitted_says_why_nothing_is_stated_of_it(tmp_path: Path, stated: Confidence) -> None:
-    document = {"schema_version": "1.1", "structures": ["a", "b"], "settings": {"plain": stated.document()}}
+    document = {"schema_version": "1.2", "structures": ["a", "b"], "settings": {"plain": stated.document()}}
     averaged = read_confidence(bundle_with(tmp_path, document), "tta")
     uncalibrated = read_confidence(BundleFiles(tmp_path / "configs"), "plain")
     for found, why in ((averaged, "was calibrated without --tta"), (uncalibrated, "was not calibrated")):
@@ -140,7 +149,7 @@ def test_a_setting_that_was_never_fitted_says_why_nothing_is_stated_of_it(tmp_pa
     [
         [],
         {"schema_version": "9", "structures": [], "settings": {}},
-        {"schema_version": "1.1", "structures": [], "settings": {"plain": {"why_not": {}, "gate": {}}}},
+        {"schema_version": "1.2", "structures": [], "settings": {"plain": {"why_not": {}, "gate": {}}}},
     ],
 )
 def test_a_damaged_file_is_refused_by_name(tmp_path: Path, document: object) -> None:
@@ -159,7 +168,7 @@ def test_a_gate_of_other_features_is_refused(tmp_path: Path) -> None:
         "subjects": 9,
         "samples": 9,
     }
-    document = {"schema_version": "1.1", "structures": [], "settings": {"plain": {"why_not": {}, "gate": gate}}}
+    document = {"schema_version": "1.2", "structures": [], "settings": {"plain": {"why_not": {}, "gate": gate}}}
     with pytest.raises(BundleError, match="calibrate the bundle again"):
         read_confidence(bundle_with(tmp_path, document), "plain")
 

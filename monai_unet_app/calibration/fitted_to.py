@@ -1,0 +1,130 @@
+"""What the statements of `confidence.json` were fitted to, so that they speak of no other weights, configs or structures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from dicom_io.coding import load_wholes
+from dicom_io.errors import DicomIoError
+from monai_unet_app.bundle import CONFIDENCE, Bundle, BundleFiles
+from monai_unet_app.data.schemas import write_json
+from monai_unet_app.errors import BundleError
+
+SCHEMA_VERSION = "1.2"
+"""Of confidence.json. 1.0 did not know whether a structure is cut off where the image ends: such a bundle is calibrated again.
+1.1 did not say what its statements were fitted to: they are not used."""
+
+INFERENCE, SEGMENTS, WEIGHTS = "configs/inference.yaml", "configs/segments.json", "models/model.pt"
+
+_OF_RESULTS = ("imports", "labels", "outputs", "preprocessing", "network_def", "inferer", "result", "feature_layer")
+"""Ids of inference.yaml on which masks, probabilities and the features of an image depend, with all that they refer to."""
+
+_OF_AVERAGES = ("mirror_axes", "calibration_tta")
+
+_OF_THE_RUN = frozenset(("bundle_root", "dataset_dir", "output_dir", "pattern", "device", "reader"))
+"""Ids that change no result of `predict`; references to them are not followed."""
+
+_OF_SPEED = frozenset(
+    (
+        "sw_batch_size",
+        "sw_device",
+        "device",
+        "progress",
+        "cache_roi_weight_map",
+        "cpu_thresh",
+        "buffer_steps",
+        "buffer_dim",
+    )
+)
+"""Arguments of the inferer that say how, not what, it computes."""
+
+_REFERENCE = re.compile(r"[@%](\w+)")  # MONAI: @id, @id::part and the macro %id
+
+Setting = Literal["plain", "tta"]
+
+
+def fitted_to(bundle: BundleFiles, setting: Setting) -> dict[str, str | None]:
+    """SHA-256 of what results of this setting depend on, by file; comments, paths, device and formats do not count.
+
+    Args:
+        bundle: Its files as they are now.
+        setting: "tta" depends on the mirror axes and on `calibration_tta`, too.
+
+    Returns:
+        models/model.pt: the file's digest, None where there are no weights. configs/inference.yaml: of the parsed values that
+        masks and probabilities depend on. configs/segments.json: of the labels of structures and wholes and of their parts.
+
+    Raises:
+        BundleError: A config is damaged.
+    """
+    return {
+        WEIGHTS: bundle.weights_sha256,
+        INFERENCE: _digest(_values_of_results(bundle, setting)),
+        SEGMENTS: _digest([list(bundle.structure_names), _wholes(bundle)]),
+    }
+
+
+def changed_since(bundle: BundleFiles, setting: Setting, then: Mapping[str, str | None]) -> tuple[str, ...]:
+    """The files of the bundle that are no longer what `then` says, which `fitted_to` once gave."""
+    return tuple(file for file, digest in fitted_to(bundle, setting).items() if digest != then.get(file))
+
+
+def write_fitted_to(bundle: BundleFiles) -> None:
+    """Writes into `confidence.json` that its statements were fitted to the bundle as it is now; fits nothing.
+
+    For statements that are known to be this bundle's, and were written before they said what they were fitted to.
+    """
+    document = json.loads((bundle.root / CONFIDENCE).read_text())
+    document["schema_version"] = SCHEMA_VERSION
+    for setting, found in document["settings"].items():
+        found["fitted_to"] = fitted_to(bundle, setting)
+    write_json(document, bundle.root / CONFIDENCE, "confidence", indent=None)
+
+
+def _values_of_results(bundle: BundleFiles, setting: Setting) -> dict[str, Any]:
+    """The top-level values of inference.yaml that results depend on: some by name, others because these refer to them."""
+    config = bundle.inference_document
+    waiting, found = [*_OF_RESULTS, *(_OF_AVERAGES if setting == "tta" else ())], dict[str, Any]()
+    while waiting:
+        name = waiting.pop()
+        if name in found or name in _OF_THE_RUN or name not in config:
+            continue
+        value = config[name]
+        if name == "inferer" and isinstance(value, dict):
+            value = {key: one for key, one in value.items() if key not in _OF_SPEED}
+        found[name] = value
+        waiting += [reference for text in _texts(value) for reference in _REFERENCE.findall(text)]
+    overrides = bundle.overrides if isinstance(bundle, Bundle) else ()
+    return found | {name: value for name, value in overrides if name.split("::")[0] in found}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a parsed value; keys hold no references."""
+    if isinstance(value, str):
+        yield value
+    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _texts(one)
+
+
+def _wholes(bundle: BundleFiles) -> list[Any]:
+    try:
+        return [[whole.label, list(whole.numbers)] for whole in load_wholes(bundle.root / SEGMENTS)]
+    except DicomIoError as error:
+        raise BundleError(f"{bundle.name}: {error}") from error
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """The value with texts as keys; YAML knows numbers and dates as keys, too."""
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
