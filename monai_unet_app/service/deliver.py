@@ -12,6 +12,7 @@ from pathlib import Path
 from dicom_io.errors import DicomIoError
 from dicom_io.net.exchange import send
 from monai_unet_app.service.children import Message, serve
+from monai_unet_app.service.lost import why_lost
 from monai_unet_app.service.site import Site, read_site
 from monai_unet_app.service.work import variant_of
 
@@ -23,11 +24,16 @@ class Sender:
         self.site = site
 
     def answer(self, message: Message) -> Message:
-        """{"delivered": how many files} or {"failed": why}; never raises."""
+        """{"delivered": how many files}, {"failed": why}, or {"lost": how}; never raises.
+
+        Nothing is sent of a result whose files are not those that were made, by the digest that the node recorded.
+        """
         begin = time.perf_counter()
-        destination = self.site.destinations[message["destination"]]
-        files = sorted(Path(message["folder"], variant_of(destination)).rglob("*.dcm"))
+        destination, folder = self.site.destinations[message["destination"]], Path(message["folder"])
         try:
+            if how := why_lost(folder, message["digest"]):
+                return {"lost": how}
+            files = sorted((folder / variant_of(destination)).rglob("*.dcm"))
             outcomes = send(destination, files)
         except (DicomIoError, OSError) as error:
             return {"failed": str(error)}

@@ -40,7 +40,8 @@ from monai_unet_app.service.crew import Crew, Pause
 from monai_unet_app.service.figures import Durations
 from monai_unet_app.service.health import Health
 from monai_unet_app.service.letters import DeadLetters
-from monai_unet_app.service.queue import FOLLOW_UPS, Delivery, Job, NewResult, Queue, Result
+from monai_unet_app.service.lost import LostResults
+from monai_unet_app.service.queue import Delivery, Job, NewResult, Queue, Result
 from monai_unet_app.service.restore import restore
 from monai_unet_app.service.site import Site
 from monai_unet_app.service.uploads import IMAGES
@@ -50,7 +51,6 @@ WORKER, SENDER = "monai_unet_app.service.work", "monai_unet_app.service.deliver"
 _TICK_S = 0.05
 _TIDY_S = 60.0
 _WAIT_S = 5.0  # for a disk that is full
-_MOST_REMADE = 2
 _FEW_TRIES = 10  # no destination is given up before, whatever the clock says
 _LONGEST_START_S = 600.0  # of a worker, which loads its bundles
 _TURNED_AWAY = 10
@@ -112,6 +112,7 @@ class Node:
             self._lock_file.close()
             raise
         self.letters = DeadLetters(self.folder / DEAD, self.queue)
+        self.lost = LostResults(self.queue, self.audit, self.folder / RECEIVED, self.folder / RESULTS)
         self.health = Health(self)
         self.seconds: dict[str, Durations] = {name: Durations(name) for name in ("work", "deliver", "total")}
         self.received = self.refused = self.rejected = 0
@@ -122,6 +123,7 @@ class Node:
         self._is_full = ""
         self._not_before: dict[int, float] = {}  # job -> clock
         self._whole: set[int] = set()  # jobs of studies of which somebody said that they are whole
+        self._unsendable: dict[int, str] = {}  # result whose files are lost -> study, until its job has ended
         self._pauses: dict[str, Pause] = {}
         self._delivered: dict[str, float] = {}  # destination -> seconds since 1970
         self._tidied = 0.0
@@ -339,7 +341,7 @@ class Node:
             "waited": job.id in self._whole or self.queue.quiet_s(job.study) >= self.config.incomplete_s,
             "earlier": {
                 f"{one.rule}/{one.series}": str(self.folder / RESULTS / one.folder)
-                for one in self.queue.last_delivered(job.study)
+                for one in self.queue.last_delivered(job.study, job.id)
             },
         }
 
@@ -389,6 +391,12 @@ class Node:
 
     def _keep(self, job: Job, found: list[NewResult], worker: int) -> None:
         with self.queue.all_or_none():
+            if self.queue.times_remade(job.id):
+                found, not_again = self.lost.compare(job, found)
+                for number, why in not_again.items():
+                    for delivery in self.queue.deliveries_of(number):
+                        if delivery.state == "pending":
+                            self._give_up(delivery, why)
             for made, one in zip(self.queue.finish(job.id, found), found, strict=True):
                 self.audit.write(
                     "result", study=job.study, version=job.version, job=job.id, result=made.id, series=one.series,
@@ -399,6 +407,11 @@ class Node:
                 self._not_before.pop(job.id, None)
                 why = f": {one.reason}" if one.reason else ""
                 _logger.info("study %s: result %s of rule %s is %s%s", job.study, made.id, one.rule, made.state, why)
+        self._forget_unsendable(job.study)
+
+    def _forget_unsendable(self, study: str) -> None:
+        """A job has ended that was to make lost results again; those that it did not are found anew by a sender."""
+        self._unsendable = {result: of for result, of in self._unsendable.items() if of != study}
 
     def _failed(self, job: Job, reason: str) -> None:
         if job.attempts >= self.config.tries:
@@ -406,6 +419,7 @@ class Node:
                 self.queue.bury(job.id, reason)
                 self.audit.write("dead letter", study=job.study, version=job.version, job=job.id, reason=reason)
                 self.letters.lay_down(job, reason)
+            self._forget_unsendable(job.study)
             _logger.warning("dead letter: study %s, job %s: %s", job.study, job.id, reason)
         else:
             _logger.info("study %s: job %s failed, try %s: %s", job.study, job.id, job.attempts, reason)
@@ -433,16 +447,15 @@ class Node:
             return
         busy = {child.task.destination for child in self.senders.children if child.task is not None}
         away = {destination for destination, pause in self._pauses.items() if not pause.is_over}
-        due = [
-            one
-            for one in self.queue.next_deliveries()
-            if one[0].destination not in busy | away and self._is_there(*one)
-        ]
-        for child, (delivery, folder) in zip(idle, due, strict=False):
-            task = {"destination": delivery.destination, "folder": str(self.folder / RESULTS / folder)}
-            child.give(delivery, task)
+        due = [one for one in self.queue.next_deliveries(self._unsendable) if one[0].destination not in busy | away]
+        for child, (delivery, result) in zip(idle, due, strict=False):
+            folder = str(self.result_folder(result))
+            child.give(delivery, {"destination": delivery.destination, "folder": folder, "digest": result.digest})
 
     def _sent(self, child: Child, delivery: Delivery, message: Message | None) -> None:
+        if message is not None and "lost" in message:
+            self._lost_on_the_way(delivery, str(message["lost"]))
+            return
         if message is not None and "delivered" in message:
             self._pauses.pop(delivery.destination, None)
             self._delivered[delivery.destination] = time.time()
@@ -479,35 +492,18 @@ class Node:
             self.letters.lay_down(delivery, reason)
         _logger.warning("dead letter: result %s to %s: %s", delivery.result, delivery.destination, reason)
 
-    def _is_there(self, delivery: Delivery, folder: str) -> bool:
-        """Whether there is something to deliver. If it is lost, its study is worked at again, at most twice.
-
-        What is made again supersedes what is lost, and has the same bytes; a destination that has them is not sent them.
-        """
-        if any((self.folder / RESULTS / folder).rglob("*.dcm")):
-            return True
+    def _lost_on_the_way(self, delivery: Delivery, lost: str) -> None:
+        """A sender found that the files of a result are not those that were made: they are made again, or it is given up."""
         result = self.queue.result(delivery.result)
-        jobs = self.queue.jobs_of(result.study) if result else []
-        if result is None or not jobs or jobs[-1].state in ("queued", "working"):
-            return False
-        lost, job = f"its files are missing from {RESULTS}", jobs[-1]
-        if result.verdict in FOLLOW_UPS:
-            self._give_up(
-                delivery, f"{lost}; what follows from a decision is not made again: put {RESULTS} back from a backup"
-            )
-        elif not any((self.folder / RECEIVED / result.study).rglob("*")):
-            self._give_up(delivery, f"{lost}, and its images from {RECEIVED}; send the study again")
-        elif job.state == "dead":
-            self._give_up(delivery, f"{lost}, and job {job.id}, which would make them again, is a dead letter")
-        elif self.queue.times_remade(job.id) >= _MOST_REMADE:
-            self._give_up(delivery, f"{lost}, and were again after they were made again {_MOST_REMADE} times")
-        else:
-            with self.queue.all_or_none():
-                self.queue.remake(job.id)
-                self.queue.not_delivered(delivery.id, f"{lost}; they are made again")
-                self.audit.write("remade", study=result.study, job=job.id, result=result.id, reason=lost)
-            _logger.warning("result %s: %s; study %s is worked at again", result.id, lost, result.study)
-        return False
+        if result is None:
+            return
+        why_not = self.lost.make_again(result, lost)
+        if why_not:
+            self._give_up(delivery, why_not)
+            return
+        self._unsendable[result.id] = result.study
+        self.queue.not_delivered(delivery.id, f"{lost}; they are made again")
+        _logger.warning("result %s: %s; study %s is worked at again", result.id, lost, result.study)
 
     def _note_total(self, delivery: Delivery) -> None:
         result = self.queue.result(delivery.result)

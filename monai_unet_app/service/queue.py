@@ -15,7 +15,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -311,14 +311,17 @@ class Queue:
     def results_of(self, job: int) -> list[Result]:
         return [_result(row) for row in self._rows("SELECT * FROM results WHERE job = ? ORDER BY id", job)]
 
-    def last_delivered(self, study: str) -> list[Result]:
-        """Of each series the last result that went out, wholly or in part; a notice that there is none is no result."""
+    def last_delivered(self, study: str, job: int = 0) -> list[Result]:
+        """Of each series the last result that went out, wholly or in part; a notice that there is none is no result.
+
+        What `job` made itself, whose results are lost and made again, does not count.
+        """
         rows = self._rows(
             "SELECT * FROM results WHERE id IN (SELECT max(r.id) FROM results r JOIN deliveries d ON d.result = r.id "
-            "WHERE r.study = ? AND r.state != 'not processed' AND d.state = 'delivered' "
+            "WHERE r.study = ? AND r.job != ? AND r.state != 'not processed' AND d.state = 'delivered' "
             f"AND r.verdict NOT IN {FOLLOW_UPS} GROUP BY r.rule, r.series)",
-            study,
-        )
+            study, job,
+        )  # fmt: skip
         return [_result(row) for row in rows]
 
     def folders(self) -> set[str]:
@@ -381,16 +384,19 @@ class Queue:
 
     # deliveries
 
-    def next_deliveries(self) -> list[tuple[Delivery, str]]:
-        """For each destination the delivery that is to be made next, and the folder of its result.
+    def next_deliveries(self, without: Collection[int] = ()) -> list[tuple[Delivery, Result]]:
+        """For each destination the delivery that is to be made next, and its result; none of the results `without`.
 
         The one that was tried the least is, and of those the oldest: what a destination always refuses holds up nothing else.
         """
         rows = self._rows(
-            "SELECT * FROM (SELECT d.*, r.folder, row_number() OVER (PARTITION BY destination ORDER BY d.attempts, d.id) turn "
-            "FROM deliveries d JOIN results r ON r.id = d.result WHERE d.state = 'pending') WHERE turn = 1 ORDER BY id"
+            "SELECT * FROM (SELECT d.*, row_number() OVER (PARTITION BY destination ORDER BY d.attempts, d.id) turn "
+            "FROM deliveries d JOIN results r ON r.id = d.result WHERE d.state = 'pending' "
+            f"AND r.id NOT IN ({', '.join('?' * len(without))})) WHERE turn = 1 ORDER BY id",
+            *without,
         )
-        return [(_delivery(row), str(row["folder"])) for row in rows]
+        found = [(_delivery(row), self.result(row["result"])) for row in rows]
+        return [(delivery, result) for delivery, result in found if result is not None]
 
     def delivered(self, number: int) -> None:
         """A destination has all that it wants of a result."""

@@ -252,11 +252,15 @@ def variant_of(destination: Destination) -> str:
     return (profile.seg_encoding or "binary") + ("-all-frames" if profile.empty_frames else "")
 
 
+def result_files(folder: Path) -> list[Path]:
+    """A result's DICOM objects, or else its NIfTI files."""
+    return sorted(folder.rglob("*.dcm")) or sorted(folder.rglob("*.nii.gz"))
+
+
 def digest_of(folder: Path) -> str:
     """sha256 of a result's DICOM objects and their names, or else of its NIfTI files; `result.json` has times in it."""
     found = hashlib.sha256()
-    files = sorted(folder.rglob("*.dcm")) or sorted(folder.rglob("*.nii.gz"))
-    for path in files:
+    for path in result_files(folder):
         found.update(f"{path.relative_to(folder)}\0".encode())
         found.update(hashlib.sha256(path.read_bytes()).digest())
     return found.hexdigest()

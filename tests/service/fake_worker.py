@@ -4,8 +4,8 @@
 
 What it does is told by the patient's comments of an instance, or by `descrip` of a NIfTI image: "crash" dies, "hang" sleeps,
 "slow" sleeps for a while, "grind" computes for a while without letting any other thread run, "eat" takes memory, "nothing"
-finds nothing to segment, "refuse" refuses with a notice, "review" and "reject" are that verdict of the quality gate; anything
-else is delivered.
+finds nothing to segment, "refuse" refuses with a notice, "drift" writes other bytes each time,
+"review" and "reject" are that verdict of the quality gate; anything else is delivered.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def segment(site: Site, message: Message) -> Message:
         return {"results": [_result(rule.name, series, "", "not processed", "")], "seconds": 0.0}
     folder = output / f"{rule.name}_one"
     (folder / "binary").mkdir(parents=True)
-    _write(headers, folder / "binary" / "one_sc.dcm")
+    _write(headers, folder / "binary" / "one_sc.dcm", f" {output.name}" if "drift" in wish else "")
     verdict = next((one for one in ("review", "reject") if one in wish), "")
     state = "not processed" if "refuse" in wish else state_of(verdict, rule)
     found = _result(rule.name, series, f"{output.name}/{folder.name}", state, digest_of(folder), verdict)
@@ -91,7 +91,7 @@ def _result(rule: str, series: str, folder: str, state: str, digest: str, verdic
     }  # fmt: skip
 
 
-def _write(headers: list[Dataset], path: Path) -> None:
+def _write(headers: list[Dataset], path: Path, more: str = "") -> None:
     uids = sorted(str(one.SOPInstanceUID) for one in headers)
     number = int(hashlib.sha256("".join(uids).encode()).hexdigest()[:30], 16)
     made = Dataset()
@@ -100,7 +100,7 @@ def _write(headers: list[Dataset], path: Path) -> None:
     made.SOPClassUID, made.SOPInstanceUID = SecondaryCaptureImageStorage, f"2.25.{number}"
     made.StudyInstanceUID, made.SeriesInstanceUID = headers[0].StudyInstanceUID, f"2.25.{number + 1}"
     made.PatientName, made.PatientID = headers[0].PatientName, headers[0].PatientID
-    made.ImageComments = f"{len(uids)} instances"
+    made.ImageComments = f"{len(uids)} instances{more}"
     made.Rows = made.Columns = 1
     made.BitsAllocated = made.BitsStored = 8
     made.HighBit, made.PixelRepresentation, made.SamplesPerPixel = 7, 0, 1

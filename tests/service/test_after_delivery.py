@@ -147,6 +147,10 @@ def test_a_duplicate_that_is_another_patients_is_not_delivered(tmp_path: Path) -
         for path in site.pacs.rglob("*.dcm"):
             stored = path.read_bytes()
             path.write_bytes(stored.replace(b"PID-4711", b"PID-0815"))
-        told = Sender(site.node.site).answer({"destination": "pacs", "folder": str(folder)})
+        digest = site.node.queue.result(number).digest
+        task = {"destination": "pacs", "folder": str(folder), "digest": digest}
+        told = Sender(site.node.site).answer(task)
         assert "0x0111" in told["failed"]
         assert "PID" not in told["failed"]
+        (folder / "binary/case_seg.dcm").unlink()  # the report alone is not the result
+        assert Sender(site.node.site).answer(task)["lost"].endswith("some are missing, or were changed")

@@ -34,6 +34,7 @@ from ports import free_port
 from pydicom import dcmread
 
 from dicom_io.net.exchange import commit
+from dicom_io.net.scp import Listen, Provider
 from monai_unet_app.errors import UsageError
 from monai_unet_app.service.audit import verify
 from monai_unet_app.service.node import Node
@@ -183,6 +184,67 @@ def test_results_that_are_lost_with_their_images_are_given_up_with_the_reason(tm
         wait_until(lambda: node.queue.counts()["deliveries"] == {"dead": 1})
         (dead,) = node.queue.deliveries(["dead"])
         assert dead.reason.endswith("and its images from received; send the study again")
+
+
+def alter_results(node: Node) -> None:
+    for path in (node.folder / "results").rglob("*.dcm"):
+        path.write_bytes(path.read_bytes().replace(b"3 instances", b"0 instances"))
+
+
+TWO = '[destinations.second]\nhost = "127.0.0.1"\nport = {port}\nae_title = "SECOND"\n'
+
+
+def two_destinations(path: Path, second: int) -> Path:
+    """A site file whose results go to a second archive, too, at this port."""
+    path.write_text(path.read_text().replace('["pacs"]', '["pacs", "second"]') + TWO.format(port=second))
+    return path
+
+
+def test_a_changed_result_is_made_again_and_never_sent(tmp_path: Path) -> None:
+    """One archive has the result; what is changed before the other one can have it does not reach that."""
+    with Provider(tmp_path / "away", Listen("SECOND")) as gone:
+        port = gone.port
+    with pacs(tmp_path / "pacs") as peer:
+        path = two_destinations(write_site(tmp_path, peer.port), port)
+        with running(path) as node:
+            store(node, make_study(tmp_path / "one"))
+            wait_until(lambda: delivered(tmp_path / "pacs") == ["3 instances"])
+            alter_results(node)
+            with Provider(tmp_path / "second", Listen("SECOND", port=port)):
+                wait_until(lambda: node.queue.counts()["results"] == {"superseded": 1, "delivered": 1})
+            assert delivered(tmp_path / "second") == ["3 instances"]
+            assert delivered(tmp_path / "pacs") == ["3 instances"]
+    told = [json.loads(line) for line in (tmp_path / "node/audit.jsonl").read_text().splitlines()]
+    (remade,) = [one["reason"] for one in told if one["event"] == "remade"]
+    assert remade == "its files in results are not those that were made: some are missing, or were changed"
+    assert len({one["digest"] for one in told if one["event"] == "result"}) == 1
+
+
+@pytest.mark.parametrize(("wish", "state"), [("drift", "other bytes"), ("nothing", "not processed")])
+def test_a_changed_result_that_is_made_otherwise_is_a_dead_letter(wish: str, state: str, tmp_path: Path) -> None:
+    with pacs(tmp_path / "away") as gone:
+        port = gone.port
+    study = make_study(tmp_path / "one", wish="drift" if wish == "drift" else "")
+    with running(write_site(tmp_path, port)) as node:
+        store(node, study)
+        wait_until(lambda: len(pending(node.queue)) == 1)
+        if wish == "nothing":  # as another bundle would
+            for file in (node.folder / "received").rglob("*.dcm"):
+                header = dcmread(file)
+                header.PatientComments = wish
+                header.save_as(file)
+        alter_results(node)
+        with pacs(tmp_path / "pacs", port):
+            wait_until(lambda: node.queue.counts()["deliveries"] == {"dead": 1})
+        (dead,) = node.queue.deliveries(["dead"])
+        assert dead.reason.startswith("its files in results are not those that were made")
+        assert state in dead.reason
+        assert dead.reason.endswith("have the study worked at once more to deliver what is made of it now")
+        assert node.queue.counts()["results"] == {"dead": 1}
+        assert delivered(tmp_path / "pacs") == []
+        with pacs(tmp_path / "pacs", port):  # what is done then
+            assert node.reprocess(study_of(study), "eva")
+            wait_until(lambda: 2 in {one.id for one in node.queue.results(["delivered", "not processed"])})
 
 
 def test_what_a_worker_is_writing_is_not_tidied_away(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_a_result_that_goes_nowhere_is_done(queue: Queue) -> None:
 def test_what_is_next_is_the_oldest_delivery_to_each_destination(queue: Queue) -> None:
     first = finished(queue)
     second = finished(queue, replace(FOUND, folder="2-1/one", series="1.2.3.5"))
-    assert [(one.result, one.destination, folder) for one, folder in queue.next_deliveries()] == [
+    assert [(one.result, one.destination, of.folder) for one, of in queue.next_deliveries()] == [
         (first, "pacs", "1-1/one"),
         (first, "viewer", "1-1/one"),
     ]
