@@ -400,9 +400,9 @@ class Node:
             for made, one in zip(self.queue.finish(job.id, found), found, strict=True):
                 self.audit.write(
                     "result", study=job.study, version=job.version, job=job.id, result=made.id, series=one.series,
-                    rule=one.rule, state=made.state, verdict=one.verdict, digest=one.digest, folder=one.folder,
-                    destinations=one.destinations, worker=worker,
-                )  # fmt: skip
+                    rule=one.rule, state=made.state, verdict=one.verdict, reason=one.reason, digest=one.digest,
+                    folder=one.folder, destinations=one.destinations, worker=worker,
+                )  # fmt: skip  # the worker's reason: one that a person wrote is in `verdicts` only
                 self._whole.discard(job.id)
                 self._not_before.pop(job.id, None)
                 why = f": {one.reason}" if one.reason else ""

@@ -1,8 +1,8 @@
 """A node's memory, made anew from its audit trail: what was done, what was decided and who has what.
 
-The trail is written before the memory, in one go with it, so that it knows as much. What is not in it: tries that failed,
-reasons, and how long ago something was done, from which on it is kept. Studies that the trail does not tell of are found among
-the received files, as those that came last.
+The trail is written before the memory, in one go with it, so that it knows as much. What is not in it: tries that failed
+and why, what people wrote as their reasons (it is in `verdicts`, and may name a patient), and how long ago something was done,
+from which on it is kept. Studies that the trail does not tell of are found among the received files, as those that came last.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def _result(queue: Queue, line: Line) -> None:
     queue.number_next("results", line["result"])
     facts = {key: line[key] for key in ("rule", "series", "folder", "verdict", "digest", "destinations")}
     goes = line["destinations"] and line["state"] == "delivered"  # to nobody who had not these bytes already
-    queue.finish(line["job"], [NewResult(**facts, state="sending" if goes else line["state"], reason="")])
+    reason = line.get("reason", "")  # none in lines of earlier versions
+    queue.finish(line["job"], [NewResult(**facts, state="sending" if goes else line["state"], reason=reason)])
 
 
 def _follow_up(queue: Queue, line: Line) -> None:

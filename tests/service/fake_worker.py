@@ -45,14 +45,15 @@ def segment(site: Site, message: Message) -> Message:
         wish.add("refuse")
     rule, series = site.rules[0], str(headers[0].SeriesInstanceUID)
     if "nothing" in wish:
-        return {"results": [_result(rule.name, series, "", "not processed", "")], "seconds": 0.0}
+        why = {"reason": "no series fits a rule"}
+        return {"results": [_result(rule.name, series, "", "not processed", "") | why], "seconds": 0.0}
     folder = output / f"{rule.name}_one"
     (folder / "binary").mkdir(parents=True)
     _write(headers, folder / "binary" / "one_sc.dcm", f" {output.name}" if "drift" in wish else "")
     verdict = next((one for one in ("review", "reject") if one in wish), "")
     state = "not processed" if "refuse" in wish else state_of(verdict, rule)
     found = _result(rule.name, series, f"{output.name}/{folder.name}", state, digest_of(folder), verdict)
-    found["reason"] = lacks
+    found["reason"] = lacks or (f"the gate says {verdict}" if verdict else "")
     return {"results": [found], "seconds": time.perf_counter() - begin}
 
 

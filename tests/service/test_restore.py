@@ -74,6 +74,20 @@ def test_a_lost_memory_is_made_anew_and_nothing_is_done_again(tmp_path: Path) ->
     assert events[-2:] == ["started", "stopped"]
 
 
+def test_the_reasons_of_results_are_known_again(tmp_path: Path) -> None:
+    with pacs(tmp_path / "pacs") as peer:
+        site = write_site(tmp_path, peer.port)
+        with running(site) as node:
+            for wish in ("nothing", "reject"):
+                store(node, make_study(tmp_path / wish, wish=wish))
+            wait_until(lambda: states(node, "results") == {"not processed": 1, "rejected": 1})
+            before = {(one.study, one.state, one.reason) for one in node.queue.results(())}
+        assert {reason for _, _, reason in before} == {"no series fits a rule", "the gate says reject"}
+        lose_memory(tmp_path / "node")
+        with running(site) as node:
+            assert {(one.study, one.state, one.reason) for one in node.queue.results(())} == before
+
+
 def test_what_came_after_the_last_line_is_worked_at(tmp_path: Path) -> None:
     with pacs(tmp_path / "pacs") as peer:
         site = write_site(tmp_path, peer.port)
