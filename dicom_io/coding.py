@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -25,6 +26,7 @@ from dicom_io.reading.bounded import BoundedFile
 from dicom_io.reading.headers import shown
 
 SCHEMA_MAJOR = 1
+_OWN_KEYS = ("wholes", "schema_version", "segmentAttributes")
 MAX_BYTES = 2**20
 """The largest segments.json: room for some thousand segments."""
 LONGEST_QUOTE = 300
@@ -109,7 +111,8 @@ def load_segments(path: Path) -> tuple[Segment, ...]:
 
     Raises:
         SegmentCodingError: The file cannot be read, breaks the schema, is of another major `schema_version`, its labelIDs
-            are not 1, 2, 3 ... each once, two have one SegmentLabel, or its `wholes` name parts that do not exist.
+            are not 1, 2, 3 ... each once, two have one SegmentLabel, its `wholes` name parts that do not exist or have the
+            label of a segment, or it has a key at its top that is neither ours nor dcmqi's.
     """
     return _contents(Path(path))[0]
 
@@ -129,6 +132,7 @@ def load_wholes(path: Path) -> tuple[Whole, ...]:
 def _contents(path: Path) -> tuple[tuple[Segment, ...], tuple[Whole, ...]]:
     document = _read_json(path)
     _check_version(document, path.name)
+    _check_keys(document, path.name)
     error = best_match(_validator().iter_errors(document))
     if error is not None:
         where = "/".join(str(step) for step in error.absolute_path) or "the top"
@@ -147,7 +151,7 @@ def _contents(path: Path) -> tuple[tuple[Segment, ...], tuple[Whole, ...]]:
         )
     _check_labels(segments, path.name)
     wholes = tuple(_whole(item) for item in document.get("wholes", []))
-    _check_wholes(wholes, len(segments), path.name)
+    _check_wholes(wholes, segments, path.name)
     return tuple(segments), wholes
 
 
@@ -161,15 +165,39 @@ def _check_labels(segments: Sequence[Segment], name: str) -> None:
                 )
 
 
-def _check_wholes(wholes: Sequence[Whole], segments: int, name: str) -> None:
+def _check_keys(document: Any, name: str) -> None:
+    """A key at the top that is neither ours nor dcmqi's would be ignored; dcmqi's begin with a capital or @, but for two."""
+    unknown = [key for key in document if _is_unknown(key)] if isinstance(document, dict) else []
+    if unknown:
+        raise SegmentCodingError(
+            f"{shown(name)} has the key {_short(repr(unknown[0]))} at its top, which means nothing; {', '.join(_OWN_KEYS)} or "
+            "a key of dcmqi's metainfo is needed; correct or remove it"
+        )
+
+
+def _is_unknown(key: str) -> bool:
+    if key in _OWN_KEYS or key == "segmentAttributesFileMapping":
+        return False
+    return not (key[:1].isupper() or key.startswith(("@", "$"))) or bool(
+        get_close_matches(key.lower(), _OWN_KEYS[:2], 1, 0.8)
+    )
+
+
+def _check_wholes(wholes: Sequence[Whole], segments: Sequence[Segment], name: str) -> None:
+    labels = {segment.label.casefold(): segment.number for segment in segments}
     for n, whole in enumerate(wholes):
         where = f"{shown(name)} at wholes/{n} ({whole.label!r})"
-        unknown = [number for number in whole.numbers if number > segments]
+        unknown = [number for number in whole.numbers if number > len(segments)]
         if unknown:
             raise SegmentCodingError(
                 f"{where}: its parts are {_short(str(list(whole.numbers)))}, and there is no labelID "
-                f"{_short(', '.join(map(str, unknown)))}; a whole needs parts among the labelIDs 1 to {segments}; correct "
-                "its parts"
+                f"{_short(', '.join(map(str, unknown)))}; a whole needs parts among the labelIDs 1 to {len(segments)}; "
+                "correct its parts"
+            )
+        if same_label := labels.get(whole.label.casefold()):
+            raise SegmentCodingError(
+                f"{where} has the label of labelID {same_label}; a whole needs a label of its own, because reports name both; "
+                "rename it"
             )
         for other in wholes[:n]:
             same = "label" if other.label == whole.label else "parts" if other.numbers == whole.numbers else ""

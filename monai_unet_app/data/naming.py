@@ -21,8 +21,9 @@ def contradiction(names: Sequence[str], segments: Sequence[Segment]) -> str | No
     """The first name that cannot mean the segment of its place; None where there is none.
 
     A name fits its segment if they share a word, the beginning of a word or an acronym: "kidney_left" and "Left kidney", "ant"
-    and "Anterior hippocampus", "pz" and "Peripheral zone". It does not fit if another segment shares more with it, or if one
-    says left and the other right. A name without a meaning of its own ("class_3") fits everything.
+    and "Anterior hippocampus", "pz" and "Peripheral zone". It does not fit if another segment shares more with it, by its
+    SegmentLabel alone or with its codes, or if one says left and the other right: people read the label, machines the codes. A
+    name without a meaning of its own ("class_3") fits everything.
 
     Args:
         names: Of the structures, without background.
@@ -31,12 +32,17 @@ def contradiction(names: Sequence[str], segments: Sequence[Segment]) -> str | No
     for place, (name, own) in enumerate(zip(names, segments, strict=True)):
         if not any(word.isalpha() for word in _words(name) - _PLACEHOLDERS):
             continue
-        scores = [_shared(name, _text(segment)) for segment in segments]
-        better = max(range(len(segments)), key=lambda other: scores[other])
-        if scores[better] > scores[place]:
+        by_label = [_same_words(name, segment.label) for segment in segments]
+        by_label[place] = _shared(name, own.label)
+        with_codes = [_shared(name, _text(segment)) for segment in segments]
+        for scores in (by_label, with_codes):
+            better = max(range(len(segments)), key=scores.__getitem__)
+            if scores[better] <= scores[place]:
+                continue
             there = f"segment {place + 1} is {own.label!r} and segment {better + 1} is {segments[better].label!r}"
             return f"calls structure {place + 1} {name!r}, but {there}"
-        other_side = {_sides(name), side_of(own)} == {"left", "right"}
+        sides = {"left", "right"}
+        other_side = sides in ({_sides(name), side_of(own)}, {_sides(name), _sides(own.label)})
         if other_side or not _shared(name, f"{_text(own)} {own.description}"):
             return f"calls structure {place + 1} {name!r}, but segment {place + 1} is {own.label!r}"
     return None
@@ -69,11 +75,16 @@ def _words(text: str) -> set[str]:
     return set(_in_order(text))
 
 
-def _shared(name: str, text: str) -> int:
+def _same_words(name: str, text: str) -> int:
     """How many words of the name are found in the text."""
     there = _in_order(text)
     joined = {first + second for first, second in pairwise(there)}
-    found = sum(any(_alike(word, other) for other in (*there, *joined)) for word in _words(name))
+    return sum(any(_alike(word, other) for other in (*there, *joined)) for word in _words(name))
+
+
+def _shared(name: str, text: str) -> int:
+    """As `_same_words`; 1 where no word is found, but the name is an acronym of the text."""
+    there, found = _in_order(text), _same_words(name, text)
     whole = "".join(_in_order(name))
     if not found and (whole in there or any(_abbreviates(word, there) for word in _words(name) if word not in _SIDES)):
         return 1

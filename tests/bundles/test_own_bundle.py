@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,6 +55,14 @@ def swapped(root: Path) -> Path:
     def swap(items: list[dict[str, Any]]) -> None:
         for item, number in zip(items, (2, 1), strict=True):
             item["labelID"] = number
+
+    return rewrite_segments(root, swap)
+
+
+def labels_swapped(root: Path) -> Path:
+    def swap(items: list[dict[str, Any]]) -> None:
+        first, second = items
+        first["SegmentLabel"], second["SegmentLabel"] = second["SegmentLabel"], first["SegmentLabel"]
 
     return rewrite_segments(root, swap)
 
@@ -111,6 +120,7 @@ def diverged(root: Path) -> Path:
 
 FAULTS: dict[Callable[[Path], Path], tuple[str, ...]] = {
     swapped: ("'anterior'", "'Posterior hippocampus'", "segments.json"),
+    labels_swapped: ("'anterior'", "segment 1 is 'Posterior hippocampus'", "segment 2 is 'Anterior hippocampus'"),
     one_segment_too_few: ("2 structure(s)", "segments.json has 1", "one segment for each"),
     of_another_organ: ("'liver'", "'Anterior hippocampus'", "correct"),
     with_sides: ("`mirror_axes` is [0]", "axis 0 is right-left", "'Left kidney'", "take the axis out"),
@@ -223,6 +233,17 @@ def test_names_that_fit_their_segments_pass(names: tuple[str, ...], labels: tupl
 )
 def test_names_that_mean_another_structure_do_not_pass(names: tuple[str, ...], labels: tuple[str, ...]) -> None:
     assert contradiction(names, segments(*labels)) is not None
+
+
+def test_a_segment_whose_label_has_the_other_side_than_its_codes_does_not_pass() -> None:
+    codes = (Code("7771000", "SCT", "Left"), Code("24028007", "SCT", "Right"))
+    kidneys = [
+        replace(one, type_modifier=code)
+        for one, code in zip(segments("Right kidney", "Left kidney"), codes, strict=True)
+    ]
+    assert "segment 2 is 'Left kidney'" in (contradiction(("kidney_left", "kidney_right"), kidneys) or "")
+    assert "segment 1 is 'Right kidney'" in (contradiction(("kidney_left",), kidneys[:1]) or "")
+    assert contradiction(("kidney_right", "kidney_left"), kidneys) is not None  # the codes have the other side
 
 
 def test_a_segment_has_a_side_by_its_codes_or_by_its_label() -> None:

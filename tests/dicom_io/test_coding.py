@@ -198,6 +198,7 @@ def test_stated_wholes_come_in_the_order_of_the_file_with_their_parts_ascending(
         ([whole(colour="red")], "wholes/0.*'colour' was unexpected"),
         ([whole("Both", (1, 2)), whole("Both", (2, 3))], "wholes/1 .* has the label of another whole"),
         ([whole("Both", (1, 2)), whole("Pair", (2, 1))], "wholes/1 .* has the parts of another whole"),
+        ([whole("PART 2", (1, 2))], r"wholes/0 \('PART 2'\) has the label of labelID 2; .* rename it"),
     ],
 )
 def test_a_whole_that_cannot_be_is_refused_with_its_place_and_reason(wholes: list, says: str, tmp_path: Path) -> None:
@@ -205,3 +206,23 @@ def test_a_whole_that_cannot_be_is_refused_with_its_place_and_reason(wholes: lis
     for load in (load_segments, load_wholes):
         with pytest.raises(SegmentCodingError, match=says):
             load(path)
+
+
+@pytest.mark.parametrize("key", ["whole", "Wholes", "parts", "schemaVersion", "segments", ""])
+def test_a_key_at_the_top_that_means_nothing_is_refused_by_name(key: str, tmp_path: Path) -> None:
+    content = parts() | {key: [whole()]}
+    with pytest.raises(SegmentCodingError, match=rf"has the key '{key}' at its top, which means nothing; wholes, "):
+        load_segments(written(tmp_path, content))
+
+
+def test_keys_of_dcmqi_at_the_top_pass(tmp_path: Path) -> None:
+    keys = (
+        "ContentCreatorName",
+        "ClinicalTrialSeriesID",
+        "SeriesDescription",
+        "SeriesNumber",
+        "BodyPartExamined",
+        "@schema",
+    )
+    content = parts() | dict.fromkeys((*keys, "segmentAttributesFileMapping"), "1")
+    assert len(load_segments(written(tmp_path, content))) == 3
