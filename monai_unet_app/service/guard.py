@@ -10,6 +10,7 @@ import asyncio
 import errno
 import logging
 import traceback
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from monai_unet_app.service.access import ASK, is_from_elsewhere, token_of
 from monai_unet_app.service.audit import AuditTrail
+from monai_unet_app.service.server import DELAYED
 from monai_unet_app.service.site import HttpConfig
 from monai_unet_app.service.tokens import Tokens
 
@@ -44,11 +46,13 @@ _HEADERS = {
     ),
 }
 _HSTS = {"Strict-Transport-Security": "max-age=31536000"}  # RFC 6797; a year
+_LATER = {"Retry-After": "5"}
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 4.0
 _TOLD_S = 60.0  # from the first line on an address to the second, which counts all since
 _MOST_TOLD = 20  # addresses with lines of their own in that time
 _OTHERS = "others"
+_MOST_HELD = 8  # answers that are held back at one time for one address
 
 _logger = logging.getLogger(__name__)
 
@@ -60,16 +64,29 @@ class FailedLogins:
         self._audit = audit
         self._unwritten: dict[str, int] = {}  # by address, for a minute after its first line
         self._later: set[asyncio.Task[None]] = set()
+        self._held: Counter[str] = Counter()  # by address, answers that are held back now
 
-    async def note(self, address: str, why: str) -> None:
-        """One more. Waits before it ends, the longer the more there were in the last minute."""
+    async def note(self, address: str, why: str) -> bool:
+        """One more. Waits before it ends, the longer the more there were in the last minute.
+
+        Returns:
+            False where it did not wait, since as many answers to this address as may be are held back already.
+        """
         name = address if address in self._unwritten or len(self._unwritten) < _MOST_TOLD else _OTHERS
         count = self._unwritten.get(name, -1) + 1
         self._unwritten[name] = count
         if count == 0:
             self._later.add(asyncio.create_task(self._write_later(name)))
             await self._write(address=name, tries=1, reason=why)
-        await asyncio.sleep(min(_FIRST_PAUSE_S * 2 ** min(count, 8), _LONGEST_PAUSE_S))
+        if self._held[name] >= _MOST_HELD:
+            return False
+        self._held[name] += 1
+        try:
+            await asyncio.sleep(min(_FIRST_PAUSE_S * 2 ** min(count, 8), _LONGEST_PAUSE_S))
+        finally:
+            self._held[name] -= 1
+            self._held += Counter()  # without those at 0
+        return True
 
     async def _write_later(self, name: str) -> None:
         await asyncio.sleep(_TOLD_S)
@@ -128,7 +145,9 @@ class Guard:
             return None
         why = "no such token" if holder is None else f"the token of {holder.name} held until {holder.expires}"
         if token:
-            await self._failed.note(request.client.host if request.client else "", why)
+            request.scope[DELAYED] = True  # whoever is held back takes no place from others
+            if not await self._failed.note(request.client.host if request.client else "", why):
+                return JSONResponse({"detail": "too many wrong tokens come from this address; ask later"}, 429, _LATER)
         told = "a token is needed" if holder is None else f"the token held until {holder.expires}; a new one is needed"
         return JSONResponse({"detail": told}, 401, ASK)
 

@@ -1,7 +1,8 @@
 """The HTTP server's connections: nobody holds one without asking for something, and no address holds all of them.
 
 uvicorn waits without end for a request's head, and counts whoever has not asked for anything yet against its one limit. Here a
-head must come within seconds; a new connection that finds no room ends the one that has waited longest without asking.
+head must come within seconds; a new connection that finds no room ends the one that has waited longest without asking, or whose
+answer is held back because its token was wrong.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from collections import Counter
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+DELAYED = "monai_unet.delayed"
+"""Key of a request's scope: true where its answer is only held back as a punishment."""
 
 _STALL_S = 30.0  # in which an answer must go on being read
 _FULL = (
@@ -47,7 +51,7 @@ class Connections:
         if len(same) >= self._most_per_address:
             return self._end_one(same) and self.opened(new)
         if len(self._open) >= self._most:
-            waiting = Counter(one.host for one in self._open if one.is_waiting)
+            waiting = Counter(one.host for one in self._open if one.gives_way)
             most = max(waiting.values(), default=0)
             crowd = [one for one in self._open if waiting[one.host] == most]
             return self._end_one(crowd) and self.opened(new)
@@ -59,8 +63,8 @@ class Connections:
         self._open.pop(one, None)
 
     def _end_one(self, crowd: list[Connection]) -> bool:
-        """Ends the connection that has waited longest without asking; False if none waits."""
-        waiting = [one for one in crowd if one.is_waiting]
+        """Ends the connection that has waited longest of those that give way; False if none does."""
+        waiting = [one for one in crowd if one.gives_way]
         if not waiting:
             return False
         longest = min(waiting, key=lambda one: one.waits_since)
@@ -88,6 +92,11 @@ class Connection(H11Protocol):
     def is_waiting(self) -> bool:
         """Whether no request of it is being answered."""
         return self.cycle is None or self.cycle.response_complete
+
+    @property
+    def gives_way(self) -> bool:
+        """Whether it may be ended for another: no request of it is being answered, or its answer is only held back."""
+        return self.is_waiting or bool(self.cycle.scope.get(DELAYED))
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

@@ -16,6 +16,7 @@ import time
 import tracemalloc
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -284,6 +285,35 @@ def test_failed_logins_are_written_down_once_a_minute_and_answered_slowly(
     assert len(trail(site, "login failed")) < tries
     assert {line["address"] for line in trail(site, "login failed")} == {"127.0.0.1"}
     assert "guessed-secret" not in (site.node.folder / "audit.jsonl").read_text()
+
+
+def test_whoever_has_no_token_keeps_nobody_else_out(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "_FIRST_PAUSE_S", 8.0)
+    monkeypatch.setattr(guard, "_LONGEST_PAUSE_S", 8.0)
+    (tmp_path / "small").mkdir()
+    wrong = b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer wrong\r\n\r\n"
+    with opened(tmp_path / "small", most_connections=12) as small, contextlib.ExitStack() as held:
+        for number in range(12):
+            held.enter_context(connected(small, wrong, f"127.0.0.{2 + number % 3}"))
+        for _ in range(20):  # with and without a token
+            assert [small.ask("GET", "/health").status_code, small.ask("GET", "/", "read").status_code] == [200, 200]
+            held.enter_context(connected(small, wrong, "127.0.0.2"))
+
+
+def test_many_wrong_tokens_of_one_address_are_told_to_come_later(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_FIRST_PAUSE_S", 3.0)
+    monkeypatch.setattr(guard, "_LONGEST_PAUSE_S", 3.0)
+    with ThreadPoolExecutor(20) as pool:
+        wrong = {"Authorization": "Bearer wrong"}
+        answers = list(pool.map(lambda _: requests.get(f"{site.url}/", headers=wrong, timeout=30), range(20)))
+        assert site.ask("GET", "/", "read").status_code == 200  # from the same address
+    seconds = {code: [one.elapsed.total_seconds() for one in answers if one.status_code == code] for code in (401, 429)}
+    assert (len(seconds[401]), len(seconds[429])) == (8, 12)
+    assert min(seconds[401]) >= 3 > max(seconds[429])
+    assert {one.headers.get("Retry-After") for one in answers if one.status_code == 429} == {"5"}
+    assert requests.get(f"{site.url}/", headers=wrong, timeout=30).status_code == 401  # none is held any more
 
 
 # --- whatever comes ---------------------------------------------------------------------------------------------------
