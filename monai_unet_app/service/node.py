@@ -391,6 +391,7 @@ class Node:
 
     def _keep(self, job: Job, found: list[NewResult], worker: int) -> None:
         with self.queue.all_or_none():
+            self._drop_decisions(job.study)
             if self.queue.times_remade(job.id):
                 found, not_again = self.lost.compare(job, found)
                 for number, why in not_again.items():
@@ -526,6 +527,7 @@ class Node:
             with self.queue.all_or_none():
                 self.queue.forget(study)
                 self.audit.write("forgotten", study=study)
+                self._drop_decisions(study)
             _logger.info("study %s: forgotten, as everything about it was done long ago", study)
         self._forget_verdicts()
         self.letters.mend()
@@ -545,8 +547,17 @@ class Node:
         for path in (self.folder / VERDICTS).glob("*/*.json"):
             if path.stat().st_mtime < before:
                 path.unlink()
+                self._drop_decisions(path.parent.name)
                 if not any(path.parent.iterdir()):
                     path.parent.rmdir()
+
+    def _drop_decisions(self, study: str) -> None:
+        """What was decided about results of a study that are forgotten holds as long as there is a record of it."""
+        for one in self.queue.kept_decisions(study):
+            if not any((self.folder / VERDICTS / study).glob(f"result-{one.result}_{one.decision}*.json")):
+                with self.queue.all_or_none():
+                    self.queue.drop_decision(one.result, one.decision)
+                    self.audit.write("decision forgotten", study=study, result=one.result, decision=one.decision)
 
 
 def _why_ended(child: Child) -> str:

@@ -63,6 +63,12 @@ __all__ = [
 _SENT: tuple[ResultState, ...] = ("sending", "not processed")
 """New results that go to their destinations: the result itself, or the notice that there is none."""
 
+_ALIKE = (
+    "(SELECT one.id FROM results one JOIN results me ON one.study = me.study AND one.rule = me.rule AND one.series = me.series "
+    "AND one.digest = me.digest WHERE me.id = ? AND (me.digest != '' OR one.id = me.id))"
+)
+"""Results of the same bytes as one, and itself."""
+
 _COUNTED = "SELECT verdict, count(*) FROM results WHERE folder != '' AND state != 'not processed'"
 """Results that the quality gate has judged, or that have no gate."""
 
@@ -329,9 +335,27 @@ class Queue:
         return {str(row["folder"]).split("/")[0] for row in self._rows("SELECT folder FROM results")}
 
     def decisions_of(self, number: int) -> list[Decision]:
-        """What was decided about a result, the first decision first."""
-        rows = self._rows("SELECT * FROM decisions WHERE result = ? ORDER BY id", number)
+        """What was decided about the bytes of a result, on it or on another one, the first decision first."""
+        rows = self._rows(
+            f"SELECT id, result, decision, who, at FROM decisions WHERE result IN {_ALIKE} UNION ALL "
+            "SELECT d.id, d.result, d.decision, d.who, d.at FROM kept_decisions d JOIN results r ON d.study = r.study AND "
+            "d.rule = r.rule AND d.series = r.series AND d.digest = r.digest WHERE r.id = ? ORDER BY id",
+            number, number,
+        )  # fmt: skip
         return [_decision(row) for row in rows]
+
+    def alike(self, number: int) -> list[Result]:
+        """The results of a series that have the same bytes as one, itself among them."""
+        return [_result(row) for row in self._rows(f"SELECT * FROM results WHERE id IN {_ALIKE} ORDER BY id", number)]
+
+    def kept_decisions(self, study: str) -> list[Decision]:
+        """What was decided about results of a study that are forgotten, the first decision first."""
+        return [_decision(row) for row in self._rows("SELECT * FROM kept_decisions WHERE study = ? ORDER BY id", study)]
+
+    def drop_decision(self, result: int, decision: str) -> None:
+        """What was decided about a result that is forgotten holds no more."""
+        with self.all_or_none() as db:
+            db.execute("DELETE FROM kept_decisions WHERE result = ? AND decision = ?", (result, decision))
 
     def decide(self, one: Decision) -> None:
         """Records a decision, if the result waits for one: nothing final was decided, and its state allows it.
@@ -373,14 +397,15 @@ class Queue:
                 _close_if_done(db, number, now_s)
 
     def refuse(self, number: int, reason: str) -> None:
-        """A result goes nowhere any more, where it is not yet; one that is delivered is refused all the same."""
+        """A result, and any of the same bytes, goes nowhere any more, where it is not yet; if delivered, it is refused too."""
         with self.all_or_none() as db:
             changed = db.execute(
-                f"UPDATE results SET state = 'refused', reason = ?, done = ? WHERE id = ? AND state IN {_listed(DECIDABLE)}",
+                f"UPDATE results SET state = 'refused', reason = ?, done = ? WHERE id IN {_ALIKE} AND state IN "
+                f"{_listed(DECIDABLE)}",
                 (reason, self.now_s(), number),
             ).rowcount
             if changed:
-                db.execute("DELETE FROM deliveries WHERE state != 'delivered' AND result = ?", (number,))
+                db.execute(f"DELETE FROM deliveries WHERE state != 'delivered' AND result IN {_ALIKE}", (number,))
 
     # deliveries
 
@@ -572,8 +597,13 @@ class Queue:
         return [str(row["uid"]) for row in rows]
 
     def forget(self, study: str) -> None:
-        """Its files are gone: so are its rows."""
+        """Its files are gone: so are its rows. What was decided is kept, for when the same bytes are made again."""
         with self.all_or_none() as db:
+            db.execute(
+                "INSERT INTO kept_decisions SELECT d.id, d.result, d.decision, d.who, d.at, r.study, r.rule, r.series, "
+                "r.digest FROM decisions d JOIN results r ON r.id = d.result WHERE r.study = ? AND r.digest != ''",
+                (study,),
+            )
             for table in ("deliveries", "decisions"):
                 db.execute(f"DELETE FROM {table} WHERE result IN (SELECT id FROM results WHERE study = ?)", (study,))
             db.execute("DELETE FROM remade WHERE job IN (SELECT id FROM jobs WHERE study = ?)", (study,))
@@ -620,8 +650,11 @@ def _add_result(db: sqlite3.Connection, job: sqlite3.Row, one: NewResult, now_s:
         (job["study"], one.rule, one.series),
     )
     same = [row for row in earlier if row["digest"] == one.digest]
-    state = _as_decided(one.state, same)
-    reason = same[-1]["reason"] if state == "refused" else one.reason
+    kept = db.execute(
+        "SELECT * FROM kept_decisions WHERE study = ? AND rule = ? AND series = ? AND digest = ? ORDER BY id",
+        (job["study"], one.rule, one.series, one.digest),
+    ).fetchall()
+    state, reason = _as_decided(one, same, kept)
     now, done = time.time(), None if state in OPEN_RESULTS else now_s
     cursor = db.execute(
         "INSERT INTO results (job, study, rule, series, folder, state, verdict, reason, digest, created, done) "
@@ -654,14 +687,24 @@ def _count(db: sqlite3.Connection, verdict: str) -> None:
     db.execute("INSERT INTO totals VALUES (?, 1) ON CONFLICT (verdict) DO UPDATE SET n = n + 1", (verdict,))
 
 
-def _as_decided(state: ResultState, same: Sequence[sqlite3.Row]) -> ResultState:
-    """The state of a new result; what was decided on earlier ones of the same bytes is not asked again, the last counts."""
-    if state not in OPEN_RESULTS:
-        return state
-    decided = [row["state"] for row in same if row["state"] in ("refused", "sending", "delivered", "dead")]
-    if not decided:
-        return state
-    return "refused" if decided[-1] == "refused" else "sending"
+def _as_decided(one: NewResult, same: Sequence[sqlite3.Row], kept: Sequence[sqlite3.Row]) -> tuple[ResultState, str]:
+    """State and reason of a new result; what was decided on the same bytes is not asked again, the last decision counts.
+
+    Args:
+        one: The new result.
+        same: Earlier results of the same bytes.
+        kept: Decisions on results of the same bytes that are forgotten.
+    """
+    if one.state not in OPEN_RESULTS:
+        return one.state, one.reason
+    decided = [row for row in same if row["state"] in ("refused", "sending", "delivered", "dead")]
+    if decided:
+        is_out = decided[-1]["state"] != "refused"
+        return ("sending", one.reason) if is_out else ("refused", decided[-1]["reason"])
+    if kept:
+        is_out = kept[-1]["decision"] in ("accepted", "released")
+        return ("sending", one.reason) if is_out else ("refused", f"{kept[-1]['decision']} by a reviewer")
+    return one.state, one.reason
 
 
 def _close_if_done(db: sqlite3.Connection, result: int, now_s: float) -> None:

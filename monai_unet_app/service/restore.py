@@ -110,6 +110,10 @@ def _forgotten(queue: Queue, line: Line) -> None:
     queue.forget(line["study"])
 
 
+def _decision_forgotten(queue: Queue, line: Line) -> None:
+    queue.drop_decision(line["result"], line["decision"])
+
+
 def _deliveries(queue: Queue, line: Line) -> list[Delivery]:
     found = queue.deliveries_of(line["result"]) if "result" in line else []
     return [one for one in found if one.destination == line["destination"]]
@@ -126,4 +130,5 @@ _EVENTS = {
     "dead letter": _dead,
     "retried": _retried,
     "forgotten": _forgotten,
+    "decision forgotten": _decision_forgotten,
 }

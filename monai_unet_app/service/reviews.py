@@ -64,7 +64,10 @@ def review_page(node: Node, result: Result, post_url: str, prior: Path | None = 
 
 
 def standing(node: Node, result: Result) -> dict[str, Any]:
-    """What became of a result so far: "state", "open" (somebody may decide), "decided" (decision, by whom, when; or None)."""
+    """What became of a result so far: "state", "open" (somebody may decide), "decided" (decision, by whom, when; or None).
+
+    What was decided about the same bytes was decided about this result.
+    """
     decisions = node.queue.decisions_of(result.id)
     last = decisions[-1] if decisions else None
     return {
@@ -113,7 +116,8 @@ def _take_effect(node: Node, result: Result, record: dict[str, Any], who: str, m
     with node.queue.all_or_none():
         node.queue.decide(one)
         _keep(node, result, one, record["comment"], record)
-        went = [delivery.destination for delivery in node.queue.deliveries_of(result.id)]
+        alike = node.queue.alike(result.id)
+        went = sorted({sent.destination for other in alike for sent in node.queue.deliveries_of(other.id)})
         if kind == "accepted":
             node.queue.release(result.id, goes)
             node.audit.write("decided", **facts, destinations=goes)

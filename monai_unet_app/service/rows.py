@@ -52,11 +52,15 @@ CREATE TABLE IF NOT EXISTS remade (job INTEGER PRIMARY KEY, n INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS decisions (
     id INTEGER PRIMARY KEY AUTOINCREMENT, result INTEGER NOT NULL, decision TEXT NOT NULL, who TEXT NOT NULL, at TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS decisions_of ON decisions (result);
+CREATE TABLE IF NOT EXISTS kept_decisions (
+    id INTEGER PRIMARY KEY, result INTEGER NOT NULL, decision TEXT NOT NULL, who TEXT NOT NULL, at TEXT NOT NULL,
+    study TEXT NOT NULL, rule TEXT NOT NULL, series TEXT NOT NULL, digest TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS kept_decisions_of ON kept_decisions (study);
 CREATE INDEX IF NOT EXISTS jobs_state ON jobs (state);
 CREATE INDEX IF NOT EXISTS results_of ON results (study, rule, series);
 CREATE INDEX IF NOT EXISTS deliveries_state ON deliveries (state);
 """
-"""Tables of the SQLite file."""
+"""Tables of the SQLite file. `kept_decisions` has those about results that are forgotten, with what they were about."""
 
 
 @dataclass(frozen=True)

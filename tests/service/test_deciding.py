@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from nodes import make_study, pacs, running, store, wait_until, write_site
+from nodes import make_study, pacs, running, store, study_of, wait_until, write_site
 from ward import Ward, ward
 
 from monai_unet_app.cli import main
@@ -116,6 +118,104 @@ def test_what_was_released_can_still_be_verified_and_then_no_more(site: Ward, tm
     late = site.decide(number, "rejected")
     assert late.status_code == 409
     assert "accepted by Lang^Eva^^Dr at 2" in late.json()["detail"]
+
+
+def test_an_accept_holds_when_the_same_bytes_are_made_again(site: Ward, tmp_path: Path) -> None:
+    first = site.study(tmp_path / "in")
+    assert site.decide(first, "accepted").status_code == 200
+    wait_until(lambda: len(site.got()) == 3, 60)
+    assert site.ask("POST", f"/studies/{study_of(tmp_path / 'in')}/reprocess", "admin").status_code == 202
+    again = lambda: site.node.queue.result(first + 2)  # noqa: E731 - the verified report has the number between
+    wait_until(lambda: again() and again().state == "delivered", 120)
+    assert again().digest == site.node.queue.result(first).digest
+    stands = site.ask("GET", f"/results/{first + 2}/verdict", "lang").json()
+    (record,) = site.records()
+    assert (stands["open"], stands["decided"]) == (
+        False, {"decision": "accepted", "by": "Rossi^Anna", "at": record["at"]},
+    )  # fmt: skip
+    late = site.decide(first + 2, "rejected", "lang")
+    assert late.status_code == 409
+    assert f"accepted by Rossi^Anna at {record['at']}" in late.json()["detail"]
+    assert (len(site.got()), len(site.records())) == (3, 1)
+
+
+def test_a_decision_is_about_every_result_of_the_same_bytes(site: Ward, tmp_path: Path) -> None:
+    """The study was worked at once more before somebody rejects the first of two equal results."""
+    first = site.study(tmp_path / "in")
+    assert site.ask("POST", f"/studies/{study_of(tmp_path / 'in')}/reprocess", "admin").status_code == 202
+    wait_until(lambda: site.node.queue.counts()["results"] == {"delivered": 2}, 120)
+    assert site.decide(first, "rejected").status_code == 200
+    wait_until(lambda: sorted(one.Modality for one in site.got()) == ["KO", "SEG", "SR"], 60)
+    assert site.node.queue.result(first + 1).state == "refused"
+    assert site.decide(first + 1, "accepted", "lang").status_code == 409
+
+
+def test_what_was_decided_holds_for_a_study_that_comes_again_after_it_was_forgotten(site: Ward, tmp_path: Path) -> None:
+    numbers = {one: site.study(tmp_path / one) for one in ("accepted", "rejected", "corrected")}
+    for decision in ("accepted", "rejected"):
+        assert site.decide(numbers[decision], decision).status_code == 200
+    seg = next(path for path in site.node.result_folder(site.node.queue.result(numbers["corrected"])).rglob("*seg.dcm"))
+    corrected = site.ask(
+        "POST", f"/results/{numbers['corrected']}/verdict", "rossi",
+        data={"verdict": json.dumps(site.verdict(numbers["corrected"], "corrected"))},
+        files={"mask": ("corrected.dcm", seg.read_bytes())},
+    )  # fmt: skip
+    assert corrected.status_code == 200, corrected.text
+    wait_until(lambda: len(site.got()) == 11, 60)  # three SEG and SR; verified SR; KO; KO, SEG and SR
+    wait_until(lambda: site.node.queue.counts()["deliveries"] == {"delivered": 7}, 60)
+    retention = site.node.config
+    site.node.config = replace(retention, retention_days=1e-9)
+    site.node._tidied = 0.0
+    wait_until(lambda: site.node.queue.counts()["studies"] == {}, 60)
+    site.node.config = retention
+    for decision in numbers:
+        store(site.node, tmp_path / decision)
+    wait_until(lambda: site.node.queue.counts()["results"] == {"delivered": 1, "refused": 2}, 120)
+    assert site.node.queue.counts()["deliveries"] == {"delivered": 1}  # of the accepted result
+    again = {one.study: one.id for one in site.node.queue.results(())}
+    for decision in numbers:
+        number = again[study_of(tmp_path / decision)]
+        stands = site.ask("GET", f"/results/{number}/verdict", "lang").json()
+        assert (stands["open"], stands["decided"]["decision"], stands["decided"]["by"]) == (
+            False, decision, "Rossi^Anna",
+        )  # fmt: skip
+        assert site.decide(number, "accepted", "lang").status_code == 409
+    assert (len(site.got()), len(site.records())) == (11, 3)
+
+
+def test_a_decision_holds_as_long_as_its_record_is_kept_whatever_the_node_lost(tmp_path: Path) -> None:
+    """A refused study is forgotten, comes again, and once more after its record was deleted."""
+    with pacs(tmp_path / "pacs") as peer:
+        file = write_site(tmp_path, peer.port, node="retention_days = 1e-9\nverdict_days = 1")
+        study = make_study(tmp_path / "one", wish="review")
+        with running(file) as node:
+            store(node, study)
+            wait_until(lambda: node.queue.counts()["results"].get("held") == 1)
+            refuse(node, 1, "Rossi^Anna", "half of it is missing")
+            node._tidied = 0.0
+            wait_until(lambda: node.queue.counts()["studies"] == {})
+        for one in (tmp_path / "node").glob("node.sqlite*"):
+            one.unlink()
+        with running(file) as node:
+            store(node, study)
+            wait_until(lambda: node.queue.counts()["results"].get("refused") == 1)
+            (known,) = node.queue.decisions_of(2)
+            assert (known.result, known.decision, known.who) == (1, "refused", "Rossi^Anna")
+            node._tidied = 0.0
+            wait_until(lambda: node.queue.counts()["studies"] == {})
+            (record,) = (node.folder / "verdicts").rglob("*.json")
+            os.utime(record, (time.time() - 90_000,) * 2)
+            node._tidied = 0.0
+            wait_until(lambda: not record.exists())
+            store(node, study)
+            wait_until(lambda: node.queue.counts()["results"].get("held") == 1)
+            assert node.queue.decisions_of(3) == []
+        for one in (tmp_path / "node").glob("node.sqlite*"):
+            one.unlink()
+        with running(file) as node:
+            assert node.queue.result(3).state == "held"
+        events = [json.loads(line) for line in (tmp_path / "node/audit.jsonl").read_text().splitlines()]
+        assert [one["result"] for one in events if one["event"] == "decision forgotten"] == [1]
 
 
 def test_records_outlive_the_study_and_go_when_the_site_says_so(tmp_path: Path) -> None:

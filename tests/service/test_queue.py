@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 from nodes import pending
 
-from monai_unet_app.service.queue import FOLLOW_UPS, NewResult, Queue, ResultState
+from monai_unet_app.service.queue import (
+    FOLLOW_UPS,
+    DecidedError,
+    Decision,
+    DecisionKind,
+    NewResult,
+    Queue,
+    ResultState,
+)
 
 FOUND = NewResult("hippocampus", "1.2.3.4", "1-1/one", "sending", "accept", "", "abc", ("pacs", "viewer"))
 NOTICE = replace(FOUND, state="not processed", verdict="", reason="slice gaps", digest="notice")
@@ -131,6 +139,40 @@ def test_what_was_decided_on_some_bytes_holds_for_the_same_bytes(queue: Queue, s
         queue.result(finished(queue, replace(FOUND, state="held", digest="def", destinations=["pacs"]))).state
         == "delivered"
     )
+
+
+def test_what_is_decided_on_a_result_is_decided_on_all_of_the_same_bytes(queue: Queue) -> None:
+    first = finished(queue)
+    for delivery in pending(queue):
+        queue.delivered(delivery.id)
+    second, other = finished(queue), finished(queue, replace(FOUND, digest="def", destinations=["pacs"]))
+    queue.decide(Decision(first, "rejected", "Rossi^Anna", "2026-03-02T10:15:07+00:00"))
+    queue.refuse(first, "rejected by a reviewer")
+    assert [queue.result(number).state for number in (first, second, other)] == ["refused", "refused", "sending"]
+    with pytest.raises(DecidedError, match="rejected by Rossi"):
+        queue.decide(Decision(second, "accepted", "Lang^Eva", "2026-03-02T10:15:09+00:00"))
+    assert queue.decisions_of(second) == queue.decisions_of(first) != []
+    assert queue.decisions_of(other) == []
+
+
+@pytest.mark.parametrize(
+    ("decision", "state"),
+    [("accepted", "sending"), ("released", "sending"), ("rejected", "refused"), ("corrected", "refused")],
+)
+def test_what_was_decided_holds_when_a_study_comes_again_after_it_was_forgotten(
+    queue: Queue, decision: DecisionKind, state: ResultState
+) -> None:
+    held = replace(FOUND, state="held")
+    one = Decision(finished(queue, held), decision, "Rossi^Anna", "2026-03-02T10:15:07+00:00")
+    queue.decide(one)
+    queue.forget("1.2.3")
+    again = finished(queue, held)
+    assert (queue.result(again).state, queue.decisions_of(again)) == (state, [one])
+    assert queue.result(finished(queue, held, "1.2.9")).state == "held"  # the same bytes of another study
+    queue.forget("1.2.3")
+    (kept,) = queue.kept_decisions("1.2.3")
+    queue.drop_decision(kept.result, kept.decision)
+    assert queue.result(finished(queue, held)).state == "held"
 
 
 def test_a_result_that_goes_nowhere_is_done(queue: Queue) -> None:
