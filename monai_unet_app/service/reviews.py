@@ -8,7 +8,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from monai_unet_app.data.schemas import write_new_json
 from monai_unet_app.errors import AppError, InputRefusedError
 from monai_unet_app.service.node import RECEIVED, RESULTS, REVIEWS, VERDICTS, Node
-from monai_unet_app.service.queue import DECIDABLE, KEPT_BACK, DecidedError, Decision, Result
+from monai_unet_app.service.queue import DECIDABLE, FOLLOW_UPS, KEPT_BACK, DecidedError, Decision, Result
 from monai_unet_app.service.uploads import images_of
 from monai_unet_app.service.work import digest_of, variant_of
 
@@ -55,6 +56,7 @@ def review_page(node: Node, result: Result, post_url: str, prior: Path | None = 
     """
     if not node.config.show_identity:
         raise InputRefusedError("this site shows no identities (show_identity); review it with monai-unet review")
+    check_files(node, result, needs_document=True)
     page = page_of(node, result)
     words = ["--result", str(document_of(node, result)), *_image(node, result), "--bundle", _bundle(node, result)]
     if not page.exists():
@@ -100,6 +102,7 @@ def decide(
     with node.deciding[result.id]:  # the second of two waits, and then hears of the first
         node.queue.check_undecided(result.id)
         result = _present(node, result.id)  # as it is now
+        check_files(node, result, needs_document=True)
         folder = _folder(node, result)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".verdict-") as scratch:
@@ -145,10 +148,10 @@ def release(node: Node, number: int, who: str, reason: str, *, confirmed: bool =
 
     Raises:
         DecidedError: It is not kept back, or somebody has decided about it.
-        InputRefusedError: It was rejected, and that is not confirmed.
+        InputRefusedError: It was rejected, and that is not confirmed; or its files are lost.
     """
     one = Decision(number, "released", who, _now())
-    with node.deciding[number], node.queue.all_or_none():
+    with node.deciding[number], _seen(node, number), node.queue.all_or_none():
         node.queue.decide(one)
         result = _present(node, number)
         if result.state == "rejected" and not confirmed:
@@ -167,14 +170,61 @@ def refuse(node: Node, number: int, who: str, reason: str) -> None:
 
     Raises:
         DecidedError: It is not kept back, or somebody has decided about it.
+        InputRefusedError: Its files are lost, and are made again; one whose files cannot be made again may be refused.
     """
     one = Decision(number, "refused", who, _now())
-    with node.deciding[number], node.queue.all_or_none():
+    with node.deciding[number], _seen(node, number, or_lost_for_good=True), node.queue.all_or_none():
         node.queue.decide(one)
         result = _present(node, number)
         _keep(node, result, one, reason)
         node.queue.refuse(number, reason)
         node.audit.write("refused", result=number, study=result.study, rule=result.rule, who=who)
+
+
+def check_files(node: Node, result: Result, *, needs_document: bool = False, or_lost_for_good: bool = False) -> None:
+    """Pass if the files of a result are those that were made: nobody decides on what nobody can see.
+
+    Files that are lost are made again, as those of a result that waits in its place.
+
+    Args:
+        node: Keeps the result.
+        result: Any; of what nobody may decide on nothing is made again.
+        needs_document: Its `result.json` is needed, too.
+        or_lost_for_good: Pass, too, if they are lost and cannot be made again.
+
+    Raises:
+        InputRefusedError: They are lost; the message says how, and what becomes of it.
+    """
+    lost = node.lost.why_lost(result) or (needs_document and _lacks_document(node, result))
+    if not lost:
+        return
+    if result.state not in DECIDABLE:
+        raise InputRefusedError(
+            f"result {result.id} is {result.state}, and {lost}; look at the newest result of its study"
+        )
+    why_not = node.lost.make_again(result, lost)
+    if not why_not:
+        raise InputRefusedError(
+            f"result {result.id} cannot be looked at: {lost}; they are made again: look at the newest result of its study in "
+            "some minutes"
+        )
+    if not or_lost_for_good:
+        raise InputRefusedError(f"result {result.id} cannot be looked at: {why_not}")
+
+
+def _lacks_document(node: Node, result: Result) -> str:
+    is_reviewed = result.folder and result.state in DECIDABLE and result.verdict not in FOLLOW_UPS
+    is_there = not is_reviewed or any(node.result_folder(result).rglob("*_result.json"))
+    return "" if is_there else "its result.json is missing from results"
+
+
+@contextmanager
+def _seen(node: Node, number: int, *, or_lost_for_good: bool = False) -> Iterator[None]:
+    """Within, a result that waits for a reviewer has its files, see `check_files`; any other is for `Queue.decide` to tell."""
+    result = node.queue.result(number)
+    if result is not None and result.state in KEPT_BACK:
+        check_files(node, result, or_lost_for_good=or_lost_for_good)
+    yield
 
 
 def _present(node: Node, number: int) -> Result:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from nodes import make_study, pacs, running, store, study_of, wait_until, write_
 from ward import Ward, ward
 
 from monai_unet_app.cli import main
+from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.service.queue import DecidedError
 from monai_unet_app.service.reviews import refuse, release
 from monai_unet_app.service.tokens import Holder
@@ -106,6 +108,42 @@ def test_a_rejected_result_is_not_released_by_an_empty_request(site: Ward, tmp_p
     (record,) = site.records()
     assert (record["decision"], record["who"], record["reason"]) == ("released", "Rossi^Anna", "the gate is wrong")
     wait_until(lambda: len(site.got()) == 2, 60)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["all files", "the SEG"])
+def test_nobody_decides_on_a_result_whose_files_are_lost_and_they_are_made_again(
+    half: bool, site: Ward, tmp_path: Path
+) -> None:
+    number = site.study(tmp_path / "in", "reject")
+    verdict, confirmed = site.verdict(number, "accepted"), {"reason": "the gate is wrong", "confirm_rejected": True}
+    folder = site.node.result_folder(site.node.queue.result(number))
+    (folder / "binary/case_seg.dcm").unlink() if half else shutil.rmtree(folder.parent)
+    asked = site.ask("GET", f"/results/{number}/review", "rossi")
+    assert asked.status_code == 422
+    assert f"result {number} cannot be looked at: its files" in asked.json()["detail"]
+    assert "they are made again" in asked.json()["detail"]
+    for path, words in (("release", confirmed), ("refuse", {"reason": "unseen"}), ("verdict", verdict)):
+        assert site.ask("POST", f"/results/{number}/{path}", "rossi", json=words).status_code in (409, 422)
+    assert site.records() == []
+    wait_until(lambda: site.node.queue.result(number).state == "superseded", 60)
+    (again,) = site.node.queue.results(["rejected"])
+    assert again.digest == site.node.queue.result(number).digest
+    late = site.ask("GET", f"/results/{number}/review", "rossi")
+    assert "look at the newest result of its study" in late.json()["detail"]
+    assert site.ask("POST", f"/results/{again.id}/release", "rossi", json=confirmed).status_code == 200
+    wait_until(lambda: len(site.got()) == 2, 60)
+
+
+def test_a_result_that_cannot_be_made_again_can_only_be_refused(tmp_path: Path) -> None:
+    with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node:
+        store(node, make_study(tmp_path / "one", wish="review"))
+        wait_until(lambda: node.queue.counts()["results"].get("held") == 1)
+        for folder in ("results", "received"):
+            shutil.rmtree(node.folder / folder)
+        with pytest.raises(InputRefusedError, match="images from received; send the study again"):
+            release(node, 1, "Rossi^Anna", "it is fine")
+        refuse(node, 1, "Rossi^Anna", "nobody can look at it")
+        assert node.queue.counts()["results"] == {"refused": 1}
 
 
 def test_what_was_released_can_still_be_verified_and_then_no_more(site: Ward, tmp_path: Path) -> None:
