@@ -175,8 +175,9 @@ class CalibrationFit:
         if len(set(self.subjects)) == 1 and parameters:
             raise InputRefusedError(
                 f"the {len(self.rows)} calibration case(s) are of one subject; 2 or more subjects are needed, since a "
-                "calibration is kept only if it helps subjects that it was not fitted on; give cases of more subjects, or "
-                "pass --unchecked to keep it all the same"
+                "calibration is kept only if it helps subjects that it was not fitted on; give cases of more subjects (other "
+                "data; a plan of yours by --splits; --partition test, if another data set measures the bundle), or pass "
+                "--unchecked to keep it all the same"
             )
         self.kept = KeptLogits(exclusive)
 

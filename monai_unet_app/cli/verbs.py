@@ -167,7 +167,7 @@ def train(options: argparse.Namespace) -> Answer:
     template = bundle_files(options.bundle)
     _must_exist("--data", options.data)
     check_writable(options.output)
-    from monai_unet_app.training.run import TrainConfig, train_bundle
+    from monai_unet_app.training.run import TrainConfig, few_to_calibrate, train_bundle
 
     overrides = {
         "epochs": options.epochs,
@@ -195,7 +195,11 @@ def train(options: argparse.Namespace) -> Answer:
     if not options.json:
         line(f"Dice on the selection cases: {record['best']['metric']:.4f} (epoch {record['best']['epoch']})")
         line(f"trained bundle: {bundle.root}")
-        line(next_command("calibrate", bundle.root, options))
+        few = few_to_calibrate({case.subject for case in bundle.seen if case.partition == "calibration"})
+        if few:
+            line(few)
+        else:
+            line(next_command("calibrate", bundle.root, options))
     return {"bundle": str(bundle.root), "sha256": bundle.sha256, "best": record["best"]}, EXIT_DONE
 
 
@@ -228,7 +232,7 @@ def _calibrated(root: Path, data: Sequence[CaseFiles], options: argparse.Namespa
     statements = summary(_stated(bundle, data, chosen.rows, options), bundle)
     if not options.json:
         _calibration_lines(fitted, statements, bundle)
-        line(next_command("evaluate", bundle.root, options) + " --output OUT")
+        line(next_command("evaluate", bundle.root, options))
     answer = {
         "parameters": fitted.parameters,
         "nll_before": fitted.nll_before,
@@ -249,6 +253,8 @@ def next_command(verb: str, bundle: Path, options: argparse.Namespace) -> str:
         flag = f"--{name.replace('_', '-')}"
         if value not in ("", "auto"):
             words += [f"{flag}={value}"] if value.startswith("-") else [flag, value]
+    if verb == "evaluate":
+        words += ["--output", f"{bundle.resolve().name}_evaluation"]
     return "next: " + shlex.join(words + (["--tta"] if getattr(options, "tta", False) else []))
 
 

@@ -8,11 +8,12 @@ differ from those of every shipped bundle. The card is written anew from them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from monai_unet_app.bundle import Bundle
+from monai_unet_app.bundle import Bundle, BundleFiles
 from monai_unet_app.data.rules import InputRules
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.shipped import shipped
@@ -26,6 +27,7 @@ DROPPED = ("data_source", "data_type", "references", "targets")
 
 LICENSE_OF_DATA = "docs/data_license.txt"
 CARD, METADATA, SEGMENTS = "docs/README.md", "configs/metadata.json", "configs/segments.json"
+INFERENCE = "configs/inference.yaml"
 
 
 def forget_template(root: Path, template: Path, name: str | None = None) -> None:
@@ -49,7 +51,8 @@ def forget_template(root: Path, template: Path, name: str | None = None) -> None
     licence = root / LICENSE_OF_DATA
     if licence.is_file() and (is_trained or _is_shipped(licence)):
         licence.unlink()
-    _name_algorithm(root / SEGMENTS, template.name, root.resolve().name)
+    _name_algorithm(root / SEGMENTS, {template.name, *_shipped_names()}, root.resolve().name)
+    _forget_description(root)
     (root / CARD).parent.mkdir(exist_ok=True)
     (root / CARD).write_text(_card(metadata, root), encoding="utf-8")
 
@@ -114,13 +117,29 @@ def _derived(root: Path) -> dict[str, Any]:
     }
 
 
-def _name_algorithm(segments: Path, old: str, new: str) -> None:
-    """Its segments are made by the copy, not by its template."""
+def _shipped_names() -> set[str]:
+    return {path.parents[1].name for path in shipped("bundles").glob(f"*/{METADATA}")}
+
+
+def _name_algorithm(segments: Path, old: Collection[str], new: str) -> None:
+    """Its segments are made by the copy, not by its template or what that was copied from."""
     text = segments.read_text(encoding="utf-8")
-    segments.write_text(
-        text.replace(f'"SegmentAlgorithmName": {json.dumps(old)}', f'"SegmentAlgorithmName": {json.dumps(new)}'),
-        encoding="utf-8",
-    )
+    names = "|".join(re.escape(json.dumps(name)) for name in old)
+    text = re.sub(rf'("SegmentAlgorithmName"\s*:\s*)(?:{names})', lambda found: found[1] + json.dumps(new), text)
+    segments.write_text(text, encoding="utf-8")
+
+
+def _forget_description(root: Path) -> None:
+    """Takes "From ... to ..." of a shipped bundle out of inference.yaml's first line where images or labels are others."""
+    config = root / INFERENCE
+    first, end, rest = config.read_bytes().decode().partition("\n")
+    for other in (path.parents[1] for path in shipped("bundles").glob(f"*/{METADATA}")):
+        if (other / INFERENCE).read_text(encoding="utf-8").split("\n")[0] != first.rstrip("\r"):
+            continue
+        mine, theirs = (BundleFiles(folder).inference_document for folder in (root, other))
+        if any(mine.get(name) != theirs.get(name) for name in ("labels", "input_rules")):
+            config.write_bytes((re.sub(r"^# From [^.]*\. ", "# ", first) + end + rest).encode())
+        return
 
 
 def _card(metadata: Mapping[str, Any], root: Path) -> str:

@@ -68,10 +68,12 @@ def _without_folders(word: str) -> str:
     return flag + sign + re.sub(r"(?<![\w.])/([^/\s'\"]+/)*", "", value)  # paths in a list
 
 
-def recipe_sha256(configs: Sequence[str | Path]) -> str:
-    """Hex digest over the config files without the numbers that are fitted after the training."""
+def recipe_sha256(configs: Sequence[str | Path], *, comments: bool = True) -> str:
+    """Hex digest over the config files without the numbers that are fitted after the training; `comments`: with their lines."""
     texts = (Path(file).read_text(encoding="utf-8") for file in configs)
     recipe = "".join(re.sub(r"^calibration(_tta)?: .*$", "", text, flags=re.MULTILINE) for text in texts)
+    if not comments:
+        recipe = re.sub(r"^ *#.*\n", "", recipe, flags=re.MULTILINE)
     return hashlib.sha256(recipe.encode()).hexdigest()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,8 @@ from monai_unet_app.training.identity import forget_template
 from monai_unet_app.training.record import recipe_sha256
 
 COPIED = ("configs", "docs", "LICENSE")
+ENOUGH_TO_CHECK = 2
+"""Subjects: a calibration is kept if it helps one that it was not fitted on."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ def train_bundle(
     template.check_network()
     cases = by_partition(run.data, run.splits, run.label_suffix, run.labels, run.fold)
     say(", ".join(f"{len(rows)} to {_VERBS[part]}" for part, rows in cases.items() if rows))
+    if few := few_to_calibrate({row["subject"] for row in cases["calibration"]}):
+        say(few)
     for part in ("train", "selection"):
         if not cases[part]:
             raise InputRefusedError(
@@ -99,6 +103,17 @@ def train_bundle(
     return load_bundle(run.output, template.device)
 
 
+def few_to_calibrate(subjects: Collection[str]) -> str | None:
+    """What it means that the deal left so few subjects to calibrate; None where they are enough to check a calibration."""
+    if len(subjects) >= ENOUGH_TO_CHECK:
+        return None
+    return (
+        f"{len(subjects)} subject(s) to calibrate: monai-unet calibrate needs {ENOUGH_TO_CHECK} or more to check that what it "
+        "fits helps others, and 9 or more for a quality gate; give --splits with another deal, calibrate on other data, or "
+        f"{'calibrate --unchecked' if subjects else 'leave the bundle without calibration'}"
+    )
+
+
 _VERBS = {"train": "train on", "selection": "select the best model", "calibration": "calibrate", "test": "test"}
 
 
@@ -109,7 +124,8 @@ def _copy(template: Bundle, output: Path, name: str | None) -> None:
             raise UsageError(
                 f"{output} holds something that is no bundle; a new or empty folder is needed; choose another"
             )
-        if recipe_sha256(_configs(output)) != recipe_sha256(_configs(template.root)):
+        recipes = [recipe_sha256(_configs(root), comments=False) for root in (output, template.root)]
+        if recipes[0] != recipes[1]:  # a copy may describe itself in other words
             raise UsageError(
                 f"{output} holds a run with another recipe than {template.name}; choose another output folder"
             )

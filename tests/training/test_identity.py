@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import BUNDLES
 from shell import Run, shell
 from small_data import few_examples
 
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.training.identity import NOT_STATED, forget_template
+from monai_unet_app.training.record import recipe_sha256
 
 run = pytest.fixture(shell)
 
@@ -30,7 +32,8 @@ TEMPLATE_S = re.compile(
 def said(root: Path) -> str:
     """All that a bundle says of itself: card, metadata, other documents, names of its segments' algorithm."""
     files = [root / "configs/metadata.json", root / "configs/segments.json", *(root / "docs").iterdir()]
-    return "\n".join(f"{file.name}\n{file.read_text()}" for file in files)
+    first_line = (root / "configs/inference.yaml").read_text().split("\n")[0]
+    return "\n".join([first_line, *(f"{file.name}\n{file.read_text()}" for file in files)])
 
 
 def of_liver(root: Path) -> Path:
@@ -61,6 +64,13 @@ def test_training_evaluating_and_reporting_on_other_data_leave_no_word_of_the_te
     assert answer.code == 0, answer.err
     assert "reading and checking 5 case(s)" in answer.err
     assert "preprocessing 3 case(s)" in answer.err
+    for told in (answer.err, answer.out):
+        assert "1 subject(s) to calibrate: monai-unet calibrate needs 2 or more" in " ".join(told.split())
+    assert "next: " not in answer.out
+    again = run(
+        "train", *words, "--epochs", 1, "--device", "cpu", "--tracking", "none"
+    )  # the same recipe, in other words
+    assert again.code == 0, again.err
     assert not TEMPLATE_S.search(said(mine)), TEMPLATE_S.findall(said(mine))
     metadata = json.loads((mine / "configs/metadata.json").read_text())
     assert metadata["name"] == "Liver MR"
@@ -85,6 +95,32 @@ def test_training_evaluating_and_reporting_on_other_data_leave_no_word_of_the_te
     assert not TEMPLATE_S.search(
         re.sub(r"hippocampus_\d+", "case", said(mine))
     )  # names of the cases that were measured
+
+
+@pytest.mark.parametrize("shipped", BUNDLES, ids=lambda path: path.name)
+def test_neither_first_line_nor_algorithm_is_the_shipped_bundle_s_after_a_copy_of_a_copy(
+    shipped: Path, tmp_path: Path
+) -> None:
+    template = Path(shutil.copytree(shipped, tmp_path / "my_template"))
+    config = template / "configs/inference.yaml"
+    config.write_text(config.read_text().replace("spacing_mm: {least: 0.5", "spacing_mm: {least: 0.4"))
+    config.write_text(config.read_text().replace("least: [700, 700]", "least: [600, 600]"))
+    root = Path(shutil.copytree(template, tmp_path / "mine", ignore=shutil.ignore_patterns("models")))
+    forget_template(root, template)
+    copied = root / "configs/inference.yaml"
+    assert copied.read_text().startswith("# This file is all that inference needs: ")
+    assert yaml.safe_load(copied.read_text()) == yaml.safe_load(config.read_text())
+    configs = [[folder / f"configs/{name}.yaml" for name in ("inference", "train")] for folder in (root, template)]
+    assert len({recipe_sha256(files, comments=False) for files in configs}) == 1  # so that the run can go on
+    algorithms = re.findall(r'"SegmentAlgorithmName": "(.*)"', (root / "configs/segments.json").read_text())
+    assert set(algorithms) == {"mine"}
+
+
+def test_a_copy_for_the_same_images_and_labels_keeps_the_line_that_describes_them(tmp_path: Path) -> None:
+    root = owned(tmp_path)
+    before = (root / "configs/inference.yaml").read_bytes()
+    forget_template(root, BUNDLES[0])
+    assert (root / "configs/inference.yaml").read_bytes() == before
 
 
 @pytest.mark.parametrize("template", BUNDLES, ids=lambda path: path.name)
