@@ -19,6 +19,7 @@ from monai_unet_app.service.queue import FOLLOW_UPS, KEPT_BACK, Result
 if TYPE_CHECKING:
     from monai_unet_app.service.hints import Hints
     from monai_unet_app.service.node import Node
+    from monai_unet_app.service.tokens import Holder
 
 RELOAD_S = 30
 """Seconds after which the status page loads itself anew, unless it was asked to stand still."""
@@ -84,12 +85,13 @@ _REVIEWED = {*KEPT_BACK, "sending", "delivered", "refused", "superseded"}
 """States of results that have a review page."""
 
 
-def status_page(node: Node, *, hints: Hints | None = None, still: bool = False) -> str:
+def status_page(node: Node, *, hints: Hints | None = None, holder: Holder | None = None, still: bool = False) -> str:
     """What the node is doing, as a page.
 
     Args:
         node: What it is about.
         hints: What studies are found by; None for readers who may not see it.
+        holder: Who reads it, and is offered what their roles allow; None is offered nothing.
         still: The page does not load itself anew.
     """
     counts = node.queue.counts()
@@ -97,10 +99,10 @@ def status_page(node: Node, *, hints: Hints | None = None, still: bool = False) 
         _readiness(node, counts),
         _ungated(node),
         _cards(node, counts),
-        _waiting_for_somebody(node, counts, hints),
-        _dead(node, hints),
+        _waiting_for_somebody(node, counts, hints, holder),
+        _dead(node, hints, holder),
         _at_work(node, hints),
-        _recent(node, hints),
+        _recent(node, hints, holder),
         _times(node),
         _turned_away(node),
     ]
@@ -119,13 +121,14 @@ def waiting_page(node: Node, number: int, seconds: float) -> str:
     return _page(f"{node.config.ae_title}: result {number}", head, body, "<meta http-equiv='refresh' content='2'>")
 
 
-def find_page(node: Node, text: str | None, *, hints: Hints | None = None) -> str:
+def find_page(node: Node, text: str | None, *, hints: Hints | None = None, holder: Holder | None = None) -> str:
     """A box to search in, and the results of the studies that were found.
 
     Args:
         node: Whose studies are searched.
         text: A part of a StudyInstanceUID or of a hint; the number of a result. None: nothing is searched yet.
         hints: As in `status_page`.
+        holder: As there.
     """
     names = [*([] if hints is None else hints.names), "part of the study UID"]
     form = (
@@ -133,7 +136,7 @@ def find_page(node: Node, text: str | None, *, hints: Hints | None = None) -> st
         f'{escape(", ".join(names))} or number of a result</label><input type="search" id="text" name="text" '
         'maxlength="64" required autocomplete="off" autofocus><button>Find</button></form>'
     )
-    body = [form, "" if text is None else _search_results(node, text.strip(), hints)]
+    body = [form, "" if text is None else _search_results(node, text.strip(), hints, holder)]
     return _page(f"{node.config.ae_title}: find a study", '<a href="/">Status</a>', body)
 
 
@@ -148,7 +151,7 @@ def find_studies(node: Node, text: str, hints: Hints | None) -> list[str]:
     return list(dict.fromkeys([*(hints.find(text) if hints else []), *found]))
 
 
-def _search_results(node: Node, text: str, hints: Hints | None) -> str:
+def _search_results(node: Node, text: str, hints: Hints | None, holder: Holder | None) -> str:
     studies = find_studies(node, text, hints)
     if not studies:
         return "<p>Nothing was found. Studies are forgotten when their time of retention is over.</p>"
@@ -156,7 +159,7 @@ def _search_results(node: Node, text: str, hints: Hints | None) -> str:
     for study in shown:
         jobs = node.queue.jobs_of(study)
         results = [one for job in jobs for one in node.queue.results_of(job.id)]
-        rows += [_result_row(one, hints) for one in reversed(results)]
+        rows += [_result_row(one, hints, holder) for one in reversed(results)]
         if not results:
             state = "arriving" if node.is_arriving(study) or not jobs else jobs[-1].state
             why = _Why(jobs[-1].reason if jobs else "")
@@ -235,9 +238,12 @@ def _times(node: Node) -> str:
     return f"<div class='narrow'>{_table('Times', ('stage', 'median', '95 %', 'of the last'), rows)}</div>"
 
 
-def _waiting_for_somebody(node: Node, counts: dict[str, dict[str, int]], hints: Hints | None) -> str:
+def _waiting_for_somebody(
+    node: Node, counts: dict[str, dict[str, int]], hints: Hints | None, holder: Holder | None
+) -> str:
     held, number = node.queue.results(KEPT_BACK, _MOST_HELD), _held(counts)
-    table = _table("Held back until a reviewer decides", _result_head(hints), [_result_row(one, hints) for one in held])
+    rows = [_result_row(one, hints, holder) for one in held]
+    table = _table("Held back until a reviewer decides", _result_head(hints), rows)
     if number <= len(held):
         return table
     return (
@@ -245,22 +251,21 @@ def _waiting_for_somebody(node: Node, counts: dict[str, dict[str, int]], hints: 
     )
 
 
-def _dead(node: Node, hints: Hints | None) -> str:
+def _dead(node: Node, hints: Hints | None, holder: Holder | None) -> str:
+    def again(kind: str, number: int) -> str | _Markup:
+        return _Button(f"/{kind}/{number}/retry", "try again") if holder and holder.may("admin") else ""
+
     jobs: list[_Row] = [
-        (f"job {one.id}", _study(one.study), *_hint_cells(one.study, hints), _Why(one.reason), _retry("jobs", one.id))
+        (f"job {one.id}", _study(one.study), *_hint_cells(one.study, hints), _Why(one.reason), again("jobs", one.id))
         for one in node.queue.jobs(["dead"], _SHOWN)
     ]
     empty = ("",) * len(_hint_names(hints))
     sent: list[_Row] = [
-        (f"delivery {one.id}", one.destination, *empty, _Why(one.reason), _retry("deliveries", one.id))
+        (f"delivery {one.id}", one.destination, *empty, _Why(one.reason), again("deliveries", one.id))
         for one in node.queue.deliveries(["dead"], _SHOWN)
     ]
     head = ("what", "study or destination", *_hint_names(hints), "why", "an administrator may")
     return _table("Dead letters", head, [*jobs, *sent])
-
-
-def _retry(kind: str, number: int) -> _Button:
-    return _Button(f"/{kind}/{number}/retry", "try again")
 
 
 def _at_work(node: Node, hints: Hints | None) -> str:
@@ -275,8 +280,8 @@ def _at_work(node: Node, hints: Hints | None) -> str:
     return _table("Studies that wait or are at work", head, rows)
 
 
-def _recent(node: Node, hints: Hints | None) -> str:
-    rows = [_result_row(one, hints) for one in node.queue.results((), _SHOWN)]
+def _recent(node: Node, hints: Hints | None, holder: Holder | None) -> str:
+    rows = [_result_row(one, hints, holder) for one in node.queue.results((), _SHOWN)]
     return _table("Last results", _result_head(hints), rows)
 
 
@@ -284,11 +289,13 @@ def _result_head(hints: Hints | None) -> tuple[str, ...]:
     return ("result", "study", *_hint_names(hints), "rule", "state", "verdict", "why", "")
 
 
-def _result_row(one: Result, hints: Hints | None) -> _Row:
+def _result_row(one: Result, hints: Hints | None, holder: Holder | None) -> _Row:
     action: str | _Markup = ""
-    if one.state == "not processed":
+    if holder is None:
+        pass
+    elif one.state == "not processed" and holder.may("admin"):
         action = _Button(f"/studies/{one.study}/reprocess", "work at it again")
-    elif one.folder and one.state in _REVIEWED and one.verdict not in FOLLOW_UPS:
+    elif one.folder and one.state in _REVIEWED and one.verdict not in FOLLOW_UPS and holder.may("reviewer"):
         action = _Link(f"/results/{one.id}/review", "review")
     number = _Link(f"/results/{one.id}", str(one.id))
     return (

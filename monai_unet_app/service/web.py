@@ -25,7 +25,7 @@ from fastapi import Path as PathParameter
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
-from pydantic import AfterValidator
+from pydantic import AfterValidator, StrictBool
 from starlette.datastructures import FormData, UploadFile
 
 from dicom_io.net.store import is_uid
@@ -160,11 +160,11 @@ def _add_pages(app: FastAPI, node: Node) -> None:
     def status(
         holder: Onlooker, still: Annotated[bool, Query(description="the page does not load itself anew")] = False
     ) -> str:
-        return status_page(node, hints=hints_for(holder), still=still)
+        return status_page(node, hints=hints_for(holder), holder=holder, still=still)
 
     @app.get("/find", summary="A page to find a study", response_class=HTMLResponse)
     def find_form(holder: Onlooker) -> str:
-        return find_page(node, None, hints=hints_for(holder))
+        return find_page(node, None, hints=hints_for(holder), holder=holder)
 
     @app.post(
         "/find",
@@ -173,7 +173,7 @@ def _add_pages(app: FastAPI, node: Node) -> None:
     )
     def find(holder: Onlooker, text: Annotated[str, Form(max_length=64)]) -> str:
         node.audit.write("searched", who=holder.name)
-        return find_page(node, text, hints=hints_for(holder))
+        return find_page(node, text, hints=hints_for(holder), holder=holder)
 
 
 def _add_studies(app: FastAPI, node: Node, config: HttpConfig) -> None:
@@ -306,7 +306,7 @@ def _add_results(app: FastAPI, node: Node) -> None:
         holder: Decider,
         reason: Reason,
         confirm_rejected: Annotated[
-            bool, Body(embed=True, description="needed for a result that the quality gate rejected")
+            StrictBool, Body(embed=True, description="needed for a result that the quality gate rejected")
         ] = False,
     ) -> dict[str, Any]:
         _found(node, number)

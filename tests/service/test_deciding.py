@@ -103,6 +103,11 @@ def test_a_rejected_result_is_not_released_by_an_empty_request(site: Ward, tmp_p
     assert unconfirmed.status_code == 422
     assert "confirm_rejected" in unconfirmed.json()["detail"]
     assert (site.node.queue.result(number).state, site.records()) == ("rejected", [])
+    for unclear in ("yes", "true", 1):
+        words = {"reason": "the gate is wrong", "confirm_rejected": unclear}
+        answer = site.ask("POST", path.format(number), "rossi", json=words)
+        assert (answer.status_code, "valid boolean" in answer.json()["detail"]) == (422, True)
+    assert site.records() == []
     words = {"reason": "the gate is wrong", "confirm_rejected": True}
     assert site.ask("POST", path.format(number), "rossi", json=words).status_code == 200
     (record,) = site.records()

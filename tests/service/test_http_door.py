@@ -291,7 +291,7 @@ def test_nobody_is_named_anywhere_but_in_the_objects(site: Site, tmp_path: Path)
 def test_the_status_page_says_what_waits_for_somebody(site: Site, tmp_path: Path) -> None:
     site.ask("POST", "/studies", "submit", data=zipped(make_study(tmp_path / "study", wish="review")))
     site.result("held")
-    page = requests.get(site.url + "/", auth=("anybody", site.tokens["read"]), timeout=9).text
+    page = requests.get(site.url + "/", auth=("anybody", site.tokens["reviewer"]), timeout=9).text
     assert "Held back until a reviewer decides" in page
     assert f'<a href="/results/{site.node.queue.results((), 1)[0].id}/review">' in page
     assert "Ready. Nothing is wrong." in page
@@ -301,7 +301,7 @@ def test_what_was_not_processed_is_worked_at_again_by_a_button(site: Site, tmp_p
     study = make_study(tmp_path / "study", wish="nothing")
     site.ask("POST", "/studies", "submit", data=zipped(study))
     site.result("not processed")
-    page = requests.get(site.url + "/", auth=("anybody", site.tokens["read"]), timeout=9).text
+    page = requests.get(site.url + "/", auth=("anybody", site.tokens["admin"]), timeout=9).text
     action = re.search(r'<form method="post" action="(.*?)"><button>work at it again', page)[1]
     pressed = site.ask("POST", action, "admin", headers={"Accept": "text/html,*/*"}, allow_redirects=False)
     assert (pressed.status_code, pressed.headers["Location"]) == (303, "/")

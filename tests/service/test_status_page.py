@@ -46,6 +46,13 @@ def make_busy(node: Node) -> list[str]:
     return studies
 
 
+def make_dead(node: Node) -> None:
+    """A study whose job is a dead letter."""
+    with node.queue.all_or_none():
+        node.queue.arriving("1.2.826.0.1.9", 1)
+        node.queue.bury(node.queue.settle("1.2.826.0.1.9").id, "its process ended (signal 9)")
+
+
 @pytest.fixture
 def busy(tmp_path: Path) -> Iterator[tuple[Node, str, str]]:
     """A node in which 50 results wait: the node, its URL, and an administrator's token."""
@@ -185,6 +192,21 @@ def test_a_study_is_found_by_the_number_of_its_result_and_before_it_has_one(site
     page = site.ask("POST", "/find", "read", data={"text": study_of(late)}).text
     assert re.search(rf"/studies/{re.escape(study_of(late))}.*working", page)
     assert site.ask("POST", "/find", "read", data={"text": "x" * 65}).status_code == 422
+
+
+def test_the_pages_offer_each_role_what_it_may_do(site: Site, tmp_path: Path) -> None:
+    held, nothing = (make_study(tmp_path / wish, wish=wish) for wish in ("review", "nothing"))
+    for study in (held, nothing):
+        store(site.node, study)
+    wait_until(lambda: site.node.queue.counts()["results"] == {"held": 1, "not processed": 1})
+    make_dead(site.node)
+    for role, offered in (("read", set()), ("reviewer", {"/review"}), ("admin", {"/reprocess", "/retry"})):
+        text = site.ask("GET", "/?still=true", role).text
+        found = "".join(
+            site.ask("POST", "/find", role, data={"text": str(study_of(study))}).text for study in (held, nothing)
+        )
+        for page, most in ((text, offered), (found, offered - {"/retry"})):
+            assert {end for end in ("/review", "/reprocess", "/retry") if f'{end}"' in page} == most, role
 
 
 def test_a_search_that_finds_more_studies_than_a_page_shows_says_so(tmp_path: Path) -> None:
