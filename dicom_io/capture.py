@@ -251,6 +251,8 @@ def _captions(scene: _Scene, k: int) -> Iterator[str]:
     result, one = scene.result, scene.images.slices[k]
     yield identity.plain(f"{result.algorithm_name} {result.algorithm_version}", 128)
     window = scene.shown[k].window if scene.shown else None
+    if scene.images.source.provenance.incomplete:
+        yield identity.INCOMPLETE
     if window is not None and window.explanation == display.NOT_FITTING:
         yield display.NOT_FITTING
     number = scene.images.header(k).get("InstanceNumber")

@@ -16,7 +16,7 @@ from dicom_io.capture import write_captures
 from dicom_io.coding import Whole
 from dicom_io.dicomize import ConvertedModality, dicomize
 from dicom_io.errors import DicomIoError
-from dicom_io.objects.identity import ResultInfo
+from dicom_io.objects.identity import INCOMPLETE, ResultInfo
 from dicom_io.objects.seg_object import SegEncoding
 from dicom_io.parametric import NO_UNIT, UNCERTAINTY, write_parametric_map
 from dicom_io.presentation import write_gsps
@@ -153,6 +153,7 @@ def _info(case: Case, bundle: Bundle, run: PredictConfig) -> ResultInfo:
             *repairs,
             *_image_setting(case.volume),
         ),
+        series_description=f"{INCOMPLETE}, {bundle.name}" if case.volume.provenance.incomplete else "",
         quality=_quality(case),
         calibration=_calibration(bundle),
     )
@@ -177,13 +178,24 @@ def _wholes(case: Case, bundle: Bundle) -> dict[Whole, tuple[float, float] | Non
 
 
 def _quality(case: Case) -> str:
-    """The quality gate's verdict in one line, or why there is none; empty for a case that was not assessed."""
+    """The quality gate's verdict in one line, or why there is none, behind what images are missing; empty where nothing is
+    to be said.
+    """
+    missing = (
+        [note for note in case.volume.provenance.notes if "incomplete" in note]
+        if case.volume.provenance.incomplete
+        else []
+    )
+    return "; ".join([*missing, *_judged(case)])
+
+
+def _judged(case: Case) -> list[str]:
     if case.assessment is None:
-        return ""
+        return []
     least = [one.grade.at_least for one in case.assessment.structures if one.grade]
     gate = case.assessment.confidence.gate
     bound = f", Dice at least {min(least):.2f} ({gate.coverage:.0%})" if gate and least else ""
-    return "; ".join([(case.assessment.verdict or "not judged") + bound, *case.assessment.reasons])
+    return [(case.assessment.verdict or "not judged") + bound, *case.assessment.reasons]
 
 
 def _calibration(bundle: Bundle) -> str:

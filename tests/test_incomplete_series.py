@@ -52,7 +52,7 @@ def test_predict_reads_what_is_here_on_request_and_every_result_says_so(
     run: Run, cut_off: Path, tiny_bundle: Callable[[], Path], tmp_path: Path
 ) -> None:
     words = ["--bundle", tiny_bundle(), "--input", cut_off, "--output", tmp_path / "out", "--accept-incomplete"]
-    answer = run("predict", *words, "--format", "seg,sr")
+    answer = run("predict", *words, "--format", "seg,sr,rtstruct,gsps,sc,pm")
     assert answer.code == 0, answer.err
     assert "note on hippocampus_003: read on request although it is incomplete" in answer.out
     document = json.loads((tmp_path / "out/hippocampus_003_result.json").read_text())
@@ -61,3 +61,10 @@ def test_predict_reads_what_is_here_on_request_and_every_result_says_so(
     seg = pydicom.dcmread(tmp_path / "out/hippocampus_003_seg.dcm")
     told = [item.get("ContributionDescription", "") for item in seg.ContributingEquipmentSequence]
     assert any("accept_incomplete=true" in text for text in told)
+    objects = sorted((tmp_path / "out").rglob("*.dcm"))
+    assert {pydicom.dcmread(path).Modality for path in objects} >= {"SEG", "SR", "RTSTRUCT", "PR", "OT"}
+    for path in objects:
+        assert pydicom.dcmread(path).SeriesDescription.startswith("INCOMPLETE SERIES, "), path.name
+    report = pydicom.dcmread(tmp_path / "out/hippocampus_003_sr.dcm")
+    texts = [item.value for item in report.iterall() if item.keyword == "TextValue"]
+    assert any("holds 20 images, and its headers count 35" in text for text in texts)

@@ -48,6 +48,8 @@ SERIES_NUMBER_BASE: dict[ObjectKind, int] = {
 }
 BY_A_PERSON = 20_000
 """Added to the series numbers of what a person verified or corrected."""
+INCOMPLETE = "INCOMPLETE SERIES"
+"""What a reader is told of a result on a series that lacks images by its own headers, in lists of series and on pictures."""
 NO_DATE, NO_TIME = "19700101", "000000"
 
 TYPE_2_KEYWORDS = (

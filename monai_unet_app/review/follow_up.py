@@ -16,7 +16,7 @@ from dicom_io.errors import DicomIoError
 from dicom_io.net.destination import Profile
 from dicom_io.net.outgoing import prepared
 from dicom_io.objects.carried import transcribed
-from dicom_io.objects.identity import ResultInfo
+from dicom_io.objects.identity import INCOMPLETE, ResultInfo
 from dicom_io.objects.seg_object import described_segments
 from dicom_io.presentation import write_gsps
 from dicom_io.reading.instances import load_dataset
@@ -140,6 +140,7 @@ def _write_corrected(
 def _info(before: Path, who: Verification, document: Mapping[str, Any]) -> ResultInfo:
     """The bundle's result, changed by a person; the segments mean what they meant before."""
     header, bundle = load_dataset(before, with_pixels=False), document["bundle"]
+    kind = f"CORRECTED, {INCOMPLETE}," if INCOMPLETE in str(header.get("SeriesDescription")) else "CORRECTED"
     return ResultInfo(
         segments=described_segments(before),
         algorithm_name=bundle["name"],
@@ -147,7 +148,7 @@ def _info(before: Path, who: Verification, document: Mapping[str, Any]) -> Resul
         bundle_sha256=bundle["sha256"],
         settings=(("corrected from", str(header.SOPInstanceUID)),),
         algorithm_type="SEMIAUTOMATIC",
-        series_description=f"CORRECTED {bundle['name']}",
+        series_description=f"{kind} {bundle['name']}",
         quality="corrected by a reviewer",
         content_creator=transcribed(who.observer, header),
     )
