@@ -11,7 +11,7 @@ from dicom_io.errors import SeriesGeometryError, SeriesSelectionError, Unreadabl
 from dicom_io.reading.codecs import decoder_of
 from dicom_io.reading.completeness import parts_of_concatenations
 from dicom_io.reading.frames import has_groups
-from dicom_io.reading.instances import Instance, same_content
+from dicom_io.reading.instances import Instance, differences
 from dicom_io.reading.pixels import PHYSICAL_MODALITIES
 from dicom_io.reading.series import SeriesRef, counted
 
@@ -22,17 +22,21 @@ _COLOUR = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT", "Y
 
 
 def without_copies(series: SeriesRef) -> tuple[list[Instance], list[str]]:
-    """The instances without byte-identical copies. Raises SeriesGeometryError for one UID with two contents."""
+    """The instances without copies, which may differ in what no volume and no result needs.
+
+    Raises SeriesGeometryError for one UID with two contents.
+    """
     kept: dict[str, Instance] = {}
-    without_uid, copies = [], []
+    without_uid, copies, odd = [], [], set()
     for instance in series.instances:
         uid = instance.sop_instance_uid
         if not uid:
             without_uid.append(instance)
         elif uid not in kept:
             kept[uid] = instance
-        elif same_content(kept[uid], instance):
+        elif (differ := differences(kept[uid], instance)) is not None:
             copies.append(instance)
+            odd.update(differ)
         else:
             raise SeriesGeometryError(
                 f"{series.name} holds SOP instance {uid} twice with different content, in {kept[uid].name} and "
@@ -40,7 +44,8 @@ def without_copies(series: SeriesRef) -> tuple[list[Instance], list[str]]:
             )
     chosen = {id(instance) for instance in (*kept.values(), *without_uid)}
     found = counted(len(copies), "file")
-    notes = [f"left out as byte-identical copies of another: {found}"] if copies else []
+    alike = f"copies of another but for {', '.join(sorted(odd)[:5])}" if odd else "byte-identical copies of another"
+    notes = [f"left out as {alike}: {found}"] if copies else []
     return [instance for instance in series.instances if id(instance) in chosen], notes
 
 

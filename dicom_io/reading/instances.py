@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from pydicom.datadict import keyword_for_tag
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.errors import BytesLengthException
@@ -71,6 +72,15 @@ _HEADER_TAGS: list[BaseTag] = [
     *(Tag(keyword) for keyword in (*HEADER_KEYWORDS.split(), *MARKS)),
     *SIEMENS_BLOCKS,
 ]
+_MATTERING = frozenset(
+    (
+        *_HEADER_TAGS,
+        *map(Tag, ["StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyDescription", "StudyID"]),
+    )
+)
+_OF_MEDIA = frozenset({"VERSION", "LOCKFILE", "README", "INDEX"})
+"""Files without an ending that programs put beside images, empty or not; no slice is called so."""
+
 _PIXEL_TAGS = frozenset({(0x7FE0, 0x0008), (0x7FE0, 0x0009), (0x7FE0, 0x0010)})
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 Fragments = tuple[tuple[int, int], ...]
@@ -308,7 +318,7 @@ def _should_be_dicom(path: Path, start: bytes) -> bool:
     """Whether a file that does not begin as DICOM is a lost slice: called so, or without an ending and empty or all zeros,
     as a copy is left that never came through. Hidden files are none: other systems leave them beside those they copy.
     """
-    if path.name.startswith("."):
+    if path.name.startswith(".") or path.name.upper() in _OF_MEDIA:
         return False
     return path.suffix.lower() in _ENDINGS or (not path.suffix and not start.strip(b"\0"))
 
@@ -405,8 +415,17 @@ def image_type(header: Dataset) -> tuple[str, ...]:
     return tuple(str(word).upper() for word in listed(header.get("ImageType")))
 
 
-def same_content(first: Instance, second: Instance) -> bool:
-    """Whether two instances are copies of each other, byte by byte (or value by value, in memory)."""
-    if first.path and second.path:
-        return filecmp.cmp(first.path, second.path, shallow=False)
-    return bool(first.load() == second.load())
+def differences(first: Instance, second: Instance) -> list[str] | None:
+    """The attributes by which two instances of one UID differ; None where one of them matters to a volume or its results.
+
+    What matters: pixels and their encoding, all that reading looks at, the patient and the study. Copies have no difference.
+    """
+    if first.path and second.path and filecmp.cmp(first.path, second.path, shallow=False):
+        return []
+    one, other = first.load(), second.load()
+    if first.transfer_syntax != second.transfer_syntax:
+        return None
+    found = [tag for tag in one.keys() | other.keys() if one.get(tag) != other.get(tag)]
+    if any(tag in _MATTERING or tag.group in (0x0010, 0x7FE0) for tag in found):
+        return None
+    return sorted(keyword_for_tag(tag) or str(tag) for tag in found)

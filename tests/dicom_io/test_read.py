@@ -301,6 +301,36 @@ def test_one_instance_with_two_contents_is_refused_with_both_files(tmp_path: Pat
         read_series(tmp_path)
 
 
+@pytest.mark.parametrize("keyword", ["WindowCenter", "SeriesDescription", "ProtocolName"])
+def test_a_copy_with_another_word_that_no_volume_needs_is_left_out_and_told(tmp_path: Path, keyword: str) -> None:
+    path = write_mr_series(tmp_path, lopsided_array(), oblique_affine())[2]
+    other = dcmread(path)
+    setattr(other, keyword, "120000")
+    other.save_as(tmp_path / "copy.dcm")
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.array, lopsided_array())
+    assert f"left out as copies of another but for {keyword}: 1 file" in volume.provenance.notes
+
+
+@pytest.mark.parametrize(
+    "keyword", ["AccessionNumber", "PatientSex", "RescaleSlope", "ImagePositionPatient", "SliceThickness"]
+)
+def test_a_copy_with_another_word_that_matters_is_refused(tmp_path: Path, keyword: str) -> None:
+    path = write_mr_series(tmp_path, lopsided_array(), oblique_affine())[2]
+    other = dcmread(path)
+    setattr(other, keyword, {"ImagePositionPatient": [1, 2, 3], "PatientSex": "M"}.get(keyword, "7"))
+    other.save_as(tmp_path / "copy.dcm")
+    with pytest.raises(SeriesGeometryError, match="twice with different content"):
+        read_series(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["VERSION", "LOCKFILE", "Version"])
+def test_empty_files_of_media_are_no_lost_slices(tmp_path: Path, name: str) -> None:
+    write_mr_series(tmp_path, lopsided_array(), oblique_affine())
+    (tmp_path / name).touch()
+    np.testing.assert_array_equal(read_series(tmp_path).array, lopsided_array())
+
+
 def test_a_copy_of_a_file_is_left_out_with_a_note(tmp_path: Path) -> None:
     path = write_mr_series(tmp_path, lopsided_array(), oblique_affine())[2]
     shutil.copy(path, tmp_path / "copy.dcm")
