@@ -75,7 +75,9 @@ _HEADER_TAGS: list[BaseTag] = [
 _MATTERING = frozenset(
     (
         *_HEADER_TAGS,
-        *map(Tag, ["StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyDescription", "StudyID"]),
+        *map(
+            Tag, ["StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyDescription", "StudyID"]
+        ),
     )
 )
 _OF_MEDIA = frozenset({"VERSION", "LOCKFILE", "README", "INDEX"})

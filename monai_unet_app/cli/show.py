@@ -151,6 +151,8 @@ def _series_head(row: SeriesRow, outcome: str, *, with_cases: bool) -> None:
     what += [" x ".join(map(str, found["shape"]))] if found["shape"] else []
     what += [_numbers(found["spacing_mm"]) + " mm"] if found["spacing_mm"] else []
     _whole(f"[{colour}]{outcome:<9}[/{colour}] {escape(', '.join(what))}")
+    if title := row.title.line:
+        _whole(f"  {escape(title)}")
     if with_cases and row.case:
         _whole(f"  case {escape(row.case)}")
     _whole(f"  {escape(found['folder'] or '-')}")

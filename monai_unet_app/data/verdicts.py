@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from dicom_io.errors import DicomIoError
 from dicom_io.read import ReadOptions, Verdict, examine
 from dicom_io.reading.dicomdir import files_of_dicomdir, is_dicomdir
+from dicom_io.reading.titles import SeriesTitle, title_of
 from monai_unet_app.data.cases import FILE_ENDINGS, CaseFiles
 from monai_unet_app.data.read import has_ending
 
@@ -44,11 +46,21 @@ class SeriesRow:
         """Whether somebody has to do something about it."""
         return self.outcome in ("refused", "broken")
 
+    @cached_property
+    def title(self) -> SeriesTitle:
+        """How the scanner called the series; without what in it is of the patient."""
+        series = self.verdict.series
+        return title_of(series.instances[0]) if series and series.instances else SeriesTitle()
+
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
         series, verdict = self.verdict.series, self.verdict
         return {
             "series_instance_uid": series.series_instance_uid if series else None,
+            "series_number": self.title.number or None,
+            "series_description": self.title.description or None,
+            "protocol_name": self.title.protocol or None,
+            "series_time": self.title.time or None,
             "modality": series.modality if series else None,
             "files": series.instance_count if series else 1,
             "outcome": self.outcome,

@@ -1,0 +1,84 @@
+"""How a scanner called a series, so that people can tell one from another: its number, description, protocol and time.
+
+Description and protocol are free text. What of the patient's name or ID stands in them is told as "...", as far as the header's
+own PatientName, PatientID and OtherPatientIDs show what that is; a nickname would stay.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+
+from dicom_io.errors import DicomIoError
+from dicom_io.reading.instances import READ_ERRORS, Instance, load_dataset
+
+_TITLE = ("SeriesNumber", "SeriesDescription", "ProtocolName", "SeriesTime")
+_OF_THE_PATIENT = ("PatientName", "PatientID", "OtherPatientIDs")
+_LONGEST = 64  # LO: PS3.5 6.2
+
+
+@dataclass(frozen=True)
+class SeriesTitle:
+    """What a header says of its series; each is empty where it says nothing that can be read.
+
+    Attributes:
+        number: SeriesNumber.
+        description: SeriesDescription.
+        protocol: ProtocolName.
+        time: SeriesTime as HH:MM.
+    """
+
+    number: str = ""
+    description: str = ""
+    protocol: str = ""
+    time: str = ""
+
+    @property
+    def line(self) -> str:
+        """One line; empty where nothing is known."""
+        protocol = f"protocol {self.protocol}" if self.protocol not in ("", self.description) else ""
+        return ", ".join(
+            filter(None, [f"no. {self.number}" if self.number else "", self.description, protocol, self.time])
+        )
+
+
+def title_of(instance: Instance) -> SeriesTitle:
+    """The title of the series of an instance; of a file that can no longer be read, none."""
+    try:
+        keywords = (*_TITLE, *_OF_THE_PATIENT, "SpecificCharacterSet")
+        header = instance.dataset or load_dataset(instance.path, with_pixels=False, keywords=keywords)  # type: ignore[arg-type]
+    except DicomIoError:
+        return SeriesTitle()
+    hidden = [
+        part
+        for keyword in _OF_THE_PATIENT
+        for text in _texts(header, keyword)
+        for part in re.split(r"[\s^=,;_-]+", text)
+    ]
+    number, description, protocol, time = (
+        _without(hidden, " ".join(_texts(header, keyword)[:1])) for keyword in _TITLE
+    )
+    clock = re.match(r"([01]\d|2[0-3])([0-5]\d)", time)
+    return SeriesTitle(
+        number if number.isdecimal() else "", description, protocol, f"{clock[1]}:{clock[2]}" if clock else ""
+    )
+
+
+def _texts(header: Dataset, keyword: str) -> list[str]:
+    try:
+        found = header.get(keyword)
+        values = found if isinstance(found, MultiValue) else [] if found is None else [found]
+        return [" ".join(str(value).split()) for value in values]
+    except READ_ERRORS:
+        return []
+
+
+def _without(hidden: list[str], text: str) -> str:
+    """Printable text of at most 64 characters in which no part of a name or ID stands as a word, in any case."""
+    text = "".join(one if one.isprintable() else " " for one in text)[:_LONGEST].strip()
+    for part in sorted({part for part in hidden if len(part) > 1}, key=len, reverse=True):
+        text = re.sub(rf"(?<![^\W_]){re.escape(part)}(?![^\W_])", "...", text, flags=re.IGNORECASE)
+    return text
