@@ -30,8 +30,14 @@ def test_a_series_is_called_as_the_scanner_called_it(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_the_patients_is_not_told(tmp_path: Path, name: str, text: str, told: str) -> None:
-    names = {"SpecificCharacterSet": "ISO_IR 192", "PatientName": name, "SeriesDescription": text, "PatientID": "4711"}
-    assert line(tmp_path, **names, ProtocolName="no 4711") == f"{told}, protocol no ..."
+    names = {
+        "SpecificCharacterSet": "ISO_IR 192",
+        "PatientName": name,
+        "SeriesDescription": text,
+        "PatientID": "4711",
+        "SeriesNumber": 3,
+    }
+    assert line(tmp_path, **names, ProtocolName="no 4711") == f"no. 3, {told}, protocol no ..."
 
 
 @pytest.mark.parametrize(
