@@ -89,7 +89,7 @@ def test_every_reference_finds_its_object(shared_out):
         assert {str(e.value) for e in dataset.iterall() if e.keyword == "SeriesInstanceUID"} <= series
     (report,) = of_kind(shared_out, "SR")
     content = [e.value for item in pydicom.dcmread(report).ContentSequence for e in item.iterall()]
-    assert sum(str(value) in present for value in content) >= 4  # images and segments in the tree itself
+    assert sum(str(value) in present for value in content) >= 2  # the segments, in the tree itself
 
 
 def test_measurements_stay_and_texts_of_a_report_go(case, shared_out):
