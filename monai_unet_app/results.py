@@ -457,9 +457,10 @@ def _safe_cuts(stated: Confidence | None, bundle: Bundle) -> list[float]:
     thresholds = stated.risk.thresholds if stated and stated.risk else {}
     cuts = [cut for segment in bundle.segments if (cut := thresholds.get(segment.number)) is not None]
     if len(cuts) < len(bundle.segments):
+        why = (stated.why_not or {}).get("risk") if stated else None
         raise UsageError(
-            f"{bundle.name} does not state from which probability on little is missed; calibrate it on more subjects, or leave "
-            "--cautious out"
+            f"{bundle.name} does not state from which probability on little is missed; "
+            f"{why or 'calibrate it on more subjects'}, or leave --cautious out"
         )
     return cuts
 

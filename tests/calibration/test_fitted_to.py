@@ -149,6 +149,8 @@ def test_predict_says_that_the_bundle_was_changed_in_result_report_and_words(
     edit(bundle, INFERENCE, r"mirror_axes: \[0\]", "mirror_axes: [1]")  # left and right are not mirrored
     image = EXAMPLES / "images/hippocampus_003.nii.gz"
     words = ["--input", str(image), "--output", str(tmp_path / "out"), "--format", "nifti,sr", "--dicomize"]
+    assert main(["predict", "--bundle", str(bundle), *words, "--cautious"]) != 0
+    assert f"{CHANGED} (" in " ".join(capsys.readouterr().err.split())
     assert main(["predict", "--bundle", str(bundle), *words]) == 0
     (record,) = (tmp_path / "out").glob("*_result.json")
     document = json.loads(record.read_text())
