@@ -310,7 +310,8 @@ def _provider() -> str:
         (
             f"0x{store.CANNOT_UNDERSTAND:04X}",
             "it cannot be read to its end, its UIDs are none, or they differ from the request, it becomes more than "
-            f"{bounded.MAX_INFLATED_BYTES // 2**20} MiB when inflated, or has more than {bounded.MAX_ITEMS} items",
+            f"{bounded.MAX_INFLATED_BYTES // 2**20} MiB when inflated, or more than {store.SMALL_BYTES // 2**20} MiB and "
+            f"{store.MOST_RATIO} times its size, or has more than {bounded.MAX_ITEMS} items",
         ),
         (f"0x{store.DUPLICATE_INSTANCE:04X}", "other content is kept under its SOP Instance UID; what was there stays"),
         (f"0x{store.NOT_AUTHORISED:04X}", "its study was not asked for"),

@@ -3,7 +3,8 @@
 An instance goes to `folder/<study>/<series>/<sop>.dcm`. It is written under another name first (in `folder/.incoming`),
 forced to the disk, and then given its name, never over another file. Its UIDs make the path, so they are checked to be
 UIDs. Nothing in an instance is obeyed: URLs and file names in it are data. What it costs to look at one is bounded as in
-`reading.bounded`: items are counted, and a deflated data set of more than MAX_INFLATED_BYTES is refused.
+`reading.bounded`: items are counted. A deflated data set may become MOST_RATIO times its size (a small one SMALL_BYTES), and no
+more than an instance may have; it is inflated piece by piece, and neither it nor any other whole instance lies in memory.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
 import re
 import threading
@@ -28,8 +30,14 @@ from pydicom.uid import UID
 
 from dicom_io.errors import UnreadableFileError
 from dicom_io.net.outcome import DUPLICATE_INSTANCE, RefusedError
-from dicom_io.reading.bounded import BoundedFile, parse, transfer_syntax
+from dicom_io.reading.bounded import MAX_INFLATED_BYTES, BoundedFile, InflatedTooLargeError, parse, transfer_syntax
 from dicom_io.reading.instances import READ_ERRORS, load_dataset
+
+MOST_RATIO = 100
+"""How many times its size a deflated data set may become."""
+
+SMALL_BYTES = 2**28
+"""What any deflated data set may become, however small it is: a mask shrinks to a thousandth."""
 
 INCOMING = ".incoming"
 OUT_OF_RESOURCES = 0xA700  # PS3.4 B.2.3
@@ -45,11 +53,13 @@ _SOP_CLASS = 0x00080016
 _PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 _MARK_AT, _MARK = 128, b"DICM"
 _PIECE_BYTES = 2**20
+_LARGEST_HEADER = 2**26  # of two instances that are compared attribute by attribute
+_LONG_VRS = (b"OB", b"OW", b"OF", b"OD", b"OV", b"UN")  # of pixels; PS3.5 7.1.2
 _TRIES = 20  # to make a file in a folder that others may be tidying away
 
 _logger = logging.getLogger(__name__)
 _making = threading.RLock()  # of the folder of unfinished files: none removes it while another makes it
-_looking = threading.Lock()  # one data set is looked at a time, because one that is inflated may fill much memory
+_looking = threading.Lock()  # one data set is looked at a time, because its items may fill much memory
 
 
 class Readable(Protocol):
@@ -88,6 +98,7 @@ class InstanceStore:
         *,
         studies: frozenset[str] | None = None,
         stored: Callable[[Stored], None] | None = None,
+        most_bytes: float = math.inf,
     ) -> None:
         """Opens the folder, making it if need be.
 
@@ -95,7 +106,9 @@ class InstanceStore:
             folder: Gets the instances.
             studies: StudyInstanceUIDs that were asked for; others are refused. None: any.
             stored: Called for each instance that is on the disk, before the sender is told. What it raises is logged.
+            most_bytes: That a deflated data set may become; who receives counts the bytes of what comes.
         """
+        self._most_bytes = most_bytes
         self.folder, self.studies = Path(folder), studies
         self._stored = stored
         self._lock = threading.Lock()
@@ -171,7 +184,7 @@ class InstanceStore:
         return self._new_part(tries - 1)
 
     def _keep(self, part: Path, announced: str | None) -> Stored:
-        study, series, sop, sop_class = uids_of(part, announced)
+        study, series, sop, sop_class = uids_of(part, announced, self._most_bytes)
         if self.studies is not None and study not in self.studies:
             raise InstanceRefusedError(NOT_AUTHORISED, f"an instance of study {study} was not asked for")
         place = self.folder / study / series
@@ -234,8 +247,13 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         return []
 
 
-def uids_of(file: Path, announced: str | None = None) -> tuple[str, str, str, str]:
+def uids_of(file: Path, announced: str | None = None, most_bytes: float = math.inf) -> tuple[str, str, str, str]:
     """UIDs of study, series, instance and SOP class of a whole file, which is read to its end.
+
+    Args:
+        file: An instance.
+        announced: The SOPInstanceUID that it must have; None for any.
+        most_bytes: That a deflated data set may become.
 
     Raises:
         InstanceRefusedError: It is not whole, or one of them is no UID. What stands there instead may be anything, so it
@@ -243,7 +261,9 @@ def uids_of(file: Path, announced: str | None = None) -> tuple[str, str, str, st
     """
     try:
         with BoundedFile(file) as opened, _looking:
-            found = _uids_to_the_end(file, opened)
+            found = _uids_to_the_end(file, opened, most_bytes)
+    except InflatedTooLargeError as error:
+        raise InstanceRefusedError(CANNOT_UNDERSTAND, f"the data set is refused: {error}") from error
     except READ_ERRORS as error:
         raise InstanceRefusedError(
             CANNOT_UNDERSTAND, f"the data set cannot be read ({type(error).__name__})"
@@ -257,7 +277,7 @@ def uids_of(file: Path, announced: str | None = None) -> tuple[str, str, str, st
     return study, series, sop, found[_SOP_CLASS]
 
 
-def _uids_to_the_end(path: Path, file: BoundedFile) -> dict[int, str]:
+def _uids_to_the_end(path: Path, file: BoundedFile, most_bytes: float) -> dict[int, str]:
     """The UIDs that matter, as they stand in the bytes, from a walk over all elements.
 
     pydicom passes over a data set that is cut short, which a receiver must not, and logs a UID that is none.
@@ -266,7 +286,7 @@ def _uids_to_the_end(path: Path, file: BoundedFile) -> dict[int, str]:
         EOFError: The last element does not end where the bytes end, or an image has no pixels. Others of `READ_ERRORS`
             where the bytes make no sense, or cost more than is allowed.
     """
-    header, stream = _opened(path, file)
+    header, stream = _opened(path, file, most_bytes)
     syntax, size = header.file_meta.TransferSyntaxUID, stream.seek(0, os.SEEK_END)
     stream.seek(data_set_start(header) if stream is file else 0)
     end, tags, found = 0, set[int](), dict[int, str]()
@@ -282,8 +302,8 @@ def _uids_to_the_end(path: Path, file: BoundedFile) -> dict[int, str]:
     return found
 
 
-def _opened(path: Path, file: BoundedFile) -> tuple[FileDataset, BinaryIO]:
-    """The first attributes of a file and what holds its data set: the file itself, or its inflated bytes.
+def _opened(path: Path, file: BoundedFile, most_bytes: float = math.inf) -> tuple[FileDataset, BinaryIO]:
+    """The first attributes of a file and what holds its data set: the file itself, or what is inflated as it is read.
 
     Raises:
         ValueError: Not a file of PS3.10, or its data set becomes too large; others of `READ_ERRORS`.
@@ -293,7 +313,8 @@ def _opened(path: Path, file: BoundedFile) -> tuple[FileDataset, BinaryIO]:
         raise ValueError("no DICM mark")
     if not transfer_syntax(file):  # else whatever follows would be read, piece by small piece
         raise ValueError("no transfer syntax")
-    return parse(path, file, with_pixels=False, tags=[Tag(_SOP_CLASS)], last=_SOP_CLASS)
+    most = min(most_bytes, MAX_INFLATED_BYTES, max(SMALL_BYTES, MOST_RATIO * file.size))
+    return parse(path, file, with_pixels=False, tags=[Tag(_SOP_CLASS)], last=_SOP_CLASS, most_inflated=most)
 
 
 def data_set_start(header: FileDataset) -> int:
@@ -302,26 +323,58 @@ def data_set_start(header: FileDataset) -> int:
 
 
 def _same_instance(kept: Path, new: Path) -> bool:
-    """Whether two files hold the same data set; the file meta information may differ, and so may the encoding."""
+    """Whether two files hold the same data set; the file meta information may differ, and so may the encoding.
+
+    Only what stands before the pixels is taken into memory, and only where it is of a header's size.
+    """
     try:
-        if _has_same_bytes(kept, new):
-            return True
-        with _looking:
-            return bool(load_dataset(kept, with_pixels=True) == load_dataset(new, with_pixels=True))
+        with BoundedFile(kept) as kept_file, BoundedFile(new) as new_file:
+            with _looking:
+                first, second = _Content.of(kept, kept_file), _Content.of(new, new_file)
+            if _has_same_bytes(first.stream, first.start, second.stream, second.start):
+                return True
+            with _looking:
+                if max(one.pixels - one.start for one in (first, second)) > _LARGEST_HEADER:
+                    return False
+                if load_dataset(kept, with_pixels=False) != load_dataset(new, with_pixels=False):
+                    return False
+            return _has_same_bytes(first.stream, first.values, second.stream, second.values)
     except (UnreadableFileError, *READ_ERRORS):  # type: ignore[misc]  # what is kept there was not written by this module
         return False
 
 
-def _has_same_bytes(kept: Path, new: Path) -> bool:
-    """Whether two files are the same but for their meta information; read piece by piece."""
-    with BoundedFile(kept) as first, BoundedFile(new) as second, _looking:
-        for file, path in ((first, kept), (second, new)):
-            file.seek(data_set_start(_opened(path, file)[0]))
-        if first.size - first.tell() != second.size - second.tell():
+@dataclass(frozen=True)
+class _Content:
+    """Where the parts of a data set stand in a stream, in bytes: its start, its pixels' element and that element's values."""
+
+    stream: BinaryIO
+    start: int
+    pixels: int
+    values: int
+
+    @classmethod
+    def of(cls, path: Path, file: BoundedFile) -> _Content:
+        header, stream = _opened(path, file)
+        syntax, start = header.file_meta.TransferSyntaxUID, data_set_start(header) if stream is file else 0
+        stream.seek(start)
+        for _ in data_element_generator(
+            stream, syntax.is_implicit_VR, syntax.is_little_endian, lambda tag, *_: tag in _PIXELS, defer_size=1024
+        ):
+            pass
+        pixels = stream.tell()
+        is_long = not syntax.is_implicit_VR and stream.read(6)[4:] in _LONG_VRS
+        return cls(stream, start, pixels, pixels + (12 if is_long else 8))
+
+
+def _has_same_bytes(first: BinaryIO, start: int, second: BinaryIO, begin: int) -> bool:
+    """Whether two streams have the same bytes from these places on; read piece by piece."""
+    if first.seek(0, os.SEEK_END) - start != second.seek(0, os.SEEK_END) - begin:
+        return False
+    first.seek(start)
+    second.seek(begin)
+    while piece := first.read(_PIECE_BYTES):
+        if piece != second.read(_PIECE_BYTES):
             return False
-        while piece := first.read(_PIECE_BYTES):
-            if piece != second.read(_PIECE_BYTES):
-                return False
     return True
 
 

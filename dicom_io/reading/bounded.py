@@ -11,9 +11,11 @@ import io
 import os
 import stat
 import struct
+import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import RawDataElement
@@ -37,6 +39,7 @@ MAX_UID_BYTES = 128
 
 _SOME = _HEAD_BYTES = 1 << 16
 _INFLATED_AT_ONCE = 1 << 20
+_INFLATED_IN_MEMORY = 1 << 24  # what is more lies on the disk
 _ITEMS = (b"\xff\xfe\xe0\x00", b"\xfe\xff\x00\xe0")  # in big and in little endian
 _ITEM_BYTES = 8  # tag and length
 _LONGEST_TAG = 12  # with VR and length
@@ -69,6 +72,10 @@ class NoRegularFileError(OSError):
     """A pipe, a socket, a device or a folder: reading it may never end, or wait for ever."""
 
 
+class InflatedTooLargeError(ValueError):
+    """A deflated data set becomes more than may be inflated."""
+
+
 class BoundedFile(_Counted, io.BufferedReader):
     """A regular file that sets aside no more memory than it has bytes. Raises NoRegularFileError for anything else."""
 
@@ -88,15 +95,65 @@ class BoundedFile(_Counted, io.BufferedReader):
         """All that is left."""
         return super().read()
 
+    def some(self, size: int) -> bytes:
+        """At most so many bytes, which are not counted as a piece of a header."""
+        return super().read(size)
+
 
 class _BoundedBytes(_Counted, io.BytesIO):
     def read(self, size: int | None = -1, /) -> bytes:
         return self.counted(super().read(size))
 
 
+class _Inflating(_Counted, io.BufferedIOBase):
+    """A deflated data set, inflated as far as it is read; what is more than some megabytes lies in a file without a name.
+
+    Attributes:
+        size: Of the whole when inflated, in bytes; found out first.
+    """
+
+    def __init__(self, file: BoundedFile, most_bytes: float, folder: Path) -> None:
+        """From where the file stands. Raises as `inflated`."""
+        begin = file.tell()
+        self.size = sum(map(len, _pieces(file.some, most_bytes)))
+        file.seek(begin)
+        self._pieces, self._count, self._at = _pieces(file.some, most_bytes), 0, 0
+        place = str(folder) if os.access(folder, os.W_OK) else None
+        self._kept = tempfile.SpooledTemporaryFile(_INFLATED_IN_MEMORY, dir=place)  # noqa: SIM115 - `close` closes it
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(self.size - self._at, 0)
+        size = left if size is None or size < 0 else min(size, left)
+        if self._count < self._at + size:
+            self._kept.seek(self._count)
+            while self._count < self._at + size:
+                self._count += self._kept.write(next(self._pieces))
+        self._kept.seek(self._at)
+        found = self._kept.read(size)
+        self._at += len(found)
+        return self.counted(found)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def close(self) -> None:
+        self._kept.close()
+        super().close()
+
+
 def parse(
-    path: Path, file: BoundedFile, *, with_pixels: bool, tags: Sequence[BaseTag] | None = None, last: int | None = None
-) -> tuple[FileDataset, BoundedFile | io.BytesIO]:
+    path: Path,
+    file: BoundedFile,
+    *,
+    with_pixels: bool,
+    tags: Sequence[BaseTag] | None = None,
+    last: int | None = None,
+    most_inflated: float | None = None,
+) -> tuple[FileDataset, BinaryIO]:
     """The data set of a file with or without preamble and file meta information.
 
     Args:
@@ -105,6 +162,7 @@ def parse(
         with_pixels: Read on to its end.
         tags: Only these attributes; None for all.
         last: No attribute after this tag.
+        most_inflated: Bytes that a deflated data set may become; None: MAX_INFLATED_BYTES.
 
     Returns:
         The data set, and what stands where its reading ended: the file, or its inflated data set.
@@ -114,9 +172,9 @@ def parse(
     """
     stop = _stop(with_pixels, last)
     only: list[BaseTag | int] | None = None if tags is None else list(tags)
-    stream: BoundedFile | io.BytesIO = file
+    stream: BinaryIO = file
     if transfer_syntax(file) == DeflatedExplicitVRLittleEndian:
-        dataset, stream = _deflated(path, file, stop, only)
+        dataset, stream = _deflated(path, file, stop, only, most_inflated)
     else:
         small = None if with_pixels else _from_head(file, stop, only)
         file.seek(0 if small is None else small[1])
@@ -179,13 +237,18 @@ def _stop(with_pixels: bool, last: int | None) -> Stop | None:
 
 
 def _deflated(
-    path: Path, file: BoundedFile, stop: Stop | None, tags: list[BaseTag | int] | None
-) -> tuple[FileDataset, io.BytesIO]:
-    """The data set of a file whose transfer syntax is the deflated one (PS3.5 A.5)."""
+    path: Path, file: BoundedFile, stop: Stop | None, tags: list[BaseTag | int] | None, most: float | None
+) -> tuple[FileDataset, BinaryIO]:
+    """The data set of a file whose transfer syntax is the deflated one (PS3.5 A.5); all of it is in memory only if `stop` is
+    None."""
     file.seek(0)
     preamble = read_preamble(file, force=True)
     meta = FileMetaDataset(read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != _META_GROUP))
-    stream = _BoundedBytes(inflated(file.rest()))
+    stream: BinaryIO
+    if stop is None:
+        stream = _BoundedBytes(inflated(file.rest()))
+    else:
+        stream = cast(BinaryIO, _Inflating(file, MAX_INFLATED_BYTES if most is None else most, path.parent))
     dataset = read_dataset(stream, False, True, stop_when=stop, specific_tags=tags)
     whole = FileDataset(str(path), dataset, preamble, meta, is_implicit_VR=False, is_little_endian=True)
     whole.set_original_encoding(False, True, dataset.original_character_set)
@@ -198,27 +261,30 @@ def inflated(content: bytes) -> bytes:
     Bytes behind its end are not looked at.
 
     Raises:
-        ValueError: It becomes more than MAX_INFLATED_BYTES.
+        InflatedTooLargeError: It becomes more than MAX_INFLATED_BYTES.
         zlib.error: It is broken or ends early.
     """
-    machine, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
-    for start in range(0, len(content), _SOME):
-        piece, got = content[start : start + _SOME], _INFLATED_AT_ONCE
-        while (
-            piece or got == _INFLATED_AT_ONCE
-        ) and not machine.eof:  # full: there may be more of what it has been given
-            got = len(machine.decompress(piece, _INFLATED_AT_ONCE))
-            piece = machine.unconsumed_tail
-            size += got
-            if size > MAX_INFLATED_BYTES:
-                raise ValueError(
-                    f"its {len(content)} deflated bytes become more than {MAX_INFLATED_BYTES}, the most that are inflated"
-                )
-        if machine.eof:
-            break
-    if not machine.eof:
-        raise zlib.error("the deflated data set ends early")
+    size = sum(map(len, _pieces(io.BytesIO(content).read, MAX_INFLATED_BYTES)))
     return zlib.decompress(content, -zlib.MAX_WBITS, bufsize=max(size, 1))
+
+
+def _pieces(read: Callable[[int], bytes], most_bytes: float) -> Iterator[bytes]:
+    """What was deflated, of which `read` gives the next bytes, in pieces of at most a megabyte. Raises as `inflated`."""
+    machine, size, taken = zlib.decompressobj(-zlib.MAX_WBITS), 0, 0
+    while not machine.eof:
+        piece, is_full = read(_SOME), True
+        taken += len(piece)
+        if not piece:
+            raise zlib.error("the deflated data set ends early")
+        while (piece or is_full) and not machine.eof:  # full: there may be more of what it has been given
+            found = machine.decompress(piece, _INFLATED_AT_ONCE)
+            piece, is_full = machine.unconsumed_tail, len(found) == _INFLATED_AT_ONCE
+            size += len(found)
+            if size > most_bytes:
+                raise InflatedTooLargeError(
+                    f"its {taken} or more deflated bytes become more than {most_bytes:.0f}, the most that are inflated"
+                )
+            yield found
 
 
 def _name_representations(dataset: FileDataset) -> None:

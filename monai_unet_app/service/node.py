@@ -103,7 +103,9 @@ class Node:
         self.folder = self.config.folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock_file = _locked(self.folder)
-        self.store = InstanceStore(self.folder / RECEIVED, stored=self._stored)
+        self.store = InstanceStore(
+            self.folder / RECEIVED, stored=self._stored, most_bytes=self.config.instance_gb * 1e9
+        )
         try:
             self.queue = Queue(self.folder / "node.sqlite")
             self.audit = AuditTrail(self.folder / "audit.jsonl", self.config.audit_key, self.queue, new_key=new_key)

@@ -290,6 +290,31 @@ def test_a_deflated_data_set_that_becomes_too_large_is_refused_before_it_takes_m
     assert kept_in(folder).keys() == {str(slices[0].SOPInstanceUID)}
 
 
+def test_a_mask_that_was_deflated_a_thousand_times_is_taken_and_compared_without_lying_in_memory(
+    folder: Path, slices: list[Dataset]
+) -> None:
+    first = with_pixels(slices[0], 200)
+    head = struct.pack("<HH2sHL", 0x7FE0, 0x0010, b"OB", 0, 200 * MIB)
+    other = deflated(without_pixels(slices[0]), head + b"\1" + bytes(MIB - 1), bytes(MIB), 199)
+    assert len(first) < MIB / 4
+    store = InstanceStore(folder)
+    tracemalloc.start()
+    try:
+        assert store.put(first).is_new
+        assert not store.put(first + b"\0").is_new  # the same data set in other bytes
+        with pytest.raises(InstanceRefusedError, match="other content is kept under the UID"):
+            store.put(other)
+        assert tracemalloc.get_traced_memory()[1] < 80 * MIB
+        with pytest.raises(InstanceRefusedError, match="deflated bytes become more than 268435456, the most"):
+            store.put(with_pixels(slices[1], 300))
+        with pytest.raises(InstanceRefusedError, match="deflated bytes become more than 100000000, the most"):
+            InstanceStore(folder / "small", most_bytes=1e8).put(first)
+        assert tracemalloc.get_traced_memory()[1] < 80 * MIB
+    finally:
+        tracemalloc.stop()
+    assert kept_in(folder).keys() == {str(slices[0].SOPInstanceUID)}
+
+
 def test_a_data_set_of_nothing_but_items_is_refused(
     folder: Path, slices: list[Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
