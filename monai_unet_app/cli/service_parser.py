@@ -162,6 +162,14 @@ def _review(verb: Verb) -> None:
         help="the result is in an archive: write a note that rejects it there, if need be",
     )
     parser.add_argument(
+        "--superseded",
+        type=place,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="an earlier version of the result that is in an archive: the note rejects it, too; may be repeated",
+    )
+    parser.add_argument(
         "--variants",
         type=place,
         metavar="FOLDER",

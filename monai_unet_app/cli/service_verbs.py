@@ -343,6 +343,7 @@ def _apply_verdict(options: argparse.Namespace) -> Answer:
         subject=options.subject,
         variants=options.variants,
         delivered=options.delivered,
+        superseded=tuple(options.superseded),
     )
     record = apply_verdict(read_verdict(options.apply), options.result, options.output, what)
     if not options.json:

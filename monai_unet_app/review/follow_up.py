@@ -57,12 +57,14 @@ class Wanted:
         accepted: The report is verified.
         corrected: The corrected result is written; None: there is none.
         delivered: The result has left, so that a note is needed if it is not accepted.
+        superseded: `result.json` files of earlier versions that have left; the note names their objects, too.
     """
 
     verification: Verification
     accepted: bool
     corrected: Corrected | None
     delivered: bool
+    superseded: tuple[Path, ...] = ()
 
 
 def write_follow_up(wanted: Wanted, result: Path, output: Path, name: str) -> dict[str, Path]:
@@ -89,8 +91,10 @@ def write_follow_up(wanted: Wanted, result: Path, output: Path, name: str) -> di
             found["verified"] = write_verified_sr(report, output / f"{name}_sr_verified.dcm", wanted.verification)
         if wanted.corrected is not None:
             found |= _write_corrected(wanted.corrected, wanted.verification, result, document, output / name)
-        objects = _objects(result, document)
-        if wanted.delivered and not wanted.accepted and objects:
+        objects = _objects(result, document) if wanted.delivered else []
+        objects += [file for before in wanted.superseded for file in _objects(before, read_result(before))]
+        objects = list({_uid(file): file for file in reversed(objects)}.values())[::-1]  # each of them once
+        if not wanted.accepted and objects:
             who = wanted.verification
             rejection = Rejection(who.observer, who.organization, who.moment, who.comment)
             found["rejection"] = write_rejection_note(objects, output / f"{name}_rejection.dcm", rejection)
@@ -103,6 +107,10 @@ def _objects(result: Path, document: Mapping[str, Any]) -> list[Path]:
     """The DICOM files of a result."""
     named = [result.parent / str(document["files"][kind]) for kind in DICOM_FORMATS if kind in document["files"]]
     return [file for path in named for file in (sorted(path.rglob("*.dcm")) if path.is_dir() else [path])]
+
+
+def _uid(file: Path) -> str:
+    return str(load_dataset(file, with_pixels=False).SOPInstanceUID)
 
 
 def _write_corrected(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -118,6 +118,7 @@ class Aftermath:
         variants: Folder whose subfolders hold the same result, written in different ways; None: there is one way. What
             follows from the verdict is then written for each, into a folder of the same name.
         delivered: The result has left: it must be rejected where it went.
+        superseded: Folders of earlier versions of it that have left, with the subfolders of `variants`: they are rejected too.
         applied_at: When it takes effect, by the clock of whoever applies it; now, where nothing is said.
     """
 
@@ -128,6 +129,7 @@ class Aftermath:
     subject: str | None = None
     variants: Path | None = None
     delivered: bool = False
+    superseded: tuple[Path, ...] = ()
     applied_at: datetime | None = None
 
 
@@ -137,7 +139,8 @@ def apply_verdict(verdict: Verdict, result: Path, output: Path, what: Aftermath 
     accepted: of a result with a structured report, and by a named reviewer, a new version of it, VERIFIED, as
     `<case>_sr_verified.dcm`; the record says why where there is none. corrected: the size of the correction, a case to
     train on, and by a named reviewer the corrected objects, `<case>_corrected_<kind>.dcm`. rejected: the record. Of a result
-    that is delivered and was corrected or rejected by a named reviewer, a rejection note, `<case>_rejection.dcm`.
+    that is delivered, or an earlier version of it, and was corrected or rejected by a named reviewer, a rejection note,
+    `<case>_rejection.dcm`.
 
     Args:
         verdict: About this result.
@@ -236,9 +239,16 @@ def _follow_up(
     every = [path] if what.variants is None else sorted(what.variants.rglob("*_result.json"))
     root, found = what.variants or path.parent, dict[str, Path]()
     for one in every:
-        made = write_follow_up(wanted, one, output / one.parent.relative_to(root), _file_name(verdict.case))
+        before = tuple(file for folder in what.superseded for file in _alike(folder, one.parent.relative_to(root)))
+        asked = replace(wanted, superseded=before)
+        made = write_follow_up(asked, one, output / one.parent.relative_to(root), _file_name(verdict.case))
         found = made if one.samefile(path) else found
     return found
+
+
+def _alike(folder: Path, way: Path) -> list[Path]:
+    """The `result.json` files of another version that was written in the same way, or else in all ways that it has."""
+    return sorted((folder / way).glob("*_result.json")) or sorted(folder.rglob("*_result.json"))
 
 
 def _verified(

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from monai_unet_app.errors import AppError, InputRefusedError
 from monai_unet_app.service.node import RECEIVED, RESULTS, REVIEWS, VERDICTS, Node
 from monai_unet_app.service.queue import DECIDABLE, FOLLOW_UPS, KEPT_BACK, DecidedError, Decision, Result
 from monai_unet_app.service.uploads import images_of
+from monai_unet_app.service.versions import destinations_with, earlier_versions
 from monai_unet_app.service.work import digest_of, variant_of
 
 PAGE_S = 300.0
@@ -85,8 +87,9 @@ def decide(
     """Does what a signed-in reviewer decided, and gives the record that `review.verdict.apply_verdict` writes.
 
     Accepted: the result goes out if it was held back, and a verified report after it. Rejected or corrected: it does not go
-    out; where it is out already, a rejection note goes after it. Corrected: the corrected result goes out, and its case is
-    kept to train on. The clock of the node says when it was decided.
+    out; where it is out already, or an earlier version that nobody has decided about, a rejection note goes after it that names
+    both. Corrected: the corrected result goes out, and its case is kept to train on. The clock of the node says when it was
+    decided.
 
     Args:
         node: Keeps the result.
@@ -106,34 +109,74 @@ def decide(
         folder = _folder(node, result)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".verdict-") as scratch:
-            record = _applied(node, result, verdict, who, corrected, Path(scratch))
-            _take_effect(node, result, record, who, Path(scratch))
+            earlier = earlier_versions(node.queue, result)
+            whole = [one for one in earlier if not node.lost.why_lost(one) and not _lacks_document(node, one)]
+            record = _applied(node, result, verdict, who, corrected, Path(scratch), whole)
+            _take_effect(node, result, record, who, Path(scratch), earlier)
+            if record["decision"] != "accepted":
+                _tell_of_unnamed(node, [one for one in earlier if one not in whole])
     return record
 
 
-def _take_effect(node: Node, result: Result, record: dict[str, Any], who: str, made: Path) -> None:
-    """Records a decision and what follows from it, all of it or nothing. `made`: what applying it wrote."""
+def _take_effect(
+    node: Node, result: Result, record: dict[str, Any], who: str, made: Path, earlier: Sequence[Result]
+) -> None:
+    """Records a decision and what follows from it, all of it or nothing.
+
+    Args:
+        node: Keeps the result.
+        result: What was decided on.
+        record: Of the decision.
+        who: Name of the reviewer.
+        made: What applying the verdict wrote.
+        earlier: Versions of the result that are rejected with it, if it was not accepted.
+
+    Raises:
+        DecidedError: Somebody has decided about one of them meanwhile.
+    """
     kind, goes = record["decision"], node.site.destinations_for(result.rule, result.series)
     one = Decision(result.id, kind, who, record["applied_at"])
     facts = {"who": who, "study": result.study, "result": result.id, "decision": kind}
     with node.queue.all_or_none():
         node.queue.decide(one)
+        if kind != "accepted" and earlier_versions(node.queue, result) != list(earlier):
+            raise DecidedError(
+                f"an earlier version of result {result.id} was decided on or delivered meanwhile; decide once more"
+            )
         _keep(node, result, one, record["comment"], record)
         alike = node.queue.alike(result.id)
-        went = sorted({sent.destination for other in alike for sent in node.queue.deliveries_of(other.id)})
+        went = {sent.destination for other in alike for sent in node.queue.deliveries_of(other.id)}
         if kind == "accepted":
             node.queue.release(result.id, goes)
             node.audit.write("decided", **facts, destinations=goes)
         else:
             node.queue.refuse(result.id, f"{kind} by a reviewer")
             node.audit.write("decided", **facts)
+            for before in earlier:
+                went |= destinations_with(node.queue, before)
+                _reject_with(node, before, result, replace(one, result=before.id, decision="rejected"))
         if kind == "accepted":
             _send(node, result, "verified", made, goes)
         else:
-            _send(node, result, "rejection note", made, went)
+            _send(node, result, "rejection note", made, sorted(went))
             _send(node, result, "corrected", made, goes)
     if (made / TRAINING).is_dir():
         shutil.copytree(made / TRAINING, node.folder / TRAINING, dirs_exist_ok=True)
+
+
+def _reject_with(node: Node, before: Result, result: Result, one: Decision) -> None:
+    """Records that an earlier version is rejected together with the result that took its place."""
+    node.queue.record_decision(one)
+    _keep(node, before, one, f"result {result.id}, a later version, was not accepted")
+    node.queue.refuse(before.id, f"rejected with result {result.id}")
+    node.audit.write("decided", who=one.who, study=before.study, result=before.id, decision="rejected", after=result.id)
+
+
+def _tell_of_unnamed(node: Node, earlier: Sequence[Result]) -> None:
+    """Records which destinations have earlier versions that no note names, as their files are lost."""
+    for one in earlier:
+        destinations = sorted(destinations_with(node.queue, one))
+        node.audit.write("not told", study=one.study, result=one.id, destinations=destinations)
 
 
 def release(node: Node, number: int, who: str, reason: str, *, confirmed: bool = False) -> None:
@@ -259,12 +302,14 @@ def _keep(node: Node, result: Result, one: Decision, reason: str, review: dict[s
 
 
 def _applied(
-    node: Node, result: Result, verdict: dict[str, Any], who: str, corrected: Path | None, output: Path
-) -> dict[str, Any]:
-    """The record of a verdict; it and what it asks for are written to `output`."""
+    node: Node, result: Result, verdict: dict[str, Any], who: str, corrected: Path | None, output: Path,
+    earlier: Sequence[Result],
+) -> dict[str, Any]:  # fmt: skip
+    """The record of a verdict; it and what it asks for are written to `output`. `earlier`: what a rejection names, too."""
     words = ["--result", str(document_of(node, result)), "--output", str(output)]
     words += ["--variants", str(node.result_folder(result))]
     words += ["--delivered"] if result.state not in KEPT_BACK else []
+    words += [word for one in earlier for word in ("--superseded", str(node.result_folder(one)))]
     words += ["--reviewer", who, "--organization", node.config.organization or "unknown"]
     if corrected is not None:
         words += ["--correction", str(corrected), *_image(node, result), "--training", str(output / TRAINING)]

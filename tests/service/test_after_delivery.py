@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from nodes import wait_until
 from phantoms import lopsided_labels
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 from ward import Ward, ward
 
@@ -50,6 +51,34 @@ def test_a_rejection_after_delivery_sends_a_note_that_names_every_object(tmp_pat
         events = [json.loads(line) for line in (site.node.folder / "audit.jsonl").read_text().splitlines()]
         assert [one["destinations"] for one in events if one["event"] == "rejection note"] == [["pacs"]]
         wait_until(lambda: site.node.queue.counts()["deliveries"] == {"delivered": 2}, 60)
+
+
+@pytest.mark.parametrize("wish", ["", "review"], ids=["delivered", "held back"])
+def test_a_rejection_names_the_earlier_versions_that_are_out(wish: str, tmp_path: Path) -> None:
+    """Late images make a new version; without a rejection the first one would stand in the archive as if it were right."""
+    with ward(tmp_path) as site:
+        first = site.study(tmp_path / "in")
+        old = {str(one.SOPInstanceUID) for one in site.got()}
+        for path in (site.node.folder / "received").rglob("*.dcm"):
+            header = dcmread(path)
+            header.PatientComments = f"{wish or 'accept'} less"
+            header.save_as(path)
+        assert site.node.reprocess(site.node.queue.result(first).study, "eva")
+        state = "held" if wish else "delivered"
+        wait_until(lambda: any(one.id > first and one.state == state for one in site.node.queue.results(())), 60)
+        second = max(one.id for one in site.node.queue.results(()))
+        assert site.node.queue.result(first).digest != site.node.queue.result(second).digest
+        new = {str(one.SOPInstanceUID) for one in site.got()} - old
+        assert site.decide(second, "rejected", comment="wrong side").status_code == 200
+        wait_until(lambda: "KO" in kinds(site), 60)
+        (note,) = [one for one in site.got() if one.Modality == "KO"]
+        assert named(note) == old | new
+        assert bool(new) is not bool(wish)
+        assert {site.node.queue.result(number).state for number in (first, second)} == {"refused"}
+        assert site.decide(first, "accepted").status_code == 409
+        assert sorted((one["result"], one["decision"]) for one in site.records()) == [
+            (first, "rejected"), (second, "rejected"),
+        ]  # fmt: skip
 
 
 def test_a_rejection_before_delivery_sends_nothing(tmp_path: Path) -> None:
