@@ -1,5 +1,8 @@
 """One error tree. The CLI turns `InputRefusedError` into exit 3, `UsageError` into exit 2, the rest into exit 1."""
 
+import re
+from pathlib import Path
+
 
 class AppError(Exception):
     """Base of everything this package raises on purpose; its text is fit for a user's eyes."""
@@ -15,3 +18,10 @@ class InputRefusedError(AppError):
 
 class BundleError(AppError):
     """A bundle is incomplete or contradicts itself."""
+
+
+def without_folders(text: str, *roots: Path) -> str:
+    """A message in which files below some folders are called by their names alone, as readers of another machine may see it."""
+    for root in roots:
+        text = re.sub(re.escape(f"{root}/") + r"(?:[^\s/]+/)*", "", text)
+    return text

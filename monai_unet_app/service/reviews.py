@@ -381,8 +381,9 @@ def _bundle(node: Node, result: Result) -> str:
 
 def _run(words: list[str]) -> str:
     command = [sys.executable, "-m", "monai_unet_app", "review", *words]
+    env = {**os.environ, "COLUMNS": "10000"}  # a path that is broken into lines could not be told
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PAGE_S, env=os.environ, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PAGE_S, env=env, check=False)
     except subprocess.TimeoutExpired as error:
         raise AppError(f"the review took more than {PAGE_S:g} s; try again when less is going on") from error
     if done.returncode:

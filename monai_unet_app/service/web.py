@@ -31,7 +31,7 @@ from starlette.datastructures import FormData, UploadFile
 from dicom_io.net.store import is_uid
 from monai_unet_app import __version__
 from monai_unet_app.data.schemas import schema
-from monai_unet_app.errors import AppError, InputRefusedError
+from monai_unet_app.errors import AppError, InputRefusedError, without_folders
 from monai_unet_app.service.access import (
     Admin,
     Decider,
@@ -310,27 +310,27 @@ def _add_results(app: FastAPI, node: Node) -> None:
         ] = False,
     ) -> dict[str, Any]:
         _found(node, number)
-        with _answered():
+        with _answered(node):
             release(node, number, holder.name, reason, confirmed=confirm_rejected)
         return _told(node, _found(node, number), holder)
 
     @app.post("/results/{number}/refuse", summary="A result that was held back will not go out")
     def keep_back(number: Number, holder: Decider, reason: Reason) -> dict[str, Any]:
         _found(node, number)
-        with _answered():
+        with _answered(node):
             refuse(node, number, holder.name, reason)
         return _told(node, _found(node, number), holder)
 
 
 @contextmanager
-def _answered() -> Iterator[None]:
+def _answered(node: Node) -> Iterator[None]:
     """Errors of a decision as answers: 409 for whoever came too late, 422 for what cannot be done."""
     try:
         yield
     except DecidedError as error:
         raise HTTPException(409, str(error)) from error
     except AppError as error:
-        raise HTTPException(422, str(error)) from error
+        raise HTTPException(422, without_folders(str(error), node.folder)) from error
 
 
 def _add_reviews(app: FastAPI, node: Node) -> None:
@@ -340,7 +340,7 @@ def _add_reviews(app: FastAPI, node: Node) -> None:
         try:
             return pages.make(result).result(longest_s)
         except AppError as error:
-            raise HTTPException(422, str(error)) from error
+            raise HTTPException(422, without_folders(str(error), node.folder)) from error
 
     @app.get(
         "/results/{number}/review",
@@ -401,7 +401,7 @@ def _ending(mask: UploadFile) -> str:
 
 def _decided(node: Node, result: Result, text: str | bytes, who: str, mask: Path | None = None) -> dict[str, Any]:
     """The record of a verdict that came as text."""
-    with _answered():
+    with _answered(node):
         return decide(node, result, _parsed(text), who, mask)
 
 

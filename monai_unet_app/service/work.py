@@ -23,7 +23,7 @@ from dicom_io.net.destination import Destination, Profile
 from dicom_io.reading.completeness import MissingImages, missing_images
 from dicom_io.reading.series import SeriesRef, files_below, survey_files
 from monai_unet_app.data import selection
-from monai_unet_app.errors import AppError, InputRefusedError
+from monai_unet_app.errors import AppError, InputRefusedError, without_folders
 from monai_unet_app.service.children import PARTIAL, Message, serve
 from monai_unet_app.service.queue import ResultState
 from monai_unet_app.service.site import Rule, Site, read_site
@@ -164,7 +164,7 @@ class Worker:
         except (AppError, DicomIoError) as error:
             if (folder / name).exists():  # nothing of it may go out with a notice
                 shutil.rmtree(folder / name)
-            return self._noticed(_not_processed(rule.name, uid, str(error)), rule, parts, task, folder / name)
+            return self._noticed(_not_processed(rule.name, uid, _said(error, task)), rule, parts, task, folder / name)
         return _made(rule, uid, task, folder / name, case)
 
     def _noticed(self, said: Message, rule: Rule, parts: Sequence[SeriesRef], task: Task, folder: Path) -> Message:
@@ -173,11 +173,10 @@ class Worker:
         try:
             for variant in wanted:
                 (folder / variant).mkdir(parents=True)
-                reason = said["reason"].replace(str(task.study), "")
-                self._write_notice(reason, rule, parts, folder / variant / f"{folder.name}_notice.dcm")
+                self._write_notice(said["reason"], rule, parts, folder / variant / f"{folder.name}_notice.dcm")
         except DicomIoError as error:
             shutil.rmtree(folder)
-            return {**said, "reason": f"{said['reason']}; and no notice of it could be written: {error}"}
+            return {**said, "reason": f"{said['reason']}; and no notice of it could be written: {_said(error, task)}"}
         if not wanted:
             return said
         return {**said, "folder": f"{task.output.name}/{folder.name}", "digest": digest_of(folder)}
@@ -201,7 +200,7 @@ class Worker:
             case = self._segmented(image, rule)
             self._write(case, name, rule, folder / name, formats=("nifti",))
         except AppError as error:
-            return _not_processed(name, "", str(error))
+            return _not_processed(name, "", _said(error, task))
         return _made(rule, "", task, folder / name, case)
 
     def _segmented(self, source: Path | Volume, rule: Rule) -> Case:
@@ -285,6 +284,10 @@ def _made(rule: Rule, series: str, task: Task, folder: Path, case: Case) -> Mess
         "reason": "; ".join(case.assessment.reasons) if case.assessment else "",
         "digest": digest_of(folder),
     }
+
+
+def _said(error: Exception, task: Task) -> str:
+    return without_folders(str(error), task.study, task.output.parent)
 
 
 def _not_processed(rule: str, series: str, reason: str) -> Message:

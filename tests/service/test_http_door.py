@@ -22,7 +22,10 @@ from pydicom import dcmread
 
 from monai_unet_app.cli import main
 from monai_unet_app.data.read import read_volume
-from monai_unet_app.errors import UsageError
+from monai_unet_app.errors import InputRefusedError, UsageError
+from monai_unet_app.service import web
+from monai_unet_app.service.node import Node
+from monai_unet_app.service.queue import Result
 from monai_unet_app.service.site import HttpConfig, read_site
 from monai_unet_app.service.tokens import read_tokens
 from monai_unet_app.service.web import Door
@@ -240,6 +243,18 @@ def test_a_corrected_mask_is_bounded_as_an_upload_is(site: Site, tmp_path: Path)
     answer = site.ask("POST", path, "reviewer", files={"mask": ("mask.nii.gz", bytes(11_000_000))}, **words)
     assert answer.status_code == 413
     assert list((site.node.folder / "uploads").iterdir()) == []
+
+
+def test_no_answer_names_a_folder_of_the_node(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(node: Node, result: Result, told: object, who: str, mask: Path) -> None:
+        raise InputRefusedError(f"{mask.resolve()} is no mask; a NIfTI file is needed")
+
+    monkeypatch.setattr(web, "decide", refused)
+    site.ask("POST", "/studies", "submit", data=zipped(make_study(tmp_path / "study", wish="review")))
+    words = {"data": {"verdict": json.dumps({"decision": "corrected"})}, "files": {"mask": ("m.nii.gz", b"none")}}
+    answer = site.ask("POST", f"/results/{site.result('held')}/verdict", "reviewer", **words)
+    assert answer.status_code == 422
+    assert re.fullmatch(r"tmp\w+\.nii\.gz is no mask; a NIfTI file is needed", answer.json()["detail"])
 
 
 def test_words_are_bounded_more_closely_than_files(site: Site, tmp_path: Path) -> None:

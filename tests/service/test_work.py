@@ -101,6 +101,20 @@ def test_a_study_becomes_a_result_for_each_way_in_which_it_is_wanted(
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["1-1"]
 
 
+def test_a_reason_calls_a_broken_file_by_its_name_alone(
+    site_file: Path, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker(read_site(site_file))
+    file = next(study.glob("*.dcm"))
+
+    def broken(*words: object) -> None:
+        raise AppError(f"{file} is broken; fetch it again")
+
+    monkeypatch.setattr(worker, "_segmented", broken)
+    (found,) = worker.answer(task(study, tmp_path / "results" / "1-1"))["results"]
+    assert (found["state"], found["reason"]) == ("not processed", f"{file.name} is broken; fetch it again")
+
+
 def cut_off(study: Path, left: int) -> int:
     """A series whose headers count its images, and of which only the lower ones came; how many it counts."""
     files = sorted(study.glob("*.dcm"), key=lambda path: float(dcmread(path).ImagePositionPatient[2]))
