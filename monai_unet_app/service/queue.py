@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from monai_unet_app.errors import UsageError
 from monai_unet_app.service.audit import Head
+from monai_unet_app.service.recording import add_deliveries, add_result, close_if_done, count_verdict, listed
 from monai_unet_app.service.rows import (
     DECIDABLE,
     FOLLOW_UPS,
@@ -59,9 +60,6 @@ __all__ = [
     "Result",
     "ResultState",
 ]
-
-_SENT: tuple[ResultState, ...] = ("sending", "not processed")
-"""New results that go to their destinations: the result itself, or the notice that there is none."""
 
 _ALIKE = (
     "(SELECT one.id FROM results one JOIN results me ON one.study = me.study AND one.rule = me.rule AND one.series = me.series "
@@ -289,7 +287,7 @@ class Queue:
             row = db.execute("SELECT * FROM jobs WHERE id = ?", (job,)).fetchone()
             now_s = self.now_s()
             db.execute("UPDATE jobs SET state = 'done', reason = '', done = ? WHERE id = ?", (now_s, job))
-            made = [_add_result(db, row, one, now_s) for one in results]
+            made = [add_result(db, row, one, now_s) for one in results]
             return [_result(db.execute("SELECT * FROM results WHERE id = ?", (number,)).fetchone()) for number in made]
 
     def remake(self, job: int) -> None:
@@ -391,17 +389,17 @@ class Queue:
         """A result that was kept back may go out; without destinations it is done."""
         now_s = self.now_s()
         with self.all_or_none() as db:
-            query = f"UPDATE results SET state = 'sending' WHERE id = ? AND state IN {_listed(KEPT_BACK)}"
+            query = f"UPDATE results SET state = 'sending' WHERE id = ? AND state IN {listed(KEPT_BACK)}"
             if db.execute(query, (number,)).rowcount:
-                _add_deliveries(db, number, destinations, now_s)
-                _close_if_done(db, number, now_s)
+                add_deliveries(db, number, destinations, now_s)
+                close_if_done(db, number, now_s)
 
     def refuse(self, number: int, reason: str) -> None:
         """A result, and any of the same bytes, goes nowhere any more, where it is not yet; if delivered, it is refused too."""
         with self.all_or_none() as db:
             changed = db.execute(
                 f"UPDATE results SET state = 'refused', reason = ?, done = ? WHERE id IN {_ALIKE} AND state IN "
-                f"{_listed(DECIDABLE)}",
+                f"{listed(DECIDABLE)}",
                 (reason, self.now_s(), number),
             ).rowcount
             if changed:
@@ -450,7 +448,7 @@ class Queue:
             )
             row = db.execute("SELECT result FROM deliveries WHERE id = ?", (number,)).fetchone()
             if row is not None:  # else a newer result has superseded it meanwhile
-                _close_if_done(db, row["result"], now_s)
+                close_if_done(db, row["result"], now_s)
 
     def revive_delivery(self, number: int) -> Delivery | None:
         """A dead delivery is tried again; None if it is none."""
@@ -478,9 +476,9 @@ class Queue:
                 (of.job, of.study, of.rule, of.series, folder, kind, digest, time.time()),
             )
             number = int(cursor.lastrowid or 0)
-            _count(db, kind)
-            _add_deliveries(db, number, destinations, now_s)
-            _close_if_done(db, number, now_s)
+            count_verdict(db, kind)
+            add_deliveries(db, number, destinations, now_s)
+            close_if_done(db, number, now_s)
         return number
 
     # storage commitment
@@ -540,7 +538,7 @@ class Queue:
         rows = self._rows(
             "SELECT 'job' kind, min(created) begun FROM jobs WHERE state IN ('queued', 'working') UNION ALL "
             "SELECT 'delivery', min(created) FROM deliveries WHERE state = 'pending' UNION ALL "
-            f"SELECT 'review', min(created) FROM results WHERE state IN {_listed(KEPT_BACK)}"
+            f"SELECT 'review', min(created) FROM results WHERE state IN {listed(KEPT_BACK)}"
         )
         return {str(row["kind"]): float(row["begun"]) for row in rows if row["begun"] is not None}
 
@@ -588,7 +586,7 @@ class Queue:
         rows = self._rows(
             "SELECT uid FROM studies s WHERE state = 'complete' AND last < ? "
             "AND NOT EXISTS (SELECT 1 FROM jobs WHERE study = s.uid AND (state != 'done' OR done >= ?)) "
-            f"AND NOT EXISTS (SELECT 1 FROM results WHERE study = s.uid AND (state IN {_listed((*OPEN_RESULTS, 'dead'))} "
+            f"AND NOT EXISTS (SELECT 1 FROM results WHERE study = s.uid AND (state IN {listed((*OPEN_RESULTS, 'dead'))} "
             "OR done >= ?)) "
             "AND NOT EXISTS (SELECT 1 FROM results r JOIN deliveries d ON d.result = r.id WHERE r.study = s.uid "
             "AND r.state = 'not processed' AND (d.state != 'delivered' OR d.done >= ?))",
@@ -626,107 +624,6 @@ def read_head(path: Path) -> Head | None:
 def _head_of(rows: Sequence[Any]) -> Head | None:
     """The one row of a table of heads."""
     return Head(*rows[0]) if rows else None
-
-
-def _add_result(db: sqlite3.Connection, job: sqlite3.Row, one: NewResult, now_s: float) -> int:
-    """Records a result and its deliveries; one that the destinations have already, byte for byte, is not sent again."""
-    earlier = db.execute(
-        "SELECT * FROM results WHERE study = ? AND rule = ? AND series = ? ORDER BY id",
-        (job["study"], one.rule, one.series),
-    ).fetchall()
-    db.execute(
-        "UPDATE results SET state = 'superseded', done = ? WHERE study = ? AND rule = ? AND series = ? "
-        f"AND state IN {_listed(OPEN_RESULTS)} AND verdict NOT IN {FOLLOW_UPS}",
-        (now_s, job["study"], one.rule, one.series),
-    )
-    db.execute(
-        "DELETE FROM deliveries WHERE state = 'pending' AND result IN (SELECT id FROM results WHERE state = 'superseded' AND "
-        "study = ?)",
-        (job["study"],),
-    )
-    db.execute(  # a notice that is not out, given up or not, says nothing that is still so
-        "DELETE FROM deliveries WHERE state != 'delivered' AND result IN (SELECT id FROM results WHERE study = ? AND rule = ? "
-        "AND series = ? AND state = 'not processed')",
-        (job["study"], one.rule, one.series),
-    )
-    same = [row for row in earlier if row["digest"] == one.digest]
-    kept = db.execute(
-        "SELECT * FROM kept_decisions WHERE study = ? AND rule = ? AND series = ? AND digest = ? ORDER BY id",
-        (job["study"], one.rule, one.series, one.digest),
-    ).fetchall()
-    state, reason = _as_decided(one, same, kept)
-    now, done = time.time(), None if state in OPEN_RESULTS else now_s
-    cursor = db.execute(
-        "INSERT INTO results (job, study, rule, series, folder, state, verdict, reason, digest, created, done) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            job["id"], job["study"], one.rule, one.series, one.folder, state, one.verdict, reason, one.digest, now, done,
-        ),
-    )  # fmt: skip
-    number = int(cursor.lastrowid or 0)
-    if one.folder and state != "not processed":
-        _count(db, one.verdict)
-    if state not in _SENT:
-        return number
-    marks = ", ".join("?" * len(same))
-    query = f"SELECT destination FROM deliveries WHERE state = 'delivered' AND result IN ({marks})"
-    have = {row["destination"] for row in db.execute(query, [row["id"] for row in same])}
-    _add_deliveries(db, number, [name for name in one.destinations if name not in have], now_s)
-    for name in one.destinations:
-        if name in have:
-            db.execute(
-                "INSERT INTO deliveries (result, destination, state, reason, created, done) VALUES (?, ?, 'delivered', "
-                "'it has the same bytes already', ?, ?)",
-                (number, name, now, now_s),
-            )
-    _close_if_done(db, number, now_s)
-    return number
-
-
-def _count(db: sqlite3.Connection, verdict: str) -> None:
-    db.execute("INSERT INTO totals VALUES (?, 1) ON CONFLICT (verdict) DO UPDATE SET n = n + 1", (verdict,))
-
-
-def _as_decided(one: NewResult, same: Sequence[sqlite3.Row], kept: Sequence[sqlite3.Row]) -> tuple[ResultState, str]:
-    """State and reason of a new result; what was decided on the same bytes is not asked again, the last decision counts.
-
-    Args:
-        one: The new result.
-        same: Earlier results of the same bytes.
-        kept: Decisions on results of the same bytes that are forgotten.
-    """
-    if one.state not in OPEN_RESULTS:
-        return one.state, one.reason
-    decided = [row for row in same if row["state"] in ("refused", "sending", "delivered", "dead")]
-    if decided:
-        is_out = decided[-1]["state"] != "refused"
-        return ("sending", one.reason) if is_out else ("refused", decided[-1]["reason"])
-    if kept:
-        is_out = kept[-1]["decision"] in ("accepted", "released")
-        return ("sending", one.reason) if is_out else ("refused", f"{kept[-1]['decision']} by a reviewer")
-    return one.state, one.reason
-
-
-def _close_if_done(db: sqlite3.Connection, result: int, now_s: float) -> None:
-    """A result that was being sent, and of which nothing is pending, is delivered; dead if one of its deliveries is."""
-    db.execute(
-        "UPDATE results SET done = ?, state = CASE WHEN EXISTS (SELECT 1 FROM deliveries d WHERE d.result = results.id "
-        "AND d.state = 'dead') THEN 'dead' ELSE 'delivered' END WHERE id = ? AND state = 'sending' AND NOT EXISTS (SELECT 1 "
-        "FROM deliveries d WHERE d.result = results.id AND d.state = 'pending')",
-        (now_s, result),
-    )
-
-
-def _add_deliveries(db: sqlite3.Connection, result: int, destinations: Sequence[str], now_s: float) -> None:
-    db.executemany(
-        "INSERT OR IGNORE INTO deliveries (result, destination, state, created, since) VALUES (?, ?, 'pending', ?, ?)",
-        [(result, name, time.time(), now_s) for name in destinations],
-    )
-
-
-def _listed(states: Sequence[ResultState]) -> str:
-    """States as SQL lists them after IN."""
-    return f"({', '.join(repr(state) for state in states)})"
 
 
 def _job(row: sqlite3.Row) -> Job:
