@@ -3,15 +3,18 @@
     python benchmarks/run.py [--data DIR] [--only NAME ...]      make performance
     python benchmarks/run.py --short                             make benchmarks
 
-The long form installs the peers into build/peers, takes about an hour on two quiet cores and writes the page. The short form
-takes small sizes and no peers beyond those of the project's own environment, asks for a third of each claim, and writes
-nothing: it is there to notice on any machine when a figure falls far below its claim. What needs larger data below DIR
+The long form installs the peers into build/peers, takes about an hour on two quiet cores and writes the page. What each one
+printed is kept in build/performance: with --only some are run anew, and the page is written when none is missing.
+
+The short form takes small sizes and no peers beyond those of the project's own environment, asks for a third of each claim, and
+writes nothing: it is there to notice on any machine when a figure falls far below its claim. What needs larger data below DIR
 (`../shared/data`) is left out where they are absent, and named. Exit code 1 if a target is missed.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import subprocess
@@ -28,6 +31,7 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
 PAGE = REPOSITORY / "docs" / "performance.md"
 PEERS = REPOSITORY / "build" / "peers"
+KEPT = REPOSITORY / "build" / "performance"
 PEER_PACKAGES = ["dicom2nifti", "dcm2niix", "python-gdcm", "rt-utils", "opencv-python-headless", "surface-distance"]
 SHORT_SHARE = "0.33"
 EXAMPLES = REPOSITORY / "examples"
@@ -107,7 +111,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data")
     parser.add_argument(
-        "--only", nargs="+", choices=[one.name for one in BENCHMARKS], help="these only; no page is written"
+        "--only", nargs="+", choices=[one.name for one in BENCHMARKS], help="these only, beside what was kept of others"
     )
     parser.add_argument(
         "--short", action="store_true", help="small sizes and a third of each claim; no page is written"
@@ -117,9 +121,12 @@ def main() -> int:
         install_peers()
     chosen = [one for one in BENCHMARKS if not options.only or one.name in options.only]
     done = list(runs(chosen, options))
-    if not options.short and not options.only:
-        PAGE.write_text(page(done), encoding="utf-8")
-        print(f"written: {PAGE.relative_to(REPOSITORY)}")
+    if not options.short:
+        keep(done)
+        every = [kept(one) for one in BENCHMARKS]
+        if None not in every:
+            PAGE.write_text(page([one for one in every if one]), encoding="utf-8")
+            print(f"written: {PAGE.relative_to(REPOSITORY)}")
     for one in done:
         word = "left out" if one.code is None else "reached" if one.code == 0 else "MISSED"
         print(f"{one.benchmark.name:22} {word:9} {one.seconds:6.0f} s")
@@ -156,6 +163,20 @@ def runs(chosen: list[Benchmark], options: argparse.Namespace) -> Iterator[Run]:
         if done.returncode:
             print(*done.stderr.splitlines()[-20:], sep="\n", file=sys.stderr, flush=True)
         yield Run(one, command, done.returncode, done.stdout, time.monotonic() - began)
+
+
+def keep(done: list[Run]) -> None:
+    """Keeps what some benchmarks printed, for the page."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    for one in done:
+        told = {"command": one.command, "code": one.code, "printed": one.printed, "seconds": one.seconds}
+        (KEPT / f"{one.benchmark.name}.json").write_text(json.dumps(told), encoding="utf-8")
+
+
+def kept(benchmark: Benchmark) -> Run | None:
+    """What a benchmark printed when it was run last; None where it was not."""
+    path = KEPT / f"{benchmark.name}.json"
+    return Run(benchmark, **json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 def page(done: list[Run]) -> str:
