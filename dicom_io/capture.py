@@ -255,8 +255,8 @@ def _captions(scene: _Scene, k: int) -> Iterator[str]:
         yield identity.INCOMPLETE
     if window is not None and window.explanation == display.NOT_FITTING:
         yield display.NOT_FITTING
-    number = scene.images.header(k).get("InstanceNumber")
-    named = f"image {number}" if number not in (None, "") else "image"
+    number = identity.whole_number(scene.images.header(k), "InstanceNumber")
+    named = "image" if number is None else f"image {number}"
     named += f", frame {one.frame}" if one.frame else ""
     if one.plane is None:
         yield named
@@ -288,7 +288,8 @@ def _object(scene: _Scene, k: int) -> Dataset:
 
 def _notice(header: Dataset, reason: str, about: str, result: ResultInfo) -> Dataset:
     """A notice as a data set, made from one instance as far as the standard can say so."""
-    number = f"series {header.SeriesNumber}" if header.get("SeriesNumber") else ""
+    own = identity.whole_number(header, "SeriesNumber")
+    number = "" if own is None else f"series {own}"
     made_by = f"{result.algorithm_name} {result.algorithm_version}"
     line = identity.plain(", ".join(filter(None, (made_by, number, about))), MOST_REASON)
     result = replace(result, series_description=f"{NOT_PROCESSED} {result.algorithm_name}")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -335,11 +336,15 @@ def series_number(header: Dataset, kind: ObjectKind, result: ResultInfo | None =
     What a person corrected has a number of its own, BY_A_PERSON higher.
     """
     by_a_person = BY_A_PERSON if result is not None and result.content_creator else 0
-    try:
-        own = int(header.get("SeriesNumber") or 0)
-    except ValueError:  # text, as some scanners write it
-        own = 0
-    return SERIES_NUMBER_BASE[kind] + own % 1000 + by_a_person
+    return SERIES_NUMBER_BASE[kind] + (whole_number(header, "SeriesNumber") or 0) % 1000 + by_a_person
+
+
+def whole_number(header: Dataset, keyword: str) -> int | None:
+    """The number of an IS attribute; None where it is absent, or holds anything else, which may be anybody's name."""
+    found = header.get_item(keyword)
+    stored = found.value if found is not None else b""  # not converted: pydicom would log text that is no number
+    told = stored.decode("latin-1") if isinstance(stored, bytes) else str(stored)
+    return int(told.strip(" \0")) if re.fullmatch(r"[ \0]*[+-]?[0-9]{1,12}[ \0]*", told) else None
 
 
 def series_description(result: ResultInfo, kind: ObjectKind, images: int | None = None) -> str:

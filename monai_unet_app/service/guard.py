@@ -19,6 +19,7 @@ from fastapi import HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
+from h11 import LocalProtocolError
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -117,10 +118,11 @@ class Guard:
         async def send_on(message: Message) -> None:
             nonlocal has_begun
             if message["type"] == "http.response.start":
-                has_begun, headers = True, MutableHeaders(scope=message)
+                headers = MutableHeaders(scope=message)
                 for name, value in self._headers.items():
                     headers.setdefault(name, value)
             await send(message)
+            has_begun = True
 
         try:
             answer = await self._refusal(Request(scope)) or self._app
@@ -128,6 +130,8 @@ class Guard:
         except ClientDisconnect:
             return
         except Exception as error:
+            if isinstance(error, LocalProtocolError) and not has_begun:
+                return  # the rest of the request was no HTTP, and is answered so already
             _log_failure(scope, error)
             if not has_begun:
                 await _failure_answer(error)(scope, receive, send_on)

@@ -191,13 +191,14 @@ def test_where_nobody_can_say_whose_it_is_there_is_none(tmp_path):
     assert not target.exists()
 
 
-def test_a_value_that_is_none_of_its_kind_refuses_the_file(tmp_path):
+def test_a_number_that_is_none_is_neither_repeated_nor_told(tmp_path, caplog):
     files = mr_files(tmp_path / "mr", {"SeriesNumber": 44444})
     for path in files:
         path.write_bytes(path.read_bytes().replace(b"44444", b"NAME^"))
-    with pytest.raises(UnreadableFileError) as refused:
-        write_notice(files, GAPS, tmp_path / "n.dcm", RESULT)
-    assert "NAME^" not in str(refused.value)
+    notice = write_notice(files, GAPS, tmp_path / "n.dcm", RESULT)
+    assert pydicom.dcmread(notice).SeriesNumber == 9000
+    assert b"NAME^" not in notice.read_bytes()
+    assert "NAME^" not in caplog.text
 
 
 def test_a_notice_of_another_study_is_another(tmp_path):
