@@ -11,14 +11,12 @@ from dicom_io.errors import SeriesGeometryError, SeriesSelectionError, Unreadabl
 from dicom_io.reading.codecs import decoder_of
 from dicom_io.reading.completeness import parts_of_concatenations
 from dicom_io.reading.frames import has_groups
-from dicom_io.reading.instances import Instance, differences
+from dicom_io.reading.instances import COLOUR, Instance, differences
 from dicom_io.reading.pixels import PHYSICAL_MODALITIES
 from dicom_io.reading.series import SeriesRef, counted
 
 PLACE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 """What a slice needs for a place in patient space."""
-
-_COLOUR = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT", "YBR_PARTIAL_420", "PALETTE COLOR"})
 
 
 def without_copies(series: SeriesRef) -> tuple[list[Instance], list[str]]:
@@ -61,7 +59,7 @@ def check_readable(instances: Sequence[Instance], series: SeriesRef) -> None:
         raise placeless(series)
     _check_polarity(headers, series)
     _check_parts(headers, series)
-    colours = {str(header.get("PhotometricInterpretation")) for header in headers} & _COLOUR
+    colours = {str(header.get("PhotometricInterpretation")) for header in headers} & COLOUR
     samples = max(int(header.get("SamplesPerPixel") or 1) for header in headers)
     single = series.frame_count == 1 and series.orientation is None
     if (colours or samples > 1) and not single:

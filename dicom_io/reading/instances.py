@@ -83,6 +83,9 @@ _MATTERING = frozenset(
 _OF_MEDIA = frozenset({"VERSION", "LOCKFILE", "README", "INDEX"})
 """Files without an ending that programs put beside images, empty or not; no slice is called so."""
 
+COLOUR = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT", "YBR_PARTIAL_420", "PALETTE COLOR"})
+"""PhotometricInterpretation of pictures in colour."""
+
 _PIXEL_TAGS = frozenset({(0x7FE0, 0x0008), (0x7FE0, 0x0009), (0x7FE0, 0x0010)})
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 Fragments = tuple[tuple[int, int], ...]
@@ -410,6 +413,11 @@ def orientation_of(header: Dataset) -> tuple[float, ...] | None:
     """ImageOrientationPatient at the top level, six direction cosines in LPS, or None."""
     cosines = tuple(float(str(cosine)) for cosine in listed(header.get("ImageOrientationPatient")))
     return cosines if len(cosines) == 6 else None
+
+
+def is_colour(header: Dataset) -> bool:
+    """Whether a pixel has more than one value, or one that stands for a colour."""
+    return str(header.get("PhotometricInterpretation")) in COLOUR or int(header.get("SamplesPerPixel") or 1) > 1
 
 
 def image_type(header: Dataset) -> tuple[str, ...]:

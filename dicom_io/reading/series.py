@@ -28,6 +28,7 @@ from dicom_io.reading.instances import (
     broken_file,
     image_type,
     instance_of,
+    is_colour,
     orientation_of,
     read_instance,
 )
@@ -291,7 +292,7 @@ def _reason_aside(sop_class: str, words: frozenset[str]) -> str:
 
 
 def _grouped(instances: Sequence[Instance]) -> list[list[Instance]]:
-    """Groups by study, series, kind, reason, single or multi-frame, and orientation within a tolerance."""
+    """Groups by study, series, kind, reason, grey or colour, single or multi-frame, and orientation within a tolerance."""
     groups: dict[tuple[object, ...], list[list[Instance]]] = {}
     for instance in instances:
         try:
@@ -314,7 +315,7 @@ def _key(instance: Instance) -> tuple[object, ...]:
     header = instance.header
     series = str(header.get("SeriesInstanceUID") or "") or (instance.path.parent if instance.path else "")
     study, modality = str(header.get("StudyInstanceUID") or ""), str(header.get("Modality") or "")
-    return study, series, modality, *_kind(instance), instance.frames > 1 or has_groups(header)
+    return study, series, modality, *_kind(instance), is_colour(header), instance.frames > 1 or has_groups(header)
 
 
 def _same_orientation(first: tuple[float, ...] | None, second: tuple[float, ...] | None) -> bool:
@@ -341,10 +342,12 @@ def _series_ref(group: Sequence[Instance]) -> SeriesRef:
 
 
 def _set_strays_aside(groups: list[SeriesRef]) -> list[SeriesRef]:
-    """Marks a few slices across a large stack of the same series as localizers, also without ImageType."""
+    """Marks a few slices across a large stack of the same series as localizers, also without ImageType, and colour pictures
+    beside more grey slices as such.
+    """
     largest: dict[object, SeriesRef] = {}
     for group in groups:
-        if group.kind == "image" and group.orientation is not None:
+        if group.kind == "image" and group.orientation is not None and not is_colour(group.instances[0].header):
             main = largest.setdefault(_own_key(group), group)
             if group.instance_count > main.instance_count:
                 largest[_own_key(group)] = group
@@ -358,7 +361,11 @@ def _own_key(group: SeriesRef) -> tuple[object, ...]:
 
 
 def _stray(group: SeriesRef, main: SeriesRef | None) -> SeriesRef:
-    if main is None or group.kind != "image" or group.orientation is None or main.orientation is None:
+    if main is None or group.kind != "image":
+        return group
+    if is_colour(group.instances[0].header) and group.instance_count < main.instance_count:
+        return replace(group, kind="other", set_aside="colour beside grey slices")
+    if group.orientation is None or main.orientation is None:
         return group
     few = group.instance_count <= min(_STRAY_SLICES, main.instance_count // 4)
     normals = [np.cross(one.orientation[:3], one.orientation[3:]) for one in (group, main) if one.orientation]

@@ -24,6 +24,7 @@ from pydicom.uid import JPEGLSLossless, RLELossless, generate_uid
 
 from dicom_io.errors import DicomIoError, SeriesGeometryError, SeriesSelectionError, UnreadableFileError
 from dicom_io.read import read_series
+from dicom_io.reading.checks import PLACE
 from dicom_io.volume import Volume
 
 SAGITTAL = oblique_affine(degrees=(90, 0, 90))
@@ -321,6 +322,40 @@ def test_a_copy_with_another_word_that_matters_is_refused(tmp_path: Path, keywor
     setattr(other, keyword, {"ImagePositionPatient": [1, 2, 3], "PatientSex": "M"}.get(keyword, "7"))
     other.save_as(tmp_path / "copy.dcm")
     with pytest.raises(SeriesGeometryError, match="twice with different content"):
+        read_series(tmp_path)
+
+
+def coloured(path: Path, **header: object) -> None:
+    """Makes the picture of a file an RGB one."""
+    dataset = dcmread(path)
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PlanarConfiguration = 3, "RGB", 0
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
+    dataset.PixelData = bytes(3 * dataset.Rows * dataset.Columns)
+    dataset.PixelData += b"\0" * (len(dataset.PixelData) % 2)
+    for keyword, value in header.items():
+        setattr(dataset, keyword, value)
+    dataset.save_as(path)
+
+
+@pytest.mark.parametrize("placed", [True, False])
+def test_a_colour_picture_in_a_grey_series_is_set_aside_and_told(tmp_path: Path, placed: bool) -> None:
+    paths = write_mr_series(tmp_path, lopsided_array(), oblique_affine())
+    extra = tmp_path / "extra.dcm"
+    shutil.copy(paths[0], extra)
+    elsewhere = {"ImagePositionPatient": [500, 500, 500]} if placed else dict.fromkeys(PLACE, None)
+    coloured(extra, SOPInstanceUID=generate_uid(), **elsewhere)
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.array, lopsided_array())
+    assert any("(MR, colour beside grey slices, 1 file)" in note for note in volume.provenance.notes)
+
+
+@pytest.mark.parametrize(("k", "says"), [(3, "missing"), (6, "goes on in")])
+def test_a_slice_of_the_stack_itself_in_colour_is_no_stray(tmp_path: Path, k: int, says: str) -> None:
+    paths = write_mr_series(tmp_path, lopsided_array(), oblique_affine())
+    by_place = {tuple(dcmread(path).ImagePositionPatient): path for path in paths}
+    place = oblique_affine() @ [0, 0, k, 1]
+    coloured(next(path for at, path in by_place.items() if np.allclose(at, place[:3], atol=0.01)))
+    with pytest.raises(SeriesGeometryError, match=says):
         read_series(tmp_path)
 
 
