@@ -11,6 +11,7 @@ contours of their own.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -32,10 +33,13 @@ from dicom_io.objects.rt_contours import walk_rtstruct, without_area, without_re
 from dicom_io.objects.rt_object import build_rtstruct
 from dicom_io.reading.headers import shown_uid
 from dicom_io.reading.instances import load_object, refusing
+from dicom_io.reading.titles import without_patient
 from dicom_io.seg import check_labels, in_slices
 from dicom_io.volume import Volume
 
-__all__ = ["contours", "read_rtstruct", "write_rtstruct"]
+__all__ = ["contours", "read_regions", "read_rtstruct", "write_rtstruct"]
+
+MOST_NAMED = 20  # regions, in a message
 
 MIN_SPACING_MM = 0.01  # below, three decimals of a millimetre could move a contour over a voxel centre
 
@@ -100,26 +104,76 @@ def read_rtstruct(path: Path, reference: Volume) -> Volume:
     dataset = load_object(path, "an RT Structure Set", (RTStructureSetStorage,))
     check_patient_space(reference)
     with refusing(path):
-        return _regions(dataset, reference)
+        numbers = _numbers(dataset)
+        array = np.zeros(reference.shape, dtype=np.uint8 if max(numbers, default=0) < 256 else np.uint16)
+        told: dict[str, Counter[int]] = {}
+        for roi, k, inside in _regions(dataset, reference, told):
+            taken = array[:, :, k][inside.T]
+            if taken.any():
+                raise LabelError(
+                    f"region {roi} overlaps region {int(taken.max())}; regions that exclude each other are needed for one "
+                    "label map; read some of them by name, or each as a channel of its own (read_regions)"
+                )
+            array[:, :, k][inside.T] = roi
+        return _with_notes(reference.with_array(array), told)
 
 
-def _regions(dataset: Dataset, reference: Volume) -> Volume:
-    numbers = _numbers(dataset)
+def read_regions(path: Path, reference: Volume, names: Sequence[str] | None = None) -> Volume:
+    """Regions of a structure set on the grid of `reference`, a channel each, which may overlap.
+
+    Args:
+        path: A structure set by whatever software, as for `read_rtstruct`.
+        reference: As there.
+        names: ROINames of the regions to read, in the order of the channels; None for all, by their ROINumbers.
+
+    Returns:
+        `reference` with shape (I, J, K, C), uint8, 1 where a region is; notes as `read_rtstruct`.
+
+    Raises:
+        UnreadableFileError: Not a DICOM file.
+        LabelError: As `read_rtstruct`, but for overlapping regions; or a name is of no region, or of several.
+    """
+    dataset = load_object(path, "an RT Structure Set", (RTStructureSetStorage,))
+    check_patient_space(reference)
+    with refusing(path):
+        numbers = _numbers(dataset)
+        chosen = numbers if names is None else _called(dataset, names)
+        array = np.zeros((*reference.shape[:3], len(chosen)), dtype=np.uint8)
+        told: dict[str, Counter[int]] = {}
+        for roi, k, inside in _regions(dataset, reference, told, frozenset(chosen)):
+            array[:, :, k, chosen.index(roi)][inside.T] = 1
+        return _with_notes(reference.with_array(array), told)
+
+
+def _called(dataset: Dataset, names: Sequence[str]) -> list[int]:
+    """The ROINumbers of regions by their names."""
+    by_name: dict[str, list[int]] = {}
+    for item in dataset.get("StructureSetROISequence") or []:
+        by_name.setdefault(str(item.get("ROIName") or "").strip(), []).append(int(item.ROINumber))
+    for name in names:
+        found = by_name.get(name.strip(), [])
+        if len(found) != 1 or names.count(name) > 1:
+            known = ", ".join(without_patient(dataset, one) for one in sorted(by_name)[:MOST_NAMED])
+            raise LabelError(
+                f"{len(found)} region(s) are called {name!r}, which is asked for {names.count(name)} time(s); one region "
+                f"for each name is needed; the structure set has {known}"
+            )
+    return [by_name[name.strip()][0] for name in names]
+
+
+def _regions(
+    dataset: Dataset, reference: Volume, told: dict[str, Counter[int]], chosen: frozenset[int] | None = None
+) -> Iterator[tuple[int, int, Mask]]:
+    """ROINumber, slice and voxels, shape (rows, columns), of all regions or the chosen ones; what there is to tell of them."""
     _check_frames_of_reference(dataset, reference)
-    array = np.zeros(reference.shape, dtype=np.uint8 if max(numbers, default=0) < 256 else np.uint16)
-    told: dict[str, Counter[int]] = {LEFT_OUT: Counter(without_area(dataset))}
+    told[LEFT_OUT] = Counter(without_area(dataset))
     for (roi, k), drawn in sorted(_drawn(dataset, reference).items()):
+        if chosen is not None and roi not in chosen:
+            continue
         inside, notes = _inside(roi, k, drawn, (reference.shape[1], reference.shape[0]))
         for note, count in notes.items():
             told.setdefault(note, Counter())[roi] += count
-        taken = array[:, :, k][inside.T]
-        if taken.any():
-            raise LabelError(
-                f"region {roi} overlaps region {int(taken.max())}; regions that exclude each other are "
-                "needed; split the structure set into one file for each"
-            )
-        array[:, :, k][inside.T] = roi
-    return _with_notes(reference.with_array(array), told)
+        yield roi, k, inside
 
 
 def _numbers(dataset: Dataset) -> list[int]:

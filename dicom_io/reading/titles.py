@@ -52,14 +52,8 @@ def title_of(instance: Instance) -> SeriesTitle:
         header = instance.dataset or load_dataset(instance.path, with_pixels=False, keywords=keywords)  # type: ignore[arg-type]
     except DicomIoError:
         return SeriesTitle()
-    hidden = [
-        part
-        for keyword in _OF_THE_PATIENT
-        for text in _texts(header, keyword)
-        for part in re.split(r"[\s^=,;_-]+", text)
-    ]
     number, description, protocol, time = (
-        _without(hidden, " ".join(_texts(header, keyword)[:1])) for keyword in _TITLE
+        without_patient(header, " ".join(_texts(header, keyword)[:1])) for keyword in _TITLE
     )
     clock = re.match(r"([01]\d|2[0-3])([0-5]\d)", time)
     return SeriesTitle(
@@ -76,9 +70,11 @@ def _texts(header: Dataset, keyword: str) -> list[str]:
         return []
 
 
-def _without(hidden: list[str], text: str) -> str:
-    """Printable text of at most 64 characters in which no part of a name or ID stands as a word, in any case."""
+def without_patient(header: Dataset, text: str) -> str:
+    """Printable text of at most 64 characters in which no part of the patient's name or ID stands as a word, in any case."""
+    texts = [text for keyword in _OF_THE_PATIENT for text in _texts(header, keyword)]
+    hidden = {part for one in texts for part in re.split(r"[\s^=,;_-]+", one) if len(part) > 1}
     text = "".join(one if one.isprintable() else " " for one in text)[:_LONGEST].strip()
-    for part in sorted({part for part in hidden if len(part) > 1}, key=len, reverse=True):
+    for part in sorted(hidden, key=len, reverse=True):
         text = re.sub(rf"(?<![^\W_]){re.escape(part)}(?![^\W_])", "...", text, flags=re.IGNORECASE)
     return text

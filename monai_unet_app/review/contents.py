@@ -16,6 +16,7 @@ from dicom_io.coding import display_rgb
 from dicom_io.errors import DicomIoError
 from dicom_io.parametric import read_parametric_map
 from dicom_io.reading.instances import load_dataset
+from dicom_io.rtstruct import read_regions
 from dicom_io.seg import read_segments
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import BundleFiles
@@ -227,6 +228,7 @@ def _label_array(path: Path, volume: Volume, *, overlapping: bool) -> NDArray:
             if "SegmentSequence" in load_dataset(path, with_pixels=False):
                 found = read_segments(path, volume).array
                 return found >= 0.5 if found.dtype.kind == "f" else found
+            return read_regions(path, volume).array
         except DicomIoError as error:
             raise InputRefusedError(f"{path.name}: {error}") from error
     if overlapping and path.name.endswith((".nii", ".nii.gz", ".nrrd", ".mha")):

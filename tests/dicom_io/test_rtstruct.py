@@ -15,7 +15,7 @@ from dicom_io.errors import GeometryProofError, LabelError, UnreadableFileError
 from dicom_io.objects.contours import contours_of
 from dicom_io.proof import even_odd, prove_rtstruct
 from dicom_io.read import read_series
-from dicom_io.rtstruct import contours, read_rtstruct, write_rtstruct
+from dicom_io.rtstruct import contours, read_regions, read_rtstruct, write_rtstruct
 from dicom_io.volume import Provenance, Volume
 
 
@@ -265,6 +265,17 @@ def test_coordinates_are_written_as_python_writes_them_with_three_decimals(case,
 def test_overlapping_channels_are_written_and_refused_as_one_label_map(case, tmp_path):
     overlapping = np.stack([case.labels.array > 0, case.labels.array == 2], axis=3)
     path = write_rtstruct(case.volume.with_array(overlapping), case.volume, tmp_path / "r.dcm", RESULT)
+    np.testing.assert_array_equal(read_regions(path, case.volume).array, overlapping)
+    named = read_regions(path, case.volume, ["Back part"]).array
+    np.testing.assert_array_equal(named, overlapping[..., 1:])
+    both = read_regions(path, case.volume, ["Back part", "Front part"]).array
+    np.testing.assert_array_equal(both, overlapping[..., ::-1])
+    for names, says in (
+        (["Doe"], "0 region.s. are called 'Doe'.*has Back part, Front part"),
+        (["Back part"] * 2, "2 time"),
+    ):
+        with pytest.raises(LabelError, match=says):
+            read_regions(path, case.volume, names)
     with pytest.raises(LabelError, match="region 2 overlaps region 1"):
         read_rtstruct(path, case.volume)
 
