@@ -801,7 +801,7 @@ def test_inspect_with_a_bundle_refuses_the_series_that_the_bundle_refuses_and_na
     answer = run("inspect", tmp_path / "in", "--bundle", BUNDLE)
     assert answer.code == 3
     blocks = [block.splitlines() for block in answer.out.split("\n\n") if "MR," in block or "CT," in block]
-    told = {block[3].strip(): (block[0].split()[0], block[1].strip()) for block in blocks}
+    told = {block[4].strip(): (block[0].split()[0], block[2].strip()) for block in blocks}  # block[1] is its title
     assert told == {uids["mr"]: ("readable", "case mr"), uids["ct"]: ("refused", "case ct")}
     (why,) = [line for line in answer.out.splitlines() if "its modality is CT, MR is needed" in line]
     assert why.startswith("  ")

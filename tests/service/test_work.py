@@ -247,9 +247,10 @@ def test_a_notice_tells_no_folder_of_the_node(noticing: Path, study: Path, tmp_p
     twice.PixelData = bytes(len(twice.PixelData))
     twice.save_as(study / "again.dcm")
     (found,) = Worker(read_site(noticing)).answer(task(study, tmp_path / "results" / "1-1"))["results"]
-    assert str(study) in found["reason"]
+    assert "twice with different content, in 0001.dcm and again.dcm; each" in found["reason"]
+    assert str(tmp_path) not in found["reason"]
     (path,) = (tmp_path / "results" / found["folder"]).rglob("*.dcm")
-    assert "twice with different content, in ... and ...; each" in dcmread(path).ImageComments
+    assert "twice with different content, in 0001.dcm and again.dcm; each" in dcmread(path).ImageComments
 
 
 def test_half_a_result_is_not_left_beside_a_notice(

@@ -466,6 +466,7 @@ def test_train_bundle_copies_the_template_trains_the_copy_and_leaves_the_templat
     assert load_bundle(template.root).sha256 == before
     assert set(made.run_record["cases"]) == set(FEW[:3])
     assert not equal_weights(weights(made.root), weights(template.root))
+    assert said.pop(1).startswith("0 subject(s) to calibrate: ")
     assert said == [
         "2 to train on, 1 to select the best model",
         "reading and checking 3 case(s)",
