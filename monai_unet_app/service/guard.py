@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from monai_unet_app.service.access import ASK, is_from_elsewhere, token_of
 from monai_unet_app.service.audit import AuditTrail
-from monai_unet_app.service.server import ADMITTED
+from monai_unet_app.service.server import DELAYED
 from monai_unet_app.service.site import HttpConfig
 from monai_unet_app.service.tokens import Tokens
 
@@ -139,7 +139,6 @@ class Guard:
     async def _refusal(self, request: Request) -> Response | None:
         """The answer to whoever may not ask; None to others, whose holder is then in the request's state."""
         if request.scope["path"] in OPEN_PATHS:
-            request.scope[ADMITTED] = True
             return None
         if is_from_elsewhere(request):
             return JSONResponse({"detail": "a page of another site asks; the node's own pages may"}, 403)
@@ -147,11 +146,12 @@ class Guard:
         holder = await run_in_threadpool(self._tokens.holder_of, token) if token else None
         if holder is not None and not holder.is_expired:
             request.state.holder = holder
-            request.scope[ADMITTED] = True
             return None
         why = "no such token" if holder is None else f"the token of {holder.name} held until {holder.expires}"
-        if token and not await self._failed.note(request.client.host if request.client else "", why):
-            return JSONResponse({"detail": "too many wrong tokens come from this address; ask later"}, 429, _LATER)
+        if token:
+            request.scope[DELAYED] = True  # whoever is held back takes no place from others
+            if not await self._failed.note(request.client.host if request.client else "", why):
+                return JSONResponse({"detail": "too many wrong tokens come from this address; ask later"}, 429, _LATER)
         told = "a token is needed" if holder is None else f"the token held until {holder.expires}; a new one is needed"
         return JSONResponse({"detail": told}, 401, ASK)
 

@@ -1,8 +1,8 @@
 """The HTTP server's connections: nobody holds one without asking for something, and no address holds all of them.
 
 uvicorn waits without end for a request's head, and counts whoever has not asked for anything yet against its one limit. Here a
-head must come within seconds; a new connection that finds no room ends the one that has waited longest without asking, or
-without having shown a right token.
+head must come within seconds; a new connection that finds no room ends the one that has waited longest without asking, or whose
+answer is held back because its token was wrong.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-ADMITTED = "monai_unet.admitted"
-"""Key of a request's scope: true once it is known that it may be answered, by its path or its token."""
+DELAYED = "monai_unet.delayed"
+"""Key of a request's scope: true where its answer is only held back as a punishment."""
 
 _STALL_S = 30.0  # in which an answer must go on being read
 _FULL = (
@@ -95,8 +95,8 @@ class Connection(H11Protocol):
 
     @property
     def gives_way(self) -> bool:
-        """Whether it may be ended for another: no request of it is being answered that may be."""
-        return self.is_waiting or not self.cycle.scope.get(ADMITTED)
+        """Whether it may be ended for another: no request of it is being answered, or its answer is only held back."""
+        return self.is_waiting or bool(self.cycle.scope.get(DELAYED))
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

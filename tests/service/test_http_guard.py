@@ -297,6 +297,7 @@ def test_whoever_has_no_token_keeps_nobody_else_out(
     with opened(tmp_path / "small", most_connections=12) as small, contextlib.ExitStack() as held:
         for number in range(12):
             held.enter_context(connected(small, wrong, f"127.0.0.{2 + number % 3}"))
+        wait_until(lambda: small.ask("GET", "/health").status_code == 200)  # their tokens have been looked at
         for _ in range(20):  # with and without a token
             assert [small.ask("GET", "/health").status_code, small.ask("GET", "/", "read").status_code] == [200, 200]
             held.enter_context(connected(small, wrong, "127.0.0.2"))
