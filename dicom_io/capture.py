@@ -29,6 +29,7 @@ from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.odd_headers import refusing_odd_headers
 from dicom_io.objects.source_images import SourceImages, add_body_part, check_place, images_of, mask_on, new_object
 from dicom_io.reading.checks import check_one_patient
+from dicom_io.reading.headers import whole_number
 from dicom_io.reading.instances import READ_ERRORS, load_dataset
 from dicom_io.seg import check_labels, in_slices
 from dicom_io.volume import Volume
@@ -255,7 +256,7 @@ def _captions(scene: _Scene, k: int) -> Iterator[str]:
         yield identity.INCOMPLETE
     if window is not None and window.explanation == display.NOT_FITTING:
         yield display.NOT_FITTING
-    number = identity.whole_number(scene.images.header(k), "InstanceNumber")
+    number = whole_number(scene.images.header(k), "InstanceNumber")
     named = "image" if number is None else f"image {number}"
     named += f", frame {one.frame}" if one.frame else ""
     if one.plane is None:
@@ -288,7 +289,7 @@ def _object(scene: _Scene, k: int) -> Dataset:
 
 def _notice(header: Dataset, reason: str, about: str, result: ResultInfo) -> Dataset:
     """A notice as a data set, made from one instance as far as the standard can say so."""
-    own = identity.whole_number(header, "SeriesNumber")
+    own = whole_number(header, "SeriesNumber")
     number = "" if own is None else f"series {own}"
     made_by = f"{result.algorithm_name} {result.algorithm_version}"
     line = identity.plain(", ".join(filter(None, (made_by, number, about))), MOST_REASON)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from pydicom.uid import generate_uid
 from dicom_io.coding import Segment
 from dicom_io.errors import LabelError, UnreadableFileError
 from dicom_io.objects.carried import CHARACTER_SET, PATIENT_KEYWORDS, STUDY_KEYWORDS, carried, carry_over, copied
-from dicom_io.reading.headers import patient_digest
+from dicom_io.reading.headers import patient_digest, whole_number
 from dicom_io.reading.instances import load_dataset
 from dicom_io.volume import Volume
 
@@ -337,14 +336,6 @@ def series_number(header: Dataset, kind: ObjectKind, result: ResultInfo | None =
     """
     by_a_person = BY_A_PERSON if result is not None and result.content_creator else 0
     return SERIES_NUMBER_BASE[kind] + (whole_number(header, "SeriesNumber") or 0) % 1000 + by_a_person
-
-
-def whole_number(header: Dataset, keyword: str) -> int | None:
-    """The number of an IS attribute; None where it is absent, or holds anything else, which may be anybody's name."""
-    found = header.get_item(keyword)
-    stored = found.value if found is not None else b""  # not converted: pydicom would log text that is no number
-    told = stored.decode("latin-1") if isinstance(stored, bytes) else str(stored)
-    return int(told.strip(" \0")) if re.fullmatch(r"[ \0]*[+-]?[0-9]{1,12}[ \0]*", told) else None
 
 
 def series_description(result: ResultInfo, kind: ObjectKind, images: int | None = None) -> str:

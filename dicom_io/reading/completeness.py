@@ -19,7 +19,7 @@ from dicom_io.errors import DicomIoError
 from dicom_io.reading.frames import frames_of, has_groups, numbers
 from dicom_io.reading.geometry import Plane, angle_degrees
 from dicom_io.reading.headers import shown_uid
-from dicom_io.reading.instances import Instance, image_type, listed
+from dicom_io.reading.instances import Instance, image_type, is_colour, listed
 from dicom_io.reading.series import SeriesRef, counted
 
 _OTHER_DEGREES = 1.0  # between the normals of two series that are cut in other directions
@@ -53,7 +53,8 @@ def missing_images(series: SeriesRef, others: Iterable[SeriesRef] = ()) -> Missi
             count of the acquisition that it was made from. Only the other series can tell these from one that is cut off.
     """
     others = [one for one in others if one.study_instance_uid == series.study_instance_uid]
-    groups = [series, *(one for one in others if one is not series and _is_same_series(one, series))]
+    alike = [one for one in others if _is_same_series(one, series) and _is_colour(one) == _is_colour(series)]
+    groups = [series, *(one for one in alike if one is not series)]  # a picture in colour stands for no slice
     elsewhere = [one for one in others if not _is_same_series(one, series)]
     found = [*_parts(series), *_slices(series), *_acquisition(groups, elsewhere)]
     return max(found, key=lambda one: one.count, default=None)
@@ -68,6 +69,10 @@ def parts_of_concatenations(headers: Iterable[Dataset]) -> list[tuple[int, int]]
             here.setdefault(uid, set()).add(int(header.get("InConcatenationNumber") or 0))
             total[uid] = max(total[uid], int(header.get("InConcatenationTotalNumber") or 0))
     return [(len(there), total[uid]) for uid, there in here.items()]
+
+
+def _is_colour(series: SeriesRef) -> bool:
+    return is_colour(series.instances[0].header)
 
 
 def _is_same_series(one: SeriesRef, other: SeriesRef) -> bool:

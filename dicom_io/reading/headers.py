@@ -55,10 +55,10 @@ _ONE_VALUE = {Tag(keyword): keyword for keyword in UIDS | CODES | WHOLE | NAMES}
 _UID = re.compile(r"[\w. -]*", re.ASCII)  # letters and hyphens are about, though no UID has them; slashes are not
 _PRINTABLE = re.compile(rb"[ -~]*")
 _IN_ASCII = frozenset({"UI", "CS", "DS", "IS"})
-_CHECKED_BY_PYDICOM = frozenset({"AE", "AS", "CS", "DA", "DT", "TM", "UI", "UR"})  # which shows values that do not fit
+CHECKED_BY_PYDICOM = frozenset({"AE", "AS", "CS", "DA", "DT", "TM", "UI", "UR"})  # which shows values that do not fit
 _PADDING = b"\0 \t\r\n"
 _NUMBERS = frozenset({"US", "SS", "UL", "SL", "UV", "SV", "IS", "DS", "FL", "FD", "AT"})
-_TEXTS = frozenset({"AE", "AS", "CS", "DA", "DT", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"})
+TEXTS = frozenset({"AE", "AS", "CS", "DA", "DT", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"})
 
 
 def shown(text: Path | str) -> str:
@@ -90,12 +90,32 @@ def fault_of(header: Dataset) -> str:
 def _fault_of_raw(element: RawDataElement) -> str:
     """What is wrong with an attribute before pydicom makes a value of it: pydicom would tell the value in its log."""
     keyword, own = _known(element.tag)
-    vr = own if element.VR in (None, "UN") else str(element.VR)
-    if (own in _TEXTS and vr in _NUMBERS) or (keyword in NAMES and vr in _CHECKED_BY_PYDICOM):
+    vr = vr_of(element)
+    if (own in TEXTS and vr in _NUMBERS) or (keyword in NAMES and vr in CHECKED_BY_PYDICOM):
         return f"its {keyword} has the VR {vr}, {own} is needed"
     if vr in _IN_ASCII and element.value and not _PRINTABLE.fullmatch(element.value.strip(_PADDING)):
         return f"its {keyword or element.tag} holds {len(element.value)} bytes that are no {vr}"
     return ""
+
+
+def vr_of(element: RawDataElement) -> str:
+    """The value representation that an attribute has in its file, or by the standard where the file does not say."""
+    return _known(element.tag)[1] if element.VR in (None, "UN") else str(element.VR)
+
+
+def whole_number(header: Dataset, keyword: str) -> int | None:
+    """The number of an IS attribute; None where it is absent, or holds anything else, which may be anybody's name."""
+    told = stored_text(header, keyword)
+    return int(told) if re.fullmatch(r"[+-]?[0-9]{1,12}", told) else None
+
+
+def stored_text(header: Dataset, keyword: str) -> str:
+    """An attribute as it stands in the file, "" where it is absent: pydicom would log text that is no value of its kind."""
+    found = header.get_item(keyword)
+    stored = found.value if found is not None else None
+    return (stored.decode("latin-1") if isinstance(stored, bytes) else "" if stored is None else str(stored)).strip(
+        " \0"
+    )
 
 
 @cache

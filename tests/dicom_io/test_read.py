@@ -349,6 +349,15 @@ def test_a_colour_picture_in_a_grey_series_is_set_aside_and_told(tmp_path: Path,
     assert any("(MR, colour beside grey slices, 1 file)" in note for note in volume.provenance.notes)
 
 
+def test_a_colour_picture_stands_for_no_slice_that_is_missing(tmp_path: Path) -> None:
+    counted = {"ImagesInAcquisition": 7, "AcquisitionNumber": 1}
+    paths = write_mr_series(tmp_path, lopsided_array(), oblique_affine(), header=counted)
+    along = sorted(paths, key=lambda path: float(np.dot(dcmread(path).ImagePositionPatient, oblique_affine()[:3, 2])))
+    coloured(along[-1], SOPInstanceUID=generate_uid(), **dict.fromkeys(PLACE, None))
+    with pytest.raises(SeriesGeometryError, match="it holds 6 images, and its headers count 7"):
+        read_series(tmp_path)
+
+
 @pytest.mark.parametrize(("k", "says"), [(3, "missing"), (6, "goes on in")])
 def test_a_slice_of_the_stack_itself_in_colour_is_no_stray(tmp_path: Path, k: int, says: str) -> None:
     paths = write_mr_series(tmp_path, lopsided_array(), oblique_affine())

@@ -3,8 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hostile_inputs import element, inserted
 from phantoms import lopsided_array, oblique_affine, write_mr_series
+from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 
+from dicom_io import Volume, read_series
+from dicom_io.errors import LabelError
+from dicom_io.objects.odd_headers import refusing_odd_headers
 from dicom_io.reading.instances import read_instance
 from dicom_io.reading.titles import title_of
 
@@ -46,3 +52,29 @@ def test_what_is_the_patients_is_not_told(tmp_path: Path, name: str, text: str, 
 def test_what_cannot_be_told_is_left_out(tmp_path: Path, header: dict[str, object]) -> None:
     assert line(tmp_path, **header).isprintable()
     assert "25" not in line(tmp_path, **header)
+
+
+KEYWORDS = {"SeriesNumber": b"IS", "ProtocolName": b"IS", "SeriesTime": b"TM", "EchoTime": b"DS"}
+
+
+@pytest.mark.parametrize(("keyword", "vr"), KEYWORDS.items())
+def test_text_for_a_number_is_neither_told_nor_logged(
+    tmp_path: Path, keyword: str, vr: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    def edit(dataset: Dataset, _: int) -> None:
+        if keyword in dataset:
+            del dataset[keyword]
+
+    for path in write_mr_series(tmp_path, lopsided_array(), oblique_affine(), edit=edit):
+        path.write_bytes(inserted(path.read_bytes(), element(Tag(keyword), vr, b"HUBER^KLARA ")))
+
+    @refusing_odd_headers
+    def write(volume: Volume) -> None:
+        raise AttributeError
+
+    instance = read_instance(path)
+    assert instance is not None
+    told = title_of(instance).line
+    with pytest.raises(LabelError, match="AttributeError" if vr == b"TM" else keyword) as refused:
+        write(read_series(tmp_path))
+    assert "HUBER" not in f"{told} {refused.value} {caplog.text}".upper()
