@@ -23,6 +23,7 @@ _DOORS = {
     "read_seg": "seg",
     "read_segments": "seg",
     "write_sr": "sr",
+    "read_sr": "objects.sr_read",
     "write_rtstruct": "rtstruct",
     "read_rtstruct": "rtstruct",
     "write_parametric_map": "parametric",

@@ -21,7 +21,7 @@ def test_the_python_of_the_dicom_how_to_runs(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "segments.json").write_text(json.dumps(segments))
     page = (REPOSITORY / "docs/how-to/dicom-from-python.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     monkeypatch.chdir(tmp_path)
     exec("\n".join(blocks), {})
     assert {path.name for path in tmp_path.glob("*.dcm")} == {"seg.dcm", "rtstruct.dcm", "sr.dcm"}

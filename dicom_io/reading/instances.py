@@ -223,7 +223,7 @@ def load_dataset(path: Path, *, with_pixels: bool, keywords: Sequence[str] | Non
             is_cut = file.tell() > file.size  # pydicom skips what it was not asked for without looking
     except READ_ERRORS as error:
         raise broken_file(path, error) from error
-    if is_cut or any(map(_is_cut, dataset.values())):
+    if is_cut or any(map(ends_early, dataset.values())):
         raise broken_file(path, "it ends within an attribute")
     _complete_meta(dataset)
     return dataset
@@ -332,7 +332,7 @@ def _checked(path: Path, header: FileDataset, file: BinaryIO, *, has_mark: bool)
     """The instance, None for an index or no object; raises UnreadableFileError for what ends early."""
     if not has_mark and not {Tag("SOPClassUID"), Tag("Rows")} & header.keys():
         return None
-    fault = "it ends within an attribute of its header" if any(map(_is_cut, header.values())) else fault_of(header)
+    fault = "it ends within an attribute of its header" if any(map(ends_early, header.values())) else fault_of(header)
     if fault:
         raise broken_file(path, fault)
     instance = Instance(header, path)
@@ -360,7 +360,7 @@ def _check_numbers(instance: Instance) -> None:
     orientation_of(instance.header)
 
 
-def _is_cut(element: object) -> bool:
+def ends_early(element: object) -> bool:
     """True for an attribute, not yet converted by pydicom, with fewer bytes than it announces."""
     if not isinstance(element, RawDataElement) or element.value is None:
         return False

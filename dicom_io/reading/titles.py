@@ -55,14 +55,15 @@ def title_of(instance: Instance) -> SeriesTitle:
     except DicomIoError:
         return SeriesTitle()
     number = whole_number(header, "SeriesNumber")
-    description, protocol = (without_patient(header, " ".join(_texts(header, keyword)[:1])) for keyword in _TITLE)
+    description, protocol = (without_patient(header, " ".join(text_values(header, keyword)[:1])) for keyword in _TITLE)
     clock = re.match(r"([01]\d|2[0-3])([0-5]\d)", stored_text(header, "SeriesTime"), re.ASCII)
     return SeriesTitle(
         "" if number is None else str(number), description, protocol, f"{clock[1]}:{clock[2]}" if clock else ""
     )
 
 
-def _texts(header: Dataset, keyword: str) -> list[str]:
+def text_values(header: Dataset, keyword: str) -> list[str]:
+    """The values of a text attribute, each in one line; none where it is absent or cannot be decoded."""
     stored = header.get_item(keyword)
     if isinstance(stored, RawDataElement) and vr_of(stored) not in TEXTS - CHECKED_BY_PYDICOM:
         return []  # pydicom would log it
@@ -76,7 +77,7 @@ def _texts(header: Dataset, keyword: str) -> list[str]:
 
 def without_patient(header: Dataset, text: str) -> str:
     """Printable text of at most 64 characters in which no part of the patient's name or ID stands as a word, in any case."""
-    texts = [text for keyword in _OF_THE_PATIENT for text in _texts(header, keyword)]
+    texts = [text for keyword in _OF_THE_PATIENT for text in text_values(header, keyword)]
     hidden = {part for one in texts for part in re.split(r"[\s^=,;_-]+", one) if len(part) > 1}
     text = "".join(one if one.isprintable() else " " for one in text)[:_LONGEST].strip()
     for part in sorted(hidden, key=len, reverse=True):

@@ -187,6 +187,8 @@ def _tell_trace(found: dict[str, Any]) -> None:
         line(f"  from series  {series}, {count} instance(s)")
     for uid in found["segmentations"]:
         line(f"  measured in  SEG {uid}")
+    for group in found["groups"]:
+        line(f"  measured     {group['tracking_id']}: {', '.join(map(_measurement, group['measurements']))}")
     for uid in found["object"]["predecessor"]:
         line(f"  follows      {uid}")
     if bundle is None:
@@ -201,6 +203,11 @@ def _tell_trace(found: dict[str, Any]) -> None:
         said = [entry["event"], *(str(entry[key]) for key in ("state", "decision", "destination") if entry.get(key))]
         said += [f"by {entry['who']}"] if "who" in entry else []
         line(f"  {entry['time'][:19]}  {' '.join(said)}")
+
+
+def _measurement(one: Mapping[str, Any]) -> str:
+    value = "no value" if one["value"] is None else f"{one['value']:.4g} {one['unit'] or 'of no unit'}"
+    return f"{one['name']} {value}"
 
 
 def _calibration(report: Mapping[str, Any] | None) -> str:

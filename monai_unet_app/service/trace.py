@@ -12,6 +12,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import SegmentationStorage
 
 from dicom_io.errors import DicomIoError
+from dicom_io.objects.sr_read import CLASSES, MeasurementGroup, read_sr
 from dicom_io.reading.instances import LABEL_MAP_STORAGE, load_dataset
 from monai_unet_app.bundle import CALIBRATION_RECORD, BundleFiles, bundle_files, bundle_folders
 from monai_unet_app.data.digest import file_sha256
@@ -31,14 +32,16 @@ def trace(path: Path, trail: Path | None = None) -> dict[str, Any]:
 
     Returns:
         "object" (class, UIDs), "made_by" (name, version, sha256, settings, quality), "sources" (image series -> instances),
-        "segmentations" (UIDs of the SEGs that a report measured), "bundle" (None if no bundle of this sha256 is here: sha256
-        of training data and recipe, commit and versions of the code that trained it, calibration report, figures), "audit".
+        "segmentations" (UIDs of the SEGs that a report measured), "groups" (what it measured of what), "bundle" (None if no
+        bundle of this sha256 is here: sha256 of training data and recipe, commit and versions of the code that trained it,
+        calibration report, figures), "audit".
 
     Raises:
         InputRefusedError: It is no DICOM, or none of ours; or the trail is broken.
     """
     try:
         header = load_dataset(path, with_pixels=False)
+        groups = read_sr(path).groups if header.get("SOPClassUID") in CLASSES else ()
     except DicomIoError as error:
         raise InputRefusedError(str(error)) from error
     maker = _maker(header, path)
@@ -55,6 +58,7 @@ def trace(path: Path, trail: Path | None = None) -> dict[str, Any]:
         "segmentations": [
             str(one.ReferencedSOPInstanceUID) for _, ones in _by_series(header) for one in ones if _is_segmentation(one)
         ],
+        "groups": [_told_of(group) for group in groups],
         "bundle": _bundle_of(digest),
         "audit": _audit_lines(trail, str(header.StudyInstanceUID)) if trail else None,
     }
@@ -76,6 +80,21 @@ def _maker(header: Dataset, path: Path) -> dict[str, Any]:
     raise InputRefusedError(
         f"{path.name} names no bundle that made it; a SEG, SR or other object that monai-unet wrote is needed; check the file"
     )
+
+
+def _told_of(group: MeasurementGroup) -> dict[str, Any]:
+    return {
+        "tracking_id": group.tracking_id,
+        "segments": [number for one in group.segments for number in one.segments],
+        "measurements": [
+            {
+                "name": ", ".join(code.meaning for code in (one.name, one.derivation) if code is not None),
+                "value": one.value,
+                "unit": one.unit.value if one.unit is not None else None,
+            }
+            for one in group.measurements
+        ],
+    }
 
 
 def _predecessors(header: Dataset) -> Iterable[str]:

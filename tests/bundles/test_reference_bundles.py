@@ -19,9 +19,11 @@ import torch
 import yaml
 from conftest import BUNDLES, EXAMPLES
 from monai.bundle import ComponentLocator, ConfigWorkflow
+from pydicom.sr.codedict import codes
 from small_data import FEW, calibration_of, drawn_eyes, few_examples, set_calibration
 
 from dicom_io.dicomize import dicomize
+from dicom_io.objects.sr_read import MeasurementReport, read_sr
 from dicom_io.read import read_series
 from dicom_io.seg import read_seg
 from dicom_io.volume import Volume
@@ -293,22 +295,14 @@ def test_weights_of_another_network_are_refused(tiny_bundle: Callable[[str], Pat
         _ = load_bundle(root).network
 
 
-def numbers_of(sr: pydicom.Dataset) -> list[tuple[str, str, float]]:
-    """(TrackingUniqueIdentifier, concept, value) of every number in a TID 1500 report."""
-    found = []
-    for group in (item for item in walk(sr) if item.get("ValueType") == "CONTAINER"):
-        uids = [item.UID for item in group.get("ContentSequence", []) if item.get("ValueType") == "UIDREF"]
-        for item in group.get("ContentSequence", []):
-            if item.get("ValueType") == "NUM" and uids:
-                meaning = item.ConceptNameCodeSequence[0].CodeMeaning
-                found.append((uids[0], meaning, float(item.MeasuredValueSequence[0].NumericValue)))
-    return found
-
-
-def walk(item: pydicom.Dataset) -> Iterator[pydicom.Dataset]:
-    yield item
-    for child in item.get("ContentSequence", []):
-        yield from walk(child)
+def volumes_of(report: MeasurementReport) -> dict[str, float | None]:
+    """Tracking UID -> volume in mL of every group of a report."""
+    return {
+        group.tracking_uid: one.value
+        for group in report.groups
+        for one in group.measurements
+        if one.name == codes.SCT.Volume
+    }
 
 
 @pytest.mark.parametrize("name", VOLUME_BUNDLES)
@@ -329,12 +323,9 @@ def test_dicom_in_seg_and_sr_out_by_monai_bundle_run_hold_the_labels_of_segment_
     assert len(np.unique(expected)) > 1
     np.testing.assert_array_equal(read_seg(seg_path, source).array, expected)
 
-    seg, sr = pydicom.dcmread(seg_path), pydicom.dcmread(sr_path)
-    referenced = {
-        item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID for item in walk(sr) if "ReferencedSOPSequence" in item
-    }
-    assert seg.SOPInstanceUID in referenced
-    volumes = {uid: value for uid, meaning, value in numbers_of(sr) if meaning == "Volume"}
+    seg, report = pydicom.dcmread(seg_path), read_sr(sr_path)
+    assert seg.SOPInstanceUID in {one.sop_instance_uid for group in report.groups for one in group.segments}
+    volumes = volumes_of(report)
     by_number = {int(item.SegmentNumber): item.TrackingUID for item in seg.SegmentSequence}
     for number, uid in by_number.items():
         voxels = int((expected == number).sum())
@@ -388,7 +379,7 @@ def test_seg_and_report_of_largest_pieces_hold_these_pieces(
     (seg_path,), (sr_path,) = (sorted((tmp_path / "out").glob(f"*_{kind}.dcm")) for kind in ("seg", "sr"))
     source = read_series(made.series_folder)
     written = read_seg(seg_path, source).array
-    volumes = {uid: value for uid, meaning, value in numbers_of(pydicom.dcmread(sr_path)) if meaning == "Volume"}
+    volumes = volumes_of(read_sr(sr_path))
     for item in pydicom.dcmread(seg_path).SegmentSequence:
         piece = written == int(item.SegmentNumber)
         assert scipy.ndimage.label(piece, np.ones((3, 3, 3)))[1] == 1

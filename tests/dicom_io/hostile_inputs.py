@@ -193,10 +193,12 @@ def _results(folder: Path) -> dict[str, Example]:
         path = write_seg(labels, source, to / f"{encoding}.dcm", RESULT, encoding=encoding)
         found[f"SEG {encoding}"] = Example("read_seg", path, of)
     seg, meaning = found["SEG binary"].path, {"quantity": PROBABILITY, "unit": NO_UNIT, "label": "P"}
+    report = write_sr(labels, source, to / "sr.dcm", RESULT, seg=seg)
     pages = b"%PDF-1.4\n" + b"x" * 500 + b"\n%%EOF"
     return found | {
         "RTSTRUCT": Example("read_rtstruct", write_rtstruct(labels, source, to / "rt.dcm", RESULT), of),
-        "SR": Example("scan_files", write_sr(labels, source, to / "sr.dcm", RESULT, seg=seg)),
+        "SR": Example("scan_files", report),
+        "report": Example("read_sr", report),
         "map": Example("read_parametric_map", write_parametric_map(map_, source, to / "pm.dcm", RESULT, **meaning), of),
         "PDF": Example("read_pdf", write_pdf(pages, source, to / "pdf.dcm", RESULT, title="t")),
         "DICOMDIR": Example(

@@ -122,6 +122,7 @@ class Judge:
 
 
 def _readers() -> dict[str, Callable[..., object]]:
+    from dicom_io import read_sr
     from dicom_io.coding import load_segments
     from dicom_io.deidentify import deidentify, files_of
     from dicom_io.parametric import read_parametric_map
@@ -150,6 +151,7 @@ def _readers() -> dict[str, Callable[..., object]]:
         "read_rtstruct": lambda path, of: read_rtstruct(path, reference(of)),
         "read_parametric_map": lambda path, of: read_parametric_map(path, reference(of)),
         "read_pdf": read_pdf,
+        "read_sr": read_sr,
         "load_segments": load_segments,
         "deidentify": without_identity,
         "write_results": _write_results,

@@ -38,7 +38,8 @@ IMAGES = (
     "enhanced in JPEG 2000", *(syntax.keyword for syntax in hostile.CODECS),
 )  # fmt: skip
 RESULTS = (
-    "SEG binary", "SEG binary-deflated", "SEG labelmap", "SEG labelmap-rle", "SEG labelmap-jpegls", "RTSTRUCT", "map", "PDF",
+    "SEG binary", "SEG binary-deflated", "SEG labelmap", "SEG labelmap-rle", "SEG labelmap-jpegls", "RTSTRUCT", "map",
+    "report", "PDF",
 )  # fmt: skip
 NEEDED_PERCENT = {"DICOMDIR": 90, "PDF": 70}  # what follows is nothing that a reader needs
 KINDS = (*IMAGES, "SR", "DICOMDIR", *RESULTS)
@@ -122,7 +123,7 @@ def test_every_well_formed_object_is_read_without_a_complaint(judge: Judge, exam
 
 @pytest.mark.parametrize("name", KINDS)
 def test_an_object_cut_short_at_any_percent_is_refused(judge: Judge, examples: dict[str, Example], name: str) -> None:
-    """But for an SR, of which only the header is looked at, cut between two elements: nothing of it tells that more came."""
+    """But for an SR that is listed and not read: cut between two elements of its header, nothing of it tells that more came."""
     example = examples[name]
     content, path, read = example.path.read_bytes(), place_of(example), []
     whole_elements = ends_of_elements(example.path) if name == "SR" else set()
@@ -162,7 +163,7 @@ def test_scattered_bytes_are_read_or_refused(judge: Judge, examples: dict[str, E
     check(judge, example, pixels_scattered(content, name, 30))
 
 
-@pytest.mark.parametrize("name", ["explicit", "SR", "SEG labelmap", "RTSTRUCT", "map"])
+@pytest.mark.parametrize("name", ["explicit", "SR", "report", "SEG labelmap", "RTSTRUCT", "map"])
 def test_a_uid_that_swallows_the_patients_name_is_refused(
     judge: Judge, examples: dict[str, Example], name: str
 ) -> None:
@@ -185,7 +186,7 @@ def test_thousands_of_scattered_bytes_are_read_or_refused(
 
 
 OTHER_VRS = (b"DS", b"US", b"SQ", b"UI", b"UN", b"OB", b"PN", b"CS", b"ZZ", b"\0\1", b"un")
-IN_EXPLICIT_VR = ("explicit", "enhanced", "palette", "mosaic", "SEG binary", "map")
+IN_EXPLICIT_VR = ("explicit", "enhanced", "palette", "mosaic", "SEG binary", "report", "map")
 
 
 @pytest.mark.parametrize("name", IN_EXPLICIT_VR)
@@ -234,7 +235,7 @@ def test_an_object_without_one_of_its_attributes_is_read_or_refused(
 def test_the_collected_broken_files_are_read_or_refused(judge: Judge, shared_data: Path) -> None:
     found = []
     for path in sorted(path for path in (shared_data / "hostile").rglob("*") if path.is_file()):
-        for reader in ("read_series", "examine", "scan_files", "read_pdf", "load_segments"):
+        for reader in ("read_series", "examine", "scan_files", "read_pdf", "read_sr", "load_segments"):
             found += [f"{path.name} {reader}: {text}" for text in judge(reader, path).complaints]
     assert not found, "\n".join(found)
 

@@ -8,8 +8,10 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
+from pydicom.sr.codedict import codes
 from result_phantoms import RESULT, dciodvfy_errors, oblique_affine, oblique_case, tool
 
+from dicom_io import read_sr
 from dicom_io.coding import Whole
 from dicom_io.errors import GeometryProofError, LabelError
 from dicom_io.objects.measure import measure_segment
@@ -276,14 +278,11 @@ def test_the_interval_of_a_volume_stands_beside_it(case, written, tmp_path):
     interval = {1: (volume_ml - 0.02, volume_ml + 0.05)}
     sr = write_sr(case.labels, case.volume, tmp_path / "sr.dcm", RESULT, seg=written[1], volumes_ml=interval)
     assert dciodvfy_errors(sr) == []
-    concepts = {}
-    for item in walk_items(pydicom.dcmread(sr)):
-        if item.get("ValueType") == "NUM":
-            value = float(item.MeasuredValueSequence[0].NumericValue)
-            concepts.setdefault(item.ConceptNameCodeSequence[0].CodeValue, []).append(value)
-    found = [value for values_ in concepts.values() for value in values_]
-    assert any(value == pytest.approx(0.05, abs=1e-6) for value in found)
-    assert any(value == pytest.approx(0.02, abs=1e-6) for value in found)
+    volume = read_sr(sr).groups[0].measurements[0]
+    assert (volume.name, volume.value) == (codes.SCT.Volume, pytest.approx(volume_ml, rel=1e-6))
+    above, below = volume.properties
+    assert (above.name.meaning[0], above.value) == ("+", pytest.approx(0.05, abs=1e-6))
+    assert (below.name.meaning[0], below.value) == ("-", pytest.approx(0.02, abs=1e-6))
     with pytest.raises(LabelError, match="it must lie inside"):
         write_sr(case.labels, case.volume, tmp_path / "sr.dcm", RESULT, seg=written[1], volumes_ml={1: (0.0, 1e-6)})
 
@@ -302,19 +301,11 @@ def test_a_whole_has_a_group_with_the_volume_of_its_parts_and_no_region_of_its_o
     assert group.finding_type == whole.type
     (measurement,) = group.get_measurements()
     assert float(measurement.value) == pytest.approx(volume_ml, rel=1e-6)
-    numbers = [item for item in walk_items(group[0]) if item.ValueType == "NUM"]
-    spread = {float(item.MeasuredValueSequence[0].NumericValue) for item in numbers}
-    assert {round(value, 5) for value in spread} >= {0.03, 0.07}
+    spread = read_sr(sr).groups[-1].measurements[0].properties
+    assert [one.value for one in spread] == [pytest.approx(0.07, abs=1e-5), pytest.approx(0.03, abs=1e-5)]
     assert hd.sr.srread(sr).SOPInstanceUID != hd.sr.srread(written[0]).SOPInstanceUID
     again = write_sr(case.labels, case.volume, tmp_path / "again.dcm", RESULT, seg=written[1], wholes_ml={whole: None})
     assert dciodvfy_errors(again) == []
-
-
-def walk_items(dataset):
-    """Every content item of a report, depth first."""
-    for item in dataset.get("ContentSequence") or []:
-        yield item
-        yield from walk_items(item)
 
 
 def test_quality_and_calibration_stand_in_the_report_as_text(case, written, tmp_path):
@@ -322,9 +313,9 @@ def test_quality_and_calibration_stand_in_the_report_as_text(case, written, tmp_
     seg = write_seg(case.labels, case.volume, tmp_path / "seg.dcm", stated)
     sr = write_sr(case.labels, case.volume, tmp_path / "sr.dcm", stated, seg=seg)
     assert dciodvfy_errors(sr) == []
-    texts = [item.TextValue for item in walk_items(pydicom.dcmread(sr)) if item.get("ValueType") == "TEXT"]
-    assert "quality: accepted" in texts
-    assert "calibration: ECE 0.003 in the 2 mm band, 34 cases" in texts
+    for group in read_sr(sr).groups:
+        assert "quality: accepted" in group.algorithm_parameters
+        assert "calibration: ECE 0.003 in the 2 mm band, 34 cases" in group.algorithm_parameters
 
 
 def test_a_report_that_refers_to_a_stranger_does_not_leave(case, written, tmp_path, monkeypatch):

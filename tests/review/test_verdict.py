@@ -12,6 +12,7 @@ from phantoms import lopsided_labels
 from result_phantoms import RESULT, dciodvfy_errors
 from review_cases import VOXELS, Delivered, deliver, verdict_on
 
+from dicom_io import read_sr
 from dicom_io.errors import GeometryProofError, LabelError
 from dicom_io.rtstruct import write_rtstruct
 from dicom_io.seg import read_seg, write_seg
@@ -453,7 +454,9 @@ def test_the_report_on_a_correction_is_measured_anew_and_verified(
     (study,) = found.PredecessorDocumentsSequence
     (reference,) = study.ReferencedSeriesSequence[0].ReferencedSOPSequence
     assert reference.ReferencedSOPInstanceUID == before.SOPInstanceUID
-    volumes = volumes_of(found)
+    volumes = [
+        one.value for group in read_sr(path).groups for one in group.measurements if one.name.meaning == "Volume"
+    ]
     assert volumes[:2] == pytest.approx(
         [(VOXELS[0] + 6) * delivered.volume.voxel_ml, VOXELS[1] * delivered.volume.voxel_ml]
     )
@@ -486,16 +489,6 @@ def test_only_a_person_rejects_what_is_delivered(delivered: Delivered, tmp_path:
     record = apply_verdict(verdict, delivered.result, tmp_path, Aftermath(READER, delivered=True))
     assert [one["kind"] for one in record["objects"]] == ["rejection"]
     assert dciodvfy_errors(tmp_path / "case_rejection.dcm") == []
-
-
-def volumes_of(dataset: pydicom.Dataset) -> list[float]:
-    """The volumes that a report measures, in its order."""
-    found = []
-    for item in dataset.get("ContentSequence") or []:
-        if item.ValueType == "NUM" and item.ConceptNameCodeSequence[0].CodeMeaning == "Volume":
-            found.append(float(item.MeasuredValueSequence[0].NumericValue))
-        found += volumes_of(item)
-    return found
 
 
 def test_neither_names_nor_files_of_training_cases_hold_identity(

@@ -362,6 +362,18 @@ def test_results_lead_back_to_their_bundle(
         assert told["bundle"]["name"] == bundle.name
         assert told["sources"] == {found["series"]: len(list(study.glob("*.dcm")))}
         assert len(told["segmentations"]) == (path.stem.endswith("_sr"))
+        measured = {group["tracking_id"]: group["measurements"] for group in told["groups"]}
+        if path.stem.endswith("_sr"):
+            (result,) = (json.loads(one.read_text()) for one in path.parent.glob("*_result.json"))
+            sizes = {f"{row['number']} {row['label']}": row["volume_ml"] for row in result["structures"]}
+            assert {name: rows[0] for name, rows in measured.items() if name in sizes} == {
+                name: {"name": "Volume", "value": pytest.approx(ml, rel=1e-6), "unit": "cm3"}
+                for name, ml in sizes.items()
+            }
+            assert main(["trace", str(path)]) == 0
+            assert ": Volume " in capsys.readouterr().out
+        else:
+            assert measured == {}
         assert (told["bundle"]["trained_by"], told["bundle"]["calibration"]) == ([], None)
     assert main(["trace", str(next(study.glob("*.dcm")))]) == 3
     assert "names no bundle that made it" in capsys.readouterr().err

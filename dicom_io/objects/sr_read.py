@@ -1,0 +1,494 @@
+"""Anybody's TID 1500 measurement report -> its groups, measurements and what they refer to, as plain values.
+
+The tree of content items is read with pydicom alone: what highdicom refuses for a rule of its templates is read as far as it
+goes. Source: DICOM PS3.16, TID 1500, 1501, 1410, 1411, 1419 and 300; PS3.3 C.17.3 and C.18.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence as Items
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import Comprehensive3DSRStorage, ComprehensiveSRStorage, EnhancedSRStorage, ExtensibleSRStorage
+
+from dicom_io.errors import LabelError
+from dicom_io.reading.headers import shown, shown_uid, stored_text, vr_of
+from dicom_io.reading.instances import ends_early, instance_of, load_object, refusing
+from dicom_io.reading.titles import text_values
+
+CLASSES = (EnhancedSRStorage, ComprehensiveSRStorage, Comprehensive3DSRStorage, ExtensibleSRStorage)
+TEMPLATE = "1500"
+_FINDING_CATEGORY = Code("276214006", "SCT", "Finding category")
+_FINDING = Code("121071", "DCM", "Finding")
+_OWN_OF_GROUP = (_FINDING, _FINDING_CATEGORY, codes.SCT.FindingSite, codes.SCT.MeasurementMethod)
+_OWN_OF_MEASUREMENT = (codes.DCM.Derivation, codes.SCT.MeasurementMethod)
+_SEGMENTS = (codes.DCM.ReferencedSegment, codes.DCM.ReferencedSegmentationFrame)
+_MEASUREMENTS = (codes.DCM.ImagingMeasurements, codes.DCM.MeasurementGroup)
+_KINDS: dict[Code | None, str] = {codes.DCM.Person: "person", codes.DCM.Device: "device"}
+_DEVICE = {
+    "uid": codes.DCM.DeviceObserverUID,
+    "name": codes.DCM.DeviceObserverName,
+    "manufacturer": codes.DCM.DeviceObserverManufacturer,
+    "model": codes.DCM.DeviceObserverModelName,
+    "serial_number": codes.DCM.DeviceObserverSerialNumber,
+}
+Coded = tuple[Code, Code]
+"""A question and its answer, both coded."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An instance that a report refers to.
+
+    Attributes:
+        sop_class_uid: Empty where the report does not say it.
+        sop_instance_uid: Of the instance.
+        frames: Its frames, from 1; empty for the whole.
+        segments: Its segments, where it is a segmentation.
+    """
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    frames: tuple[int, ...] = ()
+    segments: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Region:
+    """A drawn region.
+
+    Attributes:
+        graphic_type: POINT, POLYLINE, CIRCLE and so on (PS3.3 C.18.6 and C.18.9).
+        points: (column, row) in pixels of `image`, as DICOM counts them; or (x, y, z) in LPS mm.
+        image: Where it is drawn; None in patient space.
+        frame_of_reference_uid: Of the patient space; empty for pixels.
+    """
+
+    graphic_type: str
+    points: tuple[tuple[float, ...], ...]
+    image: Reference | None = None
+    frame_of_reference_uid: str = ""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where in the body something was found; side and topographical modifier are None where they are not said."""
+
+    place: Code
+    laterality: Code | None = None
+    modifier: Code | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number. A code that may be None cannot be compared with `==` before that is known: pydicom's codes raise for None.
+
+    Attributes:
+        name: What was measured.
+        value: None where the report holds none, or no finite one.
+        unit: None where the report names none: then nobody knows what the number means.
+        derivation: How several numbers became this one: mean, maximum.
+        method: How it was measured.
+        missing: Why there is no value.
+        qualifiers: All else that is coded of it: site, normality, significance.
+        properties: Numbers that belong to it: how far it may be off, a range of normal values.
+    """
+
+    name: Code
+    value: float | None
+    unit: Code | None
+    derivation: Code | None = None
+    method: Code | None = None
+    missing: Code | None = None
+    qualifiers: tuple[Coded, ...] = ()
+    properties: tuple[Measurement, ...] = ()
+
+
+@dataclass(frozen=True)
+class MeasurementGroup:
+    """What was measured of one finding, and where.
+
+    Attributes:
+        tracking_id: Its name; empty where it has none.
+        tracking_uid: By which reports and segmentations mean the same finding.
+        category: The kind of finding.
+        finding: What it is.
+        sites: Where in the body.
+        method: Of all measurements.
+        segments: The segments that were measured.
+        regions: The drawn regions that were measured.
+        source_images: Of which segments, regions or measurements were made.
+        source_series: Series Instance UIDs, likewise.
+        algorithm_name: What measured or segmented it; empty where the group does not say so.
+        algorithm_version: Its version.
+        algorithm_parameters: Its settings, as text.
+        measurements: The numbers.
+        evaluations: The answers that are no numbers.
+    """
+
+    tracking_id: str
+    tracking_uid: str
+    category: Code | None
+    finding: Code | None
+    sites: tuple[Site, ...]
+    method: Code | None
+    segments: tuple[Reference, ...]
+    regions: tuple[Region, ...]
+    source_images: tuple[Reference, ...]
+    source_series: tuple[str, ...]
+    algorithm_name: str
+    algorithm_version: str
+    algorithm_parameters: tuple[str, ...]
+    measurements: tuple[Measurement, ...]
+    evaluations: tuple[Coded, ...]
+
+
+@dataclass(frozen=True)
+class Observer:
+    """Who says what stands in a report: a person (of whom only the name is read) or a device.
+
+    Attributes:
+        kind: "person", "device" or "" where the report does not say it.
+        name: The person's as DICOM has it, or the device's.
+        uid: The device's, as the three that follow.
+        manufacturer: Its maker.
+        model: Its model.
+        serial_number: Its number.
+    """
+
+    kind: str
+    name: str = ""
+    uid: str = ""
+    manufacturer: str = ""
+    model: str = ""
+    serial_number: str = ""
+
+
+@dataclass(frozen=True)
+class MeasurementReport:
+    """A measurement report without the patient: text is empty, and a code None, where the report does not say it.
+
+    Attributes:
+        sop_class_uid: Enhanced, Comprehensive, Comprehensive 3D or Extensible SR.
+        sop_instance_uid: Of the report.
+        series_instance_uid: Of its series.
+        study_instance_uid: Of its study.
+        title: Of the document.
+        completion: COMPLETE or PARTIAL.
+        preliminary: PRELIMINARY or FINAL.
+        verification: VERIFIED or UNVERIFIED.
+        content_date: YYYYMMDD.
+        content_time: HHMMSS, with or without a fraction.
+        predecessors: SOP Instance UIDs of the reports that it takes the place of.
+        procedures: The imaging procedures that are reported on.
+        language: Of the content.
+        observers: Who says it.
+        groups: What was measured, in the report's order.
+    """
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+    study_instance_uid: str
+    title: Code | None
+    completion: str
+    preliminary: str
+    verification: str
+    content_date: str
+    content_time: str
+    predecessors: tuple[str, ...]
+    procedures: tuple[Code, ...]
+    language: Code | None
+    observers: tuple[Observer, ...]
+    groups: tuple[MeasurementGroup, ...]
+
+
+def read_sr(source: Path | Dataset) -> MeasurementReport:
+    """What a TID 1500 measurement report says, by whatever software.
+
+    Read are the measurement groups, wherever in the tree they stand. Left out are the image library, numbers outside of groups,
+    references from one content item to another by its place in the tree, and free text (but for names of findings, and name,
+    version and settings of an algorithm). Of the patient nothing is read.
+
+    Args:
+        source: A file, or a data set in memory.
+
+    Raises:
+        UnreadableFileError: Not a whole DICOM file; a number that is none, or is not named; a reference without a UID.
+        LabelError: An object of another class, or an SR without measurements by TID 1500.
+    """
+    what = "a data set in memory" if isinstance(source, Dataset) else shown(source)
+    if not isinstance(source, Dataset):
+        source = load_object(source, "a measurement report (SR)", CLASSES)
+    elif (found := instance_of(source).sop_class_uid) not in CLASSES:
+        raise LabelError(
+            f"{what} has SOP class {shown_uid(found)}; a measurement report (SR) is needed; check which it is"
+        )
+    with refusing(what):
+        root = _Item(source)
+        containers = [item for item in _walk(root) if item.kind == "CONTAINER"]
+        templates = [stored_text(item, "TemplateIdentifier") for item in _items(source, "ContentTemplateSequence")]
+        if TEMPLATE not in templates and not any(item.named(*_MEASUREMENTS) for item in containers):
+            raise LabelError(
+                f"{what} is an SR without imaging measurements{_by(templates)}; a measurement report by TID 1500 is needed; "
+                "check which report it is"
+            )
+        return _report(source, root, [item for item in containers if item.named(codes.DCM.MeasurementGroup)])
+
+
+class _Item:
+    """One content item: its data set, kind, name and what stands below it. Raises ValueError for one that is cut short."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        if any(map(ends_early, dataset.values())):
+            raise ValueError("a content item ends within an attribute")
+        self.dataset = dataset
+        self.kind = stored_text(dataset, "ValueType")
+        self.relation = stored_text(dataset, "RelationshipType")
+        self.name = _code(dataset, "ConceptNameCodeSequence")
+        self.below = [_Item(item) for item in _items(dataset, "ContentSequence")]
+
+    def all(self, kind: str, *names: Code) -> list[_Item]:
+        """The items below of a kind, with one of some names if there are any."""
+        return [item for item in self.below if item.kind == kind and (not names or item.named(*names))]
+
+    def named(self, *names: Code) -> bool:
+        """Whether it has one of some names; codes of SNOMED's older form (SRT) are equal to those of its newer one."""
+        return self.name is not None and self.name in names
+
+    def code(self, name: Code) -> Code | None:
+        """The first coded answer below to a question; None if there is none."""
+        return next(iter(self.codes(name)), None)
+
+    def codes(self, name: Code) -> list[Code]:
+        """All of them."""
+        found = (_code(item.dataset, "ConceptCodeSequence") for item in self.all("CODE", name))
+        return [code for code in found if code is not None]
+
+    def coded_but(self, *names: Code) -> tuple[Coded, ...]:
+        """Questions below and their answers, but for some questions."""
+        found = ((item.name, _code(item.dataset, "ConceptCodeSequence")) for item in self.all("CODE"))
+        return tuple(
+            (name, code) for name, code in found if name is not None and code is not None and name not in names
+        )
+
+    def text(self, name: Code) -> str:
+        """The first text or UID of a name below; "" if there is none."""
+        return next(iter(self.texts(name)), "")
+
+    def texts(self, name: Code) -> list[str]:
+        """All of them."""
+        return [item.value for item in self.below if item.named(name)]
+
+    @property
+    def value(self) -> str:
+        """Of a text, person's name or UID; "" of anything else."""
+        if self.kind == "UIDREF":
+            return _uid(self.dataset, "UID")
+        return _text(self.dataset, {"TEXT": "TextValue", "PNAME": "PersonName"}.get(self.kind, "TextValue"))
+
+
+def _walk(root: _Item) -> Iterator[_Item]:
+    """All content items below, in the order of the report."""
+    for item in root.below:
+        yield item
+        yield from _walk(item)
+
+
+def _report(dataset: Dataset, root: _Item, groups: list[_Item]) -> MeasurementReport:
+    return MeasurementReport(
+        sop_class_uid=_uid(dataset, "SOPClassUID"),
+        sop_instance_uid=_uid(dataset, "SOPInstanceUID"),
+        series_instance_uid=_uid(dataset, "SeriesInstanceUID"),
+        study_instance_uid=_uid(dataset, "StudyInstanceUID"),
+        title=root.name,
+        completion=stored_text(dataset, "CompletionFlag"),
+        preliminary=stored_text(dataset, "PreliminaryFlag"),
+        verification=stored_text(dataset, "VerificationFlag"),
+        content_date=stored_text(dataset, "ContentDate"),
+        content_time=stored_text(dataset, "ContentTime"),
+        predecessors=tuple(
+            _uid(instance, "ReferencedSOPInstanceUID")
+            for study in _items(dataset, "PredecessorDocumentsSequence")
+            for series in _items(study, "ReferencedSeriesSequence")
+            for instance in _items(series, "ReferencedSOPSequence")
+        ),
+        procedures=tuple(root.codes(codes.DCM.ProcedureReported)),
+        language=root.code(codes.DCM.LanguageOfContentItemAndDescendants),
+        observers=tuple(_observers(root)),
+        groups=tuple(map(_group, groups)),
+    )
+
+
+def _observers(root: _Item) -> Iterator[Observer]:
+    """Each begins with its type (TID 1002); the first is a person where no type is said."""
+    told: list[dict[str, str]] = []
+    names = {**_DEVICE, "person": codes.DCM.PersonObserverName}
+    for item in root.below:
+        if item.named(codes.DCM.ObserverType):
+            told.append({"kind": _KINDS.get(_code(item.dataset, "ConceptCodeSequence"), "")})
+        for key, name in names.items():
+            if item.named(name):
+                told = told or [{"kind": "person" if key == "person" else "device"}]
+                told[-1]["name" if key == "person" else key] = item.value
+    return (Observer(**observer) for observer in told)
+
+
+def _group(group: _Item) -> MeasurementGroup:
+    named = [(item, _reference(item.dataset)) for item in group.all("IMAGE")]
+    images = [(item.named(*_SEGMENTS) or bool(found.segments), found) for item, found in named]
+    return MeasurementGroup(
+        tracking_id=group.text(codes.DCM.TrackingIdentifier),
+        tracking_uid=group.text(codes.DCM.TrackingUniqueIdentifier),
+        category=group.code(_FINDING_CATEGORY),
+        finding=group.code(_FINDING),
+        sites=tuple(_sites(group)),
+        method=group.code(codes.SCT.MeasurementMethod),
+        segments=tuple(found for is_segment, found in images if is_segment),
+        regions=tuple(map(_region, [*group.all("SCOORD"), *group.all("SCOORD3D")])),
+        source_images=tuple(found for is_segment, found in images if not is_segment),
+        source_series=tuple(group.texts(codes.DCM.SourceSeriesForSegmentation)),
+        algorithm_name=group.text(codes.DCM.AlgorithmName),
+        algorithm_version=group.text(codes.DCM.AlgorithmVersion),
+        algorithm_parameters=tuple(group.texts(codes.DCM.AlgorithmParameters)),
+        measurements=tuple(map(_measurement, group.all("NUM"))),
+        evaluations=group.coded_but(*_OWN_OF_GROUP),
+    )
+
+
+def _sites(group: _Item) -> Iterator[Site]:
+    for item in group.all("CODE", codes.SCT.FindingSite):
+        place = _code(item.dataset, "ConceptCodeSequence")
+        if place is not None:
+            yield Site(place, item.code(codes.SCT.Laterality), item.code(codes.SCT.TopographicalModifier))
+
+
+def _measurement(item: _Item) -> Measurement:
+    if item.name is None:
+        raise ValueError("a number of a measurement group has no name")
+    measured = _items(item.dataset, "MeasuredValueSequence")
+    if len(measured) > 1:
+        raise ValueError(f"a number of a measurement group has {len(measured)} values")
+    return Measurement(
+        name=item.name,
+        value=_number(measured[0]) if measured else None,
+        unit=_code(measured[0], "MeasurementUnitsCodeSequence") if measured else None,
+        derivation=item.code(codes.DCM.Derivation),
+        method=item.code(codes.SCT.MeasurementMethod),
+        missing=_code(item.dataset, "NumericValueQualifierCodeSequence"),
+        qualifiers=item.coded_but(*_OWN_OF_MEASUREMENT),
+        properties=tuple(map(_measurement, item.all("NUM"))),
+    )
+
+
+def _number(measured: Dataset) -> float | None:
+    """The value as it is written; None where it is absent or not finite. Raises ValueError for text that is no number."""
+    told = stored_text(measured, "NumericValue")
+    try:
+        found = float(told) if told else math.nan
+    except ValueError:
+        raise ValueError("the NumericValue of a measurement is no number") from None
+    return found if math.isfinite(found) else None
+
+
+def _region(item: _Item) -> Region:
+    is_flat = item.kind == "SCOORD"
+    size = 2 if is_flat else 3
+    numbers = _floats(item.dataset, "GraphicData")
+    if len(numbers) % size:
+        raise ValueError(f"a region has {len(numbers)} coordinates, a multiple of {size} is needed")
+    images = item.all("IMAGE")
+    return Region(
+        graphic_type=stored_text(item.dataset, "GraphicType"),
+        points=tuple(tuple(numbers[at : at + size]) for at in range(0, len(numbers), size)),
+        image=_reference(images[0].dataset) if is_flat and images else None,
+        frame_of_reference_uid="" if is_flat else _uid(item.dataset, "ReferencedFrameOfReferenceUID"),
+    )
+
+
+def _reference(dataset: Dataset) -> Reference:
+    found = _items(dataset, "ReferencedSOPSequence")
+    if len(found) != 1 or not _uid(found[0], "ReferencedSOPInstanceUID"):
+        raise ValueError(f"a reference of a measurement group names {len(found)} instances, one with its UID is needed")
+    return Reference(
+        _uid(found[0], "ReferencedSOPClassUID"),
+        _uid(found[0], "ReferencedSOPInstanceUID"),
+        _whole_numbers(found[0], "ReferencedFrameNumber"),
+        _whole_numbers(found[0], "ReferencedSegmentNumber"),
+    )
+
+
+def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
+    """The items of a sequence; none where it is absent. Raises ValueError for what is no sequence."""
+    if keyword not in dataset:
+        return []
+    _check_kind(dataset, keyword, "SQ")
+    found = dataset.get(keyword)
+    if found is not None and not isinstance(found, Items):
+        raise ValueError(f"its {keyword} is no sequence")
+    return list(found or [])
+
+
+def _check_kind(dataset: Dataset, keyword: str, *representations: str) -> None:
+    """Pass if an attribute has the value representation that it needs: pydicom would log some values of others."""
+    stored = dataset.get_item(keyword)
+    if isinstance(stored, RawDataElement) and vr_of(stored) not in representations:
+        raise ValueError(f"its {keyword} has the VR {vr_of(stored)}, {representations[0]} is needed")
+
+
+def _code(holder: Dataset, keyword: str) -> Code | None:
+    """The first code of a sequence; None where there is none, or one without a value or a scheme."""
+    for item in _items(holder, keyword)[:1]:
+        value = next(filter(None, (_text(item, f"{kind}CodeValue") for kind in ("", "Long"))), "")
+        value = value or stored_text(item, "URNCodeValue")
+        scheme = _text(item, "CodingSchemeDesignator")
+        if value and (scheme or "URNCodeValue" in item):
+            return Code(value, scheme, _text(item, "CodeMeaning"))
+    return None
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    return "\\".join(text_values(dataset, keyword))
+
+
+def _uid(dataset: Dataset, keyword: str) -> str:
+    found = stored_text(dataset, keyword)
+    if shown_uid(found) != found:
+        raise ValueError(f"its {keyword} has characters that stand in no UID")
+    return found
+
+
+def _floats(dataset: Dataset, keyword: str) -> list[float]:
+    if keyword not in dataset:
+        return []
+    _check_kind(dataset, keyword, "FL")
+    return [float(number) for number in _several(dataset.get(keyword))]
+
+
+def _whole_numbers(dataset: Dataset, keyword: str) -> tuple[int, ...]:
+    if keyword not in dataset:
+        return ()
+    _check_kind(dataset, keyword, "US", "IS")
+    stored = dataset.get_item(keyword)
+    if isinstance(stored, RawDataElement) and vr_of(stored) == "IS":  # pydicom would log text that is no number
+        return tuple(int(part) for part in filter(None, stored_text(dataset, keyword).split("\\")))
+    return tuple(int(number) for number in _several(dataset.get(keyword)))
+
+
+def _several(value: Any) -> list[Any]:
+    if value is None or value == "":
+        return []
+    return list(value) if isinstance(value, (MultiValue, list)) else [value]
+
+
+def _by(templates: list[str]) -> str:
+    return f" (template {shown(templates[0][:16])})" if templates and templates[0] else ""
