@@ -530,6 +530,10 @@ def _volume(value_ml: float, interval_ml: tuple[float, float] | None) -> hd.sr.M
         upper_measurement_uncertainty=float(f"{high - value_ml:.7g}"),
         lower_measurement_uncertainty=float(f"{value_ml - low:.7g}"),
     )
+    for item in properties:  # highdicom writes "no units", and what a volume may be off is a volume
+        item.MeasuredValueSequence[0].MeasurementUnitsCodeSequence = [
+            hd.sr.CodedConcept.from_code(codes.UCUM.CubicCentimeter)
+        ]
     return hd.sr.Measurement(
         name=codes.SCT.Volume,
         value=float(f"{value_ml:.7g}"),

@@ -283,6 +283,7 @@ def test_the_interval_of_a_volume_stands_beside_it(case, written, tmp_path):
     above, below = volume.properties
     assert (above.name.meaning[0], above.value) == ("+", pytest.approx(0.05, abs=1e-6))
     assert (below.name.meaning[0], below.value) == ("-", pytest.approx(0.02, abs=1e-6))
+    assert above.unit == below.unit == volume.unit == codes.UCUM.CubicCentimeter
     with pytest.raises(LabelError, match="it must lie inside"):
         write_sr(case.labels, case.volume, tmp_path / "sr.dcm", RESULT, seg=written[1], volumes_ml={1: (0.0, 1e-6)})
 
