@@ -13,8 +13,6 @@ import os
 import re
 import tempfile
 import warnings
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +25,7 @@ import yaml
 from dicom_io.coding import Segment, Whole, load_segments, load_wholes
 from dicom_io.errors import DicomIoError
 from dicom_io.volume import Volume
+from monai_unet_app.data.archives import unpack
 from monai_unet_app.data.digest import mirrored_fingerprints, same_image
 from monai_unet_app.data.naming import contradiction, side_of
 from monai_unet_app.data.read import read_volume
@@ -51,6 +50,9 @@ CARD_FIGURES = re.compile(r"(<!-- figures -->\n).*?(<!-- end of figures -->)", r
 """What a model card says of measurements, between its two marks."""
 
 CALIBRATION_RECORD = "calibration.json"  # in models/: on which cases the calibration was fitted
+_MOST_FILES = 10_000  # in the zip of a bundle; ours have a dozen
+_MOST_RATIO = 20  # how many times its size it may become: weights are noise, texts become five times theirs
+_SMALL_BYTES = 2**28  # what any zip may become, however small it is
 NEEDED_FILES = ("configs/metadata.json", "configs/inference.yaml", "configs/segments.json", "LICENSE")
 
 
@@ -540,10 +542,9 @@ def _unpack(path: Path) -> Path:
     atexit.register(home.cleanup)
     folder = Path(home.name) / path.stem  # of a zip without a folder in it, the zip's name is the bundle's
     try:
-        with zipfile.ZipFile(path) as archive:
-            archive.extractall(folder)
-    except (zipfile.BadZipFile, OSError, EOFError, zlib.error) as error:
-        raise BundleError(f"{path.name} cannot be unpacked ({error}); a whole zip is needed; copy it again") from error
+        unpack(path, folder, most_members=_MOST_FILES, most_ratio=_MOST_RATIO, small_bytes=_SMALL_BYTES)
+    except (InputRefusedError, OSError) as error:
+        raise BundleError(f"{path.name} cannot be unpacked: {error}; copy it again, or unpack it yourself") from error
     roots = [metadata.parents[1] for metadata in sorted(folder.glob("**/configs/metadata.json"))]
     if len(roots) != 1:
         raise BundleError(f"{path.name} holds {len(roots)} bundle(s); one is needed")

@@ -85,6 +85,19 @@ class Stored:
     is_new: bool
 
 
+@dataclass
+class Allowance:
+    """What may still be spent on looking at objects that came together, such as the members of an archive.
+
+    Attributes:
+        inflated_bytes: That their deflated data sets may become.
+        pieces: That may be read of their headers; as `BoundedFile.pieces_left`.
+    """
+
+    inflated_bytes: float
+    pieces: int
+
+
 class InstanceRefusedError(RefusedError):
     """An instance was not kept."""
 
@@ -113,12 +126,15 @@ class InstanceStore:
         self._stored = stored
         self._lock = threading.Lock()
 
-    def put(self, content: bytes | Readable, sop_instance_uid: str | None = None) -> Stored:
+    def put(
+        self, content: bytes | Readable, sop_instance_uid: str | None = None, allowance: Allowance | None = None
+    ) -> Stored:
         """Keeps one instance.
 
         Args:
             content: A whole DICOM file with preamble and file meta information, or what gives it piece by piece.
             sop_instance_uid: The UID under which it was announced, if it was.
+            allowance: What may be spent on it, beside what any instance may cost; what it costs is taken off.
 
         Returns:
             Where it is; only once it is on the disk.
@@ -129,7 +145,7 @@ class InstanceStore:
         """
         try:
             with self._unfinished(content) as part:
-                kept = self._keep(part, sop_instance_uid)
+                kept = self._keep(part, sop_instance_uid, allowance)
         except OSError as error:
             name = errno.errorcode.get(error.errno or 0, "unknown")
             raise InstanceRefusedError(OUT_OF_RESOURCES, f"an instance cannot be written ({name})") from error
@@ -183,8 +199,8 @@ class InstanceStore:
                 raise
         return self._new_part(tries - 1)
 
-    def _keep(self, part: Path, announced: str | None) -> Stored:
-        study, series, sop, sop_class = uids_of(part, announced, self._most_bytes)
+    def _keep(self, part: Path, announced: str | None, allowance: Allowance | None) -> Stored:
+        study, series, sop, sop_class = uids_of(part, announced, self._most_bytes, allowance)
         if self.studies is not None and study not in self.studies:
             raise InstanceRefusedError(NOT_AUTHORISED, f"an instance of study {study} was not asked for")
         place = self.folder / study / series
@@ -247,21 +263,28 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         return []
 
 
-def uids_of(file: Path, announced: str | None = None, most_bytes: float = math.inf) -> tuple[str, str, str, str]:
+def uids_of(
+    file: Path,
+    announced: str | None = None,
+    most_bytes: float = math.inf,
+    allowance: Allowance | None = None,
+) -> tuple[str, str, str, str]:
     """UIDs of study, series, instance and SOP class of a whole file, which is read to its end.
 
     Args:
         file: An instance.
         announced: The SOPInstanceUID that it must have; None for any.
         most_bytes: That a deflated data set may become.
+        allowance: What may be spent on it; what it costs is taken off.
 
     Raises:
         InstanceRefusedError: It is not whole, or one of them is no UID. What stands there instead may be anything, so it
             is not repeated.
     """
     try:
-        with BoundedFile(file) as opened, _looking:
-            found = _uids_to_the_end(file, opened, most_bytes)
+        with BoundedFile(file) as opened, _looking, _paid(opened, allowance):
+            most = most_bytes if allowance is None else min(most_bytes, max(allowance.inflated_bytes, 0))
+            found = _uids_to_the_end(file, opened, most)
     except InflatedTooLargeError as error:
         raise InstanceRefusedError(CANNOT_UNDERSTAND, f"the data set is refused: {error}") from error
     except READ_ERRORS as error:
@@ -275,6 +298,20 @@ def uids_of(file: Path, announced: str | None = None, most_bytes: float = math.i
     if announced not in (None, sop):
         raise InstanceRefusedError(CANNOT_UNDERSTAND, "the data set has another SOPInstanceUID than the request")
     return study, series, sop, found[_SOP_CLASS]
+
+
+@contextlib.contextmanager
+def _paid(file: BoundedFile, allowance: Allowance | None) -> Iterator[None]:
+    """Lets no more pieces be read of a file than an allowance has, and takes off what was spent, whatever came of it."""
+    if allowance is None:
+        yield
+        return
+    begin = file.pieces_left = max(min(file.pieces_left, allowance.pieces), 0)
+    try:
+        yield
+    finally:
+        allowance.pieces -= begin - file.pieces_left
+        allowance.inflated_bytes -= file.inflated_bytes
 
 
 def _uids_to_the_end(path: Path, file: BoundedFile, most_bytes: float) -> dict[int, str]:

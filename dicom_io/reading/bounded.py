@@ -31,6 +31,13 @@ MAX_ITEMS = 250_000
 MAX_PIECES = 10 * MAX_ITEMS
 """The most pieces (tag, length, value) that a header is read in."""
 
+PIECES_PER_BYTE = 4
+"""The most of them for each byte of a file: without deflation there cannot be one for each, and the header of a segmentation
+of 600 frames, deflated as far as it can be, has 1.1."""
+
+FEW_PIECES = 100_000
+"""As many as any file may have, however small it is."""
+
 MAX_INFLATED_BYTES = 2**30
 """The most bytes that a deflated data set may become."""
 
@@ -64,7 +71,7 @@ class _Counted:
         if len(piece) == _ITEM_BYTES and piece[:4] in _ITEMS:
             self.items_left -= 1
         if self.pieces_left < 0 or self.items_left < 0:
-            raise ValueError(f"its header has more than {MAX_ITEMS} items or {MAX_PIECES} pieces")
+            raise ValueError("its header has more items or pieces than a file of its size may have")
         return piece
 
 
@@ -77,13 +84,21 @@ class InflatedTooLargeError(ValueError):
 
 
 class BoundedFile(_Counted, io.BufferedReader):
-    """A regular file that sets aside no more memory than it has bytes. Raises NoRegularFileError for anything else."""
+    """A regular file that sets aside no more memory than it has bytes. Raises NoRegularFileError for anything else.
+
+    Attributes:
+        size: In bytes.
+        pieces_left: How many more pieces may be read of it, or of what is inflated of it.
+        inflated_bytes: How much has been inflated of it so far.
+    """
 
     def __init__(self, path: Path) -> None:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise NoRegularFileError("not a regular file")
         super().__init__(io.FileIO(path))
         self.size = os.fstat(self.fileno()).st_size
+        self.pieces_left = min(self.pieces_left, max(FEW_PIECES, PIECES_PER_BYTE * self.size))
+        self.inflated_bytes = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
         """At most `size` bytes. Raises ValueError for all that is left: pydicom asks for that only to inflate it."""
@@ -100,13 +115,20 @@ class BoundedFile(_Counted, io.BufferedReader):
         return super().read(size)
 
 
-class _BoundedBytes(_Counted, io.BytesIO):
+class _BoundedBytes(io.BytesIO):
+    """What was inflated of a file, whose count goes on."""
+
+    def __init__(self, content: bytes, file: BoundedFile) -> None:
+        super().__init__(content)
+        self._counted = file.counted
+
     def read(self, size: int | None = -1, /) -> bytes:
-        return self.counted(super().read(size))
+        return self._counted(super().read(size))
 
 
-class _Inflating(_Counted, io.BufferedIOBase):
+class _Inflating(io.BufferedIOBase):
     """A deflated data set, inflated as far as it is read; what is more than some megabytes lies in a file without a name.
+    Its pieces are counted with those of its file.
 
     Attributes:
         size: Of the whole when inflated, in bytes; found out first.
@@ -114,8 +136,10 @@ class _Inflating(_Counted, io.BufferedIOBase):
 
     def __init__(self, file: BoundedFile, most_bytes: float, folder: Path) -> None:
         """From where the file stands. Raises as `inflated`."""
-        begin = file.tell()
-        self.size = sum(map(len, _pieces(file.some, most_bytes)))
+        begin, self._counted = file.tell(), file.counted
+        for piece in _pieces(file.some, most_bytes):
+            file.inflated_bytes += len(piece)
+        self.size = file.inflated_bytes
         file.seek(begin)
         self._pieces, self._count, self._at = _pieces(file.some, most_bytes), 0, 0
         place = str(folder) if os.access(folder, os.W_OK) else None
@@ -131,7 +155,7 @@ class _Inflating(_Counted, io.BufferedIOBase):
         self._kept.seek(self._at)
         found = self._kept.read(size)
         self._at += len(found)
-        return self.counted(found)
+        return self._counted(found)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
@@ -246,7 +270,7 @@ def _deflated(
     meta = FileMetaDataset(read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != _META_GROUP))
     stream: BinaryIO
     if stop is None:
-        stream = _BoundedBytes(inflated(file.rest()))
+        stream = _BoundedBytes(inflated(file.rest()), file)
     else:
         stream = cast(BinaryIO, _Inflating(file, MAX_INFLATED_BYTES if most is None else most, path.parent))
     dataset = read_dataset(stream, False, True, stop_when=stop, specific_tags=tags)

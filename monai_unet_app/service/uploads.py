@@ -1,24 +1,26 @@
 """What comes through the HTTP door: a zip archive of DICOM objects, one object, or a NIfTI image, put where C-STORE puts it.
 
-An archive is taken apart member by member, each bounded in size, so that a small one cannot become a large disk.
+An archive is taken apart member by member, each bounded in size, so that a small one cannot become a large disk. What its
+objects cost to look at is bounded for all of them together, since what is deflated twice shrinks to nearly nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
 import shutil
 import threading
+import time
 import zipfile
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
 
-from dicom_io.net.store import InstanceRefusedError, InstanceStore, sync_folder
+from dicom_io.net.store import Allowance, InstanceRefusedError, InstanceStore, sync_folder
+from dicom_io.reading.bounded import FEW_PIECES, PIECES_PER_BYTE
+from monai_unet_app.data.archives import BROKEN, METHODS, Archive
 from monai_unet_app.errors import InputRefusedError
 
 MOST_MEMBERS = 20_000
@@ -28,7 +30,10 @@ MOST_RATIO = 100
 """How many times its size an archive may become; DICOM images become three times theirs, segmentations some ten times."""
 
 SMALL_BYTES = 2**28
-"""What any archive may become, however small it is."""
+"""What any archive may become, however small it is; and the deflated objects in it, together."""
+
+MOST_SECONDS = 1800
+"""How long an archive may take; 20,000 objects that are refused take one and a half minutes."""
 
 MOST_TOLD = 100
 """The most refused files that an answer names."""
@@ -44,8 +49,6 @@ _NIFTI_BYTES = 348
 _NIFTI = re.compile(  # header and voxels in one file: NIfTI-1 and NIfTI-2, in either byte order
     rb"(?:\x5c\x01\0\0|\0\0\x01\x5c).{340}n\+1\0|(?:\x1c\x02\0\0|\0\0\x02\x1c)n\+2\0\r\n\x1a\n", re.DOTALL
 )
-_LARGEST_READ = 2**24  # of the list of an archive's members
-_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 @dataclass
@@ -78,15 +81,8 @@ class _TooLargeError(Exception):
     """More came out of an archive than may."""
 
 
-class _Archive(io.BufferedReader):
-    """An archive's file. zipfile reads the whole list of its members at once, whatever size that is said to have."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or size < 0:
-            size = os.fstat(self.fileno()).st_size - self.tell()
-        if size > _LARGEST_READ:
-            raise zipfile.BadZipFile("its list of members is too long")
-        return super().read(size)
+class _TooMuchWorkError(Exception):
+    """The objects of an archive take more work than those of an archive of its size."""
 
 
 class _Bounded:
@@ -146,22 +142,35 @@ def take_zip(path: Path, store: InstanceStore, most_bytes: float, most_member_by
     Raises:
         InputRefusedError: It is broken, or too much is in it; what was taken before stays, and its sender sends it again.
     """
-    found, most = Upload(), min(most_bytes, max(SMALL_BYTES, MOST_RATIO * path.stat().st_size))
-    left = most
+    size, until = path.stat().st_size, time.monotonic() + MOST_SECONDS
+    found, most = Upload(), min(most_bytes, max(SMALL_BYTES, MOST_RATIO * size))
+    left, allowance = most, Allowance(most, max(FEW_PIECES, PIECES_PER_BYTE * size))
     try:
-        with _Archive(io.FileIO(path)) as file, zipfile.ZipFile(file) as archive:
+        with Archive(path) as file, zipfile.ZipFile(file) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
             if len(members) > MOST_MEMBERS:
                 raise InputRefusedError(
                     f"the archive has {len(members)} files; at most {MOST_MEMBERS} are taken; split it"
                 )
             for number, member in enumerate(members, start=1):
-                left -= _take_member(archive, member, f"file {number}", left, most_member_bytes, store, found)
+                if time.monotonic() > until:
+                    raise InputRefusedError(
+                        f"the archive takes more than {MOST_SECONDS} s, {number - 1} of its {len(members)} files are done; "
+                        "split it"
+                    )
+                left -= _take_member(
+                    archive, member, f"file {number}", left, most_member_bytes, store, found, allowance
+                )
     except _TooLargeError as error:
         raise InputRefusedError(
-            f"the archive of {path.stat().st_size / 1e6:.3g} MB becomes more than {most / 1e6:.3g} MB; split it"
+            f"the archive of {size / 1e6:.3g} MB becomes more than {most / 1e6:.3g} MB; split it"
         ) from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+    except _TooMuchWorkError as error:
+        raise InputRefusedError(
+            f"the headers in the archive of {size / 1e6:.3g} MB have more items or pieces than those in an archive of its "
+            "size may have; send its objects by themselves"
+        ) from error
+    except BROKEN as error:
         raise InputRefusedError(
             f"the archive is broken ({type(error).__name__}); a whole one without a password is needed; pack it again"
         ) from error
@@ -170,10 +179,10 @@ def take_zip(path: Path, store: InstanceStore, most_bytes: float, most_member_by
 
 def _take_member(
     archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, left: float, most: float, store: InstanceStore,
-    found: Upload,
+    found: Upload, allowance: Allowance,
 ) -> int:  # fmt: skip
-    """How many bytes were read of a member. Raises _TooLargeError for more than are left."""
-    if member.compress_type not in _METHODS:
+    """How many bytes were read of a member. Raises _TooLargeError for more than are left, _TooMuchWorkError."""
+    if member.compress_type not in METHODS:
         raise NotImplementedError("packed otherwise than by deflate")
     with archive.open(member) as stream:
         head = stream.read(_HEAD_BYTES)
@@ -182,11 +191,13 @@ def _take_member(
             return len(head)
         content = _Bounded(stream, min(left, most), head)
         try:
-            _put(content, name, store, found)
+            _put(content, name, store, found, allowance)
         except _TooLargeError:
             if content.count > left:
                 raise
             found.refuse(f"{name}: it has more than {most / 1e9:g} GB (instance_gb)")
+    if allowance.pieces <= 0:
+        raise _TooMuchWorkError
     return content.count
 
 
@@ -224,8 +235,8 @@ def images_of(study: Path) -> list[Path]:
     return sorted(path for name in IMAGES for path in study.glob(f"*/{name}"))
 
 
-def _put(stream: _Bounded, name: str, store: InstanceStore, found: Upload) -> None:
+def _put(stream: _Bounded, name: str, store: InstanceStore, found: Upload, allowance: Allowance | None = None) -> None:
     try:
-        found.add(store.put(stream).study_instance_uid)
+        found.add(store.put(stream, allowance=allowance).study_instance_uid)
     except InstanceRefusedError as error:
         found.refuse(f"{name}: {error}")

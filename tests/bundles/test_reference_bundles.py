@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -255,6 +256,45 @@ def test_a_bundle_is_the_same_by_folder_and_by_zip(tiny_bundle: Callable[..., Pa
         assert (zipped.name, zipped.sha256) == (root.name, load_bundle(root).sha256)
         place = next(parent for parent in zipped.root.parents if parent.name.startswith("monai-unet-bundle-"))
         assert place.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("broken", ["stored", "deflate", "bzip2", "LZMA", "password", "method", "list"])
+def test_the_zip_of_a_bundle_that_is_broken_is_refused_in_our_words(tmp_path: Path, broken: str) -> None:
+    methods = {"bzip2": zipfile.ZIP_BZIP2, "LZMA": zipfile.ZIP_LZMA, "stored": zipfile.ZIP_STORED}
+    with zipfile.ZipFile(tmp_path / "b.zip", "w", methods.get(broken, zipfile.ZIP_DEFLATED)) as archive:
+        archive.writestr("configs/metadata.json", json.dumps({"version": list(range(999))}))
+    content = bytearray((tmp_path / "b.zip").read_bytes())
+    listed = content.index(b"PK\1\2")
+    if broken == "password":
+        content[6] |= 1
+        content[listed + 8] |= 1
+    elif broken == "method":
+        content[8], content[listed + 10] = 99, 99
+    elif broken == "list":
+        content[listed + 20 : listed + 28] = bytes(range(200, 208))
+    else:
+        content[60:70] = bytes(10)
+    (tmp_path / "b.zip").write_bytes(content)
+    with pytest.raises(BundleError, match=r"^b\.zip cannot be unpacked: "):
+        load_bundle(tmp_path / "b.zip")
+
+
+def test_the_zip_of_a_bundle_is_looked_at_before_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "unpacked"))
+    (tmp_path / "unpacked").mkdir()
+    with zipfile.ZipFile(tmp_path / "zeros.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(9):
+            archive.writestr(f"{number}", bytes(30_000_000))
+    with pytest.raises(BundleError, match=r"its 0\.26\d MB become 270 MB; at most 268 MB are taken"):
+        load_bundle(tmp_path / "zeros.zip")
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
+        for number in range(10_001):
+            archive.writestr(f"{number}", b"")
+    with pytest.raises(BundleError, match="it has 10001 files; at most 10000 are taken"):
+        load_bundle(tmp_path / "many.zip")
+    assert not [path for path in (tmp_path / "unpacked").rglob("*") if path.is_file()]
 
 
 def test_a_name_stands_for_a_shipped_bundle_or_one_of_the_user_s_folder(

@@ -11,10 +11,12 @@ import logging
 import os
 import random
 import socket
+import struct
 import threading
 import time
 import tracemalloc
 import zipfile
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
@@ -26,10 +28,13 @@ import requests
 from doors import ROLES, Site, half_sent, image_of, opened, zipped
 from net_peers import make_certificates
 from nodes import make_study, study_of, wait_until
-from pydicom.uid import generate_uid
+from pydicom.dataset import FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_file_meta_info
+from pydicom.uid import DeflatedExplicitVRLittleEndian, generate_uid
 from starlette.types import Message, Receive, Scope, Send
 
-from dicom_io.net.store import InstanceStore
+from dicom_io.net.store import InstanceRefusedError, InstanceStore
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.service import guard, uploads
 from monai_unet_app.service.audit import AuditTrail
@@ -157,6 +162,53 @@ def test_an_archive_becomes_no_more_than_so_many_times_its_size(
     assert len(take_zip(path, store, 4e9, 1e9).refused) == 3  # noise, and read to its end
 
 
+def deflated_object(start: bytes, unit: bytes, count: int) -> bytes:
+    """A DICOM file in the deflated transfer syntax whose data set holds `start` and so many times `unit`."""
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.66", "1.2.3"
+    stream = DicomBytesIO()
+    write_file_meta_info(stream, meta)
+    machine = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    body = machine.compress(start) + b"".join(machine.compress(unit) for _ in range(count)) + machine.flush()
+    return bytes(128) + b"DICM" + stream.getvalue() + body
+
+
+def test_objects_that_are_deflated_twice_cost_no_more_than_their_bytes_warrant(tmp_path: Path) -> None:
+    items = struct.pack("<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF) + struct.pack("<HHL", 0xFFFE, 0xE00D, 0)
+    empty_items = deflated_object(struct.pack("<HH2sHL", 0x0021, 0x1001, b"SQ", 0, 0xFFFFFFFF), items * 4096, 100)
+    values = deflated_object(b"", struct.pack("<HH2sH", 0x0021, 0x1001, b"LO", 0) * 4096, 500)
+    for content in (empty_items, values):
+        path, begin = tmp_path / "twice.zip", time.process_time()
+        path.write_bytes(packed(*[content] * 3))
+        assert path.stat().st_size < 10_000
+        with pytest.raises(InputRefusedError, match="have more items or pieces than"):
+            take_zip(path, InstanceStore(tmp_path / "store"), 4e9, 1e9)
+        assert time.process_time() - begin < 5
+        with pytest.raises(InstanceRefusedError):  # by itself too
+            InstanceStore(tmp_path / "store").put(content)
+        assert time.process_time() - begin < 8
+
+
+def test_deflated_objects_of_an_archive_become_no_more_than_it_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "SMALL_BYTES", 8 * MIB)
+    start = struct.pack("<HH2sHL", 0x0021, 0x1001, b"OB", 0, 3 * MIB)
+    path = tmp_path / "deflated.zip"
+    path.write_bytes(packed(*[deflated_object(start, bytes(MIB), 3)] * 3))
+    refused = take_zip(path, InstanceStore(tmp_path / "store"), 4e9, 1e9).refused
+    assert ["the most that are inflated" in reason for reason in refused] == [False, False, True]
+
+
+def test_an_archive_has_so_much_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "MOST_SECONDS", -1)
+    path = tmp_path / "study.zip"
+    path.write_bytes(zipped(make_study(tmp_path / "study")))
+    with pytest.raises(InputRefusedError, match=r"takes more than -1 s, 0 of its \d+ files are done; split it"):
+        take_zip(path, InstanceStore(tmp_path / "store"), 4e9, 1e9)
+
+
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_an_archive_is_packed_as_usual_or_refused(tmp_path: Path, method: int) -> None:
     path = tmp_path / "other.zip"
@@ -182,6 +234,19 @@ def test_a_long_list_of_members_is_refused_before_it_is_read(tmp_path: Path) -> 
         assert tracemalloc.get_traced_memory()[1] < 16 * MIB
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("place", "value"), [(42, b"\xff\xff\xff\x7f"), (28, b"\0\0"), (-6, b"\xff\xff\xff\x7f"), (8, b"\1")]
+)
+def test_an_archive_whose_list_lies_is_refused_in_our_words(tmp_path: Path, place: int, value: bytes) -> None:
+    content = bytearray(packed(b"x" * 200))
+    start = content.index(b"PK\1\2") + place if place > 0 else len(content) + place
+    content[start : start + len(value)] = value
+    path = tmp_path / "lying.zip"
+    path.write_bytes(content)
+    with pytest.raises(InputRefusedError, match="the archive is broken"):
+        take_zip(path, InstanceStore(tmp_path / "store"), 4e9, 1e9)
 
 
 def test_an_archive_in_an_archive_is_no_object(site: Site, tmp_path: Path) -> None:
