@@ -496,7 +496,8 @@ Slices at one position are told apart by {", ".join(keywords.MARKS)}.
 
 Refused: several time points without a choice, colour volumes, cine and other frames without position, uneven gaps and
 missing slices (unless resampling is asked for), fewer images than the headers count (unless asked for), mixed orientations,
-patients, studies or frames of reference, one SOP Instance UID with two contents, pixels that cannot be decoded.
+patients, studies or frames of reference, one SOP Instance UID with two contents, pixels that cannot be decoded,
+UIDs of study, series, instance or frame of reference with more than 64 characters.
 
 ### What is read as result
 

@@ -18,6 +18,11 @@ from dicom_io.reading.series import SeriesRef, counted
 PLACE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 """What a slice needs for a place in patient space."""
 
+REPEATED_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPInstanceUID")
+"""What every result repeats, or refers to its source by."""
+
+LONGEST_UID = 64  # PS3.5 9.1
+
 
 def without_copies(series: SeriesRef) -> tuple[list[Instance], list[str]]:
     """The instances without copies, which may differ in what no volume and no result needs.
@@ -48,11 +53,12 @@ def without_copies(series: SeriesRef) -> tuple[list[Instance], list[str]]:
 
 
 def check_readable(instances: Sequence[Instance], series: SeriesRef) -> None:
-    """Refuses what belongs to several patients, what cannot be decoded, and what can be no volume of single values:
-    cine, and colour unless it is one picture.
+    """Refuses what belongs to several patients, what no result can refer to, what cannot be decoded, and what can be no volume
+    of single values: cine, and colour unless it is one picture.
     """
     headers = [instance.header for instance in instances]
     check_one_patient(headers, series.name)
+    _check_uids(headers, series)
     for syntax in {instance.transfer_syntax for instance in instances}:
         _check_decodable(syntax, series)
     if any(instance.frames > 1 and not has_groups(instance.header) for instance in instances):
@@ -83,6 +89,18 @@ def check_one_patient(headers: Sequence[Dataset], name: str) -> None:
             raise SeriesSelectionError(
                 f"{name} has files of {count} different {keyword}; one patient is needed; "
                 "pass the files of one patient only"
+            )
+
+
+def _check_uids(headers: Sequence[Dataset], series: SeriesRef) -> None:
+    """Passes UIDs of at most 64 characters. Zeros in front of a component are common in old data, and pass."""
+    for keyword in REPEATED_UIDS:
+        longest = max(len(str(header.get(keyword) or "").strip("\0 ")) for header in headers)
+        if longest > LONGEST_UID:
+            raise SeriesSelectionError(
+                f"{series.name} has a {keyword} of {longest} characters; at most {LONGEST_UID} are needed (PS3.5 9.1), or "
+                "results that repeat it break the standard and archives refuse them; have the archive or the sender give the "
+                "study shorter UIDs, and export it again"
             )
 
 

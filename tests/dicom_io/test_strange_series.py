@@ -52,6 +52,31 @@ def setting(slices: range | None = None, **values: object) -> Edit:
     return edit
 
 
+# --- UIDs
+
+
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPInstanceUID"])
+def test_a_uid_that_no_result_may_repeat_is_refused_before_anything_is_computed(tmp_path: Path, keyword: str) -> None:
+    def edit(dataset: Dataset, k: int) -> None:
+        own = f".{k + 1}" if keyword == "SOPInstanceUID" else ".0"
+        setattr(dataset, keyword, "1.2." + "3" * (60 - len(own) + longer) + own)
+
+    for longer in (0, 1):
+        folder = series(tmp_path / f"{keyword}{longer}", edit)
+        (verdict,) = examine(folder)
+        if not longer:  # DICOM PS3.5 9.1: at most 64 characters
+            np.testing.assert_array_equal(read_series(folder).array, ARRAY)
+            continue
+        with pytest.raises(SeriesSelectionError, match=f"a {keyword} of 65 characters; at most 64"):
+            read_series(folder)
+        assert f"a {keyword} of 65 characters" in str(verdict.reason)
+
+
+def test_zeros_in_front_of_a_component_of_a_uid_are_read(tmp_path: Path) -> None:
+    folder = series(tmp_path, setting(SeriesInstanceUID="1.2.003.04", FrameOfReferenceUID="1.02.3"))
+    np.testing.assert_array_equal(read_series(folder).array, ARRAY)
+
+
 # --- values
 
 

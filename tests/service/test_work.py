@@ -212,6 +212,19 @@ def test_slices_that_do_not_lie_evenly_say_so(site_file: Path, study: Path, tmp_
     assert "gap" in found["reason"]
 
 
+def test_a_uid_that_no_result_may_repeat_says_so_and_nothing_is_lost(
+    site_file: Path, study: Path, tmp_path: Path
+) -> None:
+    kept = {path: dcmread(path) for path in study.glob("*.dcm")}
+    for path, dataset in kept.items():
+        dataset.FrameOfReferenceUID = "1.2." + "3" * 61
+        dataset.save_as(path)
+    (found,) = Worker(read_site(site_file)).answer(task(study, tmp_path / "results" / "1-1"))["results"]
+    assert found["state"] == "not processed"
+    assert "has a FrameOfReferenceUID of 65 characters; at most 64 are needed" in found["reason"]
+    assert {path: dcmread(path) for path in study.glob("*.dcm")} == kept
+
+
 @pytest.fixture
 def noticing(site_file: Path) -> Path:
     """A site whose rule wants notices, and whose viewer takes none."""
