@@ -501,8 +501,9 @@ UIDs of study, series, instance or frame of reference with more than 64 characte
 
 ### What is read as result
 
-Segmentation, Label Map Segmentation, RT Structure Set (CLOSED_PLANAR contours), Parametric Map, Encapsulated PDF. Reports
-and presentation states are written, not interpreted.
+Segmentation, Label Map Segmentation, RT Structure Set (CLOSED_PLANAR contours), Parametric Map, Encapsulated PDF;
+Enhanced, Comprehensive, Comprehensive 3D and Extensible SR with imaging measurements by TID 1500. Other reports and
+presentation states are not interpreted.
 
 ### Verdicts
 

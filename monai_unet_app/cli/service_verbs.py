@@ -188,7 +188,7 @@ def _tell_trace(found: dict[str, Any]) -> None:
     for uid in found["segmentations"]:
         line(f"  measured in  SEG {uid}")
     for group in found["groups"]:
-        line(f"  measured     {group['tracking_id']}: {', '.join(map(_measurement, group['measurements']))}")
+        line(f"  reports      {group['tracking_id']}: {'; '.join(map(_measurement, group['measurements']))}")
     for uid in found["object"]["predecessor"]:
         line(f"  follows      {uid}")
     if bundle is None:
@@ -206,8 +206,10 @@ def _tell_trace(found: dict[str, Any]) -> None:
 
 
 def _measurement(one: Mapping[str, Any]) -> str:
-    value = "no value" if one["value"] is None else f"{one['value']:.4g} {one['unit'] or 'of no unit'}"
-    return f"{one['name']} {value}"
+    if one["value"] is None:
+        return f"{one['name']} without a value"
+    unit = {"1": "", None: "(no unit)"}.get(one["unit"], one["unit"])
+    return f"{one['name']} {one['value']:.4g} {unit}".rstrip()
 
 
 def _calibration(report: Mapping[str, Any] | None) -> str:
