@@ -5,7 +5,7 @@ encoders here), compressed frames by other codecs where there are any, and conto
 how they were drawn. Every frame or contour is placed by its own headers, and the slice that it names by SOP Instance UID must
 lie in the same plane. A shuffled list of source images passes every validator and is caught here. Where the slices of the
 source lie is not independent: it comes from the headers that the writer has read. A second opinion on these, by ITK, is asked
-before writing (`places.check_grid`).
+before writing (`places.check_grid`): of the values of three headers, not of how a file is taken apart.
 
 Compared too: patient, study and frame of reference, the references to the source, and what the segments are called, mean and
 look like.

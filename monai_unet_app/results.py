@@ -23,6 +23,7 @@ from PIL import Image
 from dicom_io.errors import DicomIoError
 from dicom_io.itk_files import write_itk
 from dicom_io.objects.identity import ObjectKind
+from dicom_io.objects.places import second_opinion_note
 from dicom_io.objects.seg_object import SYNTAXES, SegEncoding
 from dicom_io.read import ReadOptions
 from dicom_io.volume import Provenance, Volume
@@ -281,7 +282,7 @@ def result_document(
             "shape": list(case.volume.shape),
             "spacing": [round(step, 6) for step in case.volume.spacing_mm],
             "unit": "px" if case.volume.planar else "mm",
-            "notes": [*source.notes, *_sizes_note(source, files)],
+            "notes": [*source.notes, *_sizes_note(source, files), *_places_note(case.volume, files)],
         },
         "structures": rows,
         "wholes": _wholes(case, bundle, rows),
@@ -320,6 +321,12 @@ def _sizes_note(source: Provenance, files: Mapping[str, str]) -> list[str]:
         f"sizes here and in the SR are of the resampled grid; {' and '.join(sliced)} lie on the original slices, where "
         "the structures may have another volume"
     ]
+
+
+def _places_note(volume: Volume, files: Mapping[str, str]) -> list[str]:
+    """Of DICOM objects that lie on slices: whether ITK could not say where these are."""
+    note = second_opinion_note(volume) if any(kind in files for kind in SLICED) else None
+    return [note] if note else []
 
 
 def _size(volume: Volume, voxels: int) -> dict[str, float]:

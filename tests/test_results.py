@@ -508,6 +508,25 @@ def test_a_fractional_seg_holds_the_calibrated_probabilities(dicom_case: Case, b
     assert np.abs(found.transpose(2, 1, 0, 3) - expected).max() <= 0.5 / 255 + 1e-6
 
 
+def test_places_that_itk_cannot_read_are_told_beside_what_is_written_on_them(
+    dicom_case: Case, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_: SimpleITK.ImageFileReader) -> None:
+        raise RuntimeError("no")
+
+    assert not any(
+        "ITK" in note for note in write(dicom_case, bundle, tmp_path / "a", formats=["seg"])["source"]["notes"]
+    )
+    monkeypatch.setattr(SimpleITK.ImageFileReader, "ReadImageInformation", refused)
+    (note,) = [
+        note for note in write(dicom_case, bundle, tmp_path / "b", formats=["seg"])["source"]["notes"] if "ITK" in note
+    ]
+    assert note.startswith("ITK cannot read the place of 3 of 3 slices; only our reading")
+    assert not any(
+        "ITK" in note for note in write(dicom_case, bundle, tmp_path / "c", formats=["nifti"])["source"]["notes"]
+    )
+
+
 def test_a_case_of_a_repaired_series_gets_dicom_results_whose_settings_say_so(
     series: Path, bundle: Bundle, tmp_path: Path
 ) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pydicom
@@ -159,3 +161,19 @@ def test_a_place_that_itk_sees_elsewhere_stops_the_result(case, tmp_path, monkey
     with pytest.raises(LabelError, match=r"ITK sees instance [0-9.]+ of the source 0\.20 mm from where"):
         write_seg(case.labels, case.volume, tmp_path / "s.dcm", RESULT)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_itk_places_slices_whose_files_have_bytes_behind_their_pixels(tmp_path):
+    made = oblique_case(tmp_path / "phantom")
+    file = made.volume.provenance.files[0]
+    file.write_bytes(file.read_bytes() + bytes.fromhex("11111111000000f0" + "11" * 16))  # of 4 GB, they say
+    program = (
+        "import resource, sys\nfrom dicom_io.objects.places import _plane_by_itk\n"
+        "uid, plane = _plane_by_itk(sys.argv[1])\n"
+        "print(*plane.origin_mm, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(file)], capture_output=True, text=True, check=True)
+    *origin_mm, peak_kib = map(float, done.stdout.split())
+    np.testing.assert_allclose(origin_mm, [float(value) for value in pydicom.dcmread(file).ImagePositionPatient])
+    assert peak_kib < 2**20
+    assert places.second_opinion_note(made.volume) is None
