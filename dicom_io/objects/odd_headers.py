@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from pydicom.datadict import keyword_for_tag
-from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 
 from dicom_io.errors import DicomIoError, LabelError
-from dicom_io.reading.headers import TEXTS, vr_of
 from dicom_io.reading.instances import READ_ERRORS, load_dataset
 from dicom_io.volume import Volume
 
@@ -66,13 +64,9 @@ def _odd_keywords(arguments: Iterable[object]) -> Iterator[str]:
 
 def _odd_of(header: Dataset) -> Iterator[str]:
     for tag in header.keys():  # noqa: SIM118 - to take the elements would convert them
-        element = header.get_item(tag)
-        if not isinstance(element, RawDataElement) or (vr := vr_of(element)) in TEXTS:
-            continue  # no library ends on text, and pydicom would log what it holds
         try:
-            if vr in ("DS", "IS"):
-                [float(part) for part in (element.value or b"").decode("ascii").split("\\") if part.strip(" \0")]
-            else:
-                _ = header[tag]
+            element = header[tag]
+            if element.VR in ("DS", "IS") and element.value not in (None, ""):
+                [float(str(value)) for value in (element.value if element.VM > 1 else [element.value])]
         except READ_ERRORS:
             yield keyword_for_tag(tag) or str(tag)

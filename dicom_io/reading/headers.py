@@ -12,10 +12,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pydicom import config
 from pydicom.datadict import dictionary_VR, keyword_for_tag
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
+
+# pydicom would tell values that do not fit in its log and its warnings, and a wrong byte makes such a value of a patient's name
+config.settings.reading_validation_mode = config.IGNORE
 
 MAX_TEXT = 128
 """The most characters of a UID or code; the standard has 64 and 16, and some writers exceed them."""
@@ -55,10 +59,10 @@ _ONE_VALUE = {Tag(keyword): keyword for keyword in UIDS | CODES | WHOLE | NAMES}
 _UID = re.compile(r"[\w. -]*", re.ASCII)  # letters and hyphens are about, though no UID has them; slashes are not
 _PRINTABLE = re.compile(rb"[ -~]*")
 _IN_ASCII = frozenset({"UI", "CS", "DS", "IS"})
-CHECKED_BY_PYDICOM = frozenset({"AE", "AS", "CS", "DA", "DT", "TM", "UI", "UR"})  # which shows values that do not fit
+_CHECKED_BY_PYDICOM = frozenset({"AE", "AS", "CS", "DA", "DT", "TM", "UI", "UR"})  # which shows values that do not fit
 _PADDING = b"\0 \t\r\n"
 _NUMBERS = frozenset({"US", "SS", "UL", "SL", "UV", "SV", "IS", "DS", "FL", "FD", "AT"})
-TEXTS = frozenset({"AE", "AS", "CS", "DA", "DT", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"})
+_TEXTS = frozenset({"AE", "AS", "CS", "DA", "DT", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"})
 
 
 def shown(text: Path | str) -> str:
@@ -91,7 +95,7 @@ def _fault_of_raw(element: RawDataElement) -> str:
     """What is wrong with an attribute before pydicom makes a value of it: pydicom would tell the value in its log."""
     keyword, own = _known(element.tag)
     vr = vr_of(element)
-    if (own in TEXTS and vr in _NUMBERS) or (keyword in NAMES and vr in CHECKED_BY_PYDICOM):
+    if (own in _TEXTS and vr in _NUMBERS) or (keyword in NAMES and vr in _CHECKED_BY_PYDICOM):
         return f"its {keyword} has the VR {vr}, {own} is needed"
     if vr in _IN_ASCII and element.value and not _PRINTABLE.fullmatch(element.value.strip(_PADDING)):
         return f"its {keyword or element.tag} holds {len(element.value)} bytes that are no {vr}"
@@ -110,7 +114,7 @@ def whole_number(header: Dataset, keyword: str) -> int | None:
 
 
 def stored_text(header: Dataset, keyword: str) -> str:
-    """An attribute as it stands in the file, "" where it is absent: pydicom would log text that is no value of its kind."""
+    """An attribute as it stands in the file, "" where it is absent; no value that is none ends it."""
     found = header.get_item(keyword)
     stored = found.value if found is not None else None
     return (stored.decode("latin-1") if isinstance(stored, bytes) else "" if stored is None else str(stored)).strip(

@@ -26,6 +26,9 @@ TIMES = (
 COUNTS = ("AcquisitionNumber", "FrameAcquisitionNumber", "StackID")
 """Numbers that a scanner gives as it likes: they mean nothing beyond the stacks that they deal out."""
 
+RUNNING_NUMBER = "InstanceNumber"
+"""Grows from slice to slice of a series; what is left where nothing else tells the slices at a position apart."""
+
 SETTINGS = (
     "EchoTime",
     "EffectiveEchoTime",
@@ -40,7 +43,7 @@ SETTINGS = (
 )
 """What a slice shows: one volume has one value of each."""
 
-MARKS = (*TIMES, *COUNTS, *SETTINGS)
+MARKS = (*TIMES, *COUNTS, RUNNING_NUMBER, *SETTINGS)
 """What may tell apart two slices at one position: time, echo, kernel; never anything of the patient."""
 
 CSA_BLOCKS = range(0x10, 0x18)

@@ -2,20 +2,22 @@
 
 What the slices show (echo time, b-value, magnitude or phase, ...) parts them first and is the same within each stack;
 what is left at a position is parted by a time or a count of which each value fills a stack. Where no value does, the
-slices at a position are counted in order of time.
+slices at a position are counted in order of time, and where there is none, of InstanceNumber. A series that was broken off
+has stacks that lack positions beside whole ones: they are dealt out too, and say so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, replace
+from itertools import combinations, pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dicom_io.errors import SeriesGeometryError
 from dicom_io.reading.geometry import Plane, angle_degrees, even_grid, same_positions
-from dicom_io.reading.keywords import CLOCKS, COUNTS, SETTINGS, TIMES
+from dicom_io.reading.keywords import CLOCKS, COUNTS, RUNNING_NUMBER, SETTINGS, TIMES
 from dicom_io.reading.marks import Mark
 
 _PARALLEL_DEGREES = 0.5
@@ -24,19 +26,21 @@ _Members = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Stack:
-    """Slices that fill every position once.
+    """Slices that fill every position once, or some of them where it lacks the others.
 
     Attributes:
         members: Indices of frames.
         values: What tells it from the others, as (keyword, value).
         place: Its place among them, by its values.
-        ranked_by: The time by whose order its slices were counted, where no value of it is shared by a stack; else "".
+        ranked_by: The time or number in whose order its slices were counted, where no value is shared by a stack; else "".
+        lacking: How many positions it leaves out.
     """
 
     members: _Members
     values: tuple[tuple[str, str], ...] = ()
     place: tuple[int, ...] = ()
     ranked_by: str = ""
+    lacking: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,15 @@ class _Places:
 
     def times_used(self, members: Sequence[int]) -> int:
         """How often these frames use each position; 0 where that differs or one is left out."""
-        used = np.bincount([self.of[index] for index in members], minlength=self.count)
+        used = self._used(members)
         return int(used[0]) if (used == used[0]).all() else 0
+
+    def most_used(self, members: Sequence[int]) -> int:
+        """How often these frames use the position that they use most."""
+        return int(self._used(members).max())
+
+    def _used(self, members: Sequence[int]) -> NDArray[np.intp]:
+        return np.bincount([self.of[index] for index in members], minlength=self.count)
 
 
 def stacks_of(planes: Sequence[Plane], marks: Sequence[Mark]) -> list[Stack]:
@@ -82,7 +93,7 @@ def _dealt_by_stack(
         if not dealt:
             return []
         named = ("StackID", ids.told(group))
-        found += [Stack(one.members, (named, *one.values), (number, *one.place), one.ranked_by) for one in dealt]
+        found += [replace(one, values=(named, *one.values), place=(number, *one.place)) for one in dealt]
     return found
 
 
@@ -96,9 +107,9 @@ def _dealt(members: Sequence[int], planes: Sequence[Plane], marks: Sequence[Mark
     telling = [mark for mark in marks if _tells_apart(mark, members, places)]
     settings = _needed([mark for mark in telling if mark.keyword in SETTINGS], members)
     groups = _parted(members, settings)
+    counts = [mark for mark in telling if mark.keyword in (*TIMES, *COUNTS)]
     if not all(map(places.times_used, groups)):
-        return []
-    counts = [mark for mark in telling if mark.keyword not in SETTINGS]
+        return _broken_off(groups, counts, settings, places) or _by_number(members, telling, settings, places)
     ranked = [found for mark in counts if (found := _ranked(groups, mark, settings, places))]
     most = places.times_used(members)
     shared = [mark for mark in counts if len({mark.labels[index] for index in members}) <= most]
@@ -107,7 +118,84 @@ def _dealt(members: Sequence[int], planes: Sequence[Plane], marks: Sequence[Mark
         if found:
             meaningless = bool(keys) and all(mark.keyword in COUNTS for mark in keys)
             return [] if meaningless and not _agree([found, *ranked]) else found
-    return ranked[0] if ranked and _agree(ranked) else []
+    if ranked:
+        return ranked[0] if _agree(ranked) else []
+    return _by_number(members, telling, settings, places)
+
+
+def _broken_off(
+    groups: Sequence[_Members], counts: Sequence[Mark], settings: Sequence[Mark], places: _Places
+) -> list[Stack]:
+    """Stacks of one value each, of which some lack positions beside whole ones; none where no value parts them so, or where a
+    time runs against a count.
+    """
+    for keys in ((), *((mark,) for mark in counts)):
+        told = (*keys, *settings)
+        found = [_stack(part, told, told, places) for group in groups for part in _parted(group, keys)]
+        if max(places.most_used(stack.members) for stack in found) == 1 and not all(one.lacking for one in found):
+            found.sort(key=lambda stack: stack.place)
+            by_count = bool(keys) and keys[0].keyword in COUNTS
+            return [] if by_count and not _goes_with_time(found, counts, places) else found
+    return []
+
+
+def _by_number(
+    members: Sequence[int], telling: Sequence[Mark], settings: Sequence[Mark], places: _Places
+) -> list[Stack]:
+    """Stacks in order of InstanceNumber, one after another or each position after another; none where they lie otherwise, where
+    a stack would show several things or where a time says something else.
+    """
+    number = next((mark for mark in telling if mark.keyword == RUNNING_NUMBER), None)
+    if number is None or len({number.labels[index] for index in members if number.numbers[index]}) < len(members):
+        return []
+    found = _one_after_another(members, number, settings, places) or _position_by_position(
+        _parted(members, settings), telling, number, settings, places
+    )
+    return found if _goes_with_time(found, telling, places) else []
+
+
+def _one_after_another(members: Sequence[int], number: Mark, settings: Sequence[Mark], places: _Places) -> list[Stack]:
+    """As many slices as there are positions each, one at each. Fewer in the last stack only where numbers run from 1 without
+    a gap: else it could be any slice that is not here.
+    """
+    ordered = sorted(members, key=lambda index: number.numbers[index])
+    parts = [tuple(ordered[first : first + places.count]) for first in range(0, len(ordered), places.count)]
+    without_gap = [number.numbers[index][0] for index in ordered] == list(range(1, len(ordered) + 1))
+    if len(parts[0]) < places.count or (len(parts[-1]) < places.count and not without_gap):
+        return []
+    alike = all(len({mark.labels[index] for index in part}) == 1 for part in parts for mark in settings)
+    if not alike or any(places.most_used(part) > 1 for part in parts):
+        return []
+    stacks = [_stack(part, [number, *settings], [number], places) for part in parts]
+    return [replace(stack, ranked_by=RUNNING_NUMBER) for stack in stacks]
+
+
+def _position_by_position(
+    groups: Sequence[_Members], telling: Sequence[Mark], number: Mark, settings: Sequence[Mark], places: _Places
+) -> list[Stack]:
+    """The n-th slices at each position, where numbers run from one to the next by the same steps at every position, and nothing
+    but clocks tells of time.
+    """
+    if any(mark.keyword in TIMES and mark.keyword not in CLOCKS for mark in telling):
+        return []
+    tables = [_in_order(group, number, places) for group in groups if places.times_used(group)]
+    numbers = [np.array([[number.numbers[index][0] for index in row] for row in table]) for table in tables]
+    if len(tables) < len(groups) or not all((one - one[:, :1] == one[0] - one[0, 0]).all() for one in numbers):
+        return []
+    found = [
+        replace(_stack(part, [number, *settings], [], places), place=(n, group), ranked_by=RUNNING_NUMBER)
+        for group, table in enumerate(tables)
+        for n, part in enumerate(zip(*table, strict=True))
+    ]
+    return sorted(found, key=lambda stack: stack.place)
+
+
+def _goes_with_time(stacks: Sequence[Stack], marks: Sequence[Mark], places: _Places) -> bool:
+    """Whether no time that every slice has runs backwards at a position from one stack to the next."""
+    order = [(places.of[index], n, index) for n, stack in enumerate(stacks) for index in stack.members]
+    times = [mark for mark in marks if mark.keyword in TIMES and all(mark.numbers[index] for _, _, index in order)]
+    pairs = [(one[2], other[2]) for one, other in pairwise(sorted(order)) if one[0] == other[0]]
+    return all(mark.numbers[one] <= mark.numbers[other] for mark in times for one, other in pairs)
 
 
 def _by_value(
@@ -119,11 +207,15 @@ def _by_value(
         parts = [group] if places.times_used(group) == 1 else _parted(group, keys)
         if any(places.times_used(part) != 1 for part in parts):
             return []
-        telling = [*(keys if len(parts) > 1 else ()), *settings]
-        for part in parts:
-            place = tuple(min(mark.labels[index] for index in part) for mark in (*keys, *settings))
-            found.append(Stack(part, tuple((mark.keyword, mark.told(part)) for mark in telling), place))
+        told = [*(keys if len(parts) > 1 else ()), *settings]
+        found += [_stack(part, told, (*keys, *settings), places) for part in parts]
     return sorted(found, key=lambda stack: stack.place)
+
+
+def _stack(part: _Members, told: Sequence[Mark], placed_by: Sequence[Mark], places: _Places) -> Stack:
+    values = tuple((mark.keyword, mark.told(part)) for mark in told)
+    place = tuple(min(mark.labels[index] for index in part) for mark in placed_by)
+    return Stack(part, values, place, lacking=places.count - len({places.of[index] for index in part}))
 
 
 def _ranked(groups: Sequence[_Members], time: Mark, settings: Sequence[Mark], places: _Places) -> list[Stack]:

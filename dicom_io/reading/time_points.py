@@ -52,8 +52,10 @@ def choose_time_point(
     if wanted is not None and not 1 <= wanted <= len(stacks):
         raise _no_such(stacks, name, wanted)
     stack = stacks[(wanted or 1) - 1]
+    if stack.lacking:
+        raise _broken_off(stacks, stack, name, wanted or 1)
     chosen = [frames[index] for index in stack.members]
-    choice = [_note(stack, wanted, len(stacks))] if wanted and len(stacks) > 1 else []
+    choice = [_note(stack, wanted, stacks)] if wanted and len(stacks) > 1 else []
     return chosen, (*choice, *_check_alike(chosen, name))
 
 
@@ -93,10 +95,12 @@ def _shown_things(mark: Mark) -> tuple[list[str], float]:
     return mark.values(known), (largest - least) / max(abs(least), abs(largest), 1e-9)
 
 
-def _note(stack: Stack, wanted: int, count: int) -> str:
+def _note(stack: Stack, wanted: int, stacks: Sequence[Stack]) -> str:
     told = " ".join(f"{keyword} {listed_values([value])}" for keyword, value in stack.values)
     how = f"; the slices at each position were counted in order of {stack.ranked_by}" if stack.ranked_by else ""
-    return f"time point {wanted} of {count} was asked for: {told}{how}"
+    broken_off = sum(bool(one.lacking) for one in stacks)
+    lacking = f"; {broken_off} of the others lack slices" if broken_off else ""
+    return f"time point {wanted} of {len(stacks)} was asked for: {told}{how}{lacking}"
 
 
 def _several(stacks: Sequence[Stack], planes: Sequence[Plane], name: str) -> SeriesGeometryError:
@@ -108,7 +112,23 @@ def _several(stacks: Sequence[Stack], planes: Sequence[Plane], name: str) -> Ser
     order = f", numbered by {', then '.join(keywords)}" if len(keywords) > 1 else ""
     return SeriesGeometryError(
         f"{name} has {shared}{len(stacks)} {_noun(stacks)} of {size}, which differ in {_told(stacks)}{order}; "
-        f"one slice a position is needed; choose with --time-point 1 to {len(stacks)}"
+        f"one slice a position is needed; choose with --time-point {_whole(stacks)}"
+    )
+
+
+def _whole(stacks: Sequence[Stack]) -> str:
+    """The numbers of the stacks that lack no position."""
+    whole = [n for n, stack in enumerate(stacks, 1) if not stack.lacking]
+    if whole == list(range(1, len(whole) + 1)):
+        return f"1 to {len(whole)}" if len(whole) > 1 else "1"
+    return listed_values([str(n) for n in whole])
+
+
+def _broken_off(stacks: Sequence[Stack], stack: Stack, name: str, wanted: int) -> SeriesGeometryError:
+    positions = len(stack.members) + stack.lacking
+    return SeriesGeometryError(
+        f"{name} has {len(stack.members)} slices of time point {wanted}, at {len(stack.members)} of {positions} positions; one "
+        f"slice at each is needed; fetch the missing ones, or choose with --time-point {_whole(stacks)}"
     )
 
 

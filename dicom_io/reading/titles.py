@@ -9,15 +9,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
 from dicom_io.errors import DicomIoError
-from dicom_io.reading.headers import CHECKED_BY_PYDICOM, TEXTS, stored_text, vr_of, whole_number
 from dicom_io.reading.instances import READ_ERRORS, Instance, load_dataset
 
-_TITLE = ("SeriesDescription", "ProtocolName")
+_TITLE = ("SeriesNumber", "SeriesDescription", "ProtocolName", "SeriesTime")
 _OF_THE_PATIENT = ("PatientName", "PatientID", "OtherPatientIDs")
 _LONGEST = 64  # LO: PS3.5 6.2
 
@@ -50,23 +48,21 @@ class SeriesTitle:
 def title_of(instance: Instance) -> SeriesTitle:
     """The title of the series of an instance; of a file that can no longer be read, none."""
     try:
-        keywords = ("SeriesNumber", "SeriesTime", *_TITLE, *_OF_THE_PATIENT, "SpecificCharacterSet")
+        keywords = (*_TITLE, *_OF_THE_PATIENT, "SpecificCharacterSet")
         header = instance.dataset or load_dataset(instance.path, with_pixels=False, keywords=keywords)  # type: ignore[arg-type]
     except DicomIoError:
         return SeriesTitle()
-    number = whole_number(header, "SeriesNumber")
-    description, protocol = (without_patient(header, " ".join(text_values(header, keyword)[:1])) for keyword in _TITLE)
-    clock = re.match(r"([01]\d|2[0-3])([0-5]\d)", stored_text(header, "SeriesTime"), re.ASCII)
+    number, description, protocol, time = (
+        without_patient(header, " ".join(text_values(header, keyword)[:1])) for keyword in _TITLE
+    )
+    clock = re.match(r"([01]\d|2[0-3])([0-5]\d)", time)
     return SeriesTitle(
-        "" if number is None else str(number), description, protocol, f"{clock[1]}:{clock[2]}" if clock else ""
+        number if number.isdecimal() else "", description, protocol, f"{clock[1]}:{clock[2]}" if clock else ""
     )
 
 
 def text_values(header: Dataset, keyword: str) -> list[str]:
     """The values of a text attribute, each in one line; none where it is absent or cannot be decoded."""
-    stored = header.get_item(keyword)
-    if isinstance(stored, RawDataElement) and vr_of(stored) not in TEXTS - CHECKED_BY_PYDICOM:
-        return []  # pydicom would log it
     try:
         found = header.get(keyword)
         values = found if isinstance(found, MultiValue) else [] if found is None else [found]

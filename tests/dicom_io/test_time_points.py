@@ -44,6 +44,10 @@ def write_stacks(folder: Path, values: Callable[[int, int], Values], count: int 
     return folder
 
 
+def lose(folder: Path, n: int, k: int) -> None:
+    (folder / f"s{n}_{SLICES - k:04d}.dcm").unlink()
+
+
 def check_numbering(folder: Path, stacks: list[int], told: str) -> None:
     """Passes if time point n is the stack of that number whole, and the refusal without a choice tells `told`."""
     with pytest.raises(SeriesGeometryError) as refusal:
@@ -122,12 +126,16 @@ def test_a_count_that_times_contradict_is_not_believed(tmp_path: Path) -> None:
         read_series(folder, time_point=1)
 
 
-def test_an_echo_that_lacks_a_slice_is_not_read(tmp_path: Path) -> None:
+def test_an_echo_that_lacks_a_slice_blocks_only_itself(tmp_path: Path) -> None:
     folder = write_stacks(tmp_path, lambda n, k: {"EchoTime": 5.0 * (n + 1)})
     (folder / "s1_0008.dcm").unlink()
-    for number in (None, 1, 2):
-        with pytest.raises(SeriesGeometryError, match="at 7 of 8 positions; they differ in EchoTime"):
-            read_series(folder, time_point=number)
+    with pytest.raises(SeriesGeometryError, match=r"of 7 to 8 slices, which differ in EchoTime .* --time-point 1$"):
+        read_series(folder)
+    with pytest.raises(SeriesGeometryError, match=r"time point 2, at 7 of 8 positions; .* --time-point 1$"):
+        read_series(folder, time_point=2)
+    whole = read_series(folder, time_point=1)
+    np.testing.assert_array_equal(whole.array, truth(0))
+    assert "1 of the others lack slices" in whole.provenance.notes[0]
 
 
 def test_times_echoes_and_phases_together_are_dealt_out(tmp_path: Path) -> None:
@@ -196,6 +204,89 @@ def test_a_date_and_time_is_never_shown(tmp_path: Path) -> None:
     with pytest.raises(SeriesGeometryError) as refusal:
         read_series(folder)
     assert "2026" not in str(refusal.value)
+
+
+# --- nothing but InstanceNumber, and series that were broken off
+
+
+def one_after_another(n: int, k: int) -> Values:
+    return {"InstanceNumber": n * SLICES + k + 1}
+
+
+def position_by_position(n: int, k: int) -> Values:
+    return {"InstanceNumber": k * 4 + n + 1}
+
+
+def interleaved(n: int, k: int) -> Values:
+    return {"InstanceNumber": n * SLICES + (k // 2 if k % 2 == 0 else SLICES // 2 + k // 2) + 1}
+
+
+def check_read(folder: Path, stacks: list[int]) -> None:
+    for number, stack in enumerate(stacks, start=1):
+        np.testing.assert_array_equal(read_series(folder, time_point=number).array, truth(stack))
+    with pytest.raises(SeriesSelectionError, match=rf"has {len(stacks)} time points"):
+        read_series(folder, time_point=len(stacks) + 1)
+
+
+@pytest.mark.parametrize("numbers", [one_after_another, position_by_position, interleaved])
+def test_stacks_without_any_mark_are_counted_by_instance_number(tmp_path: Path, numbers) -> None:
+    folder = write_stacks(tmp_path, numbers, count=4)
+    check_numbering(folder, [0, 1, 2, 3], "InstanceNumber (1 to ")
+    notes = read_series(folder, time_point=2).provenance.notes
+    assert "the slices at each position were counted in order of InstanceNumber" in notes[0]
+
+
+@pytest.mark.parametrize("numbers", [one_after_another, position_by_position])
+def test_directions_that_are_named_nowhere_are_counted_by_instance_number(tmp_path: Path, numbers) -> None:
+    folder = write_stacks(tmp_path, lambda n, k: numbers(n, k) | {"DiffusionBValue": 1000.0 * (n > 0)}, count=4)
+    check_read(folder, [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        lambda n, k: {"InstanceNumber": 1 + k},
+        lambda n, k: {"InstanceNumber": 20 * k + n * (1 + (k == 3))},
+        lambda n, k: one_after_another(n, k) | {"AcquisitionTime": f"1200{(7 * n * k + 3 * n) % 60:02d}"},
+        lambda n, k: position_by_position(n, k) | {"TriggerTime": 40 * (n + (k == 3)) + 1.3 * k},
+        lambda n, k: one_after_another(n, k) | {"EchoTime": 5.0 * (1 + (n == 1 and k < 4) + (n == 2 and k >= 4))},
+    ],
+    ids=["the same", "no regular steps", "against a clock", "a time says otherwise", "several echoes in each"],
+)
+def test_numbers_that_could_mislead_deal_out_nothing(tmp_path: Path, values) -> None:
+    folder = write_stacks(tmp_path, values, count=4)
+    for number in (None, 1):
+        with pytest.raises(SeriesGeometryError, match="which deals out no stacks that hold each position once"):
+            read_series(folder, time_point=number)
+
+
+BROKEN_OFF = {
+    "numbers": lambda n, k: one_after_another(n, k),
+    "temporal positions": lambda n, k: {"TemporalPositionIdentifier": n + 1},
+    "acquisitions": lambda n, k: {"AcquisitionNumber": n + 1, "ContentTime": f"12{n:02d}{k:02d}"},
+    "directions": lambda n, k: one_after_another(n, k) | {"DiffusionBValue": 1000.0 * (n > 0)},
+}
+
+
+@pytest.mark.parametrize("marked", BROKEN_OFF)
+@pytest.mark.parametrize("left", [1, 5])
+def test_a_series_that_was_broken_off_keeps_its_whole_stacks(tmp_path: Path, marked: str, left: int) -> None:
+    folder = write_stacks(tmp_path, BROKEN_OFF[marked], count=4)
+    for k in range(left, SLICES):
+        lose(folder, 3, k)
+    for number in (1, 2, 3):
+        np.testing.assert_array_equal(read_series(folder, time_point=number).array, truth(number - 1))
+    with pytest.raises(SeriesGeometryError, match=rf"time point 4, at {left} of 8 positions; .* --time-point 1 to 3$"):
+        read_series(folder, time_point=4)
+
+
+@pytest.mark.parametrize("lost", [(0, 0), (1, 0), (2, 4)])
+def test_a_lost_slice_is_no_end_where_only_numbers_count(tmp_path: Path, lost: tuple[int, int]) -> None:
+    """Without the first slice of a stack the numbers of the next could fill its place."""
+    folder = write_stacks(tmp_path, one_after_another, count=3)
+    lose(folder, *lost)
+    with pytest.raises(SeriesGeometryError, match="which deals out no stacks"):
+        read_series(folder, time_point=1)
 
 
 # --- each attribute that may tell stacks apart
