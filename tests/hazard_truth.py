@@ -45,12 +45,14 @@ class Truth:
         values: Shape (N,): what a reader must give there, rescaled.
         voxel_count: How many voxels the volume has in all.
         required: False for what a reader may leave out: a localizer, or the other one of two series.
+        place_mm: How far a voxel may lie from its position.
     """
 
     positions_lps: NDArray[np.float64]
     values: NDArray[np.float64]
     voxel_count: int
     required: bool = True
+    place_mm: float = PLACE_TOLERANCE_MM
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def fault(volume: Placed, truth: Truth) -> str:
     nearest = np.rint(exact).astype(int)
     off_mm = np.linalg.norm(affine_lps[:3, :3] @ (exact - nearest), axis=0)
     outside = (nearest < 0).any(axis=0) | (nearest >= np.array(array.shape)[:, None]).any(axis=0)
-    misplaced = outside | (off_mm > PLACE_TOLERANCE_MM) | (np.abs(exact - nearest) > PLACE_TOLERANCE_VOXELS).any(axis=0)
+    misplaced = outside | (off_mm > truth.place_mm) | (np.abs(exact - nearest) > PLACE_TOLERANCE_VOXELS).any(axis=0)
     if misplaced.any():
         found = f"{misplaced.sum()} of {misplaced.size} points have no voxel centre ({outside.sum()} lie outside"
         return f"{found}, others up to {off_mm[~outside].max(initial=0):.2f} mm off)"

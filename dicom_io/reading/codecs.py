@@ -30,7 +30,7 @@ from pydicom.uid import (
 )
 
 from dicom_io.reading import guarded
-from dicom_io.reading.codestreams import JPEG_LOSSLESS, check_codestream, claim_of
+from dicom_io.reading.codestreams import JPEG_LOSSLESS, check_codestream
 
 _JPEG_2000 = (JPEG2000Lossless, JPEG2000)
 _HTJ2K = (HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K)
@@ -88,12 +88,6 @@ def decode_picture(source: bytes, syntax: UID, shape: tuple[int, int]) -> Any:
     """
     check_codestream(source, syntax, *shape, samples=1)
     return _decode(source, syntax)
-
-
-def codestream_shape(source: bytes) -> tuple[int, int] | None:
-    """(rows, columns) as a codestream, or its beginning, states them; None where it states none."""
-    claim = claim_of(source)
-    return None if claim is None else (claim.rows, claim.columns)
 
 
 def _decode(source: bytes, syntax: UID) -> Any:

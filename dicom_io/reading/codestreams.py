@@ -20,6 +20,7 @@ JPEG_LOSSLESS = (JPEGLossless, JPEGLosslessSV1)
 _JPEG = (JPEGBaseline8Bit, JPEGExtended12Bit, *JPEG_LOSSLESS)
 _START, _END, _SCAN = b"\xff\xd8", b"\xff\xd9", b"\xff\xda"
 _LOSSLESS_FRAME = 0xC3
+_LOSSY_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
 _NO_FRAME = (0xC4, 0xC8, 0xCC)  # tables and an extension among the SOFn
 _JPEG_LS_FRAME = 0xF7
 _J2K_START, _JP2_BOX, _CODESTREAM_BOX = b"\xff\x4f\xff\x51", b"jP  ", b"jp2c"
@@ -34,6 +35,11 @@ class Claim:
     columns: int
     samples: int
     marker: int = 0
+
+    @property
+    def is_lossy_jpeg(self) -> bool:
+        """Whether it is a JPEG by cosines: whatever the transfer syntax says, values are not those of the scanner."""
+        return self.marker in _LOSSY_FRAMES
 
 
 def check_codestream(source: bytes, syntax: UID, rows: int, columns: int, samples: int) -> None:
@@ -60,7 +66,8 @@ def _check_jpeg(source: bytes, claim: Claim, syntax: UID) -> None:
         raise ValueError("the compressed picture ends before its end mark")
     if source.count(_SCAN) > MAX_SCANS:
         raise ValueError(f"the compressed picture has {source.count(_SCAN)} scans; at most {MAX_SCANS} are decoded")
-    if syntax in JPEG_LOSSLESS and claim.marker != _LOSSLESS_FRAME:
+    grey_and_lossy = claim.is_lossy_jpeg and claim.samples == 1  # of colours nobody would know the space
+    if syntax in JPEG_LOSSLESS and claim.marker != _LOSSLESS_FRAME and not grey_and_lossy:
         raise ValueError("the compressed picture is no lossless JPEG, as its transfer syntax says")
 
 

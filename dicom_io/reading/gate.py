@@ -176,6 +176,10 @@ def _grid_notes(grid: Grid, thickness_mm: float | None) -> list[str]:
             f"the stack is sheared by {grid.shear_degrees:.2f} degrees in even steps (gantry tilt): "
             "kept as an exact sheared affine, not resampled"
         )
+    if grid.jitter_mm:
+        notes.append(
+            f"slices lie up to {grid.jitter_mm:.2f} mm off the even grid fitted to them; objects keep each where it is"
+        )
     if len(grid.order) == 1:
         source = "SliceThickness" if thickness_mm else "1 mm, no SliceThickness is given"
         notes.append(f"a single slice: its step along the normal is {source}")

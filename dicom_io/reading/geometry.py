@@ -18,7 +18,12 @@ from dicom_io.errors import SeriesGeometryError
 Points = NDArray[np.float64]
 
 TOLERANCE_MM = 0.02
-"""How far a slice may lie from its even place: positions rounded to 0.01 mm pass, a lost 0.1 mm does not."""
+"""How far a slice may lie from its even place without a word: positions rounded to 0.01 mm pass."""
+
+JITTER_SHARE, MOST_JITTER_MM = 0.05, 0.1
+"""How far it may lie from the line fitted to all, with a note: a part of the gap, and a bound. Positions rounded to 0.1 mm are
+off by 0.05 mm along each axis, and tables stop a little short; objects keep each slice at its own place.
+"""
 
 FIVE_POINT_TOLERANCE_MM = 0.05
 """The same for corners and centre: cosines of four decimals add some hundredths over half a metre."""
@@ -74,11 +79,13 @@ class Grid:
         affine_lps: Shape (4, 4): index (column, row, slice, 1) to LPS mm. Sheared where the gantry tilted.
         order: `order[k]` is the index, into the planes given, of slice k.
         shear_degrees: Angle between the step from slice to slice and the normal; 0 for a right-angled grid.
+        jitter_mm: How far slices lie off it at most, where that is more than TOLERANCE_MM; else 0.
     """
 
     affine_lps: Points
     order: tuple[int, ...]
     shear_degrees: float
+    jitter_mm: float = 0.0
 
 
 def five_indices(shape: tuple[int, int]) -> Points:
@@ -98,7 +105,7 @@ def even_grid(planes: Sequence[Plane], name: str = "the series", *, single_step_
 
     Returns:
         A grid on which the five points of every slice lie where the slice's own header puts them, within
-        FIVE_POINT_TOLERANCE_MM.
+        FIVE_POINT_TOLERANCE_MM or what `jitter_allowed_mm` says, if that is more.
 
     Raises:
         SeriesGeometryError: Differing sizes, spacings or orientations, positions used twice, missing slices,
@@ -107,11 +114,9 @@ def even_grid(planes: Sequence[Plane], name: str = "the series", *, single_step_
     check_planes(planes, name)
     order = slice_order(planes)
     ordered = [planes[index] for index in order]
-    _check_gaps(ordered, name)
-    step = _slice_step(ordered, single_step_mm)
-    _check_straight(ordered, step, name)
-    affine_lps = plane_affine(ordered[0], step)
-    _check_five_points(ordered, affine_lps, name)
+    affine_lps, jitter_mm = _fitted(ordered, _slice_step(ordered, single_step_mm), name)
+    _check_five_points(ordered, affine_lps, jitter_mm, name)
+    step = affine_lps[:3, 2]
     shear = _shear_degrees(step, ordered)
     if shear > MOST_SHEAR_DEGREES:
         raise _fault(
@@ -119,7 +124,7 @@ def even_grid(planes: Sequence[Plane], name: str = "the series", *, single_step_
             f"at most {MOST_SHEAR_DEGREES:g} degrees can be a gantry tilt",
             "pass the files of one stack only",
         )
-    return Grid(affine_lps, order, shear)
+    return Grid(affine_lps, order, shear, jitter_mm)
 
 
 def check_planes(planes: Sequence[Plane], name: str) -> None:
@@ -159,6 +164,11 @@ def tolerance_of(planes: Sequence[Plane]) -> float:
     return min(TOLERANCE_MM, *(min(plane.pixel_spacing) / 2 for plane in planes))
 
 
+def jitter_allowed_mm(gap_mm: float, pixel_mm: float) -> float:
+    """How far a slice may lie from an even grid, by the gap between slices and the smallest distance of pixels."""
+    return max(min(TOLERANCE_MM, pixel_mm / 2), min(MOST_JITTER_MM, JITTER_SHARE * gap_mm, pixel_mm / 2))
+
+
 def angle_degrees(first: Points, second: Points) -> float:
     """Angle between two vectors of shape (3,), 0 to 180; exact for tiny angles too."""
     sine, cosine = np.linalg.norm(np.cross(first, second)), np.dot(first, second)
@@ -168,6 +178,40 @@ def angle_degrees(first: Points, second: Points) -> float:
 def depths(planes: Sequence[Plane]) -> Points:
     """Shape (N,), mm: position of each plane along the first plane's normal."""
     return np.array([plane.position for plane in planes]) @ planes[0].normal
+
+
+def _fitted(ordered: Sequence[Plane], step: Points, name: str) -> tuple[Points, float]:
+    """Affine in LPS mm from the first slice to the last, with jitter 0, if all lie on it; else the line nearest to all.
+
+    Raises:
+        SeriesGeometryError: They lie on neither.
+    """
+    affine_lps = plane_affine(ordered[0], step)
+    if np.max(_stray(ordered, affine_lps)) <= tolerance_of(ordered):
+        return affine_lps, 0.0
+    positions, numbers = np.array([plane.position for plane in ordered]), np.arange(len(ordered))
+    slope = np.polynomial.polynomial.polyfit(numbers, positions, 1)[1]
+    upright = ordered[0].normal * np.dot(slope, ordered[0].normal)
+    for one in (upright, slope):  # a shear only where nothing else fits
+        affine_lps[:3, 2], affine_lps[:3, 3] = one, (positions - numbers[:, None] * one).mean(axis=0)
+        jitter_mm = float(np.max(_stray(ordered, affine_lps)))
+        if jitter_mm <= _jitter_allowed(ordered):
+            return affine_lps, jitter_mm
+    _check_gaps(ordered, name)
+    raise _not_straight(ordered, plane_affine(ordered[0], step), name)
+
+
+def _stray(ordered: Sequence[Plane], affine_lps: Points) -> tuple[Points, Points]:
+    """How far each slice lies off its place on a grid, in mm: along the normal and sideways, shape (N,) each."""
+    even = affine_lps[:3, 3] + np.arange(len(ordered))[:, None] * affine_lps[:3, 2]
+    stray = np.array([plane.position for plane in ordered]) - even
+    along = stray @ ordered[0].normal
+    return np.abs(along), np.linalg.norm(stray - np.outer(along, ordered[0].normal), axis=1)
+
+
+def _jitter_allowed(ordered: Sequence[Plane]) -> float:
+    gap_mm = float(np.median(np.diff(depths(ordered))))
+    return jitter_allowed_mm(gap_mm, min(min(plane.pixel_spacing) for plane in ordered))
 
 
 def _slice_step(ordered: Sequence[Plane], single_step_mm: float) -> Points:
@@ -253,20 +297,22 @@ def _check_duplicates(planes: Sequence[Plane], name: str) -> None:
 
 
 def _check_gaps(ordered: Sequence[Plane], name: str) -> None:
-    gaps, tolerance_mm = np.diff(depths(ordered)), tolerance_of(ordered)
+    gaps = np.diff(depths(ordered))
     usual = float(np.median(gaps)) if gaps.size else 0.0
-    odd = np.flatnonzero(np.abs(gaps - usual) > tolerance_mm)
-    if not odd.size:
-        return
-    multiples = np.round(gaps[odd] / usual)
-    if (multiples >= 2).all() and (np.abs(gaps[odd] - multiples * usual) <= tolerance_mm * multiples).all():
-        raise _missing_slices(ordered, gaps, odd, int((multiples - 1).sum()), name)
-    raise _fault(
-        f"{name} has slice gaps from {gaps.min():.2f} to {gaps.max():.2f} mm ({odd.size} of {gaps.size} "
-        f"differ from the usual {usual:.2f} mm)",
-        f"one even gap is needed (tolerance {tolerance_mm:g} mm)",
-        "pass --resample-gaps, or its evenly spaced part only",
-    )
+    for tolerance_mm in (tolerance_of(ordered), 2 * _jitter_allowed(ordered)):
+        odd = np.flatnonzero(np.abs(gaps - usual) > tolerance_mm)
+        multiples = np.round(gaps[odd] / usual)
+        near = np.abs(gaps[odd] - multiples * usual) <= tolerance_mm * multiples
+        if odd.size and (multiples >= 2).all() and near.all():
+            raise _missing_slices(ordered, gaps, odd, int((multiples - 1).sum()), name)
+    odd = np.flatnonzero(np.abs(gaps - usual) > tolerance_of(ordered))
+    if odd.size:
+        raise _fault(
+            f"{name} has slice gaps from {gaps.min():.2f} to {gaps.max():.2f} mm ({odd.size} of {gaps.size} "
+            f"differ from the usual {usual:.2f} mm)",
+            f"one even gap is needed (tolerance {_jitter_allowed(ordered):g} mm)",
+            "pass --resample-gaps, or its evenly spaced part only",
+        )
 
 
 def _missing_slices(
@@ -280,39 +326,35 @@ def _missing_slices(
     return _fault(
         f"{name} lacks {missing} of {gaps.size + 1 + missing} slices, counted along the normal: {', '.join(places)}{more}, "
         f"where the usual gap is {np.median(gaps):.2f} mm",
-        f"one even gap is needed (tolerance {tolerance_of(ordered):g} mm)",
+        f"one even gap is needed (tolerance {_jitter_allowed(ordered):g} mm)",
         "fetch the missing slices, or pass --resample-gaps to fill in between",
     )
 
 
-def _check_straight(ordered: Sequence[Plane], step: Points, name: str) -> None:
+def _not_straight(ordered: Sequence[Plane], affine_lps: Points, name: str) -> SeriesGeometryError:
     """Small faults add up, and a tilt may be uneven: every position must lie on one line in even steps."""
-    positions = np.array([plane.position for plane in ordered])
-    stray = positions - (positions[0] + np.arange(len(ordered))[:, None] * step)
-    along = stray @ ordered[0].normal
-    sideways = np.linalg.norm(stray - np.outer(along, ordered[0].normal), axis=1)
-    worst = int(np.argmax(np.maximum(np.abs(along), sideways)))
-    tolerance_mm = tolerance_of(ordered)
-    if max(abs(along[worst]), sideways[worst]) > tolerance_mm:
-        raise _fault(
-            f"{name} is not one straight stack: slice {worst + 1} of {len(ordered)} lies "
-            f"{abs(along[worst]):.2f} mm along the normal and {sideways[worst]:.2f} mm sideways "
-            "off the even line from first to last",
-            f"at most {tolerance_mm:g} mm is needed",
-            "pass --resample-tilt, or its straight part only",
-        )
+    along, sideways = _stray(ordered, affine_lps)
+    worst = int(np.argmax(np.maximum(along, sideways)))
+    return _fault(
+        f"{name} is not one straight stack: slice {worst + 1} of {len(ordered)} lies "
+        f"{along[worst]:.2f} mm along the normal and {sideways[worst]:.2f} mm sideways "
+        "off the even line from first to last",
+        f"at most {_jitter_allowed(ordered):g} mm is needed",
+        "pass --resample-tilt, or its straight part only",
+    )
 
 
-def _check_five_points(ordered: Sequence[Plane], affine_lps: Points, name: str) -> None:
+def _check_five_points(ordered: Sequence[Plane], affine_lps: Points, jitter_mm: float, name: str) -> None:
+    allowed_mm = max(FIVE_POINT_TOLERANCE_MM, _jitter_allowed(ordered)) if jitter_mm else FIVE_POINT_TOLERANCE_MM
     in_plane = five_indices(ordered[0].shape) @ affine_lps[:3, :2].T
     for k, plane in enumerate(ordered):
         expected = in_plane + k * affine_lps[:3, 2] + affine_lps[:3, 3]
         stray = float(np.linalg.norm(plane.five_points - expected, axis=1).max())
-        if stray > FIVE_POINT_TOLERANCE_MM:
+        if stray > allowed_mm:
             raise _fault(
                 f"{name} is not one grid: a corner of slice {k + 1} of {len(ordered)} lies {stray:.2f} mm "
                 "off the grid of the first slice, because orientation or spacing wander",
-                f"at most {FIVE_POINT_TOLERANCE_MM} mm is needed",
+                f"at most {allowed_mm:g} mm is needed",
                 "pass the files of one orientation only",
             )
 

@@ -13,7 +13,8 @@ from pydicom.dataset import Dataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut
 
 from dicom_io.errors import SeriesSelectionError, UnreadableFileError
-from dicom_io.reading.codecs import WITHOUT_SIGN, codestream_shape, decode_picture, decoder_of, is_available
+from dicom_io.reading.codecs import WITHOUT_SIGN, decode_picture, decoder_of, is_available
+from dicom_io.reading.codestreams import JPEG_LOSSLESS, claim_of
 from dicom_io.reading.frames import Frame
 from dicom_io.reading.instances import READ_ERRORS, Instance, broken_file
 
@@ -46,10 +47,10 @@ def decode_frames(frames: Sequence[Frame], modality: str, shape: tuple[int, ...]
     jobs: dict[int, list[int]] = {}
     for k, frame in enumerate(frames):
         jobs.setdefault(id(frame.instance), []).append(k)
-    for indices in jobs.values():
-        _check_claim(frames[indices[0]].instance)
-    slices = _empty(shape)
     notes: Notes = {}
+    for indices in jobs.values():
+        _check_claim(frames[indices[0]].instance, notes)
+    slices = _empty(shape)
     mirror = _mirror(frames, modality, notes)
 
     def work(indices: list[int]) -> Notes:
@@ -74,19 +75,21 @@ def _empty(shape: tuple[int, ...]) -> Slices:
         ) from error
 
 
-def _check_claim(instance: Instance) -> None:
+def _check_claim(instance: Instance, notes: Notes) -> None:
     """Passes compressed pictures whose first is of the size that the header has; before memory for all is taken."""
     if not instance.fragments:
         return
     at, size = instance.fragments[0]
     try:
-        found = codestream_shape(_bytes_of(instance, [(at, min(size, _HEAD_BYTES))]))
+        found = claim_of(_bytes_of(instance, [(at, min(size, _HEAD_BYTES))]))
     except READ_ERRORS as error:
         raise broken_file(instance.name, error) from error
     rows, columns = int(instance.header.Rows), int(instance.header.Columns)
-    if found is not None and found != (rows, columns):
-        told = f"the compressed picture has {found[0]} x {found[1]} pixels, the header {rows} x {columns}"
+    if found is not None and (found.rows, found.columns) != (rows, columns):
+        told = f"the compressed picture has {found.rows} x {found.columns} pixels, the header {rows} x {columns}"
         raise broken_file(instance.name, told)
+    if found is not None and found.is_lossy_jpeg and instance.transfer_syntax in JPEG_LOSSLESS:
+        notes["pixels are JPEG with losses, though their transfer syntax is one without"] = None
 
 
 def _decode_instance(frames: Sequence[Frame], targets: Sequence[Slices]) -> Notes:
