@@ -42,7 +42,8 @@ SUSPECTS = {
     "7.3": "a secondary capture", "7.4": "a secondary capture",
     "9.4.1": "sound", "9.4.2": "sound",
     "77.1.1": "endoscopy", "77.1.1.1": "endoscopy", "77.1.2.1": "a video", "77.1.4": "a photograph",
-    "77.1.4.1": "a photograph", "77.1.7": "a photograph",
+    "77.1.4.1": "a photograph", "77.1.7": "a photograph", "77.1.5.1": "a photograph of the eye",
+    "77.1.5.2": "a photograph of the eye", "77.1.5.5": "a photograph of the eye", "77.1.5.6": "a photograph of the eye",
     "104.1": "an encapsulated document", "104.2": "an encapsulated document", "104.3": "an encapsulated document",
     "104.4": "an encapsulated document", "104.5": "an encapsulated document",
 }  # fmt: skip
@@ -52,8 +53,15 @@ OTHER_CONTENT = (
     "use an empty folder, or leave one of the two out"
 )
 LONGEST_UID = 64  # PS3.5 9.1; it becomes the name of a file
+GREY_CLASSES = """1 1.1 1.1.1 1.2 1.2.1 1.3 1.3.1 2 2.1 2.2 4 4.1 4.4 12.1 12.1.1 12.2 12.2.1 13.1.3 20 128 128.1 130"""
+GREY = frozenset(STORAGE + number for number in GREY_CLASSES.split())
+"""Scanners and detectors, whose images are grey (PS3.3 A): CR, DX, MG, IO, CT, MR, XA, RF, tomosynthesis, NM, PET."""
+
+WHOLE_SLIDE = STORAGE + "77.1.6"
 SCREEN_WORDS = re.compile(r"SCREEN|CAPTUR|SNAPSHOT|DOSE|REPORT")  # of an ImageType
-NO_SCAN = frozenset({"WSD", "SYN"})  # ConversionType: a workstation's picture, a drawing
+FILM_WORDS = re.compile(r"FILM|DIGITI[SZ]")
+NO_SCAN = frozenset({"WSD", "SYN", "DRW"})  # ConversionType: a workstation's picture, a drawing
+DIGITISED = frozenset({"DF", "DV", "SD", "SI"})  # film, video, a document, a picture
 
 
 @dataclass(frozen=True)
@@ -180,6 +188,7 @@ def _protected(path: Path, run: _Run) -> _Made | None:
                 f"{found}, and may hold the patient's name where no program can remove it; an object that someone has "
                 "looked through is needed; look, then pass --allow-burned-in"
             )
+        _cut_behind_pixels(dataset)
         counts = protect(dataset, run.names, run.options)
         content = _encoded(dataset)
     return _Made(
@@ -219,11 +228,56 @@ def burned_in(dataset: Dataset) -> str | None:
     words = [str(word) for word in listed(dataset.get("ImageType")) if SCREEN_WORDS.search(str(word).upper())]
     if words:
         return "its ImageType says that it is a picture of a screen"
+    if sop_class in GREY and (dataset.get("SamplesPerPixel") or 1) != 1:
+        return f"it is a colour picture among grey images ({UID(sop_class).name}), as saved screens are"
     if str(dataset.get("ConversionType") or "") in NO_SCAN:
         return "its ConversionType says that a workstation drew it"
     if "EncapsulatedDocument" in dataset:
         return "it holds a document"
-    return _overlay_in_pixels(dataset)
+    return _digitised(dataset) or _slide_label(dataset) or _overlay_in_pixels(dataset)
+
+
+def _digitised(dataset: Dataset) -> str | None:
+    """A film has its label in the picture."""
+    if str(dataset.get("DetectorType") or "") == "FILM":
+        return "its DetectorType says that it was digitised from film"
+    if str(dataset.get("ConversionType") or "") in DIGITISED:
+        return "its ConversionType says that it was digitised from film, paper or video"
+    if any(FILM_WORDS.search(str(word).upper()) for word in listed(dataset.get("ImageType"))):
+        return "its ImageType says that it was digitised from film"
+    return None
+
+
+def _slide_label(dataset: Dataset) -> str | None:
+    """The label of a slide is an image of its own, or stands in the picture of the whole glass (PS3.3 C.8.12.4)."""
+    label = str(dataset.get("SpecimenLabelInImage") or "").strip().upper()
+    if label == "YES":
+        return "its SpecimenLabelInImage is YES"
+    words = {str(word).strip().upper() for word in listed(dataset.get("ImageType"))}
+    if "LABEL" in words:
+        return "its ImageType says that it shows a label"
+    if str(dataset.SOPClassUID) == WHOLE_SLIDE and "OVERVIEW" in words and label != "NO":
+        return "its ImageType says that it is the overview of a slide, and nothing that its label is not in it"
+    return None
+
+
+def _cut_behind_pixels(dataset: FileDataset) -> None:
+    """Removes what stands behind native pixels, of which no attribute tells; a byte that makes their length even is 0."""
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        return
+    for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"):
+        if keyword not in dataset:
+            continue
+        try:
+            length = _pixel_bytes(dataset)
+        except (AttributeError, TypeError, ValueError):  # it does not say how many pixels there are
+            raise DeidentificationError(
+                "it does not say how many pixels it has, so what stands behind them cannot be told from them; Rows, Columns, "
+                "SamplesPerPixel and BitsAllocated are needed; repair it first, or leave it out"
+            ) from None
+        content = dataset[keyword].value or b""
+        if len(content) > length:
+            dataset[keyword].value = content[:length] + b"\0" * (length % 2)
 
 
 def _overlay_in_pixels(dataset: Dataset) -> str | None:
@@ -234,8 +288,18 @@ def _overlay_in_pixels(dataset: Dataset) -> str | None:
     return None
 
 
+def _pixel_bytes(dataset: Dataset) -> int:
+    """How many bytes native pixels have (PS3.5 8.1.1). Raises AttributeError, TypeError or ValueError where nothing says so."""
+    samples = int(dataset.get("SamplesPerPixel") or 1)
+    if samples == 3 and dataset.get("PhotometricInterpretation") == "YBR_FULL_422":
+        samples = 2  # two pixels share their colour (PS3.3 C.7.6.3.1.2)
+    values = int(dataset.Rows) * int(dataset.Columns) * samples * int(dataset.get("NumberOfFrames") or 1)
+    return (values * int(dataset.BitsAllocated) + 7) // 8
+
+
 def _encoded(dataset: FileDataset) -> bytes:
-    """The bytes of a file with a new header and an empty preamble (PS3.15 E.1.1); pixels pass through untouched."""
+    """The bytes of a file with a new header and an empty preamble (PS3.15 E.1.1); pixels pass through untouched,
+    what stands behind them has gone before."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID

@@ -10,15 +10,19 @@ The table is the least that must be done (E.1.1); what it does not list is treat
 unknown and private attributes are removed, sequences are walked, UIDs replaced (but classes, transfer syntaxes, coding
 schemes and what PS3.6 registers), names, dates, addresses and texts of unlimited length treated as "X/Z/D". Codes and
 numbers are kept, and so are short texts that no operator writes about the patient, unless a name or number of the
-patient stands in them.
+patient stands in them. For that they are read in the object's character set, without regard to case and accents.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
+import unicodedata
+import warnings
 from collections import Counter
 from typing import Any
 
+from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.datadict import dictionary_VR, keyword_for_tag
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
@@ -69,8 +73,15 @@ IDENTIFIERS = (
     "StudyID ReferringPhysicianName PerformingPhysicianName OperatorsName"
 )
 COUNTERS = ("SeriesNumber", "AcquisitionNumber", "InstanceNumber")  # some devices put the PatientID there
-SHORTEST_NAME, SHORTEST_NUMBER = 3, 5
-UID_IN_TEXT = re.compile(rb"[012](?:\.\d+){6,}")
+SHORTEST_NAME, SHORTEST_NUMBER, SHORTEST_PART = 2, 4, 5
+"""Letters of a name, digits of a number that is found as a word of a text, and of one that is found within a word."""
+
+UID_IN_TEXT = re.compile(r"[012](?:\.\d+){6,}", re.ASCII)
+_DELIMITERS = set(b"\\^=")  # each ends what an escape sequence has begun (PS3.5 6.1.2.5.3)
+_BETWEEN_WORDS = re.compile(r"[\W_]+")
+_IDEOGRAPH = re.compile(
+    r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u1100-\u11ff]"
+)  # of scripts that leave no space between words
 
 
 def protect(dataset: Dataset, names: Pseudonyms, options: frozenset[str]) -> Counter[tuple[str, str]]:
@@ -95,7 +106,8 @@ class _Visit:
 
     def __init__(self, dataset: Dataset, names: Pseudonyms, options: frozenset[str]) -> None:
         self.names, self.options, self.table = names, options, table()
-        self.identifiers = _identifiers(dataset)  # before anything is decoded
+        self.encodings = _encodings(dataset)
+        self.identifiers = _identifiers(dataset, self.encodings)  # before anything is decoded
         self.iod = self.table.sop_classes.get(str(dataset.get("SOPClassUID")))
         self.patient = str(dataset.get("PatientID") or "").strip() or str(dataset.StudyInstanceUID)
         self.days = names.shift_days(self.patient)
@@ -165,10 +177,20 @@ class _Visit:
 
     def _names_someone(self, dataset: Dataset, tag: BaseTag) -> bool:
         """True if a name or number of the patient, a name of the staff or a UID stands in a short text or counter."""
-        text = _raw_bytes(dataset.get_item(tag)).lower()
-        words = set(re.split(rb"[^0-9a-z\x80-\xff]+", text))
         names, numbers = self.identifiers
-        return bool(names & words) or any(number in text for number in numbers) or UID_IN_TEXT.search(text) is not None
+        shortest = SHORTEST_PART if keyword_for_tag(tag) == "InstanceNumber" else SHORTEST_NUMBER
+        for text in _readings(dataset.get_item(tag), _encodings(dataset, self.encodings)):
+            words: set[str] = set(_BETWEEN_WORDS.split(text))
+            if (
+                names & words
+                or any(_IDEOGRAPH.search(name) and name in text for name in names)
+                or {number for number in numbers if len(number) >= shortest}
+                & words.union(text.split(), (text.strip(),))
+                or any(len(number) >= SHORTEST_PART and number in text for number in numbers)
+                or UID_IN_TEXT.search(text)
+            ):
+                return True
+        return False
 
     def _can_move(self, dataset: Dataset, tag: BaseTag, vr: str, keyword: str) -> bool:
         """True for dates that can be moved, and for what a move by whole days leaves as it is."""
@@ -242,11 +264,6 @@ def _kind_of_tag(tag: BaseTag) -> str:
     return "(private)" if tag.is_private else "(unknown)"
 
 
-def _raw_bytes(element: DataElement | RawDataElement) -> bytes:
-    value = element.value
-    return value if isinstance(value, bytes) else "\\".join(_texts(value)).encode(errors="replace")
-
-
 def _texts(value: Any) -> list[str]:
     if value is None or value == "" or isinstance(value, (bytes, bytearray)):
         return []
@@ -261,17 +278,51 @@ def _even(content: bytes) -> bytes:
     return content + b"\0" * (len(content) % 2)
 
 
-def _identifiers(dataset: Dataset) -> tuple[frozenset[bytes], frozenset[bytes]]:
-    """(words of names, whole numbers) of the people in a data set, in lower case and in the file's own encoding."""
-    names: set[bytes] = set()
-    numbers: set[bytes] = set()
+def _encodings(dataset: Dataset, outer: list[str] | None = None) -> list[str]:
+    """How texts of a data set or item are encoded; as those around it where it does not say (PS3.5 6.1.2.5)."""
+    named = dataset.get("SpecificCharacterSet")
+    if not named and outer is not None:
+        return outer
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return convert_encodings(named or "ISO_IR 6")
+        except (LookupError, ValueError):
+            return ["iso8859"]
+
+
+def _readings(element: DataElement | RawDataElement, encodings: list[str]) -> set[str]:
+    """The texts of a value as they are compared: in the character set that is declared, and in UTF-8, which is often not."""
+    value = element.value
+    if not isinstance(value, bytes):
+        return {_folded("\\".join(_texts(value)))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            found = {_folded(decode_bytes(value, encodings, _DELIMITERS))}
+        except (LookupError, ValueError):
+            found = {_folded(value.decode("latin-1"))}
+    with contextlib.suppress(UnicodeDecodeError):
+        found.add(_folded(value.decode("utf-8")))
+    return found
+
+
+def _folded(text: str) -> str:
+    """A text without case and accents, in one form of what Unicode can write in several."""
+    apart = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
+    return "".join(letter for letter in apart if not unicodedata.combining(letter))
+
+
+def _identifiers(dataset: Dataset, encodings: list[str]) -> tuple[frozenset[str], frozenset[str]]:
+    """(words of names, whole numbers) of the people in a data set, as `_folded` writes them."""
+    names: set[str] = set()
+    numbers: set[str] = set()
     for keyword in IDENTIFIERS.split():
-        if keyword in dataset:
-            text = _raw_bytes(dataset.get_item(keyword)).lower()
+        for text in _readings(dataset.get_item(keyword), encodings) if keyword in dataset else ():
             if keyword.endswith(("Name", "Names")):
-                names.update(word for word in re.split(rb"[^0-9a-z\x80-\xff]+", text) if len(word) >= SHORTEST_NAME)
+                names.update(word for word in _BETWEEN_WORDS.split(text) if len(word) >= SHORTEST_NAME)
             else:
-                numbers.update(part for part in map(bytes.strip, text.split(b"\\")) if len(part) >= SHORTEST_NUMBER)
+                numbers.update(part for part in map(str.strip, text.split("\\")) if len(part) >= SHORTEST_NUMBER)
     return frozenset(names), frozenset(numbers)
 
 

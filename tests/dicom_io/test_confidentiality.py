@@ -276,6 +276,51 @@ def test_a_name_hidden_in_a_short_text_is_found(tmp_path):
     assert after.InstanceNumber == 12
 
 
+@pytest.mark.parametrize("charset", ["ISO_IR 100", "ISO_IR 192", None])
+def test_a_name_beyond_ascii_is_found_however_it_is_written(tmp_path, charset):
+    segment = Dataset()
+    segment.SegmentNumber, segment.SegmentLabel = 1, "Leber Müller"
+    other = Dataset()
+    other.SegmentNumber, other.SegmentLabel = 2, "Milz"
+    dataset = Dataset()
+    dataset.SpecificCharacterSet = charset or "ISO_IR 192"
+    dataset.PatientName, dataset.ManufacturerModelName = "MÜLLER^JÖRG", "Gerät von jörg"
+    dataset.SoftwareVersions = ["1.0", "MULLER"]  # without its accent
+    dataset.SegmentSequence = [segment, other]
+    path = saved(dataset, tmp_path / "in" / "a.dcm")
+    if charset is None:  # UTF-8 that is not declared
+        content = path.read_bytes()
+        start = content.index(b"\x08\0\x05\0CS")
+        path.write_bytes(content[:start] + content[start + 8 + content[start + 6] :])
+    assert run(tmp_path / "in", tmp_path / "out").problems == ()
+    content = only(tmp_path / "out").read_bytes().decode("latin-1").lower()
+    assert all(text not in content for text in ("ller", "ü".encode().decode("latin-1"), "rg", "ger"))
+    assert "milz" in content
+
+
+def test_names_without_spaces_between_words_are_found(tmp_path):
+    dataset = Dataset()
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    dataset.PatientName, dataset.Manufacturer, dataset.ManufacturerModelName = "山田^太郎", "東芝", "山田様の装置"
+    after = result_of(dataset, tmp_path)
+    assert after.Manufacturer == "東芝"
+    assert "山田" not in only(tmp_path / "out").read_bytes().decode("utf-8", errors="replace")
+
+
+def test_short_names_and_numbers_are_found_where_they_stand_alone(tmp_path):
+    dataset = Dataset()
+    dataset.PatientName, dataset.PatientID = "Li^Wu", "4711"
+    dataset.ManufacturerModelName, dataset.SoftwareVersions = "LI scanner", ["4711", "3.0"]
+    dataset.Manufacturer, dataset.SequenceName = "Lionheart 47110", "tse2d1"
+    dataset.InstanceNumber, dataset.SeriesNumber = 4711, 4711
+    after = result_of(dataset, tmp_path)
+    assert (after.Manufacturer, after.SequenceName) == ("Lionheart 47110", "tse2d1")  # parts of words
+    assert after.InstanceNumber == 4711  # one slice of thousands
+    assert not after.get("SeriesNumber")
+    assert "LI scanner" not in str(after)
+    assert "4711" not in str(after.get("SoftwareVersions"))
+
+
 def test_a_text_under_the_tag_of_a_number_is_removed(tmp_path):
     dataset = Dataset()
     dataset.add(DataElement(Tag("InstanceNumber"), "LT", "CANARY"))  # IS

@@ -23,7 +23,7 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.tag import Tag
-from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, UID_dictionary
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, UID_dictionary
 from result_phantoms import RESULT, dciodvfy_errors, oblique_case
 
 from dicom_io.confidentiality.pseudonyms import DeidentificationError, Pseudonyms, key_from, new_key
@@ -34,6 +34,8 @@ from dicom_io.rtstruct import read_rtstruct, write_rtstruct
 from dicom_io.seg import read_seg, write_seg
 from dicom_io.sr import write_sr
 from monai_unet_app.cli import main
+
+WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +153,23 @@ def suspect(kind: str) -> Dataset:
         dataset.add(DataElement(Tag(0x60000102), "US", 12))
     if kind == "document":
         dataset.SOPClassUID, dataset.EncapsulatedDocument = ENCAPSULATED_PDF, b"%PDF"
+    if kind == "slide label":
+        dataset.SOPClassUID, dataset.ImageType = WHOLE_SLIDE, ["ORIGINAL", "PRIMARY", "LABEL", "NONE"]
+    if kind == "slide":
+        dataset.SOPClassUID, dataset.SpecimenLabelInImage = WHOLE_SLIDE, "YES"
+    if kind == "overview":
+        dataset.SOPClassUID, dataset.ImageType = WHOLE_SLIDE, ["ORIGINAL", "PRIMARY", "OVERVIEW", "NONE"]
+    if kind == "colour":
+        dataset.Rows, dataset.Columns, dataset.SamplesPerPixel, dataset.BitsAllocated = 2, 2, 3, 8
+        dataset.PixelData = bytes(12)
+    if kind == "film":
+        dataset.SOPClassUID, dataset.DetectorType = "1.2.840.10008.5.1.4.1.1.1", "FILM"
+    if kind == "digitised":
+        dataset.SOPClassUID, dataset.ImageType = "1.2.840.10008.5.1.4.1.1.1", ["DERIVED", "PRIMARY", "DIGITIZED FILM"]
+    if kind == "paper":
+        dataset.ConversionType = "DF"
+    if kind == "eye":
+        dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.5.1"
     return dataset
 
 
@@ -163,6 +182,14 @@ def suspect(kind: str) -> Dataset:
         ("screen", "ImageType"),
         ("overlay", "spare bits"),
         ("document", "encapsulated document"),
+        ("slide label", "shows a label"),
+        ("slide", "SpecimenLabelInImage is YES"),
+        ("overview", "overview of a slide"),
+        ("colour", "a colour picture among grey images (MR Image Storage)"),
+        ("film", "DetectorType"),
+        ("digitised", "ImageType says that it was digitised from film"),
+        ("paper", "ConversionType says that it was digitised"),
+        ("eye", "a photograph of the eye"),
     ],
 )
 def test_what_may_show_the_name_is_refused_until_someone_has_looked(tmp_path, kind, words):
@@ -261,6 +288,30 @@ def test_pixels_pass_through_bit_for_bit(tmp_path):
         after = pydicom.dcmread(only(tmp_path / name / "out"))
         assert after.PixelData == pixels
         assert after.file_meta.TransferSyntaxUID == syntax
+
+
+@pytest.mark.parametrize(("columns", "bits"), [(16, 16), (15, 8), (13, 1)])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_what_stands_behind_native_pixels_is_left_out(tmp_path, columns, bits, syntax):
+    dataset = Dataset()
+    dataset.Rows, dataset.Columns, dataset.BitsAllocated, dataset.SamplesPerPixel = 15, columns, bits, 1
+    length = (15 * columns * bits + 7) // 8
+    pixels = np.random.default_rng(5).bytes(length)
+    dataset.PixelData = pixels + (b"Canary^Name 4711" + b"!" * (length % 2))
+    dataset["PixelData"].VR = "OW"
+    saved(dataset, tmp_path / "in" / "a.dcm", syntax)
+    assert run(tmp_path / "in", tmp_path / "out").problems == ()
+    assert pydicom.dcmread(only(tmp_path / "out")).PixelData == pixels + b"\0" * (length % 2)
+
+
+def test_pixels_that_nothing_counts_are_refused(tmp_path):
+    dataset = Dataset()
+    dataset.Rows, dataset.BitsAllocated, dataset.SamplesPerPixel = 2, 16, 1
+    dataset.PixelData = b"Canary!!"
+    dataset["PixelData"].VR = "OW"
+    saved(dataset, tmp_path / "in" / "a.dcm")
+    (problem,) = run(tmp_path / "in", tmp_path / "out").problems
+    assert "does not say how many pixels it has" in problem
 
 
 def test_the_report_counts_what_was_done(tmp_path):
