@@ -8,6 +8,7 @@ elsewhere.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
+from jsonschema.exceptions import ValidationError, best_match
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
@@ -129,18 +130,29 @@ def load_wholes(path: Path) -> tuple[Whole, ...]:
     return _contents(Path(path))[1]
 
 
+def _refusal(error: ValidationError, name: str) -> SegmentCodingError:
+    where = _short("/".join(str(step) for step in error.absolute_path) or "the top")
+    if error.validator == "pattern" and isinstance(error.instance, str):
+        odd = "".join(dict.fromkeys(re.sub(r"[ -\[\]-~]", "", error.instance)))
+        if odd:
+            return SegmentCodingError(
+                f"{shown(name)} at {where} holds {_short(repr(odd))} (found {_short(repr(error.instance))}); letters, digits "
+                "and signs of ASCII without a backslash are needed, for viewers of every character set; write it without them"
+            )
+    found = "" if isinstance(error.instance, (dict, list)) else f" (found {error.instance!r})"
+    return SegmentCodingError(
+        f"{shown(name)} at {where}: {_short(error.message)}{_short(found)}; dcmqi's metainfo form with "
+        "SNOMED CT codes (SCT) is needed; compare with segments.schema.json"
+    )
+
+
 def _contents(path: Path) -> tuple[tuple[Segment, ...], tuple[Whole, ...]]:
     document = _read_json(path)
     _check_version(document, path.name)
     _check_keys(document, path.name)
     error = best_match(_validator().iter_errors(document))
     if error is not None:
-        where = "/".join(str(step) for step in error.absolute_path) or "the top"
-        found = "" if isinstance(error.instance, (dict, list)) else f" (found {error.instance!r})"
-        raise SegmentCodingError(
-            f"{shown(path.name)} at {_short(where)}: {_short(error.message)}{_short(found)}; dcmqi's metainfo form with "
-            "SNOMED CT codes (SCT) is needed; compare with segments.schema.json"
-        )
+        raise _refusal(error, path.name)
     items = [item for file in document["segmentAttributes"] for item in file]
     segments = sorted((_segment(item) for item in items), key=lambda segment: segment.number)
     numbers = [segment.number for segment in segments]
