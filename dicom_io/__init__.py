@@ -26,6 +26,7 @@ _DOORS = {
     "read_sr": "objects.sr_read",
     "write_rtstruct": "rtstruct",
     "read_rtstruct": "rtstruct",
+    "read_regions": "rtstruct",
     "write_parametric_map": "parametric",
     "read_parametric_map": "parametric",
     "write_gsps": "presentation",
