@@ -439,7 +439,7 @@ def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
 
 
 def _check_kind(dataset: Dataset, keyword: str, *representations: str) -> None:
-    """Pass if an attribute has the value representation that it needs: pydicom would log some values of others."""
+    """Pass if an attribute has the value representation that it needs: the error of a conversion would hold the value."""
     stored = dataset.get_item(keyword)
     if isinstance(stored, RawDataElement) and vr_of(stored) not in representations:
         raise ValueError(f"its {keyword} has the VR {vr_of(stored)}, {representations[0]} is needed")
@@ -479,7 +479,7 @@ def _whole_numbers(dataset: Dataset, keyword: str) -> tuple[int, ...]:
         return ()
     _check_kind(dataset, keyword, "US", "IS")
     stored = dataset.get_item(keyword)
-    if isinstance(stored, RawDataElement) and vr_of(stored) == "IS":  # pydicom would log text that is no number
+    if isinstance(stored, RawDataElement) and vr_of(stored) == "IS":
         return tuple(int(part) for part in filter(None, stored_text(dataset, keyword).split("\\")))
     return tuple(int(number) for number in _several(dataset.get(keyword)))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import filecmp
 import os
+import re
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -264,9 +265,11 @@ def refusing(path: Path | str) -> Iterator[None]:
 
 
 def broken_file(path: Path | str, error: BaseException | str) -> UnreadableFileError:
-    """The refusal of a file that cannot be read, in this package's words."""
-    text = shown(" ".join(str(error).split())[:160])
-    found = text if isinstance(error, str) else f"{type(error).__name__}: {text}"
+    """The refusal of a file that cannot be read, in this package's words; values that libraries quote may be anybody's name."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, str):
+        text = f"{type(error).__name__}: " + re.sub(r"""(?<!\w)(['"]).*?\1(?!\w)""", "...", text)
+    found = shown(text[:180])
     return UnreadableFileError(
         f"{shown(path)} is broken ({found}); a whole DICOM file is needed; fetch it again or leave it out"
     )

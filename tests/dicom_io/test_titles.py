@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 from hostile_inputs import element, inserted
 from phantoms import lopsided_array, oblique_affine, write_mr_series
+from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
 from dicom_io import Volume, read_series
-from dicom_io.errors import LabelError
+from dicom_io.errors import DicomIoError, LabelError
 from dicom_io.objects.odd_headers import refusing_odd_headers
 from dicom_io.reading.instances import read_instance
 from dicom_io.reading.titles import title_of
@@ -54,6 +55,19 @@ def test_what_cannot_be_told_is_left_out(tmp_path: Path, header: dict[str, objec
     assert "25" not in line(tmp_path, **header)
 
 
+def write_with_name(folder: Path, keyword: str, vr: bytes) -> Path:
+    """A series with a name where another value belongs, and one of its files."""
+
+    def edit(dataset: Dataset, _: int) -> None:
+        if keyword in dataset:
+            del dataset[keyword]
+
+    paths = write_mr_series(folder, lopsided_array(), oblique_affine(), edit=edit)
+    for path in paths:
+        path.write_bytes(inserted(path.read_bytes(), element(Tag(keyword), vr, b"Huber^Klara ")))
+    return paths[0]
+
+
 KEYWORDS = {
     "SeriesNumber": b"IS",
     "InstanceNumber": b"IS",
@@ -67,12 +81,7 @@ KEYWORDS = {
 def test_a_value_of_another_kind_is_neither_told_nor_logged(
     tmp_path: Path, keyword: str, vr: bytes, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
-    def edit(dataset: Dataset, _: int) -> None:
-        if keyword in dataset:
-            del dataset[keyword]
-
-    for path in write_mr_series(tmp_path, lopsided_array(), oblique_affine(), edit=edit):
-        path.write_bytes(inserted(path.read_bytes(), element(Tag(keyword), vr, b"Huber^Klara ")))
+    path = write_with_name(tmp_path, keyword, vr)
 
     @refusing_odd_headers
     def write(volume: Volume) -> None:
@@ -84,3 +93,11 @@ def test_a_value_of_another_kind_is_neither_told_nor_logged(
     with pytest.raises(LabelError, match=keyword if vr in (b"IS", b"DS") else "AttributeError") as refused:
         write(read_series(tmp_path))
     assert "HUBER" not in f"{told} {refused.value} {caplog.text} {[str(one.message) for one in recwarn]}".upper()
+
+
+@pytest.mark.parametrize("keyword", ["ImageOrientationPatient", "PhotometricInterpretation", "RescaleSlope"])
+def test_a_refusal_quotes_no_value_of_a_header(tmp_path: Path, keyword: str) -> None:
+    write_with_name(tmp_path, keyword, dictionary_VR(keyword).encode())
+    with pytest.raises(DicomIoError) as refused:
+        read_series(tmp_path)
+    assert "huber" not in str(refused.value).lower()
