@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import REPOSITORY
@@ -21,9 +22,11 @@ def test_the_python_of_the_dicom_how_to_runs(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "segments.json").write_text(json.dumps(segments))
     page = (REPOSITORY / "docs/how-to/dicom-from-python.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     monkeypatch.chdir(tmp_path)
-    exec("\n".join(blocks), {})
+    names: dict[str, Any] = {}
+    exec("\n".join(blocks), names)
+    assert (names["numbered"] == names["labels"].array).all()
     assert {path.name for path in tmp_path.glob("*.dcm")} == {"seg.dcm", "rtstruct.dcm", "sr.dcm"}
 
 
