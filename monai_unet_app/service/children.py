@@ -191,10 +191,12 @@ def serve(prepare: Callable[[], Callable[[Message], Message]], facts: Callable[[
 
 def _take(tasks: queue.SimpleQueue[Message], say: Callable[[Message], None]) -> None:
     """Reads what the node says: a heart-beat is answered at once, a task waits its turn."""
-    for line in sys.stdin:
-        message = json.loads(line)
-        if message == BEAT:
-            say(BEAT)
-        else:
-            tasks.put(message)
-    os._exit(0)  # the node is gone: whoever takes its place begins this task anew
+    try:
+        for line in sys.stdin:
+            message = json.loads(line)
+            if message == BEAT:
+                say(BEAT)
+            else:
+                tasks.put(message)
+    finally:
+        os._exit(0)  # the node is gone, also where it no longer hears: whoever takes its place begins this task anew
