@@ -14,7 +14,8 @@ storescu where it is installed in /usr/bin, else pynetdicom. The receivers:
   nothing.
 
 They receive in turns, each in a new process and an empty folder. Prints instances a second, best and median, and how many times
-ours each other is. Exit code 1 if ours takes fewer than 80 a second in its best round, or something does not arrive.
+ours each other is. Exit code 1 if ours takes fewer than half of what pynetdicom takes with the same promise, best round against
+best round, or something does not arrive: how many a second it is depends on the disk, which is asked twice for each instance.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ from typing import Any
 from claims import judged
 from dicom_sides import DATA, REPOSITORY, make_ct
 
-LEAST_A_SECOND = 80.0
-OURS = "ours"
+LEAST_SHARE = 0.5
+OURS, FORCED = "ours", "pynetdicom, forced"
 DCMTK = Path("/usr/bin")  # pynetdicom brings programs of the same names beside this Python
 TITLE = "RECEIVER"
 
@@ -72,7 +73,7 @@ def receivers(scratch: Path) -> dict[str, Receiver]:
     """Who takes part: for each a `with` that receives into a folder and gives its port."""
     found: dict[str, Receiver] = {
         OURS: partial(in_own_process, ours),
-        "pynetdicom, forced": partial(in_own_process, bare, True),
+        FORCED: partial(in_own_process, bare, True),
         "pynetdicom, not forced": partial(in_own_process, bare, False),
     }
     compiler = shutil.which("gcc") or shutil.which("cc")
@@ -104,7 +105,7 @@ def shown(found: dict[str, list[float]]) -> int:
         middle = statistics.median(them / us for them, us in zip(speeds, found[OURS], strict=True))
         times = "" if name == OURS else f"  {best:5.2f}x best {middle:5.2f}x median"
         print(f"  {name:28} best {max(speeds):6.1f}/s  median {statistics.median(speeds):6.1f}/s{times}")
-    return int(not judged("instances a second, ours", max(found[OURS]), LEAST_A_SECOND))
+    return int(not judged(f"ours / {FORCED}", max(found[OURS]) / max(found[FORCED]), LEAST_SHARE))
 
 
 def sender_name() -> str:
