@@ -11,8 +11,8 @@ same place. They read in turns, each in a process of its own, out of the cache o
 that only reads: it takes part with the call that its manual gives, `dicom_series_to_nifti`, to a file without compression,
 and, not judged, with what is inside of that: no copy of the folder, no file, no turning of axes. For JPEG 2000 the codec alone
 decodes the same pictures out of memory on all cores: no reader that uses it (OpenJPEG, as all of these do) can be faster, so
-ours is held to a part of its speed. How far it is ahead of SimpleITK, which decodes on several cores too, is printed as the most
-that can be reached.
+ours is held to a part of its speed. How far it is ahead of SimpleITK, which decodes on several cores too, is printed as the
+most that can be reached.
 PEERS is a folder of packages for dicom2nifti only (the extra `peers` installs the same into the environment, and with it a
 decoder that pydicom would then use in ours too).
 
