@@ -191,9 +191,12 @@ def _position_by_position(
 
 
 def _goes_with_time(stacks: Sequence[Stack], marks: Sequence[Mark], places: _Places) -> bool:
-    """Whether no time that every slice has runs backwards at a position from one stack to the next."""
+    """Whether no time that every slice has runs backwards at a position from one stack to the next. ContentTime is that of a
+    picture's making (PS3.3 C.7.6.1): reconstructed side by side, later pictures may be made before earlier ones.
+    """
     order = [(places.of[index], n, index) for n, stack in enumerate(stacks) for index in stack.members]
-    times = [mark for mark in marks if mark.keyword in TIMES and all(mark.numbers[index] for _, _, index in order)]
+    times = [mark for mark in marks if mark.keyword in TIMES and mark.keyword != "ContentTime"]
+    times = [mark for mark in times if all(mark.numbers[index] for _, _, index in order)]
     pairs = [(one[2], other[2]) for one, other in pairwise(sorted(order)) if one[0] == other[0]]
     return all(mark.numbers[one] <= mark.numbers[other] for mark in times for one, other in pairs)
 

@@ -236,6 +236,12 @@ def test_stacks_without_any_mark_are_counted_by_instance_number(tmp_path: Path, 
     assert "the slices at each position were counted in order of InstanceNumber" in notes[0]
 
 
+def test_the_order_in_which_pictures_were_made_says_nothing_against_their_numbers(tmp_path: Path) -> None:
+    made = lambda n, k: {"ContentTime": f"1200{(7 * n * k + 3 * n) % 60:02d}"}  # noqa: E731
+    folder = write_stacks(tmp_path, lambda n, k: one_after_another(n, k) | made(n, k), count=4)
+    check_read(folder, [0, 1, 2, 3])
+
+
 @pytest.mark.parametrize("numbers", [one_after_another, position_by_position])
 def test_directions_that_are_named_nowhere_are_counted_by_instance_number(tmp_path: Path, numbers) -> None:
     folder = write_stacks(tmp_path, lambda n, k: numbers(n, k) | {"DiffusionBValue": 1000.0 * (n > 0)}, count=4)
