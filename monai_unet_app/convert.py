@@ -1,4 +1,6 @@
-"""NIfTI cases to DICOM: an MR or CT series and the labels' SEG for each, so that DICOM work can be tried on any images."""
+"""NIfTI cases to DICOM: an MR or CT series and the labels' SEG for each, so that DICOM work can be tried on any images. And
+regions of a structure set to a label file, for training.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +8,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dicom_io.coding import Segment
 from dicom_io.dicomize import ConvertedModality, dicomize
 from dicom_io.errors import DicomIoError
+from dicom_io.itk_files import write_itk
+from dicom_io.read import ReadOptions
+from dicom_io.rtstruct import read_regions
 from monai_unet_app.data.cases import CaseFiles
 from monai_unet_app.data.labels import read_labels
-from monai_unet_app.data.read import read_volume
-from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.data.read import has_ending, read_volume
+from monai_unet_app.errors import InputRefusedError, UsageError
+
+LABEL_ENDINGS = (".nrrd", ".mha")
+"""Of files that `label_file` writes."""
 
 
 def dicomize_cases(
@@ -67,3 +77,42 @@ def dicomize_cases(
             )
         step(case.id)
     return rows, problems
+
+
+def label_file(
+    structure_set: Path, image: Path, names: Sequence[str], output: Path, options: ReadOptions | None = None
+) -> list[dict[str, Any]]:
+    """Writes regions of a structure set as one label map on their image's grid: the first name is label 1, and so on.
+
+    Args:
+        structure_set: An RTSTRUCT by whatever software.
+        image: The series that it was drawn on: a folder or a file.
+        names: ROINames. Where regions overlap, the later one has the voxel.
+        output: Ends in .nrrd or .mha.
+        options: How to read the series.
+
+    Returns:
+        One row a region: label, name, voxels that it has in the file, and voxels that a later region has instead.
+
+    Raises:
+        UsageError: The output has another ending.
+        InputRefusedError: The series, the structure set or a name is refused; the grid is sheared; nothing can be written.
+    """
+    if not has_ending(output, LABEL_ENDINGS):
+        raise UsageError(f"--output {output.name} is no label file; give one that ends in {' or '.join(LABEL_ENDINGS)}")
+    volume = read_volume(image, options)
+    try:
+        regions = read_regions(structure_set, volume, names).array
+        labels = np.zeros(regions.shape[:3], np.uint8 if len(names) < 256 else np.uint16)
+        for number in range(1, len(names) + 1):
+            labels[regions[..., number - 1] > 0] = number
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_itk(labels, volume, output)
+    except DicomIoError as error:
+        raise InputRefusedError(f"{structure_set.name}: {error}") from error
+    kept = np.bincount(labels.ravel(), minlength=len(names) + 1)[1:].tolist()
+    drawn = regions.reshape(-1, len(names)).sum(axis=0).tolist()
+    return [
+        {"label": number, "name": name, "voxels": here, "overlapped": all_in_all - here}
+        for number, (name, here, all_in_all) in enumerate(zip(names, kept, drawn, strict=True), start=1)
+    ]

@@ -54,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _demo(verb)
     _dicomize(verb)
+    _regions(verb)
     _inspect(verb)
     _train(verb)
     _calibrate(verb)
@@ -97,6 +98,22 @@ def _dicomize(verb: Verb) -> None:
     parser.add_argument(
         "--modality", choices=["MR", "CT"], default="MR", help="what the images are; CT: values in HU (default: MR)"
     )
+
+
+def _regions(verb: Verb) -> None:
+    parser = verb(
+        verbs.regions,
+        "write regions of a structure set as a label file to train with",
+        "monai-unet regions rtstruct.dcm --image SERIES --roi Liver Tumour --output labels/case_01.nrrd",
+    )
+    parser.add_argument("structure_set", metavar="RTSTRUCT", type=place, help="a structure set, by whatever software")
+    parser.add_argument("--image", type=place, required=True, help="the series that it was drawn on")
+    parser.add_argument(
+        "--roi", nargs="+", required=True, metavar="NAME",
+        help="ROIName: the first becomes label 1, and so on; where two overlap, the later one counts",
+    )  # fmt: skip
+    parser.add_argument("--output", type=place, required=True, help="label file, .nrrd or .mha")
+    add_reading(parser)
 
 
 def _inspect(verb: Verb) -> None:

@@ -161,6 +161,20 @@ def dicomize(options: argparse.Namespace) -> Answer:
     return {"cases": rows, "problems": problems}, EXIT_REFUSED if problems else EXIT_DONE
 
 
+def regions(options: argparse.Namespace) -> Answer:
+    from monai_unet_app.convert import label_file
+
+    check_writable(options.output.parent)
+    rows = label_file(options.structure_set, options.image, options.roi, options.output, read_options(options))
+    if not options.json:
+        table = Table("label", Column("region", overflow="fold"), "voxels", "taken by a later region")
+        for row in rows:
+            table.add_row(str(row["label"]), escape(row["name"]), str(row["voxels"]), str(row["overlapped"]))
+        out.print(table)
+        out.print(f"written: {escape(str(options.output))}")
+    return {"output": str(options.output), "regions": rows}, EXIT_DONE
+
+
 def train(options: argparse.Namespace) -> Answer:
     from monai_unet_app.bundle import bundle_files
 
