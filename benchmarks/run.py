@@ -197,7 +197,7 @@ def page(done: list[Run]) -> str:
             lines += ["Not measured: its data were absent."]
         else:
             verdict = "every target is reached" if one.code == 0 else "a target is missed, or it broke"
-            lines += ["```", *one.printed.rstrip().splitlines(), "```", "", f"Exit code {one.code}: {verdict}."]
+            lines += ["```text", *one.printed.rstrip().splitlines(), "```", "", f"Exit code {one.code}: {verdict}."]
     return "\n".join(lines) + "\n"
 
 
