@@ -31,7 +31,7 @@ from claims import judged
 from numpy.typing import NDArray
 
 from monai_unet_app.metrics import EvaluationPlan
-from monai_unet_app.metrics.cases import CaseArrays, ClassScores, score_masks
+from monai_unet_app.metrics.case_scores import CaseArrays, ClassScores, score_masks
 from monai_unet_app.metrics.reliability import count_reliability
 
 SPACING_MM = (0.8, 0.8, 1.5)

@@ -35,9 +35,9 @@ from dicom_io.net.destination import parse_destination
 from dicom_io.net.exchange import send
 from dicom_io.net.scp import Listen, Provider
 from monai_unet_app.data.read import read_volume
-from monai_unet_app.service.children import resident_bytes
+from monai_unet_app.service.child_processes import resident_bytes
 from monai_unet_app.service.node import Node
-from monai_unet_app.service.site import read_site
+from monai_unet_app.service.site_file import read_site
 from monai_unet_app.shipped import shipped
 
 MOST_S, MOST_MB = 5.0, 150.0

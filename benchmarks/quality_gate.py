@@ -26,10 +26,10 @@ from scipy import ndimage, stats
 
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle, load_bundle
-from monai_unet_app.calibration.border import LEAST_PART
-from monai_unet_app.calibration.confidence import spacing_of
 from monai_unet_app.calibration.corruptions import dice_of_whole, spoil, ways_for
-from monai_unet_app.calibration.features import on_border
+from monai_unet_app.confidence.border import LEAST_PART
+from monai_unet_app.confidence.features import on_border
+from monai_unet_app.confidence.statements import spacing_of
 from monai_unet_app.data.cases import find_data, find_images
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError

@@ -21,11 +21,11 @@ from pydicom.uid import MRImageStorage, ParametricMapStorage
 from dicom_io import proof
 from dicom_io.errors import LabelError
 from dicom_io.objects import identity, proof_images, source_images
-from dicom_io.objects.carried import copied
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.odd_headers import refusing_odd_headers
-from dicom_io.objects.places import check_frame_of_reference, check_patient_space, plane_of
+from dicom_io.objects.patient_and_study import copied
 from dicom_io.objects.seg_object import NOT_OF_A_SLICE, refer, stand_in_place, thickness_mm
+from dicom_io.objects.slice_positions import check_frame_of_reference, check_patient_space, plane_of
 from dicom_io.objects.source_images import SourceImages
 from dicom_io.reading.instances import load_object, refusing
 from dicom_io.volume import Volume

@@ -1,11 +1,11 @@
 """Read what was written a second time and compare it, in patient millimetres, with the result and its source.
 
-What is independent of what: files are read by `walk`, which shares no code with their writers (pydicom, highdicom and the
+What is independent of what: files are read by `raw_parser`, which shares no code with their writers (pydicom, highdicom and the
 encoders here), compressed frames by other codecs where there are any, and contours are filled by `raster`, which does not know
 how they were drawn. Every frame or contour is placed by its own headers, and the slice that it names by SOP Instance UID must
 lie in the same plane. A shuffled list of source images passes every validator and is caught here. Where the slices of the
 source lie is not independent: it comes from the headers that the writer has read. A second opinion on these, by ITK, is asked
-before writing (`places.check_grid`): of the values of three headers, not of how a file is taken apart.
+before writing (`slice_positions.check_grid`): of the values of three headers, not of how a file is taken apart.
 
 Compared too: patient, study and frame of reference, the references to the source, and what the segments are called, mean and
 look like.
@@ -31,12 +31,12 @@ from pydicom.dataset import Dataset
 from dicom_io.coding import Segment
 from dicom_io.errors import GeometryProofError
 from dicom_io.objects import identity, proof_headers
-from dicom_io.objects.places import Slice, apart_mm, slices_of, tolerance_mm, values_at
 from dicom_io.objects.proof_frames import check_dimensions, check_groups, seg_frames
 from dicom_io.objects.raster import even_odd, painted
+from dicom_io.objects.raw_parser import items, text, walk_file, whole
 from dicom_io.objects.rt_contours import SliceContours, contours_by_slice, off_half_way
 from dicom_io.objects.seg_frames import SegFrame
-from dicom_io.objects.walk import items, text, walk_file, whole
+from dicom_io.objects.slice_positions import Slice, apart_mm, slices_of, tolerance_mm, values_at
 from dicom_io.volume import Volume
 
 Floats = NDArray[np.float64]

@@ -16,9 +16,9 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from dicom_io.errors import DicomIoError, SeriesGeometryError, SeriesSelectionError
-from dicom_io.reading.gate import ReadOptions, Stack, check_complete, check_ends, pixel_mm, place_of, stack_of
 from dicom_io.reading.headers import patient_digest
 from dicom_io.reading.instances import Instance, refusing
+from dicom_io.reading.ordering import ReadOptions, Stack, check_complete, check_ends, pixel_mm, place_of, stack_of
 from dicom_io.reading.pixels import decode_frames
 from dicom_io.reading.repair import resample
 from dicom_io.reading.series import Scan, SeriesRef, Source, counted, files_below, scan_source, summary, survey_files

@@ -15,9 +15,9 @@ from pydicom.sr.coding import Code
 from dicom_io import proof
 from dicom_io.errors import GeometryProofError, LabelError
 from dicom_io.objects import identity, proof_headers
-from dicom_io.objects.carried import transcribed
 from dicom_io.objects.odd_headers import refusing_odd_headers
-from dicom_io.objects.walk import items, referenced_uids, text, walk_file
+from dicom_io.objects.patient_and_study import transcribed
+from dicom_io.objects.raw_parser import items, referenced_uids, text, walk_file
 from dicom_io.reading.headers import is_person_name
 
 REASONS: dict[str, Code] = {

@@ -27,10 +27,10 @@ from dicom_io.objects.contours import contours
 from dicom_io.objects.grid import named_slices, told_slices
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.odd_headers import refusing_odd_headers
-from dicom_io.objects.places import TOLERANCE_VOXELS, check_grid, check_patient_space, slices_of
 from dicom_io.objects.raster import entangled, filled
 from dicom_io.objects.rt_contours import walk_rtstruct, without_area, without_repeats
 from dicom_io.objects.rt_object import build_rtstruct
+from dicom_io.objects.slice_positions import TOLERANCE_VOXELS, check_grid, check_patient_space, slices_of
 from dicom_io.reading.headers import shown_uid
 from dicom_io.reading.instances import load_object, refusing
 from dicom_io.reading.titles import without_patient

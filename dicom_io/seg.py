@@ -18,9 +18,9 @@ from dicom_io.errors import LabelError
 from dicom_io.objects import identity
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.odd_headers import refusing_odd_headers
-from dicom_io.objects.places import check_grid, slices_of
 from dicom_io.objects.seg_object import SegEncoding, build_seg
 from dicom_io.objects.seg_read import read_seg, read_segments
+from dicom_io.objects.slice_positions import check_grid, slices_of
 from dicom_io.volume import Volume, slice_by_slice
 
 __all__ = ["check_labels", "in_slices", "read_seg", "read_segments", "write_seg"]

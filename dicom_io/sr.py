@@ -18,13 +18,13 @@ from dicom_io import proof
 from dicom_io.coding import Segment, Whole
 from dicom_io.errors import GeometryProofError, LabelError
 from dicom_io.objects import identity
-from dicom_io.objects.carried import can_hold, transcribed
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.measure import SegmentMeasures, measure_segment
 from dicom_io.objects.odd_headers import refusing_odd_headers
+from dicom_io.objects.patient_and_study import can_hold, transcribed
+from dicom_io.objects.raw_parser import items, referenced_uids, walk_file
 from dicom_io.objects.seg_object import SYNTAXES, seg_uid
 from dicom_io.objects.source_images import add_side, mask_on, rescale_type
-from dicom_io.objects.walk import items, referenced_uids, walk_file
 from dicom_io.reading.headers import is_person_name, shown_uid
 from dicom_io.reading.instances import load_dataset
 from dicom_io.seg import check_labels, in_slices

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle, SeenCase, check_unseen, load_bundle
-from monai_unet_app.calibration.confidence import Assessment
-from monai_unet_app.calibration.judged import Judged, JudgedWhole, judge, judge_wholes, summarise_statements
+from monai_unet_app.confidence.statement_audit import Judged, JudgedWhole, judge, judge_wholes, summarise_statements
+from monai_unet_app.confidence.statements import Assessment
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.cases import CaseFiles, data_row, find_data, subjects_of
 from monai_unet_app.data.digest import dataset_sha256

@@ -37,7 +37,7 @@ from monai_unet_app.inference.windows import Slices, WindowPlan, plan_windows
 from monai_unet_app.metrics import EvaluationPlan
 from monai_unet_app.pipeline import Case, on_volume, predict, preprocess
 from monai_unet_app.report import CasePicture, case_figure
-from monai_unet_app.report.pictures import png
+from monai_unet_app.report.case_pictures import png
 
 Method = Literal["occlusion", "gradcam", "gradient"]
 PARTS = 8

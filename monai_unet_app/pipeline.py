@@ -17,16 +17,9 @@ from numpy.typing import NDArray
 
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
-from monai_unet_app.calibration.confidence import (
-    Assessment,
-    Confidence,
-    Setting,
-    assess,
-    read_confidence,
-    structures_of,
-)
-from monai_unet_app.calibration.features import Structure
-from monai_unet_app.calibration.shift import LayerWatch, image_features
+from monai_unet_app.confidence.features import Structure
+from monai_unet_app.confidence.shift import LayerWatch, image_features
+from monai_unet_app.confidence.statements import Assessment, Confidence, Setting, assess, read_confidence, structures_of
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import check_rules

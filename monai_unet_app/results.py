@@ -23,13 +23,13 @@ from PIL import Image
 from dicom_io.errors import DicomIoError
 from dicom_io.itk_files import write_itk
 from dicom_io.objects.identity import ObjectKind
-from dicom_io.objects.places import second_opinion_note
 from dicom_io.objects.seg_object import SYNTAXES, SegEncoding
+from dicom_io.objects.slice_positions import second_opinion_note
 from dicom_io.read import ReadOptions
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app import __version__
 from monai_unet_app.bundle import Bundle, load_bundle
-from monai_unet_app.calibration.confidence import Assessment, Confidence, read_confidence
+from monai_unet_app.confidence.statements import Assessment, Confidence, read_confidence
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.cases import CaseFiles, case_id, told
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume

@@ -32,9 +32,9 @@ from dicom_io.read import read_series
 from dicom_io.rtstruct import write_rtstruct
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle import BundleFiles
-from monai_unet_app.calibration.fitted_to import fitted_to
 from monai_unet_app.cli import show
 from monai_unet_app.cli.parser import build_parser
+from monai_unet_app.confidence.fitted_to import fitted_to
 from monai_unet_app.data.read import read_volume
 
 BUNDLE = str(REPOSITORY / "bundles" / "hippocampus_mri_unet3d")

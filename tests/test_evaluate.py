@@ -15,7 +15,7 @@ from conftest import EXAMPLES
 from small_data import drawn_eyes, few_examples, set_calibration
 
 from monai_unet_app.bundle import load_bundle, run_overlay
-from monai_unet_app.calibrate import calibrate_bundle
+from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
 from monai_unet_app.data.cases import by_partition, find_data
 from monai_unet_app.data.digest import image_fingerprint
 from monai_unet_app.data.read import read_volume

@@ -29,9 +29,9 @@ from make_folds import TABLE as TABLE_OF_FOLDS
 from make_folds import read_table, state
 
 from monai_unet_app.bundle import CONFIDENCE, bundle_files, load_bundle
-from monai_unet_app.calibrate import calibrate_bundle, known_rows, state_confidence
-from monai_unet_app.calibrate import summary as summary_of_statements
-from monai_unet_app.calibration.fitted_to import Setting, write_fitted_to
+from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle, known_rows, state_confidence
+from monai_unet_app.calibration.calibrate_bundle import summary as summary_of_statements
+from monai_unet_app.confidence.fitted_to import Setting, write_fitted_to
 from monai_unet_app.config import resolve_device
 from monai_unet_app.data.cases import find_data
 from monai_unet_app.data.labels import read_labels

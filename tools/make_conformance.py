@@ -30,9 +30,8 @@ from dicom_io.errors import DicomIoError  # noqa: E402
 from dicom_io.net import (  # noqa: E402
     association,
     availability,
-    commitment,
-    committing,
     destination,
+    dicomweb,
     messages,
     outcome,
     query,
@@ -42,16 +41,17 @@ from dicom_io.net import (  # noqa: E402
     service,
     store,
     tls,
-    web,
 )
+from dicom_io.net import commitment_provider as provider  # noqa: E402
+from dicom_io.net import commitment_user as user  # noqa: E402
 from dicom_io.objects import identity, seg_object  # noqa: E402
 from dicom_io.objects.measure import SegmentMeasures  # noqa: E402
 from dicom_io.read import read_series  # noqa: E402
-from dicom_io.reading import bounded, keywords  # noqa: E402
+from dicom_io.reading import bounded, kept_attributes  # noqa: E402
 from dicom_io.reading.codecs import decoder_of, is_available  # noqa: E402
 from dicom_io.reading.frames import MAX_VOXELS  # noqa: E402
 from dicom_io.reading.geometry import JITTER_SHARE, MOST_JITTER_MM  # noqa: E402
-from monai_unet_app.service.site import NodeConfig  # noqa: E402
+from monai_unet_app.service.site_file import NodeConfig  # noqa: E402
 
 TARGET = REPOSITORY / "docs" / "conformance.md"
 LIBRARIES = ("pydicom", "highdicom", "pynetdicom")
@@ -339,11 +339,11 @@ def _commitment_user() -> str:
 
 {_named(association.COMMITMENT)}, in the uncompressed transfer syntaxes,
 with the well-known instance {association.COMMITMENT_INSTANCE}.
-The N-ACTION (type {commitment.REQUEST_COMMITMENT}) has a TransactionUID of its own and references to all instances that were
+The N-ACTION (type {provider.REQUEST_COMMITMENT}) has a TransactionUID of its own and references to all instances that were
 named; Storage Media File-Set attributes are not sent. Any status but 0x0000 is a failure.
 
 The N-EVENT-REPORT is taken over the same association, which is kept open for it: as long as the caller waits, or for
-{committing.HOLD_S:g} s where a provider of ours listens too, to which the archive then may report over an association of its
+{user.HOLD_S:g} s where a provider of ours listens too, to which the archive then may report over an association of its
 own, with the SCP role. An instance counts as committed only where ReferencedSOPSequence of the report lists it, with its SOP
 class, and FailedSOPSequence does not. What the report does not mention, and everything if no report comes in time, is
 "unreported".
@@ -352,7 +352,7 @@ class, and FailedSOPSequence does not. What the report does not mention, and eve
 |---|---|
 | 0x0000 | it is taken |
 | 0x{service.INVALID_ARGUMENT:04X} | it is on a transaction that is not waited for, or a UID is none |
-| 0x{service.NO_SUCH_EVENT:04X} | its event type is not {commitment.ALL_THERE} or {commitment.FAILURES_EXIST} |
+| 0x{service.NO_SUCH_EVENT:04X} | its event type is not {provider.ALL_THERE} or {provider.FAILURES_EXIST} |
 | 0x{service.RESOURCE_LIMITATION:04X} | its data set is larger than section 2 says |"""
 
 
@@ -365,11 +365,11 @@ def _commitment_provider() -> str:
     statuses = [
         ("0x0000", "the request is accepted and kept; a report follows"),
         (f"0x{service.NO_SUCH_INSTANCE:04X}", "it is not for the well-known instance"),
-        (f"0x{service.NO_SUCH_ACTION:04X}", f"its action type is not {commitment.REQUEST_COMMITMENT}"),
+        (f"0x{service.NO_SUCH_ACTION:04X}", f"its action type is not {provider.REQUEST_COMMITMENT}"),
         (f"0x{service.INVALID_ARGUMENT:04X}", "a UID is missing or is none, or no instance is referenced"),
         (f"0x{service.CLASS_CONFLICT:04X}", "its SOP class is not that of its presentation context"),
         (
-            f"0x{commitment.DUPLICATE_TRANSACTION:04X}",
+            f"0x{provider.DUPLICATE_TRANSACTION:04X}",
             "its TransactionUID is that of a request of the same AE title that is not yet reported on, with other references",
         ),
         (f"0x{service.RESOURCE_LIMITATION:04X}", "its data set is larger than section 2 says, or as the program says"),
@@ -388,10 +388,10 @@ has the SOP class and UID of the reference. How long instances are kept after th
 
 {_table(("FailureReason", "when"), reasons)}
 
-The N-EVENT-REPORT has event type {commitment.ALL_THERE} where all is there, else {commitment.FAILURES_EXIST}. It goes over a
+The N-EVENT-REPORT has event type {provider.ALL_THERE} where all is there, else {provider.FAILURES_EXIST}. It goes over a
 new association to the address that is configured for the calling AE title, with the SCP role proposed and the SCU role not; a
 peer that answers no role selection gets it too. Where no address is configured it goes over the association of the request,
-while that is open. A report that is not answered with 0x0000 is sent again: {commitment.TRIES} times in all where requests are
+while that is open. A report that is not answered with 0x0000 is sent again: {provider.TRIES} times in all where requests are
 kept in memory, else as the program says. The same request may come again and is reported on again. RetrieveAETitle and Storage
 Media File-Set attributes are neither used nor sent."""
 
@@ -419,14 +419,14 @@ transfer syntaxes, where a program adds it. A notification is taken whole or not
 
 
 def _web() -> str:
-    largest = f"at most {web.MOST_INSTANCES} instances and {web.MOST_BYTES // 2**20} MiB a request"
+    largest = f"at most {dicomweb.MOST_INSTANCES} instances and {dicomweb.MOST_BYTES // 2**20} MiB a request"
     file = 'multipart/related; type="application/dicom"'
     services = [
         (
             "QIDO-RS",
             "studies; a study's series; a series' instances",
             "application/dicom+json",
-            f"same keys as C-FIND; pages of {web.PAGE} by limit and offset",
+            f"same keys as C-FIND; pages of {dicomweb.PAGE} by limit and offset",
         ),
         ("WADO-RS", "a study, a series, an instance", f"{file}; transfer-syntax=*", "as it is held there"),
         (
@@ -445,7 +445,7 @@ PixelDataProviderURL are not followed. Times are those of section 2.
 
 STOW-RS: an instance counts as sent only if ReferencedSOPSequence of the answer lists it; with a WarningReason it is
 "warning". FailedSOPSequence makes it "refused" with the FailureReason, or "already there" where that is
-0x{outcome.DUPLICATE_INSTANCE:04X}. HTTP status {", ".join(map(str, web._REFUSED))} is searched for the
+0x{outcome.DUPLICATE_INSTANCE:04X}. HTTP status {", ".join(map(str, dicomweb._REFUSED))} is searched for the
 same lists. What the answer does not mention is "failed". Other HTTP errors make all that is left "failed", or end the call
 where nothing was sent. There is no echo in DICOMweb; a search for one study takes its place."""
 
@@ -486,7 +486,7 @@ Files with preamble and File Meta Information are read, and those without. A fil
 
 Any SOP class with pixels and rows, single-frame, multi-frame with functional groups, or a Siemens mosaic: grey values of one
 even stack in patient space, or one picture (grey, RGB, YBR or PALETTE COLOR) without it. At most {MAX_VOXELS} voxels.
-Slices at one position are told apart by {", ".join(keywords.MARKS)}; by {keywords.RUNNING_NUMBER} only
+Slices at one position are told apart by {", ".join(kept_attributes.MARKS)}; by {kept_attributes.RUNNING_NUMBER} only
 where nothing else does, and where it runs stack by stack or position by position.
 
 Tolerated, and noted: slices off an even grid by up to {JITTER_SHARE:.0%} of the gap and {MOST_JITTER_MM:g} mm; a stack

@@ -23,15 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from monai_unet_app.bundle import CONFIDENCE, Bundle, load_bundle
-from monai_unet_app.calibrate import COVERAGE, calibrate_bundle
-from monai_unet_app.calibration.confidence import (
-    Measured,
-    Setting,
-    SizeStatement,
-    expected_size,
-    together,
-    voxel_size,
-)
+from monai_unet_app.calibration.calibrate_bundle import COVERAGE, calibrate_bundle
+from monai_unet_app.confidence.statements import Measured, Setting, SizeStatement, expected_size, together, voxel_size
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.cases import find_data
 from monai_unet_app.data.read import read_volume

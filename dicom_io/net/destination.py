@@ -1,6 +1,6 @@
 """Where to send to and fetch from: a DICOM node or a DICOMweb service, and a profile that says what it wants to have.
 
-Destinations come from a site's file (`site.read_site`) or from one word of the command line (`parse_destination`).
+Destinations come from a site's file (`destination_file.read_site`) or from one word of the command line (`parse_destination`).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from dicom_io.net.decompress import decompress
 from dicom_io.net.outcome import Fetched, Outcome
 from dicom_io.net.outgoing import Outgoing
 from dicom_io.net.query import Query
-from dicom_io.objects.carried import CARRIED_TAGS
+from dicom_io.objects.patient_and_study import CARRIED_TAGS
 from dicom_io.reading.instances import READ_ERRORS, load_dataset
 
 _OWNER = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "PatientID")

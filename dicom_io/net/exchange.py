@@ -11,14 +11,14 @@ from pathlib import Path
 from pydicom.dataset import Dataset
 
 from dicom_io.errors import NetworkError
-from dicom_io.net import scu, web
-from dicom_io.net.arrivals import OnStored
-from dicom_io.net.committing import Committed, Reports, request_commitment
+from dicom_io.net import dicomweb, scu
+from dicom_io.net.commitment_user import Committed, Reports, request_commitment
 from dicom_io.net.destination import Destination, DestinationError, DicomWeb, Dimse
 from dicom_io.net.duplicates import Archive
 from dicom_io.net.outcome import Fetched, Outcome
 from dicom_io.net.outgoing import Each, Outgoing, prepared
 from dicom_io.net.query import Query, QueryError
+from dicom_io.net.retrieved import OnStored
 from dicom_io.net.scp import Listen, listen_for
 from dicom_io.net.store import Stored, is_uid
 
@@ -37,7 +37,7 @@ def echo(destination: Destination) -> Echo:
     Raises:
         NetworkError: It does not; the message says why.
     """
-    way = web if isinstance(destination.peer, DicomWeb) else scu
+    way = dicomweb if isinstance(destination.peer, DicomWeb) else scu
     return Echo(destination.label, way.echo(destination))
 
 
@@ -82,7 +82,7 @@ def _why_held_back(item: Outgoing, outcomes: list[Outcome], misencoded: set[str]
 
 def _stored(destination: Destination, items: list[Outgoing], each: Each, *, anything_before: bool) -> list[Outcome]:
     """Raises NetworkError where nothing could be sent, neither of these nor anything before."""
-    way = web if isinstance(destination.peer, DicomWeb) else scu
+    way = dicomweb if isinstance(destination.peer, DicomWeb) else scu
     archive = Archive(lambda query: find(destination, query), lambda query, folder: fetch(destination, query, folder))
 
     def unless_duplicate(outcome: Outcome) -> None:
@@ -132,7 +132,7 @@ def commit(
     reports: Reports | None = None,
     wait_s: float = 60.0,
 ) -> Committed:
-    """Asks a destination to say that it keeps what was sent to it, see `committing.request_commitment`.
+    """Asks a destination to say that it keeps what was sent to it, see `commitment_user.request_commitment`.
 
     Raises:
         DestinationError: It speaks DICOMweb, which has no storage commitment.
@@ -158,7 +158,7 @@ def find(destination: Destination, query: Query) -> tuple[Dataset, ...]:
     Raises:
         NetworkError: The destination could not be reached, or refused.
     """
-    way = web if isinstance(destination.peer, DicomWeb) else scu
+    way = dicomweb if isinstance(destination.peer, DicomWeb) else scu
     return tuple(way.find(destination, query))
 
 
@@ -210,7 +210,7 @@ def _studies(destination: Destination, query: Query) -> list[Query]:
 
 def _retrieval(destination: Destination) -> Callable[..., Fetched]:
     if not isinstance(destination.peer, Dimse):
-        return web.fetch
+        return dicomweb.fetch
     return scu.move if destination.peer.retrieve == "move" else scu.get
 
 

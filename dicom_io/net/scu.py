@@ -15,7 +15,6 @@ from pynetdicom.presentation import PresentationContext
 from pynetdicom.status import code_to_category
 
 from dicom_io.errors import NetworkError
-from dicom_io.net.arrivals import Arrivals, OnStored
 from dicom_io.net.association import (
     MOST_CONTEXTS,
     STUDY_ROOT_FIND,
@@ -32,6 +31,7 @@ from dicom_io.net.association import (
 from dicom_io.net.destination import Destination
 from dicom_io.net.outcome import Fetched, meaning
 from dicom_io.net.query import Query, QueryError, retrieve_identifier, retrieve_level
+from dicom_io.net.retrieved import Arrivals, OnStored
 from dicom_io.net.scp import COMPRESSED, Provider, answer_store, listen_for
 from dicom_io.net.sending import UNCOMPRESSED, store
 from dicom_io.net.store import is_uid

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_io.errors import LabelError
-from dicom_io.objects.places import TOLERANCE_VOXELS, Plane, check_patient_space, slice_key
+from dicom_io.objects.slice_positions import TOLERANCE_VOXELS, Plane, check_patient_space, slice_key
 from dicom_io.volume import Affine, Volume
 
 STEP_TOLERANCE = 0.02
@@ -32,7 +32,7 @@ class FrameGrid:
 
     Attributes:
         reference: The image.
-        slices: K by what names a slice (`places.slice_key`); empty where K does not count the instances.
+        slices: K by what names a slice (`slice_positions.slice_key`); empty where K does not count the instances.
     """
 
     def __init__(self, reference: Volume) -> None:

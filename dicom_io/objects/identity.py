@@ -28,7 +28,14 @@ from pydicom.uid import generate_uid
 
 from dicom_io.coding import Segment
 from dicom_io.errors import LabelError, UnreadableFileError
-from dicom_io.objects.carried import CHARACTER_SET, PATIENT_KEYWORDS, STUDY_KEYWORDS, carried, carry_over, copied
+from dicom_io.objects.patient_and_study import (
+    CHARACTER_SET,
+    PATIENT_KEYWORDS,
+    STUDY_KEYWORDS,
+    carried,
+    carry_over,
+    copied,
+)
 from dicom_io.reading.headers import patient_digest, whole_number
 from dicom_io.reading.instances import load_dataset
 from dicom_io.volume import Volume

@@ -1,6 +1,6 @@
 """The frames of a DICOM Segmentation or a Parametric Map of our own, each placed by its own headers, for the proofs.
 
-They are read through `walk`, which shares nothing with the writer. Of an older reader there is only what unpacks single bits.
+They are read through `raw_parser`, which shares nothing with the writer. Of an older reader there is only what unpacks single bits.
 """
 
 from __future__ import annotations
@@ -14,9 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_io.errors import GeometryProofError
-from dicom_io.objects.places import Plane
+from dicom_io.objects.raw_parser import (
+    Attributes,
+    decimals,
+    first_item,
+    instance_key,
+    integer,
+    items,
+    needed,
+    text,
+    whole,
+)
 from dicom_io.objects.seg_frames import SegFrame, unpacked
-from dicom_io.objects.walk import Attributes, decimals, first_item, instance_key, integer, items, needed, text, whole
+from dicom_io.objects.slice_positions import Plane
 from dicom_io.reading.instances import LABEL_MAP_STORAGE
 
 _SHARED, _PER_FRAME = 0x52009229, 0x52009230
@@ -35,7 +45,7 @@ _RLE, _JPEG_LS = "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.80"
 
 
 def seg_frames(written: Attributes) -> Iterator[SegFrame]:
-    """Every frame of a SEG of our own, by `walk`.
+    """Every frame of a SEG of our own, by `raw_parser`.
 
     Raises:
         GeometryProofError: Something is missing, its pixels are not of the form that its type has, or they are too few or

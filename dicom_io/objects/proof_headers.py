@@ -1,7 +1,7 @@
 """What a written object says of itself, for the proofs: whose it is, which images it refers to, what its segments mean.
 
-The attributes come from the file, through `walk`. They are compared with the headers of the source and with the segments of the
-result. Not independent of the writers is what both take from there: the bytes of patient and study (`carried`), and highdicom's
+The attributes come from the file, through `raw_parser`. They are compared with the headers of the source and with the segments of the
+result. Not independent of the writers is what both take from there: the bytes of patient and study (`patient_and_study`), and highdicom's
 conversion of colours to CIELab.
 """
 
@@ -20,9 +20,9 @@ from pydicom.sr.coding import Code
 
 from dicom_io.coding import Segment
 from dicom_io.errors import DicomIoError, GeometryProofError
-from dicom_io.objects.carried import carry_over
 from dicom_io.objects.encoding import encoded
-from dicom_io.objects.walk import Attributes, attributes_of, integer, items, text, whole
+from dicom_io.objects.patient_and_study import carry_over
+from dicom_io.objects.raw_parser import Attributes, attributes_of, integer, items, text, whole
 from dicom_io.reading.headers import shown
 
 OWNER_KEYWORDS = "PatientName PatientID PatientBirthDate PatientSex StudyInstanceUID AccessionNumber"

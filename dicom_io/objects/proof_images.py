@@ -1,6 +1,6 @@
 """The frames of parametric maps, and the proof of what we wrote.
 
-`walk_map` reads anybody's map through pydicom. `prove_map` reads ours through `walk`, which shares nothing with the writer
+`walk_map` reads anybody's map through pydicom. `prove_map` reads ours through `raw_parser`, which shares nothing with the writer
 (pydicom and highdicom): a frame is placed by its own headers and must lie on the slice that it names. Where the slices of the
 source lie comes from its headers, as for the writer.
 """
@@ -20,10 +20,10 @@ from pydicom.sr.coding import Code
 from dicom_io.errors import GeometryProofError, LabelError, UnreadableFileError
 from dicom_io.objects import proof_frames, proof_headers
 from dicom_io.objects.grid import FrameGrid
-from dicom_io.objects.places import Plane, Slice, apart_mm, plane_of, tolerance_mm, values_at
+from dicom_io.objects.raw_parser import Attributes, first_item, integer, items, needed, text, walk_file, whole
 from dicom_io.objects.seg_frames import gap_of, items_of, named_sources
+from dicom_io.objects.slice_positions import Plane, Slice, apart_mm, plane_of, tolerance_mm, values_at
 from dicom_io.objects.source_images import SourceImages
-from dicom_io.objects.walk import Attributes, first_item, integer, items, needed, text, walk_file, whole
 from dicom_io.reading.headers import shown, shown_uid
 from dicom_io.reading.instances import READ_ERRORS
 from dicom_io.volume import Volume
@@ -47,7 +47,7 @@ class MapFrame:
 
     Attributes:
         plane: Where it lies, by its own headers.
-        named: The slices that it names, as `places.Slice.key` has them.
+        named: The slices that it names, as `slice_positions.Slice.key` has them.
         values: Shape (rows, columns), float64: real world values, after slope and intercept; NaN for padding.
         meaning: LUT label, quantity and unit codes: frames that differ here are of different maps.
         gap_mm: SpacingBetweenSlices, where it says one.
@@ -127,7 +127,7 @@ def prove_map(
 
 
 def map_frames(written: Attributes) -> Iterator[MapFrame]:
-    """Every frame of a map of our own, by `walk`; its meaning is label, quantity and unit.
+    """Every frame of a map of our own, by `raw_parser`; its meaning is label, quantity and unit.
 
     Raises:
         GeometryProofError: Something is missing in it.

@@ -1,6 +1,6 @@
 """Read the outlines of a presentation state again and compare them with the result, pixel by pixel.
 
-The file is read through `walk`, which shares nothing with the writer (pydicom); outlines are drawn by contourpy and filled
+The file is read through `raw_parser`, which shares nothing with the writer (pydicom); outlines are drawn by contourpy and filled
 here by `raster`. What the images hold comes from `SourceImages`, as for the writer. Outlines have a form of their own besides
 what they enclose: every point lies half-way between the centres of two neighbouring pixels. So one that is moved by less than
 half a pixel, and still encloses the same centres, is found too.
@@ -20,9 +20,9 @@ from dicom_io.errors import GeometryProofError
 from dicom_io.objects import proof_headers
 from dicom_io.objects.proof_headers import LAYER_PREFIX as LAYER_PREFIX
 from dicom_io.objects.raster import even_odd
+from dicom_io.objects.raw_parser import Attributes, instance_key, items, text, walk_file, whole
 from dicom_io.objects.rt_contours import off_half_way
 from dicom_io.objects.source_images import SourceImages, mask_on
-from dicom_io.objects.walk import Attributes, instance_key, items, text, walk_file, whole
 from dicom_io.reading.headers import shown_uid
 from dicom_io.volume import Volume
 

@@ -1,6 +1,6 @@
 """The contours of an RT Structure Set.
 
-Two ways in: `walk_rtstruct` reads anybody's through pydicom; `contours_by_slice` reads what we wrote through `walk`, a reader
+Two ways in: `walk_rtstruct` reads anybody's through pydicom; `contours_by_slice` reads what we wrote through `raw_parser`, a reader
 that shares nothing with the writer, for the proof.
 """
 
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicom_io.errors import GeometryProofError, LabelError
+from dicom_io.objects.raw_parser import Attributes, instance_key, integer, items, text
 from dicom_io.objects.seg_frames import reference_keys
-from dicom_io.objects.walk import Attributes, instance_key, integer, items, text
 from dicom_io.reading.headers import shown
 
 Floats = NDArray[np.float64]
@@ -131,7 +131,7 @@ def _points(contour: Dataset, roi: int) -> Floats:
 
 
 def contours_by_slice(written: Attributes) -> dict[str, SliceContours]:
-    """The contours of an RTSTRUCT of our own by the slice that they name (as `Slice.key`), by `walk`.
+    """The contours of an RTSTRUCT of our own by the slice that they name (as `Slice.key`), by `raw_parser`.
 
     Raises:
         GeometryProofError: A contour is not CLOSED_PLANAR, not of whole points, or has another number of them than it says.

@@ -21,7 +21,7 @@ from dicom_io.objects import identity
 from dicom_io.objects.contours import Contours, contours_of
 from dicom_io.objects.encoding import element, encoded, item
 from dicom_io.objects.identity import ResultInfo
-from dicom_io.objects.places import Slice, values_on
+from dicom_io.objects.slice_positions import Slice, values_on
 from dicom_io.objects.source_images import add_side
 from dicom_io.volume import Volume
 
@@ -64,7 +64,7 @@ def build_rtstruct(
         labels: Shape (I, J, K) with label values, or (I, J, K, C) with channel c as segment c + 1.
         source: The volume that they lie on.
         headers: Of the source, from `identity.source_headers`.
-        slices: Of the source, from `places.slices_of`.
+        slices: Of the source, from `slice_positions.slices_of`.
         result: What computed them.
 
     Raises:

@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
 from dicom_io.errors import LabelError, UnreadableFileError
-from dicom_io.objects.places import Plane, macro, plane_of
+from dicom_io.objects.slice_positions import Plane, macro, plane_of
 from dicom_io.reading.codecs import decoder_of
 from dicom_io.reading.headers import shown
 from dicom_io.reading.instances import READ_ERRORS

@@ -39,7 +39,7 @@ from dicom_io.coding import Segment, code_item
 from dicom_io.objects import identity
 from dicom_io.objects.encoding import element, encoded, item
 from dicom_io.objects.identity import ResultInfo
-from dicom_io.objects.places import Slice, macro, values_on
+from dicom_io.objects.slice_positions import Slice, macro, values_on
 from dicom_io.objects.source_images import add_image_side
 from dicom_io.reading.instances import load_dataset, refusing
 from dicom_io.volume import Volume
@@ -137,7 +137,7 @@ def build_seg(
         result_volume: Labels (I, J, K), channels (I, J, K, C), or for "fractional" probabilities (I, J, K, C) of 0 to 1.
         source: The volume that they lie on.
         headers: Of the source, from `identity.source_headers`.
-        slices: Of the source, from `places.slices_of`.
+        slices: Of the source, from `slice_positions.slices_of`.
         result: What computed them.
         encoding: How frames are stored.
         empty_frames: Write the frames of slices on which a segment has no voxel, too.

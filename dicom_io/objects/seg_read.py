@@ -12,8 +12,8 @@ from pydicom.uid import SegmentationStorage
 
 from dicom_io.errors import LabelError
 from dicom_io.objects.grid import FrameGrid
-from dicom_io.objects.places import check_frame_of_reference
 from dicom_io.objects.seg_frames import SegFrame, walk_seg
+from dicom_io.objects.slice_positions import check_frame_of_reference
 from dicom_io.reading.headers import shown, shown_uid
 from dicom_io.reading.instances import LABEL_MAP_STORAGE, load_dataset, load_object, refusing
 from dicom_io.volume import Volume

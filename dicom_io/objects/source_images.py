@@ -18,7 +18,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 from dicom_io.coding import code_item
 from dicom_io.errors import LabelError
 from dicom_io.objects import identity
-from dicom_io.objects.places import Slice, check_grid, macro, slices_of, values_on
+from dicom_io.objects.slice_positions import Slice, check_grid, macro, slices_of, values_on
 from dicom_io.volume import Volume
 
 # PS3.16 table L-1: unpaired terms of BodyPartExamined and their codes.
@@ -109,7 +109,7 @@ def images_of(source: Volume) -> SourceImages:
     """The images behind `source`.
 
     Raises:
-        LabelError: See `identity.source_headers` and `places.slices_of`.
+        LabelError: See `identity.source_headers` and `slice_positions.slices_of`.
         UnreadableFileError: A source file cannot be read.
     """
     headers = identity.source_headers(source)

@@ -29,7 +29,7 @@ from pydicom.uid import (
     JPEGLSNearLossless,
 )
 
-from dicom_io.reading import guarded
+from dicom_io.reading import guarded_decoders
 from dicom_io.reading.codestreams import JPEG_LOSSLESS, check_codestream
 
 _JPEG_2000 = (JPEG2000Lossless, JPEG2000)
@@ -52,7 +52,7 @@ def is_available(uid: str) -> bool:
 @cache
 def decoder_of(syntax: UID) -> Decoder:
     """The decoder of a transfer syntax. Raises NotImplementedError for a syntax that none knows."""
-    if syntax not in (*_OURS, *guarded.SYNTAXES):
+    if syntax not in (*_OURS, *guarded_decoders.SYNTAXES):
         return get_decoder(syntax)
     decoder, module = Decoder(syntax), "codecs" if syntax in _OURS else "guarded"
     decoder.add_plugin(module, (f"dicom_io.reading.{module}", "decode_frame"))

@@ -18,7 +18,7 @@ from pydicom.uid import RLELossless, UncompressedTransferSyntaxes
 from dicom_io.errors import SeriesSelectionError
 from dicom_io.reading.geometry import Plane, angle_degrees
 from dicom_io.reading.instances import READ_ERRORS, Instance, broken_file, image_type
-from dicom_io.reading.keywords import CSA_BLOCKS, MARKS
+from dicom_io.reading.kept_attributes import CSA_BLOCKS, MARKS
 
 MAX_VOXELS = 2**30
 """The most voxels of one volume, 4 GiB as float32; a header that claims more is refused before anything is allocated."""

@@ -28,7 +28,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEnd
 from dicom_io.errors import LabelError, UnreadableFileError
 from dicom_io.reading.bounded import BoundedFile, NoRegularFileError, parse
 from dicom_io.reading.headers import fault_of, shown, shown_uid
-from dicom_io.reading.keywords import CSA_BLOCKS, MARKS
+from dicom_io.reading.kept_attributes import CSA_BLOCKS, MARKS
 
 READ_ERRORS: tuple[type[Exception], ...] = (
     BytesLengthException,

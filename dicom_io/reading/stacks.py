@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_io.errors import SeriesGeometryError
+from dicom_io.reading.frame_attributes import Mark
 from dicom_io.reading.geometry import Plane, angle_degrees, even_grid, same_positions
-from dicom_io.reading.keywords import CLOCKS, COUNTS, RUNNING_NUMBER, SETTINGS, TIMES
-from dicom_io.reading.marks import Mark
+from dicom_io.reading.kept_attributes import CLOCKS, COUNTS, RUNNING_NUMBER, SETTINGS, TIMES
 
 _PARALLEL_DEGREES = 0.5
 _Members = tuple[int, ...]

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dicom_io.errors import SeriesGeometryError, SeriesSelectionError
+from dicom_io.reading.frame_attributes import SETTINGS, Mark, component, listed_values, marks_of
 from dicom_io.reading.frames import Frame
 from dicom_io.reading.geometry import Plane, same_positions
 from dicom_io.reading.headers import shown
-from dicom_io.reading.marks import SETTINGS, Mark, component, listed_values, marks_of
 from dicom_io.reading.stacks import Stack, are_parallel, stacks_of
 
 MOST_KEYWORDS = 4

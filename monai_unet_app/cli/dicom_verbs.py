@@ -22,7 +22,7 @@ from monai_unet_app.errors import UsageError
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-    from dicom_io.net.committing import Committed, Reports
+    from dicom_io.net.commitment_user import Committed, Reports
     from dicom_io.net.destination import Destination, Dimse, Receive
     from dicom_io.net.outcome import Outcome
     from dicom_io.net.query import Query
@@ -103,7 +103,7 @@ def _commitment(
 ) -> tuple[dict[str, Any], list[str]]:
     """What the destination says of the files that are there, by their SOP Instance UIDs, shown; and what it does not keep."""
     from dicom_io.net import exchange
-    from dicom_io.net.committing import Committed
+    from dicom_io.net.commitment_user import Committed
 
     say(options)(f"waiting at most {options.wait_s:g} s for what {destination.label} commits itself to")
     try:
@@ -243,7 +243,7 @@ def _grouped(problems: Sequence[str]) -> list[str]:
 
 def destination_of_site(name: str, site: Path | None) -> Destination:
     """The destination that --for names in --site."""
-    from dicom_io.net.site import read_site
+    from dicom_io.net.destination_file import read_site
 
     if site is None:
         raise UsageError(f"--for {name}: a site file that describes it is needed; give --site FILE")
@@ -256,7 +256,7 @@ def destination_of_site(name: str, site: Path | None) -> Destination:
 def _destination(options: argparse.Namespace) -> Destination:
     """What --to names: a destination of --site, else a node or URL."""
     from dicom_io.net.destination import OUR_AE_TITLE, DestinationError, parse_destination
-    from dicom_io.net.site import read_site
+    from dicom_io.net.destination_file import read_site
 
     site = read_site(options.site) if options.site else {}
     try:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def node(options: argparse.Namespace) -> Answer:
     from monai_unet_app.service.memory import keep_small
     from monai_unet_app.service.node import Node
-    from monai_unet_app.service.site import read_site
+    from monai_unet_app.service.site_file import read_site
 
     keep_small()
     site = read_site(options.config)
@@ -82,7 +82,7 @@ def _door(running: Node) -> AbstractContextManager[object]:
     if running.site.http is None:
         return nullcontext()
     try:
-        from monai_unet_app.service.web import Door
+        from monai_unet_app.service.http_api import Door
     except ImportError as error:
         raise UsageError(
             f"the HTTP door needs {error.name}; the extra node has it; pip install 'monai-unet-app[node]', or take [http] "
@@ -245,7 +245,7 @@ def commission(options: argparse.Namespace) -> Answer:
     if options.config is None:
         raise UsageError("--config is missing; the site's file is needed, or --verify and a report")
     from monai_unet_app.service.commission import commission as tried
-    from monai_unet_app.service.site import read_site
+    from monai_unet_app.service.site_file import read_site
 
     site, how, tell = read_site(options.config), _commissioning(options), say(options)
     key = site_key(options.key, options.holder)

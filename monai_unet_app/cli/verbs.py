@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from dicom_io.read import ReadOptions
     from monai_unet_app.bundle import Bundle
     from monai_unet_app.calibration import Fitted
-    from monai_unet_app.calibration.confidence import Confidence, Measured, Setting
     from monai_unet_app.calibration.forms import FormScore
+    from monai_unet_app.confidence.statements import Confidence, Measured, Setting
     from monai_unet_app.data.cases import CaseFiles
     from monai_unet_app.evaluate import Row
 
@@ -230,7 +230,7 @@ def calibrate(options: argparse.Namespace) -> Answer:
 
 def _calibrated(root: Path, data: Sequence[CaseFiles], options: argparse.Namespace) -> Answer:
     from monai_unet_app.bundle import bundle_files
-    from monai_unet_app.calibrate import summary
+    from monai_unet_app.calibration.calibrate_bundle import summary
     from monai_unet_app.evaluate import choose_cases
 
     bundle = loaded_bundle(root, options.device)
@@ -274,7 +274,7 @@ def next_command(verb: str, bundle: Path, options: argparse.Namespace) -> str:
 
 def _fitted(bundle: Bundle, rows: Sequence[Row], scores: Sequence[FormScore], options: argparse.Namespace) -> Fitted:
     """The calibration: of the form that was chosen, else fitted on these cases; with --tta that of averages is fitted too."""
-    from monai_unet_app.calibrate import calibrate_bundle
+    from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
 
     fitted = next((score.fitted for score in scores if score.chosen), None)
     if fitted is None:
@@ -294,7 +294,7 @@ def _stated(
     bundle: Bundle, data: Sequence[CaseFiles], rows: Sequence[Row], options: argparse.Namespace
 ) -> dict[Setting, Confidence]:
     """What the bundle states of its results, for each setting, fitted on these cases and written."""
-    from monai_unet_app.calibrate import known_rows, state_confidence
+    from monai_unet_app.calibration.calibrate_bundle import known_rows, state_confidence
 
     settings: list[Setting] = ["plain", "tta"] if options.tta and bundle.mirror_axes else ["plain"]
     known, elsewhere = known_rows(bundle, data), _sizes_by_fold(bundle, data, settings, options)
@@ -316,7 +316,7 @@ def _sizes_by_fold(
 ) -> dict[Setting, list[Measured]] | None:
     """How far sizes are off in the bundles of --folds; None where there are none."""
     from monai_unet_app.bundle import bundle_files
-    from monai_unet_app.calibrate import out_of_fold
+    from monai_unet_app.calibration.calibrate_bundle import out_of_fold
 
     folds = [loaded_bundle(bundle_files(fold).root, options.device) for fold in options.folds]
     if not folds:
@@ -339,7 +339,7 @@ def _compared_forms(
     bundle: Bundle, data: Sequence[CaseFiles], rows: Sequence[Row], options: argparse.Namespace
 ) -> list[FormScore]:
     """Every known form, fitted on these cases and scored on the selection cases; shown, and written if it is to be chosen."""
-    from monai_unet_app.calibrate import compare_forms
+    from monai_unet_app.calibration.calibrate_bundle import compare_forms
     from monai_unet_app.evaluate import choose_cases
 
     selection = choose_cases(bundle, data, "selection", options.splits)

@@ -16,7 +16,7 @@ from dicom_io.reading.instances import load_dataset
 from monai_unet_app.data.cases import CaseFiles
 from monai_unet_app.errors import InputRefusedError, UsageError
 
-from .evaluations import CaseTable, read_table, some
+from .paired_evaluations import CaseTable, read_table, some
 
 NOT_GIVEN = "(not given)"
 AGE_BAND, AGE = "age_band", "age"

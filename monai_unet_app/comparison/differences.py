@@ -11,7 +11,7 @@ import numpy as np
 
 from monai_unet_app.metrics import Bootstrap, Estimate, bootstrap_paired_difference, fewest_subjects
 
-from .evaluations import MEAN, EvaluationFiles, Pairs, pair, read_evaluation
+from .paired_evaluations import MEAN, EvaluationFiles, Pairs, pair, read_evaluation
 from .rank_tests import RankTest, finite, holm, rank_test_entry, signed_rank, subject_means
 
 TOP_LABEL = "top label"  # what the row "mean" of cases.csv holds of a calibration error

@@ -12,7 +12,7 @@ from monai_unet_app.metrics import Bootstrap, Estimate, bootstrap_mean
 
 from .attributes import NOT_GIVEN, Attributes, Grouping, groupings
 from .differences import HIGHER, LOWER
-from .evaluations import MEAN, CaseTable, read_cases
+from .paired_evaluations import MEAN, CaseTable, read_cases
 from .rank_tests import RankTest, finite, holm, rank_groups, rank_test_entry, subject_means
 
 FEWEST = 5  # subjects of a group that get figures

@@ -6,9 +6,8 @@ case, as an `EvaluationPlan` says. `seams` and `uncertainty` look at probabiliti
 """
 
 from .boundary import boundary_iou, coco_boundary_iou, surface_band
-from .cases import CaseArrays, CaseScores, ClassScores, score_case
+from .case_scores import CaseArrays, CaseScores, ClassScores, score_case
 from .centreline import centreline_dice
-from .evaluation import Evaluation
 from .glossary import definitions
 from .overlap import dice, iou
 from .plan import WHOLE, EvaluationPlan
@@ -20,6 +19,7 @@ from .reliability import (
 )
 from .seams import seam_error
 from .statistics import Bootstrap, Estimate, bootstrap_mean, bootstrap_paired_difference, fewest_subjects
+from .summary import Evaluation
 from .uncertainty import normalised_entropy
 
 __all__ = [

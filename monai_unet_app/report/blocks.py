@@ -11,7 +11,7 @@ from typing import Literal
 
 from matplotlib.figure import Figure
 
-from .figures import Palette
+from .charts import Palette
 
 Tone = Literal["", "good", "bad"]
 

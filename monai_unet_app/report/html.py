@@ -27,9 +27,9 @@ from .blocks import (
     Tone,
     Verdict,
 )
-from .contents import EvaluationReport
-from .figures import Palette, svg
-from .pictures import png_uri
+from .case_pictures import png_uri
+from .charts import Palette, svg
+from .evaluation_report import EvaluationReport
 from .sections import sections
 
 

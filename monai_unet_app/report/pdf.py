@@ -43,9 +43,9 @@ from .blocks import (
     Tone,
     Verdict,
 )
-from .contents import EvaluationReport
-from .figures import LIGHT
-from .pictures import png
+from .case_pictures import png
+from .charts import LIGHT
+from .evaluation_report import EvaluationReport
 from .sections import sections
 
 MARGIN, FOOT = 16 * mm, 8 * mm

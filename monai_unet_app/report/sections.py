@@ -12,12 +12,12 @@ from typing import Any
 
 from dicom_io.coding import DISPLAY_COLOURS
 from monai_unet_app.metrics import CaseScores, EvaluationPlan, definitions, fewest_subjects
-from monai_unet_app.metrics.scores import score_keys
+from monai_unet_app.metrics.score_names import score_keys
 
 from .blocks import Block, Cell, Chart, Facts, Folded, Heading, Key, Lines, Picture, Table, Text, Tiles, Title, Tone
 from .blocks import Verdict as VerdictLine
-from .contents import CasePicture, EvaluationReport, Outcome, Target
-from .figures import (
+from .case_pictures import CONFUSED_COLOUR, INVENTED_COLOUR, MISSED_COLOUR, TRUTH_COLOUR, case_figure
+from .charts import (
     COLUMNS,
     ROWS_SHOWN,
     SCARCE,
@@ -26,8 +26,8 @@ from .figures import (
     reliability_figure,
     tolerance_figure,
 )
-from .pictures import CONFUSED_COLOUR, INVENTED_COLOUR, MISSED_COLOUR, TRUTH_COLOUR, case_figure
-from .statements import statement_blocks, verdict_counts
+from .evaluation_report import CasePicture, EvaluationReport, Outcome, Target
+from .statement_section import statement_blocks, verdict_counts
 from .words import between, number, percent, plural
 
 _WORST_SHOWN, _NAMED = 10, 5

@@ -12,7 +12,7 @@ from typing import Any
 
 from monai_unet_app.errors import InputRefusedError
 
-from .contents import Target
+from .evaluation_report import Target
 
 Bounds = Mapping[str, Mapping[str, float]]
 

@@ -29,9 +29,9 @@ from monai_unet_app.metrics.boundary import (
 )
 from monai_unet_app.results import write_nifti
 
-from .contents import Mask, ReviewedCase, named_file, read_masks
 from .embedded import slice_border
-from .pictures import slice_axis
+from .key_images import slice_axis
+from .reviewed_case import Mask, ReviewedCase, named_file, read_masks
 
 SCHEMA_VERSION = "1.0"
 TOLERANCE = 1.0

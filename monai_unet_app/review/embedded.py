@@ -14,8 +14,8 @@ from scipy.ndimage import binary_erosion, generate_binary_structure
 
 from monai_unet_app.metrics.boundary import bounding_box
 
-from .contents import Mask, ReviewedCase, ReviewedStructure, is_exclusive
-from .pictures import grey_window, shown_channel, slice_axis
+from .key_images import grey_window, shown_channel, slice_axis
+from .reviewed_case import Mask, ReviewedCase, ReviewedStructure, is_exclusive
 
 LayerKind = Literal["image", "mask", "contour", "uncertainty"]
 ROOM_MM = 20.0

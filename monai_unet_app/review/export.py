@@ -16,12 +16,12 @@ from monai_unet_app.bundle import BundleFiles
 from monai_unet_app.errors import UsageError
 from monai_unet_app.report.pdf import typeset
 
-from .contents import ReviewedCase, read_reviewed
 from .embedded import embed
+from .key_images import KeySection, key_sections
 from .page import render_page
 from .patient import IDENTITY_MARK, IDENTITY_TEXT, headline, patient_and_study
-from .pictures import KeySection, key_sections
-from .sections import MARK, paper
+from .review_sections import MARK, paper
+from .reviewed_case import ReviewedCase, read_reviewed
 
 PAGE, PAPER = "index.html", "review.pdf"
 

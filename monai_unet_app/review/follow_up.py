@@ -15,8 +15,8 @@ from dicom_io.coding import Segment, Whole
 from dicom_io.errors import DicomIoError
 from dicom_io.net.destination import Profile
 from dicom_io.net.outgoing import prepared
-from dicom_io.objects.carried import transcribed
 from dicom_io.objects.identity import INCOMPLETE, ResultInfo
+from dicom_io.objects.patient_and_study import transcribed
 from dicom_io.objects.seg_object import described_segments
 from dicom_io.presentation import write_gsps
 from dicom_io.reading.instances import load_dataset
@@ -28,8 +28,8 @@ from dicom_io.volume import Volume
 from monai_unet_app.dicom_results import DICOM_FORMATS
 from monai_unet_app.errors import InputRefusedError
 
-from .contents import is_exclusive, named_file, read_result
 from .correction import Correction
+from .reviewed_case import is_exclusive, named_file, read_result
 
 ALL_FRAMES = "-all-frames"
 """How the name of a folder ends whose SEG has a frame for every slice and segment."""

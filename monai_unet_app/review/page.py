@@ -25,10 +25,10 @@ from monai_unet_app.errors import UsageError
 from monai_unet_app.report.blocks import Facts, Lines, Text
 from monai_unet_app.report.html import render
 
-from .contents import ReviewedCase, ReviewedStructure
 from .embedded import UNCERTAINTY_STEPS, Embedded
-from .pictures import KeySection, anatomical_slices, shown_channel, slice_axis, window_presets
-from .sections import MARK, facts, gate, statements, structure_table
+from .key_images import KeySection, anatomical_slices, shown_channel, slice_axis, window_presets
+from .review_sections import MARK, facts, gate, statements, structure_table
+from .reviewed_case import ReviewedCase, ReviewedStructure
 
 LIBRARY = "niivue.umd.js.gz"
 """NiiVue 0.69.0 as it is published, BSD-2-Clause; see `static/README.md`."""

@@ -17,9 +17,9 @@ from monai_unet_app.data.digest import file_sha256
 from monai_unet_app.data.schemas import validate, write_new_json
 from monai_unet_app.errors import InputRefusedError, UsageError
 
-from .contents import ReviewedCase, find_result, labels_file, named_file, read_result, read_reviewed
 from .correction import Correction, read_correction, size_document, sizes_of, store_training_case
 from .follow_up import Corrected, Wanted, write_follow_up
+from .reviewed_case import ReviewedCase, find_result, labels_file, named_file, read_result, read_reviewed
 
 SCHEMA_VERSION = "1.0"
 Decision = Literal["accepted", "corrected", "rejected"]

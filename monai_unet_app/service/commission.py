@@ -52,7 +52,7 @@ from monai_unet_app.service.phantoms import (
     phantom_study,
     shipped_example,
 )
-from monai_unet_app.service.site import Rule, Site
+from monai_unet_app.service.site_file import Rule, Site
 from monai_unet_app.service.work import misfits
 
 MODALITIES = {"SEG": "SEG", "SR": "SR", "RTSTRUCT": "RTSTRUCT", "GSPS": "PR"}

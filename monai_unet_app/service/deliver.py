@@ -11,9 +11,9 @@ from pathlib import Path
 
 from dicom_io.errors import DicomIoError
 from dicom_io.net.exchange import send
-from monai_unet_app.service.children import Message, serve
-from monai_unet_app.service.lost import why_lost
-from monai_unet_app.service.site import Site, read_site
+from monai_unet_app.service.child_processes import Message, serve
+from monai_unet_app.service.lost_results import why_lost
+from monai_unet_app.service.site_file import Site, read_site
 from monai_unet_app.service.work import variant_of
 
 

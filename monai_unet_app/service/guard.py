@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from monai_unet_app.service.access import ASK, is_from_elsewhere, token_of
 from monai_unet_app.service.audit import AuditTrail
 from monai_unet_app.service.server import DELAYED
-from monai_unet_app.service.site import HttpConfig
+from monai_unet_app.service.site_file import HttpConfig
 from monai_unet_app.service.tokens import Tokens
 
 OPEN_PATHS = ("/health", "/ready")

@@ -34,17 +34,17 @@ from dicom_io.net.store import INCOMING, InstanceStore, Stored
 from monai_unet_app.errors import AppError, UsageError
 from monai_unet_app.service.arrivals import Arrivals
 from monai_unet_app.service.audit import AuditTrail
-from monai_unet_app.service.children import PARTIAL, Child, Message, resident_bytes
-from monai_unet_app.service.commitments import Commitments
-from monai_unet_app.service.crew import Crew, Pause
-from monai_unet_app.service.figures import Durations
+from monai_unet_app.service.child_processes import PARTIAL, Child, Message, resident_bytes
+from monai_unet_app.service.commitment_store import Commitments
+from monai_unet_app.service.dead_letters import DeadLetters
 from monai_unet_app.service.health import Health
-from monai_unet_app.service.letters import DeadLetters
-from monai_unet_app.service.lost import LostResults
+from monai_unet_app.service.lost_results import LostResults
+from monai_unet_app.service.node_metrics import Durations
 from monai_unet_app.service.queue import Delivery, Job, NewResult, Queue, Result
 from monai_unet_app.service.restore import restore
-from monai_unet_app.service.site import Site
+from monai_unet_app.service.site_file import Site
 from monai_unet_app.service.uploads import IMAGES
+from monai_unet_app.service.worker_pool import Crew, Pause
 
 RECEIVED, RESULTS, REVIEWS, DEAD, VERDICTS = "received", "results", "reviews", "dead-letters", "verdicts"
 WORKER, SENDER = "monai_unet_app.service.work", "monai_unet_app.service.deliver"

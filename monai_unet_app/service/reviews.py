@@ -19,8 +19,8 @@ from monai_unet_app.data.schemas import write_new_json
 from monai_unet_app.errors import AppError, InputRefusedError
 from monai_unet_app.service.node import RECEIVED, RESULTS, REVIEWS, VERDICTS, Node
 from monai_unet_app.service.queue import DECIDABLE, FOLLOW_UPS, KEPT_BACK, DecidedError, Decision, Result
+from monai_unet_app.service.result_versions import destinations_with, earlier_versions
 from monai_unet_app.service.uploads import images_of
-from monai_unet_app.service.versions import destinations_with, earlier_versions
 from monai_unet_app.service.work import digest_of, variant_of
 
 PAGE_S = 300.0

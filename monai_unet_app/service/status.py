@@ -13,7 +13,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from monai_unet_app import __version__
-from monai_unet_app.service.figures import quantiles
+from monai_unet_app.service.node_metrics import quantiles
 from monai_unet_app.service.queue import FOLLOW_UPS, KEPT_BACK, Result
 
 if TYPE_CHECKING:

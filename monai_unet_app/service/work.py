@@ -24,9 +24,9 @@ from dicom_io.reading.completeness import MissingImages, missing_images
 from dicom_io.reading.series import SeriesRef, files_below, survey_files
 from monai_unet_app.data import selection
 from monai_unet_app.errors import AppError, InputRefusedError, without_folders
-from monai_unet_app.service.children import PARTIAL, Message, serve
+from monai_unet_app.service.child_processes import PARTIAL, Message, serve
 from monai_unet_app.service.queue import ResultState
-from monai_unet_app.service.site import Rule, Site, read_site
+from monai_unet_app.service.site_file import Rule, Site, read_site
 from monai_unet_app.service.uploads import images_of
 
 if TYPE_CHECKING:
@@ -338,7 +338,7 @@ def check_gated(rule: Rule, found: BundleFiles) -> None:
     Raises:
         AppError: There is none, and the rule does not say `deliver_ungated = true`; or its statements cannot be used.
     """
-    from monai_unet_app.calibration.confidence import read_confidence
+    from monai_unet_app.confidence.statements import read_confidence
 
     if rule.deliver_ungated:
         return

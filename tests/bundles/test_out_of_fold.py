@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from monai_unet_app.bundle import load_bundle
-from monai_unet_app.calibration.confidence import THRESHOLDS, Measured, SizeStatement, together
-from monai_unet_app.calibration.conformal import coverage_band, observed_coverage
+from monai_unet_app.confidence.conformal import coverage_band, observed_coverage
+from monai_unet_app.confidence.statements import THRESHOLDS, Measured, SizeStatement, together
 from monai_unet_app.data.splits import read_splits
 
 TABLE = Path(__file__).resolve().parents[2] / "bundles/hippocampus_mri_unet3d/docs/out_of_fold.csv"

@@ -14,10 +14,10 @@ from pydicom.sr.codedict import codes
 from dicom_io.coding import Whole
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle import CONFIDENCE, BundleFiles
-from monai_unet_app.calibration.border import LEAST_PART, BorderStatement, Touching, sides_of
-from monai_unet_app.calibration.confidence import Assessment, Confidence, SizeStatement, assess, read_confidence
 from monai_unet_app.calibration.corruptions import TRUNCATED, dice_of_whole, spoil, truncated, ways_for
-from monai_unet_app.calibration.features import Structure, on_border
+from monai_unet_app.confidence.border import LEAST_PART, BorderStatement, Touching, sides_of
+from monai_unet_app.confidence.features import Structure, on_border
+from monai_unet_app.confidence.statements import Assessment, Confidence, SizeStatement, assess, read_confidence
 from monai_unet_app.errors import BundleError
 
 SPACING = (0.8, 1.0, 3.0)

@@ -16,7 +16,17 @@ from pydicom.sr.codedict import codes
 from dicom_io.coding import Whole
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle import CONFIDENCE, BundleFiles
-from monai_unet_app.calibration.confidence import (
+from monai_unet_app.confidence.features import Structure
+from monai_unet_app.confidence.fitted_to import fitted_to
+from monai_unet_app.confidence.quality import Grade
+from monai_unet_app.confidence.statement_audit import (
+    area_under_risk_coverage,
+    judge,
+    judge_wholes,
+    risk_coverage,
+    summarise_statements,
+)
+from monai_unet_app.confidence.statements import (
     THRESHOLDS,
     Confidence,
     Measured,
@@ -28,16 +38,6 @@ from monai_unet_app.calibration.confidence import (
     structures_of,
     together,
 )
-from monai_unet_app.calibration.features import Structure
-from monai_unet_app.calibration.fitted_to import fitted_to
-from monai_unet_app.calibration.judged import (
-    area_under_risk_coverage,
-    judge,
-    judge_wholes,
-    risk_coverage,
-    summarise_statements,
-)
-from monai_unet_app.calibration.quality import Grade
 from monai_unet_app.errors import AppError, BundleError
 
 VOLUME = Volume(np.zeros((10, 9, 8), np.float32), np.diag([1.0, 2.0, 3.0, 1.0]), Provenance(kind="nifti"))

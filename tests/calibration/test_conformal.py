@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from monai_unet_app.calibration.conformal import (
+from monai_unet_app.confidence.conformal import (
     conformal_quantile,
     coverage_band,
     least_threshold_of_risk,

@@ -16,13 +16,13 @@ from conftest import EXAMPLES, REPOSITORY
 from small_data import few_examples
 
 from monai_unet_app.bundle import CONFIDENCE, bundle_files, load_bundle
-from monai_unet_app.calibrate import calibrate_bundle, state_confidence
-from monai_unet_app.calibration.confidence import STATEMENTS, Confidence, read_confidence
-from monai_unet_app.calibration.fitted_to import Setting, fitted_to
+from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle, state_confidence
 from monai_unet_app.cli import main
+from monai_unet_app.confidence.fitted_to import Setting, fitted_to
+from monai_unet_app.confidence.statements import STATEMENTS, Confidence, read_confidence
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.errors import AppError
-from monai_unet_app.service.site import Rule
+from monai_unet_app.service.site_file import Rule
 from monai_unet_app.service.work import check_gated
 
 SHIPPED = REPOSITORY / "bundles/hippocampus_mri_unet3d"

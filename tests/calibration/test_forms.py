@@ -18,7 +18,7 @@ from scipy import ndimage
 from small_data import calibration_of, few_examples, set_calibration
 
 from monai_unet_app.bundle import load_bundle
-from monai_unet_app.calibrate import compare_forms
+from monai_unet_app.calibration.calibrate_bundle import compare_forms
 from monai_unet_app.calibration.fit import KeptLogits, fit_parameters
 from monai_unet_app.calibration.forms import (
     Form,
@@ -418,7 +418,7 @@ def test_a_config_that_has_no_place_for_a_form_is_refused_and_left(text: str, pr
 def test_forms_are_compared_and_the_chosen_one_is_what_the_bundle_does(
     tiny_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("monai_unet_app.calibrate.forms_for", lambda bundle: forms_for(bundle)[::2])
+    monkeypatch.setattr("monai_unet_app.calibration.calibrate_bundle.forms_for", lambda bundle: forms_for(bundle)[::2])
     rows = by_partition(few_examples(tmp_path / "data"))
     root = set_calibration(tiny_bundle(), 0.7, 0.3)
     bundle, done = load_bundle(root), []
@@ -454,7 +454,7 @@ def test_forms_are_compared_and_the_chosen_one_is_what_the_bundle_does(
 def test_a_comparison_without_a_choice_writes_nothing(
     tiny_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("monai_unet_app.calibrate.forms_for", lambda bundle: forms_for(bundle)[:2])
+    monkeypatch.setattr("monai_unet_app.calibration.calibrate_bundle.forms_for", lambda bundle: forms_for(bundle)[:2])
     rows = by_partition(few_examples(tmp_path / "data", ("hippocampus_132", "hippocampus_053")))
     root = tiny_bundle()
     before = {file: file.read_bytes() for file in root.rglob("*") if file.is_file()}

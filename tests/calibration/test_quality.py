@@ -7,8 +7,8 @@ import pytest
 
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.calibration.corruptions import TRUNCATED, WAYS, spoil, ways_for
-from monai_unet_app.calibration.features import Features, Structure, describe
-from monai_unet_app.calibration.quality import SOUND, QualityGate, Sample
+from monai_unet_app.confidence.features import Features, Structure, describe
+from monai_unet_app.confidence.quality import SOUND, QualityGate, Sample
 
 SPACING = (0.8, 1.0, 3.0)
 

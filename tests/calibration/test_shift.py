@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from monai_unet_app.calibration.shift import LEAST_SUBJECTS, LayerWatch, ShiftDetector, image_features
+from monai_unet_app.confidence.shift import LEAST_SUBJECTS, LayerWatch, ShiftDetector, image_features
 
 SPACING = (1.0, 0.9, 2.5)
 

@@ -11,8 +11,8 @@ from pydicom.pixels.utils import pack_bits
 from result_phantoms import RESULT, dciodvfy_errors, oblique_case
 
 from dicom_io.errors import GeometryProofError, LabelError
-from dicom_io.objects import places
-from dicom_io.objects.places import Plane, slices_of
+from dicom_io.objects import slice_positions
+from dicom_io.objects.slice_positions import Plane, slices_of
 from dicom_io.proof import even_odd, prove_rtstruct, prove_seg
 from dicom_io.rtstruct import write_rtstruct
 from dicom_io.seg import write_seg
@@ -156,8 +156,8 @@ def test_a_place_that_itk_sees_elsewhere_stops_the_result(case, tmp_path, monkey
         uid, plane = by_itk(file)
         return uid, Plane(plane.origin_mm + np.array([0.0, 0.2, 0.0]), plane.column_step_mm, plane.row_step_mm)
 
-    by_itk = places._plane_by_itk
-    monkeypatch.setattr(places, "_plane_by_itk", moved)
+    by_itk = slice_positions._plane_by_itk
+    monkeypatch.setattr(slice_positions, "_plane_by_itk", moved)
     with pytest.raises(LabelError, match=r"ITK sees instance [0-9.]+ of the source 0\.20 mm from where"):
         write_seg(case.labels, case.volume, tmp_path / "s.dcm", RESULT)
     assert list(tmp_path.iterdir()) == []
@@ -168,7 +168,7 @@ def test_itk_places_slices_whose_files_have_bytes_behind_their_pixels(tmp_path):
     file = made.volume.provenance.files[0]
     file.write_bytes(file.read_bytes() + bytes.fromhex("11111111000000f0" + "11" * 16))  # of 4 GB, they say
     program = (
-        "import re, sys\nfrom pathlib import Path\nfrom dicom_io.objects.places import _plane_by_itk\n"
+        "import re, sys\nfrom pathlib import Path\nfrom dicom_io.objects.slice_positions import _plane_by_itk\n"
         "uid, plane = _plane_by_itk(sys.argv[1])\n"
         "print(*plane.origin_mm, re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])"
     )
@@ -176,4 +176,4 @@ def test_itk_places_slices_whose_files_have_bytes_behind_their_pixels(tmp_path):
     *origin_mm, peak_kib = map(float, done.stdout.split())
     np.testing.assert_allclose(origin_mm, [float(value) for value in pydicom.dcmread(file).ImagePositionPatient])
     assert peak_kib < 2**20
-    assert places.second_opinion_note(made.volume) is None
+    assert slice_positions.second_opinion_note(made.volume) is None

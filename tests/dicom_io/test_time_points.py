@@ -19,8 +19,8 @@ from pydicom.sequence import Sequence as DicomSequence
 
 from dicom_io.errors import SeriesGeometryError, SeriesSelectionError
 from dicom_io.read import read_series
-from dicom_io.reading import marks
-from dicom_io.reading.keywords import MARKS
+from dicom_io.reading import frame_attributes
+from dicom_io.reading.kept_attributes import MARKS
 
 STEP, SLICES = 1000, 8
 UIDS = {"StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.4", "FrameOfReferenceUID": "1.2.3.5"}
@@ -92,7 +92,7 @@ def test_neighbouring_echoes_late_in_a_train_are_kept_apart(tmp_path: Path) -> N
     ],
 )
 def test_a_setting_is_another_where_it_steps_by_more_than_one_percent(values: list[float], clusters: list[int]) -> None:
-    found = marks._mark("EchoTime", [str(value) for value in values])
+    found = frame_attributes._mark("EchoTime", [str(value) for value in values])
     assert list(found.labels) == clusters
 
 
@@ -485,4 +485,4 @@ def test_every_mark_is_an_attribute_of_one_kind() -> None:
     ],
 )
 def test_the_component_is_read_from_image_type_as_siemens_and_philips_write_it(image_type: str, found: str) -> None:
-    assert marks.component(image_type) == found
+    assert frame_attributes.component(image_type) == found

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 from monai_unet_app.service.node import Node
-from monai_unet_app.service.site import read_site
+from monai_unet_app.service.site_file import read_site
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from monai_unet_app.data.read import read_volume
 from monai_unet_app.service.commission import Commissioning, commission
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.phantoms import ORIENTATIONS
-from monai_unet_app.service.site import read_site
+from monai_unet_app.service.site_file import read_site
 from monai_unet_app.shipped import shipped
 
 pytestmark = pytest.mark.interop

@@ -17,8 +17,8 @@ import pytest
 from net_peers import CT_IMAGE_STORAGE, ct_series
 from orthanc import Orthanc, orthanc, program
 
-from dicom_io.net.commitment import CommitmentProvider
-from dicom_io.net.committing import request_commitment
+from dicom_io.net.commitment_provider import CommitmentProvider
+from dicom_io.net.commitment_user import request_commitment
 from dicom_io.net.destination import Destination, Dimse
 from dicom_io.net.exchange import send
 from dicom_io.net.messages import Limits

@@ -11,7 +11,7 @@ from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.metrics import Bootstrap, CaseArrays, Evaluation, EvaluationPlan
 from monai_unet_app.report import EvaluationReport, MeasuredOn, write_evaluation
-from monai_unet_app.report.evaluation import cases_csv, metrics_document
+from monai_unet_app.report.evaluation_files import cases_csv, metrics_document
 
 ON = MeasuredOn("lobes_mri_unet3d", "1.2.0", "ab" * 32, "Phantoms", "cd" * 32, "test")
 PLAN = EvaluationPlan(("Front", "Back", "Never"))

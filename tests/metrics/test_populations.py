@@ -11,7 +11,7 @@ from monai_unet_app.metrics import (
     count_reliability,
     expected_calibration_error,
 )
-from monai_unet_app.metrics.cases import score_case
+from monai_unet_app.metrics.case_scores import score_case
 from monai_unet_app.metrics.populations import box_around, likely_foreground, populations
 
 SPACING = (0.7, 1.1, 2.5)

@@ -11,9 +11,9 @@ from matplotlib.colors import to_hex
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.metrics import Bootstrap, CaseArrays, Evaluation, EvaluationPlan
 from monai_unet_app.report import CasePicture, EvaluationReport, MeasuredOn, Target
-from monai_unet_app.report.figures import DARK, LIGHT
+from monai_unet_app.report.case_pictures import INVENTED_COLOUR, MISSED_COLOUR, case_figure, error_colours
+from monai_unet_app.report.charts import DARK, LIGHT
 from monai_unet_app.report.html import render_html
-from monai_unet_app.report.pictures import INVENTED_COLOUR, MISSED_COLOUR, case_figure, error_colours
 from monai_unet_app.report.sections import verdict
 
 ON = MeasuredOn("lobes <3d>", "1.2.0", "ab" * 32, "Phantoms & co", "cd" * 32, "test")

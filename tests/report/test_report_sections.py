@@ -13,15 +13,15 @@ from matplotlib.colors import to_rgb
 from skimage.color import rgb2lab
 
 from dicom_io.coding import DISPLAY_COLOURS
-from monai_unet_app.calibration.judged import Judged, summarise_statements
+from monai_unet_app.confidence.statement_audit import Judged, summarise_statements
 from monai_unet_app.metrics import Bootstrap, CaseArrays, CaseScores, EvaluationPlan, score_case
 from monai_unet_app.report.blocks import Cell, Facts, Heading, Picture, Table, Text
-from monai_unet_app.report.contents import Target
-from monai_unet_app.report.evaluation import metrics_document
-from monai_unet_app.report.figures import accuracy_band, reliability_figure, risk_coverage_figure, tolerance_figure
-from monai_unet_app.report.pictures import TRUTH_COLOUR
+from monai_unet_app.report.case_pictures import TRUTH_COLOUR
+from monai_unet_app.report.charts import accuracy_band, reliability_figure, risk_coverage_figure, tolerance_figure
+from monai_unet_app.report.evaluation_files import metrics_document
+from monai_unet_app.report.evaluation_report import Target
 from monai_unet_app.report.sections import head, sections
-from monai_unet_app.report.statements import statement_blocks
+from monai_unet_app.report.statement_section import statement_blocks
 
 
 def table_headed(blocks, word):

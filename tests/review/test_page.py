@@ -25,11 +25,11 @@ from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.results import write_nifti
 from monai_unet_app.review import ReviewConfig, write_review
-from monai_unet_app.review.contents import read_reviewed
 from monai_unet_app.review.embedded import slice_border
+from monai_unet_app.review.key_images import anatomical_slices, key_sections, window_presets
 from monai_unet_app.review.patient import person
-from monai_unet_app.review.pictures import anatomical_slices, key_sections, window_presets
-from monai_unet_app.review.sections import MARK
+from monai_unet_app.review.review_sections import MARK
+from monai_unet_app.review.reviewed_case import read_reviewed
 
 HEADER = {
     "PatientName": "Berger^Anna Maria^^Dr",

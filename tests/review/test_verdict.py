@@ -23,7 +23,6 @@ from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.results import write_nifti
-from monai_unet_app.review.contents import ReviewedCase, ReviewedStructure, read_reviewed
 from monai_unet_app.review.correction import (
     Correction,
     added_path_length,
@@ -31,6 +30,7 @@ from monai_unet_app.review.correction import (
     sizes_of,
     store_training_case,
 )
+from monai_unet_app.review.reviewed_case import ReviewedCase, ReviewedStructure, read_reviewed
 from monai_unet_app.review.verdict import Aftermath, Reviewer, Verdict, apply_verdict, read_verdict
 
 HEADER = {"PatientName": "Berger^Anna", "PatientID": "PID-4711", "AccessionNumber": "ACC-99", "StudyDate": "20260301"}

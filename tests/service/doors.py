@@ -17,10 +17,10 @@ import numpy as np
 import requests
 from nodes import pacs, running, wait_until, write_site
 
+from monai_unet_app.service.http_api import Door
 from monai_unet_app.service.node import Node
-from monai_unet_app.service.site import HttpConfig
+from monai_unet_app.service.site_file import HttpConfig
 from monai_unet_app.service.tokens import new_token
-from monai_unet_app.service.web import Door
 
 ROLES = ("metrics", "submit", "read", "reviewer", "admin")
 

@@ -21,8 +21,8 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
-from monai_unet_app.service.children import Message, serve
-from monai_unet_app.service.site import Site, read_site
+from monai_unet_app.service.child_processes import Message, serve
+from monai_unet_app.service.site_file import Site, read_site
 from monai_unet_app.service.uploads import images_of
 from monai_unet_app.service.work import digest_of, state_of
 

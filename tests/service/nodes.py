@@ -22,7 +22,7 @@ from dicom_io.net.outcome import Outcome
 from dicom_io.net.scp import Listen, Provider
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.queue import Delivery, Queue
-from monai_unet_app.service.site import Site, read_site
+from monai_unet_app.service.site_file import Site, read_site
 
 NAME, PATIENT_ID = "Quintessenza^Ottavia", "Q-774-KX"
 

@@ -30,7 +30,7 @@ from monai_unet_app.service.phantoms import (
     phantom_study,
     shipped_example,
 )
-from monai_unet_app.service.site import Rule, read_site
+from monai_unet_app.service.site_file import Rule, read_site
 from monai_unet_app.service.work import fits
 
 SITE = """

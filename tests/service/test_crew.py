@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from monai_unet_app.service.crew import Pause
+from monai_unet_app.service.worker_pool import Pause
 
 
 def test_each_pause_is_twice_the_one_before_until_a_try_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:

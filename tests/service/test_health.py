@@ -19,11 +19,11 @@ import pytest
 import requests
 from nodes import make_study, pacs, running, store, wait_until, write_site
 
-from monai_unet_app.service import children, health
-from monai_unet_app.service.crew import Crew
+from monai_unet_app.service import child_processes, health
+from monai_unet_app.service.http_api import Door
 from monai_unet_app.service.node import Node
-from monai_unet_app.service.site import HttpConfig
-from monai_unet_app.service.web import Door
+from monai_unet_app.service.site_file import HttpConfig
+from monai_unet_app.service.worker_pool import Crew
 
 SILENT = "silent_s = 3"
 
@@ -153,14 +153,14 @@ def test_a_node_that_was_frozen_itself_blames_nobody(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize("spoken_to", [True, False])
 def test_a_child_whose_node_is_gone_ends_also_while_it_answers(spoken_to: bool) -> None:
     """Killed between a heart-beat and its answer, a node no longer hears, and what it said is still to be read."""
-    words = "from monai_unet_app.service.children import serve; serve(lambda: lambda message: message)"
+    words = "from monai_unet_app.service.child_processes import serve; serve(lambda: lambda message: message)"
     child = subprocess.Popen([sys.executable, "-c", words], stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True)
     try:
         assert child.stdin is not None
         assert child.stdout is not None
-        assert json.loads(child.stdout.readline()) == children.READY
+        assert json.loads(child.stdout.readline()) == child_processes.READY
         child.stdout.close()
-        child.stdin.write(json.dumps(children.BEAT) + "\n" if spoken_to else "")
+        child.stdin.write(json.dumps(child_processes.BEAT) + "\n" if spoken_to else "")
         child.stdin.close()
         assert child.wait(20) == 0
     finally:

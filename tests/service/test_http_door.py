@@ -23,12 +23,12 @@ from pydicom import dcmread
 from monai_unet_app.cli import main
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError, UsageError
-from monai_unet_app.service import web
+from monai_unet_app.service import http_api
+from monai_unet_app.service.http_api import Door
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.queue import Result
-from monai_unet_app.service.site import HttpConfig, read_site
+from monai_unet_app.service.site_file import HttpConfig, read_site
 from monai_unet_app.service.tokens import read_tokens
-from monai_unet_app.service.web import Door
 
 
 @pytest.fixture
@@ -252,7 +252,7 @@ def test_no_answer_names_a_folder_of_the_node(site: Site, tmp_path: Path, monkey
     def refused(node: Node, result: Result, told: object, who: str, mask: Path) -> None:
         raise InputRefusedError(f"{mask.resolve()} is no mask; a NIfTI file is needed")
 
-    monkeypatch.setattr(web, "decide", refused)
+    monkeypatch.setattr(http_api, "decide", refused)
     site.ask("POST", "/studies", "submit", data=zipped(make_study(tmp_path / "study", wish="review")))
     words = {"data": {"verdict": json.dumps({"decision": "corrected"})}, "files": {"mask": ("m.nii.gz", b"none")}}
     answer = site.ask("POST", f"/results/{site.result('held')}/verdict", "reviewer", **words)

@@ -38,7 +38,7 @@ from dicom_io.net.store import InstanceRefusedError, InstanceStore
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.service import guard, uploads
 from monai_unet_app.service.audit import AuditTrail
-from monai_unet_app.service.site import HttpConfig
+from monai_unet_app.service.site_file import HttpConfig
 from monai_unet_app.service.tokens import Tokens, new_token, read_tokens
 from monai_unet_app.service.uploads import take_zip
 

@@ -19,10 +19,10 @@ from dicom_io.dicomize import dicomize
 from dicom_io.net.destination import parse_destination
 from dicom_io.net.exchange import send
 from dicom_io.volume import Provenance, Volume
+from monai_unet_app.service.http_api import Door
 from monai_unet_app.service.node import Node
-from monai_unet_app.service.site import HttpConfig, read_site
+from monai_unet_app.service.site_file import HttpConfig, read_site
 from monai_unet_app.service.tokens import new_token
-from monai_unet_app.service.web import Door
 
 pytestmark = pytest.mark.slow
 

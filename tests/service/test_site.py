@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from nodes import write_site
 
-from dicom_io.net.site import read_site as read_destinations
+from dicom_io.net.destination_file import read_site as read_destinations
 from monai_unet_app.errors import UsageError
-from monai_unet_app.service.site import read_site
+from monai_unet_app.service.site_file import read_site
 
 
 def test_a_site_has_a_node_rules_and_destinations(tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ from nodes import NAME, PATIENT_ID, make_study, pacs, running, store, study_of, 
 from test_http_door import Site
 
 from monai_unet_app.errors import UsageError
+from monai_unet_app.service.http_api import Door
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.queue import NewResult
-from monai_unet_app.service.site import HttpConfig, read_site
+from monai_unet_app.service.site_file import HttpConfig, read_site
 from monai_unet_app.service.status import find_page, status_page
 from monai_unet_app.service.tokens import new_token
-from monai_unet_app.service.web import Door
 
 REASON = (
     "Anterior hippocampus: predicted Dice 0.61, which is below the 0.80 that this bundle asks for before a result goes out by "

@@ -29,7 +29,7 @@ from monai_unet_app.bundle import bundle_files
 from monai_unet_app.cli import main
 from monai_unet_app.errors import AppError, InputRefusedError
 from monai_unet_app.results import write_nifti
-from monai_unet_app.service.site import Rule, read_site
+from monai_unet_app.service.site_file import Rule, read_site
 from monai_unet_app.service.trace import trace
 from monai_unet_app.service.uploads import take_nifti
 from monai_unet_app.service.work import Worker, check_bundles, check_gated

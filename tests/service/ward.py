@@ -16,10 +16,10 @@ from phantoms import lopsided_array, oblique_affine, write_mr_series
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
+from monai_unet_app.service.http_api import Door
 from monai_unet_app.service.node import Node
-from monai_unet_app.service.site import HttpConfig
+from monai_unet_app.service.site_file import HttpConfig
 from monai_unet_app.service.tokens import new_token
-from monai_unet_app.service.web import Door
 
 PATIENT = {"PatientName": "Berger^Anna", "PatientID": "PID-4711", "AccessionNumber": "ACC-99", "StudyDate": "20260301"}
 PEOPLE = {

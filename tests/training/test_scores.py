@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from monai_unet_app.metrics import CaseArrays, Evaluation, EvaluationPlan, boundary_iou
 from monai_unet_app.metrics.boundary import hausdorff_distance, normalised_surface_dice, surface_distances
+from monai_unet_app.training.ignite_metrics import HD95, BoundaryIoU, Calibration, SurfaceDice
 from monai_unet_app.training.losses import HardL1ACELoss, Sum
-from monai_unet_app.training.scores import HD95, BoundaryIoU, Calibration, SurfaceDice
 
 LABELS = ["background", "anterior", "posterior"]
 SPACING = (0.9, 1.2, 2.0)
@@ -466,7 +466,7 @@ def test_an_evaluate_yaml_scores_on_the_source_grid_what_the_evaluation_does(
 ) -> None:
     root, folder = tiny_bundle(name), tmp_path / "data"
     data = drawn_eyes(folder, 1) if name.startswith("retina") else few_examples(folder, FEW[:1])
-    target, meant = "monai_unet_app.training.scores", {"labels": "@labels", "outputs": "@outputs"}
+    target, meant = "monai_unet_app.training.ignite_metrics", {"labels": "@labels", "outputs": "@outputs"}
     scores = {
         "biou": {"_target_": f"{target}.BoundaryIoU", **meant, "keys": ["pred", "truth"]},
         "ace_band": {

@@ -19,7 +19,7 @@ from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.transport import ThreadedAssociationServer
 
-from dicom_io.net.commitment import CommitmentProvider, CommitmentRequest, Reference
+from dicom_io.net.commitment_provider import CommitmentProvider, CommitmentRequest, Reference
 from dicom_io.net.destination import Destination, Dimse
 from dicom_io.net.messages import bound
 from dicom_io.net.scp import Listen, Provider

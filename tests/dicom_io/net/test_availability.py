@@ -16,7 +16,7 @@ from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom import AE
 
 from dicom_io.net.availability import Availability, NotifiedInstance, availability_service
-from dicom_io.net.commitment import CommitmentProvider
+from dicom_io.net.commitment_provider import CommitmentProvider
 from dicom_io.net.scp import Listen, Provider
 from dicom_io.net.store import InstanceStore
 

@@ -31,14 +31,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
 from dicom_io.errors import NetworkError
-from dicom_io.net import commitment, messages, service
-from dicom_io.net.commitment import (
-    CommitmentProvider,
-    CommitmentRequest,
-    event_type,
-    judged,
-    send_report,
-)
+from dicom_io.net import commitment_provider, messages, service
+from dicom_io.net.commitment_provider import CommitmentProvider, CommitmentRequest, event_type, judged, send_report
 from dicom_io.net.destination import Destination, Dimse
 from dicom_io.net.scp import Provider
 from dicom_io.net.service import RequestRefusedError
@@ -213,7 +207,7 @@ def test_the_same_request_twice_is_reported_twice(store: InstanceStore, requesto
 def test_a_transaction_that_waits_is_not_taken_with_other_references(
     store: InstanceStore, requestor: Requestor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commitment, "PAUSE_S", 0.5)
+    monkeypatch.setattr(commitment_provider, "PAUSE_S", 0.5)
     requestor.status = 0x0110  # so that it waits
     with provider(store, requestor.addresses) as port:
         assert requestor.ask(port, action("1.2.3", (CT_IMAGE_STORAGE, uid(0)))) == 0x0000

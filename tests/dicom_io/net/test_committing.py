@@ -30,13 +30,8 @@ from pydicom.dataset import Dataset
 from pynetdicom import AE, build_role, evt
 
 from dicom_io.errors import NetworkError, UnreadableFileError
-from dicom_io.net.commitment import (
-    CommitmentProvider,
-    CommitmentRequest,
-    judged,
-    send_report,
-)
-from dicom_io.net.committing import Reports, request_commitment
+from dicom_io.net.commitment_provider import CommitmentProvider, CommitmentRequest, judged, send_report
+from dicom_io.net.commitment_user import Reports, request_commitment
 from dicom_io.net.destination import Destination, DestinationError, Dimse, parse_destination
 from dicom_io.net.exchange import commit
 from dicom_io.net.scp import Listen, Provider

@@ -20,7 +20,7 @@ from dicom_io.net.destination import (
     Tls,
     parse_destination,
 )
-from dicom_io.net.site import read_site
+from dicom_io.net.destination_file import read_site
 from dicom_io.objects.identity import ObjectKind
 
 WHOLE = """

@@ -28,10 +28,10 @@ from ports import free_port
 from pydicom.uid import RLELossless
 
 from dicom_io.errors import NetworkError
-from dicom_io.net.arrivals import Arrivals
 from dicom_io.net.destination import Destination
 from dicom_io.net.exchange import echo, fetch, find
 from dicom_io.net.query import Query, QueryError
+from dicom_io.net.retrieved import Arrivals
 from dicom_io.net.scp import Listen, Provider
 from dicom_io.net.store import Stored
 from dicom_io.net.tls import server_context

@@ -21,7 +21,7 @@ from shell import Run, shell
 from source_phantoms import lopsided, oblique_mr
 from web_peer import WebArchive
 
-from dicom_io.net.commitment import CommitmentProvider, CommitmentRequest
+from dicom_io.net.commitment_provider import CommitmentProvider, CommitmentRequest
 from dicom_io.net.destination import Destination, Dimse
 from dicom_io.net.messages import Limits
 from dicom_io.net.scp import Listen, Provider

@@ -17,7 +17,7 @@ from pydicom.uid import RLELossless
 from web_peer import WebArchive
 
 from dicom_io.errors import NetworkError
-from dicom_io.net import web
+from dicom_io.net import dicomweb
 from dicom_io.net.destination import Destination, DestinationError, DicomWeb, Tls, parse_destination
 from dicom_io.net.exchange import echo, fetch, find, send
 from dicom_io.net.query import Query
@@ -82,7 +82,7 @@ def test_a_star_and_a_space_go_in_the_form_that_every_service_decodes(held: list
 def test_all_pages_are_read_and_a_service_without_pages_ends_too(
     pages: bool, held: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(web, "PAGE", 2)
+    monkeypatch.setattr(dicomweb, "PAGE", 2)
     with WebArchive(held, pages=pages).running() as archive:
         found = find(service(archive), Query("image", STUDY, SERIES))
         assert sorted(one.SOPInstanceUID for one in found) == sorted(uids(held))
@@ -224,7 +224,7 @@ def test_an_error_of_the_service_is_no_success(held: list[Path]) -> None:
 
 
 def test_what_comes_after_a_failed_request_is_failed(held: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "MOST_INSTANCES", 1)
+    monkeypatch.setattr(dicomweb, "MOST_INSTANCES", 1)
     with WebArchive().running() as archive:
 
         def fail_from_now(outcome: object) -> None:
@@ -237,7 +237,7 @@ def test_what_comes_after_a_failed_request_is_failed(held: list[Path], monkeypat
 
 
 def test_large_files_go_in_several_requests(held: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "MOST_BYTES", held[0].stat().st_size + held[1].stat().st_size)
+    monkeypatch.setattr(dicomweb, "MOST_BYTES", held[0].stat().st_size + held[1].stat().st_size)
     with WebArchive().running() as archive:
         outcomes = send(service(archive), held)
     assert [len(one) for one in archive.received] == [2, 1]

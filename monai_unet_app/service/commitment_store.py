@@ -8,7 +8,7 @@ import threading
 import time
 
 from dicom_io.errors import DicomIoError, NetworkError
-from dicom_io.net.commitment import (
+from dicom_io.net.commitment_provider import (
     DUPLICATE_TRANSACTION,
     CommitmentProvider,
     CommitmentRequest,
@@ -18,7 +18,7 @@ from dicom_io.net.commitment import (
 from dicom_io.net.destination import Dimse
 from dicom_io.net.service import RequestRefusedError, Service
 from monai_unet_app.service.queue import Queue
-from monai_unet_app.service.site import Site
+from monai_unet_app.service.site_file import Site
 
 _LOOK_S, _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 2.0, 300.0
 _FEW_TRIES = 10

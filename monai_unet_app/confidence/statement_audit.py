@@ -14,10 +14,10 @@ from scipy import stats
 from dicom_io.volume import Volume
 from monai_unet_app.metrics.overlap import dice
 
-from .confidence import Assessment, voxel_size
 from .conformal import Coverage, observed_coverage
 from .features import Structure
 from .quality import Verdict
+from .statements import Assessment, voxel_size
 
 GOOD, BAD = 0.8, 0.6
 """A result above the first should not be held back, one below the second should be."""

@@ -19,7 +19,7 @@ from dicom_io.objects.display import NOT_FITTING, Window, displays, percentile_w
 from dicom_io.objects.source_images import images_of
 from dicom_io.volume import Volume
 
-from .contents import ReviewedCase
+from .reviewed_case import ReviewedCase
 
 LEAST_SIDE, SHOWN_MM = 512, 80.0
 """A picture's longer side has at least so many pixels, and shows at least so many millimetres where there are as many."""

@@ -15,10 +15,10 @@ import numpy as np
 
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.metrics import CaseScores, EvaluationPlan, definitions
-from monai_unet_app.metrics.evaluation import number
-from monai_unet_app.metrics.scores import all_scores, means_of_rows, presence, score_table
+from monai_unet_app.metrics.score_names import all_scores, means_of_rows, presence, score_table
+from monai_unet_app.metrics.summary import number
 
-from .contents import EvaluationReport
+from .evaluation_report import EvaluationReport
 from .html import render_html
 from .pdf import render_pdf
 

@@ -18,13 +18,13 @@ from dicomweb_client.web import DICOMwebClient
 from pydicom.dataset import Dataset, FileDataset, validate_file_meta
 
 from dicom_io.errors import NetworkError
-from dicom_io.net.arrivals import Arrivals, OnStored
 from dicom_io.net.destination import Destination
+from dicom_io.net.dicomweb_session import talking
 from dicom_io.net.outcome import Fetched, Outcome, meaning, state_of
 from dicom_io.net.outgoing import Each, Outgoing
 from dicom_io.net.query import RETURNED, Query, QueryError, retrieve_level
+from dicom_io.net.retrieved import Arrivals, OnStored
 from dicom_io.net.store import InstanceRefusedError
-from dicom_io.net.web_session import talking
 from dicom_io.reading.instances import READ_ERRORS, load_dataset
 
 MOST_INSTANCES = 50

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from monai_unet_app.errors import UsageError
 
 from .differences import TOP_LABEL, Comparison, Difference
-from .evaluations import MEAN
+from .paired_evaluations import MEAN
 from .rank_tests import finite
 
 FIGURES = {"dice": MEAN, "boundary_iou": MEAN, "ece_whole": TOP_LABEL, "ece_band": TOP_LABEL}

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from dicom_io.coding import DISPLAY_COLOURS
 from monai_unet_app.metrics import EvaluationPlan
-from monai_unet_app.metrics.cases import class_masks
+from monai_unet_app.metrics.case_scores import class_masks
 
-from .contents import CasePicture
+from .evaluation_report import CasePicture
 
 TRUTH_COLOUR = "#ffffff"
 # Of errors, on a grey image of less light; told apart in common colour blindness.

@@ -6,7 +6,7 @@ import queue
 import time
 from collections.abc import Iterator, Sequence
 
-from monai_unet_app.service.children import Child, Message
+from monai_unet_app.service.child_processes import Child, Message
 
 Inbox = queue.SimpleQueue[tuple[Child, Message | None]]
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0

@@ -9,9 +9,9 @@ from typing import Any
 from monai_unet_app.report.blocks import Block, Cell, Facts, Heading, Lines, Picture, Table, Text, Title, Tone, Verdict
 from monai_unet_app.report.words import between, percent, plural
 
-from .contents import ReviewedCase
+from .key_images import KeySection, side_by_side
 from .patient import headline
-from .pictures import KeySection, side_by_side
+from .reviewed_case import ReviewedCase
 
 MARK = "Research use only, unverified: computed by a machine, checked by nobody. Not for diagnosis."
 VERDICTS: dict[str | None, tuple[str, Tone]] = {

@@ -20,7 +20,7 @@ from pynetdicom import evt
 
 from dicom_io.errors import NetworkError
 from dicom_io.net.association import COMMITMENT, COMMITMENT_INSTANCE, Link, associated, checked_status, context
-from dicom_io.net.commitment import ALL_THERE, FAILURES_EXIST, REQUEST_COMMITMENT, Reference, reference
+from dicom_io.net.commitment_provider import ALL_THERE, FAILURES_EXIST, REQUEST_COMMITMENT, Reference, reference
 from dicom_io.net.destination import Destination
 from dicom_io.net.messages import bound
 from dicom_io.net.outcome import meaning

@@ -42,14 +42,14 @@ from monai_unet_app.service.access import (
     may_open,
     needs,
 )
-from monai_unet_app.service.figures import exposition
 from monai_unet_app.service.guard import MOST_WORDS_BYTES, BoundedRoute, Guard, is_json
 from monai_unet_app.service.hints import Hints
+from monai_unet_app.service.node_metrics import exposition
 from monai_unet_app.service.pages import SOON_S, ReviewPages
 from monai_unet_app.service.queue import DecidedError, Result
 from monai_unet_app.service.reviews import PAGE_S, decide, refuse, release, standing
 from monai_unet_app.service.server import Connections, loop_of
-from monai_unet_app.service.site import HttpConfig
+from monai_unet_app.service.site_file import HttpConfig
 from monai_unet_app.service.status import find_page, status_page, waiting_page
 from monai_unet_app.service.tokens import Holder, Tokens
 from monai_unet_app.service.uploads import Upload, kind_of, take_dicom, take_nifti, take_zip

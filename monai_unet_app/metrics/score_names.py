@@ -8,7 +8,7 @@ from operator import attrgetter
 import numpy as np
 from numpy.typing import NDArray
 
-from .cases import CaseScores, ClassScores
+from .case_scores import CaseScores, ClassScores
 from .plan import EvaluationPlan
 
 Score = Callable[[ClassScores], float]

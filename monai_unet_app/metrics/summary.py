@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import reliability
-from .cases import CaseArrays, CaseScores, Counts, score_case
+from .case_scores import CaseArrays, CaseScores, Counts, score_case
 from .plan import WHOLE, EvaluationPlan
 from .reliability import TOP_LABEL, ReliabilityCounts, expected_gap
-from .scores import (
+from .score_names import (
     DISTANCES,
     Floats,
     Score,

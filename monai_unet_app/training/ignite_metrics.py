@@ -4,7 +4,7 @@
       evaluator:
         additional_metrics:
           val_boundary_iou:
-            _target_: monai_unet_app.training.scores.BoundaryIoU
+            _target_: monai_unet_app.training.ignite_metrics.BoundaryIoU
             labels: "@labels"
             outputs: "@outputs"
 
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from monai_unet_app.metrics import WHOLE, EvaluationPlan, ReliabilityCounts, count_reliability, reliability
 from monai_unet_app.metrics.boundary import SurfacePair, hausdorff_distance, normalised_surface_dice, surface_band
-from monai_unet_app.metrics.cases import class_masks
+from monai_unet_app.metrics.case_scores import class_masks
 from monai_unet_app.metrics.reliability import BINS, TOP_LABEL
 
 BAND = "band"

@@ -1,6 +1,6 @@
 """A site's file for a node, in TOML: where it listens, what it does with which series, and where results go.
 
-docs/how-to/node.md shows one. Destinations are those of `dicom_io.net.site`. Every key is checked, and an unknown one is
+docs/how-to/node.md shows one. Destinations are those of `dicom_io.net.destination_file`. Every key is checked; unknown keys are
 refused.
 """
 
@@ -17,7 +17,7 @@ from pydicom.datadict import tag_for_keyword
 
 from dicom_io.errors import DicomIoError
 from dicom_io.net.destination import KINDS, OUR_AE_TITLE, Destination, Tls, checked_ae_title, checked_port
-from dicom_io.net.site import LOOPBACK, Table, destinations_of, read_table, read_tls
+from dicom_io.net.destination_file import LOOPBACK, Table, destinations_of, read_table, read_tls
 from monai_unet_app.data.selection import compiled
 from monai_unet_app.errors import UsageError
 

@@ -1,7 +1,7 @@
 """What a bundle says about its own results: numbers in `configs/confidence.json`, and what they make of one case.
 
-They are fitted on calibration subjects (`monai_unet_app.calibrate`) for each way of inference whose probabilities differ, plain
-and with mirror images (`tta`), since a statement about the one says nothing about the other.
+They are fitted on calibration subjects by `calibration.statement_fit`, separately for plain inference and for averages over
+mirror images (`tta`): the two give different probabilities, so statements about one do not hold for the other.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import numpy as np
 
 from dicom_io.reading.frames import Frame
 from dicom_io.reading.headers import shown
-from dicom_io.reading.keywords import CLOCKS, MARKS, SETTINGS
+from dicom_io.reading.kept_attributes import CLOCKS, MARKS, SETTINGS
 
 WORDS = frozenset({"ComplexImageComponent", "ImageType", "FrameType", "ConvolutionKernel", "StackID"})
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from monai_unet_app.calibration.conformal import subjects_needed
-from monai_unet_app.calibration.judged import BAD, GOOD
+from monai_unet_app.confidence.conformal import subjects_needed
+from monai_unet_app.confidence.statement_audit import BAD, GOOD
 
 from .blocks import Block, Cell, Chart, Facts, Heading, Table, Text
-from .figures import risk_coverage_figure
+from .charts import risk_coverage_figure
 from .words import between, number, percent, plural
 
 _PARTS = {"accept": "accepted", "review": "for review", "reject": "rejected"}
