@@ -1,6 +1,7 @@
 """The frames of a DICOM Segmentation or a Parametric Map of our own, each placed by its own headers, for the proofs.
 
-They are read through `raw_parser`, which shares nothing with the writer. Of an older reader there is only what unpacks single bits.
+They are read through `raw_parser`, which shares nothing with the writer. Of an older reader there is only what unpacks
+single bits.
 """
 
 from __future__ import annotations

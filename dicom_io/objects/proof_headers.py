@@ -1,8 +1,8 @@
 """What a written object says of itself, for the proofs: whose it is, which images it refers to, what its segments mean.
 
-The attributes come from the file, through `raw_parser`. They are compared with the headers of the source and with the segments of the
-result. Not independent of the writers is what both take from there: the bytes of patient and study (`patient_and_study`), and highdicom's
-conversion of colours to CIELab.
+The attributes come from the file, through `raw_parser`. They are compared with the headers of the source and with the
+segments of the result. Not independent of the writers is what both take from there: the bytes of patient and study
+(`patient_and_study`), and highdicom's conversion of colours to CIELab.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The frames of parametric maps, and the proof of what we wrote.
 
-`walk_map` reads anybody's map through pydicom. `prove_map` reads ours through `raw_parser`, which shares nothing with the writer
-(pydicom and highdicom): a frame is placed by its own headers and must lie on the slice that it names. Where the slices of the
-source lie comes from its headers, as for the writer.
+`walk_map` reads anybody's map through pydicom. `prove_map` reads ours through `raw_parser`, which shares nothing with the
+writer (pydicom and highdicom): a frame is placed by its own headers and must lie on the slice that it names. Where the
+slices of the source lie comes from its headers, as for the writer.
 """
 
 from __future__ import annotations

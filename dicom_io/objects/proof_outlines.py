@@ -1,9 +1,9 @@
 """Read the outlines of a presentation state again and compare them with the result, pixel by pixel.
 
-The file is read through `raw_parser`, which shares nothing with the writer (pydicom); outlines are drawn by contourpy and filled
-here by `raster`. What the images hold comes from `SourceImages`, as for the writer. Outlines have a form of their own besides
-what they enclose: every point lies half-way between the centres of two neighbouring pixels. So one that is moved by less than
-half a pixel, and still encloses the same centres, is found too.
+The file is read through `raw_parser`, which shares nothing with the writer (pydicom); outlines are drawn by contourpy and
+filled here by `raster`. What the images hold comes from `SourceImages`, as for the writer. Outlines have a form of their
+own besides what they enclose: every point lies half-way between the centres of two neighbouring pixels. So one that is
+moved by less than half a pixel, and still encloses the same centres, is found too.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The contours of an RT Structure Set.
 
-Two ways in: `walk_rtstruct` reads anybody's through pydicom; `contours_by_slice` reads what we wrote through `raw_parser`, a reader
-that shares nothing with the writer, for the proof.
+Two ways in: `walk_rtstruct` reads anybody's through pydicom; `contours_by_slice` reads what we wrote through `raw_parser`,
+a reader that shares nothing with the writer, for the proof.
 """
 
 from __future__ import annotations

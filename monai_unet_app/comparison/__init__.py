@@ -1,7 +1,7 @@
 """Two evaluations compared pair by pair, one evaluation by subgroups, and a gate for releases. Reads what `evaluate` wrote.
 
-`paired_evaluations` reads and pairs, `differences` compares, `release_gate` decides, `attributes` and `subgroups` look at groups of
-people, `rank_tests` is how both tell chance from change, `files` writes.
+`paired_evaluations` reads and pairs, `differences` compares, `release_gate` decides, `attributes` and `subgroups` look at
+groups of people, `rank_tests` is how both tell chance from change, `files` writes.
 """
 
 from .attributes import Attributes, dicom_attributes, read_attributes
