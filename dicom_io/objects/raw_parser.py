@@ -82,7 +82,7 @@ def first_item(attributes: Attributes, *tags: int) -> Attributes:
 
 
 def instance_key(item: Attributes) -> str:
-    """The key of the image that a reference names (PS3.3 table 10-3), as `Slice.key`: SOP Instance UID, then "#frame" if any."""
+    """The key of the image that a reference names (PS3.3 10-3), as `Slice.key`: SOP Instance UID, then "#frame" if any."""
     frame = text(item, _REFERENCED_FRAME)
     return text(item, _REFERENCED_INSTANCE) + (f"#{int(frame)}" if frame else "")
 
