@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,6 +125,25 @@ class Volume:
     def voxel_ml(self) -> float:
         """Volume of one voxel in millilitres; right for sheared grids too."""
         return float(abs(np.linalg.det(self.affine_lps[:3, :3]))) / 1000.0
+
+    @property
+    def voxel_size(self) -> float:
+        """Size of one voxel: millilitres, or 1 for a picture, which is measured in pixels."""
+        return 1.0 if self.planar else self.voxel_ml
+
+    @property
+    def length_unit(self) -> str:
+        """What lengths are measured in: "mm", or "px" in a picture."""
+        return "px" if self.planar else "mm"
+
+    @property
+    def axis_spacing(self) -> tuple[float, ...]:
+        """Distance of neighbouring voxels along each axis of `without_flat_axis`: three in mm, or two of 1 pixel."""
+        return (1.0, 1.0) if self.planar else self.spacing_mm
+
+    def without_flat_axis(self, array: NDArray[Any]) -> NDArray[Any]:
+        """An array (I, J, K) on this grid without the third axis of a picture: (I, J) of a picture, else as it is."""
+        return array[:, :, 0] if self.planar else array
 
     @property
     def has_patient_space(self) -> bool:
