@@ -27,7 +27,7 @@ from dicom_io.confidentiality.actions import protect
 from dicom_io.confidentiality.pseudonyms import DeidentificationError, Pseudonyms
 from dicom_io.confidentiality.table import OPTIONS, PROFILE, checked_options, table
 from dicom_io.errors import SeriesSelectionError, UnreadableFileError
-from dicom_io.reading.headers import shown
+from dicom_io.reading.headers import is_uid, shown
 from dicom_io.reading.instances import READ_ERRORS, listed, load_dataset, read_instance
 from dicom_io.reading.series import files_below
 
@@ -52,7 +52,6 @@ OTHER_CONTENT = (
     "an object with its new UID and other content is in the output folder already; one object for each UID is needed; "
     "use an empty folder, or leave one of the two out"
 )
-LONGEST_UID = 64  # PS3.5 9.1; it becomes the name of a file
 GREY_CLASSES = """1 1.1 1.1.1 1.2 1.2.1 1.3 1.3.1 2 2.1 2.2 4 4.1 4.4 12.1 12.1.1 12.2 12.2.1 13.1.3 20 128 128.1 130"""
 GREY = frozenset(STORAGE + number for number in GREY_CLASSES.split())
 """Scanners and detectors, whose images are grey (PS3.3 A): CR, DX, MG, IO, CT, MR, XA, RF, tomosynthesis, NM, PET."""
@@ -208,7 +207,7 @@ def _complete(dataset: FileDataset) -> None:
             setattr(dataset, keyword, dataset.file_meta.get(spare, ""))
     for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
         uid = str(dataset.get(keyword) or "")
-        if len(uid) > LONGEST_UID or not re.fullmatch(r"\d+(\.\d+)*", uid, re.ASCII):
+        if not is_uid(uid):  # SOPInstanceUID becomes the name of a file
             raise DeidentificationError(f"it has no {keyword}; objects are named by their UIDs; repair it first")
 
 

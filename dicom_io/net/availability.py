@@ -12,7 +12,7 @@ from pynetdicom import evt
 
 from dicom_io.net.association import AVAILABILITY
 from dicom_io.net.service import Request, RequestRefusedError, Service, items_of, text_of
-from dicom_io.net.store import is_uid
+from dicom_io.reading.headers import is_uid
 
 ONLINE = "ONLINE"
 CODES = (ONLINE, "NEARLINE", "OFFLINE", "UNAVAILABLE")  # PS3.3 C.4.23.1.1

@@ -39,7 +39,8 @@ from dicom_io.net.service import (
     items_of,
     text_of,
 )
-from dicom_io.net.store import InstanceRefusedError, is_uid, uids_of
+from dicom_io.net.store import InstanceRefusedError, uids_of
+from dicom_io.reading.headers import is_uid
 
 DUPLICATE_TRANSACTION = 0x0131  # PS3.3 C.14.1.1
 REQUEST_COMMITMENT = 1  # action type, PS3.4 J.3.2.1

@@ -20,7 +20,8 @@ from dicom_io.net.outgoing import Each, Outgoing, prepared
 from dicom_io.net.query import Query, QueryError
 from dicom_io.net.retrieved import OnStored
 from dicom_io.net.scp import Listen, listen_for
-from dicom_io.net.store import Stored, is_uid
+from dicom_io.net.store import Stored
+from dicom_io.reading.headers import is_uid
 
 
 @dataclass(frozen=True)

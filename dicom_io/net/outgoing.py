@@ -16,7 +16,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEGLSLossless, RLE
 from dicom_io.errors import UnreadableFileError
 from dicom_io.net.destination import Profile
 from dicom_io.net.outcome import Outcome, State
-from dicom_io.net.store import is_uid
+from dicom_io.reading.headers import is_uid
 from dicom_io.reading.instances import LABEL_MAP_STORAGE, image_type, load_dataset, refusing
 
 if TYPE_CHECKING:

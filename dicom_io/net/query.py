@@ -12,8 +12,7 @@ from typing import Literal
 from pydicom.dataset import Dataset
 
 from dicom_io.errors import DicomIoError
-from dicom_io.net.store import is_uid
-from dicom_io.reading.headers import shown
+from dicom_io.reading.headers import is_uid, shown
 
 Level = Literal["study", "series", "image"]
 

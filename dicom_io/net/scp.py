@@ -29,8 +29,9 @@ from dicom_io.net.destination import OUR_AE_TITLE, DestinationError, Dimse, Rece
 from dicom_io.net.messages import Intake, Limits, bound
 from dicom_io.net.sending import UNCOMPRESSED
 from dicom_io.net.service import COMMENT_LENGTH, Service, handlers
-from dicom_io.net.store import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, InstanceRefusedError, InstanceStore, is_uid
+from dicom_io.net.store import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, InstanceRefusedError, InstanceStore
 from dicom_io.net.tls import server_context
+from dicom_io.reading.headers import is_uid
 
 _PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian)
 # JPIP gives an address instead of pixels; nothing here follows addresses.

@@ -34,7 +34,7 @@ from dicom_io.net.query import Query, QueryError, retrieve_identifier, retrieve_
 from dicom_io.net.retrieved import Arrivals, OnStored
 from dicom_io.net.scp import COMPRESSED, Provider, answer_store, listen_for
 from dicom_io.net.sending import UNCOMPRESSED, store
-from dicom_io.net.store import is_uid
+from dicom_io.reading.headers import is_uid
 
 __all__ = ["echo", "find", "get", "move", "store"]
 

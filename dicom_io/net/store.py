@@ -14,7 +14,6 @@ import errno
 import logging
 import math
 import os
-import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from pydicom.uid import UID
 from dicom_io.errors import UnreadableFileError
 from dicom_io.net.outcome import DUPLICATE_INSTANCE, RefusedError
 from dicom_io.reading.bounded import MAX_INFLATED_BYTES, BoundedFile, InflatedTooLargeError, parse, transfer_syntax
+from dicom_io.reading.headers import is_uid
 from dicom_io.reading.instances import READ_ERRORS, load_dataset
 
 MOST_RATIO = 100
@@ -45,8 +45,6 @@ CANNOT_UNDERSTAND = 0xC000
 NOT_AUTHORISED = 0x0124  # PS3.7 C.5.23
 
 # Stricter readers forbid leading zeros (PS3.5 9.1); they occur, and cannot leave the folder.
-_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
-_LONGEST_UID = 64
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _PATH = {0x0020000D: "StudyInstanceUID", 0x0020000E: "SeriesInstanceUID", 0x00080018: "SOPInstanceUID"}
 _SOP_CLASS = 0x00080016
@@ -237,11 +235,6 @@ class InstanceStore:
             self._stored(kept)
         except Exception as error:
             _logger.error("the callback for %s failed (%s)", kept.sop_instance_uid, type(error).__name__)
-
-
-def is_uid(text: str) -> bool:
-    """True for digits in components joined by points, at most 64 characters."""
-    return len(text) <= _LONGEST_UID and bool(_UID.fullmatch(text))
 
 
 def _folders_of(folder: Path, depth: int) -> Iterator[Path]:

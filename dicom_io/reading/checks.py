@@ -11,6 +11,7 @@ from dicom_io.errors import SeriesGeometryError, SeriesSelectionError, Unreadabl
 from dicom_io.reading.codecs import decoder_of
 from dicom_io.reading.completeness import parts_of_concatenations
 from dicom_io.reading.frames import has_groups
+from dicom_io.reading.headers import LONGEST_UID
 from dicom_io.reading.instances import COLOUR, Instance, differences
 from dicom_io.reading.pixels import PHYSICAL_MODALITIES
 from dicom_io.reading.series import SeriesRef, counted
@@ -20,8 +21,6 @@ PLACE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 
 REPEATED_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPInstanceUID")
 """What every result repeats, or refers to its source by."""
-
-LONGEST_UID = 64  # PS3.5 9.1
 
 
 def without_copies(series: SeriesRef) -> tuple[list[Instance], list[str]]:

@@ -54,7 +54,7 @@ def decoder_of(syntax: UID) -> Decoder:
     """The decoder of a transfer syntax. Raises NotImplementedError for a syntax that none knows."""
     if syntax not in (*_OURS, *guarded_decoders.SYNTAXES):
         return get_decoder(syntax)
-    decoder, module = Decoder(syntax), "codecs" if syntax in _OURS else "guarded"
+    decoder, module = Decoder(syntax), "codecs" if syntax in _OURS else "guarded_decoders"
     decoder.add_plugin(module, (f"dicom_io.reading.{module}", "decode_frame"))
     return decoder
 

@@ -21,6 +21,8 @@ from pydicom.tag import BaseTag, Tag
 # pydicom would tell values that do not fit in its log and its warnings, and a wrong byte makes such a value of a patient's name
 config.settings.reading_validation_mode = config.IGNORE
 
+LONGEST_UID = 64  # PS3.5 9.1
+
 MAX_TEXT = 128
 """The most characters of a UID or code; the standard has 64 and 16, and some writers exceed them."""
 
@@ -56,7 +58,8 @@ NAMES = frozenset({"PatientName", "PatientID"})
 LONGEST_NAME = 64  # PN: PS3.5 table 6.2-1
 
 _ONE_VALUE = {Tag(keyword): keyword for keyword in UIDS | CODES | WHOLE | NAMES}
-_UID = re.compile(r"[\w. -]*", re.ASCII)  # letters and hyphens are about, though no UID has them; slashes are not
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+_LIKE_A_UID = re.compile(r"[\w. -]*", re.ASCII)  # some writers put letters and hyphens into UIDs, none puts slashes
 _PRINTABLE = re.compile(rb"[ -~]*")
 _IN_ASCII = frozenset({"UI", "CS", "DS", "IS"})
 _CHECKED_BY_PYDICOM = frozenset({"AE", "AS", "CS", "DA", "DT", "TM", "UI", "UR"})  # which shows values that do not fit
@@ -72,7 +75,12 @@ def shown(text: Path | str) -> str:
 
 def shown_uid(uid: object) -> str:
     """A UID as it may stand in a message; what is none may be anything, a name too, and is not shown."""
-    return str(uid) if _UID.fullmatch(str(uid)) and len(str(uid)) <= MAX_TEXT else "(no UID)"
+    return str(uid) if _LIKE_A_UID.fullmatch(str(uid)) and len(str(uid)) <= MAX_TEXT else "(no UID)"
+
+
+def is_uid(text: str) -> bool:
+    """True for digits in components joined by points, at most 64 characters (PS3.5 9.1)."""
+    return len(text) <= LONGEST_UID and bool(_UID.fullmatch(text))
 
 
 def fault_of(header: Dataset) -> str:
@@ -140,7 +148,7 @@ def _fault_of_value(value: Any, keyword: str) -> str:
         return "" if _is_whole(value) else f"its {keyword} is {_told(value)}; one whole number is needed"
     if not isinstance(value, str) or len(value) > MAX_TEXT:
         return f"its {keyword} is {_told(value)}; one of at most {MAX_TEXT} characters is needed"
-    kind, fits = ("code", value.isprintable()) if keyword in CODES else ("UID", _UID.fullmatch(value))
+    kind, fits = ("code", value.isprintable()) if keyword in CODES else ("UID", _LIKE_A_UID.fullmatch(value))
     return "" if fits else f"its {keyword} has characters that stand in no {kind}"
 
 

@@ -28,7 +28,7 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Redirect
 from pydantic import AfterValidator, StrictBool
 from starlette.datastructures import FormData, UploadFile
 
-from dicom_io.net.store import is_uid
+from dicom_io.reading.headers import is_uid
 from monai_unet_app import __version__
 from monai_unet_app.data.schemas import schema
 from monai_unet_app.errors import AppError, InputRefusedError, without_folders
