@@ -6,34 +6,24 @@ bundles, or names a wrong one, has the answer at once.
 
 from __future__ import annotations
 
-import atexit
-import hashlib
 import json
-import os
-import re
-import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-import yaml
-
-from dicom_io.coding import Segment, Whole, load_segments, load_wholes
+from dicom_io.coding import Whole, load_wholes
 from dicom_io.errors import DicomIoError
 from dicom_io.volume import Volume
-from monai_unet_app.data.archives import unpack
+from monai_unet_app.bundle_folder import CALIBRATION_RECORD, BundleFiles, bundle_files
 from monai_unet_app.data.digest import mirrored_fingerprints, same_image
 from monai_unet_app.data.naming import contradiction, side_of
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import InputRules
-from monai_unet_app.data.schemas import validate
 from monai_unet_app.data.splits import Partition
-from monai_unet_app.errors import AppError, BundleError, InputRefusedError, UsageError
-from monai_unet_app.shipped import shipped
+from monai_unet_app.errors import AppError, BundleError, InputRefusedError
 
 if TYPE_CHECKING:
     import torch
@@ -41,19 +31,6 @@ if TYPE_CHECKING:
     from monai.transforms import Compose
 
     from monai_unet_app.inference.predict import WindowSettings
-
-HASHED_FILES = ("models/model.pt", "configs/inference.yaml", "configs/segments.json")
-CONFIDENCE = "configs/confidence.json"
-"""What the bundle says about its own results; absent until it was calibrated."""
-
-CARD_FIGURES = re.compile(r"(<!-- figures -->\n).*?(<!-- end of figures -->)", re.DOTALL)
-"""What a model card says of measurements, between its two marks."""
-
-CALIBRATION_RECORD = "calibration.json"  # in models/: on which cases the calibration was fitted
-_MOST_FILES = 10_000  # in the zip of a bundle; ours have a dozen
-_MOST_RATIO = 20  # how many times its size it may become: weights are noise, texts become five times theirs
-_SMALL_BYTES = 2**28  # what any zip may become, however small it is
-NEEDED_FILES = ("configs/metadata.json", "configs/inference.yaml", "configs/segments.json", "LICENSE")
 
 
 @dataclass(frozen=True)
@@ -64,106 +41,6 @@ class SeenCase:
     subject: str
     partition: Partition
     fingerprint: str
-
-
-@dataclass(frozen=True)
-class BundleFiles:
-    """What the files of a bundle say by themselves.
-
-    Attributes:
-        root: Its folder.
-    """
-
-    root: Path
-
-    @cached_property
-    def metadata(self) -> dict[str, Any]:
-        """`configs/metadata.json`. Raises BundleError if it is damaged, or says neither version nor task."""
-        try:
-            metadata = json.loads((self.root / "configs/metadata.json").read_text())
-            _ = metadata["version"], metadata["task"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise BundleError(f"{self.name}: metadata.json cannot be used ({error}); see docs/bundles.md") from error
-        return metadata
-
-    @cached_property
-    def segments(self) -> tuple[Segment, ...]:
-        """What the label values mean, from `configs/segments.json`. Raises BundleError if it is damaged."""
-        try:
-            return load_segments(self.root / "configs/segments.json")
-        except DicomIoError as error:
-            raise BundleError(f"{self.name}: {error}") from error
-
-    @property
-    def structure_names(self) -> tuple[str, ...]:
-        """What tables and reports call the structures, in the order of their numbers: their SegmentLabels."""
-        return tuple(segment.label for segment in self.segments)
-
-    @cached_property
-    def confidence_document(self) -> dict[str, Any] | None:
-        """`configs/confidence.json`; None where it is absent.
-
-        Raises:
-            BundleError: It was fitted by an older version of this program.
-            ValueError or InputRefusedError: It is damaged.
-        """
-        path = self.root / CONFIDENCE
-        if not path.is_file():
-            return None
-        document = json.loads(path.read_text())
-        if isinstance(document, dict) and document.get("schema_version") == "1.0":
-            raise BundleError(
-                f"{self.name}: {CONFIDENCE} has version 1.0, which does not know whether a structure is cut off at the border "
-                "of the image; version 1.1 is needed; run monai-unet calibrate again with the same flags, or remove the file "
-                "and get results without statements"
-            )
-        validate(document, "confidence")
-        return document
-
-    @cached_property
-    def inference_document(self) -> dict[str, Any]:
-        """`configs/inference.yaml` as it stands there: no expression is evaluated. Raises BundleError if it is damaged."""
-        try:
-            found = yaml.safe_load((self.root / "configs/inference.yaml").read_text(encoding="utf-8"))
-        except (yaml.YAMLError, ValueError) as error:
-            raise BundleError(f"{self.name}: inference.yaml cannot be read: {error}") from error
-        if not isinstance(found, dict):
-            raise BundleError(f"{self.name}: inference.yaml holds no ids; see docs/bundles.md")
-        return found
-
-    @cached_property
-    def weights_sha256(self) -> str | None:
-        """Hex digest of `models/model.pt`; None where there is none."""
-        path = self.root / "models/model.pt"
-        if not path.is_file():
-            return None
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    @cached_property
-    def sha256(self) -> str:
-        """Hex digest of weights, `inference.yaml`, `segments.json` and any `confidence.json`: all that can change results."""
-        digest = hashlib.sha256()
-        stated = (CONFIDENCE,) if (self.root / CONFIDENCE).is_file() else ()
-        for name in (*HASHED_FILES, *stated):
-            content = (self.root / name).read_bytes()
-            digest.update(f"{name}\n{len(content)}\n".encode() + content)
-        return digest.hexdigest()
-
-    @property
-    def name(self) -> str:
-        """The folder's name, `<anatomy>_<modality>_<network>`."""
-        return self.root.resolve().name
-
-    @property
-    def version(self) -> str:
-        """From the metadata."""
-        return str(self.metadata["version"])
-
-    @property
-    def label_values(self) -> range:
-        """The values that a label image of this bundle may hold; 0 is background."""
-        return range(len(self.segments) + 1)
 
 
 def _cpu() -> torch.device:
@@ -460,24 +337,6 @@ def _short(error: Exception) -> str:
     return " ".join(told[:2])[:300] + (f" ... and {len(told) - 2} more" if len(told) > 2 else "")
 
 
-@contextmanager
-def unchanged_on_failure(root: Path) -> Iterator[None]:
-    """While it is entered, a failure of any kind puts back what a calibration writes into a bundle's folder."""
-    files = [root / name for name in ("configs/inference.yaml", CONFIDENCE, f"models/{CALIBRATION_RECORD}")]
-    before = {file: file.read_bytes() if file.is_file() else None for file in files}
-    try:
-        yield
-    except BaseException:
-        for file, content in before.items():
-            if content is None:
-                file.unlink(missing_ok=True)
-            elif file.read_bytes() != content:
-                partial = file.with_name(file.name + ".partial")
-                partial.write_bytes(content)
-                os.replace(partial, file)
-        raise
-
-
 def check_unseen(bundle: Bundle, rows: Sequence[Mapping[str, str]], partitions: Sequence[Partition]) -> None:
     """Raises InputRefusedError, naming them, if the bundle saw any of these cases in one of these partitions."""
     seen = {row["id"]: bundle.seen_as(read_volume(row["image"])) for row in rows} if bundle.seen else {}
@@ -489,32 +348,6 @@ def check_unseen(bundle: Bundle, rows: Sequence[Mapping[str, str]], partitions: 
         )
 
 
-def bundle_folders() -> dict[str, Path]:
-    """Every bundle that a name can stand for, by name."""
-    roots = [Path(p) for p in os.environ.get("MONAI_UNET_BUNDLES", "").split(os.pathsep) if p] + [shipped("bundles")]
-    found: dict[str, Path] = {}
-    for root in roots:
-        for metadata in sorted(root.glob("*/configs/metadata.json")):
-            found.setdefault(metadata.parents[1].name, metadata.parents[1])
-    return found
-
-
-def bundle_files(name: str | Path) -> BundleFiles:
-    """The files of the bundle that a name, a folder or a zip stands for, all present; neither torch nor MONAI is needed.
-
-    Raises:
-        UsageError: Nothing of that name.
-        BundleError: It is no bundle, or a file is missing.
-    """
-    root = _find(str(name))
-    missing = [file for file in NEEDED_FILES if not (root / file).is_file()]
-    if missing:
-        raise BundleError(f"{root.name} is no bundle: {', '.join(missing)} missing; see docs/bundles.md")
-    files = BundleFiles(root)
-    _ = files.metadata
-    return files
-
-
 def load_bundle(name: str | Path, device: torch.device | None = None, **overrides: Any) -> Bundle:
     """The bundle that a name, a folder or a zip stands for, on a device (default: the CPU).
 
@@ -522,33 +355,6 @@ def load_bundle(name: str | Path, device: torch.device | None = None, **override
         UsageError, BundleError: As `bundle_files`.
     """
     return Bundle(bundle_files(name).root, device or _cpu(), tuple(overrides.items()))
-
-
-def _find(name: str) -> Path:
-    path = Path(name)
-    if path.is_dir():
-        return path.resolve()
-    if path.is_file():
-        return _unpack(path)
-    folders = bundle_folders()
-    if name not in folders:
-        raise UsageError(f"no bundle {name!r}; a folder, a zip or one of {', '.join(folders) or 'none'} is needed")
-    return folders[name]
-
-
-def _unpack(path: Path) -> Path:
-    """The zip's contents in a folder of this process alone, which goes when the process ends."""
-    home = tempfile.TemporaryDirectory(prefix="monai-unet-bundle-")
-    atexit.register(home.cleanup)
-    folder = Path(home.name) / path.stem  # of a zip without a folder in it, the zip's name is the bundle's
-    try:
-        unpack(path, folder, most_members=_MOST_FILES, most_ratio=_MOST_RATIO, small_bytes=_SMALL_BYTES)
-    except (InputRefusedError, OSError) as error:
-        raise BundleError(f"{path.name} cannot be unpacked: {error}; copy it again, or unpack it yourself") from error
-    roots = [metadata.parents[1] for metadata in sorted(folder.glob("**/configs/metadata.json"))]
-    if len(roots) != 1:
-        raise BundleError(f"{path.name} holds {len(roots)} bundle(s); one is needed")
-    return roots[0]
 
 
 def run_overlay(root: Path, overlay: str, overrides: Mapping[str, Any]) -> None:

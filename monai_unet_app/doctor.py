@@ -10,7 +10,8 @@ import torch
 
 from dicom_io.errors import DicomIoError
 from dicom_io.validators import program
-from monai_unet_app.bundle import bundle_folders, load_bundle
+from monai_unet_app.bundle import load_bundle
+from monai_unet_app.bundle_folder import bundle_folders
 from monai_unet_app.config import resolve_device
 from monai_unet_app.errors import AppError
 from monai_unet_app.training.update import resolve_precision

@@ -31,7 +31,7 @@ from dicom_io.objects.identity import ResultInfo
 from dicom_io.read import read_series
 from dicom_io.rtstruct import write_rtstruct
 from dicom_io.volume import Provenance, Volume
-from monai_unet_app.bundle import BundleFiles
+from monai_unet_app.bundle_folder import BundleFiles
 from monai_unet_app.cli import show
 from monai_unet_app.cli.parser import build_parser
 from monai_unet_app.confidence.fitted_to import fitted_to

@@ -16,7 +16,7 @@ from small_data import FEW
 
 from dicom_io.dicomize import dicomize
 from dicom_io.volume import Provenance
-from monai_unet_app.bundle import bundle_files
+from monai_unet_app.bundle_folder import bundle_files
 from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.read import read_volume
 

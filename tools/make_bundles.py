@@ -28,7 +28,8 @@ from make_folds import NAME as CROSS_VALIDATED
 from make_folds import TABLE as TABLE_OF_FOLDS
 from make_folds import read_table, state
 
-from monai_unet_app.bundle import CONFIDENCE, bundle_files, load_bundle
+from monai_unet_app.bundle import load_bundle
+from monai_unet_app.bundle_folder import CONFIDENCE, bundle_files
 from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle, known_rows, state_confidence
 from monai_unet_app.calibration.calibrate_bundle import summary as summary_of_statements
 from monai_unet_app.confidence.fitted_to import Setting, write_fitted_to

@@ -22,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from monai_unet_app.bundle import CONFIDENCE, Bundle, load_bundle
+from monai_unet_app.bundle import Bundle, load_bundle
+from monai_unet_app.bundle_folder import CONFIDENCE
 from monai_unet_app.calibration.calibrate_bundle import COVERAGE, calibrate_bundle
 from monai_unet_app.confidence.statements import Measured, Setting, SizeStatement, expected_size, together, voxel_size
 from monai_unet_app.config import PredictConfig

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from dicom_io.coding import Whole
 from dicom_io.volume import Volume
-from monai_unet_app.bundle import CONFIDENCE, Bundle, check_unseen, load_bundle, unchanged_on_failure
+from monai_unet_app.bundle import Bundle, check_unseen, load_bundle
+from monai_unet_app.bundle_folder import CONFIDENCE, unchanged_on_failure
 from monai_unet_app.calibration import CalibrationFit, Fitted
 from monai_unet_app.calibration.corruptions import dice_of_whole, spoil, ways_for
 from monai_unet_app.calibration.fit import KeptLogits

@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from ignite.engine import Engine, Events
 
-from monai_unet_app.bundle import CALIBRATION_RECORD, Bundle, check_unseen, load_bundle
+from monai_unet_app.bundle import Bundle, check_unseen, load_bundle
+from monai_unet_app.bundle_folder import CALIBRATION_RECORD
 from monai_unet_app.data.digest import seen_entry
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import BundleError, InputRefusedError

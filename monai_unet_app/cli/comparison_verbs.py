@@ -159,7 +159,7 @@ def _evaluate_missing(options: argparse.Namespace, sides: Sides, folder: Path) -
     from monai_unet_app.comparison import read_evaluation
 
     only = [set(read_evaluation(place).table.subjects) for place in sides.evaluations.values()]
-    from monai_unet_app.bundle import bundle_files
+    from monai_unet_app.bundle_folder import bundle_files
 
     roots = {name: bundle_files(source).root for name, source in sides.bundles.items()}
     data = labelled_cases(options)

@@ -304,7 +304,7 @@ def review(options: argparse.Namespace) -> Answer:
 
 
 def _write_review(options: argparse.Namespace) -> Answer:
-    from monai_unet_app.bundle import bundle_files
+    from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.data.read import read_volume
     from monai_unet_app.review.export import ReviewConfig, write_review
 

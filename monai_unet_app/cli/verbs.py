@@ -47,7 +47,7 @@ Answer = tuple[dict[str, Any], int]
 
 
 def bundles(options: argparse.Namespace) -> Answer:
-    from monai_unet_app.bundle import bundle_files, bundle_folders
+    from monai_unet_app.bundle_folder import bundle_files, bundle_folders
 
     rows, problems = [], []
     for name, folder in bundle_folders().items():
@@ -79,7 +79,7 @@ def bundles(options: argparse.Namespace) -> Answer:
 
 
 def inspect(options: argparse.Namespace) -> Answer:
-    from monai_unet_app.bundle import bundle_files
+    from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.data.cases import named_series
     from monai_unet_app.data.inspect import inspect_cases
     from monai_unet_app.data.verdicts import dicom_verdicts, with_cases
@@ -137,7 +137,7 @@ def loaded_bundle(bundle: Path | str, device: str | None = None) -> Any:
 
 
 def dicomize(options: argparse.Namespace) -> Answer:
-    from monai_unet_app.bundle import bundle_files
+    from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.convert import dicomize_cases
     from monai_unet_app.data.cases import find_cases, find_images
 
@@ -176,7 +176,7 @@ def regions(options: argparse.Namespace) -> Answer:
 
 
 def train(options: argparse.Namespace) -> Answer:
-    from monai_unet_app.bundle import bundle_files
+    from monai_unet_app.bundle_folder import bundle_files
 
     template = bundle_files(options.bundle)
     _must_exist("--data", options.data)
@@ -218,7 +218,7 @@ def train(options: argparse.Namespace) -> Answer:
 
 
 def calibrate(options: argparse.Namespace) -> Answer:
-    from monai_unet_app.bundle import bundle_files, unchanged_on_failure
+    from monai_unet_app.bundle_folder import bundle_files, unchanged_on_failure
 
     _must_be_folder(options.bundle, "its inference.yaml is rewritten")
     root = bundle_files(options.bundle).root
@@ -229,7 +229,7 @@ def calibrate(options: argparse.Namespace) -> Answer:
 
 
 def _calibrated(root: Path, data: Sequence[CaseFiles], options: argparse.Namespace) -> Answer:
-    from monai_unet_app.bundle import bundle_files
+    from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.calibration.calibrate_bundle import summary
     from monai_unet_app.evaluate import choose_cases
 
@@ -315,7 +315,7 @@ def _sizes_by_fold(
     bundle: Bundle, data: Sequence[CaseFiles], settings: Sequence[Setting], options: argparse.Namespace
 ) -> dict[Setting, list[Measured]] | None:
     """How far sizes are off in the bundles of --folds; None where there are none."""
-    from monai_unet_app.bundle import bundle_files
+    from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.calibration.calibrate_bundle import out_of_fold
 
     folds = [loaded_bundle(bundle_files(fold).root, options.device) for fold in options.folds]
@@ -358,7 +358,7 @@ def _form_row(score: FormScore) -> dict[str, Any]:
 
 
 def evaluate(options: argparse.Namespace) -> Answer:
-    from monai_unet_app.bundle import bundle_files
+    from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.config import PredictConfig
 
     root, data = bundle_files(options.bundle).root, labelled_cases(options)
@@ -397,7 +397,7 @@ def evaluate(options: argparse.Namespace) -> Answer:
 
 
 def report(options: argparse.Namespace) -> Answer:
-    from monai_unet_app.bundle import bundle_files
+    from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.comparison import read_evaluation
     from monai_unet_app.report.card import check_held_out, read_measured, summary, write_figures
 
@@ -422,7 +422,7 @@ def report(options: argparse.Namespace) -> Answer:
 
 
 def predict(options: argparse.Namespace) -> Answer:
-    from monai_unet_app.bundle import bundle_files
+    from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.config import PredictConfig
     from monai_unet_app.data.cases import find_images, named_series
     from monai_unet_app.results import OutputConfig, check_flags, predict_cases

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from dicom_io.coding import load_wholes
 from dicom_io.errors import DicomIoError
-from monai_unet_app.bundle import CONFIDENCE, Bundle, BundleFiles
+from monai_unet_app.bundle import Bundle
+from monai_unet_app.bundle_folder import CONFIDENCE, BundleFiles
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import BundleError
 

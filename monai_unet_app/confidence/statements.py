@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dicom_io.coding import Whole
 from dicom_io.volume import Volume
-from monai_unet_app.bundle import CONFIDENCE, BundleFiles
+from monai_unet_app.bundle_folder import CONFIDENCE, BundleFiles
 from monai_unet_app.errors import BundleError
 
 from .border import BorderStatement, Cut

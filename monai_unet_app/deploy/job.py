@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from monai_unet_app.bundle import bundle_files, load_bundle
+from monai_unet_app.bundle import load_bundle
+from monai_unet_app.bundle_folder import bundle_files
 from monai_unet_app.config import resolve_device
 from monai_unet_app.data.cases import find_images, named_series
 from monai_unet_app.data.schemas import write_json

@@ -27,7 +27,8 @@ import yaml
 
 import dicom_io
 import monai_unet_app
-from monai_unet_app.bundle import BundleFiles, bundle_files, load_bundle
+from monai_unet_app.bundle import load_bundle
+from monai_unet_app.bundle_folder import BundleFiles, bundle_files
 from monai_unet_app.deploy import entry
 from monai_unet_app.deploy.settings import Settings
 from monai_unet_app.dicom_results import check_possible

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from monai_unet_app.bundle import CARD_FIGURES, Bundle, BundleFiles
+from monai_unet_app.bundle import Bundle
+from monai_unet_app.bundle_folder import CARD_FIGURES, BundleFiles
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.metrics import Bootstrap

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dicom_io.volume import Volume
-from monai_unet_app.bundle import BundleFiles
+from monai_unet_app.bundle_folder import BundleFiles
 from monai_unet_app.errors import UsageError
 from monai_unet_app.report.pdf import typeset
 

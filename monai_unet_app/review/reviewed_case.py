@@ -19,7 +19,7 @@ from dicom_io.reading.instances import load_dataset
 from dicom_io.rtstruct import read_regions
 from dicom_io.seg import read_segments
 from dicom_io.volume import Volume
-from monai_unet_app.bundle import BundleFiles
+from monai_unet_app.bundle_folder import BundleFiles
 from monai_unet_app.data.digest import file_sha256
 from monai_unet_app.data.labels import AFFINE_TOLERANCE_MM, read_labels
 from monai_unet_app.data.read import read_volume

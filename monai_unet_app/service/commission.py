@@ -29,7 +29,7 @@ from dicom_io.read import read_series
 from dicom_io.reading.instances import load_dataset
 from dicom_io.reading.series import survey_files
 from dicom_io.volume import Volume
-from monai_unet_app.bundle import bundle_files
+from monai_unet_app.bundle_folder import bundle_files
 from monai_unet_app.data.itk_bridge import check_by_itk
 from monai_unet_app.errors import UsageError
 from monai_unet_app.service.acceptance_checks import (

@@ -31,7 +31,8 @@ from monai_unet_app.service.uploads import images_of
 
 if TYPE_CHECKING:
     from dicom_io.volume import Volume
-    from monai_unet_app.bundle import Bundle, BundleFiles
+    from monai_unet_app.bundle import Bundle
+    from monai_unet_app.bundle_folder import BundleFiles
     from monai_unet_app.pipeline import Case
 
 
@@ -316,7 +317,7 @@ def check_bundles(site: Site) -> None:
     Raises:
         AppError: One is not.
     """
-    from monai_unet_app.bundle import bundle_files
+    from monai_unet_app.bundle_folder import bundle_files
 
     for rule in site.rules:
         found = bundle_files(rule.bundle)

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from monai_unet_app.bundle import CALIBRATION_RECORD, CARD_FIGURES, CONFIDENCE, Bundle
+from monai_unet_app.bundle import Bundle
+from monai_unet_app.bundle_folder import CALIBRATION_RECORD, CARD_FIGURES, CONFIDENCE
 from monai_unet_app.calibration.fit import write_parameters
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import UsageError

@@ -13,7 +13,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from monai_unet_app.bundle import Bundle, BundleFiles
+from monai_unet_app.bundle import Bundle
+from monai_unet_app.bundle_folder import BundleFiles
 from monai_unet_app.data.rules import InputRules
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.shipped import shipped

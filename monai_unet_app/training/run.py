@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from monai_unet_app.bundle import NEEDED_FILES, Bundle, load_bundle, run_overlay
+from monai_unet_app.bundle import Bundle, load_bundle, run_overlay
+from monai_unet_app.bundle_folder import NEEDED_FILES
 from monai_unet_app.config import resolve_device
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.data.inspect import check_cases

@@ -13,7 +13,7 @@ from pydicom.sr.codedict import codes
 
 from dicom_io.coding import Whole
 from dicom_io.volume import Provenance, Volume
-from monai_unet_app.bundle import CONFIDENCE, BundleFiles
+from monai_unet_app.bundle_folder import CONFIDENCE, BundleFiles
 from monai_unet_app.calibration.corruptions import TRUNCATED, dice_of_whole, spoil, truncated, ways_for
 from monai_unet_app.confidence.border import LEAST_PART, BorderStatement, Touching, sides_of
 from monai_unet_app.confidence.features import Structure, on_border

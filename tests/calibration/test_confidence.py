@@ -15,7 +15,7 @@ from pydicom.sr.codedict import codes
 
 from dicom_io.coding import Whole
 from dicom_io.volume import Provenance, Volume
-from monai_unet_app.bundle import CONFIDENCE, BundleFiles
+from monai_unet_app.bundle_folder import CONFIDENCE, BundleFiles
 from monai_unet_app.confidence.features import Structure
 from monai_unet_app.confidence.fitted_to import fitted_to
 from monai_unet_app.confidence.quality import Grade

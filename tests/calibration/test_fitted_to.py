@@ -15,7 +15,8 @@ import torch
 from conftest import EXAMPLES, REPOSITORY
 from small_data import few_examples
 
-from monai_unet_app.bundle import CONFIDENCE, bundle_files, load_bundle
+from monai_unet_app.bundle import load_bundle
+from monai_unet_app.bundle_folder import CONFIDENCE, bundle_files
 from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle, state_confidence
 from monai_unet_app.cli import main
 from monai_unet_app.confidence.fitted_to import Setting, fitted_to

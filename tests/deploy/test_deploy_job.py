@@ -21,7 +21,8 @@ from shell import Answer
 
 from dicom_io.dicomize import dicomize
 from dicom_io.volume import Volume
-from monai_unet_app.bundle import bundle_files, load_bundle
+from monai_unet_app.bundle import load_bundle
+from monai_unet_app.bundle_folder import bundle_files
 from monai_unet_app.deploy import app
 from monai_unet_app.deploy.job import Job, job_from, result_of
 from monai_unet_app.deploy.settings import Settings, settings_of

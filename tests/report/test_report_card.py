@@ -17,7 +17,8 @@ import pytest
 from conftest import BUNDLES, REPOSITORY
 from made_up import STATEMENTS, boxes, case_of, report_of
 
-from monai_unet_app.bundle import CARD_FIGURES, bundle_files, load_bundle
+from monai_unet_app.bundle import load_bundle
+from monai_unet_app.bundle_folder import CARD_FIGURES, bundle_files
 from monai_unet_app.cli import main
 from monai_unet_app.metrics import EvaluationPlan
 from monai_unet_app.report import EvaluationReport, MeasuredOn

@@ -25,7 +25,7 @@ from dicom_io.objects.identity import ResultInfo
 from dicom_io.read import read_series
 from dicom_io.seg import write_seg
 from dicom_io.volume import Provenance, Volume
-from monai_unet_app.bundle import bundle_files
+from monai_unet_app.bundle_folder import bundle_files
 from monai_unet_app.cli import main
 from monai_unet_app.errors import AppError, InputRefusedError
 from monai_unet_app.results import write_nifti
