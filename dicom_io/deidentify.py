@@ -27,6 +27,7 @@ from dicom_io.confidentiality.actions import protect
 from dicom_io.confidentiality.pseudonyms import DeidentificationError, Pseudonyms
 from dicom_io.confidentiality.table import OPTIONS, PROFILE, checked_options, table
 from dicom_io.errors import SeriesSelectionError, UnreadableFileError
+from dicom_io.files import replace_when_whole
 from dicom_io.reading.headers import is_uid, shown
 from dicom_io.reading.instances import READ_ERRORS, listed, load_dataset, read_instance
 from dicom_io.reading.series import files_below
@@ -310,14 +311,9 @@ def _encoded(dataset: FileDataset) -> bytes:
 
 
 def _write(content: bytes, path: Path) -> None:
-    """Writes under a temporary name and renames."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replace_when_whole(path) as part:
         part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _report(run: _Run) -> dict[str, Any]:

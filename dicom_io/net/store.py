@@ -28,6 +28,7 @@ from pydicom.tag import Tag
 from pydicom.uid import UID
 
 from dicom_io.errors import UnreadableFileError
+from dicom_io.files import sync_folder
 from dicom_io.net.outcome import DUPLICATE_INSTANCE, RefusedError
 from dicom_io.reading.bounded import MAX_INFLATED_BYTES, BoundedFile, InflatedTooLargeError, parse, transfer_syntax
 from dicom_io.reading.headers import is_uid
@@ -406,14 +407,3 @@ def _has_same_bytes(first: BinaryIO, start: int, second: BinaryIO, begin: int) -
         if piece != second.read(_PIECE_BYTES):
             return False
     return True
-
-
-def sync_folder(folder: Path) -> None:
-    """Forces the names in a folder to the disk."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

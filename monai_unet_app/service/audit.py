@@ -28,7 +28,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from dicom_io.net.store import sync_folder
+from dicom_io.files import sync_folder
 from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 
 BEGIN = "0" * 64

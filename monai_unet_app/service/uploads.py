@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import IO
 from uuid import uuid4
 
-from dicom_io.net.store import Allowance, InstanceRefusedError, InstanceStore, sync_folder
+from dicom_io.files import sync_folder
+from dicom_io.net.store import Allowance, InstanceRefusedError, InstanceStore
 from dicom_io.reading.bounded import FEW_PIECES, PIECES_PER_BYTE
 from monai_unet_app.data.archives import BROKEN, METHODS, Archive
 from monai_unet_app.errors import InputRefusedError

@@ -1,0 +1,46 @@
+"""Files that are whole or absent: written under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replace_when_whole(path: Path, *, sync: bool = False) -> Iterator[Path]:
+    """A temporary path; the file that is written there replaces `path` at the end of the `with` block.
+
+    The temporary path lies in a folder of its own beside `path` and has the same file name, because some writers choose the
+    format by the suffix or write the name into the file. Several threads and processes may write the same `path`: the last
+    one wins. After an error `path` is as it was, and the temporary folder is gone.
+
+    Args:
+        path: The final name. Its folder must exist.
+        sync: Force the file and its name to the disk, so that they survive a power failure.
+
+    Raises:
+        OSError: The file was not written, or cannot be renamed.
+    """
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=path.parent) as folder:
+        part = Path(folder) / path.name
+        yield part
+        if sync:
+            with part.open("rb") as stream:
+                os.fsync(stream.fileno())
+        os.replace(part, path)
+    if sync:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Forces the names in a folder to the disk."""
+    if os.name != "posix":  # Windows cannot open a folder
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
