@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from monai_unet_app.cli import show
+from monai_unet_app.cli.common import next_command
 from monai_unet_app.cli.parser import build_parser
-from monai_unet_app.cli.verbs import next_command
 
 CLASSES = [f"Structure with a long name number {n}" for n in range(1, 21)]
 

@@ -1,25 +1,26 @@
-"""`monai-unet <verb>`: thin; every verb calls one function below. Only this room prints.
+"""`monai-unet <verb>`: every verb calls one function of the layers below and shows its result. Only this package prints.
 
 Results go to stdout (`--json` for machines), progress and messages to stderr.
-Exit 0 done, 1 failed, 2 wrong usage, 3 input refused.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 input refused.
 """
 
 from __future__ import annotations
 
+import argparse
 import errno
 import io
 import json
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.markup import escape
 
 from dicom_io.errors import DicomIoError, NetworkError
+from monai_unet_app.cli.common import EXIT_FAILED, EXIT_REFUSED, EXIT_USAGE, Answer
 from monai_unet_app.cli.parser import build_parser
 from monai_unet_app.cli.show import err
-from monai_unet_app.cli.verbs import EXIT_FAILED, EXIT_REFUSED, EXIT_USAGE
 from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -33,8 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name need not be UTF-8
     options = build_parser().parse_args(argv)
+    verb: Callable[[argparse.Namespace], Answer] = options.run
     try:
-        answer, code = options.run(options)
+        answer, code = verb(options)
     except UsageError as error:
         return _fail(str(error), EXIT_USAGE)
     except NetworkError as error:

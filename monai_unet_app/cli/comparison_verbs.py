@@ -9,6 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from monai_unet_app.cli.common import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_REFUSED,
+    Answer,
+    check_writable,
+    labelled_cases,
+    loaded_bundle,
+)
 from monai_unet_app.cli.show import (
     comparison_table,
     gate_lines,
@@ -17,15 +26,6 @@ from monai_unet_app.cli.show import (
     progress,
     say,
     subgroup_tables,
-)
-from monai_unet_app.cli.verbs import (
-    EXIT_DONE,
-    EXIT_FAILED,
-    EXIT_REFUSED,
-    Answer,
-    check_writable,
-    labelled_cases,
-    loaded_bundle,
 )
 from monai_unet_app.errors import InputRefusedError, UsageError
 
@@ -39,6 +39,10 @@ class Sides:
 
 
 def compare(options: argparse.Namespace) -> Answer:
+    """Compare two evaluations, or two bundles, pair by pair on the same cases.
+
+    Example: monai-unet compare --first OLD_REPORT --second NEW_REPORT --output OUT
+    """
     from monai_unet_app.comparison import compare as compare_evaluations
     from monai_unet_app.comparison import is_evaluation, write_comparison
 
@@ -59,6 +63,10 @@ def compare(options: argparse.Namespace) -> Answer:
 
 
 def gate(options: argparse.Namespace) -> Answer:
+    """Fail (exit 1) if a bundle is worse than another in Dice, boundary IoU or calibration.
+
+    Example: monai-unet gate --bundle NEW --against OLD --data DATA
+    """
     from monai_unet_app.comparison import compare as compare_evaluations
     from monai_unet_app.comparison import gate as judge
     from monai_unet_app.comparison import write_comparison
@@ -81,6 +89,10 @@ def gate(options: argparse.Namespace) -> Answer:
 
 
 def subgroups(options: argparse.Namespace) -> Answer:
+    """Show an evaluation's scores by age, sex, device or any other attribute.
+
+    Example: monai-unet subgroups --evaluation REPORT --attributes people.csv --bands age=0,18,65
+    """
     from monai_unet_app.comparison import dicom_attributes, read_attributes, write_subgroups
     from monai_unet_app.comparison import subgroups as by_group
     from monai_unet_app.data.cases import find_images

@@ -15,8 +15,8 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from dicom_io.errors import NetworkError
+from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, Answer, check_writable
 from monai_unet_app.cli.show import line, out, problems_list, progress, say
-from monai_unet_app.cli.verbs import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, Answer, check_writable
 from monai_unet_app.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,6 +52,10 @@ _PATIENT = {"PatientName": "patient", "PatientID": "patient ID"}
 
 
 def echo(options: argparse.Namespace) -> Answer:
+    """Ask a DICOM node or DICOMweb service whether it answers.
+
+    Example: monai-unet echo --to ARCHIVE@127.0.0.1:11112
+    """
     from dicom_io.net import exchange
 
     found = exchange.echo(_destination(options))
@@ -61,6 +65,10 @@ def echo(options: argparse.Namespace) -> Answer:
 
 
 def send(options: argparse.Namespace) -> Answer:
+    """Send DICOM files, or those in folders, and say what became of each.
+
+    Example: monai-unet send --to archive --site site.toml OUT
+    """
     from dicom_io.net import exchange
 
     destination, files = _destination(options), _dicom_files(options.files)
@@ -142,6 +150,10 @@ def _commitment_table(found: Committed) -> None:
 
 
 def find(options: argparse.Namespace) -> Answer:
+    """List the studies, series or images that an archive has.
+
+    Example: monai-unet find --to https://pacs.example.org/dicom-web --date 20260101- --modality MR
+    """
     from dicom_io.net import exchange
 
     query = _query(options)
@@ -172,6 +184,10 @@ def _found_table(rows: Sequence[dict[str, str]], columns: dict[str, str]) -> Non
 
 
 def fetch(options: argparse.Namespace) -> Answer:
+    """Bring a study, series or instance from an archive, or every study that fits.
+
+    Example: monai-unet fetch --to ARCHIVE@127.0.0.1:11112 --study 1.2.3 --output STUDIES
+    """
     from dicom_io.net import exchange
 
     query = _query(options)
@@ -196,6 +212,10 @@ def fetch(options: argparse.Namespace) -> Answer:
 
 
 def deidentify(options: argparse.Namespace) -> Answer:
+    """Copy DICOM objects without the identity of anyone (PS3.15 Annex E).
+
+    Example: monai-unet deidentify --input STUDY --output SHARED --key-file key --options retain-modified-dates
+    """
     from dicom_io.confidentiality.pseudonyms import DeidentificationError, key_from, new_key
     from dicom_io.confidentiality.table import checked_options
     from dicom_io.deidentify import REPORT, files_of

@@ -1,14 +1,16 @@
-"""The flags: long, kebab-case, with an example for each verb."""
+"""The flags of each verb: long and kebab-case. Its help and its example are the docstring of its function."""
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 from monai_unet_app import __version__
-from monai_unet_app.cli import comparison_verbs, dicom_verbs, verbs
+from monai_unet_app.cli import calibrate_verb, comparison_verbs, dicom_verbs, verbs
+from monai_unet_app.cli.common import Answer
 from monai_unet_app.cli.flags import (
     above_zero,
     add_cases,
@@ -25,7 +27,8 @@ from monai_unet_app.cli.flags import (
 )
 from monai_unet_app.cli.service_parser import add_service_verbs
 
-Verb = Callable[..., argparse.ArgumentParser]
+Verb = Callable[[Callable[[argparse.Namespace], Answer]], argparse.ArgumentParser]
+"""Makes the parser of a verb from its function."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,13 +41,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def verb(run: Callable[[argparse.Namespace], verbs.Answer], text: str, example: str) -> argparse.ArgumentParser:
+    def verb(run: Callable[[argparse.Namespace], Answer]) -> argparse.ArgumentParser:
+        summary, example = (" ".join(part.split()) for part in inspect.cleandoc(run.__doc__ or "").split("\n\n"))
         sub = subparsers.add_parser(
             run.__name__,
-            help=text,
-            description=textwrap.fill(text[0].upper() + text[1:] + ".", 78),
+            help=summary[0].lower() + summary[1:].removesuffix("."),
+            description=textwrap.fill(summary, 78),
             epilog=textwrap.fill(
-                f"example: {example}", 78, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+                example[0].lower() + example[1:],
+                78,
+                subsequent_indent="  ",
+                break_long_words=False,
+                break_on_hyphens=False,
             ),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
@@ -52,45 +60,22 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    _demo(verb)
-    _dicomize(verb)
-    _regions(verb)
-    _inspect(verb)
-    _train(verb)
-    _calibrate(verb)
-    _evaluate(verb)
-    _report(verb)
-    _compare(verb)
-    _gate(verb)
-    _subgroups(verb)
-    _predict(verb)
-    _echo(verb)
-    _send(verb)
-    _find(verb)
-    _fetch(verb)
-    _deidentify(verb)
+    for add_verb in (*_BUNDLE_VERBS, *_DICOM_VERBS):
+        add_verb(verb)
     add_service_verbs(verb)
-    verb(verbs.bundles, "list the bundles that a name can stand for", "monai-unet bundles")
-    verb(verbs.doctor, "say what this installation and machine can do", "monai-unet doctor")
+    verb(verbs.bundles)
+    verb(verbs.doctor)
     return parser
 
 
 def _demo(verb: Verb) -> None:
-    parser = verb(
-        verbs.demo,
-        "train, calibrate, evaluate and apply a U-Net on the example cases",
-        "monai-unet demo --output demo",
-    )
+    parser = verb(verbs.demo)
     parser.add_argument("--output", type=place, default=Path("demo"), help="folder for everything (default: demo)")
     parser.add_argument("--epochs", type=at_least(1), default=6, help="length of the training (default: 6)")
 
 
 def _dicomize(verb: Verb) -> None:
-    parser = verb(
-        verbs.dicomize,
-        "write NIfTI cases as DICOM MR or CT series, and their labels as SEG",
-        "monai-unet dicomize --images images --labels labels --bundle hippocampus_mri_unet3d --output dicom",
-    )
+    parser = verb(verbs.dicomize)
     parser.add_argument("--images", type=place, required=True, help="a NIfTI file, or a folder of them")
     parser.add_argument("--bundle", help="whose segments.json says what the label values mean; needed with labels")
     add_labels(parser)
@@ -101,11 +86,7 @@ def _dicomize(verb: Verb) -> None:
 
 
 def _regions(verb: Verb) -> None:
-    parser = verb(
-        verbs.regions,
-        "write regions of a structure set as a label file to train with",
-        "monai-unet regions rtstruct.dcm --image SERIES --roi Liver Tumour --output labels/case_01.nrrd",
-    )
+    parser = verb(verbs.regions)
     parser.add_argument("structure_set", metavar="RTSTRUCT", type=place, help="a structure set, by whatever software")
     parser.add_argument("--image", type=place, required=True, help="the series that it was drawn on")
     parser.add_argument(
@@ -117,11 +98,7 @@ def _regions(verb: Verb) -> None:
 
 
 def _inspect(verb: Verb) -> None:
-    parser = verb(
-        verbs.inspect,
-        "print what a data set looks like, and everything wrong with it",
-        "monai-unet inspect DATA",
-    )
+    parser = verb(verbs.inspect)
     parser.add_argument(
         "data", type=place, help="images/ and labels/ in a folder, a folder of images, DICOM, or one file"
     )
@@ -131,11 +108,7 @@ def _inspect(verb: Verb) -> None:
 
 
 def _train(verb: Verb) -> None:
-    parser = verb(
-        verbs.train,
-        "train a copy of a bundle on a folder of cases; the same command resumes",
-        "monai-unet train --bundle hippocampus_mri_unet3d --data DATA --output my_bundle",
-    )
+    parser = verb(verbs.train)
     parser.add_argument("--bundle", type=given, required=True, help="template: a name, a folder or a zip")
     parser.add_argument(
         "--data",
@@ -168,11 +141,7 @@ def _train(verb: Verb) -> None:
 
 
 def _calibrate(verb: Verb) -> None:
-    parser = verb(
-        verbs.calibrate,
-        "fit a bundle's calibration on cases that did not train it, and write it into the bundle",
-        "monai-unet calibrate --bundle my_bundle --data DATA",
-    )
+    parser = verb(calibrate_verb.calibrate)
     parser.add_argument(
         "--bundle", type=given, required=True, help="folder of the bundle; its inference.yaml is rewritten"
     )
@@ -203,11 +172,7 @@ def _calibrate(verb: Verb) -> None:
 
 
 def _evaluate(verb: Verb) -> None:
-    parser = verb(
-        verbs.evaluate,
-        "measure a bundle on labelled cases; write metrics.json, cases.csv, report.html and report.pdf",
-        "monai-unet evaluate --bundle my_bundle --images DIR --labels DIR --output OUT",
-    )
+    parser = verb(verbs.evaluate)
     parser.add_argument("--bundle", type=given, required=True, help="a name, a folder or a zip")
     add_cases(parser, ("train", "selection", "calibration", "test", "all"), "only those that the bundle has not seen")
     parser.add_argument("--output", type=place, required=True, help="folder for the report")
@@ -219,11 +184,7 @@ def _evaluate(verb: Verb) -> None:
 
 
 def _report(verb: Verb) -> None:
-    parser = verb(
-        verbs.report,
-        "write the figures of an evaluation into the bundle that was measured: its metadata and its model card",
-        "monai-unet report --evaluation OUT --bundle my_bundle",
-    )
+    parser = verb(verbs.report)
     parser.add_argument("--evaluation", type=place, required=True, help="folder that evaluate wrote")
     parser.add_argument(
         "--bundle", type=given, required=True, help="folder of the bundle; configs/metadata.json, docs/README.md change"
@@ -231,11 +192,7 @@ def _report(verb: Verb) -> None:
 
 
 def _compare(verb: Verb) -> None:
-    parser = verb(
-        comparison_verbs.compare,
-        "compare two evaluations, or two bundles, pair by pair on the same cases",
-        "monai-unet compare --first OLD_REPORT --second NEW_REPORT --output OUT",
-    )
+    parser = verb(comparison_verbs.compare)
     what = "folder that evaluate wrote, or with --data a bundle: a name, a folder or a zip"
     parser.add_argument("--first", type=given, required=True, help=what)
     parser.add_argument("--second", type=given, required=True, help="the same; differences are second minus first")
@@ -244,11 +201,7 @@ def _compare(verb: Verb) -> None:
 
 
 def _gate(verb: Verb) -> None:
-    parser = verb(
-        comparison_verbs.gate,
-        "fail (exit 1) if a bundle is worse than another in Dice, boundary IoU or calibration",
-        "monai-unet gate --bundle NEW --against OLD --data DATA",
-    )
+    parser = verb(comparison_verbs.gate)
     parser.add_argument("--bundle", type=given, metavar="NEW", help="a name, a folder or a zip; needs --data")
     parser.add_argument("--evaluation", type=place, metavar="NEW", help="its evaluation, instead")
     parser.add_argument("--against", type=given, metavar="OLD", help="the bundle that is in use; needs --data")
@@ -263,11 +216,7 @@ def _gate(verb: Verb) -> None:
 
 
 def _subgroups(verb: Verb) -> None:
-    parser = verb(
-        comparison_verbs.subgroups,
-        "show an evaluation's scores by age, sex, device or any other attribute",
-        "monai-unet subgroups --evaluation REPORT --attributes people.csv --bands age=0,18,65",
-    )
+    parser = verb(comparison_verbs.subgroups)
     parser.add_argument("--evaluation", type=place, required=True, help="folder that evaluate wrote")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--attributes", type=place, help="CSV: a column case or subject, and one for each attribute")
@@ -291,11 +240,7 @@ def _subgroups(verb: Verb) -> None:
 
 
 def _predict(verb: Verb) -> None:
-    parser = verb(
-        verbs.predict,
-        "segment an image, a DICOM series, or a folder of cases",
-        "monai-unet predict --bundle hippocampus_mri_unet3d --input SERIES --output OUT --format nifti,seg,sr,rtstruct",
-    )
+    parser = verb(verbs.predict)
     parser.add_argument("--bundle", type=given, required=True, help="a name, a folder or a zip")
     parser.add_argument(
         "--input", type=place, required=True, help="NIfTI, DICOM file or folder, picture, or a folder of cases"
@@ -341,20 +286,12 @@ def _predict(verb: Verb) -> None:
 
 
 def _echo(verb: Verb) -> None:
-    parser = verb(
-        dicom_verbs.echo,
-        "ask a DICOM node or DICOMweb service whether it answers",
-        "monai-unet echo --to ARCHIVE@127.0.0.1:11112",
-    )
+    parser = verb(dicom_verbs.echo)
     add_destination(parser)
 
 
 def _send(verb: Verb) -> None:
-    parser = verb(
-        dicom_verbs.send,
-        "send DICOM files, or those in folders, and say what became of each",
-        "monai-unet send --to archive --site site.toml OUT",
-    )
+    parser = verb(dicom_verbs.send)
     parser.add_argument("files", type=place, nargs="+", help="DICOM files, or folders however deep")
     add_destination(parser)
     parser.add_argument(
@@ -372,11 +309,7 @@ def _send(verb: Verb) -> None:
 
 
 def _find(verb: Verb) -> None:
-    parser = verb(
-        dicom_verbs.find,
-        "list the studies, series or images that an archive has",
-        "monai-unet find --to https://pacs.example.org/dicom-web --date 20260101- --modality MR",
-    )
+    parser = verb(dicom_verbs.find)
     add_destination(parser)
     parser.add_argument(
         "--level",
@@ -390,11 +323,7 @@ def _find(verb: Verb) -> None:
 
 
 def _fetch(verb: Verb) -> None:
-    parser = verb(
-        dicom_verbs.fetch,
-        "bring a study, series or instance from an archive, or every study that fits",
-        "monai-unet fetch --to ARCHIVE@127.0.0.1:11112 --study 1.2.3 --output STUDIES",
-    )
+    parser = verb(dicom_verbs.fetch)
     add_destination(parser)
     add_query(parser)
     parser.add_argument("--instance", type=given, help="SOP Instance UID; with --study and --series")
@@ -405,11 +334,7 @@ def _fetch(verb: Verb) -> None:
 
 
 def _deidentify(verb: Verb) -> None:
-    parser = verb(
-        dicom_verbs.deidentify,
-        "copy DICOM objects without the identity of anyone (PS3.15 Annex E)",
-        "monai-unet deidentify --input STUDY --output SHARED --key-file key --options retain-modified-dates",
-    )
+    parser = verb(dicom_verbs.deidentify)
     parser.add_argument("--input", type=place, nargs="+", required=True, help="DICOM files, or folders however deep")
     parser.add_argument("--output", type=place, required=True, help="gets <study>/<series>/<instance>.dcm")
     parser.add_argument(
@@ -424,3 +349,9 @@ def _deidentify(verb: Verb) -> None:
     parser.add_argument(
         "--allow-burned-in", action="store_true", help="write what may show a name in its pixels: someone has looked"
     )
+
+
+_BUNDLE_VERBS = (
+    _demo, _dicomize, _regions, _inspect, _train, _calibrate, _evaluate, _report, _compare, _gate, _subgroups, _predict,
+)  # fmt: skip
+_DICOM_VERBS = (_echo, _send, _find, _fetch, _deidentify)

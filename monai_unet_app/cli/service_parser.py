@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from monai_unet_app.cli import service_verbs
+from monai_unet_app.cli.common import Answer
 from monai_unet_app.cli.flags import add_reading, add_repairs, given, place
 
-Verb = Callable[..., argparse.ArgumentParser]
+Verb = Callable[[Callable[[argparse.Namespace], Answer]], argparse.ArgumentParser]
 
 
 def add_service_verbs(verb: Verb) -> None:
@@ -24,11 +25,7 @@ def add_service_verbs(verb: Verb) -> None:
 
 
 def _node(verb: Verb) -> None:
-    parser = verb(
-        service_verbs.node,
-        "take studies from a PACS, segment them and deliver the results, day and night",
-        "monai-unet node --config site.toml",
-    )
+    parser = verb(service_verbs.node)
     parser.add_argument(
         "--config", type=place, required=True, help="the site's file: [node], [[rules]], [destinations.NAME]"
     )
@@ -40,11 +37,7 @@ def _node(verb: Verb) -> None:
 
 
 def _audit(verb: Verb) -> None:
-    parser = verb(
-        service_verbs.audit,
-        "say whether a node's audit trail is unchanged",
-        "monai-unet audit verify NODE/audit.jsonl",
-    )
+    parser = verb(service_verbs.audit)
     parser.add_argument(
         "action", choices=["verify"], help="follow the chain of digests from the first line to the last"
     )
@@ -58,11 +51,7 @@ def _audit(verb: Verb) -> None:
 
 
 def _token(verb: Verb) -> None:
-    parser = verb(
-        service_verbs.token,
-        "make a token for a node's HTTP door",
-        "monai-unet token --name Rossi^Anna --roles reviewer",
-    )
+    parser = verb(service_verbs.token)
     parser.add_argument("--name", type=given, required=True, help="whose it is; stands in the audit trail")
     parser.add_argument(
         "--roles", type=given, default="read", help="comma-separated: metrics, submit, read, reviewer, admin"
@@ -71,11 +60,7 @@ def _token(verb: Verb) -> None:
 
 
 def _commission(verb: Verb) -> None:
-    parser = verb(
-        service_verbs.commission,
-        "try every destination of a site and its node with phantoms, and write a signed report",
-        "monai-unet commission --config site.toml --key site.pem --holder 'Radiology IT' --output ACCEPTANCE",
-    )
+    parser = verb(service_verbs.commission)
     parser.add_argument("--config", type=place, help="the site's file; its node should be running")
     parser.add_argument(
         "--output", type=place, default=Path("acceptance"), help="folder for JSON and PDF (default: acceptance)"
@@ -117,11 +102,7 @@ def _commission(verb: Verb) -> None:
 
 
 def _trace(verb: Verb) -> None:
-    parser = verb(
-        service_verbs.trace,
-        "lead from a DICOM result back to bundle, training data, calibration and source series",
-        "monai-unet trace RESULTS/case_seg.dcm --audit NODE/audit.jsonl",
-    )
+    parser = verb(service_verbs.trace)
     parser.add_argument("file", type=place, help="a SEG, SR or other object that monai-unet wrote")
     parser.add_argument(
         "--audit", type=place, help="audit trail of the node that made it: adds what it did with the study"
@@ -129,11 +110,7 @@ def _trace(verb: Verb) -> None:
 
 
 def _review(verb: Verb) -> None:
-    parser = verb(
-        service_verbs.review,
-        "write a page on which a clinician accepts, corrects or rejects a result; or apply what was decided",
-        "monai-unet review --result OUT/case_result.json --input case.nii.gz --output REVIEW",
-    )
+    parser = verb(service_verbs.review)
     parser.add_argument(
         "--result", type=place, required=True, help="a result.json with its files beside it, or their folder"
     )
@@ -181,11 +158,7 @@ def _review(verb: Verb) -> None:
 
 
 def _package(verb: Verb) -> None:
-    parser = verb(
-        service_verbs.package,
-        "render a bundle as a MONAI application package (MAP) for MONAI Deploy and mercure",
-        "monai-unet package --bundle hippocampus_mri_unet3d --output PACKAGE",
-    )
+    parser = verb(service_verbs.package)
     parser.add_argument("--bundle", type=given, required=True, help="a name, a folder or a zip")
     parser.add_argument("--output", type=place, required=True, help="folder for the package; must not exist")
     parser.add_argument(

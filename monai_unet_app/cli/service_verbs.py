@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from pydicom.datadict import tag_for_keyword
 
 from dicom_io.errors import DicomIoError
+from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, Answer, check_writable, read_options
 from monai_unet_app.cli.show import line, say
-from monai_unet_app.cli.verbs import EXIT_DONE, EXIT_FAILED, Answer, check_writable, read_options
 from monai_unet_app.errors import InputRefusedError, UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 
 def node(options: argparse.Namespace) -> Answer:
+    """Take studies from a PACS, segment them and deliver the results, day and night.
+
+    Example: monai-unet node --config site.toml
+    """
     from monai_unet_app.service.memory import keep_small
     from monai_unet_app.service.node import Node
     from monai_unet_app.service.site_file import read_site
@@ -104,6 +108,10 @@ def _wait(running: Node, stop: threading.Event, *, told: bool) -> None:
 
 
 def audit(options: argparse.Namespace) -> Answer:
+    """Say whether a node's audit trail is unchanged.
+
+    Example: monai-unet audit verify NODE/audit.jsonl
+    """
     from monai_unet_app.service.audit import KEY_FILE, read_key, verify
 
     beside = options.trail.with_name(KEY_FILE)
@@ -156,6 +164,10 @@ def _remembered(database: Path, *, must: bool) -> tuple[Head | None, str]:
 
 
 def token(options: argparse.Namespace) -> Answer:
+    """Make a token for a node's HTTP door.
+
+    Example: monai-unet token --name Rossi^Anna --roles reviewer
+    """
     from monai_unet_app.service.tokens import new_token
 
     made, text = new_token(options.name, options.roles.split(","), options.days)
@@ -168,6 +180,10 @@ def token(options: argparse.Namespace) -> Answer:
 
 
 def trace(options: argparse.Namespace) -> Answer:
+    """Lead from a DICOM result back to bundle, training data, calibration and source series.
+
+    Example: monai-unet trace RESULTS/case_seg.dcm --audit NODE/audit.jsonl
+    """
     from monai_unet_app.service.trace import trace as traced
 
     found = traced(options.file, options.audit)
@@ -231,6 +247,10 @@ def _figures(measured: Mapping[str, Any]) -> str:
 
 
 def commission(options: argparse.Namespace) -> Answer:
+    """Try every destination of a site and its node with phantoms, and write a signed report.
+
+    Example: monai-unet commission --config site.toml --key site.pem --holder 'Radiology IT' --output ACCEPTANCE
+    """
     try:
         from monai_unet_app.service.acceptance import site_key, verify_acceptance, write_acceptance
     except ImportError as error:
@@ -300,6 +320,10 @@ def _tell_check(check: Check, number: int, total: int) -> None:
 
 
 def review(options: argparse.Namespace) -> Answer:
+    """Write a page on which a clinician accepts, corrects or rejects a result; or apply what was decided.
+
+    Example: monai-unet review --result OUT/case_result.json --input case.nii.gz --output REVIEW
+    """
     return _apply_verdict(options) if options.apply is not None else _write_review(options)
 
 
@@ -364,6 +388,10 @@ def _apply_verdict(options: argparse.Namespace) -> Answer:
 
 
 def package(options: argparse.Namespace) -> Answer:
+    """Render a bundle as a MONAI application package (MAP) for MONAI Deploy and mercure.
+
+    Example: monai-unet package --bundle hippocampus_mri_unet3d --output PACKAGE
+    """
     from monai_unet_app.deploy.package import Resources, render_package, usual_settings
 
     given: dict[str, Any] = {name: getattr(options, name) for name in _SETTINGS if getattr(options, name)}

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import shlex
-import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, replace
-from math import isnan
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Column, Table
 
+from monai_unet_app.cli.common import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_REFUSED,
+    Answer,
+    check_bundle_folder,
+    check_writable,
+    labelled_cases,
+    loaded_bundle,
+    next_command,
+    read_options,
+)
+from monai_unet_app.cli.dicom_verbs import destination_of_site
 from monai_unet_app.cli.show import (
     figures_table,
     fingerprint_table,
-    forms_table,
     inspect_problems,
     line,
     metrics_table,
@@ -28,25 +36,16 @@ from monai_unet_app.cli.show import (
     reasons_list,
     say,
     series_blocks,
-    statements_table,
     structures_table,
 )
 from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 
-if TYPE_CHECKING:
-    from dicom_io.read import ReadOptions
-    from monai_unet_app.bundle import Bundle
-    from monai_unet_app.calibration import Fitted
-    from monai_unet_app.calibration.forms import FormScore
-    from monai_unet_app.confidence.statements import Confidence, Measured, Setting
-    from monai_unet_app.data.cases import CaseFiles
-    from monai_unet_app.evaluate import Row
-
-EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_REFUSED = 0, 1, 2, 3
-Answer = tuple[dict[str, Any], int]
-
 
 def bundles(options: argparse.Namespace) -> Answer:
+    """List the bundles that a name can stand for.
+
+    Example: monai-unet bundles
+    """
     from monai_unet_app.bundle_folder import bundle_files, bundle_folders
 
     rows, problems = [], []
@@ -79,6 +78,10 @@ def bundles(options: argparse.Namespace) -> Answer:
 
 
 def inspect(options: argparse.Namespace) -> Answer:
+    """Print what a data set looks like, and everything wrong with it.
+
+    Example: monai-unet inspect DATA
+    """
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.data.cases import named_series
     from monai_unet_app.data.inspect import inspect_cases
@@ -118,25 +121,11 @@ def _to_inspect(options: argparse.Namespace, reading: Any, *, anything: bool) ->
         return [], [str(error)]
 
 
-def loaded_bundle(bundle: Path | str, device: str | None = None) -> Any:
-    """The bundle with all that runs it, checked: this takes seconds, so flags and paths are checked before.
-
-    Args:
-        bundle: A name, a folder or a zip.
-        device: Where its network is to run; None where it is not: then only the configs are checked.
-    """
-    from monai_unet_app.bundle import load_bundle
-    from monai_unet_app.config import resolve_device
-
-    loaded = load_bundle(bundle, resolve_device(device)) if device else load_bundle(bundle)
-    if device:
-        _ = loaded.network
-    else:
-        loaded.check_configs()
-    return loaded
-
-
 def dicomize(options: argparse.Namespace) -> Answer:
+    """Write NIfTI cases as DICOM MR or CT series, and their labels as SEG.
+
+    Example: monai-unet dicomize --images images --labels labels --bundle hippocampus_mri_unet3d --output dicom
+    """
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.convert import dicomize_cases
     from monai_unet_app.data.cases import find_cases, find_images
@@ -162,6 +151,10 @@ def dicomize(options: argparse.Namespace) -> Answer:
 
 
 def regions(options: argparse.Namespace) -> Answer:
+    """Write regions of a structure set as a label file to train with.
+
+    Example: monai-unet regions rtstruct.dcm --image SERIES --roi Liver Tumour --output labels/case_01.nrrd
+    """
     from monai_unet_app.convert import label_file
 
     check_writable(options.output.parent)
@@ -176,6 +169,10 @@ def regions(options: argparse.Namespace) -> Answer:
 
 
 def train(options: argparse.Namespace) -> Answer:
+    """Train a copy of a bundle on a folder of cases; the same command resumes.
+
+    Example: monai-unet train --bundle hippocampus_mri_unet3d --data DATA --output my_bundle
+    """
     from monai_unet_app.bundle_folder import bundle_files
 
     template = bundle_files(options.bundle)
@@ -217,147 +214,11 @@ def train(options: argparse.Namespace) -> Answer:
     return {"bundle": str(bundle.root), "sha256": bundle.sha256, "best": record["best"]}, EXIT_DONE
 
 
-def calibrate(options: argparse.Namespace) -> Answer:
-    from monai_unet_app.bundle_folder import bundle_files, unchanged_on_failure
-
-    _must_be_folder(options.bundle, "its inference.yaml is rewritten")
-    root = bundle_files(options.bundle).root
-    check_writable(Path(options.bundle) / "configs")
-    data = labelled_cases(options)
-    with unchanged_on_failure(root):
-        return _calibrated(root, data, options)
-
-
-def _calibrated(root: Path, data: Sequence[CaseFiles], options: argparse.Namespace) -> Answer:
-    from monai_unet_app.bundle_folder import bundle_files
-    from monai_unet_app.calibration.calibrate_bundle import summary
-    from monai_unet_app.evaluate import choose_cases
-
-    bundle = loaded_bundle(root, options.device)
-    chosen = choose_cases(bundle, data, options.partition or "calibration", options.splits)
-    say(options)(chosen.note)
-    scores = [] if options.form == "keep" else _compared_forms(bundle, data, chosen.rows, options)
-    forms = {"forms": [_form_row(score) for score in scores]}
-    if options.form == "compare":
-        return forms, EXIT_DONE
-    if scores:
-        bundle = loaded_bundle(root, options.device)
-    fitted = _fitted(bundle, chosen.rows, scores, options)
-    statements = summary(_stated(bundle, data, chosen.rows, options), bundle)
-    if not options.json:
-        _calibration_lines(fitted, statements, bundle)
-        line(next_command("evaluate", bundle.root, options))
-    answer = {
-        "parameters": fitted.parameters,
-        "nll_before": fitted.nll_before,
-        "nll_after": fitted.nll_after,
-        "cases": fitted.cases,
-        "check": fitted.check.document() if fitted.check else None,
-        "statements": statements,
-        "sha256": bundle_files(bundle.root).sha256,
-    }
-    return answer | (forms if scores else {}), EXIT_DONE
-
-
-def next_command(verb: str, bundle: Path, options: argparse.Namespace) -> str:
-    """The command that comes next, with the flags of this one that it has too; a shell takes it as it is."""
-    words = ["monai-unet", verb, "--bundle", str(bundle)]
-    for name in ("data", "images", "labels", "label_suffix", "splits", "device"):
-        value = str(getattr(options, name, None) or "")
-        flag = f"--{name.replace('_', '-')}"
-        if value not in ("", "auto"):
-            words += [f"{flag}={value}"] if value.startswith("-") else [flag, value]
-    if verb == "evaluate":
-        words += ["--output", f"{bundle.resolve().name}_evaluation"]
-    return "next: " + shlex.join(words + (["--tta"] if getattr(options, "tta", False) else []))
-
-
-def _fitted(bundle: Bundle, rows: Sequence[Row], scores: Sequence[FormScore], options: argparse.Namespace) -> Fitted:
-    """The calibration: of the form that was chosen, else fitted on these cases; with --tta that of averages is fitted too."""
-    from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
-
-    fitted = next((score.fitted for score in scores if score.chosen), None)
-    if fitted is None:
-        with progress("calibrating", len(rows), options) as step:
-            fitted = calibrate_bundle(bundle, rows, step, unchecked=options.unchecked)
-    if options.tta and not bundle.mirror_axes:
-        say(options)(
-            f"{bundle.name} has no mirror axes: --tta changes no result, and the plain statements hold for it too"
-        )
-    elif options.tta:
-        with progress("calibrating averages", len(rows), options) as step:
-            calibrate_bundle(bundle, rows, step, "tta", unchecked=options.unchecked)
-    return fitted
-
-
-def _stated(
-    bundle: Bundle, data: Sequence[CaseFiles], rows: Sequence[Row], options: argparse.Namespace
-) -> dict[Setting, Confidence]:
-    """What the bundle states of its results, for each setting, fitted on these cases and written."""
-    from monai_unet_app.calibration.calibrate_bundle import known_rows, state_confidence
-
-    settings: list[Setting] = ["plain", "tta"] if options.tta and bundle.mirror_axes else ["plain"]
-    known, elsewhere = known_rows(bundle, data), _sizes_by_fold(bundle, data, settings, options)
-    with progress("stating", len(settings) * (len(rows) + len(known)), options) as step:
-        return state_confidence(
-            bundle,
-            rows,
-            known,
-            settings=settings,
-            coverage=options.coverage,
-            risk=options.risk,
-            elsewhere=elsewhere,
-            step=step,
-        )
-
-
-def _sizes_by_fold(
-    bundle: Bundle, data: Sequence[CaseFiles], settings: Sequence[Setting], options: argparse.Namespace
-) -> dict[Setting, list[Measured]] | None:
-    """How far sizes are off in the bundles of --folds; None where there are none."""
-    from monai_unet_app.bundle_folder import bundle_files
-    from monai_unet_app.calibration.calibrate_bundle import out_of_fold
-
-    folds = [loaded_bundle(bundle_files(fold).root, options.device) for fold in options.folds]
-    if not folds:
-        return None
-    with progress("sizes by fold", len(settings) * len(data), options) as step:
-        return {setting: out_of_fold(folds, data, bundle, setting, step) for setting in settings}
-
-
-def _calibration_lines(fitted: Fitted, statements: dict[str, Any], bundle: Bundle) -> None:
-    values = ", ".join(f"{name} {value}" for name, value in fitted.parameters.items())
-    line(f"calibration: {values}, fitted on {fitted.cases} case(s)")
-    if fitted.check:
-        line(fitted.check.said)
-    line(f"negative log likelihood a voxel: {fitted.nll_before:.5f} before, {fitted.nll_after:.5f} after")
-    statements_table(statements)
-    line(f"written into {bundle.root}/configs/inference.yaml and confidence.json")
-
-
-def _compared_forms(
-    bundle: Bundle, data: Sequence[CaseFiles], rows: Sequence[Row], options: argparse.Namespace
-) -> list[FormScore]:
-    """Every known form, fitted on these cases and scored on the selection cases; shown, and written if it is to be chosen."""
-    from monai_unet_app.calibration.calibrate_bundle import compare_forms
-    from monai_unet_app.evaluate import choose_cases
-
-    selection = choose_cases(bundle, data, "selection", options.splits)
-    with progress("comparing forms", len(rows) + len(selection.rows), options) as step:
-        scores = compare_forms(bundle, rows, selection.rows, choose_form=options.form == "choose", step=step)
-    if not options.json:
-        forms_table(scores, "chosen" if options.form == "choose" else "best")
-        line(selection.note)
-    return scores
-
-
-def _form_row(score: FormScore) -> dict[str, Any]:
-    found = {**asdict(score), "halo_mm": [round(one, 3) for one in score.halo_mm]}
-    del found["fitted"]
-    return {name: None if isinstance(value, float) and isnan(value) else value for name, value in found.items()}
-
-
 def evaluate(options: argparse.Namespace) -> Answer:
+    """Measure a bundle on labelled cases; write metrics.json, cases.csv, report.html and report.pdf.
+
+    Example: monai-unet evaluate --bundle my_bundle --images DIR --labels DIR --output OUT
+    """
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.config import PredictConfig
 
@@ -397,11 +258,15 @@ def evaluate(options: argparse.Namespace) -> Answer:
 
 
 def report(options: argparse.Namespace) -> Answer:
+    """Write the figures of an evaluation into the bundle that was measured: its metadata and its model card.
+
+    Example: monai-unet report --evaluation OUT --bundle my_bundle
+    """
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.comparison import read_evaluation
     from monai_unet_app.report.card import check_held_out, read_measured, summary, write_figures
 
-    _must_be_folder(options.bundle, "its metadata and card are rewritten")
+    check_bundle_folder(options.bundle, "its metadata and card are rewritten")
     files = bundle_files(options.bundle)
     document = read_measured(options.evaluation, files)
     read_evaluation(options.evaluation)  # whether its files belong together
@@ -422,6 +287,11 @@ def report(options: argparse.Namespace) -> Answer:
 
 
 def predict(options: argparse.Namespace) -> Answer:
+    """Segment an image, a DICOM series, or a folder of cases.
+
+    Example: monai-unet predict --bundle hippocampus_mri_unet3d --input SERIES --output OUT --format
+    nifti,seg,sr,rtstruct
+    """
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.config import PredictConfig
     from monai_unet_app.data.cases import find_images, named_series
@@ -481,7 +351,6 @@ def _wanted(options: argparse.Namespace, *, planar: bool) -> tuple[dict[str, Any
     """Formats and encodings: what --for names wants, or what the command line says; and the formats that --for names and
     pictures (`planar`) cannot have.
     """
-    from monai_unet_app.cli.dicom_verbs import destination_of_site
     from monai_unet_app.results import formats_for
 
     if options.destination is None:
@@ -503,6 +372,10 @@ def _wanted(options: argparse.Namespace, *, planar: bool) -> tuple[dict[str, Any
 
 
 def demo(options: argparse.Namespace) -> Answer:
+    """Train, calibrate, evaluate and apply a U-Net on the example cases.
+
+    Example: monai-unet demo --output demo
+    """
     from monai_unet_app.demo import run_demo
 
     check_writable(options.output)
@@ -521,6 +394,10 @@ def demo(options: argparse.Namespace) -> Answer:
 
 
 def doctor(options: argparse.Namespace) -> Answer:
+    """Say what this installation and machine can do.
+
+    Example: monai-unet doctor
+    """
     from monai_unet_app.doctor import examine
 
     rows = examine()
@@ -536,48 +413,6 @@ def doctor(options: argparse.Namespace) -> Answer:
     return {"checks": rows}, EXIT_FAILED if any(row["state"] == "broken" for row in rows) else EXIT_DONE
 
 
-def _must_be_folder(bundle: str, why: str) -> None:
-    if not Path(bundle).is_dir():
-        raise UsageError(f"--bundle {bundle}: a folder is needed, {why}; copy it first")
-
-
 def _must_exist(flag: str, path: Path) -> None:
     if not path.exists():
         raise InputRefusedError(f"{flag} {path} does not exist; a folder of cases is needed; check the path")
-
-
-def check_writable(folder: Path) -> None:
-    """Makes a file where the folder is or will be, and takes it away again. Raises InputRefusedError if that cannot be."""
-    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
-        raise InputRefusedError(
-            f"output {folder} cannot be written ({error.strerror}); a folder with write permission is needed; choose another"
-        ) from error
-
-
-def read_options(options: argparse.Namespace) -> ReadOptions:
-    """Which series, which time point, and what may be repaired, by the flags that several verbs share."""
-    from dicom_io.read import ReadOptions
-
-    channels = tuple(uid.strip() for uid in options.channels.split(",") if uid.strip())
-    if channels and (options.series or options.time_point or options.resample_gaps or options.resample_tilt):
-        raise UsageError("--channels names whole series; leave --series, --time-point and --resample-... out")
-    return ReadOptions(
-        options.series,
-        options.time_point,
-        options.resample_gaps,
-        options.resample_tilt,
-        channels,
-        options.accept_incomplete,
-    )
-
-
-def labelled_cases(options: argparse.Namespace) -> Any:
-    from monai_unet_app.data.cases import find_data
-
-    if options.data is None and options.images is None:
-        raise UsageError("which cases? give --data DIR, or --images DIR and --labels DIR")
-    return find_data(options.data or options.images, options.labels, options.label_suffix)

@@ -1,0 +1,160 @@
+"""`monai-unet calibrate`: fits a bundle's calibration and its statements, and shows both."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+from math import isnan
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from monai_unet_app.cli.common import (
+    EXIT_DONE,
+    Answer,
+    check_bundle_folder,
+    check_writable,
+    labelled_cases,
+    loaded_bundle,
+    next_command,
+)
+from monai_unet_app.cli.show import forms_table, line, progress, say, statements_table
+
+if TYPE_CHECKING:
+    from monai_unet_app.bundle import Bundle
+    from monai_unet_app.calibration import Fitted
+    from monai_unet_app.calibration.forms import FormScore
+    from monai_unet_app.confidence.statements import Confidence, Measured, Setting
+    from monai_unet_app.data.cases import CaseFiles
+    from monai_unet_app.evaluate import Row
+
+
+def calibrate(options: argparse.Namespace) -> Answer:
+    """Fit a bundle's calibration on cases that did not train it, and write it into the bundle.
+
+    Example: monai-unet calibrate --bundle my_bundle --data DATA
+    """
+    from monai_unet_app.bundle_folder import bundle_files, unchanged_on_failure
+
+    check_bundle_folder(options.bundle, "its inference.yaml is rewritten")
+    root = bundle_files(options.bundle).root
+    check_writable(Path(options.bundle) / "configs")
+    data = labelled_cases(options)
+    with unchanged_on_failure(root):
+        return _calibrated(root, data, options)
+
+
+def _calibrated(root: Path, data: Sequence[CaseFiles], options: argparse.Namespace) -> Answer:
+    from monai_unet_app.bundle_folder import bundle_files
+    from monai_unet_app.calibration.calibrate_bundle import summary
+    from monai_unet_app.evaluate import choose_cases
+
+    bundle = loaded_bundle(root, options.device)
+    chosen = choose_cases(bundle, data, options.partition or "calibration", options.splits)
+    say(options)(chosen.note)
+    scores = [] if options.form == "keep" else _compared_forms(bundle, data, chosen.rows, options)
+    forms = {"forms": [_form_row(score) for score in scores]}
+    if options.form == "compare":
+        return forms, EXIT_DONE
+    if scores:
+        bundle = loaded_bundle(root, options.device)
+    fitted = _fitted(bundle, chosen.rows, scores, options)
+    statements = summary(_stated(bundle, data, chosen.rows, options), bundle)
+    if not options.json:
+        _calibration_lines(fitted, statements, bundle)
+        line(next_command("evaluate", bundle.root, options))
+    answer = {
+        "parameters": fitted.parameters,
+        "nll_before": fitted.nll_before,
+        "nll_after": fitted.nll_after,
+        "cases": fitted.cases,
+        "check": fitted.check.document() if fitted.check else None,
+        "statements": statements,
+        "sha256": bundle_files(bundle.root).sha256,
+    }
+    return answer | (forms if scores else {}), EXIT_DONE
+
+
+def _fitted(bundle: Bundle, rows: Sequence[Row], scores: Sequence[FormScore], options: argparse.Namespace) -> Fitted:
+    """The calibration: of the form that was chosen, else fitted on these cases; with --tta that of averages is fitted too."""
+    from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
+
+    fitted = next((score.fitted for score in scores if score.chosen), None)
+    if fitted is None:
+        with progress("calibrating", len(rows), options) as step:
+            fitted = calibrate_bundle(bundle, rows, step, unchecked=options.unchecked)
+    if options.tta and not bundle.mirror_axes:
+        say(options)(
+            f"{bundle.name} has no mirror axes: --tta changes no result, and the plain statements hold for it too"
+        )
+    elif options.tta:
+        with progress("calibrating averages", len(rows), options) as step:
+            calibrate_bundle(bundle, rows, step, "tta", unchecked=options.unchecked)
+    return fitted
+
+
+def _stated(
+    bundle: Bundle, data: Sequence[CaseFiles], rows: Sequence[Row], options: argparse.Namespace
+) -> dict[Setting, Confidence]:
+    """What the bundle states of its results, for each setting, fitted on these cases and written."""
+    from monai_unet_app.calibration.calibrate_bundle import known_rows, state_confidence
+
+    settings: list[Setting] = ["plain", "tta"] if options.tta and bundle.mirror_axes else ["plain"]
+    known, elsewhere = known_rows(bundle, data), _sizes_by_fold(bundle, data, settings, options)
+    with progress("stating", len(settings) * (len(rows) + len(known)), options) as step:
+        return state_confidence(
+            bundle,
+            rows,
+            known,
+            settings=settings,
+            coverage=options.coverage,
+            risk=options.risk,
+            elsewhere=elsewhere,
+            step=step,
+        )
+
+
+def _sizes_by_fold(
+    bundle: Bundle, data: Sequence[CaseFiles], settings: Sequence[Setting], options: argparse.Namespace
+) -> dict[Setting, list[Measured]] | None:
+    """How far sizes are off in the bundles of --folds; None where there are none."""
+    from monai_unet_app.bundle_folder import bundle_files
+    from monai_unet_app.calibration.calibrate_bundle import out_of_fold
+
+    folds = [loaded_bundle(bundle_files(fold).root, options.device) for fold in options.folds]
+    if not folds:
+        return None
+    with progress("sizes by fold", len(settings) * len(data), options) as step:
+        return {setting: out_of_fold(folds, data, bundle, setting, step) for setting in settings}
+
+
+def _calibration_lines(fitted: Fitted, statements: dict[str, Any], bundle: Bundle) -> None:
+    values = ", ".join(f"{name} {value}" for name, value in fitted.parameters.items())
+    line(f"calibration: {values}, fitted on {fitted.cases} case(s)")
+    if fitted.check:
+        line(fitted.check.said)
+    line(f"negative log likelihood a voxel: {fitted.nll_before:.5f} before, {fitted.nll_after:.5f} after")
+    statements_table(statements)
+    line(f"written into {bundle.root}/configs/inference.yaml and confidence.json")
+
+
+def _compared_forms(
+    bundle: Bundle, data: Sequence[CaseFiles], rows: Sequence[Row], options: argparse.Namespace
+) -> list[FormScore]:
+    """Every known form, fitted on these cases and scored on the selection cases; shown, and written if it is to be chosen."""
+    from monai_unet_app.calibration.calibrate_bundle import compare_forms
+    from monai_unet_app.evaluate import choose_cases
+
+    selection = choose_cases(bundle, data, "selection", options.splits)
+    with progress("comparing forms", len(rows) + len(selection.rows), options) as step:
+        scores = compare_forms(bundle, rows, selection.rows, choose_form=options.form == "choose", step=step)
+    if not options.json:
+        forms_table(scores, "chosen" if options.form == "choose" else "best")
+        line(selection.note)
+    return scores
+
+
+def _form_row(score: FormScore) -> dict[str, Any]:
+    found = {**asdict(score), "halo_mm": [round(one, 3) for one in score.halo_mm]}
+    del found["fitted"]
+    return {name: None if isinstance(value, float) and isnan(value) else value for name, value in found.items()}

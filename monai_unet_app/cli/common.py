@@ -1,0 +1,95 @@
+"""What several verbs share: exit codes, objects made from flags, and checks before work starts."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from monai_unet_app.errors import InputRefusedError, UsageError
+
+if TYPE_CHECKING:
+    from dicom_io.read import ReadOptions
+    from monai_unet_app.bundle import Bundle
+    from monai_unet_app.data.cases import CaseFiles
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_REFUSED = 0, 1, 2, 3
+Answer = tuple[dict[str, Any], int]
+"""What a verb gives back: its result for --json, and its exit code."""
+
+
+def loaded_bundle(bundle: Path | str, device: str | None = None) -> Bundle:
+    """The bundle with its network, checked. This takes seconds, so flags and paths are checked before.
+
+    Args:
+        bundle: A name, a folder or a zip.
+        device: Where the network is to run; None checks the configs alone and builds no network.
+    """
+    from monai_unet_app.bundle import load_bundle
+    from monai_unet_app.config import resolve_device
+
+    loaded = load_bundle(bundle, resolve_device(device)) if device else load_bundle(bundle)
+    if device:
+        _ = loaded.network
+    else:
+        loaded.check_configs()
+    return loaded
+
+
+def check_bundle_folder(bundle: str, why: str) -> None:
+    """Raises UsageError if a bundle that will be changed is not given as a folder."""
+    if not Path(bundle).is_dir():
+        raise UsageError(f"--bundle {bundle}: a folder is needed, {why}; copy it first")
+
+
+def check_writable(folder: Path) -> None:
+    """Raises InputRefusedError if no file can be made in the folder, or in its nearest parent that exists."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise InputRefusedError(
+            f"output {folder} cannot be written ({error.strerror}); a folder with write permission is needed; choose another"
+        ) from error
+
+
+def read_options(options: argparse.Namespace) -> ReadOptions:
+    """Which series and time point to read, and what may be repaired, from the flags that several verbs share."""
+    from dicom_io.read import ReadOptions
+
+    channels = tuple(uid.strip() for uid in options.channels.split(",") if uid.strip())
+    if channels and (options.series or options.time_point or options.resample_gaps or options.resample_tilt):
+        raise UsageError("--channels names whole series; leave --series, --time-point and --resample-... out")
+    return ReadOptions(
+        options.series,
+        options.time_point,
+        options.resample_gaps,
+        options.resample_tilt,
+        channels,
+        options.accept_incomplete,
+    )
+
+
+def labelled_cases(options: argparse.Namespace) -> list[CaseFiles]:
+    """The labelled cases that --data, or --images and --labels, name."""
+    from monai_unet_app.data.cases import find_data
+
+    if options.data is None and options.images is None:
+        raise UsageError("which cases? give --data DIR, or --images DIR and --labels DIR")
+    return find_data(options.data or options.images, options.labels, options.label_suffix)
+
+
+def next_command(verb: str, bundle: Path, options: argparse.Namespace) -> str:
+    """The command that comes next, with the flags that both verbs have, quoted for a shell."""
+    words = ["monai-unet", verb, "--bundle", str(bundle)]
+    for name in ("data", "images", "labels", "label_suffix", "splits", "device"):
+        value = str(getattr(options, name, None) or "")
+        flag = f"--{name.replace('_', '-')}"
+        if value not in ("", "auto"):
+            words += [f"{flag}={value}"] if value.startswith("-") else [flag, value]
+    if verb == "evaluate":
+        words += ["--output", f"{bundle.resolve().name}_evaluation"]
+    return "next: " + shlex.join(words + (["--tta"] if getattr(options, "tta", False) else []))
