@@ -50,7 +50,7 @@ from dicom_io.read import read_series  # noqa: E402
 from dicom_io.reading import bounded, kept_attributes  # noqa: E402
 from dicom_io.reading.codecs import decoder_of, is_available  # noqa: E402
 from dicom_io.reading.frames import MAX_VOXELS  # noqa: E402
-from dicom_io.reading.geometry import JITTER_SHARE, MOST_JITTER_MM  # noqa: E402
+from dicom_io.reading.geometry import JITTER_SHARE, MAX_JITTER_MM  # noqa: E402
 from monai_unet_app.service.site_file import NodeConfig  # noqa: E402
 
 TARGET = REPOSITORY / "docs" / "conformance.md"
@@ -489,7 +489,7 @@ even stack in patient space, or one picture (grey, RGB, YBR or PALETTE COLOR) wi
 Slices at one position are told apart by {", ".join(kept_attributes.MARKS)}; by {kept_attributes.RUNNING_NUMBER} only
 where nothing else does, and where it runs stack by stack or position by position.
 
-Tolerated, and noted: slices off an even grid by up to {JITTER_SHARE:.0%} of the gap and {MOST_JITTER_MM:g} mm; a stack
+Tolerated, and noted: slices off an even grid by up to {JITTER_SHARE:.0%} of the gap and {MAX_JITTER_MM:g} mm; a stack
 that lacks slices beside whole ones, one of which is chosen; pictures in colour beside more grey slices; an instance twice,
 where it differs in nothing that a volume or a result needs; files called VERSION, LOCKFILE, README or INDEX; grey JPEG
 with losses under a transfer syntax without.

@@ -20,13 +20,13 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 
 from dicom_io.errors import LabelError, UnreadableFileError
 from dicom_io.objects.identity import source_headers
-from dicom_io.reading.geometry import jitter_allowed_mm
+from dicom_io.reading.geometry import jitter_limit_mm
 from dicom_io.reading.headers import shown_uid
 from dicom_io.reading.instances import READ_ERRORS, load_dataset
 from dicom_io.volume import Volume
 
 # Scanners write positions with 0.001 to 0.01 mm; an evenly spaced grid fitted to them may be off by the
-# reader's 0.02, and by `jitter_allowed_mm` where they jitter.
+# reader's 0.02, and by `jitter_limit_mm` where they jitter.
 TOLERANCE_MM = 0.05
 TOLERANCE_VOXELS = 0.25
 
@@ -261,7 +261,7 @@ def _check_slice(source: Volume, k: int, plane: Plane) -> None:
     across, down, through, origin = source.affine_lps[:3].T
     away = apart_mm(Plane(origin + k * through, across, down), plane, (source.shape[1], source.shape[0]))
     *pixel_mm, gap_mm = source.spacing_mm
-    allowed_mm = max(tolerance_mm(gap_mm), jitter_allowed_mm(gap_mm, min(pixel_mm)))
+    allowed_mm = max(tolerance_mm(gap_mm), jitter_limit_mm(gap_mm, min(pixel_mm)))
     if away > allowed_mm:
         raise LabelError(
             f"slice {k} lies {away:.2f} mm from where its file has it; at most {allowed_mm:g} mm is needed; "

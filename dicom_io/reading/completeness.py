@@ -17,7 +17,7 @@ from pydicom.dataset import Dataset
 
 from dicom_io.errors import DicomIoError
 from dicom_io.reading.frames import frames_of, has_groups, numbers
-from dicom_io.reading.geometry import Plane, angle_degrees
+from dicom_io.reading.geometry import ImagePlane, angle_degrees
 from dicom_io.reading.headers import shown_uid
 from dicom_io.reading.instances import Instance, image_type, is_colour, listed
 from dicom_io.reading.series import SeriesRef, counted
@@ -180,7 +180,7 @@ def _is_made_of(series: SeriesRef, source: SeriesRef) -> bool:
     return bool(depths[0] <= reach[0] + near and depths[-1] >= reach[-1] - near)
 
 
-def _planes(series: SeriesRef) -> list[Plane]:
+def _planes(series: SeriesRef) -> list[ImagePlane]:
     frames = [frame for instance in series.instances for frame in frames_of(instance)]
     return [frame.plane for frame in frames if frame.plane is not None]
 

@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless, UncompressedTransferSyntaxes
 
 from dicom_io.errors import SeriesSelectionError
-from dicom_io.reading.geometry import Plane, angle_degrees
+from dicom_io.reading.geometry import ImagePlane, angle_degrees
 from dicom_io.reading.instances import READ_ERRORS, Instance, broken_file, image_type
 from dicom_io.reading.kept_attributes import CSA_BLOCKS, MARKS
 
@@ -76,7 +76,7 @@ class Frame:
     instance: Instance
     number: int
     tile: tuple[int, int] | None
-    plane: Plane | None
+    plane: ImagePlane | None
     slope: float
     intercept: float
     thickness_mm: float | None
@@ -195,7 +195,7 @@ def _thickness_mm(holder: Dataset) -> float | None:
     return thickness[0] if thickness and MIN_MM <= thickness[0] <= MAX_MM else None
 
 
-def _plane(header: Dataset, groups: _Groups, measures: Dataset) -> Plane | None:
+def _plane(header: Dataset, groups: _Groups, measures: Dataset) -> ImagePlane | None:
     position = numbers(_macro(groups, "PlanePositionSequence"), "ImagePositionPatient", 3)
     orientation = numbers(_macro(groups, "PlaneOrientationSequence"), "ImageOrientationPatient", 6)
     pixel_spacing = numbers(measures, "PixelSpacing", 2)
@@ -206,7 +206,7 @@ def _plane(header: Dataset, groups: _Groups, measures: Dataset) -> Plane | None:
 
 def _placed(
     position: tuple[float, ...], orientation: tuple[float, ...], spacing: tuple[float, ...], shape: tuple[int, int]
-) -> Plane:
+) -> ImagePlane:
     """A plane of distances that can be meant; what is no number or no direction, the geometry gate refuses."""
     too_far = any(abs(value) > MAX_MM for value in (*position, *spacing))
     if too_far or any(0 < value < MIN_MM for value in spacing):
@@ -214,7 +214,7 @@ def _placed(
             f"it lies at {_listed(position)} with pixels of {_listed(spacing)} mm; at most {MAX_MM:g} and pixels of at "
             f"least {MIN_MM:g} mm are needed"
         )
-    return Plane(position, orientation, spacing, shape)
+    return ImagePlane(position, orientation, spacing, shape)
 
 
 def _listed(values: Sequence[float]) -> str:

@@ -12,7 +12,7 @@ from dicom_io.errors import SeriesGeometryError, SeriesSelectionError
 from dicom_io.reading.checks import PLACE, check_readable, check_rescale, check_space, placeless, without_copies
 from dicom_io.reading.completeness import missing_images
 from dicom_io.reading.frames import MAX_MM, MAX_VOXELS, MIN_MM, Frame, check_size, frames_of, has_groups, numbers
-from dicom_io.reading.geometry import Grid, Plane, even_grid, five_indices
+from dicom_io.reading.geometry import Grid, ImagePlane, even_grid, five_indices
 from dicom_io.reading.repair import Repair, plan_repair
 from dicom_io.reading.series import SeriesRef
 from dicom_io.reading.time_points import choose_time_point
@@ -158,7 +158,7 @@ def _pixel_notes(header: Dataset) -> list[str]:
     return [f"{told} at the detector, smaller in the patient" if at_detector else told]
 
 
-def _planes(frames: Sequence[Frame], name: str) -> list[Plane]:
+def _planes(frames: Sequence[Frame], name: str) -> list[ImagePlane]:
     planes = [frame.plane for frame in frames if frame.plane is not None]
     if len(planes) < len(frames):
         lost = next(frame.instance.name for frame in frames if frame.plane is None)

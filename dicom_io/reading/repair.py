@@ -1,7 +1,7 @@
-"""Repairs that a caller asked for by name: uneven gaps, and slices that lie askew, resampled onto one even grid.
+"""Repairs on request: uneven gaps, and slices that are shifted sideways, are resampled onto one even grid.
 
-Between two slices values are interpolated linearly along the normal, within a slice linearly too. What is made is
-written into the provenance; results on such a volume go back onto the original slices (`slices.py`).
+Values are interpolated linearly, along the normal between two slices and within each slice. The provenance says what was
+done. A result on such a volume is put back onto the original slices (`objects/slice_positions.py`).
 """
 
 from __future__ import annotations
@@ -14,21 +14,29 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from dicom_io.errors import SeriesGeometryError
-from dicom_io.reading.geometry import TOLERANCE_MM, Plane, Points, check_planes, depths, plane_affine, slice_order
+from dicom_io.reading.geometry import (
+    SILENT_OFFSET_MM,
+    ImagePlane,
+    Points,
+    check_planes,
+    depths,
+    plane_affine,
+    slice_order,
+)
 
 MAX_GROWTH = 4.0
-"""The most slices that a repair may make of one: beyond, most of a volume would be invented."""
+"""The most slices that a repair may make of one; with more, most of the volume would be invented."""
 
 
 @dataclass(frozen=True)
 class Repair:
-    """Where the slices are and where they go.
+    """Where the slices are, and the even grid onto which they are resampled.
 
     Attributes:
         affine_lps: Shape (4, 4): the even grid, index (column, row, slice, 1) to LPS mm.
         shape: (columns, rows, slices) of that grid.
         order: `order[s]` is the index, into the planes given, of the source slice s along the normal.
-        depths_mm: Shape (S,): place of each source slice along the normal, from the first.
+        depths_mm: Shape (S,): distance of each source slice from the first along the normal.
         offsets: Shape (S, 2): (column, row) of each source slice's first pixel on the new grid.
         note: What is done, with its numbers.
     """
@@ -41,17 +49,17 @@ class Repair:
     note: str
 
 
-def plan_repair(planes: Sequence[Plane], name: str, *, gaps: bool, tilt: bool) -> Repair:
+def plan_repair(planes: Sequence[ImagePlane], name: str, *, gaps: bool, tilt: bool) -> Repair:
     """The even grid for a stack that has none.
 
     Args:
         planes: Two or more of one orientation, size and spacing, no position twice.
         name: How a message calls the series.
-        gaps: Uneven gaps may be resampled.
-        tilt: Slices shifted sideways may be resampled onto a right-angled grid.
+        gaps: Whether uneven gaps may be resampled.
+        tilt: Whether slices shifted sideways may be resampled onto a right-angled grid.
 
     Raises:
-        SeriesGeometryError: A fault that was not asked to be repaired, or that cannot be.
+        SeriesGeometryError: A fault that may not, or cannot, be repaired.
     """
     check_planes(planes, name)
     order = slice_order(planes)
@@ -80,7 +88,7 @@ def resample(slices: NDArray[np.float32], repair: Repair) -> NDArray[np.float32]
         repair: From `plan_repair`.
 
     Returns:
-        Shape (K, rows, columns) of the new grid. Where no slice reaches, the least value of the series.
+        Shape (K, rows, columns) of the new grid. Voxels that no slice reaches have the least value of the series.
     """
     columns, rows, count = repair.shape
     fill = float(slices.min())
@@ -94,62 +102,62 @@ def resample(slices: NDArray[np.float32], repair: Repair) -> NDArray[np.float32]
         out[k] = 0.0
         for s, weight in ((before, 1 - share), (after, share)):
             if weight > 1e-9:
-                out[k] += np.float32(weight) * _moved(slices[s], repair.offsets[s], (rows, columns), fill)
+                out[k] += np.float32(weight) * _shifted(slices[s], repair.offsets[s], (rows, columns), fill)
     return out
 
 
-def _moved(plane: NDArray[np.float32], offset: Points, shape: tuple[int, int], fill: float) -> NDArray[np.float32]:
-    """One slice on the new grid's rows and columns."""
+def _shifted(plane: NDArray[np.float32], offset: Points, shape: tuple[int, int], fill: float) -> NDArray[np.float32]:
+    """One slice on the rows and columns of the new grid: shape (rows, columns)."""
     if plane.shape == shape and np.abs(offset).max() < 1e-6:
         return plane
     larger = np.full(shape, fill, dtype=np.float32)
     larger[: plane.shape[0], : plane.shape[1]] = plane
-    return ndimage.shift(larger, (offset[1], offset[0]), order=1, mode="constant", cval=fill)
+    return np.asarray(ndimage.shift(larger, (offset[1], offset[0]), order=1, mode="constant", cval=fill), np.float32)
 
 
 def _even_step(depths_mm: Points, name: str, *, gaps: bool) -> tuple[float, int]:
-    """The step nearest to the usual gap that goes evenly from the first slice to the last, and the number of slices."""
-    found = np.diff(depths_mm)
-    usual = float(np.median(found))
-    even = bool(np.abs(found - usual).max() <= TOLERANCE_MM)
+    """Gap in mm and number of slices that divide the way from the first slice to the last evenly, near the usual gap."""
+    gaps_mm = np.diff(depths_mm)
+    usual = float(np.median(gaps_mm))
+    even = bool(np.abs(gaps_mm - usual).max() <= SILENT_OFFSET_MM)
     count = len(depths_mm) if even else round(float(depths_mm[-1]) / usual) + 1
     if not even and not gaps:
         raise SeriesGeometryError(
-            f"{name} has slice gaps from {found.min():.2f} to {found.max():.2f} mm; one even gap is needed "
-            f"(tolerance {TOLERANCE_MM} mm); pass --resample-gaps as well"
+            f"{name} has slice gaps from {gaps_mm.min():.2f} to {gaps_mm.max():.2f} mm; even gaps are needed, each within "
+            f"{SILENT_OFFSET_MM} mm of the usual {usual:.2f} mm; pass --resample-gaps as well"
         )
     if count > MAX_GROWTH * len(depths_mm):
         raise SeriesGeometryError(
             f"{name} has {len(depths_mm)} slices over {depths_mm[-1]:.1f} mm with a usual gap of {usual:.2f} mm, {count} "
-            f"even slices would be needed; at most {MAX_GROWTH:g} are made of one; fetch the missing slices"
+            f"even slices would be needed; at most {MAX_GROWTH:g} are made for each slice; fetch the missing slices"
         )
     return float(depths_mm[-1]) / (count - 1), count
 
 
-def _sideways(ordered: Sequence[Plane], depths_mm: Points) -> Points:
-    """Shape (S, 2): how many (columns, rows) each slice's first pixel lies beside the first slice's normal."""
+def _sideways(ordered: Sequence[ImagePlane], depths_mm: Points) -> Points:
+    """Shape (S, 2): (columns, rows) by which the first pixel of each slice is shifted off the first slice's normal."""
     positions = np.array([plane.position for plane in ordered])
     along = positions - positions[0] - np.outer(depths_mm, ordered[0].normal)
     return along @ np.linalg.pinv(ordered[0].steps).T
 
 
-def _check_straight(ordered: Sequence[Plane], offsets: Points, name: str, *, tilt: bool) -> None:
-    stray_mm = np.linalg.norm(offsets @ ordered[0].steps.T, axis=1)
-    if not tilt and stray_mm.max() > TOLERANCE_MM:
+def _check_straight(ordered: Sequence[ImagePlane], offsets: Points, name: str, *, tilt: bool) -> None:
+    shift_mm = np.linalg.norm(offsets @ ordered[0].steps.T, axis=1)
+    if not tilt and shift_mm.max() > SILENT_OFFSET_MM:
         raise SeriesGeometryError(
-            f"{name} is not one straight stack: slice {int(stray_mm.argmax()) + 1} of {len(ordered)} lies "
-            f"{stray_mm.max():.2f} mm sideways off the line from first to last; at most {TOLERANCE_MM} mm is needed; "
+            f"{name} is not one straight stack: slice {int(shift_mm.argmax()) + 1} of {len(ordered)} lies "
+            f"{shift_mm.max():.2f} mm sideways off the line from first to last; at most {SILENT_OFFSET_MM} mm is needed; "
             "pass --resample-tilt as well"
         )
 
 
-def _note(depths_mm: Points, step_mm: float, count: int, sideways: Points, plane: Plane, *, tilt: bool) -> str:
-    found = np.diff(depths_mm)
+def _note(depths_mm: Points, step_mm: float, count: int, sideways: Points, plane: ImagePlane, *, tilt: bool) -> str:
+    gaps_mm = np.diff(depths_mm)
     text = (
-        f"resampled on request: {len(depths_mm)} slices with gaps of {found.min():.2f} to {found.max():.2f} mm became "
+        f"resampled on request: {len(depths_mm)} slices with gaps of {gaps_mm.min():.2f} to {gaps_mm.max():.2f} mm became "
+        f"{count} slices {step_mm:.3f} mm apart, linearly along the normal"
     )
-    text += f"{count} slices {step_mm:.3f} mm apart, linearly along the normal"
     shift_mm = float(np.linalg.norm(sideways @ plane.steps.T, axis=1).max())
-    if tilt and shift_mm > TOLERANCE_MM:
+    if tilt and shift_mm > SILENT_OFFSET_MM:
         text += f"; slices shifted sideways by up to {shift_mm:.2f} mm were put straight, linearly within the slice"
     return text

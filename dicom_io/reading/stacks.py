@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dicom_io.errors import SeriesGeometryError
 from dicom_io.reading.frame_attributes import Mark
-from dicom_io.reading.geometry import Plane, angle_degrees, even_grid, same_positions
+from dicom_io.reading.geometry import ImagePlane, angle_degrees, even_grid, same_positions
 from dicom_io.reading.kept_attributes import CLOCKS, COUNTS, RUNNING_NUMBER, SETTINGS, TIMES
 
 _PARALLEL_DEGREES = 0.5
@@ -63,7 +63,7 @@ class _Places:
         return np.bincount([self.of[index] for index in members], minlength=self.count)
 
 
-def stacks_of(planes: Sequence[Plane], marks: Sequence[Mark]) -> list[Stack]:
+def stacks_of(planes: Sequence[ImagePlane], marks: Sequence[Mark]) -> list[Stack]:
     """How the frames are dealt out to stacks that use each position once, in order; none if nothing tells them apart.
 
     One stack holds them all where no position is used twice. Where an enhanced object places several stacks (StackID,
@@ -83,7 +83,7 @@ def stacks_of(planes: Sequence[Plane], marks: Sequence[Mark]) -> list[Stack]:
 
 
 def _dealt_by_stack(
-    groups: Sequence[_Members], ids: Mark, planes: Sequence[Plane], marks: Sequence[Mark]
+    groups: Sequence[_Members], ids: Mark, planes: Sequence[ImagePlane], marks: Sequence[Mark]
 ) -> list[Stack]:
     """The stacks of each StackID, dealt out by the other attributes; none where one cannot be."""
     found: list[Stack] = []
@@ -97,7 +97,7 @@ def _dealt_by_stack(
     return found
 
 
-def _dealt(members: Sequence[int], planes: Sequence[Plane], marks: Sequence[Mark]) -> list[Stack]:
+def _dealt(members: Sequence[int], planes: Sequence[ImagePlane], marks: Sequence[Mark]) -> list[Stack]:
     """Parallel frames dealt out by what they show, then by time or count; none where they cannot be, or where a count, which
     means nothing by itself, and the order of times contradict each other.
     """
@@ -255,7 +255,7 @@ def _are_apart(times: np.ndarray, keyword: str) -> bool:
     return any(bool((one[:, :-1].max(axis=0) < one[:, 1:].min(axis=0)).all()) for one in (times, *from_first))
 
 
-def _places(members: Sequence[int], planes: Sequence[Plane]) -> _Places:
+def _places(members: Sequence[int], planes: Sequence[ImagePlane]) -> _Places:
     shared = same_positions([planes[index] for index in members])
     of = {members[at]: number for number, group in enumerate(shared) for at in group}
     alone = [index for index in members if index not in of]
@@ -291,13 +291,13 @@ def _agree(dealings: Sequence[Sequence[Stack]]) -> bool:
     return len({frozenset(frozenset(stack.members) for stack in stacks) for stacks in dealings}) <= 1
 
 
-def are_parallel(planes: Sequence[Plane]) -> bool:
+def are_parallel(planes: Sequence[ImagePlane]) -> bool:
     """Whether all planes have one normal, so that their positions along it can be compared."""
     normals = [np.cross(cosines[:3], cosines[3:]) for cosines in {plane.orientation: None for plane in planes}]
     return all(angle_degrees(normals[0], normal) <= _PARALLEL_DEGREES for normal in normals)
 
 
-def _is_even(planes: Sequence[Plane]) -> bool:
+def _is_even(planes: Sequence[ImagePlane]) -> bool:
     try:
         even_grid(planes)
     except SeriesGeometryError:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dicom_io.errors import SeriesGeometryError, SeriesSelectionError
 from dicom_io.reading.frame_attributes import SETTINGS, Mark, component, listed_values, marks_of
 from dicom_io.reading.frames import Frame
-from dicom_io.reading.geometry import Plane, same_positions
+from dicom_io.reading.geometry import ImagePlane, same_positions
 from dicom_io.reading.headers import shown
 from dicom_io.reading.stacks import Stack, are_parallel, stacks_of
 
@@ -34,7 +34,7 @@ _ALIKE = (
 
 
 def choose_time_point(
-    frames: Sequence[Frame], planes: Sequence[Plane], name: str, wanted: int | None
+    frames: Sequence[Frame], planes: Sequence[ImagePlane], name: str, wanted: int | None
 ) -> tuple[list[Frame], tuple[str, ...]]:
     """The frames of one time point, and what there is to note; all frames where each position is used once.
 
@@ -103,7 +103,7 @@ def _note(stack: Stack, wanted: int, stacks: Sequence[Stack]) -> str:
     return f"time point {wanted} of {len(stacks)} was asked for: {told}{how}{lacking}"
 
 
-def _several(stacks: Sequence[Stack], planes: Sequence[Plane], name: str) -> SeriesGeometryError:
+def _several(stacks: Sequence[Stack], planes: Sequence[ImagePlane], name: str) -> SeriesGeometryError:
     groups = same_positions(planes) if are_parallel(planes) else []
     shared = f"{max(map(len, groups))} slices at the same position, at {len(groups)} positions: " if groups else ""
     sizes = sorted({len(stack.members) for stack in stacks})
@@ -152,7 +152,7 @@ def _told(stacks: Sequence[Stack]) -> str:
 
 
 def _inseparable(
-    frames: Sequence[Frame], planes: Sequence[Plane], marks: Sequence[Mark], name: str
+    frames: Sequence[Frame], planes: Sequence[ImagePlane], marks: Sequence[Mark], name: str
 ) -> SeriesGeometryError:
     if not are_parallel(planes):
         ids = next(mark for mark in marks if mark.keyword == "StackID")

@@ -10,9 +10,9 @@ import pytest
 from phantoms import oblique_affine, tilted_affine
 
 from dicom_io.errors import SeriesGeometryError
-from dicom_io.reading.geometry import Plane, angle_degrees, even_grid, same_positions, slice_order
+from dicom_io.reading.geometry import ImagePlane, angle_degrees, even_grid, same_positions, slice_order
 
-Planes = list[Plane]
+Planes = list[ImagePlane]
 
 
 def planes_of(affine_lps: np.ndarray, count: int = 8, decimals: int = 9) -> Planes:
@@ -20,7 +20,7 @@ def planes_of(affine_lps: np.ndarray, count: int = 8, decimals: int = 9) -> Plan
     between_columns, between_rows = np.linalg.norm(affine_lps[:3, :2], axis=0)
     cosines = (*(affine_lps[:3, 0] / between_columns), *(affine_lps[:3, 1] / between_rows))
     positions = [np.round(affine_lps[:3, 3] + k * affine_lps[:3, 2], decimals) for k in range(count)]
-    return [Plane(tuple(p), cosines, (between_rows, between_columns), (19, 23)) for p in positions]
+    return [ImagePlane(tuple(p), cosines, (between_rows, between_columns), (19, 23)) for p in positions]
 
 
 def moved(planes: Planes, k: int, offset: np.ndarray) -> Planes:
@@ -31,7 +31,7 @@ def moved(planes: Planes, k: int, offset: np.ndarray) -> Planes:
 
 def test_row_spacing_moves_along_the_column_direction_and_column_spacing_along_the_row() -> None:
     # rows run to +y, columns to -z, so the normal is y x (-z) = -x; rows lie 2 mm apart, columns 3 mm
-    planes = [Plane((x, 20, 30), (0, 1, 0, 0, 0, -1), (2, 3), (4, 5)) for x in (10, 5, 7.5)]
+    planes = [ImagePlane((x, 20, 30), (0, 1, 0, 0, 0, -1), (2, 3), (4, 5)) for x in (10, 5, 7.5)]
     grid = even_grid(planes)
     np.testing.assert_allclose(
         grid.affine_lps, [[0, 0, -2.5, 10], [3, 0, 0, 20], [0, -2, 0, 30], [0, 0, 0, 1]], atol=1e-12

@@ -150,7 +150,7 @@ def test_a_missing_slice_is_filled_in_between_on_request_only(tmp_path: Path) ->
 
 def test_a_hole_larger_than_the_stack_is_not_filled(tmp_path: Path) -> None:
     write_field(tmp_path, oblique_affine(), [0, 1, 2, 3, 60])
-    with pytest.raises(SeriesGeometryError, match="61 even slices would be needed; at most 4 are made of one"):
+    with pytest.raises(SeriesGeometryError, match="61 even slices would be needed; at most 4 are made for each slice"):
         read_series(tmp_path, resample_gaps=True)
 
 
