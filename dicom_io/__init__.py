@@ -23,7 +23,7 @@ _DOORS = {
     "read_seg": "seg",
     "read_segments": "seg",
     "write_sr": "sr",
-    "read_sr": "objects.sr_read",
+    "read_sr": "sr",
     "write_rtstruct": "rtstruct",
     "read_rtstruct": "rtstruct",
     "read_regions": "rtstruct",
@@ -33,8 +33,8 @@ _DOORS = {
     "write_captures": "capture",
     "write_pdf": "pdf",
     "read_pdf": "pdf",
-    "prove_seg": "proof",
-    "prove_rtstruct": "proof",
+    "prove_seg": "seg",
+    "prove_rtstruct": "rtstruct",
 }
 __all__ = list(_DOORS)
 

@@ -26,12 +26,12 @@ from dicom_io.coding import code_item
 from dicom_io.errors import DicomIoError, LabelError, UnreadableFileError
 from dicom_io.objects import display, drawing, identity
 from dicom_io.objects.identity import ResultInfo
+from dicom_io.objects.labels import check_labels, in_slices
 from dicom_io.objects.odd_headers import refusing_odd_headers
 from dicom_io.objects.source_images import SourceImages, add_body_part, check_place, images_of, mask_on, new_object
 from dicom_io.reading.checks import check_one_patient
 from dicom_io.reading.headers import whole_number
 from dicom_io.reading.instances import READ_ERRORS, load_dataset
-from dicom_io.seg import check_labels, in_slices
 from dicom_io.volume import Volume
 
 AXIS_LETTERS = (("L", "R"), ("P", "A"), ("H", "F"))  # PS3.3 C.7.6.1.1.1: towards +x, -x; +y, -y; +z, -z

@@ -20,117 +20,19 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from dicom_io.coding import Segment
 from dicom_io.errors import GeometryProofError
-from dicom_io.objects import identity, proof_headers
-from dicom_io.objects.proof_frames import check_dimensions, check_groups, seg_frames
-from dicom_io.objects.raster import even_odd, painted
-from dicom_io.objects.raw_parser import items, text, walk_file, whole
-from dicom_io.objects.rt_contours import SliceContours, contours_by_slice, off_half_way
-from dicom_io.objects.seg_frames import SegFrame
-from dicom_io.objects.slice_positions import Slice, apart_mm, slices_of, tolerance_mm, values_at
+from dicom_io.objects.slice_positions import Plane, Slice, apart_mm, tolerance_mm, values_at
 from dicom_io.volume import Volume
 
 Floats = NDArray[np.float64]
-
-ROUNDING_MM, ROUNDING_PIXELS = 0.001, 0.01
-"""How far a point of a contour may be off its place: half a unit of the third decimal on each of three axes, and some
-thousandths of a pixel because headers round too."""
-
-_TYPE, _STEPS = 0x00620001, 0x0062000E
-_REFERENCED_SERIES, _REFERENCED_INSTANCES = 0x00081115, 0x0008114A
-
-
-def prove_seg(
-    path: Path,
-    result: Volume,
-    source: Volume,
-    segments: Sequence[Segment] | None = None,
-    headers: tuple[Dataset, ...] | None = None,
-) -> None:
-    """Pass if every voxel of a result, and none else, is in the SEG at the same place in millimetres, and the SEG says what
-    it holds and whose it is.
-
-    Args:
-        path: The written SEG (explicit VR); deleted on failure.
-        result: Shape (I, J, K) with label values, or (I, J, K, C) with channel c as segment c + 1: labels, or
-            probabilities 0 to 1 for a FRACTIONAL one, compared within half a step of its stored values.
-        source: The image that the SEG refers to.
-        segments: What the labels mean; None: only their numbers are compared.
-        headers: Of the source, from `identity.source_headers`; from its files where they are not given.
-
-    Raises:
-        GeometryProofError: A voxel is missing, added or misplaced, a frame lies off the slice that it names, or something
-            that the SEG says is not so.
-    """
-    with proof_headers.deleting(path, "SEG"):
-        written = walk_file(path)
-        headers = headers or identity.source_headers(source, of_each=False)
-        steps = whole(written, _STEPS) if text(written, _TYPE) == "FRACTIONAL" else 0
-        check = _SliceBySlice(result, source, slices_of(source, headers), steps)
-        for frame in seg_frames(written):
-            check.frame(frame)
-        check.finish()
-        check_groups(written)
-        check_dimensions(written, check.shown)
-        proof_headers.check_owner(written, headers[0])
-        proof_headers.check_images(items(written, _REFERENCED_SERIES), _REFERENCED_INSTANCES, headers)
-        described = proof_headers.check_segments(written, segments, label_map=text(written, _TYPE) == "LABELMAP")
-        check.are_described(described)
-
-
-def prove_rtstruct(
-    path: Path,
-    labels: Volume,
-    source: Volume,
-    segments: Sequence[Segment] | None = None,
-    headers: tuple[Dataset, ...] | None = None,
-) -> None:
-    """Pass if the contours, rasterised anew in the planes of the source files, enclose exactly the labelled voxels, run
-    half-way between voxels, and the structure set says what they are and whose.
-
-    Args and errors are those of `prove_seg`; the file is deleted.
-    """
-    with proof_headers.deleting(path, "RTSTRUCT"):
-        written = walk_file(path)
-        headers = headers or identity.source_headers(source, of_each=False)
-        check = _SliceBySlice(labels, source, slices_of(source, headers))
-        for uid, drawn in contours_by_slice(written).items():
-            for frame in _drawn_frames(uid, drawn, check):
-                check.frame(frame)
-        check.finish()
-        proof_headers.check_owner(written, headers[0])
-        proof_headers.check_regions(written, segments, headers)
-
-
-def _drawn_frames(uid: str, drawn: SliceContours, check: _SliceBySlice) -> Iterator[SegFrame]:
-    """The contours on one slice as pixels: a map of all regions, or a frame for each where these may overlap."""
-    one = check.slice_named(uid)
-    points = check.half_way_points(drawn.points_mm, one)
-    if check.result.array.ndim == 4:
-        loops = np.split(points, np.cumsum(drawn.counts)[:-1])
-        for roi in np.unique(drawn.rois).tolist():
-            mine = [loop for loop, number in zip(loops, drawn.rois, strict=True) if number == roi]
-            yield SegFrame(roi, one.plane, uid, even_odd(mine, one.shape))
-        return
-    plane, shared = painted(points, drawn.counts, drawn.rois, one.shape)
-    if drawn.rois.min() < 1 or plane.dtype.itemsize > check.result.array.dtype.itemsize:
-        raise GeometryProofError(
-            f"the file has regions {drawn.rois.min()} to {drawn.rois.max()}, not all labels of the result"
-        )
-    if shared:
-        raise GeometryProofError(
-            f"{shared} voxels of the slice {uid} are in several regions; the result has one a voxel"
-        )
-    yield SegFrame(0, one.plane, uid, plane)
 
 
 def save_proved(what: Dataset | Callable[[Path], None], path: Path, prove: Callable[[Path], None] | None) -> Path:
@@ -155,7 +57,24 @@ def save_proved(what: Dataset | Callable[[Path], None], path: Path, prove: Calla
     return path
 
 
-class _SliceBySlice:
+@dataclass(frozen=True)
+class Frame:
+    """One frame of a written object, or the contours of one slice as pixels.
+
+    Attributes:
+        segment: Its number; 0 where the pixels are segment numbers.
+        plane: Where it lies; None without patient space.
+        source_key: The slice that it names, as `Slice.key`; None where it names none.
+        pixels: Shape (rows, columns), as stored: 0 and 1, segment numbers, or steps of a fraction.
+    """
+
+    segment: int
+    plane: Plane | None
+    source_key: str | None
+    pixels: NDArray
+
+
+class SliceComparison:
     """Compares frames with what the result holds at their place, and notes which are still missing.
 
     The result is looked up through the patient space, from the frame's own plane; the named slice must lie there too.
@@ -178,7 +97,7 @@ class _SliceBySlice:
             raise GeometryProofError(f"a part names the instance {key}, which is not a slice of the source")
         return self.slices[k]
 
-    def frame(self, frame: SegFrame) -> None:
+    def frame(self, frame: Frame) -> None:
         """Compare one frame: (rows, columns) of one segment, or of all where its segment is 0."""
         k = self._slice_of(frame)
         if (frame.segment, k) in self.seen:
@@ -223,30 +142,12 @@ class _SliceBySlice:
                 f"the file describes the segments {sorted(described)} and shows {sorted(shown - {0})}"
             )
 
-    def half_way_points(self, points_mm: Floats, one: Slice) -> Floats:
-        """Shape (n, 2): column and row of the points of contours, which must lie in the plane of a slice, half-way between
-        its pixels.
-        """
-        if one.plane is None:
-            raise GeometryProofError(f"a part names the instance {one.key}, which has no place in patient space")
-        pixels = one.plane.pixels(points_mm)
-        away = float(np.abs(pixels[:, 2]).max())
-        if away > self.tolerance_mm:
-            raise GeometryProofError(f"a part names the instance {one.key} but lies {away:.2f} mm off its plane")
-        sizes = np.array([np.linalg.norm(one.plane.column_step_mm), np.linalg.norm(one.plane.row_step_mm)])
-        off = off_half_way(pixels[:, :2])
-        if (off > ROUNDING_PIXELS + ROUNDING_MM / sizes).any():
-            raise GeometryProofError(
-                f"a contour on the slice {one.key} has a point {off.max():.2f} pixels away from the middle between pixels"
-            )
-        return pixels[:, :2]
-
     def _count(self, array: NDArray) -> int:
         """Labelled voxels (of each channel); a probability that is stored as 0 is none."""
         return int(np.count_nonzero(np.rint(array * self.steps) if self.steps else array))
 
-    def _slice_of(self, frame: SegFrame) -> int:
-        one = self.slice_named(frame.source_uid)
+    def _slice_of(self, frame: Frame) -> int:
+        one = self.slice_named(frame.source_key)
         k = self.numbers[one.key]
         if frame.pixels.shape != one.shape:
             raise GeometryProofError(f"a frame has {frame.pixels.shape} pixels, the slice that it names {one.shape}")
@@ -254,13 +155,13 @@ class _SliceBySlice:
             away = apart_mm(frame.plane, one.plane, one.shape)
             if away > self.tolerance_mm:
                 raise GeometryProofError(
-                    f"a part names the instance {frame.source_uid} but lies {away:.2f} mm off its plane"
+                    f"a part names the instance {frame.source_key} but lies {away:.2f} mm off its plane"
                 )
         elif frame.plane is not None or one.plane is not None:
             raise GeometryProofError(f"of a frame and the slice {one.key} only one has a place in patient space")
         return k
 
-    def _wanted(self, frame: SegFrame, k: int) -> NDArray:
+    def _wanted(self, frame: Frame, k: int) -> NDArray:
         one = self.slices[k]
         here = self._at(one if frame.plane is None else replace(one, plane=frame.plane), k)
         if here.ndim == 2:

@@ -24,9 +24,10 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tools"), str(REPOSITORY / "te
 from conformance_objects import Example, examples  # noqa: E402
 from hazards import HAZARDS  # noqa: E402
 
-from dicom_io import coding, sr  # noqa: E402
+from dicom_io import coding  # noqa: E402
 from dicom_io.confidentiality import table as confidentiality_table  # noqa: E402
 from dicom_io.errors import DicomIoError  # noqa: E402
+from dicom_io.kinds.encodings import SYNTAXES  # noqa: E402
 from dicom_io.net import (  # noqa: E402
     association,
     availability,
@@ -44,13 +45,15 @@ from dicom_io.net import (  # noqa: E402
 )
 from dicom_io.net import commitment_provider as provider  # noqa: E402
 from dicom_io.net import commitment_user as user  # noqa: E402
-from dicom_io.objects import identity, seg_object  # noqa: E402
-from dicom_io.objects.measure import SegmentMeasures  # noqa: E402
+from dicom_io.objects import identity  # noqa: E402
 from dicom_io.read import read_series  # noqa: E402
 from dicom_io.reading import bounded, kept_attributes  # noqa: E402
 from dicom_io.reading.codecs import decoder_of, is_available  # noqa: E402
 from dicom_io.reading.frames import MAX_VOXELS  # noqa: E402
 from dicom_io.reading.geometry import JITTER_SHARE, MAX_JITTER_MM  # noqa: E402
+from dicom_io.seg.pixels import STEPS  # noqa: E402
+from dicom_io.sr import write as sr  # noqa: E402
+from dicom_io.sr.measure import SegmentMeasures  # noqa: E402
 from monai_unet_app.service.site_file import NodeConfig  # noqa: E402
 
 TARGET = REPOSITORY / "docs" / "conformance.md"
@@ -553,7 +556,7 @@ def _decoding(uid: UID) -> str:
 
 
 def _created(found: Sequence[Example]) -> str:
-    syntaxes = [(name, UID(uid).name, uid) for name, uid in seg_object.SYNTAXES.items()]
+    syntaxes = [(name, UID(uid).name, uid) for name, uid in SYNTAXES.items()]
     bases = [
         (kind, base, "plus the source's SeriesNumber modulo 1000") for kind, base in identity.SERIES_NUMBER_BASE.items()
     ]
@@ -597,7 +600,7 @@ SeriesDescription that begins with VERIFIED or CORRECTED.
 
 {_table(("encoding", "transfer syntax", "UID"), syntaxes)}
 
-Probabilities of a FRACTIONAL segmentation are stored in steps of 1/{seg_object.STEPS}. All other result objects are written in
+Probabilities of a FRACTIONAL segmentation are stored in steps of 1/{STEPS}. All other result objects are written in
 Explicit VR Little Endian.
 
 ### Attributes

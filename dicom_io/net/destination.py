@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 from dicom_io.errors import DicomIoError
 
 if TYPE_CHECKING:
+    from dicom_io.kinds.encodings import SegEncoding
     from dicom_io.objects.identity import ObjectKind
-    from dicom_io.objects.seg_object import SegEncoding
 
 OUR_AE_TITLE = "MONAIUNET"
 KINDS: tuple[ObjectKind, ...] = ("SEG", "PM", "RTSTRUCT", "SR", "GSPS", "SC", "PDF", "KO")

@@ -13,7 +13,7 @@ from PIL import ImageCms
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_voi
 
-from dicom_io.objects.slice_positions import macro
+from dicom_io.objects.functional_groups import macro
 from dicom_io.objects.source_images import SourceImages
 from dicom_io.reading.pixels import PHYSICAL_MODALITIES
 

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
-
 NEAR = 0.05
 """In pixels: a centre this close to a contour may be inside for one program and outside for another."""
 
@@ -171,3 +170,18 @@ def _cuts(points: Floats, counts: Integers, shape: tuple[int, int]) -> tuple[Int
 def _bounded(values: Floats, most: int) -> Integers:
     """Whole numbers of at least 0 and at most `most`."""
     return np.minimum(np.maximum(values, 0), most).astype(np.int64)
+
+
+def off_half_way(points: Floats) -> Floats:
+    """How far points lie from the nearest middle between the centres of two pixels, or of four, along columns and rows.
+
+    Args:
+        points: Shape (n, 2): (column, row), pixel centres at whole numbers.
+
+    Returns:
+        Shape (n, 2), in pixels. Half a pixel for a point that is nearest to a centre.
+    """
+    halves = np.rint(2 * points)
+    away = np.abs(points - halves / 2)
+    away[(np.mod(halves, 2) == 0).all(axis=1)] = 0.5
+    return away

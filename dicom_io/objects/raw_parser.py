@@ -29,7 +29,7 @@ _DEFLATED, _IMPLICIT, _BIG = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2", "1.2
 _HEAD, _SHORT, _WIDE = struct.Struct("<HH2s"), struct.Struct("<H"), struct.Struct("<L")
 
 
-def walk_file(path: Path) -> Attributes:
+def parse_file(path: Path) -> Attributes:
     """All attributes of a file, group 0002 among them. Raises GeometryProofError for what this reader cannot read."""
     content = Path(path).read_bytes()
     if content[128:132] != b"DICM":

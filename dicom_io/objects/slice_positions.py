@@ -19,6 +19,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dicom_io.errors import LabelError, UnreadableFileError
+from dicom_io.objects.functional_groups import macro
 from dicom_io.objects.identity import source_headers
 from dicom_io.reading.geometry import jitter_limit_mm
 from dicom_io.reading.headers import shown_uid
@@ -28,7 +29,10 @@ from dicom_io.volume import Volume
 # Scanners write positions with 0.001 to 0.01 mm; an evenly spaced grid fitted to them may be off by the
 # reader's 0.02, and by `jitter_limit_mm` where they jitter.
 TOLERANCE_MM = 0.05
+
+
 TOLERANCE_VOXELS = 0.25
+
 
 # Classes of which GDCM takes position, orientation and spacing from the Image Plane module or its functional groups, as we
 # do: measured with SimpleITK 2.5.7 on an oblique image of every storage class, with pixels that are not square. Not of CR, DX,
@@ -50,13 +54,23 @@ PLACED_BY_GDCM = frozenset(
     )
 )
 
+
 # What ITK is given of a header: attributes of these groups that are no sequences and no longer than this, and of the first
 # items of the functional groups the macros that place a frame.
 _TOLD_GROUPS, _LONGEST_TOLD = (0x0008, 0x0018, 0x0020, 0x0028), 1024
+
+
 _FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+
+
 _PLACING = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
+
+
 _NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
+
+
 _UNREADABLE: tuple[type[Exception], ...] = (UnreadableFileError, RuntimeError, *READ_ERRORS)
+
 
 Floats = NDArray[np.float64]
 
@@ -384,17 +398,3 @@ def _plane_attributes(header: Dataset, frame_number: int | None) -> tuple:
     position = macro(header, frame_number, "PlanePositionSequence").ImagePositionPatient
     orientation = macro(header, frame_number, "PlaneOrientationSequence").ImageOrientationPatient
     return position, orientation, macro(header, frame_number, "PixelMeasuresSequence").PixelSpacing
-
-
-def macro(header: Dataset, frame_number: int | None, keyword: str) -> Dataset:
-    """The item of a functional group for one frame (from 1): its own, else the shared one, else an empty item.
-
-    The header itself where there are no frames (`frame_number` is None): there the attributes stand at the top.
-    """
-    if frame_number is None:
-        return header
-    own = header.PerFrameFunctionalGroupsSequence[frame_number - 1]
-    for group in (own, *(header.get("SharedFunctionalGroupsSequence") or [])[:1]):
-        if group.get(keyword):
-            return group[keyword].value[0]
-    return Dataset()

@@ -18,7 +18,8 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 from dicom_io.coding import code_item
 from dicom_io.errors import LabelError
 from dicom_io.objects import identity
-from dicom_io.objects.slice_positions import Slice, check_grid, macro, slices_of, values_on
+from dicom_io.objects.functional_groups import macro
+from dicom_io.objects.slice_positions import Slice, check_grid, slices_of, values_on
 from dicom_io.volume import Volume
 
 # PS3.16 table L-1: unpaired terms of BodyPartExamined and their codes.

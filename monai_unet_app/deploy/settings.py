@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, cast
 
-from dicom_io.objects.seg_object import SegEncoding
+from dicom_io.kinds.encodings import SegEncoding
 from dicom_io.read import ReadOptions
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.selection import compiled

@@ -14,8 +14,8 @@ from PIL import Image
 from pydicom.dataset import Dataset
 
 from dicom_io.errors import DicomIoError
-from dicom_io.objects.seg_read import read_segments, segment_numbers
 from dicom_io.reading.instances import load_dataset, refusing
+from dicom_io.seg import read_segments, segment_numbers
 from dicom_io.volume import Volume
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending
 from monai_unet_app.data.schemas import write_json

@@ -17,12 +17,11 @@ from dicom_io.net.destination import Profile
 from dicom_io.net.outgoing import prepared
 from dicom_io.objects.identity import INCOMPLETE, ResultInfo
 from dicom_io.objects.patient_and_study import transcribed
-from dicom_io.objects.seg_object import described_segments
 from dicom_io.presentation import write_gsps
 from dicom_io.reading.instances import load_dataset
 from dicom_io.rejection import Rejection, write_rejection_note
 from dicom_io.rtstruct import write_rtstruct
-from dicom_io.seg import write_seg
+from dicom_io.seg import described_segments, write_seg
 from dicom_io.sr import Verification, write_sr, write_verified_sr
 from dicom_io.volume import Volume
 from monai_unet_app.dicom_results import DICOM_FORMATS

@@ -24,10 +24,10 @@ from dicom_io.net.destination import Destination, Dimse
 from dicom_io.net.exchange import echo, fetch, find, send
 from dicom_io.net.query import Query
 from dicom_io.net.scp import Listen
-from dicom_io.objects.seg_read import read_seg
 from dicom_io.read import read_series
 from dicom_io.reading.instances import load_dataset
 from dicom_io.reading.series import survey_files
+from dicom_io.seg import read_seg
 from dicom_io.volume import Volume
 from monai_unet_app.bundle_folder import bundle_files
 from monai_unet_app.data.itk_bridge import check_by_itk

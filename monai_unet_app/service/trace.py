@@ -12,8 +12,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import SegmentationStorage
 
 from dicom_io.errors import DicomIoError
-from dicom_io.objects.sr_read import CLASSES, MeasurementGroup, read_sr
 from dicom_io.reading.instances import LABEL_MAP_STORAGE, load_dataset
+from dicom_io.sr import CLASSES, MeasurementGroup, read_sr
 from monai_unet_app.bundle_folder import CALIBRATION_RECORD, BundleFiles, bundle_files, bundle_folders
 from monai_unet_app.data.digest import file_sha256
 from monai_unet_app.errors import AppError, InputRefusedError

@@ -24,9 +24,9 @@ from pydicom.sr.codedict import codes
 from small_data import FEW, calibration_of, drawn_eyes, few_examples, set_calibration
 
 from dicom_io.dicomize import dicomize
-from dicom_io.objects.sr_read import MeasurementReport, read_sr
 from dicom_io.read import read_series
 from dicom_io.seg import read_seg
+from dicom_io.sr import MeasurementReport, read_sr
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle, load_bundle, run_overlay
 from monai_unet_app.data.read import read_volume

@@ -33,7 +33,7 @@ from pydicom.uid import (
 from result_phantoms import RESULT
 from source_phantoms import lopsided
 
-from dicom_io.objects.seg_object import SYNTAXES
+from dicom_io.kinds.encodings import SYNTAXES
 from dicom_io.parametric import NO_UNIT, PROBABILITY, write_parametric_map
 from dicom_io.pdf import write_pdf
 from dicom_io.read import read_series

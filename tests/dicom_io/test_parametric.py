@@ -25,10 +25,10 @@ from source_phantoms import (
     source_file,
 )
 
-from dicom_io import parametric
 from dicom_io.errors import GeometryProofError, LabelError, UnreadableFileError
 from dicom_io.objects.source_images import images_of
 from dicom_io.parametric import NO_UNIT, PROBABILITY, UNCERTAINTY, read_parametric_map, write_parametric_map
+from dicom_io.parametric import write as parametric
 from dicom_io.read import read_series
 from dicom_io.volume import Provenance, Volume
 
@@ -204,7 +204,7 @@ def test_a_frame_that_names_another_slice_than_it_lies_in_is_refused(source, wri
     with pytest.raises(LabelError, match="frame 1 names slice"):
         read_parametric_map(tmp_path / "swapped.dcm", source)
     with pytest.raises(GeometryProofError, match=r"lies 2\.50 mm away from the slice"):
-        parametric.proof_images.prove_map(tmp_path / "swapped.dcm", values_on(source), images_of(source))
+        parametric.prove_map(tmp_path / "swapped.dcm", values_on(source), images_of(source))
     assert not (tmp_path / "swapped.dcm").exists()
 
 

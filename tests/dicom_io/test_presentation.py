@@ -29,9 +29,10 @@ from source_phantoms import (
     tilted_ct,
 )
 
-from dicom_io import presentation
 from dicom_io.errors import GeometryProofError, LabelError
-from dicom_io.presentation import outlines, write_gsps
+from dicom_io.presentation import write as presentation
+from dicom_io.presentation import write_gsps
+from dicom_io.presentation.write import outlines
 from dicom_io.read import read_series
 
 

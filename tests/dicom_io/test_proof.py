@@ -12,10 +12,10 @@ from result_phantoms import RESULT, dciodvfy_errors, oblique_case
 
 from dicom_io.errors import GeometryProofError, LabelError
 from dicom_io.objects import slice_positions
+from dicom_io.objects.raster import even_odd
 from dicom_io.objects.slice_positions import Plane, slices_of
-from dicom_io.proof import even_odd, prove_rtstruct, prove_seg
-from dicom_io.rtstruct import write_rtstruct
-from dicom_io.seg import write_seg
+from dicom_io.rtstruct import prove_rtstruct, write_rtstruct
+from dicom_io.seg import prove_seg, write_seg
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,11 @@ from result_phantoms import RESULT, SEGMENTS
 from dicom_io import proof, rtstruct, seg
 from dicom_io.errors import GeometryProofError
 from dicom_io.objects import slice_positions
-from dicom_io.objects.proof_images import prove_map
-from dicom_io.objects.proof_outlines import joined, prove_outlines
 from dicom_io.objects.source_images import images_of
-from dicom_io.parametric import NO_UNIT, PROBABILITY, UNCERTAINTY, write_parametric_map
-from dicom_io.presentation import MAX_POINTS, write_gsps
+from dicom_io.parametric import NO_UNIT, PROBABILITY, UNCERTAINTY, prove_map, write_parametric_map
+from dicom_io.presentation import prove_outlines, write_gsps
+from dicom_io.presentation.proof import joined
+from dicom_io.presentation.write import MAX_POINTS
 from dicom_io.read import read_series
 from dicom_io.volume import Volume
 
@@ -77,14 +77,14 @@ def written(case, tmp_path_factory) -> dict[str, Path]:
 def proved(case: Case, name: str, path: Path) -> None:
     """The proof of a file, as its writer calls it."""
     if name == "rtstruct":
-        proof.prove_rtstruct(path, case.labels, case.source, SEGMENTS)
+        rtstruct.prove_rtstruct(path, case.labels, case.source, SEGMENTS)
     elif name == "gsps":
         prove_outlines(path, case.labels, images_of(case.source), SEGMENTS)
     elif name == "map":
         values = case.source.with_array(case.probabilities.array[..., 0])
         prove_map(path, values, images_of(case.source), PROBABILITY, NO_UNIT, "P(Front part)")
     else:
-        proof.prove_seg(path, case.result(name), case.source, SEGMENTS)
+        seg.prove_seg(path, case.result(name), case.source, SEGMENTS)
 
 
 def copied(written: dict[str, Path], name: str, path: Path, edit: Edit) -> Path:
@@ -275,7 +275,7 @@ def test_a_binary_frame_of_segment_0_is_no_label_map(tmp_path, case):
         group.SegmentIdentificationSequence[0].ReferencedSegmentNumber = 0
     dataset.save_as(path)
     with pytest.raises(GeometryProofError, match="names the segment 0; 1 or more is needed"):
-        proof.prove_seg(path, one, case.source)
+        seg.prove_seg(path, one, case.source)
     assert not path.exists()
 
 
@@ -291,7 +291,7 @@ def test_a_binary_seg_that_calls_itself_something_else_is_refused(tmp_path, case
         dataset.MaximumFractionalValue = 1
     dataset.save_as(path)
     with pytest.raises(GeometryProofError):
-        proof.prove_seg(path, one, case.source)
+        seg.prove_seg(path, one, case.source)
     assert not path.exists()
 
 
@@ -309,7 +309,7 @@ def test_an_empty_frame_of_a_segment_that_is_not_described_is_refused(tmp_path, 
             ]
     dataset.save_as(path)
     with pytest.raises(GeometryProofError, match=r"describes the segments \[1, 2\] and shows \[1, 2, 77\]"):
-        proof.prove_seg(path, case.labels, case.source)
+        seg.prove_seg(path, case.labels, case.source)
 
 
 def test_a_frame_that_names_no_segment_is_refused(case, written, tmp_path):
@@ -328,7 +328,7 @@ def test_a_label_of_257_is_not_1(case, written, tmp_path):
 
     path = copied(written, "labelmap", tmp_path / "wrong.dcm", edit)
     with pytest.raises(GeometryProofError, match="and 9 differ"):
-        proof.prove_seg(path, case.labels, case.source)
+        seg.prove_seg(path, case.labels, case.source)
 
 
 def test_a_label_map_whose_padding_is_a_segment_is_refused(case, written, tmp_path):
@@ -356,7 +356,7 @@ def test_slices_thinner_than_the_tolerance_are_told_apart(tmp_path, gap_mm):
         slices_exchanged(dataset)
         dataset.save_as(path)
         with pytest.raises(GeometryProofError, match="off its plane"):
-            proof.prove_seg(path, labels, thin.source, SEGMENTS)
+            seg.prove_seg(path, labels, thin.source, SEGMENTS)
 
 
 # --- RTSTRUCT

@@ -44,13 +44,12 @@ from source_phantoms import run_program
 
 from dicom_io.capture import write_captures
 from dicom_io.errors import LabelError, UnreadableFileError
-from dicom_io.objects.seg_read import read_seg, read_segments
 from dicom_io.parametric import NO_UNIT, PROBABILITY, read_parametric_map, write_parametric_map
 from dicom_io.pdf import write_pdf
 from dicom_io.presentation import write_gsps
 from dicom_io.read import examine, read_series
 from dicom_io.rtstruct import read_rtstruct, write_rtstruct
-from dicom_io.seg import write_seg
+from dicom_io.seg import read_seg, read_segments, write_seg
 from dicom_io.sr import write_sr
 from dicom_io.volume import Provenance, Volume
 

@@ -12,10 +12,10 @@ from result_phantoms import RESULT, SEGMENTS, dciodvfy_errors, lopsided_labels, 
 from scipy import ndimage
 
 from dicom_io.errors import GeometryProofError, LabelError, UnreadableFileError
-from dicom_io.objects.contours import contours_of
-from dicom_io.proof import even_odd, prove_rtstruct
+from dicom_io.objects.raster import even_odd
 from dicom_io.read import read_series
-from dicom_io.rtstruct import contours, read_regions, read_rtstruct, write_rtstruct
+from dicom_io.rtstruct import prove_rtstruct, read_regions, read_rtstruct, write_rtstruct
+from dicom_io.rtstruct.contours import contours, contours_of
 from dicom_io.volume import Provenance, Volume
 
 

@@ -16,11 +16,9 @@ from result_phantoms import RESULT, dciodvfy_errors, labels_by_dcmqi
 
 from dicom_io.errors import GeometryProofError, LabelError
 from dicom_io.objects.identity import ResultInfo
-from dicom_io.objects.seg_read import segment_numbers
-from dicom_io.proof import prove_seg
 from dicom_io.read import read_series
 from dicom_io.rtstruct import read_rtstruct, write_rtstruct
-from dicom_io.seg import read_seg, read_segments, write_seg
+from dicom_io.seg import prove_seg, read_seg, read_segments, segment_numbers, write_seg
 from dicom_io.volume import Volume
 
 LABEL_ENCODINGS = ("binary", "binary-deflated", "labelmap", "labelmap-rle", "labelmap-jpegls")

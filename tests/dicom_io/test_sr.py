@@ -14,10 +14,10 @@ from result_phantoms import RESULT, dciodvfy_errors, oblique_affine, oblique_cas
 from dicom_io import read_sr
 from dicom_io.coding import Whole
 from dicom_io.errors import GeometryProofError, LabelError
-from dicom_io.objects.measure import measure_segment
 from dicom_io.read import read_series
 from dicom_io.seg import write_seg
 from dicom_io.sr import write_sr
+from dicom_io.sr.measure import measure_segment
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ def test_measures_do_not_depend_on_how_the_grid_is_turned():
 
 def test_the_surface_is_watertight_for_every_kind_of_cell():
     """By the divergence theorem the area vectors of a closed surface add up to nothing."""
-    from dicom_io.objects.measure import _CORNERS, _cell_loops
+    from dicom_io.sr.measure import _CORNERS, _cell_loops
 
     mask = np.pad(np.random.default_rng(5).random((7, 7, 7)) > 0.5, 1)
     total = np.zeros(3)
@@ -320,7 +320,7 @@ def test_quality_and_calibration_stand_in_the_report_as_text(case, written, tmp_
 
 
 def test_a_report_that_refers_to_a_stranger_does_not_leave(case, written, tmp_path, monkeypatch):
-    monkeypatch.setattr("dicom_io.sr.referenced_uids", lambda written: iter(["1.2.3"]))
+    monkeypatch.setattr("dicom_io.sr.proof.referenced_uids", lambda written: iter(["1.2.3"]))
     with pytest.raises(GeometryProofError, match="the SR was deleted"):
         write_sr(case.labels, case.volume, tmp_path / "sr.dcm", RESULT, seg=written[1])
     assert list(tmp_path.iterdir()) == []

@@ -21,9 +21,8 @@ from dicom_io import read_sr
 from dicom_io.coding import Whole
 from dicom_io.dicomize import DicomizedCase
 from dicom_io.errors import LabelError, UnreadableFileError
-from dicom_io.objects.sr_read import MeasurementGroup, Reference, Region, Site
 from dicom_io.seg import write_seg
-from dicom_io.sr import write_sr
+from dicom_io.sr import MeasurementGroup, Reference, Region, Site, write_sr
 
 VOXEL_ML = 0.9 * 1.3 * 2.5 / 1000
 BOTH = Whole("Two parts", (1, 2), RESULT.segments[0].category, RESULT.segments[0].type)

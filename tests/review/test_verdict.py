@@ -16,7 +16,8 @@ from dicom_io import read_sr
 from dicom_io.errors import GeometryProofError, LabelError
 from dicom_io.rtstruct import write_rtstruct
 from dicom_io.seg import read_seg, write_seg
-from dicom_io.sr import Verification, _prove_verified, write_verified_sr
+from dicom_io.sr import Verification, write_verified_sr
+from dicom_io.sr.proof import prove_verified
 from monai_unet_app.data.cases import find_data
 from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.read import read_volume
@@ -120,7 +121,7 @@ def test_a_verified_report_that_measures_something_else_does_not_leave(delivered
     next(item for item in figures if item.ValueType == "NUM").MeasuredValueSequence[0].NumericValue = 1
     dataset.save_as(path)
     with pytest.raises(GeometryProofError, match=r"differs from its predecessor in 1 attributes .*\(0040,a730\)"):
-        _prove_verified(path, report_of(delivered))
+        prove_verified(path, report_of(delivered))
     assert not path.exists()
 
 

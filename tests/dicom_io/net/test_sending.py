@@ -39,6 +39,7 @@ from pynetdicom.presentation import PresentationContext
 from result_phantoms import RESULT, oblique_case
 
 from dicom_io.errors import NetworkError, UnreadableFileError
+from dicom_io.kinds.encodings import SYNTAXES, SegEncoding
 from dicom_io.net import sending
 from dicom_io.net.association import LABEL_MAP, MOST_CONTEXTS
 from dicom_io.net.destination import SEG_ENCODINGS, Profile
@@ -46,7 +47,6 @@ from dicom_io.net.exchange import send
 from dicom_io.net.outcome import Outcome
 from dicom_io.net.outgoing import prepared
 from dicom_io.net.scp import Listen, Provider
-from dicom_io.objects.seg_object import SYNTAXES, SegEncoding
 from dicom_io.seg import write_seg
 from dicom_io.sr import write_sr
 

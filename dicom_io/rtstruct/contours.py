@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
-
 # Of a cell of 2 x 2 pixels: its corners, clockwise as bits, and its edges, which a contour cuts in their middle.
 _UPPER_LEFT, _UPPER_RIGHT, _LOWER_RIGHT, _LOWER_LEFT = _CORNERS = np.array([1, 2, 4, 8])
 _TOP, _LEFT, _RIGHT, _BOTTOM = range(4)
@@ -38,7 +37,6 @@ _WAYS = {
     15 - _LOWER_LEFT: (_BOTTOM, _LEFT),
 }
 """By the corners inside: the edges by which a contour enters and leaves a cell. Two opposite corners are two contours."""
-
 _ENTER, _LEAVE = (np.array([_WAYS.get(code, (0, 0))[end] for code in range(16)]) for end in (0, 1))
 _HEADING = np.sign(_MIDDLES[_LEAVE] - _MIDDLES[_ENTER]) @ np.array([3, 1])
 _ALONG_A_ROW = (_UPPER_LEFT | _UPPER_RIGHT, _LOWER_RIGHT | _LOWER_LEFT)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Mapping
 from pathlib import Path
 
 import highdicom as hd
@@ -16,18 +14,18 @@ from pydicom.uid import Comprehensive3DSRStorage
 
 from dicom_io import proof
 from dicom_io.coding import Segment, Whole
-from dicom_io.errors import GeometryProofError, LabelError
+from dicom_io.errors import LabelError
+from dicom_io.kinds.encodings import SYNTAXES
 from dicom_io.objects import identity
 from dicom_io.objects.identity import ResultInfo
-from dicom_io.objects.measure import SegmentMeasures, measure_segment
+from dicom_io.objects.labels import check_labels, in_slices
 from dicom_io.objects.odd_headers import refusing_odd_headers
-from dicom_io.objects.patient_and_study import can_hold, transcribed
-from dicom_io.objects.raw_parser import items, referenced_uids, walk_file
-from dicom_io.objects.seg_object import SYNTAXES, seg_uid
 from dicom_io.objects.source_images import add_side, mask_on, rescale_type
-from dicom_io.reading.headers import is_person_name, shown_uid
+from dicom_io.reading.headers import shown_uid
 from dicom_io.reading.instances import load_dataset
-from dicom_io.seg import check_labels, in_slices
+from dicom_io.seg.dataset import seg_uid
+from dicom_io.sr.measure import SegmentMeasures, measure_segment
+from dicom_io.sr.proof import prove_report
 from dicom_io.volume import Volume
 
 # CID 100: the imaging procedure that is reported on, where the source does not name it itself.
@@ -42,66 +40,8 @@ INTENSITIES = {
     "MR": (codes.DCM.MRSignalIntensity, codes.UCUM.NoUnits),
     "CT": (codes.DCM.AttenuationCoefficient, codes.UCUM.HounsfieldUnit),
 }
-OWN_REFERENCES = (
-    0x0040A730,
-    0x0040A375,
-    0x0040A385,
-)  # content, evidence; what patient and study bring along is not ours
 HOUNSFIELD = ("", "HU")
-CONTENT = 0x0040A730
-OWN_OF_VERIFIED = frozenset(
-    {
-        0x00080018,
-        0x0008103E,
-        0x0020000E,
-        0x00200011,
-        0x00200013,
-        0x0040A073,
-        0x0040A360,
-        0x0040A493,
-        0x0040A496,
-        CONTENT,
-    }
-)  # instance, series with number and description, observer, predecessor, two flags; in the content only a comment is added
-LONGEST_NAME = 64  # PN, LO: PS3.5 6.2
 Group = hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations | hd.sr.MeasurementsAndQualitativeEvaluations
-
-
-@dataclass(frozen=True)
-class Verification:
-    """Who verified a report, for whom, and when.
-
-    Attributes:
-        observer: The person's name as DICOM has it, Family^Given^Middle^Prefix^Suffix; 1 to 64 characters.
-        organization: Which they answer for; 1 to 64 characters.
-        moment: When they did, with a time zone.
-        comment: What they say about the result; empty where they say nothing.
-
-    Raises:
-        LabelError: A name is empty, too long or of several lines, the observer's is no person's, or the moment has no time
-            zone.
-    """
-
-    observer: str
-    organization: str
-    moment: datetime
-    comment: str = ""
-
-    def __post_init__(self) -> None:
-        for what in ("observer", "organization"):
-            name = getattr(self, what)
-            if not name.strip() or len(name) > LONGEST_NAME or not name.isprintable() or "\\" in name:
-                raise LabelError(
-                    f"the {what} of a verification has {len(name)} characters; 1 to {LONGEST_NAME} printable ones without a "
-                    "backslash are needed, because a verified report says who answers for it; give the name"
-                )
-        if not is_person_name(self.observer):
-            raise LabelError(
-                "the observer of a verification has no person's name; Family^Given is needed, because a person answers for a "
-                "verified report; give the name as DICOM has it"
-            )
-        if self.moment.utcoffset() is None:
-            raise LabelError("the moment of a verification has no time zone; one is needed; give it, or use UTC")
 
 
 @refusing_odd_headers
@@ -180,123 +120,7 @@ def write_sr(
     )
     identity.stamp(document, headers, result, "SR")
     add_side(document, headers[0])
-    return proof.save_proved(document, path, lambda file: _prove(file, source, segmentation))
-
-
-@refusing_odd_headers
-def write_verified_sr(report: Path, path: Path, verification: Verification, *, unsent: bool = False) -> Path:
-    """Write a new version of a report: VERIFIED and FINAL, by whom and when, with their comment, and all else as it was.
-
-    It is in a series of its own, whose description begins with VERIFIED and whose number is BY_A_PERSON higher, so that lists
-    of series tell it from the unverified one.
-
-    Args:
-        report: From `write_sr`, or any other complete Comprehensive 3D SR that is not verified. It stays as it is.
-        path: Target file, replaced if it exists.
-        verification: Who verified it. Letters of the comment that the report's character set does not have are written
-            without their marks, or as question marks.
-        unsent: Nobody has the report: the verified one names no version of it, but the predecessors that the report has.
-
-    Returns:
-        `path`. The new version names the old one as its predecessor, unless `unsent`. The same report and verification give
-        the same bytes.
-
-    Raises:
-        LabelError: The report is of another class, incomplete or verified already, or its character set cannot hold a name.
-        UnreadableFileError: The report cannot be read.
-        GeometryProofError: What was written differs in more than was meant; no file is left.
-    """
-    document = _read_report(report)
-    _check_verifiable(document, report)
-    predecessors = list(document.get("PredecessorDocumentsSequence") or []) if unsent else [_predecessor_item(document)]
-    observer = Dataset()
-    observer.VerifyingObserverName = _as_text(verification.observer, document)
-    observer.VerifyingOrganization = _as_text(verification.organization, document)
-    observer.VerificationDateTime = verification.moment.strftime("%Y%m%d%H%M%S%z")
-    observer.VerifyingObserverIdentificationCodeSequence = []  # Type 2, PS3.3 C.17.2
-    said = (
-        str(observer[tag].value) for tag in ("VerifyingObserverName", "VerifyingOrganization", "VerificationDateTime")
-    )
-    comment = [transcribed(verification.comment, document)] if verification.comment.strip() else []
-    document.SOPInstanceUID = identity.derived_uid("SR", "verified", str(document.SOPInstanceUID), *said, *comment)
-    document.SeriesInstanceUID = identity.derived_uid("SR", "verified series", str(document.SeriesInstanceUID))
-    document.SeriesNumber = _verified_number(document)
-    document.SeriesDescription = _verified_description(document)
-    for text_said in comment:
-        document.ContentSequence.append(_comment(text_said, transcribed(verification.observer, document)))
-    document.file_meta.MediaStorageSOPInstanceUID = document.SOPInstanceUID
-    document.InstanceNumber = int(document.get("InstanceNumber") or 0) + 1
-    document.VerificationFlag, document.PreliminaryFlag = "VERIFIED", "FINAL"
-    document.VerifyingObserverSequence = [observer]
-    if predecessors:
-        document.PredecessorDocumentsSequence = predecessors
-    return proof.save_proved(document, path, lambda file: _prove_verified(file, report, comment))
-
-
-def _verified_number(document: Dataset) -> int:
-    """Another than the report's own, of which a corrected one has BY_A_PERSON already."""
-    number = int(document.get("SeriesNumber") or 0)
-    return number + (0 if number >= identity.BY_A_PERSON else identity.BY_A_PERSON)
-
-
-def _verified_description(document: Dataset) -> str:
-    """VERIFIED and what the report has; cut in the middle, so that the end ("7 images, SR RESEARCH") stays."""
-    found = str(document.get("SeriesDescription") or "SR")
-    head, comma, tail = found.partition(", ")
-    room = LONGEST_NAME - len("VERIFIED ") - len(comma + tail)
-    return f"VERIFIED {head[: max(room, 0)]}{comma}{tail}"[:LONGEST_NAME]
-
-
-def _comment(said: str, who: str) -> Dataset:
-    """A comment and the person whose it is, where the rest of the report is a device's."""
-    item = hd.sr.TextContentItem(codes.DCM.Comment, said, hd.sr.RelationshipTypeValues.CONTAINS)
-    person = hd.sr.PersonObserverIdentifyingAttributes(name=who)
-    item.ContentSequence = hd.sr.ContentSequence(hd.sr.ObserverContext(codes.DCM.Person, person))
-    return item
-
-
-def _check_verifiable(document: Dataset, report: Path) -> None:
-    found = document.get("CompletionFlag"), document.get("VerificationFlag")
-    if found != ("COMPLETE", "UNVERIFIED"):
-        raise LabelError(
-            f"the report {report.name} is {found[0]} and {found[1]}; one that is COMPLETE and UNVERIFIED is needed to be "
-            "verified; take the report that the software wrote"
-        )
-
-
-def _as_text(name: str, document: Dataset) -> str:
-    """The name, if the report's character set can hold it: any other would be written as question marks."""
-    if not can_hold(name, document):
-        raise LabelError(
-            f"a name of the verification has characters that the report's character set "
-            f"({document.get('SpecificCharacterSet') or 'ASCII'}) does not hold; one in its letters is needed; transcribe it"
-        )
-    return name
-
-
-def _predecessor_item(document: Dataset) -> Dataset:
-    """The report itself, as an item of PredecessorDocumentsSequence (PS3.3 table C.17-3)."""
-    study, series, instance = Dataset(), Dataset(), Dataset()
-    instance.ReferencedSOPClassUID, instance.ReferencedSOPInstanceUID = document.SOPClassUID, document.SOPInstanceUID
-    series.SeriesInstanceUID, series.ReferencedSOPSequence = document.SeriesInstanceUID, [instance]
-    study.StudyInstanceUID, study.ReferencedSeriesSequence = document.StudyInstanceUID, [series]
-    return study
-
-
-def _prove_verified(path: Path, report: Path, comment: Sequence[str] = ()) -> None:
-    """Pass if the two reports, read by a reader of its own, differ in what verification changes and in nothing else."""
-    before, after = (dict(walk_file(file)) for file in (report, path))
-    tags = (before.keys() | after.keys()) - OWN_OF_VERIFIED
-    differing = sorted(tag for tag in tags if tag >> 16 > 2 and before.get(tag) != after.get(tag))
-    content, kept = items(after, CONTENT), items(before, CONTENT)
-    if content[: len(kept)] != kept or len(content) != len(kept) + len(comment):
-        differing.append(CONTENT)
-    if differing:
-        Path(path).unlink(missing_ok=True)
-        raise GeometryProofError(
-            f"the verified SR was deleted: it differs from its predecessor in {len(differing)} attributes that verification "
-            f"does not change, the first ({differing[0] >> 16:04x},{differing[0] & 0xFFFF:04x})"
-        )
+    return proof.save_proved(document, path, lambda file: prove_report(file, source, segmentation))
 
 
 def _check_measurable(source: Volume) -> None:
@@ -335,7 +159,7 @@ def _predecessors(
 
     if earlier is None:
         return [], uid_after([])
-    found = _read_report(earlier)
+    found = load_report(earlier)
     if found.get("StudyInstanceUID") != header.StudyInstanceUID or found.get("PatientID") != header.get("PatientID"):
         raise LabelError(
             f"the earlier report {earlier.name} is of another patient or study; one of this study is needed to be named as "
@@ -347,7 +171,7 @@ def _predecessors(
     return [found], uid_after([found])
 
 
-def _read_report(path: Path) -> Dataset:
+def load_report(path: Path) -> Dataset:
     found = load_dataset(path, with_pixels=False)
     if found.get("SOPClassUID") != Comprehensive3DSRStorage:
         raise LabelError(
@@ -548,24 +372,3 @@ def _measurement(name: Code, value: float, unit: Code, derivation: Code | None =
             f"the measurement {name.meaning} is {value}; a finite number is needed; check the source for NaN voxels"
         )
     return hd.sr.Measurement(name=name, value=float(f"{value:.7g}"), unit=unit, derivation=derivation)
-
-
-def _prove(path: Path, source: Volume, segmentation: Dataset) -> None:
-    """Pass if the report, read back, refers to its own segmentation and to nothing but that and slices of the source.
-
-    Raises:
-        GeometryProofError: It does not; the file is deleted.
-    """
-    try:
-        written = walk_file(path)
-        named = set(referenced_uids({tag: written[tag] for tag in OWN_REFERENCES if tag in written}))
-        own, slices = str(segmentation.SOPInstanceUID), set(source.provenance.sop_instance_uids)
-        strangers = named - slices - {own}
-        if own not in named or strangers:
-            raise GeometryProofError(
-                f"it refers to {len(named)} instances, {len(strangers)} of them neither its segmentation nor a slice of "
-                "the source"
-            )
-    except GeometryProofError as error:
-        Path(path).unlink(missing_ok=True)
-        raise GeometryProofError(f"the SR was deleted: {error}") from error

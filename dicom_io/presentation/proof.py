@@ -18,22 +18,22 @@ from numpy.typing import NDArray
 from dicom_io.coding import Segment
 from dicom_io.errors import GeometryProofError
 from dicom_io.objects import proof_headers
-from dicom_io.objects.proof_headers import LAYER_PREFIX as LAYER_PREFIX
-from dicom_io.objects.raster import even_odd
-from dicom_io.objects.raw_parser import Attributes, instance_key, items, text, walk_file, whole
-from dicom_io.objects.rt_contours import off_half_way
+from dicom_io.objects.proof_headers import cielab, cielab_of, compare
+from dicom_io.objects.raster import even_odd, off_half_way
+from dicom_io.objects.raw_parser import Attributes, instance_key, items, parse_file, text, whole
 from dicom_io.objects.source_images import SourceImages, mask_on
 from dicom_io.reading.headers import shown_uid
 from dicom_io.volume import Volume
 
 PIXEL_CENTRE = 0.5  # PS3.3 table C.10-5 and figure C.10.5-1: the first pixel runs from 0.0\0.0 to 1.0\1.0
 TOLERANCE_PIXELS = 0.001  # halves are exact in the 32 bits of Graphic Data
-
 _ANNOTATIONS, _OBJECTS, _IMAGES = 0x00700001, 0x00700009, 0x00081140
 _KIND, _UNITS, _COUNT, _DATA = 0x00700023, 0x00700005, 0x00700021, 0x00700022
 _REFERENCED_SERIES, _SERIES, _INSTANCE, _FRAME = 0x00081115, 0x0020000E, 0x00081155, 0x00081160
-
 Floats = NDArray[np.float64]
+LAYER_PREFIX = "SEGMENT "
+_LAYERS, _LAYER, _LAYER_TEXT, _LAYER_COLOUR = 0x00700060, 0x00700002, 0x00700068, 0x00700401
+_TEXTS, _TEXT = 0x00700008, 0x00700006
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def outlines_of(written: Attributes) -> Iterator[Outline]:
         GeometryProofError: Something else is drawn there, or a line is not closed.
     """
     for item in items(written, _ANNOTATIONS):
-        segment = proof_headers.segment_of_layer(item)
+        segment = segment_of_layer(item)
         if segment:
             keys: list[str | None] = [instance_key(image) for image in items(item, _IMAGES)] or [None]
             for points in joined(map(_points, items(item, _OBJECTS))):
@@ -113,7 +113,7 @@ def prove_outlines(path: Path, labels: Volume, images: SourceImages, segments: S
         GeometryProofError: A pixel is missing or added, an outline names no image of the source, or something else differs.
     """
     with proof_headers.deleting(path, "presentation state"):
-        written = walk_file(path)
+        written = parse_file(path)
         slices = {one.key: k for k, one in enumerate(images.slices)}
         loops: dict[int, dict[int, list[Floats]]] = {k: {} for k in slices.values()}
         for line in outlines_of(written):
@@ -125,7 +125,7 @@ def prove_outlines(path: Path, labels: Volume, images: SourceImages, segments: S
         for k, drawn in loops.items():
             _check_outlines(k, drawn, images.values(k, labels))
         proof_headers.check_owner(written, images.headers[0], has_frame=False)
-        proof_headers.check_layers(written, segments)
+        check_layers(written, segments)
         _check_series(written, images)
 
 
@@ -163,3 +163,26 @@ def _keys(image: Attributes) -> list[str]:
     """As `instance_key`, for each of several frames."""
     frames = [int(frame) for frame in text(image, _FRAME).split("\\") if frame]
     return [f"{text(image, _INSTANCE)}#{frame}" for frame in frames] or [text(image, _INSTANCE)]
+
+
+def check_layers(written: Attributes, segments: Sequence[Segment] | None) -> None:
+    """Pass if a presentation state has one layer for each segment, in its colour, and no text on it but the segment's label."""
+    layers = [item for item in items(written, _LAYERS) if text(item, _LAYER).startswith(LAYER_PREFIX)]
+    found = [
+        (segment_of_layer(item), {"label": text(item, _LAYER_TEXT), "colour": cielab(item, _LAYER_COLOUR)})
+        for item in layers
+    ]
+    if segments is None:
+        return
+    compare("layer", found, {one.number: {"label": one.label.strip(), "colour": cielab_of(one)} for one in segments})
+    labels = {one.number: one.label.strip() for one in segments}
+    for item in items(written, _ANNOTATIONS):
+        number = segment_of_layer(item)
+        if number and any(text(line, _TEXT) != labels.get(number) for line in items(item, _TEXTS)):
+            raise GeometryProofError(f"the layer of segment {number} shows a text that is not the segment's label")
+
+
+def segment_of_layer(item: Attributes) -> int:
+    """The segment of the graphic layer that an item names; 0 for a layer that is of none."""
+    name = text(item, _LAYER)
+    return int(name[len(LAYER_PREFIX) :]) if name.startswith(LAYER_PREFIX) else 0

@@ -27,9 +27,10 @@ from pydicom.valuerep import format_number_as_ds
 from dicom_io import proof
 from dicom_io.coding import Segment
 from dicom_io.errors import LabelError
-from dicom_io.objects import display, identity, proof_outlines
+from dicom_io.objects import display, identity
 from dicom_io.objects.drawing import RESEARCH_TEXT
 from dicom_io.objects.identity import ResultInfo
+from dicom_io.objects.labels import check_labels, in_slices
 from dicom_io.objects.odd_headers import refusing_odd_headers
 from dicom_io.objects.source_images import (
     SourceImages,
@@ -41,7 +42,7 @@ from dicom_io.objects.source_images import (
     new_object,
     rescale_type,
 )
-from dicom_io.seg import check_labels, in_slices
+from dicom_io.presentation.proof import LAYER_PREFIX, PIXEL_CENTRE, prove_outlines
 from dicom_io.volume import Volume
 
 RESEARCH_LAYER = "RESEARCH"
@@ -53,7 +54,6 @@ SHUTTER_KEYWORDS = (
     "ShutterShape ShutterLeftVerticalEdge ShutterRightVerticalEdge ShutterUpperHorizontalEdge "
     "ShutterLowerHorizontalEdge CenterOfCircularShutter RadiusOfCircularShutter VerticesOfThePolygonalShutter"
 )
-
 Floats = NDArray[np.float64]
 
 
@@ -97,7 +97,7 @@ def write_gsps(labels: Volume, source: Volume, path: Path, result: ResultInfo, *
     return proof.save_proved(
         dataset,
         path,
-        (lambda file: proof_outlines.prove_outlines(file, labels, images, result.segments)) if prove else None,
+        (lambda file: prove_outlines(file, labels, images, result.segments)) if prove else None,
     )
 
 
@@ -191,7 +191,7 @@ def _layer(name: str, description: str, rgb: tuple[int, int, int]) -> Dataset:
 
 
 def _layer_name(segment: Segment) -> str:
-    return f"{proof_outlines.LAYER_PREFIX}{segment.number}"
+    return f"{LAYER_PREFIX}{segment.number}"
 
 
 def _annotations(labels: Volume, images: SourceImages, result: ResultInfo) -> Iterable[Dataset]:
@@ -231,7 +231,7 @@ def _polylines(loop: Floats) -> Iterable[Dataset]:
     """One POLYLINE, or several open ones end to end where one would not fit its data element."""
     cuts = [*range(0, len(loop) - 1, MAX_POINTS - 1), len(loop) - 1]
     for first, last in pairwise(cuts):
-        points = loop[first : last + 1] + proof_outlines.PIXEL_CENTRE
+        points = loop[first : last + 1] + PIXEL_CENTRE
         line = Dataset()
         line.GraphicAnnotationUnits = "PIXEL"
         line.GraphicDimensions = 2

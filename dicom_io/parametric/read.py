@@ -1,13 +1,7 @@
-"""The frames of parametric maps, and the proof of what we wrote.
-
-`walk_map` reads anybody's map through pydicom. `prove_map` reads ours through `raw_parser`, which shares nothing with the
-writer (pydicom and highdicom): a frame is placed by its own headers and must lie on the slice that it names. Where the
-slices of the source lie comes from its headers, as for the writer.
-"""
+"""A Parametric Map of any software to values on the grid of an image, through pydicom."""
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,30 +9,58 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.sr.coding import Code
+from pydicom.uid import ParametricMapStorage
 
-from dicom_io.errors import GeometryProofError, LabelError, UnreadableFileError
-from dicom_io.objects import proof_frames, proof_headers
+from dicom_io.errors import LabelError, UnreadableFileError
+from dicom_io.objects.functional_groups import gap_of, items_of, named_sources
 from dicom_io.objects.grid import FrameGrid
-from dicom_io.objects.raw_parser import Attributes, first_item, integer, items, needed, text, walk_file, whole
-from dicom_io.objects.seg_frames import gap_of, items_of, named_sources
-from dicom_io.objects.slice_positions import Plane, Slice, apart_mm, plane_of, tolerance_mm, values_at
-from dicom_io.objects.source_images import SourceImages
-from dicom_io.reading.headers import shown, shown_uid
-from dicom_io.reading.instances import READ_ERRORS
+from dicom_io.objects.slice_positions import (
+    Plane,
+    check_frame_of_reference,
+    check_patient_space,
+    plane_of,
+)
+from dicom_io.reading.headers import shown
+from dicom_io.reading.instances import READ_ERRORS, load_object, refusing
 from dicom_io.volume import Volume
 
 WHOLE_RANGE = ("RealWorldValueFirstValueMapped", "RealWorldValueLastValueMapped")
 FLOAT_RANGE = ("DoubleFloatRealWorldValueFirstValueMapped", "DoubleFloatRealWorldValueLastValueMapped")
 RANGE_TOLERANCE = 1e-5
 """Of the larger end of a range: some write it with few digits."""
-
-_SHARED, _PER_FRAME, _FLOAT_PIXELS = 0x52009229, 0x52009230, 0x7FE00008
-_MAPPING, _SLOPE, _INTERCEPT, _EXPLANATION = 0x00409096, 0x00409225, 0x00409224, 0x00283003
-_QUANTITY, _CONCEPT, _UNITS = 0x00409220, 0x0040A168, 0x004008EA
-_REFERENCED_SERIES, _REFERENCED_INSTANCES = 0x00081115, 0x0008114A
-
 Floats = NDArray[np.float64]
+
+
+def read_parametric_map(path: Path, reference: Volume) -> Volume:
+    """The values of a Parametric Map on the grid of `reference`, placed by patient position.
+
+    Args:
+        path: A map by whatever software, of floats or of integers with a linear mapping.
+        reference: The image that the map is for. Need not be DICOM; then the position alone decides.
+
+    Returns:
+        `reference` with real world values, shape (I, J, K), float32; NaN where the map has no frame, and where it stores its
+        padding value or NaN.
+
+    Raises:
+        UnreadableFileError: Not a whole DICOM file.
+        LabelError: Not a map, several maps in one object, several mappings of a frame that differ, stored values outside of
+            the range that the mapping is for, another frame of reference, or pixels that are not voxels of `reference`:
+            between them, or larger, smaller or further apart, though their centres may fall on centres.
+    """
+    dataset = load_object(path, "a Parametric Map", (ParametricMapStorage,))
+    check_patient_space(reference)
+    with refusing(path):
+        check_frame_of_reference(dataset.get("FrameOfReferenceUID"), reference)
+        frames = list(map_frames_of(dataset))
+    meanings = {frame.meaning for frame in frames}
+    if len(meanings) > 1:
+        raise LabelError(
+            f"the parametric map holds {len(meanings)} quantities in one object; one is needed; split it into one file "
+            "for each"
+        )
+    with refusing(path):
+        return reference.with_array(place_map(iter(frames), reference))
 
 
 @dataclass(frozen=True)
@@ -60,7 +82,7 @@ class MapFrame:
     gap_mm: float | None = None
 
 
-def walk_map(dataset: Dataset) -> Iterator[MapFrame]:
+def map_frames_of(dataset: Dataset) -> Iterator[MapFrame]:
     """Every frame of a parametric map, placed and mapped to real world values by its own headers.
 
     Raises:
@@ -80,78 +102,6 @@ def walk_map(dataset: Dataset) -> Iterator[MapFrame]:
         values = _real_values(number, pixels, _is_padding(dataset, pixels), mapping)
         named = named_sources(dataset, number)
         yield MapFrame(plane_of(dataset, number), named, values, _meaning(mapping), gap_of(dataset, number))
-
-
-def prove_map(
-    path: Path,
-    values: Volume,
-    images: SourceImages,
-    quantity: Code | None = None,
-    unit: Code | None = None,
-    label: str = "",
-) -> None:
-    """Pass if the map holds every value of `values`, bit for bit as float32, at its place in millimetres, says what they are,
-    and is of the source's patient, study and frame of reference.
-
-    Args:
-        path: The written map; deleted on failure.
-        values: Shape (I, J, K), float32.
-        images: What the map refers to.
-        quantity, unit, label: What the values are; None and "" are not compared.
-
-    Raises:
-        GeometryProofError: A value is missing, another or elsewhere, or a frame does not coincide with the slice that
-            it names, or something else differs.
-    """
-    with proof_headers.deleting(path, "parametric map"):
-        written = walk_file(path)
-        slices, shown = {one.key: k for k, one in enumerate(images.slices)}, []
-        for number, frame in enumerate(map_frames(written), start=1):
-            key = next(iter(frame.named), "")
-            k = slices.pop(key, None)
-            if k is None:
-                told = shown_uid(key.split("#")[0])
-                raise GeometryProofError(f"frame {number} names the image {told}, which is no slice or had a frame")
-            _check_on_named_slice(number, frame, images.slices[k], tolerance_mm(*images.source.spacing_mm))
-            differing = int(np.count_nonzero(frame.values != values_at(frame.plane, images.slices[k].shape, values)))
-            if differing:
-                raise GeometryProofError(f"{differing} of {frame.values.size} values of frame {number} differ")
-            _check_meaning(frame.meaning, quantity, unit, label)
-            shown.append((0, k))
-        if slices:
-            raise GeometryProofError(f"{len(slices)} of {len(images.slices)} slices have no frame")
-        proof_frames.check_groups(written)
-        proof_frames.check_dimensions(written, shown)
-        proof_headers.check_owner(written, images.headers[0])
-        proof_headers.check_images(items(written, _REFERENCED_SERIES), _REFERENCED_INSTANCES, images.headers)
-
-
-def map_frames(written: Attributes) -> Iterator[MapFrame]:
-    """Every frame of a map of our own, by `raw_parser`; its meaning is label, quantity and unit.
-
-    Raises:
-        GeometryProofError: Something is missing in it.
-    """
-    shared, groups = (items(written, _SHARED) or [{}])[0], items(written, _PER_FRAME)
-    rows, columns = whole(written, 0x00280010), whole(written, 0x00280011)
-    if len(groups) != integer(written, 0x00280008):
-        raise GeometryProofError(f"{len(groups)} functional groups describe {integer(written, 0x00280008)} frames")
-    stored = np.frombuffer(needed(written, _FLOAT_PIXELS), "<f4").reshape(len(groups), rows, columns)
-    for own, pixels in zip(groups, stored, strict=True):
-        mapping = first_item(own if items(own, _MAPPING) else shared, _MAPPING)
-        slope, intercept = (struct.unpack("<d", needed(mapping, tag))[0] for tag in (_SLOPE, _INTERCEPT))
-        plane, key = proof_frames.plane_by_walk(own, shared), proof_frames.source_by_walk(own)
-        quantity = proof_headers.coded(first_item(mapping, _QUANTITY), _CONCEPT)
-        meaning = (text(mapping, _EXPLANATION), quantity, proof_headers.coded(mapping, _UNITS))
-        yield MapFrame(plane, (key,) if key else (), pixels.astype(np.float64) * slope + intercept, meaning)
-
-
-def _check_meaning(found: tuple[str, ...], quantity: Code | None, unit: Code | None, label: str) -> None:
-    """Pass if label, quantity and unit of a frame are those that are given."""
-    needed = (label, proof_headers.code_text(quantity), proof_headers.code_text(unit))
-    for told, wanted in zip(found, needed, strict=True):
-        if wanted and told != wanted.strip():
-            raise GeometryProofError(f"its values are {shown(told[:80])}; {wanted} is needed")
 
 
 def place_map(frames: Iterator[MapFrame], reference: Volume) -> NDArray[np.float32]:
@@ -178,16 +128,6 @@ def place_map(frames: Iterator[MapFrame], reference: Volume) -> NDArray[np.float
         array[where] = frame.values.ravel().astype(np.float32)
     grid.finish("the map")
     return array
-
-
-def _check_on_named_slice(number: int, frame: MapFrame, one: Slice, tolerance: float) -> None:
-    """Pass if the corners of a frame lie where the slice that it names has its own, within `tolerance` mm."""
-    if frame.values.shape != one.shape or one.plane is None:
-        raise GeometryProofError(f"frame {number} has {frame.values.shape} pixels, its slice {one.shape}")
-    away = apart_mm(frame.plane, one.plane, one.shape)
-    if away > tolerance:
-        told = shown_uid(one.sop_instance_uid)
-        raise GeometryProofError(f"frame {number} lies {away:.2f} mm away from the slice {told} it names")
 
 
 def _mapping(dataset: Dataset, number: int) -> Dataset:

@@ -1,6 +1,6 @@
-"""The frames of a DICOM Segmentation, each placed by its own headers.
+"""The frames of any DICOM Segmentation, each placed by its own headers, through pydicom.
 
-`walk_seg` reads anybody's SEG through pydicom; what we wrote is read by `proof_frames` for the proof.
+The proof reads the frames of our own through `raw_parser` instead (`seg.proof`).
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.multival import MultiValue
 
 from dicom_io.errors import LabelError, UnreadableFileError
-from dicom_io.objects.slice_positions import Plane, macro, plane_of
+from dicom_io.objects.functional_groups import gap_of, macro, named_sources
+from dicom_io.objects.slice_positions import Plane, plane_of
 from dicom_io.reading.codecs import decoder_of
 from dicom_io.reading.headers import shown
 from dicom_io.reading.instances import READ_ERRORS
@@ -27,21 +27,19 @@ class SegFrame:
     Attributes:
         segment: Its number; 0 in a label map, whose pixels are segment numbers.
         plane: Its place; None without patient space.
-        source_uid: The slice that it names, as `Slice.key`; None where it names none.
         pixels: Shape (rows, columns), as stored: 0 and 1, segment numbers, or steps of a fraction.
-        named: All slices that it names, where it is anybody's.
-        gap_mm: SpacingBetweenSlices, where it says one and is anybody's.
+        named: The slices that it names, as `Slice.key`.
+        gap_mm: SpacingBetweenSlices, where it says one.
     """
 
     segment: int
     plane: Plane | None
-    source_uid: str | None
     pixels: NDArray
-    named: tuple[str, ...] = ()
-    gap_mm: float | None = None
+    named: tuple[str, ...]
+    gap_mm: float | None
 
 
-def walk_seg(dataset: Dataset) -> Iterator[SegFrame]:
+def seg_frames_of(dataset: Dataset) -> Iterator[SegFrame]:
     """Every frame of a SEG, by pydicom.
 
     Raises:
@@ -55,8 +53,7 @@ def walk_seg(dataset: Dataset) -> Iterator[SegFrame]:
         segment = 0 if label_map else _segment_of(dataset, number)
         pixels = np.where(frame == padding, 0, frame) if padding else frame  # PS3.3 C.8.20.2: no segment there
         plane, gap_mm = (plane_of(dataset, number), gap_of(dataset, number)) if placed else (None, None)
-        named = named_sources(dataset, number)
-        yield SegFrame(segment, plane, next(iter(named), None), pixels, named, gap_mm)
+        yield SegFrame(segment, plane, pixels, named_sources(dataset, number), gap_mm)
 
 
 def _segment_of(dataset: Dataset, number: int) -> int:
@@ -91,37 +88,6 @@ def _pixels_of(dataset: Dataset) -> Iterator[NDArray]:
         raise UnreadableFileError(
             f"the pixels of the SEG cannot be decoded ({told}); a whole file is needed; fetch it again"
         ) from error
-
-
-def named_sources(dataset: Dataset, number: int) -> tuple[str, ...]:
-    """All slices that a frame (from 1) says it was derived from, as `Slice.key`."""
-    derivations = items_of(dataset, number, "DerivationImageSequence")
-    images = [item for one in derivations for item in one.get("SourceImageSequence") or []]
-    return tuple(key for item in images for key in reference_keys(item))
-
-
-def reference_keys(item: Dataset) -> tuple[str, ...]:
-    """What names the slices in a reference: as `Slice.key`; ReferencedFrameNumber may have several values."""
-    frames = item.get("ReferencedFrameNumber")
-    uid = str(item.ReferencedSOPInstanceUID)
-    if not frames:
-        return (uid,)
-    return tuple(f"{uid}#{int(frame)}" for frame in (frames if isinstance(frames, MultiValue) else [frames]))
-
-
-def items_of(dataset: Dataset, number: int, keyword: str) -> list[Dataset]:
-    """All items of a functional group of a frame (from 1): its own, else the shared ones."""
-    own = dataset.PerFrameFunctionalGroupsSequence[number - 1]
-    for group in (own, *(dataset.get("SharedFunctionalGroupsSequence") or [])[:1]):
-        if group.get(keyword):
-            return list(group[keyword].value)
-    return []
-
-
-def gap_of(dataset: Dataset, number: int) -> float | None:
-    """SpacingBetweenSlices of a frame (from 1) in mm; None where it says none."""
-    found = macro(dataset, number, "PixelMeasuresSequence").get("SpacingBetweenSlices")
-    return abs(float(found)) or None if found else None
 
 
 def unpacked(packed: bytes, rows: int, columns: int, count: int) -> Iterator[NDArray]:

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import highdicom as hd
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.uid import SegmentationStorage
+from pydicom.sr.coding import Code
+from pydicom.uid import (
+    SegmentationStorage,
+)
 
+from dicom_io.coding import Segment
 from dicom_io.errors import LabelError
 from dicom_io.objects.grid import FrameGrid
-from dicom_io.objects.seg_frames import SegFrame, walk_seg
 from dicom_io.objects.slice_positions import check_frame_of_reference
 from dicom_io.reading.headers import shown, shown_uid
 from dicom_io.reading.instances import LABEL_MAP_STORAGE, load_dataset, load_object, refusing
+from dicom_io.seg.frames import SegFrame, seg_frames_of
 from dicom_io.volume import Volume
 
 MAX_SEGMENT = 65535  # SegmentNumber is US
@@ -144,7 +149,7 @@ class _Segments:
             LabelError: They are no voxels of the image, lie in another slice than the frame names, or are of a segment that
                 is not described.
         """
-        for frame in walk_seg(self.dataset):
+        for frame in seg_frames_of(self.dataset):
             rows, columns = np.nonzero(frame.pixels)
             stored = frame.pixels[rows, columns]
             named = np.full(len(stored), frame.segment) if frame.segment else stored
@@ -173,10 +178,48 @@ class _Segments:
         wanted = (self.reference.shape[1], self.reference.shape[0])
         ours = any(key in self._grid.slices for key in frame.named)
         if not self.reference.planar or not ours or frame.pixels.shape != wanted:
-            named = shown_uid((frame.source_uid or "none").split("#")[0])
+            named = shown_uid(next(iter(frame.named), "none").split("#")[0])
             raise LabelError(
                 f"a frame of the SEG has no place in patient space, {frame.pixels.shape} pixels and names the image "
                 f"{named}; a SEG that names this very picture, of {wanted} pixels, or one with a place is needed; "
                 "use the SEG that was made for this image"
             )
         return columns, rows, np.zeros_like(rows)
+
+
+def described_segments(seg: Path) -> tuple[Segment, ...]:
+    """What the segments of a SEG mean, in increasing SegmentNumber, without a background.
+
+    Raises:
+        UnreadableFileError: It cannot be read, or a segment lacks what the standard wants of it.
+    """
+    header = load_dataset(seg, with_pixels=False)
+    with refusing(seg):
+        described = [item for item in header.get("SegmentSequence") or [] if int(item.SegmentNumber)]
+        return tuple(sorted(map(_segment, described), key=lambda one: one.number))
+
+
+def _segment(item: Dataset) -> Segment:
+    kind = item.SegmentedPropertyTypeCodeSequence[0]
+    region = (item.get("AnatomicRegionSequence") or [None])[0]
+    colour = item.get("RecommendedDisplayCIELabValue")
+    return Segment(
+        number=int(item.SegmentNumber),
+        label=str(item.SegmentLabel),
+        category=_code(item.SegmentedPropertyCategoryCodeSequence[0]),
+        type=_code(kind),
+        type_modifier=_code_in(kind, "SegmentedPropertyTypeModifierCodeSequence"),
+        anatomic_region=None if region is None else _code(region),
+        anatomic_region_modifier=None if region is None else _code_in(region, "AnatomicRegionModifierSequence"),
+        display_rgb=hd.color.CIELabColor.from_dicom_value(colour).to_rgb(clip=True) if colour else None,
+        description=str(item.get("SegmentDescription") or ""),
+    )
+
+
+def _code(item: Dataset) -> Code:
+    value = item.get("CodeValue") or item.get("LongCodeValue") or item.get("URNCodeValue")
+    return Code(str(value), str(item.get("CodingSchemeDesignator") or ""), str(item.CodeMeaning))
+
+
+def _code_in(holder: Dataset, keyword: str) -> Code | None:
+    return _code(holder[keyword].value[0]) if holder.get(keyword) else None

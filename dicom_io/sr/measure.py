@@ -18,7 +18,6 @@ from scipy.spatial.distance import pdist
 from dicom_io.volume import Affine
 
 Mask = NDArray[np.bool_]
-
 # The eight corners of a cell, and its six faces as corner numbers, counter-clockwise seen from outside.
 _CORNERS = np.array([(x, y, z) for z in (0, 1) for y in (0, 1) for x in (0, 1)], dtype=np.float64)
 _FACES = ((0, 2, 3, 1), (4, 5, 7, 6), (0, 1, 5, 4), (2, 6, 7, 3), (0, 4, 6, 2), (1, 3, 7, 5))

@@ -18,18 +18,17 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, RTStructureSetStorage
 
 from dicom_io.coding import Segment, code_item
 from dicom_io.objects import identity
-from dicom_io.objects.contours import Contours, contours_of
 from dicom_io.objects.encoding import element, encoded, item
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.slice_positions import Slice, values_on
 from dicom_io.objects.source_images import add_side
+from dicom_io.rtstruct.contours import Contours, contours_of
 from dicom_io.volume import Volume
 
 DETACHED_STUDY_MANAGEMENT = "1.2.840.10008.3.1.2.3.1"  # retired, and still what PS3.3 C.8.8.5 asks for
 ANATOMICAL_STRUCTURE = "91723000"
 ROI_CONTOUR_SEQUENCE = 0x30060039
 PIXELS_AT_ONCE = 1_000_000  # of slices that are drawn together; more no longer fit the caches
-
 Floats = NDArray[np.float64]
 
 

@@ -1,12 +1,4 @@
-"""Labels to a DICOM RT Structure Set and back.
-
-Contours are CLOSED_PLANAR, one set a slice, in LPS mm with three decimals. They run half-way between the
-centre of a voxel inside and the centre of its neighbour outside (level 0.5), so every voxel centre stays at
-least 0.35 voxels away from a contour and rounding cannot move it to the other side. Holes are joined to their
-outer contour by a keyhole: a bridge walked forth and back, the technique that PS3.3 C.8.8.6.3 names for
-CLOSED_PLANAR; it fills right under the even-odd and the winding rule. Parts that touch by a corner only are
-contours of their own.
-"""
+"""An RT Structure Set of any software to labels or channels on the grid of an image."""
 
 from __future__ import annotations
 
@@ -20,64 +12,25 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import RTStructureSetStorage
 
-from dicom_io import proof
 from dicom_io.errors import LabelError
-from dicom_io.objects import identity
-from dicom_io.objects.contours import contours
 from dicom_io.objects.grid import named_slices, told_slices
-from dicom_io.objects.identity import ResultInfo
-from dicom_io.objects.odd_headers import refusing_odd_headers
 from dicom_io.objects.raster import entangled, filled
-from dicom_io.objects.rt_contours import walk_rtstruct, without_area, without_repeats
-from dicom_io.objects.rt_object import build_rtstruct
-from dicom_io.objects.slice_positions import TOLERANCE_VOXELS, check_grid, check_patient_space, slices_of
+from dicom_io.objects.slice_positions import TOLERANCE_VOXELS, check_patient_space
 from dicom_io.reading.headers import shown_uid
 from dicom_io.reading.instances import load_object, refusing
 from dicom_io.reading.titles import without_patient
-from dicom_io.seg import check_labels, in_slices
+from dicom_io.rtstruct.parse import closed_contours, without_area, without_repeats
 from dicom_io.volume import Volume
 
-__all__ = ["contours", "read_regions", "read_rtstruct", "write_rtstruct"]
-
 MOST_NAMED = 20  # regions, in a message
-
-MIN_SPACING_MM = 0.01  # below, three decimals of a millimetre could move a contour over a voxel centre
-
 LEFT_OUT = "points and open lines enclose no voxel and were left out"
 TWICE = "contours that stand there a second time were left out"
 CANCELLED = "CLOSEDPLANAR_XOR contours that stand there a second time cancel out the first"
 NOTHING = "contours enclose no voxel's centre"
 VANISHED = "holes enclose the same voxels as what is around them and leave none"
 BEYOND = "contours reach beyond the image and were cut at its edge"
-
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-
-
-@refusing_odd_headers
-def write_rtstruct(labels: Volume, source: Volume, path: Path, result: ResultInfo, *, prove: bool = True) -> Path:
-    """Write labels as contours on the slices they were made from; approval status UNAPPROVED.
-
-    Args and errors are those of `write_seg`; labels that overlap (4D) are welcome. A segment without voxels
-    becomes a region without contours.
-    """
-    check_labels(labels, result)
-    _check_space(source)
-    if min(source.spacing_mm[:2]) < MIN_SPACING_MM:
-        raise LabelError(
-            f"the pixels are {min(source.spacing_mm[:2]):.5f} mm apart; at least {MIN_SPACING_MM} mm is "
-            "needed because contours are written with three decimals; write a SEG instead"
-        )
-    headers = identity.source_headers(source, of_each=False)
-    slices = slices_of(source, headers)
-    check_grid(labels, source, slices)
-    labels = in_slices(labels)
-    built = build_rtstruct(labels, source, headers, slices, result)
-    return proof.save_proved(
-        built.save,
-        path,
-        (lambda file: proof.prove_rtstruct(file, labels, source, result.segments, headers)) if prove else None,
-    )
 
 
 def read_rtstruct(path: Path, reference: Volume) -> Volume:
@@ -273,19 +226,12 @@ def _some(numbers: list[int]) -> str:
     return f"{numbers[:20]}{' ...' * (len(numbers) > 20)}"
 
 
-def _check_space(source: Volume) -> None:
-    if source.planar:
-        raise LabelError(
-            "the source is a picture without patient space; contours are in millimetres of the patient; write a SEG"
-        )
-
-
 def _drawn(dataset: Dataset, reference: Volume) -> dict[tuple[int, int], _Drawn]:
     """Contours by (ROINumber, slice k) in pixel coordinates of the reference."""
     to_index = np.linalg.inv(reference.affine_lps)
     slices = named_slices(reference)
     found: dict[tuple[int, int], _Drawn] = {}
-    for contour in walk_rtstruct(dataset):
+    for contour in closed_contours(dataset):
         index = contour.points_mm @ to_index[:3, :3].T + to_index[:3, 3]
         k = _slice_of(contour.roi, index, reference.shape[2])
         named = sorted({slices[key] for key in contour.named if key in slices})

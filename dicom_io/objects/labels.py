@@ -1,75 +1,14 @@
-"""Labels to a DICOM Segmentation and back.
-
-BINARY by default, one frame a segment and slice, the encoding that every viewer shows. Frames without voxels are left
-out. A segment without voxels stays described (its number is its label value, and "looked for, not found" is a
-result) and has no frames; if all segments are empty the empty frames are written, because an image needs at
-least one.
-"""
+"""Labels as a writer takes them: each value has a segment, and equal meaning has equal bytes."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_io import proof
 from dicom_io.errors import LabelError
-from dicom_io.objects import identity
+from dicom_io.kinds.encodings import SegEncoding
 from dicom_io.objects.identity import ResultInfo
-from dicom_io.objects.odd_headers import refusing_odd_headers
-from dicom_io.objects.seg_object import SegEncoding, build_seg
-from dicom_io.objects.seg_read import read_seg, read_segments
-from dicom_io.objects.slice_positions import check_grid, slices_of
 from dicom_io.volume import Volume, slice_by_slice
-
-__all__ = ["check_labels", "in_slices", "read_seg", "read_segments", "write_seg"]
-
-
-@refusing_odd_headers
-def write_seg(
-    labels: Volume,
-    source: Volume,
-    path: Path,
-    result: ResultInfo,
-    *,
-    encoding: SegEncoding = "binary",
-    empty_frames: bool = False,
-    prove: bool = True,
-) -> Path:
-    """Write labels as a SEG that refers to the series they were made from.
-
-    Args:
-        labels: On the grid of `source`. Shape (I, J, K) with whole values 0 (background) to N, of any type, or
-            (I, J, K, C) with channel c non-zero where segment c + 1 is (segments may overlap); for "fractional"
-            (I, J, K, C) with the probability of segment c + 1, 0 to 1, kept as float32.
-        source: DICOM volume; its files are read again for their headers. A picture without patient space is
-            welcome: its segments lie in pixels.
-        path: Target file, replaced if it exists.
-        result: What computed the labels.
-        encoding: "binary", which every viewer shows, plain or with the whole data set deflated; "labelmap", plain,
-            with run lengths or JPEG-LS; "fractional", in steps of 1/255.
-        empty_frames: Write a frame for every slice and segment, also where there is no voxel: some viewers want them.
-        prove: Read the file back and compare it in mm before it gets its name.
-
-    Returns:
-        `path`.
-
-    Raises:
-        LabelError: The labels do not fit the source, the segments or the encoding.
-        GeometryProofError: What was written is not what was meant; no file is left.
-    """
-    check_labels(labels, result, encoding)
-    headers = identity.source_headers(source, of_each=False)
-    slices = slices_of(source, headers)
-    check_grid(labels, source, slices)
-    labels = in_slices(labels, encoding)
-    built = build_seg(labels, source, headers, slices, result, encoding, empty_frames=empty_frames)
-    return proof.save_proved(
-        built.save,
-        path,
-        (lambda file: proof.prove_seg(file, labels, source, result.segments, headers)) if prove else None,
-    )
 
 
 def in_slices(labels: Volume, encoding: SegEncoding = "binary") -> Volume:

@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
-from pydicom.uid import MRImageStorage, ParametricMapStorage
+from pydicom.uid import MRImageStorage
 
 from dicom_io import proof
 from dicom_io.errors import LabelError
-from dicom_io.objects import identity, proof_images, source_images
+from dicom_io.objects import identity, source_images
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.odd_headers import refusing_odd_headers
 from dicom_io.objects.patient_and_study import copied
-from dicom_io.objects.seg_object import NOT_OF_A_SLICE, refer, stand_in_place, thickness_mm
-from dicom_io.objects.slice_positions import check_frame_of_reference, check_patient_space, plane_of
+from dicom_io.objects.slice_positions import plane_of
 from dicom_io.objects.source_images import SourceImages
-from dicom_io.reading.instances import load_object, refusing
+from dicom_io.objects.stand_ins import NOT_OF_A_SLICE, refer, stand_in_place, thickness_mm
+from dicom_io.parametric.proof import prove_map
 from dicom_io.volume import Volume
 
 PROBABILITY: Code = codes.DCM.Probability
@@ -101,40 +101,8 @@ def write_parametric_map(
     return proof.save_proved(
         dataset,
         path,
-        (lambda file: proof_images.prove_map(file, values, images, quantity, unit, label)) if prove else None,
+        (lambda file: prove_map(file, values, images, quantity, unit, label)) if prove else None,
     )
-
-
-def read_parametric_map(path: Path, reference: Volume) -> Volume:
-    """The values of a Parametric Map on the grid of `reference`, placed by patient position.
-
-    Args:
-        path: A map by whatever software, of floats or of integers with a linear mapping.
-        reference: The image that the map is for. Need not be DICOM; then the position alone decides.
-
-    Returns:
-        `reference` with real world values, shape (I, J, K), float32; NaN where the map has no frame, and where it stores its
-        padding value or NaN.
-
-    Raises:
-        UnreadableFileError: Not a whole DICOM file.
-        LabelError: Not a map, several maps in one object, several mappings of a frame that differ, stored values outside of
-            the range that the mapping is for, another frame of reference, or pixels that are not voxels of `reference`:
-            between them, or larger, smaller or further apart, though their centres may fall on centres.
-    """
-    dataset = load_object(path, "a Parametric Map", (ParametricMapStorage,))
-    check_patient_space(reference)
-    with refusing(path):
-        check_frame_of_reference(dataset.get("FrameOfReferenceUID"), reference)
-        frames = list(proof_images.walk_map(dataset))
-    meanings = {frame.meaning for frame in frames}
-    if len(meanings) > 1:
-        raise LabelError(
-            f"the parametric map holds {len(meanings)} quantities in one object; one is needed; split it into one file "
-            "for each"
-        )
-    with refusing(path):
-        return reference.with_array(proof_images.place_map(iter(frames), reference))
 
 
 def _check_meaning(meaning: _Meaning) -> None:

@@ -1,0 +1,51 @@
+"""The functional groups of a frame of any multi-frame object, through pydicom."""
+
+from __future__ import annotations
+
+from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+
+
+def named_sources(dataset: Dataset, number: int) -> tuple[str, ...]:
+    """All slices that a frame (from 1) says it was derived from, as `Slice.key`."""
+    derivations = items_of(dataset, number, "DerivationImageSequence")
+    images = [item for one in derivations for item in one.get("SourceImageSequence") or []]
+    return tuple(key for item in images for key in reference_keys(item))
+
+
+def reference_keys(item: Dataset) -> tuple[str, ...]:
+    """What names the slices in a reference: as `Slice.key`; ReferencedFrameNumber may have several values."""
+    frames = item.get("ReferencedFrameNumber")
+    uid = str(item.ReferencedSOPInstanceUID)
+    if not frames:
+        return (uid,)
+    return tuple(f"{uid}#{int(frame)}" for frame in (frames if isinstance(frames, MultiValue) else [frames]))
+
+
+def items_of(dataset: Dataset, number: int, keyword: str) -> list[Dataset]:
+    """All items of a functional group of a frame (from 1): its own, else the shared ones."""
+    own = dataset.PerFrameFunctionalGroupsSequence[number - 1]
+    for group in (own, *(dataset.get("SharedFunctionalGroupsSequence") or [])[:1]):
+        if group.get(keyword):
+            return list(group[keyword].value)
+    return []
+
+
+def gap_of(dataset: Dataset, number: int) -> float | None:
+    """SpacingBetweenSlices of a frame (from 1) in mm; None where it says none."""
+    found = macro(dataset, number, "PixelMeasuresSequence").get("SpacingBetweenSlices")
+    return abs(float(found)) or None if found else None
+
+
+def macro(header: Dataset, frame_number: int | None, keyword: str) -> Dataset:
+    """The item of a functional group for one frame (from 1): its own, else the shared one, else an empty item.
+
+    The header itself where there are no frames (`frame_number` is None): there the attributes stand at the top.
+    """
+    if frame_number is None:
+        return header
+    own = header.PerFrameFunctionalGroupsSequence[frame_number - 1]
+    for group in (own, *(header.get("SharedFunctionalGroupsSequence") or [])[:1]):
+        if group.get(keyword):
+            return group[keyword].value[0]
+    return Dataset()

@@ -1,0 +1,82 @@
+"""The slices of a source as highdicom takes them, and the references to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.valuerep import DSfloat
+
+from dicom_io.coding import code_item
+from dicom_io.objects.functional_groups import macro
+from dicom_io.objects.slice_positions import Slice
+from dicom_io.volume import Volume
+
+NOT_OF_A_SLICE = (
+    "NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "SpacingBetweenSlices",
+)  # fmt: skip
+"""What an image that stands in for one slice must not have, or need not and may be no number."""
+
+
+def stand_in_place(image: Dataset, one: Slice) -> None:
+    """Puts a single-frame image where a slice lies."""
+    assert one.plane is not None
+    image.ImagePositionPatient = decimal_strings(one.plane.origin_mm)
+    image.ImageOrientationPatient, image.PixelSpacing = _orientation(one), pixel_spacing(one)
+
+
+def _orientation(one: Slice) -> list[DSfloat]:
+    assert one.plane is not None
+    steps = (one.plane.column_step_mm, one.plane.row_step_mm)
+    return decimal_strings(np.concatenate([step / np.linalg.norm(step) for step in steps]))
+
+
+def pixel_spacing(one: Slice) -> list[DSfloat]:
+    """Between rows, between columns (PS3.3 10.7.1.3)."""
+    assert one.plane is not None
+    return decimal_strings(np.array([np.linalg.norm(one.plane.row_step_mm), np.linalg.norm(one.plane.column_step_mm)]))
+
+
+def decimal_strings(values: NDArray[np.float64]) -> list[DSfloat]:
+    """Decimal strings of at most 16 characters."""
+    return [DSfloat(float(value) + 0.0, auto_format=True) for value in values]
+
+
+def thickness_mm(header: Dataset, frame: int | None, source: Volume) -> float:
+    """The source's own SliceThickness (a slice may be thinner than the gap between centres), else the spacing.
+
+    Args:
+        header: Of an image of the source.
+        frame: Its frame, from 1, in a multi-frame object.
+        source: The volume.
+    """
+    found = macro(header, frame, "PixelMeasuresSequence").get("SliceThickness")
+    return float(found) if found else source.spacing_mm[2]
+
+
+def refer(dataset: Dataset, headers: Sequence[Dataset], slices: Sequence[Slice]) -> None:
+    """Names every instance of the source, whether or not a frame lies on it: viewers look for them all."""
+    classes = {one.sop_instance_uid: one.sop_class_uid for one in slices}
+    series = Dataset()
+    series.SeriesInstanceUID = headers[0].SeriesInstanceUID
+    series.ReferencedInstanceSequence = [_reference(kind, uid) for uid, kind in classes.items()]
+    dataset.ReferencedSeriesSequence = [series]
+    dataset.SourceImageSequence = [source_item(kind, uid) for uid, kind in classes.items()]
+
+
+def _reference(sop_class_uid: str, sop_instance_uid: str) -> Dataset:
+    image = Dataset()
+    image.ReferencedSOPClassUID, image.ReferencedSOPInstanceUID = sop_class_uid, sop_instance_uid
+    return image
+
+
+def source_item(sop_class_uid: str, sop_instance_uid: str, frame: int | None = None) -> Dataset:
+    image = _reference(sop_class_uid, sop_instance_uid)
+    if frame:
+        image.ReferencedFrameNumber = frame
+    image.SpatialLocationsPreserved = "YES"
+    image.PurposeOfReferenceCodeSequence = [code_item(codes.DCM.SourceImageForImageProcessingOperation)]
+    return image

@@ -1,0 +1,107 @@
+"""The proof of a Parametric Map: its frames are read through `raw_parser` and compared with the values."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from pydicom.sr.coding import Code
+
+from dicom_io.errors import GeometryProofError
+from dicom_io.objects import proof_headers
+from dicom_io.objects.proof_groups import check_dimensions, check_groups, parsed_plane, parsed_source
+from dicom_io.objects.raw_parser import Attributes, first_item, integer, items, needed, parse_file, text, whole
+from dicom_io.objects.slice_positions import Slice, apart_mm, tolerance_mm, values_at
+from dicom_io.objects.source_images import SourceImages
+from dicom_io.parametric.read import MapFrame
+from dicom_io.reading.headers import shown, shown_uid
+from dicom_io.volume import Volume
+
+_SHARED, _PER_FRAME, _FLOAT_PIXELS = 0x52009229, 0x52009230, 0x7FE00008
+_MAPPING, _SLOPE, _INTERCEPT, _EXPLANATION = 0x00409096, 0x00409225, 0x00409224, 0x00283003
+_QUANTITY, _CONCEPT, _UNITS = 0x00409220, 0x0040A168, 0x004008EA
+_REFERENCED_SERIES, _REFERENCED_INSTANCES = 0x00081115, 0x0008114A
+
+
+def prove_map(
+    path: Path,
+    values: Volume,
+    images: SourceImages,
+    quantity: Code | None = None,
+    unit: Code | None = None,
+    label: str = "",
+) -> None:
+    """Pass if the map holds every value of `values`, bit for bit as float32, at its place in millimetres, says what they are,
+    and is of the source's patient, study and frame of reference.
+
+    Args:
+        path: The written map; deleted on failure.
+        values: Shape (I, J, K), float32.
+        images: What the map refers to.
+        quantity, unit, label: What the values are; None and "" are not compared.
+
+    Raises:
+        GeometryProofError: A value is missing, another or elsewhere, or a frame does not coincide with the slice that
+            it names, or something else differs.
+    """
+    with proof_headers.deleting(path, "parametric map"):
+        written = parse_file(path)
+        slices, shown = {one.key: k for k, one in enumerate(images.slices)}, []
+        for number, frame in enumerate(parsed_map_frames(written), start=1):
+            key = next(iter(frame.named), "")
+            k = slices.pop(key, None)
+            if k is None:
+                told = shown_uid(key.split("#")[0])
+                raise GeometryProofError(f"frame {number} names the image {told}, which is no slice or had a frame")
+            _check_on_named_slice(number, frame, images.slices[k], tolerance_mm(*images.source.spacing_mm))
+            differing = int(np.count_nonzero(frame.values != values_at(frame.plane, images.slices[k].shape, values)))
+            if differing:
+                raise GeometryProofError(f"{differing} of {frame.values.size} values of frame {number} differ")
+            _check_meaning(frame.meaning, quantity, unit, label)
+            shown.append((0, k))
+        if slices:
+            raise GeometryProofError(f"{len(slices)} of {len(images.slices)} slices have no frame")
+        check_groups(written)
+        check_dimensions(written, shown)
+        proof_headers.check_owner(written, images.headers[0])
+        proof_headers.check_images(items(written, _REFERENCED_SERIES), _REFERENCED_INSTANCES, images.headers)
+
+
+def parsed_map_frames(written: Attributes) -> Iterator[MapFrame]:
+    """Every frame of a map of our own, by `raw_parser`; its meaning is label, quantity and unit.
+
+    Raises:
+        GeometryProofError: Something is missing in it.
+    """
+    shared, groups = (items(written, _SHARED) or [{}])[0], items(written, _PER_FRAME)
+    rows, columns = whole(written, 0x00280010), whole(written, 0x00280011)
+    if len(groups) != integer(written, 0x00280008):
+        raise GeometryProofError(f"{len(groups)} functional groups describe {integer(written, 0x00280008)} frames")
+    stored = np.frombuffer(needed(written, _FLOAT_PIXELS), "<f4").reshape(len(groups), rows, columns)
+    for own, pixels in zip(groups, stored, strict=True):
+        mapping = first_item(own if items(own, _MAPPING) else shared, _MAPPING)
+        slope, intercept = (struct.unpack("<d", needed(mapping, tag))[0] for tag in (_SLOPE, _INTERCEPT))
+        plane, key = parsed_plane(own, shared), parsed_source(own)
+        quantity = proof_headers.coded(first_item(mapping, _QUANTITY), _CONCEPT)
+        meaning = (text(mapping, _EXPLANATION), quantity, proof_headers.coded(mapping, _UNITS))
+        yield MapFrame(plane, (key,) if key else (), pixels.astype(np.float64) * slope + intercept, meaning)
+
+
+def _check_meaning(found: tuple[str, ...], quantity: Code | None, unit: Code | None, label: str) -> None:
+    """Pass if label, quantity and unit of a frame are those that are given."""
+    needed = (label, proof_headers.code_text(quantity), proof_headers.code_text(unit))
+    for told, wanted in zip(found, needed, strict=True):
+        if wanted and told != wanted.strip():
+            raise GeometryProofError(f"its values are {shown(told[:80])}; {wanted} is needed")
+
+
+def _check_on_named_slice(number: int, frame: MapFrame, one: Slice, tolerance: float) -> None:
+    """Pass if the corners of a frame lie where the slice that it names has its own, within `tolerance` mm."""
+    if frame.values.shape != one.shape or one.plane is None:
+        raise GeometryProofError(f"frame {number} has {frame.values.shape} pixels, its slice {one.shape}")
+    away = apart_mm(frame.plane, one.plane, one.shape)
+    if away > tolerance:
+        told = shown_uid(one.sop_instance_uid)
+        raise GeometryProofError(f"frame {number} lies {away:.2f} mm away from the slice {told} it names")

@@ -1,0 +1,105 @@
+"""The contours of an RT Structure Set of any software, through pydicom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from dicom_io.errors import LabelError
+from dicom_io.objects.functional_groups import reference_keys
+from dicom_io.reading.headers import shown
+
+Floats = NDArray[np.float64]
+EXCLUSIVE = "CLOSEDPLANAR_XOR"
+CLOSED = ("CLOSED_PLANAR", EXCLUSIVE)
+WITHOUT_AREA = ("POINT", "OPEN_PLANAR", "OPEN_NONPLANAR")
+
+
+@dataclass(frozen=True)
+class Contour:
+    """One closed contour of an RTSTRUCT.
+
+    Attributes:
+        roi: The region.
+        points_mm: Shape (n, 3), LPS.
+        named: The slices that it names, as `Slice.key`.
+        exclusive: It is a CLOSEDPLANAR_XOR one.
+    """
+
+    roi: int
+    points_mm: Floats
+    named: tuple[str, ...]
+    exclusive: bool
+
+
+def closed_contours(dataset: Dataset) -> Iterator[Contour]:
+    """Every closed contour of an RTSTRUCT, by pydicom; points and open lines enclose nothing and are passed by.
+
+    Raises:
+        LabelError: A contour is of a type that the standard does not have, or its coordinates are no points.
+    """
+    for roi in dataset.get("ROIContourSequence") or []:
+        for item in roi.get("ContourSequence") or []:
+            kind = item.get("ContourGeometricType")
+            if kind in WITHOUT_AREA:
+                continue
+            if kind not in CLOSED:
+                raise LabelError(
+                    f"region {int(roi.ReferencedROINumber)} has a contour of type {shown(str(kind)[:16])}; CLOSED_PLANAR is "
+                    "needed; export the structure set again"
+                )
+            images = item.get("ContourImageSequence") or []
+            named = tuple(key for image in images for key in reference_keys(image))
+            number = int(roi.ReferencedROINumber)
+            yield Contour(number, _points(item, number), named, kind == EXCLUSIVE)
+
+
+def without_area(dataset: Dataset) -> dict[int, int]:
+    """How many points and open lines a region has, by ROINumber."""
+    found: dict[int, int] = {}
+    for roi in dataset.get("ROIContourSequence") or []:
+        kinds = [item.get("ContourGeometricType") for item in roi.get("ContourSequence") or []]
+        if count := sum(kind in WITHOUT_AREA for kind in kinds):
+            found[int(roi.ReferencedROINumber)] = count
+    return found
+
+
+def without_repeats(loops: Sequence[Floats]) -> list[Floats]:
+    """The contours of which none has the same edges as one before it, wherever it begins and whichever way it goes.
+
+    Args:
+        loops: Closed polygons of shape (n, 2); the last point joins the first, which may stand there again.
+    """
+    return list({_edges(loop): loop for loop in reversed(loops)}.values())[::-1]
+
+
+def _edges(loop: Floats) -> bytes:
+    """What a closed contour encloses is told by its edges, whatever their order and direction."""
+    loop = np.round(loop, 6) + 0.0  # the same millimetres, far below their digits; no negative zeros
+    following = np.roll(loop, -1, axis=0)
+    moves = (loop != following).any(axis=1)
+    here, there = loop[moves], following[moves]
+    turned = (here[:, 0] > there[:, 0]) | ((here[:, 0] == there[:, 0]) & (here[:, 1] > there[:, 1]))
+    edges = np.where(turned[:, None], np.hstack([there, here]), np.hstack([here, there]))
+    return edges[np.lexsort(edges.T)].tobytes() or loop[0].tobytes()
+
+
+def _points(contour: Dataset, roi: int) -> Floats:
+    """Shape (n, 3), LPS mm."""
+    element = contour.get_item("ContourData") if "ContourData" in contour else None
+    data = element.value if element else None  # bytes as in the file: pydicom takes its time to make numbers of them
+    values = data.rstrip(b" \0").split(b"\\") if isinstance(data, bytes) else data or []
+    try:
+        points_mm = np.array([float(value) for value in values]).reshape(-1, 3)
+    except (TypeError, ValueError):
+        points_mm = np.full((1, 3), np.nan)
+    if not len(points_mm) or not np.isfinite(points_mm).all():
+        raise LabelError(
+            f"region {roi} has a contour whose coordinates are not finite numbers, three for each point; these are needed; "
+            "export the structure set again"
+        )
+    return points_mm

@@ -1,0 +1,231 @@
+"""The proof of an RTSTRUCT: its contours are read through `raw_parser`, rasterised and compared with the result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from dicom_io.coding import Segment
+from dicom_io.errors import GeometryProofError
+from dicom_io.objects import identity, proof_headers
+from dicom_io.objects.proof_headers import (
+    FRAME_OF_REFERENCE,
+    INSTANCE,
+    Meaning,
+    check_frame,
+    check_images,
+    code_text,
+    coded,
+    compare,
+)
+from dicom_io.objects.raster import even_odd, off_half_way, painted
+from dicom_io.objects.raw_parser import Attributes, instance_key, integer, items, parse_file, text
+from dicom_io.objects.slice_positions import Slice, slices_of
+from dicom_io.proof import Frame, SliceComparison
+from dicom_io.rtstruct.parse import CLOSED
+from dicom_io.volume import Volume
+
+ROUNDING_MM, ROUNDING_PIXELS = 0.001, 0.01
+"""How far a point of a contour may be off its place: half a unit of the third decimal on each of three axes, and some
+thousandths of a pixel because headers round too."""
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+_ROI, _CONTOURS, _IMAGES = 0x30060084, 0x30060040, 0x30060016
+_KIND, _COUNT, _DATA = 0x30060042, 0x30060046, 0x30060050
+_AT_ONCE = 100  # contours whose numbers are read together
+_ROIS, _ROI_NUMBER, _ROI_FRAME, _ROI_NAME = 0x30060020, 0x30060022, 0x30060024, 0x30060026
+_OBSERVATIONS, _ROI_CODE, _OBSERVATION_LABEL = 0x30060080, 0x30060086, 0x30060085
+_ROI_CONTOURS, _REFERENCED_ROI, _ROI_COLOUR = 0x30060039, 0x30060084, 0x3006002A
+_ROI_FRAMES, _ROI_STUDIES, _ROI_SERIES, _ROI_IMAGES = 0x30060010, 0x30060012, 0x30060014, 0x30060016
+
+
+def prove_rtstruct(
+    path: Path,
+    labels: Volume,
+    source: Volume,
+    segments: Sequence[Segment] | None = None,
+    headers: tuple[Dataset, ...] | None = None,
+) -> None:
+    """Pass if the contours, rasterised anew in the planes of the source files, enclose exactly the labelled voxels, run
+    half-way between voxels, and the structure set says what they are and whose.
+
+    Args and errors are those of `prove_seg`; the file is deleted.
+    """
+    with proof_headers.deleting(path, "RTSTRUCT"):
+        written = parse_file(path)
+        headers = headers or identity.source_headers(source, of_each=False)
+        check = SliceComparison(labels, source, slices_of(source, headers))
+        for uid, drawn in contours_by_slice(written).items():
+            for frame in _drawn_frames(uid, drawn, check):
+                check.frame(frame)
+        check.finish()
+        proof_headers.check_owner(written, headers[0])
+        check_regions(written, segments, headers)
+
+
+def _drawn_frames(uid: str, drawn: SliceContours, check: SliceComparison) -> Iterator[Frame]:
+    """The contours on one slice as pixels: a map of all regions, or a frame for each where these may overlap."""
+    one = check.slice_named(uid)
+    points = _half_way_points(drawn.points_mm, one, check.tolerance_mm)
+    if check.result.array.ndim == 4:
+        loops = np.split(points, np.cumsum(drawn.counts)[:-1])
+        for roi in np.unique(drawn.rois).tolist():
+            mine = [loop for loop, number in zip(loops, drawn.rois, strict=True) if number == roi]
+            yield Frame(roi, one.plane, uid, even_odd(mine, one.shape))
+        return
+    plane, shared = painted(points, drawn.counts, drawn.rois, one.shape)
+    if drawn.rois.min() < 1 or plane.dtype.itemsize > check.result.array.dtype.itemsize:
+        raise GeometryProofError(
+            f"the file has regions {drawn.rois.min()} to {drawn.rois.max()}, not all labels of the result"
+        )
+    if shared:
+        raise GeometryProofError(
+            f"{shared} voxels of the slice {uid} are in several regions; the result has one a voxel"
+        )
+    yield Frame(0, one.plane, uid, plane)
+
+
+def _half_way_points(points_mm: Floats, one: Slice, tolerance_mm: float) -> Floats:
+    """Shape (n, 2): column and row of the points of contours, which must lie in the plane of a slice, half-way between
+    its pixels.
+    """
+    if one.plane is None:
+        raise GeometryProofError(f"a part names the instance {one.key}, which has no place in patient space")
+    pixels = one.plane.pixels(points_mm)
+    away = float(np.abs(pixels[:, 2]).max())
+    if away > tolerance_mm:
+        raise GeometryProofError(f"a part names the instance {one.key} but lies {away:.2f} mm off its plane")
+    sizes = np.array([np.linalg.norm(one.plane.column_step_mm), np.linalg.norm(one.plane.row_step_mm)])
+    off = off_half_way(pixels[:, :2])
+    if (off > ROUNDING_PIXELS + ROUNDING_MM / sizes).any():
+        raise GeometryProofError(
+            f"a contour on the slice {one.key} has a point {off.max():.2f} pixels away from the middle between pixels"
+        )
+    return pixels[:, :2]
+
+
+@dataclass(frozen=True)
+class SliceContours:
+    """All contours that name one slice.
+
+    Attributes:
+        rois: Shape (n,): the region of each.
+        counts: Shape (n,): the number of points of each.
+        points_mm: Shape (sum of `counts`, 3), LPS.
+    """
+
+    rois: Integers
+    counts: Integers
+    points_mm: Floats
+
+
+def contours_by_slice(written: Attributes) -> dict[str, SliceContours]:
+    """The contours of an RTSTRUCT of our own by the slice that they name (as `Slice.key`), by `raw_parser`.
+
+    Raises:
+        GeometryProofError: A contour is not CLOSED_PLANAR, not of whole points, or has another number of them than it says.
+    """
+    found: dict[str, list[tuple[int, Floats]]] = {}
+    for region in items(written, _ROI_CONTOURS):
+        roi, contours = integer(region, _ROI), items(region, _CONTOURS)
+        for start in range(0, len(contours), _AT_ONCE):
+            some = contours[start : start + _AT_ONCE]
+            for contour, points_mm in zip(some, _points_of(some), strict=True):
+                found.setdefault(instance_key((items(contour, _IMAGES) or [{}])[0]), []).append((roi, points_mm))
+    return {key: _joined(drawn) for key, drawn in found.items()}
+
+
+def _joined(drawn: list[tuple[int, Floats]]) -> SliceContours:
+    rois, counts = np.array([roi for roi, _ in drawn]), np.array([len(points_mm) for _, points_mm in drawn])
+    return SliceContours(rois, counts, np.concatenate([points_mm for _, points_mm in drawn]))
+
+
+def _points_of(contours: list[Attributes]) -> list[Floats]:
+    """Shape (n, 3) each, LPS mm."""
+    counts = [integer(one, _COUNT) for one in contours]
+    data = [one.get(_DATA, b"").rstrip(b" \0") for one in contours]
+    for one, count, numbers in zip(contours, counts, data, strict=True):
+        if text(one, _KIND) != CLOSED[0] or count < 1 or numbers.count(b"\\") + 1 != 3 * count:
+            raise GeometryProofError(
+                f"a contour of type {text(one, _KIND)!r} that says it has {count} points holds {numbers.count(92) + 1} numbers"
+            )
+    return np.split(_decimals(b"\\".join(data)).reshape(-1, 3), np.cumsum(counts)[:-1])
+
+
+def _decimals(data: bytes) -> Floats:
+    """Numbers with backslashes between; those of three decimals, as we write them, all at once.
+
+    Raises:
+        GeometryProofError: Something is no finite number.
+    """
+    text = np.frombuffer(data, np.uint8)
+    ends = np.append(np.flatnonzero(text == ord("\\")), len(text))
+    starts = np.append(0, ends[:-1] + 1)
+    negative = text[np.minimum(starts, len(text) - 1)] == ord("-")
+    starts = starts + negative
+    if not _are_thousandths(text, starts, ends):
+        return _any_decimals(data)
+    value, scale = np.zeros(len(ends), dtype=np.int64), 1
+    for back in range(1, int((ends - starts).max()) + 1):
+        if back != 4:
+            digit = text[ends - back].astype(np.int64) - ord("0")
+            value += np.where(ends - back >= starts, digit, 0) * scale
+            scale *= 10
+    return np.where(negative, -value, value) / 1000.0
+
+
+def _are_thousandths(text: NDArray[np.uint8], starts: Integers, ends: Integers) -> bool:
+    """Whether between `starts`, behind a sign, and `ends` there are at most 15 digits, the last three behind a point."""
+    lengths = ends - starts
+    if lengths.min() < 5 or lengths.max() > 16 or not (text[ends - 4] == ord(".")).all():
+        return False
+    digits = np.count_nonzero((text >= ord("0")) & (text <= ord("9")))
+    return bool(digits == lengths.sum() - len(lengths))
+
+
+def _any_decimals(data: bytes) -> Floats:
+    try:
+        values = np.array([float(value) for value in data.split(b"\\")])
+    except ValueError as error:
+        raise GeometryProofError(f"the coordinates of a contour are no numbers ({error})") from error
+    if not np.isfinite(values).all():
+        raise GeometryProofError("the coordinates of a contour are not finite")
+    return values
+
+
+def check_regions(written: Attributes, segments: Sequence[Segment] | None, headers: Sequence[Dataset]) -> None:
+    """Pass if the regions of an RTSTRUCT, their observations and their contours have the same numbers, as the result has
+    them where its segments are known, and if its references are those of the source.
+    """
+    rois = [(integer(item, _ROI_NUMBER), {"name": text(item, _ROI_NAME)}) for item in items(written, _ROIS)]
+    observations = [
+        (integer(item, _REFERENCED_ROI), {"label": text(item, _OBSERVATION_LABEL), "type": coded(item, _ROI_CODE)})
+        for item in items(written, _OBSERVATIONS)
+    ]
+    drawn = [
+        (integer(item, _REFERENCED_ROI), {"colour": text(item, _ROI_COLOUR)}) for item in items(written, _ROI_CONTOURS)
+    ]
+    if not sorted(n for n, _ in rois) == sorted(n for n, _ in observations) == sorted(n for n, _ in drawn):
+        raise GeometryProofError("its regions, observations and contours are not of the same ROI numbers, each once")
+    if segments is not None:
+        compare("region", rois, {one.number: {"name": one.label.strip()} for one in segments})
+        compare("observation", observations, {one.number: _observation(one) for one in segments})
+        compare("colour", drawn, {one.number: {"colour": "\\".join(map(str, one.rgb))} for one in segments})
+    for item in items(written, _ROIS):
+        check_frame(text(item, _ROI_FRAME), headers[0])
+    frames = items(written, _ROI_FRAMES)
+    for frame in frames:
+        check_frame(text(frame, FRAME_OF_REFERENCE), headers[0])
+    studies = [study for frame in frames for study in items(frame, _ROI_STUDIES)]
+    if [text(study, INSTANCE) for study in studies] != [str(headers[0].StudyInstanceUID)]:
+        raise GeometryProofError("its contours refer to another study than that of the source")
+    check_images([series for study in studies for series in items(study, _ROI_SERIES)], _ROI_IMAGES, headers)
+
+
+def _observation(segment: Segment) -> Meaning:
+    return {"label": segment.label[:16].strip(), "type": code_text(segment.type)}

@@ -1,0 +1,59 @@
+"""Labels to a DICOM RT Structure Set and back.
+
+Contours are CLOSED_PLANAR, one set a slice, in LPS mm with three decimals. They run half-way between the
+centre of a voxel inside and the centre of its neighbour outside (level 0.5), so every voxel centre stays at
+least 0.35 voxels away from a contour and rounding cannot move it to the other side. Holes are joined to their
+outer contour by a keyhole: a bridge walked forth and back, the technique that PS3.3 C.8.8.6.3 names for
+CLOSED_PLANAR; it fills right under the even-odd and the winding rule. Parts that touch by a corner only are
+contours of their own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dicom_io import proof
+from dicom_io.errors import LabelError
+from dicom_io.objects import identity
+from dicom_io.objects.identity import ResultInfo
+from dicom_io.objects.labels import check_labels, in_slices
+from dicom_io.objects.odd_headers import refusing_odd_headers
+from dicom_io.objects.slice_positions import check_grid, slices_of
+from dicom_io.rtstruct.dataset import build_rtstruct
+from dicom_io.rtstruct.proof import prove_rtstruct
+from dicom_io.volume import Volume
+
+MIN_SPACING_MM = 0.01  # below, three decimals of a millimetre could move a contour over a voxel centre
+
+
+@refusing_odd_headers
+def write_rtstruct(labels: Volume, source: Volume, path: Path, result: ResultInfo, *, prove: bool = True) -> Path:
+    """Write labels as contours on the slices they were made from; approval status UNAPPROVED.
+
+    Args and errors are those of `write_seg`; labels that overlap (4D) are welcome. A segment without voxels
+    becomes a region without contours.
+    """
+    check_labels(labels, result)
+    _check_space(source)
+    if min(source.spacing_mm[:2]) < MIN_SPACING_MM:
+        raise LabelError(
+            f"the pixels are {min(source.spacing_mm[:2]):.5f} mm apart; at least {MIN_SPACING_MM} mm is "
+            "needed because contours are written with three decimals; write a SEG instead"
+        )
+    headers = identity.source_headers(source, of_each=False)
+    slices = slices_of(source, headers)
+    check_grid(labels, source, slices)
+    labels = in_slices(labels)
+    built = build_rtstruct(labels, source, headers, slices, result)
+    return proof.save_proved(
+        built.save,
+        path,
+        (lambda file: prove_rtstruct(file, labels, source, result.segments, headers)) if prove else None,
+    )
+
+
+def _check_space(source: Volume) -> None:
+    if source.planar:
+        raise LabelError(
+            "the source is a picture without patient space; contours are in millimetres of the patient; write a SEG"
+        )

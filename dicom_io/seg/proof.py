@@ -1,0 +1,215 @@
+"""The proof of a SEG: every frame is read again through `raw_parser` and compared with the result.
+
+`raw_parser` shares nothing with the writer. Of the reader for other software there is only `unpacked`, which unpacks
+single bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import imagecodecs
+import jpeg_ls
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from dicom_io.coding import Segment
+from dicom_io.errors import GeometryProofError
+from dicom_io.objects import identity, proof_headers
+from dicom_io.objects.proof_groups import (
+    PER_FRAME,
+    POSITION,
+    REFERENCED_SEGMENT,
+    SEGMENT,
+    SHARED,
+    check_dimensions,
+    check_groups,
+    parsed_plane,
+    parsed_source,
+)
+from dicom_io.objects.proof_headers import Meaning, cielab, cielab_of, code_text, coded, compare
+from dicom_io.objects.raw_parser import (
+    Attributes,
+    first_item,
+    integer,
+    items,
+    parse_file,
+    text,
+    whole,
+)
+from dicom_io.objects.slice_positions import slices_of
+from dicom_io.proof import Frame, SliceComparison
+from dicom_io.reading.instances import LABEL_MAP_STORAGE
+from dicom_io.seg.frames import unpacked
+from dicom_io.volume import Volume
+
+_SEGMENTATION_TYPE, _STEPS = 0x00620001, 0x0062000E
+_REFERENCED_SERIES, _REFERENCED_INSTANCES = 0x00081115, 0x0008114A
+_ROWS, _COLUMNS, _FRAME_COUNT, _PIXELS = 0x00280010, 0x00280011, 0x00280008, 0x7FE00010
+_ALLOCATED, _STORED, _HIGH_BIT, _PADDING = 0x00280100, 0x00280101, 0x00280102, 0x00280120
+_CLASS = 0x00080016
+_FORMS = {  # by SegmentationType: SOP class and bits allocated (PS3.3 C.8.20.2)
+    "BINARY": ("1.2.840.10008.5.1.4.1.1.66.4", (1,)),
+    "FRACTIONAL": ("1.2.840.10008.5.1.4.1.1.66.4", (8,)),
+    "LABELMAP": (LABEL_MAP_STORAGE, (8, 16)),
+}
+_RLE, _JPEG_LS = "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.80"
+_SEGMENTS, _SEGMENT_NUMBER, _SEGMENT_LABEL, _SEGMENT_COLOUR = 0x00620002, 0x00620004, 0x00620005, 0x0062000D
+_CATEGORY, _TYPE, _TYPE_MODIFIER = 0x00620003, 0x0062000F, 0x00620011
+_REGION, _REGION_MODIFIER = 0x00082218, 0x00082220
+
+
+def prove_seg(
+    path: Path,
+    result: Volume,
+    source: Volume,
+    segments: Sequence[Segment] | None = None,
+    headers: tuple[Dataset, ...] | None = None,
+) -> None:
+    """Pass if every voxel of a result, and none else, is in the SEG at the same place in millimetres, and the SEG says what
+    it holds and whose it is.
+
+    Args:
+        path: The written SEG (explicit VR); deleted on failure.
+        result: Shape (I, J, K) with label values, or (I, J, K, C) with channel c as segment c + 1: labels, or
+            probabilities 0 to 1 for a FRACTIONAL one, compared within half a step of its stored values.
+        source: The image that the SEG refers to.
+        segments: What the labels mean; None: only their numbers are compared.
+        headers: Of the source, from `identity.source_headers`; from its files where they are not given.
+
+    Raises:
+        GeometryProofError: A voxel is missing, added or misplaced, a frame lies off the slice that it names, or something
+            that the SEG says is not so.
+    """
+    with proof_headers.deleting(path, "SEG"):
+        written = parse_file(path)
+        headers = headers or identity.source_headers(source, of_each=False)
+        steps = whole(written, _STEPS) if text(written, _SEGMENTATION_TYPE) == "FRACTIONAL" else 0
+        check = SliceComparison(result, source, slices_of(source, headers), steps)
+        for frame in parsed_seg_frames(written):
+            check.frame(frame)
+        check.finish()
+        check_groups(written)
+        check_dimensions(written, check.shown)
+        proof_headers.check_owner(written, headers[0])
+        proof_headers.check_images(items(written, _REFERENCED_SERIES), _REFERENCED_INSTANCES, headers)
+        described = check_segments(written, segments, label_map=text(written, _SEGMENTATION_TYPE) == "LABELMAP")
+        check.are_described(described)
+
+
+def parsed_seg_frames(written: Attributes) -> Iterator[Frame]:
+    """Every frame of a SEG of our own, by `raw_parser`.
+
+    Raises:
+        GeometryProofError: Something is missing, its pixels are not of the form that its type has, or they are too few or
+            too many.
+    """
+    kind = _checked_form(written)
+    shared, groups = (items(written, SHARED) or [{}])[0], items(written, PER_FRAME)
+    placed = any(items(group, POSITION) for group in (shared, *groups[:1]))
+    if len(groups) != integer(written, _FRAME_COUNT):
+        raise GeometryProofError(f"{len(groups)} functional groups describe {integer(written, _FRAME_COUNT)} frames")
+    for own, pixels in zip(groups, _parsed_pixels(written), strict=True):
+        segment = 0 if kind == "LABELMAP" else whole(first_item(own, SEGMENT), REFERENCED_SEGMENT)
+        if segment == 0 and kind != "LABELMAP":
+            raise GeometryProofError(f"a frame of a {kind} segmentation names the segment 0; 1 or more is needed")
+        yield Frame(segment, parsed_plane(own, shared) if placed else None, parsed_source(own), pixels)
+
+
+def _checked_form(written: Attributes) -> str:
+    """The SegmentationType of a SEG whose class and pixels are as that type has them, in grey, 0 as black."""
+    kind = text(written, _SEGMENTATION_TYPE)
+    sop_class, bits = _FORMS.get(kind, ("", ()))
+    allocated = whole(written, _ALLOCATED)
+    wanted = {
+        _CLASS: (text(written, _CLASS), sop_class),
+        0x00020002: (text(written, 0x00020002), sop_class),
+        0x00020003: (text(written, 0x00020003), text(written, 0x00080018)),
+        0x00280004: (text(written, 0x00280004), "MONOCHROME2"),
+        0x00280002: (whole(written, 0x00280002), 1),
+        0x00280103: (whole(written, 0x00280103), 0),
+        _ALLOCATED: (allocated if allocated in bits else 0, allocated),
+        _STORED: (whole(written, _STORED), allocated),
+        _HIGH_BIT: (whole(written, _HIGH_BIT), allocated - 1),
+        _PADDING: (whole(written, _PADDING) if _PADDING in written else 0, 0),  # the background of a label map
+    }
+    for tag, (found, meant) in wanted.items():
+        if found != meant:
+            raise GeometryProofError(
+                f"of a {kind or 'missing'} segmentation type the attribute {tag:08X} is {found}; {meant or 'none'} is needed"
+            )
+    return kind
+
+
+def _parsed_pixels(written: Attributes) -> Iterator[NDArray]:
+    rows, columns, bits = (whole(written, tag) for tag in (_ROWS, _COLUMNS, _ALLOCATED))
+    count, content = integer(written, _FRAME_COUNT), written.get(_PIXELS)
+    if content is None:
+        raise GeometryProofError("the written file has no pixel data")
+    kind, syntax = np.dtype("<u2" if bits == 16 else "u1"), text(written, 0x00020010)
+    if isinstance(content, list):
+        if len(content) != count + 1:
+            raise GeometryProofError(f"the written file has {len(content) - 1} compressed frames, {count} are needed")
+        yield from (_decoded(part, syntax, kind).reshape(rows, columns) for part in content[1:])
+        return
+    needed = -(-rows * columns * count * bits // 8)
+    if len(content) != needed + needed % 2:
+        raise GeometryProofError(
+            f"the written file has {len(content)} bytes of pixels, {needed + needed % 2} are needed"
+        )
+    if bits == 1:
+        yield from unpacked(content, rows, columns, count)
+    else:
+        yield from np.frombuffer(content, kind, count * rows * columns).reshape(count, rows, columns)
+
+
+def _decoded(part: bytes, syntax: str, kind: np.dtype) -> NDArray:
+    """One compressed frame, by another codec than the one that wrote it where there is one."""
+    if syntax == _RLE:
+        return np.frombuffer(imagecodecs.dicomrle_decode(part, kind), kind)
+    if syntax == _JPEG_LS:
+        return np.frombuffer(jpeg_ls.decode_buffer(part)[0], kind)
+    raise GeometryProofError(f"the written file has the transfer syntax {syntax}, which the proof does not read")
+
+
+def check_segments(written: Attributes, segments: Sequence[Segment] | None, *, label_map: bool) -> set[int]:
+    """The numbers of the segments that a SEG describes, each once; as the result has them, where its segments are known.
+
+    Args:
+        written: The SEG.
+        segments: Of the result; None where they are not known.
+        label_map: It may describe the background, number 0.
+    """
+    described = [(whole(item, _SEGMENT_NUMBER), item) for item in items(written, _SEGMENTS)]
+    found = [(number, _meaning_of(item)) for number, item in described if number or not label_map]
+    if segments is not None:
+        compare("segment", found, {segment.number: _segment_meaning(segment) for segment in segments})
+    return {number for number, _ in found}
+
+
+def _meaning_of(item: Attributes) -> Meaning:
+    kind, region = ((items(item, tag) or [{}])[0] for tag in (_TYPE, _REGION))
+    return {
+        "label": text(item, _SEGMENT_LABEL),
+        "category": coded(item, _CATEGORY),
+        "type": coded(item, _TYPE),
+        "type modifier": coded(kind, _TYPE_MODIFIER),
+        "region": coded(item, _REGION),
+        "region modifier": coded(region, _REGION_MODIFIER),
+        "colour": cielab(item, _SEGMENT_COLOUR),
+    }
+
+
+def _segment_meaning(segment: Segment) -> Meaning:
+    modifier = segment.anatomic_region_modifier if segment.anatomic_region else None
+    return {
+        "label": segment.label.strip(),
+        "category": code_text(segment.category),
+        "type": code_text(segment.type),
+        "type modifier": code_text(segment.type_modifier),
+        "region": code_text(segment.anatomic_region),
+        "region modifier": code_text(modifier),
+        "colour": cielab_of(segment),
+    }

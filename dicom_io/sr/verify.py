@@ -1,0 +1,159 @@
+"""A report that a person verified: a new version of it, with their name and comment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import highdicom as hd
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+
+from dicom_io import proof
+from dicom_io.errors import LabelError
+from dicom_io.objects import identity
+from dicom_io.objects.odd_headers import refusing_odd_headers
+from dicom_io.objects.patient_and_study import can_hold, transcribed
+from dicom_io.reading.headers import is_person_name
+from dicom_io.sr.proof import prove_verified
+from dicom_io.sr.write import load_report
+
+LONGEST_NAME = 64  # PN, LO: PS3.5 6.2
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Who verified a report, for whom, and when.
+
+    Attributes:
+        observer: The person's name as DICOM has it, Family^Given^Middle^Prefix^Suffix; 1 to 64 characters.
+        organization: Which they answer for; 1 to 64 characters.
+        moment: When they did, with a time zone.
+        comment: What they say about the result; empty where they say nothing.
+
+    Raises:
+        LabelError: A name is empty, too long or of several lines, the observer's is no person's, or the moment has no time
+            zone.
+    """
+
+    observer: str
+    organization: str
+    moment: datetime
+    comment: str = ""
+
+    def __post_init__(self) -> None:
+        for what in ("observer", "organization"):
+            name = getattr(self, what)
+            if not name.strip() or len(name) > LONGEST_NAME or not name.isprintable() or "\\" in name:
+                raise LabelError(
+                    f"the {what} of a verification has {len(name)} characters; 1 to {LONGEST_NAME} printable ones without a "
+                    "backslash are needed, because a verified report says who answers for it; give the name"
+                )
+        if not is_person_name(self.observer):
+            raise LabelError(
+                "the observer of a verification has no person's name; Family^Given is needed, because a person answers for a "
+                "verified report; give the name as DICOM has it"
+            )
+        if self.moment.utcoffset() is None:
+            raise LabelError("the moment of a verification has no time zone; one is needed; give it, or use UTC")
+
+
+@refusing_odd_headers
+def write_verified_sr(report: Path, path: Path, verification: Verification, *, unsent: bool = False) -> Path:
+    """Write a new version of a report: VERIFIED and FINAL, by whom and when, with their comment, and all else as it was.
+
+    It is in a series of its own, whose description begins with VERIFIED and whose number is BY_A_PERSON higher, so that lists
+    of series tell it from the unverified one.
+
+    Args:
+        report: From `write_sr`, or any other complete Comprehensive 3D SR that is not verified. It stays as it is.
+        path: Target file, replaced if it exists.
+        verification: Who verified it. Letters of the comment that the report's character set does not have are written
+            without their marks, or as question marks.
+        unsent: Nobody has the report: the verified one names no version of it, but the predecessors that the report has.
+
+    Returns:
+        `path`. The new version names the old one as its predecessor, unless `unsent`. The same report and verification give
+        the same bytes.
+
+    Raises:
+        LabelError: The report is of another class, incomplete or verified already, or its character set cannot hold a name.
+        UnreadableFileError: The report cannot be read.
+        GeometryProofError: What was written differs in more than was meant; no file is left.
+    """
+    document = load_report(report)
+    _check_verifiable(document, report)
+    predecessors = list(document.get("PredecessorDocumentsSequence") or []) if unsent else [_predecessor_item(document)]
+    observer = Dataset()
+    observer.VerifyingObserverName = _as_text(verification.observer, document)
+    observer.VerifyingOrganization = _as_text(verification.organization, document)
+    observer.VerificationDateTime = verification.moment.strftime("%Y%m%d%H%M%S%z")
+    observer.VerifyingObserverIdentificationCodeSequence = []  # Type 2, PS3.3 C.17.2
+    said = (
+        str(observer[tag].value) for tag in ("VerifyingObserverName", "VerifyingOrganization", "VerificationDateTime")
+    )
+    comment = [transcribed(verification.comment, document)] if verification.comment.strip() else []
+    document.SOPInstanceUID = identity.derived_uid("SR", "verified", str(document.SOPInstanceUID), *said, *comment)
+    document.SeriesInstanceUID = identity.derived_uid("SR", "verified series", str(document.SeriesInstanceUID))
+    document.SeriesNumber = _verified_number(document)
+    document.SeriesDescription = _verified_description(document)
+    for text_said in comment:
+        document.ContentSequence.append(_comment(text_said, transcribed(verification.observer, document)))
+    document.file_meta.MediaStorageSOPInstanceUID = document.SOPInstanceUID
+    document.InstanceNumber = int(document.get("InstanceNumber") or 0) + 1
+    document.VerificationFlag, document.PreliminaryFlag = "VERIFIED", "FINAL"
+    document.VerifyingObserverSequence = [observer]
+    if predecessors:
+        document.PredecessorDocumentsSequence = predecessors
+    return proof.save_proved(document, path, lambda file: prove_verified(file, report, comment))
+
+
+def _verified_number(document: Dataset) -> int:
+    """Another than the report's own, of which a corrected one has BY_A_PERSON already."""
+    number = int(document.get("SeriesNumber") or 0)
+    return number + (0 if number >= identity.BY_A_PERSON else identity.BY_A_PERSON)
+
+
+def _verified_description(document: Dataset) -> str:
+    """VERIFIED and what the report has; cut in the middle, so that the end ("7 images, SR RESEARCH") stays."""
+    found = str(document.get("SeriesDescription") or "SR")
+    head, comma, tail = found.partition(", ")
+    room = LONGEST_NAME - len("VERIFIED ") - len(comma + tail)
+    return f"VERIFIED {head[: max(room, 0)]}{comma}{tail}"[:LONGEST_NAME]
+
+
+def _comment(said: str, who: str) -> Dataset:
+    """A comment and the person whose it is, where the rest of the report is a device's."""
+    item = hd.sr.TextContentItem(codes.DCM.Comment, said, hd.sr.RelationshipTypeValues.CONTAINS)
+    person = hd.sr.PersonObserverIdentifyingAttributes(name=who)
+    item.ContentSequence = hd.sr.ContentSequence(hd.sr.ObserverContext(codes.DCM.Person, person))
+    return item
+
+
+def _check_verifiable(document: Dataset, report: Path) -> None:
+    found = document.get("CompletionFlag"), document.get("VerificationFlag")
+    if found != ("COMPLETE", "UNVERIFIED"):
+        raise LabelError(
+            f"the report {report.name} is {found[0]} and {found[1]}; one that is COMPLETE and UNVERIFIED is needed to be "
+            "verified; take the report that the software wrote"
+        )
+
+
+def _as_text(name: str, document: Dataset) -> str:
+    """The name, if the report's character set can hold it: any other would be written as question marks."""
+    if not can_hold(name, document):
+        raise LabelError(
+            f"a name of the verification has characters that the report's character set "
+            f"({document.get('SpecificCharacterSet') or 'ASCII'}) does not hold; one in its letters is needed; transcribe it"
+        )
+    return name
+
+
+def _predecessor_item(document: Dataset) -> Dataset:
+    """The report itself, as an item of PredecessorDocumentsSequence (PS3.3 table C.17-3)."""
+    study, series, instance = Dataset(), Dataset(), Dataset()
+    instance.ReferencedSOPClassUID, instance.ReferencedSOPInstanceUID = document.SOPClassUID, document.SOPInstanceUID
+    series.SeriesInstanceUID, series.ReferencedSOPSequence = document.SeriesInstanceUID, [instance]
+    study.StudyInstanceUID, study.ReferencedSeriesSequence = document.StudyInstanceUID, [series]
+    return study
