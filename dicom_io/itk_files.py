@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -59,6 +60,7 @@ def write_itk(array: NDArray, volume: Volume, path: Path) -> Path:
 
     Raises:
         LabelError: A sheared grid, which ITK's direction cosines cannot hold without harm.
+        OSError: The file could not be written whole.
     """
     cosines = direction_cosines(volume)
     if cosines is None:
@@ -75,10 +77,20 @@ def write_itk(array: NDArray, volume: Volume, path: Path) -> Path:
     part = path.with_name(f".{os.getpid()}.part{path.suffix}")
     try:
         SimpleITK.WriteImage(image, str(part), useCompression=True)
+        _check_written(image, SimpleITK.ReadImage(str(part)), path)
         os.replace(part, path)
+    except RuntimeError as error:
+        raise OSError(errno.EIO, f"ITK did not write the whole file: {_last_line(error)}", str(path)) from error
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+def _check_written(image: SimpleITK.Image, written: SimpleITK.Image, path: Path) -> None:
+    """Raises OSError if other voxels were written: ITK's writers do not report a full disk."""
+    expected, values = (SimpleITK.GetArrayViewFromImage(volume).ravel() for volume in (image, written))
+    if not np.array_equal(values, expected, equal_nan=expected.dtype.kind == "f"):
+        raise OSError(errno.EIO, "the file does not hold the voxels that were written", str(path))
 
 
 def direction_cosines(volume: Volume) -> NDArray[np.float64] | None:

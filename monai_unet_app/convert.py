@@ -1,5 +1,7 @@
-"""NIfTI cases to DICOM: an MR or CT series and the labels' SEG for each, so that DICOM work can be tried on any images. And
-regions of a structure set to a label file, for training.
+"""Conversions between DICOM and other formats.
+
+NIfTI cases become an MR or CT series, with a SEG of their labels, so that DICOM work can be tried on any images. Regions of a
+structure set become a label file to train with.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from monai_unet_app.data.read import has_ending, read_volume
 from monai_unet_app.errors import InputRefusedError, UsageError
 
 LABEL_ENDINGS = (".nrrd", ".mha")
-"""Of files that `label_file` writes."""
+"""File name endings that `label_file` writes."""
 
 
 def dicomize_cases(
@@ -40,18 +42,19 @@ def dicomize_cases(
         cases: NIfTI images, with or without labels.
         output: Gets one folder for each case.
         segments: What the label values mean; needed with labels.
-        step: Told each case's id when it is done.
+        step: Called with the id of each case when it is done.
         modality: What the series are: MR, or CT with values in HU.
 
     Returns:
-        One row a case with the largest rounding of an intensity (in the image's own units), and what went wrong.
+        One row for each converted case with the largest rounding error of an intensity (in the image's own units), and one
+        sentence for each case that failed.
     """
     rows, problems = [], []
     for case in cases:
         try:
             image = read_volume(case.image)
             labels = read_labels(case.label, image) if case.label else None
-            made = dicomize(
+            converted = dicomize(
                 image,
                 output / case.id,
                 labels=labels,
@@ -67,14 +70,13 @@ def dicomize_cases(
                 f"{case.id}: its series could not be written ({error.strerror}); free space or choose another output"
             )
         else:
-            rows.append(
-                {
-                    "id": case.id,
-                    "series": str(made.series_folder),
-                    "seg": str(made.seg) if made.seg else None,
-                    "max_rounding_error": made.max_rounding_error,
-                }
-            )
+            row = {
+                "id": case.id,
+                "series": str(converted.series_folder),
+                "seg": str(converted.seg) if converted.seg else None,
+                "max_rounding_error": converted.max_rounding_error,
+            }
+            rows.append(row)
         step(case.id)
     return rows, problems
 
@@ -82,37 +84,45 @@ def dicomize_cases(
 def label_file(
     structure_set: Path, image: Path, names: Sequence[str], output: Path, options: ReadOptions | None = None
 ) -> list[dict[str, Any]]:
-    """Writes regions of a structure set as one label map on their image's grid: the first name is label 1, and so on.
+    """Writes regions of a structure set as one label map on the grid of their image: the first name is label 1, and so on.
 
     Args:
-        structure_set: An RTSTRUCT by whatever software.
-        image: The series that it was drawn on: a folder or a file.
-        names: ROINames. Where regions overlap, the later one has the voxel.
+        structure_set: An RTSTRUCT by any software.
+        image: The series on which the regions were drawn: a folder or a file.
+        names: ROINames. Where regions overlap, the voxel gets the label of the later name.
         output: Ends in .nrrd or .mha.
         options: How to read the series.
 
     Returns:
-        One row a region: label, name, voxels that it has in the file, and voxels that a later region has instead.
+        One row for each region: label, name, number of voxels in the file, and number of voxels that a later region took.
 
     Raises:
         UsageError: The output has another ending.
-        InputRefusedError: The series, the structure set or a name is refused; the grid is sheared; nothing can be written.
+        InputRefusedError: The series, the structure set or a name is refused; the grid is sheared; the file cannot be
+            written.
     """
     if not has_ending(output, LABEL_ENDINGS):
         raise UsageError(f"--output {output.name} is no label file; give one that ends in {' or '.join(LABEL_ENDINGS)}")
     volume = read_volume(image, options)
     try:
         regions = read_regions(structure_set, volume, names).array
-        labels = np.zeros(regions.shape[:3], np.uint8 if len(names) < 256 else np.uint16)
-        for number in range(1, len(names) + 1):
-            labels[regions[..., number - 1] > 0] = number
+    except DicomIoError as error:
+        raise InputRefusedError(f"{structure_set.name}: {error}") from error
+    labels = np.zeros(regions.shape[:3], np.uint8 if len(names) < 256 else np.uint16)
+    for number in range(1, len(names) + 1):
+        labels[regions[..., number - 1] > 0] = number
+    try:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_itk(labels, volume, output)
     except DicomIoError as error:
-        raise InputRefusedError(f"{structure_set.name}: {error}") from error
+        raise InputRefusedError(f"{output.name}: {error}") from error
+    except OSError as error:
+        raise InputRefusedError(
+            f"{output.name} could not be written ({error.strerror}); free space or choose another --output"
+        ) from error
     kept = np.bincount(labels.ravel(), minlength=len(names) + 1)[1:].tolist()
     drawn = regions.reshape(-1, len(names)).sum(axis=0).tolist()
     return [
-        {"label": number, "name": name, "voxels": here, "overlapped": all_in_all - here}
-        for number, (name, here, all_in_all) in enumerate(zip(names, kept, drawn, strict=True), start=1)
+        {"label": number, "name": name, "voxels": kept[number - 1], "overlapped": drawn[number - 1] - kept[number - 1]}
+        for number, name in enumerate(names, start=1)
     ]

@@ -19,23 +19,17 @@ import numpy as np
 import pydicom
 import pytest
 from conftest import REPOSITORY
-from phantoms import CT_IMAGE, lopsided_array, oblique_affine, write_mr_series
+from phantoms import CT_IMAGE, write_mr_series
 from PIL import Image
-from pydicom.sr.codedict import codes
 from pydicom.uid import RLELossless, generate_uid
 from rich.console import Console
 from shell import Run, shell
 
-from dicom_io.coding import Segment
-from dicom_io.objects.identity import ResultInfo
-from dicom_io.read import read_series
-from dicom_io.rtstruct import write_rtstruct
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle_folder import BundleFiles
 from monai_unet_app.cli import show
 from monai_unet_app.cli.parser import build_parser
 from monai_unet_app.confidence.fitted_to import fitted_to
-from monai_unet_app.data.read import read_volume
 
 BUNDLE = str(REPOSITORY / "bundles" / "hippocampus_mri_unet3d")
 VERBS = [
@@ -322,32 +316,6 @@ def test_dicomize_converts_the_good_case_and_lists_the_bad_one(
     assert [name for name in names if not name.startswith("a/mr/")] == ["a/seg.dcm"]
     assert len(names) == 33 + 1
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_dir() and path.name.startswith(".")]
-
-
-def test_regions_become_the_label_file_that_their_names_ask_for(run: Run, tmp_path: Path) -> None:
-    write_mr_series(tmp_path / "series", lopsided_array(), oblique_affine())
-    volume = read_series(tmp_path / "series")
-    drawn = np.zeros((*volume.shape, 2), bool)
-    drawn[1:6, 2:7, 1:5, 0], drawn[4:8, 3:9, 2:6, 1] = True, True
-    names = ("Liver", "Tumour")
-    segments = tuple(Segment(n, name, codes.SCT.Organ, codes.SCT.Liver) for n, name in enumerate(names, 1))
-    result = ResultInfo(segments, "network", "1", "0" * 64)
-    path = write_rtstruct(volume.with_array(drawn), volume, tmp_path / "r.dcm", result)
-    words = [path, "--image", tmp_path / "series", "--roi", "Tumour", "Liver"]
-    answer = run("regions", *words, "--output", tmp_path / "labels" / "a.nrrd", "--json")
-    assert answer.code == 0, answer.err
-    both = int((drawn[..., 0] & drawn[..., 1]).sum())
-    assert [row["overlapped"] for row in json.loads(answer.out)["regions"]] == [both, 0]
-    labels = read_volume(tmp_path / "labels" / "a.nrrd")
-    np.testing.assert_array_equal(labels.array, np.where(drawn[..., 0], 2, drawn[..., 1]))
-    np.testing.assert_allclose(labels.affine_lps, volume.affine_lps, atol=1e-6)
-    for more, says in (
-        (["--output", tmp_path / "a.nii.gz"], "ends in .nrrd or .mha"),
-        (["--output", tmp_path / "a.mha", "--roi", "Spleen"], "the structure set has Liver, Tumour"),
-    ):
-        refused = run("regions", *words, *more)
-        assert refused.code in (2, 3)
-        assert says in " ".join(refused.err.split())
 
 
 def test_dicomize_refuses_what_is_dicom_or_a_picture_already(run: Run, crop: Volume, tmp_path: Path) -> None:

@@ -1,0 +1,164 @@
+"""`monai-unet regions`: a label file from the regions of a structure set, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from phantoms import lopsided_array, oblique_affine, tilted_affine, write_mr_series
+from pydicom.sr.codedict import codes
+from shell import Run, shell
+
+from dicom_io.coding import Segment
+from dicom_io.itk_files import write_itk
+from dicom_io.objects.identity import ResultInfo
+from dicom_io.read import read_series
+from dicom_io.rtstruct import write_rtstruct
+from dicom_io.seg import write_seg
+from dicom_io.volume import Volume
+from monai_unet_app.convert import label_file
+from monai_unet_app.data.read import read_volume
+from monai_unet_app.errors import InputRefusedError
+
+run = pytest.fixture(shell)
+NAMES = ("Liver", "Tumour")
+RESULT = ResultInfo(
+    tuple(Segment(n, name, codes.SCT.Organ, codes.SCT.Liver) for n, name in enumerate(NAMES, 1)),
+    "network",
+    "1",
+    "0" * 64,
+)
+
+
+def drawn_on(volume: Volume) -> NDArray[np.bool_]:
+    """Liver and tumour, which overlap, shape (I, J, K, 2)."""
+    drawn = np.zeros((*volume.shape, 2), bool)
+    drawn[1:6, 2:7, 1:5, 0], drawn[4:8, 3:9, 2:6, 1] = True, True
+    return drawn
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Volume:
+    write_mr_series(tmp_path / "series", lopsided_array(), oblique_affine())
+    return read_series(tmp_path / "series")
+
+
+@pytest.fixture
+def structure_set(volume: Volume, tmp_path: Path) -> Path:
+    return write_rtstruct(volume.with_array(drawn_on(volume)), volume, tmp_path / "r.dcm", RESULT)
+
+
+@contextmanager
+def largest_file(size_bytes: int) -> Iterator[None]:
+    """While it is entered, this process can write no larger file: what a full disk does to a large file."""
+    usual, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (usual, most))
+
+
+def test_regions_become_the_label_file_that_their_names_ask_for(
+    run: Run, volume: Volume, structure_set: Path, tmp_path: Path
+) -> None:
+    drawn = drawn_on(volume)
+    words = [structure_set, "--image", tmp_path / "series", "--roi", "Tumour", "Liver"]
+    answer = run("regions", *words, "--output", tmp_path / "labels" / "a.nrrd", "--json")
+    assert answer.code == 0, answer.err
+    both = int((drawn[..., 0] & drawn[..., 1]).sum())
+    assert [row["overlapped"] for row in json.loads(answer.out)["regions"]] == [both, 0]
+    labels = read_volume(tmp_path / "labels" / "a.nrrd")
+    np.testing.assert_array_equal(labels.array, np.where(drawn[..., 0], 2, drawn[..., 1]))
+    np.testing.assert_allclose(labels.affine_lps, volume.affine_lps, atol=1e-6)
+    for more, says in (
+        (["--output", tmp_path / "a.nii.gz"], "ends in .nrrd or .mha"),
+        (["--output", tmp_path / "a.mha", "--roi", "Spleen"], "the structure set has Liver, Tumour"),
+    ):
+        refused = run("regions", *words, *more)
+        assert refused.code in (2, 3)
+        assert says in " ".join(refused.err.split())
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"rtstruct": "seg.dcm"}, "has SOP class 1.2.840.10008.5.1.4.1.1.66.4; an RT Structure Set is needed"),
+        ({"rtstruct": "series"}, "not a regular file"),
+        ({"rtstruct": "absent.dcm"}, "No such file or directory"),
+        ({"image": "absent"}, "absent does not exist"),
+        ({"image": "seg.dcm"}, "found no image series"),
+        ({"flags": ("--channels", "1.2,1.3")}, "1.2"),
+        ({"flags": ("--channels", "1.2,1.3", "--time-point", "1")}, "leave --series, --time-point"),
+        ({"flags": ("--time-point", "2")}, "has 1 time point; number 2 was asked for"),
+        ({"output": "below/a.nrrd"}, "cannot be written (Not a directory)"),
+        ({"output": "folder.nrrd"}, "folder.nrrd could not be written (Is a directory)"),
+        ({"output": "x" * 300 + ".nrrd"}, "could not be written (File name too long)"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, dict) else "",
+)
+def test_regions_refuses_with_a_reason_and_leaves_nothing(
+    changed: dict[str, str | tuple[str, ...]], says: str, run: Run, volume: Volume, structure_set: Path, tmp_path: Path
+) -> None:
+    labels = np.zeros(volume.shape, np.uint8)
+    labels[1:4, 2:5, 1:4], labels[5:8, 3:9, 2:6] = 1, 2
+    write_seg(volume.with_array(labels), volume, tmp_path / "seg.dcm", RESULT)
+    (tmp_path / "below").write_text("a file")
+    (tmp_path / "folder.nrrd").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    words = {"rtstruct": "r.dcm", "image": "series", "output": "a.nrrd"} | changed
+    answer = run(
+        "regions",
+        tmp_path / str(words["rtstruct"]),
+        *("--image", tmp_path / str(words["image"]), "--roi", *NAMES),
+        *("--output", tmp_path / str(words["output"]), *changed.get("flags", ())),
+    )
+    assert answer.code in (2, 3)
+    assert says in " ".join(answer.err.split())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_regions_of_a_tilted_series_need_a_right_angled_grid(run: Run, tmp_path: Path) -> None:
+    write_mr_series(tmp_path / "tilted", lopsided_array(), tilted_affine())
+    tilted = read_series(tmp_path / "tilted")
+    path = write_rtstruct(tilted.with_array(drawn_on(tilted)), tilted, tmp_path / "r.dcm", RESULT)
+    words = [path, "--image", tmp_path / "tilted", "--roi", *NAMES, "--output", tmp_path / "a.nrrd"]
+    refused = run("regions", *words)
+    assert refused.code == 3
+    assert "a.nrrd: the grid is sheared (gantry tilt)" in refused.err
+    assert not (tmp_path / "a.nrrd").exists()
+    assert run("regions", *words, "--resample-tilt").code == 0
+    upright = read_volume(tmp_path / "a.nrrd")
+    steps = upright.affine_lps[:3, :3] / upright.spacing_mm
+    np.testing.assert_allclose(steps.T @ steps, np.eye(3), atol=1e-6)
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+def test_a_label_file_that_a_full_disk_cuts_off_is_refused(
+    ending: str, volume: Volume, structure_set: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "labels" / f"a{ending}"
+    with largest_file(100), pytest.raises(InputRefusedError, match=rf"^a{ending} could not be written \(.*free space"):
+        label_file(structure_set, tmp_path / "series", NAMES, output)
+    assert list(output.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+@pytest.mark.parametrize("channels", [(), (1,), (2,)])
+def test_an_itk_file_is_written_whole_or_not_at_all(
+    channels: tuple[int, ...], ending: str, volume: Volume, tmp_path: Path
+) -> None:
+    values = np.random.default_rng(0).random((*volume.shape, *channels), np.float32)
+    path = tmp_path / f"a{ending}"
+    write_itk(values, volume, path)
+    before = path.read_bytes()
+    with largest_file(1000), pytest.raises(OSError, match=r"ITK did not write the whole file|does not hold the voxels"):
+        write_itk(values + 1, volume, path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.glob(".*")] == []
