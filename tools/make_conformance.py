@@ -489,7 +489,7 @@ Files with preamble and File Meta Information are read, and those without. A fil
 
 Any SOP class with pixels and rows, single-frame, multi-frame with functional groups, or a Siemens mosaic: grey values of one
 even stack in patient space, or one picture (grey, RGB, YBR or PALETTE COLOR) without it. At most {MAX_VOXELS} voxels.
-Slices at one position are told apart by {", ".join(kept_attributes.MARKS)}; by {kept_attributes.RUNNING_NUMBER} only
+Slices at one position are told apart by {", ".join(kept_attributes.DISTINGUISHING)}; by {kept_attributes.RUNNING_NUMBER} only
 where nothing else does, and where it runs stack by stack or position by position.
 
 Tolerated, and noted: slices off an even grid by up to {JITTER_SHARE:.0%} of the gap and {MAX_JITTER_MM:g} mm; a stack

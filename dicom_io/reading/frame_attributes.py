@@ -1,7 +1,7 @@
-"""What tells the slices of a series apart besides their place: each attribute's values, compared as what they are.
+"""What tells the slices of a series apart besides their position: the values of each attribute, compared by their kind.
 
-Numbers are compared as numbers: "4.60" is 4.6, and a value that wanders by less than a tolerance from slice to slice
-is one value. Clocks are counted in seconds. Words are compared letter by letter.
+Numbers are compared as numbers: "4.60" equals 4.6, and values that differ by less than a tolerance from slice to slice count as
+one value. Times of day are compared in seconds, words letter by letter.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ import numpy as np
 
 from dicom_io.reading.frames import Frame
 from dicom_io.reading.headers import shown
-from dicom_io.reading.kept_attributes import CLOCKS, MARKS, SETTINGS
+from dicom_io.reading.kept_attributes import CLOCKS, DISTINGUISHING, SETTINGS
 
 WORDS = frozenset({"ComplexImageComponent", "ImageType", "FrameType", "ConvolutionKernel", "StackID"})
 
 SAME_RELATIVE, SAME_ABSOLUTE = 0.01, 0.01
-"""How far two neighbouring values of a setting may lie apart and be one: 1 % or 0.01 ms, s/mm2. Scanners round to 0.001 and
-nudge an echo by a few of those from slice to slice; the echoes of one train lie some percent apart even at its late end.
+"""How far two neighbouring values of a setting may lie apart and count as one: 1 %, or 0.01 ms or s/mm2. Scanners round to
+0.001 and shift an echo by a few of those from slice to slice; the echoes of one train lie some percent apart even at its end.
 """
 
 SAME_DIRECTION = 1e-3
 """The same for each component of a gradient's unit vector, 0.06 degrees; directions of one scheme lie degrees apart."""
 
-MOST_VALUES, LONGEST_VALUE = 6, 64
+MAX_VALUES, LONGEST_VALUE = 6, 64
 """How many values of an attribute a message lists, and how many characters of each."""
 
 _TIME = re.compile(r"(?P<hour>\d\d)(?P<minute>\d\d)?(?P<second>\d\d(\.\d{1,6})?)?([+-]\d{4})?")
 _DAY_S = 86400.0
-_MOST_COMPONENTS = 16  # of one value; a direction has 3, the inversions before one picture are one or two
+_MAX_COMPONENTS = 16  # of one value; a direction has 3, the inversions before one picture are one or two
 
 
 @dataclass(frozen=True)
-class Mark:
+class FrameAttribute:
     """What one attribute says of each of N frames.
 
     Attributes:
         keyword: The attribute.
-        texts: N values as a message shows them, "none" where it is absent or not of its kind.
+        texts: N values as a message shows them; "none" where the attribute is absent or not of its kind.
         numbers: N tuples: the value of a number, the components of a vector, the seconds of a clock; empty for words and
-            where absent.
-        labels: N counts from 0, the same for the same value; they grow with it, absent comes first.
+            absent values.
+        labels: N counts from 0, equal for equal values; they grow with the value, and absent values come first.
     """
 
     keyword: str
@@ -53,8 +53,8 @@ class Mark:
     numbers: tuple[tuple[float, ...], ...]
     labels: tuple[int, ...]
 
-    def told(self, members: Sequence[int]) -> str:
-        """The value that these frames share, or from the least to the greatest."""
+    def range_text(self, members: Sequence[int]) -> str:
+        """The value that these frames share, or their range from least to greatest."""
         ordered = sorted(members, key=lambda index: (self.labels[index], self.numbers[index], self.texts[index]))
         first, last = ordered[0], ordered[-1]
         if self.numbers[first] == self.numbers[last] and self.labels[first] == self.labels[last]:
@@ -66,45 +66,45 @@ class Mark:
         alike: dict[int, list[int]] = {}
         for index in members:
             alike.setdefault(self.labels[index], []).append(index)
-        return [self.told(alike[label]) for label in sorted(alike)]
+        return [self.range_text(alike[label]) for label in sorted(alike)]
 
 
-def marks_of(frames: Sequence[Frame]) -> list[Mark]:
+def differing_attributes(frames: Sequence[Frame]) -> list[FrameAttribute]:
     """The attributes in which the frames differ: times first, then counts, then settings."""
-    held = [dict(frame.marks) for frame in frames]
-    found = [_mark(keyword, [one.get(keyword, "") for one in held]) for keyword in MARKS]
-    return [mark for mark in found if len(set(mark.labels)) > 1]
+    headers = [dict(frame.distinguishing) for frame in frames]
+    attributes = [_attribute(keyword, [header.get(keyword, "") for header in headers]) for keyword in DISTINGUISHING]
+    return [attribute for attribute in attributes if len(set(attribute.labels)) > 1]
 
 
 def component(image_type: str) -> str:
-    """M, P, R or I where the third word of ImageType says so, or the fourth as Philips has it (PHASE MAP\\P); else ""."""
+    """M, P, R or I if the third word of ImageType says so, or the fourth as Philips has it (PHASE MAP\\P); else ""."""
     words = [word.split("_")[0] for word in image_type.upper().split("\\")[2:4]]
     return next((word for word in words if word in ("M", "P", "R", "I")), "")
 
 
 def listed_values(values: Sequence[str]) -> str:
-    """The first of many values as a message may hold them."""
-    found = [shown(value[:LONGEST_VALUE])[:LONGEST_VALUE] for value in values[:MOST_VALUES]]
-    return " / ".join(found) + (f" / and {len(values) - MOST_VALUES} more" if len(values) > MOST_VALUES else "")
+    """The first MAX_VALUES of the values, as a message may show them."""
+    texts = [shown(value[:LONGEST_VALUE])[:LONGEST_VALUE] for value in values[:MAX_VALUES]]
+    return " / ".join(texts) + (f" / and {len(values) - MAX_VALUES} more" if len(values) > MAX_VALUES else "")
 
 
-def _mark(keyword: str, texts: Sequence[str]) -> Mark:
+def _attribute(keyword: str, texts: Sequence[str]) -> FrameAttribute:
     if keyword in WORDS:
         ordered = sorted(set(texts), key=lambda text: (_numbers(text) or (math.inf,), text))
         words = {text: label for label, text in enumerate(ordered)}
-        return Mark(keyword, _or_none(texts), ((),) * len(texts), tuple(words[text] for text in texts))
+        return FrameAttribute(keyword, _or_none(texts), ((),) * len(texts), tuple(words[text] for text in texts))
     if keyword in CLOCKS:
-        seconds = _unwrapped([_seconds(text, with_date="Date" in keyword) for text in texts])
+        seconds = _past_midnight([_seconds(text, with_date="Date" in keyword) for text in texts])
         start = min((value[0] for value in seconds if value), default=0.0)
-        told = [f"+{value[0] - start:.6g} s" if value else "" for value in seconds]
-        return Mark(keyword, _or_none(told), tuple(seconds), _labels(seconds, 0.0, 0.0))
+        since_start = [f"+{value[0] - start:.6g} s" if value else "" for value in seconds]
+        return FrameAttribute(keyword, _or_none(since_start), tuple(seconds), _labels(seconds, 0.0, 0.0))
     numbers = [_numbers(text) for text in texts]
-    told = [text if value else "" for text, value in zip(texts, numbers, strict=True)]
-    return Mark(keyword, _or_none(told), tuple(numbers), _labels(numbers, *_tolerances(keyword)))
+    valid = [text if value else "" for text, value in zip(texts, numbers, strict=True)]
+    return FrameAttribute(keyword, _or_none(valid), tuple(numbers), _labels(numbers, *_tolerances(keyword)))
 
 
 def _tolerances(keyword: str) -> tuple[float, float]:
-    """Absolute and relative; times may lie as close as they like."""
+    """Absolute and relative; two times may lie as close as they like and stay two."""
     if keyword == "DiffusionGradientOrientation":
         return SAME_DIRECTION, 0.0
     return (SAME_ABSOLUTE, SAME_RELATIVE) if keyword in SETTINGS else (0.0, 0.0)
@@ -115,16 +115,16 @@ def _or_none(texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    """The finite numbers of a text in the form of DICOM; none if there is anything else."""
+    """The finite numbers of a text in DICOM's form; empty if the text holds anything else."""
     try:
-        found = tuple(float(part) for part in text.split("\\")[:_MOST_COMPONENTS])
+        numbers = tuple(float(part) for part in text.split("\\")[:_MAX_COMPONENTS])
     except ValueError:
         return ()
-    return found if all(map(math.isfinite, found)) else ()
+    return numbers if all(map(math.isfinite, numbers)) else ()
 
 
 def _seconds(text: str, *, with_date: bool) -> tuple[float, ...]:
-    """The seconds of a time of day, or since the year 1 (PS3.5 6.2, TM and DT; offsets from UTC are passed over)."""
+    """The seconds of a time of day, or since the year 1 (PS3.5 6.2, TM and DT; offsets from UTC are ignored)."""
     day, text = (text[:8], text[8:]) if with_date else ("", text.replace(":", ""))
     time = _TIME.fullmatch(text.strip())
     try:
@@ -137,8 +137,8 @@ def _seconds(text: str, *, with_date: bool) -> tuple[float, ...]:
     return (days * _DAY_S + hour * 3600 + minute * 60 + second,)
 
 
-def _unwrapped(seconds: Sequence[tuple[float, ...]]) -> list[tuple[float, ...]]:
-    """Times of day of one series: where they lie more than half a day apart, midnight is between them."""
+def _past_midnight(seconds: Sequence[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    """Times of day of one series; where they lie more than half a day apart, the early ones are those of the next day."""
     known = [value[0] for value in seconds if value]
     if not known or max(known) > _DAY_S or max(known) - min(known) <= _DAY_S / 2:
         return list(seconds)
@@ -146,16 +146,16 @@ def _unwrapped(seconds: Sequence[tuple[float, ...]]) -> list[tuple[float, ...]]:
 
 
 def _labels(values: Sequence[tuple[float, ...]], absolute: float, relative: float) -> tuple[int, ...]:
-    """A label for each value. A new one begins where, component by component, the next larger is further off than the
-    tolerance: values that wander in small steps stay together.
+    """A label for each value. Component by component, a new label begins where the next larger value is further off than the
+    tolerance, so values that differ by small steps share a label.
     """
     keys: list[tuple[int, ...]] = [(len(value),) for value in values]
     for column in range(max(map(len, values), default=0)):
-        held = [index for index, value in enumerate(values) if len(value) > column]
-        numbers = np.array([values[index][column] for index in held])
+        present = [index for index, value in enumerate(values) if len(value) > column]
+        numbers = np.array([values[index][column] for index in present])
         order = np.argsort(numbers, kind="stable")
         steps = np.diff(numbers[order]) > np.maximum(absolute, relative * np.abs(numbers[order][1:]))
         for place, label in zip(order, [0, *np.cumsum(steps)], strict=True):
-            keys[held[place]] += (int(label),)
+            keys[present[place]] += (int(label),)
     dense = {key: label for label, key in enumerate(sorted(set(keys)))}
     return tuple(dense[key] for key in keys)

@@ -1,7 +1,7 @@
-"""Instances -> frames: one slice each, with the place and the rescale that its own header or functional group states.
+"""Instances -> frames: one slice each, with the position and the rescale of its own header or functional group.
 
-A classic object is one frame, an enhanced one has its functional groups (PS3.3 C.7.6.16), a Siemens mosaic is one
-picture with the slices as its tiles.
+A classic object has one frame, an enhanced object has functional groups for each frame (PS3.3 C.7.6.16), and a Siemens mosaic
+is one picture whose tiles are the slices.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless, UncompressedTransferSyntaxes
 
 from dicom_io.errors import SeriesSelectionError
-from dicom_io.reading.geometry import ImagePlane, angle_degrees
+from dicom_io.reading.geometry import ImagePlane, Points, angle_degrees
 from dicom_io.reading.instances import READ_ERRORS, Instance, broken_file, image_type
-from dicom_io.reading.kept_attributes import CSA_BLOCKS, MARKS
+from dicom_io.reading.kept_attributes import CSA_BLOCKS, DISTINGUISHING
 
 MAX_VOXELS = 2**30
 """The most voxels of one volume, 4 GiB as float32; a header that claims more is refused before anything is allocated."""
 
 MAX_MM, MIN_MM = 1e6, 1e-4
-"""The longest distance in space and the shortest between pixels that can be meant; beyond, an affine cannot be inverted."""
+"""The longest distance in space and the shortest between pixels that are accepted; with others an affine cannot be inverted."""
 
 _RLE_RATIO = 64  # PS3.5 G.3.1: two bytes become at most 128
-_MOST_PADDING = 1.1  # some writers add bytes after the pixels; with more of them the header tells of another picture
-_MOST_DEGREES = 1.0  # between the normal of a mosaic's tiles by CSA and by their orientation
+_MAX_PADDING = 1.1  # some writers add bytes after the pixels; if there are more, the header is that of another picture
+_MAX_DEGREES = 1.0  # between the normal of a mosaic's tiles by CSA and by their orientation
 _CSA_CREATOR = "SIEMENS CSA HEADER"
-_Groups = Dataset | tuple[Dataset, ...]
+_FunctionalGroups = Dataset | tuple[Dataset, ...]
 _Csa = Mapping[str, Sequence[object]]
 _FRAME_TYPE = ("FrameType", "ComplexImageComponent")
-_MARK_MACROS = {  # PS3.3 C.7.6.16.2, C.8.13.5, C.8.15.3, C.8.22.5: where an enhanced object holds MARKS
+_MACROS = {  # PS3.3 C.7.6.16.2, C.8.13.5, C.8.15.3, C.8.22.5: where an enhanced object holds DISTINGUISHING
     ("FrameContentSequence",): (
         "TemporalPositionIndex",
         "FrameAcquisitionNumber",
@@ -61,16 +61,16 @@ _MARK_MACROS = {  # PS3.3 C.7.6.16.2, C.8.13.5, C.8.15.3, C.8.22.5: where an enh
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One slice as its header says.
+    """One slice, by its own header.
 
     Attributes:
-        instance: Where it stands.
-        number: Counts from 1 in a multi-frame object, 0 elsewhere.
+        instance: The object that holds it.
+        number: From 1 in a multi-frame object, 0 elsewhere.
         tile: (tile from 0, tiles in a row) in a mosaic, else None.
-        plane: Its place, None without patient space.
+        plane: Where it lies; None without patient space.
         slope, intercept: Of its own rescale.
-        thickness_mm: SliceThickness, None where it is absent or 0.
-        marks: What may tell it from another frame at its position, as (keyword, value).
+        thickness_mm: SliceThickness; None where it is absent or 0.
+        distinguishing: What may distinguish it from another frame at its position, as (keyword, value).
     """
 
     instance: Instance
@@ -80,11 +80,11 @@ class Frame:
     slope: float
     intercept: float
     thickness_mm: float | None
-    marks: tuple[tuple[str, str], ...]
+    distinguishing: tuple[tuple[str, str], ...]
 
     @property
     def key(self) -> tuple[str, int]:
-        """SOP Instance UID and frame (tile of a mosaic): the same twice is a copy."""
+        """SOP Instance UID and frame (tile of a mosaic); two frames of one key are copies."""
         return self.instance.sop_instance_uid, self.tile[0] + 1 if self.tile else self.number
 
     @property
@@ -100,7 +100,7 @@ def frames_of(instance: Instance) -> list[Frame]:
 
     Raises:
         UnreadableFileError: Its header contradicts itself.
-        SeriesSelectionError: It is a mosaic without what tells its tiles apart, or has frames that nothing tells apart.
+        SeriesSelectionError: It has frames without functional groups, or is a mosaic whose tiles cannot be placed.
     """
     header, count = instance.header, instance.frames
     try:
@@ -114,15 +114,15 @@ def frames_of(instance: Instance) -> list[Frame]:
             raise broken_file(instance.name, f"NumberOfFrames is {count}, the functional groups are {len(groups)}")
         csa = _csa(header)
         if _is_mosaic(header, csa):
-            return _tiles(instance, csa)
+            return _mosaic_frames(instance, csa)
         return [_frame(instance, index, count) for index in range(count)]
     except READ_ERRORS as error:
         raise broken_file(instance.name, error) from error
 
 
 def _is_mosaic(header: Dataset, csa: _Csa) -> bool:
-    """Whether the slices of a volume are laid out as tiles of one picture (Siemens); ImageType may lack the word."""
-    return "MOSAIC" in image_type(header) or _tiles_by_csa(csa) > 1
+    """Whether the slices of a volume are tiles of one picture (Siemens), by ImageType or by the CSA header."""
+    return "MOSAIC" in image_type(header) or _tile_count_by_csa(csa) > 1
 
 
 def has_groups(header: Dataset) -> bool:
@@ -131,11 +131,11 @@ def has_groups(header: Dataset) -> bool:
 
 
 def check_size(instance: Instance) -> None:
-    """Passes sizes that can be; to be called before a list of frames or pixels is made.
+    """Checks how many pixels an instance claims; call it before memory for frames or pixels is taken.
 
     Raises:
-        UnreadableFileError: No pixels at all, or more than the file can hold.
-        SeriesSelectionError: More than MAX_VOXELS.
+        UnreadableFileError: It claims no pixels, or more than its file can hold.
+        SeriesSelectionError: It claims more than MAX_VOXELS.
     """
     rows, columns = int(instance.header.get("Rows") or 0), int(instance.header.get("Columns") or 0)
     if rows < 1 or columns < 1 or instance.frames < 1:
@@ -150,14 +150,14 @@ def check_size(instance: Instance) -> None:
 
 
 def _check_bytes(instance: Instance, voxels: int) -> None:
-    """Passes an instance that may hold its pixels. Raises UnreadableFileError."""
+    """Raises UnreadableFileError if an instance has too few bytes for its pixels, or, uncompressed, too many."""
     header, syntax, held = instance.header, instance.transfer_syntax, instance.pixel_bytes
     samples, bits = int(header.get("SamplesPerPixel") or 1), int(header.get("BitsAllocated") or 8)
     subsampled = "422" in str(header.get("PhotometricInterpretation"))
     needed = voxels * samples * bits // (12 if subsampled else 8)
     if syntax not in UncompressedTransferSyntaxes:
         needed = needed // _RLE_RATIO if syntax == RLELossless else 0
-    too_many = syntax in UncompressedTransferSyntaxes and held > needed * _MOST_PADDING + 1
+    too_many = syntax in UncompressedTransferSyntaxes and held > needed * _MAX_PADDING + 1
     if held < needed or too_many:
         size = f"{instance.frames} x {header.Rows} x {header.Columns}"
         raise broken_file(instance.name, f"{size} pixels of {bits} bits need {needed} bytes, it holds {held}")
@@ -168,7 +168,7 @@ def _check_bytes(instance: Instance, voxels: int) -> None:
 
 def _frame(instance: Instance, index: int, count: int) -> Frame:
     header = instance.header
-    groups = _groups(header, index)
+    groups = _functional_groups(header, index)
     measures = _macro(groups, "PixelMeasuresSequence")
     slope, intercept = _rescale(_macro(groups, "PixelValueTransformationSequence") or header)
     return Frame(
@@ -179,7 +179,7 @@ def _frame(instance: Instance, index: int, count: int) -> Frame:
         slope,
         intercept,
         _thickness_mm(measures),
-        _marks(header, groups),
+        _distinguishing(header, groups),
     )
 
 
@@ -195,19 +195,19 @@ def _thickness_mm(holder: Dataset) -> float | None:
     return thickness[0] if thickness and MIN_MM <= thickness[0] <= MAX_MM else None
 
 
-def _plane(header: Dataset, groups: _Groups, measures: Dataset) -> ImagePlane | None:
+def _plane(header: Dataset, groups: _FunctionalGroups, measures: Dataset) -> ImagePlane | None:
     position = numbers(_macro(groups, "PlanePositionSequence"), "ImagePositionPatient", 3)
     orientation = numbers(_macro(groups, "PlaneOrientationSequence"), "ImageOrientationPatient", 6)
     pixel_spacing = numbers(measures, "PixelSpacing", 2)
     if position is None or orientation is None or pixel_spacing is None:
         return None
-    return _placed(position, orientation, pixel_spacing, (int(header.Rows), int(header.Columns)))
+    return _checked_plane(position, orientation, pixel_spacing, (int(header.Rows), int(header.Columns)))
 
 
-def _placed(
+def _checked_plane(
     position: tuple[float, ...], orientation: tuple[float, ...], spacing: tuple[float, ...], shape: tuple[int, int]
 ) -> ImagePlane:
-    """A plane of distances that can be meant; what is no number or no direction, the geometry gate refuses."""
+    """The plane; ValueError for distances that are too long or too short. `even_grid` refuses NaN and bad directions."""
     too_far = any(abs(value) > MAX_MM for value in (*position, *spacing))
     if too_far or any(0 < value < MIN_MM for value in spacing):
         raise ValueError(
@@ -221,10 +221,10 @@ def _listed(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.6g}" for value in values)
 
 
-def _groups(header: Dataset, index: int) -> _Groups:
-    """Where the attributes of a frame stand: its own functional groups before the shared ones, or a single frame's header.
+def _functional_groups(header: Dataset, index: int) -> _FunctionalGroups:
+    """What holds the attributes of a frame: its own functional groups before the shared ones, or the header of a single frame.
 
-    Empty where there is none: the top level of a multi-frame object places no frame but perhaps its first.
+    Empty for a multi-frame object without functional groups: its top level describes no frame, except perhaps the first.
     """
     if not has_groups(header):
         return header if int(header.get("NumberOfFrames") or 1) == 1 else ()
@@ -236,39 +236,39 @@ def _groups(header: Dataset, index: int) -> _Groups:
     return groups
 
 
-def _macro(groups: _Groups, keyword: str) -> Dataset:
-    """The first item of a macro, or a single frame's header; empty where there is none."""
+def _macro(groups: _FunctionalGroups, keyword: str) -> Dataset:
+    """The first item of a macro, or the header of a single frame; empty if there is no such macro."""
     if isinstance(groups, Dataset):
         return groups
-    return next((one[keyword].value[0] for one in groups if one.get(keyword)), Dataset())
+    return next((group[keyword].value[0] for group in groups if group.get(keyword)), Dataset())
 
 
 def numbers(holder: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
-    """The numbers of an attribute, None where it is absent or empty; ValueError if they are not `count`."""
+    """The numbers of an attribute; None where it is absent or empty. Raises ValueError unless there are `count` of them."""
     try:
         value = holder.get(keyword)
         if value is None or value == "" or (isinstance(value, Sequence) and not len(value)):
             return None
-        found = tuple(float(number) for number in (value if isinstance(value, Sequence) else [value]))
+        values = tuple(float(number) for number in (value if isinstance(value, Sequence) else [value]))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{keyword} holds text that is no number; decimals with a point are needed") from error
-    if len(found) != count:
-        raise ValueError(f"{keyword} holds {len(found)} values, {count} are needed")
-    return found
+    if len(values) != count:
+        raise ValueError(f"{keyword} holds {len(values)} values, {count} are needed")
+    return values
 
 
-def _marks(header: Dataset, groups: _Groups) -> tuple[tuple[str, str], ...]:
-    found = {keyword: _mark(header, keyword) for keyword in MARKS}
-    for path, keywords in () if isinstance(groups, Dataset) else _MARK_MACROS.items():
+def _distinguishing(header: Dataset, groups: _FunctionalGroups) -> tuple[tuple[str, str], ...]:
+    texts = {keyword: _attribute_text(header, keyword) for keyword in DISTINGUISHING}
+    for path, keywords in () if isinstance(groups, Dataset) else _MACROS.items():
         item = _macro(groups, path[0])
         for sequence in path[1:]:
             item = _macro((item,), sequence)
-        found |= {keyword: text for keyword in keywords if (text := _mark(item, keyword))}
-    return tuple(sorted((keyword, text) for keyword, text in found.items() if text))
+        texts |= {keyword: text for keyword in keywords if (text := _attribute_text(item, keyword))}
+    return tuple(sorted((keyword, text) for keyword, text in texts.items() if text))
 
 
-def _mark(holder: Dataset, keyword: str) -> str:
-    """An attribute's values as DICOM writes them; empty where there is none or it cannot be read: it places no slice."""
+def _attribute_text(holder: Dataset, keyword: str) -> str:
+    """An attribute's values as DICOM writes them; empty if it is absent or cannot be read: no position depends on it."""
     try:
         value = holder.get(keyword)
     except READ_ERRORS:
@@ -277,12 +277,12 @@ def _mark(holder: Dataset, keyword: str) -> str:
     return "\\".join(map(str, parts)) if all(isinstance(part, str | int | float) for part in parts) else ""
 
 
-def _tiles(instance: Instance, csa: _Csa) -> list[Frame]:
+def _mosaic_frames(instance: Instance, csa: _Csa) -> list[Frame]:
     """The slices of a Siemens mosaic, in the order of the tiles.
 
-    The header places the corner of the whole picture as if it were one slice about the centre of the true ones;
-    a tile's own corner lies half the difference of the two sizes further in. Normal and count stand in the
-    manufacturer's CSA header. Source: NiBabel, "Siemens mosaic" (DICOM notes).
+    The header gives the corner of the whole picture as if it were one slice with the centre of the true slices; the corner of a
+    tile lies half the difference of the two sizes further in. Normal and count are in the manufacturer's CSA header.
+    Source: NiBabel, "Siemens mosaic" (DICOM notes).
     """
     header = instance.header
     if instance.frames > 1:
@@ -299,19 +299,19 @@ def _tiles(instance: Instance, csa: _Csa) -> list[Frame]:
     along_row, along_column = np.array(orientation[:3]), np.array(orientation[3:])
     inwards = along_row * spacing[1] * (int(header.Columns) - columns) / 2
     inwards = inwards + along_column * spacing[0] * (int(header.Rows) - rows) / 2
-    groups = _groups(header, 0)
+    groups = _functional_groups(header, 0)
     slope, intercept = _rescale(_macro(groups, "PixelValueTransformationSequence") or header)
-    first, marks = np.array(corner) + inwards, _marks(header, groups)
+    first, distinguishing = np.array(corner) + inwards, _distinguishing(header, groups)
     return [
         Frame(
             instance,
             0,
             (tile, across),
-            _placed(tuple(first + tile * step_mm * normal), orientation, spacing, (rows, columns)),
+            _checked_plane(tuple(first + tile * step_mm * normal), orientation, spacing, (rows, columns)),
             slope,
             intercept,
             _thickness_mm(header),
-            marks,
+            distinguishing,
         )
         for tile in range(count)
     ]
@@ -334,16 +334,16 @@ def _csa(header: Dataset) -> _Csa:
 
 
 def _csa_bytes(header: Dataset) -> bytes:
-    """The CSA image header, in whichever block of group 0029 its creator reserved."""
+    """The CSA image header, from the block of group 0029 that its creator reserved; empty where it is absent."""
     for block in CSA_BLOCKS:
-        creator, held = header.get((0x0029, block)), header.get((0x0029, block << 8 | 0x10))
-        if creator is not None and held is not None and str(creator.value).strip() == _CSA_CREATOR:
-            return bytes(held.value or b"")
+        creator, content = header.get((0x0029, block)), header.get((0x0029, block << 8 | 0x10))
+        if creator is not None and content is not None and str(creator.value).strip() == _CSA_CREATOR:
+            return bytes(content.value or b"")
     return b""
 
 
-def _tiles_by_csa(csa: _Csa) -> int:
-    """How many tiles the CSA header names; 0 where it is absent or names none."""
+def _tile_count_by_csa(csa: _Csa) -> int:
+    """How many tiles the CSA header names; 0 where it is absent or names no number."""
     values = csa.get("NumberOfImagesInMosaic", ())
     try:
         return int(str(values[0])) if values else 0
@@ -352,30 +352,28 @@ def _tiles_by_csa(csa: _Csa) -> int:
 
 
 def _tile_count(instance: Instance, csa: _Csa) -> int:
-    count = _tiles_by_csa(csa)
+    count = _tile_count_by_csa(csa)
     if not 0 < count <= 4096:
         raise _unknown_mosaic(instance, f"it names {count} tiles")
     return count
 
 
-def _tile_normal(instance: Instance, csa: _Csa, orientation: Sequence[float]) -> np.ndarray:
-    """Unit vector along which the tiles follow: the normal of their planes, in the direction that CSA gives."""
-    found = csa.get("SliceNormalVector", ())
-    if len(found) != 3:
+def _tile_normal(instance: Instance, csa: _Csa, orientation: Sequence[float]) -> Points:
+    """Shape (3,), LPS: unit vector along which the tiles follow, their planes' normal turned as the CSA header says."""
+    direction = csa.get("SliceNormalVector", ())
+    if len(direction) != 3:
         raise _unknown_mosaic(instance, "it does not say in which direction its tiles follow (CSA SliceNormalVector)")
-    told, normal = np.array([float(str(value)) for value in found]), np.cross(orientation[:3], orientation[3:])
-    normal = normal * (1.0 if told @ normal >= 0 else -1.0)
-    away = angle_degrees(told, normal)
-    if not (np.linalg.norm(told) > 0 and away <= _MOST_DEGREES):
-        raise _unknown_mosaic(
-            instance,
-            f"its tiles follow a direction {away:.1f} degrees off the normal of their planes (CSA SliceNormalVector)",
-        )
-    return normal / np.linalg.norm(normal)
+    stated, normal = np.array([float(str(value)) for value in direction]), np.cross(orientation[:3], orientation[3:])
+    normal = normal * (1.0 if stated @ normal >= 0 else -1.0)
+    off_degrees = angle_degrees(stated, normal)
+    if not (np.linalg.norm(stated) > 0 and off_degrees <= _MAX_DEGREES):
+        fault = f"its tiles follow a direction {off_degrees:.1f} degrees off the normal of their planes (CSA SliceNormalVector)"
+        raise _unknown_mosaic(instance, fault)
+    return np.asarray(normal / np.linalg.norm(normal))
 
 
-def _unknown_mosaic(instance: Instance, found: str) -> SeriesSelectionError:
+def _unknown_mosaic(instance: Instance, fault: str) -> SeriesSelectionError:
     return SeriesSelectionError(
-        f"{instance.name} is a mosaic, a volume laid out as tiles of one picture, and {found}; the scanner's own header is "
+        f"{instance.name} is a mosaic, a volume laid out as tiles of one picture, and {fault}; the scanner's own header is "
         "needed; convert it to an enhanced or classic MR series where that is still there"
     )

@@ -28,7 +28,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEnd
 from dicom_io.errors import LabelError, UnreadableFileError
 from dicom_io.reading.bounded import BoundedFile, NoRegularFileError, parse
 from dicom_io.reading.headers import fault_of, shown, shown_uid
-from dicom_io.reading.kept_attributes import CSA_BLOCKS, MARKS
+from dicom_io.reading.kept_attributes import CSA_BLOCKS, DISTINGUISHING
 
 READ_ERRORS: tuple[type[Exception], ...] = (
     BytesLengthException,
@@ -60,7 +60,7 @@ HEADER_KEYWORDS = (
     "SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData "
     "SegmentedBluePaletteColorLookupTableData"
 )
-"""The attributes of a file's header that reading looks at, with MARKS; nothing else of it is kept."""
+"""The attributes of a file's header that reading looks at, with DISTINGUISHING; nothing else of it is kept."""
 
 SIEMENS_BLOCKS = [Tag(0x0029, tag) for block in CSA_BLOCKS for tag in (block, block << 8 | 0x10)]
 """Where Siemens puts its CSA image header: a creator's name, and the header in the block that it reserves."""
@@ -70,7 +70,7 @@ LABEL_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
 """Label Map Segmentation Storage, which pydicom does not name yet."""
 
 _HEADER_TAGS: list[BaseTag] = [
-    *(Tag(keyword) for keyword in (*HEADER_KEYWORDS.split(), *MARKS)),
+    *(Tag(keyword) for keyword in (*HEADER_KEYWORDS.split(), *DISTINGUISHING)),
     *SIEMENS_BLOCKS,
 ]
 _MATTERING = frozenset(
@@ -100,7 +100,7 @@ class Instance:
     """One SOP instance with what reading needs to know of it.
 
     Attributes:
-        header: Its attributes of HEADER_KEYWORDS and MARKS, and its file meta information; never the pixels.
+        header: Its attributes of HEADER_KEYWORDS and DISTINGUISHING, and its file meta information; never the pixels.
         path: Its file; None for a data set in memory.
         dataset: The whole data set where it is in memory; None for a file.
         has_pixels: Whether pixels follow the header.

@@ -1,9 +1,9 @@
-"""Slices dealt out to stacks that hold each position exactly once, by what their headers say.
+"""Slices at repeated positions -> stacks that hold each position exactly once, by what the headers say.
 
-What the slices show (echo time, b-value, magnitude or phase, ...) parts them first and is the same within each stack;
-what is left at a position is parted by a time or a count of which each value fills a stack. Where no value does, the
-slices at a position are counted in order of time, and where there is none, of InstanceNumber. A series that was broken off
-has stacks that lack positions beside whole ones: they are dealt out too, and say so.
+What the slices show (echo time, b-value, magnitude or phase, ...) separates them first and is the same within each stack. The
+slices that are left at one position are separated by a time or a count of which each value fills a stack. If no value does,
+they are taken in order of time, and if there is no time, in order of InstanceNumber. In a series whose transfer broke off, some
+stacks lack positions and others are whole: they are separated too, and `Stack.missing` counts what they lack.
 """
 
 from __future__ import annotations
@@ -16,42 +16,44 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_io.errors import SeriesGeometryError
-from dicom_io.reading.frame_attributes import Mark
+from dicom_io.reading.frame_attributes import FrameAttribute
 from dicom_io.reading.geometry import ImagePlane, angle_degrees, even_grid, same_positions
 from dicom_io.reading.kept_attributes import CLOCKS, COUNTS, RUNNING_NUMBER, SETTINGS, TIMES
 
 _PARALLEL_DEGREES = 0.5
 _Members = tuple[int, ...]
+_Attributes = Sequence[FrameAttribute]
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Slices that fill every position once, or some of them where it lacks the others.
+    """Slices that use every position once, or fewer positions if `missing` is not 0.
 
     Attributes:
         members: Indices of frames.
-        values: What tells it from the others, as (keyword, value).
-        place: Its place among them, by its values.
-        ranked_by: The time or number in whose order its slices were counted, where no value is shared by a stack; else "".
-        lacking: How many positions it leaves out.
+        values: What distinguishes the stack from the others, as (keyword, value).
+        sort_key: Orders the stacks, by their values.
+        ordered_by: The time or number in whose order the slices at each position were taken, if the stacks share no value;
+            else "".
+        missing: How many positions the stack lacks.
     """
 
     members: _Members
     values: tuple[tuple[str, str], ...] = ()
-    place: tuple[int, ...] = ()
-    ranked_by: str = ""
-    lacking: int = 0
+    sort_key: tuple[int, ...] = ()
+    ordered_by: str = ""
+    missing: int = 0
 
 
 @dataclass(frozen=True)
-class _Places:
-    """The positions of a set of frames: `of[index]` counts from 0 along the normal, `count` of them."""
+class _Positions:
+    """The positions of a set of frames: `of[index]` counts from 0 along the normal, up to `count` - 1."""
 
     of: dict[int, int]
     count: int
 
     def times_used(self, members: Sequence[int]) -> int:
-        """How often these frames use each position; 0 where that differs or one is left out."""
+        """How often these frames use each position; 0 if that differs or a position is not used."""
         used = self._used(members)
         return int(used[0]) if (used == used[0]).all() else 0
 
@@ -63,232 +65,246 @@ class _Places:
         return np.bincount([self.of[index] for index in members], minlength=self.count)
 
 
-def stacks_of(planes: Sequence[ImagePlane], marks: Sequence[Mark]) -> list[Stack]:
-    """How the frames are dealt out to stacks that use each position once, in order; none if nothing tells them apart.
+def separate_stacks(planes: Sequence[ImagePlane], attributes: _Attributes) -> list[Stack]:
+    """Stacks that use each position once, in order; empty if no attribute separates the frames so.
 
-    One stack holds them all where no position is used twice. Where an enhanced object places several stacks (StackID,
-    PS3.3 C.7.6.16.2.2) that are no even volume together, each is dealt out by itself.
+    One stack holds all frames if no position is used twice. Where an enhanced object has several stacks (StackID,
+    PS3.3 C.7.6.16.2.2) that are no even volume together, each of them is separated by itself.
     """
-    everything, ids = tuple(range(len(planes))), next((mark for mark in marks if mark.keyword == "StackID"), None)
+    everything = tuple(range(len(planes)))
+    stack_ids = next((attribute for attribute in attributes if attribute.keyword == "StackID"), None)
     parallel = are_parallel(planes)
-    together = _dealt(everything, planes, marks) if parallel else []
-    if ids is None:
-        return together if parallel else [Stack(everything)]  # the geometry gate refuses what is mixed
+    together = _separate(everything, planes, attributes) if parallel else []
+    if stack_ids is None:
+        return together if parallel else [Stack(everything)]  # `even_grid` refuses mixed orientations
     if together and all(_is_even([planes[index] for index in stack.members]) for stack in together):
         return together
-    groups = _parted(everything, [ids])
+    groups = _grouped_by([stack_ids], everything)
     if parallel and max(map(len, groups)) == 1:
         return together
-    return _dealt_by_stack(groups, ids, planes, marks) or together
+    return _separate_by_stack_id(groups, stack_ids, planes, attributes) or together
 
 
-def _dealt_by_stack(
-    groups: Sequence[_Members], ids: Mark, planes: Sequence[ImagePlane], marks: Sequence[Mark]
+def _separate_by_stack_id(
+    groups: Sequence[_Members], stack_ids: FrameAttribute, planes: Sequence[ImagePlane], attributes: _Attributes
 ) -> list[Stack]:
-    """The stacks of each StackID, dealt out by the other attributes; none where one cannot be."""
-    found: list[Stack] = []
+    """The stacks of each StackID, separated by the other attributes; empty if one of them cannot be."""
+    stacks: list[Stack] = []
+    others = [attribute for attribute in attributes if attribute is not stack_ids]
     for number, group in enumerate(groups):
         parallel = are_parallel([planes[index] for index in group])
-        dealt = _dealt(group, planes, [mark for mark in marks if mark is not ids]) if parallel else []
-        if not dealt:
+        parts = _separate(group, planes, others) if parallel else []
+        if not parts:
             return []
-        named = ("StackID", ids.told(group))
-        found += [replace(one, values=(named, *one.values), place=(number, *one.place)) for one in dealt]
-    return found
+        own = ("StackID", stack_ids.range_text(group))
+        stacks += [replace(part, values=(own, *part.values), sort_key=(number, *part.sort_key)) for part in parts]
+    return stacks
 
 
-def _dealt(members: Sequence[int], planes: Sequence[ImagePlane], marks: Sequence[Mark]) -> list[Stack]:
-    """Parallel frames dealt out by what they show, then by time or count; none where they cannot be, or where a count, which
-    means nothing by itself, and the order of times contradict each other.
+def _separate(members: Sequence[int], planes: Sequence[ImagePlane], attributes: _Attributes) -> list[Stack]:
+    """Stacks of parallel frames, by what they show, then by time or count; empty if that is impossible, or if a count, which
+    means nothing by itself, contradicts the order of times.
     """
-    places = _places(members, planes)
-    if places.times_used(members) == 1:
+    positions = _positions_of(members, planes)
+    if positions.times_used(members) == 1:
         return [Stack(tuple(members))]
-    telling = [mark for mark in marks if _tells_apart(mark, members, places)]
-    settings = _needed([mark for mark in telling if mark.keyword in SETTINGS], members)
-    groups = _parted(members, settings)
-    counts = [mark for mark in telling if mark.keyword in (*TIMES, *COUNTS)]
-    if not all(map(places.times_used, groups)):
-        return _broken_off(groups, counts, settings, places) or _by_number(members, telling, settings, places)
-    ranked = [found for mark in counts if (found := _ranked(groups, mark, settings, places))]
-    most = places.times_used(members)
-    shared = [mark for mark in counts if len({mark.labels[index] for index in members}) <= most]
-    for keys in ((), *((mark,) for mark in shared), *combinations(shared, 2)):
-        found = _by_value(groups, keys, settings, places)
-        if found:
-            meaningless = bool(keys) and all(mark.keyword in COUNTS for mark in keys)
-            return [] if meaningless and not _agree([found, *ranked]) else found
-    if ranked:
-        return ranked[0] if _agree(ranked) else []
-    return _by_number(members, telling, settings, places)
+    telling = [attribute for attribute in attributes if _distinguishes(attribute, members, positions)]
+    settings = _without_redundant([attribute for attribute in telling if attribute.keyword in SETTINGS], members)
+    groups = _grouped_by(settings, members)
+    counts = [attribute for attribute in telling if attribute.keyword in (*TIMES, *COUNTS)]
+    by_number = (members, telling, settings, positions)
+    if not all(map(positions.times_used, groups)):
+        return _incomplete_stacks(groups, counts, settings, positions) or _by_instance_number(*by_number)
+    by_time = [stacks for time in counts if (stacks := _by_time(groups, time, settings, positions))]
+    repeats = positions.times_used(members)
+    shared = [count for count in counts if len({count.labels[index] for index in members}) <= repeats]
+    for keys in ((), *((count,) for count in shared), *combinations(shared, 2)):
+        stacks = _by_value(groups, keys, settings, positions)
+        if stacks:
+            only_counts = bool(keys) and all(key.keyword in COUNTS for key in keys)
+            return [] if only_counts and not _are_same_stacks([stacks, *by_time]) else stacks
+    if by_time:
+        return by_time[0] if _are_same_stacks(by_time) else []
+    return _by_instance_number(*by_number)
 
 
-def _broken_off(
-    groups: Sequence[_Members], counts: Sequence[Mark], settings: Sequence[Mark], places: _Places
+def _incomplete_stacks(
+    groups: Sequence[_Members], counts: _Attributes, settings: _Attributes, positions: _Positions
 ) -> list[Stack]:
-    """Stacks of one value each, of which some lack positions beside whole ones; none where no value parts them so, or where a
+    """Stacks of one value each, some whole and some lacking positions; empty if no attribute separates the frames so, or if a
     time runs against a count.
     """
-    for keys in ((), *((mark,) for mark in counts)):
-        told = (*keys, *settings)
-        found = [_stack(part, told, told, places) for group in groups for part in _parted(group, keys)]
-        if max(places.most_used(stack.members) for stack in found) == 1 and not all(one.lacking for one in found):
-            found.sort(key=lambda stack: stack.place)
+    for keys in ((), *((count,) for count in counts)):
+        named = (*keys, *settings)
+        stacks = [_stack(part, named, named, positions) for group in groups for part in _grouped_by(keys, group)]
+        is_once = max(positions.most_used(stack.members) for stack in stacks) == 1
+        if is_once and not all(stack.missing for stack in stacks):
+            stacks.sort(key=_sort_key)
             by_count = bool(keys) and keys[0].keyword in COUNTS
-            return [] if by_count and not _goes_with_time(found, counts, places) else found
+            return [] if by_count and not _agrees_with_time(stacks, counts, positions) else stacks
     return []
 
 
-def _by_number(
-    members: Sequence[int], telling: Sequence[Mark], settings: Sequence[Mark], places: _Places
+def _by_instance_number(
+    members: Sequence[int], telling: _Attributes, settings: _Attributes, positions: _Positions
 ) -> list[Stack]:
-    """Stacks in order of InstanceNumber, one after another or each position after another; none where they lie otherwise, where
-    a stack would show several things or where a time says something else.
+    """Stacks in order of InstanceNumber, whole stacks one after another or position by position; empty if the numbers run
+    otherwise, if a stack would show several things, or if a time contradicts the order.
     """
-    number = next((mark for mark in telling if mark.keyword == RUNNING_NUMBER), None)
+    number = next((attribute for attribute in telling if attribute.keyword == RUNNING_NUMBER), None)
     if number is None or len({number.labels[index] for index in members if number.numbers[index]}) < len(members):
         return []
-    found = _one_after_another(members, number, settings, places) or _position_by_position(
-        _parted(members, settings), telling, number, settings, places
-    )
-    return found if _goes_with_time(found, telling, places) else []
+    stacks = _one_after_another(members, number, settings, positions)
+    if not stacks and all(attribute.keyword in CLOCKS for attribute in telling if attribute.keyword in TIMES):
+        stacks = _position_by_position(_grouped_by(settings, members), number, settings, positions)
+    return stacks if _agrees_with_time(stacks, telling, positions) else []
 
 
-def _one_after_another(members: Sequence[int], number: Mark, settings: Sequence[Mark], places: _Places) -> list[Stack]:
-    """As many slices as there are positions each, one at each. Fewer in the last stack only where numbers run from 1 without
-    a gap: else it could be any slice that is not here.
+def _one_after_another(
+    members: Sequence[int], number: FrameAttribute, settings: _Attributes, positions: _Positions
+) -> list[Stack]:
+    """Stacks of as many slices as there are positions, one at each. The last stack may have fewer, but only if the numbers run
+    from 1 without a gap: else any slice could be missing.
     """
     ordered = sorted(members, key=lambda index: number.numbers[index])
-    parts = [tuple(ordered[first : first + places.count]) for first in range(0, len(ordered), places.count)]
+    parts = [tuple(ordered[first : first + positions.count]) for first in range(0, len(ordered), positions.count)]
     without_gap = [number.numbers[index][0] for index in ordered] == list(range(1, len(ordered) + 1))
-    if len(parts[0]) < places.count or (len(parts[-1]) < places.count and not without_gap):
+    if len(parts[0]) < positions.count or (len(parts[-1]) < positions.count and not without_gap):
         return []
-    alike = all(len({mark.labels[index] for index in part}) == 1 for part in parts for mark in settings)
-    if not alike or any(places.most_used(part) > 1 for part in parts):
+    alike = all(len({setting.labels[index] for index in part}) == 1 for part in parts for setting in settings)
+    if not alike or any(positions.most_used(part) > 1 for part in parts):
         return []
-    stacks = [_stack(part, [number, *settings], [number], places) for part in parts]
-    return [replace(stack, ranked_by=RUNNING_NUMBER) for stack in stacks]
+    return [
+        replace(_stack(part, [number, *settings], [number], positions), ordered_by=RUNNING_NUMBER) for part in parts
+    ]
 
 
 def _position_by_position(
-    groups: Sequence[_Members], telling: Sequence[Mark], number: Mark, settings: Sequence[Mark], places: _Places
+    groups: Sequence[_Members], number: FrameAttribute, settings: _Attributes, positions: _Positions
 ) -> list[Stack]:
-    """The n-th slices at each position, where numbers run from one to the next by the same steps at every position, and nothing
-    but clocks tells of time.
-    """
-    if any(mark.keyword in TIMES and mark.keyword not in CLOCKS for mark in telling):
-        return []
-    tables = [_in_order(group, number, places) for group in groups if places.times_used(group)]
+    """The n-th slices at each position, for each n; empty if the steps between their numbers differ between positions."""
+    tables = [_ordered_by(number, group, positions) for group in groups if positions.times_used(group)]
     numbers = [np.array([[number.numbers[index][0] for index in row] for row in table]) for table in tables]
-    if len(tables) < len(groups) or not all((one - one[:, :1] == one[0] - one[0, 0]).all() for one in numbers):
+    same_steps = all((table - table[:, :1] == table[0] - table[0, 0]).all() for table in numbers)
+    if len(tables) < len(groups) or not same_steps:
         return []
-    found = [
-        replace(_stack(part, [number, *settings], [], places), place=(n, group), ranked_by=RUNNING_NUMBER)
+    stacks = [
+        replace(_stack(part, [number, *settings], [], positions), sort_key=(n, group), ordered_by=RUNNING_NUMBER)
         for group, table in enumerate(tables)
         for n, part in enumerate(zip(*table, strict=True))
     ]
-    return sorted(found, key=lambda stack: stack.place)
+    return sorted(stacks, key=_sort_key)
 
 
-def _goes_with_time(stacks: Sequence[Stack], marks: Sequence[Mark], places: _Places) -> bool:
-    """Whether no time that every slice has runs backwards at a position from one stack to the next. ContentTime is that of a
-    picture's making (PS3.3 C.7.6.1): reconstructed side by side, later pictures may be made before earlier ones.
+def _agrees_with_time(stacks: Sequence[Stack], attributes: _Attributes, positions: _Positions) -> bool:
+    """Whether no time that every slice has runs backwards at a position from one stack to the next. ContentTime does not count:
+    it is the time when a picture was made (PS3.3 C.7.6.1), and later pictures may be reconstructed before earlier ones.
     """
-    order = [(places.of[index], n, index) for n, stack in enumerate(stacks) for index in stack.members]
-    times = [mark for mark in marks if mark.keyword in TIMES and mark.keyword != "ContentTime"]
-    times = [mark for mark in times if all(mark.numbers[index] for _, _, index in order)]
-    pairs = [(one[2], other[2]) for one, other in pairwise(sorted(order)) if one[0] == other[0]]
-    return all(mark.numbers[one] <= mark.numbers[other] for mark in times for one, other in pairs)
+    order = [(positions.of[index], n, index) for n, stack in enumerate(stacks) for index in stack.members]
+    times = [time for time in attributes if time.keyword in TIMES and time.keyword != "ContentTime"]
+    times = [time for time in times if all(time.numbers[index] for _, _, index in order)]
+    pairs = [(first[2], second[2]) for first, second in pairwise(sorted(order)) if first[0] == second[0]]
+    return all(time.numbers[first] <= time.numbers[second] for time in times for first, second in pairs)
 
 
 def _by_value(
-    groups: Sequence[_Members], keys: Sequence[Mark], settings: Sequence[Mark], places: _Places
+    groups: Sequence[_Members], keys: _Attributes, settings: _Attributes, positions: _Positions
 ) -> list[Stack]:
-    """Stacks of one value of each key; none where a value does not fill each position once."""
-    found = []
+    """Stacks of one value of each key; empty if a value does not fill each position once."""
+    stacks = []
     for group in groups:
-        parts = [group] if places.times_used(group) == 1 else _parted(group, keys)
-        if any(places.times_used(part) != 1 for part in parts):
+        parts = [group] if positions.times_used(group) == 1 else _grouped_by(keys, group)
+        if any(positions.times_used(part) != 1 for part in parts):
             return []
-        told = [*(keys if len(parts) > 1 else ()), *settings]
-        found += [_stack(part, told, (*keys, *settings), places) for part in parts]
-    return sorted(found, key=lambda stack: stack.place)
+        named = [*(keys if len(parts) > 1 else ()), *settings]
+        stacks += [_stack(part, named, (*keys, *settings), positions) for part in parts]
+    return sorted(stacks, key=_sort_key)
 
 
-def _stack(part: _Members, told: Sequence[Mark], placed_by: Sequence[Mark], places: _Places) -> Stack:
-    values = tuple((mark.keyword, mark.told(part)) for mark in told)
-    place = tuple(min(mark.labels[index] for index in part) for mark in placed_by)
-    return Stack(part, values, place, lacking=places.count - len({places.of[index] for index in part}))
+def _stack(part: _Members, named: _Attributes, sorted_by: _Attributes, positions: _Positions) -> Stack:
+    values = tuple((attribute.keyword, attribute.range_text(part)) for attribute in named)
+    sort_key = tuple(min(attribute.labels[index] for index in part) for attribute in sorted_by)
+    return Stack(part, values, sort_key, missing=positions.count - len({positions.of[index] for index in part}))
 
 
-def _ranked(groups: Sequence[_Members], time: Mark, settings: Sequence[Mark], places: _Places) -> list[Stack]:
-    """The n-th slices in time at each position, for each n; none where they have no order or the stacks overlap."""
-    found = []
+def _sort_key(stack: Stack) -> tuple[int, ...]:
+    return stack.sort_key
+
+
+def _by_time(
+    groups: Sequence[_Members], time: FrameAttribute, settings: _Attributes, positions: _Positions
+) -> list[Stack]:
+    """The n-th slices in time at each position, for each n; empty if they have no order or the stacks overlap in time."""
+    stacks = []
     if time.keyword not in TIMES or not all(time.numbers[index] for group in groups for index in group):
         return []
     for group in groups:
-        table = _in_order(group, time, places)  # shape (positions, slices at each)
+        table = _ordered_by(time, group, positions)
         if not _are_apart(np.array([[time.numbers[index][0] for index in row] for row in table]), time.keyword):
             return []
+        keys = [time] if len(table[0]) > 1 else []
         for number, part in enumerate(zip(*table, strict=True)):
-            values = [*([time] if len(table[0]) > 1 else []), *settings]
-            place = (number, *(mark.labels[part[0]] for mark in settings))
-            how = time.keyword if len(table[0]) > 1 else ""
-            found.append(Stack(part, tuple((mark.keyword, mark.told(part)) for mark in values), place, how))
-    return sorted(found, key=lambda stack: stack.place)
+            stack = _stack(part, [*keys, *settings], settings, positions)
+            ordered_by = time.keyword if keys else ""
+            stacks.append(replace(stack, sort_key=(number, *stack.sort_key), ordered_by=ordered_by))
+    return sorted(stacks, key=_sort_key)
 
 
-def _in_order(group: _Members, time: Mark, places: _Places) -> list[list[int]]:
-    """The frames at each position in order of time."""
-    rows: list[list[int]] = [[] for _ in range(places.count)]
+def _ordered_by(attribute: FrameAttribute, group: _Members, positions: _Positions) -> list[list[int]]:
+    """The frames at each position in order of an attribute: one row a position."""
+    rows: list[list[int]] = [[] for _ in range(positions.count)]
     for index in group:
-        rows[places.of[index]].append(index)
-    return [sorted(row, key=lambda index: time.numbers[index]) for row in rows]
+        rows[positions.of[index]].append(index)
+    return [sorted(row, key=lambda index: attribute.numbers[index]) for row in rows]
 
 
-def _are_apart(times: np.ndarray, keyword: str) -> bool:
-    """Whether the latest slice of each stack is earlier than the first of the next, by shape (positions, stacks).
+def _are_apart(times: NDArray[np.float64], keyword: str) -> bool:
+    """Whether the latest slice of each stack is earlier than the first of the next.
 
-    A clock may also count from the first slice at each position: it runs on where one position is imaged after another.
+    A clock may also count from the first slice at each position: it runs on if one position is imaged after another.
+
+    Args:
+        times: Shape (positions, stacks).
+        keyword: The attribute that they come from.
     """
     from_first = [times - times[:, :1]] if keyword in CLOCKS else []
-    return any(bool((one[:, :-1].max(axis=0) < one[:, 1:].min(axis=0)).all()) for one in (times, *from_first))
+    return any(bool((table[:, :-1].max(axis=0) < table[:, 1:].min(axis=0)).all()) for table in (times, *from_first))
 
 
-def _places(members: Sequence[int], planes: Sequence[ImagePlane]) -> _Places:
+def _positions_of(members: Sequence[int], planes: Sequence[ImagePlane]) -> _Positions:
     shared = same_positions([planes[index] for index in members])
     of = {members[at]: number for number, group in enumerate(shared) for at in group}
     alone = [index for index in members if index not in of]
     of |= {index: len(shared) + number for number, index in enumerate(alone)}
-    return _Places(of, len(shared) + len(alone))
+    return _Positions(of, len(shared) + len(alone))
 
 
-def _tells_apart(mark: Mark, members: Sequence[int], places: _Places) -> bool:
+def _distinguishes(attribute: FrameAttribute, members: Sequence[int], positions: _Positions) -> bool:
     """Whether an attribute differs at one position at least."""
-    return len({(places.of[index], mark.labels[index]) for index in members}) > places.count
+    return len({(positions.of[index], attribute.labels[index]) for index in members}) > positions.count
 
 
-def _needed(settings: Sequence[Mark], members: Sequence[int]) -> list[Mark]:
-    """Without those that say again what the others say."""
+def _without_redundant(settings: _Attributes, members: Sequence[int]) -> _Attributes:
+    """The settings without those that separate nothing that the others do not separate."""
     kept = list(settings)
-    for mark in reversed(settings):
-        others = [other for other in kept if other is not mark]
-        if len(_parted(members, others)) == len(_parted(members, kept)):
+    for setting in reversed(settings):
+        others = [other for other in kept if other is not setting]
+        if len(_grouped_by(others, members)) == len(_grouped_by(kept, members)):
             kept = others
     return kept
 
 
-def _parted(members: Iterable[int], keys: Sequence[Mark]) -> list[_Members]:
-    """Groups of equal values of all keys, in their order."""
+def _grouped_by(keys: _Attributes, members: Iterable[int]) -> list[_Members]:
+    """Groups of equal values of all keys, in order of the values."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for index in members:
-        groups.setdefault(tuple(mark.labels[index] for mark in keys), []).append(index)
+        groups.setdefault(tuple(key.labels[index] for key in keys), []).append(index)
     return [tuple(groups[labels]) for labels in sorted(groups)]
 
 
-def _agree(dealings: Sequence[Sequence[Stack]]) -> bool:
-    """Whether all deal out the same stacks, in whichever order."""
-    return len({frozenset(frozenset(stack.members) for stack in stacks) for stacks in dealings}) <= 1
+def _are_same_stacks(alternatives: Sequence[Sequence[Stack]]) -> bool:
+    """Whether all alternatives have the same stacks, in whichever order."""
+    return len({frozenset(frozenset(stack.members) for stack in stacks) for stacks in alternatives}) <= 1
 
 
 def are_parallel(planes: Sequence[ImagePlane]) -> bool:

@@ -1,4 +1,4 @@
-"""Several slices at one position: how they are dealt out to stacks, which of these can be chosen, and what is refused.
+"""Several slices at one position: how they are separated into stacks, which of these can be chosen, and what is refused.
 
 The slices of stack n are those of the phantom plus STEP * n, so that a single slice of another stack shows.
 """
@@ -20,7 +20,7 @@ from pydicom.sequence import Sequence as DicomSequence
 from dicom_io.errors import SeriesGeometryError, SeriesSelectionError
 from dicom_io.read import read_series
 from dicom_io.reading import frame_attributes
-from dicom_io.reading.kept_attributes import MARKS
+from dicom_io.reading.kept_attributes import DISTINGUISHING
 
 STEP, SLICES = 1000, 8
 UIDS = {"StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.4", "FrameOfReferenceUID": "1.2.3.5"}
@@ -92,7 +92,7 @@ def test_neighbouring_echoes_late_in_a_train_are_kept_apart(tmp_path: Path) -> N
     ],
 )
 def test_a_setting_is_another_where_it_steps_by_more_than_one_percent(values: list[float], clusters: list[int]) -> None:
-    found = frame_attributes._mark("EchoTime", [str(value) for value in values])
+    found = frame_attributes._attribute("EchoTime", [str(value) for value in values])
     assert list(found.labels) == clusters
 
 
@@ -109,7 +109,7 @@ def test_echoes_are_read_whole_however_acquisitions_are_counted(tmp_path: Path, 
     check_numbering(folder, [0, 1], "EchoTime (10.0 / 20.0)")
 
 
-def test_a_count_that_leaves_out_positions_deals_out_nothing(tmp_path: Path) -> None:
+def test_a_count_that_leaves_out_positions_separates_nothing(tmp_path: Path) -> None:
     folder = write_stacks(tmp_path, lambda n, k: {"AcquisitionNumber": 2 * n + k % 2 + 1})
     for number in (None, 1):
         with pytest.raises(
@@ -138,7 +138,7 @@ def test_an_echo_that_lacks_a_slice_blocks_only_itself(tmp_path: Path) -> None:
     assert "1 of the others lack slices" in whole.provenance.notes[0]
 
 
-def test_times_echoes_and_phases_together_are_dealt_out(tmp_path: Path) -> None:
+def test_times_echoes_and_phases_together_are_separated(tmp_path: Path) -> None:
     def values(n: int, k: int) -> Values:
         time, echo, word = n // 4, n // 2 % 2, "MP"[n % 2]
         return {"AcquisitionNumber": time + 1, "EchoTime": 5.0 * (echo + 1), "ImageType": ["ORIGINAL", "PRIMARY", word]}
@@ -259,10 +259,12 @@ def test_directions_that_are_named_nowhere_are_counted_by_instance_number(tmp_pa
     ],
     ids=["the same", "no regular steps", "against a clock", "a time says otherwise", "several echoes in each"],
 )
-def test_numbers_that_could_mislead_deal_out_nothing(tmp_path: Path, values) -> None:
+def test_numbers_that_could_mislead_separate_nothing(tmp_path: Path, values) -> None:
     folder = write_stacks(tmp_path, values, count=4)
     for number in (None, 1):
-        with pytest.raises(SeriesGeometryError, match="which deals out no stacks that hold each position once"):
+        with pytest.raises(
+            SeriesGeometryError, match="which does not separate them into stacks that hold each position once"
+        ):
             read_series(folder, time_point=number)
 
 
@@ -291,7 +293,7 @@ def test_a_lost_slice_is_no_end_where_only_numbers_count(tmp_path: Path, lost: t
     """Without the first slice of a stack the numbers of the next could fill its place."""
     folder = write_stacks(tmp_path, one_after_another, count=3)
     lose(folder, *lost)
-    with pytest.raises(SeriesGeometryError, match="which deals out no stacks"):
+    with pytest.raises(SeriesGeometryError, match="which does not separate them"):
         read_series(folder, time_point=1)
 
 
@@ -311,8 +313,8 @@ CLASSIC = {
 
 
 @pytest.mark.parametrize("name", CLASSIC)
-def test_each_attribute_of_a_classic_series_deals_out_its_stacks(tmp_path: Path, name: str) -> None:
-    keyword, values = next((key, value) for key, value in CLASSIC[name].items() if key in MARKS)
+def test_each_attribute_of_a_classic_series_separates_its_stacks(tmp_path: Path, name: str) -> None:
+    keyword, values = next((key, value) for key, value in CLASSIC[name].items() if key in DISTINGUISHING)
     header = {key: value for key, value in CLASSIC[name].items() if key != keyword}
     folder = write_stacks(tmp_path, lambda n, k: {keyword: values[n]}, **header)
     check_numbering(folder, [0, 1], keyword)
@@ -358,7 +360,7 @@ def write_enhanced(folder: Path, edit: Callable[[Dataset, int, int], None], coun
 
 
 @pytest.mark.parametrize("macro", ENHANCED)
-def test_each_functional_group_of_an_enhanced_object_deals_out_its_stacks(tmp_path: Path, macro: str) -> None:
+def test_each_functional_group_of_an_enhanced_object_separates_its_stacks(tmp_path: Path, macro: str) -> None:
     folder = write_enhanced(tmp_path, lambda frame, n, k: setattr(frame, macro, ENHANCED[macro](n)))
     check_numbering(folder, [0, 1], "")
 
@@ -470,8 +472,8 @@ def test_a_difference_that_is_tolerated_is_noted(tmp_path: Path) -> None:
 
 
 def test_every_mark_is_an_attribute_of_one_kind() -> None:
-    assert len(set(MARKS)) == len(MARKS)
-    assert all(tag_for_keyword(keyword) is not None for keyword in MARKS)
+    assert len(set(DISTINGUISHING)) == len(DISTINGUISHING)
+    assert all(tag_for_keyword(keyword) is not None for keyword in DISTINGUISHING)
 
 
 @pytest.mark.parametrize(
