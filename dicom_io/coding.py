@@ -77,8 +77,13 @@ class Segment:
 
     @property
     def rgb(self) -> tuple[int, int, int]:
-        """What it is drawn in, 0 to 255 each."""
+        """The colour that it is drawn in, 0 to 255 each."""
         return self.display_rgb or display_rgb(self.number)
+
+    @property
+    def colour(self) -> str:
+        """The same for pages and charts, "#rrggbb"."""
+        return "#{:02x}{:02x}{:02x}".format(*self.rgb)
 
 
 @dataclass(frozen=True)

@@ -67,12 +67,12 @@ class Structure:
         Raises:
             ValueError: The result holds labels only.
         """
-        return float(self._known_probability.sum(dtype=np.float64) * self.grid.voxel_size)
+        return float(self.probability_on_grid.sum(dtype=np.float64) * self.grid.voxel_size)
 
     @cached_property
     def confidence(self) -> float | None:
         """Mean probability inside the mask, 0 to 1; None without voxels. Raises ValueError as `expected_size`."""
-        inside = self._known_probability[self.box][self.mask]
+        inside = self.probability_on_grid[self.box][self.mask]
         return float(inside.mean()) if inside.size else None
 
     @cached_property
@@ -83,7 +83,8 @@ class Structure:
         return on_grid
 
     @property
-    def _known_probability(self) -> NDArray[np.float32]:
+    def probability_on_grid(self) -> NDArray[np.float32]:
+        """Shape (I, J, K), 0 to 1. Raises ValueError where the result holds labels only."""
         if self.probability is None:
             raise ValueError(
                 f"segment {self.number} has no probabilities; they are needed; read the file of probabilities"
@@ -153,6 +154,11 @@ class Segmentation:
     def foreground(self) -> NDArray[np.bool_]:
         """Shape (I, J, K): voxels of any segment."""
         return self.labels > 0 if self.exclusive else np.asarray((self.labels > 0).any(axis=0))
+
+    @property
+    def classes(self) -> NDArray[Any]:
+        """The labels as metrics take them: shape (I, J, K) of numbers, or (S, I, J, K) boolean."""
+        return self.labels if self.exclusive else self.labels > 0
 
     @property
     def segment_probabilities(self) -> NDArray[np.float32]:

@@ -141,6 +141,15 @@ class Volume:
         """Distance of neighbouring voxels along each axis of `without_flat_axis`: three in mm, or two of 1 pixel."""
         return (1.0, 1.0) if self.planar else self.spacing_mm
 
+    @property
+    def in_colour(self) -> bool:
+        """Whether it is a picture whose channels are colours."""
+        return self.planar and self.array.ndim == 4
+
+    def channel(self, number: int) -> Volume:
+        """One channel of it, counted from 0; of a volume without channels itself."""
+        return self.with_array(self.array[..., number]) if self.array.ndim == 4 else self
+
     def without_flat_axis(self, array: NDArray[Any]) -> NDArray[Any]:
         """An array (I, J, K) on this grid without the third axis of a picture: (I, J) of a picture, else as it is."""
         return array[:, :, 0] if self.planar else array

@@ -1,15 +1,27 @@
-"""Settings of one run, frozen. Science is in the bundle, sites come later; these are the CLI's flags."""
+"""Settings of one run, frozen: how images are read and segmented, and what is written. The science is in the bundle."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
 
+from dicom_io.objects.seg_object import SYNTAXES, SegEncoding
 from dicom_io.read import ReadOptions
 from monai_unet_app.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
+
+ExplainMethod = Literal["occlusion", "gradcam", "gradient"]
+
+DICOM_FORMATS = ("seg", "sr", "rtstruct", "gsps", "sc", "pm")
+"""In the order in which they are written and should be sent: what refers to another comes after it."""
+IN_PATIENT_SPACE = ("sr", "rtstruct", "pm")
+"""What a picture cannot have: measurements in millimetres, contours and maps at places in the patient."""
+FORMATS = ("nifti", "nrrd", "mha", "png", *DICOM_FORMATS)
+SEG_ENCODINGS = tuple(SYNTAXES)
+EXPLANATIONS: tuple[ExplainMethod, ...] = get_args(ExplainMethod)
 
 
 @dataclass(frozen=True)
@@ -23,6 +35,50 @@ class PredictConfig:
 
     tta: bool = False
     reading: ReadOptions = field(default_factory=ReadOptions)
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """What is written, and onto which DICOM series.
+
+    Attributes:
+        formats: Some of `FORMATS`.
+        probabilities: Add `<case>_prob.nii.gz`, channels last.
+        cautious: Add `<case>_cautious.nii.gz`, channels last: masks that miss little of a structure, as the bundle states.
+        explain: Add `<case>_why.png` and `<case>_why.nii.gz`, channels last: what the answers hang on, by one of EXPLANATIONS.
+        deliver_rejected: Write what the bundle's quality gate rejects like any other result.
+        dicom_source: The series that a NIfTI input was made from; DICOM results refer to it.
+        dicomize: Write a converted series for a NIfTI input and refer to that.
+        seg_encoding: One of SEG_ENCODINGS; "fractional" writes probabilities.
+        empty_frames: A SEG has a frame for every slice and segment, also where there is no voxel.
+        earlier_sr: The report of an earlier run, which the new one names as its predecessor if it differs; None: the one that
+            lies where the new one goes.
+    """
+
+    formats: tuple[str, ...] = ("nifti",)
+    probabilities: bool = False
+    cautious: bool = False
+    explain: ExplainMethod | None = None
+    deliver_rejected: bool = False
+    dicom_source: Path | None = None
+    dicomize: bool = False
+    seg_encoding: SegEncoding = "binary"
+    empty_frames: bool = False
+    earlier_sr: Path | None = None
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.formats if name not in FORMATS]
+        if unknown or not self.formats:
+            raise UsageError(f"--format {','.join(unknown) or 'nothing'}: some of {', '.join(FORMATS)} are needed")
+        if self.explain not in (None, *EXPLANATIONS):
+            raise UsageError(f"--explain {self.explain}: one of {', '.join(EXPLANATIONS)} is needed")
+        if self.dicomize and self.dicom_source is not None:
+            raise UsageError("--dicomize and --dicom-source: one series to refer to is needed; give one of them")
+
+    @property
+    def wants_dicom(self) -> bool:
+        """Whether any DICOM object is asked for."""
+        return any(name in DICOM_FORMATS for name in self.formats)
 
 
 def resolve_device(name: str) -> torch.device:

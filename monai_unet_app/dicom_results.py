@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-from numpy.typing import NDArray
 from pydicom.uid import Comprehensive3DSRStorage
 
 from dicom_io.capture import write_captures
@@ -27,60 +26,52 @@ from dicom_io.seg import write_seg
 from dicom_io.sr import write_sr
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
-from monai_unet_app.config import PredictConfig
+from monai_unet_app.config import DICOM_FORMATS, IN_PATIENT_SPACE, OutputConfig
 from monai_unet_app.errors import InputRefusedError, UsageError
-from monai_unet_app.metrics import normalised_entropy
 from monai_unet_app.pipeline import Case
 
-DICOM_FORMATS = ("seg", "sr", "rtstruct", "gsps", "sc", "pm")
-"""In the order in which they are written and should be sent: what refers to another comes after it."""
-IN_PATIENT_SPACE = ("sr", "rtstruct", "pm")
-"""What a picture cannot have: measurements in millimetres, contours and maps at places in the patient."""
 
 
 @dataclass(frozen=True)
-class DicomOutput:
-    """Which objects, how the SEG is encoded, and onto which series.
+class CaseOutput:
+    """One segmented case on its way to files.
 
     Attributes:
-        formats: Some of DICOM_FORMATS.
-        seg_encoding: As `dicom_io.seg.write_seg`.
-        source: The series that a NIfTI input was made from; DICOM results refer to it.
-        dicomize: Write a converted series for a NIfTI input and refer to that.
-        earlier_sr: Where the report of an earlier run may be; if it is of this study and differs, the new one names it as
-            its predecessor.
-        empty_frames: As `dicom_io.seg.write_seg`.
+        case: The case, with its bundle and the settings of its run.
+        case_id: How its files begin.
+        config: What is written, and onto which DICOM series.
+        folder: Gets the files.
     """
 
-    formats: tuple[str, ...]
-    seg_encoding: SegEncoding = "binary"
-    source: Path | None = None
-    dicomize: bool = False
-    earlier_sr: Path | None = None
-    empty_frames: bool = False
+    case: Case
+    case_id: str
+    config: OutputConfig
+    folder: Path
+
+    def file(self, ending: str) -> Path:
+        """`<case id>_<ending>` in the folder."""
+        return self.folder / f"{self.case_id}_{ending}"
 
 
-def write_dicom(
-    case: Case, case_id: str, bundle: Bundle, run: PredictConfig, what: DicomOutput, folder: Path
-) -> dict[str, str]:
-    """Writes the objects of a case into a folder and gives their names by kind.
+def write_dicom(output: CaseOutput) -> dict[str, str]:
+    """Writes the DICOM objects of a case and gives their names by format.
 
     Raises:
         UsageError: The input is no DICOM, and no DICOM series is named.
         InputRefusedError: The named series is not where the image is, or cannot be written onto, or it is a picture and a
             format is asked for that needs patient space.
     """
-    source, labels, files = _target(case, case_id, bundle, what, folder)
+    case, config = output.case, output.config
+    source, files = _target(output)
     if source.planar:
-        check_possible(case_id, what.formats)
-    info = _info(case, bundle, run)
-    names = {kind: f"{case_id}_{kind}" + ("" if kind == "sc" else ".dcm") for kind in DICOM_FORMATS}
-    paths = {kind: folder / name for kind, name in names.items()}
-    earlier = _report_of_this_study(what.earlier_sr, source)
-    in_seg = _foreground(case, source, bundle) if what.seg_encoding == "fractional" else labels
+        check_possible(output.case_id, config.formats)
+    info = _info(case)
+    labels = _on(case.segmentation.label_volume, source)
+    paths = {kind: output.file(kind if kind == "sc" else f"{kind}.dcm") for kind in DICOM_FORMATS}
+    in_seg = _on(_probability_volume(case), source) if config.seg_encoding == "fractional" else labels
     writers: dict[str, Callable[[], object]] = {
         "seg": lambda: write_seg(
-            in_seg, source, paths["seg"], info, encoding=what.seg_encoding, empty_frames=what.empty_frames
+            in_seg, source, paths["seg"], info, encoding=config.seg_encoding, empty_frames=config.empty_frames
         ),
         "sr": lambda: write_sr(
             labels,
@@ -89,14 +80,14 @@ def write_dicom(
             info,
             seg=paths["seg"],
             volumes_ml=_intervals(case),
-            wholes_ml=_wholes(case, bundle),
-            earlier=earlier,
+            wholes_ml=_wholes(case),
+            earlier=_report_of_this_study(config.earlier_sr, source),
         ),
         "rtstruct": lambda: write_rtstruct(labels, source, paths["rtstruct"], info),
         "gsps": lambda: write_gsps(labels, source, paths["gsps"], info),
         "sc": lambda: write_captures(labels, source, paths["sc"], info),
         "pm": lambda: write_parametric_map(
-            _on(normalised_entropy(case.probabilities, exclusive=bundle.exclusive), case, source),
+            _on(case.image.with_array(case.uncertainty), source),
             source,
             paths["pm"],
             info,
@@ -105,13 +96,13 @@ def write_dicom(
             label="entropy of the calibrated probabilities",
         ),
     }
-    wanted = [kind for kind in DICOM_FORMATS if kind in what.formats or (kind == "seg" and "sr" in what.formats)]
+    wanted = [kind for kind in DICOM_FORMATS if kind in config.formats or (kind == "seg" and "sr" in config.formats)]
     try:
         for kind in wanted:
             writers[kind]()
-            files[kind] = names[kind]
+            files[kind] = paths[kind].name
     except DicomIoError as error:
-        raise InputRefusedError(f"{case_id}: {error}") from error
+        raise InputRefusedError(f"{output.case_id}: {error}") from error
     return files
 
 
@@ -138,10 +129,12 @@ def _report_of_this_study(path: Path | None, source: Volume) -> Path | None:
     )
 
 
-def _info(case: Case, bundle: Bundle, run: PredictConfig) -> ResultInfo:
+def _info(case: Case) -> ResultInfo:
+    bundle, run = case.bundle, case.run
+    provenance = case.image.provenance
     reading = (("resample_gaps", run.reading.resample_gaps), ("resample_tilt", run.reading.resample_tilt))
-    repairs = [(name, "true") for name, asked in reading if asked and case.volume.provenance.resampled]
-    repairs += [("accept_incomplete", "true")] if case.volume.provenance.incomplete else []
+    repairs = [(name, "true") for name, asked in reading if asked and provenance.resampled]
+    repairs += [("accept_incomplete", "true")] if case.image.provenance.incomplete else []
     return ResultInfo(
         segments=bundle.segments,
         algorithm_name=bundle.name,
@@ -151,9 +144,9 @@ def _info(case: Case, bundle: Bundle, run: PredictConfig) -> ResultInfo:
             ("device", bundle.device.type),
             ("tta", str(run.tta).lower()),
             *repairs,
-            *_image_setting(case.volume),
+            *_image_setting(case.image),
         ),
-        series_description=f"{INCOMPLETE}, {bundle.name}" if case.volume.provenance.incomplete else "",
+        series_description=f"{INCOMPLETE}, {bundle.name}" if case.image.provenance.incomplete else "",
         quality=_quality(case),
         calibration=_calibration(bundle),
     )
@@ -168,10 +161,10 @@ def _intervals(case: Case) -> dict[int, tuple[float, float]]:
     return {one.number: one.size_interval for one in found if one.size_interval and not one.is_beside_its_interval}
 
 
-def _wholes(case: Case, bundle: Bundle) -> dict[Whole, tuple[float, float] | None]:
+def _wholes(case: Case) -> dict[Whole, tuple[float, float] | None]:
     """What structures are parts of, with the interval of its volume in mL; as in `_intervals`."""
     stated = {said.whole: said for said in case.assessment.wholes} if case.assessment else {}
-    said = ((whole, stated.get(whole)) for whole in bundle.wholes)
+    said = ((whole, stated.get(whole)) for whole in case.segmentation.wholes)
     return {
         whole: None if found is None or found.is_beside_its_interval else found.size_interval for whole, found in said
     }
@@ -182,8 +175,8 @@ def _quality(case: Case) -> str:
     to be said.
     """
     missing = (
-        [note for note in case.volume.provenance.notes if "incomplete" in note]
-        if case.volume.provenance.incomplete
+        [note for note in case.image.provenance.notes if "incomplete" in note]
+        if case.image.provenance.incomplete
         else []
     )
     return "; ".join([*missing, *_judged(case)])
@@ -237,25 +230,20 @@ def converted_modality(bundle: Bundle) -> ConvertedModality:
     )
 
 
-def _target(
-    case: Case, case_id: str, bundle: Bundle, what: DicomOutput, folder: Path
-) -> tuple[Volume, Volume, dict[str, str]]:
-    """The DICOM volume that results refer to (of several channels the first), the labels on its grid, and the files
-    written on the way.
-    """
-    labels = case.labels_volume
-    if case.volume.provenance.kind == "dicom":
-        several = case.volume.array.ndim == 4 and not case.volume.planar
-        return case.volume.with_array(case.volume.array[..., 0]) if several else case.volume, labels, {}
+def _target(output: CaseOutput) -> tuple[Volume, dict[str, str]]:
+    """The DICOM volume that results refer to (of several channels the first), and the files that were written for it."""
+    case_id, image, config = output.case_id, output.case.image, output.config
+    if image.provenance.kind == "dicom":
+        return image if image.in_colour else image.channel(0), {}
     try:
-        if what.source is not None:
-            source = read_series(what.source)
-            return source, labels.on_grid_of(source), {}
-        if what.dicomize:
-            modality = converted_modality(bundle)
-            made = dicomize(case.volume, folder / f"{case_id}_dicom", case_id=case_id, modality=modality)
-            source = read_series(made.series_folder)
-            return source, labels.on_grid_of(source), {"series": f"{case_id}_dicom/{made.series_folder.name}"}
+        if config.dicom_source is not None:
+            source = read_series(config.dicom_source)
+            _ = image.on_grid_of(source)
+            return source, {}
+        if config.dicomize:
+            folder = output.file("dicom")
+            made = dicomize(image, folder, case_id=case_id, modality=converted_modality(output.case.bundle))
+            return read_series(made.series_folder), {"series": f"{folder.name}/{made.series_folder.name}"}
     except (DicomIoError, ValueError) as error:
         raise InputRefusedError(f"{case_id}: {error}") from error
     raise UsageError(
@@ -263,12 +251,11 @@ def _target(
     )
 
 
-def _foreground(case: Case, source: Volume, bundle: Bundle) -> Volume:
-    """Calibrated probabilities of the structures on the source's grid, channels last."""
-    channels = case.probabilities[1:] if bundle.exclusive else case.probabilities
-    return _on(np.clip(np.moveaxis(channels, 0, -1), 0.0, 1.0), case, source)
+def _probability_volume(case: Case) -> Volume:
+    """Calibrated probabilities of the structures, shape (I, J, K, S), 0 to 1."""
+    return case.image.with_array(np.clip(np.moveaxis(case.segmentation.segment_probabilities, 0, -1), 0.0, 1.0))
 
 
-def _on(values: NDArray, case: Case, source: Volume) -> Volume:
-    volume = case.volume.with_array(values)
-    return volume if case.volume.provenance.kind == "dicom" else volume.on_grid_of(source)
+def _on(values: Volume, source: Volume) -> Volume:
+    """Values on the grid of the source, which has the axes of the image in another order where the image is no DICOM."""
+    return values if values.provenance.kind == "dicom" else values.on_grid_of(source)

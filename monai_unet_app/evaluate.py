@@ -13,9 +13,16 @@ import numpy as np
 from ignite.engine import Engine, Events
 from numpy.typing import NDArray
 
+from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle, SeenCase, check_unseen, load_bundle
-from monai_unet_app.confidence.statement_audit import Judged, JudgedWhole, judge, judge_wholes, summarise_statements
+from monai_unet_app.confidence.statement_audit import (
+    StructureOutcome,
+    WholeOutcome,
+    audit_statements,
+    audit_wholes,
+    summarise_statements,
+)
 from monai_unet_app.confidence.statements import Assessment
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.cases import CaseFiles, data_row, find_data, subjects_of
@@ -25,7 +32,7 @@ from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.splits import SplitCase, read_splits
 from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.metrics import CaseArrays, Evaluation, EvaluationPlan
-from monai_unet_app.pipeline import Case, on_volume, segment_case
+from monai_unet_app.pipeline import Case, decided, on_volume, segment_case
 from monai_unet_app.report import CasePicture, EvaluationReport, MeasuredOn, Target, exemplary_cases, write_evaluation
 from monai_unet_app.report.targets import USUAL, Bounds, as_targets, checked
 from monai_unet_app.shipped import shipped
@@ -63,52 +70,57 @@ class CaseLog:
         self.evaluation = Evaluation(plan)
         self.rows: list[Row] = []
         self.masks: dict[str, tuple[bytes, bytes, tuple[int, ...]]] = {}
-        self.judged: list[Judged] = []
-        self.judged_wholes: list[JudgedWhole] = []
+        self.outcomes: list[StructureOutcome] = []
+        self.whole_outcomes: list[WholeOutcome] = []
         self.assessed: Assessment | None = None
 
     def add(
         self,
         row: Row,
-        volume: Volume,
-        truth: NDArray,
-        predicted: NDArray,
-        probabilities: NDArray,
-        uncalibrated: NDArray | None = None,
+        truth: Segmentation,
+        predicted: Segmentation,
+        uncalibrated: NDArray[np.float32] | None = None,
     ) -> float:
-        """Mean Dice of a case; arrays as in `CaseArrays`."""
+        """Scores a case and gives its mean Dice.
+
+        Args:
+            row: The case, {"id", "subject", "image", "label"}.
+            truth: The reference.
+            predicted: The result on the same image, with probabilities.
+            uncalibrated: Shape (C, I, J, K): the probabilities without calibration, to compare.
+        """
+        image = truth.image
+        assert predicted.probabilities is not None
         scores = self.evaluation.add(
             CaseArrays(
                 row["id"],
                 row["subject"],
-                truth,
-                predicted,
-                probabilities,
-                volume.spacing_mm,
-                volume.voxel_ml,
+                truth.classes,
+                predicted.classes,
+                predicted.probabilities,
+                image.spacing_mm,
+                image.voxel_ml,
                 uncalibrated,
-                counted_of(row, volume, self.bundle),
+                counted_of(row, image, self.bundle),
             )
         )
         self.rows.append(row)
-        packed = [zlib.compress(np.ascontiguousarray(mask, dtype=np.uint8).tobytes(), 1) for mask in (truth, predicted)]
-        self.masks[row["id"]] = (packed[0], packed[1], truth.shape)
+        self.masks[row["id"]] = (_packed(truth.labels), _packed(predicted.labels), truth.labels.shape)
         return scores.mean("dice")
 
-    def judge(self, row: Row, case: Case, truth: NDArray) -> None:
-        """Counts what became of the bundle's statements about a case; nothing where it made none."""
+    def audit(self, row: Row, case: Case, truth: Segmentation) -> None:
+        """Counts which statements of the bundle about a case came true; nothing where it made none."""
         if case.assessment is None:
             return
         self.assessed = case.assessment
-        truths = masks_of(truth, case.volume, self.bundle)
-        self.judged += judge(row["subject"], case.assessment, case.structures, truths, case.volume)
-        self.judged_wholes += judge_wholes(row["subject"], case.assessment, truths, case.volume)
+        self.outcomes += audit_statements(row["subject"], case.assessment, case.segmentation, truth)
+        self.whole_outcomes += audit_wholes(row["subject"], case.assessment, truth)
 
     def _statements(self) -> Mapping[str, Any] | None:
         labels = {segment.number: segment.label for segment in self.bundle.segments}
         if self.assessed is None:
             return None
-        return summarise_statements(self.judged, self.assessed, labels, self.judged_wholes)
+        return summarise_statements(self.outcomes, self.assessed, labels, self.whole_outcomes)
 
     def write(
         self,
@@ -284,8 +296,12 @@ def chosen_rows(
     return choose_cases(load_bundle(bundle_root), cases, partition, Path(splits) if splits else None).rows
 
 
-def truth_of(row: Row, volume: Volume, bundle: Bundle) -> NDArray:
-    """The case's reference: (I, J, K) class numbers, or (C, I, J, K) boolean for overlapping labels.
+def _packed(labels: NDArray[Any]) -> bytes:
+    return zlib.compress(np.ascontiguousarray(labels, dtype=np.uint8).tobytes(), 1)
+
+
+def truth_of(row: Row, volume: Volume, bundle: Bundle) -> Segmentation:
+    """The reference of a case on its image, without probabilities.
 
     Raises:
         InputRefusedError: The label does not lie on the image, or holds values that the bundle does not know.
@@ -293,7 +309,7 @@ def truth_of(row: Row, volume: Volume, bundle: Bundle) -> NDArray:
     labels = read_labels(Path(row["label"]), volume)
     ignored = () if bundle.ignore_label is None else (bundle.ignore_label,)
     check_values(labels, (*bundle.label_values, *ignored), Path(row["label"]).name)
-    return _by_class(labels.array, bundle)
+    return _truth(labels.array, volume, bundle)
 
 
 def counted_of(row: Row, volume: Volume, bundle: Bundle) -> NDArray[np.bool_] | None:
@@ -303,18 +319,15 @@ def counted_of(row: Row, volume: Volume, bundle: Bundle) -> NDArray[np.bool_] | 
     return read_labels(Path(row["label"]), volume).array != bundle.ignore_label
 
 
-def masks_of(truth: NDArray, volume: Volume, bundle: Bundle) -> list[NDArray[np.bool_]]:
-    """One boolean mask a structure, as `structures_of` has them, of a truth as `truth_of` gives it."""
-    masks = [truth == n + 1 for n in range(len(bundle.segments))] if bundle.exclusive else list(truth)
-    return [mask[:, :, 0] if volume.planar else mask for mask in masks]
-
-
-def _by_class(numbers: NDArray, bundle: Bundle) -> NDArray:
-    """Class numbers, 0 where they are to be ignored, or for overlapping labels one mask for each."""
+def _truth(numbers: NDArray[Any], image: Volume, bundle: Bundle) -> Segmentation:
+    """Label values, shape (I, J, K), as a segmentation by the bundle's segments; the ignored value becomes background."""
     numbers = numbers if bundle.ignore_label is None else np.where(numbers == bundle.ignore_label, 0, numbers)
-    if bundle.exclusive:
-        return numbers.astype(np.uint8)
-    return np.stack([numbers == number for number in bundle.label_values[1:]])
+    labels = (
+        numbers.astype(np.uint8)
+        if bundle.exclusive
+        else np.stack([numbers == number for number in bundle.label_values[1:]])
+    )
+    return Segmentation(image, labels, bundle.segments)
 
 
 def evaluate_cases(
@@ -355,9 +368,8 @@ def evaluate_cases(
             problems[row["id"]] = str(error)
             each(row["id"], None)
             continue
-        predicted = case.labels if bundle.exclusive else np.moveaxis(case.labels, -1, 0).astype(bool)
-        each(row["id"], log.add(row, volume, truth, predicted, case.probabilities, case.uncalibrated))
-        log.judge(row, case, truth)
+        each(row["id"], log.add(row, truth, case.segmentation, case.uncalibrated))
+        log.audit(row, case, truth)
     told = tuple(f"{case}: {why}" for case, why in problems.items())
     if not log.rows:
         raise InputRefusedError("no case could be measured:\n  " + "\n  ".join(told))
@@ -405,10 +417,9 @@ class EvaluationHandler:
             item = {"truth": inputs["truth"], "pred": output["pred"], "prob": output["prob"]}
             row = self.cases[len(self.log.rows)]
             volume = read_volume(row["image"])
-            arrays: dict[str, NDArray] = {key: on_volume(item[key], volume) for key in ("pred", "prob", "truth")}
-            truth, predicted = arrays["truth"], arrays["pred"]
-            predicted = predicted[0].astype(np.uint8) if bundle.exclusive else predicted > 0
-            self.log.add(row, volume, _by_class(truth[0], bundle), predicted, arrays["prob"])
+            arrays = {key: on_volume(item[key], volume) for key in ("pred", "prob", "truth")}
+            truth = _truth(arrays["truth"][0], volume, bundle)
+            self.log.add(row, truth, decided(volume, arrays["prob"], arrays["pred"], bundle))
 
     def _write(self, engine: Engine) -> None:
         self.log.write(self.output, self.data_name, self.partition)

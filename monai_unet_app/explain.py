@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Literal
 
 import numpy as np
 import torch
@@ -28,9 +27,10 @@ from monai.visualize import GradCAM, OcclusionSensitivity, SmoothGrad
 from numpy.typing import NDArray
 from PIL import Image
 
+from dicom_io.segmentation import Segmentation, Structure
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
-from monai_unet_app.config import PredictConfig
+from monai_unet_app.config import ExplainMethod
 from monai_unet_app.errors import BundleError, UsageError
 from monai_unet_app.inference.predict import Progress, padded
 from monai_unet_app.inference.windows import Slices, WindowPlan, plan_windows
@@ -39,20 +39,19 @@ from monai_unet_app.pipeline import Case, on_volume, predict, preprocess
 from monai_unet_app.report import CasePicture, case_figure
 from monai_unet_app.report.case_pictures import png
 
-Method = Literal["occlusion", "gradcam", "gradient"]
 PARTS = 8
 """So many masks, one beside the other, hide an axis of the window."""
 
 NOISY_COPIES = 25  # of the window, for SmoothGrad
 SEED = 0  # of their noise
-SHOWN: dict[Method, str] = {
+SHOWN: dict[ExplainMethod, str] = {
     "occlusion": "how much the answer falls when this place is hidden",
     "gradcam": "where the network's feature layer has what speaks for the answer",
     "gradient": "how much the answer changes when the image changes a little here",
 }
 """What the colour is, in plain words."""
 
-UNITS: dict[Method, str] = {
+UNITS: dict[ExplainMethod, str] = {
     "occlusion": "fall of the mean log-odds; below 0 it rises",
     "gradcam": "weighted activation, no unit",
     "gradient": "mean log-odds for 1 of the network's input",
@@ -72,7 +71,7 @@ class Explanation:
         slice_axis: Axis of the source of which one slice was explained; None for networks of the image's own dimension.
     """
 
-    method: Method
+    method: ExplainMethod
     maps: NDArray[np.float32]
     answers: tuple[float | None, ...]
     slice_axis: int | None = None
@@ -116,7 +115,7 @@ class StructureAnswers(torch.nn.Module):
         return logits[:, channel] - torch.logsumexp(logits[:, others], 1)
 
 
-def check_explainable(bundle: Bundle, method: Method) -> None:
+def check_explainable(bundle: Bundle, method: ExplainMethod) -> None:
     """Raises, before any work, if this bundle cannot be explained in this way.
 
     Raises:
@@ -127,19 +126,15 @@ def check_explainable(bundle: Bundle, method: Method) -> None:
         _layer_name(bundle)
 
 
-def explain_case(
-    case: Case, bundle: Bundle, method: Method, run: PredictConfig | None = None, progress: Progress | None = None
-) -> Explanation:
+def explain_case(case: Case, method: ExplainMethod, progress: Progress | None = None) -> Explanation:
     """What in the image the answers for a segmented case hang on.
 
     The image goes through the network once more, to see where structures are on the working grid.
 
     Args:
         case: As `segment_case` gives it.
-        bundle: The bundle that segmented it.
         method: "occlusion": the window is hidden piece by piece, by its mean, pieces of an eighth of each axis; "gradcam":
             GradCAM at the bundle's `feature_layer`; "gradient": SmoothGrad, root mean square over noisy copies of the window.
-        run: Flags of the run that segmented it.
         progress: Called with (windows done, windows in all).
 
     Raises:
@@ -148,15 +143,16 @@ def explain_case(
     Source: Zeiler and Fergus 2014, arXiv:1311.2901; Selvaraju et al. 2017, arXiv:1610.02391; Smilkov et al. 2017,
     arXiv:1706.03825; all as in monai.visualize.
     """
+    bundle = case.bundle
     check_explainable(bundle, method)
-    item = preprocess(case.volume, bundle)
-    regions = _regions(case, predict(item["image"], bundle, run or PredictConfig()), bundle)
+    item = preprocess(case.image, bundle)
+    regions = _regions(case.segmentation, predict(item["image"], bundle, case.run))
     plan = plan_windows(tuple(regions.shape[1:]), bundle.windows.window, bundle.windows.overlap)
     image = padded(item["image"].as_tensor(), plan, bundle.windows.padding_mode, bundle.windows.padding_value)
     regions = padded(regions.float(), plan).bool()
     shared = _windows(regions, plan, bundle.slice_axis)
     step = _counter(sum(_cost(method, plan.window, len(structures)) for _, structures in shared), progress)
-    slice_axis, reach = _slab(item["image"], case.volume, bundle.slice_axis)
+    slice_axis, reach = _slab(item["image"], case.image, bundle.slice_axis)
     maps, seen = torch.zeros(2, *regions.shape)
     answers: list[float | None] = [None] * len(regions)
     for place, structures in shared:
@@ -172,20 +168,18 @@ def explain_case(
             maps[n][where] = drawn if bundle.slice_axis is None else drawn.unsqueeze(bundle.slice_axis)
             seen[n][where] = 1.0
     both = torch.cat([maps, seen])[(slice(None), *plan.inside)]
-    return Explanation(method, _on_source(both, item, bundle, case.volume), tuple(answers), slice_axis)
+    return Explanation(method, _on_source(both, item, bundle, case.image), tuple(answers), slice_axis)
 
 
-def _regions(case: Case, logits: torch.Tensor, bundle: Bundle) -> torch.Tensor:
-    """Shape (S, *spatial), boolean: where each structure is on the working grid; empty for those that the result has not."""
-    numbers = range(1, len(bundle.segments) + 1)
-    if bundle.exclusive:
+def _regions(segmentation: Segmentation, logits: torch.Tensor) -> torch.Tensor:
+    """Where each structure of the result is on the working grid: shape (S, *spatial), boolean; empty for absent structures."""
+    if segmentation.exclusive:
         largest = logits.argmax(0)
-        regions = torch.stack([largest == n for n in numbers])
-        found = [bool((case.labels == n).any()) for n in numbers]
+        regions = torch.stack([largest == structure.number for structure in segmentation.structures])
     else:
         regions = logits >= 0
-        found = [bool(case.labels[..., n - 1].any()) for n in numbers]
-    return regions & torch.tensor(found).view(-1, *[1] * (regions.ndim - 1))
+    present = [structure.voxels > 0 for structure in segmentation.structures]
+    return regions & torch.tensor(present).view(-1, *[1] * (regions.ndim - 1))
 
 
 def _windows(regions: torch.Tensor, plan: WindowPlan, slice_axis: int | None) -> list[tuple[Slices, list[int]]]:
@@ -218,7 +212,7 @@ def _for_network(tensor: torch.Tensor, slice_axis: int | None) -> torch.Tensor:
     return tensor if slice_axis is None else tensor.squeeze(1 + slice_axis)
 
 
-def _cost(method: Method, window: tuple[int, ...], structures: int) -> int:
+def _cost(method: ExplainMethod, window: tuple[int, ...], structures: int) -> int:
     """How many windows go through the network for one that is explained."""
     masks = len(plan_windows(window, _mask_size(window), 0.0).windows)
     return 1 + {"occlusion": masks, "gradcam": structures, "gradient": NOISY_COPIES * structures}[method]
@@ -275,7 +269,7 @@ def _gradient(network: StructureAnswers, window: torch.Tensor, given: torch.Tens
     return torch.stack(found) * NOISY_COPIES**0.5  # MONAI divides the root of the sum of squares by their number
 
 
-_EXPLAINERS: dict[Method, Callable[[StructureAnswers, torch.Tensor, torch.Tensor, Bundle], torch.Tensor]] = {
+_EXPLAINERS: dict[ExplainMethod, Callable[[StructureAnswers, torch.Tensor, torch.Tensor, Bundle], torch.Tensor]] = {
     "occlusion": _occlusion,
     "gradcam": _gradcam,
     "gradient": _gradient,
@@ -329,11 +323,12 @@ _GROUND, _TEXT = "#101214", "#c6ccd4"
 _OPAQUE = 0.75  # of the strongest colour
 
 
-def explanation_png(case: Case, case_id: str, bundle: Bundle, explanation: Explanation) -> bytes:
+def explanation_png(segmentation: Segmentation, case_id: str, explanation: Explanation) -> bytes:
     """The window of each structure in grey with its map as colour and its outline, below a line that says what is shown."""
     strips = []
-    for n, segment in enumerate(bundle.segments):
-        answer, found = explanation.answers[n], explanation.maps[n]
+    rows = zip(segmentation.structures, explanation.answers, explanation.maps, strict=True)
+    for structure, answer, found in rows:
+        segment = structure.segment
         if answer is None or np.isnan(found).all():
             strips.append(_headline(f"{segment.label}: not found, there is nothing to explain"))
             continue
@@ -344,9 +339,7 @@ def explanation_png(case: Case, case_id: str, bundle: Bundle, explanation: Expla
             strips.append(_headline(f"{text}: 0 everywhere"))
         else:
             strips.append(_headline(text, f"{UNITS[explanation.method]} (the answer is {answer:.2f})", scale))
-        mask = case.labels == n + 1 if bundle.exclusive else case.labels[..., n] > 0
-        colour = "#{:02x}{:02x}{:02x}".format(*segment.rgb)
-        strips.append(_planes(case, case_id, mask, found, scale, explanation.slice_axis, colour))
+        strips.append(_planes(structure, case_id, found, scale, explanation.slice_axis))
     return _stacked(strips)
 
 
@@ -371,29 +364,24 @@ class _Scale:
 
 
 def _planes(
-    case: Case,
-    case_id: str,
-    mask: NDArray[np.bool_],
-    found: NDArray[np.float32],
-    scale: _Scale,
-    slice_axis: int | None,
-    colour: str,
+    structure: Structure, case_id: str, found: NDArray[np.float32], scale: _Scale, slice_axis: int | None
 ) -> Figure:
     """The explained window in planes through the structure; of a 2D network the explained slice."""
+    volume, mask = structure.grid, structure.mask_on_grid
     box = _box(~np.isnan(found))
     if slice_axis is not None:
         section = (mask & ~np.isnan(found)).sum(axis=tuple(axis for axis in range(3) if axis != slice_axis))
         index = int(section.argmax()) if section.any() else (box[slice_axis].start + box[slice_axis].stop) // 2
         box = tuple(slice(index, index + 1) if axis == slice_axis else side for axis, side in enumerate(box))
-    image = scale.over(_grey(case.volume.array[box]), found[box])
+    image = scale.over(_grey(volume.array[box]), found[box])
     everywhere = np.ones_like(mask[box])  # no outline, but nothing of the window is cut off
-    picture = CasePicture.of(case_id, "best", case.volume, mask, mask)
+    picture = CasePicture.of(case_id, "best", volume, mask, mask)
     picture = replace(picture, image=image, predicted=np.stack([mask[box], everywhere]))
     picture = replace(picture, truth=np.zeros_like(picture.predicted))
     if slice_axis is not None:
         picture = replace(picture, slices_along=slice_axis)
-    plan = EvaluationPlan(("structure", "window"), exclusive=False, planar=case.volume.planar)
-    return case_figure(picture, plan, (colour, _GROUND))
+    plan = EvaluationPlan(("structure", "window"), exclusive=False, planar=volume.planar)
+    return case_figure(picture, plan, (structure.segment.colour, _GROUND))
 
 
 def _box(seen: NDArray[np.bool_]) -> Slices:

@@ -6,24 +6,25 @@ What needs torch and MONAI is imported where it is used: the flags of a command 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
-from monai_unet_app.confidence.features import Structure
 from monai_unet_app.confidence.shift import LayerWatch, image_features
-from monai_unet_app.confidence.statements import Assessment, Confidence, Setting, assess, read_confidence, structures_of
+from monai_unet_app.confidence.statements import Assessment, Confidence, Setting, assess, read_confidence
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import check_rules
 from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.metrics import normalised_entropy
 
 if TYPE_CHECKING:
     import torch
@@ -35,35 +36,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Case:
-    """A segmented case on its source grid.
+    """One segmented image with what it was segmented by, on its way to files.
 
     Attributes:
-        volume: The image as it was read.
-        probabilities: Shape (C, I, J, K), float32, calibrated, 0 to 1; exclusive classes sum to 1.
-        labels: Exclusive classes: shape (I, J, K), uint8, 0 is background. Overlapping: (I, J, K, C), 0 or 1.
-        seconds: Time per stage.
-        uncalibrated: As `probabilities`, without the calibration, if asked for.
-        assessment: What the bundle says of this result; says so where it makes no statements. None while they are fitted.
-        image_features: Shape (F,), what the shift detector looks at, if it was taken.
+        segmentation: The image, its labels (uint8) and its calibrated probabilities, on the source grid.
+        bundle: The bundle that segmented it.
+        run: The settings that it was segmented with.
+        seconds: Time of each stage.
+        uncalibrated: Shape of the probabilities: the same without calibration, if asked for.
+        assessment: The bundle's statements about this result; None while they are fitted.
+        image_features: Shape (F,), the input of the shift detector, if it was computed.
     """
 
-    volume: Volume
-    probabilities: NDArray[np.float32]
-    labels: NDArray[np.uint8]
-    seconds: dict[str, float]
+    segmentation: Segmentation
+    bundle: Bundle
+    run: PredictConfig = field(default_factory=PredictConfig)
+    seconds: Mapping[str, float] = field(default_factory=dict)
     uncalibrated: NDArray[np.float32] | None = None
     assessment: Assessment | None = None
     image_features: NDArray[np.float64] | None = None
 
     @property
-    def structures(self) -> list[Structure]:
-        """Mask and probability of each structure, in the order of their numbers."""
-        return structures_of(self.probabilities, self.labels, self.volume, exclusive=self.labels.ndim == 3)
+    def image(self) -> Volume:
+        """The image as it was read."""
+        return self.segmentation.image
 
     @property
-    def labels_volume(self) -> Volume:
-        """The labels as a volume on the source grid."""
-        return self.volume.with_array(self.labels)
+    def uncertainty(self) -> NDArray[np.float32]:
+        """Shape (I, J, K), 0 sure to 1 undecided: entropy of the calibrated probabilities."""
+        assert self.segmentation.probabilities is not None
+        return normalised_entropy(self.segmentation.probabilities, exclusive=self.segmentation.exclusive)
 
 
 def segment_case(
@@ -96,19 +98,33 @@ def segment_case(
     with _timed(seconds, "preprocess"):
         item = preprocess(volume, bundle)
     setting = setting_of(run, bundle)
-    stated = None if fitting else read_confidence(bundle, setting)
-    watched = fitting or (stated is not None and stated.shift is not None)
+    statements = None if fitting else read_confidence(bundle, setting)
+    watched = fitting or (statements is not None and statements.shift is not None)
     with _timed(seconds, "predict"), _watch(bundle, watched) as watch:
         logits = predict(item["image"], bundle, run, progress)
     with _timed(seconds, "postprocess"):
-        probabilities, decided = finish(
-            item, logits, bundle.mirrored_result if setting == "tta" else bundle.result, volume
-        )
+        result = bundle.mirrored_result if setting == "tta" else bundle.result
+        segmentation = decided(volume, *finish(item, logits, result, volume), bundle)
     raw = finish(item, logits, bundle.uncalibrated_result, volume)[0] if uncalibrated else None
-    labels = np.rint(decided[0] if bundle.exclusive else np.moveaxis(decided, 0, -1)).astype(np.uint8)
     features = _image_features(volume, watch) if watched else None
     with _timed(seconds, "assess"):
-        return assessed(Case(volume, probabilities, labels, seconds, raw, image_features=features), stated, bundle)
+        case = Case(segmentation, bundle, run, seconds, raw, image_features=features)
+        return assessed(case, statements)
+
+
+def decided(
+    image: Volume, probabilities: NDArray[np.float32], decision: NDArray[np.float32], bundle: Bundle
+) -> Segmentation:
+    """The segmentation that a bundle's `result` decided on.
+
+    Args:
+        image: The image.
+        probabilities: Shape (C, I, J, K), the channels of the bundle's `labels`.
+        decision: "pred" of the bundle: shape (1, I, J, K) with label values, or of overlapping labels (S, I, J, K), 0 or 1.
+        bundle: The bundle that decided.
+    """
+    labels = np.rint(decision[0] if bundle.exclusive else decision).astype(np.uint8)
+    return Segmentation(image, labels, bundle.segments, probabilities, bundle.wholes)
 
 
 def setting_of(run: PredictConfig, bundle: Bundle) -> Setting:
@@ -116,21 +132,11 @@ def setting_of(run: PredictConfig, bundle: Bundle) -> Setting:
     return "tta" if run.tta and bundle.mirror_axes else "plain"
 
 
-def assessed(case: Case, stated: Confidence | None, bundle: Bundle) -> Case:
-    """The case with what these statements of the bundle make of it; as it is while they are fitted (None)."""
-    if stated is None:
+def assessed(case: Case, statements: Confidence | None) -> Case:
+    """The case with the assessment by these statements; unchanged while statements are fitted (None)."""
+    if statements is None:
         return case
-    names = [segment.label for segment in bundle.segments]
-    found = assess(
-        stated,
-        case.structures,
-        case.volume,
-        names=names,
-        exclusive=bundle.exclusive,
-        image=case.image_features,
-        wholes=bundle.wholes,
-    )
-    return replace(case, assessment=found)
+    return replace(case, assessment=assess(statements, case.segmentation, case.image_features))
 
 
 def _watch(bundle: Bundle, watched: bool) -> AbstractContextManager[LayerWatch | None]:

@@ -12,12 +12,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nibabel
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from dicom_io.errors import DicomIoError
@@ -26,79 +27,25 @@ from dicom_io.kinds.encodings import SYNTAXES, SegEncoding
 from dicom_io.objects.identity import ObjectKind
 from dicom_io.objects.slice_positions import second_opinion_note
 from dicom_io.read import ReadOptions
+from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app import __version__
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.confidence.statements import Assessment, Confidence, read_confidence
-from monai_unet_app.config import PredictConfig
+from monai_unet_app.config import DICOM_FORMATS, IN_PATIENT_SPACE, OutputConfig, PredictConfig
 from monai_unet_app.data.cases import CaseFiles, case_id, told
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
 from monai_unet_app.data.schemas import write_json
-from monai_unet_app.dicom_results import DICOM_FORMATS, IN_PATIENT_SPACE, DicomOutput, converted_modality, write_dicom
+from monai_unet_app.dicom_results import CaseOutput, converted_modality, write_dicom
 from monai_unet_app.errors import InputRefusedError, UsageError
-from monai_unet_app.pipeline import Case, assessed, segment_case, setting_of
+from monai_unet_app.pipeline import Case, assessed, decided, segment_case, setting_of
 
 if TYPE_CHECKING:
     import torch
 
-    from monai_unet_app.explain import Method
     from monai_unet_app.inference.predict import Progress
 
-FORMATS = ("nifti", "nrrd", "mha", "png", *DICOM_FORMATS)
-SEG_ENCODINGS = tuple(SYNTAXES)
-EXPLANATIONS: tuple[Method, ...] = ("occlusion", "gradcam", "gradient")
 SCHEMA_VERSION = "1.0"
-
-
-@dataclass(frozen=True)
-class OutputConfig:
-    """What is written, and onto which DICOM series.
-
-    Attributes:
-        formats: Some of `FORMATS`.
-        probabilities: Add `<case>_prob.nii.gz`, channels last.
-        cautious: Add `<case>_cautious.nii.gz`, channels last: masks that miss little of a structure, as the bundle states.
-        explain: Add `<case>_why.png` and `<case>_why.nii.gz`, channels last: what the answers hang on, by one of EXPLANATIONS.
-        deliver_rejected: Write what the bundle's quality gate rejects like any other result.
-        dicom_source: The series that a NIfTI input was made from; DICOM results refer to it.
-        dicomize: Write a converted series for a NIfTI input and refer to that.
-        seg_encoding: One of SEG_ENCODINGS; "fractional" writes probabilities.
-        empty_frames: A SEG has a frame for every slice and segment, also where there is no voxel.
-        earlier_sr: The report of an earlier run, which the new one names as its predecessor if it differs; None: the one that
-            lies where the new one goes.
-    """
-
-    formats: tuple[str, ...] = ("nifti",)
-    probabilities: bool = False
-    cautious: bool = False
-    explain: Method | None = None
-    deliver_rejected: bool = False
-    dicom_source: Path | None = None
-    dicomize: bool = False
-    seg_encoding: SegEncoding = "binary"
-    empty_frames: bool = False
-    earlier_sr: Path | None = None
-
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.formats if name not in FORMATS]
-        if unknown or not self.formats:
-            raise UsageError(f"--format {','.join(unknown) or 'nothing'}: some of {', '.join(FORMATS)} are needed")
-        if self.explain not in (None, *EXPLANATIONS):
-            raise UsageError(f"--explain {self.explain}: one of {', '.join(EXPLANATIONS)} is needed")
-        if self.dicomize and self.dicom_source is not None:
-            raise UsageError("--dicomize and --dicom-source: one series to refer to is needed; give one of them")
-
-    @property
-    def wants_dicom(self) -> bool:
-        """Whether any DICOM object is asked for."""
-        return any(name in DICOM_FORMATS for name in self.formats)
-
-    @property
-    def dicom(self) -> DicomOutput:
-        """The part of it that is DICOM."""
-        return DicomOutput(
-            self.formats, self.seg_encoding, self.dicom_source, self.dicomize, empty_frames=self.empty_frames
-        )
 
 
 def formats_for(kinds: Sequence[ObjectKind], *, planar: bool = False) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -125,35 +72,33 @@ def formats_for(kinds: Sequence[ObjectKind], *, planar: bool = False) -> tuple[t
 
 
 def write_results(
-    case: Case,
-    case_id: str,
-    bundle: Bundle,
-    run: PredictConfig,
-    what: OutputConfig,
-    output: Path,
-    windows: Progress | None = None,
+    case: Case, case_id: str, config: OutputConfig, folder: Path, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Writes a case's files into `output` and gives the content of its `result.json`.
+    """Writes a case's files into a folder and gives the content of its `result.json`.
 
-    Of a result that the bundle's quality gate rejects there is `result.json` alone, which says why; unless `what` wants it.
-    An explanation takes the network again; `windows` is told how far it is.
+    Of a result that the bundle's quality gate rejects there is only `result.json`, which says why, unless `deliver_rejected`.
+
+    Args:
+        case: The segmented case.
+        case_id: How its files begin.
+        config: What is written, and onto which DICOM series.
+        folder: Gets the files; created where it is absent.
+        progress: Called with (windows done, windows in all) of an explanation, which takes the network again.
 
     Raises:
-        UsageError: DICOM is asked for, the input is none, and no DICOM series is named.
+        UsageError: DICOM is asked for, the input is no DICOM, and no DICOM series is named.
         InputRefusedError: The named series is not where the image is, or cannot be written onto.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output, prefix=".partial-") as partial:
-        folder = Path(partial)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = replace(config, earlier_sr=config.earlier_sr or folder / f"{case_id}_sr.dcm")
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
+        output = CaseOutput(case, case_id, config, Path(partial))
         files = {}
-        if what.deliver_rejected or not is_rejected(case):
-            files = _write_files(
-                case, case_id, bundle, run, what, folder, what.earlier_sr or output / f"{case_id}_sr.dcm"
-            )
-            files |= _write_explanation(case, case_id, bundle, run, what.explain, folder, windows)
-        document = result_document(case, case_id, bundle, run, files)
-        write_json(document, folder / f"{case_id}_result.json", "result")
-        _publish(folder, output, case_id)
+        if config.deliver_rejected or not is_rejected(case):
+            files = _write_files(output) | _write_explanation(output, progress)
+        document = result_document(output, files)
+        write_json(document, output.file("result.json"), "result")
+        _publish(output.folder, folder, case_id)
     return document
 
 
@@ -212,7 +157,7 @@ def predict_cases(
     for case in cases:
         try:
             result = segment_case(case.image, bundle, run, windows)
-            done.append(write_results(result, case.id, bundle, run, what, output, windows))
+            done.append(write_results(result, case.id, what, output, windows))
             if is_rejected(result) and not what.deliver_rejected:
                 problems.append(_rejection(case.id, result))
         except InputRefusedError as error:
@@ -262,14 +207,14 @@ def check_flags(cases: Sequence[CaseFiles], run: PredictConfig, what: OutputConf
         raise UsageError(f"--seg-encoding {what.seg_encoding}: no SEG is asked for; add seg to --format")
 
 
-def result_document(
-    case: Case, case_id: str, bundle: Bundle, run: PredictConfig, files: Mapping[str, str]
-) -> dict[str, Any]:
-    """What `result.json` says: identity as UIDs only."""
-    source, rows = case.volume.provenance, structures(case, bundle)
+def result_document(output: CaseOutput, files: Mapping[str, str]) -> dict[str, Any]:
+    """The content of `result.json`; it names study and series by their UIDs, and no patient."""
+    case, bundle, run = output.case, output.case.bundle, output.case.run
+    image, rows = case.image, structure_rows(case)
+    source = image.provenance
     return {
         "schema_version": SCHEMA_VERSION,
-        "case": case_id,
+        "case": output.case_id,
         "software": {"name": "monai-unet-app", "version": __version__},
         "bundle": {"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256},
         "settings": {"device": str(bundle.device), "tta": run.tta},
@@ -279,13 +224,13 @@ def result_document(
             "study_instance_uid": source.study_instance_uid,
             "series_instance_uid": source.series_instance_uid,
             "instances": len(set(source.sop_instance_uids)),
-            "shape": list(case.volume.shape),
-            "spacing": [round(step, 6) for step in case.volume.spacing_mm],
-            "unit": "px" if case.volume.planar else "mm",
-            "notes": [*source.notes, *_sizes_note(source, files), *_places_note(case.volume, files)],
+            "shape": list(image.shape),
+            "spacing": [round(step, 6) for step in image.spacing_mm],
+            "unit": image.length_unit,
+            "notes": [*source.notes, *_sizes_note(source, files), *_places_note(image, files)],
         },
         "structures": rows,
-        "wholes": _wholes(case, bundle, rows),
+        "wholes": _wholes(case, rows),
         "assessment": _assessment(case.assessment),
         "seconds": dict(case.seconds),
         "files": dict(files),
@@ -338,38 +283,33 @@ def _size(volume: Volume, voxels: int) -> dict[str, float]:
     return {"pixels": voxels, **area}
 
 
-def structures(case: Case, bundle: Bundle) -> list[dict[str, Any]]:
-    """One row a structure: number (label value and SegmentNumber), name, voxels, size, mean probability inside."""
-    rows = []
-    for segment in bundle.segments:
-        channel = segment.number if bundle.exclusive else segment.number - 1
-        mask = case.labels == segment.number if bundle.exclusive else case.labels[..., channel] > 0
-        voxels = int(mask.sum())
-        size = _size(case.volume, voxels)
-        rows.append(
-            {
-                "number": segment.number,
-                "label": segment.label,
-                "channel": channel,
-                "voxels": voxels,
-                **size,
-                "mean_probability": round(float(case.probabilities[channel][mask].mean()), 5) if voxels else None,
-                **_statements(case, segment.number),
-            }
-        )
-    return rows
+def structure_rows(case: Case) -> list[dict[str, Any]]:
+    """One row for each structure: number (label value and SegmentNumber), name, voxels, size, mean probability inside."""
+    segmentation = case.segmentation
+    return [
+        {
+            "number": structure.number,
+            "label": structure.label,
+            "channel": segmentation.channel_of(structure.number),
+            "voxels": structure.voxels,
+            **_size(case.image, structure.voxels),
+            "mean_probability": None if structure.confidence is None else round(structure.confidence, 5),
+            **_statements(case, structure.number),
+        }
+        for structure in segmentation.structures
+    ]
 
 
-def _wholes(case: Case, bundle: Bundle, parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each structure of which several others are parts: name, numbers of the parts, their size together."""
+def _wholes(case: Case, parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each structure that several others are parts of: name, numbers of the parts, their size together."""
     stated = {said.whole: said for said in case.assessment.wholes} if case.assessment else {}
     rows = []
-    for whole in bundle.wholes:
+    for whole in case.segmentation.wholes:
         voxels = sum(part["voxels"] for part in parts if part["number"] in whole.numbers)
         row: dict[str, Any] = {"label": whole.label, "parts": list(whole.numbers), "voxels": voxels}
-        row |= _size(case.volume, voxels)
+        row |= _size(case.image, voxels)
         said = stated.get(whole)
-        rows.append(row | _interval(case.volume, said.size_interval if said else None))
+        rows.append(row | _interval(case.image, said.size_interval if said else None))
     return rows
 
 
@@ -383,7 +323,7 @@ def _statements(case: Case, number: int) -> dict[str, Any]:
     found = [one for one in case.assessment.structures if one.number == number] if case.assessment else []
     said: dict[str, Any] = {}
     for one in found:
-        said |= _interval(case.volume, one.size_interval)
+        said |= _interval(case.image, one.size_interval)
         if one.verdict:
             said["verdict"] = one.verdict
         if one.grade:
@@ -393,65 +333,47 @@ def _statements(case: Case, number: int) -> dict[str, Any]:
     return said
 
 
-def _write_files(
-    case: Case,
-    case_id: str,
-    bundle: Bundle,
-    run: PredictConfig,
-    what: OutputConfig,
-    folder: Path,
-    earlier_sr: Path,
-) -> dict[str, str]:
-    files: dict[str, str] = {}
-    if "nifti" in what.formats:
-        files["nifti"] = f"{case_id}_seg.nii.gz"
-        write_nifti(case.labels, case.volume, folder / files["nifti"])
+def _write_files(output: CaseOutput) -> dict[str, str]:
+    """Everything but the explanation; the names of the files by format."""
+    segmentation, config = output.case.segmentation, output.config
+    image, labels = segmentation.image, segmentation.label_volume.array
+    files: dict[str, Path] = {}
+    if "nifti" in config.formats:
+        files["nifti"] = write_nifti(labels, image, output.file("seg.nii.gz"))
     for ending in ("nrrd", "mha"):
-        if ending in what.formats:
-            files[ending] = f"{case_id}_seg.{ending}"
-            _write_itk(case, case_id, folder / files[ending])
-    if what.probabilities:
-        files["probabilities"] = f"{case_id}_prob.nii.gz"
-        write_nifti(np.moveaxis(case.probabilities, 0, -1), case.volume, folder / files["probabilities"])
-    if what.cautious:
-        files["cautious"] = f"{case_id}_cautious.nii.gz"
-        write_nifti(_cautious(case, bundle), case.volume, folder / files["cautious"])
-    if "png" in what.formats:
-        files["png"] = f"{case_id}_overlay.png"
-        write_overlay(case, case_id, bundle, folder / files["png"])
-        if case.volume.planar:
-            files["mask"] = f"{case_id}_seg.png"
-            write_mask_png(case, folder / files["mask"])
-    if what.wants_dicom:
-        files |= write_dicom(case, case_id, bundle, run, replace(what.dicom, earlier_sr=earlier_sr), folder)
-    return files
+        if ending in config.formats:
+            files[ending] = _write_itk(labels, image, output.file(f"seg.{ending}"))
+    if config.probabilities:
+        assert segmentation.probabilities is not None
+        probabilities = np.moveaxis(segmentation.probabilities, 0, -1)
+        files["probabilities"] = write_nifti(probabilities, image, output.file("prob.nii.gz"))
+    if config.cautious:
+        files["cautious"] = write_nifti(_cautious(output.case), image, output.file("cautious.nii.gz"))
+    if "png" in config.formats:
+        files["png"] = write_overlay(segmentation, output.case_id, output.file("overlay.png"))
+        if image.planar:
+            files["mask"] = write_mask_png(segmentation, output.file("seg.png"))
+    dicom = write_dicom(output) if config.wants_dicom else {}
+    return {kind: path.name for kind, path in files.items()} | dicom
 
 
-def _write_explanation(
-    case: Case,
-    case_id: str,
-    bundle: Bundle,
-    run: PredictConfig,
-    method: Method | None,
-    folder: Path,
-    windows: Progress | None,
-) -> dict[str, str]:
-    if method is None:
+def _write_explanation(output: CaseOutput, progress: Progress | None) -> dict[str, str]:
+    if output.config.explain is None:
         return {}
     from monai_unet_app.explain import explain_case, explanation_png
 
-    found = explain_case(case, bundle, method, run, windows)
-    files = {"why": f"{case_id}_why.png", "why_map": f"{case_id}_why.nii.gz"}
-    (folder / files["why"]).write_bytes(explanation_png(case, case_id, bundle, found))
-    write_nifti(np.moveaxis(found.maps, 0, -1), case.volume, folder / files["why_map"])
-    return files
+    case = output.case
+    explanation = explain_case(case, output.config.explain, progress)
+    picture = output.file("why.png")
+    picture.write_bytes(explanation_png(case.segmentation, output.case_id, explanation))
+    maps = write_nifti(np.moveaxis(explanation.maps, 0, -1), case.image, output.file("why.nii.gz"))
+    return {"why": picture.name, "why_map": maps.name}
 
 
-def _cautious(case: Case, bundle: Bundle) -> np.ndarray:
-    """Shape (I, J, K, C), 0 or 1: each structure cut where the bundle states that little of it is missed."""
-    foreground = case.probabilities[1:] if bundle.exclusive else case.probabilities
-    cuts = _safe_cuts(case.assessment.confidence if case.assessment else None, bundle)
-    masks = [p >= cut for p, cut in zip(foreground, cuts, strict=True)]
+def _cautious(case: Case) -> NDArray[np.uint8]:
+    """Shape (I, J, K, S), 0 or 1: each structure cut where the bundle states that little of it is missed."""
+    cuts = _safe_cuts(case.assessment.confidence if case.assessment else None, case.bundle)
+    masks = [p >= cut for p, cut in zip(case.segmentation.segment_probabilities, cuts, strict=True)]
     return np.stack(masks, axis=-1).astype(np.uint8)
 
 
@@ -472,15 +394,16 @@ def _safe_cuts(stated: Confidence | None, bundle: Bundle) -> list[float]:
     return cuts
 
 
-def _write_itk(case: Case, case_id: str, path: Path) -> None:
+def _write_itk(labels: NDArray[np.uint8], image: Volume, path: Path) -> Path:
     try:
-        write_itk(case.labels, case.volume, path)
+        write_itk(labels, image, path)
     except DicomIoError as error:
-        raise InputRefusedError(f"{case_id}: {error}") from error
+        raise InputRefusedError(f"{path.name}: {error}") from error
+    return path
 
 
-def write_nifti(array: np.ndarray, volume: Volume, path: Path) -> None:
-    """The array on the volume's grid: (I, J, K), or (I, J, K, C) channels last; scanner millimetres (sform code 1).
+def write_nifti(array: NDArray[Any], volume: Volume, path: Path) -> Path:
+    """Writes an array on the volume's grid, (I, J, K) or (I, J, K, C), with scanner millimetres (sform code 1).
 
     A sheared grid gets no qform: NIfTI's quaternion cannot say shear, and some readers prefer it to the sform.
     """
@@ -491,31 +414,32 @@ def write_nifti(array: np.ndarray, volume: Volume, path: Path) -> None:
     if not np.allclose(image.get_qform(), volume.affine_ras, atol=1e-3):
         image.set_qform(None, code=0)
     nibabel.save(image, path)
+    return path
 
 
-def write_overlay(case: Case, case_id: str, bundle: Bundle, path: Path) -> None:
+def write_overlay(segmentation: Segmentation, case_id: str, path: Path) -> Path:
     """The image with the structures outlined in their own colours: planes of a volume, or the picture plain and outlined."""
     from monai_unet_app.metrics import EvaluationPlan
     from monai_unet_app.report import CasePicture, case_figure
 
-    labels = case.labels if bundle.exclusive else np.moveaxis(case.labels, -1, 0).astype(bool)
-    picture = CasePicture.of(case_id, "best", case.volume, np.zeros_like(labels), labels)
-    plan = EvaluationPlan(bundle.structure_names, bundle.exclusive, case.volume.planar)
-    colours = ["#{:02x}{:02x}{:02x}".format(*segment.rgb) for segment in bundle.segments]
-    figure = case_figure(picture, plan, colours, legend=True)
+    image, labels, segments = segmentation.image, segmentation.classes, segmentation.segments
+    picture = CasePicture.of(case_id, "best", image, np.zeros_like(labels), labels)
+    plan = EvaluationPlan(tuple(segment.label for segment in segments), segmentation.exclusive, image.planar)
+    figure = case_figure(picture, plan, [segment.colour for segment in segments], legend=True)
     figure.savefig(path, format="png", dpi=130, facecolor=figure.get_facecolor(), metadata={"Software": None})
+    return path
 
 
-def write_mask_png(case: Case, path: Path) -> None:
-    """A picture's labels as a grey PNG, as `read_labels` takes them: white for one structure, class numbers for several.
+def write_mask_png(segmentation: Segmentation, path: Path) -> Path:
+    """The labels of a picture as a grey PNG, as `read_labels` takes them: white for one structure, class numbers for several.
 
     Overlapping structures stand beside each other, in the order of their numbers.
     """
-    labels = case.labels[:, :, 0]
-    structures = case.probabilities.shape[0] - (1 if labels.ndim == 2 else 0)
-    plane = labels if labels.ndim == 2 else np.concatenate(list(np.moveaxis(labels, -1, 0)), axis=0)
-    white = labels.ndim == 3 or structures == 1
-    Image.fromarray((plane.T * (255 if white else 1)).astype(np.uint8)).save(path)
+    numbers = segmentation.exclusive and len(segmentation.segments) > 1
+    planes = [segmentation.labels] if segmentation.exclusive else list(segmentation.labels)
+    plane = np.concatenate([segmentation.image.without_flat_axis(labels) for labels in planes], axis=0)
+    Image.fromarray((plane.T * (1 if numbers else 255)).astype(np.uint8)).save(path)
+    return path
 
 
 class SaveDicomd:
@@ -542,14 +466,14 @@ class SaveDicomd:
         self.key = keys
         self.bundle = load_bundle(bundle_root, torch.device(device))
         self.output = Path(output_dir)
-        self.what = OutputConfig(tuple(formats))
+        self.config = OutputConfig(tuple(formats))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
         source = Path(data["image"].meta["filename_or_obj"])
         volume = read_volume(source)
-        decided, probabilities = (np.asarray(data[key].detach().cpu(), dtype=np.float32) for key in (self.key, "prob"))
-        labels = np.rint(decided[0] if self.bundle.exclusive else np.moveaxis(decided, 0, -1)).astype(np.uint8)
+        decision, probabilities = (np.asarray(data[key].detach().cpu(), dtype=np.float32) for key in (self.key, "prob"))
+        segmentation = decided(volume, probabilities, decision, self.bundle)
         # as the command line does, but for the image's distance to the training, which takes the network at work
-        case = assessed(Case(volume, probabilities, labels, {}), read_confidence(self.bundle, "plain"), self.bundle)
-        write_results(case, str(data.get("id", case_id(source))), self.bundle, PredictConfig(), self.what, self.output)
+        case = assessed(Case(segmentation, self.bundle), read_confidence(self.bundle, "plain"))
+        write_results(case, str(data.get("id", case_id(source))), self.config, self.output)
         return data

@@ -178,7 +178,7 @@ def _try_forms(trials: Sequence[FormTrial], row: Row, bundle: Bundle, plan: Eval
     volume = read_volume(row["image"])
     item = preprocess(volume, bundle)
     logits = predict(item["image"], bundle, PredictConfig())
-    truth, valid = truth_of(row, volume, bundle), counted_of(row, volume, bundle)
+    truth, valid = truth_of(row, volume, bundle).labels, counted_of(row, volume, bundle)
     decided = finish(item, logits, bundle.uncalibrated_result, volume)[1]
     foreground = np.asarray((decided > 0.5).any(axis=0))
     for trial in trials:
@@ -186,7 +186,7 @@ def _try_forms(trials: Sequence[FormTrial], row: Row, bundle: Bundle, plan: Eval
         probabilities = finish(item, calibrated, bundle.uncalibrated_result, volume)[0]
         counts = count_case(truth, probabilities, foreground, volume.spacing_mm, plan, valid)
         trial.add(labels_changed(logits, calibrated, exclusive=bundle.exclusive), counts)
-    return (1.0, 1.0) if volume.planar else tuple(map(float, item["image"].pixdim))
+    return volume.axis_spacing if volume.planar else tuple(map(float, item["image"].pixdim))
 
 
 def state_confidence(
@@ -266,8 +266,7 @@ def out_of_fold(
             if row["id"] not in reserved:
                 volume = read_volume(row["image"])
                 case = segment_case(volume, fold, PredictConfig(tta=setting == "tta"))
-                truths = masks_of(truth_of(row, volume, fold), volume, fold)
-                found += measure(row["subject"], case.structures, truths, volume)
+                found += measure(row["subject"], case.segmentation, truth_of(row, volume, fold))
                 step(row["id"])
     if not found:
         raise InputRefusedError(
@@ -362,18 +361,18 @@ def _state(
         volume = read_volume(row["image"])
         truth = truth_of(row, volume, bundle)
         case = _take(got, row["subject"], segment_case(volume, bundle, run, fitting=True))
-        got.measured += measure(row["subject"], case.structures, masks_of(truth, volume, bundle), volume)
-        got.samples += _samples(row["subject"], SOUND, case, truth, bundle)
+        got.measured += measure(row["subject"], case.segmentation, truth)
+        got.samples += _samples(row["subject"], SOUND, case, truth)
         got.touching += _touching(row["subject"], case)
-        whole = _voxels(truth, volume, bundle)
-        for how, spoiled, moved in _spoiled(volume, truth, number, len(rows), bundle) if gate else ():
+        for how, spoiled in _spoiled(truth, number, len(rows)) if gate else ():
             try:
-                result = segment_case(spoiled, bundle, run, fitting=True)
-            except InputRefusedError:  # what is refused needs no gate
+                result = segment_case(spoiled.image, bundle, run, fitting=True)
+            except InputRefusedError:  # an image that is refused needs no gate
                 continue
-            lost = [n - left for n, left in zip(whole, _voxels(moved, spoiled, bundle), strict=True)]
-            is_smaller = spoiled.shape != volume.shape  # what is cut away is missing in the result
-            got.samples += _samples(row["subject"], how, result, moved, bundle, lost if is_smaller else ())
+            before_and_after = zip(truth.structures, spoiled.structures, strict=True)
+            lost = [before.voxels - after.voxels for before, after in before_and_after]
+            is_smaller = spoiled.image.shape != volume.shape  # what is cut away is missing in the result
+            got.samples += _samples(row["subject"], how, result, spoiled, lost if is_smaller else ())
         step(row["id"])
     for row in known:
         _take(got, row["subject"], segment_case(row["image"], bundle, run, fitting=True))
@@ -389,18 +388,13 @@ def _take(got: _Gathered, subject: str, case: Case) -> Case:
 
 
 def _touching(subject: str, case: Case) -> list[Touching]:
-    """How much of each structure that was found lies on the border of the image."""
-    spacing_mm = spacing_of(case.volume)
+    """How much of the surface of each structure lies on the border of the image; structures without voxels are left out."""
     return [
-        Touching(subject, number, float(on_border(one.mask, spacing_mm).sum()))
-        for number, one in enumerate(case.structures, start=1)
-        if one.mask.any()
+        Touching(subject, structure.number, float(part.sum()))
+        for structure in case.segmentation.structures
+        if structure.voxels
+        for part in [on_border(structure.grid.without_flat_axis(structure.mask_on_grid), structure.grid.axis_spacing)]
     ]
-
-
-def _voxels(truth: NDArray, volume: Volume, bundle: Bundle) -> list[int]:
-    """How many voxels each structure has in the truth."""
-    return [int(np.count_nonzero(mask)) for mask in masks_of(truth, volume, bundle)]
 
 
 def _fitted(
@@ -430,31 +424,36 @@ def _fitted(
     return Confidence(sizes, bounded, gate, shift, of_wholes, why_not, border)
 
 
-def _spoiled(
-    volume: Volume, truth: NDArray, number: int, cases: int, bundle: Bundle
-) -> Iterator[tuple[str, Volume, NDArray]]:
-    """(how, image, truth) for the case of this number: all ways, or as many in turn as MOST_SPOILED leaves to a case."""
-    ways = ways_for(volume)
+def _spoiled(truth: Segmentation, number: int, cases: int) -> Iterator[tuple[str, Segmentation]]:
+    """(corruption, truth on the spoiled image) of one case: every corruption, or as many as MOST_SPOILED allows for a case.
+
+    Args:
+        truth: The reference on the sound image.
+        number: Of the case, from 0; cases take the corruptions in turn.
+        cases: How many there are.
+    """
+    ways = ways_for(truth.image)
     share = max(1, min(len(ways), MOST_SPOILED // max(cases, 1)))
     for n in range(share):
         how = ways[(number * share + n) % len(ways)]
-        labels = truth if bundle.exclusive else np.moveaxis(truth, 0, -1)
-        image, moved = spoil(volume, labels, how, seed=number)
-        yield how, image, moved if bundle.exclusive else np.moveaxis(moved, -1, 0)
+        image, moved = spoil(truth.image, truth.label_volume.array, how, seed=number)
+        yield how, replace(Segmentation.of_volume(image.with_array(moved), truth.segments), image=image)
 
 
 def _samples(
-    subject: str, kind: str, case: Case, truth: NDArray, bundle: Bundle, lost: Sequence[int] = ()
+    subject: str, kind: str, case: Case, truth: Segmentation, lost: Sequence[int] = ()
 ) -> list[Sample]:
-    """One for each structure that was found; `lost`: voxels of each structure that lie outside the image."""
-    structures = case.structures
-    described = describe(structures, spacing_of(case.volume), voxel_size(case.volume), exclusive=bundle.exclusive)
-    truths = masks_of(truth, case.volume, bundle)
+    """A sample for each structure with voxels; `lost`: voxels of each structure that lie outside the image."""
+    structures = case.segmentation.structures
+    rows = zip(
+        structures, describe(case.segmentation), truth.structures, lost or [0] * len(structures), strict=True
+    )
     return [
-        Sample(subject, kind, n, features, dice_of_whole(true, one.mask, missing))
-        for n, (one, features, true, missing) in enumerate(
-            zip(structures, described, truths, lost or [0] * len(structures), strict=True), start=1
-        )
+        Sample(
+            subject, kind, structure.number, features,
+            dice_of_whole(true.mask_on_grid, structure.mask_on_grid, missing),
+        )  # fmt: skip
+        for structure, features, true, missing in rows
         if features is not None
     ]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dicom_io.segmentation import Structure
 from dicom_io.volume import Volume
 
 from .conformal import conformal_quantile
@@ -95,19 +95,14 @@ class BorderStatement:
             raise ValueError("no structure is found on any sound image; some are needed to say what is usual")
         return cls(limits, len({one.subject for one in found}))
 
-    def cut(self, structure: int, mask: NDArray[np.bool_], volume: Volume) -> Cut | None:
-        """Where a structure is cut off; None if it touches the border no more than usual.
-
-        Args:
-            structure: Its number.
-            mask: Shape (I, J, K), or (I, J) of a picture.
-            volume: Its image.
-        """
-        touching = on_border(mask, (1.0, 1.0) if volume.planar else volume.spacing_mm)
-        limit = self.limits.get(structure, LEAST_PART)
+    def cut(self, structure: Structure) -> Cut | None:
+        """Where a structure is cut off; None if it touches the border no more than usual."""
+        image = structure.grid
+        touching = on_border(image.without_flat_axis(structure.mask_on_grid), image.axis_spacing)
+        limit = self.limits.get(structure.number, LEAST_PART)
         if touching.sum() <= limit:
             return None
-        names = np.array(sides_of(volume))
+        names = np.array(sides_of(image))
         shown = touching >= min(LEAST_PART, touching.max())
         return Cut(tuple(names[shown].tolist()), float(touching.sum()), limit)
 

@@ -8,6 +8,7 @@ from dataclasses import astuple, dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from dicom_io.segmentation import Segmentation, Structure
 from monai_unet_app.metrics.boundary import border, surface_band
 from monai_unet_app.metrics.components import components
 
@@ -49,73 +50,65 @@ class Features:
 FEATURES = tuple(field.name for field in fields(Features))
 
 
-@dataclass(frozen=True)
-class Structure:
-    """One structure of a result, ready to be described.
-
-    Attributes:
-        mask: Shape (I, J, K), or (I, J) of a picture; boolean.
-        probability: Of the structure, same shape, 0 to 1.
-    """
-
-    mask: NDArray[np.bool_]
-    probability: NDArray
-
-
-def describe(
-    structures: list[Structure], spacing_mm: tuple[float, ...], size: float, *, exclusive: bool
-) -> list[Features | None]:
-    """The features of each structure; None where its mask is empty, which has none.
-
-    Args:
-        structures: All structures of one result, on one grid.
-        spacing_mm: Voxel size along each axis; 1 for pictures, whose unit is the pixel.
-        size: Volume of a voxel in mL; 1 for pictures.
-        exclusive: Whether the structures share the voxels out with a background (softmax).
-    """
-    everything = np.logical_or.reduce([one.mask for one in structures])
-    if not everything.any():
-        return [None] * len(structures)
-    shared = _Shared.of(structures, everything, spacing_mm) if exclusive else None
+def describe(segmentation: Segmentation) -> list[Features | None]:
+    """The features of each structure, in the order of their numbers; None for a structure without voxels."""
+    if not segmentation.foreground.any():
+        return [None] * len(segmentation.structures)
+    surroundings = (
+        dict.fromkeys(segmentation.segments, _Surroundings.of(segmentation.structures))
+        if segmentation.exclusive
+        else {one.segment: _Surroundings.of([one]) for one in segmentation.structures if one.voxels}
+    )
     return [
-        _describe(one, shared or _Shared.of([one], one.mask, spacing_mm), spacing_mm, size) if one.mask.any() else None
-        for one in structures
+        _describe(structure, surroundings[structure.segment]) if structure.voxels else None
+        for structure in segmentation.structures
     ]
 
 
 @dataclass(frozen=True)
-class _Shared:
-    """What all structures of a softmax have in common; a sigmoid's has each its own."""
+class _Surroundings:
+    """Features that the structures of a softmax have in common; each label of a sigmoid has its own."""
 
     band_confidence: float
     entropy: float
 
     @classmethod
-    def of(cls, structures: list[Structure], mask: NDArray[np.bool_], spacing_mm: tuple[float, ...]) -> _Shared:
-        band = surface_band(mask, spacing_mm, BAND)
-        likely = np.stack([one.probability[band] for one in structures]).astype(np.float64)
-        inside = np.stack([one.probability[mask] for one in structures]).astype(np.float64)
+    def of(cls, structures: Sequence[Structure]) -> _Surroundings:
+        grid = structures[0].grid
+        mask = np.logical_or.reduce([_flat_mask(structure) for structure in structures])
+        band = surface_band(mask, grid.axis_spacing, BAND)
+        probabilities = [_flat_probability(structure) for structure in structures]
+        likely = np.stack([p[band] for p in probabilities]).astype(np.float64)
+        inside = np.stack([p[mask] for p in probabilities]).astype(np.float64)
         return cls(
             band_confidence=float(_with_background(likely).max(axis=0).mean()) if band.any() else 1.0,
             entropy=float(_entropy(_with_background(inside)).mean()),
         )
 
 
-def _describe(one: Structure, shared: _Shared, spacing_mm: tuple[float, ...], size: float) -> Features:
-    voxels = int(np.count_nonzero(one.mask))
-    numbers, count = components(one.mask)
+def _describe(structure: Structure, surroundings: _Surroundings) -> Features:
+    mask, voxels = _flat_mask(structure), structure.voxels
+    numbers, count = components(mask)
     largest = int(np.bincount(numbers.ravel(), minlength=count + 1)[1:].max())
-    p = one.probability.astype(np.float64)
+    p = _flat_probability(structure).astype(np.float64)
     return Features(
-        confidence=float(p[one.mask].mean()),
-        band_confidence=shared.band_confidence,
+        confidence=float(p[mask].mean()),
+        band_confidence=surroundings.band_confidence,
         uncertainty=float((p * (1 - p)).sum() / max(p.sum(), _LEAST)),
-        entropy=shared.entropy,
-        log_size=float(np.log(voxels * size)),
-        roughness=float(np.count_nonzero(border(one.mask)) / voxels ** (1 - 1 / one.mask.ndim)),
+        entropy=surroundings.entropy,
+        log_size=float(np.log(structure.size)),
+        roughness=float(np.count_nonzero(border(mask)) / voxels ** (1 - 1 / mask.ndim)),
         largest_part=largest / voxels,
-        border=float(on_border(one.mask, spacing_mm).sum()),
+        border=float(on_border(mask, structure.grid.axis_spacing).sum()),
     )
+
+
+def _flat_mask(structure: Structure) -> NDArray[np.bool_]:
+    return structure.grid.without_flat_axis(structure.mask_on_grid)
+
+
+def _flat_probability(structure: Structure) -> NDArray[np.float32]:
+    return structure.grid.without_flat_axis(structure.probability_on_grid)
 
 
 def on_border(mask: NDArray[np.bool_], spacing_mm: Sequence[float]) -> NDArray[np.float64]:

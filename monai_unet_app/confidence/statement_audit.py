@@ -11,13 +11,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from dicom_io.volume import Volume
+from dicom_io.segmentation import Segmentation
 from monai_unet_app.metrics.overlap import dice
 
 from .conformal import Coverage, observed_coverage
-from .features import Structure
 from .quality import Verdict
-from .statements import Assessment, voxel_size
+from .statements import Assessment
 
 GOOD, BAD = 0.8, 0.6
 """A result above the first should not be held back, one below the second should be."""
@@ -27,7 +26,7 @@ _VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
 @dataclass(frozen=True)
-class Judged:
+class StructureOutcome:
     """One structure of one result with what was stated of it and what is true.
 
     Attributes:
@@ -55,7 +54,7 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class JudgedWhole:
+class WholeOutcome:
     """Structures that are parts of one, in one result: what was stated of their size and what is true.
 
     Attributes:
@@ -71,42 +70,50 @@ class JudgedWhole:
     interval: tuple[float, float] | None
 
 
-def judge_wholes(subject: str, assessment: Assessment, truths: Sequence[NDArray], volume: Volume) -> list[JudgedWhole]:
-    """What became of the statements about wholes in one case; arguments as of `judge`."""
-    sizes = [np.count_nonzero(true) * voxel_size(volume) for true in truths]
+def audit_wholes(subject: str, assessment: Assessment, truth: Segmentation) -> list[WholeOutcome]:
+    """Whether the statements about wholes came true in one case; arguments as of `audit_statements`."""
+    sizes = [true.size for true in truth.structures]
     return [
-        JudgedWhole(subject, said.whole.name, sum(sizes[n - 1] for n in said.whole.numbers), said.size_interval)
-        for said in assessment.wholes
+        WholeOutcome(subject, stated.whole.name, sum(sizes[n - 1] for n in stated.whole.numbers), stated.size_interval)
+        for stated in assessment.wholes
     ]
 
 
-def judge(
-    subject: str, assessment: Assessment, structures: Sequence[Structure], truths: Sequence[NDArray], volume: Volume
-) -> list[Judged]:
-    """What became of the statements about one case; masks as `confidence.structures_of` has them."""
-    stated, found = assessment.confidence, []
-    for said, one, true in zip(assessment.structures, structures, truths, strict=True):
+def audit_statements(
+    subject: str, assessment: Assessment, segmentation: Segmentation, truth: Segmentation
+) -> list[StructureOutcome]:
+    """Whether the statements about the structures of one case came true.
+
+    Args:
+        subject: The person that the case is of.
+        assessment: What was stated.
+        segmentation: The result, with probabilities.
+        truth: The reference, of the same image and segments.
+    """
+    stated, outcomes = assessment.confidence, []
+    for said, structure, true in zip(assessment.structures, segmentation.structures, truth.structures, strict=True):
         cut = stated.risk.thresholds.get(said.number) if stated.risk else None
-        found.append(
-            Judged(
+        inside = structure.probability_on_grid[true.box][true.mask]
+        outcomes.append(
+            StructureOutcome(
                 subject=subject,
                 structure=said.number,
-                dice=dice(true, one.mask),
+                dice=dice(true.mask_on_grid, structure.mask_on_grid),
                 predicted_dice=said.grade.dice if said.grade else None,
                 at_least=said.grade.at_least if said.grade else None,
                 verdict=said.verdict,
                 case_verdict=assessment.verdict,
-                size=np.count_nonzero(true) * voxel_size(volume),
+                size=true.size,
                 interval=said.size_interval,
-                missed=None if cut is None or not true.any() else float(np.mean(one.probability[true] < cut)),
+                missed=None if cut is None or not true.voxels else float(np.mean(inside < cut)),
                 shifted=assessment.is_shifted if stated.shift else None,
             )
         )
-    return found
+    return outcomes
 
 
 def summarise_statements(
-    rows: Sequence[Judged], assessment: Assessment, labels: Mapping[int, str], wholes: Sequence[JudgedWhole] = ()
+    rows: Sequence[StructureOutcome], assessment: Assessment, labels: Mapping[int, str], wholes: Sequence[WholeOutcome] = ()
 ) -> dict[str, Any]:
     """How the statements fared, ready for JSON: `statements` of metrics.json.
 
@@ -160,11 +167,11 @@ def area_under_risk_coverage(confidence: ArrayLike, loss: ArrayLike) -> float:
     return float(risk.mean()) if risk.size else math.nan
 
 
-def _parts(rows: Sequence[Judged], labels: Mapping[int, str]) -> list[tuple[str, list[Judged]]]:
+def _parts(rows: Sequence[StructureOutcome], labels: Mapping[int, str]) -> list[tuple[str, list[StructureOutcome]]]:
     return [(name, [row for row in rows if row.structure == number]) for number, name in labels.items()]
 
 
-def _sizes(rows: Sequence[Judged] | Sequence[JudgedWhole], wanted: float) -> dict[str, Any]:
+def _sizes(rows: Sequence[StructureOutcome] | Sequence[WholeOutcome], wanted: float) -> dict[str, Any]:
     stated = [(row, *row.interval) for row in rows if row.interval]
     covered = [low <= row.size <= high for row, low, high in stated]
     widths = [(high - low) / (high + low) for _, low, high in stated if high]
@@ -175,7 +182,7 @@ def _sizes(rows: Sequence[Judged] | Sequence[JudgedWhole], wanted: float) -> dic
     }
 
 
-def _missed(rows: Sequence[Judged]) -> dict[str, Any]:
+def _missed(rows: Sequence[StructureOutcome]) -> dict[str, Any]:
     found = [row.missed for row in rows if row.missed is not None]
     return {"mean_missed": float(np.mean(found)) if found else None, "cases": len(found)}
 
@@ -191,7 +198,7 @@ def _coverage(found: Coverage) -> dict[str, Any]:
     }
 
 
-def _gate(rows: Sequence[Judged], wanted: float) -> dict[str, Any]:
+def _gate(rows: Sequence[StructureOutcome], wanted: float) -> dict[str, Any]:
     graded = [row for row in rows if row.predicted_dice is not None and row.at_least is not None]
     true = np.array([row.dice for row in graded])
     predicted = np.array([row.predicted_dice for row in graded], dtype=np.float64)

@@ -7,7 +7,7 @@ mirror images (`tta`): the two give different probabilities, so statements about
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dicom_io.coding import Whole
-from dicom_io.volume import Volume
+from dicom_io.segmentation import Segmentation, Structure
 from monai_unet_app.bundle_folder import CONFIDENCE, BundleFiles
 from monai_unet_app.errors import BundleError
 
 from .border import BorderStatement, Cut
 from .conformal import conformal_quantile, least_threshold_of_risk, subjects_needed
-from .features import Features, Structure, describe
+from .features import Features, describe
 from .fitted_to import Setting, changed_since
 from .quality import Grade, QualityGate, Verdict
 from .shift import ShiftDetector
@@ -375,94 +375,74 @@ def _said(one: StructureAssessment) -> tuple[str, ...]:
     return (f"predicted Dice {one.grade.dice:.2f}, at least {one.grade.at_least:.2f}", *one.grade.reasons, *more)
 
 
-def assess(
-    confidence: Confidence,
-    structures: Sequence[Structure],
-    volume: Volume,
-    *,
-    names: Sequence[str],
-    exclusive: bool,
-    image: ArrayLike | None,
-    wholes: Sequence[Whole] = (),
-) -> Assessment:
+def assess(confidence: Confidence, segmentation: Segmentation, image: ArrayLike | None) -> Assessment:
     """What the statements make of one result.
 
     Args:
-        confidence: Of the bundle and the setting.
-        structures: In the order of their numbers, from 1.
-        volume: The image, whose grid the structures lie on.
-        names: What people call the structures.
-        exclusive: Whether they share the voxels out.
+        confidence: The statements of the bundle for the setting of the run.
+        segmentation: The result, with probabilities.
         image: Features of the image for the shift detector; None where they were not taken.
-        wholes: What several structures are parts of.
 
     Raises:
         BundleError: The statements were fitted on another network.
     """
-    size = voxel_size(volume)
-    features: Sequence[Features | None] = [None] * len(structures)
-    if confidence.gate:
-        features = describe(list(structures), spacing_of(volume), size, exclusive=exclusive)
-    cuts = [
-        confidence.border.cut(n, one.mask, volume) if confidence.border else None for n, one in enumerate(structures, 1)
-    ]
-    found = tuple(
-        StructureAssessment(
-            number=n,
-            name=name,
-            size_interval=confidence.sizes.interval(n, expected_size(one, size))
-            if confidence.sizes and not cut
-            else None,
-            grade=confidence.gate.grade(n, described) if confidence.gate else None,
-            size=float(np.count_nonzero(one.mask) * size),
-            cut=cut,
-        )
-        for n, (name, one, described, cut) in enumerate(zip(names, structures, features, cuts, strict=True), start=1)
+    structures = segmentation.structures
+    features = describe(segmentation) if confidence.gate else [None] * len(structures)
+    assessed = tuple(
+        _assess_structure(confidence, structure, described)
+        for structure, described in zip(structures, features, strict=True)
     )
     try:
         shift = confidence.shift.score(image) if confidence.shift and image is not None else None
     except ValueError as error:
         raise BundleError(f"{CONFIDENCE} does not belong to this bundle: {error}") from error
-    return Assessment(confidence, found, shift, tuple(_of_whole(confidence, wholes, structures, found, size)))
+    wholes = [_assess_whole(confidence, n, segmentation, assessed) for n in range(1, len(segmentation.wholes) + 1)]
+    return Assessment(confidence, assessed, shift, tuple(wholes))
 
 
-def _of_whole(
-    confidence: Confidence,
-    wholes: Sequence[Whole],
-    structures: Sequence[Structure],
-    found: Sequence[StructureAssessment],
-    size: float,
-) -> Iterator[WholeAssessment]:
-    for n, whole in enumerate(wholes, start=1):
-        expected = sum(expected_size(structures[number - 1], size) for number in whole.numbers)
-        is_cut = any(found[number - 1].cut for number in whole.numbers)
-        interval = confidence.wholes.interval(n, expected) if confidence.wholes and not is_cut else None
-        yield WholeAssessment(whole, interval, sum(found[number - 1].size for number in whole.numbers))
+def _assess_structure(
+    confidence: Confidence, structure: Structure, features: Features | None
+) -> StructureAssessment:
+    cut = confidence.border.cut(structure) if confidence.border else None
+    interval = None
+    if confidence.sizes and not cut:  # intervals hold for whole structures
+        interval = confidence.sizes.interval(structure.number, structure.expected_size)
+    grade = confidence.gate.grade(structure.number, features) if confidence.gate else None
+    return StructureAssessment(structure.number, structure.label, interval, grade, structure.size, cut)
 
 
-def structures_of(probabilities: NDArray, labels: NDArray, volume: Volume, *, exclusive: bool) -> list[Structure]:
-    """The structures of a result, without the last axis of a picture.
+def _assess_whole(
+    confidence: Confidence, number: int, segmentation: Segmentation, assessed: Sequence[StructureAssessment]
+) -> WholeAssessment:
+    """`number`: of the whole, from 1 in the order of the bundle's wholes."""
+    whole = segmentation.wholes[number - 1]
+    parts = [n - 1 for n in whole.numbers]
+    interval = None
+    if confidence.wholes and not any(assessed[n].cut for n in parts):
+        expected = sum(segmentation.structures[n].expected_size for n in parts)
+        interval = confidence.wholes.interval(number, expected)
+    return WholeAssessment(whole, interval, sum(assessed[n].size for n in parts))
+
+
+def measure(subject: str, segmentation: Segmentation, truth: Segmentation) -> list[Measured]:
+    """The sizes and losses of each structure of one sound case.
 
     Args:
-        probabilities: Shape (C, I, J, K).
-        labels: Shape (I, J, K), or (I, J, K, C) where structures may overlap.
-        volume: Their grid.
-        exclusive: Whether channel 0 is background.
+        subject: The person that the case is of.
+        segmentation: The result, with probabilities.
+        truth: The reference, of the same image and segments.
     """
-    count = len(probabilities) - exclusive
-    masks = [labels == n + 1 if exclusive else labels[..., n] > 0 for n in range(count)]
-    pairs = zip(masks, probabilities[1:] if exclusive else probabilities, strict=True)
-    return [Structure(mask[:, :, 0], p[:, :, 0]) if volume.planar else Structure(mask, p) for mask, p in pairs]
-
-
-def measure(subject: str, structures: Sequence[Structure], truths: Sequence[NDArray], volume: Volume) -> list[Measured]:
-    """What one sound case says of each structure; `truths` are boolean masks like those of the structures."""
-    size = voxel_size(volume)
+    pairs = zip(segmentation.structures, truth.structures, strict=True)
     return [
         Measured(
-            subject, n, expected_size(one, size), np.count_nonzero(true) * size, size, _missed(one.probability[true])
+            subject,
+            structure.number,
+            structure.expected_size,
+            true.size,
+            structure.grid.voxel_size,
+            _missed(structure.probability_on_grid[true.box][true.mask]),
         )
-        for n, (one, true) in enumerate(zip(structures, truths, strict=True), start=1)
+        for structure, true in pairs
     ]
 
 
@@ -491,21 +471,6 @@ def _missed(given: NDArray) -> NDArray[np.float64]:
     if not given.size:
         return np.zeros(len(THRESHOLDS))
     return np.searchsorted(np.sort(given.astype(np.float64)), THRESHOLDS, side="left") / given.size
-
-
-def expected_size(one: Structure, size: float) -> float:
-    """Sum of the probabilities times the size of a voxel."""
-    return float(one.probability.sum(dtype=np.float64) * size)
-
-
-def voxel_size(volume: Volume) -> float:
-    """In mL; 1 for a picture, which is measured in pixels."""
-    return 1.0 if volume.planar else volume.voxel_ml
-
-
-def spacing_of(volume: Volume) -> tuple[float, ...]:
-    """Of a structure's axes: mm, or 1 for a picture's two."""
-    return (1.0, 1.0) if volume.planar else volume.spacing_mm
 
 
 def needed(coverage: float) -> str:
