@@ -24,16 +24,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, stats
 
+from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.calibration.corruptions import dice_of_whole, spoil, ways_for
 from monai_unet_app.confidence.border import LEAST_PART
 from monai_unet_app.confidence.features import on_border
-from monai_unet_app.confidence.statements import spacing_of
 from monai_unet_app.data.cases import find_data, find_images
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError
-from monai_unet_app.evaluate import choose_cases, masks_of, truth_of
+from monai_unet_app.evaluate import choose_cases, truth_of
 from monai_unet_app.pipeline import Case, segment_case
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -71,40 +71,50 @@ def main() -> int:
     for number, row in enumerate(rows):
         volume = read_volume(row["image"])
         truth = truth_of(row, volume, bundle)
-        for way, image, labels in variants(volume, truth, number):
-            lines += judged(way, image, labels, bundle, truth if image.shape != volume.shape else None)
+        for way, spoiled in variants(truth, number):
+            lines += judged(way, spoiled, bundle, truth)
     for way in dict.fromkeys(line.way for line in lines):
         show(way, [line for line in lines if line.way == way])
     foreign(bundle, options.data)
     return int(not reached(lines))
 
 
-def variants(volume: Volume, truth: NDArray, seed: int) -> Iterator[tuple[str, Volume, NDArray]]:
+def variants(truth: Segmentation, seed: int) -> Iterator[tuple[str, Segmentation]]:
     """The case as it is, spoiled as the gate was taught, and spoiled otherwise."""
-    yield "sound", volume, truth
+    volume, labels = truth.image, truth.label_volume.array
+    yield "sound", truth
     for way in ways_for(volume):
-        yield way, *spoil(volume, truth, way, seed + 1000)
+        yield way, _on(*spoil(volume, labels, way, seed + 1000), truth)
     generator = np.random.default_rng(seed)
     for way, change in UNKNOWN.items():
-        array, labels = change(volume.array.astype(np.float32), truth, generator)
-        yield f"* {way}", replace(volume, array=np.ascontiguousarray(array)), np.ascontiguousarray(labels)
+        array, moved = change(volume.array.astype(np.float32), labels, generator)
+        image = replace(volume, array=np.ascontiguousarray(array))
+        yield f"* {way}", _on(image, np.ascontiguousarray(moved), truth)
 
 
-def judged(way: str, image: Volume, labels: NDArray, bundle: Bundle, whole: NDArray | None) -> list[Line]:
-    """A line for each structure of one result; none where the image was refused. `whole`: labels before a part was cut away."""
+def _on(image: Volume, labels: NDArray, truth: Segmentation) -> Segmentation:
+    return replace(Segmentation.of_volume(image.with_array(labels), truth.segments), image=image)
+
+
+def judged(way: str, truth: Segmentation, bundle: Bundle, whole: Segmentation) -> list[Line]:
+    """A line for each structure of one result; none where the image was refused. `whole`: the truth before it was spoiled."""
     try:
-        case = segment_case(image, bundle)
+        case = segment_case(truth.image, bundle)
     except InputRefusedError:
         return []
     if case.assessment is None:
         raise SystemExit(f"{bundle.name} states nothing of its results; run monai-unet calibrate")
-    truths = masks_of(labels, image, bundle)
+    is_smaller = truth.image.shape != whole.image.shape
     lines = []
-    for one, true, said in zip(case.structures, truths, case.assessment.structures, strict=True):
+    rows = zip(
+        case.segmentation.structures, truth.structures, whole.structures, case.assessment.structures, strict=True
+    )
+    for structure, true, before, said in rows:
         if said.grade:
-            lost = 0 if whole is None else np.count_nonzero(whole == said.number) - np.count_nonzero(true)
-            cut = on_border(true, spacing_of(image)).sum() > LEAST_PART
-            found = dice_of_whole(true, one.mask, lost)
+            lost = before.voxels - true.voxels if is_smaller else 0
+            image = true.grid
+            cut = on_border(image.without_flat_axis(true.mask_on_grid), image.axis_spacing).sum() > LEAST_PART
+            found = dice_of_whole(true.mask_on_grid, structure.mask_on_grid, lost)
             held = said.verdict != "accept"
             lines.append(Line(way, found, said.grade.dice, held, case.assessment.is_shifted, bool(cut)))
     return lines

@@ -18,14 +18,14 @@ from dicom_io.validators import dciodvfy_errors, labels_by_dcmqi, program, tid15
 from dicom_io.volume import Affine, Volume
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle, known_rows, state_confidence
-from monai_unet_app.config import PredictConfig, resolve_device
+from monai_unet_app.config import OutputConfig, PredictConfig, resolve_device
 from monai_unet_app.convert import dicomize_cases
 from monai_unet_app.data.cases import CaseFiles, find_data
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import AppError
 from monai_unet_app.evaluate import Row, choose_cases, evaluate_cases
-from monai_unet_app.results import OutputConfig, predict_cases
+from monai_unet_app.results import predict_cases
 from monai_unet_app.shipped import shipped
 from monai_unet_app.training.run import TrainConfig, train_bundle
 

@@ -31,7 +31,6 @@ from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.pipeline import Case
 
 
-
 @dataclass(frozen=True)
 class CaseOutput:
     """One segmented case on its way to files.

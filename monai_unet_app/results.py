@@ -11,10 +11,10 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import nibabel
 import numpy as np
@@ -131,47 +131,55 @@ def _named_by(record: Path, case_id: str) -> list[Path]:
     return [record.parent / top for top in sorted(tops) if top.startswith(f"{case_id}_")]
 
 
+class Watcher(Protocol):
+    """Whoever follows the work on many cases, such as a progress bar."""
+
+    def __call__(self, case_id: str, /) -> None:
+        """A case is done."""
+
+    def windows(self, done: int, total: int) -> None:
+        """So many windows of the case at work are done."""
+
+
 def predict_cases(
     cases: Sequence[CaseFiles],
     bundle: Bundle,
     run: PredictConfig,
-    what: OutputConfig,
-    output: Path,
-    step: Callable[[str], None] = lambda case_id: None,
-    windows: Progress | None = None,
+    config: OutputConfig,
+    folder: Path,
+    watcher: Watcher | None = None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Segments and writes every case; gives the results of the good ones and what is wrong with the others.
-
-    `step` is told each case's id when it is done, `windows` how far the one at work is.
-    """
-    done, problems = [], []
-    check_flags(cases, run, what)
-    if what.dicomize and what.wants_dicom:
+    """Segments every case and writes it into a folder; gives each `result.json`, and a sentence for each case that failed."""
+    results, problems = [], []
+    windows = watcher.windows if watcher else None
+    check_flags(cases, run, config)
+    if config.dicomize and config.wants_dicom:
         converted_modality(bundle)  # refused before work starts
-    if what.explain is not None:
+    if config.explain is not None:
         from monai_unet_app.explain import check_explainable
 
-        check_explainable(bundle, what.explain)
-    if what.cautious:
+        check_explainable(bundle, config.explain)
+    if config.cautious:
         _safe_cuts(read_confidence(bundle, setting_of(run, bundle)), bundle)
-    for case in cases:
+    for files in cases:
         try:
-            result = segment_case(case.image, bundle, run, windows)
-            done.append(write_results(result, case.id, what, output, windows))
-            if is_rejected(result) and not what.deliver_rejected:
-                problems.append(_rejection(case.id, result))
+            case = segment_case(files.image, bundle, run, windows)
+            results.append(write_results(case, files.id, config, folder, windows))
+            if is_rejected(case) and not config.deliver_rejected:
+                problems.append(_rejection(files.id, case))
         except InputRefusedError as error:
-            problems.append(told(case, error))
+            problems.append(told(files, error))
         except OSError as error:
             problems.append(
-                f"{case.id}: its results could not be written ({error.strerror}); free space or choose another output"
+                f"{files.id}: its results could not be written ({error.strerror}); free space or choose another output"
             )
-        step(case.id)
-    return done, problems
+        if watcher:
+            watcher(files.id)
+    return results, problems
 
 
-def _rejection(case_id: str, result: Case) -> str:
-    reasons = "; ".join(result.assessment.reasons) if result.assessment else ""
+def _rejection(case_id: str, case: Case) -> str:
+    reasons = "; ".join(case.assessment.reasons) if case.assessment else ""
     return (
         f"{case_id}: the quality gate rejects it ({reasons}); {case_id}_result.json says so and nothing else was written; "
         "look at the image, or give --deliver-rejected to have the result all the same"

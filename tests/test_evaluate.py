@@ -98,7 +98,7 @@ def test_dice_in_the_metrics_is_dice_by_hand(tiny_bundle: Callable[..., Path], t
     evaluate_cases(bundle, rows, tmp_path / "out")
     found = json.loads((tmp_path / "out/metrics.json").read_text())["dice"]["per_class"]
     truth = np.asarray(nibabel.load(rows[0]["label"]).dataobj)
-    predicted = segment_case(rows[0]["image"], bundle).labels
+    predicted = segment_case(rows[0]["image"], bundle).segmentation.labels
     assert len(found) == 2
     for number, value in enumerate(found.values(), start=1):
         both = ((truth == number) & (predicted == number)).sum()
@@ -140,7 +140,7 @@ def test_truth_of_overlapping_labels_has_one_channel_a_label(
 ) -> None:
     data = drawn_eyes(tmp_path / "eyes", 4)
     row = by_partition(data, None, "_1stHO")["test"][0]
-    truth = truth_of(row, read_volume(row["image"]), load_bundle(tiny_bundle("retina_vessel_unet2d")))
+    truth = truth_of(row, read_volume(row["image"]), load_bundle(tiny_bundle("retina_vessel_unet2d"))).labels
     assert truth.shape == (1, 702, 713, 1)
     assert truth.dtype == bool
     assert 0.005 < truth.mean() < 0.2
@@ -325,6 +325,6 @@ def test_voxels_of_the_ignore_label_change_no_figure(tiny_bundle: Callable[..., 
     bundle = load_bundle(root)
     volume = read_volume(row["image"])
     assert np.array_equal(counted_of(row, volume, bundle), marked != 255)
-    assert set(np.unique(truth_of(row, volume, bundle))) <= {0, 1, 2}
+    assert set(np.unique(truth_of(row, volume, bundle).labels)) <= {0, 1, 2}
     metrics = evaluate_cases(bundle, [row], tmp_path / "out").metrics
     assert metrics["calibration"]["whole"]["decisions"] == np.count_nonzero(marked != 255)

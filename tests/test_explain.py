@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -20,12 +21,12 @@ from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.cli import main
 from monai_unet_app.cli.parser import build_parser
-from monai_unet_app.config import PredictConfig
+from monai_unet_app.config import EXPLANATIONS, ExplainMethod, OutputConfig
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import BundleError, UsageError
-from monai_unet_app.explain import Explanation, Method, check_explainable, explain_case, explanation_png
-from monai_unet_app.pipeline import Case, preprocess, segment_case
-from monai_unet_app.results import EXPLANATIONS, OutputConfig, write_results
+from monai_unet_app.explain import Explanation, check_explainable, explain_case, explanation_png
+from monai_unet_app.pipeline import preprocess, segment_case
+from monai_unet_app.results import write_results
 
 OFFSET = 3
 SHAPE = (32, 48, 32)  # one window of the 3D bundle
@@ -105,7 +106,7 @@ def back(array: NDArray) -> NDArray:
     return array[::-1, :, ::-1].transpose(1, 2, 0)
 
 
-def expected(method: Method, image: NDArray) -> NDArray:
+def expected(method: ExplainMethod, image: NDArray) -> NDArray:
     """The map of the first structure in closed form: its answer is the mean of the bright box, less 3."""
     inside = np.zeros(SHAPE)
     inside[BRIGHT] = 1 / inside[BRIGHT].size
@@ -124,9 +125,9 @@ def expected(method: Method, image: NDArray) -> NDArray:
 
 @pytest.mark.parametrize("turn", [False, True], ids=["upright", "turned"])
 @pytest.mark.parametrize("method", EXPLANATIONS)
-def test_the_map_is_the_closed_form_on_the_source_grid(method: Method, turn: bool, bundle: Bundle) -> None:
+def test_the_map_is_the_closed_form_on_the_source_grid(method: ExplainMethod, turn: bool, bundle: Bundle) -> None:
     volume = turned(upright()) if turn else upright()
-    found = explain_case(segment_case(volume, bundle), bundle, method)
+    found = explain_case(segment_case(volume, bundle), method)
     image = preprocess(upright(), bundle)["image"].numpy()[0]
     drawn = back(found.maps[0]) if turn else found.maps[0]
     np.testing.assert_allclose(drawn, expected(method, image), rtol=2e-3, atol=1e-5)
@@ -135,7 +136,7 @@ def test_the_map_is_the_closed_form_on_the_source_grid(method: Method, turn: boo
 
 @pytest.mark.parametrize("method", ["occlusion", "gradient"])
 def test_of_an_oblique_source_of_another_spacing_the_map_lies_where_the_answer_comes_from(
-    method: Method, bundle: Bundle
+    method: ExplainMethod, bundle: Bundle
 ) -> None:
     grid = np.stack(np.meshgrid(*(np.arange(n) for n in (36, 52, 35)), indexing="ij"), axis=-1)
     inside = (((grid - (13.0, 30.0, 16.0)) / (4.0, 6.0, 4.0)) ** 2).sum(-1) < 1
@@ -146,7 +147,7 @@ def test_of_an_oblique_source_of_another_spacing_the_map_lies_where_the_answer_c
     array = np.random.default_rng(5).normal(100, 5, inside.shape) + 100 * inside
     volume = Volume(array.astype(np.float32), affine)
     case = segment_case(volume, bundle)
-    found = explain_case(case, bundle, method)
+    found = explain_case(case, method)
 
     def centre_ras(weights: NDArray) -> NDArray:
         index = (grid * weights[..., None]).sum(axis=(0, 1, 2)) / weights.sum()
@@ -154,14 +155,14 @@ def test_of_an_oblique_source_of_another_spacing_the_map_lies_where_the_answer_c
 
     drawn = centre_ras(np.maximum(np.nan_to_num(found.maps[0]), 0))
     aside = OFFSET * np.array([np.cos(angle), np.sin(angle), 0])  # RAS: the oblique grid's axis next to right
-    np.testing.assert_allclose(centre_ras(inside) - centre_ras(case.labels == 1), aside, atol=0.3)
+    np.testing.assert_allclose(centre_ras(inside) - centre_ras(case.segmentation.labels == 1), aside, atol=0.3)
     np.testing.assert_allclose(drawn, centre_ras(inside), atol=0.3 if method == "gradient" else 1.2)
 
 
 def test_of_a_volume_larger_than_a_window_only_the_window_around_the_structure_is_explained(bundle: Bundle) -> None:
     array = np.random.default_rng(3).normal(100, 5, (60, 48, 20))
     array[44:50, 20:30, 8:16] += 100
-    found = explain_case(segment_case(Volume.from_ras(array, np.eye(4)), bundle), bundle, "gradient")
+    found = explain_case(segment_case(Volume.from_ras(array, np.eye(4)), bundle), "gradient")
     seen = np.isfinite(found.maps[0])
     assert seen.sum() == 32 * 48 * 20  # a window of 32 voxels along K, whose padding is not in the image
     assert seen[28:60].all()  # of windows from 0, 16 and 28 on, the last two hold it, the last nearer its middle
@@ -178,7 +179,7 @@ def test_a_2d_network_explains_the_slice_with_the_largest_section(
     array[17, 24:34, 12:22] += 100 * (array[17, 24:34, 12:22] < 150)
     array = array if thickness == 1 else array[1::2]
     volume = Volume.from_ras(array.astype(np.float32), np.diag([thickness, 1, 1, 1]))
-    found = explain_case(segment_case(volume, bundle), bundle, "gradient")
+    found = explain_case(segment_case(volume, bundle), "gradient")
     seen = np.flatnonzero(np.isfinite(found.maps[0]).any(axis=(1, 2)))
     assert found.slice_axis == 0
     # Slice 8, of 2 mm, is the network's 16th, of 1 mm; its 15th, midway to slice 7, has the same section and comes first.
@@ -192,36 +193,37 @@ def test_of_a_picture_one_window_is_explained(tiny_bundle: Make) -> None:
     array = np.random.default_rng(3).integers(90, 110, (720, 704, 1, 3)).astype(np.uint8)
     array[300:320, 400:440, 0, 0] = 250
     case = segment_case(Volume(array, np.eye(4), planar=True), bundle)
-    found = explain_case(case, bundle, "gradient")
+    found = explain_case(case, "gradient")
     assert found.maps.shape == (1, 720, 704, 1)
     assert np.isfinite(found.maps).sum() == 256 * 256
     np.testing.assert_allclose(found.maps[0][300:320, 400:440], 1 / 800, rtol=1e-3)
     assert np.nansum(found.maps) == pytest.approx(1, rel=1e-3)
-    assert Image.open(io.BytesIO(explanation_png(case, "eye", bundle, found))).width > 500
+    assert Image.open(io.BytesIO(explanation_png(case.segmentation, "eye", found))).width > 500
 
 
 def test_a_structure_that_was_not_found_has_no_map(bundle: Bundle) -> None:
     case = segment_case(upright(), bundle)
-    found = explain_case(case, bundle, "gradient")
+    found = explain_case(case, "gradient")
     assert found.answers[1] is None
     assert np.isnan(found.maps[1]).all()
     none = Explanation("gradient", np.full_like(found.maps, np.nan), (None, None))
-    alone = Image.open(io.BytesIO(explanation_png(case, "case", bundle, none)))
-    both = Image.open(io.BytesIO(explanation_png(case, "case", bundle, found)))
+    alone = Image.open(io.BytesIO(explanation_png(case.segmentation, "case", none)))
+    both = Image.open(io.BytesIO(explanation_png(case.segmentation, "case", found)))
     assert alone.height < 150 < both.height  # two lines of words; a line of words and planes
 
 
 def test_what_the_result_left_out_is_not_explained(bundle: Bundle) -> None:
     case = segment_case(upright(), bundle)
-    nothing = Case(case.volume, case.probabilities, np.zeros_like(case.labels), {})
-    assert explain_case(nothing, bundle, "occlusion").answers == (None, None)
+    segmentation = replace(case.segmentation, labels=np.zeros_like(case.segmentation.labels))
+    nothing = replace(case, segmentation=segmentation)
+    assert explain_case(nothing, "occlusion").answers == (None, None)
 
 
 def test_logits_that_rise_together_are_no_answer(bundle: Bundle) -> None:
-    before = explain_case(segment_case(upright(), bundle), bundle, "gradient").answers[0]
+    before = explain_case(segment_case(upright(), bundle), "gradient").answers[0]
     with torch.no_grad():
         bundle.network[1].bias += 50
-    assert explain_case(segment_case(upright(), bundle), bundle, "gradient").answers[0] == pytest.approx(before)
+    assert explain_case(segment_case(upright(), bundle), "gradient").answers[0] == pytest.approx(before)
 
 
 def test_the_network_and_the_random_numbers_are_left_as_they_were(
@@ -232,9 +234,9 @@ def test_the_network_and_the_random_numbers_are_left_as_they_were(
     (folder / "configs/confidence.json").unlink(missing_ok=True)
     bundle = load_bundle(folder)
     case, state = segment_case(crop, bundle), torch.get_rng_state()
-    first = explain_case(case, bundle, "gradient").maps
-    np.testing.assert_array_equal(first, explain_case(case, bundle, "gradient").maps)
-    cams = explain_case(case, bundle, "gradcam").maps
+    first = explain_case(case, "gradient").maps
+    np.testing.assert_array_equal(first, explain_case(case, "gradient").maps)
+    cams = explain_case(case, "gradcam").maps
     assert np.nanmin(cams) >= 0
     assert np.isfinite(cams).any()
     assert torch.equal(torch.get_rng_state(), state)
@@ -246,9 +248,9 @@ def test_the_network_and_the_random_numbers_are_left_as_they_were(
 
 
 @pytest.mark.parametrize(("method", "total"), [("occlusion", 513), ("gradcam", 2), ("gradient", 26)])
-def test_the_progress_counts_every_window(method: Method, total: int, bundle: Bundle) -> None:
+def test_the_progress_counts_every_window(method: ExplainMethod, total: int, bundle: Bundle) -> None:
     told: list[tuple[int, int]] = []
-    explain_case(segment_case(upright(), bundle), bundle, method, progress=lambda *step: told.append(step))
+    explain_case(segment_case(upright(), bundle), method, progress=lambda *step: told.append(step))
     assert told[-1] == (total, total)
     assert [done for done, _ in told] == sorted({done for done, _ in told})
 
@@ -268,7 +270,7 @@ def test_gradcam_needs_a_layer_that_the_network_has(tiny_bundle: Make) -> None:
 def test_picture_and_map_are_named_in_the_result(bundle: Bundle, tmp_path: Path) -> None:
     volume = turned(upright())
     what = OutputConfig(explain="occlusion")
-    document = write_results(segment_case(volume, bundle), "case", bundle, PredictConfig(), what, tmp_path / "out")
+    document = write_results(segment_case(volume, bundle), "case", what, tmp_path / "out")
     validate(document, "result")
     assert document["files"] == {"nifti": "case_seg.nii.gz", "why": "case_why.png", "why_map": "case_why.nii.gz"}
     assert {file.name for file in (tmp_path / "out").iterdir()} == {*document["files"].values(), "case_result.json"}
@@ -283,7 +285,7 @@ def test_picture_and_map_are_named_in_the_result(bundle: Bundle, tmp_path: Path)
 
 
 def test_the_methods_are_the_same_everywhere() -> None:
-    assert get_args(Method) == EXPLANATIONS
+    assert get_args(ExplainMethod) == EXPLANATIONS
     (predict,) = [action.choices["predict"] for action in build_parser()._actions if isinstance(action.choices, dict)]
     (flag,) = [action for action in predict._actions if "--explain" in action.option_strings]
     assert tuple(flag.choices or ()) == EXPLANATIONS

@@ -75,12 +75,12 @@ def test_monai_bundle_run_and_segment_case_give_the_same_voxels(
     case = segment_case(image, bundle, uncalibrated=True)
 
     planar = bundle.rules.planar
-    labels = case.labels[None] if bundle.exclusive else np.moveaxis(case.labels, -1, 0)
-    np.testing.assert_array_equal(channel_first(case.probabilities, planar), np.asarray(theirs["prob"]))
+    labels = case.segmentation.labels[None] if bundle.exclusive else case.segmentation.labels
+    np.testing.assert_array_equal(channel_first(case.segmentation.probabilities, planar), np.asarray(theirs["prob"]))
     np.testing.assert_array_equal(channel_first(labels, planar), np.asarray(theirs["pred"]))
     assert case.uncalibrated is not None
-    assert np.abs(case.uncalibrated - case.probabilities).max() > 1e-4, "the calibration changed nothing"
-    assert case.probabilities.std() > 0
+    assert np.abs(case.uncalibrated - case.segmentation.probabilities).max() > 1e-4, "the calibration changed nothing"
+    assert case.segmentation.probabilities.std() > 0
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("hippocampus")])
@@ -93,8 +93,10 @@ def test_the_files_of_monai_bundle_run_lie_on_the_source_grid_and_hold_these_vox
     case = segment_case(image, load_bundle(root))
     seg = nibabel.load(tmp_path / "out" / "case_seg.nii.gz")
     prob = nibabel.load(tmp_path / "out" / "case_prob.nii.gz")
-    np.testing.assert_array_equal(np.asarray(seg.dataobj), case.labels)
-    np.testing.assert_array_equal(np.asarray(prob.dataobj, dtype=np.float32), np.moveaxis(case.probabilities, 0, -1))
+    np.testing.assert_array_equal(np.asarray(seg.dataobj), case.segmentation.labels)
+    np.testing.assert_array_equal(
+        np.asarray(prob.dataobj, dtype=np.float32), np.moveaxis(case.segmentation.probabilities, 0, -1)
+    )
     np.testing.assert_allclose(seg.affine, crop.affine_ras, atol=1e-5)
     np.testing.assert_allclose(prob.affine, crop.affine_ras, atol=1e-5)
 
@@ -115,9 +117,12 @@ def test_the_command_of_monai_itself_gives_the_labels_of_segment_case(
     case = segment_case(image, load_bundle(root))
     if name.startswith("retina"):
         written = np.asarray(Image.open(tmp_path / "out" / "case_seg.png")).T
-        found, expected = written > 0, case.labels[:, :, 0, 0] > 0
+        found, expected = written > 0, case.segmentation.labels[0, :, :, 0] > 0
     else:
-        found, expected = np.asarray(nibabel.load(tmp_path / "out" / "case_seg.nii.gz").dataobj), case.labels
+        found, expected = (
+            np.asarray(nibabel.load(tmp_path / "out" / "case_seg.nii.gz").dataobj),
+            case.segmentation.labels,
+        )
     # another process may take another number of threads, whose sums differ in the last bit
     assert (found != expected).mean() < 1e-3
 
@@ -128,11 +133,11 @@ def test_probabilities_sum_to_one_after_the_way_back_through_resampling(
 ) -> None:
     case = segment_case(crop, load_bundle(set_calibration(tiny_bundle(name), 0.3, -0.7)), uncalibrated=True)
     assert case.uncalibrated is not None
-    for probabilities in (case.probabilities, case.uncalibrated):
+    for probabilities in (case.segmentation.probabilities, case.uncalibrated):
         assert probabilities.shape == (3, *crop.shape)
         np.testing.assert_allclose(probabilities.sum(0), 1.0, atol=1e-5)
         assert probabilities.min() >= -1e-6
-    np.testing.assert_array_equal(case.labels, case.probabilities.argmax(0))
+    np.testing.assert_array_equal(case.segmentation.labels, case.segmentation.probabilities.argmax(0))
 
 
 def test_probabilities_sum_to_one_after_the_way_back_through_a_crop(
@@ -148,19 +153,20 @@ def test_probabilities_sum_to_one_after_the_way_back_through_a_crop(
     assert text.count(marker) == 1
     config.write_text(text.replace(marker, cropping + marker))
     case = segment_case(crop, load_bundle(set_calibration(root, 0.3, -0.7)))
-    np.testing.assert_allclose(case.probabilities.sum(0), 1.0, atol=1e-5)
-    assert (case.probabilities[:, 0, 0, 0] == [1, 0, 0]).all(), "what was cropped away is background"
-    assert 0 < case.probabilities[0, 17, 24, 16] < 1
+    np.testing.assert_allclose(case.segmentation.probabilities.sum(0), 1.0, atol=1e-5)
+    assert (case.segmentation.probabilities[:, 0, 0, 0] == [1, 0, 0]).all(), "what was cropped away is background"
+    assert 0 < case.segmentation.probabilities[0, 17, 24, 16] < 1
 
 
-def test_overlapping_labels_are_probabilities_of_their_own_and_labels_stand_last(
+def test_overlapping_labels_are_probabilities_of_their_own_and_their_files_hold_them_last(
     tiny_bundle: Callable[[str], Path], crop: Volume, tmp_path: Path
 ) -> None:
     image = write_case("retina", crop, tmp_path / "data")
     case = segment_case(image, load_bundle(set_calibration(tiny_bundle("retina_vessel_unet2d"), 0.2, -0.5)))
-    assert case.probabilities.shape == (1, 702, 713, 1)
-    assert case.labels.shape == (702, 713, 1, 1)
-    np.testing.assert_array_equal(case.labels[..., 0], case.probabilities[0] >= 0.5)
+    assert case.segmentation.probabilities.shape == (1, 702, 713, 1)
+    assert case.segmentation.labels.shape == (1, 702, 713, 1)
+    assert case.segmentation.label_volume.array.shape == (702, 713, 1, 1)
+    np.testing.assert_array_equal(case.segmentation.labels[0], case.segmentation.probabilities[0] >= 0.5)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -173,8 +179,8 @@ def test_uncalibrated_probabilities_differ_by_the_calibration_only(
     set_calibration(root, 0.0)
     plain = segment_case(image, load_bundle(root), uncalibrated=True)
     assert both.uncalibrated is not None
-    np.testing.assert_array_equal(both.uncalibrated, plain.probabilities)
-    np.testing.assert_array_equal(plain.uncalibrated, plain.probabilities)
+    np.testing.assert_array_equal(both.uncalibrated, plain.segmentation.probabilities)
+    np.testing.assert_array_equal(plain.uncalibrated, plain.segmentation.probabilities)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -188,8 +194,8 @@ def test_calibration_changes_confidence_and_not_labels(
     calibrated = segment_case(image, load_bundle(root))
     set_calibration(root, 0.0)
     plain = segment_case(image, load_bundle(root))
-    np.testing.assert_array_equal(calibrated.labels, plain.labels)
-    assert np.abs(calibrated.probabilities - plain.probabilities).max() > 1e-4
+    np.testing.assert_array_equal(calibrated.segmentation.labels, plain.segmentation.labels)
+    assert np.abs(calibrated.segmentation.probabilities - plain.segmentation.probabilities).max() > 1e-4
 
 
 def test_labels_follow_the_image_when_its_axes_are_turned(tiny_bundle: Callable[..., Path], crop: Volume) -> None:
@@ -198,8 +204,10 @@ def test_labels_follow_the_image_when_its_axes_are_turned(tiny_bundle: Callable[
     turned = Volume(np.ascontiguousarray(crop.array.transpose(2, 0, 1)[:, ::-1, :]), turned_affine)
     bundle = load_bundle(set_calibration(tiny_bundle(), 0.2, -0.4))
     first, second = segment_case(straight, bundle), segment_case(turned, bundle)
-    assert len(np.unique(first.labels)) > 1
-    np.testing.assert_array_equal(second.labels_volume.on_grid_of(straight).array, first.labels)
+    assert len(np.unique(first.segmentation.labels)) > 1
+    np.testing.assert_array_equal(
+        second.segmentation.label_volume.on_grid_of(straight).array, first.segmentation.labels
+    )
 
 
 def test_tta_averages_logits_over_the_mirror_images_that_the_bundle_names(
@@ -219,13 +227,13 @@ def test_tta_of_a_bundle_without_mirror_axes_is_the_plain_prediction(
 ) -> None:
     bundle = load_bundle(tiny_bundle("hippocampus_mri_unet2d"), mirror_axes=[])
     plain, averaged = segment_case(crop, bundle), segment_case(crop, bundle, PredictConfig(tta=True))
-    np.testing.assert_array_equal(averaged.probabilities, plain.probabilities)
+    np.testing.assert_array_equal(averaged.segmentation.probabilities, plain.segmentation.probabilities)
 
 
 def test_a_bundle_gives_the_same_voxels_twice(tiny_bundle: Callable[..., Path], crop: Volume) -> None:
     bundle = load_bundle(set_calibration(tiny_bundle(), 0.3, -0.7))
     first, second = segment_case(crop, bundle), segment_case(crop, bundle)
-    np.testing.assert_array_equal(first.probabilities, second.probabilities)
+    np.testing.assert_array_equal(first.segmentation.probabilities, second.segmentation.probabilities)
 
 
 def test_time_is_noted_for_every_stage(tiny_bundle: Callable[..., Path], crop: Volume) -> None:

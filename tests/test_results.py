@@ -19,22 +19,24 @@ import scipy
 import SimpleITK
 from phantoms import lopsided_array, oblique_affine, write_mr_series
 from PIL import Image
+from segmentations import segments
 
 from dicom_io.dicomize import dicomize
 from dicom_io.parametric import read_parametric_map
 from dicom_io.read import ReadOptions, read_series
 from dicom_io.seg import read_seg
+from dicom_io.segmentation import Segmentation
 from dicom_io.validators import dciodvfy_errors, labels_by_dcmqi, program, tid1500_by_dcmqi
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle import Bundle, load_bundle
-from monai_unet_app.config import PredictConfig
+from monai_unet_app.config import OutputConfig, PredictConfig
 from monai_unet_app.data.cases import CaseFiles, find_images
 from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.pipeline import Case
-from monai_unet_app.results import OutputConfig, predict_cases, write_mask_png, write_nifti, write_results
+from monai_unet_app.results import predict_cases, write_mask_png, write_nifti, write_results
 from monai_unet_app.training.checkpoints import half_weights, save_atomically
 
 ALL = ("nifti", "seg", "sr", "rtstruct", "png")
@@ -58,11 +60,12 @@ def lopsided_labels() -> np.ndarray:
     return labels
 
 
-def case_on(volume: Volume, labels: np.ndarray) -> Case:
+def case_on(volume: Volume, labels: np.ndarray, bundle: Bundle) -> Case:
     """A case as `segment_case` leaves it, with probabilities that are certain of their labels by 0.8."""
     probabilities = np.full((3, *labels.shape), 0.1, np.float32)
     np.put_along_axis(probabilities, labels[None].astype(int), 0.8, axis=0)
-    return Case(volume, probabilities, labels, {"read": 0.1, "predict": 0.2})
+    segmentation = Segmentation(volume, labels, bundle.segments, probabilities, bundle.wholes)
+    return Case(segmentation, bundle, seconds={"read": 0.1, "predict": 0.2})
 
 
 @pytest.fixture
@@ -77,12 +80,12 @@ def series(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def dicom_case(series: Path) -> Case:
-    return case_on(read_series(series), lopsided_labels())
+def dicom_case(series: Path, bundle: Bundle) -> Case:
+    return case_on(read_series(series), lopsided_labels(), bundle)
 
 
-def write(case: Case, bundle: Bundle, output: Path, **what: Any) -> dict[str, Any]:
-    return write_results(case, "case", bundle, PredictConfig(), OutputConfig(**what), output)
+def write(case: Case, output: Path, **what: Any) -> dict[str, Any]:
+    return write_results(case, "case", OutputConfig(**what), output)
 
 
 def centres_mm(mask: np.ndarray, affine_lps: np.ndarray) -> set[tuple[float, ...]]:
@@ -91,7 +94,7 @@ def centres_mm(mask: np.ndarray, affine_lps: np.ndarray) -> set[tuple[float, ...
 
 
 def test_a_dicom_case_leaves_exactly_the_named_files(dicom_case: Case, bundle: Bundle, tmp_path: Path) -> None:
-    document = write(dicom_case, bundle, tmp_path / "out", formats=ALL, probabilities=True)
+    document = write(dicom_case, tmp_path / "out", formats=ALL, probabilities=True)
     names = {
         "case_seg.nii.gz", "case_prob.nii.gz", "case_seg.dcm", "case_sr.dcm", "case_rtstruct.dcm", "case_overlay.png",
         "case_result.json",
@@ -101,9 +104,9 @@ def test_a_dicom_case_leaves_exactly_the_named_files(dicom_case: Case, bundle: B
 
 
 def test_a_second_run_leaves_nothing_of_the_first(dicom_case: Case, bundle: Bundle, tmp_path: Path) -> None:
-    write(dicom_case, bundle, tmp_path / "out", formats=ALL, probabilities=True)
+    write(dicom_case, tmp_path / "out", formats=ALL, probabilities=True)
     (tmp_path / "out/other_seg.nii.gz").write_bytes(b"of another case")
-    write(dicom_case, bundle, tmp_path / "out", formats=("nifti",))
+    write(dicom_case, tmp_path / "out", formats=("nifti",))
     names = {file.name for file in (tmp_path / "out").iterdir()}
     assert names == {"case_seg.nii.gz", "case_result.json", "other_seg.nii.gz"}
 
@@ -121,7 +124,7 @@ def test_a_record_that_is_not_ours_makes_nothing_vanish(
         place.mkdir()
     (out / "other_seg.nii.gz").write_bytes(b"of another case")
     (out / "case_result.json").write_text(json.dumps({"files": files}))
-    write(dicom_case, bundle, out, formats=("nifti",))
+    write(dicom_case, out, formats=("nifti",))
     assert [path for path in gone if not path.name.startswith(".partial-")] == []
     assert (out / "other_seg.nii.gz").exists()
     assert (tmp_path / "elsewhere").is_dir()
@@ -130,7 +133,7 @@ def test_a_record_that_is_not_ours_makes_nothing_vanish(
 def test_result_json_is_gone_while_the_files_change_and_comes_last(
     dicom_case: Case, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(dicom_case, bundle, tmp_path / "out", formats=ALL)
+    write(dicom_case, tmp_path / "out", formats=ALL)
     moved, replace = [], os.replace
 
     def watched(source: Path, target: Path) -> None:
@@ -140,7 +143,7 @@ def test_result_json_is_gone_while_the_files_change_and_comes_last(
         replace(source, target)
 
     monkeypatch.setattr("os.replace", watched)
-    write(dicom_case, bundle, tmp_path / "out", formats=ALL)
+    write(dicom_case, tmp_path / "out", formats=ALL)
     assert moved[-1] == "case_result.json"
     assert len(moved) == 6
 
@@ -150,16 +153,16 @@ def test_two_images_on_one_series_give_objects_of_different_uids(
 ) -> None:
     found = set()
     for number in range(2):
-        volume = replace(dicom_case.volume, provenance=Provenance("nifti"))
+        volume = replace(dicom_case.image, provenance=Provenance("nifti"))
         volume = volume.with_array(volume.array + number)
-        case = case_on(volume, lopsided_labels())
-        write(case, bundle, tmp_path / str(number), formats=("seg",), dicom_source=series)
+        case = case_on(volume, lopsided_labels(), bundle)
+        write(case, tmp_path / str(number), formats=("seg",), dicom_source=series)
         found.add(str(pydicom.dcmread(tmp_path / str(number) / "case_seg.dcm").SOPInstanceUID))
     assert len(found) == 2
 
 
 def test_the_overlay_is_drawn_in_the_colours_of_segments_json(dicom_case: Case, bundle: Bundle, tmp_path: Path) -> None:
-    write(dicom_case, bundle, tmp_path, formats=("png",))
+    write(dicom_case, tmp_path, formats=("png",))
     pixels = {
         tuple(pixel) for pixel in np.asarray(Image.open(tmp_path / "case_overlay.png").convert("RGB")).reshape(-1, 3)
     }
@@ -175,14 +178,14 @@ def test_a_pictures_mask_is_read_back_as_the_labels_it_was_written_from(classes:
     labels = np.zeros((9, 7, 1), np.uint8)
     labels[2:5, 1:3] = 1
     labels[6:8, 4:7] = classes
-    write_mask_png(Case(image, np.zeros((classes + 1, 9, 7, 1), np.float32), labels, {}), tmp_path / "mask.png")
+    write_mask_png(Segmentation(image, labels, segments(*"ab"[:classes])), tmp_path / "mask.png")
     np.testing.assert_array_equal(read_labels(tmp_path / "mask.png", image).array, labels)
 
 
 def test_result_json_obeys_its_schema_and_its_volumes_are_voxels_times_their_size(
     dicom_case: Case, bundle: Bundle, tmp_path: Path
 ) -> None:
-    write(dicom_case, bundle, tmp_path, formats=("nifti",))
+    write(dicom_case, tmp_path, formats=("nifti",))
     document = json.loads((tmp_path / "case_result.json").read_text())
     validate(document, "result")
     voxel_ml = 0.9 * 1.3 * 2.5 / 1000
@@ -196,14 +199,14 @@ def test_result_json_obeys_its_schema_and_its_volumes_are_voxels_times_their_siz
     assert (whole["label"], whole["parts"]) == ("Hippocampus", [1, 2])
     assert whole["volume_ml"] == pytest.approx(sum(sizes) * voxel_ml, abs=1e-5)
     assert document["bundle"] == {"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256}
-    assert document["source"]["series_instance_uid"] == dicom_case.volume.provenance.series_instance_uid
+    assert document["source"]["series_instance_uid"] == dicom_case.image.provenance.series_instance_uid
     assert (document["source"]["instances"], document["source"]["shape"]) == (SHAPE[2], list(SHAPE))
 
 
 def test_result_json_and_nifti_hold_nothing_of_who_the_patient_is(
     dicom_case: Case, bundle: Bundle, tmp_path: Path
 ) -> None:
-    write(dicom_case, bundle, tmp_path / "out", formats=("nifti", "png"), probabilities=True)
+    write(dicom_case, tmp_path / "out", formats=("nifti", "png"), probabilities=True)
     for file in (tmp_path / "out").iterdir():
         content = file.read_bytes()
         if file.suffix == ".gz":
@@ -219,28 +222,28 @@ def test_dicom_results_carry_the_patient_on_and_refer_to_the_study(
 ) -> None:
     import pydicom
 
-    write(dicom_case, bundle, tmp_path, formats=("seg", "sr", "rtstruct"))
+    write(dicom_case, tmp_path, formats=("seg", "sr", "rtstruct"))
     for kind in ("seg", "sr", "rtstruct"):
         written = pydicom.dcmread(tmp_path / f"case_{kind}.dcm")
         assert (str(written.PatientName), written.PatientID) == (SECRET["PatientName"], SECRET["PatientID"])
-        assert written.StudyInstanceUID == dicom_case.volume.provenance.study_instance_uid
+        assert written.StudyInstanceUID == dicom_case.image.provenance.study_instance_uid
 
 
 def test_probabilities_are_channels_last_on_the_source_grid_and_sum_to_1(
     dicom_case: Case, bundle: Bundle, tmp_path: Path
 ) -> None:
-    write(dicom_case, bundle, tmp_path, probabilities=True)
+    write(dicom_case, tmp_path, probabilities=True)
     image: Any = nibabel.load(tmp_path / "case_prob.nii.gz")
     array = image.get_fdata()
     assert array.shape == (*SHAPE, 3)
     assert image.get_data_dtype() == np.float32
     np.testing.assert_allclose(array.sum(axis=-1), 1, atol=1e-6)
     np.testing.assert_array_equal(array.argmax(axis=-1), lopsided_labels())
-    np.testing.assert_allclose(image.affine, dicom_case.volume.affine_ras, atol=1e-5)
+    np.testing.assert_allclose(image.affine, dicom_case.image.affine_ras, atol=1e-5)
 
 
 def test_labels_as_nifti_lie_where_the_series_lies(dicom_case: Case, bundle: Bundle, tmp_path: Path) -> None:
-    write(dicom_case, bundle, tmp_path)
+    write(dicom_case, tmp_path)
     image: Any = nibabel.load(tmp_path / "case_seg.nii.gz")
     assert image.get_data_dtype() == np.uint8
     affine_lps = np.diag([-1.0, -1, 1, 1]) @ image.affine
@@ -266,7 +269,7 @@ def test_a_sheared_grid_is_never_written_as_a_qform_that_says_something_else(tmp
 def test_two_runs_write_the_same_bytes_of_every_dicom_object(dicom_case: Case, bundle: Bundle, tmp_path: Path) -> None:
     digests = []
     for run in ("first", "second"):
-        write(dicom_case, bundle, tmp_path / run, formats=("seg", "sr", "rtstruct", "nifti"))
+        write(dicom_case, tmp_path / run, formats=("seg", "sr", "rtstruct", "nifti"))
         digests.append(
             {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in (tmp_path / run).glob("*.dcm")}
         )
@@ -282,7 +285,7 @@ WALKS = {
 }
 
 
-def nifti_case(walk: str) -> Case:
+def nifti_case(walk: str, bundle: Bundle) -> Case:
     """The voxels of the series as a NIfTI whose axes are walked another way."""
     order, signs = WALKS[walk]
     flip = tuple(slice(None, None, sign) for sign in signs)
@@ -291,20 +294,20 @@ def nifti_case(walk: str) -> Case:
     start = np.array([SHAPE[axis] - 1 if sign < 0 else 0 for axis, sign in zip(order, signs, strict=True)])
     affine[:3, 3] = SERIES_AFFINE[:3, 3] + SERIES_AFFINE[:3, :3][:, list(order)] @ start
     image = lopsided_array(SHAPE).transpose(order)[flip].astype(np.float32)
-    return case_on(Volume(image, affine, Provenance("nifti")), lopsided_labels().transpose(order)[flip])
+    return case_on(Volume(image, affine, Provenance("nifti")), lopsided_labels().transpose(order)[flip], bundle)
 
 
 @pytest.mark.parametrize("walk", WALKS)
 def test_labels_of_a_nifti_land_in_the_right_place_of_its_dicom_source(
     walk: str, series: Path, bundle: Bundle, tmp_path: Path
 ) -> None:
-    case = nifti_case(walk)
-    write(case, bundle, tmp_path / "out", formats=("nifti", "seg"), dicom_source=series)
+    case = nifti_case(walk, bundle)
+    write(case, tmp_path / "out", formats=("nifti", "seg"), dicom_source=series)
     source = read_series(series)
     seg = read_seg(tmp_path / "out/case_seg.dcm", source)
     np.testing.assert_array_equal(seg.array, lopsided_labels())
     image: Any = nibabel.load(tmp_path / "out/case_seg.nii.gz")
-    np.testing.assert_allclose(image.affine, case.volume.affine_ras, atol=1e-5)
+    np.testing.assert_allclose(image.affine, case.image.affine_ras, atol=1e-5)
 
 
 @pytest.mark.parametrize("walk", WALKS)
@@ -313,19 +316,21 @@ def test_labels_of_a_converted_nifti_land_in_the_right_place_in_the_eyes_of_dcmq
 ) -> None:
     if program("segimage2itkimage") is None:
         pytest.skip("dcmqi is not installed")
-    case = nifti_case(walk)
-    document = write(case, bundle, tmp_path, formats=("seg",), dicomize=True)
+    case = nifti_case(walk, bundle)
+    document = write(case, tmp_path, formats=("seg",), dicomize=True)
     assert document["files"] == {"seg": "case_seg.dcm", "series": "case_dicom/mr"}
     assert len(list((tmp_path / "case_dicom/mr").glob("*.dcm"))) > 6
     labels, affine_lps = labels_by_dcmqi(tmp_path / "case_seg.dcm")
     for number in (1, 2):
-        assert centres_mm(labels == number, affine_lps) == centres_mm(case.labels == number, case.volume.affine_lps)
+        assert centres_mm(labels == number, affine_lps) == centres_mm(
+            case.segmentation.labels == number, case.image.affine_lps
+        )
 
 
 def test_dicom_results_of_a_converted_nifti_break_no_rule(bundle: Bundle, tmp_path: Path) -> None:
     if program("dciodvfy") is None:
         pytest.skip("dicom3tools are not installed")
-    write(nifti_case("flipped"), bundle, tmp_path, formats=("seg", "sr", "rtstruct"), dicomize=True)
+    write(nifti_case("flipped", bundle), tmp_path, formats=("seg", "sr", "rtstruct"), dicomize=True)
     files = sorted(tmp_path.glob("*.dcm")) + sorted((tmp_path / "case_dicom/mr").glob("*.dcm"))[:1]
     assert len(files) == 4
     assert [line for file in files for line in dciodvfy_errors(file)] == []
@@ -336,7 +341,7 @@ def test_dcmqi_reads_the_volume_of_each_structure_from_the_report(
 ) -> None:
     if program("tid1500reader") is None:
         pytest.skip("dcmqi is not installed")
-    write(dicom_case, bundle, tmp_path, formats=("sr",))
+    write(dicom_case, tmp_path, formats=("sr",))
     assert (tmp_path / "case_seg.dcm").is_file()  # a report refers to segments
     groups = json.loads(tid1500_by_dcmqi(tmp_path / "case_sr.dcm"))["Measurements"]
     found = {}
@@ -354,33 +359,35 @@ def test_dcmqi_reads_the_volume_of_each_structure_from_the_report(
 def test_a_source_series_of_another_place_is_refused_and_nothing_is_left(
     series: Path, bundle: Bundle, tmp_path: Path
 ) -> None:
-    case = nifti_case("flipped")
-    moved = np.array(case.volume.affine_lps)
+    case = nifti_case("flipped", bundle)
+    moved = np.array(case.image.affine_lps)
     moved[1, 3] += 3.0
-    case = replace(case, volume=replace(case.volume, affine_lps=moved))
+    image = replace(case.image, affine_lps=moved)
+    case = replace(case, segmentation=replace(case.segmentation, image=image))
     with pytest.raises(InputRefusedError, match=r"3\.00 mm apart; the same voxels within 0\.01 mm are needed"):
-        write(case, bundle, tmp_path / "out", formats=("nifti", "seg"), dicom_source=series)
+        write(case, tmp_path / "out", formats=("nifti", "seg"), dicom_source=series)
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_dicom_result_without_a_series_is_wrong_usage_and_nothing_is_left(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no DICOM; a DICOM result needs a series"):
-        write(nifti_case("flipped"), bundle, tmp_path / "out", formats=("nifti", "seg"))
+        write(nifti_case("flipped", bundle), tmp_path / "out", formats=("nifti", "seg"))
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_writer_that_fails_leaves_the_earlier_results_and_nothing_else(
     dicom_case: Case, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(dicom_case, bundle, tmp_path, formats=("nifti", "seg"))
+    write(dicom_case, tmp_path, formats=("nifti", "seg"))
     before = {file.name: file.read_bytes() for file in tmp_path.glob("case_*")}
 
     def full(*arguments: object, **more: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("monai_unet_app.results.write_json", full)
+    empty = replace(dicom_case, segmentation=replace(dicom_case.segmentation, labels=lopsided_labels() * 0))
     with pytest.raises(OSError, match="No space left"):
-        write(replace(dicom_case, labels=lopsided_labels() * 0), bundle, tmp_path, formats=("nifti", "seg"))
+        write(empty, tmp_path, formats=("nifti", "seg"))
     assert {file.name: file.read_bytes() for file in tmp_path.glob("case_*")} == before
     assert not list(tmp_path.glob(".partial*"))
 
@@ -420,10 +427,10 @@ def test_a_picture_case_leaves_a_mask_of_its_own_size_and_pixels_not_millilitres
     vessels = load_bundle(tiny_bundle("retina_vessel_unet2d"))
     pixels = np.random.default_rng(2).integers(0, 256, (9, 14, 1, 3)).astype(np.float32)
     volume = Volume(pixels, np.eye(4), Provenance("image"), planar=True)
-    labels = np.zeros((9, 14, 1, 1), np.uint8)
-    labels[2, 5:12, 0, 0] = 1
-    probabilities = np.moveaxis(labels, -1, 0) * np.float32(0.9)
-    write(Case(volume, probabilities, labels, {}), vessels, tmp_path, formats=("png",), probabilities=True)
+    labels = np.zeros((1, 9, 14, 1), np.uint8)
+    labels[0, 2, 5:12, 0] = 1
+    segmentation = Segmentation(volume, labels, vessels.segments, labels * np.float32(0.9))
+    write(Case(segmentation, vessels), tmp_path, formats=("png",), probabilities=True)
     mask = np.asarray(Image.open(tmp_path / "case_seg.png"))
     assert mask.shape == (14, 9)
     assert sorted(map(tuple, np.argwhere(mask == 255).tolist())) == [(row, 2) for row in range(5, 12)]
@@ -433,7 +440,7 @@ def test_a_picture_case_leaves_a_mask_of_its_own_size_and_pixels_not_millilitres
     assert document["structures"][0]["pixels"] == 7
     assert not {"volume_ml", "area_mm2"} & document["structures"][0].keys()
     spaced = replace(volume, provenance=Provenance("dicom", pixel_mm=(0.5, 0.25)))
-    write(Case(spaced, probabilities, labels, {}), vessels, tmp_path / "spaced", formats=("png",))
+    write(Case(replace(segmentation, image=spaced), vessels), tmp_path / "spaced", formats=("png",))
     document = json.loads((tmp_path / "spaced/case_result.json").read_text())
     validate(document, "result")
     assert document["structures"][0]["area_mm2"] == 7 * 0.5 * 0.25
@@ -473,38 +480,38 @@ def test_monai_bundle_runs_saver_writes_what_predict_writes(
 def test_the_further_dicom_objects_and_volumes_are_written_beside_the_seg(
     dicom_case: Case, bundle: Bundle, tmp_path: Path
 ) -> None:
-    document = write(dicom_case, bundle, tmp_path / "out", formats=("seg", "gsps", "sc", "pm", "nrrd", "mha"))
+    document = write(dicom_case, tmp_path / "out", formats=("seg", "gsps", "sc", "pm", "nrrd", "mha"))
     assert set(document["files"]) == {"seg", "gsps", "sc", "pm", "nrrd", "mha"}
-    out, shown = tmp_path / "out", [k + 1 for k in range(SHAPE[2]) if dicom_case.labels[:, :, k].any()]
+    out, shown = tmp_path / "out", [k + 1 for k in range(SHAPE[2]) if dicom_case.segmentation.labels[:, :, k].any()]
     assert sorted(path.name for path in (out / "case_sc").iterdir()) == [f"capture_{k:03d}.dcm" for k in shown]
     for path in (out / "case_gsps.dcm", out / "case_pm.dcm", *(out / "case_sc").iterdir()):
         assert dciodvfy_errors(path) == []
     for ending in ("nrrd", "mha"):
         image = SimpleITK.ReadImage(str(out / f"case_seg.{ending}"))
         found = SimpleITK.GetArrayFromImage(image).transpose(2, 1, 0)
-        np.testing.assert_array_equal(found, dicom_case.labels)
-        index = tuple(map(int, np.argwhere(dicom_case.labels)[5]))
-        place = dicom_case.volume.affine_lps @ (*index, 1)
+        np.testing.assert_array_equal(found, dicom_case.segmentation.labels)
+        index = tuple(map(int, np.argwhere(dicom_case.segmentation.labels)[5]))
+        place = dicom_case.image.affine_lps @ (*index, 1)
         np.testing.assert_allclose(image.TransformIndexToPhysicalPoint(index), place[:3], atol=1e-4)
 
 
 def test_the_uncertainty_map_is_the_entropy_of_the_probabilities(
     dicom_case: Case, bundle: Bundle, tmp_path: Path
 ) -> None:
-    write(dicom_case, bundle, tmp_path / "out", formats=("pm",))
-    found = read_parametric_map(tmp_path / "out/case_pm.dcm", dicom_case.volume).array
-    expected = scipy.stats.entropy(dicom_case.probabilities.astype(np.float64), axis=0, base=3)
+    write(dicom_case, tmp_path / "out", formats=("pm",))
+    found = read_parametric_map(tmp_path / "out/case_pm.dcm", dicom_case.image).array
+    expected = scipy.stats.entropy(dicom_case.segmentation.probabilities.astype(np.float64), axis=0, base=3)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_a_fractional_seg_holds_the_calibrated_probabilities(dicom_case: Case, bundle: Bundle, tmp_path: Path) -> None:
-    write(dicom_case, bundle, tmp_path / "out", formats=("seg", "sr"), seg_encoding="fractional")
+    write(dicom_case, tmp_path / "out", formats=("seg", "sr"), seg_encoding="fractional")
     dataset = pydicom.dcmread(tmp_path / "out/case_seg.dcm")
     assert dataset.SegmentationType == "FRACTIONAL"
     seg = hd.seg.Segmentation.from_dataset(dataset)
-    uids = list(dicom_case.volume.provenance.sop_instance_uids)
+    uids = list(dicom_case.image.provenance.sop_instance_uids)
     found = seg.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True, rescale_fractional=True)
-    expected = np.moveaxis(dicom_case.probabilities[1:], 0, -1)
+    expected = np.moveaxis(dicom_case.segmentation.probabilities[1:], 0, -1)
     assert np.abs(found.transpose(2, 1, 0, 3) - expected).max() <= 0.5 / 255 + 1e-6
 
 
@@ -514,17 +521,11 @@ def test_places_that_itk_cannot_read_are_told_beside_what_is_written_on_them(
     def refused(_: SimpleITK.ImageFileReader) -> None:
         raise RuntimeError("no")
 
-    assert not any(
-        "ITK" in note for note in write(dicom_case, bundle, tmp_path / "a", formats=["seg"])["source"]["notes"]
-    )
+    assert not any("ITK" in note for note in write(dicom_case, tmp_path / "a", formats=["seg"])["source"]["notes"])
     monkeypatch.setattr(SimpleITK.ImageFileReader, "ReadImageInformation", refused)
-    (note,) = [
-        note for note in write(dicom_case, bundle, tmp_path / "b", formats=["seg"])["source"]["notes"] if "ITK" in note
-    ]
+    (note,) = [note for note in write(dicom_case, tmp_path / "b", formats=["seg"])["source"]["notes"] if "ITK" in note]
     assert note.startswith("ITK cannot read the place of 3 of 3 slices; only our reading")
-    assert not any(
-        "ITK" in note for note in write(dicom_case, bundle, tmp_path / "c", formats=["nifti"])["source"]["notes"]
-    )
+    assert not any("ITK" in note for note in write(dicom_case, tmp_path / "c", formats=["nifti"])["source"]["notes"])
 
 
 def test_a_case_of_a_repaired_series_gets_dicom_results_whose_settings_say_so(
@@ -533,9 +534,9 @@ def test_a_case_of_a_repaired_series_gets_dicom_results_whose_settings_say_so(
     sorted(series.iterdir())[SHAPE[2] // 2].unlink()
     options = ReadOptions(resample_gaps=True)
     volume = read_volume(series, options)
-    case = case_on(volume, lopsided_labels())
+    case = case_on(volume, lopsided_labels(), bundle)
     run = PredictConfig(reading=options)
-    document = write_results(case, "case", bundle, run, OutputConfig(("seg", "sr", "rtstruct")), tmp_path / "out")
+    document = write_results(replace(case, run=run), "case", OutputConfig(("seg", "sr", "rtstruct")), tmp_path / "out")
     assert any("resampled on request" in note for note in document["source"]["notes"])
     dataset = pydicom.dcmread(tmp_path / "out/case_seg.dcm")
     told = [item.get("ContributionDescription", "") for item in dataset.ContributingEquipmentSequence]

@@ -25,13 +25,13 @@ import numpy as np
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.bundle_folder import CONFIDENCE
 from monai_unet_app.calibration.calibrate_bundle import COVERAGE, calibrate_bundle
-from monai_unet_app.confidence.statements import Measured, Setting, SizeStatement, expected_size, together, voxel_size
+from monai_unet_app.confidence.statements import Measured, Setting, SizeStatement, together
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.cases import find_data
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.data.splits import read_splits
-from monai_unet_app.evaluate import choose_cases, masks_of, truth_of
+from monai_unet_app.evaluate import choose_cases, truth_of
 from monai_unet_app.metrics.overlap import dice
 from monai_unet_app.pipeline import segment_case
 from monai_unet_app.training.run import TrainConfig, train_bundle
@@ -97,21 +97,27 @@ def rows_of(fold: int, epochs: int, bundle: Bundle, data: Path) -> list[dict[str
     rows = []
     for row in choose_cases(bundle, find_data(data), "test").rows:
         volume = read_volume(row["image"])
-        structures = segment_case(volume, bundle).structures
-        averaged = segment_case(volume, bundle, PredictConfig(tta=True)).structures
-        truths = masks_of(truth_of(row, volume, bundle), volume, bundle)
+        structures = segment_case(volume, bundle).segmentation.structures
+        averaged = segment_case(volume, bundle, PredictConfig(tta=True)).segmentation.structures
+        truths = truth_of(row, volume, bundle).structures
         parts = zip(structures, averaged, truths, strict=True)
-        for n, (one, mirrored, true) in enumerate(parts, start=1):
-            size = voxel_size(volume)
+        for structure, mirrored, true in parts:
             numbers = (
-                np.count_nonzero(true) * size,
-                expected_size(one, size),
-                expected_size(mirrored, size),
-                np.count_nonzero(one.mask) * size,
-                size,
-                dice(true, one.mask),
+                true.size,
+                structure.expected_size,
+                mirrored.expected_size,
+                structure.size,
+                volume.voxel_size,
+                dice(true.mask_on_grid, structure.mask_on_grid),
             )
-            told = (str(fold), str(epochs), row["id"], row["subject"], str(n), *(f"{value:.6g}" for value in numbers))
+            told = (
+                str(fold),
+                str(epochs),
+                row["id"],
+                row["subject"],
+                str(true.number),
+                *(f"{value:.6g}" for value in numbers),
+            )
             rows.append(dict(zip(COLUMNS, told, strict=True)))
     return rows
 

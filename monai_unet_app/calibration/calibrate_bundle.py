@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from ignite.engine import Engine, Events
 from numpy.typing import NDArray
 
 from dicom_io.coding import Whole
-from dicom_io.volume import Volume
+from dicom_io.segmentation import Segmentation
 from monai_unet_app.bundle import Bundle, check_unseen, load_bundle
 from monai_unet_app.bundle_folder import CONFIDENCE, unchanged_on_failure
 from monai_unet_app.calibration import CalibrationFit, Fitted
@@ -46,9 +46,7 @@ from monai_unet_app.confidence.statements import (
     SizeStatement,
     measure,
     needed,
-    spacing_of,
     together,
-    voxel_size,
 )
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.cases import CaseFiles, data_row, find_data
@@ -58,7 +56,7 @@ from monai_unet_app.data.monai_bridge import to_metatensor
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import InputRefusedError
-from monai_unet_app.evaluate import Row, choose_cases, counted_of, masks_of, seen_case, truth_of
+from monai_unet_app.evaluate import Row, choose_cases, counted_of, seen_case, truth_of
 from monai_unet_app.metrics import EvaluationPlan
 from monai_unet_app.pipeline import Case, finish, predict, preprocess, segment_case
 
@@ -440,19 +438,18 @@ def _spoiled(truth: Segmentation, number: int, cases: int) -> Iterator[tuple[str
         yield how, replace(Segmentation.of_volume(image.with_array(moved), truth.segments), image=image)
 
 
-def _samples(
-    subject: str, kind: str, case: Case, truth: Segmentation, lost: Sequence[int] = ()
-) -> list[Sample]:
+def _samples(subject: str, kind: str, case: Case, truth: Segmentation, lost: Sequence[int] = ()) -> list[Sample]:
     """A sample for each structure with voxels; `lost`: voxels of each structure that lie outside the image."""
     structures = case.segmentation.structures
-    rows = zip(
-        structures, describe(case.segmentation), truth.structures, lost or [0] * len(structures), strict=True
-    )
+    rows = zip(structures, describe(case.segmentation), truth.structures, lost or [0] * len(structures), strict=True)
     return [
         Sample(
-            subject, kind, structure.number, features,
+            subject,
+            kind,
+            structure.number,
+            features,
             dice_of_whole(true.mask_on_grid, structure.mask_on_grid, missing),
-        )  # fmt: skip
+        )
         for structure, features, true, missing in rows
         if features is not None
     ]

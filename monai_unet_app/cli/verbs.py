@@ -293,9 +293,9 @@ def predict(options: argparse.Namespace) -> Answer:
     nifti,seg,sr,rtstruct
     """
     from monai_unet_app.bundle_folder import bundle_files
-    from monai_unet_app.config import PredictConfig
+    from monai_unet_app.config import OutputConfig, PredictConfig
     from monai_unet_app.data.cases import find_images, named_series
-    from monai_unet_app.results import OutputConfig, check_flags, predict_cases
+    from monai_unet_app.results import check_flags, predict_cases
 
     wanted, left_out = _wanted(options, planar=False)
     what = OutputConfig(
@@ -327,7 +327,7 @@ def predict(options: argparse.Namespace) -> Answer:
     if options.tta and not bundle.mirror_axes:
         say(options)(f"{bundle.name} has no mirror axes, so --tta changes nothing; its statements hold as without it")
     with progress("segmenting", len(cases), options) as step:
-        done, problems = predict_cases(cases, bundle, run, what, options.output, step, step.windows)
+        done, problems = predict_cases(cases, bundle, run, what, options.output, step)
     if not options.json:
         structures_table(done)
         reasons_list(done)

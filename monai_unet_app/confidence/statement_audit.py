@@ -113,7 +113,10 @@ def audit_statements(
 
 
 def summarise_statements(
-    rows: Sequence[StructureOutcome], assessment: Assessment, labels: Mapping[int, str], wholes: Sequence[WholeOutcome] = ()
+    rows: Sequence[StructureOutcome],
+    assessment: Assessment,
+    labels: Mapping[int, str],
+    wholes: Sequence[WholeOutcome] = (),
 ) -> dict[str, Any]:
     """How the statements fared, ready for JSON: `statements` of metrics.json.
 

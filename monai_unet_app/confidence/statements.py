@@ -400,9 +400,7 @@ def assess(confidence: Confidence, segmentation: Segmentation, image: ArrayLike 
     return Assessment(confidence, assessed, shift, tuple(wholes))
 
 
-def _assess_structure(
-    confidence: Confidence, structure: Structure, features: Features | None
-) -> StructureAssessment:
+def _assess_structure(confidence: Confidence, structure: Structure, features: Features | None) -> StructureAssessment:
     cut = confidence.border.cut(structure) if confidence.border else None
     interval = None
     if confidence.sizes and not cut:  # intervals hold for whole structures

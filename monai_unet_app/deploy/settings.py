@@ -8,10 +8,9 @@ from typing import Any, cast
 
 from dicom_io.kinds.encodings import SegEncoding
 from dicom_io.read import ReadOptions
-from monai_unet_app.config import PredictConfig
+from monai_unet_app.config import SEG_ENCODINGS, OutputConfig, PredictConfig
 from monai_unet_app.data.selection import compiled
 from monai_unet_app.errors import UsageError
-from monai_unet_app.results import SEG_ENCODINGS, OutputConfig
 
 NUMBERS = ("time_point", "least_instances")
 

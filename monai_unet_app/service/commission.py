@@ -370,7 +370,7 @@ class _Run:
                     f"with --example {rule.name}=PATH",
                     fault=True,
                 )
-            self.sent[rule.name].expected[axes] = case.labels_volume
+            self.sent[rule.name].expected[axes] = case.segmentation.label_volume
         return StepResult(f"{len(self._axes(rule))} result(s) to compare with")
 
     def _axes(self, rule: Rule) -> Sequence[tuple[int, int, int]]:

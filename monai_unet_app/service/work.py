@@ -211,10 +211,11 @@ class Worker:
 
     def _write(self, case: Case, name: str, rule: Rule, folder: Path, **what: Any) -> None:
         """Writes what is wanted, as `OutputConfig` calls it. A rejected result too: it is kept, and shown to a reviewer."""
-        from monai_unet_app.results import OutputConfig, write_results
+        from monai_unet_app.config import OutputConfig
+        from monai_unet_app.results import write_results
 
         wanted = OutputConfig(deliver_rejected=True, **what)
-        write_results(case, name, self.bundles[rule.name], self.runs[rule.name], wanted, folder)
+        write_results(case, name, wanted, folder)
 
 
 def missing_of(series: Sequence[SeriesRef], uid: str) -> MissingImages | None:

@@ -79,7 +79,7 @@ def test_what_it_segments_is_what_we_segment(name: str) -> None:
     found = AsMonaiLabelDoes(root).segment(image)
     expected = segment_case(image, load_bundle(root))
     from_ras = np.rint(found[0]).astype(np.uint8)
-    assert from_ras.shape == expected.labels.shape
-    different = np.count_nonzero(from_ras != expected.labels)
-    assert different <= 2e-4 * np.count_nonzero(expected.labels)  # sums of windows in another order
-    assert np.count_nonzero(expected.labels) > 1000
+    assert from_ras.shape == expected.segmentation.labels.shape
+    different = np.count_nonzero(from_ras != expected.segmentation.labels)
+    assert different <= 2e-4 * np.count_nonzero(expected.segmentation.labels)  # sums of windows in another order
+    assert np.count_nonzero(expected.segmentation.labels) > 1000

@@ -194,7 +194,7 @@ def test_checks_change_neither_results_nor_random_numbers(
     torch.manual_seed(3)
     without = segment_case(crop, load_bundle(root))
     assert torch.equal(after, torch.rand(4))
-    np.testing.assert_array_equal(with_checks.probabilities, without.probabilities)
+    np.testing.assert_array_equal(with_checks.segmentation.probabilities, without.segmentation.probabilities)
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)

@@ -359,7 +359,7 @@ def test_dicom_in_seg_and_sr_out_by_monai_bundle_run_hold_the_labels_of_segment_
     (seg_path,), (sr_path,) = (sorted((tmp_path / "out").glob(f"*_{kind}.dcm")) for kind in ("seg", "sr"))
     source = read_series(made.series_folder)
     bundle = load_bundle(root)
-    expected = segment_case(source, bundle).labels
+    expected = segment_case(source, bundle).segmentation.labels
     assert len(np.unique(expected)) > 1
     np.testing.assert_array_equal(read_seg(seg_path, source).array, expected)
 
@@ -399,7 +399,7 @@ def test_the_commented_step_keeps_the_largest_piece_of_each_structure_and_no_oth
         source = read_volume(tmp_path / "eyes/eye_1.png")
     before = segment_case(source, load_bundle(root))
     after = segment_case(source, load_bundle(with_largest_pieces(root)))
-    np.testing.assert_array_equal(before.probabilities, after.probabilities)
+    np.testing.assert_array_equal(before.segmentation.probabilities, after.segmentation.probabilities)
     pieces = 0
     for old, new in zip(before.structures, after.structures, strict=True):
         labelled, count = scipy.ndimage.label(old.mask, np.ones((3,) * old.mask.ndim))

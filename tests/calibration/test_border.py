@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom.sr.codedict import codes
+from segmentations import exclusive
 
 from dicom_io.coding import Whole
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle_folder import CONFIDENCE, BundleFiles
 from monai_unet_app.calibration.corruptions import TRUNCATED, dice_of_whole, spoil, truncated, ways_for
 from monai_unet_app.confidence.border import LEAST_PART, BorderStatement, Touching, sides_of
-from monai_unet_app.confidence.features import Structure, on_border
+from monai_unet_app.confidence.features import on_border
 from monai_unet_app.confidence.statements import Assessment, Confidence, SizeStatement, assess, read_confidence
 from monai_unet_app.errors import BundleError
 
@@ -72,8 +73,7 @@ def test_usual_is_what_sound_images_of_most_subjects_show() -> None:
 def assessed(masks: Sequence[np.ndarray], limits: dict[int, float]) -> Assessment:
     sizes = SizeStatement(0.9, {1: (-0.2, 0.2), 2: (-0.2, 0.2)}, 0.01, 20)
     stated = Confidence(sizes=sizes, wholes=sizes, border=BorderStatement(limits, 20))
-    structures = [Structure(mask, mask.astype(np.float32)) for mask in masks]
-    return assess(stated, structures, volume(), names=["a", "b"], exclusive=True, image=None, wholes=[WHOLE])
+    return assess(stated, exclusive(volume(), masks, None, WHOLE), None)
 
 
 def test_a_structure_that_is_cut_off_is_reviewed_and_has_no_interval() -> None:

@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 from conftest import BUNDLES
 from pydicom.sr.codedict import codes
+from segmentations import exclusive, segments
 
 from dicom_io.coding import Whole
+from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle_folder import CONFIDENCE, BundleFiles
-from monai_unet_app.confidence.features import Structure
 from monai_unet_app.confidence.fitted_to import fitted_to
 from monai_unet_app.confidence.quality import Grade
 from monai_unet_app.confidence.statement_audit import (
     area_under_risk_coverage,
-    judge,
-    judge_wholes,
+    audit_statements,
+    audit_wholes,
     risk_coverage,
     summarise_statements,
 )
@@ -35,7 +36,6 @@ from monai_unet_app.confidence.statements import (
     assess,
     measure,
     read_confidence,
-    structures_of,
     together,
 )
 from monai_unet_app.errors import AppError, BundleError
@@ -92,7 +92,7 @@ def test_what_a_case_says_of_a_structure_is_counted_in_millilitres() -> None:
     p = np.zeros(VOLUME.shape)
     p[2:4, 2:4, 2:4] = [[[0.9, 0.4], [0.9, 0.005]]] * 2
     truth = p > 0
-    (found,) = measure("s", [Structure(p > 0.5, p)], [truth], VOLUME)
+    (found,) = measure("s", exclusive(VOLUME, [p > 0.5], [p]), exclusive(VOLUME, [truth]))
     assert found.expected == pytest.approx(p.sum() * 0.006)
     assert found.true == pytest.approx(8 * 0.006)
     at = dict(zip(THRESHOLDS, found.losses, strict=True))
@@ -178,11 +178,11 @@ def test_statements_are_held_against_the_truth(stated: Confidence) -> None:
     p[0] = 1.0
     p[:, 2:6, 2:6, 2:6] = np.array([0.1, 0.85, 0.05])[:, None, None, None]
     labels = p.argmax(0)
-    structures = structures_of(p, labels, VOLUME, exclusive=True)
-    found = assess(stated, structures, VOLUME, names=["a", "b"], exclusive=True, image=None)
+    result = exclusive(VOLUME, [labels == 1, labels == 2], p[1:])
+    found = assess(stated, result, None)
     assert found.verdict is None  # without a gate there is none
-    truths = [labels == 1, np.zeros_like(labels, dtype=bool)]
-    rows = judge("s", found, structures, truths, VOLUME)
+    truth = exclusive(VOLUME, [labels == 1, np.zeros_like(labels, dtype=bool)])
+    rows = audit_statements("s", found, result, truth)
     assert rows[0].dice == 1.0
     assert rows[0].size == pytest.approx(64 * 0.006)
     assert rows[0].missed == 0.0
@@ -230,15 +230,14 @@ def test_the_statement_about_a_whole_is_held_against_the_truth() -> None:
     p[:, 2:6, 2:6, 2:6] = np.array([0.1, 0.85, 0.05])[:, None, None, None]
     p[:, 6:8, 2:6, 2:6] = np.array([0.1, 0.05, 0.85])[:, None, None, None]
     labels = p.argmax(0)
-    structures = structures_of(p, labels, VOLUME, exclusive=True)
-    found = assess(stated, structures, VOLUME, names=["a", "b"], exclusive=True, image=None, wholes=[WHOLE])
+    result = exclusive(VOLUME, [labels == 1, labels == 2], p[1:], WHOLE)
+    found = assess(stated, result, None)
     (said,) = found.wholes
     assert said.size == pytest.approx(96 * 0.006)
     expected = 0.9 * 96 * 0.006  # of every voxel of both 0.1 is background
     assert said.size_interval == pytest.approx([(expected + 0.06) * math.exp(end) - 0.06 for end in (-0.05, 0.1)])
     assert said.is_beside_its_interval == (said.size > (said.size_interval or (0, 0))[1])
-    truths = [labels == 1, labels == 2]
-    rows, wholes = judge("s", found, structures, truths, VOLUME), judge_wholes("s", found, truths, VOLUME)
+    rows, wholes = audit_statements("s", found, result, result), audit_wholes("s", found, result)
     assert [(one.name, one.size) for one in wholes] == [("a and b, whole", pytest.approx(96 * 0.006))]
     summary = summarise_statements(rows, found, {1: "a", 2: "b"}, wholes)
     assert list(summary["sizes"]) == ["a", "b", "a and b, whole"]
@@ -248,8 +247,8 @@ def test_the_statement_about_a_whole_is_held_against_the_truth() -> None:
 def test_a_picture_is_measured_in_pixels() -> None:
     picture = Volume(np.zeros((6, 5, 1), np.float32), np.diag([0.5, 0.5, 1, 1]), Provenance(kind="image"), planar=True)
     p = np.full((1, 6, 5, 1), 0.5, np.float32)
-    (one,) = structures_of(p, np.ones((6, 5, 1, 1), np.uint8), picture, exclusive=False)
-    (found,) = measure("s", [one], [np.ones((6, 5), bool)], picture)
+    result = Segmentation(picture, np.ones((1, 6, 5, 1), np.uint8), segments("vessel"), p)
+    (found,) = measure("s", result, result)
     assert (found.expected, found.true, found.voxel) == (15.0, 30.0, 1.0)
 
 
@@ -266,10 +265,7 @@ def test_a_size_beside_its_own_interval_is_looked_at_by_somebody() -> None:
     mask = np.zeros(VOLUME.shape, bool)
     mask[2:6, 2:6, 2:6] = True
     sure, doubtful = mask.astype(np.float32), np.where(mask, 0.5, 0.0).astype(np.float32)
-    usual, beside = (
-        assess(confidence, [Structure(mask, p)], VOLUME, names=["a"], exclusive=True, image=None)
-        for p in (sure, doubtful)
-    )
+    usual, beside = (assess(confidence, exclusive(VOLUME, [mask], [p]), None) for p in (sure, doubtful))
     assert usual.reasons == ("no quality gate has judged this result: none was fitted",)
     assert beside.reasons[1:] == ("a: its size lies beside the interval that the probabilities give",)
     accepted = Grade(dice=0.9, at_least=0.8, verdict="accept", reasons=())

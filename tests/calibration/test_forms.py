@@ -442,7 +442,13 @@ def test_forms_are_compared_and_the_chosen_one_is_what_the_bundle_does(
         case = segment_case(volume, found)
         truth = truth_of(row, volume, found)
         arrays = CaseArrays(
-            row["id"], row["subject"], truth, case.labels, case.probabilities, volume.spacing_mm, volume.voxel_ml
+            row["id"],
+            row["subject"],
+            truth.labels,
+            case.segmentation.labels,
+            case.segmentation.probabilities,
+            volume.spacing_mm,
+            volume.voxel_ml,
         )
         evaluation.add(arrays)
     summary = evaluation.summary()

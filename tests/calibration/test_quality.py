@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from segmentations import exclusive
 
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.calibration.corruptions import TRUNCATED, WAYS, spoil, ways_for
-from monai_unet_app.confidence.features import Features, Structure, describe
+from monai_unet_app.confidence.features import Features, describe
 from monai_unet_app.confidence.quality import SOUND, QualityGate, Sample
 
 SPACING = (0.8, 1.0, 3.0)
@@ -19,13 +20,22 @@ def ball(radius: float, at: tuple[float, float, float] = (16, 14, 9)) -> np.ndar
     return np.sqrt(away) - radius
 
 
-def structure(radius: float, softness: float) -> Structure:
+VOLUME = Volume(np.zeros((34, 30, 20), np.float32), np.diag([*SPACING, 1.0]))
+
+
+def described(mask: np.ndarray, probability: np.ndarray) -> Features | None:
+    (features,) = describe(exclusive(VOLUME, [mask], [probability]))
+    return features
+
+
+def soft_ball(radius: float, softness: float) -> tuple[np.ndarray, np.ndarray]:
+    """Its mask, and its probability, which falls from 1 to 0 within some `softness` of the surface, in mm."""
     away = ball(radius)
-    return Structure(away <= 0, 1 / (1 + np.exp(away / softness)))
+    return away <= 0, 1 / (1 + np.exp(away / softness))
 
 
 def test_a_soft_result_is_less_sure_than_a_crisp_one() -> None:
-    crisp, soft = (describe([structure(9, s)], SPACING, 0.0024, exclusive=True)[0] for s in (0.05, 2.0))
+    crisp, soft = (described(*soft_ball(9, softness)) for softness in (0.05, 2.0))
     assert crisp is not None
     assert soft is not None
     assert crisp.confidence > 0.99 > soft.confidence
@@ -36,11 +46,11 @@ def test_a_soft_result_is_less_sure_than_a_crisp_one() -> None:
 
 
 def test_shreds_are_rough_and_in_pieces() -> None:
-    whole = structure(9, 0.3)
-    shreds = np.zeros_like(whole.mask)
+    whole = soft_ball(9, 0.3)
+    shreds = np.zeros_like(whole[0])
     shreds[::3, ::3, ::3] = True
-    found = describe([Structure(shreds, shreds * 0.9)], SPACING, 1.0, exclusive=True)[0]
-    ball_like = describe([whole], SPACING, 1.0, exclusive=True)[0]
+    found = described(shreds, shreds * 0.9)
+    ball_like = described(*whole)
     assert found is not None
     assert ball_like is not None
     assert found.largest_part == pytest.approx(1 / np.count_nonzero(shreds))
@@ -50,8 +60,7 @@ def test_shreds_are_rough_and_in_pieces() -> None:
 
 
 def test_what_was_not_found_has_no_features_and_is_to_be_looked_at() -> None:
-    empty = Structure(np.zeros((5, 5, 5), bool), np.zeros((5, 5, 5)))
-    assert describe([empty], SPACING, 1.0, exclusive=True) == [None]
+    assert described(np.zeros(VOLUME.shape, bool), np.zeros(VOLUME.shape)) is None
     grade = made_gate().grade(1, None)
     assert (grade.verdict, grade.reasons) == ("review", ("nothing was found",))
 

@@ -94,7 +94,9 @@ def test_an_itk_image_is_segmented_and_the_labels_lie_on_it() -> None:
     bundle = load_bundle("hippocampus_mri_unet3d")
     image = itk.imread(str(path), itk.F)
     from_itk = segment_case(volume_from_itk(image), bundle)
-    labels = itk_from_volume(from_itk.labels_volume)
+    labels = itk_from_volume(from_itk.segmentation.label_volume)
     np.testing.assert_allclose(list(labels.GetOrigin()), list(image.GetOrigin()))
     from_file = segment_case(read_volume(path), bundle)
-    np.testing.assert_array_equal(from_itk.labels_volume.on_grid_of(from_file.volume).array, from_file.labels)
+    np.testing.assert_array_equal(
+        from_itk.segmentation.label_volume.on_grid_of(from_file.image).array, from_file.segmentation.labels
+    )

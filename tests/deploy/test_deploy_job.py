@@ -232,7 +232,7 @@ def test_a_case_in_the_input_folder_becomes_the_voxels_of_segment_case(
     answer = run_app(packaged)
     assert answer.code == 0, answer.err
     assert names(tmp_path / "output") == ["crop_result.json", "crop_seg.nii.gz"]
-    wanted = segment_case(tmp_path / "input/crop.nii.gz", load_bundle(tmp_path / "bundles" / NAME)).labels
+    wanted = segment_case(tmp_path / "input/crop.nii.gz", load_bundle(tmp_path / "bundles" / NAME)).segmentation.labels
     assert wanted.any()
     np.testing.assert_array_equal(nibabel.load(tmp_path / "output/crop_seg.nii.gz").get_fdata(), wanted)
 

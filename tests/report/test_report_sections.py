@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from skimage.color import rgb2lab
 
 from dicom_io.coding import DISPLAY_COLOURS
-from monai_unet_app.confidence.statement_audit import Judged, summarise_statements
+from monai_unet_app.confidence.statement_audit import StructureOutcome, summarise_statements
 from monai_unet_app.metrics import Bootstrap, CaseArrays, CaseScores, EvaluationPlan, score_case
 from monai_unet_app.report.blocks import Cell, Facts, Heading, Picture, Table, Text
 from monai_unet_app.report.case_pictures import TRUTH_COLOUR
@@ -197,7 +197,7 @@ def test_the_gates_verdicts_stand_in_the_head_and_in_their_section():
 
 
 def judged(subject, structure, dice, predicted, verdict, size):
-    return Judged(
+    return StructureOutcome(
         subject, structure, dice, predicted, predicted - 0.1, verdict, verdict, size, (8.0, 12.0), 0.05, False
     )
 
