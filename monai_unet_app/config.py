@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from dicom_io.objects.seg_object import SYNTAXES, SegEncoding
+from dicom_io.kinds.encodings import SYNTAXES, SegEncoding
 from dicom_io.read import ReadOptions
 from monai_unet_app.errors import UsageError
 

@@ -15,7 +15,6 @@ from dicom_io.capture import write_captures
 from dicom_io.coding import Whole
 from dicom_io.dicomize import ConvertedModality, dicomize
 from dicom_io.errors import DicomIoError
-from dicom_io.kinds.encodings import SegEncoding
 from dicom_io.objects.identity import INCOMPLETE, ResultInfo
 from dicom_io.parametric import NO_UNIT, UNCERTAINTY, write_parametric_map
 from dicom_io.presentation import write_gsps

@@ -23,7 +23,6 @@ from PIL import Image
 
 from dicom_io.errors import DicomIoError
 from dicom_io.itk_files import write_itk
-from dicom_io.kinds.encodings import SYNTAXES, SegEncoding
 from dicom_io.objects.identity import ObjectKind
 from dicom_io.objects.slice_positions import second_opinion_note
 from dicom_io.read import ReadOptions
