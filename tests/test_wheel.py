@@ -55,6 +55,7 @@ def test_the_wheel_has_its_bundles_with_it_and_no_leavings_of_work(installed: Pa
         assert Path(row["folder"]).is_relative_to(installed)
         assert row["sha256"] == (load_bundle(folder).sha256 if row["trained"] else None)
     assert list(installed.rglob("leaving.txt")) == []
+    assert (installed / "monai_unet_app/service/templates/status.html").is_file()
 
 
 @pytest.mark.slow

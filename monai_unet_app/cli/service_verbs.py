@@ -46,7 +46,7 @@ def node(options: argparse.Namespace) -> Answer:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # the last: its terminal was closed
         signal.signal(number, lambda *_: stop.set())
-    with Node(site, new_key=options.new_audit_key) as running, _door(running):
+    with Node(site, new_key=options.new_audit_key) as running, _http_server(running):
         if not options.json:
             line(f"{site.node.ae_title} listens on {site.node.host}:{running.provider.port}; Ctrl-C ends it")
             for rule in site.rules:
@@ -81,18 +81,18 @@ def _check_bundles(site: Path) -> None:
         raise UsageError(checked.stderr.strip().splitlines()[-1])
 
 
-def _door(running: Node) -> AbstractContextManager[object]:
-    """The HTTP door, where the site has one."""
+def _http_server(running: Node) -> AbstractContextManager[object]:
+    """The HTTP server, if the site file has a table [http]."""
     if running.site.http is None:
         return nullcontext()
     try:
-        from monai_unet_app.service.http_api import Door
+        from monai_unet_app.service.http_api import serve
     except ImportError as error:
         raise UsageError(
-            f"the HTTP door needs {error.name}; the extra node has it; pip install 'monai-unet-app[node]', or take [http] "
+            f"the HTTP API needs {error.name}; the extra node has it; pip install 'monai-unet-app[node]', or take [http] "
             "out of the site file"
         ) from error
-    return Door(running, running.site.http)
+    return serve(running, running.site.http)
 
 
 def _wait(running: Node, stop: threading.Event, *, told: bool) -> None:
@@ -164,7 +164,7 @@ def _remembered(database: Path, *, must: bool) -> tuple[Head | None, str]:
 
 
 def token(options: argparse.Namespace) -> Answer:
-    """Make a token for a node's HTTP door.
+    """Make a token for a node's HTTP API.
 
     Example: monai-unet token --name Rossi^Anna --roles reviewer
     """

@@ -1,4 +1,4 @@
-"""Who asks, and whether they may: tokens of requests, and what each role opens."""
+"""The token of a request, and the permissions of each role."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ASK = {"WWW-Authenticate": 'Basic realm="monai-unet", charset="UTF-8"'}
 
 
 def is_from_elsewhere(request: Request) -> bool:
-    """Whether a page of another site asks for a change with the password that a browser remembers."""
+    """Whether a page of another site asks for a change, with the password that the browser remembers for this node."""
     origin = request.headers.get("Origin")
     if request.method == "GET" or origin is None:
         return False
@@ -27,21 +27,21 @@ def is_from_elsewhere(request: Request) -> bool:
 
 
 def needs(*roles: Role) -> Callable[[Request], Holder]:
-    """A dependency: the holder of the token, if one of these roles is theirs; else 403."""
+    """A dependency: the holder of the token if they have one of these roles, else 403."""
 
-    def let_in(request: Request) -> Holder:
-        holder: Holder = request.state.holder  # the guard let nobody else through
+    def checked_holder(request: Request) -> Holder:
+        holder: Holder = request.state.holder  # the guard has checked the token
         if not holder.may(*roles):
             raise HTTPException(
                 403, f"the role {' or '.join(roles)} is needed; {holder.name} has {', '.join(sorted(holder.roles))}"
             )
         return holder
 
-    return let_in
+    return checked_holder
 
 
 def decides(request: Request) -> Holder:
-    """A dependency: the holder of the token, if they are a reviewer with a person's name; else 401 or 403."""
+    """A dependency: the holder of the token if they are a reviewer with a person's name, else 403."""
     holder = needs("reviewer")(request)
     if not holder.may_decide:
         raise HTTPException(
@@ -55,22 +55,22 @@ def decides(request: Request) -> Holder:
 Submitter = Annotated[Holder, Depends(needs("submit"))]
 Reader = Annotated[Holder, Depends(needs("read"))]
 Onlooker = Annotated[Holder, Depends(needs("read", "admin"))]
-"""Sees what is said of studies and results, which names nobody; opens no file of them."""
+"""Sees the state of studies and results, which names no patient, and opens none of their files."""
 
 Reviewer = Annotated[Holder, Depends(needs("reviewer"))]
 Decider = Annotated[Holder, Depends(decides)]
-"""Decides about results: a reviewer who is named as a person."""
+"""Decides about results: a reviewer whose token has a person's name."""
 
 Admin = Annotated[Holder, Depends(needs("admin"))]
 
 
 def may_open(holder: Holder, result: Result) -> bool:
-    """Whether the content of a result may be shown: of a released one to all who may ask, of others to a reviewer only."""
+    """Whether a holder may see the content of a result: a released result is for all readers, others only for reviewers."""
     return result.state in RELEASED or holder.may("reviewer")
 
 
 def token_of(authorization: str) -> str:
-    """The bearer token, or the password of basic authentication; empty where there is neither."""
+    """The bearer token, or the password of basic authentication; empty if the header has neither."""
     scheme, _, value = authorization.partition(" ")
     if scheme.lower() == "bearer":
         return value.strip()

@@ -1,7 +1,7 @@
-"""What every request passes before a route sees it: who asks, from where, how much and how long; and what stays inside.
+"""The checks that every request passes before its route runs: token, origin, and the size and duration of its body.
 
-Nothing of a request's body is read for somebody without a token. What goes wrong in a route is answered without its reason,
-which may hold what a header said, and logged by its kind and place.
+No byte of a request's body is read before its token is known. If a route fails, the answer does not quote the error, which may
+hold a DICOM header; the log states the error's class and place.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from monai_unet_app.service.site_file import HttpConfig
 from monai_unet_app.service.tokens import Tokens
 
 OPEN_PATHS = ("/health", "/ready")
-"""What is answered to anybody."""
+"""Paths that need no token."""
 
-MOST_WORDS_BYTES = 1 << 20
-"""Of the body of a request that brings no file."""
+MOST_TEXT_BYTES = 1 << 20
+"""The largest body of a request that brings no file."""
 
-_WORDS_S = 30.0  # in which such a body must come
+_TEXT_S = 30.0  # within which such a body must come
 _TAKE_FILES = ("/studies", "/results/{number}/verdict")
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -50,60 +50,61 @@ _HSTS = {"Strict-Transport-Security": "max-age=31536000"}  # RFC 6797; a year
 _LATER = {"Retry-After": "5"}
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 4.0
-_TOLD_S = 60.0  # from the first line on an address to the second, which counts all since
-_MOST_TOLD = 20  # addresses with lines of their own in that time
+_INTERVAL_S = 60.0  # from an address's first line in the audit trail to the second, which counts all attempts since
+_MOST_ADDRESSES = 20  # with lines of their own within that interval
 _OTHERS = "others"
-_MOST_HELD = 8  # answers that are held back at one time for one address
+_MOST_DELAYED = 8  # answers to one address that are delayed at one time
 
 _logger = logging.getLogger(__name__)
 
 
 class FailedLogins:
-    """Writes down which addresses came with a token that lets nobody in; few lines, however many such requests there are."""
+    """Records the addresses that sent an invalid token; the audit trail gets few lines, however many such requests come."""
 
     def __init__(self, audit: AuditTrail) -> None:
         self._audit = audit
-        self._unwritten: dict[str, int] = {}  # by address, for a minute after its first line
-        self._later: set[asyncio.Task[None]] = set()
-        self._held: Counter[str] = Counter()  # by address, answers that are held back now
+        self._unrecorded: dict[str, int] = {}  # attempts by address, for a minute after the address's first line
+        self._summaries: set[asyncio.Task[None]] = set()
+        self._delayed: Counter[str] = Counter()  # answers by address that are delayed now
 
-    async def note(self, address: str, why: str) -> bool:
-        """One more. Waits before it ends, the longer the more there were in the last minute.
+    async def record(self, address: str, reason: str) -> bool:
+        """Records an attempt, and waits: the more attempts there were in the last minute, the longer.
 
         Returns:
-            False where it did not wait, since as many answers to this address as may be are held back already.
+            False if it did not wait, because the most answers to this address are delayed already.
         """
-        name = address if address in self._unwritten or len(self._unwritten) < _MOST_TOLD else _OTHERS
-        count = self._unwritten.get(name, -1) + 1
-        self._unwritten[name] = count
+        name = address if address in self._unrecorded or len(self._unrecorded) < _MOST_ADDRESSES else _OTHERS
+        count = self._unrecorded.get(name, -1) + 1
+        self._unrecorded[name] = count
         if count == 0:
-            self._later.add(asyncio.create_task(self._write_later(name)))
-            await self._write(address=name, tries=1, reason=why)
-        if self._held[name] >= _MOST_HELD:
+            summary = asyncio.create_task(self._write_summary(name))
+            self._summaries.add(summary)  # the event loop itself keeps no task alive
+            summary.add_done_callback(self._summaries.discard)
+            await self._write(address=name, tries=1, reason=reason)
+        if self._delayed[name] >= _MOST_DELAYED:
             return False
-        self._held[name] += 1
+        self._delayed[name] += 1
         try:
             await asyncio.sleep(min(_FIRST_PAUSE_S * 2 ** min(count, 8), _LONGEST_PAUSE_S))
         finally:
-            self._held[name] -= 1
-            self._held += Counter()  # without those at 0
+            self._delayed[name] -= 1
+            self._delayed += Counter()  # drops the addresses at 0
         return True
 
-    async def _write_later(self, name: str) -> None:
-        await asyncio.sleep(_TOLD_S)
-        self._later.discard(asyncio.current_task())  # type: ignore[arg-type]
-        if (tries := self._unwritten.pop(name)) > 0:
+    async def _write_summary(self, name: str) -> None:
+        await asyncio.sleep(_INTERVAL_S)
+        if (tries := self._unrecorded.pop(name)) > 0:
             await self._write(address=name, tries=tries, reason="more of the same minute")
 
     async def _write(self, **facts: Any) -> None:
         try:
             await run_in_threadpool(self._audit.write, "login failed", **facts)
         except OSError as error:  # the answer is the same
-            _logger.error("a failed login could not be written down (%s)", type(error).__name__)
+            _logger.error("a failed login could not be recorded (%s)", type(error).__name__)
 
 
 class Guard:
-    """ASGI middleware before all routes: refuses who may not ask, adds headers to answers, and answers where a route fails."""
+    """ASGI middleware before all routes: refuses requests without a valid token, adds headers, answers if a route fails."""
 
     def __init__(self, app: ASGIApp, config: HttpConfig, tokens: Tokens, audit: AuditTrail) -> None:
         self._app, self._tokens, self._failed = app, tokens, FailedLogins(audit)
@@ -131,13 +132,13 @@ class Guard:
             return
         except Exception as error:
             if isinstance(error, LocalProtocolError) and not has_begun:
-                return  # the rest of the request was no HTTP, and is answered so already
+                return  # the rest of the request was no HTTP; uvicorn has answered that already
             _log_failure(scope, error)
             if not has_begun:
                 await _failure_answer(error)(scope, receive, send_on)
 
     async def _refusal(self, request: Request) -> Response | None:
-        """The answer to whoever may not ask; None to others, whose holder is then in the request's state."""
+        """The answer to a request without a valid token; None for others, whose `state.holder` is then set."""
         if request.scope["path"] in OPEN_PATHS:
             return None
         if is_from_elsewhere(request):
@@ -147,55 +148,57 @@ class Guard:
         if holder is not None and not holder.is_expired:
             request.state.holder = holder
             return None
-        why = "no such token" if holder is None else f"the token of {holder.name} held until {holder.expires}"
+        reason = "no such token" if holder is None else f"the token of {holder.name} held until {holder.expires}"
         if token:
-            request.scope[DELAYED] = True  # whoever is held back takes no place from others
-            if not await self._failed.note(request.client.host if request.client else "", why):
+            request.scope[DELAYED] = True  # a connection whose answer is delayed takes no room from others
+            if not await self._failed.record(request.client.host if request.client else "", reason):
                 return JSONResponse({"detail": "too many wrong tokens come from this address; ask later"}, 429, _LATER)
-        told = "a token is needed" if holder is None else f"the token held until {holder.expires}; a new one is needed"
-        return JSONResponse({"detail": told}, 401, ASK)
+        needed = (
+            "a token is needed" if holder is None else f"the token held until {holder.expires}; a new one is needed"
+        )
+        return JSONResponse({"detail": needed}, 401, ASK)
 
 
 def _log_failure(scope: Scope, error: Exception) -> None:
-    """Writes down which route failed and where, without what the error says."""
-    where = traceback.extract_tb(error.__traceback__)[-1]
+    """Logs which route failed and where, without the text of the error."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
     route = getattr(scope.get("route"), "path", "no route")
     _logger.error(
         "could not answer %s %s: %s in %s, %s line %s",
         scope["method"],
         route,
         type(error).__name__,
-        where.name,
-        Path(where.filename).name,
-        where.lineno,
+        frame.name,
+        Path(frame.filename).name,
+        frame.lineno,
     )
 
 
 def _failure_answer(error: Exception) -> Response:
-    """The answer where a route failed, without what the error says."""
+    """The answer where a route failed, without the text of the error."""
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         return JSONResponse({"detail": "the node's disk is full; send it again later"}, 507)
     return JSONResponse({"detail": "the node could not answer; its log says where; tell an administrator"}, 500)
 
 
 class BoundedRoute(APIRoute):
-    """A route through which comes a body of bounded size, in bounded time, whoever reads it and into what."""
+    """A route that bounds the size of a request's body and the time for which it may come."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """What answers a request."""
+        """The function that answers a request."""
         answer = super().get_route_handler()
 
         async def answer_bounded(request: Request) -> Response:
             config: HttpConfig = request.app.state.config
             if self.path in _TAKE_FILES and not is_json(request):
                 return await answer(_bounded(request, config.most_upload_gb * 1e9, config.most_upload_s))
-            return await answer(_bounded(request, MOST_WORDS_BYTES, min(_WORDS_S, config.most_upload_s)))
+            return await answer(_bounded(request, MOST_TEXT_BYTES, min(_TEXT_S, config.most_upload_s)))
 
         return answer_bounded
 
 
 def _bounded(request: Request, most_bytes: float, most_s: float) -> Request:
-    """The request; whoever reads more of its body, or longer at it, gets a 413 or a 408."""
+    """The request; reading more than `most_bytes` of its body raises a 413, and reading after `most_s` seconds a 408."""
     left, end = most_bytes, asyncio.get_running_loop().time() + most_s
 
     async def receive() -> Any:
@@ -214,5 +217,5 @@ def _bounded(request: Request, most_bytes: float, most_s: float) -> Request:
 
 
 def is_json(request: Request) -> bool:
-    """Whether the body is said to be JSON."""
+    """Whether the body is declared as JSON."""
     return request.headers.get("Content-Type", "").startswith("application/json")

@@ -1,23 +1,30 @@
-"""The HTTP server's connections: nobody holds one without asking for something, and no address holds all of them.
+"""The HTTP server and its limits on connections: an idle connection gives way, and no address may hold all connections.
 
-uvicorn waits without end for a request's head, and counts whoever has not asked for anything yet against its one limit. Here a
-head must come within seconds; a new connection that finds no room ends the one that has waited longest without asking, or whose
-answer is held back because its token was wrong.
+uvicorn waits without limit for the head of a request, and counts connections without a request against its only limit. Here the
+head of a request must come within seconds. A new connection that finds no room ends the connection that has waited longest
+without a request, or whose answer is delayed because its token was wrong.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+import time
 from collections import Counter
-from typing import Any
+from typing import Any, cast
 
+import uvicorn
+from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-DELAYED = "monai_unet.delayed"
-"""Key of a request's scope: true where its answer is only held back as a punishment."""
+from monai_unet_app.errors import AppError
+from monai_unet_app.service.site_file import HttpConfig
 
-_STALL_S = 30.0  # in which an answer must go on being read
+DELAYED = "monai_unet.delayed"
+"""Key of a request's scope: true while its answer is delayed because its token was wrong."""
+
+_STALL_S = 30.0  # the longest time for which a client may read nothing of its answer
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 5\r\nConnection: close\r\n"
     b'Content-Length: 61\r\n\r\n{"detail": "too many requests are being answered; ask later"}'
@@ -26,63 +33,111 @@ _FULL = (
 _logger = logging.getLogger(__name__)
 
 
+class HttpServer:
+    """The HTTP server, which runs in a thread of its own from the beginning of `with` to its end."""
+
+    def __init__(self, app: FastAPI, config: HttpConfig) -> None:
+        self._address = f"{config.host}:{config.port}"
+        connections = Connections(config.most_connections, config.most_per_address, config.head_s)
+        settings = uvicorn.Config(
+            app,
+            http=cast(Any, connections.make),
+            ws="none",
+            host=config.host,
+            port=config.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=10,
+            ssl_certfile=config.tls.certificate if config.tls else None,
+            ssl_keyfile=config.tls.key if config.tls else None,
+        )
+        self._server = uvicorn.Server(settings)
+        self._head_s = config.head_s
+        self._thread = threading.Thread(target=self._run, name="http server", daemon=True)
+
+    @property
+    def port(self) -> int:
+        """The TCP port on which it listens."""
+        return int(self._server.servers[0].sockets[0].getsockname()[1])
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: loop_of(self._head_s)) as runner:
+            runner.run(self._server.serve())
+
+    def __enter__(self) -> HttpServer:
+        self._thread.start()
+        while not self._server.started:
+            if not self._thread.is_alive():
+                raise AppError(
+                    f"the HTTP API cannot listen on {self._address}; a free port of this machine is needed; stop the program "
+                    "that uses it, or choose another port"
+                )
+            time.sleep(0.02)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+
+
 class Connections:
-    """The open connections; used by the one thread of the server."""
+    """The open connections; only the server's thread uses them."""
 
     def __init__(self, most: int, most_per_address: int, head_s: float) -> None:
-        """None yet.
+        """No connection yet.
 
         Args:
-            most: At one time.
-            most_per_address: At one time from one address.
-            head_s: Seconds in which the head of a request must come.
+            most: The most connections at one time.
+            most_per_address: The most connections at one time from one address.
+            head_s: Seconds within which the head of a request must come.
         """
         self.head_s = head_s
         self._most, self._most_per_address = most, most_per_address
         self._open: dict[Connection, None] = {}
 
-    def make(self, **words: Any) -> asyncio.Protocol:
-        """A new connection, as uvicorn makes one."""
-        return Connection(self, **words)
+    def make(self, **arguments: Any) -> asyncio.Protocol:
+        """A new connection, with the arguments that uvicorn gives to a protocol."""
+        return Connection(self, **arguments)
 
     def opened(self, new: Connection) -> bool:
-        """Whether there is room for a new connection; if need be another one is ended for it."""
-        same = [one for one in self._open if one.host == new.host]
-        if len(same) >= self._most_per_address:
-            return self._end_one(same) and self.opened(new)
+        """Whether there is room for a new connection; if necessary, another connection is ended for it."""
+        same_host = [connection for connection in self._open if connection.host == new.host]
+        if len(same_host) >= self._most_per_address:
+            return self._end_longest_waiting(same_host) and self.opened(new)
         if len(self._open) >= self._most:
-            waiting = Counter(one.host for one in self._open if one.gives_way)
+            waiting = Counter(connection.host for connection in self._open if connection.gives_way)
             most = max(waiting.values(), default=0)
-            crowd = [one for one in self._open if waiting[one.host] == most]
-            return self._end_one(crowd) and self.opened(new)
+            of_busiest = [connection for connection in self._open if waiting[connection.host] == most]
+            return self._end_longest_waiting(of_busiest) and self.opened(new)
         self._open[new] = None
         return True
 
-    def closed(self, one: Connection) -> None:
-        """It is gone."""
-        self._open.pop(one, None)
+    def closed(self, connection: Connection) -> None:
+        """Forgets a connection."""
+        self._open.pop(connection, None)
 
-    def _end_one(self, crowd: list[Connection]) -> bool:
-        """Ends the connection that has waited longest of those that give way; False if none does."""
-        waiting = [one for one in crowd if one.gives_way]
+    def _end_longest_waiting(self, connections: list[Connection]) -> bool:
+        """Ends the connection that has waited longest among those that give way; False if none of them does."""
+        waiting = [connection for connection in connections if connection.gives_way]
         if not waiting:
             return False
-        longest = min(waiting, key=lambda one: one.waits_since)
+        longest = min(waiting, key=lambda connection: connection.waits_since)
         self.closed(longest)
         longest.transport.abort()
         return True
 
 
 class Connection(H11Protocol):
-    """One connection.
+    """A connection.
 
     Attributes:
-        host: Address of the other side.
-        waits_since: By the loop's clock, when it last had an answer, or was made.
+        host: Address of the client.
+        waits_since: When its last answer was complete, or when it was opened, by the clock of the event loop.
     """
 
-    def __init__(self, connections: Connections, **words: Any) -> None:
-        super().__init__(**words)
+    def __init__(self, connections: Connections, **arguments: Any) -> None:
+        super().__init__(**arguments)
         self.host, self.waits_since = "", self.loop.time()
         self._connections = connections
         self._timers: dict[str, asyncio.TimerHandle] = {}  # "head" and "stall"
@@ -90,15 +145,15 @@ class Connection(H11Protocol):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether no request of it is being answered."""
+        """Whether no request of the connection is being answered."""
         return self.cycle is None or self.cycle.response_complete
 
     @property
     def gives_way(self) -> bool:
-        """Whether it may be ended for another: no request of it is being answered, or its answer is only held back."""
+        """Whether it may be ended for another connection: no request is being answered, or the answer is only delayed."""
         return self.is_waiting or bool(self.cycle.scope.get(DELAYED))
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn types it
         super().connection_made(transport)
         self.host = self.client[0] if self.client else ""
         if self._connections.opened(self):
@@ -119,7 +174,7 @@ class Connection(H11Protocol):
             self._start("head", self._connections.head_s)
         try:
             super().data_received(data)
-        except Exception as error:  # uvicorn cannot say 400 once an answer has begun, and asyncio would log what came
+        except Exception as error:  # uvicorn cannot answer 400 once an answer has begun; asyncio would log the data
             _logger.warning("ended a connection that broke the protocol (%s)", type(error).__name__)
             self.transport.abort()
         if not self.is_waiting:
@@ -152,12 +207,12 @@ class Connection(H11Protocol):
 
 
 def loop_of(head_s: float) -> asyncio.AbstractEventLoop:
-    """An event loop whose servers wait so long for a TLS handshake; asyncio's own wait a minute, and uvicorn sets nothing."""
+    """An event loop whose servers wait at most `head_s` for a TLS handshake; asyncio waits a minute, uvicorn sets no limit."""
 
     class Loop(asyncio.SelectorEventLoop):
-        async def create_server(self, *args: Any, **words: Any) -> Any:  # type: ignore[override]
-            if words.get("ssl") is not None:
-                words["ssl_handshake_timeout"] = head_s
-            return await super().create_server(*args, **words)
+        async def create_server(self, *args: Any, **options: Any) -> Any:
+            if options.get("ssl") is not None:
+                options["ssl_handshake_timeout"] = head_s
+            return await super().create_server(*args, **options)
 
     return Loop()

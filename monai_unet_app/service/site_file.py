@@ -126,7 +126,7 @@ class NodeConfig:
 
 @dataclass(frozen=True)
 class HttpConfig:
-    """Where the HTTP door is, and what may come through it.
+    """Where the HTTP API is, and what may come through it.
 
     Attributes:
         tokens: File of tokens, see `service.tokens`.

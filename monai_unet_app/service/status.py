@@ -1,7 +1,7 @@
-"""The status page: one glance says whether all is well, and what waits for somebody; and the page that finds a study.
+"""The status page says at a glance whether all is well and what waits for a person; the search page finds a study.
 
-Neither has a script: the policy of the HTTP door forbids any. Studies are shown by the end of their UID. Only who may see
-identity is shown the hints by which a site finds a study, see `service.hints`.
+The HTML is in `templates/`. No page has a script: the policy of the HTTP API forbids all scripts. A study is shown by the end
+of its UID. Only readers who may see identity are shown the hints by which a site finds a study, see `service.hints`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from monai_unet_app import __version__
 from monai_unet_app.service.node_metrics import quantiles
@@ -19,359 +21,238 @@ from monai_unet_app.service.queue import FOLLOW_UPS, KEPT_BACK, Result
 if TYPE_CHECKING:
     from monai_unet_app.service.hints import Hints
     from monai_unet_app.service.node import Node
-    from monai_unet_app.service.tokens import Holder
+    from monai_unet_app.service.tokens import Holder, Role
 
 RELOAD_S = 30
-"""Seconds after which the status page loads itself anew, unless it was asked to stand still."""
+"""The status page loads itself again after so many seconds, unless the reader asked for a page that stands still."""
 
-_STYLE = """
-:root { color-scheme: light dark; --ground: light-dark(#ffffff, #15181c); --ink: light-dark(#1b1f24, #e6e9ed);
-  --muted: light-dark(#5b6470, #9aa4b0); --line: light-dark(#d5dae0, #3a424b); --link: light-dark(#1a5bc4, #7db4ff);
-  --good: light-dark(#12703a, #6fd6a0); --wait: light-dark(#8a5300, #f0b54a); --bad: light-dark(#a82c21, #ff8f84); }
-* { box-sizing: border-box; }
-body { background: var(--ground); color: var(--ink); font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 96rem;
-  padding: 1.2rem 1.5rem; }
-a { color: var(--link); }
-:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
-h1 { font-size: 1.3rem; margin: 0; }
-h2 { font-size: 1.05rem; margin: 1.5rem 0 .3rem; }
-p { margin: .4rem 0; }
-header { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; align-items: baseline; }
-table { border-collapse: collapse; width: 100%; }
-td, th { text-align: left; padding: .3rem .8rem .3rem 0; vertical-align: top; border-bottom: 1px solid var(--line);
-  font-variant-numeric: tabular-nums; white-space: nowrap; }
-th { color: var(--muted); font-weight: 600; }
-td:last-child, th:last-child { padding-right: 0; }
-.why { width: 99%; max-width: 0; min-width: 20rem; white-space: normal; overflow-wrap: anywhere; }
-.narrow table { width: auto; }
-summary { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; cursor: pointer; list-style: none; }
-summary::-webkit-details-marker { display: none; }
-summary::before { content: "\\25B8\\00A0"; color: var(--muted); }
-details[open] summary { white-space: normal; }
-details[open] summary::before { content: "\\25BE\\00A0"; }
-form { margin: 0; }
-button, input { font: inherit; color: var(--ink); background: var(--ground); border: 1px solid var(--muted);
-  border-radius: .3rem; padding: .1rem .6rem; }
-button { cursor: pointer; }
-.find { display: flex; flex-wrap: wrap; gap: .4rem .8rem; align-items: center; margin: .8rem 0; }
-.find input { padding: .35rem .6rem; width: 22rem; max-width: 100%; }
-.find button { padding: .35rem .9rem; }
-.cards { display: flex; flex-wrap: wrap; gap: .6rem; margin: .9rem 0; }
-.card { border: 1px solid var(--line); border-radius: .5rem; padding: .35rem .8rem; min-width: 5.5rem; }
-.card b { display: block; font-size: 1.4rem; font-variant-numeric: tabular-nums; }
-.good { color: var(--good); } .wait { color: var(--wait); } .bad { color: var(--bad); }
-.note, footer { color: var(--muted); font-size: .87rem; }
-footer { margin-top: 1.5rem; }
-@media (max-width: 48rem) {
-  body { padding: .8rem; }
-  th { display: none; }
-  tr { display: block; border-bottom: 1px solid var(--line); padding: .3rem 0; }
-  td { display: inline-block; border: 0; padding: .1rem .9rem .1rem 0; white-space: normal; overflow-wrap: anywhere; }
-  td:empty { display: none; }
-  td[data-name]::before { content: attr(data-name) " "; color: var(--muted); font-size: .87rem; }
-  td.why { display: block; width: auto; max-width: none; min-width: 0; }
-  summary { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2; white-space: normal; }
-  details[open] summary { display: block; }
-}
-"""
 _MOST_HELD, _SHOWN, _MOST_FOUND = 50, 20, 50
 _UID_END = 12
-_SHORT = 60
-"""Characters of a reason that is shown as it is; a longer one is folded into one line."""
-
-_Row = tuple["str | _Markup", ...]
-
 _REVIEWED = {*KEPT_BACK, "sending", "delivered", "refused", "superseded"}
 """States of results that have a review page."""
 
 
-def status_page(node: Node, *, hints: Hints | None = None, holder: Holder | None = None, still: bool = False) -> str:
-    """What the node is doing, as a page.
-
-    Args:
-        node: What it is about.
-        hints: What studies are found by; None for readers who may not see it.
-        holder: Who reads it, and is offered what their roles allow; None is offered nothing.
-        still: The page does not load itself anew.
-    """
-    counts = node.queue.counts()
-    body = [
-        _readiness(node, counts),
-        _ungated(node),
-        _cards(node, counts),
-        _waiting_for_somebody(node, counts, hints, holder),
-        _dead(node, hints, holder),
-        _at_work(node, hints),
-        _recent(node, hints, holder),
-        _times(node),
-        _turned_away(node),
-    ]
-    again = '<a href="/">load every 30 seconds</a>' if still else '<a href="/?still=true">stand still</a>'
-    head = f'<a href="/find">Find a study</a> <span class="note">As of {_now()}; {again}</span>'
-    return _page(node.config.ae_title, head, body, "" if still else f"<meta http-equiv='refresh' content='{RELOAD_S}'>")
-
-
-def waiting_page(node: Node, number: int, seconds: float) -> str:
-    """What is shown while the review page of a result is made; it looks again every two seconds."""
-    body = [
-        f"<p><label for='made'>The review page of result {number} is being made: for {seconds:.0f} s so far, usually 5 to 60 "
-        "s. It will appear here by itself.</label></p><progress id='made'></progress>"
-    ]
-    head = '<a href="/">Status</a>'
-    return _page(f"{node.config.ae_title}: result {number}", head, body, "<meta http-equiv='refresh' content='2'>")
-
-
-def find_page(node: Node, text: str | None, *, hints: Hints | None = None, holder: Holder | None = None) -> str:
-    """A box to search in, and the results of the studies that were found.
-
-    Args:
-        node: Whose studies are searched.
-        text: A part of a StudyInstanceUID or of a hint; the number of a result. None: nothing is searched yet.
-        hints: As in `status_page`.
-        holder: As there.
-    """
-    names = [*([] if hints is None else hints.names), "part of the study UID"]
-    form = (
-        '<form class="find" method="post" action="/find" role="search"><label for="text">Find by '
-        f'{escape(", ".join(names))} or number of a result</label><input type="search" id="text" name="text" '
-        'maxlength="64" required autocomplete="off" autofocus><button>Find</button></form>'
-    )
-    body = [form, "" if text is None else _search_results(node, text.strip(), hints, holder)]
-    return _page(f"{node.config.ae_title}: find a study", '<a href="/">Status</a>', body)
-
-
-def find_studies(node: Node, text: str, hints: Hints | None) -> list[str]:
-    """UIDs of the studies that a text means: by a part of the UID, the number of a result, or a hint.
-
-    If there are more than `_MOST_FOUND`, at least one more than these is given.
-    """
-    found = node.queue.find_studies(text, _MOST_FOUND + 1) if text else []
-    if text.isascii() and text.isdigit() and len(text) < 10 and (result := node.queue.result(int(text))) is not None:
-        found = [result.study, *found]
-    return list(dict.fromkeys([*(hints.find(text) if hints else []), *found]))
-
-
-def _search_results(node: Node, text: str, hints: Hints | None, holder: Holder | None) -> str:
-    studies = find_studies(node, text, hints)
-    if not studies:
-        return "<p>Nothing was found. Studies are forgotten when their time of retention is over.</p>"
-    shown, rows = studies[:_MOST_FOUND], []
-    for study in shown:
-        jobs = node.queue.jobs_of(study)
-        results = [one for job in jobs for one in node.queue.results_of(job.id)]
-        rows += [_result_row(one, hints, holder) for one in reversed(results)]
-        if not results:
-            state = "arriving" if node.is_arriving(study) or not jobs else jobs[-1].state
-            why = _Why(jobs[-1].reason if jobs else "")
-            rows.append(("", _study(study), *_hint_cells(study, hints), "", state, "", why, ""))
-    if len(studies) <= _MOST_FOUND:
-        return _table(f"Found: {len(studies)} {'study' if len(studies) == 1 else 'studies'}", _result_head(hints), rows)
-    table = _table(f"Found: more than {_MOST_FOUND} studies", _result_head(hints), rows)
-    return f"{table}<p class='note'>{_MOST_FOUND} of them are shown; search for more of the text.</p>"
-
-
-def _page(title: str, head: str, body: Iterable[str], more: str = "") -> str:
-    return (
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'>{more}"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><header><h1>{escape(title)}</h1>{head}</header>"
-        f"<main>{''.join(body)}</main><footer>monai-unet {__version__}. Research use.</footer></body></html>"
-    )
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _readiness(node: Node, counts: dict[str, dict[str, int]]) -> str:
-    if full := node.why_full():
-        where = f"less than {node.config.least_free_gb:g} GB (least_free_gb) are free for {node.folder}"
-        return f"<p class='bad'>Refuses studies: {escape(full)}: {escape(where)}.</p>"
-    failing = node.failing()
-    if failing == ["worker"] and not node.workers.was_ready:
-        return "<p class='wait'>Takes studies; no worker is warm yet.</p>"
-    if failing:
-        return f"<p class='bad'>Not ready. What does not work: {escape(', '.join(failing))}.</p>"
-    dead = counts["jobs"].get("dead", 0) + counts["deliveries"].get("dead", 0)
-    if dead:
-        return f"<p class='bad'>Ready. {dead} dead letter(s) wait for an administrator.</p>"
-    away = node.destinations_away()
-    if away:
-        return f"<p class='wait'>Ready. {escape(', '.join(away))} cannot be reached; results wait.</p>"
-    return "<p class='good'>Ready. Nothing is wrong.</p>"
-
-
-def _ungated(node: Node) -> str:
-    """Which rules may deliver what no quality gate has judged."""
-    names = ", ".join(rule.name for rule in node.site.rules if rule.deliver_ungated)
-    said = f"deliver_ungated is set for {names}: where its bundle has no quality gate, results go out that nothing has judged."
-    return f"<p class='wait'>{escape(said)}</p>" if names else ""
-
-
-def _cards(node: Node, counts: dict[str, dict[str, int]]) -> str:
-    shown = {
-        "arriving": counts["studies"].get("arriving", 0),
-        "queued": counts["jobs"].get("queued", 0),
-        "at work": counts["jobs"].get("working", 0),
-        "sending": counts["results"].get("sending", 0),
-        "held back": _held(counts),
-        "delivered": counts["results"].get("delivered", 0),
-        "not processed": counts["results"].get("not processed", 0),
-    }
-    return (
-        "<div class='cards'>"
-        + "".join(f"<div class='card'><b>{n}</b>{name}</div>" for name, n in shown.items())
-        + "</div>"
-    )
-
-
-def _held(counts: dict[str, dict[str, int]]) -> int:
-    return sum(counts["results"].get(state, 0) for state in KEPT_BACK)
-
-
-def _times(node: Node) -> str:
-    rows = []
-    for stage, seconds in node.seconds.items():
-        found = quantiles(seconds)
-        if found:
-            rows.append((stage, f"{found[0.5]:.2f} s", f"{found[0.95]:.2f} s", str(len(seconds))))
-    return f"<div class='narrow'>{_table('Times', ('stage', 'median', '95 %', 'of the last'), rows)}</div>"
-
-
-def _waiting_for_somebody(
-    node: Node, counts: dict[str, dict[str, int]], hints: Hints | None, holder: Holder | None
-) -> str:
-    held, number = node.queue.results(KEPT_BACK, _MOST_HELD), _held(counts)
-    rows = [_result_row(one, hints, holder) for one in held]
-    table = _table("Held back until a reviewer decides", _result_head(hints), rows)
-    if number <= len(held):
-        return table
-    return (
-        f"{table}<p class='note'>The newest {len(held)} of {number}. <a href='/find'>Find</a> leads to the others.</p>"
-    )
-
-
-def _dead(node: Node, hints: Hints | None, holder: Holder | None) -> str:
-    def again(kind: str, number: int) -> str | _Markup:
-        return _Button(f"/{kind}/{number}/retry", "try again") if holder and holder.may("admin") else ""
-
-    jobs: list[_Row] = [
-        (f"job {one.id}", _study(one.study), *_hint_cells(one.study, hints), _Why(one.reason), again("jobs", one.id))
-        for one in node.queue.jobs(["dead"], _SHOWN)
-    ]
-    empty = ("",) * len(_hint_names(hints))
-    sent: list[_Row] = [
-        (f"delivery {one.id}", one.destination, *empty, _Why(one.reason), again("deliveries", one.id))
-        for one in node.queue.deliveries(["dead"], _SHOWN)
-    ]
-    head = ("what", "study or destination", *_hint_names(hints), "why", "an administrator may")
-    return _table("Dead letters", head, [*jobs, *sent])
-
-
-def _at_work(node: Node, hints: Hints | None) -> str:
-    rows = [
-        (
-            _study(one.study), *_hint_cells(one.study, hints), str(one.version), one.state, str(one.attempts),
-            _Why(one.reason),
-        )
-        for one in node.queue.jobs(["working", "queued"], _SHOWN)
-    ]  # fmt: skip
-    head = ("study", *_hint_names(hints), "version", "state", "tries", "why")
-    return _table("Studies that wait or are at work", head, rows)
-
-
-def _recent(node: Node, hints: Hints | None, holder: Holder | None) -> str:
-    rows = [_result_row(one, hints, holder) for one in node.queue.results((), _SHOWN)]
-    return _table("Last results", _result_head(hints), rows)
-
-
-def _result_head(hints: Hints | None) -> tuple[str, ...]:
-    return ("result", "study", *_hint_names(hints), "rule", "state", "verdict", "why", "")
-
-
-def _result_row(one: Result, hints: Hints | None, holder: Holder | None) -> _Row:
-    action: str | _Markup = ""
-    if holder is None:
-        pass
-    elif one.state == "not processed" and holder.may("admin"):
-        action = _Button(f"/studies/{one.study}/reprocess", "work at it again")
-    elif one.folder and one.state in _REVIEWED and one.verdict not in FOLLOW_UPS and holder.may("reviewer"):
-        action = _Link(f"/results/{one.id}/review", "review")
-    number = _Link(f"/results/{one.id}", str(one.id))
-    return (
-        number, _study(one.study), *_hint_cells(one.study, hints), one.rule, one.state, one.verdict, _Why(one.reason), action,
-    )  # fmt: skip
-
-
-def _hint_names(hints: Hints | None) -> list[str]:
-    return [] if hints is None else hints.names
-
-
-def _hint_cells(study: str, hints: Hints | None) -> tuple[str, ...]:
-    return () if hints is None else hints.of(study)
-
-
-def _turned_away(node: Node) -> str:
-    rows = [(time.strftime("%H:%M:%S", time.localtime(when)), _Why(why)) for when, why in reversed(node.turned_away)]
-    return _table("Turned away lately", ("time", "why"), rows)
-
-
-class _Markup:
-    """A cell that is markup already: `str` gives it, with all texts escaped."""
-
-
-@dataclass(frozen=True)
-class _Why(_Markup):
-    """A reason: a short one as it is, a long one folded into one line that opens."""
-
-    text: str
-
-    def __str__(self) -> str:
-        if len(self.text) <= _SHORT:
-            return escape(self.text)
-        return f"<details><summary>{escape(self.text)}</summary></details>"
-
-
-@dataclass(frozen=True)
-class _Link(_Markup):
-    """A cell that leads somewhere."""
+class Link(NamedTuple):
+    """A table cell that leads to a page; with `is_button`, a button that sends a POST to that address."""
 
     page: str
     text: str
+    is_button: bool = False
 
-    def __str__(self) -> str:
-        return f'<a href="{escape(self.page)}">{escape(self.text)}</a>'
+
+class Table(NamedTuple):
+    """A table under a heading. Each row has a cell for each name in `head`; the column "why" is wide."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str | Link]]
 
 
 @dataclass(frozen=True)
-class _Button(_Link):
-    """A cell that asks for something."""
+class Viewer:
+    """The reader of a page.
 
-    def __str__(self) -> str:
-        return f'<form method="post" action="{escape(self.page)}"><button>{escape(self.text)}</button></form>'
+    Attributes:
+        hints: Header values by which the reader finds studies; None for readers who may not see them.
+        holder: The reader's token, whose roles decide which actions the page offers; None is offered no action.
+    """
+
+    hints: Hints | None = None
+    holder: Holder | None = None
+
+    def may(self, role: Role) -> bool:
+        """Whether the reader has a role."""
+        return self.holder is not None and self.holder.may(role)
+
+    @property
+    def hint_names(self) -> list[str]:
+        """The heads of the columns with hints."""
+        return [] if self.hints is None else self.hints.names
+
+    def study(self, uid: str) -> tuple[str | Link, ...]:
+        """The cells of a study: a link to everything known about the study, and its hints."""
+        text = uid if len(uid) <= _UID_END else "…" + uid[-_UID_END:]
+        return Link(f"/studies/{uid}", text), *(() if self.hints is None else self.hints.of(uid))
+
+    def results(self, title: str, rows: Sequence[Sequence[str | Link]]) -> Table:
+        """A table with rows from `result`."""
+        return Table(title, ("result", "study", *self.hint_names, "rule", "state", "verdict", "why", ""), rows)
+
+    def result(self, result: Result) -> tuple[str | Link, ...]:
+        """The row of a result, with the action that the reader may take."""
+        number = Link(f"/results/{result.id}", str(result.id))
+        facts = (result.rule, result.state, result.verdict, result.reason)
+        return number, *self.study(result.study), *facts, self._action(result)
+
+    def _action(self, result: Result) -> str | Link:
+        if result.state == "not processed" and self.may("admin"):
+            return Link(f"/studies/{result.study}/reprocess", "work at it again", is_button=True)
+        has_page = result.folder and result.state in _REVIEWED and result.verdict not in FOLLOW_UPS
+        return Link(f"/results/{result.id}/review", "review") if has_page and self.may("reviewer") else ""
+
+    def retry(self, kind: str, number: int) -> str | Link:
+        """The button that tries a dead letter again; empty for readers who may not."""
+        return Link(f"/{kind}/{number}/retry", "try again", is_button=True) if self.may("admin") else ""
 
 
-def _table(title: str, head: Sequence[str], rows: Sequence[_Row]) -> str:
-    """A table under a heading; empty without rows. The cells of the column "why" are wide."""
-    if not rows:
-        return ""
-    named = "".join(f"<th scope='col'{_kind(name)}>{escape(name)}</th>" for name in head)
-    lines = "".join(
-        "<tr>" + "".join(_cell(name, cell) for name, cell in zip(head, row, strict=True)) + "</tr>" for row in rows
+def status_page(node: Node, viewer: Viewer | None = None, *, still: bool = False) -> str:
+    """The HTML page that says what the node is doing.
+
+    Args:
+        node: The page is about this node.
+        viewer: Who reads the page.
+        still: The page does not load itself again.
+    """
+    viewer, counts, queue = viewer or Viewer(), node.queue.counts(), node.queue
+    return _render(
+        "status.html",
+        title=node.config.ae_title,
+        reload_s=0 if still else RELOAD_S,
+        still=still,
+        now=time.strftime("%Y-%m-%d %H:%M:%S"),
+        readiness=_readiness(node, counts),
+        ungated=[rule.name for rule in node.site.rules if rule.deliver_ungated],
+        cards=_cards(counts),
+        held=viewer.results(
+            "Held back until a reviewer decides",
+            [viewer.result(result) for result in queue.results(KEPT_BACK, _MOST_HELD)],
+        ),
+        dead=_dead_letters(node, viewer),
+        waiting=_jobs(node, viewer),
+        last=viewer.results("Last results", [viewer.result(result) for result in queue.results((), _SHOWN)]),
+        times=_times(node),
+        turned_away=_turned_away(node),
     )
-    return f"<h2>{escape(title)}</h2><table><thead><tr>{named}</tr></thead><tbody>{lines}</tbody></table>"
 
 
-def _cell(name: str, cell: str | _Markup) -> str:
-    content = str(cell) if isinstance(cell, _Markup) else escape(cell)
-    label = f' data-name="{escape(name)}"' if content and name and name != "why" else ""
-    return f"<td{label}{_kind(name)}>{content}</td>"
+def waiting_page(node: Node, number: int, seconds: float) -> str:
+    """The HTML page shown while the review page of a result is made; it loads itself again every two seconds."""
+    title = f"{node.config.ae_title}: result {number}"
+    return _render("waiting.html", title=title, reload_s=2, number=number, seconds=seconds)
 
 
-def _kind(name: str) -> str:
-    return ' class="why"' if name == "why" else ""
+def find_page(node: Node, text: str | None, viewer: Viewer | None = None) -> str:
+    """The HTML page with a search box and the results of the matching studies.
+
+    Args:
+        node: Its studies are searched.
+        text: A part of a StudyInstanceUID or of a hint, or the number of a result. None: no search yet.
+        viewer: Who reads the page.
+    """
+    viewer = viewer or Viewer()
+    studies = [] if text is None else find_studies(node, text.strip(), viewer.hints)
+    is_cut = len(studies) > _MOST_FOUND
+    count = f"more than {_MOST_FOUND}" if is_cut else str(len(studies))
+    title = f"Found: {count} {'study' if len(studies) == 1 else 'studies'}"
+    rows = [row for study in studies[:_MOST_FOUND] for row in _study_rows(node, study, viewer)]
+    return _render(
+        "find.html",
+        title=f"{node.config.ae_title}: find a study",
+        reload_s=0,
+        names=[*viewer.hint_names, "part of the study UID"],
+        matches=None if text is None else viewer.results(title, rows),
+        limit=_MOST_FOUND if is_cut else 0,
+    )
 
 
-def _study(uid: str) -> _Link:
-    """A study by the end of its UID; leads to all that is known of it."""
-    return _Link(f"/studies/{uid}", uid if len(uid) <= _UID_END else "…" + uid[-_UID_END:])
+def find_studies(node: Node, text: str, hints: Hints | None) -> list[str]:
+    """UIDs of the studies that match a text: a part of the UID, the number of a result, or a hint.
+
+    If there are more than `_MOST_FOUND`, at least one more than that is given back.
+    """
+    studies = node.queue.find_studies(text, _MOST_FOUND + 1) if text else []
+    if text.isascii() and text.isdigit() and len(text) < 10 and (result := node.queue.result(int(text))) is not None:
+        studies = [result.study, *studies]
+    return list(dict.fromkeys([*(hints.find(text) if hints else []), *studies]))
+
+
+@cache
+def _templates() -> Environment:
+    loader = PackageLoader("monai_unet_app.service")
+    return Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+
+
+def _render(template: str, **values: Any) -> str:
+    return _templates().get_template(template).render(version=__version__, **values)
+
+
+def _study_rows(node: Node, study: str, viewer: Viewer) -> Iterable[Sequence[str | Link]]:
+    """A row for each result of a study, the newest first; a study without results has a row with its state."""
+    jobs = node.queue.jobs_of(study)
+    results = [result for job in jobs for result in node.queue.results_of(job.id)]
+    if results:
+        return [viewer.result(result) for result in reversed(results)]
+    state = "arriving" if node.is_arriving(study) or not jobs else jobs[-1].state
+    return [("", *viewer.study(study), "", state, "", jobs[-1].reason if jobs else "", "")]
+
+
+class _Readiness(NamedTuple):
+    tone: str
+    text: str
+
+
+def _readiness(node: Node, counts: dict[str, dict[str, int]]) -> _Readiness:
+    failing, away = node.failing(), node.destinations_away()
+    dead = counts["jobs"].get("dead", 0) + counts["deliveries"].get("dead", 0)
+    if full := node.why_full():
+        where = f"less than {node.config.least_free_gb:g} GB (least_free_gb) are free for {node.folder}"
+        return _Readiness("bad", f"Refuses studies: {full}: {where}.")
+    if failing == ["worker"] and not node.workers.was_ready:
+        return _Readiness("wait", "Takes studies; no worker is warm yet.")
+    if failing:
+        return _Readiness("bad", f"Not ready. What does not work: {', '.join(failing)}.")
+    if dead:
+        return _Readiness("bad", f"Ready. {dead} dead letter(s) wait for an administrator.")
+    if away:
+        return _Readiness("wait", f"Ready. {', '.join(away)} cannot be reached; results wait.")
+    return _Readiness("good", "Ready. Nothing is wrong.")
+
+
+def _cards(counts: dict[str, dict[str, int]]) -> dict[str, int]:
+    jobs, results = counts["jobs"], counts["results"]
+    return {
+        "arriving": counts["studies"].get("arriving", 0),
+        "queued": jobs.get("queued", 0),
+        "at work": jobs.get("working", 0),
+        "sending": results.get("sending", 0),
+        "held back": sum(results.get(state, 0) for state in KEPT_BACK),
+        "delivered": results.get("delivered", 0),
+        "not processed": results.get("not processed", 0),
+    }
+
+
+def _times(node: Node) -> Table:
+    rows = [
+        (stage, f"{found[0.5]:.2f} s", f"{found[0.95]:.2f} s", str(len(seconds)))
+        for stage, seconds in node.seconds.items()
+        if (found := quantiles(seconds))
+    ]
+    return Table("Times", ("stage", "median", "95 %", "of the last"), rows)
+
+
+def _dead_letters(node: Node, viewer: Viewer) -> Table:
+    jobs = [
+        (f"job {job.id}", *viewer.study(job.study), job.reason, viewer.retry("jobs", job.id))
+        for job in node.queue.jobs(["dead"], _SHOWN)
+    ]
+    no_hints = ("",) * len(viewer.hint_names)
+    sent = [
+        (f"delivery {sent.id}", sent.destination, *no_hints, sent.reason, viewer.retry("deliveries", sent.id))
+        for sent in node.queue.deliveries(["dead"], _SHOWN)
+    ]
+    head = ("what", "study or destination", *viewer.hint_names, "why", "an administrator may")
+    return Table("Dead letters", head, [*jobs, *sent])
+
+
+def _jobs(node: Node, viewer: Viewer) -> Table:
+    rows = [
+        (*viewer.study(job.study), str(job.version), job.state, str(job.attempts), job.reason)
+        for job in node.queue.jobs(["working", "queued"], _SHOWN)
+    ]
+    head = ("study", *viewer.hint_names, "version", "state", "tries", "why")
+    return Table("Studies that wait or are at work", head, rows)
+
+
+def _turned_away(node: Node) -> Table:
+    rows = [(time.strftime("%H:%M:%S", time.localtime(when)), reason) for when, reason in reversed(node.turned_away)]
+    return Table("Turned away lately", ("time", "why"), rows)

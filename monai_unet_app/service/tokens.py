@@ -1,4 +1,4 @@
-"""Who may do what through the HTTP door: tokens with roles, of which only digests are kept.
+"""Who may do what through the HTTP API: tokens with roles, of which only digests are kept.
 
 A line of the tokens' file is `name role[,role] sha256 expires=YYYY-MM-DD`, made by `monai-unet token`; # begins a comment. A
 line without a date, as earlier versions made it, holds without end. The name of a reviewer stands in verified reports: as DICOM

@@ -1,4 +1,4 @@
-"""What comes through the HTTP door: a zip archive of DICOM objects, one object, or a NIfTI image, put where C-STORE puts it.
+"""What comes through the HTTP API: a zip archive of DICOM objects, one object, or a NIfTI image, put where C-STORE puts it.
 
 An archive is taken apart member by member, each bounded in size, so that a small one cannot become a large disk. What its
 objects cost to look at is bounded for all of them together, since what is deflated twice shrinks to nearly nothing.

@@ -70,7 +70,7 @@ def test_no_address_but_the_sites_and_no_name_but_in_the_objects(
     made = {role: new_token(role, [role]) for role in ("metrics", "submit", "read", "admin")}
     made["reviewer"] = new_token("Lang^Eva", ["reviewer"])
     (tmp_path / "tokens").write_text("".join(line + "\n" for _, line in made.values()))
-    door = Door(f"http://127.0.0.1:{http}", {role: token for role, (token, _) in made.items()})
+    api = _HttpApi(f"http://127.0.0.1:{http}", {role: token for role, (token, _) in made.items()})
     with own_network() as packets_sent, pacs(tmp_path / "pacs") as peer:
         pacs_port = peer.port
         site = tmp_path / "site.toml"
@@ -93,7 +93,7 @@ def test_no_address_but_the_sites_and_no_name_but_in_the_objects(
             sent = send(parse_destination(f"MONAIUNET@127.0.0.1:{port}"), files)
             assert {one.state for one in sent} == {"sent"}
             wait_until(lambda: len(list((tmp_path / "pacs").rglob("*.dcm"))) == 3, 240)
-            _uploaded_and_looked_at(door, _zipped(_named_series(crop, tmp_path / "in", "three")))
+            _uploaded_and_looked_at(api, _zipped(_named_series(crop, tmp_path / "in", "three")))
             time.sleep(1)
         finally:
             node.send_signal(signal.SIGTERM)
@@ -111,8 +111,8 @@ def test_no_address_but_the_sites_and_no_name_but_in_the_objects(
 
 
 @dataclass
-class Door:
-    """The HTTP door of the node, and a token for each role."""
+class _HttpApi:
+    """The HTTP API of the node, and a token for each role."""
 
     url: str
     tokens: dict[str, str]
@@ -131,15 +131,15 @@ def _zipped(series: Path) -> bytes:
     return stream.getvalue()
 
 
-def _uploaded_and_looked_at(door: Door, study: bytes) -> None:
+def _uploaded_and_looked_at(api: _HttpApi, study: bytes) -> None:
     """A study by HTTP, and every page on it; the patient's name is on no page but the reviewer's."""
-    submitted = door.ask("POST", "/studies", "submit", data=study)
+    submitted = api.ask("POST", "/studies", "submit", data=study)
     (uid,) = submitted.json()["studies"]
 
     def results() -> list[dict[str, Any]]:
         return [
             result
-            for version in door.ask("GET", f"/studies/{uid}", "read").json()["versions"]
+            for version in api.ask("GET", f"/studies/{uid}", "read").json()["versions"]
             for result in version["results"]
         ]
 
@@ -147,17 +147,17 @@ def _uploaded_and_looked_at(door: Door, study: bytes) -> None:
     (number,) = (result["id"] for result in results())
     pages = [
         submitted,
-        door.ask("GET", "/metrics", "metrics"),
-        door.ask("GET", "/", "read"),
-        door.ask("GET", "/openapi.json", "read"),
+        api.ask("GET", "/metrics", "metrics"),
+        api.ask("GET", "/", "read"),
+        api.ask("GET", "/openapi.json", "read"),
     ]
     pages += [
-        door.ask("GET", path, "read") for path in (f"/studies/{uid}", f"/results/{number}", "/results/999", "/nothing")
+        api.ask("GET", path, "read") for path in (f"/studies/{uid}", f"/results/{number}", "/results/999", "/nothing")
     ]
     assert {page.status_code for page in pages} == {200, 202, 404}
     for page in pages:
         assert not any(value in page.text for value in (*IDENTITY.values(), "Quintessenza")), page.url
-    assert "Quintessenza" in door.ask("GET", f"/results/{number}/review", "reviewer").text
+    assert "Quintessenza" in api.ask("GET", f"/results/{number}/review", "reviewer").text
 
 
 def _named_series(crop: Volume, folder: Path, case_id: str) -> Path:

@@ -20,7 +20,7 @@ import requests
 from nodes import make_study, pacs, running, store, wait_until, write_site
 
 from monai_unet_app.service import child_processes, health
-from monai_unet_app.service.http_api import Door
+from monai_unet_app.service.http_api import serve
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.site_file import HttpConfig
 from monai_unet_app.service.worker_pool import Crew
@@ -96,8 +96,12 @@ def break_by_overwriting(file: Path) -> None:
 def test_a_database_that_breaks_while_the_node_runs_is_told_at_ready(tmp_path: Path, broken) -> None:
     (tmp_path / "tokens").write_text("")
     config = HttpConfig(tmp_path / "tokens", port=0)
-    with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node, Door(node, config) as door:
-        url = f"http://127.0.0.1:{door.port}/ready"
+    with (
+        pacs(tmp_path / "pacs") as peer,
+        running(write_site(tmp_path, peer.port)) as node,
+        serve(node, config) as server,
+    ):
+        url = f"http://127.0.0.1:{server.port}/ready"
         assert requests.get(url, timeout=10).json() == {"ready": True}
         broken(tmp_path / "node/node.sqlite")
         wait_until(lambda: "database" in node.failing(), 15)

@@ -1,4 +1,4 @@
-"""The HTTP door stands what comes without an end, too often, too large or out of its mind, and goes on answering others."""
+"""The HTTP API withstands requests that are endless, too many, too large or malformed, and goes on answering others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
-from doors import ROLES, Site, half_sent, image_of, opened, zipped
+from http_sites import ROLES, Site, half_sent, image_of, opened, zipped
 from net_peers import make_certificates
 from nodes import make_study, study_of, wait_until
 from pydicom.dataset import FileMetaDataset
@@ -52,7 +52,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 def connected(site: Site, said: bytes = b"", source: str = "127.0.0.1") -> socket.socket:
-    """A connection to the door, over which so much has been said."""
+    """A connection to the server, over which some bytes were sent."""
     where = urlsplit(site.url)
     made = socket.create_connection((str(where.hostname), int(where.port or 0)), 30, source_address=(source, 0))
     made.sendall(said)
@@ -335,7 +335,7 @@ def test_failed_logins_are_written_down_once_a_minute_and_answered_slowly(
 ) -> None:
     monkeypatch.setattr(guard, "_FIRST_PAUSE_S", 0.5)
     monkeypatch.setattr(guard, "_LONGEST_PAUSE_S", 0.6)
-    monkeypatch.setattr(guard, "_TOLD_S", 4.0)
+    monkeypatch.setattr(guard, "_INTERVAL_S", 4.0)
     assert site.ask("GET", "/").status_code == 401  # a browser that asks for the first time has failed nothing
     assert trail(site, "login failed") == []
     tries, seconds = 5, []
@@ -462,7 +462,7 @@ def fuzzed(random_: random.Random, site: Site, number: int) -> bytes:
 
 
 def answer_to(site: Site, request: bytes) -> bytes:
-    """What comes back until the door closes the connection. Our side stays open: half-closed, it would get few answers."""
+    """What comes back until the server closes the connection. Our side stays open: half-closed, it would get few answers."""
     found = b""
     with connected(site) as sender, contextlib.suppress(OSError):
         with contextlib.suppress(OSError):  # it may be refused before all of it is read
@@ -548,8 +548,8 @@ def test_a_fault_in_an_answer_that_has_begun_is_logged(tmp_path: Path, caplog: p
     _, line = new_token("Rossi^Anna", ["read"])
     (tmp_path / "tokens").write_text(line + "\n")
     config, trail = HttpConfig(tmp_path / "tokens"), AuditTrail(tmp_path / "audit.jsonl")
-    door = guard.Guard(app, config, Tokens(config.tokens), trail)
-    asyncio.run(door({"type": "http", "method": "GET", "path": "/health", "headers": []}, receive, send))
+    app_guard = guard.Guard(app, config, Tokens(config.tokens), trail)
+    asyncio.run(app_guard({"type": "http", "method": "GET", "path": "/health", "headers": []}, receive, send))
     assert [message["type"] for message in sent] == ["http.response.start"]
     assert "could not answer GET no route: KeyError in app, test_http_guard.py line" in caplog.text
     assert "Quintessenza" not in caplog.text

@@ -19,7 +19,7 @@ from dicom_io.dicomize import dicomize
 from dicom_io.net.destination import parse_destination
 from dicom_io.net.exchange import send
 from dicom_io.volume import Provenance, Volume
-from monai_unet_app.service.http_api import Door
+from monai_unet_app.service.http_api import serve
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.site_file import HttpConfig, read_site
 from monai_unet_app.service.tokens import new_token
@@ -77,12 +77,12 @@ def clinic(tiny_bundle: Callable[[], Path], crop: Volume, tmp_path: Path) -> Ite
         (tmp_path / "site.toml").write_text(SITE.format(bundle=tiny_bundle(), port=peer.port))
         site = read_site(tmp_path / "site.toml")
         site = replace(site, node=replace(site.node, port=0))
-        with Node(site) as node, Door(node, HttpConfig(tmp_path / "tokens", port=0)) as door:
+        with Node(site) as node, serve(node, HttpConfig(tmp_path / "tokens", port=0)) as server:
             wait_until(lambda: node.is_ready, 240)
             send(parse_destination(f"MONAIUNET@127.0.0.1:{node.provider.port}"), sorted(series.glob("*.dcm")))
             wait_until(lambda: node.queue.counts()["results"].get("delivered") == 1, 240)
             headers = {"Authorization": f"Bearer {token}"}
-            yield Clinic(node, f"http://127.0.0.1:{door.port}", headers, tmp_path / "pacs")
+            yield Clinic(node, f"http://127.0.0.1:{server.port}", headers, tmp_path / "pacs")
 
 
 def test_a_reviewer_accepts_and_the_pacs_gets_a_verified_report(clinic: Clinic) -> None:

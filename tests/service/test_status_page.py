@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from browser import Tab, browser, program
 from nodes import NAME, PATIENT_ID, make_study, pacs, running, store, study_of, wait_until, write_site
-from test_http_door import Site
+from test_http_api import Site
 
 from monai_unet_app.errors import UsageError
-from monai_unet_app.service.http_api import Door
+from monai_unet_app.service.http_api import serve
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.queue import NewResult
 from monai_unet_app.service.site_file import HttpConfig, read_site
@@ -60,19 +60,23 @@ def busy(tmp_path: Path) -> Iterator[tuple[Node, str, str]]:
     (tmp_path / "tokens").write_text(line + "\n")
     with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node:
         make_busy(node)
-        with Door(node, HttpConfig(tmp_path / "tokens", port=0)) as door:
-            yield node, f"http://127.0.0.1:{door.port}", token
+        with serve(node, HttpConfig(tmp_path / "tokens", port=0)) as server:
+            yield node, f"http://127.0.0.1:{server.port}", token
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    """A node with its door, and a token for each role."""
+    """A node with its HTTP server, and a token for each role."""
     made = {role: new_token("Rossi^Anna", [role]) for role in ("read", "reviewer", "admin")}
     (tmp_path / "tokens").write_text("".join(line + "\n" for _, line in made.values()))
     config = HttpConfig(tmp_path / "tokens", port=0)
-    with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node, Door(node, config) as door:
+    with (
+        pacs(tmp_path / "pacs") as peer,
+        running(write_site(tmp_path, peer.port)) as node,
+        serve(node, config) as server,
+    ):
         tokens = {role: token for role, (token, _) in made.items()}
-        yield Site(node, f"http://127.0.0.1:{door.port}", tokens, tmp_path / "pacs")
+        yield Site(node, f"http://127.0.0.1:{server.port}", tokens, tmp_path / "pacs")
 
 
 @pytest.fixture
@@ -230,8 +234,8 @@ def test_a_site_names_its_own_hint_and_one_that_shows_no_identity_has_none(tmp_p
         with pacs(folder / "pacs") as peer, running(write_site(folder, peer.port, node=key)) as node:
             store(node, make_study(folder / "study", wish="review"))
             wait_until(lambda node=node: node.queue.counts()["results"].get("held") == 1)
-            with Door(node, HttpConfig(tmp_path / "tokens", port=0)) as door:
-                one = Site(node, f"http://127.0.0.1:{door.port}", {"reviewer": token}, folder)
+            with serve(node, HttpConfig(tmp_path / "tokens", port=0)) as server:
+                one = Site(node, f"http://127.0.0.1:{server.port}", {"reviewer": token}, folder)
                 told[name] = one.ask("POST", "/find", "reviewer", data={"text": PATIENT_ID}).text
     assert PATIENT_ID in told["own"]
     assert "Patient ID" in told["own"]

@@ -1,4 +1,4 @@
-"""A node whose results are real SEG and SR, with its door, people who decide, and what its destinations got."""
+"""A node whose results are real SEG and SR, with its HTTP server, people who decide, and what its destinations got."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from phantoms import lopsided_array, oblique_affine, write_mr_series
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from monai_unet_app.service.http_api import Door
+from monai_unet_app.service.http_api import serve
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.site_file import HttpConfig
 from monai_unet_app.service.tokens import new_token
@@ -90,6 +90,6 @@ def ward(folder: Path, *, to: str = '["pacs"]', more: str = "") -> Iterator[Ward
         site = write_site(folder, peer.port, node='organization = "General Hospital"\n')
         text = site.read_text().replace('"CT"', '"MR"').replace("stable_s = 0.3", "stable_s = 2")
         site.write_text(text.replace('destinations = ["pacs"]', f"destinations = {to}") + more)
-        with started(site, "real_worker") as running, Door(running, HttpConfig(folder / "tokens", port=0)) as door:
+        with started(site, "real_worker") as running, serve(running, HttpConfig(folder / "tokens", port=0)) as server:
             wait_until(lambda: running.is_ready, 120)
-            yield Ward(running, f"http://127.0.0.1:{door.port}", tokens, folder / "pacs")
+            yield Ward(running, f"http://127.0.0.1:{server.port}", tokens, folder / "pacs")

@@ -1,4 +1,4 @@
-"""The HTTP door lets in whom it should, takes what C-STORE takes, and tells what became of it."""
+"""The HTTP API lets in whom it should, takes what C-STORE takes, and reports the results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import nibabel
 import numpy as np
 import pytest
 import requests
-from doors import ROLES, Site, half_sent, image_of, opened, zipped
+from http_sites import ROLES, Site, half_sent, image_of, opened, zipped
 from nodes import NAME, PATIENT_ID, make_study, study_of, wait_until, write_site
 from pydicom import dcmread
 
@@ -24,7 +24,7 @@ from monai_unet_app.cli import main
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.service import http_api
-from monai_unet_app.service.http_api import Door
+from monai_unet_app.service.http_api import serve
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.queue import Result
 from monai_unet_app.service.site_file import HttpConfig, read_site
@@ -229,7 +229,7 @@ def test_a_form_that_is_too_large_is_refused_while_it_comes(site: Site) -> None:
 def test_an_upload_that_stops_is_not_waited_for_without_end(site: Site) -> None:
     config = HttpConfig(site.node.folder.parent / "tokens", port=0, most_upload_s=0.5)
     token = site.tokens["submit"]
-    with Door(site.node, config) as door, half_sent(f"http://127.0.0.1:{door.port}", token, b"PK") as sender:
+    with serve(site.node, config) as server, half_sent(f"http://127.0.0.1:{server.port}", token, b"PK") as sender:
         assert sender.recv(100).startswith(b"HTTP/1.1 408 ")
     assert list((site.node.folder / "uploads").iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""What tests of the HTTP door share: a node with its door and tokens, and what is sent to it."""
+"""Shared by the tests of the HTTP API: a node with its HTTP server and tokens, and uploads for it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 import requests
 from nodes import pacs, running, wait_until, write_site
 
-from monai_unet_app.service.http_api import Door
+from monai_unet_app.service.http_api import serve
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.site_file import HttpConfig
 from monai_unet_app.service.tokens import new_token
@@ -27,7 +27,7 @@ ROLES = ("metrics", "submit", "read", "reviewer", "admin")
 
 @dataclass
 class Site:
-    """A node with its door, and a token for each role."""
+    """A node with its HTTP server, and a token for each role."""
 
     node: Node
     url: str
@@ -46,7 +46,7 @@ class Site:
 
 @contextmanager
 def opened(folder: Path, *, node: str = "", **http: Any) -> Iterator[Site]:
-    """A node with a fake worker and its door; `node`: lines of the site file, `http`: of `HttpConfig`."""
+    """A node with a fake worker and its HTTP server; `node`: lines of the site file, `http`: of `HttpConfig`."""
     made = {role: new_token("Rossi^Anna" if role == "reviewer" else role, [role]) for role in ROLES}
     (folder / "tokens").write_text("# who may what\n" + "".join(line + "\n" for _, line in made.values()))
     config = HttpConfig(folder / "tokens", **{"port": 0, "most_upload_gb": 0.01, **http})
@@ -54,9 +54,9 @@ def opened(folder: Path, *, node: str = "", **http: Any) -> Iterator[Site]:
     with (
         pacs(folder / "pacs") as peer,
         running(write_site(folder, peer.port, node=node)) as started,
-        Door(started, config) as door,
+        serve(started, config) as server,
     ):
-        yield Site(started, f"http{'s' if config.tls else ''}://127.0.0.1:{door.port}", tokens, folder / "pacs")
+        yield Site(started, f"http{'s' if config.tls else ''}://127.0.0.1:{server.port}", tokens, folder / "pacs")
 
 
 def zipped(folder: Path, **more: bytes) -> bytes:
