@@ -36,7 +36,7 @@ from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.evaluate import evaluate_cases
 from monai_unet_app.metrics import Bootstrap, fewest_subjects
-from monai_unet_app.metrics.statistics import finite_mean
+from monai_unet_app.metrics.bootstrap import finite_mean
 
 CLASSES = ("front", "back")
 COLUMNS = (

@@ -215,31 +215,27 @@ def _numbers(values: Sequence[float], between: str = " x ") -> str:
 
 def metrics_table(metrics: Any) -> None:
     """Scores with their intervals; then the classes, a row each, so that any number of them fits."""
-    scores = ["dice", "iou", "boundary_iou", "precision", "recall", *(k for k in metrics if k.startswith("hd95"))]
+    from monai_unet_app.metrics.score_registry import SCORES
+
+    headings = {key: score.terminal for score in SCORES if score.terminal for key in score.keys if key in metrics}
     table = Table(*(Column(name, no_wrap=True) for name in ("score", "mean", "95 % interval")))
-    for key in scores:
+    for key in headings:
         table.add_row(key, *_mean_cells(metrics[key]["mean"], metrics[key]["mean_interval"]))
     for key in ("ece", "ece_band"):
         table.add_row(f"{key} (top label)", *_mean_cells(metrics[key]["top_label"], metrics[key]["top_label_interval"]))
     out.print(table)
-    _classes_table({key: metrics[key]["per_class"] for key in (*scores, "ece", "ece_band")})
+    headings |= {"ece": "ECE", "ece_band": "band"}
+    _classes_table({heading: metrics[key]["per_class"] for key, heading in headings.items()})
     if metrics["dice"]["mean_interval"] is None:
         line("no interval: at least six subjects are needed")
 
 
-CLASS_COLUMNS = {
-    "dice": "Dice", "iou": "IoU", "boundary_iou": "bIoU", "precision": "prec.", "recall": "rec.", "hd95_mm": "HD95",
-    "hd95_px": "HD95", "ece": "ECE", "ece_band": "band",
-}  # fmt: skip
-"""Short heads, so that the row of a class fits into 80 columns."""
-
-
-def _classes_table(blocks: Mapping[str, Mapping[str, float | None]]) -> None:
-    """A row for each class, a column for each score."""
-    heads = [Column(CLASS_COLUMNS.get(key, key), justify="right", no_wrap=True) for key in blocks]
-    table = Table(Column("class", overflow="fold"), *heads, box=None, pad_edge=False)
-    for label in blocks["dice"]:
-        table.add_row(escape(label), *(_class_cell(block.get(label)) for block in blocks.values()))
+def _classes_table(columns: Mapping[str, Mapping[str, float | None]]) -> None:
+    """A row for each class; heading -> the score of each class. Headings are short: a row fits into 80 columns."""
+    headings = [Column(heading, justify="right", no_wrap=True) for heading in columns]
+    table = Table(Column("class", overflow="fold"), *headings, box=None, pad_edge=False)
+    for label in next(iter(columns.values())):
+        table.add_row(escape(label), *(_class_cell(column.get(label)) for column in columns.values()))
     out.print(table)
 
 

@@ -15,7 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from monai_unet_app.errors import InputRefusedError
-from monai_unet_app.metrics.statistics import finite_mean
+from monai_unet_app.metrics.bootstrap import finite_mean
 
 MEAN = "mean"  # the row of cases.csv that stands for a whole case
 SETTINGS = ("classes", "exclusive", "planar", "unit", "boundary_width", "band_width", "surface_tolerance", "bins")

@@ -1,14 +1,15 @@
 """Scores and calibration figures on bare arrays. Imports nothing else of the project.
 
 `overlap`, `boundary`, `components` and `centreline` compare two masks, `reliability` counts what probabilities come
-to in each of the `populations`, `statistics` says how sure a mean is, and `Evaluation` does all of it, case after
+to in each of the `populations`, `bootstrap` says how sure a mean is, and `Evaluation` does all of it, case after
 case, as an `EvaluationPlan` says. `seams` and `uncertainty` look at probabilities alone.
 """
 
+from .bootstrap import Bootstrap, Estimate, bootstrap_mean, bootstrap_paired_difference, fewest_subjects
 from .boundary import boundary_iou, coco_boundary_iou, surface_band
 from .case_scores import CaseArrays, CaseScores, ClassScores, score_case
 from .centreline import centreline_dice
-from .glossary import definitions
+from .glossary import score_definitions
 from .overlap import dice, iou
 from .plan import WHOLE, EvaluationPlan
 from .reliability import (
@@ -18,7 +19,6 @@ from .reliability import (
     expected_calibration_error,
 )
 from .seams import seam_error
-from .statistics import Bootstrap, Estimate, bootstrap_mean, bootstrap_paired_difference, fewest_subjects
 from .summary import Evaluation
 from .uncertainty import normalised_entropy
 
@@ -38,7 +38,6 @@ __all__ = [
     "centreline_dice",
     "coco_boundary_iou",
     "count_reliability",
-    "definitions",
     "dice",
     "equal_mass_calibration_error",
     "expected_calibration_error",
@@ -46,6 +45,7 @@ __all__ = [
     "iou",
     "normalised_entropy",
     "score_case",
+    "score_definitions",
     "seam_error",
     "surface_band",
 ]

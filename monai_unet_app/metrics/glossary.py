@@ -1,14 +1,15 @@
-"""What each figure is, in a sentence of its own; it goes wherever the figures go."""
+"""The glossary: one sentence for each score. It is written into every file that holds the scores."""
 
 from __future__ import annotations
 
 from .plan import EvaluationPlan
 from .reliability import PARTS
+from .score_registry import scores_of
 
 
-def definitions(plan: EvaluationPlan) -> dict[str, str]:
-    """One sentence for each figure: what it is, in which unit, with which policy."""
-    return _policies() | _score_definitions(plan) | _calibration_definitions(plan)
+def score_definitions(plan: EvaluationPlan) -> dict[str, str]:
+    """One sentence for each score: what it is, in which unit, with which policy."""
+    return _policies() | _definitions_of_classes(plan) | _definitions_of_calibration(plan)
 
 
 def _policies() -> dict[str, str]:
@@ -26,25 +27,16 @@ def _policies() -> dict[str, str]:
     }
 
 
-def _score_definitions(plan: EvaluationPlan) -> dict[str, str]:
-    unit, d = plan.unit, plan.boundary_width
-    asked = {
-        "centreline_dice": "Harmonic mean of the part of the predicted centre-line that lies in the true mask and of the "
-        "part of the true one that lies in the predicted mask (clDice); centre-lines by thinning voxels.",
-    }
-    return {
+def _definitions_of_classes(plan: EvaluationPlan) -> dict[str, str]:
+    sentences = {
         "pixel_accuracy": "Part of the voxels whose label is right, background included; of overlapping labels, of all.",
-        "boundary_iou": f"IoU of the voxels of each mask within {d:g} {unit} (centre to centre) of its "
-        "border voxels; border: the mask minus its face-connected erosion, with the image's edge as outside.",
-        "iou_boundary_min": "The smaller of IoU and boundary IoU, case by case.",
-        "surface_dice": f"Part of the border voxels of both masks within "
-        f"{plan.surface_tolerance:g} {unit} of the other's.",
-        "surface_dice_at": f"The same within {', '.join(plan.tolerance_names)}.",
-        **(asked if plan.centreline else {}),
-        "hd": f"Largest border-to-border distance, {unit}.",
-        "hd95": f"Larger of the two 95th percentiles of border-to-border distances, {unit}.",
-        "assd": f"Mean border-to-border distance, both directions pooled, {unit}.",
-        "size_difference": f"Predicted minus true size, {'pixels' if plan.planar else 'mL'}.",
+    }
+    for score in scores_of(plan).values():
+        if score.definition:
+            sentences[score.name] = score.definition.format(plan=plan)
+        if score.name == "surface_dice":
+            sentences["surface_dice_at"] = f"The same within {', '.join(plan.tolerance_names)}."
+    return sentences | {
         "components": "Parts of a mask that touch by faces, edges or corners. A true one is found, and a predicted one "
         "right, if the two have an IoU above 0.5; the others are missed, and invented. sensitivity: found / true, 1 where "
         "there is none; f1: (found + right) / (true + predicted); panoptic_quality: mean IoU of the found ones times f1; "
@@ -52,7 +44,7 @@ def _score_definitions(plan: EvaluationPlan) -> dict[str, str]:
     }
 
 
-def _calibration_definitions(plan: EvaluationPlan) -> dict[str, str]:
+def _definitions_of_calibration(plan: EvaluationPlan) -> dict[str, str]:
     unit = plan.unit
     decision = "voxel" if plan.exclusive else "voxel and label"
     likely = "what the background leaves" if plan.exclusive else "the largest of the labels"

@@ -73,6 +73,11 @@ class EvaluationPlan:
         return "px" if self.planar else "ml"
 
     @property
+    def size_unit_in_words(self) -> str:
+        """The same as sentences and headings spell it."""
+        return "pixels" if self.planar else "mL"
+
+    @property
     def tolerance_names(self) -> tuple[str, ...]:
         """The tolerances with their unit, for instance "0.5mm"."""
         return tuple(f"{tolerance:g}{self.unit}" for tolerance in self.tolerances)

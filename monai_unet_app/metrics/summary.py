@@ -13,22 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import reliability
+from .bootstrap import Bootstrap, Estimate, bootstrap_mean, bootstrap_sums, finite_mean
 from .case_scores import CaseArrays, CaseScores, Counts, score_case
 from .plan import WHOLE, EvaluationPlan
 from .reliability import TOP_LABEL, ReliabilityCounts, expected_gap
-from .score_names import (
-    DISTANCES,
+from .score_registry import (
+    COMPONENT_SCORES,
+    LENGTH,
     Floats,
-    Score,
-    component_scores,
+    Read,
     means_of_rows,
     presence,
-    score_keys,
     score_table,
-    single_scores,
-    tolerance_scores,
+    scores_of,
+    tolerance_readers,
 )
-from .statistics import Bootstrap, Estimate, bootstrap_mean, bootstrap_sums, finite_mean
 
 NOWHERE = "no case has a voxel of it, true or predicted: nothing was asked and nothing was invented"
 """Why the scores of a class are not defined."""
@@ -120,19 +119,20 @@ def _score_summary(plan: EvaluationPlan, cases: list[CaseScores], how: Bootstrap
     subjects, present = [case.subject for case in cases], presence(cases, plan)
     somewhere: NDArray[np.bool_] = np.asarray(present.any(axis=0))
 
-    def block(score: Score, counting: NDArray[np.bool_] = somewhere) -> dict[str, Any]:
-        table = np.where(counting, score_table(score, cases, plan), np.nan)
+    def block(read: Read, counting: NDArray[np.bool_] = somewhere) -> dict[str, Any]:
+        table = np.where(counting, score_table(read, cases, plan), np.nan)
         return _table_block(table, plan, subjects, how)
 
-    single = single_scores(plan)
-    summary: dict[str, Any] = {key: block(score) for key, score in single.items()}
-    for key in (score_keys(plan)[score] for score in DISTANCES):
-        lost = ~np.isfinite(score_table(single[key], cases, plan))
-        summary[key]["undefined_cases"] = _counted(lost, plan)
+    scores = scores_of(plan)
+    summary: dict[str, Any] = {key: block(score.read) for key, score in scores.items()}
+    for key, score in scores.items():
+        if score.unit == LENGTH:
+            lost = ~np.isfinite(score_table(score.read, cases, plan))
+            summary[key]["undefined_cases"] = _counted(lost, plan)
     if (present != somewhere).any():
-        summary["dice"]["present_only"] = block(single["dice"], present)
-    summary["surface_dice_at"] = {name: block(score) for name, score in tolerance_scores(plan).items()}
-    summary["components"] = {name: block(score) for name, score in component_scores().items()}
+        summary["dice"]["present_only"] = block(scores["dice"].read, present)
+    summary["surface_dice_at"] = {name: block(read) for name, read in tolerance_readers(plan).items()}
+    summary["components"] = {score.name: block(score.read) for score in COMPONENT_SCORES}
     summary["absent_cases"] = _counted(~present, plan)
     summary["undefined"] = {name: NOWHERE for name, there in zip(plan.class_names, somewhere, strict=True) if not there}
     return summary

@@ -1,8 +1,8 @@
 """From an evaluation to files: metrics.json, cases.csv, one self-contained report.html, and report.pdf."""
 
 from .case_pictures import case_figure
-from .evaluation_files import write_evaluation
 from .evaluation_report import CasePicture, EvaluationReport, MeasuredOn, Target, exemplary_cases
+from .evaluation_writer import write_evaluation
 
 __all__ = [
     "CasePicture",

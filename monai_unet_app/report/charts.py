@@ -19,8 +19,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from monai_unet_app.metrics import Bootstrap, CaseScores, EvaluationPlan, ReliabilityCounts, expected_calibration_error
+from monai_unet_app.metrics.bootstrap import bootstrap_sums
 from monai_unet_app.metrics.reliability import TOP_LABEL
-from monai_unet_app.metrics.statistics import bootstrap_sums
 
 SCARCE = 50  # bins with fewer decisions are drawn hollow: their accuracy is hardly known
 ROWS_SHOWN = 24

@@ -11,8 +11,8 @@ from functools import partial
 from typing import Any
 
 from dicom_io.coding import DISPLAY_COLOURS
-from monai_unet_app.metrics import CaseScores, EvaluationPlan, definitions, fewest_subjects
-from monai_unet_app.metrics.score_names import score_keys
+from monai_unet_app.metrics import CaseScores, EvaluationPlan, fewest_subjects, score_definitions
+from monai_unet_app.metrics.score_registry import COMPONENT_SCORES, key_of, scores_of
 
 from .blocks import Block, Cell, Chart, Facts, Folded, Heading, Key, Lines, Picture, Table, Text, Tiles, Title, Tone
 from .blocks import Verdict as VerdictLine
@@ -130,10 +130,7 @@ def _tiles(report: EvaluationReport) -> tuple[tuple[str, str, str], ...]:
 
 
 def _classes(report: EvaluationReport) -> list[Block]:
-    columns = {"dice": ("Dice", 3), "iou": ("IoU", 3), "precision": ("Precision", 3), "recall": ("Recall", 3)}
-    if report.plan.centreline:
-        columns["centreline_dice"] = ("Centre-line\nDice", 3)
-    columns |= {"ece": ("ECE\nwhole", 4), "ece_band": ("ECE\nband", 4)}
+    columns = _columns("classes", report.plan) | {"ece": ("ECE\nwhole", 4), "ece_band": ("ECE\nband", 4)}
     note = (
         f"Means over cases; below them the {percent(report.how.level)} interval, drawn by subject. ECE here is one class "
         "against the rest, pooled over all cases; the figures above show the top label."
@@ -145,6 +142,15 @@ def _classes(report: EvaluationReport) -> list[Block]:
         )
     table = _by_class(columns, report.summary, report.plan)
     return [Heading("Each class"), Text(note, note=True), table, *_undefined(report)]
+
+
+def _columns(table: str, plan: EvaluationPlan) -> dict[str, tuple[str, int]]:
+    """Key -> heading and digits, for the scores that the score registry puts into a table."""
+    return {
+        key: (score.column.format(plan=plan), score.decimals(plan))
+        for key, score in scores_of(plan).items()
+        if score.table == table
+    }
 
 
 def _by_class(columns: Mapping[str, tuple[str, int]], blocks: Mapping[str, Any], plan: EvaluationPlan) -> Table:
@@ -166,7 +172,7 @@ def _score(block: Mapping[str, Any], name: str | None, digits: int) -> Cell:
 
 
 def _without_distance(report: EvaluationReport) -> list[Block]:
-    lost = report.summary[score_keys(report.plan)["hd95"]]["undefined_cases"]
+    lost = report.summary[key_of("hd95", report.plan)]["undefined_cases"]
     named = ", ".join(f"{name} in {plural(cases, 'case')}" for name, cases in lost.items() if cases)
     return [Text(f"Without a distance, since one of the two masks is empty: {named}.", note=True)] if named else []
 
@@ -195,7 +201,7 @@ def _all_cases(report: EvaluationReport) -> list[Block]:
 
 
 def _outlines(report: EvaluationReport) -> list[Block]:
-    plan, keys = report.plan, score_keys(report.plan)
+    plan = report.plan
     note = (
         "The curve is the part of both borders that lies within a tolerance of the other's (surface Dice); the square is "
         f"boundary IoU at {plan.boundary_width:g} {plan.unit}. Where the curve is high from the start, the outlines agree."
@@ -204,19 +210,11 @@ def _outlines(report: EvaluationReport) -> list[Block]:
     width = min(COLUMNS, len(plan.class_names)) / COLUMNS
     draw = partial(tolerance_figure, report.summary, plan)
     label = "Surface Dice against the tolerance, and boundary IoU, a chart a class"
-    columns = {
-        "boundary_iou": (f"Boundary IoU\n{plan.boundary_width:g} {plan.unit}", 3),
-        "iou_boundary_min": ("min(IoU,\nboundary IoU)", 3),
-        "surface_dice": (f"Surface Dice\n{plan.surface_tolerance:g} {plan.unit}", 3),
-        keys["hd95"]: (f"HD95\n{plan.unit}", 2),
-        keys["assd"]: (f"ASSD\n{plan.unit}", 2),
-        keys["size_difference"]: (f"Size error\n{'pixels' if plan.planar else 'mL'}", 0 if plan.planar else 3),
-    }
     return [
         Heading("How far off are the outlines?"),
         Text(note),
         Chart(draw, label, caption, width),
-        _by_class(columns, report.summary, plan),
+        _by_class(_columns("outlines", plan), report.summary, plan),
         *_without_distance(report),
     ]
 
@@ -228,15 +226,7 @@ def _how_many_drawn(plan: EvaluationPlan) -> str:
 
 
 def _components(report: EvaluationReport) -> list[Block]:
-    columns = {
-        "truth": ("True\nparts", 2),
-        "predicted": ("Predicted\nparts", 2),
-        "missed": ("Missed", 2),
-        "invented": ("Invented", 2),
-        "sensitivity": ("Sensitivity", 3),
-        "f1": ("F1", 3),
-        "panoptic_quality": ("Panoptic\nquality", 3),
-    }
+    columns = {score.name: (score.column, score.digits) for score in COMPONENT_SCORES}
     note = (
         "Connected parts of each class, means over cases. A part is found where one of the other mask overlaps it with an "
         "IoU above 0.5; true parts that are not are missed, predicted ones invented."
@@ -400,7 +390,7 @@ def _provenance(report: EvaluationReport) -> Sequence[Block]:
         Heading("What was measured on what"),
         Facts(facts),
         Heading("Definitions"),
-        Facts(definitions(report.plan)),
+        Facts(score_definitions(report.plan)),
     ]
 
 

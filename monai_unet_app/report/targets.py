@@ -11,31 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.metrics.score_registry import SCORES
 
 from .evaluation_report import Target
 
 Bounds = Mapping[str, Mapping[str, float]]
 
-FIGURES: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "dice": ("Dice, mean", ("dice", "mean")),
-    "iou": ("IoU, mean", ("iou", "mean")),
-    "boundary_iou": ("boundary IoU, mean", ("boundary_iou", "mean")),
-    "precision": ("precision, mean", ("precision", "mean")),
-    "recall": ("recall, mean", ("recall", "mean")),
+_OF_CLASSES = [score for score in SCORES if score.is_target]
+
+OF_ALL_CLASSES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    **{score.name: (f"{score.title}, mean", (score.name, "mean")) for score in _OF_CLASSES},
     "pixel_accuracy": ("pixel accuracy, mean", ("pixel_accuracy", "mean")),
     "ece": ("ECE, whole image", ("ece", "top_label")),
     "ece_band": ("ECE, band around the predicted surface", ("ece_band", "top_label")),
 }
-"""Name in a target -> in words, and its place in the summary."""
+"""Name of a target -> the score in words, and its place in the summary."""
 
-EACH_CLASS: Mapping[str, tuple[str, str]] = {
-    "dice_per_class": ("Dice", "dice"),
-    "iou_per_class": ("IoU", "iou"),
-    "boundary_iou_per_class": ("boundary IoU", "boundary_iou"),
-    "precision_per_class": ("precision", "precision"),
-    "recall_per_class": ("recall", "recall"),
+OF_EACH_CLASS: Mapping[str, tuple[str, str]] = {
+    f"{score.name}_per_class": (score.title, score.name) for score in _OF_CLASSES
 }
-"""The same for figures that every class has to reach by itself: in words, and the score."""
+"""Name of a target that every class has to reach -> the score in words, and its name."""
 
 USUAL: Bounds = {
     "iou": {"at_least": 0.70},
@@ -47,7 +42,7 @@ USUAL: Bounds = {
 }
 """What is asked of a bundle of which nobody asks anything else."""
 
-_NAMES = (*FIGURES, *EACH_CLASS)
+_NAMES = (*OF_ALL_CLASSES, *OF_EACH_CLASS)
 
 
 def read_targets(path: Path) -> Bounds:
@@ -88,10 +83,10 @@ def as_targets(bounds: Bounds, class_names: Sequence[str]) -> tuple[Target, ...]
     """A target for each figure, and for each class of one that is asked of every class."""
     targets = []
     for name, ends in bounds.items():
-        if name in FIGURES:
-            places = [FIGURES[name]]
+        if name in OF_ALL_CLASSES:
+            places = [OF_ALL_CLASSES[name]]
         else:
-            words, score = EACH_CLASS[name]
+            words, score = OF_EACH_CLASS[name]
             places = [(f"{words}, {label}", (score, "per_class", label)) for label in class_names]
         targets += [Target(*place, ends.get("at_least"), ends.get("at_most")) for place in places]
     return tuple(targets)

@@ -14,9 +14,9 @@ from monai_unet_app.metrics import (
     boundary,
     boundary_iou,
     centreline_dice,
-    definitions,
     dice,
     expected_calibration_error,
+    score_definitions,
     surface_band,
 )
 from monai_unet_app.metrics.boundary import normalised_surface_dice, surface_distances
@@ -301,17 +301,17 @@ def test_centre_lines_are_compared_only_where_the_plan_asks():
     evaluation = Evaluation(asked)
     assert [entry.centreline_dice for entry in evaluation.add(case).classes] == expected
     assert evaluation.summary()["centreline_dice"]["mean"] == pytest.approx(np.mean(expected))
-    assert "centreline_dice" in definitions(asked)
+    assert "centreline_dice" in score_definitions(asked)
     plain = Evaluation(PLAN)
     assert plain.add(case).classes[0].centreline_dice is None
     assert "centreline_dice" not in plain.summary()
-    assert "centreline_dice" not in definitions(PLAN)
+    assert "centreline_dice" not in score_definitions(PLAN)
 
 
 def test_everything_a_summary_names_is_defined():
     evaluation = Evaluation(PLAN)
     evaluation.add(lopsided_case())
-    summary, said = evaluation.summary(), definitions(PLAN)
+    summary, said = evaluation.summary(), score_definitions(PLAN)
     plain = {"dice", "iou", "precision", "recall", "calibration", "whole", "band_2mm"}  # said by their names
     named = {key.removesuffix("_mm").removesuffix("_ml") for key in summary} | set(summary["calibration"])
     assert named - plain <= set(said)

@@ -11,7 +11,7 @@ from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.metrics import Bootstrap, CaseArrays, Evaluation, EvaluationPlan
 from monai_unet_app.report import EvaluationReport, MeasuredOn, write_evaluation
-from monai_unet_app.report.evaluation_files import cases_csv, metrics_document
+from monai_unet_app.report.evaluation_writer import cases_csv, metrics_document
 
 ON = MeasuredOn("lobes_mri_unet3d", "1.2.0", "ab" * 32, "Phantoms", "cd" * 32, "test")
 PLAN = EvaluationPlan(("Front", "Back", "Never"))
@@ -77,6 +77,13 @@ def test_a_document_that_breaks_the_rules_of_these_is_refused(place, value):
     entry[place[-1]] = value
     with pytest.raises(InputRefusedError):
         validate(document, "metrics")
+
+
+@pytest.mark.parametrize("key", ["dices", "hd95", "hd95_ml", "size_difference_mm"])
+def test_a_score_of_another_name_or_unit_is_refused(key):
+    document = metrics_document(report_of())
+    with pytest.raises(InputRefusedError, match=f"'{key}'"):
+        validate(document | {key: document["dice"]}, "metrics")
 
 
 def test_a_class_that_no_case_holds_has_a_reason_in_the_document_and_empty_fields_in_the_table(tmp_path):

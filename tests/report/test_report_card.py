@@ -23,7 +23,7 @@ from monai_unet_app.cli import main
 from monai_unet_app.metrics import EvaluationPlan
 from monai_unet_app.report import EvaluationReport, MeasuredOn
 from monai_unet_app.report.card import card_rows, put_figures
-from monai_unet_app.report.evaluation_files import cases_csv, metrics_document
+from monai_unet_app.report.evaluation_writer import cases_csv, metrics_document
 
 SHIPPED = REPOSITORY / "bundles" / "hippocampus_mri_unet3d"
 

@@ -18,8 +18,8 @@ from monai_unet_app.metrics import Bootstrap, CaseArrays, CaseScores, Evaluation
 from monai_unet_app.report.blocks import Cell, Facts, Heading, Picture, Table, Text
 from monai_unet_app.report.case_pictures import TRUTH_COLOUR
 from monai_unet_app.report.charts import accuracy_band, reliability_figure, risk_coverage_figure, tolerance_figure
-from monai_unet_app.report.evaluation_files import metrics_document
 from monai_unet_app.report.evaluation_report import Target
+from monai_unet_app.report.evaluation_writer import metrics_document
 from monai_unet_app.report.sections import head, sections
 from monai_unet_app.report.statement_section import statement_blocks
 

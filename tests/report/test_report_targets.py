@@ -16,7 +16,7 @@ from monai_unet_app.cli import main
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.evaluate import CaseLog
 from monai_unet_app.report import Target
-from monai_unet_app.report.targets import EACH_CLASS, FIGURES, USUAL, as_targets, read_targets
+from monai_unet_app.report.targets import OF_ALL_CLASSES, OF_EACH_CLASS, USUAL, as_targets, read_targets
 
 GOOD = """
 # what we agreed on
@@ -72,9 +72,9 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path):
 
 def test_every_figure_that_can_be_a_target_stands_in_a_summary():
     summary = plain_report().summary
-    known = {name: {"at_least": 0.0} for name in (*FIGURES, *EACH_CLASS) if name != "pixel_accuracy"}
+    known = {name: {"at_least": 0.0} for name in (*OF_ALL_CLASSES, *OF_EACH_CLASS) if name != "pixel_accuracy"}
     targets = as_targets(known, ("Front", "Back"))
-    assert len(targets) == len(FIGURES) - 1 + 2 * len(EACH_CLASS)
+    assert len(targets) == len(OF_ALL_CLASSES) - 1 + 2 * len(OF_EACH_CLASS)
     assert [target.name for target in targets if target.value(summary) is None] == []
 
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from monai_unet_app.metrics.statistics import (
+from monai_unet_app.metrics.bootstrap import (
     Bootstrap,
     bootstrap_mean,
     bootstrap_paired_difference,

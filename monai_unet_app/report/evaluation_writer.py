@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from monai_unet_app.data.schemas import validate
-from monai_unet_app.metrics import CaseScores, EvaluationPlan, definitions
-from monai_unet_app.metrics.score_names import all_scores, means_of_rows, presence, score_table
+from monai_unet_app.metrics import CaseScores, EvaluationPlan, score_definitions
+from monai_unet_app.metrics.score_registry import column_readers, means_of_rows, presence, score_table
 from monai_unet_app.metrics.summary import number
 
 from .evaluation_report import EvaluationReport
@@ -84,7 +84,7 @@ def metrics_document(report: EvaluationReport) -> dict[str, Any]:
             "seed": how.seed,
         },
         **report.summary,
-        "definitions": definitions(plan),
+        "definitions": score_definitions(plan),
     }
     if report.statements is not None:
         document["statements"] = dict(report.statements)
@@ -101,7 +101,7 @@ def cases_csv(cases: tuple[CaseScores, ...], plan: EvaluationPlan) -> str:
     """
     somewhere = presence(cases, plan).any(axis=0)
     columns = {
-        name: np.where(somewhere, score_table(score, cases, plan), np.nan) for name, score in all_scores(plan).items()
+        name: np.where(somewhere, score_table(read, cases, plan), np.nan) for name, read in column_readers(plan).items()
     }
     for side in ("truth", "predicted"):
         columns[f"{side}_size_{plan.size_unit}"] = score_table(attrgetter(f"{side}_size"), cases, plan)

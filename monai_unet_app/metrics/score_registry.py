@@ -1,0 +1,224 @@
+"""The scores of a class in one table: name, unit, where each is shown, and the sentence that explains it.
+
+To add a score:
+1. Write its function (in `overlap.py`, `boundary.py` or a module of its own) with a test.
+2. In `case_scores.py` add a field with its name to `ClassScores` and fill the field in `_score_class`.
+3. Add an entry to `SCORES` below: metrics.json, cases.csv, glossary, report, terminal and comparison follow from it.
+4. Run tests/metrics/test_score_registry.py, and copy the line it prints into schemas/metrics.schema.json.
+5. Add a row to the table in docs/metrics.md.
+
+A score has one name: the attribute of `ClassScores`, the entry in the glossary and the row in docs/metrics.md. Its key in
+metrics.json and cases.csv is that name followed by the unit, if it has one: `hd95` is `hd95_mm`, or `hd95_px` for pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .case_scores import CaseScores, ClassScores
+from .plan import EvaluationPlan
+
+Read = Callable[[ClassScores], float]
+Floats = NDArray[np.float64]
+
+LENGTH, SIZE = ("mm", "px"), ("ml", "px")
+"""Units of volumes and of planar images, as keys spell them."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score of a class: how it is named, read and shown.
+
+    In `definition` and `column`, `{plan.unit}` and other attributes of the `EvaluationPlan` are filled in.
+
+    Attributes:
+        name: Attribute of `ClassScores`, or of what `within` names.
+        title: What people call it in a sentence.
+        definition: Its sentence in the glossary. Empty for scores that need none.
+        unit: LENGTH, SIZE, or None for a plain number. Lengths do not exist where one of two masks is empty.
+        table: The table of the report that has a column for it; empty where none has.
+        column: Heading of that column.
+        digits: Decimals in that column.
+        terminal: Heading of its column in the terminal, a few letters long; empty leaves it out.
+        better: Which values are better, for scores that a comparison of two evaluations shows; empty leaves it out.
+        is_target: A target for the evaluation may name it. Only for scores from 0 to 1.
+        asked_by: The switch of the `EvaluationPlan` without which it is not taken; empty for scores that are always taken.
+        within: The attribute of `ClassScores` that holds it; empty for `ClassScores` itself.
+    """
+
+    name: str
+    title: str = ""
+    definition: str = ""
+    unit: tuple[str, str] | None = None
+    table: Literal["", "classes", "outlines", "components"] = ""
+    column: str = ""
+    digits: int = 3
+    terminal: str = ""
+    better: Literal["", "higher", "lower"] = ""
+    is_target: bool = False
+    asked_by: str = ""
+    within: str = ""
+
+    def key(self, *, planar: bool) -> str:
+        """Its name in metrics.json and cases.csv."""
+        return f"{self.name}_{self.unit[planar]}" if self.unit else self.name
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Its possible keys: of volumes and of planar images."""
+        return tuple(dict.fromkeys(self.key(planar=planar) for planar in (False, True)))
+
+    @property
+    def read(self) -> Read:
+        """Takes the score from the scores of a class."""
+        return attrgetter(f"{self.within}.{self.name}" if self.within else self.name)
+
+    def decimals(self, plan: EvaluationPlan) -> int:
+        """Decimals in the report; a size in pixels is a whole number."""
+        return 0 if self.unit == SIZE and plan.planar else self.digits
+
+
+SCORES = (
+    Score("dice", "Dice", table="classes", column="Dice", terminal="Dice", better="higher", is_target=True),
+    Score("iou", "IoU", table="classes", column="IoU", terminal="IoU", better="higher", is_target=True),
+    Score(
+        "boundary_iou",
+        "boundary IoU",
+        "IoU of the voxels of each mask within {plan.boundary_width:g} {plan.unit} (centre to centre) of its "
+        "border voxels; border: the mask minus its face-connected erosion, with the image's edge as outside.",
+        table="outlines",
+        column="Boundary IoU\n{plan.boundary_width:g} {plan.unit}",
+        terminal="bIoU",
+        better="higher",
+        is_target=True,
+    ),
+    Score(
+        "iou_boundary_min",
+        "min(IoU, boundary IoU)",
+        "The smaller of IoU and boundary IoU, case by case.",
+        table="outlines",
+        column="min(IoU,\nboundary IoU)",
+    ),
+    Score("precision", "precision", table="classes", column="Precision", terminal="prec.", is_target=True),
+    Score("recall", "recall", table="classes", column="Recall", terminal="rec.", is_target=True),
+    Score(
+        "surface_dice",
+        "surface Dice",
+        "Part of the border voxels of both masks within {plan.surface_tolerance:g} {plan.unit} of the other's.",
+        table="outlines",
+        column="Surface Dice\n{plan.surface_tolerance:g} {plan.unit}",
+        better="higher",
+    ),
+    Score(
+        "centreline_dice",
+        "centre-line Dice",
+        "Harmonic mean of the part of the predicted centre-line that lies in the true mask and of the "
+        "part of the true one that lies in the predicted mask (clDice); centre-lines by thinning voxels.",
+        table="classes",
+        column="Centre-line\nDice",
+        asked_by="centreline",
+    ),
+    Score("hd", "HD", "Largest border-to-border distance, {plan.unit}.", LENGTH),
+    Score(
+        "hd95",
+        "HD95",
+        "Larger of the two 95th percentiles of border-to-border distances, {plan.unit}.",
+        LENGTH,
+        table="outlines",
+        column="HD95\n{plan.unit}",
+        digits=2,
+        terminal="HD95",
+        better="lower",
+    ),
+    Score(
+        "assd",
+        "ASSD",
+        "Mean border-to-border distance, both directions pooled, {plan.unit}.",
+        LENGTH,
+        table="outlines",
+        column="ASSD\n{plan.unit}",
+        digits=2,
+        better="lower",
+    ),
+    Score(
+        "size_difference",
+        "size error",
+        "Predicted minus true size, {plan.size_unit_in_words}.",
+        SIZE,
+        table="outlines",
+        column="Size error\n{plan.size_unit_in_words}",
+    ),
+)
+"""The scores of a class, in the order of every file and table."""
+
+COMPONENT_SCORES = tuple(
+    Score(name, table="components", column=column, digits=digits, within="components")
+    for name, column, digits in (
+        ("truth", "True\nparts", 2),
+        ("predicted", "Predicted\nparts", 2),
+        ("missed", "Missed", 2),
+        ("invented", "Invented", 2),
+        ("sensitivity", "Sensitivity", 3),
+        ("f1", "F1", 3),
+        ("panoptic_quality", "Panoptic\nquality", 3),
+    )
+)
+"""The properties of `ComponentScores` that are reported, in the order of every file and table."""
+
+
+def scores_of(plan: EvaluationPlan) -> dict[str, Score]:
+    """Key -> score, for the scores that a plan takes."""
+    taken = (score for score in SCORES if not score.asked_by or getattr(plan, score.asked_by))
+    return {score.key(planar=plan.planar): score for score in taken}
+
+
+def key_of(name: str, plan: EvaluationPlan) -> str:
+    """The key of a score by its name."""
+    return next(score.key(planar=plan.planar) for score in SCORES if score.name == name)
+
+
+def schema_pattern() -> str:
+    """The pattern of `metrics.schema.json` that the keys of all scores match, and no other name."""
+    names = (f"{score.name}_({'|'.join(score.unit)})" if score.unit else score.name for score in SCORES)
+    return f"^({'|'.join(names)})$"
+
+
+def tolerance_readers(plan: EvaluationPlan) -> dict[str, Read]:
+    """Tolerance with its unit -> how surface Dice at this tolerance is read."""
+
+    def at(n: int) -> Read:
+        return lambda entry: entry.surface_dice_at[n]
+
+    return {name: at(n) for n, name in enumerate(plan.tolerance_names)}
+
+
+def column_readers(plan: EvaluationPlan) -> dict[str, Read]:
+    """Column of cases.csv -> how it is read: `SCORES`, "surface_dice_at_<tolerance>" and "components_<name>"."""
+    single = {key: score.read for key, score in scores_of(plan).items()}
+    at = {f"surface_dice_at_{name}": read for name, read in tolerance_readers(plan).items()}
+    return single | at | {f"components_{score.name}": score.read for score in COMPONENT_SCORES}
+
+
+def score_table(read: Read, cases: Sequence[CaseScores], plan: EvaluationPlan) -> Floats:
+    """Shape (cases, classes): a score of each class in each case; infinite where a distance does not exist."""
+    rows = [[float(read(entry)) for entry in case.classes] for case in cases]
+    return np.array(rows, dtype=np.float64).reshape(len(cases), len(plan.class_names))
+
+
+def presence(cases: Sequence[CaseScores], plan: EvaluationPlan) -> NDArray[np.bool_]:
+    """Shape (cases, classes): whether the case has a voxel of the class, true or predicted."""
+    return score_table(lambda entry: not entry.absent, cases, plan) > 0
+
+
+def means_of_rows(table: Floats) -> Floats:
+    """Shape (cases, classes) to (cases,): mean of the finite values in each row; NaN for a row without any."""
+    used = np.isfinite(table)
+    number = used.sum(axis=1)
+    total = np.where(used, table, 0.0).sum(axis=1)
+    return np.where(number > 0, total / np.maximum(number, 1), np.nan)
