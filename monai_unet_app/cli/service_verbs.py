@@ -148,7 +148,7 @@ def _remembered(database: Path, *, must: bool) -> tuple[Head | None, str]:
     """What a node's database remembers of its trail; and, in words, what the trail's end was compared with."""
     import sqlite3
 
-    from monai_unet_app.service.queue import read_head
+    from monai_unet_app.service.database import read_head
 
     if not database.exists() and not must:
         return None, "not checked; no node.sqlite lies beside the trail, and none was named with --database"

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from fastapi import Depends, HTTPException, Request
 
-from monai_unet_app.service.queue import RELEASED, Result
+from monai_unet_app.service.rows import READABLE, Result
 from monai_unet_app.service.tokens import Holder, Role
 
 ASK = {"WWW-Authenticate": 'Basic realm="monai-unet", charset="UTF-8"'}
@@ -66,7 +66,7 @@ Admin = Annotated[Holder, Depends(needs("admin"))]
 
 def may_open(holder: Holder, result: Result) -> bool:
     """Whether a holder may see the content of a result: a released result is for all readers, others only for reviewers."""
-    return result.state in RELEASED or holder.may("reviewer")
+    return result.state in READABLE or holder.may("reviewer")
 
 
 def token_of(authorization: str) -> str:

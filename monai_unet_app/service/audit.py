@@ -85,13 +85,13 @@ class Key:
 class Anchor(Protocol):
     """Remembers the head of a trail, apart from the trail; `service.queue.Queue` is one."""
 
-    def all_or_none(self) -> AbstractContextManager[Any]:
+    def transaction(self) -> AbstractContextManager[Any]:
         """What happens within is remembered at its end, or nothing of it."""
 
     def head(self) -> Head | None:
         """What was remembered last; None if nothing was."""
 
-    def keep_head(self, head: Head) -> None:
+    def record_head(self, head: Head) -> None:
         """Remembers it."""
 
 
@@ -144,7 +144,7 @@ class AuditTrail:
         else:
             self._key = key
         if anchor is not None:
-            anchor.keep_head(Head(self._count, self._last))
+            anchor.record_head(Head(self._count, self._last))
 
     def write(self, event: str, **facts: Any) -> None:
         """Adds a line, forces it to the disk, and has the anchor remember it, with what else is recorded in one go.
@@ -169,7 +169,7 @@ class AuditTrail:
             self._file = _identity(self.path)
             self._count, self._last = self._count + 1, digest
             if self._anchor is not None:
-                self._anchor.keep_head(Head(self._count, self._last))
+                self._anchor.record_head(Head(self._count, self._last))
 
     def try_out(self) -> None:
         """Whether a line could be added now.
@@ -196,7 +196,7 @@ class AuditTrail:
         if self._anchor is None:
             yield
             return
-        with self._anchor.all_or_none():
+        with self._anchor.transaction():
             yield
 
 

@@ -1,13 +1,15 @@
-"""Storage commitment by a node: a request is in the queue before it is answered, and reported on until it was heard."""
+"""Storage commitment by a node: a request is in the database before it is answered, and is reported on until that succeeds."""
 
 from __future__ import annotations
 
+import json
 import logging
 import sqlite3
 import threading
 import time
+from typing import NamedTuple
 
-from dicom_io.errors import DicomIoError, NetworkError
+from dicom_io.errors import DicomIoError
 from dicom_io.net.commitment_provider import (
     DUPLICATE_TRANSACTION,
     CommitmentProvider,
@@ -17,23 +19,40 @@ from dicom_io.net.commitment_provider import (
 )
 from dicom_io.net.destination import Dimse
 from dicom_io.net.service import RequestRefusedError, Service
-from monai_unet_app.service.queue import Queue
+from monai_unet_app.service.database import Database
 from monai_unet_app.service.site_file import Site
 
 _LOOK_S, _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 2.0, 300.0
-_FEW_TRIES = 10
+_FEWEST_TRIES = 10
+"""No report is given up before so many tries, whatever the clock says."""
 
 _logger = logging.getLogger(__name__)
 
 
-class Commitments:
-    """Reports from `with` to its end, in a thread of its own: a requestor that is slow keeps nobody else waiting."""
+class Unreported(NamedTuple):
+    """A request that the requestor has no report on yet.
 
-    def __init__(self, store: Holdings, site: Site, queue: Queue) -> None:
-        """Prepares it; reports go to the destination with the requestor's AE title, else over the association that asked."""
+    Attributes:
+        tries: How often a report failed.
+        created: When the request came, by `Database.now_s`.
+    """
+
+    request: CommitmentRequest
+    tries: int
+    created: float
+
+
+class Commitments:
+    """Reports from `with` to its end, in a thread of its own: a slow requestor keeps nobody else waiting."""
+
+    def __init__(self, store: Holdings, site: Site, database: Database) -> None:
+        """Nothing runs yet.
+
+        A report goes to the destination that has the requestor's AE title, or else over the association that asked.
+        """
         addresses = {one.peer.ae_title: one for one in site.destinations.values() if isinstance(one.peer, Dimse)}
-        self._queue, self._give_up_s = queue, site.node.give_up_h * 3600
-        self._provider = CommitmentProvider(store, addresses, self._accepted)
+        self._database, self._give_up_s = database, site.node.give_up_h * 3600
+        self._provider = CommitmentProvider(store, addresses, self._accept)
         self._not_before: dict[tuple[str, str], float] = {}
         self._stop, self._thread = threading.Event(), threading.Thread(target=self._run, name="commitments")
 
@@ -55,37 +74,63 @@ class Commitments:
         self._stop.set()
         self._thread.join()
 
-    def _accepted(self, request: CommitmentRequest) -> None:
-        references = [list(one) for one in request.references]
-        if not self._queue.commitment(request.ae_title, request.transaction_uid, references):
+    def _accept(self, request: CommitmentRequest) -> None:
+        """Records a request; raises `RequestRefusedError` if its transaction came before with other instances."""
+        references = json.dumps(request.references)
+        with self._database.transaction() as db:
+            db.execute(
+                'INSERT OR IGNORE INTO commitments (ae_title, "transaction", refs, created) VALUES (?, ?, ?, ?)',
+                (request.ae_title, request.transaction_uid, references, self._database.now_s()),
+            )
+            query = 'SELECT refs FROM commitments WHERE ae_title = ? AND "transaction" = ?'
+            recorded = db.execute(query, (request.ae_title, request.transaction_uid)).fetchone()["refs"]
+        if recorded != references:
             raise RequestRefusedError(DUPLICATE_TRANSACTION, "the transaction came before, with other instances")
 
     def _run(self) -> None:
         while not self._stop.wait(_LOOK_S):
             try:
                 self._report_all()
-            except sqlite3.Error as error:  # nothing is forgotten: it is tried again
+            except sqlite3.Error as error:  # the request stays in the database, and is reported on later
                 _logger.error("cannot report on storage commitments (%s)", error)
                 self._stop.wait(_FIRST_PAUSE_S)
 
     def _report_all(self) -> None:
-        for ae_title, transaction, references, tries, created in self._queue.commitments():
-            if self._stop.is_set() or time.monotonic() < self._not_before.get((ae_title, transaction), 0.0):
+        for waiting in unreported(self._database):
+            key = (waiting.request.ae_title, waiting.request.transaction_uid)
+            if self._stop.is_set() or time.monotonic() < self._not_before.get(key, 0.0):
                 continue
-            request = CommitmentRequest(ae_title, transaction, tuple(Reference(*one) for one in references))
-            self._report(request, tries, self._queue.now_s() - created > self._give_up_s)
+            self._report(waiting, key)
 
-    def _report(self, request: CommitmentRequest, tries: int, is_late: bool) -> None:
-        key = (request.ae_title, request.transaction_uid)
+    def _report(self, waiting: Unreported, key: tuple[str, str]) -> None:
         try:
-            self._provider.report(request)
-        except (NetworkError, DicomIoError, OSError) as error:
-            if is_late and tries >= _FEW_TRIES:
-                _logger.warning("gave up to report on a storage commitment of %s (%s)", request.ae_title, error)
-                self._queue.commitment_reported(*key)
+            self._provider.report(waiting.request)
+        except (DicomIoError, OSError) as error:
+            is_late = self._database.now_s() - waiting.created > self._give_up_s
+            if not is_late or waiting.tries < _FEWEST_TRIES:
+                self._update("attempts = attempts + 1", key)
+                pause_s = min(_FIRST_PAUSE_S * 2.0**waiting.tries, _LONGEST_PAUSE_S)
+                self._not_before[key] = time.monotonic() + pause_s
                 return
-            self._queue.commitment_tried(*key)
-            self._not_before[key] = time.monotonic() + min(_FIRST_PAUSE_S * 2.0**tries, _LONGEST_PAUSE_S)
-            return
-        self._queue.commitment_reported(*key)
+            _logger.warning("gave up to report on a storage commitment of %s (%s)", waiting.request.ae_title, error)
+        self._update("reported = ?", key, time.time())
         self._not_before.pop(key, None)
+
+    def _update(self, change: str, key: tuple[str, str], *values: float) -> None:
+        with self._database.transaction() as db:
+            db.execute(f'UPDATE commitments SET {change} WHERE ae_title = ? AND "transaction" = ?', (*values, *key))
+
+
+def unreported(database: Database) -> list[Unreported]:
+    """Requests without a report, the oldest first."""
+    rows = database.rows("SELECT * FROM commitments WHERE reported IS NULL ORDER BY created")
+    return [
+        Unreported(
+            CommitmentRequest(
+                row["ae_title"], row["transaction"], tuple(Reference(*pair) for pair in json.loads(row["refs"]))
+            ),
+            row["attempts"],
+            row["created"],
+        )
+        for row in rows
+    ]

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from monai_unet_app.data.schemas import write_json
-from monai_unet_app.service.queue import Delivery, Job, Queue
+from monai_unet_app.service.queue import Queue
+from monai_unet_app.service.rows import Delivery, Job
 
 _ALL = 1_000_000
 

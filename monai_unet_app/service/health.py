@@ -36,7 +36,7 @@ class Health:
         """Tries database and audit trail, if they were not tried just now, and logs what has changed."""
         if self._looked and time.monotonic() - self._looked < LOOK_S:
             return
-        for part, try_out in (("database", self._node.queue.try_out), ("audit trail", self._node.audit.try_out)):
+        for part, try_out in (("database", self._node.queue.check_writable), ("audit trail", self._node.audit.try_out)):
             self._trying = part
             try:
                 try_out()

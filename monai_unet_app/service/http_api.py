@@ -39,8 +39,8 @@ from monai_unet_app.service.hints import Hints
 from monai_unet_app.service.http_body import copy_upload, is_form, mask_ending, opened_form, receive_file, scratch_file
 from monai_unet_app.service.node_metrics import exposition
 from monai_unet_app.service.pages import SOON_S, ReviewPages
-from monai_unet_app.service.queue import DecidedError, Result
 from monai_unet_app.service.reviews import PAGE_S, decide, refuse, release, standing
+from monai_unet_app.service.rows import DecidedError, Result
 from monai_unet_app.service.server import HttpServer
 from monai_unet_app.service.site_file import HttpConfig
 from monai_unet_app.service.status import Viewer, find_page, status_page, waiting_page

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from monai_unet_app.service.audit import AuditTrail
-from monai_unet_app.service.queue import FOLLOW_UPS, KEPT_BACK, Job, NewResult, Queue, Result
+from monai_unet_app.service.queue import Queue
+from monai_unet_app.service.rows import FOLLOW_UPS, HELD_BACK, Job, NewResult, Result
 from monai_unet_app.service.work import digest_of, result_files
 
 _MOST_REMADE = 2
@@ -46,7 +47,7 @@ class LostResults:
         Returns:
             Empty where it is made again, or will be; else `lost`, and why it cannot be made again.
         """
-        with self._queue.all_or_none():
+        with self._queue.transaction():
             jobs = self._queue.jobs_of(result.study)
             if not jobs or jobs[-1].state in ("queued", "working"):
                 return ""
@@ -60,7 +61,7 @@ class LostResults:
                 return f"{lost}, and job {job.id}, which would make them again, is a dead letter"
             if self._queue.times_remade(job.id) >= _MOST_REMADE:
                 return f"{lost}, and were again after they were made again {_MOST_REMADE} times"
-            self._queue.remake(job.id)
+            self._queue.remake_job(job.id)
             self._audit.write("remade", study=result.study, job=job.id, result=result.id, reason=lost)
         return ""
 
@@ -75,7 +76,7 @@ class LostResults:
         other = {
             key: before
             for key, before in made.items()
-            if before.state not in KEPT_BACK and (key not in again or again[key].digest != before.digest)
+            if before.state not in HELD_BACK and (key not in again or again[key].digest != before.digest)
         }
         reasons = {before.id: _why_other(self.why_lost(before), again.get(key)) for key, before in other.items()}
         kept = [one for one in found if (one.rule, one.series) not in other]

@@ -40,8 +40,9 @@ from monai_unet_app.service.dead_letters import DeadLetters
 from monai_unet_app.service.health import Health
 from monai_unet_app.service.lost_results import LostResults
 from monai_unet_app.service.node_metrics import Durations
-from monai_unet_app.service.queue import Delivery, Job, NewResult, Queue, Result
+from monai_unet_app.service.queue import Queue
 from monai_unet_app.service.restore import restore
+from monai_unet_app.service.rows import Delivery, Job, NewResult, Result
 from monai_unet_app.service.site_file import Site
 from monai_unet_app.service.uploads import IMAGES
 from monai_unet_app.service.worker_pool import Crew, Pause
@@ -240,8 +241,8 @@ class Node:
 
     def retry(self, kind: Literal["job", "delivery"], number: int, who: str) -> bool:
         """A dead letter is tried again, with all its tries; False if there is none of that number."""
-        with self.queue.all_or_none():
-            revived = (self.queue.revive if kind == "job" else self.queue.revive_delivery)(number)
+        with self.queue.transaction():
+            revived = (self.queue.retry_job if kind == "job" else self.queue.retry_delivery)(number)
             if revived is None:
                 return False
             told = (
@@ -314,12 +315,12 @@ class Node:
         for study in self.arrivals.studies():
             count = self.arrivals.unrecorded(study)
             if count:
-                self.queue.arriving(study, count)
+                self.queue.record_instances(study, count)
                 self.arrivals.recorded(study, count)
             if not self.arrivals.is_quiet(study, self.config.stable_s):
                 continue
-            with self.queue.all_or_none():
-                job = self.queue.settle(study)
+            with self.queue.transaction():
+                job = self.queue.complete_study(study)
                 count = self.queue.instances(study)
                 self.audit.write("complete", study=study, version=job.version, job=job.id, instances=count)
             _logger.info("study %s: complete, version %s of %s instance(s), job %s", study, job.version, count, job.id)
@@ -331,9 +332,9 @@ class Node:
         idle = self.workers.idle()
         if not idle:
             return
-        due = [job for job in self.queue.waiting() if time.monotonic() >= self._not_before.get(job.id, 0.0)]
+        due = [job for job in self.queue.queued_jobs() if time.monotonic() >= self._not_before.get(job.id, 0.0)]
         for child, job in zip(idle, due, strict=False):
-            begun = self.queue.begin(job.id)
+            begun = self.queue.start_job(job.id)
             child.give(begun, self._task(begun))
 
     def _task(self, job: Job) -> dict[str, Any]:
@@ -372,7 +373,7 @@ class Node:
             self._wait_for_the_rest(job, str(message["incomplete"]))
         elif message is not None and "wait" in message:
             self._not_before[job.id] = time.monotonic() + _WAIT_S
-            self.queue.put_back(job.id, str(message["wait"]), counts=False)
+            self.queue.requeue_job(job.id, str(message["wait"]), counts=False)
         else:
             self._failed(job, str(message["broken"]) if message else _why_ended(child))
 
@@ -380,7 +381,7 @@ class Node:
         """A study whose series lack images by their own headers is worked at when the rest came, or did not for so long."""
         left_s = max(0.0, self.config.incomplete_s - self.queue.quiet_s(job.study))
         self._not_before[job.id] = time.monotonic() + left_s
-        self.queue.put_back(job.id, f"waits for images: {lacks}", counts=False)
+        self.queue.requeue_job(job.id, f"waits for images: {lacks}", counts=False)
         _logger.info("study %s: waits up to %.0f s for images: %s", job.study, left_s, lacks)
 
     def _new_result(self, one: Mapping[str, Any]) -> NewResult:
@@ -392,7 +393,7 @@ class Node:
         return NewResult(**one, destinations=self.site.destinations_for(rule.name, one["series"]))
 
     def _keep(self, job: Job, found: list[NewResult], worker: int) -> None:
-        with self.queue.all_or_none():
+        with self.queue.transaction():
             self._drop_decisions(job.study)
             if self.queue.times_remade(job.id):
                 found, not_again = self.lost.compare(job, found)
@@ -400,7 +401,7 @@ class Node:
                     for delivery in self.queue.deliveries_of(number):
                         if delivery.state == "pending":
                             self._give_up(delivery, why)
-            for made, one in zip(self.queue.finish(job.id, found), found, strict=True):
+            for made, one in zip(self.queue.finish_job(job.id, found), found, strict=True):
                 self.audit.write(
                     "result", study=job.study, version=job.version, job=job.id, result=made.id, series=one.series,
                     rule=one.rule, state=made.state, verdict=one.verdict, reason=one.reason, digest=one.digest,
@@ -418,8 +419,8 @@ class Node:
 
     def _failed(self, job: Job, reason: str) -> None:
         if job.attempts >= self.config.tries:
-            with self.queue.all_or_none():
-                self.queue.bury(job.id, reason)
+            with self.queue.transaction():
+                self.queue.give_up_job(job.id, reason)
                 self.audit.write("dead letter", study=job.study, version=job.version, job=job.id, reason=reason)
                 self.letters.lay_down(job, reason)
             self._forget_unsendable(job.study)
@@ -427,7 +428,7 @@ class Node:
         else:
             _logger.info("study %s: job %s failed, try %s: %s", job.study, job.id, job.attempts, reason)
             self._not_before[job.id] = time.monotonic() + min(2.0**job.attempts, _WAIT_S)
-            self.queue.put_back(job.id, reason)
+            self.queue.requeue_job(job.id, reason)
 
     def _watch(self) -> None:
         """Ends children that are frozen or take too long, at a task or to start, and workers that take too much memory."""
@@ -464,8 +465,8 @@ class Node:
             self._delivered[delivery.destination] = time.time()
             self.seconds["deliver"].append(float(message["seconds"]))
             result = self.queue.result(delivery.result)
-            with self.queue.all_or_none():
-                self.queue.delivered(delivery.id)
+            with self.queue.transaction():
+                self.queue.record_delivered(delivery.id)
                 self.audit.write(
                     "delivered", study=result.study if result else "", result=delivery.result,
                     destination=delivery.destination, objects=message["delivered"],
@@ -486,11 +487,11 @@ class Node:
         if is_late and delivery.attempts >= _FEW_TRIES:
             self._give_up(delivery, reason)
         else:
-            self.queue.not_delivered(delivery.id, reason)
+            self.queue.record_failed_try(delivery.id, reason)
 
     def _give_up(self, delivery: Delivery, reason: str) -> None:
-        with self.queue.all_or_none():
-            self.queue.bury_delivery(delivery.id, reason)
+        with self.queue.transaction():
+            self.queue.give_up_delivery(delivery.id, reason)
             self.audit.write("dead letter", result=delivery.result, destination=delivery.destination, reason=reason)
             self.letters.lay_down(delivery, reason)
         _logger.warning("dead letter: result %s to %s: %s", delivery.result, delivery.destination, reason)
@@ -505,7 +506,7 @@ class Node:
             self._give_up(delivery, why_not)
             return
         self._unsendable[result.id] = result.study
-        self.queue.not_delivered(delivery.id, f"{lost}; they are made again")
+        self.queue.record_failed_try(delivery.id, f"{lost}; they are made again")
         _logger.warning("result %s: %s; study %s is worked at again", result.id, lost, result.study)
 
     def _note_total(self, delivery: Delivery) -> None:
@@ -526,7 +527,7 @@ class Node:
                 for result in self.queue.results_of(job.id):
                     shutil.rmtree(self.folder / REVIEWS / str(result.id), ignore_errors=True)
             shutil.rmtree(self.folder / RECEIVED / study, ignore_errors=True)
-            with self.queue.all_or_none():
+            with self.queue.transaction():
                 self.queue.forget(study)
                 self.audit.write("forgotten", study=study)
                 self._drop_decisions(study)
@@ -534,7 +535,7 @@ class Node:
         self._forget_verdicts()
         self.letters.mend()
         at_work = {self._output(child.task) for child in self.workers.children if child.task is not None}
-        known = self.queue.folders() | at_work
+        known = self.queue.folder_names() | at_work
         (self.folder / RESULTS).mkdir(exist_ok=True)
         for path in (self.folder / RESULTS).iterdir():
             is_being_made = at_work and path.name.startswith(PARTIAL)  # a worker writes there when it has computed
@@ -555,10 +556,10 @@ class Node:
 
     def _drop_decisions(self, study: str) -> None:
         """What was decided about results of a study that are forgotten holds as long as there is a record of it."""
-        for one in self.queue.kept_decisions(study):
+        for one in self.queue.decisions_on_forgotten(study):
             if not any((self.folder / VERDICTS / study).glob(f"result-{one.result}_{one.decision}*.json")):
-                with self.queue.all_or_none():
-                    self.queue.drop_decision(one.result, one.decision)
+                with self.queue.transaction():
+                    self.queue.forget_decision(one.result, one.decision)
                     self.audit.write("decision forgotten", study=study, result=one.result, decision=one.decision)
 
 

@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from monai_unet_app import __version__
-from monai_unet_app.service.queue import FOLLOW_UPS, DeliveryState, JobState, ResultState
+from monai_unet_app.service.rows import FOLLOW_UPS, DeliveryState, JobState, ResultState
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -99,7 +99,7 @@ class _Figures(Collector):
         verdicts = CounterMetricFamily(
             "monai_unet_verdicts", "results by the quality gate's verdict", labels=["verdict"]
         )
-        told = {verdict or "none": count for verdict, count in node.queue.verdicts().items()}
+        told = {verdict or "none": count for verdict, count in node.queue.verdict_counts().items()}
         for verdict, count in (dict.fromkeys(_VERDICTS, 0) | told).items():
             verdicts.add_metric([verdict], count)
         yield verdicts

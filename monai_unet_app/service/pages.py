@@ -10,8 +10,8 @@ from pathlib import Path
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.service.hints import Hints
 from monai_unet_app.service.node import Node
-from monai_unet_app.service.queue import FOLLOW_UPS, Result
 from monai_unet_app.service.reviews import document_of, page_of, review_page
+from monai_unet_app.service.rows import FOLLOW_UPS, Result
 
 SOON_S = 0.5
 """A page that takes longer is waited for on a page of its own."""

@@ -1,4 +1,8 @@
-"""How a new result enters the node's database: whose place it takes, what was decided on its bytes, who gets it.
+"""How a new result enters the node's database: what it supersedes, what was decided about its bytes, where it goes.
+
+This is where a result is held back. Held back physically means: it has no row in `deliveries`, and senders are given rows of
+that table only. `work.state_of` gives the state that the quality gate asks for; `_decided_state` changes it where a person has
+decided about the same bytes before.
 
 Each function works within the caller's transaction.
 """
@@ -9,65 +13,120 @@ import sqlite3
 import time
 from collections.abc import Sequence
 
-from monai_unet_app.service.rows import FOLLOW_UPS, OPEN_RESULTS, NewResult, ResultState
+from monai_unet_app.service.rows import (
+    FOLLOW_UPS,
+    SENDING_DECISIONS,
+    UNFINISHED,
+    NewResult,
+    ResultState,
+    sql_list,
+)
 
 _SENT: tuple[ResultState, ...] = ("sending", "not processed")
 """New results that go to their destinations: the result itself, or the notice that there is none."""
 
+_SAME_SERIES = "study = ? AND rule = ? AND series = ?"
 
-def add_result(db: sqlite3.Connection, job: sqlite3.Row, one: NewResult, now_s: float) -> int:
-    """Records a result and its deliveries; one that the destinations have already, byte for byte, is not sent again."""
-    earlier = db.execute(
-        "SELECT * FROM results WHERE study = ? AND rule = ? AND series = ? ORDER BY id",
-        (job["study"], one.rule, one.series),
-    ).fetchall()
-    db.execute(
-        "UPDATE results SET state = 'superseded', done = ? WHERE study = ? AND rule = ? AND series = ? "
-        f"AND state IN {listed(OPEN_RESULTS)} AND verdict NOT IN {FOLLOW_UPS}",
-        (now_s, job["study"], one.rule, one.series),
-    )
-    db.execute(
-        "DELETE FROM deliveries WHERE state = 'pending' AND result IN (SELECT id FROM results WHERE state = 'superseded' AND "
-        "study = ?)",
-        (job["study"],),
-    )
-    db.execute(  # a notice that is not out, given up or not, says nothing that is still so
-        "DELETE FROM deliveries WHERE state != 'delivered' AND result IN (SELECT id FROM results WHERE study = ? AND rule = ? "
-        "AND series = ? AND state = 'not processed')",
-        (job["study"], one.rule, one.series),
-    )
-    same = [row for row in earlier if row["digest"] == one.digest]
-    kept = db.execute(
-        "SELECT * FROM kept_decisions WHERE study = ? AND rule = ? AND series = ? AND digest = ? ORDER BY id",
-        (job["study"], one.rule, one.series, one.digest),
-    ).fetchall()
-    state, reason = _as_decided(one, same, kept)
-    now, done = time.time(), None if state in OPEN_RESULTS else now_s
+
+def add_result(db: sqlite3.Connection, job: sqlite3.Row, new: NewResult, now_s: float) -> int:
+    """Records a result and its deliveries; a destination that has the same bytes is not sent them again.
+
+    Args:
+        db: Within a transaction.
+        job: Row of the job that made the result.
+        new: The result, in the state that the quality gate asks for.
+        now_s: Time by the node's own clock.
+
+    Returns:
+        Number of the result.
+    """
+    series = (job["study"], new.rule, new.series)
+    query = f"SELECT * FROM results WHERE {_SAME_SERIES} AND digest = ? ORDER BY id"
+    same = db.execute(query, (*series, new.digest)).fetchall()
+    state, reason = _decided_state(new, same, _decisions(db, series, new.digest))
+    _supersede(db, series, now_s)
     cursor = db.execute(
         "INSERT INTO results (job, study, rule, series, folder, state, verdict, reason, digest, created, done) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
-            job["id"], job["study"], one.rule, one.series, one.folder, state, one.verdict, reason, one.digest, now, done,
+            job["id"], *series, new.folder, state, new.verdict, reason, new.digest, time.time(),
+            None if state in UNFINISHED else now_s,
         ),
     )  # fmt: skip
     number = int(cursor.lastrowid or 0)
-    if one.folder and state != "not processed":
-        count_verdict(db, one.verdict)
-    if state not in _SENT:
-        return number
-    marks = ", ".join("?" * len(same))
-    query = f"SELECT destination FROM deliveries WHERE state = 'delivered' AND result IN ({marks})"
-    have = {row["destination"] for row in db.execute(query, [row["id"] for row in same])}
-    add_deliveries(db, number, [name for name in one.destinations if name not in have], now_s)
-    for name in one.destinations:
-        if name in have:
-            db.execute(
-                "INSERT INTO deliveries (result, destination, state, reason, created, done) VALUES (?, ?, 'delivered', "
-                "'it has the same bytes already', ?, ?)",
-                (number, name, now, now_s),
-            )
-    close_if_done(db, number, now_s)
+    if new.folder and state != "not processed":
+        count_verdict(db, new.verdict)
+    if state in _SENT:
+        _add_new_deliveries(db, number, new.destinations, [row["id"] for row in same], now_s)
     return number
+
+
+def _decisions(db: sqlite3.Connection, series: tuple[str, str, str], digest: str) -> list[str]:
+    """Decisions about results of the same bytes, forgotten results included; the first decision first."""
+    rows = db.execute(
+        "SELECT d.id, d.decision FROM decisions d JOIN results r ON r.id = d.result "
+        f"WHERE {_SAME_SERIES} AND digest = ? AND digest != '' "
+        f"UNION ALL SELECT id, decision FROM kept_decisions WHERE {_SAME_SERIES} AND digest = ? ORDER BY id",
+        (*series, digest, *series, digest),
+    )
+    return [row["decision"] for row in rows]
+
+
+def _decided_state(new: NewResult, same: Sequence[sqlite3.Row], decisions: Sequence[str]) -> tuple[ResultState, str]:
+    """State and reason of a new result. A decision about the same bytes holds for it, and the last decision counts.
+
+    Decisions come before states: a result that was accepted, and was superseded while it was sent, has no state that tells of
+    the decision.
+
+    Args:
+        new: The new result.
+        same: Earlier results of the same bytes.
+        decisions: Decisions about the same bytes.
+    """
+    if new.state not in UNFINISHED:
+        return new.state, new.reason
+    states = [row["state"] for row in same if row["state"] in ("refused", "sending", "delivered", "dead")]
+    if not (decisions or states):
+        return new.state, new.reason
+    if decisions[-1] in SENDING_DECISIONS if decisions else states[-1] != "refused":
+        return "sending", new.reason
+    reasons = [row["reason"] for row in same if row["state"] == "refused"]
+    return "refused", reasons[-1] if reasons else f"{decisions[-1]} by a reviewer"
+
+
+def _supersede(db: sqlite3.Connection, series: tuple[str, str, str], now_s: float) -> None:
+    """Ends the unfinished results of a series and rule, and the deliveries of notices that no destination has."""
+    db.execute(
+        f"UPDATE results SET state = 'superseded', done = ? WHERE {_SAME_SERIES} AND state IN {sql_list(UNFINISHED)} "
+        f"AND verdict NOT IN {FOLLOW_UPS}",
+        (now_s, *series),
+    )
+    db.execute(
+        "DELETE FROM deliveries WHERE state = 'pending' AND result IN (SELECT id FROM results WHERE state = 'superseded' AND "
+        "study = ?)",
+        series[:1],
+    )
+    # A notice that is not delivered, given up or not, says what is no longer so.
+    db.execute(
+        "DELETE FROM deliveries WHERE state != 'delivered' AND result IN "
+        f"(SELECT id FROM results WHERE {_SAME_SERIES} AND state = 'not processed')",
+        series,
+    )
+
+
+def _add_new_deliveries(
+    db: sqlite3.Connection, result: int, destinations: Sequence[str], same: Sequence[int], now_s: float
+) -> None:
+    """Deliveries of a new result; `same`: results of the same bytes, which some destinations may have."""
+    query = f"SELECT destination FROM deliveries WHERE state = 'delivered' AND result IN ({', '.join('?' * len(same))})"
+    have = {row["destination"] for row in db.execute(query, list(same))}
+    add_deliveries(db, result, [name for name in destinations if name not in have], now_s)
+    db.executemany(
+        "INSERT INTO deliveries (result, destination, state, reason, created, done) VALUES (?, ?, 'delivered', "
+        "'it has the same bytes already', ?, ?)",
+        [(result, name, time.time(), now_s) for name in destinations if name in have],
+    )
+    close_if_done(db, result, now_s)
 
 
 def count_verdict(db: sqlite3.Connection, verdict: str) -> None:
@@ -75,28 +134,8 @@ def count_verdict(db: sqlite3.Connection, verdict: str) -> None:
     db.execute("INSERT INTO totals VALUES (?, 1) ON CONFLICT (verdict) DO UPDATE SET n = n + 1", (verdict,))
 
 
-def _as_decided(one: NewResult, same: Sequence[sqlite3.Row], kept: Sequence[sqlite3.Row]) -> tuple[ResultState, str]:
-    """State and reason of a new result; what was decided on the same bytes is not asked again, the last decision counts.
-
-    Args:
-        one: The new result.
-        same: Earlier results of the same bytes.
-        kept: Decisions on results of the same bytes that are forgotten.
-    """
-    if one.state not in OPEN_RESULTS:
-        return one.state, one.reason
-    decided = [row for row in same if row["state"] in ("refused", "sending", "delivered", "dead")]
-    if decided:
-        is_out = decided[-1]["state"] != "refused"
-        return ("sending", one.reason) if is_out else ("refused", decided[-1]["reason"])
-    if kept:
-        is_out = kept[-1]["decision"] in ("accepted", "released")
-        return ("sending", one.reason) if is_out else ("refused", f"{kept[-1]['decision']} by a reviewer")
-    return one.state, one.reason
-
-
 def close_if_done(db: sqlite3.Connection, result: int, now_s: float) -> None:
-    """A result that was being sent, and of which nothing is pending, is delivered; dead if one of its deliveries is."""
+    """A result in state "sending" without pending deliveries becomes "delivered", or "dead" if a delivery was given up."""
     db.execute(
         "UPDATE results SET done = ?, state = CASE WHEN EXISTS (SELECT 1 FROM deliveries d WHERE d.result = results.id "
         "AND d.state = 'dead') THEN 'dead' ELSE 'delivered' END WHERE id = ? AND state = 'sending' AND NOT EXISTS (SELECT 1 "
@@ -106,13 +145,8 @@ def close_if_done(db: sqlite3.Connection, result: int, now_s: float) -> None:
 
 
 def add_deliveries(db: sqlite3.Connection, result: int, destinations: Sequence[str], now_s: float) -> None:
-    """Deliveries of a result that wait to be sent; one that is recorded already stays as it is."""
+    """Adds deliveries of a result that wait to be sent; a delivery that is recorded already stays as it is."""
     db.executemany(
         "INSERT OR IGNORE INTO deliveries (result, destination, state, created, since) VALUES (?, ?, 'pending', ?, ?)",
         [(result, name, time.time(), now_s) for name in destinations],
     )
-
-
-def listed(states: Sequence[ResultState]) -> str:
-    """States as SQL lists them after IN."""
-    return f"({', '.join(repr(state) for state in states)})"

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from monai_unet_app.service.audit import entries
-from monai_unet_app.service.queue import FOLLOW_UPS, Decision, DecisionKind, Delivery, NewResult, Queue
+from monai_unet_app.service.queue import Queue
+from monai_unet_app.service.rows import FOLLOW_UPS, Decision, DecisionKind, Delivery, NewResult
 
 Line = dict[str, Any]
 _MADE = {"complete": "job", "result": "result", **dict.fromkeys(FOLLOW_UPS, "result")}
@@ -27,7 +28,7 @@ def restore(queue: Queue, trail: Path) -> None:
     """
     if not queue.is_new:
         return
-    with queue.all_or_none():
+    with queue.transaction():
         for line in _told(trail):
             _EVENTS[line["event"]](queue, line)
 
@@ -45,41 +46,41 @@ def _made(line: Line) -> tuple[str, int]:
 
 
 def _complete(queue: Queue, line: Line) -> None:
-    queue.arriving(line["study"], line["instances"] - queue.instances(line["study"]))
-    queue.number_next("jobs", line["job"])
-    queue.settle(line["study"])
+    queue.record_instances(line["study"], line["instances"] - queue.instances(line["study"]))
+    queue.set_next_number("jobs", line["job"])
+    queue.complete_study(line["study"])
 
 
 def _result(queue: Queue, line: Line) -> None:
-    queue.number_next("results", line["result"])
+    queue.set_next_number("results", line["result"])
     facts = {key: line[key] for key in ("rule", "series", "folder", "verdict", "digest", "destinations")}
     goes = line["destinations"] and line["state"] == "delivered"  # to nobody who had not these bytes already
     reason = line.get("reason", "")  # none in lines of earlier versions
-    queue.finish(line["job"], [NewResult(**facts, state="sending" if goes else line["state"], reason=reason)])
+    queue.finish_job(line["job"], [NewResult(**facts, state="sending" if goes else line["state"], reason=reason)])
 
 
 def _follow_up(queue: Queue, line: Line) -> None:
     of = queue.result(line["of"])
     if of is not None:
-        queue.number_next("results", line["result"])
+        queue.set_next_number("results", line["result"])
         queue.add_follow_up(of, line["event"], line["folder"], line["digest"], line["destinations"])
 
 
 def _released(queue: Queue, line: Line) -> None:
-    queue.release(line["result"], line["destinations"])
+    queue.send_held_back(line["result"], line["destinations"])
     _recorded(queue, line, "released")
 
 
 def _refused(queue: Queue, line: Line) -> None:
-    queue.refuse(line["result"], f"by {line['who']}, {line['time'][:10]}")
+    queue.mark_refused(line["result"], f"by {line['who']}, {line['time'][:10]}")
     _recorded(queue, line, "refused")
 
 
 def _decided(queue: Queue, line: Line) -> None:
     if line["decision"] == "accepted":
-        queue.release(line["result"], line["destinations"])
+        queue.send_held_back(line["result"], line["destinations"])
     else:
-        queue.refuse(line["result"], f"{line['decision']} by a reviewer")
+        queue.mark_refused(line["result"], f"{line['decision']} by a reviewer")
     _recorded(queue, line, line["decision"])
 
 
@@ -89,21 +90,21 @@ def _recorded(queue: Queue, line: Line, decision: DecisionKind) -> None:
 
 def _delivered(queue: Queue, line: Line) -> None:
     for delivery in _deliveries(queue, line):
-        queue.delivered(delivery.id)
+        queue.record_delivered(delivery.id)
 
 
 def _dead(queue: Queue, line: Line) -> None:
     if "job" in line:
-        queue.bury(line["job"], line["reason"])
+        queue.give_up_job(line["job"], line["reason"])
     for delivery in _deliveries(queue, line):
-        queue.bury_delivery(delivery.id, line["reason"])
+        queue.give_up_delivery(delivery.id, line["reason"])
 
 
 def _retried(queue: Queue, line: Line) -> None:
     if "job" in line:
-        queue.revive(line["job"])
+        queue.retry_job(line["job"])
     for delivery in _deliveries(queue, line):
-        queue.revive_delivery(delivery.id)
+        queue.retry_delivery(delivery.id)
 
 
 def _forgotten(queue: Queue, line: Line) -> None:
@@ -111,7 +112,7 @@ def _forgotten(queue: Queue, line: Line) -> None:
 
 
 def _decision_forgotten(queue: Queue, line: Line) -> None:
-    queue.drop_decision(line["result"], line["decision"])
+    queue.forget_decision(line["result"], line["decision"])
 
 
 def _deliveries(queue: Queue, line: Line) -> list[Delivery]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from monai_unet_app.service.queue import FOLLOW_UPS, Queue, Result
+from monai_unet_app.service.queue import Queue
+from monai_unet_app.service.rows import FOLLOW_UPS, Result
 
 
 def earlier_versions(queue: Queue, result: Result) -> list[Result]:
@@ -26,7 +27,7 @@ def earlier_versions(queue: Queue, result: Result) -> list[Result]:
 
 def destinations_with(queue: Queue, result: Result) -> set[str]:
     """Names of the destinations that have the bytes of a result."""
-    sent = [delivery for one in queue.alike(result.id) for delivery in queue.deliveries_of(one.id)]
+    sent = [delivery for one in queue.same_bytes(result.id) for delivery in queue.deliveries_of(one.id)]
     return {delivery.destination for delivery in sent if delivery.state == "delivered"}
 
 

@@ -18,8 +18,8 @@ from typing import Any
 from monai_unet_app.data.schemas import write_new_json
 from monai_unet_app.errors import AppError, InputRefusedError
 from monai_unet_app.service.node import RECEIVED, RESULTS, REVIEWS, VERDICTS, Node
-from monai_unet_app.service.queue import DECIDABLE, FOLLOW_UPS, KEPT_BACK, DecidedError, Decision, Result
 from monai_unet_app.service.result_versions import destinations_with, earlier_versions
+from monai_unet_app.service.rows import DECIDABLE, FOLLOW_UPS, HELD_BACK, DecidedError, Decision, Result
 from monai_unet_app.service.uploads import images_of
 from monai_unet_app.service.work import digest_of, variant_of
 
@@ -137,20 +137,20 @@ def _take_effect(
     kind, goes = record["decision"], node.site.destinations_for(result.rule, result.series)
     one = Decision(result.id, kind, who, record["applied_at"])
     facts = {"who": who, "study": result.study, "result": result.id, "decision": kind}
-    with node.queue.all_or_none():
-        node.queue.decide(one)
+    with node.queue.transaction():
+        node.queue.record_if_undecided(one)
         if kind != "accepted" and earlier_versions(node.queue, result) != list(earlier):
             raise DecidedError(
                 f"an earlier version of result {result.id} was decided on or delivered meanwhile; decide once more"
             )
         _keep(node, result, one, record["comment"], record)
-        alike = node.queue.alike(result.id)
+        alike = node.queue.same_bytes(result.id)
         went = {sent.destination for other in alike for sent in node.queue.deliveries_of(other.id)}
         if kind == "accepted":
-            node.queue.release(result.id, goes)
+            node.queue.send_held_back(result.id, goes)
             node.audit.write("decided", **facts, destinations=goes)
         else:
-            node.queue.refuse(result.id, f"{kind} by a reviewer")
+            node.queue.mark_refused(result.id, f"{kind} by a reviewer")
             node.audit.write("decided", **facts)
             for before in earlier:
                 went |= destinations_with(node.queue, before)
@@ -168,7 +168,7 @@ def _reject_with(node: Node, before: Result, result: Result, one: Decision) -> N
     """Records that an earlier version is rejected together with the result that took its place."""
     node.queue.record_decision(one)
     _keep(node, before, one, f"result {result.id}, a later version, was not accepted")
-    node.queue.refuse(before.id, f"rejected with result {result.id}")
+    node.queue.mark_refused(before.id, f"rejected with result {result.id}")
     node.audit.write("decided", who=one.who, study=before.study, result=before.id, decision="rejected", after=result.id)
 
 
@@ -194,8 +194,8 @@ def release(node: Node, number: int, who: str, reason: str, *, confirmed: bool =
         InputRefusedError: It was rejected, and that is not confirmed; or its files are lost.
     """
     one = Decision(number, "released", who, _now())
-    with node.deciding[number], _seen(node, number), node.queue.all_or_none():
-        node.queue.decide(one)
+    with node.deciding[number], _seen(node, number), node.queue.transaction():
+        node.queue.record_if_undecided(one)
         result = _present(node, number)
         if result.state == "rejected" and not confirmed:
             raise InputRefusedError(
@@ -204,7 +204,7 @@ def release(node: Node, number: int, who: str, reason: str, *, confirmed: bool =
             )
         goes = node.site.destinations_for(result.rule, result.series)
         _keep(node, result, one, reason)
-        node.queue.release(number, goes)
+        node.queue.send_held_back(number, goes)
         node.audit.write("released", result=number, study=result.study, rule=result.rule, destinations=goes, who=who)
 
 
@@ -216,11 +216,11 @@ def refuse(node: Node, number: int, who: str, reason: str) -> None:
         InputRefusedError: Its files are lost, and are made again; one whose files cannot be made again may be refused.
     """
     one = Decision(number, "refused", who, _now())
-    with node.deciding[number], _seen(node, number, or_lost_for_good=True), node.queue.all_or_none():
-        node.queue.decide(one)
+    with node.deciding[number], _seen(node, number, or_lost_for_good=True), node.queue.transaction():
+        node.queue.record_if_undecided(one)
         result = _present(node, number)
         _keep(node, result, one, reason)
-        node.queue.refuse(number, reason)
+        node.queue.mark_refused(number, reason)
         node.audit.write("refused", result=number, study=result.study, rule=result.rule, who=who)
 
 
@@ -263,9 +263,9 @@ def _lacks_document(node: Node, result: Result) -> str:
 
 @contextmanager
 def _seen(node: Node, number: int, *, or_lost_for_good: bool = False) -> Iterator[None]:
-    """Within, a result that waits for a reviewer has its files, see `check_files`; any other is for `Queue.decide` to tell."""
+    """Within, a result that is held back has its files, see `check_files`; `record_if_undecided` names any other."""
     result = node.queue.result(number)
-    if result is not None and result.state in KEPT_BACK:
+    if result is not None and result.state in HELD_BACK:
         check_files(node, result, or_lost_for_good=or_lost_for_good)
     yield
 
@@ -308,7 +308,7 @@ def _applied(
     """The record of a verdict; it and what it asks for are written to `output`. `earlier`: what a rejection names, too."""
     words = ["--result", str(document_of(node, result)), "--output", str(output)]
     words += ["--variants", str(node.result_folder(result))]
-    words += ["--delivered"] if result.state not in KEPT_BACK else []
+    words += ["--delivered"] if result.state not in HELD_BACK else []
     words += [word for one in earlier for word in ("--superseded", str(node.result_folder(one)))]
     words += ["--reviewer", who, "--organization", node.config.organization or "unknown"]
     if corrected is not None:

@@ -1,10 +1,39 @@
-"""What the node's memory holds: states, and rows of jobs, results, deliveries and decisions. SQLite is in `service.queue`."""
+"""Rows of the node's database, the states that they go through, and the tables. SQLite is opened in `service.database`.
+
+The life of a result. "By a person" names the decision that leads from one state to the next.
+
+    (new)          -> held            the quality gate's verdict is "review", and the rule holds such results
+                   -> rejected        the quality gate's verdict is "reject"
+                   -> sending         any other verdict, or a person has accepted or released the same bytes before
+                   -> refused         a person has rejected, corrected or refused the same bytes before
+                   -> not processed   there is no result, only a reason; destinations may get a notice
+    held, rejected -> sending         by a person: accepted, released
+    held, rejected -> refused         by a person: rejected, corrected, refused
+    held, rejected,
+    sending        -> superseded      the next version of the study has a result of the same series and rule
+    sending        -> delivered       every destination has it
+                   -> dead            nothing waits to be sent any more, and a delivery was given up
+    dead           -> sending         an administrator retries the delivery
+    sending,
+    delivered,
+    dead           -> refused         by a person: rejected, corrected
+
+Words that are used for one thing each:
+
+- A result is *held back* while it is held or rejected. It has no row in `deliveries` then, so no sender can find it.
+- A *verdict* is the quality gate's: "accept", "review", "reject", or empty without a gate. Follow-ups have their kind there.
+- A *decision* is a person's: accepted, corrected, rejected, released, refused.
+- A delivery or job that is *given up* is dead, and there is a *dead letter* about it.
+- A result whose files are lost is *remade*: its job is done again.
+- Callers and instances that the node does not take are *turned away*.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sqlite3
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from monai_unet_app.errors import AppError
 
@@ -12,20 +41,24 @@ JobState = Literal["queued", "working", "done", "dead"]
 ResultState = Literal["held", "rejected", "sending", "delivered", "not processed", "dead", "superseded", "refused"]
 DeliveryState = Literal["pending", "delivered", "dead"]
 DecisionKind = Literal["accepted", "corrected", "rejected", "refused", "released"]
-KEPT_BACK: tuple[ResultState, ...] = ("held", "rejected")
-"""Results that wait for a reviewer."""
 
-RELEASED: tuple[ResultState, ...] = ("sending", "delivered", "dead", "not processed")
-"""Results that went out or may; of all others only a reviewer sees the content."""
+HELD_BACK: tuple[ResultState, ...] = ("held", "rejected")
+"""Results that wait for a reviewer and have no delivery yet."""
 
-OPEN_RESULTS: tuple[ResultState, ...] = (*KEPT_BACK, "sending")
-"""Results of which something is still to be done."""
+UNFINISHED: tuple[ResultState, ...] = (*HELD_BACK, "sending")
+"""Results that something is still to be done with; a later version of the study supersedes them."""
 
-DECIDABLE: tuple[ResultState, ...] = (*OPEN_RESULTS, "delivered", "dead")
-"""Results that a person may decide on, unless somebody has."""
+DECIDABLE: tuple[ResultState, ...] = (*UNFINISHED, "delivered", "dead")
+"""Results that a person may decide about, unless a final decision was taken."""
+
+READABLE: tuple[ResultState, ...] = ("sending", "delivered", "dead", "not processed")
+"""Results whose content every reader may see; the content of all others is for reviewers only."""
+
+SENDING_DECISIONS: tuple[DecisionKind, ...] = ("accepted", "released")
+"""Decisions that let a result go to its destinations; every other decision refuses the result."""
 
 FOLLOW_UPS = ("verified", "corrected", "rejection note")
-"""Verdicts of results that follow from a decision: they are no results of a worker, supersede none and are not superseded."""
+"""Verdicts of results that follow from a decision. No worker made them; they supersede no result and are not superseded."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS studies (
@@ -60,15 +93,15 @@ CREATE INDEX IF NOT EXISTS jobs_state ON jobs (state);
 CREATE INDEX IF NOT EXISTS results_of ON results (study, rule, series);
 CREATE INDEX IF NOT EXISTS deliveries_state ON deliveries (state);
 """
-"""Tables of the SQLite file. `kept_decisions` has those about results that are forgotten, with what they were about."""
+"""Tables of the SQLite file. `kept_decisions` has the decisions about forgotten results, with what identifies the result."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A study that is to be segmented, or was.
+    """One version of a study that is to be segmented, or was.
 
     Attributes:
-        version: How often the study had become complete, from 1.
+        version: Counts from 1 how often the study became complete.
         attempts: How often a worker has begun it.
         created: Seconds since 1970.
     """
@@ -87,10 +120,11 @@ class NewResult:
     """What a worker made of one series.
 
     Attributes:
-        series: SeriesInstanceUID; empty where no series of the study was picked.
-        folder: Below the node's folder; empty where there is nothing to deliver.
-        digest: Of all files in it.
-        destinations: Where it is to go, at once or when a reviewer lets it.
+        series: SeriesInstanceUID; empty where no series of the study was picked, and for a NIfTI image.
+        folder: Relative to the folder `results`; empty where there is nothing to deliver.
+        verdict: Of the quality gate; empty without a gate.
+        digest: sha256 of the files in the folder, see `work.digest_of`.
+        destinations: Names of the destinations that get it, at once or after a reviewer's decision.
     """
 
     rule: str
@@ -105,7 +139,11 @@ class NewResult:
 
 @dataclass(frozen=True)
 class Result:
-    """A result as it is recorded; see `NewResult`."""
+    """A result as it is recorded, see `NewResult`. The verdict of a follow-up is its kind, one of `FOLLOW_UPS`.
+
+    Attributes:
+        created: Seconds since 1970.
+    """
 
     id: int
     job: int
@@ -122,7 +160,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Delivery:
-    """A result on its way to one destination."""
+    """A result on its way to one destination.
+
+    Attributes:
+        attempts: How often it was tried.
+        reason: Why the last try failed, or why it was given up.
+        created: Seconds since 1970.
+    """
 
     id: int
     result: int
@@ -139,7 +183,7 @@ class Decision:
 
     Attributes:
         who: The person's name.
-        at: When, by the node's clock, in ISO 8601 with a time zone.
+        at: Time of the decision by the node's clock, in ISO 8601 with a time zone.
     """
 
     result: int
@@ -149,9 +193,22 @@ class Decision:
 
     @property
     def is_final(self) -> bool:
-        """A released result may still be accepted, corrected or rejected; after any other decision nothing more is decided."""
+        """Whether no further decision is allowed. A released result may still be accepted, corrected or rejected."""
         return self.decision != "released"
 
 
 class DecidedError(AppError):
-    """Somebody has decided about the result already, or it is not what it was when it was looked at."""
+    """A decision about the result was taken already, or the result has changed since the person looked at it."""
+
+
+Row = TypeVar("Row", Job, Result, Delivery, Decision)
+
+
+def parse_rows(kind: type[Row], rows: Iterable[sqlite3.Row]) -> list[Row]:
+    """Rows of a query as objects of one kind; the query gives a column for each of its fields, and may give more."""
+    return [kind(*(row[name] for name in kind.__dataclass_fields__)) for row in rows]
+
+
+def sql_list(states: Sequence[str]) -> str:
+    """States as SQL writes them after IN."""
+    return f"({', '.join(repr(state) for state in states)})"

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from monai_unet_app import __version__
 from monai_unet_app.service.node_metrics import quantiles
-from monai_unet_app.service.queue import FOLLOW_UPS, KEPT_BACK, Result
+from monai_unet_app.service.rows import FOLLOW_UPS, HELD_BACK, Result
 
 if TYPE_CHECKING:
     from monai_unet_app.service.hints import Hints
@@ -28,7 +28,7 @@ RELOAD_S = 30
 
 _MOST_HELD, _SHOWN, _MOST_FOUND = 50, 20, 50
 _UID_END = 12
-_REVIEWED = {*KEPT_BACK, "sending", "delivered", "refused", "superseded"}
+_REVIEWED = {*HELD_BACK, "sending", "delivered", "refused", "superseded"}
 """States of results that have a review page."""
 
 
@@ -115,7 +115,7 @@ def status_page(node: Node, viewer: Viewer | None = None, *, still: bool = False
         cards=_cards(counts),
         held=viewer.results(
             "Held back until a reviewer decides",
-            [viewer.result(result) for result in queue.results(KEPT_BACK, _MOST_HELD)],
+            [viewer.result(result) for result in queue.results(HELD_BACK, _MOST_HELD)],
         ),
         dead=_dead_letters(node, viewer),
         waiting=_jobs(node, viewer),
@@ -215,7 +215,7 @@ def _cards(counts: dict[str, dict[str, int]]) -> dict[str, int]:
         "queued": jobs.get("queued", 0),
         "at work": jobs.get("working", 0),
         "sending": results.get("sending", 0),
-        "held back": sum(results.get(state, 0) for state in KEPT_BACK),
+        "held back": sum(results.get(state, 0) for state in HELD_BACK),
         "delivered": results.get("delivered", 0),
         "not processed": results.get("not processed", 0),
     }

@@ -25,7 +25,7 @@ from dicom_io.reading.series import SeriesRef, files_below, survey_files
 from monai_unet_app.data import selection
 from monai_unet_app.errors import AppError, InputRefusedError, without_folders
 from monai_unet_app.service.child_processes import PARTIAL, Message, serve
-from monai_unet_app.service.queue import ResultState
+from monai_unet_app.service.rows import ResultState
 from monai_unet_app.service.site_file import Rule, Site, read_site
 from monai_unet_app.service.uploads import images_of
 

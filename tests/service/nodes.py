@@ -21,7 +21,8 @@ from dicom_io.net.exchange import send
 from dicom_io.net.outcome import Outcome
 from dicom_io.net.scp import Listen, Provider
 from monai_unet_app.service.node import Node
-from monai_unet_app.service.queue import Delivery, Queue
+from monai_unet_app.service.queue import Queue
+from monai_unet_app.service.rows import Delivery
 from monai_unet_app.service.site_file import Site, read_site
 
 NAME, PATIENT_ID = "Quintessenza^Ottavia", "Q-774-KX"

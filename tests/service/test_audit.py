@@ -16,8 +16,9 @@ from monai_unet_app.cli import main
 from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 from monai_unet_app.service import audit
 from monai_unet_app.service.audit import BEGIN, AuditTrail, Head, read_key, verify
+from monai_unet_app.service.database import read_head
 from monai_unet_app.service.node import Node
-from monai_unet_app.service.queue import Queue, read_head
+from monai_unet_app.service.queue import Queue
 
 
 @pytest.fixture
@@ -296,9 +297,9 @@ if moment == "before the line":
 elif moment == "in the line":
     audit._append = write_half
 elif moment == "after the line":
-    queue.keep_head = die
-with queue.all_or_none():
-    queue.arriving("1.2.3", 2)
+    queue.record_head = die
+with queue.transaction():
+    queue.record_instances("1.2.3", 2)
     trail.write("complete", study="1.2.3")
     if moment == "before the commit":
         die()
@@ -338,7 +339,7 @@ def test_a_database_that_cannot_record_takes_nothing_back_from_the_trail(tmp_pat
     trail = AuditTrail(tmp_path / "audit.jsonl", None, queue)
 
     def fail() -> None:
-        with queue.all_or_none() as db:
+        with queue.transaction() as db:
             trail.write("complete", study="1.2.3")
             db.execute("SELECT nothing")
 

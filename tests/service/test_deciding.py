@@ -18,8 +18,8 @@ from ward import Ward, ward
 
 from monai_unet_app.cli import main
 from monai_unet_app.errors import InputRefusedError
-from monai_unet_app.service.queue import DecidedError
 from monai_unet_app.service.reviews import refuse, release
+from monai_unet_app.service.rows import DecidedError
 from monai_unet_app.service.tokens import Holder
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from monai_unet_app import __version__
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.node_metrics import exposition
-from monai_unet_app.service.queue import DeliveryState, JobState, ResultState
+from monai_unet_app.service.rows import DeliveryState, JobState, ResultState
 from monai_unet_app.service.work import Worker
 
 Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]

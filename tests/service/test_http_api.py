@@ -26,7 +26,7 @@ from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.service import http_api
 from monai_unet_app.service.http_api import serve
 from monai_unet_app.service.node import Node
-from monai_unet_app.service.queue import Result
+from monai_unet_app.service.rows import Result
 from monai_unet_app.service.site_file import HttpConfig, read_site
 from monai_unet_app.service.tokens import read_tokens
 
@@ -99,7 +99,7 @@ def test_a_header_without_its_voxels_is_no_image(site: Site) -> None:
 
 @pytest.mark.parametrize("kind", ["dicom", "nifti"])
 @pytest.mark.parametrize(("wish", "state"), [("review", "held"), ("reject", "rejected")])
-def test_a_result_that_is_kept_back_is_opened_by_a_reviewer_only(
+def test_a_result_that_is_held_back_is_opened_by_a_reviewer_only(
     site: Site, tmp_path: Path, kind: str, wish: str, state: str
 ) -> None:
     content = image_of(wish) if kind == "nifti" else zipped(make_study(tmp_path / "study", wish=wish))

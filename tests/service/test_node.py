@@ -37,9 +37,10 @@ from dicom_io.net.exchange import commit
 from dicom_io.net.scp import Listen, Provider
 from monai_unet_app.errors import UsageError
 from monai_unet_app.service.audit import verify
+from monai_unet_app.service.commitment_store import unreported
 from monai_unet_app.service.node import Node
-from monai_unet_app.service.queue import DecidedError
 from monai_unet_app.service.reviews import refuse, release
+from monai_unet_app.service.rows import DecidedError
 
 
 def delivered(folder: Path) -> list[str]:
@@ -519,4 +520,4 @@ def test_what_the_node_has_is_committed_to(tmp_path: Path) -> None:
         missing = commit(to(node), [other], wait_s=20)
         assert not missing.is_complete
         assert len(missing.failed) == 1
-        wait_until(lambda: node.queue.commitments() == [])
+        wait_until(lambda: not unreported(node.queue))

@@ -12,15 +12,8 @@ from pathlib import Path
 import pytest
 from nodes import pending
 
-from monai_unet_app.service.queue import (
-    FOLLOW_UPS,
-    DecidedError,
-    Decision,
-    DecisionKind,
-    NewResult,
-    Queue,
-    ResultState,
-)
+from monai_unet_app.service.queue import Queue
+from monai_unet_app.service.rows import FOLLOW_UPS, DecidedError, Decision, DecisionKind, NewResult, ResultState
 
 FOUND = NewResult("hippocampus", "1.2.3.4", "1-1/one", "sending", "accept", "", "abc", ("pacs", "viewer"))
 NOTICE = replace(FOUND, state="not processed", verdict="", reason="slice gaps", digest="notice")
@@ -35,28 +28,28 @@ def queue(tmp_path: Path) -> Iterator[Queue]:
 
 def settled(queue: Queue, study: str = "1.2.3", instances: int = 3) -> int:
     """A study that came and is complete; its job."""
-    queue.arriving(study, instances)
-    return queue.settle(study).id
+    queue.record_instances(study, instances)
+    return queue.complete_study(study).id
 
 
 def finished(queue: Queue, found: NewResult = FOUND, study: str = "1.2.3") -> int:
     """A result of a study that came once more; its number."""
     job = settled(queue, study, 1)
-    queue.begin(job)
-    return queue.finish(job, [found])[0].id
+    queue.start_job(job)
+    return queue.finish_job(job, [found])[0].id
 
 
 def test_a_job_goes_from_waiting_through_work_to_its_deliveries(queue: Queue) -> None:
     job = settled(queue)
-    assert [one.id for one in queue.waiting()] == [job]
-    assert queue.begin(job).attempts == 1
-    assert queue.waiting() == []
-    (result,) = queue.finish(job, [FOUND])
+    assert [one.id for one in queue.queued_jobs()] == [job]
+    assert queue.start_job(job).attempts == 1
+    assert queue.queued_jobs() == []
+    (result,) = queue.finish_job(job, [FOUND])
     assert [one.destination for one in pending(queue)] == ["pacs", "viewer"]
     first, second = pending(queue)
-    queue.delivered(first.id)
+    queue.record_delivered(first.id)
     assert queue.result(result.id).state == "sending"
-    queue.delivered(second.id)
+    queue.record_delivered(second.id)
     assert queue.result(result.id).state == "delivered"
     assert pending(queue) == []
 
@@ -64,39 +57,39 @@ def test_a_job_goes_from_waiting_through_work_to_its_deliveries(queue: Queue) ->
 def test_one_dead_delivery_makes_a_dead_result_that_can_be_revived(queue: Queue) -> None:
     number = finished(queue)
     first, second = pending(queue)
-    queue.bury_delivery(first.id, "gone for days")
-    queue.delivered(second.id)
+    queue.give_up_delivery(first.id, "gone for days")
+    queue.record_delivered(second.id)
     assert queue.result(number).state == "dead"
-    queue.revive_delivery(first.id)
+    queue.retry_delivery(first.id)
     assert queue.result(number).state == "sending"
     assert [one.attempts for one in pending(queue)] == [0]
-    queue.delivered(first.id)
+    queue.record_delivered(first.id)
     assert queue.result(number).state == "delivered"
 
 
 def test_no_study_is_worked_at_twice_at_a_time(queue: Queue) -> None:
     first = settled(queue)
-    queue.begin(first)
+    queue.start_job(first)
     second = settled(queue, instances=1)
     other = settled(queue, "1.2.4")
-    assert [one.id for one in queue.waiting()] == [other]
-    queue.finish(first, [])
-    assert [one.id for one in queue.waiting()] == [second, other]
+    assert [one.id for one in queue.queued_jobs()] == [other]
+    queue.finish_job(first, [])
+    assert [one.id for one in queue.queued_jobs()] == [second, other]
 
 
 def test_a_version_that_nobody_began_is_not_worked_at_when_a_later_one_is_there(queue: Queue) -> None:
     settled(queue)
     last = settled(queue, instances=1)
-    assert [(one.id, one.version) for one in queue.waiting()] == [(last, 2)]
+    assert [(one.id, one.version) for one in queue.queued_jobs()] == [(last, 2)]
 
 
 def test_the_same_bytes_are_not_sent_to_whom_has_them(queue: Queue) -> None:
     first = finished(queue)
-    queue.delivered(pending(queue)[0].id)  # pacs has it, viewer not yet
+    queue.record_delivered(pending(queue)[0].id)  # pacs has it, viewer not yet
     second = finished(queue)
     assert queue.result(first).state == "superseded"
     assert [(one.result, one.destination) for one in pending(queue)] == [(second, "viewer")]
-    queue.delivered(pending(queue)[0].id)
+    queue.record_delivered(pending(queue)[0].id)
     third = finished(queue)
     assert queue.result(third).state == "delivered"
     changed = finished(queue, replace(FOUND, digest="def"))
@@ -106,8 +99,8 @@ def test_the_same_bytes_are_not_sent_to_whom_has_them(queue: Queue) -> None:
 
 def test_a_new_result_of_one_series_leaves_those_of_others_alone(queue: Queue) -> None:
     job = settled(queue)
-    queue.begin(job)
-    queue.finish(job, [FOUND, replace(FOUND, series="1.2.3.5")])
+    queue.start_job(job)
+    queue.finish_job(job, [FOUND, replace(FOUND, series="1.2.3.5")])
     finished(queue)
     assert sorted(one.result for one in pending(queue)) == [2, 2, 3, 3]
 
@@ -115,26 +108,26 @@ def test_a_new_result_of_one_series_leaves_those_of_others_alone(queue: Queue) -
 def test_held_results_wait_for_somebody(queue: Queue) -> None:
     number = finished(queue, replace(FOUND, state="held", destinations=()))
     assert pending(queue) == []
-    queue.release(number, ["pacs"])
-    queue.release(number, ["pacs"])
+    queue.send_held_back(number, ["pacs"])
+    queue.send_held_back(number, ["pacs"])
     assert [one.destination for one in pending(queue)] == ["pacs"]
     other = finished(queue, replace(FOUND, state="rejected", destinations=(), series="1.2.3.9"))
-    queue.refuse(other, "wrong")
-    queue.release(other, ["pacs"])
+    queue.mark_refused(other, "wrong")
+    queue.send_held_back(other, ["pacs"])
     assert queue.result(other).state == "refused"
 
 
 @pytest.mark.parametrize("state", ["held", "rejected", "sending"])
 def test_what_was_decided_on_some_bytes_holds_for_the_same_bytes(queue: Queue, state: ResultState) -> None:
     number = finished(queue, replace(FOUND, state="held"))
-    queue.refuse(number, "wrong side")
+    queue.mark_refused(number, "wrong side")
     again = queue.result(finished(queue, replace(FOUND, state=state)))
     assert (again.state, again.reason) == ("refused", "wrong side")
     assert pending(queue) == []
     other = queue.result(finished(queue, replace(FOUND, state="held", digest="def")))
     assert other.state == "held"
-    queue.release(other.id, ["pacs"])
-    queue.delivered(pending(queue)[0].id)
+    queue.send_held_back(other.id, ["pacs"])
+    queue.record_delivered(pending(queue)[0].id)
     assert (
         queue.result(finished(queue, replace(FOUND, state="held", digest="def", destinations=["pacs"]))).state
         == "delivered"
@@ -144,13 +137,13 @@ def test_what_was_decided_on_some_bytes_holds_for_the_same_bytes(queue: Queue, s
 def test_what_is_decided_on_a_result_is_decided_on_all_of_the_same_bytes(queue: Queue) -> None:
     first = finished(queue)
     for delivery in pending(queue):
-        queue.delivered(delivery.id)
+        queue.record_delivered(delivery.id)
     second, other = finished(queue), finished(queue, replace(FOUND, digest="def", destinations=["pacs"]))
-    queue.decide(Decision(first, "rejected", "Rossi^Anna", "2026-03-02T10:15:07+00:00"))
-    queue.refuse(first, "rejected by a reviewer")
+    queue.record_if_undecided(Decision(first, "rejected", "Rossi^Anna", "2026-03-02T10:15:07+00:00"))
+    queue.mark_refused(first, "rejected by a reviewer")
     assert [queue.result(number).state for number in (first, second, other)] == ["refused", "refused", "sending"]
     with pytest.raises(DecidedError, match="rejected by Rossi"):
-        queue.decide(Decision(second, "accepted", "Lang^Eva", "2026-03-02T10:15:09+00:00"))
+        queue.record_if_undecided(Decision(second, "accepted", "Lang^Eva", "2026-03-02T10:15:09+00:00"))
     assert queue.decisions_of(second) == queue.decisions_of(first) != []
     assert queue.decisions_of(other) == []
 
@@ -164,15 +157,47 @@ def test_what_was_decided_holds_when_a_study_comes_again_after_it_was_forgotten(
 ) -> None:
     held = replace(FOUND, state="held")
     one = Decision(finished(queue, held), decision, "Rossi^Anna", "2026-03-02T10:15:07+00:00")
-    queue.decide(one)
+    queue.record_if_undecided(one)
     queue.forget("1.2.3")
     again = finished(queue, held)
     assert (queue.result(again).state, queue.decisions_of(again)) == (state, [one])
     assert queue.result(finished(queue, held, "1.2.9")).state == "held"  # the same bytes of another study
     queue.forget("1.2.3")
-    (kept,) = queue.kept_decisions("1.2.3")
-    queue.drop_decision(kept.result, kept.decision)
+    (kept,) = queue.decisions_on_forgotten("1.2.3")
+    queue.forget_decision(kept.result, kept.decision)
     assert queue.result(finished(queue, held)).state == "held"
+
+
+@pytest.mark.parametrize(("decision", "state"), [("accepted", "sending"), ("released", "sending")])
+def test_a_decision_to_send_holds_when_bytes_are_made_again_that_were_superseded_while_they_were_sent(
+    queue: Queue, decision: DecisionKind, state: ResultState
+) -> None:
+    held = replace(FOUND, state="held", destinations=["pacs"])
+    first = finished(queue, held)
+    queue.record_if_undecided(Decision(first, decision, "Rossi^Anna", "2026-03-02T10:15:07+00:00"))
+    queue.send_held_back(first, ["pacs"])
+    assert queue.result(first).state == "sending"
+    finished(queue, replace(held, digest="def"))
+    assert queue.result(first).state == "superseded"
+    again = finished(queue, held)
+    assert queue.result(again).state == state
+    assert [(one.result, one.destination) for one in pending(queue)] == [(again, "pacs")]
+
+
+@pytest.mark.parametrize("state", ["held", "sending"])
+def test_a_rejection_of_a_superseded_result_holds_when_its_bytes_are_made_again(
+    queue: Queue, state: ResultState
+) -> None:
+    """It had reached one of two destinations when a later version superseded it; that one is rejected, and it as well."""
+    first = finished(queue)
+    queue.record_delivered(pending(queue)[0].id)
+    finished(queue, replace(FOUND, digest="def", state="held"))
+    queue.record_decision(Decision(first, "rejected", "Rossi^Anna", "2026-03-02T10:15:07+00:00"))
+    queue.mark_refused(first, "rejected with result 2")
+    assert queue.result(first).state == "superseded"
+    again = queue.result(finished(queue, replace(FOUND, state=state)))
+    assert (again.state, again.reason) == ("refused", "rejected by a reviewer")
+    assert pending(queue) == []
 
 
 def test_a_result_that_goes_nowhere_is_done(queue: Queue) -> None:
@@ -181,7 +206,7 @@ def test_a_result_that_goes_nowhere_is_done(queue: Queue) -> None:
     verified = queue.add_follow_up(queue.result(number), "verified", "verified-1", "def", [])
     assert queue.result(verified).state == "delivered"
     held = finished(queue, replace(FOUND, state="held", destinations=(), series="1.2.3.9"))
-    queue.release(held, [])
+    queue.send_held_back(held, [])
     assert queue.result(held).state == "delivered"
     assert queue.forgettable(time.time() + 100) == ["1.2.3"]
 
@@ -193,7 +218,7 @@ def test_what_is_next_is_the_oldest_delivery_to_each_destination(queue: Queue) -
         (first, "pacs", "1-1/one"),
         (first, "viewer", "1-1/one"),
     ]
-    queue.delivered(pending(queue)[0].id)
+    queue.record_delivered(pending(queue)[0].id)
     assert {(one.result, one.destination) for one, _ in queue.next_deliveries()} == {
         (second, "pacs"),
         (first, "viewer"),
@@ -203,7 +228,7 @@ def test_what_is_next_is_the_oldest_delivery_to_each_destination(queue: Queue) -
 def test_what_a_destination_always_refuses_holds_up_nothing_else(queue: Queue) -> None:
     refused = finished(queue)
     other = finished(queue, replace(FOUND, series="1.2.3.5"))
-    queue.not_delivered(next(one.id for one in pending(queue) if one.destination == "pacs"), "it refused the SEG")
+    queue.record_failed_try(next(one.id for one in pending(queue) if one.destination == "pacs"), "it refused the SEG")
     found = {one.destination: one.result for one, _ in queue.next_deliveries()}
     assert found == {"pacs": other, "viewer": refused}
 
@@ -211,8 +236,8 @@ def test_what_a_destination_always_refuses_holds_up_nothing_else(queue: Queue) -
 def test_what_is_refused_on_its_way_goes_no_further(queue: Queue) -> None:
     number = finished(queue)
     first, _ = pending(queue)
-    queue.delivered(first.id)
-    queue.refuse(number, "rejected by a reviewer")
+    queue.record_delivered(first.id)
+    queue.mark_refused(number, "rejected by a reviewer")
     assert pending(queue) == []
     assert queue.result(number).state == "refused"
 
@@ -220,7 +245,7 @@ def test_what_is_refused_on_its_way_goes_no_further(queue: Queue) -> None:
 def test_a_delivery_without_its_result_keeps_none_back(queue: Queue) -> None:
     lost = finished(queue)
     kept = finished(queue, replace(FOUND, series="1.2.3.5"))
-    with queue.all_or_none() as db:
+    with queue.transaction() as db:
         db.execute("DELETE FROM results WHERE id = ?", (lost,))
     assert [one.result for one, _ in queue.next_deliveries()] == [kept, kept]
 
@@ -228,19 +253,19 @@ def test_a_delivery_without_its_result_keeps_none_back(queue: Queue) -> None:
 def test_what_was_at_work_waits_again_at_no_cost(tmp_path: Path) -> None:
     queue = Queue(tmp_path / "node.sqlite")
     job = settled(queue)
-    queue.begin(job)
+    queue.start_job(job)
     queue.close()
     queue = Queue(tmp_path / "node.sqlite")
-    (waiting,) = queue.waiting()
+    (waiting,) = queue.queued_jobs()
     assert (waiting.id, waiting.attempts) == (job, 0)
     queue.close()
 
 
 def test_files_that_nobody_recorded_are_found_again(queue: Queue) -> None:
     done, half = settled(queue), "1.2.4"
-    queue.begin(done)
-    queue.finish(done, [])
-    queue.arriving(half, 2)
+    queue.start_job(done)
+    queue.finish_job(done, [])
+    queue.record_instances(half, 2)
     assert queue.reconcile({"1.2.3": 3, half: 2, "1.2.5": 7}) == [half, "1.2.5"]
     assert queue.reconcile({"1.2.3": 4}) == ["1.2.3"]  # one came before the node died, and was not recorded
 
@@ -250,12 +275,12 @@ def test_a_study_is_forgotten_only_when_all_about_it_was_done_long_ago(queue: Qu
     number = finished(queue)
     assert queue.forgettable(later) == []
     for delivery in pending(queue):
-        queue.delivered(delivery.id)
+        queue.record_delivered(delivery.id)
     assert queue.forgettable(time.time() - 100) == []
     assert queue.forgettable(later) == ["1.2.3"]
     held = finished(queue, replace(FOUND, state="held", series="1.2.3.9"))
     assert queue.forgettable(later) == []
-    queue.refuse(held, "no")
+    queue.mark_refused(held, "no")
     queue.forget("1.2.3")
     assert queue.result(number) is None
     assert queue.counts() == {"studies": {}, "jobs": {}, "results": {}, "deliveries": {}}
@@ -263,12 +288,12 @@ def test_a_study_is_forgotten_only_when_all_about_it_was_done_long_ago(queue: Qu
 
 def test_dead_jobs_are_kept_and_can_be_revived(queue: Queue) -> None:
     job = settled(queue)
-    queue.begin(job)
-    queue.bury(job, "its worker died")
+    queue.start_job(job)
+    queue.give_up_job(job, "its worker died")
     assert queue.forgettable(time.time() + 100) == []
-    assert queue.waiting() == []
-    queue.revive(job)
-    assert [(one.id, one.attempts) for one in queue.waiting()] == [(job, 0)]
+    assert queue.queued_jobs() == []
+    queue.retry_job(job)
+    assert [(one.id, one.attempts) for one in queue.queued_jobs()] == [(job, 0)]
 
 
 def test_a_notice_is_delivered_and_what_was_not_processed_stays_so(queue: Queue) -> None:
@@ -276,16 +301,16 @@ def test_a_notice_is_delivered_and_what_was_not_processed_stays_so(queue: Queue)
     first, second = pending(queue)
     assert (first.destination, second.destination) == ("pacs", "viewer")
     assert queue.result(number).state == "not processed"
-    queue.not_delivered(first.id, "away")
-    queue.delivered(first.id)
+    queue.record_failed_try(first.id, "away")
+    queue.record_delivered(first.id)
     assert queue.result(number).state == "not processed"
-    queue.bury_delivery(second.id, "gone for days")
+    queue.give_up_delivery(second.id, "gone for days")
     assert queue.result(number).state == "not processed"
     assert [(one.destination, one.reason) for one in queue.deliveries(["dead"])] == [("viewer", "gone for days")]
-    queue.revive_delivery(second.id)
+    queue.retry_delivery(second.id)
     assert [one.attempts for one in pending(queue)] == [0]
     assert queue.result(number).state == "not processed"
-    queue.delivered(second.id)
+    queue.record_delivered(second.id)
     assert (queue.result(number).state, queue.result(number).reason) == ("not processed", "slice gaps")
 
 
@@ -298,10 +323,10 @@ def test_what_was_not_processed_goes_nowhere_without_a_notice(queue: Queue) -> N
 
 def test_the_same_notice_is_not_sent_to_whom_has_it_and_another_one_is(queue: Queue) -> None:
     finished(queue, NOTICE)
-    queue.delivered(pending(queue)[0].id)  # pacs has it, viewer not yet
+    queue.record_delivered(pending(queue)[0].id)  # pacs has it, viewer not yet
     again = finished(queue, NOTICE)
     assert [(one.result, one.destination) for one in pending(queue)] == [(again, "viewer")]
-    queue.delivered(pending(queue)[0].id)
+    queue.record_delivered(pending(queue)[0].id)
     assert queue.result(finished(queue, NOTICE)).state == "not processed"
     assert pending(queue) == []
     finished(queue, replace(NOTICE, digest="other"))
@@ -311,12 +336,12 @@ def test_the_same_notice_is_not_sent_to_whom_has_it_and_another_one_is(queue: Qu
 def test_a_later_version_supersedes_a_notice_that_is_not_out(queue: Queue) -> None:
     notice, other = finished(queue, NOTICE), finished(queue, replace(NOTICE, series="1.2.3.5"))
     dead, _, _, _ = pending(queue)
-    queue.bury_delivery(dead.id, "gone for days")
+    queue.give_up_delivery(dead.id, "gone for days")
     later = finished(queue)
     assert [(one.result, one.destination) for one in pending(queue)] == [
         (other, "pacs"), (other, "viewer"), (later, "pacs"), (later, "viewer"),
     ]  # fmt: skip
-    queue.revive_delivery(dead.id)
+    queue.retry_delivery(dead.id)
     assert len(pending(queue)) == 4  # nobody is told any more what is so no longer
     assert queue.result(notice).state == "not processed"
 
@@ -324,7 +349,7 @@ def test_a_later_version_supersedes_a_notice_that_is_not_out(queue: Queue) -> No
 def test_a_notice_that_is_out_is_known_to_be_when_a_later_version_comes(queue: Queue) -> None:
     notice = finished(queue, NOTICE)
     for delivery in pending(queue):
-        queue.delivered(delivery.id)
+        queue.record_delivered(delivery.id)
     finished(queue)
     assert [one.state for one in queue.deliveries_of(notice)] == ["delivered", "delivered"]
 
@@ -332,46 +357,46 @@ def test_a_notice_that_is_out_is_known_to_be_when_a_later_version_comes(queue: Q
 def test_a_notice_is_no_result_that_a_later_one_could_follow(queue: Queue) -> None:
     first = finished(queue)
     for delivery in pending(queue):
-        queue.delivered(delivery.id)
+        queue.record_delivered(delivery.id)
     finished(queue, NOTICE)
     for delivery in pending(queue):
-        queue.delivered(delivery.id)
+        queue.record_delivered(delivery.id)
     assert [one.id for one in queue.last_delivered("1.2.3")] == [first]
-    assert queue.verdicts() == {"accept": 1}
+    assert queue.verdict_counts() == {"accept": 1}
 
 
 def test_a_study_is_kept_until_its_notice_is_out(queue: Queue) -> None:
     later = time.time() + 100
     finished(queue, NOTICE)
     first, second = pending(queue)
-    queue.delivered(first.id)
+    queue.record_delivered(first.id)
     assert queue.forgettable(later) == []
-    queue.bury_delivery(second.id, "gone for days")
+    queue.give_up_delivery(second.id, "gone for days")
     assert queue.forgettable(later) == []
-    queue.revive_delivery(second.id)
+    queue.retry_delivery(second.id)
     assert queue.forgettable(later) == []
     time.sleep(0.05)
     before = time.time()
-    queue.delivered(second.id)
+    queue.record_delivered(second.id)
     assert queue.forgettable(before) == []  # it was done only after that
     assert queue.forgettable(later) == ["1.2.3"]
 
 
 def test_nobody_decides_on_a_notice(queue: Queue) -> None:
     number = finished(queue, NOTICE)
-    queue.refuse(number, "no")
-    queue.release(number, ["archive"])
+    queue.mark_refused(number, "no")
+    queue.send_held_back(number, ["archive"])
     assert queue.result(number).state == "not processed"
     assert [one.destination for one in pending(queue)] == ["pacs", "viewer"]
 
 
 def test_totals_of_verdicts_do_not_fall_when_results_are_forgotten(queue: Queue, tmp_path: Path) -> None:
-    queue.arriving("1.2.3", 1)
+    queue.record_instances("1.2.3", 1)
     results = [NewResult("any", f"1.{n}", f"1-1/{n}", "delivered", word, "", "abc") for n, word in enumerate(VERDICTS)]
-    queue.finish(queue.settle("1.2.3").id, results)
-    assert queue.verdicts() == {"accept": 2, "review": 1}
+    queue.finish_job(queue.complete_study("1.2.3").id, results)
+    assert queue.verdict_counts() == {"accept": 2, "review": 1}
     queue.forget("1.2.3")
-    assert queue.verdicts() == {"accept": 2, "review": 1}
+    assert queue.verdict_counts() == {"accept": 2, "review": 1}
 
 
 VERDICTS = ("accept", "accept", "review")
@@ -379,16 +404,16 @@ VERDICTS = ("accept", "accept", "review")
 
 def test_a_file_of_an_earlier_version_is_taken_over(tmp_path: Path) -> None:
     file, queue = tmp_path / "old.sqlite", Queue(tmp_path / "old.sqlite")
-    queue.arriving("1.2.3", 1)
+    queue.record_instances("1.2.3", 1)
     one = NewResult("any", "1.2.3.4", "1-1/any", "sending", "accept", "", "abc", ["pacs"])
-    queue.finish(queue.settle("1.2.3").id, [one])
+    queue.finish_job(queue.complete_study("1.2.3").id, [one])
     queue.close()
     with closing(sqlite3.connect(file)) as db:
         for table in ("totals", "clock", "remade", "audit_head"):
             db.execute(f"DROP TABLE {table}")
         db.execute("ALTER TABLE deliveries DROP COLUMN since")
     queue = Queue(file)
-    assert queue.verdicts() == {"accept": 1}
+    assert queue.verdict_counts() == {"accept": 1}
     assert queue.head() is None
     ((delivery, _),) = queue.next_deliveries()
     assert not queue.is_late(delivery.id, 3600)
@@ -407,8 +432,8 @@ def test_the_nodes_own_clock_goes_on_only_while_it_runs(tmp_path: Path, monkeypa
     queue = Queue(tmp_path / "a.sqlite")
     assert queue.now_s() == 1_000_100.0
     mono += 86_400 * 15
-    queue.arriving("1.2.3", 1)
-    queue.finish(queue.settle("1.2.3").id, [])
+    queue.record_instances("1.2.3", 1)
+    queue.finish_job(queue.complete_study("1.2.3").id, [])
     assert queue.forgettable(queue.now_s() - 86_400 * 14) == []
     mono += 86_400 * 14 + 1
     assert queue.forgettable(queue.now_s() - 86_400 * 14) == ["1.2.3"]
@@ -419,10 +444,10 @@ def test_a_new_version_drops_nothing_that_follows_from_a_decision(queue: Queue, 
     """A note that rejects the old result, say, is still sent, and is no result that a later report could follow."""
     number = finished(queue)
     for delivery in pending(queue):
-        queue.delivered(delivery.id)
+        queue.record_delivered(delivery.id)
     note = queue.add_follow_up(queue.result(number), kind, f"{kind}-1", "xyz", ["pacs"])
     finished(queue, replace(FOUND, digest="def", state="held"))
     assert queue.result(note).state == "sending"
     assert [one.result for one in pending(queue)] == [note]
-    queue.delivered(pending(queue)[0].id)
+    queue.record_delivered(pending(queue)[0].id)
     assert [one.id for one in queue.last_delivered("1.2.3")] == [number]

@@ -10,9 +10,10 @@ from nodes import make_study, pacs, pending, running, store, study_of, wait_unti
 
 from monai_unet_app.service.audit import AuditTrail
 from monai_unet_app.service.node import Node
-from monai_unet_app.service.queue import NewResult, Queue
+from monai_unet_app.service.queue import Queue
 from monai_unet_app.service.restore import restore
 from monai_unet_app.service.reviews import refuse, release
+from monai_unet_app.service.rows import NewResult
 
 COLUMNS = {
     "studies": "uid, instances, version, state",
@@ -115,15 +116,17 @@ def test_a_line_whose_like_came_again_counts_once(tmp_path: Path) -> None:
     restore(queue, trail.path)
     assert [(one.id, one.folder, one.state) for one in queue.results(())] == [(7, "4-2/any", "delivered")]
     assert [(job.id, job.state) for job in queue.jobs_of(STUDY)] == [(4, "done")]
-    queue.arriving(STUDY, 1)
-    assert queue.settle(STUDY).id == 5
+    queue.record_instances(STUDY, 1)
+    assert queue.complete_study(STUDY).id == 5
 
 
 def test_a_memory_that_is_there_is_left_alone(tmp_path: Path) -> None:
     trail = AuditTrail(tmp_path / "audit.jsonl")
     trail.write("complete", study=STUDY, version=1, job=1, instances=3)
     queue = Queue(tmp_path / "node.sqlite")
-    queue.arriving("1.2.9", 1)
-    queue.finish(queue.settle("1.2.9").id, [NewResult("any", SERIES, "1-1/any", "sending", "", "", "abc", ["pacs"])])
+    queue.record_instances("1.2.9", 1)
+    queue.finish_job(
+        queue.complete_study("1.2.9").id, [NewResult("any", SERIES, "1-1/any", "sending", "", "", "abc", ["pacs"])]
+    )
     restore(queue, trail.path)
     assert queue.jobs_of(STUDY) == []

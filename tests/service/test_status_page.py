@@ -15,7 +15,7 @@ from test_http_api import Site
 from monai_unet_app.errors import UsageError
 from monai_unet_app.service.http_api import serve
 from monai_unet_app.service.node import Node
-from monai_unet_app.service.queue import NewResult
+from monai_unet_app.service.rows import NewResult
 from monai_unet_app.service.site_file import HttpConfig, read_site
 from monai_unet_app.service.status import find_page, status_page
 from monai_unet_app.service.tokens import new_token
@@ -37,20 +37,20 @@ def make_busy(node: Node) -> list[str]:
     """50 studies whose results are held back with long reasons; gives their UIDs."""
     studies = [f"1.2.826.0.1.3680043.8.498.{n:05d}.20261121.{7 * n:012d}" for n in range(RESULTS)]
     for study in studies:
-        with node.queue.all_or_none():  # the node's own workers do not get it
-            node.queue.arriving(study, 3)
-            job = node.queue.settle(study)
+        with node.queue.transaction():  # the node's own workers do not get it
+            node.queue.record_instances(study, 3)
+            job = node.queue.complete_study(study)
             folder = f"{job.id}-1/hippocampus_one"
             found = NewResult("hippocampus", f"{study}.1", folder, "held", "review", REASON, study)
-            node.queue.finish(job.id, [found])
+            node.queue.finish_job(job.id, [found])
     return studies
 
 
 def make_dead(node: Node) -> None:
     """A study whose job is a dead letter."""
-    with node.queue.all_or_none():
-        node.queue.arriving("1.2.826.0.1.9", 1)
-        node.queue.bury(node.queue.settle("1.2.826.0.1.9").id, "its process ended (signal 9)")
+    with node.queue.transaction():
+        node.queue.record_instances("1.2.826.0.1.9", 1)
+        node.queue.give_up_job(node.queue.complete_study("1.2.826.0.1.9").id, "its process ended (signal 9)")
 
 
 @pytest.fixture
@@ -140,9 +140,9 @@ def test_every_text_of_the_status_page_stands_out_from_its_ground(
 @needs_chromium
 def test_the_box_and_the_buttons_of_the_pages_work_in_a_browser(busy: tuple[Node, str, str], tab: Tab) -> None:
     node, url, token = busy
-    with node.queue.all_or_none():
-        dead = node.queue.settle(node.queue.results((), 1)[0].study)
-        node.queue.bury(dead.id, "its process ended (signal 9)")
+    with node.queue.transaction():
+        dead = node.queue.complete_study(node.queue.results((), 1)[0].study)
+        node.queue.give_up_job(dead.id, "its process ended (signal 9)")
     sign_in(tab, token)
     open_page(tab, url + "/find")
     tab.ask("document.getElementById('text').value = '.00017.2026'")
@@ -217,8 +217,8 @@ def test_a_search_that_finds_more_studies_than_a_page_shows_says_so(tmp_path: Pa
     with running(write_site(tmp_path, 1)) as node:
         part = make_busy(node)[0][:20]
         assert f"Found: {RESULTS} studies" in find_page(node, part)
-        with node.queue.all_or_none():
-            node.queue.arriving(f"{part}.99999", 3)
+        with node.queue.transaction():
+            node.queue.record_instances(f"{part}.99999", 3)
         page = find_page(node, part)
     assert "Found: more than 50 studies" in page
     assert "50 of them are shown; search for more of the text." in page

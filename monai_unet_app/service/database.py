@@ -1,0 +1,157 @@
+"""The SQLite file of a node: its connection, its transactions, its clock, and the head of the audit trail.
+
+Only the node's own process writes here; several of its threads may. Tables and rows are in `service.rows`.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from monai_unet_app.errors import UsageError
+from monai_unet_app.service.audit import Head
+from monai_unet_app.service.rows import SCHEMA, Row, parse_rows
+
+_COUNTED = "SELECT verdict, count(*) FROM results WHERE folder != '' AND state != 'not processed'"
+"""Results that the quality gate has judged, or that have no gate."""
+
+
+class Database:
+    """An open `node.sqlite`."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens the file, making it if need be. Jobs that were at work when the node died wait again, at no cost.
+
+        Raises:
+            UsageError: The file is no such database, or is damaged.
+        """
+        self._path, self._lock = path, threading.RLock()
+        self._opened = time.monotonic()
+        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=30)
+        self._db.row_factory = sqlite3.Row
+        try:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.executescript(SCHEMA)
+            if "since" not in {row["name"] for row in self._db.execute("PRAGMA table_info(deliveries)")}:
+                self._db.execute("ALTER TABLE deliveries ADD COLUMN since REAL")  # a file of an earlier version
+            self._db.execute(f"INSERT INTO totals {_COUNTED} AND NOT EXISTS (SELECT 1 FROM totals) GROUP BY verdict")
+            self._db.execute("INSERT OR IGNORE INTO clock VALUES (1, ?)", (time.time(),))
+            (self._begun_s,) = self._db.execute("SELECT seconds FROM clock").fetchone()
+            self._db.execute("UPDATE jobs SET state = 'queued', attempts = attempts - 1 WHERE state = 'working'")
+        except sqlite3.OperationalError:  # such as a full disk
+            raise
+        except sqlite3.DatabaseError as error:
+            self._db.close()
+            raise UsageError(
+                f"{path} is damaged ({error}); the node's own is needed; move it away: it is made anew from audit.jsonl and "
+                "the received files"
+            ) from error
+
+    def close(self) -> None:
+        """Closes the file; no other method may be called afterwards."""
+        with self._lock:
+            with suppress(sqlite3.Error):
+                self._record_clock()
+            self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Changes made within are recorded at its end, or none of them after an error. A transaction may be within another."""
+        with self._lock:
+            if self._db.in_transaction:
+                yield self._db
+                return
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # SQLite may have rolled back by itself, on a full disk for instance
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
+        """Rows of a query."""
+        with self._lock:
+            return self._db.execute(query, values).fetchall()
+
+    def select(self, kind: type[Row], query: str, *values: Any) -> list[Row]:
+        """Rows of a query as objects, see `rows.parse_rows`."""
+        return parse_rows(kind, self.rows(query, *values))
+
+    def check_writable(self) -> None:
+        """Writes something and reads it again, by a connection that knows nothing of it.
+
+        Raises:
+            sqlite3.Error: The file cannot be written or read, is locked, or is not the file that was opened.
+        """
+        with self.transaction() as db:
+            self._record_clock()
+            (written,) = db.execute("SELECT seconds FROM clock").fetchone()
+        with closing(_open_read_only(self._path)) as other:
+            if other.execute("SELECT seconds FROM clock").fetchone() != (written,):
+                raise sqlite3.DatabaseError("what was written is not read again")
+
+    # the node's own clock
+
+    def now_s(self) -> float:
+        """Seconds by the node's own clock, which was set by the time of day once and goes on only while the node runs.
+
+        Times of retention are counted by this clock: when the time of day jumps, no study is forgotten for it.
+        """
+        return float(self._begun_s) + time.monotonic() - self._opened
+
+    def _record_clock(self) -> None:
+        with self.transaction() as db:
+            db.execute("UPDATE clock SET seconds = ?", (self.now_s(),))
+
+    # the head of the audit trail: `service.audit.Anchor`
+
+    def head(self) -> Head | None:
+        """The last line of the audit trail that was recorded; None if no line was."""
+        return _head(self.rows("SELECT n, digest FROM audit_head"))
+
+    def record_head(self, head: Head) -> None:
+        """Records the last line of the audit trail."""
+        with self.transaction() as db:
+            db.execute("INSERT OR REPLACE INTO audit_head VALUES (1, ?, ?)", (head.n, head.digest))
+
+    # for `service.restore`
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it never had a job."""
+        return not self.rows("SELECT 1 FROM sqlite_sequence WHERE name = 'jobs'")
+
+    def set_next_number(self, table: Literal["jobs", "results"], number: int) -> None:
+        """Gives the next job or result this number."""
+        with self.transaction() as db:
+            if not db.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = ?", (number - 1, table)).rowcount:
+                db.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, number - 1))
+
+
+def read_head(path: Path) -> Head | None:
+    """The last line of the audit trail that a node's database remembers; None if it remembers none. Changes nothing.
+
+    Raises:
+        sqlite3.Error: The file cannot be read.
+    """
+    with closing(_open_read_only(path)) as db:
+        if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'audit_head'").fetchall():
+            return None  # of an earlier version
+        return _head(db.execute("SELECT n, digest FROM audit_head").fetchall())
+
+
+def _open_read_only(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=5)
+
+
+def _head(rows: list[Any]) -> Head | None:
+    """The only row of the table `audit_head`, if there is a row."""
+    return Head(*rows[0]) if rows else None
