@@ -132,9 +132,22 @@ class Segmentation:
         return cls(labels, array, tuple(segments))
 
     @classmethod
-    def of_masks(cls, image: Volume, masks: Sequence[NDArray[Any]], segments: Sequence[Segment]) -> Segmentation:
-        """The overlapping segmentation of one mask (I, J, K) for each segment, in their order."""
-        return cls(image, np.stack(masks).astype(np.uint8), tuple(segments))
+    def of_masks(
+        cls, image: Volume, masks: Sequence[NDArray[Any]], segments: Sequence[Segment], *, exclusive: bool = False
+    ) -> Segmentation:
+        """The segmentation of one mask for each segment.
+
+        Args:
+            image: The image.
+            masks: Shape (I, J, K) each, in the order of the segments.
+            segments: What the masks mean.
+            exclusive: Hold label values; channels all the same where masks share a voxel.
+        """
+        channels = np.stack(masks).astype(np.uint8)
+        if exclusive and not (channels.sum(axis=0) > 1).any():
+            numbers = np.arange(1, len(channels) + 1, dtype=np.uint16)
+            return cls(image, np.tensordot(numbers, channels, axes=1).astype(np.uint16), tuple(segments))
+        return cls(image, channels, tuple(segments))
 
     @property
     def exclusive(self) -> bool:

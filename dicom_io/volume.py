@@ -137,6 +137,11 @@ class Volume:
         return "px" if self.planar else "mm"
 
     @property
+    def size_unit(self) -> str:
+        """What sizes are measured in: "mL", or "px" in a picture."""
+        return "px" if self.planar else "mL"
+
+    @property
     def axis_spacing(self) -> tuple[float, ...]:
         """Distance of neighbouring voxels along each axis of `without_flat_axis`: three in mm, or two of 1 pixel."""
         return (1.0, 1.0) if self.planar else self.spacing_mm

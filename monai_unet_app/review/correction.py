@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import Dataset
 
+from dicom_io.coding import Segment
 from dicom_io.errors import DicomIoError
 from dicom_io.reading.instances import load_dataset, refusing
 from dicom_io.seg import read_segments, segment_numbers
+from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending
 from monai_unet_app.data.schemas import write_json
@@ -31,7 +33,7 @@ from monai_unet_app.results import write_nifti
 
 from .embedded import slice_border
 from .key_images import slice_axis
-from .reviewed_case import Mask, ReviewedCase, named_file, read_masks
+from .reviewed_case import Mask, ReviewedCase, is_exclusive, named_file, read_segmentation
 
 SCHEMA_VERSION = "1.0"
 TOLERANCE = 1.0
@@ -45,12 +47,12 @@ class Correction:
     """A corrected result on the grid of the image.
 
     Attributes:
-        masks: Shape (I, J, K) each, in the order of the structures.
+        segmentation: The corrected labels; the segments are those of the result.
         paired_by: How its structures were matched with the original's.
         ending: Of the file that it came as, such as ".nii.gz".
     """
 
-    masks: tuple[Mask, ...]
+    segmentation: Segmentation
     paired_by: Pairing
     ending: str
 
@@ -111,10 +113,11 @@ def read_correction(path: Path, case: ReviewedCase) -> Correction:
     header = None if has_ending(path, VOLUME_ENDINGS + PICTURE_ENDINGS) else _dicom_header(path)
     if header is not None and header.get("SegmentSequence"):
         pairs, paired_by = _pairs(path, header, case)
-        return Correction(_segments(path, pairs, case), paired_by, ending or ".dcm")
+        return Correction(_paired(path, pairs, case), paired_by, ending or ".dcm")
     if header is not None:
         _check_regions(path, header, case)
-    return Correction(tuple(read_masks(path, case.volume, case.document)), "image grid", ending or ".dcm")
+    segmentation = read_segmentation(path, case.volume, case.document, _segments_of(case))
+    return Correction(segmentation, "image grid", ending or ".dcm")
 
 
 def _dicom_header(path: Path) -> Dataset:
@@ -160,7 +163,12 @@ def _tracking_uids(header: Dataset) -> dict[int, str]:
     return {int(item.SegmentNumber): str(item.TrackingUID) for item in items if item.get("TrackingUID")}
 
 
-def _segments(path: Path, pairs: Mapping[int, int], case: ReviewedCase) -> tuple[Mask, ...]:
+def _segments_of(case: ReviewedCase) -> tuple[Segment, ...]:
+    return tuple(structure.segment for structure in case.structures)
+
+
+def _paired(path: Path, pairs: Mapping[int, int], case: ReviewedCase) -> Segmentation:
+    """The segments of a SEG, in the order of the structures that they are paired with."""
     try:
         channels = read_segments(path, case.volume).array
         order = segment_numbers(path)
@@ -171,7 +179,8 @@ def _segments(path: Path, pairs: Mapping[int, int], case: ReviewedCase) -> tuple
             f"the correction {path.name} is FRACTIONAL and holds probabilities; a BINARY or LABELMAP SEG is needed; export it "
             "so"
         )
-    return tuple(channels[..., order.index(pairs[one.number])] > 0 for one in case.structures)
+    masks = [channels[..., order.index(pairs[structure.number])] > 0 for structure in case.structures]
+    return Segmentation.of_masks(case.volume, masks, _segments_of(case), exclusive=is_exclusive(case.document))
 
 
 def _check_regions(path: Path, header: Dataset, case: ReviewedCase) -> None:
@@ -195,13 +204,13 @@ def sizes_of(correction: Correction, case: ReviewedCase, tolerance: float = TOLE
         tolerance: Of surface Dice, greater than 0; mm, or pixels of a picture.
     """
     volume, across = case.volume, slice_axis(case.volume)
-    spacing = (1.0, 1.0, 1.0) if volume.planar else volume.spacing_mm
-    size = 1.0 if volume.planar else volume.voxel_ml
+    spacing = (*volume.axis_spacing, 1.0)[:3]
     found = []
-    for structure, corrected in zip(case.structures, correction.masks, strict=True):
+    for structure, changed in zip(case.structures, correction.segmentation.structures, strict=True):
+        corrected = changed.mask_on_grid
         original = structure.mask if structure.mask is not None else np.zeros_like(corrected)
-        flat = (corrected[:, :, 0], original[:, :, 0]) if volume.planar else (corrected, original)
-        distances = surface_distances(*flat, spacing[: flat[0].ndim])
+        flat = (volume.without_flat_axis(corrected), volume.without_flat_axis(original))
+        distances = surface_distances(*flat, volume.axis_spacing)
         away = average_surface_distance(distances)
         found.append(
             CorrectionSize(
@@ -210,7 +219,7 @@ def sizes_of(correction: Correction, case: ReviewedCase, tolerance: float = TOLE
                 dice=dice(*flat),
                 surface_dice=normalised_surface_dice(distances, tolerance_mm=tolerance),
                 mean_surface_distance=away if np.isfinite(away) else None,
-                size_difference=(int(np.count_nonzero(corrected)) - int(np.count_nonzero(original))) * size,
+                size_difference=(changed.voxels - int(np.count_nonzero(original))) * volume.voxel_size,
                 added_path_length=added_path_length(corrected, original, spacing, across),
             )
         )
@@ -310,8 +319,8 @@ def size_document(
     return {
         "file_kind": correction.ending,
         "paired_by": correction.paired_by,
-        "unit": "px" if volume.planar else "mm",
-        "size_unit": "px" if volume.planar else "mL",
+        "unit": volume.length_unit,
+        "size_unit": volume.size_unit,
         "tolerance": tolerance,
         "structures": [one.document() for one in sizes],
     }
@@ -319,7 +328,8 @@ def size_document(
 
 def _one_label_a_voxel(correction: Correction, case: ReviewedCase) -> NDArray[np.uint8]:
     labels = np.zeros(case.volume.shape, np.uint8)
-    for structure, mask in zip(case.structures, correction.masks, strict=True):
+    for structure in correction.segmentation.structures:
+        mask = structure.mask_on_grid
         if (labels[mask] > 0).any() or structure.number > np.iinfo(np.uint8).max:
             raise InputRefusedError(
                 f"structure {structure.number} of the correction overlaps another; a training label has one class a voxel, "

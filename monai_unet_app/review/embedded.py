@@ -15,7 +15,7 @@ from scipy.ndimage import binary_erosion, generate_binary_structure
 from monai_unet_app.metrics.boundary import bounding_box
 
 from .key_images import grey_window, shown_channel, slice_axis
-from .reviewed_case import Mask, ReviewedCase, ReviewedStructure, is_exclusive
+from .reviewed_case import Mask, ReviewedCase, ReviewedStructure
 
 LayerKind = Literal["image", "mask", "contour", "uncertainty"]
 ROOM_MM = 20.0
@@ -94,17 +94,13 @@ def _layers(case: ReviewedCase, box: tuple[slice, ...]) -> Iterator[Layer]:
     if case.uncertainty is not None:
         steps = np.rint(case.uncertainty[box] * UNCERTAINTY_STEPS).astype(np.uint8)
         yield Layer("uncertainty", "uncertainty", _nifti(case, steps, box))
-    if case.has_masks:
-        for group in _groups(case):
+    if case.segmentation is not None:
+        groups = [case.structures] if case.segmentation.exclusive else [(one,) for one in case.structures]
+        for group in groups:
             name = "-".join(str(one.number) for one in group)
             yield Layer(f"mask-{name}", "mask", _nifti(case, _painted(group)[box], box), group)
             rings = _painted(group, across=slice_axis(case.volume))[box]
             yield Layer(f"contour-{name}", "contour", _nifti(case, rings, box), group)
-
-
-def _groups(case: ReviewedCase) -> list[tuple[ReviewedStructure, ...]]:
-    """Structures that share one file: all where they exclude each other, else each its own."""
-    return [case.structures] if is_exclusive(case.document) else [(one,) for one in case.structures]
 
 
 def _painted(group: tuple[ReviewedStructure, ...], across: int | None = None) -> NDArray[np.uint8 | np.uint16]:

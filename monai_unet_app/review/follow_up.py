@@ -28,7 +28,7 @@ from monai_unet_app.dicom_results import DICOM_FORMATS
 from monai_unet_app.errors import InputRefusedError
 
 from .correction import Correction
-from .reviewed_case import is_exclusive, named_file, read_result
+from .reviewed_case import named_file, read_result
 
 ALL_FRAMES = "-all-frames"
 """How the name of a folder ends whose SEG has a frame for every slice and segment."""
@@ -119,11 +119,10 @@ def _write_corrected(
     volume = corrected.volume
     if "seg" not in document["files"] or volume.provenance.kind != "dicom":
         return {}
-    if volume.array.ndim == 4 and not volume.planar:
-        volume = volume.with_array(volume.array[..., 0])
+    volume = volume if volume.in_colour else volume.channel(0)
     before = named_file(result, document, "seg")
     info = _info(before, who, document)
-    labels = volume.with_array(_labels(corrected.correction, exclusive=is_exclusive(document)))
+    labels = volume.with_array(corrected.correction.segmentation.label_volume.array)
     paths = {kind: stem.with_name(f"{stem.name}_corrected_{kind}.dcm") for kind in ("seg", "sr", "rtstruct", "gsps")}
     found = {"corrected seg": _write_seg(labels, corrected.correction, volume, before, paths["seg"], info)}
     if "sr" in document["files"]:
@@ -161,21 +160,14 @@ def _info(before: Path, who: Verification, document: Mapping[str, Any]) -> Resul
     )
 
 
-def _labels(correction: Correction, *, exclusive: bool) -> np.ndarray:
-    """Shape (I, J, K) with the structures' numbers in their order; (I, J, K, C) where they may share voxels."""
-    stacked = np.stack(correction.masks, axis=-1).astype(np.uint8)
-    if not exclusive or (stacked.sum(axis=-1) > 1).any():
-        return stacked
-    return (stacked * np.arange(1, stacked.shape[-1] + 1, dtype=np.uint16)).sum(axis=-1, dtype=np.uint16)
-
-
 def _write_seg(
     labels: Volume, correction: Correction, volume: Volume, before: Path, path: Path, info: ResultInfo
 ) -> Path:
     """In the encoding of the SEG before it, since that is how its destination takes one."""
     ((earlier,), _) = prepared([before], Profile())
     if earlier.encoding == "fractional":
-        labels = volume.with_array(np.stack(correction.masks, axis=-1).astype(np.float32))
+        masks = [structure.mask_on_grid for structure in correction.segmentation.structures]
+        labels = volume.with_array(np.stack(masks, axis=-1).astype(np.float32))
     every = before.parent.name.endswith(ALL_FRAMES)
     return write_seg(labels, volume, path, info, encoding=earlier.encoding, empty_frames=every)  # type: ignore[arg-type]
 

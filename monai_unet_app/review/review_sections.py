@@ -69,7 +69,7 @@ def statements(case: ReviewedCase) -> list[str]:
         said.append(prior_sentence(case))
     if case.uncertainty is None:
         said.append("Uncertainty is not shown: the result was delivered without its probabilities.")
-    if not case.has_masks:
+    if case.segmentation is None:
         said.append("There is no outline to look at: the result was delivered without its labels.")
     return said
 

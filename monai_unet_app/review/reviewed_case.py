@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.sr.coding import Code
 
-from dicom_io.coding import display_rgb
+from dicom_io.coding import Segment
 from dicom_io.errors import DicomIoError
 from dicom_io.parametric import read_parametric_map
 from dicom_io.reading.instances import load_dataset
 from dicom_io.rtstruct import read_regions
 from dicom_io.seg import read_segments
+from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 from monai_unet_app.bundle_folder import BundleFiles
 from monai_unet_app.data.digest import file_sha256
@@ -40,25 +42,30 @@ class ReviewedStructure:
 
     Attributes:
         row: Its entry in `result.json`.
+        segment: Its number, label and colour.
         mask: Shape (I, J, K); None where the result was delivered without labels.
-        rgb: Its colour, 0 to 255.
         before: Its entry in the earlier `result.json`; None without one.
     """
 
     row: Mapping[str, Any]
+    segment: Segment
     mask: Mask | None
-    rgb: Rgb
     before: Mapping[str, Any] | None = None
 
     @property
     def number(self) -> int:
         """Label value and SegmentNumber."""
-        return int(self.row["number"])
+        return self.segment.number
 
     @property
     def label(self) -> str:
-        """Its name."""
-        return str(self.row["label"])
+        """SegmentLabel."""
+        return self.segment.label
+
+    @property
+    def rgb(self) -> Rgb:
+        """Colour, 0 to 255 each."""
+        return self.segment.rgb
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,8 @@ class ReviewedCase:
         result_sha256: Hex digest of `result.json`: a verdict names it.
         labels_sha256: Hex digest of the file that the masks were read from; None where there is none.
         volume: The image.
+        segmentation: The delivered labels; None where the result was delivered without any, as one that the quality gate
+            rejects.
         structures: In the order of their numbers.
         uncertainty: Shape (I, J, K), 0 sure to 1 undecided; None where no probabilities were delivered.
         bundle: What computed the result; None where it is not at hand.
@@ -83,6 +92,7 @@ class ReviewedCase:
     result_sha256: str
     labels_sha256: str | None
     volume: Volume
+    segmentation: Segmentation | None
     structures: tuple[ReviewedStructure, ...]
     uncertainty: NDArray[np.float32] | None
     bundle: BundleFiles | None = None
@@ -94,16 +104,10 @@ class ReviewedCase:
         """Name of the case."""
         return str(self.document["case"])
 
-    @property
-    def has_masks(self) -> bool:
-        """False for a result without labels, as of one that the quality gate rejects."""
-        return self.labels_sha256 is not None
-
     @cached_property
     def foreground(self) -> Mask:
-        """Shape (I, J, K): where any structure is."""
-        masks = [structure.mask for structure in self.structures if structure.mask is not None]
-        return np.logical_or.reduce(masks) if masks else np.zeros(self.volume.shape, bool)
+        """Shape (I, J, K): voxels of any structure."""
+        return self.segmentation.foreground if self.segmentation else np.zeros(self.volume.shape, bool)
 
 
 def read_reviewed(
@@ -127,16 +131,18 @@ def read_reviewed(
     _check_image(document, volume)
     earlier = None if prior is None else read_result(find_result(prior))
     labels = labels_file(path, document)
-    masks = None if labels is None else read_masks(labels, volume, document)
-    if masks is not None:
-        _check_counts(document, masks, volume)
+    segments = _segments(document, bundle)
+    segmentation = None if labels is None else read_segmentation(labels, volume, document, segments)
+    if segmentation is not None:
+        _check_counts(document, segmentation)
     return ReviewedCase(
         document=document,
         folder=path.parent,
         result_sha256=file_sha256(path),
         labels_sha256=None if labels is None else file_sha256(labels),
         volume=volume,
-        structures=_structures(document, masks, bundle, earlier),
+        segmentation=segmentation,
+        structures=_structures(document, segments, segmentation, earlier),
         uncertainty=_uncertainty(path, document, volume),
         bundle=bundle,
         prior=earlier,
@@ -193,33 +199,37 @@ def named_file(result: Path, document: Mapping[str, Any], kind: str) -> Path:
     return path
 
 
-def read_masks(path: Path, volume: Volume, document: Mapping[str, Any]) -> list[Mask]:
-    """Where each structure of a result is, in the order of their numbers: shape (I, J, K) each.
+def read_segmentation(
+    path: Path, volume: Volume, document: Mapping[str, Any], segments: Sequence[Segment]
+) -> Segmentation:
+    """The labels of a result, as one of its files holds them.
 
     Args:
         path: NIfTI, NRRD, MetaImage, grey picture, SEG or RTSTRUCT: label values, or channels last where structures overlap.
         volume: The image.
         document: The `result.json`, which says which structures there are.
+        segments: Its structures.
 
     Raises:
         InputRefusedError: Another grid, other structures, or an unreadable file.
     """
-    numbers = [int(row["number"]) for row in document["structures"]]
-    array = _label_array(path, volume, overlapping=not is_exclusive(document))
-    if array.ndim == 4:
-        if array.shape[3] != len(numbers):
+    labels = volume.with_array(_label_array(path, volume, overlapping=not is_exclusive(document)))
+    if labels.array.ndim == 4:
+        if labels.array.shape[3] != len(segments):
             raise InputRefusedError(
-                f"{path.name} has {array.shape[3]} channels, the result {len(numbers)} structure(s); one channel for each is "
-                "needed; take the file of this result"
+                f"{path.name} has {labels.array.shape[3]} channels, the result {len(segments)} structure(s); one channel for "
+                "each is needed; take the file of this result"
             )
-        return [array[..., n] > 0 for n in range(len(numbers))]
-    unknown = sorted(set(np.unique(array).astype(int).tolist()) - {0, *numbers})
+        return replace(Segmentation.of_volume(labels, segments), image=volume)
+    numbers = [segment.number for segment in segments]
+    unknown = sorted(set(np.unique(labels.array).astype(int).tolist()) - {0, *numbers})
     if unknown:
         raise InputRefusedError(
             f"{path.name} holds the value(s) {unknown}; 0 and the result's {numbers} are needed; draw with these values in the "
             "program that made the file, or remove the others there"
         )
-    return [array == number for number in numbers]
+    masks = [labels.array == number for number in numbers]
+    return Segmentation.of_masks(volume, masks, segments, exclusive=is_exclusive(document))
 
 
 def _label_array(path: Path, volume: Volume, *, overlapping: bool) -> NDArray:
@@ -273,36 +283,47 @@ def _check_image(document: Mapping[str, Any], volume: Volume) -> None:
         )
 
 
-def _check_counts(document: Mapping[str, Any], masks: Sequence[Mask], volume: Volume) -> None:
-    """Masks on the grid of the image have as many voxels as the record says, unless they lie on slices of their own."""
-    if volume.provenance.resampled:
+def _check_counts(document: Mapping[str, Any], segmentation: Segmentation) -> None:
+    """Pass if the masks have as many voxels as the record says; labels on slices of their own are not compared.
+
+    Raises:
+        InputRefusedError: Another number of voxels.
+    """
+    if segmentation.image.provenance.resampled:
         return
-    for row, mask in zip(document["structures"], masks, strict=True):
-        found = int(np.count_nonzero(mask))
-        if found != row["voxels"]:
+    for row, structure in zip(document["structures"], segmentation.structures, strict=True):
+        if structure.voxels != row["voxels"]:
             raise InputRefusedError(
-                f"structure {row['number']} has {found} voxels in its file and {row['voxels']} in result.json; files of one "
-                "run are needed; run predict again"
+                f"structure {row['number']} has {structure.voxels} voxels in its file and {row['voxels']} in result.json; "
+                "files of one run are needed; run predict again"
             )
+
+
+_NOT_STATED = Code("", "", "not stated")  # a result.json holds no codes, and these segments are written nowhere
+
+
+def _segments(document: Mapping[str, Any], bundle: BundleFiles | None) -> tuple[Segment, ...]:
+    """The structures of a `result.json`, in the colours of the bundle where it is at hand."""
+    colours = {segment.number: segment.rgb for segment in bundle.segments} if bundle else {}
+    return tuple(
+        Segment(int(row["number"]), str(row["label"]), _NOT_STATED, _NOT_STATED, display_rgb=colours.get(row["number"]))
+        for row in document["structures"]
+    )
 
 
 def _structures(
     document: Mapping[str, Any],
-    masks: Sequence[Mask] | None,
-    bundle: BundleFiles | None,
+    segments: Sequence[Segment],
+    segmentation: Segmentation | None,
     earlier: Mapping[str, Any] | None,
 ) -> tuple[ReviewedStructure, ...]:
-    rows = document["structures"]
-    colours = {segment.number: segment.rgb for segment in bundle.segments} if bundle else {}
     before = {} if earlier is None else _earlier_rows(document, earlier)
+    masks: Sequence[Mask | None] = [None] * len(segments)
+    if segmentation:
+        masks = [structure.mask_on_grid for structure in segmentation.structures]
     return tuple(
-        ReviewedStructure(
-            row,
-            None if masks is None else masks[n],
-            colours.get(row["number"]) or display_rgb(row["number"]),
-            before.get(row["label"]),
-        )
-        for n, row in enumerate(rows)
+        ReviewedStructure(row, segment, mask, before.get(row["label"]))
+        for row, segment, mask in zip(document["structures"], segments, masks, strict=True)
     )
 
 

@@ -19,6 +19,7 @@ from result_phantoms import RESULT
 from review_cases import Delivered, deliver, result_document
 
 from dicom_io.parametric import NO_UNIT, UNCERTAINTY, write_parametric_map
+from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.cli import main
 from monai_unet_app.data.read import read_volume
@@ -348,7 +349,9 @@ def test_too_large_an_image_is_cut_around_the_structures_and_then_left_out(
     grid[38:42, 38:42, 18:22] = True
     large = replace(case.volume, array=noise)
     structures = tuple(replace(one, mask=grid & (one.number == 1)) for one in case.structures)
-    case = replace(case, volume=large, structures=structures, uncertainty=None)
+    names = [one.segment for one in structures]
+    segmentation = Segmentation.of_masks(large, [one.mask for one in structures], names, exclusive=True)
+    case = replace(case, volume=large, segmentation=segmentation, structures=structures, uncertainty=None)
     from monai_unet_app.review.embedded import embed
 
     assert embed(case, 10.0).note == ""

@@ -11,13 +11,16 @@ import pytest
 from phantoms import lopsided_labels
 from result_phantoms import RESULT, dciodvfy_errors
 from review_cases import VOXELS, Delivered, deliver, verdict_on
+from segmentations import segments
 
 from dicom_io import read_sr
 from dicom_io.errors import GeometryProofError, LabelError
 from dicom_io.rtstruct import write_rtstruct
 from dicom_io.seg import read_seg, write_seg
+from dicom_io.segmentation import Segmentation
 from dicom_io.sr import Verification, write_verified_sr
 from dicom_io.sr.proof import prove_verified
+from dicom_io.volume import Volume
 from monai_unet_app.data.cases import find_data
 from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.read import read_volume
@@ -259,6 +262,11 @@ def test_a_verdict_is_read_as_it_was_written(delivered: Delivered, tmp_path: Pat
 # --- how large a correction is ---
 
 
+def corrected_to(volume: Volume, *masks: np.ndarray) -> Correction:
+    names = segments(*"abc"[: len(masks)])
+    return Correction(Segmentation.of_masks(volume, masks, names), "image grid", ".nii.gz")
+
+
 def boxes(shift: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """A box of 4 x 3 x 2 voxels, and the same moved along the first axis: all voxels are of its surface."""
     original = np.zeros((10, 8, 6), bool)
@@ -270,9 +278,9 @@ def test_a_box_moved_by_one_voxel_is_measured_as_geometry_says(case: ReviewedCas
     original, moved = boxes()
     affine = np.diag([2.0, 2.0, 3.0, 1.0])
     volume = replace(case.volume, array=np.zeros(original.shape, np.float32), affine_lps=affine)
-    structure = ReviewedStructure({"number": 1, "label": "box"}, original, (1, 2, 3))
+    structure = ReviewedStructure({"number": 1, "label": "box"}, segments("box")[0], original)
     boxed = replace(case, volume=volume, structures=(structure,))
-    (size,) = sizes_of(Correction((moved,), "image grid", ".nii.gz"), boxed)
+    (size,) = sizes_of(corrected_to(volume, moved), boxed)
     assert size.dice == pytest.approx(3 / 4)
     assert size.size_difference == 0.0
     assert size.mean_surface_distance == pytest.approx(
@@ -287,9 +295,9 @@ def test_a_box_moved_by_one_voxel_is_measured_as_geometry_says(case: ReviewedCas
 def test_a_box_made_longer_has_a_larger_volume_by_its_new_layer(case: ReviewedCase) -> None:
     original, moved = boxes()
     volume = replace(case.volume, array=np.zeros(original.shape, np.float32), affine_lps=np.diag([2.0, 2.0, 3.0, 1.0]))
-    structure = ReviewedStructure({"number": 1, "label": "box"}, original, (1, 2, 3))
+    structure = ReviewedStructure({"number": 1, "label": "box"}, segments("box")[0], original)
     boxed = replace(case, volume=volume, structures=(structure,))
-    (size,) = sizes_of(Correction((original | moved,), "image grid", ".nii.gz"), boxed)
+    (size,) = sizes_of(corrected_to(volume, original | moved), boxed)
     assert size.size_difference == pytest.approx(6 * 12.0 / 1000)
     assert size.dice == pytest.approx(2 * 24 / (24 + 30))
     assert size.added_path_length == pytest.approx(2 * 3 * 2.0)
@@ -306,8 +314,8 @@ def test_added_path_length_counts_outlines_in_the_slices_that_are_drawn_on() -> 
 
 
 def test_a_structure_that_was_deleted_has_no_surface_distance(case: ReviewedCase) -> None:
-    nothing = tuple(np.zeros(case.volume.shape, bool) for _ in case.structures)
-    for size in sizes_of(Correction(nothing, "image grid", ".nii.gz"), case):
+    nothing = [np.zeros(case.volume.shape, bool) for _ in case.structures]
+    for size in sizes_of(corrected_to(case.volume, *nothing), case):
         assert size.mean_surface_distance is None
         assert (size.dice, size.surface_dice, size.added_path_length) == (0.0, 0.0, 0.0)
         assert size.size_difference < 0
@@ -334,7 +342,7 @@ def test_a_segmentation_that_was_numbered_anew_is_paired_by_tracking_uid(
     dataset.save_as(path)
     found = read_correction(path, case)
     assert found.paired_by == "tracking UID"
-    for number, mask in enumerate(found.masks, start=1):
+    for number, mask in enumerate((one.mask_on_grid for one in found.segmentation.structures), start=1):
         assert np.array_equal(mask, corrected_labels() == number)
 
 
@@ -348,7 +356,7 @@ def test_a_segmentation_with_tracking_uids_of_its_own_is_paired_by_the_grid(
     dataset.save_as(path)
     found = read_correction(path, case)
     assert found.paired_by == "image grid"
-    assert np.array_equal(found.masks[0], corrected_labels() == 1)
+    assert np.array_equal(found.segmentation.structures[0].mask_on_grid, corrected_labels() == 1)
 
 
 def test_a_segmentation_without_a_structure_is_refused(
@@ -367,7 +375,7 @@ def test_a_structure_set_is_paired_by_the_grid(delivered: Delivered, case: Revie
     labels = delivered.volume.with_array(corrected_labels())
     found = read_correction(write_rtstruct(labels, delivered.volume, tmp_path / "rt.dcm", RESULT), case)
     assert found.paired_by == "image grid"
-    for number, mask in enumerate(found.masks, start=1):
+    for number, mask in enumerate((one.mask_on_grid for one in found.segmentation.structures), start=1):
         assert np.array_equal(mask, corrected_labels() == number)
     dataset = pydicom.dcmread(tmp_path / "rt.dcm")
     for name in ("StructureSetROISequence", "ROIContourSequence", "RTROIObservationsSequence"):
@@ -495,7 +503,7 @@ def test_only_a_person_rejects_what_is_delivered(delivered: Delivered, tmp_path:
 def test_neither_names_nor_files_of_training_cases_hold_identity(
     delivered: Delivered, case: ReviewedCase, tmp_path: Path
 ) -> None:
-    correction = Correction(tuple(corrected_labels() == n for n in (1, 2)), "image grid", ".nii.gz")
+    correction = corrected_to(case.volume, *(corrected_labels() == n for n in (1, 2)))
     name = store_training_case(correction, case, sizes_of(correction, case), tmp_path)
     files = sorted(file for file in tmp_path.rglob("*") if file.is_file())
     assert [file.parent.name for file in files] == ["images", "labels", "provenance"]
@@ -519,7 +527,7 @@ def test_two_results_of_a_study_are_of_one_subject_and_a_pseudonym_can_be_given(
     for number, folder in enumerate(("left", "right")):
         one = deliver(tmp_path / folder, {**HEADER, "StudyInstanceUID": study, "SeriesNumber": 3 + number})
         case = read_reviewed(one.result, one.volume)
-        correction = Correction(tuple(corrected_labels() == n for n in (1, 2)), "image grid", ".nii.gz")
+        correction = corrected_to(case.volume, *(corrected_labels() == n for n in (1, 2)))
         names.append(store_training_case(correction, case, sizes_of(correction, case), tmp_path / "train"))
     assert len(set(names)) == 2
     assert len({name.split("_")[0] for name in names}) == 1
@@ -531,5 +539,5 @@ def test_two_results_of_a_study_are_of_one_subject_and_a_pseudonym_can_be_given(
 def test_structures_that_overlap_make_no_training_label(case: ReviewedCase, tmp_path: Path) -> None:
     both = corrected_labels() == 1
     with pytest.raises(InputRefusedError, match="overlaps another"):
-        store_training_case(Correction((both, both), "image grid", ".nii.gz"), case, [], tmp_path)
+        store_training_case(corrected_to(case.volume, both, both), case, [], tmp_path)
     assert list(tmp_path.iterdir()) == []
