@@ -1,4 +1,4 @@
-"""Several series of one frame of reference -> the channels of one volume, laid on the grid of the first."""
+"""Several series of one frame of reference -> the channels of one volume, on the grid of the first series."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from dicom_io.errors import SeriesGeometryError, SeriesSelectionError
-from dicom_io.read import read_series
-from dicom_io.reading.series import Source
+from dicom_io.read import ReadOptions, read_scanned
+from dicom_io.reading.series import Source, scan_source
 from dicom_io.volume import Volume, corner_indices
 
-SAME_PLACE_MM = 0.01
+_SAME_GRID_MM = 0.01  # largest distance of two corner voxels
 
 
 def read_channels(source: Source, series_instance_uids: Sequence[str], *, accept_incomplete: bool = False) -> Volume:
     """Series that the scanner registered, as the channels of one volume.
 
     Args:
-        source: Where the series are; see `read_series`.
-        series_instance_uids: In the order of the channels. The first is the reference: its grid stays as it is, the
-            others are interpolated onto it linearly in the patient space (not at all where the grids are the same).
-        accept_incomplete: See `ReadOptions`; of each of them.
+        source: The source of all series; see `read_series`.
+        series_instance_uids: In the order of the channels. The first is the reference: its grid stays as it is, and the
+            others are interpolated onto it linearly in patient space (not at all if the grids are the same).
+        accept_incomplete: See `ReadOptions`; for each series.
 
     Returns:
-        float32 array of shape (I, J, K, C) on the grid, and with the provenance, of the first series; its notes say what
-        was interpolated, and how much of the grid a series does not reach. There its least value stands.
+        float32 array of shape (I, J, K, C) on the grid of the first series, with its provenance. The notes say what was
+        interpolated, and which share of the grid a series does not reach; there the channel has its least value.
 
     Raises:
-        SeriesSelectionError: Fewer than two series, or one that is a picture.
-        SeriesGeometryError: They do not name one and the same frame of reference.
+        SeriesSelectionError: Fewer than two series, or a series that is a picture.
+        SeriesGeometryError: The series do not name one and the same frame of reference.
         DicomIoError: See `read_series`.
     """
     if len(set(series_instance_uids)) < 2 or len(set(series_instance_uids)) < len(series_instance_uids):
@@ -40,11 +40,11 @@ def read_channels(source: Source, series_instance_uids: Sequence[str], *, accept
             f"the channels are named {', '.join(series_instance_uids) or 'nothing'}; two or more different series are needed; "
             "name each SeriesInstanceUID once"
         )
+    scan = scan_source(source)
     volumes = [
-        read_series(source, series_instance_uid=uid, accept_incomplete=accept_incomplete)
-        for uid in series_instance_uids
+        read_scanned(scan, ReadOptions(uid, accept_incomplete=accept_incomplete)) for uid in series_instance_uids
     ]
-    _check_space(volumes)
+    _check_spaces(volumes)
     reference, notes = volumes[0], list(volumes[0].provenance.notes)
     channels = [reference.array]
     for number, other in enumerate(volumes[1:], start=2):
@@ -56,7 +56,7 @@ def read_channels(source: Source, series_instance_uids: Sequence[str], *, accept
     return replace(reference, array=np.stack(channels, axis=-1), provenance=provenance)
 
 
-def _check_space(volumes: Sequence[Volume]) -> None:
+def _check_spaces(volumes: Sequence[Volume]) -> None:
     for volume in volumes:
         if volume.planar or volume.array.ndim != 3:
             raise SeriesSelectionError(
@@ -66,31 +66,31 @@ def _check_space(volumes: Sequence[Volume]) -> None:
     spaces = {str(volume.provenance.frame_of_reference_uid) for volume in volumes}
     if len(spaces) > 1 or "None" in spaces:
         raise SeriesGeometryError(
-            f"the series have the frames of reference {', '.join(sorted(spaces))}; one and the same is needed, else nothing "
-            "says how they lie to each other; register them first"
+            f"the series have the frames of reference {', '.join(sorted(spaces))}; one and the same is needed, or their "
+            "positions cannot be compared; register them first"
         )
 
 
 def _on_grid(other: Volume, reference: Volume) -> tuple[NDArray[np.float32], str]:
-    """Values on the reference's grid, and what was done."""
+    """The values of one series on the reference's grid, shape (I, J, K), and a note of what was done."""
     if other.shape == reference.shape:
-        apart = (other.affine_lps - reference.affine_lps) @ corner_indices(reference.shape)
-        if np.abs(apart).max() <= SAME_PLACE_MM:
+        distances_mm = (other.affine_lps - reference.affine_lps) @ corner_indices(reference.shape)
+        if np.abs(distances_mm).max() <= _SAME_GRID_MM:
             return other.array, "the same grid"
     step = np.linalg.solve(other.affine_lps, reference.affine_lps)  # reference index -> index in the other
     values = np.empty(reference.shape, dtype=np.float32)
-    beyond, least = 0, other.array.min()
+    outside_count, least = 0, other.array.min()
     i, j = np.indices(reference.shape[:2])
     for k in range(reference.shape[2]):
-        place = step[:3, :3] @ np.stack([i.ravel(), j.ravel(), np.full(i.size, k)]) + step[:3, 3:]
-        size = np.array(other.shape)[:, None] - 1
-        found = ndimage.map_coordinates(other.array, np.clip(place, 0, size), order=1, output=np.float32)
-        outside = ((place < -0.5) | (place > size + 0.5)).any(axis=0)
-        found[outside] = least
-        beyond += int(outside.sum())
-        values[:, :, k] = found.reshape(i.shape)
-    share = 100.0 * beyond / values.size
-    if beyond == values.size:
+        indices = step[:3, :3] @ np.stack([i.ravel(), j.ravel(), np.full(i.size, k)]) + step[:3, 3:]
+        last = np.array(other.shape)[:, None] - 1
+        plane = ndimage.map_coordinates(other.array, np.clip(indices, 0, last), order=1, output=np.float32)
+        outside = ((indices < -0.5) | (indices > last + 0.5)).any(axis=0)
+        plane[outside] = least
+        outside_count += int(outside.sum())
+        values[:, :, k] = plane.reshape(i.shape)
+    share = 100.0 * outside_count / values.size
+    if outside_count == values.size:
         raise SeriesGeometryError(
             f"series {other.provenance.series_instance_uid} lies wholly outside of the grid of series "
             f"{reference.provenance.series_instance_uid}; series that overlap are needed for channels; name others"

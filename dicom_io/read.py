@@ -1,8 +1,7 @@
-"""One DICOM series -> one Volume: choose, pass the geometry gate, then decode and rescale slice by slice.
+"""One DICOM series -> one Volume: choose the series, check its geometry, then decode and rescale slice by slice.
 
-Nothing is decoded before every header has passed `geometry.even_grid`, and nothing is repaired in silence: a
-fault is refused with its numbers, what is tolerated stands in `Volume.provenance.notes`, and so does a repair that
-was asked for.
+Nothing is decoded before every header has passed `geometry.even_grid`, and nothing is repaired without being asked: a fault is
+refused with its numbers; small faults that are accepted, and repairs on request, are noted in `Volume.provenance.notes`.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from pydicom.dataset import Dataset
 from dicom_io.errors import DicomIoError, SeriesGeometryError, SeriesSelectionError
 from dicom_io.reading.headers import patient_digest
 from dicom_io.reading.instances import Instance, refusing
-from dicom_io.reading.ordering import ReadOptions, Stack, check_complete, check_ends, pixel_mm, place_of, stack_of
+from dicom_io.reading.ordering import OrderedSeries, ReadOptions, check_complete, check_ends, order_series, pixel_mm
 from dicom_io.reading.pixels import decode_frames
 from dicom_io.reading.repair import resample
 from dicom_io.reading.series import Scan, SeriesRef, Source, counted, files_below, scan_source, summary, survey_files
@@ -29,15 +28,15 @@ __all__ = ["ReadOptions", "Source", "Verdict", "examine", "read_series"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What reading a series would give, judged by its headers alone.
+    """What reading a series would give, by its headers alone.
 
     Attributes:
         series: The group of instances.
         outcome: "readable" as a volume or picture; "refused"; "set aside" (localizer, capture); "object" (SEG, SR, ...);
             "broken" for a file that cannot be read (`series` is None).
-        reason: Why it is refused, set aside or broken; what was tolerated in a readable one; else empty.
-        shape: (columns, rows, slices) of a readable one.
-        spacing_mm: Along these; None without patient space.
+        reason: Why it is refused, set aside or broken; the notes of a readable series; else empty.
+        shape: (columns, rows, slices) of a readable series.
+        spacing_mm: Along columns, rows, slices; None without patient space.
     """
 
     series: SeriesRef | None
@@ -59,33 +58,37 @@ def read_series(
     """The voxels of one image series in patient space.
 
     Args:
-        source: A folder (searched however deep), one file, a DICOMDIR, the files of one series, or data sets in memory.
-        series_instance_uid: As the others, see `ReadOptions`.
+        source: A folder (with all folders below it), one file, a DICOMDIR, the files of one series, data sets in memory, or
+            series whose headers were read before.
+        series_instance_uid: See `ReadOptions`, as for the other arguments.
 
     Returns:
         float32 array of shape (I, J, K): I counts columns, J rows, K slices in increasing position along the
-        normal (row x column direction); values after each slice's own rescale, computed in float64. A picture
-        without patient space has K = 1, `planar` True, pixels for millimetres; in colour (I, J, 1, 3).
+        normal (row x column direction). Values are those after each slice's own rescale, computed in float64. A picture
+        without patient space has K = 1, `planar` True, and pixels for millimetres; in colour its shape is (I, J, 1, 3).
 
     Raises:
-        SeriesSelectionError: No image series, or several, fit; or it is no volume (colour, cine), or too large.
+        SeriesSelectionError: No image series fits, or several do; or the series is no volume (colour, cine), or too large.
         SeriesGeometryError: The slices do not lie on one even grid, or the headers count more images than there are.
         UnreadableFileError: A file is broken or its pixels cannot be decoded; or a voxel is NaN or infinite.
     """
     options = ReadOptions(
         series_instance_uid, time_point, resample_gaps, resample_tilt, accept_incomplete=accept_incomplete
     )
-    scan = scan_source(source)
-    named = not (isinstance(source, str | Path) and Path(source).is_dir())
-    series, notes = _select(scan, series_instance_uid, named=named)
+    return read_scanned(scan_source(source), options)
+
+
+def read_scanned(scan: Scan, options: ReadOptions) -> Volume:
+    """As `read_series`, of a source whose headers were read before."""
+    series, notes = _select(scan, options.series_instance_uid)
     with refusing(series.name):
-        stack = stack_of(replace(series, notes=notes), options)
-        check_ends(stack, scan.series)
-        return _read(check_complete(stack, scan.series, options))
+        ordered = order_series(replace(series, notes=notes), options)
+        check_ends(ordered, scan.series)
+        return _decode(check_complete(ordered, scan.series, options))
 
 
 def examine(source: Path, options: ReadOptions | None = None) -> list[Verdict]:
-    """What every series of a folder or file would give, judged by headers alone; nothing is refused but an empty source.
+    """What every series of a folder or file would give, by headers alone; only a source without DICOM is refused.
 
     Raises:
         SeriesSelectionError: There is no DICOM object at all.
@@ -93,7 +96,7 @@ def examine(source: Path, options: ReadOptions | None = None) -> list[Verdict]:
     options = options or ReadOptions()
     scan = survey_files(files_below(source) if source.is_dir() else [source])
     verdicts = [_verdict(series, options, scan.series) for series in scan.series]
-    mixed = {id(v.series): v for v in _mixed(scan)}
+    mixed = {id(verdict.series): verdict for verdict in _mixed(scan)}
     return [
         *(mixed.get(id(verdict.series), verdict) for verdict in verdicts),
         *(Verdict(None, "broken", str(error)) for error in scan.broken),
@@ -107,64 +110,62 @@ def _verdict(series: SeriesRef, options: ReadOptions, others: Iterable[SeriesRef
         return Verdict(series, "object", series.kind)
     try:
         with refusing(series.name):
-            stack = stack_of(series, options)
-            check_ends(stack, others)
-            stack = check_complete(stack, others, options)
+            ordered = order_series(series, options)
+            check_ends(ordered, others)
+            ordered = check_complete(ordered, others, options)
     except DicomIoError as error:
         return Verdict(series, "refused", str(error))
-    affine_lps, shape = place_of(stack)
-    spacing = None if stack.grid is None and stack.repair is None else np.linalg.norm(affine_lps[:3, :3], axis=0)
-    told = tuple(note for note in stack.notes if note not in series.notes)
-    return Verdict(series, "readable", "; ".join(told), shape, None if spacing is None else tuple(spacing.tolist()))
+    notes = "; ".join(note for note in ordered.notes if note not in series.notes)
+    if ordered.is_picture:
+        return Verdict(series, "readable", notes, ordered.volume_shape)
+    spacing_mm = tuple(np.linalg.norm(ordered.affine_lps[:3, :3], axis=0).tolist())
+    return Verdict(series, "readable", notes, ordered.volume_shape, spacing_mm)
 
 
 def _mixed(scan: Scan) -> list[Verdict]:
-    """Groups that share a series and would be refused together."""
-    images = [one for one in scan.series if one.kind == "image"]
-    found = []
-    for series in images:
-        parts = [one for one in images if one.series_instance_uid == series.series_instance_uid]
-        if len(parts) > 1:
-            found.append(Verdict(series, "refused", str(_several_images(parts))))
-    return found
+    """The refusals of groups that share one series."""
+    by_uid: dict[str, list[SeriesRef]] = {}
+    for series in scan.series:
+        if series.kind == "image":
+            by_uid.setdefault(series.series_instance_uid, []).append(series)
+    several = [parts for parts in by_uid.values() if len(parts) > 1]
+    return [Verdict(series, "refused", str(_several_images(parts))) for parts in several for series in parts]
 
 
-def _select(scan: Scan, wanted: str | None, *, named: bool) -> tuple[SeriesRef, tuple[str, ...]]:
-    """The one series to read, and the notes about those passed by; `named`: the caller gave files, not a folder."""
-    fitting = [one for one in scan.series if wanted in (None, one.series_instance_uid)]
-    images = [one for one in fitting if one.kind == "image"]
-    if not images and (named or wanted):
-        images = [one for one in fitting if one.set_aside]
+def _select(scan: Scan, wanted: str | None) -> tuple[SeriesRef, tuple[str, ...]]:
+    """The series to read and its notes, which name the series that were set aside."""
+    fitting = [series for series in scan.series if wanted in (None, series.series_instance_uid)]
+    images = [series for series in fitting if series.kind == "image"]
+    if not images and (wanted or not scan.is_folder):  # the caller named it
+        images = [series for series in fitting if series.set_aside]
     if not images:
         raise _no_image(scan, wanted)
     if len(images) > 1:
         raise _several_images(images)
-    passed_by = [one for one in scan.series if one.set_aside and one is not images[0]]
-    return images[0], (
-        *images[0].notes,
-        *(f"passed by, not part of the volume: {one.line}" for one in passed_by),
-    )
+    others = [series for series in scan.series if series.set_aside and series is not images[0]]
+    notes = [f"passed by, not part of the volume: {series.line}" for series in others]
+    return images[0], (*images[0].notes, *notes)
 
 
 def _no_image(scan: Scan, wanted: str | None) -> SeriesSelectionError:
-    looked_for = f"series {wanted}" if wanted else "image series that could be a volume"
+    kind = f"series {wanted}" if wanted else "image series that could be a volume"
     return SeriesSelectionError(
-        f"found no {looked_for} among {summary(scan.series)}; one image series is needed; "
+        f"found no {kind} among {summary(scan.series)}; one image series is needed; "
         "check the path, or name one of these with --series UID"
     )
 
 
 def _several_images(images: Sequence[SeriesRef]) -> DicomIoError:
-    if len({one.series_instance_uid for one in images}) > 1:
+    if len({series.series_instance_uid for series in images}) > 1:
         return SeriesSelectionError(
             f"found {len(images)} image series: {summary(images)}; one is needed; name it with --series UID"
         )
     parts = "; ".join(
-        f"{counted(one.instance_count, 'file')} ({one.modality or 'without Modality'}"
-        f"{', multi-frame' if one.instances[0].header.get('NumberOfFrames') else ''}) of orientation {_cosines(one)}"
-        for one in images
+        f"{counted(series.instance_count, 'file')} ({series.modality or 'without Modality'}"
+        f"{', multi-frame' if series.instances[0].header.get('NumberOfFrames') else ''}) of orientation {_cosines(series)}"
+        for series in images
     )
-    if len({one.study_instance_uid for one in images}) > 1 or not images[0].series_instance_uid:
+    if len({series.study_instance_uid for series in images}) > 1 or not images[0].series_instance_uid:
         return SeriesSelectionError(
             f"{images[0].name} falls into {len(images)} studies or folders: {parts}; one is needed; "
             "pass the files of one only, or give all the study UID of their study"
@@ -179,18 +180,17 @@ def _cosines(series: SeriesRef) -> str:
     return "none" if series.orientation is None else "(" + ", ".join(f"{c:.4g}" for c in series.orientation) + ")"
 
 
-def _read(stack: Stack) -> Volume:
-    slices, decoding = decode_frames(stack.frames, stack.series.modality, stack.shape)
-    if stack.repair is not None:
-        slices = resample(slices, stack.repair)
-    affine_lps, _ = place_of(stack)
+def _decode(ordered: OrderedSeries) -> Volume:
+    slices, notes = decode_frames(ordered.frames, ordered.series.modality, ordered.shape)
+    if ordered.repair is not None:
+        slices = resample(slices, ordered.repair)
     array = slices.transpose(2, 1, 0, *range(3, slices.ndim))
-    planar = stack.grid is None and stack.repair is None
-    return Volume(array, affine_lps, _provenance(stack, (*stack.notes, *decoding)), planar)
+    provenance = _provenance(ordered, (*ordered.notes, *notes))
+    return Volume(array, ordered.affine_lps, provenance, ordered.is_picture)
 
 
-def _provenance(stack: Stack, notes: tuple[str, ...]) -> Provenance:
-    series, frames = stack.series, stack.frames
+def _provenance(ordered: OrderedSeries, notes: tuple[str, ...]) -> Provenance:
+    series, frames = ordered.series, ordered.frames
     uids = tuple(frame.instance.sop_instance_uid for frame in frames)
     if not all(uids):
         notes = (*notes, f"{uids.count('')} slices carry no SOPInstanceUID: no DICOM result can refer to them")
@@ -208,10 +208,10 @@ def _provenance(stack: Stack, notes: tuple[str, ...]) -> Provenance:
         numbers if any(numbers) else (),
         tuple(dict.fromkeys(files)) if repeated else files,
         notes,
-        stack.repair is not None,
+        ordered.repair is not None,
         tuple({id(instance): _without_pixels(instance) for instance in in_memory}.values()),
-        pixel_mm(frames[0].instance.header) if stack.grid is None and stack.repair is None else None,
-        incomplete=stack.incomplete,
+        pixel_mm(frames[0].instance.header) if ordered.is_picture else None,
+        incomplete=ordered.incomplete,
         patient_digest=patient_digest(frames[0].instance.header),
     )
 

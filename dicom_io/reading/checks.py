@@ -1,4 +1,4 @@
-"""What the files of a series must be before their slices are looked at: of one patient, decodable, comparable, complete."""
+"""Checks of the files of a series before their slices are ordered: one patient, decodable, comparable, complete."""
 
 from __future__ import annotations
 
@@ -16,44 +16,50 @@ from dicom_io.reading.instances import COLOUR, Instance, differences
 from dicom_io.reading.pixels import PHYSICAL_MODALITIES
 from dicom_io.reading.series import SeriesRef, counted
 
-PLACE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
-"""What a slice needs for a place in patient space."""
+PLACE_KEYWORDS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
+"""The attributes that place a slice in patient space."""
 
-REPEATED_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPInstanceUID")
-"""What every result repeats, or refers to its source by."""
+_REPEATED_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPInstanceUID")
+"""The UIDs that every result repeats, or uses to refer to its source."""
 
 
 def without_copies(series: SeriesRef) -> tuple[list[Instance], list[str]]:
-    """The instances without copies, which may differ in what no volume and no result needs.
+    """The instances of a series without copies, and notes; copies may differ in attributes that no volume or result needs.
 
-    Raises SeriesGeometryError for one UID with two contents.
+    Raises:
+        SeriesGeometryError: Two files have one SOP Instance UID and different contents.
     """
     kept: dict[str, Instance] = {}
-    without_uid, copies, odd = [], [], set()
+    without_uid: list[Instance] = []
+    copies: list[Instance] = []
+    different: set[str] = set()
     for instance in series.instances:
         uid = instance.sop_instance_uid
         if not uid:
             without_uid.append(instance)
         elif uid not in kept:
             kept[uid] = instance
-        elif (differ := differences(kept[uid], instance)) is not None:
+        elif (keywords := differences(kept[uid], instance)) is not None:
             copies.append(instance)
-            odd.update(differ)
+            different.update(keywords)
         else:
             raise SeriesGeometryError(
                 f"{series.name} holds SOP instance {uid} twice with different content, in {kept[uid].name} and "
                 f"{instance.name}; each slice is needed once; leave one of the files out"
             )
     chosen = {id(instance) for instance in (*kept.values(), *without_uid)}
-    found = counted(len(copies), "file")
-    alike = f"copies of another but for {', '.join(sorted(odd)[:5])}" if odd else "byte-identical copies of another"
-    notes = [f"left out as {alike}: {found}"] if copies else []
+    listed = ", ".join(sorted(different)[:5])
+    kind = f"copies of another but for {listed}" if different else "byte-identical copies of another"
+    notes = [f"left out as {kind}: {counted(len(copies), 'file')}"] if copies else []
     return [instance for instance in series.instances if id(instance) in chosen], notes
 
 
 def check_readable(instances: Sequence[Instance], series: SeriesRef) -> None:
-    """Refuses what belongs to several patients, what no result can refer to, what cannot be decoded, and what can be no volume
-    of single values: cine, and colour unless it is one picture.
+    """Refuses files of several patients, UIDs that no result may repeat, and pixels that cannot be decoded or are no volume of
+    single values: cine, and colour unless it is one picture.
+
+    Raises:
+        SeriesSelectionError, SeriesGeometryError, UnreadableFileError: See above; the message says which.
     """
     headers = [instance.header for instance in instances]
     check_one_patient(headers, series.name)
@@ -61,7 +67,7 @@ def check_readable(instances: Sequence[Instance], series: SeriesRef) -> None:
     for syntax in {instance.transfer_syntax for instance in instances}:
         _check_decodable(syntax, series)
     if any(instance.frames > 1 and not has_groups(instance.header) for instance in instances):
-        raise placeless(series)
+        raise without_position(series)
     _check_polarity(headers, series)
     _check_parts(headers, series)
     colours = {str(header.get("PhotometricInterpretation")) for header in headers} & COLOUR
@@ -76,11 +82,11 @@ def check_readable(instances: Sequence[Instance], series: SeriesRef) -> None:
 
 
 def check_one_patient(headers: Sequence[Dataset], name: str) -> None:
-    """Raises SeriesSelectionError where headers name several patients; those that name none do not count.
+    """Raises SeriesSelectionError if headers name several patients; headers that name no patient do not count.
 
     Args:
-        headers: With PatientID and PatientName, where the files have them.
-        name: How a message calls what they belong to.
+        headers: With PatientID and PatientName, if the files have them.
+        name: How a message calls the files.
     """
     for keyword in ("PatientID", "PatientName"):
         count = len({str(header.get(keyword)).rstrip("^ ") for header in headers if header.get(keyword)})
@@ -92,8 +98,8 @@ def check_one_patient(headers: Sequence[Dataset], name: str) -> None:
 
 
 def _check_uids(headers: Sequence[Dataset], series: SeriesRef) -> None:
-    """Passes UIDs of at most 64 characters. Zeros in front of a component are common in old data, and pass."""
-    for keyword in REPEATED_UIDS:
+    """Refuses UIDs of more than 64 characters. Components that begin with a zero are common in old data and accepted."""
+    for keyword in _REPEATED_UIDS:
         longest = max(len(str(header.get(keyword) or "").strip("\0 ")) for header in headers)
         if longest > LONGEST_UID:
             raise SeriesSelectionError(
@@ -108,24 +114,25 @@ def _check_polarity(headers: Sequence[Dataset], series: SeriesRef) -> None:
     if len(kinds) > 1 and series.modality not in PHYSICAL_MODALITIES:
         raise SeriesSelectionError(
             f"{series.name} mixes MONOCHROME1 and MONOCHROME2, bright for low and bright for high values; one is needed, "
-            "for slices to be comparable; pass the files of one only"
+            "or slices cannot be compared; pass the files of one only"
         )
 
 
 def check_rescale(headers: Sequence[Dataset], series: SeriesRef) -> None:
-    """Passes slices that all name a rescale, or none, or none but the one that changes nothing."""
+    """Raises SeriesSelectionError if some slices have a rescale that changes values, and others have none."""
     named = [header for header in headers if header.get("RescaleSlope") is not None]
-    changing = [one for one in named if (float(one.RescaleSlope), float(one.get("RescaleIntercept") or 0)) != (1, 0)]
-    plain = [one for one in headers if not has_groups(one) and "ModalityLUTSequence" not in one]
+    rescales = {(float(header.RescaleSlope), float(header.get("RescaleIntercept") or 0)) for header in named}
+    changing = rescales - {(1, 0)}
+    plain = [header for header in headers if not has_groups(header) and "ModalityLUTSequence" not in header]
     if changing and 0 < len(named) < len(plain):
         raise SeriesSelectionError(
             f"{series.name} has {len(plain) - len(named)} of {len(plain)} slices without RescaleSlope beside others with one; "
-            "all need it, for values to be comparable; export the series again from its source"
+            "all need it, or values cannot be compared; export the series again from its source"
         )
 
 
 def _check_parts(headers: Sequence[Dataset], series: SeriesRef) -> None:
-    """Passes a concatenation of which all parts are there."""
+    """Raises SeriesGeometryError for a concatenation that lacks parts."""
     for here, total in parts_of_concatenations(headers):
         if here < total:
             raise SeriesGeometryError(
@@ -146,26 +153,26 @@ def _check_decodable(syntax: UID, series: SeriesRef) -> None:
         )
 
 
-def placeless(series: SeriesRef) -> SeriesSelectionError:
-    """The refusal of several pictures that are nowhere, naming what they lack."""
+def without_position(series: SeriesRef) -> SeriesSelectionError:
+    """The refusal of several pictures without a position in patient space; it names the attributes that they lack."""
     header = series.instances[0].header
-    absent = [keyword for keyword in PLACE if not header.get(keyword)] if not has_groups(header) else []
-    told = (
-        f"its files name no {' and no '.join(absent)}" if 0 < len(absent) < len(PLACE) else "cine, time series or views"
-    )
+    absent = [keyword for keyword in PLACE_KEYWORDS if not header.get(keyword)] if not has_groups(header) else []
+    reason = "cine, time series or views"
     if header.get("Modality") == "NM":
-        told = "nuclear medicine keeps it in DetectorInformationSequence, which is not read"
+        reason = "nuclear medicine keeps it in DetectorInformationSequence, which is not read"
+    elif 0 < len(absent) < len(PLACE_KEYWORDS):
+        reason = f"its files name no {' and no '.join(absent)}"
     return SeriesSelectionError(
         f"{series.name} holds {series.frame_count} frames or pictures without a position in patient space "
-        f"({told}); a volume or one picture is needed; pass one single-frame file"
+        f"({reason}); a volume or one picture is needed; pass one single-frame file"
     )
 
 
-def check_space(headers: Iterable[Dataset], name: str) -> None:
-    """Passes slices of one frame of reference. Raises SeriesGeometryError."""
+def check_one_space(headers: Iterable[Dataset], name: str) -> None:
+    """Raises SeriesGeometryError if headers name several frames of reference."""
     spaces = {str(header.get("FrameOfReferenceUID") or "") for header in headers}
     if len(spaces) > 1:
         raise SeriesGeometryError(
             f"{name} mixes {len(spaces)} frames of reference ({', '.join(sorted(spaces))}); one is needed, "
-            "for positions to compare; pass the files of one frame of reference"
+            "or positions cannot be compared; pass the files of one frame of reference"
         )

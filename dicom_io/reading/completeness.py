@@ -1,8 +1,8 @@
-"""What a series lacks by its own headers: images that its sender counted and that are not here.
+"""Images that a series lacks: its own headers count them, and they are not here.
 
-Three headers count images in a way that can be checked: ImagesInAcquisition (PS3.3 C.7.6.1), NumberOfSlices of a PET series
+Three attributes count images in a way that can be checked: ImagesInAcquisition (PS3.3 C.7.6.1), NumberOfSlices of a PET series
 (C.8.9.1, with the numbers of time slices or gates of C.8.9.4) and InConcatenationTotalNumber (C.7.6.16.2.2.4). Counts of what
-was prescribed (NumberOfTemporalPositions) or of one cycle (CardiacNumberOfImages) say nothing of what was sent.
+was planned (NumberOfTemporalPositions) or of one cycle (CardiacNumberOfImages) do not say what was sent.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from dicom_io.reading.headers import shown_uid
 from dicom_io.reading.instances import Instance, image_type, is_colour, listed
 from dicom_io.reading.series import SeriesRef, counted
 
-_OTHER_DEGREES = 1.0  # between the normals of two series that are cut in other directions
-_ENDS = 0.5  # of a slice gap: the first and last slices of two reconstructions of one acquisition lie no further apart
-_OF_ONE_TIME: Mapping[str, tuple[str, ...]] = {
+_OTHER_DEGREES = 1.0  # between the normals of two series that are cut in different directions
+_END_GAPS = 0.5  # the ends of two reconstructions of one acquisition lie no more slice gaps apart
+_FACTORS: Mapping[str, tuple[str, ...]] = {
     "DYNAMIC": ("NumberOfTimeSlices",),
     "GATED": ("NumberOfRRIntervals", "NumberOfTimeSlots"),
 }
@@ -32,11 +32,11 @@ _OF_ONE_TIME: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class MissingImages:
-    """What a series lacks.
+    """How many images a series lacks.
 
     Attributes:
         count: Images (or parts of a concatenation) that are missing, at least 1.
-        words: The same in words, with the header that counts them: no UID, nothing of the patient.
+        words: The same as a sentence, with the attribute that counts them; without UIDs and without patient data.
     """
 
     count: int
@@ -44,20 +44,20 @@ class MissingImages:
 
 
 def missing_images(series: SeriesRef, others: Iterable[SeriesRef] = ()) -> MissingImages | None:
-    """What a series lacks by its own headers; None where it is complete, or where they do not say.
+    """The images that a series lacks by its own headers; None if it is complete, or if the headers do not say.
 
     Args:
         series: From `scan_source` or `scan_files`.
-        others: What was found beside it, as `scan.series`; the series itself may be among them. An acquisition may be
-            counted over several series (one for each echo), and a second reconstruction or a reformatted series carries the
-            count of the acquisition that it was made from. Only the other series can tell these from one that is cut off.
+        others: The series beside it, as `scan.series`; the series itself may be among them. An acquisition may be counted
+            over several series (one for each echo), and a second reconstruction or a reformatted series has the count of the
+            acquisition that it was made from. Only the other series show whether this is so, or the series is cut off.
     """
-    others = [one for one in others if one.study_instance_uid == series.study_instance_uid]
-    alike = [one for one in others if _is_same_series(one, series) and _is_colour(one) == _is_colour(series)]
-    groups = [series, *(one for one in alike if one is not series)]  # a picture in colour stands for no slice
-    elsewhere = [one for one in others if not _is_same_series(one, series)]
-    found = [*_parts(series), *_slices(series), *_acquisition(groups, elsewhere)]
-    return max(found, key=lambda one: one.count, default=None)
+    others = [other for other in others if other.study_instance_uid == series.study_instance_uid]
+    alike = [other for other in others if _is_same_series(other, series) and _is_colour(other) == _is_colour(series)]
+    groups = [series, *(other for other in alike if other is not series)]  # a picture in colour replaces no slice
+    elsewhere = [other for other in others if not _is_same_series(other, series)]
+    lacks = [*_missing_parts(series), *_missing_pet_slices(series), *_missing_of_acquisitions(groups, elsewhere)]
+    return max(lacks, key=lambda missing: missing.count, default=None)
 
 
 def parts_of_concatenations(headers: Iterable[Dataset]) -> list[tuple[int, int]]:
@@ -68,39 +68,38 @@ def parts_of_concatenations(headers: Iterable[Dataset]) -> list[tuple[int, int]]
         if uid := str(header.get("ConcatenationUID") or ""):
             here.setdefault(uid, set()).add(int(header.get("InConcatenationNumber") or 0))
             total[uid] = max(total[uid], int(header.get("InConcatenationTotalNumber") or 0))
-    return [(len(there), total[uid]) for uid, there in here.items()]
+    return [(len(numbers_here), total[uid]) for uid, numbers_here in here.items()]
 
 
 def _is_colour(series: SeriesRef) -> bool:
     return is_colour(series.instances[0].header)
 
 
-def _is_same_series(one: SeriesRef, other: SeriesRef) -> bool:
-    return bool(one.series_instance_uid) and one.series_instance_uid == other.series_instance_uid
+def _is_same_series(first: SeriesRef, second: SeriesRef) -> bool:
+    return bool(first.series_instance_uid) and first.series_instance_uid == second.series_instance_uid
 
 
-def _parts(series: SeriesRef) -> Iterator[MissingImages]:
+def _missing_parts(series: SeriesRef) -> Iterator[MissingImages]:
     for here, total in parts_of_concatenations(instance.header for instance in series.instances):
         if here < total:
             words = f"it is a concatenation of {total} parts (InConcatenationTotalNumber), of which {here} are here"
             yield MissingImages(total - here, words)
 
 
-def _slices(series: SeriesRef) -> Iterator[MissingImages]:
-    """Of a PET series, whose slices are counted for each of its times or gates."""
+def _missing_pet_slices(series: SeriesRef) -> Iterator[MissingImages]:
+    """PET only: NumberOfSlices counts the slices of each time or gate (PS3.3 C.8.9.1)."""
     header = series.instances[0].header
     slices = _count(header, "NumberOfSlices")
     if series.modality != "PT" or not slices or has_groups(header):
         return
     kind = str(next(iter(listed(header.get("SeriesType"))), ""))
-    keywords = [keyword for keyword in _OF_ONE_TIME.get(kind, ()) if _count(header, keyword)]
+    keywords = [keyword for keyword in _FACTORS.get(kind, ()) if _count(header, keyword)]
     wanted = slices * math.prod(_count(header, keyword) or 1 for keyword in keywords)
     here = sum(instance.frames for instance in _each_once(series.instances))
     if here < wanted:
-        told = " x ".join(("NumberOfSlices", *keywords))
-        yield MissingImages(
-            wanted - here, f"it holds {counted(here, 'image')}, and its headers count {wanted} ({told})"
-        )
+        product = " x ".join(("NumberOfSlices", *keywords))
+        words = f"it holds {counted(here, 'image')}, and its headers count {wanted} ({product})"
+        yield MissingImages(wanted - here, words)
 
 
 @dataclass(frozen=True)
@@ -112,23 +111,22 @@ class _Acquisition:
     wanted: int
 
 
-def _acquisition(groups: Sequence[SeriesRef], elsewhere: Sequence[SeriesRef]) -> Iterator[MissingImages]:
-    """Of the acquisitions of one series, given all groups of it that were found.
+def _missing_of_acquisitions(groups: Sequence[SeriesRef], elsewhere: Sequence[SeriesRef]) -> Iterator[MissingImages]:
+    """By ImagesInAcquisition, given all groups of one series.
 
-    Some scanners number the acquisitions within a series and count each, others count the series whatever the numbers are:
-    where one acquisition has just as many images as it counts, each is judged by itself, else all together.
+    Some scanners number the acquisitions within a series and count the images of each; others count those of the series. If
+    one acquisition has exactly as many images as it counts, each is checked by itself, else all together.
     """
-    found = _acquisitions(groups)
-    total = sum(one.here for one in found)
-    each = any(one.here == one.wanted for one in found)
-    short = [one for one in found if one.here < one.wanted and (each or total < one.wanted)]
-    for one in short:
-        here = one.here if each else total
-        if _explained(groups, one, here, elsewhere):
+    acquisitions = _acquisitions(groups)
+    total = sum(acquisition.here for acquisition in acquisitions)
+    each = any(acquisition.here == acquisition.wanted for acquisition in acquisitions)
+    for acquisition in acquisitions:
+        here, wanted = acquisition.here if each else total, acquisition.wanted
+        if acquisition.here >= wanted or here >= wanted or _is_explained(groups, acquisition, here, elsewhere):
             continue
-        which = f" of acquisition {one.number}" if each and one.number else ""
-        told = f"it holds {counted(here, 'image')}{which}, and its headers count {one.wanted} (ImagesInAcquisition)"
-        yield MissingImages(one.wanted - here, told)
+        part = f" of acquisition {acquisition.number}" if each and acquisition.number else ""
+        words = f"it holds {counted(here, 'image')}{part}, and its headers count {wanted} (ImagesInAcquisition)"
+        yield MissingImages(wanted - here, words)
 
 
 def _acquisitions(groups: Iterable[SeriesRef]) -> list[_Acquisition]:
@@ -138,30 +136,30 @@ def _acquisitions(groups: Iterable[SeriesRef]) -> list[_Acquisition]:
         number = _count(instance.header, "AcquisitionNumber")
         key = "" if number is None else str(number)
         here[key] += instance.frames
-        if told := _count(instance.header, "ImagesInAcquisition"):
-            wanted[key] = min(told, wanted.get(key, told))
+        if stated := _count(instance.header, "ImagesInAcquisition"):
+            wanted[key] = min(stated, wanted.get(key, stated))
     return [_Acquisition(key, count, wanted.get(key, 0)) for key, count in here.items()]
 
 
-def _explained(groups: Sequence[SeriesRef], short: _Acquisition, here: int, elsewhere: Sequence[SeriesRef]) -> bool:
+def _is_explained(groups: Sequence[SeriesRef], short: _Acquisition, here: int, elsewhere: Sequence[SeriesRef]) -> bool:
     """Whether other series of the study show that the count is not that of this series alone."""
     alike: list[tuple[list[SeriesRef], int]] = []
-    for uid in dict.fromkeys(one.series_instance_uid for one in elsewhere):
-        others = [one for one in elsewhere if one.series_instance_uid == uid]
+    for uid in dict.fromkeys(other.series_instance_uid for other in elsewhere):
+        parts = [other for other in elsewhere if other.series_instance_uid == uid]
         alike += [
-            (others, one.here)
-            for one in _acquisitions(others)
-            if (one.number, one.wanted) == (short.number, short.wanted)
+            (parts, acquisition.here)
+            for acquisition in _acquisitions(parts)
+            if (acquisition.number, acquisition.wanted) == (short.number, short.wanted)
         ]
     if alike and here + sum(count for _, count in alike) == short.wanted:
         return True
-    whole = [others for others, count in alike if count >= short.wanted]
-    return any(_is_made_of(groups[0], one) for others in whole for one in others)
+    complete = [parts for parts, count in alike if count >= short.wanted]
+    return any(_is_made_of(groups[0], source) for parts in complete for source in parts)
 
 
 def _is_made_of(series: SeriesRef, source: SeriesRef) -> bool:
-    """Whether a series that has fewer images than a complete one of its acquisition may be whole all the same: it reaches as
-    far along its normal, or it is derived and cut in another direction.
+    """Whether a series with fewer images than a complete series of its acquisition may be complete itself: it reaches as far
+    along its normal, or it is derived and cut in another direction.
     """
     try:
         ours, theirs = _planes(series), _planes(source)
@@ -176,7 +174,7 @@ def _is_made_of(series: SeriesRef, source: SeriesRef) -> bool:
     if _OTHER_DEGREES < angle_degrees(normal, other) < 180 - _OTHER_DEGREES:
         return "DERIVED" in image_type(series.instances[0].header)[:1]
     depths, reach = (np.sort([float(np.dot(plane.position, normal)) for plane in planes]) for planes in (ours, theirs))
-    near = _ENDS * float(np.median(np.diff(depths))) + 0.02
+    near = _END_GAPS * float(np.median(np.diff(depths))) + 0.02
     return bool(depths[0] <= reach[0] + near and depths[-1] >= reach[-1] - near)
 
 
@@ -190,7 +188,7 @@ def _space(series: SeriesRef) -> str:
 
 
 def _each_once(instances: Iterable[Instance]) -> list[Instance]:
-    """Without copies: each SOP Instance UID once, and all that have none."""
+    """The instances without copies: each SOP Instance UID once, and all instances without a UID."""
     kept: dict[object, Instance] = {}
     for instance in instances:
         kept.setdefault(instance.sop_instance_uid or id(instance), instance)
@@ -198,9 +196,9 @@ def _each_once(instances: Iterable[Instance]) -> list[Instance]:
 
 
 def _count(header: Dataset, keyword: str) -> int | None:
-    """A whole number of 0 or more; None where it is absent or none: a count that cannot be read refuses nothing."""
+    """A whole number of 0 or more; None if it is absent or anything else: a count that cannot be read refuses nothing."""
     try:
-        found = numbers(header, keyword, 1)
-        return int(found[0]) if found and found[0] >= 0 and found[0] == int(found[0]) else None
+        values = numbers(header, keyword, 1)
+        return int(values[0]) if values and values[0] >= 0 and values[0] == int(values[0]) else None
     except (ValueError, OverflowError):
         return None

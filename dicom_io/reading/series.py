@@ -1,7 +1,7 @@
-"""Find the DICOM instances of a folder and group them into series, from headers alone.
+"""DICOM files -> series: groups of instances that could be one volume, from headers alone.
 
-A group is what could be one volume: one SeriesInstanceUID, one orientation, one kind. Localizers and captures
-are never mixed in: they become groups of their own of kind "other", and `set_aside` says why.
+The instances of a group share SeriesInstanceUID, orientation and kind. Localizers and captures become groups of their own of
+kind "other", and `SeriesRef.set_aside` says why.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from pydicom.dataset import Dataset
@@ -34,9 +34,6 @@ from dicom_io.reading.instances import (
 )
 
 SeriesKind = Literal["image", "seg", "rtstruct", "sr", "other"]
-Source = Path | str | Sequence[Path] | Sequence[Dataset]
-"""A folder, a file, a DICOMDIR, the files of one series, or data sets in memory."""
-
 _logger = logging.getLogger(__name__)
 
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
@@ -53,25 +50,24 @@ _LOCALIZER_WORDS = frozenset({"LOCALIZER", "SCOUT", "TOPOGRAM", "SURVIEW", "REF_
 _PROJECTION_WORDS = frozenset({"PROJECTION IMAGE", "MIP", "CSA MIP"})
 
 _SAME_COSINE = 1e-3
-_STRAY_DEGREES = 30.0
-_STRAY_SLICES = 3
+_LOCALIZER_DEGREES, _MAX_LOCALIZERS = 30.0, 3  # a few slices of one series that lie across its main stack
 
 
 @dataclass(frozen=True)
 class SeriesRef:
-    """The instances of one series that belong together, found by their headers.
+    """The instances of one series that belong together, by their headers.
 
     Attributes:
         study_instance_uid: Empty where the files lack it.
         series_instance_uid: Empty where the files lack it; such files are grouped by folder.
         modality: DICOM Modality such as "MR"; empty where the files lack it.
         kind: "image" for what could be read as a volume or picture; "other" also for what is set aside.
-        files: Instances in order of their paths, one file each; empty for data sets in memory.
-        frame_count: Slices in all: one a single-frame file, NumberOfFrames of a multi-frame one.
+        files: One file for each instance, in order of their paths; empty for data sets in memory.
+        frame_count: Slices in all: one in a single-frame file, NumberOfFrames in a multi-frame file.
         orientation: ImageOrientationPatient (6 direction cosines, LPS), or None where the instances have none
             at their top level (pictures, multi-frame objects).
-        set_aside: Why a volume reader passes by pixels that it could read ("localizer", ...); else empty.
-        notes: What was found on the way, one sentence each.
+        set_aside: Why a volume reader skips pixels that it could read ("localizer", ...); else empty.
+        notes: One sentence for each thing that a user should know of the grouping.
         instances: The instances themselves, in the order of `files`.
     """
 
@@ -88,18 +84,18 @@ class SeriesRef:
 
     @property
     def instance_count(self) -> int:
-        """Number of SOP instances, one a file."""
+        """Number of SOP instances, one in each file."""
         return len(self.instances)
 
     @property
     def name(self) -> str:
-        """How a message calls it."""
+        """The series as a message calls it."""
         where = f" in {shown(self.files[0].parent)}" if self.files else ""
         return f"series {self.series_instance_uid or 'without UID' + where}"
 
     @property
     def line(self) -> str:
-        """One line for a message: UID, modality, what and how many."""
+        """One line for a message: UID, modality, kind, and numbers of files and frames."""
         uid, modality = self.series_instance_uid or "(no SeriesInstanceUID)", self.modality or "?"
         count = counted(self.instance_count, "file")
         if self.frame_count > self.instance_count:
@@ -109,24 +105,30 @@ class SeriesRef:
 
 @dataclass(frozen=True)
 class Scan:
-    """Everything found in a set of files.
+    """The series in a set of files.
 
     Attributes:
         series: Groups in order of their first file.
-        foreign_files: How many files are not DICOM (or DICOM indexes such as a DICOMDIR) and were passed by.
+        foreign: The files that are not DICOM objects (DICOM indexes such as a DICOMDIR are among them).
         broken: The refusals of DICOM files that cannot be read.
+        is_folder: Whether all files of a folder were scanned, and not files that the caller named.
     """
 
     series: tuple[SeriesRef, ...]
-    foreign_files: int
+    foreign: tuple[Path, ...] = ()
     broken: tuple[UnreadableFileError, ...] = ()
+    is_folder: bool = False
+
+
+Source = Path | str | Sequence[Path] | Sequence[Dataset] | Sequence[SeriesRef]
+"""A folder, a file, a DICOMDIR, the files of one series, data sets in memory, or series whose headers were read before."""
 
 
 def find_series(folder: Path) -> list[SeriesRef]:
     """The series below a folder, however deep, in order of their first file.
 
     Localizers, captures, projections and parametric maps are of kind "other", with the reason in `set_aside`
-    and `notes`; files that are not DICOM are passed by and counted in the notes of every series.
+    and `notes`. Files that are not DICOM are skipped, and the notes of every series count them.
 
     Raises:
         SeriesSelectionError: The folder does not exist or holds no DICOM file.
@@ -146,21 +148,21 @@ def files_below(folder: Path) -> list[Path]:
         raise SeriesSelectionError(
             f"{shown(folder)} is not a folder; a folder of DICOM files is needed; check the path"
         )
-    files = [Path(parent, name) for parent, _, names in os.walk(folder, onerror=_refuse) for name in names]
+    files = [Path(parent, name) for parent, _, names in os.walk(folder, onerror=_refuse_folder) for name in names]
     if not files:
         raise SeriesSelectionError(f"folder {shown(folder)} holds no file; DICOM files are needed; check the path")
     return sorted(files)
 
 
-def _refuse(error: OSError) -> None:
+def _refuse_folder(error: OSError) -> None:
     raise UnreadableFileError(
-        f"folder {shown(str(error.filename))} cannot be listed ({type(error).__name__}); all folders are needed, for no slice "
-        "to be missed; check its permissions"
+        f"folder {shown(str(error.filename))} cannot be listed ({type(error).__name__}); all folders are needed, or "
+        "slices could be missing; check its permissions"
     ) from error
 
 
 def scan_source(source: Source) -> Scan:
-    """The series in a folder, a file, a DICOMDIR, a list of files or of data sets in memory.
+    """The series of a source. Of series that were scanned before, the headers are grouped again and not read again.
 
     Raises:
         SeriesSelectionError: There is no DICOM object.
@@ -168,24 +170,28 @@ def scan_source(source: Source) -> Scan:
     """
     if isinstance(source, str | Path):
         path = Path(source)
-        return scan_files(files_below(path)) if os.path.isdir(path) else _scan_all(_files_of(path))
+        if os.path.isdir(path):
+            return replace(scan_files(files_below(path)), is_folder=True)
+        return _scan_named(_files_of(path))
     if not source:
         raise SeriesSelectionError("the list of files is empty; the files of one series are needed; check the input")
     if isinstance(source[0], Dataset):
-        return Scan(_series_of([instance_of(dataset) for dataset in source], 0), 0)  # type: ignore[arg-type]
-    return _scan_all([_present(Path(path)) for path in source])  # type: ignore[arg-type]
+        return Scan(_series_of([instance_of(dataset) for dataset in cast(Sequence[Dataset], source)]))
+    if isinstance(source[0], SeriesRef):
+        known = cast(Sequence[SeriesRef], source)
+        return Scan(_series_of([instance for series in known for instance in series.instances]))
+    return _scan_named([_present(path) for path in cast(Sequence[Path], source)])
 
 
-def _scan_all(files: Sequence[Path]) -> Scan:
-    """As `scan_files`, of files that were named one by one: each must be a DICOM object, or it would be missing in silence."""
+def _scan_named(files: Sequence[Path]) -> Scan:
+    """As `scan_files`, for files that the caller named: each must be a DICOM object, or a slice would be missing silently."""
     scan = scan_files(files)
-    if scan.foreign_files:
-        foreign = [path for path in files if read_instance(path) is None and not is_dicomdir(path)]
-        if foreign:
-            raise UnreadableFileError(
-                f"{shown(foreign[0])} is no DICOM object, as {len(foreign)} of the {counted(len(files), 'file')} named; each "
-                "is needed, for no slice to be missed; leave it out, or fetch it again"
-            )
+    foreign = [path for path in scan.foreign if not is_dicomdir(path)]
+    if foreign:
+        raise UnreadableFileError(
+            f"{shown(foreign[0])} is no DICOM object, as {len(foreign)} of the {counted(len(files), 'file')} named; each "
+            "is needed, or slices could be missing; leave it out, or fetch it again"
+        )
     return scan
 
 
@@ -203,12 +209,14 @@ def scan_files(files: Sequence[Path]) -> Scan:
 
 
 def survey_files(files: Sequence[Path]) -> Scan:
-    """As `scan_files`, but broken files are listed in `broken` and the others grouped all the same.
+    """As `scan_files`, but broken files are listed in `broken`, and the others are grouped.
 
     Raises:
         SeriesSelectionError: None of the files is DICOM.
     """
-    instances, broken, foreign = [], [], 0
+    instances: list[Instance] = []
+    foreign: list[Path] = []
+    broken: list[UnreadableFileError] = []
     for path in files:
         try:
             instance = read_instance(path)
@@ -216,7 +224,7 @@ def survey_files(files: Sequence[Path]) -> Scan:
             broken.append(error)
             continue
         if instance is None:
-            foreign += 1
+            foreign.append(path)
         else:
             instances.append(instance)
     if not instances and not broken:
@@ -225,30 +233,31 @@ def survey_files(files: Sequence[Path]) -> Scan:
             "DICOM files are needed; check the path"
         )
     if foreign:
-        _logger.info("passed by %d files that are not DICOM objects", foreign)
-    return Scan(_series_of(instances, foreign), foreign, tuple(broken))
+        _logger.info("skipped %d files that are not DICOM objects", len(foreign))
+    return Scan(_series_of(instances, len(foreign)), tuple(foreign), tuple(broken))
 
 
 def counted(number: int, noun: str) -> str:
-    """ "1 file", "3 files"."""
+    """A number with its noun, such as "1 file" or "3 files"."""
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def summary(series: Iterable[SeriesRef], limit: int = 8) -> str:
     """One line for a message that lists series, the first `limit` of them."""
-    lines = [one.line for one in series]
+    lines = [ref.line for ref in series]
     more = len(lines) - limit
     return "; ".join(lines[:limit]) + (f"; and {more} more" if more > 0 else "")
 
 
-def _present(path: Path) -> Path:
+def _present(path: Path | str) -> Path:
+    path = Path(path)
     if not os.path.isfile(path):
         raise UnreadableFileError(f"{shown(path)} is not a file; a DICOM file or a folder is needed; check the path")
     return path
 
 
 def _files_of(path: Path) -> list[Path]:
-    """The file itself, or those that it lists if it is a DICOMDIR."""
+    """The file itself, or the files that it lists if it is a DICOMDIR."""
     if not is_dicomdir(_present(path)):
         return [path]
     files = files_of_dicomdir(path)
@@ -263,13 +272,13 @@ def _files_of(path: Path) -> list[Path]:
     return files
 
 
-def _series_of(instances: Sequence[Instance], foreign: int) -> tuple[SeriesRef, ...]:
-    groups = _set_strays_aside([_series_ref(group) for group in _grouped(instances)])
-    return tuple(_with_notes(group, foreign) for group in groups)
+def _series_of(instances: Sequence[Instance], foreign_count: int = 0) -> tuple[SeriesRef, ...]:
+    groups = _without_localizers([_series_ref(group) for group in _grouped(instances)])
+    return tuple(_with_notes(group, foreign_count) for group in groups)
 
 
 def _kind(instance: Instance) -> tuple[SeriesKind, str]:
-    """Kind and, for pixels that a volume reader passes by, the reason."""
+    """The kind of an instance and, for pixels that a volume reader skips, the reason."""
     sop_class = instance.sop_class_uid
     if sop_class in _KIND_BY_SOP_CLASS:
         return _KIND_BY_SOP_CLASS[sop_class], ""
@@ -277,11 +286,11 @@ def _kind(instance: Instance) -> tuple[SeriesKind, str]:
         return "sr", ""
     if not instance.has_pixels or (sop_class.startswith(_RADIOTHERAPY) and sop_class != _RT_IMAGE):
         return "other", ""
-    reason = _reason_aside(sop_class, frozenset(image_type(instance.header)))
+    reason = _reason_to_skip(sop_class, frozenset(image_type(instance.header)))
     return ("other", reason) if reason else ("image", "")
 
 
-def _reason_aside(sop_class: str, words: frozenset[str]) -> str:
+def _reason_to_skip(sop_class: str, words: frozenset[str]) -> str:
     if words & _LOCALIZER_WORDS:
         return "localizer"
     if sop_class == _SECONDARY_CAPTURE or sop_class.startswith(_SECONDARY_CAPTURE + "."):
@@ -296,7 +305,7 @@ def _grouped(instances: Sequence[Instance]) -> list[list[Instance]]:
     groups: dict[tuple[object, ...], list[list[Instance]]] = {}
     for instance in instances:
         try:
-            key, orientation = _key(instance), orientation_of(instance.header)
+            key, orientation = _group_key(instance), orientation_of(instance.header)
         except READ_ERRORS as error:
             raise broken_file(instance.name, error) from error
         alike = groups.setdefault(key, [])
@@ -307,11 +316,11 @@ def _grouped(instances: Sequence[Instance]) -> list[list[Instance]]:
             alike.append([instance])
         else:
             group.append(instance)
-    place = {id(instance): number for number, instance in enumerate(instances)}
-    return sorted((group for alike in groups.values() for group in alike), key=lambda group: place[id(group[0])])
+    number_of = {id(instance): number for number, instance in enumerate(instances)}
+    return sorted((group for alike in groups.values() for group in alike), key=lambda group: number_of[id(group[0])])
 
 
-def _key(instance: Instance) -> tuple[object, ...]:
+def _group_key(instance: Instance) -> tuple[object, ...]:
     header = instance.header
     series = str(header.get("SeriesInstanceUID") or "") or (instance.path.parent if instance.path else "")
     study, modality = str(header.get("StudyInstanceUID") or ""), str(header.get("Modality") or "")
@@ -341,43 +350,44 @@ def _series_ref(group: Sequence[Instance]) -> SeriesRef:
     )
 
 
-def _set_strays_aside(groups: list[SeriesRef]) -> list[SeriesRef]:
-    """Marks a few slices across a large stack of the same series as localizers, also without ImageType, and colour pictures
-    beside more grey slices as such.
+def _without_localizers(groups: list[SeriesRef]) -> list[SeriesRef]:
+    """The groups; a few slices across a large stack of the same series are set aside as localizers, also without ImageType,
+    and so are colour pictures beside more grey slices.
     """
     largest: dict[object, SeriesRef] = {}
     for group in groups:
         if group.kind == "image" and group.orientation is not None and not is_colour(group.instances[0].header):
-            main = largest.setdefault(_own_key(group), group)
+            main = largest.setdefault(_series_key(group), group)
             if group.instance_count > main.instance_count:
-                largest[_own_key(group)] = group
-    return [_stray(group, largest.get(_own_key(group))) for group in groups]
+                largest[_series_key(group)] = group
+    return [_beside_main(group, largest.get(_series_key(group))) for group in groups]
 
 
-def _own_key(group: SeriesRef) -> tuple[object, ...]:
-    """What tells a series from others: its UIDs, or its folder where it has none."""
+def _series_key(group: SeriesRef) -> tuple[object, ...]:
+    """What distinguishes a series from others: its UIDs, or its folder if it has none."""
     folder = group.files[0].parent if group.files and not group.series_instance_uid else None
     return group.study_instance_uid, group.series_instance_uid, folder
 
 
-def _stray(group: SeriesRef, main: SeriesRef | None) -> SeriesRef:
+def _beside_main(group: SeriesRef, main: SeriesRef | None) -> SeriesRef:
+    """The group, set aside if it does not belong to the largest grey group of its series."""
     if main is None or group.kind != "image":
         return group
     if is_colour(group.instances[0].header) and group.instance_count < main.instance_count:
         return replace(group, kind="other", set_aside="colour beside grey slices")
     if group.orientation is None or main.orientation is None:
         return group
-    few = group.instance_count <= min(_STRAY_SLICES, main.instance_count // 4)
-    normals = [np.cross(one.orientation[:3], one.orientation[3:]) for one in (group, main) if one.orientation]
-    if not few or angle_degrees(*normals) < _STRAY_DEGREES:
+    few = group.instance_count <= min(_MAX_LOCALIZERS, main.instance_count // 4)
+    normals = [np.cross(ref.orientation[:3], ref.orientation[3:]) for ref in (group, main) if ref.orientation]
+    if not few or angle_degrees(*normals) < _LOCALIZER_DEGREES:
         return group
     return replace(group, kind="other", set_aside="localizer by its orientation")
 
 
-def _with_notes(group: SeriesRef, foreign: int) -> SeriesRef:
+def _with_notes(group: SeriesRef, foreign_count: int) -> SeriesRef:
     notes = list(group.notes)
     if group.set_aside:
         notes.append(f"set aside as {group.set_aside}: {counted(group.instance_count, 'file')}")
-    if foreign:
-        notes.append(f"{foreign} files beside it are not DICOM objects and were passed by")
+    if foreign_count:
+        notes.append(f"{foreign_count} files beside it are not DICOM objects and were passed by")
     return replace(group, notes=tuple(notes))

@@ -140,8 +140,9 @@ class Worker:
                 "send the missing ones"
             )
         needs_others = missing is None and missing_of(parts, uid) is not None
-        files = [file for one in (series if needs_others else parts) for file in one.files]
-        return read_series(files, series_instance_uid=uid or None, accept_incomplete=rule.allow_incomplete)
+        return read_series(
+            series if needs_others else parts, series_instance_uid=uid or None, accept_incomplete=rule.allow_incomplete
+        )
 
     def _result(self, rule: Rule, uid: str, series: Sequence[SeriesRef], task: Task, folder: Path) -> Message:
         parts = [one for one in series if one.series_instance_uid == uid]

@@ -24,7 +24,7 @@ from pydicom.uid import JPEGLSLossless, RLELossless, generate_uid
 
 from dicom_io.errors import DicomIoError, SeriesGeometryError, SeriesSelectionError, UnreadableFileError
 from dicom_io.read import read_series
-from dicom_io.reading.checks import PLACE
+from dicom_io.reading.checks import PLACE_KEYWORDS
 from dicom_io.volume import Volume
 
 SAGITTAL = oblique_affine(degrees=(90, 0, 90))
@@ -342,7 +342,7 @@ def test_a_colour_picture_in_a_grey_series_is_set_aside_and_told(tmp_path: Path,
     paths = write_mr_series(tmp_path, lopsided_array(), oblique_affine())
     extra = tmp_path / "extra.dcm"
     shutil.copy(paths[0], extra)
-    elsewhere = {"ImagePositionPatient": [500, 500, 500]} if placed else dict.fromkeys(PLACE, None)
+    elsewhere = {"ImagePositionPatient": [500, 500, 500]} if placed else dict.fromkeys(PLACE_KEYWORDS, None)
     coloured(extra, SOPInstanceUID=generate_uid(), **elsewhere)
     volume = read_series(tmp_path)
     np.testing.assert_array_equal(volume.array, lopsided_array())
@@ -353,7 +353,7 @@ def test_a_colour_picture_stands_for_no_slice_that_is_missing(tmp_path: Path) ->
     counted = {"ImagesInAcquisition": 7, "AcquisitionNumber": 1}
     paths = write_mr_series(tmp_path, lopsided_array(), oblique_affine(), header=counted)
     along = sorted(paths, key=lambda path: float(np.dot(dcmread(path).ImagePositionPatient, oblique_affine()[:3, 2])))
-    coloured(along[-1], SOPInstanceUID=generate_uid(), **dict.fromkeys(PLACE, None))
+    coloured(along[-1], SOPInstanceUID=generate_uid(), **dict.fromkeys(PLACE_KEYWORDS, None))
     with pytest.raises(SeriesGeometryError, match="it holds 6 images, and its headers count 7"):
         read_series(tmp_path)
 

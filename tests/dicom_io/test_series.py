@@ -125,7 +125,7 @@ def test_a_data_set_without_preamble_is_found(tmp_path: Path) -> None:
 def test_a_dicomdir_is_an_index_and_no_series(tmp_path: Path) -> None:
     write_mr_series(tmp_path, lopsided_array(), oblique_affine())
     write_object(tmp_path / "DICOMDIR", "1.2.840.10008.1.3.10", "")
-    assert scan_files(sorted(tmp_path.iterdir())).foreign_files == 1
+    assert scan_files(sorted(tmp_path.iterdir())).foreign == (tmp_path / "DICOMDIR",)
 
 
 def test_an_empty_folder_a_missing_one_and_one_without_dicom_are_refused(tmp_path: Path) -> None:
