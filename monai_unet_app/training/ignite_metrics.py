@@ -8,17 +8,17 @@
             labels: "@labels"
             outputs: "@outputs"
 
-Each takes the bundle's own `labels` and `outputs`, and two items of every case by their names, from the evaluator's output or
-from its batch. Nothing of a case is kept but sums, and these are added over processes where several evaluate. The key metric
-of a training must be one that rises, as boundary IoU and surface Dice do; MONAI reads `additional_metrics` only beside a key
-metric (`key_val_metric`), which may hold several.
+Each metric takes the bundle's own `labels` and `outputs`, and reads two items of every case by their names, from the
+evaluator's output or from its batch. Only sums are kept, and they are added over processes if several evaluate. The key
+metric of a training must rise as the prediction gets better, as boundary IoU and surface Dice do. MONAI reads
+`additional_metrics` only beside a key metric (`key_val_metric`), which may hold several metrics.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import ignite.distributed as idist
@@ -48,15 +48,19 @@ Items = tuple[Tensor, Tensor]
 
 
 class _CaseMetric(Metric):
-    """What the scores share: which items of a case they take, what its labels mean, how large its voxels are."""
+    """The base of all scores: which items of a case are read, what its labels mean, how large its voxels are."""
 
     def __init__(
-        self, labels: Sequence[str], outputs: str, keys: Sequence[str], spacing_mm: Sequence[float] | None
+        self,
+        labels: Sequence[str],
+        outputs: str = "exclusive",
+        keys: Sequence[str] = ("pred", "label"),
+        spacing_mm: Sequence[float] | None = None,
     ) -> None:
         if outputs not in OUTPUTS:
             raise ValueError(f"outputs is {outputs!r}; one of {', '.join(OUTPUTS)} is needed")
         if len(keys) != 2:
-            raise ValueError(f"keys are {list(keys)}; two are needed: what was predicted and what is true")
+            raise ValueError(f"keys are {list(keys)}; two are needed: prediction and truth")
         self.exclusive = outputs == "exclusive"
         self.names = tuple(labels[1:] if self.exclusive else labels)
         self.keys = tuple(keys)
@@ -65,7 +69,7 @@ class _CaseMetric(Metric):
 
     @torch.no_grad()
     def iteration_completed(self, engine: Engine) -> None:
-        """Takes the cases that the evaluator has just done."""
+        """Adds the cases that the evaluator has just finished."""
         outputs: Any = engine.state.output
         batch: Any = engine.state.batch
         if not isinstance(outputs, list):
@@ -76,35 +80,35 @@ class _CaseMetric(Metric):
         for output, inputs in zip(outputs, batch, strict=True):
             self.update(tuple(_item(key, output, inputs) for key in self.keys))
 
-    def masks(self, tensor: Tensor, what: str, grid: tuple[int, ...]) -> NDArray[np.bool_]:
+    def masks(self, tensor: Tensor, name: str, grid: tuple[int, ...]) -> NDArray[np.bool_]:
         """One mask for each class that has a name, shape (classes, *grid).
 
         Args:
             tensor: Shape (1, *grid) with label values (exclusive classes), or 0 and 1 in a channel for each of the labels.
-            what: For the message.
-            grid: Spatial shape that is needed.
+            name: Of the item, for messages.
+            grid: Needed spatial shape.
 
         Raises:
-            ValueError: Another shape, or values that are no labels.
+            ValueError: The tensor has another shape, or values that are no labels.
         """
         labels = _array(tensor)
         channels = len(self.names) + self.exclusive
         if self.exclusive and len(labels) == 1:
-            return class_masks(labels[0], self._plan(labels), grid, what)
+            return class_masks(labels[0], self._plan(labels), grid, name)
         stack = labels != 0
         if len(labels) != channels or not np.array_equal(stack, labels):
             raise ValueError(
-                f"{what} has shape {labels.shape} and values from {labels.min():g} to {labels.max():g}; "
+                f"{name} has shape {labels.shape} and values from {labels.min():g} to {labels.max():g}; "
                 f"{'label values in one channel, or ' if self.exclusive else ''}0 and 1 in {channels} channel(s) are needed; "
                 "apply AsDiscreted first"
             )
-        return class_masks(stack[1:] if self.exclusive else stack, self._plan(labels), grid, what)
+        return class_masks(stack[1:] if self.exclusive else stack, self._plan(labels), grid, name)
 
     def spacing_of(self, case: Items) -> tuple[float, ...]:
-        """Voxel size along each axis: as given, or by the affine of the truth, else of the prediction.
+        """Voxel size along each axis in mm: as given, or by the affine of the truth, else by that of the prediction.
 
         Raises:
-            ValueError: Neither is known.
+            ValueError: No spacing is given, and neither tensor has an affine.
         """
         axes = case[0].ndim - 1
         if self.spacing_mm is not None:
@@ -118,21 +122,15 @@ class _CaseMetric(Metric):
             "one length for each axis (1 for the pixels of a picture)"
         )
 
-    def _plan(self, labels: NDArray) -> EvaluationPlan:
+    def _plan(self, labels: NDArray[Any]) -> EvaluationPlan:
         return EvaluationPlan(self.names, self.exclusive, planar=labels.ndim == 3)
 
 
 class _SurfaceScore(_CaseMetric):
-    """Mean over cases of the mean over classes of a score between two masks; a class that is in neither counts as it scores."""
+    """Mean over cases of the mean over classes of a score between two masks.
 
-    def __init__(
-        self,
-        labels: Sequence[str],
-        outputs: str = "exclusive",
-        keys: Sequence[str] = ("pred", "label"),
-        spacing_mm: Sequence[float] | None = None,
-    ) -> None:
-        super().__init__(labels, outputs, keys, spacing_mm)
+    A class that is in neither mask counts with the score that two empty masks have.
+    """
 
     @abstractmethod
     def score(self, pair: SurfacePair) -> float:
@@ -140,16 +138,16 @@ class _SurfaceScore(_CaseMetric):
 
     def reset(self) -> None:
         """Forgets all cases."""
-        self._sums = np.zeros(3)  # of the cases' means; cases that define one; classes of cases that define none
+        self._sums = np.zeros(3)  # the cases' means; cases with a mean; undefined classes of all cases
 
     def update(self, output: Items) -> None:
-        """Takes one case.
+        """Adds one case.
 
         Args:
-            output: What was predicted and what is true, each (1, *grid) label values or (C, *grid) of 0 and 1.
+            output: Prediction and truth, each (1, *grid) with label values or (C, *grid) with 0 and 1.
 
         Raises:
-            ValueError: The two do not fit each other or the labels, or the spacing is not known.
+            ValueError: The two do not match each other or the labels, or the spacing is not known.
         """
         grid = tuple(output[0].shape[1:])
         predicted, truth = (
@@ -175,21 +173,14 @@ class BoundaryIoU(_SurfaceScore):
     Args:
         labels: The bundle's `labels`, with the background first where exclusive.
         outputs: The bundle's `outputs`: "exclusive" or "overlapping".
-        keys: Names of the items of a case that hold prediction and truth, on one grid.
-        spacing_mm: Voxel size along each axis; None takes it from the affine. Pictures have pixels of 1.
         width_mm: Depth of the band, greater than 0, in the unit of the spacing.
+        case: `keys`, the names of the items of a case that hold prediction and truth, on one grid (default: pred, label); and
+            `spacing_mm`, the voxel size along each axis (default: from the affine). Pictures have pixels of 1.
     """
 
-    def __init__(
-        self,
-        labels: Sequence[str],
-        outputs: str = "exclusive",
-        keys: Sequence[str] = ("pred", "label"),
-        spacing_mm: Sequence[float] | None = None,
-        width_mm: float = 1.0,
-    ) -> None:
+    def __init__(self, labels: Sequence[str], outputs: str = "exclusive", width_mm: float = 1.0, **case: Any) -> None:
         self.width_mm = width_mm
-        super().__init__(labels, outputs, keys, spacing_mm)
+        super().__init__(labels, outputs, **case)
 
     def score(self, pair: SurfacePair) -> float:
         return pair.boundary_iou(self.width_mm)
@@ -198,22 +189,20 @@ class BoundaryIoU(_SurfaceScore):
 class SurfaceDice(_SurfaceScore):
     """Part of both surfaces within a tolerance of each other; mean over classes, then over cases, 0 to 1.
 
-    Definition and empties: `monai_unet_app.metrics.boundary.normalised_surface_dice`. Arguments as of `BoundaryIoU`, and
+    Definition and empties: `monai_unet_app.metrics.boundary.normalised_surface_dice`.
 
     Args:
-        tolerance_mm: Distance that is forgiven, in the unit of the spacing.
+        labels: As in `BoundaryIoU`.
+        outputs: As in `BoundaryIoU`.
+        tolerance_mm: Distance between the surfaces that still counts as equal, in the unit of the spacing.
+        case: As in `BoundaryIoU`.
     """
 
     def __init__(
-        self,
-        labels: Sequence[str],
-        outputs: str = "exclusive",
-        keys: Sequence[str] = ("pred", "label"),
-        spacing_mm: Sequence[float] | None = None,
-        tolerance_mm: float = 1.0,
+        self, labels: Sequence[str], outputs: str = "exclusive", tolerance_mm: float = 1.0, **case: Any
     ) -> None:
         self.tolerance_mm = tolerance_mm
-        super().__init__(labels, outputs, keys, spacing_mm)
+        super().__init__(labels, outputs, **case)
 
     def score(self, pair: SurfacePair) -> float:
         return normalised_surface_dice(pair.distances(), tolerance_mm=self.tolerance_mm)
@@ -222,135 +211,148 @@ class SurfaceDice(_SurfaceScore):
 class HD95(_SurfaceScore):
     """95th percentile of the surface distances, in the unit of the spacing; mean over classes, then over cases.
 
-    Where one of two masks is empty there is no distance. Such classes of cases are left out of the mean and counted: beside
-    the metric stands one of its name with `_undefined` after it. Definition:
-    `monai_unet_app.metrics.boundary.hausdorff_distance`. Arguments as of `BoundaryIoU`, without a width. Falls as a
-    prediction gets better, so it cannot be a training's key metric.
+    There is no distance if exactly one of the two masks is empty. Such classes of a case are left out of the mean and counted
+    in a second metric, whose name ends in `_undefined`. Definition: `monai_unet_app.metrics.boundary.hausdorff_distance`.
+    Arguments as in `BoundaryIoU`, without `width_mm`. The distance falls as a prediction gets better, so it cannot be the key
+    metric of a training.
     """
 
     def score(self, pair: SurfacePair) -> float:
         return hausdorff_distance(pair.distances())
 
     def completed(self, engine: Engine, name: str) -> None:
-        """Puts the mean and the number of what it leaves out among the evaluator's metrics."""
+        """Adds the mean and the number of undefined classes to the evaluator's metrics."""
         super().completed(engine, name)
         engine.state.metrics[f"{name}_undefined"] = self.undefined()
 
     def undefined(self) -> int:
-        """Classes of cases, over all processes, in which exactly one of the two masks is empty."""
+        """Number of classes, over all cases and processes, with exactly one empty mask."""
         return int(_over_processes(self._sums)[2])
 
 
+@dataclass(frozen=True)
+class CalibrationFigure:
+    """What `Calibration` computes.
+
+    Attributes:
+        figure: "ece", "mce", "ace" (plain mean over equal-width bins), "brier" or "nll".
+        population: "whole", or "band": the voxels within `band_width_mm` of the surface of the predicted foreground (the
+            winning class is not the background; any label at 0.5 or more). The truth does not choose voxels.
+        of: "top_label", or "classes": the mean over the classes that have a name, each against the rest (ece, mce, ace).
+        band_width_mm: Largest distance from the predicted surface, in the unit of the spacing.
+        bins: Number of equal-width bins.
+
+    Raises:
+        ValueError: A figure, a population or an `of` that is unknown, or a figure that has no mean over classes.
+    """
+
+    figure: str = "ece"
+    population: str = WHOLE
+    of: str = "top_label"
+    band_width_mm: float = 2.0
+    bins: int = BINS
+
+    def __post_init__(self) -> None:
+        known = {"figure": tuple(FIGURES), "population": (WHOLE, BAND), "of": ("top_label", "classes")}
+        for name, values in known.items():
+            value = getattr(self, name)
+            if value not in values:
+                raise ValueError(f"{name} is {value!r}; one of {', '.join(values)} is needed")
+        if self.of == "classes" and self.figure in ("brier", "nll"):
+            raise ValueError(f"{self.figure} of classes is not defined, it is one of all classes; take of: top_label")
+
+
 class Calibration(_CaseMetric):
-    """One figure of the reliability counts of all cases, pooled. Definitions: `monai_unet_app.metrics.reliability`.
+    """A figure of the reliability counts of all cases, pooled. Definitions: `monai_unet_app.metrics.reliability`.
 
     Args:
         labels: The bundle's `labels`, with the background first where exclusive.
         outputs: The bundle's `outputs`: "exclusive" or "overlapping".
-        figure: "ece", "mce", "ace" (plain mean over equal-width bins), "brier" or "nll".
-        population: "whole", or "band": the voxels within `band_width_mm` of the surface of the predicted foreground (the
-            winning class is not the background; any label at 0.5 or more). The truth chooses no voxel.
-        of: "top_label", or "classes": the mean over the classes that have a name, each against the rest (ece, mce, ace).
         keys: Names of the items of a case that hold probabilities (C, *grid) and truth, on one grid.
-        band_width_mm: Largest distance from the predicted surface, in the unit of the spacing.
-        bins: Number of equal-width bins.
         spacing_mm: Voxel size along each axis; None takes it from the affine. Only the band needs it.
+        figure: The attributes of `CalibrationFigure`, by name.
 
     Raises:
-        ValueError: A figure, a population or an `of` that is not known, or that do not go together.
+        ValueError: As `CalibrationFigure`.
     """
 
     def __init__(
         self,
         labels: Sequence[str],
         outputs: str = "exclusive",
-        figure: str = "ece",
-        population: str = WHOLE,
-        of: str = "top_label",
         keys: Sequence[str] = ("prob", "label"),
-        band_width_mm: float = 2.0,
-        bins: int = BINS,
         spacing_mm: Sequence[float] | None = None,
+        **figure: Any,
     ) -> None:
-        for name, value, known in (
-            ("figure", figure, tuple(FIGURES)),
-            ("population", population, (WHOLE, BAND)),
-            ("of", of, ("top_label", "classes")),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} is {value!r}; one of {', '.join(known)} is needed")
-        if of == "classes" and figure in ("brier", "nll"):
-            raise ValueError(f"{figure} of classes is not defined, it is one of all classes; take of: top_label")
-        self.figure = figure
-        self.population = population
-        self.of = of
-        self.band_width_mm = band_width_mm
-        self.bins = bins
+        self.figure = CalibrationFigure(**figure)
         super().__init__(labels, outputs, keys, spacing_mm)
 
     def reset(self) -> None:
         """Forgets all cases."""
-        self.counts = ReliabilityCounts.empty(len(self.names) + self.exclusive, self.bins)
+        self.counts = ReliabilityCounts.empty(len(self.names) + self.exclusive, self.figure.bins)
 
     def update(self, output: Items) -> None:
-        """Takes one case.
+        """Adds one case.
 
         Args:
-            output: Probabilities (C, *grid), and what is true: (1, *grid) label values or (C, *grid) of 0 and 1.
+            output: Probabilities (C, *grid), and the truth: (1, *grid) with label values or (C, *grid) with 0 and 1.
 
         Raises:
-            ValueError: The two do not fit each other or the labels, the probabilities are none, or the spacing is needed and
+            ValueError: The two do not match each other or the labels, values are outside 0 to 1, or the spacing is needed and
                 not known.
         """
         p = _array(output[0])
         truth = self.masks(output[1], f"item {self.keys[1]!r}", p.shape[1:])
         if self.exclusive:
             truth = np.concatenate([~truth.any(axis=0, keepdims=True), truth])
-        within = self._band(p, output) if self.population == BAND else None
-        self.counts += count_reliability(truth, p, exclusive=self.exclusive, within=within, bins=self.bins)
+        within = self._band(p, output) if self.figure.population == BAND else None
+        self.counts += count_reliability(truth, p, exclusive=self.exclusive, within=within, bins=self.figure.bins)
 
     def compute(self) -> float:
         """The figure over all cases of all processes; NaN if no voxel was counted."""
         counts = self.merged()
-        rows = [TOP_LABEL] if self.of == "top_label" else [n + 1 + self.exclusive for n in range(len(self.names))]
-        return float(np.mean([FIGURES[self.figure](counts, row) for row in rows]))
+        classes = [n + 1 + self.exclusive for n in range(len(self.names))]
+        rows = [TOP_LABEL] if self.figure.of == "top_label" else classes
+        return float(np.mean([FIGURES[self.figure.figure](counts, row) for row in rows]))
 
     def merged(self) -> ReliabilityCounts:
         """The counts of all processes."""
-        mine = {f.name: np.asarray(getattr(self.counts, f.name)) for f in fields(self.counts) if f.name != "bins"}
-        sums = _over_processes(np.concatenate([part.ravel() for part in mine.values()]))
-        ends = np.cumsum([part.size for part in mine.values()])
-        merged = zip(mine.items(), np.split(sums, ends[:-1]), strict=True)
-        return replace(self.counts, **{name: _in_the_form_of(part, sums) for (name, part), sums in merged})
+        own = {f.name: np.asarray(getattr(self.counts, f.name)) for f in fields(self.counts) if f.name != "bins"}
+        sums = _over_processes(np.concatenate([counts.ravel() for counts in own.values()]))
+        ends = np.cumsum([counts.size for counts in own.values()])
+        merged = zip(own.items(), np.split(sums, ends[:-1]), strict=True)
+        return replace(self.counts, **{name: _shaped_like(counts, sums) for (name, counts), sums in merged})
 
-    def _band(self, p: NDArray, case: Items) -> NDArray[np.bool_]:
+    def _band(self, p: NDArray[Any], case: Items) -> NDArray[np.bool_]:
         foreground: NDArray[np.bool_] = p.argmax(axis=0) != 0 if self.exclusive else np.any(p >= 0.5, axis=0)
-        return surface_band(foreground, self.spacing_of(case), self.band_width_mm)
+        return surface_band(foreground, self.spacing_of(case), self.figure.band_width_mm)
 
 
 def _item(key: str, output: Mapping[str, Any], inputs: Mapping[str, Any]) -> Tensor:
-    """An item of a case, as the evaluator left it or as it came."""
-    for place in (output, inputs):
-        if isinstance(place.get(key), Tensor):
-            return place[key]
+    """An item of a case: from the output of the evaluator if it is there, else from its batch."""
+    for items in (output, inputs):
+        item = items.get(key)
+        if isinstance(item, Tensor):
+            return item
     raise ValueError(
         f"a case of the evaluator has no tensor {key!r}; it has {', '.join(sorted({*output, *inputs}))}; "
         "choose by `keys`, or add it in the post-processing"
     )
 
 
-def _array(tensor: Tensor) -> NDArray:
-    """The bare array; what numpy does not know (bfloat16) as float32."""
-    tensor = tensor.as_subclass(Tensor).detach().cpu()  # type: ignore[attr-defined]
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+def _array(tensor: Tensor) -> NDArray[Any]:
+    """The bare array. bfloat16, which numpy does not have, becomes float32."""
+    tensor = tensor.as_subclass(Tensor).detach().cpu()
+    array: NDArray[Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return array
 
 
-def _in_the_form_of(part: NDArray, sums: NDArray[np.float64]) -> Any:
-    """The sums as an array of the same shape and dtype, or as a number."""
-    return sums.reshape(part.shape).astype(part.dtype) if part.ndim else sums.item()
+def _shaped_like(counts: NDArray[Any], sums: NDArray[np.float64]) -> Any:
+    """The sums with the shape and the dtype of the counts, or as a number."""
+    return sums.reshape(counts.shape).astype(counts.dtype) if counts.ndim else sums.item()
 
 
 def _over_processes(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sums added over all processes; in float64 whole numbers stay whole up to 2**53."""
+    """Sums over all processes; float64 keeps whole numbers exact up to 2**53."""
     merged = idist.all_reduce(torch.from_numpy(np.array(sums, dtype=np.float64)))
     return torch.as_tensor(merged).cpu().numpy()

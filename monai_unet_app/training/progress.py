@@ -1,4 +1,4 @@
-"""What a person sees while a network trains: one bar with the time that is left, one line an epoch."""
+"""The display of a training: one bar with the time that is left, and one line for each epoch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from monai_unet_app.training.checkpoints import Checkpoints
 
 
 class ProgressBar:
-    """Ignite handler: draws on stderr; into a file it writes one line an epoch.
+    """Ignite handler: draws a bar on stderr; into a file it writes one line for each epoch.
 
     Args:
-        checkpoints: Told the metric and the best one; must stand before this handler in the list.
+        checkpoints: Holds the history and the best metric; must stand before this handler in the list.
     """
 
     def __init__(self, checkpoints: Checkpoints) -> None:
@@ -28,12 +28,12 @@ class ProgressBar:
         """Called by MONAI's trainer."""
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.step)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.print_epoch)
         engine.add_event_handler(Events.COMPLETED, self.stop)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self.fail)
 
     def start(self, engine: Engine) -> None:
-        """Opens the bar, at the place where a resumed run goes on."""
+        """Opens the bar at the step from which a resumed run goes on."""
         length, epochs = engine.state.epoch_length or 1, engine.state.max_epochs or 1
         self.bar = Progress(
             TextColumn("training"),
@@ -57,8 +57,8 @@ class ProgressBar:
         if self.bar is not None:
             self.bar.update(self.task, completed=engine.state.iteration, description=f"loss {output['loss']:.3f}")
 
-    def epoch(self, engine: Engine) -> None:
-        """One line: mean loss, metric on the selection cases, the best so far."""
+    def print_epoch(self, engine: Engine) -> None:
+        """Prints one line: mean loss, metric on the selection cases, and the best metric so far."""
         entry = self.checkpoints.history[-1]
         metric = "" if entry["metric"] is None else f" · Dice on selection cases {entry['metric']:.4f}"
         best = f" (best {self.checkpoints.best_metric:.4f})" if metric else ""
@@ -73,6 +73,6 @@ class ProgressBar:
             self.bar.stop()
 
     def fail(self, engine: Engine, error: Exception) -> None:
-        """Closes the bar and lets the error go on."""
+        """Closes the bar and raises the error again."""
         self.stop(engine)
         raise error

@@ -1,4 +1,4 @@
-"""`run.json`: what is needed to explain a trained model, or to train it again."""
+"""`run.json`: everything that is needed to explain a trained model, or to train it again."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ Cases = Mapping[str, Sequence[Mapping[str, str]]]
 
 
 def versions() -> dict[str, str]:
-    """Python's and the main packages' versions."""
-    found = {"python": platform.python_version()}
+    """The versions of Python and of the main packages."""
+    numbers = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            numbers[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            numbers[name] = "not installed"
+    return numbers
 
 
 def git_commit() -> str | None:
-    """The commit of the code that runs, with "-dirty" after it if a tracked file was changed since.
+    """The commit of the running code, with "-dirty" after it if a tracked file was changed since.
 
-    None where this file is not part of a repository; an installation inside somebody's repository is not part of it.
+    None if this file is not tracked by a repository, for instance in an installation inside another project's repository.
     """
 
     def git(*arguments: str) -> str:
@@ -57,7 +57,7 @@ def git_commit() -> str | None:
 
 
 def command_line() -> list[str]:
-    """The command without the folders of this machine: of an absolute path the last part is left."""
+    """The command without the folders of this machine: only the last part of an absolute path is kept."""
     return [_without_folders(word) for word in sys.argv]
 
 
@@ -69,7 +69,12 @@ def _without_folders(word: str) -> str:
 
 
 def recipe_sha256(configs: Sequence[str | Path], *, comments: bool = True) -> str:
-    """Hex digest over the config files without the numbers that are fitted after the training; `comments`: with their lines."""
+    """Hex digest over the config files, without the numbers that are fitted after the training.
+
+    Args:
+        configs: The files in their order.
+        comments: Whether lines that are comments count.
+    """
     texts = (Path(file).read_text(encoding="utf-8") for file in configs)
     recipe = "".join(re.sub(r"^calibration(_tta)?: .*$", "", text, flags=re.MULTILINE) for text in texts)
     if not comments:
@@ -80,16 +85,15 @@ def recipe_sha256(configs: Sequence[str | Path], *, comments: bool = True) -> st
 class RunRecord:
     """Ignite handler: writes `run.json` after every epoch.
 
-    A run that is resumed must be the same run: if data, split, recipe, seed or length differ from the record, it is
-    refused.
+    Only the same run can be resumed: if data, split, recipe, seed or length differ from the record, the run is refused.
 
     Args:
         path: Where `run.json` goes.
         cases: Data lists by partition.
-        settings: Seed, epochs and whatever else may be given by a flag and decides the result.
+        settings: Seed, epochs and every other flag that decides the result.
         configs: The files that hold the recipe.
-        precision: As given; the record says what it came to on this device.
-        checkpoints: Told the history.
+        precision: As given by the user; the record holds the precision that was used on this device.
+        checkpoints: Holds the history.
     """
 
     def __init__(
@@ -120,16 +124,16 @@ class RunRecord:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
     def start(self, engine: Engine) -> None:
-        """Refuses to go on with another run's states; notes when, with what and by which command this one began."""
+        """Refuses to resume another run; adds a session with its time, command, versions and device to the record."""
         if self.path.exists():
-            before = json.loads(self.path.read_text())
-            differing = [key for key, value in self.identity.items() if before.get(key) != value]
+            earlier = json.loads(self.path.read_text())
+            differing = [key for key, value in self.identity.items() if earlier.get(key) != value]
             if differing:
                 raise UsageError(
                     f"{self.path.parent.name}/ holds a run with other {' and '.join(differing)}; only the same run can be "
                     "resumed; give another output folder"
                 )
-            self.sessions = before["sessions"]
+            self.sessions = earlier["sessions"]
         state: Any = engine.state
         device = state.device
         self.sessions.append(
@@ -148,14 +152,14 @@ class RunRecord:
         self.begin = time.monotonic()
 
     def save(self, engine: Engine) -> None:
-        """Writes the record as it is after this epoch."""
+        """Writes the record after an epoch."""
         self.sessions[-1]["seconds"] = round(time.monotonic() - self.begin, 1)
         document = {
             "schema_version": SCHEMA_VERSION,
             **self.identity,
             "epochs_done": engine.state.epoch,
             "best": {
-                "epoch": self.checkpoints.best_epoch,  # 0 and null before the first validation: JSON knows no infinity
+                "epoch": self.checkpoints.best_epoch,  # 0 and null before the first validation: JSON has no infinity
                 "metric": self.checkpoints.best_metric if self.checkpoints.best_epoch else None,
             },
             "history": self.checkpoints.history,

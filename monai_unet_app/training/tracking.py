@@ -1,6 +1,7 @@
-"""Curves while a run goes on: TensorBoard, or MLflow.
+"""Curves of a run in progress, for TensorBoard or MLflow.
 
-Nothing leaves the machine, unless the environment variable MLFLOW_TRACKING_URI names an MLflow server.
+Nothing leaves the machine, unless the environment variable MLFLOW_TRACKING_URI names an MLflow server. Why MONAI's
+handlers do not write these files: docs/decisions/0007.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ KINDS = ("tensorboard", "mlflow", "none")
 
 
 class Tracking:
-    """Ignite handler: loss and metric after each epoch; MLflow gets the run's parameters from `run.json` too.
+    """Ignite handler: logs loss and metric after each epoch; MLflow gets the run's parameters from `run.json` too.
 
     Args:
         kind: "tensorboard", "mlflow" (needs the extra `mlflow`) or "none".
         folder: The run's folder; gets `tensorboard/` or `mlflow/`.
-        checkpoints: Told the history; must stand before this handler in the list.
+        checkpoints: Holds the history; must stand before this handler in the list.
 
     Raises:
         UsageError: Another kind, or MLflow is not installed.
@@ -38,56 +39,49 @@ class Tracking:
         self.kind = kind
         self.folder = Path(folder)
         self.checkpoints = checkpoints
-        self.sink: Any = None
+        self.log: _TensorBoard | _MLflow
 
     def attach(self, engine: Engine) -> None:
         """Called by MONAI's trainer."""
         if self.kind != "none":
             engine.add_event_handler(Events.STARTED, self.start)
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self.log)
-            engine.add_event_handler(Events.COMPLETED, self.stop)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self.add_epoch)
+            engine.add_event_handler(Events.COMPLETED, lambda: self.log.close())
 
     def start(self, engine: Engine) -> None:
         """Opens the log; a resumed run goes on in its own."""
-        self.sink = (
-            _TensorBoard(self.folder, engine.state.epoch) if self.kind == "tensorboard" else _MLflow(self.folder)
-        )
+        self.log = _TensorBoard(self.folder, engine.state.epoch) if self.kind == "tensorboard" else _MLflow(self.folder)
 
-    def log(self, engine: Engine) -> None:
-        """One point on each curve."""
+    def add_epoch(self, engine: Engine) -> None:
+        """Adds one point to each curve."""
         record = self.folder / "run.json"  # written by RunRecord, which stands before this handler
-        if isinstance(self.sink, _MLflow) and record.is_file():
-            self.sink.describe(_parameters(json.loads(record.read_text())))
+        if isinstance(self.log, _MLflow) and record.is_file():
+            self.log.add_parameters(_parameters(json.loads(record.read_text())))
         entry = self.checkpoints.history[-1]
-        values = {"train/loss": entry["loss"], "selection/mean_dice": entry["metric"]}
-        for name, value in values.items():
+        for name, value in (("train/loss", entry["loss"]), ("selection/mean_dice", entry["metric"])):
             if value is not None:
-                self.sink.add(name, value, entry["epoch"])
-
-    def stop(self, engine: Engine) -> None:
-        """Closes the log."""
-        self.sink.close()
+                self.log.add(name, value, entry["epoch"])
 
 
 def _parameters(record: Mapping[str, Any]) -> dict[str, str]:
-    """What decides a run, by name: settings, digests, numbers of cases, device, versions; the name of no case."""
+    """The parameters that decide a run: settings, digests, numbers of cases, device, versions; no case is named."""
     session = record["sessions"][-1]
-    parts = [case["partition"] for case in record["cases"].values()]
-    found = {
+    partitions = [case["partition"] for case in record["cases"].values()]
+    parameters = {
         **record["settings"],
         **{name: record[name] for name in ("data_sha256", "recipe_sha256")},
-        **{f"cases.{part}": parts.count(part) for part in sorted(set(parts))},
+        **{f"cases.{partition}": partitions.count(partition) for partition in sorted(set(partitions))},
         **{name: session[name] for name in ("device", "precision", "git_commit")},
         **{f"version.{name}": number for name, number in session["versions"].items()},
     }
-    return {name: str(value) for name, value in found.items()}
+    return {name: str(value) for name, value in parameters.items()}
 
 
 class _TensorBoard:
     def __init__(self, folder: Path, epochs_done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs_done + 1)
+        self.writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs_done + 1)
 
     def add(self, name: str, value: float, epoch: int) -> None:
         self.writer.add_scalar(name, value, epoch)
@@ -99,43 +93,41 @@ class _TensorBoard:
 
 class _MLflow:
     def __init__(self, folder: Path) -> None:
-        # MLflow asks for a database by default; a plain folder needs no server and no SQL, and is asked for by this variable
+        # By default MLflow wants a database. A plain folder needs no server and no SQL; this variable permits it.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it would report to its makers
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow would report to its makers
         try:
             from mlflow.tracking import MlflowClient
         except ImportError as error:
             raise UsageError("MLflow is not installed; run: pip install 'monai-unet-app[mlflow]'") from error
         uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
         if not uri:
-            home = (folder / "mlflow").resolve()
-            home.mkdir(parents=True, exist_ok=True)
-            uri = home.as_uri()
+            store = (folder / "mlflow").resolve()
+            store.mkdir(parents=True, exist_ok=True)
+            uri = store.as_uri()
         self.client = MlflowClient(tracking_uri=uri)
-        self.run = self._run(folder.resolve(), uri)
-        self.described = set(self.client.get_run(self.run).data.params)
+        self.run = self._run_id(folder.resolve(), uri)
+        self.logged = set(self.client.get_run(self.run).data.params)
 
-    def _run(self, folder: Path, uri: str) -> str:
-        """The id of this run: a resumed one goes on in its own, which a file in its folder names; else a new one."""
-        note, place = (
-            folder / "mlflow_run.txt",
-            hashlib.sha256(uri.encode()).hexdigest()[:16],
-        )  # a URI may hold a password
+    def _run_id(self, folder: Path, uri: str) -> str:
+        """The id in `mlflow_run.txt` if a run at this address is resumed; else the id of a new run."""
+        note = folder / "mlflow_run.txt"
+        address = hashlib.sha256(uri.encode()).hexdigest()[:16]  # a digest, because a URI may hold a password
         known = note.read_text(encoding="utf-8").split() if note.is_file() else []
-        if len(known) == 2 and known[1] == place:
+        if len(known) == 2 and known[1] == address:
             return known[0]
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "training"
-        found = self.client.get_experiment_by_name(name)
-        experiment = found.experiment_id if found else self.client.create_experiment(name)
+        existing = self.client.get_experiment_by_name(name)
+        experiment = existing.experiment_id if existing else self.client.create_experiment(name)
         run: str = self.client.create_run(experiment, run_name=folder.parent.name).info.run_id
-        note.write_text(f"{run} {place}\n", encoding="utf-8")
+        note.write_text(f"{run} {address}\n", encoding="utf-8")
         return run
 
-    def describe(self, parameters: Mapping[str, str]) -> None:
-        """Parameters that the run has not got yet; MLflow does not let them change."""
-        for name in parameters.keys() - self.described:
+    def add_parameters(self, parameters: Mapping[str, str]) -> None:
+        """Logs the parameters that the run has not got yet; MLflow does not let them change."""
+        for name in parameters.keys() - self.logged:
             self.client.log_param(self.run, name, parameters[name])
-            self.described.add(name)
+            self.logged.add(name)
 
     def add(self, name: str, value: float, epoch: int) -> None:
         self.client.log_metric(self.run, name, value, step=epoch)

@@ -1,12 +1,11 @@
-"""One optimisation step and one validation step, in the fastest precision that the device computes rightly.
+"""One optimisation step and one validation step, in the fastest precision that the device computes correctly.
 
-MONAI's trainer and evaluator hard-code CUDA's autocast, so that `amp: true` on a CPU stays float32 with a warning;
-they take these as `iteration_update` instead.
+MONAI's trainer and evaluator hard-code the autocast of CUDA, so that `amp: true` on a CPU stays float32 with a warning.
+They take the steps of this module as `iteration_update` instead.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ PRECISIONS = ("auto", "bf16", "f32")
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """ "bf16" or "f32"; "auto" takes bf16 where the device has instructions for it.
+    """ "bf16" or "f32"; "auto" takes bf16 if the device has instructions for bf16.
 
     Raises:
         ValueError: `precision` is none of `PRECISIONS`.
@@ -42,7 +41,7 @@ def _cpu_has_bf16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+def autocast(precision: str, device: torch.device) -> torch.autocast:
     """The context in which the network runs."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
@@ -50,24 +49,24 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
 def averaged_model(network: torch.nn.Module, decay: float = 0.999) -> AveragedModel:
     """An exponential moving average of the network's weights.
 
-    The decay grows from 0.1 to its full value with the steps n as (1 + n) / (10 + n), so that a short run is not left with
-    the weights it began with.
+    The decay grows with the step number n as (1 + n) / (10 + n), from 0.1 to its full value. Otherwise the average of a short
+    run would stay near the initial weights.
     """
 
     def update(averaged: Any, current: Any, steps: Any) -> None:
-        now = min(decay, (1.0 + float(steps)) / (10.0 + float(steps)))
-        torch._foreach_lerp_(averaged, current, 1.0 - now)
+        step_decay = min(decay, (1.0 + float(steps)) / (10.0 + float(steps)))
+        torch._foreach_lerp_(averaged, current, 1.0 - step_decay)
 
     return AveragedModel(network, multi_avg_fn=update)
 
 
 class TrainingStep:
-    """Forward, loss in float32, backward, clip, step, learning rate, moving average.
+    """Forward pass, loss in float32, backward pass, gradient clipping, optimizer step, learning rate, moving average.
 
     Args:
         precision: "auto", "bf16" or "f32".
-        scheduler: Stepped after every step, if given.
-        averaged: Moving average to update, if given.
+        scheduler: Learning rate schedule that is advanced after every step; None for none.
+        averaged: Moving average of the weights that is updated after every step; None for none.
         max_gradient_norm: Gradients are clipped to this norm.
     """
 
@@ -85,16 +84,11 @@ class TrainingStep:
 
     def __call__(self, engine: Engine, batch: dict[str, Any]) -> dict[str, Any]:
         trainer: Any = engine
-        device = trainer.state.device
-        inputs, targets = trainer.prepare_batch(batch, device, trainer.non_blocking)
-        trainer.state.output = {Keys.IMAGE: inputs, Keys.LABEL: targets}
         trainer.network.train()
         trainer.optimizer.zero_grad(set_to_none=True)
-        with autocast(resolve_precision(self.precision, device), device):
-            pred = trainer.inferer(inputs, trainer.network)
-        trainer.state.output[Keys.PRED] = pred
-        loss = trainer.loss_function(pred.float(), targets).mean()
-        trainer.state.output[Keys.LOSS] = loss
+        output = _forward(trainer, batch, self.precision)
+        loss = trainer.loss_function(output[Keys.PRED].float(), output[Keys.LABEL]).mean()
+        output[Keys.LOSS] = loss
         if not torch.isfinite(loss):
             raise AppError(
                 f"the loss is {loss.item()} at step {trainer.state.iteration}; a finite one is needed; "
@@ -107,25 +101,38 @@ class TrainingStep:
             self.scheduler.step()
         if self.averaged is not None:
             self.averaged.update_parameters(trainer.network)
-        trainer.fire_event(IterationEvents.MODEL_COMPLETED)
-        return trainer.state.output
+        return _model_completed(trainer)
 
 
 class ValidationStep:
-    """Sliding-window inference on one whole selection case, in the training's precision."""
+    """Sliding-window inference on one whole selection case, in the precision of the training."""
 
     def __init__(self, precision: str = "auto") -> None:
         self.precision = precision
 
     def __call__(self, engine: Engine, batch: dict[str, Any]) -> dict[str, Any]:
         evaluator: Any = engine
-        device = evaluator.state.device
-        inputs, targets = evaluator.prepare_batch(batch, device, evaluator.non_blocking)
-        evaluator.state.output = {Keys.IMAGE: inputs, Keys.LABEL: targets}
         evaluator.network.eval()
-        with torch.no_grad(), autocast(resolve_precision(self.precision, device), device):
-            pred = evaluator.inferer(inputs, evaluator.network)
-        evaluator.state.output[Keys.PRED] = pred.float()
+        with torch.no_grad():
+            output = _forward(evaluator, batch, self.precision)
+        output[Keys.PRED] = output[Keys.PRED].float()
         evaluator.fire_event(IterationEvents.FORWARD_COMPLETED)
-        evaluator.fire_event(IterationEvents.MODEL_COMPLETED)
-        return evaluator.state.output
+        return _model_completed(evaluator)
+
+
+def _forward(engine: Any, batch: dict[str, Any], precision: str) -> dict[str, Any]:
+    """Runs the network on a batch; the state of the engine gets image, label and prediction as its output."""
+    device = engine.state.device
+    inputs, targets = engine.prepare_batch(batch, device, engine.non_blocking)
+    output: dict[str, Any] = {Keys.IMAGE: inputs, Keys.LABEL: targets}
+    engine.state.output = output
+    with autocast(resolve_precision(precision, device), device):
+        output[Keys.PRED] = engine.inferer(inputs, engine.network)
+    return output
+
+
+def _model_completed(engine: Any) -> dict[str, Any]:
+    """Fires the event at which MONAI decollates the output and runs the post-processing; gives the output of these."""
+    engine.fire_event(IterationEvents.MODEL_COMPLETED)
+    output: dict[str, Any] = engine.state.output
+    return output

@@ -60,11 +60,11 @@ def same(first: list[dict[str, torch.Tensor]], second: list[dict[str, torch.Tens
 
 
 def test_every_case_comes_once_before_any_comes_again_and_in_another_order() -> None:
-    tickets = list(islice(iter(ReplaySampler(7, seed=1)), 28))
-    rounds = [[case for case, _ in tickets[i : i + 7]] for i in range(0, 28, 7)]
+    draws = list(islice(iter(ReplaySampler(7, seed=1)), 28))
+    rounds = [[case for case, _ in draws[i : i + 7]] for i in range(0, 28, 7)]
     assert all(sorted(order) == list(range(7)) for order in rounds)
     assert len({tuple(order) for order in rounds}) > 1
-    assert [draw for _, draw in tickets] == list(range(28))
+    assert [number for _, number in draws] == list(range(28))
 
 
 def test_a_stream_begun_in_the_middle_goes_on_as_the_whole_one() -> None:

@@ -420,20 +420,20 @@ def twins(tmp_path: Path) -> tuple[Path, Path]:
     return dicom, back
 
 
-def windows_of(root: Path, data: Path, tickets: list[tuple[int, int]]) -> list[dict[str, torch.Tensor]]:
+def windows_of(root: Path, data: Path, draws: list[tuple[int, int]]) -> list[dict[str, torch.Tensor]]:
     parser = ConfigParser()
     parser.read_config([str(root / f"configs/{name}.yaml") for name in ("inference", "train")])
     parser["bundle_root"], parser["dataset_dir"], parser["device"] = str(root), str(data), CPU
     dataset = parser.get_parsed_content("train::dataset")
-    return [dataset[ticket] for ticket in tickets]
+    return [dataset[draw] for draw in draws]
 
 
 @pytest.mark.parametrize("name", ["hippocampus_mri_unet3d", "hippocampus_mri_unet2d"])
 def test_dicom_and_the_nifti_read_back_from_it_give_the_network_the_same_tensors(
     name: str, tiny_bundle: Callable[[str], Path], twins: tuple[Path, Path]
 ) -> None:
-    root, tickets = tiny_bundle(name), [(0, 0), (1, 1), (0, 2), (1, 3)]
-    from_dicom, from_nifti = (windows_of(root, data, tickets) for data in twins)
+    root, draws = tiny_bundle(name), [(0, 0), (1, 1), (0, 2), (1, 3)]
+    from_dicom, from_nifti = (windows_of(root, data, draws) for data in twins)
     for first, second in zip(from_dicom, from_nifti, strict=True):
         assert torch.equal(first["image"], second["image"])
         assert torch.equal(first["label"], second["label"])
