@@ -28,6 +28,7 @@ from dicom_io.objects import display, drawing, identity
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.labels import check_labels, in_slices
 from dicom_io.objects.odd_headers import refusing_odd_headers
+from dicom_io.objects.result_content import ResultContent
 from dicom_io.objects.source_images import SourceImages, add_body_part, check_place, images_of, mask_on, new_object
 from dicom_io.reading.checks import check_one_patient
 from dicom_io.reading.headers import whole_number
@@ -117,6 +118,11 @@ def write_captures(
     finally:
         for path in paths:
             path.unlink(missing_ok=True)
+
+
+def write_result(content: ResultContent, path: Path) -> None:
+    """Write the captures of a result into a folder; see `write_captures`."""
+    write_captures(content.labels, content.source, path, content.info)
 
 
 @refusing_odd_headers

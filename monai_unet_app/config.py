@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from dicom_io.kinds.encodings import SYNTAXES, SegEncoding
+from dicom_io.kinds import FORMATS as DICOM_FORMATS
+from dicom_io.kinds.encodings import SegEncoding
 from dicom_io.read import ReadOptions
 from monai_unet_app.errors import UsageError
 
@@ -15,12 +16,7 @@ if TYPE_CHECKING:
 
 ExplainMethod = Literal["occlusion", "gradcam", "gradient"]
 
-DICOM_FORMATS = ("seg", "sr", "rtstruct", "gsps", "sc", "pm")
-"""In the order in which they are written and should be sent: what refers to another comes after it."""
-IN_PATIENT_SPACE = ("sr", "rtstruct", "pm")
-"""What a picture cannot have: measurements in millimetres, contours and maps at places in the patient."""
 FORMATS = ("nifti", "nrrd", "mha", "png", *DICOM_FORMATS)
-SEG_ENCODINGS = tuple(SYNTAXES)
 EXPLANATIONS: tuple[ExplainMethod, ...] = get_args(ExplainMethod)
 
 
@@ -49,7 +45,7 @@ class OutputConfig:
         deliver_rejected: Write what the bundle's quality gate rejects like any other result.
         dicom_source: The series that a NIfTI input was made from; DICOM results refer to it.
         dicomize: Write a converted series for a NIfTI input and refer to that.
-        seg_encoding: One of SEG_ENCODINGS; "fractional" writes probabilities.
+        seg_encoding: One of `dicom_io.kinds.encodings.SEG_ENCODINGS`; "fractional" writes probabilities.
         empty_frames: A SEG has a frame for every slice and segment, also where there is no voxel.
         earlier_sr: The report of an earlier run, which the new one names as its predecessor if it differs; None: the one that
             lies where the new one goes.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -11,21 +11,17 @@ from typing import get_args
 import numpy as np
 from pydicom.uid import Comprehensive3DSRStorage
 
-from dicom_io.capture import write_captures
 from dicom_io.coding import Whole
 from dicom_io.dicomize import ConvertedModality, dicomize
 from dicom_io.errors import DicomIoError
+from dicom_io.kinds import KIND, RESULT_KINDS
 from dicom_io.objects.identity import INCOMPLETE, ResultInfo
-from dicom_io.parametric import NO_UNIT, UNCERTAINTY, write_parametric_map
-from dicom_io.presentation import write_gsps
+from dicom_io.objects.result_content import ReportFacts, ResultContent
 from dicom_io.read import read_series
 from dicom_io.reading.instances import load_dataset
-from dicom_io.rtstruct import write_rtstruct
-from dicom_io.seg import write_seg
-from dicom_io.sr import write_sr
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
-from monai_unet_app.config import DICOM_FORMATS, IN_PATIENT_SPACE, OutputConfig
+from monai_unet_app.config import OutputConfig
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.pipeline import Case
 
@@ -63,42 +59,25 @@ def write_dicom(output: CaseOutput) -> dict[str, str]:
     source, files = _target(output)
     if source.planar:
         check_possible(output.case_id, config.formats)
-    info = _info(case)
-    labels = _on(case.segmentation.label_volume, source)
-    paths = {kind: output.file(kind if kind == "sc" else f"{kind}.dcm") for kind in DICOM_FORMATS}
-    in_seg = _on(_probability_volume(case), source) if config.seg_encoding == "fractional" else labels
-    writers: dict[str, Callable[[], object]] = {
-        "seg": lambda: write_seg(
-            in_seg, source, paths["seg"], info, encoding=config.seg_encoding, empty_frames=config.empty_frames
-        ),
-        "sr": lambda: write_sr(
-            labels,
-            source,
-            paths["sr"],
-            info,
-            seg=paths["seg"],
-            volumes_ml=_intervals(case),
-            wholes_ml=_wholes(case),
-            earlier=_report_of_this_study(config.earlier_sr, source),
-        ),
-        "rtstruct": lambda: write_rtstruct(labels, source, paths["rtstruct"], info),
-        "gsps": lambda: write_gsps(labels, source, paths["gsps"], info),
-        "sc": lambda: write_captures(labels, source, paths["sc"], info),
-        "pm": lambda: write_parametric_map(
-            _on(case.image.with_array(case.uncertainty), source),
-            source,
-            paths["pm"],
-            info,
-            quantity=UNCERTAINTY,
-            unit=NO_UNIT,
-            label="entropy of the calibrated probabilities",
-        ),
-    }
-    wanted = [kind for kind in DICOM_FORMATS if kind in config.formats or (kind == "seg" and "sr" in config.formats)]
+    paths = {kind.name: output.file(f"{kind.format}{kind.ending}") for kind in RESULT_KINDS}
+    content = ResultContent(
+        _on(case.segmentation.label_volume, source),
+        source,
+        _info(case),
+        paths,
+        config.seg_encoding,
+        config.empty_frames,
+        probabilities=lambda: _on(_probability_volume(case), source),
+        uncertainty=lambda: _on(case.image.with_array(case.uncertainty), source),
+        report=ReportFacts(_intervals(case), _wholes(case), _report_of_this_study(config.earlier_sr, source)),
+    )
+    wanted = {kind.name for kind in RESULT_KINDS if kind.format in config.formats}
+    wanted |= {other for name in wanted for other in KIND[name].refers_to}
     try:
-        for kind in wanted:
-            writers[kind]()
-            files[kind] = paths[kind].name
+        for kind in RESULT_KINDS:
+            if kind.name in wanted:
+                kind.write_result(content, paths[kind.name])
+                files[kind.format] = paths[kind.name].name
     except DicomIoError as error:
         raise InputRefusedError(f"{output.case_id}: {error}") from error
     return files
@@ -106,12 +85,12 @@ def write_dicom(output: CaseOutput) -> dict[str, str]:
 
 def check_possible(name: str, formats: Sequence[str]) -> None:
     """Raises InputRefusedError for formats that cannot be made of a picture; `name`: of whatever asks for them."""
-    impossible = [kind for kind in IN_PATIENT_SPACE if kind in formats]
+    impossible = [kind.format for kind in RESULT_KINDS if kind.needs_patient_space and kind.format in formats]
     if impossible:
+        possible = ", ".join(kind.format for kind in RESULT_KINDS if not kind.needs_patient_space)
         raise InputRefusedError(
             f"{name}: {', '.join(impossible)} cannot be made of a picture, which has no millimetres and no place in the "
-            f"patient; of {', '.join(kind for kind in DICOM_FORMATS if kind not in IN_PATIENT_SPACE)} some are possible; "
-            "change --format"
+            f"patient; of {possible} some are possible; change --format"
         )
 
 

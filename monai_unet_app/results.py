@@ -23,7 +23,7 @@ from PIL import Image
 
 from dicom_io.errors import DicomIoError
 from dicom_io.itk_files import write_itk
-from dicom_io.objects.identity import ObjectKind
+from dicom_io.kinds import RESULT_KINDS
 from dicom_io.objects.slice_positions import second_opinion_note
 from dicom_io.read import ReadOptions
 from dicom_io.segmentation import Segmentation
@@ -31,7 +31,7 @@ from dicom_io.volume import Provenance, Volume
 from monai_unet_app import __version__
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.confidence.statements import Assessment, Confidence, read_confidence
-from monai_unet_app.config import DICOM_FORMATS, IN_PATIENT_SPACE, OutputConfig, PredictConfig
+from monai_unet_app.config import OutputConfig, PredictConfig
 from monai_unet_app.data.cases import CaseFiles, case_id, told
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
 from monai_unet_app.data.schemas import write_json
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = "1.0"
 
 
-def formats_for(kinds: Sequence[ObjectKind], *, planar: bool = False) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def formats_for(kinds: Sequence[str], *, planar: bool = False) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The DICOM formats for the kinds of objects that a destination takes, and those of them that cannot be written.
 
     A profile says what a destination takes of anything, so what no picture can have is left out of it; `write_dicom` refuses
@@ -60,14 +60,14 @@ def formats_for(kinds: Sequence[ObjectKind], *, planar: bool = False) -> tuple[t
     Raises:
         UsageError: It takes none that is written here.
     """
-    taken = [name for name in DICOM_FORMATS if name.upper() in kinds]
-    found = tuple(name for name in taken if not (planar and name in IN_PATIENT_SPACE))
+    possible = [kind for kind in RESULT_KINDS if not (planar and kind.needs_patient_space)]
+    found = tuple(kind.format for kind in possible if kind.name in kinds)
     if not found:
-        possible = [name for name in DICOM_FORMATS if not (planar and name in IN_PATIENT_SPACE)]
         raise UsageError(
-            f"the destination takes {', '.join(kinds)}; one of {', '.join(possible)} is needed in its profile"
+            f"the destination takes {', '.join(kinds)}; one of {', '.join(kind.format for kind in possible)} is needed in its "
+            "profile"
         )
-    return found, tuple(name for name in taken if name not in found)
+    return found, tuple(kind.format for kind in RESULT_KINDS if kind.name in kinds and kind.format not in found)
 
 
 def write_results(
@@ -260,13 +260,13 @@ def _assessment(found: Assessment | None) -> dict[str, Any] | None:
     }
 
 
-SLICED = ("seg", "rtstruct", "gsps", "sc", "pm")
+ON_SLICES = tuple(kind for kind in RESULT_KINDS if kind.on_slices)
 """Objects that lie on the slices of their source, whatever grid the result was computed on."""
 
 
 def _sizes_note(source: Provenance, files: Mapping[str, str]) -> list[str]:
     """Where results lie on two grids: which sizes are of which."""
-    sliced = [kind.upper() for kind in SLICED if kind in files]
+    sliced = [kind.name for kind in ON_SLICES if kind.format in files]
     if not source.resampled or not sliced:
         return []
     return [
@@ -277,7 +277,7 @@ def _sizes_note(source: Provenance, files: Mapping[str, str]) -> list[str]:
 
 def _places_note(volume: Volume, files: Mapping[str, str]) -> list[str]:
     """Of DICOM objects that lie on slices: whether ITK could not say where these are."""
-    note = second_opinion_note(volume) if any(kind in files for kind in SLICED) else None
+    note = second_opinion_note(volume) if any(kind.format in files for kind in ON_SLICES) else None
     return [note] if note else []
 
 

@@ -45,7 +45,7 @@ def test_what_a_picture_cannot_have_is_refused_before_anything_is_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     written: list[Path] = []
-    monkeypatch.setattr("monai_unet_app.dicom_results.write_seg", lambda *given, **named: written.append(given[2]))
+    monkeypatch.setattr("dicom_io.seg.write.write_seg", lambda *given, **named: written.append(given[2]))
     what = OutputConfig(("seg", impossible))
     said = rf"^case: {impossible} cannot be made of a picture.*of seg, gsps, sc some are possible; change --format"
     with pytest.raises(InputRefusedError, match=said):

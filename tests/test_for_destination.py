@@ -15,7 +15,7 @@ import pytest
 from phantoms import write_picture
 
 from dicom_io.dicomize import dicomize
-from dicom_io.net.destination import KINDS
+from dicom_io.kinds import NAMES
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.cli import main
 from monai_unet_app.errors import UsageError
@@ -42,8 +42,8 @@ def run(*argv: object) -> int:
 
 
 def test_what_no_picture_can_have_is_left_out_of_what_a_destination_takes() -> None:
-    assert formats_for(KINDS) == (("seg", "sr", "rtstruct", "gsps", "sc", "pm"), ())
-    assert formats_for(KINDS, planar=True) == (("seg", "gsps", "sc"), ("sr", "rtstruct", "pm"))
+    assert formats_for(NAMES) == (("seg", "sr", "rtstruct", "gsps", "sc", "pm"), ())
+    assert formats_for(NAMES, planar=True) == (("seg", "gsps", "sc"), ("sr", "rtstruct", "pm"))
     assert formats_for(("RTSTRUCT", "SC"), planar=True) == (("sc",), ("rtstruct",))
     with pytest.raises(UsageError, match="the destination takes RTSTRUCT, PDF; one of seg, gsps, sc is needed"):
         formats_for(("RTSTRUCT", "PDF"), planar=True)

@@ -80,8 +80,10 @@ MEANT = {
 
 
 @dataclass(frozen=True)
-class Kind:
-    """One kind of object: its heading, how an example of it is written, and values that mean something else than in MEANT."""
+class Variant:
+    """One variant of a kind of object: its heading, how an example is written, and values that mean something else than in
+    MEANT.
+    """
 
     title: str
     write: Callable[[_Case, Path], Path]
@@ -151,29 +153,29 @@ def _note(case: _Case, folder: Path) -> Path:
     return write_rejection_note([seg], folder / "k.dcm", rejection)
 
 
-KINDS = (
-    Kind("Segmentation, BINARY", _seg("binary")),
-    Kind("Segmentation, FRACTIONAL", _seg("fractional")),
-    Kind("Label Map Segmentation", _seg("labelmap")),
-    Kind("Comprehensive 3D SR", _sr),
-    Kind("RT Structure Set", lambda case, to: write_rtstruct(case.labels, case.source, to / "r.dcm", case.result)),
-    Kind(
+VARIANTS = (
+    Variant("Segmentation, BINARY", _seg("binary")),
+    Variant("Segmentation, FRACTIONAL", _seg("fractional")),
+    Variant("Label Map Segmentation", _seg("labelmap")),
+    Variant("Comprehensive 3D SR", _sr),
+    Variant("RT Structure Set", lambda case, to: write_rtstruct(case.labels, case.source, to / "r.dcm", case.result)),
+    Variant(
         "Grayscale Softcopy Presentation State",
         lambda case, to: write_gsps(case.labels, case.source, to / "g.dcm", case.result),
     ),
-    Kind(
+    Variant(
         "Color Softcopy Presentation State",
         lambda case, to: write_gsps(case.labels, case.source, to / "c.dcm", case.result),
         in_colour=True,
     ),
-    Kind(
+    Variant(
         "Secondary Capture Image",
         lambda case, to: write_captures(case.labels, case.source, to, case.result, slices=[0])[0],
     ),
-    Kind("Secondary Capture Image, notice that a series was not processed", _notice),
-    Kind("Encapsulated PDF", _pdf),
-    Kind("Parametric Map", _map),
-    Kind("Key Object Selection Document, rejection note", _note, meant=_MEANT_OF_NOTE),
+    Variant("Secondary Capture Image, notice that a series was not processed", _notice),
+    Variant("Encapsulated PDF", _pdf),
+    Variant("Parametric Map", _map),
+    Variant("Key Object Selection Document, rejection note", _note, meant=_MEANT_OF_NOTE),
 )
 
 
@@ -197,10 +199,10 @@ class Example:
 
 
 def examples() -> list[Example]:
-    """One example for each of KINDS, in their order."""
+    """One example for each of VARIANTS, in their order."""
     with TemporaryDirectory() as name:
         pairs = [_cases(Path(name), in_colour=False), _cases(Path(name), in_colour=True)]
-        return [_example(kind, pairs[kind.in_colour], Path(name)) for kind in KINDS]
+        return [_example(kind, pairs[kind.in_colour], Path(name)) for kind in VARIANTS]
 
 
 def _cases(folder: Path, *, in_colour: bool) -> tuple[_Case, _Case]:
@@ -264,7 +266,7 @@ def _result(which: int) -> ResultInfo:
     )
 
 
-def _example(kind: Kind, cases: tuple[_Case, _Case], folder: Path) -> Example:
+def _example(kind: Variant, cases: tuple[_Case, _Case], folder: Path) -> Example:
     written = []
     for number, case in enumerate(cases):
         place = folder / f"{kind.title} {number}"

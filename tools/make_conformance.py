@@ -27,6 +27,7 @@ from hazards import HAZARDS  # noqa: E402
 from dicom_io import coding  # noqa: E402
 from dicom_io.confidentiality import table as confidentiality_table  # noqa: E402
 from dicom_io.errors import DicomIoError  # noqa: E402
+from dicom_io.kinds import BY_SERIES_NUMBER, NAMES  # noqa: E402
 from dicom_io.kinds.encodings import SYNTAXES  # noqa: E402
 from dicom_io.net import (  # noqa: E402
     association,
@@ -181,7 +182,7 @@ storage commitment request, as long as a program keeps `Provider` open, and alwa
 Of this library nothing runs by itself, and nothing is sent that was not asked for. The one program that runs by itself is
 `monai-unet node`: it takes studies and sends results where the rules of its site file say ([operations](operations.md)). Files
 to be sent go in this order:
-images, then {", ".join(destination.KINDS)}, or in the order of the destination's profile, in which SEG precedes SR.
+images, then {", ".join(NAMES)}, or in the order of the destination's profile, in which SEG precedes SR.
 
 ### Implementation identification
 
@@ -557,9 +558,7 @@ def _decoding(uid: UID) -> str:
 
 def _created(found: Sequence[Example]) -> str:
     syntaxes = [(name, UID(uid).name, uid) for name, uid in SYNTAXES.items()]
-    bases = [
-        (kind, base, "plus the source's SeriesNumber modulo 1000") for kind, base in identity.SERIES_NUMBER_BASE.items()
-    ]
+    bases = [(kind.name, kind.series_number, "plus the source's SeriesNumber modulo 1000") for kind in BY_SERIES_NUMBER]
     return f"""## 8 Objects created
 
 A result is a function of its input. UIDs are hashes of the source's SOP Instance UIDs, the bundle's digest, the settings and

@@ -1,1 +1,93 @@
-"""The kinds of result objects."""
+"""The kinds of result objects: one row for each, in the order in which they are sent.
+
+To add a kind:
+
+1. Write `dicom_io/<kind>.py`, or a package of that name, with `write_result(content, path)`, which writes the object from a
+   `dicom_io.objects.result_content.ResultContent` and proves what it wrote. A kind without a command-line format needs none.
+2. Add a row to `KINDS`. An object must come after every object that it refers to.
+
+Destinations, sites, profiles, the command line, corrections and the conformance statement follow the table. Only a kind that is
+no result of segmentation (a document, a note) is written by a caller of its own. A row names its module as text, and the module
+is imported when an object is written: a receiver that only asks what a file is imports neither highdicom nor a codec.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+LABEL_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
+"""Label Map Segmentation Storage, which pydicom does not name yet."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of result object.
+
+    Attributes:
+        name: What profiles of destinations and outcomes call it.
+        sop_classes: The SOP Class UIDs of its objects. One that ends in a point is the beginning of several.
+        series_number: SeriesNumber of its series, to which the source's own is added; its order in lists of formats.
+        module: Where `write_result` is, if it has a format.
+        format: Its name on the command line and in `result.json`; empty where it is no result of a segmentation.
+        modality: Modality of its objects; empty where images have it too.
+        shares_class: Objects of its SOP classes may also be images of other software.
+        from_labels: It is made of labels alone, so that a correction of the labels writes it anew.
+        on_slices: It lies on the slices of its source, whatever grid the result was computed on.
+        needs_patient_space: A picture, which has no millimetres, cannot have it.
+        refers_to: Names of the kinds whose objects it refers to.
+        ending: Of its file's name; empty for a folder of several files.
+    """
+
+    name: str
+    sop_classes: tuple[str, ...]
+    series_number: int
+    module: str = ""
+    format: str = ""
+    modality: str = ""
+    shares_class: bool = False
+    from_labels: bool = False
+    on_slices: bool = False
+    needs_patient_space: bool = False
+    refers_to: tuple[str, ...] = ()
+    ending: str = ".dcm"
+
+    def write_result(self, content: Any, path: Any) -> None:
+        """Writes an object of this kind to `path` from a `ResultContent`; errors are those of its writer."""
+        import_module(self.module).write_result(content, path)
+
+
+# fmt: off
+KINDS = (
+    Kind("SEG", ("1.2.840.10008.5.1.4.1.1.66.4", LABEL_MAP_STORAGE), 5000, "dicom_io.seg.write", "seg", "SEG",
+         from_labels=True, on_slices=True),
+    Kind("PM", ("1.2.840.10008.5.1.4.1.1.30",), 11000, "dicom_io.parametric.write", "pm",
+         on_slices=True, needs_patient_space=True),
+    Kind("RTSTRUCT", ("1.2.840.10008.5.1.4.1.1.481.3",), 7000, "dicom_io.rtstruct.write", "rtstruct", "RTSTRUCT",
+         from_labels=True, on_slices=True, needs_patient_space=True),
+    Kind("SR", ("1.2.840.10008.5.1.4.1.1.88.",), 6000, "dicom_io.sr.write", "sr", "SR",
+         from_labels=True, needs_patient_space=True, refers_to=("SEG",)),
+    Kind("GSPS", ("1.2.840.10008.5.1.4.1.1.11.1", "1.2.840.10008.5.1.4.1.1.11.2"), 8000, "dicom_io.presentation.write", "gsps",
+         "PR", from_labels=True, on_slices=True),
+    Kind("SC", ("1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.7."), 9000, "dicom_io.capture", "sc",
+         shares_class=True, from_labels=True, on_slices=True, ending=""),
+    Kind("PDF", ("1.2.840.10008.5.1.4.1.1.104.1",), 10000, modality="DOC"),
+    Kind("KO", ("1.2.840.10008.5.1.4.1.1.88.59",), 12000, modality="KO"),
+)
+# fmt: on
+KIND = {kind.name: kind for kind in KINDS}
+NAMES = tuple(kind.name for kind in KINDS)
+BY_SERIES_NUMBER = tuple(sorted(KINDS, key=lambda kind: kind.series_number))
+RESULT_KINDS = tuple(kind for kind in BY_SERIES_NUMBER if kind.format)
+"""The kinds with a format, in the order in which results are written and listed: SEG before what refers to it."""
+FORMATS = tuple(kind.format for kind in RESULT_KINDS)
+
+_BY_SOP_CLASS = {uid: kind for kind in KINDS for uid in kind.sop_classes}
+
+
+def kind_of_class(sop_class_uid: str) -> Kind | None:
+    """The kind whose objects have a SOP class; None for all other classes, which count as images."""
+    exact = _BY_SOP_CLASS.get(sop_class_uid)
+    beginnings = (kind for uid, kind in _BY_SOP_CLASS.items() if uid.endswith(".") and sop_class_uid.startswith(uid))
+    return exact or next(beginnings, None)

@@ -25,9 +25,9 @@ from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.sop_class import uid_to_service_class
 
 from dicom_io.errors import NetworkError
+from dicom_io.kinds import LABEL_MAP_STORAGE
 from dicom_io.net.destination import Destination, Dimse, Tls
 from dicom_io.net.tls import client_context
-from dicom_io.reading.instances import LABEL_MAP_STORAGE
 
 VERIFICATION = UID("1.2.840.10008.1.1")
 STUDY_ROOT_FIND = UID("1.2.840.10008.5.1.4.1.2.2.1")

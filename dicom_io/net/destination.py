@@ -8,22 +8,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 from dicom_io.errors import DicomIoError
-
-if TYPE_CHECKING:
-    from dicom_io.kinds.encodings import SegEncoding
-    from dicom_io.objects.identity import ObjectKind
+from dicom_io.kinds import KINDS, NAMES
+from dicom_io.kinds.encodings import SegEncoding
 
 OUR_AE_TITLE = "MONAIUNET"
-KINDS: tuple[ObjectKind, ...] = ("SEG", "PM", "RTSTRUCT", "SR", "GSPS", "SC", "PDF", "KO")
-"""The kinds of result objects, in the order in which they are sent: what is referred to goes first."""
-
-SEG_ENCODINGS: tuple[SegEncoding, ...] = (
-    "binary", "binary-deflated", "labelmap", "labelmap-rle", "labelmap-jpegls", "fractional",
-)  # fmt: skip
 Retrieve = Literal["get", "move"]
 
 _AE_TITLE = re.compile(r"[ -\[\]-~]{1,16}")  # PS3.5 6.2: at most 16 characters of ASCII, no backslash
@@ -112,17 +104,19 @@ class Profile:
         empty_frames: Whether a SEG is to be written with the frames in which a segment has no voxel.
     """
 
-    objects: tuple[ObjectKind, ...] = KINDS
+    objects: tuple[str, ...] = NAMES
     seg_encoding: SegEncoding | None = None
     empty_frames: bool = False
 
     def __post_init__(self) -> None:
         objects = list(self.objects)
-        if {"SEG", "SR"} <= set(objects) and objects.index("SR") < objects.index("SEG"):
-            raise DestinationError(
-                f"objects are sent in the order {', '.join(objects)}; SEG before SR is needed, or the report would refer "
-                "to what is not there; put SEG first"
-            )
+        references = ((kind.name, other) for kind in KINDS for other in kind.refers_to)
+        for name, other in references:
+            if {name, other} <= set(objects) and objects.index(name) < objects.index(other):
+                raise DestinationError(
+                    f"objects are sent in the order {', '.join(objects)}; {other} before {name} is needed, or the {name} would "
+                    f"refer to what is not there; put {other} first"
+                )
 
 
 @dataclass(frozen=True)

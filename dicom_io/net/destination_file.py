@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from dicom_io.kinds import NAMES
+from dicom_io.kinds.encodings import SEG_ENCODINGS
 from dicom_io.net.destination import (
-    KINDS,
     OUR_AE_TITLE,
-    SEG_ENCODINGS,
     Destination,
     DestinationError,
     DicomWeb,
@@ -221,7 +221,7 @@ def _receive(table: Table | None) -> Receive | None:
 def _profile(table: Table | None) -> Profile:
     if table is None:
         return Profile()
-    objects: Any = table.texts("objects", KINDS) or KINDS
+    objects = table.texts("objects", NAMES) or NAMES
     encoding = table.choice("seg_encoding", SEG_ENCODINGS, None)
     empty_frames = table.take("empty_frames", bool, "true or false", False)
     table.close()

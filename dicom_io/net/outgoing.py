@@ -8,41 +8,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydicom.dataset import Dataset
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEGLSLossless, RLELossless
+from pydicom.uid import UID
 
 from dicom_io.errors import UnreadableFileError
+from dicom_io.kinds import kind_of_class
+from dicom_io.kinds.encodings import encoding_name
 from dicom_io.net.destination import Profile
 from dicom_io.net.outcome import Outcome, State
 from dicom_io.reading.headers import is_uid
-from dicom_io.reading.instances import LABEL_MAP_STORAGE, image_type, load_dataset, refusing
-
-if TYPE_CHECKING:
-    from dicom_io.objects.identity import ObjectKind
+from dicom_io.reading.instances import image_type, load_dataset, refusing
 
 Each = Callable[[Outcome], None]
 
-_KINDS: dict[str, ObjectKind] = {
-    "1.2.840.10008.5.1.4.1.1.66.4": "SEG",
-    LABEL_MAP_STORAGE: "SEG",
-    "1.2.840.10008.5.1.4.1.1.481.3": "RTSTRUCT",
-    "1.2.840.10008.5.1.4.1.1.11.1": "GSPS",
-    "1.2.840.10008.5.1.4.1.1.11.2": "GSPS",  # Color Softcopy Presentation State
-    "1.2.840.10008.5.1.4.1.1.104.1": "PDF",
-    "1.2.840.10008.5.1.4.1.1.30": "PM",
-    "1.2.840.10008.5.1.4.1.1.88.59": "KO",
-}
-_STRUCTURED_REPORT = "1.2.840.10008.5.1.4.1.1.88."
-_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _PROCESSED, _PROCESSOR = "121322", "109102"  # DCM: source image for image processing operation; processing equipment
 _DIGEST = "bundle sha256 "  # how `identity.contribution` begins its description
-_ENCODINGS = {
-    ("BINARY", DeflatedExplicitVRLittleEndian): "binary-deflated",
-    ("LABELMAP", RLELossless): "labelmap-rle",
-    ("LABELMAP", JPEGLSLossless): "labelmap-jpegls",
-}
 
 
 @dataclass(frozen=True)
@@ -60,7 +41,7 @@ class Outgoing:
     sop_class_uid: UID
     sop_instance_uid: UID
     transfer_syntax_uid: UID
-    kind: ObjectKind | str
+    kind: str
     encoding: str = ""
     refers_to: frozenset[str] = frozenset()
     note: str = ""
@@ -70,7 +51,7 @@ class Outgoing:
         return Outcome(self.file, self.sop_instance_uid, self.kind, state, status, meaning, notes)
 
 
-def kind_of(header: Dataset) -> ObjectKind | str:
+def kind_of(header: Dataset) -> str:
     """The kind of result object that a data set is; empty for images and everything else.
 
     The SOP class says it, whoever wrote the object, except for pictures: of a Secondary Capture class are scanned films and
@@ -79,12 +60,8 @@ def kind_of(header: Dataset) -> ObjectKind | str:
     and ContributingEquipmentSequence names, as processing equipment, a bundle by its digest. All other pictures are images:
     to send one too many is better than to leave a source out.
     """
-    sop_class_uid = str(header.get("SOPClassUID") or "")
-    if sop_class_uid.startswith(_STRUCTURED_REPORT) and sop_class_uid not in _KINDS:
-        return "SR"
-    if sop_class_uid == _SECONDARY_CAPTURE or sop_class_uid.startswith(_SECONDARY_CAPTURE + "."):
-        return "SC" if _is_our_capture(header) else ""
-    return _KINDS.get(sop_class_uid, "")
+    kind = kind_of_class(str(header.get("SOPClassUID") or ""))
+    return "" if kind is None or (kind.shares_class and not _is_our_capture(header)) else kind.name
 
 
 def _is_our_capture(header: Dataset) -> bool:
@@ -158,15 +135,9 @@ def _outgoing(file: Path) -> Outgoing:
     syntax = UID(str(header.file_meta.TransferSyntaxUID))
     with refusing(file):
         kind = kind_of(header)
-        encoding = _encoding(header, syntax) if kind == "SEG" else ""
+        encoding = encoding_name(str(header.get("SegmentationType") or ""), syntax) if kind == "SEG" else ""
         refers_to = _evidence(header) if kind == "SR" else frozenset()
     return Outgoing(file, UID(uids[0]), UID(uids[1]), syntax, kind, encoding, refers_to)
-
-
-def _encoding(header: Dataset, syntax: UID) -> str:
-    """How a SEG is encoded, in the words of `Profile.seg_encoding`."""
-    way = str(header.get("SegmentationType") or "")
-    return _ENCODINGS.get((way, syntax), way.lower())
 
 
 def _evidence(header: Dataset) -> frozenset[str]:

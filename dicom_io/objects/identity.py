@@ -28,6 +28,7 @@ from pydicom.uid import generate_uid
 
 from dicom_io.coding import Segment
 from dicom_io.errors import LabelError, UnreadableFileError
+from dicom_io.kinds import KIND
 from dicom_io.objects.patient_and_study import (
     CHARACTER_SET,
     PATIENT_KEYWORDS,
@@ -40,19 +41,8 @@ from dicom_io.reading.headers import patient_digest, whole_number
 from dicom_io.reading.instances import load_dataset
 from dicom_io.volume import Volume
 
-ObjectKind = Literal["SEG", "SR", "RTSTRUCT", "GSPS", "SC", "PDF", "PM", "KO"]
 AlgorithmType = Literal["AUTOMATIC", "SEMIAUTOMATIC", "MANUAL"]
 
-SERIES_NUMBER_BASE: dict[ObjectKind, int] = {
-    "SEG": 5000,
-    "SR": 6000,
-    "RTSTRUCT": 7000,
-    "GSPS": 8000,
-    "SC": 9000,
-    "PDF": 10000,
-    "PM": 11000,
-    "KO": 12000,
-}
 BY_A_PERSON = 20_000
 """Added to the series numbers of what a person verified or corrected."""
 INCOMPLETE = "INCOMPLETE SERIES"
@@ -335,17 +325,17 @@ def content_moment(headers: Iterable[Dataset]) -> tuple[str, str]:
     return max(moments, default=(NO_DATE, NO_TIME))
 
 
-def series_number(header: Dataset, kind: ObjectKind, result: ResultInfo | None = None) -> int:
-    """A stable SeriesNumber: the kind's SERIES_NUMBER_BASE plus the source's own, modulo 1000; that alone where the
+def series_number(header: Dataset, kind: str, result: ResultInfo | None = None) -> int:
+    """A stable SeriesNumber: the `series_number` of the kind plus the source's own, modulo 1000; that alone where the
     source's is none.
 
     What a person corrected has a number of its own, BY_A_PERSON higher.
     """
     by_a_person = BY_A_PERSON if result is not None and result.content_creator else 0
-    return SERIES_NUMBER_BASE[kind] + (whole_number(header, "SeriesNumber") or 0) % 1000 + by_a_person
+    return KIND[kind].series_number + (whole_number(header, "SeriesNumber") or 0) % 1000 + by_a_person
 
 
-def series_description(result: ResultInfo, kind: ObjectKind, images: int | None = None) -> str:
+def series_description(result: ResultInfo, kind: str, images: int | None = None) -> str:
     """At most 64 characters (DICOM LO) that end in the number of source images, by which the results of a study that grew are
     told apart, the kind and "RESEARCH"."""
     count = "" if images is None else f", {images} image{'s' if images != 1 else ''},"
@@ -378,7 +368,7 @@ def contribution(result: ResultInfo) -> hd.ContributingEquipment:
     )
 
 
-def stamp(target: Dataset, headers: tuple[Dataset, ...], result: ResultInfo, kind: ObjectKind) -> None:
+def stamp(target: Dataset, headers: tuple[Dataset, ...], result: ResultInfo, kind: str) -> None:
     """Make `target` belong to the source's patient and study, and depend on nothing but its input."""
     header = headers[0]
     carry_over(target, header)

@@ -24,6 +24,7 @@ from dicom_io.objects import identity, source_images
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.odd_headers import refusing_odd_headers
 from dicom_io.objects.patient_and_study import copied
+from dicom_io.objects.result_content import ResultContent
 from dicom_io.objects.slice_positions import plane_of
 from dicom_io.objects.source_images import SourceImages
 from dicom_io.objects.stand_ins import NOT_OF_A_SLICE, refer, stand_in_place, thickness_mm
@@ -102,6 +103,19 @@ def write_parametric_map(
         dataset,
         path,
         (lambda file: prove_map(file, values, images, quantity, unit, label)) if prove else None,
+    )
+
+
+def write_result(content: ResultContent, path: Path) -> None:
+    """Write the map of a result's uncertainty; see `write_parametric_map`."""
+    write_parametric_map(
+        content.known(content.uncertainty),
+        content.source,
+        path,
+        content.info,
+        quantity=UNCERTAINTY,
+        unit=NO_UNIT,
+        label="entropy of the calibrated probabilities",
     )
 
 

@@ -32,6 +32,7 @@ from dicom_io.objects.drawing import RESEARCH_TEXT
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.labels import check_labels, in_slices
 from dicom_io.objects.odd_headers import refusing_odd_headers
+from dicom_io.objects.result_content import ResultContent
 from dicom_io.objects.source_images import (
     SourceImages,
     add_body_part,
@@ -99,6 +100,11 @@ def write_gsps(labels: Volume, source: Volume, path: Path, result: ResultInfo, *
         path,
         (lambda file: prove_outlines(file, labels, images, result.segments)) if prove else None,
     )
+
+
+def write_result(content: ResultContent, path: Path) -> None:
+    """Write the presentation state of a result; see `write_gsps`."""
+    write_gsps(content.labels, content.source, path, content.info)
 
 
 def outlines(mask: NDArray[np.bool_]) -> list[Floats]:

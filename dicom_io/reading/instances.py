@@ -66,8 +66,6 @@ SIEMENS_BLOCKS = [Tag(0x0029, tag) for block in CSA_BLOCKS for tag in (block, bl
 """Where Siemens puts its CSA image header: a creator's name, and the header in the block that it reserves."""
 
 MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
-LABEL_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
-"""Label Map Segmentation Storage, which pydicom does not name yet."""
 
 _HEADER_TAGS: list[BaseTag] = [
     *(Tag(keyword) for keyword in (*HEADER_KEYWORDS.split(), *DISTINGUISHING)),

@@ -17,12 +17,12 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from dicom_io.errors import SeriesSelectionError, UnreadableFileError
+from dicom_io.kinds import kind_of_class
 from dicom_io.reading.dicomdir import files_of_dicomdir, is_dicomdir
 from dicom_io.reading.frames import has_groups
 from dicom_io.reading.geometry import angle_degrees
 from dicom_io.reading.headers import shown
 from dicom_io.reading.instances import (
-    LABEL_MAP_STORAGE,
     READ_ERRORS,
     Instance,
     broken_file,
@@ -36,14 +36,8 @@ from dicom_io.reading.instances import (
 SeriesKind = Literal["image", "seg", "rtstruct", "sr", "other"]
 _logger = logging.getLogger(__name__)
 
-_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-_PARAMETRIC_MAP = "1.2.840.10008.5.1.4.1.1.30"
-_KIND_BY_SOP_CLASS: dict[str, SeriesKind] = {
-    "1.2.840.10008.5.1.4.1.1.66.4": "seg",
-    LABEL_MAP_STORAGE: "seg",
-    "1.2.840.10008.5.1.4.1.1.481.3": "rtstruct",
-}
-_STRUCTURED_REPORT = "1.2.840.10008.5.1.4.1.1.88."
+_SERIES_KINDS: dict[str, SeriesKind] = {"SEG": "seg", "RTSTRUCT": "rtstruct", "SR": "sr", "KO": "sr"}
+"""By `Kind.name`."""
 _RADIOTHERAPY = "1.2.840.10008.5.1.4.1.1.481."
 _RT_IMAGE = "1.2.840.10008.5.1.4.1.1.481.1"
 _LOCALIZER_WORDS = frozenset({"LOCALIZER", "SCOUT", "TOPOGRAM", "SURVIEW", "REF_SURVIEW"})
@@ -280,24 +274,24 @@ def _series_of(instances: Sequence[Instance], foreign_count: int = 0) -> tuple[S
 def _kind(instance: Instance) -> tuple[SeriesKind, str]:
     """The kind of an instance and, for pixels that a volume reader skips, the reason."""
     sop_class = instance.sop_class_uid
-    if sop_class in _KIND_BY_SOP_CLASS:
-        return _KIND_BY_SOP_CLASS[sop_class], ""
-    if sop_class.startswith(_STRUCTURED_REPORT):
-        return "sr", ""
+    known = kind_of_class(sop_class)
+    name = known.name if known else ""
+    if name in _SERIES_KINDS:
+        return _SERIES_KINDS[name], ""
     if not instance.has_pixels or (sop_class.startswith(_RADIOTHERAPY) and sop_class != _RT_IMAGE):
         return "other", ""
-    reason = _reason_to_skip(sop_class, frozenset(image_type(instance.header)))
+    reason = _reason_to_skip(name, frozenset(image_type(instance.header)))
     return ("other", reason) if reason else ("image", "")
 
 
-def _reason_to_skip(sop_class: str, words: frozenset[str]) -> str:
+def _reason_to_skip(kind: str, words: frozenset[str]) -> str:
     if words & _LOCALIZER_WORDS:
         return "localizer"
-    if sop_class == _SECONDARY_CAPTURE or sop_class.startswith(_SECONDARY_CAPTURE + "."):
+    if kind == "SC":
         return "secondary capture"
     if words & _PROJECTION_WORDS:
         return "projection"
-    return "parametric map" if sop_class == _PARAMETRIC_MAP else ""
+    return "parametric map" if kind == "PM" else ""
 
 
 def _grouped(instances: Sequence[Instance]) -> list[list[Instance]]:

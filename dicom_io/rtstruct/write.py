@@ -18,6 +18,7 @@ from dicom_io.objects import identity
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.labels import check_labels, in_slices
 from dicom_io.objects.odd_headers import refusing_odd_headers
+from dicom_io.objects.result_content import ResultContent
 from dicom_io.objects.slice_positions import check_grid, slices_of
 from dicom_io.rtstruct.dataset import build_rtstruct
 from dicom_io.rtstruct.proof import prove_rtstruct
@@ -50,6 +51,11 @@ def write_rtstruct(labels: Volume, source: Volume, path: Path, result: ResultInf
         path,
         (lambda file: prove_rtstruct(file, labels, source, result.segments, headers)) if prove else None,
     )
+
+
+def write_result(content: ResultContent, path: Path) -> None:
+    """Write the structure set of a result; see `write_rtstruct`."""
+    write_rtstruct(content.labels, content.source, path, content.info)
 
 
 def _check_space(source: Volume) -> None:

@@ -17,6 +17,7 @@ from pydicom.dataset import Dataset
 
 from dicom_io.coding import Segment
 from dicom_io.errors import GeometryProofError
+from dicom_io.kinds import LABEL_MAP_STORAGE
 from dicom_io.objects import identity, proof_headers
 from dicom_io.objects.proof_groups import (
     PER_FRAME,
@@ -41,7 +42,6 @@ from dicom_io.objects.raw_parser import (
 )
 from dicom_io.objects.slice_positions import slices_of
 from dicom_io.proof import Frame, SliceComparison
-from dicom_io.reading.instances import LABEL_MAP_STORAGE
 from dicom_io.seg.frames import unpacked
 from dicom_io.volume import Volume
 

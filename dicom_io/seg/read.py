@@ -10,16 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
-from pydicom.uid import (
-    SegmentationStorage,
-)
 
 from dicom_io.coding import Segment
 from dicom_io.errors import LabelError
+from dicom_io.kinds import KIND
 from dicom_io.objects.grid import FrameGrid
 from dicom_io.objects.slice_positions import check_frame_of_reference
 from dicom_io.reading.headers import shown, shown_uid
-from dicom_io.reading.instances import LABEL_MAP_STORAGE, load_dataset, load_object, refusing
+from dicom_io.reading.instances import load_dataset, load_object, refusing
 from dicom_io.seg.frames import SegFrame, seg_frames_of
 from dicom_io.volume import Volume
 
@@ -106,7 +104,7 @@ def segment_numbers(path: Path) -> tuple[int, ...]:
 
 
 def _open(path: Path, reference: Volume) -> Dataset:
-    dataset = load_object(path, "a segmentation", (SegmentationStorage, LABEL_MAP_STORAGE))
+    dataset = load_object(path, "a segmentation", KIND["SEG"].sop_classes)
     with refusing(path):
         way = dataset.get("SegmentationType")
         check_frame_of_reference(dataset.get("FrameOfReferenceUID"), reference)

@@ -16,6 +16,7 @@ from dicom_io.objects import identity
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.labels import check_labels, in_slices
 from dicom_io.objects.odd_headers import refusing_odd_headers
+from dicom_io.objects.result_content import ResultContent
 from dicom_io.objects.slice_positions import check_grid, slices_of
 from dicom_io.seg.dataset import build_seg
 from dicom_io.seg.proof import prove_seg
@@ -65,4 +66,17 @@ def write_seg(
         built.save,
         path,
         (lambda file: prove_seg(file, labels, source, result.segments, headers)) if prove else None,
+    )
+
+
+def write_result(content: ResultContent, path: Path) -> None:
+    """Write the SEG of a result; see `write_seg`."""
+    fractional = content.encoding == "fractional"
+    write_seg(
+        content.known(content.probabilities) if fractional else content.labels,
+        content.source,
+        path,
+        content.info,
+        encoding=content.encoding,
+        empty_frames=content.empty_frames,
     )

@@ -20,6 +20,7 @@ from dicom_io.objects import identity
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.labels import check_labels, in_slices
 from dicom_io.objects.odd_headers import refusing_odd_headers
+from dicom_io.objects.result_content import ResultContent
 from dicom_io.objects.source_images import add_side, mask_on, rescale_type
 from dicom_io.reading.headers import shown_uid
 from dicom_io.reading.instances import load_dataset
@@ -121,6 +122,20 @@ def write_sr(
     identity.stamp(document, headers, result, "SR")
     add_side(document, headers[0])
     return proof.save_proved(document, path, lambda file: prove_report(file, source, segmentation))
+
+
+def write_result(content: ResultContent, path: Path) -> None:
+    """Write the report of a result, which refers to its SEG; see `write_sr`."""
+    write_sr(
+        content.labels,
+        content.source,
+        path,
+        content.info,
+        seg=content.paths["SEG"],
+        volumes_ml=content.report.volumes_ml,
+        wholes_ml=content.report.wholes_ml,
+        earlier=content.report.earlier,
+    )
 
 
 def _check_measurable(source: Volume) -> None:

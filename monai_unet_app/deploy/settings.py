@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, cast
 
-from dicom_io.kinds.encodings import SegEncoding
+from dicom_io.kinds.encodings import SEG_ENCODINGS, SegEncoding
 from dicom_io.read import ReadOptions
-from monai_unet_app.config import SEG_ENCODINGS, OutputConfig, PredictConfig
+from monai_unet_app.config import OutputConfig, PredictConfig
 from monai_unet_app.data.selection import compiled
 from monai_unet_app.errors import UsageError
 

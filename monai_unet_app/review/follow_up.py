@@ -10,21 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from dicom_io.capture import write_captures
 from dicom_io.coding import Segment, Whole
 from dicom_io.errors import DicomIoError
+from dicom_io.kinds import FORMATS, RESULT_KINDS
 from dicom_io.net.destination import Profile
 from dicom_io.net.outgoing import prepared
 from dicom_io.objects.identity import INCOMPLETE, ResultInfo
 from dicom_io.objects.patient_and_study import transcribed
-from dicom_io.presentation import write_gsps
+from dicom_io.objects.result_content import ReportFacts, ResultContent
 from dicom_io.reading.instances import load_dataset
 from dicom_io.rejection import Rejection, write_rejection_note
-from dicom_io.rtstruct import write_rtstruct
-from dicom_io.seg import described_segments, write_seg
-from dicom_io.sr import Verification, write_sr, write_verified_sr
+from dicom_io.seg import described_segments
+from dicom_io.sr import Verification, write_verified_sr
 from dicom_io.volume import Volume
-from monai_unet_app.dicom_results import DICOM_FORMATS
 from monai_unet_app.errors import InputRefusedError
 
 from .correction import Correction
@@ -104,7 +102,7 @@ def write_follow_up(wanted: Wanted, result: Path, output: Path, name: str) -> di
 
 def _objects(result: Path, document: Mapping[str, Any]) -> list[Path]:
     """The DICOM files of a result."""
-    named = [result.parent / str(document["files"][kind]) for kind in DICOM_FORMATS if kind in document["files"]]
+    named = [result.parent / str(document["files"][name]) for name in FORMATS if name in document["files"]]
     return [file for path in named for file in (sorted(path.rglob("*.dcm")) if path.is_dir() else [path])]
 
 
@@ -121,26 +119,31 @@ def _write_corrected(
         return {}
     volume = volume if volume.in_colour else volume.channel(0)
     before = named_file(result, document, "seg")
-    info = _info(before, who, document)
-    labels = volume.with_array(corrected.correction.segmentation.label_volume.array)
-    paths = {kind: stem.with_name(f"{stem.name}_corrected_{kind}.dcm") for kind in ("seg", "sr", "rtstruct", "gsps")}
-    found = {"corrected seg": _write_seg(labels, corrected.correction, volume, before, paths["seg"], info)}
-    if "sr" in document["files"]:
-        with tempfile.TemporaryDirectory(prefix=".part-", dir=stem.parent) as folder:
-            unsent = write_sr(
-                labels, volume, Path(folder, "sr.dcm"), info, seg=paths["seg"],
-                wholes_ml=_wholes(document, info.segments), earlier=named_file(result, document, "sr"),
-            )  # fmt: skip
-            found["corrected sr"] = write_verified_sr(unsent, paths["sr"], who, unsent=True)
-    if "rtstruct" in document["files"]:
-        found["corrected rtstruct"] = write_rtstruct(labels, volume, paths["rtstruct"], info)
-    if "gsps" in document["files"]:
-        found["corrected gsps"] = write_gsps(labels, volume, paths["gsps"], info)
-    if "sc" in document["files"]:
-        folder_of_captures = stem.with_name(f"{stem.name}_corrected_sc")
-        write_captures(labels, volume, folder_of_captures, info)
-        found["corrected sc"] = folder_of_captures
-    return found
+    kinds = [kind for kind in RESULT_KINDS if kind.from_labels and kind.format in document["files"]]
+    paths = {kind.name: stem.with_name(f"{stem.name}_corrected_{kind.format}{kind.ending}") for kind in kinds}
+    info, segmentation = _info(before, who, document), corrected.correction.segmentation
+    masks = [structure.mask_on_grid for structure in segmentation.structures]
+    ((sent,), _) = prepared([before], Profile())
+    earlier = named_file(result, document, "sr") if "SR" in paths else None
+    content = ResultContent(
+        volume.with_array(segmentation.label_volume.array),
+        volume,
+        info,
+        paths,
+        encoding=sent.encoding,  # type: ignore[arg-type]  # that of the SEG before, since its destination takes it
+        empty_frames=before.parent.name.endswith(ALL_FRAMES),
+        probabilities=lambda: volume.with_array(np.stack(masks, axis=-1).astype(np.float32)),
+        report=ReportFacts(wholes_ml=_wholes(document, info.segments), earlier=earlier),
+    )
+    for kind in kinds:
+        if kind.name == "SR":
+            with tempfile.TemporaryDirectory(prefix=".part-", dir=stem.parent) as folder:
+                unsent = Path(folder, "sr.dcm")
+                kind.write_result(content, unsent)
+                write_verified_sr(unsent, paths["SR"], who, unsent=True)
+        else:
+            kind.write_result(content, paths[kind.name])
+    return {f"corrected {kind.format}": paths[kind.name] for kind in kinds}
 
 
 def _info(before: Path, who: Verification, document: Mapping[str, Any]) -> ResultInfo:
@@ -158,18 +161,6 @@ def _info(before: Path, who: Verification, document: Mapping[str, Any]) -> Resul
         quality="corrected by a reviewer",
         content_creator=transcribed(who.observer, header),
     )
-
-
-def _write_seg(
-    labels: Volume, correction: Correction, volume: Volume, before: Path, path: Path, info: ResultInfo
-) -> Path:
-    """In the encoding of the SEG before it, since that is how its destination takes one."""
-    ((earlier,), _) = prepared([before], Profile())
-    if earlier.encoding == "fractional":
-        masks = [structure.mask_on_grid for structure in correction.segmentation.structures]
-        labels = volume.with_array(np.stack(masks, axis=-1).astype(np.float32))
-    every = before.parent.name.endswith(ALL_FRAMES)
-    return write_seg(labels, volume, path, info, encoding=earlier.encoding, empty_frames=every)  # type: ignore[arg-type]
 
 
 def _wholes(document: Mapping[str, Any], segments: tuple[Segment, ...]) -> dict[Whole, None]:

@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from dicom_io.kinds import KIND
 from dicom_io.net.destination import Destination, Dimse
 from dicom_io.net.exchange import echo, fetch, find, send
 from dicom_io.net.query import Query
@@ -54,9 +55,6 @@ from monai_unet_app.service.phantoms import (
 )
 from monai_unet_app.service.site_file import Rule, Site
 from monai_unet_app.service.work import misfits
-
-MODALITIES = {"SEG": "SEG", "SR": "SR", "RTSTRUCT": "RTSTRUCT", "GSPS": "PR"}
-"""Kinds of objects that are looked for at a destination -> their Modality."""
 
 _PACKAGES = ("torch", "monai", "pydicom", "pynetdicom", "highdicom", "itk", "numpy")
 _PAUSE_S, _TELL_S = 0.5, 10.0
@@ -476,11 +474,8 @@ class _Run:
         study, began, told = sent.studies[number], time.monotonic(), time.monotonic()
         axes = self._axes(rule)
         expected, volume = sent.expected[axes[number % len(axes)]], read_series(study.files)
-        wanted = {
-            MODALITIES[kind]
-            for kind in destination.profile.objects
-            if kind.lower() in rule.formats and kind in MODALITIES
-        }
+        wanted = {KIND[name].modality for name in destination.profile.objects if KIND[name].format in rule.formats}
+        wanted.discard("")  # of objects that share a Modality with images
         while True:
             there = {str(one.get("Modality", "")) for one in find(destination, Query("series", study.uid))}
             found = self._segs_of_all(destination, study, volume) if wanted <= there else []

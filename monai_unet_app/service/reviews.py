@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from dicom_io.kinds import RESULT_KINDS
 from monai_unet_app.data.schemas import write_new_json
 from monai_unet_app.errors import AppError, InputRefusedError
 from monai_unet_app.service.node import RECEIVED, RESULTS, REVIEWS, VERDICTS, Node
@@ -28,7 +29,7 @@ PAGE_S = 300.0
 
 _FOLLOWING: dict[str, tuple[str, set[str]]] = {
     "rejection note": ("*_rejection.dcm", {"KO"}),
-    "corrected": ("*_corrected_*", {"SEG", "SR", "RTSTRUCT", "GSPS", "SC"}),
+    "corrected": ("*_corrected_*", {kind.name for kind in RESULT_KINDS if kind.from_labels}),
     "verified": ("*_sr_verified.dcm", {"SR"}),
 }
 """What follows from a decision: its files, and the kinds of objects of which a destination must take one."""

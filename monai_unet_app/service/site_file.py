@@ -16,13 +16,11 @@ from typing import Any
 from pydicom.datadict import tag_for_keyword
 
 from dicom_io.errors import DicomIoError
-from dicom_io.net.destination import KINDS, OUR_AE_TITLE, Destination, Tls, checked_ae_title, checked_port
+from dicom_io.kinds import FORMATS
+from dicom_io.net.destination import OUR_AE_TITLE, Destination, Tls, checked_ae_title, checked_port
 from dicom_io.net.destination_file import LOOPBACK, Table, destinations_of, read_table, read_tls
 from monai_unet_app.data.selection import compiled
 from monai_unet_app.errors import UsageError
-
-DICOM_FORMATS = tuple(kind.lower() for kind in KINDS if kind not in ("PDF", "KO"))
-"""Formats of a rule: the kinds that a destination takes, but for PDF, which is none of a result."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
@@ -36,7 +34,7 @@ class Rule:
         bundle: Name or folder of the bundle.
         match: DICOM keyword -> pattern that its value must contain, upper or lower case alike; all must fit.
         least_instances: Series of fewer instances are passed by.
-        formats: Kinds of DICOM objects, some of DICOM_FORMATS.
+        formats: Kinds of DICOM objects, some of `dicom_io.kinds.FORMATS`.
         destinations: Names of the site's destinations.
         sha256: Of the bundle; a bundle with another one is not loaded. Empty: any.
         tta: Average over mirror images.
@@ -297,7 +295,7 @@ def _rule(table: Table, folder: Path) -> Rule:
         bundle=str(folder / bundle) if (folder / bundle).is_dir() else bundle,
         match=_patterns(table),
         least_instances=_whole(table, "least_instances", 1),
-        formats=table.texts("formats", DICOM_FORMATS) or ("seg", "sr"),
+        formats=table.texts("formats", FORMATS) or ("seg", "sr"),
         destinations=table.texts("destinations") or (),
         sha256=table.take("sha256", str, "the bundle's sha256", ""),
         tta=table.take("tta", bool, "true or false", False),

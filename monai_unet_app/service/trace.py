@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pydicom.dataset import Dataset
-from pydicom.uid import SegmentationStorage
 
 from dicom_io.errors import DicomIoError
-from dicom_io.reading.instances import LABEL_MAP_STORAGE, load_dataset
+from dicom_io.kinds import KIND
+from dicom_io.reading.instances import load_dataset
 from dicom_io.sr import CLASSES, MeasurementGroup, read_sr
 from monai_unet_app.bundle_folder import CALIBRATION_RECORD, BundleFiles, bundle_files, bundle_folders
 from monai_unet_app.data.digest import file_sha256
@@ -121,7 +121,7 @@ def _by_series(header: Dataset) -> Iterator[tuple[str, Sequence[Dataset]]]:
 
 
 def _is_segmentation(instance: Dataset) -> bool:
-    return instance.get("ReferencedSOPClassUID") in (SegmentationStorage, LABEL_MAP_STORAGE)
+    return instance.get("ReferencedSOPClassUID") in KIND["SEG"].sop_classes
 
 
 def _bundle_of(digest: str) -> dict[str, Any] | None:

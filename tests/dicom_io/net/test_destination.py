@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
+from dicom_io.kinds import NAMES
 from dicom_io.net.destination import (
-    KINDS,
     Destination,
     DestinationError,
     DicomWeb,
@@ -21,7 +20,6 @@ from dicom_io.net.destination import (
     parse_destination,
 )
 from dicom_io.net.destination_file import read_site
-from dicom_io.objects.identity import ObjectKind
 
 WHOLE = """
 [destinations.archive]
@@ -104,8 +102,8 @@ def test_what_a_site_file_leaves_out_is_safe(tmp_path: Path) -> None:
 
 
 def test_the_kinds_are_those_that_can_be_written_and_seg_goes_before_sr() -> None:
-    assert set(KINDS) == set(get_args(ObjectKind))
-    assert KINDS.index("SEG") < KINDS.index("SR")
+    assert NAMES == ("SEG", "PM", "RTSTRUCT", "SR", "GSPS", "SC", "PDF", "KO")
+    assert Profile().objects == NAMES
 
 
 @pytest.mark.parametrize(

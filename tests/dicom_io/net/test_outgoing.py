@@ -16,7 +16,8 @@ from result_phantoms import RESULT
 from source_phantoms import colour_picture, lopsided, oblique_mr, radiograph
 
 from dicom_io.capture import write_captures, write_notice
-from dicom_io.net.destination import KINDS, Profile
+from dicom_io.kinds import NAMES
+from dicom_io.net.destination import Profile
 from dicom_io.net.outgoing import kind_of, prepared
 from dicom_io.parametric import NO_UNIT, PROBABILITY, write_parametric_map
 from dicom_io.pdf import write_pdf
@@ -58,7 +59,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_every_object_that_is_written_has_its_kind(written: dict[str, Path]) -> None:
     found = {name: kind_of(pydicom.dcmread(path, stop_before_pixels=True)) for name, path in written.items()}
     assert found == {name: name.split()[0] for name in written}
-    assert set(found.values()) == set(KINDS)
+    assert set(found.values()) == set(NAMES)
     assert pydicom.dcmread(written["GSPS colour"]).SOPClassUID == COLOR_SOFTCOPY
 
 

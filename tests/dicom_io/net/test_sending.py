@@ -6,7 +6,7 @@ import shutil
 import socket
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import imagecodecs
 import numpy as np
@@ -39,10 +39,10 @@ from pynetdicom.presentation import PresentationContext
 from result_phantoms import RESULT, oblique_case
 
 from dicom_io.errors import NetworkError, UnreadableFileError
-from dicom_io.kinds.encodings import SYNTAXES, SegEncoding
+from dicom_io.kinds.encodings import SEG_ENCODINGS, SegEncoding
 from dicom_io.net import sending
 from dicom_io.net.association import LABEL_MAP, MOST_CONTEXTS
-from dicom_io.net.destination import SEG_ENCODINGS, Profile
+from dicom_io.net.destination import Profile
 from dicom_io.net.exchange import send
 from dicom_io.net.outcome import Outcome
 from dicom_io.net.outgoing import prepared
@@ -244,7 +244,7 @@ def test_a_report_goes_alone_where_no_segmentation_is_taken_and_says_so(results:
 
 
 def test_the_profile_knows_every_encoding_that_is_written() -> None:
-    assert set(SEG_ENCODINGS) == set(SYNTAXES)
+    assert set(SEG_ENCODINGS) == set(get_args(SegEncoding))
 
 
 def test_a_label_map_segmentation_arrives(results: dict[str, Path], tmp_path: Path) -> None:

@@ -1,0 +1,63 @@
+"""What the objects of one result are made of: the record that the `write_result` of every kind takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dicom_io.coding import Whole
+from dicom_io.errors import LabelError
+from dicom_io.kinds.encodings import SegEncoding
+from dicom_io.objects.identity import ResultInfo
+from dicom_io.volume import Volume
+
+
+@dataclass(frozen=True)
+class ReportFacts:
+    """What a report states beside its measurements; see `dicom_io.sr.write_sr`.
+
+    Attributes:
+        volumes_ml: For each segment number of which it is known, the interval (low, high) of its volume in mL.
+        wholes_ml: The structures of which several segments are parts, each with the interval of its volume in mL where known.
+        earlier: The report that the new one takes the place of.
+    """
+
+    volumes_ml: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    wholes_ml: Mapping[Whole, tuple[float, float] | None] = field(default_factory=dict)
+    earlier: Path | None = None
+
+
+@dataclass(frozen=True)
+class ResultContent:
+    """One result on one source series.
+
+    Attributes:
+        labels: Shape (I, J, K) with label values, or (I, J, K, C) with channel c as segment c + 1.
+        source: DICOM volume on the same grid, or a picture.
+        info: What computed the labels.
+        paths: Where the object of each kind is written, by the kind's name.
+        encoding: How the SEG is encoded.
+        empty_frames: The SEG has a frame for every slice and segment, also where there is no voxel.
+        probabilities: Gives the probabilities of the segments, shape (I, J, K, C), 0 to 1; None where only labels are known.
+        uncertainty: Gives the entropy of the probabilities, shape (I, J, K), 0 to 1; None where only labels are known.
+        report: What a report states beside its measurements.
+    """
+
+    labels: Volume
+    source: Volume
+    info: ResultInfo
+    paths: Mapping[str, Path]
+    encoding: SegEncoding = "binary"
+    empty_frames: bool = False
+    probabilities: Callable[[], Volume] | None = None
+    uncertainty: Callable[[], Volume] | None = None
+    report: ReportFacts = ReportFacts()
+
+    def known(self, values: Callable[[], Volume] | None) -> Volume:
+        """The values of `probabilities` or `uncertainty`. Raises LabelError where only labels are known."""
+        if values is None:
+            raise LabelError(
+                "the result holds labels only; a fractional SEG and a map need probabilities; write a binary SEG and no map"
+            )
+        return values()
