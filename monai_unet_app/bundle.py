@@ -1,7 +1,7 @@
-"""A bundle on disk, checked, and the parts of its `inference.yaml` that the whole project works with.
+"""A bundle, checked, with the parts of its `inference.yaml` that the whole project works with.
 
-torch and MONAI take seconds to import. They are imported where a part of a bundle is built, so that whoever only looks for
-bundles, or names a wrong one, has the answer at once.
+torch and MONAI take seconds to import. They are imported where a part of a bundle is built, so that a wrong flag or file is
+refused at once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SeenCase:
-    """An image that made a bundle what it is, or was set aside when it was trained."""
+    """A case that trained, selected or calibrated a bundle, or was kept for its test."""
 
     id: str
     subject: str
@@ -54,7 +54,7 @@ class Bundle(BundleFiles):
     """A MONAI bundle, ready to be run on one device.
 
     Attributes:
-        device: Where the network runs.
+        device: Device of the network.
         overrides: Values that replace those of `inference.yaml`, by id.
     """
 
@@ -77,7 +77,7 @@ class Bundle(BundleFiles):
         return parser
 
     def part(self, name: str) -> Any:
-        """The object that `inference.yaml` builds under this id. Raises BundleError if it cannot."""
+        """The object that `inference.yaml` builds under this id. Raises BundleError if it cannot be built."""
         try:
             return self.parser.get_parsed_content(name)
         except Exception as error:  # a config can fail in any way that Python can
@@ -88,7 +88,7 @@ class Bundle(BundleFiles):
         """Names of the probability channels, background first where classes exclude each other.
 
         Raises:
-            BundleError: `segments.json` does not describe these.
+            BundleError: `segments.json` does not describe these structures.
         """
         labels = tuple(map(str, self.part("labels")))
         structures = labels[1:] if self.exclusive else labels
@@ -99,37 +99,35 @@ class Bundle(BundleFiles):
                 f"has {len(self.segments)} ({', '.join(self.structure_names)}); one segment for each, in "
                 "the same order, is needed; correct configs/segments.json or `labels`"
             )
-        if found := contradiction(structures, self.segments):
+        if mismatch := contradiction(structures, self.segments):
             raise BundleError(
-                f"{self.name}: `labels` {found} in segments.json; the same structures in the same order are needed, with a "
+                f"{self.name}: `labels` {mismatch} in segments.json; the same structures in the same order are needed, with a "
                 "word in common; correct configs/segments.json or `labels`"
             )
         return labels
 
     def check_configs(self) -> None:
-        """Raises BundleError where the configs contradict each other; neither weights nor a network are built."""
+        """Raises BundleError if the configs contradict each other. Neither weights are read nor a network is built."""
         _ = self.labels, self.wholes, self.windows
         sided = [segment.label for segment in self.segments if side_of(segment)]
         if not (sided and self.mirror_axes):
             return
         axis = self._right_left_axis
         if axis is None or axis in self.mirror_axes:
-            which = (
-                f"axis {axis} is right-left" if axis is not None else "no Orientationd says which axis is right-left"
-            )
+            reason = "no Orientationd says which axis is right-left" if axis is None else f"axis {axis} is right-left"
             raise BundleError(
-                f"{self.name}: `mirror_axes` is {list(self.mirror_axes)} and {which}, but {', '.join(map(repr, sided[:3]))} of "
-                "segments.json have a side; a mirror image would exchange left and right; take the axis out of `mirror_axes` "
-                "and train again"
+                f"{self.name}: `mirror_axes` is {list(self.mirror_axes)} and {reason}, but {', '.join(map(repr, sided[:3]))} "
+                "of segments.json have a side; a mirror image would exchange left and right; take the axis out of "
+                "`mirror_axes` and train again"
             )
 
     def check_network(self) -> None:
-        """Raises BundleError if the network, with or without trained weights, does not fit the rest of the bundle."""
+        """Raises BundleError if a new network, before training, does not fit the rest of the bundle."""
         self.check_configs()
         import torch
 
-        with torch.random.fork_rng(devices=[]):  # its first weights are drawn at random
-            self._try(self.part("network_def").eval(), weights=False)
+        with torch.random.fork_rng(devices=[]):  # initial weights are random
+            self._check_network(self.part("network_def").eval(), trained=False)
 
     @cached_property
     def exclusive(self) -> bool:
@@ -137,11 +135,11 @@ class Bundle(BundleFiles):
         outputs = self.part("outputs")
         if outputs not in ("exclusive", "overlapping"):
             raise BundleError(f"{self.name}: `outputs` is {outputs!r}; exclusive or overlapping is needed")
-        return outputs == "exclusive"
+        return bool(outputs == "exclusive")
 
     @cached_property
     def wholes(self) -> tuple[Whole, ...]:
-        """What `configs/segments.json` states that several structures are parts of.
+        """Parents of several structures, such as the hippocampus of its two parts, from `configs/segments.json`.
 
         Raises:
             BundleError: The file is damaged, or states a whole although the structures may overlap.
@@ -159,13 +157,14 @@ class Bundle(BundleFiles):
 
     @cached_property
     def rules(self) -> InputRules:
-        """What images must be."""
+        """The demands on an image, from `input_rules`."""
         return InputRules.parse(self.part("input_rules"))
 
     @cached_property
     def preprocessing(self) -> Compose:
         """The list `deterministic` as a Compose; its first transform loads and is skipped for images in memory."""
-        return self.part("preprocessing")
+        compose: Compose = self.part("preprocessing")
+        return compose
 
     @cached_property
     def result(self) -> Compose:
@@ -176,7 +175,7 @@ class Bundle(BundleFiles):
 
     @property
     def no_calibration(self) -> dict[str, Any]:
-        """`calibration` with every fitted number at 0, which means none."""
+        """`calibration` with every fitted number at 0, which leaves the logits unchanged."""
         return {name: 0.0 if isinstance(value, float) else value for name, value in self.part("calibration").items()}
 
     @cached_property
@@ -186,9 +185,10 @@ class Bundle(BundleFiles):
 
     @cached_property
     def mirrored_result(self) -> Compose:
-        """`result` for averages over mirror images: with `calibration_tta` where that was fitted, else with `calibration`."""
-        fitted = self._optional("calibration_tta") or {}
-        return self._result_with(fitted) if any(isinstance(n, float) and n for n in fitted.values()) else self.result
+        """`result` for averages over mirror images: with `calibration_tta` if it is fitted, else with `calibration`."""
+        calibration = self._optional("calibration_tta") or {}
+        is_fitted = any(isinstance(number, float) and number for number in calibration.values())
+        return self._result_with(calibration) if is_fitted else self.result
 
     def _result_with(self, calibration: Mapping[str, Any]) -> Compose:
         from monai.transforms import Compose, Invertd
@@ -196,50 +196,50 @@ class Bundle(BundleFiles):
         twin = Bundle(self.root, self.device, (*self.overrides, ("calibration", dict(calibration))))
         steps = twin.part("result")
         for step in steps:
-            if isinstance(step, Invertd):  # inverts what this bundle's own preprocessing did
+            if isinstance(step, Invertd):  # it must invert the preprocessing that ran, which is that of this bundle
                 step.transform = self.preprocessing
         return Compose(steps)
 
     @cached_property
     def network(self) -> torch.nn.Module:
-        """The network with its trained weights, on the device, in eval mode, tried on a window of zeros.
+        """The network with its trained weights, on the device, in eval mode, checked on a window of zeros.
 
         Raises:
-            BundleError: The bundle contradicts itself, has no weights, or its network does not fit the rest of it.
+            BundleError: The configs contradict each other, weights are absent, or the network does not fit the bundle.
         """
         import torch
 
         weights = self.root / "models/model.pt"
-        self.check_configs()  # a bundle that contradicts itself is refused before work starts
+        self.check_configs()
         if not weights.is_file():
             raise BundleError(f"{self.name} has no models/model.pt; trained weights are needed; run monai-unet train")
-        network = self.part("network_def").to(self.device)
+        network: torch.nn.Module = self.part("network_def").to(self.device)
         try:
             network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-        except Exception as error:  # pickle, zip and key errors alike mean: not these weights
-            raise BundleError(f"{self.name}: models/model.pt does not fit network_def: {_short(error)}") from error
-        self._try(network.eval(), weights=True)
+        except Exception as error:  # pickle, zip and key errors all mean that these are not the weights
+            raise BundleError(f"{self.name}: models/model.pt does not fit network_def: {_summary(error)}") from error
+        self._check_network(network.eval(), trained=True)
         return network
 
-    def _try(self, network: torch.nn.Module, *, weights: bool) -> None:
+    def _check_network(self, network: torch.nn.Module, *, trained: bool) -> None:
         from monai_unet_app.inference.network_check import Demands, UnfitNetworkError, check_network
 
         window = [n for axis, n in enumerate(self.windows.window) if axis != self.slice_axis]
         demands = Demands(self.rules.channels, tuple(window), self.labels, self.feature_layer)
         try:
-            check_network(network, demands, weights=weights)
+            check_network(network, demands, trained=trained)
         except UnfitNetworkError as error:
             raise BundleError(f"{self.name}: {error}") from error
 
     @cached_property
     def run_record(self) -> dict[str, Any]:
-        """`models/run.json`: how the weights were trained, and on which cases; empty where it is absent."""
+        """`models/run.json`: how the weights were trained, and on which cases; empty if the file is absent."""
         path = self.root / "models/run.json"
         return json.loads(path.read_text()) if path.is_file() else {}
 
     @cached_property
     def seen(self) -> tuple[SeenCase, ...]:
-        """Every case of `models/run.json` and `models/calibration.json`; what trained first, what only was set aside last.
+        """Every case of `models/run.json` and `models/calibration.json`, ordered by partition: training cases first.
 
         Raises:
             BundleError: One of these files is damaged or of another version.
@@ -260,23 +260,25 @@ class Bundle(BundleFiles):
             ) from error
 
     def seen_as(self, volume: Volume) -> SeenCase | None:
-        """The case that this image, or its mirror image, is to the bundle under whatever name; None if it never saw it."""
-        marks = mirrored_fingerprints(volume)
-        return next((case for case in self.seen if any(same_image(case.fingerprint, mark) for mark in marks)), None)
+        """The case of `seen` whose image this is, mirrored or not, by its content; None if the bundle never saw the image."""
+        prints = mirrored_fingerprints(volume)
+        return next((case for case in self.seen if any(same_image(case.fingerprint, own) for own in prints)), None)
 
     @cached_property
     def feature_layer(self) -> str | None:
-        """Name of the network's layer by which images are known again as usual; None where the bundle names none."""
-        return self._optional("feature_layer")
+        """Name of the network's layer whose features tell usual images from unusual ones; None if the bundle names none."""
+        layer: str | None = self._optional("feature_layer")
+        return layer
 
     @cached_property
     def ignore_label(self) -> int | None:
-        """Label value of voxels that count for nothing in an evaluation; None where the bundle names none."""
-        return self._optional("ignore_label")
+        """Label value of voxels that an evaluation leaves out; None if the bundle names none."""
+        value: int | None = self._optional("ignore_label")
+        return value
 
     @cached_property
     def centreline(self) -> bool:
-        """Whether its structures are thin and long, so that centre-line Dice says something."""
+        """Whether the structures are thin and long, so that centre-line Dice is meaningful."""
         return bool(self._optional("centreline"))
 
     def _optional(self, name: str) -> Any:
@@ -284,7 +286,7 @@ class Bundle(BundleFiles):
 
     @cached_property
     def slice_axis(self) -> int | None:
-        """Spatial axis along which a 2D network walks through a volume, or None."""
+        """Spatial axis along which a 2D network takes a volume slice by slice; None for a network with all axes."""
         from monai.inferers import SliceInferer
 
         inferer = self.part("inferer")
@@ -292,7 +294,7 @@ class Bundle(BundleFiles):
 
     @cached_property
     def windows(self) -> WindowSettings:
-        """The values of `inferer`."""
+        """The sliding window, from `inferer`."""
         from monai.inferers import SlidingWindowInferer
 
         from monai_unet_app.inference.predict import WindowSettings
@@ -300,7 +302,7 @@ class Bundle(BundleFiles):
         inferer = self.part("inferer")
         if not isinstance(inferer, SlidingWindowInferer):
             raise BundleError(f"{self.name}: inferer is {type(inferer).__name__}; a SlidingWindowInferer is needed")
-        values = vars(inferer)  # typed for every use MONAI makes of them; a bundle gives plain numbers
+        values = vars(inferer)  # MONAI types them for every possible use; a bundle gives plain numbers
         window = [int(size) for size in values.get("orig_roi_size", values["roi_size"])]
         if self.slice_axis is not None:
             window.insert(self.slice_axis, 1)
@@ -321,24 +323,24 @@ class Bundle(BundleFiles):
 
     @cached_property
     def _right_left_axis(self) -> int | None:
-        """Spatial axis of the preprocessed image that runs from right to left; None where nothing says which it is."""
+        """Spatial axis of the preprocessed image that runs from right to left; None if no Orientationd fixes it."""
         from monai.transforms import Orientationd
 
         if self.rules.planar:
             return 0  # the width of a picture
-        turns = [step for step in self.preprocessing.transforms if isinstance(step, Orientationd)]
-        axes = str(turns[-1].ornt_transform.axcodes or "") if turns else ""
+        orientations = [step for step in self.preprocessing.transforms if isinstance(step, Orientationd)]
+        axes = str(orientations[-1].ornt_transform.axcodes or "") if orientations else ""
         return next((axis for axis, letter in enumerate(axes) if letter in "LR"), None)
 
 
-def _short(error: Exception) -> str:
-    """The first lines of what torch says of weights that do not fit: it names every tensor of a network."""
-    told = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(told[:2])[:300] + (f" ... and {len(told) - 2} more" if len(told) > 2 else "")
+def _summary(error: Exception) -> str:
+    """The first lines of an error about weights that do not fit: torch names every tensor of the network."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2])[:300] + (f" ... and {len(lines) - 2} more" if len(lines) > 2 else "")
 
 
 def check_unseen(bundle: Bundle, rows: Sequence[Mapping[str, str]], partitions: Sequence[Partition]) -> None:
-    """Raises InputRefusedError, naming them, if the bundle saw any of these cases in one of these partitions."""
+    """Raises InputRefusedError with the names of all cases that the bundle has seen in one of these partitions."""
     seen = {row["id"]: bundle.seen_as(read_volume(row["image"])) for row in rows} if bundle.seen else {}
     known = [f"{name} ({case.partition})" for name, case in seen.items() if case and case.partition in partitions]
     if known:
@@ -366,7 +368,7 @@ def run_overlay(root: Path, overlay: str, overrides: Mapping[str, Any]) -> None:
         overrides: Values by id.
 
     Raises:
-        AppError: What a part of the config refused, without MONAI's wrapping.
+        AppError: The refusal of a part of the config, without the errors that MONAI wraps around it.
     """
     from monai.bundle import ConfigWorkflow
 
@@ -379,7 +381,7 @@ def run_overlay(root: Path, overlay: str, overrides: Mapping[str, Any]) -> None:
             logging_file=False,
             workflow_type="train" if overlay == "train" else "inference",
         )
-        # not as arguments: ConfigWorkflow has parameters of its own whose names a config may use (`tracking`)
+        # Not as arguments: ConfigWorkflow has parameters whose names a config may use as ids, such as `tracking`
         workflow.parser.update({"bundle_root": str(root), **overrides})
         try:
             workflow.initialize()
@@ -393,7 +395,7 @@ def run_overlay(root: Path, overlay: str, overrides: Mapping[str, Any]) -> None:
 
 
 def _refusal_in(error: BaseException | None) -> AppError | None:
-    """The AppError that MONAI wrapped in errors about its config items, if that is what happened."""
+    """The AppError among the causes of an error of MONAI; None if there is none."""
     while error is not None and not isinstance(error, AppError):
         error = error.__cause__
     return error

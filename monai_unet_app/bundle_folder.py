@@ -22,6 +22,7 @@ import yaml
 
 from dicom_io.coding import Segment, load_segments
 from dicom_io.errors import DicomIoError
+from dicom_io.files import replace_when_whole
 from monai_unet_app.data.archives import unpack
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import BundleError, InputRefusedError, UsageError
@@ -29,33 +30,33 @@ from monai_unet_app.shipped import shipped
 
 HASHED_FILES = ("models/model.pt", "configs/inference.yaml", "configs/segments.json")
 CONFIDENCE = "configs/confidence.json"
-"""What the bundle says about its own results; absent until it was calibrated."""
+"""The bundle's statements about its own results; absent until the bundle is calibrated."""
 
 CARD_FIGURES = re.compile(r"(<!-- figures -->\n).*?(<!-- end of figures -->)", re.DOTALL)
-"""What a model card says of measurements, between its two marks."""
+"""The figures of a model card, between two comments of HTML."""
 
 CALIBRATION_RECORD = "calibration.json"  # in models/: on which cases the calibration was fitted
-_MOST_FILES = 10_000  # in the zip of a bundle; ours have a dozen
-_MOST_RATIO = 20  # how many times its size it may become: weights are noise, texts become five times theirs
-_SMALL_BYTES = 2**28  # what any zip may become, however small it is
+_MOST_FILES = 10_000  # in the zip of a bundle; ours hold a dozen
+_MOST_RATIO = 20  # of unpacked to packed size: weights do not shrink, texts shrink to a fifth
+_SMALL_BYTES = 2**28  # every zip may unpack to this size, however small it is
 NEEDED_FILES = ("configs/metadata.json", "configs/inference.yaml", "configs/segments.json", "LICENSE")
 
 
 @dataclass(frozen=True)
 class BundleFiles:
-    """What the files of a bundle say by themselves.
+    """The contents of the files of a bundle.
 
     Attributes:
-        root: Its folder.
+        root: Folder of the bundle.
     """
 
     root: Path
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
-        """`configs/metadata.json`. Raises BundleError if it is damaged, or says neither version nor task."""
+        """`configs/metadata.json`. Raises BundleError if it is damaged, or has no version or no task."""
         try:
-            metadata = json.loads((self.root / "configs/metadata.json").read_text())
+            metadata: dict[str, Any] = json.loads((self.root / "configs/metadata.json").read_text())
             _ = metadata["version"], metadata["task"]
         except (ValueError, KeyError, TypeError) as error:
             raise BundleError(f"{self.name}: metadata.json cannot be used ({error}); see docs/bundles.md") from error
@@ -63,7 +64,7 @@ class BundleFiles:
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
-        """What the label values mean, from `configs/segments.json`. Raises BundleError if it is damaged."""
+        """The meaning of each label value, from `configs/segments.json`. Raises BundleError if the file is damaged."""
         try:
             return load_segments(self.root / "configs/segments.json")
         except DicomIoError as error:
@@ -71,7 +72,7 @@ class BundleFiles:
 
     @property
     def structure_names(self) -> tuple[str, ...]:
-        """What tables and reports call the structures, in the order of their numbers: their SegmentLabels."""
+        """The names of the structures in tables and reports: their SegmentLabels, in the order of their numbers."""
         return tuple(segment.label for segment in self.segments)
 
     @cached_property
@@ -79,17 +80,17 @@ class BundleFiles:
         """`configs/confidence.json`; None where it is absent.
 
         Raises:
-            BundleError: It was fitted by an older version of this program.
-            ValueError or InputRefusedError: It is damaged.
+            BundleError: The file was written by an older version of this program.
+            ValueError or InputRefusedError: The file is damaged.
         """
         path = self.root / CONFIDENCE
         if not path.is_file():
             return None
-        document = json.loads(path.read_text())
+        document: dict[str, Any] = json.loads(path.read_text())
         if isinstance(document, dict) and document.get("schema_version") == "1.0":
             raise BundleError(
-                f"{self.name}: {CONFIDENCE} has version 1.0, which does not know whether a structure is cut off at the border "
-                "of the image; version 1.1 is needed; run monai-unet calibrate again with the same flags, or remove the file "
+                f"{self.name}: {CONFIDENCE} has version 1.0, which does not record whether the border of the image cuts off a "
+                "structure; version 1.1 is needed; run monai-unet calibrate again with the same flags, or remove the file "
                 "and get results without statements"
             )
         validate(document, "confidence")
@@ -97,14 +98,14 @@ class BundleFiles:
 
     @cached_property
     def inference_document(self) -> dict[str, Any]:
-        """`configs/inference.yaml` as it stands there: no expression is evaluated. Raises BundleError if it is damaged."""
+        """`configs/inference.yaml` with no expression evaluated. Raises BundleError if the file is damaged."""
         try:
-            found = yaml.safe_load((self.root / "configs/inference.yaml").read_text(encoding="utf-8"))
+            document = yaml.safe_load((self.root / "configs/inference.yaml").read_text(encoding="utf-8"))
         except (yaml.YAMLError, ValueError) as error:
             raise BundleError(f"{self.name}: inference.yaml cannot be read: {error}") from error
-        if not isinstance(found, dict):
+        if not isinstance(document, dict):
             raise BundleError(f"{self.name}: inference.yaml holds no ids; see docs/bundles.md")
-        return found
+        return document
 
     @cached_property
     def weights_sha256(self) -> str | None:
@@ -119,8 +120,8 @@ class BundleFiles:
     def sha256(self) -> str:
         """Hex digest of weights, `inference.yaml`, `segments.json` and any `confidence.json`: all that can change results."""
         digest = hashlib.sha256()
-        stated = (CONFIDENCE,) if (self.root / CONFIDENCE).is_file() else ()
-        for name in (*HASHED_FILES, *stated):
+        confidence = (CONFIDENCE,) if (self.root / CONFIDENCE).is_file() else ()
+        for name in (*HASHED_FILES, *confidence):
             content = (self.root / name).read_bytes()
             digest.update(f"{name}\n{len(content)}\n".encode() + content)
         return digest.hexdigest()
@@ -142,21 +143,21 @@ class BundleFiles:
 
 
 def bundle_folders() -> dict[str, Path]:
-    """Every bundle that a name can stand for, by name."""
+    """The folder of every bundle that a name can stand for, by name."""
     roots = [Path(p) for p in os.environ.get("MONAI_UNET_BUNDLES", "").split(os.pathsep) if p] + [shipped("bundles")]
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for root in roots:
         for metadata in sorted(root.glob("*/configs/metadata.json")):
-            found.setdefault(metadata.parents[1].name, metadata.parents[1])
-    return found
+            folders.setdefault(metadata.parents[1].name, metadata.parents[1])
+    return folders
 
 
 def bundle_files(name: str | Path) -> BundleFiles:
-    """The files of the bundle that a name, a folder or a zip stands for, all present; neither torch nor MONAI is needed.
+    """The files of the bundle that a name, a folder or a zip stands for. Neither torch nor MONAI is needed.
 
     Raises:
-        UsageError: Nothing of that name.
-        BundleError: It is no bundle, or a file is missing.
+        UsageError: No bundle has this name.
+        BundleError: The folder or zip is no bundle, or one of its files is missing.
     """
     root = _find(str(name))
     missing = [file for file in NEEDED_FILES if not (root / file).is_file()]
@@ -180,10 +181,10 @@ def _find(name: str) -> Path:
 
 
 def _unpack(path: Path) -> Path:
-    """The zip's contents in a folder of this process alone, which goes when the process ends."""
+    """The bundle's folder, unpacked into a temporary folder that is removed when the process ends."""
     home = tempfile.TemporaryDirectory(prefix="monai-unet-bundle-")
     atexit.register(home.cleanup)
-    folder = Path(home.name) / path.stem  # of a zip without a folder in it, the zip's name is the bundle's
+    folder = Path(home.name) / path.stem  # a zip without a folder in it gives the bundle its own name
     try:
         unpack(path, folder, most_members=_MOST_FILES, most_ratio=_MOST_RATIO, small_bytes=_SMALL_BYTES)
     except (InputRefusedError, OSError) as error:
@@ -196,7 +197,7 @@ def _unpack(path: Path) -> Path:
 
 @contextmanager
 def unchanged_on_failure(root: Path) -> Iterator[None]:
-    """While it is entered, a failure of any kind puts back what a calibration writes into a bundle's folder."""
+    """Restores the files that a calibration writes into a bundle's folder if the `with` block fails in any way."""
     files = [root / name for name in ("configs/inference.yaml", CONFIDENCE, f"models/{CALIBRATION_RECORD}")]
     before = {file: file.read_bytes() if file.is_file() else None for file in files}
     try:
@@ -206,7 +207,6 @@ def unchanged_on_failure(root: Path) -> Iterator[None]:
             if content is None:
                 file.unlink(missing_ok=True)
             elif file.read_bytes() != content:
-                partial = file.with_name(file.name + ".partial")
-                partial.write_bytes(content)
-                os.replace(partial, file)
+                with replace_when_whole(file) as part:
+                    part.write_bytes(content)
         raise

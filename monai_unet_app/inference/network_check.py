@@ -1,7 +1,7 @@
-"""A trial of a network before data are read: does it take the bundle's windows and give one logit a channel and voxel?
+"""A check of a network before data are read: it must take the bundle's windows and give one logit for each label and voxel.
 
-Shapes are found on torch's "meta" device, which computes no numbers and costs milliseconds whatever the window. Only one small
-window of zeros is really computed. The network and the random numbers are left as they were.
+Shapes are computed on torch's "meta" device, which computes no values and takes milliseconds for any window. Only one small
+window of zeros is really computed. The network and the state of the random numbers do not change.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 
-_MULTIPLES = (2, 4, 8, 16, 32, 64, 128)
+_MULTIPLES = (2, 4, 8, 16, 32, 64, 128)  # a U-Net with n halvings needs a multiple of 2**n
 _SMALL = (16, 32, 64, 128)
-_ANY_SIZE = 64
-"""Stands for a window that takes the whole image along an axis."""
+_WHOLE_AXIS = 64  # tried for an axis along which a window takes the whole image
 _MOST_CHANNELS = 8
 Size = tuple[int, ...]
 
@@ -32,10 +31,10 @@ class Demands:
     """What a bundle needs of its network.
 
     Attributes:
-        channels: Of an image.
-        window: Spatial size of a window of the network's own dimensions; 0 or less takes the whole image.
-        labels: Names of the channels that it gives.
-        layer: Name of the submodule that is watched, or None.
+        channels: Channels of an image.
+        window: Spatial size of a window, one number for each axis of the network; 0 or less takes the whole image.
+        labels: Names of the output channels.
+        layer: Name of the submodule whose features are used, or None.
     """
 
     channels: int
@@ -44,30 +43,30 @@ class Demands:
     layer: str | None = None
 
 
-def check_network(network: torch.nn.Module, demands: Demands, *, weights: bool = True) -> None:
-    """Raises UnfitNetworkError if the network cannot be what the bundle needs.
+def check_network(network: torch.nn.Module, demands: Demands, *, trained: bool = True) -> None:
+    """Raises UnfitNetworkError if the network does not fit the bundle.
 
     Args:
         network: In eval mode.
-        demands: What is needed.
-        weights: Whether its weights are trained, so that it must give finite numbers.
+        demands: What the bundle needs.
+        trained: Whether the weights are trained; trained weights must be finite and give finite logits.
     """
     _check_layer_name(network, demands.layer)
-    size = tuple(n if n > 0 else _ANY_SIZE for n in demands.window)
+    size = tuple(n if n > 0 else _WHOLE_AXIS for n in demands.window)
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
         checked = _CheckedNetwork(network, demands.channels, size)
-        checked.check_answer(demands.labels)
+        checked.check_output(demands.labels)
         if demands.layer is not None:
             checked.check_layer(demands.layer)
-        if weights:
+        if trained:
             checked.check_finite()
 
 
 def _check_layer_name(network: torch.nn.Module, name: str | None) -> None:
-    there = [known for known, _ in network.named_modules() if known]
-    if name is None or name in there:
+    layers = [layer for layer, _ in network.named_modules() if layer]
+    if name is None or name in layers:
         return
-    near = get_close_matches(name, there, n=3, cutoff=0.4) or [known for known in there if "." not in known][:5]
+    near = get_close_matches(name, layers, n=3, cutoff=0.4) or [layer for layer in layers if "." not in layer][:5]
     raise UnfitNetworkError(
         f"`feature_layer` is {name!r}, and the network has no layer of that name; name one of its layers ({', '.join(near)}) "
         "or leave `feature_layer` out"
@@ -75,27 +74,27 @@ def _check_layer_name(network: torch.nn.Module, name: str | None) -> None:
 
 
 class _CheckedNetwork:
-    """One network, the windows that it is to take, and what it makes of them.
+    """A network and its output for windows of the bundle.
 
     Args:
         network: In eval mode.
-        channels: Of an image, by the input rules. Preprocessing may make several of one: where the network fails with this
-            number, it is tried with others.
-        size: Of a window.
+        channels: Channels of an image, by the input rules. Preprocessing may make several channels of one: if the network
+            fails with this number, others are tried.
+        size: Size of a window.
     """
 
     def __init__(self, network: torch.nn.Module, channels: int, size: Size) -> None:
         self.network, self.size = network, size
-        self.twin = _without_numbers(network)
-        self.known: dict[tuple[Size, int], Any] = {}
+        self.meta_network = _on_meta_device(network)
+        self.meta_outputs: dict[tuple[Size, int], Any] = {}
         self.channels = self._channels(channels)
-        found = self._shapes(size)
-        self.answer = self._computed(size) if isinstance(found, Exception) else found
+        output = self._meta_output(size)
+        self.output = self._output(size) if isinstance(output, Exception) else output
 
-    def check_answer(self, labels: Sequence[str]) -> None:
-        """One tensor, of the window's size, with a channel for each label."""
-        answer, size = self.answer, self.size
-        if isinstance(answer, Exception):
+    def check_output(self, labels: Sequence[str]) -> None:
+        """The output must be one tensor, of the window's size, with a channel for each label."""
+        output, size = self.output, self.size
+        if isinstance(output, Exception):
             near = _nearest(self._fits, size)
             if near:
                 raise UnfitNetworkError(
@@ -103,43 +102,43 @@ class _CheckedNetwork:
                     f"{' or '.join(map(_by, near))} would do; change `window`"
                 )
             raise UnfitNetworkError(
-                f"the network fails on a window of {_by(size)} and {self.channels} channel(s): {_first_line(answer)}; correct "
+                f"the network fails on a window of {_by(size)} and {self.channels} channel(s): {_first_line(output)}; correct "
                 "`network_def`, `window` or `input_rules`"
             )
-        if not isinstance(answer, torch.Tensor):
-            count = f" of {len(answer)}" if isinstance(answer, Sized) else ""
+        if not isinstance(output, torch.Tensor):
+            count = f" of {len(output)}" if isinstance(output, Sized) else ""
             raise UnfitNetworkError(
-                f"the network gives a {type(answer).__name__}{count} where one tensor of logits is needed; switch deep "
+                f"the network gives a {type(output).__name__}{count} where one tensor of logits is needed; switch deep "
                 "supervision off in `network_def`, or take a network that gives one tensor in eval mode"
             )
-        if tuple(answer.shape[2:]) != size:
+        if tuple(output.shape[2:]) != size:
             near = _nearest(self._fits, size)
             advice = f"{' or '.join(map(_by, near))} would do; change `window`" if near else "correct `network_def`"
             raise UnfitNetworkError(
-                f"the network makes logits of {_by(answer.shape[2:])} of a window of {_by(size)}; the same size is needed; "
+                f"the network makes logits of {_by(output.shape[2:])} of a window of {_by(size)}; the same size is needed; "
                 f"{advice}"
             )
-        if answer.shape[1] != len(labels):
+        if output.shape[1] != len(labels):
             raise UnfitNetworkError(
-                f"the network gives {answer.shape[1]} channel(s), `labels` names {len(labels)} ({', '.join(labels)}); one for "
+                f"the network gives {output.shape[1]} channel(s), `labels` names {len(labels)} ({', '.join(labels)}); one for "
                 'each is needed; set out_channels to "$len(@labels)" and train again, or correct `labels`'
             )
 
     def check_layer(self, name: str) -> None:
-        """The layer that is watched gives one tensor with channels and space."""
+        """The layer must give one tensor with channels and spatial axes."""
         empty = torch.zeros(1, self.channels, *self.size, device="meta")
-        found = _output_of(self.twin, name, lambda: _called(self.twin, empty))
-        if found is None:  # shapes alone cannot be had of this network
-            found = _output_of(self.network, name, lambda: self._computed(self.size))
-        if not (isinstance(found, torch.Tensor) and found.ndim > 2):
-            what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else "no tensor"
+        features = _layer_output(self.meta_network, name, lambda: _output_or_error(self.meta_network, empty))
+        if features is None:  # the network does not run on the meta device
+            features = _layer_output(self.network, name, lambda: self._output(self.size))
+        if not (isinstance(features, torch.Tensor) and features.ndim > 2):
+            kind = f"a tensor of shape {tuple(features.shape)}" if isinstance(features, torch.Tensor) else "no tensor"
             raise UnfitNetworkError(
-                f"`feature_layer` {name!r} gives {what}; one with channels and space, (B, C, ...), is needed; name another "
+                f"`feature_layer` {name!r} gives {kind}; one with channels and space, (B, C, ...), is needed; name another "
                 "layer of the network"
             )
 
     def check_finite(self) -> None:
-        """Its weights, and its answer to zeros, as outside a body: one window, as small as the network takes it."""
+        """Weights must be finite, and so must the logits of the smallest window of zeros (air) that the network takes."""
         values = self.network.state_dict().values()
         broken = sum(not bool(torch.isfinite(value).all()) for value in values)
         if broken:
@@ -147,13 +146,13 @@ class _CheckedNetwork:
                 f"models/model.pt holds values that are not finite, in {broken} of its {len(values)} tensors; the training "
                 "diverged; train again with a lower learning rate"
             )
-        small = next((one for one in _smaller(self.size) if self._fits(one)), self.size)
-        answer = self._computed(small)
-        if isinstance(answer, Exception):
+        small = next((size for size in _smaller_sizes(self.size) if self._fits(size)), self.size)
+        output = self._output(small)
+        if isinstance(output, Exception):
             raise UnfitNetworkError(
-                f"the network fails on a window of zeros, {_by(small)}: {_first_line(answer)}; correct `network_def`"
+                f"the network fails on a window of zeros, {_by(small)}: {_first_line(output)}; correct `network_def`"
             )
-        if not bool(torch.isfinite(answer).all()):
+        if not bool(torch.isfinite(output).all()):
             raise UnfitNetworkError(
                 "the network's answer to a window of zeros is not finite, and images have such windows outside the body; look "
                 "for a division by a deviation of 0 in `network_def`, or train again"
@@ -162,28 +161,29 @@ class _CheckedNetwork:
     def _channels(self, first: int) -> int:
         for size in (self.size, *_multiples(self.size)):
             for count in (first, *(n for n in range(1, _MOST_CHANNELS + 1) if n != first)):
-                if not isinstance(self._shapes(size, count), Exception):
+                if not isinstance(self._meta_output(size, count), Exception):
                     return count
         return first
 
     def _fits(self, size: Size) -> bool:
-        answer = self._shapes(size)
-        return isinstance(answer, torch.Tensor) and tuple(answer.shape[2:]) == size
+        output = self._meta_output(size)
+        return isinstance(output, torch.Tensor) and tuple(output.shape[2:]) == size
 
-    def _shapes(self, size: Size, channels: int | None = None) -> Any:
-        """What the network gives, as a tensor without numbers, or the exception that it raises."""
-        wanted = size, channels or self.channels
-        if wanted not in self.known:
-            self.known[wanted] = _called(self.twin, torch.zeros(1, wanted[1], *size, device="meta"))
-        return self.known[wanted]
+    def _meta_output(self, size: Size, channels: int | None = None) -> Any:
+        """The output as a tensor without values, or the exception that the network raises."""
+        key = size, channels or self.channels
+        if key not in self.meta_outputs:
+            image = torch.zeros(1, key[1], *size, device="meta")
+            self.meta_outputs[key] = _output_or_error(self.meta_network, image)
+        return self.meta_outputs[key]
 
-    def _computed(self, size: Size) -> Any:
+    def _output(self, size: Size) -> Any:
         device = next((parameter.device for parameter in self.network.parameters()), torch.device("cpu"))
-        return _called(self.network, torch.zeros(1, self.channels, *size, device=device))
+        return _output_or_error(self.network, torch.zeros(1, self.channels, *size, device=device))
 
 
-def _without_numbers(network: torch.nn.Module) -> torch.nn.Module:
-    """A copy of the network whose tensors have shapes and no numbers."""
+def _on_meta_device(network: torch.nn.Module) -> torch.nn.Module:
+    """A copy of the network whose tensors have shapes and no values."""
     memo: dict[int, Any] = {}
     for tensor in chain(network.parameters(), network.buffers()):
         empty = tensor.detach().to("meta")
@@ -191,50 +191,50 @@ def _without_numbers(network: torch.nn.Module) -> torch.nn.Module:
     return copy.deepcopy(network, memo)
 
 
-def _called(network: torch.nn.Module, image: torch.Tensor) -> Any:
-    """What the network gives, or the exception that it raises."""
+def _output_or_error(network: torch.nn.Module, image: torch.Tensor) -> Any:
+    """The output of the network, or the exception that it raises."""
     try:
         return network(image)
     except Exception as error:  # a network may fail in any way
         return error
 
 
-def _output_of(network: torch.nn.Module, layer: str, call: Callable[[], object]) -> Any:
-    """What a layer gives while the network is called; None where it is not reached."""
-    seen: list[Any] = []
-    hook = network.get_submodule(layer).register_forward_hook(lambda module, inputs, output: seen.append(output))
+def _layer_output(network: torch.nn.Module, layer: str, run: Callable[[], object]) -> Any:
+    """The output of a layer while the network runs; None if the layer is not reached."""
+    outputs: list[Any] = []
+    hook = network.get_submodule(layer).register_forward_hook(lambda module, inputs, output: outputs.append(output))
     try:
-        call()
+        run()
     finally:
         hook.remove()
-    return seen[-1] if seen else None
+    return outputs[-1] if outputs else None
 
 
-def _nearest(works: Callable[[Size], bool], size: Size) -> list[Size]:
-    """The next smaller and the next larger size that work, each axis left as it is where that works; found by trying."""
-    found: list[Size] = []
+def _nearest(fits: Callable[[Size], bool], size: Size) -> list[Size]:
+    """The next smaller and the next larger size that fit. An axis keeps its length if the network takes it."""
+    nearest: list[Size] = []
     for candidates in (_multiples(size, up=False), _multiples(size)):
-        one = next((candidate for candidate in candidates if works(candidate)), None)
-        if one is None:
+        near = next((candidate for candidate in candidates if fits(candidate)), None)
+        if near is None:
             continue
-        for axis, original in enumerate(size):
-            kept = (*one[:axis], original, *one[axis + 1 :])
-            one = kept if works(kept) else one
-        if one not in found:
-            found.append(one)
-    return found
+        for axis, length in enumerate(size):
+            kept = (*near[:axis], length, *near[axis + 1 :])
+            near = kept if fits(kept) else near
+        if near not in nearest:
+            nearest.append(near)
+    return nearest
 
 
-def _smaller(size: Size) -> Iterator[Size]:
-    """Sizes to try, the smallest first; then with a longer first axis, since some norms need two voxels at the lowest level."""
+def _smaller_sizes(size: Size) -> Iterator[Size]:
+    """Sizes to try, the smallest first. Some have a longer first axis: some norms need two voxels at the lowest level."""
     for most in _SMALL:
         yield tuple(min(n, most) for n in size)
         yield (min(size[0], 2 * most), *(min(n, most) for n in size[1:]))
 
 
 def _multiples(size: Sequence[int], *, up: bool = True) -> list[Size]:
-    """The size rounded to multiples of 2, 4, 8, ..., each axis at least one of them."""
-    return [tuple(max(1, -(-n // by) if up else n // by) * by for n in size) for by in _MULTIPLES]
+    """The size rounded up or down to multiples of 2, 4, 8, ..., each axis at least one multiple long."""
+    return [tuple(max(1, -(-n // step) if up else n // step) * step for n in size) for step in _MULTIPLES]
 
 
 def _first_line(error: Exception) -> str:

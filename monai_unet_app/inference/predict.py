@@ -1,4 +1,4 @@
-"""From a preprocessed image to logits: plan the windows, run them, blend them."""
+"""From a preprocessed image to logits: windows are planned, run through the network, and blended."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Progress = Callable[[int, int], None]  # (windows done, windows in all)
 
 @dataclass(frozen=True)
 class WindowSettings:
-    """How a bundle slides its window; read from its `inferer`.
+    """The sliding window of a bundle, as its `inferer` states it.
 
     Attributes:
-        window: Size for each spatial axis of the image; a 2D network on a volume has 1 along its slice axis.
-        overlap: Share that neighbours have in common, 0 to less than 1.
-        batch: Windows in one call of the engine.
+        window: Size along each spatial axis of the image, in voxels; a 2D network on a volume has 1 along its slice axis.
+        overlap: Share of a window that its neighbour covers too, 0 to less than 1.
+        batch: Number of windows in one call of the engine.
         mode: "gaussian" or "constant".
         sigma_scale: Width of the Gaussian as a share of the window.
         padding_mode: As in `torch.nn.functional.pad`.
@@ -46,7 +46,7 @@ def predict_logits(
     Args:
         image: Shape (C, *spatial), float32, preprocessed.
         engine: Runs the windows.
-        settings: The bundle's window.
+        settings: The sliding window of the bundle.
         progress: Called after each batch.
 
     Returns:
@@ -56,18 +56,29 @@ def predict_logits(
     padded_image = padded(image, plan, settings.padding_mode, settings.padding_value)
     blend = Blend(plan, settings.mode, settings.sigma_scale, image.device)
     for first in range(0, len(plan.windows), settings.batch):
-        places = plan.windows[first : first + settings.batch]
-        batch = torch.stack([padded_image[(slice(None), *place)] for place in places])
-        blend.add(places, engine(batch.to(engine.device)).to(image.device))
+        windows = plan.windows[first : first + settings.batch]
+        batch = torch.stack([padded_image[(slice(None), *window)] for window in windows])
+        blend.add(windows, engine(batch.to(engine.device)).to(image.device))
         if progress is not None:
-            progress(first + len(places), len(plan.windows))
+            progress(first + len(windows), len(plan.windows))
     return blend.result()
 
 
 def padded(tensor: torch.Tensor, plan: WindowPlan, mode: str = "constant", value: float = 0.0) -> torch.Tensor:
-    """Shape (C, *spatial) to (C, *padded): as the sliding window sees an image that is smaller than one window."""
+    """The tensor with the padding of the plan, for an image that is smaller than one window.
+
+    Args:
+        tensor: Shape (C, *spatial).
+        plan: Made for this spatial shape.
+        mode: As in `torch.nn.functional.pad`.
+        value: For mode "constant".
+
+    Returns:
+        Shape (C, *plan.padded_shape).
+    """
     sizes = zip(plan.before, plan.padded_shape, tensor.shape[1:], strict=True)
-    padding = [n for before, whole, size in reversed(list(sizes)) for n in (before, whole - size - before)]
+    # torch.nn.functional.pad takes the last axis first
+    padding = [n for before, padded, size in reversed(list(sizes)) for n in (before, padded - size - before)]
     return F.pad(tensor[None], padding, mode, value)[0] if any(padding) else tensor
 
 
@@ -78,7 +89,18 @@ def predict_mirrored(
     mirror_axes: Sequence[int],
     progress: Progress | None = None,
 ) -> torch.Tensor:
-    """Mean logits of the image and of its mirror images along every combination of `mirror_axes` (spatial axes)."""
+    """Mean logits of the image and of its mirror images along every combination of `mirror_axes`.
+
+    Args:
+        image: As in `predict_logits`.
+        engine: As in `predict_logits`.
+        settings: As in `predict_logits`.
+        mirror_axes: Spatial axes, counted from 0.
+        progress: Called after each batch; every mirror image counts its windows anew.
+
+    Returns:
+        As `predict_logits`.
+    """
     total = torch.zeros(())
     combinations = [
         [axis + 1 for bit, axis in enumerate(mirror_axes) if number >> bit & 1]

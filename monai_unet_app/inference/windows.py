@@ -1,4 +1,4 @@
-"""The plan: where the windows stand on one image. No tensor is touched here."""
+"""The plan: the position of every window on one image. No tensor is touched here."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class WindowPlan:
         window: Size of every window, in voxels for each spatial axis.
         before: Voxels of padding before each axis.
         padded_shape: The image's shape after padding.
-        windows: Where each window stands in the padded image, in the order in which they are computed.
-        inside: Where the image itself stands in the padded one.
+        windows: Position of each window in the padded image, in the order of their computation.
+        inside: Position of the original image in the padded image.
     """
 
     window: tuple[int, ...]
@@ -29,15 +29,15 @@ class WindowPlan:
 
 
 def plan_windows(shape: tuple[int, ...], window: tuple[int, ...], overlap: float) -> WindowPlan:
-    """The same windows as MONAI's SlidingWindowInferer takes, so that both give the same voxels.
+    """The same windows as those of MONAI's SlidingWindowInferer, so that both give the same voxels.
 
     Args:
         shape: Spatial shape of the image.
-        window: Window size; an axis of 0 or less takes the whole image.
+        window: Window size; 0 or less takes the whole image along that axis.
         overlap: Share of a window that its neighbour covers too, 0 to less than 1.
 
     Raises:
-        ValueError: Another number of axes, or an overlap out of range.
+        ValueError: Shape and window differ in their number of axes, or the overlap is out of range.
     """
     if len(shape) != len(window) or not 0 <= overlap < 1:
         raise ValueError(

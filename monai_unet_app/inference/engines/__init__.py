@@ -1,4 +1,4 @@
-"""Engines: each runs one batch of windows through the network. A new one is a module here with the same call."""
+"""Engines: each runs one batch of windows through the network. A new engine is a module here with the same call."""
 
 from __future__ import annotations
 
@@ -13,5 +13,12 @@ class Engine(Protocol):
     device: torch.device
 
     def __call__(self, windows: torch.Tensor) -> torch.Tensor:
-        """Shape (B, C_in, *window), float32, on `device`, to logits (B, C_out, *window), float32."""
+        """Logits of a batch.
+
+        Args:
+            windows: Shape (B, C_in, *window), float32, on `device`.
+
+        Returns:
+            Shape (B, C_out, *window), float32, on `device`.
+        """
         ...

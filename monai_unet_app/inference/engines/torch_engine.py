@@ -11,8 +11,8 @@ class TorchEngine:
     Args:
         network: Already on `device`.
         device: CUDA, MPS or CPU.
-        slice_axis: Spatial axis along which a 2D network sees one slice at a time; None for a network of the image's
-            own dimension.
+        slice_axis: Spatial axis along which a 2D network takes one slice at a time; None for a network with as many spatial
+            axes as the image.
     """
 
     def __init__(self, network: torch.nn.Module, device: torch.device, slice_axis: int | None = None) -> None:
@@ -22,7 +22,6 @@ class TorchEngine:
 
     @torch.inference_mode()
     def __call__(self, windows: torch.Tensor) -> torch.Tensor:
-        if self.slice_axis is None:
-            return self.network(windows)
-        axis = self.slice_axis + 2
-        return self.network(windows.squeeze(axis)).unsqueeze(axis)
+        axis = None if self.slice_axis is None else self.slice_axis + 2  # behind batch and channel
+        logits: torch.Tensor = self.network(windows if axis is None else windows.squeeze(axis))
+        return logits if axis is None else logits.unsqueeze(axis)
