@@ -345,7 +345,7 @@ def _opened(path: Path, file: BoundedFile, most_bytes: float = math.inf) -> tupl
     if not transfer_syntax(file):  # else whatever follows would be read, piece by small piece
         raise ValueError("no transfer syntax")
     most = min(most_bytes, MAX_INFLATED_BYTES, max(SMALL_BYTES, MOST_RATIO * file.size))
-    return parse(path, file, with_pixels=False, tags=[Tag(_SOP_CLASS)], last=_SOP_CLASS, most_inflated=most)
+    return parse(path, file, with_pixels=False, tags=[Tag(_SOP_CLASS)], last=_SOP_CLASS, max_inflated=most)
 
 
 def data_set_start(header: FileDataset) -> int:

@@ -1,8 +1,8 @@
-"""One file or data set -> one `Instance`: what its header says of place and pixels, and where the pixels are.
+"""One file or data set -> one `Instance`: its header, and where its pixels are in the file.
 
-A header is parsed once, no further than its pixels, and only for the attributes that reading needs. Files that end
-early are refused here, by walking the lengths that they announce: the values of a header are not enough to tell.
-What a file may cost is bounded in `bounded`, what its values may be in `headers`.
+A header is parsed once, up to the pixels, and only for the attributes that reading needs. Files that end early are refused
+here, by following the lengths that they state up to the end: the values of a header do not show it. `bounded` limits the cost
+of a file, `headers` checks its values.
 """
 
 from __future__ import annotations
@@ -31,19 +31,9 @@ from dicom_io.reading.headers import fault_of, shown, shown_uid
 from dicom_io.reading.kept_attributes import CSA_BLOCKS, DISTINGUISHING
 
 READ_ERRORS: tuple[type[Exception], ...] = (
-    BytesLengthException,
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    RuntimeError,
-    ArithmeticError,
-    RecursionError,
-    struct.error,
-    zlib.error,
-)
+    BytesLengthException, OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError,
+    RecursionError, struct.error, zlib.error,
+)  # fmt: skip
 """What pydicom and its decoders raise on broken bytes; there is no common base class."""
 
 HEADER_KEYWORDS = (
@@ -60,10 +50,10 @@ HEADER_KEYWORDS = (
     "SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData "
     "SegmentedBluePaletteColorLookupTableData"
 )
-"""The attributes of a file's header that reading looks at, with DISTINGUISHING; nothing else of it is kept."""
+"""The attributes of a header that reading uses, together with DISTINGUISHING; others are not kept."""
 
 SIEMENS_BLOCKS = [Tag(0x0029, tag) for block in CSA_BLOCKS for tag in (block, block << 8 | 0x10)]
-"""Where Siemens puts its CSA image header: a creator's name, and the header in the block that it reserves."""
+"""The tags of Siemens' CSA image header: the name of its creator, and the header in the block that this reserves."""
 
 MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
 
@@ -71,40 +61,34 @@ _HEADER_TAGS: list[BaseTag] = [
     *(Tag(keyword) for keyword in (*HEADER_KEYWORDS.split(), *DISTINGUISHING)),
     *SIEMENS_BLOCKS,
 ]
-_MATTERING = frozenset(
-    (
-        *_HEADER_TAGS,
-        *map(
-            Tag, ["StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyDescription", "StudyID"]
-        ),
-    )
-)
-_OF_MEDIA = frozenset({"VERSION", "LOCKFILE", "README", "INDEX"})
-"""Files without an ending that programs put beside images, empty or not; no slice is called so."""
+_OF_THE_STUDY = ("StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyDescription", "StudyID")
+_NO_SLICES = frozenset({"VERSION", "LOCKFILE", "README", "INDEX"})
+"""Names of files without an ending that programs put beside images, empty or not."""
 
 COLOUR = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT", "YBR_PARTIAL_420", "PALETTE COLOR"})
 """PhotometricInterpretation of pictures in colour."""
 
 _PIXEL_TAGS = frozenset({(0x7FE0, 0x0008), (0x7FE0, 0x0009), (0x7FE0, 0x0010)})
 _UNDEFINED_LENGTH = 0xFFFFFFFF
-Fragments = tuple[tuple[int, int], ...]
 _ENDINGS = (".dcm", ".dicom", ".ima")
-_FIRST_TAGS = (0x00, 0x05, 0x08, 0x12, 0x13, 0x14, 0x16, 0x18)  # of group 0008, as a data set may begin
+_FIRST_TAGS = (0x00, 0x05, 0x08, 0x12, 0x13, 0x14, 0x16, 0x18)  # of group 0008, with which a data set may begin
 _FIRST_VRS = (b"UL", b"OB", b"UI", b"CS", b"DA", b"TM")
+Fragments = tuple[tuple[int, int], ...]
+"""(first byte, length) in the file of each piece of compressed pixels."""
 
 
 @dataclass(frozen=True, eq=False)
 class Instance:
-    """One SOP instance with what reading needs to know of it.
+    """One SOP instance: its header and where its pixels are.
 
     Attributes:
         header: Its attributes of HEADER_KEYWORDS and DISTINGUISHING, and its file meta information; never the pixels.
         path: Its file; None for a data set in memory.
-        dataset: The whole data set where it is in memory; None for a file.
+        dataset: The whole data set if it is in memory; None for a file.
         has_pixels: Whether pixels follow the header.
-        pixels_at: Byte in the file where pixel values begin, if they stand there uncompressed; else None.
-        pixel_bytes: How many bytes of pixels there are, compressed or not; after inflating for a deflated data set.
-        fragments: (first byte, length) of the compressed pixels' pieces in the file, without the offset table.
+        pixels_at: Byte in the file where uncompressed pixel values begin; None if there are none.
+        pixel_bytes: Number of bytes of pixels, compressed or not; those of the inflated data set if the file is deflated.
+        fragments: The pieces of compressed pixels, without the offset table.
     """
 
     header: Dataset
@@ -113,21 +97,21 @@ class Instance:
     has_pixels: bool = False
     pixels_at: int | None = None
     pixel_bytes: int = 0
-    fragments: tuple[tuple[int, int], ...] = ()
+    fragments: Fragments = ()
 
     @property
     def name(self) -> str:
-        """How a message calls it: its file, or its UID."""
+        """The instance as a message calls it: its file, or its UID."""
         return shown(self.path) if self.path else f"data set {self.sop_instance_uid or 'without SOP Instance UID'}"
 
     @property
     def sop_class_uid(self) -> str:
-        """Empty where neither the data set nor the file meta information names one."""
+        """Empty if neither the data set nor the file meta information names it."""
         return str(self.header.get("SOPClassUID") or _meta(self.header).get("MediaStorageSOPClassUID", ""))
 
     @property
     def sop_instance_uid(self) -> str:
-        """Empty where neither names one: an anonymiser may empty the data set and leave the file's own."""
+        """Empty if neither names it; the file meta information still does where an anonymiser emptied the data set."""
         return str(self.header.get("SOPInstanceUID") or _meta(self.header).get("MediaStorageSOPInstanceUID", ""))
 
     @property
@@ -137,32 +121,30 @@ class Instance:
 
     @property
     def frames(self) -> int:
-        """NumberOfFrames, 1 where it is absent."""
+        """NumberOfFrames; 1 if it is absent."""
         return int(self.header.get("NumberOfFrames") or 1)
 
     def load(self) -> Dataset:
         """The whole data set with its pixels. Raises UnreadableFileError."""
-        if self.dataset is not None:
-            return (
-                self.dataset
-                if getattr(self.dataset, "file_meta", None)
-                else _with_meta(self.dataset, self.transfer_syntax)
-            )
-        assert self.path is not None
-        return load_dataset(self.path, with_pixels=True)
+        if self.dataset is None:
+            assert self.path is not None
+            return load_dataset(self.path, with_pixels=True)
+        if getattr(self.dataset, "file_meta", None):
+            return self.dataset
+        copy, meta = Dataset(), FileMetaDataset()
+        copy.update({element.tag: element for element in self.dataset})
+        meta.TransferSyntaxUID = self.transfer_syntax  # a decoder asks for it
+        return _with_meta(copy, meta)
 
 
 def instance_of(dataset: Dataset) -> Instance:
-    """A data set in memory, for instance as it came over the network. Raises UnreadableFileError if it holds no object, or a
+    """The instance of a data set in memory, for example from the network. Raises UnreadableFileError if it is no object, or a
     broken one.
     """
     header = Dataset()
     try:
-        for tag in _HEADER_TAGS:
-            if tag in dataset:
-                header[tag] = dataset[tag]
-        header.file_meta = _meta(dataset)  # type: ignore[attr-defined]
-        fault = fault_of(header)
+        header.update({tag: dataset[tag] for tag in _HEADER_TAGS if tag in dataset})
+        fault = fault_of(_with_meta(header, _meta(dataset)))
         size = len(dataset.PixelData or b"") if "PixelData" in dataset else 0
     except READ_ERRORS as error:
         raise broken_file("a data set in memory", error) from error
@@ -177,13 +159,13 @@ def instance_of(dataset: Dataset) -> Instance:
 
 
 def read_instance(path: Path) -> Instance | None:
-    """The instance in a file, or None for a file that is no DICOM object (or an index such as a DICOMDIR, or no file but a
-    pipe, a socket or a device).
+    """The instance in a file; None for a file that is no DICOM object (or an index such as a DICOMDIR), and for a pipe, a
+    socket or a device.
 
     Raises:
         UnreadableFileError: A DICOM file is truncated or broken; the message names it.
     """
-    has_mark = True
+    is_certain = True  # by the prefix DICM, or by a first attribute as in no other format
     try:
         with BoundedFile(path) as file:
             start = file.read(136)
@@ -191,13 +173,13 @@ def read_instance(path: Path) -> Instance | None:
                 if _should_be_dicom(path, start):
                     raise broken_file(path, f"its {file.size} bytes do not begin as one")
                 return None
-            has_mark = start[128:132] == b"DICM" or _is_bare_data_set(start)
+            is_certain = start[128:132] == b"DICM" or _is_bare_data_set(start)
             header, stream = parse(path, file, with_pixels=False, tags=_HEADER_TAGS)
-            return _checked(path, header, stream, has_mark=has_mark)
+            return _checked_instance(path, header, stream, is_certain=is_certain)
     except NoRegularFileError:
         return None
     except READ_ERRORS as error:
-        if not has_mark:
+        if not is_certain:
             return None
         raise broken_file(path, error) from error
 
@@ -207,11 +189,11 @@ def load_dataset(path: Path, *, with_pixels: bool, keywords: Sequence[str] | Non
 
     Args:
         path: The file.
-        with_pixels: Read on to its end.
+        with_pixels: Read to the end, pixels included.
         keywords: Only these attributes; None for all.
 
     Raises:
-        UnreadableFileError: The file is missing, no DICOM, broken or cut short.
+        UnreadableFileError: The file does not exist, is no DICOM, is broken or ends early.
     """
     try:
         with BoundedFile(path) as file:
@@ -219,41 +201,43 @@ def load_dataset(path: Path, *, with_pixels: bool, keywords: Sequence[str] | Non
                 raise UnreadableFileError(f"{shown(path)} is not a DICOM file; one is needed; check the path")
             tags = None if keywords is None else [Tag(keyword) for keyword in keywords]
             dataset, _ = parse(path, file, with_pixels=with_pixels, tags=tags)
-            is_cut = file.tell() > file.size  # pydicom skips what it was not asked for without looking
+            ends_inside = file.tell() > file.size  # pydicom skips other attributes without reading them
     except READ_ERRORS as error:
         raise broken_file(path, error) from error
-    if is_cut or any(map(ends_early, dataset.values())):
+    if ends_inside or any(map(ends_early, dataset.values())):
         raise broken_file(path, "it ends within an attribute")
     _complete_meta(dataset)
     return dataset
 
 
 def load_object(path: Path, wanted: str, sop_class_uids: Sequence[str]) -> FileDataset:
-    """The whole data set of an object of one of some classes.
+    """The whole data set of an object of one of some SOP classes.
 
     Args:
         path: The file.
-        wanted: What is needed, in words.
+        wanted: Name of the kind of object, for the message.
         sop_class_uids: The classes.
 
     Raises:
         UnreadableFileError: As `load_dataset`.
-        LabelError: An object of another class.
+        LabelError: The object has another class.
     """
     dataset = load_dataset(Path(path), with_pixels=True)
     with refusing(path):
         fault = fault_of(_header_in(dataset))
-        found = None if fault else dataset.get("SOPClassUID")
+        sop_class = None if fault else dataset.get("SOPClassUID")
     if fault:
         raise broken_file(path, fault)
-    if found not in sop_class_uids:
-        raise LabelError(f"{shown(path)} has SOP class {shown_uid(found)}; {wanted} is needed; check which file it is")
+    if sop_class not in sop_class_uids:
+        raise LabelError(
+            f"{shown(path)} has SOP class {shown_uid(sop_class)}; {wanted} is needed; check which file it is"
+        )
     return dataset
 
 
 @contextmanager
 def refusing(path: Path | str) -> Iterator[None]:
-    """Makes what pydicom, its decoders and numpy raise on broken values the refusal of their file."""
+    """Turns the errors of pydicom, its decoders and numpy at broken values into a refusal of their file."""
     try:
         yield
     except READ_ERRORS as error:
@@ -263,37 +247,32 @@ def refusing(path: Path | str) -> Iterator[None]:
 
 
 def broken_file(path: Path | str, error: BaseException | str) -> UnreadableFileError:
-    """The refusal of a file that cannot be read, in this package's words; values that libraries quote may be anybody's name."""
+    """The refusal of a file that cannot be read, without the values that libraries quote: they may be anybody's name."""
     text = " ".join(str(error).split())
     if not isinstance(error, str):
         text = f"{type(error).__name__}: " + re.sub(r"""(?<!\w)(['"]).*?\1(?!\w)""", "...", text)
-    found = shown(text[:180])
     return UnreadableFileError(
-        f"{shown(path)} is broken ({found}); a whole DICOM file is needed; fetch it again or leave it out"
+        f"{shown(path)} is broken ({shown(text[:180])}); a whole DICOM file is needed; fetch it again or leave it out"
     )
 
 
 def listed(value: object) -> list[object]:
-    """The values of an attribute that may hold none, one or several."""
+    """The values of an attribute, which may hold any number of values."""
     if value is None or value == "":
         return []
     return [value] if isinstance(value, str) else list(value)  # type: ignore[call-overload]
 
 
-def _with_meta(dataset: Dataset, syntax: UID) -> Dataset:
-    """A data set as it came over the network, with the file meta information that a decoder asks for."""
-    found = Dataset()
-    found.update({element.tag: element for element in dataset})
-    found.file_meta = FileMetaDataset()  # type: ignore[attr-defined]
-    found.file_meta.TransferSyntaxUID = syntax  # type: ignore[attr-defined]
-    return found
+def _with_meta(dataset: Dataset, meta: FileMetaDataset) -> Dataset:
+    dataset.file_meta = meta  # type: ignore[attr-defined]  # pydicom declares it for FileDataset only
+    return dataset
 
 
 def _header_in(dataset: FileDataset) -> Dataset:
-    """The attributes of a whole data set that `read_instance` would keep, as pydicom read them: unconverted."""
-    header = Dataset({tag: dataset.get_item(tag) for tag in _HEADER_TAGS if tag in dataset})
-    header.file_meta = dataset.file_meta  # type: ignore[attr-defined]
-    return header
+    """The attributes of a whole data set that `read_instance` would keep, not yet converted by pydicom."""
+    return _with_meta(
+        Dataset({tag: dataset.get_item(tag) for tag in _HEADER_TAGS if tag in dataset}), dataset.file_meta
+    )
 
 
 def _meta(dataset: Dataset) -> FileMetaDataset:
@@ -301,37 +280,37 @@ def _meta(dataset: Dataset) -> FileMetaDataset:
 
 
 def _complete_meta(dataset: FileDataset) -> None:
-    """Names the transfer syntax of a file that lacks it, as pydicom guessed it: a decoder needs it."""
+    """Adds the transfer syntax that pydicom guessed to a file that names none: a decoder needs it."""
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit = dataset.original_encoding[0]
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
 
 
 def looks_like_dicom(start: bytes) -> bool:
-    """True for the DICM mark, or for a bare data set that begins with group 0002 or 0008."""
+    """True for the prefix DICM, or for a data set without preamble that begins with group 0002 or 0008."""
     if start[128:132] == b"DICM":
         return True
     return len(start) >= 8 and start[:2] in (b"\x02\x00", b"\x08\x00") and start[3] == 0
 
 
 def _is_bare_data_set(start: bytes) -> bool:
-    """Whether bytes without a mark begin as a data set does, in explicit VR or with a short value in implicit VR."""
+    """Whether bytes without preamble begin as a data set does, in explicit VR or with a short value in implicit VR."""
     begins = start[:2] == b"\2\0" or (start[:2] == b"\x08\0" and start[2] in _FIRST_TAGS and start[3] == 0)
     return begins and (start[4:6] in _FIRST_VRS or (len(start) >= 8 and start[5:8] == b"\0\0\0"))
 
 
 def _should_be_dicom(path: Path, start: bytes) -> bool:
-    """Whether a file that does not begin as DICOM is a lost slice: called so, or without an ending and empty or all zeros,
-    as a copy is left that never came through. Hidden files are none: other systems leave them beside those they copy.
+    """Whether a file that does not begin as DICOM is a lost slice: by its ending, or if it has no ending and is empty or all
+    zeros, as an interrupted copy is. Hidden files are no slices: other systems leave them beside the files that they copy.
     """
-    if path.name.startswith(".") or path.name.upper() in _OF_MEDIA:
+    if path.name.startswith(".") or path.name.upper() in _NO_SLICES:
         return False
     return path.suffix.lower() in _ENDINGS or (not path.suffix and not start.strip(b"\0"))
 
 
-def _checked(path: Path, header: FileDataset, file: BinaryIO, *, has_mark: bool) -> Instance | None:
-    """The instance, None for an index or no object; raises UnreadableFileError for what ends early."""
-    if not has_mark and not {Tag("SOPClassUID"), Tag("Rows")} & header.keys():
+def _checked_instance(path: Path, header: FileDataset, file: BinaryIO, *, is_certain: bool) -> Instance | None:
+    """The instance; None for an index, or if it is no object. Raises UnreadableFileError if the file ends early."""
+    if not is_certain and not {Tag("SOPClassUID"), Tag("Rows")} & header.keys():
         return None
     fault = "it ends within an attribute of its header" if any(map(ends_early, header.values())) else fault_of(header)
     if fault:
@@ -342,27 +321,22 @@ def _checked(path: Path, header: FileDataset, file: BinaryIO, *, has_mark: bool)
     if UID(instance.sop_class_uid).name.endswith("Image Storage") and "Rows" not in header:
         raise broken_file(path, "it names an image class and holds no image")
     if not header.get("SOPClassUID") and "Rows" not in header:
-        if not has_mark:
+        if not is_certain:
             return None
         raise broken_file(path, "it names no SOP Class UID and holds no image")
     is_implicit = bool(header.original_encoding[0])
     at, size, fragments = _pixel_values(path, file, expects_pixels="Rows" in header, is_implicit=is_implicit)
     if header.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-        at = None  # a byte of the inflated data set is none of the file
+        at = None  # its bytes are those of the inflated data set
     _complete_meta(header)
-    _check_numbers(instance)
+    if instance.frames < 0:
+        raise ValueError(f"NumberOfFrames is {instance.frames}")
+    orientation_of(header)  # raises an error now, and not while series are grouped
     return Instance(header, path, None, "Rows" in header and size > 0, at, size, fragments)
 
 
-def _check_numbers(instance: Instance) -> None:
-    """Passes if what grouping looks at are numbers; else raises what pydicom raises for them."""
-    if instance.frames < 0:
-        raise ValueError(f"NumberOfFrames is {instance.frames}")
-    orientation_of(instance.header)
-
-
 def ends_early(element: object) -> bool:
-    """True for an attribute, not yet converted by pydicom, with fewer bytes than it announces."""
+    """True for an attribute, not yet converted by pydicom, that has fewer bytes than its length says."""
     if not isinstance(element, RawDataElement) or element.value is None:
         return False
     return element.length != _UNDEFINED_LENGTH and len(element.value) < element.length
@@ -371,14 +345,15 @@ def ends_early(element: object) -> bool:
 def _pixel_values(
     path: Path, file: BinaryIO, *, expects_pixels: bool, is_implicit: bool
 ) -> tuple[int | None, int, Fragments]:
-    """Where uncompressed pixel values begin (None if compressed), how many bytes of pixels there are (0 for none), and
-    the fragments of compressed ones.
+    """The byte where uncompressed pixel values begin (None if compressed), the number of bytes of pixels (0 if there are
+    none), and the fragments of compressed pixels.
 
-    Raises UnreadableFileError where the file ends early.
+    Raises:
+        UnreadableFileError: The file ends early.
     """
     position, size = file.tell(), file.seek(0, os.SEEK_END)
     file.seek(position)
-    if position > size:  # pydicom skips what it was not asked for without looking
+    if position > size:  # pydicom skips other attributes without reading them
         raise broken_file(path, f"its header runs to byte {position}, the file ends at {size}")
     start = file.read(12)
     order = "<" if start[:2] == b"\xe0\x7f" else ">"
@@ -396,16 +371,16 @@ def _pixel_values(
 
 
 def _fragments(path: Path, file: BinaryIO, position: int, size: int) -> Fragments:
-    """Walks the fragments of compressed pixels (PS3.5 A.4): a decoder may read half a picture in silence."""
-    found: list[tuple[int, int]] = []
+    """The fragments of compressed pixels (PS3.5 A.4) up to their end; a decoder may read half a picture without an error."""
+    fragments: list[tuple[int, int]] = []
     while position + 8 <= size:
         file.seek(position)
         group, element, length = struct.unpack("<HHL", file.read(8))
         if (group, element) == (0xFFFE, 0xE0DD):
-            return tuple(found[1:])
+            return tuple(fragments[1:])
         if (group, element) != (0xFFFE, 0xE000):
             raise broken_file(path, f"its compressed pixel data hold no fragment at byte {position}")
-        found.append((position + 8, length))
+        fragments.append((position + 8, length))
         position += 8 + length
     raise broken_file(path, f"its compressed pixel data run past its end at byte {size}")
 
@@ -417,7 +392,7 @@ def orientation_of(header: Dataset) -> tuple[float, ...] | None:
 
 
 def is_colour(header: Dataset) -> bool:
-    """Whether a pixel has more than one value, or one that stands for a colour."""
+    """Whether a pixel has several values, or a number that stands for a colour."""
     return str(header.get("PhotometricInterpretation")) in COLOUR or int(header.get("SamplesPerPixel") or 1) > 1
 
 
@@ -427,16 +402,17 @@ def image_type(header: Dataset) -> tuple[str, ...]:
 
 
 def differences(first: Instance, second: Instance) -> list[str] | None:
-    """The attributes by which two instances of one UID differ; None where one of them matters to a volume or its results.
+    """The attributes in which two instances of one UID differ; None if a volume or its results depend on one of them.
 
-    What matters: pixels and their encoding, all that reading looks at, the patient and the study. Copies have no difference.
+    They depend on the pixels and their encoding, on all attributes that reading uses, on the patient and on the study.
     """
     if first.path and second.path and filecmp.cmp(first.path, second.path, shallow=False):
         return []
-    one, other = first.load(), second.load()
+    ours, theirs = first.load(), second.load()
     if first.transfer_syntax != second.transfer_syntax:
         return None
-    found = [tag for tag in one.keys() | other.keys() if one.get(tag) != other.get(tag)]
-    if any(tag in _MATTERING or tag.group in (0x0010, 0x7FE0) for tag in found):
+    tags = [tag for tag in ours.keys() | theirs.keys() if ours.get(tag) != theirs.get(tag)]
+    relevant = {*_HEADER_TAGS, *map(Tag, _OF_THE_STUDY)}
+    if any(tag in relevant or tag.group in (0x0010, 0x7FE0) for tag in tags):
         return None
-    return sorted(keyword_for_tag(tag) or str(tag) for tag in found)
+    return sorted(keyword_for_tag(tag) or str(tag) for tag in tags)

@@ -28,6 +28,8 @@ from pydicom.uid import generate_uid
 from dicom_io.channels import read_channels
 from dicom_io.errors import DicomIoError, SeriesGeometryError, SeriesSelectionError, UnreadableFileError
 from dicom_io.read import examine, read_series
+from dicom_io.reading import instances
+from dicom_io.reading.series import scan_files
 
 ONE_SERIES = {"StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.4", "FrameOfReferenceUID": "1.2.3.5"}
 
@@ -397,3 +399,27 @@ def test_channels_of_the_same_grid_are_not_touched_and_others_are_refused(tmp_pa
         read_channels(tmp_path, ["1.2.1", "1.2.4"])
     with pytest.raises(SeriesSelectionError, match="two or more different series"):
         read_channels(tmp_path, ["1.2.1", "1.2.1"])
+
+
+def test_each_header_is_read_once_for_channels_named_files_and_scanned_series(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for uid in ("1.2.1", "1.2.2", "1.2.3"):
+        write_plain_field(tmp_path / uid, oblique_affine(), (10, 9, 6), uid, "1.2.9")
+    parsed: list[str] = []
+    parse = instances.parse
+    monkeypatch.setattr(
+        instances, "parse", lambda path, *others, **options: (parsed.append(path), parse(path, *others, **options))[1]
+    )
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    read_channels(tmp_path, ["1.2.1", "1.2.2", "1.2.3"])
+    assert sorted(parsed) == files
+    parsed.clear()
+    by_files = read_series(files, series_instance_uid="1.2.2")
+    assert sorted(parsed) == files
+    scanned = scan_files(files).series
+    parsed.clear()
+    by_headers = read_series(scanned, series_instance_uid="1.2.2")
+    assert parsed == []
+    np.testing.assert_array_equal(by_headers.array, by_files.array)
+    assert by_headers.provenance == by_files.provenance
