@@ -171,7 +171,7 @@ class AuditTrail:
             if self._anchor is not None:
                 self._anchor.record_head(Head(self._count, self._last))
 
-    def try_out(self) -> None:
+    def check_writable(self) -> None:
         """Whether a line could be added now.
 
         Raises:

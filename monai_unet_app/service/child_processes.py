@@ -1,14 +1,15 @@
-"""Processes that do what may fail: one line of JSON in for each task, one line out when it is done.
+"""Child processes for what may fail: one line of JSON in for each task, one line out when it is done.
 
-A child that dies takes nothing with it but the task at hand; one whose node dies ends by itself. A child answers a heart-beat
-at any time, by a thread of its own; one that does not is frozen. That a child answers says nothing of its task, so the time
-of a task has a limit as well.
+A child that dies loses nothing but the task at hand; a child whose node dies ends by itself. A thread of the child answers
+heart-beats at any time; a child that does not answer them is frozen. Heart-beats say nothing about the task, so the time of a
+task has a limit as well.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import queue
 import subprocess
@@ -21,30 +22,32 @@ from typing import Any
 
 Message = dict[str, Any]
 READY: Message = {"ready": True}
-BEAT: Message = {"beat": True}
-BEAT_S = 1.0
+HEARTBEAT: Message = {"beat": True}
+HEARTBEAT_S = 1.0
 """Seconds between two heart-beats that a child is asked for."""
 
 PARTIAL = ".partial-"
-"""What the name of a folder begins with that a worker is writing and will rename."""
+"""How the name of a folder begins that a worker is writing and will rename."""
 
-_QUIET = {
+_OFFLINE = {
     "OPENVINO_TELEMETRY": "0",
     "HF_HUB_OFFLINE": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "1",
     "PYTHONWARNINGS": "ignore",
 }
-"""Environment in which libraries that would call home do not."""
+"""Environment variables that keep libraries from sending data to their makers."""
+
+_logger = logging.getLogger(__name__)
 
 
 class Child:
     """A process as its parent sees it.
 
     Attributes:
-        is_ready: It has said that it can work.
-        task: What it works at; None if it waits.
-        why_ended: Why its parent ended it; else empty.
+        is_ready: The process has said that it can work.
+        task: What the process works at; None if it waits.
+        killed_because: Why its parent ended it; else empty.
     """
 
     def __init__(
@@ -55,31 +58,31 @@ class Child:
         Args:
             module: Runs `serve`.
             args: Its arguments.
-            inbox: Gets what it says, and None when it has ended.
+            inbox: Gets its messages, and None when the process has ended.
         """
-        self.is_ready, self.why_ended = False, ""
+        self.is_ready, self.killed_because = False, ""
         self.task: Any = None
         self._since, self._inbox = time.monotonic(), inbox
-        self._asked, self._unanswered, self._used_s = 0.0, 0, 0.0
+        self._asked, self._unanswered, self._cpu_s = 0.0, 0, 0.0
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, *args],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **_QUIET},
+            env={**os.environ, **_OFFLINE},
             text=True,
-            start_new_session=True,  # Ctrl-C is the node's to answer
+            start_new_session=True,  # Ctrl-C is for the node, which ends its children
         )
-        threading.Thread(target=self._listen, daemon=True, name=f"{module} {self.pid}").start()
+        threading.Thread(target=self._read_messages, daemon=True, name=f"{module} {self.pid}").start()
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """Number of the process."""
         return self._process.pid
 
     @property
     def is_idle(self) -> bool:
         """Whether it can be given a task."""
-        return self.is_ready and self.task is None and self._process.poll() is None
+        return self.is_ready and self.task is None and self.exit_code is None
 
     @property
     def busy_s(self) -> float:
@@ -88,36 +91,49 @@ class Child:
 
     @property
     def exit_code(self) -> int | None:
-        """Negative for the signal that ended it; None while it runs."""
+        """Negative for the signal that ended the process; None while it runs."""
         return self._process.poll()
 
-    def give(self, task: Any, message: Mapping[str, Any]) -> None:
-        """Hands it a task; what it answers comes by the inbox."""
-        self.task, self._since = task, time.monotonic()
-        self._say(message)
+    @property
+    def why_ended(self) -> str:
+        """Why the process ended, in words."""
+        code = self.exit_code
+        return (
+            self.killed_because or f"its process ended ({f'signal {-code}' if code and code < 0 else f'exit {code}'})"
+        )
 
-    def rest(self) -> None:
-        """It has answered."""
+    def start_task(self, task: Any, message: Mapping[str, Any]) -> None:
+        """Gives the process a task; its answer comes to the inbox."""
+        self.task, self._since = task, time.monotonic()
+        self._send(message)
+
+    def end_task(self) -> None:
+        """Notes that the process has answered."""
         self.task, self._since = None, time.monotonic()
 
-    def ask(self) -> None:
-        """Asks for a heart-beat, if the last one was asked for long enough ago."""
-        if time.monotonic() - self._asked < BEAT_S:
+    def ask_heartbeat(self) -> None:
+        """Asks for a heart-beat, if the last request is long enough ago."""
+        if time.monotonic() - self._asked < HEARTBEAT_S:
             return
-        used_s = _used_s(self.pid)
-        if not self.is_idle and used_s > self._used_s:  # it computes: native code may keep every Python thread waiting
+        cpu_s = _cpu_s(self.pid)
+        if not self.is_idle and cpu_s > self._cpu_s:  # it computes: native code may keep every Python thread waiting
             self._unanswered = 0
-        self._asked, self._used_s = time.monotonic(), used_s
+        self._asked, self._cpu_s = time.monotonic(), cpu_s
         self._unanswered += 1
-        self._say(BEAT)
+        self._send(HEARTBEAT)
 
     @property
     def silent_s(self) -> float:
-        """Seconds without a sign of life. Counted by the heart-beats that were asked for, so a frozen node blames nobody."""
-        return max(0, self._unanswered - 1) * BEAT_S
+        """Seconds without a sign of life, by the number of unanswered requests: a node that was frozen itself made none."""
+        return max(0, self._unanswered - 1) * HEARTBEAT_S
+
+    def kill(self, why: str) -> None:
+        """Ends the process by force; `why` goes to the log and to the reason of its job."""
+        self.killed_because = why
+        self.end()
 
     def end(self, patience_s: float = 0.0) -> None:
-        """Ends it, after so many seconds by force."""
+        """Ends the process, by force after so many seconds."""
         if self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
@@ -127,13 +143,13 @@ class Child:
             self._process.kill()
             self._process.wait()
 
-    def _say(self, message: Mapping[str, Any]) -> None:
+    def _send(self, message: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None
-        with contextlib.suppress(OSError, ValueError):  # it has just died, which the inbox will say; or it was ended
+        with contextlib.suppress(OSError, ValueError):  # the process has just died or was ended: the inbox gets None
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
 
-    def _listen(self) -> None:
+    def _read_messages(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             try:
@@ -141,15 +157,14 @@ class Child:
             except ValueError:
                 continue  # something that a library printed
             self._unanswered = 0
-            if message == BEAT:
-                continue
-            self._inbox.put((self, message))
+            if message != HEARTBEAT:
+                self._inbox.put((self, message))
         self._process.wait()
         self._inbox.put((self, None))
 
 
 def resident_bytes(pid: int) -> int:
-    """Resident memory of a process; 0 where the system does not tell, or it has ended."""
+    """Resident memory of a process; 0 if the process has ended, or the system has no /proc."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except (OSError, ValueError, IndexError):
@@ -157,8 +172,8 @@ def resident_bytes(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _used_s(pid: int) -> float:
-    """Seconds of CPU time that a process has used; 0 where the system does not tell, or it has ended."""
+def _cpu_s(pid: int) -> float:
+    """CPU time of a process in seconds; 0 if the process has ended, or the system has no /proc."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         ticks = int(fields[11]) + int(fields[12])  # utime and stime, proc(5)
@@ -172,31 +187,39 @@ def serve(prepare: Callable[[], Callable[[Message], Message]], facts: Callable[[
 
     Args:
         prepare: Called once; gives the function that answers a task.
-        facts: Called after it; what the child says of itself when it is ready.
+        facts: Called after `prepare`; what goes with the message that the child is ready.
     """
     out, lock = os.fdopen(os.dup(1), "w", buffering=1), threading.Lock()
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # libraries print to stderr from here on: stdout is for answers
 
-    def say(message: Message) -> None:
+    def send(message: Message) -> None:
         with lock:
             out.write(json.dumps(message) + "\n")
 
     tasks: queue.SimpleQueue[Message] = queue.SimpleQueue()
-    threading.Thread(target=_take, args=(tasks, say), daemon=True).start()
+    threading.Thread(target=_read_tasks, args=(tasks, send), daemon=True).start()
     answer = prepare()
-    say({**(facts() if facts else {}), **READY})
+    send({**(facts() if facts else {}), **READY})
     while True:
-        say(answer(tasks.get()))
+        send(answer(tasks.get()))
 
 
-def _take(tasks: queue.SimpleQueue[Message], say: Callable[[Message], None]) -> None:
-    """Reads what the node says: a heart-beat is answered at once, a task waits its turn."""
+def _read_tasks(tasks: queue.SimpleQueue[Message], send: Callable[[Message], None]) -> None:
+    """Reads what the node sends until the node is gone: answers a heart-beat at once, and lets a task wait its turn.
+
+    Then the process ends at once, also in the middle of a task, which the next node begins anew. A fault of this thread ends
+    the process too, with exit code 1 and a traceback in the log.
+    """
     try:
         for line in sys.stdin:
             message = json.loads(line)
-            if message == BEAT:
-                say(BEAT)
+            if message == HEARTBEAT:
+                send(HEARTBEAT)
             else:
                 tasks.put(message)
-    finally:
-        os._exit(0)  # the node is gone, also where it no longer hears: whoever takes its place begins this task anew
+    except BrokenPipeError:
+        pass  # the node died between its request and the answer
+    except BaseException:
+        _logger.exception("the thread that reads what the node sends has failed")
+        os._exit(1)
+    os._exit(0)

@@ -219,7 +219,7 @@ def _take_upload(node: Node, path: Path, rule: str, config: HttpConfig) -> Uploa
             raise InputRefusedError(f"rule is {rule!r}; for a NIfTI image one of {names} is needed; add ?rule=NAME")
         study, is_new = take_nifti(path, node.store.folder, rule)
         if is_new:
-            node.arrivals.came(study, 1)
+            node.arrivals.add(study, 1)
         return Upload({study: 1})
 
 

@@ -1,4 +1,4 @@
-"""Results whose files are lost or changed: known by their digest, made again at most twice, and never sent as they are."""
+"""Results whose files are lost or changed: the digest shows it, they are remade at most twice, and never sent as they are."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _MOST_REMADE = 2
 
 
 def why_lost(folder: Path, digest: str) -> str:
-    """What is wrong with the files of a result; empty where they are, byte for byte, those that were made.
+    """What is wrong with the files of a result; empty if they are byte for byte as the worker made them.
 
     Args:
-        folder: Of the result, below `results`.
-        digest: `digest_of` this folder when it was made.
+        folder: Folder of the result, below `results`.
+        digest: `work.digest_of` this folder when it was made.
     """
     if not result_files(folder):
         return "its files are missing from results"
@@ -34,18 +34,18 @@ class LostResults:
         self._queue, self._audit, self._received, self._results = queue, audit, received, results
 
     def why_lost(self, result: Result) -> str:
-        """As the function of this name; empty where a result has no files."""
+        """See the function `why_lost`; empty for a result without files."""
         return why_lost(self._results / result.folder, result.digest) if result.folder else ""
 
-    def make_again(self, result: Result, lost: str) -> str:
-        """Has the study of a result worked at again, at most twice. What is made again supersedes what is lost.
+    def remake(self, result: Result, lost: str) -> str:
+        """Queues the job of a result again, at most twice. The new result supersedes the lost one.
 
         Args:
-            result: Its files are lost.
-            lost: How, see `why_lost`.
+            result: A result whose files are lost.
+            lost: What is wrong with them, see `why_lost`.
 
         Returns:
-            Empty where it is made again, or will be; else `lost`, and why it cannot be made again.
+            Empty if the result is being remade, or will be; else `lost`, and why it cannot be remade.
         """
         with self._queue.transaction():
             jobs = self._queue.jobs_of(result.study)
@@ -65,32 +65,37 @@ class LostResults:
             self._audit.write("remade", study=result.study, job=job.id, result=result.id, reason=lost)
         return ""
 
-    def compare(self, job: Job, found: Sequence[NewResult]) -> tuple[list[NewResult], dict[int, str]]:
-        """Of what a job made again, what may be kept; and by number the results that it did not make again, with the reason.
+    def compare(self, job: Job, remade: Sequence[NewResult]) -> tuple[list[NewResult], dict[int, str]]:
+        """Sorts the remade results of a job: which of them may be recorded, and which lost results they do not replace.
 
-        What was sent somewhere, or was to be, is replaced by the same bytes only. What waits for a reviewer may differ:
-        nobody has seen the first, and somebody looks at the second.
+        A result that was sent somewhere, or was to be, is replaced by the same bytes only. A result that is held back may get
+        other bytes: no reader has seen the old bytes, and a reviewer will look at the new ones.
+
+        Returns:
+            The remade results that may be recorded; and number -> reason of each result that stays lost.
         """
-        made = {(one.rule, one.series): one for one in self._queue.results_of(job.id) if one.verdict not in FOLLOW_UPS}
-        again = {(one.rule, one.series): one for one in found}
-        other = {
-            key: before
-            for key, before in made.items()
-            if before.state not in HELD_BACK and (key not in again or again[key].digest != before.digest)
+        before = {
+            (old.rule, old.series): old for old in self._queue.results_of(job.id) if old.verdict not in FOLLOW_UPS
         }
-        reasons = {before.id: _why_other(self.why_lost(before), again.get(key)) for key, before in other.items()}
-        kept = [one for one in found if (one.rule, one.series) not in other]
-        return kept, {number: why for number, why in reasons.items() if why}
+        after = {(new.rule, new.series): new for new in remade}
+        different = {
+            key: old
+            for key, old in before.items()
+            if old.state not in HELD_BACK and (key not in after or after[key].digest != old.digest)
+        }
+        reasons = {old.id: _why_not_replaced(self.why_lost(old), after.get(key)) for key, old in different.items()}
+        recorded = [new for new in remade if (new.rule, new.series) not in different]
+        return recorded, {number: reason for number, reason in reasons.items() if reason}
 
 
-def _why_other(lost: str, again: NewResult | None) -> str:
-    """Why what was made again does not take the place of a result; empty where that is not lost."""
+def _why_not_replaced(lost: str, remade: NewResult | None) -> str:
+    """Why a remade result does not replace a result; empty if the files of that result are not lost."""
     if not lost:
         return ""
-    if again is None:
-        became = "nothing was made again"
-    elif again.state == "not processed":
-        became = f"made again, it was not processed ({again.reason})"
+    if remade is None:
+        outcome = "nothing was made again"
+    elif remade.state == "not processed":
+        outcome = f"made again, it was not processed ({remade.reason})"
     else:
-        became = "made again, they have other bytes: the bundle, the site file or the program is another one by now"
-    return f"{lost}; {became}; have the study worked at once more to deliver what is made of it now"
+        outcome = "made again, they have other bytes: the bundle, the site file or the program is another one by now"
+    return f"{lost}; {outcome}; have the study worked at once more to deliver what is made of it now"

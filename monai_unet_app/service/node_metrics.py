@@ -103,9 +103,15 @@ class _Figures(Collector):
         for verdict, count in (dict.fromkeys(_VERDICTS, 0) | told).items():
             verdicts.add_metric([verdict], count)
         yield verdicts
-        yield CounterMetricFamily("monai_unet_instances_received", "instances that were stored", value=node.received)
-        yield CounterMetricFamily("monai_unet_instances_refused", "instances that were not", value=node.refused)
-        yield CounterMetricFamily("monai_unet_callers_rejected", "callers that were not let in", value=node.rejected)
+        yield CounterMetricFamily(
+            "monai_unet_instances_received", "instances that were stored", value=node.instances_stored
+        )
+        yield CounterMetricFamily(
+            "monai_unet_instances_refused", "instances that were not", value=node.instances_turned_away
+        )
+        yield CounterMetricFamily(
+            "monai_unet_callers_rejected", "callers that were not let in", value=node.callers_turned_away
+        )
 
     def _waiting(self) -> Iterator[Metric]:
         begun, now = self.node.queue.oldest(), time.time()

@@ -1,12 +1,14 @@
-"""A node's memory, made anew from its audit trail: what was done, what was decided and who has what.
+"""A node's database, made anew from its audit trail: what was done, what was decided, and which destination has what.
 
-The trail is written before the memory, in one go with it, so that it knows as much. What is not in it: tries that failed
-and why, what people wrote as their reasons (it is in `verdicts`, and may name a patient), and how long ago something was done,
-from which on it is kept. Studies that the trail does not tell of are found among the received files, as those that came last.
+A line of the trail is written before the database is changed, within the same transaction, so the trail knows as much. Not in
+the trail are tries that failed, reasons that people wrote (they are in `verdicts`, and may name a patient), and the time by the
+node's own clock at which something was done: retention begins anew. Studies that the trail does not name are found among the
+received files, and count as arriving.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +17,36 @@ from monai_unet_app.service.queue import Queue
 from monai_unet_app.service.rows import FOLLOW_UPS, Decision, DecisionKind, Delivery, NewResult
 
 Line = dict[str, Any]
-_MADE = {"complete": "job", "result": "result", **dict.fromkeys(FOLLOW_UPS, "result")}
-"""Event -> the key of the number of what it made."""
+_NUMBER_KEYS = {"complete": "job", "result": "result", **dict.fromkeys(FOLLOW_UPS, "result")}
+"""Event -> key of the number of the job or result that it made."""
 
 
 def restore(queue: Queue, trail: Path) -> None:
-    """Fills a queue that never had a job; does nothing to another.
+    """Fills a queue that never had a job; any other queue stays as it is.
 
     Args:
-        queue: Gets jobs, results and deliveries, with the numbers that they had.
-        trail: One that is whole.
+        queue: Gets jobs, results, decisions and deliveries, with the numbers that they had.
+        trail: A trail that was verified.
     """
     if not queue.is_new:
         return
     with queue.transaction():
-        for line in _told(trail):
+        for line in _lines_in_effect(trail):
             _EVENTS[line["event"]](queue, line)
 
 
-def _told(trail: Path) -> list[Line]:
-    """The lines that matter; of several that made the same, those before the last are of a node that died at that moment."""
-    known = [line for line in entries(trail) if line["event"] in _EVENTS]
-    last = {_made(line): n for n, line in enumerate(known)}
-    return [line for n, line in enumerate(known) if line["event"] not in _MADE or last[_made(line)] == n]
+def _lines_in_effect(trail: Path) -> list[Line]:
+    """The lines that changed the database.
 
-
-def _made(line: Line) -> tuple[str, int]:
-    key = _MADE.get(line["event"], "n")
-    return key, line[key]
+    Of several lines that made the same job or result only the last counts: the node died before it recorded the others.
+    """
+    lines = [line for line in entries(trail) if line["event"] in _EVENTS]
+    last = {(key, line[key]): n for n, line in enumerate(lines) if (key := _NUMBER_KEYS.get(line["event"]))}
+    return [
+        line
+        for n, line in enumerate(lines)
+        if (key := _NUMBER_KEYS.get(line["event"])) is None or last[key, line[key]] == n
+    ]
 
 
 def _complete(queue: Queue, line: Line) -> None:
@@ -54,9 +58,9 @@ def _complete(queue: Queue, line: Line) -> None:
 def _result(queue: Queue, line: Line) -> None:
     queue.set_next_number("results", line["result"])
     facts = {key: line[key] for key in ("rule", "series", "folder", "verdict", "digest", "destinations")}
-    goes = line["destinations"] and line["state"] == "delivered"  # to nobody who had not these bytes already
-    reason = line.get("reason", "")  # none in lines of earlier versions
-    queue.finish_job(line["job"], [NewResult(**facts, state="sending" if goes else line["state"], reason=reason)])
+    had_all = line["destinations"] and line["state"] == "delivered"  # every destination had the same bytes already
+    reason = line.get("reason", "")  # absent in lines of earlier versions
+    queue.finish_job(line["job"], [NewResult(**facts, state="sending" if had_all else line["state"], reason=reason)])
 
 
 def _follow_up(queue: Queue, line: Line) -> None:
@@ -68,12 +72,12 @@ def _follow_up(queue: Queue, line: Line) -> None:
 
 def _released(queue: Queue, line: Line) -> None:
     queue.send_held_back(line["result"], line["destinations"])
-    _recorded(queue, line, "released")
+    _record_decision(queue, line, "released")
 
 
 def _refused(queue: Queue, line: Line) -> None:
     queue.mark_refused(line["result"], f"by {line['who']}, {line['time'][:10]}")
-    _recorded(queue, line, "refused")
+    _record_decision(queue, line, "refused")
 
 
 def _decided(queue: Queue, line: Line) -> None:
@@ -81,11 +85,11 @@ def _decided(queue: Queue, line: Line) -> None:
         queue.send_held_back(line["result"], line["destinations"])
     else:
         queue.mark_refused(line["result"], f"{line['decision']} by a reviewer")
-    _recorded(queue, line, line["decision"])
+    _record_decision(queue, line, line["decision"])
 
 
-def _recorded(queue: Queue, line: Line, decision: DecisionKind) -> None:
-    queue.record_decision(Decision(line["result"], decision, line["who"], line["time"]))
+def _record_decision(queue: Queue, line: Line, kind: DecisionKind) -> None:
+    queue.record_decision(Decision(line["result"], kind, line["who"], line["time"]))
 
 
 def _delivered(queue: Queue, line: Line) -> None:
@@ -93,7 +97,7 @@ def _delivered(queue: Queue, line: Line) -> None:
         queue.record_delivered(delivery.id)
 
 
-def _dead(queue: Queue, line: Line) -> None:
+def _dead_letter(queue: Queue, line: Line) -> None:
     if "job" in line:
         queue.give_up_job(line["job"], line["reason"])
     for delivery in _deliveries(queue, line):
@@ -107,20 +111,13 @@ def _retried(queue: Queue, line: Line) -> None:
         queue.retry_delivery(delivery.id)
 
 
-def _forgotten(queue: Queue, line: Line) -> None:
-    queue.forget(line["study"])
-
-
-def _decision_forgotten(queue: Queue, line: Line) -> None:
-    queue.forget_decision(line["result"], line["decision"])
-
-
 def _deliveries(queue: Queue, line: Line) -> list[Delivery]:
-    found = queue.deliveries_of(line["result"]) if "result" in line else []
-    return [one for one in found if one.destination == line["destination"]]
+    """The delivery that a line is about; empty for a line about a job."""
+    deliveries = queue.deliveries_of(line["result"]) if "result" in line else []
+    return [delivery for delivery in deliveries if delivery.destination == line["destination"]]
 
 
-_EVENTS = {
+_EVENTS: dict[str, Callable[[Queue, Line], None]] = {
     "complete": _complete,
     "result": _result,
     **dict.fromkeys(FOLLOW_UPS, _follow_up),
@@ -128,8 +125,8 @@ _EVENTS = {
     "refused": _refused,
     "decided": _decided,
     "delivered": _delivered,
-    "dead letter": _dead,
+    "dead letter": _dead_letter,
     "retried": _retried,
-    "forgotten": _forgotten,
-    "decision forgotten": _decision_forgotten,
+    "forgotten": lambda queue, line: queue.forget(line["study"]),
+    "decision forgotten": lambda queue, line: queue.forget_decision(line["result"], line["decision"]),
 }

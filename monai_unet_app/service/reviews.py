@@ -103,7 +103,7 @@ def decide(
         DecidedError: Somebody else has decided about the result, or it is another one now.
         AppError: The verdict is about something else, or cannot be applied; the message says why.
     """
-    with node.deciding[result.id]:  # the second of two waits, and then hears of the first
+    with node.decision_locks[result.id]:  # the second of two waits, and then hears of the first
         node.queue.check_undecided(result.id)
         result = _present(node, result.id)  # as it is now
         check_files(node, result, needs_document=True)
@@ -111,7 +111,7 @@ def decide(
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".verdict-") as scratch:
             earlier = earlier_versions(node.queue, result)
-            whole = [one for one in earlier if not node.lost.why_lost(one) and not _lacks_document(node, one)]
+            whole = [one for one in earlier if not node.lost_results.why_lost(one) and not _lacks_document(node, one)]
             record = _applied(node, result, verdict, who, corrected, Path(scratch), whole)
             _take_effect(node, result, record, who, Path(scratch), earlier)
             if record["decision"] != "accepted":
@@ -144,7 +144,7 @@ def _take_effect(
             raise DecidedError(
                 f"an earlier version of result {result.id} was decided on or delivered meanwhile; decide once more"
             )
-        _keep(node, result, one, record["comment"], record)
+        _write_record(node, result, one, record["comment"], record)
         alike = node.queue.same_bytes(result.id)
         went = {sent.destination for other in alike for sent in node.queue.deliveries_of(other.id)}
         if kind == "accepted":
@@ -168,7 +168,7 @@ def _take_effect(
 def _reject_with(node: Node, before: Result, result: Result, one: Decision) -> None:
     """Records that an earlier version is rejected together with the result that took its place."""
     node.queue.record_decision(one)
-    _keep(node, before, one, f"result {result.id}, a later version, was not accepted")
+    _write_record(node, before, one, f"result {result.id}, a later version, was not accepted")
     node.queue.mark_refused(before.id, f"rejected with result {result.id}")
     node.audit.write("decided", who=one.who, study=before.study, result=before.id, decision="rejected", after=result.id)
 
@@ -195,7 +195,7 @@ def release(node: Node, number: int, who: str, reason: str, *, confirmed: bool =
         InputRefusedError: It was rejected, and that is not confirmed; or its files are lost.
     """
     one = Decision(number, "released", who, _now())
-    with node.deciding[number], _seen(node, number), node.queue.transaction():
+    with node.decision_locks[number], _seen(node, number), node.queue.transaction():
         node.queue.record_if_undecided(one)
         result = _present(node, number)
         if result.state == "rejected" and not confirmed:
@@ -204,7 +204,7 @@ def release(node: Node, number: int, who: str, reason: str, *, confirmed: bool =
                 "confirm_rejected = true with the reason; look at it first"
             )
         goes = node.site.destinations_for(result.rule, result.series)
-        _keep(node, result, one, reason)
+        _write_record(node, result, one, reason)
         node.queue.send_held_back(number, goes)
         node.audit.write("released", result=number, study=result.study, rule=result.rule, destinations=goes, who=who)
 
@@ -217,10 +217,10 @@ def refuse(node: Node, number: int, who: str, reason: str) -> None:
         InputRefusedError: Its files are lost, and are made again; one whose files cannot be made again may be refused.
     """
     one = Decision(number, "refused", who, _now())
-    with node.deciding[number], _seen(node, number, or_lost_for_good=True), node.queue.transaction():
+    with node.decision_locks[number], _seen(node, number, or_lost_for_good=True), node.queue.transaction():
         node.queue.record_if_undecided(one)
         result = _present(node, number)
-        _keep(node, result, one, reason)
+        _write_record(node, result, one, reason)
         node.queue.mark_refused(number, reason)
         node.audit.write("refused", result=number, study=result.study, rule=result.rule, who=who)
 
@@ -239,14 +239,14 @@ def check_files(node: Node, result: Result, *, needs_document: bool = False, or_
     Raises:
         InputRefusedError: They are lost; the message says how, and what becomes of it.
     """
-    lost = node.lost.why_lost(result) or (needs_document and _lacks_document(node, result))
+    lost = node.lost_results.why_lost(result) or (needs_document and _lacks_document(node, result))
     if not lost:
         return
     if result.state not in DECIDABLE:
         raise InputRefusedError(
             f"result {result.id} is {result.state}, and {lost}; look at the newest result of its study"
         )
-    why_not = node.lost.make_again(result, lost)
+    why_not = node.lost_results.remake(result, lost)
     if not why_not:
         raise InputRefusedError(
             f"result {result.id} cannot be looked at: {lost}; they are made again: look at the newest result of its study in "
@@ -282,7 +282,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _keep(node: Node, result: Result, one: Decision, reason: str, review: dict[str, Any] | None = None) -> None:
+def _write_record(node: Node, result: Result, one: Decision, reason: str, review: dict[str, Any] | None = None) -> None:
     """Writes the record of a decision (schema `decision_record`), which outlives the study's files."""
     document = {
         "schema_version": "1.0",

@@ -254,5 +254,7 @@ def _jobs(node: Node, viewer: Viewer) -> Table:
 
 
 def _turned_away(node: Node) -> Table:
-    rows = [(time.strftime("%H:%M:%S", time.localtime(when)), reason) for when, reason in reversed(node.turned_away)]
+    rows = [
+        (time.strftime("%H:%M:%S", time.localtime(when)), reason) for when, reason in reversed(node.last_turned_away)
+    ]
     return Table("Turned away lately", ("time", "why"), rows)

@@ -1,107 +1,125 @@
-"""Children of one kind: started, watched, and replaced when they end."""
+"""A pool of child processes that run one module: started, watched, and replaced when they end."""
 
 from __future__ import annotations
 
+import math
 import queue
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-from monai_unet_app.service.child_processes import Child, Message
+from monai_unet_app.service.child_processes import Child, Message, resident_bytes
 
-Inbox = queue.SimpleQueue[tuple[Child, Message | None]]
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+_LONGEST_START_S = 600.0
+"""How long a child may take to become ready, at least: a worker loads its bundles."""
 
 
 class Pause:
-    """Between tries: each that follows another is twice as long. By a clock that nobody sets."""
+    """A pause between tries; after each further failure it is twice as long. Monotonic clock."""
 
     def __init__(self, first_s: float, longest_s: float) -> None:
-        """Over until `begin`; every pause lasts `first_s` at least and `longest_s` at most."""
+        """No pause until `begin`; each pause lasts `first_s` to `longest_s`."""
         self._first_s, self._longest_s = first_s, longest_s
         self._length_s, self._until = 0.0, 0.0
 
     def begin(self) -> None:
-        """After a try that failed."""
+        """Begins a pause after a try that failed."""
         self._length_s = min(max(2 * self._length_s, self._first_s), self._longest_s)
         self._until = time.monotonic() + self._length_s
 
     def end(self) -> None:
-        """After a try that did not; the next pause is a first one again."""
+        """Ends the pause after a try that succeeded; the next pause is a first pause again."""
         self._length_s, self._until = 0.0, 0.0
 
     @property
     def is_over(self) -> bool:
-        """Whether it may be tried."""
+        """Whether the next try may be made."""
         return time.monotonic() >= self._until
 
 
-class Crew:
-    """So many children that run one module.
+class WorkerPool:
+    """A fixed number of children: workers or senders.
 
     Attributes:
-        started: How many were started in all; each start of a worker is cold.
-        was_ready: One of them was ready once.
-        facts: What the last of them that became ready said of itself.
+        inbox: Messages of the children that `messages` has not given yet; None when a child has ended.
+        children: Those that run, and those whose end `messages` has not given yet.
+        started: How many were started in all.
+        was_ready: Whether any child was ready once.
+        ready_message: What the last child that became ready said of itself.
     """
 
     def __init__(self, module: str, args: Sequence[str], count: int, silent_s: float) -> None:
-        """Starts them; one that gives no sign of life for `silent_s` is replaced."""
+        """Starts `count` children; a child without a sign of life for `silent_s` seconds is replaced."""
         self.module, self.args, self.count, self.silent_s = module, list(args), count, silent_s
-        self.inbox: Inbox = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[tuple[Child, Message | None]] = queue.SimpleQueue()
         self.children: list[Child] = []
         self.started, self.was_ready = 0, False
-        self.facts: Message = {}
+        self.ready_message: Message = {}
         self._pause = Pause(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
-        self.mend()
+        self.start_missing()
 
-    def mend(self) -> None:
-        """Starts those that are missing; after one that never became ready, with a pause that grows."""
+    def start_missing(self) -> None:
+        """Starts children until there are enough; after a child that never became ready only when a growing pause is over."""
         while len(self.children) < self.count and self._pause.is_over:
             self.children.append(Child(self.module, self.args, self.inbox))
             self.started += 1
 
-    def watch(self) -> None:
-        """Asks each for a heart-beat, and ends those that have been silent for too long."""
-        for child in self.children:
-            child.ask()
-            if child.silent_s > self.silent_s and child.exit_code is None:
-                child.why_ended = f"it gave no sign of life for {self.silent_s:g} s"
-                child.end()
+    def watch(self, longest_task_s: float, most_bytes: float = math.inf) -> None:
+        """Asks every child for a heart-beat, and kills children that are frozen, slow or large.
 
-    def heard(self) -> Iterator[tuple[Child, Message | None]]:
-        """What they have said since, one by one, None from one that has ended; who did not listen to the end hears the rest
-        the next time.
+        Args:
+            longest_task_s: Time that a task may take; becoming ready may take `_LONGEST_START_S` where that is longer.
+            most_bytes: Resident memory that a child may have.
         """
+        for child in self.children:
+            child.ask_heartbeat()
+            longest_s = longest_task_s if child.is_ready else max(longest_task_s, _LONGEST_START_S)
+            if child.exit_code is not None:
+                continue
+            if child.silent_s > self.silent_s:
+                child.kill(f"it gave no sign of life for {self.silent_s:g} s")
+            elif not child.is_idle and child.busy_s > longest_s:
+                child.kill(f"it took more than {longest_s:g} s")
+            elif resident_bytes(child.pid) > most_bytes:
+                child.kill(f"it took more than {most_bytes / 1e9:g} GB of memory")
+
+    def messages(self) -> Iterator[tuple[Child, Message | None]]:
+        """Unread messages with their child; None when a child has ended. Messages left unread come with the next call."""
         while not self.inbox.empty():
             child, message = self.inbox.get()
             if message is None:
-                self._ended(child)
+                self._remove(child)
             elif message.get("ready"):
                 child.is_ready = self.was_ready = True
-                self.facts = message
+                self.ready_message = message
                 self._pause.end()
-                child.rest()
+                child.end_task()
                 continue
             yield child, message
 
     def idle(self) -> list[Child]:
-        """Those that can be given a task."""
+        """Children that can be given a task."""
         return [child for child in self.children if child.is_idle]
+
+    def tasks(self) -> list[Any]:
+        """What the children work at."""
+        return [child.task for child in self.children if child.task is not None]
 
     @property
     def is_ready(self) -> bool:
-        """Whether one of them can work or does: it was ready, is alive, and has answered lately."""
+        """Whether a child can work or does: it was ready, is alive, and has answered lately."""
         return any(
             child.is_ready and child.exit_code is None and child.silent_s <= self.silent_s / 2
             for child in list(self.children)
         )
 
     def end(self, patience_s: float) -> None:
-        """Ends all of them."""
+        """Ends all children; a child without a task may take so many seconds for it."""
         for child in self.children:
             child.end(patience_s if child.task is None else 0.0)
 
-    def _ended(self, child: Child) -> None:
+    def _remove(self, child: Child) -> None:
         if child in self.children:
             self.children.remove(child)
         if not child.is_ready:

@@ -208,7 +208,7 @@ def test_what_was_decided_holds_for_a_study_that_comes_again_after_it_was_forgot
     wait_until(lambda: site.node.queue.counts()["deliveries"] == {"delivered": 7}, 60)
     retention = site.node.config
     site.node.config = replace(retention, retention_days=1e-9)
-    site.node._tidied = 0.0
+    site.node.retention.last_run = None
     wait_until(lambda: site.node.queue.counts()["studies"] == {}, 60)
     site.node.config = retention
     for decision in numbers:
@@ -235,7 +235,7 @@ def test_a_decision_holds_as_long_as_its_record_is_kept_whatever_the_node_lost(t
             store(node, study)
             wait_until(lambda: node.queue.counts()["results"].get("held") == 1)
             refuse(node, 1, "Rossi^Anna", "half of it is missing")
-            node._tidied = 0.0
+            node.retention.last_run = None
             wait_until(lambda: node.queue.counts()["studies"] == {})
         for one in (tmp_path / "node").glob("node.sqlite*"):
             one.unlink()
@@ -244,11 +244,11 @@ def test_a_decision_holds_as_long_as_its_record_is_kept_whatever_the_node_lost(t
             wait_until(lambda: node.queue.counts()["results"].get("refused") == 1)
             (known,) = node.queue.decisions_of(2)
             assert (known.result, known.decision, known.who) == (1, "refused", "Rossi^Anna")
-            node._tidied = 0.0
+            node.retention.last_run = None
             wait_until(lambda: node.queue.counts()["studies"] == {})
             (record,) = (node.folder / "verdicts").rglob("*.json")
             os.utime(record, (time.time() - 90_000,) * 2)
-            node._tidied = 0.0
+            node.retention.last_run = None
             wait_until(lambda: not record.exists())
             store(node, study)
             wait_until(lambda: node.queue.counts()["results"].get("held") == 1)
@@ -269,13 +269,13 @@ def test_records_outlive_the_study_and_go_when_the_site_says_so(tmp_path: Path) 
             store(node, make_study(tmp_path / "one", wish="review"))
             wait_until(lambda: node.queue.counts()["results"].get("held") == 1)
             refuse(node, 1, "Rossi^Anna", "half of it is missing")
-            node._tidied = 0.0
+            node.retention.last_run = None
             wait_until(lambda: node.queue.counts()["studies"] == {})
             (record,) = (node.folder / "verdicts").rglob("*.json")
             assert "half of it is missing" in record.read_text()
             assert "half of it" not in (node.folder / "audit.jsonl").read_text()
             os.utime(record, (time.time() - 90_000,) * 2)
-            node._tidied = 0.0
+            node.retention.last_run = None
             wait_until(lambda: not record.exists())
 
 

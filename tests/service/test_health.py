@@ -23,7 +23,7 @@ from monai_unet_app.service import child_processes, health
 from monai_unet_app.service.http_api import serve
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.site_file import HttpConfig
-from monai_unet_app.service.worker_pool import Crew
+from monai_unet_app.service.worker_pool import WorkerPool
 
 SILENT = "silent_s = 3"
 
@@ -46,14 +46,14 @@ def done(node: Node) -> dict[str, int]:
 @pytest.mark.parametrize("kind", ["workers", pytest.param("senders", marks=pytest.mark.slow)])
 def test_a_frozen_child_makes_the_node_unready_and_is_replaced(tmp_path: Path, kind: str) -> None:
     with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port, node=SILENT)) as node:
-        crew: Crew = getattr(node, kind)
-        (child,) = crew.children
+        pool: WorkerPool = getattr(node, kind)
+        (child,) = pool.children
         with frozen(child.pid):
             wait_until(lambda: node.failing() == [kind.removesuffix("s")], 10)
             assert not node.is_ready
             wait_until(lambda: node.is_ready)
         assert child.exit_code == -signal.SIGKILL
-        assert [one.pid for one in crew.children] != [child.pid]
+        assert [one.pid for one in pool.children] != [child.pid]
         store(node, make_study(tmp_path / "one"))
         wait_until(lambda: node.queue.counts()["results"] == {"delivered": 1})
 
@@ -114,7 +114,7 @@ def test_a_database_that_breaks_while_the_node_runs_is_told_at_ready(tmp_path: P
 
 @pytest.mark.slow
 def test_a_database_that_somebody_else_keeps_locked_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "LONGEST_TICK_S", 2.0)
+    monkeypatch.setattr(health, "LONGEST_ROUND_S", 2.0)
     with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node:
         with closing(sqlite3.connect(tmp_path / "node/node.sqlite", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
@@ -131,15 +131,15 @@ def test_an_audit_trail_that_is_gone_is_told(tmp_path: Path) -> None:
 
 
 def test_a_loop_that_raises_or_hangs_makes_the_node_unready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "LONGEST_TICK_S", 1.5)
+    monkeypatch.setattr(health, "LONGEST_ROUND_S", 1.5)
     with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node:
         with monkeypatch.context() as patch:
-            patch.setattr(node, "_settle", lambda: 1 / 0)
+            patch.setattr(node.segmentation, "queue_complete_studies", lambda: 1 / 0)
             wait_until(lambda: node.failing() == ["main loop"], 10)
         wait_until(lambda: node.is_ready, 10)
         go_on = threading.Event()
         with monkeypatch.context() as patch:
-            patch.setattr(node, "_settle", lambda: go_on.wait(30))
+            patch.setattr(node.segmentation, "queue_complete_studies", lambda: go_on.wait(30))
             wait_until(lambda: node.failing() == ["main loop"], 10)
         go_on.set()
         wait_until(lambda: node.is_ready, 10)
@@ -164,7 +164,7 @@ def test_a_child_whose_node_is_gone_ends_also_while_it_answers(spoken_to: bool) 
         assert child.stdout is not None
         assert json.loads(child.stdout.readline()) == child_processes.READY
         child.stdout.close()
-        child.stdin.write(json.dumps(child_processes.BEAT) + "\n" if spoken_to else "")
+        child.stdin.write(json.dumps(child_processes.HEARTBEAT) + "\n" if spoken_to else "")
         child.stdin.close()
         assert child.wait(20) == 0
     finally:

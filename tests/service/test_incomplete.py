@@ -103,7 +103,7 @@ def test_a_restart_neither_forgets_the_waiting_nor_begins_it_anew(tmp_path: Path
             assert node.queue.counts()["results"] == {}
             assert node.queue.quiet_s(str(study_of(first))) > 1
             node.config = replace(node.config, incomplete_s=1.0)
-            node._not_before.clear()
+            node.segmentation._not_before.clear()
             wait_until(lambda: node.queue.counts()["results"] == {"not processed": 1})
 
 

@@ -113,9 +113,11 @@ def test_what_ends_its_worker_goes_to_the_dead_letters_and_others_do_not_suffer(
 def test_a_fault_of_our_own_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node:
         faults = iter([KeyError("one"), ValueError("two")])
-        settle = node._settle
+        queue_studies = node.segmentation.queue_complete_studies
         monkeypatch.setattr(
-            node, "_settle", lambda: settle() if (fault := next(faults, None)) is None else _raise(fault)
+            node.segmentation,
+            "queue_complete_studies",
+            lambda: queue_studies() if (fault := next(faults, None)) is None else _raise(fault),
         )
         store(node, make_study(tmp_path / "one"))
         wait_until(lambda: delivered(tmp_path / "pacs") == ["3 instances"])
@@ -256,7 +258,7 @@ def test_what_a_worker_is_writing_is_not_tidied_away(tmp_path: Path) -> None:
             os.utime(folder, (0, 0))
         store(node, make_study(tmp_path / "one", wish="hang"))
         wait_until(lambda: node.queue.counts()["jobs"] == {"working": 1})
-        node._tidied = 0.0
+        node.retention.last_run = None
         wait_until(lambda: not left.exists())
         assert begun.exists()
 
@@ -410,8 +412,8 @@ def test_a_clock_that_is_set_forward_gives_nothing_up(tmp_path: Path, monkeypatc
 
 def tidy(node: Node) -> None:
     """Has it forget now what is to be forgotten."""
-    node._tidied = 0.0
-    wait_until(lambda: node._tidied)
+    node.retention.last_run = None
+    wait_until(lambda: node.retention.last_run)
     time.sleep(0.3)
 
 

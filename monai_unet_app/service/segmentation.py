@@ -1,0 +1,154 @@
+"""From arriving studies to recorded results: a complete study becomes a job, and a worker's answer becomes results."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from monai_unet_app.service.child_processes import Child, Message
+from monai_unet_app.service.rows import Job, NewResult, Result
+
+if TYPE_CHECKING:
+    from monai_unet_app.service.node import Node
+
+_RETRY_S = 5.0
+"""Pause after a result that could not be written, because the disk is full for instance; the longest pause after a failure."""
+
+_logger = logging.getLogger(__name__)
+
+
+class Segmentation:
+    """The jobs of a node. The node's loop calls all methods but `declare_complete`, which any thread may call."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._not_before: dict[int, float] = {}  # job -> monotonic clock
+        self._declared: set[int] = set()  # jobs of studies that were declared complete
+
+    def declare_complete(self, study: str) -> None:
+        """Notes that nothing more of a study will come, so that neither its job nor images that are missing are waited for."""
+        self._node.arrivals.declare_complete(study)
+        for job in self._node.queue.jobs_of(study)[-1:]:
+            self._declared.add(job.id)
+            self._not_before.pop(job.id, None)
+
+    def queue_complete_studies(self) -> None:
+        """Makes a job of each study that nothing more comes for."""
+        node = self._node
+        for study in node.arrivals.studies():
+            count = node.arrivals.unrecorded(study)
+            if count:
+                node.queue.record_instances(study, count)
+                node.arrivals.mark_recorded(study, count)
+            if not node.arrivals.is_complete(study, node.config.stable_s):
+                continue
+            with node.queue.transaction():
+                job = node.queue.complete_study(study)
+                count = node.queue.instances(study)
+                node.audit.write("complete", study=study, version=job.version, job=job.id, instances=count)
+            _logger.info("study %s: complete, version %s of %s instance(s), job %s", study, job.version, count, job.id)
+            if node.arrivals.is_declared(study):
+                self._declared.add(job.id)
+            node.arrivals.remove(study)
+
+    def start_jobs(self) -> None:
+        """Gives waiting jobs to idle workers."""
+        idle = self._node.workers.idle()
+        if not idle:
+            return
+        now = time.monotonic()
+        due = [job for job in self._node.queue.queued_jobs() if now >= self._not_before.get(job.id, 0.0)]
+        for child, job in zip(idle, due, strict=False):
+            started = self._node.queue.start_job(job.id)
+            child.start_task(started, self._task(started))
+
+    def _task(self, job: Job) -> dict[str, Any]:
+        """The message for a worker, see `work.Task`."""
+        node = self._node
+        return {
+            "study": str(node.received_folder / job.study),
+            "output": str(node.results_folder / self.output_name(job)),
+            "waited": job.id in self._declared or node.queue.quiet_s(job.study) >= node.config.incomplete_s,
+            "earlier": {
+                f"{result.rule}/{result.series}": str(node.result_folder(result))
+                for result in node.queue.last_delivered(job.study, job.id)
+            },
+        }
+
+    def output_name(self, job: Job) -> str:
+        """Name of the folder below `results` for this attempt at a job."""
+        remade = self._node.queue.times_remade(job.id)
+        return f"{job.id}-{job.attempts}" + (f"-again{remade}" if remade else "")
+
+    def handle_answer(self, child: Child, job: Job, message: Message | None) -> None:
+        """Records what a worker has answered, see `work.Worker.answer`; None: the worker has ended."""
+        if message is None:
+            self._retry_or_give_up(job, child.why_ended)
+        elif "results" in message:
+            self._node.seconds["work"].append(float(message["seconds"]))
+            self._record_results(job, [self._new_result(fields) for fields in message["results"]], child.pid)
+        elif "incomplete" in message:
+            self._wait_for_images(job, str(message["incomplete"]))
+        elif "wait" in message:
+            self._not_before[job.id] = time.monotonic() + _RETRY_S
+            self._node.queue.requeue_job(job.id, str(message["wait"]), counts=False)
+        else:
+            self._retry_or_give_up(job, str(message["broken"]))
+
+    def _new_result(self, fields: Mapping[str, Any]) -> NewResult:
+        """A result with its destinations: those of the notice where the series was not processed."""
+        site, rule = self._node.site, self._node.site.rule(fields["rule"])
+        if rule is None or not fields["folder"]:
+            return NewResult(**fields)
+        if fields["state"] == "not processed":
+            return NewResult(**fields, destinations=site.noticed(rule))
+        return NewResult(**fields, destinations=site.destinations_for(rule.name, fields["series"]))
+
+    def _record_results(self, job: Job, results: list[NewResult], worker: int) -> None:
+        node = self._node
+        with node.queue.transaction():
+            node.retention.forget_decisions_without_record(job.study)
+            if node.queue.times_remade(job.id):
+                results, not_remade = node.lost_results.compare(job, results)
+                for number, reason in not_remade.items():
+                    for delivery in node.queue.deliveries_of(number):
+                        if delivery.state == "pending":
+                            node.sending.give_up(delivery, reason)
+            for recorded, new in zip(node.queue.finish_job(job.id, results), results, strict=True):
+                self._report_result(job, recorded, new, worker)
+        self._declared.discard(job.id)
+        self._not_before.pop(job.id, None)
+        node.sending.forget_remade(job.study)
+
+    def _report_result(self, job: Job, recorded: Result, new: NewResult, worker: int) -> None:
+        # The reason is the worker's: a reason that a person wrote may name a patient, and is in `verdicts` only.
+        self._node.audit.write(
+            "result", study=job.study, version=job.version, job=job.id, result=recorded.id, series=new.series,
+            rule=new.rule, state=recorded.state, verdict=new.verdict, reason=new.reason, digest=new.digest,
+            folder=new.folder, destinations=new.destinations, worker=worker,
+        )  # fmt: skip
+        why = f": {new.reason}" if new.reason else ""
+        _logger.info("study %s: result %s of rule %s is %s%s", job.study, recorded.id, new.rule, recorded.state, why)
+
+    def _wait_for_images(self, job: Job, missing: str) -> None:
+        """Lets a job wait whose series lack images by their own headers: until they came, or for `incomplete_s` seconds."""
+        left_s = max(0.0, self._node.config.incomplete_s - self._node.queue.quiet_s(job.study))
+        self._not_before[job.id] = time.monotonic() + left_s
+        self._node.queue.requeue_job(job.id, f"waits for images: {missing}", counts=False)
+        _logger.info("study %s: waits up to %.0f s for images: %s", job.study, left_s, missing)
+
+    def _retry_or_give_up(self, job: Job, reason: str) -> None:
+        node = self._node
+        if job.attempts < node.config.tries:
+            _logger.info("study %s: job %s failed, try %s: %s", job.study, job.id, job.attempts, reason)
+            self._not_before[job.id] = time.monotonic() + min(2.0**job.attempts, _RETRY_S)
+            node.queue.requeue_job(job.id, reason)
+            return
+        with node.queue.transaction():
+            node.queue.give_up_job(job.id, reason)
+            node.audit.write("dead letter", study=job.study, version=job.version, job=job.id, reason=reason)
+            node.dead_letters.write(job, reason)
+        node.sending.forget_remade(job.study)
+        _logger.warning("dead letter: study %s, job %s: %s", job.study, job.id, reason)
