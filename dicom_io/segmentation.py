@@ -1,4 +1,4 @@
-"""One result: which voxels of an image belong to which segment, exclusive or overlapping, and how probable each voxel is.
+"""The result for an image: which voxels belong to which segment, exclusive or overlapping, and their probabilities.
 
 Everything that comes after the decision on labels asks a `Segmentation` and its `Structure`s. The two questions "exclusive or
 overlapping?" and "picture or volume?" are answered here and in `Volume`, so that writers, statements and pages do not ask them.
@@ -7,7 +7,7 @@ overlapping?" and "picture or volume?" are answered here and in `Volume`, so tha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -24,7 +24,7 @@ EMPTY_BOX: Box = (slice(0, 0), slice(0, 0), slice(0, 0))
 
 @dataclass(frozen=True)
 class Structure:
-    """One segment of a segmentation.
+    """A segment of a segmentation.
 
     Attributes:
         segment: Its number, label, codes and colour.
@@ -164,6 +164,11 @@ class Segmentation:
         )
 
     @property
+    def disjoint_groups(self) -> tuple[tuple[Structure, ...], ...]:
+        """Groups of structures that share no voxel: all structures if they are exclusive, else each structure alone."""
+        return (self.structures,) if self.exclusive else tuple((structure,) for structure in self.structures)
+
+    @cached_property
     def foreground(self) -> NDArray[np.bool_]:
         """Shape (I, J, K): voxels of any segment."""
         return self.labels > 0 if self.exclusive else np.asarray((self.labels > 0).any(axis=0))
@@ -188,10 +193,6 @@ class Segmentation:
     def label_volume(self) -> Volume:
         """The labels as a volume, as files hold them: shape (I, J, K), or (I, J, K, S) with the channels last."""
         return self.image.with_array(self.labels if self.exclusive else np.moveaxis(self.labels, 0, -1))
-
-    def with_labels(self, labels: NDArray[Any]) -> Segmentation:
-        """Other labels of the same image and segments, without probabilities."""
-        return replace(self, labels=labels, probabilities=None)
 
     def _is(self, number: int, box: Box) -> NDArray[np.bool_]:
         """Voxels of a segment in a box."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import Dataset
 
-from dicom_io.coding import Segment
 from dicom_io.errors import DicomIoError
 from dicom_io.reading.instances import load_dataset, refusing
 from dicom_io.seg import read_segments, segment_numbers
 from dicom_io.segmentation import Segmentation
-from dicom_io.volume import Volume
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import InputRefusedError
@@ -116,7 +114,7 @@ def read_correction(path: Path, case: ReviewedCase) -> Correction:
         return Correction(_paired(path, pairs, case), paired_by, ending or ".dcm")
     if header is not None:
         _check_regions(path, header, case)
-    segmentation = read_segmentation(path, case.volume, case.document, _segments_of(case))
+    segmentation = read_segmentation(path, case.image, case.document, case.segmentation.segments)
     return Correction(segmentation, "image grid", ending or ".dcm")
 
 
@@ -163,14 +161,10 @@ def _tracking_uids(header: Dataset) -> dict[int, str]:
     return {int(item.SegmentNumber): str(item.TrackingUID) for item in items if item.get("TrackingUID")}
 
 
-def _segments_of(case: ReviewedCase) -> tuple[Segment, ...]:
-    return tuple(structure.segment for structure in case.structures)
-
-
 def _paired(path: Path, pairs: Mapping[int, int], case: ReviewedCase) -> Segmentation:
     """The segments of a SEG, in the order of the structures that they are paired with."""
     try:
-        channels = read_segments(path, case.volume).array
+        channels = read_segments(path, case.image).array
         order = segment_numbers(path)
     except DicomIoError as error:
         raise InputRefusedError(f"the correction {path.name}: {error}") from error
@@ -180,7 +174,7 @@ def _paired(path: Path, pairs: Mapping[int, int], case: ReviewedCase) -> Segment
             "so"
         )
     masks = [channels[..., order.index(pairs[structure.number])] > 0 for structure in case.structures]
-    return Segmentation.of_masks(case.volume, masks, _segments_of(case), exclusive=is_exclusive(case.document))
+    return Segmentation.of_masks(case.image, masks, case.segmentation.segments, exclusive=is_exclusive(case.document))
 
 
 def _check_regions(path: Path, header: Dataset, case: ReviewedCase) -> None:
@@ -203,12 +197,12 @@ def sizes_of(correction: Correction, case: ReviewedCase, tolerance: float = TOLE
         case: With masks.
         tolerance: Of surface Dice, greater than 0; mm, or pixels of a picture.
     """
-    volume, across = case.volume, slice_axis(case.volume)
+    volume, across = case.image, slice_axis(case.image)
     spacing = (*volume.axis_spacing, 1.0)[:3]
     found = []
     for structure, changed in zip(case.structures, correction.segmentation.structures, strict=True):
         corrected = changed.mask_on_grid
-        original = structure.mask if structure.mask is not None else np.zeros_like(corrected)
+        original = structure.mask_on_grid
         flat = (volume.without_flat_axis(corrected), volume.without_flat_axis(original))
         distances = surface_distances(*flat, volume.axis_spacing)
         away = average_surface_distance(distances)
@@ -219,7 +213,7 @@ def sizes_of(correction: Correction, case: ReviewedCase, tolerance: float = TOLE
                 dice=dice(*flat),
                 surface_dice=normalised_surface_dice(distances, tolerance_mm=tolerance),
                 mean_surface_distance=away if np.isfinite(away) else None,
-                size_difference=(changed.voxels - int(np.count_nonzero(original))) * volume.voxel_size,
+                size_difference=(changed.voxels - structure.voxels) * volume.voxel_size,
                 added_path_length=added_path_length(corrected, original, spacing, across),
             )
         )
@@ -284,12 +278,12 @@ def store_training_case(
     labels = _one_label_a_voxel(correction, case)
     for part in ("images", "labels"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    if case.volume.planar:
-        _save_picture(case.volume.array, folder / "images" / f"{name}.png")
+    if case.image.planar:
+        _save_picture(case.image.array, folder / "images" / f"{name}.png")
         _save_picture(labels, folder / "labels" / f"{name}.png")
     else:
-        write_nifti(case.volume.array, case.volume, folder / "images" / f"{name}.nii.gz")
-        write_nifti(labels, case.volume, folder / "labels" / f"{name}.nii.gz")
+        write_nifti(case.image.array, case.image, folder / "images" / f"{name}.nii.gz")
+        write_nifti(labels, case.image, folder / "labels" / f"{name}.nii.gz")
     write_json(
         _provenance(correction, case, sizes, name, subject), folder / "provenance" / f"{name}.json", "review_case"
     )
@@ -308,14 +302,15 @@ def _provenance(
         "result_sha256": case.result_sha256,
         "modality": case.document["source"]["modality"],
         "labels": {str(one.number): one.label for one in case.structures},
-        "correction": size_document(correction, case.volume, sizes),
+        "correction": size_document(correction, sizes),
     }
 
 
 def size_document(
-    correction: Correction, volume: Volume, sizes: list[CorrectionSize], tolerance: float = TOLERANCE
+    correction: Correction, sizes: Sequence[CorrectionSize], tolerance: float = TOLERANCE
 ) -> dict[str, Any]:
-    """What a record says of a correction."""
+    """The part of a record that describes a correction."""
+    volume = correction.segmentation.image
     return {
         "file_kind": correction.ending,
         "paired_by": correction.paired_by,
@@ -327,7 +322,7 @@ def size_document(
 
 
 def _one_label_a_voxel(correction: Correction, case: ReviewedCase) -> NDArray[np.uint8]:
-    labels = np.zeros(case.volume.shape, np.uint8)
+    labels = np.zeros(case.image.shape, np.uint8)
     for structure in correction.segmentation.structures:
         mask = structure.mask_on_grid
         if (labels[mask] > 0).any() or structure.number > np.iinfo(np.uint8).max:

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, generate_binary_structure
 
+from dicom_io.segmentation import Structure
 from monai_unet_app.metrics.boundary import bounding_box
 
 from .key_images import grey_window, shown_channel, slice_axis
-from .reviewed_case import Mask, ReviewedCase, ReviewedStructure
+from .reviewed_case import Mask, ReviewedCase
 
 LayerKind = Literal["image", "mask", "contour", "uncertainty"]
 ROOM_MM = 20.0
@@ -39,7 +40,7 @@ class Layer:
     name: str
     kind: LayerKind
     content: bytes
-    structures: tuple[ReviewedStructure, ...] = ()
+    structures: tuple[Structure, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,14 @@ class Embedded:
 
 def embed(case: ReviewedCase, most_mb: float) -> Embedded:
     """The layers of a case in at most `most_mb` megabytes of base64: whole, else around the structures, else none."""
-    volume = shown_channel(case.volume)
+    volume = shown_channel(case.image)
     window = None if volume.array.ndim == 4 else grey_window(volume)
     whole = (slice(None),) * 3
     found = Embedded(tuple(_layers(case, whole)), window)
     if found.megabytes <= most_mb:
         return found
     size = f"{found.megabytes:.0f} MB of images are more than the {most_mb:g} MB that a page may hold"
-    box = bounding_box(case.foreground, [int(np.ceil(ROOM_MM / step)) for step in case.volume.spacing_mm])
+    box = bounding_box(case.segmentation.foreground, [int(np.ceil(ROOM_MM / step)) for step in case.image.spacing_mm])
     if box is not None:
         part = Embedded(
             tuple(_layers(case, box)),
@@ -90,25 +91,24 @@ def embed(case: ReviewedCase, most_mb: float) -> Embedded:
 
 def _layers(case: ReviewedCase, box: tuple[slice, ...]) -> Iterator[Layer]:
     """From below to above: outlines are seen on the uncertainty."""
-    yield Layer("image", "image", _nifti(case, _image(shown_channel(case.volume).array[box]), box))
+    yield Layer("image", "image", _nifti(case, _image(shown_channel(case.image).array[box]), box))
     if case.uncertainty is not None:
         steps = np.rint(case.uncertainty[box] * UNCERTAINTY_STEPS).astype(np.uint8)
         yield Layer("uncertainty", "uncertainty", _nifti(case, steps, box))
-    if case.segmentation is not None:
-        groups = [case.structures] if case.segmentation.exclusive else [(one,) for one in case.structures]
-        for group in groups:
-            name = "-".join(str(one.number) for one in group)
-            yield Layer(f"mask-{name}", "mask", _nifti(case, _painted(group)[box], box), group)
-            rings = _painted(group, across=slice_axis(case.volume))[box]
-            yield Layer(f"contour-{name}", "contour", _nifti(case, rings, box), group)
+    for group in case.segmentation.disjoint_groups if case.has_labels else ():
+        name = "-".join(str(structure.number) for structure in group)
+        yield Layer(f"mask-{name}", "mask", _nifti(case, _label_image(group)[box], box), group)
+        outlines = _label_image(group, across=slice_axis(case.image))[box]
+        yield Layer(f"contour-{name}", "contour", _nifti(case, outlines, box), group)
 
 
-def _painted(group: tuple[ReviewedStructure, ...], across: int | None = None) -> NDArray[np.uint8 | np.uint16]:
+def _label_image(group: tuple[Structure, ...], across: int | None = None) -> NDArray[np.uint8 | np.uint16]:
     """Shape (I, J, K): the number of the structure at each voxel; with `across`, of its border in the slices only."""
-    masks = [(one.number, one.mask) for one in group if one.mask is not None]
-    labels = np.zeros(masks[0][1].shape, np.uint8 if max(number for number, _ in masks) < 256 else np.uint16)
-    for number, mask in masks:
-        labels[mask if across is None else slice_border(mask, across)] = number
+    largest = max(structure.number for structure in group)
+    labels = np.zeros(group[0].grid.shape, np.uint8 if largest < 256 else np.uint16)
+    for structure in group:
+        mask = structure.mask_on_grid
+        labels[mask if across is None else slice_border(mask, across)] = structure.number
     return labels
 
 
@@ -142,7 +142,7 @@ def _image(array: NDArray) -> NDArray:
 
 def _nifti(case: ReviewedCase, array: NDArray, box: tuple[slice, ...]) -> bytes:
     start = np.array([part.start or 0 for part in box] + [1], dtype=np.float64)
-    affine_ras = case.volume.affine_ras.copy()
+    affine_ras = case.image.affine_ras.copy()
     affine_ras[:, 3] = affine_ras @ start
     image = nibabel.Nifti1Image(array, affine_ras)
     if array.dtype.kind == "f":

@@ -75,7 +75,7 @@ def write_review(
     """
     how = how or ReviewConfig()
     case = replace(read_reviewed(result, image, bundle, prior), same_patient=how.same_patient)
-    patient = patient_and_study(case.volume) if how.names_patient else {}
+    patient = patient_and_study(case.image) if how.names_patient else {}
     sections = key_sections(case)
     page = render_page(
         case, patient, sections, embed(case, how.most_embedded_mb), how.post_url, paper=PAPER if how.pdf else ""

@@ -22,7 +22,6 @@ from dicom_io.reading.instances import load_dataset
 from dicom_io.rejection import Rejection, write_rejection_note
 from dicom_io.seg import described_segments
 from dicom_io.sr import Verification, write_verified_sr
-from dicom_io.volume import Volume
 from monai_unet_app.errors import InputRefusedError
 
 from .correction import Correction
@@ -33,33 +32,20 @@ ALL_FRAMES = "-all-frames"
 
 
 @dataclass(frozen=True)
-class Corrected:
-    """What a reader made of a result.
-
-    Attributes:
-        correction: The masks.
-        volume: The image that they lie on.
-    """
-
-    correction: Correction
-    volume: Volume
-
-
-@dataclass(frozen=True)
 class Wanted:
     """What shall follow from a verdict.
 
     Attributes:
         verification: Who answers for it, when, and what they say.
         accepted: The report is verified.
-        corrected: The corrected result is written; None: there is none.
+        correction: The corrected masks, of which the corrected objects are made; None without a correction.
         delivered: The result has left, so that a note is needed if it is not accepted.
         superseded: `result.json` files of earlier versions that have left; the note names their objects, too.
     """
 
     verification: Verification
     accepted: bool
-    corrected: Corrected | None
+    correction: Correction | None
     delivered: bool
     superseded: tuple[Path, ...] = ()
 
@@ -86,8 +72,8 @@ def write_follow_up(wanted: Wanted, result: Path, output: Path, name: str) -> di
         if wanted.accepted and "sr" in document["files"]:
             report = named_file(result, document, "sr")
             found["verified"] = write_verified_sr(report, output / f"{name}_sr_verified.dcm", wanted.verification)
-        if wanted.corrected is not None:
-            found |= _write_corrected(wanted.corrected, wanted.verification, result, document, output / name)
+        if wanted.correction is not None:
+            found |= _write_corrected(wanted.correction, wanted.verification, result, document, output / name)
         objects = _objects(result, document) if wanted.delivered else []
         objects += [file for before in wanted.superseded for file in _objects(before, read_result(before))]
         objects = list({_uid(file): file for file in reversed(objects)}.values())[::-1]  # each of them once
@@ -111,17 +97,17 @@ def _uid(file: Path) -> str:
 
 
 def _write_corrected(
-    corrected: Corrected, who: Verification, result: Path, document: Mapping[str, Any], stem: Path
+    correction: Correction, who: Verification, result: Path, document: Mapping[str, Any], stem: Path
 ) -> dict[str, Path]:
     """What the result has of SEG, SR, RTSTRUCT, presentation state and captures; nothing without a SEG and a DICOM source."""
-    volume = corrected.volume
+    volume = correction.segmentation.image
     if "seg" not in document["files"] or volume.provenance.kind != "dicom":
         return {}
     volume = volume if volume.in_colour else volume.channel(0)
     before = named_file(result, document, "seg")
     kinds = [kind for kind in RESULT_KINDS if kind.from_labels and kind.format in document["files"]]
     paths = {kind.name: stem.with_name(f"{stem.name}_corrected_{kind.format}{kind.ending}") for kind in kinds}
-    info, segmentation = _info(before, who, document), corrected.correction.segmentation
+    info, segmentation = _info(before, who, document), correction.segmentation
     masks = [structure.mask_on_grid for structure in segmentation.structures]
     ((sent,), _) = prepared([before], Profile())
     earlier = named_file(result, document, "sr") if "SR" in paths else None

@@ -63,7 +63,7 @@ def key_sections(case: ReviewedCase) -> list[KeySection]:
     Without a structure the first is the middle section.
     """
     view = _View.of(case)
-    areas = view.turned(case.foreground).sum(axis=view.in_plane)
+    areas = view.turned(case.segmentation.foreground).sum(axis=view.in_plane)
     found = bool(areas.any())
     largest = int(areas.argmax()) if found else len(areas) // 2
     sections = [view.section(largest, "Largest section" if found else "Middle section", heat=False)]
@@ -206,7 +206,7 @@ class _View:
 
     @classmethod
     def of(cls, case: ReviewedCase) -> _View:
-        volume = case.volume
+        volume = case.image
         if volume.planar:
             return cls(case, None, 2, (0.0, 255.0)) if volume.array.ndim == 4 else cls(case, None, 2, *_told(volume))
         own = io_orientation(volume.affine_ras)
@@ -237,7 +237,7 @@ class _View:
         box = self._box()
         picture, legend = self._painted(index, box, heat=heat)
         letters = None if self.turn is None else _EDGES[self.across]
-        count = self.turned(self.case.foreground).shape[self.across]
+        count = self.turned(self.case.segmentation.foreground).shape[self.across]
         kind = "picture" if self.turn is None else f"{PLANES[self.across]} {index + 1} of {count}"
         told = ["colour: uncertainty, dark to bright"] if heat else []
         framed = drawing.framed(picture, letters, told, legend)
@@ -247,18 +247,18 @@ class _View:
     def _painted(
         self, index: int, box: tuple[slice, slice], *, heat: bool
     ) -> tuple[drawing.Pixels, list[tuple[str, drawing.Rgb]]]:
-        image = self.plane(shown_channel(self.case.volume).array, index)[box]
+        image = self.plane(shown_channel(self.case.image).array, index)[box]
         size = drawing.picture_size(image.shape[1::-1], self._pixel(), LEAST_SIDE)
         picture = self._grey(image, size)
         if heat and self.case.uncertainty is not None:
             _warm(picture, drawing.smooth(np.ascontiguousarray(self.plane(self.case.uncertainty, index)[box]), size))
         legend = []
         for structure in self.case.structures:
-            mask = None if structure.mask is None else self.plane(structure.mask, index)[box]
-            if mask is not None and mask.any():
-                legend.append((structure.label, structure.rgb))
-                large = drawing.enlarged(mask, size)
-                drawing.paint(picture, large, structure.rgb, 0.0 if heat else FILL, outline=True)
+            mask = self.plane(structure.mask_on_grid, index)[box]
+            if mask.any():
+                rgb = structure.segment.rgb
+                legend.append((structure.label, rgb))
+                drawing.paint(picture, drawing.enlarged(mask, size), rgb, 0.0 if heat else FILL, outline=True)
         return np.rint(picture).astype(np.uint8), legend
 
     def _grey(self, image: NDArray, size: tuple[int, int]) -> NDArray[np.float64]:
@@ -272,10 +272,10 @@ class _View:
 
     def _spacing(self) -> tuple[float, float, float]:
         """Along the axes of the view."""
-        spacing = self.case.volume.spacing_mm
+        spacing = self.case.image.spacing_mm
         if self.turn is None:
             return spacing
-        own = io_orientation(self.case.volume.affine_ras)[:, 0].astype(int)
+        own = io_orientation(self.case.image.affine_ras)[:, 0].astype(int)
         a, b, c = (spacing[int(np.argmax(own == axis))] for axis in range(3))
         return a, b, c
 
@@ -286,7 +286,7 @@ class _View:
 
     def _box(self) -> tuple[slice, slice]:
         """(rows, columns) around the structures of all sections: twice their extent, at least SHOWN_MM."""
-        shadow = self._upright(np.asarray(self.turned(self.case.foreground).any(axis=self.across)))
+        shadow = self._upright(np.asarray(self.turned(self.case.segmentation.foreground).any(axis=self.across)))
         if self.turn is None or not shadow.any():
             return slice(None), slice(None)
         rows, columns = (
@@ -297,14 +297,14 @@ class _View:
 
     def _place(self, index: int) -> tuple[float, float, float]:
         """RAS millimetres of the middle of the structures in a section, else of the section."""
-        mask = self.turned(self.case.foreground).take(index, axis=self.across)
+        mask = self.turned(self.case.segmentation.foreground).take(index, axis=self.across)
         here = np.argwhere(mask).mean(axis=0) if mask.any() else (np.array(mask.shape) - 1) / 2
         right, down = self.in_plane
         at = np.zeros(4)
         at[[right, down, self.across]], at[3] = (*here, index), 1.0
         if self.turn is not None:
-            at = inv_ornt_aff(self.turn, self.case.volume.shape) @ at
-        x, y, z = (float(value) for value in (self.case.volume.affine_ras @ at)[:3])
+            at = inv_ornt_aff(self.turn, self.case.image.shape) @ at
+        x, y, z = (float(value) for value in (self.case.image.affine_ras @ at)[:3])
         return x, y, z
 
 

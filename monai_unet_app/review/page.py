@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from nibabel.orientations import io_orientation
 
+from dicom_io.segmentation import Structure
 from monai_unet_app.errors import UsageError
 from monai_unet_app.report.blocks import Facts, Lines, Text
 from monai_unet_app.report.html import render
@@ -28,7 +29,7 @@ from monai_unet_app.report.html import render
 from .embedded import UNCERTAINTY_STEPS, Embedded
 from .key_images import KeySection, anatomical_slices, shown_channel, slice_axis, window_presets
 from .review_sections import MARK, facts, gate, statements, structure_table
-from .reviewed_case import ReviewedCase, ReviewedStructure
+from .reviewed_case import ReviewedCase
 
 LIBRARY = "niivue.umd.js.gz"
 """NiiVue 0.69.0 as it is published, BSD-2-Clause; see `static/README.md`."""
@@ -137,41 +138,38 @@ def _key(section: KeySection) -> str:
     )
 
 
-def _colours(structures: Iterable[ReviewedStructure]) -> str:
+def _colours(structures: Iterable[Structure]) -> str:
     """A class for the colour of each structure: the policy lets no element have a style of its own."""
-    rules = (
-        f".s{one.number} {{ background: #{one.rgb[0]:02x}{one.rgb[1]:02x}{one.rgb[2]:02x}; }}" for one in structures
-    )
+    rules = (f".s{structure.number} {{ background: {structure.segment.colour}; }}" for structure in structures)
     return "\n".join(["", *rules, ""])
 
 
-def _with_swatches(table: str, structures: Iterable[ReviewedStructure]) -> str:
+def _with_swatches(table: str, structures: Iterable[Structure]) -> str:
     """The table of structures with a spot of its colour before each name."""
-    marks = iter(f'<span class="swatch s{one.number}"></span>' for one in structures)
-    return re.sub(r"(<tr><td>)", lambda found: found[1] + next(marks, ""), table)
+    swatches = iter(f'<span class="swatch s{structure.number}"></span>' for structure in structures)
+    return re.sub(r"<tr><td>", lambda match: match[0] + next(swatches, ""), table)
 
 
 def _data(case: ReviewedCase, sections: list[KeySection], embedded: Embedded) -> dict[str, Any]:
     """What the script knows of the case."""
-    structures = [_structure(one) for one in case.structures]
     return {
         "case": case.id,
         "file_name": re.sub(r"[^A-Za-z0-9._-]", "_", case.id)[:100] or "case",
         "result_sha256": case.result_sha256,
         "labels_sha256": case.labels_sha256,
-        "structures": structures,
-        "planar": case.volume.planar,
+        "structures": [_structure(structure) for structure in case.structures],
+        "planar": case.image.planar,
         "places": [list(section.place_mm) for section in sections],
         "window": embedded.window,
         "windows": [
-            asdict(one) for one in window_presets(shown_channel(case.volume), case.document["source"]["modality"])
+            asdict(one) for one in window_presets(shown_channel(case.image), case.document["source"]["modality"])
         ],
         "unit": {
             "values": "HU" if case.document["source"]["modality"] == "CT" else "",
             "lengths": case.document["source"]["unit"],
         },
-        "slices": dict(zip(("first", "count"), anatomical_slices(case.volume, embedded.box), strict=True)),
-        "across": int(io_orientation(case.volume.affine_ras)[slice_axis(case.volume), 0]),
+        "slices": dict(zip(("first", "count"), anatomical_slices(case.image, embedded.box), strict=True)),
+        "across": int(io_orientation(case.image.affine_ras)[slice_axis(case.image), 0]),
         "steps": UNCERTAINTY_STEPS,
         "layers": [
             {"name": layer.name, "kind": layer.kind}
@@ -181,8 +179,8 @@ def _data(case: ReviewedCase, sections: list[KeySection], embedded: Embedded) ->
     }
 
 
-def _structure(one: ReviewedStructure) -> dict[str, Any]:
-    return {"number": one.number, "label": one.label, "rgb": list(one.rgb)}
+def _structure(structure: Structure) -> dict[str, Any]:
+    return {"number": structure.number, "label": structure.label, "rgb": list(structure.segment.rgb)}
 
 
 def _json(document: object) -> str:

@@ -34,23 +34,18 @@ def structure_table(case: ReviewedCase) -> Table:
     """Size with its interval, change and the gate's figures, a row for each structure and for what they are parts of."""
     assessment = case.document["assessment"] or {}
     coverage, bound = assessment.get("interval_coverage"), assessment.get("dice_coverage")
-    graded = any("predicted_dice" in structure.row for structure in case.structures)
+    graded = any("predicted_dice" in row for row in case.rows)
     head = ["Structure", "Size", *(["Change"] if case.prior else []), *(["Gate, Dice"] if graded else [])]
-    rows = []
-    for structure in case.structures:
-        row: list[str | Cell] = [
-            structure.label,
-            Cell(_size(structure.row), _said(structure.row, coverage)),
-        ]
-        row += [_change(structure.row, structure.before)] if case.prior else []
-        row += [_grade(structure.row, bound)] if graded else []
-        rows.append(tuple(row))
-    for whole in case.document.get("wholes", []):
-        row = [f"{whole['label']}, whole", Cell(_size(whole), _said(whole, coverage))]
-        row += [_change(whole, _whole_before(whole, case.prior))] if case.prior else []
-        row += [Cell("")] if graded else []
-        rows.append(tuple(row))
-    return Table(tuple(head), tuple(rows))
+    wholes = case.document.get("wholes", [])
+    lines = [(row["label"], row, _grade(row, bound)) for row in case.rows]
+    lines += [(f"{whole['label']}, whole", whole, Cell("")) for whole in wholes]
+    table = []
+    for name, row, grade in lines:
+        cells: list[str | Cell] = [name, Cell(_size(row), _interval_text(row, coverage))]
+        cells += [_change(row, _earlier_row(row, case.prior))] if case.prior else []
+        cells += [grade] if graded else []
+        table.append(tuple(cells))
+    return Table(tuple(head), tuple(table))
 
 
 def statements(case: ReviewedCase) -> list[str]:
@@ -69,7 +64,7 @@ def statements(case: ReviewedCase) -> list[str]:
         said.append(prior_sentence(case))
     if case.uncertainty is None:
         said.append("Uncertainty is not shown: the result was delivered without its probabilities.")
-    if case.segmentation is None:
+    if not case.has_labels:
         said.append("There is no outline to look at: the result was delivered without its labels.")
     return said
 
@@ -184,18 +179,19 @@ def _interval(row: Mapping[str, Any]) -> list[float] | None:
     return row.get("volume_interval_ml") or row.get("pixels_interval")
 
 
-def _said(row: Mapping[str, Any], coverage: float | None) -> str:
-    """The interval, and how often such a one holds the true size."""
+def _interval_text(row: Mapping[str, Any], coverage: float | None) -> str:
+    """The interval, and how often an interval of this kind holds the true size."""
     if row.get("cut_off"):
         return "touches the border of the image: part may be missing, no interval"
     interval = _interval(row)
     return f"{between(interval, _digits(row))}{_often(coverage)}" if interval else ""
 
 
-def _whole_before(whole: Mapping[str, Any], prior: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The same whole of the earlier result, of the same parts."""
-    same = [one for one in prior.get("wholes", []) if all(one[key] == whole[key] for key in ("label", "parts"))]
-    return same[0] if same else None
+def _earlier_row(row: Mapping[str, Any], prior: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The entry of the earlier result for the same structure, or for the same whole with the same parts."""
+    key = (row["label"], row.get("parts"))
+    entries = [*reversed(prior["structures"]), *prior.get("wholes", [])]
+    return next((entry for entry in entries if (entry["label"], entry.get("parts")) == key), None)
 
 
 def _often(coverage: float | None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from dicom_io.parametric import read_parametric_map
 from dicom_io.reading.instances import load_dataset
 from dicom_io.rtstruct import read_regions
 from dicom_io.seg import read_segments
-from dicom_io.segmentation import Segmentation
+from dicom_io.segmentation import Segmentation, Structure
 from dicom_io.volume import Volume
 from monai_unet_app.bundle_folder import BundleFiles
 from monai_unet_app.data.digest import file_sha256
@@ -30,57 +29,21 @@ from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.metrics import normalised_entropy
 
 Mask = NDArray[np.bool_]
-Rgb = tuple[int, int, int]
 
 LABEL_KINDS = ("nifti", "nrrd", "mha", "seg", "rtstruct", "mask")
 """Files of a result that say where the structures are, those on the image's own grid first."""
 
 
 @dataclass(frozen=True)
-class ReviewedStructure:
-    """One structure of the result.
-
-    Attributes:
-        row: Its entry in `result.json`.
-        segment: Its number, label and colour.
-        mask: Shape (I, J, K); None where the result was delivered without labels.
-        before: Its entry in the earlier `result.json`; None without one.
-    """
-
-    row: Mapping[str, Any]
-    segment: Segment
-    mask: Mask | None
-    before: Mapping[str, Any] | None = None
-
-    @property
-    def number(self) -> int:
-        """Label value and SegmentNumber."""
-        return self.segment.number
-
-    @property
-    def label(self) -> str:
-        """SegmentLabel."""
-        return self.segment.label
-
-    @property
-    def rgb(self) -> Rgb:
-        """Colour, 0 to 255 each."""
-        return self.segment.rgb
-
-
-@dataclass(frozen=True)
 class ReviewedCase:
-    """A result and what it was made from.
+    """A delivered result and its image.
 
     Attributes:
         document: Content of its `result.json`.
         folder: Where that lies, with the files that it names.
         result_sha256: Hex digest of `result.json`: a verdict names it.
         labels_sha256: Hex digest of the file that the masks were read from; None where there is none.
-        volume: The image.
-        segmentation: The delivered labels; None where the result was delivered without any, as one that the quality gate
-            rejects.
-        structures: In the order of their numbers.
+        segmentation: The image and the delivered labels; no voxel belongs to a segment where no labels were delivered.
         uncertainty: Shape (I, J, K), 0 sure to 1 undecided; None where no probabilities were delivered.
         bundle: What computed the result; None where it is not at hand.
         prior: Content of the earlier `result.json`; None without one.
@@ -91,9 +54,7 @@ class ReviewedCase:
     folder: Path
     result_sha256: str
     labels_sha256: str | None
-    volume: Volume
-    segmentation: Segmentation | None
-    structures: tuple[ReviewedStructure, ...]
+    segmentation: Segmentation
     uncertainty: NDArray[np.float32] | None
     bundle: BundleFiles | None = None
     prior: Mapping[str, Any] | None = None
@@ -104,10 +65,25 @@ class ReviewedCase:
         """Name of the case."""
         return str(self.document["case"])
 
-    @cached_property
-    def foreground(self) -> Mask:
-        """Shape (I, J, K): voxels of any structure."""
-        return self.segmentation.foreground if self.segmentation else np.zeros(self.volume.shape, bool)
+    @property
+    def image(self) -> Volume:
+        """The image that the result was computed from."""
+        return self.segmentation.image
+
+    @property
+    def structures(self) -> tuple[Structure, ...]:
+        """The structures of the result, in the order of their numbers."""
+        return self.segmentation.structures
+
+    @property
+    def rows(self) -> list[Mapping[str, Any]]:
+        """The entries of `result.json`, one for each of `structures`."""
+        return list(self.document["structures"])
+
+    @property
+    def has_labels(self) -> bool:
+        """False where the result was delivered without labels, as a result that the quality gate rejects is."""
+        return self.labels_sha256 is not None
 
 
 def read_reviewed(
@@ -132,17 +108,19 @@ def read_reviewed(
     earlier = None if prior is None else read_result(find_result(prior))
     labels = labels_file(path, document)
     segments = _segments(document, bundle)
-    segmentation = None if labels is None else read_segmentation(labels, volume, document, segments)
-    if segmentation is not None:
+    if labels is None:
+        segmentation = Segmentation(volume, np.zeros(volume.shape, np.uint8), segments)
+    else:
+        segmentation = read_segmentation(labels, volume, document, segments)
         _check_counts(document, segmentation)
+    if earlier is not None:
+        _check_comparable(document, earlier)
     return ReviewedCase(
         document=document,
         folder=path.parent,
         result_sha256=file_sha256(path),
         labels_sha256=None if labels is None else file_sha256(labels),
-        volume=volume,
         segmentation=segmentation,
-        structures=_structures(document, segments, segmentation, earlier),
         uncertainty=_uncertainty(path, document, volume),
         bundle=bundle,
         prior=earlier,
@@ -311,24 +289,8 @@ def _segments(document: Mapping[str, Any], bundle: BundleFiles | None) -> tuple[
     )
 
 
-def _structures(
-    document: Mapping[str, Any],
-    segments: Sequence[Segment],
-    segmentation: Segmentation | None,
-    earlier: Mapping[str, Any] | None,
-) -> tuple[ReviewedStructure, ...]:
-    before = {} if earlier is None else _earlier_rows(document, earlier)
-    masks: Sequence[Mask | None] = [None] * len(segments)
-    if segmentation:
-        masks = [structure.mask_on_grid for structure in segmentation.structures]
-    return tuple(
-        ReviewedStructure(row, segment, mask, before.get(row["label"]))
-        for row, segment, mask in zip(document["structures"], segments, masks, strict=True)
-    )
-
-
-def _earlier_rows(document: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The earlier rows by label. Raises InputRefusedError if no structure is in both, or they are measured otherwise."""
+def _check_comparable(document: Mapping[str, Any], earlier: Mapping[str, Any]) -> None:
+    """Raises InputRefusedError if the results share no structure, or measure in different units."""
     rows = {str(row["label"]): row for row in earlier["structures"]}
     shared = [row for row in document["structures"] if row["label"] in rows]
     if not shared or earlier["source"]["unit"] != document["source"]["unit"]:
@@ -337,7 +299,6 @@ def _earlier_rows(document: Mapping[str, Any], earlier: Mapping[str, Any]) -> di
             f"of {', '.join(row['label'] for row in document['structures'])} in {document['source']['unit']} is needed to "
             "compare; name another, or leave it out"
         )
-    return rows
 
 
 def _uncertainty(path: Path, document: Mapping[str, Any], volume: Volume) -> NDArray[np.float32] | None:

@@ -18,7 +18,7 @@ from monai_unet_app.data.schemas import validate, write_new_json
 from monai_unet_app.errors import InputRefusedError, UsageError
 
 from .correction import Correction, read_correction, size_document, sizes_of, store_training_case
-from .follow_up import Corrected, Wanted, write_follow_up
+from .follow_up import Wanted, write_follow_up
 from .reviewed_case import ReviewedCase, find_result, labels_file, named_file, read_result, read_reviewed
 
 SCHEMA_VERSION = "1.0"
@@ -163,9 +163,8 @@ def apply_verdict(verdict: Verdict, result: Path, output: Path, what: Aftermath 
     moment = what.applied_at or datetime.now(UTC)
     case = None if what.image is None or what.correction is None else read_reviewed(path, what.image)
     correction = None if case is None or what.correction is None else read_correction(what.correction, case)
-    corrected = None if case is None or correction is None else Corrected(correction, case.volume)
     measured = None if case is None or correction is None else _corrected(case, correction, what)
-    made = _follow_up(verdict, path, output, what, moment, corrected)
+    made = _follow_up(verdict, path, output, what, moment, correction)
     report, why_not = _verified(verdict, path, document, what, made)
     said = verdict.document()
     record = {
@@ -226,7 +225,7 @@ def _verified_name(case: str) -> str:
 
 
 def _follow_up(
-    verdict: Verdict, path: Path, output: Path, what: Aftermath, moment: datetime, corrected: Corrected | None
+    verdict: Verdict, path: Path, output: Path, what: Aftermath, moment: datetime, correction: Correction | None
 ) -> dict[str, Path]:
     """The objects that follow from a verdict about the result at `path`, by kind; for its variants too, if it has some."""
     if what.reviewer is None:
@@ -235,7 +234,7 @@ def _follow_up(
         who = Verification(what.reviewer.name, what.reviewer.organization, moment, verdict.comment)
     except DicomIoError as error:
         raise InputRefusedError(f"{verdict.case}: {error}") from error
-    wanted = Wanted(who, verdict.decision == "accepted", corrected, what.delivered)
+    wanted = Wanted(who, verdict.decision == "accepted", correction, what.delivered)
     every = [path] if what.variants is None else sorted(what.variants.rglob("*_result.json"))
     root, found = what.variants or path.parent, dict[str, Path]()
     for one in every:
@@ -283,7 +282,7 @@ def _corrected(case: ReviewedCase, correction: Correction, what: Aftermath) -> d
     stored = None
     if what.training is not None:
         stored = store_training_case(correction, case, sizes, what.training, what.subject)
-    return {**size_document(correction, case.volume, sizes), "training_case": stored}
+    return {**size_document(correction, sizes), "training_case": stored}
 
 
 def _file_name(case: str) -> str:

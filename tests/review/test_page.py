@@ -262,7 +262,7 @@ def test_a_part_of_an_image_keeps_the_slice_numbers_of_the_whole() -> None:
 def test_key_images_show_the_largest_and_the_most_uncertain_section(delivered: Delivered) -> None:
     case = read_reviewed(delivered.result, delivered.volume)
     largest, uncertain = key_sections(case)
-    index = [np.linalg.solve(case.volume.affine_ras, [*one.place_mm, 1.0])[:3] for one in (largest, uncertain)]
+    index = [np.linalg.solve(case.image.affine_ras, [*one.place_mm, 1.0])[:3] for one in (largest, uncertain)]
     assert index[0] == pytest.approx([2.0, 2.0, 1.0], abs=1e-6)  # the middle of block 1 in its first slice
     assert index[1] == pytest.approx([5.5, 4.5, 4.0], abs=1e-6)  # block 2 where all answers are alike
     for section in (largest, uncertain):
@@ -347,11 +347,10 @@ def test_too_large_an_image_is_cut_around_the_structures_and_then_left_out(
     noise = np.random.default_rng(1).integers(0, 30000, (80, 80, 40)).astype(np.float32)
     grid = np.zeros(noise.shape, bool)
     grid[38:42, 38:42, 18:22] = True
-    large = replace(case.volume, array=noise)
-    structures = tuple(replace(one, mask=grid & (one.number == 1)) for one in case.structures)
-    names = [one.segment for one in structures]
-    segmentation = Segmentation.of_masks(large, [one.mask for one in structures], names, exclusive=True)
-    case = replace(case, volume=large, segmentation=segmentation, structures=structures, uncertainty=None)
+    large = replace(case.image, array=noise)
+    masks = [grid & (segment.number == 1) for segment in case.segmentation.segments]
+    segmentation = Segmentation.of_masks(large, masks, case.segmentation.segments, exclusive=True)
+    case = replace(case, segmentation=segmentation, uncertainty=None)
     from monai_unet_app.review.embedded import embed
 
     assert embed(case, 10.0).note == ""
@@ -428,7 +427,7 @@ def test_files_that_do_not_belong_together_are_refused(delivered: Delivered, tmp
 def test_masks_are_read_from_a_seg_where_there_is_nothing_else(delivered: Delivered, tmp_path: Path) -> None:
     case = read_reviewed(altered(delivered, tmp_path, files={"seg": "case_seg.dcm"}), delivered.volume)
     for structure in case.structures:
-        assert np.array_equal(structure.mask, lopsided_labels() == structure.number)
+        assert np.array_equal(structure.mask_on_grid, lopsided_labels() == structure.number)
     assert case.uncertainty is None
 
 

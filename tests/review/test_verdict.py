@@ -34,7 +34,7 @@ from monai_unet_app.review.correction import (
     sizes_of,
     store_training_case,
 )
-from monai_unet_app.review.reviewed_case import ReviewedCase, ReviewedStructure, read_reviewed
+from monai_unet_app.review.reviewed_case import ReviewedCase, read_reviewed
 from monai_unet_app.review.verdict import Aftermath, Reviewer, Verdict, apply_verdict, read_verdict
 
 HEADER = {"PatientName": "Berger^Anna", "PatientID": "PID-4711", "AccessionNumber": "ACC-99", "StudyDate": "20260301"}
@@ -277,9 +277,8 @@ def boxes(shift: int = 1) -> tuple[np.ndarray, np.ndarray]:
 def test_a_box_moved_by_one_voxel_is_measured_as_geometry_says(case: ReviewedCase) -> None:
     original, moved = boxes()
     affine = np.diag([2.0, 2.0, 3.0, 1.0])
-    volume = replace(case.volume, array=np.zeros(original.shape, np.float32), affine_lps=affine)
-    structure = ReviewedStructure({"number": 1, "label": "box"}, segments("box")[0], original)
-    boxed = replace(case, volume=volume, structures=(structure,))
+    volume = replace(case.image, array=np.zeros(original.shape, np.float32), affine_lps=affine)
+    boxed = replace(case, segmentation=Segmentation.of_masks(volume, [original], segments("box")))
     (size,) = sizes_of(corrected_to(volume, moved), boxed)
     assert size.dice == pytest.approx(3 / 4)
     assert size.size_difference == 0.0
@@ -294,9 +293,8 @@ def test_a_box_moved_by_one_voxel_is_measured_as_geometry_says(case: ReviewedCas
 
 def test_a_box_made_longer_has_a_larger_volume_by_its_new_layer(case: ReviewedCase) -> None:
     original, moved = boxes()
-    volume = replace(case.volume, array=np.zeros(original.shape, np.float32), affine_lps=np.diag([2.0, 2.0, 3.0, 1.0]))
-    structure = ReviewedStructure({"number": 1, "label": "box"}, segments("box")[0], original)
-    boxed = replace(case, volume=volume, structures=(structure,))
+    volume = replace(case.image, array=np.zeros(original.shape, np.float32), affine_lps=np.diag([2.0, 2.0, 3.0, 1.0]))
+    boxed = replace(case, segmentation=Segmentation.of_masks(volume, [original], segments("box")))
     (size,) = sizes_of(corrected_to(volume, original | moved), boxed)
     assert size.size_difference == pytest.approx(6 * 12.0 / 1000)
     assert size.dice == pytest.approx(2 * 24 / (24 + 30))
@@ -314,8 +312,8 @@ def test_added_path_length_counts_outlines_in_the_slices_that_are_drawn_on() -> 
 
 
 def test_a_structure_that_was_deleted_has_no_surface_distance(case: ReviewedCase) -> None:
-    nothing = [np.zeros(case.volume.shape, bool) for _ in case.structures]
-    for size in sizes_of(corrected_to(case.volume, *nothing), case):
+    nothing = [np.zeros(case.image.shape, bool) for _ in case.structures]
+    for size in sizes_of(corrected_to(case.image, *nothing), case):
         assert size.mean_surface_distance is None
         assert (size.dice, size.surface_dice, size.added_path_length) == (0.0, 0.0, 0.0)
         assert size.size_difference < 0
@@ -503,7 +501,7 @@ def test_only_a_person_rejects_what_is_delivered(delivered: Delivered, tmp_path:
 def test_neither_names_nor_files_of_training_cases_hold_identity(
     delivered: Delivered, case: ReviewedCase, tmp_path: Path
 ) -> None:
-    correction = corrected_to(case.volume, *(corrected_labels() == n for n in (1, 2)))
+    correction = corrected_to(case.image, *(corrected_labels() == n for n in (1, 2)))
     name = store_training_case(correction, case, sizes_of(correction, case), tmp_path)
     files = sorted(file for file in tmp_path.rglob("*") if file.is_file())
     assert [file.parent.name for file in files] == ["images", "labels", "provenance"]
@@ -527,7 +525,7 @@ def test_two_results_of_a_study_are_of_one_subject_and_a_pseudonym_can_be_given(
     for number, folder in enumerate(("left", "right")):
         one = deliver(tmp_path / folder, {**HEADER, "StudyInstanceUID": study, "SeriesNumber": 3 + number})
         case = read_reviewed(one.result, one.volume)
-        correction = corrected_to(case.volume, *(corrected_labels() == n for n in (1, 2)))
+        correction = corrected_to(case.image, *(corrected_labels() == n for n in (1, 2)))
         names.append(store_training_case(correction, case, sizes_of(correction, case), tmp_path / "train"))
     assert len(set(names)) == 2
     assert len({name.split("_")[0] for name in names}) == 1
@@ -539,5 +537,5 @@ def test_two_results_of_a_study_are_of_one_subject_and_a_pseudonym_can_be_given(
 def test_structures_that_overlap_make_no_training_label(case: ReviewedCase, tmp_path: Path) -> None:
     both = corrected_labels() == 1
     with pytest.raises(InputRefusedError, match="overlaps another"):
-        store_training_case(corrected_to(case.volume, both, both), case, [], tmp_path)
+        store_training_case(corrected_to(case.image, both, both), case, [], tmp_path)
     assert list(tmp_path.iterdir()) == []
