@@ -24,7 +24,7 @@ from PIL import Image
 from dicom_io.errors import DicomIoError
 from dicom_io.itk_files import write_itk
 from dicom_io.kinds import RESULT_KINDS
-from dicom_io.objects.slice_positions import second_opinion_note
+from dicom_io.objects.source_grid import second_opinion_note
 from dicom_io.read import ReadOptions
 from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Provenance, Volume

@@ -8,70 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
-import SimpleITK
 from numpy.typing import NDArray
-from pydicom.datadict import dictionary_has_tag, dictionary_VR
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.dataset import Dataset
 
-from dicom_io.errors import LabelError, UnreadableFileError
+from dicom_io.errors import LabelError
 from dicom_io.objects.functional_groups import macro
 from dicom_io.objects.identity import source_headers
-from dicom_io.reading.geometry import jitter_limit_mm
 from dicom_io.reading.headers import shown_uid
-from dicom_io.reading.instances import READ_ERRORS, load_dataset
 from dicom_io.volume import Volume
 
 # Scanners write positions with 0.001 to 0.01 mm; an evenly spaced grid fitted to them may be off by the
 # reader's 0.02, and by `jitter_limit_mm` where they jitter.
 TOLERANCE_MM = 0.05
-
-
 TOLERANCE_VOXELS = 0.25
-
-
-# Classes of which GDCM takes position, orientation and spacing from the Image Plane module or its functional groups, as we
-# do: measured with SimpleITK 2.5.7 on an oblique image of every storage class, with pixels that are not square. Not of CR, DX,
-# MG, IO, XA and RF, whose spacing it takes from ImagerPixelSpacing or as 1 mm, nor of RT images (1 mm) and NM (1 mm, or no
-# position); classes that it does not know it does not read. Others, which are seldom slices, were left out.
-PLACED_BY_GDCM = frozenset(
-    (
-        "1.2.840.10008.5.1.4.1.1.2",  # CT, then enhanced, then legacy converted
-        "1.2.840.10008.5.1.4.1.1.2.1",
-        "1.2.840.10008.5.1.4.1.1.2.2",
-        "1.2.840.10008.5.1.4.1.1.4",  # MR
-        "1.2.840.10008.5.1.4.1.1.4.1",
-        "1.2.840.10008.5.1.4.1.1.4.4",
-        "1.2.840.10008.5.1.4.1.1.128",  # PET
-        "1.2.840.10008.5.1.4.1.1.130",
-        "1.2.840.10008.5.1.4.1.1.128.1",
-        "1.2.840.10008.5.1.4.1.1.6.1",  # ultrasound, secondary capture
-        "1.2.840.10008.5.1.4.1.1.7",
-    )
-)
-
-
-# What ITK is given of a header: attributes of these groups that are no sequences and no longer than this, and of the first
-# items of the functional groups the macros that place a frame.
-_TOLD_GROUPS, _LONGEST_TOLD = (0x0008, 0x0018, 0x0020, 0x0028), 1024
-
-
-_FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-
-
-_PLACING = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
-
-
-_NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
-
-
-_UNREADABLE: tuple[type[Exception], ...] = (UnreadableFileError, RuntimeError, *READ_ERRORS)
-
-
 Floats = NDArray[np.float64]
 
 
@@ -218,36 +169,6 @@ def apart_mm(one: Plane, other: Plane, shape: tuple[int, int]) -> float:
     return float(np.linalg.norm(one.points_mm(across, down) - other.points_mm(across, down), axis=1).max())
 
 
-def check_grid(labels: Volume, source: Volume, slices: Sequence[Slice] | None = None) -> None:
-    """Pass if `labels` lie on the grid of `source`, and that grid on the slices as the files have them, in our eyes and,
-    for the first, middle and last slice, in those of ITK.
-
-    Raises:
-        LabelError: Another shape, another place, or a source that was moved or resampled after reading.
-    """
-    if labels.shape != source.shape:
-        raise LabelError(
-            f"the labels have the shape {labels.shape}, the source {source.shape}; one grid is needed; "
-            "resample the labels to the source first"
-        )
-    i, j, k = (n - 1 for n in source.shape)
-    corners = np.array([(x, y, z, 1.0) for x in (0, i) for y in (0, j) for z in (0, k)])
-    away = np.linalg.norm((corners @ (labels.affine_lps - source.affine_lps).T)[:, :3], axis=1).max()
-    allowed_mm = tolerance_mm(source.spacing_mm[2])
-    if away > allowed_mm:
-        raise LabelError(
-            f"the labels lie up to {away:.2f} mm away from the source's grid; at most {allowed_mm:g} mm is "
-            "needed; resample the labels to the source first"
-        )
-    if source.provenance.resampled:
-        return
-    slices = slices_of(source) if slices is None else slices
-    for number, one in enumerate(slices):
-        if one.plane is not None:
-            _check_slice(source, number, one.plane)
-    _check_by_itk(source, slices)
-
-
 def check_frame_of_reference(theirs: str | None, reference: Volume) -> None:
     """Pass unless a label object and the image name two different frames of reference.
 
@@ -269,110 +190,6 @@ def check_patient_space(reference: Volume) -> None:
             "the label object lies in patient space, the image is a picture without; both must have it for one to be laid on "
             "the other; use the image that the object was made for"
         )
-
-
-def _check_slice(source: Volume, k: int, plane: Plane) -> None:
-    across, down, through, origin = source.affine_lps[:3].T
-    away = apart_mm(Plane(origin + k * through, across, down), plane, (source.shape[1], source.shape[0]))
-    *pixel_mm, gap_mm = source.spacing_mm
-    allowed_mm = max(tolerance_mm(gap_mm), jitter_limit_mm(gap_mm, min(pixel_mm)))
-    if away > allowed_mm:
-        raise LabelError(
-            f"slice {k} lies {away:.2f} mm from where its file has it; at most {allowed_mm:g} mm is needed; "
-            "results cannot be written on a resampled or rearranged series, bring the labels back to the "
-            "original slices"
-        )
-
-
-def _check_by_itk(source: Volume, slices: Sequence[Slice]) -> None:
-    """A second opinion on where slices lie: ITK (GDCM) places three of them, from what their headers say.
-
-    Slices of classes that are not in PLACED_BY_GDCM are passed by; what it cannot read is told by `second_opinion_note`.
-    """
-    by_uid = {one.sop_instance_uid: one for one in slices if one.sop_class_uid in PLACED_BY_GDCM}
-    for file in _looked_at(source):
-        uid, theirs = _plane_by_itk(str(file))
-        one = by_uid.get(uid)
-        if one is None or one.plane is None or theirs is None:
-            continue
-        away = apart_mm(one.plane, theirs, one.shape)
-        allowed_mm = tolerance_mm(source.spacing_mm[2])
-        if away > allowed_mm:
-            raise LabelError(
-                f"ITK sees instance {uid} of the source {away:.2f} mm from where its header puts it for us; both must agree "
-                f"within {allowed_mm:g} mm; look at its position, orientation and pixel spacing"
-            )
-
-
-def _looked_at(source: Volume) -> list[Path]:
-    """The files of the first, middle and last slice; none of frames of one file, or of data sets in memory."""
-    files = source.provenance.files
-    if not files or len(files) != len(source.provenance.sop_instance_uids):
-        return []
-    return [files[number] for number in sorted({0, len(files) // 2, len(files) - 1})]
-
-
-def second_opinion_note(source: Volume) -> str | None:
-    """Says of how many slices ITK could not tell where they lie, though it knows their class; None if there is none."""
-    files = [] if source.planar or source.provenance.resampled else _looked_at(source)
-    placed = [file for file in files if str(_header_of(file).get("SOPClassUID")) in PLACED_BY_GDCM]
-    missing = sum(_plane_by_itk(str(file))[1] is None for file in placed)
-    if not missing:
-        return None
-    return f"ITK cannot read the place of {missing} of {len(placed)} slices; only our reading of headers says where they lie"
-
-
-def _header_of(file: Path) -> Dataset:
-    try:
-        return load_dataset(file, with_pixels=False)
-    except _UNREADABLE:
-        return Dataset()
-
-
-def _plane_by_itk(file: str) -> tuple[str, Plane | None]:
-    """SOP Instance UID of a single-slice file and where ITK puts its pixels; None if it cannot read it.
-
-    ITK is not given the file: a few bytes behind the pixels make it set aside gigabytes. It is given the attributes that
-    place a slice, with their values as they stand in the file.
-    """
-    reader = SimpleITK.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    with TemporaryDirectory(prefix="monai-unet-place-") as folder:
-        copy = Path(folder) / "header.dcm"
-        try:
-            _told(load_dataset(Path(file), with_pixels=False)).save_as(copy, enforce_file_format=True)
-            reader.SetFileName(str(copy))
-            reader.ReadImageInformation()
-        except _UNREADABLE:
-            return "", None
-    if reader.GetDimension() != 3 or not reader.HasMetaDataKey("0008|0018"):
-        return "", None
-    steps = np.array(reader.GetDirection()).reshape(3, 3) @ np.diag(reader.GetSpacing())
-    return reader.GetMetaData("0008|0018").strip("\0 "), Plane(np.array(reader.GetOrigin()), steps[:, 0], steps[:, 1])
-
-
-def _told(header: Dataset) -> Dataset:
-    """What ITK is given of a header, with an empty PixelData, without which it reads nothing."""
-    told = Dataset()
-    for tag in header.keys():  # noqa: SIM118 - a Dataset's iterator decodes its values
-        element = header.get_item(tag)
-        known = dictionary_VR(tag) if dictionary_has_tag(tag) else "SQ"
-        is_short = not isinstance(element.value, bytes) or len(element.value) <= _LONGEST_TOLD
-        if tag.group in _TOLD_GROUPS and "SQ" not in (element.VR, known) and is_short:
-            told[tag] = element
-    for keyword in _FUNCTIONAL_GROUPS:
-        if header.get(keyword):
-            item, whole = Dataset(), header[keyword].value[0]
-            for macro_keyword in _PLACING:
-                if macro_keyword in whole:
-                    item[macro_keyword] = whole[macro_keyword]
-            setattr(told, keyword, [item])
-    told.add_new("PixelData", "OW", b"")
-    told.file_meta, syntax = FileMetaDataset(), header.file_meta.TransferSyntaxUID
-    told.file_meta.TransferSyntaxUID = syntax if syntax in _NATIVE else ExplicitVRLittleEndian
-    told.file_meta.MediaStorageSOPClassUID = header.SOPClassUID
-    told.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
-    return told
 
 
 def plane_of(header: Dataset, frame_number: int | None = None) -> Plane:

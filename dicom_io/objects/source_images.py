@@ -19,7 +19,8 @@ from dicom_io.coding import code_item
 from dicom_io.errors import LabelError
 from dicom_io.objects import identity
 from dicom_io.objects.functional_groups import macro
-from dicom_io.objects.slice_positions import Slice, check_grid, slices_of, values_on
+from dicom_io.objects.slice_positions import Slice, slices_of, values_on
+from dicom_io.objects.source_grid import check_grid
 from dicom_io.volume import Volume
 
 # PS3.16 table L-1: unpaired terms of BodyPartExamined and their codes.

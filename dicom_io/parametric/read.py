@@ -14,12 +14,7 @@ from pydicom.uid import ParametricMapStorage
 from dicom_io.errors import LabelError, UnreadableFileError
 from dicom_io.objects.functional_groups import gap_of, items_of, named_sources
 from dicom_io.objects.grid import FrameGrid
-from dicom_io.objects.slice_positions import (
-    Plane,
-    check_frame_of_reference,
-    check_patient_space,
-    plane_of,
-)
+from dicom_io.objects.slice_positions import Plane, check_frame_of_reference, check_patient_space, plane_of
 from dicom_io.reading.headers import shown
 from dicom_io.reading.instances import READ_ERRORS, load_object, refusing
 from dicom_io.volume import Volume

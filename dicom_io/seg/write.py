@@ -17,7 +17,8 @@ from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.labels import check_labels, in_slices
 from dicom_io.objects.odd_headers import refusing_odd_headers
 from dicom_io.objects.result_content import ResultContent
-from dicom_io.objects.slice_positions import check_grid, slices_of
+from dicom_io.objects.slice_positions import slices_of
+from dicom_io.objects.source_grid import check_grid
 from dicom_io.seg.dataset import build_seg
 from dicom_io.seg.proof import prove_seg
 from dicom_io.volume import Volume

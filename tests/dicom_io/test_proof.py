@@ -3,6 +3,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -11,7 +13,7 @@ from pydicom.pixels.utils import pack_bits
 from result_phantoms import RESULT, dciodvfy_errors, oblique_case
 
 from dicom_io.errors import GeometryProofError, LabelError
-from dicom_io.objects import slice_positions
+from dicom_io.objects import source_grid
 from dicom_io.objects.raster import even_odd
 from dicom_io.objects.slice_positions import Plane, slices_of
 from dicom_io.rtstruct import prove_rtstruct, write_rtstruct
@@ -153,11 +155,11 @@ def test_a_plane_turns_pixels_into_millimetres_and_back():
 
 def test_a_place_that_itk_sees_elsewhere_stops_the_result(case, tmp_path, monkeypatch):
     def moved(file):
-        uid, plane = by_itk(file)
-        return uid, Plane(plane.origin_mm + np.array([0.0, 0.2, 0.0]), plane.column_step_mm, plane.row_step_mm)
+        view = by_itk(file)
+        return replace(view, plane=replace(view.plane, origin_mm=view.plane.origin_mm + np.array([0.0, 0.2, 0.0])))
 
-    by_itk = slice_positions._plane_by_itk
-    monkeypatch.setattr(slice_positions, "_plane_by_itk", moved)
+    by_itk = source_grid._seen_by_itk
+    monkeypatch.setattr(source_grid, "_seen_by_itk", moved)
     with pytest.raises(LabelError, match=r"ITK sees instance [0-9.]+ of the source 0\.20 mm from where"):
         write_seg(case.labels, case.volume, tmp_path / "s.dcm", RESULT)
     assert list(tmp_path.iterdir()) == []
@@ -168,12 +170,28 @@ def test_itk_places_slices_whose_files_have_bytes_behind_their_pixels(tmp_path):
     file = made.volume.provenance.files[0]
     file.write_bytes(file.read_bytes() + bytes.fromhex("11111111000000f0" + "11" * 16))  # of 4 GB, they say
     program = (
-        "import re, sys\nfrom pathlib import Path\nfrom dicom_io.objects.slice_positions import _plane_by_itk\n"
-        "uid, plane = _plane_by_itk(sys.argv[1])\n"
+        "import re, sys\nfrom pathlib import Path\nfrom dicom_io.objects.source_grid import _seen_by_itk\n"
+        "plane = _seen_by_itk(Path(sys.argv[1])).plane\n"
         "print(*plane.origin_mm, re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])"
     )
     done = subprocess.run([sys.executable, "-c", program, str(file)], capture_output=True, text=True, check=True)
     *origin_mm, peak_kib = map(float, done.stdout.split())
     np.testing.assert_allclose(origin_mm, [float(value) for value in pydicom.dcmread(file).ImagePositionPatient])
     assert peak_kib < 2**20
-    assert slice_positions.second_opinion_note(made.volume) is None
+    assert source_grid.second_opinion_note(made.volume) is None
+
+
+def test_itk_is_asked_about_a_file_once_and_again_when_the_file_has_changed(tmp_path):
+    made = oblique_case(tmp_path / "phantom")
+    source_grid._itk_view.cache_clear()
+    write_seg(made.labels, made.volume, tmp_path / "s.dcm", RESULT)
+    write_rtstruct(made.labels, made.volume, tmp_path / "r.dcm", RESULT)
+    assert source_grid.second_opinion_note(made.volume) is None
+    assert source_grid._itk_view.cache_info().misses == 3
+    file = Path(made.volume.provenance.files[0])
+    dataset = pydicom.dcmread(file)
+    dataset.ImagePositionPatient = [float(value) + 1 for value in dataset.ImagePositionPatient]
+    dataset.save_as(file)
+    np.testing.assert_allclose(
+        source_grid._seen_by_itk(file).plane.origin_mm, [float(value) for value in dataset.ImagePositionPatient]
+    )

@@ -18,7 +18,7 @@ from result_phantoms import RESULT, SEGMENTS
 
 from dicom_io import proof, rtstruct, seg
 from dicom_io.errors import GeometryProofError
-from dicom_io.objects import slice_positions
+from dicom_io.objects import source_grid
 from dicom_io.objects.source_images import images_of
 from dicom_io.parametric import NO_UNIT, PROBABILITY, UNCERTAINTY, prove_map, write_parametric_map
 from dicom_io.presentation import prove_outlines, write_gsps
@@ -600,7 +600,7 @@ def test_slices_of_classes_that_gdcm_places_elsewhere_carry_results(tmp_path, so
     assert rtstruct.write_rtstruct(placed.labels, placed.source, tmp_path / "rt.dcm", RESULT).is_file()
 
 
-@pytest.mark.parametrize("sop_class", sorted(slice_positions.PLACED_BY_GDCM))
+@pytest.mark.parametrize("sop_class", sorted(source_grid.PLACED_BY_GDCM))
 def test_itk_sees_slices_of_the_listed_classes_where_their_headers_have_them(tmp_path, sop_class):
     affine = oblique_affine()
     if sop_class in WITHOUT_FRAMES:
@@ -618,8 +618,9 @@ def test_itk_sees_slices_of_the_listed_classes_where_their_headers_have_them(tmp
     steps = np.array(reader.GetDirection()).reshape(3, 3) @ np.diag(reader.GetSpacing())
     np.testing.assert_allclose(reader.GetOrigin(), affine[:3, 3], atol=1e-6)
     np.testing.assert_allclose(steps[:, :2], affine[:3, :2], atol=1e-6)
-    uid, plane = slice_positions._plane_by_itk(str(file))  # which gives it less of the file, and learns the same
-    assert uid == pydicom.dcmread(file).SOPInstanceUID
+    view = source_grid._seen_by_itk(file)  # which gives it less of the file, and learns the same
+    plane = view.plane
+    assert (view.sop_class_uid, view.sop_instance_uid) == (sop_class, pydicom.dcmread(file).SOPInstanceUID)
     np.testing.assert_allclose(plane.origin_mm, affine[:3, 3], atol=1e-6)
     np.testing.assert_allclose(np.column_stack([plane.column_step_mm, plane.row_step_mm]), affine[:3, :2], atol=1e-6)
 
