@@ -32,7 +32,7 @@ from monai_unet_app import __version__
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.confidence.statements import Assessment, Confidence, read_confidence
 from monai_unet_app.config import OutputConfig, PredictConfig
-from monai_unet_app.data.cases import CaseFiles, case_id, told
+from monai_unet_app.data.cases import CaseFiles, case_id, case_message
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.dicom_results import CaseOutput, converted_modality, write_dicom
@@ -167,7 +167,7 @@ def predict_cases(
             if is_rejected(case) and not config.deliver_rejected:
                 problems.append(_rejection(files.id, case))
         except InputRefusedError as error:
-            problems.append(told(files, error))
+            problems.append(case_message(files, error))
         except OSError as error:
             problems.append(
                 f"{files.id}: its results could not be written ({error.strerror}); free space or choose another output"

@@ -174,7 +174,7 @@ PREDICT = {
     ),
     "truncated DICOM": Bad(cut_series, "is broken .*; a whole DICOM file is needed; fetch it again"),
     "4D volume": Bad(edited(lambda array: np.stack([array] * 3, -1)), r"it has 3 channel\(s\), 1 needed"),
-    "RGB volume": Bad(edited(rgb_voxels), "holds RGB voxels; one number a voxel is needed; convert it"),
+    "RGB volume": Bad(edited(rgb_voxels), "holds RGB voxels; one number for each voxel is needed; convert it"),
     "RGB photograph": Bad(photograph, "it is a 2D picture, a 3D volume is needed"),
     "NaN": Bad(with_value(np.nan), "has 1 NaN or infinite voxel.*; finite values are needed; mend"),
     "infinite": Bad(with_value(np.inf), "has 1 NaN or infinite voxel.*; finite values are needed; mend"),

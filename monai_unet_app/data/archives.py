@@ -1,4 +1,4 @@
-"""Zip archives of anybody: what may be in one, and how it is opened, so that a small one takes neither memory nor disk."""
+"""Zip archives from any source, opened so that a small malicious file can fill neither memory nor disk."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pathlib import Path
 from monai_unet_app.errors import InputRefusedError
 
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""How members may be packed. Others are unpacked by zipfile at once, whatever they become."""
+"""Accepted compression methods. zipfile unpacks others in one piece, whatever their size."""
 
 BROKEN = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, NotImplementedError, ValueError,
     OverflowError, IndexError, struct.error,
 )  # fmt: skip
-"""What zipfile raises for an archive that is broken, has a password, or is packed otherwise."""
+"""Exceptions of zipfile for an archive that is broken, has a password, or uses another method."""
 
-_LARGEST_LIST = 2**24  # of members, in bytes
+_LARGEST_DIRECTORY = 2**24  # bytes of the central directory, which lists the members
 
 
 class Archive(io.BufferedReader):
-    """An archive's file. zipfile reads the whole list of its members at once, whatever size that is said to have."""
+    """The file of an archive with a limit on one read: zipfile reads the list of members in one piece of any stated size."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path))
@@ -34,47 +34,47 @@ class Archive(io.BufferedReader):
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or size < 0:
             size = os.fstat(self.fileno()).st_size - self.tell()
-        if size > _LARGEST_LIST:
+        if size > _LARGEST_DIRECTORY:
             raise zipfile.BadZipFile("its list of members is too long")
         return super().read(size)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         try:
             return super().seek(offset, whence)
-        except OSError as error:  # of a place before its start, which a broken list may name
+        except OSError as error:  # a position before the start, which a broken list may hold
             if error.errno != errno.EINVAL:
                 raise
             raise zipfile.BadZipFile("a member lies outside of it") from error
 
 
 def unpack(path: Path, folder: Path, *, most_members: int, most_ratio: int, small_bytes: int) -> None:
-    """Unpacks an archive into a folder, after a look at what its list of members says; zipfile gives no more of a member.
+    """Unpacks an archive into a folder if the sizes in its list of members are acceptable; zipfile keeps to these sizes.
 
     Args:
         path: The archive.
         folder: Gets the files; made if need be.
-        most_members: That may be in it.
-        most_ratio: How many times its size it may become.
-        small_bytes: What any archive may become, however small it is.
+        most_members: Largest number of members.
+        most_ratio: Largest ratio of unpacked to packed size.
+        small_bytes: Unpacked size that is accepted for any ratio.
 
     Raises:
-        InputRefusedError: It is broken, or too much is in it.
-        OSError: It cannot be read, or a file cannot be written.
+        InputRefusedError: The archive is broken, or holds too much.
+        OSError: The archive cannot be read, or a file cannot be written.
     """
     size = path.stat().st_size
     most = max(small_bytes, most_ratio * size)
     try:
         with Archive(path) as file, zipfile.ZipFile(file) as archive:
             members = archive.infolist()
-            becomes = sum(member.file_size for member in members)
+            unpacked = sum(member.file_size for member in members)
             if len(members) > most_members:
                 raise InputRefusedError(f"it has {len(members)} files; at most {most_members} are taken")
-            if becomes > most:
+            if unpacked > most:
                 raise InputRefusedError(
-                    f"its {size / 1e6:.3g} MB become {becomes / 1e6:.3g} MB; at most {most / 1e6:.3g} MB are taken"
+                    f"its {size / 1e6:.3g} MB become {unpacked / 1e6:.3g} MB; at most {most / 1e6:.3g} MB are taken"
                 )
             if any(member.compress_type not in METHODS for member in members):
-                raise InputRefusedError("its files are packed otherwise than by deflate")
+                raise InputRefusedError("its files are packed by another method than deflate")
             archive.extractall(folder)
     except BROKEN as error:
         raise InputRefusedError(

@@ -1,8 +1,8 @@
-"""Which cases there are: images with their labels, found in folders, and told apart by partition.
+"""The cases of a folder: images with their labels, and the partition of each.
 
-images/ and labels/      files of one name in both (NIfTI or 2D pictures), or one folder with a suffix for labels
-a folder of DICOM        one folder a case: one image series and the SEG or RTSTRUCT with its labels
-a study and UIDs         one case: the series that is named, or those that are the channels
+images/ and labels/      files with the same name in both (NIfTI or 2D pictures), or one folder with a suffix for labels
+a folder of DICOM        one folder for each case: one image series and the SEG or RTSTRUCT with its labels
+a study and UIDs         one case: the series with this UID, or several series as its channels
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class CaseFiles:
     Attributes:
         id: File or folder name without ending.
         image: NIfTI, picture, or folder with one DICOM image series.
-        label: NIfTI, picture, SEG or RTSTRUCT; None where there is none.
-        label_objects: Every SEG and RTSTRUCT that lies beside a DICOM series.
-        header: One file of a DICOM series; its PatientID tells whose it is.
+        label: NIfTI, picture, SEG or RTSTRUCT; None for an image without a label.
+        label_objects: Every SEG and RTSTRUCT beside a DICOM series.
+        header: One file of a DICOM series, whose PatientID identifies the subject.
     """
 
     id: str
@@ -48,7 +48,7 @@ class CaseFiles:
 
 
 def named_series(options: ReadOptions) -> tuple[str, ...]:
-    """The series that somebody asked for by UID: one, or those that are the channels; none for any."""
+    """The UIDs of the requested series: one series, or several channels; empty for any series."""
     return options.channels or ((options.series_instance_uid,) if options.series_instance_uid else ())
 
 
@@ -62,15 +62,15 @@ def case_id(path: Path) -> str:
 
 
 def find_images(source: Path, series: Sequence[str] = ()) -> list[CaseFiles]:
-    """Every case at `source`: a file, a folder of files, or DICOM, one case for each folder that holds an image series.
+    """Every case at `source`: a file, a folder of files, or DICOM with one case for each folder that holds an image series.
 
     Args:
-        source: Where to look.
-        series: SeriesInstanceUIDs: take no other DICOM series. Several are the channels of one case, in whatever folders
-            of a study they lie. Where one of them is nowhere, the source is the one case, whose reading says so.
+        source: A file or a folder.
+        series: SeriesInstanceUIDs of the only DICOM series to take. Several series are the channels of one case, in any
+            folders of a study. If a series is absent, the source is the only case, and reading it gives the reason.
 
     Raises:
-        InputRefusedError: Nothing is there that could be an image, or files and DICOM in one folder.
+        InputRefusedError: The source holds no image, or it holds image files and DICOM in one folder.
     """
     source = Path(os.path.abspath(source))  # "." has no name
     if not source.exists():
@@ -82,17 +82,17 @@ def find_images(source: Path, series: Sequence[str] = ()) -> list[CaseFiles]:
     files = sorted(file for file in source.iterdir() if file.is_file() and has_ending(file, FILE_ENDINGS))
     if files:
         files += _broken_dicom_beside(files, source)
-    found = [CaseFiles(case_id(file), file) for file in files] or _dicom_cases(source, series)
-    if not found:
+    cases = [CaseFiles(case_id(file), file) for file in files] or _dicom_cases(source, series)
+    if not cases:
         raise InputRefusedError(
-            f"no image found in {source.name}/{_of_dicomdir(source)}; NIfTI, NRRD or MetaImage ({', '.join(VOLUME_ENDINGS)}), "
-            f"pictures ({', '.join(PICTURE_ENDINGS)}) or DICOM is needed; check the path"
+            f"no image found in {source.name}/{_dicomdir_note(source)}; NIfTI, NRRD or MetaImage "
+            f"({', '.join(VOLUME_ENDINGS)}), pictures ({', '.join(PICTURE_ENDINGS)}) or DICOM is needed; check the path"
         )
-    return _told_apart(found, source)
+    return _with_unique_ids(cases, source)
 
 
-def _of_dicomdir(folder: Path) -> str:
-    """What the DICOMDIR of a folder lists, where there is one and none of it is here."""
+def _dicomdir_note(folder: Path) -> str:
+    """How many files a DICOMDIR in the folder lists, for a message about a folder without images; empty without DICOMDIR."""
     index = next((file for file in folder.iterdir() if file.is_file() and is_dicomdir(file)), None)
     if index is None:
         return ""
@@ -104,10 +104,10 @@ def _of_dicomdir(folder: Path) -> str:
 
 
 def _broken_dicom_beside(files: Sequence[Path], source: Path) -> list[Path]:
-    """Damaged DICOM files among the images of a folder: cases that cannot be read.
+    """Damaged DICOM files among the image files of a folder; they are cases that cannot be read.
 
     Raises:
-        InputRefusedError: Whole DICOM images are there or deeper down: nobody can say which kind was meant.
+        InputRefusedError: The folder also holds whole DICOM images, so that the intended kind is unknown.
     """
     images = set(files)
     kinds = {file: _kind_of(file) for file in files_below(source) if file not in images}
@@ -119,8 +119,8 @@ def _broken_dicom_beside(files: Sequence[Path], source: Path) -> list[Path]:
     return [file for file, kind in kinds.items() if kind == "broken" and file.parent == source]
 
 
-def _told_apart(cases: Sequence[CaseFiles], source: Path) -> list[CaseFiles]:
-    """The cases with ids of their own, since results are named by them: folders of one name get their path as id."""
+def _with_unique_ids(cases: Sequence[CaseFiles], source: Path) -> list[CaseFiles]:
+    """The cases with unique ids, since these name the results: folders with the same name get their path as id."""
     count = Counter(case.id for case in cases)
     named = [
         replace(case, id="_".join(case.image.relative_to(source).parts))
@@ -149,37 +149,37 @@ def find_cases(
     """Images with their labels.
 
     Args:
-        images: Folder of images, or of DICOM folders that hold image series with a SEG or RTSTRUCT each.
-        labels: Folder of labels whose names are those of the images plus `label_suffix`; None where the labels lie
-            beside the images.
-        label_suffix: For instance "_1stHO" when the label of Image_01L.jpg is Image_01L_1stHO.png.
-        need_all: Refuse images without a label; else they come back without one, as long as one image has one.
+        images: Folder of images, or of DICOM folders that hold an image series with a SEG or RTSTRUCT each.
+        labels: Folder of labels whose names are those of the images plus `label_suffix`; None if the labels lie beside
+            the images.
+        label_suffix: For instance "_1stHO" if the label of Image_01L.jpg is Image_01L_1stHO.png.
+        need_all: Refuse images without a label. If False, only images without any label are refused.
 
     Raises:
-        InputRefusedError: No case, or an image without a label.
+        InputRefusedError: There is no case, or an image has no label.
     """
-    found = find_images(images)
-    if labels is None and not any(has_ending(case.image, FILE_ENDINGS) for case in found):
-        pairs = [replace(case, label=_one_label(case)) for case in found]
+    cases = find_images(images)
+    if labels is None and not any(has_ending(case.image, FILE_ENDINGS) for case in cases):
+        pairs = [replace(case, label=_only_label(case)) for case in cases]
     elif labels is None:
-        pairs = _paired(_without_derived(found, label_suffix), images, label_suffix)
+        pairs = _with_labels(_without_derived(cases, label_suffix), images, label_suffix)
     else:
-        pairs = _paired(found, labels, label_suffix)
+        pairs = _with_labels(cases, labels, label_suffix)
     unlabelled = [case for case in pairs if case.label is None]
     for case in unlabelled:
         if need_all and not has_ending(case.image, FILE_ENDINGS):
-            read_volume(case.image)  # a damaged series is said to be that
+            read_volume(case.image)  # raises for a damaged series, which is a better reason
     missing = [case.id for case in unlabelled]
     if missing and (need_all or len(missing) == len(pairs)):
         raise InputRefusedError(
-            f"{len(missing)} of {len(pairs)} image(s) have no label: {_some(missing)}; "
+            f"{len(missing)} of {len(pairs)} image(s) have no label: {_first_names(missing)}; "
             f"a label of the same name{f' plus {label_suffix!r}' if label_suffix else ''} is needed; add it or move the "
             "image away"
         )
     return pairs
 
 
-def _paired(cases: Sequence[CaseFiles], labels: Path, suffix: str) -> list[CaseFiles]:
+def _with_labels(cases: Sequence[CaseFiles], labels: Path, suffix: str) -> list[CaseFiles]:
     if not labels.is_dir():
         raise InputRefusedError(f"{labels.name}/ is no folder; one with a label for each image is needed")
     by_id: dict[str, Path] = {}
@@ -187,7 +187,7 @@ def _paired(cases: Sequence[CaseFiles], labels: Path, suffix: str) -> list[CaseF
         other = by_id.setdefault(case_id(file), file)
         if other != file and has_ending(file, FILE_ENDINGS) and has_ending(other, FILE_ENDINGS):
             raise InputRefusedError(
-                f"{labels.name}/ has {other.name} and {file.name}; one label of a name is needed; move the others away"
+                f"{labels.name}/ has {other.name} and {file.name}; one label for each name is needed; move the others away"
             )
         if has_ending(file, FILE_ENDINGS):
             by_id[case_id(file)] = file
@@ -197,8 +197,9 @@ def _paired(cases: Sequence[CaseFiles], labels: Path, suffix: str) -> list[CaseF
 def _without_derived(cases: Sequence[CaseFiles], suffix: str) -> list[CaseFiles]:
     """The images of one folder that holds labels too.
 
-    What has a label is an image. What goes on from an image's name, by a mark like _, as it does for every image (a second
-    grader's labels, Image_1_2ndHO beside Image_1) is none; anything else is an image that lacks its label.
+    A file that has a label is an image. A file whose name extends an image's name is not an image if every image has a file
+    with the same extension: a second grader's labels, for instance, Image_1_2ndHO beside Image_1. Every other file is an
+    image that lacks its label.
     """
     if not suffix:
         raise InputRefusedError(
@@ -206,28 +207,28 @@ def _without_derived(cases: Sequence[CaseFiles], suffix: str) -> list[CaseFiles]
         )
     ids = {case.id for case in cases}
     images = {name for name in ids if name + suffix in ids}
-    tails = {name[len(image) :] for name in ids for image in images if name != image and name.startswith(image)}
-    common = {tail for tail in tails if not tail[0].isalnum() and all(image + tail in ids for image in images)}
-    derived = {image + tail for tail in common for image in images}
+    suffixes = {name[len(image) :] for name in ids for image in images if name != image and name.startswith(image)}
+    common = {end for end in suffixes if not end[0].isalnum() and all(image + end in ids for image in images)}
+    derived = {image + end for end in common for image in images}
     return [case for case in cases if case.id in images or case.id not in derived]
 
 
 def _dicom_cases(source: Path, wanted: Sequence[str] = ()) -> list[CaseFiles]:
-    """One case for each folder below `source` that holds an image series, however deep, with the labels beside it.
+    """One case for each folder at any depth below `source` that holds an image series, with the labels beside the series.
 
-    Beside a broken file every folder stands for itself: the good cases are found, and reading the bad one says what is
-    wrong with it.
+    If a file is broken, every folder is searched by itself: the good cases are found, and reading the bad case gives the
+    reason.
     """
     try:
         series = survey_files(files_below(source)).series if wanted else find_series(source)
     except UnreadableFileError:
-        return _one_by_one(source)
-    except SeriesSelectionError:  # nothing of DICOM in it
+        return _cases_by_folder(source)
+    except SeriesSelectionError:  # no DICOM at all
         return []
     except DicomIoError as error:
         raise InputRefusedError(f"{source.name}/: {error}") from error
     if wanted:
-        return _named_cases(source, series, wanted)
+        return _requested_cases(source, series, wanted)
     folders: dict[Path, list[SeriesRef]] = {}
     for ref in series:
         if ref.kind == "image" and not ref.set_aside:
@@ -235,14 +236,14 @@ def _dicom_cases(source: Path, wanted: Sequence[str] = ()) -> list[CaseFiles]:
     return [_case(source, folder, refs, list(folders), series) for folder, refs in sorted(folders.items())]
 
 
-def _named_cases(source: Path, series: Sequence[SeriesRef], wanted: Sequence[str]) -> list[CaseFiles]:
-    """A case for each study that has all the series; else the source itself: reading it says what is there instead."""
+def _requested_cases(source: Path, series: Sequence[SeriesRef], wanted: Sequence[str]) -> list[CaseFiles]:
+    """A case for each study that has all requested series; else the source itself, so that reading it gives the reason."""
     images = [ref for ref in series if ref.files and (ref.kind == "image" or ref.set_aside)]
-    found = _by_study(ref for ref in images if ref.series_instance_uid in wanted)
-    whole = [refs for refs in found if {ref.series_instance_uid for ref in refs} == set(wanted)]
-    others = _by_study(images) if len(wanted) > 1 else [[ref] for ref in images]
-    folders = [_folder_of(refs) for refs in others]
-    cases = [_case(source, _folder_of(refs), refs, folders, series) for refs in whole]
+    requested = _by_study(ref for ref in images if ref.series_instance_uid in wanted)
+    complete = [refs for refs in requested if {ref.series_instance_uid for ref in refs} == set(wanted)]
+    groups = _by_study(images) if len(wanted) > 1 else [[ref] for ref in images]
+    folders = [_folder_of(refs) for refs in groups]
+    cases = [_case(source, _folder_of(refs), refs, folders, series) for refs in complete]
     return cases or [CaseFiles(source.name, source)]
 
 
@@ -261,14 +262,14 @@ def _folder_of(refs: Sequence[SeriesRef]) -> Path:
 def _case(
     source: Path, folder: Path, refs: Sequence[SeriesRef], folders: Sequence[Path], series: Sequence[SeriesRef]
 ) -> CaseFiles:
-    """The case of the series in a folder, called by the highest folder that holds none of the other `folders`."""
-    home = source if len(set(folders)) == 1 else _home(folder, source, folders)
+    """The case of the series in a folder, with the name of the highest folder that holds none of the other `folders`."""
+    top = source if len(set(folders)) == 1 else _top_folder(folder, source, folders)
     objects = [file for ref in series if ref.kind in ("seg", "rtstruct") for file in ref.files]
-    beside = tuple(file for file in objects if home in file.parents)
-    return CaseFiles(home.name, folder, label_objects=beside, header=refs[0].files[0])
+    beside = tuple(file for file in objects if top in file.parents)
+    return CaseFiles(top.name, folder, label_objects=beside, header=refs[0].files[0])
 
 
-def _one_by_one(source: Path) -> list[CaseFiles]:
+def _cases_by_folder(source: Path) -> list[CaseFiles]:
     entries = sorted(source.iterdir())
     kinds = {file: _kind_of(file) for file in entries if file.is_file()}
     if {"image", "other DICOM"} & set(kinds.values()) or len(kinds) == len(entries):
@@ -289,38 +290,36 @@ def _kind_of(file: Path) -> Literal["image", "other DICOM", "broken", "foreign"]
     return "image" if series.kind == "image" else "other DICOM"
 
 
-def _home(folder: Path, source: Path, folders: Sequence[Path]) -> Path:
+def _top_folder(folder: Path, source: Path, folders: Sequence[Path]) -> Path:
     """The highest folder below `source` that holds this image series and no other."""
-    home = folder
-    while home.parent != source and sum(home.parent in (other, *other.parents) for other in folders) == 1:
-        home = home.parent
-    return home
+    top = folder
+    while top.parent != source and sum(top.parent in (other, *other.parents) for other in folders) == 1:
+        top = top.parent
+    return top
 
 
-def _one_label(case: CaseFiles) -> Path | None:
+def _only_label(case: CaseFiles) -> Path | None:
     if len(case.label_objects) > 1:
         raise InputRefusedError(f"{case.id}/ has {several_labels(case)}; one is needed; move the others away")
     return case.label_objects[0] if case.label_objects else None
 
 
 def several_labels(case: CaseFiles) -> str:
-    """The label objects of a case, with kind and path, for a message."""
-    told = [f"{scan_files([file]).series[0].modality} {_below(file, case.image)}" for file in case.label_objects]
-    more = f" and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
-    return f"{len(told)} label objects ({', '.join(told[:SHOWN])}{more})"
+    """The label objects of a case, with modality and path, for a message."""
+    names = [
+        f"{scan_files([file]).series[0].modality} {os.path.relpath(file, os.path.commonpath([file.parent, case.image]))}"
+        for file in case.label_objects
+    ]
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{len(names)} label objects ({', '.join(names[:SHOWN])}{more})"
 
 
-def _some(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (" ..." if len(names) > SHOWN else "")
 
 
-def _below(file: Path, image: Path) -> str:
-    """The file's path from the folder that holds it and the image."""
-    return os.path.relpath(file, os.path.commonpath([file.parent, image]))
-
-
-def told(case: CaseFiles, error: Exception) -> str:
-    """What is wrong with a case, its name in front, once."""
+def case_message(case: CaseFiles, error: Exception) -> str:
+    """The message of an error about a case, with the case's name once, at its beginning."""
     message = str(error)
     for name in (case.id, case.image.name):
         message = message.removeprefix(f"{name}: ")
@@ -328,9 +327,9 @@ def told(case: CaseFiles, error: Exception) -> str:
 
 
 def subjects_of(cases: Sequence[CaseFiles]) -> dict[str, str]:
-    """Whose each case is: by the shipped plan if it knows the case, else by PatientID, else its own.
+    """The subject of each case: from the shipped plan if it knows the case, else by PatientID, else the case itself.
 
-    A subject of the latter kinds is called by its first case; a PatientID goes nowhere.
+    A subject that the plan does not name has the name of its first case; a PatientID is written nowhere.
     """
     known = read_splits(shipped("examples") / "splits.json")
     first: dict[tuple[str, str], str] = {}
@@ -341,7 +340,7 @@ def subjects_of(cases: Sequence[CaseFiles]) -> dict[str, str]:
 
 
 def _patient(case: CaseFiles) -> tuple[str, str]:
-    """A key that is the same for all series of a patient, and for nothing else."""
+    """A key that all series of one patient share, and no other series."""
     if case.header is not None:
         header = load_dataset(case.header, with_pixels=False)
         if header.get("PatientID"):
@@ -350,9 +349,9 @@ def _patient(case: CaseFiles) -> tuple[str, str]:
 
 
 def plan_of(cases: Sequence[CaseFiles], splits: str | Path | None) -> dict[str, SplitCase]:
-    """Each case's place in the given `splits.json`.
+    """The entry of each case in the given `splits.json`.
 
-    With `splits` None: the shipped plan if it knows every case, else a new one over `subjects_of` the cases.
+    With `splits` None: the shipped plan if it knows every case, else a new plan over `subjects_of` the cases.
 
     Raises:
         InputRefusedError: The given plan does not know a case.
@@ -363,21 +362,27 @@ def plan_of(cases: Sequence[CaseFiles], splits: str | Path | None) -> dict[str, 
         return {case.id: known[case.id] for case in cases}
     if splits:
         raise InputRefusedError(
-            f"{Path(splits).name} does not know {len(unknown)} of {len(cases)} case(s): {_some(unknown)}; a place for "
+            f"{Path(splits).name} does not know {len(unknown)} of {len(cases)} case(s): {_first_names(unknown)}; a place for "
             "each case is needed; add them or leave --splits out"
         )
     return {case.id: case for case in make_split("data", subjects_of(cases))}
 
 
 def find_data(dataset_dir: str | Path, labels_dir: str | Path | None = None, label_suffix: str = "") -> list[CaseFiles]:
-    """The labelled cases of a data folder: images/ and labels/ in it, both mixed, or DICOM; or images with `labels_dir`."""
+    """The labelled cases of a data folder.
+
+    Args:
+        dataset_dir: Holds images/ and labels/, or both mixed, or DICOM; or images alone if `labels_dir` is given.
+        labels_dir: Folder of labels apart from the images.
+        label_suffix: As in `find_cases`.
+    """
     return find_cases(
         *image_and_label_folders(Path(dataset_dir), Path(labels_dir) if labels_dir else None), label_suffix
     )
 
 
 def image_and_label_folders(folder: Path, labels: Path | None = None) -> tuple[Path, Path | None]:
-    """Where the images lie, and the labels where they have a folder of their own."""
+    """The folder of the images, and the folder of the labels if they have one of their own."""
     if labels is None and (folder / "images").is_dir():
         return folder / "images", folder / "labels"
     return folder, labels
@@ -397,22 +402,22 @@ def by_partition(
         splits: A `splits.json`; None as in `plan_of`.
         label_suffix: As in `find_cases`.
         labels_dir: As in `find_data`.
-        fold: For cross-validation: the cases of this fold (0 to 4) test, and those that would test else train.
+        fold: For cross-validation: the cases of this fold (0 to 4) test, and all other test cases train.
     """
     cases = find_data(dataset_dir, labels_dir, label_suffix)
     plan = plan_of(cases, splits)
-    found: dict[Partition, list[dict[str, str]]] = {"train": [], "selection": [], "calibration": [], "test": []}
+    rows: dict[Partition, list[dict[str, str]]] = {"train": [], "selection": [], "calibration": [], "test": []}
     for case in cases:
-        found[_part_of(plan[case.id], fold)].append(data_row(case, plan[case.id].subject))
-    return found
+        rows[_partition_of(plan[case.id], fold)].append(data_row(case, plan[case.id].subject))
+    return rows
 
 
-def _part_of(place: SplitCase, fold: int | None) -> Partition:
+def _partition_of(entry: SplitCase, fold: int | None) -> Partition:
     if fold is None:
-        return place.partition
-    if place.fold == fold:
+        return entry.partition
+    if entry.fold == fold:
         return "test"
-    return "train" if place.partition == "test" else place.partition
+    return "train" if entry.partition == "test" else entry.partition
 
 
 def data_row(case: CaseFiles, subject: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Fingerprints of files, data sets and images, to know them again whatever folder they lie in."""
+"""Fingerprints of files, data sets and images, by which they are recognised under any name and in any folder."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
-import nibabel
 import numpy as np
+from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
 
 from dicom_io.volume import Volume
 from monai_unet_app.data.read import read_volume
 
-BLOCKS_3D, BLOCKS_2D = (4, 4, 4), (8, 8, 1)  # whose means make the fingerprint of an image
-STEPS_PER_DEVIATION, LARGEST = 31, 127
-STEPS_APART = 2  # what rounding the voxels to 8 bits may move a block's mean
+BLOCKS_3D, BLOCKS_2D = (4, 4, 4), (8, 8, 1)  # number of blocks along each axis; their means are the fingerprint
+STEPS_PER_DEVIATION, LARGEST = 31, 127  # steps for one standard deviation; the largest step of a signed byte
+STEPS_APART = 2  # rounding the voxels to 8 bits moves the mean of a block by no more
 
 
 def file_sha256(path: str | Path) -> str:
@@ -29,7 +30,7 @@ def file_sha256(path: str | Path) -> str:
 
 
 def dataset_sha256(rows: Iterable[Mapping[str, str]]) -> str:
-    """Hex digest over every case's id and the bytes of its image and label; order and folders do not count."""
+    """Hex digest over the id, the image and the label of every case; the order and the folders do not matter."""
     lines = [
         f"{row['id']} {key} {file_sha256(row[key])}\n"
         for row in sorted(rows, key=lambda row: row["id"])
@@ -39,49 +40,50 @@ def dataset_sha256(rows: Iterable[Mapping[str, str]]) -> str:
 
 
 def image_fingerprint(volume: Volume) -> str:
-    """Shape and coarse content, from which no picture can be made, as text: "35x51x35:0a1b...".
+    """Shape and coarse content as text, "35x51x35:0a1b..."; the picture cannot be restored from it.
 
-    The volume is turned to RAS and cut into blocks; the blocks' means, centred and divided by their deviation, are rounded
-    to bytes. Compressing, renaming, turning, rescaling, or rounding to DICOM's integers leaves it, up to `same_image`;
-    cropping and resampling do not.
+    The volume is reoriented to RAS and cut into blocks. The means of the blocks, centred and divided by their standard
+    deviation, are rounded to bytes. `same_image` recognises an image after compressing, renaming, reorienting, rescaling
+    its values, or rounding them to integers of DICOM, but not after cropping or resampling.
     """
     return _fingerprint(_in_ras(volume), volume.planar)
 
 
 def seen_entry(row: Mapping[str, str]) -> dict[str, str]:
-    """What `run.json` and `calibration.json` keep of a case, to know it again: whose it is, and its image's fingerprint."""
+    """The entry of a case in `run.json` and `calibration.json`: its subject and the fingerprint of its image."""
     return {"subject": row["subject"], "image": image_fingerprint(read_volume(row["image"]))}
 
 
 def mirrored_fingerprints(volume: Volume) -> list[str]:
-    """The fingerprints of the image and of its mirror images along any of its axes; its own is the first."""
+    """The fingerprints of the image and of its mirror images along any of its axes; that of the image is the first."""
     array = _in_ras(volume)
     axes = [axis for axis in range(3) if array.shape[axis] > 1]
-    mirrors = (chosen for count in range(len(axes) + 1) for chosen in combinations(axes, count))
-    return [_fingerprint(np.flip(array, chosen), volume.planar) for chosen in mirrors]
+    mirrored_axes = (chosen for count in range(len(axes) + 1) for chosen in combinations(axes, count))
+    return [_fingerprint(np.flip(array, chosen), volume.planar) for chosen in mirrored_axes]
 
 
-def same_image(one: str, other: str) -> bool:
-    """Whether two fingerprints are of one image."""
-    (shape, steps), (other_shape, other_steps) = one.split(":"), other.split(":")
+def same_image(fingerprint: str, other: str) -> bool:
+    """Whether two fingerprints are those of the same image."""
+    (shape, steps), (other_shape, other_steps) = fingerprint.split(":"), other.split(":")
     if shape != other_shape or len(steps) != len(other_steps):
         return False
     a, b = (np.frombuffer(bytes.fromhex(text), np.int8).astype(int) for text in (steps, other_steps))
     return bool(np.abs(a - b).max() <= STEPS_APART)
 
 
-def _in_ras(volume: Volume) -> NDArray:
-    array = volume.array.mean(axis=3) if volume.array.ndim == 4 else volume.array
-    if volume.planar:
-        return array
-    return nibabel.orientations.apply_orientation(array, nibabel.io_orientation(volume.affine_ras))
+def _in_ras(volume: Volume) -> NDArray[Any]:
+    """The mean over channels, shape (I, J, K), reoriented to RAS if the volume lies in the patient."""
+    array: NDArray[Any] = volume.array.mean(axis=3) if volume.array.ndim == 4 else volume.array
+    if not volume.planar:
+        array = apply_orientation(array, io_orientation(volume.affine_ras))
+    return array
 
 
-def _fingerprint(array: NDArray, planar: bool) -> str:
+def _fingerprint(array: NDArray[Any], planar: bool) -> str:
     means = np.asarray(array, dtype=np.float64)
-    for axis, blocks in enumerate(BLOCKS_2D if planar else BLOCKS_3D):
-        parts = np.array_split(means, min(blocks, array.shape[axis]), axis)
-        means = np.concatenate([part.mean(axis=axis, keepdims=True) for part in parts], axis)
-    spread = means.std() or 1.0
-    steps = np.clip(np.rint((means - means.mean()) / spread * STEPS_PER_DEVIATION), -LARGEST, LARGEST)
-    return "x".join(map(str, array.shape)) + ":" + steps.astype(np.int8).tobytes().hex()
+    for axis, count in enumerate(BLOCKS_2D if planar else BLOCKS_3D):
+        blocks = np.array_split(means, min(count, array.shape[axis]), axis)
+        means = np.concatenate([block.mean(axis=axis, keepdims=True) for block in blocks], axis)
+    deviation = means.std() or 1.0
+    steps = np.clip(np.rint((means - means.mean()) / deviation * STEPS_PER_DEVIATION), -LARGEST, LARGEST)
+    return f"{'x'.join(map(str, array.shape))}:{steps.astype(np.int8).tobytes().hex()}"

@@ -1,4 +1,4 @@
-"""The fingerprint of a data set, and everything wrong with it."""
+"""The fingerprint of a data set, and everything that is wrong with it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.orientations import aff2axcodes
 
 from dicom_io.errors import DicomIoError
 from dicom_io.read import ReadOptions
@@ -17,35 +18,35 @@ from dicom_io.volume import Volume
 from monai_unet_app.data.cases import (
     CaseFiles,
     case_id,
+    case_message,
     find_cases,
     find_images,
     image_and_label_folders,
     several_labels,
     subjects_of,
-    told,
 )
 from monai_unet_app.data.labels import check_values, read_labels
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import InputRules, check_rules
 from monai_unet_app.errors import InputRefusedError
 
-MOST_CLASSES = 30  # label values above are taken for numbers of objects
+MOST_CLASSES = 30  # a label with higher values probably counts objects
 PERCENTILES = (0.5, 50.0, 99.5)
 
 
 @dataclass(frozen=True)
 class CaseFingerprint:
-    """What one case looks like.
+    """The properties of one case.
 
     Attributes:
         shape: Voxels along I, J, K.
         spacing_mm: Voxel spacing along I, J, K; None for pictures, whose unit is the pixel.
-        axes: Patient direction to which I, J, K point, as three letters of RLAPSI ("LPS"); "px" for pictures.
+        axes: Patient direction of I, J, K, as three letters of RLAPSI ("LPS"); "px" for pictures.
         channels: 1 for grey.
         modality: DICOM Modality or None.
         intensity: The 0.5th, 50th and 99.5th percentile.
         class_size: Size of each label value in mL (pixels for pictures); empty without a label.
-        subject: Whose case it is, as in `subjects_of`.
+        subject: As in `subjects_of`.
     """
 
     id: str
@@ -61,12 +62,12 @@ class CaseFingerprint:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """All cases that can be used, and what is wrong.
+    """All cases that can be used, and the problems of the others.
 
     Attributes:
-        cases: One for each readable case.
+        cases: One entry for each usable case.
         refusals: Why a case cannot be used, by its id.
-        odd: What may be right but should be looked at, one sentence each.
+        odd: Unusual findings that may be right but should be looked at, one sentence each.
     """
 
     cases: tuple[CaseFingerprint, ...]
@@ -80,7 +81,7 @@ class Fingerprint:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Everything, the refused first."""
+        """All problems, the refused cases first."""
         return self.refused + self.odd
 
     def as_dict(self) -> dict[str, Any]:
@@ -92,7 +93,7 @@ class Fingerprint:
         }
 
     def summary(self) -> dict[str, Any]:
-        """Ranges over the cases; empty without a readable case."""
+        """Ranges over the cases; empty without a usable case."""
         if not self.cases:
             return {}
         spacings = [case.spacing_mm for case in self.cases if case.spacing_mm is not None]
@@ -103,7 +104,7 @@ class Fingerprint:
         return {
             "cases": len(self.cases),
             "subjects": len({case.subject for case in self.cases}),
-            "shape": _range([case.shape for case in self.cases], one_of_them=True),
+            "shape": _range([case.shape for case in self.cases], existing_median=True),
             **({"spacing_mm": _range(spacings)} if spacings else {}),
             "axes": dict(Counter(case.axes for case in self.cases)),
             "channels": dict(Counter(case.channels for case in self.cases)),
@@ -121,11 +122,11 @@ class Fingerprint:
 def find_to_inspect(
     data: Path, labels: Path | None = None, label_suffix: str = "", series: Sequence[str] = ()
 ) -> tuple[list[CaseFiles], list[str]]:
-    """The cases of a folder, labelled or not, as far as they can be told, and labels without an image.
+    """The cases of a folder, labelled or not, and one sentence for each label without an image.
 
     Args:
         data: images/ and labels/ in a folder, a folder of images, DICOM, or one file.
-        labels: Folder of labels, where they lie apart.
+        labels: Folder of labels, if they lie apart.
         label_suffix: As in `find_cases`.
         series: As in `find_images`.
     """
@@ -136,23 +137,23 @@ def find_to_inspect(
         return [_with_own_label(case) for case in _images_of(images, series)], []
     cases = find_cases(images, labels, label_suffix, need_all=False)
     used = {case.label for case in cases}
-    lone = [file for file in sorted(labels.iterdir()) if file not in used and file.is_file()] if labels else []
-    return cases, [f"label {case_id(file)} has no image; add it or move the label away" for file in lone]
+    unused = [file for file in sorted(labels.iterdir()) if file not in used and file.is_file()] if labels else []
+    return cases, [f"label {case_id(file)} has no image; add it or move the label away" for file in unused]
 
 
 def _images_of(data: Path, series: Sequence[str]) -> list[CaseFiles]:
-    """As `find_images`; of a whole DICOMDIR every series that it lists."""
+    """As `find_images`; for a DICOMDIR whose files are all present, every series that it lists."""
     if not data.is_file() or not is_dicomdir(data):
         return find_images(data, series)
     try:
         listed = set(files_of_dicomdir(data))
     except DicomIoError:
         listed = set()
-    if not listed or not all(file.is_file() for file in listed):  # reading it says what is wrong
+    if not listed or not all(file.is_file() for file in listed):  # reading the DICOMDIR gives the reason
         return find_images(data)
     listed = {file.absolute() for file in listed}
-    found = find_images(data.parent, series)
-    return [case for case in found if case.header is None or case.header.absolute() in listed]
+    cases = find_images(data.parent, series)
+    return [case for case in cases if case.header is None or case.header.absolute() in listed]
 
 
 def _with_own_label(case: CaseFiles) -> CaseFiles:
@@ -170,43 +171,43 @@ def inspect_cases(
 
     Args:
         cases: Images, with or without labels.
-        rules: A bundle's input rules; without them any readable image is fine.
-        known: Label values that the bundle knows; None accepts any.
-        step: Told each case's id when it has been read.
+        rules: A bundle's input rules; None accepts every readable image.
+        known: Label values that the bundle knows; None accepts all.
+        step: Called with the id of each case when it has been read.
         options: How DICOM is read.
     """
-    seen: list[CaseFingerprint] = []
+    usable: list[CaseFingerprint] = []
     refused: dict[str, str] = {}
     labelled = any(case.label is not None for case in cases)
     subjects = subjects_of(cases)
     for case in cases:
         try:
-            looks = _fingerprint(case, subjects[case.id], rules, known, options)
+            fingerprint = _fingerprint(case, subjects[case.id], rules, known, options)
             if labelled and case.label is None and not case.label_objects:
                 raise InputRefusedError(
                     "it has no label, other cases have; add one of the same name or move the image away"
                 )
-            seen.append(looks)
+            usable.append(fingerprint)
         except InputRefusedError as error:
-            refused[case.id] = told(case, error).removeprefix(f"{case.id}: ")
+            refused[case.id] = case_message(case, error).removeprefix(f"{case.id}: ")
         step(case.id)
     several = [
         f"look at {case.id}: it has {several_labels(case)}; they are not read here, and training takes one"
         for case in cases
         if case.label is None and len(case.label_objects) > 1
     ]
-    return Fingerprint(tuple(seen), refused, (*several, *_oddities(seen)))
+    return Fingerprint(tuple(usable), refused, (*several, *_oddities(usable)))
 
 
 def check_cases(
     rows: Sequence[Mapping[str, str]], bundle: Any, step: Callable[[str], None] = lambda case_id: None
 ) -> None:
-    """Raises InputRefusedError listing every case that this bundle cannot be trained or measured on.
+    """Raises InputRefusedError with a list of all cases on which this bundle cannot be trained or measured.
 
     Args:
         rows: {"id", "image", "label"} of each case.
-        bundle: Whose input rules and label values count.
-        step: Told each case's id when it has been read.
+        bundle: Its input rules and label values count.
+        step: Called with the id of each case when it has been read.
     """
     cases = [CaseFiles(row["id"], Path(row["image"]), Path(row["label"])) for row in rows]
     refused = inspect_cases(cases, bundle.rules, bundle.label_values, step).refused
@@ -228,12 +229,13 @@ def _fingerprint(
         if known is not None:
             check_values(labels, known, case.label.name)
         sizes = _class_sizes(labels)
+    i, j, k = volume.spacing_mm
     low, middle, high = (float(value) for value in np.percentile(volume.array, PERCENTILES))
     return CaseFingerprint(
         id=case.id,
         shape=volume.shape,
-        spacing_mm=None if volume.planar else tuple(round(step, 4) for step in volume.spacing_mm),  # type: ignore[arg-type]
-        axes=_axes(volume),
+        spacing_mm=None if volume.planar else (round(i, 4), round(j, 4), round(k, 4)),
+        axes="px" if volume.planar else "".join(aff2axcodes(volume.affine_ras)),
         channels=volume.array.shape[3] if volume.array.ndim == 4 else 1,
         modality=volume.provenance.modality,
         intensity=(low, middle, high),
@@ -248,39 +250,33 @@ def _class_sizes(labels: Volume) -> dict[int, float]:
     return {int(value): round(float(count) * unit, 4) for value, count in zip(values, counts, strict=True)}
 
 
-def _axes(volume: Volume) -> str:
-    if volume.planar:
-        return "px"
-    from nibabel.orientations import aff2axcodes
-
-    return "".join(aff2axcodes(volume.affine_ras))
-
-
 def _oddities(cases: Sequence[CaseFingerprint]) -> list[str]:
-    """What may be right but should be looked at: spacing or class volumes far from the other cases'."""
-    found = [f"look at {case.id}: its label is empty" for case in cases if set(case.class_size) == {0}]
+    """Empty labels, very high label values, and class sizes far from those of the other cases."""
+    sentences = [f"look at {case.id}: its label is empty" for case in cases if set(case.class_size) == {0}]
     most = max((max(case.class_size, default=0) for case in cases), default=0)
     if most > MOST_CLASSES:
-        found.append(
+        sentences.append(
             f"look at the labels: their values go up to {most}, as those of counted objects do and classes do not"
         )
     if len(cases) < 4 or most > MOST_CLASSES:
-        return found
+        return sentences
     for value in sorted({value for case in cases for value in case.class_size if value}):
         sizes = {case.id: case.class_size.get(value, 0.0) for case in cases if case.class_size}
         middle = float(np.median(list(sizes.values())))
-        found += [
+        sentences += [
             f"look at {name}: class {value} is {size:.4g}, the median of all cases {middle:.4g}"
             for name, size in sizes.items()
             if middle and not middle / 4 <= size <= middle * 4
         ]
-    return found
+    return sentences
 
 
-def _range(rows: Sequence[Sequence[float]], *, one_of_them: bool = False) -> dict[str, list[float]]:
-    """Least, median and most along each place; the median of an even number of rows is between two, or the lower one."""
+def _range(rows: Sequence[Sequence[float]], *, existing_median: bool = False) -> dict[str, list[float]]:
+    """Least, median and most of each column. The median of an even number of rows is the mean of the middle two rows, or
+    the lower of them if it must exist in a row.
+    """
     table = np.array(rows, dtype=float)
-    middle = np.percentile(table, 50.0, axis=0, method="lower" if one_of_them else "linear")
+    middle = np.percentile(table, 50.0, axis=0, method="lower" if existing_median else "linear")
     return {
         "least": np.round(table.min(axis=0), 4).tolist(),
         "median": np.round(middle, 4).tolist(),

@@ -1,6 +1,6 @@
-"""Images of the package `itk` in and out, and a DICOM series read by ITK alone: a second opinion on values and places.
+"""Images of the package `itk` in and out, and a DICOM series read by ITK alone, to check values and positions.
 
-ITK speaks LPS millimetres as we do. It is imported where it is used: that takes seconds and 400 MB.
+ITK uses LPS millimetres, as we do. It is imported where it is used, because the import takes seconds and 400 MB.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from monai_unet_app.errors import InputRefusedError
 
 
 def volume_from_itk(image: Any) -> Volume:
-    """The voxels of an `itk.Image` with their place.
+    """The voxels of an `itk.Image` with their position in the patient.
 
     Args:
         image: Three dimensions, of numbers or of vectors (`itk.VectorImage`, `itk.Image[itk.Vector, 3]`, RGB).
 
     Returns:
-        A copy of its values, its own type, shape (I, J, K), or (I, J, K, C) for vectors; affine in LPS mm.
+        A copy of the values with their own type, shape (I, J, K), or (I, J, K, C) for vectors; affine in LPS mm.
 
     Raises:
-        InputRefusedError: It has another dimension than 3.
+        InputRefusedError: The image has not three dimensions.
     """
     import itk
 
@@ -38,16 +38,16 @@ def volume_from_itk(image: Any) -> Volume:
     affine_lps[:3, :3] = itk.array_from_matrix(image.GetDirection()) @ np.diag(list(image.GetSpacing()))
     affine_lps[:3, 3] = list(image.GetOrigin())
     array = np.moveaxis(itk.array_from_image(image), (0, 1, 2), (2, 1, 0))  # ITK's arrays are (K, J, I) or (K, J, I, C)
-    first = list(image.GetBufferedRegion().GetIndex())  # a cropped image begins elsewhere than at (0, 0, 0)
+    first = list(image.GetBufferedRegion().GetIndex())  # not (0, 0, 0) in a cropped image
     affine_lps[:3, 3] += affine_lps[:3, :3] @ first
     return Volume(array, affine_lps, Provenance("array"))
 
 
 def itk_from_volume(volume: Volume) -> Any:
-    """An `itk.Image` with the values and the place of a volume; several channels make a vector image.
+    """An `itk.Image` with the values and the position of a volume; several channels make a vector image.
 
     Raises:
-        InputRefusedError: A picture without patient space, or a sheared grid, which ITK cannot hold.
+        InputRefusedError: The volume is a picture without patient space, or its grid is sheared, which ITK cannot hold.
     """
     import itk
 
@@ -69,7 +69,7 @@ def itk_from_volume(volume: Volume) -> Any:
 
 
 def read_by_itk(files: Sequence[Path]) -> Volume:
-    """A series of single-slice files as ITK reads it: sorted, placed and rescaled by ITK, with no help of ours.
+    """A series of single-slice files as ITK reads it: sorted, positioned and rescaled by ITK alone.
 
     Args:
         files: All files of one series, in any order.
@@ -78,7 +78,7 @@ def read_by_itk(files: Sequence[Path]) -> Volume:
         Shape (I, J, K) in ITK's own order of the axes, float32, affine in LPS mm.
 
     Raises:
-        InputRefusedError: ITK cannot read them, or takes them for another number of slices than there are files.
+        InputRefusedError: ITK cannot read the files, or does not take them for one series.
     """
     import itk
 
@@ -88,12 +88,12 @@ def read_by_itk(files: Sequence[Path]) -> Volume:
     if len(folders) != 1:
         raise InputRefusedError(f"the series lies in {len(folders)} folders; one is needed; copy its files together")
     names.SetDirectory(folders.pop())
-    found = [list(names.GetFileNames(uid)) for uid in names.GetSeriesUIDs()]
+    all_series = [list(names.GetFileNames(uid)) for uid in names.GetSeriesUIDs()]
     wanted = {str(path) for path in files}
-    in_order = next((series for series in found if set(series) == wanted), None)
+    in_order = next((series for series in all_series if set(series) == wanted), None)
     if in_order is None:
         raise InputRefusedError(
-            f"ITK finds series of {', '.join(str(len(series)) for series in found) or 'no'} files where ours has "
+            f"ITK finds series of {', '.join(str(len(series)) for series in all_series) or 'no'} files where ours has "
             f"{len(wanted)}; one series a folder is needed; copy its files into a folder of their own"
         )
     reader = itk.ImageSeriesReader[itk.Image[itk.F, 3]].New(FileNames=in_order, ForceOrthogonalDirection=False)
@@ -108,20 +108,20 @@ def read_by_itk(files: Sequence[Path]) -> Volume:
 
 
 def check_by_itk(volume: Volume) -> float:
-    """Reads the files of a volume again by ITK and compares every voxel's place and value.
+    """Reads the files of a volume again by ITK and compares the position and the value of every voxel.
 
     Args:
-        volume: As `read_series` gave it, of single-slice files, not resampled.
+        volume: From `read_series`, of single-slice files, not resampled.
 
     Returns:
-        Largest difference of two values, in units of the image.
+        Largest absolute difference of two values, in units of the image.
 
     Raises:
-        InputRefusedError: ITK cannot read the series, or has the voxels elsewhere; the message says how far apart.
+        InputRefusedError: ITK cannot read the series, or has the voxels at other positions; the message gives the distance.
     """
     theirs = read_by_itk(volume.provenance.files)
     try:
         turned = theirs.on_grid_of(volume)
     except ValueError as error:
-        raise InputRefusedError(f"ITK reads the series at another place: {error}") from error
+        raise InputRefusedError(f"ITK reads the series at another position: {error}") from error
     return float(np.abs(turned.array - volume.array).max())

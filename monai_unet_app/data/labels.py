@@ -1,4 +1,4 @@
-"""Labels in: a NIfTI, a picture, a DICOM SEG or RTSTRUCT, on the grid of the image they belong to."""
+"""Labels from a NIfTI, NRRD or MetaImage file, a picture, a DICOM SEG or RTSTRUCT, on the grid of their image."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dicom_io.errors import DicomIoError
 from dicom_io.reading.series import find_series, scan_files
@@ -19,38 +20,46 @@ AFFINE_TOLERANCE_MM = 0.01
 
 
 def read_labels(path: Path, image: Volume) -> Volume:
-    """The labels on `image`'s grid, float32 whole numbers.
+    """The labels on the grid of their image.
+
+    Args:
+        path: The label file, or a folder with one SEG or RTSTRUCT.
+        image: Shape (I, J, K) or (I, J, K, C).
+
+    Returns:
+        Shape (I, J, K), float32, whole numbers; 0 is background.
 
     Raises:
-        InputRefusedError: Another shape or place than the image, values that are no whole numbers, or an unreadable file.
+        InputRefusedError: The label has another shape or position than the image, its values are no whole numbers, or the
+            file cannot be read.
     """
     if has_ending(path, VOLUME_ENDINGS + PICTURE_ENDINGS):
         labels = read_volume(path)
-        _check_place(labels, image, path)
+        _check_grid(labels, image, path)
     else:
         labels = _read_dicom_labels(path, image)
     array = labels.array.astype(np.float32)
     if has_ending(path, PICTURE_ENDINGS):
-        return image.with_array(_of_picture(array, path))
+        return image.with_array(_picture_classes(array, path))
     if array.ndim != 3 or not np.array_equal(array, np.rint(array)):
         raise InputRefusedError(
-            f"label {path.name} holds values that are no whole numbers; one class number a voxel is needed"
+            f"label {path.name} holds values that are no whole numbers; one class number for each voxel is needed"
         )
     return labels.with_array(array)
 
 
-def _of_picture(array: np.ndarray, path: Path) -> np.ndarray:
-    """Class numbers of a grey picture; one of black and white (0 and 255) only holds 0 and 1."""
+def _picture_classes(array: NDArray[np.float32], path: Path) -> NDArray[np.float32]:
+    """The class numbers of a grey picture. A picture of black and white only (0 and 255) gives 0 and 1."""
     grey = array[..., 0] if array.ndim == 4 else array
     if array.ndim == 4 and (array != grey[..., None]).any():
         raise InputRefusedError(
             f"label {path.name} is coloured; a grey picture is needed, black and white or with class numbers; convert it"
         )
-    return grey / 255.0 if set(np.unique(grey)) <= {0.0, 255.0} else grey
+    return grey / np.float32(255) if set(np.unique(grey)) <= {0.0, 255.0} else grey
 
 
 def check_values(labels: Volume, known: Iterable[int], name: str) -> None:
-    """Raises InputRefusedError for a label value that the bundle does not know."""
+    """Raises InputRefusedError for label values that the bundle does not know."""
     unknown = sorted(set(np.unique(labels.array).astype(int).tolist()) - set(known))
     if unknown:
         raise InputRefusedError(
@@ -65,21 +74,21 @@ def _read_dicom_labels(path: Path, image: Volume) -> Volume:
         return read_rtstruct(path, image) if kind == "rtstruct" else read_seg(path, image)
     except DicomIoError as error:
         raise InputRefusedError(f"label {path.name}: {error}") from error
-    except (AttributeError, LookupError, TypeError, ValueError) as error:  # an object without what its class demands
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # an object that lacks required attributes
         raise InputRefusedError(
             f"label {path.name} lacks parts of a SEG or RTSTRUCT ({error}); a whole object is needed; export it again"
         ) from error
 
 
-def _check_place(labels: Volume, image: Volume, path: Path) -> None:
+def _check_grid(labels: Volume, image: Volume, path: Path) -> None:
     if labels.shape != image.shape:
         raise InputRefusedError(
             f"label {path.name} has shape {labels.shape}, its image {image.shape}; the same grid is needed; export the label "
             "on the image's grid"
         )
-    apart = float(np.abs((labels.affine_lps - image.affine_lps) @ corner_indices(image.shape)).max())
-    if image.has_patient_space and apart > AFFINE_TOLERANCE_MM:
+    distance_mm = float(np.abs((labels.affine_lps - image.affine_lps) @ corner_indices(image.shape)).max())
+    if image.has_patient_space and distance_mm > AFFINE_TOLERANCE_MM:
         raise InputRefusedError(
-            f"label {path.name} lies {apart:.2f} mm away from its image; at most {AFFINE_TOLERANCE_MM} mm is needed; export "
-            "the label on the image's grid"
+            f"label {path.name} lies {distance_mm:.2f} mm away from its image; at most {AFFINE_TOLERANCE_MM} mm is needed; "
+            "export the label on the image's grid"
         )

@@ -1,6 +1,6 @@
-"""The bridge to MONAI: a `Volume` as the MetaTensor that `LoadImaged` would give, and a reader that goes through it.
+"""The bridge to MONAI: a `Volume` as the MetaTensor that `LoadImaged` would give, and a reader for `LoadImaged`.
 
-    LoadImaged(keys="image", reader=VolumeReader())          # in anyone's bundle, for NIfTI, DICOM and pictures
+    LoadImaged(keys="image", reader=VolumeReader())          # in any bundle, for NIfTI, DICOM and pictures
 
 MONAI's own DICOM readers are silently wrong on gaps, tilt, mixed series and multi-frame objects; this one refuses them.
 """
@@ -27,10 +27,13 @@ from monai_unet_app.errors import InputRefusedError
 
 
 def array_and_meta(volume: Volume) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    """What a MONAI `ImageReader` returns: the array, channels last if there are any, and its metadata.
+    """The array and the metadata that a MONAI `ImageReader` returns.
 
-    The affine of a DICOM series is rounded to float32, the precision in which NIfTI keeps it, so that a case gives the
-    same tensors whether it comes as DICOM or as the NIfTI made from it.
+    The affine of a DICOM series is rounded to float32, the precision of NIfTI, so that a case gives the same tensors as
+    DICOM and as the NIfTI made from it.
+
+    Returns:
+        float32, shape (I, J, K) or (I, J, K, C); planar (I, J) or (I, J, C). The affine in the metadata is in RAS mm.
     """
     array = np.asarray(volume.array, dtype=np.float32)
     affine = np.array(volume.affine_ras)
@@ -49,22 +52,23 @@ def array_and_meta(volume: Volume) -> tuple[NDArray[np.float32], dict[str, Any]]
 
 
 def to_metatensor(volume: Volume) -> MetaTensor:
-    """The tensor that `LoadImaged` gives for this volume: shape (I, J, K) or (I, J, K, C); planar (I, J) or (I, J, C)."""
+    """The tensor that `LoadImaged` gives for this volume; shapes as in `array_and_meta`, affine in RAS mm."""
     array, meta = array_and_meta(volume)
     files = volume.provenance.files
     meta["filename_or_obj"] = str(files[0]) if files else ""
-    return MetaTensor.ensure_torch_and_prune_meta(torch.from_numpy(np.ascontiguousarray(array)), meta)
+    tensor: MetaTensor = MetaTensor.ensure_torch_and_prune_meta(torch.from_numpy(np.ascontiguousarray(array)), meta)
+    return tensor
 
 
 class VolumeReader(ImageReader):
     """Reads through `read_volume`; usable as `LoadImaged(reader=...)`.
 
-    `LoadImage` goes on to MONAI's other readers when `read` raises, so a refusal would end in a wrong image; it is handed
-    on instead and raised by `get_data`.
+    When `read` raises, `LoadImage` tries MONAI's other readers, and a refused image would be read wrongly. So `read` returns
+    the error, and `get_data` raises it.
 
     Args:
-        cases: Dicts with "image" and "label": a label that is a DICOM object (SEG, RTSTRUCT) is placed on the grid of its
-            image, and any label must lie on it.
+        cases: Dicts with "image" and "label". A label that is a DICOM object (SEG, RTSTRUCT) is read on the grid of its
+            image; every other label must have the grid of its image.
         rules: The bundle's `input_rules`; images that break them are refused.
     """
 
@@ -89,7 +93,7 @@ class VolumeReader(ImageReader):
                     "folder is needed; put slices into a folder, or channels into one file"
                 )
             return self._read(str(paths[0]))
-        except Exception as error:  # any: none may let another reader take over
+        except Exception as error:  # after any error another reader would take over
             return error
 
     def _read(self, path: str) -> Volume:

@@ -1,6 +1,6 @@
 """Any source to a `Volume`: a NIfTI, NRRD or MetaImage file, a DICOM folder or file, a 2D picture.
 
-Bad input is refused here, in words.
+Bad input is refused here with a message for the user.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from dicom_io.channels import read_channels
@@ -21,25 +22,26 @@ from monai_unet_app.errors import InputRefusedError
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
 MM_IN = {"meter": 1e3, "micron": 1e-3}  # NIfTI's other units of length
-EXACT, DIGITS_LOST = 2.0**24, 1e-2  # float32 holds whole numbers up to here; what may be lost of the values' range
+EXACT = 2.0**24  # float32 holds all whole numbers up to here
+LARGEST_LOSS = 1e-2  # rounding to float32 may change a value by this share of the range of values
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 VOLUME_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS
 
 
 def has_ending(path: Path, endings: tuple[str, ...]) -> bool:
-    """Whether the file's name ends so, in either case."""
+    """Whether the file's name has one of these endings, in upper or lower case."""
     return path.name.lower().endswith(endings)
 
 
 def read_volume(path: str | Path, options: ReadOptions | None = None) -> Volume:
-    """The voxels of one case with their place; float32, every value finite.
+    """The voxels of one case with their position in the patient; float32, every value finite.
 
     Args:
         path: NIfTI, NRRD or MetaImage file, DICOM folder or file, or a 2D picture.
         options: Which series and time point of a DICOM folder, and what may be repaired.
 
     Returns:
-        Shape (I, J, K), or (I, J, K, C) for colour; a picture is planar with I along its width.
+        Shape (I, J, K), or (I, J, K, C) for several channels; affine in LPS mm. A picture is planar with I along its width.
 
     Raises:
         InputRefusedError: The file is absent, truncated, of an unknown kind, or holds NaN or infinite voxels.
@@ -81,9 +83,9 @@ def _read_nifti(path: Path) -> Volume:
         _check_numbers(image.get_data_dtype(), path)
         _check_placed(image.header, path)
         stored = np.asanyarray(image.dataobj)
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused as such
+        with np.errstate(over="ignore"):  # values beyond float32 become infinite, which is refused
             array = stored.astype(np.float32)
-        _check_digits(stored, array, path)
+        _check_precision(stored, array, path)
     except InputRefusedError:
         raise
     except Exception as error:  # a damaged header makes nibabel fail in any way
@@ -105,21 +107,22 @@ def _read_nifti(path: Path) -> Volume:
         return Volume.from_ras(array, affine, Provenance("nifti", files=(path,), notes=notes))
     except ValueError as error:
         raise InputRefusedError(
-            f"{path.name} places its voxels nowhere ({error}); a sform or qform with three axes is needed; export it again"
+            f"{path.name} does not say where its voxels lie ({error}); a sform or qform with three axes is needed; "
+            "export it again"
         ) from error
 
 
-def _check_numbers(dtype: np.dtype, path: Path) -> None:
-    """Raises InputRefusedError for voxels that are not one real number each."""
+def _check_numbers(dtype: np.dtype[Any], path: Path) -> None:
+    """Raises InputRefusedError if a voxel is not one real number."""
     if dtype.names or dtype.kind == "c":
         kind = "complex" if dtype.kind == "c" else "".join(dtype.names or ()).upper()
         raise InputRefusedError(
-            f"{path.name} holds {kind} voxels; one number a voxel is needed; convert it to grey values"
+            f"{path.name} holds {kind} voxels; one number for each voxel is needed; convert it to grey values"
         )
 
 
 def _check_placed(header: Any, path: Path) -> None:
-    """Raises InputRefusedError for a NIfTI that says nowhere how its axes lie in the patient: left and right are unknown."""
+    """Raises InputRefusedError for a NIfTI without sform and qform: left and right are unknown."""
     if "sform_code" in header and not (int(header["sform_code"]) or int(header["qform_code"])):
         raise InputRefusedError(
             f"{path.name} has neither sform nor qform (both codes are 0), so left and right are unknown; an image with its "
@@ -127,16 +130,16 @@ def _check_placed(header: Any, path: Path) -> None:
         )
 
 
-def _check_digits(stored: np.ndarray, array: np.ndarray, path: Path) -> None:
-    """Raises InputRefusedError where float32 has too few digits to tell the values apart."""
+def _check_precision(stored: NDArray[Any], array: NDArray[np.float32], path: Path) -> None:
+    """Raises InputRefusedError if float32 has too few digits to distinguish the values."""
     if not stored.size or not np.isfinite(array).all() or np.abs(array).max() < EXACT:
         return
     low, high = float(stored.min()), float(stored.max())
     lost = float(np.abs(stored - array.astype(stored.dtype)).max())
-    if lost > (high - low) * DIGITS_LOST:
+    if lost > (high - low) * LARGEST_LOSS:
         raise InputRefusedError(
             f"{path.name} holds values around {low:.3g} that differ by {high - low:.3g} at most, too little for float32 to "
-            "tell them apart; subtract the smallest value first"
+            "distinguish them; subtract the smallest value first"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a bundle says its images must be, and the refusal of those that are not."""
+"""The demands of a bundle on its images, and the refusal of images that do not meet them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class InputRules:
     """`input_rules` of an `inference.yaml`.
 
     Attributes:
-        modality: Accepted DICOM modalities; a source that does not say (NIfTI, picture) passes.
+        modality: Accepted DICOM modalities; a source without a modality (NIfTI, picture) passes.
         channels: 1 for grey, 3 for RGB.
         planar: True for 2D pictures, False for volumes.
         spacing_mm: Least and most distance of voxel centres, all axes; None for pictures.
@@ -33,7 +33,7 @@ class InputRules:
 
     @classmethod
     def parse(cls, rules: Mapping[str, Any]) -> InputRules:
-        """From the YAML's mapping. Raises BundleError for an unknown or ill-formed rule."""
+        """The rules in the mapping of the YAML file. Raises BundleError for an unknown or malformed rule."""
         try:
             spacing, extent = rules.get("spacing_mm"), rules.get("extent_mm")
             unknown = set(rules) - {"modality", "channels", "planar", "spacing_mm", "extent_mm"}
@@ -54,8 +54,8 @@ class InputRules:
 
 
 def check_rules(volume: Volume, rules: InputRules, name: str = "the image") -> None:
-    """Raises InputRefusedError, with every reason, if the image is far from what the bundle was made for."""
-    reasons = [reason for reason in (check(volume, rules) for check in _CHECKS) if reason]
+    """Raises InputRefusedError with all reasons if the image breaks a rule of the bundle, or is constant."""
+    reasons = [reason for check in _CHECKS if (reason := check(volume, rules))]
     if reasons:
         raise InputRefusedError(f"{name} is not what this bundle was made for: " + "; ".join(reasons))
 
@@ -63,20 +63,20 @@ def check_rules(volume: Volume, rules: InputRules, name: str = "the image") -> N
 def _kind_reason(volume: Volume, rules: InputRules) -> str | None:
     if volume.planar == rules.planar:
         return None
-    found, needed = ("a 2D picture", "a 3D volume") if volume.planar else ("a 3D volume", "a 2D picture")
-    return f"it is {found}, {needed} is needed"
+    actual, needed = ("a 2D picture", "a 3D volume") if volume.planar else ("a 3D volume", "a 2D picture")
+    return f"it is {actual}, {needed} is needed"
 
 
 def _channels_reason(volume: Volume, rules: InputRules) -> str | None:
-    found = volume.array.shape[3] if volume.array.ndim == 4 else 1
-    return None if found == rules.channels else f"it has {found} channel(s), {rules.channels} needed"
+    channels = volume.array.shape[3] if volume.array.ndim == 4 else 1
+    return None if channels == rules.channels else f"it has {channels} channel(s), {rules.channels} needed"
 
 
 def _modality_reason(volume: Volume, rules: InputRules) -> str | None:
-    found = volume.provenance.modality
-    if not rules.modality or found is None or found in rules.modality:
+    modality = volume.provenance.modality
+    if not rules.modality or modality is None or modality in rules.modality:
         return None
-    return f"its modality is {found}, {' or '.join(rules.modality)} is needed"
+    return f"its modality is {modality}, {' or '.join(rules.modality)} is needed"
 
 
 def _spacing_reason(volume: Volume, rules: InputRules) -> str | None:
@@ -100,10 +100,9 @@ def _extent_reason(volume: Volume, rules: InputRules) -> str | None:
 
 
 def _patient_extent(volume: Volume) -> tuple[float, ...]:
-    """Size in mm along the array axes that are nearest to right-left, front-back and foot-head."""
-    axes = io_orientation(volume.affine_lps)[:, 0]
-    sizes = np.array(volume.shape) * volume.spacing_mm
-    return tuple(float(sizes[list(axes).index(world)]) for world in range(3))
+    """Size in mm along the array axes nearest to right-left, front-back and foot-head, in this order."""
+    array_axes = np.argsort(io_orientation(volume.affine_lps)[:, 0])
+    return tuple((np.array(volume.shape) * volume.spacing_mm)[array_axes].tolist())
 
 
 def _constant_reason(volume: Volume, rules: InputRules) -> str | None:

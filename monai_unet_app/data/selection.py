@@ -1,4 +1,4 @@
-"""Which series of a study are meant: by patterns that values of their headers must contain."""
+"""The choice of a series in a study, by patterns that values of its headers must contain."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from dicom_io.reading.instances import load_dataset
 from dicom_io.reading.series import SeriesRef
 
 Patterns = Mapping[str, re.Pattern[str]]
-"""DICOM keyword -> pattern that its value must contain; all must fit."""
+"""DICOM keyword -> pattern that its value must contain. All patterns must be found."""
 
 
 def compiled(match: Mapping[str, Any]) -> dict[str, re.Pattern[str]]:
-    """The patterns of a site file or of settings; upper and lower case are alike.
+    """The patterns of a site file or of settings; they ignore case.
 
     Raises:
-        ValueError: A key that is no DICOM keyword, or a value that is no pattern; says which, what is needed and what to do.
+        ValueError: A key is no DICOM keyword, or a value is no pattern.
     """
-    found = {}
+    patterns = {}
     for keyword, text in match.items():
         if tag_for_keyword(keyword) is None or not isinstance(text, str):
             raise ValueError(f"match has {keyword} = {text!r}; a DICOM keyword and a pattern are needed")
         try:
-            found[keyword] = re.compile(text, re.IGNORECASE)
+            patterns[keyword] = re.compile(text, re.IGNORECASE)
         except re.error as error:
             raise ValueError(f"the pattern {text!r} of {keyword} cannot be used ({error}); correct it") from error
-    return found
+    return patterns
 
 
 def misfits(series: SeriesRef, match: Patterns, least_instances: int = 1) -> list[str]:
-    """What of a series is not what is meant, by the header of its first instance: keywords, no values; empty: it fits."""
+    """Why a series is not chosen, by the header of its first instance; empty for a chosen series. No values are named."""
     if series.frame_count < least_instances or not series.files:
         return [f"{least_instances} images or more"]
     header = load_dataset(series.files[0], with_pixels=False, keywords=list(match))
@@ -43,7 +43,7 @@ def misfits(series: SeriesRef, match: Patterns, least_instances: int = 1) -> lis
 
 
 def text_of(value: Any) -> str:
-    """The value of an attribute as a pattern sees it; several values with backslashes between them."""
+    """The value of an attribute as text for a pattern; several values are joined by backslashes."""
     if value is None:
         return ""
     return str(value) if isinstance(value, str) or not hasattr(value, "__iter__") else "\\".join(map(str, value))

@@ -1,6 +1,6 @@
-"""Who trains, selects, calibrates and tests: decided once for each subject, written down, used by everything.
+"""The partitions: whether a subject trains, selects, calibrates or tests is decided once and written down.
 
-A subject (one person, whose two hippocampi or two eyes are two cases) is never on both sides of a line.
+A subject (one person, whose two hippocampi or two eyes are two cases) is never in two partitions.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +23,7 @@ SHARES: Mapping[Partition, float] = {"test": 0.2, "calibration": 0.11, "selectio
 
 @dataclass(frozen=True)
 class SplitCase:
-    """One case's place in the plan. `fold` (0 to 4) is for five-fold cross-validation, apart from `partition`."""
+    """The entry of a case in the plan. `fold` (0 to 4) is for five-fold cross-validation and independent of `partition`."""
 
     id: str
     subject: str
@@ -31,15 +32,15 @@ class SplitCase:
 
 
 def make_split(name: str, subjects: Mapping[str, str], folds: int = 5) -> list[SplitCase]:
-    """A split of the cases, the same on every machine: subjects are ordered by a hash and dealt out by `SHARES`.
+    """A split of the cases, the same on every machine: subjects are ordered by a hash and divided by `SHARES`.
 
     Args:
-        name: Data set's name; seeds the order.
+        name: Name of the data set; seeds the order.
         subjects: Case id to subject id.
         folds: Number of cross-validation folds.
 
     Returns:
-        One entry a case, sorted by id.
+        One entry for each case, sorted by id.
 
     Raises:
         InputRefusedError: Fewer subjects than partitions.
@@ -50,21 +51,22 @@ def make_split(name: str, subjects: Mapping[str, str], folds: int = 5) -> list[S
             f"{len(order)} subject(s) found; at least {len(SHARES)} are needed, one each to train, select, calibrate "
             "and test; add cases"
         )
-    partition = _deal(order)
+    partition = _partitions(order)
     return [
         SplitCase(case, subject, partition[subject], order.index(subject) % folds)
         for case, subject in sorted(subjects.items())
     ]
 
 
-def _deal(order: list[str]) -> dict[str, Partition]:
-    counts = {part: max(1, round(share * len(order))) for part, share in SHARES.items()}
-    dealt: list[Partition] = [part for part, count in counts.items() if part != "train" for _ in range(count)]
-    return {subject: dealt[i] if i < len(dealt) else "train" for i, subject in enumerate(order)}
+def _partitions(order: list[str]) -> dict[str, Partition]:
+    """The partition of each subject: the first subjects test, calibrate and select, all others train."""
+    counts = {part: max(1, round(share * len(order))) for part, share in SHARES.items() if part != "train"}
+    parts: list[Partition] = [part for part, count in counts.items() for _ in range(count)]
+    return dict(zip_longest(order, parts, fillvalue="train"))
 
 
 def write_splits(path: Path, datasets: Mapping[str, Iterable[SplitCase]]) -> None:
-    """Writes `splits.json` (schema `splits.schema.json`), one line a case so that a diff can be read."""
+    """Writes `splits.json` (schema `splits.schema.json`), one line for each case so that a diff can be read."""
     blocks = []
     for name, cases in datasets.items():
         rows = ",\n".join("    " + json.dumps(asdict(case)) for case in cases)
@@ -90,14 +92,16 @@ def read_splits(path: Path) -> dict[str, SplitCase]:
     validate(document, "splits")
     cases: dict[str, SplitCase] = {}
     for name, dataset in document["datasets"].items():
-        side: dict[str, str] = {}
+        partitions: dict[str, str] = {}
         for row in dataset["cases"]:
             case = SplitCase(**row)
             if case.id in cases:
-                raise InputRefusedError(f"{path}: case {case.id} stands twice; each case has one place; remove one")
-            if side.setdefault(case.subject, case.partition) != case.partition:
                 raise InputRefusedError(
-                    f"{path}: subject {case.subject} of {name} is in {side[case.subject]} and in {case.partition}; "
+                    f"{path}: case {case.id} stands twice; one entry for each case is needed; remove one"
+                )
+            if partitions.setdefault(case.subject, case.partition) != case.partition:
+                raise InputRefusedError(
+                    f"{path}: subject {case.subject} of {name} is in {partitions[case.subject]} and in {case.partition}; "
                     "one subject belongs to one partition, else the test is no test"
                 )
             cases[case.id] = case

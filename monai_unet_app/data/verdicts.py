@@ -1,4 +1,4 @@
-"""Every DICOM series of a place with its verdict, and what became of the case that it belongs to."""
+"""Every DICOM series of a folder with its verdict, and with the refusal of the case to which it belongs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class SeriesRow:
     """One series, or one broken file.
 
     Attributes:
-        verdict: What its headers say.
-        case: The case that it is read for; None for what belongs to no case.
-        refusal: Why reading that case was refused, or the bundle refuses it; empty where it was not.
+        verdict: The verdict on its headers.
+        case: Id of the case to which the series belongs; None for no case.
+        refusal: Why reading the case failed, or why the bundle refuses the case; empty for an accepted case.
     """
 
     verdict: Verdict
@@ -33,22 +33,26 @@ class SeriesRow:
 
     @property
     def outcome(self) -> str:
-        """As `Verdict.outcome`; "refused" also for what only its pixels, or a bundle, make unusable."""
-        return "refused" if self.refusal and self.verdict.outcome == "readable" else self.verdict.outcome
+        """As `Verdict.outcome`, but "refused" for readable headers if the pixels or the bundle refuse the case."""
+        return "refused" if self._is_refused_later else self.verdict.outcome
 
     @property
     def reason(self) -> str:
-        """Why it is refused, set aside or broken; what was tolerated in a readable one."""
-        return self.refusal if self.refusal and self.verdict.outcome == "readable" else self.verdict.reason
+        """Why the series is refused, set aside or broken; for a readable series the tolerated deviations."""
+        return self.refusal if self._is_refused_later else self.verdict.reason
+
+    @property
+    def _is_refused_later(self) -> bool:
+        return bool(self.refusal) and self.verdict.outcome == "readable"
 
     @property
     def is_bad(self) -> bool:
-        """Whether somebody has to do something about it."""
+        """Whether the series needs somebody's attention."""
         return self.outcome in ("refused", "broken")
 
     @cached_property
     def title(self) -> SeriesTitle:
-        """How the scanner called the series; without what in it is of the patient."""
+        """The name that the scanner gave the series, without the patient's identity."""
         series = self.verdict.series
         return title_of(series.instances[0]) if series and series.instances else SeriesTitle()
 
@@ -73,10 +77,10 @@ class SeriesRow:
 
 
 def dicom_verdicts(data: Path, options: ReadOptions) -> list[SeriesRow]:
-    """One row for each DICOM series at `data`, however deep: what reading it would give, and why not; none without DICOM.
+    """One row for each DICOM series at any depth below `data`, with the outcome of reading it; no rows without DICOM.
 
     Args:
-        data: A folder, a file, or a DICOMDIR: then the series that it lists.
+        data: A folder, a file, or a DICOMDIR, which gives the series that it lists.
         options: How DICOM is read.
     """
     if not data.exists() or (data.is_file() and has_ending(data, FILE_ENDINGS)):
@@ -85,22 +89,22 @@ def dicom_verdicts(data: Path, options: ReadOptions) -> list[SeriesRow]:
         if not data.is_file() or not is_dicomdir(data):
             return [SeriesRow(verdict) for verdict in examine(data, options)]
         listed = set(files_of_dicomdir(data))
-        found = [SeriesRow(verdict) for verdict in examine(data.parent, options)]
-        return [row for row in found if row.verdict.series is None or listed & set(row.verdict.series.files)]
-    except DicomIoError:  # no DICOM in it, or an index that reading will refuse
+        rows = [SeriesRow(verdict) for verdict in examine(data.parent, options)]
+        return [row for row in rows if row.verdict.series is None or listed & set(row.verdict.series.files)]
+    except DicomIoError:  # no DICOM, or a DICOMDIR that reading will refuse
         return []
 
 
 def with_cases(
     rows: Sequence[SeriesRow], cases: Sequence[CaseFiles], refusals: Mapping[str, str], wanted: Sequence[str] = ()
 ) -> list[SeriesRow]:
-    """The rows with their cases, and with the refusals of cases that are one series.
+    """The rows with their cases, and with the refusal of each case that consists of one series.
 
     Args:
-        rows: As `dicom_verdicts` gives them.
-        cases: As `find_images` gives them.
-        refusals: What is wrong with a case, by its id.
-        wanted: The series that the cases were searched for; empty: any.
+        rows: From `dicom_verdicts`.
+        cases: From `find_images`.
+        refusals: Why a case is refused, by its id.
+        wanted: UIDs of the requested series; empty for any series.
     """
     named = [replace(row, case=_case_of(row, cases, wanted)) for row in rows]
     count = {case.id: sum(row.case == case.id for row in named) for case in cases}
@@ -111,12 +115,12 @@ def with_cases(
 
 
 def _case_of(row: SeriesRow, cases: Sequence[CaseFiles], wanted: Sequence[str]) -> str | None:
-    """The case whose folder is the lowest that holds the series."""
+    """The id of the case whose folder holds the series; the deepest such folder if there are several."""
     series = row.verdict.series
     if series is None or not series.files or row.outcome not in ("readable", "refused"):
         return None
     if wanted and series.series_instance_uid not in wanted:
         return None
     first = series.files[0].absolute()
-    around = [case for case in cases if case.image.absolute() in (first, *first.parents)]
-    return max(around, key=lambda case: len(case.image.absolute().parts)).id if around else None
+    holding = [case for case in cases if case.image.absolute() in (first, *first.parents)]
+    return max(holding, key=lambda case: len(case.image.absolute().parts)).id if holding else None

@@ -134,7 +134,7 @@ def test_two_labels_of_one_name_are_refused(tmp_path: Path) -> None:
     labels = touch(tmp_path / "labels", ["a.png", "a.txt"])
     assert find_cases(images, labels)[0].label == labels / "a.png"
     touch(labels, ["a.tif"])
-    with pytest.raises(InputRefusedError, match=r"has a\.png and a\.tif; one label of a name is needed"):
+    with pytest.raises(InputRefusedError, match=r"has a\.png and a\.tif; one label for each name is needed"):
         find_cases(images, labels)
 
 

@@ -72,7 +72,7 @@ def test_a_series_that_was_moved_after_reading_is_noticed_by_itk(tmp_path: Path)
         one = dcmread(path)
         one.ImagePositionPatient = [value + 0.5 for value in one.ImagePositionPatient]
         one.save_as(path)
-    with pytest.raises(InputRefusedError, match="ITK reads the series at another place"):
+    with pytest.raises(InputRefusedError, match="ITK reads the series at another position"):
         check_by_itk(volume)
 
 

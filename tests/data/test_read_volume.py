@@ -151,10 +151,10 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "header cut": (lambda folder: cut(write_nifti(folder / "a.nii", lopsided_array()), 0.1), "cannot be read as NIfTI"),
     "no NIfTI": (lambda folder: words(folder / "a.nii.gz", "hello"), "cannot be read as NIfTI"),
     "empty NIfTI": (lambda folder: words(folder / "a.nii", ""), "cannot be read as NIfTI"),
-    "RGB NIfTI": (lambda folder: rgb_nifti(folder / "a.nii.gz"), "RGB voxels; one number a voxel is needed"),
+    "RGB NIfTI": (lambda folder: rgb_nifti(folder / "a.nii.gz"), "RGB voxels; one number for each voxel is needed"),
     "complex NIfTI": (
         lambda folder: write_nifti(folder / "a.nii.gz", lopsided_array().astype(np.complex64)),
-        "complex voxels; one number a voxel is needed",
+        "complex voxels; one number for each voxel is needed",
     ),
     "2D NIfTI": (
         lambda folder: write_nifti(folder / "a.nii.gz", lopsided_array()[:, :, 0]),
@@ -170,7 +170,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda folder: write_nifti(folder / "a.nii.gz", lopsided_array() * 1e37),
         "NaN or infinite voxel",
     ),
-    "no place": (lambda folder: nifti_without_place(folder / "a.nii"), "places its voxels nowhere"),
+    "no place": (lambda folder: nifti_without_place(folder / "a.nii"), "does not say where its voxels lie"),
     "truncated PNG": (lambda folder: cut(picture(folder / "a.png", "RGB")), "a.png cannot be read as a picture"),
     "no picture": (lambda folder: words(folder / "a.jpg", "hello"), "a.jpg cannot be read as a picture"),
     "TIFF stack": (lambda folder: two_pages(folder / "a.tif"), "holds 2 pictures; one is needed"),
@@ -305,7 +305,7 @@ def test_values_that_float32_cannot_tell_apart_are_refused(tmp_path: Path) -> No
         if fits:
             assert np.ptp(read_volume(tmp_path / "a.nii").array) == np.ptp(array)
         else:
-            with pytest.raises(InputRefusedError, match="too little for float32 to tell them apart"):
+            with pytest.raises(InputRefusedError, match="too little for float32 to distinguish them"):
                 read_volume(tmp_path / "a.nii")
 
 
