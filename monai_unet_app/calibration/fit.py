@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from ignite.engine import Engine, Events
 
+from dicom_io.files import replace_when_whole
 from monai_unet_app.bundle import Bundle, check_unseen, load_bundle
 from monai_unet_app.bundle_folder import CALIBRATION_RECORD
 from monai_unet_app.data.digest import seen_entry
@@ -372,7 +372,7 @@ def write_parameters(inference_yaml: Path, parameters: Parameters, name: str = "
         BundleError: There is no such line, or more than one.
     """
     text = inference_yaml.read_bytes().decode()  # bytes: line ends stay what they are
-    write_atomically(inference_yaml, with_parameters(text, parameters, name))
+    write_text(inference_yaml, with_parameters(text, parameters, name))
 
 
 def with_parameters(text: str, parameters: Parameters, name: str = "calibration") -> str:
@@ -384,11 +384,10 @@ def with_parameters(text: str, parameters: Parameters, name: str = "calibration"
     return changed
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """The text as it is, through a temporary name."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(text.encode())
-    os.replace(partial, path)
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file by this text; line ends stay what they are."""
+    with replace_when_whole(path) as part:
+        part.write_bytes(text.encode())
 
 
 def _yaml(value: float | int) -> str:

@@ -26,8 +26,8 @@ from monai_unet_app.calibration.fit import (
     Parameters,
     fit_parameters,
     with_parameters,
-    write_atomically,
     write_record,
+    write_text,
 )
 from monai_unet_app.calibration.halo import spatial_dims
 from monai_unet_app.data.read import read_volume
@@ -359,7 +359,7 @@ def write_choice(
     if score.fitted is not None:
         unknown = [row for row in selection if bundle.seen_as(read_volume(row["image"])) is None]
         write_record(bundle, score.fitted, [*calibration, *unknown])
-    write_atomically(inference_yaml, text)
+    write_text(inference_yaml, text)
 
 
 _EXPRESSION = re.compile(r"""^calibrate: ("\$(?:[^"\\\n]|\\.)*"|'\$[^'\n]*(?:''[^'\n]*)*')""", re.MULTILINE)
@@ -381,7 +381,7 @@ def write_form(inference_yaml: Path, form: Form, parameters: Parameters, known: 
     Raises:
         BundleError: `calibration` or `calibrate` has not exactly one line, or the file has a helper's name for something else.
     """
-    write_atomically(inference_yaml, with_form(_text_of(inference_yaml), form, parameters, known))
+    write_text(inference_yaml, with_form(_text_of(inference_yaml), form, parameters, known))
 
 
 def _text_of(file: Path) -> str:

@@ -210,17 +210,17 @@ def _evaluate_missing(options: argparse.Namespace, sides: Sides, folder: Path) -
 
 def _margins(text: str | None) -> dict[str, float]:
     """ "0.01" for every figure, or "dice=0.01,ece_band=0.002" for some."""
-    from monai_unet_app.comparison import FIGURES
+    from monai_unet_app.comparison import GATED_SCORES
 
     if text is None:
         return {}
     try:
         if "=" not in text:
-            return dict.fromkeys(FIGURES, float(text))
+            return dict.fromkeys(GATED_SCORES, float(text))
         parts = [part.partition("=") for part in text.split(",")]
         found = {name.strip(): float(value) for name, _, value in parts}
     except ValueError as error:
-        raise UsageError(f"--margin {text}: a number, or {'=...,'.join(FIGURES)}=... is needed") from error
+        raise UsageError(f"--margin {text}: a number, or {'=...,'.join(GATED_SCORES)}=... is needed") from error
     if len(found) < len(parts):
         raise UsageError(f"--margin {text}: a figure stands there twice; one margin for each is needed; take one out")
     return found

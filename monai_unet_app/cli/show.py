@@ -401,21 +401,21 @@ def _difference_cells(entry: Difference) -> list[str]:
 
 
 def gate_lines(found: Comparison, verdict: Verdict) -> None:
-    """The verdict first, then a line for each figure."""
+    """The verdict first, then a line for each score."""
     colour = {"passed": "green", "failed": "red"}.get(verdict.state, "yellow")
     out.print(f"[{colour}]{verdict.state}[/{colour}]: {escape(verdict.reason)}", highlight=False, soft_wrap=True)
     _compared(found, "old", "new")
-    for figure in verdict.figures:
-        entry = figure.difference
+    for score in verdict.scores:
+        entry = score.difference
         change = f"{_short(entry.estimate.value, sign='+')} ({_between(entry.estimate.low, entry.estimate.high)})"
-        line(f"{entry.score:<13}{_short(entry.first)} -> {_short(entry.second)}  {change}  {figure.reason}")
-    for figure in verdict.figures:
-        if figure.difference.note:
-            line(f"note: {figure.difference.note}")
+        line(f"{entry.score:<13}{_short(entry.first)} -> {_short(entry.second)}  {change}  {score.reason}")
+    for score in verdict.scores:
+        if score.difference.note:
+            line(f"note: {score.difference.note}")
 
 
 SUBGROUP_COLUMNS = ("subjects", "mean", "95 % interval", "p", "Holm")
-HEADLINE = ("dice", "boundary_iou", "hd95_mm", "hd95_px", "ece_whole", "ece_band")
+SUBGROUP_SCORES = ("dice", "boundary_iou", "hd95_mm", "hd95_px", "ece_whole", "ece_band")
 
 
 def subgroup_tables(found: Subgroups) -> None:
@@ -428,7 +428,7 @@ def subgroup_tables(found: Subgroups) -> None:
         )  # fmt: skip
         for score, test in part.tests.items():
             figures = {group.name: figure for group in part.groups if (figure := group.scores[score]) is not None}
-            for number, (name, figure) in enumerate(figures.items() if score in HEADLINE else ()):
+            for number, (name, figure) in enumerate(figures.items() if score in SUBGROUP_SCORES else ()):
                 told = ("", "", "") if number else (score, _p(test.p), _p(test.p_holm))
                 cells = [str(figure.subjects), _short(figure.value), _between(figure.low, figure.high)]
                 table.add_row(told[0], escape(name), *cells, *told[1:])

@@ -1,22 +1,22 @@
 """Two evaluations compared pair by pair, one evaluation by subgroups, and a gate for releases. Reads what `evaluate` wrote.
 
-`paired_evaluations` reads and pairs, `differences` compares, `release_gate` decides, `attributes` and `subgroups` look at
-groups of people, `rank_tests` is how both tell chance from change, `files` writes.
+`stored_evaluation` reads, `pairing` pairs, `differences` compares, `release_gate` decides, `attributes` and `subgroups` look at
+groups of people, `rank_tests` tells chance from change, `comparison_writer` writes.
 """
 
 from .attributes import Attributes, dicom_attributes, read_attributes
+from .comparison_writer import write_comparison, write_subgroups
 from .differences import Comparison, Difference, compare
-from .files import write_comparison, write_subgroups
-from .paired_evaluations import EvaluationFiles, is_evaluation, read_evaluation
-from .release_gate import FIGURES, Verdict, gate
+from .release_gate import GATED_SCORES, Verdict, gate
+from .stored_evaluation import StoredEvaluation, is_evaluation, read_evaluation
 from .subgroups import Subgroups, subgroups
 
 __all__ = [
-    "FIGURES",
+    "GATED_SCORES",
     "Attributes",
     "Comparison",
     "Difference",
-    "EvaluationFiles",
+    "StoredEvaluation",
     "Subgroups",
     "Verdict",
     "compare",

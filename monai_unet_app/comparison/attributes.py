@@ -16,7 +16,7 @@ from dicom_io.reading.instances import load_dataset
 from monai_unet_app.data.cases import CaseFiles
 from monai_unet_app.errors import InputRefusedError, UsageError
 
-from .paired_evaluations import CaseTable, read_table, some
+from .stored_evaluation import CaseTable, first_names, read_table
 
 NOT_GIVEN = "(not given)"
 AGE_BAND, AGE = "age_band", "age"
@@ -105,8 +105,8 @@ def groupings(attributes: Attributes, cases: CaseTable, edges: Mapping[str, Sequ
     keys = {case: case if attributes.by == "case" else subject for case, subject in cases.subjects.items()}
     if not known & set(keys.values()):
         raise InputRefusedError(
-            f"no {attributes.by} of the evaluation ({some(sorted(set(keys.values())))}) has attributes (there are "
-            f"{some(sorted(known)) or 'none'}); the ids of cases.csv are needed; mend the column {attributes.by}"
+            f"no {attributes.by} of the evaluation ({first_names(sorted(set(keys.values())))}) has attributes (there are "
+            f"{first_names(sorted(known)) or 'none'}); the ids of cases.csv are needed; mend the column {attributes.by}"
         )
     zeros = {key: key.lstrip("0") for key in set(keys.values()) - known if key.lstrip("0") in known}
     if zeros:
@@ -192,10 +192,12 @@ def dicom_attributes(cases: Sequence[CaseFiles], institution: Institution | None
     foreign = [case.id for case in cases if case.header is None]
     if foreign:
         raise InputRefusedError(
-            f"{some(foreign)}: no series of DICOM files with a header; give a table with --attributes FILE instead"
+            f"{first_names(foreign)}: no series of DICOM files with a header; give a table with --attributes FILE instead"
         )
     headers = {case.id: load_dataset(case.header, with_pixels=False) for case in cases if case.header is not None}
-    values = {name: {case: told(header) for case, header in headers.items()} for name, told in TOLD.items()}
+    values = {
+        name: {case: read(header) for case, header in headers.items()} for name, read in HEADER_ATTRIBUTES.items()
+    }
     if institution is not None:
         names = {case: _text(header, "InstitutionName") for case, header in headers.items()}
         order = {
@@ -231,7 +233,7 @@ def _decimal(header: Dataset, keyword: str) -> str:
     return "" if number is None else f"{number:g}"
 
 
-TOLD: Mapping[str, Callable[[Dataset], str]] = {
+HEADER_ATTRIBUTES: Mapping[str, Callable[[Dataset], str]] = {
     AGE_BAND: _age_band,
     "sex": _sex,
     "manufacturer": lambda header: _text(header, "Manufacturer").upper(),

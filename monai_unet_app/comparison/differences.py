@@ -10,13 +10,17 @@ from typing import Any, Literal
 import numpy as np
 
 from monai_unet_app.metrics import Bootstrap, Estimate, bootstrap_paired_difference, fewest_subjects
+from monai_unet_app.metrics.bootstrap import finite_or_none
+from monai_unet_app.metrics.score_registry import SCORES
 
-from .paired_evaluations import MEAN, EvaluationFiles, Pairs, pair, read_evaluation
-from .rank_tests import RankTest, finite, holm, rank_test_entry, signed_rank, subject_means
+from .pairing import Pairs, pair
+from .rank_tests import RankTest, holm, rank_test_entry, signed_rank, subject_means
+from .stored_evaluation import MEAN, StoredEvaluation, read_evaluation
 
-TOP_LABEL = "top label"  # what the row "mean" of cases.csv holds of a calibration error
-HIGHER = ("dice", "iou", "boundary_iou", "surface_dice")
-LOWER = ("hd95", "assd", "ece_whole", "ece_band")
+TOP_LABEL = "top label"  # in cases.csv, the calibration error of the row "mean" is that of the top label
+CALIBRATION_ERRORS = ("ece_whole", "ece_band")
+"""Columns of cases.csv with the calibration error of each case, lower is better."""
+
 Word = Literal["better", "worse", "same", "too few"]
 
 
@@ -28,13 +32,13 @@ class Difference:
         score: Column of cases.csv; lengths carry their unit in the name.
         class_name: A class, "mean" over classes, or for calibration errors "top label".
         lower_is_better: True for distances and calibration errors.
-        first: Mean over the cases in which both have a value; NaN where there is none.
-        second: Same for the second.
+        first: Mean over the cases in which both evaluations have a value; NaN without such a case.
+        second: The same for the second evaluation.
         estimate: `second - first`, a mean over these cases, with its interval by subject.
-        undefined: Cases without a value in the first and in the second.
+        undefined: Number of cases without a value in the first and in the second evaluation.
         test: Wilcoxon signed-rank test on the subjects' mean differences.
-        word: What the second is, by the interval: "same" where it holds 0, "too few" where subjects are too few for an
-            interval to keep its promise.
+        word: The second evaluation compared with the first, by the interval: "same" where the interval holds 0, "too few"
+            below the number of subjects that an interval needs.
     """
 
     score: str
@@ -49,18 +53,18 @@ class Difference:
 
     @property
     def key(self) -> str:
-        """Names the figure within its comparison."""
+        """The name of this row within its comparison."""
         return f"{self.score}, {self.class_name}"
 
     @property
     def gain(self) -> tuple[float, float]:
-        """The interval with its sign turned so that above 0 the second is better."""
+        """The interval, with the sign at which values above 0 mean that the second evaluation is better."""
         low, high = self.estimate.low, self.estimate.high
         return (-high, -low) if self.lower_is_better else (low, high)
 
     @property
     def note(self) -> str:
-        """Where cases had to be left out of this figure; else ""."""
+        """Says how many cases were left out of this row; empty if none was."""
         if not any(self.undefined):
             return ""
         return f"{self.key}: without a value in {self.undefined[0]} case(s) of the first, {self.undefined[1]} of the second"
@@ -71,9 +75,9 @@ class Comparison:
     """Two evaluations, compared.
 
     Attributes:
-        pairs: The two, their cases and subjects.
+        pairs: The two evaluations, their cases and subjects.
         differences: One entry for each score and class.
-        how: How the intervals were drawn.
+        how: Seed, resamples and level of the intervals.
     """
 
     pairs: Pairs
@@ -82,21 +86,20 @@ class Comparison:
 
     @property
     def subjects(self) -> int:
-        """How many people stand behind the cases."""
+        """The number of subjects."""
         return len(set(self.pairs.subjects.values()))
 
     @property
     def fewest(self) -> int:
-        """With fewer subjects nothing is said."""
+        """The least number of subjects for an interval and a test."""
         return fewest_subjects(self.how.level)
 
     def of(self, score: str, class_name: str) -> Difference:
-        """One entry. Raises KeyError if there is none."""
+        """The entry of a score and class. Raises KeyError if there is none."""
         return {entry.key: entry for entry in self.differences}[f"{score}, {class_name}"]
 
     def as_dict(self) -> dict[str, Any]:
-        """What comparison.json holds; `comparison.schema.json` says what each entry means."""
-        how = self.how
+        """The content of comparison.json; `comparison.schema.json` explains each entry."""
         return {
             "schema_version": "1.0",
             "first": _measured(self.pairs.first),
@@ -105,14 +108,9 @@ class Comparison:
             "subjects": self.subjects,
             "left_out": list(self.pairs.left_out),
             "fewest_subjects": self.fewest,
-            "interval": {
-                "method": "bootstrap by subject",
-                "level": how.level,
-                "resamples": how.resamples,
-                "seed": how.seed,
-            },
+            "interval": self.how.document(),
             "scores": [_entry(difference) for difference in self.differences],
-            "definitions": definitions(self),
+            "definitions": comparison_definitions(self),
         }
 
 
@@ -128,7 +126,7 @@ def compare(
 
     Args:
         first: Folder with metrics.json and cases.csv.
-        second: The other. Differences are second minus first, words are said of the second.
+        second: The other. Differences are second minus first; the words describe the second.
         common: Compare the cases that both have, and leave the others out.
         how: Seed, resamples and level of the intervals.
         names: What a refusal calls the two.
@@ -147,24 +145,24 @@ def compare(
 def compare_pairs(pairs: Pairs, how: Bootstrap) -> Comparison:
     """Every score and class of two paired evaluations."""
     rows = [*pairs.first.document["classes"], MEAN]
-    found = [
-        _difference(pairs, score, row, lower_is_better, how)
-        for score, lower_is_better in scores_of(pairs.first.document["unit"]).items()
+    differences = [
+        _difference(pairs, column, row, lower_is_better, how)
+        for column, lower_is_better in compared_columns(planar=pairs.first.document["planar"]).items()
         for row in rows
     ]
-    adjusted = holm({entry.key: entry.test.p for entry in found})
-    told = [replace(entry, test=replace(entry.test, p_holm=adjusted[entry.key])) for entry in found]
-    return Comparison(pairs, tuple(told), how)
+    adjusted = holm({entry.key: entry.test.p for entry in differences})
+    tested = [replace(entry, test=replace(entry.test, p_holm=adjusted[entry.key])) for entry in differences]
+    return Comparison(pairs, tuple(tested), how)
 
 
-def scores_of(unit: str) -> dict[str, bool]:
-    """The scores that are compared, as columns of cases.csv, and whether lower is better."""
-    lower = [f"{name}_{unit}" if name in ("hd95", "assd") else name for name in LOWER]
-    return dict.fromkeys(HIGHER, False) | dict.fromkeys(lower, True)
+def compared_columns(*, planar: bool) -> dict[str, bool]:
+    """The columns of cases.csv that are compared -> whether lower is better."""
+    compared = {score.key(planar=planar): score.better == "lower" for score in SCORES if score.better}
+    return compared | dict.fromkeys(CALIBRATION_ERRORS, True)
 
 
-def definitions(comparison: Comparison) -> dict[str, str]:
-    """One sentence for each thing that the table says."""
+def comparison_definitions(comparison: Comparison) -> dict[str, str]:
+    """One sentence for each column of the table."""
     level = f"{100 * comparison.how.level:g} %"
     return {
         "difference": "Second minus first, case by case, then a mean over the cases in which both have a value.",
@@ -180,7 +178,7 @@ def definitions(comparison: Comparison) -> dict[str, str]:
 
 
 def _difference(pairs: Pairs, score: str, row: str, lower_is_better: bool, how: Bootstrap) -> Difference:
-    columns = [found.table.values(score, row) for found in (pairs.first, pairs.second)]
+    columns = [evaluation.table.values(score, row) for evaluation in (pairs.first, pairs.second)]
     first, second = (np.array([column[case] for case in pairs.subjects]) for column in columns)
     subjects = list(pairs.subjects.values())
     with np.errstate(invalid="ignore"):
@@ -190,7 +188,7 @@ def _difference(pairs: Pairs, score: str, row: str, lower_is_better: bool, how: 
     test = signed_rank(list(subject_means(change, subjects).values()), fewest_subjects(how.level))
     return Difference(
         score,
-        TOP_LABEL if row == MEAN and score.startswith("ece") else row,
+        TOP_LABEL if row == MEAN and score in CALIBRATION_ERRORS else row,
         lower_is_better,
         float(first[used].mean()) if used.any() else math.nan,
         float(second[used].mean()) if used.any() else math.nan,
@@ -209,7 +207,7 @@ def _word(estimate: Estimate, lower_is_better: bool, how: Bootstrap) -> Word:
     return "better" if (estimate.high < 0) == lower_is_better else "worse"
 
 
-def _measured(evaluation: EvaluationFiles) -> dict[str, Any]:
+def _measured(evaluation: StoredEvaluation) -> dict[str, Any]:
     bundle, data = evaluation.document["bundle"], evaluation.document["data"]
     return {
         "bundle": {key: bundle[key] for key in ("name", "version", "sha256")},
@@ -223,10 +221,10 @@ def _entry(difference: Difference) -> dict[str, Any]:
         "score": difference.score,
         "class": difference.class_name,
         "lower_is_better": difference.lower_is_better,
-        "first": finite(difference.first),
-        "second": finite(difference.second),
-        "difference": finite(estimate.value),
-        "interval": [estimate.low, estimate.high] if math.isfinite(estimate.low) else None,
+        "first": finite_or_none(difference.first),
+        "second": finite_or_none(difference.second),
+        "difference": finite_or_none(estimate.value),
+        "interval": estimate.interval,
         "cases": estimate.cases,
         "subjects": estimate.subjects,
         "undefined": {"first": difference.undefined[0], "second": difference.undefined[1]},

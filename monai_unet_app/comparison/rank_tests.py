@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from monai_unet_app.metrics.bootstrap import finite_or_none
+
 Floats = NDArray[np.float64]
 DIGITS = 12  # decimals kept of means and differences, so that ties stay ties
 MOST_EXACT, MOST_FLIPS = 50, 13  # subjects, without and with ties
@@ -108,13 +110,8 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 def rank_test_entry(test: RankTest) -> Mapping[str, Any]:
     """A test as it stands in a document; what is undefined is None."""
     return {
-        "p": finite(test.p),
-        "p_holm": finite(test.p_holm),
+        "p": finite_or_none(test.p),
+        "p_holm": finite_or_none(test.p_holm),
         "p_method": test.method,
         "p_undefined": test.reason,
     }
-
-
-def finite(value: float) -> float | None:
-    """A finite float, or None: JSON knows neither NaN nor infinity."""
-    return float(value) if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""May a new bundle replace an old one? Not if a figure that matters got worse, and never for want of people to tell by."""
+"""Decides whether a new bundle may replace an old one: not if a score got worse, nor if too few subjects can tell."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from monai_unet_app.errors import UsageError
+from monai_unet_app.metrics.bootstrap import finite_or_none
 
 from .differences import TOP_LABEL, Comparison, Difference
-from .paired_evaluations import MEAN
-from .rank_tests import finite
+from .stored_evaluation import MEAN
 
-FIGURES = {"dice": MEAN, "boundary_iou": MEAN, "ece_whole": TOP_LABEL, "ece_band": TOP_LABEL}
+GATED_SCORES = {"dice": MEAN, "boundary_iou": MEAN, "ece_whole": TOP_LABEL, "ece_band": TOP_LABEL}
+"""Column of cases.csv -> the row that decides."""
+
 State = Literal["passed", "failed", "undecided"]
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One figure of the gate.
+class GatedScore:
+    """The outcome of the gate for one score.
 
     Attributes:
         difference: The new bundle (second) against the old one (first).
-        margin: How much worse it must be shown not to be; None: it must only not be shown to be worse.
+        margin: The score must be shown not to be worse by more than this. None: it must only not be shown to be worse.
         state: Outcome.
-        reason: In words.
+        reason: The outcome in words.
     """
 
     difference: Difference
@@ -35,92 +37,92 @@ class Judged:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate says: failed if one figure failed, else undecided if one is or a case is missing, else passed.
+    """The outcome of the gate: failed if one score failed, else undecided if a score is or a case is missing, else passed.
 
     Attributes:
-        figures: One entry for each of `FIGURES`.
+        scores: One entry for each of `GATED_SCORES`.
         unmeasured: Cases that should have been compared and could not be measured.
     """
 
-    figures: tuple[Judged, ...]
+    scores: tuple[GatedScore, ...]
     unmeasured: int = 0
 
     @property
     def state(self) -> State:
-        """The verdict on all figures."""
-        states = {figure.state for figure in self.figures} | ({"undecided"} if self.unmeasured else set())
+        """The verdict on all scores."""
+        states = {score.state for score in self.scores} | ({"undecided"} if self.unmeasured else set())
         return next((state for state in ("failed", "undecided") if state in states), "passed")
 
     @property
     def reason(self) -> str:
-        """What decided: figures by their reasons, and cases that are missing."""
-        reasons: dict[str, list[str]] = {}
-        for figure in self.figures:
-            if figure.state == self.state:
-                reasons.setdefault(figure.reason, []).append(figure.difference.score)
-        told = [f"{', '.join(names)} {reason}" for reason, names in reasons.items()]
-        return "; ".join([*told, *([f"{self.unmeasured} case(s) could not be measured"] if self.unmeasured else [])])
+        """The reasons of the scores that decided, and the number of cases that are missing."""
+        names: dict[str, list[str]] = {}
+        for score in self.scores:
+            if score.state == self.state:
+                names.setdefault(score.reason, []).append(score.difference.score)
+        reasons = [f"{', '.join(scores)} {reason}" for reason, scores in names.items()]
+        return "; ".join([*reasons, *([f"{self.unmeasured} case(s) could not be measured"] if self.unmeasured else [])])
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "verdict": self.state,
-            "reason": self.reason,
-            "figures": [
-                {
-                    "score": figure.difference.score,
-                    "class": figure.difference.class_name,
-                    "old": finite(figure.difference.first),
-                    "new": finite(figure.difference.second),
-                    "difference": finite(figure.difference.estimate.value),
-                    "interval": [finite(figure.difference.estimate.low), finite(figure.difference.estimate.high)],
-                    "subjects": figure.difference.estimate.subjects,
-                    "margin": figure.margin,
-                    "verdict": figure.state,
-                    "reason": figure.reason,
-                }
-                for figure in self.figures
-            ],
-        }
+        """The verdict, ready for JSON."""
+        return {"verdict": self.state, "reason": self.reason, "figures": [_entry(score) for score in self.scores]}
+
+
+def _entry(score: GatedScore) -> dict[str, Any]:
+    difference, estimate = score.difference, score.difference.estimate
+    return {
+        "score": difference.score,
+        "class": difference.class_name,
+        "old": finite_or_none(difference.first),
+        "new": finite_or_none(difference.second),
+        "difference": finite_or_none(estimate.value),
+        "interval": [finite_or_none(estimate.low), finite_or_none(estimate.high)],
+        "subjects": estimate.subjects,
+        "margin": score.margin,
+        "verdict": score.state,
+        "reason": score.reason,
+    }
 
 
 def gate(comparison: Comparison, margins: Mapping[str, float] | None = None, unmeasured: int = 0) -> Verdict:
-    """Whether the second bundle may take the first one's place.
+    """Whether the second bundle may take the place of the first.
 
-    A figure fails without a margin where the interval of its difference lies wholly on the bad side of 0. With a margin it
-    is a test of non-inferiority: it fails unless the interval lies wholly on the good side of "worse by the margin". A figure
-    with too few subjects for an interval is undecided, whatever it is.
+    Without a margin a score fails where the interval of its difference lies wholly on the bad side of 0. With a margin the
+    score is tested for non-inferiority: it fails unless the interval lies wholly on the good side of "worse by the margin". A
+    score with too few subjects for an interval is undecided in any case.
 
     Args:
-        comparison: The old bundle is the first, the new one the second.
-        margins: Figure of `FIGURES` to the loss that may be borne, in the figure's own scale, at least 0.
+        comparison: The old bundle is the first, the new bundle the second.
+        margins: Name in `GATED_SCORES` -> tolerated loss in the scale of the score, at least 0.
         unmeasured: Cases that could not be measured; with any of them nothing passes.
 
     Raises:
-        UsageError: A margin below 0, or for another figure.
+        UsageError: A margin is below 0, or for another score.
     """
     margins = margins or {}
     wrong = [
         f"{name}={margin:g}"
         for name, margin in margins.items()
-        if name not in FIGURES or not 0 <= margin < float("inf")
+        if name not in GATED_SCORES or not 0 <= margin < float("inf")
     ]
     if wrong:
-        raise UsageError(f"--margin {', '.join(wrong)}: numbers from 0 for some of {', '.join(FIGURES)} are needed")
-    return Verdict(tuple(_judged(comparison, score, margins.get(score)) for score in FIGURES), unmeasured)
+        raise UsageError(
+            f"--margin {', '.join(wrong)}: numbers from 0 for some of {', '.join(GATED_SCORES)} are needed"
+        )
+    return Verdict(tuple(_gated(comparison, name, margins.get(name)) for name in GATED_SCORES), unmeasured)
 
 
-def _judged(comparison: Comparison, score: str, margin: float | None) -> Judged:
-    difference = comparison.of(score, FIGURES[score])
+def _gated(comparison: Comparison, name: str, margin: float | None) -> GatedScore:
+    difference = comparison.of(name, GATED_SCORES[name])
     low, high = difference.gain
     if difference.word == "too few":
-        found, needed = difference.estimate.subjects, comparison.fewest
-        return Judged(difference, margin, "undecided", f"has {found} subject(s), at least {needed} are needed")
+        subjects, needed = difference.estimate.subjects, comparison.fewest
+        return GatedScore(difference, margin, "undecided", f"has {subjects} subject(s), at least {needed} are needed")
     if margin is None and high < 0:
-        return Judged(difference, margin, "failed", "got worse")
+        return GatedScore(difference, margin, "failed", "got worse")
     if margin is None:
-        return Judged(difference, margin, "passed", "got better" if low > 0 else "is not shown to be worse")
+        return GatedScore(difference, margin, "passed", "got better" if low > 0 else "is not shown to be worse")
     if low >= -margin:
-        return Judged(difference, margin, "passed", f"is not worse by more than {margin:g}")
+        return GatedScore(difference, margin, "passed", f"is not worse by more than {margin:g}")
     beyond = f"got worse by more than {margin:g}" if high < -margin else f"may be worse by more than {margin:g}"
-    return Judged(difference, margin, "failed", beyond)
+    return GatedScore(difference, margin, "failed", beyond)

@@ -9,13 +9,16 @@ from typing import Any
 
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.metrics import Bootstrap, Estimate, bootstrap_mean
+from monai_unet_app.metrics.bootstrap import finite_or_none
+from monai_unet_app.metrics.score_registry import SCORES
 
 from .attributes import NOT_GIVEN, Attributes, Grouping, groupings
-from .differences import HIGHER, LOWER
-from .paired_evaluations import MEAN, CaseTable, read_cases
-from .rank_tests import RankTest, finite, holm, rank_groups, rank_test_entry, subject_means
+from .differences import CALIBRATION_ERRORS
+from .rank_tests import RankTest, holm, rank_groups, rank_test_entry, subject_means
+from .stored_evaluation import MEAN, CaseTable, read_cases
 
-FEWEST = 5  # subjects of a group that get figures
+FEWEST = 5  # subjects of a group whose scores are shown
+_COMPARED = [score for score in SCORES if score.better]
 
 
 @dataclass(frozen=True)
@@ -72,19 +75,14 @@ class Subgroups:
             "schema_version": "1.0",
             "class": self.class_name,
             "fewest_subjects": self.fewest,
-            "interval": {
-                "method": "bootstrap by subject",
-                "level": self.how.level,
-                "resamples": self.how.resamples,
-                "seed": self.how.seed,
-            },
+            "interval": self.how.document(),
             "attributes": [
                 {
-                    "attribute": found.attribute,
-                    "groups": [_group_entry(group) for group in found.groups],
-                    "tests": {score: rank_test_entry(test) for score, test in found.tests.items()},
+                    "attribute": part.attribute,
+                    "groups": [_group_entry(group) for group in part.groups],
+                    "tests": {score: rank_test_entry(test) for score, test in part.tests.items()},
                 }
-                for found in self.attributes
+                for part in self.attributes
             ],
         }
 
@@ -116,22 +114,25 @@ def subgroups(
     table, how = read_cases(cases_csv), how or Bootstrap()
     scores = {column: table.values(column, class_name) for column in _scores(table)}
     if not scores:
-        raise InputRefusedError(f"{cases_csv} has none of the scores {', '.join(HIGHER + LOWER)}; evaluate again")
-    found = [_subgroup(grouping, table, scores, fewest, how) for grouping in groupings(attributes, table, edges or {})]
-    adjusted = holm({f"{part.attribute} {score}": test.p for part in found for score, test in part.tests.items()})
-    told = [
+        names = [score.name for score in _COMPARED]
+        raise InputRefusedError(
+            f"{cases_csv} has none of the scores {', '.join([*names, *CALIBRATION_ERRORS])}; evaluate again"
+        )
+    parts = [_subgroup(grouping, table, scores, fewest, how) for grouping in groupings(attributes, table, edges or {})]
+    adjusted = holm({f"{part.attribute} {score}": test.p for part in parts for score, test in part.tests.items()})
+    tested = [
         replace(
             part,
             tests={s: replace(test, p_holm=adjusted[f"{part.attribute} {s}"]) for s, test in part.tests.items()},
         )
-        for part in found
+        for part in parts
     ]
-    return Subgroups(class_name, fewest, how, tuple(told))
+    return Subgroups(class_name, fewest, how, tuple(tested))
 
 
 def _scores(table: CaseTable) -> list[str]:
     """The columns of cases.csv that are compared between groups; lengths carry their unit."""
-    known = {*HIGHER, *LOWER, *(f"{name}_{unit}" for name in ("hd95", "assd") for unit in ("mm", "px"))}
+    known = {*CALIBRATION_ERRORS, *(key for score in _COMPARED for key in score.keys)}
     return [column for column in table.columns if column in known]
 
 
@@ -165,20 +166,20 @@ def _group(
     estimates = {
         score: bootstrap_mean([values[case] for case in cases], subjects, how) for score, values in scores.items()
     }
-    guarded = {score: found if found.subjects >= fewest else None for score, found in estimates.items()}
+    guarded = {score: estimate if estimate.subjects >= fewest else None for score, estimate in estimates.items()}
     return Group(name, len(set(subjects)), len(cases), guarded)
 
 
 def _test(values: Mapping[str, float], groups: Sequence[Sequence[str]], table: CaseTable, fewest: int) -> RankTest:
-    """Kruskal-Wallis over the groups with enough subjects; none where somebody stands in two of them."""
+    """Kruskal-Wallis over the groups with enough subjects; no test where a subject is in two of them."""
     means = [
         subject_means([values[case] for case in cases], [table.subjects[case] for case in cases]) for cases in groups
     ]
-    enough = [found for found in means if len(found) >= fewest]
-    people = [subject for found in enough for subject in found]
-    if len(set(people)) < len(people):
+    enough = [by_subject for by_subject in means if len(by_subject) >= fewest]
+    subjects = [subject for by_subject in enough for subject in by_subject]
+    if len(set(subjects)) < len(subjects):
         return RankTest(reason="a subject stands in several groups, groups of different people are needed")
-    return rank_groups([list(found.values()) for found in enough])
+    return rank_groups([list(by_subject.values()) for by_subject in enough])
 
 
 def _group_entry(group: Group) -> dict[str, Any]:
@@ -186,15 +187,16 @@ def _group_entry(group: Group) -> dict[str, Any]:
         "group": group.name,
         "subjects": group.subjects,
         "cases": group.cases,
-        "scores": {score: None if found is None else _estimate(found) for score, found in group.scores.items()},
+        "scores": {
+            score: None if estimate is None else _estimate_entry(estimate) for score, estimate in group.scores.items()
+        },
     }
 
 
-def _estimate(found: Estimate) -> dict[str, Any]:
-    has_interval = finite(found.low) is not None
+def _estimate_entry(estimate: Estimate) -> dict[str, Any]:
     return {
-        "mean": finite(found.value),
-        "interval": [found.low, found.high] if has_interval else None,
-        "subjects": found.subjects,
-        "cases": found.cases,
+        "mean": finite_or_none(estimate.value),
+        "interval": estimate.interval,
+        "subjects": estimate.subjects,
+        "cases": estimate.cases,
     }

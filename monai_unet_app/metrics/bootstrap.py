@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -36,6 +37,11 @@ class Estimate:
     subjects: int
     cases: int
 
+    @property
+    def interval(self) -> list[float] | None:
+        """Both ends, ready for JSON; None where there is no interval."""
+        return [self.low, self.high] if math.isfinite(self.low) else None
+
 
 @dataclass(frozen=True)
 class Bootstrap:
@@ -57,6 +63,15 @@ class Bootstrap:
                 f"resamples={self.resamples}, level={self.level}; at least 1, and between 0 and 1, are needed"
             )
 
+    def document(self) -> dict[str, Any]:
+        """The entry `interval` of metrics.json, comparison.json and subgroups.json."""
+        return {
+            "method": "bootstrap by subject",
+            "level": self.level,
+            "resamples": self.resamples,
+            "seed": self.seed,
+        }
+
 
 def fewest_subjects(level: float) -> int:
     """The number of subjects below which no interval that lies between their own values can have this coverage.
@@ -72,6 +87,11 @@ def finite_mean(values: Iterable[float]) -> float:
     """The mean of those that are finite; NaN of none."""
     finite = [value for value in values if np.isfinite(value)]
     return float(np.mean(finite)) if finite else float("nan")
+
+
+def finite_or_none(value: float) -> float | None:
+    """A finite float, or None: JSON has neither NaN nor infinity."""
+    return float(value) if math.isfinite(value) else None
 
 
 def bootstrap_mean(

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import reliability
-from .bootstrap import Bootstrap, Estimate, bootstrap_mean, bootstrap_sums, finite_mean
+from .bootstrap import Bootstrap, Estimate, bootstrap_mean, bootstrap_sums, finite_mean, finite_or_none
 from .case_scores import CaseArrays, CaseScores, Counts, score_case
 from .plan import WHOLE, EvaluationPlan
 from .reliability import TOP_LABEL, ReliabilityCounts, expected_gap
@@ -105,7 +105,7 @@ def summarise(plan: EvaluationPlan, cases: Iterable[CaseScores], how: Bootstrap)
     cases = list(cases)
     summary = _score_summary(plan, cases, how)
     accuracy = bootstrap_mean([case.pixel_accuracy for case in cases], [case.subject for case in cases], how)
-    summary["pixel_accuracy"] = {"mean": number(accuracy.value), "mean_interval": _interval(accuracy)}
+    summary["pixel_accuracy"] = {"mean": finite_or_none(accuracy.value), "mean_interval": accuracy.interval}
     for key, population in (("ece", WHOLE), ("ece_band", plan.band)):
         summary[key] = _ece_block(population, plan, cases, how)
     summary["calibration"] = calibration_table(plan, [case.reliability for case in cases])
@@ -166,8 +166,8 @@ def _ece_block(population: str, plan: EvaluationPlan, cases: list[CaseScores], h
     block = _block(mean, {name: estimate[row] for name, row in zip(plan.class_names, rows, strict=True)})
     return {
         "population": population,
-        "top_label": number(top.value),
-        "top_label_interval": _interval(top),
+        "top_label": finite_or_none(top.value),
+        "top_label_interval": top.interval,
         **block,
     }
 
@@ -202,15 +202,17 @@ def _calibration_block(
     rows = {name: plan.row_of(n) for n, name in enumerate(plan.class_names)}
     return {
         "decisions": pooled.decisions,
-        "top_label": {key: number(figure(pooled, TOP_LABEL)) for key, figure in figures.items()},
+        "top_label": {key: finite_or_none(figure(pooled, TOP_LABEL)) for key, figure in figures.items()},
         "per_class": {
-            name: {key: number(figure(pooled, row)) for key, figure in figures.items()} for name, row in rows.items()
+            name: {key: finite_or_none(figure(pooled, row)) for key, figure in figures.items()}
+            for name, row in rows.items()
         },
         "per_case": {
-            key: number(finite_mean([figure(case, TOP_LABEL) for case in cases])) for key, figure in figures.items()
+            key: finite_or_none(finite_mean([figure(case, TOP_LABEL) for case in cases]))
+            for key, figure in figures.items()
         },
-        "brier": number(reliability.brier_score(pooled)),
-        "nll": number(reliability.negative_log_likelihood(pooled)),
+        "brier": finite_or_none(reliability.brier_score(pooled)),
+        "nll": finite_or_none(reliability.negative_log_likelihood(pooled)),
         "bins": _bins(pooled),
     }
 
@@ -224,8 +226,8 @@ def _bins(counts: ReliabilityCounts) -> list[dict[str, Any]]:
             "low": round(float(edges[b]), 6),
             "high": round(float(edges[b + 1]), 6),
             "count": int(counts.count[TOP_LABEL, b]),
-            "confidence": number(confidence[b]),
-            "accuracy": number(accuracy[b]),
+            "confidence": finite_or_none(confidence[b]),
+            "accuracy": finite_or_none(accuracy[b]),
         }
         for b in range(counts.bins)
     ]
@@ -233,17 +235,8 @@ def _bins(counts: ReliabilityCounts) -> list[dict[str, Any]]:
 
 def _block(mean: Estimate, per_class: Mapping[str, Estimate]) -> dict[str, Any]:
     return {
-        "mean": number(mean.value),
-        "mean_interval": _interval(mean),
-        "per_class": {name: number(estimate.value) for name, estimate in per_class.items()},
-        "per_class_interval": {name: _interval(estimate) for name, estimate in per_class.items()},
+        "mean": finite_or_none(mean.value),
+        "mean_interval": mean.interval,
+        "per_class": {name: finite_or_none(estimate.value) for name, estimate in per_class.items()},
+        "per_class_interval": {name: estimate.interval for name, estimate in per_class.items()},
     }
-
-
-def _interval(estimate: Estimate) -> list[float] | None:
-    return [estimate.low, estimate.high] if np.isfinite(estimate.low) else None
-
-
-def number(value: float) -> float | None:
-    """A finite float, or None for what is undefined: JSON knows neither NaN nor infinity."""
-    return float(value) if np.isfinite(value) else None

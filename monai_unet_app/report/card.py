@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dicom_io.files import replace_when_whole
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.bundle_folder import CARD_FIGURES, BundleFiles
 from monai_unet_app.data.schemas import validate
@@ -251,16 +252,10 @@ def _between_marks(rows: Sequence[str], page: Path) -> str:
 
 
 def _replace(texts: Mapping[Path, str]) -> None:
-    """Writes every text under a temporary name, then gives all of them their own."""
-    partial = {path: path.with_name(path.name + ".partial") for path in texts}
-    try:
+    """Replaces the files once all texts are written; if one of them cannot be written, none is replaced."""
+    with ExitStack() as whole:
         for path, text in texts.items():
-            partial[path].write_text(text, encoding="utf-8")
-        for path, written in partial.items():
-            os.replace(written, path)
-    finally:
-        for written in partial.values():
-            written.unlink(missing_ok=True)
+            whole.enter_context(replace_when_whole(path)).write_text(text, encoding="utf-8")
 
 
 def card_rows(figures: Mapping[str, Any], bundle: Bundle) -> list[str]:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from operator import attrgetter
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
 
+from dicom_io.files import replace_when_whole
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.metrics import CaseScores, EvaluationPlan, score_definitions
+from monai_unet_app.metrics.bootstrap import finite_or_none
 from monai_unet_app.metrics.score_registry import column_readers, means_of_rows, presence, score_table
-from monai_unet_app.metrics.summary import number
 
 from .evaluation_report import EvaluationReport
 from .html import render_html
@@ -47,12 +46,15 @@ def write_evaluation(report: EvaluationReport, folder: Path) -> tuple[Path, ...]
         "report.pdf": render_pdf(report),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    return tuple(_replace(folder / name, content) for name, content in contents.items())
+    for name, content in contents.items():
+        with replace_when_whole(folder / name, sync=True) as part:
+            part.write_bytes(content)
+    return tuple(folder / name for name in contents)
 
 
 def metrics_document(report: EvaluationReport) -> dict[str, Any]:
     """What metrics.json holds; `metrics.schema.json` says what each entry means."""
-    on, plan, how = report.measured_on, report.plan, report.how
+    on, plan = report.measured_on, report.plan
     document: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "created": report.created.isoformat(timespec="seconds"),
@@ -77,12 +79,7 @@ def metrics_document(report: EvaluationReport) -> dict[str, Any]:
         "likely_above": plan.likely_above,
         "box_margin": plan.box_margin,
         "bins": plan.bins,
-        "interval": {
-            "method": "bootstrap by subject",
-            "level": how.level,
-            "resamples": how.resamples,
-            "seed": how.seed,
-        },
+        "interval": report.how.document(),
         **report.summary,
         "definitions": score_definitions(plan),
     }
@@ -122,7 +119,7 @@ def _row(case: CaseScores, name: str, scores: list[float], row: int, plan: Evalu
 
 
 def _field(value: float) -> str:
-    return "" if number(value) is None else f"{value:.6g}"
+    return "" if finite_or_none(value) is None else f"{value:.6g}"
 
 
 def _target(report: EvaluationReport, index: int) -> dict[str, Any]:
@@ -135,19 +132,3 @@ def _target(report: EvaluationReport, index: int) -> dict[str, Any]:
         "at_most": target.at_most,
         "reached": target.reached(report.summary),
     }
-
-
-def _replace(path: Path, content: bytes) -> Path:
-    """Writes bytes under a temporary name beside `path`, then renames it; if it fails, nothing is left."""
-    with NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
-        temporary = Path(stream.name)
-        try:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-            temporary.chmod(0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    return path

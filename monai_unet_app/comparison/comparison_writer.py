@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dicom_io.files import replace_when_whole
 from monai_unet_app.data.schemas import validate, write_json
 
 from .differences import Comparison
@@ -17,20 +17,20 @@ from .subgroups import Subgroups
 NO_INTERVAL = (None, None)
 
 
-def write_comparison(found: Comparison, folder: Path) -> tuple[Path, Path]:
+def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, Path]:
     """Writes comparison.json and comparison.csv into a folder, which is made if it is not there.
 
     Raises:
         InputRefusedError: The document does not obey comparison.schema.json.
         OSError: The folder cannot be written to.
     """
-    document = found.as_dict()
+    document = comparison.as_dict()
     return _write(document, "comparison", map(_comparison_row, document["scores"]), folder)
 
 
-def write_subgroups(found: Subgroups, folder: Path) -> tuple[Path, Path]:
+def write_subgroups(by_group: Subgroups, folder: Path) -> tuple[Path, Path]:
     """Writes subgroups.json and subgroups.csv, as `write_comparison` does."""
-    document = found.as_dict()
+    document = by_group.as_dict()
     rows = [
         _subgroup_row(part, group, score)
         for part in document["attributes"]
@@ -46,9 +46,8 @@ def _write(
     validate(document, name)
     written = folder / f"{name}.json", folder / f"{name}.csv"
     write_json(document, written[0])
-    partial = written[1].with_name(written[1].name + ".partial")
-    partial.write_text(_csv(list(rows)), encoding="utf-8", newline="")
-    os.replace(partial, written[1])
+    with replace_when_whole(written[1]) as part:
+        part.write_text(_csv(list(rows)), encoding="utf-8", newline="")
     return written
 
 
@@ -73,18 +72,17 @@ def _comparison_row(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _subgroup_row(part: Mapping[str, Any], group: Mapping[str, Any], score: str) -> dict[str, Any]:
-    found, test = group["scores"][score], part["tests"][score]
-    low, high = (found or {}).get("interval") or NO_INTERVAL
+    estimate, test = group["scores"][score], part["tests"][score]
+    shown = estimate or {"subjects": group["subjects"], "cases": group["cases"], "mean": None, "interval": None}
+    low, high = shown["interval"] or NO_INTERVAL
     return {
         "attribute": part["attribute"],
         "group": group["group"],
         "score": score,
-        "subjects": found["subjects"] if found else group["subjects"],
-        "cases": found["cases"] if found else group["cases"],
-        "mean": found["mean"] if found else None,
+        **{key: shown[key] for key in ("subjects", "cases", "mean")},
         "low": low,
         "high": high,
-        "too_few": "" if found else "too few",
+        "too_few": "" if estimate else "too few",
         **{key: test[key] for key in ("p", "p_holm", "p_undefined")},
     }
 
