@@ -205,6 +205,8 @@ def _tell_trace(found: dict[str, Any]) -> None:
         line(f"  measured in  SEG {uid}")
     for group in found["groups"]:
         line(f"  reports      {group['tracking_id']}: {'; '.join(map(_measurement, group['measurements']))}")
+    if found["groups_unread"]:
+        line(f"  reports      measurements that cannot be read: {found['groups_unread']}")
     for uid in found["object"]["predecessor"]:
         line(f"  follows      {uid}")
     if bundle is None:

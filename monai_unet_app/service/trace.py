@@ -1,10 +1,10 @@
-"""From a DICOM result back to what made it: the bundle by its digest, its training and calibration, and the source series."""
+"""From a DICOM result back to its origin: the bundle by its digest, its training and calibration, and the source series."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,123 +19,139 @@ from monai_unet_app.data.digest import file_sha256
 from monai_unet_app.errors import AppError, InputRefusedError
 from monai_unet_app.service import audit
 
-_PROCESSING_EQUIPMENT = "109102"  # DCM
 _SHA256 = re.compile(r"bundle sha256 (?P<digest>[0-9a-f]{64})")
 
 
 def trace(path: Path, trail: Path | None = None) -> dict[str, Any]:
-    """What a SEG, SR or other result of this software says of its making, and what is known here of the bundle it names.
+    """The origin of a SEG, SR or other result of this software, with the local records of the bundle that it names.
 
     Args:
         path: A DICOM file.
-        trail: Audit trail of the node that made it; its lines about the study are added, after the chain was followed.
+        trail: Audit trail of the node that made the result. Its digests are verified, and its lines about the study are added.
 
     Returns:
-        "object" (class, UIDs), "made_by" (name, version, sha256, settings, quality), "sources" (image series -> instances),
-        "segmentations" (UIDs of the SEGs that a report measured), "groups" (what it measured of what), "bundle" (None if no
-        bundle of this sha256 is here: sha256 of training data and recipe, commit and versions of the code that trained it,
-        calibration report, figures), "audit".
+        "object" (class, UIDs), "made_by" (name, version, sha256, settings, quality), "sources" (image series -> number of
+        instances), "segmentations" (UIDs of the SEGs that a report measured), "groups" (the measurements of a report),
+        "groups_unread" (why the measurements of a report cannot be read, else None), "bundle" (None if no local bundle has this
+        sha256; else sha256 of training data and recipe, commit and versions of the code that trained it, calibration report,
+        figures), "audit".
 
     Raises:
-        InputRefusedError: It is no DICOM, or none of ours; or the trail is broken.
+        InputRefusedError: The file is no DICOM, or no result of this software; or the trail is broken.
     """
     try:
         header = load_dataset(path, with_pixels=False)
-        groups = read_sr(path).groups if header.get("SOPClassUID") in CLASSES else ()
     except DicomIoError as error:
         raise InputRefusedError(str(error)) from error
     maker = _maker(header, path)
-    digest = str(maker["sha256"])
+    groups, unread = _measurement_groups(header, path)
+    references = _references(header)
     return {
         "object": {
             "sop_class": header.SOPClassUID.name,
             "sop_instance_uid": str(header.SOPInstanceUID),
             "study_instance_uid": str(header.StudyInstanceUID),
-            "predecessor": [str(uid) for uid in _predecessors(header)],
+            "predecessor": list(_predecessors(header)),
         },
         "made_by": maker,
-        "sources": _sources(header),
+        "sources": _sources(references),
         "segmentations": [
-            str(one.ReferencedSOPInstanceUID) for _, ones in _by_series(header) for one in ones if _is_segmentation(one)
+            str(instance.ReferencedSOPInstanceUID)
+            for _, instances in references
+            for instance in instances
+            if _is_segmentation(instance)
         ],
-        "groups": [_told_of(group) for group in groups],
-        "bundle": _bundle_of(digest),
+        "groups": [_group_facts(group) for group in groups],
+        "groups_unread": unread,
+        "bundle": _local_bundle(maker["sha256"]),
         "audit": _audit_lines(trail, str(header.StudyInstanceUID)) if trail else None,
     }
 
 
+def _measurement_groups(header: Dataset, path: Path) -> tuple[Sequence[MeasurementGroup], str | None]:
+    """The measurement groups of a report, and why they cannot be read; the rest of the file can be traced all the same."""
+    try:
+        return (read_sr(path).groups, None) if header.get("SOPClassUID") in CLASSES else ((), None)
+    except DicomIoError as error:
+        return (), str(error)
+
+
 def _maker(header: Dataset, path: Path) -> dict[str, Any]:
     for item in header.get("ContributingEquipmentSequence") or []:
-        said = str(item.get("ContributionDescription") or "")
-        found = _SHA256.match(said)
-        if found:
-            rest = [part.strip() for part in said.split(";")[1:]]
+        description = str(item.get("ContributionDescription") or "")
+        if match := _SHA256.match(description):
+            settings = [part.strip() for part in description.split(";")[1:]]
+            quality = [part.removeprefix("quality: ") for part in settings if part.startswith("quality:")]
             return {
                 "name": str(item.get("ManufacturerModelName") or ""),
                 "version": str(item.get("SoftwareVersions") or ""),
-                "sha256": found["digest"],
-                "settings": [part for part in rest if "=" in part and not part.startswith("quality:")],
-                "quality": next((part.removeprefix("quality: ") for part in rest if part.startswith("quality:")), None),
+                "sha256": match["digest"],
+                "settings": [part for part in settings if "=" in part and not part.startswith("quality:")],
+                "quality": quality[0] if quality else None,
             }
     raise InputRefusedError(
         f"{path.name} names no bundle that made it; a SEG, SR or other object that monai-unet wrote is needed; check the file"
     )
 
 
-def _told_of(group: MeasurementGroup) -> dict[str, Any]:
+def _group_facts(group: MeasurementGroup) -> dict[str, Any]:
     return {
         "tracking_id": group.tracking_id,
-        "segments": [number for one in group.segments for number in one.segments],
+        "segments": [number for reference in group.segments for number in reference.segments],
         "measurements": [
             {
-                "name": ", ".join(code.meaning for code in (one.name, one.derivation) if code is not None),
-                "value": one.value,
-                "unit": one.unit.value if one.unit is not None else None,
+                "name": ", ".join(code.meaning for code in (row.name, row.derivation) if code is not None),
+                "value": row.value,
+                "unit": row.unit.value if row.unit is not None else None,
             }
-            for one in group.measurements
+            for row in group.measurements
         ],
     }
 
 
-def _predecessors(header: Dataset) -> Iterable[str]:
+def _predecessors(header: Dataset) -> Iterator[str]:
     for study in header.get("PredecessorDocumentsSequence") or []:
         for series in study.get("ReferencedSeriesSequence") or []:
             for instance in series.get("ReferencedSOPSequence") or []:
                 yield str(instance.ReferencedSOPInstanceUID)
 
 
-def _sources(header: Dataset) -> dict[str, int]:
-    """Series of images that it refers to -> instances of it."""
-    counts = {series: [not _is_segmentation(one) for one in ones].count(True) for series, ones in _by_series(header)}
-    return {series: count for series, count in counts.items() if count}
+def _sources(references: Sequence[tuple[str, Sequence[Dataset]]]) -> dict[str, int]:
+    """Series of images -> number of referenced instances."""
+    counts = {uid: sum(not _is_segmentation(instance) for instance in instances) for uid, instances in references}
+    return {uid: count for uid, count in counts.items() if count}
 
 
-def _by_series(header: Dataset) -> Iterator[tuple[str, Sequence[Dataset]]]:
-    """Every series that it refers to, with the instances that it names of it."""
-    series = list(header.get("ReferencedSeriesSequence") or [])
+def _references(header: Dataset) -> list[tuple[str, Sequence[Dataset]]]:
+    """The UID of every series that the header refers to, with the instances of that series."""
+    rows = list(header.get("ReferencedSeriesSequence") or [])
     for keyword in ("CurrentRequestedProcedureEvidenceSequence", "StudiesContainingOtherReferencedInstancesSequence"):
-        series += [one for study in header.get(keyword) or [] for one in study.get("ReferencedSeriesSequence") or []]
-    for one in series:
-        instances = one.get("ReferencedInstanceSequence") or one.get("ReferencedSOPSequence") or []
-        yield str(one.get("SeriesInstanceUID") or ""), instances
+        rows += [row for study in header.get(keyword) or [] for row in study.get("ReferencedSeriesSequence") or []]
+    return [
+        (
+            str(row.get("SeriesInstanceUID") or ""),
+            row.get("ReferencedInstanceSequence") or row.get("ReferencedSOPSequence") or [],
+        )
+        for row in rows
+    ]
 
 
 def _is_segmentation(instance: Dataset) -> bool:
     return instance.get("ReferencedSOPClassUID") in KIND["SEG"].sop_classes
 
 
-def _bundle_of(digest: str) -> dict[str, Any] | None:
+def _local_bundle(sha256: str) -> dict[str, Any] | None:
     for folder in bundle_folders().values():
         try:
             files = bundle_files(folder)
-            if files.sha256 == digest:
-                return _record_of(files)
+            if files.sha256 == sha256:
+                return _bundle_facts(files)
         except (AppError, OSError):
-            continue  # a bundle that is damaged is not the one
+            continue  # a damaged bundle is not the one that made the result
     return None
 
 
-def _record_of(files: BundleFiles) -> dict[str, Any]:
+def _bundle_facts(files: BundleFiles) -> dict[str, Any]:
     run, report = _json(files.root / "models/run.json"), files.root / "models" / CALIBRATION_RECORD
     measured = files.metadata.get("eval_metrics") or {}
     return {
@@ -148,15 +164,15 @@ def _record_of(files: BundleFiles) -> dict[str, Any]:
             {name: session.get(name) for name in ("started", "git_commit", "versions", "device", "precision")}
             for session in run.get("sessions") or ()
         ],
-        "calibration": _calibration_of(report) if report.is_file() else None,
+        "calibration": _calibration_facts(report) if report.is_file() else None,
         "measured": {
             name: measured[name] for name in measured if name.startswith("ece_") or name in ("dice", "subjects")
         },
     }
 
 
-def _calibration_of(report: Path) -> dict[str, Any]:
-    """What the report of a bundle's calibration says, and which file it is."""
+def _calibration_facts(report: Path) -> dict[str, Any]:
+    """The calibration report of a bundle in short, with its sha256."""
     fit = _json(report)
     cases = fit.get("cases") or {}
     return {
@@ -170,10 +186,9 @@ def _calibration_of(report: Path) -> dict[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):  # absent, or no JSON object
         return {}
-    return found
 
 
 def _audit_lines(trail: Path, study: str) -> list[dict[str, Any]]:

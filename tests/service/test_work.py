@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 from nodes import make_study
-from pydicom import dcmread
+from pydicom import Dataset, config, dcmread
 
 from dicom_io.coding import load_segments
 from dicom_io.dicomize import dicomize
@@ -388,8 +388,40 @@ def test_results_lead_back_to_their_bundle(
         else:
             assert measured == {}
         assert (told["bundle"]["trained_by"], told["bundle"]["calibration"]) == ([], None)
+    (report,) = (tmp_path / "results" / found["folder"] / "binary").glob("*_sr.dcm")
+    check_trace_of_damaged_reports(report, bundle.sha256, capsys)
     assert main(["trace", str(next(study.glob("*.dcm")))]) == 3
     assert "names no bundle that made it" in capsys.readouterr().err
+
+
+def check_trace_of_damaged_reports(report: Path, sha256: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A report whose measurements cannot be read still leads back to its bundle and its sources, and the trace says why."""
+    whole = trace(report)
+    assert (whole["groups_unread"], len(whole["groups"]) > 0) == (None, True)
+
+    def without_template(header: Dataset) -> None:
+        del header.ContentTemplateSequence
+        header.ContentSequence = [item for item in header.ContentSequence if item.ValueType != "CONTAINER"]
+
+    def with_broken_number(header: Dataset) -> None:
+        number = next(item for item in header.iterall() if item.keyword == "NumericValue")
+        number._value = "12a.5"
+
+    for damage, reason in (
+        (without_template, "SR without imaging measurements"),
+        (with_broken_number, "NumericValue of a measurement is no number"),
+    ):
+        header = dcmread(report)
+        with config.disable_value_validation():
+            damage(header)
+            header.save_as(report.with_name("damaged.dcm"))
+        traced = trace(report.with_name("damaged.dcm"))
+        assert traced["made_by"]["sha256"] == sha256
+        assert (traced["sources"], traced["segmentations"]) == (whole["sources"], whole["segmentations"])
+        assert traced["groups"] == []
+        assert reason in traced["groups_unread"]
+        assert main(["trace", str(report.with_name("damaged.dcm"))]) == 0
+        assert "measurements that cannot be read: " in capsys.readouterr().out
 
 
 def test_the_trace_of_a_shipped_bundle_names_commit_and_calibration_report(
