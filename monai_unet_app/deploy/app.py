@@ -1,4 +1,4 @@
-"""The application in the image: `python3 /opt/holoscan/app`. What it says goes to stderr, the outcome is its exit code.
+"""The application in the image: `python3 /opt/holoscan/app`. It writes messages to stderr, and its exit code is the outcome.
 
 Exit 0 done, 1 failed, 2 wrong settings, 3 input refused, as `monai-unet predict`.
 """
@@ -22,17 +22,19 @@ DONE, FAILED, USAGE, REFUSED = 0, 1, 2, 3
 def main() -> int:
     """Runs the job of this environment once and gives its exit code."""
     warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)  # of other packages; they may quote a header, and hosts keep what a container says
+    logging.disable(
+        logging.WARNING
+    )  # of other packages; they may quote a header, and hosts keep the output of a container
     try:
-        _run(replace(job_from(os.environ), tell=lambda text: _say(in_container(text))))
+        _run(replace(job_from(os.environ), tell=lambda text: _print(in_container(text))))
     except UsageError as error:
-        return _told(f"error: {error}", USAGE)
+        return _failed(f"error: {error}", USAGE)
     except (InputRefusedError, DicomIoError) as error:
-        return _told(f"refused: {error}", REFUSED)
+        return _failed(f"refused: {error}", REFUSED)
     except AppError as error:
-        return _told(f"error: {error}", FAILED)
+        return _failed(f"error: {error}", FAILED)
     except OSError as error:
-        return _told(
+        return _failed(
             f"error: {error.strerror or error}: {error.filename or ''}; the "
             "user of this container must be able to read the input and write to the output, which needs free space",
             FAILED,
@@ -61,22 +63,22 @@ _ELSEWHERE = {
     "leave --dicomize and --dicom-source out": "leave the setting dicomize out",
     "check the path": "check what is mounted there",
 }
-"""What the command line advises and cannot be done in a container -> what can."""
+"""Advice of the command line that does not apply in a container -> the advice for a container."""
 _VALUES = {"--series UID": "the setting series: UID"}
 
 
 def in_container(text: str) -> str:
-    """A message for whoever runs the container: with settings, and where they stand, instead of flags of the command line."""
-    for words, ours in (_ELSEWHERE | _VALUES).items():
-        text = text.replace(words, ours)
-    said = re.sub(r"--([a-z][a-z-]+[a-z])", lambda found: f"the setting {found[1].replace('-', '_')}", text)
-    return said if "the setting" not in said else f"{said}\n{_SETTINGS}"
+    """A message for the person who runs the container: it names settings, and their file, instead of command-line flags."""
+    for advice, in_place in (_ELSEWHERE | _VALUES).items():
+        text = text.replace(advice, in_place)
+    text = re.sub(r"--([a-z][a-z-]+[a-z])", lambda flag: f"the setting {flag[1].replace('-', '_')}", text)
+    return text if "the setting" not in text else f"{text}\n{_SETTINGS}"
 
 
-def _told(message: str, code: int) -> int:
-    _say(f"{in_container(message)}\nexit code {code}: {_MEANINGS[code]}")
+def _failed(message: str, code: int) -> int:
+    _print(f"{in_container(message)}\nexit code {code}: {_MEANINGS[code]}")
     return code
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stderr.write(f"{text}\n")

@@ -17,6 +17,7 @@ import resource
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 APP = Path(os.environ.get("HOLOSCAN_APP_MANIFEST_PATH", "/etc/holoscan/app.json"))
 PACKAGE = Path(os.environ.get("HOLOSCAN_PKG_MANIFEST_PATH", "/etc/holoscan/pkg.json"))
@@ -32,7 +33,7 @@ RELATIVE = ("HOLOSCAN_INPUT_PATH", "HOLOSCAN_OUTPUT_PATH")
 
 
 def main(words: list[str]) -> int:
-    """Does what the words say; with none of its own it never comes back, since it has become the application."""
+    """Runs the command that the words name; other words go to the application, which replaces this process."""
     if words[:1] == ["show"]:
         return show(words[1:])
     if words == ["env"]:
@@ -71,8 +72,8 @@ def _widen_stack() -> None:
         resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))
 
 
-def _environment(manifest: dict) -> dict[str, str]:
-    """The environment that the manifest wants, input and output as absolute paths."""
+def _environment(manifest: dict[str, Any]) -> dict[str, str]:
+    """The environment variables of the manifest, with input and output as absolute paths."""
     wanted = {name: str(value) for name, value in (manifest.get("environment") or {}).items()}
     here = Path(manifest["workingDirectory"])
     return wanted | {name: str(here / wanted[name]) for name in RELATIVE if name in wanted}
@@ -90,9 +91,11 @@ def show(words: list[str]) -> int:
 
 
 def extract() -> int:
-    """Copies app, models, docs and config to the mounts of these names; where there is none of them, all to the export."""
+    """Copies app, models, docs and config to the mounts with these names; without such mounts, copies all of them."""
     if not EXPORT.is_dir():
-        sys.stderr.write(f"error: {EXPORT} is no folder; mount the one that shall have the contents there\n")
+        sys.stderr.write(
+            f"error: {EXPORT} is no folder; a folder for the contents of the package is needed; mount one there\n"
+        )
         return 1
     names = (*FOLDERS, "config")
     for name in [name for name in names if (EXPORT / name).is_dir()] or names:

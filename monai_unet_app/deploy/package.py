@@ -2,10 +2,10 @@
 
     Dockerfile, LICENSE             one file for both kinds of image: --build-arg DEVICE=cpu (the default) or gpu
     requirements.txt, unhashed.txt  packages with the hashes that PyPI states; torch and what only the bundle asks for
-    root/                           what every image has, at its place: the application, the model, app.json, the entry point
-    cpu/, gpu/                      what only that kind has: pkg.json, app.yaml
+    root/                           the files of every image: the application, the model, app.json, the entry point
+    cpu/, gpu/                      the files of that kind only: pkg.json, app.yaml
 
-The form is what `monai-deploy package` of holoscan-cli 4.2.0 makes. The tree is a function of the bundle, the settings and this
+The layout is that of `monai-deploy package` of holoscan-cli 4.2.0. The tree is a function of the bundle, the settings and this
 version: the same bytes, modes and times each time.
 """
 
@@ -40,8 +40,8 @@ PLATFORMS = {"cpu": "cpu", "gpu": "dgpu"}
 SDK_VERSION = "4.0.0"
 API_VERSION = "1.0.0"
 TIME = 1577836800  # 2020-01-01, as in the zips of the bundles
-OF_WORK = ("run", "eval", "data", "__pycache__", "*.pyc", ".*")
-"""What may lie in a bundle's folder and is no part of it."""
+_IGNORED = shutil.ignore_patterns("run", "eval", "data", "__pycache__", "*.pyc", ".*")
+"""Files and folders in the folder of a bundle that are not part of the bundle."""
 
 ENVIRONMENT = {
     "HOLOSCAN_APPLICATION": "/opt/holoscan/app",
@@ -59,12 +59,12 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Resources:
-    """What a host shall have free for one run, as Kubernetes writes it.
+    """The resources that a run needs, as Kubernetes writes them.
 
     Attributes:
         cpu: Cores.
-        memory: Of the machine.
-        gpu_memory: Of the GPU, in an image for one.
+        memory: Memory of the machine.
+        gpu_memory: Memory of the GPU, in an image for a GPU.
     """
 
     cpu: int = 2
@@ -72,31 +72,30 @@ class Resources:
     gpu_memory: str = "4Gi"
 
     def on(self, device: Device) -> dict[str, Any]:
-        """As `resources:` of an app.yaml, and as "resources" of a pkg.json."""
-        if device == "cpu":
-            return {"cpu": self.cpu, "gpu": 0, "memory": self.memory}
-        return {"cpu": self.cpu, "gpu": 1, "memory": self.memory, "gpuMemory": self.gpu_memory}
+        """`resources:` of an app.yaml, which is also "resources" of a pkg.json."""
+        gpu = {"gpuMemory": self.gpu_memory} if device == "gpu" else {}
+        return {"cpu": self.cpu, "gpu": int(device == "gpu"), "memory": self.memory, **gpu}
 
 
 def render_package(
     bundle: str | Path, output: Path, settings: Settings | None = None, resources: Resources | None = None
 ) -> Path:
-    """Writes the package of a bundle into a new folder and gives that folder.
+    """Writes the package of a bundle into a new folder, and gives that folder.
 
     Args:
         bundle: Name, folder or zip of a trained bundle.
-        output: Must not exist; appears when it is whole.
-        settings: How the application shall segment where a site says nothing; by default `usual_settings`.
-        resources: What one run takes; by default `Resources()`.
+        output: The new folder; it appears when it is complete.
+        settings: Defaults of the application's settings; by default `usual_settings`.
+        resources: What a run needs; by default `Resources()`.
 
     Raises:
-        UsageError: The output exists, or no bundle of that name.
-        InputRefusedError: The bundle is for pictures, of which one of the formats cannot be made.
-        BundleError: It is no bundle, has no weights, or needs another version of a package than the image has.
+        UsageError: The output exists, or there is no bundle of that name.
+        InputRefusedError: The bundle is for pictures, and one of the formats cannot be made from pictures.
+        BundleError: The folder is no bundle, has no weights, or needs another version of a package than the image has.
     """
     output = Path(os.path.abspath(output))
     if os.path.lexists(output):
-        raise UsageError(f"--output {output} exists; a new folder is needed; name another, or remove that one")
+        raise UsageError(f"--output {output} exists; a new folder is needed; name another folder, or remove this one")
     model = bundle_files(bundle)
     if not (model.root / "models/model.pt").is_file():
         raise BundleError(f"{model.name} has no weights (models/model.pt); a trained bundle is needed; train it first")
@@ -116,45 +115,49 @@ def render_package(
 
 
 def usual_settings(bundle: str | Path) -> Settings:
-    """The settings of a package where nobody says otherwise: SEG and SR, of a bundle for pictures SEG alone."""
+    """The default settings of a package: SEG and SR, or only SEG for a bundle for pictures."""
     return Settings(format=("seg",)) if load_bundle(bundle).rules.planar else Settings()
 
 
 def image_requirements(model: BundleFiles) -> str:
-    """Every package of an image with its version, with what the bundle's metadata asks for beside it.
+    """Every Python package of an image with its version, with the packages that the bundle's metadata asks for.
 
     Raises:
         BundleError: The bundle asks for another version of a package than the image has.
     """
     pinned = _template("requirements.txt")
-    versions = {_plain(name): number for name, number in (line.split("==") for line in pinned.splitlines())}
-    asked = model.metadata.get("required_packages_version") or {}
-    here = {name: versions[_plain(name)] for name in asked if _plain(name) in versions}
-    other = [f"{name} {asked[name]} (the image has {number})" for name, number in here.items() if number != asked[name]]
-    if other:
+    versions = {_normalized(name): number for name, number in (line.split("==") for line in pinned.splitlines())}
+    required = model.metadata.get("required_packages_version") or {}
+    in_image = {name: versions[_normalized(name)] for name in required if _normalized(name) in versions}
+    different = [
+        f"{name} {required[name]} (the image has {number})"
+        for name, number in in_image.items()
+        if number != required[name]
+    ]
+    if different:
         raise BundleError(
-            f"{model.name} asks for {', '.join(other)}; the versions of the image are needed, which were tested together; say "
-            "them in required_packages_version of its metadata.json once the bundle is tested with them"
+            f"{model.name} asks for {', '.join(different)}; the versions of the image are needed, which were tested together; "
+            "write them into required_packages_version of its metadata.json once the bundle is tested with them"
         )
-    return pinned + "".join(f"{name}=={asked[name]}\n" for name in sorted(set(asked) - set(here)))
+    return pinned + "".join(f"{name}=={required[name]}\n" for name in sorted(set(required) - set(in_image)))
 
 
 def unhashed(requirements: str, hashed: str) -> str:
     """The lines of `requirements` for which `hashed` has no hash.
 
-    That is torch, whose build for the CPU comes from an index of its own, and what only the bundle asks for.
+    These are torch, whose build for the CPU comes from an index of its own, and packages that only the bundle asks for.
     """
-    known = {_plain(line.split("==")[0]) for line in hashed.splitlines() if "==" in line}
-    return "".join(f"{line}\n" for line in requirements.splitlines() if _plain(line.split("==")[0]) not in known)
+    known = {_normalized(line.split("==")[0]) for line in hashed.splitlines() if "==" in line}
+    return "".join(f"{line}\n" for line in requirements.splitlines() if _normalized(line.split("==")[0]) not in known)
 
 
-def _plain(name: str) -> str:
-    """A package's name as indexes compare it, without extras."""
+def _normalized(name: str) -> str:
+    """The name of a package as indexes compare it (PEP 503), without extras."""
     return re.sub(r"[-_.]+", "-", name.partition("[")[0]).lower()
 
 
 def app_manifest(config: dict[str, Any]) -> dict[str, Any]:
-    """The app.json of a package with this app.yaml: how to start the application, and where things lie."""
+    """The app.json of a package with this app.yaml: how to start the application, and the paths of its files."""
     application = config["application"]
     return {
         "apiVersion": API_VERSION,
@@ -173,7 +176,7 @@ def app_manifest(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def package_manifest(config: dict[str, Any], device: Device) -> dict[str, Any]:
-    """The pkg.json of an image: where application and model lie, and what a run takes."""
+    """The pkg.json of an image: the paths of application and model, and the resources of a run."""
     models, name = ENVIRONMENT["HOLOSCAN_MODEL_PATH"], config["bundle"]["name"]
     return {
         "apiVersion": API_VERSION,
@@ -187,7 +190,7 @@ def package_manifest(config: dict[str, Any], device: Device) -> dict[str, Any]:
 
 
 def app_config(model: BundleFiles, device: Device, settings: Settings, resources: Resources) -> dict[str, Any]:
-    """The app.yaml of an image: what the packager reads, which bundle it is, and the settings that a site may change."""
+    """The app.yaml of an image: the entries for the packager, the bundle, and the settings that a site may change."""
     return {
         "application": {
             "title": model.name,
@@ -202,18 +205,17 @@ def app_config(model: BundleFiles, device: Device, settings: Settings, resources
 
 
 def _write_common(model: BundleFiles, tree: Path, requirements: str) -> None:
-    app, models, place = (tree / "root" / name for name in ("opt/holoscan/app", "opt/holoscan/models", "var/holoscan"))
+    app, models, work = (tree / "root" / name for name in ("opt/holoscan/app", "opt/holoscan/models", "var/holoscan"))
     for package in (monai_unet_app, dicom_io):
         code = Path(str(files(package)))
         shutil.copytree(code, app / code.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "_shipped"))
     (app / "__main__.py").write_text(_template("application.py"))
-    shutil.copytree(model.root, models / model.name, ignore=shutil.ignore_patterns(*OF_WORK))
+    shutil.copytree(model.root, models / model.name, ignore=_IGNORED)
     for folder in ("input", "output"):
-        (place / folder).mkdir(parents=True)
-    shutil.copyfile(entry.__file__, place / "tools")
-    for place in (tree, tree / "root/opt/holoscan/docs"):
-        place.mkdir(parents=True, exist_ok=True)
-        (place / "LICENSE").write_text(our_license())
+        (work / folder).mkdir(parents=True)
+    shutil.copyfile(entry.__file__, work / "tools")
+    for folder in (tree, tree / "root/opt/holoscan/docs"):
+        _write(folder / "LICENSE", our_license())
     hashed = _template("hashed.txt")
     (tree / "requirements.txt").write_text(hashed)
     (tree / "unhashed.txt").write_text(unhashed(requirements, hashed))
@@ -221,29 +223,29 @@ def _write_common(model: BundleFiles, tree: Path, requirements: str) -> None:
 
 
 def our_license() -> str:
-    """The licence of this software: in the repository beside the code, in an installed wheel among its metadata."""
+    """The licence of this software, from the repository or from the metadata of an installed wheel."""
     beside = Path(monai_unet_app.__file__).parents[1] / "LICENSE"
     if beside.is_file():
         return beside.read_text()
-    found = distribution("monai-unet-app").read_text("licenses/LICENSE")
-    if found is None:
+    text = distribution("monai-unet-app").read_text("licenses/LICENSE")
+    if text is None:
         raise BundleError(
-            "the licence of this software is not installed with it; a whole installation is needed; reinstall it"
+            "the licence of this software is not installed with it; a complete installation is needed; reinstall it"
         )
-    return found
+    return text
 
 
 def _dockerfile(model: BundleFiles) -> str:
     values = {"title": model.name, "version": model.version, "sdk": SDK_VERSION, "bundle": model.sha256}
-    absolute = {name: str(Path(ENVIRONMENT["HOLOSCAN_WORKDIR"]) / place) for name, place in ENVIRONMENT.items()}
-    environment = " \\\n    ".join(f"{name}={place}" for name, place in absolute.items())
-    return _Marked(_template("Dockerfile")).substitute(
+    workdir = Path(ENVIRONMENT["HOLOSCAN_WORKDIR"])
+    environment = " \\\n    ".join(f"{name}={workdir / path}" for name, path in ENVIRONMENT.items())
+    return _DockerfileTemplate(_template("Dockerfile")).substitute(
         **values, environment=environment, software=monai_unet_app.__version__
     )
 
 
-class _Marked(Template):
-    """A template whose places are %{name}: a Dockerfile has its own $."""
+class _DockerfileTemplate(Template):
+    """A template with placeholders %{name}, because $ has a meaning of its own in a Dockerfile."""
 
     delimiter = "%"
 
@@ -265,7 +267,7 @@ def _template(name: str) -> str:
 
 
 def _settle(tree: Path) -> None:
-    """The same modes and times on every machine: a file may be read, the entry point run, by whatever user the host takes."""
+    """Sets the same modes and times on every machine: any user may read the files and run the entry point."""
     for path in sorted(tree.rglob("*"), reverse=True):
         path.chmod(0o755 if path.is_dir() or path.name == "tools" else 0o644)
         os.utime(path, (TIME, TIME))

@@ -1,8 +1,8 @@
-"""Which series of a study the bundle of a package is meant for.
+"""Picks the series of a study that the bundle of a package is made for.
 
-A node's rule and a package choose in the same way (`data.selection`): by patterns of headers and a least number of images.
-Here the modality that the bundle was made for is a pattern too, and of several series that fit, those of another size or grid
-than the bundle was made for are passed by, as long as one of the study remains.
+A rule of a node and a package pick in the same way (`data.selection`): by patterns of headers and a least number of images. A
+package also compares the modality with that of the bundle. If several series match, a package leaves out those with a size or
+grid that the bundle is not made for, unless no series would remain.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from monai_unet_app.errors import InputRefusedError
 
 @dataclass(frozen=True)
 class Picked:
-    """What is segmented, and what is not.
+    """The cases to segment.
 
     Attributes:
-        cases: Every case, with how it is read.
-        passed_by: A line for each series of a study that is not meant, and why.
+        cases: Every case with the settings for reading it.
+        passed_by: A line with the reason for each series that was left out.
     """
 
     cases: tuple[tuple[CaseFiles, PredictConfig], ...]
@@ -37,7 +37,7 @@ class Picked:
 
 @dataclass(frozen=True)
 class _Series:
-    """A series of a case, as far as it can be told apart; `parts` is empty for what is no DICOM, or cannot be read."""
+    """A series of a case. `parts` is empty for a file that is no DICOM or cannot be read."""
 
     case: CaseFiles
     run: PredictConfig
@@ -53,28 +53,28 @@ class _Series:
 
 
 def pick(cases: Iterable[CaseFiles], rules: InputRules, settings: Settings) -> Picked:
-    """Every series that the bundle is meant for.
+    """Every series that the bundle is made for.
 
     Args:
-        cases: What was found in the input.
-        rules: What the bundle was made for.
+        cases: The cases in the input.
+        rules: What the bundle is made for.
         settings: `match` and `least_instances`, and how cases are read.
 
     Raises:
-        InputRefusedError: A study holds several series, and none fits `match`, `least_instances` or the bundle's modality.
+        InputRefusedError: None of several series of a study matches `match`, `least_instances` and the bundle's modality.
     """
-    found = [one for case in cases for one in _series_of(case, settings)]
-    chosen, passed_by = [], []
-    for study in dict.fromkeys(one.study for one in found):
-        several = [one for one in found if one.study == study]
-        if not study or (len(several) == 1 and not settings.match):
-            chosen += several
+    all_series = [series for case in cases for series in _series_of(case, settings)]
+    picked, passed_by = [], []
+    for study in dict.fromkeys(series.study for series in all_series):
+        of_study = [series for series in all_series if series.study == study]
+        if not study or (len(of_study) == 1 and not settings.match):
+            picked += of_study
             continue
-        taken, left = _by_headers(several, rules, settings)
-        made_for, other = _by_grid(taken, rules)
-        chosen += made_for
-        passed_by += left + other
-    return Picked(tuple((one.case, one.run) for one in chosen), tuple(passed_by))
+        matching, without_match = _by_headers(of_study, rules, settings)
+        suitable, unsuitable = _by_grid(matching, rules)
+        picked += suitable
+        passed_by += without_match + unsuitable
+    return Picked(tuple((series.case, series.run) for series in picked), tuple(passed_by))
 
 
 def _series_of(case: CaseFiles, settings: Settings) -> list[_Series]:
@@ -84,11 +84,11 @@ def _series_of(case: CaseFiles, settings: Settings) -> list[_Series]:
     try:
         scan = survey_files(_files(case.image))
     except DicomIoError:
-        return [_Series(case, run)]  # its reading says what is wrong
+        return [_Series(case, run)]  # reading the case will report what is wrong
     images: dict[str, list[SeriesRef]] = {}
-    for one in scan.series:
-        if one.kind == "image" and not one.set_aside:
-            images.setdefault(one.series_instance_uid, []).append(one)
+    for part in scan.series:
+        if part.kind == "image" and not part.set_aside:
+            images.setdefault(part.series_instance_uid, []).append(part)
     if scan.broken or not images or "" in images:
         return [_Series(case, run)]
     if len(images) == 1:
@@ -107,35 +107,40 @@ def _files(image: Path) -> list[Path]:
     return files_below(image) if image.is_dir() else [image]
 
 
-def _by_headers(several: Sequence[_Series], rules: InputRules, settings: Settings) -> tuple[list[_Series], list[str]]:
+def _by_headers(of_study: Sequence[_Series], rules: InputRules, settings: Settings) -> tuple[list[_Series], list[str]]:
+    """The series whose headers match, and a line for each other series."""
     match = compiled(settings.match)
     if rules.modality and "Modality" not in match:
         match |= compiled({"Modality": f"^({'|'.join(rules.modality)})$"})
-    wrong = [misfits(one.parts[0], match, settings.least_instances) for one in several]
-    taken = [one for one, why in zip(several, wrong, strict=True) if not why]
-    told = [f"{one.name}: {' and '.join(why)} is wanted" for one, why in zip(several, wrong, strict=True) if why]
-    if not taken:
+    reasons = [misfits(series.parts[0], match, settings.least_instances) for series in of_study]
+    pairs = list(zip(of_study, reasons, strict=True))
+    matching = [series for series, reason in pairs if not reason]
+    lines = [f"{series.name}: {' and '.join(reason)} is wanted" for series, reason in pairs if reason]
+    if not matching:
         raise InputRefusedError(
-            f"none of the {len(several)} series of a study is one that this package takes: {'; '.join(told)}; send the right "
+            f"none of the {len(of_study)} series of a study is one that this package takes: {'; '.join(lines)}; send the right "
             "study, or correct the settings match and least_instances"
         )
-    return taken, told
+    return matching, lines
 
 
-def _by_grid(taken: list[_Series], rules: InputRules) -> tuple[list[_Series], list[str]]:
-    """Those that the bundle was made for; all of them, to be refused with their reasons, where that is none."""
-    if len(taken) == 1:
-        return taken, []
-    made_for, told = [], []
-    for one in taken:
+def _by_grid(matching: list[_Series], rules: InputRules) -> tuple[list[_Series], list[str]]:
+    """The series whose grid the bundle is made for, and a line for each other series.
+
+    If no series has such a grid, all of them are given back, so that each is refused with its reason.
+    """
+    if len(matching) == 1:
+        return matching, []
+    suitable, lines = [], []
+    for series in matching:
         try:
-            volume = read_volume(one.case.image, one.run.reading)
+            volume = read_volume(series.case.image, series.run.reading)
         except InputRefusedError:
-            made_for.append(one)  # perhaps the one that is meant: its reading refuses it, and that must be seen
+            suitable.append(series)  # it may be the intended series: its refusal must be reported
             continue
         try:
             check_rules(volume, rules, "it")
-            made_for.append(one)
+            suitable.append(series)
         except InputRefusedError as error:
-            told.append(f"{one.name}: {error}")
-    return (made_for, told) if made_for else (taken, [])
+            lines.append(f"{series.name}: {error}")
+    return (suitable, lines) if suitable else (matching, [])

@@ -1,12 +1,12 @@
-"""What a site may choose of a packaged application: `segmentation:` in its app.yaml, "settings" of a mercure task."""
+"""The settings of a packaged application: `segmentation:` in its app.yaml, and "settings" of a mercure task."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, cast
+from typing import Any
 
-from dicom_io.kinds.encodings import SEG_ENCODINGS, SegEncoding
+from dicom_io.kinds.encodings import SEG_ENCODINGS
 from dicom_io.read import ReadOptions
 from monai_unet_app.config import OutputConfig, PredictConfig
 from monai_unet_app.data.selection import compiled
@@ -17,7 +17,7 @@ NUMBERS = ("time_point", "least_instances")
 
 @dataclass(frozen=True)
 class Settings:
-    """How an application segments, and what it writes: the flags of `monai-unet predict`, by their names.
+    """How an application segments and what it writes: the flags of `monai-unet predict` by their names.
 
     Attributes:
         format: Some of `monai_unet_app.results.FORMATS`.
@@ -27,8 +27,8 @@ class Settings:
         channels: SeriesInstanceUIDs of the series that are the channels of one case.
         time_point: As in `ReadOptions`; so are resample_gaps, resample_tilt, accept_incomplete.
         device: As in `monai_unet_app.config.resolve_device`.
-        match: DICOM keyword -> pattern that its value must contain, as in a rule of a node; which series of a study are meant.
-        least_instances: Series of fewer images are passed by.
+        match: DICOM keyword -> pattern that its value must contain, as in a rule of a node; picks the series of a study.
+        least_instances: Series with fewer images are ignored.
     """
 
     format: tuple[str, ...] = ("seg", "sr")
@@ -58,88 +58,73 @@ class Settings:
             compiled(self.match)
         except ValueError as error:
             raise UsageError(str(error)) from error
-        _ = self.what  # unknown formats are refused now, not after the first case
+        _ = self.output_config  # unknown formats are refused now, not after the first case
 
     @property
     def run(self) -> PredictConfig:
         """How each case is read and predicted."""
-        reading = ReadOptions(
-            self.series,
-            self.time_point,
-            self.resample_gaps,
-            self.resample_tilt,
-            self.channels,
-            self.accept_incomplete,
-        )
+        reading = ReadOptions(**self._named_as_in(ReadOptions), series_instance_uid=self.series)
         return PredictConfig(self.tta, reading)
 
     @property
-    def what(self) -> OutputConfig:
+    def output_config(self) -> OutputConfig:
         """What is written of each case."""
-        return OutputConfig(
-            formats=self.format,
-            probabilities=self.probabilities,
-            cautious=self.cautious,
-            explain=cast(Any, self.explain),
-            deliver_rejected=self.deliver_rejected,
-            dicomize=self.dicomize,
-            seg_encoding=cast(SegEncoding, self.seg_encoding),
-        )
+        return OutputConfig(formats=self.format, **self._named_as_in(OutputConfig))
+
+    def _named_as_in(self, config: type[ReadOptions | OutputConfig]) -> dict[str, Any]:
+        """The settings that have the same names as fields of `config`."""
+        return {row.name: getattr(self, row.name) for row in fields(config) if hasattr(self, row.name)}
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """What differs from the defaults, and the formats, as it stands in an app.yaml."""
-        values = {one.name: (getattr(self, one.name), _usual(one)) for one in fields(self)}
+        """The settings that differ from the defaults, and the formats, in the form of an app.yaml."""
+        values = {row.name: (getattr(self, row.name), _default(row)) for row in fields(self)}
         return {
             name: list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
-            for name, (value, usual) in values.items()
-            if value != usual or name == "format"
+            for name, (value, default) in values.items()
+            if value != default or name == "format"
         }
 
 
 def settings_of(*levels: tuple[str, Any]) -> Settings:
-    """The settings of several levels, each a place to name in messages and what stands there; a later one goes first.
+    """The settings of several levels, each with its place for messages and its values; a later level overrides an earlier one.
 
     Raises:
         UsageError: A name that is no setting, or a value of the wrong kind.
     """
     values: dict[str, Any] = {}
-    for where, found in levels:
-        values |= _checked(found, where)
+    for where, given in levels:
+        values |= _checked(given, where)
     return Settings(**values)
 
 
-def _checked(found: Any, where: str) -> dict[str, Any]:
-    if not isinstance(found, Mapping):
-        raise UsageError(f"{where}: {found!r} is no mapping of settings; names with values are needed")
-    usual = {one.name: _usual(one) for one in fields(Settings)}
-    unknown = [str(name) for name in found if name not in usual]
+def _checked(given: Any, where: str) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        raise UsageError(f"{where}: {given!r} is no mapping of settings; names with values are needed")
+    defaults = {row.name: _default(row) for row in fields(Settings)}
+    unknown = [str(name) for name in given if name not in defaults]
     if unknown:
-        raise UsageError(f"{where}: {', '.join(unknown)} is no setting; some of {', '.join(usual)} are possible")
-    return {name: _fitting(name, value, usual[name], where) for name, value in found.items()}
+        raise UsageError(f"{where}: {', '.join(unknown)} is no setting; some of {', '.join(defaults)} are possible")
+    return {name: _checked_value(name, value, defaults[name], where) for name, value in given.items()}
 
 
-def _usual(one: Field[Any]) -> Any:
-    """The value of a setting where nobody says otherwise."""
-    return one.default if one.default_factory is MISSING else one.default_factory()
+def _default(row: Field[Any]) -> Any:
+    return row.default if row.default_factory is MISSING else row.default_factory()
 
 
-def _fitting(name: str, value: Any, usual: Any, where: str) -> Any:
-    """The value, lists of words as tuples. Raises UsageError if it is of another kind than the setting."""
-    if isinstance(usual, tuple):
+def _checked_value(name: str, value: Any, default: Any, where: str) -> Any:
+    """The value, with a list of words as a tuple. Raises UsageError for a value of another type than the setting's."""
+    if isinstance(default, tuple):
         words = value.split(",") if isinstance(value, str) else value
         if isinstance(words, list) and all(isinstance(word, str) for word in words):
             return tuple(word.strip() for word in words if word.strip())
         raise UsageError(f"{where}: {name} is {value!r}; a list of words is needed")
-    if isinstance(usual, dict):
+    if isinstance(default, dict):
         if isinstance(value, Mapping):
             return dict(value)
         raise UsageError(f"{where}: {name} is {value!r}; DICOM keywords with patterns are needed")
-    if isinstance(usual, bool):
-        kind: type = bool
-    else:
-        kind = int if name in NUMBERS else str
-    if (value is None and usual is None) or (isinstance(value, kind) and isinstance(value, bool) == (kind is bool)):
+    kind: type = bool if isinstance(default, bool) else int if name in NUMBERS else str
+    if (value is None and default is None) or (isinstance(value, kind) and isinstance(value, bool) == (kind is bool)):
         return value
     needed = {bool: "true or false", int: "a whole number", str: "a word"}[kind]
     raise UsageError(f"{where}: {name} is {value!r}; {needed} is needed")
