@@ -214,8 +214,8 @@ def _write_common(model: BundleFiles, tree: Path, requirements: str) -> None:
     for folder in ("input", "output"):
         (work / folder).mkdir(parents=True)
     shutil.copyfile(entry.__file__, work / "tools")
-    for folder in (tree, tree / "root/opt/holoscan/docs"):
-        _write(folder / "LICENSE", our_license())
+    for place in ("LICENSE", "root/opt/holoscan/docs/LICENSE"):
+        _write(tree / place, our_license())
     hashed = _template("hashed.txt")
     (tree / "requirements.txt").write_text(hashed)
     (tree / "unhashed.txt").write_text(unhashed(requirements, hashed))
