@@ -27,21 +27,22 @@ from hazards import HAZARDS  # noqa: E402
 from dicom_io import coding  # noqa: E402
 from dicom_io.confidentiality import table as confidentiality_table  # noqa: E402
 from dicom_io.errors import DicomIoError  # noqa: E402
-from dicom_io.kinds import BY_SERIES_NUMBER, NAMES  # noqa: E402
+from dicom_io.kinds import BY_SERIES_NUMBER, LABEL_MAP_STORAGE, NAMES  # noqa: E402
 from dicom_io.kinds.encodings import SYNTAXES  # noqa: E402
 from dicom_io.net import (  # noqa: E402
     association,
     availability,
     destination,
     dicomweb,
-    messages,
+    dimse_n,
+    instance_file,
+    instance_store,
+    limits,
     outcome,
     query,
     scp,
     scu,
-    sending,
-    service,
-    store,
+    storage_user,
     tls,
 )
 from dicom_io.net import commitment_provider as provider  # noqa: E402
@@ -113,7 +114,7 @@ def _named(uid: str) -> str:
 
 def _name(uid: str) -> str:
     """The name in PS3.6; pydicom 3.0 does not know that of Label Map Segmentation."""
-    return "Label Map Segmentation Storage" if uid == association.LABEL_MAP else UID(uid).name
+    return "Label Map Segmentation Storage" if uid == LABEL_MAP_STORAGE else UID(uid).name
 
 
 def _overview(found: Sequence[Example]) -> str:
@@ -121,11 +122,11 @@ def _overview(found: Sequence[Example]) -> str:
     services = [
         (_named(association.VERIFICATION), "yes", "while it listens"),
         ("Storage, all classes of Annex A", "yes", "while it listens; as part of C-GET"),
-        (_named(association.STUDY_ROOT_FIND), "yes", "no"),
-        (_named(association.STUDY_ROOT_MOVE), "yes", "no"),
-        (_named(association.STUDY_ROOT_GET), "yes", "no"),
-        (_named(association.COMMITMENT), "yes", "where a program adds it to a provider"),
-        (_named(association.AVAILABILITY), "no", "where a program adds it to a provider"),
+        (_named(scu.STUDY_ROOT_FIND), "yes", "no"),
+        (_named(scu.STUDY_ROOT_MOVE), "yes", "no"),
+        (_named(scu.STUDY_ROOT_GET), "yes", "no"),
+        (_named(provider.PUSH_MODEL), "yes", "where a program adds it to a provider"),
+        (_named(availability.NOTIFICATION), "no", "where a program adds it to a provider"),
     ]
     return f"""# DICOM conformance statement
 
@@ -202,7 +203,7 @@ images, then {", ".join(NAMES)}, or in the order of the destination's profile, i
 | associations at one time, as user | one |
 | associations at one time, as provider | {scp.Listen.most_senders}; in a node {NodeConfig.most_senders} (`most_senders`); \
 one in five is kept free for other addresses |
-| time for a caller to say who it is (TLS handshake, A-ASSOCIATE-RQ) | {scp.Listen.say_s:g} s; \
+| time for a caller to say who it is (TLS handshake, A-ASSOCIATE-RQ) | {scp.Listen.negotiation_s:g} s; \
 until then it does not count as an association |
 | asynchronous operations | not negotiated |
 | user identity | not negotiated |
@@ -218,8 +219,8 @@ commitment, when we report |
 says |
 | callers' IP addresses, as provider | all, or networks that the program lists; others are rejected with result \
 {scp._UNKNOWN_CALLER[0]}, source {scp._UNKNOWN_CALLER[1]}, reason {scp._UNKNOWN_CALLER[2]} |
-| largest data set, as provider | {messages.LARGEST_INSTANCE // 2**30} GiB for an instance, configurable; \
-{messages.LARGEST_OTHER // 2**20} MiB and {service.MAX_ITEMS} items for other requests |
+| largest data set, as provider | {limits.LARGEST_INSTANCE // 2**30} GiB for an instance, configurable; \
+{limits.LARGEST_OTHER // 2**20} MiB and {bounded.MAX_ITEMS} items for other requests |
 | instances and bytes of one association, as provider | any amount, or limits that the program sets |"""
 
 
@@ -234,7 +235,7 @@ def _echo_and_store() -> str:
 
 {_named(association.VERIFICATION)} is proposed with the uncompressed transfer syntaxes:
 
-{_syntaxes(sending.UNCOMPRESSED)}
+{_syntaxes(storage_user.UNCOMPRESSED)}
 
 Any status but 0x0000 counts as failure.
 
@@ -254,7 +255,7 @@ syntax in which files are, and one with the uncompressed ones above. Verificatio
 | warning (0xB000, 0xB006, 0xB007, and others of that category) | warning: the peer has it |
 | 0x{outcome.DUPLICATE_INSTANCE:04X} | already there, where the copy is shown to be this instance; else refused |
 | any other | refused, with the status and its meaning |
-| no answer, or an abort | the association is opened again, {sending.TRIES} times at most; then "failed" |
+| no answer, or an abort | the association is opened again, {storage_user.TRIES} times at most; then "failed" |
 
 What the destination's profile does not name is "left out": kinds of objects, and a SEG in another encoding. A report is "held
 back" if an instance of its evidence was offered in the same call and is not there afterwards, or was left out for its encoding.
@@ -267,7 +268,7 @@ def _query_retrieve() -> str:
     keys = ", ".join(query._KEYWORDS.values())
     return f"""### C-FIND
 
-{_named(association.STUDY_ROOT_FIND)}, in the uncompressed transfer syntaxes. Relational queries and other extended
+{_named(scu.STUDY_ROOT_FIND)}, in the uncompressed transfer syntaxes. Relational queries and other extended
 negotiation are not used.
 
 {_table(("level", "keys that are asked for"), levels)}
@@ -284,14 +285,15 @@ dates may be ranges. A UID matches as a single value. With conditions beyond ASC
 
 ### C-MOVE
 
-{_named(association.STUDY_ROOT_MOVE)}, at study, series or image level, in the uncompressed transfer syntaxes. The move
+{_named(scu.STUDY_ROOT_MOVE)}, at study, series or image level, in the uncompressed transfer syntaxes. The move
 destination is our own AE title; the provider of section 4 listens as long as the C-MOVE runs and takes instances of the
 study that was asked for only.
 
 ### C-GET
 
-{_named(association.STUDY_ROOT_GET)}, at the same levels. The archive is first asked by C-FIND which SOP classes there are,
-and those are proposed with the SCP role; where it does not tell, {len(association.usual_classes())} usual storage classes
+{_named(scu.STUDY_ROOT_GET)}, at the same levels. The archive is first asked by C-FIND which SOP classes there are,
+and those are proposed with the SCP role; where it does not tell, \
+{len(association.common_storage_classes())} usual storage classes
 are. Each is proposed uncompressed, and in the compressed syntaxes of section 4 as far as there are presentation contexts.
 Instances are kept as in section 4.
 
@@ -308,18 +310,22 @@ def _provider() -> str:
     statuses = [
         ("0x0000", "the instance is on the disk, or was there with the same content"),
         (
-            f"0x{store.OUT_OF_RESOURCES:04X}",
+            f"0x{instance_store.OUT_OF_RESOURCES:04X}",
             "it cannot be written, for instance because the disk is full; or it is refused before it is taken, because the "
             "program says that there is no room, or a limit of section 2 is reached",
         ),
         (
-            f"0x{store.CANNOT_UNDERSTAND:04X}",
+            f"0x{instance_file.CANNOT_UNDERSTAND:04X}",
             "it cannot be read to its end, its UIDs are none, or they differ from the request, it becomes more than "
-            f"{bounded.MAX_INFLATED_BYTES // 2**20} MiB when inflated, or more than {store.SMALL_BYTES // 2**20} MiB and "
-            f"{store.MOST_RATIO} times its size, or has more than {bounded.MAX_ITEMS} items",
+            f"{bounded.MAX_INFLATED_BYTES // 2**20} MiB when inflated, "
+            f"or more than {instance_file.SMALL_BYTES // 2**20} MiB and "
+            f"{instance_file.MOST_RATIO} times its size, or has more than {bounded.MAX_ITEMS} items",
         ),
-        (f"0x{store.DUPLICATE_INSTANCE:04X}", "other content is kept under its SOP Instance UID; what was there stays"),
-        (f"0x{store.NOT_AUTHORISED:04X}", "its study was not asked for"),
+        (
+            f"0x{outcome.DUPLICATE_INSTANCE:04X}",
+            "other content is kept under its SOP Instance UID; what was there stays",
+        ),
+        (f"0x{instance_store.NOT_AUTHORISED:04X}", "its study was not asked for"),
     ]
     return f"""## 4 AE specification: provider
 
@@ -341,8 +347,8 @@ A refusal carries an Error Comment without anything of the patient."""
 def _commitment_user() -> str:
     return f"""### Storage commitment
 
-{_named(association.COMMITMENT)}, in the uncompressed transfer syntaxes,
-with the well-known instance {association.COMMITMENT_INSTANCE}.
+{_named(provider.PUSH_MODEL)}, in the uncompressed transfer syntaxes,
+with the well-known instance {provider.PUSH_MODEL_INSTANCE}.
 The N-ACTION (type {provider.REQUEST_COMMITMENT}) has a TransactionUID of its own and references to all instances that were
 named; Storage Media File-Set attributes are not sent. Any status but 0x0000 is a failure.
 
@@ -355,33 +361,33 @@ class, and FailedSOPSequence does not. What the report does not mention, and eve
 | status of our answer to a report | when |
 |---|---|
 | 0x0000 | it is taken |
-| 0x{service.INVALID_ARGUMENT:04X} | it is on a transaction that is not waited for, or a UID is none |
-| 0x{service.NO_SUCH_EVENT:04X} | its event type is not {provider.ALL_THERE} or {provider.FAILURES_EXIST} |
-| 0x{service.RESOURCE_LIMITATION:04X} | its data set is larger than section 2 says |"""
+| 0x{dimse_n.INVALID_ARGUMENT:04X} | it is on a transaction that is not waited for, or a UID is none |
+| 0x{dimse_n.NO_SUCH_EVENT:04X} | its event type is not {provider.ALL_COMMITTED} or {provider.FAILURES_EXIST} |
+| 0x{dimse_n.RESOURCE_LIMITATION:04X} | its data set is larger than section 2 says |"""
 
 
 def _commitment_provider() -> str:
     reasons = [
-        (f"0x{service.NO_SUCH_INSTANCE:04X}", "no file of this instance is there"),
-        (f"0x{service.CLASS_CONFLICT:04X}", "it is there with another SOP class"),
-        (f"0x{service.PROCESSING_FAILURE:04X}", "its file cannot be read to its end, or holds another instance"),
+        (f"0x{dimse_n.NO_SUCH_INSTANCE:04X}", "no file of this instance is there"),
+        (f"0x{dimse_n.CLASS_CONFLICT:04X}", "it is there with another SOP class"),
+        (f"0x{dimse_n.PROCESSING_FAILURE:04X}", "its file cannot be read to its end, or holds another instance"),
     ]
     statuses = [
         ("0x0000", "the request is accepted and kept; a report follows"),
-        (f"0x{service.NO_SUCH_INSTANCE:04X}", "it is not for the well-known instance"),
-        (f"0x{service.NO_SUCH_ACTION:04X}", f"its action type is not {provider.REQUEST_COMMITMENT}"),
-        (f"0x{service.INVALID_ARGUMENT:04X}", "a UID is missing or is none, or no instance is referenced"),
-        (f"0x{service.CLASS_CONFLICT:04X}", "its SOP class is not that of its presentation context"),
+        (f"0x{dimse_n.NO_SUCH_INSTANCE:04X}", "it is not for the well-known instance"),
+        (f"0x{dimse_n.NO_SUCH_ACTION:04X}", f"its action type is not {provider.REQUEST_COMMITMENT}"),
+        (f"0x{dimse_n.INVALID_ARGUMENT:04X}", "a UID is missing or is none, or no instance is referenced"),
+        (f"0x{dimse_n.CLASS_CONFLICT:04X}", "its SOP class is not that of its presentation context"),
         (
             f"0x{provider.DUPLICATE_TRANSACTION:04X}",
             "its TransactionUID is that of a request of the same AE title that is not yet reported on, with other references",
         ),
-        (f"0x{service.RESOURCE_LIMITATION:04X}", "its data set is larger than section 2 says, or as the program says"),
-        (f"0x{service.PROCESSING_FAILURE:04X}", "it could not be kept"),
+        (f"0x{dimse_n.RESOURCE_LIMITATION:04X}", "its data set is larger than section 2 says, or as the program says"),
+        (f"0x{dimse_n.PROCESSING_FAILURE:04X}", "it could not be kept"),
     ]
     return f"""### Storage commitment
 
-{_named(association.COMMITMENT)}, in the uncompressed transfer syntaxes,
+{_named(provider.PUSH_MODEL)}, in the uncompressed transfer syntaxes,
 where a program adds it. An N-ACTION is answered once the request is kept; whether it survives the end of the program is the
 program's choice.
 
@@ -392,7 +398,7 @@ has the SOP class and UID of the reference. How long instances are kept after th
 
 {_table(("FailureReason", "when"), reasons)}
 
-The N-EVENT-REPORT has event type {provider.ALL_THERE} where all is there, else {provider.FAILURES_EXIST}. It goes over a
+The N-EVENT-REPORT has event type {provider.ALL_COMMITTED} where all is there, else {provider.FAILURES_EXIST}. It goes over a
 new association to the address that is configured for the calling AE title, with the SCP role proposed and the SCU role not; a
 peer that answers no role selection gets it too. Where no address is configured it goes over the association of the request,
 while that is open. A report that is not answered with 0x0000 is sent again: {provider.TRIES} times in all where requests are
@@ -409,13 +415,13 @@ def _availability() -> str:
             f"0x{availability.INVALID_VALUE:04X}",
             f"a UID is none, or the availability is not {', '.join(availability.CODES)}",
         ),
-        (f"0x{service.CLASS_CONFLICT:04X}", "its SOP class is not that of its presentation context"),
-        (f"0x{service.RESOURCE_LIMITATION:04X}", "its data set is larger than section 2 says"),
-        (f"0x{service.PROCESSING_FAILURE:04X}", "the program could not take it"),
+        (f"0x{dimse_n.CLASS_CONFLICT:04X}", "its SOP class is not that of its presentation context"),
+        (f"0x{dimse_n.RESOURCE_LIMITATION:04X}", "its data set is larger than section 2 says"),
+        (f"0x{dimse_n.PROCESSING_FAILURE:04X}", "the program could not take it"),
     ]
     return f"""### Instance Availability Notification
 
-{_named(association.AVAILABILITY)}, N-CREATE, in the uncompressed
+{_named(availability.NOTIFICATION)}, N-CREATE, in the uncompressed
 transfer syntaxes, where a program adds it. A notification is taken whole or not at all. What is
 {availability.ONLINE} counts as available. Retrieve URIs are not followed.
 

@@ -1,4 +1,4 @@
-"""Instance Availability Notification (PS3.4 R) as provider: others tell where the instances of a study can be had."""
+"""Instance Availability Notification (PS3.4 R) as provider: the other side says where the instances of a study can be had."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from pydicom.dataset import Dataset
-from pydicom.uid import generate_uid
+from pydicom.uid import UID, generate_uid
 from pynetdicom import evt
 
-from dicom_io.net.association import AVAILABILITY
-from dicom_io.net.service import Request, RequestRefusedError, Service, items_of, text_of
+from dicom_io.net.dimse_n import Request, RequestRefusedError, Service, items_of, text_of
 from dicom_io.reading.headers import is_uid
 
+NOTIFICATION = UID("1.2.840.10008.5.1.4.33")
 ONLINE = "ONLINE"
 CODES = (ONLINE, "NEARLINE", "OFFLINE", "UNAVAILABLE")  # PS3.3 C.4.23.1.1
 
@@ -30,7 +30,7 @@ class NotifiedInstance:
 
     Attributes:
         availability: One of `CODES`.
-        retrieve_ae_title: For whom that holds.
+        retrieve_ae_title: AE title from which the instance can be retrieved.
     """
 
     sop_class_uid: str
@@ -41,12 +41,12 @@ class NotifiedInstance:
 
 @dataclass(frozen=True)
 class Availability:
-    """A notification, on some or all instances of one study.
+    """A notification on some or all instances of one study.
 
     Attributes:
-        ae_title: Who notifies, by the title that it gives itself.
-        study_instance_uid: Of them all.
-        series: Series Instance UID -> its instances, each at least one.
+        ae_title: AE title that the other side gives itself.
+        study_instance_uid: The study of all instances.
+        series: Series Instance UID -> its instances, at least one.
     """
 
     ae_title: str
@@ -55,38 +55,39 @@ class Availability:
 
     @property
     def online(self) -> dict[str, tuple[str, ...]]:
-        """Series Instance UID -> SOP Instance UIDs that can be had at once; a series without any is not in it."""
-        found = {
-            uid: tuple(one.sop_instance_uid for one in instances if one.availability == ONLINE)
-            for uid, instances in self.series.items()
+        """Series Instance UID -> SOP Instance UIDs that can be had at once; a series without any is left out."""
+        online = {
+            series: tuple(instance.sop_instance_uid for instance in instances if instance.availability == ONLINE)
+            for series, instances in self.series.items()
         }
-        return {uid: instances for uid, instances in found.items() if instances}
+        return {series: instances for series, instances in online.items() if instances}
 
 
 def availability_service(notified: Callable[[Availability], None]) -> Service:
     """Takes notifications; for `Provider(services=...)`.
 
     Args:
-        notified: Called with each; it is answered with success after this returns, and with 0x0110 if this raises.
+        notified: Called with each notification, which is answered with success after this returns, and with 0x0110 if this
+            raises.
     """
 
     def answer(request: Request) -> Dataset | None:
-        notified(availability(request))
+        notified(parse_notification(request))
         if request.sop_instance_uid:
             return None
-        given = Dataset()
-        given.AffectedSOPInstanceUID = generate_uid()  # PS3.7 10.1.5.1.4: by the provider where the request has none
-        return given
+        attributes = Dataset()
+        attributes.AffectedSOPInstanceUID = generate_uid()  # PS3.7 10.1.5.1.4: by the provider if the request has none
+        return attributes
 
-    return Service(AVAILABILITY, evt.EVT_N_CREATE, answer)
+    return Service(NOTIFICATION, evt.EVT_N_CREATE, answer)
 
 
-def availability(request: Request) -> Availability:
-    """What an N-CREATE says.
+def parse_notification(request: Request) -> Availability:
+    """The content of an N-CREATE. A series may stand in several items.
 
     Raises:
-        RequestRefusedError: An attribute of Type 1 in PS3.4 table R.3.2-1 is missing (0x0120), empty (0x0121) or not what
-            it should be (0x0106). One series may stand in several items.
+        RequestRefusedError: An attribute of Type 1 in PS3.4 table R.3.2-1 is missing (0x0120), empty (0x0121) or invalid
+            (0x0106).
     """
     study, series = _uid(request.content, "StudyInstanceUID"), dict[str, tuple[NotifiedInstance, ...]]()
     for item in _items(request.content, "ReferencedSeriesSequence"):
@@ -99,30 +100,27 @@ def _instance(item: Dataset) -> NotifiedInstance:
     code = _text(item, "InstanceAvailability")
     if code not in CODES:
         raise RequestRefusedError(INVALID_VALUE, "InstanceAvailability is none of its four values")
-    return NotifiedInstance(
-        _uid(item, "ReferencedSOPClassUID"),
-        _uid(item, "ReferencedSOPInstanceUID"),
-        code,
-        _text(item, "RetrieveAETitle"),
-    )
+    class_uid, instance_uid = _uid(item, "ReferencedSOPClassUID"), _uid(item, "ReferencedSOPInstanceUID")
+    return NotifiedInstance(class_uid, instance_uid, code, _text(item, "RetrieveAETitle"))
 
 
 def _uid(dataset: Dataset, keyword: str) -> str:
-    found = _text(dataset, keyword)
-    if not is_uid(found):
+    uid = _text(dataset, keyword)
+    if not is_uid(uid):
         raise RequestRefusedError(INVALID_VALUE, f"{keyword} is no UID")
-    return found
+    return uid
 
 
 def _text(dataset: Dataset, keyword: str) -> str:
-    return _given(text_of(dataset, keyword), keyword)
+    return _type_1(text_of(dataset, keyword), keyword)
 
 
 def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
-    return _given(items_of(dataset, keyword), keyword)
+    return _type_1(items_of(dataset, keyword), keyword)
 
 
-def _given(value: Value | None, keyword: str) -> Value:
+def _type_1(value: Value | None, keyword: str) -> Value:
+    """The value of an attribute that must be present and not empty (PS3.5 7.4.1)."""
     if value is None:
         raise RequestRefusedError(MISSING_ATTRIBUTE, f"{keyword} is missing")
     if not value:

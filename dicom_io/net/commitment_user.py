@@ -1,7 +1,7 @@
-"""Storage commitment (PS3.4 J) as user: asks an archive to say, instance by instance, that it keeps what was sent.
+"""Storage commitment (PS3.4 J) as user: asks an archive to commit itself, instance by instance, to what was sent.
 
-The report comes over the association that asked, or over one that the archive opens to a listener of ours; which, the archive
-decides. Whatever it does, waiting ends.
+The report comes over the association of the request, or over an association that the archive opens to a listener of ours; the
+archive chooses. In any case the waiting ends.
 """
 
 from __future__ import annotations
@@ -15,45 +15,52 @@ from pathlib import Path
 
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-from pydicom.uid import UID, generate_uid
+from pydicom.uid import generate_uid
 from pynetdicom import evt
 
-from dicom_io.errors import NetworkError
-from dicom_io.net.association import COMMITMENT, COMMITMENT_INSTANCE, Link, associated, checked_status, context
-from dicom_io.net.commitment_provider import ALL_THERE, FAILURES_EXIST, REQUEST_COMMITMENT, Reference, reference
+from dicom_io.net.association import OpenAssociation, checked_status, open_association, presentation_context
+from dicom_io.net.commitment_provider import (
+    ALL_COMMITTED,
+    FAILURES_EXIST,
+    PUSH_MODEL,
+    PUSH_MODEL_INSTANCE,
+    REQUEST_COMMITMENT,
+    Reference,
+    check_success,
+)
 from dicom_io.net.destination import Destination
-from dicom_io.net.messages import bound
-from dicom_io.net.outcome import meaning
-from dicom_io.net.outgoing import identified
-from dicom_io.net.scp import Listen, Provider
-from dicom_io.net.sending import UNCOMPRESSED
-from dicom_io.net.service import (
+from dicom_io.net.dimse_n import (
     INVALID_ARGUMENT,
     NO_SUCH_EVENT,
     Request,
     RequestRefusedError,
     Service,
-    handlers,
     items_of,
+    service_handlers,
     text_of,
 )
+from dicom_io.net.outcome import meaning
+from dicom_io.net.outgoing import read_sop_uids
+from dicom_io.net.pynetdicom_patches import limit_association
+from dicom_io.net.scp import Listen, Provider
+from dicom_io.net.storage_user import UNCOMPRESSED
 
 HOLD_S = 10.0
-"""How long the association that asked is kept open for the report, in seconds, where a listener can take it too."""
+"""Seconds that the association of the request stays open for the report, where a listener can take the report too."""
 
-_PAUSE_S = 0.05
+_POLL_S = 0.05
 
 
 @dataclass(frozen=True)
-class Committed:
-    """What an archive has said of the instances that it was asked about.
+class CommitmentResult:
+    """What an archive reported on the instances of a request.
 
     Attributes:
-        peer: Whom we asked.
-        transaction_uid: Of the request.
-        committed: SOP Instance UIDs that it says it keeps.
-        failed: SOP Instance UID -> why it does not.
-        unreported: SOP Instance UIDs of which it has said nothing in time; they may be there or not.
+        peer: The archive.
+        transaction_uid: UID of the request.
+        committed: SOP Instance UIDs that the archive keeps.
+        failed: SOP Instance UID -> reason why the archive does not keep it.
+        unreported: SOP Instance UIDs without a report in time; the archive may keep them or not.
     """
 
     peer: str
@@ -64,59 +71,59 @@ class Committed:
 
     @property
     def is_complete(self) -> bool:
-        """It keeps them all."""
+        """Whether the archive keeps all instances."""
         return bool(self.committed) and not self.failed and not self.unreported
 
 
-class Reports:
+class ReportListener:
     """Takes the reports that we wait for; its `service` may stand in a provider that lives longer than one request."""
 
     def __init__(self) -> None:
-        self._expected: dict[str, _Expected] = {}
+        self._pending: dict[str, _PendingReport] = {}
         self._lock = threading.Lock()
 
     @property
     def service(self) -> Service:
-        """For `Provider(services=...)`."""
-        return Service(COMMITMENT, evt.EVT_N_EVENT_REPORT, self._answer)
+        """The service for `Provider(services=...)`."""
+        return Service(PUSH_MODEL, evt.EVT_N_EVENT_REPORT, self._answer)
 
     @contextmanager
-    def listening(self, listen: Listen) -> Iterator[Reports]:
-        """A provider that takes reports and nothing else. Raises NetworkError if the port is taken."""
+    def listening(self, listen: Listen) -> Iterator[ReportListener]:
+        """A provider that takes only reports. Raises NetworkError if the port is taken."""
         with Provider(None, listen, services=[self.service]):
             yield self
 
     @contextmanager
-    def expecting(self, transaction_uid: str) -> Iterator[_Expected]:
-        """Takes the report on one transaction; others are refused."""
-        expected = _Expected()
+    def expecting(self, transaction_uid: str) -> Iterator[_PendingReport]:
+        """Takes the report on one transaction; other transactions are refused."""
+        pending = _PendingReport()
         with self._lock:
-            self._expected[transaction_uid] = expected
+            self._pending[transaction_uid] = pending
         try:
-            yield expected
+            yield pending
         finally:
             with self._lock:
-                del self._expected[transaction_uid]
+                del self._pending[transaction_uid]
 
     def _answer(self, request: Request) -> None:
-        if request.type_id not in (ALL_THERE, FAILURES_EXIST):
+        if request.type_id not in (ALL_COMMITTED, FAILURES_EXIST):
             raise RequestRefusedError(NO_SUCH_EVENT, f"the event type is {request.type_id}; 1 or 2 is needed")
         transaction_uid = text_of(request.content, "TransactionUID") or ""
         report = _Report(
-            frozenset(map(reference, items_of(request.content, "ReferencedSOPSequence") or [])),
+            frozenset(map(Reference.of, items_of(request.content, "ReferencedSOPSequence") or [])),
             {
-                reference(item).sop_instance_uid: int(item.get("FailureReason") or 0x0110)
+                Reference.of(item).sop_instance_uid: int(item.get("FailureReason") or 0x0110)
                 for item in items_of(request.content, "FailedSOPSequence") or []
             },
         )
         with self._lock:
-            expected = self._expected.get(transaction_uid)
-        if expected is None:
+            pending = self._pending.get(transaction_uid)
+        if pending is None:
             raise RequestRefusedError(INVALID_ARGUMENT, "no report on this transaction is waited for")
-        if request.messages is None:
-            expected.report = report
-        else:  # not before it is answered, or the association might be released under the answer
-            request.messages.afterwards(lambda: setattr(expected, "report", report))
+        if request.dimse is None:
+            pending.report = report
+        else:  # not before the report is answered, or the association might be released under the answer
+            request.dimse.after_answer(lambda: setattr(pending, "report", report))
 
 
 def request_commitment(
@@ -124,93 +131,90 @@ def request_commitment(
     files: Iterable[Path],
     *,
     listen: Listen | None = None,
-    reports: Reports | None = None,
+    reports: ReportListener | None = None,
     wait_s: float = 60.0,
-) -> Committed:
-    """Asks an archive to commit itself to what was sent to it, and waits for what it says.
+) -> CommitmentResult:
+    """Asks an archive to commit itself to what was sent to it, and waits for the report.
 
     Args:
         destination: Its peer speaks DIMSE.
         files: What was sent.
         listen: Where the archive reports to, as it knows our AE title; a provider listens there meanwhile. None: nowhere.
-        reports: Those of a provider that listens already, in the place of `listen`.
-        wait_s: Seconds to wait for the report once the request is answered. Where the archive can reach no listener, the
+        reports: The listener of a provider that runs already, instead of `listen`.
+        wait_s: Seconds to wait for the report once the request is answered. If the archive can reach no listener, the
             association stays open so long; else for `HOLD_S` at most.
 
     Returns:
-        What it said; without a report in time, all is `unreported`.
+        The report; without a report in time, all instances are `unreported`.
 
     Raises:
         UnreadableFileError: A file is no DICOM object; nothing was asked.
         NetworkError: No association, no answer, the request was refused, or the port of `listen` is taken.
         ValueError: There is no file.
     """
-    references = tuple(dict.fromkeys(Reference(*identified(Path(file))) for file in files))
+    references = tuple(dict.fromkeys(Reference(*read_sop_uids(Path(file))) for file in files))
     if not references:
         raise ValueError("no file was given; at least one is needed to ask for its commitment")
     listens = listen is not None or reports is not None
-    transaction_uid, reports = generate_uid(prefix=None), reports or Reports()
+    transaction_uid, reports = generate_uid(prefix=None), reports or ReportListener()
     listener = reports.listening(listen) if listen else nullcontext()
-    with listener, reports.expecting(transaction_uid) as expected:
-        answers = [(evt.EVT_CONN_OPEN, lambda event: bound(event.assoc)), *handlers([reports.service])]
-        with associated(destination, [context(COMMITMENT, UNCOMPRESSED)], handlers=answers) as link:
-            _ask(link, _action(transaction_uid, references))
-            deadline = time.monotonic() + wait_s
-            _wait(expected, min(deadline, time.monotonic() + HOLD_S) if listens else deadline, link)
+    with listener, reports.expecting(transaction_uid) as pending:
+        handlers = [
+            (evt.EVT_CONN_OPEN, lambda event: limit_association(event.assoc)),
+            *service_handlers([reports.service]),
+        ]
+        contexts = [presentation_context(PUSH_MODEL, UNCOMPRESSED)]
+        with open_association(destination, contexts, handlers=handlers) as opened:
+            _send_request(opened, transaction_uid, references)
+            deadline_s = time.monotonic() + wait_s
+            _wait(pending, min(deadline_s, time.monotonic() + HOLD_S) if listens else deadline_s, opened)
         if listens:
-            _wait(expected, deadline)
-    return _committed(destination.label, transaction_uid, references, expected.report)
+            _wait(pending, deadline_s)
+    return _result(destination.label, transaction_uid, references, pending.report)
 
 
-def _action(transaction_uid: str, references: Iterable[Reference]) -> Dataset:
-    """The action information of PS3.4 table J.3-1."""
-    action = Dataset()
+def _send_request(opened: OpenAssociation, transaction_uid: str, references: Iterable[Reference]) -> None:
+    action = Dataset()  # the action information of PS3.4 table J.3-1
     action.TransactionUID = transaction_uid
-    items = []
-    for one in references:
-        item = Dataset()
-        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = UID(one.sop_class_uid), UID(one.sop_instance_uid)
-        items.append(item)
-    action.ReferencedSOPSequence = Sequence(items)
-    return action
-
-
-def _ask(link: Link, action: Dataset) -> None:
-    answer, _ = link.ask(
-        lambda association: association.send_n_action(action, REQUEST_COMMITMENT, COMMITMENT, COMMITMENT_INSTANCE)
+    action.ReferencedSOPSequence = Sequence([reference.item() for reference in references])
+    answer, _ = opened.request(
+        lambda association: association.send_n_action(action, REQUEST_COMMITMENT, PUSH_MODEL, PUSH_MODEL_INSTANCE)
     )
-    status = checked_status(link, answer)
-    if status:
-        raise NetworkError(
-            f"{link.destination.label} answered a commitment request with {meaning(status, 'commitment')}; success is needed; "
-            "look into its log"
-        )
+    check_success(checked_status(opened, answer), opened.destination.label, "request")
 
 
-def _wait(expected: _Expected, deadline: float, link: Link | None = None) -> None:
-    """Until the report is there, it is too late, or the association is closed."""
-    while expected.report is None and time.monotonic() < deadline and (link is None or link.is_open):
-        time.sleep(_PAUSE_S)
+def _wait(pending: _PendingReport, deadline_s: float, opened: OpenAssociation | None = None) -> None:
+    """Waits until the report is there, the deadline has passed, or the association is closed."""
+    while pending.report is None and time.monotonic() < deadline_s and (opened is None or opened.is_open):
+        time.sleep(_POLL_S)
 
 
-def _committed(peer: str, transaction_uid: str, references: tuple[Reference, ...], report: _Report | None) -> Committed:
-    """An instance is committed only where the report lists it, with its class, and not among the failed too."""
+def _result(
+    peer: str, transaction_uid: str, references: tuple[Reference, ...], report: _Report | None
+) -> CommitmentResult:
+    """An instance is committed only if the report lists it with its class, and not among the failed instances too."""
     if report is None:
-        return Committed(peer, transaction_uid, (), unreported=tuple(one.sop_instance_uid for one in references))
+        return CommitmentResult(peer, transaction_uid, (), unreported=tuple(uid for _, uid in references))
     failed = {uid: meaning(report.failed[uid], "commitment") for _, uid in references if uid in report.failed}
-    there = tuple(one.sop_instance_uid for one in references if one in report.there and one[1] not in failed)
-    silent = tuple(uid for _, uid in references if uid not in failed and uid not in there)
-    return Committed(peer, transaction_uid, there, failed, silent)
+    committed = tuple(
+        reference.sop_instance_uid
+        for reference in references
+        if reference in report.committed and reference.sop_instance_uid not in failed
+    )
+    unreported = tuple(uid for _, uid in references if uid not in failed and uid not in committed)
+    return CommitmentResult(peer, transaction_uid, committed, failed, unreported)
 
 
 @dataclass(frozen=True)
 class _Report:
-    there: frozenset[Reference]
+    """The committed instances, and SOP Instance UID -> FailureReason of the others."""
+
+    committed: frozenset[Reference]
     failed: Mapping[str, int]
 
 
 @dataclass
-class _Expected:
-    """A report that is waited for."""
+class _PendingReport:
+    """A report that we wait for; None until it has come."""
 
     report: _Report | None = None

@@ -19,67 +19,69 @@ from pydicom.dataset import Dataset, FileDataset, validate_file_meta
 
 from dicom_io.errors import NetworkError
 from dicom_io.net.destination import Destination
-from dicom_io.net.dicomweb_session import talking
+from dicom_io.net.dicomweb_session import web_client
+from dicom_io.net.instance_file import InstanceRefusedError
 from dicom_io.net.outcome import Fetched, Outcome, meaning, state_of
-from dicom_io.net.outgoing import Each, Outgoing
+from dicom_io.net.outgoing import OnOutcome, Outgoing
 from dicom_io.net.query import RETURNED, Query, QueryError, retrieve_level
-from dicom_io.net.retrieved import Arrivals, OnStored
-from dicom_io.net.store import InstanceRefusedError
+from dicom_io.net.retrieval import OnStored, Retrieval
 from dicom_io.reading.instances import READ_ERRORS, load_dataset
 
 MOST_INSTANCES = 50
 MOST_BYTES = 64 * 1024 * 1024
 PAGE = 500
-_AS_STORED = (("application/dicom", "*"),)  # PS3.18 8.7.3.5.2: whatever the transfer syntax is
-_REFUSED = (400, 409, 413, 415)  # of a STOW-RS request; the body may say which instances
+_AS_STORED = (("application/dicom", "*"),)  # PS3.18 8.7.3.5.2: in any transfer syntax
+_REFUSED = (400, 409, 413, 415)  # HTTP status of a STOW-RS request; the body may say which instances are refused
 
 
 def echo(destination: Destination) -> float:
-    """Seconds that a search for one study took: DICOMweb has no echo of its own."""
-    started = time.monotonic()
-    with talking(destination) as client:
+    """Seconds that a search for one study took, because DICOMweb has no echo."""
+    started_s = time.monotonic()
+    with web_client(destination) as client:
         client.search_for_studies(limit=1)
-    return time.monotonic() - started
+    return time.monotonic() - started_s
 
 
 def find(destination: Destination, query: Query) -> list[Dataset]:
-    """The answers to a QIDO-RS search.
+    """The matches of a QIDO-RS search.
 
     Raises:
-        NetworkError: The service cannot be reached, refuses, or answers with something else than DICOM JSON.
+        NetworkError: The service cannot be reached, refuses, or its answer is not DICOM JSON.
     """
-    with talking(destination) as client:
+    with web_client(destination) as client:
         return [Dataset.from_json(item) for item in _pages(client, query)]
 
 
 def fetch(destination: Destination, query: Query, folder: Path, on_stored: OnStored = lambda stored: None) -> Fetched:
-    """A study, a series or an instance by WADO-RS, as it is held there, each instance kept as soon as it is here.
+    """A study, a series or an instance by WADO-RS, in the stored encoding; each instance is kept when it arrives.
 
     Args:
         destination: Its peer speaks DICOMweb.
-        query: Its UIDs say what; other conditions are not used.
-        folder: Gets the instances, as `store.InstanceStore` keeps them.
+        query: Its UIDs say what to fetch; other conditions are not used.
+        folder: Gets the instances, as `instance_store.InstanceStore` keeps them.
         on_stored: Called for each instance.
 
     Raises:
-        NetworkError: The service cannot be reached or refuses. What had come by then is kept.
+        NetworkError: The service cannot be reached or refuses. Instances that had come by then are kept.
     """
-    level, arrivals = retrieve_level(query), Arrivals(folder, query.study_instance_uid, on_stored)
-    with talking(destination) as client:
+    level, retrieval = retrieve_level(query), Retrieval(folder, query.study_instance_uid, on_stored)
+    with web_client(destination) as client:
         expected = _expected(client, query)
         for dataset in _retrieved(client, query, level):
             try:
-                arrivals.store.put(_file_bytes(dataset))
+                retrieval.store.put(_file_bytes(dataset))
             except InstanceRefusedError as error:
-                arrivals.refused(str(error))
-    return arrivals.fetched(expected)
+                retrieval.note_refusal(str(error))
+    return retrieval.result(expected)
 
 
-def store(destination: Destination, items: Sequence[Outgoing], each: Each = lambda outcome: None) -> list[Outcome]:
+def store_instances(
+    destination: Destination, items: Sequence[Outgoing], on_outcome: OnOutcome = lambda outcome: None
+) -> list[Outcome]:
     """Sends files by STOW-RS, in the order given, and reports on every instance.
 
-    An instance counts as sent only if the answer lists it. One request holds files of one kind only, so that reports do not
-    overtake what they refer to.
+    An instance counts as sent only if the answer lists it. One request holds files of one kind only, so that no report arrives
+    before the objects that it refers to.
 
     Raises:
         NetworkError: The first request did not reach the service: nothing was sent.
@@ -87,21 +89,21 @@ def store(destination: Destination, items: Sequence[Outgoing], each: Each = lamb
     outcomes: list[Outcome] = []
     for batch in _batches(items):
         try:
-            found = _stow(destination, batch)
+            results = _stow(destination, batch)
         except NetworkError as error:
             if not outcomes:
                 raise
-            found = [item.outcome("failed", str(error)) for item in items[len(outcomes) :]]
-        for outcome in found:
+            results = [item.outcome("failed", str(error)) for item in items[len(outcomes) :]]
+        for outcome in results:
             outcomes.append(outcome)
-            each(outcome)
+            on_outcome(outcome)
         if len(outcomes) == len(items):
             break
     return outcomes
 
 
 def _pages(client: DICOMwebClient, query: Query) -> list[dict[str, Any]]:
-    """All answers, a page at a time; a service that knows no pages gives the first one again, and then no more is asked."""
+    """All matches, page by page; a service without paging repeats the first page, which ends the search."""
     searches: dict[str, Any] = {
         "study": client.search_for_studies,
         "series": client.search_for_series,
@@ -111,22 +113,22 @@ def _pages(client: DICOMwebClient, query: Query) -> list[dict[str, Any]]:
     for name, keyword in (("study_instance_uid", "StudyInstanceUID"), ("series_instance_uid", "SeriesInstanceUID")):
         if query.level != "study" and (name, query.level) != ("series_instance_uid", "series"):
             path[name] = conditions.pop(keyword)
-    found, seen = list[dict[str, Any]](), set[str]()
-    while not query.limit or len(found) < query.limit:
-        limit = min(PAGE, query.limit - len(found)) if query.limit else PAGE
+    matches, seen = list[dict[str, Any]](), set[str]()
+    while not query.limit or len(matches) < query.limit:
+        limit = min(PAGE, query.limit - len(matches)) if query.limit else PAGE
         page = searches[query.level](
-            **path, fields=RETURNED[query.level], search_filters=conditions, limit=limit, offset=len(found)
+            **path, fields=RETURNED[query.level], search_filters=conditions, limit=limit, offset=len(matches)
         )
         new = [item for item in page if json.dumps(item, sort_keys=True) not in seen]
         seen.update(json.dumps(item, sort_keys=True) for item in new)
-        found += new
+        matches += new
         if not new or len(page) < limit:
             break
-    return found[: query.limit or None]
+    return matches[: query.limit or None]
 
 
 def _expected(client: DICOMwebClient, query: Query) -> int | None:
-    """How many instances are to come; None where the service does not search."""
+    """How many instances should come; None if the service does not search."""
     if query.sop_instance_uid:
         return 1
     try:
@@ -136,7 +138,7 @@ def _expected(client: DICOMwebClient, query: Query) -> int | None:
             series = _pages(client, Query("series", query.study_instance_uid))
             uids = [str(Dataset.from_json(item).SeriesInstanceUID) for item in series]
         return sum(len(_pages(client, Query("image", query.study_instance_uid, uid))) for uid in uids)
-    except (QueryError, *READ_ERRORS):  # type: ignore[misc]  # of which requests' own errors are some
+    except (QueryError, *READ_ERRORS):  # type: ignore[misc]  # errors of requests are among them
         return None
 
 
@@ -156,10 +158,10 @@ def _file_bytes(dataset: Dataset) -> bytes:
 
 
 def _batches(items: Sequence[Outgoing]) -> Iterator[list[Outgoing]]:
-    """Files of one kind, few enough for one request."""
-    for _, same in groupby(items, key=lambda item: item.kind):
+    """Groups of files of one kind, small enough for one request."""
+    for _, group in groupby(items, key=lambda item: item.kind):
         batch, size = list[Outgoing](), 0
-        for item in same:
+        for item in group:
             length = item.file.stat().st_size
             if batch and (len(batch) == MOST_INSTANCES or size + length > MOST_BYTES):
                 yield batch
@@ -172,7 +174,7 @@ def _batches(items: Sequence[Outgoing]) -> Iterator[list[Outgoing]]:
 def _stow(destination: Destination, batch: Sequence[Outgoing]) -> list[Outcome]:
     answer = Dataset()
     datasets = [_as_file(item) for item in batch]
-    with talking(destination) as client:
+    with web_client(destination) as client:
         try:
             answer = client.store_instances(datasets)
         except requests.HTTPError as error:
@@ -185,7 +187,7 @@ def _stow(destination: Destination, batch: Sequence[Outgoing]) -> list[Outcome]:
 
 
 def _as_file(item: Outgoing) -> FileDataset:
-    """The data set with what makes it a DICOM file (PS3.10 7.1), also where the file lacks it."""
+    """The data set with everything that a DICOM file must have (PS3.10 7.1), also if the file lacks it."""
     dataset = load_dataset(item.file, with_pixels=True)
     dataset.preamble = dataset.preamble or b"\0" * 128
     dataset.file_meta.MediaStorageSOPClassUID = item.sop_class_uid
@@ -202,7 +204,7 @@ def _refusals(response: requests.Response) -> Dataset:
 
 
 def _outcome(item: Outgoing, answer: Dataset) -> Outcome:
-    """What a Store Instances Response Module says of one instance (PS3.3 C.12.1, PS3.18 I.2)."""
+    """The outcome of one instance in a Store Instances Response Module (PS3.3 C.12.1, PS3.18 I.2)."""
     for failed in answer.get("FailedSOPSequence") or []:
         if failed.get("ReferencedSOPInstanceUID") == item.sop_instance_uid:
             code = int(failed.get("FailureReason") or 0x0110)

@@ -1,6 +1,6 @@
-"""The HTTP session under DICOMweb: where it may go, what it trusts, and what its failures mean.
+"""The HTTP session of DICOMweb: its allowed addresses, its certificates, and the meaning of its failures.
 
-It goes to the destination's own URL and nowhere else: no proxy or password file of the environment, no redirection.
+Only the destination's own URL is called: no proxy or password file of the environment is used, no redirection is followed.
 Addresses with a patient's name in the query stay out of messages and logs.
 """
 
@@ -36,14 +36,14 @@ _ADVICE = {
 class _Adapter(HTTPAdapter):
     """Our TLS settings under requests, and queries in the form that most services understand."""
 
-    def __init__(self, secret: ssl.SSLContext | None) -> None:
-        self.secret = secret
+    def __init__(self, tls_context: ssl.SSLContext | None) -> None:
+        self.tls_context = tls_context
         super().__init__()
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        if self.secret is not None:
-            kwargs["ssl_context"] = self.secret
-            kwargs["assert_hostname"] = None if self.secret.check_hostname else False
+        if self.tls_context is not None:
+            kwargs["ssl_context"] = self.tls_context
+            kwargs["assert_hostname"] = None if self.tls_context.check_hostname else False
         super().init_poolmanager(*args, **kwargs)
 
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
@@ -54,10 +54,10 @@ class _Adapter(HTTPAdapter):
 
 
 @contextmanager
-def talking(destination: Destination) -> Iterator[DICOMwebClient]:
-    """A client of the destination; what goes wrong inside becomes a NetworkError in our words.
+def web_client(destination: Destination) -> Iterator[DICOMwebClient]:
+    """A client of the destination; any failure inside becomes a NetworkError.
 
-    The causes are cut off: their texts hold whole addresses.
+    Such an error has no cause: the texts of the causes hold whole addresses.
     """
     _quiet_loggers()
     with _session(destination) as session:
@@ -71,7 +71,10 @@ def talking(destination: Destination) -> Iterator[DICOMwebClient]:
         try:
             yield client
         except requests.RequestException as error:
-            raise _failed(destination, error) from None
+            problem, advice = _explain(destination, error)
+            raise NetworkError(
+                f"{destination.label} {problem}; a DICOMweb service that answers is needed; {advice}"
+            ) from None
         except (InvalidDicomError, *READ_ERRORS) as error:  # type: ignore[misc]
             raise NetworkError(
                 f"{destination.label} gave an answer that is not DICOMweb ({type(error).__name__}); DICOM JSON or DICOM files "
@@ -83,7 +86,7 @@ def _session(destination: Destination) -> requests.Session:
     peer, session = _peer(destination), requests.Session()
     session.trust_env = False
     session.max_redirects = 0
-    session.hooks["response"] = [_watch]
+    session.hooks["response"] = [_repair_response]
     if peer.token_env:
         token = os.environ.get(peer.token_env, "").strip()
         if not token:
@@ -106,8 +109,8 @@ def _peer(destination: Destination) -> DicomWeb:
     return destination.peer
 
 
-def _watch(response: requests.Response, *args: Any, **kwargs: Any) -> None:
-    """Mends what dicomweb-client does not see: parameters of a media type, and a multipart body that breaks off."""
+def _repair_response(response: requests.Response, *args: Any, **kwargs: Any) -> None:
+    """Mends what dicomweb-client does not handle: parameters of a media type, and a multipart body that is cut short."""
     kind = response.headers.get("Content-Type", "")
     if kind.startswith(("application/dicom+json", "application/json", "application/dicom+xml")):
         response.headers["Content-Type"] = kind.split(";")[0].strip()
@@ -115,7 +118,7 @@ def _watch(response: requests.Response, *args: Any, **kwargs: Any) -> None:
     if kind.lower().startswith("multipart/related") and boundary:
         original, end = response.iter_content, f"--{boundary[1].strip()}--".encode()
 
-        def to_the_end(*more: Any, **options: Any) -> Iterator[bytes]:
+        def checked_to_the_end(*more: Any, **options: Any) -> Iterator[bytes]:
             tail = b""
             for chunk in original(*more, **options):
                 tail = (tail + chunk)[-4096:]
@@ -123,41 +126,37 @@ def _watch(response: requests.Response, *args: Any, **kwargs: Any) -> None:
             if end not in tail:
                 raise requests.exceptions.ChunkedEncodingError("the body has no closing boundary")
 
-        response.iter_content = to_the_end  # type: ignore[method-assign]
+        response.iter_content = checked_to_the_end  # type: ignore[method-assign]
 
 
-def _failed(destination: Destination, error: requests.RequestException) -> NetworkError:
-    found, advice = _story(destination, error)
-    return NetworkError(f"{destination.label} {found}; a DICOMweb service that answers is needed; {advice}")
-
-
-def _story(destination: Destination, error: requests.RequestException) -> tuple[str, str]:
+def _explain(destination: Destination, error: requests.RequestException) -> tuple[str, str]:
     """What happened and what to do; never the error's own text, which holds the address with its query."""
-    where = "check the URL and whether the service runs"
+    check = "check the URL and whether the service runs"
     if isinstance(error, requests.HTTPError) and error.response is not None:
         code = error.response.status_code
         return f"answered with HTTP status {code}", _ADVICE.get(code, "look into its log")
-    if isinstance(error, requests.exceptions.SSLError):
-        return f"broke off TLS ({_tls_reason(error)})", "check ca, certificate, key and host name"
-    if isinstance(error, requests.ConnectTimeout):
-        return f"did not answer within {destination.connect_s:g} s", where
-    if isinstance(error, requests.Timeout):
-        return f"gave no answer within {destination.answer_s:g} s", "see whether it is busy; raise answer_s"
-    if isinstance(error, requests.TooManyRedirects):
-        return "sent us to another address, which is not followed", "give the final URL"
-    if isinstance(error, requests.exceptions.JSONDecodeError):
-        return "gave an answer that is not DICOM JSON", where
-    if isinstance(error, requests.exceptions.ChunkedEncodingError):
-        return "broke off in the middle of an answer", "try again, then look into its log"
+    answers: dict[type[Exception], tuple[str, str]] = {  # the first class that fits counts
+        requests.exceptions.SSLError: (
+            f"broke off TLS ({_tls_reason(error)})", "check ca, certificate, key and host name"
+        ),
+        requests.ConnectTimeout: (f"did not answer within {destination.connect_s:g} s", check),
+        requests.Timeout: (f"gave no answer within {destination.answer_s:g} s", "see whether it is busy; raise answer_s"),
+        requests.TooManyRedirects: ("sent us to another address, which is not followed", "give the final URL"),
+        requests.exceptions.JSONDecodeError: ("gave an answer that is not DICOM JSON", check),
+        requests.exceptions.ChunkedEncodingError: (
+            "broke off in the middle of an answer", "try again, then look into its log"
+        ),
+    }  # fmt: skip
     refused = _cause(error, ConnectionRefusedError)
-    return "refused the connection" if refused else "cannot be reached, or closed the connection", where
+    other = "refused the connection" if refused else "cannot be reached, or closed the connection"
+    return next((answer for kind, answer in answers.items() if isinstance(error, kind)), (other, check))
 
 
 def _tls_reason(error: BaseException) -> str:
-    found = _cause(error, ssl.SSLError)
-    if isinstance(found, ssl.SSLCertVerificationError):
-        return str(found.verify_message)
-    return str(getattr(found, "reason", None) or "no reason given")
+    cause = _cause(error, ssl.SSLError)
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return str(cause.verify_message)
+    return str(getattr(cause, "reason", None) or "no reason given")
 
 
 def _cause(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
@@ -165,12 +164,12 @@ def _cause(error: BaseException | None, kind: type[BaseException]) -> BaseExcept
     seen: list[BaseException] = []
     todo: list[object] = [error]
     while todo:
-        one = todo.pop()
-        if isinstance(one, kind):
-            return one
-        if isinstance(one, BaseException) and one not in seen:
-            seen.append(one)
-            todo += [one.__cause__, one.__context__, getattr(one, "reason", None), *one.args]
+        cause = todo.pop()
+        if isinstance(cause, kind):
+            return cause
+        if isinstance(cause, BaseException) and cause not in seen:
+            seen.append(cause)
+            todo += [cause.__cause__, cause.__context__, getattr(cause, "reason", None), *cause.args]
     return None
 
 

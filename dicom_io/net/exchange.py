@@ -1,4 +1,4 @@
-"""What the command line calls: echo, send, commit, find and fetch, whichever way a destination is reached."""
+"""What the command line calls: echo, send, commit, find and fetch, over DIMSE or DICOMweb."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from types import ModuleType
 
 from pydicom.dataset import Dataset
 
 from dicom_io.errors import NetworkError
 from dicom_io.net import dicomweb, scu
-from dicom_io.net.commitment_user import Committed, Reports, request_commitment
+from dicom_io.net.commitment_user import CommitmentResult, ReportListener, request_commitment
 from dicom_io.net.destination import Destination, DestinationError, DicomWeb, Dimse
-from dicom_io.net.duplicates import Archive
+from dicom_io.net.duplicates import DuplicateCheck
+from dicom_io.net.instance_store import Stored
 from dicom_io.net.outcome import Fetched, Outcome
-from dicom_io.net.outgoing import Each, Outgoing, prepared
+from dicom_io.net.outgoing import OnOutcome, Outgoing, prepare_files
 from dicom_io.net.query import Query, QueryError
-from dicom_io.net.retrieved import OnStored
+from dicom_io.net.retrieval import OnStored
 from dicom_io.net.scp import Listen, listen_for
-from dicom_io.net.store import Stored
 from dicom_io.reading.headers import is_uid
 
 
@@ -38,91 +39,98 @@ def echo(destination: Destination) -> Echo:
     Raises:
         NetworkError: It does not; the message says why.
     """
-    way = dicomweb if isinstance(destination.peer, DicomWeb) else scu
-    return Echo(destination.label, way.echo(destination))
+    return Echo(destination.label, _protocol(destination).echo(destination))
 
 
-def send(destination: Destination, files: Iterable[Path], each: Each = lambda outcome: None) -> tuple[Outcome, ...]:
+def send(
+    destination: Destination, files: Iterable[Path], on_outcome: OnOutcome = lambda outcome: None
+) -> tuple[Outcome, ...]:
     """Sends files: images first, then result objects in the order of the destination's profile.
 
     A report is held back if an instance that it was made from was to be sent here and did not arrive, or is a SEG in an
-    encoding that the destination does not take. It goes where the destination takes no SEG at all, and its outcome says so.
+    encoding that the destination does not take. It is sent where the destination takes no SEG at all, and its outcome says so.
 
     Args:
         destination: Where to.
         files: DICOM files, in any order.
-        each: Called with every outcome as soon as it is known.
+        on_outcome: Called with every outcome as soon as it is known.
 
     Returns:
-        One outcome a file, in the order of sending; what the profile does not want comes last.
+        One outcome for each file, in the order of sending; files that the profile does not want come last.
 
     Raises:
         UnreadableFileError: A file is no DICOM object; nothing was sent.
         NetworkError: The destination could not be reached; nothing was sent.
     """
-    wanted, unwanted = prepared(files, destination.profile)
-    misencoded = {one.sop_instance_uid for one in unwanted if one.kind in destination.profile.objects}
+    wanted, unwanted = prepare_files(files, destination.profile)
+    misencoded = {outcome.sop_instance_uid for outcome in unwanted if outcome.kind in destination.profile.objects}
     outcomes: list[Outcome] = []
-    for _, alike in groupby(wanted, key=lambda item: item.kind == "SR"):
-        judged = [(item, _why_held_back(item, outcomes, misencoded)) for item in alike]
-        offered = [item for item, why in judged if not why]
-        outcomes += _stored(destination, offered, each, anything_before=bool(outcomes))
-        outcomes += _told([item.outcome("held back", why) for item, why in judged if why], each)
-    return (*outcomes, *_told(unwanted, each))
+    for _, group in groupby(wanted, key=lambda item: item.kind == "SR"):
+        items = [(item, _why_held_back(item, outcomes, misencoded)) for item in group]
+        offered = [item for item, reason in items if not reason]
+        outcomes += _store(destination, offered, on_outcome, is_first=not outcomes)
+        held_back = [item.outcome("held back", reason) for item, reason in items if reason]
+        outcomes += _reported(held_back, on_outcome)
+    return (*outcomes, *_reported(unwanted, on_outcome))
+
+
+def _protocol(destination: Destination) -> ModuleType:
+    """The module with `echo`, `find` and `store_instances` for a destination."""
+    return dicomweb if isinstance(destination.peer, DicomWeb) else scu
 
 
 def _why_held_back(item: Outgoing, outcomes: list[Outcome], misencoded: set[str]) -> str:
-    """Why a report must wait, empty where it need not. An instance that was offered twice is there if one arrived."""
-    there = {outcome.sop_instance_uid for outcome in outcomes if outcome.is_delivered}
-    if item.refers_to & {outcome.sop_instance_uid for outcome in outcomes} - there:
+    """Why a report must wait; empty if it need not. An instance that was sent twice is there if one of the two arrived."""
+    arrived = {outcome.sop_instance_uid for outcome in outcomes if outcome.is_delivered}
+    if item.refers_to & {outcome.sop_instance_uid for outcome in outcomes} - arrived:
         return "what it reports on did not arrive; send both again"
-    if item.refers_to & misencoded - there:
+    if item.refers_to & misencoded - arrived:
         return "what it reports on was left out, in an encoding that the destination does not take; have both written for it"
     return ""
 
 
-def _stored(destination: Destination, items: list[Outgoing], each: Each, *, anything_before: bool) -> list[Outcome]:
-    """Raises NetworkError where nothing could be sent, neither of these nor anything before."""
-    way = dicomweb if isinstance(destination.peer, DicomWeb) else scu
-    archive = Archive(lambda query: find(destination, query), lambda query, folder: fetch(destination, query, folder))
+def _store(destination: Destination, items: list[Outgoing], on_outcome: OnOutcome, *, is_first: bool) -> list[Outcome]:
+    """Sends files and resolves duplicates. Raises NetworkError if nothing could be sent, and nothing was sent before."""
+    check = DuplicateCheck(
+        lambda query: find(destination, query), lambda query, folder: fetch(destination, query, folder)
+    )
 
     def unless_duplicate(outcome: Outcome) -> None:
         if outcome.state != "already there":
-            each(outcome)
+            on_outcome(outcome)
 
     try:
-        outcomes = way.store(destination, items, unless_duplicate) if items else []
+        outcomes = _protocol(destination).store_instances(destination, items, unless_duplicate) if items else []
     except NetworkError as error:
-        if not anything_before:
+        if is_first:
             raise
-        return _told([item.outcome("failed", str(error)) for item in items], each)
-    judged = [
-        archive.judged(item, outcome) if outcome.state == "already there" else outcome
-        for item, outcome in zip(items, outcomes, strict=True)
-    ]
-    _told([one for one, before in zip(judged, outcomes, strict=True) if before.state == "already there"], each)
-    return judged
+        return _reported([item.outcome("failed", str(error)) for item in items], on_outcome)
+    for number, (item, outcome) in enumerate(zip(items, outcomes, strict=True)):
+        if outcome.state == "already there":
+            outcomes[number] = check.resolve(item, outcome)
+            on_outcome(outcomes[number])
+    return list(outcomes)
 
 
-def _told(outcomes: list[Outcome], each: Each) -> list[Outcome]:
+def _reported(outcomes: list[Outcome], on_outcome: OnOutcome) -> list[Outcome]:
     for outcome in outcomes:
-        each(outcome)
+        on_outcome(outcome)
     return outcomes
 
 
-def taking_reports(destination: Destination) -> AbstractContextManager[Reports | None]:
-    """Listens where the destination reports to, as its `receive` says, so that a port that is taken is known before sending.
+def listen_for_reports(destination: Destination) -> AbstractContextManager[ReportListener | None]:
+    """Listens where the destination reports to, as its `receive` says, so that a taken port is known before sending.
 
     Returns:
-        For `commit(reports=...)`; None where the destination reaches us nowhere, and must report over the association that
-        asks.
+        For `commit(reports=...)`; None if the destination cannot reach us, and must report over the association of the
+        request.
 
     Raises:
         DestinationError: It speaks DICOMweb, which has no storage commitment.
         NetworkError: On entering; the port is taken.
     """
-    peer = _committing(destination)
-    return Reports().listening(listen_for(peer)) if peer.receive else nullcontext()
+    peer = _commitment_peer(destination)
+    return ReportListener().listening(listen_for(peer)) if peer.receive else nullcontext()
 
 
 def commit(
@@ -130,20 +138,20 @@ def commit(
     files: Iterable[Path],
     *,
     listen: Listen | None = None,
-    reports: Reports | None = None,
+    reports: ReportListener | None = None,
     wait_s: float = 60.0,
-) -> Committed:
-    """Asks a destination to say that it keeps what was sent to it, see `commitment_user.request_commitment`.
+) -> CommitmentResult:
+    """Asks a destination to commit itself to what was sent to it, see `commitment_user.request_commitment`.
 
     Raises:
         DestinationError: It speaks DICOMweb, which has no storage commitment.
         NetworkError: It could not be reached, or refused.
     """
-    _committing(destination)
+    _commitment_peer(destination)
     return request_commitment(destination, files, listen=listen, reports=reports, wait_s=wait_s)
 
 
-def _committing(destination: Destination) -> Dimse:
+def _commitment_peer(destination: Destination) -> Dimse:
     """The peer of a destination that can be asked for commitment."""
     if isinstance(destination.peer, Dimse):
         return destination.peer
@@ -154,13 +162,12 @@ def _committing(destination: Destination) -> Dimse:
 
 
 def find(destination: Destination, query: Query) -> tuple[Dataset, ...]:
-    """What an archive has, as data sets with the attributes of `query.RETURNED` that it knows.
+    """The matches of a query in an archive, as data sets with the attributes of `query.RETURNED` that it knows.
 
     Raises:
         NetworkError: The destination could not be reached, or refused.
     """
-    way = dicomweb if isinstance(destination.peer, DicomWeb) else scu
-    return tuple(way.find(destination, query))
+    return tuple(_protocol(destination).find(destination, query))
 
 
 def fetch(
@@ -178,19 +185,19 @@ def fetch(
         on_stored: Called for each instance that is on the disk.
 
     Raises:
-        NetworkError: The destination could not be reached, or refused. What had come by then is kept.
+        NetworkError: The destination could not be reached, or refused. Instances that had come by then are kept.
         QueryError: The query has no condition, or its UIDs leave a gap.
     """
     if not query.has_conditions:
         raise QueryError("nothing says what to fetch; a UID or a condition is needed; everything is never fetched")
-    way, kept = _retrieval(destination), list[Stored]()
+    retrieve, kept = _retrieve_function(destination), list[Stored]()
 
     def note(stored: Stored) -> None:
         kept.append(stored)
         on_stored(stored)
 
     try:
-        return _joined(folder, [way(destination, one, folder, note) for one in _studies(destination, query)])
+        return _joined(folder, [retrieve(destination, study, folder, note) for study in _studies(destination, query)])
     except NetworkError as error:
         if not kept:
             raise
@@ -198,18 +205,19 @@ def fetch(
 
 
 def _studies(destination: Destination, query: Query) -> list[Query]:
-    """The query itself if it names a study, else one for each study that it finds."""
+    """The query itself if it names a study, else a query for each study that it finds."""
     if query.study_instance_uid:
         return [query]
-    found = [str(one.get("StudyInstanceUID") or "") for one in find(destination, replace(query, level="study"))]
-    if not all(map(is_uid, found)):
+    matches = find(destination, replace(query, level="study"))
+    uids = [str(match.get("StudyInstanceUID") or "") for match in matches]
+    if not all(map(is_uid, uids)):
         raise NetworkError(
             f"{destination.label} found a study without a proper UID; one is needed to fetch it; look into its log"
         )
-    return [Query(study_instance_uid=uid) for uid in dict.fromkeys(found)]
+    return [Query(study_instance_uid=uid) for uid in dict.fromkeys(uids)]
 
 
-def _retrieval(destination: Destination) -> Callable[..., Fetched]:
+def _retrieve_function(destination: Destination) -> Callable[..., Fetched]:
     if not isinstance(destination.peer, Dimse):
         return dicomweb.fetch
     return scu.move if destination.peer.retrieve == "move" else scu.get

@@ -1,6 +1,6 @@
-"""Files on their way out: what each one is, whether the destination wants it, and in which order they go.
+"""Files to be sent: the kind of each file, whether the destination wants it, and the order of sending.
 
-Images first, then result objects in the order of the destination's profile, so that what is referred to is there first.
+Images go first, then result objects in the order of the destination's profile, so that references resolve on arrival.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dicom_io.net.outcome import Outcome, State
 from dicom_io.reading.headers import is_uid
 from dicom_io.reading.instances import image_type, load_dataset, refusing
 
-Each = Callable[[Outcome], None]
+OnOutcome = Callable[[Outcome], None]
 
 _PROCESSED, _PROCESSOR = "121322", "109102"  # DCM: source image for image processing operation; processing equipment
 _DIGEST = "bundle sha256 "  # how `identity.contribution` begins its description
@@ -31,10 +31,10 @@ class Outgoing:
     """One file to be sent.
 
     Attributes:
-        kind: Of the result object; empty for an image.
+        kind: Kind of result object; empty for an image.
         encoding: How a SEG is encoded, as `Profile.seg_encoding`; empty for all else.
-        refers_to: SOP Instance UIDs of what a report says something about; empty for all else.
-        note: What its outcome says beside the answer.
+        refers_to: SOP Instance UIDs of the instances that a report was made from; empty for all else.
+        note: Becomes a part of the note of its outcome.
     """
 
     file: Path
@@ -54,11 +54,11 @@ class Outgoing:
 def kind_of(header: Dataset) -> str:
     """The kind of result object that a data set is; empty for images and everything else.
 
-    The SOP class says it, whoever wrote the object, except for pictures: of a Secondary Capture class are scanned films and
-    photographs too, which may be the very source of a result. A picture is an "SC" only where it has all that
-    `capture` writes: ImageType begins with DERIVED, SourceImageSequence names the image that was processed,
-    and ContributingEquipmentSequence names, as processing equipment, a bundle by its digest. All other pictures are images:
-    to send one too many is better than to leave a source out.
+    The SOP class decides, whatever program wrote the object, except for pictures: scanned films and photographs have a
+    Secondary Capture class too, and may be the source of a result. A picture is an "SC" only if it has everything that
+    `capture` writes: ImageType begins with DERIVED, SourceImageSequence names the processed image, and
+    ContributingEquipmentSequence names, as processing equipment, a bundle by its digest. All other pictures count as images:
+    sending one image too many is better than leaving a source out.
     """
     kind = kind_of_class(str(header.get("SOPClassUID") or ""))
     return "" if kind is None or (kind.shares_class and not _is_our_capture(header)) else kind.name
@@ -66,8 +66,8 @@ def kind_of(header: Dataset) -> str:
 
 def _is_our_capture(header: Dataset) -> bool:
     sources = _for_purpose(header, "SourceImageSequence", _PROCESSED)
-    makers = _for_purpose(header, "ContributingEquipmentSequence", _PROCESSOR)
-    names_bundle = any(str(one.get("ContributionDescription") or "").startswith(_DIGEST) for one in makers)
+    processors = _for_purpose(header, "ContributingEquipmentSequence", _PROCESSOR)
+    names_bundle = any(str(item.get("ContributionDescription") or "").startswith(_DIGEST) for item in processors)
     return image_type(header)[:1] == ("DERIVED",) and bool(sources) and names_bundle
 
 
@@ -81,46 +81,49 @@ def _for_purpose(header: Dataset, keyword: str, code: str) -> list[Dataset]:
     ]
 
 
-def prepared(files: Iterable[Path], profile: Profile) -> tuple[list[Outgoing], list[Outcome]]:
-    """What goes out, in its order, and what the destination does not want.
+def prepare_files(files: Iterable[Path], profile: Profile) -> tuple[list[Outgoing], list[Outcome]]:
+    """The files that are sent, in their order, and the outcomes of the files that the destination does not want.
 
     Raises:
         UnreadableFileError: A file is no DICOM object; nothing has been sent then.
     """
-    found = [_outgoing(Path(file)) for file in files]
+    items = [_read(Path(file)) for file in files]
     order = ("", *profile.objects)
-    reasons = {id(one): _why_unwanted(one, profile) for one in found}
-    wanted = sorted((one for one in found if not reasons[id(one)]), key=lambda one: order.index(one.kind))
-    left_out = {str(one.sop_instance_uid): str(one.kind) for one in found if one.kind not in order}
-    noted = [replace(one, note=_note_on(one, left_out)) for one in wanted]
-    return noted, [one.outcome("left out", reason) for one in found if (reason := reasons[id(one)])]
+    reasons = [_why_unwanted(item, profile) for item in items]
+    wanted = sorted(
+        (item for item, reason in zip(items, reasons, strict=True) if not reason),
+        key=lambda item: order.index(item.kind),
+    )
+    missing = {str(item.sop_instance_uid): str(item.kind) for item in items if item.kind not in order}
+    outcomes = [item.outcome("left out", reason) for item, reason in zip(items, reasons, strict=True) if reason]
+    return [replace(item, note=_note_on_references(item, missing)) for item in wanted], outcomes
 
 
-def _note_on(one: Outgoing, left_out: Mapping[str, str]) -> str:
-    """What a report refers to in vain: SOP Instance UID -> kind of what the destination does not take."""
-    kinds = sorted({left_out[uid] for uid in one.refers_to & left_out.keys()})
+def _note_on_references(item: Outgoing, missing: Mapping[str, str]) -> str:
+    """The references of a report that will not resolve; `missing`: SOP Instance UID -> kind that is not sent."""
+    kinds = sorted({missing[uid] for uid in item.refers_to & missing.keys()})
     return f"it refers to {' and '.join(kinds)}, which the destination does not take" if kinds else ""
 
 
-def _why_unwanted(one: Outgoing, profile: Profile) -> str:
-    """Why a destination does not want a file; empty for one that it wants."""
-    if one.kind and one.kind not in profile.objects:
+def _why_unwanted(item: Outgoing, profile: Profile) -> str:
+    """Why a destination does not want a file; empty if the destination wants it."""
+    if item.kind and item.kind not in profile.objects:
         return f"the destination takes {', '.join(profile.objects)}"
-    if one.kind == "SEG" and profile.seg_encoding not in (None, one.encoding):
-        return f"the destination takes a SEG as {profile.seg_encoding}, this one is {one.encoding}; have it written so"
+    if item.kind == "SEG" and profile.seg_encoding not in (None, item.encoding):
+        return f"the destination takes a SEG as {profile.seg_encoding}, this one is {item.encoding}; have it written so"
     return ""
 
 
-def identified(file: Path) -> tuple[str, str]:
+def read_sop_uids(file: Path) -> tuple[str, str]:
     """SOP class and instance UID of a DICOM file.
 
     Raises:
-        UnreadableFileError: It is none, or one of them is no UID.
+        UnreadableFileError: The file is no DICOM object, or a UID is invalid.
     """
-    return _identified(file, load_dataset(file, with_pixels=False))
+    return _sop_uids(file, load_dataset(file, with_pixels=False))
 
 
-def _identified(file: Path, header: Dataset) -> tuple[str, str]:
+def _sop_uids(file: Path, header: Dataset) -> tuple[str, str]:
     sop_class, instance = (str(header.get(keyword) or "") for keyword in ("SOPClassUID", "SOPInstanceUID"))
     if not is_uid(sop_class) or not is_uid(instance):
         raise UnreadableFileError(
@@ -129,15 +132,15 @@ def _identified(file: Path, header: Dataset) -> tuple[str, str]:
     return sop_class, instance
 
 
-def _outgoing(file: Path) -> Outgoing:
+def _read(file: Path) -> Outgoing:
     header = load_dataset(file, with_pixels=False)
-    uids = _identified(file, header)
+    sop_class, instance = map(UID, _sop_uids(file, header))
     syntax = UID(str(header.file_meta.TransferSyntaxUID))
     with refusing(file):
         kind = kind_of(header)
         encoding = encoding_name(str(header.get("SegmentationType") or ""), syntax) if kind == "SEG" else ""
         refers_to = _evidence(header) if kind == "SR" else frozenset()
-    return Outgoing(file, UID(uids[0]), UID(uids[1]), syntax, kind, encoding, refers_to)
+    return Outgoing(file, sop_class, instance, syntax, kind, encoding, refers_to)
 
 
 def _evidence(header: Dataset) -> frozenset[str]:

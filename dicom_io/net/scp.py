@@ -1,48 +1,44 @@
-"""A storage provider: takes C-STORE and C-ECHO, and answers success only for what is on the disk (PS3.4 A and B).
+"""A storage provider: answers C-STORE and C-ECHO, and success only for what is on the disk (PS3.4 A and B).
 
-Further services may stand beside them, see `service.Service`.
+DIMSE-N services may be added, see `dimse_n.Service`.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
-import ssl
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from socketserver import BaseServer
 from typing import Any
 
 from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
 from pynetdicom.pdu_primitives import A_ASSOCIATE
-from pynetdicom.transport import ThreadedAssociationServer
 
 from dicom_io.errors import NetworkError
-from dicom_io.net.association import LARGEST_PDU, VERIFICATION, prepared_ae, storage_classes
-from dicom_io.net.callers import Callers
+from dicom_io.net.association import LARGEST_PDU, VERIFICATION, application_entity, storage_classes
+from dicom_io.net.connections import Connections
 from dicom_io.net.destination import OUR_AE_TITLE, DestinationError, Dimse, Receive, Tls
-from dicom_io.net.messages import Intake, Limits, bound
-from dicom_io.net.sending import UNCOMPRESSED
-from dicom_io.net.service import COMMENT_LENGTH, Service, handlers
-from dicom_io.net.store import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, InstanceRefusedError, InstanceStore
+from dicom_io.net.dimse_n import COMMENT_LENGTH, Service, service_handlers
+from dicom_io.net.instance_file import CANNOT_UNDERSTAND, InstanceRefusedError
+from dicom_io.net.instance_store import OUT_OF_RESOURCES, InstanceStore
+from dicom_io.net.limits import IncomingDataSet, Limits
+from dicom_io.net.pynetdicom_patches import AssociationServer, limit_association
+from dicom_io.net.storage_user import UNCOMPRESSED
 from dicom_io.net.tls import server_context
 from dicom_io.reading.headers import is_uid
 
 _PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian)
 # JPIP gives an address instead of pixels; nothing here follows addresses.
 _REFERENCED = ("1.2.840.10008.1.2.4.94", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.204", "1.2.840.10008.1.2.4.205")
-_UNKNOWN_CALLER = (
-    0x01,
-    0x01,
-    0x03,
-)  # PS3.8 table 9-21: permanent, by the service user, calling AE title not recognised
+# Result, source and reason of a rejection, PS3.8 table 9-21
+_UNKNOWN_CALLER = (0x01, 0x01, 0x03)  # permanent, by the service user, calling AE title not recognised
 _NO_ROOM = (0x02, 0x03, 0x02)  # transient, by the service provider (presentation), local limit exceeded
-_ANY_NUMBER = 1_000_000  # of threads: pynetdicom would count callers that have not said who they are
+_ANY_NUMBER = 1_000_000  # `Connections` counts the associations; pynetdicom would count silent connections too
 
 COMPRESSED = tuple(uid for uid in ALL_TRANSFER_SYNTAXES if uid not in (*_PLAIN, *_REFERENCED))
 """Transfer syntaxes in which an instance is kept as it comes."""
@@ -52,24 +48,24 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Listen:
-    """Where and for whom a provider listens.
+    """Where a provider listens, and for whom.
 
     Attributes:
         ae_title: Our AE title.
         host: Address to bind; only this machine can reach the default.
-        port: TCP port; 0 takes a free one.
+        port: TCP port; 0 takes a free port.
         senders: Calling AE titles that are let in; empty: all. A title is no proof; TLS is.
-        tls: Certificates; whoever connects must show one of the same authority. None: not encrypted.
+        tls: Certificates; a caller must show a certificate of the same authority. None: not encrypted.
         idle_s: Seconds of silence after which a sender is dropped.
         most_senders: Associations at one time; one in five is kept free for callers from other addresses.
-        any_title: Let callers in who call us by another AE title; else they are rejected (PS3.8 table 9-21).
+        any_title: Let callers in that call us by another AE title; else they are rejected (PS3.8 table 9-21).
         networks: Addresses that are let in, such as "192.0.2.7" or "192.0.2.0/24"; empty: all. Callers from elsewhere are
-            rejected as one whose AE title is not known.
+            rejected like callers with an unknown AE title.
         limits: How much one association may bring.
-        say_s: Seconds in which a caller must have said who it is, TLS handshake and A-ASSOCIATE-RQ included.
+        negotiation_s: Seconds until an association must be accepted, TLS handshake and A-ASSOCIATE-RQ included.
 
     Raises:
-        DestinationError: One of `networks` is none.
+        DestinationError: A member of `networks` is not an address or network.
     """
 
     ae_title: str = OUR_AE_TITLE
@@ -82,14 +78,14 @@ class Listen:
     any_title: bool = False
     networks: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
-    say_s: float = 10.0
+    negotiation_s: float = 10.0
 
     def __post_init__(self) -> None:
         for text in self.networks:
             _network(text)
 
     def lets_in(self, address: str) -> bool:
-        """Whether an IP address is one of `networks`."""
+        """Whether an IP address is in one of `networks`."""
         if not self.networks:
             return True
         caller = ip_address(address)
@@ -99,39 +95,39 @@ class Listen:
 
 
 def listen_for(peer: Dimse) -> Listen:
-    """Where an archive reaches us, as its `receive` says, and that only it is let in."""
+    """Where an archive reaches us, as its `receive` says; only the archive is let in."""
     receive = peer.receive or Receive()
     return Listen(peer.our_ae_title, receive.host, receive.port, receive.senders or (peer.ae_title,), peer.tls)
 
 
 class Provider:
-    """Listens from `with` to its end; every association has a thread of its own."""
+    """Listens while its `with` block runs; every association has a thread of its own."""
 
     def __init__(
         self,
         store: InstanceStore | Path | None,
         listen: Listen = Listen(),
         *,
-        refused: Callable[[str], None] = lambda text: None,
-        rejected: Callable[[str], None] = lambda text: None,
+        refused: Callable[[str], None] = lambda reason: None,
+        rejected: Callable[[str], None] = lambda caller_and_reason: None,
         room: Callable[[], str] = lambda: "",
         services: Sequence[Service] = (),
     ) -> None:
         """Prepares a provider; nothing is bound yet.
 
         Args:
-            store: Where instances go, or its folder; None: no instances are taken.
-            listen: Where and for whom.
+            store: Where instances are kept, or its folder; None: no instances are taken.
+            listen: Where to listen, and for whom.
             refused: Called with the reason when an instance is not kept.
-            rejected: Called with who it was, by AE title and address, and the reason, when a caller is not let in.
-            room: Asked when an instance begins to come in. What it answers, unless empty, refuses the instance with 0xA700
-                and is told the sender; it may name nothing of a patient. Called by one thread for each association.
-            services: What is answered beside C-STORE and C-ECHO; one for each operation of a SOP class.
+            rejected: Called with AE title, address and reason when a caller is not let in.
+            room: Called when an instance begins to come in, by one thread for each association. Any reason that it returns
+                refuses the instance with 0xA700 and is sent as comment; the reason must not name a patient.
+            services: DIMSE-N operations that are answered; at most one for each operation of a SOP class.
         """
         self.store = store if isinstance(store, InstanceStore | None) else InstanceStore(store)
         self.listen, self.services = listen, tuple(services)
         self._refused, self._rejected, self._room = refused, rejected, room
-        self._server: _Server | None = None
+        self._server: AssociationServer | None = None
         self._thread: threading.Thread | None = None
 
     @property
@@ -141,7 +137,7 @@ class Provider:
         return int(self._server.server_address[1])
 
     def __enter__(self) -> Provider:
-        self._server = self._bound()
+        self._server = self._bind()
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.1,), daemon=True, name="dicom provider"
         )
@@ -161,20 +157,22 @@ class Provider:
         if self.store is not None:
             self.store.tidy()
 
-    def _bound(self) -> _Server:
-        listen, secret = self.listen, server_context(self.listen.tls) if self.listen.tls else None
-        answers = [
-            (evt.EVT_CONN_OPEN, lambda event: bound(event.assoc, listen.limits, self._room)),
-            (evt.EVT_REQUESTED, _let_in, [listen]),
-            (evt.EVT_ACCEPTED, lambda event: event.assoc._server.callers.accepted(_address_of(event.assoc))),
+    def _bind(self) -> AssociationServer:
+        listen, context = self.listen, server_context(self.listen.tls) if self.listen.tls else None
+        connections = Connections(listen.most_senders, listen.negotiation_s)
+        handlers: list[Any] = [
+            (evt.EVT_CONN_OPEN, lambda event: limit_association(event.assoc, listen.limits, self._room)),
+            (evt.EVT_REQUESTED, _admit, [listen, connections]),
+            (evt.EVT_ACCEPTED, lambda event: connections.accept(_address_of(event.assoc))),
             (evt.EVT_ACSE_SENT, _note_rejection, [listen, self._rejected]),
             (evt.EVT_C_ECHO, lambda event: 0x0000),
-            *handlers(self.services),
+            *service_handlers(self.services),
         ]
         if self.store is not None:
-            answers.append((evt.EVT_C_STORE, answer_store, [self.store, self._refused]))
+            handlers.append((evt.EVT_C_STORE, answer_store, [self.store, self._refused]))
+        ae = _acceptor(listen, self.services, stores=self.store is not None)
         try:
-            return _Server(_acceptor(listen, self.services, stores=self.store is not None), listen, answers, secret)
+            return AssociationServer(ae, (listen.host, listen.port), handlers, connections, context, listen.idle_s)
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
             raise NetworkError(
@@ -188,7 +186,7 @@ def answer_store(event: Any, store: InstanceStore, refused: Callable[[str], None
     answer = Dataset()
     announced, content = str(event.request.AffectedSOPInstanceUID or ""), event.request.DataSet
     try:
-        if isinstance(content, Intake) and content.refused:
+        if isinstance(content, IncomingDataSet) and content.refused:
             raise InstanceRefusedError(OUT_OF_RESOURCES, content.refused)
         if not is_uid(announced):
             raise InstanceRefusedError(CANNOT_UNDERSTAND, "the request names no UID")
@@ -196,7 +194,7 @@ def answer_store(event: Any, store: InstanceStore, refused: Callable[[str], None
         answer.Status = 0x0000
     except InstanceRefusedError as error:
         answer.Status, text = error.status, str(error)
-    except Exception as error:  # whatever it is, the instance is not on the disk
+    except Exception as error:  # whatever failed, the instance is not on the disk
         answer.Status, text = CANNOT_UNDERSTAND, f"the instance could not be kept ({type(error).__name__})"
     if answer.Status:
         answer.ErrorComment = text[:COMMENT_LENGTH]
@@ -205,15 +203,15 @@ def answer_store(event: Any, store: InstanceStore, refused: Callable[[str], None
     return answer
 
 
-def _let_in(event: Any, listen: Listen) -> None:
-    """Rejects a caller whose address is not let in, or for whom there is no room, before anything is negotiated."""
+def _admit(event: Any, listen: Listen, connections: Connections) -> None:
+    """Rejects a caller from an unknown address, or if there is no room, before anything is negotiated."""
     if not _is_let_in(event.assoc.requestor, listen):
-        why = _UNKNOWN_CALLER
-    elif not event.assoc._server.callers.admit(event.assoc):
-        why = _NO_ROOM
+        rejection = _UNKNOWN_CALLER
+    elif not connections.admit(event.assoc):
+        rejection = _NO_ROOM
     else:
         return
-    event.assoc.acse.send_reject(*why)
+    event.assoc.acse.send_reject(*rejection)
     event.assoc.kill()
 
 
@@ -224,19 +222,19 @@ def _address_of(association: Any) -> tuple[str, int]:
 def _is_let_in(caller: Any, listen: Listen) -> bool:
     try:
         return listen.lets_in(str(caller.address))
-    except ValueError:  # there is no address, or it is none
+    except ValueError:  # the address is absent or unreadable
         return False
 
 
 def _note_rejection(event: Any, listen: Listen, rejected: Callable[[str], None]) -> None:
-    """Tells of a caller who was just rejected, whoever of pynetdicom and us did it."""
+    """Reports a caller that was just rejected, by pynetdicom or by us."""
     answer = event.primitive
     if not isinstance(answer, A_ASSOCIATE) or not answer.result:
         return
     caller = event.assoc.requestor
     title = str(caller.primitive.calling_ae_title).strip() if caller.primitive else "?"
-    why = answer.reason_str if _is_let_in(caller, listen) else "its address is in no network that is let in"
-    text = f"{title!r} at {caller.address}: {why}"
+    reason = answer.reason_str if _is_let_in(caller, listen) else "its address is in no network that is let in"
+    text = f"{title!r} at {caller.address}: {reason}"
     _logger.warning("rejected %s", text)
     rejected(text)
 
@@ -250,39 +248,8 @@ def _network(text: str) -> IPv4Network | IPv6Network:
         ) from error
 
 
-class _Server(ThreadedAssociationServer):
-    """pynetdicom's server, except that a caller who says nothing, or half of it, keeps nobody else out."""
-
-    def __init__(self, ae: AE, listen: Listen, handlers: list[Any], secret: ssl.SSLContext | None) -> None:
-        self.secret, self.idle_s, self.callers = secret, listen.idle_s, Callers(listen.most_senders, listen.say_s)
-        super().__init__(ae, (listen.host, listen.port), listen.ae_title, ae.supported_contexts, evt_handlers=handlers)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        self.callers.connected(client_address[:2], request)
-        super().process_request(request, client_address)
-
-    def finish_request(self, request: Any, client_address: Any) -> None:
-        request.settimeout(self.idle_s)
-        if self.secret is not None:
-            request = self.secret.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
-            self.callers.connected(client_address[:2], request)
-            request.do_handshake()
-        super().finish_request(request, client_address)
-
-    def service_actions(self) -> None:
-        super().service_actions()
-        self.callers.end_late()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        _logger.warning("a connection from %s came to nothing (TLS handshake or time)", client_address[0])
-
-    def shutdown(self) -> None:
-        BaseServer.shutdown(self)
-        self.server_close()
-
-
 def _acceptor(listen: Listen, services: Sequence[Service], *, stores: bool) -> AE:
-    ae = prepared_ae(listen.ae_title)
+    ae = application_entity(listen.ae_title)
     ae.maximum_pdu_size = LARGEST_PDU
     ae.maximum_associations = _ANY_NUMBER
     ae.network_timeout = ae.dimse_timeout = listen.idle_s
@@ -291,9 +258,9 @@ def _acceptor(listen: Listen, services: Sequence[Service], *, stores: bool) -> A
     ae.add_supported_context(VERIFICATION)
     for sop_class in storage_classes() if stores else ():
         ae.add_supported_context(sop_class, [*_PLAIN, *COMPRESSED])
+    reported = {service.sop_class_uid for service in services if service.is_report}
     for service in services:
-        # a caller reports to us only if it may take the provider's part on its own association (PS3.7 D.3.3.4)
-        reports = any(one.sop_class_uid == service.sop_class_uid and one.is_report for one in services)
-        roles = {"scu_role": True, "scp_role": True} if reports else {}
+        # a caller sends us reports only if it may be the provider on the association that it requested (PS3.7 D.3.3.4)
+        roles = {"scu_role": True, "scp_role": True} if service.sop_class_uid in reported else {}
         ae.add_supported_context(service.sop_class_uid, list(UNCOMPRESSED), **roles)
     return ae

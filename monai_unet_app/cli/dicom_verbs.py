@@ -22,7 +22,7 @@ from monai_unet_app.errors import UsageError
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-    from dicom_io.net.commitment_user import Committed, Reports
+    from dicom_io.net.commitment_user import CommitmentResult, ReportListener
     from dicom_io.net.destination import Destination, Dimse, Receive
     from dicom_io.net.outcome import Outcome
     from dicom_io.net.query import Query
@@ -89,7 +89,7 @@ def send(options: argparse.Namespace) -> Answer:
     return answer, EXIT_FAILED if problems else EXIT_DONE
 
 
-def _reports(destination: Destination, options: argparse.Namespace) -> AbstractContextManager[Reports | None]:
+def _reports(destination: Destination, options: argparse.Namespace) -> AbstractContextManager[ReportListener | None]:
     """With --commit, takes what the destination reports at an address of ours, where it has one."""
     from dicom_io.net import exchange
     from dicom_io.net.destination import DestinationError
@@ -101,17 +101,17 @@ def _reports(destination: Destination, options: argparse.Namespace) -> AbstractC
             )
         return nullcontext()
     try:
-        return exchange.taking_reports(destination)
+        return exchange.listen_for_reports(destination)
     except DestinationError as error:
         raise UsageError(f"--commit: {error}") from error
 
 
 def _commitment(
-    destination: Destination, there: Mapping[str, Path], reports: Reports | None, options: argparse.Namespace
+    destination: Destination, there: Mapping[str, Path], reports: ReportListener | None, options: argparse.Namespace
 ) -> tuple[dict[str, Any], list[str]]:
     """What the destination says of the files that are there, by their SOP Instance UIDs, shown; and what it does not keep."""
     from dicom_io.net import exchange
-    from dicom_io.net.commitment_user import Committed
+    from dicom_io.net.commitment_user import CommitmentResult
 
     say(options)(f"waiting at most {options.wait_s:g} s for what {destination.label} commits itself to")
     try:
@@ -123,7 +123,7 @@ def _commitment(
                 "report is needed; raise --wait-s, or give the address at which it knows us (--listen)"
             )
     except NetworkError as error:
-        found, problems = Committed(destination.label, "", (), unreported=tuple(there)), [str(error)]
+        found, problems = CommitmentResult(destination.label, "", (), unreported=tuple(there)), [str(error)]
     if not options.json:
         _commitment_table(found)
         problems_list(problems)
@@ -137,7 +137,7 @@ def _commitment(
     return said, problems
 
 
-def _commitment_table(found: Committed) -> None:
+def _commitment_table(found: CommitmentResult) -> None:
     """How many files are committed, failed for each reason, and not reported on."""
     table = Table("commitment", "files", "answer")
     if found.committed:

@@ -14,7 +14,7 @@ from dicom_io.coding import Segment, Whole
 from dicom_io.errors import DicomIoError
 from dicom_io.kinds import FORMATS, RESULT_KINDS
 from dicom_io.net.destination import Profile
-from dicom_io.net.outgoing import prepared
+from dicom_io.net.outgoing import prepare_files
 from dicom_io.objects.identity import INCOMPLETE, ResultInfo
 from dicom_io.objects.patient_and_study import transcribed
 from dicom_io.objects.result_content import ReportFacts, ResultContent
@@ -109,7 +109,7 @@ def _write_corrected(
     paths = {kind.name: stem.with_name(f"{stem.name}_corrected_{kind.format}{kind.ending}") for kind in kinds}
     info, segmentation = _info(before, who, document), correction.segmentation
     masks = [structure.mask_on_grid for structure in segmentation.structures]
-    ((sent,), _) = prepared([before], Profile())
+    ((sent,), _) = prepare_files([before], Profile())
     earlier = named_file(result, document, "sr") if "SR" in paths else None
     content = ResultContent(
         volume.with_array(segmentation.label_volume.array),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dicom_io.errors import DicomIoError
-from dicom_io.net.store import Stored
+from dicom_io.net.instance_store import Stored
 from dicom_io.reading.instances import READ_ERRORS, load_dataset
 
 _SHORTER = 0.2

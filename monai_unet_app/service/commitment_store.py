@@ -18,7 +18,7 @@ from dicom_io.net.commitment_provider import (
     Reference,
 )
 from dicom_io.net.destination import Dimse
-from dicom_io.net.service import RequestRefusedError, Service
+from dicom_io.net.dimse_n import RequestRefusedError, Service
 from monai_unet_app.service.database import Database
 from monai_unet_app.service.site_file import Site
 

@@ -31,9 +31,9 @@ from pathlib import Path
 from typing import IO, Literal
 
 from dicom_io.net.availability import Availability, availability_service
-from dicom_io.net.messages import Limits
+from dicom_io.net.instance_store import INCOMING, InstanceStore, Stored
+from dicom_io.net.limits import Limits
 from dicom_io.net.scp import Listen, Provider
-from dicom_io.net.store import INCOMING, InstanceStore, Stored
 from monai_unet_app.errors import AppError, UsageError
 from monai_unet_app.service.arrivals import Arrivals
 from monai_unet_app.service.audit import AuditTrail

@@ -19,7 +19,8 @@ from typing import IO
 from uuid import uuid4
 
 from dicom_io.files import sync_folder
-from dicom_io.net.store import Allowance, InstanceRefusedError, InstanceStore
+from dicom_io.net.instance_file import Allowance, InstanceRefusedError
+from dicom_io.net.instance_store import InstanceStore
 from dicom_io.reading.bounded import FEW_PIECES, PIECES_PER_BYTE
 from monai_unet_app.data.archives import BROKEN, METHODS, Archive
 from monai_unet_app.errors import InputRefusedError

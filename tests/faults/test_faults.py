@@ -21,8 +21,8 @@ from pydicom import dcmread
 from pynetdicom import AE
 from pynetdicom.sop_class import CTImageStorage
 
+from dicom_io.net.instance_store import InstanceStore
 from dicom_io.net.scp import Listen, Provider
-from dicom_io.net.store import InstanceStore
 
 pytestmark = pytest.mark.faults
 

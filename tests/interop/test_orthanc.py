@@ -19,11 +19,11 @@ from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 from result_phantoms import RESULT, oblique_case
 
 from dicom_io.errors import NetworkError
-from dicom_io.net.association import LABEL_MAP
+from dicom_io.kinds import LABEL_MAP_STORAGE
 from dicom_io.net.destination import Destination, Dimse, Profile, Receive, parse_destination
-from dicom_io.net.duplicates import Archive
+from dicom_io.net.duplicates import DuplicateCheck
 from dicom_io.net.exchange import echo, fetch, find, send
-from dicom_io.net.outgoing import prepared
+from dicom_io.net.outgoing import prepare_files
 from dicom_io.net.query import Query
 from dicom_io.net.scp import Listen, Provider
 from dicom_io.rejection import Rejection, write_rejection_note
@@ -141,15 +141,15 @@ def test_orthanc_s_copy_is_known_to_be_what_was_sent_and_no_other(
 ) -> None:
     """As if it had answered 0x0111 to each: what it has is fetched, or looked up, and compared."""
     there = way(filled, name)
-    asked = Archive(lambda query: find(there, query), lambda query, folder: fetch(there, query, folder))
-    items, _ = prepared(files, Profile())
-    judged = [asked.judged(item, item.outcome("already there", "0x0111", 0x0111)) for item in items]
+    asked = DuplicateCheck(lambda query: find(there, query), lambda query, folder: fetch(there, query, folder))
+    items, _ = prepare_files(files, Profile())
+    judged = [asked.resolve(item, item.outcome("already there", "0x0111", 0x0111)) for item in items]
     assert {one.state for one in judged} == {"already there"}
     other = pydicom.dcmread(next(item.file for item in items if item.kind == "SEG"))
     other.SeriesDescription = "of another model"
     other.save_as(tmp_path / "other.dcm")
-    ((item,), _) = prepared([tmp_path / "other.dcm"], Profile())
-    refused = asked.judged(item, item.outcome("already there", "0x0111", 0x0111))
+    ((item,), _) = prepare_files([tmp_path / "other.dcm"], Profile())
+    refused = asked.resolve(item, item.outcome("already there", "0x0111", 0x0111))
     assert refused.state == "refused"
     assert "its SeriesDescription is another one" in refused.meaning
 
@@ -198,7 +198,7 @@ def test_a_label_map_segmentation_is_taken_and_given_back(
 ) -> None:
     dataset = pydicom.dcmread(files[-3])
     uid = f"1.2.826.0.1.3680043.8.498.{77 + (name == 'STOW-RS')}"
-    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = LABEL_MAP
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = LABEL_MAP_STORAGE
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID = uid + ".1", uid + ".2"
     dataset.save_as(tmp_path / "labelmap.dcm")

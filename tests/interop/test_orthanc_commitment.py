@@ -21,9 +21,9 @@ from dicom_io.net.commitment_provider import CommitmentProvider
 from dicom_io.net.commitment_user import request_commitment
 from dicom_io.net.destination import Destination, Dimse
 from dicom_io.net.exchange import send
-from dicom_io.net.messages import Limits
+from dicom_io.net.instance_store import InstanceStore
+from dicom_io.net.limits import Limits
 from dicom_io.net.scp import Listen, Provider
-from dicom_io.net.store import InstanceStore
 from monai_unet_app.cli import main
 
 pytestmark = pytest.mark.interop

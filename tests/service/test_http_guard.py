@@ -34,7 +34,8 @@ from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import DeflatedExplicitVRLittleEndian, generate_uid
 from starlette.types import Message, Receive, Scope, Send
 
-from dicom_io.net.store import InstanceRefusedError, InstanceStore
+from dicom_io.net.instance_file import InstanceRefusedError
+from dicom_io.net.instance_store import InstanceStore
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.service import guard, uploads
 from monai_unet_app.service.audit import AuditTrail

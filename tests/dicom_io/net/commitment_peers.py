@@ -21,9 +21,9 @@ from pynetdicom.transport import ThreadedAssociationServer
 
 from dicom_io.net.commitment_provider import CommitmentProvider, CommitmentRequest, Reference
 from dicom_io.net.destination import Destination, Dimse
-from dicom_io.net.messages import bound
+from dicom_io.net.instance_store import InstanceStore
+from dicom_io.net.pynetdicom_patches import limit_association
 from dicom_io.net.scp import Listen, Provider
-from dicom_io.net.store import InstanceStore
 
 PUSH_MODEL, WELL_KNOWN = "1.2.840.10008.1.20.1", "1.2.840.10008.1.20.1.1"  # PS3.4 J.3.5
 MR_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.4"
@@ -130,7 +130,7 @@ class Requestor:
             ae.add_requested_context(sop_class, ExplicitVRLittleEndian)
         handlers: list[Any] = [(evt.EVT_N_EVENT_REPORT, self._take, [False])]
         handlers += [(evt.EVT_DIMSE_RECV, lambda event: self.messages.append(type(event.message).__name__))]
-        handlers += [(evt.EVT_CONN_OPEN, lambda event: bound(event.assoc))] if together else []
+        handlers += [(evt.EVT_CONN_OPEN, lambda event: limit_association(event.assoc))] if together else []
         association = ae.associate("127.0.0.1", port, ae_title="ARCHIVE", evt_handlers=handlers)
         assert association.is_established
         try:

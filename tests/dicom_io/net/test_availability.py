@@ -17,8 +17,8 @@ from pynetdicom import AE
 
 from dicom_io.net.availability import Availability, NotifiedInstance, availability_service
 from dicom_io.net.commitment_provider import CommitmentProvider
+from dicom_io.net.instance_store import InstanceStore
 from dicom_io.net.scp import Listen, Provider
-from dicom_io.net.store import InstanceStore
 
 NOTIFICATION = "1.2.840.10008.5.1.4.33"  # PS3.4 R.3.3
 OURS = Listen("ARCHIVE", port=0, idle_s=10.0)

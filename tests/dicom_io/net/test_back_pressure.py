@@ -25,7 +25,7 @@ from dicom_io.errors import NetworkError
 from dicom_io.net import scu
 from dicom_io.net.availability import availability_service
 from dicom_io.net.destination import DestinationError
-from dicom_io.net.messages import Intake, Limits
+from dicom_io.net.limits import IncomingDataSet, Limits
 from dicom_io.net.scp import Listen, Provider
 
 MIB = 2**20
@@ -176,7 +176,7 @@ def test_what_is_refused_is_not_held_in_memory() -> None:
         sizes.append(size)
         return "too large" if size > 3000 else ""
 
-    intake = Intake(lambda: "", grow)
+    intake = IncomingDataSet(lambda: "", grow)
     for _ in range(3):
         assert intake.write(b"x" * 1000) == 1000
     assert (intake.refused, intake.getvalue()) == ("", b"x" * 3000)
@@ -184,7 +184,7 @@ def test_what_is_refused_is_not_held_in_memory() -> None:
         assert intake.write(b"x" * 1000) == 1000  # read off the wire all the same
         assert (intake.refused, intake.getvalue()) == ("too large", b"")
     assert sizes == [1000, 2000, 3000, 4000]
-    full = Intake(lambda: "full", grow)
+    full = IncomingDataSet(lambda: "full", grow)
     assert full.write(b"x") == 1
     assert (full.refused, full.getvalue(), sizes[4:]) == ("full", b"", [])
 

@@ -31,12 +31,18 @@ from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
 from dicom_io.errors import NetworkError
-from dicom_io.net import commitment_provider, messages, service
-from dicom_io.net.commitment_provider import CommitmentProvider, CommitmentRequest, event_type, judged, send_report
+from dicom_io.net import commitment_provider, dimse_n, limits
+from dicom_io.net.commitment_provider import (
+    CommitmentProvider,
+    CommitmentRequest,
+    commitment_report,
+    event_type,
+    send_report,
+)
 from dicom_io.net.destination import Destination, Dimse
+from dicom_io.net.dimse_n import RequestRefusedError
+from dicom_io.net.instance_store import InstanceStore
 from dicom_io.net.scp import Provider
-from dicom_io.net.service import RequestRefusedError
-from dicom_io.net.store import InstanceStore
 
 slices, store = commitment_peers.slices, commitment_peers.store  # fixtures
 
@@ -51,7 +57,7 @@ def requestor() -> Iterator[Requestor]:
 
 
 def test_what_is_there_with_its_class_is_committed(store: InstanceStore) -> None:
-    report = judged(asked_for(*((CT_IMAGE_STORAGE, uid(k)) for k in range(3))), store)
+    report = commitment_report(asked_for(*((CT_IMAGE_STORAGE, uid(k)) for k in range(3))), store)
     assert there(report) == [uid(0), uid(1), uid(2)]
     assert "FailedSOPSequence" not in report
     assert (event_type(report), report.TransactionUID) == (1, "1.2.3")
@@ -59,7 +65,7 @@ def test_what_is_there_with_its_class_is_committed(store: InstanceStore) -> None
 
 def test_what_is_not_there_or_of_another_class_is_named_with_its_reason(store: InstanceStore) -> None:
     request = asked_for((CT_IMAGE_STORAGE, uid(0)), (CT_IMAGE_STORAGE, "1.2.9"), (MR_IMAGE_STORAGE, uid(1)))
-    report = judged(request, store)
+    report = commitment_report(request, store)
     assert there(report) == [uid(0)]
     assert failed(report) == {"1.2.9": 0x0112, uid(1): 0x0119}  # PS3.3 C.14.1.1
     assert event_type(report) == 2
@@ -69,14 +75,14 @@ def test_what_is_not_there_or_of_another_class_is_named_with_its_reason(store: I
 def test_a_file_that_is_cut_short_is_not_committed(share: float, store: InstanceStore) -> None:
     (file,) = store.find([uid(0)])[uid(0)]
     os.truncate(file, int(file.stat().st_size * share))
-    report = judged(asked_for((CT_IMAGE_STORAGE, uid(0)), (CT_IMAGE_STORAGE, uid(1))), store)
+    report = commitment_report(asked_for((CT_IMAGE_STORAGE, uid(0)), (CT_IMAGE_STORAGE, uid(1))), store)
     assert (there(report), failed(report)) == ([uid(1)], {uid(0): 0x0110})
 
 
 def test_a_file_that_holds_another_instance_than_its_name_says_is_not_committed(store: InstanceStore) -> None:
     (first,), (second,) = store.find([uid(0)])[uid(0)], store.find([uid(1)])[uid(1)]
     os.replace(first, second)
-    report = judged(asked_for((CT_IMAGE_STORAGE, uid(0)), (CT_IMAGE_STORAGE, uid(1))), store)
+    report = commitment_report(asked_for((CT_IMAGE_STORAGE, uid(0)), (CT_IMAGE_STORAGE, uid(1))), store)
     assert failed(report) == {uid(0): 0x0112, uid(1): 0x0110}
     assert "ReferencedSOPSequence" not in report
 
@@ -86,7 +92,7 @@ def test_an_unfinished_file_does_not_count(store: InstanceStore) -> None:
     hidden = store.folder / ".incoming" / "series" / file.name
     hidden.parent.mkdir(parents=True)
     os.replace(file, hidden)
-    assert failed(judged(asked_for((CT_IMAGE_STORAGE, uid(0))), store)) == {uid(0): 0x0112}
+    assert failed(commitment_report(asked_for((CT_IMAGE_STORAGE, uid(0))), store)) == {uid(0): 0x0112}
 
 
 def test_an_instance_in_two_studies_counts_if_one_of_the_files_is_whole(store: InstanceStore) -> None:
@@ -97,7 +103,7 @@ def test_an_instance_in_two_studies_counts_if_one_of_the_files_is_whole(store: I
     dataset.save_as(other)
     assert len(store.find([uid(0)])[uid(0)]) == 2
     os.truncate(other, 1000)
-    assert there(judged(asked_for((CT_IMAGE_STORAGE, uid(0))), store)) == [uid(0)]
+    assert there(commitment_report(asked_for((CT_IMAGE_STORAGE, uid(0))), store)) == [uid(0)]
 
 
 # --- a request and its report -----------------------------------------------------------------------------------------
@@ -250,7 +256,7 @@ def test_another_action_or_instance_is_refused(store: InstanceStore) -> None:
 
 
 def test_a_request_of_too_many_items_is_refused_unread(store: InstanceStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "MAX_ITEMS", 20)
+    monkeypatch.setattr(dimse_n, "MAX_ITEMS", 20)
     wanted = action("1.2.3", *((CT_IMAGE_STORAGE, f"1.2.9.{k + 1}") for k in range(20)))
     kept: list[CommitmentRequest] = []
     with provider(store, {}, accepted=kept.append) as port:
@@ -261,7 +267,7 @@ def test_a_request_of_too_many_items_is_refused_unread(store: InstanceStore, mon
 
 
 def test_a_request_that_is_too_long_is_refused_unread(store: InstanceStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(messages, "LARGEST_OTHER", 5000)
+    monkeypatch.setattr(limits, "LARGEST_OTHER", 5000)
     few, many = (action("1.2.3", *((CT_IMAGE_STORAGE, f"1.2.9.{k + 1}") for k in range(n))) for n in (20, 100))
     kept: list[CommitmentRequest] = []
     with provider(store, {}, accepted=kept.append) as port:
@@ -338,7 +344,7 @@ def test_a_requestor_that_cannot_be_reached_stays_to_be_reported(store: Instance
 
 def test_a_report_that_is_not_taken_is_a_failure_with_its_meaning(store: InstanceStore, requestor: Requestor) -> None:
     requestor.status = 0x0213
-    report = judged(asked_for((CT_IMAGE_STORAGE, uid(0))), store)
+    report = commitment_report(asked_for((CT_IMAGE_STORAGE, uid(0))), store)
     with pytest.raises(
         NetworkError, match=r"answered a commitment report with 0x0213 \(Failure: Resource Limitation\)"
     ):

@@ -30,13 +30,13 @@ from pydicom.dataset import Dataset
 from pynetdicom import AE, build_role, evt
 
 from dicom_io.errors import NetworkError, UnreadableFileError
-from dicom_io.net.commitment_provider import CommitmentProvider, CommitmentRequest, judged, send_report
-from dicom_io.net.commitment_user import Reports, request_commitment
+from dicom_io.net.commitment_provider import CommitmentProvider, CommitmentRequest, commitment_report, send_report
+from dicom_io.net.commitment_user import ReportListener, request_commitment
 from dicom_io.net.destination import Destination, DestinationError, Dimse, parse_destination
+from dicom_io.net.dimse_n import RequestRefusedError
 from dicom_io.net.exchange import commit
+from dicom_io.net.instance_store import InstanceStore
 from dicom_io.net.scp import Listen, Provider
-from dicom_io.net.service import RequestRefusedError
-from dicom_io.net.store import InstanceStore
 
 slices, store = commitment_peers.slices, commitment_peers.store  # fixtures
 
@@ -58,24 +58,25 @@ def test_an_archive_that_reports_to_our_address_is_heard_there(store: InstanceSt
 
 
 def test_a_provider_that_listens_already_takes_the_reports(store: InstanceStore, slices: list[Path]) -> None:
-    reports = Reports()
+    reports = ReportListener()
     with Provider(None, Listen("MONAIUNET", port=0), services=[reports.service]) as listening:
         addresses = {"MONAIUNET": Destination("us", Dimse("127.0.0.1", listening.port, "MONAIUNET", "ARCHIVE"))}
         with provider(store, addresses) as port:
             assert request_commitment(destination(port), slices, reports=reports, wait_s=10).is_complete
-            stale = judged(asked_for((CT_IMAGE_STORAGE, uid(0)), transaction="1.2.999"), store)
+            stale = commitment_report(asked_for((CT_IMAGE_STORAGE, uid(0)), transaction="1.2.999"), store)
             with pytest.raises(NetworkError, match=r"0x0115 \(Failure: Invalid Argument Value\)"):
                 send_report(addresses["MONAIUNET"], stale)
 
 
 def test_one_node_may_ask_and_be_asked_on_one_port(store: InstanceStore, slices: list[Path]) -> None:
-    reports, kept = Reports(), list[CommitmentRequest]()
+    reports, kept = ReportListener(), list[CommitmentRequest]()
     commitments = CommitmentProvider(store, {}, kept.append)
     with Provider(store, OURS, services=[commitments.service, reports.service]) as node:
         assert Requestor().ask(node.port, action("1.2.3", (CT_IMAGE_STORAGE, uid(0)))) == 0x0000
         with reports.expecting("1.2.4") as expected:
             send_report(
-                destination(node.port), judged(asked_for((CT_IMAGE_STORAGE, uid(0)), transaction="1.2.4"), store)
+                destination(node.port),
+                commitment_report(asked_for((CT_IMAGE_STORAGE, uid(0)), transaction="1.2.4"), store),
             )
     assert len(kept) == 1
     assert expected.report is not None
@@ -189,7 +190,7 @@ def test_the_role_of_the_provider_is_proposed_for_a_report(store: InstanceStore)
     server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
     try:
         there = Destination("sender", Dimse("127.0.0.1", server.socket.getsockname()[1], "SENDER"))
-        send_report(there, judged(asked_for((CT_IMAGE_STORAGE, uid(0))), store))
+        send_report(there, commitment_report(asked_for((CT_IMAGE_STORAGE, uid(0))), store))
     finally:
         ae.shutdown()
     expected = build_role(PUSH_MODEL, scp_role=True)

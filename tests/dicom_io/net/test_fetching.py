@@ -30,10 +30,10 @@ from pydicom.uid import RLELossless
 from dicom_io.errors import NetworkError
 from dicom_io.net.destination import Destination
 from dicom_io.net.exchange import echo, fetch, find
+from dicom_io.net.instance_store import Stored
 from dicom_io.net.query import Query, QueryError
-from dicom_io.net.retrieved import Arrivals
+from dicom_io.net.retrieval import Retrieval
 from dicom_io.net.scp import Listen, Provider
-from dicom_io.net.store import Stored
 from dicom_io.net.tls import server_context
 
 OTHER_STUDY, OTHER_SERIES = "1.2.826.0.1.3680043.8.498.71", "1.2.826.0.1.3680043.8.498.72"
@@ -204,7 +204,8 @@ def test_an_archive_that_does_not_tell_its_classes_is_offered_the_usual_ones(hel
 def test_what_the_archive_could_not_send_is_told(
     held: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dicom_io.net.store import InstanceRefusedError, InstanceStore
+    from dicom_io.net.instance_file import InstanceRefusedError
+    from dicom_io.net.instance_store import InstanceStore
 
     put = InstanceStore.put
 
@@ -281,13 +282,13 @@ def test_c_move_lets_only_the_archive_in(held: list[Path], tmp_path: Path) -> No
 
 
 def test_an_archive_that_answers_before_it_has_sent_is_waited_for(tmp_path: Path, held: list[Path]) -> None:
-    arrivals = Arrivals(tmp_path, STUDY, lambda stored: None)
-    late = threading.Timer(0.3, lambda: arrivals.store.put(held[0].read_bytes()))
+    retrieval = Retrieval(tmp_path, STUDY, lambda stored: None)
+    late = threading.Timer(0.3, lambda: retrieval.store.put(held[0].read_bytes()))
     late.start()
-    arrivals.wait_for(1, 5.0)
-    assert arrivals.fetched(1).received == 1
+    retrieval.wait_for(1, 5.0)
+    assert retrieval.result(1).received == 1
     started = time.monotonic()
-    arrivals.wait_for(2, 0.2)
+    retrieval.wait_for(2, 0.2)
     assert 0.2 <= time.monotonic() - started < 3
 
 

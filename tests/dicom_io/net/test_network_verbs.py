@@ -23,9 +23,9 @@ from web_peer import WebArchive
 
 from dicom_io.net.commitment_provider import CommitmentProvider, CommitmentRequest
 from dicom_io.net.destination import Destination, Dimse
-from dicom_io.net.messages import Limits
+from dicom_io.net.instance_store import InstanceStore
+from dicom_io.net.limits import Limits
 from dicom_io.net.scp import Listen, Provider
-from dicom_io.net.store import InstanceStore
 from dicom_io.seg import write_seg
 from dicom_io.sr import write_sr
 from monai_unet_app.cli import dicom_verbs

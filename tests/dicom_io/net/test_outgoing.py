@@ -18,7 +18,7 @@ from source_phantoms import colour_picture, lopsided, oblique_mr, radiograph
 from dicom_io.capture import write_captures, write_notice
 from dicom_io.kinds import NAMES
 from dicom_io.net.destination import Profile
-from dicom_io.net.outgoing import kind_of, prepared
+from dicom_io.net.outgoing import kind_of, prepare_files
 from dicom_io.parametric import NO_UNIT, PROBABILITY, write_parametric_map
 from dicom_io.pdf import write_pdf
 from dicom_io.presentation import write_gsps
@@ -65,7 +65,7 @@ def test_every_object_that_is_written_has_its_kind(written: dict[str, Path]) -> 
 
 def test_every_object_goes_after_the_images_in_the_order_of_the_profile(written: dict[str, Path]) -> None:
     source = next((written["SEG"].parent / "mr").iterdir())
-    wanted, left_out = prepared([*reversed(written.values()), source], Profile())
+    wanted, left_out = prepare_files([*reversed(written.values()), source], Profile())
     assert [one.kind for one in wanted] == [
         "", "SEG", "SEG", "PM", "RTSTRUCT", "SR", "GSPS", "GSPS", "SC", "SC", "SC", "PDF", "KO",
     ]  # fmt: skip
@@ -79,7 +79,7 @@ def test_an_image_of_whatever_class_is_one_and_goes_first(
     sop_class: str, written: dict[str, Path], tmp_path: Path
 ) -> None:
     source = radiograph(tmp_path / "in", {"SOPClassUID": sop_class})
-    wanted, left_out = prepared([written["SEG"], *source.provenance.files], Profile(("SEG",)))
+    wanted, left_out = prepare_files([written["SEG"], *source.provenance.files], Profile(("SEG",)))
     assert ([one.kind for one in wanted], left_out) == (["", "SEG"], [])
 
 
@@ -113,10 +113,10 @@ def test_a_secondary_capture_that_is_not_ours_is_an_image(
     capture = pydicom.dcmread(written["SC"])
     assert kind_of(capture) == "SC"
     change(capture)
-    wanted, left_out = prepared([save(capture, tmp_path / "capture.dcm")], Profile(("SEG",)))
+    wanted, left_out = prepare_files([save(capture, tmp_path / "capture.dcm")], Profile(("SEG",)))
     assert ([one.kind for one in wanted], left_out) == ([""], [])
 
 
 def test_a_capture_of_ours_is_left_out_where_none_is_wanted(written: dict[str, Path], tmp_path: Path) -> None:
     path = Path(shutil.copy(written["SC"], tmp_path))
-    assert [(one.kind, one.state) for one in prepared([path], Profile(("SEG",)))[1]] == [("SC", "left out")]
+    assert [(one.kind, one.state) for one in prepare_files([path], Profile(("SEG",)))[1]] == [("SC", "left out")]

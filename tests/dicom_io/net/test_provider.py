@@ -41,8 +41,9 @@ from pynetdicom.dsutils import encode
 from dicom_io.errors import NetworkError
 from dicom_io.net import scu
 from dicom_io.net.destination import DestinationError, Tls
+from dicom_io.net.instance_file import InstanceRefusedError, data_set_start
+from dicom_io.net.instance_store import InstanceStore, Stored
 from dicom_io.net.scp import Listen, Provider
-from dicom_io.net.store import InstanceRefusedError, InstanceStore, Stored, data_set_start
 from dicom_io.net.tls import client_context, server_context
 
 ANY_PORT = Listen("ARCHIVE", port=0, idle_s=5.0)
@@ -469,7 +470,7 @@ def test_a_caller_who_is_silent_during_the_handshake_keeps_nobody_waiting(folder
 
 @pytest.mark.parametrize("said", [b"", b"\x01\x00\x00\x00"], ids=["nothing", "half a request"])
 def test_many_who_say_nothing_keep_no_sender_out(folder: Path, ct: Dataset, said: bytes) -> None:
-    ours = Listen("ARCHIVE", port=0, most_senders=5, idle_s=60, say_s=60)
+    ours = Listen("ARCHIVE", port=0, most_senders=5, idle_s=60, negotiation_s=60)
     with Provider(folder, ours) as provider, contextlib.ExitStack() as held:
         for _ in range(70):
             silent = held.enter_context(socket.create_connection(("127.0.0.1", provider.port)))
@@ -482,7 +483,7 @@ def test_many_who_say_nothing_keep_no_sender_out(folder: Path, ct: Dataset, said
 
 @pytest.mark.parametrize("secret", [False, True], ids=["plain", "TLS"])
 def test_who_does_not_say_who_it_is_in_time_is_dropped(folder: Path, certificates: Any, secret: bool) -> None:
-    ours = Listen("ARCHIVE", port=0, idle_s=60, say_s=1, tls=certificates.server if secret else None)
+    ours = Listen("ARCHIVE", port=0, idle_s=60, negotiation_s=1, tls=certificates.server if secret else None)
     with Provider(folder, ours) as provider, socket.create_connection(("127.0.0.1", provider.port), 30) as slow:
         begin = time.monotonic()
         with contextlib.suppress(OSError):

@@ -28,9 +28,10 @@ from pynetdicom.association import Association
 from pynetdicom.dsutils import encode
 from pynetdicom.pdu_primitives import P_DATA
 
-from dicom_io.net import store as store_module
+from dicom_io.net import instance_store
+from dicom_io.net.instance_file import InstanceRefusedError
+from dicom_io.net.instance_store import INCOMING, InstanceStore
 from dicom_io.net.scp import Listen, Provider
-from dicom_io.net.store import INCOMING, InstanceRefusedError, InstanceStore
 from dicom_io.reading import bounded
 
 OURS = Listen("ARCHIVE", port=0, idle_s=5.0)
@@ -190,7 +191,7 @@ def test_a_name_that_another_process_uses_is_left_alone(
     folder: Path, slices: list[Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = iter(["taken", "taken", "free"])
-    monkeypatch.setattr(store_module, "uuid4", lambda: SimpleNamespace(hex=next(names)))
+    monkeypatch.setattr(instance_store, "uuid4", lambda: SimpleNamespace(hex=next(names)))
     other = folder / INCOMING / "taken.part"
     other.parent.mkdir(parents=True)
     other.write_bytes(b"half of what another process receives")

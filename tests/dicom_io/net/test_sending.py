@@ -39,13 +39,14 @@ from pynetdicom.presentation import PresentationContext
 from result_phantoms import RESULT, oblique_case
 
 from dicom_io.errors import NetworkError, UnreadableFileError
+from dicom_io.kinds import LABEL_MAP_STORAGE
 from dicom_io.kinds.encodings import SEG_ENCODINGS, SegEncoding
-from dicom_io.net import sending
-from dicom_io.net.association import LABEL_MAP, MOST_CONTEXTS
+from dicom_io.net import storage_user
+from dicom_io.net.association import MOST_CONTEXTS
 from dicom_io.net.destination import Profile
 from dicom_io.net.exchange import send
 from dicom_io.net.outcome import Outcome
-from dicom_io.net.outgoing import prepared
+from dicom_io.net.outgoing import prepare_files
 from dicom_io.net.scp import Listen, Provider
 from dicom_io.seg import write_seg
 from dicom_io.sr import write_sr
@@ -53,7 +54,7 @@ from dicom_io.sr import write_sr
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sending, "PAUSE_S", 0.01)
+    monkeypatch.setattr(storage_user, "PAUSE_S", 0.01)
 
 
 @pytest.fixture
@@ -219,7 +220,7 @@ def test_a_segmentation_goes_only_where_its_encoding_is_wanted(tmp_path: Path, e
     labels = case.labels if encoding != "fractional" else case.volume.with_array(np.eye(3)[case.labels.array][..., 1:])
     path = write_seg(labels, case.volume, tmp_path / "seg.dcm", RESULT, encoding=encoding)
     for wanted in (None, *SEG_ENCODINGS):
-        taken, left_out = prepared([path], Profile(seg_encoding=wanted))
+        taken, left_out = prepare_files([path], Profile(seg_encoding=wanted))
         assert (len(taken), len(left_out)) == ((1, 0) if wanted in (None, encoding) else (0, 1))
         assert all(f"takes a SEG as {wanted}, this one is {encoding};" in one.meaning for one in left_out)
 
@@ -249,12 +250,12 @@ def test_the_profile_knows_every_encoding_that_is_written() -> None:
 
 def test_a_label_map_segmentation_arrives(results: dict[str, Path], tmp_path: Path) -> None:
     dataset = pydicom.dcmread(results["SEG"])
-    dataset.SOPClassUID = LABEL_MAP
+    dataset.SOPClassUID = LABEL_MAP_STORAGE
     path = save(dataset, tmp_path / "labelmap.dcm")
     with Provider(tmp_path / "kept", Listen("ARCHIVE", port=0)) as provider:
         assert states(send(destination(provider.port), [path])) == ["sent"]
     kept = next((tmp_path / "kept").rglob("*.dcm"))
-    assert pydicom.dcmread(kept).SOPClassUID == LABEL_MAP
+    assert pydicom.dcmread(kept).SOPClassUID == LABEL_MAP_STORAGE
 
 
 def test_a_peer_that_takes_implicit_vr_only_gets_it_and_the_outcome_says_so(series: list[Path]) -> None:
@@ -382,7 +383,7 @@ def test_a_peer_that_aborts_every_time_is_given_up_and_nothing_more_counts_as_se
     with Archive(abort_at=3, aborts=99).running() as archive:
         outcomes = send(destination(archive.port), series, lambda one: told.append(one.state))
     assert states(outcomes) == ["sent", "sent", "failed", "failed"] == told
-    assert archive.associations == sending.TRIES
+    assert archive.associations == storage_user.TRIES
     assert "aborted the association (by its service user)" in outcomes[2].meaning
     assert len(archive.received) == 2
 
@@ -391,7 +392,7 @@ def test_an_instance_without_an_answer_does_not_count_as_sent(series: list[Path]
     def too_slow(stored: object) -> None:
         time.sleep(2.5)
 
-    from dicom_io.net.store import InstanceStore
+    from dicom_io.net.instance_store import InstanceStore
 
     with Provider(InstanceStore(tmp_path / "kept", stored=too_slow), Listen("ARCHIVE", port=0)) as provider:
         outcomes = send(destination(provider.port, answer_s=1.0), series[:1])
@@ -480,10 +481,10 @@ def test_more_classes_than_one_association_holds_take_several(tmp_path: Path) ->
         dataset.SOPClassUID, dataset.SOPInstanceUID = sop_class, generate_uid()
         dataset.StudyInstanceUID, dataset.SeriesInstanceUID = generate_uid(), generate_uid()
         files.append(save(dataset, tmp_path / f"{number}.dcm"))
-    wanted, _ = prepared(files, Profile())
-    batches = list(sending.batches(wanted))
+    wanted, _ = prepare_files(files, Profile())
+    batches = list(storage_user.batches(wanted))
     assert [item for batch in batches for item in batch] == wanted
-    assert max(len(sending.proposals(batch)) for batch in batches) <= MOST_CONTEXTS
+    assert max(len(storage_user.proposals(batch)) for batch in batches) <= MOST_CONTEXTS
     with Archive().running() as archive:
         outcomes = send(destination(archive.port), files)
     assert set(states(outcomes)) == {"sent"}
@@ -492,8 +493,8 @@ def test_more_classes_than_one_association_holds_take_several(tmp_path: Path) ->
 
 
 def test_a_file_is_proposed_in_its_own_syntax_and_uncompressed(series: list[Path]) -> None:
-    items, _ = prepared([compressed(series[0], RLELossless), series[1]], Profile())
-    proposed = [(one.abstract_syntax.name, one.transfer_syntax) for one in sending.proposals(items)]
+    items, _ = prepare_files([compressed(series[0], RLELossless), series[1]], Profile())
+    proposed = [(one.abstract_syntax.name, one.transfer_syntax) for one in storage_user.proposals(items)]
     assert proposed == [
         ("Verification SOP Class", list(PLAIN)),
         ("CT Image Storage", [RLELossless]),

@@ -20,8 +20,8 @@ from dicom_io.errors import NetworkError
 from dicom_io.net import dicomweb
 from dicom_io.net.destination import Destination, DestinationError, DicomWeb, Tls, parse_destination
 from dicom_io.net.exchange import echo, fetch, find, send
+from dicom_io.net.instance_store import Stored
 from dicom_io.net.query import Query
-from dicom_io.net.store import Stored
 from dicom_io.net.tls import server_context
 
 ONE = Query(study_instance_uid=STUDY)

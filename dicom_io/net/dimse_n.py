@@ -1,4 +1,4 @@
-"""Further services of a provider: what is asked becomes a `Request`, what is refused a status with words (PS3.7 10.1)."""
+"""DIMSE-N services of a provider: an operation becomes a `Request`, a refusal becomes a status with a comment (PS3.7 10.1)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pynetdicom import evt
 
-from dicom_io.net.messages import Intake, Messages
+from dicom_io.net.limits import IncomingDataSet
 from dicom_io.net.outcome import RefusedError
+from dicom_io.net.pynetdicom_patches import LimitedDimseProvider
 from dicom_io.reading.bounded import MAX_ITEMS
+from dicom_io.reading.headers import is_uid
 
 PROCESSING_FAILURE = 0x0110  # PS3.7 annex C
 NO_SUCH_INSTANCE = 0x0112
@@ -25,6 +27,12 @@ RESOURCE_LIMITATION = 0x0213
 COMMENT_LENGTH = 64  # LO
 
 _ITEM = b"\xfe\xff\x00\xe0"
+_CONTENT = {
+    evt.EVT_N_ACTION: ("ActionInformation", "action_information"),
+    evt.EVT_N_CREATE: ("AttributeList", "attribute_list"),
+    evt.EVT_N_EVENT_REPORT: ("EventInformation", "event_information"),
+}
+"""Attributes of pynetdicom's request and event that hold the data set of an operation, encoded and decoded."""
 
 _logger = logging.getLogger(__name__)
 
@@ -35,24 +43,21 @@ class RequestRefusedError(RefusedError):
 
 @dataclass(frozen=True)
 class Request:
-    """What a service is asked.
+    """An operation that the other side asks for.
 
     Attributes:
-        ae_title: Who asks, by the title that it gives itself.
+        ae_title: AE title that the other side gives itself.
         type_id: Action type or event type; None for other operations.
-        sop_instance_uid: Empty where the request names none.
+        sop_instance_uid: Empty where the request names no instance.
         content: Its data set. It comes from outside, so reading an element may raise any of `instances.READ_ERRORS`.
-        messages: Of an association that is `messages.bound`, as those of a provider are.
+        dimse: Of an association that is limited, as those of a provider are.
     """
 
     ae_title: str
     type_id: int | None
     sop_instance_uid: str
     content: Dataset
-    messages: Messages | None = None
-
-
-Answer = Callable[[Request], Dataset | None]
+    dimse: LimitedDimseProvider | None = None
 
 
 @dataclass(frozen=True)
@@ -60,28 +65,28 @@ class Service:
     """One operation of one SOP class.
 
     Attributes:
-        sop_class_uid: Of the presentation context.
+        sop_class_uid: SOP class of the presentation context.
         event: pynetdicom's event for the operation, such as `evt.EVT_N_CREATE`.
-        answer: Carries out a request and gives the attributes of the answer, where it has some. Raises
-            RequestRefusedError to refuse it; anything else that it raises is answered with 0x0110.
+        answer: Carries out a request and returns the attributes of the answer, if there are any. Raises
+            RequestRefusedError to refuse the request; any other error is answered with 0x0110.
         close: Called when the provider is closed.
     """
 
     sop_class_uid: str
     event: Any
-    answer: Answer
+    answer: Callable[[Request], Dataset | None]
     close: Callable[[], None] = lambda: None
 
     @property
     def is_report(self) -> bool:
-        """Whether it takes reports of others, who are the provider then."""
+        """Whether the service takes event reports, of which the other side is the provider."""
         return bool(self.event == evt.EVT_N_EVENT_REPORT)
 
 
 def text_of(dataset: Dataset, keyword: str) -> str | None:
     """A text or UID as its bytes say it, without the padding; None where the attribute is absent.
 
-    pydicom would check the value and log one that is wrong; it comes from outside, and may be anything.
+    pydicom would check the value and log a wrong value; it comes from outside, and may be anything.
     """
     element = dataset.get_item(keyword)
     if element is None:
@@ -90,16 +95,24 @@ def text_of(dataset: Dataset, keyword: str) -> str | None:
     return (value.decode("ascii", "replace") if isinstance(value, bytes) else str(value or "")).strip("\0 ")
 
 
+def uid_of(dataset: Dataset, keyword: str) -> str:
+    """A UID. Raises RequestRefusedError (0x0115) where the attribute is absent or not a UID."""
+    uid = text_of(dataset, keyword) or ""
+    if not is_uid(uid):
+        raise RequestRefusedError(INVALID_ARGUMENT, f"{keyword} is no UID")
+    return uid
+
+
 def items_of(dataset: Dataset, keyword: str) -> list[Dataset] | None:
-    """The items of a sequence; None where the attribute is absent. Raises TypeError where it is no sequence."""
-    found = dataset.get(keyword)
-    if found is not None and not isinstance(found, DicomSequence):
+    """The items of a sequence; None where the attribute is absent. Raises TypeError where it is not a sequence."""
+    value = dataset.get(keyword)
+    if value is not None and not isinstance(value, DicomSequence):
         raise TypeError(f"{keyword} is no sequence")
-    return None if keyword not in dataset else list(found or [])
+    return None if keyword not in dataset else list(value or [])
 
 
-def handlers(services: Sequence[Service]) -> list[Any]:
-    """pynetdicom's (event, function) pairs; services with the same event share one.
+def service_handlers(services: Sequence[Service]) -> list[Any]:
+    """pynetdicom's (event, function) pairs; services with the same event share a pair.
 
     Raises:
         ValueError: Two services are for the same operation of the same SOP class.
@@ -109,13 +122,13 @@ def handlers(services: Sequence[Service]) -> list[Any]:
         raise ValueError(
             f"{len(operations)} services are for {len(set(operations))} operations; one for each is needed; leave others out"
         )
-    events = dict.fromkeys(service.event for service in services)
-    return [
-        (event, _answered, [{one.sop_class_uid: one for one in services if one.event == event}]) for event in events
-    ]
+    events: dict[Any, dict[str, Service]] = {}
+    for service in services:
+        events.setdefault(service.event, {})[service.sop_class_uid] = service
+    return [(event, _answer, [by_class]) for event, by_class in events.items()]
 
 
-def _answered(event: Any, services: dict[str, Service]) -> tuple[Dataset, Dataset | None]:
+def _answer(event: Any, services: dict[str, Service]) -> tuple[Dataset, Dataset | None]:
     """Status and attributes of the answer to one request."""
     status, reply = Dataset(), None
     try:
@@ -123,7 +136,7 @@ def _answered(event: Any, services: dict[str, Service]) -> tuple[Dataset, Datase
         status.Status = 0x0000
     except RequestRefusedError as error:
         status.Status, text = error.status, str(error)
-    except Exception as error:  # whatever it is, it is not done
+    except Exception as error:  # whatever failed, the request is not carried out
         status.Status, text = PROCESSING_FAILURE, f"the request could not be carried out ({type(error).__name__})"
     if status.Status:
         status.ErrorComment = text[:COMMENT_LENGTH]
@@ -133,42 +146,36 @@ def _answered(event: Any, services: dict[str, Service]) -> tuple[Dataset, Datase
 
 def _service(event: Any, services: dict[str, Service]) -> Service:
     """The service of the presentation context; pynetdicom lets a request name another class than its context."""
-    request = event.request
-    named = getattr(request, "AffectedSOPClassUID", None) or getattr(request, "RequestedSOPClassUID", None)
     agreed = str(event.context.abstract_syntax)
-    if str(named or "") != agreed or agreed not in services:
+    if _affected_or_requested(event.request, "SOPClassUID") != agreed or agreed not in services:
         raise RequestRefusedError(CLASS_CONFLICT, "the SOP class of the request is not that of its context")
     return services[agreed]
 
 
+def _affected_or_requested(request: Any, name: str) -> str:
+    """The value of an attribute whose keyword depends on the operation; empty where it is absent (PS3.7 table E.1-1)."""
+    return str(getattr(request, f"Affected{name}", None) or getattr(request, f"Requested{name}", None) or "")
+
+
 def _request(event: Any) -> Request:
-    request, title = event.request, "requestor" if event.assoc.is_acceptor else "acceptor"
-    dimse = event.assoc.dimse
+    request, dimse = event.request, event.assoc.dimse
+    other_side = event.assoc.requestor if event.assoc.is_acceptor else event.assoc.acceptor
     return Request(
-        ae_title=str(getattr(event.assoc, title).ae_title).strip(),
+        ae_title=str(other_side.ae_title).strip(),
         type_id=getattr(request, "ActionTypeID", None) or getattr(request, "EventTypeID", None),
-        sop_instance_uid=str(
-            getattr(request, "AffectedSOPInstanceUID", None) or getattr(request, "RequestedSOPInstanceUID", None) or ""
-        ),
+        sop_instance_uid=_affected_or_requested(request, "SOPInstanceUID"),
         content=_content(event),
-        messages=dimse if isinstance(dimse, Messages) else None,
+        dimse=dimse if isinstance(dimse, LimitedDimseProvider) else None,
     )
 
 
-_CONTENT = {
-    evt.EVT_N_ACTION: ("ActionInformation", "action_information"),
-    evt.EVT_N_CREATE: ("AttributeList", "attribute_list"),
-    evt.EVT_N_EVENT_REPORT: ("EventInformation", "event_information"),
-}
-
-
 def _content(event: Any) -> Dataset:
-    """The data set of a request, which pydicom takes apart only when it is read. Of bounded cost."""
-    raw, decoded = _CONTENT[event.event]
-    stream = getattr(event.request, raw)
-    if isinstance(stream, Intake) and stream.refused:
+    """The data set of a request, of bounded size; pydicom decodes an element only when it is read."""
+    encoded, decoded = _CONTENT[event.event]
+    stream = getattr(event.request, encoded)
+    if isinstance(stream, IncomingDataSet) and stream.refused:
         raise RequestRefusedError(RESOURCE_LIMITATION, stream.refused)
     if stream is not None and stream.getvalue().count(_ITEM) > MAX_ITEMS:
         raise RequestRefusedError(RESOURCE_LIMITATION, f"more than {MAX_ITEMS} items")
-    found: Dataset = getattr(event, decoded)
-    return found
+    content: Dataset = getattr(event, decoded)
+    return content
