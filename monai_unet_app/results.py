@@ -256,7 +256,7 @@ def _assessment(found: Assessment | None) -> dict[str, Any] | None:
         "dice_coverage": said.gate.coverage if said.gate else None,
         "shift": None if found.shift is None else round(found.shift, 4),
         "shift_limit": round(said.shift.limit, 4) if said.shift else None,
-        "not_stated": dict(said.why_not or {}),
+        "not_stated": dict(said.why_not),
     }
 
 
@@ -393,7 +393,7 @@ def _safe_cuts(stated: Confidence | None, bundle: Bundle) -> list[float]:
     thresholds = stated.risk.thresholds if stated and stated.risk else {}
     cuts = [cut for segment in bundle.segments if (cut := thresholds.get(segment.number)) is not None]
     if len(cuts) < len(bundle.segments):
-        why = (stated.why_not or {}).get("risk") if stated else None
+        why = stated.why_not.get("risk") if stated else None
         raise UsageError(
             f"{bundle.name} does not state from which probability on little is missed; "
             f"{why or 'calibrate it on more subjects'}, or leave --cautious out"

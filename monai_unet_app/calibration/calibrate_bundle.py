@@ -419,7 +419,7 @@ def _fitted(
         border = BorderStatement.fit(got.touching)
     except ValueError as error:
         why_not["border"] = str(error)
-    return Confidence(sizes, bounded, gate, shift, of_wholes, why_not, border)
+    return Confidence(sizes, of_wholes, bounded, gate, shift, border, why_not=why_not)
 
 
 def _spoiled(truth: Segmentation, number: int, cases: int) -> Iterator[tuple[str, Segmentation]]:
@@ -462,7 +462,7 @@ def summary(found: dict[Setting, Confidence], bundle: Bundle) -> dict[str, Any]:
 
 def _summary(statements: Confidence, bundle: Bundle) -> dict[str, Any]:
     labels = {segment.number: segment.label for segment in bundle.segments}
-    said: dict[str, Any] = {"not_stated": dict(statements.why_not or {})}
+    said: dict[str, Any] = {"not_stated": dict(statements.why_not)}
     if statements.sizes:
         ends = _sizes_off(statements.sizes, labels)
         if statements.wholes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from dicom_io.volume import Volume
 
 from .conformal import conformal_quantile
 from .features import on_border
+from .json_document import JsonDocument
 from .shift import LEAST_SUBJECTS, USUAL
 
 LEAST_PART = 0.01
@@ -62,7 +62,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class BorderStatement:
+class BorderStatement(JsonDocument):
     """How much of each structure's surface usually lies on the border of the image.
 
     Attributes:
@@ -105,15 +105,6 @@ class BorderStatement:
         names = np.array(sides_of(image))
         shown = touching >= min(LEAST_PART, touching.max())
         return Cut(tuple(names[shown].tolist()), float(touching.sum()), limit)
-
-    def document(self) -> dict[str, Any]:
-        """As `from_document` reads it."""
-        return {"limits": {str(number): limit for number, limit in self.limits.items()}, "subjects": self.subjects}
-
-    @classmethod
-    def from_document(cls, found: Mapping[str, Any]) -> BorderStatement:
-        """Raises KeyError, TypeError or ValueError for anything but a `document`."""
-        return cls({int(number): float(limit) for number, limit in found["limits"].items()}, int(found["subjects"]))
 
 
 def sides_of(volume: Volume) -> list[tuple[str, str]]:

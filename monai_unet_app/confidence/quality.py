@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from .conformal import conformal_quantile, subjects_needed
 from .features import FEATURES, Features
+from .json_document import JsonDocument
 
 SOUND = "sound"
 """The kind of an image as it came; any other name is a way in which it was spoiled."""
@@ -69,7 +70,7 @@ class Grade:
 
 
 @dataclass(frozen=True)
-class QualityGate:
+class QualityGate(JsonDocument):
     """A fitted gate.
 
     Attributes:
@@ -167,40 +168,17 @@ class QualityGate:
         )
 
     def document(self) -> dict[str, Any]:
-        """As `from_document` reads it."""
-        return {
-            "features": list(FEATURES),
-            "centre": {str(number): list(values) for number, values in self.centre.items()},
-            "spread": {str(number): list(values) for number, values in self.spread.items()},
-            "weights": list(self.weights),
-            "margins": list(self.margins),
-            "coverage": self.coverage,
-            "subjects": self.subjects,
-            "samples": self.samples,
-        }
+        """The fields, with the names of the features first."""
+        return {"features": list(FEATURES), **super().document()}
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> QualityGate:
-        """Raises KeyError, TypeError or ValueError for anything but a `document` of these features."""
+        """As `JsonDocument.from_document`; raises ValueError for a gate of other features, too."""
         if tuple(document["features"]) != FEATURES:
             raise ValueError(
                 f"the gate knows the features {document['features']}; {list(FEATURES)} are needed; calibrate again"
             )
-        tables = (
-            {int(number): tuple(map(float, row)) for number, row in document[key].items()}
-            for key in ("centre", "spread")
-        )
-        centre, spread = tables
-        fine, other = map(float, document["margins"])
-        return cls(
-            centre,
-            spread,
-            tuple(map(float, document["weights"])),
-            (fine, other),
-            float(document["coverage"]),
-            int(document["subjects"]),
-            int(document["samples"]),
-        )
+        return super().from_document(document)
 
 
 def _margin(predicted: Sequence[tuple[Sample, float]], coverage: float) -> float:

@@ -8,7 +8,7 @@ is farthest off, since one that is wrong, such as the balance of colours, is dil
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .conformal import conformal_quantile
+from .json_document import JsonDocument
 
 if TYPE_CHECKING:
     import torch
@@ -110,7 +111,7 @@ class LayerWatch:
 
 
 @dataclass(frozen=True)
-class ShiftDetector:
+class ShiftDetector(JsonDocument):
     """A fitted detector.
 
     Attributes:
@@ -130,6 +131,11 @@ class ShiftDetector:
     scale: tuple[float, float, float]
     limit: float
     subjects: int
+
+    def __post_init__(self) -> None:
+        shape, features = self.components.shape, len(self.centre)
+        if shape != (len(self.deviations), features) or len(self.spread) != features:
+            raise ValueError(f"components have shape {shape}, of {len(self.deviations)} and {features}")
 
     @classmethod
     def fit(cls, features: ArrayLike, subjects: Sequence[str]) -> ShiftDetector:
@@ -185,29 +191,3 @@ class ShiftDetector:
                 f"the image has {values.shape} features, the reference {self.centre.shape}; calibrate again"
             )
         return float((self._distances(values) / self.scale).max())
-
-    def document(self) -> dict[str, Any]:
-        """As `from_document` reads it, numbers with six digits."""
-        arrays = {name: getattr(self, name) for name in ("centre", "spread", "components", "deviations")}
-        return {
-            **{name: _rounded(array) for name, array in arrays.items()},
-            "scale": list(self.scale),
-            "limit": self.limit,
-            "subjects": self.subjects,
-        }
-
-    @classmethod
-    def from_document(cls, document: Mapping[str, Any]) -> ShiftDetector:
-        """Raises KeyError, TypeError or ValueError for anything but a `document`."""
-        centre, spread, components, deviations = (
-            np.array(document[name], dtype=np.float64) for name in ("centre", "spread", "components", "deviations")
-        )
-        if components.shape != (len(deviations), len(centre)) or len(spread) != len(centre):
-            raise ValueError(f"components have shape {components.shape}, of {len(deviations)} and {len(centre)}")
-        along, beside, farthest = map(float, document["scale"])
-        scale = along, beside, farthest
-        return cls(centre, spread, components, deviations, scale, float(document["limit"]), int(document["subjects"]))
-
-
-def _rounded(array: Floats) -> Any:
-    return float(f"{array:.6g}") if array.ndim == 0 else [_rounded(part) for part in array]

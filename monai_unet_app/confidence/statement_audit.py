@@ -127,7 +127,7 @@ def summarise_statements(
         wholes: Of all cases.
     """
     stated = assessment.confidence
-    summary: dict[str, Any] = {"not_stated": dict(stated.why_not or {})}
+    summary: dict[str, Any] = {"not_stated": dict(stated.why_not)}
     is_cautious = stated.risk is not None and any(cut is not None for cut in stated.risk.thresholds.values())
     if stated.risk and not is_cautious:
         summary["not_stated"]["risk"] = f"no probability is low enough to miss {stated.risk.risk:.0%} at most"

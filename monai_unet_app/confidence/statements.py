@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,6 +22,7 @@ from .border import BorderStatement, Cut
 from .conformal import conformal_quantile, least_threshold_of_risk, subjects_needed
 from .features import Features, describe
 from .fitted_to import Setting, changed_since
+from .json_document import JsonDocument
 from .quality import Grade, QualityGate, Verdict
 from .shift import ShiftDetector
 
@@ -60,7 +60,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class SizeStatement:
+class SizeStatement(JsonDocument):
     """Intervals for the true size of structures.
 
     Attributes:
@@ -86,19 +86,6 @@ class SizeStatement:
             off = np.array([math.log((one.true + small) / (one.expected + small)) for one in rows])
             found[number] = _about_centre(off, [one.subject for one in rows], coverage)
         return cls(coverage, found, small, len({one.subject for one in measured}))
-
-    def document(self) -> dict[str, Any]:
-        """As it stands in `configs/confidence.json`."""
-        ratios = {str(number): ends and list(ends) for number, ends in self.log_ratios.items()}
-        return {"coverage": self.coverage, "log_ratios": ratios, "small": self.small, "subjects": self.subjects}
-
-    @classmethod
-    def from_document(cls, found: Mapping[str, Any]) -> SizeStatement:
-        """Raises KeyError, TypeError or ValueError for anything but a `document`."""
-        ratios = {
-            int(number): ends and (float(ends[0]), float(ends[1])) for number, ends in found["log_ratios"].items()
-        }
-        return cls(found["coverage"], ratios, found["small"], found["subjects"])
 
     def interval(self, structure: int, expected: float) -> tuple[float, float] | None:
         """(low, high) in the unit of `expected`; None where nothing can be said of this structure."""
@@ -126,7 +113,7 @@ def _about_centre(off: NDArray[np.float64], subjects: Sequence[str], coverage: f
 
 
 @dataclass(frozen=True)
-class RiskStatement:
+class RiskStatement(JsonDocument):
     """Where to cut the probabilities so that little of the truth is missed.
 
     Attributes:
@@ -151,58 +138,22 @@ class RiskStatement:
 
 
 @dataclass(frozen=True)
-class Confidence:
-    """All statements of a bundle about results of one setting; None where it makes none, and why.
+class Confidence(JsonDocument):
+    """All statements of a bundle about results of a setting: an entry under `settings` of `configs/confidence.json`.
 
     Attributes:
-        sizes, risk, gate, shift, border: The statements.
-        wholes: Intervals for what structures are parts of, by number from 1 in the order of the bundle's wholes.
         why_not: Name of an absent statement -> the reason.
+        sizes, risk, gate, shift, border: The statements; None for a statement that the bundle does not make.
+        wholes: Intervals for the structures that have parts, by number from 1 in the order of the bundle's wholes.
     """
 
+    why_not: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     sizes: SizeStatement | None = None
+    wholes: SizeStatement | None = None
     risk: RiskStatement | None = None
     gate: QualityGate | None = None
     shift: ShiftDetector | None = None
-    wholes: SizeStatement | None = None
-    why_not: Mapping[str, str] | None = None
     border: BorderStatement | None = None
-
-    def document(self) -> dict[str, Any]:
-        """One setting of `configs/confidence.json`."""
-        found: dict[str, Any] = {"why_not": dict(self.why_not or {})}
-        if self.sizes:
-            found["sizes"] = self.sizes.document()
-        if self.wholes:
-            found["wholes"] = self.wholes.document()
-        if self.risk:
-            thresholds = {str(number): value for number, value in self.risk.thresholds.items()}
-            found["risk"] = {"risk": self.risk.risk, "thresholds": thresholds, "subjects": self.risk.subjects}
-        if self.gate:
-            found["gate"] = self.gate.document()
-        if self.shift:
-            found["shift"] = self.shift.document()
-        if self.border:
-            found["border"] = self.border.document()
-        return found
-
-    @classmethod
-    def from_document(cls, found: Mapping[str, Any]) -> Confidence:
-        """Raises KeyError, TypeError or ValueError for anything but a `document`."""
-        risk = found.get("risk")
-        return cls(
-            sizes=SizeStatement.from_document(found["sizes"]) if "sizes" in found else None,
-            wholes=SizeStatement.from_document(found["wholes"]) if "wholes" in found else None,
-            risk=RiskStatement(
-                risk["risk"], {int(number): value for number, value in risk["thresholds"].items()}, risk["subjects"]
-            )
-            if risk
-            else None,
-            gate=QualityGate.from_document(found["gate"]) if "gate" in found else None,
-            shift=ShiftDetector.from_document(found["shift"]) if "shift" in found else None,
-            border=BorderStatement.from_document(found["border"]) if "border" in found else None,
-            why_not=found.get("why_not", {}),
-        )
 
 
 STATEMENTS = ("sizes", "risk", "gate", "shift", "border")
@@ -354,7 +305,7 @@ class Assessment:
             f"the image is unlike those of the training: distance {self.shift or 0:.2g}, flagged above {self._limit:.2g}, "
             f"reviewed above {FAR * self._limit:.2g}"
         )
-        why = (self.confidence.why_not or {}).get("gate", "none was fitted")
+        why = self.confidence.why_not.get("gate", "none was fitted")
         unjudged = () if self.confidence.gate else (f"no quality gate has judged this result: {why}",)
         image = (unlike,) if self.is_shifted else ()
         return (*unjudged, *image, *(f"{one.name}: {said}" for one in self.structures for said in _said(one)))

@@ -351,7 +351,7 @@ def check_gated(rule: Rule, found: BundleFiles) -> None:
     if stated.gate is None:
         how, flag = ("with tta = true", " with --tta") if rule.tta else ("as its rule wants it", "")
         raise AppError(
-            f"rule {rule.name}: {found.name} run {how} has no quality gate ({(stated.why_not or {}).get('gate', 'none')}); "
+            f"rule {rule.name}: {found.name} run {how} has no quality gate ({stated.why_not.get('gate', 'none')}); "
             f"without one, failures would be delivered like good results; calibrate the bundle{flag} on enough subjects, or "
             "write deliver_ungated = true into the rule if results shall go out that no quality gate has judged"
         )

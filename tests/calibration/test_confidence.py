@@ -113,7 +113,7 @@ def test_a_cautious_mask_is_cut_where_the_bound_allows_it() -> None:
 @pytest.fixture
 def stated() -> Confidence:
     rows = [measured(n, 1 + 0.01 * n, structure) for n in range(12) for structure in (1, 2)]
-    return Confidence(SizeStatement.fit(rows, 0.9), RiskStatement.fit(rows, 0.2), why_not={"gate": "nobody asked"})
+    return Confidence(SizeStatement.fit(rows, 0.9), risk=RiskStatement.fit(rows, 0.2), why_not={"gate": "nobody asked"})
 
 
 def bundle_with(folder: Path, document: object) -> BundleFiles:
@@ -140,8 +140,8 @@ def test_a_setting_that_was_never_fitted_says_why_nothing_is_stated_of_it(tmp_pa
     uncalibrated = read_confidence(BundleFiles(tmp_path / "configs"), "plain")
     for found, why in ((averaged, "was calibrated without --tta"), (uncalibrated, "was not calibrated")):
         assert (found.sizes, found.risk, found.gate, found.shift, found.border) == (None,) * 5
-        assert set(found.why_not or {}) == {"sizes", "risk", "gate", "shift", "border"}
-        assert all(why in reason for reason in (found.why_not or {}).values())
+        assert set(found.why_not) == {"sizes", "risk", "gate", "shift", "border"}
+        assert all(why in reason for reason in found.why_not.values())
 
 
 @pytest.mark.parametrize(

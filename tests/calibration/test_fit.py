@@ -245,7 +245,7 @@ def test_a_bundle_states_anew_whatever_it_stated_before(tiny_bundle: Callable[..
     rows = by_partition(data)["calibration"]
     found = state_confidence(load_bundle(root), rows)["plain"]
     assert found.sizes is None
-    assert "9 or more are needed" in (found.why_not or {})["sizes"]
+    assert "9 or more are needed" in found.why_not["sizes"]
     document = json.loads((root / "configs/confidence.json").read_text())
     arrays = {"centre": [0.0], "spread": [1.0], "components": [[1.0]], "deviations": [1.0]}
     document["settings"]["plain"]["shift"] = {**arrays, "scale": [1.0, 1.0, 1.0], "limit": 1.0, "subjects": 9}

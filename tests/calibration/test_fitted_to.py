@@ -97,8 +97,8 @@ def test_statements_do_not_speak_of_a_bundle_that_was_changed_since(name: str, b
             assert found.gate is not None
             continue
         assert found == Confidence(why_not=found.why_not)
-        assert set(found.why_not or {}) == set(STATEMENTS)
-        (why,) = set((found.why_not or {}).values())
+        assert set(found.why_not) == set(STATEMENTS)
+        (why,) = set(found.why_not.values())
         assert why == f"{bundle.name} {CHANGED} ({files}); run monai-unet calibrate again"
 
 
@@ -129,7 +129,7 @@ def test_an_override_that_changes_results_silences_the_statements() -> None:
     assert read_confidence(load_bundle(SHIPPED), "plain").gate is not None
     overrides: list[dict[str, Any]] = [{"window": [24, 48, 32]}, {"inferer::overlap": 0.1}]
     for override in overrides:
-        assert CHANGED in (read_confidence(load_bundle(SHIPPED, **override), "plain").why_not or {})["gate"]
+        assert CHANGED in read_confidence(load_bundle(SHIPPED, **override), "plain").why_not["gate"]
 
 
 def test_statements_that_do_not_say_what_they_were_fitted_to_are_not_used(bundle: Path) -> None:
@@ -140,7 +140,7 @@ def test_statements_that_do_not_say_what_they_were_fitted_to_are_not_used(bundle
     (bundle / CONFIDENCE).write_text(json.dumps(document))
     found = read_confidence(bundle_files(bundle), "plain")
     assert found.gate is None
-    assert "run monai-unet calibrate again" in (found.why_not or {})["gate"]
+    assert "run monai-unet calibrate again" in found.why_not["gate"]
 
 
 def test_predict_says_that_the_bundle_was_changed_in_result_report_and_words(
