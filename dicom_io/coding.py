@@ -1,8 +1,7 @@
 """What label values mean: the coded concepts of a bundle's `segments.json`.
 
-The file has the form of dcmqi's metainfo, so that `itkimage2segimage` can use the same file. Codes are SNOMED
-CT ("SCT") only: SNOMED RT ("SRT") was retired from DICOM in 2019 and private "99" schemes mean nothing
-elsewhere.
+The file has the form of dcmqi's metainfo, so that `itkimage2segimage` can use it too. All codes are SNOMED CT ("SCT"): SNOMED
+RT ("SRT") was retired from DICOM in 2019, and private schemes ("99...") mean nothing to other programs.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from dicom_io.reading.headers import shown
 SCHEMA_MAJOR = 1
 _OWN_KEYS = ("wholes", "schema_version", "segmentAttributes")
 MAX_BYTES = 2**20
-"""The largest segments.json: room for some thousand segments."""
+"""The largest segments.json: enough for some thousand segments."""
 LONGEST_QUOTE = 300
 
 
-# The first eight are told apart in common colour blindness and on grey images. Each further one lies as far as possible from
-# those before it, from white and from a dark ground, in CIELAB (29 units or more).
+# The first eight can be distinguished with common colour blindness and on grey images. Each further colour lies as far as
+# possible from those before it, from white and from a dark ground, in CIELAB (29 units or more).
 DISPLAY_COLOURS = (
     "#4cc3ff", "#ffb000", "#ff6db6", "#8be04e", "#c49bff", "#ff7f4d", "#3fe0c5", "#e6e24a",
     "#a500ff", "#78783c", "#965a69", "#0f5aff", "#ff005a", "#00ff00", "#ff2de1", "#1e7878",
@@ -44,14 +43,14 @@ DISPLAY_COLOURS = (
 
 
 def display_rgb(number: int) -> tuple[int, int, int]:
-    """The colour of a structure that states none, by its number from 1, 0 to 255 each; the same again after 32."""
+    """The default colour of a structure, 0 to 255 each, by its number from 1; the colours repeat after 32."""
     text = DISPLAY_COLOURS[(number - 1) % len(DISPLAY_COLOURS)]
     return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One label: how it is numbered, called, coded and coloured.
+    """One label: its number, name, codes and colour.
 
     Attributes:
         number: Label value and DICOM SegmentNumber, from 1.
@@ -59,9 +58,9 @@ class Segment:
         category: SegmentedPropertyCategory, for instance SCT 91723000 "Anatomical Structure".
         type: SegmentedPropertyType, for instance SCT 5366008 "Hippocampus".
         type_modifier: What narrows the type, for instance SCT 255549009 "Anterior", or None.
-        anatomic_region: Where the property lies when the type does not say it, or None.
+        anatomic_region: Where the structure lies if the type does not say it, or None.
         anatomic_region_modifier: What narrows the region, or None.
-        display_rgb: Recommended display colour, 0 to 255 each; None for that of its number in `DISPLAY_COLOURS`.
+        display_rgb: Recommended display colour, 0 to 255 each; None for the colour of its number in `DISPLAY_COLOURS`.
         description: SegmentDescription, at most 1024 printable ASCII characters without a backslash, may be empty.
     """
 
@@ -88,14 +87,14 @@ class Segment:
 
 @dataclass(frozen=True)
 class Whole:
-    """A structure of which several segments are the parts, as `segments.json` states it under `wholes`.
+    """A structure whose parts are several segments, as `segments.json` states it under `wholes`.
 
     Attributes:
-        label: What it is called, for instance "Hippocampus".
-        numbers: Those of its parts, ascending; two or more.
+        label: Its name, for instance "Hippocampus".
+        numbers: The numbers of its parts, two or more, ascending.
         category: SegmentedPropertyCategory of the whole.
         type: SegmentedPropertyType of the whole, for instance SCT 5366008 "Hippocampus".
-        anatomic_region: Where it lies when the type does not say it, or None.
+        anatomic_region: Where it lies if the type does not say it, or None.
         anatomic_region_modifier: What narrows the region, or None.
     """
 
@@ -108,7 +107,7 @@ class Whole:
 
     @property
     def name(self) -> str:
-        """How a table calls it beside its parts."""
+        """The name of the structure in a table that names its parts too."""
         return f"{self.label}, whole"
 
 
@@ -124,10 +123,10 @@ def load_segments(path: Path) -> tuple[Segment, ...]:
 
 
 def load_wholes(path: Path) -> tuple[Whole, ...]:
-    """What a `segments.json` states under `wholes`, in the order of the file; none where it states nothing.
+    """The structures that a `segments.json` states under `wholes`, in the order of the file; empty if it states none.
 
-    Nothing is inferred from codes: a left and a right kidney have the codes of two parts, and are two organs. Whether the
-    volumes of the parts add up, that is, no voxel belongs to two of them, is for the caller to know.
+    Nothing is inferred from codes: a left and a right kidney have the codes of two parts and are two organs. The caller has to
+    know whether the volumes of the parts add up, that is, whether no voxel belongs to two of them.
 
     Raises:
         SegmentCodingError: As `load_segments`.
@@ -138,15 +137,16 @@ def load_wholes(path: Path) -> tuple[Whole, ...]:
 def _refusal(error: ValidationError, name: str) -> SegmentCodingError:
     where = _short("/".join(str(step) for step in error.absolute_path) or "the top")
     if error.validator == "pattern" and isinstance(error.instance, str):
-        odd = "".join(dict.fromkeys(re.sub(r"[ -\[\]-~]", "", error.instance)))
+        allowed = re.compile(_schema()["$defs"]["longString"]["pattern"])
+        odd = "".join(dict.fromkeys(letter for letter in error.instance if not allowed.search(letter)))
         if odd:
             return SegmentCodingError(
                 f"{shown(name)} at {where} holds {_short(repr(odd))} (found {_short(repr(error.instance))}); letters, digits "
                 "and signs of ASCII without a backslash are needed, for viewers of every character set; write it without them"
             )
-    found = "" if isinstance(error.instance, (dict, list)) else f" (found {error.instance!r})"
+    value = "" if isinstance(error.instance, (dict, list)) else f" (found {error.instance!r})"
     return SegmentCodingError(
-        f"{shown(name)} at {where}: {_short(error.message)}{_short(found)}; dcmqi's metainfo form with "
+        f"{shown(name)} at {where}: {_short(error.message)}{_short(value)}; dcmqi's metainfo form with "
         "SNOMED CT codes (SCT) is needed; compare with segments.schema.json"
     )
 
@@ -155,7 +155,7 @@ def _contents(path: Path) -> tuple[tuple[Segment, ...], tuple[Whole, ...]]:
     document = _read_json(path)
     _check_version(document, path.name)
     _check_keys(document, path.name)
-    error = best_match(_validator().iter_errors(document))
+    error = best_match(Draft202012Validator(_schema()).iter_errors(document))
     if error is not None:
         raise _refusal(error, path.name)
     items = [item for file in document["segmentAttributes"] for item in file]
@@ -183,7 +183,9 @@ def _check_labels(segments: Sequence[Segment], name: str) -> None:
 
 
 def _check_keys(document: Any, name: str) -> None:
-    """A key at the top that is neither ours nor dcmqi's would be ignored; dcmqi's begin with a capital or @, but for two."""
+    """Refuses a key at the top that is neither ours nor dcmqi's: it would be ignored. The keys of dcmqi begin with a capital, @
+    or $, except segmentAttributes and segmentAttributesFileMapping.
+    """
     unknown = [key for key in document if _is_unknown(key)] if isinstance(document, dict) else []
     if unknown:
         raise SegmentCodingError(
@@ -234,13 +236,13 @@ def code_item(code: Code) -> Dataset:
 
 
 @cache
-def _validator() -> Draft202012Validator:
-    schema = json.loads(files("dicom_io").joinpath("segments.schema.json").read_text(encoding="utf-8"))
-    return Draft202012Validator(schema)
+def _schema() -> dict[str, Any]:
+    schema: dict[str, Any] = json.loads(files("dicom_io").joinpath("segments.schema.json").read_text(encoding="utf-8"))
+    return schema
 
 
 def _short(text: str) -> str:
-    """What a message may hold of a document that may hold anything."""
+    """A text of a document for a message, cut to LONGEST_QUOTE characters."""
     return shown(text if len(text) <= LONGEST_QUOTE else text[:LONGEST_QUOTE] + " ...")
 
 
@@ -269,32 +271,33 @@ def _check_version(document: Any, name: str) -> None:
 
 def _segment(item: dict[str, Any]) -> Segment:
     colour = item.get("recommendedDisplayRGBValue")
-    category, kind = (_code(item, f"SegmentedProperty{part}CodeSequence") for part in ("Category", "Type"))
-    assert category is not None  # the schema requires both
-    assert kind is not None
     return Segment(
         number=item["labelID"],
         label=item["SegmentLabel"],
-        category=category,
-        type=kind,
-        type_modifier=_code(item, "SegmentedPropertyTypeModifierCodeSequence"),
-        anatomic_region=_code(item, "AnatomicRegionSequence"),
-        anatomic_region_modifier=_code(item, "AnatomicRegionModifierSequence"),
+        category=_code(item["SegmentedPropertyCategoryCodeSequence"]),
+        type=_code(item["SegmentedPropertyTypeCodeSequence"]),
+        type_modifier=_optional_code(item, "SegmentedPropertyTypeModifierCodeSequence"),
+        anatomic_region=_optional_code(item, "AnatomicRegionSequence"),
+        anatomic_region_modifier=_optional_code(item, "AnatomicRegionModifierSequence"),
         display_rgb=tuple(colour) if colour else None,
         description=item.get("SegmentDescription", ""),
     )
 
 
 def _whole(item: dict[str, Any]) -> Whole:
-    category, kind = (_code(item, f"SegmentedProperty{part}CodeSequence") for part in ("Category", "Type"))
-    assert category is not None  # the schema requires both
-    assert kind is not None
-    region = _code(item, "AnatomicRegionSequence"), _code(item, "AnatomicRegionModifierSequence")
-    return Whole(item["label"], tuple(sorted(item["parts"])), category, kind, *region)
+    return Whole(
+        label=item["label"],
+        numbers=tuple(sorted(item["parts"])),
+        category=_code(item["SegmentedPropertyCategoryCodeSequence"]),
+        type=_code(item["SegmentedPropertyTypeCodeSequence"]),
+        anatomic_region=_optional_code(item, "AnatomicRegionSequence"),
+        anatomic_region_modifier=_optional_code(item, "AnatomicRegionModifierSequence"),
+    )
 
 
-def _code(item: dict[str, Any], keyword: str) -> Code | None:
-    found = item.get(keyword)
-    if found is None:
-        return None
-    return Code(found["CodeValue"], found["CodingSchemeDesignator"], found["CodeMeaning"])
+def _optional_code(item: dict[str, Any], keyword: str) -> Code | None:
+    return _code(item[keyword]) if item.get(keyword) else None
+
+
+def _code(code: dict[str, str]) -> Code:
+    return Code(code["CodeValue"], code["CodingSchemeDesignator"], code["CodeMeaning"])

@@ -1,19 +1,19 @@
-"""One error tree: every refusal of `dicom_io` is a `DicomIoError` whose text is fit for a user's eyes.
+"""The errors of `dicom_io`: every refusal is a `DicomIoError` with a text for users.
 
-A message says what was found, what is needed and what to do, and never holds a patient's name, ID or birth date.
+A message says what was found, what is needed and what to do. It never holds a patient's name, ID or birth date.
 """
 
 
 class DicomIoError(Exception):
-    """Base of everything `dicom_io` raises on purpose."""
+    """Base of all errors that `dicom_io` raises itself."""
 
 
 class UnreadableFileError(DicomIoError):
-    """A file is truncated, is not what its name says, or cannot be decoded."""
+    """A file is truncated, has another format than its name says, or cannot be decoded."""
 
 
 class SeriesSelectionError(DicomIoError):
-    """No series, or more than one, fits what the caller asked for."""
+    """No series fits the caller's choice, or several do."""
 
 
 class SeriesGeometryError(DicomIoError):
@@ -25,12 +25,12 @@ class SegmentCodingError(DicomIoError):
 
 
 class LabelError(DicomIoError):
-    """A label object does not fit the image it is meant for."""
+    """A label object does not fit its image."""
 
 
 class GeometryProofError(DicomIoError):
-    """What was written does not lie where the result lies; the object was deleted."""
+    """A written object does not lie where the result lies; it was deleted."""
 
 
 class NetworkError(DicomIoError):
-    """Another node could not be reached, or did not do what it was asked to."""
+    """Another node could not be reached, or refused a request."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK
@@ -18,13 +19,13 @@ _SHEAR_TOLERANCE = 1e-4
 
 
 def read_itk(path: Path) -> Volume:
-    """The voxels of a NRRD or MetaImage file with their place.
+    """The voxels of a NRRD or MetaImage file with their grid.
 
     Returns:
         The file's own type, shape (I, J, K), or (I, J, K, C) for several components a voxel; affine in LPS mm.
 
     Raises:
-        UnreadableFileError: The file is broken, of another dimension than 3, or says nowhere how it lies.
+        UnreadableFileError: The file is broken, of another dimension than 3, or has no usable affine.
     """
     path = Path(path)
     reader = SimpleITK.ImageFileReader()
@@ -47,19 +48,21 @@ def read_itk(path: Path) -> Volume:
     try:
         return Volume(np.moveaxis(array, (0, 1, 2), (2, 1, 0)), affine_lps, Provenance("itk", files=(path,)))
     except ValueError as error:
-        raise UnreadableFileError(f"{path.name} places its voxels nowhere ({error}); export it again") from error
+        raise UnreadableFileError(
+            f"{path.name} does not say where its voxels lie ({error}); an invertible affine is needed; export it again"
+        ) from error
 
 
-def write_itk(array: NDArray, volume: Volume, path: Path) -> Path:
-    """Write values on a volume's grid as NRRD or MetaImage (by the ending), compressed.
+def write_itk(array: NDArray[Any], volume: Volume, path: Path) -> Path:
+    """The path, after values on a volume's grid were written as NRRD or MetaImage (by the ending), compressed.
 
     Args:
         array: Shape (I, J, K), or (I, J, K, C).
-        volume: Whose grid it is.
+        volume: Has the grid of the array.
         path: Ends in .nrrd or .mha.
 
     Raises:
-        LabelError: A sheared grid, which ITK's direction cosines cannot hold without harm.
+        LabelError: The grid is sheared, which ITK's direction cosines cannot express.
         OSError: The file could not be written whole.
     """
     cosines = direction_cosines(volume)
@@ -94,7 +97,7 @@ def _check_written(image: SimpleITK.Image, written: SimpleITK.Image, path: Path)
 
 
 def direction_cosines(volume: Volume) -> NDArray[np.float64] | None:
-    """Shape (3, 3), columns are unit vectors in LPS: the direction of a grid as ITK has it; None where the grid is sheared."""
+    """Shape (3, 3), columns are unit vectors in LPS: the direction of a grid as ITK has it; None for a sheared grid."""
     cosines = volume.affine_lps[:3, :3] / np.array(volume.spacing_mm)
     is_sheared = np.abs(cosines.T @ cosines - np.eye(3)).max() > _SHEAR_TOLERANCE
     return None if is_sheared else cosines

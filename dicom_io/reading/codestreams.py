@@ -1,4 +1,4 @@
-"""What a compressed picture says of itself, read before it is decoded: it may claim any size, and a decoder believes it."""
+"""The header of a compressed picture, read before it is decoded: it may state any size, and a decoder believes it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydicom.uid import (
 )
 
 MAX_SCANS = 100
-"""The most scans of a JPEG: each costs a pass over the picture, and some dozens are many."""
+"""The most scans of a JPEG. Each costs a pass over the picture; real pictures have some dozens at most."""
 
 JPEG_LOSSLESS = (JPEGLossless, JPEGLosslessSV1)
 _JPEG = (JPEGBaseline8Bit, JPEGExtended12Bit, *JPEG_LOSSLESS)
@@ -28,7 +28,7 @@ _PADDING_BYTES = 4096
 
 
 @dataclass(frozen=True)
-class Claim:
+class CodestreamHeader:
     """Rows, columns and samples a pixel that a codestream states, and the SOFn marker of a JPEG (0 for JPEG 2000)."""
 
     rows: int
@@ -38,55 +38,55 @@ class Claim:
 
     @property
     def is_lossy_jpeg(self) -> bool:
-        """Whether it is a JPEG by cosines: whatever the transfer syntax says, values are not those of the scanner."""
+        """Whether it is a JPEG with cosine transform: its values are not exactly those of the scanner."""
         return self.marker in _LOSSY_FRAMES
 
 
 def check_codestream(source: bytes, syntax: UID, rows: int, columns: int, samples: int) -> None:
-    """Passes a codestream that is of the size that the header promises, and, as far as that shows, whole.
+    """Checks that a codestream has the size of the DICOM header and, as far as that can be seen, is complete.
 
     Raises:
-        ValueError: It is of another size or kind, says none, or lacks its end mark.
+        ValueError: It has another size or kind, states no size, or lacks its end marker.
     """
-    claim = claim_of(source)
-    if claim is None:
+    stated = codestream_header(source)
+    if stated is None:
         raise ValueError("the compressed picture does not say its size")
-    if (claim.rows, claim.columns) != (rows, columns):
+    if (stated.rows, stated.columns) != (rows, columns):
         raise ValueError(
-            f"the compressed picture has {claim.rows} x {claim.columns} pixels, the header {rows} x {columns}"
+            f"the compressed picture has {stated.rows} x {stated.columns} pixels, the header {rows} x {columns}"
         )
-    if claim.samples != samples:
-        raise ValueError(f"the compressed picture has {claim.samples} samples a pixel, the header {samples}")
+    if stated.samples != samples:
+        raise ValueError(f"the compressed picture has {stated.samples} samples a pixel, the header {samples}")
     if syntax in _JPEG:
-        _check_jpeg(source, claim, syntax)
+        _check_jpeg(source, stated, syntax)
 
 
-def _check_jpeg(source: bytes, claim: Claim, syntax: UID) -> None:
-    if not source[-_PADDING_BYTES:].rstrip(b"\0\xff").endswith(_END):  # libjpeg makes up what is missing
+def _check_jpeg(source: bytes, stated: CodestreamHeader, syntax: UID) -> None:
+    if not source[-_PADDING_BYTES:].rstrip(b"\0\xff").endswith(_END):  # libjpeg invents the missing pixels
         raise ValueError("the compressed picture ends before its end mark")
     if source.count(_SCAN) > MAX_SCANS:
         raise ValueError(f"the compressed picture has {source.count(_SCAN)} scans; at most {MAX_SCANS} are decoded")
-    grey_and_lossy = claim.is_lossy_jpeg and claim.samples == 1  # of colours nobody would know the space
-    if syntax in JPEG_LOSSLESS and claim.marker != _LOSSLESS_FRAME and not grey_and_lossy:
+    grey_and_lossy = stated.is_lossy_jpeg and stated.samples == 1  # in colour, the colour space would be unknown
+    if syntax in JPEG_LOSSLESS and stated.marker != _LOSSLESS_FRAME and not grey_and_lossy:
         raise ValueError("the compressed picture is no lossless JPEG, as its transfer syntax says")
 
 
-def claim_of(source: bytes) -> Claim | None:
-    """What a JPEG, JPEG-LS or JPEG 2000 codestream, or its beginning, states; None where it states nothing.
+def codestream_header(source: bytes) -> CodestreamHeader | None:
+    """The header of a JPEG, JPEG-LS or JPEG 2000 codestream, of which the beginning is enough; None if there is none.
 
     Source: ISO/IEC 15444-1 A.5.1 (SIZ) and I.5 (boxes), ISO/IEC 10918-1 B.2.2 (SOFn), ISO/IEC 14495-1 C.2.2 (SOF55).
     """
     if source[:2] == _START:
-        return _claim_of_jpeg(source)
+        return _jpeg_header(source)
     start = _codestream_start(source)
     siz = source[start + 8 : start + 42]
     if source[start : start + 4] != _J2K_START or len(siz) < 34:
         return None
     width, height, left, top = struct.unpack(">4L", siz[:16])
-    return Claim(height - top, width - left, struct.unpack(">H", siz[32:])[0])
+    return CodestreamHeader(height - top, width - left, struct.unpack(">H", siz[32:])[0])
 
 
-def _claim_of_jpeg(source: bytes) -> Claim | None:
+def _jpeg_header(source: bytes) -> CodestreamHeader | None:
     at = 2
     while at + 10 <= len(source) and source[at] == 0xFF:
         marker = source[at + 1]
@@ -95,13 +95,13 @@ def _claim_of_jpeg(source: bytes) -> Claim | None:
             continue
         if (0xC0 <= marker <= 0xCF and marker not in _NO_FRAME) or marker == _JPEG_LS_FRAME:
             rows, columns, samples = struct.unpack(">HHB", source[at + 5 : at + 10])
-            return Claim(rows, columns, samples, marker)
+            return CodestreamHeader(rows, columns, samples, marker)
         at += 2 + int(struct.unpack(">H", source[at + 2 : at + 4])[0])
     return None
 
 
 def _codestream_start(source: bytes) -> int:
-    """Where a JPEG 2000 codestream begins: at once, or in a box of a JP2 file."""
+    """First byte of a JPEG 2000 codestream: 0, or in a box of a JP2 file; the length of the source if there is none."""
     if source[4:8] != _JP2_BOX:
         return 0
     at = 0

@@ -77,7 +77,7 @@ class ImagePlane:
     def normal(self) -> Points:
         """Shape (3,): unit vector along which slices are counted, row direction x column direction."""
         normal = np.cross(self.orientation[:3], self.orientation[3:])
-        return normal / np.linalg.norm(normal)
+        return np.asarray(normal / np.linalg.norm(normal))
 
     @property
     def steps(self) -> Points:
@@ -247,7 +247,7 @@ def _stack_jitter_limit_mm(ordered: Sequence[ImagePlane]) -> float:
 def _slice_step(ordered: Sequence[ImagePlane], single_step_mm: float) -> Points:
     if len(ordered) == 1:
         return ordered[0].normal * single_step_mm
-    return (np.array(ordered[-1].position) - np.array(ordered[0].position)) / (len(ordered) - 1)
+    return np.subtract(ordered[-1].position, ordered[0].position) / (len(ordered) - 1)
 
 
 def _shear_degrees(step: Points, ordered: Sequence[ImagePlane]) -> float:

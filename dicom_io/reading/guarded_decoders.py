@@ -1,4 +1,4 @@
-"""Run lengths and 8-bit JPEG, decoded by pydicom's own rules behind a guard against what makes a decoder fail badly."""
+"""Run lengths and 8-bit JPEG, decoded by pydicom's own functions after checks of what makes these crash or hang."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from dicom_io.reading.codestreams import check_codestream
 
 SYNTAXES = (RLELossless, JPEGBaseline8Bit)
 DECODER_DEPENDENCIES = dict.fromkeys(SYNTAXES, ("imagecodecs", "pillow"))
-"""Asked for by pydicom of every module of decoders."""
+"""pydicom reads it from every module of decoders."""
 
 _RLE_HEADER_BYTES = 64
 
 
 def is_available(uid: str) -> bool:
-    """Asked by pydicom: whether this module decodes a transfer syntax here."""
+    """Whether this module decodes a transfer syntax; pydicom calls it."""
     return uid in SYNTAXES
 
 
@@ -29,50 +29,50 @@ def decode_frame(source: bytes, runner: DecodeRunner) -> bytes:
     """One frame's codestream -> its values as bytes; called by pydicom.
 
     Raises:
-        ValueError: It is not of the size that the header promises.
+        ValueError: It has another size than the header states.
     """
     if runner.transfer_syntax == RLELossless:
-        return _run_lengths(source, runner)
+        return _decode_run_lengths(source, runner)
     syntax = UID(runner.transfer_syntax)
     check_codestream(source, syntax, runner.rows, runner.columns, runner.samples_per_pixel)
     return bytes(pillow._decode_frame(source, runner))
 
 
-def _run_lengths(source: bytes, runner: DecodeRunner) -> bytes:
-    """By imagecodecs; by pydicom, slowly, where an encoder padded its segments."""
-    word, remainder = divmod(runner.bits_allocated, 8)
+def _decode_run_lengths(source: bytes, runner: DecodeRunner) -> bytes:
+    """Values decoded by imagecodecs, or by pydicom, which is slow, if an encoder padded its segments."""
+    word_bytes, remainder = divmod(runner.bits_allocated, 8)
     try:
-        if remainder or not word:
+        if remainder or not word_bytes:
             raise ValueError(f"{runner.bits_allocated} bits have no run lengths")
-        content = _words(source, runner.rows * runner.columns, runner.samples_per_pixel, word)
+        content = _words(source, runner.rows * runner.columns, runner.samples_per_pixel, word_bytes)
     except (RuntimeError, ValueError):
         return bytes(rle._decode_frame(source, runner))
     runner.set_option("planar_configuration", 1)
     return content
 
 
-def _words(source: bytes, pixels: int, samples: int, word: int) -> bytes:
-    """Little-endian values, sample by sample: their bytes stand in a segment each, the highest first (PS3.5 G.2).
+def _words(source: bytes, pixels: int, samples: int, word_bytes: int) -> bytes:
+    """Little-endian values, sample by sample. Each byte of a word has a segment of its own, the highest first (PS3.5 G.2).
 
-    Each segment is decoded by itself, into as many bytes as there are pixels: whole frames without a limit, as imagecodecs
-    offers them, are read and written beyond their ends where the header lies.
+    Each segment is decoded by itself, into as many bytes as there are pixels. imagecodecs could decode whole frames, but it has
+    no limit there: with a wrong header it reads and writes beyond the ends of its buffers.
     """
-    ends = _segment_ends(source, samples * word)
-    found = np.empty((samples, pixels, word), dtype=np.uint8)
+    ends = _segment_ends(source, samples * word_bytes)
+    values = np.empty((samples, pixels, word_bytes), dtype=np.uint8)
     for number, (start, end) in enumerate(pairwise(ends)):
         segment = np.frombuffer(imagecodecs.packbits_decode(source[start:end], out=pixels), dtype=np.uint8)
         if len(segment) != pixels:
             raise ValueError(f"segment {number + 1} has {len(segment)} bytes, {pixels} are needed")
-        found[number // word, :, word - 1 - number % word] = segment
-    return found.tobytes()
+        values[number // word_bytes, :, word_bytes - 1 - number % word_bytes] = segment
+    return values.tobytes()
 
 
 def _segment_ends(source: bytes, count: int) -> list[int]:
-    """Where `count` segments begin, and the end of the last (PS3.5 G.5)."""
+    """The first bytes of `count` segments, and the end of the last segment (PS3.5 G.5)."""
     if len(source) < _RLE_HEADER_BYTES:
         raise ValueError(f"run lengths begin with {_RLE_HEADER_BYTES} bytes, {len(source)} are there")
-    told, *offsets = struct.unpack("<16L", source[:_RLE_HEADER_BYTES])
+    stated_count, *offsets = struct.unpack("<16L", source[:_RLE_HEADER_BYTES])
     ends = [*offsets[:count], len(source)]
-    if told != count or ends[0] != _RLE_HEADER_BYTES or sorted(ends) != ends:
-        raise ValueError(f"run lengths have {told} segments, {count} are needed")
+    if stated_count != count or ends[0] != _RLE_HEADER_BYTES or sorted(ends) != ends:
+        raise ValueError(f"run lengths have {stated_count} segments, {count} are needed")
     return ends

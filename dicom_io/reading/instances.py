@@ -264,7 +264,7 @@ def listed(value: object) -> list[object]:
 
 
 def _with_meta(dataset: Dataset, meta: FileMetaDataset) -> Dataset:
-    dataset.file_meta = meta  # type: ignore[attr-defined]  # pydicom declares it for FileDataset only
+    dataset.file_meta = meta
     return dataset
 
 

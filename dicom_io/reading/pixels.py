@@ -1,4 +1,4 @@
-"""Frames -> values: decoded, rescaled slice by slice in float, several slices at a time."""
+"""Frames -> values: decoded and rescaled slice by slice in floating point, several slices at a time."""
 
 from __future__ import annotations
 
@@ -10,57 +10,63 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from pydicom.dataset import Dataset
-from pydicom.pixels import apply_color_lut, apply_modality_lut
+from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 
 from dicom_io.errors import SeriesSelectionError, UnreadableFileError
 from dicom_io.reading.codecs import WITHOUT_SIGN, decode_picture, decoder_of, is_available
-from dicom_io.reading.codestreams import JPEG_LOSSLESS, claim_of
+from dicom_io.reading.codestreams import JPEG_LOSSLESS, codestream_header
 from dicom_io.reading.frames import Frame
 from dicom_io.reading.instances import READ_ERRORS, Instance, broken_file
 
 PHYSICAL_MODALITIES = frozenset({"CT", "PT", "NM"})
+"""Modalities whose values are physical (HU, activity, counts) and never inverted."""
+
 _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")  # implicit and explicit VR little endian
 _EXACT_IN_FLOAT32 = 2**23
-_HEAD_BYTES = 1 << 16  # of a codestream, in which it states its size
-_MOST_BITS = 16  # of grey values that a table or a screen knows
-_MOST_LUT_ENTRIES = 2**16  # PS3.3 C.7.6.3.1.5
+_HEAD_BYTES = 1 << 16  # of a codestream, which states its size there
+_MAX_BITS = 16  # of grey values in a table or on a screen
+_MAX_LUT_ENTRIES = 2**16  # PS3.3 C.7.6.3.1.5
 _SEGMENT_DISCRETE, _SEGMENT_INDIRECT = 0, 2  # PS3.3 C.7.9.2
 Slices = NDArray[np.float32]
+Stored = NDArray[Any]
+"""Pixel values as a file holds them, (rows, columns) or (rows, columns, 3) for RGB, of any integer or float type."""
+
 Notes = dict[str, None]
+"""Each note once, in the order of their first mention."""
 
 
 def decode_frames(frames: Sequence[Frame], modality: str, shape: tuple[int, ...]) -> tuple[Slices, tuple[str, ...]]:
     """Values of frames after their modality transformation, computed in float64 where float32 would round.
 
     Args:
-        frames: In the order wanted.
-        modality: Of their series; HU and activity are never inverted.
-        shape: Of what is returned: (frames, rows, columns), or with 3 colours last.
+        frames: In the order of the result.
+        modality: Of their series; see PHYSICAL_MODALITIES.
+        shape: Of the result: (frames, rows, columns), or (frames, rows, columns, 3) in colour.
 
     Returns:
-        float32 of that shape, and what there is to note.
+        float32 of that shape, and notes.
 
     Raises:
         UnreadableFileError: Pixels that cannot be decoded, or values that are NaN or infinite.
         SeriesSelectionError: There is not enough memory.
     """
-    jobs: dict[int, list[int]] = {}
+    by_instance: dict[int, list[int]] = {}
     for k, frame in enumerate(frames):
-        jobs.setdefault(id(frame.instance), []).append(k)
+        by_instance.setdefault(id(frame.instance), []).append(k)
     notes: Notes = {}
-    for indices in jobs.values():
-        _check_claim(frames[indices[0]].instance, notes)
+    for indices in by_instance.values():
+        _check_codestream_size(frames[indices[0]].instance, notes)
     slices = _empty(shape)
-    mirror = _mirror(frames, modality, notes)
+    inversion_sum = _inversion_sum(frames, modality, notes)
 
-    def work(indices: list[int]) -> Notes:
+    def decode(indices: list[int]) -> Notes:
         return _decode_instance([frames[k] for k in indices], [slices[k] for k in indices])
 
-    with ThreadPoolExecutor(max_workers=min(len(jobs), os.cpu_count() or 1)) as pool:
-        for found in pool.map(work, jobs.values()):
-            notes.update(found)
-    if mirror is not None:
-        np.subtract(np.float32(mirror), slices, out=slices)
+    with ThreadPoolExecutor(max_workers=min(len(by_instance), os.cpu_count() or 1)) as pool:
+        for instance_notes in pool.map(decode, by_instance.values()):
+            notes.update(instance_notes)
+    if inversion_sum is not None:
+        np.subtract(np.float32(inversion_sum), slices, out=slices)
     return slices, tuple(notes)
 
 
@@ -75,31 +81,31 @@ def _empty(shape: tuple[int, ...]) -> Slices:
         ) from error
 
 
-def _check_claim(instance: Instance, notes: Notes) -> None:
-    """Passes compressed pictures whose first is of the size that the header has; before memory for all is taken."""
+def _check_codestream_size(instance: Instance, notes: Notes) -> None:
+    """Refuses a first compressed picture of another size than the header states, before memory for all is allocated."""
     if not instance.fragments:
         return
     at, size = instance.fragments[0]
     try:
-        found = claim_of(_bytes_of(instance, [(at, min(size, _HEAD_BYTES))]))
+        stated = codestream_header(_bytes_of(instance, [(at, min(size, _HEAD_BYTES))]))
     except READ_ERRORS as error:
         raise broken_file(instance.name, error) from error
     rows, columns = int(instance.header.Rows), int(instance.header.Columns)
-    if found is not None and (found.rows, found.columns) != (rows, columns):
-        told = f"the compressed picture has {found.rows} x {found.columns} pixels, the header {rows} x {columns}"
-        raise broken_file(instance.name, told)
-    if found is not None and found.is_lossy_jpeg and instance.transfer_syntax in JPEG_LOSSLESS:
+    if stated is not None and (stated.rows, stated.columns) != (rows, columns):
+        fault = f"the compressed picture has {stated.rows} x {stated.columns} pixels, the header {rows} x {columns}"
+        raise broken_file(instance.name, fault)
+    if stated is not None and stated.is_lossy_jpeg and instance.transfer_syntax in JPEG_LOSSLESS:
         notes["pixels are JPEG with losses, though their transfer syntax is one without"] = None
 
 
 def _decode_instance(frames: Sequence[Frame], targets: Sequence[Slices]) -> Notes:
-    """Fills the targets with the values of one instance's frames, and gives the notes."""
+    """Notes; fills the targets, shape (rows, columns) or (rows, columns, 3) each, with the values of one instance's frames."""
     notes: Notes = {}
     instance = frames[0].instance
     try:
-        stored_of = _reader(instance)
+        read_frame = _frame_reader(instance)
         for frame, target in zip(frames, targets, strict=True):
-            stored = _tile(stored_of(max(frame.number - 1, 0)), frame)
+            stored = _tile(read_frame(max(frame.number - 1, 0)), frame)
             if stored.shape != target.shape:
                 raise ValueError(f"its pixels have the shape {stored.shape}, {target.shape} is needed")
             _fill(target, stored, frame, notes)
@@ -112,10 +118,10 @@ def _decode_instance(frames: Sequence[Frame], targets: Sequence[Slices]) -> Note
     return notes
 
 
-def _reader(instance: Instance) -> Callable[[int], NDArray]:
-    """A function from a frame's index to its stored values, (rows, columns) or with 3 colours last (RGB)."""
+def _frame_reader(instance: Instance) -> Callable[[int], Stored]:
+    """A function from a frame's index to its stored values."""
     if _is_grey(instance) and instance.pixels_at is not None and instance.transfer_syntax in _NATIVE:
-        return lambda index: _plain(instance, index)
+        return lambda index: _uncompressed(instance, index)
     if _is_grey(instance) and instance.frames == 1 and instance.fragments and is_available(instance.transfer_syntax):
         stored = _compressed(instance)
         if stored is not None:
@@ -130,7 +136,7 @@ def _reader(instance: Instance) -> Callable[[int], NDArray]:
 
 
 def _is_grey(instance: Instance) -> bool:
-    """Whether a file holds grey values of 8, 16 or 32 bits that need no more than their bytes to be understood."""
+    """Whether a file holds grey values of 8, 16 or 32 bits, which can be read without pydicom."""
     header = instance.header
     allocated, stored = int(header.get("BitsAllocated") or 0), int(header.get("BitsStored") or 0)
     return (
@@ -142,23 +148,23 @@ def _is_grey(instance: Instance) -> bool:
     )
 
 
-def _kind(header: Dataset) -> np.dtype:
-    """The type of the stored values."""
+def _stored_type(header: Dataset) -> np.dtype[Any]:
+    """The integer type of the stored values, little endian."""
     signed, size = int(header.get("PixelRepresentation") or 0), int(header.BitsAllocated) // 8
     return np.dtype(f"<{'i' if signed else 'u'}{size}")
 
 
-def _plain(instance: Instance, index: int) -> NDArray:
-    """Uncompressed values of one frame: in the file they stand as an array does."""
-    rows, columns, kind = int(instance.header.Rows), int(instance.header.Columns), _kind(instance.header)
+def _uncompressed(instance: Instance, index: int) -> Stored:
+    """Values of one frame, which a file holds in the order of an array."""
+    rows, columns, kind = int(instance.header.Rows), int(instance.header.Columns), _stored_type(instance.header)
     size = rows * columns * kind.itemsize
     content = _bytes_of(instance, [((instance.pixels_at or 0) + index * size, size)])
     return _stored_bits(np.frombuffer(content, dtype=kind).reshape(rows, columns), instance.header)
 
 
-def _compressed(instance: Instance) -> NDArray | None:
-    """Compressed values of a single frame; None where the codec's own type is not the header's: pydicom knows the rules."""
-    header, kind = instance.header, _kind(instance.header)
+def _compressed(instance: Instance) -> Stored | None:
+    """Values of the only frame; None if the codec's type is not that of the header: then pydicom has to decode it."""
+    header, kind = instance.header, _stored_type(instance.header)
     content = _bytes_of(instance, instance.fragments)
     if _bits_below(header):
         return None
@@ -171,20 +177,20 @@ def _compressed(instance: Instance) -> NDArray | None:
 
 
 def _bytes_of(instance: Instance, pieces: Sequence[tuple[int, int]]) -> bytes:
-    """Pieces of the file, (first byte, length), joined."""
-    found = []
+    """The bytes of some pieces of the file, (first byte, length) each, joined."""
+    contents = []
     with open(str(instance.path), "rb") as file:
         for at, size in pieces:
             file.seek(at)
-            found.append(file.read(size))
-            if len(found[-1]) < size:
-                raise EOFError(f"{size} bytes of pixels are needed at byte {at}, {len(found[-1])} are left")
-    return b"".join(found)
+            contents.append(file.read(size))
+            if len(contents[-1]) < size:
+                raise EOFError(f"{size} bytes of pixels are needed at byte {at}, {len(contents[-1])} are left")
+    return b"".join(contents)
 
 
-def _stored_bits(stored: NDArray, header: Dataset) -> NDArray:
-    """Values of BitsStored bits up to HighBit, with their sign; what stands around them may be anything, old overlays
-    among it (PS3.5 8.1.1).
+def _stored_bits(stored: Stored, header: Dataset) -> Stored:
+    """Values of BitsStored bits up to HighBit, with their sign. The other bits may hold anything, such as old overlays
+    (PS3.5 8.1.1).
     """
     unused = stored.dtype.itemsize * 8 - int(header.BitsStored)
     above = unused - _bits_below(header)
@@ -192,22 +198,22 @@ def _stored_bits(stored: NDArray, header: Dataset) -> NDArray:
 
 
 def _bits_below(header: Dataset) -> int:
-    """How many bits of a pixel stand below its value; 0 for a HighBit that cannot be, which writers do not care for."""
+    """How many bits of a pixel stand below its value; 0 for an impossible HighBit, which some writers write."""
     below = int(header.get("HighBit") or 0) + 1 - int(header.BitsStored)
     return below if 0 < below <= int(header.BitsAllocated) - int(header.BitsStored) else 0
 
 
-def _by_pydicom(dataset: Any, index: int) -> NDArray:
+def _by_pydicom(dataset: Any, index: int) -> Stored:
     if "BitsStored" in dataset and "BitsAllocated" in dataset and _bits_below(dataset):
         raise ValueError(
-            f"its values stand {_bits_below(dataset)} bits up (HighBit {dataset.HighBit}), which is read of uncompressed "
-            "files in little endian only"
+            f"its values stand {_bits_below(dataset)} bits up (HighBit {dataset.HighBit}), which is read only "
+            "from uncompressed files in little endian"
         )
     return decoder_of(dataset.file_meta.TransferSyntaxUID).as_array(dataset, index=index)[0]
 
 
-def _palette(stored: NDArray, dataset: Dataset) -> NDArray:
-    """Colour numbers -> RGB of 8 bits (PS3.3 C.7.6.3.1.5)."""
+def _palette(stored: Stored, dataset: Dataset) -> Stored:
+    """Colour numbers (rows, columns) -> RGB (rows, columns, 3) of 8 bits (PS3.3 C.7.6.3.1.5)."""
     for name in ("Red", "Green", "Blue"):
         _check_segments(dataset, name)
     coloured = apply_color_lut(stored, dataset)
@@ -215,9 +221,9 @@ def _palette(stored: NDArray, dataset: Dataset) -> NDArray:
 
 
 def _check_segments(dataset: Dataset, name: str) -> None:
-    """Passes a segmented table that expands to no more entries than a table can have (PS3.3 C.7.9); else ValueError.
+    """Raises ValueError if a segmented table expands to more entries than a table can have (PS3.3 C.7.9).
 
-    A segment of three words may stand for 65535 entries, or for a run of other segments.
+    A segment of three words can expand to 65535 entries, or repeat a run of other segments.
     """
     content = dataset.get(f"Segmented{name}PaletteColorLookupTableData")
     if not content:
@@ -225,16 +231,17 @@ def _check_segments(dataset: Dataset, name: str) -> None:
     is_wide = int(dataset[f"{name}PaletteColorLookupTableDescriptor"].value[2]) > 8
     words = np.frombuffer(content[: len(content) // 2 * 2], "<u2" if is_wide else "u1").tolist()
     entries, at = 0, 0
-    while at + 1 < len(words) and entries <= _MOST_LUT_ENTRIES:
+    while at + 1 < len(words) and entries <= _MAX_LUT_ENTRIES:
         kind, length = words[at], words[at + 1]
         if kind == _SEGMENT_INDIRECT:
             raise ValueError(f"its {name} palette has a segment that repeats others, which is not read here")
         entries, at = entries + length, at + 2 + (length if kind == _SEGMENT_DISCRETE else 1)
-    if entries > _MOST_LUT_ENTRIES:
-        raise ValueError(f"its {name} palette has more than the {_MOST_LUT_ENTRIES} entries that are possible")
+    if entries > _MAX_LUT_ENTRIES:
+        raise ValueError(f"its {name} palette has more than the {_MAX_LUT_ENTRIES} entries that are possible")
 
 
-def _tile(stored: NDArray, frame: Frame) -> NDArray:
+def _tile(stored: Stored, frame: Frame) -> Stored:
+    """The part of a picture that is this frame: the whole, but in a mosaic."""
     if frame.tile is None:
         return stored
     number, across = frame.tile
@@ -243,7 +250,7 @@ def _tile(stored: NDArray, frame: Frame) -> NDArray:
     return stored[row * rows : (row + 1) * rows, column * columns : (column + 1) * columns]
 
 
-def _fill(target: Slices, stored: NDArray, frame: Frame, notes: Notes) -> None:
+def _fill(target: Slices, stored: Stored, frame: Frame, notes: Notes) -> None:
     """Stored values -> output values of the modality (PS3.3 C.11.1)."""
     header = frame.instance.header
     if "ModalityLUTSequence" in header:
@@ -261,8 +268,8 @@ def _fill(target: Slices, stored: NDArray, frame: Frame, notes: Notes) -> None:
 def _is_exact(kind: DTypeLike, frame: Frame) -> bool:
     """Whether float32 holds stored value + intercept without rounding."""
     small = np.dtype(kind).kind in "iu" and np.dtype(kind).itemsize <= 2
-    whole = frame.intercept == round(frame.intercept) if np.isfinite(frame.intercept) else False
-    return bool(small and frame.slope == 1.0 and whole and abs(frame.intercept) < _EXACT_IN_FLOAT32)
+    is_whole = frame.intercept.is_integer() and abs(frame.intercept) < _EXACT_IN_FLOAT32
+    return bool(small and frame.slope == 1.0 and is_whole)
 
 
 def _store(target: Slices, values: NDArray[np.float64], frame: Frame) -> None:
@@ -277,11 +284,11 @@ def _store(target: Slices, values: NDArray[np.float64], frame: Frame) -> None:
         )
 
 
-def _mirror(frames: Sequence[Frame], modality: str, notes: Notes) -> float | None:
-    """What all values are subtracted from, for high ones to be bright as everywhere else; None where they are already.
+def _inversion_sum(frames: Sequence[Frame], modality: str, notes: Notes) -> float | None:
+    """The number from which all values are subtracted so that high values are bright; None if they are bright already.
 
-    One number for the volume, the sum of its lowest and highest possible value, so that slices stay comparable. Physical
-    units (HU, activity, counts) are no matter of display.
+    It is the sum of the lowest and the highest possible value of the volume, one number so that slices stay comparable. Values
+    in physical units (HU, activity, counts) are not inverted: their sign does not depend on how they are displayed.
     """
     if all(frame.instance.header.get("PhotometricInterpretation") != "MONOCHROME1" for frame in frames):
         return None
@@ -302,12 +309,12 @@ def _possible_values(frame: Frame) -> tuple[float, float]:
     """The least and greatest value that a frame can hold after its modality transformation."""
     header = frame.instance.header
     bits, is_signed = int(header.get("BitsStored") or 0), int(header.get("PixelRepresentation") or 0)
-    if not 0 < bits <= _MOST_BITS:  # float pixels have no range: they are mirrored at 0
+    if not 0 < bits <= _MAX_BITS:  # float pixels have no range: they are inverted about 0
         return frame.intercept, frame.intercept
     lowest = -(1 << bits - 1) if is_signed else 0
     highest = lowest + (1 << bits) - 1
     if "ModalityLUTSequence" in header:
-        found = apply_modality_lut(np.arange(lowest, highest + 1), header)
-        return float(found.min()), float(found.max())
+        values = apply_modality_lut(np.arange(lowest, highest + 1), header)
+        return float(values.min()), float(values.max())
     ends = sorted(value * frame.slope + frame.intercept for value in (lowest, highest))
     return ends[0], ends[1]

@@ -138,7 +138,7 @@ def _sideways(ordered: Sequence[ImagePlane], depths_mm: Points) -> Points:
     """Shape (S, 2): (columns, rows) by which the first pixel of each slice is shifted off the first slice's normal."""
     positions = np.array([plane.position for plane in ordered])
     along = positions - positions[0] - np.outer(depths_mm, ordered[0].normal)
-    return along @ np.linalg.pinv(ordered[0].steps).T
+    return np.asarray(along @ np.linalg.pinv(ordered[0].steps).T)
 
 
 def _check_straight(ordered: Sequence[ImagePlane], offsets: Points, name: str, *, tilt: bool) -> None:

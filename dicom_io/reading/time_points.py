@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dicom_io.errors import SeriesGeometryError, SeriesSelectionError
-from dicom_io.reading.frame_attributes import SETTINGS, FrameAttribute, component, differing_attributes, listed_values
+from dicom_io.reading.frame_attributes import FrameAttribute, component, differing_attributes, listed_values
 from dicom_io.reading.frames import Frame
 from dicom_io.reading.geometry import ImagePlane, same_positions
 from dicom_io.reading.headers import shown
+from dicom_io.reading.kept_attributes import SETTINGS
 from dicom_io.reading.stacks import Stack, are_parallel, separate_stacks
 
 MAX_KEYWORDS = 4

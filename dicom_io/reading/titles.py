@@ -1,7 +1,7 @@
-"""How a scanner called a series, so that people can tell one from another: its number, description, protocol and time.
+"""The title that a scanner gave a series, for people: its number, description, protocol and time.
 
-Description and protocol are free text. What of the patient's name or ID stands in them is told as "...", as far as the header's
-own PatientName, PatientID and OtherPatientIDs show what that is; a nickname would stay.
+Description and protocol are free text. Parts of the patient's name or ID in them are replaced by "...", as far as the header
+names them in PatientName, PatientID and OtherPatientIDs; a nickname would stay.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LONGEST = 64  # LO: PS3.5 6.2
 
 @dataclass(frozen=True)
 class SeriesTitle:
-    """What a header says of its series; each is empty where it says nothing that can be read.
+    """The title of a series; each part is empty if the header has none that can be read.
 
     Attributes:
         number: SeriesNumber.
@@ -38,7 +38,7 @@ class SeriesTitle:
 
     @property
     def line(self) -> str:
-        """One line; empty where nothing is known."""
+        """The title in one line; empty if nothing is known."""
         protocol = f"protocol {self.protocol}" if self.protocol not in ("", self.description) else ""
         return ", ".join(
             filter(None, [f"no. {self.number}" if self.number else "", self.description, protocol, self.time])
@@ -46,7 +46,7 @@ class SeriesTitle:
 
 
 def title_of(instance: Instance) -> SeriesTitle:
-    """The title of the series of an instance; of a file that can no longer be read, none."""
+    """The title of the series of an instance; empty if the file can no longer be read."""
     try:
         keywords = (*_TITLE, *_OF_THE_PATIENT, "SpecificCharacterSet")
         header = instance.dataset or load_dataset(instance.path, with_pixels=False, keywords=keywords)  # type: ignore[arg-type]
@@ -62,20 +62,20 @@ def title_of(instance: Instance) -> SeriesTitle:
 
 
 def text_values(header: Dataset, keyword: str) -> list[str]:
-    """The values of a text attribute, each in one line; none where it is absent or cannot be decoded."""
+    """The values of a text attribute, each in one line; empty if it is absent or cannot be decoded."""
     try:
-        found = header.get(keyword)
-        values = found if isinstance(found, MultiValue) else [] if found is None else [found]
+        value = header.get(keyword)
+        values = value if isinstance(value, MultiValue) else [] if value is None else [value]
         return [" ".join(str(value).split()) for value in values]
     except READ_ERRORS:
         return []
 
 
 def without_patient(header: Dataset, text: str) -> str:
-    """Printable text of at most 64 characters in which no part of the patient's name or ID stands as a word, in any case."""
+    """A text of at most 64 printable characters; words that are part of the patient's name or ID are replaced by "..."."""
     texts = [text for keyword in _OF_THE_PATIENT for text in text_values(header, keyword)]
-    hidden = {part for one in texts for part in re.split(r"[\s^=,;_-]+", one) if len(part) > 1}
-    text = "".join(one if one.isprintable() else " " for one in text)[:_LONGEST].strip()
+    hidden = {part for value in texts for part in re.split(r"[\s^=,;_-]+", value) if len(part) > 1}
+    text = "".join(letter if letter.isprintable() else " " for letter in text)[:_LONGEST].strip()
     for part in sorted(hidden, key=len, reverse=True):
         text = re.sub(rf"(?<![^\W_]){re.escape(part)}(?![^\W_])", "...", text, flags=re.IGNORECASE)
     return text

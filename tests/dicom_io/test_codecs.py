@@ -27,7 +27,7 @@ from pydicom.uid import (
 from dicom_io.errors import UnreadableFileError
 from dicom_io.read import read_series
 from dicom_io.reading.codecs import decoder_of
-from dicom_io.reading.codestreams import claim_of
+from dicom_io.reading.codestreams import codestream_header
 
 
 def htj2k(values: np.ndarray) -> bytes:
@@ -115,7 +115,7 @@ def test_real_compressed_files_decode_as_pydicom_decodes_them(shared_data: Path)
 
 
 def claimed(content: bytearray) -> tuple[int, int] | None:
-    claim = claim_of(bytes(content))
+    claim = codestream_header(bytes(content))
     return claim and (claim.rows, claim.columns)
 
 
