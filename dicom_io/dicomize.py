@@ -2,7 +2,7 @@
 
 Geometry is exact: every slice gets its position from the affine. Axes may be flipped so that a viewer shows
 the slices the usual way (patient's right on the left, anterior or head up) and slices follow the normal;
-which voxel is where in the patient does not change. Left-handed affines need nothing special. Sheared ones
+the place of each voxel in the patient does not change. Left-handed affines need nothing special. Sheared affines
 have no DICOM form and are refused.
 
 Intensities: whole numbers from 0 to 65535 (or -32768 to 32767) are stored as they are. Anything else is
@@ -12,7 +12,7 @@ most slope / 2, which is less than 0.8e-5 (1.6e-5) of the largest magnitude, whe
 The classic MR IOD does not list the Modality LUT module; the pair is a standard extension that MR scanners
 use and every reader applies. The classic CT IOD has it: values are Hounsfield units there.
 
-What DICOM wants to know and a NIfTI file does not say (patient, dates, scanner, sequence) is made up or left
+Attributes that DICOM needs and a NIfTI file does not hold (patient, dates, scanner, sequence) are made up or left
 empty: the patient is `DEMO^<case id>`, all dates are 2000-01-01.
 """
 
@@ -24,10 +24,11 @@ import math
 import os
 import re
 import shutil
+import tempfile
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Context, Decimal
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +46,7 @@ from dicom_io.volume import Provenance, Volume
 
 MADE_UP_DATE, MADE_UP_TIME = "20000101", "000000"
 SHEAR_TOLERANCE_MM = 0.01
-MODEL, LABEL_VERSION = "dicomize", "converted from NIfTI"  # how an earlier conversion is known again
+MODEL, LABEL_VERSION = "dicomize", "converted from NIfTI"  # by which an earlier conversion is recognised
 SEG_NAME = "seg.dcm"
 ConvertedModality = Literal["MR", "CT"]
 _CLASSES: dict[ConvertedModality, UID] = {"MR": MRImageStorage, "CT": CTImageStorage}
@@ -53,13 +54,26 @@ _FOLDERS = tuple(modality.lower() for modality in _CLASSES)
 
 
 @dataclass(frozen=True)
+class ConversionOptions:
+    """How a case is converted.
+
+    Attributes:
+        modality: What the series is: MR, or CT with values in HU.
+        overwrite: Replace an earlier conversion in the folder, of either modality.
+    """
+
+    modality: ConvertedModality = "MR"
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
 class DicomizedCase:
     """What `dicomize` left on disk.
 
     Attributes:
-        series_folder: Holds one MR or CT file a slice, `0001.dcm` ... in order along the normal.
+        series_folder: Holds one MR or CT file for each slice, `0001.dcm` ... in order along the normal.
         seg: The SEG of the labels, or None without labels.
-        volume: The series as a reader should give it back: float32 after rescale, provenance with UIDs and
+        volume: The series as a reader should return it: float32 after rescale, provenance with UIDs and
             files.
         labels: The labels on the grid of `volume` (axes flipped as the series is), or None.
         max_rounding_error: Bound on |volume.array - original| in the image's own units; 0 if exact.
@@ -74,9 +88,14 @@ class DicomizedCase:
 
 @dataclass(frozen=True)
 class _Stored:
-    """Pixels of a series: (I, J, K) int16 or uint16, and the slope that gives back the values."""
+    """Pixels of a series.
 
-    pixels: NDArray
+    Attributes:
+        pixels: Shape (I, J, K), stored values.
+        slope: RescaleSlope; a value is pixel * slope, in the image's own units.
+    """
+
+    pixels: NDArray[np.integer[Any]]
     slope: Decimal
 
     @property
@@ -91,19 +110,17 @@ def dicomize(
     labels: Volume | None = None,
     segments: tuple[Segment, ...] | None = None,
     case_id: str,
-    overwrite: bool = False,
-    modality: ConvertedModality = "MR",
+    options: ConversionOptions = ConversionOptions(),
 ) -> DicomizedCase:
-    """Write an image (and labels) that has no DICOM form yet as `folder`/mr/*.dcm (or ct) and `folder`/seg.dcm.
+    """Writes an image (and labels) that has no DICOM form yet as `folder`/mr/*.dcm (or ct) and `folder`/seg.dcm.
 
     Args:
         image: Shape (I, J, K), real numbers, patient space.
-        folder: Made if needed. Files appear only when all are written and proven.
+        folder: Made if needed. Files appear only when all files are written and proven.
         labels: Same grid as `image`, values 0 to N.
         segments: Meaning of the labels; needed with labels.
         case_id: Becomes part of the made-up PatientName and PatientID; printable, at most 48 characters.
-        overwrite: Replace an earlier conversion in `folder`, of either modality.
-        modality: What the series is: MR, or CT with values in HU.
+        options: Modality of the series, and whether an earlier conversion is replaced.
 
     Raises:
         SeriesGeometryError: No patient space, channels, or a sheared affine.
@@ -113,21 +130,28 @@ def dicomize(
     """
     _check(image, case_id)
     folder = Path(folder)
-    _check_free(folder, overwrite)
-    flips = _display_flips(image)
+    _check_free(folder, options.overwrite)
+    flips, modality = _display_flips(image), options.modality
     oriented = _flipped(image, flips)
-    stored = _quantised(oriented.array)
-    part = folder / f".{modality.lower()}.{os.getpid()}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    stored, series_folder = _quantised(oriented.array), folder / modality.lower()
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        volume = _write_series(oriented, stored, part, case_id, modality)
-        fitted, seg = _write_labels(labels, segments, image, volume, part, flips)
-        return _publish(part, folder, volume, fitted, seg, stored, modality)
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
+            volume = _write_series(oriented, stored, Path(part) / series_folder.name, case_id, modality)
+            fitted, seg = _write_labels(labels, segments, image, volume, Path(part), flips)
+            _publish(Path(part), folder, series_folder.name)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
         with contextlib.suppress(OSError):
             folder.rmdir()  # only if nothing is in it
+    files = tuple(series_folder / file.name for file in volume.provenance.files)
+    volume = replace(volume, provenance=replace(volume.provenance, files=files))
+    return DicomizedCase(
+        series_folder=series_folder,
+        seg=None if seg is None else folder / SEG_NAME,
+        volume=volume,
+        labels=None if fitted is None else volume.with_array(fitted.array),
+        max_rounding_error=_rounding_bound(stored),
+    )
 
 
 def _check(image: Volume, case_id: str) -> None:
@@ -156,7 +180,7 @@ def _check(image: Volume, case_id: str) -> None:
 
 
 def _check_shear(image: Volume) -> None:
-    """Refuse axes whose lean moves a voxel at the far end of the grid by more than the tolerance."""
+    """Refuses axes whose lean moves a voxel at the far end of the grid by more than SHEAR_TOLERANCE_MM."""
     steps, spacing = image.affine_lps[:3, :3], np.array(image.spacing_mm)
     cosines = steps / spacing
     for a, b in ((0, 1), (0, 2), (1, 2)):
@@ -196,7 +220,7 @@ def _is_a_conversion(file: Path) -> bool:
         header = load_dataset(file, with_pixels=False)
     except (DicomIoError, OSError):
         return False
-    return header.get("ManufacturerModelName") == MODEL or header.get("SoftwareVersions") == LABEL_VERSION
+    return bool(header.get("ManufacturerModelName") == MODEL or header.get("SoftwareVersions") == LABEL_VERSION)
 
 
 def _display_flips(image: Volume) -> tuple[bool, bool, bool]:
@@ -214,7 +238,7 @@ def _display_flips(image: Volume) -> tuple[bool, bool, bool]:
 
 
 def _flipped(volume: Volume, flips: tuple[bool, bool, bool]) -> Volume:
-    """The same voxels at the same places with some array axes walked the other way."""
+    """The same voxels at the same places, with some array axes reversed."""
     turn = np.eye(4)
     for axis, flip in enumerate(flips):
         if flip:
@@ -223,8 +247,8 @@ def _flipped(volume: Volume, flips: tuple[bool, bool, bool]) -> Volume:
     return replace(volume, array=np.ascontiguousarray(array), affine_lps=volume.affine_lps @ turn)
 
 
-def _quantised(values: NDArray) -> _Stored:
-    """16-bit pixels and slope; see the module's text for the rule and the bound."""
+def _quantised(values: NDArray[Any]) -> _Stored:
+    """16-bit pixels and slope for `values`, shape (I, J, K); the module's docstring has the rule and the bound."""
     low, high = float(values.min()), float(values.max())
     kind, bottom, top = (np.int16, -32768, 32767) if low < 0 else (np.uint16, 0, 65535)
     if bottom <= low and high <= top and np.array_equal(values, np.rint(values)):
@@ -250,6 +274,7 @@ def _write_series(image: Volume, stored: _Stored, folder: Path, case_id: str, mo
     entropy = ("dicomize", case_id, digest.hexdigest(), *(() if modality == "MR" else (modality,)))
     common = _series_attributes(image, stored, entropy, case_id, modality)
     uids, files = [], []
+    folder.mkdir()
     for k in range(image.shape[2]):
         uids.append(derived_uid(*entropy, "instance", str(k)))
         files.append(folder / f"{k + 1:04d}.dcm")
@@ -271,7 +296,7 @@ def _write_series(image: Volume, stored: _Stored, folder: Path, case_id: str, mo
 def _series_attributes(
     image: Volume, stored: _Stored, entropy: tuple[str, ...], case_id: str, modality: ConvertedModality
 ) -> Dataset:
-    """What all slices share."""
+    """The attributes that all slices share."""
     ds = Dataset()
     ds.SpecificCharacterSet = "ISO_IR 100"
     ds.ImageType = ["DERIVED", "SECONDARY", "OTHER" if modality == "MR" else "AXIAL"]  # PS3.3 C.8.2.1.1.1, C.8.3.1.1.1
@@ -361,7 +386,7 @@ def _write_labels(
     folder: Path,
     flips: tuple[bool, bool, bool],
 ) -> tuple[Volume | None, Path | None]:
-    """The labels on the grid of the written series, and their SEG, kept in `folder` until all is done."""
+    """The labels on the grid of the written series, and their SEG in `folder`."""
     if labels is None:
         return None, None
     if segments is None:
@@ -386,33 +411,16 @@ def _write_labels(
     return fitted, write_seg(fitted, volume, folder / SEG_NAME, result)
 
 
-def _publish(
-    part: Path,
-    folder: Path,
-    volume: Volume,
-    labels: Volume | None,
-    seg: Path | None,
-    stored: _Stored,
-    modality: ConvertedModality,
-) -> DicomizedCase:
-    """Give the finished files their names."""
-    series_folder, seg_file = folder / modality.lower(), folder / SEG_NAME
-    earlier = part.with_suffix(".old")
-    if series_folder.exists():
-        os.replace(series_folder, earlier)
-    if seg is not None:
-        os.replace(seg, seg_file)
+def _publish(part: Path, folder: Path, series_name: str) -> None:
+    """Moves the finished files from `part` into the folder; an earlier series goes the other way."""
+    seg = part / SEG_NAME
+    if (folder / series_name).exists():
+        os.replace(folder / series_name, part / "earlier")
+    if seg.exists():
+        os.replace(seg, folder / SEG_NAME)
     else:
-        seg_file.unlink(missing_ok=True)
-    os.replace(part, series_folder)
-    for old in (earlier, *(folder / name for name in _FOLDERS if name != modality.lower())):
-        shutil.rmtree(old, ignore_errors=True)
-    files = tuple(series_folder / file.name for file in volume.provenance.files)
-    volume = replace(volume, provenance=replace(volume.provenance, files=files))
-    return DicomizedCase(
-        series_folder=series_folder,
-        seg=seg_file if seg is not None else None,
-        volume=volume,
-        labels=None if labels is None else volume.with_array(labels.array),
-        max_rounding_error=_rounding_bound(stored),
-    )
+        (folder / SEG_NAME).unlink(missing_ok=True)
+    os.replace(part / series_name, folder / series_name)
+    for name in _FOLDERS:
+        if name != series_name:
+            shutil.rmtree(folder / name, ignore_errors=True)

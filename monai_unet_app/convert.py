@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dicom_io.coding import Segment
-from dicom_io.dicomize import ConvertedModality, dicomize
+from dicom_io.dicomize import ConversionOptions, ConvertedModality, dicomize
 from dicom_io.errors import DicomIoError
 from dicom_io.itk_files import write_itk
 from dicom_io.read import ReadOptions
@@ -60,8 +60,7 @@ def dicomize_cases(
                 labels=labels,
                 segments=segments,
                 case_id=case.id,
-                overwrite=True,
-                modality=modality,
+                options=ConversionOptions(modality, overwrite=True),
             )
         except (InputRefusedError, DicomIoError) as error:
             problems.append(f"{case.id}: {error}")

@@ -12,7 +12,7 @@ import numpy as np
 from pydicom.uid import Comprehensive3DSRStorage
 
 from dicom_io.coding import Whole
-from dicom_io.dicomize import ConvertedModality, dicomize
+from dicom_io.dicomize import ConversionOptions, ConvertedModality, dicomize
 from dicom_io.errors import DicomIoError
 from dicom_io.kinds import KIND, RESULT_KINDS
 from dicom_io.objects.identity import INCOMPLETE, ResultInfo
@@ -219,7 +219,8 @@ def _target(output: CaseOutput) -> tuple[Volume, dict[str, str]]:
             return source, {}
         if config.dicomize:
             folder = output.file("dicom")
-            made = dicomize(image, folder, case_id=case_id, modality=converted_modality(output.case.bundle))
+            options = ConversionOptions(converted_modality(output.case.bundle))
+            made = dicomize(image, folder, case_id=case_id, options=options)
             return read_series(made.series_folder), {"series": f"{folder.name}/{made.series_folder.name}"}
     except (DicomIoError, ValueError) as error:
         raise InputRefusedError(f"{case_id}: {error}") from error

@@ -17,7 +17,7 @@ from result_phantoms import (
 )
 
 from dicom_io import dicomize as dicomize_module
-from dicom_io.dicomize import dicomize
+from dicom_io.dicomize import ConversionOptions, dicomize
 from dicom_io.errors import DicomIoError, GeometryProofError, LabelError, SeriesGeometryError
 from dicom_io.read import read_series
 from dicom_io.seg import read_seg
@@ -217,7 +217,7 @@ def test_an_earlier_conversion_is_replaced_only_when_asked(tmp_path):
     with pytest.raises(DicomIoError, match="already has mr"):
         made(np.ones((4, 4, 3)), tmp_path / "c")
     assert len(list(first.series_folder.iterdir())) == 4
-    made(np.ones((4, 4, 3)), tmp_path / "c", overwrite=True)
+    made(np.ones((4, 4, 3)), tmp_path / "c", options=ConversionOptions(overwrite=True))
     assert len(list(first.series_folder.iterdir())) == 3
 
 
@@ -232,7 +232,14 @@ def test_a_failed_proof_keeps_the_earlier_conversion(tmp_path, monkeypatch):
     image = Volume(lopsided_image(lopsided_labels()) * 2, oblique_affine(), NIFTI)
     labels = image.with_array(lopsided_labels())
     with pytest.raises(GeometryProofError):
-        dicomize(image, tmp_path / "c", labels=labels, segments=SEGMENTS, case_id="x", overwrite=True)
+        dicomize(
+            image,
+            tmp_path / "c",
+            labels=labels,
+            segments=SEGMENTS,
+            case_id="x",
+            options=ConversionOptions(overwrite=True),
+        )
     assert {file.name: file.read_bytes() for file in case.series_folder.iterdir()} == before
     assert sorted(file.name for file in (tmp_path / "c").iterdir()) == ["mr", "seg.dcm"]
 
@@ -263,8 +270,8 @@ def test_a_hippocampus_case_is_valid_and_within_its_bound(shared_data, tmp_path,
 def test_only_an_earlier_conversion_is_replaced(tmp_path: Path) -> None:
     case = oblique_case(tmp_path / "case")
     image = replace(case.volume, provenance=Provenance("nifti"))
-    dicomize(image, tmp_path / "case", case_id="again", overwrite=True)
+    dicomize(image, tmp_path / "case", case_id="again", options=ConversionOptions(overwrite=True))
     (tmp_path / "case/mr/notes.txt").write_text("mine")
     with pytest.raises(DicomIoError, match=r"notes\.txt, which is no earlier conversion"):
-        dicomize(image, tmp_path / "case", case_id="again", overwrite=True)
+        dicomize(image, tmp_path / "case", case_id="again", options=ConversionOptions(overwrite=True))
     assert (tmp_path / "case/mr/notes.txt").read_text() == "mine"
