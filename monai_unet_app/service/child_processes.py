@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 Message = dict[str, Any]
 READY: Message = {"ready": True}
@@ -182,12 +182,11 @@ def _cpu_s(pid: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def serve(prepare: Callable[[], Callable[[Message], Message]], facts: Callable[[], Message] | None = None) -> None:
+def serve(prepare: Callable[[], tuple[Callable[[Message], Message], Message]]) -> NoReturn:
     """The child's side: prepares, says that it is ready, and answers one task after the other until the node is gone.
 
     Args:
-        prepare: Called once; gives the function that answers a task.
-        facts: Called after `prepare`; what goes with the message that the child is ready.
+        prepare: Called once; gives the function that answers a task, and what the child says of itself when it is ready.
     """
     out, lock = os.fdopen(os.dup(1), "w", buffering=1), threading.Lock()
     os.dup2(2, 1)  # libraries print to stderr from here on: stdout is for answers
@@ -198,8 +197,8 @@ def serve(prepare: Callable[[], Callable[[Message], Message]], facts: Callable[[
 
     tasks: queue.SimpleQueue[Message] = queue.SimpleQueue()
     threading.Thread(target=_read_tasks, args=(tasks, send), daemon=True).start()
-    answer = prepare()
-    send({**(facts() if facts else {}), **READY})
+    answer, facts = prepare()
+    send({**facts, **READY})
     while True:
         send(answer(tasks.get()))
 

@@ -18,30 +18,30 @@ from monai_unet_app.service.work import variant_of
 
 
 class Sender:
-    """The destinations of a site, and how they are given a result."""
+    """Sends results to the destinations of a site."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
 
     def answer(self, message: Message) -> Message:
-        """{"delivered": how many files}, {"failed": why}, or {"lost": how}; never raises.
+        """The answer to a task: {"delivered": number of files, "seconds": ...}, {"failed": why}, or {"lost": what is wrong}.
 
-        Nothing is sent of a result whose files are not those that were made, by the digest that the node recorded.
+        No file of a result is sent if the digest of its files is not the digest that the node recorded.
         """
         begin = time.perf_counter()
         destination, folder = self.site.destinations[message["destination"]], Path(message["folder"])
         try:
-            if how := why_lost(folder, message["digest"]):
-                return {"lost": how}
+            if lost := why_lost(folder, message["digest"]):
+                return {"lost": lost}
             files = sorted((folder / variant_of(destination)).rglob("*.dcm"))
             outcomes = send(destination, files)
         except (DicomIoError, OSError) as error:
             return {"failed": str(error)}
-        lost = [one for one in outcomes if not one.is_delivered and one.state != "left out"]
-        if lost:
-            first = f"{lost[0].kind or 'image'} {lost[0].state}, {lost[0].meaning}"
-            return {"failed": f"{len(lost)} of {len(outcomes)} objects; the first: {first}"}
-        count = sum(one.is_delivered for one in outcomes)
+        failed = [outcome for outcome in outcomes if not outcome.is_delivered and outcome.state != "left out"]
+        if failed:
+            first = f"{failed[0].kind or 'image'} {failed[0].state}, {failed[0].meaning}"
+            return {"failed": f"{len(failed)} of {len(outcomes)} objects; the first: {first}"}
+        count = sum(outcome.is_delivered for outcome in outcomes)
         if not count:
             return {"failed": f"{destination.name} takes nothing of what the rule makes; correct formats or profile"}
         return {"delivered": count, "seconds": round(time.perf_counter() - begin, 3)}
@@ -50,7 +50,7 @@ class Sender:
 def main() -> None:
     """Serves a node until it is gone."""
     site = read_site(Path(sys.argv[1]))
-    serve(lambda: Sender(site).answer)
+    serve(lambda: (Sender(site).answer, {}))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from monai_unet_app.service.child_processes import Child, Message
@@ -88,7 +88,9 @@ class Segmentation:
             self._retry_or_give_up(job, child.why_ended)
         elif "results" in message:
             self._node.seconds["work"].append(float(message["seconds"]))
-            self._record_results(job, [self._new_result(fields) for fields in message["results"]], child.pid)
+            self._record_results(
+                job, [self._addressed(NewResult(**fields)) for fields in message["results"]], child.pid
+            )
         elif "incomplete" in message:
             self._wait_for_images(job, str(message["incomplete"]))
         elif "wait" in message:
@@ -97,14 +99,14 @@ class Segmentation:
         else:
             self._retry_or_give_up(job, str(message["broken"]))
 
-    def _new_result(self, fields: Mapping[str, Any]) -> NewResult:
+    def _addressed(self, new: NewResult) -> NewResult:
         """A result with its destinations: those of the notice where the series was not processed."""
-        site, rule = self._node.site, self._node.site.rule(fields["rule"])
-        if rule is None or not fields["folder"]:
-            return NewResult(**fields)
-        if fields["state"] == "not processed":
-            return NewResult(**fields, destinations=site.noticed(rule))
-        return NewResult(**fields, destinations=site.destinations_for(rule.name, fields["series"]))
+        site, rule = self._node.site, self._node.site.rule(new.rule)
+        if rule is None or not new.folder:
+            return new
+        is_notice = new.state == "not processed"
+        names = site.noticed(rule) if is_notice else site.destinations_for(rule.name, new.series)
+        return replace(new, destinations=names)
 
     def _record_results(self, job: Job, results: list[NewResult], worker: int) -> None:
         node = self._node

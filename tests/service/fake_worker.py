@@ -112,4 +112,4 @@ def _write(headers: list[Dataset], path: Path, more: str = "") -> None:
 if __name__ == "__main__":
     read = read_site(Path(sys.argv[1]))
     loaded = {rule.name: {"name": rule.bundle, "version": "0", "sha256": "0" * 64} for rule in read.rules}
-    serve(lambda: lambda message: segment(read, message), lambda: {"bundles": loaded})
+    serve(lambda: (lambda message: segment(read, message), {"bundles": loaded}))

@@ -57,4 +57,4 @@ def segment(site: Site, message: Message) -> Message:
 
 if __name__ == "__main__":
     read = read_site(Path(sys.argv[1]))
-    serve(lambda: lambda message: segment(read, message))
+    serve(lambda: (lambda message: segment(read, message), {}))

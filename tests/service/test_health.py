@@ -157,7 +157,7 @@ def test_a_node_that_was_frozen_itself_blames_nobody(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize("spoken_to", [True, False])
 def test_a_child_whose_node_is_gone_ends_also_while_it_answers(spoken_to: bool) -> None:
     """Killed between a heart-beat and its answer, a node no longer hears, and what it said is still to be read."""
-    words = "from monai_unet_app.service.child_processes import serve; serve(lambda: lambda message: message)"
+    words = "from monai_unet_app.service.child_processes import serve; serve(lambda: (lambda message: message, {}))"
     child = subprocess.Popen([sys.executable, "-c", words], stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True)
     try:
         assert child.stdin is not None

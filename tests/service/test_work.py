@@ -29,6 +29,7 @@ from monai_unet_app.bundle_folder import bundle_files
 from monai_unet_app.cli import main
 from monai_unet_app.errors import AppError, InputRefusedError
 from monai_unet_app.results import write_nifti
+from monai_unet_app.service import work
 from monai_unet_app.service.site_file import Rule, read_site
 from monai_unet_app.service.trace import trace
 from monai_unet_app.service.uploads import take_nifti
@@ -110,7 +111,7 @@ def test_a_reason_calls_a_broken_file_by_its_name_alone(
     def broken(*words: object) -> None:
         raise AppError(f"{file} is broken; fetch it again")
 
-    monkeypatch.setattr(worker, "_segmented", broken)
+    monkeypatch.setattr(worker, "_segment", broken)
     (found,) = worker.answer(task(study, tmp_path / "results" / "1-1"))["results"]
     assert (found["state"], found["reason"]) == ("not processed", f"{file.name} is broken; fetch it again")
 
@@ -270,14 +271,14 @@ def test_half_a_result_is_not_left_beside_a_notice(
     noticing: Path, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = Worker(read_site(noticing))
-    write, calls = worker._write, iter(range(9))
+    write, calls = work._write_case, iter(range(9))
 
     def failing(*args: Any, **what: Any) -> None:
         write(*args, **what)
         if next(calls) == 1:
             raise InputRefusedError("no more")
 
-    monkeypatch.setattr(worker, "_write", failing)
+    monkeypatch.setattr(work, "_write_case", failing)
     (found,) = worker.answer(task(study, tmp_path / "results" / "1-1"))["results"]
     assert (found["state"], found["reason"]) == ("not processed", "no more")
     assert [path.name[-11:] for path in (tmp_path / "results").rglob("*.dcm")] == ["_notice.dcm"]
@@ -306,16 +307,16 @@ def test_of_a_study_that_no_rule_fits_there_is_no_notice(noticing: Path, tmp_pat
     ("verdict", "state"), [("accept", "sending"), ("review", "held"), ("reject", "rejected")], ids=str
 )
 @pytest.mark.parametrize("kind", ["nifti", "nifti.gz", "dicom"])
-def test_the_quality_gate_keeps_a_result_back_whatever_way_its_image_came(
+def test_the_quality_gate_holds_a_result_back_whatever_way_its_image_came(
     site_file: Path, crop: Volume, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: str, state: str,
     kind: str,
 ) -> None:  # fmt: skip
     worker = Worker(read_site(site_file))
-    segmented, write = worker._segmented, worker._write
+    segment, write = worker._segment, work._write_case
     said = SimpleNamespace(verdict=verdict, reasons=(f"a reason to {verdict}",))
-    monkeypatch.setattr(worker, "_segmented", lambda *words: replace(segmented(*words), assessment=said))
+    monkeypatch.setattr(worker, "_segment", lambda *words: replace(segment(*words), assessment=said))
     monkeypatch.setattr(
-        worker, "_write", lambda case, *words, **what: write(replace(case, assessment=None), *words, **what)
+        work, "_write_case", lambda case, *words, **what: write(replace(case, assessment=None), *words, **what)
     )
     uid = study.parent.name
     if kind != "dicom":

@@ -33,7 +33,7 @@ def test_each_pause_is_twice_the_one_before_until_a_try_succeeds(monkeypatch: py
 
 
 def test_a_child_that_cannot_read_what_the_node_sends_ends_with_a_traceback() -> None:
-    code = "from monai_unet_app.service.child_processes import serve; serve(lambda: lambda message: message)"
+    code = "from monai_unet_app.service.child_processes import serve; serve(lambda: (lambda message: message, {}))"
     child = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
