@@ -1,16 +1,16 @@
 """The audit trail: who had what done to which study by which model, in lines that are chained by their digests and signed.
 
-Each line is a JSON object with `n`, `time`, `event`, what happened, `previous` (sha256 of the line before), `key` (name of the
-key that signs it), `sha256` (of this line without it and without `hmac`) and `hmac` (HMAC-SHA256 of `sha256` by that key).
-Lines are only added.
+Each line is a JSON object with `n` (its number), `time`, `event`, the facts of the event, `previous` (sha256 of the line
+before), `key` (name of the key that signs the line), `sha256` (of the line without `sha256` and `hmac`) and `hmac` (HMAC-SHA256
+of `sha256` by that key). Lines are only added.
 
-- A line that was changed, taken out or put in breaks the chain at its place. Anybody can check this. The digest is of what a
-  line says, so a line must also be the very text that is written for it: a name twice in a line, or other spaces, is a change.
-- A trail that was computed anew as a whole has no valid signatures. Who has the key can check this.
+- A line that was changed, removed or inserted breaks the chain at its place. No key is needed to check this. The digest is of
+  the parsed line, so the text is checked too: a name twice in a line, or other spaces, is a change.
+- A trail that was computed anew as a whole has no valid signatures. The key is needed to check this.
 - A trail that was deleted or cut at its end is shorter than what the node's database remembers of it (`Anchor`).
 
-The line is forced to the disk before the database remembers it, so a node that is killed in between has a trail that is longer,
-never one that is shorter. No patient's identity is in a trail: studies are named by their UIDs.
+A line is forced to the disk before the database remembers it. So a node that is killed in between has a trail that is longer
+than remembered, never shorter. No patient's identity is in a trail: studies are named by their UIDs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import os
 import secrets
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +32,7 @@ from dicom_io.files import sync_folder
 from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 
 BEGIN = "0" * 64
-"""What the first line names as the digest before it."""
+"""`previous` of the first line."""
 
 KEY_FILE = "audit.key"
 """Name of the key's file beside the trail, unless the site names another place."""
@@ -43,8 +43,8 @@ class Head:
     """The last line of a trail.
 
     Attributes:
-        n: Its number; 0 for an empty trail.
-        digest: Its sha256.
+        n: Number of the line; 0 for an empty trail.
+        digest: sha256 of the line.
     """
 
     n: int
@@ -53,12 +53,12 @@ class Head:
 
 @dataclass(frozen=True)
 class Verified:
-    """A trail that is whole.
+    """A trail that was checked and has no fault.
 
     Attributes:
-        lines: How many.
-        last: sha256 of the last one.
-        signed: How many lines, up to the last, were checked to be signed by the key; 0 where no key was given.
+        lines: Number of lines.
+        last: sha256 of the last line.
+        signed: Number of lines, up to the last, whose signature by the key was checked; 0 without a key.
     """
 
     lines: int
@@ -74,7 +74,7 @@ class Key:
 
     @property
     def name(self) -> str:
-        """Tells keys apart, and tells nothing of the secret."""
+        """Identifies the key without giving the secret away."""
         return hashlib.sha256(b"monai-unet audit key\0" + self.secret).hexdigest()[:16]
 
     def sign(self, digest: str) -> str:
@@ -83,16 +83,16 @@ class Key:
 
 
 class Anchor(Protocol):
-    """Remembers the head of a trail, apart from the trail; `service.queue.Queue` is one."""
+    """Remembers the head of a trail, in another place than the trail; `service.database.Database` is an anchor."""
 
     def transaction(self) -> AbstractContextManager[Any]:
-        """What happens within is remembered at its end, or nothing of it."""
+        """Changes made within are recorded at its end, or none of them."""
 
     def head(self) -> Head | None:
-        """What was remembered last; None if nothing was."""
+        """The head that was recorded last; None if none was."""
 
     def record_head(self, head: Head) -> None:
-        """Remembers it."""
+        """Records the head."""
 
 
 class AuditTrail:
@@ -101,81 +101,82 @@ class AuditTrail:
     def __init__(
         self, path: Path, key_file: Path | None = None, anchor: Anchor | None = None, *, new_key: bool = False
     ) -> None:
-        """Opens the trail, making it and its key if need be; half a line that a crash left is moved to a file beside it.
+        """Opens the trail, and makes it and its key if need be. Half a line that a crash left is moved to a file beside it.
 
         A trail of an earlier version, which is not signed, gets a line "signed from here on".
 
         Args:
             path: The trail.
-            key_file: Its key; None: `audit.key` beside it.
+            key_file: Its key; None: `audit.key` beside the trail.
             anchor: Remembers the head of the trail.
-            new_key: The key is lost: make a new one, and say so in a line "new key".
+            new_key: The key is lost: make a new key, and say so in a line "new key".
 
         Raises:
             InputRefusedError: The chain is broken, a signature is wrong, or the trail is not what the anchor remembers.
-            UsageError: The key is missing, can be read by others, or is no key; or `new_key`, and the key is there.
+            UsageError: The key is missing, can be read by others, or is no key; or `new_key` is given and the key is there.
         """
         self.path, self._anchor, self._lock = path, anchor, threading.Lock()
         key_file = key_file or path.with_name(KEY_FILE)
         _set_torn_line_aside(path)
         new = key_file.with_name(key_file.name + ".new")
         _finish_new_key(path, key_file, new)
-        key, remembered = read_key(key_file), anchor.head() if anchor else None
+        key, head = read_key(key_file), anchor.head() if anchor else None
         if key is not None and new_key:
             raise UsageError(f"{key_file} is there; --new-audit-key is for a key that is lost; leave it out")
-        found = verify(path, key, remembered or Head(0, BEGIN))
+        verified = verify(path, key, head or Head(0, BEGIN))
         was_signed = key is None and _is_signed(path)
         if was_signed and not new_key:
             raise UsageError(
                 f"{path} is signed, and its key {key_file} is not there; the key is needed to go on; put it back from its "
-                "copy, or if it is lost for good start once with --new-audit-key, which the trail will tell"
+                "copy, or if it is lost for good start once with --new-audit-key, which the trail records"
             )
         if not path.exists():
             path.touch(mode=0o640)
             sync_folder(path.parent)
         self._file = _identity(path)
-        self._count, self._last = found.lines, found.last
+        self._head = Head(verified.lines, verified.last)
         if key is None:
             self._key = Key(secrets.token_bytes(32))
             _write_key(self._key, new)
-            if found.lines:
+            if verified.lines:
                 self.write("new key" if was_signed else "signed from here on")
             _rename(new, key_file)
         else:
             self._key = key
         if anchor is not None:
-            anchor.record_head(Head(self._count, self._last))
+            anchor.record_head(self._head)
 
     def write(self, event: str, **facts: Any) -> None:
-        """Adds a line, forces it to the disk, and has the anchor remember it, with what else is recorded in one go.
+        """Adds a line, forces it to the disk, and lets the anchor remember it within the transaction that is open, if any.
 
         Raises:
-            OSError: It cannot be written; nothing is added then.
+            OSError: The line cannot be written; no part of it is in the trail then.
             AppError: The file is not as this process left it.
         """
-        with self._in_one_go(), self._lock:
+        # The anchor is locked before the trail: a caller that records other changes with the line has locked it already.
+        with self._anchor.transaction() if self._anchor else nullcontext(), self._lock:
             self._check_file()
             line = {
-                "n": self._count + 1,
+                "n": self._head.n + 1,
                 "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
                 "event": event,
                 **facts,
-                "previous": self._last,
+                "previous": self._head.digest,
                 "key": self._key.name,
             }
             digest = _digest(line)
             signed = {**line, "sha256": digest, "hmac": self._key.sign(digest)}
             _append(self.path, _line(signed) + "\n")
             self._file = _identity(self.path)
-            self._count, self._last = self._count + 1, digest
+            self._head = Head(self._head.n + 1, digest)
             if self._anchor is not None:
-                self._anchor.record_head(Head(self._count, self._last))
+                self._anchor.record_head(self._head)
 
     def check_writable(self) -> None:
-        """Whether a line could be added now.
+        """Checks that a line could be added now.
 
         Raises:
-            OSError: It cannot be written.
+            OSError: The file cannot be written.
             AppError: The file is not as this process left it.
         """
         with self._lock:
@@ -190,73 +191,74 @@ class AuditTrail:
                 "compare with a copy"
             )
 
-    @contextmanager
-    def _in_one_go(self) -> Iterator[None]:
-        """The anchor is locked before the trail is: whoever records something else with a line has it locked already."""
-        if self._anchor is None:
-            yield
-            return
-        with self._anchor.transaction():
-            yield
-
 
 def verify(path: Path, key: Key | None = None, head: Head | None = None) -> Verified:
     """Follows the chain from the first line to the last.
 
     Args:
-        path: The trail; none counts as empty where a `head` is given.
-        key: From the first line that it signed on, every line must be signed by it. None: signatures are not looked at.
-        head: What was remembered of the trail: it must have that line, and may be longer.
+        path: The trail; where a `head` is given, a missing file counts as empty.
+        key: Every line from the first line that it signed must be signed by it. None: signatures are not checked.
+        head: What was remembered of the trail, which must have that line and may be longer.
 
     Raises:
-        InputRefusedError: A line is none, is not what it was, does not follow the one before, or is not signed; or the
+        InputRefusedError: A line is no JSON object, was changed, does not follow the line before, or is not signed; or the
             trail lacks lines at its end. The message says which.
     """
-    count, last, signed = 0, BEGIN, 0
-    for number, line in lines(path) if head is None or path.exists() else ():
+    last, signed = Head(0, BEGIN), 0
+    for number, text in lines(path) if head is None or path.exists() else ():
         where = f"{path.name}: line {number}"
-        broken = (
-            f"{where} is not what was written there, or lines before it are missing; an unchanged trail is needed; compare it "
-            "with a copy that is kept elsewhere"
-        )
-        try:
-            content = json.loads(line)
-            as_written = _line(content) == line.removesuffix("\n")
-            digest, signature = content.pop("sha256"), content.pop("hmac", "")
-            follows = content["previous"] == last and content["n"] == number and digest == _digest(content)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise InputRefusedError(broken) from error
-        if not (as_written and follows):
-            raise InputRefusedError(broken)
+        content, digest, signature = _parse_line(text, where)
+        if content.get("previous") != last.digest or content.get("n") != number:
+            raise _changed(where)
         if head is not None and number == head.n and digest != head.digest:
             raise InputRefusedError(
                 f"{where} is not the one that the node's database remembers; this is another trail, or it was computed anew; "
                 "compare it with a copy that is kept elsewhere"
             )
         if key is not None and (signed or content.get("key") == key.name):
-            if not hmac.compare_digest(key.sign(digest).encode(), str(signature).encode()):
+            if not hmac.compare_digest(key.sign(digest).encode(), signature.encode()):
                 raise InputRefusedError(
                     f"{where} is not signed by the node's key; somebody else wrote it; compare the trail with a copy that is "
                     "kept elsewhere"
                 )
             signed += 1
-        count, last = number, digest
-    if head is not None and count < head.n:
+        last = Head(number, digest)
+    if head is not None and last.n < head.n:
         raise InputRefusedError(
-            f"{path.name} has {count} line(s), and the node's database remembers line {head.n}; lines were cut off its end, or "
-            "the file was deleted; put the whole trail back from a copy. Where there is none, move node.sqlite away as well: "
-            "the node goes on from what is left of the trail, and later decisions are lost"
+            f"{path.name} has {last.n} line(s), and the node's database remembers line {head.n}; lines were cut off its end, "
+            "or the file was deleted; put the whole trail back from a copy. Where there is none, move node.sqlite away as "
+            "well: the node goes on from what is left of the trail, and later decisions are lost"
         )
-    if key is not None and count and not signed:
+    if key is not None and last.n and not signed:
         raise InputRefusedError(
             f"{path.name}: no line is signed by the key {key.name}; the trail's own key is needed, or the trail was computed "
             "anew; compare it with a copy that is kept elsewhere"
         )
-    return Verified(count, last, signed)
+    return Verified(last.n, last.digest, signed)
+
+
+def _parse_line(text: str, where: str) -> tuple[dict[str, Any], str, str]:
+    """Content of a line, its `sha256` and its `hmac`; raises `InputRefusedError` if the line is not as it was written."""
+    try:
+        content = json.loads(text)
+        as_written = _line(content) == text.removesuffix("\n")
+        digest, signature = content.pop("sha256"), str(content.pop("hmac", ""))
+        if as_written and digest == _digest(content):
+            return content, digest, signature
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _changed(where) from error
+    raise _changed(where)
+
+
+def _changed(where: str) -> InputRefusedError:
+    return InputRefusedError(
+        f"{where} is not what was written there, or lines before it are missing; an unchanged trail is needed; compare it "
+        "with a copy that is kept elsewhere"
+    )
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, text) of each line. Raises InputRefusedError if there is no such file."""
+    """(number from 1, text) of each line. Raises `InputRefusedError` if the file cannot be read."""
     try:
         with path.open(encoding="utf-8", newline="\n") as stream:
             yield from enumerate(stream, start=1)
@@ -267,15 +269,15 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def entries(path: Path) -> Iterator[dict[str, Any]]:
-    """What the lines of a whole trail say."""
+    """The lines of a verified trail as objects."""
     return (json.loads(text) for _, text in lines(path))
 
 
 def read_key(path: Path) -> Key | None:
-    """The key in a file; None where there is no file.
+    """The key in a file; None if there is no file.
 
     Raises:
-        UsageError: Others can read it, or it holds no key.
+        UsageError: Others can read the file, or it holds no key.
     """
     try:
         mode, text = path.stat().st_mode, path.read_text(encoding="ascii")
@@ -305,7 +307,7 @@ def _write_key(key: Key, path: Path) -> None:
 
 
 def _finish_new_key(trail: Path, key_file: Path, new: Path) -> None:
-    """A node was killed while it changed to a new key: it is the key if it has signed a line, and else of no use."""
+    """Ends the change to a new key during which a node was killed: the new key stays only if it has signed a line."""
     if key_file.exists() or not new.exists():
         return
     try:
@@ -328,7 +330,7 @@ def _is_signed(trail: Path) -> bool:
 
 
 def _parsed(trail: Path) -> Iterator[dict[str, Any]]:
-    """Those lines that are JSON objects; whether the trail is whole is `verify`'s to say."""
+    """The lines that are JSON objects; `verify` finds the others."""
     for _, text in lines(trail) if trail.exists() else ():
         try:
             line = json.loads(text)
@@ -339,9 +341,9 @@ def _parsed(trail: Path) -> Iterator[dict[str, Any]]:
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    """Which file lies there, and its size in bytes."""
-    found = path.stat()
-    return found.st_ino, found.st_size
+    """Number of the file at a path (its inode), and its size in bytes."""
+    status = path.stat()
+    return status.st_ino, status.st_size
 
 
 def _digest(line: dict[str, Any]) -> str:
@@ -349,7 +351,7 @@ def _digest(line: dict[str, Any]) -> str:
 
 
 def _line(content: dict[str, Any]) -> str:
-    """The one text that a line with this content has; all versions wrote it so."""
+    """The text of a line with this content; all versions have written it so."""
     return json.dumps(content, ensure_ascii=False)
 
 
@@ -361,7 +363,7 @@ def _append(path: Path, text: str) -> None:
             stream.flush()
             os.fsync(stream.fileno())
     except OSError:
-        os.truncate(path, size)  # a full disk takes half a line
+        os.truncate(path, size)  # a full disk may have taken half a line
         raise
 
 

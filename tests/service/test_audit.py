@@ -215,7 +215,7 @@ def test_a_trail_that_is_cut_while_the_node_runs_gets_no_further_line(trail: Pat
     with pytest.raises(AppError, match="changed, cut or replaced"):
         opened.write("delivered")
     with pytest.raises(AppError):
-        opened.try_out()
+        opened.check_writable()
     assert verify(trail).lines == 4
     with trail.open("r+") as stream:
         stream.write(whole)
