@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+from pydicom.dataset import Dataset
 from pydicom.uid import Comprehensive3DSRStorage
 
 from dicom_io.coding import Whole
@@ -97,21 +98,24 @@ def check_possible(name: str, formats: Sequence[str]) -> None:
 def _report_of_this_study(path: Path | None, source: Volume) -> Path | None:
     """The file, if it is a report on the study of the source; None for anything else that has its name."""
     try:
-        header = load_dataset(path, with_pixels=False) if path is not None and path.is_file() else None
+        header = load_dataset(path, with_pixels=False) if path is not None and path.is_file() else Dataset()
     except DicomIoError:
         return None
     wanted = (Comprehensive3DSRStorage, source.provenance.study_instance_uid)
-    return (
-        path if header is not None and (header.get("SOPClassUID"), header.get("StudyInstanceUID")) == wanted else None
-    )
+    return path if (header.get("SOPClassUID"), header.get("StudyInstanceUID")) == wanted else None
 
 
 def _info(case: Case) -> ResultInfo:
-    bundle, run = case.bundle, case.run
-    provenance = case.image.provenance
-    reading = (("resample_gaps", run.reading.resample_gaps), ("resample_tilt", run.reading.resample_tilt))
-    repairs = [(name, "true") for name, asked in reading if asked and provenance.resampled]
-    repairs += [("accept_incomplete", "true")] if case.image.provenance.incomplete else []
+    bundle, run, source = case.bundle, case.run, case.image.provenance
+    repairs = [
+        (name, "true")
+        for name, applied in (
+            ("resample_gaps", run.reading.resample_gaps and source.resampled),
+            ("resample_tilt", run.reading.resample_tilt and source.resampled),
+            ("accept_incomplete", source.incomplete),
+        )
+        if applied
+    ]
     return ResultInfo(
         segments=bundle.segments,
         algorithm_name=bundle.name,
@@ -123,49 +127,34 @@ def _info(case: Case) -> ResultInfo:
             *repairs,
             *_image_setting(case.image),
         ),
-        series_description=f"{INCOMPLETE}, {bundle.name}" if case.image.provenance.incomplete else "",
+        series_description=f"{INCOMPLETE}, {bundle.name}" if source.incomplete else "",
         quality=_quality(case),
         calibration=_calibration(bundle),
     )
 
 
 def _intervals(case: Case) -> dict[int, tuple[float, float]]:
-    """For each structure of which the bundle states it, the interval of its volume in mL.
-
-    A report says how far a volume may be off to either side, and cannot say of one that it lies beside its interval.
-    """
-    found = case.assessment.structures if case.assessment else ()
-    return {one.number: one.size_interval for one in found if one.size_interval and not one.is_beside_its_interval}
+    """Structure number -> (low, high) of its volume in mL, if the bundle states an interval that a report can hold."""
+    structures = case.assessment.structures if case.assessment else ()
+    return {structure.number: ends for structure in structures if (ends := structure.reportable_interval)}
 
 
 def _wholes(case: Case) -> dict[Whole, tuple[float, float] | None]:
-    """What structures are parts of, with the interval of its volume in mL; as in `_intervals`."""
-    stated = {said.whole: said for said in case.assessment.wholes} if case.assessment else {}
-    said = ((whole, stated.get(whole)) for whole in case.segmentation.wholes)
-    return {
-        whole: None if found is None or found.is_beside_its_interval else found.size_interval for whole, found in said
-    }
+    """Each whole with the interval of its volume in mL, as in `_intervals`; None without an interval."""
+    assessed = case.assessment.wholes if case.assessment else ()
+    return dict.fromkeys(case.segmentation.wholes) | {part.whole: part.reportable_interval for part in assessed}
 
 
 def _quality(case: Case) -> str:
-    """The quality gate's verdict in one line, or why there is none, behind what images are missing; empty where nothing is
-    to be said.
-    """
-    missing = (
-        [note for note in case.image.provenance.notes if "incomplete" in note]
-        if case.image.provenance.incomplete
-        else []
-    )
-    return "; ".join([*missing, *_judged(case)])
-
-
-def _judged(case: Case) -> list[str]:
-    if case.assessment is None:
-        return []
-    least = [one.grade.at_least for one in case.assessment.structures if one.grade]
-    gate = case.assessment.confidence.gate
-    bound = f", Dice at least {min(least):.2f} ({gate.coverage:.0%})" if gate and least else ""
-    return [(case.assessment.verdict or "not judged") + bound, *case.assessment.reasons]
+    """In one line, which images are missing, then the quality gate's verdict with its reasons; may be empty."""
+    source, assessment = case.image.provenance, case.assessment
+    texts = [note for note in source.notes if source.incomplete and "incomplete" in note]
+    if assessment is not None:
+        bounds = [structure.grade.at_least for structure in assessment.structures if structure.grade]
+        gate = assessment.confidence.gate
+        bound = f", Dice at least {min(bounds):.2f} ({gate.coverage:.0%})" if gate and bounds else ""
+        texts += [(assessment.verdict or "not judged") + bound, *assessment.reasons]
+    return "; ".join(texts)
 
 
 def _calibration(bundle: Bundle) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle, SeenCase, check_unseen, load_bundle
+from monai_unet_app.confidence.assessment import Assessment
 from monai_unet_app.confidence.statement_audit import (
     StructureOutcome,
     WholeOutcome,
@@ -23,7 +24,6 @@ from monai_unet_app.confidence.statement_audit import (
     audit_wholes,
     summarise_statements,
 )
-from monai_unet_app.confidence.statements import Assessment
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.cases import CaseFiles, data_row, find_data, subjects_of
 from monai_unet_app.data.digest import dataset_sha256

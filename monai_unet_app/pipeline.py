@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
+from monai_unet_app.confidence.assessment import Assessment, assess
+from monai_unet_app.confidence.fitted_to import InferenceSetting
 from monai_unet_app.confidence.shift import LayerWatch, image_features
-from monai_unet_app.confidence.statements import Assessment, Confidence, Setting, assess, read_confidence
+from monai_unet_app.confidence.statements import Confidence, read_confidence
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import check_rules
@@ -127,7 +129,7 @@ def decided(
     return Segmentation(image, labels, bundle.segments, probabilities, bundle.wholes)
 
 
-def setting_of(run: PredictConfig, bundle: Bundle) -> Setting:
+def setting_of(run: PredictConfig, bundle: Bundle) -> InferenceSetting:
     """Which statements hold for a run: those of averages where there is a mirror image to average over."""
     return "tta" if run.tta and bundle.mirror_axes else "plain"
 

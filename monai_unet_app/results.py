@@ -30,7 +30,8 @@ from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app import __version__
 from monai_unet_app.bundle import Bundle, load_bundle
-from monai_unet_app.confidence.statements import Assessment, Confidence, read_confidence
+from monai_unet_app.confidence.assessment import Assessment
+from monai_unet_app.confidence.statements import Confidence, read_confidence
 from monai_unet_app.config import OutputConfig, PredictConfig
 from monai_unet_app.data.cases import CaseFiles, case_id, case_message
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
@@ -217,8 +218,7 @@ def check_flags(cases: Sequence[CaseFiles], run: PredictConfig, what: OutputConf
 def result_document(output: CaseOutput, files: Mapping[str, str]) -> dict[str, Any]:
     """The content of `result.json`; it names study and series by their UIDs, and no patient."""
     case, bundle, run = output.case, output.case.bundle, output.case.run
-    image, rows = case.image, structure_rows(case)
-    source = image.provenance
+    image, source = case.image, case.image.provenance
     return {
         "schema_version": SCHEMA_VERSION,
         "case": output.case_id,
@@ -236,8 +236,8 @@ def result_document(output: CaseOutput, files: Mapping[str, str]) -> dict[str, A
             "unit": image.length_unit,
             "notes": [*source.notes, *_sizes_note(source, files), *_places_note(image, files)],
         },
-        "structures": rows,
-        "wholes": _wholes(case, rows),
+        "structures": structure_rows(case),
+        "wholes": _whole_rows(case),
         "assessment": _assessment(case.assessment),
         "seconds": dict(case.seconds),
         "files": dict(files),
@@ -307,16 +307,15 @@ def structure_rows(case: Case) -> list[dict[str, Any]]:
     ]
 
 
-def _wholes(case: Case, parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each structure that several others are parts of: name, numbers of the parts, their size together."""
-    stated = {said.whole: said for said in case.assessment.wholes} if case.assessment else {}
+def _whole_rows(case: Case) -> list[dict[str, Any]]:
+    """A row for each whole: its label, the numbers of its parts, and the size of the parts together with its interval."""
+    structures, wholes = case.segmentation.structures, case.segmentation.wholes
+    intervals = [whole.size_interval for whole in case.assessment.wholes] if case.assessment else [None] * len(wholes)
     rows = []
-    for whole in case.segmentation.wholes:
-        voxels = sum(part["voxels"] for part in parts if part["number"] in whole.numbers)
-        row: dict[str, Any] = {"label": whole.label, "parts": list(whole.numbers), "voxels": voxels}
-        row |= _size(case.image, voxels)
-        said = stated.get(whole)
-        rows.append(row | _interval(case.image, said.size_interval if said else None))
+    for whole, interval in zip(wholes, intervals, strict=True):
+        voxels = sum(structure.voxels for structure in structures if structure.number in whole.numbers)
+        row = {"label": whole.label, "parts": list(whole.numbers), "voxels": voxels}
+        rows.append(row | _size(case.image, voxels) | _interval(case.image, interval))
     return rows
 
 
@@ -326,18 +325,17 @@ def _interval(volume: Volume, ends: tuple[float, float] | None) -> dict[str, lis
 
 
 def _statements(case: Case, number: int) -> dict[str, Any]:
-    """What the bundle states of one structure: an interval for its size, the gate's figures, and where it is cut off."""
-    found = [one for one in case.assessment.structures if one.number == number] if case.assessment else []
-    said: dict[str, Any] = {}
-    for one in found:
-        said |= _interval(case.image, one.size_interval)
-        if one.verdict:
-            said["verdict"] = one.verdict
-        if one.grade:
-            said |= {"predicted_dice": round(one.grade.dice, 4), "dice_at_least": round(one.grade.at_least, 4)}
-        if one.cut:
-            said["cut_off"] = list(one.cut.sides)
-    return said
+    """The bundle's statements about a structure: an interval for its size, the gate's figures, and where it is cut off."""
+    if case.assessment is None:
+        return {}
+    structure = case.assessment.structures[number - 1]
+    grade, cut = structure.grade, structure.cut
+    return {
+        **_interval(case.image, structure.size_interval),
+        **({"verdict": structure.verdict} if structure.verdict else {}),
+        **({"predicted_dice": round(grade.dice, 4), "dice_at_least": round(grade.at_least, 4)} if grade else {}),
+        **({"cut_off": list(cut.sides)} if cut else {}),
+    }
 
 
 def _write_files(output: CaseOutput) -> dict[str, str]:

@@ -32,7 +32,7 @@ from monai_unet_app.bundle import load_bundle
 from monai_unet_app.bundle_folder import CONFIDENCE, bundle_files
 from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle, known_rows, state_confidence
 from monai_unet_app.calibration.calibrate_bundle import summary as summary_of_statements
-from monai_unet_app.confidence.fitted_to import Setting, write_fitted_to
+from monai_unet_app.confidence.fitted_to import InferenceSetting, write_fitted_to
 from monai_unet_app.config import resolve_device
 from monai_unet_app.data.cases import find_data
 from monai_unet_app.data.labels import read_labels
@@ -93,7 +93,7 @@ def make(name: str, data: Path, build: Path) -> None:
     bundle = load_bundle(build, resolve_device("auto"))
     cases = find_data(data / folder, label_suffix=suffix)
     rows = choose_cases(bundle, cases, "calibration", SPLITS).rows
-    settings: tuple[Setting, ...] = ("plain", "tta") if bundle.part("mirror_axes") else ("plain",)
+    settings: tuple[InferenceSetting, ...] = ("plain", "tta") if bundle.part("mirror_axes") else ("plain",)
     for setting in settings:
         print("calibration", setting, calibrate_bundle(bundle, rows, setting=setting, unchecked=name in ONE_SUBJECT))
     found = state_confidence(bundle, rows, known_rows(bundle, cases), settings=settings)

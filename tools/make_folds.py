@@ -25,7 +25,8 @@ import numpy as np
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.bundle_folder import CONFIDENCE
 from monai_unet_app.calibration.calibrate_bundle import COVERAGE, calibrate_bundle
-from monai_unet_app.confidence.statements import Measured, Setting, SizeStatement, together
+from monai_unet_app.confidence.fitted_to import InferenceSetting
+from monai_unet_app.confidence.statements import SizeStatement, StructureMeasurement, measure_wholes
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.cases import find_data
 from monai_unet_app.data.read import read_volume
@@ -44,7 +45,7 @@ COLUMNS = (
     "fold", "epochs", "case", "subject", "structure",
     "true_ml", "expected_ml", "expected_tta_ml", "mask_ml", "voxel_ml", "dice",
 )  # fmt: skip
-EXPECTED: dict[Setting, str] = {"plain": "expected_ml", "tta": "expected_tta_ml"}
+EXPECTED: dict[InferenceSetting, str] = {"plain": "expected_ml", "tta": "expected_tta_ml"}
 
 
 def main() -> None:
@@ -132,7 +133,7 @@ def state(table: list[dict[str, str]], file: Path) -> None:
             print(f"{setting}: the table says nothing of it; its sizes stay as they are")
             continue
         measured = [
-            Measured(
+            StructureMeasurement(
                 subject=row["subject"],
                 structure=int(row["structure"]),
                 expected=float(row[EXPECTED[setting]]),
@@ -143,7 +144,7 @@ def state(table: list[dict[str, str]], file: Path) -> None:
             for row in known
         ]
         found["sizes"] = SizeStatement.fit(measured, COVERAGE).document()
-        found["wholes"] = SizeStatement.fit(together(measured, wholes), COVERAGE).document()
+        found["wholes"] = SizeStatement.fit(measure_wholes(measured, wholes), COVERAGE).document()
         ends = [*found["sizes"]["log_ratios"].values(), *found["wholes"]["log_ratios"].values()]
         halves = ", ".join(f"{np.tanh((high - low) / 2):.1%}" for low, high in ends)
         print(f"{setting}: {found['sizes']['subjects']} subjects, half widths {halves}")

@@ -33,20 +33,20 @@ from monai_unet_app.calibration.forms import (
     write_choice,
 )
 from monai_unet_app.calibration.halo import halo_voxels, in_mm
-from monai_unet_app.confidence.border import BorderStatement, Touching
+from monai_unet_app.confidence.border import BorderContact, BorderStatement
 from monai_unet_app.confidence.conformal import subjects_needed
-from monai_unet_app.confidence.features import describe, on_border
-from monai_unet_app.confidence.fitted_to import SCHEMA_VERSION, Setting, fitted_to
+from monai_unet_app.confidence.features import describe_structures, on_border
+from monai_unet_app.confidence.fitted_to import SCHEMA_VERSION, InferenceSetting, fitted_to
 from monai_unet_app.confidence.quality import SOUND, QualityGate, Sample
 from monai_unet_app.confidence.shift import ShiftDetector
 from monai_unet_app.confidence.statements import (
     Confidence,
-    Measured,
     RiskStatement,
     SizeStatement,
-    measure,
-    needed,
-    together,
+    StructureMeasurement,
+    measure_structures,
+    measure_wholes,
+    too_few_subjects,
 )
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.cases import CaseFiles, data_row, find_data
@@ -74,7 +74,7 @@ def calibrate_bundle(
     bundle: Bundle,
     rows: Sequence[Row],
     step: Step = lambda case_id: None,
-    setting: Setting = "plain",
+    setting: InferenceSetting = "plain",
     *,
     unchecked: bool = False,
 ) -> Fitted:
@@ -192,12 +192,12 @@ def state_confidence(
     rows: Sequence[Row],
     known: Sequence[Row] = (),
     *,
-    settings: Sequence[Setting] = ("plain",),
+    settings: Sequence[InferenceSetting] = ("plain",),
     coverage: float = COVERAGE,
     risk: float = RISK,
-    elsewhere: Mapping[Setting, Sequence[Measured]] | None = None,
+    elsewhere: Mapping[InferenceSetting, Sequence[StructureMeasurement]] | None = None,
     step: Step = lambda case_id: None,
-) -> dict[Setting, Confidence]:
+) -> dict[InferenceSetting, Confidence]:
     """Fits the bundle's statements for each setting and writes them into its `configs/confidence.json`.
 
     Args:
@@ -235,9 +235,9 @@ def out_of_fold(
     folds: Sequence[Bundle],
     cases: Sequence[CaseFiles],
     bundle: Bundle,
-    setting: Setting = "plain",
+    setting: InferenceSetting = "plain",
     step: Step = lambda case_id: None,
-) -> list[Measured]:
+) -> list[StructureMeasurement]:
     """How far sizes are off in cross-validation: what each fold's bundle says of its own test cases.
 
     The folds stand in for the bundle, which was trained in the same way on about as many cases. Test cases of the
@@ -254,7 +254,7 @@ def out_of_fold(
         InputRefusedError: A fold is not calibrated, or none has a test case among these.
     """
     reserved = {row["id"] for row in _chosen(bundle, cases, "test")}
-    found: list[Measured] = []
+    found: list[StructureMeasurement] = []
     for fold in folds:
         if fold.part("calibration") == fold.no_calibration:
             raise InputRefusedError(
@@ -264,7 +264,7 @@ def out_of_fold(
             if row["id"] not in reserved:
                 volume = read_volume(row["image"])
                 case = segment_case(volume, fold, PredictConfig(tta=setting == "tta"))
-                found += measure(row["subject"], case.segmentation, truth_of(row, volume, fold))
+                found += measure_structures(row["subject"], case.segmentation, truth_of(row, volume, fold))
                 step(row["id"])
     if not found:
         raise InputRefusedError(
@@ -337,20 +337,20 @@ def _chosen(bundle: Bundle, cases: Sequence[CaseFiles], partition: str) -> list[
 class _Gathered:
     """What the cases have said so far."""
 
-    measured: list[Measured]
+    measured: list[StructureMeasurement]
     samples: list[Sample]
     images: list[NDArray[np.float64]]
     subjects: list[str]
-    touching: list[Touching]
+    touching: list[BorderContact]
 
 
 def _state(
     bundle: Bundle,
     rows: Sequence[Row],
     known: Sequence[Row],
-    setting: Setting,
+    setting: InferenceSetting,
     wanted: tuple[float, float],
-    elsewhere: Sequence[Measured],
+    elsewhere: Sequence[StructureMeasurement],
     step: Step,
 ) -> Confidence:
     run, got = PredictConfig(tta=setting == "tta"), _Gathered([], [], [], [], [])
@@ -359,7 +359,7 @@ def _state(
         volume = read_volume(row["image"])
         truth = truth_of(row, volume, bundle)
         case = _take(got, row["subject"], segment_case(volume, bundle, run, fitting=True))
-        got.measured += measure(row["subject"], case.segmentation, truth)
+        got.measured += measure_structures(row["subject"], case.segmentation, truth)
         got.samples += _samples(row["subject"], SOUND, case, truth)
         got.touching += _touching(row["subject"], case)
         for how, spoiled in _spoiled(truth, number, len(rows)) if gate else ():
@@ -385,10 +385,10 @@ def _take(got: _Gathered, subject: str, case: Case) -> Case:
     return case
 
 
-def _touching(subject: str, case: Case) -> list[Touching]:
+def _touching(subject: str, case: Case) -> list[BorderContact]:
     """How much of the surface of each structure lies on the border of the image; structures without voxels are left out."""
     return [
-        Touching(subject, structure.number, float(part.sum()))
+        BorderContact(subject, structure.number, float(part.sum()))
         for structure in case.segmentation.structures
         if structure.voxels
         for part in [on_border(structure.grid.without_flat_axis(structure.mask_on_grid), structure.grid.axis_spacing)]
@@ -396,16 +396,16 @@ def _touching(subject: str, case: Case) -> list[Touching]:
 
 
 def _fitted(
-    got: _Gathered, sized: Sequence[Measured], wholes: Sequence[Whole], coverage: float, risk: float
+    got: _Gathered, sized: Sequence[StructureMeasurement], wholes: Sequence[Whole], coverage: float, risk: float
 ) -> Confidence:
     why_not: dict[str, str] = {}
     subjects = {one.subject for one in sized}
     enough = len(subjects) >= subjects_needed(coverage)
     sizes = SizeStatement.fit(sized, coverage) if enough else None
-    of_wholes = SizeStatement.fit(together(sized, wholes), coverage) if enough and wholes else None
+    of_wholes = SizeStatement.fit(measure_wholes(sized, wholes), coverage) if enough and wholes else None
     bounded = RiskStatement.fit(got.measured, risk) if got.measured else None
     if sizes is None:
-        why_not["sizes"] = f"{len(subjects)} calibration subject(s); {needed(coverage)}"
+        why_not["sizes"] = f"{len(subjects)} calibration subject(s); {too_few_subjects(coverage)}"
     gate, shift, border = None, None, None
     try:
         gate = QualityGate.fit(got.samples, coverage)
@@ -441,7 +441,9 @@ def _spoiled(truth: Segmentation, number: int, cases: int) -> Iterator[tuple[str
 def _samples(subject: str, kind: str, case: Case, truth: Segmentation, lost: Sequence[int] = ()) -> list[Sample]:
     """A sample for each structure with voxels; `lost`: voxels of each structure that lie outside the image."""
     structures = case.segmentation.structures
-    rows = zip(structures, describe(case.segmentation), truth.structures, lost or [0] * len(structures), strict=True)
+    rows = zip(
+        structures, describe_structures(case.segmentation), truth.structures, lost or [0] * len(structures), strict=True
+    )
     return [
         Sample(
             subject,
@@ -455,7 +457,7 @@ def _samples(subject: str, kind: str, case: Case, truth: Segmentation, lost: Seq
     ]
 
 
-def summary(found: dict[Setting, Confidence], bundle: Bundle) -> dict[str, Any]:
+def summary(found: dict[InferenceSetting, Confidence], bundle: Bundle) -> dict[str, Any]:
     """What was fitted, for people: widths, thresholds and margins by structure."""
     return {setting: _summary(statements, bundle) for setting, statements in found.items()}
 

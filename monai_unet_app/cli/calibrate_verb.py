@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from monai_unet_app.bundle import Bundle
     from monai_unet_app.calibration import Fitted
     from monai_unet_app.calibration.forms import FormScore
-    from monai_unet_app.confidence.statements import Confidence, Measured, Setting
+    from monai_unet_app.confidence.fitted_to import InferenceSetting
+    from monai_unet_app.confidence.statements import Confidence, StructureMeasurement
     from monai_unet_app.data.cases import CaseFiles
     from monai_unet_app.evaluate import Row
 
@@ -95,11 +96,11 @@ def _fitted(bundle: Bundle, rows: Sequence[Row], scores: Sequence[FormScore], op
 
 def _stated(
     bundle: Bundle, data: Sequence[CaseFiles], rows: Sequence[Row], options: argparse.Namespace
-) -> dict[Setting, Confidence]:
+) -> dict[InferenceSetting, Confidence]:
     """What the bundle states of its results, for each setting, fitted on these cases and written."""
     from monai_unet_app.calibration.calibrate_bundle import known_rows, state_confidence
 
-    settings: list[Setting] = ["plain", "tta"] if options.tta and bundle.mirror_axes else ["plain"]
+    settings: list[InferenceSetting] = ["plain", "tta"] if options.tta and bundle.mirror_axes else ["plain"]
     known, elsewhere = known_rows(bundle, data), _sizes_by_fold(bundle, data, settings, options)
     with progress("stating", len(settings) * (len(rows) + len(known)), options) as step:
         return state_confidence(
@@ -115,8 +116,8 @@ def _stated(
 
 
 def _sizes_by_fold(
-    bundle: Bundle, data: Sequence[CaseFiles], settings: Sequence[Setting], options: argparse.Namespace
-) -> dict[Setting, list[Measured]] | None:
+    bundle: Bundle, data: Sequence[CaseFiles], settings: Sequence[InferenceSetting], options: argparse.Namespace
+) -> dict[InferenceSetting, list[StructureMeasurement]] | None:
     """How far sizes are off in the bundles of --folds; None where there are none."""
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.calibration.calibrate_bundle import out_of_fold

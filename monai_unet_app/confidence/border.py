@@ -23,7 +23,7 @@ _PICTURE_SIDES = (("left", "right"), ("upper", "lower"))
 
 
 @dataclass(frozen=True)
-class Touching:
+class BorderContact:
     """One structure of one sound image.
 
     Attributes:
@@ -38,7 +38,7 @@ class Touching:
 
 
 @dataclass(frozen=True)
-class Cut:
+class BorderCut:
     """A structure that touches the border of the image more than it usually does.
 
     Attributes:
@@ -74,7 +74,7 @@ class BorderStatement(JsonDocument):
     subjects: int
 
     @classmethod
-    def fit(cls, found: Sequence[Touching]) -> BorderStatement:
+    def fit(cls, found: Sequence[BorderContact]) -> BorderStatement:
         """The part that sound images of new subjects seldom exceed, LEAST_PART at least.
 
         Raises:
@@ -95,7 +95,7 @@ class BorderStatement(JsonDocument):
             raise ValueError("no structure is found on any sound image; some are needed to say what is usual")
         return cls(limits, len({one.subject for one in found}))
 
-    def cut(self, structure: Structure) -> Cut | None:
+    def cut(self, structure: Structure) -> BorderCut | None:
         """Where a structure is cut off; None if it touches the border no more than usual."""
         image = structure.grid
         touching = on_border(image.without_flat_axis(structure.mask_on_grid), image.axis_spacing)
@@ -104,7 +104,7 @@ class BorderStatement(JsonDocument):
             return None
         names = np.array(sides_of(image))
         shown = touching >= min(LEAST_PART, touching.max())
-        return Cut(tuple(names[shown].tolist()), float(touching.sum()), limit)
+        return BorderCut(tuple(names[shown].tolist()), float(touching.sum()), limit)
 
 
 def sides_of(volume: Volume) -> list[tuple[str, str]]:

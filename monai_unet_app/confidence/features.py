@@ -50,19 +50,15 @@ class Features:
 FEATURES = tuple(field.name for field in fields(Features))
 
 
-def describe(segmentation: Segmentation) -> list[Features | None]:
+def describe_structures(segmentation: Segmentation) -> list[Features | None]:
     """The features of each structure, in the order of their numbers; None for a structure without voxels."""
-    if not segmentation.foreground.any():
-        return [None] * len(segmentation.structures)
-    surroundings = (
-        dict.fromkeys(segmentation.segments, _Surroundings.of(segmentation.structures))
-        if segmentation.exclusive
-        else {one.segment: _Surroundings.of([one]) for one in segmentation.structures if one.voxels}
-    )
-    return [
-        _describe(structure, surroundings[structure.segment]) if structure.voxels else None
-        for structure in segmentation.structures
-    ]
+    features: dict[int, Features] = {}
+    for group in segmentation.disjoint_groups:
+        present = [structure for structure in group if structure.voxels]
+        if present:
+            surroundings = _Surroundings.of(group)
+            features |= {structure.number: _describe(structure, surroundings) for structure in present}
+    return [features.get(structure.number) for structure in segmentation.structures]
 
 
 @dataclass(frozen=True)

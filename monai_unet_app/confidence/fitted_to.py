@@ -45,10 +45,10 @@ _OF_SPEED = frozenset(
 
 _REFERENCE = re.compile(r"[@%](\w+)")  # MONAI: @id, @id::part and the macro %id
 
-Setting = Literal["plain", "tta"]
+InferenceSetting = Literal["plain", "tta"]
 
 
-def fitted_to(bundle: BundleFiles, setting: Setting) -> dict[str, str | None]:
+def fitted_to(bundle: BundleFiles, setting: InferenceSetting) -> dict[str, str | None]:
     """SHA-256 of what results of this setting depend on, by file; comments, paths, device and formats do not count.
 
     Args:
@@ -69,7 +69,7 @@ def fitted_to(bundle: BundleFiles, setting: Setting) -> dict[str, str | None]:
     }
 
 
-def changed_since(bundle: BundleFiles, setting: Setting, then: Mapping[str, str | None]) -> tuple[str, ...]:
+def changed_since(bundle: BundleFiles, setting: InferenceSetting, then: Mapping[str, str | None]) -> tuple[str, ...]:
     """The files of the bundle that are no longer what `then` says, which `fitted_to` once gave."""
     return tuple(file for file, digest in fitted_to(bundle, setting).items() if digest != then.get(file))
 
@@ -86,7 +86,7 @@ def write_fitted_to(bundle: BundleFiles) -> None:
     write_json(document, bundle.root / CONFIDENCE, "confidence", indent=None)
 
 
-def _values_of_results(bundle: BundleFiles, setting: Setting) -> dict[str, Any]:
+def _values_of_results(bundle: BundleFiles, setting: InferenceSetting) -> dict[str, Any]:
     """The top-level values of inference.yaml that results depend on: some by name, others because these refer to them."""
     config = bundle.inference_document
     waiting, found = [*_OF_RESULTS, *(_OF_AVERAGES if setting == "tta" else ())], dict[str, Any]()

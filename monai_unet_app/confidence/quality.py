@@ -196,7 +196,7 @@ _WORDS: tuple[tuple[str, int], ...] = (
     ("its outline is rough: {}, usually {}", 1),
     ("it lies in pieces: the largest holds {} of it, usually {}", -1),
 )
-"""Of each feature but `border`, of which `Cut` tells: what to say where it lies on the wrong side, and which side that is."""
+"""For each feature but `border`, whose words are in `BorderCut`: the reason if it lies on the wrong side, and that side."""
 
 
 def _shown(n: int, value: float) -> str:

@@ -14,9 +14,9 @@ from scipy import stats
 from dicom_io.segmentation import Segmentation
 from monai_unet_app.metrics.overlap import dice
 
+from .assessment import Assessment
 from .conformal import Coverage, observed_coverage
 from .quality import Verdict
-from .statements import Assessment
 
 GOOD, BAD = 0.8, 0.6
 """A result above the first should not be held back, one below the second should be."""

@@ -11,7 +11,7 @@ import pytest
 
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.confidence.conformal import coverage_band, observed_coverage
-from monai_unet_app.confidence.statements import THRESHOLDS, Measured, SizeStatement, together
+from monai_unet_app.confidence.statements import THRESHOLDS, SizeStatement, StructureMeasurement, measure_wholes
 from monai_unet_app.data.splits import read_splits
 
 TABLE = Path(__file__).resolve().parents[2] / "bundles/hippocampus_mri_unet3d/docs/out_of_fold.csv"
@@ -20,11 +20,11 @@ SPLITS, WANTED = 200, 0.9
 
 
 @pytest.fixture(scope="module")
-def measured() -> list[Measured]:
+def measured() -> list[StructureMeasurement]:
     none = np.zeros(len(THRESHOLDS))
     with TABLE.open(newline="") as stream:
         return [
-            Measured(
+            StructureMeasurement(
                 row["subject"],
                 int(row["structure"]),
                 float(row["expected_ml"]),
@@ -37,11 +37,11 @@ def measured() -> list[Measured]:
 
 
 @pytest.fixture(scope="module")
-def wholes(measured: list[Measured]) -> list[Measured]:
-    return together(measured, load_bundle(TABLE.parents[1]).wholes)
+def wholes(measured: list[StructureMeasurement]) -> list[StructureMeasurement]:
+    return measure_wholes(measured, load_bundle(TABLE.parents[1]).wholes)
 
 
-def coverage_of(measured: list[Measured], fitted_on: set[str], structure: int) -> float:
+def coverage_of(measured: list[StructureMeasurement], fitted_on: set[str], structure: int) -> float:
     """By subject, on all that the statement was not fitted on."""
     stated = SizeStatement.fit([one for one in measured if one.subject in fitted_on], WANTED)
     tested = [one for one in measured if one.subject not in fitted_on and one.structure == structure]
@@ -52,7 +52,9 @@ def coverage_of(measured: list[Measured], fitted_on: set[str], structure: int) -
     return observed_coverage(covered, [one.subject for one in tested], WANTED).observed
 
 
-def test_every_subject_was_predicted_by_a_network_that_never_saw_it_and_only_once(measured: list[Measured]) -> None:
+def test_every_subject_was_predicted_by_a_network_that_never_saw_it_and_only_once(
+    measured: list[StructureMeasurement],
+) -> None:
     assert len({one.subject for one in measured}) == 116
     with TABLE.open(newline="") as stream:
         folds = {(row["subject"], row["fold"]) for row in csv.DictReader(stream)}
@@ -60,7 +62,7 @@ def test_every_subject_was_predicted_by_a_network_that_never_saw_it_and_only_onc
 
 
 def test_what_the_bundle_states_of_sizes_is_what_the_table_tells(
-    measured: list[Measured], wholes: list[Measured]
+    measured: list[StructureMeasurement], wholes: list[StructureMeasurement]
 ) -> None:
     reserved = {case for case, place in read_splits(EXAMPLES / "splits.json").items() if place.partition == "test"}
     with TABLE.open(newline="") as stream:
@@ -75,7 +77,7 @@ def test_what_the_bundle_states_of_sizes_is_what_the_table_tells(
 
 
 def test_the_interval_of_the_whole_is_narrower_than_those_of_its_parts(
-    measured: list[Measured], wholes: list[Measured]
+    measured: list[StructureMeasurement], wholes: list[StructureMeasurement]
 ) -> None:
     parts, whole = (SizeStatement.fit(rows, WANTED).log_ratios for rows in (measured, wholes))
     (low, high), widths = whole[1] or (0, 0), [ends[1] - ends[0] for ends in parts.values() if ends]
@@ -86,7 +88,7 @@ def test_the_interval_of_the_whole_is_narrower_than_those_of_its_parts(
 def test_half_of_the_subjects_tell_how_far_sizes_of_the_others_are_off(
     of: str, structure: int, request: pytest.FixtureRequest
 ) -> None:
-    measured: list[Measured] = request.getfixturevalue(of)
+    measured: list[StructureMeasurement] = request.getfixturevalue(of)
     subjects = sorted({one.subject for one in measured})
     half = len(subjects) // 2
     generator, found = np.random.default_rng(structure), []

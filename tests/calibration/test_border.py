@@ -16,9 +16,10 @@ from dicom_io.coding import Whole
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle_folder import CONFIDENCE, BundleFiles
 from monai_unet_app.calibration.corruptions import TRUNCATED, dice_of_whole, spoil, truncated, ways_for
-from monai_unet_app.confidence.border import LEAST_PART, BorderStatement, Touching, sides_of
+from monai_unet_app.confidence.assessment import Assessment, assess
+from monai_unet_app.confidence.border import LEAST_PART, BorderContact, BorderStatement, sides_of
 from monai_unet_app.confidence.features import on_border
-from monai_unet_app.confidence.statements import Assessment, Confidence, SizeStatement, assess, read_confidence
+from monai_unet_app.confidence.statements import Confidence, SizeStatement, read_confidence
 from monai_unet_app.errors import BundleError
 
 SPACING = (0.8, 1.0, 3.0)
@@ -56,15 +57,15 @@ def test_sides_are_named_by_the_patient_and_those_of_a_picture_by_the_picture() 
     assert sides_of(picture) == [("left", "right"), ("upper", "lower")]
 
 
-def touching(part: float, subjects: int = 20, structure: int = 1) -> list[Touching]:
-    return [Touching(f"s{n}", structure, part + 0.001 * n) for n in range(subjects)]
+def touching(part: float, subjects: int = 20, structure: int = 1) -> list[BorderContact]:
+    return [BorderContact(f"s{n}", structure, part + 0.001 * n) for n in range(subjects)]
 
 
 def test_usual_is_what_sound_images_of_most_subjects_show() -> None:
     stated = BorderStatement.fit([*touching(0.0, structure=1), *touching(0.3, structure=2)])
     assert stated.limits[2] == pytest.approx(0.319)  # of twenty subjects the largest: 20/21 stay below it
     assert stated.limits[1] == pytest.approx(0.019)
-    assert BorderStatement.fit([Touching(f"s{n}", 1, 0.0) for n in range(9)]).limits == {1: LEAST_PART}
+    assert BorderStatement.fit([BorderContact(f"s{n}", 1, 0.0) for n in range(9)]).limits == {1: LEAST_PART}
     assert BorderStatement.from_document(json.loads(json.dumps(stated.document()))) == stated
     with pytest.raises(ValueError, match=r"structure 1: 4 subject\(s\); 5 are needed"):
         BorderStatement.fit(touching(0.0, 4))

@@ -18,6 +18,7 @@ from dicom_io.coding import Whole
 from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle_folder import CONFIDENCE, BundleFiles
+from monai_unet_app.confidence.assessment import assess
 from monai_unet_app.confidence.fitted_to import fitted_to
 from monai_unet_app.confidence.quality import Grade
 from monai_unet_app.confidence.statement_audit import (
@@ -30,25 +31,24 @@ from monai_unet_app.confidence.statement_audit import (
 from monai_unet_app.confidence.statements import (
     THRESHOLDS,
     Confidence,
-    Measured,
     RiskStatement,
     SizeStatement,
-    assess,
-    measure,
+    StructureMeasurement,
+    measure_structures,
+    measure_wholes,
     read_confidence,
-    together,
 )
 from monai_unet_app.errors import AppError, BundleError
 
 VOLUME = Volume(np.zeros((10, 9, 8), np.float32), np.diag([1.0, 2.0, 3.0, 1.0]), Provenance(kind="nifti"))
 
 
-def measured(subject: int, ratio: float, structure: int = 1) -> Measured:
+def measured(subject: int, ratio: float, structure: int = 1) -> StructureMeasurement:
     """A case whose true size is `ratio` times what was expected, 5 mL."""
-    return Measured(f"s{subject}", structure, 5.0, 5.0 * ratio, 0.006, np.linspace(0, 0.4, len(THRESHOLDS)))
+    return StructureMeasurement(f"s{subject}", structure, 5.0, 5.0 * ratio, 0.006, np.linspace(0, 0.4, len(THRESHOLDS)))
 
 
-def off_by(subject: int, log_ratio: float, structure: int = 1) -> Measured:
+def off_by(subject: int, log_ratio: float, structure: int = 1) -> StructureMeasurement:
     """A case whose true size is off by this much, as a logarithm, with ten voxels added to both sizes."""
     small = 10 * 0.006
     return measured(subject, ((5.0 + small) * math.exp(log_ratio) - small) / 5.0, structure)
@@ -82,7 +82,7 @@ def test_of_eight_subjects_nothing_is_stated() -> None:
 
 
 def test_a_tiny_structure_has_a_finite_interval_that_does_not_go_below_nothing() -> None:
-    rows = [Measured(f"s{n}", 1, 0.0, 0.012 * (n == 3), 0.006, np.zeros(len(THRESHOLDS))) for n in range(9)]
+    rows = [StructureMeasurement(f"s{n}", 1, 0.0, 0.012 * (n == 3), 0.006, np.zeros(len(THRESHOLDS))) for n in range(9)]
     interval = SizeStatement.fit(rows, 0.9).interval(1, 0.0)
     off = math.log((0.012 + 0.06) / 0.06)
     assert interval == (0.0, pytest.approx(0.06 * math.exp(off * 10 / 9) - 0.06))
@@ -92,7 +92,7 @@ def test_what_a_case_says_of_a_structure_is_counted_in_millilitres() -> None:
     p = np.zeros(VOLUME.shape)
     p[2:4, 2:4, 2:4] = [[[0.9, 0.4], [0.9, 0.005]]] * 2
     truth = p > 0
-    (found,) = measure("s", exclusive(VOLUME, [p > 0.5], [p]), exclusive(VOLUME, [truth]))
+    (found,) = measure_structures("s", exclusive(VOLUME, [p > 0.5], [p]), exclusive(VOLUME, [truth]))
     assert found.expected == pytest.approx(p.sum() * 0.006)
     assert found.true == pytest.approx(8 * 0.006)
     at = dict(zip(THRESHOLDS, found.losses, strict=True))
@@ -203,9 +203,10 @@ def test_what_two_parts_shift_between_them_does_not_count_for_the_whole() -> Non
     for n in range(40):
         moved = generator.normal(0, 0.5)  # mL that one part has too much and the other too little
         rows += [
-            Measured(f"s{n}", part, 5.0 + sign * moved, 5.0, 0.006, np.empty(0)) for part, sign in ((1, 1), (2, -1))
+            StructureMeasurement(f"s{n}", part, 5.0 + sign * moved, 5.0, 0.006, np.empty(0))
+            for part, sign in ((1, 1), (2, -1))
         ]
-    of_parts, of_whole = SizeStatement.fit(rows, 0.9), SizeStatement.fit(together(rows, [WHOLE]), 0.9)
+    of_parts, of_whole = SizeStatement.fit(rows, 0.9), SizeStatement.fit(measure_wholes(rows, [WHOLE]), 0.9)
     assert of_whole.subjects == 40
     assert of_whole.interval(1, 10.0) == pytest.approx((10.0, 10.0))
     assert all(ends is not None and ends[1] - ends[0] > 0.2 for ends in of_parts.log_ratios.values())
@@ -215,7 +216,7 @@ def test_what_two_parts_shift_between_them_does_not_count_for_the_whole() -> Non
 
 def test_two_cases_of_a_person_are_two_wholes() -> None:
     rows = [measured(1, 1.0, 1), measured(1, 1.2, 2), measured(1, 0.9, 1), measured(1, 0.7, 2)]
-    found = together(rows, [WHOLE])
+    found = measure_wholes(rows, [WHOLE])
     assert [(one.subject, one.structure, one.expected) for one in found] == [("s1", 1, 10.0), ("s1", 1, 10.0)]
     assert [one.true for one in found] == pytest.approx([11.0, 8.0])
 
@@ -248,7 +249,7 @@ def test_a_picture_is_measured_in_pixels() -> None:
     picture = Volume(np.zeros((6, 5, 1), np.float32), np.diag([0.5, 0.5, 1, 1]), Provenance(kind="image"), planar=True)
     p = np.full((1, 6, 5, 1), 0.5, np.float32)
     result = Segmentation(picture, np.ones((1, 6, 5, 1), np.uint8), segments("vessel"), p)
-    (found,) = measure("s", result, result)
+    (found,) = measure_structures("s", result, result)
     assert (found.expected, found.true, found.voxel) == (15.0, 30.0, 1.0)
 
 

@@ -19,7 +19,7 @@ from monai_unet_app.bundle import load_bundle
 from monai_unet_app.bundle_folder import CONFIDENCE, bundle_files
 from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle, state_confidence
 from monai_unet_app.cli import main
-from monai_unet_app.confidence.fitted_to import Setting, fitted_to
+from monai_unet_app.confidence.fitted_to import InferenceSetting, fitted_to
 from monai_unet_app.confidence.statements import STATEMENTS, Confidence, read_confidence
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.errors import AppError
@@ -58,7 +58,7 @@ def in_inference(old: str, new: str) -> Callable[[Path], None]:
     return lambda root: edit(root, INFERENCE, old, new)
 
 
-CHANGES: dict[str, tuple[Callable[[Path], None], set[Setting], str]] = {
+CHANGES: dict[str, tuple[Callable[[Path], None], set[InferenceSetting], str]] = {
     "weights": (other_weights, {"plain", "tta"}, "models/model.pt"),
     "structures": (other_labels, {"plain", "tta"}, "configs/inference.yaml, configs/segments.json"),
     "a whole's label": (
@@ -90,7 +90,7 @@ CHANGES: dict[str, tuple[Callable[[Path], None], set[Setting], str]] = {
 def test_statements_do_not_speak_of_a_bundle_that_was_changed_since(name: str, bundle: Path) -> None:
     change, silent, files = CHANGES[name]
     change(bundle)
-    settings: tuple[Setting, ...] = ("plain", "tta")
+    settings: tuple[InferenceSetting, ...] = ("plain", "tta")
     for setting in settings:
         found = read_confidence(load_bundle(bundle), setting)
         if setting not in silent:
@@ -178,7 +178,7 @@ def test_calibrate_writes_what_it_fitted_to(tiny_bundle: Callable[..., Path], tm
     root, rows = tiny_bundle(), by_partition(few_examples(tmp_path / "data"))["calibration"]
     state_confidence(load_bundle(root), rows, settings=("plain", "tta"))
     document = json.loads((root / CONFIDENCE).read_text())
-    settings: tuple[Setting, ...] = ("plain", "tta")
+    settings: tuple[InferenceSetting, ...] = ("plain", "tta")
     for setting in settings:
         assert document["settings"][setting]["fitted_to"] == fitted_to(bundle_files(root), setting)
         assert CHANGED not in str(read_confidence(load_bundle(root), setting).why_not)

@@ -8,7 +8,7 @@ from segmentations import exclusive
 
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.calibration.corruptions import TRUNCATED, WAYS, spoil, ways_for
-from monai_unet_app.confidence.features import Features, describe
+from monai_unet_app.confidence.features import Features, describe_structures
 from monai_unet_app.confidence.quality import SOUND, QualityGate, Sample
 
 SPACING = (0.8, 1.0, 3.0)
@@ -24,7 +24,7 @@ VOLUME = Volume(np.zeros((34, 30, 20), np.float32), np.diag([*SPACING, 1.0]))
 
 
 def described(mask: np.ndarray, probability: np.ndarray) -> Features | None:
-    (features,) = describe(exclusive(VOLUME, [mask], [probability]))
+    (features,) = describe_structures(exclusive(VOLUME, [mask], [probability]))
     return features
 
 

@@ -1,0 +1,207 @@
+"""What a bundle's statements say of one result, with the verdict of the quality gate on it.
+
+The gate of `quality` grades each structure from its features. The final verdict is made here, in `Assessment.verdict`: it also
+counts an image unlike the training, a structure that is cut off, and a size outside its own interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from numpy.typing import ArrayLike
+
+from dicom_io.coding import Whole
+from dicom_io.segmentation import Segmentation, Structure
+from monai_unet_app.bundle_folder import CONFIDENCE
+from monai_unet_app.errors import BundleError
+
+from .border import BorderCut
+from .features import Features, describe_structures
+from .quality import Grade, Verdict
+from .statements import Confidence
+
+FAR_SHIFT = 2.0
+"""An image this many times as far from the training's as flagged images are is reviewed, whatever the result looks like."""
+
+_BY_SEVERITY: tuple[Verdict, ...] = ("accept", "review", "reject")
+
+
+def _worst(verdicts: Iterable[Verdict]) -> Verdict | None:
+    return max(verdicts, key=_BY_SEVERITY.index, default=None)
+
+
+@dataclass(frozen=True)
+class SizeAssessment:
+    """A size with its interval.
+
+    Attributes:
+        size: Of the mask, mL or pixels.
+        size_interval: (low, high) that holds the true size with the stated coverage, in the unit of `size`; None if unknown,
+            and for a structure that is cut off, since intervals hold for whole structures.
+    """
+
+    size: float
+    size_interval: tuple[float, float] | None
+
+    @property
+    def is_beside_its_interval(self) -> bool:
+        """True if the mask and the probabilities that it was cut from disagree about the size."""
+        return self.size_interval is not None and not self.size_interval[0] <= self.size <= self.size_interval[1]
+
+    @property
+    def reportable_interval(self) -> tuple[float, float] | None:
+        """The interval if the size lies in it: a DICOM report says how far a volume may be off to either side."""
+        return None if self.is_beside_its_interval else self.size_interval
+
+
+@dataclass(frozen=True)
+class StructureAssessment(SizeAssessment):
+    """What the statements say of one structure.
+
+    Attributes:
+        number: Number of the structure.
+        name: Its label.
+        grade: The grade of the quality gate; None without a gate.
+        cut: Where the border of the image cuts it off; None if it does not, or if the bundle does not know what is usual.
+    """
+
+    number: int
+    name: str
+    grade: Grade | None
+    cut: BorderCut | None = None
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The verdict of the gate, and `review` at least for a structure that is cut off; None without either."""
+        verdicts: list[Verdict] = [self.grade.verdict] if self.grade else []
+        return _worst([*verdicts, "review"] if self.cut else verdicts)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What speaks against the structure, in words."""
+        grade = self.grade
+        reasons = [] if grade is None else list(grade.reasons)
+        if grade is not None and grade.verdict != "accept" and (grade.at_least or grade.dice):
+            reasons.insert(0, f"predicted Dice {grade.dice:.2f}, at least {grade.at_least:.2f}")
+        if self.cut:
+            reasons.append(self.cut.reason)
+        if self.is_beside_its_interval:
+            reasons.append("its size lies beside the interval that the probabilities give")
+        return tuple(reasons)
+
+
+@dataclass(frozen=True)
+class WholeAssessment(SizeAssessment):
+    """What the statements say of several structures that are parts of a whole: the size of the parts together.
+
+    Attributes:
+        whole: The whole.
+    """
+
+    whole: Whole
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What a bundle says of one of its results.
+
+    Attributes:
+        confidence: The statements.
+        structures: An entry for each structure, in the order of their numbers.
+        shift: Distance to the training images, 1 is usual; None if the bundle has no detector, or it was not asked.
+        wholes: An entry for each whole, in the order of the bundle's wholes.
+    """
+
+    confidence: Confidence
+    structures: tuple[StructureAssessment, ...]
+    shift: float | None
+    wholes: tuple[WholeAssessment, ...] = ()
+
+    @property
+    def is_shifted(self) -> bool:
+        """True if the image is unlike those that the network learned from."""
+        return (self.shift or 0.0) > self._shift_limit
+
+    @property
+    def is_far(self) -> bool:
+        """True if the image is so unlike the training that somebody should look at the result."""
+        return (self.shift or 0.0) > FAR_SHIFT * self._shift_limit
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The final verdict: the worst verdict on a structure.
+
+        It is `review` at least for an image far from the training, and for a size outside its own interval. None without a
+        gate, unless the image is far from the training or a structure is cut off.
+        """
+        verdicts = [structure.verdict for structure in self.structures if structure.verdict]
+        if self.is_far or (verdicts and any(structure.is_beside_its_interval for structure in self.structures)):
+            verdicts.append("review")
+        return _worst(verdicts)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What speaks against the result, in words. The first reason says so if no quality gate has judged it."""
+        reasons = [f"{structure.name}: {reason}" for structure in self.structures for reason in structure.reasons]
+        if self.is_shifted:
+            reasons.insert(
+                0,
+                f"the image is unlike those of the training: distance {self.shift or 0:.2g}, flagged above "
+                f"{self._shift_limit:.2g}, reviewed above {FAR_SHIFT * self._shift_limit:.2g}",
+            )
+        if self.confidence.gate is None:
+            reason = self.confidence.why_not.get("gate", "none was fitted")
+            reasons.insert(0, f"no quality gate has judged this result: {reason}")
+        return tuple(reasons)
+
+    @property
+    def _shift_limit(self) -> float:
+        return self.confidence.shift.limit if self.confidence.shift else math.inf
+
+
+def assess(confidence: Confidence, segmentation: Segmentation, image_features: ArrayLike | None) -> Assessment:
+    """What the statements say of one result.
+
+    Args:
+        confidence: The statements of the bundle for the setting of the run.
+        segmentation: The result, with probabilities.
+        image_features: Shape (F,). Features of the image for the shift detector; None if they were not taken.
+
+    Raises:
+        BundleError: The statements were fitted on another network.
+    """
+    structures = segmentation.structures
+    features = describe_structures(segmentation) if confidence.gate else [None] * len(structures)
+    assessed = tuple(_assess_structure(confidence, *pair) for pair in zip(structures, features, strict=True))
+    try:
+        shift = confidence.shift.score(image_features) if confidence.shift and image_features is not None else None
+    except ValueError as error:
+        raise BundleError(f"{CONFIDENCE} does not belong to this bundle: {error}") from error
+    wholes = [
+        _assess_whole(confidence, number, segmentation, assessed) for number in range(1, len(segmentation.wholes) + 1)
+    ]
+    return Assessment(confidence, assessed, shift, tuple(wholes))
+
+
+def _assess_structure(confidence: Confidence, structure: Structure, features: Features | None) -> StructureAssessment:
+    number = structure.number
+    cut = confidence.border.cut(structure) if confidence.border else None
+    sizes = None if cut else confidence.sizes  # intervals hold for whole structures
+    interval = sizes.interval(number, structure.expected_size) if sizes else None
+    grade = confidence.gate.grade(number, features) if confidence.gate else None
+    return StructureAssessment(structure.size, interval, number, structure.label, grade, cut)
+
+
+def _assess_whole(
+    confidence: Confidence, number: int, segmentation: Segmentation, assessed: tuple[StructureAssessment, ...]
+) -> WholeAssessment:
+    """The assessment of a whole, by its number from 1 in the order of the bundle's wholes."""
+    whole = segmentation.wholes[number - 1]
+    parts = [n - 1 for n in whole.numbers]
+    interval = None
+    if confidence.wholes and not any(assessed[n].cut for n in parts):
+        expected = sum(segmentation.structures[n].expected_size for n in parts)
+        interval = confidence.wholes.interval(number, expected)
+    return WholeAssessment(sum(assessed[n].size for n in parts), interval, whole)
