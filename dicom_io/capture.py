@@ -13,6 +13,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +67,7 @@ class CaptureStyle:
 class _Scene:
     """What all captures of one result share."""
 
-    planes: list[NDArray]
+    planes: list[NDArray[Any]]
     images: SourceImages
     shown: list[display.Display]
     result: ResultInfo

@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +72,7 @@ class Frame:
     segment: int
     plane: Plane | None
     source_key: str | None
-    pixels: NDArray
+    pixels: NDArray[Any]
 
 
 class SliceComparison:
@@ -142,7 +143,7 @@ class SliceComparison:
                 f"the file describes the segments {sorted(described)} and shows {sorted(shown - {0})}"
             )
 
-    def _count(self, array: NDArray) -> int:
+    def _count(self, array: NDArray[Any]) -> int:
         """Labelled voxels (of each channel); a probability that is stored as 0 is none."""
         return int(np.count_nonzero(np.rint(array * self.steps) if self.steps else array))
 
@@ -161,7 +162,7 @@ class SliceComparison:
             raise GeometryProofError(f"of a frame and the slice {one.key} only one has a place in patient space")
         return k
 
-    def _wanted(self, frame: Frame, k: int) -> NDArray:
+    def _wanted(self, frame: Frame, k: int) -> NDArray[Any]:
         one = self.slices[k]
         here = self._at(one if frame.plane is None else replace(one, plane=frame.plane), k)
         if here.ndim == 2:
@@ -170,7 +171,7 @@ class SliceComparison:
             raise GeometryProofError(f"the file has a segment {frame.segment}, the result has {here.shape[2]}")
         return here[..., frame.segment - 1] if self.steps else here[..., frame.segment - 1] != 0
 
-    def _at(self, one: Slice, k: int) -> NDArray:
+    def _at(self, one: Slice, k: int) -> NDArray[Any]:
         if one.plane is None:
             return np.swapaxes(self.result.array[:, :, k], 0, 1)
         return values_at(one.plane, one.shape, self.result)

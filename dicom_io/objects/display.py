@@ -6,6 +6,7 @@ import math
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +46,7 @@ class Window:
     function: str = "LINEAR"
     explanation: str = ""
 
-    def grey(self, values: NDArray) -> Floats:
+    def grey(self, values: NDArray[Any]) -> Floats:
         """`values` as brightness, 0 (black) to 1 (white) for MONOCHROME2; any shape."""
         x = np.asarray(values, dtype=np.float64)
         if self.function == "SIGMOID":
@@ -88,12 +89,12 @@ class Display:
     inverted: bool
     mirror: float | None
 
-    def file_values(self, values: NDArray) -> Floats:
+    def file_values(self, values: NDArray[Any]) -> Floats:
         """The reader's values as the Modality LUT of the file gives them."""
         exact = np.asarray(values, dtype=np.float64)
         return exact if self.mirror is None else self.mirror - exact
 
-    def grey(self, values: NDArray) -> Floats:
+    def grey(self, values: NDArray[Any]) -> Floats:
         """The reader's values as brightness on the screen, 0 to 1."""
         values = self.file_values(values)
         if self.table is not None:
@@ -121,7 +122,7 @@ def displays(images: SourceImages) -> list[Display]:
     ]
 
 
-def fits(window: Window, values: NDArray, *, strict: bool) -> bool:
+def fits(window: Window, values: NDArray[Any], *, strict: bool) -> bool:
     """Whether a window shows something of the values that it is meant for.
 
     Args:
@@ -160,7 +161,7 @@ def _with_fitting_windows(stated: list[_Stated], images: SourceImages) -> list[D
     return found
 
 
-def percentile_window(values: NDArray) -> Window:
+def percentile_window(values: NDArray[Any]) -> Window:
     """From the 1st to the 99th percentile, LINEAR where the range allows it (its width is 1 or more)."""
     low, high = (float(value) for value in np.percentile(values, PERCENTILES))
     if high - low >= 1.0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,7 +81,7 @@ def picture_size(shape: tuple[int, int], pixel: tuple[float, float], least_side:
     return max(1, round(width * factor)), max(1, round(height * factor))
 
 
-def smooth(values: NDArray, size: tuple[int, int]) -> NDArray:
+def smooth(values: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     """Values (rows, columns) as float32, or RGB of 8 bits, at (width, height), linearly interpolated."""
     return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR))
 

@@ -7,6 +7,7 @@ voxel only. So the steps are compared, from pixel to pixel and from slice to sli
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +44,9 @@ class FrameGrid:
         self._normals: dict[int, Floats] = {}
         self._stated_mm: set[float] = set()
 
-    def voxels(self, what: str, plane: Plane, columns: NDArray, rows: NDArray, gap_mm: float | None = None) -> Integers:
+    def voxels(
+        self, what: str, plane: Plane, columns: NDArray[Any], rows: NDArray[Any], gap_mm: float | None = None
+    ) -> Integers:
         """Shape (n, 3): the voxels (i, j, k) under pixels of a frame.
 
         Args:
@@ -73,7 +76,7 @@ class FrameGrid:
             )
         return voxels
 
-    def check_named(self, what: str, keys: Sequence[str], ks: NDArray) -> None:
+    def check_named(self, what: str, keys: Sequence[str], ks: NDArray[Any]) -> None:
         """Pass if one of the slices that a frame names is the one where it lies, or it names none of the image.
 
         Raises:

@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import highdicom as hd
 import numpy as np
@@ -167,7 +167,7 @@ def _source_keys(source: Volume) -> Iterable[str]:
     return (f"{uid}#{frame}" for uid, frame in zip(uids, frames, strict=True)) if frames else uids
 
 
-def digest_of(*arrays: NDArray) -> str:
+def digest_of(*arrays: NDArray[Any]) -> str:
     """Hex digest of the types, shapes and values of arrays, whatever their order in memory."""
     digest = hashlib.sha256()
     for array in arrays:

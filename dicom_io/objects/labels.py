@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,7 +33,7 @@ def in_slices(labels: Volume, encoding: SegEncoding = "binary") -> Volume:
     return labels.with_array(slice_by_slice(array))
 
 
-def _whole(array: NDArray) -> NDArray:
+def _whole(array: NDArray[Any]) -> NDArray[Any]:
     """Label values in the smallest type."""
     smallest = array.astype(np.uint8 if array.max(initial=0) < 256 else np.uint16, copy=False)
     if smallest is not array and (smallest != array).any():
@@ -42,7 +44,7 @@ def _whole(array: NDArray) -> NDArray:
     return smallest
 
 
-def _set(array: NDArray) -> NDArray:
+def _set(array: NDArray[Any]) -> NDArray[Any]:
     """Channels as 0 and 1."""
     if array.dtype == np.uint8 and array.max(initial=0) <= 1:
         return array

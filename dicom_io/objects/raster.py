@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import reduce
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ def even_odd(loops: Sequence[Floats], shape: tuple[int, int]) -> Mask:
     return plane != 0
 
 
-def painted(points: Floats, counts: Integers, labels: Integers, shape: tuple[int, int]) -> tuple[NDArray, int]:
+def painted(points: Floats, counts: Integers, labels: Integers, shape: tuple[int, int]) -> tuple[NDArray[Any], int]:
     """Labels of the pixels whose centre is inside by the even-odd rule over all contours of one label.
 
     Args:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +41,7 @@ class Plane:
     column_step_mm: Floats
     row_step_mm: Floats
 
-    def points_mm(self, columns: NDArray, rows: NDArray) -> Floats:
+    def points_mm(self, columns: NDArray[Any], rows: NDArray[Any]) -> Floats:
         """Shape (n, 3): LPS positions of pixel coordinates, which may lie between pixel centres."""
         return self.origin_mm + np.outer(columns, self.column_step_mm) + np.outer(rows, self.row_step_mm)
 
@@ -99,14 +100,14 @@ def _slice(header: Dataset, uid: str, frame: int | None, planar: bool) -> Slice:
     return Slice(str(header.SOPClassUID), uid, frame, plane, (int(header.Rows), int(header.Columns)))
 
 
-def values_on(one: Slice, k: int, result: Volume, source: Volume) -> NDArray:
+def values_on(one: Slice, k: int, result: Volume, source: Volume) -> NDArray[Any]:
     """What a result holds on slice k of its source: shape (rows, columns), or (rows, columns, C) with channels."""
     if source.provenance.resampled and one.plane is not None:
         return values_at(one.plane, one.shape, result)
     return np.swapaxes(result.array[:, :, k], 0, 1)
 
 
-def values_at(plane: Plane, shape: tuple[int, int], result: Volume) -> NDArray:
+def values_at(plane: Plane, shape: tuple[int, int], result: Volume) -> NDArray[Any]:
     """What a result holds at the pixels of a plane, found through the patient space.
 
     Args:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +85,7 @@ class SourceImages:
             item.ReferencedFrameNumber = one.frame
         return item
 
-    def values(self, k: int, volume: Volume) -> NDArray:
+    def values(self, k: int, volume: Volume) -> NDArray[Any]:
         """What a volume on the source's grid holds on slice k: shape (rows, columns), with channels last if it has."""
         return values_on(self.slices[k], k, volume, self.source)
 
@@ -118,7 +119,7 @@ def images_of(source: Volume) -> SourceImages:
     return SourceImages(source, headers, slices_of(source, headers))
 
 
-def mask_on(array: NDArray, number: int, *, axes: int = 2) -> NDArray[np.bool_]:
+def mask_on(array: NDArray[Any], number: int, *, axes: int = 2) -> NDArray[np.bool_]:
     """Where segment `number` is, for label values or one channel a segment: the first `axes` axes, 2 for a slice and 3 for a
     volume, without the channels.
     """

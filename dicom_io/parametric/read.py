@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,7 +152,7 @@ def _told(mapping: Dataset) -> str:
     return f"{codes} with slope {slope} and intercept {intercept}"
 
 
-def _is_padding(dataset: Dataset, pixels: NDArray) -> NDArray[np.bool_]:
+def _is_padding(dataset: Dataset, pixels: NDArray[Any]) -> NDArray[np.bool_]:
     """Shape (rows, columns): pixels that stand for no value, those that are NaN among them.
 
     From the padding value to its range limit, in the type of the pixels (PS3.3 C.7.6.24.1, C.7.6.25.1, C.7.5.1.1.2).
@@ -167,7 +168,7 @@ def _is_padding(dataset: Dataset, pixels: NDArray) -> NDArray[np.bool_]:
     return np.asarray(empty | ((pixels >= ends.min()) & (pixels <= ends.max())))
 
 
-def _real_values(number: int, pixels: NDArray, padding: NDArray[np.bool_], mapping: Dataset) -> Floats:
+def _real_values(number: int, pixels: NDArray[Any], padding: NDArray[np.bool_], mapping: Dataset) -> Floats:
     slope, intercept = mapping.get("RealWorldValueSlope"), mapping.get("RealWorldValueIntercept")
     if slope is None or intercept is None or not np.isfinite([float(slope), float(intercept)]).all():
         raise LabelError(

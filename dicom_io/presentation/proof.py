@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,7 +138,7 @@ def _check_half_way(line: Outline) -> None:
         )
 
 
-def _check_outlines(k: int, drawn: dict[int, list[Floats]], plane: NDArray) -> None:
+def _check_outlines(k: int, drawn: dict[int, list[Floats]], plane: NDArray[Any]) -> None:
     """Compare the loops of each segment on slice k with the labels there, shape (rows, columns[, C])."""
     held = set(np.unique(plane).tolist()) - {0} if plane.ndim == 2 else set(range(1, plane.shape[2] + 1))
     for segment in sorted(held | set(drawn)):

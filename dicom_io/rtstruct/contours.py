@@ -12,6 +12,7 @@ meets no centre and crosses no contour, every hole ends at its outer contour, an
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +67,7 @@ def contours(mask: NDArray[np.bool_]) -> list[Floats]:
     return np.split(found.points, np.cumsum(found.counts)[:-1]) if len(found.counts) else []
 
 
-def contours_of(planes: NDArray) -> Contours:
+def contours_of(planes: NDArray[Any]) -> Contours:
     """The contours of every label in every plane.
 
     Args:
@@ -90,7 +91,7 @@ def contours_of(planes: NDArray) -> Contours:
     return Contours(segments.label[first], plane, counts, place)
 
 
-def _cut_cells(padded: NDArray) -> tuple[Integers, Integers, Integers]:
+def _cut_cells(padded: NDArray[Any]) -> tuple[Integers, Integers, Integers]:
     """The cells of a plane in which a label has a contour: upper left pixel, label, corners inside, one for each contour.
 
     Args:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,7 +84,7 @@ def build_rtstruct(
     return RtObject(head, b"".join(_region(segment, drawn[segment.number]) for segment in result.segments))
 
 
-def _contours_on(slices: Sequence[Slice], values: NDArray) -> Iterator[tuple[int, bytes]]:
+def _contours_on(slices: Sequence[Slice], values: NDArray[Any]) -> Iterator[tuple[int, bytes]]:
     """The contours on some slices as items of a ContourSequence, each with its label.
 
     Args:

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import highdicom as hd
 import numpy as np
@@ -156,7 +157,7 @@ def seg_uid(source: Volume, result: ResultInfo, encoding: SegEncoding, digest: s
     return identity.result_uid(source, result, "SEG", "instance", encoding, digest, *every)
 
 
-def _overlaps(array: NDArray, encoding: SegEncoding) -> bool:
+def _overlaps(array: NDArray[Any], encoding: SegEncoding) -> bool:
     """Whether a voxel is of two segments; in a fractional SEG, whether two have a part in it."""
     if array.ndim == 3:
         return False

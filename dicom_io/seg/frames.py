@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,7 @@ class SegFrame:
 
     segment: int
     plane: Plane | None
-    pixels: NDArray
+    pixels: NDArray[Any]
     named: tuple[str, ...]
     gap_mm: float | None
 
@@ -73,7 +74,7 @@ def _is_placed(dataset: Dataset) -> bool:
     return any("PlanePositionSequence" in group for group in (*shared[:1], *frames[:1]))
 
 
-def _pixels_of(dataset: Dataset) -> Iterator[NDArray]:
+def _pixels_of(dataset: Dataset) -> Iterator[NDArray[Any]]:
     try:
         rows, columns, count = int(dataset.Rows), int(dataset.Columns), int(dataset.get("NumberOfFrames") or 1)
         syntax = dataset.file_meta.TransferSyntaxUID
@@ -90,7 +91,7 @@ def _pixels_of(dataset: Dataset) -> Iterator[NDArray]:
         ) from error
 
 
-def unpacked(packed: bytes, rows: int, columns: int, count: int) -> Iterator[NDArray]:
+def unpacked(packed: bytes, rows: int, columns: int, count: int) -> Iterator[NDArray[Any]]:
     """Frames of single bits, the first in the lowest (PS3.5 8.1.1); a frame may begin within a byte."""
     content, size = np.frombuffer(packed, dtype=np.uint8), rows * columns
     if len(content) * 8 < size * count:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -37,7 +38,7 @@ class _Frame:
 
     segment: int
     k: int
-    pixels: NDArray
+    pixels: NDArray[Any]
 
 
 def stored_frames(
@@ -57,7 +58,7 @@ def stored_frames(
             yield _Frame(segment, k, _pixels(planes[k], segment, encoding))
 
 
-def _held(planes: Sequence[NDArray], encoding: SegEncoding) -> dict[int, list[int]]:
+def _held(planes: Sequence[NDArray[Any]], encoding: SegEncoding) -> dict[int, list[int]]:
     """The slices on which each segment has voxels."""
     held: dict[int, list[int]] = {}
     for k, plane in enumerate(planes):
@@ -71,7 +72,7 @@ def _held(planes: Sequence[NDArray], encoding: SegEncoding) -> dict[int, list[in
     return held
 
 
-def _pixels(plane: NDArray, segment: int, encoding: SegEncoding) -> NDArray:
+def _pixels(plane: NDArray[Any], segment: int, encoding: SegEncoding) -> NDArray[Any]:
     if plane.ndim == 2:
         return plane == segment
     if encoding == "fractional":
@@ -146,12 +147,12 @@ class _Packed:
         self.parts: list[bytes] = []
         self.size, self.bits = 0, 1
 
-    def add(self, pixels: NDArray) -> None:
+    def add(self, pixels: NDArray[Any]) -> None:
         self.size = pixels.size
         self.bits = 1 if self.encoding.startswith("binary") else pixels.dtype.itemsize * 8
         self.parts.append(self._packed(pixels))
 
-    def _packed(self, pixels: NDArray) -> bytes:
+    def _packed(self, pixels: NDArray[Any]) -> bytes:
         if self.encoding == "labelmap-jpegls":
             return bytes(imagecodecs.jpegls_encode(pixels))
         if self.encoding == "labelmap-rle":
@@ -171,7 +172,7 @@ class _Packed:
         return content + b"\0" * (len(content) % 2)
 
 
-def _run_lengths(pixels: NDArray) -> bytes:
+def _run_lengths(pixels: NDArray[Any]) -> bytes:
     """One frame in the RLE form of PS3.5 annex G."""
     run_lengths = RLELosslessEncoder.encode(
         pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes(),

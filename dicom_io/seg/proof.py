@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import jpeg_ls
@@ -143,7 +144,7 @@ def _checked_form(written: Attributes) -> str:
     return kind
 
 
-def _parsed_pixels(written: Attributes) -> Iterator[NDArray]:
+def _parsed_pixels(written: Attributes) -> Iterator[NDArray[Any]]:
     rows, columns, bits = (whole(written, tag) for tag in (_ROWS, _COLUMNS, _ALLOCATED))
     count, content = integer(written, _FRAME_COUNT), written.get(_PIXELS)
     if content is None:
@@ -165,7 +166,7 @@ def _parsed_pixels(written: Attributes) -> Iterator[NDArray]:
         yield from np.frombuffer(content, kind, count * rows * columns).reshape(count, rows, columns)
 
 
-def _decoded(part: bytes, syntax: str, kind: np.dtype) -> NDArray:
+def _decoded(part: bytes, syntax: str, kind: np.dtype) -> NDArray[Any]:
     """One compressed frame, by another codec than the one that wrote it where there is one."""
     if syntax == _RLE:
         return np.frombuffer(imagecodecs.dicomrle_decode(part, kind), kind)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import highdicom as hd
 import numpy as np
@@ -47,7 +48,7 @@ def read_seg(path: Path, reference: Volume) -> Volume:
         return reference.with_array(_labels(dataset, reference))
 
 
-def _labels(dataset: Dataset, reference: Volume) -> NDArray:
+def _labels(dataset: Dataset, reference: Volume) -> NDArray[Any]:
     if dataset.SegmentationType == "FRACTIONAL":
         raise LabelError(
             "the label file is a FRACTIONAL segmentation, which holds a probability a voxel; a BINARY or LABELMAP one is "
@@ -86,7 +87,7 @@ def read_segments(path: Path, reference: Volume) -> Volume:
         return reference.with_array(_channels(dataset, reference))
 
 
-def _channels(dataset: Dataset, reference: Volume) -> NDArray:
+def _channels(dataset: Dataset, reference: Volume) -> NDArray[Any]:
     segments, steps = _Segments(dataset, reference), float(dataset.get("MaximumFractionalValue") or 255)
     kind = np.float32 if segments.fractional else np.uint8
     array = np.zeros((*reference.shape, len(segments.numbers)), dtype=kind)
@@ -139,7 +140,7 @@ class _Segments:
         self.fractional = dataset.SegmentationType == "FRACTIONAL"
         self._grid = FrameGrid(reference)
 
-    def laid(self) -> Iterator[tuple[tuple[NDArray, ...], NDArray, NDArray]]:
+    def laid(self) -> Iterator[tuple[tuple[NDArray[Any], ...], NDArray[Any], NDArray[Any]]]:
         """Of each frame the voxels (i, j, k) under its pixels that are not 0, the segments there, and those pixels.
 
         Raises:
@@ -155,7 +156,7 @@ class _Segments:
             yield self._voxels(frame, rows, columns), named, stored
         self._grid.finish("the SEG")
 
-    def _check_described(self, named: NDArray) -> None:
+    def _check_described(self, named: NDArray[Any]) -> None:
         unknown = named[~np.isin(named, self.numbers)]
         if len(unknown):
             told = f"{list(self.numbers[:20])}{' ...' * (len(self.numbers) > 20)}"
@@ -164,7 +165,7 @@ class _Segments:
                 "export the SEG again"
             )
 
-    def _voxels(self, frame: SegFrame, rows: NDArray, columns: NDArray) -> tuple[NDArray, ...]:
+    def _voxels(self, frame: SegFrame, rows: NDArray[Any], columns: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         if frame.plane is None:
             return self._in_picture(frame, rows, columns)
         what = f"a frame of segment {frame.segment}" if frame.segment else "a frame of the label map"
@@ -172,7 +173,7 @@ class _Segments:
         self._grid.check_named(what, frame.named, voxels[:, 2])
         return tuple(voxels.T)
 
-    def _in_picture(self, frame: SegFrame, rows: NDArray, columns: NDArray) -> tuple[NDArray, ...]:
+    def _in_picture(self, frame: SegFrame, rows: NDArray[Any], columns: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         wanted = (self.reference.shape[1], self.reference.shape[0])
         ours = any(key in self._grid.slices for key in frame.named)
         if not self.reference.planar or not ours or frame.pixels.shape != wanted:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +47,7 @@ class SegmentMeasures:
     std: float | None
 
 
-def measure_segment(mask: Mask, image: NDArray, affine_lps: Affine) -> SegmentMeasures:
+def measure_segment(mask: Mask, image: NDArray[Any], affine_lps: Affine) -> SegmentMeasures:
     """The figures of one segment.
 
     Args:
