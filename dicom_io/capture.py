@@ -13,7 +13,6 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +26,14 @@ from dicom_io.coding import code_item
 from dicom_io.errors import DicomIoError, LabelError, UnreadableFileError
 from dicom_io.objects import display, drawing, identity
 from dicom_io.objects.identity import ResultInfo
-from dicom_io.objects.labels import check_labels, in_slices
+from dicom_io.objects.labels import SliceLabels, check_labels, in_slices
 from dicom_io.objects.odd_headers import refusing_odd_headers
 from dicom_io.objects.result_content import ResultContent
-from dicom_io.objects.source_images import SourceImages, add_body_part, check_place, images_of, mask_on, new_object
+from dicom_io.objects.source_images import SourceImages, add_body_part, check_place, images_of, new_object
 from dicom_io.reading.checks import check_one_patient
 from dicom_io.reading.headers import whole_number
 from dicom_io.reading.instances import READ_ERRORS, load_dataset
+from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 
 AXIS_LETTERS = (("L", "R"), ("P", "A"), ("H", "F"))  # PS3.3 C.7.6.1.1.1: towards +x, -x; +y, -y; +z, -z
@@ -67,7 +67,7 @@ class CaptureStyle:
 class _Scene:
     """What all captures of one result share."""
 
-    planes: list[NDArray[Any]]
+    planes: list[SliceLabels]
     images: SourceImages
     shown: list[display.Display]
     result: ResultInfo
@@ -106,7 +106,7 @@ def write_captures(
     _check_style(style)
     check_labels(labels, result)
     scene = _scene(in_slices(labels), images_of(source), result, style)
-    counts = [int(np.count_nonzero(plane)) for plane in scene.planes]
+    counts = [int(np.count_nonzero(plane.values)) for plane in scene.planes]
     wanted = chosen_slices(counts, style.limit) if slices is None else sorted(set(slices))
     _check_slices(wanted, len(counts))
     folder.mkdir(parents=True, exist_ok=True)
@@ -185,8 +185,9 @@ def draw_capture(labels: Volume, source: Volume, k: int, result: ResultInfo, sty
 
 def _scene(labels: Volume, images: SourceImages, result: ResultInfo, style: CaptureStyle) -> _Scene:
     check_place(labels, images)
-    shown = display.displays(images) if images.source.array.ndim == 3 else []
-    return _Scene([images.values(k, labels) for k in range(len(images.slices))], images, shown, result, style)
+    shown = [] if images.source.in_colour else display.displays(images)
+    segmentation = Segmentation.of_volume(labels, result.segments)
+    return _Scene([images.labels(k, segmentation) for k in range(len(images.slices))], images, shown, result, style)
 
 
 def _check_style(style: CaptureStyle) -> None:
@@ -211,7 +212,7 @@ def _draw(scene: _Scene, k: int) -> drawing.Picture:
     picture = _background(scene, k, size).astype(np.float64)
     legend = []
     for segment in scene.result.segments:
-        mask = mask_on(scene.planes[k], segment.number)
+        mask = scene.planes[k].mask(segment.number)
         if mask.any():
             legend.append((segment.label, segment.rgb))
             large = drawing.enlarged(mask, size)
@@ -223,7 +224,7 @@ def _draw(scene: _Scene, k: int) -> drawing.Picture:
 def _background(scene: _Scene, k: int, size: tuple[int, int]) -> drawing.Pixels:
     """The slice in RGB, interpolated before windowing as on a workstation."""
     values = scene.images.values(k, scene.images.source)
-    if values.ndim == 3:
+    if scene.images.source.in_colour:
         colours = np.clip(np.rint(values), 0, 255).astype(np.uint8)
         return drawing.smooth(np.ascontiguousarray(colours), size)
     grey = scene.shown[k].grey(drawing.smooth(np.ascontiguousarray(values, dtype=np.float32), size))
@@ -358,7 +359,11 @@ def _content(scene: _Scene, k: int) -> tuple[str, ...]:
     """What tells this capture from others of the result: slice, style and the labels that are in it."""
     style, plane = scene.style, scene.planes[k]
     looks = f"outline={style.outline} opacity={style.opacity} least_side={style.least_side}"
-    return scene.images.slices[k].key, looks, identity.digest_of(plane[:, :, None] if plane.ndim == 2 else plane)
+    return (
+        scene.images.slices[k].key,
+        looks,
+        identity.digest_of(plane.values[:, :, None] if plane.exclusive else plane.values),
+    )
 
 
 def _add_source(dataset: Dataset, reference: Dataset) -> None:

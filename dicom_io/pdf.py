@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom.dataset import Dataset
@@ -26,6 +27,20 @@ PDF_START, PDF_END = b"%PDF-", b"%%EOF"
 END_WITHIN = 1024  # bytes: where readers look for the end mark
 
 
+@dataclass(frozen=True)
+class PdfKind:
+    """What sort of document a PDF is.
+
+    Attributes:
+        concept: A published code.
+        names_patient: Whether the pages may show who the patient is (BurnedInAnnotation). The writer does not read the pages,
+            so False is for a caller who knows.
+    """
+
+    concept: Code = DIAGNOSTIC_IMAGING_REPORT
+    names_patient: bool = True
+
+
 @refusing_odd_headers
 def write_pdf(
     document: bytes | Path,
@@ -34,8 +49,7 @@ def write_pdf(
     result: ResultInfo,
     *,
     title: str,
-    concept: Code = DIAGNOSTIC_IMAGING_REPORT,
-    names_patient: bool = True,
+    kind: PdfKind = PdfKind(),
 ) -> Path:
     """Write a PDF as it is, byte for byte, into the study of its source.
 
@@ -45,9 +59,7 @@ def write_pdf(
         path: Target file, replaced if it exists.
         result: What computed the document's content.
         title: DocumentTitle, 1 to 64 ASCII characters; the title of the page, nothing of the patient.
-        concept: What kind of document it is, a published code.
-        names_patient: Whether the pages may show who the patient is (BurnedInAnnotation). Nothing here reads pages,
-            so False is for a caller who knows.
+        kind: What sort of document it is.
 
     Returns:
         `path`. The document is UNVERIFIED. Another document or title gives another SOP Instance UID.
@@ -63,11 +75,11 @@ def write_pdf(
             f"the title of the document is {title!r}; 1 to 64 ASCII characters without a backslash are needed; shorten it"
         )
     headers = identity.source_headers(source)
-    content = (hashlib.sha256(pages).hexdigest(), *map(str, concept), title, str(names_patient))
+    content = (hashlib.sha256(pages).hexdigest(), *map(str, kind.concept), title, str(kind.names_patient))
     uid = identity.result_uid(source, result, "PDF", "instance", *content)
     dataset = source_images.new_object(EncapsulatedPDFStorage, uid)
-    _describe(dataset, source, headers, result, title, concept)
-    dataset.BurnedInAnnotation = "YES" if names_patient else "NO"
+    _describe(dataset, source, headers, result, title, kind.concept)
+    dataset.BurnedInAnnotation = "YES" if kind.names_patient else "NO"
     dataset.EncapsulatedDocument = pages + b"\0" * (len(pages) % 2)  # PS3.5 6.2: OB has an even number of bytes
     dataset.EncapsulatedDocumentLength = len(pages)
     return proof.save_proved(dataset, path, lambda file: _prove(file, pages))

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicom_io.errors import GeometryProofError
+from dicom_io.objects.labels import SliceLabels
 from dicom_io.objects.slice_positions import Plane, Slice, apart_mm, tolerance_mm, values_at
 from dicom_io.volume import Volume
 
@@ -82,7 +83,8 @@ class SliceComparison:
     """
 
     def __init__(self, result: Volume, source: Volume, slices: Sequence[Slice], steps: int = 0) -> None:
-        if steps and result.array.ndim != 4:
+        self.exclusive = result.array.ndim == 3  # segments that nobody named are no Segmentation
+        if steps and self.exclusive:
             raise GeometryProofError("the file is a FRACTIONAL segmentation; the result has labels, not probabilities")
         self.result, self.source, self.slices, self.steps = result, source, slices, steps
         self.tolerance_mm = tolerance_mm(*source.spacing_mm)
@@ -165,11 +167,11 @@ class SliceComparison:
     def _wanted(self, frame: Frame, k: int) -> NDArray[Any]:
         one = self.slices[k]
         here = self._at(one if frame.plane is None else replace(one, plane=frame.plane), k)
-        if here.ndim == 2:
-            return here if frame.segment == 0 else here == frame.segment
-        if not 1 <= frame.segment <= here.shape[2]:
+        if self.exclusive and frame.segment == 0:
+            return here
+        if not self.exclusive and not 1 <= frame.segment <= here.shape[2]:
             raise GeometryProofError(f"the file has a segment {frame.segment}, the result has {here.shape[2]}")
-        return here[..., frame.segment - 1] if self.steps else here[..., frame.segment - 1] != 0
+        return here[..., frame.segment - 1] if self.steps else SliceLabels(here, self.exclusive).mask(frame.segment)
 
     def _at(self, one: Slice, k: int) -> NDArray[Any]:
         if one.plane is None:

@@ -33,7 +33,7 @@ from dicom_io.capture import write_captures, write_notice  # noqa: E402
 from dicom_io.coding import Segment  # noqa: E402
 from dicom_io.objects import identity  # noqa: E402
 from dicom_io.objects.identity import ResultInfo  # noqa: E402
-from dicom_io.parametric import NO_UNIT, PROBABILITY, write_parametric_map  # noqa: E402
+from dicom_io.parametric import NO_UNIT, PROBABILITY, MapMeaning, write_parametric_map  # noqa: E402
 from dicom_io.pdf import write_pdf  # noqa: E402
 from dicom_io.presentation import write_gsps  # noqa: E402
 from dicom_io.read import read_series  # noqa: E402
@@ -120,7 +120,7 @@ def _sr(case: _Case, folder: Path) -> Path:
 def _map(case: _Case, folder: Path) -> Path:
     values = case.source.with_array(case.probabilities().array[..., 0])
     meaning = {"quantity": PROBABILITY, "unit": NO_UNIT, "label": f"P({case.result.segments[0].label})"}
-    return write_parametric_map(values, case.source, folder / "pm.dcm", case.result, **meaning)  # type: ignore[arg-type]
+    return write_parametric_map(values, case.source, folder / "pm.dcm", case.result, MapMeaning(**meaning))  # type: ignore[arg-type]
 
 
 def _pdf(case: _Case, folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,31 @@ from dicom_io.errors import LabelError
 from dicom_io.kinds.encodings import SegEncoding
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.volume import Volume, slice_by_slice
+
+
+@dataclass(frozen=True)
+class SliceLabels:
+    """The labels on one slice of a source.
+
+    Attributes:
+        values: Exclusive segments: shape (rows, columns) with their numbers. Overlapping ones: shape (rows, columns, S), not 0
+            in channel n - 1 where segment n is.
+        exclusive: Whether a pixel belongs to one segment at most.
+    """
+
+    values: NDArray[Any]
+    exclusive: bool
+
+    @property
+    def numbers(self) -> list[int]:
+        """The segments that have pixels here, in increasing order."""
+        if self.exclusive:
+            return [int(number) for number in np.flatnonzero(np.bincount(self.values.ravel())) if number]
+        return [channel + 1 for channel in range(self.values.shape[2]) if self.values[..., channel].any()]
+
+    def mask(self, number: int) -> NDArray[np.bool_]:
+        """Shape (rows, columns): where a segment is."""
+        return np.asarray(self.values == number if self.exclusive else self.values[..., number - 1] != 0)
 
 
 def in_slices(labels: Volume, encoding: SegEncoding = "binary") -> Volume:
@@ -48,7 +74,7 @@ def _set(array: NDArray[Any]) -> NDArray[Any]:
     """Channels as 0 and 1."""
     if array.dtype == np.uint8 and array.max(initial=0) <= 1:
         return array
-    return (array != 0).view(np.uint8)
+    return np.asarray(array != 0).view(np.uint8)
 
 
 def check_labels(labels: Volume, result: ResultInfo, encoding: SegEncoding = "binary") -> None:

@@ -15,17 +15,22 @@ from dicom_io.volume import Volume
 
 @dataclass(frozen=True)
 class ReportFacts:
-    """What a report states beside its measurements; see `dicom_io.sr.write_sr`.
+    """What a report states beside its measurements.
 
     Attributes:
         volumes_ml: For each segment number of which it is known, the interval (low, high) of its volume in mL.
-        wholes_ml: The structures of which several segments are parts, each with the interval of its volume in mL where known.
-        earlier: The report that the new one takes the place of.
+        wholes_ml: The structures whose parts are several segments that do not overlap, each with the interval of its volume in
+            mL where it is known.
+        earlier: The report that the new one replaces, of the same patient and study. The new one names it as predecessor,
+            unless the earlier report says the same already: then the new one is that report again, byte for byte.
     """
 
     volumes_ml: Mapping[int, tuple[float, float]] = field(default_factory=dict)
     wholes_ml: Mapping[Whole, tuple[float, float] | None] = field(default_factory=dict)
     earlier: Path | None = None
+
+
+NO_FACTS = ReportFacts()
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class ResultContent:
     empty_frames: bool = False
     probabilities: Callable[[], Volume] | None = None
     uncertainty: Callable[[], Volume] | None = None
-    report: ReportFacts = ReportFacts()
+    report: ReportFacts = NO_FACTS
 
     def known(self, values: Callable[[], Volume] | None) -> Volume:
         """The values of `probabilities` or `uncertainty`. Raises LabelError where only labels are known."""

@@ -20,8 +20,10 @@ from dicom_io.coding import code_item
 from dicom_io.errors import LabelError
 from dicom_io.objects import identity
 from dicom_io.objects.functional_groups import macro
+from dicom_io.objects.labels import SliceLabels
 from dicom_io.objects.slice_positions import Slice, slices_of, values_on
 from dicom_io.objects.source_grid import check_grid
+from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 
 # PS3.16 table L-1: unpaired terms of BodyPartExamined and their codes.
@@ -89,6 +91,10 @@ class SourceImages:
         """What a volume on the source's grid holds on slice k: shape (rows, columns), with channels last if it has."""
         return values_on(self.slices[k], k, volume, self.source)
 
+    def labels(self, k: int, segmentation: Segmentation) -> SliceLabels:
+        """The labels on slice k."""
+        return SliceLabels(self.values(k, segmentation.label_volume), segmentation.exclusive)
+
     def has_pixel_spacing(self, k: int) -> bool:
         """True where a pixel's size in the patient is known (for a picture: calibrated, PS3.3 10.7)."""
         return self.slices[k].plane is not None or bool(self.header(k).get("PixelSpacing"))
@@ -108,22 +114,19 @@ class SourceImages:
         return 1.0, 1.0
 
 
-def images_of(source: Volume) -> SourceImages:
+def images_of(source: Volume, *, of_each: bool = True) -> SourceImages:
     """The images behind `source`.
+
+    Args:
+        source: DICOM volume, or a picture.
+        of_each: Read the whole header of each image, not only of the first; see `identity.source_headers`.
 
     Raises:
         LabelError: See `identity.source_headers` and `slice_positions.slices_of`.
         UnreadableFileError: A source file cannot be read.
     """
-    headers = identity.source_headers(source)
+    headers = identity.source_headers(source, of_each=of_each)
     return SourceImages(source, headers, slices_of(source, headers))
-
-
-def mask_on(array: NDArray[Any], number: int, *, axes: int = 2) -> NDArray[np.bool_]:
-    """Where segment `number` is, for label values or one channel a segment: the first `axes` axes, 2 for a slice and 3 for a
-    volume, without the channels.
-    """
-    return array == number if array.ndim == axes else array[..., number - 1] != 0
 
 
 def check_place(labels: Volume, images: SourceImages) -> None:

@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from pydicom.sr.coding import Code
 
 from dicom_io.errors import GeometryProofError
 from dicom_io.objects import proof_headers
 from dicom_io.objects.proof_groups import check_dimensions, check_groups, parsed_plane, parsed_source
+from dicom_io.objects.proof_headers import code_text
 from dicom_io.objects.raw_parser import Attributes, first_item, integer, items, needed, parse_file, text, whole
 from dicom_io.objects.slice_positions import Slice, apart_mm, tolerance_mm, values_at
 from dicom_io.objects.source_images import SourceImages
+from dicom_io.parametric.meaning import MapMeaning
 from dicom_io.parametric.read import MapFrame
 from dicom_io.reading.headers import shown, shown_uid
 from dicom_io.volume import Volume
@@ -29,9 +30,7 @@ def prove_map(
     path: Path,
     values: Volume,
     images: SourceImages,
-    quantity: Code | None = None,
-    unit: Code | None = None,
-    label: str = "",
+    meaning: MapMeaning | None = None,
 ) -> None:
     """Pass if the map holds every value of `values`, bit for bit as float32, at its place in millimetres, says what they are,
     and is of the source's patient, study and frame of reference.
@@ -40,7 +39,7 @@ def prove_map(
         path: The written map; deleted on failure.
         values: Shape (I, J, K), float32.
         images: What the map refers to.
-        quantity, unit, label: What the values are; None and "" are not compared.
+        meaning: What the values are; None: it is not compared.
 
     Raises:
         GeometryProofError: A value is missing, another or elsewhere, or a frame does not coincide with the slice that
@@ -59,7 +58,7 @@ def prove_map(
             differing = int(np.count_nonzero(frame.values != values_at(frame.plane, images.slices[k].shape, values)))
             if differing:
                 raise GeometryProofError(f"{differing} of {frame.values.size} values of frame {number} differ")
-            _check_meaning(frame.meaning, quantity, unit, label)
+            _check_meaning(frame.meaning, meaning)
             shown.append((0, k))
         if slices:
             raise GeometryProofError(f"{len(slices)} of {len(images.slices)} slices have no frame")
@@ -89,12 +88,14 @@ def parsed_map_frames(written: Attributes) -> Iterator[MapFrame]:
         yield MapFrame(plane, (key,) if key else (), pixels.astype(np.float64) * slope + intercept, meaning)
 
 
-def _check_meaning(found: tuple[str, ...], quantity: Code | None, unit: Code | None, label: str) -> None:
-    """Pass if label, quantity and unit of a frame are those that are given."""
-    needed = (label, proof_headers.code_text(quantity), proof_headers.code_text(unit))
-    for told, wanted in zip(found, needed, strict=True):
-        if wanted and told != wanted.strip():
-            raise GeometryProofError(f"its values are {shown(told[:80])}; {wanted} is needed")
+def _check_meaning(stated: tuple[str, ...], meaning: MapMeaning | None) -> None:
+    """Pass if label, quantity and unit of a frame are those of the values."""
+    if meaning is None:
+        return
+    needed = (meaning.label.strip(), code_text(meaning.quantity), code_text(meaning.unit))
+    for text_stated, text_needed in zip(stated, needed, strict=True):
+        if text_stated != text_needed:
+            raise GeometryProofError(f"its values are {shown(text_stated[:80])}; {text_needed} is needed")
 
 
 def _check_on_named_slice(number: int, frame: MapFrame, one: Slice, tolerance: float) -> None:

@@ -7,15 +7,12 @@ in one object as one stack. So a result with C channels becomes C objects in one
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import highdicom as hd
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.sr.codedict import codes
-from pydicom.sr.coding import Code
 from pydicom.uid import MRImageStorage
 
 from dicom_io import proof
@@ -28,29 +25,12 @@ from dicom_io.objects.result_content import ResultContent
 from dicom_io.objects.slice_positions import plane_of
 from dicom_io.objects.source_images import SourceImages
 from dicom_io.objects.stand_ins import NOT_OF_A_SLICE, refer, stand_in_place, thickness_mm
+from dicom_io.parametric.meaning import NO_UNIT, UNCERTAINTY, MapMeaning
 from dicom_io.parametric.proof import prove_map
 from dicom_io.volume import Volume
 
-PROBABILITY: Code = codes.DCM.Probability
-UNCERTAINTY: Code = codes.SCT.RangeOfMeasurementUncertainty
-NO_UNIT: Code = codes.UCUM.NoUnits
 _STAND_IN = "2.25.1"
 """Root of UIDs that never leave this module."""
-
-
-@dataclass(frozen=True)
-class _Meaning:
-    """What the values of one map are; see `write_parametric_map`."""
-
-    quantity: Code
-    unit: Code
-    label: str
-    number: int
-
-    @property
-    def content(self) -> tuple[str, ...]:
-        """What tells the maps of one result apart."""
-        return (*map(str, self.quantity), *map(str, self.unit), self.label, str(self.number))
 
 
 @refusing_odd_headers
@@ -59,11 +39,8 @@ def write_parametric_map(
     source: Volume,
     path: Path,
     result: ResultInfo,
+    meaning: MapMeaning,
     *,
-    quantity: Code,
-    unit: Code,
-    label: str,
-    number: int = 1,
     prove: bool = True,
 ) -> Path:
     """Write one value a voxel as a Parametric Map that refers to the series it was made from.
@@ -73,11 +50,7 @@ def write_parametric_map(
         source: DICOM volume in patient space; its files are read again for their headers.
         path: Target file, replaced if it exists.
         result: What computed the values.
-        quantity: What they are: `PROBABILITY`, `UNCERTAINTY`, or another published code.
-        unit: In which UCUM unit, `NO_UNIT` for a bare number.
-        label: Tells this map from the others of the result, for instance "P(Anterior)"; ASCII, the first 16
-            characters are the LUT label, 64 the explanation. Part of the UID.
-        number: InstanceNumber, from 1, where a result has several maps.
+        meaning: What they are.
         prove: Read the file back and compare every value in place before it gets its name.
 
     Returns:
@@ -88,7 +61,6 @@ def write_parametric_map(
             frame of reference.
         GeometryProofError: What was written is not what was meant; no file is left.
     """
-    meaning = _Meaning(quantity, unit, label, number)
     _check_meaning(meaning)
     values = _one_channel(values)
     if source.planar:
@@ -102,7 +74,7 @@ def write_parametric_map(
     return proof.save_proved(
         dataset,
         path,
-        (lambda file: prove_map(file, values, images, quantity, unit, label)) if prove else None,
+        (lambda file: prove_map(file, values, images, meaning)) if prove else None,
     )
 
 
@@ -113,13 +85,11 @@ def write_result(content: ResultContent, path: Path) -> None:
         content.source,
         path,
         content.info,
-        quantity=UNCERTAINTY,
-        unit=NO_UNIT,
-        label="entropy of the calibrated probabilities",
+        MapMeaning(UNCERTAINTY, NO_UNIT, "entropy of the calibrated probabilities"),
     )
 
 
-def _check_meaning(meaning: _Meaning) -> None:
+def _check_meaning(meaning: MapMeaning) -> None:
     unit, quantity, label = meaning.unit, meaning.quantity, meaning.label
     if unit.scheme_designator != "UCUM":
         raise LabelError(
@@ -156,7 +126,7 @@ def _one_channel(values: Volume) -> Volume:
     return values.with_array(single)
 
 
-def _mapping(array: NDArray[np.float32], meaning: _Meaning) -> hd.pm.RealWorldValueMapping:
+def _mapping(array: NDArray[np.float32], meaning: MapMeaning) -> hd.pm.RealWorldValueMapping:
     return hd.pm.RealWorldValueMapping(
         lut_label=meaning.label[:16].strip(),
         lut_explanation=meaning.label,
@@ -168,7 +138,7 @@ def _mapping(array: NDArray[np.float32], meaning: _Meaning) -> hd.pm.RealWorldVa
     )
 
 
-def _build(values: Volume, images: SourceImages, result: ResultInfo, meaning: _Meaning) -> Dataset:
+def _build(values: Volume, images: SourceImages, result: ResultInfo, meaning: MapMeaning) -> Dataset:
     source, headers, header = images.source, images.headers, images.headers[0]
     identity.check_has_frame(headers)
     content = (*meaning.content, identity.digest_of(values.array))

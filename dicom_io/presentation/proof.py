@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +18,11 @@ from numpy.typing import NDArray
 from dicom_io.coding import Segment
 from dicom_io.errors import GeometryProofError
 from dicom_io.objects import proof_headers
+from dicom_io.objects.labels import SliceLabels
 from dicom_io.objects.proof_headers import cielab, cielab_of, compare
 from dicom_io.objects.raster import even_odd, off_half_way
 from dicom_io.objects.raw_parser import Attributes, instance_key, items, parse_file, text, whole
-from dicom_io.objects.source_images import SourceImages, mask_on
+from dicom_io.objects.source_images import SourceImages
 from dicom_io.reading.headers import shown_uid
 from dicom_io.volume import Volume
 
@@ -124,7 +124,7 @@ def prove_outlines(path: Path, labels: Volume, images: SourceImages, segments: S
             _check_half_way(line)
             loops[slices[line.source_key]].setdefault(line.segment, []).append(line.points)
         for k, drawn in loops.items():
-            _check_outlines(k, drawn, images.values(k, labels))
+            _check_outlines(k, drawn, SliceLabels(images.values(k, labels), labels.array.ndim == 3))
         proof_headers.check_owner(written, images.headers[0], has_frame=False)
         check_layers(written, segments)
         _check_series(written, images)
@@ -138,12 +138,12 @@ def _check_half_way(line: Outline) -> None:
         )
 
 
-def _check_outlines(k: int, drawn: dict[int, list[Floats]], plane: NDArray[Any]) -> None:
-    """Compare the loops of each segment on slice k with the labels there, shape (rows, columns[, C])."""
-    held = set(np.unique(plane).tolist()) - {0} if plane.ndim == 2 else set(range(1, plane.shape[2] + 1))
-    for segment in sorted(held | set(drawn)):
-        wanted = mask_on(plane, segment) if segment in held else np.zeros(plane.shape[:2], dtype=bool)
-        differing = int(np.count_nonzero(even_odd(drawn.get(segment, []), plane.shape[:2]) != wanted))
+def _check_outlines(k: int, drawn: dict[int, list[Floats]], plane: SliceLabels) -> None:
+    """Compare the loops of each segment on slice k with the labels there."""
+    shape, numbers = plane.values.shape[:2], set(plane.numbers)
+    for segment in sorted(numbers | set(drawn)):
+        wanted = plane.mask(segment) if segment in numbers else np.zeros(shape, dtype=bool)
+        differing = int(np.count_nonzero(even_odd(drawn.get(segment, []), shape) != wanted))
         if differing:
             raise GeometryProofError(f"the outlines of segment {segment} miss {differing} pixels of slice {k}")
 

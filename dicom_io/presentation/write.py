@@ -39,11 +39,11 @@ from dicom_io.objects.source_images import (
     aspect_ratio,
     check_place,
     images_of,
-    mask_on,
     new_object,
     rescale_type,
 )
 from dicom_io.presentation.proof import LAYER_PREFIX, PIXEL_CENTRE, prove_outlines
+from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 
 RESEARCH_LAYER = "RESEARCH"
@@ -84,12 +84,13 @@ def write_gsps(labels: Volume, source: Volume, path: Path, result: ResultInfo, *
     images = images_of(source)
     check_place(labels, images)
     labels = in_slices(labels)
-    header, colour = images.headers[0], source.array.ndim == 4
+    segmentation = Segmentation.of_volume(labels, result.segments)
+    header, colour = images.headers[0], source.in_colour
     dataset = _identified(labels, images, result, colour=colour)
     dataset.ReferencedSeriesSequence = [_series_item(images)]
     dataset.DisplayedAreaSelectionSequence = [_displayed_area(images)]
     dataset.GraphicLayerSequence = _layers(result)
-    dataset.GraphicAnnotationSequence = list(_annotations(labels, images, result))
+    dataset.GraphicAnnotationSequence = list(_annotations(segmentation, images))
     _add_shutter(dataset, header, colour=colour)
     if colour:
         dataset.ICCProfile = header.get("ICCProfile") or display.srgb_profile()
@@ -200,12 +201,12 @@ def _layer_name(segment: Segment) -> str:
     return f"{LAYER_PREFIX}{segment.number}"
 
 
-def _annotations(labels: Volume, images: SourceImages, result: ResultInfo) -> Iterable[Dataset]:
+def _annotations(segmentation: Segmentation, images: SourceImages) -> Iterable[Dataset]:
     """The research mark, then for each segment a line of the legend and its outlines, one item a slice."""
     yield _text_item(RESEARCH_LAYER, RESEARCH_TEXT, 0)
-    planes, lines = [images.values(k, labels) for k in range(len(images.slices))], 0
-    for segment in result.segments:
-        masks = {k: mask_on(plane, segment.number) for k, plane in enumerate(planes)}
+    planes, lines = [images.labels(k, segmentation) for k in range(len(images.slices))], 0
+    for segment in segmentation.segments:
+        masks = {k: plane.mask(segment.number) for k, plane in enumerate(planes)}
         drawn = {k: mask for k, mask in masks.items() if mask.any()}
         if drawn and lines < LEGEND_LINES:
             lines += 1

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +20,11 @@ from dicom_io.coding import Segment, code_item
 from dicom_io.objects import identity
 from dicom_io.objects.encoding import element, encoded, item
 from dicom_io.objects.identity import ResultInfo
-from dicom_io.objects.slice_positions import Slice, values_on
-from dicom_io.objects.source_images import add_side
+from dicom_io.objects.labels import SliceLabels
+from dicom_io.objects.slice_positions import Slice
+from dicom_io.objects.source_images import SourceImages, add_side
 from dicom_io.rtstruct.contours import Contours, contours_of
+from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 
 DETACHED_STUDY_MANAGEMENT = "1.2.840.10008.3.1.2.3.1"  # retired, and still what PS3.3 C.8.8.5 asks for
@@ -55,63 +56,63 @@ class RtObject:
             file.write(encoded(back, self.head.get("SpecificCharacterSet") or "iso8859"))
 
 
-def build_rtstruct(
-    labels: Volume, source: Volume, headers: tuple[Dataset, ...], slices: Sequence[Slice], result: ResultInfo
-) -> RtObject:
-    """An RTSTRUCT of labels.
+def build_rtstruct(segmentation: Segmentation, images: SourceImages, result: ResultInfo) -> RtObject:
+    """An RTSTRUCT of a segmentation.
 
     Args:
-        labels: Shape (I, J, K) with label values, or (I, J, K, C) with channel c as segment c + 1.
-        source: The volume that they lie on.
-        headers: Of the source, from `identity.source_headers`.
-        slices: Of the source, from `slice_positions.slices_of`.
-        result: What computed them.
+        segmentation: With the labels of `in_slices`.
+        images: The source that it lies on; the whole header of the first image is enough.
+        result: What computed it.
 
     Raises:
         LabelError: The source names no frame of reference.
     """
-    identity.check_has_frame(headers)
-    head = _head(labels, source, headers, result)
-    identity.stamp(head, headers, result, "RTSTRUCT")
-    add_side(head, headers[0])
-    drawn: dict[int, list[bytes]] = {segment.number: [] for segment in result.segments}
-    at_once = max(1, PIXELS_AT_ONCE // (slices[0].shape[0] * slices[0].shape[1]))
-    for start in range(0, len(slices), at_once):
-        some = slices[start : start + at_once]
-        values = np.stack([values_on(one, k, labels, source) for k, one in enumerate(some, start)])
-        for label, contour in _contours_on(some, values):
-            drawn[label].append(contour)
-    return RtObject(head, b"".join(_region(segment, drawn[segment.number]) for segment in result.segments))
+    identity.check_has_frame(images.headers)
+    head = _head(segmentation.label_volume, images.source, images.headers, result)
+    identity.stamp(head, images.headers, result, "RTSTRUCT")
+    add_side(head, images.headers[0])
+    contours: dict[int, list[bytes]] = {segment.number: [] for segment in result.segments}
+    rows, columns = images.slices[0].shape
+    at_once = max(1, PIXELS_AT_ONCE // (rows * columns))
+    for start in range(0, len(images.slices), at_once):
+        ks = range(start, min(start + at_once, len(images.slices)))
+        for number, contour in _contours_on(
+            [images.slices[k] for k in ks], [images.labels(k, segmentation) for k in ks]
+        ):
+            contours[number].append(contour)
+    return RtObject(head, b"".join(_region(segment, contours[segment.number]) for segment in result.segments))
 
 
-def _contours_on(slices: Sequence[Slice], values: NDArray[Any]) -> Iterator[tuple[int, bytes]]:
-    """The contours on some slices as items of a ContourSequence, each with its label.
+def _contours_on(slices: Sequence[Slice], planes: Sequence[SliceLabels]) -> Iterator[tuple[int, bytes]]:
+    """The contours on some slices as items of a ContourSequence, each with the number of its segment.
 
     Args:
         slices: All of one shape.
-        values: Shape (slices, rows, columns) with labels, or (slices, rows, columns, C) with channels.
+        planes: The labels on them.
     """
     images = [_named_image(one) for one in slices]
-    channels = [values] if values.ndim == 3 else [values[..., c] != 0 for c in range(values.shape[3])]
-    for number, planes in enumerate(channels):
-        if not planes.any():
+    values = np.stack([plane.values for plane in planes])
+    exclusive = planes[0].exclusive
+    channels = [values] if exclusive else [values[..., channel] != 0 for channel in range(values.shape[3])]
+    for channel, stack in enumerate(channels):
+        if not stack.any():
             continue
-        found = contours_of(planes)
-        labels = (found.labels + number).tolist()
-        texts = _texts(_points_mm(found, slices), found.counts)
-        for label, plane, count, text in zip(labels, found.planes, found.counts.tolist(), texts, strict=True):
-            yield label, _contour(images[plane], count, text)
+        contours = contours_of(stack)
+        numbers = (contours.labels + channel).tolist()
+        texts = _texts(_points_mm(contours, slices), contours.counts)
+        for number, k, count, text in zip(numbers, contours.planes, contours.counts.tolist(), texts, strict=True):
+            yield number, _contour(images[k], count, text)
 
 
-def _points_mm(found: Contours, slices: Sequence[Slice]) -> Floats:
+def _points_mm(contours: Contours, slices: Sequence[Slice]) -> Floats:
     """Shape (n, 3): LPS positions of the points of contours on some slices."""
     planes = [one.plane for one in slices if one.plane is not None]
-    slice_of = np.repeat(found.planes, found.counts)
+    slice_of = np.repeat(contours.planes, contours.counts)
     origin, across, down = (
         np.array([getattr(plane, name) for plane in planes])[slice_of]
         for name in ("origin_mm", "column_step_mm", "row_step_mm")
     )
-    return origin + found.points[:, :1] * across + found.points[:, 1:] * down
+    return np.asarray(origin + contours.points[:, :1] * across + contours.points[:, 1:] * down)
 
 
 def _contour(image: bytes, count: int, text: bytes) -> bytes:

@@ -72,7 +72,7 @@ def _drawn_frames(uid: str, drawn: SliceContours, check: SliceComparison) -> Ite
     """The contours on one slice as pixels: a map of all regions, or a frame for each where these may overlap."""
     one = check.slice_named(uid)
     points = _half_way_points(drawn.points_mm, one, check.tolerance_mm)
-    if check.result.array.ndim == 4:
+    if not check.exclusive:
         loops = np.split(points, np.cumsum(drawn.counts)[:-1])
         for roi in np.unique(drawn.rois).tolist():
             mine = [loop for loop, number in zip(loops, drawn.rois, strict=True) if number == roi]

@@ -14,15 +14,15 @@ from pathlib import Path
 
 from dicom_io import proof
 from dicom_io.errors import LabelError
-from dicom_io.objects import identity
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.labels import check_labels, in_slices
 from dicom_io.objects.odd_headers import refusing_odd_headers
 from dicom_io.objects.result_content import ResultContent
-from dicom_io.objects.slice_positions import slices_of
 from dicom_io.objects.source_grid import check_grid
+from dicom_io.objects.source_images import images_of
 from dicom_io.rtstruct.dataset import build_rtstruct
 from dicom_io.rtstruct.proof import prove_rtstruct
+from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 
 MIN_SPACING_MM = 0.01  # below, three decimals of a millimetre could move a contour over a voxel centre
@@ -42,15 +42,14 @@ def write_rtstruct(labels: Volume, source: Volume, path: Path, result: ResultInf
             f"the pixels are {min(source.spacing_mm[:2]):.5f} mm apart; at least {MIN_SPACING_MM} mm is "
             "needed because contours are written with three decimals; write a SEG instead"
         )
-    headers = identity.source_headers(source, of_each=False)
-    slices = slices_of(source, headers)
-    check_grid(labels, source, slices)
+    images = images_of(source, of_each=False)
+    check_grid(labels, source, images.slices)
     labels = in_slices(labels)
-    built = build_rtstruct(labels, source, headers, slices, result)
+    built = build_rtstruct(Segmentation.of_volume(labels, result.segments), images, result)
     return proof.save_proved(
         built.save,
         path,
-        (lambda file: prove_rtstruct(file, labels, source, result.segments, headers)) if prove else None,
+        (lambda file: prove_rtstruct(file, labels, source, result.segments, images.headers)) if prove else None,
     )
 
 

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import highdicom as hd
 import numpy as np
-from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_file_meta_info
@@ -32,9 +29,10 @@ from dicom_io.objects import identity
 from dicom_io.objects.encoding import encoded
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.slice_positions import Slice
-from dicom_io.objects.source_images import add_image_side
+from dicom_io.objects.source_images import SourceImages, add_image_side
 from dicom_io.objects.stand_ins import NOT_OF_A_SLICE, pixel_spacing, refer, stand_in_place, thickness_mm
 from dicom_io.seg.pixels import STEPS, frames_as_bytes, stored_frames
+from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 
 _OF_EACH_FRAME = (
@@ -93,10 +91,8 @@ def _deflated(body: bytes) -> bytes:
 
 
 def build_seg(
-    result_volume: Volume,
-    source: Volume,
-    headers: tuple[Dataset, ...],
-    slices: Sequence[Slice],
+    segmentation: Segmentation,
+    images: SourceImages,
     result: ResultInfo,
     encoding: SegEncoding,
     *,
@@ -105,39 +101,39 @@ def build_seg(
     """A SEG that is ready to be saved.
 
     Args:
-        result_volume: Labels (I, J, K), channels (I, J, K, C), or for "fractional" probabilities (I, J, K, C) of 0 to 1.
-        source: The volume that they lie on.
-        headers: Of the source, from `identity.source_headers`.
-        slices: Of the source, from `slice_positions.slices_of`.
-        result: What computed them.
+        segmentation: From `in_slices`: labels, or for "fractional" channels with probabilities of 0 to 1.
+        images: The source that it lies on; the whole header of the first image is enough.
+        result: What computed it.
         encoding: How frames are stored.
         empty_frames: Write the frames of slices on which a segment has no voxel, too.
 
     Raises:
         LabelError: The slices have places in patient space, and the source names no frame of reference for them.
     """
-    if slices[0].plane is not None:
-        identity.check_has_frame(headers)
-    head = _template(headers[0], slices[0], source, result, encoding)
-    refer(head, headers, slices)
+    source, header, first = images.source, images.headers[0], images.slices[0]
+    if first.plane is not None:
+        identity.check_has_frame(images.headers)
+    head = _template(header, first, source, result, encoding)
+    refer(head, images.headers, images.slices)
     groups, packed = frames_as_bytes(
-        stored_frames(result_volume, source, slices, result if empty_frames else None, encoding),
-        slices,
+        stored_frames(segmentation, images, encoding, empty_frames=empty_frames),
+        images.slices,
         encoding,
         [int(dimension.DimensionIndexPointer) for dimension in head.DimensionIndexSequence],
     )
-    if slices[0].plane is not None:  # highdicom takes the spacing of its one slice for that of the stack
-        head.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = _measures(headers[0], slices[0], source)
+    if first.plane is not None:  # highdicom takes the spacing of its one slice for that of the stack
+        head.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = _measures(header, first, source)
     else:
-        head.PatientOrientation = headers[0].get("PatientOrientation") or ""  # Type 2C, without Image Orientation
+        head.PatientOrientation = header.get("PatientOrientation") or ""  # Type 2C, without Image Orientation
     for keyword in _OF_EACH_FRAME:
         head.SharedFunctionalGroupsSequence[0].pop(keyword, None)
-    head.SegmentsOverlap = "YES" if _overlaps(result_volume.array, encoding) else "NO"
+    head.SegmentsOverlap = "YES" if _overlaps(segmentation, encoding) else "NO"
     head.NumberOfFrames = len(groups)
     head.BitsAllocated = head.BitsStored = packed.bits
     head.HighBit = packed.bits - 1
-    digest = identity.digest_of(result_volume.array)
-    _finish(head, source, headers, result, seg_uid(source, result, encoding, digest, empty_frames=empty_frames))
+    digest = identity.digest_of(segmentation.label_volume.array)
+    uid = seg_uid(source, result, encoding, digest, empty_frames=empty_frames)
+    _finish(head, source, images.headers, result, uid)
     head.file_meta.TransferSyntaxUID = SYNTAXES[encoding]
     del head.PerFrameFunctionalGroupsSequence, head.PixelData
     return SegObject(head, b"".join(groups), packed.joined())
@@ -157,12 +153,13 @@ def seg_uid(source: Volume, result: ResultInfo, encoding: SegEncoding, digest: s
     return identity.result_uid(source, result, "SEG", "instance", encoding, digest, *every)
 
 
-def _overlaps(array: NDArray[Any], encoding: SegEncoding) -> bool:
+def _overlaps(segmentation: Segmentation, encoding: SegEncoding) -> bool:
     """Whether a voxel is of two segments; in a fractional SEG, whether two have a part in it."""
-    if array.ndim == 3:
+    if segmentation.exclusive:
         return False
-    held = np.rint(array * STEPS) != 0 if encoding == "fractional" else array != 0
-    return bool((held.sum(axis=3) > 1).any())
+    labels = segmentation.labels
+    inside = np.rint(labels * STEPS) != 0 if encoding == "fractional" else labels != 0
+    return bool((inside.sum(axis=0) > 1).any())
 
 
 def _template(header: Dataset, one: Slice, source: Volume, result: ResultInfo, encoding: SegEncoding) -> Dataset:

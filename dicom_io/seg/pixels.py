@@ -22,10 +22,11 @@ from pydicom.uid import (
 from dicom_io.coding import code_item
 from dicom_io.kinds.encodings import SYNTAXES, SegEncoding
 from dicom_io.objects.encoding import element, encoded, item
-from dicom_io.objects.identity import ResultInfo
-from dicom_io.objects.slice_positions import Slice, values_on
+from dicom_io.objects.labels import SliceLabels
+from dicom_io.objects.slice_positions import Slice
+from dicom_io.objects.source_images import SourceImages
 from dicom_io.objects.stand_ins import decimal_strings, source_item
-from dicom_io.volume import Volume
+from dicom_io.segmentation import Segmentation
 
 SEGMENT_NUMBER, FRAME_LABEL = 0x0062000B, 0x00209453
 STEPS = 255
@@ -42,42 +43,29 @@ class _Frame:
 
 
 def stored_frames(
-    volume: Volume, source: Volume, slices: Sequence[Slice], described: ResultInfo | None, encoding: SegEncoding
+    segmentation: Segmentation, images: SourceImages, encoding: SegEncoding, *, empty_frames: bool
 ) -> Iterator[_Frame]:
-    """Frames by segment, then by slice: those with voxels, or every one of the segments described; at least one slice's."""
-    planes = [np.ascontiguousarray(values_on(one, k, volume, source)) for k, one in enumerate(slices)]
+    """Frames by segment, then by slice: those with voxels, or with `empty_frames` all; at least the frames of one segment."""
+    planes = [_stored(images.labels(k, segmentation), encoding) for k in range(len(images.slices))]
     if encoding.startswith("labelmap"):
-        kind = np.uint8 if volume.array.max(initial=0) < 256 else np.uint16
-        yield from (_Frame(0, k, plane.astype(kind, copy=False)) for k, plane in enumerate(planes))
+        kind = np.uint8 if segmentation.labels.max(initial=0) < 256 else np.uint16
+        yield from (_Frame(0, k, plane.values.astype(kind, copy=False)) for k, plane in enumerate(planes))
         return
-    held = _held(planes, encoding)
-    if described is not None:
-        held = {segment.number: list(range(len(planes))) for segment in described.segments}
-    for segment in sorted(held) or [1]:
-        for k in held.get(segment, range(len(planes))):
-            yield _Frame(segment, k, _pixels(planes[k], segment, encoding))
-
-
-def _held(planes: Sequence[NDArray[Any]], encoding: SegEncoding) -> dict[int, list[int]]:
-    """The slices on which each segment has voxels."""
-    held: dict[int, list[int]] = {}
+    slices_of_segment: dict[int, list[int]] = {}
     for k, plane in enumerate(planes):
-        if plane.ndim == 2:
-            found = [int(value) for value in np.flatnonzero(np.bincount(plane.ravel())) if value]
-        else:
-            stored = np.rint(plane * STEPS) if encoding == "fractional" else plane
-            found = [c + 1 for c in range(plane.shape[2]) if stored[..., c].any()]
-        for segment in found:
-            held.setdefault(segment, []).append(k)
-    return held
+        for number in [segment.number for segment in segmentation.segments] if empty_frames else plane.numbers:
+            slices_of_segment.setdefault(number, []).append(k)
+    for number in sorted(slices_of_segment) or [1]:
+        for k in slices_of_segment.get(number, range(len(planes))):
+            plane = planes[k]
+            yield _Frame(number, k, plane.values[..., number - 1] if encoding == "fractional" else plane.mask(number))
 
 
-def _pixels(plane: NDArray[Any], segment: int, encoding: SegEncoding) -> NDArray[Any]:
-    if plane.ndim == 2:
-        return plane == segment
-    if encoding == "fractional":
-        return np.rint(plane[..., segment - 1] * STEPS).astype(np.uint8)
-    return plane[..., segment - 1] != 0
+def _stored(plane: SliceLabels, encoding: SegEncoding) -> SliceLabels:
+    """The labels of a slice row by row in memory; probabilities as steps of 1/255."""
+    values = np.ascontiguousarray(plane.values)
+    stored = np.rint(values * STEPS).astype(np.uint8) if encoding == "fractional" else values
+    return SliceLabels(stored, plane.exclusive)
 
 
 def frames_as_bytes(

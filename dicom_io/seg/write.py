@@ -12,15 +12,15 @@ from pathlib import Path
 
 from dicom_io import proof
 from dicom_io.kinds.encodings import SegEncoding
-from dicom_io.objects import identity
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.labels import check_labels, in_slices
 from dicom_io.objects.odd_headers import refusing_odd_headers
 from dicom_io.objects.result_content import ResultContent
-from dicom_io.objects.slice_positions import slices_of
 from dicom_io.objects.source_grid import check_grid
+from dicom_io.objects.source_images import images_of
 from dicom_io.seg.dataset import build_seg
 from dicom_io.seg.proof import prove_seg
+from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 
 
@@ -58,15 +58,15 @@ def write_seg(
         GeometryProofError: What was written is not what was meant; no file is left.
     """
     check_labels(labels, result, encoding)
-    headers = identity.source_headers(source, of_each=False)
-    slices = slices_of(source, headers)
-    check_grid(labels, source, slices)
+    images = images_of(source, of_each=False)
+    check_grid(labels, source, images.slices)
     labels = in_slices(labels, encoding)
-    built = build_seg(labels, source, headers, slices, result, encoding, empty_frames=empty_frames)
+    segmentation = Segmentation.of_volume(labels, result.segments)
+    built = build_seg(segmentation, images, result, encoding, empty_frames=empty_frames)
     return proof.save_proved(
         built.save,
         path,
-        (lambda file: prove_seg(file, labels, source, result.segments, headers)) if prove else None,
+        (lambda file: prove_seg(file, labels, source, result.segments, images.headers)) if prove else None,
     )
 
 

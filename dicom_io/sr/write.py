@@ -20,11 +20,12 @@ from dicom_io.objects import identity
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.labels import check_labels, in_slices
 from dicom_io.objects.odd_headers import refusing_odd_headers
-from dicom_io.objects.result_content import ResultContent
-from dicom_io.objects.source_images import add_side, mask_on, rescale_type
+from dicom_io.objects.result_content import NO_FACTS, ReportFacts, ResultContent
+from dicom_io.objects.source_images import add_side, rescale_type
 from dicom_io.reading.headers import shown_uid
 from dicom_io.reading.instances import load_dataset
 from dicom_io.seg.dataset import seg_uid
+from dicom_io.segmentation import Segmentation
 from dicom_io.sr.measure import SegmentMeasures, measure_segment
 from dicom_io.sr.proof import prove_report
 from dicom_io.volume import Volume
@@ -53,9 +54,7 @@ def write_sr(
     result: ResultInfo,
     *,
     seg: Path,
-    volumes_ml: Mapping[int, tuple[float, float]] | None = None,
-    wholes_ml: Mapping[Whole, tuple[float, float] | None] | None = None,
-    earlier: Path | None = None,
+    facts: ReportFacts = NO_FACTS,
 ) -> Path:
     """Write one measurement group a segment: volume, surface area, diameters, mean and SD of intensity.
 
@@ -69,11 +68,7 @@ def write_sr(
         seg: The SEG written from the same labels, source and result; each group refers to its segment. A fractional SEG
             holds probabilities, of which labels cannot be computed anew: there it is only checked that it belongs to the
             series that this source, bundle and settings make, not that labels and probabilities agree.
-        volumes_ml: For each segment number of which it is known, the interval (low, high) of its volume in mL.
-        wholes_ml: The structures of which several segments are parts, none of which overlap, each with the interval of its
-            volume in mL where that is known.
-        earlier: The report that this one takes the place of, if there is one of the same patient and study. It is named
-            as predecessor, unless it says the same already: then this is that report once more, byte for byte.
+        facts: What it states beside measurements: intervals of volumes, structures of several segments, an earlier report.
 
     Returns:
         `path`. The document is COMPLETE, PRELIMINARY and UNVERIFIED. A segment without voxels has volume 0
@@ -86,19 +81,27 @@ def write_sr(
     """
     _check_measurable(source)
     check_labels(labels, result)
-    intervals = _checked_intervals(volumes_ml or {}, result)
+    intervals = _checked_intervals(facts.volumes_ml, result)
     headers = identity.source_headers(source)
-    digest = identity.digest_of(in_slices(labels).array)
-    segmentation = _read_seg_header(seg, digest, source, result)
-    figures = [_figures(segment, labels, source, headers, intervals.get(segment.number)) for segment in result.segments]
-    groups: list[Group] = [
-        _group(segment, source, result, segmentation, found)
-        for segment, found in zip(result.segments, figures, strict=True)
+    segmentation = Segmentation.of_volume(in_slices(labels), result.segments)
+    digest = identity.digest_of(segmentation.label_volume.array)
+    seg_header = _read_seg_header(seg, digest, source, result)
+    modality = _modality(source, headers)
+    measured = [
+        _measurements(measure_segment(structure.mask_on_grid, source.array, source.affine_lps), modality, interval_ml)
+        for structure in segmentation.structures
+        for interval_ml in [intervals.get(structure.number)]
     ]
-    wholes = {whole: [_volume(_volume_of(whole, labels), ends)] for whole, ends in (wholes_ml or {}).items()}
-    groups += [_group_of_whole(whole, source, result, found) for whole, found in wholes.items()]
-    content = (str(segmentation.SOPInstanceUID), digest, _told([*figures, *wholes.values()]))
-    predecessors, uid = _predecessors(earlier, headers[0], source, result, content)
+    groups: list[Group] = [
+        _group(segment, source, result, seg_header, measurements)
+        for segment, measurements in zip(result.segments, measured, strict=True)
+    ]
+    wholes = {
+        whole: [_volume(_volume_of(whole, segmentation), interval_ml)] for whole, interval_ml in facts.wholes_ml.items()
+    }
+    groups += [_group_of_whole(whole, source, result, measurements) for whole, measurements in wholes.items()]
+    content = (str(seg_header.SOPInstanceUID), digest, _as_text([*measured, *wholes.values()]))
+    predecessors, uid = _predecessors(facts.earlier, headers[0], source, result, content)
     report = hd.sr.MeasurementReport(
         observation_context=_observer(source, result),
         procedure_reported=_procedure(headers[0]),
@@ -106,7 +109,7 @@ def write_sr(
         title=codes.DCM.ImagingMeasurementReport,
     )
     document = hd.sr.Comprehensive3DSR(
-        evidence=[*identity.neutral(headers), segmentation],
+        evidence=[*identity.neutral(headers), seg_header],
         content=report,
         series_instance_uid=identity.result_uid(source, result, "SR", "series"),
         series_number=identity.series_number(headers[0], "SR", result),
@@ -121,7 +124,7 @@ def write_sr(
     )
     identity.stamp(document, headers, result, "SR")
     add_side(document, headers[0])
-    return proof.save_proved(document, path, lambda file: prove_report(file, source, segmentation))
+    return proof.save_proved(document, path, lambda file: prove_report(file, source, seg_header))
 
 
 def write_result(content: ResultContent, path: Path) -> None:
@@ -132,9 +135,7 @@ def write_result(content: ResultContent, path: Path) -> None:
         path,
         content.info,
         seg=content.paths["SEG"],
-        volumes_ml=content.report.volumes_ml,
-        wholes_ml=content.report.wholes_ml,
-        earlier=content.report.earlier,
+        facts=content.report,
     )
 
 
@@ -247,31 +248,24 @@ def _observer(source: Volume, result: ResultInfo) -> hd.sr.ObservationContext:
     )
 
 
-def _figures(
-    segment: Segment,
-    labels: Volume,
-    source: Volume,
-    headers: tuple[Dataset, ...],
-    volume_ml: tuple[float, float] | None,
-) -> list[hd.sr.Measurement]:
+def _modality(source: Volume, headers: tuple[Dataset, ...]) -> str:
+    """The source's modality, by which intensities are named; empty for a CT that is not in Hounsfield units."""
     modality = str(source.provenance.modality)
-    if modality == "CT" and not all(rescale_type(header) in HOUNSFIELD for header in headers):
-        modality = ""
-    measures = measure_segment(mask_on(labels.array, segment.number, axes=3), source.array, source.affine_lps)
-    return _measurements(measures, modality, volume_ml)
+    in_hounsfield = all(rescale_type(header) in HOUNSFIELD for header in headers)
+    return "" if modality == "CT" and not in_hounsfield else modality
 
 
-def _told(figures: list[list[hd.sr.Measurement]]) -> str:
+def _as_text(measured: list[list[hd.sr.Measurement]]) -> str:
     """All that the measurements say, as text; part of the report's UID."""
-    return "\n".join(item.to_json() for found in figures for measurement in found for item in measurement)
+    return "\n".join(item.to_json() for group in measured for measurement in group for item in measurement)
 
 
 def _group(
     segment: Segment,
     source: Volume,
     result: ResultInfo,
-    segmentation: Dataset,
-    figures: list[hd.sr.Measurement],
+    seg_header: Dataset,
+    measurements: list[hd.sr.Measurement],
 ) -> hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
     return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(
@@ -279,8 +273,8 @@ def _group(
             identifier=identity.tracking_id(segment),
         ),
         referenced_segment=hd.sr.ReferencedSegment(
-            sop_class_uid=segmentation.SOPClassUID,
-            sop_instance_uid=segmentation.SOPInstanceUID,
+            sop_class_uid=seg_header.SOPClassUID,
+            sop_instance_uid=seg_header.SOPInstanceUID,
             segment_number=segment.number,
             source_series=hd.sr.SourceSeriesForSegmentation(str(source.provenance.series_instance_uid)),
         ),
@@ -288,17 +282,18 @@ def _group(
         finding_type=segment.type,
         finding_sites=[_site(segment)],
         algorithm_id=None if result.algorithm_type == "MANUAL" else _algorithm(result),
-        measurements=figures,
+        measurements=measurements,
     )
 
 
-def _volume_of(whole: Whole, labels: Volume) -> float:
+def _volume_of(whole: Whole, segmentation: Segmentation) -> float:
     """In mL: of all voxels of its parts."""
-    return float(sum(np.count_nonzero(labels.array == number) for number in whole.numbers)) * labels.voxel_ml
+    voxels = sum(part.voxels for part in segmentation.structures if part.number in whole.numbers)
+    return float(voxels) * segmentation.image.voxel_ml
 
 
 def _group_of_whole(
-    whole: Whole, source: Volume, result: ResultInfo, figures: list[hd.sr.Measurement]
+    whole: Whole, source: Volume, result: ResultInfo, measurements: list[hd.sr.Measurement]
 ) -> hd.sr.MeasurementsAndQualitativeEvaluations:
     """A group without a region of its own: the regions are those of the parts."""
     parts = "+".join(map(str, whole.numbers))
@@ -314,7 +309,7 @@ def _group_of_whole(
             )
         ],
         algorithm_id=None if result.algorithm_type == "MANUAL" else _algorithm(result),
-        measurements=figures,
+        measurements=measurements,
     )
 
 

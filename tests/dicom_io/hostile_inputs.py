@@ -34,7 +34,7 @@ from result_phantoms import RESULT
 from source_phantoms import lopsided
 
 from dicom_io.kinds.encodings import SYNTAXES
-from dicom_io.parametric import NO_UNIT, PROBABILITY, write_parametric_map
+from dicom_io.parametric import NO_UNIT, PROBABILITY, MapMeaning, write_parametric_map
 from dicom_io.pdf import write_pdf
 from dicom_io.read import read_series
 from dicom_io.rtstruct import write_rtstruct
@@ -199,7 +199,9 @@ def _results(folder: Path) -> dict[str, Example]:
         "RTSTRUCT": Example("read_rtstruct", write_rtstruct(labels, source, to / "rt.dcm", RESULT), of),
         "SR": Example("scan_files", report),
         "report": Example("read_sr", report),
-        "map": Example("read_parametric_map", write_parametric_map(map_, source, to / "pm.dcm", RESULT, **meaning), of),
+        "map": Example(
+            "read_parametric_map", write_parametric_map(map_, source, to / "pm.dcm", RESULT, MapMeaning(**meaning)), of
+        ),
         "PDF": Example("read_pdf", write_pdf(pages, source, to / "pdf.dcm", RESULT, title="t")),
         "DICOMDIR": Example(
             "read_series", dicomdir(medium, [["A", path.name] for path in sorted((medium / "A").iterdir())])

@@ -170,7 +170,7 @@ def _write_results(path: Path, output: str) -> None:
     from dicom_io.coding import Segment
     from dicom_io.errors import DicomIoError
     from dicom_io.objects.identity import ResultInfo
-    from dicom_io.parametric import NO_UNIT, PROBABILITY, write_parametric_map
+    from dicom_io.parametric import NO_UNIT, PROBABILITY, MapMeaning, write_parametric_map
     from dicom_io.pdf import write_pdf
     from dicom_io.presentation import write_gsps
     from dicom_io.read import read_series
@@ -191,9 +191,7 @@ def _write_results(path: Path, output: str) -> None:
         lambda: write_rtstruct(labels, source, folder / "rtstruct.dcm", result),
         lambda: write_gsps(labels, source, folder / "gsps.dcm", result),
         lambda: write_captures(labels, source, folder / "captures", result),
-        lambda: write_parametric_map(
-            values, source, folder / "map.dcm", result, quantity=PROBABILITY, unit=NO_UNIT, label="P"
-        ),
+        lambda: write_parametric_map(values, source, folder / "map.dcm", result, MapMeaning(PROBABILITY, NO_UNIT, "P")),
         lambda: write_pdf(b"%PDF-1.4\n%%EOF", source, folder / "report.pdf.dcm", result, title="Report"),
         lambda: write_notice([path], "because", folder / "notice.dcm", result),
         lambda: write_rejection_note([path], folder / "note.dcm", rejection),

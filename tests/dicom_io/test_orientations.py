@@ -44,7 +44,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 from result_phantoms import RESULT, SEGMENTS, dciodvfy_errors, tool
 
 from dicom_io.capture import CaptureStyle, draw_capture, write_captures
-from dicom_io.parametric import NO_UNIT, PROBABILITY, read_parametric_map, write_parametric_map
+from dicom_io.parametric import NO_UNIT, PROBABILITY, MapMeaning, read_parametric_map, write_parametric_map
 from dicom_io.pdf import write_pdf
 from dicom_io.presentation import write_gsps
 from dicom_io.read import read_series
@@ -294,7 +294,7 @@ def _write_fractions(case: Case, path: Path) -> None:
 
 def _write_map(case: Case, path: Path) -> None:
     meaning = {"quantity": PROBABILITY, "unit": NO_UNIT, "label": "P(Front part)"}
-    write_parametric_map(case.riding(true_map(case.layout.shape)), case.source, path, RESULT, **meaning)
+    write_parametric_map(case.riding(true_map(case.layout.shape)), case.source, path, RESULT, MapMeaning(**meaning))
 
 
 _WRITERS: dict[str, Callable[[Case, Path], object]] = dict.fromkeys(LABEL_ENCODINGS, _write_labels) | {

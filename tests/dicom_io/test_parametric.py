@@ -27,7 +27,7 @@ from source_phantoms import (
 
 from dicom_io.errors import GeometryProofError, LabelError, UnreadableFileError
 from dicom_io.objects.source_images import images_of
-from dicom_io.parametric import NO_UNIT, PROBABILITY, UNCERTAINTY, read_parametric_map, write_parametric_map
+from dicom_io.parametric import NO_UNIT, PROBABILITY, UNCERTAINTY, MapMeaning, read_parametric_map, write_parametric_map
 from dicom_io.parametric import write as parametric
 from dicom_io.read import read_series
 from dicom_io.volume import Provenance, Volume
@@ -48,13 +48,15 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def written(source, tmp_path_factory):
-    return write_parametric_map(values_on(source), source, tmp_path_factory.mktemp("pm") / "map.dcm", RESULT, **MEANING)
+    return write_parametric_map(
+        values_on(source), source, tmp_path_factory.mktemp("pm") / "map.dcm", RESULT, MapMeaning(**MEANING)
+    )
 
 
 @pytest.mark.parametrize("kind", PLACED)
 def test_a_map_of_every_kind_of_series_is_valid_and_is_read_back_bit_for_bit(kind, tmp_path):
     source = PLACED[kind](tmp_path / "source")
-    path = write_parametric_map(values_on(source), source, tmp_path / "map.dcm", RESULT, **MEANING)
+    path = write_parametric_map(values_on(source), source, tmp_path / "map.dcm", RESULT, MapMeaning(**MEANING))
     assert dciodvfy_errors(path) == []
     found = read_parametric_map(path, source)
     assert found.array.dtype == np.float32
@@ -64,7 +66,7 @@ def test_a_map_of_every_kind_of_series_is_valid_and_is_read_back_bit_for_bit(kin
 @pytest.mark.parametrize("kind", PLACED)
 def test_each_frame_stands_in_the_plane_of_the_instance_that_it_names(kind, tmp_path):
     source = PLACED[kind](tmp_path / "source")
-    path = write_parametric_map(values_on(source), source, tmp_path / "map.dcm", RESULT, **MEANING)
+    path = write_parametric_map(values_on(source), source, tmp_path / "map.dcm", RESULT, MapMeaning(**MEANING))
     dataset = pydicom.dcmread(path)
     assert dataset.FrameOfReferenceUID == source.provenance.frame_of_reference_uid
     seen = []
@@ -114,7 +116,7 @@ def test_a_map_says_which_part_of_the_body_it_shows(tmp_path):
 
     def anatomy(number: int, **header: object) -> tuple[str, str]:
         source = oblique_mr(tmp_path / f"mr{number}", header)
-        path = write_parametric_map(values_on(source), source, tmp_path / "map.dcm", RESULT, **MEANING)
+        path = write_parametric_map(values_on(source), source, tmp_path / "map.dcm", RESULT, MapMeaning(**MEANING))
         assert dciodvfy_errors(path) == []
         (item,) = pydicom.dcmread(path).SharedFunctionalGroupsSequence[0].FrameAnatomySequence
         return item.AnatomicRegionSequence[0].CodeValue, item.FrameLaterality
@@ -135,13 +137,13 @@ def test_a_map_is_placed_on_a_grid_with_swapped_and_turned_axes(source, written)
 
 
 def test_the_same_input_gives_the_same_bytes(source, written, tmp_path):
-    again = write_parametric_map(values_on(source), source, tmp_path / "again.dcm", RESULT, **MEANING)
+    again = write_parametric_map(values_on(source), source, tmp_path / "again.dcm", RESULT, MapMeaning(**MEANING))
     assert again.read_bytes() == written.read_bytes()
 
 
 def test_a_map_on_a_resampled_series_has_a_frame_for_each_slice_that_exists(tmp_path):
     source = resampled_mr(tmp_path / "mr")
-    path = write_parametric_map(values_on(source), source, tmp_path / "map.dcm", RESULT, **MEANING)
+    path = write_parametric_map(values_on(source), source, tmp_path / "map.dcm", RESULT, MapMeaning(**MEANING))
     assert dciodvfy_errors(path) == []
     found = read_parametric_map(path, source).array
     existing = [0, 1, 2, 4, 5, 6]
@@ -152,13 +154,13 @@ def test_a_map_on_a_resampled_series_has_a_frame_for_each_slice_that_exists(tmp_
 def test_other_values_are_another_instance(source, written, tmp_path):
     other = values_on(source).array.copy()
     other[1, 2, 3] += 0.25
-    path = write_parametric_map(source.with_array(other), source, tmp_path / "map.dcm", RESULT, **MEANING)
+    path = write_parametric_map(source.with_array(other), source, tmp_path / "map.dcm", RESULT, MapMeaning(**MEANING))
     assert pydicom.dcmread(path).SOPInstanceUID != pydicom.dcmread(written).SOPInstanceUID
 
 
 def test_maps_of_one_result_share_their_series_and_nothing_else(source, written, tmp_path):
     other = {"quantity": UNCERTAINTY, "unit": NO_UNIT, "label": "P(Front part)"}
-    path = write_parametric_map(values_on(source), source, tmp_path / "u.dcm", RESULT, number=2, **other)
+    path = write_parametric_map(values_on(source), source, tmp_path / "u.dcm", RESULT, MapMeaning(number=2, **other))
     first, second = pydicom.dcmread(written), pydicom.dcmread(path)
     assert first.SeriesInstanceUID == second.SeriesInstanceUID
     assert first.SOPInstanceUID != second.SOPInstanceUID
@@ -170,7 +172,7 @@ def test_maps_of_one_result_share_their_series_and_nothing_else(source, written,
 def test_the_patient_is_carried_over_byte_for_byte(name, tmp_path):
     characters, text = NAMES[name]
     source = oblique_mr(tmp_path / "mr", {"SpecificCharacterSet": characters, "PatientName": text})
-    path = write_parametric_map(values_on(source), source, tmp_path / "map.dcm", RESULT, **MEANING)
+    path = write_parametric_map(values_on(source), source, tmp_path / "map.dcm", RESULT, MapMeaning(**MEANING))
     assert raw_name(path) == raw_name(source.provenance.files[0])
     assert pydicom.dcmread(path).PatientName == text
     assert dciodvfy_errors(path) == []
@@ -190,7 +192,7 @@ def test_a_map_that_is_not_what_was_meant_is_never_there(source, tmp_path, monke
     monkeypatch.setattr(parametric, "_planes", lambda *given: wrong(right(*given)))
     (tmp_path / "map.dcm").write_bytes(b"earlier")
     with pytest.raises(GeometryProofError, match=r"of 99 values of frame \d differ"):
-        write_parametric_map(values_on(source), source, tmp_path / "map.dcm", RESULT, **MEANING)
+        write_parametric_map(values_on(source), source, tmp_path / "map.dcm", RESULT, MapMeaning(**MEANING))
     assert [file.name for file in tmp_path.iterdir()] == ["map.dcm"]
     assert (tmp_path / "map.dcm").read_bytes() == b"earlier"
 
@@ -227,19 +229,19 @@ def test_values_that_cannot_be_kept_or_named_are_refused(source, tmp_path):
         (values_on(source), {"number": 0}, "number of the map is 0"),
     ):
         with pytest.raises(LabelError, match=says):
-            write_parametric_map(values, source, tmp_path / "map.dcm", RESULT, **(MEANING | change))
+            write_parametric_map(values, source, tmp_path / "map.dcm", RESULT, MapMeaning(**(MEANING | change)))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_picture_without_patient_space_is_refused(tmp_path):
     source = radiograph(tmp_path)
     with pytest.raises(LabelError, match="without patient space"):
-        write_parametric_map(values_on(source), source, tmp_path / "map.dcm", RESULT, **MEANING)
+        write_parametric_map(values_on(source), source, tmp_path / "map.dcm", RESULT, MapMeaning(**MEANING))
 
 
 def test_a_single_slice_has_no_spacing_between_slices(source, tmp_path):
     source = read_series(source.provenance.files[2])
-    path = write_parametric_map(values_on(source), source, tmp_path / "map.dcm", RESULT, **MEANING)
+    path = write_parametric_map(values_on(source), source, tmp_path / "map.dcm", RESULT, MapMeaning(**MEANING))
     measures = pydicom.dcmread(path).SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
     assert "SpacingBetweenSlices" not in measures
     assert dciodvfy_errors(path) == []

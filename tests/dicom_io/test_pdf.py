@@ -75,7 +75,9 @@ def test_a_pdf_belongs_to_the_study_and_names_every_source_instance(source, writ
 
 
 def test_whether_the_pages_name_the_patient_is_said_and_assumed(document, source, written, tmp_path):
-    known = write_pdf(document, source, tmp_path / "p.dcm", RESULT, title="Report", names_patient=False)
+    known = write_pdf(
+        document, source, tmp_path / "p.dcm", RESULT, title="Report", kind=pdf.PdfKind(names_patient=False)
+    )
     assert pydicom.dcmread(written).BurnedInAnnotation == "YES"
     assert pydicom.dcmread(known).BurnedInAnnotation == "NO"
 

@@ -20,7 +20,7 @@ from dicom_io import proof, rtstruct, seg
 from dicom_io.errors import GeometryProofError
 from dicom_io.objects import source_grid
 from dicom_io.objects.source_images import images_of
-from dicom_io.parametric import NO_UNIT, PROBABILITY, UNCERTAINTY, prove_map, write_parametric_map
+from dicom_io.parametric import NO_UNIT, PROBABILITY, UNCERTAINTY, MapMeaning, prove_map, write_parametric_map
 from dicom_io.presentation import prove_outlines, write_gsps
 from dicom_io.presentation.proof import joined
 from dicom_io.presentation.write import MAX_POINTS
@@ -68,9 +68,7 @@ def written(case, tmp_path_factory) -> dict[str, Path]:
     rtstruct.write_rtstruct(case.labels, case.source, paths["rtstruct"], RESULT)
     write_gsps(case.labels, case.source, paths["gsps"], RESULT)
     values = case.source.with_array(case.probabilities.array[..., 0])
-    write_parametric_map(
-        values, case.source, paths["map"], RESULT, quantity=PROBABILITY, unit=NO_UNIT, label="P(Front part)"
-    )
+    write_parametric_map(values, case.source, paths["map"], RESULT, MapMeaning(PROBABILITY, NO_UNIT, "P(Front part)"))
     return paths
 
 
@@ -82,7 +80,7 @@ def proved(case: Case, name: str, path: Path) -> None:
         prove_outlines(path, case.labels, images_of(case.source), SEGMENTS)
     elif name == "map":
         values = case.source.with_array(case.probabilities.array[..., 0])
-        prove_map(path, values, images_of(case.source), PROBABILITY, NO_UNIT, "P(Front part)")
+        prove_map(path, values, images_of(case.source), MapMeaning(PROBABILITY, NO_UNIT, "P(Front part)"))
     else:
         seg.prove_seg(path, case.result(name), case.source, SEGMENTS)
 

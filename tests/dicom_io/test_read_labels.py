@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset
 from result_phantoms import RESULT
 
 from dicom_io.errors import LabelError
-from dicom_io.parametric import NO_UNIT, PROBABILITY, read_parametric_map, write_parametric_map
+from dicom_io.parametric import NO_UNIT, PROBABILITY, MapMeaning, read_parametric_map, write_parametric_map
 from dicom_io.read import read_series
 from dicom_io.rtstruct import read_rtstruct, write_rtstruct
 from dicom_io.seg import read_seg, read_segments, write_seg
@@ -54,9 +54,7 @@ def write(kind: str, labels: Volume, path: Path) -> Path:
     """The labels as a SEG of an encoding, or as a map of floats."""
     if kind == "map":
         values = labels.with_array(labels.array.astype(np.float32))
-        return write_parametric_map(
-            values, labels, path, RESULT, quantity=PROBABILITY, unit=NO_UNIT, label="P(Front part)"
-        )
+        return write_parametric_map(values, labels, path, RESULT, MapMeaning(PROBABILITY, NO_UNIT, "P(Front part)"))
     return write_seg(labels, labels, path, RESULT, encoding="binary" if kind == "channels" else kind)
 
 

@@ -44,7 +44,7 @@ from source_phantoms import run_program
 
 from dicom_io.capture import write_captures
 from dicom_io.errors import LabelError, UnreadableFileError
-from dicom_io.parametric import NO_UNIT, PROBABILITY, read_parametric_map, write_parametric_map
+from dicom_io.parametric import NO_UNIT, PROBABILITY, MapMeaning, read_parametric_map, write_parametric_map
 from dicom_io.pdf import write_pdf
 from dicom_io.presentation import write_gsps
 from dicom_io.read import examine, read_series
@@ -485,7 +485,7 @@ def small_series(folder: Path, affine_lps: NDArray[np.float64], *, slices: int =
 def write_small_map(source: Volume, path: Path) -> Path:
     """A map of what the source holds, from 0 to about 1."""
     values = source.with_array(source.array / np.float32(500))
-    return write_parametric_map(values, source, path, RESULT, quantity=PROBABILITY, unit=NO_UNIT, label="P")
+    return write_parametric_map(values, source, path, RESULT, MapMeaning(PROBABILITY, NO_UNIT, "P"))
 
 
 # --- real series
@@ -567,7 +567,7 @@ class RealCase:
 
 def _write_map(case: RealCase, path: Path) -> None:
     values = case.source.with_array(case.labels.array / np.float32(3))
-    write_parametric_map(values, case.source, path, RESULT, quantity=PROBABILITY, unit=NO_UNIT, label="P(Front part)")
+    write_parametric_map(values, case.source, path, RESULT, MapMeaning(PROBABILITY, NO_UNIT, "P(Front part)"))
 
 
 def _write_capture(case: RealCase, path: Path) -> None:

@@ -21,13 +21,13 @@ from dicom_io.capture import write_captures
 from dicom_io.coding import load_segments
 from dicom_io.errors import LabelError, SegmentCodingError, UnreadableFileError
 from dicom_io.objects.identity import ResultInfo
-from dicom_io.parametric import NO_UNIT, PROBABILITY, write_parametric_map
+from dicom_io.parametric import NO_UNIT, PROBABILITY, MapMeaning, write_parametric_map
 from dicom_io.pdf import write_pdf
 from dicom_io.presentation import write_gsps
 from dicom_io.read import read_series
 from dicom_io.rtstruct import write_rtstruct
 from dicom_io.seg import read_seg, write_seg
-from dicom_io.sr import write_sr
+from dicom_io.sr import ReportFacts, write_sr
 from dicom_io.volume import Volume
 
 KINDS = ("SEG", "SR", "RTSTRUCT", "GSPS", "SC", "PDF", "PM")
@@ -63,7 +63,7 @@ def write(kind: str, labels: Volume, source: Volume, folder: Path, result: Resul
     if kind == "PDF":
         return write_pdf(b"%PDF-1.4\n%%EOF", source, path, result, title="t")
     values = source.with_array(labels.array.astype(np.float32) / 4)
-    return write_parametric_map(values, source, path, result, quantity=PROBABILITY, unit=NO_UNIT, label="P")
+    return write_parametric_map(values, source, path, result, MapMeaning(PROBABILITY, NO_UNIT, "P"))
 
 
 def uids(path: Path) -> tuple[str, str]:
@@ -150,7 +150,7 @@ def test_another_version_never_takes_the_uid_of_the_report_before_it(source, lab
     first = write("SR", labels, source, tmp_path / "1")
     other = replace(RESULT, algorithm_version="99")
     seg = write_seg(labels, source, tmp_path / "seg.dcm", other)
-    second = write_sr(labels, source, tmp_path / "2.dcm", other, seg=seg, earlier=first)
+    second = write_sr(labels, source, tmp_path / "2.dcm", other, seg=seg, facts=ReportFacts(earlier=first))
     assert uids(second)[0] != uids(first)[0]
     (study,) = pydicom.dcmread(second).PredecessorDocumentsSequence
     assert study.ReferencedSeriesSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID == uids(first)[0]
@@ -529,7 +529,9 @@ def test_intervals_are_numbers_of_any_type_and_of_segments_that_exist(source, la
     seg = write_seg(labels, source, tmp_path / "seg.dcm", RESULT)
 
     def report(intervals: dict) -> bytes:
-        return write_sr(labels, source, tmp_path / "sr.dcm", RESULT, seg=seg, volumes_ml=intervals).read_bytes()
+        return write_sr(
+            labels, source, tmp_path / "sr.dcm", RESULT, seg=seg, facts=ReportFacts(volumes_ml=intervals)
+        ).read_bytes()
 
     assert report({1: (0.0, 9.0), 2: (0, 1)}) == report({np.int64(2): (0.0, np.float32(1)), 1: (np.float64(0), 9)})
     with pytest.raises(LabelError, match=r"of segment 3; the segments are \[1, 2\]"):

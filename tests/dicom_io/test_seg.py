@@ -24,9 +24,9 @@ from source_phantoms import AFFINES, PLACED, frame_of, lopsided, source_file
 from dicom_io import validators
 from dicom_io.dicomize import dicomize
 from dicom_io.errors import GeometryProofError, LabelError, UnreadableFileError
+from dicom_io.objects import source_images
 from dicom_io.read import read_series
 from dicom_io.rtstruct import read_rtstruct, write_rtstruct
-from dicom_io.seg import pixels as seg_pixels_module
 from dicom_io.seg import read_seg, write_seg
 from dicom_io.sr import write_sr
 from dicom_io.volume import Provenance, Volume
@@ -317,8 +317,8 @@ def test_channels_may_overlap_in_the_file_but_not_when_read_as_one_label_map(cas
 def test_nothing_is_left_and_the_old_file_stays_when_the_proof_fails(case, tmp_path, monkeypatch):
     path = tmp_path / "s.dcm"
     path.write_bytes(b"earlier")
-    right, count = seg_pixels_module.values_on, case.volume.shape[2]
-    monkeypatch.setattr(seg_pixels_module, "values_on", lambda one, k, *rest: right(one, (k + 1) % count, *rest))
+    right, count = source_images.values_on, case.volume.shape[2]
+    monkeypatch.setattr(source_images, "values_on", lambda one, k, *rest: right(one, (k + 1) % count, *rest))
     with pytest.raises(GeometryProofError, match="differ"):
         write_seg(case.labels, case.volume, path, RESULT)
     assert [file.name for file in tmp_path.iterdir()] == ["s.dcm"]

@@ -16,7 +16,7 @@ from dicom_io.coding import Whole
 from dicom_io.errors import GeometryProofError, LabelError
 from dicom_io.read import read_series
 from dicom_io.seg import write_seg
-from dicom_io.sr import write_sr
+from dicom_io.sr import ReportFacts, write_sr
 from dicom_io.sr.measure import measure_segment
 
 
@@ -242,7 +242,9 @@ def test_a_changed_result_names_the_report_that_it_takes_the_place_of(case, tmp_
     def report(name, labels, earlier):
         folder[name].mkdir()
         seg = write_seg(labels, case.volume, folder[name] / "seg.dcm", RESULT)
-        return write_sr(labels, case.volume, folder[name] / "sr.dcm", RESULT, seg=seg, earlier=earlier)
+        return write_sr(
+            labels, case.volume, folder[name] / "sr.dcm", RESULT, seg=seg, facts=ReportFacts(earlier=earlier)
+        )
 
     changed, other = case.labels.array.copy(), case.labels.array.copy()
     changed[0, 0, 0], other[0, 0, 1] = 1, 2
@@ -261,7 +263,9 @@ def test_a_changed_result_names_the_report_that_it_takes_the_place_of(case, tmp_
 
 
 def test_the_same_result_once_more_names_no_predecessor(case, written, tmp_path):
-    again = write_sr(case.labels, case.volume, tmp_path / "sr.dcm", RESULT, seg=written[1], earlier=written[0])
+    again = write_sr(
+        case.labels, case.volume, tmp_path / "sr.dcm", RESULT, seg=written[1], facts=ReportFacts(earlier=written[0])
+    )
     assert again.read_bytes() == written[0].read_bytes()
 
 
@@ -270,13 +274,22 @@ def test_a_report_of_another_study_is_no_predecessor(case, written, tmp_path):
     other.StudyInstanceUID = "1.2.3"
     other.save_as(tmp_path / "other.dcm")
     with pytest.raises(LabelError, match="of another patient or study"):
-        write_sr(case.labels, case.volume, tmp_path / "sr.dcm", RESULT, seg=written[1], earlier=tmp_path / "other.dcm")
+        write_sr(
+            case.labels,
+            case.volume,
+            tmp_path / "sr.dcm",
+            RESULT,
+            seg=written[1],
+            facts=ReportFacts(earlier=tmp_path / "other.dcm"),
+        )
 
 
 def test_the_interval_of_a_volume_stands_beside_it(case, written, tmp_path):
     volume_ml = np.count_nonzero(case.labels.array == 1) * 0.9 * 1.3 * 2.5 / 1000
     interval = {1: (volume_ml - 0.02, volume_ml + 0.05)}
-    sr = write_sr(case.labels, case.volume, tmp_path / "sr.dcm", RESULT, seg=written[1], volumes_ml=interval)
+    sr = write_sr(
+        case.labels, case.volume, tmp_path / "sr.dcm", RESULT, seg=written[1], facts=ReportFacts(volumes_ml=interval)
+    )
     assert dciodvfy_errors(sr) == []
     volume = read_sr(sr).groups[0].measurements[0]
     assert (volume.name, volume.value) == (codes.SCT.Volume, pytest.approx(volume_ml, rel=1e-6))
@@ -285,14 +298,23 @@ def test_the_interval_of_a_volume_stands_beside_it(case, written, tmp_path):
     assert (below.name.meaning[0], below.value) == ("-", pytest.approx(0.02, abs=1e-6))
     assert above.unit == below.unit == volume.unit == codes.UCUM.CubicCentimeter
     with pytest.raises(LabelError, match="it must lie inside"):
-        write_sr(case.labels, case.volume, tmp_path / "sr.dcm", RESULT, seg=written[1], volumes_ml={1: (0.0, 1e-6)})
+        write_sr(
+            case.labels,
+            case.volume,
+            tmp_path / "sr.dcm",
+            RESULT,
+            seg=written[1],
+            facts=ReportFacts(volumes_ml={1: (0.0, 1e-6)}),
+        )
 
 
 def test_a_whole_has_a_group_with_the_volume_of_its_parts_and_no_region_of_its_own(case, written, tmp_path):
     whole = Whole("Two parts", (1, 2), RESULT.segments[0].category, RESULT.segments[0].type)
     volume_ml = np.count_nonzero(np.isin(case.labels.array, (1, 2))) * 0.9 * 1.3 * 2.5 / 1000
     ends = {whole: (volume_ml - 0.03, volume_ml + 0.07)}
-    sr = write_sr(case.labels, case.volume, tmp_path / "sr.dcm", RESULT, seg=written[1], wholes_ml=ends)
+    sr = write_sr(
+        case.labels, case.volume, tmp_path / "sr.dcm", RESULT, seg=written[1], facts=ReportFacts(wholes_ml=ends)
+    )
     assert dciodvfy_errors(sr) == []
     report = by_dcmqi(sr, tmp_path)
     assert [group.get("ReferencedSegment") for group in report["Measurements"]] == [1, 2, None]
@@ -305,7 +327,14 @@ def test_a_whole_has_a_group_with_the_volume_of_its_parts_and_no_region_of_its_o
     spread = read_sr(sr).groups[-1].measurements[0].properties
     assert [one.value for one in spread] == [pytest.approx(0.07, abs=1e-5), pytest.approx(0.03, abs=1e-5)]
     assert hd.sr.srread(sr).SOPInstanceUID != hd.sr.srread(written[0]).SOPInstanceUID
-    again = write_sr(case.labels, case.volume, tmp_path / "again.dcm", RESULT, seg=written[1], wholes_ml={whole: None})
+    again = write_sr(
+        case.labels,
+        case.volume,
+        tmp_path / "again.dcm",
+        RESULT,
+        seg=written[1],
+        facts=ReportFacts(wholes_ml={whole: None}),
+    )
     assert dciodvfy_errors(again) == []
 
 

@@ -22,7 +22,7 @@ from dicom_io.coding import Whole
 from dicom_io.dicomize import DicomizedCase
 from dicom_io.errors import LabelError, UnreadableFileError
 from dicom_io.seg import write_seg
-from dicom_io.sr import MeasurementGroup, Reference, Region, Site, write_sr
+from dicom_io.sr import MeasurementGroup, Reference, Region, ReportFacts, Site, write_sr
 
 VOXEL_ML = 0.9 * 1.3 * 2.5 / 1000
 BOTH = Whole("Two parts", (1, 2), RESULT.segments[0].category, RESULT.segments[0].type)
@@ -37,7 +37,9 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> DicomizedCase:
 def ours(case: DicomizedCase, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results")
     seg = write_seg(case.labels, case.volume, folder / "seg.dcm", RESULT)
-    return write_sr(case.labels, case.volume, folder / "sr.dcm", RESULT, seg=seg, wholes_ml={BOTH: None})
+    return write_sr(
+        case.labels, case.volume, folder / "sr.dcm", RESULT, seg=seg, facts=ReportFacts(wholes_ml={BOTH: None})
+    )
 
 
 def values(group: MeasurementGroup) -> dict[tuple[str, str], tuple[float | None, str]]:

@@ -13,7 +13,7 @@ from usable_series import USABLE, Usable
 
 from dicom_io import Segment, prove_rtstruct, prove_seg, read_series, write_parametric_map, write_rtstruct, write_seg
 from dicom_io.objects.identity import ResultInfo
-from dicom_io.parametric import NO_UNIT, PROBABILITY
+from dicom_io.parametric import NO_UNIT, PROBABILITY, MapMeaning
 
 RESULT = ResultInfo((Segment(1, "Part", codes.SCT.AnatomicalStructure, codes.SCT.Liver),), "network", "1", "0" * 64)
 
@@ -38,4 +38,4 @@ def test_a_usable_series_is_read_and_gives_results_that_lie_right(tmp_path: Path
     rtstruct = write_rtstruct(labels, volume, tmp_path / "rtstruct.dcm", RESULT)
     prove_rtstruct(rtstruct, labels, volume, RESULT.segments)
     values = volume.with_array(array / np.float32(2))
-    write_parametric_map(values, volume, tmp_path / "map.dcm", RESULT, quantity=PROBABILITY, unit=NO_UNIT, label="P")
+    write_parametric_map(values, volume, tmp_path / "map.dcm", RESULT, MapMeaning(PROBABILITY, NO_UNIT, "P"))

@@ -18,7 +18,7 @@ from pypdf import PdfReader
 from result_phantoms import RESULT
 from review_cases import Delivered, deliver, result_document
 
-from dicom_io.parametric import NO_UNIT, UNCERTAINTY, write_parametric_map
+from dicom_io.parametric import NO_UNIT, UNCERTAINTY, MapMeaning, write_parametric_map
 from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.cli import main
@@ -438,13 +438,7 @@ def test_uncertainty_comes_from_a_parametric_map_where_there_are_no_probabilitie
     volume = delivered.volume
     record = altered(delivered, tmp_path, files={"nifti": "case_seg.nii.gz", "pm": "case_pm.dcm"})
     write_parametric_map(
-        volume.with_array(values),
-        volume,
-        tmp_path / "case_pm.dcm",
-        RESULT,
-        quantity=UNCERTAINTY,
-        unit=NO_UNIT,
-        label="x",
+        volume.with_array(values), volume, tmp_path / "case_pm.dcm", RESULT, MapMeaning(UNCERTAINTY, NO_UNIT, "x")
     )
     assert np.allclose(read_reviewed(record, volume).uncertainty, values)
 

@@ -19,7 +19,7 @@ from dicom_io.capture import write_captures, write_notice
 from dicom_io.kinds import NAMES
 from dicom_io.net.destination import Profile
 from dicom_io.net.outgoing import kind_of, prepare_files
-from dicom_io.parametric import NO_UNIT, PROBABILITY, write_parametric_map
+from dicom_io.parametric import NO_UNIT, PROBABILITY, MapMeaning, write_parametric_map
 from dicom_io.pdf import write_pdf
 from dicom_io.presentation import write_gsps
 from dicom_io.rejection import Rejection, write_rejection_note
@@ -48,9 +48,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "SC": write_captures(labels, source, folder / "sc", RESULT, slices=[1])[0],
         "SC colour": write_captures(lopsided(colour), colour, folder / "sc_colour", RESULT, slices=[0])[0],
         "SC notice": write_notice(sorted((folder / "mr").iterdir()), "slice gaps", folder / "notice.dcm", RESULT),
-        "PM": write_parametric_map(
-            chances, source, folder / "pm.dcm", RESULT, quantity=PROBABILITY, unit=NO_UNIT, label="x"
-        ),
+        "PM": write_parametric_map(chances, source, folder / "pm.dcm", RESULT, MapMeaning(PROBABILITY, NO_UNIT, "x")),
         "KO": write_rejection_note([seg], folder / "ko.dcm", Rejection("Lang^Eva", "Clinic", datetime.now(UTC))),
         "PDF": write_pdf(b"%PDF-1.4\n%%EOF", source, folder / "report.dcm", RESULT, title="A report"),
     }

@@ -1,0 +1,35 @@
+"""What the values of a Parametric Map are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+
+PROBABILITY: Code = codes.DCM.Probability
+UNCERTAINTY: Code = codes.SCT.RangeOfMeasurementUncertainty
+NO_UNIT: Code = codes.UCUM.NoUnits
+
+
+@dataclass(frozen=True)
+class MapMeaning:
+    """What the values of one map are.
+
+    Attributes:
+        quantity: `PROBABILITY`, `UNCERTAINTY`, or another published code.
+        unit: A UCUM unit; `NO_UNIT` for a bare number.
+        label: Tells this map from the others of the result, for instance "P(Anterior)"; ASCII, the first 16 characters are the
+            LUT label, 64 the explanation. Part of the UID.
+        number: InstanceNumber, from 1, where a result has several maps.
+    """
+
+    quantity: Code
+    unit: Code
+    label: str
+    number: int = 1
+
+    @property
+    def content(self) -> tuple[str, ...]:
+        """The texts that distinguish the maps of one result."""
+        return (*map(str, self.quantity), *map(str, self.unit), self.label, str(self.number))
