@@ -50,7 +50,7 @@ from dicom_io.net import commitment_user as user  # noqa: E402
 from dicom_io.objects import identity  # noqa: E402
 from dicom_io.read import read_series  # noqa: E402
 from dicom_io.reading import bounded, kept_attributes  # noqa: E402
-from dicom_io.reading.codecs import decoder_of, is_available  # noqa: E402
+from dicom_io.reading.codecs import BY_IMAGECODECS, decoder_of  # noqa: E402
 from dicom_io.reading.frames import MAX_VOXELS  # noqa: E402
 from dicom_io.reading.geometry import JITTER_SHARE, MAX_JITTER_MM  # noqa: E402
 from dicom_io.seg.pixels import STEPS  # noqa: E402
@@ -553,7 +553,7 @@ def _verdict(folder: Path) -> str:
 def _decoding(uid: UID) -> str:
     if not uid.is_compressed:
         return "read"
-    if is_available(uid):
+    if uid in BY_IMAGECODECS:
         return "decoded by imagecodecs"
     try:
         found = decoder_of(uid).is_available

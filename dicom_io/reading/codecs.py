@@ -16,6 +16,7 @@ from typing import Any
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.pixels.decoders import pillow
 from pydicom.pixels.decoders.base import Decoder, DecodeRunner, get_decoder
 from pydicom.uid import (
     HTJ2K,
@@ -24,13 +25,15 @@ from pydicom.uid import (
     HTJ2KLossless,
     HTJ2KLosslessRPCL,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
     JPEGExtended12Bit,
     JPEGLSLossless,
     JPEGLSNearLossless,
+    RLELossless,
 )
 
-from dicom_io.reading import guarded_decoders
 from dicom_io.reading.codestreams import JPEG_LOSSLESS, check_codestream
+from dicom_io.reading.run_lengths import decode_run_lengths
 
 _JPEG_2000 = (JPEG2000Lossless, JPEG2000)
 _HTJ2K = (HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K)
@@ -38,24 +41,28 @@ _JPEG_LS = (JPEGLSLossless, JPEGLSNearLossless)
 WITHOUT_SIGN = (*_JPEG_LS, *JPEG_LOSSLESS)
 """Codecs without signed values: the header says whether their bits have a sign."""
 
-_OURS = (*_JPEG_2000, *_HTJ2K, *_JPEG_LS, *JPEG_LOSSLESS, JPEGExtended12Bit)
+BY_IMAGECODECS = (*_JPEG_2000, *_HTJ2K, *_JPEG_LS, *JPEG_LOSSLESS, JPEGExtended12Bit)
+"""The transfer syntaxes that `decode_picture` decodes."""
 
-DECODER_DEPENDENCIES = dict.fromkeys(_OURS, ("imagecodecs",))
+DECODER_DEPENDENCIES = {
+    **dict.fromkeys(BY_IMAGECODECS, ("imagecodecs",)),
+    **dict.fromkeys((RLELossless, JPEGBaseline8Bit), ("imagecodecs", "pillow")),
+}
 """pydicom reads it from every module of decoders."""
 
 
 def is_available(uid: str) -> bool:
     """Whether this module decodes a transfer syntax; pydicom calls it."""
-    return uid in _OURS
+    return uid in DECODER_DEPENDENCIES
 
 
 @cache
 def decoder_of(syntax: UID) -> Decoder:
     """The decoder of a transfer syntax. Raises NotImplementedError for a syntax without decoder."""
-    if syntax not in (*_OURS, *guarded_decoders.SYNTAXES):
+    if not is_available(syntax):
         return get_decoder(syntax)
-    decoder, module = Decoder(syntax), "codecs" if syntax in _OURS else "guarded_decoders"
-    decoder.add_plugin(module, (f"dicom_io.reading.{module}", "decode_frame"))
+    decoder = Decoder(syntax)
+    decoder.add_plugin("codecs", (__name__, "decode_frame"))
     return decoder
 
 
@@ -66,11 +73,15 @@ def decode_frame(source: bytes, runner: DecodeRunner) -> bytes:
         ValueError: See `decode_picture`.
     """
     syntax = UID(runner.transfer_syntax)
+    if syntax == RLELossless:
+        return decode_run_lengths(source, runner)
     check_codestream(source, syntax, runner.rows, runner.columns, runner.samples_per_pixel)
+    if syntax == JPEGBaseline8Bit:
+        return bytes(pillow._decode_frame(source, runner))
     pixels = np.ascontiguousarray(_decode(source, syntax))
     runner.set_option("bits_allocated", pixels.dtype.itemsize * 8)
     runner.set_option("planar_configuration", 0)
-    if runner.transfer_syntax in (*_JPEG_2000, *_HTJ2K) and runner.photometric_interpretation in ("YBR_ICT", "YBR_RCT"):
+    if syntax in (*_JPEG_2000, *_HTJ2K) and runner.photometric_interpretation in ("YBR_ICT", "YBR_RCT"):
         runner.set_option("photometric_interpretation", "RGB")
     return pixels.tobytes()
 
@@ -80,7 +91,7 @@ def decode_picture(source: bytes, syntax: UID, shape: tuple[int, int]) -> NDArra
 
     Args:
         source: The codestream.
-        syntax: A transfer syntax that `is_available`.
+        syntax: One of BY_IMAGECODECS.
         shape: (rows, columns) by the header.
 
     Raises:

@@ -16,7 +16,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from dicom_io.errors import DicomIoError
-from dicom_io.reading.frames import frames_of, has_groups, numbers
+from dicom_io.reading.frames import frames_of, has_groups, optional_number
 from dicom_io.reading.geometry import ImagePlane, angle_degrees
 from dicom_io.reading.headers import shown_uid
 from dicom_io.reading.instances import Instance, image_type, is_colour, listed
@@ -197,8 +197,5 @@ def _each_once(instances: Iterable[Instance]) -> list[Instance]:
 
 def _count(header: Dataset, keyword: str) -> int | None:
     """A whole number of 0 or more; None if it is absent or anything else: a count that cannot be read refuses nothing."""
-    try:
-        values = numbers(header, keyword, 1)
-        return int(values[0]) if values and values[0] >= 0 and values[0] == int(values[0]) else None
-    except (ValueError, OverflowError):
-        return None
+    number = optional_number(header, keyword)
+    return int(number) if number is not None and number >= 0 and number.is_integer() else None

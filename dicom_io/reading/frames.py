@@ -257,6 +257,15 @@ def numbers(holder: Dataset, keyword: str, count: int) -> tuple[float, ...] | No
     return values
 
 
+def optional_number(header: Dataset, keyword: str) -> float | None:
+    """The number of an attribute; None if it is absent or not a number."""
+    try:
+        values = numbers(header, keyword, 1)
+    except ValueError:
+        return None
+    return values[0] if values else None
+
+
 def _distinguishing(header: Dataset, groups: _FunctionalGroups) -> tuple[tuple[str, str], ...]:
     texts = {keyword: _attribute_text(header, keyword) for keyword in DISTINGUISHING}
     for path, keywords in () if isinstance(groups, Dataset) else _MACROS.items():

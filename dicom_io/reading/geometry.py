@@ -365,7 +365,7 @@ def _missing_slices(
 
 
 def _even_gaps_needed(ordered: Sequence[ImagePlane]) -> str:
-    return f"even gaps are needed, with each slice at most {_stack_jitter_limit_mm(ordered):g} mm off its even place"
+    return f"even gaps are needed, with each slice at most {_stack_jitter_limit_mm(ordered):.3g} mm off its even place"
 
 
 def _not_straight(ordered: Sequence[ImagePlane], affine_lps: Points, name: str) -> SeriesGeometryError:

@@ -18,7 +18,17 @@ from dicom_io.reading.checks import (
     without_position,
 )
 from dicom_io.reading.completeness import missing_images
-from dicom_io.reading.frames import MAX_MM, MAX_VOXELS, MIN_MM, Frame, check_size, frames_of, has_groups, numbers
+from dicom_io.reading.frames import (
+    MAX_MM,
+    MAX_VOXELS,
+    MIN_MM,
+    Frame,
+    check_size,
+    frames_of,
+    has_groups,
+    numbers,
+    optional_number,
+)
 from dicom_io.reading.geometry import Grid, ImagePlane, Points, even_grid, five_indices
 from dicom_io.reading.repair import Repair, plan_repair
 from dicom_io.reading.series import SeriesRef
@@ -203,25 +213,16 @@ def _grid_notes(grid: Grid, thickness_mm: float | None) -> list[str]:
 def _count_notes(frames: Sequence[Frame], grid: Grid | None) -> list[str]:
     """Notes of headers that state another gap or another number of slices than the slices have."""
     header, notes = frames[0].instance.header, []
-    stated = None if has_groups(header) else _number(header, "SpacingBetweenSlices")
+    stated = None if has_groups(header) else optional_number(header, "SpacingBetweenSlices")
     gap = float(np.dot(grid.affine_lps[:3, 2], frames[0].plane.normal)) if grid and frames[0].plane else 0.0
     if stated and len(frames) > 1 and abs(abs(stated) - gap) > _OTHER_GAP * gap and not frames[0].tile:
         notes.append(
             f"SpacingBetweenSlices says {stated:g} mm, the slices lie {gap:g} mm apart: some may never have come here"
         )
-    count = _number(header, "NumberOfSlices")  # a PET series with fewer is refused by check_complete
+    count = optional_number(header, "NumberOfSlices")  # a PET series with fewer is refused by check_complete
     if count and count != len(frames):
         notes.append(f"the header counts {count:g} slices, {len(frames)} are here")
     return notes
-
-
-def _number(header: Dataset, keyword: str) -> float | None:
-    """The number of an attribute that is used for notes only; None if it is absent or not a number."""
-    try:
-        values = numbers(header, keyword, 1)
-    except ValueError:
-        return None
-    return values[0] if values else None
 
 
 def check_complete(ordered: OrderedSeries, others: Iterable[SeriesRef], options: ReadOptions) -> OrderedSeries:

@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 
 from dicom_io.errors import SeriesSelectionError, UnreadableFileError
-from dicom_io.reading.codecs import WITHOUT_SIGN, decode_picture, decoder_of, is_available
+from dicom_io.reading.codecs import BY_IMAGECODECS, WITHOUT_SIGN, decode_picture, decoder_of
 from dicom_io.reading.codestreams import JPEG_LOSSLESS, codestream_header
 from dicom_io.reading.frames import Frame
 from dicom_io.reading.instances import READ_ERRORS, Instance, broken_file
@@ -122,7 +122,12 @@ def _frame_reader(instance: Instance) -> Callable[[int], Stored]:
     """A function from a frame's index to its stored values."""
     if _is_grey(instance) and instance.pixels_at is not None and instance.transfer_syntax in _NATIVE:
         return lambda index: _uncompressed(instance, index)
-    if _is_grey(instance) and instance.frames == 1 and instance.fragments and is_available(instance.transfer_syntax):
+    if (
+        _is_grey(instance)
+        and instance.frames == 1
+        and instance.fragments
+        and instance.transfer_syntax in BY_IMAGECODECS
+    ):
         stored = _compressed(instance)
         if stored is not None:
             return lambda index: stored

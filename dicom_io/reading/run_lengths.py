@@ -1,4 +1,4 @@
-"""Run lengths and 8-bit JPEG, decoded by pydicom's own functions after checks of what makes these crash or hang."""
+"""Run lengths (PS3.5 annex G), decoded segment by segment, so that a wrong header cannot make a decoder crash."""
 
 from __future__ import annotations
 
@@ -7,39 +7,14 @@ from itertools import pairwise
 
 import imagecodecs
 import numpy as np
-from pydicom.pixels.decoders import pillow, rle
+from pydicom.pixels.decoders import rle
 from pydicom.pixels.decoders.base import DecodeRunner
-from pydicom.uid import UID, JPEGBaseline8Bit, RLELossless
-
-from dicom_io.reading.codestreams import check_codestream
-
-SYNTAXES = (RLELossless, JPEGBaseline8Bit)
-DECODER_DEPENDENCIES = dict.fromkeys(SYNTAXES, ("imagecodecs", "pillow"))
-"""pydicom reads it from every module of decoders."""
 
 _RLE_HEADER_BYTES = 64
 
 
-def is_available(uid: str) -> bool:
-    """Whether this module decodes a transfer syntax; pydicom calls it."""
-    return uid in SYNTAXES
-
-
-def decode_frame(source: bytes, runner: DecodeRunner) -> bytes:
-    """One frame's codestream -> its values as bytes; called by pydicom.
-
-    Raises:
-        ValueError: It has another size than the header states.
-    """
-    if runner.transfer_syntax == RLELossless:
-        return _decode_run_lengths(source, runner)
-    syntax = UID(runner.transfer_syntax)
-    check_codestream(source, syntax, runner.rows, runner.columns, runner.samples_per_pixel)
-    return bytes(pillow._decode_frame(source, runner))
-
-
-def _decode_run_lengths(source: bytes, runner: DecodeRunner) -> bytes:
-    """Values decoded by imagecodecs, or by pydicom, which is slow, if an encoder padded its segments."""
+def decode_run_lengths(source: bytes, runner: DecodeRunner) -> bytes:
+    """One frame -> its values as bytes, by imagecodecs, or by pydicom, which is slow, if an encoder padded its segments."""
     word_bytes, remainder = divmod(runner.bits_allocated, 8)
     try:
         if remainder or not word_bytes:
