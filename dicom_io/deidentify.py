@@ -1,8 +1,8 @@
 """Files or folders of DICOM objects -> the same objects without the identity of anyone (PS3.15 Annex E).
 
-What is done to the attributes stands in `confidentiality.py`; here are the files. An object is written whole under its
-new UIDs or not at all, nothing that exists is changed, and no message, name or report holds anything of the source:
-files are called by their number in the order of their paths.
+`confidentiality` treats the attributes; this module treats the files. An object is written whole under its new UIDs or not at
+all, existing files are not changed, and no message, name or report holds a value of the source: files are named by their number
+in the order of their paths.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ DIGITISED = frozenset({"DF", "DV", "SD", "SI"})  # film, video, a document, a pi
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the files.
+    """The result of a run.
 
     Attributes:
         report: The content of deidentified.json.
-        problems: One sentence for each refused file, fit for a user's eyes.
+        problems: One sentence for each refused file, without any value of the source.
     """
 
     report: dict[str, Any]
@@ -78,7 +78,9 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Made:
+class _Protected:
+    """An object without identity, encoded as a file, and how often each (keyword, action) was applied."""
+
     name: str
     content: bytes
     counts: Counter[tuple[str, str]]
@@ -87,27 +89,27 @@ class _Made:
 @dataclass
 class _Run:
     output: Path
-    names: Pseudonyms
+    pseudonyms: Pseudonyms
     options: frozenset[str]
     allow_burned_in: bool
     written: set[str] = field(default_factory=set)
     refused: list[tuple[int, str]] = field(default_factory=list)
-    foreign: int = 0
+    not_dicom: int = 0
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
 
-    def keep(self, number: int, made: _Made | None) -> None:
-        """Writes an object. One that is there already must be the same, byte for byte."""
-        if made is None:
-            self.foreign += 1
+    def keep(self, number: int, protected: _Protected | None) -> None:
+        """Writes an object. An object that is there already must be the same, byte for byte."""
+        if protected is None:
+            self.not_dicom += 1
             return
-        path = self.output / made.name
-        if path.exists() and path.read_bytes() != made.content:
+        path = self.output / protected.name
+        if path.exists() and path.read_bytes() != protected.content:
             self.refused.append((number, OTHER_CONTENT))
             return
         if not path.exists():
-            _write(made.content, path)
-        self.written.add(made.name)
-        self.counts.update(made.counts)
+            _write(protected.content, path)
+        self.written.add(protected.name)
+        self.counts.update(protected.counts)
 
 
 def files_of(sources: Iterable[Path], output: Path) -> list[Path]:
@@ -117,18 +119,18 @@ def files_of(sources: Iterable[Path], output: Path) -> list[Path]:
         DeidentificationError: Source and output are one folder, or one lies in the other.
         SeriesSelectionError: A source does not exist, or a folder holds no file.
     """
-    target, found = Path(os.path.realpath(output)), set()
+    target, files = Path(os.path.realpath(output)), set()
     for source in sources:
-        place = Path(os.path.realpath(source))  # Path.resolve fails on links in a circle
-        if target in (place, *place.parents) or place in target.parents:
+        origin = Path(os.path.realpath(source))  # Path.resolve fails on links in a circle
+        if target in (origin, *origin.parents) or origin in target.parents:
             raise DeidentificationError(
                 "the output folder is the source, lies in it or holds it; what is identified and what is not must "
                 "never mix; name a folder elsewhere"
             )
         if not os.path.exists(source):
             raise SeriesSelectionError(f"{shown(source)} does not exist; a DICOM file or a folder of them is needed")
-        found.update(files_below(source) if source.is_dir() else [source])
-    return sorted(found)
+        files.update(files_below(source) if source.is_dir() else [source])
+    return sorted(files)
 
 
 def deidentify(
@@ -140,18 +142,19 @@ def deidentify(
     allow_burned_in: bool = False,
     step: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Write every DICOM object of `files` without identity to output/<study>/<series>/<instance>.dcm.
+    """Writes every DICOM object of `files` without identity to output/<study>/<series>/<instance>.dcm.
 
     Args:
-        files: From `files_of`. What is no DICOM object (also a DICOMDIR) is passed by and counted.
-        output: Folder; made where absent. What is in it stays; `deidentified.json` is of the last run.
+        files: From `files_of`. Files that are no DICOM objects (also a DICOMDIR) are skipped and counted.
+        output: Folder; made where absent. Files in it stay; `deidentified.json` is of the last run.
         key: From `pseudonyms.key_from` or `new_key`. The same key gives the same UIDs, dummies and bytes.
-        options: Names of `confidentiality_table.OPTIONS`.
-        allow_burned_in: Write objects too whose pixels, sound or document may name the patient: someone has looked.
+        options: Names of `confidentiality.table.OPTIONS`.
+        allow_burned_in: Also write objects whose pixels, sound or document may name the patient, because a person has checked
+            them.
         step: Called after each file.
 
     Returns:
-        What was written and what was refused, and why.
+        The written objects, and the refused files with the reasons.
 
     Raises:
         DeidentificationError: The options or the key cannot be used.
@@ -159,7 +162,7 @@ def deidentify(
     run = _Run(output, Pseudonyms(key), checked_options(options), allow_burned_in)
     for number, path in enumerate(files, start=1):
         try:
-            made = _protected(path, run)
+            protected = _protect_file(path, run)
         except DeidentificationError as error:
             run.refused.append((number, str(error)))
         except UNREADABLE as error:  # their texts hold paths and values
@@ -167,38 +170,39 @@ def deidentify(
                 (number, f"it cannot be read whole ({type(error).__name__}); fetch it again or leave it out")
             )
         else:
-            run.keep(number, made)
+            run.keep(number, protected)
         step()
     report = _report(run)
     _write(json.dumps(report, indent=2).encode() + b"\n", output / REPORT)
     return Outcome(report, tuple(f"file {number}: {reason}" for number, reason in run.refused))
 
 
-def _protected(path: Path, run: _Run) -> _Made | None:
-    """The object of a file without identity; None for what is no DICOM object."""
-    if read_instance(path) is None:  # also refuses what is cut short
+def _protect_file(path: Path, run: _Run) -> _Protected | None:
+    """The object of a file without identity; None if the file is no DICOM object."""
+    if read_instance(path) is None:  # also refuses a file that is cut short
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom's warnings show values
         dataset = load_dataset(path, with_pixels=True)
         _complete(dataset)
-        found = burned_in(dataset)
-        if found and not run.allow_burned_in:
+        suspicion = burned_in(dataset)
+        if suspicion and not run.allow_burned_in:
             raise DeidentificationError(
-                f"{found}, and may hold the patient's name where no program can remove it; an object that someone has "
+                f"{suspicion}, and may hold the patient's name where no program can remove it; an object that someone has "
                 "looked through is needed; look, then pass --allow-burned-in"
             )
         _cut_behind_pixels(dataset)
-        counts = protect(dataset, run.names, run.options)
+        counts = protect(dataset, run.pseudonyms, run.options)
         content = _encoded(dataset)
-    return _Made(
-        f"{dataset.StudyInstanceUID}/{dataset.SeriesInstanceUID}/{dataset.SOPInstanceUID}.dcm", content, counts
-    )
+    name = f"{dataset.StudyInstanceUID}/{dataset.SeriesInstanceUID}/{dataset.SOPInstanceUID}.dcm"
+    return _Protected(name, content, counts)
 
 
 def _complete(dataset: FileDataset) -> None:
-    """Takes SOP Class and Instance UID from the file header where the data set lacks them. Raises
-    DeidentificationError where a UID that names the object is absent altogether.
+    """Takes SOP Class and Instance UID from the file meta information where the data set lacks them.
+
+    Raises:
+        DeidentificationError: A UID that names the object is absent or invalid.
     """
     for keyword, spare in (
         ("SOPClassUID", "MediaStorageSOPClassUID"),
@@ -213,56 +217,58 @@ def _complete(dataset: FileDataset) -> None:
 
 
 def burned_in(dataset: Dataset) -> str | None:
-    """What speaks for a name in pixels, sound or a document; None where nothing does.
+    """Why pixels, sound or a document may hold a name; None if nothing suggests it.
 
-    BurnedInAnnotation NO is no proof: captures and ultrasound are suspected whatever it says.
+    BurnedInAnnotation NO is no proof: captures and ultrasound are suspected in spite of it.
     """
-    flag = str(dataset.get("BurnedInAnnotation") or "").strip().upper()
+    flag = _word(dataset, "BurnedInAnnotation")
     if flag == "YES":
         return "its BurnedInAnnotation is YES"
     sop_class = str(dataset.SOPClassUID)
+    image_type = [str(word).strip().upper() for word in listed(dataset.get("ImageType"))]
     kind = SUSPECTS.get(sop_class.removeprefix(STORAGE)) if sop_class.startswith(STORAGE) else None
     if kind:
-        said = "NO" if flag == "NO" else "not given"
-        return f"it is {kind} ({UID(sop_class).name}, BurnedInAnnotation {said})"
-    words = [str(word) for word in listed(dataset.get("ImageType")) if SCREEN_WORDS.search(str(word).upper())]
-    if words:
-        return "its ImageType says that it is a picture of a screen"
-    if sop_class in GREY and (dataset.get("SamplesPerPixel") or 1) != 1:
-        return f"it is a colour picture among grey images ({UID(sop_class).name}), as saved screens are"
-    if str(dataset.get("ConversionType") or "") in NO_SCAN:
-        return "its ConversionType says that a workstation drew it"
-    if "EncapsulatedDocument" in dataset:
-        return "it holds a document"
-    return _digitised(dataset) or _slide_label(dataset) or _overlay_in_pixels(dataset)
+        annotation = "NO" if flag == "NO" else "not given"
+        return f"it is {kind} ({UID(sop_class).name}, BurnedInAnnotation {annotation})"
+    conversion, label = str(dataset.get("ConversionType") or ""), _word(dataset, "SpecimenLabelInImage")
+    is_overview = sop_class == WHOLE_SLIDE and "OVERVIEW" in image_type
+    suspicions = (
+        (any(map(SCREEN_WORDS.search, image_type)), "its ImageType says that it is a picture of a screen"),
+        (
+            sop_class in GREY and (dataset.get("SamplesPerPixel") or 1) != 1,
+            f"it is a colour picture among grey images ({UID(sop_class).name}), as saved screens are",
+        ),
+        (conversion in NO_SCAN, "its ConversionType says that a workstation drew it"),
+        ("EncapsulatedDocument" in dataset, "it holds a document"),
+        # A film has its label in the picture.
+        (str(dataset.get("DetectorType") or "") == "FILM", "its DetectorType says that it was digitised from film"),
+        (conversion in DIGITISED, "its ConversionType says that it was digitised from film, paper or video"),
+        (any(map(FILM_WORDS.search, image_type)), "its ImageType says that it was digitised from film"),
+        # The label of a slide is an image of its own, or stands in the picture of the whole glass (PS3.3 C.8.12.4).
+        (label == "YES", "its SpecimenLabelInImage is YES"),
+        ("LABEL" in image_type, "its ImageType says that it shows a label"),
+        (
+            is_overview and label != "NO",
+            "its ImageType says that it is the overview of a slide, and nothing that its label is not in it",
+        ),
+        (_has_overlay_in_pixels(dataset), "it has an overlay in spare bits of its pixels"),
+    )
+    return next((text for is_suspect, text in suspicions if is_suspect), None)
 
 
-def _digitised(dataset: Dataset) -> str | None:
-    """A film has its label in the picture."""
-    if str(dataset.get("DetectorType") or "") == "FILM":
-        return "its DetectorType says that it was digitised from film"
-    if str(dataset.get("ConversionType") or "") in DIGITISED:
-        return "its ConversionType says that it was digitised from film, paper or video"
-    if any(FILM_WORDS.search(str(word).upper()) for word in listed(dataset.get("ImageType"))):
-        return "its ImageType says that it was digitised from film"
-    return None
+def _word(dataset: Dataset, keyword: str) -> str:
+    return str(dataset.get(keyword) or "").strip().upper()
 
 
-def _slide_label(dataset: Dataset) -> str | None:
-    """The label of a slide is an image of its own, or stands in the picture of the whole glass (PS3.3 C.8.12.4)."""
-    label = str(dataset.get("SpecimenLabelInImage") or "").strip().upper()
-    if label == "YES":
-        return "its SpecimenLabelInImage is YES"
-    words = {str(word).strip().upper() for word in listed(dataset.get("ImageType"))}
-    if "LABEL" in words:
-        return "its ImageType says that it shows a label"
-    if str(dataset.SOPClassUID) == WHOLE_SLIDE and "OVERVIEW" in words and label != "NO":
-        return "its ImageType says that it is the overview of a slide, and nothing that its label is not in it"
-    return None
+def _has_overlay_in_pixels(dataset: Dataset) -> bool:
+    """An overlay in spare bits of the pixels (retired, PS3.3-2004 C.9.2) stays with them, whatever it spells."""
+    return any(
+        Tag(group, 0x0010) in dataset and Tag(group, 0x3000) not in dataset for group in range(0x6000, 0x6020, 2)
+    )
 
 
 def _cut_behind_pixels(dataset: FileDataset) -> None:
-    """Removes what stands behind native pixels, of which no attribute tells; a byte that makes their length even is 0."""
+    """Removes bytes after the native pixels, which no attribute describes; a byte that makes the length even is 0."""
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         return
     for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"):
@@ -270,7 +276,7 @@ def _cut_behind_pixels(dataset: FileDataset) -> None:
             continue
         try:
             length = _pixel_bytes(dataset)
-        except (AttributeError, TypeError, ValueError):  # it does not say how many pixels there are
+        except (AttributeError, TypeError, ValueError):  # the number of pixels is not given
             raise DeidentificationError(
                 "it does not say how many pixels it has, so what stands behind them cannot be told from them; Rows, Columns, "
                 "SamplesPerPixel and BitsAllocated are needed; repair it first, or leave it out"
@@ -280,16 +286,8 @@ def _cut_behind_pixels(dataset: FileDataset) -> None:
             dataset[keyword].value = content[:length] + b"\0" * (length % 2)
 
 
-def _overlay_in_pixels(dataset: Dataset) -> str | None:
-    """An overlay in spare bits of the pixels (retired, PS3.3-2004 C.9.2) stays with them, whatever it spells."""
-    for group in range(0x6000, 0x6020, 2):
-        if Tag(group, 0x0010) in dataset and Tag(group, 0x3000) not in dataset:
-            return "it has an overlay in spare bits of its pixels"
-    return None
-
-
 def _pixel_bytes(dataset: Dataset) -> int:
-    """How many bytes native pixels have (PS3.5 8.1.1). Raises AttributeError, TypeError or ValueError where nothing says so."""
+    """Number of bytes of native pixels (PS3.5 8.1.1). Raises AttributeError, TypeError or ValueError where it is not given."""
     samples = int(dataset.get("SamplesPerPixel") or 1)
     if samples == 3 and dataset.get("PhotometricInterpretation") == "YBR_FULL_422":
         samples = 2  # two pixels share their colour (PS3.3 C.7.6.3.1.2)
@@ -298,8 +296,7 @@ def _pixel_bytes(dataset: Dataset) -> int:
 
 
 def _encoded(dataset: FileDataset) -> bytes:
-    """The bytes of a file with a new header and an empty preamble (PS3.15 E.1.1); pixels pass through untouched,
-    what stands behind them has gone before."""
+    """The bytes of a file with a new file meta information and an empty preamble (PS3.15 E.1.1); pixels stay as they are."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
@@ -317,10 +314,10 @@ def _write(content: bytes, path: Path) -> None:
 
 
 def _report(run: _Run) -> dict[str, Any]:
-    """Everything that was done, and nothing of anyone: new UIDs, counts, reasons."""
+    """Everything that was done, without any value of the source: new UIDs, counts, reasons."""
     actions: dict[str, dict[str, int]] = {}
-    for (keyword, letter), count in sorted(run.counts.items()):
-        actions.setdefault(keyword, {})[letter] = count
+    for (keyword, action), count in sorted(run.counts.items()):
+        actions.setdefault(keyword, {})[action] = count
     chosen = [name for name in OPTIONS if name in run.options]
     return {
         "schema_version": SCHEMA_VERSION,
@@ -331,6 +328,6 @@ def _report(run: _Run) -> dict[str, Any]:
         "allow_burned_in": run.allow_burned_in,
         "written": sorted(run.written),
         "refused": [{"file": number, "reason": reason} for number, reason in run.refused],
-        "not_dicom": run.foreign,
+        "not_dicom": run.not_dicom,
         "actions": actions,
     }

@@ -1,16 +1,16 @@
 """The Basic Application Level Confidentiality Profile (DICOM PS3.15 Annex E) applied to one data set.
 
-What happens to an attribute is data: Table E.1-1 in `tables/confidentiality_profile.json`. Its letters mean X remove,
-Z empty (or a dummy), D a dummy, U a new UID, K keep, C clean. Where it leaves a choice ("X/Z/D": X unless Z or D is
-required to maintain IOD conformance) the Type decides that the object's IOD gives the attribute: 3 is removed, 2
-emptied, 1 replaced. Where the Type is unknown (a private SOP class, a place the IOD does not list) the last letter is
-taken: a dummy is valid whatever the Type, and says nothing, being a constant or derived from the key.
+The action on an attribute is data: Table E.1-1 in `tables/confidentiality_profile.json`. Its letters mean X remove,
+Z empty (or a dummy), D a dummy, U a new UID, K keep, C clean. Where the table leaves a choice ("X/Z/D": X unless Z or D is
+required to maintain IOD conformance), the attribute's Type in the object's IOD decides: 3 is removed, 2 emptied, 1 replaced.
+Where the Type is unknown (a private SOP class, an attribute that the IOD does not list there) the last letter is taken: a
+dummy is valid for every Type, and reveals nothing, because it is a constant or derived from the key.
 
-The table is the least that must be done (E.1.1); what it does not list is treated like this:
-unknown and private attributes are removed, sequences are walked, UIDs replaced (but classes, transfer syntaxes, coding
-schemes and what PS3.6 registers), names, dates, addresses and texts of unlimited length treated as "X/Z/D". Codes and
-numbers are kept, and so are short texts that no operator writes about the patient, unless a name or number of the
-patient stands in them. For that they are read in the object's character set, without regard to case and accents.
+The table is the minimum (E.1.1). Attributes that it does not list are treated like this: unknown and private attributes are
+removed; the items of sequences are treated in turn; UIDs are replaced (but not classes, transfer syntaxes, coding schemes and
+UIDs that PS3.6 registers); names, dates, addresses and texts of unlimited length are treated as "X/Z/D". Codes and numbers are
+kept, and so are short texts, unless a name or number of the patient or a name of the staff stands in them. For that comparison
+they are read in the object's character set, without regard to case and accents.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from dicom_io.coding import code_item
 from dicom_io.confidentiality.pseudonyms import Pseudonyms, shifted
 from dicom_io.confidentiality.table import OPTIONS, PROFILE, Path, table
 
-PIXEL_CODES = frozenset({"113101", "113102"})  # what was done to the pixels before stays true
+PIXEL_CODES = frozenset({"113101", "113102"})  # of earlier cleaning of the pixels; it stays true
 METHODS = ("monai-unet deidentify, PS3.15 Annex E, Table E.1-1 {edition}", "and rows added until {later_edition}")
 
-# UIDs that name a kind of thing, not a thing. Private ones are not in PS3.6 and must stay all the same.
+# UIDs of classes, not of instances. Private classes are not in PS3.6 and must stay all the same.
 CLASS_UIDS = (
     "SOPClassUID ReferencedSOPClassUID RelatedGeneralSOPClassUID OriginalSpecializedSOPClassUID SOPClassesInStudy "
     "SOPClassesSupported PertinentSOPClassesInStudy PertinentSOPClassesInSeries CodingSchemeUID ContextUID "
@@ -51,7 +51,7 @@ CODE_KEYWORDS = (  # E.1.1: it is usually safe to assume that codes do not ident
     "CodeValue LongCodeValue URNCodeValue CodeMeaning CodingSchemeDesignator CodingSchemeVersion CodingSchemeURL "
     "ContextIdentifier"
 )
-HIDING_PLACES = frozenset({"PN", "LO", "SH", "LT", "ST", "UT", "UC", "UR", "OB", "SQ"})
+VRS_WITH_TEXT = frozenset({"PN", "LO", "SH", "LT", "ST", "UT", "UC", "UR", "OB", "SQ"})
 DUMMIES: dict[str, Any] = {
     "DA": "19000101", "DT": "19000101000000", "TM": "000000", "AS": "000Y", "CS": "ANON", "UR": "urn:anon",
     "OB": b"\0\0", "OW": b"\0\0", "OD": b"\0" * 8, "OF": b"\0" * 4, "OL": b"\0" * 4, "OV": b"\0" * 8, "UN": b"\0\0",
@@ -63,67 +63,67 @@ DOCUMENTS = {
     b"endobj\n3 0 obj<</Type/Page/Parent 2 0 R/MediaBox[0 0 9 9]>>endobj\ntrailer<</Root 1 0 R>>\n%%EOF\n",
     "text/XML": b'<?xml version="1.0"?><ClinicalDocument xmlns="urn:hl7-org:v3"/>',
 }
-STILL_NAMED = ("AccessionNumber", "ROIName")  # a dummy where Z allows one: examinations and regions stay apart
+DUMMY_FOR_Z = ("AccessionNumber", "ROIName")  # Z allows a dummy; so examinations and regions stay distinguishable
 REMOVED = "Removed by de-identification"
-# PS3.15 Table E.3.4-1: the content items that are no text, date, person or reference, and say something of the patient
+# PS3.15 Table E.3.4-1: content items on the patient that are not a text, date, person or reference
 SUBJECT_AGE, SUBJECT_SEX = "121033", "121032"
-# Who or what may be named again in a short text or counter
+# Attributes whose values are searched for in short texts and counters
 IDENTIFIERS = (
     "PatientName OtherPatientNames PatientBirthName PatientMotherBirthName PatientID OtherPatientIDs AccessionNumber "
     "StudyID ReferringPhysicianName PerformingPhysicianName OperatorsName"
 )
 COUNTERS = ("SeriesNumber", "AcquisitionNumber", "InstanceNumber")  # some devices put the PatientID there
 SHORTEST_NAME, SHORTEST_NUMBER, SHORTEST_PART = 2, 4, 5
-"""Letters of a name, digits of a number that is found as a word of a text, and of one that is found within a word."""
+"""Fewest letters of a name, characters of a number that is a word of a text, and of a number within a word."""
 
 UID_IN_TEXT = re.compile(r"[012](?:\.\d+){6,}", re.ASCII)
-_DELIMITERS = set(b"\\^=")  # each ends what an escape sequence has begun (PS3.5 6.1.2.5.3)
+_DELIMITERS = set(b"\\^=")  # each ends the effect of an escape sequence (PS3.5 6.1.2.5.3)
 _BETWEEN_WORDS = re.compile(r"[\W_]+")
 _IDEOGRAPH = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u1100-\u11ff]"
 )  # of scripts that leave no space between words
 
 
-def protect(dataset: Dataset, names: Pseudonyms, options: frozenset[str]) -> Counter[tuple[str, str]]:
-    """De-identifies a data set in place, nested sequences included, and says so in it.
+def protect(dataset: Dataset, pseudonyms: Pseudonyms, options: frozenset[str]) -> Counter[tuple[str, str]]:
+    """De-identifies a data set in place, nested sequences included, and records that in it.
 
     Args:
-        dataset: With SOPClassUID and StudyInstanceUID. Values that are kept are not decoded, pixels least of all.
-        names: Make the dummies.
+        dataset: With SOPClassUID and StudyInstanceUID. Values that are kept are not decoded; neither are pixels.
+        pseudonyms: Makes the dummies.
         options: From `checked_options`.
 
     Returns:
-        How often which action was taken: (keyword, letter). Attributes that need none are not counted.
+        (keyword, action) -> how often it was applied. Attributes that need no action are not counted.
     """
-    visit = _Visit(dataset, names, options)
-    visit.walk(dataset, ())
+    protection = _Protection(dataset, pseudonyms, options)
+    protection.apply(dataset, ())
     _declare(dataset, options)
-    return visit.counts
+    return protection.counts
 
 
-class _Visit:
-    """One data set being de-identified."""
+class _Protection:
+    """The de-identification of one data set."""
 
-    def __init__(self, dataset: Dataset, names: Pseudonyms, options: frozenset[str]) -> None:
-        self.names, self.options, self.table = names, options, table()
+    def __init__(self, dataset: Dataset, pseudonyms: Pseudonyms, options: frozenset[str]) -> None:
+        self.pseudonyms, self.options, self.table = pseudonyms, options, table()
         self.encodings = _encodings(dataset)
         self.identifiers = _identifiers(dataset, self.encodings)  # before anything is decoded
         self.iod = self.table.sop_classes.get(str(dataset.get("SOPClassUID")))
         self.patient = str(dataset.get("PatientID") or "").strip() or str(dataset.StudyInstanceUID)
-        self.days = names.shift_days(self.patient)
+        self.days = pseudonyms.shift_days(self.patient)
         self.counts: Counter[tuple[str, str]] = Counter()
 
-    def walk(self, dataset: Dataset, path: Path) -> None:
+    def apply(self, dataset: Dataset, path: Path) -> None:
         """Treats every attribute of a data set or item."""
         if "clean-structured-content" in self.options and "retain-patient-characteristics" not in self.options:
             _hide_subject(dataset)
         for tag in sorted(dataset.keys()):
-            if tag not in dataset:  # went with another
+            if tag not in dataset:  # removed together with another attribute
                 continue
             vr, keyword = _vr(dataset, tag), keyword_for_tag(tag)
             action = self._action(dataset, tag, vr, keyword, path)
             if action != "keep":
-                self.counts[keyword or _kind_of_tag(tag), action] += 1
+                self.counts[keyword or ("(private)" if tag.is_private else "(unknown)"), action] += 1
             if action == "X":
                 del dataset[tag]
             elif vr == "SQ":
@@ -132,38 +132,38 @@ class _Visit:
                 dataset[tag] = DataElement(tag, vr, self._value(dataset, tag, vr, keyword, action, path))
 
     def _action(self, dataset: Dataset, tag: BaseTag, vr: str, keyword: str, path: Path) -> str:
-        """The letter for one attribute; "keep" where nothing is to be done, K where an option keeps it."""
+        """The action on one attribute; "keep" where nothing need be done, K where an option keeps it."""
         if _unknown(tag, vr, keyword):
             return "X"
         row = self.table.rows.get(tag)
         if row is None:
-            return "X" if _disguised(tag, vr) else self._unlisted(dataset, tag, vr, keyword, path)
+            return "X" if _has_foreign_vr(tag, vr) else self._unlisted_action(dataset, tag, vr, keyword, path)
         chosen = {option: row.options.get(option) for option in self.options}
         if "K" in chosen.values():
-            return "X" if _disguised(tag, vr) else "K"
-        if chosen.get("retain-modified-dates") == "C" and self._can_move(dataset, tag, vr, keyword):
+            return "X" if _has_foreign_vr(tag, vr) else "K"
+        if chosen.get("retain-modified-dates") == "C" and self._can_shift(dataset, tag, vr, keyword):
             return "C"
         if chosen.get("clean-structured-content") == "C":
             return "C"
-        return self._settled(row.basic, keyword, path)  # other texts cannot be cleaned by a program
+        return self._action_for_type(row.basic, keyword, path)  # no program can clean other texts
 
-    def _unlisted(self, dataset: Dataset, tag: BaseTag, vr: str, keyword: str, path: Path) -> str:
-        """The letter for an attribute without a row."""
+    def _unlisted_action(self, dataset: Dataset, tag: BaseTag, vr: str, keyword: str, path: Path) -> str:
+        """The action on an attribute without a row."""
         if vr == "UI":
             return "keep" if keyword in CLASS_UIDS.split() else "K" if "retain-uids" in self.options else "U"
         if keyword in CODE_KEYWORDS.split():
             return "keep"
         if vr in DATES and "retain-full-dates" in self.options:
             return "K"
-        if "retain-modified-dates" in self.options and self._can_move(dataset, tag, vr, keyword):
+        if "retain-modified-dates" in self.options and self._can_shift(dataset, tag, vr, keyword):
             return "C"
         may_name = vr in SHORT_TEXT or keyword in COUNTERS
         if vr in BY_VR or (may_name and self._names_someone(dataset, tag)):
-            return self._settled("X/Z/D", keyword, path)
+            return self._action_for_type("X/Z/D", keyword, path)
         return "keep"
 
-    def _settled(self, code: str, keyword: str, path: Path) -> str:
-        """The letter that a code of the table comes to by the attribute's Type."""
+    def _action_for_type(self, code: str, keyword: str, path: Path) -> str:
+        """The action that a code of the table stands for, given the attribute's Type."""
         if code == "X/Z/U*":
             return "U"
         kind, letters = self.table.type_of(keyword, path, self.iod), code.split("/")
@@ -176,7 +176,7 @@ class _Visit:
         return enough[0] if enough else wanted  # Z may be a dummy, so D is within "X/Z"
 
     def _names_someone(self, dataset: Dataset, tag: BaseTag) -> bool:
-        """True if a name or number of the patient, a name of the staff or a UID stands in a short text or counter."""
+        """True if a short text or counter holds a name or number of the patient, a name of the staff or a UID."""
         names, numbers = self.identifiers
         shortest = SHORTEST_PART if keyword_for_tag(tag) == "InstanceNumber" else SHORTEST_NUMBER
         for text in _readings(dataset.get_item(tag), _encodings(dataset, self.encodings)):
@@ -192,8 +192,8 @@ class _Visit:
                 return True
         return False
 
-    def _can_move(self, dataset: Dataset, tag: BaseTag, vr: str, keyword: str) -> bool:
-        """True for dates that can be moved, and for what a move by whole days leaves as it is."""
+    def _can_shift(self, dataset: Dataset, tag: BaseTag, vr: str, keyword: str) -> bool:
+        """True for dates that can be shifted, and for attributes that a shift by whole days does not change."""
         if vr in ("DA", "DT"):
             return all(shifted(text, self.days, vr) is not None for text in _texts(dataset[tag].value))
         return vr == "TM" or keyword == "TimezoneOffsetFromUTC"
@@ -202,22 +202,22 @@ class _Visit:
         """The new value of an attribute that is no sequence."""
         texts = _texts(dataset[tag].value)
         if action == "U" or (vr == "UI" and action == "D"):
-            return [self.names.uid(text) for text in texts] or ""
+            return [self.pseudonyms.uid(text) for text in texts] or ""
         if action == "C":
             return [shifted(text, self.days, vr) for text in texts]
         if keyword in ("PatientName", "PatientID") and not path:
-            return self.names.token(self.patient)  # one patient keeps one name, however it was spelled
+            return self.pseudonyms.token(self.patient)  # one patient has one dummy, in every spelling of the name
         if action == "Z":
-            return self.names.token("\\".join(texts)) if keyword in STILL_NAMED and texts else _empty(vr)
+            return self.pseudonyms.token("\\".join(texts)) if keyword in DUMMY_FOR_Z and texts else _empty(vr)
         if vr in TEXTS:
-            return self.names.token("\\".join(texts))
+            return self.pseudonyms.token("\\".join(texts))
         if keyword == "EncapsulatedDocument":
             dataset.pop("EncapsulatedDocumentLength", None)
             return _even(DOCUMENTS.get(str(dataset.get("MIMETypeOfEncapsulatedDocument")), REMOVED.encode()))
         return DUMMIES.get(vr, 0)
 
     def _sequence(self, dataset: Dataset, tag: BaseTag, action: str, path: Path) -> None:
-        """Empties a sequence, replaces it by a dummy, or walks through its items."""
+        """Empties a sequence, replaces it by a dummy, or treats its items."""
         if action == "Z":
             dataset[tag] = DataElement(tag, "SQ", Sequence())
             return
@@ -228,13 +228,13 @@ class _Visit:
             dataset[tag] = DataElement(tag, "SQ", Sequence([code_item(codes.SCT.Unknown)]))
             return
         for item in dataset[tag].value:
-            self.walk(item, path)
+            self.apply(item, path)
             if action == "D" and path[-1] == "GraphicAnnotationSequence":
                 _remove_graphics(item)
 
 
 def _vr(dataset: Dataset, tag: BaseTag) -> str:
-    """The VR as the file or else the dictionary has it. An attribute that a gateway made UN gets its own VR back."""
+    """The VR in the file, or else in the dictionary. An attribute that a gateway stored as UN gets its own VR back."""
     element = dataset.get_item(tag)
     if isinstance(element, RawDataElement) and element.VR not in (None, "UN"):
         return str(element.VR)
@@ -246,22 +246,18 @@ def _vr(dataset: Dataset, tag: BaseTag) -> str:
 
 
 def _unknown(tag: BaseTag, vr: str, keyword: str) -> bool:
-    """True for what is removed unseen: private attributes, commands, directories, curves, overlays, unknown ones."""
+    """True for attributes that are removed unread: private, unknown, commands, directories, curves, overlays."""
     if tag.is_private or tag.group < 8 or tag.element == 0:
         return True
     return tag.group >> 8 in (0x50, 0x60) or not keyword or vr == "UN"
 
 
-def _disguised(tag: BaseTag, vr: str) -> bool:
-    """True for an attribute of the standard that carries text, bytes or items where the standard has none."""
+def _has_foreign_vr(tag: BaseTag, vr: str) -> bool:
+    """True for a standard attribute with text, bytes or items where the standard gives it another VR."""
     known = dictionary_VR(tag).split(" or ")
-    if vr not in HIDING_PLACES or vr in known or (vr in SHORT_TEXT and SHORT_TEXT & set(known)):
+    if vr not in VRS_WITH_TEXT or vr in known or (vr in SHORT_TEXT and SHORT_TEXT & set(known)):
         return False
     return not (vr == "OB" and any(own.startswith("O") for own in known))
-
-
-def _kind_of_tag(tag: BaseTag) -> str:
-    return "(private)" if tag.is_private else "(unknown)"
 
 
 def _texts(value: Any) -> list[str]:
@@ -279,7 +275,7 @@ def _even(content: bytes) -> bytes:
 
 
 def _encodings(dataset: Dataset, outer: list[str] | None = None) -> list[str]:
-    """How texts of a data set or item are encoded; as those around it where it does not say (PS3.5 6.1.2.5)."""
+    """The character encodings of a data set or item; `outer`, those around it, where it names none (PS3.5 6.1.2.5)."""
     named = dataset.get("SpecificCharacterSet")
     if not named and outer is not None:
         return outer
@@ -292,29 +288,29 @@ def _encodings(dataset: Dataset, outer: list[str] | None = None) -> list[str]:
 
 
 def _readings(element: DataElement | RawDataElement, encodings: list[str]) -> set[str]:
-    """The texts of a value as they are compared: in the character set that is declared, and in UTF-8, which is often not."""
+    """The texts of a value as they are compared: in the declared character set, and in UTF-8, which is often undeclared."""
     value = element.value
     if not isinstance(value, bytes):
         return {_folded("\\".join(_texts(value)))}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            found = {_folded(decode_bytes(value, encodings, _DELIMITERS))}
+            texts = {_folded(decode_bytes(value, encodings, _DELIMITERS))}
         except (LookupError, ValueError):
-            found = {_folded(value.decode("latin-1"))}
+            texts = {_folded(value.decode("latin-1"))}
     with contextlib.suppress(UnicodeDecodeError):
-        found.add(_folded(value.decode("utf-8")))
-    return found
+        texts.add(_folded(value.decode("utf-8")))
+    return texts
 
 
 def _folded(text: str) -> str:
-    """A text without case and accents, in one form of what Unicode can write in several."""
-    apart = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
-    return "".join(letter for letter in apart if not unicodedata.combining(letter))
+    """A text without case and accents, in one normal form of Unicode."""
+    decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
+    return "".join(letter for letter in decomposed if not unicodedata.combining(letter))
 
 
 def _identifiers(dataset: Dataset, encodings: list[str]) -> tuple[frozenset[str], frozenset[str]]:
-    """(words of names, whole numbers) of the people in a data set, as `_folded` writes them."""
+    """(words of names, whole numbers) of the people in a data set, folded."""
     names: set[str] = set()
     numbers: set[str] = set()
     for keyword in IDENTIFIERS.split():
@@ -327,7 +323,7 @@ def _identifiers(dataset: Dataset, encodings: list[str]) -> tuple[frozenset[str]
 
 
 def _hide_subject(item: Dataset) -> None:
-    """Takes age and sex of the patient out of a content item; the item stays, since others may count on its place."""
+    """Removes age and sex of the patient from a content item; the item stays, because others may refer to its position."""
     concept = item.get("ConceptNameCodeSequence") or []
     code = str(concept[0].get("CodeValue")) if concept else ""
     if code == SUBJECT_AGE and "MeasuredValueSequence" in item:
@@ -344,7 +340,7 @@ def _removed_content() -> Dataset:
 
 
 def _remove_graphics(item: Dataset) -> None:
-    """Leaves of an annotation its layer, its images and a text that says that it was removed (PS3.3 C.10.5)."""
+    """Leaves the layer and the images of an annotation, and a text that it was removed (PS3.3 C.10.5)."""
     for tag in list(item.keys()):
         if keyword_for_tag(tag) not in ("GraphicLayer", "ReferencedImageSequence"):
             del item[tag]
@@ -355,7 +351,7 @@ def _remove_graphics(item: Dataset) -> None:
 
 
 def _declare(dataset: Dataset, options: frozenset[str]) -> None:
-    """Says in the data set what was done to it (PS3.15 E.1.1, E.2, E.3.6)."""
+    """Records the de-identification in the data set (PS3.15 E.1.1, E.2, E.3.6)."""
     before = [
         item
         for item in dataset.get("DeidentificationMethodCodeSequence") or []

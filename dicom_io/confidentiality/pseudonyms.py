@@ -1,8 +1,8 @@
-"""New names for old ones, derived from a secret key: UIDs, identifiers, dates.
+"""Pseudonyms of UIDs, identifiers and dates, derived from a secret key.
 
-The same key gives the same names in every run, so that objects which refer to each other keep doing so, whenever and
-in whatever order they are processed. Everything is HMAC-SHA256 (RFC 2104): without the key nothing can be turned back
-and no guess can be confirmed; whoever has the key can confirm guesses, so the key is as secret as the identities.
+The same key gives the same pseudonyms in every run, so that references between objects stay valid in whatever order the
+objects are processed. All pseudonyms are HMAC-SHA256 (RFC 2104): without the key they cannot be reversed, and no guess can be
+confirmed. With the key guesses can be confirmed, so the key is as secret as the identities.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import secrets
 from datetime import date, timedelta
 from pathlib import Path
 
-from pydicom.uid import UID_dictionary
+from pydicom.uid import UID_dictionary  # type: ignore[attr-defined]  # a table of pydicom that it imports there
 
 from dicom_io.errors import DicomIoError
 
@@ -23,18 +23,20 @@ KEY_BYTES = 32
 SHORTEST_KEY_BYTES = 16
 LONGEST_SHIFT_DAYS = 3650
 TOKEN_PREFIX = "ANON-"
-TOKEN_DIGITS = 11  # with the prefix 16 characters, what SH and AE may hold (PS3.5 6.2); 44 bits keep patients apart
+TOKEN_DIGITS = (
+    11  # 16 characters with the prefix, the most that SH and AE hold (PS3.5 6.2); 44 bits keep patients apart
+)
 
 _DATE = re.compile(r"(\d{4})\.?(\d{2})\.?(\d{2})", re.ASCII)  # the dots are ACR-NEMA's
 _TIME = re.compile(r"(?:\d{2}){0,3}(?:\.\d{1,6})?(?:[+-]\d{4})?", re.ASCII)
 
 
 class DeidentificationError(DicomIoError):
-    """The caller asked for what de-identification cannot or must not do, or an object must not be shared."""
+    """De-identification cannot or must not do what was asked, or an object must not be shared."""
 
 
 class Pseudonyms:
-    """Names under one key."""
+    """Pseudonyms under one key."""
 
     def __init__(self, key: bytes) -> None:
         if len(key) < SHORTEST_KEY_BYTES:
@@ -50,7 +52,7 @@ class Pseudonyms:
             return old
         number = int.from_bytes(self._digest("uid", old)[:16], "big")
         number = number & ~(0xF << 76) | 8 << 76  # RFC 9562: version 8, own content
-        number = number & ~(3 << 62) | 2 << 62  # and the variant that all of them have
+        number = number & ~(3 << 62) | 2 << 62  # and the variant of that RFC
         return f"2.25.{number}"
 
     def token(self, old: str) -> str:
@@ -58,7 +60,7 @@ class Pseudonyms:
         return TOKEN_PREFIX + self._digest("text", old.strip()).hex()[:TOKEN_DIGITS]
 
     def shift_days(self, patient: str) -> int:
-        """-1 to -3650: by how many days all dates of `patient` move; back, so that none lies in the future."""
+        """-1 to -3650: days by which all dates of `patient` are shifted; back, so that no date lies in the future."""
         return -1 - int.from_bytes(self._digest("days", patient.strip())[:8], "big") % LONGEST_SHIFT_DAYS
 
     def _digest(self, purpose: str, text: str) -> bytes:
@@ -66,36 +68,36 @@ class Pseudonyms:
 
 
 def shifted(text: str, days: int, vr: str) -> str | None:
-    """A value of VR DA or DT moved by whole days; time of day and zone stay.
+    """A value of VR DA or DT shifted by whole days; time of day and zone stay.
 
     Returns:
-        The new text; "" for ""; None where there is no whole date to move (a year alone, a range, nonsense).
+        The new text; "" for ""; None where there is no whole date to shift (a year alone, a range, an invalid date).
     """
     text = text.strip("\0 ")
     if not text:
         return ""
-    found = _DATE.match(text)
-    rest = text[found.end() :] if found else ""
-    if found is None or (rest and vr == "DA") or not _TIME.fullmatch(rest):
+    match = _DATE.match(text)
+    rest = text[match.end() :] if match else ""
+    if match is None or (rest and vr == "DA") or not _TIME.fullmatch(rest):
         return None
     try:
-        moved = date(*(int(part) for part in found.groups())) + timedelta(days=days)
+        moved = date(*(int(part) for part in match.groups())) + timedelta(days=days)
     except (ValueError, OverflowError):
         return None
     return f"{moved.year:04d}{moved.month:02d}{moved.day:02d}{rest}"
 
 
 def new_key() -> bytes:
-    """A random key; what it makes cannot be made again once it is forgotten."""
+    """A random key; without it the same pseudonyms cannot be made again."""
     return secrets.token_bytes(KEY_BYTES)
 
 
 def key_from(path: Path, *, away_from: Path) -> bytes:
-    """The key in a file; makes the file, for its owner only (mode 0600), where there is none.
+    """The key in a file; if there is no file, makes it, for its owner only (mode 0600).
 
     Args:
         path: One line of hexadecimal digits.
-        away_from: The folder that will be given away; the key must not lie in it.
+        away_from: The folder that will be shared; the key must not lie in it.
 
     Raises:
         DeidentificationError: The file holds no key, or lies in that folder.

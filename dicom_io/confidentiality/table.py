@@ -40,7 +40,7 @@ Path = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Row:
-    """One attribute of Table E.1-1: its code in the basic profile, and what options put in its place."""
+    """One attribute of Table E.1-1: its code in the basic profile, and the codes that options replace it by."""
 
     basic: str
     options: Mapping[str, str]
@@ -51,10 +51,10 @@ class Table:
     """Table E.1-1 with the Types of attributes.
 
     Attributes:
-        edition: Of the standard.
-        later_edition: Until which edition rows were added since, each with its code in the basic profile.
-        rows: By tag. Private attributes and the groups 50xx and 60xx have no row here: they are a rule.
-        sop_classes: SOP Class UID to the number of its IOD.
+        edition: Edition of the standard.
+        later_edition: Last edition from which rows were added, each with its code in the basic profile.
+        rows: Tag -> row. Private attributes and the groups 50xx and 60xx have no row: the code has a rule for them.
+        sop_classes: SOP Class UID -> number of its IOD.
         types: See tools/make_confidentiality_table.py.
     """
 
@@ -65,19 +65,19 @@ class Table:
     types: Mapping[str, Any]
 
     def type_of(self, keyword: str, path: Path, iod: int | None) -> str | None:
-        """The Type (1, 1C, 2, 2C, 3) of an attribute at a place; None where that is not known."""
-        paths = self.types.get(keyword)
+        """The Type (1, 1C, 2, 2C, 3) of an attribute in the sequences of `path`; None where it is unknown."""
+        paths: str | dict[str, dict[str, Any]] | None = self.types.get(keyword)
         if iod is None or paths is None or isinstance(paths, str):
-            return paths if iod is not None else None
-        kinds = paths.get("/".join(path))
-        if kinds is None:
+            return paths if iod is not None and isinstance(paths, str) else None
+        types = paths.get("/".join(path))
+        if types is None:
             return None
-        return next((kind for kind, iods in kinds.items() if kind != "*" and iod in iods), kinds["*"])
+        return next((kind for kind, iods in types.items() if kind != "*" and iod in iods), str(types["*"]))
 
 
 @cache
 def table() -> Table:
-    """The table that is shipped with this package."""
+    """The table in this package."""
     file = files("dicom_io.confidentiality").joinpath("tables/confidentiality_profile.json")
     document = json.loads(file.read_text(encoding="utf-8"))
     rows = {

@@ -1,1 +1,1 @@
-"""Sends results to an archive and fetches images from it, over DIMSE and DICOMweb (`exchange`); takes instances in (`scp`)."""
+"""Sends results to an archive and fetches images from it, over DIMSE and DICOMweb (`exchange`); receives instances (`scp`)."""

@@ -1,4 +1,4 @@
-"""Compressed pixels -> uncompressed ones, for a peer that takes no others. The instance keeps its UID."""
+"""Compressed pixels -> uncompressed pixels, for a peer that takes only those. The instance keeps its UID."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Where to send to and fetch from: a DICOM node or a DICOMweb service, and a profile that says what it wants to have.
+"""Where to send to and fetch from: a DICOM node or a DICOMweb service, and a profile with the objects that it wants.
 
-Destinations come from a site's file (`destination_file.read_site`) or from one word of the command line (`parse_destination`).
+Destinations come from a site's file (`destination_file.read_site`) or from a word of the command line (`parse_destination`).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Tls:
     """Certificates of an encrypted connection.
 
     Attributes:
-        ca: PEM file of the authorities that the other side's certificate must come from; None: the system's.
-        certificate: PEM file of our own certificate, where the other side asks for one.
+        ca: PEM file of the authorities for the other side's certificate; None: the system's authorities.
+        certificate: PEM file of our own certificate, if the other side asks for it.
         key: PEM file of its private key, not encrypted.
         check_hostname: Whether the server's certificate must name the host that we call.
     """
@@ -49,7 +49,7 @@ class Receive:
 
     Attributes:
         host: Address to bind; only this machine can reach the default.
-        port: TCP port; 0 takes a free one.
+        port: TCP port; 0 takes a free port.
         senders: Calling AE titles that may send; empty: the archive's own.
     """
 
@@ -67,7 +67,7 @@ class Dimse:
         our_ae_title: Calling AE title, and with C-MOVE the title to send to.
         tls: None: not encrypted.
         retrieve: Whether `fetch` uses C-GET or C-MOVE.
-        receive: Where the archive can reach us; None: nowhere, but a C-MOVE listens at the usual place all the same.
+        receive: Where the archive can reach us; None: a C-MOVE listens at the default address, and no reports are taken.
     """
 
     host: str
@@ -96,12 +96,12 @@ class DicomWeb:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a destination wants to have.
+    """The objects that a destination wants.
 
     Attributes:
         objects: Kinds of result objects, in the order in which they are sent; SEG comes before SR.
-        seg_encoding: How a SEG is to be written for it; one in another encoding is not sent. None: any will do.
-        empty_frames: Whether a SEG is to be written with the frames in which a segment has no voxel.
+        seg_encoding: The encoding of a SEG for it; a SEG in another encoding is not sent. None: any encoding.
+        empty_frames: Whether a SEG for it has the frames in which a segment has no voxel.
     """
 
     objects: tuple[str, ...] = NAMES
@@ -121,12 +121,12 @@ class Profile:
 
 @dataclass(frozen=True)
 class Destination:
-    """One place to send to and fetch from.
+    """A peer to send to and fetch from.
 
     Attributes:
-        name: As in the site file, or the text that was given instead.
-        peer: How it is reached.
-        connect_s: Seconds to wait for a connection and for its being accepted.
+        name: Its name in the site file, or the text that was given instead.
+        peer: Its address and protocol.
+        connect_s: Seconds to wait for a connection, and then for the association.
         answer_s: Seconds to wait for each answer after that.
     """
 
@@ -138,29 +138,29 @@ class Destination:
 
     @property
     def label(self) -> str:
-        """How messages call the other side: AE title, host and port, or the URL."""
+        """The name of the other side in messages: AE title, host and port, or the URL."""
         if isinstance(self.peer, DicomWeb):
             return self.peer.url
         return f"{self.peer.ae_title}@{_bracketed(self.peer.host)}:{self.peer.port}"
 
 
 def parse_destination(text: str, our_ae_title: str = OUR_AE_TITLE) -> Destination:
-    """The destination that `AET@host:port` or an http(s) URL names, with the usual profile and no certificates.
+    """The destination with the address `AET@host:port` or an http(s) URL, the default profile and no certificates.
 
     Raises:
         DestinationError: The text is neither.
     """
     if text.startswith(("http://", "https://")):
         return Destination(text, DicomWeb(checked_url(text, "the destination")))
-    found = _NODE.fullmatch(text)
-    if not found:
+    match = _NODE.fullmatch(text)
+    if not match:
         raise DestinationError(
             f"the destination is {text!r}; AET@host:port, an http(s) URL or a name in a site file is needed; write for "
             "instance ARCHIVE@pacs.example.org:11112, or give the site file"
         )
-    host = found["six"] or found["host"]
-    title, ours = checked_ae_title(found["aet"], text), checked_ae_title(our_ae_title, "our own")
-    peer = Dimse(host, checked_port(int(found["port"]), text), title, ours)
+    host = match["six"] or match["host"]
+    title, ours = checked_ae_title(match["aet"], text), checked_ae_title(our_ae_title, "our own")
+    peer = Dimse(host, checked_port(int(match["port"]), text), title, ours)
     return Destination(text, peer)
 
 
@@ -181,10 +181,10 @@ def checked_ae_title(title: str, where: str) -> str:
 def checked_url(text: str, where: str) -> str:
     try:
         parts = urlsplit(text)
-        right = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError:
-        right = False
-    if not right or "@" in text or "?" in text or "#" in text or re.search(r"\s", text):
+        valid = False
+    if not valid or "@" in text or "?" in text or "#" in text or re.search(r"\s", text):
         raise DestinationError(
             f"{where}: the URL is not one of a DICOMweb service; http(s)://host:port/path without a password, a query or a "
             "mark is needed; a token goes into an environment variable"

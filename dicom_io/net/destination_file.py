@@ -1,7 +1,7 @@
 """A site's destinations, from a TOML file. docs/how-to/send-and-fetch.md shows one.
 
-Every key is checked, and an unknown one is refused: a misspelt "tls" must not mean "not encrypted". The file holds no
-secret: a bearer token stands in an environment variable, of which the file gives the name.
+Every key is checked, and an unknown key is refused: a misspelt "tls" must not mean "not encrypted". The file holds no
+secret: a bearer token stands in an environment variable, and the file holds the name of that variable.
 """
 
 from __future__ import annotations
@@ -31,9 +31,8 @@ from dicom_io.net.destination import (
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
-
-OF_THE_NODE = ("node", "rules", "http")
-"""Tables of a site file that are none of this package's: what a node does with the studies that it gets."""
+NODE_TABLES = ("node", "rules", "http")
+"""Tables of a site file that this package does not read: the settings of a node."""
 
 
 def read_site(path: Path) -> dict[str, Destination]:
@@ -45,12 +44,12 @@ def read_site(path: Path) -> dict[str, Destination]:
         DestinationError: Not TOML, an unknown or missing key, or a value that cannot be right.
     """
     top = read_table(path)
-    top.known.update(OF_THE_NODE)
-    found = destinations_of(top, path)
+    top.known.update(NODE_TABLES)
+    destinations = destinations_of(top, path)
     top.close()
-    if not found:
+    if not destinations:
         raise DestinationError(f"{path.name} names no destination; a table [destinations.NAME] is needed; add one")
-    return found
+    return destinations
 
 
 def read_table(path: Path) -> Table:
@@ -65,7 +64,7 @@ def read_table(path: Path) -> Table:
 
 
 def destinations_of(top: Table, path: Path) -> dict[str, Destination]:
-    """The destinations that a site file names, by name; none where it names none."""
+    """The destinations of a site file, by name; empty if it has none."""
     return {
         name: _destination(name, Table(table, f"{path.name}: {name}"), path.parent)
         for name, table in (top.table("destinations") or {}).items()
@@ -73,7 +72,7 @@ def destinations_of(top: Table, path: Path) -> dict[str, Destination]:
 
 
 class Table:
-    """A table of a site file; every key must be asked for before `close`, or it is unknown."""
+    """A table of a site file; a key that was not read before `close` is unknown."""
 
     def __init__(self, content: Any, where: str) -> None:
         if not isinstance(content, Mapping):
@@ -85,7 +84,7 @@ class Table:
     def take(
         self, key: str, kind: type | tuple[type, ...], needed: str, default: Any = None, *, must: bool = False
     ) -> Any:
-        """The value of a key. Raises DestinationError if it is of another type, or missing where it `must` be there."""
+        """The value of a key. Raises DestinationError if its type is wrong, or if a key that `must` be there is missing."""
         self.known.add(key)
         if key not in self.content:
             if must:
@@ -97,10 +96,11 @@ class Table:
         return value
 
     def table(self, key: str) -> Mapping[str, Any] | None:
-        return self.take(key, Mapping, "a table")
+        content: Mapping[str, Any] | None = self.take(key, Mapping, "a table")
+        return content
 
     def part(self, key: str) -> Table | None:
-        """The table below a key, ready to be read."""
+        """The table below a key; None where the key is absent."""
         content = self.table(key)
         return None if content is None else Table(content, f"{self.where}: {key}")
 
@@ -113,15 +113,15 @@ class Table:
         return value
 
     def texts(self, key: str, values: tuple[str, ...] | None = None) -> tuple[str, ...] | None:
-        """A list of texts without doubles, all of them among `values`; None where the key is absent."""
+        """A list of different texts, all of them among `values`; None where the key is absent."""
         needed = "a list of " + (", ".join(values) if values else "texts")
-        found = self.take(key, list, needed)
-        if found is None:
+        texts = self.take(key, list, needed)
+        if texts is None:
             return None
-        right = all(isinstance(text, str) and (values is None or text in values) for text in found)
-        if not right or len(set(found)) != len(found) or not found:
-            raise DestinationError(f"{self.where}: {key} is {found!r}; {needed}, each once, is needed; correct it")
-        return tuple(found)
+        valid = all(isinstance(text, str) and (values is None or text in values) for text in texts)
+        if not valid or len(set(texts)) != len(texts) or not texts:
+            raise DestinationError(f"{self.where}: {key} is {texts!r}; {needed}, each once, is needed; correct it")
+        return tuple(texts)
 
     def seconds(self, key: str, default: float) -> float:
         value = float(self.take(key, (int, float), "a number of seconds", default))
@@ -132,7 +132,7 @@ class Table:
         return value
 
     def close(self) -> None:
-        """Pass if no key is left over."""
+        """Raises DestinationError if a key was not read."""
         unknown = sorted(set(self.content) - self.known)
         if unknown:
             raise DestinationError(
@@ -144,7 +144,7 @@ class Table:
 def _destination(name: str, table: Table, folder: Path) -> Destination:
     is_web = "url" in table.content
     peer = _dicom_web(table, folder) if is_web else _dimse(table, folder)
-    found = Destination(
+    destination = Destination(
         name,
         peer,
         _profile(table.part("profile")),
@@ -152,7 +152,7 @@ def _destination(name: str, table: Table, folder: Path) -> Destination:
         answer_s=table.seconds("answer_s", Destination.answer_s),
     )
     table.close()
-    return found
+    return destination
 
 
 def _dimse(table: Table, folder: Path) -> Dimse:

@@ -1,4 +1,4 @@
-"""What became of instances on the wire, said file by file."""
+"""The outcome of sending or fetching, for each file."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _TABLES = {
 
 
 class RefusedError(DicomIoError):
-    """What the other side asks of us is not done.
+    """A request of the other side is refused.
 
     Attributes:
-        status: DIMSE status that says so to it.
+        status: DIMSE status of the answer.
     """
 
     def __init__(self, status: int, text: str) -> None:
@@ -49,18 +49,18 @@ class RefusedError(DicomIoError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one file that was to be sent.
+    """The outcome of sending one file.
 
     Attributes:
         kind: "SEG", "SR", ...; empty for an image.
-        state: "sent": the other side has said that it has it. "warning": it has it, and changed or doubts something.
-            "already there": it has this very instance and did not take it again. "refused": it said no. "failed":
-            it never said that it has it, so it may or may not. "left out": it was not offered, because the destination
-            does not want it. "held back": the destination wants it, and it was not offered, because it is a report and
-            what it reports on is not there.
-        status: DIMSE status or FailureReason, where one came.
-        meaning: Of the status, or why the file was not sent.
-        note: What was done to the file on the way, such as decompressing it, or what it refers to in vain.
+        state: "sent": the other side acknowledged the file. "warning": acknowledged with a warning. "already there": the
+            other side has this very instance and did not take it again. "refused": the other side answered with a failure.
+            "failed": no acknowledgement came, so the file may or may not be there. "left out": not sent, because the
+            destination does not want it. "held back": not sent, because it is a report and the objects that it was made
+            from are not there.
+        status: DIMSE status or FailureReason, if there was an answer.
+        meaning: Meaning of the status, or why the file was not sent.
+        note: What was done to the file before sending, such as decompression, or references that will not resolve.
     """
 
     file: Path
@@ -73,20 +73,20 @@ class Outcome:
 
     @property
     def is_delivered(self) -> bool:
-        """Whether the other side has said that it has an instance with this UID, so that references to it resolve."""
+        """Whether the other side acknowledged an instance with this UID, so that references to it resolve."""
         return self.state in DELIVERED
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """What came from an archive.
+    """The instances that came from an archive.
 
     Attributes:
-        folder: Where the instances are.
-        files: One a received instance, in the order of arrival.
-        new: How many of them were not there before.
-        expected: How many the archive said it would send; None where it did not say.
-        problems: What did not come or was refused, one sentence each.
+        folder: Folder of the instances.
+        files: One file for each received instance, in the order of arrival.
+        new: Number of files that were not there before.
+        expected: Number of instances that the archive announced; None if it did not.
+        problems: A sentence for each instance that did not come or was refused.
     """
 
     folder: Path
@@ -97,17 +97,17 @@ class Fetched:
 
     @property
     def received(self) -> int:
-        """Instances that are on the disk now."""
+        """Number of instances that are on the disk now."""
         return len(self.files)
 
     @property
     def is_complete(self) -> bool:
-        """Nothing went wrong, and no fewer came than were announced."""
+        """Whether nothing went wrong, and no fewer instances came than were announced."""
         return not self.problems and (self.expected is None or self.received >= self.expected)
 
 
 def meaning(status: int, service: str) -> str:
-    """A status with the standard's words for it, such as "0xA700 (Failure: Refused: Out of Resources)"."""
+    """A status with its name in the standard, such as "0xA700 (Failure: Refused: Out of Resources)"."""
     if status == DUPLICATE_INSTANCE and service != "commitment":
         return f"0x{status:04X} (Duplicate SOP Instance): it has an instance with this UID"
     text = _TABLES[service].get(status, ("", ""))[1]
@@ -116,10 +116,10 @@ def meaning(status: int, service: str) -> str:
 
 
 def state_of(status: int) -> State:
-    """How the status of a C-STORE, or the FailureReason of STOW-RS, reads (PS3.7 C.1 to C.3).
+    """The state for the status of a C-STORE or the FailureReason of STOW-RS (PS3.7 C.1 to C.3).
 
-    A duplicate is a failure to the standard, but of the request and not of what was to be reached, if what is there is what was
-    sent: `duplicates.judged` looks.
+    In the standard a duplicate is a failure. Here it is "already there", and `duplicates.DuplicateCheck` finds out whether the
+    archive really has the same instance.
     """
     if status == DUPLICATE_INSTANCE:
         return "already there"

@@ -1,4 +1,4 @@
-"""What to look for in an archive: one question, asked by C-FIND or by QIDO-RS.
+"""A query of an archive, by C-FIND or QIDO-RS.
 
 Source: PS3.4 C.6.2 (Study Root), PS3.18 10.6.
 """
@@ -39,7 +39,7 @@ RETURNED: dict[str, tuple[str, ...]] = {
     ),
     "image": ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "InstanceNumber"),
 }
-"""The attributes that are asked for at each level."""
+"""The attributes that are requested at each level."""
 
 _DATES = re.compile(r"\d{8}|\d{8}-|-\d{8}|\d{8}-\d{8}")  # PS3.4 C.2.2.2.5
 _KEYWORDS = {
@@ -55,19 +55,19 @@ _KEYWORDS = {
 
 
 class QueryError(DicomIoError):
-    """A question that an archive cannot answer."""
+    """A query that an archive cannot answer."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """Conditions that all must hold; an empty one is none. `*` and `?` stand for any text, except in UIDs.
+    """Conditions that must all hold; an empty attribute is no condition. `*` and `?` stand for any text, except in UIDs.
 
     Attributes:
-        level: What is looked for. "series" needs a study, "image" a study and a series.
-        patient_id: And the next two: of the patient; they are never repeated in a message.
+        level: Level of the matches. "series" needs a study, "image" a study and a series.
+        patient_id: This and the next two identify the patient; they are never repeated in a message.
         study_date: YYYYMMDD, or a range YYYYMMDD-YYYYMMDD, either end of which may be absent.
-        modality: Of the study (one of its series has it) or of the series.
-        limit: Stop after so many answers; 0: never.
+        modality: Modality of a series, at level "study" of any series of the study.
+        limit: Most matches; 0: no limit.
     """
 
     level: Level = "study"
@@ -115,13 +115,13 @@ class Query:
 
     def conditions(self) -> dict[str, str]:
         """DICOM keyword -> wanted value."""
-        found = {keyword: getattr(self, name) for name, keyword in _KEYWORDS.items() if getattr(self, name)}
+        conditions = {keyword: getattr(self, name) for name, keyword in _KEYWORDS.items() if getattr(self, name)}
         if self.modality:
-            found["ModalitiesInStudy" if self.level == "study" else "Modality"] = self.modality
-        return found
+            conditions["ModalitiesInStudy" if self.level == "study" else "Modality"] = self.modality
+        return conditions
 
     def identifier(self) -> Dataset:
-        """The Identifier of a C-FIND: conditions, and empty what is to be returned (PS3.4 C.4.1.1.3)."""
+        """The Identifier of a C-FIND: the conditions, and empty attributes for those to be returned (PS3.4 C.4.1.1.3)."""
         identifier = Dataset()
         identifier.QueryRetrieveLevel = self.level.upper()
         for keyword in RETURNED[self.level]:
@@ -149,7 +149,7 @@ def retrieve_level(query: Query) -> Level:
     """The level that the UIDs of a query name.
 
     Raises:
-        QueryError: They name no study.
+        QueryError: The query names no study.
     """
     if not query.study_instance_uid:
         raise QueryError("no study is named; its UID is needed to fetch; `find` shows it")

@@ -14,7 +14,7 @@ _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2; those of 1.3 are all of 
 
 
 def client_context(tls: Tls) -> ssl.SSLContext:
-    """For calling: the server must show a certificate of `tls.ca` that names the host; we show ours where there is one.
+    """TLS context of a caller: the server must show a certificate of `tls.ca` that names the host; ours is shown if it exists.
 
     Raises:
         DestinationError: A file is missing or is no certificate or key.
@@ -28,7 +28,7 @@ def client_context(tls: Tls) -> ssl.SSLContext:
 
 
 def server_context(tls: Tls) -> ssl.SSLContext:
-    """For being called: whoever connects must show a certificate of `tls.ca`.
+    """TLS context of a server: every caller must show a certificate of `tls.ca`.
 
     Raises:
         DestinationError: As above, or one of the three files is not given.
