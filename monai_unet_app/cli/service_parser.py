@@ -1,4 +1,4 @@
-"""The flags of running it day and night; see `parser`."""
+"""The flags of the verbs of the service and of its results; see `parser`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _node(verb: Verb) -> None:
     parser.add_argument(
         "--new-audit-key",
         action="store_true",
-        help="the key of the audit trail is lost for good: make another, and say so in the trail",
+        help="the key of the audit trail is lost for good: make a new key, and record that in the trail",
     )
 
 
@@ -43,20 +43,22 @@ def _audit(verb: Verb) -> None:
     )
     parser.add_argument("trail", type=place, help="audit.jsonl in the node's folder")
     parser.add_argument(
-        "--key", type=place, help="the key that signs it (default: audit.key beside it, if that is there)"
+        "--key", type=place, help="the key that signs the trail (default: audit.key beside the trail, if it exists)"
     )
     parser.add_argument(
-        "--database", type=place, help="the node's database, which remembers its end (default: node.sqlite beside it)"
+        "--database",
+        type=place,
+        help="the node's database, which records the end of the trail (default: node.sqlite beside the trail)",
     )
 
 
 def _token(verb: Verb) -> None:
     parser = verb(service_verbs.token)
-    parser.add_argument("--name", type=given, required=True, help="whose it is; stands in the audit trail")
+    parser.add_argument("--name", type=given, required=True, help="the holder of the token, named in the audit trail")
     parser.add_argument(
         "--roles", type=given, default="read", help="comma-separated: metrics, submit, read, reviewer, admin"
     )
-    parser.add_argument("--days", type=int, default=365, help="how long it holds from today (default: 365)")
+    parser.add_argument("--days", type=int, default=365, help="days for which the token is valid (default: 365)")
 
 
 def _commission(verb: Verb) -> None:
@@ -69,23 +71,23 @@ def _commission(verb: Verb) -> None:
         "--key", type=place, default=Path("site.pem"), help="Ed25519 key, made where absent (default: site.pem)"
     )
     parser.add_argument(
-        "--holder", type=given, default="whoever ran this", help="who keeps the key; stands in the report"
+        "--holder", type=given, default="whoever ran this", help="who keeps the key, named in the report"
     )
-    parser.add_argument("--no-node", action="store_true", help="try the destinations only")
+    parser.add_argument("--no-node", action="store_true", help="check the destinations only")
     parser.add_argument(
         "--calling-ae-title",
         type=given,
         default="COMMISSION",
-        help="AE title that the node is called by; one of its senders (default: COMMISSION)",
+        help="AE title under which the node is called; one of its senders (default: COMMISSION)",
     )
-    parser.add_argument("--node-host", type=given, help="the node's address (default: by the site's file)")
+    parser.add_argument("--node-host", type=given, help="the node's address (default: that of the site file)")
     parser.add_argument(
         "--example",
         type=given,
         action="append",
         default=[],
         metavar="RULE=PATH",
-        help="image for a rule: NIfTI, or a DICOM series, which is de-identified (default: an example case that is shipped)",
+        help="image for a rule: NIfTI, or a DICOM series, which is de-identified (default: a shipped example case)",
     )
     parser.add_argument(
         "--header",
@@ -93,12 +95,10 @@ def _commission(verb: Verb) -> None:
         action="append",
         default=[],
         metavar="RULE.KEYWORD=VALUE",
-        help="what the rule wants to see in a header, where no value can be made from its pattern",
+        help="value of a header that matches a rule, if no value can be made from its pattern",
     )
-    parser.add_argument("--limit-min", type=float, default=10.0, help="the whole takes no longer (default: 10)")
-    parser.add_argument(
-        "--verify", type=place, metavar="JSON", help="say whether a report is what was signed, and do no more"
-    )
+    parser.add_argument("--limit-min", type=float, default=10.0, help="time limit of all checks (default: 10)")
+    parser.add_argument("--verify", type=place, metavar="JSON", help="only say whether a report is as it was signed")
 
 
 def _trace(verb: Verb) -> None:
@@ -116,27 +116,31 @@ def _review(verb: Verb) -> None:
     )
     parser.add_argument("--input", type=place, help="the image that the result was made from")
     parser.add_argument(
-        "--output", type=place, required=True, help="folder for the page, or for what comes of a verdict"
+        "--output", type=place, required=True, help="folder for the page, or for the files that follow from a verdict"
     )
-    parser.add_argument("--bundle", type=given, help="the bundle that made it: its colours, its measured calibration")
-    parser.add_argument("--prior", type=place, help="an earlier result.json of the same patient, to compare sizes with")
+    parser.add_argument(
+        "--bundle", type=given, help="the bundle that made the result, for its colours and its measured calibration"
+    )
+    parser.add_argument("--prior", type=place, help="an earlier result.json of the same patient, for comparing sizes")
     parser.add_argument(
         "--same-patient",
         action="store_true",
         help="you have compared patient ID and date of birth of both images: the page says so beside --prior",
     )
     parser.add_argument("--post-url", type=given, help="where the page sends a decision (default: it saves a draft)")
-    parser.add_argument("--most-mb", type=float, default=60.0, help="of images that the page may hold (default: 60)")
+    parser.add_argument(
+        "--most-mb", type=float, default=60.0, help="the most megabytes of images in the page (default: 60)"
+    )
     parser.add_argument("--without-identity", action="store_true", help="do not name patient and study")
     parser.add_argument("--no-pdf", action="store_true", help="write the page only")
-    parser.add_argument("--apply", type=place, metavar="VERDICT", help="what a page saved: do what it asks for")
-    parser.add_argument("--reviewer", help="who answers for the verdict, as Family^Given")
-    parser.add_argument("--organization", help="for whom")
+    parser.add_argument("--apply", type=place, metavar="VERDICT", help="apply the verdict that a page saved")
+    parser.add_argument("--reviewer", help="the person responsible for the verdict, as Family^Given")
+    parser.add_argument("--organization", help="the organization of the reviewer")
     parser.add_argument("--correction", type=place, help="the corrected mask: NIfTI, SEG or RTSTRUCT")
     parser.add_argument(
         "--delivered",
         action="store_true",
-        help="the result is in an archive: write a note that rejects it there, if need be",
+        help="the result is in an archive: if the verdict rejects it, write a rejection note",
     )
     parser.add_argument(
         "--superseded",
@@ -144,7 +148,7 @@ def _review(verb: Verb) -> None:
         action="append",
         default=[],
         metavar="FOLDER",
-        help="an earlier version of the result that is in an archive: the note rejects it, too; may be repeated",
+        help="an earlier version of the result that is in an archive: the note also rejects it; may be repeated",
     )
     parser.add_argument(
         "--variants",
@@ -171,5 +175,5 @@ def _package(verb: Verb) -> None:
     parser.add_argument("--explain", metavar="METHOD")
     parser.add_argument("--deliver-rejected", action="store_true")
     add_repairs(parser)
-    parser.add_argument("--memory", help="that one run needs, as Kubernetes writes it (default: 4Gi)")
-    parser.add_argument("--gpu-memory", help="of a GPU (default: 4Gi)")
+    parser.add_argument("--memory", help="memory of a run, as Kubernetes writes it (default: 4Gi)")
+    parser.add_argument("--gpu-memory", help="memory of the GPU (default: 4Gi)")

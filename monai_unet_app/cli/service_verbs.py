@@ -1,5 +1,4 @@
-"""The verbs of running it day and night, and of looking at what came out: node, token, commission, audit, trace,
-review, package."""
+"""The verbs of the service and of its results: node, token, commission, audit, trace, review, package."""
 
 from __future__ import annotations
 
@@ -41,10 +40,10 @@ def node(options: argparse.Namespace) -> Answer:
     keep_small()
     site = read_site(options.config)
     _check_bundles(site.path)
-    os.umask(0o077)  # what it keeps is patients'
+    os.umask(0o077)  # its files are patient data
     _log()
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # the last: its terminal was closed
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # SIGHUP: its terminal was closed
         signal.signal(number, lambda *_: stop.set())
     with Node(site, new_key=options.new_audit_key) as running, _http_server(running):
         if not options.json:
@@ -54,15 +53,15 @@ def node(options: argparse.Namespace) -> Answer:
                 line(f"  {rule.name}: {wanted} -> {rule.bundle} -> {', '.join(rule.destinations) or 'nowhere'}")
             if site.http is not None:
                 line(f"  status page: http{'s' if site.http.tls else ''}://{site.http.host}:{site.http.port}/")
-        _wait(running, stop, told=not options.json)
+        _wait(running, stop, quiet=options.json)
         counts = running.queue.counts()
     return counts, EXIT_DONE
 
 
 def _log() -> None:
-    """To stderr, with the time: what the node did with which study, and what our own packages warn of.
+    """Logs to stderr, with the time, what the node does with each study, and the warnings of our own packages.
 
-    Of others only errors, since they may quote a header.
+    Of other packages only errors are logged, because their warnings may quote a header.
     """
     logging.disable(logging.NOTSET)
     logging.basicConfig(level=logging.ERROR, format="%(asctime)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
@@ -72,7 +71,7 @@ def _log() -> None:
 
 
 def _check_bundles(site: Path) -> None:
-    """In a process of its own: what reads bundles would stay in the memory of the node."""
+    """Checks the bundles of a site in a process of its own, because torch would stay in the memory of the node."""
     checked = subprocess.run(
         [sys.executable, "-m", "monai_unet_app.service.work", str(site), "--check"],
         capture_output=True, text=True, check=False,
@@ -95,16 +94,16 @@ def _http_server(running: Node) -> AbstractContextManager[object]:
     return serve(running, running.site.http)
 
 
-def _wait(running: Node, stop: threading.Event, *, told: bool) -> None:
+def _wait(running: Node, stop: threading.Event, *, quiet: bool) -> None:
     from monai_unet_app.service.memory import wait_and_trim
 
     while not running.is_ready and not stop.wait(0.1):
         pass
-    if told and not stop.is_set():
+    if not quiet and not stop.is_set():
         line(f"ready: {len(running.workers.children)} worker(s) are warm")
     wait_and_trim(stop)
-    if told:
-        line("stopping; what is at work is begun anew at the next start")
+    if not quiet:
+        line("stopping; unfinished studies are segmented again at the next start")
 
 
 def audit(options: argparse.Namespace) -> Answer:
@@ -117,35 +116,28 @@ def audit(options: argparse.Namespace) -> Answer:
     beside = options.trail.with_name(KEY_FILE)
     key = read_key(options.key or beside) if options.key or os.access(beside, os.R_OK) else None
     if options.key and key is None:
-        raise UsageError(f"{options.key} is not there; the key of the node's audit trail is needed; correct --key")
-    head, compared = _remembered(
+        raise UsageError(f"{options.key} does not exist; the key of the node's audit trail is needed; correct --key")
+    head, compared = _recorded_head(
         options.database or options.trail.with_name("node.sqlite"), must=bool(options.database)
     )
-    found = verify(options.trail, key, head)
+    trail = verify(options.trail, key, head)
     if not options.json:
-        line(f"{options.trail} is whole: {found.lines} line(s), the last has sha256 {found.last}")
-        line(f"  who wrote it: {_signed(found.lines, found.signed, has_key=key is not None)}")
+        line(f"{options.trail} is whole: {trail.lines} line(s), the last has sha256 {trail.last}")
+        line(f"  who wrote it: {_signed(trail.lines, trail.signed, has_key=key is not None)}")
         line(f"  its end: {compared}")
-    told = {
-        "lines": found.lines,
-        "last": found.last,
-        "signed": found.signed,
-        "compared_with_database": head is not None,
-    }
-    return told, EXIT_DONE
+    facts = {"lines": trail.lines, "last": trail.last, "signed": trail.signed}
+    return {**facts, "compared_with_database": head is not None}, EXIT_DONE
 
 
 def _signed(lines: int, signed: int, *, has_key: bool) -> str:
     if not has_key:
         return "not checked; the key is needed: audit.key beside the trail, or --key"
-    earlier = f"; {lines - signed} earlier line(s) are not signed by it, and are as they were when it came" * (
-        signed < lines
-    )
-    return f"{signed} line(s) are signed by the node's key{earlier}"
+    unsigned = f"; {lines - signed} earlier line(s) are not signed by it, and are as they were when it came"
+    return f"{signed} line(s) are signed by the node's key{unsigned if signed < lines else ''}"
 
 
-def _remembered(database: Path, *, must: bool) -> tuple[Head | None, str]:
-    """What a node's database remembers of its trail; and, in words, what the trail's end was compared with."""
+def _recorded_head(database: Path, *, must: bool) -> tuple[Head | None, str]:
+    """The head of the trail that a node's database recorded; and, in words, with what the end of the trail was compared."""
     import sqlite3
 
     from monai_unet_app.service.database import read_head
@@ -170,13 +162,13 @@ def token(options: argparse.Namespace) -> Answer:
     """
     from monai_unet_app.service.tokens import new_token
 
-    made, text = new_token(options.name, options.roles.split(","), options.days)
+    new, text = new_token(options.name, options.roles.split(","), options.days)
     if not options.json:
         line("the token, for its holder only; it is shown once:")
-        line(f"  {made}")
+        line(f"  {new}")
         line("the line for the node's file of tokens:")
         line(f"  {text}")
-    return {"token": made, "line": text}, EXIT_DONE
+    return {"token": new, "line": text}, EXIT_DONE
 
 
 def trace(options: argparse.Namespace) -> Answer:
@@ -184,30 +176,30 @@ def trace(options: argparse.Namespace) -> Answer:
 
     Example: monai-unet trace RESULTS/case_seg.dcm --audit NODE/audit.jsonl
     """
-    from monai_unet_app.service.trace import trace as traced
+    from monai_unet_app.service.trace import trace as trace_result
 
-    found = traced(options.file, options.audit)
+    origin = trace_result(options.file, options.audit)
     if not options.json:
-        _tell_trace(found)
-    return found, EXIT_DONE
+        _print_trace(origin)
+    return origin, EXIT_DONE
 
 
-def _tell_trace(found: dict[str, Any]) -> None:
-    maker, bundle = found["made_by"], found["bundle"]
-    line(f"{found['object']['sop_class']} {found['object']['sop_instance_uid']}")
+def _print_trace(origin: dict[str, Any]) -> None:
+    maker, bundle = origin["made_by"], origin["bundle"]
+    line(f"{origin['object']['sop_class']} {origin['object']['sop_instance_uid']}")
     line(f"  made by      {maker['name']} {maker['version']}, sha256 {maker['sha256']}")
     line(f"  settings     {', '.join(maker['settings'])}")
     if maker["quality"]:
         line(f"  quality      {maker['quality']}")
-    for series, count in found["sources"].items():
+    for series, count in origin["sources"].items():
         line(f"  from series  {series}, {count} instance(s)")
-    for uid in found["segmentations"]:
+    for uid in origin["segmentations"]:
         line(f"  measured in  SEG {uid}")
-    for group in found["groups"]:
+    for group in origin["groups"]:
         line(f"  reports      {group['tracking_id']}: {'; '.join(map(_measurement, group['measurements']))}")
-    if found["groups_unread"]:
-        line(f"  reports      measurements that cannot be read: {found['groups_unread']}")
-    for uid in found["object"]["predecessor"]:
+    if origin["groups_unread"]:
+        line(f"  reports      measurements that cannot be read: {origin['groups_unread']}")
+    for uid in origin["object"]["predecessor"]:
         line(f"  follows      {uid}")
     if bundle is None:
         line("  bundle       none of this sha256 is here; MONAI_UNET_BUNDLES names more folders")
@@ -217,17 +209,17 @@ def _tell_trace(found: dict[str, Any]) -> None:
             line(f"  trained by   commit {session['git_commit'] or 'not recorded'}, started {session['started']}")
         line(f"  calibrated   {_calibration(bundle['calibration'])}")
         line(f"  measured     {_figures(bundle['measured'])}")
-    for entry in found["audit"] or ():
-        said = [entry["event"], *(str(entry[key]) for key in ("state", "decision", "destination") if entry.get(key))]
-        said += [f"by {entry['who']}"] if "who" in entry else []
-        line(f"  {entry['time'][:19]}  {' '.join(said)}")
+    for entry in origin["audit"] or ():
+        words = [entry["event"], *(str(entry[key]) for key in ("state", "decision", "destination") if entry.get(key))]
+        words += [f"by {entry['who']}"] if "who" in entry else []
+        line(f"  {entry['time'][:19]}  {' '.join(words)}")
 
 
-def _measurement(one: Mapping[str, Any]) -> str:
-    if one["value"] is None:
-        return f"{one['name']} without a value"
-    unit = {"1": "", None: "(no unit)"}.get(one["unit"], one["unit"])
-    return f"{one['name']} {one['value']:.4g} {unit}".rstrip()
+def _measurement(row: Mapping[str, Any]) -> str:
+    if row["value"] is None:
+        return f"{row['name']} without a value"
+    unit = {"1": "", None: "(no unit)"}.get(row["unit"], row["unit"])
+    return f"{row['name']} {row['value']:.4g} {unit}".rstrip()
 
 
 def _calibration(report: Mapping[str, Any] | None) -> str:
@@ -241,11 +233,11 @@ def _calibration(report: Mapping[str, Any] | None) -> str:
 
 def _figures(measured: Mapping[str, Any]) -> str:
     dice = measured.get("dice")
-    told = [f"Dice {dice['mean']:g}"] if dice else []
-    told += [
+    figures = [f"Dice {dice['mean']:g}"] if dice else []
+    figures += [
         f"{name.replace('_', ' ').upper()} {value['calibrated']:g}" for name, value in measured.items() if "ece" in name
     ]
-    return f"{', '.join(told)} on {measured.get('subjects', '?')} test subjects" if told else "nothing"
+    return f"{', '.join(figures)} on {measured.get('subjects', '?')} test subjects" if figures else "nothing"
 
 
 def commission(options: argparse.Namespace) -> Answer:
@@ -266,21 +258,21 @@ def commission(options: argparse.Namespace) -> Answer:
         return report, EXIT_DONE
     if options.config is None:
         raise UsageError("--config is missing; the site's file is needed, or --verify and a report")
-    from monai_unet_app.service.commission import commission as tried
+    from monai_unet_app.service.commission import commission as run_checks
     from monai_unet_app.service.site_file import read_site
 
-    site, how, tell = read_site(options.config), _commissioning(options), say(options)
+    site, settings, tell = read_site(options.config), _commissioning(options), say(options)
     key = site_key(options.key, options.holder)
     tell(f"this takes {options.limit_min:g} min at most")
-    each = (lambda *_: None) if options.json else _tell_check
-    found = tried(site, how, each=each, waiting=tell)
-    written = write_acceptance(found, key, options.output)
+    on_check = (lambda *_: None) if options.json else _print_check
+    acceptance = run_checks(site, settings, on_check=on_check, on_wait=tell)
+    written = write_acceptance(acceptance, key, options.output)
     if not options.json:
-        left_out = found.of("not tried")
-        more = f", {len(left_out)} not tried" if left_out else ""
-        line(f"{len(found.of('passed'))} of {len(found.checks)} checks passed{more}")
+        not_tried = acceptance.of("not tried")
+        more = f", {len(not_tried)} not tried" if not_tried else ""
+        line(f"{len(acceptance.of('passed'))} of {len(acceptance.checks)} checks passed{more}")
         line(f"written: {written[0]} and {written[1]}")
-    return found.document(), EXIT_DONE if found.passed else EXIT_FAILED
+    return acceptance.document(), EXIT_DONE if acceptance.passed else EXIT_FAILED
 
 
 def _commissioning(options: argparse.Namespace) -> Commissioning:
@@ -295,14 +287,14 @@ def _commissioning(options: argparse.Namespace) -> Commissioning:
         raise UsageError(str(error)) from error
     examples, headers = {}, dict[str, dict[str, str]]()
     for text in options.example:
-        rule, mark, path = text.partition("=")
-        if not mark or not Path(path).exists():
+        rule, equals, path = text.partition("=")
+        if not equals or not Path(path).exists():
             raise UsageError(f"--example is {text}; RULE=PATH with a file or folder that exists is needed; correct it")
         examples[rule] = Path(path)
     for text in options.header:
         rule, _, rest = text.partition(".")
-        keyword, mark, value = rest.partition("=")
-        if not mark or tag_for_keyword(keyword) is None:
+        keyword, equals, value = rest.partition("=")
+        if not equals or tag_for_keyword(keyword) is None:
             raise UsageError(f"--header is {text}; RULE.KEYWORD=VALUE with a DICOM keyword is needed; correct it")
         headers.setdefault(rule, {})[keyword] = value
     return Commissioning(
@@ -310,8 +302,8 @@ def _commissioning(options: argparse.Namespace) -> Commissioning:
     )
 
 
-def _tell_check(check: Check, number: int, total: int) -> None:
-    """A line for a check, and why where it did not pass; what was not tried is told by the report and the last line."""
+def _print_check(check: Check, number: int, total: int) -> None:
+    """Prints a line for a check, and the reason if it failed; checks that were not tried are counted at the end."""
     if check.state == "not tried":
         return
     errors = "" if check.place_mm is None else f", place {check.place_mm:.4f} mm, volume {check.volume_ml:.4f} mL"
@@ -342,7 +334,7 @@ def _write_review(options: argparse.Namespace) -> Answer:
         raise UsageError(
             "--same-patient says something of --prior, which is missing; name an earlier result.json, or leave it out"
         )
-    how = ReviewConfig(
+    config = ReviewConfig(
         options.post_url, options.most_mb, not options.without_identity, not options.no_pdf, options.same_patient
     )
     check_writable(options.output)
@@ -352,7 +344,7 @@ def _write_review(options: argparse.Namespace) -> Answer:
         image=read_volume(options.input, read_options(options)),
         bundle=bundle_files(options.bundle) if options.bundle else None,
         prior=options.prior,
-        how=how,
+        how=config,
     )
     if not options.json:
         line(f"open {written['page']} in a browser")
@@ -370,7 +362,7 @@ def _apply_verdict(options: argparse.Namespace) -> Answer:
             "--reviewer and --organization go together: both stand in the verified report; give both, or none"
         )
     check_writable(options.output)
-    what = Aftermath(
+    aftermath = Aftermath(
         reviewer=Reviewer(options.reviewer, options.organization) if options.reviewer else None,
         image=None if options.input is None else read_volume(options.input, read_options(options)),
         correction=options.correction,
@@ -380,12 +372,12 @@ def _apply_verdict(options: argparse.Namespace) -> Answer:
         delivered=options.delivered,
         superseded=tuple(options.superseded),
     )
-    record = apply_verdict(read_verdict(options.apply), options.result, options.output, what)
+    record = apply_verdict(read_verdict(options.apply), options.result, options.output, aftermath)
     if not options.json:
         line(f"{record['case']}: {record['decision']}")
         line(f"  report: {record['report']['file'] if record['report'] else record['not_verified']}")
-        for one in record["objects"]:
-            line(f"  {one['kind']}: {one['file']}")
+        for row in record["objects"]:
+            line(f"  {row['kind']}: {row['file']}")
     return record, EXIT_DONE
 
 

@@ -1,4 +1,4 @@
-"""The acceptance report: JSON that is signed with the site's own key, and the same on paper."""
+"""The acceptance report: JSON, signed with the key of the site, and a PDF with the same content."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from dicom_io.files import replace_when_whole
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.report.blocks import Block, Cell, Facts, Heading, Table, Text, Tiles, Title, Tone, Verdict
 from monai_unet_app.report.pdf import typeset
@@ -31,10 +32,10 @@ _SECOND = 19  # characters of an ISO date and time
 
 @dataclass(frozen=True)
 class SiteKey:
-    """The key that reports are signed with, and who keeps it.
+    """The key that signs reports.
 
     Attributes:
-        holder: A person or an office, in words; stands in the report.
+        holder: The person or office that keeps the key, named in the report.
     """
 
     private: Ed25519PrivateKey
@@ -47,50 +48,48 @@ class SiteKey:
 
 
 def site_key(path: Path, holder: str) -> SiteKey:
-    """The Ed25519 key in a PEM file, made where it is absent, for its owner's eyes only.
+    """The Ed25519 key in a PEM file; a missing file is made with a new key, readable for its owner only.
 
     Raises:
         UsageError: The file holds something else.
     """
     if not path.exists():
-        made = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-            stream.write(made)
+            stream.write(pem)
     try:
-        found = load_pem_private_key(path.read_bytes(), None)
+        key = load_pem_private_key(path.read_bytes(), None)
     except (ValueError, TypeError) as error:
         raise UsageError(
             f"{path.name} is no unencrypted PEM key; an Ed25519 key is needed; name another file"
         ) from error
-    if not isinstance(found, Ed25519PrivateKey):
-        raise UsageError(f"{path.name} is a {type(found).__name__}; an Ed25519 key is needed; name another file")
-    return SiteKey(found, holder)
+    if not isinstance(key, Ed25519PrivateKey):
+        raise UsageError(f"{path.name} is a {type(key).__name__}; an Ed25519 key is needed; name another file")
+    return SiteKey(key, holder)
 
 
-def write_acceptance(found: Acceptance, key: SiteKey, folder: Path) -> tuple[Path, Path]:
-    """Writes `acceptance_<date>T<time>.json` and `.pdf`, both whole or not at all; no other report is replaced.
+def write_acceptance(acceptance: Acceptance, key: SiteKey, folder: Path) -> tuple[Path, Path]:
+    """Writes `acceptance_<date>T<time>.json` and `.pdf`, each whole or not at all.
 
-    The JSON holds the report and beside it who signed it; the signature is over the report, the holder and the public key.
+    The JSON holds the report, the holder of the key, the public key, and the signature of these three.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    report = found.document()
+    report = acceptance.document()
     signed = {"report": report, "holder": key.holder, "public_key": key.public}
     signature = base64.b64encode(key.private.sign(_canonical(signed))).decode()
     content = (json.dumps({**signed, "signature": signature}, indent=2) + "\n").encode()
-    name = f"acceptance_{found.began[:_SECOND].replace(':', '')}"
-    files = {folder / f"{name}.pdf": _paper(found, key, content), folder / f"{name}.json": content}
-    for path, data in files.items():
-        part = path.with_suffix(path.suffix + ".part")
-        part.write_bytes(data)
-        part.replace(path)
+    name = f"acceptance_{acceptance.began[:_SECOND].replace(':', '')}"
+    for path, data in ((folder / f"{name}.pdf", _pdf(acceptance, key, content)), (folder / f"{name}.json", content)):
+        with replace_when_whole(path) as part:
+            part.write_bytes(data)
     return folder / f"{name}.json", folder / f"{name}.pdf"
 
 
 def verify_acceptance(path: Path) -> dict[str, Any]:
-    """The report, if it is what was signed; whose key it was, only its holder can say.
+    """The report, if it is as it was signed; only the holder can confirm that the public key is theirs.
 
     Raises:
-        InputRefusedError: It is no such report, or it was changed.
+        InputRefusedError: The file is no such report, or it was changed.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -100,11 +99,11 @@ def verify_acceptance(path: Path) -> dict[str, Any]:
         )
     except InvalidSignature as error:
         raise InputRefusedError(
-            f"{path.name} is not what was signed; an unchanged report is needed; ask the site for the original"
+            f"{path.name} was changed after it was signed; an unchanged report is needed; ask the site for the original"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputRefusedError(
-            f"{path.name} is no acceptance report ({type(error).__name__}); check the path"
+            f"{path.name} is no acceptance report ({type(error).__name__}); the signed JSON is needed; check the path"
         ) from error
     return dict(content)
 
@@ -113,33 +112,33 @@ def _canonical(content: dict[str, Any]) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def _paper(found: Acceptance, key: SiteKey, content: bytes) -> bytes:
-    digest = hashlib.sha256(content).hexdigest()
-    return typeset(_blocks(found, key, digest), f"Acceptance of {found.site}", f"{found.site}, {found.began}")
+def _pdf(acceptance: Acceptance, key: SiteKey, content: bytes) -> bytes:
+    blocks = _blocks(acceptance, key, hashlib.sha256(content).hexdigest())
+    return typeset(blocks, f"Acceptance of {acceptance.site}", f"{acceptance.site}, {acceptance.began}")
 
 
-def _blocks(found: Acceptance, key: SiteKey, digest: str) -> list[Block]:
-    failed, left_out = found.of("failed"), found.of("not tried")
-    places = [check.place_mm for check in found.checks if check.place_mm is not None]
-    volumes = [check.volume_ml for check in found.checks if check.volume_ml is not None]
+def _blocks(acceptance: Acceptance, key: SiteKey, digest: str) -> list[Block]:
+    failed, not_tried = acceptance.of("failed"), acceptance.of("not tried")
+    places = [check.place_mm for check in acceptance.checks if check.place_mm is not None]
+    volumes = [check.volume_ml for check in acceptance.checks if check.volume_ml is not None]
     return [
-        Title(f"Site acceptance of {found.site}"),
-        Verdict(_verdict(found), "good" if found.passed else "bad"),
+        Title(f"Site acceptance of {acceptance.site}"),
+        Verdict(_summary(acceptance), "good" if acceptance.passed else "bad"),
         Tiles(
             (
-                ("checks", str(len(found.checks) - len(left_out)), f"tried, of {len(found.checks)}"),
+                ("checks", str(len(acceptance.checks) - len(not_tried)), f"tried, of {len(acceptance.checks)}"),
                 ("place", f"{max(places):.4f} mm" if places else "not measured", "largest error of a labelled voxel"),
                 ("volume", f"{max(volumes):.4f} mL" if volumes else "not measured", "largest difference"),
             )
         ),
-        *_some("What failed", failed),
-        *_some("What was not tried", left_out),
+        *_section("What failed", failed),
+        *_section("What was not tried", not_tried),
         Heading("What no check looks at"),
-        *(Text(f"\u2022 {what}") for what in found.unchecked),
+        *(Text(f"\u2022 {text}") for text in acceptance.unchecked),
         Heading("What was checked"),
-        _table([check for check in found.checks if check.state != "not tried"]),
+        _table([check for check in acceptance.checks if check.state != "not tried"]),
         Heading("With what"),
-        Facts({**found.versions, **{f"rule {name}": told for name, told in found.bundles.items()}}),
+        Facts({**acceptance.versions, **{f"rule {name}": bundle for name, bundle in acceptance.bundles.items()}}),
         Heading("Signature"),
         Text(
             f"The JSON beside this page has the sha256 {digest} and is signed with an Ed25519 key that {key.holder} holds. "
@@ -153,16 +152,18 @@ def _blocks(found: Acceptance, key: SiteKey, digest: str) -> list[Block]:
     ]
 
 
-def _verdict(found: Acceptance) -> str:
-    failed, left_out = len(found.of("failed")), len(found.of("not tried"))
-    if not found.checks:
+def _summary(acceptance: Acceptance) -> str:
+    failed, not_tried = len(acceptance.of("failed")), len(acceptance.of("not tried"))
+    if not acceptance.checks:
         return "Nothing was tried"
-    if found.passed:
-        return f"All {len(found.checks)} checks passed"
-    return f"{failed} of {len(found.checks)} checks failed" + (f", {left_out} were not tried" if left_out else "")
+    if acceptance.passed:
+        return f"All {len(acceptance.checks)} checks passed"
+    return f"{failed} of {len(acceptance.checks)} checks failed" + (
+        f", {not_tried} were not tried" if not_tried else ""
+    )
 
 
-def _some(title: str, checks: list[Check]) -> list[Block]:
+def _section(title: str, checks: list[Check]) -> list[Block]:
     return [Heading(title), _table(checks)] if checks else []
 
 

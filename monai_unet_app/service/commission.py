@@ -1,9 +1,9 @@
-"""Site acceptance: phantoms to every destination and back, known studies through the live node, all of it in one signed report.
+"""Site acceptance: phantoms to every destination and back, and known studies through the live node.
 
-First everything that can be known in seconds is looked at, and nothing is sent where that fails. What comes back afterwards is
-compared in patient space with what went out: how far a labelled voxel lies from its place, and how much the volume differs.
-Every study has new UIDs, so neither the node nor an archive can answer with something that it had before. Nothing of a patient
-takes part; the studies stay where they were sent until somebody deletes them.
+The checks that take seconds come first, and nothing is sent if one of them fails. Then the objects that come back are compared
+with those that were sent, in patient space: the distance of a labelled voxel from its place, and the difference of the volume.
+Every study has new UIDs, so neither the node nor an archive can answer with older objects. No patient data take part; the
+studies stay where they were sent until a person deletes them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +48,7 @@ from monai_unet_app.service.phantoms import (
     AXES,
     ORIENTATIONS,
     PATIENT,
+    Axes,
     Example,
     Study,
     example_study,
@@ -57,25 +59,25 @@ from monai_unet_app.service.site_file import Rule, Site
 from monai_unet_app.service.work import misfits
 
 _PACKAGES = ("torch", "monai", "pydicom", "pynetdicom", "highdicom", "itk", "numpy")
-_PAUSE_S, _TELL_S = 0.5, 10.0
-_MOST_ROUNDS = 3  # of studies, until every worker has answered
+_PAUSE_S, _REPORT_S = 0.5, 10.0
+_MOST_ROUNDS = 3  # of studies, until every worker has made a result
 
 State = Literal["passed", "failed", "not tried"]
 
 
 @dataclass(frozen=True)
 class Commissioning:
-    """How a site is tried.
+    """The settings of an acceptance.
 
     Attributes:
         live: Send studies to the node too; it must be running.
-        calling_ae_title: AE title that the node is called by.
+        calling_ae_title: AE title under which the node is called.
         node_host: Address of the node; empty: that of the site file.
-        examples: Rule -> NIfTI file, DICOM file or folder with one series, for rules that the shipped example does not fit.
-        headers: Rule -> DICOM keyword -> value, where none can be made from the rule's pattern.
-        limit_s: The whole takes no longer; what is not done by then is not tried.
-        result_s: How long the node may take for the studies of one rule, from the last instance to the destinations,
-            beside its own `stable_s`.
+        examples: Rule -> NIfTI file, DICOM file or folder with one series, for rules that the shipped example does not match.
+        headers: Rule -> DICOM keyword -> value, where no value can be made from the rule's pattern.
+        limit_s: Time limit of all checks in seconds; checks that have not begun by then are not tried.
+        result_s: Seconds that the node may take for the studies of a rule, from the last instance to the destinations, in
+            addition to its own `stable_s`.
     """
 
     live: bool = True
@@ -89,15 +91,15 @@ class Commissioning:
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was to be tried.
+    """The outcome of a step. The names of the attributes are the keys of the JSON report.
 
     Attributes:
-        what: In a few words.
+        what: The step in a few words.
         where: Destination, node or rule.
-        state: "passed", "failed", or "not tried" because something that it needs failed, or the time was over.
-        seconds: How long it took.
-        said: What came out, what went wrong, or why it was not tried.
-        place_mm, volume_ml: Largest error of a labelled voxel's place and difference of volume, where they were measured.
+        state: "passed", "failed", or "not tried" because a step that it needs failed, or the time was over.
+        seconds: Duration.
+        said: The result, the fault, or the reason why it was not tried.
+        place_mm, volume_ml: Largest error of a labelled voxel's place and difference of volume; None if not measured.
     """
 
     what: str
@@ -110,21 +112,21 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether it came out as it must."""
+        """Whether the check passed."""
         return self.state == "passed"
 
 
 @dataclass
 class Acceptance:
-    """What was tried at a site, in order.
+    """The report of an acceptance.
 
     Attributes:
-        site: Name of its file.
+        site: Name of the site file.
         began: ISO 8601, UTC.
-        versions: Of what took part.
+        versions: Versions of program, system and packages.
         bundles: Rule -> name, version and sha256 of its bundle.
-        unchecked: What no check looked at, in words.
-        checks: All of them.
+        unchecked: What no check covers, in words.
+        checks: All checks, in order.
     """
 
     site: str
@@ -136,7 +138,7 @@ class Acceptance:
 
     @property
     def passed(self) -> bool:
-        """Whether all was passed, and anything was tried at all."""
+        """Whether there are checks, and all of them passed."""
         return bool(self.checks) and all(check.passed for check in self.checks)
 
     def of(self, state: State) -> list[Check]:
@@ -144,7 +146,7 @@ class Acceptance:
         return [check for check in self.checks if check.state == state]
 
     def document(self) -> dict[str, Any]:
-        """As JSON."""
+        """The report as JSON."""
         return {
             "schema_version": "1.1",
             "passed": self.passed,
@@ -154,93 +156,85 @@ class Acceptance:
         }
 
 
-Each = Callable[[Check, int, int], None]
-"""Called with a check as soon as it is done, its number from 1, and how many there are."""
+OnCheck = Callable[[Check, int, int], None]
+"""Called with each check as soon as it is done, its number from 1, and the number of all checks."""
 
 
 def commission(
     site: Site,
-    how: Commissioning | None = None,
+    settings: Commissioning | None = None,
     *,
-    each: Each = lambda check, number, total: None,
-    waiting: Callable[[str], None] = lambda text: None,
+    on_check: OnCheck = lambda check, number, total: None,
+    on_wait: Callable[[str], None] = lambda text: None,
 ) -> Acceptance:
-    """Tries every destination of a site, and its node if it runs.
+    """Checks every destination of a site, and its node.
 
     Args:
-        site: What is tried.
-        how: Flags of this run.
-        each: See `Each`.
-        waiting: Called every ten seconds with what is waited for.
+        site: The site to check.
+        settings: Settings of this run.
+        on_check: See `OnCheck`.
+        on_wait: Called every ten seconds of waiting with a message.
 
     Raises:
-        UsageError: An example or a header is named for a rule that the site does not have.
+        UsageError: An example or a header is given for a rule that the site does not have.
     """
-    how = how or Commissioning()
-    _check_names(site, how)
+    settings = settings or Commissioning()
+    _check_rule_names(site, settings)
     began = datetime.now(UTC).isoformat(timespec="seconds")
-    done = Acceptance(site.path.name, began, _versions(), _bundles(site.rules), unchecked(site, live=how.live))
+    report = Acceptance(site.path.name, began, _versions(), _bundles(site.rules), unchecked(site, live=settings.live))
     with tempfile.TemporaryDirectory(prefix="commission-", ignore_cleanup_errors=True) as scratch:
-        run = _Run(site, how, Path(scratch), waiting)
+        run = _Run(site, settings, Path(scratch), on_wait)
         steps = run.steps()
         for number, step in enumerate(steps, start=1):
             check = run.try_step(step)
-            done.checks.append(check)
-            each(check, number, len(steps))
-    return done
+            report.checks.append(check)
+            on_check(check, number, len(steps))
+    return report
 
 
 def unchecked(site: Site, *, live: bool) -> list[str]:
-    """What an acceptance does not look at, in words; stands in the report."""
-    found = [
+    """What an acceptance does not cover, in words, for the report."""
+    always = [
         "the content of objects other than SEG; SR, RTSTRUCT and GSPS are only looked for, others not even that",
         "the node's HTTP door, review pages, verdicts, notices and retention",
         "what happens when a part is killed, a disk is full or a destination is away",
         "whether results are clinically right: images are examples, and the expected result is that of this program",
     ]
     if not live:
-        return ["the node and its rules: they were left out (--no-node)", *found]
+        return ["the node and its rules: they were left out (--no-node)", *always]
     sent_to = {name for rule in site.rules for name in rule.destinations}
     alone = sorted(set(site.destinations) - sent_to)
-    return [*(f"results at {name}: no rule sends there" for name in alone), *found]
+    return [*(f"results at {name}: no rule sends there" for name in alone), *always]
 
 
-def _check_names(site: Site, how: Commissioning) -> None:
-    for flag, named in (("--example", how.examples), ("--header", how.headers)):
-        unknown = [name for name in named if site.rule(name) is None]
-        if unknown:
-            raise UsageError(
-                f"{flag} names the rule {unknown[0]}; one of {', '.join(one.name for one in site.rules)} is needed; correct it"
-            )
+def _check_rule_names(site: Site, settings: Commissioning) -> None:
+    names = [rule.name for rule in site.rules]
+    for flag, given in (("--example", settings.examples), ("--header", settings.headers)):
+        for name in given:
+            if name not in names:
+                raise UsageError(f"{flag} names the rule {name}; one of {', '.join(names)} is needed; correct it")
 
 
 def _versions() -> dict[str, str]:
-    found = {name: version(name) for name in _PACKAGES}
-    return {
-        "monai-unet-app": version("monai-unet-app"),
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        **found,
-    }
+    machine = {"python": platform.python_version(), "system": platform.platform()}
+    packages = {name: version(name) for name in _PACKAGES}
+    return {"monai-unet-app": version("monai-unet-app"), **machine, **packages}
 
 
 def _bundles(rules: Sequence[Rule]) -> dict[str, str]:
-    found = {}
-    for rule in rules:
-        files = bundle_files(rule.bundle)
-        found[rule.name] = f"{files.name} {files.version}, sha256 {files.sha256}"
-    return found
+    files = {rule.name: bundle_files(rule.bundle) for rule in rules}
+    return {rule: f"{bundle.name} {bundle.version}, sha256 {bundle.sha256}" for rule, bundle in files.items()}
 
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """Something to try.
+    """A step of the acceptance.
 
     Attributes:
-        what, where: As in a `Check`.
-        work: Tries it.
-        needs: Steps without which it makes no sense.
-        most_s: Seconds that it may take.
+        what, where: As in `Check`.
+        work: Carries out the step.
+        needs: Steps that must have passed before.
+        most_s: Seconds that the step may take.
     """
 
     what: str
@@ -250,37 +244,38 @@ class _Step:
     most_s: float = 60.0
 
 
+@dataclass
 class _Sent:
-    """The studies of one rule that went to the node at the same time.
+    """The studies of a rule that were sent to the node at the same time.
 
     Attributes:
         studies: In the order of their checks.
-        expected: Axes -> labels that this program makes of the example.
-        until: When waiting for their results ends, by the monotonic clock.
+        expected: Axes -> labels that this program computes for the example.
+        until: End of the wait for their results, in seconds of the monotonic clock.
     """
 
-    def __init__(self) -> None:
-        self.studies: list[Study] = []
-        self.expected: dict[tuple[int, int, int], Volume] = {}
-        self.until = 0.0
+    studies: list[Study] = field(default_factory=list)
+    expected: dict[Axes, Volume] = field(default_factory=dict)
+    until: float = 0.0
 
 
 class _Run:
-    """One run: the steps, what they know of each other, and the time that is left."""
+    """An acceptance at work: its steps, the data that they share, and the remaining time."""
 
-    def __init__(self, site: Site, how: Commissioning, scratch: Path, waiting: Callable[[str], None]) -> None:
-        self.site, self.how, self.scratch, self.waiting = site, how, scratch, waiting
-        self.until = time.monotonic() + how.limit_s
-        self.node = _node(site, how)
+    def __init__(self, site: Site, settings: Commissioning, scratch: Path, on_wait: Callable[[str], None]) -> None:
+        self.site, self.settings, self.scratch, self.on_wait = site, settings, scratch, on_wait
+        self.until = time.monotonic() + settings.limit_s
+        self.longest_s = settings.result_s + site.node.stable_s
+        self.node = _node(site, settings)
         self.trail = TrailReader(site.node.folder / "audit.jsonl")
         self.sent = {rule.name: _Sent() for rule in site.rules}
         self._states: dict[_Step, State] = {}
         self._folders = 0
 
     def steps(self) -> list[_Step]:
-        """All steps, in order; the first ones send nothing but C-ECHO and searches, and all others need them."""
-        live = self.site.rules if self.how.live else ()
-        first = [_Step("answers", _where(one), partial(_answers, one)) for one in self.site.destinations.values()]
+        """All steps, in order. The first send nothing but C-ECHO and queries, and all others need them."""
+        live = self.site.rules if self.settings.live else ()
+        first = [_Step("answers", _where(peer), partial(_answers, peer)) for peer in self.site.destinations.values()]
         if live:
             first.append(_Step("lets this program in", "node", self._is_let_in))
             first.append(_Step("answers", "node", partial(_answers, self.node), (first[-1],)))
@@ -292,22 +287,22 @@ class _Run:
         return [*first, *second, *self._at_destinations((*first, *second)), *self._through_node((*first, *second))]
 
     def try_step(self, step: _Step) -> Check:
-        """Tries a step, unless a step that it needs did not pass or the time is over."""
+        """Carries out a step, unless a step that it needs did not pass or the time is over."""
         left, seconds = self.until - time.monotonic(), 0.0
         state: State = "not tried"
-        if any(self._states[one] != "passed" for one in step.needs):
-            said = StepResult("a check before it did not pass")
+        if any(self._states[needed] != "passed" for needed in step.needs):
+            result = StepResult("a check before it did not pass")
         elif left <= 0:
-            said = StepResult(f"the time was over ({self.how.limit_s / 60:g} min); allow more with --limit-min")
+            result = StepResult(f"the time was over ({self.settings.limit_s / 60:g} min); allow more with --limit-min")
         else:
             begin = time.perf_counter()
-            said = result_within(min(step.most_s, left), step.work)
-            state, seconds = "failed" if said.fault else "passed", round(time.perf_counter() - begin, 3)
+            result = result_within(min(step.most_s, left), step.work)
+            state, seconds = "failed" if result.fault else "passed", round(time.perf_counter() - begin, 3)
         self._states[step] = state
-        return Check(step.what, step.where, state, seconds, said.text, said.place_mm, said.volume_ml)
+        return Check(step.what, step.where, state, seconds, result.text, result.place_mm, result.volume_ml)
 
     def folder(self) -> Path:
-        """One that does not exist yet."""
+        """A folder that does not exist yet."""
         self._folders += 1
         return self.scratch / str(self._folders)
 
@@ -315,7 +310,7 @@ class _Run:
 
     def _is_let_in(self) -> StepResult:
         """Whether the site file lets this program call the node."""
-        faults, senders, ours = [], self.site.node.senders, self.how.calling_ae_title
+        faults, senders, ours = [], self.site.node.senders, self.settings.calling_ae_title
         if senders and ours not in senders:
             faults.append(
                 f"it lets in {', '.join(senders)} (senders), and this program calls as {ours}; add {ours} to senders and start "
@@ -332,7 +327,7 @@ class _Run:
         return StepResult("; ".join(faults) or f"as {ours} from {address or 'this machine'}", fault=bool(faults))
 
     def _fits(self, rule: Rule) -> StepResult:
-        """Whether the node would pick the example for a rule and deliver what can be compared."""
+        """Whether the node would pick the example for a rule, and deliver a SEG that can be compared."""
         if not self._compared_at(rule):
             return StepResult(
                 f"it delivers a SEG nowhere (formats {', '.join(rule.formats)}; destinations "
@@ -341,18 +336,18 @@ class _Run:
                 fault=True,
             )
         study = self._made(rule, AXES[0])
-        (series,) = [one for one in survey_files(list(study.files)).series if one.kind == "image"]
-        wrong = misfits(rule, series)
-        if wrong:
+        (series,) = [series for series in survey_files(list(study.files)).series if series.kind == "image"]
+        wanted = misfits(rule, series)
+        if wanted:
             return StepResult(
-                f"the rule would not pick the example: it wants {' and '.join(wrong)}; name another with --example "
+                f"the rule would not pick the example: it wants {' and '.join(wanted)}; name another example with --example "
                 f"{rule.name}=PATH",
                 fault=True,
             )
         return StepResult(f"{series.frame_count} images that the rule picks")
 
     def _expect(self, rule: Rule) -> StepResult:
-        """What this program makes of the rule's example; the node must make the same of it and deliver it."""
+        """Segments the rule's example with this program; the node must deliver the same labels."""
         from monai_unet_app.bundle import load_bundle
         from monai_unet_app.config import PredictConfig, resolve_device
         from monai_unet_app.pipeline import segment_case
@@ -371,19 +366,19 @@ class _Run:
             self.sent[rule.name].expected[axes] = case.segmentation.label_volume
         return StepResult(f"{len(self._axes(rule))} result(s) to compare with")
 
-    def _axes(self, rule: Rule) -> Sequence[tuple[int, int, int]]:
-        """In which orders of its axes an example is sent: the shipped one in all of AXES, one that somebody named as it is."""
-        return AXES if rule.name not in self.how.examples else AXES[:1]
+    def _axes(self, rule: Rule) -> Sequence[Axes]:
+        """The orders of axes in which an example is sent: all AXES for the shipped example, the given order for others."""
+        return AXES if rule.name not in self.settings.examples else AXES[:1]
 
-    def _made(self, rule: Rule, axes: tuple[int, int, int]) -> Study:
-        named, headers = self.how.examples.get(rule.name), self.how.headers.get(rule.name, {})
-        example = Example(named, False, headers) if named else shipped_example(headers)
+    def _made(self, rule: Rule, axes: Axes) -> Study:
+        path, headers = self.settings.examples.get(rule.name), self.settings.headers.get(rule.name, {})
+        example = Example(path, False, headers) if path else shipped_example(headers)
         return example_study(example, rule, self.folder(), axes)
 
     def _compared_at(self, rule: Rule) -> list[Destination]:
         """Destinations at which a SEG of the rule must arrive."""
-        found = [self.site.destinations[name] for name in rule.destinations]
-        return [one for one in found if "seg" in rule.formats and "SEG" in one.profile.objects]
+        destinations = [self.site.destinations[name] for name in rule.destinations if "seg" in rule.formats]
+        return [destination for destination in destinations if "SEG" in destination.profile.objects]
 
     # the destinations by themselves
 
@@ -391,52 +386,51 @@ class _Run:
         for destination in self.site.destinations.values():
             where = _where(destination)
             for orientation in ORIENTATIONS:
-                there: list[Study] = []
+                sent: list[Study] = []
                 stored = _Step(
                     f"stores a phantom, {orientation}", where,
-                    partial(self._store, destination, orientation, there), needs,
+                    partial(self._store, destination, orientation, sent), needs,
                 )  # fmt: skip
                 yield stored
-                yield _Step(f"finds it, {orientation}", where, partial(_find, destination, there), (stored,))
+                yield _Step(f"finds it, {orientation}", where, partial(_find, destination, sent), (stored,))
                 yield _Step(
-                    f"gives it back, {orientation}", where, partial(self._retrieve, destination, there), (stored,)
+                    f"gives it back, {orientation}", where, partial(self._retrieve, destination, sent), (stored,)
                 )
-                needs = (stored,)  # one that takes nothing is not asked five times
+                needs = (stored,)  # a destination that refuses the first phantom is not sent four more
 
-    def _store(self, destination: Destination, orientation: str, there: list[Study]) -> StepResult:
+    def _store(self, destination: Destination, orientation: str, sent: list[Study]) -> StepResult:
         study = phantom_study(orientation, self.folder())
-        there.append(study)
+        sent.append(study)
         profile = replace(destination.profile, seg_encoding=None, objects=("SEG",))
         outcomes = send(replace(destination, profile=profile), study.files)
-        lost = [one for one in outcomes if not one.is_delivered]
+        lost = [outcome for outcome in outcomes if not outcome.is_delivered]
         if lost:
             return StepResult(f"{len(lost)} of {len(outcomes)} objects did not arrive: {lost[0].meaning}", fault=True)
         return StepResult(f"{len(outcomes)} objects")
 
-    def _retrieve(self, destination: Destination, there: Sequence[Study]) -> StepResult:
-        """The phantom as it comes back, compared with what went out."""
-        (study,) = there
+    def _retrieve(self, destination: Destination, sent: Sequence[Study]) -> StepResult:
+        """Compares the phantom that a destination gives back with the phantom that was sent."""
+        (study,) = sent
         assert study.labels is not None
-        got = fetch(destination, Query(study_instance_uid=study.uid), self.folder())
-        if got.problems:
-            return StepResult(got.problems[0], fault=True)
-        segs = [path for path in got.files if _modality(path) == "SEG"]
-        images = [path for path in got.files if path not in segs]
+        fetched = fetch(destination, Query(study_instance_uid=study.uid), self.folder())
+        if fetched.problems:
+            return StepResult(fetched.problems[0], fault=True)
+        segs = [path for path in fetched.files if _modality(path) == "SEG"]
+        images = [path for path in fetched.files if path not in segs]
         if not segs or not images:
             return StepResult(f"{len(images)} images and {len(segs)} SEG came back; both are needed", fault=True)
         volume = read_series(images)
-        check_by_itk(volume)  # a second opinion on the places that the labels are compared in
+        check_by_itk(volume)  # a second opinion on the geometry in which the labels are compared
         return compare_labels(
-            study.labels, read_seg(segs[0], volume), f"{got.received} objects, read by ITK at the same place"
+            study.labels, read_seg(segs[0], volume), f"{fetched.received} objects, read by ITK at the same place"
         )
 
     # through the node
 
     def _through_node(self, needs: tuple[_Step, ...]) -> Iterator[_Step]:
         taken: list[_Step] = []
-        for rule in self.site.rules if self.how.live else ():
+        for rule in self.site.rules if self.settings.live else ():
             where, count = f"rule {rule.name}", max(len(self._axes(rule)), self.site.node.workers)
-            most_s = self.how.result_s + self.site.node.stable_s
             takes = _Step(f"takes {count} studies at one time", where, partial(self._send, rule, count), needs)
             taken.append(takes)
             yield takes
@@ -444,80 +438,81 @@ class _Run:
                 for destination in self._compared_at(rule):
                     yield _Step(
                         f"its result of study {number + 1} is at {destination.name}", where,
-                        partial(self._arrived, rule, number, destination), (takes,), most_s + 30.0,
+                        partial(self._arrived, rule, number, destination), (takes,), self.longest_s + 30.0,
                     )  # fmt: skip
         if taken:
             yield _Step(
                 f"each of {self.site.node.workers} worker(s) has answered", "node",
-                self._all_workers, tuple(taken), (self.how.result_s + self.site.node.stable_s) * _MOST_ROUNDS,
+                self._all_workers, tuple(taken), self.longest_s * _MOST_ROUNDS,
             )  # fmt: skip
 
     def _send(self, rule: Rule, count: int) -> StepResult:
-        """Studies of a rule, each over an association of its own, all at the same time."""
+        """Sends the studies of a rule at the same time, each over an association of its own."""
         sent, axes = self.sent[rule.name], self._axes(rule)
         sent.studies += [self._made(rule, axes[number % len(axes)]) for number in range(count)]
-        said = self._send_studies(sent.studies)
-        sent.until = time.monotonic() + self.how.result_s + self.site.node.stable_s
-        return said
+        result = self._send_studies(sent.studies)
+        sent.until = time.monotonic() + self.longest_s
+        return result
 
     def _send_studies(self, studies: Sequence[Study]) -> StepResult:
         with ThreadPoolExecutor(len(studies)) as pool:
-            outcomes = [one for found in pool.map(lambda one: send(self.node, one.files), studies) for one in found]
-        lost = [one for one in outcomes if not one.is_delivered]
+            outcomes = [*chain.from_iterable(pool.map(lambda study: send(self.node, study.files), studies))]
+        lost = [outcome for outcome in outcomes if not outcome.is_delivered]
         if lost:
             return StepResult(f"{len(lost)} of {len(outcomes)} images were not taken: {lost[0].meaning}", fault=True)
         return StepResult(f"{len(outcomes)} images of {len(studies)} studies")
 
     def _arrived(self, rule: Rule, number: int, destination: Destination) -> StepResult:
-        """What the node made of a study, as one destination gives it back, compared with what this program makes of it."""
+        """Compares the SEG of a study that a destination has from the node with the labels that this program computes."""
         sent = self.sent[rule.name]
-        study, began, told = sent.studies[number], time.monotonic(), time.monotonic()
-        axes = self._axes(rule)
+        began = reported = time.monotonic()
+        study, axes = sent.studies[number], self._axes(rule)
         expected, volume = sent.expected[axes[number % len(axes)]], read_series(study.files)
         wanted = {KIND[name].modality for name in destination.profile.objects if KIND[name].format in rule.formats}
         wanted.discard("")  # of objects that share a Modality with images
         while True:
-            there = {str(one.get("Modality", "")) for one in find(destination, Query("series", study.uid))}
-            found = self._segs_of_all(destination, study, volume) if wanted <= there else []
-            if found:
-                all_of_it = [compare_labels(expected, one, f"{', '.join(sorted(wanted))} are there") for one in found]
-                return min(all_of_it, key=lambda said: (said.fault, said.place_mm is None, said.place_mm or 0.0))
+            present = {str(series.get("Modality", "")) for series in find(destination, Query("series", study.uid))}
+            segs = self._segs_of_all(destination, study, volume) if wanted <= present else []
+            if segs:
+                results = [compare_labels(expected, seg, f"{', '.join(sorted(wanted))} are there") for seg in segs]
+                return min(results, key=lambda result: (result.fault, result.place_mm is None, result.place_mm or 0.0))
             if refusal := self.trail.refusal(study.uid, rule.name, len(study.files)):
                 return StepResult(f"the node did not deliver it: {refusal}; its status page says why", fault=True)
             if time.monotonic() >= min(sent.until, self.until):
-                return StepResult(self._why_nothing(study, wanted - there, destination), fault=True)
-            if time.monotonic() - told >= _TELL_S:
-                told = time.monotonic()
-                left = max(0.0, min(sent.until, self.until) - told)
-                self.waiting(
-                    f"rule {rule.name}: nothing at {destination.name} for {told - began:.0f} s, {left:.0f} s more at most"
+                return StepResult(self._why_nothing(study, wanted - present, destination), fault=True)
+            if time.monotonic() - reported >= _REPORT_S:
+                reported = time.monotonic()
+                waited, left = reported - began, max(0.0, min(sent.until, self.until) - reported)
+                self.on_wait(
+                    f"rule {rule.name}: nothing at {destination.name} for {waited:.0f} s, {left:.0f} s more at most"
                 )
             time.sleep(_PAUSE_S)
 
     def _why_nothing(self, study: Study, missing: set[str], destination: Destination) -> str:
-        waited = self.how.result_s + self.site.node.stable_s
-        what = f"{', '.join(sorted(missing)) or 'a SEG of all images'} did not come to {destination.name} within {waited:g} s"
+        objects = ", ".join(sorted(missing)) or "a SEG of all images"
         if not self.trail.can_be_read:
-            where = "see the node's status page"
-        elif self.trail.has_result(study.uid):
-            where = "the node has made the result and has not delivered it; look at the destination and the status page"
+            advice = "see the node's status page"
+        elif self.trail.has_results({study.uid}):
+            advice = (
+                "the node has made the result and has not delivered it; look at the destination and the status page"
+            )
         else:
-            where = "no worker has answered the node about this study; look at the workers (status page, processes)"
-        return f"{what}; {where}"
+            advice = "no worker has made a result of this study; look at the workers (status page, processes)"
+        return f"{objects} did not come to {destination.name} within {self.longest_s:g} s; {advice}"
 
     def _segs_of_all(self, destination: Destination, study: Study, volume: Volume) -> list[Volume]:
-        """The labels of each SEG of the whole study; a node that waited too little has made one of a part of it before."""
-        found, images = [], set(volume.provenance.sop_instance_uids)
+        """The labels of each SEG of the whole study; a node that waited too little has made a SEG of a part of it before."""
+        segs, images = [], set(volume.provenance.sop_instance_uids)
         for series in find(destination, Query("series", study_instance_uid=study.uid, modality="SEG")):
-            got = fetch(destination, Query("series", study.uid, str(series.SeriesInstanceUID)), self.folder())
-            for file in got.files:
+            fetched = fetch(destination, Query("series", study.uid, str(series.SeriesInstanceUID)), self.folder())
+            for file in fetched.files:
                 (source,) = load_dataset(file, with_pixels=False).ReferencedSeriesSequence
                 if len(source.ReferencedInstanceSequence) == len(images):
-                    found.append(read_seg(file, volume))
-        return found
+                    segs.append(read_seg(file, volume))
+        return segs
 
     def _all_workers(self) -> StepResult:
-        """Whether as many workers have answered as the site file asks for; sends more studies at one time until they have."""
+        """Whether as many workers have made results as the site file asks for; sends more studies until they have."""
         wanted, rule = self.site.node.workers, self.site.rules[0]
         if not self.trail.can_be_read:
             return StepResult(
@@ -527,27 +522,26 @@ class _Run:
             )
         studies = {study.uid for sent in self.sent.values() for study in sent.studies}
         for more_rounds in reversed(range(_MOST_ROUNDS)):
-            end = time.monotonic() + self.how.result_s + self.site.node.stable_s
-            while not self.trail.has_results(studies) and time.monotonic() < min(end, self.until):
+            end = min(time.monotonic() + self.longest_s, self.until)
+            while not self.trail.has_results(studies) and time.monotonic() < end:
                 time.sleep(_PAUSE_S)
-            is_over = not more_rounds or time.monotonic() >= min(end, self.until)
+            is_over = not more_rounds or time.monotonic() >= end
             if is_over or len(self.trail.workers(studies)) >= wanted:
                 break
             more = [self._made(rule, self._axes(rule)[0]) for _ in range(2 * wanted)]
             self._send_studies(more)
             studies |= {study.uid for study in more}
-        found = len(self.trail.workers(studies))
-        text = f"{found} of {wanted} by the node's audit trail, {len(studies)} studies"
-        return StepResult(
-            text if found >= wanted else f"{text}; a worker hangs or does not start: see status page and processes",
-            found < wanted,
-        )
+        count = len(self.trail.workers(studies))
+        text = f"{count} of {wanted} by the node's audit trail, {len(studies)} studies"
+        if count >= wanted:
+            return StepResult(text)
+        return StepResult(f"{text}; a worker hangs or does not start: see status page and processes", fault=True)
 
 
-def _node(site: Site, how: Commissioning) -> Destination:
-    """The node as others reach it."""
-    host = how.node_host or address_of_node(site.node.host, site.node.networks)
-    peer = Dimse(host, site.node.port, site.node.ae_title, how.calling_ae_title, tls=site.node.tls)
+def _node(site: Site, settings: Commissioning) -> Destination:
+    """The node as a destination."""
+    host = settings.node_host or address_of_node(site.node.host, site.node.networks)
+    peer = Dimse(host, site.node.port, site.node.ae_title, settings.calling_ae_title, tls=site.node.tls)
     return Destination("node", peer, answer_s=site.node.idle_s)
 
 
@@ -559,9 +553,9 @@ def _answers(destination: Destination) -> StepResult:
     return StepResult(f"{echo(destination).seconds:.2f} s")
 
 
-def _find(destination: Destination, there: Sequence[Study]) -> StepResult:
-    found = find(destination, Query(study_instance_uid=there[0].uid))
-    return StepResult("1 study" if len(found) == 1 else f"{len(found)} studies, one is needed", fault=len(found) != 1)
+def _find(destination: Destination, sent: Sequence[Study]) -> StepResult:
+    count = len(find(destination, Query(study_instance_uid=sent[0].uid)))
+    return StepResult("1 study" if count == 1 else f"{count} studies, one is needed", fault=count != 1)
 
 
 def _modality(path: Path) -> str:

@@ -1,7 +1,7 @@
-"""What a person finds a study by: header values that the site file names, such as the accession number.
+"""Hints by which a person finds a study: header values that the site file names, such as the accession number.
 
-They are identity. They are read from the received files when a reviewer asks, are kept in memory only, and never reach the
-queue, the audit trail, a log or a URL.
+Hints identify a patient. They are read from the received files when a reviewer asks, are kept in memory only, and never reach
+the database, the audit trail, a log or a URL.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydicom.datadict import dictionary_description
 from dicom_io.errors import DicomIoError
 from dicom_io.reading.instances import READ_ERRORS, load_dataset
 
-_LEAST_CHARACTERS = 3  # of a search: fewer would list everybody
+_LEAST_CHARACTERS = 3  # of a search; fewer would list all studies
 _LONGEST = 64
 
 
@@ -23,22 +23,22 @@ class Hints:
     """The header values of studies by which a site finds them."""
 
     def __init__(self, received: Path, keywords: Sequence[str]) -> None:
-        """Nothing is read yet.
+        """No file is read yet.
 
         Args:
             received: Folder with one folder for each study.
-            keywords: DICOM keywords of the values, in the order in which they are shown; none: there are no hints.
+            keywords: DICOM keywords of the values, in the order in which they are shown; empty: there are no hints.
         """
         self._received, self._keywords = received, list(keywords)
         self._read: dict[str, tuple[str, ...]] = {}
 
     @property
     def names(self) -> list[str]:
-        """The name of each value, as DICOM's dictionary has it."""
+        """The name of each value in the DICOM dictionary."""
         return [dictionary_description(keyword) for keyword in self._keywords]
 
     def of(self, study: str) -> tuple[str, ...]:
-        """The values of a study, one for each name; empty texts where its headers do not say."""
+        """The values of a study, one for each name; empty texts for values that its headers lack."""
         if study not in self._read:
             path = _first_instance(self._received / study)
             if path is None:
@@ -47,7 +47,7 @@ class Hints:
         return self._read[study]
 
     def find(self, text: str) -> list[str]:
-        """Studies of which a value contains a text, upper or lower case alike; none for a text of fewer than 3 characters."""
+        """Studies with a value that contains a text, regardless of case; none for a text of fewer than 3 characters."""
         wanted = text.strip().casefold()
         if not self._keywords or len(wanted) < _LEAST_CHARACTERS or not self._received.is_dir():
             return []
@@ -60,12 +60,12 @@ class Hints:
         try:
             header = load_dataset(path, with_pixels=False, keywords=self._keywords)
             return tuple(" ".join(str(header.get(keyword) or "").split())[:_LONGEST] for keyword in self._keywords)
-        except (DicomIoError, *READ_ERRORS):  # type: ignore[misc]  # a header that cannot be read says nothing
+        except (DicomIoError, *READ_ERRORS):  # type: ignore[misc]  # READ_ERRORS is a tuple of any length
             return ("",) * len(self._keywords)
 
 
 def _first_instance(study: Path) -> Path | None:
-    """One DICOM file of a study; None where there is none."""
+    """A DICOM file of a study; None if it has none."""
     for folder, _, names in os.walk(study):
         for name in names:
             if name.endswith(".dcm"):

@@ -1,4 +1,4 @@
-"""Review pages of a node: each is made once, in the background, and is compared with the patient's earlier result."""
+"""Review pages of a node: each is made once, in the background, and compares the result with the patient's earlier result."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from monai_unet_app.service.reviews import document_of, page_of, review_page
 from monai_unet_app.service.rows import FOLLOW_UPS, Result
 
 SOON_S = 0.5
-"""A page that takes longer is waited for on a page of its own."""
+"""A browser that would wait longer for a review page gets a waiting page instead."""
 
 _IDENTITY = ("PatientID", "IssuerOfPatientID", "PatientBirthDate")
 _WHEN = ("StudyDate", "StudyTime")
-_MOST_COMPARED = 1000  # results that are searched for an earlier one, the newest first
+_MOST_COMPARED = 1000  # results among which an earlier result is searched, the newest first
 
 
 class ReviewPages:
-    """Makes review pages. Whoever asks for one that is being made waits for it with the others."""
+    """Makes review pages; several requests for the same page wait for one making of it."""
 
     def __init__(self, node: Node) -> None:
-        """Nothing is made yet."""
+        """No page is being made yet."""
         self._node, self._lock = node, threading.Lock()
         self._making: dict[int, tuple[Future[Path], float]] = {}
         self._patients = Hints(node.store.folder, (*_IDENTITY, *_WHEN))
 
     def make(self, result: Result) -> Future[Path]:
-        """The page on a result, or what prevents it, as soon as it is known; see `reviews.review_page`."""
+        """The review page of a result, or the error that prevents it; see `reviews.review_page`."""
         with self._lock:
             known = self._making.get(result.id)
-            if known is not None and known[0].done():  # a failure, which is told once; then it is tried again
+            if known is not None and known[0].done():  # a failure is reported once, then the page is tried again
                 return self._making.pop(result.id)[0]
             if known is None:
                 self._making[result.id] = Future(), time.monotonic()
@@ -42,7 +42,7 @@ class ReviewPages:
             return self._making[result.id][0]
 
     def seconds(self, result: Result) -> float:
-        """For how long the page has been made; 0 if it is not being made."""
+        """Seconds for which the page has been in the making; 0 if it is not."""
         with self._lock:
             return time.monotonic() - self._making[result.id][1] if result.id in self._making else 0.0
 
@@ -50,7 +50,7 @@ class ReviewPages:
         future = self._making[result.id][0]
         try:
             path = self._made(result)
-        except BaseException as error:  # whoever waits for the page is told
+        except BaseException as error:  # the requests that wait for the page get the error
             future.set_exception(error)
             return
         with self._lock:
@@ -63,34 +63,40 @@ class ReviewPages:
         if earlier is not None:
             try:
                 return review_page(self._node, result, post_url, document_of(self._node, earlier))
-            except InputRefusedError:  # such as other structures: then there is nothing to compare with
+            except InputRefusedError:  # for instance other structures, which cannot be compared
                 pass
         return review_page(self._node, result, post_url)
 
     def earlier(self, result: Result) -> Result | None:
         """The result of the same rule on an earlier study of the same patient; None if there is none, or more than one.
 
-        Patient ID, its issuer and the date of birth must be alike and the ID present. A result counts that has been delivered
-        and that nobody has rejected or corrected. Of several studies the last before this one is taken.
+        Patient ID, its issuer and the date of birth must be equal, and the ID not empty. Only results count that were delivered
+        and that nobody has rejected or corrected. Of several earlier studies, the last one is taken.
         """
-        who, when = self._patient(result)
-        if not who[0] or not when[0]:
+        patient, time_of_study = self._patient(result)
+        if not patient[0] or not time_of_study[0]:
             return None
-        found: dict[tuple[str, ...], list[Result]] = {}
-        for one in self._node.queue.results(("delivered",), _MOST_COMPARED):
-            if one.rule != result.rule or one.study == result.study or not one.series or one.verdict in FOLLOW_UPS:
+        by_study: dict[tuple[str, ...], list[Result]] = {}
+        for other in self._node.queue.results(("delivered",), _MOST_COMPARED):
+            if (
+                other.rule != result.rule
+                or other.study == result.study
+                or not other.series
+                or other.verdict in FOLLOW_UPS
+            ):
                 continue
-            other, other_when = self._patient(one)
-            if other == who and other_when[0] and other_when < when and self._stands(one):
-                found.setdefault((*other_when, one.study), []).append(one)
-        last = found[max(found)] if found else []
-        newest = {one.series: one for one in sorted(last, key=lambda one: one.id)}
+            other_patient, other_time = self._patient(other)
+            if other_patient == patient and other_time[0] and other_time < time_of_study and self._is_valid(other):
+                by_study.setdefault((*other_time, other.study), []).append(other)
+        last = by_study[max(by_study)] if by_study else []
+        newest = {other.series: other for other in sorted(last, key=lambda other: other.id)}
         return next(iter(newest.values())) if len(newest) == 1 else None
 
     def _patient(self, result: Result) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        said = self._patients.of(result.study)
-        return said[: len(_IDENTITY)], said[len(_IDENTITY) :]
+        """The identity of the patient, and the date and time of the study."""
+        values = self._patients.of(result.study)
+        return values[: len(_IDENTITY)], values[len(_IDENTITY) :]
 
-    def _stands(self, result: Result) -> bool:
+    def _is_valid(self, result: Result) -> bool:
         decisions = self._node.queue.decisions_of(result.id)
-        return bool(result.folder) and all(one.decision in ("accepted", "released") for one in decisions)
+        return bool(result.folder) and all(decision.decision in ("accepted", "released") for decision in decisions)

@@ -1,6 +1,6 @@
-"""The studies that an acceptance test sends: phantoms for archives, example cases for a node's rules.
+"""The studies that a site acceptance sends: phantoms for archives, and example cases for the rules of a node.
 
-Every study gets new UIDs, and a PatientName and PatientID that begin with COMMISSION. An example that somebody gives is
+Every study gets new UIDs, and a PatientName and PatientID that begin with COMMISSION. An example given by the user is
 de-identified first (PS3.15 Annex E). The headers that a rule asks for are made from the patterns of the rule.
 """
 
@@ -33,11 +33,12 @@ from monai_unet_app.service.site_file import Rule
 from monai_unet_app.shipped import shipped
 
 PATIENT = "COMMISSION"
-"""What PatientName and PatientID of everything that is sent begin with."""
+"""The beginning of PatientName and PatientID in all objects that are sent."""
 
 ORIENTATIONS = ("axial", "sagittal", "coronal", "oblique", "feet first")
-AXES = ((0, 1, 2), (2, 0, 1))
-"""Orders of the array axes in which an example is sent: the same anatomy as two acquisitions."""
+Axes = tuple[int, int, int]
+AXES: tuple[Axes, ...] = ((0, 1, 2), (2, 0, 1))
+"""Orders of the array axes in which an example is sent: the same anatomy, acquired in two orientations."""
 
 _IDENTITY = ("PatientName", "PatientID")
 _DESCRIPTION = {"StudyDescription": "Site acceptance, no patient"}
@@ -46,7 +47,7 @@ _FIXED = {
     "SOPClassUID", "Modality", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID",
     "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient",
 }  # fmt: skip
-"""Attributes that say what the pixels are and where they lie: no value is made for them to fit a rule."""
+"""Attributes that describe the pixels and their place: no values are made for them to match a rule."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Study:
 
     Attributes:
         uid: StudyInstanceUID.
-        files: What is sent.
-        labels: Shape (I, J, K): what its SEG means, on the grid of the series; None where it has no SEG.
+        files: The files to send.
+        labels: Shape (I, J, K): the labels of its SEG, on the grid of the series; None if it has no SEG.
     """
 
     uid: str
@@ -70,8 +71,8 @@ class Example:
 
     Attributes:
         source: NIfTI file, DICOM file, or folder with one DICOM series.
-        is_shipped: It came with this program; nobody named it.
-        headers: DICOM keyword -> value that the example gets; no UIDs of instances, and no identity but `PATIENT`'s.
+        is_shipped: The example is part of this program; the user named none.
+        headers: DICOM keyword -> value that the example gets; no UIDs, and no identity except one that begins with `PATIENT`.
     """
 
     source: Path
@@ -80,7 +81,7 @@ class Example:
 
     @property
     def is_dicom(self) -> bool:
-        """Whether it is DICOM already."""
+        """Whether the example is DICOM already."""
         return self.source.is_dir() or read_instance(self.source) is not None
 
 
@@ -91,43 +92,44 @@ def shipped_example(headers: Mapping[str, str]) -> Example:
 
 def phantom_study(orientation: str, folder: Path) -> Study:
     """A phantom in one of ORIENTATIONS as an MR series with the SEG of its labels."""
-    made = dicomize(
-        phantom(orientation), folder, labels=labels_of(orientation), segments=_SEGMENTS, case_id=uuid.uuid4().hex
+    labels, case_id = labels_of(orientation), uuid.uuid4().hex
+    case = dicomize(phantom(orientation), folder, labels=labels, segments=_SEGMENTS, case_id=case_id)
+    assert case.seg is not None
+    return _with_headers(
+        [*sorted(case.series_folder.glob("*.dcm")), case.seg], f"phantom {orientation}", {}, case.labels
     )
-    assert made.seg is not None
-    return _stamped([*sorted(made.series_folder.glob("*.dcm")), made.seg], f"phantom {orientation}", {}, made.labels)
 
 
-def example_study(example: Example, rule: Rule, folder: Path, axes: tuple[int, int, int]) -> Study:
+def example_study(example: Example, rule: Rule, folder: Path, axes: Axes) -> Study:
     """An example as a study for a rule, with new UIDs each time.
 
     Args:
-        example: From `shipped_example`, or what somebody named.
-        rule: Its patterns say what the headers must be.
-        folder: Where the files go; must not exist yet.
-        axes: Order of the array axes; a DICOM example stays as it is.
+        example: From `shipped_example`, or given by the user.
+        rule: Its patterns decide which headers are needed.
+        folder: Folder for the files; must not exist yet.
+        axes: Order of the array axes; the axes of a DICOM example stay as they are.
 
     Raises:
-        InputRefusedError: A header cannot be made to fit the rule, or the example cannot be used.
+        InputRefusedError: No header can be made that matches the rule, or the example cannot be used.
         DicomIoError: The example cannot be read.
     """
     if example.is_dicom:
         files = _without_identity(example.source, folder)
     else:
-        case = dicomize(_turned(example.source, axes), folder, case_id=uuid.uuid4().hex)
+        case = dicomize(_reordered(example.source, axes), folder, case_id=uuid.uuid4().hex)
         files = sorted(case.series_folder.glob("*.dcm"))
-    return _stamped(files, f"example for {rule.name}", fitting_headers(example, rule, files[0]))
+    return _with_headers(files, f"example for {rule.name}", fitting_headers(example, rule, files[0]))
 
 
 def fitting_headers(example: Example, rule: Rule, file: Path) -> dict[str, str]:
-    """DICOM keyword -> value that an example must get for a rule to pick it.
+    """DICOM keyword -> value with which the rule picks an example.
 
     Raises:
-        InputRefusedError: With everything that cannot be made to fit, and what to do.
+        InputRefusedError: Lists all keywords for which there is no such value, with the remedies.
     """
     header = load_dataset(file, with_pixels=False, keywords=list(rule.match))
-    found = dict(example.headers)
-    problems = [_why_not_given(rule, keyword) for keyword, value in found.items() if not _may_be_given(keyword, value)]
+    values = dict(example.headers)
+    problems = [_why_not_given(rule, keyword) for keyword, value in values.items() if not _may_be_given(keyword, value)]
     for keyword, pattern in rule.match.items():
         value = example.headers.get(keyword)
         if value is None and keyword in _IDENTITY:
@@ -137,12 +139,12 @@ def fitting_headers(example: Example, rule: Rule, file: Path) -> dict[str, str]:
         elif value is None and not _is_fixed(keyword):
             value = matching_text(pattern)
         if value is not None and pattern.search(value):
-            found[keyword] = value
+            values[keyword] = value
         else:
-            problems.append(_why_not(example, rule, keyword, pattern, value))
+            problems.append(_why_no_match(example, rule, keyword, pattern, value))
     if problems:
         raise InputRefusedError("; ".join(problems))
-    return found
+    return values
 
 
 def _may_be_given(keyword: str, value: str) -> bool:
@@ -156,16 +158,16 @@ def _why_not_given(rule: Rule, keyword: str) -> str:
     )
 
 
-def _why_not(example: Example, rule: Rule, keyword: str, pattern: re.Pattern[str], value: str | None) -> str:
-    what = f"rule {rule.name} picks series whose {keyword} contains {pattern.pattern!r}"
+def _why_no_match(example: Example, rule: Rule, keyword: str, pattern: re.Pattern[str], value: str | None) -> str:
+    wanted = f"rule {rule.name} picks series whose {keyword} contains {pattern.pattern!r}"
     if value is not None:
-        return f"{what}; the value given with --header does not; correct it"
+        return f"{wanted}; the value given with --header does not; correct it"
     if keyword in _IDENTITY:
-        return f"{what}; everything that is sent has one that begins with {PATIENT}; let the rule accept that as well"
+        return f"{wanted}; everything that is sent has one that begins with {PATIENT}; let the rule accept that as well"
     if _is_fixed(keyword):
         which = "the shipped example (an MR crop)" if example.is_shipped else "the example"
-        return f"{what}; {which} has another one, and it says what the image is; name an image with --example {rule.name}=PATH"
-    return f"{what}; no such value could be made from the pattern; give one with --header {rule.name}.{keyword}=VALUE"
+        return f"{wanted}; {which} has another value, which describes the image; name an image with --example {rule.name}=PATH"
+    return f"{wanted}; no such value could be made from the pattern; give one with --header {rule.name}.{keyword}=VALUE"
 
 
 def _is_fixed(keyword: str) -> bool:
@@ -174,22 +176,24 @@ def _is_fixed(keyword: str) -> bool:
 
 
 def _of_a_patient(pattern: re.Pattern[str]) -> str | None:
-    text, one = matching_text(pattern), f"{PATIENT}-{uuid.uuid4().hex[:12]}"
-    tries = [one] if text is None else [one, f"{one} {text}", f"{PATIENT} {text}", f"{PATIENT}^{text}"]
-    return next((value for value in tries if pattern.search(value)), None)
+    """A PatientName or PatientID that begins with `PATIENT` and that the pattern finds; None if none could be made."""
+    text, plain = matching_text(pattern), _new_patient_id()
+    candidates = [plain] if text is None else [plain, f"{plain} {text}", f"{PATIENT} {text}", f"{PATIENT}^{text}"]
+    return next((value for value in candidates if pattern.search(value)), None)
 
 
-def _stamped(files: Sequence[Path], what: str, headers: Mapping[str, str], labels: Volume | None = None) -> Study:
-    """The files under a made-up patient of their own, with these headers."""
-    told: dict[str, str] = {
-        "PatientName": f"{PATIENT}^{what}",
-        "PatientID": f"{PATIENT}-{uuid.uuid4().hex[:12]}",
-        **_DESCRIPTION,
-        **headers,
-    }
+def _new_patient_id() -> str:
+    return f"{PATIENT}-{uuid.uuid4().hex[:12]}"
+
+
+def _with_headers(
+    files: Sequence[Path], description: str, headers: Mapping[str, str], labels: Volume | None = None
+) -> Study:
+    """Gives the files these headers and an invented patient of their own."""
+    patient = {"PatientName": f"{PATIENT}^{description}", "PatientID": _new_patient_id()}
     for path in files:
         dataset = dcmread(path)
-        for keyword, value in told.items():
+        for keyword, value in {**patient, **_DESCRIPTION, **headers}.items():
             _set(dataset, keyword, value)
         dataset.save_as(path, enforce_file_format=True)
     return Study(str(dataset.StudyInstanceUID), tuple(files), labels)
@@ -209,27 +213,29 @@ def _without_identity(source: Path, folder: Path) -> list[Path]:
     outcome = deidentify(files_of([source], folder), folder, new_key())
     if outcome.problems:
         raise InputRefusedError(f"the example cannot be de-identified: {outcome.problems[0]}")
-    images = [one for one in survey_files(sorted(folder.rglob("*.dcm"))).series if one.kind == "image"]
+    images = [series for series in survey_files(sorted(folder.rglob("*.dcm"))).series if series.kind == "image"]
     if len(images) != 1:
-        raise InputRefusedError(f"the example holds {len(images)} image series; a folder with one is needed")
+        raise InputRefusedError(
+            f"the example holds {len(images)} image series; a folder with one image series is needed; name another"
+        )
     return list(images[0].files)
 
 
-def _turned(source: Path, axes: tuple[int, int, int]) -> Volume:
-    """The image of a file, its axes in another order: the same anatomy as another acquisition."""
+def _reordered(source: Path, axes: Axes) -> Volume:
+    """The image of a file with its axes in another order: the same anatomy at the same place."""
     from monai_unet_app.data.read import read_volume
 
     image = read_volume(source)
-    affine = image.affine_lps.copy()
-    affine[:, :3] = affine[:, :3][:, list(axes)]
-    return Volume(np.ascontiguousarray(image.array.transpose(axes)), affine, Provenance("nifti"))
+    affine_lps = image.affine_lps.copy()
+    affine_lps[:, :3] = affine_lps[:, list(axes)]
+    return Volume(np.ascontiguousarray(image.array.transpose(axes)), affine_lps, Provenance("nifti"))
 
 
 # a text that a pattern finds
 
 
 def matching_text(pattern: re.Pattern[str]) -> str | None:
-    """A short text that the pattern finds; None where none could be made. Whatever is given back was tried."""
+    """A short text that the pattern finds, verified; None if no such text could be made."""
     try:
         text = _text(_parser.parse(pattern.pattern, pattern.flags))
     except (KeyError, ValueError, TypeError):
@@ -259,18 +265,18 @@ _MADE: dict[Any, Any] = {
     sre.MAX_REPEAT: lambda value: value[0] * _text(value[2]) if value[0] else "",
     sre.MIN_REPEAT: lambda value: value[0] * _text(value[2]) if value[0] else "",
 }
-"""What stands for each part of a pattern; a part that is not here cannot be made."""
+"""Operation of a parsed pattern -> a text that it matches; no text is made for other operations."""
 
 
 # the phantom
 
 
 def phantom(orientation: str) -> Volume:
-    """A lopsided body with a gradient, in one of ORIENTATIONS; its place follows from `_affine` alone."""
+    """A lopsided body with a gradient of intensities, shape (I, J, K), in one of ORIENTATIONS, placed by `_affine_lps`."""
     i, j, k = np.meshgrid(*(np.arange(n) for n in _SHAPE), indexing="ij")
     inside = labels_of(orientation).array > 0
     array = np.rint(100 + 3 * i + 2 * j + 5 * k + 300 * inside).astype(np.float32)
-    return Volume(array, _affine(orientation), Provenance("nifti"))
+    return Volume(array, _affine_lps(orientation), Provenance("nifti"))
 
 
 _SHAPE = (22, 26, 18)
@@ -283,8 +289,9 @@ _DIRECTIONS = {
 }
 
 
-def _affine(orientation: str) -> NDArray[np.float64]:
-    found = np.eye(4)
+def _affine_lps(orientation: str) -> NDArray[np.float64]:
+    """Shape (4, 4), LPS mm."""
+    affine_lps = np.eye(4)
     if orientation == "oblique":
         a, b = np.deg2rad([30.0, 17.0])
         first = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
@@ -292,18 +299,18 @@ def _affine(orientation: str) -> NDArray[np.float64]:
         axes = first @ second
     else:
         axes = np.array(_DIRECTIONS[orientation], dtype=float).T
-    found[:3, :3] = axes @ np.diag(_STEPS_MM)
-    found[:3, 3] = (-31.5, 12.25, 40.0)
-    return found
+    affine_lps[:3, :3] = axes @ np.diag(_STEPS_MM)
+    affine_lps[:3, 3] = (-31.5, 12.25, 40.0)
+    return affine_lps
 
 
 def labels_of(orientation: str) -> Volume:
-    """Two structures of the phantom: a body, and a nose so that no axis can be turned round unnoticed."""
+    """Labels of the phantom, shape (I, J, K): 1 is a body, 2 a nose, so that no flip of an axis stays unnoticed."""
     i, j, k = np.meshgrid(*(np.arange(n) for n in _SHAPE), indexing="ij")
     body = ((i - 8) / 6) ** 2 + ((j - 15) / 9) ** 2 + ((k - 7) / 5) ** 2 < 1
     nose = (abs(i - 15) < 3) & (abs(j - 6) < 2) & (abs(k - 12) < 3)
-    return Volume((body + 2 * (nose & ~body)).astype(np.uint8), _affine(orientation), Provenance("nifti"))
+    return Volume((body + 2 * (nose & ~body)).astype(np.uint8), _affine_lps(orientation), Provenance("nifti"))
 
 
 _SEGMENTS: tuple[Segment, ...] = load_segments(shipped("bundles") / "hippocampus_mri_unet3d/configs/segments.json")
-"""Two coded segments; what they are called does not matter here."""
+"""Two coded segments; their names do not matter here."""

@@ -1,4 +1,4 @@
-"""Reviews through the node: pages are made, and verdicts applied, by `monai-unet review` in a process of its own."""
+"""Reviews of a node's results; `monai-unet review`, in a process of its own, makes the pages and applies the verdicts."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,14 @@ from monai_unet_app.service.uploads import images_of
 from monai_unet_app.service.work import digest_of, variant_of
 
 PAGE_S = 300.0
-"""How long making a page may take."""
+"""Seconds that making a page may take."""
 
 _FOLLOWING: dict[str, tuple[str, set[str]]] = {
     "rejection note": ("*_rejection.dcm", {"KO"}),
     "corrected": ("*_corrected_*", {kind.name for kind in RESULT_KINDS if kind.from_labels}),
     "verified": ("*_sr_verified.dcm", {"SR"}),
 }
-"""What follows from a decision: its files, and the kinds of objects of which a destination must take one."""
+"""What follows from a decision -> its files, and the kinds of objects; a destination must take at least one of the kinds."""
 
 TRAINING = "training"
 """Folder of the node for corrected cases."""
@@ -41,203 +42,241 @@ _REFUSED = 3  # exit code
 
 
 def page_of(node: Node, result: Result) -> Path:
-    """Where the page on a result is, or will be; its PDF, `review.pdf`, is beside it."""
+    """The path of the review page of a result, made or not; its PDF, `review.pdf`, is beside it."""
     return _folder(node, result) / "index.html"
 
 
 def review_page(node: Node, result: Result, post_url: str, prior: Path | None = None) -> Path:
-    """The page on a result, made where it is not there yet; it names the patient.
+    """The review page of a result, made unless it exists already; the page names the patient.
 
     Args:
-        node: Keeps the result, and the page afterwards.
-        result: One that has files.
-        post_url: Where the page sends a decision.
-        prior: An earlier `result.json` of the same patient, to compare sizes with.
+        node: Keeps the result and its page.
+        result: A result with files.
+        post_url: The address to which the page sends a decision.
+        prior: An earlier `result.json` of the same patient, for comparing sizes.
 
     Raises:
         AppError: The site shows no identities, or the result cannot be reviewed; the message says why.
     """
     if not node.config.show_identity:
-        raise InputRefusedError("this site shows no identities (show_identity); review it with monai-unet review")
+        raise InputRefusedError(
+            "this site shows no identities (show_identity); a review page names the patient; use monai-unet review"
+        )
     check_files(node, result, needs_document=True)
     page = page_of(node, result)
-    words = ["--result", str(document_of(node, result)), *_image(node, result), "--bundle", _bundle(node, result)]
+    options = ["--result", str(document_of(node, result)), *_image(node, result), "--bundle", _bundle(node, result)]
     if not page.exists():
-        words += ["--prior", str(prior), "--same-patient"] if prior else []
-        _run([*words, "--output", str(page.parent), "--post-url", post_url])
+        options += ["--prior", str(prior), "--same-patient"] if prior else []
+        _run([*options, "--output", str(page.parent), "--post-url", post_url])
     return page
 
 
 def standing(node: Node, result: Result) -> dict[str, Any]:
-    """What became of a result so far: "state", "open" (somebody may decide), "decided" (decision, by whom, when; or None).
+    """The state of a result: "state", "open" (a reviewer may decide), "decided" (decision, by whom, when; or None).
 
-    What was decided about the same bytes was decided about this result.
+    A decision about a result with the same bytes is a decision about this result.
     """
     decisions = node.queue.decisions_of(result.id)
     last = decisions[-1] if decisions else None
     return {
         "state": result.state,
-        "open": result.state in DECIDABLE and not any(one.is_final for one in decisions),
+        "open": result.state in DECIDABLE and not any(decision.is_final for decision in decisions),
         "decided": None if last is None else {"decision": last.decision, "by": last.who, "at": last.at},
     }
 
 
 def decide(
-    node: Node, result: Result, verdict: dict[str, Any], who: str, corrected: Path | None = None
+    node: Node, result: Result, verdict: dict[str, Any], reviewer: str, corrected: Path | None = None
 ) -> dict[str, Any]:
-    """Does what a signed-in reviewer decided, and gives the record that `review.verdict.apply_verdict` writes.
+    """Applies the verdict of a signed-in reviewer, and gives the record that `review.verdict.apply_verdict` writes.
 
-    Accepted: the result goes out if it was held back, and a verified report after it. Rejected or corrected: it does not go
-    out; where it is out already, or an earlier version that nobody has decided about, a rejection note goes after it that names
-    both. Corrected: the corrected result goes out, and its case is kept to train on. The clock of the node says when it was
-    decided.
+    Accepted: the result is delivered if it was held back, then a verified report. Rejected or corrected: the result is not
+    delivered; if it was delivered already, or an earlier version without a decision was, a rejection note that names both
+    follows. Corrected: the corrected result is delivered, and its case is kept for training. The node's clock gives the time of
+    the decision.
 
     Args:
         node: Keeps the result.
-        result: What the verdict is about.
-        verdict: As the page sends it.
-        who: Name of the reviewer.
+        result: The result that the verdict is about.
+        verdict: The JSON document of the review page.
+        reviewer: Name of the reviewer.
         corrected: The mask of a correction.
 
     Raises:
-        DecidedError: Somebody else has decided about the result, or it is another one now.
-        AppError: The verdict is about something else, or cannot be applied; the message says why.
+        DecidedError: Somebody else has decided about the result, or it has changed meanwhile.
+        AppError: The verdict is about another result, or cannot be applied; the message says why.
     """
-    with node.decision_locks[result.id]:  # the second of two waits, and then hears of the first
+    with node.decision_locks[result.id]:  # a second decision at the same time waits, and is then told of the first
         node.queue.check_undecided(result.id)
-        result = _present(node, result.id)  # as it is now
+        result = _current(node, result.id)
         check_files(node, result, needs_document=True)
         folder = _folder(node, result)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".verdict-") as scratch:
-            earlier = earlier_versions(node.queue, result)
-            whole = [one for one in earlier if not node.lost_results.why_lost(one) and not _lacks_document(node, one)]
-            record = _applied(node, result, verdict, who, corrected, Path(scratch), whole)
-            _take_effect(node, result, record, who, Path(scratch), earlier)
-            if record["decision"] != "accepted":
-                _tell_of_unnamed(node, [one for one in earlier if one not in whole])
+            application = _Application(node, result, reviewer, Path(scratch), earlier_versions(node.queue, result))
+            record = application.apply(verdict, corrected)
+            application.take_effect(record)
     return record
 
 
-def _take_effect(
-    node: Node, result: Result, record: dict[str, Any], who: str, made: Path, earlier: Sequence[Result]
-) -> None:
-    """Records a decision and what follows from it, all of it or nothing.
+@dataclass(frozen=True)
+class _Application:
+    """A verdict that is being applied.
+
+    Attributes:
+        node: Keeps the result.
+        result: The result that the verdict is about.
+        reviewer: Name of the reviewer.
+        output: Folder for the record and the objects that follow from the verdict.
+        earlier: Earlier versions of the result, which are rejected with it if it is not accepted.
+    """
+
+    node: Node
+    result: Result
+    reviewer: str
+    output: Path
+    earlier: Sequence[Result]
+
+    @cached_property
+    def named(self) -> list[Result]:
+        """The earlier versions that a rejection note can name, because their files are not lost."""
+        present = [version for version in self.earlier if not self.node.lost_results.why_lost(version)]
+        return [version for version in present if not _lacks_document(self.node, version)]
+
+    def apply(self, verdict: dict[str, Any], corrected: Path | None) -> dict[str, Any]:
+        """Writes the record of a verdict, and the objects that follow from it, into `output`; gives the record."""
+        node, result = self.node, self.result
+        options = ["--result", str(document_of(node, result)), "--output", str(self.output)]
+        options += ["--variants", str(node.result_folder(result))]
+        options += ["--delivered"] if result.state not in HELD_BACK else []
+        for version in self.named:
+            options += ["--superseded", str(node.result_folder(version))]
+        options += ["--reviewer", self.reviewer, "--organization", node.config.organization or "unknown"]
+        if corrected is not None:
+            options += ["--correction", str(corrected), "--training", str(self.output / TRAINING)]
+            options += _image(node, result)
+        file = self.output / "verdict.json"
+        file.write_text(json.dumps(verdict))
+        record: dict[str, Any] = json.loads(_run([*options, "--apply", str(file), "--json"]))
+        return record
+
+    def take_effect(self, record: dict[str, Any]) -> None:
+        """Records a decision and sends what follows from it, all of it or nothing.
+
+        Raises:
+            DecidedError: Somebody else has decided about the result or an earlier version meanwhile.
+        """
+        node, result, kind = self.node, self.result, record["decision"]
+        destinations = node.site.destinations_for(result.rule, result.series)
+        decision = Decision(result.id, kind, self.reviewer, record["applied_at"])
+        facts = {"who": self.reviewer, "study": result.study, "result": result.id, "decision": kind}
+        with node.queue.transaction():
+            node.queue.record_if_undecided(decision)
+            if kind != "accepted" and earlier_versions(node.queue, result) != list(self.earlier):
+                raise DecidedError(
+                    f"an earlier version of result {result.id} was decided on or delivered meanwhile; decide once more"
+                )
+            _write_record(node, result, decision, record["comment"], record)
+            if kind == "accepted":
+                node.queue.send_held_back(result.id, destinations)
+                node.audit.write("decided", **facts, destinations=destinations)
+                _send(node, result, "verified", self.output, destinations)
+            else:
+                reached = self._reached()
+                node.queue.mark_refused(result.id, f"{kind} by a reviewer")
+                node.audit.write("decided", **facts)
+                self._reject_earlier(decision)
+                _send(node, result, "rejection note", self.output, sorted(reached))
+                _send(node, result, "corrected", self.output, destinations)
+        if (self.output / TRAINING).is_dir():
+            shutil.copytree(self.output / TRAINING, node.folder / TRAINING, dirs_exist_ok=True)
+        for version in self.earlier if kind != "accepted" else ():
+            if version not in self.named:
+                _record_not_told(node, version, destinations_with(node.queue, version))
+
+    def _reached(self) -> set[str]:
+        """Destinations that have the result or an earlier version, or may have it; a refusal deletes unfinished deliveries."""
+        queue = self.node.queue
+        same = queue.same_bytes(self.result.id)
+        reached = {sent.destination for result in same for sent in queue.deliveries_of(result.id)}
+        return reached.union(*(destinations_with(queue, version) for version in self.earlier))
+
+    def _reject_earlier(self, decision: Decision) -> None:
+        """Rejects the earlier versions together with the result."""
+        queue, result = self.node.queue, self.result
+        for version in self.earlier:
+            rejection = replace(decision, result=version.id, decision="rejected")
+            queue.record_decision(rejection)
+            _write_record(self.node, version, rejection, f"result {result.id}, a later version, was not accepted")
+            queue.mark_refused(version.id, f"rejected with result {result.id}")
+            facts = {"study": version.study, "result": version.id, "decision": "rejected", "after": result.id}
+            self.node.audit.write("decided", who=self.reviewer, **facts)
+
+
+def _record_not_told(node: Node, result: Result, destinations: Iterable[str]) -> None:
+    """Records destinations that have a result and get no rejection note for it."""
+    node.audit.write("not told", study=result.study, result=result.id, destinations=sorted(destinations))
+
+
+def release(node: Node, number: int, reviewer: str, reason: str, *, confirmed: bool = False) -> None:
+    """Delivers a result that was held back, by the decision of a reviewer.
 
     Args:
         node: Keeps the result.
-        result: What was decided on.
-        record: Of the decision.
-        who: Name of the reviewer.
-        made: What applying the verdict wrote.
-        earlier: Versions of the result that are rejected with it, if it was not accepted.
+        number: Number of the result.
+        reviewer: Name of the reviewer.
+        reason: Why, in the reviewer's words.
+        confirmed: The reviewer knows that the quality gate has rejected the result.
 
     Raises:
-        DecidedError: Somebody has decided about one of them meanwhile.
+        DecidedError: The result is not held back, or somebody else has decided about it.
+        InputRefusedError: The gate rejected the result, and the reviewer did not confirm that; or its files are lost.
     """
-    kind, goes = record["decision"], node.site.destinations_for(result.rule, result.series)
-    one = Decision(result.id, kind, who, record["applied_at"])
-    facts = {"who": who, "study": result.study, "result": result.id, "decision": kind}
-    with node.queue.transaction():
-        node.queue.record_if_undecided(one)
-        if kind != "accepted" and earlier_versions(node.queue, result) != list(earlier):
-            raise DecidedError(
-                f"an earlier version of result {result.id} was decided on or delivered meanwhile; decide once more"
-            )
-        _write_record(node, result, one, record["comment"], record)
-        alike = node.queue.same_bytes(result.id)
-        went = {sent.destination for other in alike for sent in node.queue.deliveries_of(other.id)}
-        if kind == "accepted":
-            node.queue.send_held_back(result.id, goes)
-            node.audit.write("decided", **facts, destinations=goes)
-        else:
-            node.queue.mark_refused(result.id, f"{kind} by a reviewer")
-            node.audit.write("decided", **facts)
-            for before in earlier:
-                went |= destinations_with(node.queue, before)
-                _reject_with(node, before, result, replace(one, result=before.id, decision="rejected"))
-        if kind == "accepted":
-            _send(node, result, "verified", made, goes)
-        else:
-            _send(node, result, "rejection note", made, sorted(went))
-            _send(node, result, "corrected", made, goes)
-    if (made / TRAINING).is_dir():
-        shutil.copytree(made / TRAINING, node.folder / TRAINING, dirs_exist_ok=True)
-
-
-def _reject_with(node: Node, before: Result, result: Result, one: Decision) -> None:
-    """Records that an earlier version is rejected together with the result that took its place."""
-    node.queue.record_decision(one)
-    _write_record(node, before, one, f"result {result.id}, a later version, was not accepted")
-    node.queue.mark_refused(before.id, f"rejected with result {result.id}")
-    node.audit.write("decided", who=one.who, study=before.study, result=before.id, decision="rejected", after=result.id)
-
-
-def _tell_of_unnamed(node: Node, earlier: Sequence[Result]) -> None:
-    """Records which destinations have earlier versions that no note names, as their files are lost."""
-    for one in earlier:
-        destinations = sorted(destinations_with(node.queue, one))
-        node.audit.write("not told", study=one.study, result=one.id, destinations=destinations)
-
-
-def release(node: Node, number: int, who: str, reason: str, *, confirmed: bool = False) -> None:
-    """Lets a result go that was kept back, by the decision of a person.
-
-    Args:
-        node: Keeps the result.
-        number: Of the result.
-        who: The person's name.
-        reason: Why, in their words.
-        confirmed: They know that the quality gate has rejected it.
-
-    Raises:
-        DecidedError: It is not kept back, or somebody has decided about it.
-        InputRefusedError: It was rejected, and that is not confirmed; or its files are lost.
-    """
-    one = Decision(number, "released", who, _now())
-    with node.decision_locks[number], _seen(node, number), node.queue.transaction():
-        node.queue.record_if_undecided(one)
-        result = _present(node, number)
+    decision = Decision(number, "released", reviewer, _now())
+    with node.decision_locks[number], _with_files(node, number), node.queue.transaction():
+        node.queue.record_if_undecided(decision)
+        result = _current(node, number)
         if result.state == "rejected" and not confirmed:
             raise InputRefusedError(
                 f"the quality gate rejected result {number}; a reviewer's accept on its review page is needed, or "
                 "confirm_rejected = true with the reason; look at it first"
             )
-        goes = node.site.destinations_for(result.rule, result.series)
-        _write_record(node, result, one, reason)
-        node.queue.send_held_back(number, goes)
-        node.audit.write("released", result=number, study=result.study, rule=result.rule, destinations=goes, who=who)
+        destinations = node.site.destinations_for(result.rule, result.series)
+        _write_record(node, result, decision, reason)
+        node.queue.send_held_back(number, destinations)
+        facts = {"result": number, "study": result.study, "rule": result.rule}
+        node.audit.write("released", **facts, destinations=destinations, who=reviewer)
 
 
-def refuse(node: Node, number: int, who: str, reason: str) -> None:
-    """Keeps a result back for good, by the decision of a person.
+def refuse(node: Node, number: int, reviewer: str, reason: str) -> None:
+    """Never delivers a result that was held back, by the decision of a reviewer.
 
     Raises:
-        DecidedError: It is not kept back, or somebody has decided about it.
-        InputRefusedError: Its files are lost, and are made again; one whose files cannot be made again may be refused.
+        DecidedError: The result is not held back, or somebody else has decided about it.
+        InputRefusedError: Its files are lost and are made again. A result whose files cannot be made again may be refused.
     """
-    one = Decision(number, "refused", who, _now())
-    with node.decision_locks[number], _seen(node, number, or_lost_for_good=True), node.queue.transaction():
-        node.queue.record_if_undecided(one)
-        result = _present(node, number)
-        _write_record(node, result, one, reason)
+    decision = Decision(number, "refused", reviewer, _now())
+    with node.decision_locks[number], _with_files(node, number, or_lost_for_good=True), node.queue.transaction():
+        node.queue.record_if_undecided(decision)
+        result = _current(node, number)
+        _write_record(node, result, decision, reason)
         node.queue.mark_refused(number, reason)
-        node.audit.write("refused", result=number, study=result.study, rule=result.rule, who=who)
+        node.audit.write("refused", result=number, study=result.study, rule=result.rule, who=reviewer)
 
 
 def check_files(node: Node, result: Result, *, needs_document: bool = False, or_lost_for_good: bool = False) -> None:
-    """Pass if the files of a result are those that were made: nobody decides on what nobody can see.
+    """Pass if the files of a result are as they were written, because no reviewer may decide on files that nobody can see.
 
-    Files that are lost are made again, as those of a result that waits in its place.
+    Lost files of a result that may still be decided on are made again, as a new result that is held back in its place.
 
     Args:
         node: Keeps the result.
-        result: Any; of what nobody may decide on nothing is made again.
-        needs_document: Its `result.json` is needed, too.
-        or_lost_for_good: Pass, too, if they are lost and cannot be made again.
+        result: Any result.
+        needs_document: The `result.json` is needed, too.
+        or_lost_for_good: Also pass if the files are lost and cannot be made again.
 
     Raises:
-        InputRefusedError: They are lost; the message says how, and what becomes of it.
+        InputRefusedError: The files are lost; the message says how, and whether they are made again.
     """
     lost = node.lost_results.why_lost(result) or (needs_document and _lacks_document(node, result))
     if not lost:
@@ -263,7 +302,7 @@ def _lacks_document(node: Node, result: Result) -> str:
 
 
 @contextmanager
-def _seen(node: Node, number: int, *, or_lost_for_good: bool = False) -> Iterator[None]:
+def _with_files(node: Node, number: int, *, or_lost_for_good: bool = False) -> Iterator[None]:
     """Within, a result that is held back has its files, see `check_files`; `record_if_undecided` names any other."""
     result = node.queue.result(number)
     if result is not None and result.state in HELD_BACK:
@@ -271,7 +310,8 @@ def _seen(node: Node, number: int, *, or_lost_for_good: bool = False) -> Iterato
     yield
 
 
-def _present(node: Node, number: int) -> Result:
+def _current(node: Node, number: int) -> Result:
+    """The result as the database has it now."""
     result = node.queue.result(number)
     if result is None:
         raise DecidedError(f"result {number} is gone; there is nothing to decide")
@@ -282,7 +322,9 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _write_record(node: Node, result: Result, one: Decision, reason: str, review: dict[str, Any] | None = None) -> None:
+def _write_record(
+    node: Node, result: Result, decision: Decision, reason: str, review: dict[str, Any] | None = None
+) -> None:
     """Writes the record of a decision (schema `decision_record`), which outlives the study's files."""
     document = {
         "schema_version": "1.0",
@@ -291,63 +333,55 @@ def _write_record(node: Node, result: Result, one: Decision, reason: str, review
         "rule": result.rule,
         "result": result.id,
         "digest": result.digest,
-        "decision": one.decision,
-        "who": one.who,
+        "decision": decision.decision,
+        "who": decision.who,
         "organization": node.config.organization,
-        "at": one.at,
+        "at": decision.at,
         "reason": reason,
         "review": review,
     }
     folder = node.folder / VERDICTS / result.study
-    write_new_json(document, folder / f"result-{result.id}_{one.decision}.json", "decision_record")
+    write_new_json(document, folder / f"result-{result.id}_{decision.decision}.json", "decision_record")
 
 
-def _applied(
-    node: Node, result: Result, verdict: dict[str, Any], who: str, corrected: Path | None, output: Path,
-    earlier: Sequence[Result],
-) -> dict[str, Any]:  # fmt: skip
-    """The record of a verdict; it and what it asks for are written to `output`. `earlier`: what a rejection names, too."""
-    words = ["--result", str(document_of(node, result)), "--output", str(output)]
-    words += ["--variants", str(node.result_folder(result))]
-    words += ["--delivered"] if result.state not in HELD_BACK else []
-    words += [word for one in earlier for word in ("--superseded", str(node.result_folder(one)))]
-    words += ["--reviewer", who, "--organization", node.config.organization or "unknown"]
-    if corrected is not None:
-        words += ["--correction", str(corrected), *_image(node, result), "--training", str(output / TRAINING)]
-    file = output / "verdict.json"
-    file.write_text(json.dumps(verdict))
-    record: dict[str, Any] = json.loads(_run([*words, "--apply", str(file), "--json"]))
-    return record
-
-
-def _send(node: Node, result: Result, what: str, made: Path, destinations: Sequence[str]) -> None:
-    """What follows from a decision goes to those destinations that take it, written as their result was.
+def _send(node: Node, result: Result, follow_up: str, written: Path, destinations: Sequence[str]) -> None:
+    """Sends what follows from a decision to the destinations that take it, written in the same way as their result was.
 
     Args:
         node: Keeps the result.
-        result: What was decided on.
-        what: One of FOLLOW_UPS.
-        made: A folder for each way in which the result is written, with what follows from the decision.
-        destinations: Names of those that should have it; some may be no more in the site file.
+        result: The result that was decided on.
+        follow_up: One of FOLLOW_UPS.
+        written: Has a folder for each way in which the result is written, with the objects that follow from the decision.
+        destinations: Names of the intended destinations; the site file may no longer have some of them.
     """
-    pattern, kinds = _FOLLOWING[what]
+    pattern, kinds = _FOLLOWING[follow_up]
     known = [node.site.destinations[name] for name in destinations if name in node.site.destinations]
-    taking = [one for one in known if kinds & set(one.profile.objects) and list((made / variant_of(one)).glob(pattern))]
-    untold = sorted(set(destinations) - {one.name for one in taking})
-    if what == "rejection note" and untold:
-        node.audit.write("not told", study=result.study, result=result.id, destinations=untold)
+    taking = [
+        destination
+        for destination in known
+        if kinds & set(destination.profile.objects) and list((written / variant_of(destination)).glob(pattern))
+    ]
+    names = [destination.name for destination in taking]
+    if follow_up == "rejection note" and set(destinations) - set(names):
+        _record_not_told(node, result, set(destinations) - set(names))
     if not taking:
         return
-    folder = node.folder / RESULTS / f"{what.split()[0]}-{result.id}"
-    for variant in {variant_of(one) for one in taking}:
+    folder = node.folder / RESULTS / f"{follow_up.split()[0]}-{result.id}"
+    for variant in {variant_of(destination) for destination in taking}:
         shutil.rmtree(folder / variant, ignore_errors=True)  # of a decision that did not take effect
         (folder / variant).mkdir(parents=True)
-        for file in (made / variant).glob(pattern):
+        for file in (written / variant).glob(pattern):
             (shutil.copytree if file.is_dir() else shutil.copyfile)(file, folder / variant / file.name)
-    digest, goes = digest_of(folder), [one.name for one in taking]
-    number = node.queue.add_follow_up(result, what, folder.name, digest, goes)
+    digest = digest_of(folder)
+    number = node.queue.add_follow_up(result, follow_up, folder.name, digest, names)
     node.audit.write(
-        what, study=result.study, result=number, of=result.id, folder=folder.name, digest=digest, destinations=goes
+        follow_up,
+        study=result.study,
+        result=number,
+        of=result.id,
+        folder=folder.name,
+        digest=digest,
+        destinations=names,
     )
 
 
@@ -356,38 +390,43 @@ def _folder(node: Node, result: Result) -> Path:
 
 
 def document_of(node: Node, result: Result) -> Path:
-    """The `result.json` that a review is about: that of the first way in which the result was written."""
-    found = sorted(node.result_folder(result).rglob("*_result.json")) if result.folder else []
-    if not found:
+    """The `result.json` for a review; if the result was written in several ways, that of the first."""
+    documents = sorted(node.result_folder(result).rglob("*_result.json")) if result.folder else []
+    if not documents:
         raise InputRefusedError(f"result {result.id} is {result.state}; there is nothing to review")
-    return found[0]
+    return documents[0]
 
 
 def _image(node: Node, result: Result) -> list[str]:
-    """Words that name the image of a result: a series, read as the worker reads it, or an image that is no DICOM."""
+    """Options that name the image of a result: a series, read as the worker reads it, or an image that is no DICOM."""
     study, rule = node.folder / RECEIVED / result.study, node.site.rule(result.rule)
     if not result.series:
         folder = study / result.rule
         return ["--input", str(next((image for image in images_of(study) if image.parent == folder), folder))]
-    what_is_there = ["--accept-incomplete"] if rule is not None and rule.allow_incomplete else []
-    return ["--input", str(study), "--series", result.series, *what_is_there]
+    incomplete = ["--accept-incomplete"] if rule is not None and rule.allow_incomplete else []
+    return ["--input", str(study), "--series", result.series, *incomplete]
 
 
 def _bundle(node: Node, result: Result) -> str:
     rule = node.site.rule(result.rule)
     if rule is None:
-        raise InputRefusedError(f"the site has no rule {result.rule} any more; its bundle is needed; put the rule back")
+        raise InputRefusedError(
+            f"the site no longer has the rule {result.rule}; its bundle is needed; put the rule back"
+        )
     return rule.bundle
 
 
-def _run(words: list[str]) -> str:
-    command = [sys.executable, "-m", "monai_unet_app", "review", *words]
-    env = {**os.environ, "COLUMNS": "10000"}  # a path that is broken into lines could not be told
+def _run(options: list[str]) -> str:
+    """The output of `monai-unet review` with these options."""
+    command = [sys.executable, "-m", "monai_unet_app", "review", *options]
+    env = {**os.environ, "COLUMNS": "10000"}  # a path that is wrapped could not be recognised in a message
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PAGE_S, env=env, check=False)
     except subprocess.TimeoutExpired as error:
         raise AppError(f"the review took more than {PAGE_S:g} s; try again when less is going on") from error
     if done.returncode:
-        said = " ".join(done.stderr.split())[-400:]
-        raise (InputRefusedError if done.returncode == _REFUSED else AppError)(said or "the review could not be made")
+        message = " ".join(done.stderr.split())[-400:]
+        raise (InputRefusedError if done.returncode == _REFUSED else AppError)(
+            message or "the review could not be made"
+        )
     return done.stdout

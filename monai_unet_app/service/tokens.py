@@ -1,8 +1,8 @@
-"""Who may do what through the HTTP API: tokens with roles, of which only digests are kept.
+"""Permissions of the HTTP API: tokens with roles. Only the digests of tokens are kept.
 
-A line of the tokens' file is `name role[,role] sha256 expires=YYYY-MM-DD`, made by `monai-unet token`; # begins a comment. A
-line without a date, as earlier versions made it, holds without end. The name of a reviewer stands in verified reports: as DICOM
-has it, Family^Given. Whoever has no such name decides nothing, whatever their roles. The file is read again when it changes.
+A line of the file of tokens is `name role[,role] sha256 expires=YYYY-MM-DD`, made by `monai-unet token`; # begins a comment. A
+line without a date, as earlier versions made it, never expires. The name of a reviewer stands in verified reports, in DICOM's
+form Family^Given. A holder without such a name decides nothing, whatever their roles. The file is read again when it changes.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from monai_unet_app.errors import UsageError
 
 Role = Literal["metrics", "submit", "read", "reviewer", "admin"]
 ROLES: tuple[Role, ...] = ("metrics", "submit", "read", "reviewer", "admin")
-"""metrics: figures only. submit: studies in. read: released results. reviewer: those too that are kept back, and decides on
-them. admin: repairs, and sees what is said of all results, but no file that names a patient.
+"""metrics: only metrics. submit: sends studies. read: released results. reviewer: also held-back results, and decides on
+them. admin: repairs, and sees the state of all results, but opens no file that names a patient.
 """
 _LINE = re.compile(
     r"(?P<name>[\w.@^'-]+(?: [\w.@^'-]+)*)\s+(?P<roles>[a-z,]+)\s+(?P<digest>[0-9a-f]{64})"
     r"(?:\s+expires=(?P<expires>\d{4}-\d\d-\d\d))?"
 )
 DAYS = 365
-"""How long a token holds where nothing else is said."""
+"""Days for which a token is valid by default."""
 
 _MOST_DAYS = 3650
 _SOON_DAYS = 14
@@ -41,7 +41,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Holder:
-    """Somebody with a token; `expires` is its last day (UTC), None where it has none."""
+    """The holder of a token; `expires` is the last day (UTC) of the token, None for a token that never expires."""
 
     name: str
     roles: frozenset[str]
@@ -53,21 +53,21 @@ class Holder:
         return self.expires is not None and datetime.now(UTC).date() > self.expires
 
     def may(self, *roles: Role) -> bool:
-        """Whether one of these roles is theirs; a reviewer reads, else no role holds another."""
+        """Whether the holder has one of these roles. A reviewer may read; no other role includes another."""
         return bool(self.roles & set(roles)) or ("read" in roles and "reviewer" in self.roles)
 
     @property
     def may_decide(self) -> bool:
-        """Whether they may verify, release or refuse a result: a reviewer with a person's name. No other role stands for it."""
+        """Whether the holder may verify, release or refuse a result: only a reviewer with a person's name may."""
         return "reviewer" in self.roles and is_person_name(self.name)
 
 
 def new_token(name: str, roles: list[str], days: int = DAYS) -> tuple[str, str]:
-    """A new token, and the line that lets its holder in for so many days from today.
+    """A new token, and the line for the file of tokens, valid for so many days from today.
 
     Raises:
-        UsageError: A name that cannot stand in the file, no such role, a reviewer without a person's name, or a number of
-            days that no token has.
+        UsageError: The name cannot stand in the file, a role is unknown, a reviewer has no person's name, or the number of days
+            is out of range.
     """
     if "reviewer" in roles and not is_person_name(name):
         raise UsageError(
@@ -75,7 +75,7 @@ def new_token(name: str, roles: list[str], days: int = DAYS) -> tuple[str, str]:
             "reports; give the person's name"
         )
     if not 1 <= days <= _MOST_DAYS:
-        raise UsageError(f"days is {days}; 1 to {_MOST_DAYS} is needed; a token that is to hold longer is made anew")
+        raise UsageError(f"days is {days}; 1 to {_MOST_DAYS} is needed; for a longer time, make a new token later")
     token = secrets.token_urlsafe(32)
     expires = datetime.now(UTC).date() + timedelta(days=days)
     line = f"{name} {','.join(roles)} {_digest(token)} expires={expires.isoformat()}"
@@ -84,16 +84,16 @@ def new_token(name: str, roles: list[str], days: int = DAYS) -> tuple[str, str]:
 
 
 def read_tokens(path: Path) -> dict[str, Holder]:
-    """sha256 of each token -> whose it is.
+    """sha256 of each token -> its holder.
 
     Raises:
-        UsageError: The file is absent, or a line is none.
+        UsageError: The file cannot be read, or a line is invalid.
     """
     return dict(_parsed(text, f"{path.name}, line {number}") for number, text in _lines(path))
 
 
 class Tokens:
-    """A file of tokens that is read again when it changed; several threads may ask."""
+    """A file of tokens, which is read again when it changes; several threads may use it."""
 
     def __init__(self, path: Path) -> None:
         """Raises UsageError as `read_tokens`."""
@@ -103,7 +103,7 @@ class Tokens:
         self._warn()
 
     def holder_of(self, token: str) -> Holder | None:
-        """Whose token it is by the file as it is now, expired or not; None for nobody's."""
+        """The holder of a token, expired or not, by the current file; None for an unknown token."""
         with self._lock:
             version = _version(self._path)
             if version != self._version:
@@ -113,8 +113,8 @@ class Tokens:
         return holder_of(token, known)
 
     def _read_again(self) -> dict[str, Holder]:
-        """The lines that can be used. A running node does not end because of one that cannot, and nobody keeps what was taken
-        from them: a line that is not there or is none lets nobody in.
+        """The holders of all valid lines. An invalid line lets nobody in, and does not stop a running node; a holder whose line
+        was removed is not let in any more.
         """
         known: dict[str, Holder] = {}
         try:
@@ -128,31 +128,31 @@ class Tokens:
         return known
 
     def _warn(self) -> None:
-        endless = sorted(one.name for one in self._known.values() if one.expires is None)
+        endless = sorted(holder.name for holder in self._known.values() if holder.expires is None)
         if endless:
             _logger.warning(
                 "tokens without a last day: %s; one with a last day is needed; make new ones with monai-unet token",
                 ", ".join(endless),
             )
         soon = datetime.now(UTC).date() + timedelta(days=_SOON_DAYS)
-        for one in self._known.values():
-            if one.expires is not None and one.expires <= soon:
+        for holder in self._known.values():
+            if holder.expires is not None and holder.expires <= soon:
                 _logger.warning(
-                    "the token of %s holds until %s; make a new one with monai-unet token", one.name, one.expires
+                    "the token of %s holds until %s; make a new one with monai-unet token", holder.name, holder.expires
                 )
 
 
 def _version(path: Path) -> tuple[int, ...]:
-    """What changes when a file is written or replaced; empty where there is none."""
+    """Times, size and inode of a file, of which some change when it is written or replaced; empty for a missing file."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return ()
-    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
-    """(number from 1, text) of each line that is no comment."""
+    """(number from 1, text) of each line, without comments and empty lines."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -164,29 +164,27 @@ def _lines(path: Path) -> list[tuple[int, str]]:
 
 
 def holder_of(token: str, known: dict[str, Holder]) -> Holder | None:
-    """Whose token it is; None for nobody's. Takes as long for any token."""
-    digest, found = _digest(token), None
-    for one, holder in known.items():
-        if hmac.compare_digest(one, digest):
-            found = holder
-    return found
+    """The holder of a token; None for an unknown token. Takes the same time for every token, so that timing tells nothing."""
+    digest = _digest(token)
+    matches = [holder for known_digest, holder in known.items() if hmac.compare_digest(known_digest, digest)]
+    return matches[-1] if matches else None
 
 
 def _parsed(text: str, where: str) -> tuple[str, Holder]:
-    found = _LINE.fullmatch(text)
-    roles = frozenset(found["roles"].split(",")) if found else frozenset()
-    if found is None or len(found["name"]) > LONGEST_NAME or not roles <= set(ROLES):
+    match = _LINE.fullmatch(text)
+    roles = frozenset(match["roles"].split(",")) if match else frozenset()
+    if match is None or len(match["name"]) > LONGEST_NAME or not roles <= set(ROLES):
         raise UsageError(
-            f"{where} is no token's; a name, some of {', '.join(ROLES)} with commas, a sha256 and expires=YYYY-MM-DD are "
-            "needed; make it with monai-unet token"
+            f"{where} is no line of a token; a name, some of {', '.join(ROLES)} with commas, a sha256 and expires=YYYY-MM-DD "
+            "are needed; make it with monai-unet token"
         )
     try:
-        expires = date.fromisoformat(found["expires"]) if found["expires"] else None
+        expires = date.fromisoformat(match["expires"]) if match["expires"] else None
     except ValueError as error:
         raise UsageError(
-            f"{where}: {found['expires']} is no day; one such as 2027-06-30 is needed; correct it"
+            f"{where}: {match['expires']} is no day; a day such as 2027-06-30 is needed; correct it"
         ) from error
-    return found["digest"], Holder(found["name"], roles, expires)
+    return match["digest"], Holder(match["name"], roles, expires)
 
 
 def _digest(token: str) -> str:

@@ -1,7 +1,7 @@
-"""What comes through the HTTP API: a zip archive of DICOM objects, one object, or a NIfTI image, put where C-STORE puts it.
+"""Uploads to the HTTP API: a zip archive of DICOM objects, one object, or a NIfTI image, stored where C-STORE stores instances.
 
-An archive is taken apart member by member, each bounded in size, so that a small one cannot become a large disk. What its
-objects cost to look at is bounded for all of them together, since what is deflated twice shrinks to nearly nothing.
+An archive is unpacked member by member, and the size of each is bounded, so that a small archive cannot fill the disk. The work
+on the headers is bounded for all members together, because an object that is deflated twice shrinks to nearly nothing.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ MOST_MEMBERS = 20_000
 """The most files in one archive."""
 
 MOST_RATIO = 100
-"""How many times its size an archive may become; DICOM images become three times theirs, segmentations some ten times."""
+"""The most by which an archive may grow when it is unpacked; DICOM images grow three times, segmentations some ten times."""
 
 SMALL_BYTES = 2**28
-"""What any archive may become, however small it is; and the deflated objects in it, together."""
+"""The unpacked size that any archive may have, however small it is; also for all deflated objects in it together."""
 
 MOST_SECONDS = 1800
-"""How long an archive may take; 20,000 objects that are refused take one and a half minutes."""
+"""Seconds that an archive may take; 20,000 refused objects take one and a half minutes."""
 
-MOST_TOLD = 100
+MOST_NAMED = 100
 """The most refused files that an answer names."""
 
-_IMAGE, _PACKED_IMAGE = "image.nii", "image.nii.gz"  # readers go by the ending
+_IMAGE, _PACKED_IMAGE = "image.nii", "image.nii.gz"  # readers recognise the format by the ending
 IMAGES = (_IMAGE, _PACKED_IMAGE)
-"""What the one image of a study is called that is no DICOM, as it is or packed by gzip."""
+"""Names of the file of a study that is a NIfTI image, uncompressed or compressed by gzip."""
 
-_naming = threading.Lock()  # of images: whether a name is free and taking it is one step
+_naming = threading.Lock()  # makes one step of looking whether the name of an image is free and taking it
 _ZIP, _GZIP, _DICM = b"PK\x03\x04", b"\x1f\x8b", b"DICM"
-_HEAD_BYTES = 132  # preamble and mark (PS3.10 7.1)
+_HEAD_BYTES = 132  # preamble and prefix (PS3.10 7.1)
 _NIFTI_BYTES = 348
 _NIFTI = re.compile(  # header and voxels in one file: NIfTI-1 and NIfTI-2, in either byte order
     rb"(?:\x5c\x01\0\0|\0\0\x01\x5c).{340}n\+1\0|(?:\x1c\x02\0\0|\0\0\x02\x1c)n\+2\0\r\n\x1a\n", re.DOTALL
@@ -55,12 +55,13 @@ _NIFTI = re.compile(  # header and voxels in one file: NIfTI-1 and NIfTI-2, in e
 
 @dataclass
 class Upload:
-    """What was taken.
+    """The outcome of an upload.
 
     Attributes:
-        instances: How many objects by study.
-        refused: What was not taken, and why; files are called by their number in the archive, since names may tell of patients.
-        not_taken: How many were not.
+        instances: Study -> number of stored objects.
+        refused: The reason for each refused file. A file is named by its number in the archive, because file names may name
+            patients.
+        not_taken: Number of refused files.
     """
 
     instances: dict[str, int] = field(default_factory=dict)
@@ -71,27 +72,27 @@ class Upload:
         self.instances[study] = self.instances.get(study, 0) + 1
 
     def refuse(self, reason: str) -> None:
-        """Notes why something was not taken; of very many the last is a count."""
+        """Adds the reason for a refused file; after many reasons, the last entry counts the others."""
         self.not_taken += 1
-        if self.not_taken > MOST_TOLD:
-            del self.refused[MOST_TOLD:]
-            reason = f"and {self.not_taken - MOST_TOLD} more"
+        if self.not_taken > MOST_NAMED:
+            del self.refused[MOST_NAMED:]
+            reason = f"and {self.not_taken - MOST_NAMED} more"
         self.refused.append(reason)
 
 
 class _TooLargeError(Exception):
-    """More came out of an archive than may."""
+    """An archive, or an object, is larger than allowed."""
 
 
 class _TooMuchWorkError(Exception):
-    """The objects of an archive take more work than those of an archive of its size."""
+    """The headers in an archive take more work than those of an archive of its size may take."""
 
 
 class _Bounded:
-    """Bytes that come piece by piece; _TooLargeError once there are more than so many."""
+    """Bytes that are read piece by piece; raises _TooLargeError after more than `most_bytes`."""
 
     def __init__(self, stream: IO[bytes], most_bytes: float, head: bytes = b"") -> None:
-        self._stream, self._most_bytes, self._head = stream, most_bytes, head
+        self._stream, self._most_bytes, self._head = stream, most_bytes, head  # the bytes read already
         self.count = len(head)
 
     def read(self, size: int) -> bytes:
@@ -122,31 +123,31 @@ def kind_of(path: Path) -> str:
 
 
 def take_dicom(path: Path, store: InstanceStore, most_bytes: float) -> Upload:
-    """Puts one object of at most so many bytes into the store."""
-    found = Upload()
+    """Puts an object of at most `most_bytes` into the store."""
+    upload = Upload()
     with path.open("rb") as stream:
         try:
-            _put(_Bounded(stream, most_bytes), "the object", store, found)
+            _put(_Bounded(stream, most_bytes), "the object", store, upload)
         except _TooLargeError:
-            found.refuse(f"the object: it has more than {most_bytes / 1e9:g} GB (instance_gb)")
-    return found
+            upload.refuse(f"the object: it has more than {most_bytes / 1e9:g} GB (instance_gb)")
+    return upload
 
 
 def take_zip(path: Path, store: InstanceStore, most_bytes: float, most_member_bytes: float) -> Upload:
-    """Puts every object of an archive into the store, each read piece by piece; an archive in an archive is none.
+    """Puts every object of an archive into the store, read piece by piece; an archive within the archive is refused.
 
     Args:
         path: The archive.
         store: Gets the objects.
-        most_bytes: That all of them may have together; less for a small archive, see MOST_RATIO.
-        most_member_bytes: That one of them may have; a larger one is refused by itself.
+        most_bytes: The most bytes of all objects together; less for a small archive, see MOST_RATIO.
+        most_member_bytes: The most bytes of an object; a larger object is refused, and the others are taken.
 
     Raises:
-        InputRefusedError: It is broken, or too much is in it; what was taken before stays, and its sender sends it again.
+        InputRefusedError: The archive is broken or too large; objects stored before stay, and may be sent again.
     """
     size, until = path.stat().st_size, time.monotonic() + MOST_SECONDS
-    found, most = Upload(), min(most_bytes, max(SMALL_BYTES, MOST_RATIO * size))
-    left, allowance = most, Allowance(most, max(FEW_PIECES, PIECES_PER_BYTE * size))
+    most = min(most_bytes, max(SMALL_BYTES, MOST_RATIO * size))
+    upload, budget = Upload(), _Budget(most, Allowance(most, max(FEW_PIECES, PIECES_PER_BYTE * size)))
     try:
         with Archive(path) as file, zipfile.ZipFile(file) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
@@ -160,9 +161,10 @@ def take_zip(path: Path, store: InstanceStore, most_bytes: float, most_member_by
                         f"the archive takes more than {MOST_SECONDS} s, {number - 1} of its {len(members)} files are done; "
                         "split it"
                     )
-                left -= _take_member(
-                    archive, member, f"file {number}", left, most_member_bytes, store, found, allowance
-                )
+                if member.compress_type not in METHODS:
+                    raise NotImplementedError("compressed by another method than deflate")
+                with archive.open(member) as stream:
+                    _take_member(stream, f"file {number}", budget, most_member_bytes, store, upload)
     except _TooLargeError as error:
         raise InputRefusedError(
             f"the archive of {size / 1e6:.3g} MB becomes more than {most / 1e6:.3g} MB; split it"
@@ -176,38 +178,42 @@ def take_zip(path: Path, store: InstanceStore, most_bytes: float, most_member_by
         raise InputRefusedError(
             f"the archive is broken ({type(error).__name__}); a whole one without a password is needed; pack it again"
         ) from error
-    return found
+    return upload
+
+
+@dataclass
+class _Budget:
+    """What the remaining members of an archive may cost: bytes, and pieces of headers."""
+
+    bytes_left: float
+    allowance: Allowance
 
 
 def _take_member(
-    archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, left: float, most: float, store: InstanceStore,
-    found: Upload, allowance: Allowance,
-) -> int:  # fmt: skip
-    """How many bytes were read of a member. Raises _TooLargeError for more than are left, _TooMuchWorkError."""
-    if member.compress_type not in METHODS:
-        raise NotImplementedError("packed otherwise than by deflate")
-    with archive.open(member) as stream:
-        head = stream.read(_HEAD_BYTES)
-        if head[_HEAD_BYTES - len(_DICM) :] != _DICM:
-            found.refuse(f"{name}: it is no DICOM file")
-            return len(head)
-        content = _Bounded(stream, min(left, most), head)
+    stream: IO[bytes], name: str, budget: _Budget, most_bytes: float, store: InstanceStore, upload: Upload
+) -> None:
+    """Puts a member into the store. Raises _TooLargeError or _TooMuchWorkError if the budget does not suffice."""
+    head = stream.read(_HEAD_BYTES)
+    content = _Bounded(stream, min(budget.bytes_left, most_bytes), head)
+    if head[_HEAD_BYTES - len(_DICM) :] != _DICM:
+        upload.refuse(f"{name}: it is no DICOM file")
+    else:
         try:
-            _put(content, name, store, found, allowance)
+            _put(content, name, store, upload, budget.allowance)
         except _TooLargeError:
-            if content.count > left:
+            if content.count > budget.bytes_left:
                 raise
-            found.refuse(f"{name}: it has more than {most / 1e9:g} GB (instance_gb)")
-    if allowance.pieces <= 0:
-        raise _TooMuchWorkError
-    return content.count
+            upload.refuse(f"{name}: it has more than {most_bytes / 1e9:g} GB (instance_gb)")
+        if budget.allowance.pieces <= 0:
+            raise _TooMuchWorkError
+    budget.bytes_left -= content.count
 
 
 def take_nifti(path: Path, received: Path, rule: str) -> tuple[str, bool]:
-    """Puts an image where the worker finds it, for one rule. Several threads may take the same image at once.
+    """Puts an image where the worker finds it, for one rule. Several threads may do so at once with the same image.
 
     Returns:
-        The UID that it is called by (the same bytes, one UID), and whether it is new: False if it was there already.
+        The UID of its study, which is the same for the same bytes and rule; and False if the image was there already.
     """
     with path.open("rb") as stream:
         is_packed = stream.read(len(_GZIP)) == _GZIP
@@ -216,7 +222,7 @@ def take_nifti(path: Path, received: Path, rule: str) -> tuple[str, bool]:
     study = f"2.25.{int(hashlib.sha256(f'{rule} {digest}'.encode()).hexdigest()[:30], 16)}"
     target = received / study / rule / (_PACKED_IMAGE if is_packed else _IMAGE)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{uuid4().hex}.part")  # a name of its own for each upload
+    part = target.with_name(f".{uuid4().hex}.part")  # each upload has a name of its own
     try:
         shutil.copyfile(path, part)
         with part.open("rb") as stream:
@@ -233,12 +239,12 @@ def take_nifti(path: Path, received: Path, rule: str) -> tuple[str, bool]:
 
 
 def images_of(study: Path) -> list[Path]:
-    """The images in the folder of a study that are no DICOM: one for each rule that they came for."""
+    """The NIfTI images in the folder of a study, one for each rule for which they were sent."""
     return sorted(path for name in IMAGES for path in study.glob(f"*/{name}"))
 
 
-def _put(stream: _Bounded, name: str, store: InstanceStore, found: Upload, allowance: Allowance | None = None) -> None:
+def _put(stream: _Bounded, name: str, store: InstanceStore, upload: Upload, allowance: Allowance | None = None) -> None:
     try:
-        found.add(store.put(stream, allowance=allowance).study_instance_uid)
+        upload.add(store.put(stream, allowance=allowance).study_instance_uid)
     except InstanceRefusedError as error:
-        found.refuse(f"{name}: {error}")
+        upload.refuse(f"{name}: {error}")
