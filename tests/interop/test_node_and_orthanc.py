@@ -142,7 +142,7 @@ def test_the_verb_writes_a_signed_report_and_knows_a_changed_one(
     assert "Radiology IT signed" in capsys.readouterr().out.replace("\n", " ")
     report.write_text(report.read_text().replace("Radiology IT", "Somebody else"))
     assert main(["commission", "--verify", str(report)]) == 3
-    assert "is not what was signed" in capsys.readouterr().err
+    assert "was changed after it was signed" in capsys.readouterr().err
 
 
 def test_a_study_that_dcmtk_sends_is_in_orthanc_as_seg_and_sr(hospital: Hospital, tmp_path: Path) -> None:
