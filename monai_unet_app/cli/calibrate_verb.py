@@ -42,10 +42,10 @@ def calibrate(options: argparse.Namespace) -> Answer:
     check_writable(Path(options.bundle) / "configs")
     data = labelled_cases(options)
     with unchanged_on_failure(root):
-        return _calibrated(root, data, options)
+        return _calibrate(root, data, options)
 
 
-def _calibrated(root: Path, data: Sequence[CaseFiles], options: argparse.Namespace) -> Answer:
+def _calibrate(root: Path, data: Sequence[CaseFiles], options: argparse.Namespace) -> Answer:
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.calibration.calibrate_bundle import summary
     from monai_unet_app.evaluate import choose_cases
@@ -53,14 +53,14 @@ def _calibrated(root: Path, data: Sequence[CaseFiles], options: argparse.Namespa
     bundle = loaded_bundle(root, options.device)
     chosen = choose_cases(bundle, data, options.partition or "calibration", options.splits)
     say(options)(chosen.note)
-    scores = [] if options.form == "keep" else _compared_forms(bundle, data, chosen.rows, options)
+    scores = [] if options.form == "keep" else _compare_forms(bundle, data, chosen.rows, options)
     forms = {"forms": [_form_row(score) for score in scores]}
     if options.form == "compare":
         return forms, EXIT_DONE
     if scores:
         bundle = loaded_bundle(root, options.device)
-    fitted = _fitted(bundle, chosen.rows, scores, options)
-    statements = summary(_stated(bundle, data, chosen.rows, options), bundle)
+    fitted = _fit(bundle, chosen.rows, scores, options)
+    statements = summary(_state(bundle, data, chosen.rows, options), bundle)
     if not options.json:
         _calibration_lines(fitted, statements, bundle)
         line(next_command("evaluate", bundle.root, options))
@@ -76,8 +76,8 @@ def _calibrated(root: Path, data: Sequence[CaseFiles], options: argparse.Namespa
     return answer | (forms if scores else {}), EXIT_DONE
 
 
-def _fitted(bundle: Bundle, rows: Sequence[Row], scores: Sequence[FormScore], options: argparse.Namespace) -> Fitted:
-    """The calibration: of the form that was chosen, else fitted on these cases; with --tta that of averages is fitted too."""
+def _fit(bundle: Bundle, rows: Sequence[Row], scores: Sequence[FormScore], options: argparse.Namespace) -> Fitted:
+    """The calibration: that of the chosen form, or one fitted on these cases; with --tta averages are calibrated too."""
     from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
 
     fitted = next((score.fitted for score in scores if score.chosen), None)
@@ -94,14 +94,14 @@ def _fitted(bundle: Bundle, rows: Sequence[Row], scores: Sequence[FormScore], op
     return fitted
 
 
-def _stated(
+def _state(
     bundle: Bundle, data: Sequence[CaseFiles], rows: Sequence[Row], options: argparse.Namespace
 ) -> dict[InferenceSetting, Confidence]:
-    """What the bundle states of its results, for each setting, fitted on these cases and written."""
+    """The statements of the bundle about its results, for each setting; fitted on these cases and written."""
     from monai_unet_app.calibration.calibrate_bundle import known_rows, state_confidence
 
     settings: list[InferenceSetting] = ["plain", "tta"] if options.tta and bundle.mirror_axes else ["plain"]
-    known, elsewhere = known_rows(bundle, data), _sizes_by_fold(bundle, data, settings, options)
+    known, by_fold = known_rows(bundle, data), _sizes_by_fold(bundle, data, settings, options)
     with progress("stating", len(settings) * (len(rows) + len(known)), options) as step:
         return state_confidence(
             bundle,
@@ -110,7 +110,7 @@ def _stated(
             settings=settings,
             coverage=options.coverage,
             risk=options.risk,
-            elsewhere=elsewhere,
+            elsewhere=by_fold,
             step=step,
         )
 
@@ -118,7 +118,7 @@ def _stated(
 def _sizes_by_fold(
     bundle: Bundle, data: Sequence[CaseFiles], settings: Sequence[InferenceSetting], options: argparse.Namespace
 ) -> dict[InferenceSetting, list[StructureMeasurement]] | None:
-    """How far sizes are off in the bundles of --folds; None where there are none."""
+    """The errors of sizes in the bundles of --folds; None without --folds."""
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.calibration.calibrate_bundle import out_of_fold
 
@@ -139,10 +139,10 @@ def _calibration_lines(fitted: Fitted, statements: dict[str, Any], bundle: Bundl
     line(f"written into {bundle.root}/configs/inference.yaml and confidence.json")
 
 
-def _compared_forms(
+def _compare_forms(
     bundle: Bundle, data: Sequence[CaseFiles], rows: Sequence[Row], options: argparse.Namespace
 ) -> list[FormScore]:
-    """Every known form, fitted on these cases and scored on the selection cases; shown, and written if it is to be chosen."""
+    """Every known form, fitted on these cases and scored on the selection cases. --form choose writes the best form."""
     from monai_unet_app.calibration.calibrate_bundle import compare_forms
     from monai_unet_app.evaluate import choose_cases
 
@@ -156,6 +156,6 @@ def _compared_forms(
 
 
 def _form_row(score: FormScore) -> dict[str, Any]:
-    found = {**asdict(score), "halo_mm": [round(one, 3) for one in score.halo_mm]}
-    del found["fitted"]
-    return {name: None if isinstance(value, float) and isnan(value) else value for name, value in found.items()}
+    row = {**asdict(score), "halo_mm": [round(halo_mm, 3) for halo_mm in score.halo_mm]}
+    del row["fitted"]
+    return {name: None if isinstance(value, float) and isnan(value) else value for name, value in row.items()}

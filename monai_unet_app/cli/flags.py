@@ -1,4 +1,4 @@
-"""Kinds of values that flags take, and flags that several verbs share."""
+"""Types of flag values, and flags that several verbs share."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 
 
 def given(text: str) -> str:
-    """What is not empty: an unset variable of the shell is no name."""
+    """A text that is not empty: an unset variable of the shell is no name."""
     if not text.strip():
         raise argparse.ArgumentTypeError("nothing is given; a name or path is needed")
     return text
 
 
 def place(text: str) -> Path:
-    """A path; the empty text is none."""
+    """A path; the empty text is refused."""
     return Path(given(text))
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """A whole number that is no smaller."""
+    """A type of whole numbers that are not smaller than this."""
 
     def number(text: str) -> int:
         if int(text) < least:
@@ -40,7 +40,7 @@ def share(text: str) -> float:
 def above_zero(text: str) -> float:
     """A finite number above 0."""
     if not 0 < float(text) < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} does not do; a finite number above 0 is needed")
+        raise argparse.ArgumentTypeError(f"{text} is not possible; a finite number above 0 is needed")
     return float(text)
 
 

@@ -109,8 +109,9 @@ def _inspect(verb: Verb) -> None:
 
 def _train(verb: Verb) -> None:
     parser = verb(verbs.train)
-    parser.add_argument("--bundle", type=given, required=True, help="template: a name, a folder or a zip")
-    parser.add_argument(
+    flag = parser.add_argument
+    flag("--bundle", type=given, required=True, help="template: a name, a folder or a zip")
+    flag(
         "--data",
         "--images",
         dest="data",
@@ -119,24 +120,16 @@ def _train(verb: Verb) -> None:
         help="folder with images/ and labels/, or images (then --labels), or DICOM series with SEG or RTSTRUCT",
     )
     add_labels(parser)
-    parser.add_argument(
-        "--output", type=place, required=True, help="the trained bundle; an unfinished run in it goes on"
-    )
-    parser.add_argument("--name", type=given, help="of the new bundle, in its card (default: its folder's name)")
-    parser.add_argument("--splits", type=place, help="who trains, selects, calibrates and tests (splits.json)")
-    parser.add_argument("--fold", type=int, choices=range(5), help="cross-validation: this fold of the plan tests")
-    parser.add_argument("--epochs", type=at_least(1), help="length of the training (default: the bundle's)")
-    parser.add_argument("--seed", type=at_least(0), help="of windows, augmentation and weights (default: the bundle's)")
-    parser.add_argument("--learning-rate", type=above_zero, help="largest learning rate (default: the bundle's)")
-    parser.add_argument(
-        "--precision", choices=("auto", "bf16", "f32"), help="auto: bf16 where the device computes it fast"
-    )
-    parser.add_argument(
-        "--workers", type=at_least(0), help="processes that augment (default: 0, in the training process)"
-    )
-    parser.add_argument(
-        "--tracking", choices=("tensorboard", "mlflow", "none"), help="where curves go (default: tensorboard)"
-    )
+    flag("--output", type=place, required=True, help="the trained bundle; an unfinished run in it goes on")
+    flag("--name", type=given, help="of the new bundle, in its card (default: its folder's name)")
+    flag("--splits", type=place, help="who trains, selects, calibrates and tests (splits.json)")
+    flag("--fold", type=int, choices=range(5), help="cross-validation: this fold of the plan tests")
+    flag("--epochs", type=at_least(1), help="length of the training (default: the bundle's)")
+    flag("--seed", type=at_least(0), help="of windows, augmentation and weights (default: the bundle's)")
+    flag("--learning-rate", type=above_zero, help="largest learning rate (default: the bundle's)")
+    flag("--precision", choices=("auto", "bf16", "f32"), help="auto: bf16 where the device computes it fast")
+    flag("--workers", type=at_least(0), help="processes that augment (default: 0, in the training process)")
+    flag("--tracking", choices=("tensorboard", "mlflow", "none"), help="where curves go (default: tensorboard)")
     add_device(parser)
 
 
@@ -217,14 +210,13 @@ def _gate(verb: Verb) -> None:
 
 def _subgroups(verb: Verb) -> None:
     parser = verb(comparison_verbs.subgroups)
-    parser.add_argument("--evaluation", type=place, required=True, help="folder that evaluate wrote")
+    flag = parser.add_argument
+    flag("--evaluation", type=place, required=True, help="folder that evaluate wrote")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--attributes", type=place, help="CSV: a column case or subject, and one for each attribute")
     where.add_argument("--dicom", type=place, help="the cases' DICOM series, whose headers say age, sex, device, ...")
-    parser.add_argument(
-        "--institution", choices=("numbered", "named"), help="with --dicom: group by institution too (default: not)"
-    )
-    parser.add_argument(
+    flag("--institution", choices=("numbered", "named"), help="with --dicom: group by institution too (default: not)")
+    flag(
         "--bands",
         type=given,
         action="append",
@@ -232,56 +224,49 @@ def _subgroups(verb: Verb) -> None:
         metavar="NAME=EDGE,EDGE,...",
         help="cut a column of numbers here (default: age 0,40,60,80; others into thirds); may be repeated",
     )
-    parser.add_argument(
-        "--fewest", type=at_least(2), default=5, help="groups with fewer subjects get no figures (default: 5)"
-    )
-    parser.add_argument("--class", dest="class_name", type=given, default="mean", help="a class (default: mean)")
-    parser.add_argument("--output", type=place, help="gets subgroups.json and subgroups.csv")
+    flag("--fewest", type=at_least(2), default=5, help="groups with fewer subjects get no figures (default: 5)")
+    flag("--class", dest="class_name", type=given, default="mean", help="a class (default: mean)")
+    flag("--output", type=place, help="gets subgroups.json and subgroups.csv")
 
 
 def _predict(verb: Verb) -> None:
     parser = verb(verbs.predict)
-    parser.add_argument("--bundle", type=given, required=True, help="a name, a folder or a zip")
-    parser.add_argument(
-        "--input", type=place, required=True, help="NIfTI, DICOM file or folder, picture, or a folder of cases"
-    )
-    parser.add_argument("--output", type=place, required=True, help="folder for the results")
-    parser.add_argument(
+    flag = parser.add_argument
+    flag("--bundle", type=given, required=True, help="a name, a folder or a zip")
+    flag("--input", type=place, required=True, help="NIfTI, DICOM file or folder, picture, or a folder of cases")
+    flag("--output", type=place, required=True, help="folder for the results")
+    flag(
         "--format",
         help="comma-separated: nifti, nrrd, mha, png, and DICOM: seg, sr, rtstruct, gsps (outlines), sc (pictures), "
         "pm (uncertainty) (default: nifti)",
     )
-    parser.add_argument(
+    flag(
         "--seg-encoding",
         choices=("binary", "binary-deflated", "labelmap", "labelmap-rle", "labelmap-jpegls", "fractional"),
         metavar="HOW",
         help="%(choices)s: how a SEG stores its frames; every viewer shows binary (the default)",
     )
-    parser.add_argument(
+    flag(
         "--for",
         dest="destination",
         type=given,
         metavar="NAME",
         help="write what this destination of --site wants, as it wants it; instead of --format and --seg-encoding",
     )
-    parser.add_argument("--site", type=place, help="TOML file that describes destinations")
-    parser.add_argument("--probabilities", action="store_true", help="add <case>_prob.nii.gz, channels last")
-    parser.add_argument(
-        "--cautious", action="store_true", help="add <case>_cautious.nii.gz, masks that miss little, channels last"
-    )
-    parser.add_argument(
+    flag("--site", type=place, help="TOML file that describes destinations")
+    flag("--probabilities", action="store_true", help="add <case>_prob.nii.gz, channels last")
+    flag("--cautious", action="store_true", help="add <case>_cautious.nii.gz, masks that miss little, channels last")
+    flag(
         "--explain",
         choices=("occlusion", "gradcam", "gradient"),
         metavar="METHOD",
         help="%(choices)s: add <case>_why.png and <case>_why.nii.gz, what in the image the result hangs on; takes longer",
     )
-    parser.add_argument(
-        "--deliver-rejected", action="store_true", help="write results that the bundle's quality gate rejects as well"
-    )
-    parser.add_argument("--dicom-source", type=place, help="the DICOM series that a NIfTI input was made from")
-    parser.add_argument("--dicomize", action="store_true", help="write a converted DICOM series for a NIfTI input")
+    flag("--deliver-rejected", action="store_true", help="write results that the bundle's quality gate rejects as well")
+    flag("--dicom-source", type=place, help="the DICOM series that a NIfTI input was made from")
+    flag("--dicomize", action="store_true", help="write a converted DICOM series for a NIfTI input")
     add_reading(parser)
-    parser.add_argument("--tta", action="store_true", help="average over mirror images")
+    flag("--tta", action="store_true", help="average over mirror images")
     add_device(parser)
 
 
@@ -334,21 +319,17 @@ def _fetch(verb: Verb) -> None:
 
 
 def _deidentify(verb: Verb) -> None:
-    parser = verb(dicom_verbs.deidentify)
-    parser.add_argument("--input", type=place, nargs="+", required=True, help="DICOM files, or folders however deep")
-    parser.add_argument("--output", type=place, required=True, help="gets <study>/<series>/<instance>.dcm")
-    parser.add_argument(
-        "--key-file", type=place, help="same key, same new UIDs; made where absent (default: a key that is forgotten)"
-    )
-    parser.add_argument(
+    flag = verb(dicom_verbs.deidentify).add_argument
+    flag("--input", type=place, nargs="+", required=True, help="DICOM files, or folders however deep")
+    flag("--output", type=place, required=True, help="gets <study>/<series>/<instance>.dcm")
+    flag("--key-file", type=place, help="same key, same new UIDs; made where absent (default: a key that is forgotten)")
+    flag(
         "--options",
         default="",
         help="comma-separated: retain-uids, retain-device-identity, retain-institution-identity, "
         "retain-patient-characteristics, retain-full-dates or retain-modified-dates, clean-structured-content",
     )
-    parser.add_argument(
-        "--allow-burned-in", action="store_true", help="write what may show a name in its pixels: someone has looked"
-    )
+    flag("--allow-burned-in", action="store_true", help="write what may show a name in its pixels: someone has looked")
 
 
 _BUNDLE_VERBS = (

@@ -1,14 +1,13 @@
-"""The verbs: each reads its flags, calls one function below and shows what came back."""
+"""The verbs: each reads its flags, calls one function of the layers below and shows the result."""
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
-from rich.table import Column, Table
 
 from monai_unet_app.cli.common import (
     EXIT_DONE,
@@ -26,11 +25,13 @@ from monai_unet_app.cli.dicom_verbs import destination_of_site
 from monai_unet_app.cli.show import (
     figures_table,
     fingerprint_table,
+    folded,
     inspect_problems,
     line,
     metrics_table,
     notes_list,
     out,
+    print_table,
     problems_list,
     progress,
     reasons_list,
@@ -40,6 +41,10 @@ from monai_unet_app.cli.show import (
 )
 from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 
+if TYPE_CHECKING:
+    from dicom_io.read import ReadOptions
+    from monai_unet_app.data.cases import CaseFiles
+
 
 def bundles(options: argparse.Namespace) -> Answer:
     """List the bundles that a name can stand for.
@@ -48,6 +53,7 @@ def bundles(options: argparse.Namespace) -> Answer:
     """
     from monai_unet_app.bundle_folder import bundle_files, bundle_folders
 
+    weights = {True: "yes", False: "[yellow]no[/yellow]"}
     rows, problems = [], []
     for name, folder in bundle_folders().items():
         try:
@@ -57,21 +63,12 @@ def bundles(options: argparse.Namespace) -> Answer:
             problems.append(f"{name}: {error}")
             continue
         trained = (folder / "models/model.pt").is_file()
-        rows.append(
-            {
-                "name": name,
-                "version": bundle.version,
-                "task": task,
-                "trained": trained,
-                "sha256": bundle.sha256 if trained else None,
-                "folder": str(folder),
-            }
-        )
+        sha256 = bundle.sha256 if trained else None
+        row = {"name": name, "version": bundle.version, "task": task, "trained": trained, "sha256": sha256}
+        rows.append({**row, "folder": str(folder)})
     if not options.json:
-        table = Table("bundle", "version", "what it does", "weights")
-        for row in rows:
-            table.add_row(row["name"], row["version"], row["task"], "yes" if row["trained"] else "[yellow]no[/yellow]")
-        out.print(table)
+        cells = ([row["name"], row["version"], row["task"], weights[row["trained"]]] for row in rows)
+        print_table(("bundle", "version", "what it does", "weights"), cells)
         out.print("Use one with: monai-unet predict --bundle NAME --input IMAGE --output OUT")
         problems_list(problems)
     return {"bundles": rows, "problems": problems}, EXIT_FAILED if problems else EXIT_DONE
@@ -90,33 +87,35 @@ def inspect(options: argparse.Namespace) -> Answer:
     reading = read_options(options)
     known = bundle_files(options.bundle) if options.bundle else None
     verdicts = dicom_verdicts(options.data, reading)
-    cases, problems = _to_inspect(options, reading, anything=bool(verdicts))
+    cases, problems = _find_to_inspect(options, reading, has_series=bool(verdicts))
     bundle = loaded_bundle(known.root) if known and cases else None
     with progress("reading", len(cases), options) as step:
-        found = inspect_cases(
+        fingerprint = inspect_cases(
             cases, bundle.rules if bundle else None, bundle.label_values if bundle else None, step, reading
         )
-    rows = with_cases(verdicts, cases, found.refusals, named_series(reading))
+    rows = with_cases(verdicts, cases, fingerprint.refusals, named_series(reading))
     if not options.json:
         series_blocks(rows, with_cases=len(cases) > 1)
-        fingerprint_table(found.summary())
-        inspect_problems([*problems, *found.problems], rows)
-    answer = found.as_dict()
+        fingerprint_table(fingerprint.summary())
+        inspect_problems([*problems, *fingerprint.problems], rows)
+    answer = fingerprint.as_dict()
     answer["problems"] = [*problems, *answer["problems"]]
     answer["series"] = [row.as_dict() for row in rows]
-    refused = found.refused or any(row.is_bad for row in rows) or (problems and not cases)
+    refused = fingerprint.refused or any(row.is_bad for row in rows) or (problems and not cases)
     return answer, EXIT_REFUSED if refused else EXIT_DONE
 
 
-def _to_inspect(options: argparse.Namespace, reading: Any, *, anything: bool) -> tuple[list[Any], list[str]]:
-    """The cases, and what is wrong with them as a whole; raises that only where nothing else can be shown."""
+def _find_to_inspect(
+    options: argparse.Namespace, reading: ReadOptions, *, has_series: bool
+) -> tuple[list[CaseFiles], list[str]]:
+    """The cases, and the problems of the whole folder. Raises a problem only if nothing else can be shown."""
     from monai_unet_app.data.cases import named_series
     from monai_unet_app.data.inspect import find_to_inspect
 
     try:
         return find_to_inspect(options.data, options.labels, options.label_suffix, named_series(reading))
     except InputRefusedError as error:
-        if not anything and not (options.json and options.data.exists()):
+        if not has_series and not (options.json and options.data.exists()):
             raise
         return [], [str(error)]
 
@@ -140,12 +139,9 @@ def dicomize(options: argparse.Namespace) -> Answer:
     with progress("converting", len(cases), options) as step:
         rows, problems = dicomize_cases(cases, options.output, segments, step, options.modality)
     if not options.json:
-        table = Table("case", Column("series", overflow="fold"), Column("labels", overflow="fold"), "largest rounding")
-        for row in rows:
-            table.add_row(
-                escape(row["id"]), escape(row["series"]), escape(row["seg"] or "-"), f"{row['max_rounding_error']:.3g}"
-            )
-        out.print(table)
+        texts = ([escape(row[name] or "-") for name in ("id", "series", "seg")] for row in rows)
+        cells = ([*text, f"{row['max_rounding_error']:.3g}"] for text, row in zip(texts, rows, strict=True))
+        print_table(("case", folded("series"), folded("labels"), "largest rounding"), cells)
         problems_list(problems)
     return {"cases": rows, "problems": problems}, EXIT_REFUSED if problems else EXIT_DONE
 
@@ -160,10 +156,8 @@ def regions(options: argparse.Namespace) -> Answer:
     check_writable(options.output.parent)
     rows = label_file(options.structure_set, options.image, options.roi, options.output, read_options(options))
     if not options.json:
-        table = Table("label", Column("region", overflow="fold"), "voxels", "taken by a later region")
-        for row in rows:
-            table.add_row(str(row["label"]), escape(row["name"]), str(row["voxels"]), str(row["overlapped"]))
-        out.print(table)
+        cells = ([escape(str(row[name])) for name in ("label", "name", "voxels", "overlapped")] for row in rows)
+        print_table(("label", folded("region"), "voxels", "taken by a later region"), cells)
         out.print(f"written: {escape(str(options.output))}")
     return {"output": str(options.output), "regions": rows}, EXIT_DONE
 
@@ -180,14 +174,8 @@ def train(options: argparse.Namespace) -> Answer:
     check_writable(options.output)
     from monai_unet_app.training.run import TrainConfig, few_to_calibrate, train_bundle
 
-    overrides = {
-        "epochs": options.epochs,
-        "seed": options.seed,
-        "learning_rate": options.learning_rate,
-        "precision": options.precision,
-        "workers": options.workers,
-        "tracker": options.tracking,
-    }
+    names = ("epochs", "seed", "learning_rate", "precision", "workers")
+    overrides = {**{name: getattr(options, name) for name in names}, "tracker": options.tracking}
     run = TrainConfig(
         data=options.data,
         labels=options.labels,
@@ -207,10 +195,7 @@ def train(options: argparse.Namespace) -> Answer:
         line(f"Dice on the selection cases: {record['best']['metric']:.4f} (epoch {record['best']['epoch']})")
         line(f"trained bundle: {bundle.root}")
         few = few_to_calibrate({case.subject for case in bundle.seen if case.partition == "calibration"})
-        if few:
-            line(few)
-        else:
-            line(next_command("calibrate", bundle.root, options))
+        line(few or next_command("calibrate", bundle.root, options))
     return {"bundle": str(bundle.root), "sha256": bundle.sha256, "best": record["best"]}, EXIT_DONE
 
 
@@ -233,7 +218,7 @@ def evaluate(options: argparse.Namespace) -> Answer:
     chosen = choose_cases(bundle, data, options.partition, options.splits)
     say(options)(chosen.note)
     with progress("evaluating", len(chosen.rows), options) as step:
-        found = evaluate_cases(
+        evaluated = evaluate_cases(
             bundle,
             chosen.rows,
             options.output,
@@ -245,16 +230,13 @@ def evaluate(options: argparse.Namespace) -> Answer:
             each=step.measured,
         )
     if not options.json:
-        metrics_table(found.metrics)
-        for file in found.files:
+        metrics_table(evaluated.metrics)
+        for file in evaluated.files:
             line(f"wrote {file}")
-        problems_list(found.problems)
-    answer = {
-        "metrics": dict(found.metrics),
-        "files": [str(file) for file in found.files],
-        "problems": list(found.problems),
-    }
-    return answer, EXIT_REFUSED if found.problems else EXIT_DONE
+        problems_list(evaluated.problems)
+    files = [str(file) for file in evaluated.files]
+    answer = {"metrics": dict(evaluated.metrics), "files": files, "problems": list(evaluated.problems)}
+    return answer, EXIT_REFUSED if evaluated.problems else EXIT_DONE
 
 
 def report(options: argparse.Namespace) -> Answer:
@@ -269,21 +251,21 @@ def report(options: argparse.Namespace) -> Answer:
     check_bundle_folder(options.bundle, "its metadata and card are rewritten")
     files = bundle_files(options.bundle)
     document = read_measured(options.evaluation, files)
-    read_evaluation(options.evaluation)  # whether its files belong together
+    read_evaluation(options.evaluation)  # checks that its files belong together
     for folder in ("configs", "docs"):
         check_writable(files.root / folder)
     bundle, before = loaded_bundle(files.root), files.metadata.get("eval_metrics") or {}
     check_held_out(options.evaluation, bundle)
     figures = summary(document, bundle)
     written = write_figures(figures, bundle)
-    gone = [name for name in before if name not in figures]
+    removed = [name for name in before if name not in figures]
     if not options.json:
         figures_table(before, figures)
-        if gone:
-            line(f"no longer there, since the evaluation does not hold it: {', '.join(gone)}")
+        if removed:
+            line(f"no longer there, since the evaluation does not hold it: {', '.join(removed)}")
         for file in written:
             line(f"wrote {file}")
-    return {"eval_metrics": figures, "gone": gone, "files": [str(file) for file in written]}, EXIT_DONE
+    return {"eval_metrics": figures, "gone": removed, "files": [str(file) for file in written]}, EXIT_DONE
 
 
 def predict(options: argparse.Namespace) -> Answer:
@@ -297,9 +279,9 @@ def predict(options: argparse.Namespace) -> Answer:
     from monai_unet_app.data.cases import find_images, named_series
     from monai_unet_app.results import check_flags, predict_cases
 
-    wanted, left_out = _wanted(options, planar=False)
-    what = OutputConfig(
-        **wanted,
+    formats, left_out = _formats(options, planar=False)
+    outputs = OutputConfig(
+        **formats,
         probabilities=options.probabilities,
         cautious=options.cautious,
         explain=options.explain,
@@ -314,12 +296,12 @@ def predict(options: argparse.Namespace) -> Answer:
         )
     root = bundle_files(options.bundle).root
     cases = find_images(options.input, named_series(run.reading))
-    check_flags(cases, run, what)
+    check_flags(cases, run, outputs)
     check_writable(options.output)
     bundle = loaded_bundle(root, options.device)
     if options.destination is not None and bundle.rules.planar:
-        wanted, left_out = _wanted(options, planar=True)
-        what = replace(what, **wanted)
+        formats, left_out = _formats(options, planar=True)
+        outputs = replace(outputs, **formats)
     if left_out:
         say(options)(
             f"left out of what {options.destination} takes: {', '.join(left_out)}; a picture has no patient space"
@@ -327,48 +309,39 @@ def predict(options: argparse.Namespace) -> Answer:
     if options.tta and not bundle.mirror_axes:
         say(options)(f"{bundle.name} has no mirror axes, so --tta changes nothing; its statements hold as without it")
     with progress("segmenting", len(cases), options) as step:
-        done, problems = predict_cases(cases, bundle, run, what, options.output, step)
+        done, problems = predict_cases(cases, bundle, run, outputs, options.output, step)
     if not options.json:
         structures_table(done)
         reasons_list(done)
         notes_list(done)
         problems_list(problems)
-        held = (
-            0
-            if options.deliver_rejected
-            else sum((case["assessment"] or {}).get("verdict") == "reject" for case in done)
-        )
+        rejected = sum((case["assessment"] or {}).get("verdict") == "reject" for case in done)
+        withheld = 0 if options.deliver_rejected else rejected
         if done:
-            line(
-                f"wrote {len(done) - held} case(s) to {options.output}"
-                + (f"; of {held} rejected only the record" if held else "")
-            )
+            records = f"; of {withheld} rejected only the record" if withheld else ""
+            line(f"wrote {len(done) - withheld} case(s) to {options.output}{records}")
     answer = {"cases": done, "problems": problems, "left_out": list(left_out)}
     return answer, EXIT_REFUSED if problems else EXIT_DONE
 
 
-def _wanted(options: argparse.Namespace, *, planar: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Formats and encodings: what --for names wants, or what the command line says; and the formats that --for names and
-    pictures (`planar`) cannot have.
+def _formats(options: argparse.Namespace, *, planar: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Formats and encodings of the destination that --for names, or those of the command line.
+
+    Returns:
+        Fields of `OutputConfig`, and the formats of the destination that a picture (`planar`) cannot have.
     """
     from monai_unet_app.results import formats_for
 
     if options.destination is None:
         names = ("nifti" if options.format is None else options.format).split(",")
-        return {
-            "formats": tuple(name.strip() for name in names if name.strip()),
-            "seg_encoding": options.seg_encoding or "binary",
-        }, ()
+        formats = tuple(name.strip() for name in names if name.strip())
+        return {"formats": formats, "seg_encoding": options.seg_encoding or "binary"}, ()
     if options.format is not None or options.seg_encoding:
         raise UsageError("--for says what to write, --format and --seg-encoding do too; give one or the other")
     profile = destination_of_site(options.destination, options.site).profile
     formats, left_out = formats_for(profile.objects, planar=planar)
-    has_seg = bool({"seg", "sr"} & set(formats))
-    return {
-        "formats": formats,
-        "seg_encoding": profile.seg_encoding if has_seg and profile.seg_encoding else "binary",
-        "empty_frames": profile.empty_frames,
-    }, left_out
+    encoding = (profile.seg_encoding if {"seg", "sr"} & set(formats) else None) or "binary"
+    return {"formats": formats, "seg_encoding": encoding, "empty_frames": profile.empty_frames}, left_out
 
 
 def demo(options: argparse.Namespace) -> Answer:
@@ -382,14 +355,8 @@ def demo(options: argparse.Namespace) -> Answer:
     answer = run_demo(options.output, options.epochs, say(options), lambda text, total: progress(text, total, options))
     if not options.json:
         metrics_table(answer["metrics"])
-        table = Table("what to open", Column("where", overflow="fold"))
-        for name, place in answer["open"].items():
-            table.add_row(name, escape(place))
-        out.print(table)
-        table = Table("check", "result")
-        for name, result in answer["checks"].items():
-            table.add_row(name, result)
-        out.print(table)
+        print_table(("what to open", folded("where")), ((name, escape(path)) for name, path in answer["open"].items()))
+        print_table(("check", "result"), answer["checks"].items())
     return answer, EXIT_DONE if answer["passed"] else EXIT_FAILED
 
 
@@ -402,14 +369,8 @@ def doctor(options: argparse.Namespace) -> Answer:
 
     rows = examine()
     if not options.json:
-        table = Table("what", Column("found", overflow="fold"), "")
-        for row in rows:
-            table.add_row(
-                row["what"],
-                row["found"],
-                {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]"}.get(row["state"], "[red]broken[/red]"),
-            )
-        out.print(table)
+        states = {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]", "broken": "[red]broken[/red]"}
+        print_table(("what", folded("found"), ""), ([row["what"], row["found"], states[row["state"]]] for row in rows))
     return {"checks": rows}, EXIT_FAILED if any(row["state"] == "broken" for row in rows) else EXIT_DONE
 
 
