@@ -41,7 +41,7 @@ def open_as_browser(place: Ward, number: int, who: str = "rossi") -> tuple[str, 
         if answer.status_code != 202:
             return answer.text, waits
         assert "is being made" in answer.text
-        assert "http-equiv='refresh'" in answer.text
+        assert 'http-equiv="refresh"' in answer.text
         assert "Berger" not in answer.text
         time.sleep(0.2)
     raise AssertionError("the page was never made")
