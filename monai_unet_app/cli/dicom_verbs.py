@@ -58,10 +58,10 @@ def echo(options: argparse.Namespace) -> Answer:
     """
     from dicom_io.net import exchange
 
-    found = exchange.echo(_destination(options))
+    reply = exchange.echo(_destination(options))
     if not options.json:
-        line(f"{found.peer} answers ({found.seconds:.2f} s)")
-    return {"peer": found.peer, "seconds": round(found.seconds, 3)}, EXIT_DONE
+        line(f"{reply.peer} answers ({reply.seconds:.2f} s)")
+    return {"peer": reply.peer, "seconds": round(reply.seconds, 3)}, EXIT_DONE
 
 
 def send(options: argparse.Namespace) -> Answer:
@@ -75,22 +75,22 @@ def send(options: argparse.Namespace) -> Answer:
     with _reports(destination, options) as reports:
         with progress("sending", len(files), options) as step:
             outcomes = exchange.send(destination, files, lambda outcome: step(outcome.kind))
-        there = {outcome.sop_instance_uid: outcome.file for outcome in outcomes if outcome.is_delivered}
+        delivered = {outcome.sop_instance_uid: outcome.file for outcome in outcomes if outcome.is_delivered}
         problems = [f"{outcome.file}: {outcome.meaning}" for outcome in outcomes if outcome.state in _PROBLEMS]
         if not options.json:
             _outcome_table(outcomes)
             problems_list(problems)
-            delivered = sum(outcome.is_delivered for outcome in outcomes)
-            line(f"{delivered} of {len(outcomes)} file(s) are at {destination.label}")
+            count = sum(outcome.is_delivered for outcome in outcomes)
+            line(f"{count} of {len(outcomes)} file(s) are at {destination.label}")
         answer: dict[str, Any] = {"peer": destination.label, "files": [_outcome_row(outcome) for outcome in outcomes]}
-        if options.commit and there:
-            answer["commitment"], uncommitted = _commitment(destination, there, reports, options)
-            problems += uncommitted
+        if options.commit and delivered:
+            answer["commitment"] = _commit(destination, delivered, reports, options)
+            problems += answer["commitment"]["problems"]
     return answer, EXIT_FAILED if problems else EXIT_DONE
 
 
 def _reports(destination: Destination, options: argparse.Namespace) -> AbstractContextManager[ReportListener | None]:
-    """With --commit, takes what the destination reports at an address of ours, where it has one."""
+    """With --commit, a listener for the reports of the destination, if it knows an address of ours."""
     from dicom_io.net import exchange
     from dicom_io.net.destination import DestinationError
 
@@ -106,46 +106,47 @@ def _reports(destination: Destination, options: argparse.Namespace) -> AbstractC
         raise UsageError(f"--commit: {error}") from error
 
 
-def _commitment(
-    destination: Destination, there: Mapping[str, Path], reports: ReportListener | None, options: argparse.Namespace
-) -> tuple[dict[str, Any], list[str]]:
-    """What the destination says of the files that are there, by their SOP Instance UIDs, shown; and what it does not keep."""
+def _commit(
+    destination: Destination, delivered: Mapping[str, Path], reports: ReportListener | None, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Asks for commitment to the delivered files (SOP Instance UID -> file), shows the report, and returns it for --json."""
     from dicom_io.net import exchange
     from dicom_io.net.commitment_user import CommitmentResult
 
     say(options)(f"waiting at most {options.wait_s:g} s for what {destination.label} commits itself to")
     try:
-        found = exchange.commit(destination, there.values(), reports=reports, wait_s=options.wait_s)
-        problems = [f"{there[uid]}: not committed: {why}" for uid, why in found.failed.items()]
-        if found.unreported:
+        result = exchange.commit(destination, delivered.values(), reports=reports, wait_s=options.wait_s)
+        problems = [f"{delivered[uid]}: not committed: {reason}" for uid, reason in result.failed.items()]
+        if result.unreported:
             problems.append(
-                f"{destination.label} has said nothing of {len(found.unreported)} file(s) within {options.wait_s:g} s; its "
+                f"{destination.label} has not reported on {len(result.unreported)} file(s) within {options.wait_s:g} s; its "
                 "report is needed; raise --wait-s, or give the address at which it knows us (--listen)"
             )
     except NetworkError as error:
-        found, problems = CommitmentResult(destination.label, "", (), unreported=tuple(there)), [str(error)]
+        result, problems = CommitmentResult(destination.label, "", (), unreported=tuple(delivered)), [str(error)]
     if not options.json:
-        _commitment_table(found)
+        _commitment_table(result)
         problems_list(problems)
-    said = {
-        "transaction_uid": found.transaction_uid,
-        "committed": list(found.committed),
-        "failed": dict(found.failed),
-        "unreported": list(found.unreported),
+    return {
+        "transaction_uid": result.transaction_uid,
+        "committed": list(result.committed),
+        "failed": dict(result.failed),
+        "unreported": list(result.unreported),
         "problems": problems,
     }
-    return said, problems
 
 
-def _commitment_table(found: CommitmentResult) -> None:
-    """How many files are committed, failed for each reason, and not reported on."""
+def _commitment_table(result: CommitmentResult) -> None:
+    """Number of files that are committed, failed (for each reason), and not reported on."""
     table = Table("commitment", "files", "answer")
-    if found.committed:
-        table.add_row("[green]committed[/green]", str(len(found.committed)), "")
-    for why, count in Counter(found.failed.values()).items():
-        table.add_row("[red]failed[/red]", str(count), escape(why))
-    if found.unreported:
-        table.add_row("[red]not reported[/red]", str(len(found.unreported)), "")
+    failed = [("[red]failed[/red]", count, reason) for reason, count in Counter(result.failed.values()).items()]
+    for state, count, answer in (
+        ("[green]committed[/green]", len(result.committed), ""),
+        *failed,
+        ("[red]not reported[/red]", len(result.unreported), ""),
+    ):
+        if count:
+            table.add_row(state, str(count), escape(answer))
     out.print(table)
 
 
@@ -157,17 +158,17 @@ def find(options: argparse.Namespace) -> Answer:
     from dicom_io.net import exchange
 
     query = _query(options)
-    found = exchange.find(_destination(options), query)
+    matches = exchange.find(_destination(options), query)
     columns = {**(_PATIENT if options.patients else {}), **_COLUMNS[query.level]}
-    rows = [{keyword: _text(answer, keyword) for keyword in columns} for answer in found]
+    rows = [{keyword: _text(match, keyword) for keyword in columns} for match in matches]
     if not options.json:
-        _found_table(rows, columns)
+        _match_table(rows, columns)
         line(f"{len(rows)} found" + (f", and perhaps more (--limit {query.limit})" if len(rows) == query.limit else ""))
     return {"level": query.level, "found": rows}, EXIT_DONE
 
 
-def _found_table(rows: Sequence[dict[str, str]], columns: dict[str, str]) -> None:
-    """A table where it fits, in a file or pipe always; else a block for each answer, so that UIDs stay in one piece."""
+def _match_table(rows: Sequence[dict[str, str]], columns: dict[str, str]) -> None:
+    """A table if it fits, in a file or pipe always; else a block for each match, so that UIDs stay in one piece."""
     widths = (
         [max(len(name), *(len(row[keyword]) for row in rows)) + 3 for keyword, name in columns.items()] if rows else []
     )
@@ -238,7 +239,7 @@ def deidentify(options: argparse.Namespace) -> Answer:
         for name, counts in outcome.report["actions"].items():
             table.add_row(name, *(str(counts.get(letter, "")) for letter in "XZDUCK"))
         out.print(table)
-        problems_list(_grouped(outcome.problems))
+        problems_list(_group_by_reason(outcome.problems))
         if outcome.problems:
             line("files are counted in the order of their paths")
         line(f"wrote {len(written)} object(s) and {REPORT} to {options.output}; look at them before you share them")
@@ -246,19 +247,18 @@ def deidentify(options: argparse.Namespace) -> Answer:
     return answer, EXIT_REFUSED if outcome.problems or not written else EXIT_DONE
 
 
-def _grouped(problems: Sequence[str]) -> list[str]:
-    """Problems of the form "file 3: why", those with the same reason in one line."""
+def _group_by_reason(problems: Sequence[str]) -> list[str]:
+    """Problems of the form "file 3: reason"; problems with the same reason share a line."""
     files: dict[str, list[str]] = {}
     for problem in problems:
         file, _, reason = problem.partition(": ")
         files.setdefault(reason, []).append(file.removeprefix("file "))
-    told = []
+    lines = []
     for reason, numbers in files.items():
-        some = ", ".join(numbers[:_MOST_FILES]) + (
-            f" and {len(numbers) - _MOST_FILES} more" if len(numbers) > _MOST_FILES else ""
-        )
-        told.append(f"file{'s' if len(numbers) > 1 else ''} {some}: {reason}")
-    return told
+        more = f" and {len(numbers) - _MOST_FILES} more" if len(numbers) > _MOST_FILES else ""
+        listed = ", ".join(numbers[:_MOST_FILES]) + more
+        lines.append(f"file{'s' if len(numbers) > 1 else ''} {listed}: {reason}")
+    return lines
 
 
 def destination_of_site(name: str, site: Path | None) -> Destination:
@@ -280,15 +280,15 @@ def _destination(options: argparse.Namespace) -> Destination:
 
     site = read_site(options.site) if options.site else {}
     try:
-        found = site.get(options.to) or parse_destination(options.to, options.aet or OUR_AE_TITLE)
-        return _adapted(found, options)
+        destination = site.get(options.to) or parse_destination(options.to, options.aet or OUR_AE_TITLE)
+        return _adapted(destination, options)
     except DestinationError as error:
         names = f" ({options.site.name} has {', '.join(site)})" if site else ""
         raise UsageError(f"--to: {error}{names}") from error
 
 
 def _adapted(destination: Destination, options: argparse.Namespace) -> Destination:
-    """The destination with what --aet, --move and --listen say."""
+    """The destination, changed by --aet, --move and --listen."""
     from dicom_io.net.destination import Dimse, checked_ae_title
 
     peer = destination.peer
@@ -304,7 +304,7 @@ def _adapted(destination: Destination, options: argparse.Namespace) -> Destinati
 
 
 def _receive(address: str, flag: str, peer: Dimse) -> Receive:
-    """Where to listen, by the PORT or HOST:PORT of a flag; who is let in stays as the site says."""
+    """Where to listen, by the PORT or HOST:PORT of a flag; the allowed senders stay as in the site file."""
     from dicom_io.net.destination import Receive, checked_port
 
     host, _, port = address.rpartition(":")
@@ -334,16 +334,16 @@ def _query(options: argparse.Namespace) -> Query:
         raise UsageError(str(error)) from error
 
 
-def _dicom_files(places: Sequence[Path]) -> list[Path]:
-    """Files as they are named, and the DICOM objects below folders; other files in folders are passed by."""
+def _dicom_files(paths: Sequence[Path]) -> list[Path]:
+    """The named files, and the DICOM objects below the named folders; other files in folders are skipped."""
     from dicom_io.reading.series import files_below, scan_files
 
     files: list[Path] = []
-    for place in places:
-        if place.is_dir():
-            files += [file for series in scan_files(files_below(place)).series for file in series.files]
+    for path in paths:
+        if path.is_dir():
+            files += [file for series in scan_files(files_below(path)).series for file in series.files]
         else:
-            files.append(place)
+            files.append(path)
     return list(dict.fromkeys(files))
 
 

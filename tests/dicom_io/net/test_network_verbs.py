@@ -29,7 +29,7 @@ from dicom_io.net.scp import Listen, Provider
 from dicom_io.seg import write_seg
 from dicom_io.sr import write_sr
 from monai_unet_app.cli import dicom_verbs
-from monai_unet_app.cli.dicom_verbs import _grouped
+from monai_unet_app.cli.dicom_verbs import _group_by_reason
 from monai_unet_app.cli.parser import build_parser
 
 run = pytest.fixture(shell)
@@ -189,7 +189,7 @@ def test_send_with_commit_does_not_wait_without_end(run: Run, held: list[Path], 
         assert time.monotonic() - started < 10
     assert answer.code == 1
     assert re.search(r"│ not reported +│ 3 +│ +│", answer.out)
-    assert "has said nothing of 3 file(s) within 0.5 s" in answer.err
+    assert "has not reported on 3 file(s) within 0.5 s" in answer.err
 
 
 def test_send_with_commit_hears_a_report_at_our_address(run: Run, held: list[Path], tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_send_with_commit_hears_a_report_at_our_address(run: Run, held: list[Pat
         site.write_text(f"{site.read_text()}[destinations.near.receive]\nport = {ours}\n")
         known = run("send", "--to", "near", "--site", site, "--commit", *held)
     assert (told.code, deaf.code, known.code) == (0, 1, 0)
-    assert "has said nothing of 3 file(s)" in deaf.err
+    assert "has not reported on 3 file(s)" in deaf.err
 
 
 def test_only_what_has_arrived_is_asked_for(run: Run, archive: Archive, held: list[Path], tmp_path: Path) -> None:
@@ -352,7 +352,7 @@ def test_dates_and_open_ranges_are_asked_for(date: str, run: Run, archive: Archi
 
 
 def test_refusals_with_one_reason_are_told_in_one_line() -> None:
-    found = _grouped(
+    found = _group_by_reason(
         [*(f"file {n}: its BurnedInAnnotation is YES" for n in range(3, 15)), "file 20: it: cannot be read"]
     )
     assert found == [
@@ -366,8 +366,8 @@ def test_on_a_narrow_terminal_answers_are_blocks_with_whole_uids(monkeypatch: py
     monkeypatch.setattr(dicom_verbs, "out", Console(file=screen, width=80, force_terminal=True, color_system=None))
     rows = [{"StudyInstanceUID": uid, "StudyDate": "20200119", "StudyDescription": "head " * 5}]
     columns = {"StudyInstanceUID": "study", "StudyDate": "date", "StudyDescription": "description"}
-    dicom_verbs._found_table(rows, columns)
+    dicom_verbs._match_table(rows, columns)
     assert uid in screen.getvalue()
     assert "┃" not in screen.getvalue()
-    dicom_verbs._found_table([rows[0] | {"StudyInstanceUID": "1.2", "StudyDescription": ""}], columns)
+    dicom_verbs._match_table([rows[0] | {"StudyInstanceUID": "1.2", "StudyDescription": ""}], columns)
     assert "┃" in screen.getvalue()
