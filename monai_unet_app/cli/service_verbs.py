@@ -23,8 +23,9 @@ from monai_unet_app.cli.show import line, say
 from monai_unet_app.errors import InputRefusedError, UsageError
 
 if TYPE_CHECKING:
+    from monai_unet_app.service.acceptance_checks import Check
     from monai_unet_app.service.audit import Head
-    from monai_unet_app.service.commission import Check, Commissioning
+    from monai_unet_app.service.commission import Commissioning
     from monai_unet_app.service.node import Node
 
 

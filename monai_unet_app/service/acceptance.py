@@ -24,7 +24,7 @@ from dicom_io.files import replace_when_whole
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.report.blocks import Block, Cell, Facts, Heading, Table, Text, Tiles, Title, Tone, Verdict
 from monai_unet_app.report.pdf import typeset
-from monai_unet_app.service.commission import Acceptance, Check, State
+from monai_unet_app.service.acceptance_checks import Acceptance, Check, State
 from monai_unet_app.service.phantoms import PATIENT
 
 _SECOND = 19  # characters of an ISO date and time

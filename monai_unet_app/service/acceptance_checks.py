@@ -1,4 +1,4 @@
-"""Tools for the checks of a site acceptance: a time limit, label volumes compared in patient space, the node's audit trail."""
+"""The checks of a site acceptance and its report: time limit, labels compared in patient space, the node's audit trail."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,76 @@ class StepResult:
     fault: bool = False
     place_mm: float | None = None
     volume_ml: float | None = None
+
+
+State = Literal["passed", "failed", "not tried"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of a step. The names of the attributes are the keys of the JSON report.
+
+    Attributes:
+        what: The step in a few words.
+        where: Destination, node or rule.
+        state: "passed", "failed", or "not tried" because a step that it needs failed, or the time was over.
+        seconds: Duration.
+        said: The result, the fault, or the reason why it was not tried.
+        place_mm, volume_ml: Largest error of a labelled voxel's place and difference of volume; None if not measured.
+    """
+
+    what: str
+    where: str
+    state: State
+    seconds: float
+    said: str
+    place_mm: float | None = None
+    volume_ml: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the check passed."""
+        return self.state == "passed"
+
+
+@dataclass
+class Acceptance:
+    """The report of an acceptance.
+
+    Attributes:
+        site: Name of the site file.
+        began: ISO 8601, UTC.
+        versions: Versions of program, system and packages.
+        bundles: Rule -> name, version and sha256 of its bundle.
+        unchecked: What no check covers, in words.
+        checks: All checks, in order.
+    """
+
+    site: str
+    began: str
+    versions: dict[str, str]
+    bundles: dict[str, str]
+    unchecked: list[str]
+    checks: list[Check] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether there are checks, and all of them passed."""
+        return bool(self.checks) and all(check.passed for check in self.checks)
+
+    def of(self, state: State) -> list[Check]:
+        """The checks of one state."""
+        return [check for check in self.checks if check.state == state]
+
+    def document(self) -> dict[str, Any]:
+        """The report as JSON."""
+        return {
+            "schema_version": "1.1",
+            "passed": self.passed,
+            "limits": {"place_mm": MOST_PLACE_MM, "volume_ml": MOST_VOLUME_ML},
+            **{name: value for name, value in asdict(self).items() if name != "checks"},
+            "checks": [{**asdict(check), "passed": check.passed} for check in self.checks],
+        }
 
 
 class TrailReader:

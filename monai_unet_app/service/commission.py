@@ -13,13 +13,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
 
 from dicom_io.kinds import KIND
 from dicom_io.net.destination import Destination, Dimse
@@ -35,8 +34,9 @@ from monai_unet_app.bundle_folder import bundle_files
 from monai_unet_app.data.itk_bridge import check_by_itk
 from monai_unet_app.errors import UsageError
 from monai_unet_app.service.acceptance_checks import (
-    MOST_PLACE_MM,
-    MOST_VOLUME_ML,
+    Acceptance,
+    Check,
+    State,
     StepResult,
     TrailReader,
     address_of_node,
@@ -62,8 +62,6 @@ _PACKAGES = ("torch", "monai", "pydicom", "pynetdicom", "highdicom", "itk", "num
 _PAUSE_S, _REPORT_S = 0.5, 10.0
 _MOST_ROUNDS = 3  # of studies, until every worker has made a result
 
-State = Literal["passed", "failed", "not tried"]
-
 
 @dataclass(frozen=True)
 class Commissioning:
@@ -87,73 +85,6 @@ class Commissioning:
     headers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     limit_s: float = 600.0
     result_s: float = 120.0
-
-
-@dataclass(frozen=True)
-class Check:
-    """The outcome of a step. The names of the attributes are the keys of the JSON report.
-
-    Attributes:
-        what: The step in a few words.
-        where: Destination, node or rule.
-        state: "passed", "failed", or "not tried" because a step that it needs failed, or the time was over.
-        seconds: Duration.
-        said: The result, the fault, or the reason why it was not tried.
-        place_mm, volume_ml: Largest error of a labelled voxel's place and difference of volume; None if not measured.
-    """
-
-    what: str
-    where: str
-    state: State
-    seconds: float
-    said: str
-    place_mm: float | None = None
-    volume_ml: float | None = None
-
-    @property
-    def passed(self) -> bool:
-        """Whether the check passed."""
-        return self.state == "passed"
-
-
-@dataclass
-class Acceptance:
-    """The report of an acceptance.
-
-    Attributes:
-        site: Name of the site file.
-        began: ISO 8601, UTC.
-        versions: Versions of program, system and packages.
-        bundles: Rule -> name, version and sha256 of its bundle.
-        unchecked: What no check covers, in words.
-        checks: All checks, in order.
-    """
-
-    site: str
-    began: str
-    versions: dict[str, str]
-    bundles: dict[str, str]
-    unchecked: list[str]
-    checks: list[Check] = field(default_factory=list)
-
-    @property
-    def passed(self) -> bool:
-        """Whether there are checks, and all of them passed."""
-        return bool(self.checks) and all(check.passed for check in self.checks)
-
-    def of(self, state: State) -> list[Check]:
-        """The checks of one state."""
-        return [check for check in self.checks if check.state == state]
-
-    def document(self) -> dict[str, Any]:
-        """The report as JSON."""
-        return {
-            "schema_version": "1.1",
-            "passed": self.passed,
-            "limits": {"place_mm": MOST_PLACE_MM, "volume_ml": MOST_VOLUME_ML},
-            **{name: value for name, value in asdict(self).items() if name != "checks"},
-            "checks": [{**asdict(check), "passed": check.passed} for check in self.checks],
-        }
 
 
 OnCheck = Callable[[Check, int, int], None]

@@ -54,7 +54,7 @@ _LARGEST_NUMBER = 2**63 - 1  # of an SQLite integer
 _PAGE_POLICY = {"Content-Security-Policy": "frame-ancestors 'none'"}
 """For a review page, which states the rest of its policy in its head, and for its PDF."""
 
-_LONGEST_PAGE_S = 3 * PAGE_S  # with an earlier result, without it, and after a page that somebody else asked for
+_LONGEST_PAGE_S = 3 * PAGE_S  # with an earlier result, without it, and after another page
 
 
 def _body(schemas: dict[str, Any]) -> dict[str, Any]:

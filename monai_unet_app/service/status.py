@@ -223,9 +223,9 @@ def _cards(counts: dict[str, dict[str, int]]) -> dict[str, int]:
 
 def _times(node: Node) -> Table:
     rows = [
-        (stage, f"{found[0.5]:.2f} s", f"{found[0.95]:.2f} s", str(len(seconds)))
+        (stage, f"{times[0.5]:.2f} s", f"{times[0.95]:.2f} s", str(len(seconds)))
         for stage, seconds in node.seconds.items()
-        if (found := quantiles(seconds))
+        if (times := quantiles(seconds))
     ]
     return Table("Times", ("stage", "median", "95 %", "of the last"), rows)
 
