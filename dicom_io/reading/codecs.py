@@ -27,21 +27,18 @@ from pydicom.uid import (
     JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
+    JPEGLSTransferSyntaxes,
     RLELossless,
 )
 
 from dicom_io.reading.codestreams import JPEG_LOSSLESS, check_codestream
 from dicom_io.reading.run_lengths import decode_run_lengths
 
-_JPEG_2000 = (JPEG2000Lossless, JPEG2000)
-_HTJ2K = (HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K)
-_JPEG_LS = (JPEGLSLossless, JPEGLSNearLossless)
-WITHOUT_SIGN = (*_JPEG_LS, *JPEG_LOSSLESS)
+_JPEG_2000 = (JPEG2000Lossless, JPEG2000, HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K)
+WITHOUT_SIGN = (*JPEGLSTransferSyntaxes, *JPEG_LOSSLESS)
 """Codecs without signed values: the header says whether their bits have a sign."""
 
-BY_IMAGECODECS = (*_JPEG_2000, *_HTJ2K, *_JPEG_LS, *JPEG_LOSSLESS, JPEGExtended12Bit)
+BY_IMAGECODECS = (*_JPEG_2000, *JPEGLSTransferSyntaxes, *JPEG_LOSSLESS, JPEGExtended12Bit)
 """The transfer syntaxes that `decode_picture` decodes."""
 
 DECODER_DEPENDENCIES = {
@@ -81,7 +78,7 @@ def decode_frame(source: bytes, runner: DecodeRunner) -> bytes:
     pixels = np.ascontiguousarray(_decode(source, syntax))
     runner.set_option("bits_allocated", pixels.dtype.itemsize * 8)
     runner.set_option("planar_configuration", 0)
-    if syntax in (*_JPEG_2000, *_HTJ2K) and runner.photometric_interpretation in ("YBR_ICT", "YBR_RCT"):
+    if syntax in _JPEG_2000 and runner.photometric_interpretation in ("YBR_ICT", "YBR_RCT"):
         runner.set_option("photometric_interpretation", "RGB")
     return pixels.tobytes()
 
@@ -102,6 +99,6 @@ def decode_picture(source: bytes, syntax: UID, shape: tuple[int, int]) -> NDArra
 
 
 def _decode(source: bytes, syntax: UID) -> NDArray[Any]:
-    if syntax in (*_JPEG_2000, *_HTJ2K):
+    if syntax in _JPEG_2000:
         return imagecodecs.jpeg2k_decode(source)
-    return imagecodecs.jpegls_decode(source) if syntax in _JPEG_LS else imagecodecs.jpeg8_decode(source)
+    return imagecodecs.jpegls_decode(source) if syntax in JPEGLSTransferSyntaxes else imagecodecs.jpeg8_decode(source)

@@ -5,19 +5,12 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from pydicom.uid import (
-    UID,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-)
+from pydicom.uid import UID, JPEGLossless, JPEGLosslessSV1, JPEGTransferSyntaxes
 
 MAX_SCANS = 100
 """The most scans of a JPEG. Each costs a pass over the picture; real pictures have some dozens at most."""
 
 JPEG_LOSSLESS = (JPEGLossless, JPEGLosslessSV1)
-_JPEG = (JPEGBaseline8Bit, JPEGExtended12Bit, *JPEG_LOSSLESS)
 _START, _END, _SCAN = b"\xff\xd8", b"\xff\xd9", b"\xff\xda"
 _LOSSLESS_FRAME = 0xC3
 _LOSSY_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
@@ -57,7 +50,7 @@ def check_codestream(source: bytes, syntax: UID, rows: int, columns: int, sample
         )
     if stated.samples != samples:
         raise ValueError(f"the compressed picture has {stated.samples} samples a pixel, the header {samples}")
-    if syntax in _JPEG:
+    if syntax in JPEGTransferSyntaxes:
         _check_jpeg(source, stated, syntax)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,7 +140,7 @@ def _incomplete_stacks(
         stacks = [_stack(part, named, named, positions) for group in groups for part in _grouped_by(keys, group)]
         is_once = max(positions.most_used(stack.members) for stack in stacks) == 1
         if is_once and not all(stack.missing for stack in stacks):
-            stacks.sort(key=_sort_key)
+            stacks.sort(key=attrgetter("sort_key"))
             by_count = bool(keys) and keys[0].keyword in COUNTS
             return [] if by_count and not _agrees_with_time(stacks, counts, positions) else stacks
     return []
@@ -193,7 +194,7 @@ def _position_by_position(
         for group, table in enumerate(tables)
         for n, part in enumerate(zip(*table, strict=True))
     ]
-    return sorted(stacks, key=_sort_key)
+    return sorted(stacks, key=attrgetter("sort_key"))
 
 
 def _agrees_with_time(stacks: Sequence[Stack], attributes: _Attributes, positions: _Positions) -> bool:
@@ -218,17 +219,13 @@ def _by_value(
             return []
         named = [*(keys if len(parts) > 1 else ()), *settings]
         stacks += [_stack(part, named, (*keys, *settings), positions) for part in parts]
-    return sorted(stacks, key=_sort_key)
+    return sorted(stacks, key=attrgetter("sort_key"))
 
 
 def _stack(part: _Members, named: _Attributes, sorted_by: _Attributes, positions: _Positions) -> Stack:
     values = tuple((attribute.keyword, attribute.range_text(part)) for attribute in named)
     sort_key = tuple(min(attribute.labels[index] for index in part) for attribute in sorted_by)
     return Stack(part, values, sort_key, missing=positions.count - len({positions.of[index] for index in part}))
-
-
-def _sort_key(stack: Stack) -> tuple[int, ...]:
-    return stack.sort_key
 
 
 def _by_time(
@@ -247,7 +244,7 @@ def _by_time(
             stack = _stack(part, [*keys, *settings], settings, positions)
             ordered_by = time.keyword if keys else ""
             stacks.append(replace(stack, sort_key=(number, *stack.sort_key), ordered_by=ordered_by))
-    return sorted(stacks, key=_sort_key)
+    return sorted(stacks, key=attrgetter("sort_key"))
 
 
 def _ordered_by(attribute: FrameAttribute, group: _Members, positions: _Positions) -> list[list[int]]:

@@ -25,13 +25,8 @@ time or b-value that was chosen for its contrast differs by more. Differences be
 """
 
 _SAME_IN_A_STACK = (
-    "EchoTime",
-    "EffectiveEchoTime",
-    "InversionTime",
-    "InversionTimes",
-    "DiffusionBValue",
-    "ComplexImageComponent",
-)
+    "EchoTime", "EffectiveEchoTime", "InversionTime", "InversionTimes", "DiffusionBValue", "ComplexImageComponent",
+)  # fmt: skip
 
 
 def choose_time_point(
