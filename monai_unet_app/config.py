@@ -22,11 +22,11 @@ EXPLANATIONS: tuple[ExplainMethod, ...] = get_args(ExplainMethod)
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """How one prediction runs.
+    """Settings of one prediction.
 
     Attributes:
         tta: Average over the mirror images that the bundle was trained with.
-        reading: Which series, which time point, and what may be repaired, where the input is DICOM.
+        reading: For DICOM: which series and time point to read, and what may be repaired.
     """
 
     tta: bool = False
@@ -78,12 +78,12 @@ class OutputConfig:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The torch device for a flag's value: "auto" takes CUDA, else Apple's MPS, else the CPU; or for instance "cuda:1".
+    """The torch device for the value of a flag: "auto" takes CUDA, else Apple's MPS, else the CPU; or for instance "cuda:1".
 
     Raises:
         UsageError: No such device on this machine.
     """
-    import torch  # takes seconds: not before a device is asked for
+    import torch  # the import takes seconds
 
     if name == "auto":
         if torch.cuda.is_available():
@@ -94,7 +94,7 @@ def resolve_device(name: str) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
-            f"device {name!r} is not usable here; cuda, cuda:N, mps or cpu is needed; leave --device out to take what is "
-            "there"
+            f"device {name!r} is not usable here; cuda, cuda:N, mps or cpu is needed; leave --device out to take an "
+            "available one"
         ) from error
     return device

@@ -1,4 +1,4 @@
-"""`monai-unet demo`: the whole way on the example cases, from images to a verified DICOM result."""
+"""`monai-unet demo`: all steps on the example cases, from images to a verified DICOM result."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def run_demo(output: Path, epochs: int, say: Say, progress: Progress) -> dict[st
 
     Args:
         output: Gets the trained bundle, report/, dicom/ and results/.
-        epochs: Length of the training; a training that was interrupted goes on, a finished one is not repeated.
-        say: Told what happens, one line a time.
+        epochs: Length of the training. An interrupted training goes on; a finished training is not repeated.
+        say: Called with one line for each step.
         progress: Makes a progress bar from a text and a number of steps.
 
     Returns:
@@ -81,8 +81,8 @@ def run_demo(output: Path, epochs: int, say: Say, progress: Progress) -> dict[st
     say(f"4/4  write {shown.id} as a DICOM MR series, segment the series, write SEG, SR and RTSTRUCT, validate them")
     dicomize_cases([CaseFiles(shown.id, shown.image)], output / "dicom")
     series = CaseFiles(shown.id, output / "dicom" / shown.id / "mr")
-    what = OutputConfig(("nifti", "seg", "sr", "rtstruct", "png"), probabilities=True)
-    done, problems = predict_cases([series], bundle, PredictConfig(), what, output / "results")
+    outputs = OutputConfig(("nifti", "seg", "sr", "rtstruct", "png"), probabilities=True)
+    done, problems = predict_cases([series], bundle, PredictConfig(), outputs, output / "results")
     if problems:
         raise AppError("; ".join(problems))
     checks = validate_results(output / "results", done[0], read_series(series.image))
@@ -107,7 +107,7 @@ def run_demo(output: Path, epochs: int, say: Say, progress: Progress) -> dict[st
 
 
 def _calibrate(bundle: Bundle, rows: Rows, known: Rows, progress: Progress) -> None:
-    """Calibrated probabilities, and what the bundle states of its results."""
+    """Calibrates the probabilities and writes the statements of the bundle about its results."""
     with progress("calibrating", len(rows)) as step:
         calibrate_bundle(bundle, rows, step)
     with progress("stating", len(rows) + len(known)) as step:
@@ -115,11 +115,11 @@ def _calibrate(bundle: Bundle, rows: Rows, known: Rows, progress: Progress) -> N
 
 
 def validate_results(folder: Path, result: dict[str, Any], source: Volume) -> dict[str, str]:
-    """Every object held against validators that are installed and against the NIfTI result, in words."""
+    """The result of each check: every object is compared with the NIfTI result and checked by the installed validators."""
     files = {kind: folder / name for kind, name in result["files"].items()}
     labels = read_volume(files["nifti"]).array.astype(int)
-    again = read_seg(files["seg"], source).array.astype(int)
-    checks = {"SEG read back lies on the result, voxel for voxel": _verdict(np.array_equal(again, labels))}
+    seg = read_seg(files["seg"], source).array.astype(int)
+    checks = {"SEG read back lies on the result, voxel for voxel": _verdict(np.array_equal(seg, labels))}
     drawn = read_rtstruct(files["rtstruct"], source).array.astype(int)
     checks["RTSTRUCT drawn again lies on the result, voxel for voxel"] = _verdict(np.array_equal(drawn, labels))
     for kind in ("seg", "sr", "rtstruct"):
@@ -132,23 +132,21 @@ def validate_results(folder: Path, result: dict[str, Any], source: Volume) -> di
     if program("segimage2itkimage") is None:
         checks["dcmqi"] = "not run: pip install dcmqi"
         return checks
-    theirs, affine_lps = labels_by_dcmqi(files["seg"])
-    checks["dcmqi reads the SEG back voxel for voxel"] = _verdict(
-        np.array_equal(_placed(theirs, affine_lps, source), labels)
-    )
+    by_dcmqi = _on_grid_of(source, *labels_by_dcmqi(files["seg"]))
+    checks["dcmqi reads the SEG back voxel for voxel"] = _verdict(np.array_equal(by_dcmqi, labels))
     groups = json.loads(tid1500_by_dcmqi(files["sr"])).get("Measurements", [])
     checks["dcmqi reads the SR: measurement groups"] = f"{len(groups)}" if groups else "FAILED: none"
     return checks
 
 
-def _placed(labels: NDArray, affine_lps: Affine, source: Volume) -> NDArray:
-    """Labels of another grid at the source's voxels; dcmqi leaves out slices without labels."""
-    found = np.argwhere(labels)
+def _on_grid_of(source: Volume, labels: NDArray[Any], affine_lps: Affine) -> NDArray[np.int_]:
+    """Labels of another grid, shape (I, J, K), on the grid of the source; dcmqi leaves out slices without labels."""
+    labelled = np.argwhere(labels)
     to_source = np.linalg.solve(source.affine_lps, affine_lps)
-    index = np.rint(found @ to_source[:3, :3].T + to_source[:3, 3]).astype(int)
-    placed = np.zeros(source.shape, dtype=int)
-    placed[tuple(index.T)] = labels[tuple(found.T)]
-    return placed
+    index = np.rint(labelled @ to_source[:3, :3].T + to_source[:3, 3]).astype(int)
+    on_source = np.zeros(source.shape, dtype=int)
+    on_source[tuple(index.T)] = labels[tuple(labelled.T)]
+    return on_source
 
 
 def _verdict(passed: bool) -> str:

@@ -1,4 +1,4 @@
-"""What this installation and machine can do, and what is missing."""
+"""The abilities of this installation and machine, and missing parts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Row = dict[str, str]
 
 
 def examine() -> list[Row]:
-    """Rows of what, found, and state: "ok", "note" (works, with less) or "broken"."""
+    """Rows with the keys what, found and state: "ok", "note" (works with limits) or "broken"."""
     device = resolve_device("auto")
     precision = resolve_precision("auto", device)
     rows = [

@@ -1,19 +1,19 @@
-"""One error tree. The CLI turns `InputRefusedError` into exit 3, `UsageError` into exit 2, the rest into exit 1."""
+"""The errors of this package. The CLI exits with 3 for `InputRefusedError`, 2 for `UsageError`, 1 for all others."""
 
 import re
 from pathlib import Path
 
 
 class AppError(Exception):
-    """Base of everything this package raises on purpose; its text is fit for a user's eyes."""
+    """Base of all errors that this package raises on purpose; the text is meant for a user."""
 
 
 class UsageError(AppError):
-    """The command does not make sense as it was given."""
+    """The flags or arguments of a command contradict each other or are not possible."""
 
 
 class InputRefusedError(AppError):
-    """The data cannot be used; the message says what was found, what is needed and what to do."""
+    """The data cannot be used. The message states what was found, what is needed and what to do."""
 
 
 class BundleError(AppError):
@@ -21,7 +21,7 @@ class BundleError(AppError):
 
 
 def without_folders(text: str, *roots: Path) -> str:
-    """A message in which files below some folders are called by their names alone, as readers of another machine may see it."""
+    """The message with the folders below these roots removed, so that only file names leave this machine."""
     for root in roots:
         text = re.sub(re.escape(f"{root}/") + r"(?:[^\s/]+/)*", "", text)
     return text

@@ -1,4 +1,4 @@
-"""What travels with the code: the reference bundles and the example data, in a wheel or in the repository."""
+"""The reference bundles and the example data that are shipped with the code, in a wheel or in the repository."""
 
 from __future__ import annotations
 

@@ -410,7 +410,7 @@ def test_training_never_replaces_the_weights_of_another_bundle(
     before = (root / "models/model.pt").read_bytes()
     answer = run("train", "--bundle", root, "--data", data, "--output", root, "--epochs", 1)
     assert answer.code == 2
-    assert "holds trained weights and no run that could go on" in answer.err
+    assert "holds trained weights without a run to resume" in answer.err
     assert (root / "models/model.pt").read_bytes() == before
 
 

@@ -1,8 +1,8 @@
-"""What a trained copy says of itself: facts of its own, and "not stated" where its template's were.
+"""The facts of a trained copy about itself: its own, and "not stated" in place of those of its template.
 
-A template's card, licence, targets and figures are claims about its own weights and data. None of them is true of other weights
-trained on other data, so a copy inherits none. What its owner wrote before the training stays: facts in metadata.json that
-differ from those of every shipped bundle. The card is written anew from them.
+The card, licence, targets and figures of a template are claims about its own weights and data. They are not true of other
+weights that were trained on other data, so a copy inherits none. Facts that the owner wrote before the training stay: those in
+metadata.json that differ from the facts of every shipped bundle. The card is written anew from them.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ INFERENCE = "configs/inference.yaml"
 
 
 def forget_template(root: Path, template: Path, name: str | None = None) -> None:
-    """Takes out of a copy what its template said of itself, and writes card and metadata of its own.
+    """Removes the facts of the template from a copy, and writes a card and metadata of its own.
 
     Args:
-        root: The copy, with the configs and docs of its template.
-        template: What it was copied from; a bundle with weights of its own keeps all facts to itself.
-        name: What the copy is called in card and metadata; None: the name that its owner wrote into metadata.json, or its
-            folder's.
+        root: Folder of the copy, with the configs and docs of its template.
+        template: Folder of the template. If it has trained weights that are not shipped, the copy inherits no facts at all.
+        name: Name of the copy in card and metadata; None takes the name that its owner wrote into metadata.json, else the
+            name of its folder.
     """
     is_trained = (template / "models/model.pt").is_file() and not _is_shipped(template / "models/model.pt")
     old = json.loads((root / METADATA).read_text(encoding="utf-8"))
     facts = {
         "name": root.resolve().name,
-        **_own_facts(old, all_are_template_s=is_trained),
+        **_own_facts(old, inherit_none=is_trained),
         **({"name": name} if name else {}),
     }
     metadata = facts | _derived(root)
@@ -59,10 +59,10 @@ def forget_template(root: Path, template: Path, name: str | None = None) -> None
 
 
 def _is_shipped(file: Path) -> bool:
-    """Whether a shipped bundle has this very file in the same place."""
-    place = Path(file.parent.name) / file.name
+    """Whether a shipped bundle has the same file at the same path."""
+    path = Path(file.parent.name) / file.name
     content = file.read_bytes()
-    others = [folder / place for folder in shipped("bundles").iterdir()]
+    others = [folder / path for folder in shipped("bundles").iterdir()]
     return any(other.is_file() and other.read_bytes() == content for other in others)
 
 
@@ -70,21 +70,21 @@ def _shipped_metadata() -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in shipped("bundles").glob(f"*/{METADATA}")]
 
 
-def _own_facts(old: Mapping[str, Any], *, all_are_template_s: bool) -> dict[str, Any]:
-    """The metadata without facts that are a template's; these are those that a shipped bundle has, or all of them."""
+def _own_facts(old: Mapping[str, Any], *, inherit_none: bool) -> dict[str, Any]:
+    """The metadata without the facts of a template: those that a shipped bundle has too, or all with `inherit_none`."""
     others = _shipped_metadata()
     kept = dict(old)
     for key in (*REQUIRED, *DROPPED, "name"):
-        if key in kept and (all_are_template_s or any(other.get(key) == kept[key] for other in others)):
+        if key in kept and (inherit_none or any(other.get(key) == kept[key] for other in others)):
             del kept[key]
     kept["eval_metrics"] = {}
-    if all_are_template_s or any(other.get("changelog") == kept.get("changelog") for other in others):
+    if inherit_none or any(other.get("changelog") == kept.get("changelog") for other in others):
         kept["changelog"] = {str(kept["version"]): "trained with monai-unet train"}
     return {**kept, **{key: kept.get(key, NOT_STATED) for key in REQUIRED}}
 
 
 def _derived(root: Path) -> dict[str, Any]:
-    """What the configs say: of images, classes and tensors."""
+    """The facts about images, classes and tensors that follow from the configs."""
     bundle = Bundle(root)
     rules, labels = bundle.rules, bundle.labels
     first = 0 if bundle.exclusive else 1
@@ -123,22 +123,22 @@ def _shipped_names() -> set[str]:
 
 
 def _name_algorithm(segments: Path, old: Collection[str], new: str) -> None:
-    """Its segments are made by the copy, not by its template or what that was copied from."""
+    """Writes the name of the copy as SegmentAlgorithmName, in place of its template and of shipped bundles."""
     text = segments.read_text(encoding="utf-8")
     names = "|".join(re.escape(json.dumps(name)) for name in old)
-    text = re.sub(rf'("SegmentAlgorithmName"\s*:\s*)(?:{names})', lambda found: found[1] + json.dumps(new), text)
+    text = re.sub(rf'("SegmentAlgorithmName"\s*:\s*)(?:{names})', lambda match: match[1] + json.dumps(new), text)
     segments.write_text(text, encoding="utf-8")
 
 
 def _forget_description(root: Path) -> None:
-    """Takes "From ... to ..." of a shipped bundle out of inference.yaml's first line where images or labels are others."""
+    """Removes "From ... to ..." of a shipped bundle from the first line of inference.yaml if images or labels differ."""
     config = root / INFERENCE
     first, end, rest = config.read_bytes().decode().partition("\n")
     for other in (path.parents[1] for path in shipped("bundles").glob(f"*/{METADATA}")):
         if (other / INFERENCE).read_text(encoding="utf-8").split("\n")[0] != first.rstrip("\r"):
             continue
-        mine, theirs = (BundleFiles(folder).inference_document for folder in (root, other))
-        if any(mine.get(name) != theirs.get(name) for name in ("labels", "input_rules")):
+        own, of_shipped = (BundleFiles(folder).inference_document for folder in (root, other))
+        if any(own.get(name) != of_shipped.get(name) for name in ("labels", "input_rules")):
             config.write_bytes((re.sub(r"^# From [^.]*\. ", "# ", first) + end + rest).encode())
         return
 
@@ -198,7 +198,7 @@ def _sentence(subject: str, fact: object) -> str:
 
 
 def _image_rows(rules: InputRules) -> list[str]:
-    """What the input rules ask for, one line each."""
+    """The demands of the input rules, one line each."""
     unit = "pixels" if rules.planar else "mm"
     rows = [f"- {'picture' if rules.planar else 'volume'} of {rules.channels} channel(s)"]
     if rules.modality:

@@ -1,7 +1,7 @@
-"""Losses that keep probabilities honest, called as MONAI's are: `loss(logits, truth)`. A bundle's `train.yaml` names them.
+"""Losses for calibrated probabilities, called like those of MONAI: `loss(logits, truth)`. A bundle's `train.yaml` names them.
 
 Logits have shape (B, C, *spatial); the truth has shape (B, 1, *spatial) with class indices 0 to C - 1 (softmax only), or
-(B, C, *spatial) with 0 and 1 in each channel. They are added to a loss that segments:
+(B, C, *spatial) with 0 and 1 in each channel. They are added to a segmentation loss:
 
     loss:
       _target_: monai_unet_app.training.losses.Sum
@@ -10,13 +10,13 @@ Logits have shape (B, C, *spatial); the truth has shape (B, 1, *spatial) with cl
       - {_target_: monai_unet_app.training.losses.HardL1ACELoss, softmax: true}
       weights: [1.0, 1.0]
 
-What MONAI has is MONAI's:
-- Label smoothing is `DiceCELoss` with `label_smoothing: 0.1`. It smooths the cross entropy of two or more channels; with one
-  channel MONAI passes over it in silence.
+Losses that MONAI has are not repeated here:
+- Label smoothing is `DiceCELoss` with `label_smoothing: 0.1`. It smooths the cross entropy of two or more channels; MONAI
+  silently ignores it for one channel.
 - NACL (Murugesan et al., arXiv:2303.06268, 2401.14487) is `NACLLoss`: cross entropy + alpha * mean |share - logit|, where share
-  is the part of the neighbourhood that a class fills. It wants indices without a channel, which `OnClassIndices` gives it:
+  is the part of the neighbourhood that a class fills. It needs indices without a channel, which `OnClassIndices` provides:
   `{_target_: monai_unet_app.training.losses.OnClassIndices, loss: {_target_: NACLLoss, classes: "$len(@labels)", dim: 3}}`.
-  Beyond the image there is no class: at its edge the shares of MONAI's mean add up to less than 1.
+  There is no class outside the image, so at its edge the shares of MONAI's mean add up to less than 1.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Sum(nn.Module):
 
 
 class OnClassIndices(nn.Module):
-    """Gives a loss that wants class indices (B, *spatial), as MONAI's `NACLLoss`, the call of the others.
+    """Calls a loss that needs class indices (B, *spatial), such as MONAI's `NACLLoss`, with the truth of the other losses.
 
     Args:
         loss: Takes logits (B, C, *spatial) and int64 indices (B, *spatial).
@@ -70,24 +70,25 @@ class OnClassIndices(nn.Module):
         self.loss = loss
 
     def forward(self, logits: Tensor, truth: Tensor) -> Tensor:
-        """What the loss makes of the truth's indices.
+        """The loss for the class indices of the truth.
 
         Raises:
-            ValueError: The logits have one channel, or the truth another shape.
+            ValueError: The logits have one channel, or the truth has another shape.
         """
         _check_shapes(logits, truth, softmax=True)
         indices = truth[:, 0] if truth.shape[1] == 1 else truth.argmax(dim=1)
-        return self.loss(logits, indices.long())
+        result: Tensor = self.loss(logits, indices.long())
+        return result
 
 
 class MarginLoss(nn.Module):
-    """Mean over voxels and classes of max(0, largest logit - logit - margin): confidence without bound costs.
+    """Mean over voxels and classes of max(0, largest logit - logit - margin): a penalty on unbounded confidence.
 
-    A penalty alone, to be added to a loss that segments; the truth is not looked at. Overlapping labels (sigmoid) compare the
-    two answers of each label, whose logits are z and 0: max(0, |z| - margin).
+    It is added to a segmentation loss and does not use the truth. For overlapping labels (sigmoid) the two answers of each
+    label, yes and no, have the logits z and 0: max(0, |z| - margin).
 
     Args:
-        margin: Distance of logits that is free, 0 or more. 0 with softmax is the penalty that label smoothing implies.
+        margin: Distance of logits without a penalty, 0 or more. 0 with softmax is the penalty that label smoothing implies.
         softmax: Exclusive classes.
         sigmoid: Overlapping labels. Exactly one of the two must be true.
 
@@ -113,7 +114,7 @@ class MarginLoss(nn.Module):
         """Scalar, 0 or more.
 
         Raises:
-            ValueError: Logits and truth do not fit.
+            ValueError: The shapes of logits and truth do not match.
         """
         _check_shapes(logits, truth, self.softmax)
         logits = _at_least_float32(logits)
@@ -122,7 +123,7 @@ class MarginLoss(nn.Module):
 
 
 class _L1ACELoss(nn.Module, ABC):
-    """What hard and soft bins share: outcomes in, gaps of the filled bins averaged for each image and class."""
+    """The base of hard and soft bins: the gaps of the filled bins are averaged for each image and class."""
 
     least_bins = 1
 
@@ -147,7 +148,7 @@ class _L1ACELoss(nn.Module, ABC):
         """Scalar, 0 to 1, float32 (float64 for float64 logits). NaN where a logit is.
 
         Raises:
-            ValueError: Logits and truth do not fit, or no class is left without the background.
+            ValueError: The shapes of logits and truth do not match, or no class is left without the background.
         """
         p, hits = self._outcomes(logits, truth)
         weight, gap, filled = self._bins(p, hits)
@@ -158,7 +159,7 @@ class _L1ACELoss(nn.Module, ABC):
         return errors.mean().to(_at_least_float32(logits).dtype)
 
     def _outcomes(self, logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities, and what came true, both (B, C, voxels)."""
+        """Probabilities and truth (0 or 1), both of shape (B, C, voxels)."""
         _check_shapes(logits, truth, self.softmax)
         if logits.shape[1] == 1 and not self.include_background:
             raise ValueError("logits have 1 channel and the background is left out; no class is left; leave it in")
@@ -170,7 +171,7 @@ class _L1ACELoss(nn.Module, ABC):
 
     @abstractmethod
     def _bins(self, p: Tensor, hits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For each bin, (B, C, bins): how much fell in it, its sum of confidence - truth, whether it counts as filled."""
+        """For each bin, shape (B, C, bins): its weight, its sum of confidence - truth, and whether it counts as filled."""
 
 
 class HardL1ACELoss(_L1ACELoss):
@@ -185,8 +186,8 @@ class HardL1ACELoss(_L1ACELoss):
         include_background: False leaves channel 0 out.
         softmax: Exclusive classes.
         sigmoid: Overlapping labels. Exactly one of the two must be true.
-        ignore_empty_classes: True: a class of which an image holds nothing adds 0 for it; the mean is still taken over all
-            images and classes. False: it adds its error, a mean confidence in what is not there.
+        ignore_empty_classes: True: a class that an image does not contain adds 0; the mean is still taken over all images and
+            classes. False: such a class adds its error, the mean confidence in an absent class.
 
     Raises:
         ValueError: No bins, or not exactly one of `softmax` and `sigmoid`.
@@ -196,19 +197,19 @@ class HardL1ACELoss(_L1ACELoss):
     """
 
     def _bins(self, p: Tensor, hits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        place = (p.detach() * self.num_bins).long().clamp(0, self.num_bins - 1)
+        bin_index = (p.detach() * self.num_bins).long().clamp(0, self.num_bins - 1)
         gap = _wide(p) - hits
         empty = gap.new_zeros(*p.shape[:2], self.num_bins)
-        count = empty.scatter_add(-1, place, torch.ones_like(gap))
-        return count, empty.scatter_add(-1, place, gap), count > 0
+        count = empty.scatter_add(-1, bin_index, torch.ones_like(gap))
+        return count, empty.scatter_add(-1, bin_index, gap), count > 0
 
 
 class SoftL1ACELoss(_L1ACELoss):
-    """As `HardL1ACELoss`, but a voxel belongs to the two bins whose centres its confidence lies between, in parts.
+    """As `HardL1ACELoss`, but each voxel is shared by the two bins whose centres are nearest to its confidence.
 
-    The parts are linear in the distance and add up to 1; below the first and above the last centre a voxel is its bin's alone.
-    So a gradient comes through the membership as well as through the confidence. The paper finds the best calibration with it,
-    and often a lower Dice than with hard bins.
+    The shares are linear in the distance and add up to 1; below the first and above the last centre a voxel belongs to one
+    bin. So the gradient passes through the shares as well as through the confidence. The paper finds the best calibration
+    with soft bins, and often a lower Dice than with hard bins.
 
     Args:
         num_bins: Number of bins, 2 or more.
@@ -216,8 +217,8 @@ class SoftL1ACELoss(_L1ACELoss):
         softmax: Exclusive classes.
         sigmoid: Overlapping labels. Exactly one of the two must be true.
         ignore_empty_classes: As in `HardL1ACELoss`.
-        least_weight: Bins that hold less than this many voxels, parts added up, count as empty: their mean is of next to
-            nothing and its gradient without bound. Above 0.
+        least_weight: Bins whose shares add up to fewer voxels than this count as empty, because the gradient of their mean
+            has no bound. Above 0.
 
     Raises:
         ValueError: Fewer than 2 bins, a `least_weight` of 0 or less, or not exactly one of `softmax` and `sigmoid`.
@@ -242,16 +243,16 @@ class SoftL1ACELoss(_L1ACELoss):
         self.least_weight = least_weight
 
     def _bins(self, p: Tensor, hits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        place = (p * self.num_bins - 0.5).clamp(0, self.num_bins - 1)  # in bins, from the first centre
-        lower = place.detach().long().clamp(0, self.num_bins - 2)
-        part = _wide(place) - lower
+        position = (p * self.num_bins - 0.5).clamp(0, self.num_bins - 1)  # in bins, from the first centre
+        lower = position.detach().long().clamp(0, self.num_bins - 2)
+        part = _wide(position) - lower
         empty = part.new_zeros(*p.shape[:2], self.num_bins)
 
-        def dealt_out(values: Tensor) -> Tensor:
+        def distributed(values: Tensor) -> Tensor:
             return empty.scatter_add(-1, lower, (1 - part) * values).scatter_add(-1, lower + 1, part * values)
 
-        weight = dealt_out(torch.ones_like(part))
-        return weight, dealt_out(_wide(p) - hits), ~(weight < self.least_weight)  # a NaN is not passed over
+        weight = distributed(torch.ones_like(part))
+        return weight, distributed(_wide(p) - hits), ~(weight < self.least_weight)  # so that a NaN counts
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
@@ -259,7 +260,7 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """In float64 where the device has it: a sum in float32 stops taking in small terms before a volume's voxels are through."""
+    """float64 if the device has it: in float32 a sum over the voxels of a volume loses its small terms."""
     return tensor if tensor.device.type == "mps" else tensor.double()
 
 

@@ -21,7 +21,7 @@ from monai_unet_app.training.record import recipe_sha256
 
 COPIED = ("configs", "docs", "LICENSE")
 ENOUGH_TO_CHECK = 2
-"""Subjects: a calibration is kept if it helps one that it was not fitted on."""
+"""Number of subjects that a check needs: a calibration is fitted on some and checked on another."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class TrainConfig:
 
     Attributes:
         data: Folder with images/ and labels/, with both mixed, or with DICOM series and their SEG or RTSTRUCT.
-        output: The new bundle's folder; if it holds an unfinished run, that run goes on.
-        labels: Folder of labels, where `data` holds images only.
+        output: Folder of the new bundle; an unfinished run in it goes on.
+        labels: Folder of labels, if `data` holds images only.
         splits: A `splits.json`, or None as in `monai_unet_app.data.cases.plan_of`.
-        label_suffix: What a label's name has that its image's has not.
-        fold: Cross-validation: this fold of the plan tests and all other test subjects train; None takes the partitions.
+        label_suffix: End of a label's name that its image's name lacks.
+        fold: For cross-validation: this fold of the plan tests, and all other test cases train; None takes the partitions.
         device: "auto" or a torch device.
         overrides: Values of `train.yaml` by id, for instance {"epochs": 5}.
-        name: What the new bundle is called in its card and metadata; None takes the name of its folder.
+        name: Name of the new bundle in its card and metadata; None takes the name of its folder.
     """
 
     data: Path
@@ -53,7 +53,7 @@ class TrainConfig:
 
 Step = Callable[[str], None]
 Watch = Callable[[str, int], AbstractContextManager[Step]]
-"""From what is done and how often, to what is told of each step."""
+"""From a text and a number of steps to a context whose value is called after each step."""
 
 
 def _unwatched(text: str, total: int) -> AbstractContextManager[Step]:
@@ -69,9 +69,9 @@ def train_bundle(
     beside the bundle's own files; `models/model.pt` appears when it has completed.
 
     Raises:
-        InputRefusedError: Cases that cannot be used, all of them listed.
-        UsageError: The output holds something else.
-        BundleError: The template contradicts itself, or its network cannot be trained for it.
+        InputRefusedError: Cases cannot be used; the message lists all of them.
+        UsageError: The output folder holds something else.
+        BundleError: The configs of the template contradict each other, or its network does not fit them.
     """
     template.check_network()
     cases = by_partition(run.data, run.splits, run.label_suffix, run.labels, run.fold)
@@ -81,7 +81,7 @@ def train_bundle(
     for part in ("train", "selection"):
         if not cases[part]:
             raise InputRefusedError(
-                f"no case of {run.data.name} is there to {_VERBS[part]}"
+                f"{run.data.name} has no case to {_VERBS[part]}"
                 f"{'' if run.fold is None else f' beside fold {run.fold}'}; at least one is needed; give another --splits or "
                 "--fold, or leave them out"
             )
@@ -105,12 +105,12 @@ def train_bundle(
 
 
 def few_to_calibrate(subjects: Collection[str]) -> str | None:
-    """What it means that the deal left so few subjects to calibrate; None where they are enough to check a calibration."""
+    """A warning about too few subjects to calibrate; None if they are enough to check a calibration."""
     if len(subjects) >= ENOUGH_TO_CHECK:
         return None
     return (
         f"{len(subjects)} subject(s) to calibrate: monai-unet calibrate needs {ENOUGH_TO_CHECK} or more to check that what it "
-        "fits helps others, and 9 or more for a quality gate; give --splits with another deal, calibrate on other data, or "
+        "fits helps others, and 9 or more for a quality gate; give another --splits, calibrate on other data, or "
         f"{'calibrate --unchecked' if subjects else 'leave the bundle without calibration'}"
     )
 
@@ -119,20 +119,20 @@ _VERBS = {"train": "train on", "selection": "select the best model", "calibratio
 
 
 def _copy(template: Bundle, output: Path, name: str | None) -> None:
-    """Config and docs of the template without what it says of itself; an unfinished run of the same bundle is left as it is."""
+    """Copies configs and docs of the template without its facts; an unfinished run of the same bundle stays as it is."""
     if output.exists() and any(output.iterdir()):
         if not all((output / name).is_file() for name in NEEDED_FILES):
             raise UsageError(
                 f"{output} holds something that is no bundle; a new or empty folder is needed; choose another"
             )
         recipes = [recipe_sha256(_configs(root), comments=False) for root in (output, template.root)]
-        if recipes[0] != recipes[1]:  # a copy may describe itself in other words
+        if recipes[0] != recipes[1]:  # comments may differ: a copy describes itself
             raise UsageError(
                 f"{output} holds a run with another recipe than {template.name}; choose another output folder"
             )
         if (output / "models/model.pt").exists() and not (output / "run/last.pt").exists():
             raise UsageError(
-                f"{output} holds trained weights and no run that could go on; they would be lost; choose another folder"
+                f"{output} holds trained weights without a run to resume; they would be lost; choose another folder"
             )
         return
     output.mkdir(parents=True, exist_ok=True)
