@@ -1,7 +1,8 @@
-"""Memory that a burst of uploads or associations took is given back to the system when it is over.
+"""Memory that a burst of uploads or associations took is given back to the system after the burst.
 
-glibc keeps what was freed: in arenas, one for some threads each, and large blocks too once a few were freed, because its
-threshold for blocks of their own grows. A receiver at rest held twice what it needed. Without glibc nothing is done.
+glibc keeps freed memory for itself: in arenas, which threads share, and in large blocks too, because its threshold for blocks
+that go back at once grows when such blocks are freed. A receiver at rest had twice the memory that it needed. Without glibc these
+functions do nothing.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from typing import Any
 
 _MMAP_THRESHOLD, _ARENA_MAX = -3, -8  # malloc.h
 _ARENAS = 2
-_LARGE_BYTES = 2**18  # a block of at least so many is one of its own, which goes back when it is freed
+_LARGE_BYTES = 2**18  # a block of this size or larger goes back to the system as soon as it is freed
 _TRIM_S = 5.0
 
 
 def keep_small() -> None:
-    """Sets, for the whole process, how freed memory is kept; to be called before threads are started."""
+    """Sets for the whole process how freed memory is kept. Must be called before threads are started."""
     libc = _glibc()
     if libc is not None:
         libc.mallopt(_ARENA_MAX, _ARENAS)
@@ -25,7 +26,7 @@ def keep_small() -> None:
 
 
 def wait_and_trim(stop: threading.Event) -> None:
-    """Waits for an event; meanwhile free memory goes back to the system every few seconds."""
+    """Waits for an event, and gives free memory back to the system every few seconds meanwhile."""
     libc = _glibc()
     while not stop.wait(_TRIM_S):
         if libc is not None:
@@ -33,9 +34,9 @@ def wait_and_trim(stop: threading.Event) -> None:
 
 
 def _glibc() -> Any:
-    """glibc, or None."""
+    """The C library of this process if it is glibc, else None."""
     try:
-        libc = ctypes.CDLL(None)  # what this process has loaded
+        libc = ctypes.CDLL(None)  # the libraries that this process has loaded
     except (OSError, TypeError):
         return None
     return libc if hasattr(libc, "malloc_trim") and hasattr(libc, "mallopt") else None

@@ -14,7 +14,7 @@ from typing import Any
 
 from monai_unet_app.service.audit import entries
 from monai_unet_app.service.queue import Queue
-from monai_unet_app.service.rows import FOLLOW_UPS, Decision, DecisionKind, Delivery, NewResult
+from monai_unet_app.service.rows import FOLLOW_UPS, SENDING_DECISIONS, Decision, Delivery, NewResult
 
 Line = dict[str, Any]
 _NUMBER_KEYS = {"complete": "job", "result": "result", **dict.fromkeys(FOLLOW_UPS, "result")}
@@ -70,25 +70,13 @@ def _follow_up(queue: Queue, line: Line) -> None:
         queue.add_follow_up(of, line["event"], line["folder"], line["digest"], line["destinations"])
 
 
-def _released(queue: Queue, line: Line) -> None:
-    queue.send_held_back(line["result"], line["destinations"])
-    _record_decision(queue, line, "released")
-
-
-def _refused(queue: Queue, line: Line) -> None:
-    queue.mark_refused(line["result"], f"by {line['who']}, {line['time'][:10]}")
-    _record_decision(queue, line, "refused")
-
-
 def _decided(queue: Queue, line: Line) -> None:
-    if line["decision"] == "accepted":
+    kind = line.get("decision", line["event"])  # the events "released" and "refused" are decisions themselves
+    if kind in SENDING_DECISIONS:
         queue.send_held_back(line["result"], line["destinations"])
     else:
-        queue.mark_refused(line["result"], f"{line['decision']} by a reviewer")
-    _record_decision(queue, line, line["decision"])
-
-
-def _record_decision(queue: Queue, line: Line, kind: DecisionKind) -> None:
+        reason = f"by {line['who']}, {line['time'][:10]}" if kind == "refused" else f"{kind} by a reviewer"
+        queue.mark_refused(line["result"], reason)
     queue.record_decision(Decision(line["result"], kind, line["who"], line["time"]))
 
 
@@ -121,9 +109,7 @@ _EVENTS: dict[str, Callable[[Queue, Line], None]] = {
     "complete": _complete,
     "result": _result,
     **dict.fromkeys(FOLLOW_UPS, _follow_up),
-    "released": _released,
-    "refused": _refused,
-    "decided": _decided,
+    **dict.fromkeys(("released", "refused", "decided"), _decided),
     "delivered": _delivered,
     "dead letter": _dead_letter,
     "retried": _retried,
