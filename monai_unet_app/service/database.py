@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from monai_unet_app.errors import UsageError
 from monai_unet_app.service.audit import Head
-from monai_unet_app.service.rows import SCHEMA, Row, parse_rows
+from monai_unet_app.service.rows import SCHEMA, Row
 
 _COUNTED = "SELECT verdict, count(*) FROM results WHERE folder != '' AND state != 'not processed'"
 """Results that the quality gate has judged, or that have no gate."""
@@ -82,8 +82,13 @@ class Database:
             return self._db.execute(query, values).fetchall()
 
     def select(self, kind: type[Row], query: str, *values: Any) -> list[Row]:
-        """Rows of a query as objects, see `rows.parse_rows`."""
-        return parse_rows(kind, self.rows(query, *values))
+        """Rows of a query as objects; the query gives a column for each of their fields, and may give more."""
+        names = kind.__dataclass_fields__
+        return [kind(*(row[name] for name in names)) for row in self.rows(query, *values)]
+
+    def column(self, query: str, *values: Any) -> list[Any]:
+        """First value of each row of a query."""
+        return [row[0] for row in self.rows(query, *values)]
 
     def check_writable(self) -> None:
         """Writes something and reads it again, by a connection that knows nothing of it.

@@ -1,8 +1,8 @@
 """Memory that a burst of uploads or associations took is given back to the system after the burst.
 
 glibc keeps freed memory for itself: in arenas, which threads share, and in large blocks too, because its threshold for blocks
-that go back at once grows when such blocks are freed. A receiver at rest had twice the memory that it needed. Without glibc these
-functions do nothing.
+that go back at once grows when such blocks are freed. A receiver at rest had twice the memory that it needed. Without glibc
+these functions do nothing.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ from monai_unet_app.service.restore import restore
 from monai_unet_app.service.retention import Retention
 from monai_unet_app.service.rows import Job, Result
 from monai_unet_app.service.segmentation import Segmentation
-from monai_unet_app.service.sending import DestinationState, Sending
+from monai_unet_app.service.sending import Sending
 from monai_unet_app.service.site_file import Site
 from monai_unet_app.service.uploads import IMAGES
 from monai_unet_app.service.worker_pool import WorkerPool
@@ -181,14 +181,6 @@ class Node:
     def is_arriving(self, study: str) -> bool:
         """Whether a study is not complete yet."""
         return study in self.arrivals
-
-    def destinations_away(self) -> list[str]:
-        """Destinations whose last delivery failed."""
-        return self.sending.unreachable()
-
-    def destinations(self) -> dict[str, DestinationState]:
-        """The destinations of the site, and others that something still waits for."""
-        return self.sending.states()
 
     def bundles(self) -> dict[str, dict[str, str]]:
         """Rule -> "name", "version" and "sha256" of the bundle that a worker has loaded for it; empty before one is ready."""

@@ -130,7 +130,7 @@ class _NodeCollector(Collector):
             ("paused", "1 where a destination is left alone until its next try", lambda state: state.is_paused),
             (_SUCCESS, "when a destination was last given something, since the start", lambda state: state.delivered),
         )
-        states = self.node.destinations().items()
+        states = self.node.sending.states().items()
         for name, text, value_of in rows:
             values = {
                 destination: float(value) for destination, state in states if (value := value_of(state)) is not None

@@ -29,7 +29,6 @@ from monai_unet_app.service.rows import (
     NewResult,
     Result,
     ResultState,
-    parse_rows,
     sql_list,
 )
 
@@ -99,17 +98,15 @@ class Queue(Database):
 
     def instances(self, study: str) -> int:
         """Number of recorded instances of a study."""
-        return sum(row["instances"] for row in self.rows("SELECT instances FROM studies WHERE uid = ?", study))
+        return sum(self.column("SELECT instances FROM studies WHERE uid = ?", study))
 
     def find_studies(self, part: str, limit: int = 50) -> list[str]:
         """UIDs of the studies that contain a text, the newest first."""
-        rows = self.rows("SELECT uid FROM studies WHERE instr(uid, ?) > 0 ORDER BY last DESC LIMIT ?", part, limit)
-        return [str(row["uid"]) for row in rows]
+        return self.column("SELECT uid FROM studies WHERE instr(uid, ?) > 0 ORDER BY last DESC LIMIT ?", part, limit)
 
     def quiet_s(self, study: str) -> float:
         """Seconds since the last instance of a study was recorded, by the node's own clock."""
-        last = [row["last"] for row in self.rows("SELECT last FROM studies WHERE uid = ?", study)]
-        return self.now_s() - max(last, default=0)
+        return self.now_s() - max(self.column("SELECT last FROM studies WHERE uid = ?", study), default=0.0)
 
     # jobs
 
@@ -163,7 +160,7 @@ class Queue(Database):
 
     def times_remade(self, job: int) -> int:
         """How often a job was remade."""
-        return sum(row["n"] for row in self.rows("SELECT n FROM remade WHERE job = ?", job))
+        return sum(self.column("SELECT n FROM remade WHERE job = ?", job))
 
     def retry_job(self, number: int) -> Job | None:
         """A dead job, which waits again now, with all its tries; None if no dead job has this number."""
@@ -215,7 +212,7 @@ class Queue(Database):
 
     def folder_names(self) -> set[str]:
         """Names of the folders below `results` that hold a result."""
-        return {str(row["folder"]).split("/")[0] for row in self.rows("SELECT folder FROM results")}
+        return {folder.split("/")[0] for folder in self.column("SELECT folder FROM results")}
 
     def add_follow_up(self, of: Result, kind: str, folder: str, digest: str, destinations: Sequence[str]) -> int:
         """Records what follows from a decision about a result; it goes to the destinations and supersedes nothing.
@@ -339,13 +336,14 @@ class Queue(Database):
         Args:
             without: Numbers of results that are left out.
         """
-        rows = self.rows(
+        due = self.select(
+            Delivery,
             "SELECT * FROM (SELECT d.*, row_number() OVER (PARTITION BY destination ORDER BY d.attempts, d.id) turn "
             "FROM deliveries d JOIN results r ON r.id = d.result WHERE d.state = 'pending' "
             f"AND r.id NOT IN ({', '.join('?' * len(without))})) WHERE turn = 1 ORDER BY id",
             *without,
         )
-        pairs = [(delivery, self.result(delivery.result)) for delivery in parse_rows(Delivery, rows)]
+        pairs = [(delivery, self.result(delivery.result)) for delivery in due]
         return [(delivery, result) for delivery, result in pairs if result is not None]
 
     def record_delivered(self, number: int) -> None:
@@ -359,8 +357,8 @@ class Queue(Database):
 
     def is_late(self, delivery: int, longest_s: float) -> bool:
         """Whether a delivery has waited for longer than that, by the node's own clock."""
-        rows = self.rows("SELECT coalesce(since, created) since FROM deliveries WHERE id = ?", delivery)
-        return any(self.now_s() - row["since"] > longest_s for row in rows)
+        since = self.column("SELECT coalesce(since, created) FROM deliveries WHERE id = ?", delivery)
+        return any(self.now_s() - begun_s > longest_s for begun_s in since)
 
     def give_up_delivery(self, number: int, reason: str) -> None:
         """Makes a delivery dead."""
@@ -413,23 +411,23 @@ class Queue(Database):
         return self._numbers("SELECT verdict name, n FROM totals")
 
     def _numbers(self, query: str) -> dict[str, int]:
-        return {str(row["name"]): int(row["n"]) for row in self.rows(query)}
+        return {row["name"]: row["n"] for row in self.rows(query)}
 
     def oldest(self) -> dict[str, float]:
         """When the oldest "job" that is not done, "delivery" that is not made and result for "review" came; seconds since 1970.
 
-        A kind that nothing waits of is left out.
+        A kind is left out if nothing of it waits.
         """
         rows = self.rows(
             "SELECT 'job' kind, min(created) begun FROM jobs WHERE state IN ('queued', 'working') UNION ALL "
             "SELECT 'delivery', min(created) FROM deliveries WHERE state = 'pending' UNION ALL "
             f"SELECT 'review', min(created) FROM results WHERE state IN {sql_list(HELD_BACK)}"
         )
-        return {str(row["kind"]): float(row["begun"]) for row in rows if row["begun"] is not None}
+        return {row["kind"]: row["begun"] for row in rows if row["begun"] is not None}
 
     def forgettable(self, before: float) -> list[str]:
         """Studies that everything was done about before a time by `now_s`: no file of them is needed any more."""
-        rows = self.rows(
+        return self.column(
             "SELECT uid FROM studies s WHERE state = 'complete' AND last < ? "
             "AND NOT EXISTS (SELECT 1 FROM jobs WHERE study = s.uid AND (state != 'done' OR done >= ?)) "
             f"AND NOT EXISTS (SELECT 1 FROM results WHERE study = s.uid AND (state IN {sql_list((*UNFINISHED, 'dead'))} "
@@ -438,7 +436,6 @@ class Queue(Database):
             "AND r.state = 'not processed' AND (d.state != 'delivered' OR d.done >= ?))",
             before, before, before, before,
         )  # fmt: skip
-        return [str(row["uid"]) for row in rows]
 
     def forget(self, study: str) -> None:
         """Deletes the rows of a study whose files are gone. Decisions are kept, for when the same bytes are made again."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from monai_unet_app.service.audit import entries
 from monai_unet_app.service.queue import Queue
-from monai_unet_app.service.rows import FOLLOW_UPS, SENDING_DECISIONS, Decision, Delivery, NewResult
+from monai_unet_app.service.rows import FOLLOW_UPS, SENDING_DECISIONS, Decision, DecisionKind, Delivery, NewResult
 
 Line = dict[str, Any]
 _NUMBER_KEYS = {"complete": "job", "result": "result", **dict.fromkeys(FOLLOW_UPS, "result")}
@@ -71,7 +71,8 @@ def _follow_up(queue: Queue, line: Line) -> None:
 
 
 def _decided(queue: Queue, line: Line) -> None:
-    kind = line.get("decision", line["event"])  # the events "released" and "refused" are decisions themselves
+    # The events "released" and "refused" are decisions themselves.
+    kind: DecisionKind = line["decision"] if "decision" in line else line["event"]
     if kind in SENDING_DECISIONS:
         queue.send_held_back(line["result"], line["destinations"])
     else:

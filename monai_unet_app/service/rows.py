@@ -30,8 +30,7 @@ Words that are used for one thing each:
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -202,11 +201,7 @@ class DecidedError(AppError):
 
 
 Row = TypeVar("Row", Job, Result, Delivery, Decision)
-
-
-def parse_rows(kind: type[Row], rows: Iterable[sqlite3.Row]) -> list[Row]:
-    """Rows of a query as objects of one kind; the query gives a column for each of its fields, and may give more."""
-    return [kind(*(row[name] for name in kind.__dataclass_fields__)) for row in rows]
+"""What `Database.select` makes of rows."""
 
 
 def sql_list(states: Sequence[str]) -> str:

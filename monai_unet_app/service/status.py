@@ -192,7 +192,7 @@ class _Readiness(NamedTuple):
 
 
 def _readiness(node: Node, counts: dict[str, dict[str, int]]) -> _Readiness:
-    failing, away = node.failing(), node.destinations_away()
+    failing, away = node.failing(), node.sending.unreachable()
     dead = counts["jobs"].get("dead", 0) + counts["deliveries"].get("dead", 0)
     if full := node.why_full():
         where = f"less than {node.config.least_free_gb:g} GB (least_free_gb) are free for {node.folder}"
