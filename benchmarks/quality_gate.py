@@ -33,7 +33,8 @@ from monai_unet_app.confidence.features import on_border
 from monai_unet_app.data.cases import find_data, find_images
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError
-from monai_unet_app.evaluate import choose_cases, truth_of
+from monai_unet_app.evaluate import choose_cases
+from monai_unet_app.evaluate.reference import read_reference
 from monai_unet_app.pipeline import Case, segment_case
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -70,7 +71,7 @@ def main() -> int:
     lines: list[Line] = []
     for number, row in enumerate(rows):
         volume = read_volume(row["image"])
-        truth = truth_of(row, volume, bundle)
+        truth = read_reference(row, volume, bundle)
         for way, spoiled in variants(truth, number):
             lines += judged(way, spoiled, bundle, truth)
     for way in dict.fromkeys(line.way for line in lines):

@@ -24,7 +24,8 @@ from monai_unet_app.data.cases import CaseFiles, find_data
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import AppError
-from monai_unet_app.evaluate import Row, choose_cases, evaluate_cases
+from monai_unet_app.evaluate import LabelledCases, choose_cases, evaluate_cases
+from monai_unet_app.evaluate.case_selection import Row
 from monai_unet_app.results import predict_cases
 from monai_unet_app.shipped import shipped
 from monai_unet_app.training.run import TrainConfig, train_bundle
@@ -69,10 +70,12 @@ def run_demo(output: Path, epochs: int, say: Say, progress: Progress) -> dict[st
     with progress("evaluating", len(chosen.rows)) as step:
         evaluated = evaluate_cases(
             bundle,
-            chosen.rows,
+            LabelledCases(
+                chosen.rows,
+                "msd_hippocampus (examples)",
+                "test: subjects that neither trained, selected nor calibrated",
+            ),
             output / "report",
-            data_name="msd_hippocampus (examples)",
-            partition="test: subjects that neither trained, selected nor calibrated",
             each=lambda case_id, dice: step(f"{case_id} Dice {dice or 0:.3f}"),
         )
     clock = _lap(seconds, "evaluate", clock)

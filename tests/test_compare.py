@@ -34,7 +34,7 @@ from monai_unet_app.data.cases import find_images
 from monai_unet_app.data.digest import image_fingerprint
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError, UsageError
-from monai_unet_app.evaluate import evaluate_cases
+from monai_unet_app.evaluate import LabelledCases, evaluate_cases
 from monai_unet_app.metrics import Bootstrap, fewest_subjects
 from monai_unet_app.metrics.bootstrap import finite_mean
 
@@ -610,7 +610,7 @@ def test_a_bundle_is_compared_with_an_evaluation_on_the_cases_of_that(
         {"id": name, "subject": name, **{k: str(data / f"{k}s" / f"{name}.nii.gz") for k in ("image", "label")}}
         for name in NAMES[2:3]
     ]
-    evaluate_cases(load_bundle(old), rows, tmp_path / "before")
+    evaluate_cases(load_bundle(old), LabelledCases(rows), tmp_path / "before")
     words = ["--first", str(tmp_path / "before"), "--second", str(new), "--data", str(data), "--device", "cpu"]
     assert main(["compare", *words, "--output", str(tmp_path / "out")]) == 0
     assert cases_in(tmp_path / "out/second") == {NAMES[2]}

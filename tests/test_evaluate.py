@@ -20,14 +20,9 @@ from monai_unet_app.data.cases import by_partition, find_data
 from monai_unet_app.data.digest import image_fingerprint
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import BundleError, InputRefusedError
-from monai_unet_app.evaluate import (
-    EvaluationHandler,
-    choose_cases,
-    counted_of,
-    evaluate_cases,
-    targets_of,
-    truth_of,
-)
+from monai_unet_app.evaluate import EvaluationHandler, LabelledCases, choose_cases, evaluate_cases
+from monai_unet_app.evaluate.evaluation import targets_of
+from monai_unet_app.evaluate.reference import counted_voxels, read_reference
 from monai_unet_app.pipeline import segment_case
 
 TESTS = ("hippocampus_035", "hippocampus_037")
@@ -69,7 +64,7 @@ def test_evaluate_yaml_and_the_verb_give_the_same_figures(
     data = few_examples(tmp_path / "msd", TESTS)
     theirs = by_monai(root, data, tmp_path / "monai", partition="test")
     ours = evaluate_cases(
-        load_bundle(root), by_partition(data)["test"], tmp_path / "ours", data_name="msd", partition="test"
+        load_bundle(root), LabelledCases(by_partition(data)["test"], "msd", "test"), tmp_path / "ours"
     )
     written = json.loads((tmp_path / "ours/metrics.json").read_text())
     same(figures(theirs), figures(written))
@@ -88,14 +83,14 @@ def test_evaluate_yaml_and_the_verb_give_the_same_figures_for_overlapping_labels
     root, data = set_calibration(tiny_bundle("retina_vessel_unet2d"), 0.3, -0.8), drawn_eyes(tmp_path / "eyes", 2)
     rows = choose_cases(load_bundle(root), find_data(data, label_suffix="_1stHO"), "test").rows
     theirs = by_monai(root, data, tmp_path / "monai", partition="test")
-    evaluate_cases(load_bundle(root), rows, tmp_path / "ours", data_name="eyes", partition="test")
+    evaluate_cases(load_bundle(root), LabelledCases(rows, "eyes", "test"), tmp_path / "ours")
     same(figures(theirs), figures(json.loads((tmp_path / "ours/metrics.json").read_text())))
 
 
 def test_dice_in_the_metrics_is_dice_by_hand(tiny_bundle: Callable[..., Path], tmp_path: Path) -> None:
     bundle = load_bundle(set_calibration(tiny_bundle(), 0.3, -0.8))
     rows = by_partition(few_examples(tmp_path / "msd", TESTS[:1]))["test"]
-    evaluate_cases(bundle, rows, tmp_path / "out")
+    evaluate_cases(bundle, LabelledCases(rows), tmp_path / "out")
     found = json.loads((tmp_path / "out/metrics.json").read_text())["dice"]["per_class"]
     truth = np.asarray(nibabel.load(rows[0]["label"]).dataobj)
     predicted = segment_case(rows[0]["image"], bundle).segmentation.labels
@@ -113,7 +108,7 @@ def test_a_bad_case_is_listed_and_the_good_ones_are_measured(tiny_bundle: Callab
     told: dict[str, float | None] = {}
     found = evaluate_cases(
         load_bundle(tiny_bundle()),
-        by_partition(data)["test"],
+        LabelledCases(by_partition(data)["test"]),
         tmp_path / "out",
         each=lambda case, dice: told.update({case: dice}),
     )
@@ -131,7 +126,7 @@ def test_when_no_case_can_be_measured_nothing_is_written(tiny_bundle: Callable[.
     array[0, 0, 0] = 7
     nibabel.save(nibabel.Nifti1Image(array, image.affine), label)
     with pytest.raises(InputRefusedError, match=r"\[7\]"):
-        evaluate_cases(load_bundle(tiny_bundle()), by_partition(data)["test"], tmp_path / "out")
+        evaluate_cases(load_bundle(tiny_bundle()), LabelledCases(by_partition(data)["test"]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -140,7 +135,7 @@ def test_truth_of_overlapping_labels_has_one_channel_a_label(
 ) -> None:
     data = drawn_eyes(tmp_path / "eyes", 4)
     row = by_partition(data, None, "_1stHO")["test"][0]
-    truth = truth_of(row, read_volume(row["image"]), load_bundle(tiny_bundle("retina_vessel_unet2d"))).labels
+    truth = read_reference(row, read_volume(row["image"]), load_bundle(tiny_bundle("retina_vessel_unet2d"))).labels
     assert truth.shape == (1, 702, 713, 1)
     assert truth.dtype == bool
     assert 0.005 < truth.mean() < 0.2
@@ -324,7 +319,7 @@ def test_voxels_of_the_ignore_label_change_no_figure(tiny_bundle: Callable[..., 
     nibabel.save(nibabel.Nifti1Image(marked, label.affine), row["label"])
     bundle = load_bundle(root)
     volume = read_volume(row["image"])
-    assert np.array_equal(counted_of(row, volume, bundle), marked != 255)
-    assert set(np.unique(truth_of(row, volume, bundle).labels)) <= {0, 1, 2}
-    metrics = evaluate_cases(bundle, [row], tmp_path / "out").metrics
+    assert np.array_equal(counted_voxels(row, volume, bundle), marked != 255)
+    assert set(np.unique(read_reference(row, volume, bundle).labels)) <= {0, 1, 2}
+    metrics = evaluate_cases(bundle, LabelledCases([row]), tmp_path / "out").metrics
     assert metrics["calibration"]["whole"]["decisions"] == np.count_nonzero(marked != 255)

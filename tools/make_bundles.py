@@ -37,7 +37,7 @@ from monai_unet_app.config import resolve_device
 from monai_unet_app.data.cases import find_data
 from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.read import read_volume
-from monai_unet_app.evaluate import choose_cases, evaluate_cases
+from monai_unet_app.evaluate import LabelledCases, choose_cases, evaluate_cases
 from monai_unet_app.metrics import Bootstrap
 from monai_unet_app.metrics.bootstrap import bootstrap_mean
 from monai_unet_app.metrics.overlap import dice
@@ -111,11 +111,8 @@ def measure(name: str, data: Path, build: Path) -> None:
     evaluation = build / "evaluation"
     evaluate_cases(
         bundle,
-        chosen.rows,
+        LabelledCases(chosen.rows, folder, chosen.note, chosen.seen),
         evaluation,
-        data_name=folder,
-        partition=chosen.note,
-        seen=chosen.seen,
         each=lambda case_id, score: print(case_id, score),
     )
     human = {"dice_of_second_human_grader": second_grader(data / folder, chosen.rows)} if suffix else None

@@ -32,7 +32,8 @@ from monai_unet_app.data.cases import find_data
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.data.splits import read_splits
-from monai_unet_app.evaluate import choose_cases, truth_of
+from monai_unet_app.evaluate import choose_cases
+from monai_unet_app.evaluate.reference import read_reference
 from monai_unet_app.metrics.overlap import dice
 from monai_unet_app.pipeline import segment_case
 from monai_unet_app.training.run import TrainConfig, train_bundle
@@ -100,7 +101,7 @@ def rows_of(fold: int, epochs: int, bundle: Bundle, data: Path) -> list[dict[str
         volume = read_volume(row["image"])
         structures = segment_case(volume, bundle).segmentation.structures
         averaged = segment_case(volume, bundle, PredictConfig(tta=True)).segmentation.structures
-        truths = truth_of(row, volume, bundle).structures
+        truths = read_reference(row, volume, bundle).structures
         parts = zip(structures, averaged, truths, strict=True)
         for structure, mirrored, true in parts:
             numbers = (

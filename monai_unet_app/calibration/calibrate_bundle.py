@@ -56,7 +56,8 @@ from monai_unet_app.data.monai_bridge import to_metatensor
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import InputRefusedError
-from monai_unet_app.evaluate import Row, choose_cases, counted_of, seen_case, truth_of
+from monai_unet_app.evaluate.case_selection import Row, choose_cases, seen_case
+from monai_unet_app.evaluate.reference import counted_voxels, read_reference
 from monai_unet_app.metrics import EvaluationPlan
 from monai_unet_app.pipeline import Case, finish, predict, preprocess, segment_case
 
@@ -176,7 +177,7 @@ def _try_forms(trials: Sequence[FormTrial], row: Row, bundle: Bundle, plan: Eval
     volume = read_volume(row["image"])
     item = preprocess(volume, bundle)
     logits = predict(item["image"], bundle, PredictConfig())
-    truth, valid = truth_of(row, volume, bundle).labels, counted_of(row, volume, bundle)
+    truth, valid = read_reference(row, volume, bundle).labels, counted_voxels(row, volume, bundle)
     decided = finish(item, logits, bundle.uncalibrated_result, volume)[1]
     foreground = np.asarray((decided > 0.5).any(axis=0))
     for trial in trials:
@@ -264,7 +265,7 @@ def out_of_fold(
             if row["id"] not in reserved:
                 volume = read_volume(row["image"])
                 case = segment_case(volume, fold, PredictConfig(tta=setting == "tta"))
-                found += measure_structures(row["subject"], case.segmentation, truth_of(row, volume, fold))
+                found += measure_structures(row["subject"], case.segmentation, read_reference(row, volume, fold))
                 step(row["id"])
     if not found:
         raise InputRefusedError(
@@ -357,7 +358,7 @@ def _state(
     gate = len({row["subject"] for row in rows}) >= subjects_needed(wanted[0])  # else there is none to be taught
     for number, row in enumerate(rows):
         volume = read_volume(row["image"])
-        truth = truth_of(row, volume, bundle)
+        truth = read_reference(row, volume, bundle)
         case = _take(got, row["subject"], segment_case(volume, bundle, run, fitting=True))
         got.measured += measure_structures(row["subject"], case.segmentation, truth)
         got.samples += _samples(row["subject"], SOUND, case, truth)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from monai_unet_app.confidence.fitted_to import InferenceSetting
     from monai_unet_app.confidence.statements import Confidence, StructureMeasurement
     from monai_unet_app.data.cases import CaseFiles
-    from monai_unet_app.evaluate import Row
+    from monai_unet_app.evaluate.case_selection import Row
 
 
 def calibrate(options: argparse.Namespace) -> Answer:

@@ -176,7 +176,7 @@ def _evaluate_missing(options: argparse.Namespace, sides: Sides, folder: Path) -
     roots = {name: bundle_files(source).root for name, source in sides.bundles.items()}
     data = labelled_cases(options)
     from monai_unet_app.config import PredictConfig
-    from monai_unet_app.evaluate import choose_cases, evaluate_cases
+    from monai_unet_app.evaluate import LabelledCases, choose_cases, evaluate_cases
 
     loaded = {name: loaded_bundle(root, options.device) for name, root in roots.items()}
     chosen = {name: choose_cases(bundle, data, options.partition, options.splits) for name, bundle in loaded.items()}
@@ -196,12 +196,9 @@ def _evaluate_missing(options: argparse.Namespace, sides: Sides, folder: Path) -
         with progress(f"evaluating {name}", len(some.rows), options) as step:
             done = evaluate_cases(
                 bundle,
-                some.rows,
+                LabelledCases(some.rows, (options.data or options.images).resolve().name, note, some.seen),
                 folder / name,
                 run=PredictConfig(tta=options.tta),
-                data_name=(options.data or options.images).resolve().name,
-                partition=note,
-                seen=some.seen,
                 each=step.measured,
             )
         problems += [f"{name}: {problem}" for problem in done.problems]

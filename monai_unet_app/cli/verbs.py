@@ -212,7 +212,7 @@ def evaluate(options: argparse.Namespace) -> Answer:
     from monai_unet_app.report.targets import read_targets
 
     targets = read_targets(options.targets) if options.targets else None
-    from monai_unet_app.evaluate import choose_cases, evaluate_cases
+    from monai_unet_app.evaluate import LabelledCases, choose_cases, evaluate_cases
 
     bundle = loaded_bundle(root, options.device)
     chosen = choose_cases(bundle, data, options.partition, options.splits)
@@ -220,12 +220,9 @@ def evaluate(options: argparse.Namespace) -> Answer:
     with progress("evaluating", len(chosen.rows), options) as step:
         evaluated = evaluate_cases(
             bundle,
-            chosen.rows,
+            LabelledCases(chosen.rows, (options.data or options.images).resolve().name, chosen.note, chosen.seen),
             options.output,
             run=PredictConfig(tta=options.tta),
-            data_name=(options.data or options.images).resolve().name,
-            partition=chosen.note,
-            seen=chosen.seen,
             targets=targets,
             each=step.measured,
         )

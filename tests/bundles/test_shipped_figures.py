@@ -13,7 +13,7 @@ from conftest import BUNDLES, EXAMPLES, REPOSITORY
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.data.cases import find_data
 from monai_unet_app.data.splits import read_splits
-from monai_unet_app.evaluate import choose_cases, evaluate_cases
+from monai_unet_app.evaluate import LabelledCases, choose_cases, evaluate_cases
 
 SPLITS = REPOSITORY / "examples/splits.json"
 DATA = {"hippocampus_mri_unet3d": "msd_hippocampus", "hippocampus_mri_unet2d": "msd_hippocampus"}
@@ -87,7 +87,7 @@ def test_the_figures_are_measured_again(root: Path, shared_data: Path, tmp_path:
     bundle = load_bundle(root)
     cases = find_data(shared_data / DATA[root.name], label_suffix=SUFFIX.get(root.name, ""))
     rows = choose_cases(bundle, cases, "test", SPLITS).rows
-    evaluate_cases(bundle, rows, tmp_path)
+    evaluate_cases(bundle, LabelledCases(rows), tmp_path)
     found, said = json.loads((tmp_path / "metrics.json").read_text()), bundle.metadata["eval_metrics"]
     assert len(rows) == said["cases"]
     assert found["dice"]["mean"] == pytest.approx(said["dice"]["mean"], abs=1e-3)
@@ -101,7 +101,7 @@ def test_the_figures_are_measured_again(root: Path, shared_data: Path, tmp_path:
 def test_the_example_cases_alone_show_the_same_quality(name: str, tmp_path: Path) -> None:
     bundle = load_bundle(name)
     rows = choose_cases(bundle, find_data(EXAMPLES), "test", SPLITS).rows
-    found, said = evaluate_cases(bundle, rows, tmp_path).metrics, bundle.metadata["eval_metrics"]
+    found, said = evaluate_cases(bundle, LabelledCases(rows), tmp_path).metrics, bundle.metadata["eval_metrics"]
     assert len(rows) == 19
     assert found["dice"]["mean"] == pytest.approx(said["dice"]["mean"], abs=0.02)
     assert found["ece_band"]["top_label"] < 0.03

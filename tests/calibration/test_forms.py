@@ -35,7 +35,7 @@ from monai_unet_app.calibration.halo import halo_mm, halo_voxels, working_spacin
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import BundleError, InputRefusedError
-from monai_unet_app.evaluate import truth_of
+from monai_unet_app.evaluate.reference import read_reference
 from monai_unet_app.metrics import CaseArrays, Evaluation, EvaluationPlan
 from monai_unet_app.pipeline import segment_case
 
@@ -440,7 +440,7 @@ def test_forms_are_compared_and_the_chosen_one_is_what_the_bundle_does(
     for row in rows["selection"]:
         volume = read_volume(row["image"])
         case = segment_case(volume, found)
-        truth = truth_of(row, volume, found)
+        truth = read_reference(row, volume, found)
         arrays = CaseArrays(
             row["id"],
             row["subject"],

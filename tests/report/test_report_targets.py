@@ -14,7 +14,7 @@ from small_data import few_examples
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.cli import main
 from monai_unet_app.errors import InputRefusedError
-from monai_unet_app.evaluate import CaseLog
+from monai_unet_app.evaluate.evaluation import CaseLog
 from monai_unet_app.report import Target
 from monai_unet_app.report.targets import OF_ALL_CLASSES, OF_EACH_CLASS, USUAL, as_targets, read_targets
 

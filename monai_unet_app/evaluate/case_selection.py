@@ -1,0 +1,139 @@
+"""Which cases of a data set a bundle may be measured or calibrated on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from monai_unet_app.bundle import Bundle, SeenCase, load_bundle
+from monai_unet_app.data.cases import CaseFiles, data_row, find_data, subjects_of
+from monai_unet_app.data.read import read_volume
+from monai_unet_app.data.splits import SplitCase, read_splits
+from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.shipped import shipped
+
+Row = Mapping[str, str]
+"""A case as MONAI's data lists have it: {"id", "subject", "image", "label"}."""
+
+
+@dataclass(frozen=True)
+class SelectedCases:
+    """Cases of a data set that were selected for a purpose.
+
+    Attributes:
+        rows: The cases.
+        note: How they were selected, in words.
+        made_with: Id -> partition of the cases that the bundle was made with; without cases of the partition test.
+    """
+
+    rows: list[Row]
+    note: str
+    made_with: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the cases."""
+        return [row["id"] for row in self.rows]
+
+    @property
+    def seen(self) -> dict[str, int]:
+        """Partition -> number of cases with which the bundle was made."""
+        return _by_partition(self.made_with)
+
+    def only(self, ids: Collection[str]) -> SelectedCases:
+        """The selected cases with one of these ids."""
+        made_with = {case: part for case, part in self.made_with.items() if case in ids}
+        return SelectedCases([row for row in self.rows if row["id"] in ids], self.note, made_with)
+
+
+def choose_cases(
+    bundle: Bundle, cases: Sequence[CaseFiles], partition: str | None = None, splits: Path | None = None
+) -> SelectedCases:
+    """The cases to measure or calibrate on: never silently those that the bundle was trained with.
+
+    Args:
+        bundle: Its `models/run.json` and `calibration.json` say what it has seen, whatever a plan says.
+        cases: The cases of the user.
+        partition: One of the plan's partitions (if the plan knows none of the cases: all cases), "all", or None for every case
+            that the bundle has not seen.
+        splits: A plan of the user for the cases that the bundle has not seen.
+
+    Raises:
+        InputRefusedError: No case is left.
+    """
+    plan = read_splits(splits) if splits else read_splits(shipped("examples") / "splits.json")
+    planned = [plan.get(case.id) for case in cases]
+    subjects = {**subjects_of(cases), **{entry.id: entry.subject for entry in planned if entry}}
+    same_subject = _seen_subjects(bundle, plan)
+    seen = [seen_case(bundle, case) or same_subject.get(subjects[case.id]) for case in cases]
+    partitions = [
+        known.partition if known else entry.partition if splits and entry else None
+        for known, entry in zip(seen, planned, strict=True)
+    ]
+    accepted = {None, "test"} if partition is None else {partition if any(partitions) else None}
+    rows, made_with = list[Row](), dict[str, str]()
+    left_out: dict[str, list[str]] = {}
+    for case, known, own_partition in zip(cases, seen, partitions, strict=True):
+        if partition != "all" and own_partition not in accepted:
+            left_out.setdefault(own_partition or "cases that the plan does not know", []).append(case.id)
+            continue
+        rows.append(data_row(case, known.subject if known else subjects[case.id]))
+        if known and known.partition != "test":
+            made_with[case.id] = known.partition
+    note = f"{len(rows)} of {len(cases)} case(s)" + (f", partition {partition}" if partition else "")
+    if made_with:
+        counts = _by_partition(made_with).items()
+        note += "; seen by the bundle: " + ", ".join(f"{count} in {name}" for name, count in counts)
+    elif bundle.seen:
+        note += "; none of them seen by the bundle"
+    if left_out:
+        parts = (f"{len(ids)} of {name} ({_shortened(ids)})" for name, ids in sorted(left_out.items()))
+        note += "; left out: " + ", ".join(parts)
+    if not rows:
+        raise InputRefusedError(
+            f"{note}: no case is left to work on; give other cases, or --partition all to take them as well"
+        )
+    return SelectedCases(rows, note, made_with)
+
+
+def _by_partition(made_with: Mapping[str, str]) -> dict[str, int]:
+    """Partition -> number of cases."""
+    return dict(sorted(Counter(made_with.values()).items()))
+
+
+def _shortened(ids: Sequence[str], most: int = 3) -> str:
+    return ", ".join(ids[:most]) + (", ..." if len(ids) > most else "")
+
+
+def _seen_subjects(bundle: Bundle, plan: Mapping[str, SplitCase]) -> dict[str, SeenCase]:
+    """Subject -> a case of the subject that the bundle has seen, where the bundle's plan and this plan agree on the subject.
+
+    A case of a seen subject counts as seen: the other eye of a child whose first eye was trained on, for instance.
+    """
+    same = (case for case in bundle.seen if case.id in plan and plan[case.id].subject == case.subject)
+    return {case.subject: case for case in reversed(list(same))}
+
+
+def seen_case(bundle: Bundle, case: CaseFiles) -> SeenCase | None:
+    """How the bundle has seen the case; None if it has not, or if the image cannot be read (its reader says why later)."""
+    if not bundle.seen:
+        return None
+    try:
+        return bundle.seen_as(read_volume(case.image))
+    except InputRefusedError:
+        return None
+
+
+def chosen_rows(
+    bundle_root: str,
+    dataset_dir: str,
+    partition: str | None,
+    splits: str | None = None,
+    label_suffix: str = "",
+    labels_dir: str | None = None,
+) -> list[Row]:
+    """`choose_cases` of a data folder as MONAI's data list, for `evaluate.yaml` and `calibrate.yaml`."""
+    cases = find_data(dataset_dir, labels_dir, label_suffix)
+    return choose_cases(load_bundle(bundle_root), cases, partition, Path(splits) if splits else None).rows

@@ -1,0 +1,46 @@
+"""The reference segmentation of a labelled case."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicom_io.segmentation import Segmentation
+from dicom_io.volume import Volume
+from monai_unet_app.bundle import Bundle
+from monai_unet_app.data.labels import check_values, read_labels
+
+from .case_selection import Row
+
+
+def read_reference(row: Row, volume: Volume, bundle: Bundle) -> Segmentation:
+    """The reference of a case on its image, without probabilities.
+
+    Raises:
+        InputRefusedError: The label does not lie on the image, or holds values that the bundle does not know.
+    """
+    labels = read_labels(Path(row["label"]), volume)
+    ignored = () if bundle.ignore_label is None else (bundle.ignore_label,)
+    check_values(labels, (*bundle.label_values, *ignored), Path(row["label"]).name)
+    return reference_segmentation(labels.array, volume, bundle)
+
+
+def counted_voxels(row: Row, volume: Volume, bundle: Bundle) -> NDArray[np.bool_] | None:
+    """Shape (I, J, K): voxels that count, those without the bundle's `ignore_label`; None where all do."""
+    if bundle.ignore_label is None:
+        return None
+    return read_labels(Path(row["label"]), volume).array != bundle.ignore_label
+
+
+def reference_segmentation(numbers: NDArray[Any], image: Volume, bundle: Bundle) -> Segmentation:
+    """Label values, shape (I, J, K), as a segmentation by the bundle's segments; the ignored value becomes background."""
+    numbers = numbers if bundle.ignore_label is None else np.where(numbers == bundle.ignore_label, 0, numbers)
+    labels = (
+        numbers.astype(np.uint8)
+        if bundle.exclusive
+        else np.stack([numbers == number for number in bundle.label_values[1:]])
+    )
+    return Segmentation(image, labels, bundle.segments)
