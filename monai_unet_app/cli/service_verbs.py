@@ -356,14 +356,14 @@ def _write_review(options: argparse.Namespace) -> Answer:
 
 def _apply_verdict(options: argparse.Namespace) -> Answer:
     from monai_unet_app.data.read import read_volume
-    from monai_unet_app.review.verdict import Aftermath, Reviewer, apply_verdict, read_verdict
+    from monai_unet_app.review.verdict import Reviewer, VerdictContext, apply_verdict, read_verdict
 
     if bool(options.reviewer) != bool(options.organization):
         raise UsageError(
             "--reviewer and --organization go together: both stand in the verified report; give both, or none"
         )
     check_writable(options.output)
-    aftermath = Aftermath(
+    context = VerdictContext(
         reviewer=Reviewer(options.reviewer, options.organization) if options.reviewer else None,
         image=None if options.input is None else read_volume(options.input, read_options(options)),
         correction=options.correction,
@@ -373,7 +373,7 @@ def _apply_verdict(options: argparse.Namespace) -> Answer:
         delivered=options.delivered,
         superseded=tuple(options.superseded),
     )
-    record = apply_verdict(read_verdict(options.apply), options.result, options.output, aftermath)
+    record = apply_verdict(read_verdict(options.apply), options.result, options.output, context)
     if not options.json:
         line(f"{record['case']}: {record['decision']}")
         line(f"  report: {record['report']['file'] if record['report'] else record['not_verified']}")

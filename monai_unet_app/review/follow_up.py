@@ -32,8 +32,8 @@ ALL_FRAMES = "-all-frames"
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What shall follow from a verdict.
+class FollowUp:
+    """What follows from a verdict.
 
     Attributes:
         verification: Who answers for it, when, and what they say.
@@ -50,7 +50,7 @@ class Wanted:
     superseded: tuple[Path, ...] = ()
 
 
-def write_follow_up(wanted: Wanted, result: Path, output: Path, name: str) -> dict[str, Path]:
+def write_follow_up(follow_up: FollowUp, result: Path, output: Path, name: str) -> dict[str, Path]:
     """Writes what follows from a verdict about one `result.json`, and gives the files by kind.
 
     "verified": the report, VERIFIED. "corrected seg", "corrected sr" and so on: what the result has, of the corrected masks;
@@ -58,7 +58,7 @@ def write_follow_up(wanted: Wanted, result: Path, output: Path, name: str) -> di
     rejects the objects of the result.
 
     Args:
-        wanted: What shall follow.
+        follow_up: What follows from the verdict.
         result: The `result.json`, beside its files.
         output: Gets the objects, `<name>_sr_verified.dcm`, `<name>_corrected_<kind>.dcm`, `<name>_rejection.dcm`.
         name: How they are called.
@@ -69,17 +69,17 @@ def write_follow_up(wanted: Wanted, result: Path, output: Path, name: str) -> di
     document, found = read_result(result), dict[str, Path]()
     output.mkdir(parents=True, exist_ok=True)
     try:
-        if wanted.accepted and "sr" in document["files"]:
+        if follow_up.accepted and "sr" in document["files"]:
             report = named_file(result, document, "sr")
-            found["verified"] = write_verified_sr(report, output / f"{name}_sr_verified.dcm", wanted.verification)
-        if wanted.correction is not None:
-            found |= _write_corrected(wanted.correction, wanted.verification, result, document, output / name)
-        objects = _objects(result, document) if wanted.delivered else []
-        objects += [file for before in wanted.superseded for file in _objects(before, read_result(before))]
-        objects = list({_uid(file): file for file in reversed(objects)}.values())[::-1]  # each of them once
-        if not wanted.accepted and objects:
-            who = wanted.verification
-            rejection = Rejection(who.observer, who.organization, who.moment, who.comment)
+            found["verified"] = write_verified_sr(report, output / f"{name}_sr_verified.dcm", follow_up.verification)
+        if follow_up.correction is not None:
+            found |= _write_corrected(follow_up.correction, follow_up.verification, result, document, output / name)
+        objects = _objects(result, document) if follow_up.delivered else []
+        objects += [file for before in follow_up.superseded for file in _objects(before, read_result(before))]
+        objects = list({instance_uid(file): file for file in reversed(objects)}.values())[::-1]  # each of them once
+        if not follow_up.accepted and objects:
+            by = follow_up.verification
+            rejection = Rejection(by.observer, by.organization, by.moment, by.comment)
             found["rejection"] = write_rejection_note(objects, output / f"{name}_rejection.dcm", rejection)
     except DicomIoError as error:
         raise InputRefusedError(f"{document['case']}: {error}") from error
@@ -92,12 +92,13 @@ def _objects(result: Path, document: Mapping[str, Any]) -> list[Path]:
     return [file for path in named for file in (sorted(path.rglob("*.dcm")) if path.is_dir() else [path])]
 
 
-def _uid(file: Path) -> str:
+def instance_uid(file: Path) -> str:
+    """SOPInstanceUID of a DICOM file."""
     return str(load_dataset(file, with_pixels=False).SOPInstanceUID)
 
 
 def _write_corrected(
-    correction: Correction, who: Verification, result: Path, document: Mapping[str, Any], stem: Path
+    correction: Correction, verification: Verification, result: Path, document: Mapping[str, Any], stem: Path
 ) -> dict[str, Path]:
     """What the result has of SEG, SR, RTSTRUCT, presentation state and captures; nothing without a SEG and a DICOM source."""
     volume = correction.segmentation.image
@@ -107,7 +108,7 @@ def _write_corrected(
     before = named_file(result, document, "seg")
     kinds = [kind for kind in RESULT_KINDS if kind.from_labels and kind.format in document["files"]]
     paths = {kind.name: stem.with_name(f"{stem.name}_corrected_{kind.format}{kind.ending}") for kind in kinds}
-    info, segmentation = _info(before, who, document), correction.segmentation
+    info, segmentation = _info(before, verification, document), correction.segmentation
     masks = [structure.mask_on_grid for structure in segmentation.structures]
     ((sent,), _) = prepare_files([before], Profile())
     earlier = named_file(result, document, "sr") if "SR" in paths else None
@@ -126,13 +127,13 @@ def _write_corrected(
             with tempfile.TemporaryDirectory(prefix=".part-", dir=stem.parent) as folder:
                 unsent = Path(folder, "sr.dcm")
                 kind.write_result(content, unsent)
-                write_verified_sr(unsent, paths["SR"], who, unsent=True)
+                write_verified_sr(unsent, paths["SR"], verification, unsent=True)
         else:
             kind.write_result(content, paths[kind.name])
     return {f"corrected {kind.format}": paths[kind.name] for kind in kinds}
 
 
-def _info(before: Path, who: Verification, document: Mapping[str, Any]) -> ResultInfo:
+def _info(before: Path, verification: Verification, document: Mapping[str, Any]) -> ResultInfo:
     """The bundle's result, changed by a person; the segments mean what they meant before."""
     header, bundle = load_dataset(before, with_pixels=False), document["bundle"]
     kind = f"CORRECTED, {INCOMPLETE}," if INCOMPLETE in str(header.get("SeriesDescription")) else "CORRECTED"
@@ -145,7 +146,7 @@ def _info(before: Path, who: Verification, document: Mapping[str, Any]) -> Resul
         algorithm_type="SEMIAUTOMATIC",
         series_description=f"{kind} {bundle['name']}",
         quality="corrected by a reviewer",
-        content_creator=transcribed(who.observer, header),
+        content_creator=transcribed(verification.observer, header),
     )
 
 

@@ -29,7 +29,7 @@ from monai_unet_app.report.html import render
 from .embedded import UNCERTAINTY_STEPS, Embedded
 from .key_images import KeySection, anatomical_slices, shown_channel, slice_axis, window_presets
 from .review_sections import MARK, facts, gate, statements, structure_table
-from .reviewed_case import ReviewedCase
+from .reviewed_case import ReviewedCase, file_name
 
 LIBRARY = "niivue.umd.js.gz"
 """NiiVue 0.69.0 as it is published, BSD-2-Clause; see `static/README.md`."""
@@ -71,14 +71,14 @@ def render_page(
         mark=escape(MARK),
         patient=escape(patient.get("Patient", case.id)),
         identity=_identity(patient),
-        keys="\n".join(map(_key, sections)),
+        keys="\n".join(map(_key_image, sections)),
         viewer=escape(embedded.note if not embedded.layers else f"{LOADING} {embedded.note}".strip()),
         progress='<progress id="progress" aria-labelledby="step"></progress>' if embedded.layers else "",
         paper=f'<p><a href="{escape(paper)}" target="_blank">This page as a PDF</a></p>' if paper else "",
         verdict=render(verdict),
         reasons=render(Lines(tuple(("bad", "Reason:", reason) for reason in reasons))) if reasons else "",
         table=_with_swatches(render(structure_table(case)), case.structures),
-        statements="\n".join(render(Text(sentence)) for sentence in _said(case, embedded)),
+        statements="\n".join(render(Text(sentence)) for sentence in _sentences(case, embedded)),
         facts=render(Facts(facts(case))),
         data=_json(_data(case, sections, embedded)),
         layers="\n".join(_layer(layer.name, layer.content) for layer in embedded.layers),
@@ -87,7 +87,7 @@ def render_page(
     )
 
 
-def _said(case: ReviewedCase, embedded: Embedded) -> list[str]:
+def _sentences(case: ReviewedCase, embedded: Embedded) -> list[str]:
     return statements(case) + ([embedded.note] if embedded.note else [])
 
 
@@ -129,7 +129,7 @@ def _identity(patient: Mapping[str, str]) -> str:
     return f"<dl>{''.join(entries)}</dl>"
 
 
-def _key(section: KeySection) -> str:
+def _key_image(section: KeySection) -> str:
     source = base64.b64encode(section.png()).decode()
     caption = escape(f"{section.title}: {section.caption}")
     return (
@@ -154,7 +154,7 @@ def _data(case: ReviewedCase, sections: list[KeySection], embedded: Embedded) ->
     """What the script knows of the case."""
     return {
         "case": case.id,
-        "file_name": re.sub(r"[^A-Za-z0-9._-]", "_", case.id)[:100] or "case",
+        "file_name": file_name(case.id),
         "result_sha256": case.result_sha256,
         "labels_sha256": case.labels_sha256,
         "structures": [_structure(structure) for structure in case.structures],
@@ -162,7 +162,7 @@ def _data(case: ReviewedCase, sections: list[KeySection], embedded: Embedded) ->
         "places": [list(section.place_mm) for section in sections],
         "window": embedded.window,
         "windows": [
-            asdict(one) for one in window_presets(shown_channel(case.image), case.document["source"]["modality"])
+            asdict(preset) for preset in window_presets(shown_channel(case.image), case.document["source"]["modality"])
         ],
         "unit": {
             "values": "HU" if case.document["source"]["modality"] == "CT" else "",
@@ -173,7 +173,7 @@ def _data(case: ReviewedCase, sections: list[KeySection], embedded: Embedded) ->
         "steps": UNCERTAINTY_STEPS,
         "layers": [
             {"name": layer.name, "kind": layer.kind}
-            | ({"structures": [_structure(one) for one in layer.structures]} if layer.structures else {})
+            | ({"structures": [_structure(structure) for structure in layer.structures]} if layer.structures else {})
             for layer in embedded.layers
         ],
     }

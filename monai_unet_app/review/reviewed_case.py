@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from monai_unet_app.metrics import normalised_entropy
 Mask = NDArray[np.bool_]
 
 LABEL_KINDS = ("nifti", "nrrd", "mha", "seg", "rtstruct", "mask")
-"""Files of a result that say where the structures are, those on the image's own grid first."""
+"""Files of a result that hold labels, those on the image's own grid first."""
 
 
 @dataclass(frozen=True)
@@ -127,16 +128,21 @@ def read_reviewed(
     )
 
 
+def file_name(case_id: str) -> str:
+    """The name of a case in the names of files: letters, digits, points, - and _."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", case_id)[:100] or "case"
+
+
 def find_result(path: Path) -> Path:
-    """The one `result.json` that a path means. Raises InputRefusedError if there is none, or there are several."""
+    """The `result.json` at a path, or in the folder there. Raises InputRefusedError if the folder has none, or several."""
     if path.is_file():
         return path
-    found = sorted(path.glob("*_result.json")) if path.is_dir() else []
-    if len(found) != 1:
+    results = sorted(path.glob("*_result.json")) if path.is_dir() else []
+    if len(results) != 1:
         raise InputRefusedError(
-            f"{path.name} holds {len(found)} result.json; one is needed; name the file <case>_result.json that is meant"
+            f"{path.name} holds {len(results)} result.json; one is needed; name the file <case>_result.json that is meant"
         )
-    return found[0]
+    return results[0]
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -152,12 +158,12 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def is_exclusive(document: Mapping[str, Any]) -> bool:
-    """Whether the structures share the voxels out: then channel 0 of the probabilities is the background."""
+    """True if a voxel belongs to one structure at most: then channel 0 of the probabilities is the background."""
     return all(row["channel"] == row["number"] for row in document["structures"])
 
 
 def labels_file(result: Path, document: Mapping[str, Any]) -> Path | None:
-    """The file of a result that says where the structures are; None where there is none.
+    """The file with the labels of a result; None if it was delivered without labels.
 
     Raises:
         InputRefusedError: The record names one that is not there.

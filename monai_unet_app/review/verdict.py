@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from dicom_io.errors import DicomIoError
-from dicom_io.reading.instances import load_dataset
 from dicom_io.sr import Verification
 from dicom_io.volume import Volume
 from monai_unet_app.data.digest import file_sha256
@@ -18,8 +16,8 @@ from monai_unet_app.data.schemas import validate, write_new_json
 from monai_unet_app.errors import InputRefusedError, UsageError
 
 from .correction import Correction, read_correction, size_document, sizes_of, store_training_case
-from .follow_up import Wanted, write_follow_up
-from .reviewed_case import ReviewedCase, find_result, labels_file, named_file, read_result, read_reviewed
+from .follow_up import FollowUp, instance_uid, write_follow_up
+from .reviewed_case import ReviewedCase, file_name, find_result, labels_file, named_file, read_result, read_reviewed
 
 SCHEMA_VERSION = "1.0"
 Decision = Literal["accepted", "corrected", "rejected"]
@@ -57,28 +55,12 @@ class Verdict:
             raise InputRefusedError(
                 f"the verdict's decided_at is no moment ({error}); send the page's own verdict"
             ) from error
-        return cls(
-            case=document["case"],
-            result_sha256=document["result_sha256"],
-            labels_sha256=document["labels_sha256"],
-            decision=document["decision"],
-            comment=document["comment"],
-            decided_at=decided_at,
-            draft=document["draft"],
-        )
+        values = {field.name: document[field.name] for field in fields(cls)}
+        return cls(**{**values, "decided_at": decided_at})
 
     def document(self) -> dict[str, Any]:
         """As the page writes it."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "case": self.case,
-            "result_sha256": self.result_sha256,
-            "labels_sha256": self.labels_sha256,
-            "decision": self.decision,
-            "comment": self.comment,
-            "decided_at": self.decided_at.isoformat(),
-            "draft": self.draft,
-        }
+        return {"schema_version": SCHEMA_VERSION, **asdict(self), "decided_at": self.decided_at.isoformat()}
 
 
 def read_verdict(path: Path) -> Verdict:
@@ -106,8 +88,8 @@ class Reviewer:
 
 
 @dataclass(frozen=True)
-class Aftermath:
-    """What shall become of a verdict.
+class VerdictContext:
+    """Who answers for a verdict, and the inputs and folders that it needs.
 
     Attributes:
         reviewer: Who answers for it: signed in at a node, or named by who applies a draft. Without one nothing is verified.
@@ -133,7 +115,9 @@ class Aftermath:
     applied_at: datetime | None = None
 
 
-def apply_verdict(verdict: Verdict, result: Path, output: Path, what: Aftermath | None = None) -> dict[str, Any]:
+def apply_verdict(
+    verdict: Verdict, result: Path, output: Path, context: VerdictContext | None = None
+) -> dict[str, Any]:
     """Does what a verdict asks for, writes its record and gives the record's content.
 
     accepted: of a result with a structured report, and by a named reviewer, a new version of it, VERIFIED, as
@@ -147,51 +131,51 @@ def apply_verdict(verdict: Verdict, result: Path, output: Path, what: Aftermath 
         result: Its `<case>_result.json`, or the folder with it.
         output: Gets `<case>_verdict_<when>.json` (schema `review_record`), when being when it is applied, and the verified
             report. No record replaces another.
-        what: Who decided, and what is needed beside.
+        context: Who decided, and the inputs and folders that the verdict needs.
 
     Raises:
         InputRefusedError: The verdict is about another result, there is nothing to accept, it is verified already, or the
             correction does not fit.
         UsageError: A correction is asked for and not given, or the other way round.
     """
-    what = what or Aftermath()
+    context = context or VerdictContext()
     path = find_result(result)
     document = read_result(path)
     _check_about(verdict, path, document)
-    _check_given(verdict, what)
+    _check_given(verdict, context)
     _check_not_accepted(verdict, output)
-    moment = what.applied_at or datetime.now(UTC)
-    case = None if what.image is None or what.correction is None else read_reviewed(path, what.image)
-    correction = None if case is None or what.correction is None else read_correction(what.correction, case)
-    measured = None if case is None or correction is None else _corrected(case, correction, what)
-    made = _follow_up(verdict, path, output, what, moment, correction)
-    report, why_not = _verified(verdict, path, document, what, made)
-    said = verdict.document()
+    moment = context.applied_at or datetime.now(UTC)
+    correction = measured = None
+    if context.image is not None and context.correction is not None:
+        case = read_reviewed(path, context.image)
+        correction = read_correction(context.correction, case)
+        measured = _measured_and_stored(case, correction, context)
+    made = _follow_up(verdict, path, output, context, moment, correction)
+    report, why_not = _verified(verdict, path, document, context, made)
+    content = verdict.document()
     record = {
-        "page_time": said.pop("decided_at"),
-        **said,
+        "page_time": content.pop("decided_at"),
+        **content,
         "bundle": dict(document["bundle"]),
         "applied_at": moment.isoformat(),
-        "reviewer": None
-        if what.reviewer is None
-        else {"name": what.reviewer.name, "organization": what.reviewer.organization},
+        "reviewer": None if context.reviewer is None else asdict(context.reviewer),
         "report": report,
         "not_verified": why_not,
         "correction": measured,
-        "objects": [_told(kind, file, output) for kind, file in made.items()],
+        "objects": [_object_entry(kind, file, output) for kind, file in made.items()],
     }
     stamp = moment.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
-    write_new_json(record, output / f"{_file_name(verdict.case)}_verdict_{stamp}.json", "review_record")
+    write_new_json(record, output / f"{file_name(verdict.case)}_verdict_{stamp}.json", "review_record")
     return record
 
 
 def _check_about(verdict: Verdict, path: Path, document: dict[str, Any]) -> None:
     labels = labels_file(path, document)
-    found = (document["case"], file_sha256(path), None if labels is None else file_sha256(labels))
-    if found != (verdict.case, verdict.result_sha256, verdict.labels_sha256):
+    current = (document["case"], file_sha256(path), None if labels is None else file_sha256(labels))
+    if current != (verdict.case, verdict.result_sha256, verdict.labels_sha256):
         raise InputRefusedError(
-            f"the verdict is about the result {verdict.result_sha256[:12]} of {verdict.case}, {path.name} is {found[1][:12]} "
-            f"of {found[0]}, or its labels have changed since; the very files that were looked at are needed; "
+            f"the verdict is about the result {verdict.result_sha256[:12]} of {verdict.case}, {path.name} is {current[1][:12]} "
+            f"of {current[0]}, or its labels have changed since; the very files that were looked at are needed; "
             "review this one anew"
         )
     if verdict.decision == "accepted" and labels is None:
@@ -201,11 +185,11 @@ def _check_about(verdict: Verdict, path: Path, document: dict[str, Any]) -> None
         )
 
 
-def _check_given(verdict: Verdict, what: Aftermath) -> None:
+def _check_given(verdict: Verdict, context: VerdictContext) -> None:
     corrects = verdict.decision == "corrected"
-    if corrects and (what.correction is None or what.image is None):
+    if corrects and (context.correction is None or context.image is None):
         raise UsageError("the verdict is a correction; the corrected mask and the image are needed; give both")
-    if not corrects and what.correction is not None:
+    if not corrects and context.correction is not None:
         raise UsageError(
             f"the verdict is {verdict.decision!r} and a corrected mask is given; one of the two is wrong; drop one"
         )
@@ -221,69 +205,62 @@ def _check_not_accepted(verdict: Verdict, output: Path) -> None:
 
 
 def _verified_name(case: str) -> str:
-    return f"{_file_name(case)}_sr_verified.dcm"
+    return f"{file_name(case)}_sr_verified.dcm"
 
 
 def _follow_up(
-    verdict: Verdict, path: Path, output: Path, what: Aftermath, moment: datetime, correction: Correction | None
+    verdict: Verdict, path: Path, output: Path, context: VerdictContext, moment: datetime, correction: Correction | None
 ) -> dict[str, Path]:
     """The objects that follow from a verdict about the result at `path`, by kind; for its variants too, if it has some."""
-    if what.reviewer is None:
+    if context.reviewer is None:
         return {}
     try:
-        who = Verification(what.reviewer.name, what.reviewer.organization, moment, verdict.comment)
+        verification = Verification(context.reviewer.name, context.reviewer.organization, moment, verdict.comment)
     except DicomIoError as error:
         raise InputRefusedError(f"{verdict.case}: {error}") from error
-    wanted = Wanted(who, verdict.decision == "accepted", correction, what.delivered)
-    every = [path] if what.variants is None else sorted(what.variants.rglob("*_result.json"))
-    root, found = what.variants or path.parent, dict[str, Path]()
-    for one in every:
-        before = tuple(file for folder in what.superseded for file in _alike(folder, one.parent.relative_to(root)))
-        asked = replace(wanted, superseded=before)
-        made = write_follow_up(asked, one, output / one.parent.relative_to(root), _file_name(verdict.case))
-        found = made if one.samefile(path) else found
-    return found
+    follow_up = FollowUp(verification, verdict.decision == "accepted", correction, context.delivered)
+    variants = [path] if context.variants is None else sorted(context.variants.rglob("*_result.json"))
+    root, objects = context.variants or path.parent, dict[str, Path]()
+    for variant in variants:
+        subfolder = variant.parent.relative_to(root)
+        superseded = tuple(file for folder in context.superseded for file in _same_variant(folder, subfolder))
+        requested = replace(follow_up, superseded=superseded)
+        written = write_follow_up(requested, variant, output / subfolder, file_name(verdict.case))
+        objects = written if variant.samefile(path) else objects
+    return objects
 
 
-def _alike(folder: Path, way: Path) -> list[Path]:
-    """The `result.json` files of another version that was written in the same way, or else in all ways that it has."""
-    return sorted((folder / way).glob("*_result.json")) or sorted(folder.rglob("*_result.json"))
+def _same_variant(folder: Path, subfolder: Path) -> list[Path]:
+    """The `result.json` files of the same variant of another version; of all its variants if it lacks this variant."""
+    return sorted((folder / subfolder).glob("*_result.json")) or sorted(folder.rglob("*_result.json"))
 
 
 def _verified(
-    verdict: Verdict, path: Path, document: dict[str, Any], what: Aftermath, made: dict[str, Path]
+    verdict: Verdict, path: Path, document: dict[str, Any], context: VerdictContext, made: dict[str, Path]
 ) -> tuple[dict[str, str] | None, str | None]:
     """(what is said of the verified report, None), or (None, why there is none)."""
     if verdict.decision == "rejected":
         return None, "the result was rejected"
     if "sr" not in document["files"]:
         return None, "the result has no structured report"
-    if what.reviewer is None:
+    if context.reviewer is None:
         return None, "nobody answers for the verdict"
     target = made.get("verified") or made.get("corrected sr")
     if target is None:
         return None, f"the result was {verdict.decision}, and of its source no report can be written"
-    uids = [_uid_of(file) for file in (target, named_file(path, document, "sr"))]
+    uids = [instance_uid(file) for file in (target, named_file(path, document, "sr"))]
     return {"file": target.name, "sop_instance_uid": uids[0], "predecessor_sop_instance_uid": uids[1]}, None
 
 
-def _told(kind: str, file: Path, output: Path) -> dict[str, str]:
-    """One object, or one folder of captures, as the record has it."""
-    uid = _uid_of(sorted(file.rglob("*.dcm"))[0] if file.is_dir() else file)
+def _object_entry(kind: str, file: Path, output: Path) -> dict[str, str]:
+    """The entry of a record for an object, or for a folder of captures."""
+    uid = instance_uid(sorted(file.rglob("*.dcm"))[0] if file.is_dir() else file)
     return {"kind": kind, "file": str(file.relative_to(output)), "sop_instance_uid": uid}
 
 
-def _uid_of(file: Path) -> str:
-    return str(load_dataset(file, with_pixels=False).SOPInstanceUID)
-
-
-def _corrected(case: ReviewedCase, correction: Correction, what: Aftermath) -> dict[str, Any]:
+def _measured_and_stored(case: ReviewedCase, correction: Correction, context: VerdictContext) -> dict[str, Any]:
     sizes = sizes_of(correction, case)
     stored = None
-    if what.training is not None:
-        stored = store_training_case(correction, case, sizes, what.training, what.subject)
+    if context.training is not None:
+        stored = store_training_case(correction, case, sizes, context.training, context.subject)
     return {**size_document(correction, sizes), "training_case": stored}
-
-
-def _file_name(case: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]", "_", case)[:100] or "case"

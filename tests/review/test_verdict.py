@@ -35,7 +35,7 @@ from monai_unet_app.review.correction import (
     store_training_case,
 )
 from monai_unet_app.review.reviewed_case import ReviewedCase, read_reviewed
-from monai_unet_app.review.verdict import Aftermath, Reviewer, Verdict, apply_verdict, read_verdict
+from monai_unet_app.review.verdict import Reviewer, Verdict, VerdictContext, apply_verdict, read_verdict
 
 HEADER = {"PatientName": "Berger^Anna", "PatientID": "PID-4711", "AccessionNumber": "ACC-99", "StudyDate": "20260301"}
 READER = Reviewer("Lang^Eva^^Dr", "Clinic")
@@ -168,7 +168,7 @@ def test_a_moment_without_a_time_zone_is_refused() -> None:
 
 def test_an_accepted_result_of_a_named_reader_is_verified(delivered: Delivered, tmp_path: Path) -> None:
     verdict = Verdict.from_document(verdict_on(delivered, "accepted", comment="fits well"))
-    record = apply_verdict(verdict, delivered.result, tmp_path, Aftermath(reviewer=READER, applied_at=WHEN))
+    record = apply_verdict(verdict, delivered.result, tmp_path, VerdictContext(reviewer=READER, applied_at=WHEN))
     found = pydicom.dcmread(tmp_path / record["report"]["file"])
     assert found.VerifyingObserverSequence[0].VerificationDateTime == "20261121031500+0100"
     assert record["page_time"] == "2026-11-21T02:15:30.250000+00:00"
@@ -179,7 +179,7 @@ def test_an_accepted_result_of_a_named_reader_is_verified(delivered: Delivered, 
     for decision in ("accepted", "rejected"):
         again = Verdict.from_document(verdict_on(delivered, decision))
         with pytest.raises(InputRefusedError, match="decided on once"):
-            apply_verdict(again, delivered.result, tmp_path, Aftermath(reviewer=READER))
+            apply_verdict(again, delivered.result, tmp_path, VerdictContext(reviewer=READER))
 
 
 def test_nothing_is_verified_where_nobody_answers_for_it(delivered: Delivered, tmp_path: Path) -> None:
@@ -191,14 +191,14 @@ def test_nothing_is_verified_where_nobody_answers_for_it(delivered: Delivered, t
 
 def test_a_draft_is_verified_at_the_moment_when_somebody_applies_it(delivered: Delivered, tmp_path: Path) -> None:
     verdict = Verdict.from_document(verdict_on(delivered, "accepted", draft=True))
-    record = apply_verdict(verdict, delivered.result, tmp_path, Aftermath(reviewer=READER, applied_at=WHEN))
+    record = apply_verdict(verdict, delivered.result, tmp_path, VerdictContext(reviewer=READER, applied_at=WHEN))
     found = pydicom.dcmread(tmp_path / record["report"]["file"])
     assert found.VerifyingObserverSequence[0].VerificationDateTime == "20261121031500+0100"
 
 
 def test_a_rejected_result_is_recorded_and_no_more(delivered: Delivered, tmp_path: Path) -> None:
     verdict = Verdict.from_document(verdict_on(delivered, "rejected", comment="wrong side"))
-    record = apply_verdict(verdict, delivered.result, tmp_path, Aftermath(reviewer=READER))
+    record = apply_verdict(verdict, delivered.result, tmp_path, VerdictContext(reviewer=READER))
     assert (record["decision"], record["comment"], record["report"]) == ("rejected", "wrong side", None)
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -206,7 +206,7 @@ def test_a_rejected_result_is_recorded_and_no_more(delivered: Delivered, tmp_pat
 def test_no_record_replaces_another_of_the_same_moment(delivered: Delivered, tmp_path: Path) -> None:
     for comment in ("wrong side", "too small"):
         verdict = Verdict.from_document(verdict_on(delivered, "rejected", comment=comment))
-        apply_verdict(verdict, delivered.result, tmp_path, Aftermath(reviewer=READER, applied_at=WHEN))
+        apply_verdict(verdict, delivered.result, tmp_path, VerdictContext(reviewer=READER, applied_at=WHEN))
     comments = {path.name: json.loads(path.read_text())["comment"] for path in tmp_path.iterdir()}
     assert comments == {
         "case_verdict_20261121T021500Z.json": "wrong side", "case_verdict_20261121T021500Z-2.json": "too small",
@@ -231,7 +231,7 @@ def test_a_correction_needs_a_mask_and_nothing_else_does(delivered: Delivered, t
         apply_verdict(corrected, delivered.result, tmp_path)
     accepted = replace(corrected, decision="accepted")
     with pytest.raises(UsageError, match="one of the two is wrong"):
-        apply_verdict(accepted, delivered.result, tmp_path, Aftermath(correction=tmp_path / "mask.nii.gz"))
+        apply_verdict(accepted, delivered.result, tmp_path, VerdictContext(correction=tmp_path / "mask.nii.gz"))
 
 
 @pytest.mark.parametrize(
@@ -404,7 +404,7 @@ def test_a_corrected_result_becomes_a_case_to_train_on(delivered: Delivered, tmp
     mask = tmp_path / "mask.nii.gz"
     write_nifti(corrected_labels(), delivered.volume, mask)
     verdict = Verdict.from_document(verdict_on(delivered, "corrected"))
-    what = Aftermath(READER, image=delivered.series, correction=mask, training=tmp_path / "train", applied_at=WHEN)
+    what = VerdictContext(READER, image=delivered.series, correction=mask, training=tmp_path / "train", applied_at=WHEN)
     record = apply_verdict(verdict, delivered.result, tmp_path / "out", what)
     validate(record, "review_record")
     (found,) = find_data(tmp_path / "train")
@@ -425,7 +425,9 @@ def corrected(delivered: Delivered, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("corrected")
     write_nifti(corrected_labels(), delivered.volume, folder / "mask.nii.gz")
     verdict = Verdict.from_document(verdict_on(delivered, "corrected", comment="one voxel longer"))
-    what = Aftermath(READER, image=delivered.series, correction=folder / "mask.nii.gz", delivered=True, applied_at=WHEN)
+    what = VerdictContext(
+        READER, image=delivered.series, correction=folder / "mask.nii.gz", delivered=True, applied_at=WHEN
+    )
     record = apply_verdict(verdict, delivered.result, folder / "out", what)
     validate(record, "review_record")
     return {one["kind"]: folder / "out" / one["file"] for one in record["objects"]}
@@ -492,8 +494,8 @@ def test_what_was_delivered_before_a_correction_is_rejected(delivered: Delivered
 def test_only_a_person_rejects_what_is_delivered(delivered: Delivered, tmp_path: Path) -> None:
     verdict = Verdict.from_document(verdict_on(delivered, "rejected", comment="wrong side"))
     with pytest.raises(InputRefusedError, match="no person's name"):
-        apply_verdict(verdict, delivered.result, tmp_path, Aftermath(Reviewer("root", "Clinic"), delivered=True))
-    record = apply_verdict(verdict, delivered.result, tmp_path, Aftermath(READER, delivered=True))
+        apply_verdict(verdict, delivered.result, tmp_path, VerdictContext(Reviewer("root", "Clinic"), delivered=True))
+    record = apply_verdict(verdict, delivered.result, tmp_path, VerdictContext(READER, delivered=True))
     assert [one["kind"] for one in record["objects"]] == ["rejection"]
     assert dciodvfy_errors(tmp_path / "case_rejection.dcm") == []
 
