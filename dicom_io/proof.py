@@ -1,19 +1,20 @@
 """Read what was written a second time and compare it, in patient millimetres, with the result and its source.
 
-What is independent of what: files are read by `raw_parser`, which shares no code with their writers (pydicom, highdicom and the
-encoders here), compressed frames by other codecs where there are any, and contours are filled by `raster`, which does not know
-how they were drawn. Every frame or contour is placed by its own headers, and the slice that it names by SOP Instance UID must
-lie in the same plane. A shuffled list of source images passes every validator and is caught here. Where the slices of the
-source lie is not independent: it comes from the headers that the writer has read. A second opinion on these, by ITK, is asked
-before writing (`slice_positions.check_grid`): of the values of three headers, not of how a file is taken apart.
+The proof is independent of the writers in three ways. Files are read by `raw_parser`, which shares no code with pydicom,
+highdicom and the encoders here. Compressed frames are decoded by other codecs where there are any. Contours are filled by
+`raster`, which does not know how they were drawn. Every frame or contour is placed by its own headers, and the slice that it
+names by SOP Instance UID must lie in the same plane: a shuffled list of source images passes every validator and is caught
+here. The places of the source's slices are not independent: they come from the headers that the writer has read. ITK gives a
+second opinion on them before writing (`source_grid.check_grid`); it gets the values of three headers, not the files.
 
-Compared too: patient, study and frame of reference, the references to the source, and what the segments are called, mean and
-look like.
+Patient, study, frame of reference, the references to the source, and the names, codes and colours of the segments are
+compared, too.
 
 Sub-voxel rule of contours: a contour runs half-way between the centre of a voxel inside and the centre of its neighbour
 outside; a voxel belongs to a region if its centre is inside by the even-odd rule over all contours of that region in the
-slice. So holes may be drawn as a keyhole (as `write_rtstruct` does) or as a second contour. A point may be off its place by
-what three decimals of a millimetre take, and no more: so contours that are moved and enclose the same voxels are caught.
+slice. Holes may therefore be drawn as a keyhole (as `write_rtstruct` does) or as a second contour. A point may be off its place
+by the rounding to three decimals of a millimetre and no more, so contours that were moved and still enclose the same voxels
+are caught.
 """
 
 from __future__ import annotations
@@ -37,22 +38,21 @@ from dicom_io.volume import Volume
 Floats = NDArray[np.float64]
 
 
-def save_proved(what: Dataset | Callable[[Path], None], path: Path, prove: Callable[[Path], None] | None) -> Path:
-    """Write under a temporary name, prove that file, then give it its name. A refused file is gone and never
-    had it.
+def save_proved(content: Dataset | Callable[[Path], None], path: Path, prove: Callable[[Path], None] | None) -> Path:
+    """Write a file under a temporary name, prove it, then rename it. A file that the proof refuses never gets its name.
 
     Args:
-        what: A data set, or a function that writes the file.
-        path: Its name.
-        prove: Raises GeometryProofError for a file that is not what was meant.
+        content: A data set, or a function that writes the file.
+        path: The name of the file.
+        prove: Raises GeometryProofError for a file that does not hold what was meant; None: no proof.
     """
     path = Path(path)
     with tempfile.TemporaryDirectory(prefix=".part-", dir=path.parent) as folder:  # no two threads have the same
         part = Path(folder) / "written.dcm"
-        if isinstance(what, Dataset):
-            what.save_as(part, enforce_file_format=True)
+        if isinstance(content, Dataset):
+            content.save_as(part, enforce_file_format=True)
         else:
-            what(part)
+            content(part)
         if prove is not None:
             prove(part)
         os.replace(part, path)

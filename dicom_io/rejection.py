@@ -16,7 +16,7 @@ from dicom_io import proof
 from dicom_io.errors import GeometryProofError, LabelError
 from dicom_io.objects import identity, proof_headers
 from dicom_io.objects.odd_headers import refusing_odd_headers
-from dicom_io.objects.patient_and_study import transcribed
+from dicom_io.objects.patient_and_study import carry_over, transcribed
 from dicom_io.objects.raw_parser import items, parse_file, referenced_uids, text
 from dicom_io.reading.headers import is_person_name
 
@@ -110,7 +110,7 @@ def write_rejection_note(rejected: Sequence[Path], path: Path, rejection: Reject
 
 def _stamp(note: Dataset, header: Dataset, moment: datetime) -> None:
     """Patient and study of what is rejected, and the moment of the rejection in the study's time zone, or this machine's."""
-    identity.carry_over(note, header)
+    carry_over(note, header)
     offset = str(header.get("TimezoneOffsetFromUTC") or "")
     local = moment.astimezone(datetime.strptime(offset, "%z").tzinfo if offset else None)
     note.ContentDate = note.SeriesDate = local.strftime("%Y%m%d")

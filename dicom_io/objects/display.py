@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageCms
 from pydicom.dataset import Dataset
-from pydicom.pixels import apply_voi
+from pydicom.pixels.processing import apply_voi
 
 from dicom_io.objects.functional_groups import macro
 from dicom_io.objects.source_images import SourceImages
@@ -104,7 +104,7 @@ class Display:
             grey = apply_voi(np.rint(values).astype(np.int64), holder).astype(np.float64) / (2**bits - 1)
         else:
             grey = self.window.grey(values) if self.window else values
-        return 1.0 - grey if self.inverted else grey
+        return np.asarray(1.0 - grey if self.inverted else grey)
 
 
 def displays(images: SourceImages) -> list[Display]:

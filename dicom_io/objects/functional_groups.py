@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
@@ -47,5 +49,5 @@ def macro(header: Dataset, frame_number: int | None, keyword: str) -> Dataset:
     own = header.PerFrameFunctionalGroupsSequence[frame_number - 1]
     for group in (own, *(header.get("SharedFunctionalGroupsSequence") or [])[:1]):
         if group.get(keyword):
-            return group[keyword].value[0]
+            return cast(Dataset, group[keyword].value[0])
     return Dataset()

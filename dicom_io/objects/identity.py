@@ -226,7 +226,7 @@ def source_headers(source: Volume, *, of_each: bool = True) -> tuple[Dataset, ..
             f"{missing[0]}); the files must stay in place until the result is written; read the series again"
         )
     headers = tuple(_supplied(found[uid]) for uid in dict.fromkeys(uids))
-    headers[0].carried = carried(headers[0])  # type: ignore[attr-defined]
+    headers[0].carried = carried(headers[0])
     return headers
 
 
@@ -238,7 +238,7 @@ def header_of(file: Path) -> Dataset:
         UnreadableFileError: The file cannot be read.
     """
     header = _supplied(_named(load_dataset(file, with_pixels=False)))
-    header.carried = carried(header)  # type: ignore[attr-defined]
+    header.carried = carried(header)
     return header
 
 

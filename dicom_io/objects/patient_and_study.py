@@ -56,7 +56,7 @@ def copied(header: Dataset) -> Dataset:
     """A data set of its own with the same elements, as they are: what was not decoded is not."""
     own = Dataset()
     own.update({tag: copy(header.get_item(tag)) for tag in header.keys()})  # noqa: SIM118 - to set one alters it in place
-    own.file_meta = getattr(header, "file_meta", None) or FileMetaDataset()  # type: ignore[attr-defined]
+    own.file_meta = getattr(header, "file_meta", None) or FileMetaDataset()
     character_set = header.original_character_set or convert_encodings(header.get(CHARACTER_SET))
     own.set_original_encoding(None, None, character_set)
     return own
@@ -80,7 +80,7 @@ def carry_over(target: Dataset, header: Dataset) -> None:
     """
     for tag in CARRIED_TAGS & target.keys():
         del target[tag]
-    for element in header.carried:  # type: ignore[attr-defined]
+    for element in header.carried:
         target[element.tag] = deepcopy(element)
 
 

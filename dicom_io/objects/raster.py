@@ -34,7 +34,7 @@ def even_odd(loops: Sequence[Floats], shape: tuple[int, int]) -> Mask:
         return np.zeros(shape, dtype=bool)
     counts = np.array([len(loop) for loop in loops])
     plane, _ = painted(np.concatenate(loops), counts, np.ones(len(loops), dtype=np.int64), shape)
-    return plane != 0
+    return np.asarray(plane != 0)
 
 
 def painted(points: Floats, counts: Integers, labels: Integers, shape: tuple[int, int]) -> tuple[NDArray[Any], int]:

@@ -55,7 +55,7 @@ def attributes_of(content: bytes) -> Attributes:
 
 def text(attributes: Attributes, tag: int) -> str:
     """A value as text without padding; empty where it is absent."""
-    return attributes.get(tag, b"").decode("latin-1").strip("\0 ")
+    return str(attributes.get(tag, b"").decode("latin-1").strip("\0 "))
 
 
 def decimals(attributes: Attributes, tag: int) -> NDArray[np.float64]:

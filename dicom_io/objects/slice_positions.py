@@ -212,7 +212,7 @@ def plane_of(header: Dataset, frame_number: int | None = None) -> Plane:
     return Plane(origin, cosines[:3] * column_spacing, cosines[3:] * row_spacing)
 
 
-def _plane_attributes(header: Dataset, frame_number: int | None) -> tuple:
+def _plane_attributes(header: Dataset, frame_number: int | None) -> tuple[Any, Any, Any]:
     position = macro(header, frame_number, "PlanePositionSequence").ImagePositionPatient
     orientation = macro(header, frame_number, "PlaneOrientationSequence").ImageOrientationPatient
     return position, orientation, macro(header, frame_number, "PixelMeasuresSequence").PixelSpacing

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 import numpy as np
 import SimpleITK
@@ -165,7 +166,7 @@ def _itk_view(file: Path, _version: tuple[int, int, int]) -> ItkView:
     place a slice, with their values as they stand in the file.
     """
     sop_class_uid = ""
-    reader = SimpleITK.ImageFileReader()
+    reader = cast(Any, SimpleITK).ImageFileReader()  # SimpleITK has no types
     reader.SetImageIO("GDCMImageIO")
     with TemporaryDirectory(prefix="monai-unet-place-") as folder:
         copy = Path(folder) / "header.dcm"

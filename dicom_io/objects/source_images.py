@@ -8,7 +8,7 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -203,7 +203,7 @@ def frame_anatomy(header: Dataset) -> Dataset:
     shared, own = (header.get(f"{kind}FunctionalGroupsSequence") or [] for kind in ("Shared", "PerFrame"))
     for group in (*shared, *own[:1]):
         if group.get("FrameAnatomySequence"):
-            return deepcopy(group.FrameAnatomySequence[0])
+            return cast(Dataset, deepcopy(group.FrameAnatomySequence[0]))
     item = Dataset()
     side = str(header.get("ImageLaterality") or header.get("Laterality") or "")
     if header.get("AnatomicRegionSequence") and side in ("R", "L", "U", "B"):

@@ -161,7 +161,7 @@ def _is_padding(dataset: Dataset, pixels: NDArray[Any]) -> NDArray[np.bool_]:
     kind = next((kind for kind in ("DoubleFloat", "Float") if f"{kind}PixelData" in dataset), "")
     value, limit = (dataset.get(f"{kind}PixelPadding{end}") for end in ("Value", "RangeLimit"))
     if value is None:
-        return empty
+        return np.asarray(empty)
     ends = np.array([value, value if limit is None else limit], dtype=pixels.dtype)
     if np.isnan(ends).any():
         return np.asarray(empty | (pixels == ends[0]))

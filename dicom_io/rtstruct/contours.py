@@ -213,7 +213,7 @@ class _Segments:
     def _depth(self, segments: Integers, pixel: Integers) -> Integers:
         """Numbers that grow by 2 a row down a column of one label's pixels, and jump to the next column or label."""
         row, column = np.divmod(pixel[segments], self.shape[1])
-        return (self.label[segments] * self.shape[1] + column) * 2 * self.shape[0] + 2 * row
+        return np.asarray((self.label[segments] * self.shape[1] + column) * 2 * self.shape[0] + 2 * row)
 
     def _add(self, place: Floats) -> None:
         """Further points at which a contour turns."""

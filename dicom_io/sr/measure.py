@@ -130,7 +130,7 @@ def _outline_mm(plane: Mask, steps_mm: NDArray[np.float64]) -> NDArray[np.float6
     across = steps_mm[:, 0] / np.linalg.norm(steps_mm[:, 0])
     normal = np.cross(steps_mm[:, 0], steps_mm[:, 1])
     down = np.cross(normal / np.linalg.norm(normal), across)
-    return np.concatenate(points) @ steps_mm.T @ np.stack([across, down], axis=1)
+    return np.asarray(np.concatenate(points) @ steps_mm.T @ np.stack([across, down], axis=1))
 
 
 def _axes_in_slice(points: NDArray[np.float64]) -> tuple[float, float]:
