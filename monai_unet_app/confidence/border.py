@@ -1,4 +1,4 @@
-"""Is a structure cut off where the image ends? Whoever is cut off is larger than what was found of it."""
+"""Is a structure cut off where the image ends? Then it is larger than the part of it in the image."""
 
 from __future__ import annotations
 
@@ -74,26 +74,26 @@ class BorderStatement(JsonDocument):
     subjects: int
 
     @classmethod
-    def fit(cls, found: Sequence[BorderContact]) -> BorderStatement:
+    def fit(cls, contacts: Sequence[BorderContact]) -> BorderStatement:
         """The part that sound images of new subjects seldom exceed, LEAST_PART at least.
 
         Raises:
             ValueError: A structure was found on images of fewer than LEAST_SUBJECTS subjects.
         """
         limits = {}
-        for number in sorted({one.structure for one in found}):
-            rows = [one for one in found if one.structure == number]
-            subjects = [one.subject for one in rows]
+        for number in sorted({contact.structure for contact in contacts}):
+            rows = [contact for contact in contacts if contact.structure == number]
+            subjects = [row.subject for row in rows]
             count = len(set(subjects))
             if count < LEAST_SUBJECTS:
                 raise ValueError(
                     f"structure {number}: {count} subject(s); {LEAST_SUBJECTS} are needed to say what is usual"
                 )
-            usual = conformal_quantile([one.part for one in rows], subjects, min(USUAL, count / (count + 1)))
+            usual = conformal_quantile([row.part for row in rows], subjects, min(USUAL, count / (count + 1)))
             limits[number] = max(LEAST_PART, usual)
         if not limits:
             raise ValueError("no structure is found on any sound image; some are needed to say what is usual")
-        return cls(limits, len({one.subject for one in found}))
+        return cls(limits, len({contact.subject for contact in contacts}))
 
     def cut(self, structure: Structure) -> BorderCut | None:
         """Where a structure is cut off; None if it touches the border no more than usual."""
@@ -113,9 +113,9 @@ def sides_of(volume: Volume) -> list[tuple[str, str]]:
         return list(_PICTURE_SIDES)
     if not volume.has_patient_space:
         return [(f"first (axis {axis})", f"last (axis {axis})") for axis in range(3)]
-    found = []
+    sides = []
     for step in volume.affine_lps[:3, :3].T:
         along = int(np.argmax(np.abs(step)))
         low, high = _LPS_SIDES[along]
-        found.append((low, high) if step[along] > 0 else (high, low))
-    return found
+        sides.append((low, high) if step[along] > 0 else (high, low))
+    return sides

@@ -96,7 +96,7 @@ def _values_of_results(bundle: BundleFiles, setting: InferenceSetting) -> dict[s
             continue
         value = config[name]
         if name == "inferer" and isinstance(value, dict):
-            value = {key: one for key, one in value.items() if key not in _OF_SPEED}
+            value = {key: argument for key, argument in value.items() if key not in _OF_SPEED}
         found[name] = value
         waiting += [reference for text in _texts(value) for reference in _REFERENCE.findall(text)]
     overrides = bundle.overrides if isinstance(bundle, Bundle) else ()
@@ -107,8 +107,8 @@ def _texts(value: Any) -> Iterator[str]:
     """Every text in a parsed value; keys hold no references."""
     if isinstance(value, str):
         yield value
-    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _texts(one)
+    for entry in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _texts(entry)
 
 
 def _wholes(bundle: BundleFiles) -> list[Any]:
@@ -125,7 +125,7 @@ def _digest(value: Any) -> str:
 def _plain(value: Any) -> Any:
     """The value with texts as keys; YAML knows numbers and dates as keys, too."""
     if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_plain(one) for one in value]
+        return [_plain(entry) for entry in value]
     return value if value is None or isinstance(value, str | int | float | bool) else str(value)

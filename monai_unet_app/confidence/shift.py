@@ -153,9 +153,9 @@ class ShiftDetector(JsonDocument):
         if len(everyone) < LEAST_SUBJECTS:
             raise ValueError(f"{len(everyone)} subject(s); {LEAST_SUBJECTS} are needed to say what is usual")
         away = np.empty((len(table), 3))
-        for one in everyone:
-            others = cls._of(table[names != one])
-            away[names == one] = [others._distances(row) for row in table[names == one]]
+        for subject in everyone:
+            others = cls._of(table[names != subject])
+            away[names == subject] = [others._distances(row) for row in table[names == subject]]
         usual = np.maximum(np.median(away, axis=0), _TINY)
         scores = (away / usual).max(axis=1)
         limit = conformal_quantile(scores, list(subjects), min(USUAL, len(everyone) / (len(everyone) + 1)))
