@@ -1,5 +1,5 @@
 """`StatementFit` under the name by which the `calibrate.yaml` of a bundle calls it, also of bundles trained long ago."""
 
-from monai_unet_app.calibration.calibrate_bundle import StatementFit
+from monai_unet_app.calibration.statement_fit import StatementFit
 
 __all__ = ["StatementFit"]

@@ -17,7 +17,8 @@ from dicom_io.seg import read_seg
 from dicom_io.validators import dciodvfy_errors, labels_by_dcmqi, program, tid1500_by_dcmqi
 from dicom_io.volume import Affine, Volume
 from monai_unet_app.bundle import Bundle, load_bundle
-from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle, known_rows, state_confidence
+from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
+from monai_unet_app.calibration.statement_fit import known_rows, state_confidence
 from monai_unet_app.config import OutputConfig, PredictConfig, resolve_device
 from monai_unet_app.convert import dicomize_cases
 from monai_unet_app.data.cases import CaseFiles, find_data

@@ -30,8 +30,9 @@ from make_folds import read_table, state
 
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.bundle_folder import CONFIDENCE, bundle_files
-from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle, known_rows, state_confidence
-from monai_unet_app.calibration.calibrate_bundle import summary as summary_of_statements
+from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
+from monai_unet_app.calibration.statement_fit import StatementConfig, known_rows, state_confidence
+from monai_unet_app.calibration.statement_fit import summary as summary_of_statements
 from monai_unet_app.confidence.fitted_to import InferenceSetting, write_fitted_to
 from monai_unet_app.config import resolve_device
 from monai_unet_app.data.cases import find_data
@@ -96,7 +97,7 @@ def make(name: str, data: Path, build: Path) -> None:
     settings: tuple[InferenceSetting, ...] = ("plain", "tta") if bundle.part("mirror_axes") else ("plain",)
     for setting in settings:
         print("calibration", setting, calibrate_bundle(bundle, rows, setting=setting, unchecked=name in ONE_SUBJECT))
-    found = state_confidence(bundle, rows, known_rows(bundle, cases), settings=settings)
+    found = state_confidence(bundle, rows, known_rows(bundle, cases), StatementConfig(settings))
     print("statements", summary_of_statements(found, bundle))
     if name == CROSS_VALIDATED:
         state(read_table(TABLE_OF_FOLDS), build / CONFIDENCE)

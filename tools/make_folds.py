@@ -24,7 +24,8 @@ import numpy as np
 
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.bundle_folder import CONFIDENCE
-from monai_unet_app.calibration.calibrate_bundle import COVERAGE, calibrate_bundle
+from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
+from monai_unet_app.calibration.statement_fit import COVERAGE
 from monai_unet_app.confidence.fitted_to import InferenceSetting
 from monai_unet_app.confidence.statements import SizeStatement, StructureMeasurement, measure_wholes
 from monai_unet_app.config import PredictConfig

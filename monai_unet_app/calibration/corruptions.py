@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,8 @@ from scipy import ndimage
 
 from dicom_io.volume import Volume
 
-Pair = tuple[NDArray, NDArray]
-Corruption = Callable[[NDArray, NDArray, np.random.Generator], Pair]
+Pair = tuple[NDArray[Any], NDArray[Any]]
+Corruption = Callable[[NDArray[Any], NDArray[Any], np.random.Generator], Pair]
 
 
 TRUNCATED = "truncated"
@@ -24,7 +25,7 @@ TRUNCATED = "truncated"
 _KEPT = 0.4, 0.8  # part of the field of view that is left of a truncated one
 
 
-def spoil(volume: Volume, labels: NDArray, how: str, seed: int) -> tuple[Volume, NDArray]:
+def spoil(volume: Volume, labels: NDArray[Any], how: str, seed: int) -> tuple[Volume, NDArray[Any]]:
     """The volume and its labels (I, J, K), spoiled in one of `ways_for` it; the same for the same seed.
 
     TRUNCATED gives a smaller grid; every other way keeps it.
@@ -56,7 +57,7 @@ def dice_of_whole(truth: NDArray[np.bool_], found: NDArray[np.bool_], lost: int 
     return 2 * int(np.count_nonzero(truth & found)) / both if both else 1.0
 
 
-def _truncated(volume: Volume, labels: NDArray, generator: np.random.Generator) -> tuple[Volume, NDArray]:
+def _truncated(volume: Volume, labels: NDArray[Any], generator: np.random.Generator) -> tuple[Volume, NDArray[Any]]:
     """A random part of the field of view along a random axis; what is left stays where it was in the patient."""
     axis, first = int(generator.integers(_dimensions(volume.array))), bool(generator.integers(2))
     size = volume.array.shape[axis]
@@ -64,7 +65,7 @@ def _truncated(volume: Volume, labels: NDArray, generator: np.random.Generator) 
     return truncated(volume, labels, axis, slice(kept) if first else slice(size - kept, None))
 
 
-def truncated(volume: Volume, labels: NDArray, axis: int, kept: slice) -> tuple[Volume, NDArray]:
+def truncated(volume: Volume, labels: NDArray[Any], axis: int, kept: slice) -> tuple[Volume, NDArray[Any]]:
     """The volume and its labels without the layers of an array axis that are not `kept`, in their place in the patient."""
     part = _along(axis, kept)
     affine_lps = volume.affine_lps.copy()
@@ -82,18 +83,18 @@ def _blur(voxels: float) -> Corruption:
 
 
 def _gamma(power: float) -> Corruption:
-    def change(a: NDArray, t: NDArray, g: np.random.Generator) -> Pair:
+    def change(a: NDArray[Any], t: NDArray[Any], g: np.random.Generator) -> Pair:
         span = float(np.ptp(a)) or 1.0
         return ((a - a.min()) / span) ** np.float32(power) * span + a.min(), t
 
     return change
 
 
-def _invert(a: NDArray, t: NDArray, g: np.random.Generator) -> Pair:
+def _invert(a: NDArray[Any], t: NDArray[Any], g: np.random.Generator) -> Pair:
     return a.max() + a.min() - a, t
 
 
-def _shade(a: NDArray, t: NDArray, g: np.random.Generator) -> Pair:
+def _shade(a: NDArray[Any], t: NDArray[Any], g: np.random.Generator) -> Pair:
     """A field of brightness that rises several times along a random direction, as of a surface coil."""
     towards = g.normal(size=_dimensions(a))
     grid = np.meshgrid(*(np.linspace(-1, 1, n) for n in a.shape[: len(towards)]), indexing="ij")
@@ -106,7 +107,7 @@ def _flip(axis: int) -> Corruption:
     return lambda a, t, g: (np.flip(a, axis), np.flip(t, axis))
 
 
-def _cut(a: NDArray, t: NDArray, g: np.random.Generator) -> Pair:
+def _cut(a: NDArray[Any], t: NDArray[Any], g: np.random.Generator) -> Pair:
     """Half of the field of view is empty, along a random axis."""
     axis, side = int(g.integers(_dimensions(a))), bool(g.integers(2))
     half = a.shape[axis] // 2
@@ -118,21 +119,21 @@ def _cut(a: NDArray, t: NDArray, g: np.random.Generator) -> Pair:
 def _zoom(factor: float) -> Corruption:
     """As if the header's spacing were wrong by this factor."""
 
-    def change(a: NDArray, t: NDArray, g: np.random.Generator) -> Pair:
+    def change(a: NDArray[Any], t: NDArray[Any], g: np.random.Generator) -> Pair:
         return _resampled(a, factor, order=1), _resampled(t, factor, order=0)
 
     return change
 
 
-def _resampled(array: NDArray, factor: float, order: int) -> NDArray:
+def _resampled(array: NDArray[Any], factor: float, order: int) -> NDArray[Any]:
     dimensions = 2 if array.ndim > 2 and array.shape[2] == 1 else min(array.ndim, 3)
     scale = np.ones(array.ndim)
     scale[:dimensions] = 1 / factor
     centre = (np.array(array.shape) - 1) / 2
-    return ndimage.affine_transform(array, scale, centre - scale * centre, order=order, mode="nearest")
+    return np.asarray(ndimage.affine_transform(array, scale, centre - scale * centre, order=order, mode="nearest"))
 
 
-def _ghost(a: NDArray, t: NDArray, g: np.random.Generator) -> Pair:
+def _ghost(a: NDArray[Any], t: NDArray[Any], g: np.random.Generator) -> Pair:
     """Every other line of k-space along one axis is of a body that has moved."""
     axis = int(g.integers(_dimensions(a)))
     lines = np.fft.fft(a, axis=axis)
@@ -142,7 +143,7 @@ def _ghost(a: NDArray, t: NDArray, g: np.random.Generator) -> Pair:
     return np.abs(np.fft.ifft(lines, axis=axis)).astype(np.float32), t
 
 
-def _shuffle(a: NDArray, t: NDArray, g: np.random.Generator) -> Pair:
+def _shuffle(a: NDArray[Any], t: NDArray[Any], g: np.random.Generator) -> Pair:
     """Slices in a wrong order."""
     return a[:, :, g.permutation(a.shape[2])], t
 
@@ -151,12 +152,12 @@ def _along(axis: int, part: slice) -> tuple[slice, ...]:
     return (*[slice(None)] * axis, part)
 
 
-def _dimensions(array: NDArray) -> int:
+def _dimensions(array: NDArray[Any]) -> int:
     """Axes of space along which there is more than one voxel."""
     return 2 if array.ndim > 2 and array.shape[2] == 1 else 3
 
 
-def _spatial(array: NDArray, value: float) -> tuple[float, ...]:
+def _spatial(array: NDArray[Any], value: float) -> tuple[float, ...]:
     return tuple(value if axis < _dimensions(array) else 0.0 for axis in range(array.ndim))
 
 

@@ -138,6 +138,7 @@ class KeptLogits:
             yield logits, label
 
 
+@dataclass(eq=False)
 class CalibrationFit:
     """Collects logits and truth on the working grid, then fits. Also an ignite handler for `calibrate.yaml`.
 
@@ -155,32 +156,28 @@ class CalibrationFit:
         InputRefusedError: The bundle was trained on one of the cases, or they are of one subject and that is to be checked.
     """
 
-    def __init__(
-        self,
-        calibrate: Calibrate,
-        parameters: Parameters,
-        exclusive: bool,
-        bundle_root: str | Path | None = None,
-        cases: Sequence[Mapping[str, str]] = (),
-        setting: str = "plain",
-        unchecked: bool = False,
-    ) -> None:
-        self.calibrate = calibrate
-        self.parameters = dict(parameters)
-        self.bundle = load_bundle(bundle_root) if bundle_root else None
-        self.rows = list(cases)
-        self.setting = setting
+    calibrate: Calibrate
+    parameters: Parameters
+    exclusive: bool
+    bundle_root: str | Path | None = None
+    cases: Sequence[Mapping[str, str]] = ()
+    setting: str = "plain"
+    unchecked: bool = False
+
+    def __post_init__(self) -> None:
+        self.parameters, self.cases = dict(self.parameters), list(self.cases)
+        self.bundle = load_bundle(self.bundle_root) if self.bundle_root else None
         if self.bundle is not None:
-            check_unseen(self.bundle, self.rows, ("train", "selection"))
-        self.subjects = [] if unchecked else [row["subject"] for row in self.rows]
-        if len(set(self.subjects)) == 1 and parameters:
+            check_unseen(self.bundle, self.cases, ("train", "selection"))
+        self.subjects = [] if self.unchecked else [row["subject"] for row in self.cases]
+        if len(set(self.subjects)) == 1 and self.parameters:
             raise InputRefusedError(
-                f"the {len(self.rows)} calibration case(s) are of one subject; 2 or more subjects are needed, since a "
+                f"the {len(self.cases)} calibration case(s) are of one subject; 2 or more subjects are needed, since a "
                 "calibration is kept only if it helps subjects that it was not fitted on; give cases of more subjects (other "
                 "data; a plan of yours by --splits; --partition test, if another data set measures the bundle), or pass "
                 "--unchecked to keep it all the same"
             )
-        self.kept = KeptLogits(exclusive)
+        self.kept = KeptLogits(self.exclusive)
 
     def attach(self, engine: Engine) -> None:
         """Called by MONAI's evaluator, whose output must hold "pred" (logits) and "label"."""
@@ -198,7 +195,7 @@ class CalibrationFit:
         if self.bundle is not None and self.setting == "tta":
             write_parameters(self.bundle.root / "configs/inference.yaml", fitted.parameters, "calibration_tta")
         elif self.bundle is not None:
-            write_record(self.bundle, fitted, self.rows)
+            write_record(self.bundle, fitted, self.cases)
             write_parameters(self.bundle.root / "configs/inference.yaml", fitted.parameters)
         return fitted
 
@@ -342,7 +339,7 @@ def _least(nll_by_case: Callable[[torch.Tensor], Iterator[torch.Tensor]], count:
             loss = loss.detach() + part.detach()
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)  # type: ignore[arg-type, no-untyped-call]  # torch types the closure as one of floats
     return values.detach()
 
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +80,8 @@ class Form:
     def function(self) -> Calibrate:
         """`calibrate(logits, numbers)` as MONAI builds it from the YAML."""
         parser = ConfigParser({"calibration": dict(self.start), **self.expressions})
-        return parser.get_parsed_content("calibrate")
+        calibrate: Calibrate = parser.get_parsed_content("calibrate")
+        return calibrate
 
     @property
     def comment(self) -> list[str]:
@@ -280,8 +282,8 @@ def labels_changed(before: torch.Tensor, after: torch.Tensor, *, exclusive: bool
 
 
 def count_case(
-    truth: NDArray,
-    probabilities: NDArray,
+    truth: NDArray[Any],
+    probabilities: NDArray[Any],
     foreground: NDArray[np.bool_],
     spacing_mm: Sequence[float],
     plan: EvaluationPlan,

@@ -47,7 +47,7 @@ def calibrate(options: argparse.Namespace) -> Answer:
 
 def _calibrate(root: Path, data: Sequence[CaseFiles], options: argparse.Namespace) -> Answer:
     from monai_unet_app.bundle_folder import bundle_files
-    from monai_unet_app.calibration.calibrate_bundle import summary
+    from monai_unet_app.calibration.statement_fit import summary
     from monai_unet_app.evaluate import choose_cases
 
     bundle = loaded_bundle(root, options.device)
@@ -98,21 +98,13 @@ def _state(
     bundle: Bundle, data: Sequence[CaseFiles], rows: Sequence[Row], options: argparse.Namespace
 ) -> dict[InferenceSetting, Confidence]:
     """The statements of the bundle about its results, for each setting; fitted on these cases and written."""
-    from monai_unet_app.calibration.calibrate_bundle import known_rows, state_confidence
+    from monai_unet_app.calibration.statement_fit import StatementConfig, known_rows, state_confidence
 
     settings: list[InferenceSetting] = ["plain", "tta"] if options.tta and bundle.mirror_axes else ["plain"]
     known, by_fold = known_rows(bundle, data), _sizes_by_fold(bundle, data, settings, options)
     with progress("stating", len(settings) * (len(rows) + len(known)), options) as step:
-        return state_confidence(
-            bundle,
-            rows,
-            known,
-            settings=settings,
-            coverage=options.coverage,
-            risk=options.risk,
-            elsewhere=by_fold,
-            step=step,
-        )
+        config = StatementConfig(settings, options.coverage, options.risk)
+        return state_confidence(bundle, rows, known, config, elsewhere=by_fold, step=step)
 
 
 def _sizes_by_fold(
@@ -120,7 +112,7 @@ def _sizes_by_fold(
 ) -> dict[InferenceSetting, list[StructureMeasurement]] | None:
     """The errors of sizes in the bundles of --folds; None without --folds."""
     from monai_unet_app.bundle_folder import bundle_files
-    from monai_unet_app.calibration.calibrate_bundle import out_of_fold
+    from monai_unet_app.calibration.statement_fit import out_of_fold
 
     folds = [loaded_bundle(bundle_files(fold).root, options.device) for fold in options.folds]
     if not folds:

@@ -140,7 +140,7 @@ class CaseLog:
         """Writes metrics.json, cases.csv, report.html and report.pdf; gives the summary and the files."""
         bundle, digest = self.bundle, dataset_sha256(self.rows)
         name, version, sha256 = bundle.name, bundle.version, bundle.sha256
-        report = EvaluationReport.of(
+        report = EvaluationReport(
             self.evaluation,
             MeasuredOn(name, version, sha256, data.name, digest, data.partition, not_measured, data.seen),
             pictures=self._pictures(),

@@ -344,7 +344,7 @@ def _shifted(axis: int, n: int) -> tuple[slice, ...]:
 
 def _chessboard_band(mask: Mask, steps: int) -> Mask:
     distance = ndimage.distance_transform_cdt(np.pad(mask, 1), metric="chessboard")[1:-1, 1:-1]
-    return mask & (distance <= steps)
+    return np.asarray(mask & (distance <= steps))
 
 
 def _coco_steps(ndim: int, spacing_mm: Spacing, width_mm: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ def bounding_box(mask: Mask, margin: Sequence[int]) -> Box | None:
     return tuple(slice(max(0, int(at[0]) - m), int(at[-1]) + 1 + m) for at, m in zip(held, margin, strict=True))
 
 
-def label_boxes(labels: NDArray, most: int) -> list[Box | None]:
+def label_boxes(labels: NDArray[Any], most: int) -> list[Box | None]:
     """Smallest index box around each value from 1 to `most` of a label map; None for a value that no voxel has.
 
     What `scipy.ndimage.find_objects` gives, several times as fast: only the two ends of each run of equal voxels are
@@ -44,7 +45,9 @@ def label_boxes(labels: NDArray, most: int) -> list[Box | None]:
     return [tuple(map(slice, a, b)) if b[0] else None for a, b in zip(first, past, strict=True)]
 
 
-def _runs(labels: NDArray) -> Iterator[tuple[NDArray[np.intp], tuple[NDArray, ...], tuple[NDArray, ...]]]:
+def _runs(
+    labels: NDArray[Any],
+) -> Iterator[tuple[NDArray[np.intp], tuple[NDArray[Any], ...], tuple[NDArray[Any], ...]]]:
     """Runs of one value other than 0 along the last axis, slab by slab: values, and the indices of first and last voxels."""
     plane = labels[:1].size
     step = max(1, _SLAB // max(1, plane))

@@ -16,6 +16,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,12 +55,12 @@ class CaseArrays:
 
     case_id: str
     subject: str
-    truth: NDArray
-    predicted: NDArray
-    probabilities: NDArray
+    truth: NDArray[Any]
+    predicted: NDArray[Any]
+    probabilities: NDArray[Any]
     spacing_mm: tuple[float, float, float]
     voxel_ml: float
-    uncalibrated: NDArray | None = None
+    uncalibrated: NDArray[Any] | None = None
     valid: NDArray[np.bool_] | None = None
 
 
@@ -155,12 +156,14 @@ def score_case(case: CaseArrays, plan: EvaluationPlan) -> CaseScores:
     return CaseScores(case.case_id, case.subject, scores, after, before, _accuracy(truth, predicted, valid))
 
 
-def _accuracy(truth: NDArray, predicted: NDArray, valid: overlap.Mask | None) -> float:
+def _accuracy(truth: NDArray[Any], predicted: NDArray[Any], valid: overlap.Mask | None) -> float:
     right = truth == predicted
     return float(right.mean() if valid is None else right[..., valid].mean())
 
 
-def score_masks(truth: NDArray, predicted: NDArray, case: CaseArrays, plan: EvaluationPlan) -> tuple[ClassScores, ...]:
+def score_masks(
+    truth: NDArray[Any], predicted: NDArray[Any], case: CaseArrays, plan: EvaluationPlan
+) -> tuple[ClassScores, ...]:
     """The scores of every class, each on the box that holds it; several at a time, as far as memory should bear."""
     spacing, size = _spacing(case, plan), 1.0 if plan.planar else case.voxel_ml
     boxes = [_union(*pair) for pair in zip(_boxes(truth, plan), _boxes(predicted, plan), strict=True)]
@@ -168,8 +171,8 @@ def score_masks(truth: NDArray, predicted: NDArray, case: CaseArrays, plan: Eval
     workers = max(1, min(os.cpu_count() or 1, _WORK_BYTES // (_BYTES_A_VOXEL * largest)))
 
     def score(n: int) -> ClassScores:
-        true, found = (_mask(labels, n, boxes[n], plan) for labels in (truth, predicted))
-        return _score_class(plan.class_names[n], true, found, spacing, size, plan)
+        true_mask, predicted_mask = (_mask(labels, n, boxes[n], plan) for labels in (truth, predicted))
+        return _score_class(plan.class_names[n], true_mask, predicted_mask, spacing, size, plan)
 
     with ThreadPoolExecutor(max_workers=workers) as pool:
         return tuple(pool.map(score, range(len(boxes))))
@@ -179,7 +182,7 @@ def _valid(case: CaseArrays, plan: EvaluationPlan, grid: tuple[int, ...]) -> ove
     """The voxels that count, shape (*grid); None for all."""
     if case.valid is None:
         return None
-    valid = _on_grid(case.valid[None], plan)[0]
+    valid: overlap.Mask = _on_grid(case.valid[None], plan)[0]
     if valid.dtype != np.bool_ or valid.shape != grid:
         raise ValueError(
             f"valid voxels of case {case.case_id} are {valid.dtype} {valid.shape}; a boolean mask of {grid} is needed, "
@@ -191,8 +194,8 @@ def _valid(case: CaseArrays, plan: EvaluationPlan, grid: tuple[int, ...]) -> ove
 
 
 def _labels(
-    labels: NDArray, plan: EvaluationPlan, grid: tuple[int, ...], what: str, valid: overlap.Mask | None
-) -> NDArray:
+    labels: NDArray[Any], plan: EvaluationPlan, grid: tuple[int, ...], what: str, valid: overlap.Mask | None
+) -> NDArray[Any]:
     """Label values of shape (*grid), or of overlapping labels one mask each, (C, *grid). Errors as `class_masks`."""
     if not plan.exclusive or labels.dtype == np.bool_:
         masks = class_masks(labels, plan, grid, what, valid)
@@ -201,7 +204,7 @@ def _labels(
     return _label_map(labels, plan, grid, what, valid)
 
 
-def _boxes(labels: NDArray, plan: EvaluationPlan) -> Sequence[Box | None]:
+def _boxes(labels: NDArray[Any], plan: EvaluationPlan) -> Sequence[Box | None]:
     """The smallest index box around each class; None where there is no voxel of it."""
     if plan.exclusive:
         return label_boxes(labels, len(plan.class_names))
@@ -216,8 +219,8 @@ def _union(first: Box | None, second: Box | None) -> Box:
     return tuple(slice(min(p.start for p in parts), max(p.stop for p in parts)) for parts in zip(*boxes, strict=True))
 
 
-def _mask(labels: NDArray, n: int, box: Box, plan: EvaluationPlan) -> overlap.Mask:
-    return labels[box] == n + 1 if plan.exclusive else labels[n][box]
+def _mask(labels: NDArray[Any], n: int, box: Box, plan: EvaluationPlan) -> overlap.Mask:
+    return np.asarray(labels[box] == n + 1 if plan.exclusive else labels[n][box])
 
 
 def _spacing(case: CaseArrays, plan: EvaluationPlan) -> tuple[float, ...]:
@@ -225,7 +228,7 @@ def _spacing(case: CaseArrays, plan: EvaluationPlan) -> tuple[float, ...]:
 
 
 def class_masks(
-    labels: NDArray, plan: EvaluationPlan, grid: tuple[int, ...], what: str, valid: overlap.Mask | None = None
+    labels: NDArray[Any], plan: EvaluationPlan, grid: tuple[int, ...], what: str, valid: overlap.Mask | None = None
 ) -> NDArray[np.bool_]:
     """One boolean mask for each named class.
 
@@ -252,8 +255,8 @@ def class_masks(
 
 
 def _label_map(
-    labels: NDArray, plan: EvaluationPlan, grid: tuple[int, ...], what: str, valid: overlap.Mask | None
-) -> NDArray:
+    labels: NDArray[Any], plan: EvaluationPlan, grid: tuple[int, ...], what: str, valid: overlap.Mask | None
+) -> NDArray[Any]:
     """Label values as whole numbers of shape (*grid), 0 where they do not count.
 
     Raises ValueError for another grid, or a value that names no class.
@@ -311,7 +314,7 @@ def _score_class(
 
 
 def _count(
-    truth: NDArray, probabilities: NDArray, within: Mapping[str, overlap.Mask | None], plan: EvaluationPlan
+    truth: NDArray[Any], probabilities: NDArray[Any], within: Mapping[str, overlap.Mask | None], plan: EvaluationPlan
 ) -> dict[str, ReliabilityCounts]:
     return {
         name: count_reliability(truth, probabilities, exclusive=plan.exclusive, within=mask, bins=plan.bins)
@@ -319,7 +322,7 @@ def _count(
     }
 
 
-def _on_grid(stack: NDArray, plan: EvaluationPlan) -> NDArray:
+def _on_grid(stack: NDArray[Any], plan: EvaluationPlan) -> NDArray[Any]:
     """(C, I, J, 1) without its last axis where planar, anything else as it is."""
     return stack[..., 0] if plan.planar and stack.ndim == 4 and stack.shape[-1] == 1 else stack
 
@@ -331,6 +334,6 @@ def _checked_stack(stack: NDArray[np.bool_], plan: EvaluationPlan, what: str) ->
     return stack
 
 
-def _any(labels: NDArray, plan: EvaluationPlan) -> NDArray[np.bool_]:
+def _any(labels: NDArray[Any], plan: EvaluationPlan) -> NDArray[np.bool_]:
     """Voxels of any class, shape (*grid)."""
     return labels > 0 if plan.exclusive else np.logical_or.reduce(labels, axis=0)

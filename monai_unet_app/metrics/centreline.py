@@ -48,11 +48,11 @@ def centreline(mask: Mask) -> Mask:
 
     if mask.ndim not in (2, 3):
         raise ValueError(f"the mask has {mask.ndim} dimensions; 2 or 3 are needed for a centre-line")
-    line = skeletonize(mask).astype(bool)
+    line = skeletonize(mask).astype(bool)  # type: ignore[no-untyped-call]  # scikit-image has no types
     parts, count = components(mask)
     kept = np.bincount(parts[line], minlength=count + 1) > 0
     kept[0] = True
-    return line | ~kept[parts]
+    return np.asarray(line | ~kept[parts])
 
 
 def _share_within(line: Mask, mask: Mask) -> float:

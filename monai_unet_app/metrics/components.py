@@ -6,6 +6,7 @@ A component is a set of voxels that touch by faces, edges or corners (26 neighbo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,7 +102,7 @@ def match_components(truth: Mask, predicted: Mask, *, least_iou: float = 0.5) ->
 
 
 def _overlaps(
-    first: NDArray, second: NDArray, other_count: int
+    first: NDArray[Any], second: NDArray[Any], other_count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Every pair of components that share a voxel, as their numbers, and its IoU; each of shape (pairs,)."""
     either = (first > 0) | (second > 0)

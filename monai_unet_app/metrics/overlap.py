@@ -6,13 +6,15 @@ exactly one empty is 0 (all was missed, or all was invented).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
 
 
-def check_masks(truth: NDArray, predicted: NDArray) -> None:
+def check_masks(truth: NDArray[Any], predicted: NDArray[Any]) -> None:
     """Refuse what cannot be compared voxel by voxel.
 
     Raises:

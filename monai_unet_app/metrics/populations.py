@@ -6,6 +6,8 @@ they are not where "truth or prediction" is, since misses are let in because the
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,7 +18,7 @@ from .plan import WHOLE, EvaluationPlan
 
 
 def populations(
-    plan: EvaluationPlan, foreground: Mask, probabilities: NDArray, spacing_mm: Spacing, valid: Mask | None = None
+    plan: EvaluationPlan, foreground: Mask, probabilities: NDArray[Any], spacing_mm: Spacing, valid: Mask | None = None
 ) -> dict[str, Mask | None]:
     """A mask for each name of `plan.every_population`; None for every voxel of the image.
 
@@ -38,7 +40,7 @@ def populations(
     return chosen
 
 
-def likely_foreground(probabilities: NDArray, above: float, *, exclusive: bool) -> Mask:
+def likely_foreground(probabilities: NDArray[Any], above: float, *, exclusive: bool) -> Mask:
     """Voxels whose probability of foreground is greater than `above`.
 
     That of exclusive classes is all that the background (channel 0) leaves; that of overlapping labels is the largest

@@ -25,6 +25,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,21 +77,21 @@ class FineBins:
         """Number of fine bins."""
         return self.even + 2 * (self.rungs - 1)
 
-    def index(self, confidence: NDArray) -> NDArray[np.int32]:
+    def index(self, confidence: NDArray[Any]) -> NDArray[np.int32]:
         """Shape as `confidence`, floats of 0 to 1: the fine bin of each, a sum of three counts that only grow with it."""
-        index = (confidence * confidence.dtype.type(self.even)).astype(np.int32)
+        index: NDArray[np.int32] = (confidence * confidence.dtype.type(self.even)).astype(np.int32)
         np.minimum(index, self.even - 1, out=index)
         index += self._rung(confidence)
         index -= self._rung(1 - confidence)
         index += self.rungs - 1
         return index
 
-    def _rung(self, distance: NDArray) -> NDArray[np.int32]:
+    def _rung(self, distance: NDArray[Any]) -> NDArray[np.int32]:
         """The rung of a distance from 0 or from 1, the lowest being `_LEAST`; whatever lies beyond the part has the last."""
         rung = np.asarray(distance, dtype=np.float32).view(np.int32) >> _SHIFT
         return np.clip(rung, _LEAST, _LEAST + self.rungs - 1, out=rung)
 
-    def summed(self, fine: NDArray) -> NDArray:
+    def summed(self, fine: NDArray[Any]) -> NDArray[Any]:
         """Shape (..., fine bins) to (..., B): what the equal bins hold."""
         first = self.rungs - 1 + PARTS * np.arange(self.bins)
         first[0] = 0
@@ -173,8 +174,8 @@ class ReliabilityCounts:
 
 
 def count_reliability(
-    truth: NDArray,
-    probabilities: NDArray,
+    truth: NDArray[Any],
+    probabilities: NDArray[Any],
     *,
     exclusive: bool,
     within: NDArray[np.bool_] | None = None,
@@ -257,19 +258,19 @@ def negative_log_likelihood(counts: ReliabilityCounts) -> float:
     return counts.nll_sum / counts.decisions if counts.decisions else float("nan")
 
 
-def expected_gap(count: NDArray, correct: NDArray, confidence: NDArray) -> Floats:
+def expected_gap(count: NDArray[Any], correct: NDArray[Any], confidence: NDArray[Any]) -> Floats:
     """ECE, shape (...), from sums of shape (..., B): |correct - confidence| over the bins / all counted."""
     return _divide(np.abs(correct - confidence).sum(axis=-1), count.sum(axis=-1))
 
 
 def _gaps(counts: ReliabilityCounts, row: int) -> Floats:
     """|accuracy - confidence| of the bins that are not empty."""
-    gaps = np.abs(counts.accuracy(row) - counts.mean_confidence(row))
+    gaps: Floats = np.abs(counts.accuracy(row) - counts.mean_confidence(row))
     return gaps[counts.count[row] > 0]
 
 
 def _count_piece(
-    truth: NDArray, p: NDArray, inside: slice | NDArray, *, exclusive: bool, bins: int
+    truth: NDArray[Any], p: NDArray[Any], inside: slice | NDArray[Any], *, exclusive: bool, bins: int
 ) -> ReliabilityCounts:
     """Counts of the voxels `inside` a piece: p has shape (C, N), truth (C, N) boolean or (N,) numbers."""
     p = np.ascontiguousarray(p[:, inside], dtype=np.promote_types(p.dtype, np.float32))  # float16 falls into other bins
@@ -292,15 +293,15 @@ def _count_piece(
     return ReliabilityCounts(bins, held.sum(axis=2), held[..., 1], total.sum(axis=2), brier, nll)
 
 
-def _given(p: NDArray, hits: Sequence[NDArray[np.bool_]]) -> NDArray:
+def _given(p: NDArray[Any], hits: Sequence[NDArray[np.bool_]]) -> NDArray[Any]:
     """Shape (N,): the probability given to the channel that is true at each voxel."""
-    given = np.zeros_like(p[0])
+    given: NDArray[Any] = np.zeros_like(p[0])
     for channel, hit in zip(p, hits, strict=True):
         given += channel * hit
     return given
 
 
-def _exclusive_rows(p: NDArray, hits: Sequence[NDArray[np.bool_]], bins: FineBins) -> tuple[Counts, Floats]:
+def _exclusive_rows(p: NDArray[Any], hits: Sequence[NDArray[np.bool_]], bins: FineBins) -> tuple[Counts, Floats]:
     """Number and sum of confidence, each of shape (C + 1, fine bins, 2: untrue and true); row 0 is the top label.
 
     The top label is counted along with the channels: its row is what they hold of the voxels that they win.
@@ -310,7 +311,7 @@ def _exclusive_rows(p: NDArray, hits: Sequence[NDArray[np.bool_]], bins: FineBin
     return _with_top([held for held, _ in channels]), _with_top([total for _, total in channels])
 
 
-def _with_top(channels: Sequence[NDArray]) -> NDArray:
+def _with_top(channels: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """Shape (fine bins, 4) of each of C channels, to (C + 1, fine bins, 2: untrue and true).
 
     The 4 are where the channel lost, untrue and true, and where it won, untrue and true.
@@ -319,7 +320,7 @@ def _with_top(channels: Sequence[NDArray]) -> NDArray:
     return np.concatenate([parted[:, :, 1].sum(axis=0, keepdims=True), parted.sum(axis=2)])
 
 
-def _winners(p: NDArray) -> Iterator[NDArray[np.bool_]]:
+def _winners(p: NDArray[Any]) -> Iterator[NDArray[np.bool_]]:
     """For each channel, shape (N,): where it has the largest probability, the first of equals."""
     largest = p.max(axis=0)
     free = np.ones(largest.shape, dtype=bool)
@@ -329,7 +330,7 @@ def _winners(p: NDArray) -> Iterator[NDArray[np.bool_]]:
         yield wins
 
 
-def _overlapping_rows(p: NDArray, hits: Sequence[NDArray[np.bool_]], bins: FineBins) -> tuple[Counts, Floats]:
+def _overlapping_rows(p: NDArray[Any], hits: Sequence[NDArray[np.bool_]], bins: FineBins) -> tuple[Counts, Floats]:
     """As `_exclusive_rows`; the top label is the likelier answer (yes or no) of each label at each voxel."""
     yes = p >= 0.5
     top, right = np.where(yes, p, 1 - p).ravel(), (yes == np.stack(hits)).ravel()
@@ -337,7 +338,7 @@ def _overlapping_rows(p: NDArray, hits: Sequence[NDArray[np.bool_]], bins: FineB
     return np.stack([held for held, _ in rows]), np.stack([total for _, total in rows])
 
 
-def _histogram(confidence: NDArray, kind: NDArray, kinds: int, bins: FineBins) -> tuple[Counts, Floats]:
+def _histogram(confidence: NDArray[Any], kind: NDArray[Any], kinds: int, bins: FineBins) -> tuple[Counts, Floats]:
     """Number and sum of confidence, each of shape (fine bins, kinds); `kind` is that of each decision, from 0 on."""
     index = bins.index(confidence)
     index *= kinds
@@ -349,8 +350,8 @@ def _histogram(confidence: NDArray, kind: NDArray, kinds: int, bins: FineBins) -
 
 
 def _pieces(
-    truth: NDArray, probabilities: NDArray, within: NDArray[np.bool_] | None
-) -> Iterator[tuple[NDArray, NDArray, slice | NDArray]]:
+    truth: NDArray[Any], probabilities: NDArray[Any], within: NDArray[np.bool_] | None
+) -> Iterator[tuple[NDArray[Any], NDArray[Any], slice | NDArray[Any]]]:
     """Views of some voxels of truth and probabilities, in the order of memory, with those of the population in them."""
     order = np.argsort(probabilities.strides[1:], kind="stable")[::-1]  # so that flattening copies nothing
     p, hit = _flat(probabilities, order), _flat(truth, order)
@@ -360,19 +361,21 @@ def _pieces(
         yield hit[..., piece], p[:, piece], slice(None) if inside is None else np.flatnonzero(inside[piece])
 
 
-def _flat(array: NDArray, order: NDArray[np.intp]) -> NDArray:
+def _flat(array: NDArray[Any], order: NDArray[np.intp]) -> NDArray[Any]:
     """The last axes in an order and as one: shape (...) to (N,), (C, ...) to (C, N)."""
     lead = array.ndim - len(order)
     turned = array.transpose(*range(lead), *(lead + order))
     return turned.reshape(*array.shape[:lead], -1)
 
 
-def _divide(top: NDArray, bottom: NDArray) -> Floats:
+def _divide(top: NDArray[Any], bottom: NDArray[Any]) -> Floats:
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(top, dtype=np.float64) / np.asarray(bottom, dtype=np.float64)
 
 
-def _check_shapes(truth: NDArray, probabilities: NDArray, within: NDArray | None, exclusive: bool) -> None:
+def _check_shapes(
+    truth: NDArray[Any], probabilities: NDArray[Any], within: NDArray[Any] | None, exclusive: bool
+) -> None:
     numbers = exclusive and np.issubdtype(truth.dtype, np.integer) and truth.shape == probabilities.shape[1:]
     if not numbers and (truth.shape != probabilities.shape or truth.dtype != np.bool_):
         raise ValueError(
@@ -389,7 +392,7 @@ def _check_shapes(truth: NDArray, probabilities: NDArray, within: NDArray | None
         )
 
 
-def _check_probabilities(p: NDArray, exclusive: bool) -> None:
+def _check_probabilities(p: NDArray[Any], exclusive: bool) -> None:
     if not p.size:
         return
     low, high = float(p.min()), float(p.max())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-def seam_error(probabilities: NDArray, seams: Sequence[Sequence[int]]) -> tuple[float, ...]:
+def seam_error(probabilities: NDArray[Any], seams: Sequence[Sequence[int]]) -> tuple[float, ...]:
     """How much larger the steps across the seams are than all other steps along the same axis; 1 is as smooth as elsewhere.
 
     A step is the difference of two neighbouring voxels in one channel; what is compared is the mean of its amount
@@ -32,7 +33,7 @@ def seam_error(probabilities: NDArray, seams: Sequence[Sequence[int]]) -> tuple[
     return tuple(_ratio(probabilities, axis, planes) for axis, planes in enumerate(seams, start=1))
 
 
-def _ratio(probabilities: NDArray, axis: int, planes: Sequence[int]) -> float:
+def _ratio(probabilities: NDArray[Any], axis: int, planes: Sequence[int]) -> float:
     size = probabilities.shape[axis]
     wrong = [plane for plane in planes if not 0 < plane < size]
     if wrong:
@@ -47,7 +48,7 @@ def _ratio(probabilities: NDArray, axis: int, planes: Sequence[int]) -> float:
         return float(steps[at_seam].mean() / steps[~at_seam].mean())
 
 
-def _mean_step(probabilities: NDArray, axis: int, plane: int) -> float:
+def _mean_step(probabilities: NDArray[Any], axis: int, plane: int) -> float:
     """Mean amount of the steps across one plane, which all have as many."""
     before, after = (probabilities.take(n, axis=axis).astype(np.float64) for n in (plane - 1, plane))
     return float(np.abs(after - before).mean())

@@ -184,7 +184,7 @@ def _pooled_ece(
 
     def mean_ece(sums: NDArray[np.float64]) -> NDArray[np.float64]:
         count, correct, confidence = np.moveaxis(sums.reshape(shape), 1, 0)
-        return expected_gap(count, correct, confidence).mean(axis=-1)
+        return np.asarray(expected_gap(count, correct, confidence).mean(axis=-1))
 
     table = np.array(parts, dtype=np.float64).reshape(len(cases), 3 * len(rows) * plan.bins)
     return bootstrap_sums(table, [case.subject for case in cases], mean_ece, how)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 _LEAST = 1e-12  # of a probability whose logarithm is taken
 
 
-def normalised_entropy(probabilities: NDArray, *, exclusive: bool) -> NDArray[np.float32]:
+def normalised_entropy(probabilities: NDArray[Any], *, exclusive: bool) -> NDArray[np.float32]:
     """How undecided the network is at each voxel: 0 sure, 1 all answers alike.
 
     Args:
@@ -25,4 +27,4 @@ def normalised_entropy(probabilities: NDArray, *, exclusive: bool) -> NDArray[np
     else:
         rest = np.clip(1.0 - p, _LEAST, 1.0)
         entropy = (-(p * np.log(p) + rest * np.log(rest)) / np.log(2.0)).max(axis=0)
-    return np.clip(entropy, 0.0, 1.0).astype(np.float32)
+    return np.asarray(np.clip(entropy, 0.0, 1.0), dtype=np.float32)

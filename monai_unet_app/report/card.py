@@ -38,7 +38,7 @@ def read_measured(evaluation: Path, bundle: BundleFiles) -> dict[str, Any]:
         InputRefusedError: The folder holds no evaluation, or one of other weights or settings.
     """
     try:
-        document = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
+        document: dict[str, Any] = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputRefusedError(
             f"{evaluation}: metrics.json cannot be read ({error}); a folder that monai-unet evaluate wrote is needed"

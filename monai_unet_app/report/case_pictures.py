@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -111,7 +112,7 @@ class _Plane:
     """
 
     name: str
-    image: NDArray
+    image: NDArray[Any]
     masks: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None
     size_mm: tuple[float, float]
     edges: tuple[str, str, str, str] = ("", "", "", "")
@@ -140,8 +141,8 @@ def _planes(picture: CasePicture, plan: EvaluationPlan) -> list[_Plane]:
 
 
 def _as_viewed(
-    image: NDArray, masks: list[NDArray], picture: CasePicture
-) -> tuple[NDArray, list[NDArray], tuple[float, ...], tuple[str, ...], list[int]]:
+    image: NDArray[Any], masks: list[NDArray[Any]], picture: CasePicture
+) -> tuple[NDArray[Any], list[NDArray[Any]], tuple[float, ...], tuple[str, ...], list[int]]:
     """The same with axes that increase to the patient's left, back and head, where these are known; and which axis each
     was before.
     """
@@ -159,19 +160,19 @@ def _as_viewed(
     return image, masks, tuple(picture.spacing_mm[n] for n in order), ("L", "P", "S"), order
 
 
-def _areas(masks: list[NDArray], across: int) -> NDArray:
+def _areas(masks: list[NDArray[Any]], across: int) -> NDArray[Any]:
     """Voxels of the truth (else of the prediction) in each slice across an axis."""
     shown = next((stack for stack in masks if stack.any()), masks[0])
-    return shown.sum(axis=tuple(n for n in range(4) if n != 1 + across))
+    return np.asarray(shown.sum(axis=tuple(n for n in range(4) if n != 1 + across)))
 
 
-def _fullest(masks: list[NDArray], across: int) -> int:
+def _fullest(masks: list[NDArray[Any]], across: int) -> int:
     """The slice with most of the truth (else of the prediction); the middle one where there is none."""
     areas = _areas(masks, across)
     return int(areas.argmax()) if areas.any() else len(areas) // 2
 
 
-def _three(masks: list[NDArray], across: int) -> list[int]:
+def _three(masks: list[NDArray[Any]], across: int) -> list[int]:
     """The fullest slice, and those half-way from it to the two ends of what is labelled."""
     areas = _areas(masks, across)
     found, middle = np.flatnonzero(areas), _fullest(masks, across)
@@ -180,15 +181,20 @@ def _three(masks: list[NDArray], across: int) -> list[int]:
 
 
 def _cut(
-    image: NDArray, masks: list[NDArray], spacing: tuple[float, ...], names: tuple[str, ...], across: int, index: int
+    image: NDArray[Any],
+    masks: list[NDArray[Any]],
+    spacing: tuple[float, ...],
+    names: tuple[str, ...],
+    across: int,
+    index: int,
 ) -> _Plane:
     """The plane at an index of an axis."""
     right, down = [n for n in range(3) if n != across]
     upward = down == 2  # the third axis points to the head: drawn upward
     step = slice(None, None, -1 if upward else 1)
 
-    def turned(array: NDArray) -> NDArray:
-        return np.moveaxis(array.take(index, axis=across), 0, 1)[step]
+    def turned(array: NDArray[Any]) -> NDArray[Any]:
+        return np.asarray(np.moveaxis(array.take(index, axis=across), 0, 1)[step])
 
     size = image.shape[right] * spacing[right], image.shape[down] * spacing[down]
     return _Plane(
@@ -213,7 +219,7 @@ def _edges(names: tuple[str, ...], right: int, down: int, upward: bool) -> tuple
     return _OPPOSITE[names[right]], names[right], high if upward else low, low if upward else high
 
 
-def _planar_views(image: NDArray, truth: NDArray, predicted: NDArray) -> list[_Plane]:
+def _planar_views(image: NDArray[Any], truth: NDArray[Any], predicted: NDArray[Any]) -> list[_Plane]:
     """The picture as it is, and outlined. A planar image's I runs right and J down."""
     upright = np.moveaxis(image, 0, 1)
     size = float(image.shape[0]), float(image.shape[1])
@@ -221,7 +227,7 @@ def _planar_views(image: NDArray, truth: NDArray, predicted: NDArray) -> list[_P
     return [_Plane("image", upright, None, size), _Plane("outlines", upright, outlines, size)]
 
 
-def _window(masks: list[NDArray], spacing: tuple[float, ...]) -> tuple[slice, ...]:
+def _window(masks: list[NDArray[Any]], spacing: tuple[float, ...]) -> tuple[slice, ...]:
     """Box around all masks with room to see: a quarter of its extent, at least 10 mm, on each side."""
     anything = np.logical_or.reduce(np.concatenate(masks), axis=0)
     if not anything.any():
@@ -289,7 +295,13 @@ def _draw_plane(axis: Axes, plane: _Plane, colours: Sequence[str], *, thin: bool
 
 
 def _draw_outlines(
-    axis: Axes, truth: NDArray, predicted: NDArray, size_mm: tuple[float, float], colours: Sequence[str], *, thin: bool
+    axis: Axes,
+    truth: NDArray[Any],
+    predicted: NDArray[Any],
+    size_mm: tuple[float, float],
+    colours: Sequence[str],
+    *,
+    thin: bool,
 ) -> None:
     for mask in truth:
         _draw_contour(axis, mask, size_mm, TRUTH_COLOUR, 0.6 if thin else 1.3)
@@ -297,7 +309,7 @@ def _draw_outlines(
         _draw_contour(axis, mask, size_mm, colours[n % len(colours)], 0.6 if thin else 1.8)
 
 
-def _dimmed(image: NDArray) -> NDArray:
+def _dimmed(image: NDArray[Any]) -> NDArray[Any]:
     """Grey, 0 to 0.55: colours stand out on it."""
     grey = image if image.ndim == 2 else image @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, luma
     return 0.55 * grey
@@ -328,10 +340,10 @@ def _round_length(most: float) -> float:
     return float(max(step * power for step in (1, 2, 5) if step * power <= most * (1 + 1e-9)))
 
 
-def _grey_or_colour(image: NDArray) -> NDArray:
+def _grey_or_colour(image: NDArray[Any]) -> NDArray[Any]:
     """(rows, columns, 1 or 3) as matplotlib draws it, 0 to 1; grey is stretched, percentile 1 to 99.5."""
     if image.shape[-1] == 3:
-        return np.clip(image / 255.0 if image.dtype == np.uint8 else image, 0, 1)
+        return np.asarray(np.clip(image / 255.0 if image.dtype == np.uint8 else image, 0, 1))
     plain = np.nan_to_num(image[..., 0].astype(np.float64))
     low, high = np.percentile(plain, [1, 99.5])
-    return np.clip((plain - low) / max(high - low, 1e-9), 0, 1)
+    return np.asarray(np.clip((plain - low) / max(high - low, 1e-9), 0, 1))

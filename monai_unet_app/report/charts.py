@@ -316,7 +316,7 @@ def _draw_row(axis: Axes, row: int, values: NDArray[np.float64], palette: Palett
 
 def _spread_out(number: int) -> NDArray[np.float64]:
     """Shape (number,), -1 to 1, even and without pattern: the golden ratio's multiples."""
-    return 2 * np.mod(np.arange(number) * 0.6180339887498949, 1.0) - 1
+    return np.asarray(2 * np.mod(np.arange(number) * 0.6180339887498949, 1.0) - 1)
 
 
 def _style(axis: Axes, palette: Palette) -> None:

@@ -6,9 +6,10 @@ identity.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 
 from dicom_io.volume import Volume
-from monai_unet_app.metrics import Bootstrap, CaseScores, Evaluation, EvaluationPlan, ReliabilityCounts
+from monai_unet_app.metrics import Bootstrap, CaseScores, Evaluation, EvaluationPlan
 
 Role = Literal["worst", "median", "best"]
 Outcome = Literal["reached", "missed", "undefined"]
@@ -68,12 +69,12 @@ class Target:
 
     def value(self, summary: Mapping[str, Any]) -> float | None:
         """The figure; None where it is undefined, or was not measured: the summary has no such place."""
-        place: Any = summary
+        entry: Any = summary
         for key in self.path:
-            if key not in place:
+            if key not in entry:
                 return None
-            place = place[key]
-        return place
+            entry = entry[key]
+        return None if entry is None else float(entry)
 
     def outcome(self, summary: Mapping[str, Any]) -> Outcome:
         """What became of it; what is undefined is neither reached nor missed."""
@@ -108,15 +109,15 @@ class CasePicture:
 
     case_id: str
     role: Role
-    image: NDArray
-    truth: NDArray
-    predicted: NDArray
+    image: NDArray[Any]
+    truth: NDArray[Any]
+    predicted: NDArray[Any]
     spacing_mm: tuple[float, float, float]
     axes: tuple[str, str, str] | None = None
     slices_along: int | None = None
 
     @classmethod
-    def of(cls, case_id: str, role: Role, volume: Volume, truth: NDArray, predicted: NDArray) -> CasePicture:
+    def of(cls, case_id: str, role: Role, volume: Volume, truth: NDArray[Any], predicted: NDArray[Any]) -> CasePicture:
         """The picture of a volume with masks on its grid; colours of 0 to 255 as they are in files."""
         image = volume.array / 255.0 if volume.planar and volume.array.ndim == 4 else volume.array
         axes = None if volume.planar else aff2axcodes(volume.affine_ras)
@@ -134,73 +135,55 @@ def _slices_along(volume: Volume) -> int | None:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """Everything a report shows.
+    """Everything that a report shows.
 
     Attributes:
+        evaluation: The scores of the cases, one case at least.
         measured_on: Bundle and data set.
-        plan: What was measured, with which lengths.
-        summary: As `Evaluation.summary` gives it.
-        cases: Scores of each case.
-        reliability: Pooled counts for each population.
-        reliability_before: The same before calibration, or None.
         pictures: Worst, median and best case, any of them.
-        targets: Figures to be reached; they make the verdict.
-        targets_from: Who set them, in words; empty where that is not known.
-        how: How the intervals were drawn.
-        statements: How the bundle's statements about its results fared, as `summarise_statements` says; None without any.
-        created: When, UTC.
+        targets: Bounds for scores; they make the verdict.
+        targets_from: Origin of the targets in words; empty where it is not known.
+        how: Seed, resamples and level of the intervals.
+        statements: Which of the bundle's statements about its results came true, as `summarise_statements` counts them; None
+            without statements.
+        created: Time of the report, UTC.
+
+    Raises:
+        ValueError: The evaluation holds no case.
     """
 
+    evaluation: Evaluation
     measured_on: MeasuredOn
-    plan: EvaluationPlan
-    summary: Mapping[str, Any]
-    cases: tuple[CaseScores, ...]
-    reliability: Mapping[str, ReliabilityCounts]
-    reliability_before: Mapping[str, ReliabilityCounts] | None = None
-    pictures: tuple[CasePicture, ...] = ()
-    targets: tuple[Target, ...] = ()
+    _: KW_ONLY
+    pictures: Sequence[CasePicture] = ()
+    targets: Sequence[Target] = ()
+    targets_from: str = ""
     how: Bootstrap = field(default_factory=Bootstrap)
     statements: Mapping[str, Any] | None = None
-    targets_from: str = ""
     created: datetime = field(default_factory=lambda: datetime.now(UTC))
 
-    @classmethod
-    def of(
-        cls,
-        evaluation: Evaluation,
-        measured_on: MeasuredOn,
-        *,
-        pictures: Iterable[CasePicture] = (),
-        targets: Iterable[Target] = (),
-        how: Bootstrap | None = None,
-        statements: Mapping[str, Any] | None = None,
-        targets_from: str = "",
-    ) -> EvaluationReport:
-        """The report of an evaluation.
-
-        Raises:
-            ValueError: The evaluation holds no case.
-        """
-        if not evaluation.cases:
+    def __post_init__(self) -> None:
+        if not self.evaluation.cases:
             raise ValueError("the evaluation holds 0 cases; 1 or more are needed; add cases first")
-        how = how or Bootstrap()
-        return cls(
-            measured_on,
-            evaluation.plan,
-            evaluation.summary(how),
-            tuple(evaluation.cases),
-            evaluation.pooled(),
-            evaluation.pooled_before(),
-            tuple(pictures),
-            tuple(targets),
-            how,
-            statements,
-            targets_from,
-        )
+
+    @property
+    def plan(self) -> EvaluationPlan:
+        """What was measured, with which lengths."""
+        return self.evaluation.plan
+
+    @property
+    def cases(self) -> Sequence[CaseScores]:
+        """The scores of each case."""
+        return self.evaluation.cases
+
+    @cached_property
+    def summary(self) -> Mapping[str, Any]:
+        """The summary of the scores, as `Evaluation.summary` gives it."""
+        return self.evaluation.summary(self.how)
 
     @property
     def subjects(self) -> int:
-        """How many persons the cases come from."""
+        """The number of subjects."""
         return len({case.subject for case in self.cases})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from monai_unet_app.metrics import CaseScores, EvaluationPlan, score_definitions
 from monai_unet_app.metrics.bootstrap import finite_or_none
 from monai_unet_app.metrics.score_registry import column_readers, means_of_rows, presence, score_table
 
-from .evaluation_report import EvaluationReport
+from .evaluation_report import EvaluationReport, Target
 from .html import render_html
 from .pdf import render_pdf
 
@@ -86,11 +87,11 @@ def metrics_document(report: EvaluationReport) -> dict[str, Any]:
     if report.statements is not None:
         document["statements"] = dict(report.statements)
     if report.targets:
-        document["targets"] = [_target(report, n) for n in range(len(report.targets))]
+        document["targets"] = [_target_entry(target, report.summary) for target in report.targets]
     return document
 
 
-def cases_csv(cases: tuple[CaseScores, ...], plan: EvaluationPlan) -> str:
+def cases_csv(cases: Sequence[CaseScores], plan: EvaluationPlan) -> str:
     """One row a case and class, then one row "mean" a case; what is undefined is an empty field.
 
     `ece_whole` and `ece_band` are one class against the rest in the rows of classes, top label in the row
@@ -122,13 +123,12 @@ def _field(value: float) -> str:
     return "" if finite_or_none(value) is None else f"{value:.6g}"
 
 
-def _target(report: EvaluationReport, index: int) -> dict[str, Any]:
-    target = report.targets[index]
+def _target_entry(target: Target, summary: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": target.name,
         "path": list(target.path),
-        "value": target.value(report.summary),
+        "value": target.value(summary),
         "at_least": target.at_least,
         "at_most": target.at_most,
-        "reached": target.reached(report.summary),
+        "reached": target.reached(summary),
     }

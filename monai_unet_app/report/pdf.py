@@ -93,7 +93,7 @@ def typeset(blocks: Iterable[Block], title: str, footer: str) -> bytes:
     return stream.getvalue()
 
 
-class _Document(SimpleDocTemplate):
+class _Document(SimpleDocTemplate):  # type: ignore[misc]  # ReportLab has no types
     """Sections stand in the outline that viewers show beside the pages; each page ends with a footer."""
 
     footer = ""
@@ -302,7 +302,7 @@ def _natural(table: Table, n: int, size: float) -> float:
     for row in table.rows:
         cell = _as_cell(row[n])
         lines += [(cell.text, _BOLD if table.last_is_mean else _SANS, size), (cell.below, _SANS, _below(size))]
-    return max(pdfmetrics.stringWidth(*line) for line in lines) + 2 * _PAD + 1
+    return float(max(pdfmetrics.stringWidth(*line) for line in lines) + 2 * _PAD + 1)
 
 
 def _below(size: float) -> float:

@@ -251,11 +251,11 @@ def populations_in_words(plan: EvaluationPlan) -> dict[str, str]:
 
 def _calibration(report: EvaluationReport) -> list[Block]:
     words = populations_in_words(report.plan)
-    bands = {name: accuracy_band(report.cases, name, report.how) for name in report.reliability}
+    pooled = report.evaluation.pooled()
+    bands = {name: accuracy_band(report.cases, name, report.how) for name in pooled}
     banded = any(low[low == low].size for low, _ in bands.values())
-    draw = partial(
-        reliability_figure, report.reliability, report.reliability_before, words, bands=bands if banded else None
-    )
+    before = report.evaluation.pooled_before()
+    draw = partial(reliability_figure, pooled, before, words, bands=bands if banded else None)
     caption = (
         f"Top label, {report.plan.bins} equal-width bins, pooled over all cases. "
         f"Hollow marks: bins with fewer than {SCARCE} decisions."

@@ -175,7 +175,7 @@ def test_calibrate_that_fails_at_its_last_step_leaves_the_bundle_as_it_was(
 ) -> None:
     root = set_calibration(tiny_bundle(), 0.0)
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    monkeypatch.setattr("monai_unet_app.calibration.calibrate_bundle.state_confidence", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("monai_unet_app.calibration.statement_fit.state_confidence", lambda *_, **__: 1 / 0)
     arguments = ["--bundle", str(root), "--data", str(few_examples(tmp_path / "data", FEW[3:4]))]
     with pytest.raises(ZeroDivisionError):
         main(["calibrate", *arguments, "--device", "cpu", "--unchecked"])

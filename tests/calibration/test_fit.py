@@ -15,8 +15,9 @@ from monai.bundle import ConfigParser
 from small_data import calibration_of, few_examples, set_calibration
 
 from monai_unet_app.bundle import load_bundle, run_overlay
-from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle, state_confidence
+from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
 from monai_unet_app.calibration.fit import CalibrationFit, KeptLogits, fit_parameters, write_parameters
+from monai_unet_app.calibration.statement_fit import state_confidence
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.pipeline import segment_case
@@ -221,7 +222,7 @@ def test_calibrate_yaml_that_cannot_state_anything_leaves_the_bundle_as_it_was(
     root = set_calibration(tiny_bundle(), 0.0)
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     data = few_examples(tmp_path / "data", ("hippocampus_053", "hippocampus_143"))
-    monkeypatch.setattr("monai_unet_app.calibration.calibrate_bundle.state_confidence", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("monai_unet_app.calibration.statement_fit.state_confidence", lambda *_, **__: 1 / 0)
     with pytest.raises(RuntimeError, match="evaluator"):  # MONAI's, from the division by zero
         run_overlay(root, "calibrate", {"dataset_dir": str(data), "device": torch.device("cpu")})
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before

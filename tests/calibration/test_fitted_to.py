@@ -17,7 +17,8 @@ from small_data import few_examples
 
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.bundle_folder import CONFIDENCE, bundle_files
-from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle, state_confidence
+from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
+from monai_unet_app.calibration.statement_fit import StatementConfig, state_confidence
 from monai_unet_app.cli import main
 from monai_unet_app.confidence.fitted_to import InferenceSetting, fitted_to
 from monai_unet_app.confidence.statements import STATEMENTS, Confidence, read_confidence
@@ -176,7 +177,7 @@ def test_a_node_does_not_start_with_a_gate_of_another_bundle(bundle: Path) -> No
 
 def test_calibrate_writes_what_it_fitted_to(tiny_bundle: Callable[..., Path], tmp_path: Path) -> None:
     root, rows = tiny_bundle(), by_partition(few_examples(tmp_path / "data"))["calibration"]
-    state_confidence(load_bundle(root), rows, settings=("plain", "tta"))
+    state_confidence(load_bundle(root), rows, config=StatementConfig(("plain", "tta")))
     document = json.loads((root / CONFIDENCE).read_text())
     settings: tuple[InferenceSetting, ...] = ("plain", "tta")
     for setting in settings:

@@ -36,7 +36,7 @@ def report_of(plan=PLAN, back=(True, False, True)):
     evaluation = Evaluation(plan)
     for n, there in enumerate(back):
         evaluation.add(phantom(n, plan, there))
-    return EvaluationReport.of(evaluation, ON, how=Bootstrap(resamples=30))
+    return EvaluationReport(evaluation, ON, how=Bootstrap(resamples=30))
 
 
 def rows_of(report):

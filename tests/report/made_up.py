@@ -59,7 +59,7 @@ def report_of(
     if picture is not None:
         case = cases[picture]
         shown = [CasePicture(case.case_id, "worst", case.truth.astype(float), case.truth, case.predicted, SPACING)]
-    return EvaluationReport.of(evaluation, ON, pictures=shown, **{"how": Bootstrap(resamples=40)} | more)
+    return EvaluationReport(evaluation, ON, pictures=shown, **{"how": Bootstrap(resamples=40)} | more)
 
 
 def plain_report(classes: tuple[str, ...] = ("Front", "Back"), **more: Any) -> EvaluationReport:

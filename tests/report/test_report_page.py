@@ -41,7 +41,7 @@ def report(before=True, targets=(), pictures=True):
         evaluation.add(case(n, before))
     image = np.random.default_rng(0).random((20, 18, 12))
     shown = [CasePicture("case_2", "worst", image, labels_moved_by(0), labels_moved_by(2), SPACING)]
-    return EvaluationReport.of(
+    return EvaluationReport(
         evaluation, ON, pictures=shown if pictures else (), targets=targets, how=Bootstrap(resamples=20)
     )
 
@@ -162,7 +162,7 @@ def test_a_page_of_forty_classes_says_how_many_it_draws():
     truth = np.random.default_rng(0).random((40, 6, 5, 4)) > 0.5
     evaluation = Evaluation(plan)
     evaluation.add(CaseArrays("a", "s", truth, truth, np.where(truth, 0.8, 0.2), (1, 1, 1), 0.001))
-    page = render_html(EvaluationReport.of(evaluation, ON, how=Bootstrap(resamples=5)))
+    page = render_html(EvaluationReport(evaluation, ON, how=Bootstrap(resamples=5)))
     assert page.count("The first 24 of 40 classes are drawn.") == 2  # of both charts with a part for each class
     assert page.count("<td>Organ ") == 3 * 40  # scores, outlines, parts
 

@@ -137,9 +137,10 @@ def test_a_report_on_too_few_people_says_that_it_has_no_intervals():
 
 def test_the_band_is_drawn_around_the_curve_it_belongs_to():
     report = plain_report(how=Bootstrap(level=0.5))
-    bands = {name: accuracy_band(report.cases, name, report.how) for name in report.reliability}
-    figure = reliability_figure(report.reliability, None, dict.fromkeys(report.reliability, ""), bands=bands)
-    for axis, (name, counts) in zip(figure.axes[:2], report.reliability.items(), strict=True):
+    pooled = report.evaluation.pooled()
+    bands = {name: accuracy_band(report.cases, name, report.how) for name in pooled}
+    figure = reliability_figure(pooled, None, dict.fromkeys(pooled, ""), bands=bands)
+    for axis, (name, counts) in zip(figure.axes[:2], pooled.items(), strict=True):
         filled = counts.count[0] > 0
         drawn = {tuple(point) for line in axis.collections[1].get_segments() for point in line}
         ends = {

@@ -1,0 +1,368 @@
+"""Fits the statements of `configs/confidence.json`, on subjects that neither trained nor selected the bundle.
+
+The statements are intervals for sizes, masks of bounded risk, the quality gate, and the images that the bundle knows. They
+are fitted with calibrated probabilities: calibrate the bundle first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ignite.engine import Engine, Events
+from numpy.typing import NDArray
+
+from dicom_io.segmentation import Segmentation
+from dicom_io.volume import Volume
+from monai_unet_app.bundle import Bundle, load_bundle
+from monai_unet_app.bundle_folder import CONFIDENCE, unchanged_on_failure
+from monai_unet_app.calibration.corruptions import dice_of_whole, spoil, ways_for
+from monai_unet_app.confidence.border import BorderContact, BorderStatement
+from monai_unet_app.confidence.conformal import subjects_needed
+from monai_unet_app.confidence.features import describe_structures, on_border
+from monai_unet_app.confidence.fitted_to import SCHEMA_VERSION, InferenceSetting, fitted_to
+from monai_unet_app.confidence.quality import SOUND, QualityGate, Sample
+from monai_unet_app.confidence.shift import ShiftDetector
+from monai_unet_app.confidence.statements import (
+    Confidence,
+    RiskStatement,
+    SizeStatement,
+    StructureMeasurement,
+    measure_structures,
+    measure_wholes,
+    too_few_subjects,
+)
+from monai_unet_app.config import PredictConfig
+from monai_unet_app.data.cases import CaseFiles, data_row, find_data
+from monai_unet_app.data.inspect import check_cases
+from monai_unet_app.data.read import read_volume
+from monai_unet_app.data.schemas import write_json
+from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.evaluate.case_selection import Row, choose_cases, seen_case
+from monai_unet_app.evaluate.reference import read_reference
+from monai_unet_app.pipeline import Case, segment_case
+
+COVERAGE, RISK = 0.9, 0.1
+MOST_SPOILED = 240
+"""Predictions on spoiled images; with more cases, each case is spoiled in some of the ways only."""
+
+Step = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class StatementConfig:
+    """What the statements promise, and for which predictions.
+
+    Attributes:
+        settings: "plain", and "tta" for averages over mirror images.
+        coverage: Of intervals and of the gate's bound, 0 to 1.
+        risk: Part of the truth that a mask of bounded risk may miss, 0 to 1.
+    """
+
+    settings: Sequence[InferenceSetting] = ("plain",)
+    coverage: float = COVERAGE
+    risk: float = RISK
+
+
+def state_confidence(
+    bundle: Bundle,
+    rows: Sequence[Row],
+    known: Sequence[Row] = (),
+    config: StatementConfig = StatementConfig(),
+    *,
+    elsewhere: Mapping[InferenceSetting, Sequence[StructureMeasurement]] | None = None,
+    step: Step = lambda case_id: None,
+) -> dict[InferenceSetting, Confidence]:
+    """Fits the bundle's statements for each setting and writes them into its `configs/confidence.json`.
+
+    Args:
+        bundle: Calibrated. It is loaded anew, so that what its files say counts.
+        rows: Calibration cases, {"id", "subject", "image", "label"}.
+        known: Cases whose images the bundle trained or selected with. With `rows`, they are the usual images of its shift
+            detector.
+        config: What is promised.
+        elsewhere: Cases that say how far sizes are off, in place of `rows`: the cases of `out_of_fold`, which are more.
+        step: Called with each case's id when the case is done, once for each setting.
+
+    Raises:
+        InputRefusedError: A case cannot be used.
+    """
+    bundle = load_bundle(bundle.root, bundle.device)
+    check_cases(rows, bundle)
+    stated: dict[InferenceSetting, Confidence] = {}
+    for setting in config.settings:
+        observations = _Observations(bundle, PredictConfig(tta=setting == "tta"))
+        observations.collect(rows, known, subjects_needed(config.coverage), step)
+        stated[setting] = observations.statements((elsewhere or {}).get(setting, ()), config)
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "structures": list(bundle.structure_names),
+        "settings": {
+            setting: {**statements.document(), "fitted_to": fitted_to(bundle, setting)}
+            for setting, statements in stated.items()
+        },
+    }
+    write_json(document, bundle.root / CONFIDENCE, "confidence", indent=None)
+    return stated
+
+
+class _Observations:
+    """What the cases show of one bundle in one setting; the statements are fitted to it."""
+
+    def __init__(self, bundle: Bundle, run: PredictConfig) -> None:
+        self.bundle, self.run = bundle, run
+        self.measured: list[StructureMeasurement] = []
+        self.samples: list[Sample] = []
+        self.images: list[NDArray[np.float64]] = []
+        self.subjects: list[str] = []
+        self.touching: list[BorderContact] = []
+
+    def collect(self, rows: Sequence[Row], known: Sequence[Row], fewest: int, step: Step) -> None:
+        """Segments all cases; with fewer than `fewest` subjects there is no gate, and no image is spoiled."""
+        has_gate = len({row["subject"] for row in rows}) >= fewest
+        for number, row in enumerate(rows):
+            volume = read_volume(row["image"])
+            truth = read_reference(row, volume, self.bundle)
+            case = self._segment(row["subject"], volume)
+            self.measured += measure_structures(row["subject"], case.segmentation, truth)
+            self.samples += _samples(row["subject"], SOUND, case, truth)
+            self.touching += _touching(row["subject"], case)
+            for way, spoiled in _spoiled(truth, number, len(rows)) if has_gate else ():
+                self._add_spoiled(row["subject"], way, truth, spoiled)
+            step(row["id"])
+        for row in known:
+            self._segment(row["subject"], row["image"])
+            step(row["id"])
+
+    def _segment(self, subject: str, image: Volume | str) -> Case:
+        """The segmented case, whose image counts as usual."""
+        case = segment_case(image, self.bundle, self.run, fitting=True)
+        if case.image_features is not None:
+            self.images.append(case.image_features)
+            self.subjects.append(subject)
+        return case
+
+    def _add_spoiled(self, subject: str, way: str, truth: Segmentation, spoiled: Segmentation) -> None:
+        try:
+            result = segment_case(spoiled.image, self.bundle, self.run, fitting=True)
+        except InputRefusedError:  # an image that is refused needs no gate
+            return
+        before_and_after = zip(truth.structures, spoiled.structures, strict=True)
+        lost = [before.voxels - after.voxels for before, after in before_and_after]
+        is_smaller = spoiled.image.shape != truth.image.shape  # what is cut away is missing in the result
+        self.samples += _samples(subject, way, result, spoiled, lost if is_smaller else ())
+
+    def statements(self, elsewhere: Sequence[StructureMeasurement], config: StatementConfig) -> Confidence:
+        """The fitted statements; `elsewhere` says how far sizes are off, if it holds a case."""
+        sized, wholes, coverage = elsewhere or self.measured, self.bundle.wholes, config.coverage
+        why_not: dict[str, str] = {}
+        subjects = {case.subject for case in sized}
+        enough = len(subjects) >= subjects_needed(coverage)
+        sizes = SizeStatement.fit(sized, coverage) if enough else None
+        of_wholes = SizeStatement.fit(measure_wholes(sized, wholes), coverage) if enough and wholes else None
+        bounded = RiskStatement.fit(self.measured, config.risk) if self.measured else None
+        if sizes is None:
+            why_not["sizes"] = f"{len(subjects)} calibration subject(s); {too_few_subjects(coverage)}"
+        gate, shift, border = None, None, None
+        try:
+            gate = QualityGate.fit(self.samples, coverage)
+        except ValueError as error:
+            why_not["gate"] = str(error)
+        try:
+            shift = ShiftDetector.fit(self.images, self.subjects)
+        except ValueError as error:
+            why_not["shift"] = str(error)
+        try:
+            border = BorderStatement.fit(self.touching)
+        except ValueError as error:
+            why_not["border"] = str(error)
+        return Confidence(sizes, of_wholes, bounded, gate, shift, border, why_not=why_not)
+
+
+def out_of_fold(
+    folds: Sequence[Bundle],
+    cases: Sequence[CaseFiles],
+    bundle: Bundle,
+    setting: InferenceSetting = "plain",
+    step: Step = lambda case_id: None,
+) -> list[StructureMeasurement]:
+    """How far sizes are off in cross-validation: what each fold's bundle says of its own test cases.
+
+    The folds stand in for the bundle, which was trained in the same way on about as many cases. Test cases of the
+    bundle are left out, so that it can be measured on them.
+
+    Args:
+        folds: Bundles trained with `--fold`, each calibrated on its own calibration cases.
+        cases: All cases.
+        bundle: The one that is to make the statements.
+        setting: How the folds predict.
+        step: Told each case's id when it is done.
+
+    Raises:
+        InputRefusedError: A fold is not calibrated, or none has a test case among these.
+    """
+    reserved = {row["id"] for row in _chosen(bundle, cases, "test")}
+    measured: list[StructureMeasurement] = []
+    for fold in folds:
+        if fold.part("calibration") == fold.no_calibration:
+            raise InputRefusedError(
+                f"{fold.name} is not calibrated; sizes come from calibrated probabilities; calibrate it first"
+            )
+        for row in _chosen(fold, cases, "test"):
+            if row["id"] not in reserved:
+                volume = read_volume(row["image"])
+                case = segment_case(volume, fold, PredictConfig(tta=setting == "tta"))
+                measured += measure_structures(row["subject"], case.segmentation, read_reference(row, volume, fold))
+                step(row["id"])
+    if not measured:
+        raise InputRefusedError(
+            "no fold has a test case among these; bundles trained with --fold on this data are needed"
+        )
+    return measured
+
+
+def known_rows(bundle: Bundle, cases: Sequence[CaseFiles], most: int = 100) -> list[Row]:
+    """Those of the cases that the bundle trained or selected with, evenly chosen: what its shift detector takes for usual."""
+    pairs = [(case, seen_case(bundle, case)) for case in cases]
+    known: list[Row] = [
+        data_row(case, seen.subject) for case, seen in pairs if seen and seen.partition in ("train", "selection")
+    ]
+    return known[:: -(-len(known) // most)] if known else []
+
+
+@dataclass(eq=False)
+class StatementFit:
+    """Ignite handler for `calibrate.yaml`, after `CalibrationFit`: the same statements as `monai-unet calibrate` fits.
+
+    If they cannot be fitted, all files of the bundle are restored, its calibration too.
+
+    Args:
+        bundle_root: The bundle; its `configs/confidence.json` is written when the evaluator has completed.
+        cases: Calibration cases, {"id", "subject", "image", "label"}.
+        dataset_dir: Folder with the calibration cases and the cases that the bundle trained with.
+        labels_dir: Folder with their labels, if it is another one.
+        label_suffix: End of the names of label files in the same folder.
+        coverage: As in `StatementConfig`.
+        risk: As in `StatementConfig`.
+    """
+
+    bundle_root: str
+    cases: Sequence[Row]
+    dataset_dir: str
+    labels_dir: str | None = None
+    label_suffix: str = ""
+    coverage: float = COVERAGE
+    risk: float = RISK
+
+    def __post_init__(self) -> None:
+        self.data = find_data(self.dataset_dir, self.labels_dir, self.label_suffix)
+
+    def attach(self, engine: Engine) -> None:
+        """Called by MONAI's evaluator."""
+        engine.add_event_handler(Events.STARTED, self._begin)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _begin(self, engine: Engine) -> None:
+        self.unchanged = unchanged_on_failure(Path(self.bundle_root))
+        self.unchanged.__enter__()
+
+    def _finish(self, engine: Engine) -> None:
+        with ExitStack() as all_or_nothing:
+            all_or_nothing.push(self.unchanged)
+            bundle = load_bundle(self.bundle_root)
+            config = StatementConfig(coverage=self.coverage, risk=self.risk)
+            state_confidence(bundle, self.cases, known_rows(bundle, self.data), config)
+
+
+def _chosen(bundle: Bundle, cases: Sequence[CaseFiles], partition: str) -> list[Row]:
+    """The cases of a partition; none where there are none."""
+    try:
+        return choose_cases(bundle, cases, partition).rows
+    except InputRefusedError:
+        return []
+
+
+def _touching(subject: str, case: Case) -> list[BorderContact]:
+    """How much of the surface of each structure lies on the border of the image; structures without voxels are left out."""
+    return [
+        BorderContact(subject, structure.number, float(part.sum()))
+        for structure in case.segmentation.structures
+        if structure.voxels
+        for part in [on_border(structure.grid.without_flat_axis(structure.mask_on_grid), structure.grid.axis_spacing)]
+    ]
+
+
+def _spoiled(truth: Segmentation, number: int, cases: int) -> Iterator[tuple[str, Segmentation]]:
+    """(corruption, truth on the spoiled image) of one case: every corruption, or as many as MOST_SPOILED allows for a case.
+
+    Args:
+        truth: The reference on the sound image.
+        number: Of the case, from 0; cases take the corruptions in turn.
+        cases: How many there are.
+    """
+    ways = ways_for(truth.image)
+    share = max(1, min(len(ways), MOST_SPOILED // max(cases, 1)))
+    for n in range(share):
+        way = ways[(number * share + n) % len(ways)]
+        image, moved = spoil(truth.image, truth.label_volume.array, way, seed=number)
+        yield way, replace(Segmentation.of_volume(image.with_array(moved), truth.segments), image=image)
+
+
+def _samples(subject: str, kind: str, case: Case, truth: Segmentation, lost: Sequence[int] = ()) -> list[Sample]:
+    """A sample for each structure with voxels; `lost`: voxels of each structure that lie outside the image."""
+    structures = case.segmentation.structures
+    rows = zip(
+        structures, describe_structures(case.segmentation), truth.structures, lost or [0] * len(structures), strict=True
+    )
+    return [
+        Sample(
+            subject,
+            kind,
+            structure.number,
+            features,
+            dice_of_whole(true.mask_on_grid, structure.mask_on_grid, missing),
+        )
+        for structure, features, true, missing in rows
+        if features is not None
+    ]
+
+
+def summary(stated: dict[InferenceSetting, Confidence], bundle: Bundle) -> dict[str, Any]:
+    """What was fitted, for people: widths, thresholds and margins by structure."""
+    return {setting: _summary(statements, bundle) for setting, statements in stated.items()}
+
+
+def _summary(statements: Confidence, bundle: Bundle) -> dict[str, Any]:
+    labels = {segment.number: segment.label for segment in bundle.segments}
+    summary: dict[str, Any] = {"not_stated": dict(statements.why_not)}
+    if statements.sizes:
+        ends = _sizes_off(statements.sizes, labels)
+        if statements.wholes:
+            ends |= _sizes_off(statements.wholes, {n: whole.name for n, whole in enumerate(bundle.wholes, start=1)})
+        summary["sizes_off"] = {"coverage": statements.sizes.coverage, "relative": ends}
+    if statements.risk:
+        summary["mask_from"] = {
+            "risk": statements.risk.risk,
+            **{labels[n]: p for n, p in statements.risk.thresholds.items()},
+        }
+    if statements.gate:
+        summary["gate"] = {
+            "margins_of_dice": [round(m, 4) for m in statements.gate.margins],
+            "results": statements.gate.samples,
+        }
+    if statements.border:
+        parts = {labels[n]: round(limit, 4) for n, limit in statements.border.limits.items()}
+        summary["border"] = {"subjects": statements.border.subjects, "usual_part_of_surface": parts}
+    if statements.shift:
+        summary["shift"] = {"flagged_above": round(statements.shift.limit, 3), "subjects": statements.shift.subjects}
+    return summary
+
+
+def _sizes_off(stated: SizeStatement, labels: Mapping[int, str]) -> dict[str, list[float]]:
+    """How far true sizes may be off, as parts of the expected ones, by label."""
+    ratios = stated.log_ratios.items()
+    return {labels[n]: [round(float(np.expm1(end)), 4) for end in found] for n, found in ratios if found}
