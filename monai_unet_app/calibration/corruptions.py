@@ -33,8 +33,8 @@ def spoil(volume: Volume, labels: NDArray[Any], how: str, seed: int) -> tuple[Vo
     if how == TRUNCATED:
         return _truncated(volume, labels, np.random.default_rng([seed, len(WAYS)]))
     generator = np.random.default_rng([seed, sorted(WAYS).index(how)])
-    image, found = WAYS[how](volume.array.astype(np.float32), labels, generator)
-    return replace(volume, array=np.ascontiguousarray(image)), np.ascontiguousarray(found)
+    image, moved = WAYS[how](volume.array.astype(np.float32), labels, generator)
+    return replace(volume, array=np.ascontiguousarray(image)), np.ascontiguousarray(moved)
 
 
 def ways_for(volume: Volume) -> tuple[str, ...]:
@@ -42,19 +42,19 @@ def ways_for(volume: Volume) -> tuple[str, ...]:
     return tuple(name for name in sorted([*WAYS, TRUNCATED]) if not (volume.planar and name in _OF_VOLUMES))
 
 
-def dice_of_whole(truth: NDArray[np.bool_], found: NDArray[np.bool_], lost: int = 0) -> float:
+def dice_of_whole(truth: NDArray[np.bool_], predicted: NDArray[np.bool_], lost: int = 0) -> float:
     """Dice against the whole structure, of which a part may lie outside the image.
 
     Args:
-        truth: What of the structure lies in the image.
-        found: Of the same shape.
+        truth: Shape (I, J, K) or (I, J). The part of the structure that lies in the image.
+        predicted: Same shape. The structure as segmented.
         lost: Voxels of the structure outside the image.
 
     Returns:
-        0 to 1; 1 if there is no structure and nothing was found.
+        0 to 1; 1 if both masks are empty and nothing was lost.
     """
-    both = int(np.count_nonzero(truth)) + lost + int(np.count_nonzero(found))
-    return 2 * int(np.count_nonzero(truth & found)) / both if both else 1.0
+    both = int(np.count_nonzero(truth)) + lost + int(np.count_nonzero(predicted))
+    return 2 * int(np.count_nonzero(truth & predicted)) / both if both else 1.0
 
 
 def _truncated(volume: Volume, labels: NDArray[Any], generator: np.random.Generator) -> tuple[Volume, NDArray[Any]]:
@@ -70,8 +70,8 @@ def truncated(volume: Volume, labels: NDArray[Any], axis: int, kept: slice) -> t
     part = _along(axis, kept)
     affine_lps = volume.affine_lps.copy()
     affine_lps[:3, 3] += affine_lps[:3, axis] * kept.indices(volume.array.shape[axis])[0]
-    image, found = np.ascontiguousarray(volume.array[part]), np.ascontiguousarray(labels[part])
-    return replace(volume, array=image, affine_lps=affine_lps), found
+    image, moved = np.ascontiguousarray(volume.array[part]), np.ascontiguousarray(labels[part])
+    return replace(volume, array=image, affine_lps=affine_lps), moved
 
 
 def _noise(level: float) -> Corruption:

@@ -245,8 +245,8 @@ def fit_parameters(calibrate: Calibrate, parameters: Parameters, cases: KeptLogi
         )
     if not names:
         return Fitted({}, before, before, len(cases))
-    found = _least(nll_by_case, len(names))
-    fitted = {name: round(float(value), 5) for name, value in zip(names, found, strict=True)}
+    least = _least(nll_by_case, len(names))
+    fitted = {name: round(float(value), 5) for name, value in zip(names, least, strict=True)}
     after = nll(torch.tensor(list(fitted.values())))
     if not after <= before or max(map(abs, fitted.values())) > LARGEST:
         raise InputRefusedError(
@@ -269,21 +269,21 @@ def shrunk(fitted: Fitted, calibrate: Calibrate, cases: KeptLogits, subjects: Se
         cases: On which.
         subjects: Of whom each case is, two different ones at least.
     """
-    found = {part: np.zeros((4, _BINS)) for part in _PARTS_KEPT}
+    counts_of = {part: np.zeros((4, _BINS)) for part in _PARTS_KEPT}
     everyone = sorted(set(subjects))
     count = min(_MOST_GROUPS, len(everyone))
     for group in (everyone[first::count] for first in range(count)):
-        others = cases.only([n for n, one in enumerate(subjects) if one not in group])
+        others = cases.only([n for n, subject in enumerate(subjects) if subject not in group])
         try:
             parameters = fit_parameters(calibrate, fitted.parameters, others).parameters
         except InputRefusedError:  # it ran away: it would have done harm
             return _part_of(fitted, 0.0, SubjectCheck(len(everyone), 0.0, None, None))
-        own = cases.only([n for n, one in enumerate(subjects) if one in group])
+        own = cases.only([n for n, subject in enumerate(subjects) if subject in group])
         for part in _PARTS_KEPT:
             scaled = _scaled(parameters, part)
             for logits, label in own:
-                found[part] += _counts(calibrate(logits, scaled), label, cases.exclusive)
-    figures = {part: _figures(counts, len(cases)) for part, counts in found.items()}
+                counts_of[part] += _counts(calibrate(logits, scaled), label, cases.exclusive)
+    figures = {part: _figures(counts, len(cases)) for part, counts in counts_of.items()}
     none, whole = figures[0.0], figures[1.0]
     kept = next(part for part in _PARTS_KEPT if all(a <= b for a, b in zip(figures[part], none, strict=True)))
     check = SubjectCheck(len(everyone), kept, (none[0], whole[0]), (none[1], whole[1]))

@@ -194,14 +194,14 @@ def _valid(case: CaseArrays, plan: EvaluationPlan, grid: tuple[int, ...]) -> ove
 
 
 def _labels(
-    labels: NDArray[Any], plan: EvaluationPlan, grid: tuple[int, ...], what: str, valid: overlap.Mask | None
+    labels: NDArray[Any], plan: EvaluationPlan, grid: tuple[int, ...], name: str, valid: overlap.Mask | None
 ) -> NDArray[Any]:
     """Label values of shape (*grid), or of overlapping labels one mask each, (C, *grid). Errors as `class_masks`."""
     if not plan.exclusive or labels.dtype == np.bool_:
-        masks = class_masks(labels, plan, grid, what, valid)
+        masks = class_masks(labels, plan, grid, name, valid)
         numbers = np.arange(1, len(masks) + 1, dtype=np.int32)
         return np.tensordot(numbers, masks, axes=1) if plan.exclusive else masks
-    return _label_map(labels, plan, grid, what, valid)
+    return _label_map(labels, plan, grid, name, valid)
 
 
 def _boxes(labels: NDArray[Any], plan: EvaluationPlan) -> Sequence[Box | None]:
@@ -228,7 +228,7 @@ def _spacing(case: CaseArrays, plan: EvaluationPlan) -> tuple[float, ...]:
 
 
 def class_masks(
-    labels: NDArray[Any], plan: EvaluationPlan, grid: tuple[int, ...], what: str, valid: overlap.Mask | None = None
+    labels: NDArray[Any], plan: EvaluationPlan, grid: tuple[int, ...], name: str, valid: overlap.Mask | None = None
 ) -> NDArray[np.bool_]:
     """One boolean mask for each named class.
 
@@ -237,7 +237,7 @@ def class_masks(
             Planar images may lack K.
         plan: Names the classes.
         grid: Shape that a mask must have: (I, J, K), or (I, J) where planar.
-        what: What the labels are, for the message.
+        name: What the message calls the labels.
         valid: Shape (*grid): voxels that count, or None for all. The others are in no mask, whatever value they have.
 
     Returns:
@@ -249,13 +249,13 @@ def class_masks(
     stacked = labels.dtype == np.bool_ and labels.ndim > 2 and labels.shape[0] == len(plan.class_names)
     if stacked and _on_grid(labels, plan).shape[1:] == grid:
         stack = _on_grid(labels, plan)
-        return _checked_stack(stack if valid is None else stack & valid, plan, what)
-    labels = _label_map(labels, plan, grid, what, valid)
+        return _checked_stack(stack if valid is None else stack & valid, plan, name)
+    labels = _label_map(labels, plan, grid, name, valid)
     return np.stack([labels == n + 1 for n in range(len(plan.class_names))])
 
 
 def _label_map(
-    labels: NDArray[Any], plan: EvaluationPlan, grid: tuple[int, ...], what: str, valid: overlap.Mask | None
+    labels: NDArray[Any], plan: EvaluationPlan, grid: tuple[int, ...], name: str, valid: overlap.Mask | None
 ) -> NDArray[Any]:
     """Label values as whole numbers of shape (*grid), 0 where they do not count.
 
@@ -264,7 +264,7 @@ def _label_map(
     labels = _on_grid(labels[None], plan)[0]
     if labels.shape != grid:
         raise ValueError(
-            f"{what} has shape {labels.shape}; {grid} is needed, the grid of the probabilities; resample it"
+            f"{name} has shape {labels.shape}; {grid} is needed, the grid of the probabilities; resample it"
         )
     if valid is not None:
         labels = np.where(valid, labels, labels.dtype.type(0))
@@ -274,7 +274,7 @@ def _label_map(
     if labels.size and not (whole.min() >= 0 and whole.max() <= most and (whole is labels or (whole == labels).all())):
         unknown = [f"{value:g}" for value in np.unique(labels).astype(np.float64) if value not in range(most + 1)]
         raise ValueError(
-            f"{what} holds the label values {', '.join(unknown[:5])}; whole numbers from 0 to {most} "
+            f"{name} holds the label values {', '.join(unknown[:5])}; whole numbers from 0 to {most} "
             f"are known ({', '.join(plan.class_names)}); map them first"
         )
     return whole
@@ -327,10 +327,10 @@ def _on_grid(stack: NDArray[Any], plan: EvaluationPlan) -> NDArray[Any]:
     return stack[..., 0] if plan.planar and stack.ndim == 4 and stack.shape[-1] == 1 else stack
 
 
-def _checked_stack(stack: NDArray[np.bool_], plan: EvaluationPlan, what: str) -> NDArray[np.bool_]:
+def _checked_stack(stack: NDArray[np.bool_], plan: EvaluationPlan, name: str) -> NDArray[np.bool_]:
     shared = int(np.count_nonzero(stack.sum(axis=0) > 1)) if plan.exclusive else 0
     if shared:
-        raise ValueError(f"{what} gives {shared} voxels to two classes; exclusive classes may not overlap")
+        raise ValueError(f"{name} gives {shared} voxels to two classes; exclusive classes may not overlap")
     return stack
 
 

@@ -31,8 +31,8 @@ def centreline_dice(truth: Mask, predicted: Mask) -> float:
     check_masks(truth, predicted)
     if not (truth.any() and predicted.any()):
         return float(truth.any() == predicted.any())
-    true, found = _share_within(centreline(truth), predicted), _share_within(centreline(predicted), truth)
-    return 2 * true * found / (true + found) if true + found else 0.0
+    of_truth, of_predicted = _share_within(centreline(truth), predicted), _share_within(centreline(predicted), truth)
+    return 2 * of_truth * of_predicted / (of_truth + of_predicted) if of_truth + of_predicted else 0.0
 
 
 def centreline(mask: Mask) -> Mask:

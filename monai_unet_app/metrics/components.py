@@ -91,13 +91,13 @@ def match_components(truth: Mask, predicted: Mask, *, least_iou: float = 0.5) ->
     if not 0 <= least_iou < 1:
         raise ValueError(f"least_iou is {least_iou}; 0 or more and below 1 is needed")
     (first, count), (second, other_count) = components(truth), components(predicted)
-    one, other, iou = _overlaps(first, second, other_count)
+    true_part, predicted_part, iou = _overlaps(first, second, other_count)
     best, best_other = np.zeros(count + 1), np.zeros(other_count + 1)
-    np.maximum.at(best, one, iou)
-    np.maximum.at(best_other, other, iou)
-    found = best > least_iou
+    np.maximum.at(best, true_part, iou)
+    np.maximum.at(best_other, predicted_part, iou)
+    is_found = best > least_iou
     return ComponentScores(
-        count, other_count, int(found.sum()), int((best_other > least_iou).sum()), float(best[found].sum())
+        count, other_count, int(is_found.sum()), int((best_other > least_iou).sum()), float(best[is_found].sum())
     )
 
 
@@ -107,8 +107,8 @@ def _overlaps(
     """Every pair of components that share a voxel, as their numbers, and its IoU; each of shape (pairs,)."""
     either = (first > 0) | (second > 0)
     pairs, voxels = np.unique(first[either] * np.int64(other_count + 1) + second[either], return_counts=True)
-    one, other = np.divmod(pairs, other_count + 1)
-    sizes, other_sizes = np.bincount(one, voxels), np.bincount(other, voxels)
-    both = (one > 0) & (other > 0)
-    one, other, shared = one[both], other[both], voxels[both]
-    return one, other, shared / (sizes[one] + other_sizes[other] - shared)
+    of_first, of_second = np.divmod(pairs, other_count + 1)
+    sizes, other_sizes = np.bincount(of_first, voxels), np.bincount(of_second, voxels)
+    both = (of_first > 0) & (of_second > 0)
+    of_first, of_second, shared = of_first[both], of_second[both], voxels[both]
+    return of_first, of_second, shared / (sizes[of_first] + other_sizes[of_second] - shared)

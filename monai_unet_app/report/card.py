@@ -123,7 +123,7 @@ def out_of_fold(bundle: Bundle) -> dict[str, Any]:
             )
             for segment in bundle.segments
         }
-        means = np.array([np.mean(found) for found in cases.values()])
+        means = np.array([np.mean(each) for each in cases.values()])
         estimate = bootstrap_mean(means, [subjects[case] for case in cases], Bootstrap())
     except (OSError, ValueError, KeyError) as error:
         raise InputRefusedError(
@@ -135,7 +135,7 @@ def out_of_fold(bundle: Bundle) -> dict[str, Any]:
         name: [np.mean(d) for case, d in cases.items() if (case in tested) == is_test]
         for name, is_test in _PARTS.items()
     }
-    found = {
+    estimates = {
         "mean": _rounded(estimate.value),
         "interval_95": [_rounded(end) for end in (estimate.low, estimate.high)] if np.isfinite(estimate.low) else None,
         "per_class": per_class,
@@ -144,7 +144,7 @@ def out_of_fold(bundle: Bundle) -> dict[str, Any]:
         "epochs_of_folds": epochs,
         **{name: _rounded(float(np.mean(values))) for name, values in parts.items() if values},
     }
-    return {"out_of_fold": found}
+    return {"out_of_fold": estimates}
 
 
 _PARTS = {"mean_of_test_cases": True, "mean_of_other_cases": False}
@@ -162,35 +162,39 @@ def _score(block: Mapping[str, Any]) -> dict[str, Any]:
 def _calibration(document: Mapping[str, Any]) -> dict[str, Any]:
     """Calibration error of the whole image and of the band, where it is defined."""
     after, before = document["calibration"], document.get("calibration_before", {})
-    found = {}
+    entries = {}
     for key in ("ece", "ece_band"):
         population = document[key]["population"]
         errors = {"uncalibrated": before.get(population), "calibrated": after[population]}
-        told = {when: _rounded(block["top_label"]["ece"]) for when, block in errors.items() if block}
-        if told["calibrated"] is not None:
-            found[f"ece_{population}"] = told
-    return found
+        error = {when: _rounded(block["top_label"]["ece"]) for when, block in errors.items() if block}
+        if error["calibrated"] is not None:
+            entries[f"ece_{population}"] = error
+    return entries
 
 
-def _statements(found: Mapping[str, Any]) -> dict[str, Any]:
+def _statements(statements: Mapping[str, Any]) -> dict[str, Any]:
     """What was stated and how often it came true: of each the class, what was wanted, what was observed; and what was not."""
-    told: dict[str, Any] = {}
-    if found.get("sizes"):
-        told["sizes"] = {
-            label: _kept(said) | {"mean_half_width": _rounded(said["mean_half_width"])}
-            for label, said in found["sizes"].items()
+    entries: dict[str, Any] = {}
+    if statements.get("sizes"):
+        entries["sizes"] = {
+            label: _kept(statement) | {"mean_half_width": _rounded(statement["mean_half_width"])}
+            for label, statement in statements["sizes"].items()
         }
-    if found.get("gate"):
-        told["gate"] = {"verdicts": found["gate"]["verdicts"], "bound": _kept(found["gate"]["bound"])}
-    if found.get("shift"):
-        told["shift"] = {"flagged": found["shift"]["flagged"], "cases": found["shift"]["cases"]}
-    if found.get("not_stated"):
-        told["not_stated"] = dict(found["not_stated"])
-    return told
+    if statements.get("gate"):
+        entries["gate"] = {"verdicts": statements["gate"]["verdicts"], "bound": _kept(statements["gate"]["bound"])}
+    if statements.get("shift"):
+        entries["shift"] = {"flagged": statements["shift"]["flagged"], "cases": statements["shift"]["cases"]}
+    if statements.get("not_stated"):
+        entries["not_stated"] = dict(statements["not_stated"])
+    return entries
 
 
-def _kept(said: Mapping[str, Any]) -> dict[str, Any]:
-    return {"wanted": said["wanted"], "observed": _rounded(said["observed"]), "subjects": said["subjects"]}
+def _kept(statement: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "wanted": statement["wanted"],
+        "observed": _rounded(statement["observed"]),
+        "subjects": statement["subjects"],
+    }
 
 
 def _training(bundle: Bundle) -> dict[str, Any]:
@@ -273,31 +277,31 @@ def card_rows(figures: Mapping[str, Any], bundle: Bundle) -> list[str]:
 
 def _out_of_fold_rows(figures: Mapping[str, Any]) -> list[str]:
     """What new cases like these may expect, first of all; and whether the test cases are easier than the others."""
-    found = figures.get("out_of_fold")
-    if not found:
+    estimate = figures.get("out_of_fold")
+    if not estimate:
         return []
-    ends = f" ({between(found['interval_95'], 3)})" if found["interval_95"] else ""
-    said = (
-        f"**Dice out of fold: {found['mean']:.3f}**{ends}, on {plural(found['cases'], 'case')} of "
-        f"{plural(found['subjects'], 'subject')}: every case was segmented by a network of a cross-validation that never saw "
-        f"its subject (`{OUT_OF_FOLD}`). This is what to expect of new cases like these."
+    ends = f" ({between(estimate['interval_95'], 3)})" if estimate["interval_95"] else ""
+    sentence = (
+        f"**Dice out of fold: {estimate['mean']:.3f}**{ends}, on {plural(estimate['cases'], 'case')} of "
+        f"{plural(estimate['subjects'], 'subject')}: every case was segmented by a network of a cross-validation that never "
+        f"saw its subject (`{OUT_OF_FOLD}`). This is what to expect of new cases like these."
     )
-    epochs = found["epochs_of_folds"]
+    epochs = estimate["epochs_of_folds"]
     most = max(epochs.values())
     few = ", ".join(f"fold {fold} for {n}" for fold, n in sorted(epochs.items()) if n < most)
     if few:
-        said += f" The folds were trained for {most} epochs, but {few}."
-    return [said, "", *_easier_rows(found, figures)]
+        sentence += f" The folds were trained for {most} epochs, but {few}."
+    return [sentence, "", *_easier_rows(estimate, figures)]
 
 
-def _easier_rows(found: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
-    tested, others = (found.get(name) for name in _PARTS)
-    if tested is None or others is None:
+def _easier_rows(estimate: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
+    tested, rest = (estimate.get(name) for name in _PARTS)
+    if tested is None or rest is None:
         return []
-    word = "easier than" if tested > others else "no easier than"
+    word = "easier than" if tested > rest else "no easier than"
     return [
         f"The {figures['cases']} test cases of the table below are {word} the others: the networks of the cross-validation "
-        f"reach {tested:.3f} on them and {others:.3f} on the other {found['cases'] - figures['cases']} cases.",
+        f"reach {tested:.3f} on them and {rest:.3f} on the other {estimate['cases'] - figures['cases']} cases.",
         "",
     ]
 
@@ -325,11 +329,11 @@ def _calibration_rows(figures: Mapping[str, Any]) -> list[str]:
 
 
 def _statement_rows(figures: Mapping[str, Any]) -> list[str]:
-    told = figures.get("statements", {})
-    kept = {_interval_row(label, said): said for label, said in told.get("sizes", {}).items()}
-    if "gate" in told:
-        kept["lower bound of Dice (quality gate)"] = told["gate"]["bound"]
-    not_stated = [f"{_NAMES.get(name, name)} ({why})" for name, why in told.get("not_stated", {}).items()]
+    statements = figures.get("statements", {})
+    kept = {_interval_row(label, statement): statement for label, statement in statements.get("sizes", {}).items()}
+    if "gate" in statements:
+        kept["lower bound of Dice (quality gate)"] = statements["gate"]["bound"]
+    not_stated = [f"{_NAMES.get(name, name)} ({why})" for name, why in statements.get("not_stated", {}).items()]
     unsaid = ["", f"Not stated: {'; '.join(not_stated)}."] if not_stated else []
     if not kept:
         return unsaid
@@ -337,8 +341,8 @@ def _statement_rows(figures: Mapping[str, Any]) -> list[str]:
     return (
         rows
         + [
-            f"| {name} | {percent(said['wanted'])} | {percent(said['observed'], 1)} | {said['subjects']} |"
-            for name, said in kept.items()
+            f"| {name} | {percent(statement['wanted'])} | {percent(statement['observed'], 1)} | {statement['subjects']} |"
+            for name, statement in kept.items()
         ]
         + unsaid
     )
@@ -353,8 +357,8 @@ _NAMES = {
 """What people call the statements."""
 
 
-def _interval_row(label: str, said: Mapping[str, Any]) -> str:
-    width = said.get("mean_half_width")
+def _interval_row(label: str, statement: Mapping[str, Any]) -> str:
+    width = statement.get("mean_half_width")
     reach = "" if width is None else f", ± {percent(width, 1)}"
     return f"interval of the size, {_cell(label)}{reach}"
 

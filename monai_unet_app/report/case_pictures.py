@@ -150,11 +150,11 @@ def _as_viewed(
         return image, masks, picture.spacing_mm, ("I", "J", "K"), [0, 1, 2]
     order, flips = [], []
     for positive in "LPS":
-        found = [n for n, letter in enumerate(picture.axes) if letter in (positive, _OPPOSITE[positive])]
-        if len(found) != 1:
+        matches = [n for n, letter in enumerate(picture.axes) if letter in (positive, _OPPOSITE[positive])]
+        if len(matches) != 1:
             raise ValueError(f"axes are {picture.axes}; one letter each of L or R, P or A, S or I is needed")
-        order.append(found[0])
-        flips.append(slice(None, None, 1 if picture.axes[found[0]] == positive else -1))
+        order.append(matches[0])
+        flips.append(slice(None, None, 1 if picture.axes[matches[0]] == positive else -1))
     image = image.transpose(*order, 3)[tuple(flips)]
     masks = [stack.transpose(0, *(n + 1 for n in order))[(slice(None), *flips)] for stack in masks]
     return image, masks, tuple(picture.spacing_mm[n] for n in order), ("L", "P", "S"), order
@@ -175,8 +175,8 @@ def _fullest(masks: list[NDArray[Any]], across: int) -> int:
 def _three(masks: list[NDArray[Any]], across: int) -> list[int]:
     """The fullest slice, and those half-way from it to the two ends of what is labelled."""
     areas = _areas(masks, across)
-    found, middle = np.flatnonzero(areas), _fullest(masks, across)
-    ends = (found[0], found[-1]) if len(found) else (0, len(areas) - 1)
+    labelled, middle = np.flatnonzero(areas), _fullest(masks, across)
+    ends = (labelled[0], labelled[-1]) if len(labelled) else (0, len(areas) - 1)
     return sorted({(middle + int(ends[0])) // 2, middle, (middle + int(ends[1]) + 1) // 2})
 
 
@@ -234,8 +234,8 @@ def _window(masks: list[NDArray[Any]], spacing: tuple[float, ...]) -> tuple[slic
         return (slice(None),) * 3
     box = []
     for axis in range(3):
-        found = np.flatnonzero(anything.any(axis=tuple(a for a in range(3) if a != axis)))
-        low, high = int(found[0]), int(found[-1]) + 1
+        occupied = np.flatnonzero(anything.any(axis=tuple(a for a in range(3) if a != axis)))
+        low, high = int(occupied[0]), int(occupied[-1]) + 1
         room = int(np.ceil(max(10.0 / spacing[axis], 0.25 * (high - low))))
         box.append(slice(max(0, low - room), high + room))
     return tuple(box)

@@ -196,7 +196,7 @@ def svg(figure: Figure, label: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", text)
     referred = set(re.findall(r"#([\w.-]+)[\")]", text))
-    text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in referred else "", text)
+    text = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in referred else "", text)
     text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", text)
     for entry in fields(Palette):
         text = text.replace(str(entry.default), f"var(--{entry.name})")
@@ -287,8 +287,8 @@ def _draw_tolerances(axis: Axes, name: str, summary: Mapping[str, Any], plan: Ev
     if interval:
         axis.vlines(plan.boundary_width, *interval, color=palette.second, lw=1.6, zorder=3)
     axis.plot(plan.boundary_width, value, color=palette.second, marker="s", ms=5, ls="none", zorder=4)
-    told = (("surface Dice", palette.first), (f"boundary IoU {value:.3f}", palette.second))
-    for n, (text, colour) in enumerate(told):
+    labels = (("surface Dice", palette.first), (f"boundary IoU {value:.3f}", palette.second))
+    for n, (text, colour) in enumerate(labels):
         axis.text(0.97, 0.17 - 0.11 * n, text, color=colour, transform=axis.transAxes, ha="right", fontsize=9)
     axis.set_xlim(0, 1.04 * max(*plan.tolerances, plan.boundary_width))
     axis.grid(True, color=palette.grid, lw=0.8)

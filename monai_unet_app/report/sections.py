@@ -75,14 +75,14 @@ def head(report: EvaluationReport) -> list[Block]:
 
 def _limits(report: EvaluationReport) -> tuple[tuple[Tone, str, str], ...]:
     """What the figures do not speak of, or only flatter."""
-    on, found = report.measured_on, list[tuple[Tone, str, str]]()
+    on, limits = report.measured_on, list[tuple[Tone, str, str]]()
     if on.not_measured:
         names = ", ".join(on.not_measured[:_NAMED]) + (", ..." if len(on.not_measured) > _NAMED else "")
-        found.append(("bad", "!", f"{plural(len(on.not_measured), 'case')} could not be measured: {names}"))
+        limits.append(("bad", "!", f"{plural(len(on.not_measured), 'case')} could not be measured: {names}"))
     if on.seen:
         how = " and ".join(f"{count} in its partition {part}" for part, count in on.seen.items())
-        found.append(("bad", "!", f"the bundle was made with some of these cases ({how}): new ones will do worse"))
-    return tuple(found)
+        limits.append(("bad", "!", f"the bundle was made with some of these cases ({how}): new ones will do worse"))
+    return tuple(limits)
 
 
 def verdict(report: EvaluationReport) -> VerdictLine:
@@ -121,8 +121,8 @@ def _tiles(report: EvaluationReport) -> tuple[tuple[str, str, str], ...]:
         (f"ECE, {plan.band_width:g} {plan.unit} around the predicted surface", "ece_band", "top_label", 4),
     )
     return tuple(
-        (name, number(summary[key][what], digits), between(summary[key][f"{what}_interval"], digits) or "no interval")
-        for name, key, what, digits in figures
+        (name, number(summary[key][part], digits), between(summary[key][f"{part}_interval"], digits) or "no interval")
+        for name, key, part, digits in figures
     )
 
 
@@ -331,13 +331,13 @@ def _pictures(report: EvaluationReport) -> list[Block]:
 
 
 def _picture(picture: CasePicture, scores: CaseScores | None, report: EvaluationReport) -> Picture:
-    said = f"{picture.role.capitalize()}: {picture.case_id}"
+    caption = f"{picture.role.capitalize()}: {picture.case_id}"
     if scores is not None:
         defined = [entry for entry in scores.classes if entry.name not in report.summary["undefined"]]
         each = ", ".join(f"{entry.name} {entry.dice:.3f}" for entry in defined[:8])
-        said += f". Dice {number(_mean(scores, 'dice', report), 3)}" + (f" ({each})" if len(defined) > 1 else "")
+        caption += f". Dice {number(_mean(scores, 'dice', report), 3)}" + (f" ({each})" if len(defined) > 1 else "")
     draw = partial(case_figure, picture, report.plan, errors=True)
-    return Picture(draw, f"{picture.role} case: outlines of truth and prediction, and where they differ", said)
+    return Picture(draw, f"{picture.role} case: outlines of truth and prediction, and where they differ", caption)
 
 
 def _mean(case: CaseScores, score: str, report: EvaluationReport) -> float:

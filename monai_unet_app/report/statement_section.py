@@ -1,6 +1,6 @@
-"""The section on what a bundle says of its own results: which of its statements came true.
+"""The section of the report on the bundle's statements about its own results: which of them came true.
 
-What it tells is what `calibration.judged.summarise_statements` counted.
+The numbers are those of `confidence.statement_audit.summarise_statements`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,10 @@ def verdict_counts(gate: Mapping[str, Any]) -> str:
 
 
 def _sizes(sizes: Mapping[str, Any]) -> list[Block]:
-    rows = [(name, *_coverage_cells(said), percent(said["mean_half_width"], 1)) for name, said in sizes.items()]
+    rows = [
+        (name, *_coverage_cells(statement), percent(statement["mean_half_width"], 1))
+        for name, statement in sizes.items()
+    ]
     return [
         Heading(_STATEMENTS["sizes"], small=True),
         Text(
@@ -65,27 +68,27 @@ def _sizes(sizes: Mapping[str, Any]) -> list[Block]:
     ]
 
 
-def _coverage_cells(said: Mapping[str, Any]) -> tuple[str | Cell, ...]:
-    interval = said["interval"] and [100 * end for end in said["interval"]]
-    observed = Cell(percent(said["observed"], 1), between(interval, 1))
-    return percent(said["wanted"]), observed, _kept(said), str(said["subjects"]), str(said["cases"])
+def _coverage_cells(statement: Mapping[str, Any]) -> tuple[str | Cell, ...]:
+    interval = statement["interval"] and [100 * end for end in statement["interval"]]
+    observed = Cell(percent(statement["observed"], 1), between(interval, 1))
+    return percent(statement["wanted"]), observed, _kept(statement), str(statement["subjects"]), str(statement["cases"])
 
 
-def _kept(said: Mapping[str, Any]) -> Cell:
+def _kept(statement: Mapping[str, Any]) -> Cell:
     """Whether the statement was true here, as far as so few subjects can tell."""
-    if said["observed"] is None:
+    if statement["observed"] is None:
         return Cell("–")
-    if said["subjects"] < subjects_needed(said["wanted"]):
+    if statement["subjects"] < subjects_needed(statement["wanted"]):
         return Cell("too few to tell")
-    if said["observed"] >= said["wanted"]:
+    if statement["observed"] >= statement["wanted"]:
         return Cell("yes", tone="good")
-    return Cell("no", tone="bad") if said["interval"][1] < said["wanted"] else Cell("may be chance")
+    return Cell("no", tone="bad") if statement["interval"][1] < statement["wanted"] else Cell("may be chance")
 
 
 def _cautious(cautious: Mapping[str, Any]) -> list[Block]:
     rows = [
-        (name, percent(said["risk"]), percent(said["mean_missed"], 1), str(said["cases"]))
-        for name, said in cautious.items()
+        (name, percent(statement["risk"]), percent(statement["mean_missed"], 1), str(statement["cases"]))
+        for name, statement in cautious.items()
     ]
     return [
         Heading(_STATEMENTS["risk"], small=True),
@@ -115,7 +118,7 @@ def _gate(gate: Mapping[str, Any]) -> list[Block]:
     return blocks
 
 
-def _share(found: Mapping[str, Any]) -> str:
-    if found["share"] is None:
+def _share(counted: Mapping[str, Any]) -> str:
+    if counted["share"] is None:
         return "there was none"
-    return f"{percent(found['share'], 1)} of {found['results']}"
+    return f"{percent(counted['share'], 1)} of {counted['results']}"

@@ -61,22 +61,22 @@ def read_targets(path: Path) -> Bounds:
         raise InputRefusedError(f"targets {path.name}: {error}; see docs/how-to/evaluate.md") from error
 
 
-def checked(found: Any) -> Bounds:
+def checked(targets: Any) -> Bounds:
     """Bounds as they came, if they mean something.
 
     Raises:
         ValueError: They do not; says what was found and what is needed.
     """
-    if not isinstance(found, Mapping) or not found:
+    if not isinstance(targets, Mapping) or not targets:
         raise ValueError(f"no figure is named; at_least or at_most of some of {', '.join(_NAMES)} is needed")
-    for name, bounds in found.items():
+    for name, bounds in targets.items():
         if name not in _NAMES or not isinstance(bounds, Mapping) or not bounds or set(bounds) - {"at_least", "at_most"}:
             raise ValueError(f"{name} = {bounds}; at_least or at_most of some of {', '.join(_NAMES)} is needed")
         if not all(type(bound) in (int, float) and 0 <= bound <= 1 for bound in bounds.values()):
             raise ValueError(f"{name} = {dict(bounds)}; bounds are numbers from 0 to 1")
         if bounds.get("at_least", 0) > bounds.get("at_most", 1):
             raise ValueError(f"{name} = {dict(bounds)}; no number is at least the one and at most the other")
-    return found
+    return targets
 
 
 def as_targets(bounds: Bounds, class_names: Sequence[str]) -> tuple[Target, ...]:
