@@ -113,7 +113,7 @@ def measure_ours(bundle: Bundle, test: Rows) -> Scores:
     scores = {}
     for row in test:
         truth = LoadImaged("label")({"label": row["label"]})["label"].numpy()
-        scores[row["id"]] = mean_dice(truth, segment_case(row["image"], bundle).labels)
+        scores[row["id"]] = mean_dice(truth, segment_case(row["image"], bundle).segmentation.labels)
     return scores
 
 
