@@ -402,9 +402,9 @@ def test_the_commented_step_keeps_the_largest_piece_of_each_structure_and_no_oth
     np.testing.assert_array_equal(before.segmentation.probabilities, after.segmentation.probabilities)
     pieces = 0
     for old, new in zip(before.segmentation.structures, after.segmentation.structures, strict=True):
-        labelled, count = scipy.ndimage.label(old.mask_on_grid(), np.ones((3,) * old.mask.ndim))
+        labelled, count = scipy.ndimage.label(old.mask_on_grid, np.ones((3,) * old.mask.ndim))
         largest = np.argmax(np.bincount(labelled.ravel())[1:]) + 1
-        np.testing.assert_array_equal(new.mask_on_grid(), labelled == largest)
+        np.testing.assert_array_equal(new.mask_on_grid, labelled == largest)
         pieces += count
     assert pieces > len(before.segmentation.structures)
 
