@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, PackageLoader
 
 from dicom_io.files import replace_when_whole
 from monai_unet_app.bundle import Bundle
@@ -28,6 +29,12 @@ from .words import between, number, percent, plural
 
 CARD, METADATA, OUT_OF_FOLD = "docs/README.md", "configs/metadata.json", "docs/out_of_fold.csv"
 _SCORES = {"dice": "Dice", "iou": "IoU", "boundary_iou": "boundary IoU (d = 1)"}
+_STATEMENT_NAMES = {
+    "sizes": "intervals of sizes",
+    "gate": "quality gate",
+    "risk": "cautious mask",
+    "border": "what is usual at the border of the image",
+}
 _MADE_BY = ("train", "selection", "calibration")
 
 
@@ -263,124 +270,25 @@ def _replace(texts: Mapping[Path, str]) -> None:
 
 
 def card_rows(figures: Mapping[str, Any], bundle: Bundle) -> list[str]:
-    """The lines between the card's two marks."""
-    return [
-        *_out_of_fold_rows(figures),
-        *_score_rows(figures),
-        "",
-        *_calibration_rows(figures),
-        *_statement_rows(figures),
-        "",
-        _sentence(figures, bundle),
-    ]
-
-
-def _out_of_fold_rows(figures: Mapping[str, Any]) -> list[str]:
-    """What new cases like these may expect, first of all; and whether the test cases are easier than the others."""
-    estimate = figures.get("out_of_fold")
-    if not estimate:
-        return []
-    ends = f" ({between(estimate['interval_95'], 3)})" if estimate["interval_95"] else ""
-    sentence = (
-        f"**Dice out of fold: {estimate['mean']:.3f}**{ends}, on {plural(estimate['cases'], 'case')} of "
-        f"{plural(estimate['subjects'], 'subject')}: every case was segmented by a network of a cross-validation that never "
-        f"saw its subject (`{OUT_OF_FOLD}`). This is what to expect of new cases like these."
+    """The lines between the card's two marks, by `templates/card_figures.md`."""
+    environment = Environment(loader=PackageLoader(__package__), trim_blocks=True)
+    environment.filters |= {
+        "cell": lambda label: label.replace("|", "\\|"),
+        "band": lambda width: re.sub(r"^([0-9.]+)", r"\1 ", width),
+    }
+    rendered = environment.get_template("card_figures.md").render(
+        figures=figures,
+        bundle=bundle,
+        calibration=dict(bundle.part("calibration")) if "calibration" in bundle.parser.get() else None,
+        out_of_fold=OUT_OF_FOLD,
+        scores=_SCORES,
+        names=_STATEMENT_NAMES,
+        number=number,
+        between=between,
+        percent=percent,
+        plural=plural,
     )
-    epochs = estimate["epochs_of_folds"]
-    most = max(epochs.values())
-    few = ", ".join(f"fold {fold} for {n}" for fold, n in sorted(epochs.items()) if n < most)
-    if few:
-        sentence += f" The folds were trained for {most} epochs, but {few}."
-    return [sentence, "", *_easier_rows(estimate, figures)]
-
-
-def _easier_rows(estimate: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
-    tested, rest = (estimate.get(name) for name in _PARTS)
-    if tested is None or rest is None:
-        return []
-    word = "easier than" if tested > rest else "no easier than"
-    return [
-        f"The {figures['cases']} test cases of the table below are {word} the others: the networks of the cross-validation "
-        f"reach {tested:.3f} on them and {rest:.3f} on the other {estimate['cases'] - figures['cases']} cases.",
-        "",
-    ]
-
-
-def _score_rows(figures: Mapping[str, Any]) -> list[str]:
-    rows = ["| score | mean | 95 % interval by subject | per class |", "|---|---|---|---|"]
-    for key, name in _SCORES.items():
-        block = figures[key]
-        each = ", ".join(f"{_cell(label)} {number(value, 3)}" for label, value in block["per_class"].items())
-        rows.append(f"| {name} | {number(block['mean'], 3)} | {between(block['interval_95'], 3) or 'none'} | {each} |")
-    if human := figures.get("dice_of_second_human_grader"):
-        name = "Dice of the second human grader against the first"
-        rows.append(f"| {name} | {human['mean']:.3f} | {between(human['interval_95'], 3) or 'none'} | |")
-    return rows
-
-
-def _calibration_rows(figures: Mapping[str, Any]) -> list[str]:
-    rows = ["| ECE (top label, 15 equal bins, pooled) | uncalibrated | calibrated |", "|---|---|---|"]
-    for key in (key for key in figures if key.startswith("ece_")):
-        width = re.sub(r"^ece_band_([0-9.]+)(.*)", r"\1 \2", key)
-        where = "whole image" if key == "ece_whole" else f"band of {width} around the predicted surface"
-        errors = figures[key]
-        rows.append(f"| {where} | {number(errors.get('uncalibrated'), 4)} | {number(errors['calibrated'], 4)} |")
-    return rows
-
-
-def _statement_rows(figures: Mapping[str, Any]) -> list[str]:
-    statements = figures.get("statements", {})
-    kept = {_interval_row(label, statement): statement for label, statement in statements.get("sizes", {}).items()}
-    if "gate" in statements:
-        kept["lower bound of Dice (quality gate)"] = statements["gate"]["bound"]
-    not_stated = [f"{_NAMES.get(name, name)} ({why})" for name, why in statements.get("not_stated", {}).items()]
-    unsaid = ["", f"Not stated: {'; '.join(not_stated)}."] if not_stated else []
-    if not kept:
-        return unsaid
-    rows = ["", "| what the bundle states of its results | stated | came true | subjects |", "|---|---|---|---|"]
-    return (
-        rows
-        + [
-            f"| {name} | {percent(statement['wanted'])} | {percent(statement['observed'], 1)} | {statement['subjects']} |"
-            for name, statement in kept.items()
-        ]
-        + unsaid
-    )
-
-
-_NAMES = {
-    "sizes": "intervals of sizes",
-    "gate": "quality gate",
-    "risk": "cautious mask",
-    "border": "what is usual at the border of the image",
-}
-"""What people call the statements."""
-
-
-def _interval_row(label: str, statement: Mapping[str, Any]) -> str:
-    width = statement.get("mean_half_width")
-    reach = "" if width is None else f", ± {percent(width, 1)}"
-    return f"interval of the size, {_cell(label)}{reach}"
-
-
-def _sentence(figures: Mapping[str, Any], bundle: Bundle) -> str:
-    text = f"Measured on {plural(figures['cases'], 'case')} of {plural(figures['subjects'], 'subject')}"
-    if bundle.seen:
-        text += " that neither trained, selected nor calibrated."
-    else:
-        text += "; the bundle keeps no record of who trained it."
-    if training := figures.get("training"):
-        text += (
-            f" Trained for {training['epochs']} epochs (best: {training['best_epoch']}) in {training['minutes']:.0f} "
-            f"minutes, {training['precision']} on {training['device']}. Data set sha256 "
-            f"`{bundle.run_record['data_sha256'][:16]}…`"
-        )
-        text += f", calibration {dict(bundle.part('calibration'))}." if "calibration" in bundle.parser.get() else "."
-    return text
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    return rendered.split("\n")
 
 
 def _rounded(value: float | None) -> float | None:
