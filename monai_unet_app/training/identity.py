@@ -13,9 +13,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, PackageLoader
+
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.bundle_folder import BundleFiles
-from monai_unet_app.data.rules import InputRules
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.shipped import shipped
 
@@ -145,67 +146,16 @@ def _forget_description(root: Path) -> None:
 
 def _card(metadata: Mapping[str, Any], root: Path) -> str:
     bundle = Bundle(root)
-    licence = "see `docs/data_license.txt`" if (root / LICENSE_OF_DATA).is_file() else NOT_STATED
-    references = metadata.get("references") or [NOT_STATED]
-    return "\n".join(
-        [
-            f"# {metadata['name']}",
-            "",
-            _sentence("Task", metadata["task"]),
-            "",
-            _sentence("Description", metadata["description"]),
-            "",
-            "Research use. Not a medical device; nothing it says is a diagnosis.",
-            "",
-            "## What goes in, what comes out",
-            "",
-            *_image_rows(bundle.rules),
-            "",
-            "| label value | structure |",
-            "|---|---|",
-            *(f"| {segment.number} | {segment.label} |" for segment in bundle.segments),
-            "",
-            "## Figures",
-            "",
-            "<!-- figures -->",
-            "Not measured yet.",
-            "<!-- end of figures -->",
-            "",
-            "## Data",
-            "",
-            _sentence("Source", metadata.get("data_source", NOT_STATED)),
-            _sentence("Licence", licence),
-            "",
-            "`models/run.json` says which cases trained and selected, by id and content, with versions and losses.",
-            "",
-            "## Authors and references",
-            "",
-            _sentence("Authors", metadata["authors"]),
-            _sentence("Copyright", metadata["copyright"]),
-            "",
-            *(f"- {reference}" for reference in references),
-            "",
-            "## Limits",
-            "",
-            "Not stated.",
-            "",
-        ]
+    environment = Environment(loader=PackageLoader(__package__), trim_blocks=True, keep_trailing_newline=True)
+    return environment.get_template("card.md").render(
+        metadata=metadata,
+        rules=bundle.rules,
+        segments=bundle.segments,
+        licence="see `docs/data_license.txt`" if (root / LICENSE_OF_DATA).is_file() else NOT_STATED,
+        not_stated=NOT_STATED,
+        sentence=_sentence,
     )
 
 
 def _sentence(subject: str, fact: object) -> str:
     return f"{subject}: {str(fact).strip().rstrip('.')}."
-
-
-def _image_rows(rules: InputRules) -> list[str]:
-    """The demands of the input rules, one line each."""
-    unit = "pixels" if rules.planar else "mm"
-    rows = [f"- {'picture' if rules.planar else 'volume'} of {rules.channels} channel(s)"]
-    if rules.modality:
-        rows.append(f"- modality {' or '.join(rules.modality)}")
-    if rules.spacing_mm:
-        rows.append(f"- voxels {rules.spacing_mm[0]:g} to {rules.spacing_mm[1]:g} mm apart")
-    if rules.extent_mm:
-        least, most = (" x ".join(f"{size:g}" for size in sizes) for sizes in rules.extent_mm)
-        rows.append(f"- field of view {least} to {most} {unit}")
-    return rows
