@@ -19,8 +19,6 @@ are caught.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +29,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicom_io.errors import GeometryProofError
+from dicom_io.files import replace_when_whole
 from dicom_io.objects.labels import SliceLabels
 from dicom_io.objects.slice_positions import Plane, Slice, apart_mm, tolerance_mm, values_at
 from dicom_io.volume import Volume
@@ -47,15 +46,13 @@ def save_proved(content: Dataset | Callable[[Path], None], path: Path, prove: Ca
         prove: Raises GeometryProofError for a file that does not hold what was meant; None: no proof.
     """
     path = Path(path)
-    with tempfile.TemporaryDirectory(prefix=".part-", dir=path.parent) as folder:  # no two threads have the same
-        part = Path(folder) / "written.dcm"
+    with replace_when_whole(path) as part:
         if isinstance(content, Dataset):
             content.save_as(part, enforce_file_format=True)
         else:
             content(part)
         if prove is not None:
             prove(part)
-        os.replace(part, path)
     return path
 
 

@@ -33,7 +33,6 @@ def write_seg(
     *,
     encoding: SegEncoding = "binary",
     empty_frames: bool = False,
-    prove: bool = True,
 ) -> Path:
     """Write labels as a SEG that refers to the series they were made from.
 
@@ -48,7 +47,6 @@ def write_seg(
         encoding: "binary", which every viewer shows, plain or with the whole data set deflated; "labelmap", plain,
             with run lengths or JPEG-LS; "fractional", in steps of 1/255.
         empty_frames: Write a frame for every slice and segment, also where there is no voxel: some viewers want them.
-        prove: Read the file back and compare it in mm before it gets its name.
 
     Returns:
         `path`.
@@ -64,9 +62,7 @@ def write_seg(
     segmentation = Segmentation.of_volume(labels, result.segments)
     built = build_seg(segmentation, images, result, encoding, empty_frames=empty_frames)
     return proof.save_proved(
-        built.save,
-        path,
-        (lambda file: prove_seg(file, labels, source, result.segments, images.headers)) if prove else None,
+        built.save, path, lambda file: prove_seg(file, labels, source, result.segments, images.headers)
     )
 
 

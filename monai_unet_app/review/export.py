@@ -6,11 +6,10 @@ at any later time and on another machine without a second inference, and a verdi
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dicom_io.files import replace_when_whole
 from dicom_io.volume import Volume
 from monai_unet_app.bundle_folder import BundleFiles
 from monai_unet_app.errors import UsageError
@@ -100,11 +99,9 @@ def _publish(files: dict[str, bytes], output: Path, *, named: bool) -> None:
     mark = output / IDENTITY_MARK
     if named:
         mark.write_text(IDENTITY_TEXT, encoding="utf-8")
-    with tempfile.TemporaryDirectory(dir=output, prefix=".partial-") as partial:
-        for name, content in files.items():
-            part = Path(partial) / name
+    for name, content in files.items():
+        with replace_when_whole(output / name) as part:
             part.write_bytes(content)
-            os.replace(part, output / name)
     for name in {PAGE, PAPER} - files.keys():
         (output / name).unlink(missing_ok=True)
     if not named:

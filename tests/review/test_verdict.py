@@ -333,7 +333,7 @@ def test_a_segmentation_that_was_numbered_anew_is_paired_by_tracking_uid(
     delivered: Delivered, case: ReviewedCase, tmp_path: Path
 ) -> None:
     swapped = np.array([0, 2, 1], np.uint8)[corrected_labels()]
-    path = write_seg(delivered.volume.with_array(swapped), delivered.volume, tmp_path / "new.dcm", RESULT, prove=False)
+    path = write_seg(delivered.volume.with_array(swapped), delivered.volume, tmp_path / "new.dcm", RESULT)
     dataset = pydicom.dcmread(path)
     first, second = dataset.SegmentSequence
     first.TrackingUID, second.TrackingUID = second.TrackingUID, first.TrackingUID
