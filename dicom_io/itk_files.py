@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import SimpleITK
 from numpy.typing import NDArray
 
 from dicom_io.errors import LabelError, UnreadableFileError
-from dicom_io.files import replace_when_whole
 from dicom_io.volume import Provenance, Volume
 
 ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -77,12 +77,15 @@ def write_itk(array: NDArray[Any], volume: Volume, path: Path) -> Path:
     image.SetSpacing(volume.spacing_mm)
     image.SetDirection(cosines.ravel().tolist())
     image.SetOrigin(volume.affine_lps[:3, 3].tolist())
+    part = path.with_name(f".{os.getpid()}.part{path.suffix}")
     try:
-        with replace_when_whole(path) as part:
-            SimpleITK.WriteImage(image, str(part), useCompression=True)
-            _check_written(image, SimpleITK.ReadImage(str(part)), path)
+        SimpleITK.WriteImage(image, str(part), useCompression=True)
+        _check_written(image, SimpleITK.ReadImage(str(part)), path)
+        os.replace(part, path)
     except RuntimeError as error:
         raise OSError(errno.EIO, f"ITK did not write the whole file: {_last_line(error)}", str(path)) from error
+    finally:
+        part.unlink(missing_ok=True)
     return path
 
 
