@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import Any
 
 import numpy as np
 import torch
@@ -261,12 +262,15 @@ def _gradcam(network: StructureAnswers, window: torch.Tensor, given: torch.Tenso
 def _gradient(network: StructureAnswers, window: torch.Tensor, given: torch.Tensor, bundle: Bundle) -> torch.Tensor:
     """Shape (S, *window): length of the gradient over the input's channels, root mean square over noisy copies."""
     tool = SmoothGrad(network, n_samples=NOISY_COPIES, verbose=False)
-    found = []
+    lengths: list[torch.Tensor] = []
     with torch.random.fork_rng(devices=[bundle.device] if bundle.device.type == "cuda" else []):
         for n in range(len(given)):
             torch.manual_seed(SEED)
-            found.append(torch.linalg.vector_norm(tool(window, index=n)[0], dim=0))
-    return torch.stack(found) * NOISY_COPIES**0.5  # MONAI divides the root of the sum of squares by their number
+            lengths.append(torch.linalg.vector_norm(tool(window, index=n)[0], dim=0))
+    total: torch.Tensor = (
+        torch.stack(lengths) * NOISY_COPIES**0.5
+    )  # MONAI divides the root of the sum of squares by their number
+    return total
 
 
 _EXPLAINERS: dict[ExplainMethod, Callable[[StructureAnswers, torch.Tensor, torch.Tensor, Bundle], torch.Tensor]] = {
@@ -290,7 +294,7 @@ def _layer_name(bundle: Bundle) -> str:
             f"{bundle.name}: its network has no layer {bundle.feature_layer!r}; the name of one of its modules is needed; "
             "correct `feature_layer` in inference.yaml"
         ) from error
-    return next(name for name, part in bundle.network.named_modules() if part is layer)
+    return next(str(name) for name, part in bundle.network.named_modules() if part is layer)
 
 
 def _slab(image: MetaTensor, volume: Volume, slice_axis: int | None) -> tuple[int | None, int]:
@@ -390,13 +394,13 @@ def _box(seen: NDArray[np.bool_]) -> Slices:
     return tuple(slice(int(found[0]), int(found[-1]) + 1) for found in ends)
 
 
-def _grey(image: NDArray) -> NDArray[np.float32]:
+def _grey(image: NDArray[Any]) -> NDArray[np.float32]:
     """Shape (I, J, K), 0 to 1, percentile 1 to 99.5: the brightness of colours, else the first channel."""
     plain = image.astype(np.float32)
     if plain.ndim == 4:
         plain = plain @ np.array([0.299, 0.587, 0.114], np.float32) if plain.shape[-1] == 3 else plain[..., 0]  # BT.601
     low, high = np.percentile(plain, [1, 99.5])
-    return np.clip((plain - low) / max(high - low, 1e-9), 0, 1).astype(np.float32)
+    return np.asarray(np.clip((plain - low) / max(high - low, 1e-9), 0, 1), dtype=np.float32)
 
 
 def _headline(text: str, unit: str = "", scale: _Scale | None = None) -> Figure:

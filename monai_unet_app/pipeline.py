@@ -156,7 +156,8 @@ def preprocess(volume: Volume, bundle: Bundle) -> dict[str, MetaTensor]:
     """{"image": tensor}: the volume as the network wants it, by the bundle's own transforms."""
     from monai_unet_app.data.monai_bridge import to_metatensor
 
-    return bundle.preprocessing({"image": to_metatensor(volume)}, start=1)
+    item: dict[str, MetaTensor] = bundle.preprocessing({"image": to_metatensor(volume)}, start=1)
+    return item
 
 
 def predict(image: MetaTensor, bundle: Bundle, run: PredictConfig, progress: Progress | None = None) -> torch.Tensor:

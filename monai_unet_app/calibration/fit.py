@@ -339,7 +339,7 @@ def _least(nll_by_case: Callable[[torch.Tensor], Iterator[torch.Tensor]], count:
             loss = loss.detach() + part.detach()
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type, no-untyped-call]  # torch types the closure as one of floats
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
     return values.detach()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,10 +129,10 @@ def on_border(mask: NDArray[np.bool_], spacing_mm: Sequence[float]) -> NDArray[n
     return touching / whole if whole else touching
 
 
-def _with_background(p: NDArray) -> NDArray:
+def _with_background(p: NDArray[Any]) -> NDArray[Any]:
     """Shape (C + 1, N): the probabilities and what they leave to 1."""
     return np.concatenate([np.clip(1 - p.sum(axis=0, keepdims=True), 0, 1), p])
 
 
-def _entropy(p: NDArray) -> NDArray:
-    return -(p * np.log(np.maximum(p, _LEAST))).sum(axis=0)
+def _entropy(p: NDArray[Any]) -> NDArray[Any]:
+    return np.asarray(-(p * np.log(np.maximum(p, _LEAST))).sum(axis=0))

@@ -34,7 +34,7 @@ USUAL = 0.98
 LEAST_SUBJECTS = 5
 
 
-def image_features(array: NDArray, spacing_mm: Sequence[float]) -> Floats:
+def image_features(array: NDArray[Any], spacing_mm: Sequence[float]) -> Floats:
     """What an image is like, whatever its scale of intensities.
 
     Args:
@@ -54,14 +54,14 @@ def image_features(array: NDArray, spacing_mm: Sequence[float]) -> Floats:
     return np.array([*own, *_balance(channels), *extents])
 
 
-def _balance(channels: NDArray) -> list[float]:
+def _balance(channels: NDArray[Any]) -> list[float]:
     """How wide each channel after the first is against it: the colours of a camera."""
     low, high = np.percentile(channels.reshape(len(channels), -1), [0.5, 99.5], axis=1)
     spans = np.maximum(high - low, _TINY)
-    return np.log(spans[1:] / spans[0]).tolist()
+    return [float(value) for value in np.log(spans[1:] / spans[0])]
 
 
-def _channel_features(channel: NDArray, axes: Sequence[int]) -> list[float]:
+def _channel_features(channel: NDArray[Any], axes: Sequence[int]) -> list[float]:
     values = channel.astype(np.float64)
     low, high = np.percentile(values, [0.5, 99.5])
     scaled = np.clip((values - low) / max(high - low, _TINY), 0, 1)
@@ -107,7 +107,8 @@ class LayerWatch:
         """Shape (2 C,): mean over windows of each channel's mean and deviation. Raises ValueError if nothing was seen."""
         if not self._windows:
             raise ValueError("the layer gave nothing; run the network while it is watched")
-        return np.sum(self._sums, axis=0) / self._windows
+        means: Floats = np.sum(self._sums, axis=0) / self._windows
+        return means
 
 
 @dataclass(frozen=True)

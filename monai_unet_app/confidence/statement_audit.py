@@ -221,7 +221,7 @@ def _gate(rows: Sequence[StructureOutcome], wanted: float) -> dict[str, Any]:
     }
 
 
-def _spearman(first: NDArray, second: NDArray) -> float | None:
+def _spearman(first: NDArray[Any], second: NDArray[Any]) -> float | None:
     """None where it is not defined: fewer than three results, or all alike."""
     if len(first) < 3 or not np.ptp(first) or not np.ptp(second):
         return None

@@ -10,7 +10,7 @@ from monai.deploy.core import Application, ConditionType, Operator
 from monai_unet_app.deploy.job import Job
 
 
-class SegmentCases(Operator):
+class SegmentCases(Operator):  # type: ignore[misc]  # the SDK has no types
     """Segments every case of a job once and writes the results.
 
     Output "results": a list with the content of each `<case>_result.json`; nothing needs to be connected to it.
@@ -29,7 +29,7 @@ class SegmentCases(Operator):
         op_output.emit(self.job.segment(), "results")
 
 
-class SegmentationApp(Application):
+class SegmentationApp(Application):  # type: ignore[misc]  # the SDK has no types
     """An application of this one operator."""
 
     def __init__(self, job: Job) -> None:

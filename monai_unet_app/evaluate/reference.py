@@ -32,7 +32,7 @@ def counted_voxels(row: Row, volume: Volume, bundle: Bundle) -> NDArray[np.bool_
     """Shape (I, J, K): voxels that count, those without the bundle's `ignore_label`; None where all do."""
     if bundle.ignore_label is None:
         return None
-    return read_labels(Path(row["label"]), volume).array != bundle.ignore_label
+    return np.asarray(read_labels(Path(row["label"]), volume).array != bundle.ignore_label)
 
 
 def reference_segmentation(numbers: NDArray[Any], image: Volume, bundle: Bundle) -> Segmentation:

@@ -265,8 +265,8 @@ def expected_gap(count: NDArray[Any], correct: NDArray[Any], confidence: NDArray
 
 def _gaps(counts: ReliabilityCounts, row: int) -> Floats:
     """|accuracy - confidence| of the bins that are not empty."""
-    gaps: Floats = np.abs(counts.accuracy(row) - counts.mean_confidence(row))
-    return gaps[counts.count[row] > 0]
+    gaps: Floats = np.abs(counts.accuracy(row) - counts.mean_confidence(row))[counts.count[row] > 0]
+    return gaps
 
 
 def _count_piece(

@@ -334,7 +334,7 @@ def _one_label_a_voxel(correction: Correction, case: ReviewedCase) -> NDArray[np
     return labels
 
 
-def _save_picture(array: NDArray, path: Path) -> None:
+def _save_picture(array: NDArray[Any], path: Path) -> None:
     plane = np.moveaxis(array[:, :, 0], 0, 1)
     pixels = plane.astype(np.uint8)
     if (pixels != plane).any():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import nibabel
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, generate_binary_structure
 
 from dicom_io.segmentation import Structure
-from monai_unet_app.metrics.boundary import bounding_box
+from monai_unet_app.metrics.boxes import bounding_box
 
 from .key_images import grey_window, shown_channel, slice_axis
 from .reviewed_case import Mask, ReviewedCase
@@ -130,7 +130,7 @@ def slice_border(mask: Mask, across: int) -> Mask:
     return border
 
 
-def _image(array: NDArray) -> NDArray:
+def _image(array: NDArray[Any]) -> NDArray[Any]:
     """Whole numbers as int16 where they are; colours as bytes; else the floats, which are stored in 65536 steps."""
     if array.ndim == 4:
         colours = np.clip(np.rint(array), 0, 255).astype(np.uint8)
@@ -140,7 +140,7 @@ def _image(array: NDArray) -> NDArray:
     return array.astype(np.int16) if whole else array
 
 
-def _nifti(case: ReviewedCase, array: NDArray, box: tuple[slice, ...]) -> bytes:
+def _nifti(case: ReviewedCase, array: NDArray[Any], box: tuple[slice, ...]) -> bytes:
     start = np.array([part.start or 0 for part in box] + [1], dtype=np.float64)
     affine_ras = case.image.affine_ras.copy()
     affine_ras[:, 3] = affine_ras @ start

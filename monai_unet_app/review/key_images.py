@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -199,7 +200,7 @@ class _View:
     """A case with its axes turned to L, P, S (a picture's left as they are), and which of them its sections lie across."""
 
     case: ReviewedCase
-    turn: NDArray | None
+    turn: NDArray[Any] | None
     across: int
     window: tuple[float, float]
     note: str = ""
@@ -219,15 +220,15 @@ class _View:
         right, down = (axis for axis in range(3) if axis != self.across)
         return right, down
 
-    def turned(self, array: NDArray) -> NDArray:
+    def turned(self, array: NDArray[Any]) -> NDArray[Any]:
         """The array with the axes of the view."""
         return array if self.turn is None else apply_orientation(array, self.turn)
 
-    def plane(self, array: NDArray, index: int) -> NDArray:
+    def plane(self, array: NDArray[Any], index: int) -> NDArray[Any]:
         """Shape (rows, columns): a section as it is looked at."""
         return self._upright(self.turned(array).take(index, axis=self.across))
 
-    def _upright(self, cut: NDArray) -> NDArray:
+    def _upright(self, cut: NDArray[Any]) -> NDArray[Any]:
         """Columns to the right, rows down; rows that run to the head are turned around."""
         rows = np.moveaxis(cut, 0, 1)
         return rows[::-1] if self.turn is not None and self.across != 2 else rows
@@ -261,7 +262,7 @@ class _View:
                 drawing.paint(picture, drawing.enlarged(mask, size), rgb, 0.0 if heat else FILL, outline=True)
         return np.rint(picture).astype(np.uint8), legend
 
-    def _grey(self, image: NDArray, size: tuple[int, int]) -> NDArray[np.float64]:
+    def _grey(self, image: NDArray[Any], size: tuple[int, int]) -> NDArray[np.float64]:
         """Shape (rows, columns, 3), 0 to 255."""
         if image.ndim == 3:
             return drawing.smooth(np.clip(np.rint(image), 0, 255).astype(np.uint8), size).astype(np.float64)

@@ -148,7 +148,7 @@ def find_result(path: Path) -> Path:
 def read_result(path: Path) -> dict[str, Any]:
     """The content of a `result.json`. Raises InputRefusedError if it cannot be read or breaks its schema."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputRefusedError(
             f"{path.name} cannot be read as JSON ({type(error).__name__}); a result.json is needed; check the path"
@@ -216,7 +216,7 @@ def read_segmentation(
     return Segmentation.of_masks(volume, masks, segments, exclusive=is_exclusive(document))
 
 
-def _label_array(path: Path, volume: Volume, *, overlapping: bool) -> NDArray:
+def _label_array(path: Path, volume: Volume, *, overlapping: bool) -> NDArray[Any]:
     if path.suffix == ".dcm" and overlapping:
         try:
             if "SegmentSequence" in load_dataset(path, with_pixels=False):
@@ -320,5 +320,5 @@ def _uncertainty(path: Path, document: Mapping[str, Any], volume: Volume) -> NDA
             values = read_parametric_map(named_file(path, document, "pm"), volume).array
         except DicomIoError as error:
             raise InputRefusedError(f"{files['pm']}: {error}") from error
-        return np.nan_to_num(values).astype(np.float32)
+        return np.asarray(np.nan_to_num(values), dtype=np.float32)
     return None
