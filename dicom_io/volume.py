@@ -163,7 +163,7 @@ class Volume:
         return self.with_array(self.array[..., number]) if self.array.ndim == 4 else self
 
     def without_flat_axis(self, array: NDArray[Any]) -> NDArray[Any]:
-        """An array (I, J, K) on this grid without the third axis of a picture: (I, J) of a picture, else as it is."""
+        """Voxels (I, J, K) of this grid without the third axis of a picture: (I, J) of a picture, else as they are."""
         return array[:, :, 0] if self.planar else array
 
     @property
@@ -209,7 +209,7 @@ class Volume:
 
 
 def slice_by_slice(array: NDArray[Any]) -> NDArray[Any]:
-    """The same array with each slice [:, :, k] contiguous in memory, columns fastest, as DICOM stores it.
+    """The same voxels with each slice [:, :, k] contiguous in memory, columns fastest, as DICOM stores them.
 
     Args:
         array: Shape (I, J, K) or (I, J, K, C), in any order in memory.

@@ -153,7 +153,7 @@ def _image_features(volume: Volume, watch: LayerWatch | None) -> NDArray[np.floa
 
 
 def preprocess(volume: Volume, bundle: Bundle) -> dict[str, MetaTensor]:
-    """{"image": tensor}: the volume as the network wants it, by the bundle's own transforms."""
+    """{"image": tensor (C, *spatial)}: the intensities as the network wants them, by the bundle's own transforms."""
     from monai_unet_app.data.monai_bridge import to_metatensor
 
     item: dict[str, MetaTensor] = bundle.preprocessing({"image": to_metatensor(volume)}, start=1)
@@ -189,7 +189,7 @@ def finish(
 
 
 def on_volume(tensor: torch.Tensor, volume: Volume) -> NDArray[np.float32]:
-    """Shape (C, I, J, K): the last axis comes back for a picture."""
+    """Voxels (C, I, J, K) of a tensor (C, *spatial): a picture gets its third axis back."""
     import torch
 
     array = torch.as_tensor(tensor).cpu().numpy().astype(np.float32)

@@ -90,12 +90,12 @@ class Display:
     mirror: float | None
 
     def file_values(self, values: NDArray[Any]) -> Floats:
-        """The reader's values as the Modality LUT of the file gives them."""
+        """The reader's values as the Modality LUT of the file gives them: same shape, in the unit of the file."""
         exact = np.asarray(values, dtype=np.float64)
         return exact if self.mirror is None else self.mirror - exact
 
     def grey(self, values: NDArray[Any]) -> Floats:
-        """The reader's values as brightness on the screen, 0 to 1."""
+        """The reader's values as brightness on the screen: same shape, 0 to 1."""
         values = self.file_values(values)
         if self.table is not None:
             holder = Dataset()
@@ -127,7 +127,7 @@ def fits(window: Window, values: NDArray[Any], *, strict: bool) -> bool:
 
     Args:
         window: From a header.
-        values: Of all slices that it is meant for, as the Modality LUT gives them; not empty.
+        values: Any shape, not empty: the intensities of all slices that it is meant for, as the Modality LUT gives them.
         strict: The values have no unit and the window is a scanner's guess (MR): little of them may be white, and not all dark.
             Else it may be a narrow window on purpose, such as that of the brain in a CT.
     """
@@ -162,7 +162,7 @@ def _with_fitting_windows(stated: list[_Stated], images: SourceImages) -> list[D
 
 
 def percentile_window(values: NDArray[Any]) -> Window:
-    """From the 1st to the 99th percentile, LINEAR where the range allows it (its width is 1 or more)."""
+    """The window from the 1st to the 99th percentile of intensities of any shape; LINEAR where its width is 1 or more."""
     low, high = (float(value) for value in np.percentile(values, PERCENTILES))
     if high - low >= 1.0:
         return Window((low + high) / 2 + 0.5, high - low + 1.0)

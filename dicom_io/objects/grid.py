@@ -79,6 +79,11 @@ class FrameGrid:
     def check_named(self, what: str, keys: Sequence[str], ks: NDArray[Any]) -> None:
         """Pass if one of the slices that a frame names is the one where it lies, or it names none of the image.
 
+        Args:
+            what: The frame in words, for the message.
+            keys: The slices that the frame names, as `Slice.key`.
+            ks: Shape (n,): the indices of the slices that its pixels lie in.
+
         Raises:
             LabelError: It lies in another.
         """

@@ -35,7 +35,7 @@ class SliceLabels:
         return [channel + 1 for channel in range(self.values.shape[2]) if self.values[..., channel].any()]
 
     def mask(self, number: int) -> NDArray[np.bool_]:
-        """Shape (rows, columns): where a segment is."""
+        """Shape (rows, columns), boolean: the pixels of a segment."""
         return np.asarray(self.values == number if self.exclusive else self.values[..., number - 1] != 0)
 
 

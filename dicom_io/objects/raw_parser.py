@@ -59,7 +59,7 @@ def text(attributes: Attributes, tag: int) -> str:
 
 
 def decimals(attributes: Attributes, tag: int) -> NDArray[np.float64]:
-    """The numbers of a decimal or integer string. Raises GeometryProofError where it is absent."""
+    """Shape (n,): the numbers of a decimal or integer string. Raises GeometryProofError where it is absent."""
     return np.array([float(part) for part in needed(attributes, tag).split(b"\\")])
 
 

@@ -101,7 +101,7 @@ def _slice(header: Dataset, uid: str, frame: int | None, planar: bool) -> Slice:
 
 
 def values_on(one: Slice, k: int, result: Volume, source: Volume) -> NDArray[Any]:
-    """What a result holds on slice k of its source: shape (rows, columns), or (rows, columns, C) with channels."""
+    """The voxels of a result on slice k of its source: shape (rows, columns), or (rows, columns, C) with channels."""
     if source.provenance.resampled and one.plane is not None:
         return values_at(one.plane, one.shape, result)
     return np.swapaxes(result.array[:, :, k], 0, 1)

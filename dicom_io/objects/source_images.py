@@ -88,7 +88,7 @@ class SourceImages:
         return item
 
     def values(self, k: int, volume: Volume) -> NDArray[Any]:
-        """What a volume on the source's grid holds on slice k: shape (rows, columns), with channels last if it has."""
+        """The voxels of slice k of a volume on the source's grid: shape (rows, columns), with channels (rows, columns, C)."""
         return values_on(self.slices[k], k, volume, self.source)
 
     def labels(self, k: int, segmentation: Segmentation) -> SliceLabels:

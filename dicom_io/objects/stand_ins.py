@@ -41,7 +41,7 @@ def pixel_spacing(one: Slice) -> list[DSfloat]:
 
 
 def decimal_strings(values: NDArray[np.float64]) -> list[DSfloat]:
-    """Decimal strings of at most 16 characters."""
+    """Decimal strings of at most 16 characters, one for each of the numbers, shape (n,)."""
     return [DSfloat(float(value) + 0.0, auto_format=True) for value in values]
 
 

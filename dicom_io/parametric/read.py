@@ -101,7 +101,7 @@ def map_frames_of(dataset: Dataset) -> Iterator[MapFrame]:
 
 
 def place_map(frames: Iterator[MapFrame], reference: Volume) -> NDArray[np.float32]:
-    """The values of a map's frames on the grid of `reference` by patient position; NaN where no frame lies.
+    """The values of a map's frames, placed by patient position: shape (I, J, K) of `reference`, NaN where no frame lies.
 
     Raises:
         LabelError: A pixel is no voxel (see `FrameGrid`), lies in another slice than its frame names, or on a voxel that has

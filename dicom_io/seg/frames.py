@@ -92,7 +92,10 @@ def _pixels_of(dataset: Dataset) -> Iterator[NDArray[Any]]:
 
 
 def unpacked(packed: bytes, rows: int, columns: int, count: int) -> Iterator[NDArray[Any]]:
-    """Frames of single bits, the first in the lowest (PS3.5 8.1.1); a frame may begin within a byte."""
+    """Frames of single bits as arrays (rows, columns) of 0 and 1; the first bit is the lowest (PS3.5 8.1.1).
+
+    A frame may begin within a byte.
+    """
     content, size = np.frombuffer(packed, dtype=np.uint8), rows * columns
     if len(content) * 8 < size * count:
         raise ValueError(

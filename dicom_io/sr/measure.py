@@ -79,7 +79,7 @@ def measure_segment(mask: Mask, image: NDArray[Any], affine_lps: Affine) -> Segm
 
 
 def mesh_area_mm2(mask: Mask, affine_lps: Affine) -> float:
-    """Area in mm2 of the marching-cubes surface of a mask that has a margin of background on every side.
+    """Area in mm2 of the marching-cubes surface of a mask (I, J, K) that has a margin of background on every side.
 
     A binary mask fixes a cell's surface by the eight corners alone, so it is enough to count the 256 kinds of
     cell. Where two inside corners of a face touch only by its diagonal they are kept apart.
@@ -94,8 +94,11 @@ def mesh_area_mm2(mask: Mask, affine_lps: Affine) -> float:
 
 
 def mesh_diameter_mm(mask: Mask, affine_lps: Affine) -> float:
-    """Greatest distance in mm between two vertices of the marching-cubes surface of a mask with a background
-    margin.
+    """Greatest distance in mm between two vertices of the marching-cubes surface of a mask.
+
+    Args:
+        mask: Shape (I, J, K), with a margin of background on every side.
+        affine_lps: Shape (4, 4): voxel index to LPS millimetres.
     """
     vertices = []
     for axis in range(3):

@@ -66,7 +66,14 @@ def _truncated(volume: Volume, labels: NDArray[Any], generator: np.random.Genera
 
 
 def truncated(volume: Volume, labels: NDArray[Any], axis: int, kept: slice) -> tuple[Volume, NDArray[Any]]:
-    """The volume and its labels without the layers of an array axis that are not `kept`, in their place in the patient."""
+    """A part of a volume and of its labels, in its place in the patient.
+
+    Args:
+        volume: The image.
+        labels: Shape (I, J, K), label values, or (I, J, K, C).
+        axis: The array axis that is cut, 0 to 2.
+        kept: The voxels along this axis that are kept.
+    """
     part = _along(axis, kept)
     affine_lps = volume.affine_lps.copy()
     affine_lps[:3, 3] += affine_lps[:3, axis] * kept.indices(volume.array.shape[axis])[0]

@@ -200,7 +200,7 @@ class CalibrationFit:
         return fitted
 
     def add(self, logits: torch.Tensor, label: torch.Tensor) -> None:
-        """One case, as `KeptLogits.add`."""
+        """Adds one case: logits (C, *spatial) and label (1, *spatial), as `KeptLogits.add`."""
         self.kept.add(logits, label)
 
     def fit(self) -> Fitted:

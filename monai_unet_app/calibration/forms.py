@@ -249,7 +249,7 @@ class FormTrial:
             return cls(form, None, str(error))
 
     def calibrated(self, logits: torch.Tensor) -> torch.Tensor:
-        """The logits as the fitted form gives them; as they are where the fit failed."""
+        """Logits (C, *spatial) as the fitted form gives them; unchanged where the fit failed."""
         return logits if self.fitted is None else self.form.function(logits, self.fitted.parameters)
 
     def add(self, changed: int, counts: Mapping[str, ReliabilityCounts]) -> None:

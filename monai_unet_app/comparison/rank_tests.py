@@ -41,7 +41,7 @@ class RankTest:
 
 
 def subject_means(values: ArrayLike, subjects: Sequence[str]) -> dict[str, float]:
-    """Mean over each subject's cases that have a finite value; subjects without one are left out. Sorted by name."""
+    """Mean of the finite values, shape (N,), of each subject's cases, sorted by name; subjects without one are left out."""
     values = np.asarray(values, dtype=np.float64)
     used = np.isfinite(values)
     names, member = np.unique(np.asarray(subjects, dtype=str)[used], return_inverse=True)

@@ -181,7 +181,7 @@ class ShiftDetector(JsonDocument):
         return np.array([*np.sqrt(squared), np.abs(away).max()])
 
     def score(self, features: ArrayLike) -> float:
-        """How far an image is from the reference; 1 is usual.
+        """How far an image with these features, shape (F,), is from the reference images: 0 or more, 1 is usual.
 
         Raises:
             ValueError: It has another number of features: other channels, or another network.

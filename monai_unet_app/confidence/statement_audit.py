@@ -165,7 +165,7 @@ def risk_coverage(confidence: ArrayLike, loss: ArrayLike) -> tuple[NDArray[np.fl
 
 
 def area_under_risk_coverage(confidence: ArrayLike, loss: ArrayLike) -> float:
-    """AURC: mean of the selective risk over all coverages; NaN without results."""
+    """AURC, 0 to 1: mean of the selective risk over all coverages; arguments (N,) as of `risk_coverage`; NaN if N is 0."""
     risk = risk_coverage(confidence, loss)[1]
     return float(risk.mean()) if risk.size else math.nan
 

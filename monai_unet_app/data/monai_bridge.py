@@ -105,6 +105,7 @@ class VolumeReader(ImageReader):
         return volume
 
     def get_data(self, img: Volume | Exception) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """The intensities, shape (I, J, K) or (I, J, K, C), and their metadata, as `array_and_meta`."""
         if isinstance(img, Exception):
             raise img
         return array_and_meta(img)

@@ -89,7 +89,7 @@ def predict_mirrored(
     mirror_axes: Sequence[int],
     progress: Progress | None = None,
 ) -> torch.Tensor:
-    """Mean logits of the image and of its mirror images along every combination of `mirror_axes`.
+    """Mean logits (C, *spatial) of the image and of its mirror images along every combination of `mirror_axes`.
 
     Args:
         image: As in `predict_logits`.

@@ -127,7 +127,7 @@ def bootstrap_paired_difference(
     *,
     seed: int | None = None,
 ) -> Estimate:
-    """Mean of `first - second` over the same cases, with an interval that resamples subjects.
+    """Mean of `first - second`, scores of shape (N,) of the same cases, with an interval that resamples subjects.
 
     The two are subtracted case by case before anything is drawn, so what makes a case hard for both cancels
     out. An interval that lies above 0 says that `first` is larger. Arguments and errors as in

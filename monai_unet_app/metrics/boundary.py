@@ -199,7 +199,7 @@ class SurfaceDistances:
 
     @cached_property
     def both(self) -> NDArray[np.float32]:
-        """All distances of both directions."""
+        """Shape (n,): the distances of both directions, in the unit of the spacing."""
         return np.concatenate([self.truth_to_predicted, self.predicted_to_truth])
 
 

@@ -16,7 +16,7 @@ _SLAB = 1 << 18  # voxels looked at together: they and their runs stay in the pr
 
 
 def bounding_box(mask: Mask, margin: Sequence[int]) -> Box | None:
-    """Smallest index box around a mask, widened by `margin` voxels in the array; None for an empty mask."""
+    """Smallest index box around a mask of any shape, widened by `margin` voxels inside the array; None for an empty mask."""
     axes = range(mask.ndim)
     held = [np.flatnonzero(mask.any(axis=tuple(other for other in axes if other != axis))) for axis in axes]
     if not held[0].size:

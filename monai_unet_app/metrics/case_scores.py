@@ -164,7 +164,14 @@ def _accuracy(truth: NDArray[Any], predicted: NDArray[Any], valid: overlap.Mask 
 def score_masks(
     truth: NDArray[Any], predicted: NDArray[Any], case: CaseArrays, plan: EvaluationPlan
 ) -> tuple[ClassScores, ...]:
-    """The scores of every class, each on the box that holds it; several at a time, as far as memory should bear."""
+    """The scores of every class, each on the box that holds it; several at a time, as far as memory should bear.
+
+    Args:
+        truth: Shape (I, J, K) of class numbers, or (C, I, J, K) boolean; two axes less one for planar images.
+        predicted: Same shape.
+        case: Spacing and size of a voxel.
+        plan: What is measured.
+    """
     spacing, size = _spacing(case, plan), 1.0 if plan.planar else case.voxel_ml
     boxes = [_union(*pair) for pair in zip(_boxes(truth, plan), _boxes(predicted, plan), strict=True)]
     largest = max((math.prod(part.stop - part.start for part in box) for box in boxes), default=1)

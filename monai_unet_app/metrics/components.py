@@ -68,7 +68,7 @@ class ComponentScores:
 
 
 def components(mask: Mask) -> tuple[NDArray[np.signedinteger], int]:
-    """Numbers from 1 of the components, shape as the mask with 0 outside, and how many there are."""
+    """The number of each voxel's component, from 1, same shape as the mask with 0 outside; and how many there are."""
     labels, count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))
     return labels, int(count)
 

@@ -53,7 +53,7 @@ def iou(truth: Mask, predicted: Mask) -> float:
 
 
 def precision(truth: Mask, predicted: Mask) -> float:
-    """Part of the prediction that is true, |T∩P| / |P|.
+    """Part of the prediction that is true, |T∩P| / |P|; both masks are boolean and of the same shape.
 
     Returns:
         0 to 1. Both masks empty: 1. One empty: 0, so a prediction of nothing earns nothing where there was
@@ -64,18 +64,18 @@ def precision(truth: Mask, predicted: Mask) -> float:
 
 
 def recall(truth: Mask, predicted: Mask) -> float:
-    """Part of the truth that was found, |T∩P| / |T|. Empty policy as in `precision`."""
+    """Part of the truth that is predicted, |T∩P| / |T|, 0 to 1; masks of the same shape. Empty masks as in `precision`."""
     check_masks(truth, predicted)
     return _share(_count(truth & predicted), _count(truth), _count(predicted))
 
 
 def volume_ml(mask: Mask, voxel_ml: float) -> float:
-    """Volume of a mask in millilitres; `voxel_ml` is the volume of one voxel."""
+    """Volume in millilitres of a mask of any shape; `voxel_ml` is the volume of one voxel."""
     return _count(mask) * voxel_ml
 
 
 def volume_difference_ml(truth: Mask, predicted: Mask, voxel_ml: float) -> float:
-    """Signed volume error in millilitres, predicted minus truth: above 0 is too much."""
+    """Signed volume error in millilitres of masks of the same shape, predicted minus truth: above 0 is too much."""
     check_masks(truth, predicted)
     return (_count(predicted) - _count(truth)) * voxel_ml
 

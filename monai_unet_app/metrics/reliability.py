@@ -92,7 +92,7 @@ class FineBins:
         return np.clip(rung, _LEAST, _LEAST + self.rungs - 1, out=rung)
 
     def summed(self, fine: NDArray[Any]) -> NDArray[Any]:
-        """Shape (..., fine bins) to (..., B): what the equal bins hold."""
+        """Counts (..., fine bins) to counts (..., B) of the equal bins."""
         first = self.rungs - 1 + PARTS * np.arange(self.bins)
         first[0] = 0
         return np.add.reduceat(fine, first, axis=-1)
@@ -146,17 +146,17 @@ class ReliabilityCounts:
 
     @property
     def count(self) -> Counts:
-        """Shape (C + 1, B), int64. Decisions in each bin of confidence."""
+        """Shape (C + 1, B), int64: counts of the decisions in each bin of confidence."""
         return FineBins(self.bins).summed(self.fine_count)
 
     @property
     def correct(self) -> Counts:
-        """Shape (C + 1, B), int64. How many of them came true."""
+        """Shape (C + 1, B), int64: counts of the decisions that came true."""
         return FineBins(self.bins).summed(self.fine_correct)
 
     @property
     def confidence(self) -> Floats:
-        """Shape (C + 1, B), float64. Sum of their confidences."""
+        """Shape (C + 1, B), float64: sum of their confidences, 0 to 1 each."""
         return FineBins(self.bins).summed(self.fine_confidence)
 
     @property
@@ -165,11 +165,11 @@ class ReliabilityCounts:
         return int(self.fine_count[TOP_LABEL].sum())
 
     def accuracy(self, row: int = TOP_LABEL) -> Floats:
-        """Shape (B,). Part of each bin that came true; NaN where the bin is empty."""
+        """Shape (B,), 0 to 1: the part of each bin that came true; NaN where the bin is empty."""
         return _divide(self.correct[row], self.count[row])
 
     def mean_confidence(self, row: int = TOP_LABEL) -> Floats:
-        """Shape (B,). Mean confidence of each bin; NaN where the bin is empty."""
+        """Shape (B,), 0 to 1: mean confidence of each bin; NaN where the bin is empty."""
         return _divide(self.confidence[row], self.count[row])
 
 
@@ -259,7 +259,7 @@ def negative_log_likelihood(counts: ReliabilityCounts) -> float:
 
 
 def expected_gap(count: NDArray[Any], correct: NDArray[Any], confidence: NDArray[Any]) -> Floats:
-    """ECE, shape (...), from sums of shape (..., B): |correct - confidence| over the bins / all counted."""
+    """ECE, 0 to 1, shape (...), from sums of shape (..., B): |correct - confidence| over the bins / all counted."""
     return _divide(np.abs(correct - confidence).sum(axis=-1), count.sum(axis=-1))
 
 

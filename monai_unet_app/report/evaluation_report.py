@@ -118,7 +118,7 @@ class CasePicture:
 
     @classmethod
     def of(cls, case_id: str, role: Role, volume: Volume, truth: NDArray[Any], predicted: NDArray[Any]) -> CasePicture:
-        """The picture of a volume with masks on its grid; colours of 0 to 255 as they are in files."""
+        """The picture of a volume, colours 0 to 255 as in files, with masks (I, J, K) or (C, I, J, K) on its grid."""
         image = volume.array / 255.0 if volume.planar and volume.array.ndim == 4 else volume.array
         axes = None if volume.planar else aff2axcodes(volume.affine_ras)
         return cls(case_id, role, image, truth, predicted, volume.spacing_mm, axes, _slices_along(volume))

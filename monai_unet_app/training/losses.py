@@ -53,7 +53,7 @@ class Sum(nn.Module):
         self.weights = weights
 
     def forward(self, logits: Tensor, truth: Tensor) -> Tensor:
-        """The sum; scalar where the losses are."""
+        """The weighted sum, 0 or more; a scalar where the losses are scalars."""
         terms = [weight * loss(logits, truth) for weight, loss in zip(self.weights, self.losses, strict=True)]
         return torch.stack(terms).sum(dim=0)
 

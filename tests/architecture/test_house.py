@@ -126,3 +126,50 @@ def test_lines_of_code_count_neither_comments_nor_docstrings_nor_blank_lines() -
         lines_of_code('"""Doc.\n\nMore."""\n\n# why\nx = [\n    1,\n]\n\n\ndef f():\n    """Doc."""\n    return x\n')
         == 5
     )
+
+
+ARRAYS = re.compile(r"\b(NDArray|ArrayLike|Tensor|Mask|Floats|MetaTensor)\b")
+SHAPE = re.compile(r"[Ss]hape|\([\w*+ .]+,[^)]*\)|[Ss]calar")
+UNIT = re.compile(
+    r"\b(mm2?|mL|millilitres|px|pixels?|voxels?|seconds?|HU|nats|LPS|RAS|0 (to|or|and) \d+|boolean|numbers?|ind(ex|ices)"
+    r"|values?|labels?|classes|probabilit\w+|logits?|log-odds|intensit\w+|grey|colours?|counts?|decisions|scores?|weights?|features?"
+    r"|parts?|ratios?|fractions?|deviations?|bytes|bits?|unit)\b"
+)
+
+
+def docstrings_with_arrays() -> list[tuple[str, str]]:
+    """Place and docstring of every public function that takes or gives an array."""
+    found = []
+
+    def visit(body: list[ast.stmt], file: str) -> None:
+        for node in body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                visit(node.body, file)
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+                arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+                types = [part for part in (*(argument.annotation for argument in arguments), node.returns) if part]
+                if any(ARRAYS.search(ast.unparse(part)) for part in types):
+                    found.append((f"{file}:{node.lineno} {node.name}", ast.get_docstring(node) or ""))
+
+    for path in SOURCES:
+        visit(ast.parse(path.read_text(encoding="utf-8")).body, name(path))
+    return found
+
+
+@pytest.mark.parametrize(("what", "pattern"), [("shape", SHAPE), ("unit", UNIT)])
+def test_public_functions_of_arrays_say_shape_and_unit(what: str, pattern: re.Pattern[str]) -> None:
+    docstrings = docstrings_with_arrays()
+    assert len(docstrings) > 100
+    silent = [place for place, text in docstrings if not pattern.search(text)]
+    assert len(silent) <= 0.1 * len(docstrings), f"no {what}: {silent}"
+
+
+def test_no_function_has_more_than_six_parameters() -> None:
+    long = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                if len([n for n in names if n not in ("self", "cls")]) > 6:
+                    long.append(f"{name(path)}:{node.lineno} {node.name}")
+    assert long == []
