@@ -88,7 +88,8 @@ def _decided_state(new: NewResult, same: Sequence[sqlite3.Row], decisions: Seque
     states = [row["state"] for row in same if row["state"] in ("refused", "sending", "delivered", "dead")]
     if not (decisions or states):
         return new.state, new.reason
-    if decisions[-1] in SENDING_DECISIONS if decisions else states[-1] != "refused":
+    is_sent = decisions[-1] in SENDING_DECISIONS if decisions else states[-1] != "refused"
+    if is_sent:
         return "sending", new.reason
     reasons = [row["reason"] for row in same if row["state"] == "refused"]
     return "refused", reasons[-1] if reasons else f"{decisions[-1]} by a reviewer"
