@@ -6,8 +6,6 @@ viewers, and would stretch the burned-in text. The picture stands in a black fra
 the image is covered. A notice, which says that nothing was made of a series, is one picture of text.
 """
 
-from __future__ import annotations
-
 import re
 import textwrap
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Several series of one frame of reference -> the channels of one volume, on the grid of the first series."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -4,8 +4,6 @@ The file has the form of dcmqi's metainfo, so that `itkimage2segimage` can use i
 RT ("SRT") was retired from DICOM in 2019, and private schemes ("99...") mean nothing to other programs.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ all, existing files are not changed, and no message, name or report holds a valu
 in the order of their paths.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -16,8 +16,6 @@ Attributes that DICOM needs and a NIfTI file does not hold (patient, dates, scan
 empty: the patient is `DEMO^<case id>`, all dates are 2000-01-01.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import math

@@ -1,7 +1,5 @@
 """NRRD and MetaImage in and out, through SimpleITK; their world is LPS already."""
 
-from __future__ import annotations
-
 import errno
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A PDF document to a DICOM Encapsulated PDF in the study it was made from, and back."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path

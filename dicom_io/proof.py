@@ -17,8 +17,6 @@ by the rounding to three decimals of a millimetre and no more, so contours that 
 are caught.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

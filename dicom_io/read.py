@@ -4,8 +4,6 @@ Nothing is decoded before every header has passed `geometry.even_grid`, and noth
 refused with its numbers; small faults that are accepted, and repairs on request, are noted in `Volume.provenance.notes`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

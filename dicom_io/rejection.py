@@ -1,7 +1,5 @@
 """A Key Object Selection that says that results are not to be used: the rejection note of IHE's IOCM profile."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime

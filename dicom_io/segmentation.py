@@ -4,8 +4,6 @@ Everything that comes after the decision on labels asks a `Segmentation` and its
 overlapping?" and "picture or volume?" are answered here and in `Volume`, so that writers, statements and pages do not ask them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -121,7 +119,7 @@ class Segmentation:
             )
 
     @classmethod
-    def of_volume(cls, labels: Volume, segments: Sequence[Segment]) -> Segmentation:
+    def of_volume(cls, labels: Volume, segments: Sequence[Segment]) -> "Segmentation":
         """The segmentation in a volume of labels.
 
         Args:
@@ -134,7 +132,7 @@ class Segmentation:
     @classmethod
     def of_masks(
         cls, image: Volume, masks: Sequence[NDArray[Any]], segments: Sequence[Segment], *, exclusive: bool = False
-    ) -> Segmentation:
+    ) -> "Segmentation":
         """The segmentation of one mask for each segment.
 
         Args:

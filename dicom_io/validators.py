@@ -1,7 +1,5 @@
 """Programs of others that check our objects: dciodvfy (dicom3tools) and dcmqi, if they are installed."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

@@ -4,8 +4,6 @@ World space is LPS millimetres, as in DICOM: +x to the patient's Left, +y to Pos
 NIfTI and the tensors given to MONAI speak RAS; `Volume.from_ras` and `Volume.affine_ras` are the only bridge.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -99,7 +97,7 @@ class Volume:
     @classmethod
     def from_ras(
         cls, array: NDArray[Any], affine_ras: Affine, provenance: Provenance | None = None, *, planar: bool = False
-    ) -> Volume:
+    ) -> "Volume":
         """A volume whose grid is given in RAS millimetres, as in NIfTI and MONAI.
 
         Args:
@@ -158,7 +156,7 @@ class Volume:
         """Whether it is a picture whose channels are colours."""
         return self.planar and self.array.ndim == 4
 
-    def channel(self, number: int) -> Volume:
+    def channel(self, number: int) -> "Volume":
         """One channel, counted from 0; the volume itself if it has no channels."""
         return self.with_array(self.array[..., number]) if self.array.ndim == 4 else self
 
@@ -171,13 +169,13 @@ class Volume:
         """False if the source states no millimetres and directions."""
         return self.provenance.kind in ("dicom", "nifti", "itk", "array") and not self.planar
 
-    def with_array(self, array: NDArray[Any]) -> Volume:
+    def with_array(self, array: NDArray[Any]) -> "Volume":
         """The same grid with other values, shape (I, J, K) or (I, J, K, C). Raises ValueError for another shape."""
         if array.shape[:3] != self.shape:
             raise ValueError(f"the new array has the grid {array.shape[:3]}, the volume {self.shape}")
         return replace(self, array=array)
 
-    def on_grid_of(self, reference: Volume, tolerance_mm: float = 0.01) -> Volume:
+    def on_grid_of(self, reference: "Volume", tolerance_mm: float = 0.01) -> "Volume":
         """The same voxels in the axis order and direction of `reference`; nothing is interpolated.
 
         Args:

@@ -4,8 +4,6 @@ torch and MONAI take seconds to import. They are imported where a part of a bund
 refused at once.
 """
 
-from __future__ import annotations
-
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -43,7 +41,7 @@ class SeenCase:
     fingerprint: str
 
 
-def _cpu() -> torch.device:
+def _cpu() -> "torch.device":
     import torch
 
     return torch.device("cpu")
@@ -58,11 +56,11 @@ class Bundle(BundleFiles):
         overrides: Values that replace those of `inference.yaml`, by id.
     """
 
-    device: torch.device = field(default_factory=_cpu)
+    device: "torch.device" = field(default_factory=_cpu)
     overrides: tuple[tuple[str, Any], ...] = ()
 
     @cached_property
-    def parser(self) -> ConfigParser:
+    def parser(self) -> "ConfigParser":
         """`inference.yaml` as MONAI parses it, with the overrides."""
         from monai.bundle import ConfigParser
 
@@ -161,13 +159,13 @@ class Bundle(BundleFiles):
         return InputRules.parse(self.part("input_rules"))
 
     @cached_property
-    def preprocessing(self) -> Compose:
+    def preprocessing(self) -> "Compose":
         """The list `deterministic` as a Compose; its first transform loads and is skipped for images in memory."""
         compose: Compose = self.part("preprocessing")
         return compose
 
     @cached_property
-    def result(self) -> Compose:
+    def result(self) -> "Compose":
         """The list `result` as a Compose: logits under "pred" become "prob" and "pred" on the source grid."""
         from monai.transforms import Compose
 
@@ -179,18 +177,18 @@ class Bundle(BundleFiles):
         return {name: 0.0 if isinstance(value, float) else value for name, value in self.part("calibration").items()}
 
     @cached_property
-    def uncalibrated_result(self) -> Compose:
+    def uncalibrated_result(self) -> "Compose":
         """`result` without the calibration."""
         return self._result_with(self.no_calibration)
 
     @cached_property
-    def mirrored_result(self) -> Compose:
+    def mirrored_result(self) -> "Compose":
         """`result` for averages over mirror images: with `calibration_tta` if it is fitted, else with `calibration`."""
         calibration = self._optional("calibration_tta") or {}
         is_fitted = any(isinstance(number, float) and number for number in calibration.values())
         return self._result_with(calibration) if is_fitted else self.result
 
-    def _result_with(self, calibration: Mapping[str, Any]) -> Compose:
+    def _result_with(self, calibration: Mapping[str, Any]) -> "Compose":
         from monai.transforms import Compose, Invertd
 
         twin = Bundle(self.root, self.device, (*self.overrides, ("calibration", dict(calibration))))
@@ -201,7 +199,7 @@ class Bundle(BundleFiles):
         return Compose(steps)
 
     @cached_property
-    def network(self) -> torch.nn.Module:
+    def network(self) -> "torch.nn.Module":
         """The network with its trained weights, on the device, in eval mode, checked on a window of zeros.
 
         Raises:
@@ -221,7 +219,7 @@ class Bundle(BundleFiles):
         self._check_network(network.eval(), trained=True)
         return network
 
-    def _check_network(self, network: torch.nn.Module, *, trained: bool) -> None:
+    def _check_network(self, network: "torch.nn.Module", *, trained: bool) -> None:
         from monai_unet_app.inference.network_check import Demands, UnfitNetworkError, check_network
 
         window = [n for axis, n in enumerate(self.windows.window) if axis != self.slice_axis]
@@ -293,7 +291,7 @@ class Bundle(BundleFiles):
         return int(inferer.spatial_dim) if isinstance(inferer, SliceInferer) else None
 
     @cached_property
-    def windows(self) -> WindowSettings:
+    def windows(self) -> "WindowSettings":
         """The sliding window, from `inferer`."""
         from monai.inferers import SlidingWindowInferer
 
@@ -350,7 +348,7 @@ def check_unseen(bundle: Bundle, rows: Sequence[Mapping[str, str]], partitions: 
         )
 
 
-def load_bundle(name: str | Path, device: torch.device | None = None, **overrides: Any) -> Bundle:
+def load_bundle(name: str | Path, device: "torch.device | None" = None, **overrides: Any) -> Bundle:
     """The bundle that a name, a folder or a zip stands for, on a device (default: the CPU).
 
     Raises:

@@ -3,8 +3,6 @@
 Neither torch nor MONAI is imported here: they take seconds, and a list of bundles or a wrong name needs an answer at once.
 """
 
-from __future__ import annotations
-
 import atexit
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Settings of one run, frozen: how images are read and segmented, and what is written. The science is in the bundle."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -77,7 +75,7 @@ class OutputConfig:
         return any(name in DICOM_FORMATS for name in self.formats)
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str) -> "torch.device":
     """The torch device for the value of a flag: "auto" takes CUDA, else Apple's MPS, else the CPU; or for instance "cuda:1".
 
     Raises:

@@ -4,8 +4,6 @@ NIfTI cases become an MR or CT series, with a SEG of their labels, so that DICOM
 structure set become a label file to train with.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`monai-unet demo`: all steps on the example cases, from images to a verified DICOM result."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """A segmented case to DICOM objects, all on one source series, SEG first."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass

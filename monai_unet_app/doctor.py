@@ -1,7 +1,5 @@
 """The abilities of this installation and machine, and missing parts."""
 
-from __future__ import annotations
-
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path

@@ -5,8 +5,6 @@ log-odds, log p / (1 - p), over the voxels where the structure was found, in the
 most of them. The calibration, which rescales log-odds, is left out.
 """
 
-from __future__ import annotations
-
 import copy
 import io
 import textwrap

@@ -3,8 +3,6 @@
 What needs torch and MONAI is imported where it is used: the flags of a command are checked before these seconds.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -74,7 +72,7 @@ def segment_case(
     source: str | Path | Volume,
     bundle: Bundle,
     run: PredictConfig | None = None,
-    progress: Progress | None = None,
+    progress: "Progress | None" = None,
     *,
     uncalibrated: bool = False,
     fitting: bool = False,
@@ -152,7 +150,7 @@ def _image_features(volume: Volume, watch: LayerWatch | None) -> NDArray[np.floa
     return image if watch is None else np.concatenate([image, watch.features()])
 
 
-def preprocess(volume: Volume, bundle: Bundle) -> dict[str, MetaTensor]:
+def preprocess(volume: Volume, bundle: Bundle) -> "dict[str, MetaTensor]":
     """{"image": tensor (C, *spatial)}: the intensities as the network wants them, by the bundle's own transforms."""
     from monai_unet_app.data.monai_bridge import to_metatensor
 
@@ -160,7 +158,9 @@ def preprocess(volume: Volume, bundle: Bundle) -> dict[str, MetaTensor]:
     return item
 
 
-def predict(image: MetaTensor, bundle: Bundle, run: PredictConfig, progress: Progress | None = None) -> torch.Tensor:
+def predict(
+    image: "MetaTensor", bundle: Bundle, run: PredictConfig, progress: "Progress | None" = None
+) -> "torch.Tensor":
     """Logits on the preprocessed image's grid, shape (C, *spatial). Raises InputRefusedError if one is not finite."""
     import torch
 
@@ -181,14 +181,14 @@ def predict(image: MetaTensor, bundle: Bundle, run: PredictConfig, progress: Pro
 
 
 def finish(
-    item: dict[str, MetaTensor], logits: torch.Tensor, result: Compose, volume: Volume
+    item: "dict[str, MetaTensor]", logits: "torch.Tensor", result: "Compose", volume: Volume
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Probabilities and labels on the source grid, both (C, I, J, K), by the bundle's `result`."""
     done = result({**item, "pred": logits.clone()})
     return on_volume(done["prob"], volume), on_volume(done["pred"], volume)
 
 
-def on_volume(tensor: torch.Tensor, volume: Volume) -> NDArray[np.float32]:
+def on_volume(tensor: "torch.Tensor", volume: Volume) -> NDArray[np.float32]:
     """Voxels (C, I, J, K) of a tensor (C, *spatial): a picture gets its third axis back."""
     import torch
 

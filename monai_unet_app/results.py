@@ -5,8 +5,6 @@ temporary folder beside the output and moved when they are whole, `result.json` 
 are all there and of one run.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -72,7 +70,7 @@ def formats_for(kinds: Sequence[str], *, planar: bool = False) -> tuple[tuple[st
 
 
 def write_results(
-    case: Case, case_id: str, config: OutputConfig, folder: Path, progress: Progress | None = None
+    case: Case, case_id: str, config: OutputConfig, folder: Path, progress: "Progress | None" = None
 ) -> dict[str, Any]:
     """Writes a case's files into a folder and gives the content of its `result.json`.
 
@@ -362,7 +360,7 @@ def _write_files(output: CaseOutput) -> dict[str, str]:
     return {kind: path.name for kind, path in files.items()} | dicom
 
 
-def _write_explanation(output: CaseOutput, progress: Progress | None) -> dict[str, str]:
+def _write_explanation(output: CaseOutput, progress: "Progress | None") -> dict[str, str]:
     if output.config.explain is None:
         return {}
     from monai_unet_app.explain import explain_case, explanation_png
@@ -464,7 +462,7 @@ class SaveDicomd:
         bundle_root: str,
         output_dir: str,
         formats: tuple[str, ...] | list[str] = ("seg", "sr"),
-        device: torch.device | str = "cpu",
+        device: "torch.device | str" = "cpu",
     ) -> None:
         import torch
 

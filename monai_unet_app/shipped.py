@@ -1,7 +1,5 @@
 """The reference bundles and the example data that are shipped with the code, in a wheel or in the repository."""
 
-from __future__ import annotations
-
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal

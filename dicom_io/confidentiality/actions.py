@@ -13,8 +13,6 @@ kept, and so are short texts, unless a name or number of the patient or a name o
 they are read in the object's character set, without regard to case and accents.
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 import unicodedata

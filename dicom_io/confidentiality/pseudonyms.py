@@ -5,8 +5,6 @@ objects are processed. All pseudonyms are HMAC-SHA256 (RFC 2104): without the ke
 confirmed. With the key guesses can be confirmed, so the key is as secret as the identities.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import os

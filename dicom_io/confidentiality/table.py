@@ -1,7 +1,5 @@
 """Table E.1-1 of DICOM PS3.15, and the options of E.3 that this program offers. The table is data: `tables/`."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Mapping

@@ -11,8 +11,6 @@ no result of segmentation (a document, a note) is written by a caller of its own
 is imported when an object is written: a receiver that only asks what a file is imports neither highdicom nor a codec.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any

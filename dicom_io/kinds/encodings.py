@@ -1,7 +1,5 @@
 """How a SEG is encoded: the words of `write_seg` and of profiles, and the transfer syntax of each."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, JPEGLSLossless, RLELossless

@@ -1,7 +1,5 @@
 """Opens associations, bounded in time, and explains why an association did not open or did not last."""
 
-from __future__ import annotations
-
 import socket
 import ssl
 import time

@@ -1,7 +1,5 @@
 """Instance Availability Notification (PS3.4 R) as provider: the other side says where the instances of a study can be had."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar

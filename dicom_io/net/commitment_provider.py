@@ -4,8 +4,6 @@ A request is answered at once and reported on later, on an association that we r
 titles; where the table has none, the report goes over the association of the request, while that is open.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 import time
@@ -54,7 +52,7 @@ class Reference(NamedTuple):
     sop_instance_uid: str
 
     @classmethod
-    def of(cls, item: Dataset) -> Reference:
+    def of(cls, item: Dataset) -> "Reference":
         """The instance of an item. Raises RequestRefusedError where a UID is absent or invalid."""
         return cls(uid_of(item, "ReferencedSOPClassUID"), uid_of(item, "ReferencedSOPInstanceUID"))
 
@@ -239,7 +237,7 @@ class CommitmentProvider:
                     self._requestors[request.key] = before[request.key]
             raise
 
-    def _answered_requestor(self, request: CommitmentRequest) -> _Requestor | None:
+    def _answered_requestor(self, request: CommitmentRequest) -> "_Requestor | None":
         """The open association of a request, once the request is answered: no report overtakes the answer."""
         with self._lock:
             requestor = self._requestors.get(request.key)

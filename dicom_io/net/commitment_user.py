@@ -4,8 +4,6 @@ The report comes over the association of the request, or over an association tha
 archive chooses. In any case the waiting ends.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -88,13 +86,13 @@ class ReportListener:
         return Service(PUSH_MODEL, evt.EVT_N_EVENT_REPORT, self._answer)
 
     @contextmanager
-    def listening(self, listen: Listen) -> Iterator[ReportListener]:
+    def listening(self, listen: Listen) -> "Iterator[ReportListener]":
         """A provider that takes only reports. Raises NetworkError if the port is taken."""
         with Provider(None, listen, services=[self.service]):
             yield self
 
     @contextmanager
-    def expecting(self, transaction_uid: str) -> Iterator[_PendingReport]:
+    def expecting(self, transaction_uid: str) -> "Iterator[_PendingReport]":
         """Takes the report on one transaction; other transactions are refused."""
         pending = _PendingReport()
         with self._lock:
@@ -183,14 +181,14 @@ def _send_request(opened: OpenAssociation, transaction_uid: str, references: Ite
     check_success(checked_status(opened, answer), opened.destination.label, "request")
 
 
-def _wait(pending: _PendingReport, deadline_s: float, opened: OpenAssociation | None = None) -> None:
+def _wait(pending: "_PendingReport", deadline_s: float, opened: OpenAssociation | None = None) -> None:
     """Waits until the report is there, the deadline has passed, or the association is closed."""
     while pending.report is None and time.monotonic() < deadline_s and (opened is None or opened.is_open):
         time.sleep(_POLL_S)
 
 
 def _result(
-    peer: str, transaction_uid: str, references: tuple[Reference, ...], report: _Report | None
+    peer: str, transaction_uid: str, references: tuple[Reference, ...], report: "_Report | None"
 ) -> CommitmentResult:
     """An instance is committed only if the report lists it with its class, and not among the failed instances too."""
     if report is None:

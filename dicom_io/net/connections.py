@@ -5,8 +5,6 @@ requested. At most `MOST_PENDING` connections are pending; for one more, the old
 pending connections is closed. The timer of PS3.8 9.1.5 (ARTIM) does not do this: it does not run while half a PDU is read.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import socket

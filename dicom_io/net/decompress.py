@@ -1,7 +1,5 @@
 """Compressed pixels -> uncompressed pixels, for a peer that takes only those. The instance keeps its UID."""
 
-from __future__ import annotations
-
 from pydicom.dataset import FileDataset
 from pydicom.uid import ExplicitVRLittleEndian
 

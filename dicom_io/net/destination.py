@@ -3,8 +3,6 @@
 Destinations come from a site's file (`destination_file.read_site`) or from a word of the command line (`parse_destination`).
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -4,8 +4,6 @@ Every key is checked, and an unknown key is refused: a misspelt "tls" must not m
 secret: a bearer token stands in an environment variable, and the file holds the name of that variable.
 """
 
-from __future__ import annotations
-
 import re
 import tomllib
 from collections.abc import Mapping
@@ -52,7 +50,7 @@ def read_site(path: Path) -> dict[str, Destination]:
     return destinations
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path) -> "Table":
     """A whole site file. Raises DestinationError if it is not TOML."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -63,7 +61,7 @@ def read_table(path: Path) -> Table:
     return Table(document, path.name)
 
 
-def destinations_of(top: Table, path: Path) -> dict[str, Destination]:
+def destinations_of(top: "Table", path: Path) -> dict[str, Destination]:
     """The destinations of a site file, by name; empty if it has none."""
     return {
         name: _destination(name, Table(table, f"{path.name}: {name}"), path.parent)
@@ -99,7 +97,7 @@ class Table:
         content: Mapping[str, Any] | None = self.take(key, Mapping, "a table")
         return content
 
-    def part(self, key: str) -> Table | None:
+    def part(self, key: str) -> "Table | None":
         """The table below a key; None where the key is absent."""
         content = self.table(key)
         return None if content is None else Table(content, f"{self.where}: {key}")

@@ -3,8 +3,6 @@
 A RetrieveURL or BulkDataURI in an answer or an instance is never followed.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence

@@ -4,8 +4,6 @@ Only the destination's own URL is called: no proxy or password file of the envir
 Addresses with a patient's name in the query stay out of messages and logs.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import re

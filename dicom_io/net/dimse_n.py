@@ -1,7 +1,5 @@
 """DIMSE-N services of a provider: an operation becomes a `Request`, a refusal becomes a status with a comment (PS3.7 10.1)."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ fetched, are looked up: the instance must be found in the same study and series,
 archive that answers neither cannot show that it has the instance, so the instance is not delivered.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace

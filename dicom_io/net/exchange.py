@@ -1,7 +1,5 @@
 """What the command line calls: echo, send, commit, find and fetch, over DIMSE or DICOMweb."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace

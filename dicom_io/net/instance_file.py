@@ -5,8 +5,6 @@ size (a small data set SMALL_BYTES), and no more than an instance may have. It i
 lies in memory.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os
@@ -206,7 +204,7 @@ class _Layout:
     values: int
 
     @classmethod
-    def of(cls, path: Path, file: BoundedFile) -> _Layout:
+    def of(cls, path: Path, file: BoundedFile) -> "_Layout":
         header, stream = _parsed(path, file)
         syntax, start = header.file_meta.TransferSyntaxUID, data_set_start(header) if stream is file else 0
         stream.seek(start)

@@ -5,8 +5,6 @@ forced to the disk, and then linked to its name, which never replaces a file. It
 UIDs. Nothing in an instance is followed: URLs and file names in it are only data.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import logging

@@ -1,7 +1,5 @@
 """How much one association may bring, and the data set of a message that is refused while it comes in."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from dataclasses import dataclass

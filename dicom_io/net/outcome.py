@@ -1,7 +1,5 @@
 """The outcome of sending or fetching, for each file."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal

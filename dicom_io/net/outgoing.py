@@ -3,8 +3,6 @@
 Images go first, then result objects in the order of the destination's profile, so that references resolve on arrival.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -17,8 +17,6 @@
 after an update, remove the patch.
 """
 
-from __future__ import annotations
-
 import io
 import logging
 import queue

@@ -3,8 +3,6 @@
 Source: PS3.4 C.6.2 (Study Root), PS3.18 10.6.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, fields
 from typing import Literal

@@ -1,7 +1,5 @@
 """The instances that come in answer to one retrieve request: kept, counted, and reported."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 DIMSE-N services may be added, see `dimse_n.Service`.
 """
 
-from __future__ import annotations
-
 import errno
 import logging
 import threading
@@ -136,7 +134,7 @@ class Provider:
         assert self._server is not None, "the provider listens only inside its `with`"
         return int(self._server.server_address[1])
 
-    def __enter__(self) -> Provider:
+    def __enter__(self) -> "Provider":
         self._server = self._bind()
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.1,), daemon=True, name="dicom provider"

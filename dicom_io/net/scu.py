@@ -1,7 +1,5 @@
 """DIMSE services as user: C-ECHO, C-FIND, C-MOVE, C-GET; C-STORE stands in `storage_user` (PS3.4 A, B and C; PS3.7 9.1)."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace

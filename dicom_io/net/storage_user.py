@@ -4,8 +4,6 @@ A file goes in its own transfer syntax if the peer takes that. Otherwise an unco
 uncompressed syntax, and a compressed file is decompressed; the outcome says so. The instance keeps its UID.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 

@@ -3,8 +3,6 @@
 Source: PS3.15 B.12 and B.13 (BCP 195 and RFC 8996 TLS Secure Transport Connection Profiles); RFC 9325 4.2 for the ciphers.
 """
 
-from __future__ import annotations
-
 import ssl
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """How a source is meant to be shown on a screen: its windows, tables and polarity, slice by slice; sRGB for colours."""
 
-from __future__ import annotations
-
 import math
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -56,7 +54,7 @@ class Window:
             return (x > center).astype(np.float64)
         return np.clip((x - center) / width + 0.5, 0.0, 1.0)
 
-    def before(self, slope: float, intercept: float) -> Window:
+    def before(self, slope: float, intercept: float) -> "Window":
         """The window that does the same on values before `slope * value + intercept`; `slope` is positive."""
         if self.function != "LINEAR":
             return replace(self, center=(self.center - intercept) / slope, width=self.width / slope)
@@ -143,7 +141,7 @@ def fits(window: Window, values: NDArray[Any], *, strict: bool) -> bool:
     return not strict or bool(white <= _MOST_WHITE and high >= _LEAST_BRIGHT)
 
 
-def _with_fitting_windows(stated: list[_Stated], images: SourceImages) -> list[Display]:
+def _with_fitting_windows(stated: "list[_Stated]", images: SourceImages) -> list[Display]:
     """Each slice with the first of its windows that fits all slices of the same windows; without one where none fits."""
     groups: dict[tuple[Window, ...], list[int]] = {}
     for k, one in enumerate(stated):

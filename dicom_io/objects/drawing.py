@@ -1,7 +1,5 @@
 """Drawing with arrays and Pillow: enlarge a slice, paint masks on it, frame it with text. Knows nothing of files."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -3,8 +3,6 @@
 Source: DICOM PS3.5, 7.1.2 and 7.5.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The functional groups of a frame of any multi-frame object, through pydicom."""
 
-from __future__ import annotations
-
 from typing import cast
 
 from pydicom.dataset import Dataset

@@ -4,8 +4,6 @@ It is not enough that pixel centres fall on voxel centres: those of pixels twice
 voxel only. So the steps are compared, from pixel to pixel and from slice to slice.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

@@ -9,8 +9,6 @@ ContributionDateTime (both Type 3) are left out for the same reason; when a file
 know.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Labels as a writer takes them: each value has a segment, and equal meaning has equal bytes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -4,8 +4,6 @@ A header is somebody else's: text where a number belongs, a sequence that ends i
 standard calls optional is left out where it cannot be read; what is left raises here, and ends its own case only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import wraps

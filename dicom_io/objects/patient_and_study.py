@@ -4,8 +4,6 @@ pydicom decodes an attribute where it is looked at, and encodes it when it is wr
 bytes fit the character set that the source names. So what is carried over is taken before it is decoded, and written as it was.
 """
 
-from __future__ import annotations
-
 import unicodedata
 from copy import copy, deepcopy
 

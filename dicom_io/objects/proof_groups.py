@@ -1,7 +1,5 @@
 """The functional groups of a SEG or a Parametric Map of our own, through `raw_parser`, for the proofs."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Sequence
 

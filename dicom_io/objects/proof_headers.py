@@ -5,8 +5,6 @@ segments of the result. Not independent of the writers is what both take from th
 (`patient_and_study`), and highdicom's conversion of colours to CIELab.
 """
 
-from __future__ import annotations
-
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence

@@ -5,8 +5,6 @@ cut of a row, the third and the fourth, and so on, is inside. An edge walked for
 the same place and encloses nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import reduce
 from itertools import combinations

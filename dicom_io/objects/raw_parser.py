@@ -4,8 +4,6 @@ What a writer made with pydicom is not read back with pydicom. The attributes co
 dictionaries by tag; sequences as lists of such dictionaries. Source: DICOM PS3.5, 7.1.2, 7.5 and A.4; PS3.10, 7.1.
 """
 
-from __future__ import annotations
-
 import struct
 import zlib
 from collections.abc import Iterator

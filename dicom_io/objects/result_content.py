@@ -1,7 +1,5 @@
 """What the objects of one result are made of: the record that the `write_result` of every kind takes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -4,8 +4,6 @@ A result lies on the grid of a `Volume`; a DICOM object speaks of the source's s
 they are, the two are the same voxels. Where it was resampled on request, each pixel of a slice takes the nearest voxel.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Whether labels lie on the grid of their source, and that grid on the slices as the files have them, for us and for ITK."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache

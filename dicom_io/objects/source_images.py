@@ -3,8 +3,6 @@
 What `identity` and `proof` do for series in patient space is done here for single pictures too (CR, DX, colour).
 """
 
-from __future__ import annotations
-
 from copy import deepcopy
 from dataclasses import dataclass
 from fractions import Fraction

@@ -1,7 +1,5 @@
 """The slices of a source as highdicom takes them, and the references to them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What the values of a Parametric Map are."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pydicom.sr.codedict import codes

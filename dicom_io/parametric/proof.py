@@ -1,7 +1,5 @@
 """The proof of a Parametric Map: its frames are read through `raw_parser` and compared with the values."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from pathlib import Path

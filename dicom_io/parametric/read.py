@@ -1,7 +1,5 @@
 """A Parametric Map of any software to values on the grid of an image, through pydicom."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

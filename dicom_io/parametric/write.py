@@ -5,8 +5,6 @@ object holds one quantity: the readers at hand (dcmqi, OHIF) take a map as one v
 in one object as one stack. So a result with C channels becomes C objects in one series.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import highdicom as hd

@@ -6,8 +6,6 @@ own besides what they enclose: every point lies half-way between the centres of 
 moved by less than half a pixel, and still encloses the same centres, is found too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -9,8 +9,6 @@ Outlines are POLYLINEs in PIXEL units: 0.0\\0.0 is the upper left corner of the 
 neighbour outside, as in `rtstruct`, but a hole is a line of its own: a keyhole's bridge would be seen.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from copy import deepcopy
 from itertools import pairwise

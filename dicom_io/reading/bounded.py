@@ -5,8 +5,6 @@ size becomes, and an empty item of 8 bytes costs a hundred times its size. A sma
 So a file is read through `BoundedFile`, it is inflated here, and its items are counted before pydicom makes them.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import stat

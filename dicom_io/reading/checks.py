@@ -1,7 +1,5 @@
 """Checks of the files of a series before their slices are ordered: one patient, decodable, comparable, complete."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 from pydicom.dataset import Dataset

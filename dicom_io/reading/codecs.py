@@ -8,8 +8,6 @@ without an error. Lossless JPEG is decoded by libjpeg-turbo, since imagecodecs' 
 codestream.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

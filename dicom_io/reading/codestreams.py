@@ -1,7 +1,5 @@
 """The header of a compressed picture, read before it is decoded: it may state any size, and a decoder believes it."""
 
-from __future__ import annotations
-
 import struct
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ Three attributes count images in a way that can be checked: ImagesInAcquisition 
 was planned (NumberOfTemporalPositions) or of one cycle (CardiacNumberOfImages) do not say what was sent.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """A DICOMDIR, the index of a medium (PS3.10 8): the files that it lists, none of them outside its own folder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from pydicom.tag import Tag

@@ -4,8 +4,6 @@ Numbers are compared as numbers: "4.60" equals 4.6, and values that differ by le
 one value. Times of day are compared in seconds, words letter by letter.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ A classic object has one frame, an enhanced object has functional groups for eac
 is one picture whose tiles are the slices.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Mapping, Sequence

@@ -24,8 +24,6 @@ Two other modules have limits of their own:
   is more, because a fitted grid leaves each slice that far from its header.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

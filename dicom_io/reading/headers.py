@@ -4,8 +4,6 @@ Messages name an attribute by its keyword and do not show its value: one wrong b
 a UID.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from functools import cache

@@ -5,8 +5,6 @@ here, by following the lengths that they state up to the end: the values of a he
 of a file, `headers` checks its values.
 """
 
-from __future__ import annotations
-
 import filecmp
 import os
 import re

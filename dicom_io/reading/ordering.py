@@ -1,7 +1,5 @@
 """A series -> its slices in order and the grid that they lie on, from headers alone; what is no volume is refused."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 

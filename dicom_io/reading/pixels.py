@@ -1,7 +1,5 @@
 """Frames -> values: decoded and rescaled slice by slice in floating point, several slices at a time."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor

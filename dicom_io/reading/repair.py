@@ -4,8 +4,6 @@ Values are interpolated linearly, along the normal between two slices and within
 done. A result on such a volume is put back onto the original slices (`objects/slice_positions.py`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

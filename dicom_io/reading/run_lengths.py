@@ -1,7 +1,5 @@
 """Run lengths (PS3.5 annex G), decoded segment by segment, so that a wrong header cannot make a decoder crash."""
 
-from __future__ import annotations
-
 import struct
 from itertools import pairwise
 

@@ -4,8 +4,6 @@ The instances of a group share SeriesInstanceUID, orientation and kind. Localize
 kind "other", and `SeriesRef.set_aside` says why.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterable, Sequence

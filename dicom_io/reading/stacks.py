@@ -6,8 +6,6 @@ they are taken in order of time, and if there is no time, in order of InstanceNu
 stacks lack positions and others are whole: they are separated too, and `Stack.missing` counts what they lack.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise

@@ -4,8 +4,6 @@
 of slices that show different things is no volume and is refused too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from dicom_io.errors import SeriesGeometryError, SeriesSelectionError

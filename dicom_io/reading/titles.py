@@ -4,8 +4,6 @@ Description and protocol are free text. Parts of the patient's name or ID in the
 names them in PatientName, PatientID and OtherPatientIDs; a nickname would stay.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 

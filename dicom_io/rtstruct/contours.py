@@ -9,8 +9,6 @@ contour that it meets first, walked forth and back. That contour is of the same 
 meets no centre and crosses no contour, every hole ends at its outer contour, and what encloses what need not be searched.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

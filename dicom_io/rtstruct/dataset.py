@@ -4,8 +4,6 @@ The modules are a pydicom data set. The contours are encoded here, some slices a
 of thousands of numbers would be an object of its own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise

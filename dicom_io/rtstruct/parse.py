@@ -1,7 +1,5 @@
 """The contours of an RT Structure Set of any software, through pydicom."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 

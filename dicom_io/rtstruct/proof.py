@@ -1,7 +1,5 @@
 """The proof of an RTSTRUCT: its contours are read through `raw_parser`, rasterised and compared with the result."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +66,7 @@ def prove_rtstruct(
         check_regions(written, segments, headers)
 
 
-def _drawn_frames(uid: str, drawn: SliceContours, check: SliceComparison) -> Iterator[Frame]:
+def _drawn_frames(uid: str, drawn: "SliceContours", check: SliceComparison) -> Iterator[Frame]:
     """The contours on one slice as pixels: a map of all regions, or a frame for each where these may overlap."""
     one = check.slice_named(uid)
     points = _half_way_points(drawn.points_mm, one, check.tolerance_mm)

@@ -1,7 +1,5 @@
 """An RT Structure Set of any software to labels or channels on the grid of an image."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace

@@ -8,8 +8,6 @@ CLOSED_PLANAR; it fills right under the even-odd and the winding rule. Parts tha
 contours of their own.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from dicom_io import proof

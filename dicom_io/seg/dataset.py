@@ -4,8 +4,6 @@ highdicom builds the object for one empty slice; what depends on the slices (fra
 references to the source) is then written in one pass over them, which is several times faster for many segments.
 """
 
-from __future__ import annotations
-
 import struct
 import zlib
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 The proof reads the frames of our own through `raw_parser` instead (`seg.proof`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The frames of a DICOM Segmentation as bytes: which there are, their functional groups and their pixels."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -70,7 +68,7 @@ def _stored(plane: SliceLabels, encoding: SegEncoding) -> SliceLabels:
 
 def frames_as_bytes(
     frames: Iterable[_Frame], slices: Sequence[Slice], encoding: SegEncoding, dimensions: Sequence[int]
-) -> tuple[list[bytes], _Packed]:
+) -> "tuple[list[bytes], _Packed]":
     """The functional groups of the frames as items of a sequence, and their pixels.
 
     Args:

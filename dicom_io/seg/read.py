@@ -1,7 +1,5 @@
 """Anybody's DICOM Segmentation -> labels or channels on the grid of an image, placed through the patient space."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

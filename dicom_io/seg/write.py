@@ -6,8 +6,6 @@ result) and has no frames; if all segments are empty the empty frames are writte
 least one.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from dicom_io import proof

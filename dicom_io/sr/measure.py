@@ -5,8 +5,6 @@ The surface runs half-way between a voxel centre inside and its neighbour outsid
 Initiative (IBSI, arXiv:1612.07003): C0JK surface area of the mesh, L0JK maximum 3D diameter of the mesh.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 from typing import Any

@@ -1,7 +1,5 @@
 """The proofs of a report and of its verified version, through `raw_parser`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

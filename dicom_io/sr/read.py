@@ -4,8 +4,6 @@ The tree of content items is read with pydicom alone: what highdicom refuses for
 goes. Source: DICOM PS3.16, TID 1500, 1501, 1410, 1411, 1419 and 300; PS3.3 C.17.3 and C.18.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -110,7 +108,7 @@ class Measurement:
     method: Code | None = None
     missing: Code | None = None
     qualifiers: tuple[Coded, ...] = ()
-    properties: tuple[Measurement, ...] = ()
+    properties: "tuple[Measurement, ...]" = ()
 
 
 @dataclass(frozen=True)
@@ -257,7 +255,7 @@ class _Item:
         self.name = _code(dataset, "ConceptNameCodeSequence")
         self.below = [_Item(item) for item in _items(dataset, "ContentSequence")]
 
-    def all(self, kind: str, *names: Code) -> list[_Item]:
+    def all(self, kind: str, *names: Code) -> "list[_Item]":
         """The items below of a kind, with one of some names if there are any."""
         return [item for item in self.below if item.kind == kind and (not names or item.named(*names))]
 

@@ -1,7 +1,5 @@
 """A report that a person verified: a new version of it, with their name and comment."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Measurements to a Comprehensive 3D SR (TID 1500), beside the SEG that they were taken from."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Fits the calibration of a bundle's probabilities, on subjects that neither trained nor selected it, and compares forms."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,7 +73,7 @@ def calibrate_bundle(
     return fit.finish()
 
 
-def _logits_and_label(row: Row, bundle: Bundle, run: PredictConfig) -> tuple[torch.Tensor, torch.Tensor]:
+def _logits_and_label(row: Row, bundle: Bundle, run: PredictConfig) -> "tuple[torch.Tensor, torch.Tensor]":
     """Logits (C, *spatial) and label (1, *spatial) of a case on the working grid."""
     volume = read_volume(row["image"])
     labels = read_labels(Path(row["label"]), volume)

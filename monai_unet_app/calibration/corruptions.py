@@ -3,8 +3,6 @@
 Each way is a pure function of image, labels and a random generator; labels go along where the anatomy does.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any

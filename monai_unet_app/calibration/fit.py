@@ -5,8 +5,6 @@ numbers, in which floats are fitted, integers are left alone and all floats at 0
 mapping. Because the very function that inference calls is fitted, the two cannot differ.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import re
@@ -59,7 +57,7 @@ class Fitted:
     nll_before: float
     nll_after: float
     cases: int
-    check: SubjectCheck | None = None
+    check: "SubjectCheck | None" = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ class KeptLogits:
         torch.save(plain, file)
         self._files.append(file)
 
-    def only(self, chosen: Sequence[int]) -> KeptLogits:
+    def only(self, chosen: Sequence[int]) -> "KeptLogits":
         """Some of the cases, by their place; the files stay where they are."""
         part = copy.copy(self)
         part._files = [self._files[n] for n in chosen]

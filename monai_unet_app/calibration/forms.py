@@ -5,8 +5,6 @@ same shape out, and no change where all its floats are 0. What is chosen is writ
 bundle stays self-contained.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -241,7 +239,7 @@ class FormTrial:
     changed: int = 0
 
     @classmethod
-    def fit(cls, form: Form, cases: KeptLogits) -> FormTrial:
+    def fit(cls, form: Form, cases: KeptLogits) -> "FormTrial":
         """The form with the numbers that suit these cases best."""
         try:
             return cls(form, fit_parameters(form.function, form.start, cases))

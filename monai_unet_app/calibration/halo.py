@@ -1,7 +1,5 @@
 """How far around a voxel its calibrated probability looks: what a part of an image needs beside it to be calibrated alone."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 

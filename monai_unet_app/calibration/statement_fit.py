@@ -4,8 +4,6 @@ The statements are intervals for sizes, masks of bounded risk, the quality gate,
 are fitted with calibrated probabilities: calibrate the bundle first.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ Results go to stdout (`--json` for machines), progress and messages to stderr.
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 input refused.
 """
 
-from __future__ import annotations
-
 import argparse
 import errno
 import io

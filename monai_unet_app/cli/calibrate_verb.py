@@ -1,7 +1,5 @@
 """`monai-unet calibrate`: fits a bundle's calibration and its statements, and shows both."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -45,7 +43,7 @@ def calibrate(options: argparse.Namespace) -> Answer:
         return _calibrate(root, data, options)
 
 
-def _calibrate(root: Path, data: Sequence[CaseFiles], options: argparse.Namespace) -> Answer:
+def _calibrate(root: Path, data: "Sequence[CaseFiles]", options: argparse.Namespace) -> Answer:
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.calibration.statement_fit import summary
     from monai_unet_app.evaluate import choose_cases
@@ -76,7 +74,9 @@ def _calibrate(root: Path, data: Sequence[CaseFiles], options: argparse.Namespac
     return answer | (forms if scores else {}), EXIT_DONE
 
 
-def _fit(bundle: Bundle, rows: Sequence[Row], scores: Sequence[FormScore], options: argparse.Namespace) -> Fitted:
+def _fit(
+    bundle: "Bundle", rows: "Sequence[Row]", scores: "Sequence[FormScore]", options: argparse.Namespace
+) -> "Fitted":
     """The calibration: that of the chosen form, or one fitted on these cases; with --tta averages are calibrated too."""
     from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
 
@@ -95,8 +95,8 @@ def _fit(bundle: Bundle, rows: Sequence[Row], scores: Sequence[FormScore], optio
 
 
 def _state(
-    bundle: Bundle, data: Sequence[CaseFiles], rows: Sequence[Row], options: argparse.Namespace
-) -> dict[InferenceSetting, Confidence]:
+    bundle: "Bundle", data: "Sequence[CaseFiles]", rows: "Sequence[Row]", options: argparse.Namespace
+) -> "dict[InferenceSetting, Confidence]":
     """The statements of the bundle about its results, for each setting; fitted on these cases and written."""
     from monai_unet_app.calibration.statement_fit import StatementConfig, known_rows, state_confidence
 
@@ -108,8 +108,8 @@ def _state(
 
 
 def _sizes_by_fold(
-    bundle: Bundle, data: Sequence[CaseFiles], settings: Sequence[InferenceSetting], options: argparse.Namespace
-) -> dict[InferenceSetting, list[StructureMeasurement]] | None:
+    bundle: "Bundle", data: "Sequence[CaseFiles]", settings: "Sequence[InferenceSetting]", options: argparse.Namespace
+) -> "dict[InferenceSetting, list[StructureMeasurement]] | None":
     """The errors of sizes in the bundles of --folds; None without --folds."""
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.calibration.statement_fit import out_of_fold
@@ -121,7 +121,7 @@ def _sizes_by_fold(
         return {setting: out_of_fold(folds, data, bundle, setting, step) for setting in settings}
 
 
-def _calibration_lines(fitted: Fitted, statements: dict[str, Any], bundle: Bundle) -> None:
+def _calibration_lines(fitted: "Fitted", statements: dict[str, Any], bundle: "Bundle") -> None:
     values = ", ".join(f"{name} {value}" for name, value in fitted.parameters.items())
     line(f"calibration: {values}, fitted on {fitted.cases} case(s)")
     if fitted.check:
@@ -132,8 +132,8 @@ def _calibration_lines(fitted: Fitted, statements: dict[str, Any], bundle: Bundl
 
 
 def _compare_forms(
-    bundle: Bundle, data: Sequence[CaseFiles], rows: Sequence[Row], options: argparse.Namespace
-) -> list[FormScore]:
+    bundle: "Bundle", data: "Sequence[CaseFiles]", rows: "Sequence[Row]", options: argparse.Namespace
+) -> "list[FormScore]":
     """Every known form, fitted on these cases and scored on the selection cases. --form choose writes the best form."""
     from monai_unet_app.calibration.calibrate_bundle import compare_forms
     from monai_unet_app.evaluate import choose_cases
@@ -147,7 +147,7 @@ def _compare_forms(
     return scores
 
 
-def _form_row(score: FormScore) -> dict[str, Any]:
+def _form_row(score: "FormScore") -> dict[str, Any]:
     row = {**asdict(score), "halo_mm": [round(halo_mm, 3) for halo_mm in score.halo_mm]}
     del row["fitted"]
     return {name: None if isinstance(value, float) and isnan(value) else value for name, value in row.items()}

@@ -1,7 +1,5 @@
 """What several verbs share: exit codes, objects made from flags, and checks before work starts."""
 
-from __future__ import annotations
-
 import argparse
 import shlex
 import tempfile
@@ -20,7 +18,7 @@ Answer = tuple[dict[str, Any], int]
 """What a verb gives back: its result for --json, and its exit code."""
 
 
-def loaded_bundle(bundle: Path | str, device: str | None = None) -> Bundle:
+def loaded_bundle(bundle: Path | str, device: str | None = None) -> "Bundle":
     """The bundle with its network, checked. This takes seconds, so flags and paths are checked before.
 
     Args:
@@ -56,7 +54,7 @@ def check_writable(folder: Path) -> None:
         ) from error
 
 
-def read_options(options: argparse.Namespace) -> ReadOptions:
+def read_options(options: argparse.Namespace) -> "ReadOptions":
     """Which series and time point to read, and what may be repaired, from the flags that several verbs share."""
     from dicom_io.read import ReadOptions
 
@@ -73,7 +71,7 @@ def read_options(options: argparse.Namespace) -> ReadOptions:
     )
 
 
-def labelled_cases(options: argparse.Namespace) -> list[CaseFiles]:
+def labelled_cases(options: argparse.Namespace) -> "list[CaseFiles]":
     """The labelled cases that --data, or --images and --labels, name."""
     from monai_unet_app.data.cases import find_data
 

@@ -1,7 +1,5 @@
 """The verbs that read evaluations again: compare, gate, subgroups; the first two make them where they are not there."""
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """The verbs that move DICOM objects over the network: echo, send, find, fetch."""
 
-from __future__ import annotations
-
 import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -89,7 +87,9 @@ def send(options: argparse.Namespace) -> Answer:
     return answer, EXIT_FAILED if problems else EXIT_DONE
 
 
-def _reports(destination: Destination, options: argparse.Namespace) -> AbstractContextManager[ReportListener | None]:
+def _reports(
+    destination: "Destination", options: argparse.Namespace
+) -> "AbstractContextManager[ReportListener | None]":
     """With --commit, a listener for the reports of the destination, if it knows an address of ours."""
     from dicom_io.net import exchange
     from dicom_io.net.destination import DestinationError
@@ -107,7 +107,10 @@ def _reports(destination: Destination, options: argparse.Namespace) -> AbstractC
 
 
 def _commit(
-    destination: Destination, delivered: Mapping[str, Path], reports: ReportListener | None, options: argparse.Namespace
+    destination: "Destination",
+    delivered: Mapping[str, Path],
+    reports: "ReportListener | None",
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Asks for commitment to the delivered files (SOP Instance UID -> file), shows the report, and returns it for --json."""
     from dicom_io.net import exchange
@@ -136,7 +139,7 @@ def _commit(
     }
 
 
-def _commitment_table(result: CommitmentResult) -> None:
+def _commitment_table(result: "CommitmentResult") -> None:
     """Number of files that are committed, failed (for each reason), and not reported on."""
     table = Table("commitment", "files", "answer")
     failed = [("[red]failed[/red]", count, reason) for reason, count in Counter(result.failed.values()).items()]
@@ -261,7 +264,7 @@ def _group_by_reason(problems: Sequence[str]) -> list[str]:
     return lines
 
 
-def destination_of_site(name: str, site: Path | None) -> Destination:
+def destination_of_site(name: str, site: Path | None) -> "Destination":
     """The destination that --for names in --site."""
     from dicom_io.net.destination_file import read_site
 
@@ -273,7 +276,7 @@ def destination_of_site(name: str, site: Path | None) -> Destination:
     return known[name]
 
 
-def _destination(options: argparse.Namespace) -> Destination:
+def _destination(options: argparse.Namespace) -> "Destination":
     """What --to names: a destination of --site, else a node or URL."""
     from dicom_io.net.destination import OUR_AE_TITLE, DestinationError, parse_destination
     from dicom_io.net.destination_file import read_site
@@ -287,7 +290,7 @@ def _destination(options: argparse.Namespace) -> Destination:
         raise UsageError(f"--to: {error}{names}") from error
 
 
-def _adapted(destination: Destination, options: argparse.Namespace) -> Destination:
+def _adapted(destination: "Destination", options: argparse.Namespace) -> "Destination":
     """The destination, changed by --aet, --move and --listen."""
     from dicom_io.net.destination import Dimse, checked_ae_title
 
@@ -303,7 +306,7 @@ def _adapted(destination: Destination, options: argparse.Namespace) -> Destinati
     return replace(destination, peer=peer)
 
 
-def _receive(address: str, flag: str, peer: Dimse) -> Receive:
+def _receive(address: str, flag: str, peer: "Dimse") -> "Receive":
     """Where to listen, by the PORT or HOST:PORT of a flag; the allowed senders stay as in the site file."""
     from dicom_io.net.destination import Receive, checked_port
 
@@ -314,7 +317,7 @@ def _receive(address: str, flag: str, peer: Dimse) -> Receive:
     return Receive(host.strip("[]") or Receive.host, checked_port(int(port), flag), senders)
 
 
-def _query(options: argparse.Namespace) -> Query:
+def _query(options: argparse.Namespace) -> "Query":
     from dicom_io.net.query import Query, QueryError
 
     try:
@@ -347,7 +350,7 @@ def _dicom_files(paths: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def _outcome_table(outcomes: Sequence[Outcome]) -> None:
+def _outcome_table(outcomes: "Sequence[Outcome]") -> None:
     has_notes = any(outcome.note for outcome in outcomes)
     table = Table(Column("file", overflow="fold"), "kind", "outcome", "answer", *(["done to it"] if has_notes else []))
     for outcome in outcomes:
@@ -362,7 +365,7 @@ def _outcome_table(outcomes: Sequence[Outcome]) -> None:
         line(f"and {len(outcomes) - table.row_count} image(s), sent as they are")
 
 
-def _outcome_row(outcome: Outcome) -> dict[str, Any]:
+def _outcome_row(outcome: "Outcome") -> dict[str, Any]:
     return {
         "file": str(outcome.file),
         "sop_instance_uid": outcome.sop_instance_uid,
@@ -374,7 +377,7 @@ def _outcome_row(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _text(answer: Dataset, keyword: str) -> str:
+def _text(answer: "Dataset", keyword: str) -> str:
     from pydicom.multival import MultiValue
 
     value = answer.get(keyword)

@@ -1,7 +1,5 @@
 """Types of flag values, and flags that several verbs share."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The flags of each verb: long and kebab-case. Its help and its example are the docstring of its function."""
 
-from __future__ import annotations
-
 import argparse
 import inspect
 import textwrap

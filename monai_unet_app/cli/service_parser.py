@@ -1,7 +1,5 @@
 """The flags of the verbs of the service and of its results; see `parser`."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The verbs of the service and of its results: node, token, commission, audit, trace, review, package."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os
@@ -81,7 +79,7 @@ def _check_bundles(site: Path) -> None:
         raise UsageError(checked.stderr.strip().splitlines()[-1])
 
 
-def _http_server(running: Node) -> AbstractContextManager[object]:
+def _http_server(running: "Node") -> AbstractContextManager[object]:
     """The HTTP server, if the site file has a table [http]."""
     if running.site.http is None:
         return nullcontext()
@@ -95,7 +93,7 @@ def _http_server(running: Node) -> AbstractContextManager[object]:
     return serve(running, running.site.http)
 
 
-def _wait(running: Node, stop: threading.Event, *, quiet: bool) -> None:
+def _wait(running: "Node", stop: threading.Event, *, quiet: bool) -> None:
     from monai_unet_app.service.memory import wait_and_trim
 
     while not running.is_ready and not stop.wait(0.1):
@@ -137,7 +135,7 @@ def _signed(lines: int, signed: int, *, has_key: bool) -> str:
     return f"{signed} line(s) are signed by the node's key{unsigned if signed < lines else ''}"
 
 
-def _recorded_head(database: Path, *, must: bool) -> tuple[Head | None, str]:
+def _recorded_head(database: Path, *, must: bool) -> "tuple[Head | None, str]":
     """The head of the trail that a node's database recorded; and, in words, with what the end of the trail was compared."""
     import sqlite3
 
@@ -276,7 +274,7 @@ def commission(options: argparse.Namespace) -> Answer:
     return acceptance.document(), EXIT_DONE if acceptance.passed else EXIT_FAILED
 
 
-def _commissioning(options: argparse.Namespace) -> Commissioning:
+def _commissioning(options: argparse.Namespace) -> "Commissioning":
     from dicom_io.net.destination import checked_ae_title
     from monai_unet_app.service.commission import Commissioning
 
@@ -303,7 +301,7 @@ def _commissioning(options: argparse.Namespace) -> Commissioning:
     )
 
 
-def _print_check(check: Check, number: int, total: int) -> None:
+def _print_check(check: "Check", number: int, total: int) -> None:
     """Prints a line for a check, and the reason if it failed; checks that were not tried are counted at the end."""
     if check.state == "not tried":
         return

@@ -1,7 +1,5 @@
 """The output for people: tables on stdout; progress bars and problems on stderr."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 import textwrap
@@ -58,7 +56,7 @@ class Steps:
         )  # fmt: skip
         self.task, self.done = self.bar.add_task("", total=total), 0
 
-    def __enter__(self) -> Steps:
+    def __enter__(self) -> "Steps":
         self.bar.start()
         return self
 
@@ -124,7 +122,7 @@ NAMES = 3  # of the files or cases in a group that are named
 FAULTS = 10  # of the faults of broken files that are listed
 
 
-def series_blocks(rows: Sequence[SeriesRow], *, with_cases: bool) -> None:
+def series_blocks(rows: "Sequence[SeriesRow]", *, with_cases: bool) -> None:
     """Every DICOM series with its outcome, properties, folder, UID and reason; series with the same reason share it.
 
     Args:
@@ -156,7 +154,7 @@ OUTCOME_NOUNS = {
 }
 
 
-def _series_head(row: SeriesRow, outcome: str, *, with_cases: bool) -> None:
+def _series_head(row: "SeriesRow", outcome: str, *, with_cases: bool) -> None:
     series, colour = row.as_dict(), OUTCOME_COLOURS.get(outcome, "yellow")
     properties = [series["modality"] or "?", f"{series['files']} file" + ("" if series["files"] == 1 else "s")]
     properties += [" x ".join(map(str, series["shape"]))] if series["shape"] else []
@@ -170,7 +168,7 @@ def _series_head(row: SeriesRow, outcome: str, *, with_cases: bool) -> None:
     _unfolded(f"  {escape(series['series_instance_uid'] or '(no SeriesInstanceUID)')}")
 
 
-def _reason(row: SeriesRow) -> str:
+def _reason(row: "SeriesRow") -> str:
     """Why, in words that fit every series it happens to; empty for objects, whose modality says what they are."""
     series = row.verdict.series
     if row.outcome == "object" or series is None:
@@ -209,7 +207,7 @@ def _paragraph(text: str) -> None:
         out.print(f"  {part}", markup=False, highlight=False, soft_wrap=True)
 
 
-def inspect_problems(problems: Sequence[str], rows: Sequence[SeriesRow]) -> None:
+def inspect_problems(problems: Sequence[str], rows: "Sequence[SeriesRow]") -> None:
     """Prints the problems of cases that do not stand with a series already."""
     reasons = [row.reason for row in rows if row.is_bad]
     others = [problem for problem in problems if not any(reason in problem for reason in reasons)]
@@ -272,7 +270,7 @@ def _figure(block: Mapping[str, Any]) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def forms_table(scores: Sequence[FormScore], word: str) -> None:
+def forms_table(scores: "Sequence[FormScore]", word: str) -> None:
     """Forms of calibration with their scores; the word stands with the best form."""
     numbers = [Column(name, justify="right") for name in ("n", "halo", "NLL", "ECE", "band")]
     rows = []
@@ -356,7 +354,7 @@ def notes_list(done: Sequence[dict[str, Any]]) -> None:
 WORD_COLOURS = {"better": "green", "worse": "red", "too few": "yellow"}
 
 
-def comparison_table(comparison: Comparison) -> None:
+def comparison_table(comparison: "Comparison") -> None:
     """Every score, its mean or top label first and the classes below; a paragraph explains the words of the table."""
     _print_sides(comparison, "first", "second")
     table = Table(
@@ -383,7 +381,7 @@ def comparison_table(comparison: Comparison) -> None:
             line(f"note: {entry.note}")
 
 
-def _print_sides(comparison: Comparison, first: str, second: str) -> None:
+def _print_sides(comparison: "Comparison", first: str, second: str) -> None:
     pairs = comparison.pairs
     line(f"{first + ':':<8}{pairs.first.name}\n{second + ':':<8}{pairs.second.name}")
     line(f"on {len(pairs.subjects)} case(s) of {comparison.subjects} subject(s)")
@@ -391,14 +389,14 @@ def _print_sides(comparison: Comparison, first: str, second: str) -> None:
         line(f"left out, since one of them has no such case: {', '.join(pairs.left_out)}")
 
 
-def _difference_cells(entry: Difference) -> list[str]:
+def _difference_cells(entry: "Difference") -> list[str]:
     estimate, colour = entry.estimate, WORD_COLOURS.get(entry.word)
     word = f"[{colour}]{entry.word}[/{colour}]" if colour else entry.word
     means = [_short(entry.first), _short(entry.second), _short(estimate.value, sign="+")]
     return [*means, _between(estimate.low, estimate.high), _p(entry.test.p), _p(entry.test.p_holm), word]
 
 
-def gate_lines(comparison: Comparison, verdict: Verdict) -> None:
+def gate_lines(comparison: "Comparison", verdict: "Verdict") -> None:
     """The verdict first, then a line for each score."""
     colour = {"passed": "green", "failed": "red"}.get(verdict.state, "yellow")
     out.print(f"[{colour}]{verdict.state}[/{colour}]: {escape(verdict.reason)}", highlight=False, soft_wrap=True)
@@ -416,7 +414,7 @@ SUBGROUP_COLUMNS = ("subjects", "mean", "95 % interval", "p", "Holm")
 SUBGROUP_SCORES = ("dice", "boundary_iou", "hd95_mm", "hd95_px", "ece_whole", "ece_band")
 
 
-def subgroup_tables(subgroups: Subgroups) -> None:
+def subgroup_tables(subgroups: "Subgroups") -> None:
     """One table for each attribute, with its headline scores by group; too small groups are listed with their numbers."""
     for part in subgroups.attributes:
         line(f"{part.attribute} ({subgroups.class_name})")

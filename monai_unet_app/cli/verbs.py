@@ -1,7 +1,5 @@
 """The verbs: each reads its flags, calls one function of the layers below and shows the result."""
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import replace
 from pathlib import Path
@@ -106,8 +104,8 @@ def inspect(options: argparse.Namespace) -> Answer:
 
 
 def _find_to_inspect(
-    options: argparse.Namespace, reading: ReadOptions, *, has_series: bool
-) -> tuple[list[CaseFiles], list[str]]:
+    options: argparse.Namespace, reading: "ReadOptions", *, has_series: bool
+) -> "tuple[list[CaseFiles], list[str]]":
     """The cases, and the problems of the whole folder. Raises a problem only if nothing else can be shown."""
     from monai_unet_app.data.cases import named_series
     from monai_unet_app.data.inspect import find_to_inspect

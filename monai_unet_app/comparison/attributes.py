@@ -1,7 +1,5 @@
 """What groups people belong to: from a table, or from the headers of their DICOM series, and never who they are."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass

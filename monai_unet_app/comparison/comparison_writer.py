@@ -1,7 +1,5 @@
 """comparison.json and .csv, subgroups.json and .csv: the same figures for machines and for tables."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """One bundle against another on the same cases: every score's paired difference, and whether it can be chance."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path

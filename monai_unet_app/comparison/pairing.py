@@ -1,7 +1,5 @@
 """Two evaluations of the same cases, paired case by case."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ Sources: Wilcoxon, Biometrics Bulletin 1 (1945) 80-83; Kruskal & Wallis, JASA 47
 Journal of Statistics 6 (1979) 65-70.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Decides whether a new bundle may replace an old one: not if a score got worse, nor if too few subjects can tell."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal

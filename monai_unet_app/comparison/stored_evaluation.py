@@ -1,7 +1,5 @@
 """An evaluation as `evaluate` left it in a folder: metrics.json and cases.csv, read again and checked."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math

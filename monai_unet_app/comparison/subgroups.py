@@ -1,7 +1,5 @@
 """An evaluation's scores by groups of people, those with enough of them, and whether the groups differ."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -4,8 +4,6 @@ The gate of `quality` grades each structure from its features. The final verdict
 counts an image unlike the training, a structure that is cut off, and a size outside its own interval.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass

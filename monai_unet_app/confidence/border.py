@@ -1,7 +1,5 @@
 """Is a structure cut off where the image ends? Then it is larger than the part of it in the image."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -74,7 +72,7 @@ class BorderStatement(JsonDocument):
     subjects: int
 
     @classmethod
-    def fit(cls, contacts: Sequence[BorderContact]) -> BorderStatement:
+    def fit(cls, contacts: Sequence[BorderContact]) -> "BorderStatement":
         """The part that sound images of new subjects seldom exceed, LEAST_PART at least.
 
         Raises:

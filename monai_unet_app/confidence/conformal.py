@@ -7,8 +7,6 @@ Sources: Lee, Barber and Willett, Distribution-free inference with hierarchical 
 subject); Angelopoulos et al., Conformal Risk Control, arXiv:2208.02814 (masks of a bounded risk).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a result looks like from outside, in numbers that tell good ones from bad ones without the truth."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from typing import Any
@@ -70,7 +68,7 @@ class _Surroundings:
     entropy: float
 
     @classmethod
-    def of(cls, structures: Sequence[Structure]) -> _Surroundings:
+    def of(cls, structures: Sequence[Structure]) -> "_Surroundings":
         grid = structures[0].grid
         mask = np.logical_or.reduce([_flat_mask(structure) for structure in structures])
         band = surface_band(mask, grid.axis_spacing, BAND)

@@ -1,7 +1,5 @@
 """What the statements of `confidence.json` were fitted to, so that they speak of no other weights, configs or structures."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """How a fitted statement is written into `configs/confidence.json` and read from it: field by field, in their order."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from itertools import repeat

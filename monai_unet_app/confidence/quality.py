@@ -7,8 +7,6 @@ results that look fine and for the others by themselves. The verdict here is on 
 `assessment.Assessment.verdict`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -94,7 +92,7 @@ class QualityGate(JsonDocument):
     samples: int
 
     @classmethod
-    def fit(cls, samples: Sequence[Sample], coverage: float = 0.9) -> QualityGate:
+    def fit(cls, samples: Sequence[Sample], coverage: float = 0.9) -> "QualityGate":
         """The gate that these results teach.
 
         Raises:
@@ -117,7 +115,7 @@ class QualityGate(JsonDocument):
         return replace(whole, margins=(margins[0], margins[1]), subjects=len(subjects), samples=len(samples))
 
     @classmethod
-    def _fitted(cls, samples: Sequence[Sample], coverage: float) -> QualityGate:
+    def _fitted(cls, samples: Sequence[Sample], coverage: float) -> "QualityGate":
         centre, spread = {}, {}
         for number in sorted({sample.structure for sample in samples}):
             sound = [s.features.values() for s in samples if s.structure == number and s.kind == SOUND]
@@ -173,7 +171,7 @@ class QualityGate(JsonDocument):
         return {"features": list(FEATURES), **super().document()}
 
     @classmethod
-    def from_document(cls, document: Mapping[str, Any]) -> QualityGate:
+    def from_document(cls, document: Mapping[str, Any]) -> "QualityGate":
         """As `JsonDocument.from_document`; raises ValueError for a gate of other features, too."""
         if tuple(document["features"]) != FEATURES:
             raise ValueError(

@@ -6,8 +6,6 @@ along the principal components of the reference images, beside them (what they d
 is farthest off, since one that is wrong, such as the balance of colours, is diluted among a hundred that are right.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -84,19 +82,19 @@ class LayerWatch:
         layer: Name of a submodule, whose output has shape (B, C, *spatial).
     """
 
-    def __init__(self, network: torch.nn.Module, layer: str) -> None:
+    def __init__(self, network: "torch.nn.Module", layer: str) -> None:
         self._module = network.get_submodule(layer)
         self._sums: list[Floats] = []
         self._windows = 0
 
-    def __enter__(self) -> LayerWatch:
+    def __enter__(self) -> "LayerWatch":
         self._hook = self._module.register_forward_hook(self._take)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._hook.remove()
 
-    def _take(self, module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+    def _take(self, module: "torch.nn.Module", inputs: Any, output: "torch.Tensor") -> None:
         flat = output.detach().float().flatten(2)
         self._sums.append(
             np.concatenate([part.sum(0).cpu().numpy() for part in (flat.mean(2), flat.std(2))]).astype(float)
@@ -139,7 +137,7 @@ class ShiftDetector(JsonDocument):
             raise ValueError(f"components have shape {shape}, of {len(self.deviations)} and {features}")
 
     @classmethod
-    def fit(cls, features: ArrayLike, subjects: Sequence[str]) -> ShiftDetector:
+    def fit(cls, features: ArrayLike, subjects: Sequence[str]) -> "ShiftDetector":
         """The detector of these images.
 
         Args:
@@ -164,7 +162,7 @@ class ShiftDetector(JsonDocument):
         return replace(cls._of(table), scale=(along, beside, farthest), limit=limit, subjects=len(everyone))
 
     @classmethod
-    def _of(cls, table: Floats) -> ShiftDetector:
+    def _of(cls, table: Floats) -> "ShiftDetector":
         centre = table.mean(axis=0)
         spread = np.maximum(table.std(axis=0), _LEAST_SPREAD * np.maximum(np.abs(centre), _LEAST_MEAN))
         _, sizes, directions = np.linalg.svd((table - centre) / spread, full_matrices=False)

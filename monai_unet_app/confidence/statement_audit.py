@@ -1,7 +1,5 @@
 """Did a bundle's statements come true? Counted on cases whose truth is known."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ mirror images (`tta`): the two give different probabilities, so statements about
 statements say of a single result is in `assessment`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,7 +71,7 @@ class SizeStatement(JsonDocument):
     subjects: int
 
     @classmethod
-    def fit(cls, measured: Sequence[StructureMeasurement], coverage: float) -> SizeStatement:
+    def fit(cls, measured: Sequence[StructureMeasurement], coverage: float) -> "SizeStatement":
         """Intervals around the mean ratio, as wide as cases of left-out subjects are off; conformal by subject."""
         small = _SMALL_VOXELS * float(np.median([row.voxel for row in measured]))
         intervals = {}
@@ -129,7 +127,7 @@ class RiskStatement(JsonDocument):
     subjects: int
 
     @classmethod
-    def fit(cls, measured: Sequence[StructureMeasurement], risk: float) -> RiskStatement:
+    def fit(cls, measured: Sequence[StructureMeasurement], risk: float) -> "RiskStatement":
         """Conformal risk control of the false-negative rate; see `least_threshold_of_risk`."""
         thresholds = {
             number: least_threshold_of_risk(

@@ -1,7 +1,5 @@
 """Zip archives from any source, opened so that a small malicious file can fill neither memory nor disk."""
 
-from __future__ import annotations
-
 import errno
 import io
 import lzma

@@ -5,8 +5,6 @@ a folder of DICOM        one folder for each case: one image series and the SEG 
 a study and UIDs         one case: the series with this UID, or several series as its channels
 """
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence

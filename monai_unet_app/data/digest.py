@@ -1,7 +1,5 @@
 """Fingerprints of files, data sets and images, by which they are recognised under any name and in any folder."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping
 from itertools import combinations

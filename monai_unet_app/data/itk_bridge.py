@@ -3,8 +3,6 @@
 ITK uses LPS millimetres, as we do. It is imported where it is used, because the import takes seconds and 400 MB.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Labels from a NIfTI, NRRD or MetaImage file, a picture, a DICOM SEG or RTSTRUCT, on the grid of their image."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

@@ -5,8 +5,6 @@
 MONAI's own DICOM readers are silently wrong on gaps, tilt, mixed series and multi-frame objects; this one refuses them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

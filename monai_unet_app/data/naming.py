@@ -1,7 +1,5 @@
 """Names of structures: whether a name of `labels` and a segment of `segments.json` match, and which segments have a side."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from itertools import pairwise

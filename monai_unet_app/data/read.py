@@ -3,8 +3,6 @@
 Bad input is refused here with a message for the user.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The demands of a bundle on its images, and the refusal of images that do not meet them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +30,7 @@ class InputRules:
     extent_mm: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     @classmethod
-    def parse(cls, rules: Mapping[str, Any]) -> InputRules:
+    def parse(cls, rules: Mapping[str, Any]) -> "InputRules":
         """The rules in the mapping of the YAML file. Raises BundleError for an unknown or malformed rule."""
         try:
             spacing, extent = rules.get("spacing_mm"), rules.get("extent_mm")

@@ -1,7 +1,5 @@
 """The committed JSON Schemas; every document is checked against them and written here."""
 
-from __future__ import annotations
-
 import json
 from functools import cache
 from importlib.resources import files

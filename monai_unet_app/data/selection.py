@@ -1,7 +1,5 @@
 """The choice of a series in a study, by patterns that values of its headers must contain."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

@@ -3,8 +3,6 @@
 A subject (one person, whose two hippocampi or two eyes are two cases) is never in two partitions.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """Every DICOM series of a folder with its verdict, and with the refusal of the case to which it belongs."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -3,8 +3,6 @@
 Exit 0 done, 1 failed, 2 wrong settings, 3 input refused, as `monai-unet predict`.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import re

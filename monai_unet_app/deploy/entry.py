@@ -9,8 +9,6 @@
 It is copied out of here as it stands and needs nothing but Python.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import resource

@@ -5,8 +5,6 @@ HOLOSCAN_CONFIG_PATH, relative to HOLOSCAN_WORKDIR. mercure sets MERCURE_IN_DIR 
 puts the settings in task.json among the images. No other environment variable is read here.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -9,8 +9,6 @@ The layout is that of `monai-deploy package` of holoscan-cli 4.2.0. The tree is 
 version: the same bytes, modes and times each time.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

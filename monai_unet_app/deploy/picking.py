@@ -5,8 +5,6 @@ package also compares the modality with that of the bundle. If several series ma
 grid that the bundle is not made for, unless no series would remain.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The job as an operator of the MONAI Deploy App SDK; the only module that imports the SDK, and only to run."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from monai.deploy.conditions import CountCondition

@@ -1,7 +1,5 @@
 """The settings of a packaged application: `segmentation:` in its app.yaml, and "settings" of a mercure task."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any

@@ -1,7 +1,5 @@
 """Which cases of a data set a bundle may be measured or calibrated on."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,7 +40,7 @@ class SelectedCases:
         """Partition -> number of cases with which the bundle was made."""
         return _by_partition(self.made_with)
 
-    def only(self, ids: Collection[str]) -> SelectedCases:
+    def only(self, ids: Collection[str]) -> "SelectedCases":
         """The selected cases with one of these ids."""
         made_with = {case: part for case, part in self.made_with.items() if case in ids}
         return SelectedCases([row for row in self.rows if row["id"] in ids], self.note, made_with)

@@ -1,7 +1,5 @@
 """A bundle is measured on labelled cases: by `monai-unet evaluate`, or as a handler in a bundle's `evaluate.yaml`."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

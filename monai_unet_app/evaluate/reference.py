@@ -1,7 +1,5 @@
 """The reference segmentation of a labelled case."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -4,8 +4,6 @@ This is the only place where the weight of a window is made. Its `mode` and `sig
 `inference.yaml`: `Bundle.windows` reads them into a `WindowSettings`, and `predict_logits` passes them on.
 """
 
-from __future__ import annotations
-
 import torch
 from monai.data.utils import compute_importance_map
 

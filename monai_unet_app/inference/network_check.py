@@ -4,8 +4,6 @@ Shapes are computed on torch's "meta" device, which computes no values and takes
 window of zeros is really computed. The network and the state of the random numbers do not change.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass

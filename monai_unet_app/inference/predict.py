@@ -1,7 +1,5 @@
 """From a preprocessed image to logits: windows are planned, run through the network, and blended."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

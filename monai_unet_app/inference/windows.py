@@ -1,7 +1,5 @@
 """The plan: the position of every window on one image. No tensor is touched here."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from monai.data.utils import dense_patch_slices

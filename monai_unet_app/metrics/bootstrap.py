@@ -6,8 +6,6 @@ drawn again, with all of their cases. Intervals are percentile intervals; a seed
 Source: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapters 8 and 13.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

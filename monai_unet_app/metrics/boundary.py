@@ -12,8 +12,6 @@ Two notions of a surface live here, each where its field uses it:
   where the picture ends the prediction made no claim.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -134,7 +132,7 @@ class SurfacePair:
     to_predicted: NDArray[np.float32] | None
 
     @classmethod
-    def of(cls, truth: Mask, predicted: Mask, spacing_mm: Spacing) -> SurfacePair:
+    def of(cls, truth: Mask, predicted: Mask, spacing_mm: Spacing) -> "SurfacePair":
         """Two masks of one grid.
 
         Raises:
@@ -154,7 +152,7 @@ class SurfacePair:
         most = reach(width_mm)
         return iou(self.truth & (self.to_truth <= most), self.predicted & (self.to_predicted <= most))
 
-    def distances(self) -> SurfaceDistances:
+    def distances(self) -> "SurfaceDistances":
         """From each border voxel of one mask to the nearest of the other."""
         return SurfaceDistances(
             _at_border(self.truth, self.to_truth, self.to_predicted),

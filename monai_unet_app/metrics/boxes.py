@@ -1,7 +1,5 @@
 """Index boxes: the smallest one around a mask, and around each value of a label map."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

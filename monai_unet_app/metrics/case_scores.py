@@ -9,8 +9,6 @@ the valid voxels it has a border, as at the image's edge, and both masks have it
 around the predicted surface does not: there the prediction was not asked.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """How well the centre-lines of two masks agree: for vessels, nerves and whatever else is long and thin."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from .components import components

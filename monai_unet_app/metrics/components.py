@@ -3,8 +3,6 @@
 A component is a set of voxels that touch by faces, edges or corners (26 neighbours in 3D, 8 in 2D).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

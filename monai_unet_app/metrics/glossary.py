@@ -1,7 +1,5 @@
 """The glossary: one sentence for each score. It is written into every file that holds the scores."""
 
-from __future__ import annotations
-
 from .plan import EvaluationPlan
 from .reliability import PARTS
 from .score_registry import scores_of

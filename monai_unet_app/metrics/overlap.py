@@ -4,8 +4,6 @@ Empty policy, the same for every score here: both masks empty is 1 (nothing was 
 exactly one empty is 0 (all was missed, or all was invented).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What is measured, with which lengths, and what the populations of calibration are called."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

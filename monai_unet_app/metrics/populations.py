@@ -4,8 +4,6 @@ Labels drawn from a model's own probabilities, calibrated by construction, are c
 they are not where "truth or prediction" is, since misses are let in because they are misses.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

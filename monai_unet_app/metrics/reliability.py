@@ -19,8 +19,6 @@ arXiv:2506.03942 and MONAI (ACE as the plain mean over equal-width bins); Nixon 
 in Deep Learning, CVPR workshops 2019, arXiv:1904.01685 (ACE over equal-mass bins, here `ace_equal_mass`).
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -124,12 +122,12 @@ class ReliabilityCounts:
     nll_sum: float = 0.0
 
     @classmethod
-    def empty(cls, channels: int, bins: int = BINS) -> ReliabilityCounts:
+    def empty(cls, channels: int, bins: int = BINS) -> "ReliabilityCounts":
         """Counts of nothing, the neutral element of `+`."""
         shape = (channels + 1, FineBins(bins).number)
         return cls(bins, np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.float64))
 
-    def __add__(self, other: ReliabilityCounts) -> ReliabilityCounts:
+    def __add__(self, other: "ReliabilityCounts") -> "ReliabilityCounts":
         if self.count.shape != other.count.shape:
             raise ValueError(
                 f"counts of shape {self.count.shape} and {other.count.shape} (channels + 1, bins) cannot be "

@@ -11,8 +11,6 @@ A score has one name: the attribute of `ClassScores`, the entry in the glossary 
 metrics.json and cases.csv is that name followed by the unit, if it has one: `hd95` is `hd95_mm`, or `hd95_px` for pictures.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter

@@ -1,7 +1,5 @@
 """Do the borders between windows show in what was put together from them?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ Nothing of a case is kept but its scores and its reliability counts (ten kilobyt
 whatever its size), so a data set of any size streams through.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """How undecided probabilities are."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -3,8 +3,6 @@
 All texts are plain: markup in them is shown, not obeyed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal

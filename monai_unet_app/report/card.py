@@ -4,8 +4,6 @@ In the metadata they are `eval_metrics`; in the card, docs/README.md, they stand
 <!-- end of figures -->.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import re

@@ -1,7 +1,5 @@
 """Pictures of cases: image, truth and prediction in three planes, true to their spacing, as PNG data URIs."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 They become inline SVG whose colours and font are variables of the page: they follow its light and dark theme.
 """
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Collection, Mapping, Sequence

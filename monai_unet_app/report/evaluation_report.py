@@ -4,8 +4,6 @@ Names of cases and subjects are the caller's and are printed as they come: give 
 identity.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime
@@ -117,7 +115,9 @@ class CasePicture:
     slices_along: int | None = None
 
     @classmethod
-    def of(cls, case_id: str, role: Role, volume: Volume, truth: NDArray[Any], predicted: NDArray[Any]) -> CasePicture:
+    def of(
+        cls, case_id: str, role: Role, volume: Volume, truth: NDArray[Any], predicted: NDArray[Any]
+    ) -> "CasePicture":
         """The picture of a volume, colours 0 to 255 as in files, with masks (I, J, K) or (C, I, J, K) on its grid."""
         image = volume.array / 255.0 if volume.planar and volume.array.ndim == 4 else volume.array
         axes = None if volume.planar else aff2axcodes(volume.affine_ras)

@@ -1,7 +1,5 @@
 """Writes an evaluation: metrics.json for machines, cases.csv for tables, report.html and report.pdf for people."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -4,8 +4,6 @@ The page loads nothing (its own policy forbids it), runs no script, and holds no
 cases that it was given.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from html import escape
 from importlib.resources import files

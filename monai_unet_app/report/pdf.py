@@ -4,8 +4,6 @@ Layout is ReportLab's; the type is DejaVu Sans as matplotlib brings it, embedded
 are there wherever it is opened. It has no Chinese, Japanese and Korean: those are set in fonts that viewers have for them.
 """
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Iterable

@@ -3,8 +3,6 @@
 It holds no path, and no identity beyond the names of cases that it was given.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial

@@ -3,8 +3,6 @@
 The numbers are those of `confidence.statement_audit.summarise_statements`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from typing import Any

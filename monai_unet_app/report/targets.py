@@ -3,8 +3,6 @@
 Everywhere the form is the same, a bound or two for a figure: {"dice": {"at_least": 0.8}, "ece": {"at_most": 0.005}}.
 """
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Figures as they are printed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 

@@ -1,7 +1,5 @@
 """What a reader changed: the corrected mask, paired with the original, how large the change is, and a case to train on."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

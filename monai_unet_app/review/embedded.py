@@ -1,7 +1,5 @@
 """Image, masks, contours and uncertainty as small NIfTI files that a page holds itself, since it may load nothing."""
 
-from __future__ import annotations
-
 import gzip
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ It is made from the files of the result, not from a case in memory: what is revi
 at any later time and on another machine without a second inference, and a verdict can name the very bytes that were looked at.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 

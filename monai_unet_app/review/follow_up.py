@@ -1,7 +1,5 @@
 """DICOM objects that follow from a verdict: a verified report, a corrected result, and a note that rejects what went before."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Key images of a case: the section with most of the structures and the most uncertain one, drawn to be seen at once."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -206,7 +204,7 @@ class _View:
     note: str = ""
 
     @classmethod
-    def of(cls, case: ReviewedCase) -> _View:
+    def of(cls, case: ReviewedCase) -> "_View":
         volume = case.image
         if volume.planar:
             return cls(case, None, 2, (0.0, 255.0)) if volume.array.ndim == 4 else cls(case, None, 2, *_told(volume))

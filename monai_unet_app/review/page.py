@@ -4,8 +4,6 @@ The policy in its head lets it load nothing and run only the two scripts that st
 from elsewhere are escaped where they are put in.
 """
 
-from __future__ import annotations
-
 import base64
 import gzip
 import hashlib

@@ -1,7 +1,5 @@
 """Whose case it is, as the headers of its source say: the one place of the project whose words reach a page with a name."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from pydicom.dataset import Dataset

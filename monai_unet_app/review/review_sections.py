@@ -1,7 +1,5 @@
 """What a review says, in blocks that the page and the PDF write each in their own way."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any

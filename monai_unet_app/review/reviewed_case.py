@@ -1,7 +1,5 @@
 """What a review shows of one case: a result as it was delivered, read back from its files and held against its record."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

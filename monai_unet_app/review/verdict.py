@@ -1,7 +1,5 @@
 """What a reader decides about a result, and what becomes of it: a verified report, a record, or a new case to train on."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
@@ -46,7 +44,7 @@ class Verdict:
     draft: bool
 
     @classmethod
-    def from_document(cls, document: Any) -> Verdict:
+    def from_document(cls, document: Any) -> "Verdict":
         """From what a page sends or saves. Raises InputRefusedError if it breaks the schema `review_verdict`."""
         validate(document, "review_verdict")
         try:

@@ -1,7 +1,5 @@
 """The acceptance report: JSON, signed with the key of the site, and a PDF with the same content."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

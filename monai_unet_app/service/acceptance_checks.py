@@ -1,7 +1,5 @@
 """The checks of a site acceptance and its report: time limit, labels compared in patient space, the node's audit trail."""
 
-from __future__ import annotations
-
 import ipaddress
 import json
 import queue

@@ -1,7 +1,5 @@
 """The token of a request, and the permissions of each role."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Callable
 from typing import Annotated

@@ -1,7 +1,5 @@
 """Studies that are coming in, and when nothing more of a study is to be expected."""
 
-from __future__ import annotations
-
 import threading
 import time
 from dataclasses import dataclass, field

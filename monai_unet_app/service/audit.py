@@ -13,8 +13,6 @@ A line is forced to the disk before the database remembers it. So a node that is
 than remembered, never shorter. No patient's identity is in a trail: studies are named by their UIDs.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import json

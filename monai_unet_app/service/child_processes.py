@@ -5,8 +5,6 @@ heart-beats at any time; a child that does not answer them is frozen. Heart-beat
 task has a limit as well.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging
@@ -51,7 +49,7 @@ class Child:
     """
 
     def __init__(
-        self, module: str, args: Sequence[str], inbox: queue.SimpleQueue[tuple[Child, Message | None]]
+        self, module: str, args: Sequence[str], inbox: "queue.SimpleQueue[tuple[Child, Message | None]]"
     ) -> None:
         """Starts `python -m module args`.
 

@@ -6,8 +6,6 @@ Every study has new UIDs, so neither the node nor an archive can answer with old
 studies stay where they were sent until a person deletes them.
 """
 
-from __future__ import annotations
-
 import platform
 import tempfile
 import time
@@ -171,7 +169,7 @@ class _Step:
     what: str
     where: str
     work: Callable[[], StepResult]
-    needs: tuple[_Step, ...] = ()
+    needs: "tuple[_Step, ...]" = ()
     most_s: float = 60.0
 
 

@@ -1,7 +1,5 @@
 """Storage commitment by a node: a request is in the database before it is answered, and is reported on until that succeeds."""
 
-from __future__ import annotations
-
 import json
 import logging
 import sqlite3
@@ -66,7 +64,7 @@ class Commitments:
         """Whether requests are still reported on."""
         return self._thread.is_alive()
 
-    def __enter__(self) -> Commitments:
+    def __enter__(self) -> "Commitments":
         self._thread.start()
         return self
 

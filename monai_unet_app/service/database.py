@@ -3,8 +3,6 @@
 Only the node's own process writes here; several of its threads may. Tables and rows are in `service.rows`.
 """
 
-from __future__ import annotations
-
 import sqlite3
 import threading
 import time

@@ -1,7 +1,5 @@
 """The folder of dead letters: a file for each job and delivery that was given up, for the administrator to read."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

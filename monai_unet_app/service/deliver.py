@@ -3,8 +3,6 @@
 python -m monai_unet_app.service.deliver SITE.toml
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from pathlib import Path

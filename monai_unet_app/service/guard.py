@@ -4,8 +4,6 @@ No byte of a request's body is read before its token is known. If a route fails,
 hold a DICOM header; the log states the error's class and place.
 """
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import logging

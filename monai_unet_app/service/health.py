@@ -1,7 +1,5 @@
 """Whether the node can do its work: each part is tried again and again, and a part that fails is named."""
 
-from __future__ import annotations
-
 import logging
 import sqlite3
 import time
@@ -24,7 +22,7 @@ _logger = logging.getLogger(__name__)
 class Health:
     """What the node knows about its own parts. The node's loop calls `check` and `end_round`, any thread `failing`."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: "Node") -> None:
         """Every part counts as working until it was checked, and the loop as begun now."""
         self._node = node
         self._last_check: float | None = None

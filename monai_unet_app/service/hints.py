@@ -4,8 +4,6 @@ Hints identify a patient. They are read from the received files when a reviewer 
 the database, the audit trail, a log or a URL.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path

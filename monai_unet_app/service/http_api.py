@@ -4,8 +4,6 @@ OpenAPI describes the routes at /openapi.json. A caller shows a token, as a bear
 authentication. Answers name studies by UID and never name a patient.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,12 +91,12 @@ Reason = Annotated[
 ]
 
 
-def serve(node: Node, config: HttpConfig) -> HttpServer:
+def serve(node: "Node", config: HttpConfig) -> HttpServer:
     """The HTTP server of a node, which runs within `with`. Raises UsageError as `make_app`."""
     return HttpServer(make_app(node, config), config)
 
 
-def make_app(node: Node, config: HttpConfig) -> FastAPI:
+def make_app(node: "Node", config: HttpConfig) -> FastAPI:
     """The web application of a node.
 
     Raises:
@@ -123,7 +121,7 @@ def make_app(node: Node, config: HttpConfig) -> FastAPI:
     return app
 
 
-def _add_health(app: FastAPI, node: Node) -> None:
+def _add_health(app: FastAPI, node: "Node") -> None:
     @app.get("/health", summary="The process is alive")
     def health() -> dict[str, str]:
         return {"status": "alive"}
@@ -138,7 +136,7 @@ def _add_health(app: FastAPI, node: Node) -> None:
         return Response(exposition(node), media_type="text/plain; version=0.0.4")
 
 
-def _add_pages(app: FastAPI, node: Node) -> None:
+def _add_pages(app: FastAPI, node: "Node") -> None:
     hints = Hints(node.store.folder, node.config.find_by if node.config.show_identity else ())
 
     def viewer(holder: Holder) -> Viewer:
@@ -165,7 +163,7 @@ def _add_pages(app: FastAPI, node: Node) -> None:
         return find_page(node, text, viewer(holder))
 
 
-def _add_studies(app: FastAPI, node: Node, config: HttpConfig) -> None:
+def _add_studies(app: FastAPI, node: "Node", config: HttpConfig) -> None:
     @app.post(
         "/studies",
         status_code=202,
@@ -206,7 +204,7 @@ def _add_studies(app: FastAPI, node: Node, config: HttpConfig) -> None:
         }
 
 
-def _take_upload(node: Node, path: Path, rule: str, config: HttpConfig) -> Upload:
+def _take_upload(node: "Node", path: Path, rule: str, config: HttpConfig) -> Upload:
     """Puts the contents of an upload where C-STORE puts instances."""
     with _errors_as_answers(node):
         kind, most_member = kind_of(path), node.config.instance_gb * 1e9
@@ -223,7 +221,7 @@ def _take_upload(node: Node, path: Path, rule: str, config: HttpConfig) -> Uploa
         return Upload({study: 1})
 
 
-def _add_results(app: FastAPI, node: Node) -> None:
+def _add_results(app: FastAPI, node: "Node") -> None:
     @app.get("/results/{number}", summary="A result: its state, its assessment by the bundle, its files")
     def result(number: Number, holder: Onlooker) -> dict[str, Any]:
         return _facts(node, _result(node, number), holder)
@@ -264,7 +262,7 @@ def _add_results(app: FastAPI, node: Node) -> None:
 
 
 @contextmanager
-def _errors_as_answers(node: Node) -> Iterator[None]:
+def _errors_as_answers(node: "Node") -> Iterator[None]:
     """Answers 409 where somebody else has decided first, and 422 where the request cannot be carried out."""
     try:
         yield
@@ -274,7 +272,7 @@ def _errors_as_answers(node: Node) -> Iterator[None]:
         raise HTTPException(422, without_folders(str(error), node.folder)) from error
 
 
-def _add_reviews(app: FastAPI, node: Node) -> None:
+def _add_reviews(app: FastAPI, node: "Node") -> None:
     pages = ReviewPages(node)
 
     def made_page(result: Result, longest_s: float) -> Path:
@@ -332,7 +330,7 @@ def _add_reviews(app: FastAPI, node: Node) -> None:
                 return await run_in_threadpool(_decide, node, result, text, holder.name, path)
 
 
-def _decide(node: Node, result: Result, text: str | bytes, reviewer: str, mask: Path | None = None) -> dict[str, Any]:
+def _decide(node: "Node", result: Result, text: str | bytes, reviewer: str, mask: Path | None = None) -> dict[str, Any]:
     """Applies the verdict in a JSON text and gives its record."""
     try:
         verdict = json.loads(text)
@@ -344,7 +342,7 @@ def _decide(node: Node, result: Result, text: str | bytes, reviewer: str, mask: 
         return decide(node, result, verdict, reviewer, mask)
 
 
-def _add_repairs(app: FastAPI, node: Node) -> None:
+def _add_repairs(app: FastAPI, node: "Node") -> None:
     @app.post(
         "/studies/{study}/reprocess", status_code=202, summary="A study is processed again, by the rules as they are"
     )
@@ -363,7 +361,7 @@ def _add_repairs(app: FastAPI, node: Node) -> None:
         return _retry(request, node, "delivery", number, holder.name)
 
 
-def _retry(request: Request, node: Node, kind: Literal["job", "delivery"], number: int, person: str) -> Response:
+def _retry(request: Request, node: "Node", kind: Literal["job", "delivery"], number: int, person: str) -> Response:
     if not node.retry(kind, number, person):
         raise HTTPException(404, f"no {kind} {number} is a dead letter; only dead letters are tried again")
     return _json_or_status_page(request, {kind: number})
@@ -378,7 +376,7 @@ def _json_or_status_page(request: Request, content: dict[str, Any], status: int 
     return RedirectResponse("/", 303) if _is_browser(request) else JSONResponse(content, status)
 
 
-def _result(node: Node, number: int) -> Result:
+def _result(node: "Node", number: int) -> Result:
     result = node.queue.result(number)
     if result is None:
         raise HTTPException(404, "no such result")
@@ -390,7 +388,7 @@ def _check_uid(study: str) -> None:
         raise HTTPException(404, "no such study; a StudyInstanceUID is needed")
 
 
-def _facts(node: Node, result: Result, holder: Holder) -> dict[str, Any]:
+def _facts(node: "Node", result: Result, holder: Holder) -> dict[str, Any]:
     """The facts of a result; "files" and "document" are empty for a holder who may not open the result."""
     files = _files(node, result) if may_open(holder, result) else {}
     documents = (json.loads(path.read_text()) for name, path in files.items() if name.endswith("_result.json"))
@@ -402,7 +400,7 @@ def _facts(node: Node, result: Result, holder: Holder) -> dict[str, Any]:
     }
 
 
-def _files(node: Node, result: Result) -> dict[str, Path]:
+def _files(node: "Node", result: Result) -> dict[str, Path]:
     """The files of a result by their names below its folder; empty for a result without a folder."""
     folder = node.result_folder(result)
     files = sorted(path for path in folder.rglob("*") if path.is_file()) if result.folder else []

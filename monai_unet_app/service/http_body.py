@@ -1,7 +1,5 @@
 """The bodies of requests: files and forms, written to a temporary file of the node before they are looked at."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator

@@ -1,7 +1,5 @@
 """Results whose files are lost or changed: the digest shows it, they are remade at most twice, and never sent as they are."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

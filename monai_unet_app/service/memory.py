@@ -5,8 +5,6 @@ that go back at once grows when such blocks are freed. A receiver at rest had tw
 these functions do nothing.
 """
 
-from __future__ import annotations
-
 import ctypes
 import threading
 from typing import Any

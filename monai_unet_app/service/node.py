@@ -15,8 +15,6 @@ The loop of the node calls, in turn, `service.segmentation` (studies to results)
 and `service.retention` (what is forgotten).
 """
 
-from __future__ import annotations
-
 import fcntl
 import logging
 import os
@@ -111,7 +109,7 @@ class Node:
         self._stop, self._thread = threading.Event(), threading.Thread(target=self._run, name="node")
         self._why_full = ""
 
-    def __enter__(self) -> Node:
+    def __enter__(self) -> "Node":
         self.results_folder.mkdir(exist_ok=True)
         for unfinished in (self.received_folder / INCOMING, self.folder / "uploads"):
             shutil.rmtree(unfinished, ignore_errors=True)  # no sender was told that these are stored

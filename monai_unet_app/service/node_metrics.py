@@ -1,7 +1,5 @@
 """The metrics of a node, for Prometheus and for its status page. They name no patient and no study."""
 
-from __future__ import annotations
-
 import platform
 import shutil
 import time
@@ -70,7 +68,7 @@ def quantiles(seconds: Durations | Sequence[float]) -> dict[float, float]:
     return dict(zip(QUANTILES, np.quantile(list(seconds), QUANTILES).tolist(), strict=True)) if len(seconds) else {}
 
 
-def exposition(node: Node) -> bytes:
+def exposition(node: "Node") -> bytes:
     """All metrics in the text format of Prometheus."""
     registry = CollectorRegistry()
     registry.register(_NodeCollector(node))
@@ -78,21 +76,21 @@ def exposition(node: Node) -> bytes:
 
 
 class _NodeCollector(Collector):
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: "Node") -> None:
         self.node = node
 
-    def describe(self) -> list[Metric]:
+    def describe(self) -> "list[Metric]":
         """Empty, so that registering collects nothing."""
         return []
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> "Iterator[Metric]":
         yield from self._work()
         yield from self._waiting()
         yield from self._destinations()
         yield from self._machine()
         yield from self._versions()
 
-    def _work(self) -> Iterator[Metric]:
+    def _work(self) -> "Iterator[Metric]":
         node, counts = self.node, self.node.queue.counts()
         for table, states in _STATES.items():
             yield _gauge(f"monai_unet_{table}", f"{table} by state", "state", dict.fromkeys(states, 0) | counts[table])
@@ -109,7 +107,7 @@ class _NodeCollector(Collector):
         yield Counter("monai_unet_instances_refused", "instances that were not", value=node.instances_turned_away)
         yield Counter("monai_unet_callers_rejected", "callers that were not let in", value=node.callers_turned_away)
 
-    def _waiting(self) -> Iterator[Metric]:
+    def _waiting(self) -> "Iterator[Metric]":
         oldest, now = self.node.queue.oldest(), time.time()
         ages = {kind: max(0.0, now - oldest.get(kind, now)) for kind in ("job", "delivery", "review")}
         yield _gauge(
@@ -119,7 +117,7 @@ class _NodeCollector(Collector):
             ages,
         )
 
-    def _destinations(self) -> Iterator[Metric]:
+    def _destinations(self) -> "Iterator[Metric]":
         rows: tuple[tuple[str, str, Callable[[DestinationState], float | None]], ...] = (
             ("pending", "deliveries that wait for a destination", lambda state: state.pending),
             (
@@ -137,7 +135,7 @@ class _NodeCollector(Collector):
             }
             yield _gauge(f"monai_unet_destination_{name}", text, "destination", values)
 
-    def _machine(self) -> Iterator[Metric]:
+    def _machine(self) -> "Iterator[Metric]":
         node, disk = self.node, shutil.disk_usage(self.node.folder)
         least_free = node.config.least_free_gb * 1e9
         yield Counter("monai_unet_worker_starts", "starts of a worker, each of them cold", value=node.workers.started)
@@ -149,7 +147,7 @@ class _NodeCollector(Collector):
         text = "less free, and nothing is received (least_free_gb)"
         yield Gauge("monai_unet_disk_least_free_bytes", text, value=least_free)
 
-    def _versions(self) -> Iterator[Metric]:
+    def _versions(self) -> "Iterator[Metric]":
         versions = {"version": __version__, "python": platform.python_version()}
         yield InfoMetricFamily("monai_unet_build", "this program", value=versions)
         bundles = InfoMetricFamily("monai_unet_bundle", "what each rule has loaded", labels=["rule"])

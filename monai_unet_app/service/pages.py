@@ -1,7 +1,5 @@
 """Review pages of a node: each is made once, in the background, and compares the result with the patient's earlier result."""
 
-from __future__ import annotations
-
 import threading
 import time
 from concurrent.futures import Future

@@ -4,8 +4,6 @@ Every study gets new UIDs, and a PatientName and PatientID that begin with COMMI
 de-identified first (PS3.15 Annex E). The headers that a rule asks for are made from the patterns of the rule.
 """
 
-from __future__ import annotations
-
 import re
 import uuid
 from collections.abc import Mapping, Sequence

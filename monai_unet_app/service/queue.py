@@ -8,8 +8,6 @@ result has deliveries, one for each destination. A result that is "not processed
 its state stays "not processed", whatever becomes of the notice.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Collection, Mapping, Sequence
 

@@ -7,8 +7,6 @@ decided about the same bytes before.
 Each function works within the caller's transaction.
 """
 
-from __future__ import annotations
-
 import sqlite3
 import time
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ node's own clock at which something was done: retention begins anew. Studies tha
 received files, and count as arriving.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Versions of a result: one for each time that its study became complete, by the same rule and of the same series."""
 
-from __future__ import annotations
-
 from monai_unet_app.service.queue import Queue
 from monai_unet_app.service.rows import FOLLOW_UPS, Result
 

@@ -1,7 +1,5 @@
 """What a node forgets: studies that were done long ago, records of decisions, and folders that nothing names."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 import time
@@ -20,7 +18,7 @@ _logger = logging.getLogger(__name__)
 class Retention:
     """Deletes what the site does not keep. The node's loop calls it."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: "Node") -> None:
         self._node = node
         self.last_run: float | None = None
         """Monotonic clock, in seconds; None before the first run."""

@@ -1,7 +1,5 @@
 """Reviews of a node's results; `monai-unet review`, in a process of its own, makes the pages and applies the verdicts."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

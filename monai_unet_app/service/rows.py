@@ -28,8 +28,6 @@ Words that are used for one thing each:
 - Callers and instances that the node does not take are *turned away*.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar

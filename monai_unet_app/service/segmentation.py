@@ -1,7 +1,5 @@
 """From arriving studies to recorded results: a complete study becomes a job, and a worker's answer becomes results."""
 
-from __future__ import annotations
-
 import logging
 import time
 from dataclasses import replace
@@ -22,7 +20,7 @@ _logger = logging.getLogger(__name__)
 class Segmentation:
     """The jobs of a node. The node's loop calls all methods but `declare_complete`, which any thread may call."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: "Node") -> None:
         self._node = node
         self._not_before: dict[int, float] = {}  # job -> monotonic clock
         self._declared: set[int] = set()  # jobs of studies that were declared complete

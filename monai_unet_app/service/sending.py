@@ -1,7 +1,5 @@
 """From pending deliveries to archives: which sender gets which delivery, and what becomes of it."""
 
-from __future__ import annotations
-
 import logging
 import time
 from dataclasses import dataclass
@@ -40,7 +38,7 @@ class DestinationState:
 class Sending:
     """The deliveries of a node. The node's loop calls the methods that change something."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: "Node") -> None:
         self._node = node
         self._pauses: dict[str, Pause] = {}  # only of destinations whose last delivery failed
         self._delivered: dict[str, float] = {}  # destination -> seconds since 1970

@@ -5,8 +5,6 @@ head of a request must come within seconds. A new connection that finds no room 
 without a request, or whose answer is delayed because its token was wrong.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import threading
@@ -65,7 +63,7 @@ class HttpServer:
         with asyncio.Runner(loop_factory=lambda: loop_of(self._head_s)) as runner:
             runner.run(self._server.serve())
 
-    def __enter__(self) -> HttpServer:
+    def __enter__(self) -> "HttpServer":
         self._thread.start()
         while not self._server.started:
             if not self._thread.is_alive():
@@ -100,7 +98,7 @@ class Connections:
         """A new connection, with the arguments that uvicorn gives to a protocol."""
         return Connection(self, **arguments)
 
-    def opened(self, new: Connection) -> bool:
+    def opened(self, new: "Connection") -> bool:
         """Whether there is room for a new connection; if necessary, another connection is ended for it."""
         same_host = [connection for connection in self._open if connection.host == new.host]
         if len(same_host) >= self._most_per_address:
@@ -113,11 +111,11 @@ class Connections:
         self._open[new] = None
         return True
 
-    def closed(self, connection: Connection) -> None:
+    def closed(self, connection: "Connection") -> None:
         """Forgets a connection."""
         self._open.pop(connection, None)
 
-    def _end_longest_waiting(self, connections: list[Connection]) -> bool:
+    def _end_longest_waiting(self, connections: "list[Connection]") -> bool:
         """Ends the connection that has waited longest among those that give way; False if none of them does."""
         waiting = [connection for connection in connections if connection.gives_way]
         if not waiting:

@@ -4,8 +4,6 @@ docs/how-to/node.md shows an example. `dicom_io.net.destination_file` reads the 
 keys are refused.
 """
 
-from __future__ import annotations
-
 import ipaddress
 import re
 from collections.abc import Callable, Mapping

@@ -4,8 +4,6 @@ The HTML is in `templates/`. No page has a script: the policy of the HTTP API fo
 of its UID. Only readers who may see identity are shown the hints by which a site finds a study, see `service.hints`.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -57,10 +55,10 @@ class Viewer:
         holder: The reader's token, whose roles decide which actions the page offers; None is offered no action.
     """
 
-    hints: Hints | None = None
-    holder: Holder | None = None
+    hints: "Hints | None" = None
+    holder: "Holder | None" = None
 
-    def may(self, role: Role) -> bool:
+    def may(self, role: "Role") -> bool:
         """Whether the reader has a role."""
         return self.holder is not None and self.holder.may(role)
 
@@ -95,7 +93,7 @@ class Viewer:
         return Link(f"/{kind}/{number}/retry", "try again", is_button=True) if self.may("admin") else ""
 
 
-def status_page(node: Node, viewer: Viewer | None = None, *, still: bool = False) -> str:
+def status_page(node: "Node", viewer: Viewer | None = None, *, still: bool = False) -> str:
     """The HTML page that says what the node is doing.
 
     Args:
@@ -125,13 +123,13 @@ def status_page(node: Node, viewer: Viewer | None = None, *, still: bool = False
     )
 
 
-def waiting_page(node: Node, number: int, seconds: float) -> str:
+def waiting_page(node: "Node", number: int, seconds: float) -> str:
     """The HTML page shown while the review page of a result is made; it loads itself again every two seconds."""
     title = f"{node.config.ae_title}: result {number}"
     return _render("waiting.html", title=title, reload_s=2, number=number, seconds=seconds)
 
 
-def find_page(node: Node, text: str | None, viewer: Viewer | None = None) -> str:
+def find_page(node: "Node", text: str | None, viewer: Viewer | None = None) -> str:
     """The HTML page with a search box and the results of the matching studies.
 
     Args:
@@ -155,7 +153,7 @@ def find_page(node: Node, text: str | None, viewer: Viewer | None = None) -> str
     )
 
 
-def find_studies(node: Node, text: str, hints: Hints | None) -> list[str]:
+def find_studies(node: "Node", text: str, hints: "Hints | None") -> list[str]:
     """UIDs of the studies that match a text: a part of the UID, the number of a result, or a hint.
 
     If there are more than `_MOST_FOUND`, at least one more than that is given back.
@@ -176,7 +174,7 @@ def _render(template: str, **values: Any) -> str:
     return _templates().get_template(template).render(version=__version__, **values)
 
 
-def _study_rows(node: Node, study: str, viewer: Viewer) -> Iterable[Sequence[str | Link]]:
+def _study_rows(node: "Node", study: str, viewer: Viewer) -> Iterable[Sequence[str | Link]]:
     """A row for each result of a study, the newest first; a study without results has a row with its state."""
     jobs = node.queue.jobs_of(study)
     results = [result for job in jobs for result in node.queue.results_of(job.id)]
@@ -191,7 +189,7 @@ class _Readiness(NamedTuple):
     text: str
 
 
-def _readiness(node: Node, counts: dict[str, dict[str, int]]) -> _Readiness:
+def _readiness(node: "Node", counts: dict[str, dict[str, int]]) -> _Readiness:
     failing, away = node.failing(), node.sending.unreachable()
     dead = counts["jobs"].get("dead", 0) + counts["deliveries"].get("dead", 0)
     if full := node.why_full():
@@ -221,7 +219,7 @@ def _cards(counts: dict[str, dict[str, int]]) -> dict[str, int]:
     }
 
 
-def _times(node: Node) -> Table:
+def _times(node: "Node") -> Table:
     rows = [
         (stage, f"{times[0.5]:.2f} s", f"{times[0.95]:.2f} s", str(len(seconds)))
         for stage, seconds in node.seconds.items()
@@ -230,7 +228,7 @@ def _times(node: Node) -> Table:
     return Table("Times", ("stage", "median", "95 %", "of the last"), rows)
 
 
-def _dead_letters(node: Node, viewer: Viewer) -> Table:
+def _dead_letters(node: "Node", viewer: Viewer) -> Table:
     jobs = [
         (f"job {job.id}", *viewer.study(job.study), job.reason, viewer.retry("jobs", job.id))
         for job in node.queue.jobs(["dead"], _SHOWN)
@@ -244,7 +242,7 @@ def _dead_letters(node: Node, viewer: Viewer) -> Table:
     return Table("Dead letters", head, [*jobs, *sent])
 
 
-def _jobs(node: Node, viewer: Viewer) -> Table:
+def _jobs(node: "Node", viewer: Viewer) -> Table:
     rows = [
         (*viewer.study(job.study), str(job.version), job.state, str(job.attempts), job.reason)
         for job in node.queue.jobs(["working", "queued"], _SHOWN)
@@ -253,7 +251,7 @@ def _jobs(node: Node, viewer: Viewer) -> Table:
     return Table("Studies that wait or are at work", head, rows)
 
 
-def _turned_away(node: Node) -> Table:
+def _turned_away(node: "Node") -> Table:
     rows = [
         (time.strftime("%H:%M:%S", time.localtime(when)), reason) for when, reason in reversed(node.last_turned_away)
     ]

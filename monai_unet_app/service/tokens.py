@@ -5,8 +5,6 @@ line without a date, as earlier versions made it, never expires. The name of a r
 form Family^Given. A holder without such a name decides nothing, whatever their roles. The file is read again when it changes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import logging

@@ -1,7 +1,5 @@
 """From a DICOM result back to its origin: the bundle by its digest, its training and calibration, and the source series."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Sequence

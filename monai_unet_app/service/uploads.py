@@ -4,8 +4,6 @@ An archive is unpacked member by member, and the size of each is bounded, so tha
 on the headers is bounded for all members together, because an object that is deflated twice shrinks to nearly nothing.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

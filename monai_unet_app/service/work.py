@@ -5,8 +5,6 @@
 Torch and MONAI live here and not in the node, which stays small and outlives them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 import sys
@@ -56,7 +54,7 @@ class Task:
     waited: bool = True
 
     @classmethod
-    def parse(cls, message: Message) -> Task:
+    def parse(cls, message: Message) -> "Task":
         """The task in a message of the node."""
         earlier = {key: Path(folder) for key, folder in message["earlier"].items()}
         return cls(Path(message["study"]), Path(message["output"]), earlier, bool(message.get("waited", True)))
@@ -192,13 +190,13 @@ class Worker:
             return _not_processed(name, "", task.readable(error))
         return _new_result(rule, "", task, folder / name, case)
 
-    def _segment(self, source: Path | Volume, rule: Rule) -> Case:
+    def _segment(self, source: "Path | Volume", rule: Rule) -> "Case":
         from monai_unet_app.pipeline import segment_case
 
         return segment_case(source, self.bundles[rule.name], self.runs[rule.name])
 
 
-def _write_case(case: Case, name: str, folder: Path, **options: Any) -> None:
+def _write_case(case: "Case", name: str, folder: Path, **options: Any) -> None:
     """Writes a case by options of `OutputConfig`. A rejected result is written too: a reviewer will see it."""
     from monai_unet_app.config import OutputConfig
     from monai_unet_app.results import write_results
@@ -206,7 +204,7 @@ def _write_case(case: Case, name: str, folder: Path, **options: Any) -> None:
     write_results(case, name, OutputConfig(deliver_rejected=True, **options), folder)
 
 
-def _read_volume(rule: Rule, uid: str, series: Sequence[SeriesRef]) -> Volume:
+def _read_volume(rule: Rule, uid: str, series: Sequence[SeriesRef]) -> "Volume":
     """The voxels of a series. Other series are read with it only where they show that it lacks nothing."""
     from dicom_io.read import read_series
 
@@ -297,7 +295,7 @@ def state_of(verdict: str, rule: Rule) -> ResultState:
     return "held" if verdict == "review" and rule.hold_review else "sending"
 
 
-def _new_result(rule: Rule, series: str, task: Task, folder: Path, case: Case) -> NewResult:
+def _new_result(rule: Rule, series: str, task: Task, folder: Path, case: "Case") -> NewResult:
     """The result of a case that was written to `folder`; `series` is empty for a NIfTI image."""
     verdict = (case.assessment.verdict if case.assessment else None) or ""
     reason = "; ".join(case.assessment.reasons) if case.assessment else ""
@@ -337,7 +335,7 @@ def check_bundles(site: Site) -> None:
         check_gated(rule, bundle)
 
 
-def _check_approved(rule: Rule, bundle: BundleFiles) -> None:
+def _check_approved(rule: Rule, bundle: "BundleFiles") -> None:
     if rule.sha256 and rule.sha256 != bundle.sha256:
         raise AppError(
             f"rule {rule.name} names a bundle of sha256 {rule.sha256[:12]}..., {bundle.name} has {bundle.sha256[:12]}...; "
@@ -345,7 +343,7 @@ def _check_approved(rule: Rule, bundle: BundleFiles) -> None:
         )
 
 
-def check_gated(rule: Rule, bundle: BundleFiles) -> None:
+def check_gated(rule: Rule, bundle: "BundleFiles") -> None:
     """Checks that the bundle has a quality gate for the rule's results, unless the rule says `deliver_ungated = true`.
 
     Raises:
@@ -367,13 +365,13 @@ def check_gated(rule: Rule, bundle: BundleFiles) -> None:
         )
 
 
-def _has_mirror_images(bundle: BundleFiles) -> bool:
+def _has_mirror_images(bundle: "BundleFiles") -> bool:
     from monai_unet_app.bundle import load_bundle
 
     return bool(load_bundle(bundle.root).mirror_axes)
 
 
-def _warm(rule: Rule) -> Bundle:
+def _warm(rule: Rule) -> "Bundle":
     """The loaded bundle of a rule, whose network has run once."""
     import torch
 

@@ -1,7 +1,5 @@
 """A pool of child processes that run one module: started, watched, and replaced when they end."""
 
-from __future__ import annotations
-
 import math
 import queue
 import time

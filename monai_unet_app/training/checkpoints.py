@@ -1,7 +1,5 @@
 """Checkpoints: the state that a killed run needs to go on as if it had never stopped, and the best model so far."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Mapping

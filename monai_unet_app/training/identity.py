@@ -5,8 +5,6 @@ weights that were trained on other data, so a copy inherits none. Facts that the
 metadata.json that differ from the facts of every shipped bundle. The card is written anew from them.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Collection, Mapping

@@ -14,8 +14,6 @@ metric of a training must rise as the prediction gets better, as boundary IoU an
 `additional_metrics` only beside a key metric (`key_val_metric`), which may hold several metrics.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace

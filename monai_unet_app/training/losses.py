@@ -19,8 +19,6 @@ Losses that MONAI has are not repeated here:
   There is no class outside the image, so at its edge the shares of MONAI's mean add up to less than 1.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The display of a training: one bar with the time that is left, and one line for each epoch."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`run.json`: everything that is needed to explain a trained model, or to train it again."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import platform

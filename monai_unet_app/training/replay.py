@@ -4,8 +4,6 @@ The order of workers, a restart or another batch size cannot change what draw 1,
 possible.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

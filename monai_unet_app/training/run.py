@@ -1,7 +1,5 @@
 """`monai-unet train`: a copy of a bundle, trained on a folder of cases by the bundle's own `train.yaml`."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext

@@ -4,8 +4,6 @@ Nothing leaves the machine, unless the environment variable MLFLOW_TRACKING_URI 
 handlers do not write these files: docs/decisions/0007.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -4,8 +4,6 @@ MONAI's trainer and evaluator hard-code the autocast of CUDA, so that `amp: true
 They take the steps of this module as `iteration_update` instead.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Engines: each runs one batch of windows through the network. A new engine is a module here with the same call."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 import torch

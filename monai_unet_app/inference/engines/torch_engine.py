@@ -1,7 +1,5 @@
 """The plain engine: the network as torch runs it, in float32."""
 
-from __future__ import annotations
-
 import torch
 
 
