@@ -12,14 +12,14 @@ grid, measured along the normal and sideways; each of the two has to keep the li
 3. More: refused. Where the odd gaps are multiples of the usual gap, the refusal says that slices are missing; where a gap
    differs from the usual one, that the gaps are uneven; else that the stack is not straight.
 
-On a grid that passed, the corners and the middle of every slice must lie within CORNER_OFFSET_MM, or within the limit of 2.
-where the grid was fitted and that limit is larger.
+On a grid that passed, the corners and the middle of every slice must lie within CORNER_OFFSET_MM. On a
+grid that was fitted they may lie as far off as `jitter_limit_mm`, where that is more.
 
 Two other modules have limits of their own:
 
 - `repair.py` knows only SILENT_OFFSET_MM, and compares gaps with the usual gap. A stack gets there if it was refused here or
   if its tilt is to be removed. It is interpolated anyway, so more unevenness is resampled too, if the caller allows it.
-- `objects/slice_positions.py` compares a result's grid with each slice's own header, corners included. It allows 0.05 mm,
+- `objects/source_grid.py` compares a result's grid with each slice's own header, corners included. It allows 0.05 mm,
   but at most a quarter of a gap, so that a result cannot be taken for that of the next slice; or `jitter_limit_mm` if that
   is more, because a fitted grid leaves each slice that far from its header.
 """
