@@ -37,7 +37,7 @@ def test_an_object_is_sent_and_written_after_the_objects_that_it_refers_to() -> 
 def test_every_kind_with_a_format_has_a_writer_that_takes_a_result(kind) -> None:
     written = import_module(kind.module).write_result
     assert list(written.__annotations__) == ["content", "path", "return"]
-    assert written.__annotations__["content"] == ResultContent.__name__
+    assert written.__annotations__["content"] is ResultContent
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
