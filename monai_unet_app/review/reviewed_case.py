@@ -18,7 +18,7 @@ from dicom_io.reading.instances import load_dataset
 from dicom_io.rtstruct import read_regions
 from dicom_io.seg import read_segments
 from dicom_io.segmentation import Segmentation, Structure
-from dicom_io.volume import Volume
+from dicom_io.volume import Volume, corner_indices
 from monai_unet_app.bundle_folder import BundleFiles
 from monai_unet_app.data.digest import file_sha256
 from monai_unet_app.data.labels import AFFINE_TOLERANCE_MM, read_labels
@@ -233,7 +233,8 @@ def _label_array(path: Path, volume: Volume, *, overlapping: bool) -> NDArray[An
 
 def check_same_place(found: Volume, volume: Volume, name: str) -> None:
     """Pass if two volumes are one grid. Raises InputRefusedError."""
-    apart = float(np.abs(found.affine_lps - volume.affine_lps).max()) if volume.has_patient_space else 0.0
+    corners = corner_indices(volume.shape)
+    apart = float(np.abs((found.affine_lps - volume.affine_lps) @ corners).max()) if volume.has_patient_space else 0.0
     if found.shape != volume.shape or apart > AFFINE_TOLERANCE_MM:
         raise InputRefusedError(
             f"{name} has the grid {found.shape}, the image {volume.shape}, {apart:.2f} mm apart; the same one is needed; take "

@@ -7,6 +7,7 @@ hold a DICOM header; the log states the error's class and place.
 import asyncio
 import errno
 import logging
+import sqlite3
 import traceback
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -22,6 +23,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from monai_unet_app.errors import AppError
 from monai_unet_app.service.access import ASK, is_from_elsewhere, token_of
 from monai_unet_app.service.audit import AuditTrail
 from monai_unet_app.service.server import DELAYED
@@ -97,7 +99,7 @@ class FailedLogins:
     async def _write(self, **facts: Any) -> None:
         try:
             await run_in_threadpool(self._audit.write, "login failed", **facts)
-        except OSError as error:  # the answer is the same
+        except (OSError, AppError, sqlite3.Error) as error:  # the answer to the caller is the same
             _logger.error("a failed login could not be recorded (%s)", type(error).__name__)
 
 

@@ -30,7 +30,7 @@ from monai_unet_app.review.embedded import slice_border
 from monai_unet_app.review.key_images import anatomical_slices, key_sections, window_presets
 from monai_unet_app.review.patient import person
 from monai_unet_app.review.review_sections import MARK
-from monai_unet_app.review.reviewed_case import read_reviewed
+from monai_unet_app.review.reviewed_case import check_same_place, read_reviewed
 
 HEADER = {
     "PatientName": "Berger^Anna Maria^^Dr",
@@ -527,3 +527,11 @@ def test_same_patient_without_an_earlier_result_is_a_wrong_usage(
     assert main([*words, "--same-patient"]) == 2
     assert "--prior, which is missing" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_whose_far_corner_lies_elsewhere_is_not_on_the_images_grid() -> None:
+    image = Volume(np.zeros((512, 4, 4), np.float32), np.diag([1.0, 1.0, 1.0, 1.0]))
+    stretched = Volume(image.array, np.diag([1.009, 1.0, 1.0, 1.0]))  # 4.6 mm at the last voxel
+    check_same_place(image, image, "same.nii.gz")
+    with pytest.raises(InputRefusedError, match=r"4\.60 mm apart"):
+        check_same_place(stretched, image, "stretched.nii.gz")
