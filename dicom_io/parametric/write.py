@@ -38,8 +38,6 @@ def write_parametric_map(
     path: Path,
     result: ResultInfo,
     meaning: MapMeaning,
-    *,
-    prove: bool = True,
 ) -> Path:
     """Write one value a voxel as a Parametric Map that refers to the series it was made from.
 
@@ -49,7 +47,6 @@ def write_parametric_map(
         path: Target file, replaced if it exists.
         result: What computed the values.
         meaning: What they are.
-        prove: Read the file back and compare every value in place before it gets its name.
 
     Returns:
         `path`. The same source, result and meaning give the same UIDs and bytes.
@@ -69,11 +66,7 @@ def write_parametric_map(
     images = source_images.images_of(source)
     source_images.check_place(values, images)
     dataset = _build(values, images, result, meaning)
-    return proof.save_proved(
-        dataset,
-        path,
-        (lambda file: prove_map(file, values, images, meaning)) if prove else None,
-    )
+    return proof.save_proved(dataset, path, lambda file: prove_map(file, values, images, meaning))
 
 
 def write_result(content: ResultContent, path: Path) -> None:

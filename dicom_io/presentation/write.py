@@ -57,7 +57,7 @@ Floats = NDArray[np.float64]
 
 
 @refusing_odd_headers
-def write_gsps(labels: Volume, source: Volume, path: Path, result: ResultInfo, *, prove: bool = True) -> Path:
+def write_gsps(labels: Volume, source: Volume, path: Path, result: ResultInfo) -> Path:
     """Write the outlines of the labels as a presentation state on the images they were made from.
 
     Args:
@@ -67,7 +67,6 @@ def write_gsps(labels: Volume, source: Volume, path: Path, result: ResultInfo, *
             their headers.
         path: Target file, replaced if it exists.
         result: What computed the labels.
-        prove: Read the file back and rasterise its outlines before it gets its name.
 
     Returns:
         `path`. One graphic layer a segment in its colour, one with the research mark. A segment without voxels has a
@@ -94,11 +93,7 @@ def write_gsps(labels: Volume, source: Volume, path: Path, result: ResultInfo, *
         dataset.ICCProfile = header.get("ICCProfile") or display.srgb_profile()
     else:
         _add_grey_transformations(dataset, images)
-    return proof.save_proved(
-        dataset,
-        path,
-        (lambda file: prove_outlines(file, labels, images, result.segments)) if prove else None,
-    )
+    return proof.save_proved(dataset, path, lambda file: prove_outlines(file, labels, images, result.segments))
 
 
 def write_result(content: ResultContent, path: Path) -> None:

@@ -27,7 +27,7 @@ MIN_SPACING_MM = 0.01  # below, three decimals of a millimetre could move a cont
 
 
 @refusing_odd_headers
-def write_rtstruct(labels: Volume, source: Volume, path: Path, result: ResultInfo, *, prove: bool = True) -> Path:
+def write_rtstruct(labels: Volume, source: Volume, path: Path, result: ResultInfo) -> Path:
     """Write labels as contours on the slices they were made from; approval status UNAPPROVED.
 
     Args and errors are those of `write_seg`; labels that overlap (4D) are welcome. A segment without voxels
@@ -45,9 +45,7 @@ def write_rtstruct(labels: Volume, source: Volume, path: Path, result: ResultInf
     labels = in_slices(labels)
     built = build_rtstruct(Segmentation.of_volume(labels, result.segments), images, result)
     return proof.save_proved(
-        built.save,
-        path,
-        (lambda file: prove_rtstruct(file, labels, source, result.segments, images.headers)) if prove else None,
+        built.save, path, lambda file: prove_rtstruct(file, labels, source, result.segments, images.headers)
     )
 
 
