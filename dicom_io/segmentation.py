@@ -73,9 +73,9 @@ class Structure:
         inside = self.probability_on_grid[self.box][self.mask]
         return float(inside.mean()) if inside.size else None
 
-    @cached_property
+    @property
     def mask_on_grid(self) -> NDArray[np.bool_]:
-        """The mask on the whole grid, shape (I, J, K)."""
+        """The mask on the whole grid, shape (I, J, K), boolean; made anew each time, as many of them would fill the memory."""
         on_grid = np.zeros(self.grid.shape, dtype=bool)
         on_grid[self.box] = self.mask
         return on_grid

@@ -210,8 +210,9 @@ def read_segmentation(
             f"{path.name} holds the value(s) {unknown}; 0 and the result's {numbers} are needed; draw with these values in the "
             "program that made the file, or remove the others there"
         )
-    masks = [labels.array == number for number in numbers]
-    return Segmentation.of_masks(volume, masks, segments, exclusive=is_exclusive(document))
+    if is_exclusive(document):
+        return Segmentation(volume, labels.array.astype(np.uint16), tuple(segments))
+    return Segmentation.of_masks(volume, [labels.array == number for number in numbers], segments)
 
 
 def _label_array(path: Path, volume: Volume, *, overlapping: bool) -> NDArray[Any]:
