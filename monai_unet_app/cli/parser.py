@@ -40,13 +40,16 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(run: Callable[[argparse.Namespace], Answer]) -> argparse.ArgumentParser:
-        summary, example = (" ".join(part.split()) for part in inspect.cleandoc(run.__doc__ or "").split("\n\n"))
+        # python -OO leaves no docstrings: the verbs then work without help
+        summary, example = (
+            " ".join(part.split()) for part in inspect.cleandoc(run.__doc__ or "\n\n").partition("\n\n")[::2]
+        )
         sub = subparsers.add_parser(
             run.__name__,
-            help=summary[0].lower() + summary[1:].removesuffix("."),
+            help=summary[:1].lower() + summary[1:].removesuffix("."),
             description=textwrap.fill(summary, 78),
             epilog=textwrap.fill(
-                example[0].lower() + example[1:],
+                example[:1].lower() + example[1:],
                 78,
                 subsequent_indent="  ",
                 break_long_words=False,
