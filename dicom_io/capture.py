@@ -16,18 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
-from pydicom.uid import SecondaryCaptureImageStorage
 from pydicom.valuerep import format_number_as_ds
 
 from dicom_io import proof
 from dicom_io.coding import code_item
 from dicom_io.errors import DicomIoError, LabelError, UnreadableFileError
 from dicom_io.objects import display, drawing, identity
+from dicom_io.objects.functional_groups import reference
 from dicom_io.objects.identity import ResultInfo
-from dicom_io.objects.labels import SliceLabels, check_labels, in_slices
+from dicom_io.objects.labels import SliceLabels
 from dicom_io.objects.odd_headers import refusing_odd_headers
 from dicom_io.objects.result_content import ResultContent
-from dicom_io.objects.source_images import SourceImages, add_body_part, check_place, images_of, new_object
+from dicom_io.objects.source_images import SourceImages, add_body_part, labelled, result_object
 from dicom_io.reading.checks import check_one_patient
 from dicom_io.reading.headers import whole_number
 from dicom_io.reading.instances import READ_ERRORS, load_dataset
@@ -102,8 +102,7 @@ def write_captures(
     """
     style = style or CaptureStyle()
     _check_style(style)
-    check_labels(labels, result)
-    scene = _scene(in_slices(labels), images_of(source), result, style)
+    scene = _scene(*labelled(labels, source, result), result, style)
     counts = [int(np.count_nonzero(plane.values)) for plane in scene.planes]
     wanted = chosen_slices(counts, style.limit) if slices is None else sorted(set(slices))
     _check_slices(wanted, len(counts))
@@ -176,15 +175,8 @@ def chosen_slices(counts: Sequence[int], limit: int) -> list[int]:
     return sorted({int(k) for k in even})
 
 
-def draw_capture(labels: Volume, source: Volume, k: int, result: ResultInfo, style: CaptureStyle) -> drawing.Picture:
-    """The capture of slice k as a picture; see `write_captures`."""
-    return _draw(_scene(labels, images_of(source), result, style), k)
-
-
-def _scene(labels: Volume, images: SourceImages, result: ResultInfo, style: CaptureStyle) -> _Scene:
-    check_place(labels, images)
+def _scene(segmentation: Segmentation, images: SourceImages, result: ResultInfo, style: CaptureStyle) -> _Scene:
     shown = [] if images.source.in_colour else display.displays(images)
-    segmentation = Segmentation.of_volume(labels, result.segments)
     return _Scene([images.labels(k, segmentation) for k in range(len(images.slices))], images, shown, result, style)
 
 
@@ -281,8 +273,7 @@ def _object(scene: _Scene, k: int) -> Dataset:
     """The capture of slice k as a data set; PS3.3 A.8.1."""
     source, headers, result = scene.images.source, scene.images.headers, scene.result
     header, drawn = scene.images.header(k), _draw(scene, k)
-    uid = identity.result_uid(source, result, "SC", "instance", *_content(scene, k))
-    dataset = _capture(uid, identity.result_uid(source, result, "SC", "series"), headers, result)
+    dataset = _capture(identity.object_uids(source, result, "SC", *_content(scene, k)), headers, result)
     dataset.InstanceNumber = k + 1
     add_body_part(dataset, header)
     dataset.DerivationDescription = "Labels of an algorithm drawn on the source image; research use only"
@@ -303,31 +294,25 @@ def _notice(header: Dataset, reason: str, about: str, result: ResultInfo) -> Dat
     source, paragraphs = [str(header.SOPInstanceUID)], (NO_FINDING, reason, line)
     owner = identity.owner_of(header)
     uid = identity.uid_from(source, owner, result, "NOTICE", "instance", *paragraphs)
-    dataset = _capture(uid, identity.uid_from(source, owner, result, "NOTICE", "series"), (header,), result)
+    series_uid = identity.uid_from(source, owner, result, "NOTICE", "series")
+    dataset = _capture((uid, series_uid), (header,), result)
     dataset.SeriesDescription = identity.series_description(result, "SC")
-    dataset.InstanceNumber = 1
     add_body_part(dataset, header)
     dataset.DerivationDescription = "Notice that nothing was made of the source image; research use only"
     dataset.ImageComments = "\r\n".join((NOT_PROCESSED, *paragraphs))
-    reference = Dataset()
-    reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
-    _add_source(dataset, reference)
+    _add_source(dataset, reference(header.SOPClassUID, header.SOPInstanceUID))
     dataset.PatientOrientation = ""
     _add_pixels(dataset, drawing.page(NOT_PROCESSED, paragraphs))
     return dataset
 
 
-def _capture(uid: str, series_uid: str, headers: tuple[Dataset, ...], result: ResultInfo) -> Dataset:
+def _capture(uids: tuple[str, str], headers: tuple[Dataset, ...], result: ResultInfo) -> Dataset:
     """What every capture says: whose it is and what made it."""
-    dataset = new_object(SecondaryCaptureImageStorage, uid)
+    dataset = result_object("SC", uids, headers, result)
     dataset.Modality, dataset.ConversionType = "OT", "WSD"
-    dataset.SeriesInstanceUID = series_uid
-    dataset.SeriesNumber = identity.series_number(headers[0], "SC", result)
-    dataset.ContentDate, dataset.ContentTime = "", ""
-    identity.stamp(dataset, headers, result, "SC")
+    dataset.ContentDate, dataset.ContentTime = identity.content_moment(headers)
     dataset.ImageType = ["DERIVED", "SECONDARY"]
     dataset.BurnedInAnnotation = "YES"
-    dataset.ContributingEquipmentSequence = [identity.contribution(result)]
     return dataset
 
 
@@ -364,9 +349,9 @@ def _content(scene: _Scene, k: int) -> tuple[str, ...]:
     )
 
 
-def _add_source(dataset: Dataset, reference: Dataset) -> None:
-    reference.PurposeOfReferenceCodeSequence = [code_item(codes.DCM.SourceImageForImageProcessingOperation)]
-    dataset.SourceImageSequence = [reference]
+def _add_source(dataset: Dataset, image: Dataset) -> None:
+    image.PurposeOfReferenceCodeSequence = [code_item(codes.DCM.SourceImageForImageProcessingOperation)]
+    dataset.SourceImageSequence = [image]
 
 
 def _add_lossiness(dataset: Dataset, header: Dataset) -> None:

@@ -4,7 +4,6 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import EncapsulatedPDFStorage
@@ -12,9 +11,11 @@ from pydicom.uid import EncapsulatedPDFStorage
 from dicom_io import proof
 from dicom_io.coding import code_item
 from dicom_io.errors import GeometryProofError, LabelError, UnreadableFileError
-from dicom_io.objects import identity, source_images
+from dicom_io.objects import identity
+from dicom_io.objects.functional_groups import reference
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.odd_headers import refusing_odd_headers
+from dicom_io.objects.source_images import result_object
 from dicom_io.reading.headers import shown
 from dicom_io.reading.instances import load_object, refusing
 from dicom_io.volume import Volume
@@ -74,9 +75,17 @@ def write_pdf(
         )
     headers = identity.source_headers(source)
     content = (hashlib.sha256(pages).hexdigest(), *map(str, kind.concept), title, str(kind.names_patient))
-    uid = identity.result_uid(source, result, "PDF", "instance", *content)
-    dataset = source_images.new_object(EncapsulatedPDFStorage, uid)
-    _describe(dataset, source, headers, result, title, kind.concept)
+    # Modules of PS3.3 A.45.1 and C.24.
+    dataset = result_object("PDF", identity.object_uids(source, result, "PDF", *content), headers, result)
+    dataset.SeriesNumber = identity.series_number(headers[0], "PDF")  # the same after a correction
+    dataset.ConversionType = "WSD"
+    dataset.AcquisitionDateTime = ""
+    dataset.ContentDate, dataset.ContentTime = identity.content_moment(headers)
+    dataset.SourceInstanceSequence = [reference(header.SOPClassUID, header.SOPInstanceUID) for header in headers]
+    dataset.DocumentTitle = title
+    dataset.ConceptNameCodeSequence = [code_item(kind.concept)]
+    dataset.VerificationFlag = "UNVERIFIED"
+    dataset.MIMETypeOfEncapsulatedDocument = MIME_TYPE
     dataset.BurnedInAnnotation = "YES" if kind.names_patient else "NO"
     dataset.EncapsulatedDocument = pages + b"\0" * (len(pages) % 2)  # PS3.5 6.2: OB has an even number of bytes
     dataset.EncapsulatedDocumentLength = len(pages)
@@ -122,38 +131,6 @@ def _checked(document: bytes | Path) -> bytes:
             f"has {PDF_END!r} in its last {END_WITHIN} bytes; write it again"
         )
     return pages
-
-
-def _describe(
-    dataset: Dataset,
-    source: Volume,
-    headers: tuple[Dataset, ...],
-    result: ResultInfo,
-    title: str,
-    concept: Code,
-) -> None:
-    """Everything but the document itself; PS3.3 A.45.1 and C.24."""
-    dataset.Modality = "DOC"
-    dataset.ConversionType = "WSD"
-    dataset.SeriesInstanceUID = identity.result_uid(source, result, "PDF", "series")
-    dataset.SeriesNumber = identity.series_number(headers[0], "PDF")
-    dataset.InstanceNumber = 1
-    dataset.ContentDate, dataset.ContentTime = "", ""
-    identity.stamp(dataset, headers, result, "PDF")
-    dataset.AcquisitionDateTime = ""
-    dataset.SourceInstanceSequence = [_instance(header) for header in headers]
-    dataset.DocumentTitle = title
-    dataset.ConceptNameCodeSequence = [code_item(concept)]
-    dataset.VerificationFlag = "UNVERIFIED"
-    dataset.MIMETypeOfEncapsulatedDocument = MIME_TYPE
-    dataset.ContributingEquipmentSequence = [identity.contribution(result)]
-
-
-def _instance(header: Dataset) -> Dataset:
-    item = Dataset()
-    item.ReferencedSOPClassUID = header.SOPClassUID
-    item.ReferencedSOPInstanceUID = header.SOPInstanceUID
-    return item
 
 
 def _prove(path: Path, pages: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The functional groups of a frame of any multi-frame object, through pydicom."""
+"""The functional groups of a frame of any multi-frame object, and references to frames, through pydicom."""
 
 from typing import cast
 
@@ -11,6 +11,15 @@ def named_sources(dataset: Dataset, number: int) -> tuple[str, ...]:
     derivations = items_of(dataset, number, "DerivationImageSequence")
     images = [item for one in derivations for item in one.get("SourceImageSequence") or []]
     return tuple(key for item in images for key in reference_keys(item))
+
+
+def reference(sop_class_uid: str, sop_instance_uid: str, frame: int | None = None) -> Dataset:
+    """A reference to an instance, or to one of its frames (from 1); PS3.3 table 10-3."""
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class_uid, sop_instance_uid
+    if frame is not None:
+        item.ReferencedFrameNumber = frame
+    return item
 
 
 def reference_keys(item: Dataset) -> tuple[str, ...]:

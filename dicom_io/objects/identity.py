@@ -144,6 +144,11 @@ def result_uid(source: Volume, result: ResultInfo, kind: str, what: str, *conten
     return uid_from(_source_keys(source), owner, result, kind, what, *content)
 
 
+def object_uids(source: Volume, result: ResultInfo, kind: str, *content: str) -> tuple[str, str]:
+    """The SOP Instance UID of an object with this content, and the UID of its series; see `result_uid`."""
+    return result_uid(source, result, kind, "instance", *content), result_uid(source, result, kind, "series")
+
+
 def owner_of(header: Dataset) -> tuple[str, str]:
     """Digest of the patient, and StudyInstanceUID: whose a result of an image with this header is, for `uid_from`."""
     return patient_digest(header), str(header.get("StudyInstanceUID") or "")

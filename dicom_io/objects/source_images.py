@@ -12,13 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sr.codedict import codes
-from pydicom.uid import UID, ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_io.coding import code_item
 from dicom_io.errors import LabelError
+from dicom_io.kinds import KIND
+from dicom_io.kinds.encodings import SegEncoding
 from dicom_io.objects import identity
-from dicom_io.objects.functional_groups import macro
-from dicom_io.objects.labels import SliceLabels
+from dicom_io.objects.functional_groups import macro, reference
+from dicom_io.objects.identity import ResultInfo
+from dicom_io.objects.labels import SliceLabels, check_labels, in_slices
 from dicom_io.objects.slice_positions import Slice, slices_of, values_on
 from dicom_io.objects.source_grid import check_grid
 from dicom_io.segmentation import Segmentation
@@ -77,13 +80,8 @@ class SourceImages:
         return next(header for header in self.headers if str(header.SOPInstanceUID) == uid)
 
     def reference(self, k: int) -> Dataset:
-        """A reference to slice k (PS3.3 table 10-3): class, instance and, in a multi-frame object, the frame."""
-        one, item = self.slices[k], Dataset()
-        item.ReferencedSOPClassUID = one.sop_class_uid
-        item.ReferencedSOPInstanceUID = one.sop_instance_uid
-        if one.frame is not None:
-            item.ReferencedFrameNumber = one.frame
-        return item
+        """A reference to slice k: class, instance and, in a multi-frame object, the frame."""
+        return reference(self.slices[k].sop_class_uid, self.slices[k].sop_instance_uid, self.slices[k].frame)
 
     def values(self, k: int, volume: Volume) -> NDArray[Any]:
         """The voxels of slice k of a volume on the source's grid: shape (rows, columns), with channels (rows, columns, C)."""
@@ -107,7 +105,7 @@ class SourceImages:
             return float(np.linalg.norm(plane.column_step_mm)), float(np.linalg.norm(plane.row_step_mm))
         for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"):
             value = self.header(k).get(keyword)
-            if value and len(value) == 2 and all(float(one) > 0 for one in value):
+            if value and len(value) == 2 and all(float(part) > 0 for part in value):
                 return float(value[1]), float(value[0])  # PS3.3 10.7.1.3: first between rows
         return 1.0, 1.0
 
@@ -143,14 +141,54 @@ def check_place(labels: Volume, images: SourceImages) -> None:
         )
 
 
+def labelled(
+    labels: Volume, source: Volume, result: ResultInfo, encoding: SegEncoding = "binary", *, of_each: bool = True
+) -> tuple[Segmentation, SourceImages]:
+    """The labels of a result as every writer holds them (`labels.in_slices`), and the images that they lie on.
+
+    Args:
+        labels: On the grid of `source`. Shape (I, J, K) with whole values, or (I, J, K, C); see `write_seg`.
+        source: DICOM volume, or a picture.
+        result: What computed the labels.
+        encoding: "fractional" for probabilities.
+        of_each: See `images_of`.
+
+    Raises:
+        LabelError: The labels do not fit the source or the segments; see `check_labels`, `check_place` and `images_of`.
+        UnreadableFileError: A source file cannot be read.
+    """
+    check_labels(labels, result, encoding)
+    images = images_of(source, of_each=of_each)
+    check_place(labels, images)
+    return Segmentation.of_volume(in_slices(labels, encoding), result.segments), images
+
+
 def new_object(sop_class_uid: str, sop_instance_uid: str) -> Dataset:
-    """An empty data set of a class, with the file header to be saved."""
+    """An empty data set of a class; pydicom completes its file meta information when it writes the file."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.MediaStorageSOPClassUID = UID(sop_class_uid)
-    dataset.file_meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid)
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.SOPClassUID, dataset.SOPInstanceUID = sop_class_uid, sop_instance_uid
+    return dataset
+
+
+def result_object(
+    kind: str, uids: tuple[str, str], headers: tuple[Dataset, ...], result: ResultInfo, sop_class_uid: str = ""
+) -> Dataset:
+    """What every result object says alike: patient, study, series, equipment, and that it is number 1 of its series.
+
+    Args:
+        kind: Its name in `KINDS`, which gives the modality and the number of the series.
+        uids: Of the object and of its series, from `identity.object_uids`.
+        headers: Of the source, from `identity.source_headers`.
+        result: What computed the content.
+        sop_class_uid: The first class of the kind where it is empty.
+    """
+    dataset = new_object(sop_class_uid or KIND[kind].sop_classes[0], uids[0])
+    dataset.Modality, dataset.SeriesInstanceUID, dataset.InstanceNumber = KIND[kind].modality, uids[1], 1
+    dataset.SeriesNumber = identity.series_number(headers[0], kind, result)
+    identity.stamp(dataset, headers, result, kind)
+    dataset.ContributingEquipmentSequence = [identity.contribution(result)]
     return dataset
 
 

@@ -9,7 +9,7 @@ from pydicom.sr.codedict import codes
 from pydicom.valuerep import DSfloat
 
 from dicom_io.coding import code_item
-from dicom_io.objects.functional_groups import macro
+from dicom_io.objects.functional_groups import macro, reference
 from dicom_io.objects.slice_positions import Slice
 from dicom_io.volume import Volume
 
@@ -60,21 +60,14 @@ def refer(dataset: Dataset, headers: Sequence[Dataset], slices: Sequence[Slice])
     classes = {one.sop_instance_uid: one.sop_class_uid for one in slices}
     series = Dataset()
     series.SeriesInstanceUID = headers[0].SeriesInstanceUID
-    series.ReferencedInstanceSequence = [_reference(kind, uid) for uid, kind in classes.items()]
+    series.ReferencedInstanceSequence = [reference(sop_class, uid) for uid, sop_class in classes.items()]
     dataset.ReferencedSeriesSequence = [series]
-    dataset.SourceImageSequence = [source_item(kind, uid) for uid, kind in classes.items()]
-
-
-def _reference(sop_class_uid: str, sop_instance_uid: str) -> Dataset:
-    image = Dataset()
-    image.ReferencedSOPClassUID, image.ReferencedSOPInstanceUID = sop_class_uid, sop_instance_uid
-    return image
+    dataset.SourceImageSequence = [source_item(sop_class, uid) for uid, sop_class in classes.items()]
 
 
 def source_item(sop_class_uid: str, sop_instance_uid: str, frame: int | None = None) -> Dataset:
-    image = _reference(sop_class_uid, sop_instance_uid)
-    if frame:
-        image.ReferencedFrameNumber = frame
+    """A reference to a source image whose pixels have the same places (PS3.3 table 10-3, C.7.6.16.2.6)."""
+    image = reference(sop_class_uid, sop_instance_uid, frame)
     image.SpatialLocationsPreserved = "YES"
     image.PurposeOfReferenceCodeSequence = [code_item(codes.DCM.SourceImageForImageProcessingOperation)]
     return image

@@ -22,6 +22,10 @@ from phantoms import (
 )
 from pydicom.dataset import Dataset
 
+from dicom_io import capture
+from dicom_io.objects.drawing import Picture
+from dicom_io.objects.identity import ResultInfo
+from dicom_io.objects.source_images import labelled
 from dicom_io.read import read_series
 from dicom_io.volume import Volume
 
@@ -125,6 +129,11 @@ def lopsided(source: Volume) -> Volume:
     array[3, 4] = 0
     array[7:9, 2:5, -1] = 2
     return source.with_array(array)
+
+
+def drawn_capture(labels: Volume, source: Volume, k: int, result: ResultInfo, style: capture.CaptureStyle) -> Picture:
+    """The capture of slice k as a picture, with its place in the frame."""
+    return capture._draw(capture._scene(*labelled(labels, source, result), result, style), k)
 
 
 def source_file(source: Volume, k: int) -> pydicom.FileDataset:

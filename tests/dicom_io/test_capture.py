@@ -13,6 +13,7 @@ from source_phantoms import (
     ALL,
     NAMES,
     PLACED,
+    drawn_capture,
     frame_of,
     lopsided,
     oblique_mr,
@@ -24,7 +25,7 @@ from source_phantoms import (
 )
 
 from dicom_io import capture
-from dicom_io.capture import CaptureStyle, chosen_slices, draw_capture, write_captures
+from dicom_io.capture import CaptureStyle, chosen_slices, write_captures
 from dicom_io.errors import LabelError
 from dicom_io.objects import drawing
 from dicom_io.objects.display import Window
@@ -44,7 +45,7 @@ def plain_mr(folder, header=None, affine=SQUARE) -> Volume:
 
 def picture_in(path, source: Volume, labels: Volume, k: int, style: CaptureStyle) -> np.ndarray:
     """Shape (rows, columns, 3): the picture of a written capture without its frame."""
-    drawn = draw_capture(labels, source, k, RESULT, style)
+    drawn = drawn_capture(labels, source, k, RESULT, style)
     width, height = drawn.size
     pixels = pydicom.dcmread(path).pixel_array
     return pixels[drawn.top : drawn.top + height, drawn.left : drawn.left + width]
@@ -113,7 +114,7 @@ def test_pixels_of_the_picture_are_square_whatever_those_of_the_slice_are(tmp_pa
     """11 columns of 1.25 mm and 9 rows of 0.75 mm: 13.75 by 6.75 mm."""
     source = oblique_mr(tmp_path / "mr")
     path = write_captures(lopsided(source), source, tmp_path / "sc", RESULT, slices=[2])[0]
-    width, height = draw_capture(lopsided(source), source, 2, RESULT, CaptureStyle()).size
+    width, height = drawn_capture(lopsided(source), source, 2, RESULT, CaptureStyle()).size
     assert width >= 512
     assert width / height == pytest.approx(13.75 / 6.75, rel=0.005)
     rows_mm, columns_mm = (float(value) for value in pydicom.dcmread(path).PixelSpacing)
@@ -230,7 +231,7 @@ def test_the_capture_says_which_way_the_patient_lies(affine, orientation, tmp_pa
 
 def test_the_research_mark_stands_above_the_picture_and_nothing_covers_it(tmp_path):
     source = plain_mr(tmp_path / "mr")
-    drawn = draw_capture(lopsided(source), source, 3, RESULT, CaptureStyle())
+    drawn = drawn_capture(lopsided(source), source, 3, RESULT, CaptureStyle())
     above = drawn.pixels[: drawn.top].astype(int)
     assert (above == (255, 220, 0)).all(axis=2).sum() > 200
     frame = drawn.pixels.copy()
@@ -254,7 +255,7 @@ def test_text_fits_on_the_narrowest_picture(tmp_path):
     source = read_series(tmp_path / "mr")
     labels = source.with_array(np.zeros(source.shape, np.uint8))
     labels.array[:, :15, 0] = np.arange(1, 31).reshape(2, 15)
-    drawn = draw_capture(labels, source, 0, result, CaptureStyle())
+    drawn = drawn_capture(labels, source, 0, result, CaptureStyle())
     rows, columns = np.nonzero(drawn.pixels.sum(axis=2) > 100)
     assert columns.min() > 0
     assert columns.max() < drawn.pixels.shape[1] - 1
@@ -293,7 +294,7 @@ def test_captures_of_a_resampled_series_show_the_slices_that_exist(tmp_path):
     low, high = np.percentile(lopsided_array()[:, :, [0, 1, 2, 4, 5, 6]], (1, 99))
     for path, uid, k in zip(paths, source.provenance.sop_instance_uids, [0, 1, 2, 4, 5, 6], strict=True):
         assert pydicom.dcmread(path).SourceImageSequence[0].ReferencedSOPInstanceUID == uid
-        drawn = draw_capture(lopsided(source), source, pydicom.dcmread(path).InstanceNumber - 1, RESULT, style)
+        drawn = drawn_capture(lopsided(source), source, pydicom.dcmread(path).InstanceNumber - 1, RESULT, style)
         width, height = drawn.size
         picture = pydicom.dcmread(path).pixel_array[drawn.top : drawn.top + height, drawn.left : drawn.left + width, 0]
         grey = np.clip((lopsided_array()[:, :, k].T - low) / (high - low), 0, 1) * 255

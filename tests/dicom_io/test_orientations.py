@@ -42,8 +42,9 @@ from other_readers import (
 from phantoms import CT_IMAGE, oblique_affine, write_enhanced_mr, write_mr_series
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 from result_phantoms import RESULT, SEGMENTS, dciodvfy_errors, tool
+from source_phantoms import drawn_capture
 
-from dicom_io.capture import CaptureStyle, draw_capture, write_captures
+from dicom_io.capture import CaptureStyle, write_captures
 from dicom_io.parametric import NO_UNIT, PROBABILITY, MapMeaning, read_parametric_map, write_parametric_map
 from dicom_io.pdf import write_pdf
 from dicom_io.presentation import write_gsps
@@ -478,7 +479,7 @@ def test_a_capture_names_the_slice_whose_labels_it_shows(case_of, name):
         (image,) = dataset.SourceImageSequence
         k = case.keys.index((str(image.ReferencedSOPInstanceUID), int(image.get("ReferencedFrameNumber") or 0)))
         labels = case.riding(case.labels)
-        drawn = draw_capture(labels, case.source, dataset.InstanceNumber - 1, RESULT, STYLE)
+        drawn = drawn_capture(labels, case.source, dataset.InstanceNumber - 1, RESULT, STYLE)
         width, height = drawn.size
         columns = drawn.left + ((np.arange(i) + 0.5) * width / i).astype(int)
         rows = drawn.top + ((np.arange(j) + 0.5) * height / j).astype(int)
