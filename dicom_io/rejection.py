@@ -15,7 +15,7 @@ from dicom_io.errors import GeometryProofError, LabelError
 from dicom_io.objects import identity, proof_headers
 from dicom_io.objects.odd_headers import refusing_odd_headers
 from dicom_io.objects.patient_and_study import carry_over, transcribed
-from dicom_io.objects.raw_parser import items, parse_file, referenced_uids, text
+from dicom_io.objects.raw_parser import items, referenced_uids, text
 from dicom_io.reading.headers import is_person_name
 
 REASONS: dict[str, Code] = {
@@ -125,8 +125,7 @@ def _stamp(note: Dataset, header: Dataset, moment: datetime) -> None:
 
 def _prove(path: Path, headers: Sequence[Dataset], title: Code) -> None:
     """Pass if the note, read by a reader of its own, names what is rejected and nothing else, and says whose it is."""
-    with proof_headers.deleting(path, "rejection note"):
-        written = parse_file(path)
+    with proof_headers.deleting(path, "rejection note") as written:
         wanted = sorted(str(one.SOPInstanceUID) for one in headers)
         for tag, where in ((_CONTENT, "content"), (_EVIDENCE, "evidence")):
             found = sorted(referenced_uids({tag: written.get(tag, [])}))

@@ -7,7 +7,7 @@ archive chooses. In any case the waiting ends.
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -125,38 +125,32 @@ class ReportListener:
 
 
 def request_commitment(
-    destination: Destination,
-    files: Iterable[Path],
-    *,
-    listen: Listen | None = None,
-    reports: ReportListener | None = None,
-    wait_s: float = 60.0,
+    destination: Destination, files: Iterable[Path], *, reports: ReportListener | None = None, wait_s: float = 60.0
 ) -> CommitmentResult:
     """Asks an archive to commit itself to what was sent to it, and waits for the report.
 
     Args:
         destination: Its peer speaks DIMSE.
         files: What was sent.
-        listen: Where the archive reports to, as it knows our AE title; a provider listens there meanwhile. None: nowhere.
-        reports: The listener of a provider that runs already, instead of `listen`.
-        wait_s: Seconds to wait for the report once the request is answered. If the archive can reach no listener, the
-            association stays open so long; else for `HOLD_S` at most.
+        reports: The listener of a provider that the archive reports to, under our AE title; see `ReportListener.listening`.
+            None: the archive can report only over the association of the request.
+        wait_s: Seconds to wait for the report once the request is answered. Without `reports` the association stays open so
+            long; else for `HOLD_S` at most.
 
     Returns:
         The report; without a report in time, all instances are `unreported`.
 
     Raises:
         UnreadableFileError: A file is no DICOM object; nothing was asked.
-        NetworkError: No association, no answer, the request was refused, or the port of `listen` is taken.
+        NetworkError: No association, no answer, or the request was refused.
         ValueError: There is no file.
     """
     references = tuple(dict.fromkeys(Reference(*read_sop_uids(Path(file))) for file in files))
     if not references:
         raise ValueError("no file was given; at least one is needed to ask for its commitment")
-    listens = listen is not None or reports is not None
+    listens = reports is not None
     transaction_uid, reports = generate_uid(prefix=None), reports or ReportListener()
-    listener = reports.listening(listen) if listen else nullcontext()
-    with listener, reports.expecting(transaction_uid) as pending:
+    with reports.expecting(transaction_uid) as pending:
         handlers = [
             (evt.EVT_CONN_OPEN, lambda event: limit_association(event.assoc)),
             *service_handlers([reports.service]),

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from types import ModuleType
@@ -19,25 +19,17 @@ from dicom_io.net.outcome import Fetched, Outcome
 from dicom_io.net.outgoing import OnOutcome, Outgoing, prepare_files
 from dicom_io.net.query import Query, QueryError
 from dicom_io.net.retrieval import OnStored
-from dicom_io.net.scp import Listen, listen_for
+from dicom_io.net.scp import listen_for
 from dicom_io.reading.headers import is_uid
 
 
-@dataclass(frozen=True)
-class Echo:
-    """A destination that answered."""
-
-    peer: str
-    seconds: float
-
-
-def echo(destination: Destination) -> Echo:
-    """Whether a destination answers: C-ECHO, or a search for one study.
+def echo(destination: Destination) -> float:
+    """Seconds until a destination has answered a C-ECHO, or over DICOMweb a search for one study.
 
     Raises:
         NetworkError: It does not; the message says why.
     """
-    return Echo(destination.label, _protocol(destination).echo(destination))
+    return float(_protocol(destination).echo(destination))
 
 
 def send(
@@ -63,7 +55,7 @@ def send(
     wanted, unwanted = prepare_files(files, destination.profile)
     misencoded = {outcome.sop_instance_uid for outcome in unwanted if outcome.kind in destination.profile.objects}
     outcomes: list[Outcome] = []
-    for _, group in groupby(wanted, key=lambda item: item.kind == "SR"):
+    for _, group in groupby(wanted, key=lambda item: bool(item.refers_to)):
         items = [(item, _why_held_back(item, outcomes, misencoded)) for item in group]
         offered = [item for item, reason in items if not reason]
         outcomes += _store(destination, offered, on_outcome, is_first=not outcomes)
@@ -132,12 +124,7 @@ def listen_for_reports(destination: Destination) -> AbstractContextManager[Repor
 
 
 def commit(
-    destination: Destination,
-    files: Iterable[Path],
-    *,
-    listen: Listen | None = None,
-    reports: ReportListener | None = None,
-    wait_s: float = 60.0,
+    destination: Destination, files: Iterable[Path], *, reports: ReportListener | None = None, wait_s: float = 60.0
 ) -> CommitmentResult:
     """Asks a destination to commit itself to what was sent to it, see `commitment_user.request_commitment`.
 
@@ -146,7 +133,7 @@ def commit(
         NetworkError: It could not be reached, or refused.
     """
     _commitment_peer(destination)
-    return request_commitment(destination, files, listen=listen, reports=reports, wait_s=wait_s)
+    return request_commitment(destination, files, reports=reports, wait_s=wait_s)
 
 
 def _commitment_peer(destination: Destination) -> Dimse:

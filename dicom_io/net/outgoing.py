@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from dicom_io.errors import UnreadableFileError
-from dicom_io.kinds import kind_of_class
+from dicom_io.kinds import KIND, kind_of_class
 from dicom_io.kinds.encodings import encoding_name
 from dicom_io.net.destination import Profile
 from dicom_io.net.outcome import Outcome, State
@@ -31,7 +31,7 @@ class Outgoing:
     Attributes:
         kind: Kind of result object; empty for an image.
         encoding: How a SEG is encoded, as `Profile.seg_encoding`; empty for all else.
-        refers_to: SOP Instance UIDs of the instances that a report was made from; empty for all else.
+        refers_to: SOP Instance UIDs of the instances that a report was made from; empty for kinds that refer to no other kind.
         note: Becomes a part of the note of its outcome.
     """
 
@@ -137,7 +137,7 @@ def _read(file: Path) -> Outgoing:
     with refusing(file):
         kind = kind_of(header)
         encoding = encoding_name(str(header.get("SegmentationType") or ""), syntax) if kind == "SEG" else ""
-        refers_to = _evidence(header) if kind == "SR" else frozenset()
+        refers_to = _evidence(header) if kind and KIND[kind].refers_to else frozenset()
     return Outgoing(file, sop_class, instance, syntax, kind, encoding, refers_to)
 
 

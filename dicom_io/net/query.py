@@ -15,27 +15,14 @@ from dicom_io.reading.headers import is_uid, shown
 Level = Literal["study", "series", "image"]
 
 RETURNED: dict[str, tuple[str, ...]] = {
-    "study": (
-        "StudyInstanceUID",
-        "StudyDate",
-        "StudyTime",
-        "AccessionNumber",
-        "PatientID",
-        "PatientName",
-        "ModalitiesInStudy",
-        "StudyDescription",
-        "NumberOfStudyRelatedSeries",
-        "NumberOfStudyRelatedInstances",
-    ),
-    "series": (
-        "StudyInstanceUID",
-        "SeriesInstanceUID",
-        "Modality",
-        "SeriesNumber",
-        "SeriesDescription",
+    level: tuple(keywords.split())
+    for level, keywords in {
+        "study": "StudyInstanceUID StudyDate StudyTime AccessionNumber PatientID PatientName ModalitiesInStudy "
+        "StudyDescription NumberOfStudyRelatedSeries NumberOfStudyRelatedInstances",
+        "series": "StudyInstanceUID SeriesInstanceUID Modality SeriesNumber SeriesDescription "
         "NumberOfSeriesRelatedInstances",
-    ),
-    "image": ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "InstanceNumber"),
+        "image": "StudyInstanceUID SeriesInstanceUID SOPInstanceUID SOPClassUID InstanceNumber",
+    }.items()
 }
 """The attributes that are requested at each level."""
 

@@ -20,7 +20,7 @@ from dicom_io.coding import Segment
 from dicom_io.errors import DicomIoError, GeometryProofError
 from dicom_io.objects.encoding import encoded
 from dicom_io.objects.patient_and_study import carry_over
-from dicom_io.objects.raw_parser import Attributes, attributes_of, items, text
+from dicom_io.objects.raw_parser import Attributes, attributes_of, items, parse_file, text
 from dicom_io.reading.headers import shown
 
 OWNER_KEYWORDS = "PatientName PatientID PatientBirthDate PatientSex StudyInstanceUID AccessionNumber"
@@ -43,20 +43,21 @@ Meaning = Mapping[str, object]
 
 
 @contextmanager
-def deleting(path: Path, what: str) -> Iterator[None]:
-    """Turns whatever a wrong or broken file raises into a GeometryProofError, and deletes the file.
+def deleting(path: Path, kind: str) -> Iterator[Attributes]:
+    """The attributes of a written file; whatever a wrong or broken file raises becomes a GeometryProofError, and the file is
+    deleted.
 
     Args:
         path: The written file.
-        what: What it is, for the message.
+        kind: The kind of object, for the message.
     """
     try:
-        yield
+        yield parse_file(path)
     except FAULTS as error:
         Path(path).unlink(missing_ok=True)
         told = f"it cannot be read back ({type(error).__name__}: {shown(str(error)[:160])})"
         told = str(error) if isinstance(error, DicomIoError) else told
-        raise GeometryProofError(f"the {what} was deleted: {told}") from error
+        raise GeometryProofError(f"the {kind} was deleted: {told}") from error
 
 
 def check_owner(written: Attributes, header: Dataset, *, has_frame: bool = True) -> None:

@@ -10,7 +10,7 @@ from dicom_io.errors import GeometryProofError
 from dicom_io.objects import proof_headers
 from dicom_io.objects.proof_groups import check_dimensions, check_groups, parsed_plane, parsed_source
 from dicom_io.objects.proof_headers import code_text
-from dicom_io.objects.raw_parser import Attributes, first_item, integer, items, needed, parse_file, text, whole
+from dicom_io.objects.raw_parser import Attributes, first_item, integer, items, needed, text, whole
 from dicom_io.objects.slice_positions import Slice, apart_mm, tolerance_mm, values_at
 from dicom_io.objects.source_images import SourceImages
 from dicom_io.parametric.meaning import MapMeaning
@@ -24,12 +24,7 @@ _QUANTITY, _CONCEPT, _UNITS = 0x00409220, 0x0040A168, 0x004008EA
 _REFERENCED_SERIES, _REFERENCED_INSTANCES = 0x00081115, 0x0008114A
 
 
-def prove_map(
-    path: Path,
-    values: Volume,
-    images: SourceImages,
-    meaning: MapMeaning | None = None,
-) -> None:
+def prove_map(path: Path, values: Volume, images: SourceImages, meaning: MapMeaning) -> None:
     """Pass if the map holds every value of `values`, bit for bit as float32, at its place in millimetres, says what they are,
     and is of the source's patient, study and frame of reference.
 
@@ -37,14 +32,13 @@ def prove_map(
         path: The written map; deleted on failure.
         values: Shape (I, J, K), float32.
         images: What the map refers to.
-        meaning: What the values are; None: it is not compared.
+        meaning: What the values are.
 
     Raises:
         GeometryProofError: A value is missing, another or elsewhere, or a frame does not coincide with the slice that
             it names, or something else differs.
     """
-    with proof_headers.deleting(path, "parametric map"):
-        written = parse_file(path)
+    with proof_headers.deleting(path, "parametric map") as written:
         slices, shown = {one.key: k for k, one in enumerate(images.slices)}, []
         for number, frame in enumerate(parsed_map_frames(written), start=1):
             key = next(iter(frame.named), "")
@@ -86,10 +80,8 @@ def parsed_map_frames(written: Attributes) -> Iterator[MapFrame]:
         yield MapFrame(plane, (key,) if key else (), pixels.astype(np.float64) * slope + intercept, meaning)
 
 
-def _check_meaning(stated: tuple[str, ...], meaning: MapMeaning | None) -> None:
+def _check_meaning(stated: tuple[str, ...], meaning: MapMeaning) -> None:
     """Pass if label, quantity and unit of a frame are those of the values."""
-    if meaning is None:
-        return
     needed = (meaning.label.strip(), code_text(meaning.quantity), code_text(meaning.unit))
     for text_stated, text_needed in zip(stated, needed, strict=True):
         if text_stated != text_needed:

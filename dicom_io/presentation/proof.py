@@ -19,7 +19,7 @@ from dicom_io.objects import proof_headers
 from dicom_io.objects.labels import SliceLabels
 from dicom_io.objects.proof_headers import cielab, cielab_of, compare
 from dicom_io.objects.raster import even_odd, off_half_way
-from dicom_io.objects.raw_parser import Attributes, instance_key, items, parse_file, text, whole
+from dicom_io.objects.raw_parser import Attributes, instance_key, items, text, whole
 from dicom_io.objects.source_images import SourceImages
 from dicom_io.reading.headers import shown_uid
 from dicom_io.volume import Volume
@@ -98,7 +98,7 @@ def _points(graphic: Attributes) -> Floats:
     return values.reshape(-1, 2) - PIXEL_CENTRE
 
 
-def prove_outlines(path: Path, labels: Volume, images: SourceImages, segments: Sequence[Segment] | None = None) -> None:
+def prove_outlines(path: Path, labels: Volume, images: SourceImages, segments: Sequence[Segment]) -> None:
     """Pass if the outlines, rasterised anew on the images that they name, enclose exactly the labelled pixels, run half-way
     between pixels, and lie on the layers of their segments in a presentation state of the source's patient and study.
 
@@ -106,13 +106,12 @@ def prove_outlines(path: Path, labels: Volume, images: SourceImages, segments: S
         path: The written presentation state; deleted on failure.
         labels: Shape (I, J, K) with label values, or (I, J, K, C) with channel c as segment c + 1.
         images: What it refers to.
-        segments: What the labels mean; None: names and colours are not compared.
+        segments: What the labels mean.
 
     Raises:
         GeometryProofError: A pixel is missing or added, an outline names no image of the source, or something else differs.
     """
-    with proof_headers.deleting(path, "presentation state"):
-        written = parse_file(path)
+    with proof_headers.deleting(path, "presentation state") as written:
         slices = {one.key: k for k, one in enumerate(images.slices)}
         loops: dict[int, dict[int, list[Floats]]] = {k: {} for k in slices.values()}
         for line in outlines_of(written):
@@ -164,15 +163,13 @@ def _keys(image: Attributes) -> list[str]:
     return [f"{text(image, _INSTANCE)}#{frame}" for frame in frames] or [text(image, _INSTANCE)]
 
 
-def check_layers(written: Attributes, segments: Sequence[Segment] | None) -> None:
+def check_layers(written: Attributes, segments: Sequence[Segment]) -> None:
     """Pass if a presentation state has one layer for each segment, in its colour, and no text on it but the segment's label."""
     layers = [item for item in items(written, _LAYERS) if text(item, _LAYER).startswith(LAYER_PREFIX)]
     found = [
         (segment_of_layer(item), {"label": text(item, _LAYER_TEXT), "colour": cielab(item, _LAYER_COLOUR)})
         for item in layers
     ]
-    if segments is None:
-        return
     compare("layer", found, {one.number: {"label": one.label.strip(), "colour": cielab_of(one)} for one in segments})
     labels = {one.number: one.label.strip() for one in segments}
     for item in items(written, _ANNOTATIONS):

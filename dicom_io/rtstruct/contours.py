@@ -59,12 +59,6 @@ class Contours:
     points: Floats
 
 
-def contours(mask: NDArray[np.bool_]) -> list[Floats]:
-    """Closed contours of a mask of shape (rows, columns): (n, 2) points (column, row) in pixel coordinates."""
-    found = contours_of(mask[None])
-    return np.split(found.points, np.cumsum(found.counts)[:-1]) if len(found.counts) else []
-
-
 def contours_of(planes: NDArray[Any]) -> Contours:
     """The contours of every label in every plane.
 

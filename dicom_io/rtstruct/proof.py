@@ -22,7 +22,7 @@ from dicom_io.objects.proof_headers import (
     compare,
 )
 from dicom_io.objects.raster import even_odd, off_half_way, painted
-from dicom_io.objects.raw_parser import Attributes, instance_key, integer, items, parse_file, text
+from dicom_io.objects.raw_parser import Attributes, instance_key, integer, items, text
 from dicom_io.objects.slice_positions import Slice, slices_of
 from dicom_io.proof import Frame, SliceComparison
 from dicom_io.rtstruct.parse import CLOSED
@@ -54,8 +54,7 @@ def prove_rtstruct(
 
     Args and errors are those of `prove_seg`; the file is deleted.
     """
-    with proof_headers.deleting(path, "RTSTRUCT"):
-        written = parse_file(path)
+    with proof_headers.deleting(path, "RTSTRUCT") as written:
         headers = headers or identity.source_headers(source, of_each=False)
         check = SliceComparison(labels, source, slices_of(source, headers))
         for uid, drawn in contours_by_slice(written).items():

@@ -30,15 +30,7 @@ from dicom_io.objects.proof_groups import (
     parsed_source,
 )
 from dicom_io.objects.proof_headers import Meaning, cielab, cielab_of, code_text, coded, compare
-from dicom_io.objects.raw_parser import (
-    Attributes,
-    first_item,
-    integer,
-    items,
-    parse_file,
-    text,
-    whole,
-)
+from dicom_io.objects.raw_parser import Attributes, first_item, integer, items, text, whole
 from dicom_io.objects.slice_positions import slices_of
 from dicom_io.proof import Frame, SliceComparison
 from dicom_io.seg.frames import unpacked
@@ -82,8 +74,7 @@ def prove_seg(
         GeometryProofError: A voxel is missing, added or misplaced, a frame lies off the slice that it names, or something
             that the SEG says is not so.
     """
-    with proof_headers.deleting(path, "SEG"):
-        written = parse_file(path)
+    with proof_headers.deleting(path, "SEG") as written:
         headers = headers or identity.source_headers(source, of_each=False)
         steps = whole(written, _STEPS) if text(written, _SEGMENTATION_TYPE) == "FRACTIONAL" else 0
         check = SliceComparison(result, source, slices_of(source, headers), steps)

@@ -1,20 +1,7 @@
 """Measurements to a structured report (TID 1500), its verified version, and anybody's report back."""
 
-from dicom_io.objects.result_content import ReportFacts
-from dicom_io.sr.read import CLASSES, MeasurementGroup, MeasurementReport, Reference, Region, Site, read_sr
+from dicom_io.sr.read import CLASSES, MeasurementGroup, read_sr
 from dicom_io.sr.verify import Verification, write_verified_sr
 from dicom_io.sr.write import write_sr
 
-__all__ = [
-    "CLASSES",
-    "MeasurementGroup",
-    "MeasurementReport",
-    "Reference",
-    "Region",
-    "ReportFacts",
-    "Site",
-    "Verification",
-    "read_sr",
-    "write_sr",
-    "write_verified_sr",
-]  # fmt: skip
+__all__ = ["CLASSES", "MeasurementGroup", "Verification", "read_sr", "write_sr", "write_verified_sr"]

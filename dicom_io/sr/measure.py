@@ -49,7 +49,7 @@ def measure_segment(mask: Mask, image: NDArray[Any], affine_lps: Affine) -> Segm
     """The figures of one segment.
 
     Args:
-        mask: Shape (I, J, K).
+        mask: Shape (I, J, K): of the whole grid, or only of the box that holds the segment, which takes less time.
         image: Same shape, the intensities.
         affine_lps: Array index to LPS mm, shape (4, 4).
 
@@ -58,17 +58,16 @@ def measure_segment(mask: Mask, image: NDArray[Any], affine_lps: Affine) -> Segm
     """
     if mask.shape != image.shape:
         raise ValueError(f"mask has the shape {mask.shape}, image {image.shape}; one grid is needed")
-    mask = np.asarray(mask, dtype=bool)
     count = int(mask.sum())
     if count == 0:
         return SegmentMeasures(0.0, 0.0, None, None, None, None, None)
     values = image[mask].astype(np.float64)
-    small = np.pad(_cropped(mask), 1)
-    long_axis_mm, short_axis_mm = axes_mm(small, affine_lps)
+    padded = np.pad(mask, 1)
+    long_axis_mm, short_axis_mm = axes_mm(padded, affine_lps)
     return SegmentMeasures(
         volume_ml=count * float(abs(np.linalg.det(affine_lps[:3, :3]))) / 1000.0,
-        surface_mm2=mesh_area_mm2(small, affine_lps),
-        max_diameter_mm=mesh_diameter_mm(small, affine_lps),
+        surface_mm2=mesh_area_mm2(padded, affine_lps),
+        max_diameter_mm=mesh_diameter_mm(padded, affine_lps),
         long_axis_mm=long_axis_mm,
         short_axis_mm=short_axis_mm,
         mean=float(values.mean()),
@@ -98,12 +97,7 @@ def mesh_diameter_mm(mask: Mask, affine_lps: Affine) -> float:
         mask: Shape (I, J, K), with a margin of background on every side.
         affine_lps: Shape (4, 4): voxel index to LPS millimetres.
     """
-    vertices = []
-    for axis in range(3):
-        change = np.argwhere(np.diff(mask.astype(np.int8), axis=axis) != 0).astype(np.float64)
-        change[:, axis] += 0.5
-        vertices.append(change)
-    points_mm = np.concatenate(vertices) @ np.asarray(affine_lps)[:3, :3].T
+    points_mm = _half_way_points(mask) @ np.asarray(affine_lps)[:3, :3].T
     hull = points_mm[ConvexHull(points_mm).vertices]
     return float(pdist(hull).max())
 
@@ -123,15 +117,17 @@ def axes_mm(mask: Mask, affine_lps: Affine) -> tuple[float, float]:
 
 def _outline_mm(plane: Mask, steps_mm: NDArray[np.float64]) -> NDArray[np.float64]:
     """Shape (n, 2), mm: the points half-way between a pixel inside and its neighbour outside, in coordinates of the plane."""
-    points = []
-    for axis in range(2):
-        change = np.argwhere(np.diff(plane.astype(np.int8), axis=axis) != 0).astype(np.float64)
-        change[:, axis] += 0.5
-        points.append(change)
     across = steps_mm[:, 0] / np.linalg.norm(steps_mm[:, 0])
     normal = np.cross(steps_mm[:, 0], steps_mm[:, 1])
     down = np.cross(normal / np.linalg.norm(normal), across)
-    return np.asarray(np.concatenate(points) @ steps_mm.T @ np.stack([across, down], axis=1))
+    return np.asarray(_half_way_points(plane) @ steps_mm.T @ np.stack([across, down], axis=1))
+
+
+def _half_way_points(mask: Mask) -> NDArray[np.float64]:
+    """Shape (n, axes of the mask), array indices: the points half-way between an element inside and its neighbour outside."""
+    half_steps = 0.5 * np.eye(mask.ndim)
+    changes = (np.diff(mask.astype(np.int8), axis=axis) for axis in range(mask.ndim))
+    return np.concatenate([np.argwhere(change) + half for change, half in zip(changes, half_steps, strict=True)])
 
 
 def _axes_in_slice(points: NDArray[np.float64]) -> tuple[float, float]:
@@ -142,12 +138,6 @@ def _axes_in_slice(points: NDArray[np.float64]) -> tuple[float, float]:
     along = apart[first, second] / lengths[first, second]
     across = hull @ np.array([-along[1], along[0]])
     return float(lengths.max()), float(np.ptp(across))
-
-
-def _cropped(mask: Mask) -> Mask:
-    filled = np.argwhere(mask)
-    low, high = filled.min(axis=0), filled.max(axis=0) + 1
-    return mask[low[0] : high[0], low[1] : high[1], low[2] : high[2]]
 
 
 def _cell_area(kind: int, step_mm: NDArray[np.float64]) -> float:

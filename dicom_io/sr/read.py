@@ -401,7 +401,7 @@ def _number(measured: Dataset) -> float | None:
 def _region(item: _Item) -> Region:
     is_flat = item.kind == "SCOORD"
     size = 2 if is_flat else 3
-    numbers = _floats(item.dataset, "GraphicData")
+    numbers = [float(number) for number in _numbers(item.dataset, "GraphicData", "FL")]
     if len(numbers) % size:
         raise ValueError(f"a region has {len(numbers)} coordinates, a multiple of {size} is needed")
     images = item.all("IMAGE")
@@ -420,8 +420,8 @@ def _reference(dataset: Dataset) -> Reference:
     return Reference(
         _uid(found[0], "ReferencedSOPClassUID"),
         _uid(found[0], "ReferencedSOPInstanceUID"),
-        _whole_numbers(found[0], "ReferencedFrameNumber"),
-        _whole_numbers(found[0], "ReferencedSegmentNumber"),
+        tuple(map(int, _numbers(found[0], "ReferencedFrameNumber", "US", "IS"))),
+        tuple(map(int, _numbers(found[0], "ReferencedSegmentNumber", "US", "IS"))),
     )
 
 
@@ -465,24 +465,15 @@ def _uid(dataset: Dataset, keyword: str) -> str:
     return found
 
 
-def _floats(dataset: Dataset, keyword: str) -> list[float]:
+def _numbers(dataset: Dataset, keyword: str, *representations: str) -> list[Any]:
+    """The values of an attribute with one of some value representations, as numbers or as the text of numbers."""
     if keyword not in dataset:
         return []
-    _check_kind(dataset, keyword, "FL")
-    return [float(number) for number in _several(dataset.get(keyword))]
-
-
-def _whole_numbers(dataset: Dataset, keyword: str) -> tuple[int, ...]:
-    if keyword not in dataset:
-        return ()
-    _check_kind(dataset, keyword, "US", "IS")
+    _check_kind(dataset, keyword, *representations)
     stored = dataset.get_item(keyword)
     if isinstance(stored, RawDataElement) and vr_of(stored) == "IS":
-        return tuple(int(part) for part in filter(None, stored_text(dataset, keyword).split("\\")))
-    return tuple(int(number) for number in _several(dataset.get(keyword)))
-
-
-def _several(value: Any) -> list[Any]:
+        return list(filter(None, stored_text(dataset, keyword).split("\\")))
+    value = dataset.get(keyword)
     if value is None or value == "":
         return []
     return list(value) if isinstance(value, (MultiValue, list)) else [value]

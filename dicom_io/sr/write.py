@@ -19,7 +19,8 @@ from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.labels import check_labels, in_slices
 from dicom_io.objects.odd_headers import refusing_odd_headers
 from dicom_io.objects.result_content import NO_FACTS, ReportFacts, ResultContent
-from dicom_io.objects.source_images import add_side, rescale_type
+from dicom_io.objects.source_grid import check_grid
+from dicom_io.objects.source_images import add_side, images_of, rescale_type
 from dicom_io.reading.headers import shown_uid
 from dicom_io.reading.instances import load_dataset
 from dicom_io.seg.dataset import seg_uid
@@ -80,15 +81,20 @@ def write_sr(
     _check_measurable(source)
     check_labels(labels, result)
     intervals = _checked_intervals(facts.volumes_ml, result)
-    headers = identity.source_headers(source)
+    images = images_of(source)
+    check_grid(labels, source, images.slices)
+    headers = images.headers
     segmentation = Segmentation.of_volume(in_slices(labels), result.segments)
     digest = identity.digest_of(segmentation.label_volume.array)
     seg_header = _read_seg_header(seg, digest, source, result)
     modality = _modality(source, headers)
     measured = [
-        _measurements(measure_segment(structure.mask_on_grid, source.array, source.affine_lps), modality, interval_ml)
+        _measurements(
+            measure_segment(structure.mask, source.array[structure.box], source.affine_lps),
+            modality,
+            intervals.get(structure.number),
+        )
         for structure in segmentation.structures
-        for interval_ml in [intervals.get(structure.number)]
     ]
     groups: list[Group] = [
         _group(segment, source, result, seg_header, measurements)
@@ -350,8 +356,9 @@ def _measurements(
 
 def _volume(value_ml: float, interval_ml: tuple[float, float] | None) -> hd.sr.Measurement:
     """The volume, and how far it may be off upwards and downwards where that is known (TID 310)."""
+    name, unit = codes.SCT.Volume, codes.UCUM.CubicCentimeter
     if interval_ml is None:
-        return _measurement(codes.SCT.Volume, value_ml, codes.UCUM.CubicCentimeter)
+        return _measurement(name, value_ml, unit)
     low, high = interval_ml
     if not (np.isfinite([low, high]).all() and low <= value_ml <= high):
         raise LabelError(
@@ -362,21 +369,21 @@ def _volume(value_ml: float, interval_ml: tuple[float, float] | None) -> hd.sr.M
         upper_measurement_uncertainty=float(f"{high - value_ml:.7g}"),
         lower_measurement_uncertainty=float(f"{value_ml - low:.7g}"),
     )
-    for item in properties:  # highdicom writes "no units", and what a volume may be off is a volume
-        item.MeasuredValueSequence[0].MeasurementUnitsCodeSequence = [
-            hd.sr.CodedConcept.from_code(codes.UCUM.CubicCentimeter)
-        ]
-    return hd.sr.Measurement(
-        name=codes.SCT.Volume,
-        value=float(f"{value_ml:.7g}"),
-        unit=codes.UCUM.CubicCentimeter,
-        properties=properties,
-    )
+    for item in properties:  # highdicom writes "no units"; the uncertainty of a volume is a volume
+        item.MeasuredValueSequence[0].MeasurementUnitsCodeSequence = [hd.sr.CodedConcept.from_code(unit)]
+    return _measurement(name, value_ml, unit, properties=properties)
 
 
-def _measurement(name: Code, value: float, unit: Code, derivation: Code | None = None) -> hd.sr.Measurement:
+def _measurement(
+    name: Code,
+    value: float,
+    unit: Code,
+    derivation: Code | None = None,
+    properties: hd.sr.MeasurementProperties | None = None,
+) -> hd.sr.Measurement:
     if not np.isfinite(value):
         raise LabelError(
             f"the measurement {name.meaning} is {value}; a finite number is needed; check the source for NaN voxels"
         )
-    return hd.sr.Measurement(name=name, value=float(f"{value:.7g}"), unit=unit, derivation=derivation)
+    number = float(f"{value:.7g}")
+    return hd.sr.Measurement(name=name, value=number, unit=unit, derivation=derivation, properties=properties)

@@ -56,10 +56,11 @@ def echo(options: argparse.Namespace) -> Answer:
     """
     from dicom_io.net import exchange
 
-    reply = exchange.echo(_destination(options))
+    destination = _destination(options)
+    seconds = exchange.echo(destination)
     if not options.json:
-        line(f"{reply.peer} answers ({reply.seconds:.2f} s)")
-    return {"peer": reply.peer, "seconds": round(reply.seconds, 3)}, EXIT_DONE
+        line(f"{destination.label} answers ({seconds:.2f} s)")
+    return {"peer": destination.label, "seconds": round(seconds, 3)}, EXIT_DONE
 
 
 def send(options: argparse.Namespace) -> Answer:

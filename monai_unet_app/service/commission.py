@@ -479,7 +479,7 @@ def _where(destination: Destination) -> str:
 
 
 def _answers(destination: Destination) -> StepResult:
-    return StepResult(f"{echo(destination).seconds:.2f} s")
+    return StepResult(f"{echo(destination):.2f} s")
 
 
 def _find(destination: Destination, sent: Sequence[Study]) -> StepResult:

@@ -26,7 +26,7 @@ from small_data import FEW, calibration_of, drawn_eyes, few_examples, set_calibr
 from dicom_io.dicomize import dicomize
 from dicom_io.read import read_series
 from dicom_io.seg import read_seg
-from dicom_io.sr import MeasurementReport, read_sr
+from dicom_io.sr.read import MeasurementReport, read_sr
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle, load_bundle, run_overlay
 from monai_unet_app.data.read import read_volume

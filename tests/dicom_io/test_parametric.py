@@ -206,7 +206,7 @@ def test_a_frame_that_names_another_slice_than_it_lies_in_is_refused(source, wri
     with pytest.raises(LabelError, match="frame 1 names slice"):
         read_parametric_map(tmp_path / "swapped.dcm", source)
     with pytest.raises(GeometryProofError, match=r"lies 2\.50 mm away from the slice"):
-        parametric.prove_map(tmp_path / "swapped.dcm", values_on(source), images_of(source))
+        parametric.prove_map(tmp_path / "swapped.dcm", values_on(source), images_of(source), MapMeaning(**MEANING))
     assert not (tmp_path / "swapped.dcm").exists()
 
 

@@ -20,9 +20,10 @@ from dicom_io import proof, rtstruct, seg
 from dicom_io.errors import GeometryProofError
 from dicom_io.objects import source_grid
 from dicom_io.objects.source_images import images_of
-from dicom_io.parametric import NO_UNIT, PROBABILITY, UNCERTAINTY, MapMeaning, prove_map, write_parametric_map
-from dicom_io.presentation import prove_outlines, write_gsps
-from dicom_io.presentation.proof import joined
+from dicom_io.parametric import NO_UNIT, PROBABILITY, UNCERTAINTY, MapMeaning, write_parametric_map
+from dicom_io.parametric.proof import prove_map
+from dicom_io.presentation import write_gsps
+from dicom_io.presentation.proof import joined, prove_outlines
 from dicom_io.presentation.write import MAX_POINTS
 from dicom_io.read import read_series
 from dicom_io.volume import Volume

@@ -21,13 +21,14 @@ from dicom_io.capture import write_captures
 from dicom_io.coding import load_segments
 from dicom_io.errors import LabelError, SegmentCodingError, UnreadableFileError
 from dicom_io.objects.identity import ResultInfo
+from dicom_io.objects.result_content import ReportFacts
 from dicom_io.parametric import NO_UNIT, PROBABILITY, MapMeaning, write_parametric_map
 from dicom_io.pdf import write_pdf
 from dicom_io.presentation import write_gsps
 from dicom_io.read import read_series
 from dicom_io.rtstruct import write_rtstruct
 from dicom_io.seg import read_seg, write_seg
-from dicom_io.sr import ReportFacts, write_sr
+from dicom_io.sr import write_sr
 from dicom_io.volume import Volume
 
 KINDS = ("SEG", "SR", "RTSTRUCT", "GSPS", "SC", "PDF", "PM")

@@ -15,7 +15,7 @@ from dicom_io.errors import GeometryProofError, LabelError, UnreadableFileError
 from dicom_io.objects.raster import even_odd
 from dicom_io.read import read_series
 from dicom_io.rtstruct import prove_rtstruct, read_regions, read_rtstruct, write_rtstruct
-from dicom_io.rtstruct.contours import contours, contours_of
+from dicom_io.rtstruct.contours import contours_of
 from dicom_io.volume import Provenance, Volume
 
 
@@ -33,6 +33,12 @@ def blobs(seed: int, shape: tuple[int, int] = (17, 23)) -> np.ndarray:
     """Random regions with holes, islands in holes and parts that touch by a corner."""
     rng = np.random.default_rng(seed)
     return ndimage.gaussian_filter(rng.standard_normal(shape), rng.uniform(0.2, 1.5)) > 0
+
+
+def contours(mask: np.ndarray) -> list[np.ndarray]:
+    """Closed contours of a mask of shape (rows, columns): (n, 2) points (column, row) each."""
+    drawn = contours_of(mask[None])
+    return np.split(drawn.points, np.cumsum(drawn.counts)[:-1])
 
 
 def inside_by_matplotlib(loops: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:

@@ -14,9 +14,10 @@ from result_phantoms import RESULT, dciodvfy_errors, oblique_affine, oblique_cas
 from dicom_io import read_sr
 from dicom_io.coding import Whole
 from dicom_io.errors import GeometryProofError, LabelError
+from dicom_io.objects.result_content import ReportFacts
 from dicom_io.read import read_series
 from dicom_io.seg import write_seg
-from dicom_io.sr import ReportFacts, write_sr
+from dicom_io.sr import write_sr
 from dicom_io.sr.measure import measure_segment
 
 
@@ -126,6 +127,18 @@ def test_a_report_on_another_seg_is_refused(case, written, tmp_path):
     other = replace(RESULT, settings=(("tta", "on"),))
     with pytest.raises(LabelError, match="must refer to its own SEG"):
         write_sr(case.labels, case.volume, tmp_path / "x.dcm", other, seg=written[1])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_that_lie_elsewhere_than_the_source_are_not_measured(case, written, tmp_path):
+    """The same values make the same SEG, so that only their place tells them apart."""
+    moved, stretched = case.labels.affine_lps.copy(), case.labels.affine_lps.copy()
+    moved[2, 3] += 1.0
+    stretched[:3, :3] *= 1.1
+    for affine_lps in (moved, stretched):
+        labels = replace(case.labels, affine_lps=affine_lps)
+        with pytest.raises(LabelError, match="mm away from the source's grid"):
+            write_sr(labels, case.volume, tmp_path / "x.dcm", RESULT, seg=written[1])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -21,8 +21,10 @@ from dicom_io import read_sr
 from dicom_io.coding import Whole
 from dicom_io.dicomize import DicomizedCase
 from dicom_io.errors import LabelError, UnreadableFileError
+from dicom_io.objects.result_content import ReportFacts
 from dicom_io.seg import write_seg
-from dicom_io.sr import MeasurementGroup, Reference, Region, ReportFacts, Site, write_sr
+from dicom_io.sr import MeasurementGroup, write_sr
+from dicom_io.sr.read import Reference, Region, Site
 
 VOXEL_ML = 0.9 * 1.3 * 2.5 / 1000
 BOTH = Whole("Two parts", (1, 2), RESULT.segments[0].category, RESULT.segments[0].type)

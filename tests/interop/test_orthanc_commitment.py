@@ -18,7 +18,7 @@ from net_peers import CT_IMAGE_STORAGE, ct_series
 from orthanc import Orthanc, orthanc, program
 
 from dicom_io.net.commitment_provider import CommitmentProvider
-from dicom_io.net.commitment_user import request_commitment
+from dicom_io.net.commitment_user import ReportListener, request_commitment
 from dicom_io.net.destination import Destination, Dimse
 from dicom_io.net.exchange import send
 from dicom_io.net.instance_store import InstanceStore
@@ -59,9 +59,10 @@ def uids(files: list[Path]) -> list[str]:
 def test_orthanc_commits_itself_to_what_it_has(archive: Orthanc, slices: list[Path]) -> None:
     assert {one.state for one in send(node(archive), slices[:3])} == {"sent"}
     listen = Listen("MONAIUNET", port=archive.move_port, senders=("ORTHANC",))
-    found = request_commitment(node(archive), slices[:3], listen=listen, wait_s=30)
-    assert found.is_complete, found
-    found = request_commitment(node(archive), slices, listen=listen, wait_s=30)
+    with ReportListener().listening(listen) as reports:
+        found = request_commitment(node(archive), slices[:3], reports=reports, wait_s=30)
+        assert found.is_complete, found
+        found = request_commitment(node(archive), slices, reports=reports, wait_s=30)
     assert list(found.committed) == uids(slices[:3])
     assert list(found.failed) == uids(slices[3:])
     assert found.failed[uids(slices)[3]].startswith("0x0112")

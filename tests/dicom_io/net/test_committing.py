@@ -52,9 +52,9 @@ def test_what_we_sent_is_committed_over_the_same_association(store: InstanceStor
 def test_an_archive_that_reports_to_our_address_is_heard_there(store: InstanceStore, slices: list[Path]) -> None:
     ours = free_port()
     addresses = {"MONAIUNET": Destination("us", Dimse("127.0.0.1", ours, "MONAIUNET", "ARCHIVE"), answer_s=5)}
-    with provider(store, addresses) as port:
-        listen = Listen("MONAIUNET", port=ours, senders=("ARCHIVE",))
-        assert request_commitment(destination(port), slices, listen=listen, wait_s=10).is_complete
+    listen = Listen("MONAIUNET", port=ours, senders=("ARCHIVE",))
+    with provider(store, addresses) as port, ReportListener().listening(listen) as reports:
+        assert request_commitment(destination(port), slices, reports=reports, wait_s=10).is_complete
 
 
 def test_a_provider_that_listens_already_takes_the_reports(store: InstanceStore, slices: list[Path]) -> None:
@@ -98,8 +98,8 @@ def test_an_archive_that_never_reports_is_not_waited_for_without_end(store: Inst
         started = time.monotonic()
         found = request_commitment(destination(port), slices, wait_s=0.5)
         assert time.monotonic() - started < 5
-        listen = Listen("MONAIUNET", port=0)
-        again = request_commitment(destination(port), slices[:1], listen=listen, wait_s=0.5)
+        with ReportListener().listening(Listen("MONAIUNET", port=0)) as reports:
+            again = request_commitment(destination(port), slices[:1], reports=reports, wait_s=0.5)
     assert (found.committed, found.failed) == ((), {})
     assert found.unreported == tuple(uid(k) for k in range(3))
     assert again.unreported == (uid(0),)
