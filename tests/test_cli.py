@@ -92,6 +92,27 @@ def test_help_of_every_verb_has_an_example_that_the_parser_accepts(verb: str, ru
     assert build_parser().parse_args(words[1:]).verb == verb
 
 
+def test_every_flag_has_a_help_text() -> None:
+    (action,) = (action for action in build_parser()._actions if isinstance(action.choices, dict))
+    for verb, parser in action.choices.items():
+        assert [flag.dest for flag in parser._actions if not flag.help] == [], verb
+
+
+def test_the_command_line_works_without_docstrings() -> None:
+    words = [sys.executable, "-OO", "-m", "monai_unet_app", "bundles", "--json"]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert Path(BUNDLE).name in {row["name"] for row in json.loads(done.stdout)["bundles"]}
+
+
+def test_with_json_nothing_but_the_result_is_shown(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = run("bundles", "--json")
+    assert json.loads(answer.out)["bundles"]
+    assert answer.err == ""
+    show.line("after it, the tables are shown again")
+    assert "shown again" in capsys.readouterr().out
+
+
 def test_without_a_verb_or_with_an_unknown_flag_the_usage_is_shown(run: Run) -> None:
     for words in ([], ["predict", "--colour"], ["frobnicate"]):
         answer = run(*words)

@@ -87,8 +87,8 @@ def test_the_command_that_comes_next_has_the_flags_that_were_given(given: list[s
 
 
 def test_the_bar_moves_while_one_case_is_at_work() -> None:
-    steps = show.Steps("segmenting", 1, quiet=True)
+    steps = show.Steps("segmenting", 1)
     steps.windows(3, 12)
-    assert steps.bar.tasks[0].completed == pytest.approx(0.25)
+    assert steps.tasks[0].completed == pytest.approx(0.25)
     steps("a case")
-    assert steps.bar.tasks[0].completed == 1
+    assert steps.tasks[0].completed == 1

@@ -4,21 +4,20 @@ Results go to stdout (`--json` for machines), progress and messages to stderr.
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 input refused.
 """
 
-import argparse
 import errno
 import io
 import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rich.markup import escape
 
 from dicom_io.errors import DicomIoError, NetworkError
-from monai_unet_app.cli.common import EXIT_FAILED, EXIT_REFUSED, EXIT_USAGE, Answer
-from monai_unet_app.cli.parser import build_parser
-from monai_unet_app.cli.show import err
+from monai_unet_app.cli import show
+from monai_unet_app.cli.common import EXIT_FAILED, EXIT_REFUSED, EXIT_USAGE
+from monai_unet_app.cli.parser import read_command
 from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -31,10 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name need not be UTF-8
-    options = build_parser().parse_args(argv)
-    verb: Callable[[argparse.Namespace], Answer] = options.run
+    verb, options = read_command(argv)
     try:
-        answer, code = verb(options)
+        with show.silence(options.json):
+            answer, code = verb(options)
     except UsageError as error:
         return _fail(str(error), EXIT_USAGE)
     except NetworkError as error:
@@ -58,5 +57,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    err.print(f"[red]{'refused' if code == EXIT_REFUSED else 'error'}:[/red] {escape(message)}", soft_wrap=True)
+    show.err.print(f"[red]{'refused' if code == EXIT_REFUSED else 'error'}:[/red] {escape(message)}", soft_wrap=True)
     return code

@@ -1,22 +1,13 @@
 """`monai-unet calibrate`: fits a bundle's calibration and its statements, and shows both."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monai_unet_app.cli.common import (
-    EXIT_DONE,
-    Answer,
-    check_bundle_folder,
-    check_writable,
-    labelled_cases,
-    loaded_bundle,
-    next_command,
-)
-from monai_unet_app.cli.show import forms_table, line, progress, say, statements_table
+from monai_unet_app.cli import common, flags, show
+from monai_unet_app.cli.common import EXIT_DONE, Answer
 
 if TYPE_CHECKING:
     from monai_unet_app.bundle import Bundle
@@ -28,40 +19,39 @@ if TYPE_CHECKING:
     from monai_unet_app.evaluate.case_selection import Row
 
 
-def calibrate(options: argparse.Namespace) -> Answer:
+def calibrate(options: flags.Calibrate) -> Answer:
     """Fit a bundle's calibration on cases that did not train it, and write it into the bundle.
 
     Example: monai-unet calibrate --bundle my_bundle --data DATA
     """
     from monai_unet_app.bundle_folder import bundle_files, unchanged_on_failure
 
-    check_bundle_folder(options.bundle, "its inference.yaml is rewritten")
+    common.check_bundle_folder(options.bundle, "its inference.yaml is rewritten")
     root = bundle_files(options.bundle).root
-    check_writable(Path(options.bundle) / "configs")
-    data = labelled_cases(options)
+    common.check_writable(Path(options.bundle) / "configs")
+    data = common.labelled_cases(options)
     with unchanged_on_failure(root):
         return _calibrate(root, data, options)
 
 
-def _calibrate(root: Path, data: "Sequence[CaseFiles]", options: argparse.Namespace) -> Answer:
+def _calibrate(root: Path, data: "Sequence[CaseFiles]", options: flags.Calibrate) -> Answer:
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.calibration.statement_fit import summary
     from monai_unet_app.evaluate import choose_cases
 
-    bundle = loaded_bundle(root, options.device)
+    bundle = common.loaded_bundle(root, options.device)
     chosen = choose_cases(bundle, data, options.partition or "calibration", options.splits)
-    say(options)(chosen.note)
+    show.say(chosen.note)
     scores = [] if options.form == "keep" else _compare_forms(bundle, data, chosen.rows, options)
     forms = {"forms": [_form_row(score) for score in scores]}
     if options.form == "compare":
         return forms, EXIT_DONE
     if scores:
-        bundle = loaded_bundle(root, options.device)
+        bundle = common.loaded_bundle(root, options.device)
     fitted = _fit(bundle, chosen.rows, scores, options)
     statements = summary(_state(bundle, data, chosen.rows, options), bundle)
-    if not options.json:
-        _calibration_lines(fitted, statements, bundle)
-        line(next_command("evaluate", bundle.root, options))
+    _calibration_lines(fitted, statements, bundle)
+    show.line(common.next_command("evaluate", bundle.root, options))
     answer = {
         "parameters": fitted.parameters,
         "nll_before": fitted.nll_before,
@@ -74,76 +64,71 @@ def _calibrate(root: Path, data: "Sequence[CaseFiles]", options: argparse.Namesp
     return answer | (forms if scores else {}), EXIT_DONE
 
 
-def _fit(
-    bundle: "Bundle", rows: "Sequence[Row]", scores: "Sequence[FormScore]", options: argparse.Namespace
-) -> "Fitted":
+def _fit(bundle: "Bundle", rows: "Sequence[Row]", scores: "Sequence[FormScore]", options: flags.Calibrate) -> "Fitted":
     """The calibration: that of the chosen form, or one fitted on these cases; with --tta averages are calibrated too."""
     from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
 
     fitted = next((score.fitted for score in scores if score.chosen), None)
     if fitted is None:
-        with progress("calibrating", len(rows), options) as step:
+        with show.Steps("calibrating", len(rows)) as step:
             fitted = calibrate_bundle(bundle, rows, step, unchecked=options.unchecked)
     if options.tta and not bundle.mirror_axes:
-        say(options)(
-            f"{bundle.name} has no mirror axes: --tta changes no result, and the plain statements hold for it too"
-        )
+        show.say(f"{bundle.name} has no mirror axes: --tta changes no result, and the plain statements hold for it too")
     elif options.tta:
-        with progress("calibrating averages", len(rows), options) as step:
+        with show.Steps("calibrating averages", len(rows)) as step:
             calibrate_bundle(bundle, rows, step, "tta", unchecked=options.unchecked)
     return fitted
 
 
 def _state(
-    bundle: "Bundle", data: "Sequence[CaseFiles]", rows: "Sequence[Row]", options: argparse.Namespace
+    bundle: "Bundle", data: "Sequence[CaseFiles]", rows: "Sequence[Row]", options: flags.Calibrate
 ) -> "dict[InferenceSetting, Confidence]":
     """The statements of the bundle about its results, for each setting; fitted on these cases and written."""
     from monai_unet_app.calibration.statement_fit import StatementConfig, known_rows, state_confidence
 
     settings: list[InferenceSetting] = ["plain", "tta"] if options.tta and bundle.mirror_axes else ["plain"]
     known, by_fold = known_rows(bundle, data), _sizes_by_fold(bundle, data, settings, options)
-    with progress("stating", len(settings) * (len(rows) + len(known)), options) as step:
+    with show.Steps("stating", len(settings) * (len(rows) + len(known))) as step:
         config = StatementConfig(settings, options.coverage, options.risk)
         return state_confidence(bundle, rows, known, config, elsewhere=by_fold, step=step)
 
 
 def _sizes_by_fold(
-    bundle: "Bundle", data: "Sequence[CaseFiles]", settings: "Sequence[InferenceSetting]", options: argparse.Namespace
+    bundle: "Bundle", data: "Sequence[CaseFiles]", settings: "Sequence[InferenceSetting]", options: flags.Calibrate
 ) -> "dict[InferenceSetting, list[StructureMeasurement]] | None":
     """The errors of sizes in the bundles of --folds; None without --folds."""
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.calibration.statement_fit import out_of_fold
 
-    folds = [loaded_bundle(bundle_files(fold).root, options.device) for fold in options.folds]
+    folds = [common.loaded_bundle(bundle_files(fold).root, options.device) for fold in options.folds]
     if not folds:
         return None
-    with progress("sizes by fold", len(settings) * len(data), options) as step:
+    with show.Steps("sizes by fold", len(settings) * len(data)) as step:
         return {setting: out_of_fold(folds, data, bundle, setting, step) for setting in settings}
 
 
 def _calibration_lines(fitted: "Fitted", statements: dict[str, Any], bundle: "Bundle") -> None:
     values = ", ".join(f"{name} {value}" for name, value in fitted.parameters.items())
-    line(f"calibration: {values}, fitted on {fitted.cases} case(s)")
+    show.line(f"calibration: {values}, fitted on {fitted.cases} case(s)")
     if fitted.check:
-        line(fitted.check.said)
-    line(f"negative log likelihood a voxel: {fitted.nll_before:.5f} before, {fitted.nll_after:.5f} after")
-    statements_table(statements)
-    line(f"written into {bundle.root}/configs/inference.yaml and confidence.json")
+        show.line(fitted.check.said)
+    show.line(f"negative log likelihood a voxel: {fitted.nll_before:.5f} before, {fitted.nll_after:.5f} after")
+    show.statements_table(statements)
+    show.line(f"written into {bundle.root}/configs/inference.yaml and confidence.json")
 
 
 def _compare_forms(
-    bundle: "Bundle", data: "Sequence[CaseFiles]", rows: "Sequence[Row]", options: argparse.Namespace
+    bundle: "Bundle", data: "Sequence[CaseFiles]", rows: "Sequence[Row]", options: flags.Calibrate
 ) -> "list[FormScore]":
     """Every known form, fitted on these cases and scored on the selection cases. --form choose writes the best form."""
     from monai_unet_app.calibration.calibrate_bundle import compare_forms
     from monai_unet_app.evaluate import choose_cases
 
     selection = choose_cases(bundle, data, "selection", options.splits)
-    with progress("comparing forms", len(rows) + len(selection.rows), options) as step:
+    with show.Steps("comparing forms", len(rows) + len(selection.rows)) as step:
         scores = compare_forms(bundle, rows, selection.rows, choose_form=options.form == "choose", step=step)
-    if not options.json:
-        forms_table(scores, "chosen" if options.form == "choose" else "best")
-        line(selection.note)
+    show.forms_table(scores, "chosen" if options.form == "choose" else "best")
+    show.line(selection.note)
     return scores
 
 

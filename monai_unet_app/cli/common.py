@@ -1,11 +1,13 @@
 """What several verbs share: exit codes, objects made from flags, and checks before work starts."""
 
-import argparse
 import shlex
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from monai_unet_app.cli.dataclass_parser import Options
+from monai_unet_app.cli.flags import Cases, Reading
 from monai_unet_app.errors import InputRefusedError, UsageError
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ def check_writable(folder: Path) -> None:
         ) from error
 
 
-def read_options(options: argparse.Namespace) -> "ReadOptions":
+def read_options(options: Reading) -> "ReadOptions":
     """Which series and time point to read, and what may be repaired, from the flags that several verbs share."""
     from dicom_io.read import ReadOptions
 
@@ -71,16 +73,19 @@ def read_options(options: argparse.Namespace) -> "ReadOptions":
     )
 
 
-def labelled_cases(options: argparse.Namespace) -> "list[CaseFiles]":
-    """The labelled cases that --data, or --images and --labels, name."""
+def labelled_cases(options: Cases) -> "list[CaseFiles]":
+    """The labelled cases that --data, or --images and --labels, name. Raises UsageError without both."""
     from monai_unet_app.data.cases import find_data
 
-    if options.data is None and options.images is None:
-        raise UsageError("which cases? give --data DIR, or --images DIR and --labels DIR")
-    return find_data(options.data or options.images, options.labels, options.label_suffix)
+    return find_data(options.source, options.labels, options.label_suffix)
 
 
-def next_command(verb: str, bundle: Path, options: argparse.Namespace) -> str:
+def set_fields(options: Options, settings: type[Any]) -> dict[str, Any]:
+    """The flags that were given and have the name of a field of `settings`, a dataclass: name -> value."""
+    return {entry.name: value for entry in fields(settings) if (value := getattr(options, entry.name, None))}
+
+
+def next_command(verb: str, bundle: Path, options: object) -> str:
     """The command that comes next, with the flags that both verbs have, quoted for a shell."""
     words = ["monai-unet", verb, "--bundle", str(bundle)]
     for name in ("data", "images", "labels", "label_suffix", "splits", "device"):

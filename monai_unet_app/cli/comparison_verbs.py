@@ -1,92 +1,59 @@
 """The verbs that read evaluations again: compare, gate, subgroups; the first two make them where they are not there."""
 
-import argparse
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from monai_unet_app.cli.common import (
-    EXIT_DONE,
-    EXIT_FAILED,
-    EXIT_REFUSED,
-    Answer,
-    check_writable,
-    labelled_cases,
-    loaded_bundle,
-)
-from monai_unet_app.cli.show import (
-    comparison_table,
-    gate_lines,
-    line,
-    problems_list,
-    progress,
-    say,
-    subgroup_tables,
-)
+from monai_unet_app.cli import common, flags, show
+from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, Answer
 from monai_unet_app.errors import InputRefusedError, UsageError
 
-
-@dataclass(frozen=True)
-class Sides:
-    """The two that are compared: name to bundle for those that must be evaluated, name to folder for those that are."""
-
-    bundles: Mapping[str, str]
-    evaluations: Mapping[str, Path]
+if TYPE_CHECKING:
+    from monai_unet_app.comparison import Comparison
 
 
-def compare(options: argparse.Namespace) -> Answer:
+def compare(options: flags.Compare) -> Answer:
     """Compare two evaluations, or two bundles, pair by pair on the same cases.
 
     Example: monai-unet compare --first OLD_REPORT --second NEW_REPORT --output OUT
     """
-    from monai_unet_app.comparison import compare as compare_evaluations
     from monai_unet_app.comparison import is_evaluation, write_comparison
 
     sources = {"first": options.first, "second": options.second}
-    done = {name: Path(source) for name, source in sources.items() if is_evaluation(Path(source))}
-    sides = Sides({name: source for name, source in sources.items() if name not in done}, done)
-    with _place_for(options) as folder:
-        problems = _evaluate_missing(options, sides, folder)
-        found = compare_evaluations(*_folders(sides, folder, *sources), common=options.common)
-    files = write_comparison(found, options.output) if options.output else ()
-    if not options.json:
-        comparison_table(found)
-        for file in files:
-            line(f"wrote {file}")
-        problems_list(problems)
-    answer = {**found.as_dict(), "files": [str(file) for file in files], "problems": problems}
+    evaluations = {side: Path(source) for side, source in sources.items() if is_evaluation(Path(source))}
+    bundles = {side: source for side, source in sources.items() if side not in evaluations}
+    comparison, problems = _compared(options, bundles, evaluations, ("first", "second"))
+    files = write_comparison(comparison, options.output) if options.output else ()
+    show.comparison_table(comparison)
+    show.wrote(files)
+    show.problems_list(problems)
+    answer = {**comparison.as_dict(), "files": [str(file) for file in files], "problems": problems}
     return answer, EXIT_REFUSED if problems else EXIT_DONE
 
 
-def gate(options: argparse.Namespace) -> Answer:
+def gate(options: flags.Gate) -> Answer:
     """Fail (exit 1) if a bundle is worse than another in Dice, boundary IoU or calibration.
 
     Example: monai-unet gate --bundle NEW --against OLD --data DATA
     """
-    from monai_unet_app.comparison import compare as compare_evaluations
     from monai_unet_app.comparison import gate as judge
     from monai_unet_app.comparison import write_comparison
 
-    sides, margins = _gated(options), _margins(options.margin)
-    with _place_for(options) as folder:
-        problems = _evaluate_missing(options, sides, folder)
-        names = ("old", "new")
-        found = compare_evaluations(*_folders(sides, folder, *names), common=options.common, names=names)
-    unmeasured = {*found.pairs.first.not_measured, *found.pairs.second.not_measured}
-    verdict = judge(found, margins, unmeasured=len(unmeasured))
-    files = write_comparison(found, options.output) if options.output else ()
-    if not options.json:
-        gate_lines(found, verdict)
-        for file in files:
-            line(f"wrote {file}")
-        problems_list(problems)
+    (bundles, evaluations), margins = _gated(options), _margins(options.margin)
+    comparison, problems = _compared(options, bundles, evaluations, ("old", "new"))
+    unmeasured = {*comparison.pairs.first.not_measured, *comparison.pairs.second.not_measured}
+    verdict = judge(comparison, margins, unmeasured=len(unmeasured))
+    files = write_comparison(comparison, options.output) if options.output else ()
+    show.gate_lines(comparison, verdict)
+    show.wrote(files)
+    show.problems_list(problems)
     answer = {**verdict.as_dict(), "files": [str(file) for file in files], "problems": problems}
     return answer, {"passed": EXIT_DONE, "failed": EXIT_FAILED, "undecided": EXIT_REFUSED}[verdict.state]
 
 
-def subgroups(options: argparse.Namespace) -> Answer:
+def subgroups(options: flags.Subgroups) -> Answer:
     """Show an evaluation's scores by age, sex, device or any other attribute.
 
     Example: monai-unet subgroups --evaluation REPORT --attributes people.csv --bands age=0,18,65
@@ -98,88 +65,97 @@ def subgroups(options: argparse.Namespace) -> Answer:
     if options.institution and options.dicom is None:
         raise UsageError(f"--institution {options.institution} says what --dicom tells; with a table, leave it out")
     edges = dict(_bands(text) for text in options.bands)
-    known = (
-        read_attributes(options.attributes)
-        if options.attributes
-        else dicom_attributes(find_images(options.dicom), options.institution)
-    )
+    if options.attributes:
+        attributes = read_attributes(options.attributes)
+    else:
+        assert options.dicom is not None  # the parser requires one of the two
+        attributes = dicom_attributes(find_images(options.dicom), options.institution)
     if options.output:
-        check_writable(options.output)
-    found = by_group(
-        options.evaluation / "cases.csv",
-        known,
-        edges=edges,
-        fewest=options.fewest,
-        class_name=options.class_name,
-    )
-    files = write_subgroups(found, options.output) if options.output else ()
-    if not options.json:
-        subgroup_tables(found)
-        for file in files:
-            line(f"wrote {file}")
-    return {**found.as_dict(), "files": [str(file) for file in files]}, EXIT_DONE
+        common.check_writable(options.output)
+    table = options.evaluation / "cases.csv"
+    groups = by_group(table, attributes, edges=edges, fewest=options.fewest, class_name=options.class_name)
+    files = write_subgroups(groups, options.output) if options.output else ()
+    show.subgroup_tables(groups)
+    show.wrote(files)
+    return {**groups.as_dict(), "files": [str(file) for file in files]}, EXIT_DONE
 
 
 @contextmanager
-def _place_for(options: argparse.Namespace) -> Iterator[Path]:
+def _place_for(options: flags.Comparison) -> Iterator[Path]:
     """Where evaluations go: --output, or a folder that is forgotten."""
     if options.output:
-        check_writable(options.output)
+        common.check_writable(options.output)
         yield options.output
         return
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
 
 
-def _gated(options: argparse.Namespace) -> Sides:
-    """The old and the new: each a bundle, or an evaluation that is there."""
+def _gated(options: flags.Gate) -> tuple[dict[str, str], dict[str, Path]]:
+    """Side -> bundle, and side -> evaluation: each of the sides old and new is in one of the two."""
     bundles = {"old": options.against, "new": options.bundle}
     evaluations = {"old": options.against_evaluation, "new": options.evaluation}
-    if any((bundles[name] is None) == (evaluations[name] is None) for name in ("old", "new")):
+    if any((bundles[side] is None) == (evaluations[side] is None) for side in bundles):
         raise UsageError(
             "what against what? give --bundle NEW --against OLD --data DIR, or --evaluation NEW --against-evaluation OLD"
         )
-    return Sides(
-        {name: bundle for name, bundle in bundles.items() if bundle},
-        {name: place for name, place in evaluations.items() if place},
+    return (
+        {side: bundle for side, bundle in bundles.items() if bundle},
+        {side: folder for side, folder in evaluations.items() if folder},
     )
 
 
-def _folders(sides: Sides, folder: Path, first: str, second: str) -> tuple[Path, Path]:
-    """Where the evaluations of the two lie."""
-    return sides.evaluations.get(first, folder / first), sides.evaluations.get(second, folder / second)
+def _compared(
+    options: flags.Comparison, bundles: Mapping[str, str], evaluations: Mapping[str, Path], sides: tuple[str, str]
+) -> "tuple[Comparison, list[str]]":
+    """The comparison of two sides, and the cases that could not be measured, one sentence each.
+
+    Args:
+        options: Name the cases on which the bundles are evaluated.
+        bundles: Side -> a bundle that must be evaluated first: a name, a folder or a zip.
+        evaluations: Side -> folder of its evaluation, for the other sides.
+        sides: Names of the first and the second side.
+    """
+    from monai_unet_app.comparison import compare
+
+    with _place_for(options) as folder:
+        problems = _evaluate_missing(options, bundles, evaluations, folder)
+        first, second = (evaluations.get(side, folder / side) for side in sides)
+        return compare(first, second, common=options.common, names=sides), problems
 
 
-def _evaluate_missing(options: argparse.Namespace, sides: Sides, folder: Path) -> list[str]:
-    """Evaluates the bundles into `folder` on the same cases: those that none of them has seen, and the evaluations have.
+def _evaluate_missing(
+    options: flags.Comparison, bundles: Mapping[str, str], evaluations: Mapping[str, Path], folder: Path
+) -> list[str]:
+    """Evaluates the bundles into `folder` on the cases that no bundle has seen and every evaluation has.
 
     Returns:
         The cases that could not be measured, one sentence each.
     """
     has_data = options.data is not None or options.images is not None
-    if has_data and not sides.bundles:
+    if has_data and not bundles:
         raise UsageError("both are evaluations that are done; leave --data and --images out, or give bundles")
-    if not sides.bundles:
+    if not bundles:
         return []
     if not has_data:
         raise UsageError(
-            f"{', '.join(sides.bundles.values())}: no evaluation (metrics.json and cases.csv); to evaluate a bundle first, "
+            f"{', '.join(bundles.values())}: no evaluation (metrics.json and cases.csv); to evaluate a bundle first, "
             "give --data DIR, or --images DIR and --labels DIR"
         )
     from monai_unet_app.comparison import read_evaluation
 
-    only = [set(read_evaluation(place).table.subjects) for place in sides.evaluations.values()]
+    only = [set(read_evaluation(place).table.subjects) for place in evaluations.values()]
     from monai_unet_app.bundle_folder import bundle_files
 
-    roots = {name: bundle_files(source).root for name, source in sides.bundles.items()}
-    data = labelled_cases(options)
+    roots = {name: bundle_files(source).root for name, source in bundles.items()}
+    data = common.labelled_cases(options)
     from monai_unet_app.config import PredictConfig
     from monai_unet_app.evaluate import LabelledCases, choose_cases, evaluate_cases
 
-    loaded = {name: loaded_bundle(root, options.device) for name, root in roots.items()}
+    loaded = {name: common.loaded_bundle(root, options.device) for name, root in roots.items()}
     chosen = {name: choose_cases(bundle, data, options.partition, options.splits) for name, bundle in loaded.items()}
     for name, some in chosen.items():
-        say(options)(f"{name}: {some.note}")
+        show.say(f"{name}: {some.note}")
     shared = set.intersection(*(set(some.ids) for some in chosen.values()), *only)
     if not shared:
         raise InputRefusedError(
@@ -191,10 +167,10 @@ def _evaluate_missing(options: argparse.Namespace, sides: Sides, folder: Path) -
     problems = []
     for name, bundle in loaded.items():
         some = chosen[name].only(shared)
-        with progress(f"evaluating {name}", len(some.rows), options) as step:
+        with show.Steps(f"evaluating {name}", len(some.rows)) as step:
             done = evaluate_cases(
                 bundle,
-                LabelledCases(some.rows, (options.data or options.images).resolve().name, note, some.seen),
+                LabelledCases(some.rows, options.source.resolve().name, note, some.seen),
                 folder / name,
                 run=PredictConfig(tta=options.tta),
                 each=step.measured,

@@ -1,6 +1,5 @@
 """The verbs that move DICOM objects over the network: echo, send, find, fetch."""
 
-import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,8 +12,8 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from dicom_io.errors import NetworkError
-from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, Answer, check_writable
-from monai_unet_app.cli.show import line, out, problems_list, progress, say
+from monai_unet_app.cli import common, flags, show
+from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, Answer
 from monai_unet_app.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ _PROBLEMS = ("refused", "failed", "held back")
 _PATIENT = {"PatientName": "patient", "PatientID": "patient ID"}
 
 
-def echo(options: argparse.Namespace) -> Answer:
+def echo(options: flags.Target) -> Answer:
     """Ask a DICOM node or DICOMweb service whether it answers.
 
     Example: monai-unet echo --to ARCHIVE@127.0.0.1:11112
@@ -58,12 +57,11 @@ def echo(options: argparse.Namespace) -> Answer:
 
     destination = _destination(options)
     seconds = exchange.echo(destination)
-    if not options.json:
-        line(f"{destination.label} answers ({seconds:.2f} s)")
+    show.line(f"{destination.label} answers ({seconds:.2f} s)")
     return {"peer": destination.label, "seconds": round(seconds, 3)}, EXIT_DONE
 
 
-def send(options: argparse.Namespace) -> Answer:
+def send(options: flags.Send) -> Answer:
     """Send DICOM files, or those in folders, and say what became of each.
 
     Example: monai-unet send --to archive --site site.toml OUT
@@ -72,15 +70,14 @@ def send(options: argparse.Namespace) -> Answer:
 
     destination, files = _destination(options), _dicom_files(options.files)
     with _reports(destination, options) as reports:
-        with progress("sending", len(files), options) as step:
+        with show.Steps("sending", len(files)) as step:
             outcomes = exchange.send(destination, files, lambda outcome: step(outcome.kind))
         delivered = {outcome.sop_instance_uid: outcome.file for outcome in outcomes if outcome.is_delivered}
         problems = [f"{outcome.file}: {outcome.meaning}" for outcome in outcomes if outcome.state in _PROBLEMS]
-        if not options.json:
-            _outcome_table(outcomes)
-            problems_list(problems)
-            count = sum(outcome.is_delivered for outcome in outcomes)
-            line(f"{count} of {len(outcomes)} file(s) are at {destination.label}")
+        _outcome_table(outcomes)
+        show.problems_list(problems)
+        count = sum(outcome.is_delivered for outcome in outcomes)
+        show.line(f"{count} of {len(outcomes)} file(s) are at {destination.label}")
         answer: dict[str, Any] = {"peer": destination.label, "files": [_outcome_row(outcome) for outcome in outcomes]}
         if options.commit and delivered:
             answer["commitment"] = _commit(destination, delivered, reports, options)
@@ -88,9 +85,7 @@ def send(options: argparse.Namespace) -> Answer:
     return answer, EXIT_FAILED if problems else EXIT_DONE
 
 
-def _reports(
-    destination: "Destination", options: argparse.Namespace
-) -> "AbstractContextManager[ReportListener | None]":
+def _reports(destination: "Destination", options: flags.Send) -> "AbstractContextManager[ReportListener | None]":
     """With --commit, a listener for the reports of the destination, if it knows an address of ours."""
     from dicom_io.net import exchange
     from dicom_io.net.destination import DestinationError
@@ -111,13 +106,13 @@ def _commit(
     destination: "Destination",
     delivered: Mapping[str, Path],
     reports: "ReportListener | None",
-    options: argparse.Namespace,
+    options: flags.Send,
 ) -> dict[str, Any]:
     """Asks for commitment to the delivered files (SOP Instance UID -> file), shows the report, and returns it for --json."""
     from dicom_io.net import exchange
     from dicom_io.net.commitment_user import CommitmentResult
 
-    say(options)(f"waiting at most {options.wait_s:g} s for what {destination.label} commits itself to")
+    show.say(f"waiting at most {options.wait_s:g} s for what {destination.label} commits itself to")
     try:
         result = exchange.commit(destination, delivered.values(), reports=reports, wait_s=options.wait_s)
         problems = [f"{delivered[uid]}: not committed: {reason}" for uid, reason in result.failed.items()]
@@ -128,9 +123,8 @@ def _commit(
             )
     except NetworkError as error:
         result, problems = CommitmentResult(destination.label, "", (), unreported=tuple(delivered)), [str(error)]
-    if not options.json:
-        _commitment_table(result)
-        problems_list(problems)
+    _commitment_table(result)
+    show.problems_list(problems)
     return {
         "transaction_uid": result.transaction_uid,
         "committed": list(result.committed),
@@ -151,10 +145,10 @@ def _commitment_table(result: "CommitmentResult") -> None:
     ):
         if count:
             table.add_row(state, str(count), escape(answer))
-    out.print(table)
+    show.out.print(table)
 
 
-def find(options: argparse.Namespace) -> Answer:
+def find(options: flags.Find) -> Answer:
     """List the studies, series or images that an archive has.
 
     Example: monai-unet find --to https://pacs.example.org/dicom-web --date 20260101- --modality MR
@@ -165,9 +159,10 @@ def find(options: argparse.Namespace) -> Answer:
     matches = exchange.find(_destination(options), query)
     columns = {**(_PATIENT if options.patients else {}), **_COLUMNS[query.level]}
     rows = [{keyword: _text(match, keyword) for keyword in columns} for match in matches]
-    if not options.json:
-        _match_table(rows, columns)
-        line(f"{len(rows)} found" + (f", and perhaps more (--limit {query.limit})" if len(rows) == query.limit else ""))
+    _match_table(rows, columns)
+    show.line(
+        f"{len(rows)} found" + (f", and perhaps more (--limit {query.limit})" if len(rows) == query.limit else "")
+    )
     return {"level": query.level, "found": rows}, EXIT_DONE
 
 
@@ -176,19 +171,19 @@ def _match_table(rows: Sequence[dict[str, str]], columns: dict[str, str]) -> Non
     widths = (
         [max(len(name), *(len(row[keyword]) for row in rows)) + 3 for keyword, name in columns.items()] if rows else []
     )
-    if out.is_terminal and sum(widths) + 1 > out.width:
+    if show.out.is_terminal and sum(widths) + 1 > show.out.width:
         for row in rows:
             for keyword, name in columns.items():
-                out.print(f"[bold]{name:>13}[/bold]  {escape(row[keyword])}", soft_wrap=True)
-            out.print()
+                show.out.print(f"[bold]{name:>13}[/bold]  {escape(row[keyword])}", soft_wrap=True)
+            show.out.print()
         return
     table = Table(*(Column(name, overflow="fold") for name in columns.values()))
     for row in rows:
         table.add_row(*(escape(text) for text in row.values()))
-    (out if out.is_terminal else Console(width=_WHOLE)).print(table)
+    (show.out if show.out.is_terminal else Console(width=_WHOLE, quiet=show.out.quiet)).print(table)
 
 
-def fetch(options: argparse.Namespace) -> Answer:
+def fetch(options: flags.Fetch) -> Answer:
     """Bring a study, series or instance from an archive, or every study that fits.
 
     Example: monai-unet fetch --to ARCHIVE@127.0.0.1:11112 --study 1.2.3 --output STUDIES
@@ -198,13 +193,12 @@ def fetch(options: argparse.Namespace) -> Answer:
     query = _query(options)
     if not query.has_conditions:
         raise UsageError("nothing says what to fetch; give --study UID or a condition; everything is never fetched")
-    check_writable(options.output)
-    with progress("fetching", None, options) as step:  # type: ignore[arg-type]  # rich: None is "nobody knows how many"
+    common.check_writable(options.output)
+    with show.Steps("fetching", None) as step:
         got = exchange.fetch(_destination(options), query, options.output, lambda stored: step())
-    if not options.json:
-        expected = "an unknown number" if got.expected is None else str(got.expected)
-        line(f"received {got.received} instance(s) of {expected}, {got.new} of them new, in {got.folder}")
-        problems_list(got.problems)
+    expected = "an unknown number" if got.expected is None else str(got.expected)
+    show.line(f"received {got.received} instance(s) of {expected}, {got.new} of them new, in {got.folder}")
+    show.problems_list(got.problems)
     answer = {
         "folder": str(got.folder),
         "received": got.received,
@@ -216,7 +210,7 @@ def fetch(options: argparse.Namespace) -> Answer:
     return answer, EXIT_DONE if got.is_complete else EXIT_FAILED
 
 
-def deidentify(options: argparse.Namespace) -> Answer:
+def deidentify(options: flags.Deidentify) -> Answer:
     """Copy DICOM objects without the identity of anyone (PS3.15 Annex E).
 
     Example: monai-unet deidentify --input STUDY --output SHARED --key-file key --options retain-modified-dates
@@ -231,28 +225,27 @@ def deidentify(options: argparse.Namespace) -> Answer:
     except DeidentificationError as error:
         raise UsageError(str(error)) from error
     files = files_of(options.input, options.output)
-    check_writable(options.output)
+    common.check_writable(options.output)
     key = key_from(options.key_file, away_from=options.output) if options.key_file else new_key()
-    with progress("de-identifying", len(files), options) as step:
+    with show.Steps("de-identifying", len(files)) as step:
         outcome = deidentify_files(
             files, options.output, key, options=chosen, allow_burned_in=options.allow_burned_in, step=step
         )
     written = outcome.report["written"]
-    if not options.json:
-        table = Table(Column("attribute", overflow="fold"), "removed", "emptied", "dummy", "new UID", "cleaned", "kept")
-        for name, counts in outcome.report["actions"].items():
-            table.add_row(name, *(str(counts.get(letter, "")) for letter in "XZDUCK"))
-        out.print(table)
-        problems_list(_group_by_reason(outcome.problems))
-        if outcome.problems:
-            line("files are counted in the order of their paths")
-        line(f"wrote {len(written)} object(s) and {REPORT} to {options.output}; look at them before you share them")
+    table = Table(Column("attribute", overflow="fold"), "removed", "emptied", "dummy", "new UID", "cleaned", "kept")
+    for name, counts in outcome.report["actions"].items():
+        table.add_row(name, *(str(counts.get(letter, "")) for letter in "XZDUCK"))
+    show.out.print(table)
+    show.problems_list(_group_by_reason(outcome.problems))
+    if outcome.problems:
+        show.line("files are counted in the order of their paths")
+    show.line(f"wrote {len(written)} object(s) and {REPORT} to {options.output}; look at them before you share them")
     answer = {"report": outcome.report, "problems": list(outcome.problems)}
     return answer, EXIT_REFUSED if outcome.problems or not written else EXIT_DONE
 
 
 def _group_by_reason(problems: Sequence[str]) -> list[str]:
-    """Problems of the form "file 3: reason"; problems with the same reason share a line."""
+    """Problems of the form "file 3: reason"; problems with the same reason share a show.line."""
     files: dict[str, list[str]] = {}
     for problem in problems:
         file, _, reason = problem.partition(": ")
@@ -277,7 +270,7 @@ def destination_of_site(name: str, site: Path | None) -> "Destination":
     return known[name]
 
 
-def _destination(options: argparse.Namespace) -> "Destination":
+def _destination(options: flags.Target) -> "Destination":
     """What --to names: a destination of --site, else a node or URL."""
     from dicom_io.net.destination import OUR_AE_TITLE, DestinationError, parse_destination
     from dicom_io.net.destination_file import read_site
@@ -291,7 +284,7 @@ def _destination(options: argparse.Namespace) -> "Destination":
         raise UsageError(f"--to: {error}{names}") from error
 
 
-def _adapted(destination: "Destination", options: argparse.Namespace) -> "Destination":
+def _adapted(destination: "Destination", options: flags.Target) -> "Destination":
     """The destination, changed by --aet, --move and --listen."""
     from dicom_io.net.destination import Dimse, checked_ae_title
 
@@ -318,7 +311,7 @@ def _receive(address: str, flag: str, peer: "Dimse") -> "Receive":
     return Receive(host.strip("[]") or Receive.host, checked_port(int(port), flag), senders)
 
 
-def _query(options: argparse.Namespace) -> "Query":
+def _query(options: flags.Conditions) -> "Query":
     from dicom_io.net.query import Query, QueryError
 
     try:
@@ -361,9 +354,9 @@ def _outcome_table(outcomes: "Sequence[Outcome]") -> None:
             notes = [outcome.note] if has_notes else []
             table.add_row(escape(str(outcome.file)), outcome.kind or "image", state, escape(outcome.meaning), *notes)
     if table.row_count:
-        out.print(table)
+        show.out.print(table)
     if 0 < table.row_count < len(outcomes):
-        line(f"and {len(outcomes) - table.row_count} image(s), sent as they are")
+        show.line(f"and {len(outcomes) - table.row_count} image(s), sent as they are")
 
 
 def _outcome_row(outcome: "Outcome") -> dict[str, Any]:

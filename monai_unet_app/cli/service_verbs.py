@@ -1,6 +1,5 @@
 """The verbs of the service and of its results: node, token, commission, audit, trace, review, package."""
 
-import argparse
 import logging
 import os
 import signal
@@ -16,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from pydicom.datadict import tag_for_keyword
 
 from dicom_io.errors import DicomIoError
-from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, Answer, check_writable, read_options
-from monai_unet_app.cli.show import line, say
+from monai_unet_app.cli import common, service_flags, show
+from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, Answer
 from monai_unet_app.errors import InputRefusedError, UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from monai_unet_app.service.node import Node
 
 
-def node(options: argparse.Namespace) -> Answer:
+def node(options: service_flags.Node) -> Answer:
     """Take studies from a PACS, segment them and deliver the results, day and night.
 
     Example: monai-unet node --config site.toml
@@ -45,14 +44,13 @@ def node(options: argparse.Namespace) -> Answer:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # SIGHUP: its terminal was closed
         signal.signal(number, lambda *_: stop.set())
     with Node(site, new_key=options.new_audit_key) as running, _http_server(running):
-        if not options.json:
-            line(f"{site.node.ae_title} listens on {site.node.host}:{running.provider.port}; Ctrl-C ends it")
-            for rule in site.rules:
-                wanted = ", ".join(f"{keyword} ~ {pattern.pattern}" for keyword, pattern in rule.match.items())
-                line(f"  {rule.name}: {wanted} -> {rule.bundle} -> {', '.join(rule.destinations) or 'nowhere'}")
-            if site.http is not None:
-                line(f"  status page: http{'s' if site.http.tls else ''}://{site.http.host}:{site.http.port}/")
-        _wait(running, stop, quiet=options.json)
+        show.line(f"{site.node.ae_title} listens on {site.node.host}:{running.provider.port}; Ctrl-C ends it")
+        for rule in site.rules:
+            wanted = ", ".join(f"{keyword} ~ {pattern.pattern}" for keyword, pattern in rule.match.items())
+            show.line(f"  {rule.name}: {wanted} -> {rule.bundle} -> {', '.join(rule.destinations) or 'nowhere'}")
+        if site.http is not None:
+            show.line(f"  status page: http{'s' if site.http.tls else ''}://{site.http.host}:{site.http.port}/")
+        _wait(running, stop)
         counts = running.queue.counts()
     return counts, EXIT_DONE
 
@@ -93,19 +91,18 @@ def _http_server(running: "Node") -> AbstractContextManager[object]:
     return serve(running, running.site.http)
 
 
-def _wait(running: "Node", stop: threading.Event, *, quiet: bool) -> None:
+def _wait(running: "Node", stop: threading.Event) -> None:
     from monai_unet_app.service.memory import wait_and_trim
 
     while not running.is_ready and not stop.wait(0.1):
         pass
-    if not quiet and not stop.is_set():
-        line(f"ready: {len(running.workers.children)} worker(s) are warm")
+    if not stop.is_set():
+        show.line(f"ready: {len(running.workers.children)} worker(s) are warm")
     wait_and_trim(stop)
-    if not quiet:
-        line("stopping; unfinished studies are segmented again at the next start")
+    show.line("stopping; unfinished studies are segmented again at the next start")
 
 
-def audit(options: argparse.Namespace) -> Answer:
+def audit(options: service_flags.Audit) -> Answer:
     """Say whether a node's audit trail is unchanged.
 
     Example: monai-unet audit verify NODE/audit.jsonl
@@ -120,10 +117,9 @@ def audit(options: argparse.Namespace) -> Answer:
         options.database or options.trail.with_name("node.sqlite"), must=bool(options.database)
     )
     trail = verify(options.trail, key, head)
-    if not options.json:
-        line(f"{options.trail} is whole: {trail.lines} line(s), the last has sha256 {trail.last}")
-        line(f"  who wrote it: {_signed(trail.lines, trail.signed, has_key=key is not None)}")
-        line(f"  its end: {compared}")
+    show.line(f"{options.trail} is whole: {trail.lines} line(s), the last has sha256 {trail.last}")
+    show.line(f"  who wrote it: {_signed(trail.lines, trail.signed, has_key=key is not None)}")
+    show.line(f"  its end: {compared}")
     facts = {"lines": trail.lines, "last": trail.last, "signed": trail.signed}
     return {**facts, "compared_with_database": head is not None}, EXIT_DONE
 
@@ -154,7 +150,7 @@ def _recorded_head(database: Path, *, must: bool) -> "tuple[Head | None, str]":
     return head, f"no line that {database.name} remembers is missing (line {head.n})"
 
 
-def token(options: argparse.Namespace) -> Answer:
+def token(options: service_flags.Token) -> Answer:
     """Make a token for a node's HTTP API.
 
     Example: monai-unet token --name Rossi^Anna --roles reviewer
@@ -162,15 +158,14 @@ def token(options: argparse.Namespace) -> Answer:
     from monai_unet_app.service.tokens import new_token
 
     new, text = new_token(options.name, options.roles.split(","), options.days)
-    if not options.json:
-        line("the token, for its holder only; it is shown once:")
-        line(f"  {new}")
-        line("the line for the node's file of tokens:")
-        line(f"  {text}")
+    show.line("the token, for its holder only; it is shown once:")
+    show.line(f"  {new}")
+    show.line("the line for the node's file of tokens:")
+    show.line(f"  {text}")
     return {"token": new, "line": text}, EXIT_DONE
 
 
-def trace(options: argparse.Namespace) -> Answer:
+def trace(options: service_flags.Trace) -> Answer:
     """Lead from a DICOM result back to bundle, training data, calibration and source series.
 
     Example: monai-unet trace RESULTS/case_seg.dcm --audit NODE/audit.jsonl
@@ -178,40 +173,39 @@ def trace(options: argparse.Namespace) -> Answer:
     from monai_unet_app.service.trace import trace as trace_result
 
     origin = trace_result(options.file, options.audit)
-    if not options.json:
-        _print_trace(origin)
+    _print_trace(origin)
     return origin, EXIT_DONE
 
 
 def _print_trace(origin: dict[str, Any]) -> None:
     maker, bundle = origin["made_by"], origin["bundle"]
-    line(f"{origin['object']['sop_class']} {origin['object']['sop_instance_uid']}")
-    line(f"  made by      {maker['name']} {maker['version']}, sha256 {maker['sha256']}")
-    line(f"  settings     {', '.join(maker['settings'])}")
+    show.line(f"{origin['object']['sop_class']} {origin['object']['sop_instance_uid']}")
+    show.line(f"  made by      {maker['name']} {maker['version']}, sha256 {maker['sha256']}")
+    show.line(f"  settings     {', '.join(maker['settings'])}")
     if maker["quality"]:
-        line(f"  quality      {maker['quality']}")
+        show.line(f"  quality      {maker['quality']}")
     for series, count in origin["sources"].items():
-        line(f"  from series  {series}, {count} instance(s)")
+        show.line(f"  from series  {series}, {count} instance(s)")
     for uid in origin["segmentations"]:
-        line(f"  measured in  SEG {uid}")
+        show.line(f"  measured in  SEG {uid}")
     for group in origin["groups"]:
-        line(f"  reports      {group['tracking_id']}: {'; '.join(map(_measurement, group['measurements']))}")
+        show.line(f"  reports      {group['tracking_id']}: {'; '.join(map(_measurement, group['measurements']))}")
     if origin["groups_unread"]:
-        line(f"  reports      measurements that cannot be read: {origin['groups_unread']}")
+        show.line(f"  reports      measurements that cannot be read: {origin['groups_unread']}")
     for uid in origin["object"]["predecessor"]:
-        line(f"  follows      {uid}")
+        show.line(f"  follows      {uid}")
     if bundle is None:
-        line("  bundle       none of this sha256 is here; MONAI_UNET_BUNDLES names more folders")
+        show.line("  bundle       none of this sha256 is here; MONAI_UNET_BUNDLES names more folders")
     else:
-        line(f"  trained on   {bundle['training_cases']} case(s), data sha256 {bundle['training_data_sha256']}")
+        show.line(f"  trained on   {bundle['training_cases']} case(s), data sha256 {bundle['training_data_sha256']}")
         for session in bundle["trained_by"]:
-            line(f"  trained by   commit {session['git_commit'] or 'not recorded'}, started {session['started']}")
-        line(f"  calibrated   {_calibration(bundle['calibration'])}")
-        line(f"  measured     {_figures(bundle['measured'])}")
+            show.line(f"  trained by   commit {session['git_commit'] or 'not recorded'}, started {session['started']}")
+        show.line(f"  calibrated   {_calibration(bundle['calibration'])}")
+        show.line(f"  measured     {_figures(bundle['measured'])}")
     for entry in origin["audit"] or ():
         words = [entry["event"], *(str(entry[key]) for key in ("state", "decision", "destination") if entry.get(key))]
         words += [f"by {entry['who']}"] if "who" in entry else []
-        line(f"  {entry['time'][:19]}  {' '.join(words)}")
+        show.line(f"  {entry['time'][:19]}  {' '.join(words)}")
 
 
 def _measurement(row: Mapping[str, Any]) -> str:
@@ -239,7 +233,7 @@ def _figures(measured: Mapping[str, Any]) -> str:
     return f"{', '.join(figures)} on {measured.get('subjects', '?')} test subjects" if figures else "nothing"
 
 
-def commission(options: argparse.Namespace) -> Answer:
+def commission(options: service_flags.Commission) -> Answer:
     """Try every destination of a site and its node with phantoms, and write a signed report.
 
     Example: monai-unet commission --config site.toml --key site.pem --holder 'Radiology IT' --output ACCEPTANCE
@@ -252,29 +246,26 @@ def commission(options: argparse.Namespace) -> Answer:
         ) from error
     if options.verify:
         report = verify_acceptance(options.verify)
-        if not options.json:
-            line(f"{options.verify} is what {report['holder']} signed with the key {report['public_key']}")
+        show.line(f"{options.verify} is what {report['holder']} signed with the key {report['public_key']}")
         return report, EXIT_DONE
     if options.config is None:
         raise UsageError("--config is missing; the site's file is needed, or --verify and a report")
     from monai_unet_app.service.commission import commission as run_checks
     from monai_unet_app.service.site_file import read_site
 
-    site, settings, tell = read_site(options.config), _commissioning(options), say(options)
+    site, settings = read_site(options.config), _commissioning(options)
     key = site_key(options.key, options.holder)
-    tell(f"this takes {options.limit_min:g} min at most")
-    on_check = (lambda *_: None) if options.json else _print_check
-    acceptance = run_checks(site, settings, on_check=on_check, on_wait=tell)
+    show.say(f"this takes {options.limit_min:g} min at most")
+    acceptance = run_checks(site, settings, on_check=_print_check, on_wait=show.say)
     written = write_acceptance(acceptance, key, options.output)
-    if not options.json:
-        not_tried = acceptance.of("not tried")
-        more = f", {len(not_tried)} not tried" if not_tried else ""
-        line(f"{len(acceptance.of('passed'))} of {len(acceptance.checks)} checks passed{more}")
-        line(f"written: {written[0]} and {written[1]}")
+    not_tried = acceptance.of("not tried")
+    more = f", {len(not_tried)} not tried" if not_tried else ""
+    show.line(f"{len(acceptance.of('passed'))} of {len(acceptance.checks)} checks passed{more}")
+    show.line(f"written: {written[0]} and {written[1]}")
     return acceptance.document(), EXIT_DONE if acceptance.passed else EXIT_FAILED
 
 
-def _commissioning(options: argparse.Namespace) -> "Commissioning":
+def _commissioning(options: service_flags.Commission) -> "Commissioning":
     from dicom_io.net.destination import checked_ae_title
     from monai_unet_app.service.commission import Commissioning
 
@@ -307,12 +298,12 @@ def _print_check(check: "Check", number: int, total: int) -> None:
         return
     errors = "" if check.place_mm is None else f", place {check.place_mm:.4f} mm, volume {check.volume_ml:.4f} mL"
     word = "passed" if check.passed else "FAILED"
-    line(f"[{number:>3} of {total}] {word}  {check.where}: {check.what} ({check.seconds:.1f} s{errors})")
+    show.line(f"[{number:>3} of {total}] {word}  {check.where}: {check.what} ({check.seconds:.1f} s{errors})")
     if not check.passed:
-        line(f"        {check.said}")
+        show.line(f"        {check.said}")
 
 
-def review(options: argparse.Namespace) -> Answer:
+def review(options: service_flags.Review) -> Answer:
     """Write a page on which a clinician accepts, corrects or rejects a result; or apply what was decided.
 
     Example: monai-unet review --result OUT/case_result.json --input case.nii.gz --output REVIEW
@@ -320,7 +311,7 @@ def review(options: argparse.Namespace) -> Answer:
     return _apply_verdict(options) if options.apply is not None else _write_review(options)
 
 
-def _write_review(options: argparse.Namespace) -> Answer:
+def _write_review(options: service_flags.Review) -> Answer:
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.data.read import read_volume
     from monai_unet_app.review.export import ReviewConfig, write_review
@@ -336,23 +327,22 @@ def _write_review(options: argparse.Namespace) -> Answer:
     config = ReviewConfig(
         options.post_url, options.most_mb, not options.without_identity, not options.no_pdf, options.same_patient
     )
-    check_writable(options.output)
+    common.check_writable(options.output)
     written = write_review(
         options.result,
         options.output,
-        image=read_volume(options.input, read_options(options)),
+        image=read_volume(options.input, common.read_options(options)),
         bundle=bundle_files(options.bundle) if options.bundle else None,
         prior=options.prior,
         how=config,
     )
-    if not options.json:
-        line(f"open {written['page']} in a browser")
-        if "identity" in written:
-            line(f"{options.output} names a patient: keep it accordingly")
+    show.line(f"open {written['page']} in a browser")
+    if "identity" in written:
+        show.line(f"{options.output} names a patient: keep it accordingly")
     return {kind: str(path) for kind, path in written.items()}, EXIT_DONE
 
 
-def _apply_verdict(options: argparse.Namespace) -> Answer:
+def _apply_verdict(options: service_flags.Review) -> Answer:
     from monai_unet_app.data.read import read_volume
     from monai_unet_app.review.verdict import Reviewer, VerdictContext, apply_verdict, read_verdict
 
@@ -360,10 +350,12 @@ def _apply_verdict(options: argparse.Namespace) -> Answer:
         raise UsageError(
             "--reviewer and --organization go together: both stand in the verified report; give both, or none"
         )
-    check_writable(options.output)
+    common.check_writable(options.output)
     context = VerdictContext(
-        reviewer=Reviewer(options.reviewer, options.organization) if options.reviewer else None,
-        image=None if options.input is None else read_volume(options.input, read_options(options)),
+        reviewer=Reviewer(options.reviewer, options.organization)
+        if options.reviewer and options.organization
+        else None,
+        image=None if options.input is None else read_volume(options.input, common.read_options(options)),
         correction=options.correction,
         training=options.training,
         subject=options.subject,
@@ -372,33 +364,26 @@ def _apply_verdict(options: argparse.Namespace) -> Answer:
         superseded=tuple(options.superseded),
     )
     record = apply_verdict(read_verdict(options.apply), options.result, options.output, context)
-    if not options.json:
-        line(f"{record['case']}: {record['decision']}")
-        line(f"  report: {record['report']['file'] if record['report'] else record['not_verified']}")
-        for row in record["objects"]:
-            line(f"  {row['kind']}: {row['file']}")
+    show.line(f"{record['case']}: {record['decision']}")
+    show.line(f"  report: {record['report']['file'] if record['report'] else record['not_verified']}")
+    for row in record["objects"]:
+        show.line(f"  {row['kind']}: {row['file']}")
     return record, EXIT_DONE
 
 
-def package(options: argparse.Namespace) -> Answer:
+def package(options: service_flags.Package) -> Answer:
     """Render a bundle as a MONAI application package (MAP) for MONAI Deploy and mercure.
 
     Example: monai-unet package --bundle hippocampus_mri_unet3d --output PACKAGE
     """
     from monai_unet_app.deploy.package import Resources, render_package, usual_settings
+    from monai_unet_app.deploy.settings import Settings
 
-    given: dict[str, Any] = {name: getattr(options, name) for name in _SETTINGS if getattr(options, name)}
+    changes = common.set_fields(options, Settings)
     if options.format:
-        given["format"] = tuple(word.strip() for word in options.format.split(","))
+        changes["format"] = tuple(word.strip() for word in options.format.split(","))
     usual = Resources()
     resources = replace(usual, memory=options.memory or usual.memory, gpu_memory=options.gpu_memory or usual.gpu_memory)
-    made = render_package(options.bundle, options.output, replace(usual_settings(options.bundle), **given), resources)
-    if not options.json:
-        line(f"{made} is a MONAI application package; next: docker build --tag NAME {made}")
+    made = render_package(options.bundle, options.output, replace(usual_settings(options.bundle), **changes), resources)
+    show.line(f"{made} is a MONAI application package; next: docker build --tag NAME {made}")
     return {"package": str(made)}, EXIT_DONE
-
-
-_SETTINGS = (
-    "tta", "probabilities", "cautious", "explain", "deliver_rejected", "seg_encoding", "resample_gaps", "resample_tilt",
-    "accept_incomplete",
-)  # fmt: skip

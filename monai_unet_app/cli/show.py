@@ -1,11 +1,12 @@
 """The output for people: tables on stdout; progress bars and problems on stderr."""
 
-import argparse
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import isnan
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -18,18 +19,34 @@ if TYPE_CHECKING:
     from monai_unet_app.comparison import Comparison, Difference, Subgroups, Verdict
     from monai_unet_app.data.verdicts import SeriesRow
 
-out = Console()
-err = Console(stderr=True)
+out = Console(emoji=False)  # ":x:" in a file name stays as it is
+err = Console(emoji=False, stderr=True)
 
 
-def say(options: argparse.Namespace) -> Callable[[str], None]:
-    """A function that prints one line on stderr; silent with --json."""
-    return lambda text: None if options.json else err.print(escape(text), highlight=False, soft_wrap=True)
+@contextmanager
+def silence(silent: bool) -> Iterator[None]:
+    """With `silent`, nothing is printed on either console meanwhile: with --json only the result and an error are."""
+    out.quiet = err.quiet = silent
+    try:
+        yield
+    finally:
+        out.quiet = err.quiet = False
+
+
+def say(text: str) -> None:
+    """Prints one line on stderr."""
+    err.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def line(text: str) -> None:
     """Prints one line on stdout as it stands; brackets in a file name are no markup."""
     out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def wrote(files: Iterable[Path]) -> None:
+    """Names the files that were written."""
+    for file in files:
+        line(f"wrote {file}")
 
 
 def print_table(columns: Iterable[Column | str], rows: Iterable[Sequence[str]], **style: Any) -> None:
@@ -46,26 +63,24 @@ def folded(name: str) -> Column:
     return Column(name, overflow="fold")
 
 
-class Steps:
-    """A progress bar over cases, on stderr. A call moves it on by one case."""
+class Steps(Progress):
+    """A progress bar over cases, on stderr. A call moves it on by one case.
 
-    def __init__(self, text: str, total: int, quiet: bool) -> None:
-        self.bar = Progress(
+    Args:
+        text: Stands before the bar.
+        total: Number of cases; None if nobody knows it.
+    """
+
+    def __init__(self, text: str, total: int | None) -> None:
+        super().__init__(
             TextColumn(text), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
-            TimeRemainingColumn(), console=err, disable=quiet or not err.is_terminal, transient=True,
+            TimeRemainingColumn(), console=err, disable=err.quiet or not err.is_terminal, transient=True,
         )  # fmt: skip
-        self.task, self.done = self.bar.add_task("", total=total), 0
-
-    def __enter__(self) -> "Steps":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.bar.stop()
+        self.cases, self.done = self.add_task("", total=total), 0
 
     def __call__(self, description: str = "") -> None:
         self.done += 1
-        self.bar.update(self.task, completed=self.done, description=description)
+        self.update(self.cases, completed=self.done, description=description)
 
     def measured(self, case_id: str, dice: float | None) -> None:
         """Moves the bar on by a case that was measured or refused."""
@@ -74,11 +89,7 @@ class Steps:
     def windows(self, done: int, total: int) -> None:
         """Moves the bar on within a case, by its windows."""
         completed = self.done + done / max(total, 1)
-        self.bar.update(self.task, completed=completed, description=f"window {done} of {total}")
-
-
-def progress(text: str, total: int, options: argparse.Namespace) -> Steps:
-    return Steps(text, total, options.json)
+        self.update(self.cases, completed=completed, description=f"window {done} of {total}")
 
 
 def problems_list(problems: Sequence[str]) -> None:

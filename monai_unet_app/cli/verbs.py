@@ -1,42 +1,15 @@
 """The verbs: each reads its flags, calls one function of the layers below and shows the result."""
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from monai_unet_app.cli.common import (
-    EXIT_DONE,
-    EXIT_FAILED,
-    EXIT_REFUSED,
-    Answer,
-    check_bundle_folder,
-    check_writable,
-    labelled_cases,
-    loaded_bundle,
-    next_command,
-    read_options,
-)
+from monai_unet_app.cli import common, flags, show
+from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, Answer
+from monai_unet_app.cli.dataclass_parser import Options
 from monai_unet_app.cli.dicom_verbs import destination_of_site
-from monai_unet_app.cli.show import (
-    figures_table,
-    fingerprint_table,
-    folded,
-    inspect_problems,
-    line,
-    metrics_table,
-    notes_list,
-    out,
-    print_table,
-    problems_list,
-    progress,
-    reasons_list,
-    say,
-    series_blocks,
-    structures_table,
-)
 from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 
 if TYPE_CHECKING:
@@ -44,7 +17,7 @@ if TYPE_CHECKING:
     from monai_unet_app.data.cases import CaseFiles
 
 
-def bundles(options: argparse.Namespace) -> Answer:
+def bundles(options: Options) -> Answer:
     """List the bundles that a name can stand for.
 
     Example: monai-unet bundles
@@ -64,15 +37,14 @@ def bundles(options: argparse.Namespace) -> Answer:
         sha256 = bundle.sha256 if trained else None
         row = {"name": name, "version": bundle.version, "task": task, "trained": trained, "sha256": sha256}
         rows.append({**row, "folder": str(folder)})
-    if not options.json:
-        cells = ([row["name"], row["version"], row["task"], weights[row["trained"]]] for row in rows)
-        print_table(("bundle", "version", "what it does", "weights"), cells)
-        out.print("Use one with: monai-unet predict --bundle NAME --input IMAGE --output OUT")
-        problems_list(problems)
+    cells = ([row["name"], row["version"], row["task"], weights[row["trained"]]] for row in rows)
+    show.print_table(("bundle", "version", "what it does", "weights"), cells)
+    show.out.print("Use one with: monai-unet predict --bundle NAME --input IMAGE --output OUT")
+    show.problems_list(problems)
     return {"bundles": rows, "problems": problems}, EXIT_FAILED if problems else EXIT_DONE
 
 
-def inspect(options: argparse.Namespace) -> Answer:
+def inspect(options: flags.Inspect) -> Answer:
     """Print what a data set looks like, and everything wrong with it.
 
     Example: monai-unet inspect DATA
@@ -82,20 +54,19 @@ def inspect(options: argparse.Namespace) -> Answer:
     from monai_unet_app.data.inspect import inspect_cases
     from monai_unet_app.data.verdicts import dicom_verdicts, with_cases
 
-    reading = read_options(options)
+    reading = common.read_options(options)
     known = bundle_files(options.bundle) if options.bundle else None
     verdicts = dicom_verdicts(options.data, reading)
     cases, problems = _find_to_inspect(options, reading, has_series=bool(verdicts))
-    bundle = loaded_bundle(known.root) if known and cases else None
-    with progress("reading", len(cases), options) as step:
+    bundle = common.loaded_bundle(known.root) if known and cases else None
+    with show.Steps("reading", len(cases)) as step:
         fingerprint = inspect_cases(
             cases, bundle.rules if bundle else None, bundle.label_values if bundle else None, step, reading
         )
     rows = with_cases(verdicts, cases, fingerprint.refusals, named_series(reading))
-    if not options.json:
-        series_blocks(rows, with_cases=len(cases) > 1)
-        fingerprint_table(fingerprint.summary())
-        inspect_problems([*problems, *fingerprint.problems], rows)
+    show.series_blocks(rows, with_cases=len(cases) > 1)
+    show.fingerprint_table(fingerprint.summary())
+    show.inspect_problems([*problems, *fingerprint.problems], rows)
     answer = fingerprint.as_dict()
     answer["problems"] = [*problems, *answer["problems"]]
     answer["series"] = [row.as_dict() for row in rows]
@@ -104,7 +75,7 @@ def inspect(options: argparse.Namespace) -> Answer:
 
 
 def _find_to_inspect(
-    options: argparse.Namespace, reading: "ReadOptions", *, has_series: bool
+    options: flags.Inspect, reading: "ReadOptions", *, has_series: bool
 ) -> "tuple[list[CaseFiles], list[str]]":
     """The cases, and the problems of the whole folder. Raises a problem only if nothing else can be shown."""
     from monai_unet_app.data.cases import named_series
@@ -118,7 +89,7 @@ def _find_to_inspect(
         return [], [str(error)]
 
 
-def dicomize(options: argparse.Namespace) -> Answer:
+def dicomize(options: flags.Dicomize) -> Answer:
     """Write NIfTI cases as DICOM MR or CT series, and their labels as SEG.
 
     Example: monai-unet dicomize --images images --labels labels --bundle hippocampus_mri_unet3d --output dicom
@@ -129,38 +100,36 @@ def dicomize(options: argparse.Namespace) -> Answer:
 
     images: Path = options.images
     labelled = bool(options.labels or options.label_suffix)
-    if labelled and options.bundle is None:
+    if labelled and not options.bundle:
         raise UsageError("what do the label values mean? give --bundle, whose segments.json says it")
     cases = find_cases(images, options.labels, options.label_suffix) if labelled else find_images(images)
-    segments = bundle_files(options.bundle).segments if labelled else None
-    check_writable(options.output)
-    with progress("converting", len(cases), options) as step:
+    segments = bundle_files(options.bundle).segments if labelled and options.bundle else None
+    common.check_writable(options.output)
+    with show.Steps("converting", len(cases)) as step:
         rows, problems = dicomize_cases(cases, options.output, segments, step, options.modality)
-    if not options.json:
-        texts = ([escape(row[name] or "-") for name in ("id", "series", "seg")] for row in rows)
-        cells = ([*text, f"{row['max_rounding_error']:.3g}"] for text, row in zip(texts, rows, strict=True))
-        print_table(("case", folded("series"), folded("labels"), "largest rounding"), cells)
-        problems_list(problems)
+    texts = ([escape(row[name] or "-") for name in ("id", "series", "seg")] for row in rows)
+    cells = ([*text, f"{row['max_rounding_error']:.3g}"] for text, row in zip(texts, rows, strict=True))
+    show.print_table(("case", show.folded("series"), show.folded("labels"), "largest rounding"), cells)
+    show.problems_list(problems)
     return {"cases": rows, "problems": problems}, EXIT_REFUSED if problems else EXIT_DONE
 
 
-def regions(options: argparse.Namespace) -> Answer:
+def regions(options: flags.Regions) -> Answer:
     """Write regions of a structure set as a label file to train with.
 
     Example: monai-unet regions rtstruct.dcm --image SERIES --roi Liver Tumour --output labels/case_01.nrrd
     """
     from monai_unet_app.convert import label_file
 
-    check_writable(options.output.parent)
-    rows = label_file(options.structure_set, options.image, options.roi, options.output, read_options(options))
-    if not options.json:
-        cells = ([escape(str(row[name])) for name in ("label", "name", "voxels", "overlapped")] for row in rows)
-        print_table(("label", folded("region"), "voxels", "taken by a later region"), cells)
-        out.print(f"written: {escape(str(options.output))}")
+    common.check_writable(options.output.parent)
+    rows = label_file(options.structure_set, options.image, options.roi, options.output, common.read_options(options))
+    cells = ([escape(str(row[name])) for name in ("label", "name", "voxels", "overlapped")] for row in rows)
+    show.print_table(("label", show.folded("region"), "voxels", "taken by a later region"), cells)
+    show.out.print(f"written: {escape(str(options.output))}")
     return {"output": str(options.output), "regions": rows}, EXIT_DONE
 
 
-def train(options: argparse.Namespace) -> Answer:
+def train(options: flags.Train) -> Answer:
     """Train a copy of a bundle on a folder of cases; the same command resumes.
 
     Example: monai-unet train --bundle hippocampus_mri_unet3d --data DATA --output my_bundle
@@ -169,7 +138,7 @@ def train(options: argparse.Namespace) -> Answer:
 
     template = bundle_files(options.bundle)
     _must_exist("--data", options.data)
-    check_writable(options.output)
+    common.check_writable(options.output)
     from monai_unet_app.training.run import TrainConfig, few_to_calibrate, train_bundle
 
     names = ("epochs", "seed", "learning_rate", "precision", "workers")
@@ -185,19 +154,18 @@ def train(options: argparse.Namespace) -> Answer:
         overrides={name: value for name, value in overrides.items() if value is not None},
         name=options.name,
     )
-    say(options)("loading torch and MONAI")
-    loaded = loaded_bundle(template.root)
-    bundle = train_bundle(loaded, run, say(options), lambda text, total: progress(text, total, options))
+    show.say("loading torch and MONAI")
+    loaded = common.loaded_bundle(template.root)
+    bundle = train_bundle(loaded, run, show.say, show.Steps)
     record = bundle.run_record
-    if not options.json:
-        line(f"Dice on the selection cases: {record['best']['metric']:.4f} (epoch {record['best']['epoch']})")
-        line(f"trained bundle: {bundle.root}")
-        few = few_to_calibrate({case.subject for case in bundle.seen if case.partition == "calibration"})
-        line(few or next_command("calibrate", bundle.root, options))
+    show.line(f"Dice on the selection cases: {record['best']['metric']:.4f} (epoch {record['best']['epoch']})")
+    show.line(f"trained bundle: {bundle.root}")
+    few = few_to_calibrate({case.subject for case in bundle.seen if case.partition == "calibration"})
+    show.line(few or common.next_command("calibrate", bundle.root, options))
     return {"bundle": str(bundle.root), "sha256": bundle.sha256, "best": record["best"]}, EXIT_DONE
 
 
-def evaluate(options: argparse.Namespace) -> Answer:
+def evaluate(options: flags.Evaluate) -> Answer:
     """Measure a bundle on labelled cases; write metrics.json, cases.csv, report.html and report.pdf.
 
     Example: monai-unet evaluate --bundle my_bundle --images DIR --labels DIR --output OUT
@@ -205,36 +173,34 @@ def evaluate(options: argparse.Namespace) -> Answer:
     from monai_unet_app.bundle_folder import bundle_files
     from monai_unet_app.config import PredictConfig
 
-    root, data = bundle_files(options.bundle).root, labelled_cases(options)
-    check_writable(options.output)
+    root, data = bundle_files(options.bundle).root, common.labelled_cases(options)
+    common.check_writable(options.output)
     from monai_unet_app.report.targets import read_targets
 
     targets = read_targets(options.targets) if options.targets else None
     from monai_unet_app.evaluate import LabelledCases, choose_cases, evaluate_cases
 
-    bundle = loaded_bundle(root, options.device)
+    bundle = common.loaded_bundle(root, options.device)
     chosen = choose_cases(bundle, data, options.partition, options.splits)
-    say(options)(chosen.note)
-    with progress("evaluating", len(chosen.rows), options) as step:
+    show.say(chosen.note)
+    with show.Steps("evaluating", len(chosen.rows)) as step:
         evaluated = evaluate_cases(
             bundle,
-            LabelledCases(chosen.rows, (options.data or options.images).resolve().name, chosen.note, chosen.seen),
+            LabelledCases(chosen.rows, options.source.resolve().name, chosen.note, chosen.seen),
             options.output,
             run=PredictConfig(tta=options.tta),
             targets=targets,
             each=step.measured,
         )
-    if not options.json:
-        metrics_table(evaluated.metrics)
-        for file in evaluated.files:
-            line(f"wrote {file}")
-        problems_list(evaluated.problems)
+    show.metrics_table(evaluated.metrics)
+    show.wrote(evaluated.files)
+    show.problems_list(evaluated.problems)
     files = [str(file) for file in evaluated.files]
     answer = {"metrics": dict(evaluated.metrics), "files": files, "problems": list(evaluated.problems)}
     return answer, EXIT_REFUSED if evaluated.problems else EXIT_DONE
 
 
-def report(options: argparse.Namespace) -> Answer:
+def report(options: flags.Report) -> Answer:
     """Write the figures of an evaluation into the bundle that was measured: its metadata and its model card.
 
     Example: monai-unet report --evaluation OUT --bundle my_bundle
@@ -243,27 +209,25 @@ def report(options: argparse.Namespace) -> Answer:
     from monai_unet_app.comparison import read_evaluation
     from monai_unet_app.report.card import check_held_out, read_measured, summary, write_figures
 
-    check_bundle_folder(options.bundle, "its metadata and card are rewritten")
+    common.check_bundle_folder(options.bundle, "its metadata and card are rewritten")
     files = bundle_files(options.bundle)
     document = read_measured(options.evaluation, files)
     read_evaluation(options.evaluation)  # checks that its files belong together
     for folder in ("configs", "docs"):
-        check_writable(files.root / folder)
-    bundle, before = loaded_bundle(files.root), files.metadata.get("eval_metrics") or {}
+        common.check_writable(files.root / folder)
+    bundle, before = common.loaded_bundle(files.root), files.metadata.get("eval_metrics") or {}
     check_held_out(options.evaluation, bundle)
     figures = summary(document, bundle)
     written = write_figures(figures, bundle)
     removed = [name for name in before if name not in figures]
-    if not options.json:
-        figures_table(before, figures)
-        if removed:
-            line(f"no longer there, since the evaluation does not hold it: {', '.join(removed)}")
-        for file in written:
-            line(f"wrote {file}")
+    show.figures_table(before, figures)
+    if removed:
+        show.line(f"no longer there, since the evaluation does not hold it: {', '.join(removed)}")
+    show.wrote(written)
     return {"eval_metrics": figures, "gone": removed, "files": [str(file) for file in written]}, EXIT_DONE
 
 
-def predict(options: argparse.Namespace) -> Answer:
+def predict(options: flags.Predict) -> Answer:
     """Segment an image, a DICOM series, or a folder of cases.
 
     Example: monai-unet predict --bundle hippocampus_mri_unet3d --input SERIES --output OUT --format
@@ -275,16 +239,8 @@ def predict(options: argparse.Namespace) -> Answer:
     from monai_unet_app.results import check_flags, predict_cases
 
     formats, left_out = _formats(options, planar=False)
-    outputs = OutputConfig(
-        **formats,
-        probabilities=options.probabilities,
-        cautious=options.cautious,
-        explain=options.explain,
-        deliver_rejected=options.deliver_rejected,
-        dicom_source=options.dicom_source,
-        dicomize=options.dicomize,
-    )
-    run = PredictConfig(options.tta, read_options(options))
+    outputs = OutputConfig(**common.set_fields(options, OutputConfig) | formats)
+    run = PredictConfig(options.tta, common.read_options(options))
     if options.output.resolve() == options.input.resolve():
         raise UsageError(
             f"--output {options.output} is the input; results would be cases next time; name another folder"
@@ -292,35 +248,32 @@ def predict(options: argparse.Namespace) -> Answer:
     root = bundle_files(options.bundle).root
     cases = find_images(options.input, named_series(run.reading))
     check_flags(cases, run, outputs)
-    check_writable(options.output)
-    bundle = loaded_bundle(root, options.device)
+    common.check_writable(options.output)
+    bundle = common.loaded_bundle(root, options.device)
     if options.destination is not None and bundle.rules.planar:
         formats, left_out = _formats(options, planar=True)
         outputs = replace(outputs, **formats)
     if left_out:
-        say(options)(
-            f"left out of what {options.destination} takes: {', '.join(left_out)}; a picture has no patient space"
-        )
+        show.say(f"left out of what {options.destination} takes: {', '.join(left_out)}; a picture has no patient space")
     if options.tta and not bundle.mirror_axes:
-        say(options)(f"{bundle.name} has no mirror axes, so --tta changes nothing; its statements hold as without it")
-    with progress("segmenting", len(cases), options) as step:
+        show.say(f"{bundle.name} has no mirror axes, so --tta changes nothing; its statements hold as without it")
+    with show.Steps("segmenting", len(cases)) as step:
         done, problems = predict_cases(cases, bundle, run, outputs, options.output, step)
-    if not options.json:
-        structures_table(done)
-        reasons_list(done)
-        notes_list(done)
-        problems_list(problems)
-        rejected = sum((case["assessment"] or {}).get("verdict") == "reject" for case in done)
-        withheld = 0 if options.deliver_rejected else rejected
-        if done:
-            records = f"; of {withheld} rejected only the record" if withheld else ""
-            line(f"wrote {len(done) - withheld} case(s) to {options.output}{records}")
+    show.structures_table(done)
+    show.reasons_list(done)
+    show.notes_list(done)
+    show.problems_list(problems)
+    rejected = sum((case["assessment"] or {}).get("verdict") == "reject" for case in done)
+    withheld = 0 if options.deliver_rejected else rejected
+    if done:
+        records = f"; of {withheld} rejected only the record" if withheld else ""
+        show.line(f"wrote {len(done) - withheld} case(s) to {options.output}{records}")
     answer = {"cases": done, "problems": problems, "left_out": list(left_out)}
     return answer, EXIT_REFUSED if problems else EXIT_DONE
 
 
-def _formats(options: argparse.Namespace, *, planar: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Formats and encodings of the destination that --for names, or those of the command line.
+def _formats(options: flags.Predict, *, planar: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Formats and encodings of the destination that --for names, or those of the command show.line.
 
     Returns:
         Fields of `OutputConfig`, and the formats of the destination that a picture (`planar`) cannot have.
@@ -339,23 +292,24 @@ def _formats(options: argparse.Namespace, *, planar: bool) -> tuple[dict[str, An
     return {"formats": formats, "seg_encoding": encoding, "empty_frames": profile.empty_frames}, left_out
 
 
-def demo(options: argparse.Namespace) -> Answer:
+def demo(options: flags.Demo) -> Answer:
     """Train, calibrate, evaluate and apply a U-Net on the example cases.
 
     Example: monai-unet demo --output demo
     """
     from monai_unet_app.demo import run_demo
 
-    check_writable(options.output)
-    answer = run_demo(options.output, options.epochs, say(options), lambda text, total: progress(text, total, options))
-    if not options.json:
-        metrics_table(answer["metrics"])
-        print_table(("what to open", folded("where")), ((name, escape(path)) for name, path in answer["open"].items()))
-        print_table(("check", "result"), answer["checks"].items())
+    common.check_writable(options.output)
+    answer = run_demo(options.output, options.epochs, show.say, show.Steps)
+    show.metrics_table(answer["metrics"])
+    show.print_table(
+        ("what to open", show.folded("where")), ((name, escape(path)) for name, path in answer["open"].items())
+    )
+    show.print_table(("check", "result"), answer["checks"].items())
     return answer, EXIT_DONE if answer["passed"] else EXIT_FAILED
 
 
-def doctor(options: argparse.Namespace) -> Answer:
+def doctor(options: Options) -> Answer:
     """Say what this installation and machine can do.
 
     Example: monai-unet doctor
@@ -363,9 +317,10 @@ def doctor(options: argparse.Namespace) -> Answer:
     from monai_unet_app.doctor import examine
 
     rows = examine()
-    if not options.json:
-        states = {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]", "broken": "[red]broken[/red]"}
-        print_table(("what", folded("found"), ""), ([row["what"], row["found"], states[row["state"]]] for row in rows))
+    states = {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]", "broken": "[red]broken[/red]"}
+    show.print_table(
+        ("what", show.folded("found"), ""), ([row["what"], row["found"], states[row["state"]]] for row in rows)
+    )
     return {"checks": rows}, EXIT_FAILED if any(row["state"] == "broken" for row in rows) else EXIT_DONE
 
 

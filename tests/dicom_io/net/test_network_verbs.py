@@ -363,7 +363,7 @@ def test_refusals_with_one_reason_are_told_in_one_line() -> None:
 
 def test_on_a_narrow_terminal_answers_are_blocks_with_whole_uids(monkeypatch: pytest.MonkeyPatch) -> None:
     uid, screen = "1.2.826.0.1.3680043.8.498." + "1" * 38, io.StringIO()
-    monkeypatch.setattr(dicom_verbs, "out", Console(file=screen, width=80, force_terminal=True, color_system=None))
+    monkeypatch.setattr(dicom_verbs.show, "out", Console(file=screen, width=80, force_terminal=True, color_system=None))
     rows = [{"StudyInstanceUID": uid, "StudyDate": "20200119", "StudyDescription": "head " * 5}]
     columns = {"StudyInstanceUID": "study", "StudyDate": "date", "StudyDescription": "description"}
     dicom_verbs._match_table(rows, columns)

@@ -1,0 +1,52 @@
+"""Types of flag values: each has the function that checks the text of a value and converts it."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+
+def nonempty(text: str) -> str:
+    """A text that is not empty: an unset variable of the shell is no name."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("nothing is given; a name or path is needed")
+    return text
+
+
+def path(text: str) -> Path:
+    """A path; the empty text is refused."""
+    return Path(nonempty(text))
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A type of whole numbers that are not smaller than this."""
+
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is too small; at least {least} is needed")
+        return int(text)
+
+    return number
+
+
+def share(text: str) -> float:
+    """A number between 0 and 1."""
+    if not 0 < float(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share; a number between 0 and 1 is needed")
+    return float(text)
+
+
+def above_zero(text: str) -> float:
+    """A finite number above 0."""
+    if not 0 < float(text) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not possible; a finite number above 0 is needed")
+    return float(text)
+
+
+Text = Annotated[str, nonempty]
+Place = Annotated[Path, path]
+Share = Annotated[float, share]
+AboveZero = Annotated[float, above_zero]
+FromZero = Annotated[int, at_least(0)]
+FromOne = Annotated[int, at_least(1)]
+FromTwo = Annotated[int, at_least(2)]

@@ -1,0 +1,169 @@
+"""The flags of the verbs of the service and of its results, one class for each verb; see `flags`."""
+
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from monai_unet_app.cli.dataclass_parser import Flag, Options, repeated
+from monai_unet_app.cli.flag_types import Place, Text
+from monai_unet_app.cli.flags import Reading, Repairs
+
+
+class Node(Options):
+    """Flags of `node`.
+
+    Attributes:
+        config: the site's file: [node], [[rules]], [destinations.NAME]
+        new_audit_key: the key of the audit trail is lost for good: make a new key, and record that in the trail
+    """
+
+    config: Place
+    new_audit_key: bool = False
+
+
+class Audit(Options):
+    """Flags of `audit`.
+
+    Attributes:
+        action: follow the chain of digests from the first line to the last
+        trail: audit.jsonl in the node's folder
+        key: the key that signs the trail (default: audit.key beside the trail, if it exists)
+        database: the node's database, which records the end of the trail (default: node.sqlite beside the trail)
+    """
+
+    action: Annotated[Literal["verify"], Flag(names=("action",))]
+    trail: Annotated[Place, Flag(names=("trail",))]
+    key: Place | None = None
+    database: Place | None = None
+
+
+class Token(Options):
+    """Flags of `token`.
+
+    Attributes:
+        name: the holder of the token, named in the audit trail
+        roles: comma-separated: metrics, submit, read, reviewer, admin
+        days: days for which the token is valid (default: 365)
+    """
+
+    name: Text
+    roles: Text = "read"
+    days: int = 365
+
+
+class Commission(Options):
+    """Flags of `commission`.
+
+    Attributes:
+        config: the site's file; its node should be running
+        output: folder for JSON and PDF (default: acceptance)
+        key: Ed25519 key, made where absent (default: site.pem)
+        holder: who keeps the key, named in the report
+        no_node: check the destinations only
+        calling_ae_title: AE title under which the node is called; one of its senders (default: COMMISSION)
+        node_host: the node's address (default: that of the site file)
+        example: image for a rule: NIfTI, or a DICOM series, which is de-identified (default: a shipped example case)
+        header: value of a header that matches a rule, if no value can be made from its pattern
+        limit_min: time limit of all checks (default: 10)
+        verify: only say whether a report is as it was signed
+    """
+
+    config: Place | None = None
+    output: Place = Path("acceptance")
+    key: Place = Path("site.pem")
+    holder: Text = "whoever ran this"
+    no_node: bool = False
+    calling_ae_title: Text = "COMMISSION"
+    node_host: Text | None = None
+    example: Annotated[list[Text], repeated("RULE=PATH")] = field(default_factory=list)
+    header: Annotated[list[Text], repeated("RULE.KEYWORD=VALUE")] = field(default_factory=list)
+    limit_min: float = 10.0
+    verify: Annotated[Place | None, Flag(metavar="JSON")] = None
+
+
+class Trace(Options):
+    """Flags of `trace`.
+
+    Attributes:
+        file: a SEG, SR or other object that monai-unet wrote
+        audit: audit trail of the node that made it: adds what it did with the study
+    """
+
+    file: Annotated[Place, Flag(names=("file",))]
+    audit: Place | None = None
+
+
+class Review(Reading):
+    """Flags of `review`.
+
+    Attributes:
+        result: a result.json with its files beside it, or their folder
+        input: the image that the result was made from
+        output: folder for the page, or for the files that follow from a verdict
+        bundle: the bundle that made the result, for its colours and its measured calibration
+        prior: an earlier result.json of the same patient, for comparing sizes
+        same_patient: you have compared patient ID and date of birth of both images: the page says so beside --prior
+        post_url: where the page sends a decision (default: it saves a draft)
+        most_mb: the most megabytes of images in the page (default: 60)
+        without_identity: do not name patient and study
+        no_pdf: write the page only
+        apply: apply the verdict that a page saved
+        reviewer: the person responsible for the verdict, as Family^Given
+        organization: the organization of the reviewer
+        correction: the corrected mask: NIfTI, SEG or RTSTRUCT
+        delivered: the result is in an archive: if the verdict rejects it, write a rejection note
+        superseded: an earlier version of the result that is in an archive: the note also rejects it; may be repeated
+        variants: subfolders with the same result, written in several ways
+        training: folder that keeps a corrected case to train on
+        subject: pseudonym of the patient in that folder (default: one of the study)
+    """
+
+    result: Place
+    input: Place | None = None
+    output: Place
+    bundle: Text | None = None
+    prior: Place | None = None
+    same_patient: bool = False
+    post_url: Text | None = None
+    most_mb: float = 60.0
+    without_identity: bool = False
+    no_pdf: bool = False
+    apply: Annotated[Place | None, Flag(metavar="VERDICT")] = None
+    reviewer: str | None = None
+    organization: str | None = None
+    correction: Place | None = None
+    delivered: bool = False
+    superseded: Annotated[list[Place], repeated("FOLDER")] = field(default_factory=list)
+    variants: Annotated[Place | None, Flag(metavar="FOLDER")] = None
+    training: Place | None = None
+    subject: str | None = None
+
+
+class Package(Repairs):
+    """Flags of `package`.
+
+    Attributes:
+        bundle: a name, a folder or a zip
+        output: folder for the package; must not exist
+        format: comma-separated, as of predict (default: seg,sr; of a bundle for pictures seg)
+        seg_encoding: as of predict
+        tta: average over mirror images
+        probabilities: as of predict
+        cautious: as of predict
+        explain: as of predict
+        deliver_rejected: as of predict
+        memory: memory of a run, as Kubernetes writes it (default: 4Gi)
+        gpu_memory: memory of the GPU (default: 4Gi)
+    """
+
+    bundle: Text
+    output: Place
+    format: str | None = None
+    seg_encoding: str | None = None
+    tta: bool = False
+    probabilities: bool = False
+    cautious: bool = False
+    explain: Annotated[str | None, Flag(metavar="METHOD")] = None
+    deliver_rejected: bool = False
+    memory: str | None = None
+    gpu_memory: str | None = None
