@@ -1,8 +1,7 @@
 """`monai-unet demo`: all steps on the example cases, from images to a verified DICOM result."""
 
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from dicom_io.rtstruct import read_rtstruct
 from dicom_io.seg import read_seg
 from dicom_io.validators import dciodvfy_errors, labels_by_dcmqi, program, tid1500_by_dcmqi
 from dicom_io.volume import Affine, Volume
-from monai_unet_app.bundle import Bundle, load_bundle
+from monai_unet_app.bundle import load_bundle
 from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
 from monai_unet_app.calibration.statement_fit import known_rows, state_confidence
 from monai_unet_app.config import OutputConfig, PredictConfig, resolve_device
@@ -24,7 +23,7 @@ from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import AppError
 from monai_unet_app.evaluate import LabelledCases, choose_cases, evaluate_cases
-from monai_unet_app.evaluate.case_selection import Row
+from monai_unet_app.pipeline import timed
 from monai_unet_app.results import predict_cases
 from monai_unet_app.shipped import shipped
 from monai_unet_app.training.run import TrainConfig, train_bundle
@@ -32,7 +31,6 @@ from monai_unet_app.training.run import TrainConfig, train_bundle
 TEMPLATE = "hippocampus_mri_unet3d"
 Say = Callable[[str], None]
 Progress = Callable[[str, int], Any]
-Rows = Sequence[Row]
 
 
 def run_demo(output: Path, epochs: int, say: Say, progress: Progress) -> dict[str, Any]:
@@ -49,46 +47,46 @@ def run_demo(output: Path, epochs: int, say: Say, progress: Progress) -> dict[st
     """
     data, device = shipped("examples") / "msd_hippocampus", resolve_device("auto")
     seconds: dict[str, float] = {}
-    clock = time.monotonic()
 
     say(f"1/4  train {TEMPLATE} from scratch on the example cases, {device}")
-    run = TrainConfig(data=data, output=output / TEMPLATE, overrides={"epochs": epochs, "tracker": "tensorboard"})
-    train_bundle(load_bundle(TEMPLATE), run, say)
-    clock = _lap(seconds, "train", clock)
+    with timed(seconds, "train", 1):
+        run = TrainConfig(data=data, output=output / TEMPLATE, overrides={"epochs": epochs, "tracker": "tensorboard"})
+        train_bundle(load_bundle(TEMPLATE), run, say)
 
-    bundle = load_bundle(output / TEMPLATE, device)
-    cases = find_data(data)
-    chosen = choose_cases(bundle, cases, "calibration")
-    say(f"2/4  calibrate on {chosen.note}")
-    _calibrate(bundle, chosen.rows, known_rows(bundle, cases), progress)
-    clock = _lap(seconds, "calibrate", clock)
+    with timed(seconds, "calibrate", 1):
+        bundle = load_bundle(output / TEMPLATE, device)
+        cases = find_data(data)
+        calibration = choose_cases(bundle, cases, "calibration")
+        say(f"2/4  calibrate on {calibration.note}")
+        known = known_rows(bundle, cases)
+        with progress("calibrating", len(calibration.rows)) as step:
+            calibrate_bundle(bundle, calibration.rows, step)
+        with progress("stating", len(calibration.rows) + len(known)) as step:
+            state_confidence(bundle, calibration.rows, known, step=step)
 
-    bundle = load_bundle(output / TEMPLATE, device)
-    chosen = choose_cases(bundle, cases, "test")
-    say(f"3/4  evaluate on {chosen.note}")
-    with progress("evaluating", len(chosen.rows)) as step:
-        evaluated = evaluate_cases(
-            bundle,
-            LabelledCases(
-                chosen.rows,
-                "msd_hippocampus (examples)",
-                "test: subjects that neither trained, selected nor calibrated",
-            ),
-            output / "report",
-            each=lambda case_id, dice: step(f"{case_id} Dice {dice or 0:.3f}"),
-        )
-    clock = _lap(seconds, "evaluate", clock)
+    with timed(seconds, "evaluate", 1):
+        bundle = load_bundle(output / TEMPLATE, device)
+        test = choose_cases(bundle, cases, "test")
+        say(f"3/4  evaluate on {test.note}")
+        held_out = "test: subjects that neither trained, selected nor calibrated"
+        with progress("evaluating", len(test.rows)) as step:
+            evaluated = evaluate_cases(
+                bundle,
+                LabelledCases(test.rows, "msd_hippocampus (examples)", held_out),
+                output / "report",
+                each=lambda case_id, dice: step(f"{case_id} Dice {dice or 0:.3f}"),
+            )
 
-    shown = next(case for case in cases if case.id == chosen.rows[0]["id"])
-    say(f"4/4  write {shown.id} as a DICOM MR series, segment the series, write SEG, SR and RTSTRUCT, validate them")
-    dicomize_cases([CaseFiles(shown.id, shown.image)], output / "dicom")
-    series = CaseFiles(shown.id, output / "dicom" / shown.id / "mr")
-    outputs = OutputConfig(("nifti", "seg", "sr", "rtstruct", "png"), probabilities=True)
-    done, problems = predict_cases([series], bundle, PredictConfig(), outputs, output / "results")
-    if problems:
-        raise AppError("; ".join(problems))
-    checks = validate_results(output / "results", done[0], read_series(series.image))
-    _lap(seconds, "dicom", clock)
+    with timed(seconds, "dicom", 1):
+        case = next(case for case in cases if case.id == test.rows[0]["id"])
+        say(f"4/4  write {case.id} as a DICOM MR series, segment the series, write SEG, SR and RTSTRUCT, validate them")
+        dicomize_cases([CaseFiles(case.id, case.image)], output / "dicom")
+        series = CaseFiles(case.id, output / "dicom" / case.id / "mr")
+        outputs = OutputConfig(("nifti", "seg", "sr", "rtstruct", "png"), probabilities=True)
+        done, problems = predict_cases([series], bundle, PredictConfig(), outputs, output / "results")
+        if problems:
+            raise AppError("; ".join(problems))
+        checks = validate_results(output / "results", done[0], read_series(series.image))
 
     answer = {
         "metrics": dict(evaluated.metrics),
@@ -106,14 +104,6 @@ def run_demo(output: Path, epochs: int, say: Say, progress: Progress) -> dict[st
     }
     write_json(answer, output / "demo.json")
     return answer
-
-
-def _calibrate(bundle: Bundle, rows: Rows, known: Rows, progress: Progress) -> None:
-    """Calibrates the probabilities and writes the statements of the bundle about its results."""
-    with progress("calibrating", len(rows)) as step:
-        calibrate_bundle(bundle, rows, step)
-    with progress("stating", len(rows) + len(known)) as step:
-        state_confidence(bundle, rows, known, step=step)
 
 
 def validate_results(folder: Path, result: dict[str, Any], source: Volume) -> dict[str, str]:
@@ -153,9 +143,3 @@ def _on_grid_of(source: Volume, labels: NDArray[Any], affine_lps: Affine) -> NDA
 
 def _verdict(passed: bool) -> str:
     return "passed" if passed else "FAILED"
-
-
-def _lap(seconds: dict[str, float], stage: str, begin: float) -> float:
-    now = time.monotonic()
-    seconds[stage] = round(now - begin, 1)
-    return now

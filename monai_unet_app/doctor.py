@@ -42,8 +42,8 @@ def examine() -> list[Row]:
     return rows + [_bundle(name, folder) for name, folder in bundle_folders().items()]
 
 
-def _row(what: str, found: str, state: str = "ok") -> Row:
-    return {"what": what, "found": found, "state": state}
+def _row(name: str, value: str, state: str = "ok") -> Row:
+    return {"what": name, "found": value, "state": state}
 
 
 def _package(name: str) -> Row:

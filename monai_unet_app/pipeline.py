@@ -92,22 +92,22 @@ def segment_case(
     """
     run = run or PredictConfig()
     seconds: dict[str, float] = {}
-    with _timed(seconds, "read"):
+    with timed(seconds, "read"):
         volume = source if isinstance(source, Volume) else read_volume(source, run.reading)
         check_rules(volume, bundle.rules)
-    with _timed(seconds, "preprocess"):
+    with timed(seconds, "preprocess"):
         item = preprocess(volume, bundle)
     setting = setting_of(run, bundle)
     statements = None if fitting else read_confidence(bundle, setting)
     watched = fitting or (statements is not None and statements.shift is not None)
-    with _timed(seconds, "predict"), _watch(bundle, watched) as watch:
+    with timed(seconds, "predict"), _watch(bundle, watched) as watch:
         logits = predict(item["image"], bundle, run, progress)
-    with _timed(seconds, "postprocess"):
+    with timed(seconds, "postprocess"):
         result = bundle.mirrored_result if setting == "tta" else bundle.result
         segmentation = decided(volume, *finish(item, logits, result, volume), bundle)
     raw = finish(item, logits, bundle.uncalibrated_result, volume)[0] if uncalibrated else None
     features = _image_features(volume, watch) if watched else None
-    with _timed(seconds, "assess"):
+    with timed(seconds, "assess"):
         case = Case(segmentation, bundle, run, seconds, raw, image_features=features)
         return assessed(case, statements)
 
@@ -197,7 +197,8 @@ def on_volume(tensor: "torch.Tensor", volume: Volume) -> NDArray[np.float32]:
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+def timed(seconds: dict[str, float], stage: str, digits: int = 4) -> Iterator[None]:
+    """Notes under the name of the stage how many seconds the block took; a block that fails is not noted."""
     begin = time.perf_counter()
     yield
-    seconds[stage] = round(time.perf_counter() - begin, 4)
+    seconds[stage] = round(time.perf_counter() - begin, digits)

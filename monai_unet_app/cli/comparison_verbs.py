@@ -189,12 +189,12 @@ def _margins(text: str | None) -> dict[str, float]:
         if "=" not in text:
             return dict.fromkeys(GATED_SCORES, float(text))
         parts = [part.partition("=") for part in text.split(",")]
-        found = {name.strip(): float(value) for name, _, value in parts}
+        margins = {name.strip(): float(value) for name, _, value in parts}
     except ValueError as error:
         raise UsageError(f"--margin {text}: a number, or {'=...,'.join(GATED_SCORES)}=... is needed") from error
-    if len(found) < len(parts):
+    if len(margins) < len(parts):
         raise UsageError(f"--margin {text}: a figure stands there twice; one margin for each is needed; take one out")
-    return found
+    return margins
 
 
 def _bands(text: str) -> tuple[str, tuple[float, ...]]:

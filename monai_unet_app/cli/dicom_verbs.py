@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Column, Table
 
 from dicom_io.errors import NetworkError
 from monai_unet_app.cli import common, flags, show
@@ -136,16 +135,11 @@ def _commit(
 
 def _commitment_table(result: "CommitmentResult") -> None:
     """Number of files that are committed, failed (for each reason), and not reported on."""
-    table = Table("commitment", "files", "answer")
-    failed = [("[red]failed[/red]", count, reason) for reason, count in Counter(result.failed.values()).items()]
-    for state, count, answer in (
-        ("[green]committed[/green]", len(result.committed), ""),
-        *failed,
-        ("[red]not reported[/red]", len(result.unreported), ""),
-    ):
-        if count:
-            table.add_row(state, str(count), escape(answer))
-    show.out.print(table)
+    rows = [("[green]committed[/green]", len(result.committed), "")]
+    rows += [("[red]failed[/red]", count, reason) for reason, count in Counter(result.failed.values()).items()]
+    rows += [("[red]not reported[/red]", len(result.unreported), "")]
+    cells = ([state, str(count), escape(answer)] for state, count, answer in rows if count)
+    show.print_table(("commitment", "files", "answer"), cells)
 
 
 def find(options: flags.Find) -> Answer:
@@ -160,27 +154,24 @@ def find(options: flags.Find) -> Answer:
     columns = {**(_PATIENT if options.patients else {}), **_COLUMNS[query.level]}
     rows = [{keyword: _text(match, keyword) for keyword in columns} for match in matches]
     _match_table(rows, columns)
-    show.line(
-        f"{len(rows)} found" + (f", and perhaps more (--limit {query.limit})" if len(rows) == query.limit else "")
-    )
+    more = f", and perhaps more (--limit {query.limit})" if len(rows) == query.limit else ""
+    show.line(f"{len(rows)} found{more}")
     return {"level": query.level, "found": rows}, EXIT_DONE
 
 
 def _match_table(rows: Sequence[dict[str, str]], columns: dict[str, str]) -> None:
     """A table if it fits, in a file or pipe always; else a block for each match, so that UIDs stay in one piece."""
-    widths = (
-        [max(len(name), *(len(row[keyword]) for row in rows)) + 3 for keyword, name in columns.items()] if rows else []
-    )
-    if show.out.is_terminal and sum(widths) + 1 > show.out.width:
+    lengths = [max(map(len, [name, *(row[keyword] for row in rows)])) for keyword, name in columns.items()]
+    width = sum(lengths) + 3 * len(lengths) + 1  # a border and two blanks for each column
+    if show.out.is_terminal and width > show.out.width:
         for row in rows:
             for keyword, name in columns.items():
                 show.out.print(f"[bold]{name:>13}[/bold]  {escape(row[keyword])}", soft_wrap=True)
             show.out.print()
         return
-    table = Table(*(Column(name, overflow="fold") for name in columns.values()))
-    for row in rows:
-        table.add_row(*(escape(text) for text in row.values()))
-    (show.out if show.out.is_terminal else Console(width=_WHOLE, quiet=show.out.quiet)).print(table)
+    console = show.out if show.out.is_terminal else Console(width=_WHOLE, quiet=show.out.quiet)
+    cells = ([escape(text) for text in row.values()] for row in rows)
+    show.print_table(map(show.folded, columns.values()), cells, console)
 
 
 def fetch(options: flags.Fetch) -> Answer:
@@ -232,10 +223,10 @@ def deidentify(options: flags.Deidentify) -> Answer:
             files, options.output, key, options=chosen, allow_burned_in=options.allow_burned_in, step=step
         )
     written = outcome.report["written"]
-    table = Table(Column("attribute", overflow="fold"), "removed", "emptied", "dummy", "new UID", "cleaned", "kept")
-    for name, counts in outcome.report["actions"].items():
-        table.add_row(name, *(str(counts.get(letter, "")) for letter in "XZDUCK"))
-    show.out.print(table)
+    actions = outcome.report["actions"].items()
+    rows = ([name, *(str(counts.get(letter, "")) for letter in "XZDUCK")] for name, counts in actions)
+    columns = ("removed", "emptied", "dummy", "new UID", "cleaned", "kept")
+    show.print_table((show.folded("attribute"), *columns), rows)
     show.problems_list(_group_by_reason(outcome.problems))
     if outcome.problems:
         show.line("files are counted in the order of their paths")
@@ -346,17 +337,17 @@ def _dicom_files(paths: Sequence[Path]) -> list[Path]:
 
 def _outcome_table(outcomes: "Sequence[Outcome]") -> None:
     has_notes = any(outcome.note for outcome in outcomes)
-    table = Table(Column("file", overflow="fold"), "kind", "outcome", "answer", *(["done to it"] if has_notes else []))
+    rows = []
     for outcome in outcomes:
         if outcome.state != "sent" or outcome.kind or outcome.note:
             colour = "red" if outcome.state in _PROBLEMS else "green" if outcome.state == "sent" else "yellow"
             state = f"[{colour}]{outcome.state}[/{colour}]"
             notes = [outcome.note] if has_notes else []
-            table.add_row(escape(str(outcome.file)), outcome.kind or "image", state, escape(outcome.meaning), *notes)
-    if table.row_count:
-        show.out.print(table)
-    if 0 < table.row_count < len(outcomes):
-        show.line(f"and {len(outcomes) - table.row_count} image(s), sent as they are")
+            rows.append([escape(str(outcome.file)), outcome.kind or "image", state, escape(outcome.meaning), *notes])
+    notes_column = ["done to it"] if has_notes else []
+    show.print_table((show.folded("file"), "kind", "outcome", "answer", *notes_column), rows)
+    if 0 < len(rows) < len(outcomes):
+        show.line(f"and {len(outcomes) - len(rows)} image(s), sent as they are")
 
 
 def _outcome_row(outcome: "Outcome") -> dict[str, Any]:

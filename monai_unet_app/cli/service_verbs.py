@@ -6,11 +6,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydicom.datadict import tag_for_keyword
 
@@ -46,8 +45,8 @@ def node(options: service_flags.Node) -> Answer:
     with Node(site, new_key=options.new_audit_key) as running, _http_server(running):
         show.line(f"{site.node.ae_title} listens on {site.node.host}:{running.provider.port}; Ctrl-C ends it")
         for rule in site.rules:
-            wanted = ", ".join(f"{keyword} ~ {pattern.pattern}" for keyword, pattern in rule.match.items())
-            show.line(f"  {rule.name}: {wanted} -> {rule.bundle} -> {', '.join(rule.destinations) or 'nowhere'}")
+            conditions = ", ".join(f"{keyword} ~ {pattern.pattern}" for keyword, pattern in rule.match.items())
+            show.line(f"  {rule.name}: {conditions} -> {rule.bundle} -> {', '.join(rule.destinations) or 'nowhere'}")
         if site.http is not None:
             show.line(f"  status page: http{'s' if site.http.tls else ''}://{site.http.host}:{site.http.port}/")
         _wait(running, stop)
@@ -170,67 +169,15 @@ def trace(options: service_flags.Trace) -> Answer:
 
     Example: monai-unet trace RESULTS/case_seg.dcm --audit NODE/audit.jsonl
     """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     from monai_unet_app.service.trace import trace as trace_result
 
     origin = trace_result(options.file, options.audit)
-    _print_trace(origin)
+    loader = PackageLoader(__package__)
+    templates = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    show.line(templates.get_template("trace.txt").render(origin).rstrip("\n"))
     return origin, EXIT_DONE
-
-
-def _print_trace(origin: dict[str, Any]) -> None:
-    maker, bundle = origin["made_by"], origin["bundle"]
-    show.line(f"{origin['object']['sop_class']} {origin['object']['sop_instance_uid']}")
-    show.line(f"  made by      {maker['name']} {maker['version']}, sha256 {maker['sha256']}")
-    show.line(f"  settings     {', '.join(maker['settings'])}")
-    if maker["quality"]:
-        show.line(f"  quality      {maker['quality']}")
-    for series, count in origin["sources"].items():
-        show.line(f"  from series  {series}, {count} instance(s)")
-    for uid in origin["segmentations"]:
-        show.line(f"  measured in  SEG {uid}")
-    for group in origin["groups"]:
-        show.line(f"  reports      {group['tracking_id']}: {'; '.join(map(_measurement, group['measurements']))}")
-    if origin["groups_unread"]:
-        show.line(f"  reports      measurements that cannot be read: {origin['groups_unread']}")
-    for uid in origin["object"]["predecessor"]:
-        show.line(f"  follows      {uid}")
-    if bundle is None:
-        show.line("  bundle       none of this sha256 is here; MONAI_UNET_BUNDLES names more folders")
-    else:
-        show.line(f"  trained on   {bundle['training_cases']} case(s), data sha256 {bundle['training_data_sha256']}")
-        for session in bundle["trained_by"]:
-            show.line(f"  trained by   commit {session['git_commit'] or 'not recorded'}, started {session['started']}")
-        show.line(f"  calibrated   {_calibration(bundle['calibration'])}")
-        show.line(f"  measured     {_figures(bundle['measured'])}")
-    for entry in origin["audit"] or ():
-        words = [entry["event"], *(str(entry[key]) for key in ("state", "decision", "destination") if entry.get(key))]
-        words += [f"by {entry['who']}"] if "who" in entry else []
-        show.line(f"  {entry['time'][:19]}  {' '.join(words)}")
-
-
-def _measurement(row: Mapping[str, Any]) -> str:
-    if row["value"] is None:
-        return f"{row['name']} without a value"
-    unit = {"1": "", None: "(no unit)"}.get(row["unit"], row["unit"])
-    return f"{row['name']} {row['value']:.4g} {unit}".rstrip()
-
-
-def _calibration(report: Mapping[str, Any] | None) -> str:
-    if report is None:
-        return "not calibrated"
-    fitted = f"on {report['cases']} case(s) of {report['subjects']} subject(s)"
-    if report["nll_before"] is not None and report["nll_after"] is not None:
-        fitted += f", NLL {report['nll_before']:.4f} before, {report['nll_after']:.4f} after"
-    return f"{fitted}; report {report['file']}, sha256 {report['sha256']}"
-
-
-def _figures(measured: Mapping[str, Any]) -> str:
-    dice = measured.get("dice")
-    figures = [f"Dice {dice['mean']:g}"] if dice else []
-    figures += [
-        f"{name.replace('_', ' ').upper()} {value['calibrated']:g}" for name, value in measured.items() if "ece" in name
-    ]
-    return f"{', '.join(figures)} on {measured.get('subjects', '?')} test subjects" if figures else "nothing"
 
 
 def commission(options: service_flags.Commission) -> Answer:

@@ -49,13 +49,15 @@ def wrote(files: Iterable[Path]) -> None:
         line(f"wrote {file}")
 
 
-def print_table(columns: Iterable[Column | str], rows: Iterable[Sequence[str]], **style: Any) -> None:
-    """Prints a table on stdout, unless it has no rows. Cells are markup of rich."""
+def print_table(
+    columns: Iterable[Column | str], rows: Iterable[Sequence[str]], console: Console | None = None, **style: Any
+) -> None:
+    """Prints a table on stdout or another console, unless it has no rows. Cells are markup of rich."""
     table = Table(*columns, **style)
     for row in rows:
         table.add_row(*row)
     if table.row_count:
-        out.print(table)
+        (console or out).print(table)
 
 
 def folded(name: str) -> Column:
@@ -368,18 +370,17 @@ WORD_COLOURS = {"better": "green", "worse": "red", "too few": "yellow"}
 def comparison_table(comparison: "Comparison") -> None:
     """Every score, its mean or top label first and the classes below; a paragraph explains the words of the table."""
     _print_sides(comparison, "first", "second")
-    table = Table(
-        folded("score"), *(Column(name, justify="right", no_wrap=True) for name in ("first", "second")),
-        Column("difference", justify="right", no_wrap=True), Column("95 % interval", no_wrap=True),
-        *(Column(name, no_wrap=True) for name in ("p", "Holm", "second")), box=None, pad_edge=False, collapse_padding=True,
-    )  # fmt: skip
-    rows: dict[str, list[Difference]] = {}
+    numbers = (Column(name, justify="right", no_wrap=True) for name in ("first", "second", "difference"))
+    tests = (Column(name, no_wrap=True) for name in ("95 % interval", "p", "Holm", "second"))
+    by_score: dict[str, list[Difference]] = {}
     for entry in comparison.differences:
-        rows.setdefault(entry.score, []).append(entry)
-    for score, entries in rows.items():
-        for number, entry in enumerate([entries[-1], *entries[:-1]]):  # the mean stands last
-            table.add_row(f" {escape(entry.class_name)}" if number else score, *_difference_cells(entry))
-    out.print(table)
+        by_score.setdefault(entry.score, []).append(entry)
+    rows = (
+        [f" {escape(entry.class_name)}" if number else score, *_difference_cells(entry)]
+        for score, entries in by_score.items()
+        for number, entry in enumerate([entries[-1], *entries[:-1]])  # the mean stands last
+    )
+    print_table((folded("score"), *numbers, *tests), rows, box=None, pad_edge=False, collapse_padding=True)
     _paragraph(
         f"The second is better, worse or the same by the {100 * comparison.how.level:g} % interval of the difference, a "
         "bootstrap by subject (same: it holds 0), each row by itself. p: Wilcoxon signed-rank on subject means; Holm: the "
@@ -429,23 +430,19 @@ def subgroup_tables(subgroups: "Subgroups") -> None:
     """One table for each attribute, with its headline scores by group; too small groups are listed with their numbers."""
     for part in subgroups.attributes:
         line(f"{part.attribute} ({subgroups.class_name})")
-        table = Table(
-            "score", folded("group"), *(Column(name, no_wrap=True) for name in SUBGROUP_COLUMNS),
-            box=None, pad_edge=False,
-        )  # fmt: skip
+        rows = []
         for score, test in part.tests.items():
             figures = {group.name: figure for group in part.groups if (figure := group.scores[score]) is not None}
             for number, (name, figure) in enumerate(figures.items() if score in SUBGROUP_SCORES else ()):
                 head, *tests = ("", "", "") if number else (score, _p(test.p), _p(test.p_holm))
                 cells = [str(figure.subjects), _short(figure.value), _between(figure.low, figure.high)]
-                table.add_row(head, escape(name), *cells, *tests)
-        if table.row_count:
-            out.print(table)
+                rows.append([head, escape(name), *cells, *tests])
+        columns = (Column(name, no_wrap=True) for name in SUBGROUP_COLUMNS)
+        print_table(("score", folded("group"), *columns), rows, box=None, pad_edge=False)
         few = [group for group in part.groups if all(figure is None for figure in group.scores.values())]
         if few:
-            line(
-                f"too few (below {subgroups.fewest}): " + ", ".join(f"{group.name} ({group.subjects})" for group in few)
-            )
+            names = ", ".join(f"{group.name} ({group.subjects})" for group in few)
+            line(f"too few (below {subgroups.fewest}): {names}")
         for reason in dict.fromkeys(test.reason for test in part.tests.values() if test.reason):
             line(f"no p: {reason}")
         line("")
