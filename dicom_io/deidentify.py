@@ -26,6 +26,7 @@ from dicom_io.confidentiality.pseudonyms import DeidentificationError, Pseudonym
 from dicom_io.confidentiality.table import OPTIONS, PROFILE, checked_options, table
 from dicom_io.errors import SeriesSelectionError, UnreadableFileError
 from dicom_io.files import replace_when_whole
+from dicom_io.reading.frames import stored_samples
 from dicom_io.reading.headers import is_uid, shown
 from dicom_io.reading.instances import READ_ERRORS, listed, load_dataset, read_instance
 from dicom_io.reading.series import files_below
@@ -286,18 +287,13 @@ def _cut_behind_pixels(dataset: FileDataset) -> None:
 
 def _pixel_bytes(dataset: Dataset) -> int:
     """Number of bytes of native pixels (PS3.5 8.1.1). Raises AttributeError, TypeError or ValueError where it is not given."""
-    samples = int(dataset.get("SamplesPerPixel") or 1)
-    if samples == 3 and dataset.get("PhotometricInterpretation") == "YBR_FULL_422":
-        samples = 2  # two pixels share their colour (PS3.3 C.7.6.3.1.2)
-    values = int(dataset.Rows) * int(dataset.Columns) * samples * int(dataset.get("NumberOfFrames") or 1)
-    return (values * int(dataset.BitsAllocated) + 7) // 8
+    pixels = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("NumberOfFrames") or 1)
+    return (pixels * stored_samples(dataset) * int(dataset.BitsAllocated) + 7) // 8
 
 
 def _encoded(dataset: FileDataset) -> bytes:
     """The bytes of a file with a new file meta information and an empty preamble (PS3.15 E.1.1); pixels stay as they are."""
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-    meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
     dataset.file_meta, dataset.preamble = meta, b"\0" * 128
     buffer = BytesIO()

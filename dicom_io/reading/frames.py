@@ -7,7 +7,7 @@ is one picture whose tiles are the slices.
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from pydicom.dataset import Dataset
@@ -30,30 +30,22 @@ _MAX_DEGREES = 1.0  # between the normal of a mosaic's tiles by CSA and by their
 _CSA_CREATOR = "SIEMENS CSA HEADER"
 _FunctionalGroups = Dataset | tuple[Dataset, ...]
 _Csa = Mapping[str, Sequence[object]]
-_FRAME_TYPE = ("FrameType", "ComplexImageComponent")
-_MACROS = {  # PS3.3 C.7.6.16.2, C.8.13.5, C.8.15.3, C.8.22.5: where an enhanced object holds DISTINGUISHING
-    ("FrameContentSequence",): (
-        "TemporalPositionIndex",
-        "FrameAcquisitionNumber",
-        "StackID",
-        "FrameReferenceDateTime",
-        "FrameAcquisitionDateTime",
-    ),
-    ("TemporalPositionSequence",): ("TemporalPositionTimeOffset",),
-    ("CardiacSynchronizationSequence",): (
-        "NominalPercentageOfCardiacPhase",
-        "NominalCardiacTriggerDelayTime",
-        "NominalCardiacTriggerTimePriorToRPeak",
-    ),
-    ("RespiratorySynchronizationSequence",): ("NominalPercentageOfRespiratoryPhase",),
-    ("MREchoSequence",): ("EffectiveEchoTime",),
-    ("MRModifierSequence",): ("InversionTimes",),
-    ("MRDiffusionSequence",): ("DiffusionBValue",),
-    ("MRDiffusionSequence", "DiffusionGradientDirectionSequence"): ("DiffusionGradientOrientation",),
-    ("MRImageFrameTypeSequence",): _FRAME_TYPE,
-    ("CTImageFrameTypeSequence",): _FRAME_TYPE,
-    ("PETFrameTypeSequence",): _FRAME_TYPE,
-    ("CTReconstructionSequence",): ("ConvolutionKernel",),
+# PS3.3 C.7.6.16.2, C.8.13.5, C.8.15.3, C.8.22.5: in which sequence an enhanced object holds each of DISTINGUISHING
+_MACROS = {
+    "FrameContentSequence": "TemporalPositionIndex FrameAcquisitionNumber StackID FrameReferenceDateTime "
+    "FrameAcquisitionDateTime",
+    "TemporalPositionSequence": "TemporalPositionTimeOffset",
+    "CardiacSynchronizationSequence": "NominalPercentageOfCardiacPhase NominalCardiacTriggerDelayTime "
+    "NominalCardiacTriggerTimePriorToRPeak",
+    "RespiratorySynchronizationSequence": "NominalPercentageOfRespiratoryPhase",
+    "MREchoSequence": "EffectiveEchoTime",
+    "MRModifierSequence": "InversionTimes",
+    "MRDiffusionSequence": "DiffusionBValue",
+    "MRDiffusionSequence/DiffusionGradientDirectionSequence": "DiffusionGradientOrientation",
+    "MRImageFrameTypeSequence": "FrameType ComplexImageComponent",
+    "CTImageFrameTypeSequence": "FrameType ComplexImageComponent",
+    "PETFrameTypeSequence": "FrameType ComplexImageComponent",
+    "CTReconstructionSequence": "ConvolutionKernel",
 }
 
 
@@ -150,9 +142,8 @@ def check_size(instance: Instance) -> None:
 def _check_bytes(instance: Instance, voxels: int) -> None:
     """Raises UnreadableFileError if an instance has too few bytes for its pixels, or, uncompressed, too many."""
     header, syntax, held = instance.header, instance.transfer_syntax, instance.pixel_bytes
-    samples, bits = int(header.get("SamplesPerPixel") or 1), int(header.get("BitsAllocated") or 8)
-    subsampled = "422" in str(header.get("PhotometricInterpretation"))
-    needed = voxels * samples * bits // (12 if subsampled else 8)
+    bits = int(header.get("BitsAllocated") or 8)
+    needed = voxels * stored_samples(header) * bits // 8
     if syntax not in UncompressedTransferSyntaxes:
         needed = needed // _RLE_RATIO if syntax == RLELossless else 0
     too_many = syntax in UncompressedTransferSyntaxes and held > needed * _MAX_PADDING + 1
@@ -162,6 +153,14 @@ def _check_bytes(instance: Instance, voxels: int) -> None:
     pieces = len(instance.fragments)
     if instance.path and syntax not in UncompressedTransferSyntaxes and instance.frames > max(pieces, 1):
         raise broken_file(instance.name, f"{instance.frames} frames need a fragment each, it holds {pieces}")
+
+
+def stored_samples(header: Dataset) -> int:
+    """How many values a pixel has when it is not compressed: its samples, or 2 of 3 where two pixels share their colour, in
+    YBR_FULL_422 and in the retired YBR_PARTIAL_422 (PS3.3 C.7.6.3.1.2).
+    """
+    samples = int(header.get("SamplesPerPixel") or 1)
+    return 2 if samples == 3 and "422" in str(header.get("PhotometricInterpretation")) else samples
 
 
 def _frame(instance: Instance, index: int, count: int) -> Frame:
@@ -267,10 +266,11 @@ def optional_number(header: Dataset, keyword: str) -> float | None:
 def _distinguishing(header: Dataset, groups: _FunctionalGroups) -> tuple[tuple[str, str], ...]:
     texts = {keyword: _attribute_text(header, keyword) for keyword in DISTINGUISHING}
     for path, keywords in () if isinstance(groups, Dataset) else _MACROS.items():
-        item = _macro(groups, path[0])
-        for sequence in path[1:]:
+        first, *deeper = path.split("/")
+        item = _macro(groups, first)
+        for sequence in deeper:
             item = _macro((item,), sequence)
-        texts |= {keyword: text for keyword in keywords if (text := _attribute_text(item, keyword))}
+        texts |= {keyword: text for keyword in keywords.split() if (text := _attribute_text(item, keyword))}
     return tuple(sorted((keyword, text) for keyword, text in texts.items() if text))
 
 
@@ -306,22 +306,10 @@ def _mosaic_frames(instance: Instance, csa: _Csa) -> list[Frame]:
     along_row, along_column = np.array(orientation[:3]), np.array(orientation[3:])
     inwards = along_row * spacing[1] * (int(header.Columns) - columns) / 2
     inwards = inwards + along_column * spacing[0] * (int(header.Rows) - rows) / 2
-    groups = _functional_groups(header, 0)
-    slope, intercept = _rescale(_macro(groups, "PixelValueTransformationSequence") or header)
-    first, distinguishing = np.array(corner) + inwards, _distinguishing(header, groups)
-    return [
-        Frame(
-            instance,
-            0,
-            (tile, across),
-            _checked_plane(tuple(first + tile * step_mm * normal), orientation, spacing, (rows, columns)),
-            slope,
-            intercept,
-            _thickness_mm(header),
-            distinguishing,
-        )
-        for tile in range(count)
-    ]
+    first, picture = np.array(corner) + inwards, replace(_frame(instance, 0, 1), number=0)
+    positions = (tuple(first + tile * step_mm * normal) for tile in range(count))
+    planes = (_checked_plane(position, orientation, spacing, (rows, columns)) for position in positions)
+    return [replace(picture, tile=(tile, across), plane=plane) for tile, plane in enumerate(planes)]
 
 
 def _csa(header: Dataset) -> _Csa:

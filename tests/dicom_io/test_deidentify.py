@@ -304,6 +304,20 @@ def test_what_stands_behind_native_pixels_is_left_out(tmp_path, columns, bits, s
     assert pydicom.dcmread(only(tmp_path / "out")).PixelData == pixels + b"\0" * (length % 2)
 
 
+@pytest.mark.parametrize("interpretation", ["YBR_FULL_422", "YBR_PARTIAL_422"])
+def test_what_stands_behind_pixels_that_share_their_colour_in_pairs_is_left_out(tmp_path, interpretation):
+    """PS3.3 C.7.6.3.1.2: four bytes for two pixels of 8 bits, in the retired YBR_PARTIAL_422 too."""
+    dataset = Dataset()
+    dataset.Rows, dataset.Columns, dataset.BitsAllocated, dataset.SamplesPerPixel = 15, 16, 8, 3
+    dataset.PhotometricInterpretation = interpretation
+    pixels = np.random.default_rng(5).bytes(15 * 16 * 2)
+    dataset.PixelData = pixels + b"Canary^Name 4711"
+    dataset["PixelData"].VR = "OW"
+    saved(dataset, tmp_path / "in" / "a.dcm")
+    assert run(tmp_path / "in", tmp_path / "out", allow_burned_in=True).problems == ()
+    assert pydicom.dcmread(only(tmp_path / "out")).PixelData == pixels
+
+
 def test_pixels_that_nothing_counts_are_refused(tmp_path):
     dataset = Dataset()
     dataset.Rows, dataset.BitsAllocated, dataset.SamplesPerPixel = 2, 16, 1
