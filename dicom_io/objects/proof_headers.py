@@ -6,7 +6,6 @@ segments of the result. Not independent of the writers is what both take from th
 """
 
 import struct
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,20 +21,12 @@ from dicom_io.objects.encoding import encoded
 from dicom_io.objects.patient_and_study import carry_over
 from dicom_io.objects.raw_parser import Attributes, attributes_of, items, parse_file, text
 from dicom_io.reading.headers import shown
+from dicom_io.reading.instances import READ_ERRORS
 
 OWNER_KEYWORDS = "PatientName PatientID PatientBirthDate PatientSex StudyInstanceUID AccessionNumber"
-# What a broken file makes readers and codecs raise; imagecodecs and jpeg_ls raise RuntimeError and ValueError.
-FAULTS = (
-    DicomIoError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-)
+# What a broken file makes readers and codecs raise; imagecodecs and jpeg_ls raise RuntimeError and ValueError. Errors of the
+# disk stay what they are.
+FAULTS = (DicomIoError, *(fault for fault in READ_ERRORS if fault is not OSError))
 FRAME_OF_REFERENCE, _SERIES = 0x00200052, 0x0020000E
 _CLASS, INSTANCE = 0x00081150, 0x00081155
 Meaning = Mapping[str, object]

@@ -3,17 +3,20 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
+from pydicom.errors import BytesLengthException
 from pydicom.pixels.utils import pack_bits
 from result_phantoms import RESULT, dciodvfy_errors, oblique_case
 
 from dicom_io.errors import GeometryProofError, LabelError
 from dicom_io.objects import source_grid
+from dicom_io.objects.proof_headers import deleting
 from dicom_io.objects.raster import even_odd
 from dicom_io.objects.slice_positions import Plane, slices_of
 from dicom_io.rtstruct import prove_rtstruct, write_rtstruct
@@ -54,6 +57,23 @@ def test_one_voxel_too_many_or_too_few_is_found_and_the_file_deleted(case, seg, 
         with pytest.raises(GeometryProofError, match=r"and 1 differ|another frame holds already"):
             prove_seg(file, case.labels, case.volume)
         assert not file.exists()
+
+
+@pytest.mark.parametrize("fault", [BytesLengthException("an odd length"), EOFError("the end"), zlib.error("broken")])
+def test_what_a_broken_file_makes_pydicom_raise_is_a_failed_proof(fault, tmp_path):
+    file = tmp_path / "s.dcm"
+    file.write_bytes(b"broken")
+    with pytest.raises(GeometryProofError, match=f"cannot be read back .{type(fault).__name__}"), deleting(file, "SEG"):
+        raise fault
+    assert not file.exists()
+
+
+def test_an_error_of_the_disk_is_no_failed_proof_and_leaves_the_file(tmp_path):
+    file = tmp_path / "s.dcm"
+    file.write_bytes(b"whole")
+    with pytest.raises(PermissionError), deleting(file, "SEG"):
+        raise PermissionError("read only")
+    assert file.exists()
 
 
 def test_pixels_shuffled_between_frames_pass_the_validator_and_fail_the_proof(case, seg):
