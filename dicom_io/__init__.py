@@ -6,36 +6,23 @@ The names in `__all__` are its doors. Each is imported when it is first used: `f
 from importlib import import_module
 from typing import Any
 
-_DOORS = {
-    "Volume": "volume",
-    "DicomIoError": "errors",
-    "ReadOptions": "read",
-    "Verdict": "read",
-    "read_series": "read",
-    "examine": "read",
-    "read_channels": "channels",
-    "read_itk": "itk_files",
-    "write_itk": "itk_files",
-    "Segment": "coding",
-    "load_segments": "coding",
-    "ResultInfo": "objects.identity",
-    "write_seg": "seg",
-    "read_seg": "seg",
-    "read_segments": "seg",
-    "write_sr": "sr",
-    "read_sr": "sr",
-    "write_rtstruct": "rtstruct",
-    "read_rtstruct": "rtstruct",
-    "read_regions": "rtstruct",
-    "write_parametric_map": "parametric",
-    "read_parametric_map": "parametric",
-    "write_gsps": "presentation",
-    "write_captures": "capture",
-    "write_pdf": "pdf",
-    "read_pdf": "pdf",
-    "prove_seg": "seg",
-    "prove_rtstruct": "rtstruct",
+_NAMES = {
+    "volume": "Volume",
+    "errors": "DicomIoError",
+    "read": "ReadOptions Verdict read_series examine",
+    "channels": "read_channels",
+    "itk_files": "read_itk write_itk",
+    "coding": "Segment load_segments",
+    "objects.identity": "ResultInfo",
+    "seg": "write_seg read_seg read_segments prove_seg",
+    "sr": "write_sr read_sr",
+    "rtstruct": "write_rtstruct read_rtstruct read_regions prove_rtstruct",
+    "parametric": "write_parametric_map read_parametric_map",
+    "presentation": "write_gsps",
+    "capture": "write_captures",
+    "pdf": "write_pdf read_pdf",
 }
+_DOORS = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = list(_DOORS)
 
 

@@ -7,6 +7,7 @@ the image is covered. A notice, which says that nothing was made of a series, is
 """
 
 import re
+import tempfile
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -67,7 +68,7 @@ class _Scene:
 
     planes: list[SliceLabels]
     images: SourceImages
-    shown: list[display.Display]
+    displays: list[display.Display]
     result: ResultInfo
     style: CaptureStyle
 
@@ -104,18 +105,14 @@ def write_captures(
     _check_style(style)
     scene = _scene(*labelled(labels, source, result), result, style)
     counts = [int(np.count_nonzero(plane.values)) for plane in scene.planes]
-    wanted = chosen_slices(counts, style.limit) if slices is None else sorted(set(slices))
-    _check_slices(wanted, len(counts))
+    chosen = chosen_slices(counts, style.limit) if slices is None else sorted(set(slices))
+    _check_slices(chosen, len(counts))
     folder.mkdir(parents=True, exist_ok=True)
-    paths: list[Path] = []
-    try:
-        for k in wanted:
-            path = folder / f"capture_{k + 1:03d}.dcm.part"
-            paths.append(proof.save_proved(_object(scene, k), path, None))
-        return tuple(path.replace(path.with_suffix("")) for path in paths)
-    finally:
-        for path in paths:
-            path.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
+        names = [f"capture_{k + 1:03d}.dcm" for k in chosen]
+        for k, name in zip(chosen, names, strict=True):
+            _object(scene, k).save_as(Path(part) / name, enforce_file_format=True)
+        return tuple(Path(part, name).replace(folder / name) for name in names)
 
 
 def write_result(content: ResultContent, path: Path) -> None:
@@ -176,8 +173,8 @@ def chosen_slices(counts: Sequence[int], limit: int) -> list[int]:
 
 
 def _scene(segmentation: Segmentation, images: SourceImages, result: ResultInfo, style: CaptureStyle) -> _Scene:
-    shown = [] if images.source.in_colour else display.displays(images)
-    return _Scene([images.labels(k, segmentation) for k in range(len(images.slices))], images, shown, result, style)
+    displays = [] if images.source.in_colour else display.displays(images)
+    return _Scene([images.labels(k, segmentation) for k in range(len(images.slices))], images, displays, result, style)
 
 
 def _check_style(style: CaptureStyle) -> None:
@@ -188,10 +185,10 @@ def _check_style(style: CaptureStyle) -> None:
         )
 
 
-def _check_slices(wanted: Sequence[int], count: int) -> None:
-    if not wanted or not all(0 <= k < count for k in wanted):
+def _check_slices(chosen: Sequence[int], count: int) -> None:
+    if not chosen or not all(0 <= k < count for k in chosen):
         raise LabelError(
-            f"captures of the slices {list(wanted)} are asked for; numbers from 0 to {count - 1}, at least one, are "
+            f"captures of the slices {list(chosen)} are asked for; numbers from 0 to {count - 1}, at least one, are "
             "needed; name other slices"
         )
 
@@ -217,7 +214,7 @@ def _background(scene: _Scene, k: int, size: tuple[int, int]) -> drawing.Pixels:
     if scene.images.source.in_colour:
         colours = np.clip(np.rint(values), 0, 255).astype(np.uint8)
         return drawing.smooth(np.ascontiguousarray(colours), size)
-    grey = scene.shown[k].grey(drawing.smooth(np.ascontiguousarray(values, dtype=np.float32), size))
+    grey = scene.displays[k].grey(drawing.smooth(np.ascontiguousarray(values, dtype=np.float32), size))
     return np.repeat(np.rint(np.clip(grey, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=2)
 
 
@@ -247,21 +244,21 @@ def _opposite(letters: str) -> str:
 
 def _captions(scene: _Scene, k: int) -> Iterator[str]:
     """Algorithm and version, then which slice this is and where its centre lies."""
-    result, one = scene.result, scene.images.slices[k]
+    result, source_slice = scene.result, scene.images.slices[k]
     yield identity.plain(f"{result.algorithm_name} {result.algorithm_version}", 128)
-    window = scene.shown[k].window if scene.shown else None
+    window = scene.displays[k].window if scene.displays else None
     if scene.images.source.provenance.incomplete:
         yield identity.INCOMPLETE
     if window is not None and window.explanation == display.NOT_FITTING:
         yield display.NOT_FITTING
     number = whole_number(scene.images.header(k), "InstanceNumber")
     named = "image" if number is None else f"image {number}"
-    named += f", frame {one.frame}" if one.frame else ""
-    if one.plane is None:
+    named += f", frame {source_slice.frame}" if source_slice.frame else ""
+    if source_slice.plane is None:
         yield named
         return
-    rows, columns = one.shape
-    (centre,) = one.plane.points_mm(np.array([(columns - 1) / 2]), np.array([(rows - 1) / 2]))
+    rows, columns = source_slice.shape
+    (centre,) = source_slice.plane.points_mm(np.array([(columns - 1) / 2]), np.array([(rows - 1) / 2]))
     place = " ".join(
         f"{letters[0 if value >= 0 else 1]} {abs(value):.1f}"
         for letters, value in zip(AXIS_LETTERS, centre, strict=True)

@@ -30,13 +30,14 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
-from pydicom.valuerep import DSfloat
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, CTImageStorage, MRImageStorage
 
 from dicom_io.coding import Segment
 from dicom_io.errors import DicomIoError, LabelError, SeriesGeometryError
 from dicom_io.objects.identity import ResultInfo, derived_uid
+from dicom_io.objects.source_images import new_object
+from dicom_io.objects.stand_ins import decimal_strings
 from dicom_io.reading.headers import patient_digest
 from dicom_io.reading.instances import load_dataset
 from dicom_io.seg import write_seg
@@ -341,9 +342,9 @@ def _derivation(stored: _Stored) -> str:
 def _add_pixel_attributes(ds: Dataset, image: Volume, stored: _Stored) -> None:
     steps, spacing = image.affine_lps[:3, :3], image.spacing_mm
     cosines = steps / np.array(spacing)
-    ds.ImageOrientationPatient = [_ds(v) for v in (*cosines[:, 0], *cosines[:, 1])]
-    ds.PixelSpacing = [_ds(spacing[1]), _ds(spacing[0])]  # PS3.3 10.7.1.3: first between rows
-    ds.SliceThickness = ds.SpacingBetweenSlices = _ds(spacing[2])
+    ds.ImageOrientationPatient = decimal_strings(cosines[:, :2].ravel(order="F"))
+    ds.PixelSpacing = decimal_strings(np.array([spacing[1], spacing[0]]))  # PS3.3 10.7.1.3: first between rows
+    (ds.SliceThickness,) = (ds.SpacingBetweenSlices,) = decimal_strings(np.array(spacing[2:]))
     ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
     ds.Columns, ds.Rows = image.shape[0], image.shape[1]
     ds.BitsAllocated = ds.BitsStored = 16
@@ -356,20 +357,11 @@ def _add_pixel_attributes(ds: Dataset, image: Volume, stored: _Stored) -> None:
     ds.WindowCenter, ds.WindowWidth = f"{(low + high) / 2:.6g}", f"{max(high - low, 1e-6):.6g}"
 
 
-def _ds(value: float) -> DSfloat:
-    """A decimal string of at most 16 characters, as exact as that allows."""
-    return DSfloat(float(value) + 0.0, auto_format=True)
-
-
 def _slice(common: Dataset, image: Volume, stored: _Stored, k: int, uid: str) -> Dataset:
-    ds = Dataset()
+    ds = new_object(common.SOPClassUID, uid)
     ds.update(common)
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.MediaStorageSOPClassUID = common.SOPClassUID
-    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = UID(uid)
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     ds.InstanceNumber, ds.AcquisitionNumber = k + 1, None
-    ds.ImagePositionPatient = [_ds(v) for v in image.affine_lps[:3, 3] + k * image.affine_lps[:3, 2]]
+    ds.ImagePositionPatient = decimal_strings(image.affine_lps[:3, 3] + k * image.affine_lps[:3, 2])
     pixels = stored.pixels[:, :, k].T  # rows are J, columns are I
     ds.PixelData = np.ascontiguousarray(pixels).astype(pixels.dtype.newbyteorder("<")).tobytes()
     ds["PixelData"].VR = "OW"

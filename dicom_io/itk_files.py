@@ -1,7 +1,6 @@
 """NRRD and MetaImage in and out, through SimpleITK; their world is LPS already."""
 
 import errno
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import SimpleITK
 from numpy.typing import NDArray
 
 from dicom_io.errors import LabelError, UnreadableFileError
+from dicom_io.files import replace_when_whole
 from dicom_io.volume import Provenance, Volume
 
 ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -75,15 +75,12 @@ def write_itk(array: NDArray[Any], volume: Volume, path: Path) -> Path:
     image.SetSpacing(volume.spacing_mm)
     image.SetDirection(cosines.ravel().tolist())
     image.SetOrigin(volume.affine_lps[:3, 3].tolist())
-    part = path.with_name(f".{os.getpid()}.part{path.suffix}")
     try:
-        SimpleITK.WriteImage(image, str(part), useCompression=True)
-        _check_written(image, SimpleITK.ReadImage(str(part)), path)
-        os.replace(part, path)
+        with replace_when_whole(path) as part:
+            SimpleITK.WriteImage(image, str(part), useCompression=True)
+            _check_written(image, SimpleITK.ReadImage(str(part)), path)
     except RuntimeError as error:
         raise OSError(errno.EIO, f"ITK did not write the whole file: {_last_line(error)}", str(path)) from error
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 

@@ -7,8 +7,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
+
+from dicom_io.itk_files import read_itk
 
 TIMEOUT_S = 120
 
@@ -50,11 +51,8 @@ def labels_by_dcmqi(seg: Path) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         merged = sorted(Path(folder).glob("*.nrrd"))
         if not merged:  # its exit code is 0 also after errors
             raise ValueError(f"dcmqi read no segment: {process.stderr.strip().splitlines()[-1:]}")
-        image = sitk.ReadImage(str(merged[0]))
-    affine_lps = np.eye(4)
-    affine_lps[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
-    affine_lps[:3, 3] = image.GetOrigin()
-    return sitk.GetArrayFromImage(image).transpose(2, 1, 0).astype(np.int64), affine_lps
+        volume = read_itk(merged[0])
+    return volume.array.astype(np.int64), volume.affine_lps
 
 
 def tid1500_by_dcmqi(report: Path) -> str:

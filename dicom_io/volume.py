@@ -66,6 +66,13 @@ class Provenance:
     incomplete: bool = False
     patient_digest: str = ""
 
+    @property
+    def slice_keys(self) -> tuple[str, ...]:
+        """What names each slice: its SOP Instance UID, with "#frame" behind it where an object holds several."""
+        if not self.frame_numbers:
+            return self.sop_instance_uids
+        return tuple(f"{uid}#{frame}" for uid, frame in zip(self.sop_instance_uids, self.frame_numbers, strict=True))
+
 
 @dataclass(frozen=True)
 class Volume:

@@ -1,6 +1,7 @@
 """How a source is meant to be shown on a screen: its windows, tables and polarity, slice by slice; sRGB for colours."""
 
 import math
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
@@ -78,6 +79,8 @@ class Display:
         inverted: True for MONOCHROME1: low values are bright.
         mirror: The reader gives `mirror - value` for values of the Modality LUT, so that high values are bright; None
             where it leaves them as they are.
+        windows: All windows of the header that can be used, in their order.
+        names_window: Whether the header names a window, usable or not.
     """
 
     slope: float
@@ -86,6 +89,8 @@ class Display:
     table: Dataset | None
     inverted: bool
     mirror: float | None
+    windows: tuple[Window, ...] = ()
+    names_window: bool = False
 
     def file_values(self, values: NDArray[Any]) -> Floats:
         """The reader's values as the Modality LUT of the file gives them: same shape, in the unit of the file."""
@@ -107,16 +112,18 @@ class Display:
 
 def displays(images: SourceImages) -> list[Display]:
     """How each slice of a grey source is meant to be shown, in their order."""
-    stated = [_display(images.header(k), one.frame) for k, one in enumerate(images.slices)]
-    found = _with_fitting_windows(stated, images)
-    if all(one.window or one.table for one in found):
-        return found
-    values = [one.file_values(images.values(k, images.source)).ravel() for k, one in enumerate(found)]
+    slices = [_display(images.header(k), source_slice.frame) for k, source_slice in enumerate(images.slices)]
+    slices = _with_fitting_windows(slices, images)
+    if all(display.window or display.table for display in slices):
+        return slices
+    values = [display.file_values(images.values(k, images.source)).ravel() for k, display in enumerate(slices)]
     common = percentile_window(np.concatenate(values))
-    told = replace(common, explanation=NOT_FITTING)
+    marked = replace(common, explanation=NOT_FITTING)
     return [
-        one if one.window or one.table else replace(one, window=told if state.is_stated else common)
-        for one, state in zip(found, stated, strict=True)
+        display
+        if display.window or display.table
+        else replace(display, window=marked if display.names_window else common)
+        for display in slices
     ]
 
 
@@ -141,22 +148,22 @@ def fits(window: Window, values: NDArray[Any], *, strict: bool) -> bool:
     return not strict or bool(white <= _MOST_WHITE and high >= _LEAST_BRIGHT)
 
 
-def _with_fitting_windows(stated: "list[_Stated]", images: SourceImages) -> list[Display]:
-    """Each slice with the first of its windows that fits all slices of the same windows; without one where none fits."""
+def _with_fitting_windows(slices: Sequence[Display], images: SourceImages) -> list[Display]:
+    """Each slice with the first of its windows that fits all slices of the same windows; without a window where none fits."""
     groups: dict[tuple[Window, ...], list[int]] = {}
-    for k, one in enumerate(stated):
-        groups.setdefault(one.windows, []).append(k)
-    found = [one.display for one in stated]
+    for k, display in enumerate(slices):
+        groups.setdefault(display.windows, []).append(k)
+    fitted = list(slices)
     strict = images.source.provenance.modality == "MR" and not images.source.planar
     for windows, members in groups.items():
         if windows:
             step = max(1, round((sum(np.prod(images.slices[k].shape) for k in members) / _JUDGED) ** 0.5))
-            parts = [found[k].file_values(images.values(k, images.source)[::step, ::step]).ravel() for k in members]
+            parts = [fitted[k].file_values(images.values(k, images.source)[::step, ::step]).ravel() for k in members]
             values = np.concatenate(parts)
             chosen = next((window for window in windows if fits(window, values, strict=strict)), None)
             for k in members:
-                found[k] = replace(found[k], window=chosen)
-    return found
+                fitted[k] = replace(fitted[k], window=chosen)
+    return fitted
 
 
 def percentile_window(values: NDArray[Any]) -> Window:
@@ -190,41 +197,27 @@ def srgb_profile() -> bytes:
     return bytes(profile)
 
 
-@dataclass(frozen=True)
-class _Stated:
-    """What a file says of the display of one slice.
-
-    Attributes:
-        display: Without a window.
-        windows: All that it has, in their order.
-        is_stated: Whether the header names a window, usable or not.
-    """
-
-    display: Display
-    windows: tuple[Window, ...]
-    is_stated: bool
-
-
-def _display(header: Dataset, number: int | None) -> _Stated:
+def _display(header: Dataset, number: int | None) -> Display:
+    """What a header says of the display of a slice; without a window yet."""
     rescale = macro(header, number, "PixelValueTransformationSequence") or header
     voi = macro(header, number, "FrameVOILUTSequence") or header
     slope, intercept = _number(rescale, "RescaleSlope", 1.0), _number(rescale, "RescaleIntercept", 0.0)
     windows = _windows(voi)
     tables = [table for table in voi.get("VOILUTSequence") or [] if "LUTDescriptor" in table and "LUTData" in table]
-    is_stated = any(_parts(voi, keyword) for keyword in ("WindowCenter", "WindowWidth"))
     inverted = header.get("PhotometricInterpretation") == "MONOCHROME1"
     turned = inverted and header.get("Modality") not in PHYSICAL_MODALITIES
     if turned and header.get("ModalityLUTSequence"):  # inverted before the table: the file's windows mean other values
-        return _Stated(Display(1.0, 0.0, None, None, False, None), (), False)
-    display = Display(
+        return Display(1.0, 0.0, None, None, False, None)
+    return Display(
         slope,
         intercept,
         None,
         deepcopy(tables[0]) if not windows and len(tables) else None,
         inverted,
         _low_plus_high(header) * slope + 2 * intercept if turned else None,
+        windows,
+        any(_parts(voi, keyword) for keyword in ("WindowCenter", "WindowWidth")),
     )
-    return _Stated(display, windows, is_stated)
 
 
 def _low_plus_high(header: Dataset) -> float:
@@ -251,14 +244,15 @@ def _parts(holder: Dataset, keyword: str) -> list[str]:
 def _windows(holder: Dataset) -> tuple[Window, ...]:
     """The windows of a header that are windows: of two finite numbers and a width that its function allows."""
     pairs = zip(_parts(holder, "WindowCenter"), _parts(holder, "WindowWidth"), strict=False)
-    told, named = _parts(holder, "WindowCenterWidthExplanation"), (_parts(holder, "VOILUTFunction") or ["LINEAR"])[0]
+    explanations = _parts(holder, "WindowCenterWidthExplanation")
+    named = (_parts(holder, "VOILUTFunction") or ["LINEAR"])[0]
     function = named if named in _FUNCTIONS else "LINEAR"
-    found = []
+    windows = []
     for n, pair in enumerate(pairs):
         try:
             center, width = map(float, pair)
         except ValueError:
             continue
         if math.isfinite(center) and math.isfinite(width) and width >= (1.0 if function == "LINEAR" else 1e-9):
-            found.append(Window(center, width, function, told[n] if n < len(told) else ""))
-    return tuple(found)
+            windows.append(Window(center, width, function, explanations[n] if n < len(explanations) else ""))
+    return tuple(windows)

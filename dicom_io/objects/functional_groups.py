@@ -1,7 +1,5 @@
 """The functional groups of a frame of any multi-frame object, and references to frames, through pydicom."""
 
-from typing import cast
-
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
@@ -9,7 +7,7 @@ from pydicom.multival import MultiValue
 def named_sources(dataset: Dataset, number: int) -> tuple[str, ...]:
     """All slices that a frame (from 1) says it was derived from, as `Slice.key`."""
     derivations = items_of(dataset, number, "DerivationImageSequence")
-    images = [item for one in derivations for item in one.get("SourceImageSequence") or []]
+    images = [item for derivation in derivations for item in derivation.get("SourceImageSequence") or []]
     return tuple(key for item in images for key in reference_keys(item))
 
 
@@ -42,8 +40,8 @@ def items_of(dataset: Dataset, number: int, keyword: str) -> list[Dataset]:
 
 def gap_of(dataset: Dataset, number: int) -> float | None:
     """SpacingBetweenSlices of a frame (from 1) in mm; None where it says none."""
-    found = macro(dataset, number, "PixelMeasuresSequence").get("SpacingBetweenSlices")
-    return abs(float(found)) or None if found else None
+    gap_mm = macro(dataset, number, "PixelMeasuresSequence").get("SpacingBetweenSlices")
+    return abs(float(gap_mm)) or None if gap_mm else None
 
 
 def macro(header: Dataset, frame_number: int | None, keyword: str) -> Dataset:
@@ -53,8 +51,4 @@ def macro(header: Dataset, frame_number: int | None, keyword: str) -> Dataset:
     """
     if frame_number is None:
         return header
-    own = header.PerFrameFunctionalGroupsSequence[frame_number - 1]
-    for group in (own, *(header.get("SharedFunctionalGroupsSequence") or [])[:1]):
-        if group.get(keyword):
-            return cast(Dataset, group[keyword].value[0])
-    return Dataset()
+    return next(iter(items_of(header, frame_number, keyword)), Dataset())

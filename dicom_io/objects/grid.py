@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_io.errors import LabelError
-from dicom_io.objects.slice_positions import TOLERANCE_VOXELS, Plane, check_patient_space, slice_key
+from dicom_io.objects.slice_positions import TOLERANCE_VOXELS, Plane, check_patient_space
 from dicom_io.volume import Affine, Volume
 
 STEP_TOLERANCE = 0.02
@@ -31,7 +31,7 @@ class FrameGrid:
 
     Attributes:
         reference: The image.
-        slices: K by what names a slice (`slice_positions.slice_key`); empty where K does not count the instances.
+        slices: K by what names a slice (`Provenance.slice_keys`); empty where K does not count the instances.
     """
 
     def __init__(self, reference: Volume) -> None:
@@ -109,10 +109,10 @@ class FrameGrid:
         """
         for axis, depths in self._depths.items():
             gap_mm = self.reference.spacing_mm[axis]
-            theirs_mm = self._other_gap(axis, np.sort(np.array(list(depths), dtype=np.float64)))
-            if theirs_mm is not None:
+            other_mm = self._other_gap(axis, np.sort(np.array(list(depths), dtype=np.float64)))
+            if other_mm is not None:
                 raise LabelError(
-                    f"the slices of {what} are {theirs_mm:.2f} mm apart, those of the image {gap_mm:.2f} mm; one gap is "
+                    f"the slices of {what} are {other_mm:.2f} mm apart, those of the image {gap_mm:.2f} mm; one gap is "
                     "needed because nothing is interpolated; resample it to the image first, or read it on the image that it "
                     "was made on"
                 )
@@ -126,9 +126,9 @@ class FrameGrid:
         if len(gaps) and gaps.min() < 1:
             return float(gaps.min()) * gap_mm
         least = float(gaps.min(initial=np.inf))
-        stated = [one for one in self._stated_mm if self._is_possible(one, [least * gap_mm, least * along_normal_mm])]
+        stated = [mm for mm in self._stated_mm if self._is_possible(mm, [least * gap_mm, least * along_normal_mm])]
         if stated:
-            other = [one for one in stated if not _fits(one, gap_mm) and not _fits(one, along_normal_mm)]
+            other = [mm for mm in stated if not _fits(mm, gap_mm) and not _fits(mm, along_normal_mm)]
             return max(other, default=None)
         steps = int(np.gcd.reduce(np.rint(gaps).astype(np.int64))) if len(gaps) > 1 else 1
         return steps * gap_mm if steps > 1 and not self.reference.provenance.resampled else None
@@ -137,7 +137,7 @@ class FrameGrid:
         """Whether frames that lie so far apart (infinitely where there is one place) may have a stated gap."""
         if np.isinf(least_mm).all():
             return stated_mm != NO_GAP_MM
-        return any(one > stated_mm / 2 and _fits(stated_mm * round(one / stated_mm), one) for one in least_mm)
+        return any(mm > stated_mm / 2 and _fits(stated_mm * round(mm / stated_mm), mm) for mm in least_mm)
 
     def _axis_across(self, what: str, plane: Plane) -> int:
         """The axis of the image that stands on a plane. Raises LabelError if its pixels are no voxels."""
@@ -147,10 +147,10 @@ class FrameGrid:
             unit = np.zeros(3)
             unit[axis] = np.sign(step[axis])
             if not np.abs(step - unit).max() <= STEP_TOLERANCE or axes[0] == axes[1]:
-                theirs = _sizes(float(np.linalg.norm(step)) for step in (plane.column_step_mm, plane.row_step_mm))
-                ours = _sizes(self.reference.spacing_mm[axis] for axis in axes)
+                pixels = _sizes(float(np.linalg.norm(step)) for step in (plane.column_step_mm, plane.row_step_mm))
+                voxels = _sizes(self.reference.spacing_mm[axis] for axis in axes)
                 raise LabelError(
-                    f"{what} has pixels of {theirs} mm, the voxels of the image are {ours} mm along them; the same size and "
+                    f"{what} has pixels of {pixels} mm, the voxels of the image are {voxels} mm along them; the same size and "
                     "direction are needed because nothing is interpolated; resample it to the image first"
                 )
         return 3 - sum(axes)
@@ -170,7 +170,7 @@ def named_slices(reference: Volume) -> dict[str, int]:
     """K by what names a slice; empty for a resampled image, whose K axis does not count its instances."""
     if reference.provenance.resampled:
         return {}
-    return {slice_key(reference, k): k for k in range(len(reference.provenance.sop_instance_uids))}
+    return {key: k for k, key in enumerate(reference.provenance.slice_keys)}
 
 
 def told_slices(ks: Sequence[int]) -> str:

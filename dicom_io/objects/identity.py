@@ -141,7 +141,7 @@ def result_uid(source: Volume, result: ResultInfo, kind: str, what: str, *conten
     on all of `result` too, so that never two contents have one UID; a series depends on what its instances must say alike.
     """
     owner = source.provenance.patient_digest, source.provenance.study_instance_uid or ""
-    return uid_from(_source_keys(source), owner, result, kind, what, *content)
+    return uid_from(source.provenance.slice_keys, owner, result, kind, what, *content)
 
 
 def object_uids(source: Volume, result: ResultInfo, kind: str, *content: str) -> tuple[str, str]:
@@ -162,12 +162,6 @@ def uid_from(
     settings = (f"{name}={value}" for name, value in sorted(result.settings))
     parts = (kind, what, *content, "result", *own, result.bundle_sha256, "settings", *settings)
     return derived_uid(*parts, "owner", *owner, "sources", *sorted(set(sources)))
-
-
-def _source_keys(source: Volume) -> Iterable[str]:
-    """What names the slices of a source, as `Slice.key`."""
-    uids, frames = source.provenance.sop_instance_uids, source.provenance.frame_numbers
-    return (f"{uid}#{frame}" for uid, frame in zip(uids, frames, strict=True)) if frames else uids
 
 
 def digest_of(*arrays: NDArray[Any]) -> str:

@@ -4,8 +4,10 @@ pydicom decodes an attribute where it is looked at, and encodes it when it is wr
 bytes fit the character set that the source names. So what is carried over is taken before it is decoded, and written as it was.
 """
 
+import json
 import unicodedata
 from copy import copy, deepcopy
+from importlib.resources import files
 
 from pydicom import config
 from pydicom.charset import convert_encodings
@@ -16,33 +18,8 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.valuerep import PersonName
 
 # DICOM PS3.3 C.7.1.1, C.7.1.3, C.7.2.1, C.7.2.2, C.7.2.3: what belongs to the patient and to the study.
-PATIENT_KEYWORDS = (
-    "PatientName PatientID IssuerOfPatientID IssuerOfPatientIDQualifiersSequence TypeOfPatientID "
-    "OtherPatientIDs OtherPatientIDsSequence OtherPatientNames PatientBirthDate PatientBirthTime "
-    "PatientSex EthnicGroup QualityControlSubject PatientComments PatientSpeciesDescription "
-    "PatientSpeciesCodeSequence PatientBreedDescription PatientBreedCodeSequence "
-    "BreedRegistrationSequence ResponsiblePerson ResponsiblePersonRole ResponsibleOrganization "
-    "ReferencedPatientSequence ReferencedPatientPhotoSequence PatientIdentityRemoved "
-    "DeidentificationMethod DeidentificationMethodCodeSequence ClinicalTrialSponsorName "
-    "ClinicalTrialProtocolID ClinicalTrialProtocolName ClinicalTrialSiteID ClinicalTrialSiteName "
-    "ClinicalTrialSubjectID ClinicalTrialSubjectReadingID ClinicalTrialProtocolEthicsCommitteeName "
-    "ClinicalTrialProtocolEthicsCommitteeApprovalNumber"
-)
-STUDY_KEYWORDS = (
-    "StudyInstanceUID StudyDate StudyTime ReferringPhysicianName ReferringPhysicianIdentificationSequence "
-    "ConsultingPhysicianName ConsultingPhysicianIdentificationSequence StudyID AccessionNumber "
-    "IssuerOfAccessionNumberSequence StudyDescription PhysiciansOfRecord "
-    "PhysiciansOfRecordIdentificationSequence NameOfPhysiciansReadingStudy "
-    "PhysiciansReadingStudyIdentificationSequence RequestingServiceCodeSequence ReferencedStudySequence "
-    "ProcedureCodeSequence ReasonForPerformedProcedureCodeSequence AdmittingDiagnosesDescription "
-    "AdmittingDiagnosesCodeSequence PatientAge PatientSize PatientWeight PatientBodyMassIndex "
-    "MeasuredAPDimension MeasuredLateralDimension PatientSizeCodeSequence MedicalAlerts Allergies "
-    "SmokingStatus PregnancyStatus LastMenstrualDate PatientState Occupation AdditionalPatientHistory "
-    "AdmissionID IssuerOfAdmissionIDSequence ServiceEpisodeID ServiceEpisodeDescription "
-    "PatientSexNeutered ReasonForVisit ReasonForVisitCodeSequence ClinicalTrialTimePointID "
-    "ClinicalTrialTimePointDescription"
-)
-
+_TABLE = json.loads(files("dicom_io.objects").joinpath("tables/carried_attributes.json").read_text(encoding="utf-8"))
+PATIENT_KEYWORDS, STUDY_KEYWORDS = " ".join(_TABLE["patient"]), " ".join(_TABLE["study"])
 CHARACTER_SET = "SpecificCharacterSet"
 CARRIED_TAGS = frozenset(map(Tag, f"{PATIENT_KEYWORDS} {STUDY_KEYWORDS} {CHARACTER_SET} TimezoneOffsetFromUTC".split()))
 IN_CHARACTER_SET = frozenset(["LO", "LT", "PN", "SH", "ST", "UC", "UT"])  # PS3.5 6.1.2.2
@@ -114,18 +91,18 @@ def _verbatim_item(item: Dataset) -> Dataset:
 def can_hold(text: str, dataset: Dataset) -> bool:
     """Whether the character set of a data set can hold a text; any other would be written as question marks."""
     encodings = convert_encodings(dataset.get(CHARACTER_SET))
-    return any(_encodes(text, DEFAULT_REPERTOIRE.get(one, one)) for one in encodings)
+    return any(_encodes(text, DEFAULT_REPERTOIRE.get(encoding, encoding)) for encoding in encodings)
 
 
 def transcribed(text: str, dataset: Dataset) -> str:
     """A text in letters that the character set of a data set can hold: without their marks, or else as question marks."""
     if can_hold(text, dataset):
         return text
-    return "".join(one if can_hold(one, dataset) else _bare(one) for one in text)
+    return "".join(letter if can_hold(letter, dataset) else _bare(letter) for letter in text)
 
 
 def _bare(letter: str) -> str:
-    return "".join(one for one in unicodedata.normalize("NFKD", letter) if one.isascii()) or "?"
+    return "".join(part for part in unicodedata.normalize("NFKD", letter) if part.isascii()) or "?"
 
 
 def _encodes(text: str, encoding: str) -> bool:

@@ -6,14 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dicom_io.errors import GeometryProofError
-from dicom_io.objects.raw_parser import (
-    Attributes,
-    decimals,
-    first_item,
-    instance_key,
-    items,
-    needed,
-)
+from dicom_io.objects.raw_parser import Attributes, decimals, first_item, instance_key, items, needed
 from dicom_io.objects.slice_positions import Plane
 
 SHARED, PER_FRAME = 0x52009229, 0x52009230

@@ -98,10 +98,10 @@ def _slice(header: Dataset, uid: str, frame: int | None, planar: bool) -> Slice:
     return Slice(str(header.SOPClassUID), uid, frame, plane, (int(header.Rows), int(header.Columns)))
 
 
-def values_on(one: Slice, k: int, result: Volume, source: Volume) -> NDArray[Any]:
+def values_on(source_slice: Slice, k: int, result: Volume, source: Volume) -> NDArray[Any]:
     """The voxels of a result on slice k of its source: shape (rows, columns), or (rows, columns, C) with channels."""
-    if source.provenance.resampled and one.plane is not None:
-        return values_at(one.plane, one.shape, result)
+    if source.provenance.resampled and source_slice.plane is not None:
+        return values_at(source_slice.plane, source_slice.shape, result)
     return np.swapaxes(result.array[:, :, k], 0, 1)
 
 
@@ -136,9 +136,9 @@ def values_at(plane: Plane, shape: tuple[int, int], result: Volume) -> NDArray[A
 
 def _runs_along(start: Floats, step: Floats, count: int, axis: int) -> bool:
     """Whether pixels stay on whole indices, one voxel of the axis a pixel, from its first voxel on."""
-    wanted = np.zeros(3)
-    wanted[axis] = 1.0
-    return bool(np.abs(step - wanted).max() * count < TOLERANCE_VOXELS and abs(start[axis]) < TOLERANCE_VOXELS)
+    unit = np.zeros(3)
+    unit[axis] = 1.0
+    return bool(np.abs(step - unit).max() * count < TOLERANCE_VOXELS and abs(start[axis]) < TOLERANCE_VOXELS)
 
 
 def _is_whole_slice(result: Volume, start: Floats, shape: tuple[int, int]) -> bool:
@@ -150,35 +150,33 @@ def _is_whole_slice(result: Volume, start: Floats, shape: tuple[int, int]) -> bo
     )
 
 
-def slice_key(source: Volume, k: int) -> str:
-    """What names slice k: its SOP Instance UID, with "#frame" behind it where an object holds several."""
-    uid, frames = source.provenance.sop_instance_uids[k], source.provenance.frame_numbers
-    return f"{uid}#{frames[k]}" if frames else uid
-
-
 def tolerance_mm(*steps_mm: float) -> float:
     """How far two places may lie apart and be one: TOLERANCE_MM, and at most a quarter of the steps to the next place."""
     return min(TOLERANCE_MM, min(steps_mm) / 4)
 
 
-def apart_mm(one: Plane, other: Plane, shape: tuple[int, int]) -> float:
+def apart_mm(plane: Plane, other: Plane, shape: tuple[int, int]) -> float:
     """How far the corner pixels of two planes of (rows, columns) pixels lie apart, the largest of the four distances."""
     rows, columns = shape[0] - 1.0, shape[1] - 1.0
     across, down = np.array([0.0, columns, 0.0, columns]), np.array([0.0, 0.0, rows, rows])
-    return float(np.linalg.norm(one.points_mm(across, down) - other.points_mm(across, down), axis=1).max())
+    return float(np.linalg.norm(plane.points_mm(across, down) - other.points_mm(across, down), axis=1).max())
 
 
-def check_frame_of_reference(theirs: str | None, reference: Volume) -> None:
+def check_frame_of_reference(frame_of_reference_uid: str | None, reference: Volume) -> None:
     """Pass unless a label object and the image name two different frames of reference.
 
+    Args:
+        frame_of_reference_uid: Of the label object, if it names one.
+        reference: The image.
+
     Raises:
-        LabelError: They do; positions cannot be compared then.
+        LabelError: They differ, so positions cannot be compared.
     """
-    ours = reference.provenance.frame_of_reference_uid
-    if ours and theirs and ours != theirs:
+    own = reference.provenance.frame_of_reference_uid
+    if own and frame_of_reference_uid and own != frame_of_reference_uid:
         raise LabelError(
-            f"the label file has the frame of reference {shown_uid(theirs)}, the image {ours}; the same one is needed; "
-            "use the file that was made for this image, or register them first"
+            f"the label file has the frame of reference {shown_uid(frame_of_reference_uid)}, the image {own}; the same one is "
+            "needed; use the file that was made for this image, or register them first"
         )
 
 
@@ -198,7 +196,9 @@ def plane_of(header: Dataset, frame_number: int | None = None) -> Plane:
         LabelError: Position, orientation or spacing is missing.
     """
     try:
-        position, orientation, spacing = _plane_attributes(header, frame_number)
+        position = macro(header, frame_number, "PlanePositionSequence").ImagePositionPatient
+        orientation = macro(header, frame_number, "PlaneOrientationSequence").ImageOrientationPatient
+        spacing = macro(header, frame_number, "PixelMeasuresSequence").PixelSpacing
     except (AttributeError, IndexError, KeyError) as error:
         raise LabelError(
             f"position, orientation or pixel spacing is missing ({error}); all three are needed to place "
@@ -208,9 +208,3 @@ def plane_of(header: Dataset, frame_number: int | None = None) -> Plane:
     row_spacing, column_spacing = (float(v) for v in spacing)  # PS3.3 10.7.1.3: first between rows
     origin = np.array([float(v) for v in position])
     return Plane(origin, cosines[:3] * column_spacing, cosines[3:] * row_spacing)
-
-
-def _plane_attributes(header: Dataset, frame_number: int | None) -> tuple[Any, Any, Any]:
-    position = macro(header, frame_number, "PlanePositionSequence").ImagePositionPatient
-    orientation = macro(header, frame_number, "PlaneOrientationSequence").ImageOrientationPatient
-    return position, orientation, macro(header, frame_number, "PixelMeasuresSequence").PixelSpacing

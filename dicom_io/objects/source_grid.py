@@ -17,27 +17,18 @@ from dicom_io.errors import LabelError, UnreadableFileError
 from dicom_io.objects.slice_positions import Plane, Slice, apart_mm, slices_of, tolerance_mm
 from dicom_io.reading.geometry import jitter_limit_mm
 from dicom_io.reading.instances import READ_ERRORS, load_dataset
-from dicom_io.volume import Volume
+from dicom_io.volume import Volume, corner_indices
 
 # Classes of which GDCM takes position, orientation and spacing from the Image Plane module or its functional groups, as we
 # do: measured with SimpleITK 2.5.7 on an oblique image of every storage class, with pixels that are not square. Not of CR, DX,
 # MG, IO, XA and RF, whose spacing it takes from ImagerPixelSpacing or as 1 mm, nor of RT images (1 mm) and NM (1 mm, or no
 # position); classes that it does not know it does not read. Others, which are seldom slices, were left out.
 PLACED_BY_GDCM = frozenset(
-    (
-        "1.2.840.10008.5.1.4.1.1.2",  # CT, then enhanced, then legacy converted
-        "1.2.840.10008.5.1.4.1.1.2.1",
-        "1.2.840.10008.5.1.4.1.1.2.2",
-        "1.2.840.10008.5.1.4.1.1.4",  # MR
-        "1.2.840.10008.5.1.4.1.1.4.1",
-        "1.2.840.10008.5.1.4.1.1.4.4",
-        "1.2.840.10008.5.1.4.1.1.128",  # PET
-        "1.2.840.10008.5.1.4.1.1.130",
-        "1.2.840.10008.5.1.4.1.1.128.1",
-        "1.2.840.10008.5.1.4.1.1.6.1",  # ultrasound, secondary capture
-        "1.2.840.10008.5.1.4.1.1.7",
-    )
+    f"1.2.840.10008.5.1.4.1.1.{number}"
+    for number in ("2", "2.1", "2.2", "4", "4.1", "4.4", "128", "130", "128.1", "6.1", "7")
 )
+"""CT, MR and PET, each also enhanced and legacy converted; ultrasound; secondary capture."""
+
 # What ITK gets of a header: attributes of these groups that are short and no sequences, and of the first items of the
 # functional groups the macros that place a frame.
 _COPIED_GROUPS, _LONGEST_COPIED = (0x0008, 0x0018, 0x0020, 0x0028), 1024
@@ -81,9 +72,8 @@ def check_grid(labels: Volume, source: Volume, slices: Sequence[Slice] | None = 
             f"the labels have the shape {labels.shape}, the source {source.shape}; one grid is needed; "
             "resample the labels to the source first"
         )
-    i, j, k = (n - 1 for n in source.shape)
-    corners = np.array([(x, y, z, 1.0) for x in (0, i) for y in (0, j) for z in (0, k)])
-    away = np.linalg.norm((corners @ (labels.affine_lps - source.affine_lps).T)[:, :3], axis=1).max()
+    differences_mm = (labels.affine_lps - source.affine_lps) @ corner_indices(source.shape)
+    away = np.linalg.norm(differences_mm[:3], axis=0).max()
     allowed_mm = tolerance_mm(source.spacing_mm[2])
     if away > allowed_mm:
         raise LabelError(
@@ -93,16 +83,16 @@ def check_grid(labels: Volume, source: Volume, slices: Sequence[Slice] | None = 
     if source.provenance.resampled:
         return
     slices = slices_of(source) if slices is None else slices
-    for k, one_slice in enumerate(slices):
-        if one_slice.plane is not None:
-            _check_slice(source, k, one_slice.plane)
+    for k, source_slice in enumerate(slices):
+        if source_slice.plane is not None:
+            _check_slice(source, k, source_slice.plane)
     _check_by_itk(source, slices)
 
 
 def second_opinion_note(source: Volume) -> str | None:
     """A sentence with the number of slices whose place ITK cannot read though it knows their class; None if it reads all."""
-    asked = not (source.planar or source.provenance.resampled)
-    views = [_seen_by_itk(file) for file in _sampled_files(source)] if asked else []
+    files = [] if source.planar or source.provenance.resampled else _sampled_files(source)
+    views = [_seen_by_itk(file) for file in files]
     known = [view for view in views if view.sop_class_uid in PLACED_BY_GDCM]
     missing = sum(view.plane is None for view in known)
     if not missing:
@@ -125,16 +115,16 @@ def _check_slice(source: Volume, k: int, plane: Plane) -> None:
 
 def _check_by_itk(source: Volume, slices: Sequence[Slice]) -> None:
     """Pass if ITK places the slices of classes in PLACED_BY_GDCM where we do; slices that it cannot read pass, too."""
-    by_uid = {one.sop_instance_uid: one for one in slices if one.sop_class_uid in PLACED_BY_GDCM}
+    by_uid = {part.sop_instance_uid: part for part in slices if part.sop_class_uid in PLACED_BY_GDCM}
     allowed_mm = tolerance_mm(source.spacing_mm[2])
     for view in map(_seen_by_itk, _sampled_files(source)):
-        ours = by_uid.get(view.sop_instance_uid)
-        if ours is None or ours.plane is None or view.plane is None:
+        own = by_uid.get(view.sop_instance_uid)
+        if own is None or own.plane is None or view.plane is None:
             continue
-        away = apart_mm(ours.plane, view.plane, ours.shape)
+        away = apart_mm(own.plane, view.plane, own.shape)
         if away > allowed_mm:
             raise LabelError(
-                f"ITK sees instance {ours.sop_instance_uid} of the source {away:.2f} mm from where its header puts it for us; "
+                f"ITK sees instance {own.sop_instance_uid} of the source {away:.2f} mm from where its header puts it for us; "
                 f"both must agree within {allowed_mm:g} mm; look at its position, orientation and pixel spacing"
             )
 
@@ -202,6 +192,4 @@ def _placing_attributes(header: Dataset) -> Dataset:
     part.add_new("PixelData", "OW", b"")
     part.file_meta, syntax = FileMetaDataset(), header.file_meta.TransferSyntaxUID
     part.file_meta.TransferSyntaxUID = syntax if syntax in _NATIVE else ExplicitVRLittleEndian
-    part.file_meta.MediaStorageSOPClassUID = header.SOPClassUID
-    part.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
     return part

@@ -28,26 +28,14 @@ from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 
 # PS3.16 table L-1: unpaired terms of BodyPartExamined and their codes.
-REGIONS = {
-    "ABDOMEN": codes.SCT.Abdomen,
-    "BLADDER": codes.SCT.Bladder,
-    "BRAIN": codes.SCT.Brain,
-    "CHEST": codes.SCT.Chest,
+_NAMED_AS_CODED = (
+    "Abdomen Bladder Brain Chest Head Heart Liver Neck Pancreas Pelvis Prostate Spine Spleen Stomach Uterus"
+)
+REGIONS = {name.upper(): getattr(codes.SCT, name) for name in _NAMED_AS_CODED.split()} | {
     "CSPINE": codes.SCT.CervicalSpine,
-    "HEAD": codes.SCT.Head,
     "HEADNECK": codes.SCT.HeadAndNeck,
-    "HEART": codes.SCT.Heart,
-    "LIVER": codes.SCT.Liver,
     "LSPINE": codes.SCT.LumbarSpine,
-    "NECK": codes.SCT.Neck,
-    "PANCREAS": codes.SCT.Pancreas,
-    "PELVIS": codes.SCT.Pelvis,
-    "PROSTATE": codes.SCT.Prostate,
-    "SPINE": codes.SCT.Spine,
-    "SPLEEN": codes.SCT.Spleen,
-    "STOMACH": codes.SCT.Stomach,
     "TSPINE": codes.SCT.ThoracicSpine,
-    "UTERUS": codes.SCT.Uterus,
 }
 
 # Unpaired among the defined terms of BodyPartExamined, PS3.16 table L-1.

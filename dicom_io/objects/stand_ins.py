@@ -19,23 +19,20 @@ NOT_OF_A_SLICE = (
 """What an image that stands in for one slice must not have, or need not and may be no number."""
 
 
-def stand_in_place(image: Dataset, one: Slice) -> None:
+def stand_in_place(image: Dataset, source_slice: Slice) -> None:
     """Puts a single-frame image where a slice lies."""
-    assert one.plane is not None
-    image.ImagePositionPatient = decimal_strings(one.plane.origin_mm)
-    image.ImageOrientationPatient, image.PixelSpacing = _orientation(one), pixel_spacing(one)
+    assert source_slice.plane is not None
+    image.ImagePositionPatient = decimal_strings(source_slice.plane.origin_mm)
+    steps = (source_slice.plane.column_step_mm, source_slice.plane.row_step_mm)
+    image.ImageOrientationPatient = decimal_strings(np.concatenate([step / np.linalg.norm(step) for step in steps]))
+    image.PixelSpacing = pixel_spacing(source_slice)
 
 
-def _orientation(one: Slice) -> list[DSfloat]:
-    assert one.plane is not None
-    steps = (one.plane.column_step_mm, one.plane.row_step_mm)
-    return decimal_strings(np.concatenate([step / np.linalg.norm(step) for step in steps]))
-
-
-def pixel_spacing(one: Slice) -> list[DSfloat]:
+def pixel_spacing(source_slice: Slice) -> list[DSfloat]:
     """Between rows, between columns (PS3.3 10.7.1.3)."""
-    assert one.plane is not None
-    return decimal_strings(np.array([np.linalg.norm(one.plane.row_step_mm), np.linalg.norm(one.plane.column_step_mm)]))
+    assert source_slice.plane is not None
+    steps = (source_slice.plane.row_step_mm, source_slice.plane.column_step_mm)
+    return decimal_strings(np.array([np.linalg.norm(step) for step in steps]))
 
 
 def decimal_strings(values: NDArray[np.float64]) -> list[DSfloat]:
@@ -51,13 +48,13 @@ def thickness_mm(header: Dataset, frame: int | None, source: Volume) -> float:
         frame: Its frame, from 1, in a multi-frame object.
         source: The volume.
     """
-    found = macro(header, frame, "PixelMeasuresSequence").get("SliceThickness")
-    return float(found) if found else source.spacing_mm[2]
+    thickness = macro(header, frame, "PixelMeasuresSequence").get("SliceThickness")
+    return float(thickness) if thickness else source.spacing_mm[2]
 
 
 def refer(dataset: Dataset, headers: Sequence[Dataset], slices: Sequence[Slice]) -> None:
     """Names every instance of the source, whether or not a frame lies on it: viewers look for them all."""
-    classes = {one.sop_instance_uid: one.sop_class_uid for one in slices}
+    classes = {part.sop_instance_uid: part.sop_class_uid for part in slices}
     series = Dataset()
     series.SeriesInstanceUID = headers[0].SeriesInstanceUID
     series.ReferencedInstanceSequence = [reference(sop_class, uid) for uid, sop_class in classes.items()]

@@ -14,29 +14,21 @@ from typing import Any
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
+from pydicom import uid as syntaxes
 from pydicom.pixels.decoders import pillow
 from pydicom.pixels.decoders.base import Decoder, DecodeRunner, get_decoder
-from pydicom.uid import (
-    HTJ2K,
-    JPEG2000,
-    UID,
-    HTJ2KLossless,
-    HTJ2KLosslessRPCL,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLSTransferSyntaxes,
-    RLELossless,
-)
+from pydicom.uid import UID, JPEGBaseline8Bit, JPEGLSTransferSyntaxes, RLELossless
 
 from dicom_io.reading.codestreams import JPEG_LOSSLESS, check_codestream
 from dicom_io.reading.run_lengths import decode_run_lengths
 
-_JPEG_2000 = (JPEG2000Lossless, JPEG2000, HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K)
+_JPEG_2000 = (
+    syntaxes.JPEG2000Lossless, syntaxes.JPEG2000, syntaxes.HTJ2KLossless, syntaxes.HTJ2KLosslessRPCL, syntaxes.HTJ2K,
+)  # fmt: skip
 WITHOUT_SIGN = (*JPEGLSTransferSyntaxes, *JPEG_LOSSLESS)
 """Codecs without signed values: the header says whether their bits have a sign."""
 
-BY_IMAGECODECS = (*_JPEG_2000, *JPEGLSTransferSyntaxes, *JPEG_LOSSLESS, JPEGExtended12Bit)
+BY_IMAGECODECS = (*_JPEG_2000, *JPEGLSTransferSyntaxes, *JPEG_LOSSLESS, syntaxes.JPEGExtended12Bit)
 """The transfer syntaxes that `decode_picture` decodes."""
 
 DECODER_DEPENDENCIES = {

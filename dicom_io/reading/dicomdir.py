@@ -5,16 +5,10 @@ from pathlib import Path
 from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian
 
+from dicom_io.reading import instances
 from dicom_io.reading.bounded import BoundedFile, parse, transfer_syntax
 from dicom_io.reading.headers import fault_of
-from dicom_io.reading.instances import (
-    MEDIA_STORAGE_DIRECTORY,
-    READ_ERRORS,
-    broken_file,
-    listed,
-    load_dataset,
-    looks_like_dicom,
-)
+from dicom_io.reading.instances import READ_ERRORS, broken_file, listed, load_dataset, looks_like_dicom
 
 _FILE_ID_PARTS = 8  # PS3.10 8.2
 _LONGEST_NAME = 255  # in most file systems
@@ -58,4 +52,4 @@ def is_dicomdir(path: Path) -> bool:
             classes = (index.file_meta.get("MediaStorageSOPClassUID", ""), index.get("SOPClassUID", ""))
     except READ_ERRORS:
         return False
-    return MEDIA_STORAGE_DIRECTORY in map(str, classes)
+    return instances.MEDIA_STORAGE_DIRECTORY in map(str, classes)

@@ -7,14 +7,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from dicom_io.errors import SeriesGeometryError, SeriesSelectionError
-from dicom_io.reading.checks import (
-    PLACE_KEYWORDS,
-    check_one_space,
-    check_readable,
-    check_rescale,
-    without_copies,
-    without_position,
-)
+from dicom_io.reading import checks
 from dicom_io.reading.completeness import missing_images
 from dicom_io.reading.frames import (
     MAX_MM,
@@ -108,15 +101,15 @@ def order_series(series: SeriesRef, options: ReadOptions) -> OrderedSeries:
     """
     for instance in series.instances:
         check_size(instance)
-    instances, copy_notes = without_copies(series)
+    instances, copy_notes = checks.without_copies(series)
     headers = [instance.header for instance in instances]
-    check_readable(instances, series)
+    checks.check_readable(instances, series)
     frames = [frame for instance in instances for frame in frames_of(instance)]
-    check_rescale(headers, series)
+    checks.check_rescale(headers, series)
     if all(frame.plane is None for frame in frames):
         return _picture(frames, headers[0], series, (*series.notes, *copy_notes))
     planes = _planes(frames, series.name)
-    check_one_space(headers, series.name)
+    checks.check_one_space(headers, series.name)
     frames, choice_notes = choose_time_point(frames, planes, series.name, options.time_point)
     return _on_even_grid(series, frames, options, (*series.notes, *copy_notes, *choice_notes))
 
@@ -151,12 +144,12 @@ def _on_even_grid(
 def _picture(frames: Sequence[Frame], header: Dataset, series: SeriesRef, notes: tuple[str, ...]) -> OrderedSeries:
     """A 2D picture: pixels for millimetres, columns along +x and rows along +y."""
     if len(frames) > 1:
-        raise without_position(series)
+        raise checks.without_position(series)
     in_colour = (
         int(header.get("SamplesPerPixel") or 1) == 3 or header.get("PhotometricInterpretation") == "PALETTE COLOR"
     )
     shape = (1, *frames[0].shape, *((3,) if in_colour else ()))
-    absent = [keyword for keyword in PLACE_KEYWORDS if not header.get(keyword)]
+    absent = [keyword for keyword in checks.PLACE_KEYWORDS if not header.get(keyword)]
     if "ImagePositionPatient" not in absent and absent:
         notes = (*notes, f"it names a position and no {' and no '.join(absent)}")
     notes = (*notes, "without patient space: the affine counts pixels, not millimetres", *_pixel_notes(header))

@@ -12,15 +12,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from dicom_io.errors import SeriesGeometryError
-from dicom_io.reading.geometry import (
-    SILENT_OFFSET_MM,
-    ImagePlane,
-    Points,
-    check_planes,
-    depths,
-    plane_affine,
-    slice_order,
-)
+from dicom_io.reading import geometry
+from dicom_io.reading.geometry import SILENT_OFFSET_MM, ImagePlane, Points
 
 MAX_GROWTH = 4.0
 """The most slices that a repair may make of one; with more, most of the volume would be invented."""
@@ -59,10 +52,10 @@ def plan_repair(planes: Sequence[ImagePlane], name: str, *, gaps: bool, tilt: bo
     Raises:
         SeriesGeometryError: A fault that may not, or cannot, be repaired.
     """
-    check_planes(planes, name)
-    order = slice_order(planes)
+    geometry.check_planes(planes, name)
+    order = geometry.slice_order(planes)
     ordered = [planes[index] for index in order]
-    depths_mm = depths(ordered) - depths(ordered)[0]
+    depths_mm = geometry.depths(ordered) - geometry.depths(ordered)[0]
     step_mm, count = _even_step(depths_mm, name, gaps=gaps)
     sideways = _sideways(ordered, depths_mm)
     slope = np.zeros(2) if tilt else sideways[-1] / depths_mm[-1]
@@ -72,7 +65,7 @@ def plan_repair(planes: Sequence[ImagePlane], name: str, *, gaps: bool, tilt: bo
     rows, columns = ordered[0].shape
     grown = (np.array([columns, rows]) + high - low).astype(int)
     step = ordered[0].normal * step_mm + ordered[0].steps @ (slope * step_mm)
-    affine_lps = plane_affine(ordered[0], step)
+    affine_lps = geometry.plane_affine(ordered[0], step)
     affine_lps[:3, 3] += ordered[0].steps @ np.broadcast_to(low, 2)
     note = _note(depths_mm, step_mm, count, sideways, ordered[0], tilt=tilt)
     return Repair(affine_lps, (int(grown[0]), int(grown[1]), count), order, depths_mm, offsets - low, note)
