@@ -271,7 +271,7 @@ def _destination(options: flags.Target) -> "Destination":
         destination = site.get(options.to) or parse_destination(options.to, options.aet or OUR_AE_TITLE)
         return _adapted(destination, options)
     except DestinationError as error:
-        names = f" ({options.site.name} has {', '.join(site)})" if site else ""
+        names = f" ({options.site.name} has {', '.join(site)})" if options.site and site else ""
         raise UsageError(f"--to: {error}{names}") from error
 
 
@@ -284,9 +284,9 @@ def _adapted(destination: "Destination", options: flags.Target) -> "Destination"
         return destination
     if options.aet:
         peer = replace(peer, our_ae_title=checked_ae_title(options.aet, "--aet"))
-    if getattr(options, "move", None):
+    if isinstance(options, flags.Fetch) and options.move:
         peer = replace(peer, retrieve="move", receive=_receive(options.move, "--move", peer))
-    if getattr(options, "listen", None):
+    if isinstance(options, flags.Send) and options.listen:
         peer = replace(peer, receive=_receive(options.listen, "--listen", peer))
     return replace(destination, peer=peer)
 

@@ -255,7 +255,7 @@ def review(options: service_flags.Review) -> Answer:
 
     Example: monai-unet review --result OUT/case_result.json --input case.nii.gz --output REVIEW
     """
-    return _apply_verdict(options) if options.apply is not None else _write_review(options)
+    return _write_review(options) if options.apply is None else _apply_verdict(options.apply, options)
 
 
 def _write_review(options: service_flags.Review) -> Answer:
@@ -289,7 +289,7 @@ def _write_review(options: service_flags.Review) -> Answer:
     return {kind: str(path) for kind, path in written.items()}, EXIT_DONE
 
 
-def _apply_verdict(options: service_flags.Review) -> Answer:
+def _apply_verdict(verdict: Path, options: service_flags.Review) -> Answer:
     from monai_unet_app.data.read import read_volume
     from monai_unet_app.review.verdict import Reviewer, VerdictContext, apply_verdict, read_verdict
 
@@ -310,7 +310,7 @@ def _apply_verdict(options: service_flags.Review) -> Answer:
         delivered=options.delivered,
         superseded=tuple(options.superseded),
     )
-    record = apply_verdict(read_verdict(options.apply), options.result, options.output, context)
+    record = apply_verdict(read_verdict(verdict), options.result, options.output, context)
     show.line(f"{record['case']}: {record['decision']}")
     show.line(f"  report: {record['report']['file'] if record['report'] else record['not_verified']}")
     for row in record["objects"]:
