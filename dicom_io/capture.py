@@ -197,14 +197,9 @@ def _draw(scene: _Scene, k: int) -> drawing.Picture:
     rows, columns = scene.images.slices[k].shape
     size = drawing.picture_size((columns, rows), scene.images.pixel_size(k), scene.style.least_side)
     picture = _background(scene, k, size).astype(np.float64)
-    legend = []
-    for segment in scene.result.segments:
-        mask = scene.planes[k].mask(segment.number)
-        if mask.any():
-            legend.append((segment.label, segment.rgb))
-            large = drawing.enlarged(mask, size)
-            drawing.paint(picture, large, segment.rgb, scene.style.opacity, outline=scene.style.outline)
-    pixels = np.rint(picture).astype(np.uint8)
+    plane, style = scene.planes[k], scene.style
+    masks = ((segment.label, segment.rgb, plane.mask(segment.number)) for segment in scene.result.segments)
+    pixels, legend = drawing.with_masks(picture, masks, style.opacity, outline=style.outline)
     return drawing.framed(pixels, _edge_letters(scene.images, k), [*_captions(scene, k)], legend)
 
 

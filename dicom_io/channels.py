@@ -10,7 +10,7 @@ from scipy import ndimage
 from dicom_io.errors import SeriesGeometryError, SeriesSelectionError
 from dicom_io.read import ReadOptions, read_scanned
 from dicom_io.reading.series import Source, scan_source
-from dicom_io.volume import Volume, corner_indices
+from dicom_io.volume import Volume
 
 _SAME_GRID_MM = 0.01  # largest distance of two corner voxels
 
@@ -71,10 +71,8 @@ def _check_spaces(volumes: Sequence[Volume]) -> None:
 
 def _on_grid(other: Volume, reference: Volume) -> tuple[NDArray[np.float32], str]:
     """The values of one series on the reference's grid, shape (I, J, K), and a note of what was done."""
-    if other.shape == reference.shape:
-        distances_mm = (other.affine_lps - reference.affine_lps) @ corner_indices(reference.shape)
-        if np.abs(distances_mm).max() <= _SAME_GRID_MM:
-            return other.array, "the same grid"
+    if other.shape == reference.shape and reference.distance_mm(other) <= _SAME_GRID_MM:
+        return other.array, "the same grid"
     step = np.linalg.solve(other.affine_lps, reference.affine_lps)  # reference index -> index in the other
     values = np.empty(reference.shape, dtype=np.float32)
     outside_count, least = 0, other.array.min()

@@ -182,6 +182,14 @@ class Volume:
             raise ValueError(f"the new array has the grid {array.shape[:3]}, the volume {self.shape}")
         return replace(self, array=array)
 
+    def distance_mm(self, other: "Volume") -> float:
+        """How far voxels with the same index lie apart at most, along x, y or z; in pixels where there is no patient space.
+
+        Both grids are affine, so the largest distance is that of a corner. Entries of the two matrices say less: a step that is
+        0.009 mm longer moves the last of 512 voxels by 4.6 mm.
+        """
+        return float(np.abs((self.affine_lps - other.affine_lps) @ corner_indices(self.shape)).max())
+
     def on_grid_of(self, reference: "Volume", tolerance_mm: float = 0.01) -> "Volume":
         """The same voxels in the axis order and direction of `reference`; nothing is interpolated.
 

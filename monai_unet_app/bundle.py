@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from dicom_io.coding import Whole, load_wholes
-from dicom_io.errors import DicomIoError
 from dicom_io.volume import Volume
 from monai_unet_app.bundle_folder import CALIBRATION_RECORD, BundleFiles, bundle_files
 from monai_unet_app.data.digest import mirrored_fingerprints, same_image
@@ -21,7 +20,7 @@ from monai_unet_app.data.naming import contradiction, side_of
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import InputRules
 from monai_unet_app.data.splits import Partition
-from monai_unet_app.errors import AppError, BundleError, InputRefusedError
+from monai_unet_app.errors import AppError, BundleError, InputRefusedError, refusing_as
 
 if TYPE_CHECKING:
     import torch
@@ -142,10 +141,8 @@ class Bundle(BundleFiles):
         Raises:
             BundleError: The file is damaged, or states a whole although the structures may overlap.
         """
-        try:
+        with refusing_as(self.name, BundleError):
             wholes = load_wholes(self.root / "configs/segments.json")
-        except DicomIoError as error:
-            raise BundleError(f"{self.name}: {error}") from error
         if wholes and not self.exclusive:
             raise BundleError(
                 f"{self.name}: segments.json states {len(wholes)} whole(s) and `outputs` is overlapping; sizes of parts that "

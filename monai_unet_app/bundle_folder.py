@@ -9,7 +9,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,11 +19,10 @@ from typing import Any
 import yaml
 
 from dicom_io.coding import Segment, load_segments
-from dicom_io.errors import DicomIoError
 from dicom_io.files import replace_when_whole
 from monai_unet_app.data.archives import unpack
 from monai_unet_app.data.schemas import validate
-from monai_unet_app.errors import BundleError, InputRefusedError, UsageError
+from monai_unet_app.errors import BundleError, InputRefusedError, UsageError, refusing_as
 from monai_unet_app.shipped import shipped
 
 HASHED_FILES = ("models/model.pt", "configs/inference.yaml", "configs/segments.json")
@@ -60,13 +59,17 @@ class BundleFiles:
             raise BundleError(f"{self.name}: metadata.json cannot be used ({error}); see docs/bundles.md") from error
         return metadata
 
+    @property
+    def eval_metrics(self) -> Mapping[str, Any]:
+        """The measured figures in the bundle's metadata, of which `figure_of` gives the numbers; empty if there are none."""
+        figures = self.metadata.get("eval_metrics")
+        return figures if isinstance(figures, Mapping) else {}
+
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
         """The meaning of each label value, from `configs/segments.json`. Raises BundleError if the file is damaged."""
-        try:
+        with refusing_as(self.name, BundleError):
             return load_segments(self.root / "configs/segments.json")
-        except DicomIoError as error:
-            raise BundleError(f"{self.name}: {error}") from error
 
     @property
     def structure_names(self) -> tuple[str, ...]:
@@ -138,6 +141,15 @@ class BundleFiles:
     def label_values(self) -> range:
         """The values that a label image of this bundle may hold; 0 is background."""
         return range(len(self.segments) + 1)
+
+
+def figure_of(block: object) -> float | None:
+    """The number in an entry of `eval_metrics`: the mean of a score, or the calibrated value of an error.
+
+    None if the entry has neither. MONAI's metadata prescribe no form for `eval_metrics`, so other bundles have other forms.
+    """
+    value = block.get("mean", block.get("calibrated")) if isinstance(block, Mapping) else None
+    return value if isinstance(value, int | float) else None
 
 
 def bundle_folders() -> dict[str, Path]:

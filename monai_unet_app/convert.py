@@ -19,7 +19,7 @@ from dicom_io.rtstruct import read_regions
 from monai_unet_app.data.cases import CaseFiles
 from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.read import has_ending, read_volume
-from monai_unet_app.errors import InputRefusedError, UsageError
+from monai_unet_app.errors import InputRefusedError, UsageError, refusing_as
 
 LABEL_ENDINGS = (".nrrd", ".mha")
 """File name endings that `label_file` writes."""
@@ -101,25 +101,22 @@ def label_file(
     if not has_ending(output, LABEL_ENDINGS):
         raise UsageError(f"--output {output.name} is no label file; give one that ends in {' or '.join(LABEL_ENDINGS)}")
     volume = read_volume(image, options)
-    try:
+    with refusing_as(structure_set.name):
         regions = read_regions(structure_set, volume, names).array
-    except DicomIoError as error:
-        raise InputRefusedError(f"{structure_set.name}: {error}") from error
     labels = np.zeros(regions.shape[:3], np.uint8 if len(names) < 256 else np.uint16)
     for number in range(1, len(names) + 1):
         labels[regions[..., number - 1] > 0] = number
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_itk(labels, volume, output)
-    except DicomIoError as error:
-        raise InputRefusedError(f"{output.name}: {error}") from error
+        with refusing_as(output.name):
+            write_itk(labels, volume, output)
     except OSError as error:
         raise InputRefusedError(
             f"{output.name} could not be written ({error.strerror}); free space or choose another --output"
         ) from error
-    kept = np.bincount(labels.ravel(), minlength=len(names) + 1)[1:].tolist()
+    voxels = np.bincount(labels.ravel(), minlength=len(names) + 1)[1:].tolist()
     drawn = regions.reshape(-1, len(names)).sum(axis=0).tolist()
     return [
-        {"label": number, "name": name, "voxels": kept[number - 1], "overlapped": drawn[number - 1] - kept[number - 1]}
-        for number, name in enumerate(names, start=1)
+        {"label": number, "name": name, "voxels": count, "overlapped": drawn[number - 1] - count}
+        for number, (name, count) in enumerate(zip(names, voxels, strict=True), start=1)
     ]

@@ -20,8 +20,9 @@ from dicom_io.read import read_series
 from dicom_io.reading.instances import load_dataset
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
+from monai_unet_app.bundle_folder import figure_of
 from monai_unet_app.config import OutputConfig
-from monai_unet_app.errors import InputRefusedError, UsageError
+from monai_unet_app.errors import InputRefusedError, UsageError, refusing_as
 from monai_unet_app.pipeline import Case
 
 
@@ -72,13 +73,11 @@ def write_dicom(output: CaseOutput) -> dict[str, str]:
     )
     wanted = {kind.name for kind in RESULT_KINDS if kind.format in config.formats}
     wanted |= {other for name in wanted for other in KIND[name].refers_to}
-    try:
+    with refusing_as(output.case_id):
         for kind in RESULT_KINDS:
             if kind.name in wanted:
                 kind.write_result(content, paths[kind.name])
                 files[kind.format] = paths[kind.name].name
-    except DicomIoError as error:
-        raise InputRefusedError(f"{output.case_id}: {error}") from error
     return files
 
 
@@ -156,12 +155,11 @@ def _quality(case: Case) -> str:
 
 
 def _calibration(bundle: Bundle) -> str:
-    """What the bundle's metadata says of its calibration, in one line; empty where it was not measured."""
-    measured = bundle.metadata.get("eval_metrics", {})
-    errors = [
-        f"ECE {value['calibrated']:g} ({_where(key)})" for key, value in measured.items() if key.startswith("ece_")
-    ]
-    return f"{', '.join(errors)} on {measured['subjects']} test subject(s)" if errors else ""
+    """The calibration errors in the bundle's metadata, in one line; empty where none was measured."""
+    measured = bundle.eval_metrics
+    entries = [(key, figure_of(measured[key])) for key in measured if key.startswith("ece_")]
+    errors = [f"ECE {value:g} ({_where(key)})" for key, value in entries if value is not None]
+    return f"{', '.join(errors)} on {measured.get('subjects', '?')} test subject(s)" if errors else ""
 
 
 def _where(key: str) -> str:

@@ -1,7 +1,11 @@
 """The errors of this package. The CLI exits with 3 for `InputRefusedError`, 2 for `UsageError`, 1 for all others."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from dicom_io.errors import DicomIoError
 
 
 class AppError(Exception):
@@ -18,6 +22,20 @@ class InputRefusedError(AppError):
 
 class BundleError(AppError):
     """A bundle is incomplete or contradicts itself."""
+
+
+@contextmanager
+def refusing_as(name: str, kind: type[AppError] = InputRefusedError) -> Iterator[None]:
+    """Turns an error of `dicom_io` in the `with` block into an error of this package that begins with a name.
+
+    Args:
+        name: The thing that is refused, such as the name of a file or of a case.
+        kind: The class of the new error.
+    """
+    try:
+        yield
+    except DicomIoError as error:
+        raise kind(f"{name}: {error}") from error
 
 
 def without_folders(text: str, *roots: Path) -> str:

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dicom_io.errors import DicomIoError
 from dicom_io.itk_files import write_itk
 from dicom_io.kinds import RESULT_KINDS
 from dicom_io.objects.source_grid import second_opinion_note
@@ -35,7 +34,7 @@ from monai_unet_app.data.cases import CaseFiles, case_id, case_message
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.dicom_results import CaseOutput, converted_modality, write_dicom
-from monai_unet_app.errors import InputRefusedError, UsageError
+from monai_unet_app.errors import InputRefusedError, UsageError, refusing_as
 from monai_unet_app.pipeline import Case, assessed, decided, segment_case, setting_of
 
 if TYPE_CHECKING:
@@ -345,7 +344,9 @@ def _write_files(output: CaseOutput) -> dict[str, str]:
         files["nifti"] = write_nifti(labels, image, output.file("seg.nii.gz"))
     for ending in ("nrrd", "mha"):
         if ending in config.formats:
-            files[ending] = _write_itk(labels, image, output.file(f"seg.{ending}"))
+            files[ending] = output.file(f"seg.{ending}")
+            with refusing_as(files[ending].name):
+                write_itk(labels, image, files[ending])
     if config.probabilities:
         assert segmentation.probabilities is not None
         probabilities = np.moveaxis(segmentation.probabilities, 0, -1)
@@ -395,14 +396,6 @@ def _safe_cuts(stated: Confidence | None, bundle: Bundle) -> list[float]:
             f"{why or 'calibrate it on more subjects'}, or leave --cautious out"
         )
     return cuts
-
-
-def _write_itk(labels: NDArray[np.uint8], image: Volume, path: Path) -> Path:
-    try:
-        write_itk(labels, image, path)
-    except DicomIoError as error:
-        raise InputRefusedError(f"{path.name}: {error}") from error
-    return path
 
 
 def write_nifti(array: NDArray[Any], volume: Volume, path: Path) -> Path:

@@ -113,6 +113,29 @@ def test_a_second_run_leaves_nothing_of_the_first(dicom_case: Case, bundle: Bund
 
 
 @pytest.mark.parametrize(
+    ("figures", "line"),
+    [
+        ({"ece_whole": 0.01}, None),
+        ({"ece_whole": {"mean": None}, "subjects": 4}, None),
+        ({"ece_whole": {"calibrated": "small"}, "subjects": 4}, None),
+        ([0.9], None),
+        ({"ece_whole": {"calibrated": 0.0125}}, "ECE 0.0125 (whole image) on ? test subject(s)"),
+        ({"ece_band_2mm": {"calibrated": 0.5}, "subjects": 4}, "ECE 0.5 (band 2mm) on 4 test subject(s)"),
+    ],
+)
+def test_figures_that_another_tool_wrote_into_the_metadata_stop_no_result(
+    figures: object, line: str | None, dicom_case: Case, bundle: Bundle, tmp_path: Path
+) -> None:
+    metadata = bundle.root / "configs/metadata.json"
+    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"eval_metrics": figures}))
+    write(replace(dicom_case, bundle=load_bundle(bundle.root)), tmp_path / "out", formats=("sr",))
+    report = pydicom.dcmread(tmp_path / "out/case_sr.dcm")
+    texts = {element.value for element in report.iterall() if element.keyword == "TextValue"}
+    lines = {text for text in texts if text.startswith("calibration:")}
+    assert lines == (set() if line is None else {f"calibration: {line}"})
+
+
+@pytest.mark.parametrize(
     "files", [{"a": "/"}, {"a": "../elsewhere"}, {"a": "other_seg.nii.gz"}, {"a": ""}, {"a": 5}, "text", None]
 )
 def test_a_record_that_is_not_ours_makes_nothing_vanish(

@@ -1,6 +1,6 @@
 """Drawing with arrays and Pillow: enlarge a slice, paint masks on it, frame it with text. Knows nothing of files."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +101,24 @@ def paint(picture: NDArray[np.float64], mask: Mask, colour: Rgb, opacity: float,
         width = max(1, round(max(mask.shape) / 256))
         inner = binary_erosion(mask, structure=np.ones((3, 3), dtype=bool), iterations=width, border_value=0)
         picture[mask & ~inner] = full
+
+
+def with_masks(
+    picture: NDArray[np.float64], masks: Iterable[tuple[str, Rgb, Mask]], opacity: float, *, outline: bool = True
+) -> tuple[Pixels, list[tuple[str, Rgb]]]:
+    """The picture with masks painted on it, and a legend of the masks that are not empty.
+
+    Args:
+        picture: Shape (rows, columns, 3), 0 to 255; it is painted over.
+        masks: (label, colour, mask) of each; a mask has the shape of the slice before it was enlarged to the picture.
+        opacity: As of `paint`, like `outline`.
+    """
+    legend = []
+    for label, colour, mask in masks:
+        if mask.any():
+            legend.append((label, colour))
+            paint(picture, enlarged(mask, picture.shape[1::-1]), colour, opacity, outline=outline)
+    return np.rint(picture).astype(np.uint8), legend
 
 
 def framed(

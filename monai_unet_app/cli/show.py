@@ -270,16 +270,18 @@ def figures_table(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """The figures of a bundle's metadata before and now."""
     rows = []
     for key in now:
-        cells = [_figure(figures.get(key, {})) for figures in (before, now)] if isinstance(now[key], dict) else []
+        cells = [_figure(figures.get(key)) for figures in (before, now)] if isinstance(now[key], dict) else []
         if any(cells):
             interval = now[key].get("interval_95")
             rows.append([key, *(cell or "-" for cell in cells), _between(*interval) if interval else "-"])
     print_table(("figure", "before", "now", "95 % interval"), rows)
 
 
-def _figure(block: Mapping[str, Any]) -> str:
+def _figure(block: object) -> str:
     """The mean of a score, or the calibrated error; empty if it has neither."""
-    value = block.get("mean", block.get("calibrated"))
+    from monai_unet_app.bundle_folder import figure_of
+
+    value = figure_of(block)
     return "" if value is None else f"{value:.4f}"
 
 

@@ -215,7 +215,7 @@ def report(options: flags.Report) -> Answer:
     read_evaluation(options.evaluation)  # checks that its files belong together
     for folder in ("configs", "docs"):
         common.check_writable(files.root / folder)
-    bundle, before = common.loaded_bundle(files.root), files.metadata.get("eval_metrics") or {}
+    bundle, before = common.loaded_bundle(files.root), files.eval_metrics
     check_held_out(options.evaluation, bundle)
     figures = summary(document, bundle)
     written = write_figures(figures, bundle)

@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from dicom_io.coding import load_wholes
-from dicom_io.errors import DicomIoError
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.bundle_folder import CONFIDENCE, BundleFiles
 from monai_unet_app.data.schemas import write_json
-from monai_unet_app.errors import BundleError
+from monai_unet_app.errors import BundleError, refusing_as
 
 SCHEMA_VERSION = "1.2"
 """Of confidence.json. 1.0 did not know whether a structure is cut off where the image ends: such a bundle is calibrated again.
@@ -110,10 +109,8 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _wholes(bundle: BundleFiles) -> list[Any]:
-    try:
+    with refusing_as(bundle.name, BundleError):
         return [[whole.label, list(whole.numbers)] for whole in load_wholes(bundle.root / SEGMENTS)]
-    except DicomIoError as error:
-        raise BundleError(f"{bundle.name}: {error}") from error
 
 
 def _digest(value: Any) -> str:

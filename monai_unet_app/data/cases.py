@@ -305,11 +305,18 @@ def _only_label(case: CaseFiles) -> Path | None:
 def several_labels(case: CaseFiles) -> str:
     """The label objects of a case, with modality and path, for a message."""
     names = [
-        f"{scan_files([file]).series[0].modality} {os.path.relpath(file, os.path.commonpath([file.parent, case.image]))}"
+        f"{_modality_of(file)} {os.path.relpath(file, os.path.commonpath([file.parent, case.image]))}"
         for file in case.label_objects
     ]
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{len(names)} label objects ({', '.join(names[:SHOWN])}{more})"
+
+
+def _modality_of(file: Path) -> str:
+    try:
+        return scan_files([file]).series[0].modality
+    except DicomIoError:
+        return "unreadable"
 
 
 def _first_names(names: Sequence[str]) -> str:
@@ -339,11 +346,14 @@ def subjects_of(cases: Sequence[CaseFiles]) -> dict[str, str]:
 
 def _patient(case: CaseFiles) -> tuple[str, str]:
     """A key that all series of one patient share, and no other series."""
-    if case.header is not None:
+    own = "case", case.id
+    if case.header is None:
+        return own
+    try:
         header = load_dataset(case.header, with_pixels=False)
-        if header.get("PatientID"):
-            return str(header.get("IssuerOfPatientID") or ""), str(header.PatientID)
-    return "case", case.id
+    except DicomIoError:  # the file broke after the survey: reading the case gives the reason
+        return own
+    return (str(header.get("IssuerOfPatientID") or ""), str(header.PatientID)) if header.get("PatientID") else own
 
 
 def plan_of(cases: Sequence[CaseFiles], splits: str | Path | None) -> dict[str, SplitCase]:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -141,15 +142,12 @@ def find_to_inspect(
 
 def _images_of(data: Path, series: Sequence[str]) -> list[CaseFiles]:
     """As `find_images`; for a DICOMDIR whose files are all present, every series that it lists."""
-    if not data.is_file() or not is_dicomdir(data):
+    listed: set[Path] = set()
+    if data.is_file() and is_dicomdir(data):
+        with suppress(DicomIoError):
+            listed = {file.absolute() for file in files_of_dicomdir(data)}
+    if not listed or not all(file.is_file() for file in listed):  # reading a broken DICOMDIR gives the reason
         return find_images(data, series)
-    try:
-        listed = set(files_of_dicomdir(data))
-    except DicomIoError:
-        listed = set()
-    if not listed or not all(file.is_file() for file in listed):  # reading the DICOMDIR gives the reason
-        return find_images(data)
-    listed = {file.absolute() for file in listed}
     cases = find_images(data.parent, series)
     return [case for case in cases if case.header is None or case.header.absolute() in listed]
 

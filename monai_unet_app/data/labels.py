@@ -10,7 +10,7 @@ from dicom_io.errors import DicomIoError
 from dicom_io.reading.series import find_series, scan_files
 from dicom_io.rtstruct import read_rtstruct
 from dicom_io.seg import read_seg
-from dicom_io.volume import Volume, corner_indices
+from dicom_io.volume import Volume
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
 from monai_unet_app.errors import InputRefusedError
 
@@ -84,7 +84,7 @@ def _check_grid(labels: Volume, image: Volume, path: Path) -> None:
             f"label {path.name} has shape {labels.shape}, its image {image.shape}; the same grid is needed; export the label "
             "on the image's grid"
         )
-    distance_mm = float(np.abs((labels.affine_lps - image.affine_lps) @ corner_indices(image.shape)).max())
+    distance_mm = image.distance_mm(labels)
     if image.has_patient_space and distance_mm > AFFINE_TOLERANCE_MM:
         raise InputRefusedError(
             f"label {path.name} lies {distance_mm:.2f} mm away from its image; at most {AFFINE_TOLERANCE_MM} mm is needed; "

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from dicom_io.channels import read_channels
-from dicom_io.errors import DicomIoError
 from dicom_io.itk_files import ITK_ENDINGS, read_itk
-from dicom_io.read import ReadOptions, read_series
+from dicom_io.read import ReadOptions, read_scanned
+from dicom_io.reading.series import scan_source
 from dicom_io.volume import Provenance, Volume
-from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.errors import InputRefusedError, refusing_as
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
 MM_IN = {"meter": 1e3, "micron": 1e-3}  # NIfTI's other units of length
@@ -52,10 +52,8 @@ def read_volume(path: str | Path, options: ReadOptions | None = None) -> Volume:
     elif path.is_file() and has_ending(path, PICTURE_ENDINGS):
         volume = _read_picture(path)
     else:
-        try:
+        with refusing_as(path.name):
             volume = _read_by_dicom_io(path, options or ReadOptions())
-        except DicomIoError as error:
-            raise InputRefusedError(f"{path.name}: {error}") from error
     return _finite(volume, path)
 
 
@@ -65,14 +63,7 @@ def _read_by_dicom_io(path: Path, options: ReadOptions) -> Volume:
         return volume.with_array(volume.array.astype(np.float32))
     if options.channels:
         return read_channels(path, options.channels, accept_incomplete=options.accept_incomplete)
-    return read_series(
-        path,
-        series_instance_uid=options.series_instance_uid,
-        time_point=options.time_point,
-        resample_gaps=options.resample_gaps,
-        resample_tilt=options.resample_tilt,
-        accept_incomplete=options.accept_incomplete,
-    )
+    return read_scanned(scan_source(path), options)
 
 
 def _read_nifti(path: Path) -> Volume:

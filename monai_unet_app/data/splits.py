@@ -5,8 +5,8 @@ A subject (one person, whose two hippocampi or two eyes are two cases) is never 
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,6 @@ from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import InputRefusedError
 
 Partition = Literal["train", "selection", "calibration", "test"]
-SCHEMA_VERSION = "1.0"
 SHARES: Mapping[Partition, float] = {"test": 0.2, "calibration": 0.11, "selection": 0.07, "train": 0.62}
 
 
@@ -61,17 +60,6 @@ def _partitions(order: list[str]) -> dict[str, Partition]:
     counts = {part: max(1, round(share * len(order))) for part, share in SHARES.items() if part != "train"}
     parts: list[Partition] = [part for part, count in counts.items() for _ in range(count)]
     return dict(zip_longest(order, parts, fillvalue="train"))
-
-
-def write_splits(path: Path, datasets: Mapping[str, Iterable[SplitCase]]) -> None:
-    """Writes `splits.json` (schema `splits.schema.json`), one line for each case so that a diff can be read."""
-    blocks = []
-    for name, cases in datasets.items():
-        rows = ",\n".join("    " + json.dumps(asdict(case)) for case in cases)
-        blocks.append(f'  {json.dumps(name)}: {{"cases": [\n{rows}\n  ]}}')
-    text = f'{{"schema_version": "{SCHEMA_VERSION}",\n "datasets": {{\n' + ",\n".join(blocks) + "\n}}\n"
-    validate(json.loads(text), "splits")
-    path.write_text(text)
 
 
 def read_splits(path: Path) -> dict[str, SplitCase]:

@@ -93,11 +93,9 @@ class _CheckedNetwork:
         """The output must be one tensor, of the window's size, with a channel for each label."""
         output, size = self.output, self.size
         if isinstance(output, Exception):
-            near = _nearest(self._fits, size)
-            if near:
+            if advice := _other_windows(self._fits, size):
                 raise UnfitNetworkError(
-                    f"`window` is {_by(size)}, which the network cannot halve as often as it has levels; "
-                    f"{' or '.join(map(_by, near))} would do; change `window`"
+                    f"`window` is {_by(size)}, which the network cannot halve as often as it has levels; {advice}"
                 )
             raise UnfitNetworkError(
                 f"the network fails on a window of {_by(size)} and {self.channels} channel(s): {_first_line(output)}; correct "
@@ -110,8 +108,7 @@ class _CheckedNetwork:
                 "supervision off in `network_def`, or take a network that gives one tensor in eval mode"
             )
         if tuple(output.shape[2:]) != size:
-            near = _nearest(self._fits, size)
-            advice = f"{' or '.join(map(_by, near))} would do; change `window`" if near else "correct `network_def`"
+            advice = _other_windows(self._fits, size) or "correct `network_def`"
             raise UnfitNetworkError(
                 f"the network makes logits of {_by(output.shape[2:])} of a window of {_by(size)}; the same size is needed; "
                 f"{advice}"
@@ -208,19 +205,22 @@ def _layer_output(network: torch.nn.Module, layer: str, run: Callable[[], object
     return outputs[-1] if outputs else None
 
 
-def _nearest(fits: Callable[[Size], bool], size: Size) -> list[Size]:
-    """The next smaller and the next larger size that fit. An axis keeps its length if the network takes it."""
+def _other_windows(fits: Callable[[Size], bool], size: Size) -> str:
+    """Advice to take the next smaller or larger window that fits; empty if none fits.
+
+    An axis keeps its length if the network takes it.
+    """
     nearest: list[Size] = []
     for candidates in (_multiples(size, up=False), _multiples(size)):
         near = next((candidate for candidate in candidates if fits(candidate)), None)
         if near is None:
             continue
         for axis, length in enumerate(size):
-            kept = (*near[:axis], length, *near[axis + 1 :])
-            near = kept if fits(kept) else near
+            candidate = (*near[:axis], length, *near[axis + 1 :])
+            near = candidate if fits(candidate) else near
         if near not in nearest:
             nearest.append(near)
-    return nearest
+    return f"{' or '.join(map(_by, nearest))} would do; change `window`" if nearest else ""
 
 
 def _smaller_sizes(size: Size) -> Iterator[Size]:

@@ -1,7 +1,7 @@
-"""What a reader changed: the corrected mask, paired with the original, how large the change is, and a case to train on."""
+"""A reader's correction: the corrected mask paired with the original, the size of the change, and a case to train on."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,20 +11,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import Dataset
 
-from dicom_io.errors import DicomIoError
 from dicom_io.reading.instances import load_dataset, refusing
 from dicom_io.seg import read_segments, segment_numbers
-from dicom_io.segmentation import Segmentation
+from dicom_io.segmentation import Segmentation, Structure
+from dicom_io.volume import Volume
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending
 from monai_unet_app.data.schemas import write_json
-from monai_unet_app.errors import InputRefusedError
-from monai_unet_app.metrics import dice
-from monai_unet_app.metrics.boundary import (
-    Spacing,
-    average_surface_distance,
-    normalised_surface_dice,
-    surface_distances,
-)
+from monai_unet_app.errors import InputRefusedError, refusing_as
+from monai_unet_app.metrics import boundary, dice
 from monai_unet_app.results import write_nifti
 
 from .embedded import slice_border
@@ -33,7 +27,7 @@ from .reviewed_case import Mask, ReviewedCase, is_exclusive, named_file, read_se
 
 SCHEMA_VERSION = "1.0"
 TOLERANCE = 1.0
-"""Of surface Dice: a surface moved by less was not moved. mm; pixels of a picture."""
+"""Tolerance of surface Dice: a surface that moved by less counts as not moved. In mm, or in pixels of a picture."""
 
 Pairing = Literal["tracking UID", "image grid"]
 
@@ -44,8 +38,8 @@ class Correction:
 
     Attributes:
         segmentation: The corrected labels; the segments are those of the result.
-        paired_by: How its structures were matched with the original's.
-        ending: Of the file that it came as, such as ".nii.gz".
+        paired_by: How its structures were paired with those of the original.
+        ending: The ending of the corrected file's name, such as ".nii.gz".
     """
 
     segmentation: Segmentation
@@ -53,53 +47,18 @@ class Correction:
     ending: str
 
 
-@dataclass(frozen=True)
-class CorrectionSize:
-    """How far a corrected structure is from the original; None where a figure is not defined, as one of the two is empty.
-
-    Attributes:
-        number, label: Of the structure.
-        dice: 0 to 1, 1 where nothing changed.
-        surface_dice: 0 to 1, part of both surfaces that is within the tolerance of the other.
-        mean_surface_distance: mm, or pixels of a picture; 0 or more.
-        size_difference: Corrected minus original, mL or pixels.
-        added_path_length: mm, or pixels of a picture; 0 or more. See `added_path_length`.
-    """
-
-    number: int
-    label: str
-    dice: float
-    surface_dice: float
-    mean_surface_distance: float | None
-    size_difference: float
-    added_path_length: float
-
-    def document(self) -> dict[str, Any]:
-        """For a record, rounded to what means something."""
-        away = self.mean_surface_distance
-        return {
-            "number": self.number,
-            "label": self.label,
-            "dice": round(self.dice, 5),
-            "surface_dice": round(self.surface_dice, 5),
-            "mean_surface_distance": None if away is None else round(away, 4),
-            "size_difference": round(self.size_difference, 5),
-            "added_path_length": round(self.added_path_length, 3),
-        }
-
-
 def read_correction(path: Path, case: ReviewedCase) -> Correction:
     """A corrected mask: NIfTI, NRRD, MetaImage, grey picture, SEG or RTSTRUCT, on the grid of the image.
 
-    Segments of a SEG are paired with the original's by their Tracking UID, since editors number anew; what carries none, or
-    none of these, is paired by the image grid: the same place, and the same number for the same structure.
+    The segments of a SEG are paired with those of the original by their Tracking UIDs, because editors give them new numbers. A
+    segment whose Tracking UID is absent or unknown is paired with the structure of the same number.
 
     Args:
         path: The file.
-        case: What was corrected.
+        case: The case that was corrected.
 
     Raises:
-        InputRefusedError: Another grid, a structure too many or too few, or an unreadable file.
+        InputRefusedError: The mask has another grid, a structure is missing or unknown, or the file cannot be read.
     """
     if not path.is_file():
         raise InputRefusedError(
@@ -108,8 +67,8 @@ def read_correction(path: Path, case: ReviewedCase) -> Correction:
     ending = ".nii.gz" if has_ending(path, (".nii.gz",)) else path.suffix.lower()
     header = None if has_ending(path, VOLUME_ENDINGS + PICTURE_ENDINGS) else _dicom_header(path)
     if header is not None and header.get("SegmentSequence"):
-        pairs, paired_by = _pairs(path, header, case)
-        return Correction(_paired(path, pairs, case), paired_by, ending or ".dcm")
+        numbers, paired_by = _paired_numbers(path, header, case)
+        return Correction(_read_seg(path, numbers, case), paired_by, ending or ".dcm")
     if header is not None:
         _check_regions(path, header, case)
     segmentation = read_segmentation(path, case.image, case.document, case.segmentation.segments)
@@ -117,37 +76,37 @@ def read_correction(path: Path, case: ReviewedCase) -> Correction:
 
 
 def _dicom_header(path: Path) -> Dataset:
-    try:
+    with refusing_as(f"the correction {path.name}"):
         return load_dataset(path, with_pixels=False)
-    except DicomIoError as error:
-        raise InputRefusedError(f"the correction {path.name}: {error}") from error
 
 
-def _pairs(path: Path, header: Dataset, case: ReviewedCase) -> tuple[dict[int, int], Pairing]:
-    """Number in the original -> number in the correction.
+def _paired_numbers(path: Path, header: Dataset, case: ReviewedCase) -> tuple[dict[int, int], Pairing]:
+    """Number of each structure of the result -> number of its segment in the correction.
 
     Raises:
-        InputRefusedError: A structure has no segment, or a segment no structure.
+        InputRefusedError: A structure has no segment, or a segment belongs to no structure.
     """
-    ours = _tracking_uids(_original_seg(case))
+    original_uids = _tracking_uids(_original_seg(case))
     with refusing(path):
-        theirs = {uid: number for number, uid in _tracking_uids(header).items()}
-        found = segment_numbers(path)
-    tracked = {number: theirs[uid] for number, uid in ours.items() if uid in theirs}
-    left = set(found) - set(tracked.values())
-    pairs = tracked | {n: n for n in (one.number for one in case.structures) if n not in tracked and n in left}
-    missing = [one.label for one in case.structures if one.number not in pairs]
-    strangers = sorted(left - set(pairs.values()))
-    if missing or strangers:
+        number_of = {uid: number for number, uid in _tracking_uids(header).items()}
+        numbers = segment_numbers(path)
+    tracked = {number: number_of[uid] for number, uid in original_uids.items() if uid in number_of}
+    untracked = set(numbers) - set(tracked.values())
+    same = [structure.number for structure in case.structures if structure.number not in tracked]
+    pairs = tracked | {number: number for number in same if number in untracked}
+    missing = [structure.label for structure in case.structures if structure.number not in pairs]
+    unknown = sorted(untracked - set(pairs.values()))
+    if missing or unknown:
         raise InputRefusedError(
             f"the correction {path.name} lacks {', '.join(missing) or 'nothing'} and has the segments "
-            f"{strangers or 'none'} beyond the result; one segment for each structure is needed, empty where it was deleted; "
+            f"{unknown or 'none'} beyond the result; one segment for each structure is needed, empty where it was deleted; "
             "export all of them, and nothing else"
         )
     return pairs, "tracking UID" if tracked else "image grid"
 
 
 def _original_seg(case: ReviewedCase) -> Dataset:
+    """The header of the result's SEG; empty if the result has no SEG."""
     if "seg" not in case.document["files"]:
         return Dataset()
     return _dicom_header(named_file(case.folder / "result.json", case.document, "seg"))
@@ -159,27 +118,28 @@ def _tracking_uids(header: Dataset) -> dict[int, str]:
     return {int(item.SegmentNumber): str(item.TrackingUID) for item in items if item.get("TrackingUID")}
 
 
-def _paired(path: Path, pairs: Mapping[int, int], case: ReviewedCase) -> Segmentation:
-    """The segments of a SEG, in the order of the structures that they are paired with."""
-    try:
+def _read_seg(path: Path, numbers: Mapping[int, int], case: ReviewedCase) -> Segmentation:
+    """The segments of a corrected SEG, in the order of the structures that `numbers` pairs them with."""
+    with refusing_as(f"the correction {path.name}"):
         channels = read_segments(path, case.image).array
         order = segment_numbers(path)
-    except DicomIoError as error:
-        raise InputRefusedError(f"the correction {path.name}: {error}") from error
     if channels.dtype.kind == "f":
         raise InputRefusedError(
             f"the correction {path.name} is FRACTIONAL and holds probabilities; a BINARY or LABELMAP SEG is needed; export it "
             "so"
         )
-    masks = [channels[..., order.index(pairs[structure.number])] > 0 for structure in case.structures]
+    masks = [channels[..., order.index(numbers[structure.number])] > 0 for structure in case.structures]
     return Segmentation.of_masks(case.image, masks, case.segmentation.segments, exclusive=is_exclusive(case.document))
 
 
 def _check_regions(path: Path, header: Dataset, case: ReviewedCase) -> None:
-    """A structure set describes each structure, by its number; one that it does not describe was not looked at."""
+    """Raises InputRefusedError if a structure set does not describe every structure, by its number.
+
+    A region that is described and has no contour was deleted; a structure that is not described was not looked at.
+    """
     with refusing(path):
         described = {int(item.ROINumber) for item in header.get("StructureSetROISequence") or []}
-    missing = [one.label for one in case.structures if one.number not in described]
+    missing = [structure.label for structure in case.structures if structure.number not in described]
     if missing:
         raise InputRefusedError(
             f"the correction {path.name} has no region for {', '.join(missing)}; one for each structure, with its number as "
@@ -187,43 +147,52 @@ def _check_regions(path: Path, header: Dataset, case: ReviewedCase) -> None:
         )
 
 
-def sizes_of(correction: Correction, case: ReviewedCase, tolerance: float = TOLERANCE) -> list[CorrectionSize]:
-    """How large the correction of each structure is.
+def correction_document(correction: Correction, case: ReviewedCase) -> dict[str, Any]:
+    """The part of a record that describes a correction, with a row for each structure.
+
+    A row has these figures, rounded to the digits that mean something: "dice" and "surface_dice", 0 to 1, where 1 means that
+    nothing changed; "mean_surface_distance" in mm, or None if the structure is empty before or after; "size_difference",
+    corrected minus original, in mL; "added_path_length" in mm. For a picture, lengths and sizes are in pixels.
 
     Args:
         correction: On the grid of the image.
-        case: With masks.
-        tolerance: Of surface Dice, greater than 0; mm, or pixels of a picture.
+        case: The case that was corrected.
     """
-    volume, across = case.image, slice_axis(case.image)
+    pairs = zip(case.structures, correction.segmentation.structures, strict=True)
+    return {
+        "file_kind": correction.ending,
+        "paired_by": correction.paired_by,
+        "unit": case.image.length_unit,
+        "size_unit": case.image.size_unit,
+        "tolerance": TOLERANCE,
+        "structures": [_change(original, corrected, case.image) for original, corrected in pairs],
+    }
+
+
+def _change(original: Structure, corrected: Structure, volume: Volume) -> dict[str, Any]:
+    """The row of `correction_document` for one structure."""
+    masks = (corrected.mask_on_grid, original.mask_on_grid)
+    flat = [volume.without_flat_axis(mask) for mask in masks]
+    distances = boundary.surface_distances(flat[0], flat[1], volume.axis_spacing)
+    mean_distance = boundary.average_surface_distance(distances)
     spacing = (*volume.axis_spacing, 1.0)[:3]
-    found = []
-    for structure, changed in zip(case.structures, correction.segmentation.structures, strict=True):
-        corrected = changed.mask_on_grid
-        original = structure.mask_on_grid
-        flat = (volume.without_flat_axis(corrected), volume.without_flat_axis(original))
-        distances = surface_distances(*flat, volume.axis_spacing)
-        away = average_surface_distance(distances)
-        found.append(
-            CorrectionSize(
-                number=structure.number,
-                label=structure.label,
-                dice=dice(*flat),
-                surface_dice=normalised_surface_dice(distances, tolerance_mm=tolerance),
-                mean_surface_distance=away if np.isfinite(away) else None,
-                size_difference=(changed.voxels - structure.voxels) * volume.voxel_size,
-                added_path_length=added_path_length(corrected, original, spacing, across),
-            )
-        )
-    return found
+    return {
+        "number": original.number,
+        "label": original.label,
+        "dice": round(dice(flat[0], flat[1]), 5),
+        "surface_dice": round(boundary.normalised_surface_dice(distances, tolerance_mm=TOLERANCE), 5),
+        "mean_surface_distance": round(mean_distance, 4) if np.isfinite(mean_distance) else None,
+        "size_difference": round((corrected.voxels - original.voxels) * volume.voxel_size, 5),
+        "added_path_length": round(added_path_length(*masks, spacing, slice_axis(volume)), 3),
+    }
 
 
-def added_path_length(corrected: Mask, original: Mask, spacing: Spacing, across: int = 2) -> float:
-    """How much outline a reader had to draw: what of the corrected outlines, slice by slice, was not there before.
+def added_path_length(corrected: Mask, original: Mask, spacing: boundary.Spacing, across: int = 2) -> float:
+    """The length of outline that a reader had to draw: the corrected outlines, slice by slice, without the original ones.
 
-    An outline is the voxels of a mask that share a side with one outside of it in their slice. Those of the corrected outlines
-    that are not on the original's are counted, and each is as long as a pixel of the slice is wide (where its sides differ, the
-    root of their product). What was only taken away is drawn anew where the new outline runs, so it counts too.
+    An outline is the voxels of a mask that share a side with a voxel outside of the mask in the same slice. The voxels of the
+    corrected outlines that are not on an original outline are counted. Each is as long as a pixel of the slice is wide; if the
+    sides of a pixel differ, as the root of their product. Where a part was only removed, the new outline is counted too.
 
     Args:
         corrected: Shape (I, J, K).
@@ -247,33 +216,30 @@ def added_path_length(corrected: Mask, original: Mask, spacing: Spacing, across:
 
 
 def store_training_case(
-    correction: Correction,
-    case: ReviewedCase,
-    sizes: list[CorrectionSize],
-    folder: Path,
-    subject: str | None = None,
+    correction: Correction, case: ReviewedCase, measured: Mapping[str, Any], folder: Path, subject: str | None = None
 ) -> str:
-    """Adds image, corrected label and where they come from to a folder that `monai-unet train --data` takes; gives its id.
+    """Adds a corrected case to a folder that `monai-unet train --data` takes, and gives the id of the case.
 
-    The folder holds images/, labels/ and provenance/ with files of one name. Neither name nor provenance holds a patient's
-    identity, nor a comment, which may. The picture of a head is identity all the same: treat the folder so.
+    The folder holds images/, labels/ and provenance/, with files of the same name. Neither name nor provenance holds the
+    patient's identity; the comment is left out because it may. The image of a head identifies a person all the same, so the
+    folder must be protected like patient data.
 
     Args:
         correction: On the grid of the image.
-        case: What was corrected.
-        sizes: Of the correction.
-        folder: Of the training cases; made where it is absent.
-        subject: Pseudonym of the patient; letters, digits, - and _. By default one of the study, so that the two sides of a
-            head are of one subject, but two studies of a patient are not.
+        case: The case that was corrected.
+        measured: The `correction_document`.
+        folder: The folder of the training cases; created where it is absent.
+        subject: Pseudonym of the patient; letters, digits, - and _. By default a pseudonym of the study: two results of a study
+            are then of one subject, and two studies of a patient are of two.
 
     Raises:
-        InputRefusedError: Structures overlap, which one label a voxel cannot say, or a picture is not of 8 bits.
+        InputRefusedError: Structures overlap, so that a voxel would need two labels, or a picture does not have 8 bits.
     """
     subject = _checked(
         subject or f"study{_digest(case.document['source']['study_instance_uid'] or case.result_sha256)}"
     )
     name = f"{subject}_{case.result_sha256[:8]}"
-    labels = _one_label_a_voxel(correction, case)
+    labels = _exclusive_labels(correction, case)
     for part in ("images", "labels"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     if case.image.planar:
@@ -282,16 +248,7 @@ def store_training_case(
     else:
         write_nifti(case.image.array, case.image, folder / "images" / f"{name}.nii.gz")
         write_nifti(labels, case.image, folder / "labels" / f"{name}.nii.gz")
-    write_json(
-        _provenance(correction, case, sizes, name, subject), folder / "provenance" / f"{name}.json", "review_case"
-    )
-    return name
-
-
-def _provenance(
-    correction: Correction, case: ReviewedCase, sizes: list[CorrectionSize], name: str, subject: str
-) -> dict[str, Any]:
-    return {
+    provenance = {
         "schema_version": SCHEMA_VERSION,
         "id": name,
         "subject": subject,
@@ -299,27 +256,19 @@ def _provenance(
         "bundle": dict(case.document["bundle"]),
         "result_sha256": case.result_sha256,
         "modality": case.document["source"]["modality"],
-        "labels": {str(one.number): one.label for one in case.structures},
-        "correction": size_document(correction, sizes),
+        "labels": {str(structure.number): structure.label for structure in case.structures},
+        "correction": dict(measured),
     }
+    write_json(provenance, folder / "provenance" / f"{name}.json", "review_case")
+    return name
 
 
-def size_document(
-    correction: Correction, sizes: Sequence[CorrectionSize], tolerance: float = TOLERANCE
-) -> dict[str, Any]:
-    """The part of a record that describes a correction."""
-    volume = correction.segmentation.image
-    return {
-        "file_kind": correction.ending,
-        "paired_by": correction.paired_by,
-        "unit": volume.length_unit,
-        "size_unit": volume.size_unit,
-        "tolerance": tolerance,
-        "structures": [one.document() for one in sizes],
-    }
+def _exclusive_labels(correction: Correction, case: ReviewedCase) -> NDArray[np.uint8]:
+    """Shape (I, J, K): the number of the structure at each voxel, 0 for background.
 
-
-def _one_label_a_voxel(correction: Correction, case: ReviewedCase) -> NDArray[np.uint8]:
+    Raises:
+        InputRefusedError: Structures overlap, or a number is above 255.
+    """
     labels = np.zeros(case.image.shape, np.uint8)
     for structure in correction.segmentation.structures:
         mask = structure.mask_on_grid

@@ -13,7 +13,7 @@ from scipy.ndimage import binary_erosion, generate_binary_structure
 from dicom_io.segmentation import Structure
 from monai_unet_app.metrics.boxes import bounding_box
 
-from .key_images import grey_window, shown_channel, slice_axis
+from .key_images import shown_channel, shown_window, slice_axis
 from .reviewed_case import Mask, ReviewedCase
 
 LayerKind = Literal["image", "mask", "contour", "uncertainty"]
@@ -66,12 +66,12 @@ class Embedded:
 def embed(case: ReviewedCase, most_mb: float) -> Embedded:
     """The layers of a case in at most `most_mb` megabytes of base64: whole, else around the structures, else none."""
     volume = shown_channel(case.image)
-    window = None if volume.array.ndim == 4 else grey_window(volume)
+    window = None if volume.array.ndim == 4 else shown_window(volume)[0]
     whole = (slice(None),) * 3
-    found = Embedded(tuple(_layers(case, whole)), window)
-    if found.megabytes <= most_mb:
-        return found
-    size = f"{found.megabytes:.0f} MB of images are more than the {most_mb:g} MB that a page may hold"
+    complete = Embedded(tuple(_layers(case, whole)), window)
+    if complete.megabytes <= most_mb:
+        return complete
+    size = f"{complete.megabytes:.0f} MB of images are more than the {most_mb:g} MB that a page may hold"
     box = bounding_box(case.segmentation.foreground, [int(np.ceil(ROOM_MM / step)) for step in case.image.spacing_mm])
     if box is not None:
         part = Embedded(

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from dicom_io.coding import Segment, Whole
-from dicom_io.errors import DicomIoError
 from dicom_io.kinds import FORMATS, RESULT_KINDS
 from dicom_io.net.destination import Profile
 from dicom_io.net.outgoing import prepare_files
@@ -20,7 +19,7 @@ from dicom_io.reading.instances import load_dataset
 from dicom_io.rejection import Rejection, write_rejection_note
 from dicom_io.seg import described_segments
 from dicom_io.sr import Verification, write_verified_sr
-from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.errors import refusing_as
 
 from .correction import Correction
 from .reviewed_case import named_file, read_result
@@ -64,24 +63,22 @@ def write_follow_up(follow_up: FollowUp, result: Path, output: Path, name: str) 
     Raises:
         InputRefusedError: An object cannot be written; the message says why.
     """
-    document, found = read_result(result), dict[str, Path]()
+    document, written = read_result(result), dict[str, Path]()
     output.mkdir(parents=True, exist_ok=True)
-    try:
+    with refusing_as(document["case"]):
         if follow_up.accepted and "sr" in document["files"]:
             report = named_file(result, document, "sr")
-            found["verified"] = write_verified_sr(report, output / f"{name}_sr_verified.dcm", follow_up.verification)
+            written["verified"] = write_verified_sr(report, output / f"{name}_sr_verified.dcm", follow_up.verification)
         if follow_up.correction is not None:
-            found |= _write_corrected(follow_up.correction, follow_up.verification, result, document, output / name)
+            written |= _write_corrected(follow_up.correction, follow_up.verification, result, document, output / name)
         objects = _objects(result, document) if follow_up.delivered else []
         objects += [file for before in follow_up.superseded for file in _objects(before, read_result(before))]
         objects = list({instance_uid(file): file for file in reversed(objects)}.values())[::-1]  # each of them once
         if not follow_up.accepted and objects:
             by = follow_up.verification
             rejection = Rejection(by.observer, by.organization, by.moment, by.comment)
-            found["rejection"] = write_rejection_note(objects, output / f"{name}_rejection.dcm", rejection)
-    except DicomIoError as error:
-        raise InputRefusedError(f"{document['case']}: {error}") from error
-    return found
+            written["rejection"] = write_rejection_note(objects, output / f"{name}_rejection.dcm", rejection)
+    return written
 
 
 def _objects(result: Path, document: Mapping[str, Any]) -> list[Path]:
@@ -149,13 +146,13 @@ def _info(before: Path, verification: Verification, document: Mapping[str, Any])
 
 
 def _wholes(document: Mapping[str, Any], segments: tuple[Segment, ...]) -> dict[Whole, None]:
-    """What structures are parts of, as the result has it; without intervals, which are of the model's sizes."""
-    found = dict[Whole, None]()
+    """The wholes of the result, without intervals: those belong to the sizes that the model computed."""
+    wholes = dict[Whole, None]()
     for row in document.get("wholes") or []:
-        parts = [one for one in segments if one.number in row["parts"]]
-        first, regions = parts[0], {one.anatomic_region for one in parts}
-        modifiers = {one.anatomic_region_modifier for one in parts}
+        parts = [segment for segment in segments if segment.number in row["parts"]]
+        first, regions = parts[0], {segment.anatomic_region for segment in parts}
+        modifiers = {segment.anatomic_region_modifier for segment in parts}
         region = first.anatomic_region if len(regions) == 1 else None
         modifier = first.anatomic_region_modifier if region is not None and len(modifiers) == 1 else None
-        found[Whole(row["label"], tuple(row["parts"]), first.category, first.type, region, modifier)] = None
-    return found
+        wholes[Whole(row["label"], tuple(row["parts"]), first.category, first.type, region, modifier)] = None
+    return wholes

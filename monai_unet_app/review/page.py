@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from html import escape
 from importlib.resources import files
 from string import Template
@@ -159,9 +158,7 @@ def _data(case: ReviewedCase, sections: list[KeySection], embedded: Embedded) ->
         "planar": case.image.planar,
         "places": [list(section.place_mm) for section in sections],
         "window": embedded.window,
-        "windows": [
-            asdict(preset) for preset in window_presets(shown_channel(case.image), case.document["source"]["modality"])
-        ],
+        "windows": window_presets(shown_channel(case.image), case.document["source"]["modality"]),
         "unit": {
             "values": "HU" if case.document["source"]["modality"] == "CT" else "",
             "lengths": case.document["source"]["unit"],

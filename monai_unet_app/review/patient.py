@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from pydicom.dataset import Dataset
 from pydicom.valuerep import PersonName
 
-from dicom_io.errors import DicomIoError
 from dicom_io.objects.identity import source_headers
 from dicom_io.volume import Volume
-from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.errors import refusing_as
 
 IDENTITY_MARK = "HOLDS-PATIENT-IDENTITY.txt"
 """Name of the file that says so, in every folder whose pages name a patient."""
@@ -30,10 +29,8 @@ def patient_and_study(volume: Volume) -> dict[str, str]:
     """
     if volume.provenance.kind != "dicom":
         return {}
-    try:
+    with refusing_as("the source does not say whose it is"):
         header = source_headers(volume, of_each=False)[0]
-    except DicomIoError as error:
-        raise InputRefusedError(f"the source does not say whose it is: {error}") from error
     said = {
         "Patient": person(header.get("PatientName")),
         "Patient ID": _text(header, "PatientID"),

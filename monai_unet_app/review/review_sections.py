@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from monai_unet_app.bundle_folder import figure_of
 from monai_unet_app.report.blocks import Block, Cell, Facts, Heading, Lines, Picture, Table, Text, Title, Tone, Verdict
 from monai_unet_app.report.words import between, percent, plural
 
@@ -68,21 +69,18 @@ def statements(case: ReviewedCase) -> list[str]:
 
 
 def calibration_sentence(case: ReviewedCase) -> str:
-    """How far probabilities and intervals of the model were found to be right."""
-    measured: Mapping[str, Any] = case.bundle.metadata.get("eval_metrics", {}) if case.bundle else {}
-    errors = [
-        f"{percent(value['calibrated'], 2)} {_where(key)}"
-        for key, value in measured.items()
-        if key.startswith("ece_") and isinstance(value, Mapping) and "calibrated" in value
-    ]
+    """How far the model's probabilities were off when it was tested."""
     if case.bundle is None:
         return "The model is not at hand here, so its calibration is not stated; see its card."
+    measured = case.bundle.eval_metrics
+    entries = [(key, figure_of(measured[key])) for key in measured if key.startswith("ece_")]
+    errors = [f"{percent(value, 2)} {_where(key)}" for key, value in entries if value is not None]
     if not errors:
         return "The model's calibration was not measured."
-    return (
-        f"On {plural(int(measured['subjects']), 'test subject')} the model's probabilities were off by {' and '.join(errors)} "
-        "on average (expected calibration error)."
-    )
+    count = measured.get("subjects")
+    subjects = plural(count, "test subject") if isinstance(count, int) else "its test subjects"
+    off = " and ".join(errors)
+    return f"On {subjects} the model's probabilities were off by {off} on average (expected calibration error)."
 
 
 def prior_sentence(case: ReviewedCase) -> str:

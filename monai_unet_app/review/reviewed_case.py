@@ -1,4 +1,4 @@
-"""What a review shows of one case: a result as it was delivered, read back from its files and held against its record."""
+"""A delivered result for a review: it is read back from its files and compared with its record, `result.json`."""
 
 import json
 import re
@@ -12,25 +12,24 @@ from numpy.typing import NDArray
 from pydicom.sr.coding import Code
 
 from dicom_io.coding import Segment
-from dicom_io.errors import DicomIoError
 from dicom_io.parametric import read_parametric_map
 from dicom_io.reading.instances import load_dataset
 from dicom_io.rtstruct import read_regions
 from dicom_io.seg import read_segments
 from dicom_io.segmentation import Segmentation, Structure
-from dicom_io.volume import Volume, corner_indices
+from dicom_io.volume import Volume
 from monai_unet_app.bundle_folder import BundleFiles
 from monai_unet_app.data.digest import file_sha256
 from monai_unet_app.data.labels import AFFINE_TOLERANCE_MM, read_labels
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import validate
-from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.errors import InputRefusedError, refusing_as
 from monai_unet_app.metrics import normalised_entropy
 
 Mask = NDArray[np.bool_]
 
 LABEL_KINDS = ("nifti", "nrrd", "mha", "seg", "rtstruct", "mask")
-"""Files of a result that hold labels, those on the image's own grid first."""
+"""Kinds of files that hold the labels of a result. Files on the image's own grid come first."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +38,14 @@ class ReviewedCase:
 
     Attributes:
         document: Content of its `result.json`.
-        folder: Where that lies, with the files that it names.
-        result_sha256: Hex digest of `result.json`: a verdict names it.
-        labels_sha256: Hex digest of the file that the masks were read from; None where there is none.
+        folder: Folder of `result.json` and of the files that it names.
+        result_sha256: Hex digest of `result.json`; a verdict names it.
+        labels_sha256: Hex digest of the file that the masks were read from; None for a result without labels.
         segmentation: The image and the delivered labels; no voxel belongs to a segment where no labels were delivered.
         uncertainty: Shape (I, J, K), 0 sure to 1 undecided; None where no probabilities were delivered.
-        bundle: What computed the result; None where it is not at hand.
-        prior: Content of the earlier `result.json`; None without one.
-        same_patient: Whoever named the earlier result knows that both are of one patient.
+        bundle: The bundle that computed the result; None if it is not on this machine.
+        prior: Content of an earlier `result.json` to compare with; None without an earlier result.
+        same_patient: True if the caller has checked that both results are of the same patient.
     """
 
     document: Mapping[str, Any]
@@ -81,7 +80,7 @@ class ReviewedCase:
 
     @property
     def has_labels(self) -> bool:
-        """False where the result was delivered without labels, as a result that the quality gate rejects is."""
+        """False for a result without labels, such as a result that the quality gate rejected."""
         return self.labels_sha256 is not None
 
 
@@ -92,12 +91,12 @@ def read_reviewed(
 
     Args:
         result: A `<case>_result.json`, or a folder with one.
-        image: What it was made from, as a path or as it was read.
-        bundle: What computed it; gives colours and what was measured of it.
+        image: The image that it was made from: a path, or the volume.
+        bundle: The bundle that computed it, which gives colours and measured figures.
         prior: An earlier `result.json` of the same structures.
 
     Raises:
-        InputRefusedError: A file is absent or not what the record says: another image, bundle, grid, or number of voxels.
+        InputRefusedError: A file is absent or contradicts the record: another image, bundle, grid, or number of voxels.
     """
     path = find_result(result)
     document = read_result(path)
@@ -138,7 +137,7 @@ def find_result(path: Path) -> Path:
     results = sorted(path.glob("*_result.json")) if path.is_dir() else []
     if len(results) != 1:
         raise InputRefusedError(
-            f"{path.name} holds {len(results)} result.json; one is needed; name the file <case>_result.json that is meant"
+            f"{path.name} holds {len(results)} result.json; one is needed; name the right <case>_result.json"
         )
     return results[0]
 
@@ -164,14 +163,14 @@ def labels_file(result: Path, document: Mapping[str, Any]) -> Path | None:
     """The file with the labels of a result; None if it was delivered without labels.
 
     Raises:
-        InputRefusedError: The record names one that is not there.
+        InputRefusedError: The record names a file that is not there.
     """
     kind = next((kind for kind in LABEL_KINDS if kind in document["files"]), None)
     return None if kind is None else named_file(result, document, kind)
 
 
 def named_file(result: Path, document: Mapping[str, Any], kind: str) -> Path:
-    """The file of this kind beside a `result.json`. Raises InputRefusedError if it is not there, or elsewhere."""
+    """The file of this kind beside a `result.json`. Raises InputRefusedError if it is absent or in another folder."""
     name = str(document["files"][kind])
     path = result.parent / name
     if not path.resolve().is_relative_to(result.parent.resolve()) or not path.is_file():
@@ -184,16 +183,16 @@ def named_file(result: Path, document: Mapping[str, Any], kind: str) -> Path:
 def read_segmentation(
     path: Path, volume: Volume, document: Mapping[str, Any], segments: Sequence[Segment]
 ) -> Segmentation:
-    """The labels of a result, as one of its files holds them.
+    """The labels of a result from one of its files.
 
     Args:
         path: NIfTI, NRRD, MetaImage, grey picture, SEG or RTSTRUCT: label values, or channels last where structures overlap.
         volume: The image.
-        document: The `result.json`, which says which structures there are.
-        segments: Its structures.
+        document: The `result.json`.
+        segments: The structures of the result.
 
     Raises:
-        InputRefusedError: Another grid, other structures, or an unreadable file.
+        InputRefusedError: The file has another grid or other structures, or cannot be read.
     """
     labels = volume.with_array(_label_array(path, volume, overlapping=not is_exclusive(document)))
     if labels.array.ndim == 4:
@@ -216,14 +215,13 @@ def read_segmentation(
 
 
 def _label_array(path: Path, volume: Volume, *, overlapping: bool) -> NDArray[Any]:
+    """Shape (I, J, K) with label values, or (I, J, K, S) with a channel for each structure."""
     if path.suffix == ".dcm" and overlapping:
-        try:
+        with refusing_as(path.name):
             if "SegmentSequence" in load_dataset(path, with_pixels=False):
-                found = read_segments(path, volume).array
-                return found >= 0.5 if found.dtype.kind == "f" else found
+                channels = read_segments(path, volume).array
+                return channels >= 0.5 if channels.dtype.kind == "f" else channels
             return read_regions(path, volume).array
-        except DicomIoError as error:
-            raise InputRefusedError(f"{path.name}: {error}") from error
     if overlapping and path.name.endswith((".nii", ".nii.gz", ".nrrd", ".mha")):
         stored = read_volume(path)
         if stored.array.ndim == 4:
@@ -232,23 +230,22 @@ def _label_array(path: Path, volume: Volume, *, overlapping: bool) -> NDArray[An
     return read_labels(path, volume).array
 
 
-def check_same_place(found: Volume, volume: Volume, name: str) -> None:
-    """Pass if two volumes are one grid. Raises InputRefusedError."""
-    corners = corner_indices(volume.shape)
-    apart = float(np.abs((found.affine_lps - volume.affine_lps) @ corners).max()) if volume.has_patient_space else 0.0
-    if found.shape != volume.shape or apart > AFFINE_TOLERANCE_MM:
+def check_same_place(stored: Volume, image: Volume, name: str) -> None:
+    """Raises InputRefusedError if the volume of the file `name` is not on the grid of the image."""
+    distance_mm = image.distance_mm(stored) if image.has_patient_space else 0.0
+    if stored.shape != image.shape or distance_mm > AFFINE_TOLERANCE_MM:
         raise InputRefusedError(
-            f"{name} has the grid {found.shape}, the image {volume.shape}, {apart:.2f} mm apart; the same one is needed; take "
-            "the image that the result was made from"
+            f"{name} has the grid {stored.shape}, the image {image.shape}, {distance_mm:.2f} mm apart; the same one is needed; "
+            "take the image that the result was made from"
         )
 
 
 def _check_bundle(document: Mapping[str, Any], bundle: BundleFiles | None) -> None:
-    wanted = document["bundle"]
-    if bundle is not None and bundle.sha256 != wanted["sha256"]:
+    maker = document["bundle"]
+    if bundle is not None and bundle.sha256 != maker["sha256"]:
         raise InputRefusedError(
-            f"the result is of {wanted['name']} {wanted['version']} ({wanted['sha256'][:12]}), the bundle is {bundle.name} "
-            f"{bundle.version} ({bundle.sha256[:12]}); what is measured of one says nothing of the other; name the bundle that "
+            f"the result is of {maker['name']} {maker['version']} ({maker['sha256'][:12]}), the bundle is {bundle.name} "
+            f"{bundle.version} ({bundle.sha256[:12]}); figures of one bundle say nothing of another; name the bundle that "
             "computed the result, or leave it out"
         )
 
@@ -268,10 +265,9 @@ def _check_image(document: Mapping[str, Any], volume: Volume) -> None:
 
 
 def _check_counts(document: Mapping[str, Any], segmentation: Segmentation) -> None:
-    """Pass if the masks have as many voxels as the record says; labels on slices of their own are not compared.
+    """Raises InputRefusedError if a mask has another number of voxels than the record.
 
-    Raises:
-        InputRefusedError: Another number of voxels.
+    Results of a resampled image are not compared: their labels may lie on the original slices.
     """
     if segmentation.image.provenance.resampled:
         return
@@ -283,7 +279,7 @@ def _check_counts(document: Mapping[str, Any], segmentation: Segmentation) -> No
             )
 
 
-_NOT_STATED = Code("", "", "not stated")  # a result.json holds no codes, and these segments are written nowhere
+_NOT_STATED = Code("", "", "not stated")  # result.json holds no codes, and these segments are not written to any file
 
 
 def _segments(document: Mapping[str, Any], bundle: BundleFiles | None) -> tuple[Segment, ...]:
@@ -311,14 +307,12 @@ def _uncertainty(path: Path, document: Mapping[str, Any], volume: Volume) -> NDA
     """Entropy of the calibrated probabilities, from the file of probabilities or from the parametric map."""
     files = document["files"]
     if "probabilities" in files:
-        found = read_volume(named_file(path, document, "probabilities"))
-        check_same_place(found, volume, files["probabilities"])
-        array = found.array if found.array.ndim == 4 else found.array[..., None]
+        probabilities = read_volume(named_file(path, document, "probabilities"))
+        check_same_place(probabilities, volume, files["probabilities"])
+        array = probabilities.array if probabilities.array.ndim == 4 else probabilities.array[..., None]
         return normalised_entropy(np.moveaxis(array, -1, 0), exclusive=is_exclusive(document))
     if "pm" in files:
-        try:
+        with refusing_as(files["pm"]):
             values = read_parametric_map(named_file(path, document, "pm"), volume).array
-        except DicomIoError as error:
-            raise InputRefusedError(f"{files['pm']}: {error}") from error
         return np.asarray(np.nan_to_num(values), dtype=np.float32)
     return None

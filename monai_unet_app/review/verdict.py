@@ -6,14 +6,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from dicom_io.errors import DicomIoError
 from dicom_io.sr import Verification
 from dicom_io.volume import Volume
 from monai_unet_app.data.digest import file_sha256
 from monai_unet_app.data.schemas import validate, write_new_json
-from monai_unet_app.errors import InputRefusedError, UsageError
+from monai_unet_app.errors import InputRefusedError, UsageError, refusing_as
 
-from .correction import Correction, read_correction, size_document, sizes_of, store_training_case
+from .correction import Correction, correction_document, read_correction, store_training_case
 from .follow_up import FollowUp, instance_uid, write_follow_up
 from .reviewed_case import ReviewedCase, file_name, find_result, labels_file, named_file, read_result, read_reviewed
 
@@ -212,10 +211,8 @@ def _follow_up(
     """The objects that follow from a verdict about the result at `path`, by kind; for its variants too, if it has some."""
     if context.reviewer is None:
         return {}
-    try:
+    with refusing_as(verdict.case):
         verification = Verification(context.reviewer.name, context.reviewer.organization, moment, verdict.comment)
-    except DicomIoError as error:
-        raise InputRefusedError(f"{verdict.case}: {error}") from error
     follow_up = FollowUp(verification, verdict.decision == "accepted", correction, context.delivered)
     variants = [path] if context.variants is None else sorted(context.variants.rglob("*_result.json"))
     root, objects = context.variants or path.parent, dict[str, Path]()
@@ -257,8 +254,7 @@ def _object_entry(kind: str, file: Path, output: Path) -> dict[str, str]:
 
 
 def _measured_and_stored(case: ReviewedCase, correction: Correction, context: VerdictContext) -> dict[str, Any]:
-    sizes = sizes_of(correction, case)
-    stored = None
+    measured, stored = correction_document(correction, case), None
     if context.training is not None:
-        stored = store_training_case(correction, case, sizes, context.training, context.subject)
-    return {**size_document(correction, sizes), "training_case": stored}
+        stored = store_training_case(correction, case, measured, context.training, context.subject)
+    return {**measured, "training_case": stored}

@@ -151,7 +151,7 @@ def _local_bundle(sha256: str) -> dict[str, Any] | None:
 
 def _bundle_facts(files: BundleFiles) -> dict[str, Any]:
     run, report = _json(files.root / "models/run.json"), files.root / "models" / CALIBRATION_RECORD
-    measured = files.metadata.get("eval_metrics") or {}
+    measured = files.eval_metrics
     return {
         "name": files.name,
         "version": files.version,

@@ -51,7 +51,8 @@ def forget_template(root: Path, template: Path, name: str | None = None) -> None
     licence = root / LICENSE_OF_DATA
     if licence.is_file() and (is_trained or _is_shipped(licence)):
         licence.unlink()
-    _name_algorithm(root / SEGMENTS, {template.name, *_shipped_names()}, root.resolve().name)
+    shipped_names = {folder.name for folder in _shipped_bundles()}
+    _name_algorithm(root / SEGMENTS, {template.name} | shipped_names, root.resolve().name)
     _forget_description(root)
     (root / CARD).parent.mkdir(exist_ok=True)
     (root / CARD).write_text(_card(metadata, root), encoding="utf-8")
@@ -59,27 +60,27 @@ def forget_template(root: Path, template: Path, name: str | None = None) -> None
 
 def _is_shipped(file: Path) -> bool:
     """Whether a shipped bundle has the same file at the same path."""
-    path = Path(file.parent.name) / file.name
     content = file.read_bytes()
-    others = [folder / path for folder in shipped("bundles").iterdir()]
+    others = [folder / file.parent.name / file.name for folder in _shipped_bundles()]
     return any(other.is_file() and other.read_bytes() == content for other in others)
 
 
-def _shipped_metadata() -> list[dict[str, Any]]:
-    return [json.loads(path.read_text(encoding="utf-8")) for path in shipped("bundles").glob(f"*/{METADATA}")]
+def _shipped_bundles() -> list[Path]:
+    """The folders of the shipped bundles."""
+    return [path.parents[1] for path in shipped("bundles").glob(f"*/{METADATA}")]
 
 
 def _own_facts(old: Mapping[str, Any], *, inherit_none: bool) -> dict[str, Any]:
     """The metadata without the facts of a template: those that a shipped bundle has too, or all with `inherit_none`."""
-    others = _shipped_metadata()
-    kept = dict(old)
+    others = [json.loads((folder / METADATA).read_text(encoding="utf-8")) for folder in _shipped_bundles()]
+    facts = dict(old)
     for key in (*REQUIRED, *DROPPED, "name"):
-        if key in kept and (inherit_none or any(other.get(key) == kept[key] for other in others)):
-            del kept[key]
-    kept["eval_metrics"] = {}
-    if inherit_none or any(other.get("changelog") == kept.get("changelog") for other in others):
-        kept["changelog"] = {str(kept["version"]): "trained with monai-unet train"}
-    return {**kept, **{key: kept.get(key, NOT_STATED) for key in REQUIRED}}
+        if key in facts and (inherit_none or any(other.get(key) == facts[key] for other in others)):
+            del facts[key]
+    facts["eval_metrics"] = {}
+    if inherit_none or any(other.get("changelog") == facts.get("changelog") for other in others):
+        facts["changelog"] = {str(facts["version"]): "trained with monai-unet train"}
+    return {**facts, **{key: facts.get(key, NOT_STATED) for key in REQUIRED}}
 
 
 def _derived(root: Path) -> dict[str, Any]:
@@ -117,10 +118,6 @@ def _derived(root: Path) -> dict[str, Any]:
     }
 
 
-def _shipped_names() -> set[str]:
-    return {path.parents[1].name for path in shipped("bundles").glob(f"*/{METADATA}")}
-
-
 def _name_algorithm(segments: Path, old: Collection[str], new: str) -> None:
     """Writes the name of the copy as SegmentAlgorithmName, in place of its template and of shipped bundles."""
     text = segments.read_text(encoding="utf-8")
@@ -133,7 +130,7 @@ def _forget_description(root: Path) -> None:
     """Removes "From ... to ..." of a shipped bundle from the first line of inference.yaml if images or labels differ."""
     config = root / INFERENCE
     first, end, rest = config.read_bytes().decode().partition("\n")
-    for other in (path.parents[1] for path in shipped("bundles").glob(f"*/{METADATA}")):
+    for other in _shipped_bundles():
         if (other / INFERENCE).read_text(encoding="utf-8").split("\n")[0] != first.rstrip("\r"):
             continue
         own, of_shipped = (BundleFiles(folder).inference_document for folder in (root, other))
@@ -151,9 +148,4 @@ def _card(metadata: Mapping[str, Any], root: Path) -> str:
         segments=bundle.segments,
         licence="see `docs/data_license.txt`" if (root / LICENSE_OF_DATA).is_file() else NOT_STATED,
         not_stated=NOT_STATED,
-        sentence=_sentence,
     )
-
-
-def _sentence(subject: str, fact: object) -> str:
-    return f"{subject}: {str(fact).strip().rstrip('.')}."

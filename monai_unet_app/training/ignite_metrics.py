@@ -316,10 +316,8 @@ class Calibration(_CaseMetric):
     def merged(self) -> ReliabilityCounts:
         """The counts of all processes."""
         own = {f.name: np.asarray(getattr(self.counts, f.name)) for f in fields(self.counts) if f.name != "bins"}
-        sums = _over_processes(np.concatenate([counts.ravel() for counts in own.values()]))
-        ends = np.cumsum([counts.size for counts in own.values()])
-        merged = zip(own.items(), np.split(sums, ends[:-1]), strict=True)
-        return replace(self.counts, **{name: _shaped_like(counts, sums) for (name, counts), sums in merged})
+        sums = {name: _over_processes(counts).astype(counts.dtype) for name, counts in own.items()}
+        return replace(self.counts, **{name: total if total.ndim else total.item() for name, total in sums.items()})
 
     def _band(self, p: NDArray[Any], case: Items) -> NDArray[np.bool_]:
         foreground: NDArray[np.bool_] = p.argmax(axis=0) != 0 if self.exclusive else np.any(p >= 0.5, axis=0)
@@ -345,12 +343,7 @@ def _array(tensor: Tensor) -> NDArray[Any]:
     return array
 
 
-def _shaped_like(counts: NDArray[Any], sums: NDArray[np.float64]) -> Any:
-    """The sums with the shape and the dtype of the counts, or as a number."""
-    return sums.reshape(counts.shape).astype(counts.dtype) if counts.ndim else sums.item()
-
-
-def _over_processes(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sums over all processes; float64 keeps whole numbers exact up to 2**53."""
+def _over_processes(sums: NDArray[Any]) -> NDArray[np.float64]:
+    """The sums over all processes, in the same shape; float64 keeps whole numbers exact up to 2**53."""
     merged = idist.all_reduce(torch.from_numpy(np.array(sums, dtype=np.float64)))
     return torch.as_tensor(merged).cpu().numpy()

@@ -22,6 +22,7 @@ Losses that MONAI has are not repeated here:
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from monai.networks.utils import one_hot
@@ -210,13 +211,9 @@ class SoftL1ACELoss(_L1ACELoss):
     with soft bins, and often a lower Dice than with hard bins.
 
     Args:
-        num_bins: Number of bins, 2 or more.
-        include_background: False leaves channel 0 out.
-        softmax: Exclusive classes.
-        sigmoid: Overlapping labels. Exactly one of the two must be true.
-        ignore_empty_classes: As in `HardL1ACELoss`.
         least_weight: Bins whose shares add up to fewer voxels than this count as empty, because the gradient of their mean
             has no bound. Above 0.
+        bins: The arguments of `HardL1ACELoss`, by name; `num_bins` is 2 or more.
 
     Raises:
         ValueError: Fewer than 2 bins, a `least_weight` of 0 or less, or not exactly one of `softmax` and `sigmoid`.
@@ -226,16 +223,8 @@ class SoftL1ACELoss(_L1ACELoss):
 
     least_bins = 2
 
-    def __init__(
-        self,
-        num_bins: int = 20,
-        include_background: bool = True,
-        softmax: bool = False,
-        sigmoid: bool = False,
-        ignore_empty_classes: bool = True,
-        least_weight: float = 0.01,
-    ) -> None:
-        super().__init__(num_bins, include_background, softmax, sigmoid, ignore_empty_classes)
+    def __init__(self, *, least_weight: float = 0.01, **bins: Any) -> None:
+        super().__init__(**bins)
         if not least_weight > 0:
             raise ValueError(f"least_weight is {least_weight}; a number of voxels above 0 is needed; take 0.01")
         self.least_weight = least_weight
@@ -279,9 +268,9 @@ def _check_shapes(logits: Tensor, truth: Tensor, softmax: bool) -> None:
         )
     allowed = {channels, 1} if softmax else {channels}
     if truth.ndim != logits.ndim or truth.shape[1] not in allowed or _but_channels(truth) != _but_channels(logits):
-        wanted = " or ".join(str((logits.shape[0], c, *logits.shape[2:])) for c in sorted(allowed))
+        needed = " or ".join(str((logits.shape[0], c, *logits.shape[2:])) for c in sorted(allowed))
         raise ValueError(
-            f"truth has shape {tuple(truth.shape)}; {wanted} is needed for logits of {tuple(logits.shape)}"
+            f"truth has shape {tuple(truth.shape)}; {needed} is needed for logits of {tuple(logits.shape)}"
         )
 
 

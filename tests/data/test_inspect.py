@@ -113,6 +113,17 @@ def test_a_problem_names_its_case_once(tmp_path: Path) -> None:
     assert found.refusals["gap"].startswith("series ")
 
 
+def test_a_series_whose_header_breaks_after_the_survey_is_listed_and_the_others_stay(tmp_path: Path) -> None:
+    for name in ("good", "bad"):
+        write_mr_series(tmp_path / name, lopsided_array((5, 4, 6)), oblique_affine())
+    cases, _ = find_to_inspect(tmp_path)
+    header = next(case.header for case in cases if case.id == "bad")
+    assert header is not None
+    header.write_bytes(header.read_bytes()[:200])
+    found = inspect_cases(cases)
+    assert ([case.id for case in found.cases], list(found.refusals)) == (["good"], ["bad"])
+
+
 def test_several_label_objects_beside_an_image_are_pointed_out_and_cost_nothing(tmp_path: Path) -> None:
     image = Volume(lopsided_array((5, 4, 6)).astype(np.float32), oblique_affine(), Provenance("nifti"))
     segments = load_bundle("hippocampus_mri_unet3d").segments

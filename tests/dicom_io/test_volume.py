@@ -54,6 +54,18 @@ def test_on_grid_of_undoes_every_swap_and_flip_of_an_oblique_volume(
     np.testing.assert_array_equal(back.affine_lps, volume.affine_lps)
 
 
+def test_the_distance_of_two_grids_is_that_of_their_corners_which_lie_farthest_apart() -> None:
+    volume = Volume(np.zeros((512, 4, 3), np.float32), oblique_affine((0.9, 1.3, 2.5)))
+    assert volume.distance_mm(volume) == 0.0
+    longer = volume.affine_lps.copy()
+    longer[0, 0] += 0.009
+    assert volume.distance_mm(Volume(volume.array, longer)) == pytest.approx(511 * 0.009)
+    opposite = volume.affine_lps.copy()  # the first and the last corner stay where they are, others move
+    opposite[1, 0] += 0.3 / 511
+    opposite[1, 1] -= 0.3 / 3
+    assert volume.distance_mm(Volume(volume.array, opposite)) == pytest.approx(0.3)
+
+
 def test_on_grid_of_takes_channels_along_and_the_references_provenance() -> None:
     volume = Volume(lopsided_array((5, 4, 3)), oblique_affine(), Provenance("dicom", modality="MR"))
     other = walked(volume, (2, 0, 1), (-1, 1, -1))

@@ -10,7 +10,7 @@ from phantoms import write_mr_series
 
 from dicom_io.objects.display import NOT_FITTING
 from dicom_io.read import read_series
-from monai_unet_app.review.key_images import grey_window, window_presets
+from monai_unet_app.review.key_images import shown_window, window_presets
 
 ARRAY = np.rint(np.linspace(100, 1000, 40 * 30 * 6)).astype(np.int16).reshape((40, 30, 6), order="F")
 
@@ -31,6 +31,7 @@ def test_the_first_window_of_the_page_shows_the_image_and_says_where_it_comes_fr
     header = {"WindowCenter": center, "WindowWidth": width}
     write_mr_series(tmp_path, ARRAY, np.diag([1.0, 1.0, 2.0, 1.0]), header=header)
     volume = read_series(tmp_path)
-    assert grey_window(volume) == pytest.approx(ends, abs=0.6)
-    first = window_presets(volume, "MR")[0]
-    assert (first.name, first.low, first.high) == (name, *grey_window(volume))
+    shown, note = shown_window(volume)
+    assert shown == pytest.approx(ends, abs=0.6)
+    assert (note or "Default") == name
+    assert window_presets(volume, "MR")[0] == {"name": name, "low": shown[0], "high": shown[1]}

@@ -238,17 +238,17 @@ def test_uncertainty_is_greatest_where_all_answers_are_alike(page: Page) -> None
 def test_windows_are_the_usual_ones_of_ct_and_percentiles_else() -> None:
     values = np.arange(-1000, 1001, dtype=np.float32).reshape(3, 23, 29)
     volume = Volume.from_ras(values, np.eye(4), Provenance("nifti"))
-    ct = {one.name: (one.low, one.high) for one in window_presets(volume, "CT")}
+    ct = {preset["name"]: (preset["low"], preset["high"]) for preset in window_presets(volume, "CT")}
     assert ct["Soft tissue"] == (-150, 250)  # W 400 L 50
     assert ct["Lung"] == (-1350, 150)  # W 1500 L -600
     assert ct["Bone"] == (-500, 1300)  # W 1800 L 400
     assert next(iter(ct)) == "Default"
-    mr = {one.name: (one.low, one.high) for one in window_presets(volume, "MR")}
+    mr = {preset["name"]: (preset["low"], preset["high"]) for preset in window_presets(volume, "MR")}
     assert mr["10 to 90 %"] == pytest.approx((-800, 800))
     assert mr["Whole range"] == (-1000, 1000)
     assert "Lung" not in mr
     flat = volume.with_array(np.zeros_like(values))
-    assert all(one.high > one.low for one in window_presets(flat, "MR"))
+    assert all(preset["high"] > preset["low"] for preset in window_presets(flat, "MR"))
 
 
 def test_a_part_of_an_image_keeps_the_slice_numbers_of_the_whole() -> None:

@@ -30,8 +30,8 @@ from monai_unet_app.results import write_nifti
 from monai_unet_app.review.correction import (
     Correction,
     added_path_length,
+    correction_document,
     read_correction,
-    sizes_of,
     store_training_case,
 )
 from monai_unet_app.review.reviewed_case import ReviewedCase, read_reviewed
@@ -279,26 +279,22 @@ def test_a_box_moved_by_one_voxel_is_measured_as_geometry_says(case: ReviewedCas
     affine = np.diag([2.0, 2.0, 3.0, 1.0])
     volume = replace(case.image, array=np.zeros(original.shape, np.float32), affine_lps=affine)
     boxed = replace(case, segmentation=Segmentation.of_masks(volume, [original], segments("box")))
-    (size,) = sizes_of(corrected_to(volume, moved), boxed)
-    assert size.dice == pytest.approx(3 / 4)
-    assert size.size_difference == 0.0
-    assert size.mean_surface_distance == pytest.approx(
-        6 / 24 * 2.0
-    )  # one of four layers is 2 mm off, the others shared
-    assert size.surface_dice == pytest.approx(18 / 24)
-    assert size.added_path_length == pytest.approx(
-        2 * (3 + 1) * 2.0
-    )  # a slice: the new edge of 3, and 1 that was inside
+    (change,) = correction_document(corrected_to(volume, moved), boxed)["structures"]
+    assert change["dice"] == 3 / 4
+    assert change["size_difference"] == 0.0
+    assert change["mean_surface_distance"] == 6 / 24 * 2.0  # one of four layers is 2 mm off, the others shared
+    assert change["surface_dice"] == 18 / 24
+    assert change["added_path_length"] == 2 * (3 + 1) * 2.0  # a slice: the new edge of 3, and 1 that was inside
 
 
 def test_a_box_made_longer_has_a_larger_volume_by_its_new_layer(case: ReviewedCase) -> None:
     original, moved = boxes()
     volume = replace(case.image, array=np.zeros(original.shape, np.float32), affine_lps=np.diag([2.0, 2.0, 3.0, 1.0]))
     boxed = replace(case, segmentation=Segmentation.of_masks(volume, [original], segments("box")))
-    (size,) = sizes_of(corrected_to(volume, original | moved), boxed)
-    assert size.size_difference == pytest.approx(6 * 12.0 / 1000)
-    assert size.dice == pytest.approx(2 * 24 / (24 + 30))
-    assert size.added_path_length == pytest.approx(2 * 3 * 2.0)
+    (change,) = correction_document(corrected_to(volume, original | moved), boxed)["structures"]
+    assert change["size_difference"] == 6 * 12.0 / 1000
+    assert change["dice"] == round(2 * 24 / (24 + 30), 5)
+    assert change["added_path_length"] == 2 * 3 * 2.0
 
 
 def test_added_path_length_counts_outlines_in_the_slices_that_are_drawn_on() -> None:
@@ -313,10 +309,10 @@ def test_added_path_length_counts_outlines_in_the_slices_that_are_drawn_on() -> 
 
 def test_a_structure_that_was_deleted_has_no_surface_distance(case: ReviewedCase) -> None:
     nothing = [np.zeros(case.image.shape, bool) for _ in case.structures]
-    for size in sizes_of(corrected_to(case.image, *nothing), case):
-        assert size.mean_surface_distance is None
-        assert (size.dice, size.surface_dice, size.added_path_length) == (0.0, 0.0, 0.0)
-        assert size.size_difference < 0
+    for change in correction_document(corrected_to(case.image, *nothing), case)["structures"]:
+        assert change["mean_surface_distance"] is None
+        assert (change["dice"], change["surface_dice"], change["added_path_length"]) == (0.0, 0.0, 0.0)
+        assert change["size_difference"] < 0
 
 
 # --- where a correction comes from ---
@@ -504,7 +500,7 @@ def test_neither_names_nor_files_of_training_cases_hold_identity(
     delivered: Delivered, case: ReviewedCase, tmp_path: Path
 ) -> None:
     correction = corrected_to(case.image, *(corrected_labels() == n for n in (1, 2)))
-    name = store_training_case(correction, case, sizes_of(correction, case), tmp_path)
+    name = store_training_case(correction, case, correction_document(correction, case), tmp_path)
     files = sorted(file for file in tmp_path.rglob("*") if file.is_file())
     assert [file.parent.name for file in files] == ["images", "labels", "provenance"]
     told = (tmp_path / "provenance" / f"{name}.json").read_text() + " ".join(map(str, files))
@@ -528,16 +524,17 @@ def test_two_results_of_a_study_are_of_one_subject_and_a_pseudonym_can_be_given(
         one = deliver(tmp_path / folder, {**HEADER, "StudyInstanceUID": study, "SeriesNumber": 3 + number})
         case = read_reviewed(one.result, one.volume)
         correction = corrected_to(case.image, *(corrected_labels() == n for n in (1, 2)))
-        names.append(store_training_case(correction, case, sizes_of(correction, case), tmp_path / "train"))
+        measured = correction_document(correction, case)
+        names.append(store_training_case(correction, case, measured, tmp_path / "train"))
     assert len(set(names)) == 2
     assert len({name.split("_")[0] for name in names}) == 1
-    assert store_training_case(correction, case, [], tmp_path / "train", subject="p-17").startswith("p-17_")
+    assert store_training_case(correction, case, measured, tmp_path / "train", subject="p-17").startswith("p-17_")
     with pytest.raises(InputRefusedError, match="pseudonym"):
-        store_training_case(correction, case, [], tmp_path / "train", subject="../x")
+        store_training_case(correction, case, measured, tmp_path / "train", subject="../x")
 
 
 def test_structures_that_overlap_make_no_training_label(case: ReviewedCase, tmp_path: Path) -> None:
     both = corrected_labels() == 1
     with pytest.raises(InputRefusedError, match="overlaps another"):
-        store_training_case(corrected_to(case.image, both, both), case, [], tmp_path)
+        store_training_case(corrected_to(case.image, both, both), case, {}, tmp_path)
     assert list(tmp_path.iterdir()) == []

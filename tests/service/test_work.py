@@ -441,6 +441,23 @@ def test_the_trace_of_a_shipped_bundle_names_commit_and_calibration_report(
     assert hashlib.sha256((root / "models/calibration.json").read_bytes()).hexdigest() in told
 
 
+def test_a_trace_names_only_figures_that_have_the_form_of_this_program(
+    crop: Volume, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(shutil.copytree(REPOSITORY / "bundles/hippocampus_mri_unet3d", tmp_path / "own/a_copy"))
+    metadata = root / "configs/metadata.json"
+    figures = {"dice": 0.9, "ece_whole": {"calibrated": 0.02}, "ece_band_2mm": 0.1}
+    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"eval_metrics": figures}))
+    monkeypatch.setenv("MONAI_UNET_BUNDLES", str(root.parent))
+    made_by = ResultInfo(load_segments(root / "configs/segments.json"), "b", "1", bundle_files(root).sha256)
+    source = read_series(dicomize(replace(crop, provenance=Provenance("nifti")), tmp_path, case_id="a").series_folder)
+    labels = np.zeros(source.shape, np.uint8)
+    labels[3:9, 4:9, 5:9] = 1
+    write_seg(source.with_array(labels), source, tmp_path / "seg.dcm", made_by)
+    assert main(["trace", str(tmp_path / "seg.dcm")]) == 0
+    assert "measured     ECE WHOLE 0.02 on ? test subjects" in capsys.readouterr().out
+
+
 def test_a_node_with_another_bundle_than_the_site_approved_does_not_start(site_file: Path) -> None:
     site_file.write_text(site_file.read_text().replace("[[rules]]\n", f'[[rules]]\nsha256 = "{"0" * 64}"\n'))
     words = [sys.executable, "-m", "monai_unet_app", "node", "--config", str(site_file)]

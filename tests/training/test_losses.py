@@ -402,7 +402,7 @@ def test_the_parts_of_a_sum_move_with_it() -> None:
         (lambda: MarginLoss(softmax=True, sigmoid=True), "exactly one"),
         (lambda: MarginLoss(-1, softmax=True), "margin is -1"),
         (lambda: HardL1ACELoss(0, softmax=True), "num_bins is 0; at least 1"),
-        (lambda: SoftL1ACELoss(1, softmax=True), "num_bins is 1; at least 2"),
+        (lambda: SoftL1ACELoss(num_bins=1, softmax=True), "num_bins is 1; at least 2"),
         (lambda: SoftL1ACELoss(softmax=True, least_weight=0), "least_weight is 0"),
     ],
 )
