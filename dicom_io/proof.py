@@ -83,9 +83,8 @@ class SliceComparison:
             raise GeometryProofError("the file is a FRACTIONAL segmentation; the result has labels, not probabilities")
         self.result, self.source, self.slices, self.steps = result, source, slices, steps
         self.tolerance_mm = tolerance_mm(*source.spacing_mm)
-        self.numbers = {one.key: k for k, one in enumerate(slices)}
-        self.shown: list[tuple[int, int]] = []
-        self.seen: set[tuple[int, int]] = set()
+        self.numbers = {source_slice.key: k for k, source_slice in enumerate(slices)}
+        self.frames: dict[tuple[int, int], None] = {}
         self.held: dict[int, int] = {}
 
     def slice_named(self, key: str | None) -> Slice:
@@ -98,32 +97,33 @@ class SliceComparison:
     def frame(self, frame: Frame) -> None:
         """Compare one frame: (rows, columns) of one segment, or of all where its segment is 0."""
         k = self._slice_of(frame)
-        if (frame.segment, k) in self.seen:
+        if (frame.segment, k) in self.frames:
             raise GeometryProofError(f"segment {frame.segment} has slice {k + 1} twice")
-        self.seen.add((frame.segment, k))
-        self.shown.append((frame.segment, k))
-        wanted, found = self._wanted(frame, k), frame.pixels
-        self.held[k] = self.held.get(k, 0) + int(np.count_nonzero(found))
+        self.frames[frame.segment, k] = None
+        expected, pixels = self._expected(frame, k), frame.pixels
+        self.held[k] = self.held.get(k, 0) + int(np.count_nonzero(pixels))
         if self.steps:
-            differing = np.abs(found / self.steps - wanted) > 0.5 / self.steps + 1e-6
+            differing = np.abs(pixels / self.steps - expected) > 0.5 / self.steps + 1e-6
         else:
-            differing = found != (wanted.view(np.uint8) if wanted.dtype == bool else wanted)  # nothing is narrowed
+            differing = pixels != (
+                expected.view(np.uint8) if expected.dtype == bool else expected
+            )  # nothing is narrowed
         if differing.any():
             raise GeometryProofError(
-                f"segment {frame.segment or 'map'} on slice {k + 1}: the file holds {np.count_nonzero(found)} labelled "
-                f"voxels, the result {np.count_nonzero(wanted)}, and {np.count_nonzero(differing)} differ"
+                f"segment {frame.segment or 'map'} on slice {k + 1}: the file holds {np.count_nonzero(pixels)} labelled "
+                f"voxels, the result {np.count_nonzero(expected)}, and {np.count_nonzero(differing)} differ"
             )
 
     def finish(self) -> None:
         """Every slice must have shown as many labelled voxels as the result holds there, and no voxel lie elsewhere."""
         total = 0
-        for k, one in enumerate(self.slices):
-            wanted = self._count(self._at(one, k))
-            if wanted != self.held.get(k, 0):
+        for k, source_slice in enumerate(self.slices):
+            expected = self._count(self._at(source_slice, k))
+            if expected != self.held.get(k, 0):
                 raise GeometryProofError(
-                    f"slice {k + 1} holds {wanted} labelled voxels in the result, {self.held.get(k, 0)} in the file"
+                    f"slice {k + 1} holds {expected} labelled voxels in the result, {self.held.get(k, 0)} in the file"
                 )
-            total += wanted
+            total += expected
         everywhere = self._count(self.result.array)
         if total != everywhere and not self.source.provenance.resampled:
             raise GeometryProofError(
@@ -132,12 +132,12 @@ class SliceComparison:
 
     def are_described(self, described: set[int]) -> None:
         """Every segment of a frame or a label of the result must be among those that the file describes."""
-        shown = {segment for segment, _ in self.shown}
-        if 0 in shown and not described.issuperset(range(1, int(self.result.array.max()) + 1)):
-            shown |= set(np.unique(self.result.array).tolist())
-        if not shown - {0} <= described:
+        segments = {segment for segment, _ in self.frames}
+        if 0 in segments and not described.issuperset(range(1, int(self.result.array.max()) + 1)):
+            segments |= set(np.unique(self.result.array).tolist())
+        if not segments - {0} <= described:
             raise GeometryProofError(
-                f"the file describes the segments {sorted(described)} and shows {sorted(shown - {0})}"
+                f"the file describes the segments {sorted(described)} and shows {sorted(segments - {0})}"
             )
 
     def _count(self, array: NDArray[Any]) -> int:
@@ -145,30 +145,34 @@ class SliceComparison:
         return int(np.count_nonzero(np.rint(array * self.steps) if self.steps else array))
 
     def _slice_of(self, frame: Frame) -> int:
-        one = self.slice_named(frame.source_key)
-        k = self.numbers[one.key]
-        if frame.pixels.shape != one.shape:
-            raise GeometryProofError(f"a frame has {frame.pixels.shape} pixels, the slice that it names {one.shape}")
-        if frame.plane is not None and one.plane is not None:
-            away = apart_mm(frame.plane, one.plane, one.shape)
+        source_slice = self.slice_named(frame.source_key)
+        k = self.numbers[source_slice.key]
+        if frame.pixels.shape != source_slice.shape:
+            raise GeometryProofError(
+                f"a frame has {frame.pixels.shape} pixels, the slice that it names {source_slice.shape}"
+            )
+        if frame.plane is not None and source_slice.plane is not None:
+            away = apart_mm(frame.plane, source_slice.plane, source_slice.shape)
             if away > self.tolerance_mm:
                 raise GeometryProofError(
                     f"a part names the instance {frame.source_key} but lies {away:.2f} mm off its plane"
                 )
-        elif frame.plane is not None or one.plane is not None:
-            raise GeometryProofError(f"of a frame and the slice {one.key} only one has a place in patient space")
+        elif frame.plane is not None or source_slice.plane is not None:
+            raise GeometryProofError(
+                f"of a frame and the slice {source_slice.key} only one has a place in patient space"
+            )
         return k
 
-    def _wanted(self, frame: Frame, k: int) -> NDArray[Any]:
-        one = self.slices[k]
-        here = self._at(one if frame.plane is None else replace(one, plane=frame.plane), k)
+    def _expected(self, frame: Frame, k: int) -> NDArray[Any]:
+        source_slice = self.slices[k]
+        here = self._at(source_slice if frame.plane is None else replace(source_slice, plane=frame.plane), k)
         if self.exclusive and frame.segment == 0:
             return here
         if not self.exclusive and not 1 <= frame.segment <= here.shape[2]:
             raise GeometryProofError(f"the file has a segment {frame.segment}, the result has {here.shape[2]}")
         return here[..., frame.segment - 1] if self.steps else SliceLabels(here, self.exclusive).mask(frame.segment)
 
-    def _at(self, one: Slice, k: int) -> NDArray[Any]:
-        if one.plane is None:
+    def _at(self, source_slice: Slice, k: int) -> NDArray[Any]:
+        if source_slice.plane is None:
             return np.swapaxes(self.result.array[:, :, k], 0, 1)
-        return values_at(one.plane, one.shape, self.result)
+        return values_at(source_slice.plane, source_slice.shape, self.result)

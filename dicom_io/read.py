@@ -130,14 +130,14 @@ def _mixed(scan: Scan) -> list[Verdict]:
     return [Verdict(series, "refused", str(_several_images(parts))) for parts in several for series in parts]
 
 
-def _select(scan: Scan, wanted: str | None) -> tuple[SeriesRef, tuple[str, ...]]:
+def _select(scan: Scan, series_instance_uid: str | None) -> tuple[SeriesRef, tuple[str, ...]]:
     """The series to read and its notes, which name the series that were set aside."""
-    fitting = [series for series in scan.series if wanted in (None, series.series_instance_uid)]
+    fitting = [series for series in scan.series if series_instance_uid in (None, series.series_instance_uid)]
     images = [series for series in fitting if series.kind == "image"]
-    if not images and (wanted or not scan.is_folder):  # the caller named it
+    if not images and (series_instance_uid or not scan.is_folder):  # the caller named it
         images = [series for series in fitting if series.set_aside]
     if not images:
-        raise _no_image(scan, wanted)
+        raise _no_image(scan, series_instance_uid)
     if len(images) > 1:
         raise _several_images(images)
     others = [series for series in scan.series if series.set_aside and series is not images[0]]
@@ -145,8 +145,8 @@ def _select(scan: Scan, wanted: str | None) -> tuple[SeriesRef, tuple[str, ...]]
     return images[0], (*images[0].notes, *notes)
 
 
-def _no_image(scan: Scan, wanted: str | None) -> SeriesSelectionError:
-    kind = f"series {wanted}" if wanted else "image series that could be a volume"
+def _no_image(scan: Scan, series_instance_uid: str | None) -> SeriesSelectionError:
+    kind = f"series {series_instance_uid}" if series_instance_uid else "image series that could be a volume"
     return SeriesSelectionError(
         f"found no {kind} among {summary(scan.series)}; one image series is needed; "
         "check the path, or name one of these with --series UID"

@@ -76,29 +76,29 @@ def write_rejection_note(rejected: Sequence[Path], path: Path, rejection: Reject
         GeometryProofError: What was written does not name exactly these objects; no file is left.
     """
     headers = tuple(identity.header_of(Path(file)) for file in rejected)
-    studies = {str(one.StudyInstanceUID) for one in headers}
+    studies = {str(header.StudyInstanceUID) for header in headers}
     if len(studies) != 1:
         raise LabelError(
             f"{len(headers)} files of {len(studies)} studies are rejected; some of one study are needed; write a note for each"
         )
-    who, why = (transcribed(one, headers[0]) for one in (rejection.observer, rejection.comment.strip()))
-    organization = transcribed(rejection.organization, headers[0])
+    texts = (rejection.observer, rejection.organization, rejection.comment.strip())
+    observer, organization, comment = (transcribed(text, headers[0]) for text in texts)
     bare = identity.neutral(headers)
-    person = hd.sr.PersonObserverIdentifyingAttributes(name=who, organization_name=organization)
+    person = hd.sr.PersonObserverIdentifyingAttributes(name=observer, organization_name=organization)
     content = hd.ko.KeyObjectSelection(
         document_title=REASONS[rejection.reason],
         referenced_objects=bare,
         observer_person_context=hd.sr.ObserverContext(codes.DCM.Person, person),
-        description=why or None,
+        description=comment or None,
     )
-    said = (rejection.reason, who, organization, why, rejection.moment.isoformat())
-    named = sorted(str(one.SOPInstanceUID) for one in headers)
+    statement = (rejection.reason, observer, organization, comment, rejection.moment.isoformat())
+    uids = sorted(str(header.SOPInstanceUID) for header in headers)
     note = hd.ko.KeyObjectSelectionDocument(
         evidence=bare,
         content=content,
-        series_instance_uid=identity.derived_uid("KO", "series", *named, *said),
+        series_instance_uid=identity.derived_uid("KO", "series", *uids, *statement),
         series_number=identity.series_number(headers[0], "KO"),
-        sop_instance_uid=identity.derived_uid("KO", "instance", *named, *said),
+        sop_instance_uid=identity.derived_uid("KO", "instance", *uids, *statement),
         instance_number=1,
         manufacturer=str(headers[0].get("Manufacturer") or "monai-unet-app"),
     )
@@ -124,14 +124,14 @@ def _stamp(note: Dataset, header: Dataset, moment: datetime) -> None:
 
 
 def _prove(path: Path, headers: Sequence[Dataset], title: Code) -> None:
-    """Pass if the note, read by a reader of its own, names what is rejected and nothing else, and says whose it is."""
+    """Pass if the note, read by `raw_parser`, names the rejected objects and no others, and is of their patient and study."""
     with proof_headers.deleting(path, "rejection note") as written:
-        wanted = sorted(str(one.SOPInstanceUID) for one in headers)
+        rejected = sorted(str(header.SOPInstanceUID) for header in headers)
         for tag, where in ((_CONTENT, "content"), (_EVIDENCE, "evidence")):
-            found = sorted(referenced_uids({tag: written.get(tag, [])}))
-            if found != wanted:
-                raise GeometryProofError(f"its {where} names {len(found)} objects, {len(wanted)} are rejected")
-        said = text(items(written, _TITLE)[0], _CODE)
-        if said != title.value:
-            raise GeometryProofError(f"its title is {said}; {title.value} is needed")
+            named = sorted(referenced_uids({tag: written.get(tag, [])}))
+            if named != rejected:
+                raise GeometryProofError(f"its {where} names {len(named)} objects, {len(rejected)} are rejected")
+        code = text(items(written, _TITLE)[0], _CODE)
+        if code != title.value:
+            raise GeometryProofError(f"its title is {code}; {title.value} is needed")
         proof_headers.check_owner(written, headers[0], has_frame=False)

@@ -169,9 +169,9 @@ class _Protection:
             return "D" if kind == "1" else "Z"  # E.1.1: the IOD's integrity must not suffer
         if len(letters) == 1:
             return "D" if code == "Z" and kind in ("1", "1C") else code
-        wanted = {"1": "D", "1C": "D", "2": "Z", "2C": "Z", "3": "X"}.get(str(kind), letters[-1])
-        enough = [letter for letter in letters if "XZD".index(letter) >= "XZD".index(wanted)]
-        return enough[0] if enough else wanted  # Z may be a dummy, so D is within "X/Z"
+        least = {"1": "D", "1C": "D", "2": "Z", "2C": "Z", "3": "X"}.get(str(kind), letters[-1])
+        enough = [letter for letter in letters if "XZD".index(letter) >= "XZD".index(least)]
+        return enough[0] if enough else least  # Z may be a dummy, so D is within "X/Z"
 
     def _names_someone(self, dataset: Dataset, tag: BaseTag) -> bool:
         """True if a short text or counter holds a name or number of the patient, a name of the staff or a UID."""

@@ -43,12 +43,12 @@ class FrameGrid:
         self._stated_mm: set[float] = set()
 
     def voxels(
-        self, what: str, plane: Plane, columns: NDArray[Any], rows: NDArray[Any], gap_mm: float | None = None
+        self, name: str, plane: Plane, columns: NDArray[Any], rows: NDArray[Any], gap_mm: float | None = None
     ) -> Integers:
         """Shape (n, 3): the voxels (i, j, k) under pixels of a frame.
 
         Args:
-            what: Names the frame in a message.
+            name: Names the frame in a message.
             plane: Where it lies.
             columns, rows: Shape (n,): its pixels.
             gap_mm: SpacingBetweenSlices, where it says one.
@@ -58,27 +58,27 @@ class FrameGrid:
                 between them or outside.
         """
         check_patient_space(self.reference)
-        self._note(self._axis_across(what, plane), plane, gap_mm)
+        self._note(self._axis_across(name, plane), plane, gap_mm)
         index = plane.points_mm(columns, rows) @ self._to_index[:3, :3].T + self._to_index[:3, 3]
         voxels = np.rint(index).astype(np.int64)
         away = float(np.abs(index - voxels).max(initial=0.0))
         if not away <= TOLERANCE_VOXELS:
             raise LabelError(
-                f"{what} has pixels {away:.2f} voxels away from the image's grid; at most {TOLERANCE_VOXELS} is needed; "
+                f"{name} has pixels {away:.2f} voxels away from the image's grid; at most {TOLERANCE_VOXELS} is needed; "
                 "resample it to the image first"
             )
         if (voxels < 0).any() or (voxels >= self.reference.shape).any():
             raise LabelError(
-                f"{what} has pixels outside the image, whose grid is {self.reference.shape}; pixels on voxels are needed; "
+                f"{name} has pixels outside the image, whose grid is {self.reference.shape}; pixels on voxels are needed; "
                 "use the file that was made for this image"
             )
         return voxels
 
-    def check_named(self, what: str, keys: Sequence[str], ks: NDArray[Any]) -> None:
+    def check_named(self, name: str, keys: Sequence[str], ks: NDArray[Any]) -> None:
         """Pass if one of the slices that a frame names is the one where it lies, or it names none of the image.
 
         Args:
-            what: The frame in words, for the message.
+            name: The frame in words, for the message.
             keys: The slices that the frame names, as `Slice.key`.
             ks: Shape (n,): the indices of the slices that its pixels lie in.
 
@@ -89,11 +89,11 @@ class FrameGrid:
         wrong = ks[~np.isin(ks, named)] if named else ks[:0]
         if len(wrong):
             raise LabelError(
-                f"{what} names {told_slices(named)} of the image but lies in slice {int(wrong[0])}; name and position must "
+                f"{name} names {told_slices(named)} of the image but lies in slice {int(wrong[0])}; name and position must "
                 "agree; the file was written with its slices out of order, or for another image"
             )
 
-    def finish(self, what: str) -> None:
+    def finish(self, name: str) -> None:
         """Pass if the gaps of all frames noted, or the one that they state, are those of the image.
 
         Frames may be missing where a slice is empty. So it is the stated gap (PS3.3 C.7.6.16.2.1; along the normal, or between
@@ -102,7 +102,7 @@ class FrameGrid:
         that step.
 
         Args:
-            what: Names the object in a message.
+            name: Names the object in a message.
 
         Raises:
             LabelError: They are not.
@@ -112,7 +112,7 @@ class FrameGrid:
             other_mm = self._other_gap(axis, np.sort(np.array(list(depths), dtype=np.float64)))
             if other_mm is not None:
                 raise LabelError(
-                    f"the slices of {what} are {other_mm:.2f} mm apart, those of the image {gap_mm:.2f} mm; one gap is "
+                    f"the slices of {name} are {other_mm:.2f} mm apart, those of the image {gap_mm:.2f} mm; one gap is "
                     "needed because nothing is interpolated; resample it to the image first, or read it on the image that it "
                     "was made on"
                 )
@@ -139,7 +139,7 @@ class FrameGrid:
             return stated_mm != NO_GAP_MM
         return any(mm > stated_mm / 2 and _fits(stated_mm * round(mm / stated_mm), mm) for mm in least_mm)
 
-    def _axis_across(self, what: str, plane: Plane) -> int:
+    def _axis_across(self, name: str, plane: Plane) -> int:
         """The axis of the image that stands on a plane. Raises LabelError if its pixels are no voxels."""
         steps = [self._to_index[:3, :3] @ step for step in (plane.column_step_mm, plane.row_step_mm)]
         axes = [int(np.argmax(np.abs(step))) for step in steps]
@@ -150,7 +150,7 @@ class FrameGrid:
                 pixels = _sizes(float(np.linalg.norm(step)) for step in (plane.column_step_mm, plane.row_step_mm))
                 voxels = _sizes(self.reference.spacing_mm[axis] for axis in axes)
                 raise LabelError(
-                    f"{what} has pixels of {pixels} mm, the voxels of the image are {voxels} mm along them; the same size and "
+                    f"{name} has pixels of {pixels} mm, the voxels of the image are {voxels} mm along them; the same size and "
                     "direction are needed because nothing is interpolated; resample it to the image first"
                 )
         return 3 - sum(axes)

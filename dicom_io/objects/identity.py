@@ -111,8 +111,8 @@ class ResultInfo:
     @property
     def digest(self) -> str:
         """Hex digest of everything that is said here; settings in another order are the same settings."""
-        said = asdict(replace(self, settings=tuple(sorted(self.settings))))
-        return hashlib.sha256(json.dumps(said, sort_keys=True, default=_as_json).encode()).hexdigest()
+        attributes = asdict(replace(self, settings=tuple(sorted(self.settings))))
+        return hashlib.sha256(json.dumps(attributes, sort_keys=True, default=_as_json).encode()).hexdigest()
 
     @property
     def series_facts(self) -> tuple[str, ...]:
@@ -131,8 +131,8 @@ def derived_uid(*parts: str) -> str:
     return str(generate_uid(entropy_srcs=["monai-unet-app", *(f"{len(part)}:{part}" for part in parts)]))
 
 
-def result_uid(source: Volume, result: ResultInfo, kind: str, what: str, *content: str) -> str:
-    """The UID of one part (`what`: "series", "instance", "tracking 1" ...) of the object `kind` made from
+def result_uid(source: Volume, result: ResultInfo, kind: str, part: str, *content: str) -> str:
+    """The UID of one part (`part`: "series", "instance", "tracking 1" ...) of the object `kind` made from
     `source`.
 
     Depends on the patient (PatientID and IssuerOfPatientID) and the study, since images that are moved to another patient may
@@ -141,7 +141,7 @@ def result_uid(source: Volume, result: ResultInfo, kind: str, what: str, *conten
     on all of `result` too, so that never two contents have one UID; a series depends on what its instances must say alike.
     """
     owner = source.provenance.patient_digest, source.provenance.study_instance_uid or ""
-    return uid_from(source.provenance.slice_keys, owner, result, kind, what, *content)
+    return uid_from(source.provenance.slice_keys, owner, result, kind, part, *content)
 
 
 def object_uids(source: Volume, result: ResultInfo, kind: str, *content: str) -> tuple[str, str]:
@@ -155,12 +155,12 @@ def owner_of(header: Dataset) -> tuple[str, str]:
 
 
 def uid_from(
-    sources: Iterable[str], owner: tuple[str, str], result: ResultInfo, kind: str, what: str, *content: str
+    sources: Iterable[str], owner: tuple[str, str], result: ResultInfo, kind: str, part: str, *content: str
 ) -> str:
     """As `result_uid`, for an object of `owner` that is made from `sources`, whatever their order: SOP Instance UIDs."""
-    own = {"instance": (result.digest,), "series": result.series_facts}.get(what, ())
+    own = {"instance": (result.digest,), "series": result.series_facts}.get(part, ())
     settings = (f"{name}={value}" for name, value in sorted(result.settings))
-    parts = (kind, what, *content, "result", *own, result.bundle_sha256, "settings", *settings)
+    parts = (kind, part, *content, "result", *own, result.bundle_sha256, "settings", *settings)
     return derived_uid(*parts, "owner", *owner, "sources", *sorted(set(sources)))
 
 
@@ -208,21 +208,21 @@ def source_headers(source: Volume, *, of_each: bool = True) -> tuple[Dataset, ..
             "convert the image first"
         )
     in_memory = (_named(copied(header)) for header in source.provenance.headers)
-    found = {str(header.SOPInstanceUID): header for header in in_memory}
+    by_uid = {str(header.SOPInstanceUID): header for header in in_memory}
     places = {}
     for path in set(source.provenance.files):
         header = _header(path, whole=of_each)
-        found[str(header.SOPInstanceUID)] = header
+        by_uid[str(header.SOPInstanceUID)] = header
         places[str(header.SOPInstanceUID)] = path
     if not of_each and uids[0] in places:
-        found[uids[0]] = _header(places[uids[0]], whole=True)
-    missing = [uid for uid in uids if uid not in found]
+        by_uid[uids[0]] = _header(places[uids[0]], whole=True)
+    missing = [uid for uid in uids if uid not in by_uid]
     if missing:
         raise LabelError(
             f"{len(missing)} of {len(uids)} source instances are no longer in their files (first: "
             f"{missing[0]}); the files must stay in place until the result is written; read the series again"
         )
-    headers = tuple(_supplied(found[uid]) for uid in dict.fromkeys(uids))
+    headers = tuple(_supplied(by_uid[uid]) for uid in dict.fromkeys(uids))
     headers[0].carried = carried(headers[0])
     return headers
 
@@ -346,7 +346,7 @@ def plain(text: str, length: int) -> str:
     source.
     """
     ascii_text = text.encode("ascii", "replace").decode("ascii").replace("\\", "/")
-    return "".join(one if one.isprintable() else " " for one in ascii_text)[:length].strip()
+    return "".join(letter if letter.isprintable() else " " for letter in ascii_text)[:length].strip()
 
 
 def contribution(result: ResultInfo) -> hd.ContributingEquipment:
@@ -371,7 +371,7 @@ def stamp(target: Dataset, headers: tuple[Dataset, ...], result: ResultInfo, kin
     carry_over(target, header)
     date, time = content_moment(headers)
     target.SeriesDate, target.SeriesTime = date, time
-    images = sum(int(one.get("NumberOfFrames") or 1) for one in headers)
+    images = sum(int(header.get("NumberOfFrames") or 1) for header in headers)
     target.SeriesDescription = series_description(result, kind, images)
     if "ContentDate" in target:
         target.ContentDate, target.ContentTime = date, time

@@ -30,23 +30,23 @@ def check_groups(written: Attributes) -> None:
         )
 
 
-def check_dimensions(written: Attributes, shown: Sequence[tuple[int, int]]) -> None:
+def check_dimensions(written: Attributes, frames: Sequence[tuple[int, int]]) -> None:
     """Pass if the DimensionIndexValues of the frames count their segments and slices up, or slices down (PS3.3 C.7.6.17).
 
     Args:
         written: A SEG or a parametric map.
-        shown: Segment and slice of each frame, in the order of the file.
+        frames: Segment and slice of each frame, in the order of the file.
 
     Raises:
         GeometryProofError: Two segments or slices have one number, one has two, or they are out of order.
     """
     pointers = [_tag(needed(item, _DIMENSION)) for item in items(written, _DIMENSIONS)]
-    found = [needed(first_item(group, _CONTENT), _DIMENSION_VALUES) for group in items(written, PER_FRAME)]
-    values = np.array([struct.unpack(f"<{len(pointers)}L", value) for value in found])
+    stored = [needed(first_item(group, _CONTENT), _DIMENSION_VALUES) for group in items(written, PER_FRAME)]
+    values = np.array([struct.unpack(f"<{len(pointers)}L", value) for value in stored])
     for number, pointer in enumerate(pointers):
         if pointer in (REFERENCED_SEGMENT, IMAGE_POSITION):
             pairs = np.unique(
-                np.column_stack([np.array(shown)[:, int(pointer == IMAGE_POSITION)], values[:, number]]), axis=0
+                np.column_stack([np.array(frames)[:, int(pointer == IMAGE_POSITION)], values[:, number]]), axis=0
             )
             steps = np.diff(pairs, axis=0)
             down = pointer == IMAGE_POSITION and bool((steps[:, 1] < 0).all())
@@ -75,5 +75,5 @@ def parsed_plane(own: Attributes, shared: Attributes) -> Plane:
 
 def parsed_source(own: Attributes) -> str | None:
     """The slice that the functional groups of a frame name, as `Slice.key`; None where they name none."""
-    found = items(own, _DERIVATION, _SOURCE_IMAGE)
-    return instance_key(found[0]) if found else None
+    references = items(own, _DERIVATION, _SOURCE_IMAGE)
+    return instance_key(references[0]) if references else None

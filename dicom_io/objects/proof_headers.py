@@ -26,11 +26,11 @@ from dicom_io.reading.instances import READ_ERRORS
 OWNER_KEYWORDS = "PatientName PatientID PatientBirthDate PatientSex StudyInstanceUID AccessionNumber"
 # What a broken file makes readers and codecs raise; imagecodecs and jpeg_ls raise RuntimeError and ValueError. Errors of the
 # disk stay what they are.
-FAULTS = (DicomIoError, *(fault for fault in READ_ERRORS if fault is not OSError))
+FAULTS: tuple[type[Exception], ...] = (DicomIoError, *(fault for fault in READ_ERRORS if fault is not OSError))
 FRAME_OF_REFERENCE, _SERIES = 0x00200052, 0x0020000E
 _CLASS, INSTANCE = 0x00081150, 0x00081155
 Meaning = Mapping[str, object]
-"""What is said of a segment, by a name for messages."""
+"""The properties of a segment, each under a name for messages."""
 
 
 @contextmanager
@@ -46,9 +46,10 @@ def deleting(path: Path, kind: str) -> Iterator[Attributes]:
         yield parse_file(path)
     except FAULTS as error:
         Path(path).unlink(missing_ok=True)
-        told = f"it cannot be read back ({type(error).__name__}: {shown(str(error)[:160])})"
-        told = str(error) if isinstance(error, DicomIoError) else told
-        raise GeometryProofError(f"the {kind} was deleted: {told}") from error
+        reason = str(error)
+        if not isinstance(error, DicomIoError):
+            reason = f"it cannot be read back ({type(error).__name__}: {shown(reason[:160])})"
+        raise GeometryProofError(f"the {kind} was deleted: {reason}") from error
 
 
 def check_owner(written: Attributes, header: Dataset, *, has_frame: bool = True) -> None:
@@ -73,19 +74,21 @@ def _owner_of(header: Dataset) -> Attributes:
     for keyword in f"{OWNER_KEYWORDS} SpecificCharacterSet".split():
         if keyword in carried:
             own[keyword] = carried[keyword]
-    found = attributes_of(encoded(own))
-    return {tag: found.get(tag, b"") for tag in map(tag_for_keyword, OWNER_KEYWORDS.split()) if tag is not None}
+    attributes = attributes_of(encoded(own))
+    return {tag: attributes.get(tag, b"") for tag in map(tag_for_keyword, OWNER_KEYWORDS.split()) if tag is not None}
 
 
 def _bare(value: bytes | None) -> bytes:
     return (value or b"").rstrip(b" \0")
 
 
-def check_frame(found: str, header: Dataset) -> None:
+def check_frame(frame_of_reference_uid: str, header: Dataset) -> None:
+    """Pass if an object names the frame of reference of its source."""
     needed = str(header.get("FrameOfReferenceUID") or "")
-    if found != needed:
+    if frame_of_reference_uid != needed:
         raise GeometryProofError(
-            f"it has the frame of reference {shown(found) or 'none'}; that of the source, {needed or 'none'}, is needed"
+            f"it has the frame of reference {shown(frame_of_reference_uid) or 'none'}; that of the source, "
+            f"{needed or 'none'}, is needed"
         )
 
 
@@ -97,42 +100,50 @@ def check_images(series: Sequence[Attributes], images_tag: int, headers: Sequenc
         images_tag: Of the sequence of instances in each.
         headers: Of the source, from `identity.source_headers`.
     """
-    found = [
-        (text(one, _SERIES), text(image, _CLASS), text(image, INSTANCE))
-        for one in series
-        for image in items(one, images_tag)
+    references = [
+        (text(item, _SERIES), text(image, _CLASS), text(image, INSTANCE))
+        for item in series
+        for image in items(item, images_tag)
     ]
     name = str(headers[0].SeriesInstanceUID)
     needed = {(name, str(header.SOPClassUID), str(header.SOPInstanceUID)) for header in headers}
-    if sorted(found) != sorted(needed):
+    if sorted(references) != sorted(needed):
+        names = ", ".join(sorted({shown(uid) for uid, _, _ in references})) or "none"
         raise GeometryProofError(
-            f"it refers to {len(found)} images of the series {', '.join(sorted({shown(one[0]) for one in found})) or 'none'}, "
-            f"not to the {len(needed)} of the source's series {name}"
+            f"it refers to {len(references)} images of the series {names}, not to the {len(needed)} of the source's series "
+            f"{name}"
         )
 
 
-def compare(what: str, found: Sequence[tuple[int, Meaning]], needed: Mapping[int, Meaning]) -> None:
-    """Pass if each number of `needed` stands once in `found`, with the same meaning, and no other."""
-    if sorted(number for number, _ in found) != sorted(needed):
-        numbers = sorted(number for number, _ in found)
-        raise GeometryProofError(f"it describes a {what} for each of {numbers}; {sorted(needed)} are needed, each once")
-    for number, meaning in found:
+def compare(noun: str, described: Sequence[tuple[int, Meaning]], needed: Mapping[int, Meaning]) -> None:
+    """Pass if each number of `needed` is described once, with the same meaning, and no other number is.
+
+    Args:
+        noun: Names a part of the object in a message, such as "segment".
+        described: Number and meaning of each part that the object describes.
+        needed: The meaning that each number must have.
+    """
+    numbers = sorted(number for number, _ in described)
+    if numbers != sorted(needed):
+        raise GeometryProofError(f"it describes a {noun} for each of {numbers}; {sorted(needed)} are needed, each once")
+    for number, meaning in described:
         for name, value in meaning.items():
             if value != needed[number][name]:
                 raise GeometryProofError(
-                    f"the {what} of number {number} has the {name} {shown(str(value)[:80])}; {needed[number][name]} is needed"
+                    f"the {noun} of number {number} has the {name} {shown(str(value)[:80])}; {needed[number][name]} is needed"
                 )
 
 
 def coded(holder: Attributes, tag: int) -> str:
     """Scheme and value of the coded concept in a sequence of one item; empty where there is none."""
-    found = items(holder, tag)
-    if not found:
+    codes = items(holder, tag)
+    if not codes:
         return ""
-    if len(found) > 1:
-        raise GeometryProofError(f"the sequence {tag:08X} has {len(found)} codes; one is needed")
-    value = next((text(found[0], one) for one in (0x00080100, 0x00080119, 0x00080120) if one in found[0]), "")
-    return f"{text(found[0], 0x00080102)} {value}"
+    if len(codes) > 1:
+        raise GeometryProofError(f"the sequence {tag:08X} has {len(codes)} codes; one is needed")
+    # PS3.3 8.8: Code Value, Long Code Value or URN Code Value
+    value = next((text(codes[0], place) for place in (0x00080100, 0x00080119, 0x00080120) if place in codes[0]), "")
+    return f"{text(codes[0], 0x00080102)} {value}"
 
 
 def code_text(code: Code | None) -> str:

@@ -79,9 +79,9 @@ def entangled(loops: Sequence[Floats], shape: tuple[int, int]) -> tuple[int, int
     """
     same, is_nested = _nested(filled(loops, shape), shape)
     if not is_nested:
-        same, found = _clearly_entangled(loops, shape)
-        if found:
-            return found
+        same, pair = _clearly_entangled(loops, shape)
+        if pair:
+            return pair
     return next((pair for pair in same if not _is_thin_ring(loops[pair[0]], loops[pair[1]], shape)), None)
 
 
@@ -91,16 +91,16 @@ def _nested(pixels: Sequence[Integers], shape: tuple[int, int]) -> tuple[list[tu
     From the largest on, each must lie within one of the sets that the ones before left undivided.
     """
     owner, same = np.full(shape[0] * shape[1], -1, dtype=np.int64), []
-    for number in sorted(range(len(pixels)), key=lambda one: -len(pixels[one])):
-        mine = pixels[number]
-        if not len(mine):
+    for number in sorted(range(len(pixels)), key=lambda number: -len(pixels[number])):
+        own = pixels[number]
+        if not len(own):
             continue
-        around = int(owner[mine[0]])
-        if (owner[mine] != around).any():
+        around = int(owner[own[0]])
+        if (owner[own] != around).any():
             return [], False
-        if around >= 0 and len(pixels[around]) == len(mine):
+        if around >= 0 and len(pixels[around]) == len(own):
             same.append((around, number))
-        owner[mine] = number
+        owner[own] = number
     return same, True
 
 
@@ -110,17 +110,17 @@ def _clearly_entangled(
     """Pairs that enclose the same pixels, and a pair that overlaps in part; pixels near to a contour do not count."""
     shifts = [NEAR * np.array(shift) for shift in ((-1, -1), (-1, 1), (1, -1), (1, 1), (0, 0))]
     fills = [filled([loop + shift for loop in loops], shape) for shift in shifts]
-    surely = [reduce(np.intersect1d, one) for one in zip(*fills, strict=True)]
-    perhaps = [reduce(np.union1d, one) for one in zip(*fills, strict=True)]
+    surely = [reduce(np.intersect1d, shifted) for shifted in zip(*fills, strict=True)]
+    perhaps = [reduce(np.union1d, shifted) for shifted in zip(*fills, strict=True)]
     same: list[tuple[int, int]] = []
-    for one, other in combinations([number for number, mine in enumerate(surely) if len(mine)], 2):
-        if surely[one][-1] < surely[other][0] or surely[other][-1] < surely[one][0]:
+    for first, second in combinations([number for number, pixels in enumerate(surely) if len(pixels)], 2):
+        if surely[first][-1] < surely[second][0] or surely[second][-1] < surely[first][0]:
             continue
-        if np.isin(surely[one], surely[other]).any():
-            rests = [len(np.setdiff1d(surely[a], perhaps[b])) for a, b in ((one, other), (other, one))]
+        if np.isin(surely[first], surely[second]).any():
+            rests = [len(np.setdiff1d(surely[a], perhaps[b])) for a, b in ((first, second), (second, first))]
             if all(rests):
-                return same, (one, other)
-            same += [] if any(rests) else [(one, other)]
+                return same, (first, second)
+            same += [] if any(rests) else [(first, second)]
     return same, None
 
 
@@ -129,8 +129,8 @@ def _is_thin_ring(first: Floats, second: Floats, shape: tuple[int, int]) -> bool
     start = np.maximum(np.floor(np.minimum(first.min(axis=0), second.min(axis=0))), -1)
     end = np.minimum(np.maximum(first.max(axis=0), second.max(axis=0)), shape[::-1])
     columns, rows = (int(size) for size in 4 * (end - start) + 2)
-    one, other = filled([4 * (first - start), 4 * (second - start)], (rows, columns))
-    return len(one) != len(other) and len(np.intersect1d(one, other)) == min(len(one), len(other))
+    pixels, others = filled([4 * (first - start), 4 * (second - start)], (rows, columns))
+    return len(pixels) != len(others) and len(np.intersect1d(pixels, others)) == min(len(pixels), len(others))
 
 
 def _filled(points: Floats, counts: Integers, labels: Integers, shape: tuple[int, int]) -> tuple[Integers, Integers]:

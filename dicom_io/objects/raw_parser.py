@@ -40,10 +40,10 @@ def parse_file(path: Path) -> Attributes:
                 f"the written file has the transfer syntax {syntax}; explicit little endian is needed"
             )
         body = zlib.decompress(content[at:], -zlib.MAX_WBITS) if syntax == _DEFLATED else content
-        found, _ = _data_set(body, 0 if syntax == _DEFLATED else at, len(body))
+        attributes, _ = _data_set(body, 0 if syntax == _DEFLATED else at, len(body))
     except (struct.error, zlib.error, ValueError) as error:
         raise GeometryProofError(f"the written file cannot be read back ({error})") from error
-    return {**meta, **found}
+    return {**meta, **attributes}
 
 
 def attributes_of(content: bytes) -> Attributes:
@@ -73,10 +73,10 @@ def integer(attributes: Attributes, tag: int) -> int:
 
 def first_item(attributes: Attributes, *tags: int) -> Attributes:
     """The first item of a sequence, below the first items of others. Raises GeometryProofError where there is none."""
-    found = items(attributes, *tags)
-    if not found:
+    sequence = items(attributes, *tags)
+    if not sequence:
         raise GeometryProofError(f"the attribute {tags[-1]:08X} is missing in the written file")
-    return found[0]
+    return sequence[0]
 
 
 def instance_key(item: Attributes) -> str:
@@ -87,10 +87,10 @@ def instance_key(item: Attributes) -> str:
 
 def items(attributes: Attributes, *tags: int) -> list[Attributes]:
     """The items of a sequence, below the first items of others; none where it is absent."""
-    found = [attributes]
+    level = [attributes]
     for tag in tags:
-        found = found[0].get(tag, []) if found else []
-    return found
+        level = level[0].get(tag, []) if level else []
+    return level
 
 
 def needed(attributes: Attributes, tag: int) -> bytes:
@@ -102,55 +102,55 @@ def needed(attributes: Attributes, tag: int) -> bytes:
 
 def _data_set(content: bytes, at: int, end: int, only_group: int | None = None) -> tuple[Attributes, int]:
     """The attributes from a byte on, and the byte after them: the end, a delimiter, or another group."""
-    found: Attributes = {}
+    attributes: Attributes = {}
     while at + 8 <= end:
         group, element, kind = _HEAD.unpack_from(content, at)
         tag = group << 16 | element
         if tag == _ITEM_END:
-            return found, at + 8
+            return attributes, at + 8
         if only_group is not None and group != only_group:
-            return found, at
+            return attributes, at
         if kind in _LONG:
             length, at = _WIDE.unpack_from(content, at + 8)[0], at + 12
         else:
             length, at = _SHORT.unpack_from(content, at + 6)[0], at + 8
         if kind == b"SQ":
-            found[tag], at = _sequence(content, at, length)
+            attributes[tag], at = _sequence(content, at, length)
         elif length == _UNDEFINED:
-            found[tag], at = _fragments(content, at)
+            attributes[tag], at = _fragments(content, at)
         else:
-            found[tag], at = content[at : at + length], at + length
+            attributes[tag], at = content[at : at + length], at + length
         if at > end:
             raise ValueError(f"the attribute {tag:08X} runs past the end")
-    return found, at
+    return attributes, at
 
 
 def _sequence(content: bytes, at: int, length: int) -> tuple[list[Attributes], int]:
-    found: list[Attributes] = []
+    sequence: list[Attributes] = []
     end = len(content) if length == _UNDEFINED else at + length
     while at + 8 <= end:
         group, element = struct.unpack_from("<HH", content, at)
         size = _WIDE.unpack_from(content, at + 4)[0]
         at += 8
         if (group << 16 | element) == _SEQUENCE_END:
-            return found, at
+            return sequence, at
         if (group << 16 | element) != _ITEM:
             raise ValueError(f"no item at byte {at - 8}")
         item, after = _data_set(content, at, end if size == _UNDEFINED else at + size)
-        found.append(item)
+        sequence.append(item)
         at = after if size == _UNDEFINED else at + size
-    return found, at
+    return sequence, at
 
 
 def _fragments(content: bytes, at: int) -> tuple[list[bytes], int]:
     """The pieces of encapsulated pixels, the offset table first."""
-    found: list[bytes] = []
+    fragments: list[bytes] = []
     while True:
         group, element = struct.unpack_from("<HH", content, at)
         size = _WIDE.unpack_from(content, at + 4)[0]
         if (group << 16 | element) == _SEQUENCE_END:
-            return found, at + 8
-        found.append(content[at + 8 : at + 8 + size])
+            return fragments, at + 8
+        fragments.append(content[at + 8 : at + 8 + size])
         at += 8 + size
 
 

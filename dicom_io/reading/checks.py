@@ -27,7 +27,7 @@ def without_copies(series: SeriesRef) -> tuple[list[Instance], list[str]]:
     Raises:
         SeriesGeometryError: Two files have one SOP Instance UID and different contents.
     """
-    kept: dict[str, Instance] = {}
+    by_uid: dict[str, Instance] = {}
     without_uid: list[Instance] = []
     copies: list[Instance] = []
     different: set[str] = set()
@@ -35,17 +35,17 @@ def without_copies(series: SeriesRef) -> tuple[list[Instance], list[str]]:
         uid = instance.sop_instance_uid
         if not uid:
             without_uid.append(instance)
-        elif uid not in kept:
-            kept[uid] = instance
-        elif (keywords := differences(kept[uid], instance)) is not None:
+        elif uid not in by_uid:
+            by_uid[uid] = instance
+        elif (keywords := differences(by_uid[uid], instance)) is not None:
             copies.append(instance)
             different.update(keywords)
         else:
             raise SeriesGeometryError(
-                f"{series.name} holds SOP instance {uid} twice with different content, in {kept[uid].name} and "
+                f"{series.name} holds SOP instance {uid} twice with different content, in {by_uid[uid].name} and "
                 f"{instance.name}; each slice is needed once; leave one of the files out"
             )
-    chosen = {id(instance) for instance in (*kept.values(), *without_uid)}
+    chosen = {id(instance) for instance in (*by_uid.values(), *without_uid)}
     listed = ", ".join(sorted(different)[:5])
     kind = f"copies of another but for {listed}" if different else "byte-identical copies of another"
     notes = [f"left out as {kind}: {counted(len(copies), 'file')}"] if copies else []

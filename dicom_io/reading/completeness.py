@@ -92,12 +92,12 @@ def _missing_pet_slices(series: SeriesRef) -> Iterator[MissingImages]:
         return
     kind = str(next(iter(listed(header.get("SeriesType"))), ""))
     keywords = [keyword for keyword in _FACTORS.get(kind, ()) if _count(header, keyword)]
-    wanted = slices * math.prod(_count(header, keyword) or 1 for keyword in keywords)
+    expected = slices * math.prod(_count(header, keyword) or 1 for keyword in keywords)
     here = sum(instance.frames for instance in _each_once(series.instances))
-    if here < wanted:
+    if here < expected:
         product = " x ".join(("NumberOfSlices", *keywords))
-        words = f"it holds {counted(here, 'image')}, and its headers count {wanted} ({product})"
-        yield MissingImages(wanted - here, words)
+        words = f"it holds {counted(here, 'image')}, and its headers count {expected} ({product})"
+        yield MissingImages(expected - here, words)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class _Acquisition:
 
     number: str
     here: int
-    wanted: int
+    expected: int
 
 
 def _missing_of_acquisitions(groups: Sequence[SeriesRef], elsewhere: Sequence[SeriesRef]) -> Iterator[MissingImages]:
@@ -117,26 +117,26 @@ def _missing_of_acquisitions(groups: Sequence[SeriesRef], elsewhere: Sequence[Se
     """
     acquisitions = _acquisitions(groups)
     total = sum(acquisition.here for acquisition in acquisitions)
-    each = any(acquisition.here == acquisition.wanted for acquisition in acquisitions)
+    each = any(acquisition.here == acquisition.expected for acquisition in acquisitions)
     for acquisition in acquisitions:
-        here, wanted = acquisition.here if each else total, acquisition.wanted
-        if acquisition.here >= wanted or here >= wanted or _is_explained(groups, acquisition, here, elsewhere):
+        here, expected = acquisition.here if each else total, acquisition.expected
+        if acquisition.here >= expected or here >= expected or _is_explained(groups, acquisition, here, elsewhere):
             continue
         part = f" of acquisition {acquisition.number}" if each and acquisition.number else ""
-        words = f"it holds {counted(here, 'image')}{part}, and its headers count {wanted} (ImagesInAcquisition)"
-        yield MissingImages(wanted - here, words)
+        words = f"it holds {counted(here, 'image')}{part}, and its headers count {expected} (ImagesInAcquisition)"
+        yield MissingImages(expected - here, words)
 
 
 def _acquisitions(groups: Iterable[SeriesRef]) -> list[_Acquisition]:
     here: Counter[str] = Counter()
-    wanted: dict[str, int] = {}
+    expected: dict[str, int] = {}
     for instance in _each_once(instance for group in groups for instance in group.instances):
         number = _count(instance.header, "AcquisitionNumber")
         key = "" if number is None else str(number)
         here[key] += instance.frames
         if stated := _count(instance.header, "ImagesInAcquisition"):
-            wanted[key] = min(stated, wanted.get(key, stated))
-    return [_Acquisition(key, count, wanted.get(key, 0)) for key, count in here.items()]
+            expected[key] = min(stated, expected.get(key, stated))
+    return [_Acquisition(key, count, expected.get(key, 0)) for key, count in here.items()]
 
 
 def _is_explained(groups: Sequence[SeriesRef], short: _Acquisition, here: int, elsewhere: Sequence[SeriesRef]) -> bool:
@@ -147,11 +147,11 @@ def _is_explained(groups: Sequence[SeriesRef], short: _Acquisition, here: int, e
         alike += [
             (parts, acquisition.here)
             for acquisition in _acquisitions(parts)
-            if (acquisition.number, acquisition.wanted) == (short.number, short.wanted)
+            if (acquisition.number, acquisition.expected) == (short.number, short.expected)
         ]
-    if alike and here + sum(count for _, count in alike) == short.wanted:
+    if alike and here + sum(count for _, count in alike) == short.expected:
         return True
-    complete = [parts for parts, count in alike if count >= short.wanted]
+    complete = [parts for parts, count in alike if count >= short.expected]
     return any(_is_made_of(groups[0], source) for parts in complete for source in parts)
 
 
@@ -160,18 +160,18 @@ def _is_made_of(series: SeriesRef, source: SeriesRef) -> bool:
     along its normal, or it is derived and cut in another direction.
     """
     try:
-        ours, theirs = _planes(series), _planes(source)
+        planes, others = _planes(series), _planes(source)
     except DicomIoError:
         return False
-    if len(ours) < 2 or len(theirs) < 2 or _space(series) != _space(source):
+    if len(planes) < 2 or len(others) < 2 or _space(series) != _space(source):
         return False
     with np.errstate(invalid="ignore"):
-        normal, other = ours[0].normal, theirs[0].normal
-    if not (np.isfinite(normal).all() and np.isfinite(other).all()):
+        normal, other_normal = planes[0].normal, others[0].normal
+    if not (np.isfinite(normal).all() and np.isfinite(other_normal).all()):
         return False
-    if _OTHER_DEGREES < angle_degrees(normal, other) < 180 - _OTHER_DEGREES:
+    if _OTHER_DEGREES < angle_degrees(normal, other_normal) < 180 - _OTHER_DEGREES:
         return "DERIVED" in image_type(series.instances[0].header)[:1]
-    depths, reach = (np.sort([float(np.dot(plane.position, normal)) for plane in planes]) for planes in (ours, theirs))
+    depths, reach = (np.sort([float(np.dot(plane.position, normal)) for plane in stack]) for stack in (planes, others))
     near = _END_GAPS * float(np.median(np.diff(depths))) + 0.02
     return bool(depths[0] <= reach[0] + near and depths[-1] >= reach[-1] - near)
 
@@ -187,10 +187,10 @@ def _space(series: SeriesRef) -> str:
 
 def _each_once(instances: Iterable[Instance]) -> list[Instance]:
     """The instances without copies: each SOP Instance UID once, and all instances without a UID."""
-    kept: dict[object, Instance] = {}
+    by_uid: dict[object, Instance] = {}
     for instance in instances:
-        kept.setdefault(instance.sop_instance_uid or id(instance), instance)
-    return list(kept.values())
+        by_uid.setdefault(instance.sop_instance_uid or id(instance), instance)
+    return list(by_uid.values())
 
 
 def _count(header: Dataset, keyword: str) -> int | None:

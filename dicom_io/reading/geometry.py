@@ -394,8 +394,8 @@ def _check_five_points(ordered: Sequence[ImagePlane], affine_lps: Points, jitter
             )
 
 
-def _refusal(found: str, needed: str, advice: str) -> SeriesGeometryError:
-    return SeriesGeometryError(f"{found}; {needed}; {advice}")
+def _refusal(fault: str, needed: str, advice: str) -> SeriesGeometryError:
+    return SeriesGeometryError(f"{fault}; {needed}; {advice}")
 
 
 def _text(numbers: Sequence[float] | Points) -> str:

@@ -208,12 +208,12 @@ def load_dataset(path: Path, *, with_pixels: bool, keywords: Sequence[str] | Non
     return dataset
 
 
-def load_object(path: Path, wanted: str, sop_class_uids: Sequence[str]) -> FileDataset:
+def load_object(path: Path, kind: str, sop_class_uids: Sequence[str]) -> FileDataset:
     """The whole data set of an object of one of some SOP classes.
 
     Args:
         path: The file.
-        wanted: Name of the kind of object, for the message.
+        kind: Names the kind of object in the message.
         sop_class_uids: The classes.
 
     Raises:
@@ -228,7 +228,7 @@ def load_object(path: Path, wanted: str, sop_class_uids: Sequence[str]) -> FileD
         raise broken_file(path, fault)
     if sop_class not in sop_class_uids:
         raise LabelError(
-            f"{shown(path)} has SOP class {shown_uid(sop_class)}; {wanted} is needed; check which file it is"
+            f"{shown(path)} has SOP class {shown_uid(sop_class)}; {kind} is needed; check which file it is"
         )
     return dataset
 
@@ -406,10 +406,10 @@ def differences(first: Instance, second: Instance) -> list[str] | None:
     """
     if first.path and second.path and filecmp.cmp(first.path, second.path, shallow=False):
         return []
-    ours, theirs = first.load(), second.load()
+    dataset, other = first.load(), second.load()
     if first.transfer_syntax != second.transfer_syntax:
         return None
-    tags = [tag for tag in ours.keys() | theirs.keys() if ours.get(tag) != theirs.get(tag)]
+    tags = [tag for tag in dataset.keys() | other.keys() if dataset.get(tag) != other.get(tag)]
     relevant = {*_HEADER_TAGS, *map(Tag, _OF_THE_STUDY)}
     if any(tag in relevant or tag.group in (0x0010, 0x7FE0) for tag in tags):
         return None

@@ -281,12 +281,12 @@ def _distinguishes(attribute: FrameAttribute, members: Sequence[int], positions:
 
 def _without_redundant(settings: _Attributes, members: Sequence[int]) -> _Attributes:
     """The settings without those that separate nothing that the others do not separate."""
-    kept = list(settings)
+    needed = list(settings)
     for setting in reversed(settings):
-        others = [other for other in kept if other is not setting]
-        if len(_grouped_by(others, members)) == len(_grouped_by(kept, members)):
-            kept = others
-    return kept
+        others = [other for other in needed if other is not setting]
+        if len(_grouped_by(others, members)) == len(_grouped_by(needed, members)):
+            needed = others
+    return needed
 
 
 def _grouped_by(keys: _Attributes, members: Iterable[int]) -> list[_Members]:

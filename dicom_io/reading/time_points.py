@@ -28,7 +28,7 @@ _SAME_IN_A_STACK = (
 
 
 def choose_time_point(
-    frames: Sequence[Frame], planes: Sequence[ImagePlane], name: str, wanted: int | None
+    frames: Sequence[Frame], planes: Sequence[ImagePlane], name: str, number: int | None
 ) -> tuple[list[Frame], tuple[str, ...]]:
     """The frames of one time point, and notes; all frames if each position is used once.
 
@@ -36,7 +36,7 @@ def choose_time_point(
         frames: Of one series.
         planes: Where they lie, one each.
         name: How a message calls the series.
-        wanted: Number of the time point from 1; None if the caller named none.
+        number: Number of the time point from 1; None if the caller named none.
 
     Raises:
         SeriesGeometryError: Positions are used several times and the caller named no time point, or nothing that is known
@@ -47,15 +47,15 @@ def choose_time_point(
     stacks = separate_stacks(planes, attributes)
     if not stacks:
         raise _inseparable(frames, planes, attributes, name)
-    if wanted is None and len(stacks) > 1:
+    if number is None and len(stacks) > 1:
         raise _choice_needed(stacks, planes, name)
-    if wanted is not None and not 1 <= wanted <= len(stacks):
-        raise _no_such_time_point(stacks, name, wanted)
-    stack = stacks[(wanted or 1) - 1]
+    if number is not None and not 1 <= number <= len(stacks):
+        raise _no_such_time_point(stacks, name, number)
+    stack = stacks[(number or 1) - 1]
     if stack.missing:
-        raise _incomplete_time_point(stacks, stack, name, wanted or 1)
+        raise _incomplete_time_point(stacks, stack, name, number or 1)
     chosen = [frames[index] for index in stack.members]
-    choice = [_choice_note(stack, wanted, stacks)] if wanted and len(stacks) > 1 else []
+    choice = [_choice_note(stack, number, stacks)] if number and len(stacks) > 1 else []
     return chosen, (*choice, *_check_comparable(chosen, name))
 
 
@@ -94,12 +94,12 @@ def _contrast_values(attribute: FrameAttribute) -> tuple[list[str], float]:
     return attribute.values(known), (largest - least) / max(abs(least), abs(largest), 1e-9)
 
 
-def _choice_note(stack: Stack, wanted: int, stacks: Sequence[Stack]) -> str:
+def _choice_note(stack: Stack, number: int, stacks: Sequence[Stack]) -> str:
     values = " ".join(f"{keyword} {listed_values([value])}" for keyword, value in stack.values)
     order = f"; the slices at each position were counted in order of {stack.ordered_by}" if stack.ordered_by else ""
     incomplete = sum(bool(other.missing) for other in stacks)
     others = f"; {incomplete} of the others lack slices" if incomplete else ""
-    return f"time point {wanted} of {len(stacks)} was asked for: {values}{order}{others}"
+    return f"time point {number} of {len(stacks)} was asked for: {values}{order}{others}"
 
 
 def _choice_needed(stacks: Sequence[Stack], planes: Sequence[ImagePlane], name: str) -> SeriesGeometryError:
@@ -124,19 +124,19 @@ def _complete_numbers(stacks: Sequence[Stack]) -> str:
     return listed_values([str(n) for n in numbers])
 
 
-def _incomplete_time_point(stacks: Sequence[Stack], stack: Stack, name: str, wanted: int) -> SeriesGeometryError:
+def _incomplete_time_point(stacks: Sequence[Stack], stack: Stack, name: str, number: int) -> SeriesGeometryError:
     count = len(stack.members)
     return SeriesGeometryError(
-        f"{name} has {count} slices of time point {wanted}, at {count} of {count + stack.missing} positions; one slice at "
+        f"{name} has {count} slices of time point {number}, at {count} of {count + stack.missing} positions; one slice at "
         f"each is needed; fetch the missing ones, or choose with --time-point {_complete_numbers(stacks)}"
     )
 
 
-def _no_such_time_point(stacks: Sequence[Stack], name: str, wanted: int) -> SeriesSelectionError:
+def _no_such_time_point(stacks: Sequence[Stack], name: str, number: int) -> SeriesSelectionError:
     if len(stacks) == 1:
-        return SeriesSelectionError(f"{name} has 1 time point; number {wanted} was asked for; leave the number out")
+        return SeriesSelectionError(f"{name} has 1 time point; number {number} was asked for; leave the number out")
     return SeriesSelectionError(
-        f"{name} has {len(stacks)} time points ({_differences(stacks)}); number {wanted} was asked for; choose 1 to "
+        f"{name} has {len(stacks)} time points ({_differences(stacks)}); number {number} was asked for; choose 1 to "
         f"{len(stacks)}"
     )
 

@@ -82,7 +82,7 @@ def prove_seg(
             check.frame(frame)
         check.finish()
         check_groups(written)
-        check_dimensions(written, check.shown)
+        check_dimensions(written, list(check.frames))
         proof_headers.check_owner(written, headers[0])
         proof_headers.check_images(items(written, _REFERENCED_SERIES), _REFERENCED_INSTANCES, headers)
         described = check_segments(written, segments, label_map=text(written, _SEGMENTATION_TYPE) == "LABELMAP")

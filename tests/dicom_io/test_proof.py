@@ -62,7 +62,7 @@ def test_one_voxel_too_many_or_too_few_is_found_and_the_file_deleted(case, seg, 
 @pytest.mark.parametrize("fault", [BytesLengthException("an odd length"), EOFError("the end"), zlib.error("broken")])
 def test_what_a_broken_file_makes_pydicom_raise_is_a_failed_proof(fault, tmp_path):
     file = tmp_path / "s.dcm"
-    file.write_bytes(b"broken")
+    file.write_bytes(bytes(128) + b"DICM")
     with pytest.raises(GeometryProofError, match=f"cannot be read back .{type(fault).__name__}"), deleting(file, "SEG"):
         raise fault
     assert not file.exists()
@@ -70,7 +70,7 @@ def test_what_a_broken_file_makes_pydicom_raise_is_a_failed_proof(fault, tmp_pat
 
 def test_an_error_of_the_disk_is_no_failed_proof_and_leaves_the_file(tmp_path):
     file = tmp_path / "s.dcm"
-    file.write_bytes(b"whole")
+    file.write_bytes(bytes(128) + b"DICM")
     with pytest.raises(PermissionError), deleting(file, "SEG"):
         raise PermissionError("read only")
     assert file.exists()
