@@ -316,7 +316,7 @@ class Calibration(_CaseMetric):
     def merged(self) -> ReliabilityCounts:
         """The counts of all processes."""
         own = {f.name: np.asarray(getattr(self.counts, f.name)) for f in fields(self.counts) if f.name != "bins"}
-        sums = {name: _over_processes(counts).astype(counts.dtype) for name, counts in own.items()}
+        sums: dict[str, Any] = {name: _over_processes(counts).astype(counts.dtype) for name, counts in own.items()}
         return replace(self.counts, **{name: total if total.ndim else total.item() for name, total in sums.items()})
 
     def _band(self, p: NDArray[Any], case: Items) -> NDArray[np.bool_]:
