@@ -43,8 +43,7 @@ from monai.utils import set_determinism
 from monai_unet_app.bundle import Bundle, check_unseen, load_bundle
 from monai_unet_app.config import resolve_device
 from monai_unet_app.data.cases import by_partition
-from monai_unet_app.metrics import Bootstrap
-from monai_unet_app.metrics.bootstrap import bootstrap_mean, bootstrap_paired_difference
+from monai_unet_app.metrics.bootstrap import Bootstrap, bootstrap_mean, bootstrap_paired_difference
 from monai_unet_app.metrics.overlap import dice
 from monai_unet_app.pipeline import segment_case
 from monai_unet_app.training.run import TrainConfig, train_bundle

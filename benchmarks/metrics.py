@@ -30,8 +30,8 @@ import numpy as np
 from claims import judged
 from numpy.typing import NDArray
 
-from monai_unet_app.metrics import EvaluationPlan
-from monai_unet_app.metrics.case_scores import CaseArrays, ClassScores, score_masks
+from monai_unet_app.metrics.case_scores import ClassScores, score_masks
+from monai_unet_app.metrics.plan import EvaluationPlan
 from monai_unet_app.metrics.reliability import count_reliability
 
 SPACING_MM = (0.8, 0.8, 1.5)
@@ -107,10 +107,7 @@ def by_us(truth: NDArray, predicted: NDArray, count: int) -> list[Row]:
 
 def our_table(truth: NDArray, predicted: NDArray, count: int) -> tuple[ClassScores, ...]:
     plan = EvaluationPlan(tuple(f"label {n}" for n in range(1, count + 1)), surface_tolerance=TOLERANCE_MM)
-    nothing = np.zeros((0, *truth.shape), np.float32)
-    return score_masks(
-        truth, predicted, CaseArrays("case", "subject", truth, predicted, nothing, SPACING_MM, 0.00096), plan
-    )
+    return score_masks(truth, predicted, SPACING_MM, 0.00096, plan)
 
 
 def by_monai(truth: NDArray, predicted: NDArray, count: int) -> list[Row]:

@@ -168,8 +168,8 @@ class Volume:
         return self.with_array(self.array[..., number]) if self.array.ndim == 4 else self
 
     def without_flat_axis(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Voxels (I, J, K) of this grid without the third axis of a picture: (I, J) of a picture, else as they are."""
-        return array[:, :, 0] if self.planar else array
+        """Shape (I, J, K) or (C, I, J, K) on this grid to (I, J) or (C, I, J) for a picture; unchanged for a volume."""
+        return array[..., 0] if self.planar else array
 
     @property
     def has_patient_space(self) -> bool:

@@ -33,10 +33,9 @@ from monai_unet_app.config import ExplainMethod
 from monai_unet_app.errors import BundleError, UsageError
 from monai_unet_app.inference.predict import Progress, padded
 from monai_unet_app.inference.windows import Slices, WindowPlan, plan_windows
-from monai_unet_app.metrics import EvaluationPlan
 from monai_unet_app.pipeline import Case, on_volume, predict, preprocess
-from monai_unet_app.report import CasePicture, case_figure
-from monai_unet_app.report.case_pictures import png
+from monai_unet_app.report.case_pictures import case_figure, png
+from monai_unet_app.report.evaluation_report import CasePicture
 
 PARTS = 8
 """So many masks, one beside the other, hide an axis of the window."""
@@ -377,13 +376,11 @@ def _planes(
         box = tuple(slice(index, index + 1) if axis == slice_axis else side for axis, side in enumerate(box))
     image = scale.over(_grey(volume.array[box]), found[box])
     everywhere = np.ones_like(mask[box])  # no outline, but nothing of the window is cut off
-    picture = CasePicture.of(case_id, "best", volume, mask, mask)
-    picture = replace(picture, image=image, predicted=np.stack([mask[box], everywhere]))
-    picture = replace(picture, truth=np.zeros_like(picture.predicted))
+    outlines = np.stack([mask[box], everywhere])
+    picture = replace(CasePicture.of(case_id, "best", volume, np.zeros_like(outlines), outlines), image=image)
     if slice_axis is not None:
         picture = replace(picture, slices_along=slice_axis)
-    plan = EvaluationPlan(("structure", "window"), exclusive=False, planar=volume.planar)
-    return case_figure(picture, plan, (structure.segment.colour, _GROUND))
+    return case_figure(picture, ("structure", "window"), (structure.segment.colour, _GROUND))
 
 
 def _box(seen: NDArray[np.bool_]) -> Slices:

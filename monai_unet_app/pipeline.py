@@ -24,7 +24,7 @@ from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.rules import check_rules
 from monai_unet_app.errors import InputRefusedError
-from monai_unet_app.metrics import normalised_entropy
+from monai_unet_app.metrics.uncertainty import normalised_entropy
 
 if TYPE_CHECKING:
     import torch
@@ -145,8 +145,7 @@ def _watch(bundle: Bundle, watched: bool) -> AbstractContextManager[LayerWatch |
 
 
 def _image_features(volume: Volume, watch: LayerWatch | None) -> NDArray[np.float64]:
-    spacing = (1.0, 1.0, 1.0) if volume.planar else volume.spacing_mm
-    image = image_features(volume.array, spacing)
+    image = image_features(volume.array, (*volume.axis_spacing, 1.0)[:3])
     return image if watch is None else np.concatenate([image, watch.features()])
 
 

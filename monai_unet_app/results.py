@@ -415,14 +415,13 @@ def write_nifti(array: NDArray[Any], volume: Volume, path: Path) -> Path:
 
 def write_overlay(segmentation: Segmentation, case_id: str, path: Path) -> Path:
     """The image with the structures outlined in their own colours: planes of a volume, or the picture plain and outlined."""
-    from monai_unet_app.metrics import EvaluationPlan
-    from monai_unet_app.report import CasePicture, case_figure
+    from monai_unet_app.report.case_pictures import case_figure, png
+    from monai_unet_app.report.evaluation_report import CasePicture
 
     image, labels, segments = segmentation.image, segmentation.classes, segmentation.segments
     picture = CasePicture.of(case_id, "best", image, np.zeros_like(labels), labels)
-    plan = EvaluationPlan(tuple(segment.label for segment in segments), segmentation.exclusive, image.planar)
-    figure = case_figure(picture, plan, [segment.colour for segment in segments], legend=True)
-    figure.savefig(path, format="png", dpi=130, facecolor=figure.get_facecolor(), metadata={"Software": None})
+    names, colours = [segment.label for segment in segments], [segment.colour for segment in segments]
+    path.write_bytes(png(case_figure(picture, names, colours, legend=True)))
     return path
 
 

@@ -20,23 +20,18 @@ from small_data import few_examples, set_calibration
 
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.cli import main
-from monai_unet_app.comparison import (
-    Attributes,
-    compare,
-    dicom_attributes,
-    gate,
-    read_attributes,
-    subgroups,
-    write_comparison,
-)
+from monai_unet_app.comparison.attributes import Attributes, dicom_attributes, read_attributes
+from monai_unet_app.comparison.comparison_writer import write_comparison
+from monai_unet_app.comparison.differences import compare
 from monai_unet_app.comparison.rank_tests import holm, rank_groups, signed_rank, subject_means
+from monai_unet_app.comparison.release_gate import gate
+from monai_unet_app.comparison.subgroups import subgroups
 from monai_unet_app.data.cases import find_images
 from monai_unet_app.data.digest import image_fingerprint
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError, UsageError
 from monai_unet_app.evaluate import LabelledCases, evaluate_cases
-from monai_unet_app.metrics import Bootstrap, fewest_subjects
-from monai_unet_app.metrics.bootstrap import finite_mean
+from monai_unet_app.metrics.bootstrap import Bootstrap, fewest_subjects, finite_mean
 
 CLASSES = ("front", "back")
 COLUMNS = (

@@ -39,8 +39,7 @@ from monai_unet_app.data.cases import find_data
 from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.evaluate import LabelledCases, choose_cases, evaluate_cases
-from monai_unet_app.metrics import Bootstrap
-from monai_unet_app.metrics.bootstrap import bootstrap_mean
+from monai_unet_app.metrics.bootstrap import Bootstrap, bootstrap_mean
 from monai_unet_app.metrics.overlap import dice
 from monai_unet_app.report.card import put_figures, read_measured, summary, write_figures
 from monai_unet_app.report.words import between

@@ -27,8 +27,8 @@ from monai_unet_app.data.monai_bridge import to_metatensor
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.evaluate.case_selection import Row
-from monai_unet_app.evaluate.reference import counted_voxels, read_reference
-from monai_unet_app.metrics import EvaluationPlan
+from monai_unet_app.evaluate.reference import counted_voxels, evaluation_plan, read_reference
+from monai_unet_app.metrics.plan import EvaluationPlan
 from monai_unet_app.pipeline import finish, predict, preprocess
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def compare_forms(
         kept.add(*_logits_and_label(row, bundle, PredictConfig()))
         step(row["id"])
     trials = [FormTrial.fit(form, kept) for form in forms_for(bundle)]
-    plan = EvaluationPlan(bundle.structure_names, bundle.exclusive, bundle.rules.planar)
+    plan = evaluation_plan(bundle)
     for row in selection:
         spacing_mm = _try_forms(trials, row, bundle, plan)
         step(row["id"])
@@ -143,12 +143,14 @@ def _try_forms(trials: Sequence[FormTrial], row: Row, bundle: Bundle, plan: Eval
     volume = read_volume(row["image"])
     item = preprocess(volume, bundle)
     logits = predict(item["image"], bundle, PredictConfig())
-    truth, valid = read_reference(row, volume, bundle).labels, counted_voxels(row, volume, bundle)
+    flat = volume.without_flat_axis
+    truth, counted = flat(read_reference(row, volume, bundle).labels), counted_voxels(row, volume, bundle)
+    valid = None if counted is None else flat(counted)
     decided = finish(item, logits, bundle.uncalibrated_result, volume)[1]
-    foreground = np.asarray((decided > 0.5).any(axis=0))
+    foreground = flat(np.asarray((decided > 0.5).any(axis=0)))
     for trial in trials:
         calibrated = trial.calibrated(logits)
-        probabilities = finish(item, calibrated, bundle.uncalibrated_result, volume)[0]
-        counts = count_case(truth, probabilities, foreground, volume.spacing_mm, plan, valid)
+        probabilities = flat(finish(item, calibrated, bundle.uncalibrated_result, volume)[0])
+        counts = count_case(truth, probabilities, foreground, volume.axis_spacing, plan, valid)
         trial.add(labels_changed(logits, calibrated, exclusive=bundle.exclusive), counts)
     return volume.axis_spacing if volume.planar else tuple(map(float, item["image"].pixdim))

@@ -31,10 +31,11 @@ from monai_unet_app.calibration.fit import (
 from monai_unet_app.calibration.halo import spatial_dims
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import BundleError, InputRefusedError
-from monai_unet_app.metrics import WHOLE, EvaluationPlan, ReliabilityCounts, count_reliability
-from monai_unet_app.metrics import expected_calibration_error as ece
 from monai_unet_app.metrics.boundary import surface_band
-from monai_unet_app.metrics.reliability import negative_log_likelihood
+from monai_unet_app.metrics.case_scores import count_populations
+from monai_unet_app.metrics.plan import WHOLE, EvaluationPlan
+from monai_unet_app.metrics.reliability import ReliabilityCounts, negative_log_likelihood
+from monai_unet_app.metrics.reliability import expected_calibration_error as ece
 
 ALIKE_DECIMALS = 4
 """To these two calibration errors are compared; beyond, fewer numbers are worth more."""
@@ -283,29 +284,23 @@ def count_case(
     truth: NDArray[Any],
     probabilities: NDArray[Any],
     foreground: NDArray[np.bool_],
-    spacing_mm: Sequence[float],
+    spacing: Sequence[float],
     plan: EvaluationPlan,
     valid: NDArray[np.bool_] | None = None,
 ) -> dict[str, ReliabilityCounts]:
     """Counts of one case for the two populations of the headlines.
 
     Args:
-        truth: Shape (I, J, K) class numbers, or (C, I, J, K) boolean.
+        truth: Shape (I, J, K) class numbers, or (C, I, J, K) boolean; one axis fewer for pictures, here and below.
         probabilities: Shape (C, I, J, K).
         foreground: Shape (I, J, K): what is predicted without calibration, so that all forms share one band.
-        spacing_mm: Along I, J, K; not read where the plan is planar and K is 1.
+        spacing: Distance of neighbouring voxels along each axis, in the unit of the plan.
         plan: Names and widths of the populations.
         valid: Shape (I, J, K): voxels that count, or None for all.
     """
-    if plan.planar:
-        truth, probabilities, foreground = truth[..., 0], probabilities[..., 0], foreground[..., 0]
-        spacing_mm, valid = (1.0, 1.0), None if valid is None else valid[..., 0]
     inside = foreground if valid is None else foreground & valid
-    band = surface_band(inside, spacing_mm, plan.band_width, valid=valid)
-    return {
-        name: count_reliability(truth, probabilities, exclusive=plan.exclusive, within=within, bins=plan.bins)
-        for name, within in ((WHOLE, valid), (plan.band, band))
-    }
+    band = surface_band(inside, spacing, plan.band_width, valid=valid)
+    return count_populations(truth, probabilities, {WHOLE: valid, plan.band: band}, plan)
 
 
 def with_choice(scores: Sequence[FormScore]) -> list[FormScore]:

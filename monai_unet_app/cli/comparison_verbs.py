@@ -11,7 +11,7 @@ from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, Answ
 from monai_unet_app.errors import InputRefusedError, UsageError
 
 if TYPE_CHECKING:
-    from monai_unet_app.comparison import Comparison
+    from monai_unet_app.comparison.differences import Comparison
 
 
 def compare(options: flags.Compare) -> Answer:
@@ -19,7 +19,8 @@ def compare(options: flags.Compare) -> Answer:
 
     Example: monai-unet compare --first OLD_REPORT --second NEW_REPORT --output OUT
     """
-    from monai_unet_app.comparison import is_evaluation, write_comparison
+    from monai_unet_app.comparison.comparison_writer import write_comparison
+    from monai_unet_app.comparison.stored_evaluation import is_evaluation
 
     sources = {"first": options.first, "second": options.second}
     evaluations = {side: Path(source) for side, source in sources.items() if is_evaluation(Path(source))}
@@ -38,8 +39,8 @@ def gate(options: flags.Gate) -> Answer:
 
     Example: monai-unet gate --bundle NEW --against OLD --data DATA
     """
-    from monai_unet_app.comparison import gate as judge
-    from monai_unet_app.comparison import write_comparison
+    from monai_unet_app.comparison.comparison_writer import write_comparison
+    from monai_unet_app.comparison.release_gate import gate as judge
 
     (bundles, evaluations), margins = _gated(options), _margins(options.margin)
     comparison, problems = _compared(options, bundles, evaluations, ("old", "new"))
@@ -58,8 +59,9 @@ def subgroups(options: flags.Subgroups) -> Answer:
 
     Example: monai-unet subgroups --evaluation REPORT --attributes people.csv --bands age=0,18,65
     """
-    from monai_unet_app.comparison import dicom_attributes, read_attributes, write_subgroups
-    from monai_unet_app.comparison import subgroups as by_group
+    from monai_unet_app.comparison.attributes import dicom_attributes, read_attributes
+    from monai_unet_app.comparison.comparison_writer import write_subgroups
+    from monai_unet_app.comparison.subgroups import subgroups as by_group
     from monai_unet_app.data.cases import find_images
 
     if options.institution and options.dicom is None:
@@ -116,7 +118,7 @@ def _compared(
         evaluations: Side -> folder of its evaluation, for the other sides.
         sides: Names of the first and the second side.
     """
-    from monai_unet_app.comparison import compare
+    from monai_unet_app.comparison.differences import compare
 
     with _place_for(options) as folder:
         problems = _evaluate_missing(options, bundles, evaluations, folder)
@@ -142,7 +144,7 @@ def _evaluate_missing(
             f"{', '.join(bundles.values())}: no evaluation (metrics.json and cases.csv); to evaluate a bundle first, "
             "give --data DIR, or --images DIR and --labels DIR"
         )
-    from monai_unet_app.comparison import read_evaluation
+    from monai_unet_app.comparison.stored_evaluation import read_evaluation
 
     only = [set(read_evaluation(place).table.subjects) for place in evaluations.values()]
     from monai_unet_app.bundle_folder import bundle_files
@@ -181,7 +183,7 @@ def _evaluate_missing(
 
 def _margins(text: str | None) -> dict[str, float]:
     """ "0.01" for every figure, or "dice=0.01,ece_band=0.002" for some."""
-    from monai_unet_app.comparison import GATED_SCORES
+    from monai_unet_app.comparison.release_gate import GATED_SCORES
 
     if text is None:
         return {}

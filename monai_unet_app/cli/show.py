@@ -16,7 +16,9 @@ from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from monai_unet_app.calibration.forms import FormScore
-    from monai_unet_app.comparison import Comparison, Difference, Subgroups, Verdict
+    from monai_unet_app.comparison.differences import Comparison, Difference
+    from monai_unet_app.comparison.release_gate import Verdict
+    from monai_unet_app.comparison.subgroups import Subgroups
     from monai_unet_app.data.verdicts import SeriesRow
 
 out = Console(emoji=False)  # ":x:" in a file name stays as it is

@@ -206,7 +206,7 @@ def report(options: flags.Report) -> Answer:
     Example: monai-unet report --evaluation OUT --bundle my_bundle
     """
     from monai_unet_app.bundle_folder import bundle_files
-    from monai_unet_app.comparison import read_evaluation
+    from monai_unet_app.comparison.stored_evaluation import read_evaluation
     from monai_unet_app.report.card import check_held_out, read_measured, summary, write_figures
 
     common.check_bundle_folder(options.bundle, "its metadata and card are rewritten")

@@ -7,8 +7,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from monai_unet_app.metrics import Bootstrap, Estimate, bootstrap_paired_difference, fewest_subjects
-from monai_unet_app.metrics.bootstrap import finite_or_none
+from monai_unet_app.metrics.bootstrap import (
+    Bootstrap,
+    Estimate,
+    bootstrap_paired_difference,
+    fewest_subjects,
+    finite_or_none,
+)
+from monai_unet_app.metrics.plan import Units, units_of
 from monai_unet_app.metrics.score_registry import SCORES
 
 from .pairing import Pairs, pair
@@ -145,7 +151,7 @@ def compare_pairs(pairs: Pairs, how: Bootstrap) -> Comparison:
     rows = [*pairs.first.document["classes"], MEAN]
     differences = [
         _difference(pairs, column, row, lower_is_better, how)
-        for column, lower_is_better in compared_columns(planar=pairs.first.document["planar"]).items()
+        for column, lower_is_better in compared_columns(units_of(pairs.first.document["planar"])).items()
         for row in rows
     ]
     adjusted = holm({entry.key: entry.test.p for entry in differences})
@@ -153,9 +159,9 @@ def compare_pairs(pairs: Pairs, how: Bootstrap) -> Comparison:
     return Comparison(pairs, tuple(tested), how)
 
 
-def compared_columns(*, planar: bool) -> dict[str, bool]:
+def compared_columns(units: Units) -> dict[str, bool]:
     """The columns of cases.csv that are compared -> whether lower is better."""
-    compared = {score.key(planar=planar): score.better == "lower" for score in SCORES if score.better}
+    compared = {score.key(units): score.better == "lower" for score in SCORES if score.better}
     return compared | dict.fromkeys(CALIBRATION_ERRORS, True)
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_unet_app.errors import InputRefusedError
-from monai_unet_app.metrics import Bootstrap, Estimate, bootstrap_mean
-from monai_unet_app.metrics.bootstrap import finite_or_none
+from monai_unet_app.metrics.bootstrap import Bootstrap, Estimate, bootstrap_mean, finite_or_none
 from monai_unet_app.metrics.score_registry import SCORES
 
 from .attributes import NOT_GIVEN, Attributes, Grouping, groupings

@@ -24,13 +24,15 @@ from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.digest import dataset_sha256
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import BundleError, InputRefusedError
-from monai_unet_app.metrics import CaseArrays, Evaluation, EvaluationPlan
+from monai_unet_app.metrics.case_scores import CaseArrays
+from monai_unet_app.metrics.summary import Evaluation
 from monai_unet_app.pipeline import Case, decided, on_volume, segment_case
-from monai_unet_app.report import CasePicture, EvaluationReport, MeasuredOn, Target, exemplary_cases, write_evaluation
+from monai_unet_app.report.evaluation_report import CasePicture, EvaluationReport, MeasuredOn, Target, exemplary_cases
+from monai_unet_app.report.evaluation_writer import write_evaluation
 from monai_unet_app.report.targets import USUAL, Bounds, as_targets, checked
 
 from .case_selection import Row
-from .reference import counted_voxels, read_reference, reference_segmentation
+from .reference import counted_voxels, evaluation_plan, read_reference, reference_segmentation
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Evaluated:
 
 
 class CaseLog:
-    """Scores of the cases so far, and what the report's pictures need of each: its masks, compressed.
+    """Scores of the cases so far, and the compressed labels of each for the report's pictures.
 
     `targets` are those of a file; without them the bundle's own are asked for, or if it has none, the usual ones.
     """
@@ -74,12 +76,9 @@ class CaseLog:
     def __init__(self, bundle: Bundle, targets: Bounds | None = None) -> None:
         self.bundle = bundle
         self.targets, self.targets_from = _targets(bundle, targets)
-        plan = EvaluationPlan(
-            bundle.structure_names, bundle.exclusive, bundle.rules.planar, centreline=bundle.centreline
-        )
-        self.evaluation = Evaluation(plan)
+        self.evaluation = Evaluation(evaluation_plan(bundle))
         self.rows: list[Row] = []
-        self.masks: dict[str, tuple[bytes, bytes, tuple[int, ...]]] = {}
+        self.labels: dict[str, tuple[_Packed, _Packed]] = {}
         self.outcomes: list[StructureOutcome] = []
         self.whole_outcomes: list[WholeOutcome] = []
         self.assessed: Assessment | None = None
@@ -101,21 +100,21 @@ class CaseLog:
         """
         image = truth.image
         assert predicted.probabilities is not None
-        scores = self.evaluation.add(
-            CaseArrays(
-                row["id"],
-                row["subject"],
-                truth.classes,
-                predicted.classes,
-                predicted.probabilities,
-                image.spacing_mm,
-                image.voxel_ml,
-                uncalibrated,
-                counted_voxels(row, image, self.bundle),
-            )
+        counted, flat = counted_voxels(row, image, self.bundle), image.without_flat_axis
+        case = CaseArrays(
+            row["id"],
+            row["subject"],
+            flat(truth.classes),
+            flat(predicted.classes),
+            flat(predicted.probabilities),
+            image.axis_spacing,
+            image.voxel_size,
+            None if uncalibrated is None else flat(uncalibrated),
+            None if counted is None else flat(counted),
         )
+        scores = self.evaluation.add(case)
         self.rows.append(row)
-        self.masks[row["id"]] = (_packed(truth.labels), _packed(predicted.labels), truth.labels.shape)
+        self.labels[row["id"]] = (_Packed.of(truth.classes), _Packed.of(predicted.classes))
         return scores.mean("dice")
 
     def audit(self, row: Row, case: Case, truth: Segmentation) -> None:
@@ -152,12 +151,8 @@ class CaseLog:
         images = {row["id"]: row["image"] for row in self.rows}
         pictures = []
         for role, case_id in exemplary_cases(self.evaluation.cases).items():
-            truth, predicted, shape = self.masks[case_id]
-            volume = read_volume(images[case_id])
-            masks = [np.frombuffer(zlib.decompress(packed), np.uint8).reshape(shape) for packed in (truth, predicted)]
-            if not self.bundle.exclusive:
-                masks = [mask.astype(bool) for mask in masks]
-            pictures.append(CasePicture.of(case_id, role, volume, masks[0], masks[1]))
+            truth, predicted = (packed.unpacked() for packed in self.labels[case_id])
+            pictures.append(CasePicture.of(case_id, role, read_volume(images[case_id]), truth, predicted))
         return pictures
 
 
@@ -183,8 +178,20 @@ def _targets(bundle: Bundle, given: Bounds | None) -> tuple[tuple[Target, ...], 
     return as_targets(USUAL, bundle.structure_names), "the usual ones; the bundle has none of its own"
 
 
-def _packed(labels: NDArray[Any]) -> bytes:
-    return zlib.compress(np.ascontiguousarray(labels, dtype=np.uint8).tobytes(), 1)
+@dataclass(frozen=True)
+class _Packed:
+    """Compressed labels; `shape` and `dtype` are those of the array."""
+
+    content: bytes
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @classmethod
+    def of(cls, labels: NDArray[Any]) -> "_Packed":
+        return cls(zlib.compress(np.ascontiguousarray(labels).tobytes(), 1), labels.shape, labels.dtype)
+
+    def unpacked(self) -> NDArray[Any]:
+        return np.frombuffer(zlib.decompress(self.content), self.dtype).reshape(self.shape)
 
 
 def evaluate_cases(

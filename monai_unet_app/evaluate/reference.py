@@ -1,4 +1,4 @@
-"""The reference segmentation of a labelled case."""
+"""How a bundle is measured, and the reference segmentation of a labelled case."""
 
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,14 @@ from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.data.labels import check_values, read_labels
+from monai_unet_app.metrics.plan import EvaluationPlan
 
 from .case_selection import Row
+
+
+def evaluation_plan(bundle: Bundle) -> EvaluationPlan:
+    """What is measured of the results of a bundle."""
+    return EvaluationPlan(bundle.structure_names, bundle.exclusive, bundle.rules.planar, centreline=bundle.centreline)
 
 
 def read_reference(row: Row, volume: Volume, bundle: Bundle) -> Segmentation:

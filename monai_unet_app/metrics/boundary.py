@@ -108,13 +108,6 @@ def coco_boundary_iou(truth: Mask, predicted: Mask, *, ratio: float = 0.02) -> f
     return boundary_iou(truth, predicted, (1.0,) * truth.ndim, width_mm=depth, mode="coco")
 
 
-def inner_band(mask: Mask, spacing_mm: Spacing, width_mm: float) -> Mask:
-    """Voxels of a mask within `width_mm` (centre to centre) of its border voxels. Same shape as `mask`."""
-    if not mask.any():
-        return np.zeros_like(mask)
-    return mask & (_distance_to(border(mask), spacing_mm) <= reach(width_mm))
-
-
 @dataclass(frozen=True)
 class SurfacePair:
     """Two masks, and how far each voxel lies from the border of each: one distance map a mask serves every score.

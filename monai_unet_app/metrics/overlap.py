@@ -72,12 +72,6 @@ def volume_ml(mask: Mask, voxel_ml: float) -> float:
     return _count(mask) * voxel_ml
 
 
-def volume_difference_ml(truth: Mask, predicted: Mask, voxel_ml: float) -> float:
-    """Signed volume error in millilitres of masks of the same shape, predicted minus truth: above 0 is too much."""
-    check_masks(truth, predicted)
-    return (_count(predicted) - _count(truth)) * voxel_ml
-
-
 def _count(mask: Mask) -> int:
     return int(np.count_nonzero(mask))
 

@@ -9,6 +9,23 @@ WHOLE = "whole"
 
 
 @dataclass(frozen=True)
+class Units:
+    """Units of lengths and of sizes as keys spell them, and the unit of sizes as sentences and headings spell it."""
+
+    length: str
+    size: str
+    size_in_words: str
+
+
+VOLUME, PICTURE = Units("mm", "ml", "mL"), Units("px", "px", "pixels")
+
+
+def units_of(planar: bool) -> Units:
+    """The units of 2D pictures, or of volumes."""
+    return PICTURE if planar else VOLUME
+
+
+@dataclass(frozen=True)
 class EvaluationPlan:
     """What is measured, and with which lengths.
 
@@ -61,29 +78,19 @@ class EvaluationPlan:
             raise ValueError(f"box_margin is {self.box_margin}; a finite length of 0 or more is needed")
 
     @property
-    def unit(self) -> str:
-        """Unit of length."""
-        return "px" if self.planar else "mm"
-
-    @property
-    def size_unit(self) -> str:
-        """Unit of a mask's size: millilitres, or pixels of a planar image."""
-        return "px" if self.planar else "ml"
-
-    @property
-    def size_unit_in_words(self) -> str:
-        """The same as sentences and headings spell it."""
-        return "pixels" if self.planar else "mL"
+    def units(self) -> Units:
+        """Units of lengths and sizes."""
+        return units_of(self.planar)
 
     @property
     def tolerance_names(self) -> tuple[str, ...]:
         """The tolerances with their unit, for instance "0.5mm"."""
-        return tuple(f"{tolerance:g}{self.unit}" for tolerance in self.tolerances)
+        return tuple(f"{tolerance:g}{self.units.length}" for tolerance in self.tolerances)
 
     @property
     def band(self) -> str:
         """Name of the population around the predicted surface, for instance "band_2mm"."""
-        return f"band_{self.band_width:g}{self.unit}"
+        return f"band_{self.band_width:g}{self.units.length}"
 
     @property
     def likely(self) -> str:
@@ -93,7 +100,7 @@ class EvaluationPlan:
     @property
     def box(self) -> str:
         """Name of the population in and around the box of the predicted foreground, for instance "box_10mm"."""
-        return f"box_{self.box_margin:g}{self.unit}"
+        return f"box_{self.box_margin:g}{self.units.length}"
 
     @property
     def populations(self) -> tuple[str, str]:
@@ -106,10 +113,20 @@ class EvaluationPlan:
         return *self.populations, self.likely, self.box
 
     @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Name of each channel of the probabilities; with the background first if the classes are exclusive."""
+        return ("background", *self.class_names) if self.exclusive else self.class_names
+
+    @property
     def channels(self) -> int:
-        """Probability channels, background included."""
-        return len(self.class_names) + self.exclusive
+        """Number of channels of the probabilities."""
+        return len(self.channel_names)
+
+    @property
+    def first_channel(self) -> int:
+        """Channel of the first named class: 1 after the background, else 0."""
+        return self.channels - len(self.class_names)
 
     def row_of(self, index: int) -> int:
-        """Row of `ReliabilityCounts` that holds the foreground class `index`."""
-        return index + 1 + self.exclusive
+        """Row of `ReliabilityCounts` that holds the named class `index`; row 0 is the top label."""
+        return 1 + self.first_channel + index

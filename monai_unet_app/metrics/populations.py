@@ -30,7 +30,7 @@ def populations(
     chosen: dict[str, Mask | None] = {
         WHOLE: valid,
         plan.band: surface_band(foreground, spacing_mm, plan.band_width, valid=valid),
-        plan.likely: likely_foreground(probabilities, plan.likely_above, exclusive=plan.exclusive),
+        plan.likely: likely_foreground(probabilities, plan),
         plan.box: box_around(foreground, spacing_mm, plan.box_margin),
     }
     if valid is not None:
@@ -38,23 +38,22 @@ def populations(
     return chosen
 
 
-def likely_foreground(probabilities: NDArray[Any], above: float, *, exclusive: bool) -> Mask:
-    """Voxels whose probability of foreground is greater than `above`.
+def likely_foreground(probabilities: NDArray[Any], plan: EvaluationPlan) -> Mask:
+    """Voxels whose probability of foreground is greater than `plan.likely_above`.
 
-    That of exclusive classes is all that the background (channel 0) leaves; that of overlapping labels is the largest
-    of theirs.
+    For exclusive classes that is 1 minus the probability of the background, for overlapping labels the largest probability of
+    any label.
 
     Args:
         probabilities: Shape (C, ...), 0 to 1.
-        above: 0 or more, below 1.
-        exclusive: Whether channel 0 is the background.
+        plan: The kind of the classes and the limit.
 
     Returns:
         Shape (...).
     """
-    if exclusive:
-        return np.asarray(probabilities[0] < 1 - above)
-    return np.asarray(probabilities.max(axis=0) > above)
+    if plan.exclusive:
+        return np.asarray(probabilities[0] < 1 - plan.likely_above)
+    return np.asarray(probabilities.max(axis=0) > plan.likely_above)
 
 
 def box_around(foreground: Mask, spacing_mm: Spacing, margin_mm: float) -> Mask:

@@ -20,10 +20,10 @@ in Deep Learning, CVPR workshops 2019, arXiv:1904.01685 (ACE over equal-mass bin
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -195,10 +195,11 @@ def count_reliability(
             one channel at each voxel.
     """
     _check_shapes(truth, probabilities, within, exclusive)
+    count_rows = _exclusive_rows if exclusive else _overlapping_rows
     total = ReliabilityCounts.empty(len(probabilities), bins)
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         pieces = _pieces(truth, probabilities, within)
-        for counts in pool.map(lambda piece: _count_piece(*piece, exclusive=exclusive, bins=bins), pieces):
+        for counts in pool.map(lambda piece: _count_piece(*piece, count_rows=count_rows, bins=FineBins(bins)), pieces):
             total = total + counts
     return total
 
@@ -268,45 +269,58 @@ def _gaps(counts: ReliabilityCounts, row: int) -> Floats:
 
 
 def _count_piece(
-    truth: NDArray[Any], p: NDArray[Any], inside: slice | NDArray[Any], *, exclusive: bool, bins: int
+    truth: NDArray[Any], p: NDArray[Any], inside: slice | NDArray[Any], *, count_rows: "CountRows", bins: FineBins
 ) -> ReliabilityCounts:
     """Counts of the voxels `inside` a piece: p has shape (C, N), truth (C, N) boolean or (N,) numbers."""
     p = np.ascontiguousarray(p[:, inside], dtype=np.promote_types(p.dtype, np.float32))  # float16 falls into other bins
     truth = truth[..., inside]
-    _check_probabilities(p, exclusive)
+    _check_range(p)
     hits = [truth == c for c in range(len(p))] if truth.ndim == 1 else list(truth)
-    held, total = (_exclusive_rows if exclusive else _overlapping_rows)(p, hits, FineBins(bins))
-    # The sum of (p - hit)^2 is that of p^2, less 2 p and more 1 where it is hit.
+    rows = count_rows(p, hits, bins)
+    # The sum of (p - hit)^2 is the sum of p^2, minus 2 p and plus 1 where the channel is true.
     squares = sum(float(np.square(channel, dtype=np.float64).sum()) for channel in p)
-    true = sum(int(np.count_nonzero(hit)) for hit in hits)
-    if exclusive and true != p.shape[1]:
-        raise ValueError(f"truth gives {true} classes to {p.shape[1]} voxels; one each is needed; add the background")
-    given = (
-        _given(p, hits) if exclusive else np.concatenate([channel[hit] for channel, hit in zip(p, hits, strict=True)])
+    brier = squares + float(rows.hit.size - 2 * rows.hit.sum(dtype=np.float64))
+    likelihood = np.maximum(np.concatenate([rows.hit, *rows.spared]), NLL_FLOOR)
+    nll = -float(np.log(likelihood, dtype=np.float64).sum())
+    return ReliabilityCounts(
+        bins.bins, rows.held.sum(axis=2), rows.held[..., 1], rows.confidence.sum(axis=2), brier, nll
     )
-    brier = squares + float(given.size - 2 * given.sum(dtype=np.float64))
-    if not exclusive:
-        given = np.concatenate([given, *(1 - channel[~hit] for channel, hit in zip(p, hits, strict=True))])
-    nll = -float(np.log(np.maximum(given, NLL_FLOOR), dtype=np.float64).sum())
-    return ReliabilityCounts(bins, held.sum(axis=2), held[..., 1], total.sum(axis=2), brier, nll)
 
 
-def _given(p: NDArray[Any], hits: Sequence[NDArray[np.bool_]]) -> NDArray[Any]:
-    """Shape (N,): the probability given to the channel that is true at each voxel."""
-    given: NDArray[Any] = np.zeros_like(p[0])
-    for channel, hit in zip(p, hits, strict=True):
-        given += channel * hit
-    return given
+class _Rows(NamedTuple):
+    """What N voxels add to the rows of `ReliabilityCounts`.
+
+    Attributes:
+        held: Shape (C + 1, fine bins, 2: untrue and true): number of decisions; row 0 is the top label.
+        confidence: Same shape: sum of their confidences.
+        hit: Shape (M,), 0 to 1: the probability of each channel that is true at a voxel.
+        spared: Shape (M,) each: of labels that may overlap, 1 - the probability of each channel that is untrue at a voxel.
+    """
+
+    held: Counts
+    confidence: Floats
+    hit: NDArray[Any]
+    spared: Sequence[NDArray[Any]] = ()
 
 
-def _exclusive_rows(p: NDArray[Any], hits: Sequence[NDArray[np.bool_]], bins: FineBins) -> tuple[Counts, Floats]:
-    """Number and sum of confidence, each of shape (C + 1, fine bins, 2: untrue and true); row 0 is the top label.
+CountRows = Callable[[NDArray[Any], Sequence[NDArray[np.bool_]], FineBins], _Rows]
+
+
+def _exclusive_rows(p: NDArray[Any], hits: Sequence[NDArray[np.bool_]], bins: FineBins) -> _Rows:
+    """Rows of exclusive classes; `p` has shape (C, N), each of the C `hits` shape (N,).
 
     The top label is counted along with the channels: its row is what they hold of the voxels that they win.
     """
+    _check_sums(p)
+    true = sum(int(np.count_nonzero(hit)) for hit in hits)
+    if true != p.shape[1]:
+        raise ValueError(f"truth gives {true} classes to {p.shape[1]} voxels; one each is needed; add the background")
     kinds = (hit + 2 * win.view(np.uint8) for hit, win in zip(hits, _winners(p), strict=True))
     channels = [_histogram(channel, kind, 4, bins) for channel, kind in zip(p, kinds, strict=True)]
-    return _with_top([held for held, _ in channels]), _with_top([total for _, total in channels])
+    probability: NDArray[Any] = np.zeros_like(p[0])
+    for channel, hit in zip(p, hits, strict=True):
+        probability += channel * hit
+    return _Rows(_with_top([held for held, _ in channels]), _with_top([total for _, total in channels]), probability)
 
 
 def _with_top(channels: Sequence[NDArray[Any]]) -> NDArray[Any]:
@@ -328,12 +342,15 @@ def _winners(p: NDArray[Any]) -> Iterator[NDArray[np.bool_]]:
         yield wins
 
 
-def _overlapping_rows(p: NDArray[Any], hits: Sequence[NDArray[np.bool_]], bins: FineBins) -> tuple[Counts, Floats]:
+def _overlapping_rows(p: NDArray[Any], hits: Sequence[NDArray[np.bool_]], bins: FineBins) -> _Rows:
     """As `_exclusive_rows`; the top label is the likelier answer (yes or no) of each label at each voxel."""
     yes = p >= 0.5
     top, right = np.where(yes, p, 1 - p).ravel(), (yes == np.stack(hits)).ravel()
     rows = [_histogram(confidence, hit, 2, bins) for confidence, hit in zip([top, *p], [right, *hits], strict=True)]
-    return np.stack([held for held, _ in rows]), np.stack([total for _, total in rows])
+    pairs = list(zip(p, hits, strict=True))
+    probability = np.concatenate([channel[hit] for channel, hit in pairs])
+    spared = [1 - channel[~hit] for channel, hit in pairs]
+    return _Rows(np.stack([held for held, _ in rows]), np.stack([total for _, total in rows]), probability, spared)
 
 
 def _histogram(confidence: NDArray[Any], kind: NDArray[Any], kinds: int, bins: FineBins) -> tuple[Counts, Floats]:
@@ -390,7 +407,7 @@ def _check_shapes(
         )
 
 
-def _check_probabilities(p: NDArray[Any], exclusive: bool) -> None:
+def _check_range(p: NDArray[Any]) -> None:
     if not p.size:
         return
     low, high = float(p.min()), float(p.max())
@@ -398,10 +415,11 @@ def _check_probabilities(p: NDArray[Any], exclusive: bool) -> None:
         raise ValueError(
             f"probabilities run from {low:g} to {high:g}; 0 to 1 is needed; apply softmax or sigmoid first"
         )
-    if not exclusive:
-        return
+
+
+def _check_sums(p: NDArray[Any]) -> None:
     off = np.abs(p.sum(axis=0) - 1)
-    if off.max() > _SUM_TOLERANCE:
+    if off.max(initial=0) > _SUM_TOLERANCE:
         raise ValueError(
             f"probabilities of exclusive classes miss a sum of 1 by up to {off.max():.3f} "
             f"({np.count_nonzero(off > _SUM_TOLERANCE)} of {off.size} voxels); 0.01 is allowed; "

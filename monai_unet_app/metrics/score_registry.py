@@ -1,9 +1,9 @@
-"""The scores of a class in one table: name, unit, where each is shown, and the sentence that explains it.
+"""The scores of a class, as `scores.toml` lists them: name, unit, place in the report, and the sentence that explains each.
 
 To add a score:
 1. Write its function (in `overlap.py`, `boundary.py` or a module of its own) with a test.
 2. In `case_scores.py` add a field with its name to `ClassScores` and fill the field in `_score_class`.
-3. Add an entry to `SCORES` below: metrics.json, cases.csv, glossary, report, terminal and comparison follow from it.
+3. Add an entry to `scores.toml`: metrics.json, cases.csv, glossary, report, terminal and comparison follow from it.
 4. Run tests/metrics/test_score_registry.py, and copy the line it prints into schemas/metrics.schema.json.
 5. Add a row to the table in docs/metrics.md.
 
@@ -11,8 +11,10 @@ A score has one name: the attribute of `ClassScores`, the entry in the glossary 
 metrics.json and cases.csv is that name followed by the unit, if it has one: `hd95` is `hd95_mm`, or `hd95_px` for pictures.
 """
 
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from operator import attrgetter
 from typing import Literal
 
@@ -20,26 +22,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .case_scores import CaseScores, ClassScores
-from .plan import EvaluationPlan
+from .plan import PICTURE, VOLUME, EvaluationPlan, Units
 
 Read = Callable[[ClassScores], float]
 Floats = NDArray[np.float64]
-
-LENGTH, SIZE = ("mm", "px"), ("ml", "px")
-"""Units of volumes and of planar images, as keys spell them."""
 
 
 @dataclass(frozen=True)
 class Score:
     """A score of a class: how it is named, read and shown.
 
-    In `definition` and `column`, `{plan.unit}` and other attributes of the `EvaluationPlan` are filled in.
+    In `definition` and `column`, attributes of the `EvaluationPlan` in braces are filled in, such as `{plan.units.length}`.
 
     Attributes:
         name: Attribute of `ClassScores`, or of what `within` names.
         title: What people call it in a sentence.
         definition: Its sentence in the glossary. Empty for scores that need none.
-        unit: LENGTH, SIZE, or None for a plain number. Lengths do not exist where one of two masks is empty.
+        unit: "length" or "size", empty for a plain number. A length is not defined where one of the two masks is empty.
         table: The table of the report that has a column for it; empty where none has.
         column: Heading of that column.
         digits: Decimals in that column.
@@ -53,7 +52,7 @@ class Score:
     name: str
     title: str = ""
     definition: str = ""
-    unit: tuple[str, str] | None = None
+    unit: Literal["", "length", "size"] = ""
     table: Literal["", "classes", "outlines", "components"] = ""
     column: str = ""
     digits: int = 3
@@ -63,14 +62,14 @@ class Score:
     asked_by: str = ""
     within: str = ""
 
-    def key(self, *, planar: bool) -> str:
+    def key(self, units: Units) -> str:
         """Its name in metrics.json and cases.csv."""
-        return f"{self.name}_{self.unit[planar]}" if self.unit else self.name
+        return f"{self.name}_{getattr(units, self.unit)}" if self.unit else self.name
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Its possible keys: of volumes and of planar images."""
-        return tuple(dict.fromkeys(self.key(planar=planar) for planar in (False, True)))
+        """Its possible keys: of volumes and of pictures."""
+        return tuple(dict.fromkeys(map(self.key, (VOLUME, PICTURE))))
 
     @property
     def read(self) -> Read:
@@ -79,112 +78,27 @@ class Score:
 
     def decimals(self, plan: EvaluationPlan) -> int:
         """Decimals in the report; a size in pixels is a whole number."""
-        return 0 if self.unit == SIZE and plan.planar else self.digits
+        return 0 if self.unit == "size" and plan.units == PICTURE else self.digits
 
 
-SCORES = (
-    Score("dice", "Dice", table="classes", column="Dice", terminal="Dice", better="higher", is_target=True),
-    Score("iou", "IoU", table="classes", column="IoU", terminal="IoU", better="higher", is_target=True),
-    Score(
-        "boundary_iou",
-        "boundary IoU",
-        "IoU of the voxels of each mask within {plan.boundary_width:g} {plan.unit} (centre to centre) of its "
-        "border voxels; border: the mask minus its face-connected erosion, with the image's edge as outside.",
-        table="outlines",
-        column="Boundary IoU\n{plan.boundary_width:g} {plan.unit}",
-        terminal="bIoU",
-        better="higher",
-        is_target=True,
-    ),
-    Score(
-        "iou_boundary_min",
-        "min(IoU, boundary IoU)",
-        "The smaller of IoU and boundary IoU, case by case.",
-        table="outlines",
-        column="min(IoU,\nboundary IoU)",
-    ),
-    Score("precision", "precision", table="classes", column="Precision", terminal="prec.", is_target=True),
-    Score("recall", "recall", table="classes", column="Recall", terminal="rec.", is_target=True),
-    Score(
-        "surface_dice",
-        "surface Dice",
-        "Part of the border voxels of both masks within {plan.surface_tolerance:g} {plan.unit} of the other's.",
-        table="outlines",
-        column="Surface Dice\n{plan.surface_tolerance:g} {plan.unit}",
-        better="higher",
-    ),
-    Score(
-        "centreline_dice",
-        "centre-line Dice",
-        "Harmonic mean of the part of the predicted centre-line that lies in the true mask and of the "
-        "part of the true one that lies in the predicted mask (clDice); centre-lines by thinning voxels.",
-        table="classes",
-        column="Centre-line\nDice",
-        asked_by="centreline",
-    ),
-    Score("hd", "HD", "Largest border-to-border distance, {plan.unit}.", LENGTH),
-    Score(
-        "hd95",
-        "HD95",
-        "Larger of the two 95th percentiles of border-to-border distances, {plan.unit}.",
-        LENGTH,
-        table="outlines",
-        column="HD95\n{plan.unit}",
-        digits=2,
-        terminal="HD95",
-        better="lower",
-    ),
-    Score(
-        "assd",
-        "ASSD",
-        "Mean border-to-border distance, both directions pooled, {plan.unit}.",
-        LENGTH,
-        table="outlines",
-        column="ASSD\n{plan.unit}",
-        digits=2,
-        better="lower",
-    ),
-    Score(
-        "size_difference",
-        "size error",
-        "Predicted minus true size, {plan.size_unit_in_words}.",
-        SIZE,
-        table="outlines",
-        column="Size error\n{plan.size_unit_in_words}",
-    ),
+_ALL = tuple(
+    Score(**entry) for entry in tomllib.loads((files(__package__) / "scores.toml").read_text(encoding="utf-8"))["score"]
 )
+SCORES = tuple(score for score in _ALL if not score.within)
 """The scores of a class, in the order of every file and table."""
-
-COMPONENT_SCORES = tuple(
-    Score(name, table="components", column=column, digits=digits, within="components")
-    for name, column, digits in (
-        ("truth", "True\nparts", 2),
-        ("predicted", "Predicted\nparts", 2),
-        ("missed", "Missed", 2),
-        ("invented", "Invented", 2),
-        ("sensitivity", "Sensitivity", 3),
-        ("f1", "F1", 3),
-        ("panoptic_quality", "Panoptic\nquality", 3),
-    )
-)
+COMPONENT_SCORES = tuple(score for score in _ALL if score.within)
 """The properties of `ComponentScores` that are reported, in the order of every file and table."""
 
 
 def scores_of(plan: EvaluationPlan) -> dict[str, Score]:
     """Key -> score, for the scores that a plan takes."""
     taken = (score for score in SCORES if not score.asked_by or getattr(plan, score.asked_by))
-    return {score.key(planar=plan.planar): score for score in taken}
+    return {score.key(plan.units): score for score in taken}
 
 
 def key_of(name: str, plan: EvaluationPlan) -> str:
     """The key of a score by its name."""
-    return next(score.key(planar=plan.planar) for score in SCORES if score.name == name)
-
-
-def schema_pattern() -> str:
-    """The pattern of `metrics.schema.json` that the keys of all scores match, and no other name."""
-    names = (f"{score.name}_({'|'.join(score.unit)})" if score.unit else score.name for score in SCORES)
-    return f"^({'|'.join(names)})$"
+    return next(score.key(plan.units) for score in SCORES if score.name == name)
 
 
 def tolerance_readers(plan: EvaluationPlan) -> dict[str, Read]:

@@ -10,22 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import reliability
+from . import reliability, score_registry
 from .bootstrap import Bootstrap, Estimate, bootstrap_mean, bootstrap_sums, finite_mean, finite_or_none
 from .case_scores import CaseArrays, CaseScores, Counts, score_case
 from .plan import WHOLE, EvaluationPlan
 from .reliability import TOP_LABEL, ReliabilityCounts, expected_gap
-from .score_registry import (
-    COMPONENT_SCORES,
-    LENGTH,
-    Floats,
-    Read,
-    means_of_rows,
-    presence,
-    score_table,
-    scores_of,
-    tolerance_readers,
-)
+from .score_registry import Floats, Read, means_of_rows, score_table
 
 NOWHERE = "no case has a voxel of it, true or predicted: nothing was asked and nothing was invented"
 """Why the scores of a class are not defined."""
@@ -50,9 +40,8 @@ class Evaluation:
         """Scores of a case, which is counted from now on.
 
         Raises:
-            ValueError: The case was added before, its arrays do not share a grid, it has an unknown label
-            value, or its
-                probabilities are none.
+            ValueError: The case was added before, its arrays do not share a grid, a label value is unknown, or its
+                probabilities are not between 0 and 1.
         """
         if any(case.case_id == known.case_id for known in self.cases):
             raise ValueError(f"case {case.case_id} was added before; each case counts once; give it a name of its own")
@@ -114,23 +103,23 @@ def summarise(plan: EvaluationPlan, cases: Iterable[CaseScores], how: Bootstrap)
 
 
 def _score_summary(plan: EvaluationPlan, cases: list[CaseScores], how: Bootstrap) -> dict[str, Any]:
-    subjects, present = [case.subject for case in cases], presence(cases, plan)
+    subjects, present = [case.subject for case in cases], score_registry.presence(cases, plan)
     somewhere: NDArray[np.bool_] = np.asarray(present.any(axis=0))
 
     def block(read: Read, counting: NDArray[np.bool_] = somewhere) -> dict[str, Any]:
         table = np.where(counting, score_table(read, cases, plan), np.nan)
         return _table_block(table, plan, subjects, how)
 
-    scores = scores_of(plan)
+    scores = score_registry.scores_of(plan)
     summary: dict[str, Any] = {key: block(score.read) for key, score in scores.items()}
     for key, score in scores.items():
-        if score.unit == LENGTH:
+        if score.unit == "length":
             lost = ~np.isfinite(score_table(score.read, cases, plan))
             summary[key]["undefined_cases"] = _counted(lost, plan)
     if (present != somewhere).any():
         summary["dice"]["present_only"] = block(scores["dice"].read, present)
-    summary["surface_dice_at"] = {name: block(read) for name, read in tolerance_readers(plan).items()}
-    summary["components"] = {score.name: block(score.read) for score in COMPONENT_SCORES}
+    summary["surface_dice_at"] = {name: block(read) for name, read in score_registry.tolerance_readers(plan).items()}
+    summary["components"] = {score.name: block(score.read) for score in score_registry.COMPONENT_SCORES}
     summary["absent_cases"] = _counted(~present, plan)
     summary["undefined"] = {name: NOWHERE for name, there in zip(plan.class_names, somewhere, strict=True) if not there}
     return summary

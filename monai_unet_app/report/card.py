@@ -20,8 +20,7 @@ from monai_unet_app.bundle import Bundle
 from monai_unet_app.bundle_folder import CARD_FIGURES, BundleFiles
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import InputRefusedError
-from monai_unet_app.metrics import Bootstrap
-from monai_unet_app.metrics.bootstrap import bootstrap_mean
+from monai_unet_app.metrics.bootstrap import Bootstrap, bootstrap_mean
 
 from .words import between, number, percent, plural
 

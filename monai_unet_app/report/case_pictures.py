@@ -14,7 +14,6 @@ from matplotlib.patheffects import Normal, Stroke
 from numpy.typing import NDArray
 
 from dicom_io.coding import DISPLAY_COLOURS
-from monai_unet_app.metrics import EvaluationPlan
 from monai_unet_app.metrics.case_scores import class_masks
 
 from .evaluation_report import CasePicture
@@ -29,7 +28,7 @@ GAP_INCHES, LINE_INCHES = 0.28, 0.22
 
 def case_figure(
     picture: CasePicture,
-    plan: EvaluationPlan,
+    class_names: Sequence[str],
     colours: Sequence[str] = DISPLAY_COLOURS,
     *,
     legend: bool = False,
@@ -42,7 +41,7 @@ def case_figure(
 
     Args:
         picture: The case.
-        plan: Which classes there are.
+        class_names: The classes, in the order of their numbers or masks.
         colours: Of the classes, in their order; repeated where there are more classes.
         legend: Name the classes in their colours below the planes.
         errors: Add a map of the errors to each plane, below it (a planar image: beside it), as `error_colours` has them.
@@ -50,16 +49,16 @@ def case_figure(
     Raises:
         ValueError: Labels do not fit the image, or the axes name a direction twice.
     """
-    planes = _planes(picture, plan)
-    names = plan.class_names if legend else ()
+    planes = _planes(picture, class_names)
+    names = class_names if legend else ()
     rows = [planes]
     if errors:
         maps = [replace(plane, name=f"errors, {plane.name}", errors=True) for plane in planes]
-        rows = [[*planes, replace(maps[-1], name="errors")]] if plan.planar else [planes, maps]
+        rows = [[*planes, replace(maps[-1], name="errors")]] if picture.is_flat else [planes, maps]
     figure, boxes, mm_per_inch = _canvas([[plane.size_mm for plane in row] for row in rows], len(names))
     for plane, box in zip([plane for row in rows for plane in row], boxes, strict=True):
-        _draw_plane(figure.add_axes(box), plane, colours, thin=plan.planar)
-    _draw_scale(figure.axes[0], planes[0].size_mm, mm_per_inch, plan.unit)
+        _draw_plane(figure.add_axes(box), plane, colours, thin=picture.is_flat)
+    _draw_scale(figure.axes[0], planes[0].size_mm, mm_per_inch, picture.unit)
     for n, name in enumerate(names):
         _draw_name(figure, len(names) - n, name, colours[n % len(colours)])
     return figure
@@ -120,15 +119,15 @@ class _Plane:
 _OPPOSITE = {"L": "R", "R": "L", "A": "P", "P": "A", "S": "I", "I": "S"}
 
 
-def _planes(picture: CasePicture, plan: EvaluationPlan) -> list[_Plane]:
-    image = picture.image if picture.image.ndim == 4 else picture.image[..., None]
-    grid = image.shape[:2] if plan.planar else image.shape[:3]
+def _planes(picture: CasePicture, class_names: Sequence[str]) -> list[_Plane]:
+    grid = picture.image.shape[: len(picture.spacing)]
+    image = picture.image.reshape(*grid, -1)  # channels last, and no third axis of a picture
     masks = [
-        class_masks(labels, plan, grid, f"{name} of the picture of {picture.case_id}")
+        class_masks(labels, class_names, grid, f"{name} of the picture of {picture.case_id}")
         for name, labels in (("truth", picture.truth), ("prediction", picture.predicted))
     ]
-    if plan.planar:
-        return _planar_views(image[:, :, 0], *masks)
+    if picture.is_flat:
+        return _planar_views(image, *masks)
     image, masks, spacing, names, order = _as_viewed(image, masks, picture)
     window = _window(masks, spacing)
     image, masks = image[window], [stack[(slice(None), *window)] for stack in masks]
@@ -145,7 +144,7 @@ def _as_viewed(
     was before.
     """
     if picture.axes is None:
-        return image, masks, picture.spacing_mm, ("I", "J", "K"), [0, 1, 2]
+        return image, masks, tuple(picture.spacing), ("I", "J", "K"), [0, 1, 2]
     order, flips = [], []
     for positive in "LPS":
         matches = [n for n, letter in enumerate(picture.axes) if letter in (positive, _OPPOSITE[positive])]
@@ -155,7 +154,7 @@ def _as_viewed(
         flips.append(slice(None, None, 1 if picture.axes[matches[0]] == positive else -1))
     image = image.transpose(*order, 3)[tuple(flips)]
     masks = [stack.transpose(0, *(n + 1 for n in order))[(slice(None), *flips)] for stack in masks]
-    return image, masks, tuple(picture.spacing_mm[n] for n in order), ("L", "P", "S"), order
+    return image, masks, tuple(picture.spacing[n] for n in order), ("L", "P", "S"), order
 
 
 def _areas(masks: list[NDArray[Any]], across: int) -> NDArray[Any]:

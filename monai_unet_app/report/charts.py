@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from monai_unet_app.metrics import Bootstrap, CaseScores, EvaluationPlan, ReliabilityCounts, expected_calibration_error
-from monai_unet_app.metrics.bootstrap import bootstrap_sums
-from monai_unet_app.metrics.reliability import TOP_LABEL
+from monai_unet_app.metrics.bootstrap import Bootstrap, bootstrap_sums
+from monai_unet_app.metrics.case_scores import CaseScores
+from monai_unet_app.metrics.plan import EvaluationPlan
+from monai_unet_app.metrics.reliability import TOP_LABEL, ReliabilityCounts, expected_calibration_error
 
 SCARCE = 50  # bins with fewer decisions are drawn hollow: their accuracy is hardly known
 ROWS_SHOWN = 24
@@ -39,7 +40,6 @@ class Palette:
 
 
 LIGHT = Palette("#1b1f24", "#5b6470", "#dfe3e8", "#1a61d4", "#b4541a", "#ffffff")
-DARK = Palette("#e6e9ed", "#9aa4b0", "#333a42", "#6cabff", "#f0a267", "#15181c")
 
 
 def reliability_figure(
@@ -121,7 +121,7 @@ def tolerance_figure(summary: Mapping[str, Any], plan: EvaluationPlan, palette: 
         axis.set_ylim(_lowest(summary, names), 1.005)
     for n in range(columns):
         lowest = axes[(len(names) - 1 - n) // columns, n]
-        lowest.set_xlabel(f"tolerance, {plan.unit}", color=palette.ink)
+        lowest.set_xlabel(f"tolerance, {plan.units.length}", color=palette.ink)
         lowest.tick_params(labelbottom=True)
     return figure
 
@@ -159,7 +159,7 @@ def distribution_figure(
     rows = min(len(plan.class_names), ROWS_SHOWN)
     figure = Figure(figsize=(9.4, 1.5 + 0.75 * rows), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    headings = {"dice": "Dice", "boundary_iou": f"Boundary IoU, {plan.boundary_width:g} {plan.unit}"}
+    headings = {"dice": "Dice", "boundary_iou": f"Boundary IoU, {plan.boundary_width:g} {plan.units.length}"}
     for axis, (score, heading) in zip(axes, headings.items(), strict=True):
         _style(axis, palette)
         for n, name in enumerate(plan.class_names[:rows]):

@@ -15,7 +15,10 @@ from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 
 from dicom_io.volume import Volume
-from monai_unet_app.metrics import Bootstrap, CaseScores, Evaluation, EvaluationPlan
+from monai_unet_app.metrics.bootstrap import Bootstrap
+from monai_unet_app.metrics.case_scores import CaseScores
+from monai_unet_app.metrics.plan import EvaluationPlan
+from monai_unet_app.metrics.summary import Evaluation
 
 Role = Literal["worst", "median", "best"]
 Outcome = Literal["reached", "missed", "undefined"]
@@ -94,15 +97,16 @@ class CasePicture:
     Attributes:
         case_id: Name of the case.
         role: Why it is shown.
-        image: Shape (I, J, K), or (I, J, K, 3) for colour (0 to 1, or uint8).
-        truth: Shape (I, J, K) whole label values, or (C, I, J, K) boolean, one mask a named class.
+        image: Shape (I, J, K), or (I, J, K, 3) for colour (0 to 1, or uint8); of a picture also (I, J) or (I, J, 3).
+        truth: Shape (I, J, K) whole label values, or (C, I, J, K) boolean, one mask a named class; (I, J) for a picture.
         predicted: As `truth`.
-        spacing_mm: Voxel size along I, J, K: pictures keep its proportions.
+        spacing: Distance of neighbouring voxels along I, J, K, or I, J for a picture: drawings keep its proportions.
         axes: Patient direction in which I, J, K increase, letters of L R A P S I (oblique grids: the
             nearest), such as ("L", "P", "S"). With it the planes are axial, coronal, sagittal as radiologists
             look at them; without, they are named after the array's axes.
         slices_along: Of a sheared grid the axis whose slices are right-angled: only these are drawn, since planes
             across them would be slanted. None for a right-angled grid.
+        unit: Unit of the spacing.
     """
 
     case_id: str
@@ -110,18 +114,26 @@ class CasePicture:
     image: NDArray[Any]
     truth: NDArray[Any]
     predicted: NDArray[Any]
-    spacing_mm: tuple[float, float, float]
+    spacing: Sequence[float]
     axes: tuple[str, str, str] | None = None
     slices_along: int | None = None
+    unit: str = "mm"
 
     @classmethod
     def of(
         cls, case_id: str, role: Role, volume: Volume, truth: NDArray[Any], predicted: NDArray[Any]
     ) -> "CasePicture":
-        """The picture of a volume, colours 0 to 255 as in files, with masks (I, J, K) or (C, I, J, K) on its grid."""
-        image = volume.array / 255.0 if volume.planar and volume.array.ndim == 4 else volume.array
-        axes = None if volume.planar else aff2axcodes(volume.affine_ras)
-        return cls(case_id, role, image, truth, predicted, volume.spacing_mm, axes, _slices_along(volume))
+        """The picture of an image, colours 0 to 255 as in files, with labels (I, J, K) or (C, I, J, K) on its grid."""
+        image = volume.array / 255.0 if volume.in_colour else volume.array
+        axes = aff2axcodes(volume.affine_ras) if volume.has_patient_space else None
+        labels = volume.without_flat_axis(truth), volume.without_flat_axis(predicted)
+        slices = _slices_along(volume)
+        return cls(case_id, role, image, *labels, volume.axis_spacing, axes, slices, volume.length_unit)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether it is a picture, which has two axes."""
+        return len(self.spacing) == 2
 
 
 def _slices_along(volume: Volume) -> int | None:

@@ -12,8 +12,10 @@ import numpy as np
 
 from dicom_io.files import replace_when_whole
 from monai_unet_app.data.schemas import validate
-from monai_unet_app.metrics import CaseScores, EvaluationPlan, score_definitions
 from monai_unet_app.metrics.bootstrap import finite_or_none
+from monai_unet_app.metrics.case_scores import CaseScores
+from monai_unet_app.metrics.glossary import score_definitions
+from monai_unet_app.metrics.plan import EvaluationPlan
 from monai_unet_app.metrics.score_registry import column_readers, means_of_rows, presence, score_table
 
 from .evaluation_report import EvaluationReport, Target
@@ -70,7 +72,7 @@ def metrics_document(report: EvaluationReport) -> dict[str, Any]:
         "classes": list(plan.class_names),
         "exclusive": plan.exclusive,
         "planar": plan.planar,
-        "unit": plan.unit,
+        "unit": plan.units.length,
         "boundary_width": plan.boundary_width,
         "band_width": plan.band_width,
         "surface_tolerance": plan.surface_tolerance,
@@ -100,7 +102,7 @@ def cases_csv(cases: Sequence[CaseScores], plan: EvaluationPlan) -> str:
         name: np.where(somewhere, score_table(read, cases, plan), np.nan) for name, read in column_readers(plan).items()
     }
     for side in ("truth", "predicted"):
-        columns[f"{side}_size_{plan.size_unit}"] = score_table(attrgetter(f"{side}_size"), cases, plan)
+        columns[f"{side}_size_{plan.units.size}"] = score_table(attrgetter(f"{side}_size"), cases, plan)
     stream = io.StringIO()
     table = csv.writer(stream, lineterminator="\n")
     table.writerow(["case", "subject", "class", *columns, "ece_whole", "ece_band"])

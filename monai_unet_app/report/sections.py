@@ -9,7 +9,10 @@ from functools import partial
 from typing import Any
 
 from dicom_io.coding import DISPLAY_COLOURS
-from monai_unet_app.metrics import CaseScores, EvaluationPlan, fewest_subjects, score_definitions
+from monai_unet_app.metrics.bootstrap import fewest_subjects
+from monai_unet_app.metrics.case_scores import CaseScores
+from monai_unet_app.metrics.glossary import score_definitions
+from monai_unet_app.metrics.plan import EvaluationPlan
 from monai_unet_app.metrics.score_registry import COMPONENT_SCORES, key_of, scores_of
 
 from .blocks import Block, Cell, Chart, Facts, Folded, Heading, Key, Lines, Picture, Table, Text, Tiles, Title, Tone
@@ -114,9 +117,9 @@ def _tiles(report: EvaluationReport) -> tuple[tuple[str, str, str], ...]:
     summary, plan = report.summary, report.plan
     figures = (
         ("Dice, mean", "dice", "mean", 3),
-        (f"Boundary IoU, {plan.boundary_width:g} {plan.unit}, mean", "boundary_iou", "mean", 3),
+        (f"Boundary IoU, {plan.boundary_width:g} {plan.units.length}, mean", "boundary_iou", "mean", 3),
         ("ECE, whole image", "ece", "top_label", 4),
-        (f"ECE, {plan.band_width:g} {plan.unit} around the predicted surface", "ece_band", "top_label", 4),
+        (f"ECE, {plan.band_width:g} {plan.units.length} around the predicted surface", "ece_band", "top_label", 4),
     )
     return tuple(
         (name, number(summary[key][part], digits), between(summary[key][f"{part}_interval"], digits) or "no interval")
@@ -202,7 +205,8 @@ def _outlines(report: EvaluationReport) -> list[Block]:
     plan = report.plan
     note = (
         "The curve is the part of both borders that lies within a tolerance of the other's (surface Dice); the square is "
-        f"boundary IoU at {plan.boundary_width:g} {plan.unit}. Where the curve is high from the start, the outlines agree."
+        f"boundary IoU at {plan.boundary_width:g} {plan.units.length}. Where the curve is high from the start, the outlines "
+        "agree."
     )
     caption = f"Bands and bars: {percent(report.how.level)} interval, drawn by subject." + _how_many_drawn(plan)
     width = min(COLUMNS, len(plan.class_names)) / COLUMNS
@@ -241,9 +245,9 @@ def populations_in_words(plan: EvaluationPlan) -> dict[str, str]:
     likely = f"Probability of foreground above {plan.likely_above:g}"
     return {
         plan.populations[0]: "Whole image",
-        plan.band: f"Within {plan.band_width:g} {plan.unit} of the predicted surface",
+        plan.band: f"Within {plan.band_width:g} {plan.units.length} of the predicted surface",
         plan.likely: likely,
-        plan.box: f"Box of the prediction and {plan.box_margin:g} {plan.unit} around it",
+        plan.box: f"Box of the prediction and {plan.box_margin:g} {plan.units.length} around it",
     }
 
 
@@ -318,7 +322,7 @@ def _pictures(report: EvaluationReport) -> list[Block]:
     errors = [(INVENTED_COLOUR, "Invented"), (MISSED_COLOUR, "Missed")]
     if len(report.plan.class_names) > 1:
         errors.append((CONFUSED_COLOUR, "One class taken for another"))
-    cut = "" if report.plan.planar else " The planes cut where the truth is largest, at true proportions."
+    cut = "" if report.pictures[0].is_flat else " The planes cut where the truth is largest, at true proportions."
     scores = {case.case_id: case for case in report.cases}
     return [
         Heading("Worst, median and best case"),
@@ -334,7 +338,7 @@ def _picture(picture: CasePicture, scores: CaseScores | None, report: Evaluation
         defined = [entry for entry in scores.classes if entry.name not in report.summary["undefined"]]
         each = ", ".join(f"{entry.name} {entry.dice:.3f}" for entry in defined[:8])
         caption += f". Dice {number(_mean(scores, 'dice', report), 3)}" + (f" ({each})" if len(defined) > 1 else "")
-    draw = partial(case_figure, picture, report.plan, errors=True)
+    draw = partial(case_figure, picture, report.plan.class_names, errors=True)
     return Picture(draw, f"{picture.role} case: outlines of truth and prediction, and where they differ", caption)
 
 
@@ -365,7 +369,7 @@ def _case_table(cases: Iterable[CaseScores], report: EvaluationReport) -> Table:
         errors = ((case.ece(population), 4) for population in report.plan.populations)
         return case.case_id, case.subject, *(number(*figure) for figure in (*scores, *errors))
 
-    head = ("Case", "Subject", "Dice", "Boundary IoU", f"HD95 {report.plan.unit}", "ECE whole", "ECE band")
+    head = ("Case", "Subject", "Dice", "Boundary IoU", f"HD95 {report.plan.units.length}", "ECE whole", "ECE band")
     return Table(head, tuple(row(case) for case in cases))
 
 

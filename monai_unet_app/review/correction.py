@@ -18,7 +18,8 @@ from dicom_io.volume import Volume
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import InputRefusedError, refusing_as
-from monai_unet_app.metrics import boundary, dice
+from monai_unet_app.metrics import boundary
+from monai_unet_app.metrics.overlap import dice
 from monai_unet_app.results import write_nifti
 
 from .embedded import slice_border

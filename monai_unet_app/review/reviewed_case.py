@@ -24,7 +24,7 @@ from monai_unet_app.data.labels import AFFINE_TOLERANCE_MM, read_labels
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import InputRefusedError, refusing_as
-from monai_unet_app.metrics import normalised_entropy
+from monai_unet_app.metrics.uncertainty import normalised_entropy
 
 Mask = NDArray[np.bool_]
 

@@ -28,10 +28,11 @@ from monai.data.utils import affine_to_spacing
 from numpy.typing import NDArray
 from torch import Tensor
 
-from monai_unet_app.metrics import WHOLE, EvaluationPlan, ReliabilityCounts, count_reliability, reliability
+from monai_unet_app.metrics import reliability
 from monai_unet_app.metrics.boundary import SurfacePair, hausdorff_distance, normalised_surface_dice, surface_band
 from monai_unet_app.metrics.case_scores import class_masks
-from monai_unet_app.metrics.reliability import BINS, TOP_LABEL
+from monai_unet_app.metrics.plan import WHOLE, EvaluationPlan
+from monai_unet_app.metrics.reliability import BINS, TOP_LABEL, ReliabilityCounts, count_reliability
 
 BAND = "band"
 OUTPUTS = ("exclusive", "overlapping")
@@ -59,8 +60,8 @@ class _CaseMetric(Metric):
             raise ValueError(f"outputs is {outputs!r}; one of {', '.join(OUTPUTS)} is needed")
         if len(keys) != 2:
             raise ValueError(f"keys are {list(keys)}; two are needed: prediction and truth")
-        self.exclusive = outputs == "exclusive"
-        self.names = tuple(labels[1:] if self.exclusive else labels)
+        exclusive = outputs == "exclusive"
+        self.plan = EvaluationPlan(tuple(labels[1:] if exclusive else labels), exclusive)
         self.keys = tuple(keys)
         self.spacing_mm = spacing_mm
         super().__init__()
@@ -90,17 +91,20 @@ class _CaseMetric(Metric):
             ValueError: The tensor has another shape, or values that are no labels.
         """
         labels = _array(tensor)
-        channels = len(self.names) + self.exclusive
-        if self.exclusive and len(labels) == 1:
-            return class_masks(labels[0], self._plan(labels), grid, name)
+        names, first = self.plan.class_names, self.plan.first_channel
+        one_channel = "label values in one channel, or " if self.plan.exclusive else ""
+        if one_channel and len(labels) == 1:
+            return class_masks(labels[0], names, grid, name)
         stack = labels != 0
-        if len(labels) != channels or not np.array_equal(stack, labels):
+        if len(labels) != self.plan.channels or not np.array_equal(stack, labels):
             raise ValueError(
                 f"{name} has shape {labels.shape} and values from {labels.min():g} to {labels.max():g}; "
-                f"{'label values in one channel, or ' if self.exclusive else ''}0 and 1 in {channels} channel(s) are needed; "
-                "apply AsDiscreted first"
+                f"{one_channel}0 and 1 in {self.plan.channels} channel(s) are needed; apply AsDiscreted first"
             )
-        return class_masks(stack[1:] if self.exclusive else stack, self._plan(labels), grid, name)
+        shared = int(np.count_nonzero(stack[first:].sum(axis=0) > 1))
+        if one_channel and shared:
+            raise ValueError(f"{name} gives {shared} voxels to two classes; exclusive classes may not overlap")
+        return class_masks(stack[first:], names, grid, name)
 
     def spacing_of(self, case: Items) -> tuple[float, ...]:
         """Voxel size along each axis in mm: as given, or by the affine of the truth, else by that of the prediction.
@@ -119,9 +123,6 @@ class _CaseMetric(Metric):
             f"{' and '.join(self.keys)} are plain tensors without an affine; their spacing is needed; pass `spacing_mm`, "
             "one length for each axis (1 for the pixels of a picture)"
         )
-
-    def _plan(self, labels: NDArray[Any]) -> EvaluationPlan:
-        return EvaluationPlan(self.names, self.exclusive, planar=labels.ndim == 3)
 
 
 class _SurfaceScore(_CaseMetric):
@@ -287,7 +288,7 @@ class Calibration(_CaseMetric):
 
     def reset(self) -> None:
         """Forgets all cases."""
-        self.counts = ReliabilityCounts.empty(len(self.names) + self.exclusive, self.figure.bins)
+        self.counts = ReliabilityCounts.empty(self.plan.channels, self.figure.bins)
 
     def update(self, output: Items) -> None:
         """Adds one case.
@@ -301,15 +302,15 @@ class Calibration(_CaseMetric):
         """
         p = _array(output[0])
         truth = self.masks(output[1], f"item {self.keys[1]!r}", p.shape[1:])
-        if self.exclusive:
+        if self.plan.exclusive:
             truth = np.concatenate([~truth.any(axis=0, keepdims=True), truth])
         within = self._band(p, output) if self.figure.population == BAND else None
-        self.counts += count_reliability(truth, p, exclusive=self.exclusive, within=within, bins=self.figure.bins)
+        self.counts += count_reliability(truth, p, exclusive=self.plan.exclusive, within=within, bins=self.figure.bins)
 
     def compute(self) -> float:
         """The figure over all cases of all processes; NaN if no voxel was counted."""
         counts = self.merged()
-        classes = [n + 1 + self.exclusive for n in range(len(self.names))]
+        classes = [self.plan.row_of(n) for n in range(len(self.plan.class_names))]
         rows = [TOP_LABEL] if self.figure.of == "top_label" else classes
         return float(np.mean([FIGURES[self.figure.figure](counts, row) for row in rows]))
 
@@ -320,7 +321,7 @@ class Calibration(_CaseMetric):
         return replace(self.counts, **{name: total if total.ndim else total.item() for name, total in sums.items()})
 
     def _band(self, p: NDArray[Any], case: Items) -> NDArray[np.bool_]:
-        foreground: NDArray[np.bool_] = p.argmax(axis=0) != 0 if self.exclusive else np.any(p >= 0.5, axis=0)
+        foreground: NDArray[np.bool_] = p.argmax(axis=0) != 0 if self.plan.exclusive else np.any(p >= 0.5, axis=0)
         return surface_band(foreground, self.spacing_of(case), self.figure.band_width_mm)
 
 

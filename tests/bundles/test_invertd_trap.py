@@ -14,7 +14,7 @@ from small_data import set_calibration
 
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle, load_bundle
-from monai_unet_app.metrics import count_reliability
+from monai_unet_app.metrics.reliability import count_reliability
 from monai_unet_app.pipeline import finish, preprocess
 
 EXCLUSIVE = [

@@ -36,7 +36,9 @@ from monai_unet_app.data.cases import by_partition
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.evaluate.reference import read_reference
-from monai_unet_app.metrics import CaseArrays, Evaluation, EvaluationPlan
+from monai_unet_app.metrics.case_scores import CaseArrays
+from monai_unet_app.metrics.plan import EvaluationPlan
+from monai_unet_app.metrics.summary import Evaluation
 from monai_unet_app.pipeline import segment_case
 
 NAMES = ("none", "temperature", "classwise", "vector", "region")
@@ -317,15 +319,15 @@ def test_a_fit_that_fails_is_a_reason_and_no_figure() -> None:
 @pytest.mark.parametrize("planar", [False, True], ids=["volume", "picture"])
 def test_the_figures_are_those_of_an_evaluation(planar: bool) -> None:
     rng = np.random.default_rng(11)
-    shape = (24, 20, 1) if planar else (24, 20, 12)
-    smooth = ndimage.gaussian_filter(rng.normal(size=(3, *shape)), (0, 3, 3, 0 if planar else 3)) * 40
+    shape, spacing = ((24, 20), (1.0, 1.0)) if planar else ((24, 20, 12), (1.0, 0.8, 2.5))
+    smooth = ndimage.gaussian_filter(rng.normal(size=(3, *shape)), (0, *(3 for _ in shape))) * 40
     p = np.exp(smooth) / np.exp(smooth).sum(axis=0)
     predicted, truth = p.argmax(0), np.roll(p.argmax(0), 1, axis=0)
     plan, valid = EvaluationPlan(("A", "B"), planar=planar), np.ones(shape, bool)
     valid[:4] = False
-    counts = count_case(truth, p, predicted > 0, (1.0, 0.8, 2.5), plan, valid)
+    counts = count_case(truth, p, predicted > 0, spacing, plan, valid)
     evaluation = Evaluation(plan)
-    evaluation.add(CaseArrays("a", "a", truth, predicted, p, (1.0, 0.8, 2.5), 0.002, valid=valid))
+    evaluation.add(CaseArrays("a", "a", truth, predicted, p, spacing, 0.002, valid=valid))
     for name, found in evaluation.pooled().items():
         assert found.decisions > 0
         assert np.array_equal(found.fine_count, counts[name].fine_count)

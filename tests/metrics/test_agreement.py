@@ -23,18 +23,13 @@ from scipy.spatial.distance import directed_hausdorff
 from skimage.measure import label
 from skimage.metrics import hausdorff_distance as distance_of_voxels
 
-from monai_unet_app.metrics import (
-    CaseArrays,
-    Evaluation,
-    EvaluationPlan,
-    boundary,
-    boundary_iou,
-    count_reliability,
-    expected_calibration_error,
-    overlap,
-)
-from monai_unet_app.metrics.boundary import normalised_surface_dice, surface_distances
+from monai_unet_app.metrics import boundary, overlap
+from monai_unet_app.metrics.boundary import boundary_iou, normalised_surface_dice, surface_distances
+from monai_unet_app.metrics.case_scores import CaseArrays
 from monai_unet_app.metrics.components import components, match_components
+from monai_unet_app.metrics.plan import EvaluationPlan
+from monai_unet_app.metrics.reliability import count_reliability, expected_calibration_error
+from monai_unet_app.metrics.summary import Evaluation
 
 each_pair = pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
 each_real_pair = pytest.mark.parametrize("pair", REAL.values(), ids=REAL)

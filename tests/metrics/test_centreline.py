@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from monai_unet_app.metrics import centreline_dice
-from monai_unet_app.metrics.centreline import centreline
+from monai_unet_app.metrics.centreline import centreline, centreline_dice
 
 
 def tube(course, shape, radius):

@@ -6,20 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from monai_unet_app.metrics import (
-    Bootstrap,
-    CaseArrays,
-    Evaluation,
-    EvaluationPlan,
-    boundary,
-    boundary_iou,
-    centreline_dice,
-    dice,
-    expected_calibration_error,
-    score_definitions,
-    surface_band,
-)
-from monai_unet_app.metrics.boundary import normalised_surface_dice, surface_distances
+from monai_unet_app.metrics import boundary
+from monai_unet_app.metrics.bootstrap import Bootstrap
+from monai_unet_app.metrics.boundary import boundary_iou, normalised_surface_dice, surface_band, surface_distances
+from monai_unet_app.metrics.case_scores import CaseArrays
+from monai_unet_app.metrics.centreline import centreline_dice
+from monai_unet_app.metrics.glossary import score_definitions
+from monai_unet_app.metrics.overlap import dice
+from monai_unet_app.metrics.plan import EvaluationPlan
+from monai_unet_app.metrics.reliability import expected_calibration_error
+from monai_unet_app.metrics.summary import Evaluation
 
 SPACING = (0.9, 1.2, 2.0)
 PLAN = EvaluationPlan(("Anterior", "Posterior"))
@@ -45,8 +41,8 @@ def lopsided_case(case_id="a", subject="s1", shift=1, **changes):
         "truth": truth,
         "predicted": predicted,
         "probabilities": softmax_of(predicted, 3),
-        "spacing_mm": SPACING,
-        "voxel_ml": 0.00216,
+        "spacing": SPACING,
+        "voxel_size": 0.00216,
     }
     return CaseArrays(case_id, subject, **(arrays | changes))
 
@@ -119,10 +115,11 @@ def test_the_class_wise_error_belongs_to_its_class():
 
 
 def test_labels_and_a_stack_of_masks_give_the_same_scores():
-    case = lopsided_case()
+    overlapping, case = EvaluationPlan(PLAN.class_names, exclusive=False), lopsided_case()
+    case = replace(case, probabilities=case.probabilities[1:])
     stacks = {name: np.stack([getattr(case, name) == v for v in (1, 2)]) for name in ("truth", "predicted")}
-    from_labels, from_masks = Evaluation(PLAN).add(case), Evaluation(PLAN).add(lopsided_case(**stacks))
-    assert from_labels.classes == from_masks.classes
+    from_labels, from_masks = Evaluation(overlapping).add(case), Evaluation(overlapping).add(replace(case, **stacks))
+    assert from_labels.classes == from_masks.classes == Evaluation(PLAN).add(lopsided_case()).classes
     in_floats = lopsided_case(truth=case.truth.astype(np.float32))  # as tensors of MONAI hold them
     assert Evaluation(PLAN).add(in_floats).classes == from_labels.classes
     for name, counts in from_labels.reliability.items():
@@ -146,14 +143,14 @@ def test_overlapping_labels_are_scored_a_label_at_a_time():
 
 def test_planar_images_speak_in_pixels():
     plan = EvaluationPlan(("Vessel",), exclusive=False, planar=True)
-    truth, predicted = np.zeros((2, 20, 18, 1), np.uint8)
+    truth, predicted = np.zeros((2, 20, 18), np.uint8)
     truth[4:10, 5:15], predicted[6:12, 5:15] = 1, 1
     p = np.where(predicted == 1, 0.8, 0.2)[None].astype(np.float32)
     evaluation = Evaluation(plan)
-    scores = evaluation.add(CaseArrays("a", "s", truth, predicted, p, (0.3, 0.3, 1.0), 0.5))
+    scores = evaluation.add(CaseArrays("a", "s", truth, predicted, p, (1.0, 1.0), 1.0))
     assert scores.classes[0].hd95 == 2.0
     assert scores.classes[0].truth_size == 60
-    plane = truth[..., 0] == 1, predicted[..., 0] == 1
+    plane = truth == 1, predicted == 1
     assert scores.classes[0].boundary_iou == boundary_iou(*plane, (1, 1), width_mm=1.0) < scores.classes[0].iou
     assert scores.reliability["band_2px"].decisions == surface_band(plane[1], (1, 1), 2.0).sum()
     summary = evaluation.summary()
@@ -390,13 +387,13 @@ def test_at_the_edge_of_the_valid_voxels_a_mask_has_its_border_as_at_the_images_
 
 def test_valid_voxels_hold_for_overlapping_labels_and_planar_pictures_too():
     plan = EvaluationPlan(("Vessel",), exclusive=False, planar=True)
-    truth, predicted = np.zeros((2, 20, 18, 1), np.uint8)
+    truth, predicted = np.zeros((2, 20, 18), np.uint8)
     truth[4:10, 5:15], predicted[4:10, 5:15] = 1, 1
     predicted[15, 3] = 1
     valid = np.ones(truth.shape, bool)
     valid[12:] = False
     p = np.where(predicted == 1, 0.8, 0.2)[None].astype(np.float32)
-    case = CaseArrays("a", "s", truth, predicted, p, (0.3, 0.3, 1.0), 0.5, valid=valid)
+    case = CaseArrays("a", "s", truth, predicted, p, (1.0, 1.0), 1.0, valid=valid)
     masks = {name: getattr(case, name).astype(bool)[None] for name in ("truth", "predicted")}
     for given in (case, replace(case, **masks)):
         entry = Evaluation(plan).add(given)
@@ -447,7 +444,7 @@ def test_two_evaluations_merge_into_one():
         ({"truth": np.zeros((18, 16, 11), np.uint8)}, r"\(18, 16, 11\)"),
         ({"truth": np.full((18, 16, 12), 0.5, np.float32)}, "label values 0.5"),
         ({"truth": np.full((18, 16, 12), np.nan, np.float32)}, "label values nan"),
-        ({"truth": np.ones((2, 18, 16, 12), bool)}, "two classes"),
+        ({"truth": np.ones((2, 18, 16, 12), bool)}, r"\(2, 18, 16, 12\); \(18, 16, 12\) is needed"),
         ({"probabilities": np.full((2, 18, 16, 12), 0.5, np.float32)}, "2 probability channels; 3"),
     ],
 )

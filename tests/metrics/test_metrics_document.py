@@ -9,9 +9,12 @@ import pytest
 
 from monai_unet_app.data.schemas import validate
 from monai_unet_app.errors import InputRefusedError
-from monai_unet_app.metrics import Bootstrap, CaseArrays, Evaluation, EvaluationPlan
-from monai_unet_app.report import EvaluationReport, MeasuredOn, write_evaluation
-from monai_unet_app.report.evaluation_writer import cases_csv, metrics_document
+from monai_unet_app.metrics.bootstrap import Bootstrap
+from monai_unet_app.metrics.case_scores import CaseArrays
+from monai_unet_app.metrics.plan import EvaluationPlan
+from monai_unet_app.metrics.summary import Evaluation
+from monai_unet_app.report.evaluation_report import EvaluationReport, MeasuredOn
+from monai_unet_app.report.evaluation_writer import cases_csv, metrics_document, write_evaluation
 
 ON = MeasuredOn("lobes_mri_unet3d", "1.2.0", "ab" * 32, "Phantoms", "cd" * 32, "test")
 PLAN = EvaluationPlan(("Front", "Back", "Never"))
@@ -19,17 +22,17 @@ PLAN = EvaluationPlan(("Front", "Back", "Never"))
 
 def phantom(n, plan, back=True):
     """Two boxes side by side, moved along I in the prediction; nothing of the last class; an island of the first."""
-    shape = (16, 14, 1) if plan.planar else (16, 14, 10)
+    shape, spacing, size = ((16, 14), (1, 1), 1.0) if plan.planar else ((16, 14, 10), (1, 1.5, 2), 0.003)
     truth, predicted = np.zeros((2, *shape), np.uint8)
     for labels, start in ((truth, 2), (predicted, 3)):
         labels[start : start + 4, 4:10] = 1
         labels[start + 4 : start + 8, 4:10] = 2 * back
     predicted[14, 1] = 1
-    values = np.arange(0 if plan.exclusive else 1, len(plan.class_names) + 1).reshape(-1, 1, 1, 1)
+    values = np.arange(0 if plan.exclusive else 1, len(plan.class_names) + 1).reshape(-1, *(1 for _ in shape))
     p = np.where(values == predicted, 0.9, 0.1 / max(1, len(values) - 1))
     masks = [np.stack([labels == v for v in values.ravel()]) for labels in (truth, predicted)]
     arrays = (truth, predicted) if plan.exclusive else masks
-    return CaseArrays(f"case_{n}", f"person_{n}", *arrays, p, (1, 1.5, 2), 0.003, p)
+    return CaseArrays(f"case_{n}", f"person_{n}", *arrays, p, spacing, size, p)
 
 
 def report_of(plan=PLAN, back=(True, False, True)):

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 
-from monai_unet_app.metrics import CaseArrays, Evaluation, EvaluationPlan
+from monai_unet_app.metrics.case_scores import CaseArrays
+from monai_unet_app.metrics.plan import EvaluationPlan
+from monai_unet_app.metrics.summary import Evaluation
 
 PAGE = (REPOSITORY / "docs/metrics.md").read_text()
 PINS = [

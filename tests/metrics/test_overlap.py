@@ -32,10 +32,10 @@ def test_precision_and_recall_tell_too_much_from_too_little():
     assert (overlap.precision(large, TRUTH), overlap.recall(large, TRUTH)) == (1.0, 0.5)
 
 
-def test_volume_difference_is_predicted_minus_true_in_millilitres():
+def test_the_volume_of_a_mask_is_in_millilitres():
     large = box((20, 18, 16), (3, 4, 5), (8, 6, 8))
-    assert overlap.volume_difference_ml(TRUTH, large, voxel_ml=0.002) == pytest.approx(192 * 0.002)
-    assert overlap.volume_difference_ml(large, TRUTH, voxel_ml=0.002) == pytest.approx(-192 * 0.002)
+    assert overlap.volume_ml(TRUTH, 0.002) == pytest.approx(192 * 0.002)
+    assert overlap.volume_ml(large, 0.002) - overlap.volume_ml(TRUTH, 0.002) == pytest.approx(192 * 0.002)
 
 
 @pytest.mark.parametrize("score", [overlap.dice, overlap.iou, overlap.precision, overlap.recall])

@@ -1,18 +1,15 @@
 """Where calibration is counted: labels drawn from the probabilities are the judge of every population."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from monai_unet_app.metrics import (
-    CaseArrays,
-    EvaluationPlan,
-    ReliabilityCounts,
-    count_reliability,
-    expected_calibration_error,
-)
-from monai_unet_app.metrics.case_scores import score_case
+from monai_unet_app.metrics.case_scores import CaseArrays, score_case
+from monai_unet_app.metrics.plan import EvaluationPlan
 from monai_unet_app.metrics.populations import box_around, likely_foreground, populations
+from monai_unet_app.metrics.reliability import ReliabilityCounts, count_reliability, expected_calibration_error
 
 SPACING = (0.7, 1.1, 2.5)
 SPACE = EvaluationPlan(("Head", "Tail"), box_margin=3.0)
@@ -50,10 +47,11 @@ def drawn_from(probabilities, seed, exclusive):
 )
 def test_every_population_is_calibrated_where_labels_are_drawn_from_the_probabilities(plan, probabilities):
     predicted = probabilities.argmax(axis=0) if plan.exclusive else probabilities >= 0.5
+    spacing = SPACING if plan is SPACE else (1.0, 1.0)
     pooled = {name: ReliabilityCounts.empty(plan.channels) for name in (*plan.every_population, "by outcome")}
     for seed in range(8):
         truth = drawn_from(probabilities, seed, plan.exclusive)
-        scores = score_case(CaseArrays("a", "s", truth, predicted, probabilities, SPACING, 0.001), plan)
+        scores = score_case(CaseArrays("a", "s", truth, predicted, probabilities, spacing, 0.001), plan)
         assert tuple(scores.reliability) == plan.every_population
         for name, counts in scores.reliability.items():
             pooled[name] += counts
@@ -97,9 +95,10 @@ def test_around_nothing_there_is_no_box():
 
 def test_foreground_is_likely_where_the_background_leaves_enough_or_one_label_has_enough():
     softmax = np.array([[0.995, 0.98, 0.2], [0.003, 0.008, 0.5], [0.002, 0.012, 0.3]])
-    assert likely_foreground(softmax, 0.01, exclusive=True).tolist() == [False, True, True]
-    assert likely_foreground(softmax[1:], 0.01, exclusive=False).tolist() == [False, True, True]
-    assert likely_foreground(softmax[1:], 0.3, exclusive=False).tolist() == [False, False, True]
+    overlapping = EvaluationPlan(("A", "B"), exclusive=False)
+    assert likely_foreground(softmax, EvaluationPlan(("A", "B"))).tolist() == [False, True, True]
+    assert likely_foreground(softmax[1:], overlapping).tolist() == [False, True, True]
+    assert likely_foreground(softmax[1:], replace(overlapping, likely_above=0.3)).tolist() == [False, False, True]
 
 
 def test_before_and_after_calibration_are_counted_in_the_same_voxels():

@@ -7,19 +7,25 @@ import pytest
 from conftest import REPOSITORY
 
 from monai_unet_app.data.schemas import schema
-from monai_unet_app.metrics import ClassScores, EvaluationPlan
+from monai_unet_app.metrics.case_scores import ClassScores
 from monai_unet_app.metrics.components import ComponentScores
+from monai_unet_app.metrics.plan import EvaluationPlan
 from monai_unet_app.metrics.score_registry import (
     COMPONENT_SCORES,
-    LENGTH,
     SCORES,
     column_readers,
     key_of,
-    schema_pattern,
     scores_of,
 )
 
 NO_ENTRY = {"name", "surface_dice_at", "truth_size", "predicted_size", "components", "absent"}
+
+
+def schema_pattern():
+    """The pattern of `metrics.schema.json` that the keys of all scores match, and no other name."""
+    units = {"length": "mm|px", "size": "ml|px"}
+    names = (f"{score.name}_({units[score.unit]})" if score.unit else score.name for score in SCORES)
+    return f"^({'|'.join(names)})$"
 
 
 def test_the_schema_allows_the_keys_of_all_scores_and_no_others():
@@ -48,7 +54,9 @@ def test_a_key_is_the_name_with_the_unit(planar):
     assert key_of("size_difference", plan) == ("size_difference_px" if planar else "size_difference_ml")
     assert key_of("dice", plan) == "dice"
     assert [score.name for score in scores_of(plan).values()] == [score.name for score in SCORES]
-    assert {key.rpartition("_")[2] for key, score in scores_of(plan).items() if score.unit == LENGTH} == {plan.unit}
+    assert {key.rpartition("_")[2] for key, score in scores_of(plan).items() if score.unit == "length"} == {
+        plan.units.length
+    }
     assert set(scores_of(plan)) < set(column_readers(plan))
 
 

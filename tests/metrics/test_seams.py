@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from monai_unet_app.metrics import seam_error
+from monai_unet_app.metrics.seams import seam_error
 
 
 def ramp_with_jumps(size, step, jumps):

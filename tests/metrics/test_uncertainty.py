@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from monai_unet_app.metrics import normalised_entropy
+from monai_unet_app.metrics.uncertainty import normalised_entropy
 
 
 def test_entropy_of_exclusive_classes_is_0_where_one_is_sure_and_1_where_all_are_alike() -> None:

@@ -5,8 +5,13 @@ import pytest
 from mask_pairs import soft_labels
 from netcal.metrics import ACE, ECE, MCE
 
-from monai_unet_app.metrics import count_reliability, equal_mass_calibration_error, expected_calibration_error
-from monai_unet_app.metrics.reliability import average_calibration_error, maximum_calibration_error
+from monai_unet_app.metrics.reliability import (
+    average_calibration_error,
+    count_reliability,
+    equal_mass_calibration_error,
+    expected_calibration_error,
+    maximum_calibration_error,
+)
 
 FIGURES = {ECE: expected_calibration_error, MCE: maximum_calibration_error, ACE: average_calibration_error}
 each_case = pytest.mark.parametrize("case", ["003", "035"])

@@ -14,8 +14,9 @@ from panoptica import (
 from scipy import ndimage
 from skimage.morphology import skeletonize
 
-from monai_unet_app.metrics import boundary, centreline_dice, overlap
+from monai_unet_app.metrics import boundary, overlap
 from monai_unet_app.metrics.boundary import normalised_surface_dice, surface_distances
+from monai_unet_app.metrics.centreline import centreline_dice
 from monai_unet_app.metrics.components import match_components
 
 disable_citation_reminder()

@@ -6,7 +6,8 @@ from mask_pairs import PAIRS, soft_labels
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, f1_score, jaccard_score, log_loss, precision_score, recall_score
 
-from monai_unet_app.metrics import count_reliability, overlap, reliability
+from monai_unet_app.metrics import overlap, reliability
+from monai_unet_app.metrics.reliability import count_reliability
 
 SCORES = {
     overlap.dice: f1_score,

@@ -13,8 +13,9 @@ from torchmetrics.functional.classification import (
 )
 from torchmetrics.functional.segmentation import dice_score, hausdorff_distance, mean_iou
 
-from monai_unet_app.metrics import boundary, count_reliability, expected_calibration_error, overlap, reliability
+from monai_unet_app.metrics import boundary, overlap, reliability
 from monai_unet_app.metrics.boundary import surface_distances
+from monai_unet_app.metrics.reliability import count_reliability, expected_calibration_error
 
 each_pair = pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
 

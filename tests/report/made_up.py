@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from monai_unet_app.metrics import Bootstrap, CaseArrays, Evaluation, EvaluationPlan
-from monai_unet_app.report import CasePicture, EvaluationReport, MeasuredOn
+from monai_unet_app.metrics.bootstrap import Bootstrap
+from monai_unet_app.metrics.case_scores import CaseArrays
+from monai_unet_app.metrics.plan import EvaluationPlan
+from monai_unet_app.metrics.summary import Evaluation
+from monai_unet_app.report.evaluation_report import CasePicture, EvaluationReport, MeasuredOn
 
 ON = MeasuredOn("lobes_mri_unet3d", "1.2.0", "ab" * 32, "Phantoms", "cd" * 32, "test")
 SPACING = (1.0, 1.5, 3.0)

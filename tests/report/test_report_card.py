@@ -20,9 +20,9 @@ from made_up import STATEMENTS, boxes, case_of, report_of
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.bundle_folder import CARD_FIGURES, bundle_files
 from monai_unet_app.cli import main
-from monai_unet_app.metrics import EvaluationPlan
-from monai_unet_app.report import EvaluationReport, MeasuredOn
+from monai_unet_app.metrics.plan import EvaluationPlan
 from monai_unet_app.report.card import card_rows, put_figures
+from monai_unet_app.report.evaluation_report import EvaluationReport, MeasuredOn
 from monai_unet_app.report.evaluation_writer import cases_csv, metrics_document
 
 SHIPPED = REPOSITORY / "bundles" / "hippocampus_mri_unet3d"

@@ -13,10 +13,13 @@ import pytest
 
 from monai_unet_app.data.schemas import schema, validate
 from monai_unet_app.errors import InputRefusedError
-from monai_unet_app.metrics import Bootstrap, CaseArrays, Evaluation, EvaluationPlan
+from monai_unet_app.metrics.bootstrap import Bootstrap
+from monai_unet_app.metrics.case_scores import CaseArrays
+from monai_unet_app.metrics.plan import EvaluationPlan
 from monai_unet_app.metrics.score_registry import scores_of
-from monai_unet_app.report import EvaluationReport, MeasuredOn, Target, exemplary_cases, write_evaluation
-from monai_unet_app.report.evaluation_writer import cases_csv, metrics_document
+from monai_unet_app.metrics.summary import Evaluation
+from monai_unet_app.report.evaluation_report import EvaluationReport, MeasuredOn, Target, exemplary_cases
+from monai_unet_app.report.evaluation_writer import cases_csv, metrics_document, write_evaluation
 
 ON = MeasuredOn("lobes_mri_unet3d", "1.2.0", "ab" * 32, "Phantoms", "cd" * 32, "test")
 PLAN = EvaluationPlan(("Front", "Back"))
@@ -24,16 +27,16 @@ PLAN = EvaluationPlan(("Front", "Back"))
 
 def phantom(n, shift, plan=PLAN, miss=False):
     """Boxes side by side, the prediction moved along I; sure of itself by 0.9 (0.99 before calibration)."""
-    shape = (16, 14, 1) if plan.planar else (16, 14, 10)
+    shape, spacing, size = ((16, 14), (1, 1), 1.0) if plan.planar else ((16, 14, 10), (1, 1.5, 2), 0.003)
     truth, predicted = np.zeros((2, *shape), np.uint8)
     for labels, start in ((truth, 3), (predicted, 3 + shift)):
         for value in range(1, len(plan.class_names) + 1):
             labels[start + 3 * value - 3 : start + 3 * value, 4:10] = value
     if miss:
         predicted[predicted == 1] = 0
-    values = np.arange(0 if plan.exclusive else 1, len(plan.class_names) + 1).reshape(-1, 1, 1, 1)
+    values = np.arange(0 if plan.exclusive else 1, len(plan.class_names) + 1).reshape(-1, *(1 for _ in shape))
     after, before = (np.where(values == predicted, sure, (1 - sure) / max(1, len(values) - 1)) for sure in (0.9, 0.99))
-    return CaseArrays(f"case_{n}", f"person_{n // 2}", truth, predicted, after, (1, 1.5, 2), 0.003, before)
+    return CaseArrays(f"case_{n}", f"person_{n // 2}", truth, predicted, after, spacing, size, before)
 
 
 def report_of(plan=PLAN, shifts=(0, 1, 2, 1), targets=(), miss_last=False):

@@ -9,13 +9,17 @@ import pytest
 from matplotlib.colors import to_hex
 
 from dicom_io.volume import Provenance, Volume
-from monai_unet_app.metrics import Bootstrap, CaseArrays, Evaluation, EvaluationPlan
-from monai_unet_app.report import CasePicture, EvaluationReport, MeasuredOn, Target
+from monai_unet_app.metrics.bootstrap import Bootstrap
+from monai_unet_app.metrics.case_scores import CaseArrays
+from monai_unet_app.metrics.plan import EvaluationPlan
+from monai_unet_app.metrics.summary import Evaluation
 from monai_unet_app.report.case_pictures import INVENTED_COLOUR, MISSED_COLOUR, case_figure, error_colours
-from monai_unet_app.report.charts import DARK, LIGHT
+from monai_unet_app.report.charts import LIGHT, Palette
+from monai_unet_app.report.evaluation_report import CasePicture, EvaluationReport, MeasuredOn, Target
 from monai_unet_app.report.html import render_html
 from monai_unet_app.report.sections import verdict
 
+DARK = Palette("#e6e9ed", "#9aa4b0", "#333a42", "#6cabff", "#f0a267", "#15181c")  # the dark theme of report.css
 ON = MeasuredOn("lobes <3d>", "1.2.0", "ab" * 32, "Phantoms & co", "cd" * 32, "test")
 PLAN = EvaluationPlan(("Front", "Back"))
 SPACING = (1.0, 1.5, 3.0)
@@ -191,7 +195,7 @@ def test_planes_are_drawn_as_radiologists_look_at_them_however_the_array_is_stor
     turn = tuple(slice(None, None, step) for step in flip)
     stored = [array.transpose(order)[turn] for array in (image, mask.astype(np.uint8))]
     picture = CasePicture("a", "worst", stored[0], stored[1], stored[1], tuple(spacing[n] for n in order), axes)
-    figure = case_figure(picture, EvaluationPlan(("Spot",)))
+    figure = case_figure(picture, ("Spot",))
     place = {}
     for axis in figure.axes:
         shown = axis.images[0].get_array()
@@ -213,7 +217,7 @@ def test_planes_keep_the_proportions_of_the_body_at_one_scale():
     labels[12:15, 9:11, 4:6] = 1
     spacing = (0.7, 1.5, 4.0)
     picture = CasePicture("a", "best", labels.astype(float), labels, labels, spacing)
-    figure = case_figure(picture, EvaluationPlan(("Box",)))
+    figure = case_figure(picture, ("Box",))
     width, height = figure.get_size_inches()
     scales = []
     for axis in figure.axes:
@@ -231,7 +235,7 @@ def test_a_contour_runs_midway_between_the_voxels_inside_and_outside():
     labels[10:20, 8:16, 6:12] = 1
     spacing = (1.0, 2.0, 3.0)
     picture = CasePicture("a", "best", labels.astype(float), labels, labels, spacing)
-    axis = case_figure(picture, EvaluationPlan(("Box",))).axes[0]
+    axis = case_figure(picture, ("Box",)).axes[0]
     shown = np.asarray(axis.images[0].get_array())
     lit_rows, lit_columns = (np.flatnonzero(shown.max(axis=n) > 0) for n in (1, 0))
     points = np.concatenate([path.vertices for line in axis.collections for path in line.get_paths()])
@@ -248,19 +252,19 @@ def test_of_a_tilted_stack_only_its_own_slices_are_drawn():
     affine = np.diag([1.0, 1.0, 3.0, 1.0])
     affine[1, 2] = 1.0  # slices shifted sideways in even steps: 18 degrees
     volume = Volume(labels.astype(np.float32), affine, Provenance("array"))
-    figure = case_figure(CasePicture.of("a", "best", volume, labels, labels), EvaluationPlan(("Box",)))
+    figure = case_figure(CasePicture.of("a", "best", volume, labels, labels), ("Box",))
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["axial"] * 3
     areas = [int((np.asarray(axis.images[0].get_array()) > 0.5).sum()) for axis in figure.axes]
     assert areas == [10 * 8, 12 * 8, 10 * 8]
     square = Volume(labels.astype(np.float32), np.diag([1.0, 1.0, 3.0, 1.0]), Provenance("array"))
-    figure = case_figure(CasePicture.of("a", "best", square, labels, labels), EvaluationPlan(("Box",)))
+    figure = case_figure(CasePicture.of("a", "best", square, labels, labels), ("Box",))
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["axial", "coronal", "sagittal"]
 
 
 def test_a_legend_names_the_classes_in_the_colours_of_their_outlines():
     labels = labels_moved_by(0)
     picture = CasePicture("a", "best", labels.astype(float), np.zeros_like(labels), labels, SPACING)
-    plain, named = (case_figure(picture, PLAN, ("#e69f00", "#009e73"), legend=on) for on in (False, True))
+    plain, named = (case_figure(picture, PLAN.class_names, ("#e69f00", "#009e73"), legend=on) for on in (False, True))
     assert plain.texts == []
     assert [
         (mark.get_color(), name.get_text()) for mark, name in zip(named.texts[::2], named.texts[1::2], strict=True)
@@ -276,12 +280,11 @@ def test_a_legend_names_the_classes_in_the_colours_of_their_outlines():
 
 
 def test_a_planar_colour_image_is_shown_upright_beside_its_outlines():
-    plan = EvaluationPlan(("Vessel",), exclusive=False, planar=True)
     image = np.zeros((30, 20, 1, 3), np.uint8)
     image[25, 3] = (255, 0, 0)  # far right, near the top
-    labels = np.zeros((30, 20, 1), np.uint8)
+    labels = np.zeros((30, 20), np.uint8)
     labels[5:25, 3:6] = 1
-    figure = case_figure(CasePicture("a", "best", image, labels, labels, (1, 1, 1)), plan)
+    figure = case_figure(CasePicture("a", "best", image, labels, labels, (1, 1), unit="px"), ("Vessel",))
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["image", "outlines"]
     shown = np.asarray(figure.axes[0].images[0].get_array())
     assert shown.shape == (20, 30, 3)
@@ -306,7 +309,7 @@ def test_errors_are_shown_where_they_are_below_each_plane_at_the_same_scale():
     image, mask = lopsided_patient()
     missed = mask.astype(np.uint8)
     picture = CasePicture("a", "worst", image, missed, np.zeros_like(missed), (1.0, 1.5, 3.0), ("L", "P", "S"))
-    figure = case_figure(picture, EvaluationPlan(("Spot",)), errors=True)
+    figure = case_figure(picture, ("Spot",), errors=True)
     plain, maps = figure.axes[:3], figure.axes[3:]
     assert [axis.get_title(loc="left") for axis in maps] == ["errors, axial", "errors, coronal", "errors, sagittal"]
     for above, below in zip(plain, maps, strict=True):
@@ -321,11 +324,10 @@ def test_errors_are_shown_where_they_are_below_each_plane_at_the_same_scale():
 
 
 def test_errors_of_a_planar_image_stand_beside_its_outlines():
-    plan = EvaluationPlan(("Vessel",), exclusive=False, planar=True)
-    labels = np.zeros((30, 20, 1), np.uint8)
+    labels = np.zeros((30, 20), np.uint8)
     labels[5:25, 3:6] = 1
     colour = np.full((30, 20, 1, 3), 200, np.uint8)
-    figure = case_figure(CasePicture("a", "best", colour, labels, labels, (1, 1, 1)), plan, errors=True)
+    figure = case_figure(CasePicture("a", "best", colour, labels, labels, (1, 1), unit="px"), ("Vessel",), errors=True)
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["image", "outlines", "errors"]
     assert len({axis.get_position().y0 for axis in figure.axes}) == 1
     assert not np.asarray(figure.axes[2].images[1].get_array()).any()
@@ -333,7 +335,7 @@ def test_errors_of_a_planar_image_stand_beside_its_outlines():
 
 def test_a_picture_without_any_label_is_still_drawn():
     none = np.zeros((8, 7, 6), np.uint8)
-    figure = case_figure(CasePicture("a", "worst", np.ones((8, 7, 6)), none, none, (1, 1, 1)), PLAN)
+    figure = case_figure(CasePicture("a", "worst", np.ones((8, 7, 6)), none, none, (1, 1, 1)), PLAN.class_names)
     assert len(figure.axes) == 3
 
 
@@ -341,4 +343,4 @@ def test_axes_that_name_a_direction_twice_are_refused():
     labels = labels_moved_by(0)
     picture = CasePicture("a", "worst", labels, labels, labels, SPACING, ("L", "R", "S"))
     with pytest.raises(ValueError, match="one letter each"):
-        case_figure(picture, PLAN)
+        case_figure(picture, PLAN.class_names)

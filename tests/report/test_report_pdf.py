@@ -9,8 +9,8 @@ import pypdf
 import pytest
 from made_up import STATEMENTS, plain_report
 
-from monai_unet_app.report import Target
 from monai_unet_app.report.blocks import Cell, Chart, Picture, Table, Text
+from monai_unet_app.report.evaluation_report import Target
 from monai_unet_app.report.html import render_html
 from monai_unet_app.report.pdf import render_pdf, typeset
 from monai_unet_app.report.sections import sections

@@ -14,7 +14,9 @@ from skimage.color import rgb2lab
 
 from dicom_io.coding import DISPLAY_COLOURS
 from monai_unet_app.confidence.statement_audit import StructureOutcome, summarise_statements
-from monai_unet_app.metrics import Bootstrap, CaseArrays, CaseScores, EvaluationPlan, score_case
+from monai_unet_app.metrics.bootstrap import Bootstrap
+from monai_unet_app.metrics.case_scores import CaseArrays, CaseScores, score_case
+from monai_unet_app.metrics.plan import EvaluationPlan
 from monai_unet_app.report.blocks import Cell, Facts, Heading, Picture, Table, Text
 from monai_unet_app.report.case_pictures import TRUTH_COLOUR
 from monai_unet_app.report.charts import accuracy_band, reliability_figure, risk_coverage_figure, tolerance_figure
@@ -318,7 +320,7 @@ def test_a_gate_that_graded_nothing_draws_no_curve():
 
 
 def test_who_set_the_targets_is_said():
-    from monai_unet_app.report import Target
+    from monai_unet_app.report.evaluation_report import Target
 
     report = plain_report(targets=[Target("Dice", ("dice", "mean"), at_least=0.5)], targets_from="the bundle's own")
     assert Text("Targets: the bundle's own.", note=True) in sections(report)

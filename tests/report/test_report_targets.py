@@ -15,7 +15,7 @@ from monai_unet_app.bundle import load_bundle
 from monai_unet_app.cli import main
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.evaluate.evaluation import CaseLog
-from monai_unet_app.report import Target
+from monai_unet_app.report.evaluation_report import Target
 from monai_unet_app.report.targets import OF_ALL_CLASSES, OF_EACH_CLASS, USUAL, as_targets, read_targets
 
 GOOD = """

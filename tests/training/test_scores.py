@@ -26,8 +26,10 @@ from monai.transforms import Activationsd, AsDiscreted, Compose, CopyItemsd
 from small_data import FEW, drawn_eyes, few_examples
 from torch import Tensor, nn
 
-from monai_unet_app.metrics import CaseArrays, Evaluation, EvaluationPlan, boundary_iou
-from monai_unet_app.metrics.boundary import hausdorff_distance, normalised_surface_dice, surface_distances
+from monai_unet_app.metrics.boundary import boundary_iou, hausdorff_distance, normalised_surface_dice, surface_distances
+from monai_unet_app.metrics.case_scores import CaseArrays
+from monai_unet_app.metrics.plan import EvaluationPlan
+from monai_unet_app.metrics.summary import Evaluation
 from monai_unet_app.training.ignite_metrics import HD95, BoundaryIoU, Calibration, SurfaceDice
 from monai_unet_app.training.losses import HardL1ACELoss, Sum
 
@@ -178,7 +180,7 @@ def test_labels_that_overlap_in_a_picture_are_scored_in_pixels() -> None:
     plan = EvaluationPlan(("disc", "cup"), exclusive=False, planar=True)
     evaluation = Evaluation(plan)
     masks = [tensor.numpy() > 0.5 for tensor in (truth, p)]
-    evaluation.add(CaseArrays("a", "a", *masks, p.numpy(), (1.0, 1.0, 1.0), 1.0))
+    evaluation.add(CaseArrays("a", "a", *masks, p.numpy(), (1.0, 1.0), 1.0))
     expected = evaluation.summary()
     flat = {"labels": ["disc", "cup"], "outputs": "overlapping", "spacing_mm": (1, 1)}
     for metric, name in ((BoundaryIoU, "boundary_iou"), (SurfaceDice, "surface_dice"), (HD95, "hd95_px")):
@@ -241,6 +243,10 @@ def test_what_no_case_defines_is_no_number() -> None:
         (lambda: HD95(LABELS).update((labels_of(0) + 1, labels_of(0))), "item 'pred' holds the label values 3"),
         (lambda: HD95(LABELS).update((probabilities_of(labels_of(0), 0), labels_of(0))), "0 and 1 in 3 channel"),
         (lambda: HD95(LABELS).update((labels_of(0).repeat(2, 1, 1, 1), labels_of(0))), r"shape \(2, 16, 14, 10\)"),
+        (
+            lambda: HD95(LABELS).update((torch.ones(3, *GRID), one_hot(labels_of(0)))),
+            "gives 2240 voxels to two classes",
+        ),
         (lambda: Calibration(LABELS).update((labels_of(0).repeat(3, 1, 1, 1), labels_of(0))), "0 to 1 is needed"),
     ],
 )
