@@ -9,6 +9,7 @@ from pydicom.uid import UID, generate_uid
 from pynetdicom import evt
 
 from dicom_io.net.dimse_n import Request, RequestRefusedError, Service, items_of, text_of
+from dicom_io.objects.encoding import data_set
 from dicom_io.reading.headers import is_uid
 
 NOTIFICATION = UID("1.2.840.10008.5.1.4.33")
@@ -73,9 +74,9 @@ def availability_service(notified: Callable[[Availability], None]) -> Service:
         notified(parse_notification(request))
         if request.sop_instance_uid:
             return None
-        attributes = Dataset()
-        attributes.AffectedSOPInstanceUID = generate_uid()  # PS3.7 10.1.5.1.4: by the provider if the request has none
-        return attributes
+        return data_set(
+            AffectedSOPInstanceUID=generate_uid()
+        )  # PS3.7 10.1.5.1.4: by the provider if the request has none
 
     return Service(NOTIFICATION, evt.EVT_N_CREATE, answer)
 

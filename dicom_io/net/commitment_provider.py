@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from pydicom.dataset import Dataset
-from pydicom.sequence import Sequence
 from pydicom.uid import UID
 from pynetdicom import build_role, evt
 
@@ -28,6 +27,8 @@ from dicom_io.net.instance_file import InstanceRefusedError, read_uids
 from dicom_io.net.outcome import meaning
 from dicom_io.net.pynetdicom_patches import LimitedDimseProvider
 from dicom_io.net.storage_user import UNCOMPRESSED
+from dicom_io.objects import functional_groups
+from dicom_io.objects.encoding import data_set
 
 PUSH_MODEL = UID("1.2.840.10008.1.20.1")
 PUSH_MODEL_INSTANCE = UID("1.2.840.10008.1.20.1.1")  # PS3.4 J.3.5: its well-known SOP instance
@@ -58,9 +59,7 @@ class Reference(NamedTuple):
 
     def item(self) -> Dataset:
         """The item of a ReferencedSOPSequence."""
-        item = Dataset()
-        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = UID(self.sop_class_uid), UID(self.sop_instance_uid)
-        return item
+        return functional_groups.reference(*self)
 
 
 @dataclass(frozen=True)
@@ -113,12 +112,11 @@ def commitment_report(request: CommitmentRequest, store: Holdings) -> Dataset:
         else:
             item.FailureReason = reason
             failed.append(item)
-    report = Dataset()
-    report.TransactionUID = request.transaction_uid
+    report = data_set(TransactionUID=request.transaction_uid)
     if committed:
-        report.ReferencedSOPSequence = Sequence(committed)
+        report.ReferencedSOPSequence = committed
     if failed:
-        report.FailedSOPSequence = Sequence(failed)
+        report.FailedSOPSequence = failed
     return report
 
 

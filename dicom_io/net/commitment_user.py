@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydicom.dataset import Dataset
-from pydicom.sequence import Sequence
 from pydicom.uid import generate_uid
 from pynetdicom import evt
 
@@ -42,6 +40,7 @@ from dicom_io.net.outgoing import read_sop_uids
 from dicom_io.net.pynetdicom_patches import limit_association
 from dicom_io.net.scp import Listen, Provider
 from dicom_io.net.storage_user import UNCOMPRESSED
+from dicom_io.objects.encoding import data_set
 
 HOLD_S = 10.0
 """Seconds that the association of the request stays open for the report, where a listener can take the report too."""
@@ -166,9 +165,8 @@ def request_commitment(
 
 
 def _send_request(opened: OpenAssociation, transaction_uid: str, references: Iterable[Reference]) -> None:
-    action = Dataset()  # the action information of PS3.4 table J.3-1
-    action.TransactionUID = transaction_uid
-    action.ReferencedSOPSequence = Sequence([reference.item() for reference in references])
+    items = [reference.item() for reference in references]
+    action = data_set(TransactionUID=transaction_uid, ReferencedSOPSequence=items)  # PS3.4 table J.3-1
     answer, _ = opened.request(
         lambda association: association.send_n_action(action, REQUEST_COMMITMENT, PUSH_MODEL, PUSH_MODEL_INSTANCE)
     )

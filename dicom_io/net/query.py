@@ -10,6 +10,7 @@ from typing import Literal
 from pydicom.dataset import Dataset
 
 from dicom_io.errors import DicomIoError
+from dicom_io.objects.encoding import data_set
 from dicom_io.reading.headers import is_uid, shown
 
 Level = Literal["study", "series", "image"]
@@ -27,6 +28,7 @@ RETURNED: dict[str, tuple[str, ...]] = {
 """The attributes that are requested at each level."""
 
 _DATES = re.compile(r"\d{8}|\d{8}-|-\d{8}|\d{8}-\d{8}")  # PS3.4 C.2.2.2.5
+_UNIQUE_KEYS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 _KEYWORDS = {
     "study_instance_uid": "StudyInstanceUID",
     "series_instance_uid": "SeriesInstanceUID",
@@ -107,27 +109,18 @@ class Query:
 
     def identifier(self) -> Dataset:
         """The Identifier of a C-FIND: the conditions, and empty attributes for those to be returned (PS3.4 C.4.1.1.3)."""
-        identifier = Dataset()
-        identifier.QueryRetrieveLevel = self.level.upper()
-        for keyword in RETURNED[self.level]:
-            setattr(identifier, keyword, "")
-        for keyword, value in self.conditions().items():
-            setattr(identifier, keyword, value)
-        if not all(value.isascii() for value in self.conditions().values()):
+        conditions = self.conditions()
+        attributes = dict.fromkeys(RETURNED[self.level], "") | conditions
+        identifier = data_set(QueryRetrieveLevel=self.level.upper(), **attributes)
+        if not all(value.isascii() for value in conditions.values()):
             identifier.SpecificCharacterSet = "ISO_IR 192"
         return identifier
 
 
 def retrieve_identifier(query: Query) -> Dataset:
     """The Identifier of a C-MOVE or C-GET: the unique keys down to the lowest UID (PS3.4 C.4.2.1.4)."""
-    identifier = Dataset()
-    identifier.QueryRetrieveLevel = retrieve_level(query).upper()
-    identifier.StudyInstanceUID = query.study_instance_uid
-    if query.series_instance_uid:
-        identifier.SeriesInstanceUID = query.series_instance_uid
-    if query.sop_instance_uid:
-        identifier.SOPInstanceUID = query.sop_instance_uid
-    return identifier
+    keys = {keyword: value for keyword, value in query.conditions().items() if keyword in _UNIQUE_KEYS}
+    return data_set(QueryRetrieveLevel=retrieve_level(query).upper(), **keys)
 
 
 def retrieve_level(query: Query) -> Level:

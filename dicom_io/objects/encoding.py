@@ -1,4 +1,4 @@
-"""Pieces of a DICOM file as bytes (explicit VR, little endian), for what would be too many objects as data sets.
+"""Pieces of a DICOM file: small data sets, and bytes (explicit VR, little endian) for what would be too many data sets.
 
 Source: DICOM PS3.5, 7.1.2 and 7.5.
 """
@@ -9,6 +9,14 @@ from collections.abc import Sequence
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
+
+
+def data_set(**attributes: object) -> Dataset:
+    """A data set with some attributes, by their keywords."""
+    dataset = Dataset()
+    for keyword, value in attributes.items():
+        setattr(dataset, keyword, value)
+    return dataset
 
 
 def encoded(dataset: Dataset, character_set: str | Sequence[str] = "iso8859") -> bytes:

@@ -332,6 +332,27 @@ def series_number(header: Dataset, kind: str, result: ResultInfo | None = None) 
     return KIND[kind].series_number + (whole_number(header, "SeriesNumber") or 0) % 1000 + by_a_person
 
 
+def for_highdicom(kind: str, uids: tuple[str, str], header: Dataset, result: ResultInfo) -> dict[str, Any]:
+    """The arguments of highdicom's constructors for instance, series and equipment.
+
+    Args:
+        kind: Its name in `KINDS`.
+        uids: Of the object and of its series, from `object_uids`.
+        header: Of the first image of the source.
+        result: What computed the content.
+    """
+    return {
+        "sop_instance_uid": uids[0],
+        "series_instance_uid": uids[1],
+        "series_number": series_number(header, kind, result),
+        "manufacturer": plain(result.manufacturer, 64),
+        "manufacturer_model_name": plain(result.algorithm_name, 64),
+        "software_versions": plain(result.algorithm_version, 64),
+        "device_serial_number": plain(result.bundle_sha256, 64) or "0",
+        "contributing_equipment": [contribution(result)],
+    }
+
+
 def series_description(result: ResultInfo, kind: str, images: int | None = None) -> str:
     """At most 64 characters (DICOM LO) that end in the number of source images, by which the results of a study that grew are
     told apart, the kind and "RESEARCH"."""

@@ -6,10 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
+from pydicom.uid import MRImageStorage, SecondaryCaptureImageStorage
 from pydicom.valuerep import DSfloat
 
 from dicom_io.coding import code_item
 from dicom_io.objects.functional_groups import macro, reference
+from dicom_io.objects.patient_and_study import copied
 from dicom_io.objects.slice_positions import Slice
 from dicom_io.volume import Volume
 
@@ -19,13 +21,28 @@ NOT_OF_A_SLICE = (
 """What an image that stands in for one slice must not have, or need not and may be no number."""
 
 
-def stand_in_place(image: Dataset, source_slice: Slice) -> None:
-    """Puts a single-frame image where a slice lies."""
-    assert source_slice.plane is not None
-    image.ImagePositionPatient = decimal_strings(source_slice.plane.origin_mm)
-    steps = (source_slice.plane.column_step_mm, source_slice.plane.row_step_mm)
-    image.ImageOrientationPatient = decimal_strings(np.concatenate([step / np.linalg.norm(step) for step in steps]))
-    image.PixelSpacing = pixel_spacing(source_slice)
+def stand_in(bare: Dataset, source_slice: Slice, thickness_mm: float) -> Dataset:
+    """A single-frame image where a slice lies, as highdicom takes it.
+
+    It has a class without frames, because highdicom refuses several XA, NM and US images. It has a thickness, which a source
+    may lack, and for a picture no frame of reference. Its references are written later, by `refer`.
+
+    Args:
+        bare: Header of an image of the source, from `identity.neutral`.
+        source_slice: The slice.
+        thickness_mm: Of the slice.
+    """
+    image = copied(bare)
+    for keyword in NOT_OF_A_SLICE:
+        image.pop(keyword, None)
+    image.Rows, image.Columns = source_slice.shape
+    image.SOPClassUID = SecondaryCaptureImageStorage if source_slice.plane is None else MRImageStorage
+    if source_slice.plane is not None:
+        image.ImagePositionPatient = decimal_strings(source_slice.plane.origin_mm)
+        steps = (source_slice.plane.column_step_mm, source_slice.plane.row_step_mm)
+        image.ImageOrientationPatient = decimal_strings(np.concatenate([step / np.linalg.norm(step) for step in steps]))
+        image.PixelSpacing, image.SliceThickness = pixel_spacing(source_slice), thickness_mm
+    return image
 
 
 def pixel_spacing(source_slice: Slice) -> list[DSfloat]:

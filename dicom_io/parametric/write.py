@@ -11,18 +11,16 @@ import highdicom as hd
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.uid import MRImageStorage
 
 from dicom_io import proof
 from dicom_io.errors import LabelError
 from dicom_io.objects import identity, source_images
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.odd_headers import refusing_odd_headers
-from dicom_io.objects.patient_and_study import copied
 from dicom_io.objects.result_content import ResultContent
 from dicom_io.objects.slice_positions import plane_of
 from dicom_io.objects.source_images import SourceImages
-from dicom_io.objects.stand_ins import NOT_OF_A_SLICE, refer, stand_in_place, thickness_mm
+from dicom_io.objects.stand_ins import refer, stand_in, thickness_mm
 from dicom_io.parametric.meaning import NO_UNIT, UNCERTAINTY, MapMeaning
 from dicom_io.parametric.proof import prove_map
 from dicom_io.volume import Volume
@@ -136,14 +134,7 @@ def _build(values: Volume, images: SourceImages, result: ResultInfo, meaning: Ma
     dataset = hd.pm.ParametricMap(
         source_images=_stand_ins(images),
         pixel_array=_planes(values, images),
-        series_instance_uid=identity.result_uid(source, result, "PM", "series"),
-        series_number=identity.series_number(header, "PM"),
-        sop_instance_uid=identity.result_uid(source, result, "PM", "instance", *content),
         instance_number=meaning.number,
-        manufacturer=identity.plain(result.manufacturer, 64),
-        manufacturer_model_name=identity.plain(result.algorithm_name, 64),
-        software_versions=identity.plain(result.algorithm_version, 64),
-        device_serial_number=identity.plain(result.bundle_sha256, 64) or "0",
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[_mapping(values.array, meaning)],
         voi_lut_transformations=[_window(values.array)],
@@ -151,8 +142,9 @@ def _build(values: Volume, images: SourceImages, result: ResultInfo, meaning: Ma
         content_label="MAP",
         content_description=f"{meaning.label[:44]}, research use only",
         content_qualification="RESEARCH",
-        contributing_equipment=[identity.contribution(result)],
+        **identity.for_highdicom("PM", identity.object_uids(source, result, "PM", *content), header, result),
     )
+    dataset.SeriesNumber = identity.series_number(header, "PM")  # the same after a correction
     _name_sources(dataset, images)
     identity.stamp(dataset, headers, result, "PM")
     if header.get("BodyPartExamined"):  # no Laterality beside the Frame Laterality (PS3.3 C.7.3.1)
@@ -170,21 +162,14 @@ def _build(values: Volume, images: SourceImages, result: ResultInfo, meaning: Ma
 
 
 def _stand_ins(images: SourceImages) -> list[Dataset]:
-    """The slices as highdicom takes several of: single-frame images, each under the number of its slice, without identity.
-
-    Of a class without frames, since XA, NM and US are refused in numbers; with a thickness, which a source may lack.
-    """
+    """The slices as highdicom takes several of: single-frame images without identity, each under the number of its slice."""
     bare = {str(header.SOPInstanceUID): header for header in identity.neutral(images.headers)}
-    for image in bare.values():
-        for keyword in NOT_OF_A_SLICE:
-            image.pop(keyword, None)
     stand_ins = []
-    for k, one in enumerate(images.slices):
-        image = copied(bare[one.sop_instance_uid])
-        image.SOPClassUID, image.SOPInstanceUID = MRImageStorage, f"{_STAND_IN}.{k}"
-        image.Rows, image.Columns = one.shape
-        stand_in_place(image, one)
-        image.SliceThickness = thickness_mm(images.header(k), one.frame, images.source)
+    for k, place in enumerate(images.slices):
+        image = stand_in(
+            bare[place.sop_instance_uid], place, thickness_mm(images.header(k), place.frame, images.source)
+        )
+        image.SOPInstanceUID = f"{_STAND_IN}.{k}"
         stand_ins.append(image)
     return stand_ins
 

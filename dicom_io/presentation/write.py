@@ -25,20 +25,14 @@ from pydicom.valuerep import format_number_as_ds
 from dicom_io import proof
 from dicom_io.coding import Segment
 from dicom_io.errors import LabelError
-from dicom_io.objects import display, identity
+from dicom_io.objects import display, identity, source_images
 from dicom_io.objects.drawing import RESEARCH_TEXT
+from dicom_io.objects.encoding import data_set
 from dicom_io.objects.identity import ResultInfo
-from dicom_io.objects.labels import check_labels, in_slices
 from dicom_io.objects.odd_headers import refusing_odd_headers
 from dicom_io.objects.result_content import ResultContent
 from dicom_io.objects.source_images import (
     SourceImages,
-    add_body_part,
-    aspect_ratio,
-    check_place,
-    images_of,
-    new_object,
-    rescale_type,
 )
 from dicom_io.presentation.proof import LAYER_PREFIX, PIXEL_CENTRE, prove_outlines
 from dicom_io.segmentation import Segmentation
@@ -77,14 +71,15 @@ def write_gsps(labels: Volume, source: Volume, path: Path, result: ResultInfo) -
             presentation state.
         GeometryProofError: What was written is not what was meant; no file is left.
     """
-    check_labels(labels, result)
-    images = images_of(source)
-    check_place(labels, images)
-    labels = in_slices(labels)
-    segmentation = Segmentation.of_volume(labels, result.segments)
+    segmentation, images = source_images.labelled(labels, source, result)
+    labels = segmentation.label_volume
     header, colour = images.headers[0], source.in_colour
     dataset = _identified(labels, images, result, colour=colour)
-    dataset.ReferencedSeriesSequence = [_series_item(images)]
+    series = data_set(
+        SeriesInstanceUID=header.SeriesInstanceUID,
+        ReferencedImageSequence=_references(images, range(len(images.slices))),
+    )
+    dataset.ReferencedSeriesSequence = [series]
     dataset.DisplayedAreaSelectionSequence = [_displayed_area(images)]
     dataset.GraphicLayerSequence = _layers(result)
     dataset.GraphicAnnotationSequence = list(_annotations(segmentation, images))
@@ -119,29 +114,16 @@ def _corners(loop: Floats) -> Floats:
 
 def _identified(labels: Volume, images: SourceImages, result: ResultInfo, *, colour: bool) -> Dataset:
     """Patient, study, series, equipment and name of the presentation state."""
-    source, headers = images.source, images.headers
+    headers = images.headers
     sop_class = ColorSoftcopyPresentationStateStorage if colour else GrayscaleSoftcopyPresentationStateStorage
-    uid = identity.result_uid(source, result, "GSPS", "instance", identity.digest_of(labels.array))
-    dataset = new_object(sop_class, uid)
-    dataset.Modality = "PR"
-    dataset.SeriesInstanceUID = identity.result_uid(source, result, "GSPS", "series")
-    dataset.SeriesNumber = identity.series_number(headers[0], "GSPS", result)
-    dataset.InstanceNumber = 1
-    identity.stamp(dataset, headers, result, "GSPS")
-    add_body_part(dataset, headers[0])
+    uids = identity.object_uids(images.source, result, "GSPS", identity.digest_of(labels.array))
+    dataset = source_images.result_object("GSPS", uids, headers, result, sop_class)
+    source_images.add_body_part(dataset, headers[0])
     dataset.PresentationCreationDate, dataset.PresentationCreationTime = identity.content_moment(headers)
     dataset.ContentLabel = "SEGMENTATION"
     dataset.ContentDescription = "Outlines; research use only, not for diagnosis"
     dataset.ContentCreatorName = ""
-    dataset.ContributingEquipmentSequence = [identity.contribution(result)]
     return dataset
-
-
-def _series_item(images: SourceImages) -> Dataset:
-    item = Dataset()
-    item.SeriesInstanceUID = images.headers[0].SeriesInstanceUID
-    item.ReferencedImageSequence = _references(images, range(len(images.slices)))
-    return item
 
 
 def _references(images: SourceImages, slices: Iterable[int]) -> list[Dataset]:
@@ -161,15 +143,16 @@ def _references(images: SourceImages, slices: Iterable[int]) -> list[Dataset]:
 
 def _displayed_area(images: SourceImages) -> Dataset:
     """The whole image, scaled to fit, with its true pixel shape (PS3.3 C.10.4); its first pixel is 1\\1 here."""
-    area = Dataset()
-    area.DisplayedAreaTopLeftHandCorner = [1, 1]
-    area.DisplayedAreaBottomRightHandCorner = list(images.slices[0].shape[::-1])
-    area.PresentationSizeMode = "SCALE TO FIT"
+    area = data_set(
+        DisplayedAreaTopLeftHandCorner=[1, 1],
+        DisplayedAreaBottomRightHandCorner=list(images.slices[0].shape[::-1]),
+        PresentationSizeMode="SCALE TO FIT",
+    )
     across, down = images.pixel_size(0)
     if images.has_pixel_spacing(0):
         area.PresentationPixelSpacing = [format_number_as_ds(down), format_number_as_ds(across)]
     else:
-        area.PresentationPixelAspectRatio = aspect_ratio(across, down)
+        area.PresentationPixelAspectRatio = source_images.aspect_ratio(across, down)
     return area
 
 
@@ -182,12 +165,12 @@ def _layers(result: ResultInfo) -> list[Dataset]:
 
 
 def _layer(name: str, description: str, rgb: tuple[int, int, int]) -> Dataset:
-    layer = Dataset()
-    layer.GraphicLayer = name
-    layer.GraphicLayerRecommendedDisplayGrayscaleValue = 0xFFFF
-    layer.GraphicLayerRecommendedDisplayCIELabValue = list(hd.color.CIELabColor.from_rgb(*rgb).value)
-    layer.GraphicLayerDescription = description
-    return layer
+    return data_set(
+        GraphicLayer=name,
+        GraphicLayerRecommendedDisplayGrayscaleValue=0xFFFF,
+        GraphicLayerRecommendedDisplayCIELabValue=list(hd.color.CIELabColor.from_rgb(*rgb).value),
+        GraphicLayerDescription=description,
+    )
 
 
 def _layer_name(segment: Segment) -> str:
@@ -205,26 +188,24 @@ def _annotations(segmentation: Segmentation, images: SourceImages) -> Iterable[D
             lines += 1
             yield _text_item(_layer_name(segment), segment.label, lines)
         for k, mask in drawn.items():
-            item = Dataset()
-            item.ReferencedImageSequence = [images.reference(k)]
-            item.GraphicLayer = _layer_name(segment)
-            item.GraphicObjectSequence = [line for loop in outlines(mask) for line in _polylines(loop)]
-            yield item
+            yield data_set(
+                ReferencedImageSequence=[images.reference(k)],
+                GraphicLayer=_layer_name(segment),
+                GraphicObjectSequence=[line for loop in outlines(mask) for line in _polylines(loop)],
+            )
 
 
 def _text_item(layer: str, text: str, line: int) -> Dataset:
     """Text at the lower left of the displayed area, on every image, `line` lines from the bottom."""
     lower = 0.99 - LINE_HEIGHT * line
-    box = Dataset()
-    box.BoundingBoxAnnotationUnits = "DISPLAY"
-    box.UnformattedTextValue = text
-    box.BoundingBoxTopLeftHandCorner = [0.01, lower - LINE_HEIGHT]
-    box.BoundingBoxBottomRightHandCorner = [0.99, lower]
-    box.BoundingBoxTextHorizontalJustification = "LEFT"
-    item = Dataset()
-    item.GraphicLayer = layer
-    item.TextObjectSequence = [box]
-    return item
+    box = data_set(
+        BoundingBoxAnnotationUnits="DISPLAY",
+        UnformattedTextValue=text,
+        BoundingBoxTopLeftHandCorner=[0.01, lower - LINE_HEIGHT],
+        BoundingBoxBottomRightHandCorner=[0.99, lower],
+        BoundingBoxTextHorizontalJustification="LEFT",
+    )
+    return data_set(GraphicLayer=layer, TextObjectSequence=[box])
 
 
 def _polylines(loop: Floats) -> Iterable[Dataset]:
@@ -232,12 +213,13 @@ def _polylines(loop: Floats) -> Iterable[Dataset]:
     cuts = [*range(0, len(loop) - 1, MAX_POINTS - 1), len(loop) - 1]
     for first, last in pairwise(cuts):
         points = loop[first : last + 1] + PIXEL_CENTRE
-        line = Dataset()
-        line.GraphicAnnotationUnits = "PIXEL"
-        line.GraphicDimensions = 2
-        line.NumberOfGraphicPoints = len(points)
-        line.GraphicData = points.ravel().tolist()
-        line.GraphicType = "POLYLINE"
+        line = data_set(
+            GraphicAnnotationUnits="PIXEL",
+            GraphicDimensions=2,
+            NumberOfGraphicPoints=len(points),
+            GraphicData=points.ravel().tolist(),
+            GraphicType="POLYLINE",
+        )
         if len(cuts) == 2:
             line.GraphicFilled = "N"  # Type 1C: only for a closed line
         yield line
@@ -293,20 +275,21 @@ def _add_modality_lut(dataset: Dataset, header: Dataset, one: display.Display) -
     if header.get("ModalityLUTSequence"):
         dataset.ModalityLUTSequence = deepcopy(header.ModalityLUTSequence)
         return
-    kind = rescale_type(header)
+    kind = source_images.rescale_type(header)
     dataset.RescaleIntercept, dataset.RescaleSlope = format_number_as_ds(one.intercept), format_number_as_ds(one.slope)
     dataset.RescaleType = kind or ("HU" if header.get("Modality") == "CT" else "US")
 
 
 def _voi_item(one: display.Display, *, rescaled: bool) -> Dataset:
-    item = Dataset()
     if one.table is not None:
-        item.VOILUTSequence = [display.state_table(one.table)]
-        return item
+        return data_set(VOILUTSequence=[display.state_table(one.table)])
     assert one.window is not None
     window = one.window if rescaled else one.window.before(one.slope, one.intercept)
-    item.WindowCenter, item.WindowWidth = format_number_as_ds(window.center), format_number_as_ds(window.width)
-    item.VOILUTFunction = window.function
+    item = data_set(
+        WindowCenter=format_number_as_ds(window.center),
+        WindowWidth=format_number_as_ds(window.width),
+        VOILUTFunction=window.function,
+    )
     if window.explanation:
         item.WindowCenterWidthExplanation = identity.plain(window.explanation, 64)
     return item

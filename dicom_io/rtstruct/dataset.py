@@ -11,19 +11,18 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, ExplicitVRLittleEndian, RTStructureSetStorage
+from pydicom.dataset import Dataset
 
 from dicom_io.coding import Segment, code_item
 from dicom_io.objects import identity
-from dicom_io.objects.encoding import element, encoded, item
+from dicom_io.objects.encoding import data_set, element, encoded, item
+from dicom_io.objects.functional_groups import reference
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.labels import SliceLabels
 from dicom_io.objects.slice_positions import Slice
-from dicom_io.objects.source_images import SourceImages, add_side
+from dicom_io.objects.source_images import SourceImages, add_side, result_object
 from dicom_io.rtstruct.contours import Contours, contours_of
 from dicom_io.segmentation import Segmentation
-from dicom_io.volume import Volume
 
 DETACHED_STUDY_MANAGEMENT = "1.2.840.10008.3.1.2.3.1"  # retired, and still what PS3.3 C.8.8.5 asks for
 ANATOMICAL_STRUCTURE = "91723000"
@@ -66,9 +65,7 @@ def build_rtstruct(segmentation: Segmentation, images: SourceImages, result: Res
         LabelError: The source names no frame of reference.
     """
     identity.check_has_frame(images.headers)
-    head = _head(segmentation.label_volume, images.source, images.headers, result)
-    identity.stamp(head, images.headers, result, "RTSTRUCT")
-    add_side(head, images.headers[0])
+    head = _head(segmentation, images, result)
     contours: dict[int, list[bytes]] = {segment.number: [] for segment in result.segments}
     rows, columns = images.slices[0].shape
     at_once = max(1, PIXELS_AT_ONCE // (rows * columns))
@@ -151,78 +148,53 @@ def _texts(points_mm: Floats, counts: NDArray[np.int64]) -> list[bytes]:
     return [text[start : end - 1] for start, end in pairwise([0, *ends])]
 
 
-def _head(labels: Volume, source: Volume, headers: tuple[Dataset, ...], result: ResultInfo) -> Dataset:
+def _head(segmentation: Segmentation, images: SourceImages, result: ResultInfo) -> Dataset:
     """All modules but the contours."""
-    header = headers[0]
-    digest = identity.digest_of(labels.array)
-    dataset = Dataset()
-    dataset.file_meta = _file_meta(identity.result_uid(source, result, "RTSTRUCT", "instance", digest))
-    dataset.SOPClassUID = RTStructureSetStorage
-    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID
-    dataset.Modality = "RTSTRUCT"
-    dataset.SeriesInstanceUID = identity.result_uid(source, result, "RTSTRUCT", "series")
-    dataset.SeriesNumber = identity.series_number(header, "RTSTRUCT", result)
-    dataset.InstanceNumber = 1
+    headers, header = images.headers, images.headers[0]
+    digest = identity.digest_of(segmentation.label_volume.array)
+    dataset = result_object(
+        "RTSTRUCT", identity.object_uids(images.source, result, "RTSTRUCT", digest), headers, result
+    )
+    add_side(dataset, header)
     dataset.OperatorsName = ""
     dataset.FrameOfReferenceUID = header.FrameOfReferenceUID
     dataset.PositionReferenceIndicator = header.get("PositionReferenceIndicator") or ""
     dataset.StructureSetLabel = "RESEARCH"
     dataset.StructureSetDescription = "Research use only, not for diagnosis or treatment planning"
     dataset.StructureSetDate, dataset.StructureSetTime = identity.content_moment(headers)
-    dataset.ContributingEquipmentSequence = [identity.contribution(result)]
-    dataset.ReferencedFrameOfReferenceSequence = [_reference(source, headers)]
+    dataset.ReferencedFrameOfReferenceSequence = [_referenced_frame(headers)]
     dataset.StructureSetROISequence = [_roi(segment, header, result) for segment in result.segments]
     dataset.RTROIObservationsSequence = [_observation(segment) for segment in result.segments]
     dataset.ApprovalStatus = "UNAPPROVED"
     return dataset
 
 
-def _file_meta(sop_instance_uid: str) -> FileMetaDataset:
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = RTStructureSetStorage
-    meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid)
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    return meta
-
-
-def _reference(source: Volume, headers: tuple[Dataset, ...]) -> Dataset:
+def _referenced_frame(headers: tuple[Dataset, ...]) -> Dataset:
     """Frame of reference, study, series and every instance that may carry a contour."""
-    series = Dataset()
-    series.SeriesInstanceUID = headers[0].SeriesInstanceUID
-    series.ContourImageSequence = [_image_item(header) for header in headers]
-    study = Dataset()
-    study.ReferencedSOPClassUID = DETACHED_STUDY_MANAGEMENT
-    study.ReferencedSOPInstanceUID = headers[0].StudyInstanceUID
+    series = data_set(
+        SeriesInstanceUID=headers[0].SeriesInstanceUID,
+        ContourImageSequence=[reference(header.SOPClassUID, header.SOPInstanceUID) for header in headers],
+    )
+    study = reference(DETACHED_STUDY_MANAGEMENT, headers[0].StudyInstanceUID)
     study.RTReferencedSeriesSequence = [series]
-    frame = Dataset()
-    frame.FrameOfReferenceUID = headers[0].FrameOfReferenceUID
-    frame.RTReferencedStudySequence = [study]
-    return frame
-
-
-def _image_item(header: Dataset) -> Dataset:
-    image = Dataset()
-    image.ReferencedSOPClassUID = header.SOPClassUID
-    image.ReferencedSOPInstanceUID = header.SOPInstanceUID
-    return image
+    return data_set(FrameOfReferenceUID=headers[0].FrameOfReferenceUID, RTReferencedStudySequence=[study])
 
 
 def _roi(segment: Segment, header: Dataset, result: ResultInfo) -> Dataset:
-    roi = Dataset()
-    roi.ROINumber = segment.number
-    roi.ReferencedFrameOfReferenceUID = header.FrameOfReferenceUID
-    roi.ROIName = segment.label
+    roi = data_set(
+        ROINumber=segment.number,
+        ReferencedFrameOfReferenceUID=header.FrameOfReferenceUID,
+        ROIName=segment.label,
+        ROIGenerationAlgorithm=result.algorithm_type,
+    )
     if segment.description:
         roi.ROIDescription = identity.plain(segment.description, 1024)
-    roi.ROIGenerationAlgorithm = result.algorithm_type
     return roi
 
 
 def _region(segment: Segment, contours: Sequence[bytes]) -> bytes:
     """An item of the ROIContourSequence; without voxels it has no contours."""
-    colour, number = Dataset(), Dataset()
-    colour.ROIDisplayColor = list(segment.rgb)
-    number.ReferencedROINumber = segment.number
+    colour, number = data_set(ROIDisplayColor=list(segment.rgb)), data_set(ReferencedROINumber=segment.number)
     sequence = element(0x30060040, b"SQ", b"".join(contours)) if contours else b""
     return item(encoded(colour) + sequence + encoded(number))
 
@@ -238,11 +210,11 @@ def _named_image(one: Slice) -> bytes:
 
 
 def _observation(segment: Segment) -> Dataset:
-    observation = Dataset()
-    observation.ObservationNumber = segment.number
-    observation.ReferencedROINumber = segment.number
-    observation.ROIObservationLabel = segment.label[:16]
-    observation.RTROIIdentificationCodeSequence = [code_item(segment.type)]
-    observation.RTROIInterpretedType = "ORGAN" if segment.category.value == ANATOMICAL_STRUCTURE else ""
-    observation.ROIInterpreter = ""
-    return observation
+    return data_set(
+        ObservationNumber=segment.number,
+        ReferencedROINumber=segment.number,
+        ROIObservationLabel=segment.label[:16],
+        RTROIIdentificationCodeSequence=[code_item(segment.type)],
+        RTROIInterpretedType="ORGAN" if segment.category.value == ANATOMICAL_STRUCTURE else "",
+        ROIInterpreter="",
+    )

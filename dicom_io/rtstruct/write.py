@@ -13,14 +13,11 @@ from pathlib import Path
 from dicom_io import proof
 from dicom_io.errors import LabelError
 from dicom_io.objects.identity import ResultInfo
-from dicom_io.objects.labels import check_labels, in_slices
 from dicom_io.objects.odd_headers import refusing_odd_headers
 from dicom_io.objects.result_content import ResultContent
-from dicom_io.objects.source_grid import check_grid
-from dicom_io.objects.source_images import images_of
+from dicom_io.objects.source_images import labelled
 from dicom_io.rtstruct.dataset import build_rtstruct
 from dicom_io.rtstruct.proof import prove_rtstruct
-from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 
 MIN_SPACING_MM = 0.01  # below, three decimals of a millimetre could move a contour over a voxel centre
@@ -33,19 +30,16 @@ def write_rtstruct(labels: Volume, source: Volume, path: Path, result: ResultInf
     Args and errors are those of `write_seg`; labels that overlap (4D) are welcome. A segment without voxels
     becomes a region without contours.
     """
-    check_labels(labels, result)
     _check_space(source)
     if min(source.spacing_mm[:2]) < MIN_SPACING_MM:
         raise LabelError(
             f"the pixels are {min(source.spacing_mm[:2]):.5f} mm apart; at least {MIN_SPACING_MM} mm is "
             "needed because contours are written with three decimals; write a SEG instead"
         )
-    images = images_of(source, of_each=False)
-    check_grid(labels, source, images.slices)
-    labels = in_slices(labels)
-    built = build_rtstruct(Segmentation.of_volume(labels, result.segments), images, result)
+    segmentation, images = labelled(labels, source, result, of_each=False)
+    built, in_slices = build_rtstruct(segmentation, images, result), segmentation.label_volume
     return proof.save_proved(
-        built.save, path, lambda file: prove_rtstruct(file, labels, source, result.segments, images.headers)
+        built.save, path, lambda file: prove_rtstruct(file, in_slices, source, result.segments, images.headers)
     )
 
 

@@ -14,12 +14,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_file_meta_info
-from pydicom.uid import (
-    UID,
-    DeflatedExplicitVRLittleEndian,
-    MRImageStorage,
-    SecondaryCaptureImageStorage,
-)
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from dicom_io.coding import Segment, code_item
 from dicom_io.kinds.encodings import SYNTAXES, SegEncoding
@@ -28,7 +23,7 @@ from dicom_io.objects.encoding import encoded
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.slice_positions import Slice
 from dicom_io.objects.source_images import SourceImages, add_image_side
-from dicom_io.objects.stand_ins import NOT_OF_A_SLICE, pixel_spacing, refer, stand_in_place, thickness_mm
+from dicom_io.objects.stand_ins import pixel_spacing, refer, stand_in, thickness_mm
 from dicom_io.seg.pixels import STEPS, frames_as_bytes, stored_frames
 from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
@@ -166,40 +161,20 @@ def _template(header: Dataset, one: Slice, source: Volume, result: ResultInfo, e
     segments = [_description(segment, source, result) for segment in result.segments]
     empty = np.zeros((1, *one.shape, len(segments)), np.float32) if fractional else np.zeros((1, *one.shape), np.uint8)
     return hd.seg.Segmentation(
-        source_images=[_single_image(header, one, source)],
+        source_images=[stand_in(identity.neutral((header,))[0], one, thickness_mm(header, one.frame, source))],
         pixel_array=empty,
         segmentation_type=hd.seg.SegmentationTypeValues(encoding.split("-")[0].upper()),
         segment_descriptions=segments,
-        series_instance_uid=identity.result_uid(source, result, "SEG", "series"),
-        series_number=identity.series_number(header, "SEG", result),
-        sop_instance_uid=identity.result_uid(source, result, "SEG", "instance"),
         instance_number=1,
-        manufacturer=identity.plain(result.manufacturer, 64),
-        manufacturer_model_name=identity.plain(result.algorithm_name, 64),
-        software_versions=identity.plain(result.algorithm_version, 64),
-        device_serial_number=identity.plain(result.bundle_sha256, 64) or "0",
         pixel_measures=None if one.plane is None else _measures(header, one, source),
         omit_empty_frames=False,
         content_label="SEGMENTATION",
         content_description="Research use only, not for diagnosis",
         content_qualification="RESEARCH",
         content_creator_name=result.content_creator or None,
-        contributing_equipment=[identity.contribution(result)],
         max_fractional_value=STEPS,
+        **identity.for_highdicom("SEG", identity.object_uids(source, result, "SEG"), header, result),
     )
-
-
-def _single_image(header: Dataset, one: Slice, source: Volume) -> Dataset:
-    """The source as highdicom shall see it: a single-frame image at the first slice, without identity."""
-    image = identity.neutral((header,))[0]
-    for keyword in NOT_OF_A_SLICE:
-        image.pop(keyword, None)
-    # of a class without frames, and without frame of reference for a picture: the references are written in `_refer`
-    image.SOPClassUID = SecondaryCaptureImageStorage if one.plane is None else MRImageStorage
-    if one.plane is not None:
-        stand_in_place(image, one)
-        image.SliceThickness = thickness_mm(header, one.frame, source)
-    return image
 
 
 def _measures(header: Dataset, one: Slice, source: Volume) -> hd.PixelMeasuresSequence:

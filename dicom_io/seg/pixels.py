@@ -8,18 +8,14 @@ from typing import Any
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels.encoders.base import RLELosslessEncoder
 from pydicom.sr.codedict import codes
-from pydicom.uid import (
-    JPEGLSLossless,
-    RLELossless,
-)
+from pydicom.uid import JPEGLSLossless, RLELossless
 
 from dicom_io.coding import code_item
 from dicom_io.kinds.encodings import SYNTAXES, SegEncoding
-from dicom_io.objects.encoding import element, encoded, item
+from dicom_io.objects.encoding import data_set, element, encoded, item
 from dicom_io.objects.labels import SliceLabels
 from dicom_io.objects.slice_positions import Slice
 from dicom_io.objects.source_images import SourceImages
@@ -83,7 +79,7 @@ def frames_as_bytes(
         where.append((frame.segment, frame.k))
     rank = {k: number for number, k in enumerate(sorted({k for _, k in where}), start=1)}
     places = {k: _place_groups(slices[k]) for k in rank}
-    segments = {segment: encoded(_segment_group(segment)) for segment in {segment for segment, _ in where}}
+    segments = {segment: _segment_group(segment) for segment in {segment for segment, _ in where}}
     groups = []
     for segment, k in where:
         derivation, position = places[k]
@@ -92,19 +88,17 @@ def frames_as_bytes(
     return groups, packed
 
 
-def _place_groups(one: Slice) -> tuple[bytes, bytes]:
-    """What all frames of a slice share, encoded once: which image they were made from, and where they lie."""
-    derivation = Dataset()
-    derivation.SourceImageSequence = [source_item(one.sop_class_uid, one.sop_instance_uid, one.frame)]
-    derivation.DerivationCodeSequence = [code_item(codes.DCM.Segmentation)]
-    holder = Dataset()
-    holder.DerivationImageSequence = [derivation]
-    if one.plane is None:
-        return encoded(holder), b""
-    position, place = Dataset(), Dataset()
-    position.ImagePositionPatient = decimal_strings(one.plane.origin_mm)
-    place.PlanePositionSequence = [position]
-    return encoded(holder), encoded(place)
+def _place_groups(image: Slice) -> tuple[bytes, bytes]:
+    """The functional groups that all frames on a slice share, encoded once: the source image, and the place."""
+    derivation = data_set(
+        SourceImageSequence=[source_item(image.sop_class_uid, image.sop_instance_uid, image.frame)],
+        DerivationCodeSequence=[code_item(codes.DCM.Segmentation)],
+    )
+    source = encoded(data_set(DerivationImageSequence=[derivation]))
+    if image.plane is None:
+        return source, b""
+    position = data_set(ImagePositionPatient=decimal_strings(image.plane.origin_mm))
+    return source, encoded(data_set(PlanePositionSequence=[position]))
 
 
 def _content_group(index: list[int], dimensions: Sequence[int]) -> bytes:
@@ -116,13 +110,11 @@ def _content_group(index: list[int], dimensions: Sequence[int]) -> bytes:
     return element(0x00209111, b"SQ", item(content))
 
 
-def _segment_group(segment: int) -> Dataset:
-    """Which segment a frame shows; nothing in a label map, whose frames show all."""
-    named, holder = Dataset(), Dataset()
-    if segment:
-        named.ReferencedSegmentNumber = segment
-        holder.SegmentIdentificationSequence = [named]
-    return holder
+def _segment_group(segment: int) -> bytes:
+    """The functional group that names the segment of a frame; empty in a label map, whose frames show all segments."""
+    if not segment:
+        return b""
+    return encoded(data_set(SegmentIdentificationSequence=[data_set(ReferencedSegmentNumber=segment)]))
 
 
 class _Packed:

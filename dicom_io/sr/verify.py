@@ -11,6 +11,8 @@ from pydicom.sr.codedict import codes
 from dicom_io import proof
 from dicom_io.errors import LabelError
 from dicom_io.objects import identity
+from dicom_io.objects.encoding import data_set
+from dicom_io.objects.functional_groups import reference
 from dicom_io.objects.odd_headers import refusing_odd_headers
 from dicom_io.objects.patient_and_study import can_hold, transcribed
 from dicom_io.reading.headers import is_person_name
@@ -83,11 +85,12 @@ def write_verified_sr(report: Path, path: Path, verification: Verification, *, u
     document = load_report(report)
     _check_verifiable(document, report)
     predecessors = list(document.get("PredecessorDocumentsSequence") or []) if unsent else [_predecessor_item(document)]
-    observer = Dataset()
-    observer.VerifyingObserverName = _as_text(verification.observer, document)
-    observer.VerifyingOrganization = _as_text(verification.organization, document)
-    observer.VerificationDateTime = verification.moment.strftime("%Y%m%d%H%M%S%z")
-    observer.VerifyingObserverIdentificationCodeSequence = []  # Type 2, PS3.3 C.17.2
+    observer = data_set(
+        VerifyingObserverName=_as_text(verification.observer, document),
+        VerifyingOrganization=_as_text(verification.organization, document),
+        VerificationDateTime=verification.moment.strftime("%Y%m%d%H%M%S%z"),
+        VerifyingObserverIdentificationCodeSequence=[],  # Type 2, PS3.3 C.17.2
+    )
     said = (
         str(observer[tag].value) for tag in ("VerifyingObserverName", "VerifyingOrganization", "VerificationDateTime")
     )
@@ -150,8 +153,6 @@ def _as_text(name: str, document: Dataset) -> str:
 
 def _predecessor_item(document: Dataset) -> Dataset:
     """The report itself, as an item of PredecessorDocumentsSequence (PS3.3 table C.17-3)."""
-    study, series, instance = Dataset(), Dataset(), Dataset()
-    instance.ReferencedSOPClassUID, instance.ReferencedSOPInstanceUID = document.SOPClassUID, document.SOPInstanceUID
-    series.SeriesInstanceUID, series.ReferencedSOPSequence = document.SeriesInstanceUID, [instance]
-    study.StudyInstanceUID, study.ReferencedSeriesSequence = document.StudyInstanceUID, [series]
-    return study
+    instance = reference(document.SOPClassUID, document.SOPInstanceUID)
+    series = data_set(SeriesInstanceUID=document.SeriesInstanceUID, ReferencedSOPSequence=[instance])
+    return data_set(StudyInstanceUID=document.StudyInstanceUID, ReferencedSeriesSequence=[series])

@@ -15,12 +15,11 @@ from dicom_io.coding import Segment, Whole
 from dicom_io.errors import LabelError
 from dicom_io.kinds.encodings import SYNTAXES
 from dicom_io.objects import identity
+from dicom_io.objects.encoding import data_set
 from dicom_io.objects.identity import ResultInfo
-from dicom_io.objects.labels import check_labels, in_slices
 from dicom_io.objects.odd_headers import refusing_odd_headers
 from dicom_io.objects.result_content import NO_FACTS, ReportFacts, ResultContent
-from dicom_io.objects.source_grid import check_grid
-from dicom_io.objects.source_images import add_side, images_of, rescale_type
+from dicom_io.objects.source_images import add_side, labelled, rescale_type
 from dicom_io.reading.headers import shown_uid
 from dicom_io.reading.instances import load_dataset
 from dicom_io.seg.dataset import seg_uid
@@ -79,12 +78,9 @@ def write_sr(
         UnreadableFileError: The SEG, the earlier report or a source file cannot be read.
     """
     _check_measurable(source)
-    check_labels(labels, result)
+    segmentation, images = labelled(labels, source, result)
     intervals = _checked_intervals(facts.volumes_ml, result)
-    images = images_of(source)
-    check_grid(labels, source, images.slices)
     headers = images.headers
-    segmentation = Segmentation.of_volume(in_slices(labels), result.segments)
     digest = identity.digest_of(segmentation.label_volume.array)
     seg_header = _read_seg_header(seg, digest, source, result)
     modality = _modality(source, headers)
@@ -115,16 +111,12 @@ def write_sr(
     document = hd.sr.Comprehensive3DSR(
         evidence=[*identity.neutral(headers), seg_header],
         content=report,
-        series_instance_uid=identity.result_uid(source, result, "SR", "series"),
-        series_number=identity.series_number(headers[0], "SR", result),
-        sop_instance_uid=uid,
         instance_number=1,
-        manufacturer=identity.plain(result.manufacturer, 64),
         is_complete=True,
         is_final=False,
         is_verified=False,
         previous_versions=predecessors or None,
-        contributing_equipment=[identity.contribution(result)],
+        **identity.for_highdicom("SR", (uid, identity.result_uid(source, result, "SR", "series")), headers[0], result),
     )
     identity.stamp(document, headers, result, "SR")
     add_side(document, headers[0])
@@ -204,11 +196,12 @@ def load_report(path: Path) -> Dataset:
 def _version_of(study: Dataset) -> Dataset:
     """What highdicom asks of an earlier version, from an item of PredecessorDocumentsSequence."""
     series = study.ReferencedSeriesSequence[0]
-    version = Dataset()
-    version.StudyInstanceUID, version.SeriesInstanceUID = study.StudyInstanceUID, series.SeriesInstanceUID
-    version.SOPClassUID = series.ReferencedSOPSequence[0].ReferencedSOPClassUID
-    version.SOPInstanceUID = series.ReferencedSOPSequence[0].ReferencedSOPInstanceUID
-    return version
+    return data_set(
+        StudyInstanceUID=study.StudyInstanceUID,
+        SeriesInstanceUID=series.SeriesInstanceUID,
+        SOPClassUID=series.ReferencedSOPSequence[0].ReferencedSOPClassUID,
+        SOPInstanceUID=series.ReferencedSOPSequence[0].ReferencedSOPInstanceUID,
+    )
 
 
 def _read_seg_header(seg: Path, digest: str, source: Volume, result: ResultInfo) -> Dataset:
