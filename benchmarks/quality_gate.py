@@ -113,8 +113,7 @@ def judged(way: str, truth: Segmentation, bundle: Bundle, whole: Segmentation) -
     for structure, true, before, said in rows:
         if said.grade:
             lost = before.voxels - true.voxels if is_smaller else 0
-            image = true.grid
-            cut = on_border(image.without_flat_axis(true.mask_on_grid), image.axis_spacing).sum() > LEAST_PART
+            cut = on_border(true).sum() > LEAST_PART
             found = dice_of_whole(true.mask_on_grid, structure.mask_on_grid, lost)
             held = said.verdict != "accept"
             lines.append(Line(way, found, said.grade.dice, held, case.assessment.is_shifted, bool(cut)))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from monai.bundle import ConfigParser
     from monai.transforms import Compose
 
+    from monai_unet_app.inference.outputs import Outputs
     from monai_unet_app.inference.predict import WindowSettings
 
 
@@ -133,6 +134,13 @@ class Bundle(BundleFiles):
         if outputs not in ("exclusive", "overlapping"):
             raise BundleError(f"{self.name}: `outputs` is {outputs!r}; exclusive or overlapping is needed")
         return bool(outputs == "exclusive")
+
+    @property
+    def outputs(self) -> "Outputs":
+        """What the logits of the network mean."""
+        from monai_unet_app.inference.outputs import outputs_of
+
+        return outputs_of(self.exclusive)
 
     @cached_property
     def wholes(self) -> tuple[Whole, ...]:

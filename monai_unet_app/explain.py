@@ -93,8 +93,7 @@ class StructureAnswers(torch.nn.Module):
         super().__init__()
         self.network = copy.deepcopy(bundle.network).requires_grad_(False)
         self.regions = regions.flatten(1).to(bundle.device)
-        self.exclusive = bundle.exclusive
-        self.channels = [n + 1 if bundle.exclusive else n for n in structures]
+        self.outputs, self.structures = bundle.outputs, structures
         self.step = step
         self.eval()
 
@@ -102,15 +101,8 @@ class StructureAnswers(torch.nn.Module):
         """Shape (B, C_in, *window) to mean log-odds, shape (B, S)."""
         logits = self.network(windows).flatten(2)
         self.step(len(windows))
-        found = zip(self.regions, self.channels, strict=True)
-        return torch.stack([self._log_odds(logits[:, :, region], channel).mean(1) for region, channel in found], 1)
-
-    def _log_odds(self, logits: torch.Tensor, channel: int) -> torch.Tensor:
-        """Of one class against all others together: the same whatever number is added to all logits."""
-        if not self.exclusive:
-            return logits[:, channel]
-        others = [n for n in range(logits.shape[1]) if n != channel]
-        return logits[:, channel] - torch.logsumexp(logits[:, others], 1)
+        pairs = zip(self.regions, self.structures, strict=True)
+        return torch.stack([self.outputs.log_odds(logits[:, :, region], n).mean(1) for region, n in pairs], 1)
 
 
 def check_explainable(bundle: Bundle, method: ExplainMethod) -> None:
@@ -144,7 +136,10 @@ def explain_case(case: Case, method: ExplainMethod, progress: Progress | None = 
     bundle = case.bundle
     check_explainable(bundle, method)
     item = preprocess(case.image, bundle)
-    regions = _regions(case.segmentation, predict(item["image"], bundle, case.run))
+    regions = bundle.outputs.masks(predict(item["image"], bundle, case.run))  # on the working grid
+    regions[[structure.voxels == 0 for structure in case.segmentation.structures]] = (
+        False  # post-processing removed them
+    )
     plan = plan_windows(tuple(regions.shape[1:]), bundle.windows.window, bundle.windows.overlap)
     image = padded(item["image"].as_tensor(), plan, bundle.windows.padding_mode, bundle.windows.padding_value)
     regions = padded(regions.float(), plan).bool()
@@ -167,17 +162,6 @@ def explain_case(case: Case, method: ExplainMethod, progress: Progress | None = 
             seen[n][where] = 1.0
     both = torch.cat([maps, seen])[(slice(None), *plan.inside)]
     return Explanation(method, _on_source(both, item, bundle, case.image), tuple(answers), slice_axis)
-
-
-def _regions(segmentation: Segmentation, logits: torch.Tensor) -> torch.Tensor:
-    """Where each structure of the result is on the working grid: shape (S, *spatial), boolean; empty for absent structures."""
-    if segmentation.exclusive:
-        largest = logits.argmax(0)
-        regions = torch.stack([largest == structure.number for structure in segmentation.structures])
-    else:
-        regions = logits >= 0
-    present = [structure.voxels > 0 for structure in segmentation.structures]
-    return regions & torch.tensor(present).view(-1, *[1] * (regions.ndim - 1))
 
 
 def _windows(regions: torch.Tensor, plan: WindowPlan, slice_axis: int | None) -> list[tuple[Slices, list[int]]]:

@@ -29,15 +29,16 @@ from make_folds import TABLE as TABLE_OF_FOLDS
 from make_folds import read_table, state
 
 from monai_unet_app.bundle import load_bundle
-from monai_unet_app.bundle_folder import CONFIDENCE, bundle_files
+from monai_unet_app.bundle_folder import CONFIDENCE, BundleFiles, bundle_files
 from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
 from monai_unet_app.calibration.statement_fit import StatementConfig, known_rows, state_confidence
 from monai_unet_app.calibration.statement_fit import summary as summary_of_statements
-from monai_unet_app.confidence.fitted_to import InferenceSetting, write_fitted_to
+from monai_unet_app.confidence.fitted_to import SCHEMA_VERSION, InferenceSetting, fitted_to
 from monai_unet_app.config import resolve_device
 from monai_unet_app.data.cases import find_data
 from monai_unet_app.data.labels import read_labels
 from monai_unet_app.data.read import read_volume
+from monai_unet_app.data.schemas import write_json
 from monai_unet_app.evaluate import LabelledCases, choose_cases, evaluate_cases
 from monai_unet_app.metrics.bootstrap import Bootstrap, bootstrap_mean
 from monai_unet_app.metrics.overlap import dice
@@ -81,6 +82,18 @@ def main() -> None:
         if not options.measure:
             make(name, options.data, options.build / name)
         measure(name, options.data, options.build / name)
+
+
+def write_fitted_to(bundle: BundleFiles) -> None:
+    """Writes into `confidence.json` that its statements were fitted to the bundle as it is now; fits nothing.
+
+    For statements that are known to be this bundle's, and were written before they said what they were fitted to.
+    """
+    document = json.loads((bundle.root / CONFIDENCE).read_text())
+    document["schema_version"] = SCHEMA_VERSION
+    for setting, statements in document["settings"].items():
+        statements["fitted_to"] = fitted_to(bundle, setting)
+    write_json(document, bundle.root / CONFIDENCE, "confidence", indent=None)
 
 
 def make(name: str, data: Path, build: Path) -> None:

@@ -7,7 +7,6 @@ mapping. Because the very function that inference calls is fitted, the two canno
 
 import copy
 import math
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,15 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 from ignite.engine import Engine, Events
 
-from dicom_io.files import replace_when_whole
 from monai_unet_app.bundle import Bundle, check_unseen, load_bundle
 from monai_unet_app.bundle_folder import CALIBRATION_RECORD
+from monai_unet_app.calibration.inference_yaml import Parameters, write_parameters
 from monai_unet_app.data.digest import seen_entry
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import BundleError, InputRefusedError
+from monai_unet_app.inference.outputs import Outputs, outputs_of
 
 SCHEMA_VERSION = "1.0"
 
@@ -34,10 +33,9 @@ ENOUGH_SUBJECTS = 10
 """A fit on fewer subjects is checked on subjects left out, and kept as far as it helps them."""
 
 _MOST_GROUPS = 4  # each costs a fit
-_PARTS_KEPT = (1.0, 0.75, 0.5, 0.25, 0.0)
+_PARTS = (1.0, 0.75, 0.5, 0.25, 0.0)
 _BINS = 15
 
-Parameters = Mapping[str, float | int]
 Calibrate = Callable[[torch.Tensor, Mapping[str, Any]], torch.Tensor]
 
 
@@ -66,24 +64,24 @@ class SubjectCheck:
 
     Attributes:
         subjects: How many there are.
-        kept: Part of the fitted numbers that is kept, 0 to 1: the largest with which neither figure gets worse.
+        part: Part of the fitted numbers that stays, 0 to 1: the largest with which neither figure gets worse.
         nll: Mean negative log likelihood of the subjects left out: without calibration, and with all of it; None where a fit
             without one of them ran away.
         ece: The same of the expected calibration error over the whole image (top label, 15 equal bins, pooled).
     """
 
     subjects: int
-    kept: float
+    part: float
     nll: tuple[float, float] | None
     ece: tuple[float, float] | None
 
     def document(self) -> dict[str, Any]:
         """As it stands in `models/calibration.json`."""
         figures = {name: value and list(value) for name, value in (("nll", self.nll), ("ece", self.ece))}
-        return {"subjects": self.subjects, "kept": self.kept, **figures}
+        return {"subjects": self.subjects, "kept": self.part, **figures}
 
     @property
-    def said(self) -> str:
+    def sentence(self) -> str:
         """In words."""
         if self.nll is None or self.ece is None:
             return (
@@ -93,38 +91,36 @@ class SubjectCheck:
             f"on {self.subjects} subjects left out in turn, negative log likelihood {self.nll[0]:.5f} without and "
             f"{self.nll[1]:.5f} with it, ECE of the whole image {self.ece[0]:.4f} and {self.ece[1]:.4f}"
         )
-        if self.kept == 1:
+        if self.part == 1:
             return f"checked {figures}: kept"
-        if self.kept:
-            return f"checked {figures}: it was shrunk to {self.kept:.0%}, with which neither gets worse"
+        if self.part:
+            return f"checked {figures}: it was shrunk to {self.part:.0%}, with which neither gets worse"
         return f"checked {figures}: it does not help, so nothing is calibrated; give cases of more subjects"
 
 
-class KeptLogits:
-    """Logits and truth of cases on the working grid, in a temporary folder, so that memory holds one of them at a time.
+class StoredLogits:
+    """Logits and truth of cases on the working grid, in a temporary folder, so that memory holds one case at a time.
 
     Args:
-        exclusive: True for classes that share the voxels out, False for labels that may overlap.
+        outputs: What the logits mean.
     """
 
-    def __init__(self, exclusive: bool) -> None:
-        self.exclusive = exclusive
+    def __init__(self, outputs: Outputs) -> None:
+        self.outputs = outputs
         self._folder = tempfile.TemporaryDirectory(prefix="monai-unet-logits-")
         self._files: list[Path] = []
 
     def add(self, logits: torch.Tensor, label: torch.Tensor) -> None:
-        """One case: logits (C, *spatial) and label (1, *spatial) of class numbers, or (C, *spatial) of 0 and 1."""
-        if not self.exclusive and len(label) == 1 and len(logits) > 1:
-            label = torch.cat([label == number for number in range(1, len(logits) + 1)])
+        """Adds one case: logits (C, *spatial) and label (1, *spatial) of class numbers, or (C, *spatial) of 0 and 1."""
+        truth = self.outputs.truth(label, len(logits))
         file = Path(self._folder.name) / f"{len(self._files)}.pt"
-        plain = [part.detach().cpu().float().as_subclass(torch.Tensor).clone() for part in (logits, label)]
-        torch.save(plain, file)
+        torch.save([part.detach().cpu().float().as_subclass(torch.Tensor).clone() for part in (logits, truth)], file)
         self._files.append(file)
 
-    def only(self, chosen: Sequence[int]) -> "KeptLogits":
-        """Some of the cases, by their place; the files stay where they are."""
+    def only(self, places: Sequence[int]) -> "StoredLogits":
+        """The cases at these places, counted from 0; the files stay where they are."""
         part = copy.copy(self)
-        part._files = [self._files[n] for n in chosen]
+        part._files = [self._files[n] for n in places]
         return part
 
     def __len__(self) -> int:
@@ -132,8 +128,8 @@ class KeptLogits:
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for file in self._files:
-            logits, label = torch.load(file, weights_only=True, mmap=True)
-            yield logits, label
+            logits, truth = torch.load(file, weights_only=True, mmap=True)
+            yield logits, truth
 
 
 @dataclass(eq=False)
@@ -175,7 +171,7 @@ class CalibrationFit:
                 "data; a plan of yours by --splits; --partition test, if another data set measures the bundle), or pass "
                 "--unchecked to keep it all the same"
             )
-        self.kept = KeptLogits(self.exclusive)
+        self.logits = StoredLogits(outputs_of(self.exclusive))
 
     def attach(self, engine: Engine) -> None:
         """Called by MONAI's evaluator, whose output must hold "pred" (logits) and "label"."""
@@ -198,18 +194,18 @@ class CalibrationFit:
         return fitted
 
     def add(self, logits: torch.Tensor, label: torch.Tensor) -> None:
-        """Adds one case: logits (C, *spatial) and label (1, *spatial), as `KeptLogits.add`."""
-        self.kept.add(logits, label)
+        """Adds one case: logits (C, *spatial) and label (1, *spatial), as `StoredLogits.add`."""
+        self.logits.add(logits, label)
 
     def fit(self) -> Fitted:
         """See `fit_parameters`; of fewer than ENOUGH_SUBJECTS subjects as much as helps those left out, see `shrunk`."""
-        fitted = fit_parameters(self.calibrate, self.parameters, self.kept)
+        fitted = fit_parameters(self.calibrate, self.parameters, self.logits)
         if not self.parameters or not 2 <= len(set(self.subjects)) < ENOUGH_SUBJECTS:
             return fitted
-        return shrunk(fitted, self.calibrate, self.kept, self.subjects)
+        return shrunk(fitted, self.calibrate, self.logits, self.subjects)
 
 
-def fit_parameters(calibrate: Calibrate, parameters: Parameters, cases: KeptLogits) -> Fitted:
+def fit_parameters(calibrate: Calibrate, parameters: Parameters, cases: StoredLogits) -> Fitted:
     """The parameters with the least mean negative log likelihood (L-BFGS, full batch, a faint ridge).
 
     Args:
@@ -222,6 +218,7 @@ def fit_parameters(calibrate: Calibrate, parameters: Parameters, cases: KeptLogi
         BundleError: There are parameters, but no number to fit.
     """
     names = [name for name, value in parameters.items() if isinstance(value, float)]
+    nll_of = cases.outputs.negative_log_likelihood
     if not len(cases):
         raise InputRefusedError("no calibration case; at least one subject that neither trained nor selected is needed")
     if parameters and not names:
@@ -230,8 +227,8 @@ def fit_parameters(calibrate: Calibrate, parameters: Parameters, cases: KeptLogi
     def nll_by_case(values: torch.Tensor) -> Iterator[torch.Tensor]:
         """What each case adds to the mean over all cases."""
         tried = {**parameters, **dict(zip(names, values, strict=True))}
-        for logits, label in cases:
-            yield _nll(calibrate(logits, tried), label, cases.exclusive) / len(cases)
+        for logits, truth in cases:
+            yield nll_of(calibrate(logits, tried), truth) / len(cases)
 
     def nll(values: torch.Tensor) -> float:
         return sum(map(float, nll_by_case(values)))
@@ -254,7 +251,7 @@ def fit_parameters(calibrate: Calibrate, parameters: Parameters, cases: KeptLogi
     return Fitted({**parameters, **fitted}, before, after, len(cases))
 
 
-def shrunk(fitted: Fitted, calibrate: Calibrate, cases: KeptLogits, subjects: Sequence[str]) -> Fitted:
+def shrunk(fitted: Fitted, calibrate: Calibrate, cases: StoredLogits, subjects: Sequence[str]) -> Fitted:
     """As much of a fit as helps subjects that it was not fitted on; towards 0, which is none.
 
     Subjects are left out in turn (one by one, or in _MOST_GROUPS groups where there are more), the numbers are fitted on the
@@ -267,7 +264,7 @@ def shrunk(fitted: Fitted, calibrate: Calibrate, cases: KeptLogits, subjects: Se
         cases: On which.
         subjects: Of whom each case is, two different ones at least.
     """
-    counts_of = {part: np.zeros((4, _BINS)) for part in _PARTS_KEPT}
+    counts_of = {part: np.zeros((4, _BINS)) for part in _PARTS}
     everyone = sorted(set(subjects))
     count = min(_MOST_GROUPS, len(everyone))
     for group in (everyone[first::count] for first in range(count)):
@@ -277,16 +274,17 @@ def shrunk(fitted: Fitted, calibrate: Calibrate, cases: KeptLogits, subjects: Se
         except InputRefusedError:  # it ran away: it would have done harm
             return _part_of(fitted, 0.0, SubjectCheck(len(everyone), 0.0, None, None))
         own = cases.only([n for n, subject in enumerate(subjects) if subject in group])
-        for part in _PARTS_KEPT:
+        for part in _PARTS:
             scaled = _scaled(parameters, part)
-            for logits, label in own:
-                counts_of[part] += _counts(calibrate(logits, scaled), label, cases.exclusive)
+            for logits, truth in own:
+                counts_of[part] += _counts(calibrate(logits, scaled), truth, cases.outputs)
     figures = {part: _figures(counts, len(cases)) for part, counts in counts_of.items()}
     none, whole = figures[0.0], figures[1.0]
-    kept = next(part for part in _PARTS_KEPT if all(a <= b for a, b in zip(figures[part], none, strict=True)))
-    check = SubjectCheck(len(everyone), kept, (none[0], whole[0]), (none[1], whole[1]))
-    after = _part_of(fitted, kept, check)
-    nll = sum(float(_nll(calibrate(logits, after.parameters), label, cases.exclusive)) for logits, label in cases)
+    largest = next(part for part in _PARTS if all(a <= b for a, b in zip(figures[part], none, strict=True)))
+    check = SubjectCheck(len(everyone), largest, (none[0], whole[0]), (none[1], whole[1]))
+    after = _part_of(fitted, largest, check)
+    nll_of = cases.outputs.negative_log_likelihood
+    nll = sum(float(nll_of(calibrate(logits, after.parameters), truth)) for logits, truth in cases)
     return replace(after, nll_after=nll / len(cases))
 
 
@@ -300,20 +298,13 @@ def _scaled(parameters: Parameters, part: float) -> dict[str, float | int]:
     return {name: round(n * part, 5) if isinstance(n, float) else n for name, n in parameters.items()}
 
 
-def _counts(calibrated: torch.Tensor, label: torch.Tensor, exclusive: bool) -> np.ndarray:
+def _counts(calibrated: torch.Tensor, truth: torch.Tensor, outputs: Outputs) -> np.ndarray:
     """Shape (4, bins): voxels, right ones and sum of confidence in each bin of confidence; the likelihood in the first cell."""
-    if exclusive:
-        confidence, winner = torch.softmax(calibrated, 0).max(0)
-        right = winner == label[0]
-    else:
-        p = torch.sigmoid(calibrated)
-        confidence, right = torch.maximum(p, 1 - p), (p > 0.5) == (label.expand_as(p) > 0.5)
-    given, bins = confidence.flatten().double(), (confidence.flatten() * _BINS).long().clamp(max=_BINS - 1)
-    rows = [
-        torch.bincount(bins, weights, _BINS) for weights in (torch.ones_like(given), right.flatten().double(), given)
-    ]
+    confidence, right = (part.flatten() for part in outputs.confidence(calibrated, truth))
+    exact, bins = confidence.double(), (confidence * _BINS).long().clamp(max=_BINS - 1)
+    rows = [torch.bincount(bins, weights, _BINS) for weights in (torch.ones_like(exact), right.double(), exact)]
     likelihood = np.zeros(_BINS)
-    likelihood[0] = float(_nll(calibrated, label, exclusive))
+    likelihood[0] = float(outputs.negative_log_likelihood(calibrated, truth))
     return np.stack([*(row.numpy() for row in rows), likelihood])
 
 
@@ -341,12 +332,6 @@ def _least(nll_by_case: Callable[[torch.Tensor], Iterator[torch.Tensor]], count:
     return values.detach()
 
 
-def _nll(calibrated: torch.Tensor, label: torch.Tensor, exclusive: bool) -> torch.Tensor:
-    if exclusive:
-        return F.cross_entropy(calibrated[None], label.long())
-    return F.binary_cross_entropy_with_logits(calibrated, label.expand_as(calibrated))
-
-
 def write_record(bundle: Bundle, fitted: Fitted, cases: Sequence[Mapping[str, str]]) -> None:
     """Writes `models/calibration.json`: what was fitted, and on which cases, {"id", "subject", "image"}."""
     record = {
@@ -358,33 +343,3 @@ def write_record(bundle: Bundle, fitted: Fitted, cases: Sequence[Mapping[str, st
         **({"check": fitted.check.document()} if fitted.check else {}),
     }
     write_json(record, bundle.root / "models" / CALIBRATION_RECORD, "calibration")
-
-
-def write_parameters(inference_yaml: Path, parameters: Parameters, name: str = "calibration") -> None:
-    """Replaces the one line `calibration: {...}`, or that of another name, and leaves every other byte as it is.
-
-    Raises:
-        BundleError: There is no such line, or more than one.
-    """
-    text = inference_yaml.read_bytes().decode()  # bytes: line ends stay what they are
-    write_text(inference_yaml, with_parameters(text, parameters, name))
-
-
-def with_parameters(text: str, parameters: Parameters, name: str = "calibration") -> str:
-    """The text of an inference.yaml with these numbers on its one line of that name. Errors as `write_parameters`."""
-    line = f"{name}: {{" + ", ".join(f"{key}: {_yaml(value)}" for key, value in parameters.items()) + "}"
-    changed, count = re.subn(rf"^{name}: \{{[^}}\n]*\}}", line, text, flags=re.MULTILINE)
-    if count != 1:
-        raise BundleError(f"inference.yaml has {count} line(s) `{name}: {{...}}`; exactly one is needed")
-    return changed
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replaces a file by this text; line ends stay what they are."""
-    with replace_when_whole(path) as part:
-        part.write_bytes(text.encode())
-
-
-def _yaml(value: float | int) -> str:
-    """The number as YAML reads it back; YAML 1.1 takes 1e-05 for a word."""
-    return np.format_float_positional(value, trim="0") if isinstance(value, float) else str(value)

@@ -18,22 +18,16 @@ from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.bundle_folder import CONFIDENCE, unchanged_on_failure
+from monai_unet_app.calibration.calibrate_bundle import Step
 from monai_unet_app.calibration.corruptions import dice_of_whole, spoil, ways_for
+from monai_unet_app.confidence import statements
 from monai_unet_app.confidence.border import BorderContact, BorderStatement
 from monai_unet_app.confidence.conformal import subjects_needed
 from monai_unet_app.confidence.features import describe_structures, on_border
 from monai_unet_app.confidence.fitted_to import SCHEMA_VERSION, InferenceSetting, fitted_to
 from monai_unet_app.confidence.quality import SOUND, QualityGate, Sample
 from monai_unet_app.confidence.shift import ShiftDetector
-from monai_unet_app.confidence.statements import (
-    Confidence,
-    RiskStatement,
-    SizeStatement,
-    StructureMeasurement,
-    measure_structures,
-    measure_wholes,
-    too_few_subjects,
-)
+from monai_unet_app.confidence.statements import Confidence, SizeStatement, StructureMeasurement
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.cases import CaseFiles, data_row, find_data
 from monai_unet_app.data.inspect import check_cases
@@ -47,8 +41,6 @@ from monai_unet_app.pipeline import Case, segment_case
 COVERAGE, RISK = 0.9, 0.1
 MOST_SPOILED = 240
 """Predictions on spoiled images; with more cases, each case is spoiled in some of the ways only."""
-
-Step = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -95,13 +87,13 @@ def state_confidence(
     for setting in config.settings:
         observations = _Observations(bundle, PredictConfig(tta=setting == "tta"))
         observations.collect(rows, known, subjects_needed(config.coverage), step)
-        stated[setting] = observations.statements((elsewhere or {}).get(setting, ()), config)
+        stated[setting] = observations.fitted((elsewhere or {}).get(setting, ()), config)
     document = {
         "schema_version": SCHEMA_VERSION,
         "structures": list(bundle.structure_names),
         "settings": {
-            setting: {**statements.document(), "fitted_to": fitted_to(bundle, setting)}
-            for setting, statements in stated.items()
+            setting: {**confidence.document(), "fitted_to": fitted_to(bundle, setting)}
+            for setting, confidence in stated.items()
         },
     }
     write_json(document, bundle.root / CONFIDENCE, "confidence", indent=None)
@@ -126,7 +118,7 @@ class _Observations:
             volume = read_volume(row["image"])
             truth = read_reference(row, volume, self.bundle)
             case = self._segment(row["subject"], volume)
-            self.measured += measure_structures(row["subject"], case.segmentation, truth)
+            self.measured += statements.measure_structures(row["subject"], case.segmentation, truth)
             self.samples += _samples(row["subject"], SOUND, case, truth)
             self.touching += _touching(row["subject"], case)
             for way, spoiled in _spoiled(truth, number, len(rows)) if has_gate else ():
@@ -154,31 +146,30 @@ class _Observations:
         is_smaller = spoiled.image.shape != truth.image.shape  # what is cut away is missing in the result
         self.samples += _samples(subject, way, result, spoiled, lost if is_smaller else ())
 
-    def statements(self, elsewhere: Sequence[StructureMeasurement], config: StatementConfig) -> Confidence:
-        """The fitted statements; `elsewhere` says how far sizes are off, if it holds a case."""
+    def fitted(self, elsewhere: Sequence[StructureMeasurement], config: StatementConfig) -> Confidence:
+        """The fitted statements; those of sizes on the cases of `elsewhere`, if it holds any."""
         sized, wholes, coverage = elsewhere or self.measured, self.bundle.wholes, config.coverage
         why_not: dict[str, str] = {}
-        subjects = {case.subject for case in sized}
-        enough = len(subjects) >= subjects_needed(coverage)
-        sizes = SizeStatement.fit(sized, coverage) if enough else None
-        of_wholes = SizeStatement.fit(measure_wholes(sized, wholes), coverage) if enough and wholes else None
-        bounded = RiskStatement.fit(self.measured, config.risk) if self.measured else None
-        if sizes is None:
-            why_not["sizes"] = f"{len(subjects)} calibration subject(s); {too_few_subjects(coverage)}"
-        gate, shift, border = None, None, None
-        try:
-            gate = QualityGate.fit(self.samples, coverage)
-        except ValueError as error:
-            why_not["gate"] = str(error)
-        try:
-            shift = ShiftDetector.fit(self.images, self.subjects)
-        except ValueError as error:
-            why_not["shift"] = str(error)
-        try:
-            border = BorderStatement.fit(self.touching)
-        except ValueError as error:
-            why_not["border"] = str(error)
-        return Confidence(sizes, of_wholes, bounded, gate, shift, border, why_not=why_not)
+        sizes, of_wholes = None, None
+        subjects = {row.subject for row in sized}
+        if len(subjects) < subjects_needed(coverage):
+            why_not["sizes"] = f"{len(subjects)} calibration subject(s); {statements.too_few_subjects(coverage)}"
+        else:
+            sizes = SizeStatement.fit(sized, coverage)
+            of_wholes = SizeStatement.fit(statements.measure_wholes(sized, wholes), coverage) if wholes else None
+        risk = statements.RiskStatement.fit(self.measured, config.risk) if self.measured else None
+        fits: dict[str, Callable[[], Any]] = {
+            "gate": lambda: QualityGate.fit(self.samples, coverage),
+            "shift": lambda: ShiftDetector.fit(self.images, self.subjects),
+            "border": lambda: BorderStatement.fit(self.touching),
+        }
+        fitted: dict[str, Any] = {}
+        for name, fit in fits.items():
+            try:
+                fitted[name] = fit()
+            except ValueError as error:
+                why_not[name] = str(error)
+        return Confidence(sizes, of_wholes, risk, why_not=why_not, **fitted)
 
 
 def out_of_fold(
@@ -188,7 +179,7 @@ def out_of_fold(
     setting: InferenceSetting = "plain",
     step: Step = lambda case_id: None,
 ) -> list[StructureMeasurement]:
-    """How far sizes are off in cross-validation: what each fold's bundle says of its own test cases.
+    """How far sizes are off in cross-validation: each fold's bundle measures its own test cases.
 
     The folds stand in for the bundle, which was trained in the same way on about as many cases. Test cases of the
     bundle are left out, so that it can be measured on them.
@@ -196,12 +187,12 @@ def out_of_fold(
     Args:
         folds: Bundles trained with `--fold`, each calibrated on its own calibration cases.
         cases: All cases.
-        bundle: The one that is to make the statements.
+        bundle: The bundle that is to make the statements.
         setting: How the folds predict.
-        step: Told each case's id when it is done.
+        step: Called with each case's id when the case is done.
 
     Raises:
-        InputRefusedError: A fold is not calibrated, or none has a test case among these.
+        InputRefusedError: A fold is not calibrated, a case cannot be used, or no fold has a test case among these.
     """
     reserved = {row["id"] for row in _chosen(bundle, cases, "test")}
     measured: list[StructureMeasurement] = []
@@ -210,12 +201,14 @@ def out_of_fold(
             raise InputRefusedError(
                 f"{fold.name} is not calibrated; sizes come from calibrated probabilities; calibrate it first"
             )
-        for row in _chosen(fold, cases, "test"):
-            if row["id"] not in reserved:
-                volume = read_volume(row["image"])
-                case = segment_case(volume, fold, PredictConfig(tta=setting == "tta"))
-                measured += measure_structures(row["subject"], case.segmentation, read_reference(row, volume, fold))
-                step(row["id"])
+        rows = [row for row in _chosen(fold, cases, "test") if row["id"] not in reserved]
+        check_cases(rows, fold)
+        for row in rows:
+            volume = read_volume(row["image"])
+            case = segment_case(volume, fold, PredictConfig(tta=setting == "tta"))
+            truth = read_reference(row, volume, fold)
+            measured += statements.measure_structures(row["subject"], case.segmentation, truth)
+            step(row["id"])
     if not measured:
         raise InputRefusedError(
             "no fold has a test case among these; bundles trained with --fold on this data are needed"
@@ -224,10 +217,18 @@ def out_of_fold(
 
 
 def known_rows(bundle: Bundle, cases: Sequence[CaseFiles], most: int = 100) -> list[Row]:
-    """Those of the cases that the bundle trained or selected with, evenly chosen: what its shift detector takes for usual."""
+    """Cases that the bundle trained or selected with, evenly chosen: the usual images of its shift detector.
+
+    Args:
+        bundle: Whose records say what it has seen.
+        cases: The cases to choose from.
+        most: At most so many are chosen.
+    """
     pairs = [(case, seen_case(bundle, case)) for case in cases]
     known: list[Row] = [
-        data_row(case, seen.subject) for case, seen in pairs if seen and seen.partition in ("train", "selection")
+        data_row(case, record.subject)
+        for case, record in pairs
+        if record and record.partition in ("train", "selection")
     ]
     return known[:: -(-len(known) // most)] if known else []
 
@@ -286,12 +287,8 @@ def _chosen(bundle: Bundle, cases: Sequence[CaseFiles], partition: str) -> list[
 
 def _touching(subject: str, case: Case) -> list[BorderContact]:
     """How much of the surface of each structure lies on the border of the image; structures without voxels are left out."""
-    return [
-        BorderContact(subject, structure.number, float(part.sum()))
-        for structure in case.segmentation.structures
-        if structure.voxels
-        for part in [on_border(structure.grid.without_flat_axis(structure.mask_on_grid), structure.grid.axis_spacing)]
-    ]
+    present = [structure for structure in case.segmentation.structures if structure.voxels]
+    return [BorderContact(subject, structure.number, float(on_border(structure).sum())) for structure in present]
 
 
 def _spoiled(truth: Segmentation, number: int, cases: int) -> Iterator[tuple[str, Segmentation]]:
@@ -312,55 +309,49 @@ def _spoiled(truth: Segmentation, number: int, cases: int) -> Iterator[tuple[str
 
 def _samples(subject: str, kind: str, case: Case, truth: Segmentation, lost: Sequence[int] = ()) -> list[Sample]:
     """A sample for each structure with voxels; `lost`: voxels of each structure that lie outside the image."""
-    structures = case.segmentation.structures
-    rows = zip(
-        structures, describe_structures(case.segmentation), truth.structures, lost or [0] * len(structures), strict=True
-    )
-    return [
-        Sample(
-            subject,
-            kind,
-            structure.number,
-            features,
-            dice_of_whole(true.mask_on_grid, structure.mask_on_grid, missing),
-        )
-        for structure, features, true, missing in rows
-        if features is not None
-    ]
+    structures, features = case.segmentation.structures, describe_structures(case.segmentation)
+    samples = []
+    for structure, values, true, n in zip(
+        structures, features, truth.structures, lost or [0] * len(structures), strict=True
+    ):
+        if values is not None:
+            true_dice = dice_of_whole(true.mask_on_grid, structure.mask_on_grid, n)
+            samples.append(Sample(subject, kind, structure.number, values, true_dice))
+    return samples
 
 
 def summary(stated: dict[InferenceSetting, Confidence], bundle: Bundle) -> dict[str, Any]:
     """What was fitted, for people: widths, thresholds and margins by structure."""
-    return {setting: _summary(statements, bundle) for setting, statements in stated.items()}
+    return {setting: _summary(confidence, bundle) for setting, confidence in stated.items()}
 
 
-def _summary(statements: Confidence, bundle: Bundle) -> dict[str, Any]:
+def _summary(confidence: Confidence, bundle: Bundle) -> dict[str, Any]:
     labels = {segment.number: segment.label for segment in bundle.segments}
-    summary: dict[str, Any] = {"not_stated": dict(statements.why_not)}
-    if statements.sizes:
-        ends = _sizes_off(statements.sizes, labels)
-        if statements.wholes:
-            ends |= _sizes_off(statements.wholes, {n: whole.name for n, whole in enumerate(bundle.wholes, start=1)})
-        summary["sizes_off"] = {"coverage": statements.sizes.coverage, "relative": ends}
-    if statements.risk:
+    summary: dict[str, Any] = {"not_stated": dict(confidence.why_not)}
+    if confidence.sizes:
+        ends = _sizes_off(confidence.sizes, labels)
+        if confidence.wholes:
+            ends |= _sizes_off(confidence.wholes, {n: whole.name for n, whole in enumerate(bundle.wholes, start=1)})
+        summary["sizes_off"] = {"coverage": confidence.sizes.coverage, "relative": ends}
+    if confidence.risk:
         summary["mask_from"] = {
-            "risk": statements.risk.risk,
-            **{labels[n]: p for n, p in statements.risk.thresholds.items()},
+            "risk": confidence.risk.risk,
+            **{labels[n]: p for n, p in confidence.risk.thresholds.items()},
         }
-    if statements.gate:
+    if confidence.gate:
         summary["gate"] = {
-            "margins_of_dice": [round(m, 4) for m in statements.gate.margins],
-            "results": statements.gate.samples,
+            "margins_of_dice": [round(m, 4) for m in confidence.gate.margins],
+            "results": confidence.gate.samples,
         }
-    if statements.border:
-        parts = {labels[n]: round(limit, 4) for n, limit in statements.border.limits.items()}
-        summary["border"] = {"subjects": statements.border.subjects, "usual_part_of_surface": parts}
-    if statements.shift:
-        summary["shift"] = {"flagged_above": round(statements.shift.limit, 3), "subjects": statements.shift.subjects}
+    if confidence.border:
+        parts = {labels[n]: round(limit, 4) for n, limit in confidence.border.limits.items()}
+        summary["border"] = {"subjects": confidence.border.subjects, "usual_part_of_surface": parts}
+    if confidence.shift:
+        summary["shift"] = {"flagged_above": round(confidence.shift.limit, 3), "subjects": confidence.shift.subjects}
     return summary
 
 
 def _sizes_off(stated: SizeStatement, labels: Mapping[int, str]) -> dict[str, list[float]]:
     """How far true sizes may be off, as parts of the expected ones, by label."""
     ratios = stated.log_ratios.items()
-    return {labels[n]: [round(float(np.expm1(end)), 4) for end in found] for n, found in ratios if found}
+    return {labels[n]: [round(float(np.expm1(end)), 4) for end in ends] for n, ends in ratios if ends}

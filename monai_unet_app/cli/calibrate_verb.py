@@ -12,7 +12,7 @@ from monai_unet_app.cli.common import EXIT_DONE, Answer
 if TYPE_CHECKING:
     from monai_unet_app.bundle import Bundle
     from monai_unet_app.calibration import Fitted
-    from monai_unet_app.calibration.forms import FormScore
+    from monai_unet_app.calibration.form_comparison import FormScore
     from monai_unet_app.confidence.fitted_to import InferenceSetting
     from monai_unet_app.confidence.statements import Confidence, StructureMeasurement
     from monai_unet_app.data.cases import CaseFiles
@@ -111,7 +111,7 @@ def _calibration_lines(fitted: "Fitted", statements: dict[str, Any], bundle: "Bu
     values = ", ".join(f"{name} {value}" for name, value in fitted.parameters.items())
     show.line(f"calibration: {values}, fitted on {fitted.cases} case(s)")
     if fitted.check:
-        show.line(fitted.check.said)
+        show.line(fitted.check.sentence)
     show.line(f"negative log likelihood a voxel: {fitted.nll_before:.5f} before, {fitted.nll_after:.5f} after")
     show.statements_table(statements)
     show.line(f"written into {bundle.root}/configs/inference.yaml and confidence.json")
@@ -121,7 +121,7 @@ def _compare_forms(
     bundle: "Bundle", data: "Sequence[CaseFiles]", rows: "Sequence[Row]", options: flags.Calibrate
 ) -> "list[FormScore]":
     """Every known form, fitted on these cases and scored on the selection cases. --form choose writes the best form."""
-    from monai_unet_app.calibration.calibrate_bundle import compare_forms
+    from monai_unet_app.calibration.form_comparison import compare_forms
     from monai_unet_app.evaluate import choose_cases
 
     selection = choose_cases(bundle, data, "selection", options.splits)

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 if TYPE_CHECKING:
-    from monai_unet_app.calibration.forms import FormScore
+    from monai_unet_app.calibration.form_comparison import FormScore
     from monai_unet_app.comparison.differences import Comparison, Difference
     from monai_unet_app.comparison.release_gate import Verdict
     from monai_unet_app.comparison.subgroups import Subgroups

@@ -95,14 +95,13 @@ class BorderStatement(JsonDocument):
 
     def cut(self, structure: Structure) -> BorderCut | None:
         """Where a structure is cut off; None if it touches the border no more than usual."""
-        image = structure.grid
-        touching = on_border(image.without_flat_axis(structure.mask_on_grid), image.axis_spacing)
+        touching = on_border(structure)
         limit = self.limits.get(structure.number, LEAST_PART)
         if touching.sum() <= limit:
             return None
-        names = np.array(sides_of(image))
-        shown = touching >= min(LEAST_PART, touching.max())
-        return BorderCut(tuple(names[shown].tolist()), float(touching.sum()), limit)
+        names = np.array(sides_of(structure.grid))
+        cut_sides = touching >= min(LEAST_PART, touching.max())
+        return BorderCut(tuple(names[cut_sides].tolist()), float(touching.sum()), limit)
 
 
 def sides_of(volume: Volume) -> list[tuple[str, str]]:

@@ -78,51 +78,34 @@ def least_threshold_of_risk(
 
 @dataclass(frozen=True)
 class Coverage:
-    """How often a statement came true, subjects weighing the same.
+    """How often a statement came true, as metrics.json says it; every subject weighs the same.
 
     Attributes:
         wanted: The coverage that was promised.
-        observed: Mean over subjects of the part of their cases that were covered; NaN without a subject.
-        low: Lower end of the 95 % Clopper-Pearson interval, of so many successes among the subjects.
-        high: Its upper end.
-        subjects: How many there are.
-        cases: How many cases.
+        observed: Mean over subjects of the part of their cases that were covered; None without a subject.
+        interval: The two ends of the 95 % Clopper-Pearson interval, for so many successes among the subjects; None as above.
+        subjects: Number of subjects.
+        cases: Number of cases.
     """
 
     wanted: float
-    observed: float
-    low: float
-    high: float
+    observed: float | None
+    interval: list[float] | None
     subjects: int
     cases: int
 
 
-def observed_coverage(covered: ArrayLike, subjects: Sequence[str], wanted: float) -> Coverage:
+def observed_coverage(covered: ArrayLike, subjects: Sequence[str], promised: float) -> Coverage:
     """Coverage of cases, (N,) of 0 and 1, by subject, with its binomial interval (at the nearest whole number of subjects)."""
     values = _checked(np.asarray(covered, dtype=np.float64), subjects)
     names = sorted(set(subjects))
     if not names:
-        return Coverage(wanted, math.nan, math.nan, math.nan, 0, 0)
+        return Coverage(promised, None, None, 0, 0)
     at = np.array([names.index(subject) for subject in subjects])
     observed = float(np.mean(np.bincount(at, weights=values) / np.bincount(at)))
+    # The binomial law counts whole subjects: one whose cases are covered in part is rounded with the others.
     interval = stats.binomtest(round(observed * len(names)), len(names)).proportion_ci(method="exact")
-    return Coverage(wanted, observed, float(interval.low), float(interval.high), len(names), len(values))
-
-
-def coverage_band(wanted: float, fitted_on: int, tested_on: int, level: float = 0.95) -> tuple[float, float]:
-    """Between which fractions of `tested_on` subjects the coverage of a valid statement lies, with probability `level`.
-
-    Split-conformal coverage, given the subjects it was fitted on, is Beta distributed; of those tested a BetaBinomial number is
-    covered. One case a subject is assumed, which is the widest.
-
-    Source: Angelopoulos and Bates, A Gentle Introduction to Conformal Prediction, arXiv:2107.07511, appendix C.
-    """
-    rank = math.ceil((fitted_on + 1) * wanted - 1e-9)
-    if rank > fitted_on:
-        return 1.0, 1.0  # an infinite interval covers everybody
-    law = stats.betabinom(tested_on, rank, fitted_on + 1 - rank)
-    low, high = law.ppf([(1 - level) / 2, (1 + level) / 2]) / tested_on
-    return float(low), float(high)
+    return Coverage(promised, observed, [float(interval.low), float(interval.high)], len(names), len(values))
 
 
 def _weights(subjects: Sequence[str]) -> Floats:

@@ -55,46 +55,36 @@ def describe_structures(segmentation: Segmentation) -> list[Features | None]:
     for group in segmentation.disjoint_groups:
         present = [structure for structure in group if structure.voxels]
         if present:
-            surroundings = _Surroundings.of(group)
-            features |= {structure.number: _describe(structure, surroundings) for structure in present}
+            surroundings = _surroundings(group)
+            features |= {structure.number: _describe(structure, *surroundings) for structure in present}
     return [features.get(structure.number) for structure in segmentation.structures]
 
 
-@dataclass(frozen=True)
-class _Surroundings:
-    """Features that the structures of a softmax have in common; each label of a sigmoid has its own."""
-
-    band_confidence: float
-    entropy: float
-
-    @classmethod
-    def of(cls, structures: Sequence[Structure]) -> "_Surroundings":
-        grid = structures[0].grid
-        mask = np.logical_or.reduce([_flat_mask(structure) for structure in structures])
-        band = surface_band(mask, grid.axis_spacing, BAND)
-        probabilities = [_flat_probability(structure) for structure in structures]
-        likely = np.stack([p[band] for p in probabilities]).astype(np.float64)
-        inside = np.stack([p[mask] for p in probabilities]).astype(np.float64)
-        return cls(
-            band_confidence=float(_with_background(likely).max(axis=0).mean()) if band.any() else 1.0,
-            entropy=float(_entropy(_with_background(inside)).mean()),
-        )
+def _surroundings(structures: Sequence[Structure]) -> tuple[float, float]:
+    """`band_confidence` and `entropy`: those of all structures of a softmax together, or of one label of a sigmoid."""
+    mask = np.logical_or.reduce([_flat_mask(structure) for structure in structures])
+    band = surface_band(mask, structures[0].grid.axis_spacing, BAND)
+    probabilities = [_flat_probability(structure) for structure in structures]
+    near_surface = np.stack([p[band] for p in probabilities]).astype(np.float64)
+    inside = np.stack([p[mask] for p in probabilities]).astype(np.float64)
+    confidence = float(_with_background(near_surface).max(axis=0).mean()) if band.any() else 1.0
+    return confidence, float(_entropy(_with_background(inside)).mean())
 
 
-def _describe(structure: Structure, surroundings: _Surroundings) -> Features:
+def _describe(structure: Structure, band_confidence: float, entropy: float) -> Features:
     mask, voxels = _flat_mask(structure), structure.voxels
     numbers, count = components(mask)
     largest = int(np.bincount(numbers.ravel(), minlength=count + 1)[1:].max())
     p = _flat_probability(structure).astype(np.float64)
     return Features(
         confidence=float(p[mask].mean()),
-        band_confidence=surroundings.band_confidence,
+        band_confidence=band_confidence,
         uncertainty=float((p * (1 - p)).sum() / max(p.sum(), _LEAST)),
-        entropy=surroundings.entropy,
+        entropy=entropy,
         log_size=float(np.log(structure.size)),
         roughness=float(np.count_nonzero(border(mask)) / voxels ** (1 - 1 / mask.ndim)),
         largest_part=largest / voxels,
-        border=float(on_border(mask, structure.grid.axis_spacing).sum()),
+        border=float(on_border(structure).sum()),
     )
 
 
@@ -106,19 +96,17 @@ def _flat_probability(structure: Structure) -> NDArray[np.float32]:
     return structure.grid.without_flat_axis(structure.probability_on_grid)
 
 
-def on_border(mask: NDArray[np.bool_], spacing_mm: Sequence[float]) -> NDArray[np.float64]:
-    """Part of a mask's surface that lies on each side of the image's border: what a cut through the structure leaves there.
+def on_border(structure: Structure) -> NDArray[np.float64]:
+    """Part of a structure's surface that lies on each side of the image's border: a cut through the structure leaves it there.
 
-    The surface is made of voxel faces: those between a voxel of the mask and one outside it, and those of the mask's voxels
+    The surface consists of voxel faces: those between a voxel of the structure and a voxel outside it, and those of its voxels
     that lie on the border itself.
 
-    Args:
-        mask: Shape (I, J, K), or (I, J) of a picture.
-        spacing_mm: Voxel size along each axis; 1 for pictures.
-
     Returns:
-        Shape (axes, 2): for each axis the part on its first and on its last layer. All 0 for an empty mask.
+        Shape (axes, 2): for each axis the part on its first and on its last layer. All 0 for a structure without voxels.
     """
+    mask, spacing_mm = _flat_mask(structure), structure.grid.axis_spacing
+    # The area of a face across an axis is the size of a voxel over its spacing along this axis.
     faces = np.prod(spacing_mm) / np.asarray(spacing_mm, dtype=np.float64)
     ends = [[np.count_nonzero(mask.take(layer, axis)) for layer in (0, -1)] for axis in range(mask.ndim)]
     within = [np.count_nonzero(np.diff(mask, axis=axis)) for axis in range(mask.ndim)]

@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 from dicom_io.coding import load_wholes
 from monai_unet_app.bundle import Bundle
-from monai_unet_app.bundle_folder import CONFIDENCE, BundleFiles
-from monai_unet_app.data.schemas import write_json
+from monai_unet_app.bundle_folder import BundleFiles
 from monai_unet_app.errors import BundleError, refusing_as
 
 SCHEMA_VERSION = "1.2"
@@ -69,18 +68,6 @@ def fitted_to(bundle: BundleFiles, setting: InferenceSetting) -> dict[str, str |
 def changed_since(bundle: BundleFiles, setting: InferenceSetting, then: Mapping[str, str | None]) -> tuple[str, ...]:
     """The files of the bundle that are no longer what `then` says, which `fitted_to` once gave."""
     return tuple(file for file, digest in fitted_to(bundle, setting).items() if digest != then.get(file))
-
-
-def write_fitted_to(bundle: BundleFiles) -> None:
-    """Writes into `confidence.json` that its statements were fitted to the bundle as it is now; fits nothing.
-
-    For statements that are known to be this bundle's, and were written before they said what they were fitted to.
-    """
-    document = json.loads((bundle.root / CONFIDENCE).read_text())
-    document["schema_version"] = SCHEMA_VERSION
-    for setting, found in document["settings"].items():
-        found["fitted_to"] = fitted_to(bundle, setting)
-    write_json(document, bundle.root / CONFIDENCE, "confidence", indent=None)
 
 
 def _values_of_results(bundle: BundleFiles, setting: InferenceSetting) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 import numpy as np
@@ -12,73 +12,78 @@ from scipy import stats
 from dicom_io.segmentation import Segmentation
 from monai_unet_app.metrics.overlap import dice
 
-from .assessment import Assessment
-from .conformal import Coverage, observed_coverage
+from .assessment import Assessment, StructureAssessment
+from .conformal import observed_coverage
 from .quality import Verdict
 
 GOOD, BAD = 0.8, 0.6
-"""A result above the first should not be held back, one below the second should be."""
-
+"""True Dice above which a result should not be held back, and below which it should be."""
 
 _VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
 @dataclass(frozen=True)
 class StructureOutcome:
-    """One structure of one result with what was stated of it and what is true.
+    """One structure of one result: what was stated of it, and what is true.
 
     Attributes:
-        subject: Of whom.
-        structure: Its number.
-        dice: The true one.
-        predicted_dice, at_least, verdict: What the gate said; None without one.
-        size: True size, mL or pixels.
-        interval: What was stated of it, or None.
+        subject: The person that the case is of.
+        stated: What was stated. Its verdict is that of the gate, and `review` at least for a structure that is cut off.
+        case_verdict: The final verdict on the whole result; None without one.
+        dice: The true Dice.
+        size: True size, mL or pixels; None in a case with ignored voxels, which may hold more of the structure.
         missed: Part of the truth that the cautious mask misses; None without such a mask, or without truth.
         shifted: Whether the image was flagged; None without a detector.
     """
 
     subject: str
-    structure: int
+    stated: StructureAssessment
+    case_verdict: Verdict | None
     dice: float
-    predicted_dice: float | None
-    at_least: float | None
-    verdict: str | None
-    case_verdict: str | None
-    size: float
-    interval: tuple[float, float] | None
+    size: float | None
     missed: float | None
     shifted: bool | None
 
 
 @dataclass(frozen=True)
 class WholeOutcome:
-    """Structures that are parts of one, in one result: what was stated of their size and what is true.
+    """A whole in one result: what was stated of the size of its parts together, and what is true.
 
     Attributes:
-        subject: Of whom.
-        name: What they are parts of.
-        size: Their true size together, mL or pixels.
-        interval: What was stated of it, or None.
+        subject: The person that the case is of.
+        name: The whole.
+        size: True size, mL or pixels; None in a case with ignored voxels.
+        interval: The stated interval, or None.
     """
 
     subject: str
     name: str
-    size: float
+    size: float | None
     interval: tuple[float, float] | None
 
 
-def audit_wholes(subject: str, assessment: Assessment, truth: Segmentation) -> list[WholeOutcome]:
+def audit_wholes(
+    subject: str, assessment: Assessment, truth: Segmentation, valid: NDArray[np.bool_] | None = None
+) -> list[WholeOutcome]:
     """Whether the statements about wholes came true in one case; arguments as of `audit_statements`."""
     sizes = [true.size for true in truth.structures]
     return [
-        WholeOutcome(subject, stated.whole.name, sum(sizes[n - 1] for n in stated.whole.numbers), stated.size_interval)
+        WholeOutcome(
+            subject,
+            stated.whole.name,
+            sum(sizes[n - 1] for n in stated.whole.numbers) if _all_count(valid) else None,
+            stated.size_interval,
+        )
         for stated in assessment.wholes
     ]
 
 
 def audit_statements(
-    subject: str, assessment: Assessment, segmentation: Segmentation, truth: Segmentation
+    subject: str,
+    assessment: Assessment,
+    segmentation: Segmentation,
+    truth: Segmentation,
+    valid: NDArray[np.bool_] | None = None,
 ) -> list[StructureOutcome]:
     """Whether the statements about the structures of one case came true.
 
@@ -86,28 +91,30 @@ def audit_statements(
         subject: The person that the case is of.
         assessment: What was stated.
         segmentation: The result, with probabilities.
-        truth: The reference, of the same image and segments.
+        truth: The reference, of the same image and segments; background where voxels do not count.
+        valid: Shape (I, J, K). The voxels that count; None for all.
     """
-    stated, outcomes = assessment.confidence, []
-    for said, structure, true in zip(assessment.structures, segmentation.structures, truth.structures, strict=True):
-        cut = stated.risk.thresholds.get(said.number) if stated.risk else None
-        inside = structure.probability_on_grid[true.box][true.mask]
+    confidence, outcomes = assessment.confidence, []
+    for stated, structure, true in zip(assessment.structures, segmentation.structures, truth.structures, strict=True):
+        threshold = confidence.risk.thresholds.get(stated.number) if confidence.risk else None
+        probabilities = structure.probability_on_grid[true.box][true.mask]
+        predicted = structure.mask_on_grid if valid is None else structure.mask_on_grid & valid
         outcomes.append(
             StructureOutcome(
-                subject=subject,
-                structure=said.number,
-                dice=dice(true.mask_on_grid, structure.mask_on_grid),
-                predicted_dice=said.grade.dice if said.grade else None,
-                at_least=said.grade.at_least if said.grade else None,
-                verdict=said.verdict,
-                case_verdict=assessment.verdict,
-                size=true.size,
-                interval=said.size_interval,
-                missed=None if cut is None or not true.voxels else float(np.mean(inside < cut)),
-                shifted=assessment.is_shifted if stated.shift else None,
+                subject,
+                stated,
+                assessment.verdict,
+                dice=dice(true.mask_on_grid, predicted),
+                size=true.size if _all_count(valid) else None,
+                missed=None if threshold is None or not true.voxels else float(np.mean(probabilities < threshold)),
+                shifted=assessment.is_shifted if confidence.shift else None,
             )
         )
     return outcomes
+
+
+def _all_count(valid: NDArray[np.bool_] | None) -> bool:
+    return valid is None or bool(valid.all())
 
 
 def summarise_statements(
@@ -116,40 +123,46 @@ def summarise_statements(
     labels: Mapping[int, str],
     wholes: Sequence[WholeOutcome] = (),
 ) -> dict[str, Any]:
-    """How the statements fared, ready for JSON: `statements` of metrics.json.
+    """How often the statements came true, ready for JSON: `statements` of metrics.json.
 
     Args:
-        rows: Of all cases.
-        assessment: Of any of them: what was promised.
+        rows: The structures of all cases.
+        assessment: Of any of the cases: what was promised.
         labels: Structure number -> its name.
-        wholes: Of all cases.
+        wholes: The wholes of all cases.
     """
-    stated = assessment.confidence
-    summary: dict[str, Any] = {"not_stated": dict(stated.why_not)}
-    is_cautious = stated.risk is not None and any(cut is not None for cut in stated.risk.thresholds.values())
-    if stated.risk and not is_cautious:
-        summary["not_stated"]["risk"] = f"no probability is low enough to miss {stated.risk.risk:.0%} at most"
-    if stated.sizes:
-        summary["sizes"] = {name: _sizes(part, stated.sizes.coverage) for name, part in _parts(rows, labels)}
-    if stated.wholes:
-        for name in dict.fromkeys(row.name for row in wholes):
-            own = [row for row in wholes if row.name == name]
-            summary["sizes"][name] = _sizes(own, stated.wholes.coverage)
-    if stated.risk and is_cautious:
-        summary["cautious"] = {name: {"risk": stated.risk.risk, **_missed(part)} for name, part in _parts(rows, labels)}
-    if stated.gate:
-        summary["gate"] = _gate(rows, stated.gate.coverage)
-    if stated.shift:
-        flags = [row.shifted for row in rows if row.shifted is not None and row.structure == rows[0].structure]
-        summary["shift"] = {"flagged": sum(flags), "cases": len(flags), "limit": stated.shift.limit}
+    confidence = assessment.confidence
+    summary: dict[str, Any] = {"not_stated": dict(confidence.why_not)}
+    parts = [(name, [row for row in rows if row.stated.number == number]) for number, name in labels.items()]
+    is_cautious = confidence.risk is not None and any(p is not None for p in confidence.risk.thresholds.values())
+    if confidence.risk and not is_cautious:
+        summary["not_stated"]["risk"] = f"no probability is low enough to miss {confidence.risk.risk:.0%} at most"
+    if confidence.sizes:
+        coverage = confidence.sizes.coverage
+        summary["sizes"] = {
+            name: _sizes([(row.subject, row.size, row.stated.size_interval) for row in part], coverage)
+            for name, part in parts
+        }
+    if confidence.wholes:
+        for name in dict.fromkeys(whole.name for whole in wholes):
+            sizes = [(whole.subject, whole.size, whole.interval) for whole in wholes if whole.name == name]
+            summary.setdefault("sizes", {})[name] = _sizes(sizes, confidence.wholes.coverage)
+    if confidence.risk and is_cautious:
+        summary["cautious"] = {name: {"risk": confidence.risk.risk, **_missed(part)} for name, part in parts}
+    if confidence.gate:
+        summary["gate"] = _gate(rows, confidence.gate.coverage)
+    if confidence.shift:
+        first = [row for row in rows if row.stated.number == rows[0].stated.number]  # every structure repeats the flag
+        flags = [row.shifted for row in first if row.shifted is not None]
+        summary["shift"] = {"flagged": sum(flags), "cases": len(flags), "limit": confidence.shift.limit}
     return summary
 
 
 def risk_coverage(confidence: ArrayLike, loss: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean loss of the results kept, when only the surest part is kept.
+    """Mean loss of the results that remain when only the most confident part is used.
 
     Args:
-        confidence: Shape (N,). Higher is surer; equals stand in the order they come in.
+        confidence: Shape (N,). Higher is more confident; ties stay in their order.
         loss: Shape (N,), for instance 1 - Dice.
 
     Returns:
@@ -158,8 +171,8 @@ def risk_coverage(confidence: ArrayLike, loss: ArrayLike) -> tuple[NDArray[np.fl
     Source: Geifman and El-Yaniv, Selective Classification for Deep Neural Networks, NeurIPS 2017.
     """
     order = np.argsort(-np.asarray(confidence, dtype=np.float64), kind="stable")
-    kept = np.arange(1, len(order) + 1)
-    return kept / max(len(order), 1), np.cumsum(np.asarray(loss, dtype=np.float64)[order]) / kept
+    count = np.arange(1, len(order) + 1)
+    return count / max(len(order), 1), np.cumsum(np.asarray(loss, dtype=np.float64)[order]) / count
 
 
 def area_under_risk_coverage(confidence: ArrayLike, loss: ArrayLike) -> float:
@@ -168,54 +181,41 @@ def area_under_risk_coverage(confidence: ArrayLike, loss: ArrayLike) -> float:
     return float(risk.mean()) if risk.size else math.nan
 
 
-def _parts(rows: Sequence[StructureOutcome], labels: Mapping[int, str]) -> list[tuple[str, list[StructureOutcome]]]:
-    return [(name, [row for row in rows if row.structure == number]) for number, name in labels.items()]
-
-
-def _sizes(rows: Sequence[StructureOutcome] | Sequence[WholeOutcome], wanted: float) -> dict[str, Any]:
-    stated = [(row, *row.interval) for row in rows if row.interval]
-    covered = [low <= row.size <= high for row, low, high in stated]
-    widths = [(high - low) / (high + low) for _, low, high in stated if high]
-    half = float(np.mean(widths)) if widths else None
+def _sizes(sizes: Sequence[tuple[str, float | None, tuple[float, float] | None]], promised: float) -> dict[str, Any]:
+    """How often intervals held the true sizes, and how wide they are; rows of (subject, true size, interval)."""
+    stated = [(subject, size, *interval) for subject, size, interval in sizes if interval and size is not None]
+    covered = [low <= size <= high for _, size, low, high in stated]
+    widths = [(high - low) / (high + low) for *_, low, high in stated if high]
     return {
-        **_coverage(observed_coverage(covered, [row.subject for row, *_ in stated], wanted)),
-        "mean_half_width": half,
+        **asdict(observed_coverage(covered, [subject for subject, *_ in stated], promised)),
+        "mean_half_width": float(np.mean(widths)) if widths else None,
     }
 
 
 def _missed(rows: Sequence[StructureOutcome]) -> dict[str, Any]:
-    found = [row.missed for row in rows if row.missed is not None]
-    return {"mean_missed": float(np.mean(found)) if found else None, "cases": len(found)}
+    missed = [row.missed for row in rows if row.missed is not None]
+    return {"mean_missed": float(np.mean(missed)) if missed else None, "cases": len(missed)}
 
 
-def _coverage(found: Coverage) -> dict[str, Any]:
-    known = math.isfinite(found.observed)
+def _gate(rows: Sequence[StructureOutcome], promised: float) -> dict[str, Any]:
+    graded = [(row, row.stated.grade) for row in rows if row.stated.grade is not None]
+    verdicts = [row.stated.verdict for row, _ in graded]
+    true = np.array([row.dice for row, _ in graded])
+    predicted = np.array([grade.dice for _, grade in graded], dtype=np.float64)
+    flagged = np.array([verdict != "accept" for verdict in verdicts], dtype=bool)
+    coverage, risk = risk_coverage(predicted, 1 - true)
+    bound = [row.dice >= grade.at_least for row, grade in graded]
+    # A result has one verdict, which every structure repeats: it is counted with the first structure.
+    cases = [row.case_verdict for row, _ in graded if row.stated.number == graded[0][0].stated.number]
     return {
-        "wanted": found.wanted,
-        "observed": found.observed if known else None,
-        "interval": [found.low, found.high] if known else None,
-        "subjects": found.subjects,
-        "cases": found.cases,
-    }
-
-
-def _gate(rows: Sequence[StructureOutcome], wanted: float) -> dict[str, Any]:
-    graded = [row for row in rows if row.predicted_dice is not None and row.at_least is not None]
-    true = np.array([row.dice for row in graded])
-    predicted = np.array([row.predicted_dice for row in graded], dtype=np.float64)
-    flagged = np.array([row.verdict != "accept" for row in graded], dtype=bool)
-    kept, risk = risk_coverage(predicted, 1 - true)
-    bound = [row.dice >= (row.at_least or 0.0) for row in graded]
-    cases = [row.case_verdict for row in graded if row.structure == graded[0].structure]
-    return {
-        "verdicts": {word: sum(row.verdict == word for row in graded) for word in _VERDICTS},
+        "verdicts": {word: verdicts.count(word) for word in _VERDICTS},
         "case_verdicts": {word: cases.count(word) for word in _VERDICTS},
         "spearman": _spearman(predicted, true),
-        "bound": _coverage(observed_coverage(bound, [row.subject for row in graded], wanted)),
+        "bound": asdict(observed_coverage(bound, [row.subject for row, _ in graded], promised)),
         "flagged_of_bad": _share(flagged[true < BAD]),
         "held_of_good": _share(flagged[true > GOOD]),
         "aurc": area_under_risk_coverage(predicted, 1 - true) if graded else None,
-        "risk_coverage": {"coverage": kept.round(6).tolist(), "risk": risk.round(6).tolist()},
+        "risk_coverage": {"coverage": coverage.round(6).tolist(), "risk": risk.round(6).tolist()},
     }
 
 

@@ -198,15 +198,24 @@ def inspect_cases(
 def check_cases(
     rows: Sequence[Mapping[str, str]], bundle: Any, step: Callable[[str], None] = lambda case_id: None
 ) -> None:
-    """Raises InputRefusedError with a list of all cases on which this bundle cannot be trained or measured.
+    """Raises InputRefusedError with a list of all cases on which this bundle cannot be trained or calibrated.
 
     Args:
         rows: {"id", "image", "label"} of each case.
-        bundle: Its input rules and label values count.
+        bundle: Its input rules and label values count, and its `ignore_label`: sizes and Dice need the whole truth.
         step: Called with the id of each case when it has been read.
     """
     cases = [CaseFiles(row["id"], Path(row["image"]), Path(row["label"])) for row in rows]
-    refused = inspect_cases(cases, bundle.rules, bundle.label_values, step).refused
+    ignored = bundle.ignore_label
+    readable = bundle.label_values if ignored is None else (*bundle.label_values, ignored)
+    fingerprint = inspect_cases(cases, bundle.rules, readable, step)
+    refused = [*fingerprint.refused]
+    refused += [
+        f"{case.id}: its label holds the `ignore_label` {ignored}, which only evaluate leaves out; a class for every voxel is "
+        "needed to train or calibrate; complete the label, or leave the case out"
+        for case in fingerprint.cases
+        if ignored in case.class_size
+    ]
     if refused:
         raise InputRefusedError(f"{len(refused)} of {len(cases)} case(s) cannot be used:\n  " + "\n  ".join(refused))
 

@@ -121,9 +121,9 @@ class CaseLog:
         """Counts which statements of the bundle about a case came true; nothing where it made none."""
         if case.assessment is None:
             return
-        self.assessed = case.assessment
-        self.outcomes += audit_statements(row["subject"], case.assessment, case.segmentation, truth)
-        self.whole_outcomes += audit_wholes(row["subject"], case.assessment, truth)
+        self.assessed, valid = case.assessment, counted_voxels(row, truth.image, self.bundle)
+        self.outcomes += audit_statements(row["subject"], case.assessment, case.segmentation, truth, valid)
+        self.whole_outcomes += audit_wholes(row["subject"], case.assessment, truth, valid)
 
     def _statements(self) -> Mapping[str, Any] | None:
         labels = {segment.number: segment.label for segment in self.bundle.segments}

@@ -12,7 +12,7 @@ from ignite.engine import Engine, Events
 from dicom_io.files import replace_when_whole
 from monai_unet_app.bundle import Bundle
 from monai_unet_app.bundle_folder import CALIBRATION_RECORD, CARD_FIGURES, CONFIDENCE
-from monai_unet_app.calibration.fit import write_parameters
+from monai_unet_app.calibration.inference_yaml import write_parameters
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.errors import UsageError
 from monai_unet_app.training.replay import ReplayLoader

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from coverage_band import coverage_band
 
 from monai_unet_app.bundle import load_bundle
-from monai_unet_app.confidence.conformal import coverage_band, observed_coverage
+from monai_unet_app.confidence.conformal import observed_coverage
 from monai_unet_app.confidence.statements import THRESHOLDS, SizeStatement, StructureMeasurement, measure_wholes
 from monai_unet_app.data.splits import read_splits
 
@@ -49,7 +50,9 @@ def coverage_of(measured: list[StructureMeasurement], fitted_on: set[str], struc
     for one in tested:
         interval = stated.interval(structure, one.expected)
         covered.append(interval is not None and interval[0] <= one.true <= interval[1])
-    return observed_coverage(covered, [one.subject for one in tested], WANTED).observed
+    observed = observed_coverage(covered, [one.subject for one in tested], WANTED).observed
+    assert observed is not None
+    return observed
 
 
 def test_every_subject_was_predicted_by_a_network_that_never_saw_it_and_only_once(

@@ -13,6 +13,7 @@ from pydicom.sr.codedict import codes
 from segmentations import exclusive
 
 from dicom_io.coding import Whole
+from dicom_io.segmentation import Structure
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle_folder import CONFIDENCE, BundleFiles
 from monai_unet_app.calibration.corruptions import TRUNCATED, dice_of_whole, spoil, truncated, ways_for
@@ -39,15 +40,22 @@ def volume(affine_lps: np.ndarray = TURNED, shape: tuple[int, int, int] = (12, 1
     return Volume(np.arange(np.prod(shape), dtype=np.float32).reshape(shape), affine_lps, Provenance("nifti"))
 
 
+def structure(mask: np.ndarray, image: Volume | None = None) -> Structure:
+    """The only structure of a segmentation; without an image on a grid of SPACING."""
+    grid = image or Volume(np.zeros(mask.shape, np.float32), np.diag([*SPACING, 1.0]), Provenance("nifti"))
+    return exclusive(grid, [mask]).structures[0]
+
+
 def test_the_part_of_the_surface_on_the_border_is_that_of_the_boxs_faces() -> None:
-    found = on_border(box((2, 3, 0), (6, 8, 4)), SPACING)  # 3.2 x 5 x 12 mm, on the first layer of the last axis
+    found = on_border(structure(box((2, 3, 0), (6, 8, 4))))  # 3.2 x 5 x 12 mm, on the first layer of the last axis
     surface = 2 * (3.2 * 5 + 3.2 * 12 + 5 * 12)
     assert found.shape == (3, 2)
     assert found[2, 0] == pytest.approx(3.2 * 5 / surface)
     assert found.sum() == pytest.approx(found[2, 0])
-    assert on_border(box((2, 3, 1), (6, 8, 4)), SPACING).sum() == 0
-    assert on_border(np.zeros((4, 4, 4), bool), SPACING).sum() == 0
-    corner = on_border(box((0, 3, 2), (3, 10, 4))[:, :, 2], (1.0, 1.0))  # 3 x 7 pixels in a corner of a picture
+    assert on_border(structure(box((2, 3, 1), (6, 8, 4)))).sum() == 0
+    assert on_border(structure(np.zeros((12, 10, 9), bool))).sum() == 0
+    picture = Volume(np.zeros((12, 10, 1)), np.eye(4), Provenance("image"), planar=True)
+    corner = on_border(structure(box((0, 3, 0), (3, 10, 1), (12, 10, 1)), picture))  # 3 x 7 pixels in its corner
     assert corner.tolist() == [[pytest.approx(7 / 20), 0], [0, pytest.approx(3 / 20)]]
 
 
@@ -93,7 +101,7 @@ def test_a_structure_that_is_cut_off_is_reviewed_and_has_no_interval() -> None:
 
 def test_a_structure_that_usually_touches_the_border_may() -> None:
     masks = [box((0, 3, 2), (5, 8, 4)), box((7, 3, 2), (11, 8, 4))]
-    part = float(on_border(masks[0], volume().spacing_mm).sum())
+    part = float(on_border(structure(masks[0], volume())).sum())
     found = assessed(masks, {1: part + 0.01, 2: 0.02})
     assert found.verdict is None
     assert found.structures[0].size_interval is not None

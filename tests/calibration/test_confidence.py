@@ -245,6 +245,33 @@ def test_the_statement_about_a_whole_is_held_against_the_truth() -> None:
     assert summary["sizes"]["a and b, whole"]["observed"] == float(not said.is_beside_its_interval)
 
 
+def test_statements_about_wholes_alone_are_held_against_the_truth() -> None:
+    stated = Confidence(wholes=SizeStatement(0.9, {1: (-0.05, 0.1)}, 0.06, 20))
+    mask = np.zeros(VOLUME.shape, bool)
+    mask[2:6, 2:6, 2:6] = True
+    result = exclusive(VOLUME, [mask, np.roll(mask, 4, axis=0)], None, WHOLE)
+    found = assess(stated, result, None)
+    rows, wholes = audit_statements("s", found, result, result), audit_wholes("s", found, result)
+    assert list(summarise_statements(rows, found, {1: "a", 2: "b"}, wholes)["sizes"]) == ["a and b, whole"]
+
+
+def test_ignored_voxels_count_in_no_figure_about_statements(stated: Confidence) -> None:
+    with_wholes = replace(stated, wholes=SizeStatement(0.9, {1: (-0.05, 0.1)}, 0.06, 20))
+    mask = np.zeros(VOLUME.shape, bool)
+    mask[2:6, 2:6, 2:6] = True
+    valid = np.ones(VOLUME.shape, bool)
+    valid[4:] = False  # half of what was predicted lies where nobody has drawn
+    empty = np.zeros(VOLUME.shape, bool)
+    result, truth = exclusive(VOLUME, [mask, empty], None, WHOLE), exclusive(VOLUME, [mask & valid, empty], None, WHOLE)
+    found = assess(with_wholes, result, None)
+    rows, wholes = audit_statements("s", found, result, truth, valid), audit_wholes("s", found, truth, valid)
+    assert [row.dice for row in rows] == [1.0, 1.0]
+    assert rows[0].size is rows[1].size is wholes[0].size is None
+    summary = summarise_statements(rows, found, {1: "a", 2: "b"}, wholes)
+    assert [summary["sizes"][name]["cases"] for name in ("a", "b", "a and b, whole")] == [0, 0, 0]
+    assert audit_statements("s", found, result, truth, valid | True)[0].dice == pytest.approx(2 / 3)
+
+
 def test_a_picture_is_measured_in_pixels() -> None:
     picture = Volume(np.zeros((6, 5, 1), np.float32), np.diag([0.5, 0.5, 1, 1]), Provenance(kind="image"), planar=True)
     p = np.full((1, 6, 5, 1), 0.5, np.float32)

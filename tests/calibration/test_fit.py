@@ -8,18 +8,24 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 import yaml
 from monai.bundle import ConfigParser
+from monai.transforms import AsDiscrete
 from small_data import calibration_of, few_examples, set_calibration
 
 from monai_unet_app.bundle import load_bundle, run_overlay
 from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
-from monai_unet_app.calibration.fit import CalibrationFit, KeptLogits, fit_parameters, write_parameters
+from monai_unet_app.calibration.fit import CalibrationFit, StoredLogits, fit_parameters
+from monai_unet_app.calibration.form_comparison import labels_changed
+from monai_unet_app.calibration.inference_yaml import write_parameters
 from monai_unet_app.calibration.statement_fit import state_confidence
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.errors import BundleError, InputRefusedError
+from monai_unet_app.inference.outputs import outputs_of
 from monai_unet_app.pipeline import segment_case
 
 TRUE_TEMPERATURE = 1.8
@@ -126,15 +132,15 @@ def test_an_empty_calibration_is_a_fit_of_nothing() -> None:
 
 
 def test_several_functions_are_fitted_on_logits_that_are_kept_once() -> None:
-    cases, kept = [drawn(True, seed) for seed in (1, 2)], KeptLogits(exclusive=True)
+    cases, stored = [drawn(True, seed) for seed in (1, 2)], StoredLogits(outputs_of(exclusive=True))
     for logits, label in cases:
-        kept.add(logits, label)
-    assert len(kept) == 2
-    for (logits, label), (kept_logits, kept_label) in zip(cases, kept, strict=True):
-        assert torch.equal(kept_logits, logits)
-        assert torch.equal(kept_label.long(), label)
-    one = fit_parameters(by_temperature, {"log_temperature": 0.0}, kept).parameters["log_temperature"]
-    other = fit_parameters(lambda z, c: z * (1 + c["by"]), {"by": 0.0}, kept).parameters["by"]
+        stored.add(logits, label)
+    assert len(stored) == 2
+    for (logits, label), (stored_logits, stored_label) in zip(cases, stored, strict=True):
+        assert torch.equal(stored_logits, logits)
+        assert torch.equal(stored_label.long(), label)
+    one = fit_parameters(by_temperature, {"log_temperature": 0.0}, stored).parameters["log_temperature"]
+    other = fit_parameters(lambda z, c: z * (1 + c["by"]), {"by": 0.0}, stored).parameters["by"]
     assert 1 + other == pytest.approx(math.exp(-one), abs=1e-3)
 
 
@@ -274,7 +280,7 @@ def test_a_fit_on_few_subjects_is_kept_where_it_helps_those_left_out() -> None:
     fitted = few_subjects((0.5, 0.5, 0.5)).fit()
     assert fitted.parameters["log_temperature"] == pytest.approx(math.log(2), abs=0.05)
     assert fitted.check is not None
-    assert (fitted.check.subjects, fitted.check.kept) == (3, 1.0)
+    assert (fitted.check.subjects, fitted.check.part) == (3, 1.0)
     assert fitted.check.ece[1] < fitted.check.ece[0]
 
 
@@ -282,11 +288,11 @@ def test_a_fit_on_two_subjects_who_disagree_is_shrunk_to_none_and_says_so() -> N
     torch.manual_seed(0)
     fitted = few_subjects((0.5, 2.0)).fit()  # what helps the one harms the other
     assert fitted.check is not None
-    assert fitted.check.kept == 0
+    assert fitted.check.part == 0
     assert fitted.parameters == {"log_temperature": 0.0}
     assert fitted.nll_after == pytest.approx(fitted.nll_before)
     assert fitted.check.ece[1] > fitted.check.ece[0]
-    assert "nothing is calibrated" in fitted.check.said
+    assert "nothing is calibrated" in fitted.check.sentence
 
 
 def test_one_subject_cannot_calibrate_unless_it_is_asked_for() -> None:
@@ -297,6 +303,32 @@ def test_one_subject_cannot_calibrate_unless_it_is_asked_for() -> None:
         CalibrationFit(by_temperature, {"log_temperature": 0.0}, exclusive=True, cases=rows)
     CalibrationFit(by_temperature, {"log_temperature": 0.0}, exclusive=True, cases=rows, unchecked=True)
     CalibrationFit(by_temperature, {}, exclusive=True, cases=rows)
+
+
+def test_a_label_with_ignored_voxels_is_refused_in_words_that_name_the_ignore_label(
+    tiny_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    root, data = tiny_bundle(), few_examples(tmp_path / "data", ("hippocampus_053", "hippocampus_143"))
+    config = root / "configs/inference.yaml"
+    config.write_text(config.read_text() + "\nignore_label: 255\n")
+    rows = by_partition(data)["calibration"]
+    label = nibabel.load(rows[0]["label"])
+    marked = np.asarray(label.dataobj).astype(np.uint8)
+    marked[:9] = 255
+    nibabel.save(nibabel.Nifti1Image(marked, label.affine), rows[0]["label"])
+    with pytest.raises(InputRefusedError, match="`ignore_label` 255, which only evaluate leaves out") as refusal:
+        calibrate_bundle(load_bundle(root), rows)
+    assert f"1 of 2 case(s) cannot be used:\n  {rows[0]['id']}: its label holds" in str(refusal.value)
+
+
+def test_a_logit_of_exactly_zero_is_a_yes_as_in_the_result() -> None:
+    logits, yes = torch.tensor([[[0.0, -1e-3, 1e-3]]]), torch.tensor([[[1.0, 0.0, 1.0]]])
+    outputs = outputs_of(exclusive=False)
+    assert torch.equal(AsDiscrete(threshold=0.5)(torch.sigmoid(logits)), yes)
+    assert torch.equal(outputs.labels(logits).float(), yes)
+    assert torch.equal(outputs.masks(logits).float(), yes)
+    assert outputs.confidence(logits, yes)[1].all()
+    assert labels_changed(logits, logits + 2e-3, outputs) == 1  # the 0 was a yes already
 
 
 def test_the_record_of_a_calibration_on_two_subjects_says_how_it_was_checked(

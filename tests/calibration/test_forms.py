@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,25 +17,24 @@ from monai.data import MetaTensor
 from scipy import ndimage
 from small_data import calibration_of, few_examples, set_calibration
 
-from monai_unet_app.bundle import load_bundle
-from monai_unet_app.calibration.calibrate_bundle import compare_forms
-from monai_unet_app.calibration.fit import KeptLogits, fit_parameters
-from monai_unet_app.calibration.forms import (
-    Form,
+from monai_unet_app.bundle import Bundle, load_bundle
+from monai_unet_app.calibration.fit import StoredLogits, fit_parameters
+from monai_unet_app.calibration.form_comparison import (
     FormScore,
     FormTrial,
+    compare_forms,
     count_case,
-    forms_for,
-    known_forms,
     labels_changed,
     with_choice,
-    write_form,
 )
-from monai_unet_app.calibration.halo import halo_mm, halo_voxels, working_spacing_mm
+from monai_unet_app.calibration.forms import Form, forms_for, known_forms, with_form
+from monai_unet_app.calibration.halo import halo_voxels
+from monai_unet_app.calibration.inference_yaml import Parameters, read_text, write_text
 from monai_unet_app.data.cases import by_partition
 from monai_unet_app.data.read import read_volume
 from monai_unet_app.errors import BundleError, InputRefusedError
 from monai_unet_app.evaluate.reference import read_reference
+from monai_unet_app.inference.outputs import outputs_of
 from monai_unet_app.metrics.case_scores import CaseArrays
 from monai_unet_app.metrics.plan import EvaluationPlan
 from monai_unet_app.metrics.summary import Evaluation
@@ -52,7 +51,7 @@ HIPPOCAMPUS = REPOSITORY / "bundles" / "hippocampus_mri_unet3d"
 
 
 def form_of(name: str, channels: int = 3, *, exclusive: bool = True, dims: int = 3) -> Form:
-    forms = known_forms(channels, exclusive=exclusive, spatial_dims=dims)
+    forms = known_forms(outputs_of(exclusive), channels, dims)
     return next(form for form in forms if form.name == name)
 
 
@@ -74,15 +73,31 @@ def drawn(probabilities: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def fitted(form: Form, *cases: tuple[torch.Tensor, torch.Tensor], exclusive: bool = True) -> dict[str, float | int]:
-    kept = KeptLogits(exclusive)
+    stored = StoredLogits(outputs_of(exclusive))
     for logits, label in cases:
-        kept.add(logits, label)
-    return fit_parameters(form.function, form.start, kept).parameters
+        stored.add(logits, label)
+    return fit_parameters(form.function, form.start, stored).parameters
+
+
+def write_form(inference_yaml: Path, form: Form, parameters: Parameters, known: Sequence[Form]) -> None:
+    write_text(inference_yaml, with_form(read_text(inference_yaml), form, parameters, known))
+
+
+def probabilities_of(form: Form, numbers: Parameters) -> Callable[[torch.Tensor], torch.Tensor]:
+    """From logits of exclusive classes to calibrated probabilities."""
+    return lambda logits: torch.softmax(form.function(logits, numbers), 0)
+
+
+def bundle_halo(bundle: Bundle) -> tuple[float, ...]:
+    """The halo of a bundle's own `calibrate` with its own numbers, in voxels of the working grid."""
+    calibrate = bundle.part("calibrate")
+    dims = 2 if bundle.rules.planar else 3
+    return halo_voxels(lambda z: bundle.outputs.probabilities(calibrate(z)), len(bundle.labels), dims)
 
 
 @each_kind
 def test_the_forms_are_known_by_name_and_source_and_start_as_no_calibration(exclusive: bool, dims: int) -> None:
-    forms = known_forms(3, exclusive=exclusive, spatial_dims=dims)
+    forms = known_forms(outputs_of(exclusive), 3, dims)
     assert tuple(form.name for form in forms) == NAMES
     assert [form.numbers for form in forms] == [0, 1, 3, 6, 2]
     logits = noise(3, *[9] * dims)
@@ -98,7 +113,7 @@ def test_only_vector_changes_labels(name: str, exclusive: bool, dims: int) -> No
     logits = noise(3, *[11] * dims)
     calibrated = form.function(logits, some_numbers(form))
     assert calibrated.shape == logits.shape
-    changed = labels_changed(logits, calibrated, exclusive=exclusive)
+    changed = labels_changed(logits, calibrated, outputs_of(exclusive))
     assert (changed > 0) == (name == "vector")
     assert torch.equal(calibrated, logits) == (name == "none")
 
@@ -173,11 +188,11 @@ def test_border_and_background_get_the_temperatures_that_they_were_drawn_with() 
     wanted = torch.full_like(margin, 1.3)
     wanted[20:] = 2.6
     label = drawn(torch.softmax(logits / wanted, 0), 10)
-    kept = KeptLogits(True)
-    kept.add(logits[:, :17], label[:, :17])  # whole neighbourhoods of one half or the other
-    kept.add(logits[:, 23:], label[:, 23:])
-    form = form_of("region", 2)
-    found = fit_parameters(form.function, form.start, kept).parameters
+    halves = (
+        (logits[:, :17], label[:, :17]),
+        (logits[:, 23:], label[:, 23:]),
+    )  # whole neighbourhoods of one half or the other
+    found = fitted(form_of("region", 2), *halves)
     chance = torch.sigmoid(margin).numpy()
     mean = ndimage.uniform_filter(chance, 5)
     mixture = 1 - mean**2 - (1 - mean) ** 2
@@ -192,51 +207,38 @@ def test_the_halo_of_a_region_is_its_reach(dims: int, reach: int) -> None:
     for exclusive in (True, False):
         form = form_of("region", exclusive=exclusive, dims=dims)
 
-        def calibrate(logits: torch.Tensor, form: Form = form) -> torch.Tensor:
-            return form.function(logits, {"reach": reach, "far": 0.1, "near": 1.0})
+        def probabilities(logits: torch.Tensor, form: Form = form, exclusive: bool = exclusive) -> torch.Tensor:
+            calibrated = form.function(logits, {"reach": reach, "far": 0.1, "near": 1.0})
+            return outputs_of(exclusive).probabilities(calibrated)
 
-        assert halo_voxels(calibrate, 3, exclusive=exclusive, spatial_dims=dims) == (reach,) * dims
+        assert halo_voxels(probabilities, 3, dims) == (reach,) * dims
 
 
 @each_name
 def test_only_a_region_has_a_halo(name: str) -> None:
     form = form_of(name)
-    trial = FormTrial(form, None)
-    assert halo_voxels(trial.calibrated, 3, exclusive=True, spatial_dims=3) == (0, 0, 0)
-    numbers = some_numbers(form)
-    found = halo_voxels(lambda logits: form.function(logits, numbers), 3, exclusive=True, spatial_dims=3)
+    assert halo_voxels(FormTrial(form, outputs_of(True), None).probabilities, 3, 3) == (0, 0, 0)
+    found = halo_voxels(probabilities_of(form, some_numbers(form)), 3, 3)
     assert found == ((2, 2, 2) if name == "region" else (0, 0, 0))
 
 
 def test_a_halo_is_measured_along_each_axis_and_may_have_no_end() -> None:
     def flat(logits: torch.Tensor) -> torch.Tensor:
-        return logits * torch.nn.functional.avg_pool3d(logits[None].abs(), (1, 3, 13), 1, (0, 1, 6))[0]
+        return torch.sigmoid(logits * torch.nn.functional.avg_pool3d(logits[None].abs(), (1, 3, 13), 1, (0, 1, 6))[0])
 
-    assert halo_voxels(flat, 2, exclusive=False, spatial_dims=3) == (0, 1, 6)
-    assert halo_voxels(lambda z: z / z.std(), 2, exclusive=True, spatial_dims=2) == (math.inf, math.inf)
-    assert halo_voxels(lambda z: z + z.mean(), 2, exclusive=False, spatial_dims=2) == (math.inf, math.inf)
-    assert halo_voxels(lambda z: z + z.mean(), 2, exclusive=True, spatial_dims=2) == (0, 0)  # softmax does not see it
+    assert halo_voxels(flat, 2, 3) == (0, 1, 6)
+    assert halo_voxels(lambda z: torch.softmax(z / z.std(), 0), 2, 2) == (math.inf, math.inf)
+    assert halo_voxels(lambda z: torch.sigmoid(z + z.mean()), 2, 2) == (math.inf, math.inf)
+    assert halo_voxels(lambda z: torch.softmax(z + z.mean(), 0), 2, 2) == (0, 0)  # softmax does not see it
 
 
-def test_the_halo_in_mm_is_that_of_the_bundle_on_its_working_grid() -> None:
+def test_the_halo_of_a_bundle_is_its_reach() -> None:
     bundle = load_bundle(HIPPOCAMPUS)
     reach = calibration_of(HIPPOCAMPUS)["reach"]
-    assert halo_mm(bundle) == (reach, reach, reach)
-    thick = load_bundle(HIPPOCAMPUS, spacing_mm=[1.0, 0.8, 3.0])
-    assert working_spacing_mm(thick) == (1.0, 0.8, 3.0)
-    assert halo_mm(thick) == pytest.approx((reach, 0.8 * reach, 3 * reach))
-    assert halo_mm(load_bundle(HIPPOCAMPUS, calibration=bundle.no_calibration)) == (0, 0, 0)
+    assert bundle_halo(bundle) == (reach, reach, reach)
+    assert bundle_halo(load_bundle(HIPPOCAMPUS, calibration=bundle.no_calibration)) == (0, 0, 0)
     eye = REPOSITORY / "bundles" / "retina_vessel_unet2d"
-    assert halo_mm(load_bundle(eye)) == (calibration_of(eye)["reach"],) * 2
-
-
-def test_a_bundle_that_keeps_each_spacing_is_asked_for_one() -> None:
-    bundle = load_bundle(HIPPOCAMPUS)
-    steps = [step for step in bundle.part("deterministic") if type(step).__name__ != "Spacingd"]
-    kept = load_bundle(HIPPOCAMPUS, deterministic=steps)
-    with pytest.raises(BundleError, match="pass spacing_mm"):
-        halo_mm(kept)
-    assert halo_mm(kept, (0.5, 0.5, 2.0)) == (1.0, 1.0, 4.0)
+    assert bundle_halo(load_bundle(eye)) == (calibration_of(eye)["reach"],) * 2
 
 
 @pytest.mark.parametrize("folder", BUNDLES, ids=[folder.name for folder in BUNDLES])
@@ -244,7 +246,7 @@ def test_slab_by_slab_with_its_halo_is_as_the_whole_and_with_one_voxel_less_is_n
     bundle = load_bundle(folder)
     calibrate, channels = bundle.part("calibrate"), len(bundle.labels)
     logits = noise(channels, *((42, 23, 19) if folder.name.startswith("hippo") else (42, 35)))
-    whole, halo = calibrate(logits), round(halo_mm(bundle)[0] / working_spacing_mm(bundle)[0])
+    whole, halo = calibrate(logits), round(bundle_halo(bundle)[0])
 
     def by_slabs(halo: int, thick: int = 7) -> torch.Tensor:
         parts = []
@@ -304,11 +306,11 @@ def test_without_a_predicted_surface_there_is_nothing_to_choose_by() -> None:
 
 
 def test_a_fit_that_fails_is_a_reason_and_no_figure() -> None:
-    kept = KeptLogits(True)
+    stored = StoredLogits(outputs_of(True))
     logits = torch.zeros(2, 6, 6, 6)
-    logits[0], kept_label = -1e4, torch.zeros(1, 6, 6, 6)
-    kept.add(logits, kept_label)  # sure and always wrong: the best temperature is infinite
-    trial = FormTrial.fit(form_of("temperature", 2), kept)
+    logits[0] = -1e4
+    stored.add(logits, torch.zeros(1, 6, 6, 6))  # sure and always wrong: the best temperature is infinite
+    trial = FormTrial.fit(form_of("temperature", 2), stored)
     assert trial.fitted is None
     score = trial.score(EvaluationPlan(("A",)), (0.0,))
     assert "ran away" in (score.why_not or "")
@@ -323,11 +325,10 @@ def test_the_figures_are_those_of_an_evaluation(planar: bool) -> None:
     smooth = ndimage.gaussian_filter(rng.normal(size=(3, *shape)), (0, *(3 for _ in shape))) * 40
     p = np.exp(smooth) / np.exp(smooth).sum(axis=0)
     predicted, truth = p.argmax(0), np.roll(p.argmax(0), 1, axis=0)
-    plan, valid = EvaluationPlan(("A", "B"), planar=planar), np.ones(shape, bool)
-    valid[:4] = False
-    counts = count_case(truth, p, predicted > 0, spacing, plan, valid)
+    plan = EvaluationPlan(("A", "B"), planar=planar)
+    counts = count_case(truth, p, predicted > 0, spacing, plan)
     evaluation = Evaluation(plan)
-    evaluation.add(CaseArrays("a", "a", truth, predicted, p, spacing, 0.002, valid=valid))
+    evaluation.add(CaseArrays("a", "a", truth, predicted, p, spacing, 0.002))
     for name, found in evaluation.pooled().items():
         assert found.decisions > 0
         assert np.array_equal(found.fine_count, counts[name].fine_count)
@@ -378,22 +379,22 @@ def test_every_line_that_is_not_a_form_s_stays(tmp_path: Path) -> None:
     )
     path.write_text(text)
     form = form_of("temperature")
-    write_form(path, form, {"log_temperature": 0.25}, known_forms(3, exclusive=True, spatial_dims=3))
+    write_form(path, form, {"log_temperature": 0.25}, known_forms(outputs_of(True), 3, 3))
     lines = path.read_text().splitlines()
     assert lines[:3] == text.splitlines()[:3]
     assert lines[3:5] == form.comment
     assert lines[5] == "calibration: {log_temperature: 0.25}  # fitted"
     assert lines[6] == text.splitlines()[4]
-    assert lines[7] == f'calibrate: "{form.expressions["calibrate"]}"  # "own" form'
+    assert lines[7] == f'{form.calibrate_line}  # "own" form'
     assert lines[8:] == ["", "b: 2"]
 
 
 def test_a_helper_that_something_else_uses_stays(tmp_path: Path) -> None:
     path = tmp_path / "inference.yaml"
-    region, forms = form_of("region"), known_forms(3, exclusive=True, spatial_dims=3)
+    region, forms = form_of("region"), known_forms(outputs_of(True), 3, 3)
     path.write_text(region.yaml + 'smooth: "$lambda z: @mixture(z, 1)"\n')
     write_form(path, form_of("none"), {}, forms)
-    assert set(region.helpers) <= set(path.read_text().splitlines())
+    assert set(region.helper_lines) <= set(path.read_text().splitlines())
     write_form(path, region, region.start, forms)
     assert path.read_text() == region.yaml + 'smooth: "$lambda z: @mixture(z, 1)"\n'
 
@@ -413,14 +414,14 @@ def test_a_config_that_has_no_place_for_a_form_is_refused_and_left(text: str, pr
     path.write_text(text)
     region = form_of("region")
     with pytest.raises(BundleError, match=problem):
-        write_form(path, region, region.start, known_forms(3, exclusive=True, spatial_dims=3))
+        write_form(path, region, region.start, known_forms(outputs_of(True), 3, 3))
     assert path.read_text() == text
 
 
 def test_forms_are_compared_and_the_chosen_one_is_what_the_bundle_does(
     tiny_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("monai_unet_app.calibration.calibrate_bundle.forms_for", lambda bundle: forms_for(bundle)[::2])
+    monkeypatch.setattr("monai_unet_app.calibration.form_comparison.forms_for", lambda bundle: forms_for(bundle)[::2])
     rows = by_partition(few_examples(tmp_path / "data"))
     root = set_calibration(tiny_bundle(), 0.7, 0.3)
     bundle, done = load_bundle(root), []
@@ -436,7 +437,7 @@ def test_forms_are_compared_and_the_chosen_one_is_what_the_bundle_does(
     assert set(record["cases"]) == {row["id"] for part in ("calibration", "selection") for row in rows[part]}
 
     found = load_bundle(root)
-    assert halo_mm(found) == taken.halo_mm
+    assert bundle_halo(found) == taken.halo_mm  # the working grid has 1 mm
     plan = EvaluationPlan(tuple(segment.label for segment in found.segments))
     evaluation = Evaluation(plan)
     for row in rows["selection"]:
@@ -459,14 +460,16 @@ def test_forms_are_compared_and_the_chosen_one_is_what_the_bundle_does(
     assert summary["calibration"]["whole"]["nll"] == pytest.approx(taken.nll, abs=1e-6)
 
 
-def test_a_comparison_without_a_choice_writes_nothing(
+def test_a_comparison_without_a_choice_writes_nothing_and_gives_halos_in_mm(
     tiny_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("monai_unet_app.calibration.calibrate_bundle.forms_for", lambda bundle: forms_for(bundle)[:2])
+    monkeypatch.setattr("monai_unet_app.calibration.form_comparison.forms_for", lambda bundle: forms_for(bundle)[::4])
     rows = by_partition(few_examples(tmp_path / "data", ("hippocampus_132", "hippocampus_053")))
     root = tiny_bundle()
     before = {file: file.read_bytes() for file in root.rglob("*") if file.is_file()}
-    compare_forms(load_bundle(root), rows["calibration"], rows["selection"])
+    bundle = load_bundle(root, spacing_mm=[1.0, 0.8, 1.25])
+    none, region = compare_forms(bundle, rows["calibration"], rows["selection"])
+    assert (none.halo_mm, region.halo_mm) == ((0, 0, 0), pytest.approx((2.0, 1.6, 2.5)))  # 2 voxels of the working grid
     assert {file: file.read_bytes() for file in root.rglob("*") if file.is_file()} == before
 
 

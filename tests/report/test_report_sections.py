@@ -13,6 +13,8 @@ from matplotlib.colors import to_rgb
 from skimage.color import rgb2lab
 
 from dicom_io.coding import DISPLAY_COLOURS
+from monai_unet_app.confidence.assessment import StructureAssessment
+from monai_unet_app.confidence.quality import Grade
 from monai_unet_app.confidence.statement_audit import StructureOutcome, summarise_statements
 from monai_unet_app.metrics.bootstrap import Bootstrap
 from monai_unet_app.metrics.case_scores import CaseArrays, CaseScores, score_case
@@ -200,9 +202,8 @@ def test_the_gates_verdicts_stand_in_the_head_and_in_their_section():
 
 
 def judged(subject, structure, dice, predicted, verdict, size):
-    return StructureOutcome(
-        subject, structure, dice, predicted, predicted - 0.1, verdict, verdict, size, (8.0, 12.0), 0.05, False
-    )
+    stated = StructureAssessment(10.0, (8.0, 12.0), structure, "a", Grade(predicted, predicted - 0.1, verdict, ()))
+    return StructureOutcome(subject, stated, verdict, dice, size, 0.05, False)
 
 
 def test_what_was_counted_of_real_results_is_what_the_section_tells():

@@ -1,0 +1,272 @@
+"""Compares the known forms of calibration: fits each on some cases, scores it on others, and chooses one of them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from monai_unet_app.bundle import Bundle, check_unseen
+from monai_unet_app.calibration.calibrate_bundle import Step, logits_and_label
+from monai_unet_app.calibration.fit import Fitted, StoredLogits, fit_parameters, write_record
+from monai_unet_app.calibration.forms import Form, forms_for, with_form
+from monai_unet_app.calibration.halo import halo_voxels
+from monai_unet_app.calibration.inference_yaml import Parameters, read_text, write_text
+from monai_unet_app.config import PredictConfig
+from monai_unet_app.data.inspect import check_cases
+from monai_unet_app.data.read import read_volume
+from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.evaluate.case_selection import Row
+from monai_unet_app.evaluate.reference import evaluation_plan, read_reference
+from monai_unet_app.inference.outputs import Outputs
+from monai_unet_app.metrics.boundary import surface_band
+from monai_unet_app.metrics.case_scores import count_populations
+from monai_unet_app.metrics.plan import WHOLE, EvaluationPlan
+from monai_unet_app.metrics.reliability import ReliabilityCounts, negative_log_likelihood
+from monai_unet_app.metrics.reliability import expected_calibration_error as ece
+from monai_unet_app.pipeline import finish, predict, preprocess
+
+EQUAL_DECIMALS = 4
+"""Calibration errors that are equal to so many decimals are taken as equal; the form with fewer numbers is then chosen."""
+
+
+@dataclass(frozen=True)
+class FormScore:
+    """The figures of a form, over all voxels of the selection cases on their source grids, pooled.
+
+    Attributes:
+        form: Its name.
+        parameters: Its numbers as they were fitted on the calibration cases.
+        numbers: How many of them were fitted.
+        halo_mm: How far along each axis of the working grid a probability depends on logits; pixels for pictures.
+        nll: Negative log likelihood, nats a decision. NaN, as `ece` and `ece_band`, where the fit failed.
+        ece: Of the top label over the whole image, 15 equal bins.
+        ece_band: The same in the band of 2 mm (pixels) around the surface predicted without calibration.
+        changed: Voxels of the working grids whose label the form changes; labels that may overlap are counted separately.
+        fitted: The result of the fit; None where it failed.
+        why_not: Why the form may not be chosen; None where it may.
+        chosen: Whether it is the best of those that may be chosen.
+    """
+
+    form: str
+    parameters: Parameters
+    numbers: int
+    halo_mm: tuple[float, ...]
+    nll: float = math.nan
+    ece: float = math.nan
+    ece_band: float = math.nan
+    changed: int = 0
+    fitted: Fitted | None = None
+    why_not: str | None = None
+    chosen: bool = False
+
+
+@dataclass
+class FormTrial:
+    """A fitted form, with its counts on the selection cases so far.
+
+    Attributes:
+        form: The form.
+        outputs: What the logits mean.
+        fitted: On the calibration cases; None where that failed.
+        failure: Why it failed.
+        counts: By population.
+        changed: How many labels differ from those without calibration.
+    """
+
+    form: Form
+    outputs: Outputs
+    fitted: Fitted | None
+    failure: str | None = None
+    counts: dict[str, ReliabilityCounts] = field(default_factory=dict)
+    changed: int = 0
+
+    @classmethod
+    def fit(cls, form: Form, cases: StoredLogits) -> "FormTrial":
+        """The form with the numbers that suit these cases best."""
+        try:
+            return cls(form, cases.outputs, fit_parameters(form.function, form.start, cases))
+        except InputRefusedError as error:
+            return cls(form, cases.outputs, None, str(error))
+
+    def calibrated(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits (C, *spatial) as the fitted form gives them; unchanged where the fit failed."""
+        return logits if self.fitted is None else self.form.function(logits, self.fitted.parameters)
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Calibrated probabilities, shape (C, *spatial), of logits of the same shape."""
+        return self.outputs.probabilities(self.calibrated(logits))
+
+    def add(self, changed: int, counts: Mapping[str, ReliabilityCounts]) -> None:
+        """Counts one selection case."""
+        self.changed += changed
+        self.counts = {name: self.counts[name] + new if self.counts else new for name, new in counts.items()}
+
+    def score(self, plan: EvaluationPlan, halo_mm: tuple[float, ...]) -> FormScore:
+        """Its figures. It may be chosen if it was fitted and changes no label."""
+        if self.fitted is None:
+            return FormScore(self.form.name, self.form.start, self.form.numbers, halo_mm, why_not=self.failure)
+        return FormScore(
+            form=self.form.name,
+            parameters=self.fitted.parameters,
+            numbers=self.form.numbers,
+            halo_mm=halo_mm,
+            nll=negative_log_likelihood(self.counts[WHOLE]),
+            ece=ece(self.counts[WHOLE]),
+            ece_band=ece(self.counts[plan.band]),
+            changed=self.changed,
+            fitted=self.fitted,
+            why_not=f"it changes {self.changed} label(s)" if self.changed else None,
+        )
+
+
+def compare_forms(
+    bundle: Bundle,
+    calibration: Sequence[Row],
+    selection: Sequence[Row],
+    *,
+    choose_form: bool = False,
+    step: Step = lambda case_id: None,
+) -> list[FormScore]:
+    """Fits every known form of calibration on some cases and scores it on others; one of them is chosen.
+
+    Args:
+        bundle: Whose network it is. What its `inference.yaml` holds as calibration does not count.
+        calibration: Cases to fit on, {"id", "subject", "image", "label"}.
+        selection: Cases of other subjects to compare on.
+        choose_form: Write the chosen form, its numbers and the record of the cases into the bundle, to be loaded anew.
+        step: Called with each case's id when the case is done.
+
+    Returns:
+        A score for each of `forms.known_forms`, in their order.
+
+    Raises:
+        InputRefusedError: A case cannot be used, or the two lists share a subject, or the network finds nothing anywhere.
+    """
+    _check_apart(bundle, calibration, selection)
+    stored = StoredLogits(bundle.outputs)
+    for row in calibration:
+        stored.add(*logits_and_label(row, bundle, PredictConfig()))
+        step(row["id"])
+    trials = [FormTrial.fit(form, stored) for form in forms_for(bundle)]
+    plan = evaluation_plan(bundle)
+    for row in selection:
+        spacing = _try_forms(trials, row, bundle, plan)
+        step(row["id"])
+    halos = [halo_voxels(trial.probabilities, plan.channels, len(spacing)) for trial in trials]
+    in_mm = [tuple(n * size for n, size in zip(halo, spacing, strict=True)) for halo in halos]
+    scores = with_choice([trial.score(plan, halo_mm) for trial, halo_mm in zip(trials, in_mm, strict=True)])
+    if choose_form:
+        write_choice(bundle, scores, calibration, selection)
+    return scores
+
+
+def _check_apart(bundle: Bundle, calibration: Sequence[Row], selection: Sequence[Row]) -> None:
+    shared = {row["subject"] for row in calibration} & {row["subject"] for row in selection}
+    if shared or not calibration or not selection:
+        raise InputRefusedError(
+            f"{len(calibration)} calibration and {len(selection)} selection case(s), {len(shared)} subject(s) in both; some of "
+            "different subjects are needed for each: a form is fitted on some and judged on others; give other cases"
+        )
+    check_cases([*calibration, *selection], bundle)
+    check_unseen(bundle, calibration, ("train", "selection", "test"))
+    check_unseen(bundle, selection, ("train", "calibration", "test"))
+
+
+def _try_forms(trials: Sequence[FormTrial], row: Row, bundle: Bundle, plan: EvaluationPlan) -> tuple[float, ...]:
+    """Counts every form on one case, on its source grid; gives the spacing of its working grid, pixels for pictures."""
+    volume = read_volume(row["image"])
+    item = preprocess(volume, bundle)
+    logits = predict(item["image"], bundle, PredictConfig())
+    flat = volume.without_flat_axis
+    truth = flat(read_reference(row, volume, bundle).classes)
+    foreground = flat((finish(item, logits, bundle.uncalibrated_result, volume)[1] > 0).any(axis=0))
+    for trial in trials:
+        calibrated = trial.calibrated(logits)
+        probabilities = flat(finish(item, calibrated, bundle.uncalibrated_result, volume)[0])
+        counts = count_case(truth, probabilities, foreground, volume.axis_spacing, plan)
+        trial.add(labels_changed(logits, calibrated, bundle.outputs), counts)
+    return volume.axis_spacing if volume.planar else tuple(map(float, item["image"].pixdim))
+
+
+def labels_changed(before: torch.Tensor, after: torch.Tensor, outputs: Outputs) -> int:
+    """How many labels differ between two sets of logits, both (C, *spatial)."""
+    return int((outputs.labels(before) != outputs.labels(after)).sum())
+
+
+def count_case(
+    truth: NDArray[Any],
+    probabilities: NDArray[Any],
+    foreground: NDArray[np.bool_],
+    spacing: Sequence[float],
+    plan: EvaluationPlan,
+) -> dict[str, ReliabilityCounts]:
+    """Counts of one case for the two populations of the headlines: the whole image, and the band around the surface.
+
+    Args:
+        truth: Shape (I, J, K) class numbers, or (C, I, J, K) boolean; all arrays of a picture without K.
+        probabilities: Shape (C, I, J, K).
+        foreground: Shape (I, J, K). What is predicted without calibration, so that all forms share one band.
+        spacing: Distance of neighbouring voxels along each axis, in the unit of the plan.
+        plan: Names and widths of the populations.
+    """
+    band = surface_band(foreground, spacing, plan.band_width)
+    return count_populations(truth, probabilities, {WHOLE: None, plan.band: band}, plan)
+
+
+def with_choice(scores: Sequence[FormScore]) -> list[FormScore]:
+    """The same scores, of which one is chosen; scores that may not be chosen have the reason in `why_not`.
+
+    A form may be chosen if it changes no label and its error over the whole image is not larger than that of `none`. Of
+    these, the form with the least error in the band is chosen; errors that are equal to 4 decimals are a tie, which the form
+    with fewer numbers wins.
+
+    Raises:
+        InputRefusedError: No selection case has a predicted surface, so there is no band.
+    """
+    none = next(score for score in scores if score.form == "none")
+    if not math.isfinite(none.ece_band):
+        raise InputRefusedError(
+            "no selection case has a predicted surface, so there is no band to judge forms of calibration in; cases in which "
+            "the network finds something are needed; train longer or give other cases"
+        )
+    judged = [_judged(score, none) for score in scores]
+    best = min(
+        (score for score in judged if score.why_not is None),
+        key=lambda score: (round(score.ece_band, EQUAL_DECIMALS), score.numbers),
+    )
+    return [replace(score, chosen=score is best) for score in judged]
+
+
+def _judged(score: FormScore, none: FormScore) -> FormScore:
+    if score.why_not is None and score.ece > none.ece:
+        return replace(score, why_not=f"over the whole image its error is {score.ece:.5f}, without it {none.ece:.5f}")
+    return score
+
+
+def write_choice(
+    bundle: Bundle,
+    scores: Sequence[FormScore],
+    calibration: Sequence[Mapping[str, str]],
+    selection: Sequence[Mapping[str, str]],
+) -> None:
+    """Writes the chosen form and its numbers into the bundle, and on which cases it was fitted and chosen.
+
+    Args:
+        bundle: Its `inference.yaml` and `models/calibration.json` are rewritten; load it anew to use them.
+        scores: Of which one is chosen.
+        calibration: {"id", "subject", "image"} of the cases that the form was fitted on.
+        selection: The same of the cases that it was chosen on; those that a record of the bundle names already are left out.
+    """
+    score = next(score for score in scores if score.chosen)
+    forms = forms_for(bundle)
+    form = next(form for form in forms if form.name == score.form)
+    inference_yaml = bundle.root / "configs/inference.yaml"
+    text = with_form(read_text(inference_yaml), form, score.parameters, forms)  # refuses before anything is written
+    if score.fitted is not None:
+        unknown = [row for row in selection if bundle.seen_as(read_volume(row["image"])) is None]
+        write_record(bundle, score.fitted, [*calibration, *unknown])
+    write_text(inference_yaml, text)

@@ -1,0 +1,46 @@
+"""Writes numbers into a bundle's `inference.yaml` as text, so that comments, order and line ends stay as they are."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from dicom_io.files import replace_when_whole
+from monai_unet_app.errors import BundleError
+
+Parameters = Mapping[str, float | int]
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, with its line ends as they are."""
+    return path.read_bytes().decode()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file by this text, with its line ends as they are."""
+    with replace_when_whole(path) as part:
+        part.write_bytes(text.encode())
+
+
+def write_parameters(inference_yaml: Path, parameters: Parameters, name: str = "calibration") -> None:
+    """Replaces the one line `calibration: {...}`, or that of another name, and leaves every other byte as it is.
+
+    Raises:
+        BundleError: There is no such line, or more than one.
+    """
+    write_text(inference_yaml, with_parameters(read_text(inference_yaml), parameters, name))
+
+
+def with_parameters(text: str, parameters: Parameters, name: str = "calibration") -> str:
+    """The text of an inference.yaml with these numbers on its one line of that name. Errors as `write_parameters`."""
+    line = f"{name}: {{" + ", ".join(f"{key}: {_yaml(value)}" for key, value in parameters.items()) + "}"
+    changed, count = re.subn(rf"^{name}: \{{[^}}\n]*\}}", line, text, flags=re.MULTILINE)
+    if count != 1:
+        raise BundleError(f"inference.yaml has {count} line(s) `{name}: {{...}}`; exactly one is needed")
+    return changed
+
+
+def _yaml(value: float | int) -> str:
+    """The number as YAML reads it back. YAML 1.1 reads 1e-05 as a word, so no exponent is written."""
+    return np.format_float_positional(value, trim="0") if isinstance(value, float) else str(value)
