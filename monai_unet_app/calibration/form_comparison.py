@@ -183,7 +183,7 @@ def _try_forms(trials: Sequence[FormTrial], row: Row, bundle: Bundle, plan: Eval
     logits = predict(item["image"], bundle, PredictConfig())
     flat = volume.without_flat_axis
     truth = flat(read_reference(row, volume, bundle).classes)
-    foreground = flat((finish(item, logits, bundle.uncalibrated_result, volume)[1] > 0).any(axis=0))
+    foreground = flat(np.asarray(finish(item, logits, bundle.uncalibrated_result, volume)[1].any(axis=0)))
     for trial in trials:
         calibrated = trial.calibrated(logits)
         probabilities = flat(finish(item, calibrated, bundle.uncalibrated_result, volume)[0])
