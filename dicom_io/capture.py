@@ -130,13 +130,13 @@ def write_notice(files: Sequence[Path], reason: str, path: Path, result: ResultI
             keeps them when its study is de-identified.
         path: Target file, replaced if it exists.
         result: What would have computed a result.
-        about: What else there is to say of the series, for instance who picked it; in words that name no patient.
+        about: A further fact about the series, for instance the rule that chose it; in words that name no patient.
 
     Returns:
         `path`. The same series, result and words give the same bytes, others another SOP Instance UID, in a series of its own.
 
     Raises:
-        UnreadableFileError: No file has a whole header, or it has values that are none.
+        UnreadableFileError: No file has a whole header, or the header has a value that cannot be read.
         LabelError: No file names its study, series and class.
         SeriesSelectionError: The files are of several patients; nobody could say whose record the notice belongs to.
     """
@@ -144,8 +144,8 @@ def write_notice(files: Sequence[Path], reason: str, path: Path, result: ResultI
         dataset = _notice(_header_of_series(files), _legible(reason), about, result)
     except READ_ERRORS as error:  # whose text may hold a value
         raise UnreadableFileError(
-            f"a header of the series has a value that is none ({type(error).__name__}); whole headers are needed; export the "
-            "series again"
+            f"a header of the series has a value that cannot be read ({type(error).__name__}); whole headers are needed; "
+            "export the series again"
         ) from error
     return proof.save_proved(dataset, path, None)
 

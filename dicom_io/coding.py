@@ -247,7 +247,7 @@ def _short(text: str) -> str:
 def _read_json(path: Path) -> Any:
     try:
         with BoundedFile(path) as file:
-            content = file.read_rest() if file.size <= MAX_BYTES else b""
+            content = file.read_uncounted(file.size) if file.size <= MAX_BYTES else b""
         if not content:
             raise ValueError(f"it has {file.size} bytes; 1 to {MAX_BYTES} are needed")
         return json.loads(content.decode())

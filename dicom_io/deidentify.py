@@ -203,12 +203,9 @@ def _complete(dataset: FileDataset) -> None:
     Raises:
         DeidentificationError: A UID that names the object is absent or invalid.
     """
-    for keyword, spare in (
-        ("SOPClassUID", "MediaStorageSOPClassUID"),
-        ("SOPInstanceUID", "MediaStorageSOPInstanceUID"),
-    ):
+    for keyword in ("SOPClassUID", "SOPInstanceUID"):
         if not dataset.get(keyword):
-            setattr(dataset, keyword, dataset.file_meta.get(spare, ""))
+            setattr(dataset, keyword, dataset.file_meta.get(f"MediaStorage{keyword}", ""))
     for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
         uid = str(dataset.get(keyword) or "")
         if not is_uid(uid):  # SOPInstanceUID becomes the name of a file

@@ -88,7 +88,7 @@ class SliceComparison:
         self.held: dict[int, int] = {}
 
     def slice_named(self, key: str | None) -> Slice:
-        """The slice of the source that a part names. Raises GeometryProofError if there is none."""
+        """The slice of the source with this key. Raises GeometryProofError if the source has no such slice."""
         k = self.numbers.get(key or "")
         if k is None:
             raise GeometryProofError(f"a part names the instance {key}, which is not a slice of the source")
@@ -105,9 +105,8 @@ class SliceComparison:
         if self.steps:
             differing = np.abs(pixels / self.steps - expected) > 0.5 / self.steps + 1e-6
         else:
-            differing = pixels != (
-                expected.view(np.uint8) if expected.dtype == bool else expected
-            )  # nothing is narrowed
+            # as bytes where the mask is boolean: the stored values are not narrowed, so a 2 is no 1
+            differing = pixels != (expected.view(np.uint8) if expected.dtype == bool else expected)
         if differing.any():
             raise GeometryProofError(
                 f"segment {frame.segment or 'map'} on slice {k + 1}: the file holds {np.count_nonzero(pixels)} labelled "
@@ -141,7 +140,7 @@ class SliceComparison:
             )
 
     def _count(self, array: NDArray[Any]) -> int:
-        """Labelled voxels (of each channel); a probability that is stored as 0 is none."""
+        """The number of labelled voxels, in all channels together; a probability that is stored as 0 does not count."""
         return int(np.count_nonzero(np.rint(array * self.steps) if self.steps else array))
 
     def _slice_of(self, frame: Frame) -> int:

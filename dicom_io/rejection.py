@@ -34,9 +34,9 @@ class Rejection:
 
     Attributes:
         observer: The person's name as DICOM has it, Family^Given^Middle^Prefix^Suffix.
-        organization: Which they answer for.
-        moment: When, with a time zone.
-        comment: Why, in their words.
+        organization: The organization that the person answers for.
+        moment: Date and time of the rejection, with a time zone.
+        comment: The reason in the person's own words.
         reason: A key of REASONS.
 
     Raises:

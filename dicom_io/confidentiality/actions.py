@@ -77,9 +77,8 @@ SHORTEST_NAME, SHORTEST_NUMBER, SHORTEST_PART = 2, 4, 5
 UID_IN_TEXT = re.compile(r"[012](?:\.\d+){6,}", re.ASCII)
 _DELIMITERS = set(b"\\^=")  # each ends the effect of an escape sequence (PS3.5 6.1.2.5.3)
 _BETWEEN_WORDS = re.compile(r"[\W_]+")
-_IDEOGRAPH = re.compile(
-    r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u1100-\u11ff]"
-)  # of scripts that leave no space between words
+# of scripts that leave no space between words: kana, Chinese characters, Hangul
+_IDEOGRAPH = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u1100-\u11ff]")
 
 
 def protect(dataset: Dataset, pseudonyms: Pseudonyms, options: frozenset[str]) -> Counter[tuple[str, str]]:

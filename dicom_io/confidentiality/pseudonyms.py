@@ -21,9 +21,7 @@ KEY_BYTES = 32
 SHORTEST_KEY_BYTES = 16
 LONGEST_SHIFT_DAYS = 3650
 TOKEN_PREFIX = "ANON-"
-TOKEN_DIGITS = (
-    11  # 16 characters with the prefix, the most that SH and AE hold (PS3.5 6.2); 44 bits keep patients apart
-)
+TOKEN_DIGITS = 11  # 16 characters with the prefix, the most of SH and AE (PS3.5 6.2); 44 bits keep patients apart
 
 _DATE = re.compile(r"(\d{4})\.?(\d{2})\.?(\d{2})", re.ASCII)  # the dots are ACR-NEMA's
 _TIME = re.compile(r"(?:\d{2}){0,3}(?:\.\d{1,6})?(?:[+-]\d{4})?", re.ASCII)

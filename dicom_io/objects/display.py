@@ -50,6 +50,7 @@ class Window:
         x = np.asarray(values, dtype=np.float64)
         if self.function == "SIGMOID":
             return 1.0 / (1.0 + np.exp(np.clip(-4.0 * (x - self.center) / self.width, -700, 700)))
+        # PS3.3 C.11.2.1.2.1: LINEAR spreads `width` whole numbers, center - width / 2 to center + width / 2 - 1, over the greys
         center, width = (self.center, self.width) if self.function == "LINEAR_EXACT" else self._exact()
         if width <= 0:
             return (x > center).astype(np.float64)

@@ -13,7 +13,7 @@ RESEARCH_TEXT = "RESEARCH USE ONLY - NOT FOR DIAGNOSIS"
 LEAST_FONT_SIZE = 16
 LEGEND_LINES = 12
 PAGE_SIDE, PAGE_EDGE, PAGE_FONT_SIZE = 768, 36, 24
-_RESEARCH_RGB, _TEXT_RGB = (255, 220, 0), (225, 225, 225)
+RESEARCH_RGB, _TEXT_RGB = (255, 220, 0), (225, 225, 225)
 
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -141,9 +141,7 @@ def framed(
     canvas.paste(Image.fromarray(picture), (layout.left, above))
     draw = ImageDraw.Draw(canvas)
     for row, text in enumerate(head):
-        draw.text(
-            (layout.total / 2, layout.pad // 2 + layout.line * row), text, _RESEARCH_RGB, layout.font, anchor="ma"
-        )
+        draw.text((layout.total / 2, layout.pad // 2 + layout.line * row), text, RESEARCH_RGB, layout.font, anchor="ma")
     if letters is not None:
         _draw_letters(draw, letters, layout, above)
     _draw_lines(draw, lines, layout, above + layout.height + layout.line)
@@ -171,7 +169,7 @@ def page(headline: str, paragraphs: Sequence[str]) -> Pixels:
     _draw_lines(ImageDraw.Draw(text), lines, layout, 0)
     canvas.paste(text, (PAGE_EDGE, top))
     draw, middle = ImageDraw.Draw(canvas), PAGE_SIDE / 2
-    draw.text((middle, layout.pad), RESEARCH_TEXT, _RESEARCH_RGB, font, anchor="ma")
+    draw.text((middle, layout.pad), RESEARCH_TEXT, RESEARCH_RGB, font, anchor="ma")
     draw.text((middle, 4 * layout.line), headline, _TEXT_RGB, ImageFont.load_default(3 * PAGE_FONT_SIZE), anchor="mm")
     return np.asarray(canvas)
 

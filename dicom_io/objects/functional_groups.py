@@ -5,7 +5,7 @@ from pydicom.multival import MultiValue
 
 
 def named_sources(dataset: Dataset, number: int) -> tuple[str, ...]:
-    """All slices that a frame (from 1) says it was derived from, as `Slice.key`."""
+    """The keys (`Slice.key`) of all slices from which a frame (from 1) was derived, by its own statement."""
     derivations = items_of(dataset, number, "DerivationImageSequence")
     images = [item for derivation in derivations for item in derivation.get("SourceImageSequence") or []]
     return tuple(key for item in images for key in reference_keys(item))
@@ -21,7 +21,7 @@ def reference(sop_class_uid: str, sop_instance_uid: str, frame: int | None = Non
 
 
 def reference_keys(item: Dataset) -> tuple[str, ...]:
-    """What names the slices in a reference: as `Slice.key`; ReferencedFrameNumber may have several values."""
+    """The keys (`Slice.key`) of the slices in a reference; ReferencedFrameNumber may have several values."""
     frames = item.get("ReferencedFrameNumber")
     uid = str(item.ReferencedSOPInstanceUID)
     if not frames:
@@ -39,7 +39,7 @@ def items_of(dataset: Dataset, number: int, keyword: str) -> list[Dataset]:
 
 
 def gap_of(dataset: Dataset, number: int) -> float | None:
-    """SpacingBetweenSlices of a frame (from 1) in mm; None where it says none."""
+    """SpacingBetweenSlices of a frame (from 1) in mm; None where it is absent or 0."""
     gap_mm = macro(dataset, number, "PixelMeasuresSequence").get("SpacingBetweenSlices")
     return abs(float(gap_mm)) or None if gap_mm else None
 

@@ -51,7 +51,7 @@ class FrameGrid:
             name: Names the frame in a message.
             plane: Where it lies.
             columns, rows: Shape (n,): its pixels.
-            gap_mm: SpacingBetweenSlices, where it says one.
+            gap_mm: SpacingBetweenSlices; None where the frame does not state it.
 
         Raises:
             LabelError: The image has no patient space, or pixels are larger or smaller than voxels, turned against them,
@@ -123,13 +123,14 @@ class FrameGrid:
         along_normal_mm = abs(float(self.reference.affine_lps[:3, axis] @ self._normals[axis]))
         if self.reference.shape[axis] == 1 or not len(depths):
             return None
-        if len(gaps) and gaps.min() < 1:
+        if len(gaps) and gaps.min() < 1:  # two frames would fall into one slice of the image
             return float(gaps.min()) * gap_mm
         least = float(gaps.min(initial=np.inf))
         stated = [mm for mm in self._stated_mm if self._is_possible(mm, [least * gap_mm, least * along_normal_mm])]
         if stated:
             other = [mm for mm in stated if not _fits(mm, gap_mm) and not _fits(mm, along_normal_mm)]
             return max(other, default=None)
+        # slices that all lie at multiples of two steps or more: a coarser object, not one with empty slices left out
         steps = int(np.gcd.reduce(np.rint(gaps).astype(np.int64))) if len(gaps) > 1 else 1
         return steps * gap_mm if steps > 1 and not self.reference.provenance.resampled else None
 
@@ -161,6 +162,7 @@ class FrameGrid:
         depth = float((self._to_index[:3, :3] @ plane.origin_mm + self._to_index[:3, 3])[axis])
         if 0 <= depth + TOLERANCE_VOXELS < self.reference.shape[axis]:
             whole = abs(depth - round(depth)) <= TOLERANCE_VOXELS
+            # rounded, so that the frames of several segments on one slice count as one place
             self._depths.setdefault(axis, set()).add(round(depth) if whole else round(depth, 1))
         if gap_mm is not None:
             self._stated_mm.add(gap_mm)

@@ -128,6 +128,7 @@ def derived_uid(*parts: str) -> str:
     """A UID of at most 64 characters that depends on `parts` only (SHA-512 under pydicom's registered
     root).
     """
+    # each part with its length: otherwise "a" + "bc" and "ab" + "c" would have one UID
     return str(generate_uid(entropy_srcs=["monai-unet-app", *(f"{len(part)}:{part}" for part in parts)]))
 
 
@@ -323,10 +324,9 @@ def content_moment(headers: Iterable[Dataset]) -> tuple[str, str]:
 
 
 def series_number(header: Dataset, kind: str, result: ResultInfo | None = None) -> int:
-    """A stable SeriesNumber: the `series_number` of the kind plus the source's own, modulo 1000; that alone where the
-    source's is none.
+    """A stable SeriesNumber: the `series_number` of the kind plus the source's SeriesNumber modulo 1000, if it has one.
 
-    What a person corrected has a number of its own, BY_A_PERSON higher.
+    The number of a result that a person corrected is BY_A_PERSON higher.
     """
     by_a_person = BY_A_PERSON if result is not None and result.content_creator else 0
     return KIND[kind].series_number + (whole_number(header, "SeriesNumber") or 0) % 1000 + by_a_person

@@ -29,6 +29,7 @@ class SliceLabels:
     def numbers(self) -> list[int]:
         """The segments that have pixels here, in increasing order."""
         if self.exclusive:
+            # counted, where np.unique would sort all pixels
             return [int(number) for number in np.flatnonzero(np.bincount(self.values.ravel())) if number]
         return [channel + 1 for channel in range(self.values.shape[2]) if self.values[..., channel].any()]
 

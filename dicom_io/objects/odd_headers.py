@@ -1,7 +1,8 @@
 """A writer refuses a source whose headers hold what cannot be repeated, instead of ending with whatever a library raises.
 
-A header is somebody else's: text where a number belongs, a sequence that ends in its midst, a class that is none. What the
-standard calls optional is left out where it cannot be read; what is left raises here, and ends its own case only.
+Other programs write the headers of a source: with text where a number belongs, a sequence that ends too early, an unknown VR.
+Optional attributes that cannot be read are left out of a result. Any other fault raises an error here, and ends its own case
+only.
 """
 
 from collections.abc import Callable, Iterable, Iterator

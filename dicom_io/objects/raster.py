@@ -67,7 +67,7 @@ def filled(loops: Sequence[Floats], shape: tuple[int, int]) -> list[Integers]:
 
 
 def entangled(loops: Sequence[Floats], shape: tuple[int, int]) -> tuple[int, int] | None:
-    """Two contours that neither lie apart nor one within the other, as far as pixels tell; None if there are none.
+    """Two contours that overlap in part, as far as pixels tell; None if all lie apart or one within the other.
 
     A pixel whose centre lies within `NEAR` pixels of a contour is on neither side of it: contours may run through
     centres, and rounding puts these on this side or that. Two that enclose the same pixels are entangled unless one lies
@@ -88,7 +88,7 @@ def entangled(loops: Sequence[Floats], shape: tuple[int, int]) -> tuple[int, int
 def _nested(pixels: Sequence[Integers], shape: tuple[int, int]) -> tuple[list[tuple[int, int]], bool]:
     """Pairs of sets of pixels that are the same; and whether any two sets lie apart or one within the other.
 
-    From the largest on, each must lie within one of the sets that the ones before left undivided.
+    The sets are laid down from the largest to the smallest. Each must lie within the set that was laid down last at its place.
     """
     owner, same = np.full(shape[0] * shape[1], -1, dtype=np.int64), []
     for number in sorted(range(len(pixels)), key=lambda number: -len(pixels[number])):
@@ -137,6 +137,7 @@ def _filled(points: Floats, counts: Integers, labels: Integers, shape: tuple[int
     """Label and number of the pixels inside by the even-odd rule over all contours of one label, by label and number."""
     rows, columns = shape
     edge, row, column = _cuts(points, counts, shape)
+    # one number for label, row and column: a single sort puts the cuts of each row from left to right
     cuts = np.sort((np.repeat(labels, counts)[edge] * rows + row) * (columns + 1) + column)
     first, widths = cuts[0::2], cuts[1::2] - cuts[0::2]  # by label and row, from left to right
     line, column = np.divmod(first, columns + 1)
@@ -155,9 +156,11 @@ def _cuts(points: Floats, counts: Integers, shape: tuple[int, int]) -> tuple[Int
     ends = np.cumsum(counts)
     following = np.arange(1, len(points) + 1)
     following[ends - 1] = ends - counts
+    # the same edge walked upwards and downwards must give the same floating-point results
     falls = points[:, 1] > points[following, 1]
     low, high = np.where(falls, following, np.arange(len(points))), np.where(falls, np.arange(len(points)), following)
     (x, y), (across, up) = points[low].T, (points[high] - points[low]).T
+    # lower end included, upper end not: a corner between two edges is cut once
     first, last = _bounded(np.ceil(y), rows), _bounded(np.ceil(points[high, 1]), rows)
     times = last - first
     edge = np.repeat(np.arange(len(points)), times)

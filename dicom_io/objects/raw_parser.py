@@ -33,7 +33,7 @@ def parse_file(path: Path) -> Attributes:
     if content[128:132] != b"DICM":
         raise GeometryProofError("the written file has no DICM mark")
     try:
-        meta, at = _data_set(content, 132, len(content), only_group=2)
+        meta, at = _data_set(content, 132, len(content), only_group=2)  # PS3.10 7.1: never deflated
         syntax = text(meta, _TRANSFER_SYNTAX)
         if syntax in (_IMPLICIT, _BIG):
             raise GeometryProofError(
@@ -110,7 +110,7 @@ def _data_set(content: bytes, at: int, end: int, only_group: int | None = None) 
             return attributes, at + 8
         if only_group is not None and group != only_group:
             return attributes, at
-        if kind in _LONG:
+        if kind in _LONG:  # PS3.5 table 7.1-1: two reserved bytes, then 32 bits of length
             length, at = _WIDE.unpack_from(content, at + 8)[0], at + 12
         else:
             length, at = _SHORT.unpack_from(content, at + 6)[0], at + 8

@@ -16,7 +16,7 @@ class ReportFacts:
     """What a report states beside its measurements.
 
     Attributes:
-        volumes_ml: For each segment number of which it is known, the interval (low, high) of its volume in mL.
+        volumes_ml: Segment number -> interval (low, high) of its volume in mL, for the segments with a known interval.
         wholes_ml: The structures whose parts are several segments that do not overlap, each with the interval of its volume in
             mL where it is known.
         earlier: The report that the new one replaces, of the same patient and study. The new one names it as predecessor,

@@ -120,6 +120,7 @@ def values_at(plane: Plane, shape: tuple[int, int], result: Volume) -> NDArray[A
     start = to_index[:3, :3] @ plane.origin_mm + to_index[:3, 3]
     across, down = to_index[:3, :3] @ plane.column_step_mm, to_index[:3, :3] @ plane.row_step_mm
     rows, columns = shape
+    # the usual case: the plane is a slice of the grid, and no voxel has to be looked up
     if (
         _runs_along(start, across, columns, 0)
         and _runs_along(start, down, rows, 1)

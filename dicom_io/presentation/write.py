@@ -26,7 +26,7 @@ from dicom_io import proof
 from dicom_io.coding import Segment
 from dicom_io.errors import LabelError
 from dicom_io.objects import display, identity, source_images
-from dicom_io.objects.drawing import RESEARCH_TEXT
+from dicom_io.objects.drawing import RESEARCH_RGB, RESEARCH_TEXT
 from dicom_io.objects.encoding import data_set
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.odd_headers import refusing_odd_headers
@@ -39,7 +39,6 @@ from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 
 RESEARCH_LAYER = "RESEARCH"
-RESEARCH_RGB = (255, 220, 0)
 MAX_POINTS = 8000  # Graphic Data is FL, whose length in bytes must fit 16 bits (PS3.5 7.1.2)
 LEGEND_LINES, LINE_HEIGHT = 24, 0.03  # of the displayed area, from its lower edge upwards
 BLACK_CIELAB = [0, 0x8080, 0x8080]

@@ -106,10 +106,6 @@ class BoundedFile(_PieceCounter, io.BufferedReader):
             super().read(size if size < _CHUNK_BYTES else min(size, max(self.size - self.tell(), 0)))
         )
 
-    def read_rest(self) -> bytes:
-        """All bytes up to the end."""
-        return super().read()
-
     def read_uncounted(self, size: int) -> bytes:
         """At most `size` bytes, without counting them as a piece of a header."""
         return super().read(size)
@@ -269,7 +265,7 @@ def _parse_deflated(
     meta = FileMetaDataset(read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != _META_GROUP))
     stream: BinaryIO
     if stop is None:
-        stream = _BoundedBytes(inflate(file.read_rest()), file)
+        stream = _BoundedBytes(inflate(file.read_uncounted(file.size)), file)
     else:
         stream = cast(BinaryIO, _Inflating(file, MAX_INFLATED_BYTES if max_bytes is None else max_bytes, path.parent))
     dataset = read_dataset(stream, False, True, stop_when=stop, specific_tags=tags)
@@ -279,7 +275,7 @@ def _parse_deflated(
 
 
 def inflate(content: bytes) -> bytes:
-    """The bytes that were deflated (RFC 1951); bytes behind the end of the deflated ones are ignored.
+    """The bytes that were deflated (RFC 1951); bytes behind the end of the deflated stream are ignored.
 
     The content is inflated twice, first for its size, so that a content that is too large is refused before it takes memory.
 

@@ -87,6 +87,7 @@ def check_one_patient(headers: Sequence[Dataset], name: str) -> None:
         name: How a message calls the files.
     """
     for keyword in ("PatientID", "PatientName"):
+        # PS3.5 6.2: spaces at the end and empty components of a name mean nothing
         count = len({str(header.get(keyword)).rstrip("^ ") for header in headers if header.get(keyword)})
         if count > 1:
             raise SeriesSelectionError(
@@ -120,7 +121,7 @@ def check_rescale(headers: Sequence[Dataset], series: SeriesRef) -> None:
     """Raises SeriesSelectionError if some slices have a rescale that changes values, and others have none."""
     named = [header for header in headers if header.get("RescaleSlope") is not None]
     rescales = {(float(header.RescaleSlope), float(header.get("RescaleIntercept") or 0)) for header in named}
-    changing = rescales - {(1, 0)}
+    changing = rescales - {(1, 0)}  # a rescale of 1 and 0 is the same as none
     plain = [header for header in headers if not has_groups(header) and "ModalityLUTSequence" not in header]
     if changing and 0 < len(named) < len(plain):
         raise SeriesSelectionError(

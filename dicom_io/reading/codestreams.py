@@ -63,7 +63,7 @@ def _check_jpeg(source: bytes, stated: CodestreamHeader, syntax: UID) -> None:
 
 
 def codestream_header(source: bytes) -> CodestreamHeader | None:
-    """The header of a JPEG, JPEG-LS or JPEG 2000 codestream, of which the beginning is enough; None if there is none.
+    """The header of a JPEG, JPEG-LS or JPEG 2000 codestream, or of its first bytes; None if it states no size.
 
     Source: ISO/IEC 15444-1 A.5.1 (SIZ) and I.5 (boxes), ISO/IEC 10918-1 B.2.2 (SOFn), ISO/IEC 14495-1 C.2.2 (SOF55).
     """
@@ -92,7 +92,9 @@ def _jpeg_header(source: bytes) -> CodestreamHeader | None:
 
 
 def _codestream_start(source: bytes) -> int:
-    """First byte of a JPEG 2000 codestream: 0, or in a box of a JP2 file; the length of the source if there is none."""
+    """Index of the first byte of a JPEG 2000 codestream: 0, or within a box of a JP2 file; the length of the source if it holds
+    no codestream.
+    """
     if source[4:8] != _JP2_BOX:
         return 0
     at = 0

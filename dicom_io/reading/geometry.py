@@ -217,6 +217,7 @@ def _fit_grid(ordered: Sequence[ImagePlane], step: Points, name: str) -> tuple[P
     if np.max(_offsets_mm(ordered, affine_lps)) <= silent_offset_mm(ordered):
         return affine_lps, 0.0
     positions, numbers = np.array([plane.position for plane in ordered]), np.arange(len(ordered))
+    # least squares over all slices: a line from the first to the last would be tilted by the jitter of these two
     slope = np.polynomial.polynomial.polyfit(numbers, positions, 1)[1]
     upright = ordered[0].normal * np.dot(slope, ordered[0].normal)
     for fitted_step in (upright, slope):  # a sheared grid only if no right-angled grid fits
@@ -290,6 +291,7 @@ def _check_sizes(planes: Sequence[ImagePlane], name: str) -> None:
             "pass the files of one size only",
         )
     spacings = np.array([plane.pixel_spacing for plane in planes])
+    # differences of spacing add up along a row: what counts is how far they move the last pixel
     if np.ptp(spacings, axis=0).max() * max(shapes[0]) > CORNER_OFFSET_MM:
         raise _refusal(
             f"{name} mixes pixel spacings from {_text(spacings.min(axis=0))} to {_text(spacings.max(axis=0))} mm",
@@ -327,10 +329,8 @@ def _check_duplicates(planes: Sequence[ImagePlane], name: str) -> None:
 def _check_gaps(ordered: Sequence[ImagePlane], name: str) -> None:
     gaps = np.diff(depths(ordered))
     usual = float(np.median(gaps))
-    for tolerance_mm in (
-        silent_offset_mm(ordered),
-        2 * _stack_jitter_limit_mm(ordered),
-    ):  # a gap has two ends that may jitter
+    # twice the limit, because both ends of a gap may jitter
+    for tolerance_mm in (silent_offset_mm(ordered), 2 * _stack_jitter_limit_mm(ordered)):
         odd = np.flatnonzero(np.abs(gaps - usual) > tolerance_mm)
         multiples = np.round(gaps[odd] / usual)
         near = np.abs(gaps[odd] - multiples * usual) <= tolerance_mm * multiples

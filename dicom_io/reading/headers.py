@@ -41,9 +41,7 @@ _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _LIKE_A_UID = re.compile(r"[\w. -]*", re.ASCII)  # some writers put letters and hyphens into UIDs, none puts slashes
 _PRINTABLE = re.compile(rb"[ -~]*")
 _IN_ASCII = frozenset({"UI", "CS", "DS", "IS"})
-_CHECKED_BY_PYDICOM = frozenset(
-    {"AE", "AS", "CS", "DA", "DT", "TM", "UI", "UR"}
-)  # pydicom shows invalid values of these
+_CHECKED_BY_PYDICOM = frozenset({"AE", "AS", "CS", "DA", "DT", "TM", "UI", "UR"})  # it shows their invalid values
 _PADDING = b"\0 \t\r\n"
 _NUMBERS = frozenset({"US", "SS", "UL", "SL", "UV", "SV", "IS", "DS", "FL", "FD", "AT"})
 _TEXTS = frozenset({"AE", "AS", "CS", "DA", "DT", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"})

@@ -61,6 +61,7 @@ def plan_repair(planes: Sequence[ImagePlane], name: str, *, gaps: bool, tilt: bo
     slope = np.zeros(2) if tilt else sideways[-1] / depths_mm[-1]
     offsets = sideways - np.outer(depths_mm, slope)
     _check_straight(ordered, offsets, name, tilt=tilt)
+    # 1e-6: rounding must not add a row or a column
     low, high = (np.floor(offsets.min(axis=0) + 1e-6), np.ceil(offsets.max(axis=0) - 1e-6)) if tilt else (0.0, 0.0)
     rows, columns = ordered[0].shape
     grown = (np.array([columns, rows]) + high - low).astype(int)
@@ -92,7 +93,7 @@ def resample(slices: NDArray[np.float32], repair: Repair) -> NDArray[np.float32]
         share = (depth_mm - repair.depths_mm[before]) / (repair.depths_mm[after] - repair.depths_mm[before])
         out[k] = 0.0
         for s, weight in ((before, 1 - share), (after, share)):
-            if weight > 1e-9:
+            if weight > 1e-9:  # a slice that lies on the grid keeps its values
                 out[k] += np.float32(weight) * _shifted(slices[s], repair.offsets[s], (rows, columns), fill)
     return out
 
@@ -109,7 +110,7 @@ def _shifted(plane: NDArray[np.float32], offset: Points, shape: tuple[int, int],
 def _even_step(depths_mm: Points, name: str, *, gaps: bool) -> tuple[float, int]:
     """Gap in mm and number of slices that divide the way from the first slice to the last evenly, near the usual gap."""
     gaps_mm = np.diff(depths_mm)
-    usual = float(np.median(gaps_mm))
+    usual = float(np.median(gaps_mm))  # a missing slice doubles a gap, which moves the mean and not the median
     even = bool(np.abs(gaps_mm - usual).max() <= SILENT_OFFSET_MM)
     count = len(depths_mm) if even else round(float(depths_mm[-1]) / usual) + 1
     if not even and not gaps:

@@ -1,8 +1,8 @@
 """Slices at repeated positions -> stacks that hold each position exactly once, by what the headers say.
 
 What the slices show (echo time, b-value, magnitude or phase, ...) separates them first and is the same within each stack. The
-slices that are left at one position are separated by a time or a count of which each value fills a stack. If no value does,
-they are taken in order of time, and if there is no time, in order of InstanceNumber. In a series whose transfer broke off, some
+slices that remain at one position are separated by a time or a count, if each of its values fills a stack. Otherwise they are
+taken in order of time, and if there is no time, in order of InstanceNumber. In a series whose transfer broke off, some
 stacks lack positions and others are whole: they are separated too, and `Stack.missing` counts what they lack.
 """
 
