@@ -1,4 +1,4 @@
-"""What groups people belong to: from a table, or from the headers of their DICOM series, and never who they are."""
+"""The groups that people belong to, from a table or from the headers of their DICOM series. No identity is read."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,8 +18,8 @@ from .stored_evaluation import CaseTable, first_names, read_table
 
 NOT_GIVEN = "(not given)"
 AGE_BAND, AGE = "age_band", "age"
-EDGES: Mapping[str, tuple[float, ...]] = {AGE: (0, 40, 60, 80)}  # of columns whose bands are customary
-MOST_CODES = 5  # different numbers of a column that are groups as they are: sites 1 to 5, slices of 1, 3 and 5 mm
+EDGES: Mapping[str, tuple[float, ...]] = {AGE: (0, 40, 60, 80)}  # columns with customary bands
+MOST_CODES = 5  # up to so many different numbers are groups as they are: sites 1 to 5, slices of 1, 3 and 5 mm
 YEARS_IN = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 PERSONAL = {
     "patientname", "patient_name", "name", "patientid", "patient_id", "patientbirthdate", "birth_date", "birthdate",
@@ -33,8 +33,8 @@ class Attributes:
     """Attributes of cases or of subjects.
 
     Attributes:
-        by: Whether `values` speaks of cases or of subjects.
-        values: Attribute to the text of each case or subject; a text that is empty is not given.
+        by: Whether the keys of `values` are cases or subjects.
+        values: Attribute -> case or subject -> text; an empty text means that the attribute is not known.
     """
 
     by: Literal["case", "subject"]
@@ -48,7 +48,7 @@ class Grouping:
     Attributes:
         name: The attribute.
         groups: Names of the groups in their order.
-        of_case: Case id to its group, or to `NOT_GIVEN`.
+        of_case: Case id -> its group, or `NOT_GIVEN`.
     """
 
     name: str
@@ -60,8 +60,8 @@ def read_attributes(path: Path) -> Attributes:
     """A CSV with a column `case` or `subject`, and one column for each attribute.
 
     Raises:
-        InputRefusedError: It cannot be read, has neither column or no other, says two things of one case or subject, or has a
-            column that names a person.
+        InputRefusedError: The file cannot be read, has neither of the two columns or no other, has two values for the same case
+            or subject, or has a column that identifies a person.
     """
     header, rows = read_table(path, ())
     by: Literal["case", "subject"] = "case" if "case" in header else "subject"
@@ -87,17 +87,17 @@ def read_attributes(path: Path) -> Attributes:
 def groupings(attributes: Attributes, cases: CaseTable, edges: Mapping[str, Sequence[float]]) -> list[Grouping]:
     """Every attribute as groups of the cases of an evaluation.
 
-    Numbers are cut into bands: at the given edges, ages at 40, 60 and 80, else into terciles of the cases' (or subjects')
-    values; up to five different numbers are groups as they are. Anything else is a group by its text.
+    Numbers are cut into bands: at `edges`; without edges, ages at 40, 60 and 80, and other numbers into terciles of the values
+    of the cases (or subjects). Up to five different numbers are groups as they are. Each other text is a group of its own.
 
     Args:
-        attributes: What is known.
-        cases: Who was measured.
-        edges: Attribute to the lower ends of its bands, rising; the last band is open.
+        attributes: Attributes of the cases or of their subjects.
+        cases: The cases that were measured.
+        edges: Attribute -> the lower ends of its bands, rising; the last band is open.
 
     Raises:
         InputRefusedError: The attributes know no case of the evaluation, or lack leading zeros.
-        UsageError: Edges for what is no attribute, or has texts, or edges that do not rise.
+        UsageError: There are edges for an unknown attribute or for an attribute with texts, or edges that do not rise.
     """
     known = {key for values in attributes.values.values() for key in values}
     keys = {case: case if attributes.by == "case" else subject for case, subject in cases.subjects.items()}
@@ -121,12 +121,12 @@ def groupings(attributes: Attributes, cases: CaseTable, edges: Mapping[str, Sequ
 
 
 def _grouping(name: str, values: Mapping[str, str], keys: Mapping[str, str], edges: Sequence[float] | None) -> Grouping:
-    given = {key: values[key] for key in dict.fromkeys(keys.values()) if values.get(key)}
-    numbers = {key: number for key, text in given.items() if (number := _number(text)) is not None}
-    if len(numbers) < len(given):
+    texts = {key: values[key] for key in dict.fromkeys(keys.values()) if values.get(key)}
+    numbers = {key: number for key, text in texts.items() if (number := _number(text)) is not None}
+    if len(numbers) < len(texts):
         if edges is not None:
-            texts = [text for key, text in given.items() if key not in numbers]
-            raise UsageError(f"--bands {name}: {texts[0]!r} is no number; numbers are needed; leave the bands out")
+            wrong = next(text for key, text in texts.items() if key not in numbers)
+            raise UsageError(f"--bands {name}: {wrong!r} is no number; numbers are needed; leave the bands out")
         numbers = {}
     chosen = edges if edges is not None else EDGES.get(name)
     if numbers and (chosen is not None or len(set(numbers.values())) > MOST_CODES):
@@ -137,15 +137,16 @@ def _grouping(name: str, values: Mapping[str, str], keys: Mapping[str, str], edg
         groups = {key: f"{number:g}" for key, number in numbers.items()}
         order = [f"{number:g}" for number in sorted(set(numbers.values()))]
     else:
-        groups, order = given, sorted(set(given.values()))
+        groups, order = texts, sorted(set(texts.values()))
     used = set(groups.values())
-    shown = AGE_BAND if name == AGE and numbers else name
     of_case = {case: groups.get(key, NOT_GIVEN) for case, key in keys.items()}
-    return Grouping(shown, tuple(group for group in order if group in used), of_case)
+    return Grouping(
+        AGE_BAND if name == AGE and numbers else name, tuple(group for group in order if group in used), of_case
+    )
 
 
 def _terciles(values: Iterable[float]) -> list[float]:
-    """Edges of three bands with as many values each as ties allow, in four digits."""
+    """Edges of three bands that hold the same number of values, as far as ties allow; in four digits."""
     return sorted({float(f"{edge:.4g}") for edge in np.quantile(list(values), [1 / 3, 2 / 3])})
 
 
@@ -159,7 +160,7 @@ def _rising(name: str, edges: Sequence[float]) -> list[float]:
 
 
 def _band_names(limits: Sequence[float]) -> list[str]:
-    """ "<10", "10-20", "20+": a band holds its lower edge and not its upper one."""
+    """ "<10", "10-20", "20+": a band includes its lower edge, not its upper edge."""
     between = "-" if limits[0] >= 0 else " to "
     inner = [f"{low:g}{between}{high:g}" for low, high in pairwise(limits)]
     return [f"<{limits[0]:g}", *inner, f"{limits[-1]:g}+"]
@@ -173,15 +174,15 @@ def _number(text: str) -> float | None:
 
 
 def dicom_attributes(cases: Sequence[CaseFiles], institution: Institution | None = None) -> Attributes:
-    """Attributes of cases by the headers of their DICOM series, as groups that name nobody.
+    """Attributes of cases from the headers of their DICOM series, without any identity.
 
-    Age (PatientAge) comes as a band, and is not worked out from a birth date where it is missing. Sex, manufacturer, model,
-    field strength (T) and slice thickness (mm) come as they are. What a series lacks is not given.
+    The age is the band of PatientAge; it is not computed from a birth date if PatientAge is missing. Sex, manufacturer, model,
+    field strength (T) and slice thickness (mm) are taken as they are. A missing attribute is an empty text.
 
     Args:
         cases: As `find_images` gives them.
-        institution: None leaves InstitutionName out; "numbered" calls the institutions site 1, site 2 and so on by the
-            order of the cases, which nobody can turn back; "named" gives the names.
+        institution: None leaves InstitutionName out; "numbered" calls the institutions site 1, site 2 and so on in the
+            order of the cases, which cannot be traced back to the names; "named" keeps the names.
 
     Raises:
         InputRefusedError: A case is no DICOM series.
@@ -221,7 +222,7 @@ def _sex(header: Dataset) -> str:
 
 
 def _text(header: Dataset, keyword: str) -> str:
-    """One printable text, in whatever form the header has it."""
+    """The value of an element as one printable text."""
     value = header.get(keyword)
     return " ".join("".join(letter if letter.isprintable() else " " for letter in str(value or "")).split())
 

@@ -1,13 +1,12 @@
 """comparison.json and .csv, subgroups.json and .csv: the same figures for machines and for tables."""
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from dicom_io.files import replace_when_whole
 from monai_unet_app.data.schemas import validate, write_json
+from monai_unet_app.report.words import csv_text
 
 from .differences import Comparison
 from .subgroups import Subgroups
@@ -44,17 +43,10 @@ def _write(
     validate(document, name)
     written = folder / f"{name}.json", folder / f"{name}.csv"
     write_json(document, written[0])
+    rows = list(rows)
     with replace_when_whole(written[1]) as part:
-        part.write_text(_csv(list(rows)), encoding="utf-8", newline="")
+        part.write_text(csv_text([rows[0], *(row.values() for row in rows)]), encoding="utf-8", newline="")
     return written
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    stream = io.StringIO()
-    table = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows({key: _field(value) for key, value in row.items()} for row in rows)
-    return stream.getvalue()
 
 
 def _comparison_row(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,28 +56,22 @@ def _comparison_row(entry: Mapping[str, Any]) -> dict[str, Any]:
         "low": low,
         "high": high,
         **{key: entry[key] for key in ("cases", "subjects")},
-        **{f"undefined_{which}": entry["undefined"][which] for which in ("first", "second")},
+        **{f"undefined_{side}": entry["undefined"][side] for side in ("first", "second")},
         **{key: entry[key] for key in ("p", "p_holm", "p_method", "p_undefined", "word")},
     }
 
 
 def _subgroup_row(part: Mapping[str, Any], group: Mapping[str, Any], score: str) -> dict[str, Any]:
     estimate, test = group["scores"][score], part["tests"][score]
-    shown = estimate or {"subjects": group["subjects"], "cases": group["cases"], "mean": None, "interval": None}
-    low, high = shown["interval"] or NO_INTERVAL
+    figures = estimate or {"subjects": group["subjects"], "cases": group["cases"], "mean": None, "interval": None}
+    low, high = figures["interval"] or NO_INTERVAL
     return {
         "attribute": part["attribute"],
         "group": group["group"],
         "score": score,
-        **{key: shown[key] for key in ("subjects", "cases", "mean")},
+        **{key: figures[key] for key in ("subjects", "cases", "mean")},
         "low": low,
         "high": high,
         "too_few": "" if estimate else "too few",
         **{key: test[key] for key in ("p", "p_holm", "p_undefined")},
     }
-
-
-def _field(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

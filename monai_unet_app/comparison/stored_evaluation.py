@@ -10,6 +10,7 @@ from typing import Any
 
 from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.metrics.bootstrap import finite_mean
+from monai_unet_app.metrics.plan import units_of
 
 MEAN = "mean"  # the row of cases.csv for a whole case, and the mean of a score in metrics.json
 SETTINGS = ("classes", "exclusive", "planar", "unit", "boundary_width", "band_width", "surface_tolerance", "bins")
@@ -83,7 +84,7 @@ class StoredEvaluation:
     @property
     def size_column(self) -> str:
         """The column of cases.csv with the sizes of the reference masks."""
-        return "truth_size_px" if self.document["planar"] else "truth_size_ml"
+        return f"truth_size_{units_of(self.document['planar']).size}"
 
 
 def is_evaluation(folder: Path) -> bool:

@@ -49,10 +49,10 @@ class SelectedCases:
 def choose_cases(
     bundle: Bundle, cases: Sequence[CaseFiles], partition: str | None = None, splits: Path | None = None
 ) -> SelectedCases:
-    """The cases to measure or calibrate on: never silently those that the bundle was trained with.
+    """The cases to measure or calibrate on. Cases that the bundle was made with are taken on request only.
 
     Args:
-        bundle: Its `models/run.json` and `calibration.json` say what it has seen, whatever a plan says.
+        bundle: Its `models/run.json` and `calibration.json` record the cases that it has seen; a plan cannot overrule them.
         cases: The cases of the user.
         partition: One of the plan's partitions (if the plan knows none of the cases: all cases), "all", or None for every case
             that the bundle has not seen.
@@ -65,15 +65,15 @@ def choose_cases(
     planned = [plan.get(case.id) for case in cases]
     subjects = {**subjects_of(cases), **{entry.id: entry.subject for entry in planned if entry}}
     same_subject = _seen_subjects(bundle, plan)
-    seen = [seen_case(bundle, case) or same_subject.get(subjects[case.id]) for case in cases]
+    seen_cases = [seen_case(bundle, case) or same_subject.get(subjects[case.id]) for case in cases]
     partitions = [
         known.partition if known else entry.partition if splits and entry else None
-        for known, entry in zip(seen, planned, strict=True)
+        for known, entry in zip(seen_cases, planned, strict=True)
     ]
     accepted = {None, "test"} if partition is None else {partition if any(partitions) else None}
     rows, made_with = list[Row](), dict[str, str]()
     left_out: dict[str, list[str]] = {}
-    for case, known, own_partition in zip(cases, seen, partitions, strict=True):
+    for case, known, own_partition in zip(cases, seen_cases, partitions, strict=True):
         if partition != "all" and own_partition not in accepted:
             left_out.setdefault(own_partition or "cases that the plan does not know", []).append(case.id)
             continue

@@ -37,7 +37,7 @@ from .reference import counted_voxels, evaluation_plan, read_reference, referenc
 
 @dataclass(frozen=True)
 class LabelledCases:
-    """Labelled cases with what a report says of them.
+    """Labelled cases, and their description in a report.
 
     Attributes:
         rows: The cases.
@@ -157,22 +157,22 @@ class CaseLog:
 
 
 def targets_of(bundle: Bundle) -> tuple[Target, ...]:
-    """What the bundle's metadata say that it should reach: {"dice": {"at_least": 0.8}, "ece": {"at_most": 0.005}}.
+    """The targets in the bundle's metadata, such as {"dice": {"at_least": 0.8}, "ece": {"at_most": 0.005}}.
 
     Raises:
-        BundleError: A figure that is unknown to `report.targets`, or a bound that is neither at_least nor at_most.
+        BundleError: A figure is unknown to `report.targets`, or a bound is neither at_least nor at_most.
     """
-    found = bundle.metadata.get("targets", {})
+    bounds = bundle.metadata.get("targets", {})
     try:
-        return as_targets(checked(found), bundle.structure_names) if found else ()
+        return as_targets(checked(bounds), bundle.structure_names) if bounds else ()
     except ValueError as error:
         raise BundleError(f"{bundle.name}: `targets` in metadata.json cannot be used: {error}") from error
 
 
-def _targets(bundle: Bundle, given: Bounds | None) -> tuple[tuple[Target, ...], str]:
-    """The targets, and who set them."""
-    if given is not None:
-        return as_targets(given, bundle.structure_names), "those that were given for this evaluation"
+def _targets(bundle: Bundle, bounds: Bounds | None) -> tuple[tuple[Target, ...], str]:
+    """The targets, and where they come from."""
+    if bounds is not None:
+        return as_targets(bounds, bundle.structure_names), "those that were given for this evaluation"
     if own := targets_of(bundle):
         return own, "the bundle's own"
     return as_targets(USUAL, bundle.structure_names), "the usual ones; the bundle has none of its own"

@@ -92,50 +92,41 @@ def finite_or_none(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def bootstrap_mean(
-    values: ArrayLike, subjects: Sequence[str], how: Bootstrap | None = None, *, seed: int | None = None
-) -> Estimate:
+def bootstrap_mean(values: ArrayLike, subjects: Sequence[str], how: Bootstrap) -> Estimate:
     """Mean over cases, with an interval that resamples subjects.
 
     Args:
-        values: Shape (N,). One value a case; NaN and infinite values (undefined there) are left out.
-        subjects: N names, one a case. Cases of the same name are drawn together.
+        values: Shape (N,). A value for each case; NaN and infinite values (undefined there) are left out.
+        subjects: N names, one for each case. Cases of the same name are drawn together.
         how: Seed, number of resamples, level.
-        seed: Shorthand for `Bootstrap(seed=seed)`.
 
     Returns:
         The mean and its interval. `cases` counts the values used.
 
     Raises:
-        ValueError: The lengths differ, or both `how` and `seed` are given.
+        ValueError: The lengths differ.
     """
     values = np.asarray(values, dtype=np.float64)
     used = np.isfinite(values)
     _check_lengths(values, subjects)
     names = [name for name, keep in zip(subjects, used, strict=True) if keep]
     rows = np.stack([values[used], np.ones(len(names))], axis=1)
-    return bootstrap_sums(rows, names, _ratio_of_sums, _chosen(how, seed))
+    return bootstrap_sums(rows, names, _ratio_of_sums, how)
 
 
 def bootstrap_paired_difference(
-    first: ArrayLike,
-    second: ArrayLike,
-    subjects: Sequence[str],
-    how: Bootstrap | None = None,
-    *,
-    seed: int | None = None,
+    first: ArrayLike, second: ArrayLike, subjects: Sequence[str], how: Bootstrap
 ) -> Estimate:
     """Mean of `first - second`, scores of shape (N,) of the same cases, with an interval that resamples subjects.
 
-    The two are subtracted case by case before anything is drawn, so what makes a case hard for both cancels
-    out. An interval that lies above 0 says that `first` is larger. Arguments and errors as in
-    `bootstrap_mean`.
+    The two are subtracted case by case before subjects are drawn, so the difficulty of a case cancels out. An interval above 0
+    means that `first` is larger. Arguments and errors as in `bootstrap_mean`.
     """
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if first.shape != second.shape:
         raise ValueError(f"paired values have shapes {first.shape} and {second.shape}; the same cases are needed")
     with np.errstate(invalid="ignore"):
-        return bootstrap_mean(first - second, subjects, how, seed=seed)
+        return bootstrap_mean(first - second, subjects, how)
 
 
 def bootstrap_sums(
@@ -183,12 +174,6 @@ def _interval(totals: Floats, statistic: Callable[[Floats], Floats], how: Bootst
 def _ratio_of_sums(sums: Floats) -> Floats:
     with np.errstate(invalid="ignore", divide="ignore"):
         return sums[:, 0] / sums[:, 1]
-
-
-def _chosen(how: Bootstrap | None, seed: int | None) -> Bootstrap:
-    if how is not None and seed is not None:
-        raise ValueError(f"how={how} and seed={seed} were both given; one is needed")
-    return how or Bootstrap(seed=seed or 0)
 
 
 def _check_lengths(rows: Floats, subjects: Sequence[str]) -> None:

@@ -326,8 +326,8 @@ def _score_class(
         hd=boundary.hausdorff_distance(distances, percentile=100),
         hd95=boundary.hausdorff_distance(distances),
         assd=boundary.average_surface_distance(distances),
-        truth_size=overlap.volume_ml(truth, voxel_size),
-        predicted_size=overlap.volume_ml(predicted, voxel_size),
+        truth_size=np.count_nonzero(truth) * voxel_size,
+        predicted_size=np.count_nonzero(predicted) * voxel_size,
         components=match_components(surfaces.truth, surfaces.predicted),
         centreline_dice=centreline_dice(surfaces.truth, surfaces.predicted) if plan.centreline else None,
     )

@@ -1,4 +1,4 @@
-"""How well the centre-lines of two masks agree: for vessels, nerves and whatever else is long and thin."""
+"""How well the centre-lines of two masks agree: for vessels, nerves and other long and thin structures."""
 
 import numpy as np
 
@@ -7,12 +7,12 @@ from .overlap import Mask, check_masks
 
 
 def centreline_dice(truth: Mask, predicted: Mask) -> float:
-    """Dice of centre-lines ("clDice"): which part of each mask's centre-line lies within the other mask.
+    """Dice of centre-lines ("clDice"): how much of each mask's centre-line lies within the other mask.
 
-    The harmonic mean of the part of the predicted centre-line that is in the truth (nothing invented) and the part
-    of the true one that is in the prediction (nothing missed). A vessel too wide or too thin costs nothing here, one
-    that is cut or doubled does. The centre-line is a thinning by voxels, whatever their spacing: where slices are
-    thick it is that of the grid.
+    The harmonic mean of two parts: the part of the predicted centre-line that is in the truth (1 if nothing is invented), and
+    the part of the true centre-line that is in the prediction (1 if nothing is missed). A vessel that is too wide or too thin
+    does not lower the score; a vessel that is cut or doubled does. Masks are thinned voxel by voxel, without regard to the
+    spacing, so with thick slices the centre-line follows the grid.
 
     Args:
         truth: Shape (I, J, K) or (I, J). Reference mask.
@@ -36,8 +36,8 @@ def centreline_dice(truth: Mask, predicted: Mask) -> float:
 def centreline(mask: Mask) -> Mask:
     """A mask thinned to lines one voxel wide, same shape: by Zhang and Suen in 2D, by Lee and Kashyap in 3D.
 
-    Every part of the mask keeps something: of some small blocks (2 x 2 x 2) thinning in 3D leaves nothing, and they
-    stand for themselves.
+    Every connected part of the mask keeps at least a voxel: thinning in 3D removes some small blocks (2 x 2 x 2) completely,
+    and these are kept whole.
 
     Raises:
         ValueError: The mask is neither 2D nor 3D.
@@ -48,9 +48,9 @@ def centreline(mask: Mask) -> Mask:
         raise ValueError(f"the mask has {mask.ndim} dimensions; 2 or 3 are needed for a centre-line")
     line = skeletonize(mask).astype(bool)  # type: ignore[no-untyped-call]  # scikit-image has no types
     parts, count = components(mask)
-    kept = np.bincount(parts[line], minlength=count + 1) > 0
-    kept[0] = True
-    return np.asarray(line | ~kept[parts])
+    has_line = np.bincount(parts[line], minlength=count + 1) > 0
+    has_line[0] = True  # the background, which is no part
+    return np.asarray(line | ~has_line[parts])
 
 
 def _share_within(line: Mask, mask: Mask) -> float:

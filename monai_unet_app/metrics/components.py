@@ -1,4 +1,4 @@
-"""Connected parts of masks: how many there are, which of them were found, which were invented. Boolean arrays in.
+"""Connected parts of masks: how many there are, how many were found and how many invented.
 
 A component is a set of voxels that touch by faces, edges or corners (26 neighbours in 3D, 8 in 2D).
 """
@@ -15,15 +15,15 @@ from .overlap import Mask, check_masks
 
 @dataclass(frozen=True)
 class ComponentScores:
-    """Which components of a truth were found by a prediction, one by one ("lesion-wise").
+    """How many components of a truth a prediction has found ("lesion-wise" scores).
 
-    A component of the truth is *found*, and one of the prediction is *right*, if the two overlap by more than the threshold.
+    A component of the truth is *found*, and a component of the prediction is *right*, if the two overlap by more than the threshold.
 
     Attributes:
         truth: Components of the truth.
         predicted: Components of the prediction.
         found: Components of the truth that a component of the prediction matches.
-        right: Components of the prediction that match one of the truth; the others are false-positive islands.
+        right: Components of the prediction that match a component of the truth; the others are false-positive islands.
         iou_sum: Sum over found components of the IoU with their match.
     """
 
@@ -45,18 +45,18 @@ class ComponentScores:
 
     @property
     def sensitivity(self) -> float:
-        """Found / all of the truth, 0 to 1; 1 where the truth has none."""
+        """Found / all components of the truth, 0 to 1; 1 if the truth has no component."""
         return self.found / self.truth if self.truth else 1.0
 
     @property
     def f1(self) -> float:
-        """Detection F1 ("recognition quality"), 0 to 1. Both without components: 1. One of them: 0."""
+        """Detection F1 ("recognition quality"), 0 to 1. Both masks without components: 1. One mask without: 0."""
         total = self.truth + self.predicted
         return (self.found + self.right) / total if total else 1.0
 
     @property
     def panoptic_quality(self) -> float:
-        """PQ, 0 to 1: mean IoU of the matches times `f1`; empties as there.
+        """PQ, 0 to 1: mean IoU of the matches times `f1`; empty masks as in `f1`.
 
         Source: Kirillov et al., Panoptic Segmentation, CVPR 2019, arXiv:1801.00868 (threshold 0.5: matches are unique).
         """
@@ -66,7 +66,7 @@ class ComponentScores:
 
 
 def components(mask: Mask) -> tuple[NDArray[np.signedinteger], int]:
-    """The number of each voxel's component, from 1, same shape as the mask with 0 outside; and how many there are."""
+    """The number of each voxel's component, from 1, in the shape of the mask with 0 outside; and the number of components."""
     labels, count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))
     return labels, int(count)
 
@@ -74,8 +74,8 @@ def components(mask: Mask) -> tuple[NDArray[np.signedinteger], int]:
 def match_components(truth: Mask, predicted: Mask, *, least_iou: float = 0.5) -> ComponentScores:
     """Components of two masks, matched where their IoU is above `least_iou`.
 
-    From 0.5 on a match is unique. Below, a component is found if any component of the other mask overlaps it so far, and its
-    IoU is that with the best one.
+    From 0.5 on a match is unique. Below 0.5, a component is found if any component of the other mask overlaps it enough, and
+    its IoU is the largest of these.
 
     Args:
         truth: Shape (I, J, K) or (I, J).
@@ -83,7 +83,7 @@ def match_components(truth: Mask, predicted: Mask, *, least_iou: float = 0.5) ->
         least_iou: 0 (any voxel in common) or more, below 1.
 
     Raises:
-        ValueError: The masks differ in shape or are not boolean, or the threshold is none.
+        ValueError: The masks differ in shape or are not boolean, or `least_iou` is out of range.
     """
     check_masks(truth, predicted)
     if not 0 <= least_iou < 1:
@@ -102,7 +102,7 @@ def match_components(truth: Mask, predicted: Mask, *, least_iou: float = 0.5) ->
 def _overlaps(
     first: NDArray[Any], second: NDArray[Any], other_count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Every pair of components that share a voxel, as their numbers, and its IoU; each of shape (pairs,)."""
+    """Pairs of components that share a voxel: the numbers of both, and their IoU; each of shape (pairs,)."""
     either = (first > 0) | (second > 0)
     pairs, voxels = np.unique(first[either] * np.int64(other_count + 1) + second[either], return_counts=True)
     of_first, of_second = np.divmod(pairs, other_count + 1)

@@ -1,7 +1,7 @@
-"""How much two masks share. Pure functions: boolean arrays in, floats out.
+"""How much two masks share. Boolean arrays in, floats out.
 
-Empty policy, the same for every score here: both masks empty is 1 (nothing was asked, nothing was invented),
-exactly one empty is 0 (all was missed, or all was invented).
+Empty masks are treated alike by every score here: both masks empty is 1 (nothing to find, and nothing was invented), exactly
+one empty is 0 (everything was missed, or everything was invented).
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ Mask = NDArray[np.bool_]
 
 
 def check_masks(truth: NDArray[Any], predicted: NDArray[Any]) -> None:
-    """Refuse what cannot be compared voxel by voxel.
+    """Refuses masks, of any shape, that cannot be compared voxel by voxel.
 
     Raises:
         ValueError: A mask is not boolean, or the two differ in shape.
@@ -54,8 +54,7 @@ def precision(truth: Mask, predicted: Mask) -> float:
     """Part of the prediction that is true, |T∩P| / |P|; both masks are boolean and of the same shape.
 
     Returns:
-        0 to 1. Both masks empty: 1. One empty: 0, so a prediction of nothing earns nothing where there was
-        something.
+        0 to 1. Both masks empty: 1. One empty: 0, so an empty prediction scores nothing where the truth is not empty.
     """
     check_masks(truth, predicted)
     return _share(_count(truth & predicted), _count(predicted), _count(truth))
@@ -67,22 +66,17 @@ def recall(truth: Mask, predicted: Mask) -> float:
     return _share(_count(truth & predicted), _count(truth), _count(predicted))
 
 
-def volume_ml(mask: Mask, voxel_ml: float) -> float:
-    """Volume in millilitres of a mask of any shape; `voxel_ml` is the volume of one voxel."""
-    return _count(mask) * voxel_ml
-
-
 def _count(mask: Mask) -> int:
     return int(np.count_nonzero(mask))
 
 
 def _ratio(part: int, whole: int) -> float:
-    """part / whole, where a whole of nothing means that both masks are empty."""
+    """part / whole; a whole of 0 voxels means that both masks are empty."""
     return part / whole if whole else 1.0
 
 
 def _share(common: int, own: int, other: int) -> float:
-    """common / own; an empty own mask is right only where the other is empty too."""
+    """common / own; an empty mask is right only if the other mask is empty too."""
     if own:
         return common / own
     return 0.0 if other else 1.0

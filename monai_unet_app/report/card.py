@@ -94,8 +94,8 @@ def summary(document: Mapping[str, Any], bundle: Bundle, more: Mapping[str, Any]
         "bundle_sha256": document["bundle"]["sha256"],
     }
     figures |= {key: _score(document[key]) for key in _SCORES} | _calibration(document)
-    if told := _statements(document.get("statements", {})):
-        figures["statements"] = told
+    if statements := _statements(document.get("statements", {})):
+        figures["statements"] = statements
     return {**figures, **(more or {}), **_training(bundle), **out_of_fold(bundle)}
 
 
@@ -134,7 +134,7 @@ def out_of_fold(bundle: Bundle) -> dict[str, Any]:
             f"{bundle.name}: {OUT_OF_FOLD} cannot be used ({error}); a table of tools/make_folds.py is needed; make it "
             "again, or remove it"
         ) from error
-    tested = {seen.id for seen in bundle.seen if seen.partition == "test"}
+    tested = {case.id for case in bundle.seen if case.partition == "test"}
     parts = {
         name: [np.mean(d) for case, d in cases.items() if (case in tested) == is_test]
         for name, is_test in _PARTS.items()

@@ -1,4 +1,4 @@
-"""Pictures of cases: image, truth and prediction in three planes, true to their spacing, as PNG data URIs."""
+"""Pictures of cases: image, truth and prediction in three planes, true to their spacing, as PNG."""
 
 import base64
 import io
@@ -14,12 +14,13 @@ from matplotlib.patheffects import Normal, Stroke
 from numpy.typing import NDArray
 
 from dicom_io.coding import DISPLAY_COLOURS
+from monai_unet_app.metrics.boxes import bounding_box
 from monai_unet_app.metrics.case_scores import class_masks
 
 from .evaluation_report import CasePicture
 
 TRUTH_COLOUR = "#ffffff"
-# Of errors, on a grey image of less light; told apart in common colour blindness.
+# Errors are drawn on a darkened grey image; these colours differ for people with common colour blindness, too.
 INVENTED_COLOUR, MISSED_COLOUR, CONFUSED_COLOUR = "#ff4d4d", "#3d8bff", "#ffe14d"
 _NO_METADATA = {"Software": None}
 _GROUND = "#101214"
@@ -34,20 +35,20 @@ def case_figure(
     legend: bool = False,
     errors: bool = False,
 ) -> Figure:
-    """A case in three planes (a planar image: plain and outlined), all at one scale and true to its spacing.
+    """A case in three planes, a picture plain and outlined; all at the same scale and true to the spacing.
 
-    Thin white: truth. Colour: prediction, a colour a class. The planes cut where the truth is largest. Of a sheared grid
-    three of its slices are drawn instead, since only these are right-angled.
+    Thin white lines: truth. Coloured lines: prediction, a colour for each class. The planes cut where the truth is largest. For
+    a sheared grid three of its slices are drawn instead, since only these are right-angled.
 
     Args:
         picture: The case.
         class_names: The classes, in the order of their numbers or masks.
-        colours: Of the classes, in their order; repeated where there are more classes.
+        colours: Colours of the classes, in their order; repeated if there are more classes.
         legend: Name the classes in their colours below the planes.
-        errors: Add a map of the errors to each plane, below it (a planar image: beside it), as `error_colours` has them.
+        errors: Add a map of the errors below each plane (beside a picture), in the colours of `error_colours`.
 
     Raises:
-        ValueError: Labels do not fit the image, or the axes name a direction twice.
+        ValueError: The labels do not fit the image, or the axes name a direction twice.
     """
     planes = _planes(picture, class_names)
     names = class_names if legend else ()
@@ -65,17 +66,17 @@ def case_figure(
 
 
 def error_colours(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """What is wrong at each voxel, as colour and opacity.
+    """The errors at each voxel, as colour and opacity.
 
-    Invented: a class that is not there; missed: a class that is, unpredicted; confused: both at one voxel, one class taken
-    for another.
+    Invented: a predicted class that is not true. Missed: a true class that is not predicted. Confused: both at the same voxel,
+    so that a class is taken for another.
 
     Args:
-        truth: Shape (C, rows, columns), a mask a class.
-        predicted: The same.
+        truth: Shape (C, rows, columns), a mask for each class.
+        predicted: Same shape.
 
     Returns:
-        Shape (rows, columns, 4), 0 to 1; all 0 where nothing is wrong.
+        Shape (rows, columns, 4), 0 to 1; all 0 where there is no error.
     """
     invented, missed = (predicted & ~truth).any(axis=0), (truth & ~predicted).any(axis=0)
     colours = np.zeros((*invented.shape, 4))
@@ -89,7 +90,7 @@ def error_colours(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> NDA
 
 
 def png(figure: Figure, dpi: int = 130) -> bytes:
-    """The figure as a PNG that says nothing about who made it, nor when."""
+    """The figure as a PNG without metadata: no program, no date."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=dpi, facecolor=figure.get_facecolor(), metadata=_NO_METADATA)
     return stream.getvalue()
@@ -105,18 +106,21 @@ class _Plane:
     """One cut: rows run down, columns run right.
 
     `masks` are truth and prediction, (C, rows, columns) each, or None for the plain image; `edges` the letters at left, right,
-    top and bottom; `errors` says that what is wrong is drawn, not the outlines.
+    top and bottom; `errors` says that errors are drawn instead of outlines.
     """
 
     name: str
     image: NDArray[Any]
     masks: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None
     size_mm: tuple[float, float]
-    edges: tuple[str, str, str, str] = ("", "", "", "")
+    edges: tuple[str, ...] = ("",) * 4
     errors: bool = False
 
 
-_OPPOSITE = {"L": "R", "R": "L", "A": "P", "P": "A", "S": "I", "I": "S"}
+_OPPOSITE = {"L": "R", "P": "A", "S": "I"}
+# The planes across each axis, as radiologists look at them: name, and the letters at left, right, top and bottom.
+_PATIENT_VIEWS = (("sagittal", tuple("APSI")), ("coronal", tuple("RLSI")), ("axial", tuple("RLAP")))
+_ARRAY_VIEWS = tuple((name, ("",) * 4) for name in ("plane J-K", "plane I-K", "plane I-J"))
 
 
 def _planes(picture: CasePicture, class_names: Sequence[str]) -> list[_Plane]:
@@ -128,23 +132,26 @@ def _planes(picture: CasePicture, class_names: Sequence[str]) -> list[_Plane]:
     ]
     if picture.is_flat:
         return _planar_views(image, *masks)
-    image, masks, spacing, names, order = _as_viewed(image, masks, picture)
+    views = _ARRAY_VIEWS if picture.axes is None else _PATIENT_VIEWS
+    image, masks, spacing, order = _as_viewed(image, masks, picture)
     window = _window(masks, spacing)
     image, masks = image[window], [stack[(slice(None), *window)] for stack in masks]
     if picture.slices_along is None:
-        return [_cut(image, masks, spacing, names, across, _fullest(masks, across)) for across in (2, 1, 0)]
-    across = order.index(picture.slices_along)
-    return [_cut(image, masks, spacing, names, across, index) for index in _three(masks, across)]
+        cuts = [(across, _fullest(masks, across)) for across in (2, 1, 0)]
+    else:
+        across = order.index(picture.slices_along)
+        cuts = [(across, index) for index in _three(masks, across)]
+    return [_cut(image, masks, spacing, cut, *views[cut[0]]) for cut in cuts]
 
 
 def _as_viewed(
     image: NDArray[Any], masks: list[NDArray[Any]], picture: CasePicture
-) -> tuple[NDArray[Any], list[NDArray[Any]], tuple[float, ...], tuple[str, ...], list[int]]:
-    """The same with axes that increase to the patient's left, back and head, where these are known; and which axis each
-    was before.
+) -> tuple[NDArray[Any], list[NDArray[Any]], Sequence[float], list[int]]:
+    """Image and masks with axes that increase to the patient's left, back and head, if these are known; their spacing, and
+    the place of each axis before.
     """
     if picture.axes is None:
-        return image, masks, tuple(picture.spacing), ("I", "J", "K"), [0, 1, 2]
+        return image, masks, picture.spacing, [0, 1, 2]
     order, flips = [], []
     for positive in "LPS":
         matches = [n for n, letter in enumerate(picture.axes) if letter in (positive, _OPPOSITE[positive])]
@@ -154,23 +161,23 @@ def _as_viewed(
         flips.append(slice(None, None, 1 if picture.axes[matches[0]] == positive else -1))
     image = image.transpose(*order, 3)[tuple(flips)]
     masks = [stack.transpose(0, *(n + 1 for n in order))[(slice(None), *flips)] for stack in masks]
-    return image, masks, tuple(picture.spacing[n] for n in order), ("L", "P", "S"), order
+    return image, masks, [picture.spacing[n] for n in order], order
 
 
 def _areas(masks: list[NDArray[Any]], across: int) -> NDArray[Any]:
-    """Voxels of the truth (else of the prediction) in each slice across an axis."""
-    shown = next((stack for stack in masks if stack.any()), masks[0])
-    return np.asarray(shown.sum(axis=tuple(n for n in range(4) if n != 1 + across)))
+    """Voxels of the truth (of the prediction if there is no truth) in each slice across an axis."""
+    stack = next((stack for stack in masks if stack.any()), masks[0])
+    return np.asarray(stack.sum(axis=tuple(n for n in range(4) if n != 1 + across)))
 
 
 def _fullest(masks: list[NDArray[Any]], across: int) -> int:
-    """The slice with most of the truth (else of the prediction); the middle one where there is none."""
+    """The slice with the largest area, as `_areas` counts it; the middle slice if nothing is labelled."""
     areas = _areas(masks, across)
     return int(areas.argmax()) if areas.any() else len(areas) // 2
 
 
 def _three(masks: list[NDArray[Any]], across: int) -> list[int]:
-    """The fullest slice, and those half-way from it to the two ends of what is labelled."""
+    """The fullest slice, and the two slices half-way from it to the ends of the labelled slices."""
     areas = _areas(masks, across)
     labelled, middle = np.flatnonzero(areas), _fullest(masks, across)
     ends = (labelled[0], labelled[-1]) if len(labelled) else (0, len(areas) - 1)
@@ -180,68 +187,47 @@ def _three(masks: list[NDArray[Any]], across: int) -> list[int]:
 def _cut(
     image: NDArray[Any],
     masks: list[NDArray[Any]],
-    spacing: tuple[float, ...],
-    names: tuple[str, ...],
-    across: int,
-    index: int,
+    spacing: Sequence[float],
+    cut: tuple[int, int],
+    name: str,
+    edges: tuple[str, ...],
 ) -> _Plane:
-    """The plane at an index of an axis."""
+    """The plane across an axis at an index of it; `cut` is (axis, index)."""
+    across, index = cut
     right, down = [n for n in range(3) if n != across]
-    upward = down == 2  # the third axis points to the head: drawn upward
-    step = slice(None, None, -1 if upward else 1)
+    step = slice(None, None, -1 if down == 2 else 1)  # the third axis points to the head, which is drawn at the top
 
     def turned(array: NDArray[Any]) -> NDArray[Any]:
         return np.asarray(np.moveaxis(array.take(index, axis=across), 0, 1)[step])
 
+    truth, predicted = (np.stack([turned(mask) for mask in stack]) for stack in masks)
     size = image.shape[right] * spacing[right], image.shape[down] * spacing[down]
-    return _Plane(
-        name=_plane_name(names, across),
-        image=turned(image),
-        masks=(np.stack([turned(mask) for mask in masks[0]]), np.stack([turned(mask) for mask in masks[1]])),
-        size_mm=size,
-        edges=_edges(names, right, down, upward),
-    )
-
-
-def _plane_name(names: tuple[str, ...], across: int) -> str:
-    if names == ("L", "P", "S"):
-        return ("sagittal", "coronal", "axial")[across]
-    return "plane " + "-".join(name for n, name in enumerate(names) if n != across)
-
-
-def _edges(names: tuple[str, ...], right: int, down: int, upward: bool) -> tuple[str, str, str, str]:
-    if names != ("L", "P", "S"):
-        return "", "", "", ""
-    low, high = _OPPOSITE[names[down]], names[down]
-    return _OPPOSITE[names[right]], names[right], high if upward else low, low if upward else high
+    return _Plane(name, turned(image), (truth, predicted), size, edges)
 
 
 def _planar_views(image: NDArray[Any], truth: NDArray[Any], predicted: NDArray[Any]) -> list[_Plane]:
-    """The picture as it is, and outlined. A planar image's I runs right and J down."""
+    """The picture as it is, and outlined; its axis I runs right and J down."""
     upright = np.moveaxis(image, 0, 1)
     size = float(image.shape[0]), float(image.shape[1])
     outlines = np.moveaxis(truth, 1, 2), np.moveaxis(predicted, 1, 2)
     return [_Plane("image", upright, None, size), _Plane("outlines", upright, outlines, size)]
 
 
-def _window(masks: list[NDArray[Any]], spacing: tuple[float, ...]) -> tuple[slice, ...]:
-    """Box around all masks with room to see: a quarter of its extent, at least 10 mm, on each side."""
-    anything = np.logical_or.reduce(np.concatenate(masks), axis=0)
-    if not anything.any():
+def _window(masks: list[NDArray[Any]], spacing: Sequence[float]) -> tuple[slice, ...]:
+    """The box around all masks with a margin on each side: a quarter of its extent, at least 10 mm."""
+    box = bounding_box(np.logical_or.reduce(np.concatenate(masks), axis=0), (0, 0, 0))
+    if box is None:
         return (slice(None),) * 3
-    box = []
-    for axis in range(3):
-        occupied = np.flatnonzero(anything.any(axis=tuple(a for a in range(3) if a != axis)))
-        low, high = int(occupied[0]), int(occupied[-1]) + 1
-        room = int(np.ceil(max(10.0 / spacing[axis], 0.25 * (high - low))))
-        box.append(slice(max(0, low - room), high + room))
-    return tuple(box)
+    margins = [
+        int(np.ceil(max(10.0 / step, 0.25 * (side.stop - side.start)))) for side, step in zip(box, spacing, strict=True)
+    ]
+    return tuple(slice(max(0, side.start - n), side.stop + n) for side, n in zip(box, margins, strict=True))
 
 
 def _canvas(
     rows: Sequence[Sequence[tuple[float, float]]], lines: int = 0
 ) -> tuple[Figure, list[tuple[float, float, float, float]], float]:
-    """A figure with room for lines below, a box for each plane of each row, all at one scale, and how many mm an inch shows."""
+    """A figure with room for lines below, a box for each plane of each row at the same scale, and the mm for each inch."""
     gap, top, width, most = GAP_INCHES, 0.34, 10.0, 4.6
     across = [sum(size[0] for size in row) / (width - gap * (len(row) + 1)) for row in rows]
     scale = max(*across, *(size[1] / most for row in rows for size in row))
@@ -261,7 +247,7 @@ def _canvas(
 
 
 def _draw_name(figure: Figure, row: int, name: str, colour: str) -> None:
-    """A line of the legend; rows count from 1, upwards from the lower edge."""
+    """A line of the legend; rows are counted from 1, upwards from the lower edge."""
     width, height = figure.get_size_inches()
     y = (row - 0.5) * LINE_INCHES / height
     figure.text(GAP_INCHES / width, y, "\u25a0", color=colour, fontsize=11, va="center")
@@ -307,13 +293,13 @@ def _draw_outlines(
 
 
 def _dimmed(image: NDArray[Any]) -> NDArray[Any]:
-    """Grey, 0 to 0.55: colours stand out on it."""
+    """The image in dark grey, 0 to 0.55, on which colours stand out."""
     grey = image if image.ndim == 2 else image @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, luma
     return 0.55 * grey
 
 
 def _draw_contour(axis: Axes, mask: NDArray[np.bool_], size_mm: tuple[float, float], colour: str, width: float) -> None:
-    """Outline midway between the centres of voxels inside and outside."""
+    """The outline, midway between the centres of voxels inside and outside."""
     if not mask.any() or mask.all() or min(mask.shape) < 2:
         return
     rows, columns = mask.shape

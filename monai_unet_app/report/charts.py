@@ -1,6 +1,6 @@
-"""The charts of a report: matplotlib figures, made without pyplot, so nothing global is touched.
+"""The charts of a report: matplotlib figures, made without pyplot, which would keep them in a global state.
 
-They become inline SVG whose colours and font are variables of the page: they follow its light and dark theme.
+They become inline SVG whose colours and font are variables of the page, so that they follow its light and dark theme.
 """
 
 import io
@@ -21,7 +21,7 @@ from monai_unet_app.metrics.case_scores import CaseScores
 from monai_unet_app.metrics.plan import EvaluationPlan
 from monai_unet_app.metrics.reliability import TOP_LABEL, ReliabilityCounts, expected_calibration_error
 
-SCARCE = 50  # bins with fewer decisions are drawn hollow: their accuracy is hardly known
+SCARCE = 50  # bins with fewer decisions are drawn hollow, since their accuracy is hardly known
 ROWS_SHOWN = 24
 COLUMNS = 3  # of the small charts of outlines
 Band = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -49,14 +49,14 @@ def reliability_figure(
     palette: Palette = Palette(),
     bands: Mapping[str, Band] | None = None,
 ) -> Figure:
-    """One column a population: accuracy against confidence above, how many decisions below.
+    """A column for each population: accuracy against confidence above, the number of decisions below.
 
     Args:
         after: Counts of each population, as delivered.
         before: The same before calibration, or None.
         titles: Heading of each population.
         palette: Colours.
-        bands: Of each population the ends of the interval of `after`'s accuracy, as `accuracy_band` gives them; or None.
+        bands: For each population the ends of the interval of the accuracy in `after`, as `accuracy_band` gives them; or None.
     """
     figure = Figure(figsize=(4.7 * len(after), 5.4), layout="constrained")
     axes = figure.subplots(2, len(after), sharex=True, squeeze=False, height_ratios=(3.2, 1))
@@ -73,14 +73,14 @@ def reliability_figure(
 
 
 def accuracy_band(cases: Sequence[CaseScores], population: str, how: Bootstrap) -> Band:
-    """Between which ends the accuracy of each bin of confidence lies when the subjects are drawn again.
+    """The interval of the accuracy in each bin of confidence, by a bootstrap that draws subjects.
 
-    The voxels of a case come true or fail together, so an interval that takes each for an independent draw (binomial by
-    bin) is far too narrow; what is drawn here is the subject, with all voxels of all of its cases.
+    The voxels of a case are right or wrong together, so an interval that takes each voxel for an independent draw (binomial in
+    each bin) is far too narrow. Here a subject is drawn with all voxels of all of its cases.
 
     Returns:
-        Lower and upper ends of the top label's bins, shape (B,) each, 0 to 1; NaN where fewer than two subjects have a voxel
-        in the bin.
+        Lower and upper ends of the top label's bins, shape (B,) each, 0 to 1; NaN where fewer than `fewest_subjects` subjects
+        have a voxel in the bin.
     """
     counts = [case.reliability[population] for case in cases]
     number = np.array([entry.count[TOP_LABEL] for entry in counts], dtype=np.float64)
@@ -96,13 +96,13 @@ def accuracy_band(cases: Sequence[CaseScores], population: str, how: Bootstrap) 
 
 
 def tolerance_figure(summary: Mapping[str, Any], plan: EvaluationPlan, palette: Palette = Palette()) -> Figure:
-    """A small chart a class: surface Dice against the tolerance as a curve, boundary IoU as one mark at its width.
+    """A small chart for each class: surface Dice against the tolerance as a curve, boundary IoU as a mark at its width.
 
-    Bands and bars are the intervals. Classes that are not defined say so.
+    Bands and bars are the intervals. A class without scores is marked as not defined.
 
     Args:
         summary: As `Evaluation.summary` gives it.
-        plan: Its tolerances, from the smallest to the largest or not.
+        plan: Its tolerances, in any order.
         palette: Colours.
     """
     names = plan.class_names[:ROWS_SHOWN]
@@ -127,21 +127,21 @@ def tolerance_figure(summary: Mapping[str, Any], plan: EvaluationPlan, palette: 
 
 
 def risk_coverage_figure(curve: Mapping[str, Sequence[float]], palette: Palette = Palette()) -> Figure:
-    """Mean of 1 - Dice among the results kept, when only the surest part is kept.
+    """Mean of 1 - Dice of the results that are kept, against the part that is kept, the surest results first.
 
     Args:
-        curve: "coverage" and "risk", of equal length, from the surest result alone to all of them.
+        curve: "coverage" and "risk", of equal length, from the surest result alone to all results.
         palette: Colours.
     """
     figure = Figure(figsize=(5.2, 3.3), layout="constrained")
     axis = figure.subplots()
     _style(axis, palette)
-    kept, risk = 100 * np.asarray(curve["coverage"]), np.asarray(curve["risk"])
+    coverage, risk = 100 * np.asarray(curve["coverage"]), np.asarray(curve["risk"])
     without_order = "all results; any part of them if the order said nothing"
     axis.axhline(risk[-1], color=palette.muted, lw=1, ls=(0, (1, 2)), zorder=1, label=without_order)
     axis.legend(loc="upper left", frameon=False, fontsize=9, labelcolor=palette.muted)
-    axis.plot(kept, risk, color=palette.first, lw=1.6, zorder=3)
-    axis.scatter(kept, risk, s=14, color=palette.first, linewidths=0, zorder=4, clip_on=False)
+    axis.plot(coverage, risk, color=palette.first, lw=1.6, zorder=3)
+    axis.scatter(coverage, risk, s=14, color=palette.first, linewidths=0, zorder=4, clip_on=False)
     axis.set(xlim=(0, 100), ylim=(0, 1.35 * max(float(risk.max()), 1e-3)))
     axis.set_xlabel("kept, % of results, the surest first", color=palette.ink)
     axis.set_ylabel("mean of 1 - Dice among them", color=palette.ink)
@@ -152,9 +152,9 @@ def risk_coverage_figure(curve: Mapping[str, Sequence[float]], palette: Palette 
 def distribution_figure(
     cases: Sequence[CaseScores], plan: EvaluationPlan, palette: Palette = Palette(), undefined: Collection[str] = ()
 ) -> Figure:
-    """Every case as a dot, a row a class: Dice left, boundary IoU right; bar: quartiles, tick: median.
+    """Every case as a dot, in a row for each class: Dice left, boundary IoU right; bar: quartiles, tick: median.
 
-    Classes that are `undefined` keep their row, empty.
+    The rows of `undefined` classes stay empty.
     """
     rows = min(len(plan.class_names), ROWS_SHOWN)
     figure = Figure(figsize=(9.4, 1.5 + 0.75 * rows), layout="constrained")
@@ -179,12 +179,11 @@ def distribution_figure(
 
 
 def svg(figure: Figure, label: str) -> str:
-    """The figure as an inline <svg> of an HTML page: no address, no date, colours and font taken from the
-    page.
+    """The figure as an inline <svg> of an HTML page: no address, no date; colours and font are those of the page.
 
     Args:
         figure: Drawn with the default palette.
-        label: What is to be seen, for those who cannot see it.
+        label: Description of the figure for readers who cannot see it.
     """
     stream = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):
@@ -238,7 +237,7 @@ def _draw_band(axis: Axes, counts: ReliabilityCounts, band: Band, palette: Palet
 def _draw_curve(
     axis: Axes, counts: ReliabilityCounts, colour: str, palette: Palette, marker: str, style: object
 ) -> None:
-    """Mean confidence against accuracy of filled bins; scarce ones hollow and off the line."""
+    """Mean confidence against accuracy of the filled bins; bins with few decisions are hollow and off the line."""
     number = counts.count[0]
     used = number > 0
     x, y, sure = counts.mean_confidence()[used], counts.accuracy()[used], (number >= SCARCE)[used]
@@ -248,7 +247,7 @@ def _draw_curve(
 
 
 def _draw_histogram(axis: Axes, counts: ReliabilityCounts, palette: Palette) -> None:
-    """Share of the decisions in each bin, logarithmic: nearly all of a volume is sure background."""
+    """Share of the decisions in each bin, on a logarithmic scale: nearly all of a volume is sure background."""
     _style(axis, palette)
     share = counts.count[0] / max(1, counts.decisions)
     edges = np.linspace(0, 1, counts.bins + 1)
@@ -293,7 +292,7 @@ def _draw_tolerances(axis: Axes, name: str, summary: Mapping[str, Any], plan: Ev
 
 
 def _lowest(summary: Mapping[str, Any], names: Sequence[str]) -> float:
-    """A round lower end of the scale that leaves room for the words below the curves."""
+    """The lower end of the scale, a round number that leaves room for the words below the curves."""
     blocks = [summary["boundary_iou"], *summary["surface_dice_at"].values()]
     ends = [block["per_class_interval"][name] or [block["per_class"][name]] for block in blocks for name in names]
     least = min((end[0] for end in ends if end[0] is not None), default=1.0)
@@ -313,7 +312,7 @@ def _draw_row(axis: Axes, row: int, values: NDArray[np.float64], palette: Palett
 
 
 def _spread_out(number: int) -> NDArray[np.float64]:
-    """Shape (number,), -1 to 1, even and without pattern: the golden ratio's multiples."""
+    """Shape (number,), -1 to 1, evenly spread without a pattern: the fractional parts of multiples of the golden ratio."""
     return np.asarray(2 * np.mod(np.arange(number) * 0.6180339887498949, 1.0) - 1)
 
 

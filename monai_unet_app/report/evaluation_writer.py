@@ -1,7 +1,5 @@
 """Writes an evaluation: metrics.json for machines, cases.csv for tables, report.html and report.pdf for people."""
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
@@ -12,15 +10,16 @@ import numpy as np
 
 from dicom_io.files import replace_when_whole
 from monai_unet_app.data.schemas import validate
-from monai_unet_app.metrics.bootstrap import finite_or_none
 from monai_unet_app.metrics.case_scores import CaseScores
 from monai_unet_app.metrics.glossary import score_definitions
 from monai_unet_app.metrics.plan import EvaluationPlan
+from monai_unet_app.metrics.reliability import TOP_LABEL
 from monai_unet_app.metrics.score_registry import column_readers, means_of_rows, presence, score_table
 
 from .evaluation_report import EvaluationReport, Target
 from .html import render_html
 from .pdf import render_pdf
+from .words import csv_text
 
 SCHEMA_VERSION = "1.0"
 
@@ -28,8 +27,8 @@ SCHEMA_VERSION = "1.0"
 def write_evaluation(report: EvaluationReport, folder: Path) -> tuple[Path, ...]:
     """Writes metrics.json, cases.csv, report.html and report.pdf into a folder, which is made if it is not there.
 
-    All are rendered and checked before the first is written; each is written under a temporary name and
-    then renamed, so a reader never meets half a file.
+    All are rendered and checked before the first is written. Each is written under a temporary name and then renamed, so that
+    no reader sees a part of a file.
 
     Returns:
         The four paths, in that order.
@@ -54,7 +53,7 @@ def write_evaluation(report: EvaluationReport, folder: Path) -> tuple[Path, ...]
 
 
 def metrics_document(report: EvaluationReport) -> dict[str, Any]:
-    """What metrics.json holds; `metrics.schema.json` says what each entry means."""
+    """The content of metrics.json; `metrics.schema.json` explains each entry."""
     on, plan = report.measured_on, report.plan
     document: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -92,10 +91,10 @@ def metrics_document(report: EvaluationReport) -> dict[str, Any]:
 
 
 def cases_csv(cases: Sequence[CaseScores], plan: EvaluationPlan) -> str:
-    """One row a case and class, then one row "mean" a case; what is undefined is an empty field.
+    """A row for each class of a case, then the row "mean" of the case; an undefined figure is an empty field.
 
-    `ece_whole` and `ece_band` are one class against the rest in the rows of classes, top label in the row
-    "mean". A class of which no case has a voxel has no scores here either, and no part of the means.
+    `ece_whole` and `ece_band` are the errors of one class against the rest in the rows of classes, and of the top label in the
+    row "mean". A class that no case has a voxel of has no scores here either, and is no part of the means.
     """
     somewhere = presence(cases, plan).any(axis=0)
     columns = {
@@ -103,24 +102,17 @@ def cases_csv(cases: Sequence[CaseScores], plan: EvaluationPlan) -> str:
     }
     for side in ("truth", "predicted"):
         columns[f"{side}_size_{plan.units.size}"] = score_table(attrgetter(f"{side}_size"), cases, plan)
-    stream = io.StringIO()
-    table = csv.writer(stream, lineterminator="\n")
-    table.writerow(["case", "subject", "class", *columns, "ece_whole", "ece_band"])
+    rows: list[Sequence[object]] = [("case", "subject", "class", *columns, "ece_whole", "ece_band")]
     means = np.array([means_of_rows(column) for column in columns.values()])
     for m, case in enumerate(cases):
         for n, name in enumerate(plan.class_names):
-            table.writerow(_row(case, name, [column[m, n] for column in columns.values()], plan.row_of(n), plan))
-        table.writerow(_row(case, "mean", list(means[:, m]), 0, plan))
-    return stream.getvalue()
+            rows.append(_row(case, name, [column[m, n] for column in columns.values()], plan.row_of(n), plan))
+        rows.append(_row(case, "mean", list(means[:, m]), TOP_LABEL, plan))
+    return csv_text(rows)
 
 
-def _row(case: CaseScores, name: str, scores: list[float], row: int, plan: EvaluationPlan) -> list[str]:
-    errors = [case.ece(population, row) for population in plan.populations]
-    return [case.case_id, case.subject, name, *map(_field, [*scores, *errors])]
-
-
-def _field(value: float) -> str:
-    return "" if finite_or_none(value) is None else f"{value:.6g}"
+def _row(case: CaseScores, name: str, scores: list[float], row: int, plan: EvaluationPlan) -> Sequence[object]:
+    return case.case_id, case.subject, name, *scores, *(case.ece(population, row) for population in plan.populations)
 
 
 def _target_entry(target: Target, summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ are there wherever it is opened. It has no Chinese, Japanese and Korean: those a
 import io
 import re
 from collections.abc import Iterable
-from functools import singledispatch
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -24,23 +23,8 @@ from reportlab.pdfbase.ttfonts import TTFont
 from reportlab.platypus import Flowable, Image, Paragraph, SimpleDocTemplate
 from reportlab.platypus import Table as Grid
 
-from .blocks import (
-    Block,
-    Cell,
-    Chart,
-    Facts,
-    Folded,
-    Heading,
-    Key,
-    Lines,
-    Picture,
-    Table,
-    Text,
-    Tiles,
-    Title,
-    Tone,
-    Verdict,
-)
+from . import blocks
+from .blocks import Block, Cell
 from .case_pictures import png
 from .charts import LIGHT
 from .evaluation_report import EvaluationReport
@@ -51,7 +35,7 @@ WIDTH, HEIGHT = A4[0] - 2 * MARGIN, A4[1] - 2 * MARGIN - FOOT
 _FRAME = 6.0  # what ReportLab leaves free inside its margins, points
 CHART_DPI, PICTURE_DPI = 200, 150
 RAISED = HexColor("#f6f7f9")
-TONES: dict[Tone, str] = {"": LIGHT.ink, "good": "#12703a", "bad": "#b3261e"}
+TONES: dict[blocks.Tone, str] = {"": LIGHT.ink, "good": "#12703a", "bad": "#b3261e"}
 _SANS, _BOLD = "DejaVuSans", "DejaVuSans-Bold"  # fonts, and the names of their files
 _CHINESE, _JAPANESE, _KOREAN = "STSong-Light", "HeiseiKakuGo-W5", "HYGothic-Medium"
 _EAST_ASIAN = re.compile("[\u1100-\u11ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef]+")
@@ -100,12 +84,12 @@ class _Document(SimpleDocTemplate):  # type: ignore[misc]  # ReportLab has no ty
         footer = _paragraph(self.footer, "footer")
         footer.wrap(0.85 * WIDTH, FOOT)
         footer.drawOn(self.canv, MARGIN, MARGIN - 2)
-        self.canv.setFont(_SANS, _style("footer").fontSize)
+        self.canv.setFont(_SANS, _STYLES["footer"].fontSize)
         self.canv.setFillColor(HexColor(LIGHT.muted))
         self.canv.drawRightString(A4[0] - MARGIN, MARGIN, f"page {self.page}")
 
     def afterFlowable(self, flowable: Any) -> None:  # noqa: N802
-        if getattr(flowable, "style", None) is _style("heading"):
+        if getattr(flowable, "style", None) is _STYLES["heading"]:
             name = f"section {self.page} {flowable.getPlainText()}"
             self.canv.bookmarkPage(name)
             self.canv.addOutlineEntry(flowable.getPlainText(), name, 0)
@@ -121,87 +105,75 @@ def _register_fonts() -> None:
             pdfmetrics.registerFont(UnicodeCIDFont(name))
 
 
-def _paragraph_styles() -> dict[str, ParagraphStyle]:
-    plain = ParagraphStyle(
-        "plain", fontName=_SANS, fontSize=8.5, leading=12, textColor=HexColor(LIGHT.ink), spaceAfter=3
-    )
-    muted, bold = HexColor(LIGHT.muted), {"fontName": _BOLD}
-    return {
-        "plain": plain,
-        "title": ParagraphStyle("title", plain, textColor=muted, fontSize=9.5, **bold),
-        "verdict": ParagraphStyle("verdict", plain, fontSize=17, leading=22, spaceAfter=5, **bold),
-        "heading": ParagraphStyle("heading", plain, fontSize=12, leading=15, spaceBefore=18, spaceAfter=4, **bold),
-        "small heading": ParagraphStyle("small heading", plain, spaceBefore=7, **bold),
-        "note": ParagraphStyle("note", plain, textColor=muted, fontSize=7.5, leading=10.5),
-        "footer": ParagraphStyle("footer", plain, textColor=muted, fontSize=7, leading=8.5, spaceAfter=0),
-        "figure": ParagraphStyle("figure", plain, fontSize=15, leading=19, spaceAfter=0, **bold),
-        "cell": ParagraphStyle("cell", plain, fontSize=7.5, leading=9.5, spaceAfter=0),
-    }
-
-
-_STYLES = _paragraph_styles()
-
-
-def _style(name: str) -> ParagraphStyle:
-    return _STYLES[name]
+_PLAIN = ParagraphStyle("plain", fontName=_SANS, fontSize=8.5, leading=12, textColor=HexColor(LIGHT.ink), spaceAfter=3)
+_GREY, _STRONG = HexColor(LIGHT.muted), {"fontName": _BOLD}
+_STYLES = {
+    "plain": _PLAIN,
+    "title": ParagraphStyle("title", _PLAIN, textColor=_GREY, fontSize=9.5, **_STRONG),
+    "verdict": ParagraphStyle("verdict", _PLAIN, fontSize=17, leading=22, spaceAfter=5, **_STRONG),
+    "heading": ParagraphStyle("heading", _PLAIN, fontSize=12, leading=15, spaceBefore=18, spaceAfter=4, **_STRONG),
+    "small heading": ParagraphStyle("small heading", _PLAIN, spaceBefore=7, **_STRONG),
+    "note": ParagraphStyle("note", _PLAIN, textColor=_GREY, fontSize=7.5, leading=10.5),
+    "footer": ParagraphStyle("footer", _PLAIN, textColor=_GREY, fontSize=7, leading=8.5, spaceAfter=0),
+    "figure": ParagraphStyle("figure", _PLAIN, fontSize=15, leading=19, spaceAfter=0, **_STRONG),
+    "cell": ParagraphStyle("cell", _PLAIN, fontSize=7.5, leading=9.5, spaceAfter=0),
+}
 
 
 def _paragraph(text: str, style: str = "plain") -> Paragraph:
-    return Paragraph(_escaped(text), _style(style))
+    return Paragraph(_escaped(text), _STYLES[style])
 
 
-@singledispatch
 def flowables(block: Block) -> list[Flowable]:
-    """One block as ReportLab's flowables."""
+    """A block as ReportLab's flowables. Raises TypeError if it is not one of those in blocks.py."""
+    match block:
+        case blocks.Title():
+            return [_paragraph(block.text, "title")]
+        case blocks.Verdict():
+            return [Paragraph(_coloured(block.text, TONES[block.tone]), _STYLES["verdict"])]
+        case blocks.Heading():
+            return _with_next(_paragraph(block.text, "small heading" if block.small else "heading"))
+        case blocks.Text():
+            return _with_next(_paragraph(block.text, "note" if block.note else "plain"))
+        case blocks.Lines():
+            lines = (f"{_coloured(mark, TONES[tone])} {_escaped(text)}" for tone, mark, text in block.entries)
+            return [Paragraph(line, _PLAIN) for line in lines]
+        case blocks.Tiles():
+            return [_tiles(block)]
+        case blocks.Table():
+            return [_table(block)]
+        case blocks.Chart():
+            return _image(png(block.draw(LIGHT), CHART_DPI), block.width, 0.8, block.caption)
+        case blocks.Picture():
+            return _image(png(block.draw(), PICTURE_DPI), 1.0, 0.4, block.caption)
+        case blocks.Key():
+            entries = (
+                _square(colour) + "\u00a0" + _escaped(name.replace(" ", "\u00a0")) for colour, name in block.entries
+            )
+            return _with_next(Paragraph(" \u00a0 ".join(entries), _PLAIN))
+        case blocks.Facts():
+            return [_facts(block)]
+        case blocks.Folded():
+            return [_paragraph(block.instead, "note")]
     raise TypeError(f"{type(block).__name__} is no block; one of those in blocks.py is needed")
 
 
-@flowables.register
-def _(block: Title) -> list[Flowable]:
-    return [_paragraph(block.text, "title")]
-
-
-@flowables.register
-def _(block: Verdict) -> list[Flowable]:
-    return [Paragraph(_coloured(block.text, TONES[block.tone]), _style("verdict"))]
-
-
-@flowables.register
-def _(block: Heading) -> list[Flowable]:
-    return _with_next(_paragraph(block.text, "small heading" if block.small else "heading"))
-
-
-@flowables.register
-def _(block: Text) -> list[Flowable]:
-    return _with_next(_paragraph(block.text, "note" if block.note else "plain"))
-
-
-@flowables.register
-def _(block: Lines) -> list[Flowable]:
-    return [
-        Paragraph(f"{_coloured(mark, TONES[tone])} {_escaped(text)}", _style("plain"))
-        for tone, mark, text in block.entries
-    ]
-
-
-@flowables.register
-def _(block: Tiles) -> list[Flowable]:
+def _tiles(tiles: blocks.Tiles) -> Flowable:
     cells = [
         [_paragraph(name, "note"), _paragraph(figure, "figure"), _paragraph(below, "note")]
-        for name, figure, below in block.entries
+        for name, figure, below in tiles.entries
     ]
     look = [("BACKGROUND", (0, 0), (-1, -1), RAISED), ("INNERGRID", (0, 0), (-1, -1), 4, HexColor(LIGHT.ground))]
     top = ("VALIGN", (0, 0), (-1, -1), "TOP")
-    return [Grid([cells], colWidths=[WIDTH / len(cells)] * len(cells), style=[*look, top], spaceBefore=8)]
+    return Grid([cells], colWidths=[WIDTH / len(cells)] * len(cells), style=[*look, top], spaceBefore=8)
 
 
-@flowables.register
-def _(block: Table) -> list[Flowable]:
-    widths, size = _columns(block)
-    rows = [[_head_cell(name, n >= block.words, size) for n, name in enumerate(block.head)]]
-    for number, row in enumerate(block.rows):
-        bold = block.last_is_mean and number == len(block.rows) - 1
-        rows.append([_cell(cell, n >= block.words, size, bold) for n, cell in enumerate(row)])
+def _table(table: blocks.Table) -> Flowable:
+    widths, size = _columns(table)
+    rows = [[_head_cell(name, n >= table.words, size) for n, name in enumerate(table.head)]]
+    for number, row in enumerate(table.rows):
+        bold = table.last_is_mean and number == len(table.rows) - 1
+        rows.append([_cell(cell, n >= table.words, size, bold) for n, cell in enumerate(row)])
     look = [
         ("LINEBELOW", (0, 0), (-1, -1), 0.5, HexColor(LIGHT.grid)),
         ("VALIGN", (0, 0), (-1, 0), "BOTTOM"),
@@ -212,38 +184,16 @@ def _(block: Table) -> list[Flowable]:
         ("BOTTOMPADDING", (0, 0), (-1, -1), 2.5),
         ("LEFTPADDING", (0, 0), (0, -1), 0),
     ]
-    return [Grid(rows, colWidths=widths, repeatRows=1, style=look, hAlign="LEFT", spaceAfter=6)]
+    return Grid(rows, colWidths=widths, repeatRows=1, style=look, hAlign="LEFT", spaceAfter=6)
 
 
-@flowables.register
-def _(block: Chart) -> list[Flowable]:
-    return _image(png(block.draw(LIGHT), CHART_DPI), block.width, 0.8, block.caption)
-
-
-@flowables.register
-def _(block: Picture) -> list[Flowable]:
-    return _image(png(block.draw(), PICTURE_DPI), 1.0, 0.4, block.caption)
-
-
-@flowables.register
-def _(block: Key) -> list[Flowable]:
-    entries = (_square(colour) + "\u00a0" + _escaped(name.replace(" ", "\u00a0")) for colour, name in block.entries)
-    return _with_next(Paragraph(" \u00a0 ".join(entries), _style("plain")))
-
-
-@flowables.register
-def _(block: Facts) -> list[Flowable]:
-    rows = [[_paragraph(name, "note"), _paragraph(text, "cell")] for name, text in block.entries.items()]
-    names = max(pdfmetrics.stringWidth(name, _SANS, _style("note").fontSize) for name in block.entries)
+def _facts(facts: blocks.Facts) -> Flowable:
+    rows = [[_paragraph(name, "note"), _paragraph(text, "cell")] for name, text in facts.entries.items()]
+    names = max(pdfmetrics.stringWidth(name, _SANS, _STYLES["note"].fontSize) for name in facts.entries)
     first = min(names + 4 * _PAD + 1, 0.45 * WIDTH)
     edges = {"LEFTPADDING": 0, "RIGHTPADDING": 4 * _PAD, "TOPPADDING": 1, "BOTTOMPADDING": 1}
     look = [("VALIGN", (0, 0), (-1, -1), "TOP"), *((edge, (0, 0), (-1, -1), size) for edge, size in edges.items())]
-    return [Grid(rows, colWidths=[first, WIDTH - first], style=look, spaceAfter=6)]
-
-
-@flowables.register
-def _(block: Folded) -> list[Flowable]:
-    return [_paragraph(block.instead, "note")]
+    return Grid(rows, colWidths=[first, WIDTH - first], style=look, spaceAfter=6)
 
 
 def _escaped(text: str) -> str:
@@ -282,12 +232,12 @@ def _image(content: bytes, width: float, height: float, caption: str) -> list[Fl
     return [*_with_next(image), below]
 
 
-def _columns(table: Table) -> tuple[list[float], float]:
+def _columns(table: blocks.Table) -> tuple[list[float], float]:
     """Widths of a table's columns, and the type size at which they fit side by side.
 
     Columns are as wide as their longest line, but for the first, which may wrap.
     """
-    size = _style("cell").fontSize
+    size = _STYLES["cell"].fontSize
     natural = [_natural(table, n, size) for n in range(len(table.head))]
     natural[0] = min(natural[0], 0.3 * WIDTH)
     shrink = min(1.0, WIDTH / sum(natural))
@@ -295,7 +245,7 @@ def _columns(table: Table) -> tuple[list[float], float]:
     return [shrink * width + min(spare, 18.0) for width in natural], shrink * size
 
 
-def _natural(table: Table, n: int, size: float) -> float:
+def _natural(table: blocks.Table, n: int, size: float) -> float:
     lines = [(line, _BOLD, size) for line in table.head[n].split("\n")]
     for row in table.rows:
         cell = _as_cell(row[n])
@@ -329,5 +279,11 @@ def _cell_style(number: bool, size: float, *, bold: bool, colour: str) -> Paragr
     aligned: dict[str, Any] = {"alignment": TA_RIGHT} if number else {}
     font = _BOLD if bold else _SANS
     return ParagraphStyle(
-        "cell", _style("cell"), fontName=font, fontSize=size, leading=1.28 * size, textColor=HexColor(colour), **aligned
+        "cell",
+        _STYLES["cell"],
+        fontName=font,
+        fontSize=size,
+        leading=1.28 * size,
+        textColor=HexColor(colour),
+        **aligned,
     )

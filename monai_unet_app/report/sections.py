@@ -15,18 +15,10 @@ from monai_unet_app.metrics.glossary import score_definitions
 from monai_unet_app.metrics.plan import EvaluationPlan
 from monai_unet_app.metrics.score_registry import COMPONENT_SCORES, key_of, scores_of
 
+from . import charts
 from .blocks import Block, Cell, Chart, Facts, Folded, Heading, Key, Lines, Picture, Table, Text, Tiles, Title, Tone
 from .blocks import Verdict as VerdictLine
 from .case_pictures import CONFUSED_COLOUR, INVENTED_COLOUR, MISSED_COLOUR, TRUTH_COLOUR, case_figure
-from .charts import (
-    COLUMNS,
-    ROWS_SHOWN,
-    SCARCE,
-    accuracy_band,
-    distribution_figure,
-    reliability_figure,
-    tolerance_figure,
-)
 from .evaluation_report import CasePicture, EvaluationReport, Outcome, Target
 from .statement_section import statement_blocks, verdict_counts
 from .words import between, number, percent, plural
@@ -197,7 +189,7 @@ def _undefined(report: EvaluationReport) -> list[Block]:
 
 def _all_cases(report: EvaluationReport) -> list[Block]:
     caption = "One dot a case. Bar: the middle half of the cases; tick: the median." + _how_many_drawn(report.plan)
-    draw = partial(distribution_figure, report.cases, report.plan, undefined=tuple(report.summary["undefined"]))
+    draw = partial(charts.distribution_figure, report.cases, report.plan, undefined=tuple(report.summary["undefined"]))
     return [Heading("All cases"), Chart(draw, "Dice and boundary IoU of every case, a row a class", caption)]
 
 
@@ -209,8 +201,8 @@ def _outlines(report: EvaluationReport) -> list[Block]:
         "agree."
     )
     caption = f"Bands and bars: {percent(report.how.level)} interval, drawn by subject." + _how_many_drawn(plan)
-    width = min(COLUMNS, len(plan.class_names)) / COLUMNS
-    draw = partial(tolerance_figure, report.summary, plan)
+    width = min(charts.COLUMNS, len(plan.class_names)) / charts.COLUMNS
+    draw = partial(charts.tolerance_figure, report.summary, plan)
     label = "Surface Dice against the tolerance, and boundary IoU, a chart a class"
     return [
         Heading("How far off are the outlines?"),
@@ -222,9 +214,9 @@ def _outlines(report: EvaluationReport) -> list[Block]:
 
 
 def _how_many_drawn(plan: EvaluationPlan) -> str:
-    if len(plan.class_names) <= ROWS_SHOWN:
+    if len(plan.class_names) <= charts.ROWS_SHOWN:
         return ""
-    return f" The first {ROWS_SHOWN} of {len(plan.class_names)} classes are drawn."
+    return f" The first {charts.ROWS_SHOWN} of {len(plan.class_names)} classes are drawn."
 
 
 def _components(report: EvaluationReport) -> list[Block]:
@@ -254,13 +246,13 @@ def populations_in_words(plan: EvaluationPlan) -> dict[str, str]:
 def _calibration(report: EvaluationReport) -> list[Block]:
     words = populations_in_words(report.plan)
     pooled = report.evaluation.pooled()
-    bands = {name: accuracy_band(report.cases, name, report.how) for name in pooled}
+    bands = {name: charts.accuracy_band(report.cases, name, report.how) for name in pooled}
     banded = any(low[low == low].size for low, _ in bands.values())
     before = report.evaluation.pooled_before()
-    draw = partial(reliability_figure, pooled, before, words, bands=bands if banded else None)
+    draw = partial(charts.reliability_figure, pooled, before, words, bands=bands if banded else None)
     caption = (
         f"Top label, {report.plan.bins} equal-width bins, pooled over all cases. "
-        f"Hollow marks: bins with fewer than {SCARCE} decisions."
+        f"Hollow marks: bins with fewer than {charts.SCARCE} decisions."
     )
     if banded:
         caption += f" Band: {percent(report.how.level)} interval of each bin, drawn by subject."

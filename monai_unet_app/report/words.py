@@ -1,16 +1,18 @@
 """Figures as they are printed."""
 
-from collections.abc import Sequence
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
 
 
 def number(value: float | None, digits: int) -> str:
     """The value, or a dash where it is undefined (None, NaN or infinite)."""
-    defined = value is not None and abs(value) < float("inf")
-    return f"{value:.{digits}f}" if defined else "–"
+    return f"{value:.{digits}f}" if value is not None and math.isfinite(value) else "–"
 
 
 def between(interval: Sequence[float] | None, digits: int) -> str:
-    """Both ends; empty where there is no interval."""
+    """Both ends of an interval; empty without an interval."""
     return f"{interval[0]:.{digits}f} to {interval[1]:.{digits}f}" if interval else ""
 
 
@@ -20,5 +22,18 @@ def percent(share: float | None, digits: int = 0) -> str:
 
 
 def plural(number: int, noun: str) -> str:
-    """So many of these."""
+    """The number with its noun, in the plural unless it is 1."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Rows as the text of a CSV file: floats in six digits; an empty field for None, NaN and infinity."""
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows(map(_field, row) for row in rows)
+    return stream.getvalue()
+
+
+def _field(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}" if math.isfinite(value) else ""
+    return "" if value is None else str(value)

@@ -32,12 +32,6 @@ def test_precision_and_recall_tell_too_much_from_too_little():
     assert (overlap.precision(large, TRUTH), overlap.recall(large, TRUTH)) == (1.0, 0.5)
 
 
-def test_the_volume_of_a_mask_is_in_millilitres():
-    large = box((20, 18, 16), (3, 4, 5), (8, 6, 8))
-    assert overlap.volume_ml(TRUTH, 0.002) == pytest.approx(192 * 0.002)
-    assert overlap.volume_ml(large, 0.002) - overlap.volume_ml(TRUTH, 0.002) == pytest.approx(192 * 0.002)
-
-
 @pytest.mark.parametrize("score", [overlap.dice, overlap.iou, overlap.precision, overlap.recall])
 def test_two_empty_masks_agree_and_one_empty_mask_scores_nothing(score):
     assert score(EMPTY, EMPTY) == 1.0
