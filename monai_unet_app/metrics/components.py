@@ -17,7 +17,8 @@ from .overlap import Mask, check_masks
 class ComponentScores:
     """How many components of a truth a prediction has found ("lesion-wise" scores).
 
-    A component of the truth is *found*, and a component of the prediction is *right*, if they overlap by more than the threshold.
+    A component of the truth is *found*, and a component of the prediction is *right*, if the IoU of the two is above the
+    threshold.
 
     Attributes:
         truth: Components of the truth.
