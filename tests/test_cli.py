@@ -396,7 +396,7 @@ def test_a_file_in_the_place_of_a_cases_folder_is_a_problem_of_that_case(
         (["evaluate", "--bundle", BUNDLE, "--output", "y"], "give --data DIR, or --images DIR"),
         (
             ["dicomize", "--images", "x", "--labels", "y", "--output", "z"],
-            "what do the label values mean? give --bundle",
+            "its segments.json, which names the label values, is needed; give --bundle",
         ),
         (["train", "--bundle", "liver", "--data", "x", "--output", "y"], "no bundle 'liver'"),
     ],

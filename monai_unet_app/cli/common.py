@@ -1,4 +1,4 @@
-"""What several verbs share: exit codes, objects made from flags, and checks before work starts."""
+"""Parts that several verbs share: exit codes, objects made from flags, and checks before work starts."""
 
 import shlex
 import tempfile
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_REFUSED = 0, 1, 2, 3
 Answer = tuple[dict[str, Any], int]
-"""What a verb gives back: its result for --json, and its exit code."""
+"""The result of a verb for --json, and its exit code."""
 
 
 def loaded_bundle(bundle: Path | str, device: str | None = None) -> "Bundle":
@@ -82,7 +82,8 @@ def labelled_cases(options: Cases) -> "list[CaseFiles]":
 
 def set_fields(options: Options, settings: type[Any]) -> dict[str, Any]:
     """The flags that were given and have the name of a field of `settings`, a dataclass: name -> value."""
-    return {entry.name: value for entry in fields(settings) if (value := getattr(options, entry.name, None))}
+    values = {entry.name: getattr(options, entry.name, None) for entry in fields(settings)}
+    return {name: value for name, value in values.items() if value not in (None, "")}
 
 
 def next_command(verb: str, bundle: Path, options: object) -> str:

@@ -1,4 +1,4 @@
-"""The verbs that read evaluations again: compare, gate, subgroups; the first two make them where they are not there."""
+"""The verbs that read evaluations: compare, gate and subgroups. compare and gate make evaluations that are missing."""
 
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -65,7 +65,9 @@ def subgroups(options: flags.Subgroups) -> Answer:
     from monai_unet_app.data.cases import find_images
 
     if options.institution and options.dicom is None:
-        raise UsageError(f"--institution {options.institution} says what --dicom tells; with a table, leave it out")
+        raise UsageError(
+            f"--institution {options.institution} is for the headers of --dicom; leave it out, or give --dicom"
+        )
     edges = dict(_bands(text) for text in options.bands)
     if options.attributes:
         attributes = read_attributes(options.attributes)
@@ -84,7 +86,7 @@ def subgroups(options: flags.Subgroups) -> Answer:
 
 @contextmanager
 def _place_for(options: flags.Comparison) -> Iterator[Path]:
-    """Where evaluations go: --output, or a folder that is forgotten."""
+    """The folder for new evaluations: --output, or a temporary folder."""
     if options.output:
         common.check_writable(options.output)
         yield options.output
@@ -99,7 +101,8 @@ def _gated(options: flags.Gate) -> tuple[dict[str, str], dict[str, Path]]:
     evaluations = {"old": options.against_evaluation, "new": options.evaluation}
     if any((bundles[side] is None) == (evaluations[side] is None) for side in bundles):
         raise UsageError(
-            "what against what? give --bundle NEW --against OLD --data DIR, or --evaluation NEW --against-evaluation OLD"
+            "two sides are needed, each a bundle or an evaluation; give --bundle NEW --against OLD --data DIR, "
+            "or --evaluation NEW --against-evaluation OLD"
         )
     return (
         {side: bundle for side, bundle in bundles.items() if bundle},
@@ -146,7 +149,7 @@ def _evaluate_missing(
         )
     from monai_unet_app.comparison.stored_evaluation import read_evaluation
 
-    only = [set(read_evaluation(place).table.subjects) for place in evaluations.values()]
+    measured = [set(read_evaluation(place).table.subjects) for place in evaluations.values()]
     from monai_unet_app.bundle_folder import bundle_files
 
     roots = {name: bundle_files(source).root for name, source in bundles.items()}
@@ -156,9 +159,9 @@ def _evaluate_missing(
 
     loaded = {name: common.loaded_bundle(root, options.device) for name, root in roots.items()}
     chosen = {name: choose_cases(bundle, data, options.partition, options.splits) for name, bundle in loaded.items()}
-    for name, some in chosen.items():
-        show.say(f"{name}: {some.note}")
-    shared = set.intersection(*(set(some.ids) for some in chosen.values()), *only)
+    for name, selection in chosen.items():
+        show.say(f"{name}: {selection.note}")
+    shared = set.intersection(*(set(selection.ids) for selection in chosen.values()), *measured)
     if not shared:
         raise InputRefusedError(
             f"none of {len(data)} case(s) is left that both may be measured on; cases that neither bundle has seen are needed; "
@@ -168,11 +171,11 @@ def _evaluate_missing(
     note += f", partition {options.partition}" if options.partition else ""
     problems = []
     for name, bundle in loaded.items():
-        some = chosen[name].only(shared)
-        with show.Steps(f"evaluating {name}", len(some.rows)) as step:
+        selection = chosen[name].only(shared)
+        with show.Steps(f"evaluating {name}", len(selection.rows)) as step:
             done = evaluate_cases(
                 bundle,
-                LabelledCases(some.rows, options.source.resolve().name, note, some.seen),
+                LabelledCases(selection.rows, options.source.resolve().name, note, selection.seen),
                 folder / name,
                 run=PredictConfig(tta=options.tta),
                 each=step.measured,
@@ -195,7 +198,7 @@ def _margins(text: str | None) -> dict[str, float]:
     except ValueError as error:
         raise UsageError(f"--margin {text}: a number, or {'=...,'.join(GATED_SCORES)}=... is needed") from error
     if len(margins) < len(parts):
-        raise UsageError(f"--margin {text}: a figure stands there twice; one margin for each is needed; take one out")
+        raise UsageError(f"--margin {text}: a figure is named twice; each needs a single margin; leave one out")
     return margins
 
 

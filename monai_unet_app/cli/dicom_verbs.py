@@ -1,4 +1,4 @@
-"""The verbs that move DICOM objects over the network: echo, send, find, fetch."""
+"""The verbs for DICOM objects: echo, send, find and fetch over a network, and deidentify."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ _COLUMNS = {
     },
     "image": {"SOPInstanceUID": "instance", "SOPClassUID": "class", "InstanceNumber": "number"},
 }
-_WHOLE = 400
+_FILE_WIDTH = 400  # characters of a table in a file or pipe: wide enough for every UID
 _MOST_FILES = 8  # in one line
 _PROBLEMS = ("refused", "failed", "held back")
 _PATIENT = {"PatientName": "patient", "PatientID": "patient ID"}
@@ -85,15 +85,13 @@ def send(options: flags.Send) -> Answer:
 
 
 def _reports(destination: "Destination", options: flags.Send) -> "AbstractContextManager[ReportListener | None]":
-    """With --commit, a listener for the reports of the destination, if it knows an address of ours."""
+    """With --commit, a listener for the reports of the destination. None if there is no address to send them to."""
     from dicom_io.net import exchange
     from dicom_io.net.destination import DestinationError
 
     if not options.commit:
         if options.listen:
-            raise UsageError(
-                f"--listen {options.listen}: reports come only where they were asked for; give --commit too"
-            )
+            raise UsageError(f"--listen {options.listen}: reports come only after a request; give --commit too")
         return nullcontext()
     try:
         return exchange.listen_for_reports(destination)
@@ -160,7 +158,7 @@ def find(options: flags.Find) -> Answer:
 
 
 def _match_table(rows: Sequence[dict[str, str]], columns: dict[str, str]) -> None:
-    """A table if it fits, in a file or pipe always; else a block for each match, so that UIDs stay in one piece."""
+    """Prints a table, or a block for each match on a terminal that is too narrow: a UID is never folded."""
     lengths = [max(map(len, [name, *(row[keyword] for row in rows)])) for keyword, name in columns.items()]
     width = sum(lengths) + 3 * len(lengths) + 1  # a border and two blanks for each column
     if show.out.is_terminal and width > show.out.width:
@@ -169,7 +167,7 @@ def _match_table(rows: Sequence[dict[str, str]], columns: dict[str, str]) -> Non
                 show.out.print(f"[bold]{name:>13}[/bold]  {escape(row[keyword])}", soft_wrap=True)
             show.out.print()
         return
-    console = show.out if show.out.is_terminal else Console(width=_WHOLE, quiet=show.out.quiet)
+    console = show.out if show.out.is_terminal else Console(width=_FILE_WIDTH, quiet=show.out.quiet)
     cells = ([escape(text) for text in row.values()] for row in rows)
     show.print_table(map(show.folded, columns.values()), cells, console)
 
@@ -183,7 +181,9 @@ def fetch(options: flags.Fetch) -> Answer:
 
     query = _query(options)
     if not query.has_conditions:
-        raise UsageError("nothing says what to fetch; give --study UID or a condition; everything is never fetched")
+        raise UsageError(
+            "no study and no condition: everything is never fetched; one is needed; give --study UID or another condition"
+        )
     common.check_writable(options.output)
     with show.Steps("fetching", None) as step:
         got = exchange.fetch(_destination(options), query, options.output, lambda stored: step())
@@ -212,7 +212,7 @@ def deidentify(options: flags.Deidentify) -> Answer:
     from dicom_io.deidentify import deidentify as deidentify_files
 
     try:
-        chosen = checked_options(name.strip() for name in options.options.split(",") if name.strip())
+        kept_attributes = checked_options(name.strip() for name in options.options.split(",") if name.strip())
     except DeidentificationError as error:
         raise UsageError(str(error)) from error
     files = files_of(options.input, options.output)
@@ -220,7 +220,7 @@ def deidentify(options: flags.Deidentify) -> Answer:
     key = key_from(options.key_file, away_from=options.output) if options.key_file else new_key()
     with show.Steps("de-identifying", len(files)) as step:
         outcome = deidentify_files(
-            files, options.output, key, options=chosen, allow_burned_in=options.allow_burned_in, step=step
+            files, options.output, key, options=kept_attributes, allow_burned_in=options.allow_burned_in, step=step
         )
     written = outcome.report["written"]
     actions = outcome.report["actions"].items()
@@ -236,7 +236,7 @@ def deidentify(options: flags.Deidentify) -> Answer:
 
 
 def _group_by_reason(problems: Sequence[str]) -> list[str]:
-    """Problems of the form "file 3: reason"; problems with the same reason share a show.line."""
+    """Problems of the form "file 3: reason"; problems with the same reason share a line."""
     files: dict[str, list[str]] = {}
     for problem in problems:
         file, _, reason = problem.partition(": ")
@@ -262,7 +262,7 @@ def destination_of_site(name: str, site: Path | None) -> "Destination":
 
 
 def _destination(options: flags.Target) -> "Destination":
-    """What --to names: a destination of --site, else a node or URL."""
+    """The destination that --to names: one of --site, or a node or URL."""
     from dicom_io.net.destination import OUR_AE_TITLE, DestinationError, parse_destination
     from dicom_io.net.destination_file import read_site
 
@@ -292,7 +292,7 @@ def _adapted(destination: "Destination", options: flags.Target) -> "Destination"
 
 
 def _receive(address: str, flag: str, peer: "Dimse") -> "Receive":
-    """Where to listen, by the PORT or HOST:PORT of a flag; the allowed senders stay as in the site file."""
+    """The address to listen at, from the PORT or HOST:PORT of a flag; the allowed senders stay as in the site file."""
     from dicom_io.net.destination import Receive, checked_port
 
     host, _, port = address.rpartition(":")

@@ -84,7 +84,9 @@ class Cases(Labels, Device):
         """--data or --images. Raises UsageError without both."""
         source = self.data or self.images
         if source is None:
-            raise UsageError("which cases? give --data DIR, or --images DIR and --labels DIR")
+            raise UsageError(
+                "no cases are named; labelled cases are needed; give --data DIR, or --images DIR and --labels DIR"
+            )
         return source
 
 

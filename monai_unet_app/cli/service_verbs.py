@@ -113,7 +113,7 @@ def audit(options: service_flags.Audit) -> Answer:
     if options.key and key is None:
         raise UsageError(f"{options.key} does not exist; the key of the node's audit trail is needed; correct --key")
     head, compared = _recorded_head(
-        options.database or options.trail.with_name("node.sqlite"), must=bool(options.database)
+        options.database or options.trail.with_name("node.sqlite"), required=bool(options.database)
     )
     trail = verify(options.trail, key, head)
     show.line(f"{options.trail} is whole: {trail.lines} line(s), the last has sha256 {trail.last}")
@@ -130,13 +130,13 @@ def _signed(lines: int, signed: int, *, has_key: bool) -> str:
     return f"{signed} line(s) are signed by the node's key{unsigned if signed < lines else ''}"
 
 
-def _recorded_head(database: Path, *, must: bool) -> "tuple[Head | None, str]":
-    """The head of the trail that a node's database recorded; and, in words, with what the end of the trail was compared."""
+def _recorded_head(database: Path, *, required: bool) -> "tuple[Head | None, str]":
+    """The head of the trail in a node's database, and a text that says how the end of the trail was checked."""
     import sqlite3
 
     from monai_unet_app.service.database import read_head
 
-    if not database.exists() and not must:
+    if not database.exists() and not required:
         return None, "not checked; no node.sqlite lies beside the trail, and none was named with --database"
     try:
         head = read_head(database)
@@ -145,7 +145,7 @@ def _recorded_head(database: Path, *, must: bool) -> "tuple[Head | None, str]":
             f"{database} cannot be read ({error}); the database of the trail's node is needed; correct --database"
         ) from error
     if head is None:
-        return None, f"not checked; {database.name} remembers nothing of a trail"
+        return None, f"not checked; {database.name} remembers no trail"
     return head, f"no line that {database.name} remembers is missing (line {head.n})"
 
 
@@ -269,7 +269,7 @@ def _write_review(options: service_flags.Review) -> Answer:
         )
     if options.same_patient and options.prior is None:
         raise UsageError(
-            "--same-patient says something of --prior, which is missing; name an earlier result.json, or leave it out"
+            "--same-patient is about --prior, which is missing; name an earlier result.json, or leave --same-patient out"
         )
     config = ReviewConfig(
         options.post_url, options.most_mb, not options.without_identity, not options.no_pdf, options.same_patient
@@ -298,10 +298,9 @@ def _apply_verdict(verdict: Path, options: service_flags.Review) -> Answer:
             "--reviewer and --organization go together: both stand in the verified report; give both, or none"
         )
     common.check_writable(options.output)
+    reviewer = Reviewer(options.reviewer, options.organization) if options.reviewer and options.organization else None
     context = VerdictContext(
-        reviewer=Reviewer(options.reviewer, options.organization)
-        if options.reviewer and options.organization
-        else None,
+        reviewer=reviewer,
         image=None if options.input is None else read_volume(options.input, common.read_options(options)),
         correction=options.correction,
         training=options.training,

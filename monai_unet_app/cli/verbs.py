@@ -1,7 +1,6 @@
 """The verbs: each reads its flags, calls one function of the layers below and shows the result."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -77,7 +76,7 @@ def inspect(options: flags.Inspect) -> Answer:
 def _find_to_inspect(
     options: flags.Inspect, reading: "ReadOptions", *, has_series: bool
 ) -> "tuple[list[CaseFiles], list[str]]":
-    """The cases, and the problems of the whole folder. Raises a problem only if nothing else can be shown."""
+    """The cases, and the problems of the whole folder. A problem is raised only if there is nothing else to show."""
     from monai_unet_app.data.cases import named_series
     from monai_unet_app.data.inspect import find_to_inspect
 
@@ -98,17 +97,20 @@ def dicomize(options: flags.Dicomize) -> Answer:
     from monai_unet_app.convert import dicomize_cases
     from monai_unet_app.data.cases import find_cases, find_images
 
-    images: Path = options.images
     labelled = bool(options.labels or options.label_suffix)
     if labelled and not options.bundle:
-        raise UsageError("what do the label values mean? give --bundle, whose segments.json says it")
-    cases = find_cases(images, options.labels, options.label_suffix) if labelled else find_images(images)
+        raise UsageError(
+            "--bundle is missing; its segments.json, which names the label values, is needed; give --bundle"
+        )
+    cases = (
+        find_cases(options.images, options.labels, options.label_suffix) if labelled else find_images(options.images)
+    )
     segments = bundle_files(options.bundle).segments if labelled and options.bundle else None
     common.check_writable(options.output)
     with show.Steps("converting", len(cases)) as step:
         rows, problems = dicomize_cases(cases, options.output, segments, step, options.modality)
-    texts = ([escape(row[name] or "-") for name in ("id", "series", "seg")] for row in rows)
-    cells = ([*text, f"{row['max_rounding_error']:.3g}"] for text, row in zip(texts, rows, strict=True))
+    names = ("id", "series", "seg")
+    cells = ([*(escape(row[name] or "-") for name in names), f"{row['max_rounding_error']:.3g}"] for row in rows)
     show.print_table(("case", show.folded("series"), show.folded("labels"), "largest rounding"), cells)
     show.problems_list(problems)
     return {"cases": rows, "problems": problems}, EXIT_REFUSED if problems else EXIT_DONE
@@ -137,23 +139,15 @@ def train(options: flags.Train) -> Answer:
     from monai_unet_app.bundle_folder import bundle_files
 
     template = bundle_files(options.bundle)
-    _must_exist("--data", options.data)
+    if not options.data.exists():
+        raise InputRefusedError(f"--data {options.data} does not exist; a folder of cases is needed; check the path")
     common.check_writable(options.output)
     from monai_unet_app.training.run import TrainConfig, few_to_calibrate, train_bundle
 
     names = ("epochs", "seed", "learning_rate", "precision", "workers")
     overrides = {**{name: getattr(options, name) for name in names}, "tracker": options.tracking}
-    run = TrainConfig(
-        data=options.data,
-        labels=options.labels,
-        output=options.output,
-        splits=options.splits,
-        label_suffix=options.label_suffix,
-        fold=options.fold,
-        device=options.device,
-        overrides={name: value for name, value in overrides.items() if value is not None},
-        name=options.name,
-    )
+    overrides = {name: value for name, value in overrides.items() if value is not None}
+    run = TrainConfig(**common.set_fields(options, TrainConfig), overrides=overrides)
     show.say("loading torch and MONAI")
     loaded = common.loaded_bundle(template.root)
     bundle = train_bundle(loaded, run, show.say, show.Steps)
@@ -254,7 +248,9 @@ def predict(options: flags.Predict) -> Answer:
         formats, left_out = _formats(options, planar=True)
         outputs = replace(outputs, **formats)
     if left_out:
-        show.say(f"left out of what {options.destination} takes: {', '.join(left_out)}; a picture has no patient space")
+        show.say(
+            f"left out, although {options.destination} takes it: {', '.join(left_out)}; a picture has no patient space"
+        )
     if options.tta and not bundle.mirror_axes:
         show.say(f"{bundle.name} has no mirror axes, so --tta changes nothing; its statements hold as without it")
     with show.Steps("segmenting", len(cases)) as step:
@@ -273,7 +269,7 @@ def predict(options: flags.Predict) -> Answer:
 
 
 def _formats(options: flags.Predict, *, planar: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Formats and encodings of the destination that --for names, or those of the command show.line.
+    """Formats and encodings of the destination that --for names, or those of the command line.
 
     Returns:
         Fields of `OutputConfig`, and the formats of the destination that a picture (`planar`) cannot have.
@@ -285,7 +281,7 @@ def _formats(options: flags.Predict, *, planar: bool) -> tuple[dict[str, Any], t
         formats = tuple(name.strip() for name in names if name.strip())
         return {"formats": formats, "seg_encoding": options.seg_encoding or "binary"}, ()
     if options.format is not None or options.seg_encoding:
-        raise UsageError("--for says what to write, --format and --seg-encoding do too; give one or the other")
+        raise UsageError("--for sets the formats, and so do --format and --seg-encoding; give one or the other")
     profile = destination_of_site(options.destination, options.site).profile
     formats, left_out = formats_for(profile.objects, planar=planar)
     encoding = (profile.seg_encoding if {"seg", "sr"} & set(formats) else None) or "binary"
@@ -302,9 +298,8 @@ def demo(options: flags.Demo) -> Answer:
     common.check_writable(options.output)
     answer = run_demo(options.output, options.epochs, show.say, show.Steps)
     show.metrics_table(answer["metrics"])
-    show.print_table(
-        ("what to open", show.folded("where")), ((name, escape(path)) for name, path in answer["open"].items())
-    )
+    paths = ((name, escape(path)) for name, path in answer["open"].items())
+    show.print_table(("what to open", show.folded("where")), paths)
     show.print_table(("check", "result"), answer["checks"].items())
     return answer, EXIT_DONE if answer["passed"] else EXIT_FAILED
 
@@ -318,12 +313,6 @@ def doctor(options: Options) -> Answer:
 
     rows = examine()
     states = {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]", "broken": "[red]broken[/red]"}
-    show.print_table(
-        ("what", show.folded("found"), ""), ([row["what"], row["found"], states[row["state"]]] for row in rows)
-    )
+    cells = ([row["what"], row["found"], states[row["state"]]] for row in rows)
+    show.print_table(("what", show.folded("found"), ""), cells)
     return {"checks": rows}, EXIT_FAILED if any(row["state"] == "broken" for row in rows) else EXIT_DONE
-
-
-def _must_exist(flag: str, path: Path) -> None:
-    if not path.exists():
-        raise InputRefusedError(f"{flag} {path} does not exist; a folder of cases is needed; check the path")
