@@ -60,7 +60,10 @@ def test_a_default_profile_on_a_picture_writes_what_it_can_and_says_what_not(
     words = ["predict", "--bundle", bundle, "--input", image, "--output", tmp_path / "out"]
     words += ["--for", "near", "--site", site_file(tmp_path, "empty_frames = false\n")]
     assert run(*words) == 0
-    assert "left out of what near takes: sr, rtstruct, pm; a picture has no patient space" in capsys.readouterr().err
+    assert (
+        "left out, although near takes them: sr, rtstruct, pm; a picture has no patient space"
+        in capsys.readouterr().err
+    )
     written = {path.name.removeprefix("eye_") for path in (tmp_path / "out").iterdir()}
     assert written == {"result.json", "seg.dcm", "gsps.dcm", "sc"}
     assert run(*words, "--json") == 0

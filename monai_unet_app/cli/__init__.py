@@ -25,7 +25,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and gives its exit code."""
-    warnings.simplefilter("ignore")
+    warnings.simplefilter("ignore")  # stderr is for messages to the user, not for warnings of libraries
     logging.disable(logging.WARNING)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return _fail(f"{error.strerror or error}: {error.filename or ''}; {hint}", EXIT_FAILED)
     except KeyboardInterrupt:
-        return _fail("stopped; run the same command again", 130)
+        return _fail("stopped; run the same command again", 130)  # 128 + SIGINT, as a shell reports it
     if options.json:
         sys.stdout.write(json.dumps(answer, indent=2) + "\n")
     return code

@@ -32,7 +32,7 @@ def loaded_bundle(bundle: Path | str, device: str | None = None) -> "Bundle":
 
     loaded = load_bundle(bundle, resolve_device(device)) if device else load_bundle(bundle)
     if device:
-        _ = loaded.network
+        _ = loaded.network  # built on first use: a bundle that cannot be built fails here
     else:
         loaded.check_configs()
     return loaded
@@ -63,14 +63,8 @@ def read_options(options: Reading) -> "ReadOptions":
     channels = tuple(uid.strip() for uid in options.channels.split(",") if uid.strip())
     if channels and (options.series or options.time_point or options.resample_gaps or options.resample_tilt):
         raise UsageError("--channels names whole series; leave --series, --time-point and --resample-... out")
-    return ReadOptions(
-        options.series,
-        options.time_point,
-        options.resample_gaps,
-        options.resample_tilt,
-        channels,
-        options.accept_incomplete,
-    )
+    renamed = {"series_instance_uid": options.series, "channels": channels}
+    return ReadOptions(**set_fields(options, ReadOptions) | renamed)
 
 
 def labelled_cases(options: Cases) -> "list[CaseFiles]":

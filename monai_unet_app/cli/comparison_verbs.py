@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from monai_unet_app.cli import common, flags, show
+from monai_unet_app.cli import common, comparison_tables, flags, show
 from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, Answer
 from monai_unet_app.errors import InputRefusedError, UsageError
 
@@ -27,7 +27,7 @@ def compare(options: flags.Compare) -> Answer:
     bundles = {side: source for side, source in sources.items() if side not in evaluations}
     comparison, problems = _compared(options, bundles, evaluations, ("first", "second"))
     files = write_comparison(comparison, options.output) if options.output else ()
-    show.comparison_table(comparison)
+    comparison_tables.comparison_table(comparison)
     show.wrote(files)
     show.problems_list(problems)
     answer = {**comparison.as_dict(), "files": [str(file) for file in files], "problems": problems}
@@ -47,7 +47,7 @@ def gate(options: flags.Gate) -> Answer:
     unmeasured = {*comparison.pairs.first.not_measured, *comparison.pairs.second.not_measured}
     verdict = judge(comparison, margins, unmeasured=len(unmeasured))
     files = write_comparison(comparison, options.output) if options.output else ()
-    show.gate_lines(comparison, verdict)
+    comparison_tables.gate_lines(comparison, verdict)
     show.wrote(files)
     show.problems_list(problems)
     answer = {**verdict.as_dict(), "files": [str(file) for file in files], "problems": problems}
@@ -79,7 +79,7 @@ def subgroups(options: flags.Subgroups) -> Answer:
     table = options.evaluation / "cases.csv"
     groups = by_group(table, attributes, edges=edges, fewest=options.fewest, class_name=options.class_name)
     files = write_subgroups(groups, options.output) if options.output else ()
-    show.subgroup_tables(groups)
+    comparison_tables.subgroup_tables(groups)
     show.wrote(files)
     return {**groups.as_dict(), "files": [str(file) for file in files]}, EXIT_DONE
 

@@ -29,6 +29,7 @@ class Options:
     json: bool = False
 
     def __init_subclass__(cls) -> None:
+        # kw_only: a required flag may come after the optional flags of a base class
         dataclass(frozen=True, kw_only=True)(cls)
 
 
@@ -46,9 +47,9 @@ def add_flags(parser: argparse.ArgumentParser, options: type[Options]) -> None:
         arguments: dict[str, Any] = {"help": helps.get(name), **_arguments(hints[name])}
         flags = arguments.pop("names", (f"--{name.replace('_', '-')}",))
         default = entry.default if entry.default_factory is MISSING else entry.default_factory()
-        if flags[0].startswith("-"):
+        if flags[0].startswith("-"):  # argparse refuses dest and required for a positional argument
             arguments |= {"dest": name, "required": default is MISSING}
-        if default is not MISSING and arguments.get("action") != "store_true":
+        if default is not MISSING and arguments.get("action") != "store_true":  # argparse sets the default of a switch
             arguments["default"] = default
         group = arguments.pop("group", None)
         if group and group not in groups:

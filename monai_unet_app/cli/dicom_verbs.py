@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from dicom_io.errors import NetworkError
-from monai_unet_app.cli import common, flags, show
+from monai_unet_app.cli import common, dicom_flags, show
 from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, Answer
 from monai_unet_app.errors import UsageError
 
@@ -47,7 +47,7 @@ _PROBLEMS = ("refused", "failed", "held back")
 _PATIENT = {"PatientName": "patient", "PatientID": "patient ID"}
 
 
-def echo(options: flags.Target) -> Answer:
+def echo(options: dicom_flags.Target) -> Answer:
     """Ask a DICOM node or DICOMweb service whether it answers.
 
     Example: monai-unet echo --to ARCHIVE@127.0.0.1:11112
@@ -60,8 +60,8 @@ def echo(options: flags.Target) -> Answer:
     return {"peer": destination.label, "seconds": round(seconds, 3)}, EXIT_DONE
 
 
-def send(options: flags.Send) -> Answer:
-    """Send DICOM files, or those in folders, and say what became of each.
+def send(options: dicom_flags.Send) -> Answer:
+    """Send DICOM files, or those in folders, and show the outcome of each.
 
     Example: monai-unet send --to archive --site site.toml OUT
     """
@@ -84,7 +84,7 @@ def send(options: flags.Send) -> Answer:
     return answer, EXIT_FAILED if problems else EXIT_DONE
 
 
-def _reports(destination: "Destination", options: flags.Send) -> "AbstractContextManager[ReportListener | None]":
+def _reports(destination: "Destination", options: dicom_flags.Send) -> "AbstractContextManager[ReportListener | None]":
     """With --commit, a listener for the reports of the destination. None if there is no address to send them to."""
     from dicom_io.net import exchange
     from dicom_io.net.destination import DestinationError
@@ -103,7 +103,7 @@ def _commit(
     destination: "Destination",
     delivered: Mapping[str, Path],
     reports: "ReportListener | None",
-    options: flags.Send,
+    options: dicom_flags.Send,
 ) -> dict[str, Any]:
     """Asks for commitment to the delivered files (SOP Instance UID -> file), shows the report, and returns it for --json."""
     from dicom_io.net import exchange
@@ -140,7 +140,7 @@ def _commitment_table(result: "CommitmentResult") -> None:
     show.print_table(("commitment", "files", "answer"), cells)
 
 
-def find(options: flags.Find) -> Answer:
+def find(options: dicom_flags.Find) -> Answer:
     """List the studies, series or images that an archive has.
 
     Example: monai-unet find --to https://pacs.example.org/dicom-web --date 20260101- --modality MR
@@ -172,7 +172,7 @@ def _match_table(rows: Sequence[dict[str, str]], columns: dict[str, str]) -> Non
     show.print_table(map(show.folded, columns.values()), cells, console)
 
 
-def fetch(options: flags.Fetch) -> Answer:
+def fetch(options: dicom_flags.Fetch) -> Answer:
     """Bring a study, series or instance from an archive, or every study that fits.
 
     Example: monai-unet fetch --to ARCHIVE@127.0.0.1:11112 --study 1.2.3 --output STUDIES
@@ -201,7 +201,7 @@ def fetch(options: flags.Fetch) -> Answer:
     return answer, EXIT_DONE if got.is_complete else EXIT_FAILED
 
 
-def deidentify(options: flags.Deidentify) -> Answer:
+def deidentify(options: dicom_flags.Deidentify) -> Answer:
     """Copy DICOM objects without the identity of anyone (PS3.15 Annex E).
 
     Example: monai-unet deidentify --input STUDY --output SHARED --key-file key --options retain-modified-dates
@@ -261,7 +261,7 @@ def destination_of_site(name: str, site: Path | None) -> "Destination":
     return known[name]
 
 
-def _destination(options: flags.Target) -> "Destination":
+def _destination(options: dicom_flags.Target) -> "Destination":
     """The destination that --to names: one of --site, or a node or URL."""
     from dicom_io.net.destination import OUR_AE_TITLE, DestinationError, parse_destination
     from dicom_io.net.destination_file import read_site
@@ -275,7 +275,7 @@ def _destination(options: flags.Target) -> "Destination":
         raise UsageError(f"--to: {error}{names}") from error
 
 
-def _adapted(destination: "Destination", options: flags.Target) -> "Destination":
+def _adapted(destination: "Destination", options: dicom_flags.Target) -> "Destination":
     """The destination, changed by --aet, --move and --listen."""
     from dicom_io.net.destination import Dimse, checked_ae_title
 
@@ -284,9 +284,9 @@ def _adapted(destination: "Destination", options: flags.Target) -> "Destination"
         return destination
     if options.aet:
         peer = replace(peer, our_ae_title=checked_ae_title(options.aet, "--aet"))
-    if isinstance(options, flags.Fetch) and options.move:
+    if isinstance(options, dicom_flags.Fetch) and options.move:
         peer = replace(peer, retrieve="move", receive=_receive(options.move, "--move", peer))
-    if isinstance(options, flags.Send) and options.listen:
+    if isinstance(options, dicom_flags.Send) and options.listen:
         peer = replace(peer, receive=_receive(options.listen, "--listen", peer))
     return replace(destination, peer=peer)
 
@@ -302,7 +302,7 @@ def _receive(address: str, flag: str, peer: "Dimse") -> "Receive":
     return Receive(host.strip("[]") or Receive.host, checked_port(int(port), flag), senders)
 
 
-def _query(options: flags.Conditions) -> "Query":
+def _query(options: dicom_flags.Conditions) -> "Query":
     from dicom_io.net.query import Query, QueryError
 
     try:

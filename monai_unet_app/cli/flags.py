@@ -1,4 +1,4 @@
-"""The flags of the verbs for bundles, cases and DICOM nodes, one class for each verb, and the flags that verbs share.
+"""The flags of the verbs for bundles and cases, one class for each verb, and the flags that verbs share.
 
 To add a flag, add a field with a type and a line under "Attributes:"; see `dataclass_parser`.
 """
@@ -31,7 +31,7 @@ class Reading(Repairs):
     """How to read DICOM.
 
     Attributes:
-        series: SeriesInstanceUID, where a DICOM folder holds several
+        series: SeriesInstanceUID of the series to read, if a DICOM folder holds several
         channels: read these series of one frame of reference, in whatever folders, as channels on the grid of the first
         time_point: which of several time points or echoes, from 1
     """
@@ -46,7 +46,7 @@ class Labels(Options):
 
     Attributes:
         labels: folder of labels named as their images
-        label_suffix: what a label's name has that its image's has not
+        label_suffix: end of a label's name that its image's name lacks
     """
 
     labels: Place | None = None
@@ -94,48 +94,12 @@ class Comparison(Cases):
     """Two sides on the same cases.
 
     Attributes:
-        common: take the cases that both have, leave the others out
+        common: take the cases that both have, and leave the others out
         output: gets comparison.json, comparison.csv and new evaluations
     """
 
     common: bool = False
     output: Place | None = None
-
-
-class Target(Options):
-    """A DICOM node or DICOMweb service.
-
-    Attributes:
-        to: AET@host:port, an http(s) URL, or a name in --site
-        site: TOML file that describes destinations
-        aet: our AE title (default: the site's, or MONAIUNET)
-    """
-
-    to: Text
-    site: Place | None = None
-    aet: Text | None = None
-
-
-class Conditions(Target):
-    """Conditions of a query to a node or service.
-
-    Attributes:
-        study: Study Instance UID
-        series: Series Instance UID; with --study
-        patient_id: * and ? stand for any text
-        patient_name: FAMILY^GIVEN; * and ? stand for any text
-        accession: accession number
-        date: of the study: YYYYMMDD, or a range YYYYMMDD-YYYYMMDD
-        modality: MR, CT, SEG, ...
-    """
-
-    study: Text | None = None
-    series: Text | None = None
-    patient_id: Text | None = None
-    patient_name: Text | None = None
-    accession: Text | None = None
-    date: Text | None = None
-    modality: Text | None = None
 
 
 class Demo(Options):
@@ -155,7 +119,7 @@ class Dicomize(Labels):
 
     Attributes:
         images: a NIfTI file, or a folder of them
-        bundle: whose segments.json says what the label values mean; needed with labels
+        bundle: bundle whose segments.json names the label values; needed with labels
         output: gets one folder for each case
         modality: what the images are; CT: values in HU (default: MR)
     """
@@ -170,8 +134,8 @@ class Regions(Reading):
     """Flags of `regions`.
 
     Attributes:
-        structure_set: a structure set, by whatever software
-        image: the series that it was drawn on
+        structure_set: a structure set of any software
+        image: the series on which the regions were drawn
         roi: ROIName: the first becomes label 1, and so on; where two overlap, the later one counts
         output: label file, .nrrd or .mha
     """
@@ -187,7 +151,7 @@ class Inspect(Labels, Reading):
 
     Attributes:
         data: images/ and labels/ in a folder, a folder of images, DICOM, or one file
-        bundle: also hold every case to this bundle's input rules and labels
+        bundle: also check every case against the input rules and labels of this bundle
     """
 
     data: Annotated[Place, Flag(names=("data",))]
@@ -201,11 +165,11 @@ class Train(Labels, Device):
         bundle: template: a name, a folder or a zip
         data: folder with images/ and labels/, or images (then --labels), or DICOM series with SEG or RTSTRUCT
         output: the trained bundle; an unfinished run in it goes on
-        name: of the new bundle, in its card (default: its folder's name)
-        splits: who trains, selects, calibrates and tests (splits.json)
-        fold: cross-validation: this fold of the plan tests
+        name: name of the new bundle in its card (default: its folder's name)
+        splits: splits.json with the cases for training, selection, calibration and test
+        fold: cross-validation: the fold of the plan that tests
         epochs: length of the training (default: the bundle's)
-        seed: of windows, augmentation and weights (default: the bundle's)
+        seed: seed for windows, augmentation and weights (default: the bundle's)
         learning_rate: largest learning rate (default: the bundle's)
         precision: auto: bf16 where the device computes it fast
         workers: processes that augment (default: 0, in the training process)
@@ -233,11 +197,11 @@ class Calibrate(Cases):
         bundle: folder of the bundle; its inference.yaml is rewritten
         partition: which cases of the plan (default: calibration)
         folds: bundles of a cross-validation, which say how far sizes are off
-        form: how the temperature depends on a voxel: as the bundle has it; or all known forms compared on selection cases,
-            and nothing else done; or the best of them taken (default: keep)
-        tta: state also what holds for averages over mirror images
-        unchecked: keep what is fitted on fewer than 10 subjects without checking that it helps subjects left out
-        coverage: of intervals and bounds (default: 0.9)
+        form: how the temperature depends on a voxel; keep: as the bundle has it; compare: only compare all known forms on
+            the selection cases; choose: take the best form (default: keep)
+        tta: also fit the statements about averages over mirror images
+        unchecked: keep a fit on fewer than 10 subjects, without the check on subjects that were left out
+        coverage: coverage of intervals and bounds (default: 0.9)
         risk: part that a cautious mask may miss (default: 0.1)
     """
 
@@ -258,7 +222,7 @@ class Evaluate(Cases):
         bundle: a name, a folder or a zip
         partition: which cases of the plan (default: only those that the bundle has not seen)
         output: folder for the report
-        targets: TOML file with what should be reached (default: the bundle's own, or usual ones)
+        targets: TOML file with target values (default: the bundle's own, or usual ones)
     """
 
     bundle: Text
@@ -298,11 +262,11 @@ class Gate(Comparison):
 
     Attributes:
         bundle: a name, a folder or a zip; needs --data
-        evaluation: its evaluation, instead
+        evaluation: its evaluation, instead of --bundle
         against: the bundle that is in use; needs --data
-        against_evaluation: its evaluation, instead
-        margin: non-inferiority: how much worse it must be shown not to be; a number, or dice=0.01,ece_band=0.002 (default:
-            none, it must not be shown to be worse)
+        against_evaluation: its evaluation, instead of --against
+        margin: non-inferiority: the data must show that the loss is below this; a number, or dice=0.01,ece_band=0.002
+            (default: none; the data must not show that it is worse)
         partition: which cases of the plan (default: those that neither bundle has seen)
     """
 
@@ -320,7 +284,7 @@ class Subgroups(Options):
     Attributes:
         evaluation: folder that evaluate wrote
         attributes: CSV: a column case or subject, and one for each attribute
-        dicom: the cases' DICOM series, whose headers say age, sex, device, ...
+        dicom: DICOM series of the cases, whose headers have age, sex, device, ...
         institution: with --dicom: group by institution too (default: not)
         bands: cut a column of numbers here (default: age 0,40,60,80; others into thirds); may be repeated
         fewest: groups with fewer subjects get no figures (default: 5)
@@ -348,12 +312,13 @@ class Predict(Reading, Device):
         format: comma-separated: nifti, nrrd, mha, png, and DICOM: seg, sr, rtstruct, gsps (outlines), sc (pictures), pm
             (uncertainty) (default: nifti)
         seg_encoding: %(choices)s: how a SEG stores its frames; every viewer shows binary (the default)
-        destination: write what this destination of --site wants, as it wants it; instead of --format and --seg-encoding
+        destination: write the formats and the encoding of this destination of --site; instead of --format and --seg-encoding
         site: TOML file that describes destinations
         probabilities: add <case>_prob.nii.gz, channels last
         cautious: add <case>_cautious.nii.gz, masks that miss little, channels last
-        explain: %(choices)s: add <case>_why.png and <case>_why.nii.gz, what in the image the result hangs on; takes longer
-        deliver_rejected: write results that the bundle's quality gate rejects as well
+        explain: %(choices)s: add <case>_why.png and <case>_why.nii.gz, the parts of the image that the result depends on;
+            takes longer
+        deliver_rejected: also write results that the quality gate of the bundle rejects
         dicom_source: the DICOM series that a NIfTI input was made from
         dicomize: write a converted DICOM series for a NIfTI input
         tta: average over mirror images
@@ -373,67 +338,3 @@ class Predict(Reading, Device):
     dicom_source: Place | None = None
     dicomize: bool = False
     tta: bool = False
-
-
-class Send(Target):
-    """Flags of `send`.
-
-    Attributes:
-        files: DICOM files, or folders however deep
-        commit: then ask the node to say that it keeps what it has (storage commitment)
-        listen: with --commit: PORT or HOST:PORT at which the node knows us and reports (default: that of --site; else it
-            must report over the association that asks)
-        wait_s: with --commit: seconds to wait for the report (default: 60)
-    """
-
-    files: Annotated[list[Place], Flag(names=("files",))]
-    commit: bool = False
-    listen: Text | None = None
-    wait_s: AboveZero = 60.0
-
-
-class Find(Conditions):
-    """Flags of `find`.
-
-    Attributes:
-        level: series needs --study, image needs --study and --series (default: study)
-        limit: most answers; 0: all (default: 200)
-        patients: show names and IDs of patients in the table
-    """
-
-    level: Literal["study", "series", "image"] = "study"
-    limit: FromZero = 200
-    patients: bool = False
-
-
-class Fetch(Conditions):
-    """Flags of `fetch`.
-
-    Attributes:
-        instance: SOP Instance UID; with --study and --series
-        output: gets <study>/<series>/<instance>.dcm
-        move: PORT or HOST:PORT to listen on: by C-MOVE, which the archive must know us for
-    """
-
-    instance: Text | None = None
-    output: Place
-    move: Text | None = None
-
-
-class Deidentify(Options):
-    """Flags of `deidentify`.
-
-    Attributes:
-        input: DICOM files, or folders however deep
-        output: gets <study>/<series>/<instance>.dcm
-        key_file: same key, same new UIDs; made where absent (default: a key that is forgotten)
-        options: comma-separated: retain-uids, retain-device-identity, retain-institution-identity,
-            retain-patient-characteristics, retain-full-dates or retain-modified-dates, clean-structured-content
-        allow_burned_in: write what may show a name in its pixels: someone has looked
-    """
-
-    input: list[Place]
-    output: Place
-    key_file: Place | None = None
-    options: str = ""
-    allow_burned_in: bool = False

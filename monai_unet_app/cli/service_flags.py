@@ -14,7 +14,7 @@ class Node(Options):
 
     Attributes:
         config: the site's file: [node], [[rules]], [destinations.NAME]
-        new_audit_key: the key of the audit trail is lost for good: make a new key, and record that in the trail
+        new_audit_key: make a new key, because the key of the audit trail is lost, and record that in the trail
     """
 
     config: Place
@@ -57,7 +57,7 @@ class Commission(Options):
     Attributes:
         config: the site's file; its node should be running
         output: folder for JSON and PDF (default: acceptance)
-        key: Ed25519 key, made where absent (default: site.pem)
+        key: Ed25519 key, made if absent (default: site.pem)
         holder: who keeps the key, named in the report
         no_node: check the destinations only
         calling_ae_title: AE title under which the node is called; one of its senders (default: COMMISSION)
@@ -65,7 +65,7 @@ class Commission(Options):
         example: image for a rule: NIfTI, or a DICOM series, which is de-identified (default: a shipped example case)
         header: value of a header that matches a rule, if no value can be made from its pattern
         limit_min: time limit of all checks (default: 10)
-        verify: only say whether a report is as it was signed
+        verify: only check that a report is as it was signed
     """
 
     config: Place | None = None
@@ -86,7 +86,7 @@ class Trace(Options):
 
     Attributes:
         file: a SEG, SR or other object that monai-unet wrote
-        audit: audit trail of the node that made it: adds what it did with the study
+        audit: audit trail of the node that made it: adds the records of the study
     """
 
     file: Annotated[Place, Flag(names=("file",))]

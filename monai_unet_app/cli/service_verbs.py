@@ -102,7 +102,7 @@ def _wait(running: "Node", stop: threading.Event) -> None:
 
 
 def audit(options: service_flags.Audit) -> Answer:
-    """Say whether a node's audit trail is unchanged.
+    """Check that the audit trail of a node is unchanged.
 
     Example: monai-unet audit verify NODE/audit.jsonl
     """
@@ -165,7 +165,7 @@ def token(options: service_flags.Token) -> Answer:
 
 
 def trace(options: service_flags.Trace) -> Answer:
-    """Lead from a DICOM result back to bundle, training data, calibration and source series.
+    """Trace a DICOM result back to its bundle, training data, calibration and source series.
 
     Example: monai-unet trace RESULTS/case_seg.dcm --audit NODE/audit.jsonl
     """
@@ -251,7 +251,7 @@ def _print_check(check: "Check", number: int, total: int) -> None:
 
 
 def review(options: service_flags.Review) -> Answer:
-    """Write a page on which a clinician accepts, corrects or rejects a result; or apply what was decided.
+    """Write a page on which a clinician accepts, corrects or rejects a result; or apply the decision.
 
     Example: monai-unet review --result OUT/case_result.json --input case.nii.gz --output REVIEW
     """

@@ -2,7 +2,6 @@
 
 import sys
 import textwrap
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isnan
@@ -16,13 +15,10 @@ from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from monai_unet_app.calibration.form_comparison import FormScore
-    from monai_unet_app.comparison.differences import Comparison, Difference
-    from monai_unet_app.comparison.release_gate import Verdict
-    from monai_unet_app.comparison.subgroups import Subgroups
-    from monai_unet_app.data.verdicts import SeriesRow
 
 out = Console(emoji=False)  # ":x:" in a file name stays as it is
 err = Console(emoji=False, stderr=True)
+NAMES = 3  # of the files or cases in a group that are named
 
 
 @contextmanager
@@ -43,6 +39,11 @@ def say(text: str) -> None:
 def line(text: str) -> None:
     """Prints one line on stdout as it stands; brackets in a file name are no markup."""
     out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def styled(markup: str) -> None:
+    """Prints one line of rich markup that is never folded, so that its parts can be copied."""
+    out.print(markup, highlight=False, soft_wrap=True)
 
 
 def wrote(files: Iterable[Path]) -> None:
@@ -100,140 +101,14 @@ def problems_list(problems: Sequence[str]) -> None:
     if problems:
         err.print(f"[red]{len(problems)} problem(s):[/red]")
         for problem in problems:
-            err.print(f"  {escape(problem)}", soft_wrap=True, highlight=False)
+            say(f"  {problem}")
 
 
-def fingerprint_table(summary: dict[str, Any]) -> None:
-    """Counts over all cases, one line each, and a table of ranges."""
-    rows, counts = [], []
-    for name, value in summary.items():
-        if isinstance(value, dict) and "least" in value:
-            rows += _ranges(name, value)
-        elif name == "class_size":
-            unit = summary["class_unit"]
-            rows += [[f"class {n}, {unit}", *(_numbers(sizes[key]) for key in RANGE)] for n, sizes in value.items()]
-        elif name != "class_unit":
-            has_parts = isinstance(value, dict)
-            text = ", ".join(f"{key} ({count})" for key, count in value.items()) if has_parts else str(value)
-            counts.append(f"{name}: {text}")
-    if counts:
-        out.print("\n" + "\n".join(counts), highlight=False, markup=False)
-    print_table((Column("", no_wrap=True), *RANGE), rows)
-
-
-RANGE = ("least", "median", "most")
-
-
-def _ranges(name: str, value: dict[str, list[float]]) -> list[list[str]]:
-    """Rows of the table: one for a length or size, one for each percentile of the intensity."""
-    if not name.startswith("intensity_"):
-        return [[name.replace("_mm", ", mm"), *(_numbers(value[key]) for key in RANGE)]]
-    percentiles = name.removeprefix("intensity_").split("_")
-    return [[f"intensity {text}", *(_numbers([value[key][n]]) for key in RANGE)] for n, text in enumerate(percentiles)]
-
-
-OUTCOME_COLOURS = {"readable": "green", "refused": "red", "broken": "red"}
-NAMES = 3  # of the files or cases in a group that are named
-FAULTS = 10  # of the faults of broken files that are listed
-
-
-def series_blocks(rows: "Sequence[SeriesRow]", *, with_cases: bool) -> None:
-    """Every DICOM series with its outcome, properties, folder, UID and reason; series with the same reason share it.
-
-    Args:
-        rows: In the order of their files.
-        with_cases: Name the case of each series, which is needless for a single case.
-    """
-    counts = Counter(row.outcome for row in rows)
-    if rows:
-        line(", ".join(f"{counts[name]} {noun}" for name, noun in OUTCOME_NOUNS.items() if counts[name]))
-    groups: dict[tuple[str, str], list[SeriesRow]] = {}
-    for row in rows:
-        if row.verdict.series is not None:
-            groups.setdefault((row.outcome, _reason(row) or str(id(row))), []).append(row)
-    for (outcome, _), group in groups.items():
-        out.print()
-        for row in group:
-            _series_head(row, outcome, with_cases=with_cases)
-        if reason := _reason(group[0]):
-            _paragraph(f"{len(group)} series: {reason}" if len(group) > 1 else reason)
-    _broken_files([row.reason for row in rows if row.verdict.series is None])
-
-
-OUTCOME_NOUNS = {
-    "readable": "series readable",
-    "refused": "refused",
-    "set aside": "set aside",
-    "object": "of other objects",
-    "broken": "broken file(s)",
-}
-
-
-def _series_head(row: "SeriesRow", outcome: str, *, with_cases: bool) -> None:
-    series, colour = row.as_dict(), OUTCOME_COLOURS.get(outcome, "yellow")
-    properties = [series["modality"] or "?", f"{series['files']} file" + ("" if series["files"] == 1 else "s")]
-    properties += [" x ".join(map(str, series["shape"]))] if series["shape"] else []
-    properties += [_numbers(series["spacing_mm"]) + " mm"] if series["spacing_mm"] else []
-    _unfolded(f"[{colour}]{outcome:<9}[/{colour}] {escape(', '.join(properties))}")
-    if title := row.title.line:
-        _unfolded(f"  {escape(title)}")
-    if with_cases and row.case:
-        _unfolded(f"  case {escape(row.case)}")
-    _unfolded(f"  {escape(series['folder'] or '-')}")
-    _unfolded(f"  {escape(series['series_instance_uid'] or '(no SeriesInstanceUID)')}")
-
-
-def _reason(row: "SeriesRow") -> str:
-    """Why, in words that fit every series it happens to; empty for objects, whose modality says what they are."""
-    series = row.verdict.series
-    if row.outcome == "object" or series is None:
-        return ""
-    return row.reason.replace(series.name, "it") if series.series_instance_uid else row.reason
-
-
-def _broken_files(reasons: Sequence[str]) -> None:
-    """Broken files, those with the same fault together, the most frequent fault first."""
-    groups: dict[str, list[str]] = {}
-    for reason in reasons:
-        name, separator, rest = reason.partition(" is broken (")
-        groups.setdefault(separator.strip() + rest if separator else reason, []).append(name if separator else "-")
-    ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
-    for fault, names in ordered[:FAULTS]:
-        out.print()
-        _unfolded(f"[red]broken[/red]    {len(names)} file" + ("" if len(names) == 1 else "s"))
-        for name in names[:NAMES]:
-            _unfolded(f"  {escape(name)}")
-        if len(names) > NAMES:
-            line(f"  and {len(names) - NAMES} more; --json names all")
-        _paragraph(fault)
-    if more := sum(len(names) for _, names in ordered[FAULTS:]):
-        line(f"\nand {more} more broken file(s) with {len(ordered) - FAULTS} other faults; --json lists all")
-
-
-def _unfolded(markup: str) -> None:
-    """Prints one line that is never folded, so that its parts can be copied."""
-    out.print(markup, highlight=False, soft_wrap=True)
-
-
-def _paragraph(text: str) -> None:
+def paragraph(text: str) -> None:
     """Prints indented text: folded between words on a terminal, one line in a file or pipe."""
     width = out.width - 2 if out.is_terminal else sys.maxsize
     for part in textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False):
         out.print(f"  {part}", markup=False, highlight=False, soft_wrap=True)
-
-
-def inspect_problems(problems: Sequence[str], rows: "Sequence[SeriesRow]") -> None:
-    """Prints the problems of cases that do not stand with a series already."""
-    reasons = [row.reason for row in rows if row.is_bad]
-    others = [problem for problem in problems if not any(reason in problem for reason in reasons)]
-    problems_list(others)
-    if reasons and not others:
-        count = len(reasons)
-        err.print(f"[red]{count} series or file(s) cannot be used;[/red] the reasons stand with them", highlight=False)
-
-
-def _numbers(values: Sequence[float], between: str = " x ") -> str:
-    return between.join(f"{value:.0f}" if abs(value) >= 10_000 else f"{value:.4g}" for value in values)
 
 
 def metrics_table(metrics: Any) -> None:
@@ -275,7 +150,7 @@ def figures_table(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         cells = [_figure(figures.get(key)) for figures in (before, now)] if isinstance(now[key], dict) else []
         if any(cells):
             interval = now[key].get("interval_95")
-            rows.append([key, *(cell or "-" for cell in cells), _between(*interval) if interval else "-"])
+            rows.append([key, *(cell or "-" for cell in cells), between(*interval) if interval else "-"])
     print_table(("figure", "before", "now", "95 % interval"), rows)
 
 
@@ -368,103 +243,16 @@ def notes_list(done: Sequence[dict[str, Any]]) -> None:
         line(f"note on {', '.join(cases[:NAMES])}{more}: {note}")
 
 
-WORD_COLOURS = {"better": "green", "worse": "red", "too few": "yellow"}
-
-
-def comparison_table(comparison: "Comparison") -> None:
-    """Every score, its mean or top label first and the classes below; a paragraph explains the words of the table."""
-    _print_sides(comparison, "first", "second")
-    numbers = (Column(name, justify="right", no_wrap=True) for name in ("first", "second", "difference"))
-    tests = (Column(name, no_wrap=True) for name in ("95 % interval", "p", "Holm", "second"))
-    by_score: dict[str, list[Difference]] = {}
-    for entry in comparison.differences:
-        by_score.setdefault(entry.score, []).append(entry)
-    rows = (
-        [f" {escape(entry.class_name)}" if number else score, *_difference_cells(entry)]
-        for score, entries in by_score.items()
-        for number, entry in enumerate([entries[-1], *entries[:-1]])  # the mean stands last
-    )
-    print_table((folded("score"), *numbers, *tests), rows, box=None, pad_edge=False, collapse_padding=True)
-    _paragraph(
-        f"The second is better, worse or the same by the {100 * comparison.how.level:g} % interval of the difference, a "
-        "bootstrap by subject (same: it holds 0), each row by itself. p: Wilcoxon signed-rank on subject means; Holm: the "
-        "same, adjusted for this table. A word without a small p is weak evidence."
-    )
-    for reason in dict.fromkeys(entry.test.reason for entry in comparison.differences if entry.test.reason):
-        line(f"no p: {reason}")
-    for entry in comparison.differences:
-        if entry.note:
-            line(f"note: {entry.note}")
-
-
-def _print_sides(comparison: "Comparison", first: str, second: str) -> None:
-    pairs = comparison.pairs
-    line(f"{first + ':':<8}{pairs.first.name}\n{second + ':':<8}{pairs.second.name}")
-    line(f"on {len(pairs.subjects)} case(s) of {comparison.subjects} subject(s)")
-    if pairs.left_out:
-        line(f"left out, since one of them has no such case: {', '.join(pairs.left_out)}")
-
-
-def _difference_cells(entry: "Difference") -> list[str]:
-    estimate, colour = entry.estimate, WORD_COLOURS.get(entry.word)
-    word = f"[{colour}]{entry.word}[/{colour}]" if colour else entry.word
-    means = [_short(entry.first), _short(entry.second), _short(estimate.value, sign="+")]
-    return [*means, _between(estimate.low, estimate.high), _p(entry.test.p), _p(entry.test.p_holm), word]
-
-
-def gate_lines(comparison: "Comparison", verdict: "Verdict") -> None:
-    """The verdict first, then a line for each score."""
-    colour = {"passed": "green", "failed": "red"}.get(verdict.state, "yellow")
-    out.print(f"[{colour}]{verdict.state}[/{colour}]: {escape(verdict.reason)}", highlight=False, soft_wrap=True)
-    _print_sides(comparison, "old", "new")
-    for score in verdict.scores:
-        entry = score.difference
-        change = f"{_short(entry.estimate.value, sign='+')} ({_between(entry.estimate.low, entry.estimate.high)})"
-        line(f"{entry.score:<13}{_short(entry.first)} -> {_short(entry.second)}  {change}  {score.reason}")
-    for score in verdict.scores:
-        if score.difference.note:
-            line(f"note: {score.difference.note}")
-
-
-SUBGROUP_COLUMNS = ("subjects", "mean", "95 % interval", "p", "Holm")
-SUBGROUP_SCORES = ("dice", "boundary_iou", "hd95_mm", "hd95_px", "ece_whole", "ece_band")
-
-
-def subgroup_tables(subgroups: "Subgroups") -> None:
-    """One table for each attribute, with its headline scores by group; too small groups are listed with their numbers."""
-    for part in subgroups.attributes:
-        line(f"{part.attribute} ({subgroups.class_name})")
-        rows = []
-        for score, test in part.tests.items():
-            figures = {group.name: figure for group in part.groups if (figure := group.scores[score]) is not None}
-            for number, (name, figure) in enumerate(figures.items() if score in SUBGROUP_SCORES else ()):
-                head, *tests = ("", "", "") if number else (score, _p(test.p), _p(test.p_holm))
-                cells = [str(figure.subjects), _short(figure.value), _between(figure.low, figure.high)]
-                rows.append([head, escape(name), *cells, *tests])
-        columns = (Column(name, no_wrap=True) for name in SUBGROUP_COLUMNS)
-        print_table(("score", folded("group"), *columns), rows, box=None, pad_edge=False)
-        few = [group for group in part.groups if all(figure is None for figure in group.scores.values())]
-        if few:
-            names = ", ".join(f"{group.name} ({group.subjects})" for group in few)
-            line(f"too few (below {subgroups.fewest}): {names}")
-        for reason in dict.fromkeys(test.reason for test in part.tests.values() if test.reason):
-            line(f"no p: {reason}")
-        line("")
-    _paragraph(
-        "Intervals: bootstrap by subject. p: Kruskal-Wallis on subject means; Holm: adjusted for all tests here."
-    )
-
-
-def _short(value: float, sign: str = "") -> str:
+def short(value: float, sign: str = "") -> str:
     """Four decimals; two digits of a value that is too small for these."""
     if isnan(value):
         return "-"
     return f"{value:{sign}.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:{sign}.1e}"
 
 
-def _between(low: float, high: float) -> str:
-    return "-" if isnan(low) else f"{_short(low)} to {_short(high)}"
+def between(low: float, high: float) -> str:
+    return "-" if isnan(low) else f"{short(low)} to {short(high)}"
 
 
-def _p(value: float) -> str:
+def p_value(value: float) -> str:
     return "-" if isnan(value) else f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"

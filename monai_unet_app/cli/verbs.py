@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from monai_unet_app.cli import common, flags, show
+from monai_unet_app.cli import common, flags, inspect_tables, show
 from monai_unet_app.cli.common import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, Answer
 from monai_unet_app.cli.dataclass_parser import Options
 from monai_unet_app.cli.dicom_verbs import destination_of_site
@@ -44,7 +44,7 @@ def bundles(options: Options) -> Answer:
 
 
 def inspect(options: flags.Inspect) -> Answer:
-    """Print what a data set looks like, and everything wrong with it.
+    """Describe a data set, and list everything that is wrong with it.
 
     Example: monai-unet inspect DATA
     """
@@ -63,9 +63,9 @@ def inspect(options: flags.Inspect) -> Answer:
             cases, bundle.rules if bundle else None, bundle.label_values if bundle else None, step, reading
         )
     rows = with_cases(verdicts, cases, fingerprint.refusals, named_series(reading))
-    show.series_blocks(rows, with_cases=len(cases) > 1)
-    show.fingerprint_table(fingerprint.summary())
-    show.inspect_problems([*problems, *fingerprint.problems], rows)
+    inspect_tables.series_blocks(rows, with_cases=len(cases) > 1)
+    inspect_tables.fingerprint_table(fingerprint.summary())
+    inspect_tables.inspect_problems([*problems, *fingerprint.problems], rows)
     answer = fingerprint.as_dict()
     answer["problems"] = [*problems, *answer["problems"]]
     answer["series"] = [row.as_dict() for row in rows]
@@ -249,7 +249,7 @@ def predict(options: flags.Predict) -> Answer:
         outputs = replace(outputs, **formats)
     if left_out:
         show.say(
-            f"left out, although {options.destination} takes it: {', '.join(left_out)}; a picture has no patient space"
+            f"left out, although {options.destination} takes them: {', '.join(left_out)}; a picture has no patient space"
         )
     if options.tta and not bundle.mirror_axes:
         show.say(f"{bundle.name} has no mirror axes, so --tta changes nothing; its statements hold as without it")
@@ -305,7 +305,7 @@ def demo(options: flags.Demo) -> Answer:
 
 
 def doctor(options: Options) -> Answer:
-    """Say what this installation and machine can do.
+    """Show the abilities of this installation and machine.
 
     Example: monai-unet doctor
     """
