@@ -112,7 +112,7 @@ class _Run:
 
 
 def files_of(sources: Iterable[Path], output: Path) -> list[Path]:
-    """All files of the sources, folders however deep, in order of their paths, each once.
+    """All files of the sources and of the folders below them, in order of their paths, each once.
 
     Raises:
         DeidentificationError: Source and output are one folder, or one lies in the other.
@@ -123,8 +123,8 @@ def files_of(sources: Iterable[Path], output: Path) -> list[Path]:
         origin = Path(os.path.realpath(source))  # Path.resolve fails on links in a circle
         if target in (origin, *origin.parents) or origin in target.parents:
             raise DeidentificationError(
-                "the output folder is the source, lies in it or holds it; what is identified and what is not must "
-                "never mix; name a folder elsewhere"
+                "the output folder is the source, lies in it or holds it; files with and without an identity must never mix; "
+                "name a folder elsewhere"
             )
         if not os.path.exists(source):
             raise SeriesSelectionError(f"{shown(source)} does not exist; a DICOM file or a folder of them is needed")

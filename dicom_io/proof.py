@@ -41,7 +41,7 @@ def save_proved(content: Dataset | Callable[[Path], None], path: Path, prove: Ca
     Args:
         content: A data set, or a function that writes the file.
         path: The name of the file.
-        prove: Raises GeometryProofError for a file that does not hold what was meant; None: no proof.
+        prove: Raises GeometryProofError for a file that does not hold the result; None: no proof.
     """
     path = Path(path)
     with replace_when_whole(path) as part:
@@ -72,7 +72,7 @@ class Frame:
 
 
 class SliceComparison:
-    """Compares frames with what the result holds at their place, and notes which are still missing.
+    """Compares frames with the values of the result at their place, and notes which frames it has compared.
 
     The result is looked up through the patient space, from the frame's own plane; the named slice must lie there too.
     """

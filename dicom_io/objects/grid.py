@@ -1,7 +1,7 @@
 """Frames of other objects on the voxels of an image: nothing is interpolated, so a pixel must be a voxel.
 
-It is not enough that pixel centres fall on voxel centres: those of pixels twice as wide do too, and would fill every second
-voxel only. So the steps are compared, from pixel to pixel and from slice to slice.
+It is not enough that pixel centres fall on voxel centres: the centres of pixels twice as wide do so too, and would fill only
+every second voxel. So the steps are compared, from pixel to pixel and from slice to slice.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ from dicom_io.objects.slice_positions import TOLERANCE_VOXELS, Plane, check_pati
 from dicom_io.volume import Affine, Volume
 
 STEP_TOLERANCE = 0.02
-"""How far a step may be from that of the voxels, in parts of it: sizes are rounded, and grids fitted to rounded positions."""
+"""The largest difference of two steps, as a share of the step: sizes are rounded, and grids are fitted to rounded positions."""
 
 NO_GAP_MM = 1.0
 """What highdicom gives as the gap of a single slice, whatever its source says."""
@@ -27,7 +27,8 @@ Integers = NDArray[np.int64]
 class FrameGrid:
     """Finds the voxels of an image on which the pixels of an object's frames lie.
 
-    One for each object: it notes where its frames lie, and `finish` compares their gaps with those of the image.
+    Each object has a `FrameGrid` of its own. It notes where the frames lie, and `finish` compares their gaps with those of the
+    image.
 
     Attributes:
         reference: The image.
@@ -75,7 +76,7 @@ class FrameGrid:
         return voxels
 
     def check_named(self, name: str, keys: Sequence[str], ks: NDArray[Any]) -> None:
-        """Pass if one of the slices that a frame names is the one where it lies, or it names none of the image.
+        """Pass if a frame lies in a slice that it names, or names no slice of the image.
 
         Args:
             name: The frame in words, for the message.
@@ -83,7 +84,7 @@ class FrameGrid:
             ks: Shape (n,): the indices of the slices that its pixels lie in.
 
         Raises:
-            LabelError: It lies in another.
+            LabelError: The frame lies in another slice.
         """
         named = sorted({self.slices[key] for key in keys if key in self.slices})
         wrong = ks[~np.isin(ks, named)] if named else ks[:0]
@@ -94,18 +95,18 @@ class FrameGrid:
             )
 
     def finish(self, name: str) -> None:
-        """Pass if the gaps of all frames noted, or the one that they state, are those of the image.
+        """Pass if the frames are as far apart as the slices of the image.
 
-        Frames may be missing where a slice is empty. So it is the stated gap (PS3.3 C.7.6.16.2.1; along the normal, or between
-        centres as some write it) that must fit, unless frames lie closer together or at no multiple of it: some writers copy
-        a wrong one from the image. Without one, three slices or more at multiples of a larger step are taken for slices of
-        that step.
+        Frames may be missing where a slice is empty, so the gap that the frames state must fit (PS3.3 C.7.6.16.2.1; along the
+        normal, or between centres as some writers have it). A stated gap does not count if frames lie closer together or at no
+        multiple of it: some writers copy a wrong gap from the image. Without a stated gap, three slices or more at multiples
+        of a larger step are taken for slices of that step.
 
         Args:
             name: Names the object in a message.
 
         Raises:
-            LabelError: They are not.
+            LabelError: The gaps differ.
         """
         for axis, depths in self._depths.items():
             gap_mm = self.reference.spacing_mm[axis]
@@ -118,7 +119,7 @@ class FrameGrid:
                 )
 
     def _other_gap(self, axis: int, depths: Floats) -> float | None:
-        """The gap of frames at some indices along an axis where it is not the image's; else None."""
+        """The gap of frames at these indices along an axis, in mm; None where it is the gap of the image."""
         gap_mm, gaps = self.reference.spacing_mm[axis], np.diff(depths)
         along_normal_mm = abs(float(self.reference.affine_lps[:3, axis] @ self._normals[axis]))
         if self.reference.shape[axis] == 1 or not len(depths):
@@ -135,13 +136,13 @@ class FrameGrid:
         return steps * gap_mm if steps > 1 and not self.reference.provenance.resampled else None
 
     def _is_possible(self, stated_mm: float, least_mm: Sequence[float]) -> bool:
-        """Whether frames that lie so far apart (infinitely where there is one place) may have a stated gap."""
+        """Whether frames may have a stated gap, given their smallest distances (infinite if all lie at one place)."""
         if np.isinf(least_mm).all():
             return stated_mm != NO_GAP_MM
         return any(mm > stated_mm / 2 and _fits(stated_mm * round(mm / stated_mm), mm) for mm in least_mm)
 
     def _axis_across(self, name: str, plane: Plane) -> int:
-        """The axis of the image that stands on a plane. Raises LabelError if its pixels are no voxels."""
+        """The axis of the image across a plane. Raises LabelError if pixels differ from voxels in size or direction."""
         steps = [self._to_index[:3, :3] @ step for step in (plane.column_step_mm, plane.row_step_mm)]
         axes = [int(np.argmax(np.abs(step))) for step in steps]
         for step, axis in zip(steps, axes, strict=True):
@@ -169,14 +170,14 @@ class FrameGrid:
 
 
 def named_slices(reference: Volume) -> dict[str, int]:
-    """K by what names a slice; empty for a resampled image, whose K axis does not count its instances."""
+    """Key of a slice -> its K; empty for a resampled image, whose K axis does not count its instances."""
     if reference.provenance.resampled:
         return {}
     return {key: k for k, key in enumerate(reference.provenance.slice_keys)}
 
 
 def told_slices(ks: Sequence[int]) -> str:
-    """Slices as a message has them: "slice 3", "slices 1, 2"; at most three."""
+    """Slices for a message: "slice 3", "slices 1, 2"; at most three."""
     return f"slice{'s' * (len(ks) > 1)} {', '.join(map(str, ks[:3]))}{' ...' * (len(ks) > 3)}"
 
 

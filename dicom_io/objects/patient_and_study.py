@@ -1,7 +1,7 @@
 """What a result repeats of its source: the modules of patient and study, byte for byte, whatever text they hold.
 
-pydicom decodes an attribute where it is looked at, and encodes it when it is written. That is the same text only where the
-bytes fit the character set that the source names. So what is carried over is taken before it is decoded, and written as it was.
+pydicom decodes an attribute when it is read, and encodes it when it is written. The text stays the same only if the bytes fit
+the character set that the source names. So these attributes are taken before they are decoded, and written as they were.
 """
 
 import json
@@ -28,7 +28,7 @@ DEFAULT_REPERTOIRE = {"iso8859": "ascii"}  # where no character set is named it 
 
 
 def copied(header: Dataset) -> Dataset:
-    """A data set of its own with the same elements, as they are: what was not decoded is not."""
+    """A new data set with the same elements. Elements that were not decoded before stay so."""
     own = Dataset()
     own.update({tag: copy(header.get_item(tag)) for tag in header.keys()})  # noqa: SIM118 - to set one alters it in place
     own.file_meta = getattr(header, "file_meta", None) or FileMetaDataset()
@@ -46,11 +46,11 @@ def carried(header: Dataset) -> list[DataElement]:
 
 
 def carry_over(target: Dataset, header: Dataset) -> None:
-    """Give `target` the patient and study modules of `header`, byte for byte, and the character set they are
-    written in (none where it is empty: an empty one is an error, PS3.3 C.12.1.1.2).
+    """Give `target` the patient and study modules of `header`, byte for byte, and the character set that they are written in.
+    An empty character set is left out: it is an error (PS3.3 C.12.1.1.2).
 
     Args:
-        target: Loses what it has of them.
+        target: Its own attributes of these modules are removed.
         header: From `identity.source_headers`, the first.
     """
     for tag in CARRIED_TAGS & target.keys():
@@ -60,9 +60,9 @@ def carry_over(target: Dataset, header: Dataset) -> None:
 
 
 def _verbatim(dataset: Dataset, tag: BaseTag) -> DataElement:
-    """An element whose text is written as it was read: to decode and encode it changes what does not fit its character set.
+    """An element whose text is written as it was read: decoding and encoding change text that does not fit the character set.
 
-    What pydicom has decoded before (a data set in memory) is taken as it is.
+    An element that pydicom has decoded before (of a data set in memory) is copied.
     """
     element = dataset.get_item(tag)
     if isinstance(element, RawDataElement) and tag != Tag(CHARACTER_SET):
@@ -89,13 +89,13 @@ def _verbatim_item(item: Dataset) -> Dataset:
 
 
 def can_hold(text: str, dataset: Dataset) -> bool:
-    """Whether the character set of a data set can hold a text; any other would be written as question marks."""
+    """Whether the character set of a data set can hold a text; other text would be written as question marks."""
     encodings = convert_encodings(dataset.get(CHARACTER_SET))
     return any(_encodes(text, DEFAULT_REPERTOIRE.get(encoding, encoding)) for encoding in encodings)
 
 
 def transcribed(text: str, dataset: Dataset) -> str:
-    """A text in letters that the character set of a data set can hold: without their marks, or else as question marks."""
+    """A text for the character set of a data set. Letters that it cannot hold lose their accents or become question marks."""
     if can_hold(text, dataset):
         return text
     return "".join(letter if can_hold(letter, dataset) else _bare(letter) for letter in text)

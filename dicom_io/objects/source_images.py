@@ -63,7 +63,7 @@ class SourceImages:
     slices: tuple[Slice, ...]
 
     def header(self, k: int) -> Dataset:
-        """The header of slice k; that of the one object where it holds all slices."""
+        """The header of the object that holds slice k."""
         uid = self.slices[k].sop_instance_uid
         return next(header for header in self.headers if str(header.SOPInstanceUID) == uid)
 
@@ -84,9 +84,9 @@ class SourceImages:
         return self.slices[k].plane is not None or bool(self.header(k).get("PixelSpacing"))
 
     def pixel_size(self, k: int) -> tuple[float, float]:
-        """Distance of two neighbouring pixels in a row and in a column: mm, or where no size is known their proportion.
+        """Distance of two neighbouring pixels in a row and in a column, in mm; only their proportion where no size is known.
 
-        A picture may say it as PixelSpacing, as spacing on the detector or film, or as an aspect ratio.
+        A picture may state it as PixelSpacing, as spacing on the detector or film, or as an aspect ratio.
         """
         plane = self.slices[k].plane
         if plane is not None:
@@ -181,10 +181,10 @@ def result_object(
 
 
 def add_body_part(dataset: Dataset, header: Dataset) -> None:
-    """Repeat what part and side of the body the source shows, in a series with the General Series module.
+    """Repeat the body part and the side that the source names, in a series with the General Series module.
 
-    Laterality is Type 2C (PS3.3 C.7.3.1): it must stand, if only empty, unless the part is known to be unpaired, and
-    must not stand then.
+    Laterality is Type 2C (PS3.3 C.7.3.1): it must be there, perhaps empty, unless the part is known to be unpaired; then it
+    must be absent.
     """
     part = str(header.get("BodyPartExamined") or "")
     if part:
@@ -194,8 +194,9 @@ def add_body_part(dataset: Dataset, header: Dataset) -> None:
 
 
 def add_side(dataset: Dataset, header: Dataset) -> None:
-    """The same for structure sets and reports, whose own series modules have no place for it (a Standard Extended SOP
-    Class, PS3.4 3.1): only where the source says a side, which must not get lost.
+    """The same for structure sets and reports, but only if the source names a side, which must not get lost.
+
+    Their own series modules do not list these attributes, so the object is of a Standard Extended SOP Class (PS3.4 3.1).
     """
     if side_of(header):
         add_body_part(dataset, header)
@@ -210,8 +211,8 @@ def add_image_side(dataset: Dataset, header: Dataset) -> None:
 
 
 def side_of(header: Dataset) -> str:
-    """R or L, wherever a source says it: of its series, its image or its frames; empty where it does not, or where the part
-    is unpaired.
+    """R or L as the source states it for its series, its image or its frames; empty if it states no side, or if the part is
+    unpaired.
     """
     if header.get("BodyPartExamined") in UNPAIRED_PARTS.split():
         return ""
@@ -222,7 +223,7 @@ def side_of(header: Dataset) -> str:
 def frame_anatomy(header: Dataset) -> Dataset:
     """The Frame Anatomy item, mandatory in a map (PS3.3 table A.75-2) and left out by highdicom.
 
-    As the source codes it, else by its BodyPartExamined, else the entire body: the one region that is surely right.
+    By the source's own code, else by its BodyPartExamined, else the entire body, which is always right.
     """
     shared, own = (header.get(f"{kind}FunctionalGroupsSequence") or [] for kind in ("Shared", "PerFrame"))
     for group in (*shared, *own[:1]):
@@ -245,6 +246,6 @@ def aspect_ratio(across: float, down: float) -> list[int]:
 
 
 def rescale_type(header: Dataset) -> str:
-    """The unit that the source names for its rescaled values; empty where it names none."""
+    """RescaleType of the source, the unit of its rescaled values; empty if it is absent."""
     number = 1 if header.get("PerFrameFunctionalGroupsSequence") else None
     return str((macro(header, number, "PixelValueTransformationSequence") or header).get("RescaleType") or "")

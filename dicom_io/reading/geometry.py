@@ -138,10 +138,9 @@ def even_grid(planes: Sequence[ImagePlane], name: str = "the series", *, single_
     step = affine_lps[:3, 2]
     shear = _shear_degrees(step, ordered)
     if shear > MAX_SHEAR_DEGREES:
-        raise _refusal(
-            f"{name} goes sideways: from slice to slice by {np.linalg.norm(step):.2f} mm at {shear:.1f} degrees to the normal",
-            f"at most {MAX_SHEAR_DEGREES:g} degrees can be a gantry tilt",
-            "pass the files of one stack only",
+        raise SeriesGeometryError(
+            f"{name} goes sideways: from slice to slice by {np.linalg.norm(step):.2f} mm at {shear:.1f} degrees to the normal; "
+            f"at most {MAX_SHEAR_DEGREES:g} degrees can be a gantry tilt; pass the files of one stack only"
         )
     return Grid(affine_lps, order, shear, jitter_mm)
 
@@ -260,11 +259,10 @@ def _check_values(planes: Sequence[ImagePlane], name: str) -> None:
     for plane in planes:
         numbers = np.array([*plane.position, *plane.orientation, *plane.pixel_spacing])
         if not np.isfinite(numbers).all() or min(plane.pixel_spacing) <= 0 or min(plane.shape) < 1:
-            raise _refusal(
+            raise SeriesGeometryError(
                 f"{name} has a slice with position {_text(plane.position)}, spacing {_text(plane.pixel_spacing)} mm and "
-                f"{plane.shape[0]}x{plane.shape[1]} pixels",
-                "finite numbers and sizes above 0 are needed",
-                "export the series again from its source",
+                f"{plane.shape[0]}x{plane.shape[1]} pixels; finite numbers and sizes above 0 are needed; export the series "
+                "again from its source"
             )
         _check_cosines(plane, name)
 
@@ -273,11 +271,10 @@ def _check_cosines(plane: ImagePlane, name: str) -> None:
     row, column = np.array(plane.orientation[:3]), np.array(plane.orientation[3:])
     lengths = float(np.linalg.norm(row)), float(np.linalg.norm(column))
     if max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(np.dot(row, column))) > _COSINE_TOLERANCE:
-        raise _refusal(
-            f"{name} has ImageOrientationPatient {_text(plane.orientation)}, vectors of lengths "
-            f"{lengths[0]:.4f} and {lengths[1]:.4f} at {angle_degrees(row, column):.2f} degrees",
-            "two unit vectors at 90 degrees are needed",
-            "export the series again from its source",
+        raise SeriesGeometryError(
+            f"{name} has ImageOrientationPatient {_text(plane.orientation)}, vectors of lengths {lengths[0]:.4f} and "
+            f"{lengths[1]:.4f} at {angle_degrees(row, column):.2f} degrees; two unit vectors at 90 degrees are needed; export "
+            "the series again from its source"
         )
 
 
@@ -285,18 +282,15 @@ def _check_sizes(planes: Sequence[ImagePlane], name: str) -> None:
     shapes = sorted({plane.shape for plane in planes})
     if len(shapes) > 1:
         sizes = ", ".join(f"{rows}x{columns}" for rows, columns in shapes)
-        raise _refusal(
-            f"{name} mixes slices of {sizes} pixels (rows x columns)",
-            "one size is needed",
-            "pass the files of one size only",
+        raise SeriesGeometryError(
+            f"{name} mixes slices of {sizes} pixels (rows x columns); one size is needed; pass the files of one size only"
         )
     spacings = np.array([plane.pixel_spacing for plane in planes])
     # differences of spacing add up along a row: what counts is how far they move the last pixel
     if np.ptp(spacings, axis=0).max() * max(shapes[0]) > CORNER_OFFSET_MM:
-        raise _refusal(
-            f"{name} mixes pixel spacings from {_text(spacings.min(axis=0))} to {_text(spacings.max(axis=0))} mm",
-            "one spacing is needed",
-            "pass the files of one spacing only",
+        raise SeriesGeometryError(
+            f"{name} mixes pixel spacings from {_text(spacings.min(axis=0))} to {_text(spacings.max(axis=0))} mm; one spacing "
+            "is needed; pass the files of one spacing only"
         )
 
 
@@ -306,11 +300,9 @@ def _check_orientations(planes: Sequence[ImagePlane], name: str) -> None:
     turns = [max(angle_degrees(first[n], other[n]) for n in (0, 1)) for other in others]
     turned = sum(turn > _MIXED_DEGREES for turn in turns)
     if turned:
-        raise _refusal(
-            f"{name} mixes orientations: {turned} of {len(planes)} slices are turned by up to "
-            f"{max(turns):.1f} degrees against the first",
-            "one orientation is needed",
-            "pass the files of one orientation only",
+        raise SeriesGeometryError(
+            f"{name} mixes orientations: {turned} of {len(planes)} slices are turned by up to {max(turns):.1f} degrees against "
+            "the first; one orientation is needed; pass the files of one orientation only"
         )
 
 
@@ -318,11 +310,9 @@ def _check_duplicates(planes: Sequence[ImagePlane], name: str) -> None:
     groups = same_positions(planes)
     if groups:
         first = planes[groups[0][0]].position
-        raise _refusal(
-            f"{name} has up to {max(map(len, groups))} slices at one position, at {len(groups)} positions "
-            f"(the first at {_text(first)} mm)",
-            "one slice a position is needed",
-            "pass the files of one time point, echo or copy only",
+        raise SeriesGeometryError(
+            f"{name} has up to {max(map(len, groups))} slices at one position, at {len(groups)} positions (the first at "
+            f"{_text(first)} mm); one slice a position is needed; pass the files of one time point, echo or copy only"
         )
 
 
@@ -338,11 +328,9 @@ def _check_gaps(ordered: Sequence[ImagePlane], name: str) -> None:
             raise _missing_slices(ordered, gaps, odd, int((multiples - 1).sum()), name)
     odd = np.flatnonzero(np.abs(gaps - usual) > silent_offset_mm(ordered))
     if odd.size:
-        raise _refusal(
-            f"{name} has slice gaps from {gaps.min():.2f} to {gaps.max():.2f} mm ({odd.size} of {gaps.size} "
-            f"differ from the usual {usual:.2f} mm)",
-            _even_gaps_needed(ordered),
-            "pass --resample-gaps, or its evenly spaced part only",
+        raise SeriesGeometryError(
+            f"{name} has slice gaps from {gaps.min():.2f} to {gaps.max():.2f} mm ({odd.size} of {gaps.size} differ from the "
+            f"usual {usual:.2f} mm); {_even_gaps_needed(ordered)}; pass --resample-gaps, or its evenly spaced part only"
         )
 
 
@@ -354,11 +342,10 @@ def _missing_slices(
         for k in odd[:_MAX_LISTED]
     ]
     more = f" and {odd.size - _MAX_LISTED} more places" if odd.size > _MAX_LISTED else ""
-    return _refusal(
+    return SeriesGeometryError(
         f"{name} lacks {missing} of {gaps.size + 1 + missing} slices, counted along the normal: {', '.join(places)}{more}, "
-        f"where the usual gap is {np.median(gaps):.2f} mm",
-        _even_gaps_needed(ordered),
-        "fetch the missing slices, or pass --resample-gaps to fill in between",
+        f"where the usual gap is {np.median(gaps):.2f} mm; {_even_gaps_needed(ordered)}; fetch the missing slices, or pass "
+        "--resample-gaps to fill in between"
     )
 
 
@@ -370,12 +357,10 @@ def _not_straight(ordered: Sequence[ImagePlane], affine_lps: Points, name: str) 
     """The refusal of slices whose gaps are even but add up to an offset, or whose tilt is uneven."""
     along, sideways = _offsets_mm(ordered, affine_lps)
     worst = int(np.argmax(np.maximum(along, sideways)))
-    return _refusal(
-        f"{name} is not one straight stack: slice {worst + 1} of {len(ordered)} lies "
-        f"{along[worst]:.2f} mm along the normal and {sideways[worst]:.2f} mm sideways "
-        "off the even line from first to last",
-        f"at most {_stack_jitter_limit_mm(ordered):g} mm is needed",
-        "pass --resample-tilt, or its straight part only",
+    return SeriesGeometryError(
+        f"{name} is not one straight stack: slice {worst + 1} of {len(ordered)} lies {along[worst]:.2f} mm along the normal "
+        f"and {sideways[worst]:.2f} mm sideways off the even line from first to last; at most "
+        f"{_stack_jitter_limit_mm(ordered):g} mm is needed; pass --resample-tilt, or its straight part only"
     )
 
 
@@ -386,16 +371,11 @@ def _check_five_points(ordered: Sequence[ImagePlane], affine_lps: Points, jitter
         expected = in_plane + k * affine_lps[:3, 2] + affine_lps[:3, 3]
         offset_mm = float(np.linalg.norm(plane.five_points - expected, axis=1).max())
         if offset_mm > limit_mm:
-            raise _refusal(
-                f"{name} is not one grid: a corner of slice {k + 1} of {len(ordered)} lies {offset_mm:.2f} mm "
-                "off the grid of the first slice, because orientation or spacing differ from slice to slice",
-                f"at most {limit_mm:g} mm is needed",
-                "pass the files of one orientation only",
+            raise SeriesGeometryError(
+                f"{name} is not one grid: a corner of slice {k + 1} of {len(ordered)} lies {offset_mm:.2f} mm off the grid of "
+                "the first slice, because orientation or spacing differ from slice to slice; at most "
+                f"{limit_mm:g} mm is needed; pass the files of one orientation only"
             )
-
-
-def _refusal(fault: str, needed: str, advice: str) -> SeriesGeometryError:
-    return SeriesGeometryError(f"{fault}; {needed}; {advice}")
 
 
 def _text(numbers: Sequence[float] | Points) -> str:
