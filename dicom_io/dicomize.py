@@ -156,9 +156,8 @@ def dicomize(
 def _check(image: Volume, case_id: str) -> None:
     if image.array.ndim != 3 or not image.has_patient_space:
         raise SeriesGeometryError(
-            f"the image has the shape {image.array.shape} and is "
-            f"{'planar' if image.planar else image.provenance.kind}; a 3D volume in patient space is needed "
-            "for an MR or CT series; convert single volumes with one value a voxel only"
+            f"the image has the shape {image.array.shape} and is {'planar' if image.planar else image.provenance.kind}; a 3D "
+            "volume in patient space is needed for an MR or CT series; convert single volumes with one value a voxel only"
         )
     if image.provenance.kind == "dicom":
         raise DicomIoError(
@@ -188,9 +187,8 @@ def _check_shear(image: Volume) -> None:
         if shift_mm > SHEAR_TOLERANCE_MM:
             angle = math.degrees(math.acos(min(lean, 1.0)))
             raise SeriesGeometryError(
-                f"the array axes {a} and {b} meet at {angle:.3f} degrees (a sheared affine); right angles "
-                "are needed, a DICOM series has no form for shear; resample the image to a grid with right "
-                "angles first"
+                f"the array axes {a} and {b} meet at {angle:.3f} degrees (a sheared affine); right angles are needed, a DICOM "
+                "series has no form for shear; resample the image to a grid with right angles first"
             )
 
 
@@ -333,10 +331,7 @@ def _series_attributes(
 def _derivation(stored: _Stored) -> str:
     if stored.slope == 1:
         return "Converted from NIfTI; stored values are the original ones"
-    return (
-        f"Converted from NIfTI; value = stored value * {stored.slope:g}, "
-        f"rounding error at most {float(stored.slope) / 2:.4g}"
-    )
+    return f"Converted from NIfTI; value = stored value * {stored.slope:g}, rounding error at most {float(stored.slope) / 2:.4g}"
 
 
 def _add_pixel_attributes(ds: Dataset, image: Volume, stored: _Stored) -> None:

@@ -100,8 +100,7 @@ def key_from(path: Path, *, away_from: Path) -> bytes:
     """
     if away_from.resolve() in path.resolve().parents:
         raise DeidentificationError(
-            f"the key file {path} lies in the output folder; whoever has key and data can confirm who is who; keep it "
-            "elsewhere"
+            f"the key file {path} lies in the output folder; whoever has key and data can confirm who is who; keep it elsewhere"
         )
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

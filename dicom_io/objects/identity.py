@@ -47,10 +47,7 @@ INCOMPLETE = "INCOMPLETE SERIES"
 """What a reader is told of a result on a series that lacks images by its own headers, in lists of series and on pictures."""
 NO_DATE, NO_TIME = "19700101", "000000"
 
-TYPE_2_KEYWORDS = (
-    "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime ReferringPhysicianName StudyID "
-    "AccessionNumber"
-)
+TYPE_2_KEYWORDS = "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime ReferringPhysicianName StudyID AccessionNumber"
 
 SLICE_KEYWORDS = (
     "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID ImagePositionPatient "
@@ -204,9 +201,8 @@ def source_headers(source: Volume, *, of_each: bool = True) -> tuple[Dataset, ..
     uids, resampled = source.provenance.sop_instance_uids, source.provenance.resampled
     if source.provenance.kind != "dicom" or (len(uids) != source.shape[2] and not resampled):
         raise LabelError(
-            f"the source is of kind {source.provenance.kind!r} with {len(uids)} instances for "
-            f"{source.shape[2]} slices; a DICOM series is needed to write a DICOM result; name the series or "
-            "convert the image first"
+            f"the source is of kind {source.provenance.kind!r} with {len(uids)} instances for {source.shape[2]} slices; a "
+            "DICOM series is needed to write a DICOM result; name the series or convert the image first"
         )
     in_memory = (_named(copied(header)) for header in source.provenance.headers)
     by_uid = {str(header.SOPInstanceUID): header for header in in_memory}

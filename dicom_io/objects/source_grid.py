@@ -107,9 +107,8 @@ def _check_slice(source: Volume, k: int, plane: Plane) -> None:
     allowed_mm = max(tolerance_mm(gap_mm), jitter_limit_mm(gap_mm, min(pixel_mm)))
     if away > allowed_mm:
         raise LabelError(
-            f"slice {k} lies {away:.2f} mm from where its file has it; at most {allowed_mm:g} mm is needed; "
-            "results cannot be written on a resampled or rearranged series, bring the labels back to the "
-            "original slices"
+            f"slice {k} lies {away:.2f} mm from where its file has it; at most {allowed_mm:g} mm is needed; results cannot be "
+            "written on a resampled or rearranged series, bring the labels back to the original slices"
         )
 
 

@@ -73,9 +73,8 @@ def check_readable(instances: Sequence[Instance], series: SeriesRef) -> None:
     single = series.frame_count == 1 and series.orientation is None
     if (colours or samples > 1) and not single:
         raise SeriesSelectionError(
-            f"{series.name} holds {series.frame_count} colour pictures ({', '.join(sorted(colours))}, "
-            f"{samples} samples a pixel); one grey value a voxel is needed; "
-            "pick a grey series with --series UID"
+            f"{series.name} holds {series.frame_count} colour pictures ({', '.join(sorted(colours))}, {samples} samples a "
+            "pixel); one grey value a voxel is needed; pick a grey series with --series UID"
         )
 
 
@@ -91,8 +90,7 @@ def check_one_patient(headers: Sequence[Dataset], name: str) -> None:
         count = len({str(header.get(keyword)).rstrip("^ ") for header in headers if header.get(keyword)})
         if count > 1:
             raise SeriesSelectionError(
-                f"{name} has files of {count} different {keyword}; one patient is needed; "
-                "pass the files of one patient only"
+                f"{name} has files of {count} different {keyword}; one patient is needed; pass the files of one patient only"
             )
 
 

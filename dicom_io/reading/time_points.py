@@ -168,10 +168,9 @@ def _inseparable(
     count = len(planes) - sum(len(group) - 1 for group in groups)
     files = ", ".join(sorted({_file_name(frames[index]) for index in groups[0]})[:4])
     return SeriesGeometryError(
-        f"{name} has up to {max(map(len, groups))} slices at the same position, at {len(groups)} of "
-        f"{count} positions; they differ in {listed or 'no attribute known here'} (first: {files}), which does not separate "
-        "them into stacks that hold each position once; one slice a position is needed; pass the files of one time point, echo "
-        "or copy only"
+        f"{name} has up to {max(map(len, groups))} slices at the same position, at {len(groups)} of {count} positions; they "
+        f"differ in {listed or 'no attribute known here'} (first: {files}), which does not separate them into stacks that hold "
+        "each position once; one slice a position is needed; pass the files of one time point, echo or copy only"
     )
 
 
