@@ -14,6 +14,7 @@ from pathlib import Path
 from pydicom.uid import generate_uid
 from pynetdicom import evt
 
+from dicom_io.net import dimse_n
 from dicom_io.net.association import OpenAssociation, checked_status, open_association, presentation_context
 from dicom_io.net.commitment_provider import (
     ALL_COMMITTED,
@@ -25,16 +26,6 @@ from dicom_io.net.commitment_provider import (
     check_success,
 )
 from dicom_io.net.destination import Destination
-from dicom_io.net.dimse_n import (
-    INVALID_ARGUMENT,
-    NO_SUCH_EVENT,
-    Request,
-    RequestRefusedError,
-    Service,
-    items_of,
-    service_handlers,
-    text_of,
-)
 from dicom_io.net.outcome import meaning
 from dicom_io.net.outgoing import read_sop_uids
 from dicom_io.net.pynetdicom_patches import limit_association
@@ -80,9 +71,9 @@ class ReportListener:
         self._lock = threading.Lock()
 
     @property
-    def service(self) -> Service:
+    def service(self) -> dimse_n.Service:
         """The service for `Provider(services=...)`."""
-        return Service(PUSH_MODEL, evt.EVT_N_EVENT_REPORT, self._answer)
+        return dimse_n.Service(PUSH_MODEL, evt.EVT_N_EVENT_REPORT, self._answer)
 
     @contextmanager
     def listening(self, listen: Listen) -> "Iterator[ReportListener]":
@@ -102,21 +93,23 @@ class ReportListener:
             with self._lock:
                 del self._pending[transaction_uid]
 
-    def _answer(self, request: Request) -> None:
+    def _answer(self, request: dimse_n.Request) -> None:
         if request.type_id not in (ALL_COMMITTED, FAILURES_EXIST):
-            raise RequestRefusedError(NO_SUCH_EVENT, f"the event type is {request.type_id}; 1 or 2 is needed")
-        transaction_uid = text_of(request.content, "TransactionUID") or ""
+            raise dimse_n.RequestRefusedError(
+                dimse_n.NO_SUCH_EVENT, f"the event type is {request.type_id}; 1 or 2 is needed"
+            )
+        transaction_uid = dimse_n.text_of(request.content, "TransactionUID") or ""
         report = _Report(
-            frozenset(map(Reference.of, items_of(request.content, "ReferencedSOPSequence") or [])),
+            frozenset(map(Reference.of, dimse_n.items_of(request.content, "ReferencedSOPSequence") or [])),
             {
                 Reference.of(item).sop_instance_uid: int(item.get("FailureReason") or 0x0110)
-                for item in items_of(request.content, "FailedSOPSequence") or []
+                for item in dimse_n.items_of(request.content, "FailedSOPSequence") or []
             },
         )
         with self._lock:
             pending = self._pending.get(transaction_uid)
         if pending is None:
-            raise RequestRefusedError(INVALID_ARGUMENT, "no report on this transaction is waited for")
+            raise dimse_n.RequestRefusedError(dimse_n.INVALID_ARGUMENT, "no report on this transaction is waited for")
         if request.dimse is None:
             pending.report = report
         else:  # not before the report is answered, or the association might be released under the answer
@@ -152,7 +145,7 @@ def request_commitment(
     with reports.expecting(transaction_uid) as pending:
         handlers = [
             (evt.EVT_CONN_OPEN, lambda event: limit_association(event.assoc)),
-            *service_handlers([reports.service]),
+            *dimse_n.service_handlers([reports.service]),
         ]
         contexts = [presentation_context(PUSH_MODEL, UNCOMPRESSED)]
         with open_association(destination, contexts, handlers=handlers) as opened:

@@ -157,8 +157,8 @@ def parse_destination(text: str, our_ae_title: str = OUR_AE_TITLE) -> Destinatio
             "instance ARCHIVE@pacs.example.org:11112, or give the site file"
         )
     host = match["six"] or match["host"]
-    title, ours = checked_ae_title(match["aet"], text), checked_ae_title(our_ae_title, "our own")
-    peer = Dimse(host, checked_port(int(match["port"]), text), title, ours)
+    title, own_title = checked_ae_title(match["aet"], text), checked_ae_title(our_ae_title, "our own")
+    peer = Dimse(host, checked_port(int(match["port"]), text), title, own_title)
     return Destination(text, peer)
 
 

@@ -13,19 +13,8 @@ from urllib.parse import urlsplit
 
 from dicom_io.kinds import NAMES
 from dicom_io.kinds.encodings import SEG_ENCODINGS
-from dicom_io.net.destination import (
-    OUR_AE_TITLE,
-    Destination,
-    DestinationError,
-    DicomWeb,
-    Dimse,
-    Profile,
-    Receive,
-    Tls,
-    checked_ae_title,
-    checked_port,
-    checked_url,
-)
+from dicom_io.net import destination
+from dicom_io.net.destination import Destination, DestinationError, DicomWeb, Dimse, Profile, Receive, Tls
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -142,7 +131,7 @@ class Table:
 def _destination(name: str, table: Table, folder: Path) -> Destination:
     is_web = "url" in table.content
     peer = _dicom_web(table, folder) if is_web else _dimse(table, folder)
-    destination = Destination(
+    parsed = Destination(
         name,
         peer,
         _profile(table.part("profile")),
@@ -150,15 +139,19 @@ def _destination(name: str, table: Table, folder: Path) -> Destination:
         answer_s=table.seconds("answer_s", Destination.answer_s),
     )
     table.close()
-    return destination
+    return parsed
 
 
 def _dimse(table: Table, folder: Path) -> Dimse:
     peer = Dimse(
         host=table.take("host", str, "a host name or address (or a url for DICOMweb)", must=True),
-        port=checked_port(table.take("port", int, "a TCP port", must=True), table.where),
-        ae_title=checked_ae_title(table.take("ae_title", str, "the AE title to call", must=True), table.where),
-        our_ae_title=checked_ae_title(table.take("our_ae_title", str, "our AE title", OUR_AE_TITLE), table.where),
+        port=destination.checked_port(table.take("port", int, "a TCP port", must=True), table.where),
+        ae_title=destination.checked_ae_title(
+            table.take("ae_title", str, "the AE title to call", must=True), table.where
+        ),
+        our_ae_title=destination.checked_ae_title(
+            table.take("our_ae_title", str, "our AE title", destination.OUR_AE_TITLE), table.where
+        ),
         tls=read_tls(table.part("tls"), folder),
         retrieve=table.choice("retrieve", ("get", "move"), "get"),
         receive=_receive(table.part("receive")),
@@ -174,7 +167,7 @@ def _dimse(table: Table, folder: Path) -> Dimse:
 
 
 def _dicom_web(table: Table, folder: Path) -> DicomWeb:
-    url = checked_url(table.take("url", str, "an http(s) URL"), table.where)
+    url = destination.checked_url(table.take("url", str, "an http(s) URL"), table.where)
     token_env = table.take("token_env", str, "the name of an environment variable", "")
     if token_env and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", token_env):
         raise DestinationError(
@@ -206,10 +199,10 @@ def read_tls(table: Table | None, folder: Path) -> Tls | None:
 def _receive(table: Table | None) -> Receive | None:
     if table is None:
         return None
-    senders = tuple(checked_ae_title(title, table.where) for title in table.texts("senders") or ())
+    senders = tuple(destination.checked_ae_title(title, table.where) for title in table.texts("senders") or ())
     receive = Receive(
         host=table.take("host", str, "an address of this machine", Receive.host),
-        port=checked_port(table.take("port", int, "a TCP port", must=True), table.where),
+        port=destination.checked_port(table.take("port", int, "a TCP port", must=True), table.where),
         senders=senders,
     )
     table.close()

@@ -111,14 +111,14 @@ def _pages(client: DICOMwebClient, query: Query) -> list[dict[str, Any]]:
     for name, keyword in (("study_instance_uid", "StudyInstanceUID"), ("series_instance_uid", "SeriesInstanceUID")):
         if query.level != "study" and (name, query.level) != ("series_instance_uid", "series"):
             path[name] = conditions.pop(keyword)
-    matches, seen = list[dict[str, Any]](), set[str]()
+    matches, known = list[dict[str, Any]](), set[str]()
     while not query.limit or len(matches) < query.limit:
         limit = min(PAGE, query.limit - len(matches)) if query.limit else PAGE
         page = searches[query.level](
             **path, fields=RETURNED[query.level], search_filters=conditions, limit=limit, offset=len(matches)
         )
-        new = [item for item in page if json.dumps(item, sort_keys=True) not in seen]
-        seen.update(json.dumps(item, sort_keys=True) for item in new)
+        new = [item for item in page if json.dumps(item, sort_keys=True) not in known]
+        known.update(json.dumps(item, sort_keys=True) for item in new)
         matches += new
         if not new or len(page) < limit:
             break

@@ -159,14 +159,14 @@ def _tls_reason(error: BaseException) -> str:
 
 def _cause(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
     """The error of a kind among the causes and arguments of another."""
-    seen: list[BaseException] = []
+    visited: list[BaseException] = []
     todo: list[object] = [error]
     while todo:
         cause = todo.pop()
         if isinstance(cause, kind):
             return cause
-        if isinstance(cause, BaseException) and cause not in seen:
-            seen.append(cause)
+        if isinstance(cause, BaseException) and cause not in visited:
+            visited.append(cause)
             todo += [cause.__cause__, cause.__context__, getattr(cause, "reason", None), *cause.args]
     return None
 

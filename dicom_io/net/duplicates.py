@@ -38,9 +38,9 @@ class DuplicateCheck:
     def resolve(self, item: Outgoing, outcome: Outcome) -> Outcome:
         """The outcome of a duplicate: "already there" if the archive has this very instance, else "refused" and why."""
         try:
-            ours = load_dataset(item.file, with_pixels=True)
-            theirs = self._copy(ours) if item.kind else None
-            reason, note = (_difference(ours, theirs), "") if theirs is not None else self._look_up(ours)
+            sent = load_dataset(item.file, with_pixels=True)
+            copy = self._copy(sent) if item.kind else None
+            reason, note = (_difference(sent, copy), "") if copy is not None else self._look_up(sent)
         except (DicomIoError, *READ_ERRORS) as error:  # type: ignore[misc]
             problem = str(error) if isinstance(error, DicomIoError) else type(error).__name__
             reason, note = f"it could not be asked what that is ({problem})", ""
@@ -49,52 +49,52 @@ class DuplicateCheck:
         notes = "; ".join(filter(None, (outcome.note, note)))
         return replace(outcome, meaning=f"{outcome.meaning}, and it is this one", note=notes)
 
-    def _copy(self, ours: Dataset) -> FileDataset | None:
+    def _copy(self, sent: Dataset) -> FileDataset | None:
         """What the archive has under the UIDs of an instance; None if the archive does not send it."""
-        query = Query("image", str(ours.StudyInstanceUID), str(ours.SeriesInstanceUID), str(ours.SOPInstanceUID))
+        query = Query("image", str(sent.StudyInstanceUID), str(sent.SeriesInstanceUID), str(sent.SOPInstanceUID))
         with tempfile.TemporaryDirectory(prefix="duplicate-") as folder:
             try:
                 fetched = self._fetch(query, Path(folder))
                 copies = [load_dataset(file, with_pixels=True) for file in fetched.files]
             except DicomIoError:
                 return None
-            return next((copy for copy in copies if copy.get("SOPInstanceUID") == ours.SOPInstanceUID), None)
+            return next((copy for copy in copies if copy.get("SOPInstanceUID") == sent.SOPInstanceUID), None)
 
-    def _look_up(self, ours: Dataset) -> tuple[str, str]:
+    def _look_up(self, sent: Dataset) -> tuple[str, str]:
         """(why an instance is not what the archive has, or "" if it is; note for the outcome)."""
-        study, series = str(ours.StudyInstanceUID), str(ours.SeriesInstanceUID)
+        study, series = str(sent.StudyInstanceUID), str(sent.SeriesInstanceUID)
         if series not in self._instances_of:
             answers = self._find(Query("image", study, series))
             self._instances_of[series] = {str(answer.get("SOPInstanceUID") or "") for answer in answers}
-        if str(ours.SOPInstanceUID) not in self._instances_of[series]:
+        if str(sent.SOPInstanceUID) not in self._instances_of[series]:
             return "it is not in this study and series: another instance has this UID", ""
         if study not in self._patients_of:
             answers = self._find(Query("study", study))
             self._patients_of[study] = {_text(answer, "PatientID") for answer in answers}
-        if self._patients_of[study] != {_text(ours, "PatientID")}:
+        if self._patients_of[study] != {_text(sent, "PatientID")}:
             return "its study is of another PatientID", ""
         return "", "found in its study and series, not compared"
 
 
-def _difference(ours: FileDataset, theirs: FileDataset) -> str:
+def _difference(sent: FileDataset, copy: FileDataset) -> str:
     """How an archive's copy differs from what was sent; empty if everything that is ours is equal.
 
     Of patient and study, which archives may correct, only the identifiers of the owner count.
     """
-    for keyword in (*_OWNER, *([_ISSUER] if _ISSUER in theirs else [])):
-        if _text(ours, keyword) != _text(theirs, keyword):
+    for keyword in (*_OWNER, *([_ISSUER] if _ISSUER in copy else [])):
+        if _text(sent, keyword) != _text(copy, keyword):
             return f"its {keyword} is another one"
     skipped = CARRIED_TAGS | _PIXELS | _OVERWRITTEN
-    for element in ours:
+    for element in sent:
         if element.tag in skipped or element.tag.element == 0:
             continue
-        value = theirs[element.tag].value if element.tag in theirs else None
+        value = copy[element.tag].value if element.tag in copy else None
         if element.value != value and not (_is_empty(element.value) and _is_empty(value)):
             return f"its {element.keyword or element.tag} is another one"
-    same_syntax = ours.file_meta.get("TransferSyntaxUID") == theirs.file_meta.get("TransferSyntaxUID")
-    if same_syntax and all(ours.get(tag) == theirs.get(tag) for tag in _PIXELS):
+    same_syntax = sent.file_meta.get("TransferSyntaxUID") == copy.file_meta.get("TransferSyntaxUID")
+    if same_syntax and all(sent.get(tag) == copy.get(tag) for tag in _PIXELS):
         return ""
-    return "" if _pixels(ours) == _pixels(theirs) else "its pixels are others"
+    return "" if _pixels(sent) == _pixels(copy) else "its pixels are others"
 
 
 def _pixels(dataset: FileDataset) -> bytes:

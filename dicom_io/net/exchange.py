@@ -52,10 +52,10 @@ def send(
         UnreadableFileError: A file is no DICOM object; nothing was sent.
         NetworkError: The destination could not be reached; nothing was sent.
     """
-    wanted, unwanted = prepare_files(files, destination.profile)
+    outgoing, unwanted = prepare_files(files, destination.profile)
     misencoded = {outcome.sop_instance_uid for outcome in unwanted if outcome.kind in destination.profile.objects}
     outcomes: list[Outcome] = []
-    for _, group in groupby(wanted, key=lambda item: bool(item.refers_to)):
+    for _, group in groupby(outgoing, key=lambda item: bool(item.refers_to)):
         items = [(item, _why_held_back(item, outcomes, misencoded)) for item in group]
         offered = [item for item, reason in items if not reason]
         outcomes += _store(destination, offered, on_outcome, is_first=not outcomes)
@@ -175,18 +175,18 @@ def fetch(
     """
     if not query.has_conditions:
         raise QueryError("nothing says what to fetch; a UID or a condition is needed; everything is never fetched")
-    retrieve, kept = _retrieve_function(destination), list[Stored]()
+    retrieve, arrived = _retrieve_function(destination), list[Stored]()
 
     def note(stored: Stored) -> None:
-        kept.append(stored)
+        arrived.append(stored)
         on_stored(stored)
 
     try:
         return _joined(folder, [retrieve(destination, study, folder, note) for study in _studies(destination, query)])
     except NetworkError as error:
-        if not kept:
+        if not arrived:
             raise
-        raise NetworkError(f"{error} ({len(kept)} instance(s) had come and are kept in {folder})") from error
+        raise NetworkError(f"{error} ({len(arrived)} instance(s) had come and are kept in {folder})") from error
 
 
 def _studies(destination: Destination, query: Query) -> list[Query]:

@@ -173,21 +173,21 @@ def data_set_start(header: FileDataset) -> int:
     return 132 + 12 + int(header.file_meta.FileMetaInformationGroupLength)
 
 
-def has_same_data_set(kept: Path, new: Path) -> bool:
+def has_same_data_set(stored: Path, new: Path) -> bool:
     """Whether two files hold the same data set; the file meta information may differ, and so may the encoding.
 
     Only the elements before the pixels are read into memory, and only if they are as small as a header.
     """
     try:
-        with BoundedFile(kept) as kept_file, BoundedFile(new) as new_file:
+        with BoundedFile(stored) as stored_file, BoundedFile(new) as new_file:
             with _reading:
-                first, second = _Layout.of(kept, kept_file), _Layout.of(new, new_file)
+                first, second = _Layout.of(stored, stored_file), _Layout.of(new, new_file)
             if _has_same_bytes(first.stream, first.start, second.stream, second.start):
                 return True
             with _reading:
                 if max(layout.pixels - layout.start for layout in (first, second)) > _LARGEST_HEADER:
                     return False
-                if load_dataset(kept, with_pixels=False) != load_dataset(new, with_pixels=False):
+                if load_dataset(stored, with_pixels=False) != load_dataset(new, with_pixels=False):
                     return False
             return _has_same_bytes(first.stream, first.values, second.stream, second.values)
     except (UnreadableFileError, *READ_ERRORS):  # type: ignore[misc]  # the kept file was not written by this package

@@ -110,11 +110,11 @@ class InstanceStore:
 
         Only file names are read, see `instance_file.read_uids`. An instance that is not there is not in the result.
         """
-        wanted, files = set(sop_instance_uids), dict[str, tuple[Path, ...]]()
+        uids, files = set(sop_instance_uids), dict[str, tuple[Path, ...]]()
         for series in _folders_of(self.folder, 2):
             for entry in _entries(series):
                 uid, suffix = os.path.splitext(entry.name)
-                if suffix == ".dcm" and uid in wanted:
+                if suffix == ".dcm" and uid in uids:
                     files[uid] = (*files.get(uid, ()), Path(entry.path))
         return files
 

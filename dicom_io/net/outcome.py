@@ -4,14 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pynetdicom.status import (
-    GENERAL_STATUS,
-    QR_FIND_SERVICE_CLASS_STATUS,
-    QR_GET_SERVICE_CLASS_STATUS,
-    QR_MOVE_SERVICE_CLASS_STATUS,
-    STORAGE_SERVICE_CLASS_STATUS,
-    code_to_category,
-)
+from pynetdicom import status as statuses
 
 from dicom_io.errors import DicomIoError
 
@@ -20,16 +13,19 @@ DELIVERED: tuple[State, ...] = ("sent", "warning", "already there")
 DUPLICATE_INSTANCE = 0x0111  # PS3.7 C.5.6
 
 _TABLES = {
-    "C-STORE": STORAGE_SERVICE_CLASS_STATUS,
-    "C-FIND": QR_FIND_SERVICE_CLASS_STATUS,
-    "C-MOVE": QR_MOVE_SERVICE_CLASS_STATUS,
-    "C-GET": QR_GET_SERVICE_CLASS_STATUS,
+    "C-STORE": statuses.STORAGE_SERVICE_CLASS_STATUS,
+    "C-FIND": statuses.QR_FIND_SERVICE_CLASS_STATUS,
+    "C-MOVE": statuses.QR_MOVE_SERVICE_CLASS_STATUS,
+    "C-GET": statuses.QR_GET_SERVICE_CLASS_STATUS,
     "commitment": {  # PS3.3 C.14.1.1 and PS3.7 annex C
-        **GENERAL_STATUS,
+        **statuses.GENERAL_STATUS,
         0x0122: ("Failure", "Referenced SOP Class Not Supported"),
         0x0131: ("Failure", "Duplicate Transaction UID"),
     },
-    "STOW-RS": {**STORAGE_SERVICE_CLASS_STATUS, 0xC122: ("Failure", "Referenced Transfer Syntax Not Supported")},
+    "STOW-RS": {
+        **statuses.STORAGE_SERVICE_CLASS_STATUS,
+        0xC122: ("Failure", "Referenced Transfer Syntax Not Supported"),
+    },
 }
 
 
@@ -109,7 +105,7 @@ def meaning(status: int, service: str) -> str:
     if status == DUPLICATE_INSTANCE and service != "commitment":
         return f"0x{status:04X} (Duplicate SOP Instance): it has an instance with this UID"
     text = _TABLES[service].get(status, ("", ""))[1]
-    category = code_to_category(status)
+    category = statuses.code_to_category(status)
     return f"0x{status:04X} ({category}{': ' + text if text else ''})"
 
 
@@ -121,4 +117,4 @@ def state_of(status: int) -> State:
     """
     if status == DUPLICATE_INSTANCE:
         return "already there"
-    return {"Success": "sent", "Warning": "warning"}.get(code_to_category(status), "refused")  # type: ignore[return-value]
+    return {"Success": "sent", "Warning": "warning"}.get(statuses.code_to_category(status), "refused")  # type: ignore[return-value]

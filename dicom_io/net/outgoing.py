@@ -88,13 +88,13 @@ def prepare_files(files: Iterable[Path], profile: Profile) -> tuple[list[Outgoin
     items = [_read(Path(file)) for file in files]
     order = ("", *profile.objects)
     reasons = [_why_unwanted(item, profile) for item in items]
-    wanted = sorted(
+    chosen = sorted(
         (item for item, reason in zip(items, reasons, strict=True) if not reason),
         key=lambda item: order.index(item.kind),
     )
     missing = {str(item.sop_instance_uid): str(item.kind) for item in items if item.kind not in order}
     outcomes = [item.outcome("left out", reason) for item, reason in zip(items, reasons, strict=True) if reason]
-    return [replace(item, note=_note_on_references(item, missing)) for item in wanted], outcomes
+    return [replace(item, note=_note_on_references(item, missing)) for item in chosen], outcomes
 
 
 def _note_on_references(item: Outgoing, missing: Mapping[str, str]) -> str:

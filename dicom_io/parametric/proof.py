@@ -8,7 +8,7 @@ import numpy as np
 
 from dicom_io.errors import GeometryProofError
 from dicom_io.objects import proof_headers
-from dicom_io.objects.proof_groups import check_dimensions, check_groups, parsed_plane, parsed_source
+from dicom_io.objects.proof_groups import PER_FRAME, SHARED, check_dimensions, check_groups, parsed_plane, parsed_source
 from dicom_io.objects.proof_headers import code_text
 from dicom_io.objects.raw_parser import Attributes, first_item, integer, items, needed, text, whole
 from dicom_io.objects.slice_positions import Slice, apart_mm, tolerance_mm, values_at
@@ -18,7 +18,7 @@ from dicom_io.parametric.read import MapFrame
 from dicom_io.reading.headers import shown, shown_uid
 from dicom_io.volume import Volume
 
-_SHARED, _PER_FRAME, _FLOAT_PIXELS = 0x52009229, 0x52009230, 0x7FE00008
+_FLOAT_PIXELS = 0x7FE00008
 _MAPPING, _SLOPE, _INTERCEPT, _EXPLANATION = 0x00409096, 0x00409225, 0x00409224, 0x00283003
 _QUANTITY, _CONCEPT, _UNITS = 0x00409220, 0x0040A168, 0x004008EA
 _REFERENCED_SERIES, _REFERENCED_INSTANCES = 0x00081115, 0x0008114A
@@ -39,23 +39,23 @@ def prove_map(path: Path, values: Volume, images: SourceImages, meaning: MapMean
             it names, or something else differs.
     """
     with proof_headers.deleting(path, "parametric map") as written:
-        slices, shown = {one.key: k for k, one in enumerate(images.slices)}, []
+        slices, frames = {source_slice.key: k for k, source_slice in enumerate(images.slices)}, []
         for number, frame in enumerate(parsed_map_frames(written), start=1):
             key = next(iter(frame.named), "")
             k = slices.pop(key, None)
             if k is None:
-                told = shown_uid(key.split("#")[0])
-                raise GeometryProofError(f"frame {number} names the image {told}, which is no slice or had a frame")
+                name = shown_uid(key.split("#")[0])
+                raise GeometryProofError(f"frame {number} names the image {name}, which is no slice or had a frame")
             _check_on_named_slice(number, frame, images.slices[k], tolerance_mm(*images.source.spacing_mm))
             differing = int(np.count_nonzero(frame.values != values_at(frame.plane, images.slices[k].shape, values)))
             if differing:
                 raise GeometryProofError(f"{differing} of {frame.values.size} values of frame {number} differ")
             _check_meaning(frame.meaning, meaning)
-            shown.append((0, k))
+            frames.append((0, k))
         if slices:
             raise GeometryProofError(f"{len(slices)} of {len(images.slices)} slices have no frame")
         check_groups(written)
-        check_dimensions(written, shown)
+        check_dimensions(written, frames)
         proof_headers.check_owner(written, images.headers[0])
         proof_headers.check_images(items(written, _REFERENCED_SERIES), _REFERENCED_INSTANCES, images.headers)
 
@@ -66,7 +66,7 @@ def parsed_map_frames(written: Attributes) -> Iterator[MapFrame]:
     Raises:
         GeometryProofError: Something is missing in it.
     """
-    shared, groups = (items(written, _SHARED) or [{}])[0], items(written, _PER_FRAME)
+    shared, groups = (items(written, SHARED) or [{}])[0], items(written, PER_FRAME)
     rows, columns = whole(written, 0x00280010), whole(written, 0x00280011)
     if len(groups) != integer(written, 0x00280008):
         raise GeometryProofError(f"{len(groups)} functional groups describe {integer(written, 0x00280008)} frames")
@@ -88,11 +88,11 @@ def _check_meaning(stated: tuple[str, ...], meaning: MapMeaning) -> None:
             raise GeometryProofError(f"its values are {shown(text_stated[:80])}; {text_needed} is needed")
 
 
-def _check_on_named_slice(number: int, frame: MapFrame, one: Slice, tolerance: float) -> None:
+def _check_on_named_slice(number: int, frame: MapFrame, source_slice: Slice, tolerance: float) -> None:
     """Pass if the corners of a frame lie where the slice that it names has its own, within `tolerance` mm."""
-    if frame.values.shape != one.shape or one.plane is None:
-        raise GeometryProofError(f"frame {number} has {frame.values.shape} pixels, its slice {one.shape}")
-    away = apart_mm(frame.plane, one.plane, one.shape)
+    if frame.values.shape != source_slice.shape or source_slice.plane is None:
+        raise GeometryProofError(f"frame {number} has {frame.values.shape} pixels, its slice {source_slice.shape}")
+    away = apart_mm(frame.plane, source_slice.plane, source_slice.shape)
     if away > tolerance:
-        told = shown_uid(one.sop_instance_uid)
-        raise GeometryProofError(f"frame {number} lies {away:.2f} mm away from the slice {told} it names")
+        name = shown_uid(source_slice.sop_instance_uid)
+        raise GeometryProofError(f"frame {number} lies {away:.2f} mm away from the slice {name} it names")

@@ -109,10 +109,10 @@ def place_map(frames: Iterator[MapFrame], reference: Volume) -> NDArray[np.float
     taken = np.zeros(reference.shape, dtype=bool)
     grid = FrameGrid(reference)
     for number, frame in enumerate(frames, start=1):
-        what = f"frame {number}"
+        name = f"frame {number}"
         rows, columns = np.indices(frame.values.shape)
-        voxels = grid.voxels(what, frame.plane, columns.ravel(), rows.ravel(), frame.gap_mm)
-        grid.check_named(what, frame.named, voxels[:, 2])
+        voxels = grid.voxels(name, frame.plane, columns.ravel(), rows.ravel(), frame.gap_mm)
+        grid.check_named(name, frame.named, voxels[:, 2])
         where = tuple(voxels.T)
         if taken[where].any():
             raise LabelError(
@@ -129,9 +129,9 @@ def _mapping(dataset: Dataset, number: int) -> Dataset:
     items = items_of(dataset, number, "RealWorldValueMappingSequence") or [Dataset()]
     known = {_known(item): item for item in items}
     if len(known) > 1:
-        told = "; ".join(_told(item) for item in list(known.values())[:4])
+        mappings = "; ".join(_told(item) for item in list(known.values())[:4])
         raise LabelError(
-            f"frame {number} of the parametric map has {len(known)} real world value mappings: {told}; one is needed, to "
+            f"frame {number} of the parametric map has {len(known)} real world value mappings: {mappings}; one is needed, to "
             "know which values are meant; write a map for each"
         )
     return items[0]

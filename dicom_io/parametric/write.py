@@ -133,7 +133,7 @@ def _build(values: Volume, images: SourceImages, result: ResultInfo, meaning: Ma
     content = (*meaning.content, identity.digest_of(values.array))
     dataset = hd.pm.ParametricMap(
         source_images=_stand_ins(images),
-        pixel_array=_planes(values, images),
+        pixel_array=np.stack([images.values(k, values) for k in range(len(images.slices))]),
         instance_number=meaning.number,
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[_mapping(values.array, meaning)],
@@ -211,11 +211,6 @@ def _measures(images: SourceImages) -> hd.PixelMeasuresSequence:
         slice_thickness=thickness_mm(images.header(0), images.slices[0].frame, images.source),
         spacing_between_slices=None if images.source.provenance.resampled else gap,
     )
-
-
-def _planes(values: Volume, images: SourceImages) -> NDArray[np.float32]:
-    """Shape (slices, rows, columns)."""
-    return np.stack([images.values(k, values) for k in range(len(images.slices))])
 
 
 def _window(array: NDArray[np.float32]) -> hd.VOILUTTransformation:

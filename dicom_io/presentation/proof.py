@@ -112,12 +112,12 @@ def prove_outlines(path: Path, labels: Volume, images: SourceImages, segments: S
         GeometryProofError: A pixel is missing or added, an outline names no image of the source, or something else differs.
     """
     with proof_headers.deleting(path, "presentation state") as written:
-        slices = {one.key: k for k, one in enumerate(images.slices)}
+        slices = {source_slice.key: k for k, source_slice in enumerate(images.slices)}
         loops: dict[int, dict[int, list[Floats]]] = {k: {} for k in slices.values()}
         for line in outlines_of(written):
             if line.source_key not in slices:
-                told = shown_uid((line.source_key or "none").split("#")[0])
-                raise GeometryProofError(f"an outline names the image {told}, which is not of the source")
+                name = shown_uid((line.source_key or "none").split("#")[0])
+                raise GeometryProofError(f"an outline names the image {name}, which is not of the source")
             _check_half_way(line)
             loops[slices[line.source_key]].setdefault(line.segment, []).append(line.points)
         for k, drawn in loops.items():
@@ -139,22 +139,22 @@ def _check_outlines(k: int, drawn: dict[int, list[Floats]], plane: SliceLabels) 
     """Compare the loops of each segment on slice k with the labels there."""
     shape, numbers = plane.values.shape[:2], set(plane.numbers)
     for segment in sorted(numbers | set(drawn)):
-        wanted = plane.mask(segment) if segment in numbers else np.zeros(shape, dtype=bool)
-        differing = int(np.count_nonzero(even_odd(drawn.get(segment, []), shape) != wanted))
+        expected = plane.mask(segment) if segment in numbers else np.zeros(shape, dtype=bool)
+        differing = int(np.count_nonzero(even_odd(drawn.get(segment, []), shape) != expected))
         if differing:
             raise GeometryProofError(f"the outlines of segment {segment} miss {differing} pixels of slice {k}")
 
 
 def _check_series(written: Attributes, images: SourceImages) -> None:
     """Pass if the presentation state is for all images of the source, and no others."""
-    found, name = [], str(images.headers[0].SeriesInstanceUID)
+    keys, name = [], str(images.headers[0].SeriesInstanceUID)
     for series in items(written, _REFERENCED_SERIES):
         if text(series, _SERIES) != name:
             raise GeometryProofError(f"it is for images of another series than {name}")
-        found += [key for image in items(series, _IMAGES) for key in _keys(image)]
-    needed = {one.key for one in images.slices}
-    if sorted(found) != sorted(needed):
-        raise GeometryProofError(f"it is for {len(found)} images, not for the {len(needed)} of the source")
+        keys += [key for image in items(series, _IMAGES) for key in _keys(image)]
+    needed = {source_slice.key for source_slice in images.slices}
+    if sorted(keys) != sorted(needed):
+        raise GeometryProofError(f"it is for {len(keys)} images, not for the {len(needed)} of the source")
 
 
 def _keys(image: Attributes) -> list[str]:
@@ -166,12 +166,13 @@ def _keys(image: Attributes) -> list[str]:
 def check_layers(written: Attributes, segments: Sequence[Segment]) -> None:
     """Pass if a presentation state has one layer for each segment, in its colour, and no text on it but the segment's label."""
     layers = [item for item in items(written, _LAYERS) if text(item, _LAYER).startswith(LAYER_PREFIX)]
-    found = [
+    stated = [
         (segment_of_layer(item), {"label": text(item, _LAYER_TEXT), "colour": cielab(item, _LAYER_COLOUR)})
         for item in layers
     ]
-    compare("layer", found, {one.number: {"label": one.label.strip(), "colour": cielab_of(one)} for one in segments})
-    labels = {one.number: one.label.strip() for one in segments}
+    meanings = {segment.number: {"label": segment.label.strip(), "colour": cielab_of(segment)} for segment in segments}
+    compare("layer", stated, meanings)
+    labels = {segment.number: segment.label.strip() for segment in segments}
     for item in items(written, _ANNOTATIONS):
         number = segment_of_layer(item)
         if number and any(text(line, _TEXT) != labels.get(number) for line in items(item, _TEXTS)):

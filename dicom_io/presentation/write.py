@@ -127,17 +127,17 @@ def _identified(labels: Volume, images: SourceImages, result: ResultInfo, *, col
 
 def _references(images: SourceImages, slices: Iterable[int]) -> list[Dataset]:
     """References to slices: one item an image, with all its frames in one item where it is a multi-frame object."""
-    found: dict[str, Dataset] = {}
+    items: dict[str, Dataset] = {}
     for k in slices:
         item = images.reference(k)
-        first = found.setdefault(images.slices[k].sop_instance_uid, item)
+        first = items.setdefault(images.slices[k].sop_instance_uid, item)
         if first is not item:
             frames = first.ReferencedFrameNumber
             first.ReferencedFrameNumber = [
                 *([frames] if isinstance(frames, int) else frames),
                 item.ReferencedFrameNumber,
             ]
-    return list(found.values())
+    return list(items.values())
 
 
 def _displayed_area(images: SourceImages) -> Dataset:
@@ -248,42 +248,43 @@ def _add_grey_transformations(dataset: Dataset, images: SourceImages) -> None:
             "the source is MONOCHROME1 with a Modality LUT table; a linear rescale or MONOCHROME2 is needed, for the "
             "window to be known; write captures instead"
         )
-    shown = display.displays(images)
-    rescales = {(one.slope, one.intercept) for one in shown}
+    views = display.displays(images)
+    rescales = {(view.slope, view.intercept) for view in views}
     if len(rescales) > 1:
-        if any(one.slope <= 0 or one.table for one in shown):
+        if any(view.slope <= 0 or view.table for view in views):
             raise LabelError(
                 f"the source has {len(rescales)} different rescales from slice to slice, with negative slopes or lookup "
                 "tables; one presentation state cannot show that; write a SEG or captures instead"
             )
     else:
-        _add_modality_lut(dataset, header, shown[0])
+        _add_modality_lut(dataset, header, views[0])
     groups: dict[str, tuple[Dataset, list[int]]] = {}
-    for k, one in enumerate(shown):
-        item = _voi_item(one, rescaled=len(rescales) == 1)
+    for k, view in enumerate(views):
+        item = _voi_item(view, rescaled=len(rescales) == 1)
         groups.setdefault(item.to_json(), (item, []))[1].append(k)
     for item, slices in groups.values():
         if len(groups) > 1:
             item.ReferencedImageSequence = _references(images, slices)
     dataset.SoftcopyVOILUTSequence = [item for item, _ in groups.values()]
     # PS3.4 N.2.1.4: the image's photometric interpretation is overridden; INVERSE makes MONOCHROME1 look right
-    dataset.PresentationLUTShape = "INVERSE" if shown[0].inverted else "IDENTITY"
+    dataset.PresentationLUTShape = "INVERSE" if views[0].inverted else "IDENTITY"
 
 
-def _add_modality_lut(dataset: Dataset, header: Dataset, one: display.Display) -> None:
+def _add_modality_lut(dataset: Dataset, header: Dataset, view: display.Display) -> None:
     if header.get("ModalityLUTSequence"):
         dataset.ModalityLUTSequence = deepcopy(header.ModalityLUTSequence)
         return
     kind = source_images.rescale_type(header)
-    dataset.RescaleIntercept, dataset.RescaleSlope = format_number_as_ds(one.intercept), format_number_as_ds(one.slope)
+    dataset.RescaleIntercept = format_number_as_ds(view.intercept)
+    dataset.RescaleSlope = format_number_as_ds(view.slope)
     dataset.RescaleType = kind or ("HU" if header.get("Modality") == "CT" else "US")
 
 
-def _voi_item(one: display.Display, *, rescaled: bool) -> Dataset:
-    if one.table is not None:
-        return data_set(VOILUTSequence=[display.state_table(one.table)])
-    assert one.window is not None
-    window = one.window if rescaled else one.window.before(one.slope, one.intercept)
+def _voi_item(view: display.Display, *, rescaled: bool) -> Dataset:
+    if view.table is not None:
+        return data_set(VOILUTSequence=[display.state_table(view.table)])
+    assert view.window is not None
+    window = view.window if rescaled else view.window.before(view.slope, view.intercept)
     item = data_set(
         WindowCenter=format_number_as_ds(window.center),
         WindowWidth=format_number_as_ds(window.width),

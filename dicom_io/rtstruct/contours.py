@@ -95,7 +95,7 @@ def _cut_cells(padded: NDArray[Any]) -> tuple[Integers, Integers, Integers]:
     cut |= flat[: -width - 1] != flat[width:-1]
     cell = np.flatnonzero(cut)
     corners = flat[cell + np.array([0, 1, width + 1, width])[:, None]].astype(np.int64)
-    found: list[tuple[Integers, Integers, Integers]] = []
+    pieces: list[tuple[Integers, Integers, Integers]] = []
     for number, label in enumerate(corners):
         is_new = label != 0
         for earlier in corners[:number]:
@@ -105,8 +105,8 @@ def _cut_cells(padded: NDArray[Any]) -> tuple[Integers, Integers, Integers]:
         opposite = np.flatnonzero((code == _UPPER_LEFT | _LOWER_RIGHT) | (code == _UPPER_RIGHT | _LOWER_LEFT))
         lower = code[opposite] & (_LOWER_RIGHT | _LOWER_LEFT)
         code[opposite] -= lower
-        found += [(cell[new], label[new], code), (cell[new[opposite]], label[new[opposite]], lower)]
-    cell, label, code = (np.concatenate(part) for part in zip(*found, strict=True))
+        pieces += [(cell[new], label[new], code), (cell[new[opposite]], label[new[opposite]], lower)]
+    cell, label, code = (np.concatenate(part) for part in zip(*pieces, strict=True))
     return cell, label, code
 
 
@@ -153,11 +153,11 @@ class _Segments:
         following = number[onwards[turning]].tolist()
         way: list[int] = []
         ends: list[int] = []
-        seen = bytearray(len(following))
+        visited = bytearray(len(following))
         for at in range(len(following)) if starts is None else number[starts].tolist():
-            if not seen[at]:
-                while not seen[at]:
-                    seen[at] = 1
+            if not visited[at]:
+                while not visited[at]:
+                    visited[at] = 1
                     way.append(at)
                     at = following[at]
                 ends.append(len(way))
@@ -192,15 +192,15 @@ class _Segments:
         depth = np.concatenate([self._depth(at_point, self.point >> 1), self._depth(at_middle, self.cell) + 1])
         order = np.argsort(depth)
         above = order[np.searchsorted(depth[order], self._depth(starts, self.point >> 1)) - 1]
-        found = np.concatenate([at_point, at_middle])[above]
+        targets = np.concatenate([at_point, at_middle])[above]
         between = above >= len(at_point)
-        halved = found[between]
+        halved = targets[between]
         row, column = np.divmod(self.cell[halved], self.shape[1])
-        found[between] = len(self.following) + np.arange(len(halved))
+        targets[between] = len(self.following) + np.arange(len(halved))
         self.following = np.concatenate([self.following, self.following[halved]])
-        self.following[halved] = found[between]
+        self.following[halved] = targets[between]
         self._add(np.column_stack([column - 0.5, row - 0.5]))
-        return found
+        return targets
 
     def _depth(self, segments: Integers, pixel: Integers) -> Integers:
         """Numbers that grow by 2 a row down a column of one label's pixels, and jump to the next column or label."""

@@ -85,7 +85,7 @@ def _contours_on(slices: Sequence[Slice], planes: Sequence[SliceLabels]) -> Iter
         slices: All of one shape.
         planes: The labels on them.
     """
-    images = [_named_image(one) for one in slices]
+    images = [_named_image(source_slice) for source_slice in slices]
     values = np.stack([plane.values for plane in planes])
     exclusive = planes[0].exclusive
     channels = [values] if exclusive else [values[..., channel] != 0 for channel in range(values.shape[3])]
@@ -101,7 +101,7 @@ def _contours_on(slices: Sequence[Slice], planes: Sequence[SliceLabels]) -> Iter
 
 def _points_mm(contours: Contours, slices: Sequence[Slice]) -> Floats:
     """Shape (n, 3): LPS positions of the points of contours on some slices."""
-    planes = [one.plane for one in slices if one.plane is not None]
+    planes = [source_slice.plane for source_slice in slices if source_slice.plane is not None]
     slice_of = np.repeat(contours.planes, contours.counts)
     origin, across, down = (
         np.array([getattr(plane, name) for plane in planes])[slice_of]
@@ -132,19 +132,19 @@ def _texts(points_mm: Floats, counts: NDArray[np.int64]) -> list[bytes]:
     size, tail = np.abs(thousandths), np.frombuffer(b"0.000\\", np.uint8)
     places = max(len(str(size.max(initial=0))), 4)
     written = np.empty((len(size), places + 3), np.uint8)  # sign, digits, point, backslash
-    kept = np.ones(written.shape, dtype=bool)
-    written[:, 0], kept[:, 0] = ord("-"), thousandths < 0
+    is_written = np.ones(written.shape, dtype=bool)
+    written[:, 0], is_written[:, 0] = ord("-"), thousandths < 0
     written[:, -len(tail) :] = tail
     columns = [*range(1, places - 2), *range(places - 1, places + 2)]
     for place, column in enumerate(reversed(columns)):
         higher = size // 10
         written[:, column] = ord("0") + size - 10 * higher
         if place > 3:
-            kept[:, column] = size > 0
+            is_written[:, column] = size > 0
         size = higher
-    lengths = kept.sum(axis=1)
+    lengths = is_written.sum(axis=1)
     ends = np.cumsum(lengths)[3 * np.cumsum(counts) - 1].tolist()
-    text = written[kept].tobytes()
+    text = written[is_written].tobytes()
     return [text[start : end - 1] for start, end in pairwise([0, *ends])]
 
 
@@ -199,12 +199,12 @@ def _region(segment: Segment, contours: Sequence[bytes]) -> bytes:
     return item(encoded(colour) + sequence + encoded(number))
 
 
-def _named_image(one: Slice) -> bytes:
+def _named_image(source_slice: Slice) -> bytes:
     """Which image a contour lies on: its ContourImageSequence."""
-    frame = element(0x00081160, b"IS", b"%d" % one.frame) if one.frame else b""
+    frame = element(0x00081160, b"IS", b"%d" % source_slice.frame) if source_slice.frame else b""
     uids = (
-        element(0x00081150, b"UI", one.sop_class_uid.encode()),
-        element(0x00081155, b"UI", one.sop_instance_uid.encode()),
+        element(0x00081150, b"UI", source_slice.sop_class_uid.encode()),
+        element(0x00081155, b"UI", source_slice.sop_instance_uid.encode()),
     )
     return element(0x30060016, b"SQ", item(b"".join(uids) + frame))
 

@@ -58,12 +58,12 @@ def closed_contours(dataset: Dataset) -> Iterator[Contour]:
 
 def without_area(dataset: Dataset) -> dict[int, int]:
     """How many points and open lines a region has, by ROINumber."""
-    found: dict[int, int] = {}
+    counts: dict[int, int] = {}
     for roi in dataset.get("ROIContourSequence") or []:
         kinds = [item.get("ContourGeometricType") for item in roi.get("ContourSequence") or []]
         if count := sum(kind in WITHOUT_AREA for kind in kinds):
-            found[int(roi.ReferencedROINumber)] = count
-    return found
+            counts[int(roi.ReferencedROINumber)] = count
+    return counts
 
 
 def without_repeats(loops: Sequence[Floats]) -> list[Floats]:

@@ -11,16 +11,7 @@ from pydicom.dataset import Dataset
 from dicom_io.coding import Segment
 from dicom_io.errors import GeometryProofError
 from dicom_io.objects import identity, proof_headers
-from dicom_io.objects.proof_headers import (
-    FRAME_OF_REFERENCE,
-    INSTANCE,
-    Meaning,
-    check_frame,
-    check_images,
-    code_text,
-    coded,
-    compare,
-)
+from dicom_io.objects.proof_headers import Meaning, code_text, coded, compare
 from dicom_io.objects.raster import even_odd, off_half_way, painted
 from dicom_io.objects.raw_parser import Attributes, instance_key, integer, items, text
 from dicom_io.objects.slice_positions import Slice, slices_of
@@ -33,13 +24,13 @@ ROUNDING_MM, ROUNDING_PIXELS = 0.001, 0.01
 thousandths of a pixel because headers round too."""
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
-_ROI, _CONTOURS, _IMAGES = 0x30060084, 0x30060040, 0x30060016
+_REFERENCED_ROI, _CONTOURS, _IMAGES = 0x30060084, 0x30060040, 0x30060016
 _KIND, _COUNT, _DATA = 0x30060042, 0x30060046, 0x30060050
 _AT_ONCE = 100  # contours whose numbers are read together
 _ROIS, _ROI_NUMBER, _ROI_FRAME, _ROI_NAME = 0x30060020, 0x30060022, 0x30060024, 0x30060026
 _OBSERVATIONS, _ROI_CODE, _OBSERVATION_LABEL = 0x30060080, 0x30060086, 0x30060085
-_ROI_CONTOURS, _REFERENCED_ROI, _ROI_COLOUR = 0x30060039, 0x30060084, 0x3006002A
-_ROI_FRAMES, _ROI_STUDIES, _ROI_SERIES, _ROI_IMAGES = 0x30060010, 0x30060012, 0x30060014, 0x30060016
+_ROI_CONTOURS, _ROI_COLOUR = 0x30060039, 0x3006002A
+_ROI_FRAMES, _ROI_STUDIES, _ROI_SERIES = 0x30060010, 0x30060012, 0x30060014
 
 
 def prove_rtstruct(
@@ -67,15 +58,15 @@ def prove_rtstruct(
 
 def _drawn_frames(uid: str, drawn: "SliceContours", check: SliceComparison) -> Iterator[Frame]:
     """The contours on one slice as pixels: a map of all regions, or a frame for each where these may overlap."""
-    one = check.slice_named(uid)
-    points = _half_way_points(drawn.points_mm, one, check.tolerance_mm)
+    source_slice = check.slice_named(uid)
+    points = _half_way_points(drawn.points_mm, source_slice, check.tolerance_mm)
     if not check.exclusive:
         loops = np.split(points, np.cumsum(drawn.counts)[:-1])
         for roi in np.unique(drawn.rois).tolist():
-            mine = [loop for loop, number in zip(loops, drawn.rois, strict=True) if number == roi]
-            yield Frame(roi, one.plane, uid, even_odd(mine, one.shape))
+            own = [loop for loop, number in zip(loops, drawn.rois, strict=True) if number == roi]
+            yield Frame(roi, source_slice.plane, uid, even_odd(own, source_slice.shape))
         return
-    plane, shared = painted(points, drawn.counts, drawn.rois, one.shape)
+    plane, shared = painted(points, drawn.counts, drawn.rois, source_slice.shape)
     if drawn.rois.min() < 1 or plane.dtype.itemsize > check.result.array.dtype.itemsize:
         raise GeometryProofError(
             f"the file has regions {drawn.rois.min()} to {drawn.rois.max()}, not all labels of the result"
@@ -84,24 +75,25 @@ def _drawn_frames(uid: str, drawn: "SliceContours", check: SliceComparison) -> I
         raise GeometryProofError(
             f"{shared} voxels of the slice {uid} are in several regions; the result has one a voxel"
         )
-    yield Frame(0, one.plane, uid, plane)
+    yield Frame(0, source_slice.plane, uid, plane)
 
 
-def _half_way_points(points_mm: Floats, one: Slice, tolerance_mm: float) -> Floats:
+def _half_way_points(points_mm: Floats, source_slice: Slice, tolerance_mm: float) -> Floats:
     """Shape (n, 2): column and row of the points of contours, which must lie in the plane of a slice, half-way between
     its pixels.
     """
-    if one.plane is None:
-        raise GeometryProofError(f"a part names the instance {one.key}, which has no place in patient space")
-    pixels = one.plane.pixels(points_mm)
+    plane, key = source_slice.plane, source_slice.key
+    if plane is None:
+        raise GeometryProofError(f"a part names the instance {key}, which has no place in patient space")
+    pixels = plane.pixels(points_mm)
     away = float(np.abs(pixels[:, 2]).max())
     if away > tolerance_mm:
-        raise GeometryProofError(f"a part names the instance {one.key} but lies {away:.2f} mm off its plane")
-    sizes = np.array([np.linalg.norm(one.plane.column_step_mm), np.linalg.norm(one.plane.row_step_mm)])
+        raise GeometryProofError(f"a part names the instance {key} but lies {away:.2f} mm off its plane")
+    sizes = np.array([np.linalg.norm(plane.column_step_mm), np.linalg.norm(plane.row_step_mm)])
     off = off_half_way(pixels[:, :2])
     if (off > ROUNDING_PIXELS + ROUNDING_MM / sizes).any():
         raise GeometryProofError(
-            f"a contour on the slice {one.key} has a point {off.max():.2f} pixels away from the middle between pixels"
+            f"a contour on the slice {key} has a point {off.max():.2f} pixels away from the middle between pixels"
         )
     return pixels[:, :2]
 
@@ -127,14 +119,14 @@ def contours_by_slice(written: Attributes) -> dict[str, SliceContours]:
     Raises:
         GeometryProofError: A contour is not CLOSED_PLANAR, not of whole points, or has another number of them than it says.
     """
-    found: dict[str, list[tuple[int, Floats]]] = {}
+    by_slice: dict[str, list[tuple[int, Floats]]] = {}
     for region in items(written, _ROI_CONTOURS):
-        roi, contours = integer(region, _ROI), items(region, _CONTOURS)
+        roi, contours = integer(region, _REFERENCED_ROI), items(region, _CONTOURS)
         for start in range(0, len(contours), _AT_ONCE):
             some = contours[start : start + _AT_ONCE]
             for contour, points_mm in zip(some, _points_of(some), strict=True):
-                found.setdefault(instance_key((items(contour, _IMAGES) or [{}])[0]), []).append((roi, points_mm))
-    return {key: _joined(drawn) for key, drawn in found.items()}
+                by_slice.setdefault(instance_key((items(contour, _IMAGES) or [{}])[0]), []).append((roi, points_mm))
+    return {key: _joined(drawn) for key, drawn in by_slice.items()}
 
 
 def _joined(drawn: list[tuple[int, Floats]]) -> SliceContours:
@@ -144,12 +136,13 @@ def _joined(drawn: list[tuple[int, Floats]]) -> SliceContours:
 
 def _points_of(contours: list[Attributes]) -> list[Floats]:
     """Shape (n, 3) each, LPS mm."""
-    counts = [integer(one, _COUNT) for one in contours]
-    data = [one.get(_DATA, b"").rstrip(b" \0") for one in contours]
-    for one, count, numbers in zip(contours, counts, data, strict=True):
-        if text(one, _KIND) != CLOSED[0] or count < 1 or numbers.count(b"\\") + 1 != 3 * count:
+    counts = [integer(contour, _COUNT) for contour in contours]
+    data = [contour.get(_DATA, b"").rstrip(b" \0") for contour in contours]
+    for contour, count, numbers in zip(contours, counts, data, strict=True):
+        if text(contour, _KIND) != CLOSED[0] or count < 1 or numbers.count(b"\\") + 1 != 3 * count:
             raise GeometryProofError(
-                f"a contour of type {text(one, _KIND)!r} that says it has {count} points holds {numbers.count(92) + 1} numbers"
+                f"a contour of type {text(contour, _KIND)!r} that says it has {count} points holds "
+                f"{numbers.count(92) + 1} numbers"
             )
     return np.split(_decimals(b"\\".join(data)).reshape(-1, 3), np.cumsum(counts)[:-1])
 
@@ -210,18 +203,19 @@ def check_regions(written: Attributes, segments: Sequence[Segment] | None, heade
     if not sorted(n for n, _ in rois) == sorted(n for n, _ in observations) == sorted(n for n, _ in drawn):
         raise GeometryProofError("its regions, observations and contours are not of the same ROI numbers, each once")
     if segments is not None:
-        compare("region", rois, {one.number: {"name": one.label.strip()} for one in segments})
-        compare("observation", observations, {one.number: _observation(one) for one in segments})
-        compare("colour", drawn, {one.number: {"colour": "\\".join(map(str, one.rgb))} for one in segments})
+        compare("region", rois, {segment.number: {"name": segment.label.strip()} for segment in segments})
+        compare("observation", observations, {segment.number: _observation(segment) for segment in segments})
+        colours = {segment.number: {"colour": "\\".join(map(str, segment.rgb))} for segment in segments}
+        compare("colour", drawn, colours)
     for item in items(written, _ROIS):
-        check_frame(text(item, _ROI_FRAME), headers[0])
+        proof_headers.check_frame(text(item, _ROI_FRAME), headers[0])
     frames = items(written, _ROI_FRAMES)
     for frame in frames:
-        check_frame(text(frame, FRAME_OF_REFERENCE), headers[0])
+        proof_headers.check_frame(text(frame, proof_headers.FRAME_OF_REFERENCE), headers[0])
     studies = [study for frame in frames for study in items(frame, _ROI_STUDIES)]
-    if [text(study, INSTANCE) for study in studies] != [str(headers[0].StudyInstanceUID)]:
+    if [text(study, proof_headers.INSTANCE) for study in studies] != [str(headers[0].StudyInstanceUID)]:
         raise GeometryProofError("its contours refer to another study than that of the source")
-    check_images([series for study in studies for series in items(study, _ROI_SERIES)], _ROI_IMAGES, headers)
+    proof_headers.check_images([series for study in studies for series in items(study, _ROI_SERIES)], _IMAGES, headers)
 
 
 def _observation(segment: Segment) -> Meaning:

@@ -57,8 +57,8 @@ def read_rtstruct(path: Path, reference: Volume) -> Volume:
     with refusing(path):
         numbers = _numbers(dataset)
         array = np.zeros(reference.shape, dtype=np.uint8 if max(numbers, default=0) < 256 else np.uint16)
-        told: dict[str, Counter[int]] = {}
-        for roi, k, inside in _regions(dataset, reference, told):
+        note_counts: dict[str, Counter[int]] = {}
+        for roi, k, inside in _regions(dataset, reference, note_counts):
             taken = array[:, :, k][inside.T]
             if taken.any():
                 raise LabelError(
@@ -66,7 +66,7 @@ def read_rtstruct(path: Path, reference: Volume) -> Volume:
                     "label map; read some of them by name, or each as a channel of its own (read_regions)"
                 )
             array[:, :, k][inside.T] = roi
-        return _with_notes(reference.with_array(array), told)
+        return _with_notes(reference.with_array(array), note_counts)
 
 
 def read_regions(path: Path, reference: Volume, names: Sequence[str] | None = None) -> Volume:
@@ -90,10 +90,10 @@ def read_regions(path: Path, reference: Volume, names: Sequence[str] | None = No
         numbers = _numbers(dataset)
         chosen = numbers if names is None else _called(dataset, names)
         array = np.zeros((*reference.shape[:3], len(chosen)), dtype=np.uint8)
-        told: dict[str, Counter[int]] = {}
-        for roi, k, inside in _regions(dataset, reference, told, frozenset(chosen)):
+        note_counts: dict[str, Counter[int]] = {}
+        for roi, k, inside in _regions(dataset, reference, note_counts, frozenset(chosen)):
             array[:, :, k, chosen.index(roi)][inside.T] = 1
-        return _with_notes(reference.with_array(array), told)
+        return _with_notes(reference.with_array(array), note_counts)
 
 
 def _called(dataset: Dataset, names: Sequence[str]) -> list[int]:
@@ -102,28 +102,28 @@ def _called(dataset: Dataset, names: Sequence[str]) -> list[int]:
     for item in dataset.get("StructureSetROISequence") or []:
         by_name.setdefault(str(item.get("ROIName") or "").strip(), []).append(int(item.ROINumber))
     for name in names:
-        found = by_name.get(name.strip(), [])
-        if len(found) != 1 or names.count(name) > 1:
-            known = ", ".join(without_patient(dataset, one) for one in sorted(by_name)[:MOST_NAMED])
+        numbers = by_name.get(name.strip(), [])
+        if len(numbers) != 1 or names.count(name) > 1:
+            known = ", ".join(without_patient(dataset, known_name) for known_name in sorted(by_name)[:MOST_NAMED])
             raise LabelError(
-                f"{len(found)} region(s) are called {name!r}, which is asked for {names.count(name)} time(s); one region "
+                f"{len(numbers)} region(s) are called {name!r}, which is asked for {names.count(name)} time(s); one region "
                 f"for each name is needed; the structure set has {known}"
             )
     return [by_name[name.strip()][0] for name in names]
 
 
 def _regions(
-    dataset: Dataset, reference: Volume, told: dict[str, Counter[int]], chosen: frozenset[int] | None = None
+    dataset: Dataset, reference: Volume, note_counts: dict[str, Counter[int]], chosen: frozenset[int] | None = None
 ) -> Iterator[tuple[int, int, Mask]]:
     """ROINumber, slice and voxels, shape (rows, columns), of all regions or the chosen ones; what there is to tell of them."""
     _check_frames_of_reference(dataset, reference)
-    told[LEFT_OUT] = Counter(without_area(dataset))
+    note_counts[LEFT_OUT] = Counter(without_area(dataset))
     for (roi, k), drawn in sorted(_drawn(dataset, reference).items()):
         if chosen is not None and roi not in chosen:
             continue
         inside, notes = _inside(roi, k, drawn, (reference.shape[1], reference.shape[0]))
         for note, count in notes.items():
-            told.setdefault(note, Counter())[roi] += count
+            note_counts.setdefault(note, Counter())[roi] += count
         yield roi, k, inside
 
 
@@ -153,19 +153,19 @@ def _numbers(dataset: Dataset) -> list[int]:
 
 def _check_frames_of_reference(dataset: Dataset, reference: Volume) -> None:
     """Each region names its own (Type 1, PS3.3 C.8.8.5); where it does not, those that the structure set lists must fit."""
-    ours = reference.provenance.frame_of_reference_uid
+    of_image = reference.provenance.frame_of_reference_uid
     listed = [item.get("FrameOfReferenceUID") for item in dataset.get("ReferencedFrameOfReferenceSequence") or []]
     elsewhere: dict[str, list[int]] = {}
     for item in dataset.get("StructureSetROISequence") or []:
         own = item.get("ReferencedFrameOfReferenceUID")
         for uid in [own] if own else listed:
-            if uid and ours and uid != ours:
+            if uid and of_image and uid != of_image:
                 elsewhere.setdefault(str(uid), []).append(int(item.ROINumber))
     if elsewhere:
-        told = "; ".join(f"regions {_some(rois)} in {shown_uid(uid)}" for uid, rois in list(elsewhere.items())[:4])
+        regions = "; ".join(f"regions {_some(rois)} in {shown_uid(uid)}" for uid, rois in list(elsewhere.items())[:4])
         raise LabelError(
-            f"there are regions in another frame of reference than the image, which has {shown_uid(ours)}: {told}; the same "
-            "one is needed; use the structure set that was made for this image, or register them first"
+            f"there are regions in another frame of reference than the image, which has {shown_uid(of_image)}: {regions}; "
+            "the same one is needed; use the structure set that was made for this image, or register them first"
         )
 
 
@@ -188,9 +188,9 @@ def _inside(roi: int, k: int, drawn: _Drawn, shape: tuple[int, int]) -> tuple[Ma
     if not drawn.exclusive and depth.max() > 1:
         _check_not_entangled(roi, k, loops, shape)
     inside = (depth & 1).astype(bool).reshape(shape)
-    notes[NOTHING] = sum(not len(one) for one in pixels)
+    notes[NOTHING] = sum(not len(voxels) for voxels in pixels)
     if depth.max() > 1:
-        areas = [one.tobytes() for one in filled(once, shape) if len(one)]
+        areas = [voxels.tobytes() for voxels in filled(once, shape) if len(voxels)]
         notes[VANISHED] = len(areas) - len(set(areas))
     last = np.array(shape[::-1]) - 0.5 + TOLERANCE_VOXELS
     notes[BEYOND] = sum(bool((loop < -0.5 - TOLERANCE_VOXELS).any() or (loop > last).any()) for loop in loops)
@@ -200,17 +200,17 @@ def _inside(roi: int, k: int, drawn: _Drawn, shape: tuple[int, int]) -> tuple[Ma
 def _check_not_entangled(roi: int, k: int, loops: list[Floats], shape: tuple[int, int]) -> None:
     pair = entangled(loops, shape)
     if pair:
-        one, other = (set(mine.tolist()) for mine in filled([loops[number] for number in pair], shape))
+        first, second = (set(voxels.tolist()) for voxels in filled([loops[number] for number in pair], shape))
         raise LabelError(
-            f"two CLOSED_PLANAR contours of region {roi} in slice {k}, of {len(one)} and {len(other)} voxels, share "
-            f"{len(one & other)} and neither lies within the other, so that their sum or their difference could be meant; "
+            f"two CLOSED_PLANAR contours of region {roi} in slice {k}, of {len(first)} and {len(second)} voxels, share "
+            f"{len(first & second)} and neither lies within the other, so that their sum or their difference could be meant; "
             "contours that lie apart or one within the other are needed; unite them, or export them as CLOSEDPLANAR_XOR"
         )
 
 
-def _with_notes(labels: Volume, told: dict[str, Counter[int]]) -> Volume:
+def _with_notes(labels: Volume, note_counts: dict[str, Counter[int]]) -> Volume:
     """The same labels with a note in their provenance for each thing of which there is something to tell."""
-    counts = {note: {roi: count for roi, count in sorted(of.items()) if count} for note, of in told.items()}
+    counts = {note: {roi: count for roi, count in sorted(of.items()) if count} for note, of in note_counts.items()}
     notes = tuple(
         f"{note}: {', '.join(f'{count} in region {roi}' for roi, count in of.items())}"
         for note, of in counts.items()
@@ -228,7 +228,7 @@ def _drawn(dataset: Dataset, reference: Volume) -> dict[tuple[int, int], _Drawn]
     """Contours by (ROINumber, slice k) in pixel coordinates of the reference."""
     to_index = np.linalg.inv(reference.affine_lps)
     slices = named_slices(reference)
-    found: dict[tuple[int, int], _Drawn] = {}
+    by_slice: dict[tuple[int, int], _Drawn] = {}
     for contour in closed_contours(dataset):
         index = contour.points_mm @ to_index[:3, :3].T + to_index[:3, 3]
         k = _slice_of(contour.roi, index, reference.shape[2])
@@ -238,10 +238,10 @@ def _drawn(dataset: Dataset, reference: Volume) -> dict[tuple[int, int], _Drawn]
                 f"a contour of region {contour.roi} names {told_slices(named)} of the image but lies in slice {k}; "
                 "name and position must agree; use the structure set that was made for this image"
             )
-        drawn = found.setdefault((contour.roi, k), _Drawn())
+        drawn = by_slice.setdefault((contour.roi, k), _Drawn())
         drawn.loops.append(index[:, :2])
         drawn.exclusive |= contour.exclusive
-    return found
+    return by_slice
 
 
 def _slice_of(roi: int, index: Floats, count: int) -> int:

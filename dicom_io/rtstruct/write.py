@@ -30,7 +30,10 @@ def write_rtstruct(labels: Volume, source: Volume, path: Path, result: ResultInf
     Args and errors are those of `write_seg`; labels that overlap (4D) are welcome. A segment without voxels
     becomes a region without contours.
     """
-    _check_space(source)
+    if source.planar:
+        raise LabelError(
+            "the source is a picture without patient space; contours are in millimetres of the patient; write a SEG"
+        )
     if min(source.spacing_mm[:2]) < MIN_SPACING_MM:
         raise LabelError(
             f"the pixels are {min(source.spacing_mm[:2]):.5f} mm apart; at least {MIN_SPACING_MM} mm is "
@@ -46,10 +49,3 @@ def write_rtstruct(labels: Volume, source: Volume, path: Path, result: ResultInf
 def write_result(content: ResultContent, path: Path) -> None:
     """Write the structure set of a result; see `write_rtstruct`."""
     write_rtstruct(content.labels, content.source, path, content.info)
-
-
-def _check_space(source: Volume) -> None:
-    if source.planar:
-        raise LabelError(
-            "the source is a picture without patient space; contours are in millimetres of the patient; write a SEG"
-        )

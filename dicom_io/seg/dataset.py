@@ -155,18 +155,18 @@ def _overlaps(segmentation: Segmentation, encoding: SegEncoding) -> bool:
     return bool((inside.sum(axis=0) > 1).any())
 
 
-def _template(header: Dataset, one: Slice, source: Volume, result: ResultInfo, encoding: SegEncoding) -> Dataset:
+def _template(header: Dataset, first: Slice, source: Volume, result: ResultInfo, encoding: SegEncoding) -> Dataset:
     """What highdicom makes of one empty slice: all modules but what depends on the slices."""
     fractional = encoding == "fractional"
     segments = [_description(segment, source, result) for segment in result.segments]
-    empty = np.zeros((1, *one.shape, len(segments)), np.float32) if fractional else np.zeros((1, *one.shape), np.uint8)
+    shape = (1, *first.shape, len(segments)) if fractional else (1, *first.shape)
     return hd.seg.Segmentation(
-        source_images=[stand_in(identity.neutral((header,))[0], one, thickness_mm(header, one.frame, source))],
-        pixel_array=empty,
+        source_images=[stand_in(identity.neutral((header,))[0], first, thickness_mm(header, first.frame, source))],
+        pixel_array=np.zeros(shape, np.float32 if fractional else np.uint8),
         segmentation_type=hd.seg.SegmentationTypeValues(encoding.split("-")[0].upper()),
         segment_descriptions=segments,
         instance_number=1,
-        pixel_measures=None if one.plane is None else _measures(header, one, source),
+        pixel_measures=None if first.plane is None else _measures(header, first, source),
         omit_empty_frames=False,
         content_label="SEGMENTATION",
         content_description="Research use only, not for diagnosis",
@@ -177,21 +177,21 @@ def _template(header: Dataset, one: Slice, source: Volume, result: ResultInfo, e
     )
 
 
-def _measures(header: Dataset, one: Slice, source: Volume) -> hd.PixelMeasuresSequence:
-    between_rows, between_columns = (float(value) for value in pixel_spacing(one))
+def _measures(header: Dataset, first: Slice, source: Volume) -> hd.PixelMeasuresSequence:
+    between_rows, between_columns = (float(value) for value in pixel_spacing(first))
     return hd.PixelMeasuresSequence(
         pixel_spacing=(between_rows, between_columns),
-        slice_thickness=thickness_mm(header, one.frame, source),
-        spacing_between_slices=None if source.provenance.resampled else _gap_mm(one, source),
+        slice_thickness=thickness_mm(header, first.frame, source),
+        spacing_between_slices=None if source.provenance.resampled else _gap_mm(first, source),
     )
 
 
-def _gap_mm(one: Slice, source: Volume) -> float:
+def _gap_mm(first: Slice, source: Volume) -> float:
     """Distance of two slices along the normal (PS3.3 C.7.6.16.2.1), which in a tilted stack is less than that of their
     centres.
     """
-    assert one.plane is not None
-    normal = np.cross(one.plane.column_step_mm, one.plane.row_step_mm)
+    assert first.plane is not None
+    normal = np.cross(first.plane.column_step_mm, first.plane.row_step_mm)
     return float(abs(source.affine_lps[:3, 2] @ normal) / np.linalg.norm(normal))
 
 

@@ -83,9 +83,9 @@ def _pixels_of(dataset: Dataset) -> Iterator[NDArray[Any]]:
         for index in range(count):
             yield decoder.as_array(dataset, index=index)[0]
     except READ_ERRORS as error:
-        told = shown(" ".join(str(error).split())[:160])
+        reason = shown(" ".join(str(error).split())[:160])
         raise UnreadableFileError(
-            f"the pixels of the SEG cannot be decoded ({told}); a whole file is needed; fetch it again"
+            f"the pixels of the SEG cannot be decoded ({reason}); a whole file is needed; fetch it again"
         ) from error
 
 

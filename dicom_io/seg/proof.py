@@ -17,18 +17,8 @@ from pydicom.dataset import Dataset
 from dicom_io.coding import Segment
 from dicom_io.errors import GeometryProofError
 from dicom_io.kinds import LABEL_MAP_STORAGE
-from dicom_io.objects import identity, proof_headers
-from dicom_io.objects.proof_groups import (
-    PER_FRAME,
-    POSITION,
-    REFERENCED_SEGMENT,
-    SEGMENT,
-    SHARED,
-    check_dimensions,
-    check_groups,
-    parsed_plane,
-    parsed_source,
-)
+from dicom_io.objects import identity, proof_groups, proof_headers
+from dicom_io.objects.proof_groups import PER_FRAME, POSITION, REFERENCED_SEGMENT, SEGMENT, SHARED
 from dicom_io.objects.proof_headers import Meaning, cielab, cielab_of, code_text, coded, compare
 from dicom_io.objects.raw_parser import Attributes, first_item, integer, items, text, whole
 from dicom_io.objects.slice_positions import slices_of
@@ -81,8 +71,8 @@ def prove_seg(
         for frame in parsed_seg_frames(written):
             check.frame(frame)
         check.finish()
-        check_groups(written)
-        check_dimensions(written, list(check.frames))
+        proof_groups.check_groups(written)
+        proof_groups.check_dimensions(written, list(check.frames))
         proof_headers.check_owner(written, headers[0])
         proof_headers.check_images(items(written, _REFERENCED_SERIES), _REFERENCED_INSTANCES, headers)
         described = check_segments(written, segments, label_map=text(written, _SEGMENTATION_TYPE) == "LABELMAP")
@@ -105,7 +95,8 @@ def parsed_seg_frames(written: Attributes) -> Iterator[Frame]:
         segment = 0 if kind == "LABELMAP" else whole(first_item(own, SEGMENT), REFERENCED_SEGMENT)
         if segment == 0 and kind != "LABELMAP":
             raise GeometryProofError(f"a frame of a {kind} segmentation names the segment 0; 1 or more is needed")
-        yield Frame(segment, parsed_plane(own, shared) if placed else None, parsed_source(own), pixels)
+        plane = proof_groups.parsed_plane(own, shared) if placed else None
+        yield Frame(segment, plane, proof_groups.parsed_source(own), pixels)
 
 
 def _checked_form(written: Attributes) -> str:
@@ -113,7 +104,7 @@ def _checked_form(written: Attributes) -> str:
     kind = text(written, _SEGMENTATION_TYPE)
     sop_class, bits = _FORMS.get(kind, ("", ()))
     allocated = whole(written, _ALLOCATED)
-    wanted = {
+    expected = {
         _CLASS: (text(written, _CLASS), sop_class),
         0x00020002: (text(written, 0x00020002), sop_class),
         0x00020003: (text(written, 0x00020003), text(written, 0x00080018)),
@@ -125,10 +116,10 @@ def _checked_form(written: Attributes) -> str:
         _HIGH_BIT: (whole(written, _HIGH_BIT), allocated - 1),
         _PADDING: (whole(written, _PADDING) if _PADDING in written else 0, 0),  # the background of a label map
     }
-    for tag, (found, meant) in wanted.items():
-        if found != meant:
+    for tag, (value, needed) in expected.items():
+        if value != needed:
             raise GeometryProofError(
-                f"of a {kind or 'missing'} segmentation type the attribute {tag:08X} is {found}; {meant or 'none'} is needed"
+                f"of a {kind or 'missing'} segmentation type the attribute {tag:08X} is {value}; {needed or 'none'} is needed"
             )
     return kind
 
@@ -173,10 +164,10 @@ def check_segments(written: Attributes, segments: Sequence[Segment] | None, *, l
         label_map: It may describe the background, number 0.
     """
     described = [(whole(item, _SEGMENT_NUMBER), item) for item in items(written, _SEGMENTS)]
-    found = [(number, _meaning_of(item)) for number, item in described if number or not label_map]
+    meanings = [(number, _meaning_of(item)) for number, item in described if number or not label_map]
     if segments is not None:
-        compare("segment", found, {segment.number: _segment_meaning(segment) for segment in segments})
-    return {number for number, _ in found}
+        compare("segment", meanings, {segment.number: _segment_meaning(segment) for segment in segments})
+    return {number for number, _ in meanings}
 
 
 def _meaning_of(item: Attributes) -> Meaning:

@@ -116,12 +116,12 @@ def _open(path: Path, reference: Volume) -> Dataset:
 
 
 def _numbers(dataset: Dataset) -> tuple[int, ...]:
-    found = sorted({int(item.SegmentNumber) for item in dataset.get("SegmentSequence") or []} - {0})
-    if not found or found[-1] > MAX_SEGMENT:
+    numbers = sorted({int(item.SegmentNumber) for item in dataset.get("SegmentSequence") or []} - {0})
+    if not numbers or numbers[-1] > MAX_SEGMENT:
         raise LabelError(
-            f"the label file describes the segments {found[:20]}; numbers from 1 are needed; export it again"
+            f"the label file describes the segments {numbers[:20]}; numbers from 1 are needed; export it again"
         )
-    return tuple(found)
+    return tuple(numbers)
 
 
 class _Segments:
@@ -157,28 +157,28 @@ class _Segments:
     def _check_described(self, named: NDArray[Any]) -> None:
         unknown = named[~np.isin(named, self.numbers)]
         if len(unknown):
-            told = f"{list(self.numbers[:20])}{' ...' * (len(self.numbers) > 20)}"
+            described = f"{list(self.numbers[:20])}{' ...' * (len(self.numbers) > 20)}"
             raise LabelError(
-                f"the frames hold segment {int(unknown.min())}, described are {told}; each needs its description; "
+                f"the frames hold segment {int(unknown.min())}, described are {described}; each needs its description; "
                 "export the SEG again"
             )
 
     def _voxels(self, frame: SegFrame, rows: NDArray[Any], columns: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         if frame.plane is None:
             return self._in_picture(frame, rows, columns)
-        what = f"a frame of segment {frame.segment}" if frame.segment else "a frame of the label map"
-        voxels = self._grid.voxels(what, frame.plane, columns, rows, frame.gap_mm)
-        self._grid.check_named(what, frame.named, voxels[:, 2])
+        name = f"a frame of segment {frame.segment}" if frame.segment else "a frame of the label map"
+        voxels = self._grid.voxels(name, frame.plane, columns, rows, frame.gap_mm)
+        self._grid.check_named(name, frame.named, voxels[:, 2])
         return tuple(voxels.T)
 
     def _in_picture(self, frame: SegFrame, rows: NDArray[Any], columns: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-        wanted = (self.reference.shape[1], self.reference.shape[0])
-        ours = any(key in self._grid.slices for key in frame.named)
-        if not self.reference.planar or not ours or frame.pixels.shape != wanted:
+        shape = (self.reference.shape[1], self.reference.shape[0])
+        is_named = any(key in self._grid.slices for key in frame.named)
+        if not self.reference.planar or not is_named or frame.pixels.shape != shape:
             named = shown_uid(next(iter(frame.named), "none").split("#")[0])
             raise LabelError(
                 f"a frame of the SEG has no place in patient space, {frame.pixels.shape} pixels and names the image "
-                f"{named}; a SEG that names this very picture, of {wanted} pixels, or one with a place is needed; "
+                f"{named}; a SEG that names this very picture, of {shape} pixels, or one with a place is needed; "
                 "use the SEG that was made for this image"
             )
         return columns, rows, np.zeros_like(rows)
@@ -193,7 +193,7 @@ def described_segments(seg: Path) -> tuple[Segment, ...]:
     header = load_dataset(seg, with_pixels=False)
     with refusing(seg):
         described = [item for item in header.get("SegmentSequence") or [] if int(item.SegmentNumber)]
-        return tuple(sorted(map(_segment, described), key=lambda one: one.number))
+        return tuple(sorted(map(_segment, described), key=lambda segment: segment.number))
 
 
 def _segment(item: Dataset) -> Segment:

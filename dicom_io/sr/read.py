@@ -224,20 +224,20 @@ def read_sr(source: Path | Dataset) -> MeasurementReport:
         UnreadableFileError: Not a whole DICOM file; a number that is none, or is not named; a reference without a UID.
         LabelError: An object of another class, or an SR without measurements by TID 1500.
     """
-    what = "a data set in memory" if isinstance(source, Dataset) else shown(source)
+    name = "a data set in memory" if isinstance(source, Dataset) else shown(source)
     if not isinstance(source, Dataset):
         source = load_object(source, "a measurement report (SR)", CLASSES)
-    elif (found := instance_of(source).sop_class_uid) not in CLASSES:
+    elif (sop_class := instance_of(source).sop_class_uid) not in CLASSES:
         raise LabelError(
-            f"{what} has SOP class {shown_uid(found)}; a measurement report (SR) is needed; check which it is"
+            f"{name} has SOP class {shown_uid(sop_class)}; a measurement report (SR) is needed; check which it is"
         )
-    with refusing(what):
+    with refusing(name):
         root = _Item(source)
         containers = [item for item in _walk(root) if item.kind == "CONTAINER"]
         templates = [stored_text(item, "TemplateIdentifier") for item in _items(source, "ContentTemplateSequence")]
         if TEMPLATE not in templates and not any(item.named(*_MEASUREMENTS) for item in containers):
             raise LabelError(
-                f"{what} is an SR without imaging measurements{_by(templates)}; a measurement report by TID 1500 is needed; "
+                f"{name} is an SR without imaging measurements{_by(templates)}; a measurement report by TID 1500 is needed; "
                 "check which report it is"
             )
         return _report(source, root, [item for item in containers if item.named(codes.DCM.MeasurementGroup)])
@@ -269,14 +269,14 @@ class _Item:
 
     def codes(self, name: Code) -> list[Code]:
         """All of them."""
-        found = (_code(item.dataset, "ConceptCodeSequence") for item in self.all("CODE", name))
-        return [code for code in found if code is not None]
+        answers = (_code(item.dataset, "ConceptCodeSequence") for item in self.all("CODE", name))
+        return [code for code in answers if code is not None]
 
     def coded_but(self, *names: Code) -> tuple[Coded, ...]:
         """Questions below and their answers, but for some questions."""
-        found = ((item.name, _code(item.dataset, "ConceptCodeSequence")) for item in self.all("CODE"))
+        answers = ((item.name, _code(item.dataset, "ConceptCodeSequence")) for item in self.all("CODE"))
         return tuple(
-            (name, code) for name, code in found if name is not None and code is not None and name not in names
+            (name, code) for name, code in answers if name is not None and code is not None and name not in names
         )
 
     def text(self, name: Code) -> str:
@@ -329,21 +329,21 @@ def _report(dataset: Dataset, root: _Item, groups: list[_Item]) -> MeasurementRe
 
 def _observers(root: _Item) -> Iterator[Observer]:
     """Each begins with its type (TID 1002); the first is a person where no type is said."""
-    told: list[dict[str, str]] = []
+    observers: list[dict[str, str]] = []
     names = {**_DEVICE, "person": codes.DCM.PersonObserverName}
     for item in root.below:
         if item.named(codes.DCM.ObserverType):
-            told.append({"kind": _KINDS.get(_code(item.dataset, "ConceptCodeSequence"), "")})
+            observers.append({"kind": _KINDS.get(_code(item.dataset, "ConceptCodeSequence"), "")})
         for key, name in names.items():
             if item.named(name):
-                told = told or [{"kind": "person" if key == "person" else "device"}]
-                told[-1]["name" if key == "person" else key] = item.value
-    return (Observer(**observer) for observer in told)
+                observers = observers or [{"kind": "person" if key == "person" else "device"}]
+                observers[-1]["name" if key == "person" else key] = item.value
+    return (Observer(**observer) for observer in observers)
 
 
 def _group(group: _Item) -> MeasurementGroup:
     named = [(item, _reference(item.dataset)) for item in group.all("IMAGE")]
-    images = [(item.named(*_SEGMENTS) or bool(found.segments), found) for item, found in named]
+    images = [(item.named(*_SEGMENTS) or bool(reference.segments), reference) for item, reference in named]
     return MeasurementGroup(
         tracking_id=group.text(codes.DCM.TrackingIdentifier),
         tracking_uid=group.text(codes.DCM.TrackingUniqueIdentifier),
@@ -351,9 +351,9 @@ def _group(group: _Item) -> MeasurementGroup:
         finding=group.code(_FINDING),
         sites=tuple(_sites(group)),
         method=group.code(codes.SCT.MeasurementMethod),
-        segments=tuple(found for is_segment, found in images if is_segment),
+        segments=tuple(reference for is_segment, reference in images if is_segment),
         regions=tuple(map(_region, [*group.all("SCOORD"), *group.all("SCOORD3D")])),
-        source_images=tuple(found for is_segment, found in images if not is_segment),
+        source_images=tuple(reference for is_segment, reference in images if not is_segment),
         source_series=tuple(group.texts(codes.DCM.SourceSeriesForSegmentation)),
         algorithm_name=group.text(codes.DCM.AlgorithmName),
         algorithm_version=group.text(codes.DCM.AlgorithmVersion),
@@ -390,12 +390,12 @@ def _measurement(item: _Item) -> Measurement:
 
 def _number(measured: Dataset) -> float | None:
     """The value as it is written; None where it is absent or not finite. Raises ValueError for text that is no number."""
-    told = stored_text(measured, "NumericValue")
+    digits = stored_text(measured, "NumericValue")
     try:
-        found = float(told) if told else math.nan
+        number = float(digits) if digits else math.nan
     except ValueError:
         raise ValueError("the NumericValue of a measurement is no number") from None
-    return found if math.isfinite(found) else None
+    return number if math.isfinite(number) else None
 
 
 def _region(item: _Item) -> Region:
@@ -414,14 +414,16 @@ def _region(item: _Item) -> Region:
 
 
 def _reference(dataset: Dataset) -> Reference:
-    found = _items(dataset, "ReferencedSOPSequence")
-    if len(found) != 1 or not _uid(found[0], "ReferencedSOPInstanceUID"):
-        raise ValueError(f"a reference of a measurement group names {len(found)} instances, one with its UID is needed")
+    instances = _items(dataset, "ReferencedSOPSequence")
+    if len(instances) != 1 or not _uid(instances[0], "ReferencedSOPInstanceUID"):
+        raise ValueError(
+            f"a reference of a measurement group names {len(instances)} instances, one with its UID is needed"
+        )
     return Reference(
-        _uid(found[0], "ReferencedSOPClassUID"),
-        _uid(found[0], "ReferencedSOPInstanceUID"),
-        tuple(map(int, _numbers(found[0], "ReferencedFrameNumber", "US", "IS"))),
-        tuple(map(int, _numbers(found[0], "ReferencedSegmentNumber", "US", "IS"))),
+        _uid(instances[0], "ReferencedSOPClassUID"),
+        _uid(instances[0], "ReferencedSOPInstanceUID"),
+        tuple(map(int, _numbers(instances[0], "ReferencedFrameNumber", "US", "IS"))),
+        tuple(map(int, _numbers(instances[0], "ReferencedSegmentNumber", "US", "IS"))),
     )
 
 
@@ -430,10 +432,10 @@ def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
     if keyword not in dataset:
         return []
     _check_kind(dataset, keyword, "SQ")
-    found = dataset.get(keyword)
-    if found is not None and not isinstance(found, Items):
+    items = dataset.get(keyword)
+    if items is not None and not isinstance(items, Items):
         raise ValueError(f"its {keyword} is no sequence")
-    return list(found or [])
+    return list(items or [])
 
 
 def _check_kind(dataset: Dataset, keyword: str, *representations: str) -> None:
@@ -459,10 +461,10 @@ def _text(dataset: Dataset, keyword: str) -> str:
 
 
 def _uid(dataset: Dataset, keyword: str) -> str:
-    found = stored_text(dataset, keyword)
-    if shown_uid(found) != found:
+    uid = stored_text(dataset, keyword)
+    if shown_uid(uid) != uid:
         raise ValueError(f"its {keyword} has characters that stand in no UID")
-    return found
+    return uid
 
 
 def _numbers(dataset: Dataset, keyword: str, *representations: str) -> list[Any]:

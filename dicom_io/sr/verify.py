@@ -43,11 +43,11 @@ class Verification:
     comment: str = ""
 
     def __post_init__(self) -> None:
-        for what in ("observer", "organization"):
-            name = getattr(self, what)
+        for field in ("observer", "organization"):
+            name = getattr(self, field)
             if not name.strip() or len(name) > LONGEST_NAME or not name.isprintable() or "\\" in name:
                 raise LabelError(
-                    f"the {what} of a verification has {len(name)} characters; 1 to {LONGEST_NAME} printable ones without a "
+                    f"the {field} of a verification has {len(name)} characters; 1 to {LONGEST_NAME} printable ones without a "
                     "backslash are needed, because a verified report says who answers for it; give the name"
                 )
         if not is_person_name(self.observer):
@@ -91,16 +91,16 @@ def write_verified_sr(report: Path, path: Path, verification: Verification, *, u
         VerificationDateTime=verification.moment.strftime("%Y%m%d%H%M%S%z"),
         VerifyingObserverIdentificationCodeSequence=[],  # Type 2, PS3.3 C.17.2
     )
-    said = (
+    facts = (
         str(observer[tag].value) for tag in ("VerifyingObserverName", "VerifyingOrganization", "VerificationDateTime")
     )
     comment = [transcribed(verification.comment, document)] if verification.comment.strip() else []
-    document.SOPInstanceUID = identity.derived_uid("SR", "verified", str(document.SOPInstanceUID), *said, *comment)
+    document.SOPInstanceUID = identity.derived_uid("SR", "verified", str(document.SOPInstanceUID), *facts, *comment)
     document.SeriesInstanceUID = identity.derived_uid("SR", "verified series", str(document.SeriesInstanceUID))
     document.SeriesNumber = _verified_number(document)
     document.SeriesDescription = _verified_description(document)
-    for text_said in comment:
-        document.ContentSequence.append(_comment(text_said, transcribed(verification.observer, document)))
+    for text in comment:
+        document.ContentSequence.append(_comment(text, transcribed(verification.observer, document)))
     document.file_meta.MediaStorageSOPInstanceUID = document.SOPInstanceUID
     document.InstanceNumber = int(document.get("InstanceNumber") or 0) + 1
     document.VerificationFlag, document.PreliminaryFlag = "VERIFIED", "FINAL"
@@ -118,25 +118,25 @@ def _verified_number(document: Dataset) -> int:
 
 def _verified_description(document: Dataset) -> str:
     """VERIFIED and what the report has; cut in the middle, so that the end ("7 images, SR RESEARCH") stays."""
-    found = str(document.get("SeriesDescription") or "SR")
-    head, comma, tail = found.partition(", ")
+    description = str(document.get("SeriesDescription") or "SR")
+    head, comma, tail = description.partition(", ")
     room = LONGEST_NAME - len("VERIFIED ") - len(comma + tail)
     return f"VERIFIED {head[: max(room, 0)]}{comma}{tail}"[:LONGEST_NAME]
 
 
-def _comment(said: str, who: str) -> Dataset:
+def _comment(text: str, name: str) -> Dataset:
     """A comment and the person whose it is, where the rest of the report is a device's."""
-    item = hd.sr.TextContentItem(codes.DCM.Comment, said, hd.sr.RelationshipTypeValues.CONTAINS)
-    person = hd.sr.PersonObserverIdentifyingAttributes(name=who)
+    item = hd.sr.TextContentItem(codes.DCM.Comment, text, hd.sr.RelationshipTypeValues.CONTAINS)
+    person = hd.sr.PersonObserverIdentifyingAttributes(name=name)
     item.ContentSequence = hd.sr.ContentSequence(hd.sr.ObserverContext(codes.DCM.Person, person))
     return item
 
 
 def _check_verifiable(document: Dataset, report: Path) -> None:
-    found = document.get("CompletionFlag"), document.get("VerificationFlag")
-    if found != ("COMPLETE", "UNVERIFIED"):
+    flags = document.get("CompletionFlag"), document.get("VerificationFlag")
+    if flags != ("COMPLETE", "UNVERIFIED"):
         raise LabelError(
-            f"the report {report.name} is {found[0]} and {found[1]}; one that is COMPLETE and UNVERIFIED is needed to be "
+            f"the report {report.name} is {flags[0]} and {flags[1]}; one that is COMPLETE and UNVERIFIED is needed to be "
             "verified; take the report that the software wrote"
         )
 

@@ -165,32 +165,32 @@ def _predecessors(
 ) -> tuple[list[Dataset], str]:
     """The reports that the new one takes the place of, and its own UID, which depends on them."""
 
-    def uid_after(named: list[Dataset]) -> str:
-        before = [str(one.SOPInstanceUID) for one in named]
+    def uid_after(reports: list[Dataset]) -> str:
+        before = [str(report.SOPInstanceUID) for report in reports]
         return identity.result_uid(source, result, "SR", "instance", *content, *before)
 
     if earlier is None:
         return [], uid_after([])
-    found = load_report(earlier)
-    if found.get("StudyInstanceUID") != header.StudyInstanceUID or found.get("PatientID") != header.get("PatientID"):
+    report = load_report(earlier)
+    if report.get("StudyInstanceUID") != header.StudyInstanceUID or report.get("PatientID") != header.get("PatientID"):
         raise LabelError(
             f"the earlier report {earlier.name} is of another patient or study; one of this study is needed to be named as "
             "predecessor; leave it out"
         )
-    its_own = [_version_of(item) for item in found.get("PredecessorDocumentsSequence") or []]
-    if found.SOPInstanceUID == uid_after(its_own):
-        return its_own, str(found.SOPInstanceUID)
-    return [found], uid_after([found])
+    before = [_version_of(item) for item in report.get("PredecessorDocumentsSequence") or []]
+    if report.SOPInstanceUID == uid_after(before):
+        return before, str(report.SOPInstanceUID)
+    return [report], uid_after([report])
 
 
 def load_report(path: Path) -> Dataset:
-    found = load_dataset(path, with_pixels=False)
-    if found.get("SOPClassUID") != Comprehensive3DSRStorage:
+    report = load_dataset(path, with_pixels=False)
+    if report.get("SOPClassUID") != Comprehensive3DSRStorage:
         raise LabelError(
-            f"the earlier report {path.name} has SOP class {shown_uid(found.get('SOPClassUID'))}; a Comprehensive 3D SR is "
+            f"the earlier report {path.name} has SOP class {shown_uid(report.get('SOPClassUID'))}; a Comprehensive 3D SR is "
             "needed; leave it out"
         )
-    return found
+    return report
 
 
 def _version_of(study: Dataset) -> Dataset:
@@ -206,17 +206,17 @@ def _version_of(study: Dataset) -> Dataset:
 
 def _read_seg_header(seg: Path, digest: str, source: Volume, result: ResultInfo) -> Dataset:
     header = load_dataset(Path(seg), with_pixels=False)
-    wanted = [
+    expected = [
         seg_uid(source, result, encoding, digest, empty_frames=empty_frames)
         for encoding in SYNTAXES
         for empty_frames in (False, True)
     ]
     same_series = header.get("SeriesInstanceUID") == identity.result_uid(source, result, "SEG", "series")
     fractional = header.get("SegmentationType") == "FRACTIONAL"  # holds probabilities, not these labels
-    found = header.get("SOPInstanceUID")
-    if found not in wanted and not (fractional and same_series):
+    uid = header.get("SOPInstanceUID")
+    if uid not in expected and not (fractional and same_series):
         raise LabelError(
-            f"the SEG is the instance {shown_uid(found)}, these labels, source and result make {wanted[0]}; the report must "
+            f"the SEG is the instance {shown_uid(uid)}, these labels, source and result make {expected[0]}; the report must "
             "refer to its own SEG; write the SEG first, with the same labels and result information"
         )
     return header
@@ -333,18 +333,18 @@ def _algorithm(result: ResultInfo) -> hd.sr.AlgorithmIdentification:
 def _measurements(
     measures: SegmentMeasures, modality: str, volume_ml: tuple[float, float] | None
 ) -> list[hd.sr.Measurement]:
-    found = [_volume(measures.volume_ml, volume_ml)]
+    items = [_volume(measures.volume_ml, volume_ml)]
     if measures.long_axis_mm is not None and measures.short_axis_mm is not None:
-        found.append(_measurement(codes.SCT.LongAxis, measures.long_axis_mm, codes.UCUM.Millimeter))
-        found.append(_measurement(codes.SCT.ShortAxis, measures.short_axis_mm, codes.UCUM.Millimeter))
+        items.append(_measurement(codes.SCT.LongAxis, measures.long_axis_mm, codes.UCUM.Millimeter))
+        items.append(_measurement(codes.SCT.ShortAxis, measures.short_axis_mm, codes.UCUM.Millimeter))
     if measures.max_diameter_mm is not None:
-        found.append(_measurement(codes.IBSI.SurfaceAreaOfMesh, measures.surface_mm2, codes.UCUM.SquareMillimeter))
-        found.append(_measurement(codes.IBSI.Maximum3DDiameterOfAMesh, measures.max_diameter_mm, codes.UCUM.Millimeter))
+        items.append(_measurement(codes.IBSI.SurfaceAreaOfMesh, measures.surface_mm2, codes.UCUM.SquareMillimeter))
+        items.append(_measurement(codes.IBSI.Maximum3DDiameterOfAMesh, measures.max_diameter_mm, codes.UCUM.Millimeter))
     if measures.mean is not None and measures.std is not None and modality in INTENSITIES:
         name, unit = INTENSITIES[modality]
-        found.append(_measurement(name, measures.mean, unit, codes.SCT.Mean))
-        found.append(_measurement(name, measures.std, unit, codes.SCT.StandardDeviation))
-    return found
+        items.append(_measurement(name, measures.mean, unit, codes.SCT.Mean))
+        items.append(_measurement(name, measures.std, unit, codes.SCT.StandardDeviation))
+    return items
 
 
 def _volume(value_ml: float, interval_ml: tuple[float, float] | None) -> hd.sr.Measurement:
