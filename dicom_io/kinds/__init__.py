@@ -3,12 +3,13 @@
 To add a kind:
 
 1. Write `dicom_io/<kind>.py`, or a package of that name, with `write_result(content, path)`, which writes the object from a
-   `dicom_io.objects.result_content.ResultContent` and proves what it wrote. A kind without a command-line format needs none.
+   `dicom_io.objects.result_content.ResultContent` and proves it. A kind without a command-line format needs no module.
 2. Add a row to `KINDS`. An object must come after every object that it refers to.
 
 Destinations, sites, profiles, the command line, corrections and the conformance statement follow the table. Only a kind that is
 no result of segmentation (a document, a note) is written by a caller of its own. A row names its module as text, and the module
-is imported when an object is written: a receiver that only asks what a file is imports neither highdicom nor a codec.
+is imported when an object is written. So a receiver, which only asks for the kind of a file, imports neither highdicom nor a
+codec.
 """
 
 from dataclasses import dataclass
@@ -24,18 +25,18 @@ class Kind:
     """One kind of result object.
 
     Attributes:
-        name: What profiles of destinations and outcomes call it.
-        sop_classes: The SOP Class UIDs of its objects. One that ends in a point is the beginning of several.
+        name: Its name in profiles of destinations and in outcomes.
+        sop_classes: The SOP Class UIDs of its objects. A text that ends in a point is the beginning of several UIDs.
         series_number: SeriesNumber of its series, to which the source's own is added; its order in lists of formats.
-        module: Where `write_result` is, if it has a format.
+        module: The module with `write_result`, if it has a format.
         format: Its name on the command line and in `result.json`; empty where it is no result of a segmentation.
         modality: Modality of its objects; empty where images have it too.
         shares_class: Objects of its SOP classes may also be images of other software.
         from_labels: It is made of labels alone, so that a correction of the labels writes it anew.
-        on_slices: It lies on the slices of its source, whatever grid the result was computed on.
-        needs_patient_space: A picture, which has no millimetres, cannot have it.
-        refers_to: Names of the kinds whose objects it refers to.
-        ending: Of its file's name; empty for a folder of several files.
+        on_slices: It lies on the slices of its source, even if the result was computed on another grid.
+        needs_patient_space: It cannot be made for a picture, which has no millimetres.
+        refers_to: Names of the kinds whose objects it refers to; it is held back where these do not arrive.
+        ending: The ending of its file's name; empty for a folder of several files.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Kind:
     ending: str = ".dcm"
 
     def write_result(self, content: Any, path: Any) -> None:
-        """Writes an object of this kind to `path` from a `ResultContent`; errors are those of its writer."""
+        """Writes an object of this kind to `path` from a `ResultContent`; raises the errors of its writer."""
         import_module(self.module).write_result(content, path)
 
 
@@ -78,7 +79,7 @@ KIND = {kind.name: kind for kind in KINDS}
 NAMES = tuple(kind.name for kind in KINDS)
 BY_SERIES_NUMBER = tuple(sorted(KINDS, key=lambda kind: kind.series_number))
 RESULT_KINDS = tuple(kind for kind in BY_SERIES_NUMBER if kind.format)
-"""The kinds with a format, in the order in which results are written and listed: SEG before what refers to it."""
+"""The kinds with a format, in the order in which results are written and listed: SEG before the kinds that refer to it."""
 FORMATS = tuple(kind.format for kind in RESULT_KINDS)
 
 _BY_SOP_CLASS = {uid: kind for kind in KINDS for uid in kind.sop_classes}

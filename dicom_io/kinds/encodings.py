@@ -22,7 +22,7 @@ def segmentation_type(encoding: str) -> str:
 
 
 def encoding_name(segmentation_type_found: str, syntax: UID) -> str:
-    """The encoding of any SEG; its SegmentationType in small letters where none of ours has its transfer syntax."""
+    """The encoding of any SEG; its SegmentationType in small letters if no encoding of ours has its transfer syntax."""
     return _NAMES.get((segmentation_type_found, syntax), segmentation_type_found.lower())
 
 

@@ -31,7 +31,7 @@ _ABORT_SOURCE = {0: "service user", 2: "service provider"}  # PS3.8 table 9-26
 
 
 class OpenAssociation:
-    """An association that we requested, and what is known when it breaks."""
+    """An association that we requested, and the facts that explain why it broke."""
 
     def __init__(self, destination: Destination) -> None:
         self.destination = destination
@@ -133,7 +133,7 @@ def storage_classes() -> list[str]:
 
 
 def common_storage_classes() -> list[str]:
-    """As many SOP Class UIDs as an association has room for beside one other: results, then pynetdicom's choice."""
+    """As many SOP Class UIDs as fit into an association beside one other: results, then pynetdicom's choice."""
     common = (str(context.abstract_syntax) for context in StoragePresentationContexts)
     return list(dict.fromkeys([LABEL_MAP_STORAGE, ParametricMapStorage, *common]))[: MOST_CONTEXTS - 1]
 
@@ -220,7 +220,7 @@ def _opening_error(destination: Destination, peer: Dimse, association: Associati
 
 
 def _connection_problem(destination: Destination, peer: Dimse, waited_s: float) -> str:
-    """What went wrong, and what to do. Connects once more without DICOM, because pynetdicom does not tell the reason."""
+    """The problem and the remedy. Connects once more without DICOM, because pynetdicom does not report the reason."""
     answering = "a DICOM node that answers is needed; check host, port and whether it runs"
     try:
         with socket.create_connection((peer.host, peer.port), timeout=destination.connect_s) as plain:

@@ -95,8 +95,8 @@ def commitment_report(request: CommitmentRequest, store: Holdings) -> Dataset:
     An instance counts only if its file is there, can be read to its end, and has this SOP class and UID. Each file is read.
 
     Args:
-        request: What is asked for.
-        store: Where the instances should be.
+        request: The request.
+        store: The index that should have the instances.
 
     Returns:
         The event information of PS3.4 table J.3-2: TransactionUID, ReferencedSOPSequence of the committed instances, and
@@ -160,7 +160,7 @@ class CommitmentProvider:
         """Prepares the provider.
 
         Args:
-            store: Where the instances are.
+            store: The index of the instances.
             addresses: AE title -> destination of its reports, a peer that speaks DIMSE; looked up when a report is sent.
             accepted: Makes a request durable before it returns; only then the request is answered with success. A caller
                 that gives this calls `report` later, once for each accepted request and again until it succeeds. It may be
@@ -267,7 +267,7 @@ def commitment_request(request: Request) -> CommitmentRequest:
 
 
 def check_success(status: int, peer: str, message: str) -> None:
-    """Raises NetworkError for a status other than success; `message` is what was answered: a request or a report."""
+    """Raises NetworkError for a status other than success; `message`: whether a "request" or a "report" was answered."""
     if status:
         raise NetworkError(
             f"{peer} answered a commitment {message} with {meaning(status, 'commitment')}; success is needed; look into its log"

@@ -41,7 +41,7 @@ _POLL_S = 0.05
 
 @dataclass(frozen=True)
 class CommitmentResult:
-    """What an archive reported on the instances of a request.
+    """The report of an archive on the instances of a request.
 
     Attributes:
         peer: The archive.
@@ -123,7 +123,7 @@ def request_commitment(
 
     Args:
         destination: Its peer speaks DIMSE.
-        files: What was sent.
+        files: The files that were sent.
         reports: The listener of a provider that the archive reports to, under our AE title; see `ReportListener.listening`.
             None: the archive can report only over the association of the request.
         wait_s: Seconds to wait for the report once the request is answered. Without `reports` the association stays open so
@@ -133,7 +133,7 @@ def request_commitment(
         The report; without a report in time, all instances are `unreported`.
 
     Raises:
-        UnreadableFileError: A file is no DICOM object; nothing was asked.
+        UnreadableFileError: A file is no DICOM object; no request was sent.
         NetworkError: No association, no answer, or the request was refused.
         ValueError: There is no file.
     """

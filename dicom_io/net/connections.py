@@ -1,4 +1,4 @@
-"""The connections of a provider: a caller that stays silent keeps nobody else out.
+"""The connections of a provider: a caller that stays silent does not keep other callers out.
 
 A caller has some seconds for the TLS handshake and its A-ASSOCIATE-RQ. It counts as a sender only once its association is
 requested. At most `MOST_PENDING` connections are pending; for one more, the oldest connection of the address with the most
@@ -19,7 +19,7 @@ Address = tuple[str, int]
 MOST_PENDING = 64
 """Connections at one time whose association is not accepted yet."""
 
-_RESERVED_SHARE = 5  # one in so many associations is kept free for other addresses
+_RESERVED_SHARE = 5  # one association in five is kept free for other addresses
 
 _logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from dicom_io.reading.codecs import decoder_of
 def decompress(dataset: FileDataset) -> None:
     """Changes a data set in place to Explicit VR Little Endian; colour becomes RGB.
 
-    Decoding does not change what an instance is, so its UID stays (PS3.4 B.2.2). LossyImageCompression, which says what
-    was lost before, stays too.
+    Decoded pixels are the same instance, so its UID stays (PS3.4 B.2.2). LossyImageCompression, which states an earlier loss,
+    stays too.
 
     Raises:
         Exception: Any of `instances.READ_ERRORS`, where the pixels cannot be decoded here.

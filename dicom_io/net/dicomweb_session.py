@@ -108,7 +108,7 @@ def _peer(destination: Destination) -> DicomWeb:
 
 
 def _repair_response(response: requests.Response, *args: Any, **kwargs: Any) -> None:
-    """Mends what dicomweb-client does not handle: parameters of a media type, and a multipart body that is cut short."""
+    """Handles two cases that dicomweb-client does not: parameters of a media type, and a multipart body that is cut short."""
     kind = response.headers.get("Content-Type", "")
     if kind.startswith(("application/dicom+json", "application/json", "application/dicom+xml")):
         response.headers["Content-Type"] = kind.split(";")[0].strip()
@@ -128,7 +128,7 @@ def _repair_response(response: requests.Response, *args: Any, **kwargs: Any) -> 
 
 
 def _explain(destination: Destination, error: requests.RequestException) -> tuple[str, str]:
-    """What happened and what to do; never the error's own text, which holds the address with its query."""
+    """The problem and the remedy; never the error's own text, which holds the address with its query."""
     check = "check the URL and whether the service runs"
     if isinstance(error, requests.HTTPError) and error.response is not None:
         code = error.response.status_code

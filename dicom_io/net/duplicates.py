@@ -1,6 +1,6 @@
-"""What an archive has where it refuses an instance as a duplicate (0x0111): the same instance, or another under its UID.
+"""Checks whether an archive that refuses an instance as a duplicate (0x0111) has this very instance, or another with its UID.
 
-A result is fetched and compared with what was sent, where the archive lets it be fetched. Images, and results that cannot be
+A result is fetched, if the archive allows it, and compared with the sent instance. Images, and results that cannot be
 fetched, are looked up: the instance must be found in the same study and series, and the study must have the same PatientID. An
 archive that answers neither cannot show that it has the instance, so the instance is not delivered.
 """
@@ -50,7 +50,7 @@ class DuplicateCheck:
         return replace(outcome, meaning=f"{outcome.meaning}, and it is this one", note=notes)
 
     def _copy(self, sent: Dataset) -> FileDataset | None:
-        """What the archive has under the UIDs of an instance; None if the archive does not send it."""
+        """The archive's instance with the same UIDs; None if the archive does not send it."""
         query = Query("image", str(sent.StudyInstanceUID), str(sent.SeriesInstanceUID), str(sent.SOPInstanceUID))
         with tempfile.TemporaryDirectory(prefix="duplicate-") as folder:
             try:
@@ -61,7 +61,7 @@ class DuplicateCheck:
             return next((copy for copy in copies if copy.get("SOPInstanceUID") == sent.SOPInstanceUID), None)
 
     def _look_up(self, sent: Dataset) -> tuple[str, str]:
-        """(why an instance is not what the archive has, or "" if it is; note for the outcome)."""
+        """(why the archive's instance is another one, or "" if it is the same; note for the outcome)."""
         study, series = str(sent.StudyInstanceUID), str(sent.SeriesInstanceUID)
         if series not in self._instances_of:
             answers = self._find(Query("image", study, series))
@@ -77,9 +77,9 @@ class DuplicateCheck:
 
 
 def _difference(sent: FileDataset, copy: FileDataset) -> str:
-    """How an archive's copy differs from what was sent; empty if everything that is ours is equal.
+    """How an archive's copy differs from the instance that was sent; empty if they are equal.
 
-    Of patient and study, which archives may correct, only the identifiers of the owner count.
+    Archives may correct the attributes of patient and study. Of these only the identifiers of the owner are compared.
     """
     for keyword in (*_OWNER, *([_ISSUER] if _ISSUER in copy else [])):
         if _text(sent, keyword) != _text(copy, keyword):

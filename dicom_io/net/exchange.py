@@ -1,4 +1,4 @@
-"""What the command line calls: echo, send, commit, find and fetch, over DIMSE or DICOMweb."""
+"""The functions behind the command line: echo, send, commit, find and fetch, over DIMSE or DICOMweb."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -37,8 +37,9 @@ def send(
 ) -> tuple[Outcome, ...]:
     """Sends files: images first, then result objects in the order of the destination's profile.
 
-    A report is held back if an instance that it was made from was to be sent here and did not arrive, or is a SEG in an
-    encoding that the destination does not take. It is sent where the destination takes no SEG at all, and its outcome says so.
+    A report is held back if an instance that it was made from was among the files and did not arrive, or is a SEG in an
+    encoding that the destination does not take. If the destination takes no SEG at all, the report is sent, with a note in its
+    outcome.
 
     Args:
         destination: Where to.
@@ -126,7 +127,7 @@ def listen_for_reports(destination: Destination) -> AbstractContextManager[Repor
 def commit(
     destination: Destination, files: Iterable[Path], *, reports: ReportListener | None = None, wait_s: float = 60.0
 ) -> CommitmentResult:
-    """Asks a destination to commit itself to what was sent to it, see `commitment_user.request_commitment`.
+    """Asks a destination to commit itself to the files that were sent to it; see `commitment_user.request_commitment`.
 
     Raises:
         DestinationError: It speaks DICOMweb, which has no storage commitment.

@@ -141,7 +141,7 @@ class InstanceStore:
             part.unlink(missing_ok=True)
 
     def _new_part(self, tries: int = _TRIES) -> tuple[Path, BinaryIO]:
-        """A new file of ours. Not by `mkstemp`, whose files only the owner may read, whatever the umask says."""
+        """A new file, open for writing. Not by `mkstemp`: only the owner may read its files, even if the umask allows more."""
         part = self.folder / INCOMING / f"{uuid4().hex}.part"
         try:
             with _making:

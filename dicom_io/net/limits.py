@@ -67,7 +67,7 @@ class IncomingDataSet(io.BytesIO):
 
 
 class Budget:
-    """What one association has brought, held against its limits."""
+    """The instances and bytes of one association, compared with its limits."""
 
     def __init__(self, limits: Limits, check_room: Callable[[], str], is_instance: Callable[[], bool]) -> None:
         """Nothing has come yet.
@@ -88,7 +88,7 @@ class Budget:
             return f"more than {self._limits.instances} instances in one association"
         try:
             reason = self._check_room()
-        except Exception as error:  # without an answer, nobody has said that there is room
+        except Exception as error:  # without an answer it is unknown whether there is room
             reason = f"whether there is room cannot be told ({type(error).__name__})"
         self._instances += not reason
         return reason

@@ -54,7 +54,7 @@ class Outcome:
             from are not there.
         status: DIMSE status or FailureReason, if there was an answer.
         meaning: Meaning of the status, or why the file was not sent.
-        note: What was done to the file before sending, such as decompression, or references that will not resolve.
+        note: A change to the file before sending, such as decompression, or references that will not resolve.
     """
 
     file: Path

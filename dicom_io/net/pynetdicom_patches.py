@@ -259,7 +259,7 @@ def read_at_most(connection: socket.socket | None, count: int) -> bytearray:
 
 
 class AssociationServer(ThreadedAssociationServer):
-    """pynetdicom's server; a caller that stays silent, or stops within a handshake, keeps nobody else out."""
+    """pynetdicom's server; a caller that stays silent, or stops within a handshake, does not keep other callers out."""
 
     def __init__(
         self,

@@ -142,7 +142,7 @@ def _class_name(sop_class: UID) -> str:
 
 
 def _bring_into(accepted: set[UID], dataset: FileDataset, item: Outgoing) -> str:
-    """Brings a data set into an accepted transfer syntax; says what was done.
+    """Brings a data set into an accepted transfer syntax; returns a note on the change, empty without one.
 
     Raises:
         _NoSyntaxError: No accepted syntax can be reached.

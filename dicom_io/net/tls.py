@@ -29,7 +29,7 @@ def server_context(tls: Tls) -> ssl.SSLContext:
     """TLS context of a server: every caller must show a certificate of `tls.ca`.
 
     Raises:
-        DestinationError: As above, or one of the three files is not given.
+        DestinationError: As `client_context`, or one of the three files is not named.
     """
     absent = [name for name in ("ca", "certificate", "key") if getattr(tls, name) is None]
     if absent:

@@ -1,4 +1,4 @@
-"""What the values of a Parametric Map are."""
+"""The quantity and unit of a Parametric Map."""
 
 from dataclasses import dataclass
 
@@ -12,13 +12,13 @@ NO_UNIT: Code = codes.UCUM.NoUnits
 
 @dataclass(frozen=True)
 class MapMeaning:
-    """What the values of one map are.
+    """The quantity, unit and label of one map.
 
     Attributes:
         quantity: `PROBABILITY`, `UNCERTAINTY`, or another published code.
         unit: A UCUM unit; `NO_UNIT` for a bare number.
-        label: Tells this map from the others of the result, for instance "P(Anterior)"; ASCII, the first 16 characters are the
-            LUT label, 64 the explanation. Part of the UID.
+        label: Distinguishes the maps of a result, for instance "P(Anterior)"; ASCII. The first 16 characters are the LUT label,
+            the first 64 the explanation. Part of the UID.
         number: InstanceNumber, from 1, where a result has several maps.
     """
 

@@ -25,14 +25,14 @@ _REFERENCED_SERIES, _REFERENCED_INSTANCES = 0x00081115, 0x0008114A
 
 
 def prove_map(path: Path, values: Volume, images: SourceImages, meaning: MapMeaning) -> None:
-    """Pass if the map holds every value of `values`, bit for bit as float32, at its place in millimetres, says what they are,
-    and is of the source's patient, study and frame of reference.
+    """Pass if the map holds every value of `values`, bit for bit as float32, at its place in millimetres, states their meaning,
+    and belongs to the source's patient, study and frame of reference.
 
     Args:
         path: The written map; deleted on failure.
         values: Shape (I, J, K), float32.
-        images: What the map refers to.
-        meaning: What the values are.
+        images: The images that the map refers to.
+        meaning: The quantity and unit of the values.
 
     Raises:
         GeometryProofError: A value is missing, another or elsewhere, or a frame does not coincide with the slice that
@@ -89,7 +89,7 @@ def _check_meaning(stated: tuple[str, ...], meaning: MapMeaning) -> None:
 
 
 def _check_on_named_slice(number: int, frame: MapFrame, source_slice: Slice, tolerance: float) -> None:
-    """Pass if the corners of a frame lie where the slice that it names has its own, within `tolerance` mm."""
+    """Pass if the corners of a frame lie within `tolerance` mm of the corners of the slice that it names."""
     if frame.values.shape != source_slice.shape or source_slice.plane is None:
         raise GeometryProofError(f"frame {number} has {frame.values.shape} pixels, its slice {source_slice.shape}")
     away = apart_mm(frame.plane, source_slice.plane, source_slice.shape)

@@ -21,7 +21,7 @@ from dicom_io.volume import Volume
 WHOLE_RANGE = ("RealWorldValueFirstValueMapped", "RealWorldValueLastValueMapped")
 FLOAT_RANGE = ("DoubleFloatRealWorldValueFirstValueMapped", "DoubleFloatRealWorldValueLastValueMapped")
 RANGE_TOLERANCE = 1e-5
-"""Of the larger end of a range: some write it with few digits."""
+"""Share of the larger end of a range, because some programs write it with few digits."""
 Floats = NDArray[np.float64]
 
 
@@ -65,8 +65,8 @@ class MapFrame:
         plane: Where it lies, by its own headers.
         named: The slices that it names, as `slice_positions.Slice.key` has them.
         values: Shape (rows, columns), float64: real world values, after slope and intercept; NaN for padding.
-        meaning: LUT label, quantity and unit codes: frames that differ here are of different maps.
-        gap_mm: SpacingBetweenSlices, where it says one.
+        meaning: LUT label, quantity and unit codes; frames of different maps differ here.
+        gap_mm: SpacingBetweenSlices; None where the frame does not state it.
     """
 
     plane: Plane
@@ -125,7 +125,7 @@ def place_map(frames: Iterator[MapFrame], reference: Volume) -> NDArray[np.float
 
 
 def _mapping(dataset: Dataset, number: int) -> Dataset:
-    """The one real world value mapping of a frame; several that are the same are one."""
+    """The real world value mapping of a frame; equal mappings count once."""
     items = items_of(dataset, number, "RealWorldValueMappingSequence") or [Dataset()]
     known = {_known(item): item for item in items}
     if len(known) > 1:
@@ -138,22 +138,23 @@ def _mapping(dataset: Dataset, number: int) -> Dataset:
 
 
 def _known(mapping: Dataset) -> tuple[str, ...]:
-    """What tells mappings apart."""
+    """The numbers and codes of a mapping, to compare it with others."""
     numbers = ("RealWorldValueSlope", "RealWorldValueIntercept", *FLOAT_RANGE, *WHOLE_RANGE)
     return (*(str(mapping.get(keyword)) for keyword in numbers), *_codes(mapping))
 
 
 def _told(mapping: Dataset) -> str:
-    """A mapping as a message has it: codes and numbers, no free text."""
+    """A mapping for a message: codes and numbers, but no free text, which may name the patient."""
     codes = ", ".join(shown(code[:32]) for code in _codes(mapping)[:4]) or "no code"
     slope, intercept = (shown(str(mapping.get(f"RealWorldValue{part}"))[:24]) for part in ("Slope", "Intercept"))
     return f"{codes} with slope {slope} and intercept {intercept}"
 
 
 def _is_padding(dataset: Dataset, pixels: NDArray[Any]) -> NDArray[np.bool_]:
-    """Shape (rows, columns): pixels that stand for no value, those that are NaN among them.
+    """Shape (rows, columns): pixels without a value, including NaN.
 
-    From the padding value to its range limit, in the type of the pixels (PS3.3 C.7.6.24.1, C.7.6.25.1, C.7.5.1.1.2).
+    Padding is everything from the padding value to its range limit, in the type of the pixels (PS3.3 C.7.6.24.1, C.7.6.25.1,
+    C.7.5.1.1.2).
     """
     empty = np.isnan(pixels)
     kind = next((kind for kind in ("DoubleFloat", "Float") if f"{kind}PixelData" in dataset), "")
@@ -179,10 +180,10 @@ def _real_values(number: int, pixels: NDArray[Any], padding: NDArray[np.bool_], 
 
 
 def _check_range(number: int, stored: Floats, mapping: Dataset, *, whole: bool) -> None:
-    """Pass if all stored values lie in the range that a mapping is for; one without a range is for all.
+    """Pass if all stored values lie in the range of a mapping; a mapping without a range holds for all values.
 
-    For floats the range of doubles alone counts. One of whole numbers may stand there too (PS3.3 C.7.6.16.2.11), but dcmqi
-    writes it modulo 65536 whatever it is: -2.5 to 1.6 as 65534 to 1.
+    For floats only the range in doubles counts. A range in whole numbers may stand beside it (PS3.3 C.7.6.16.2.11), but dcmqi
+    writes that range modulo 65536: -2.5 to 1.6 becomes 65534 to 1.
     """
     first, last = (mapping.get(keyword) for keyword in (WHOLE_RANGE if whole else FLOAT_RANGE))
     if first is None or last is None:

@@ -1,8 +1,8 @@
-"""Values of every voxel (a probability, an uncertainty) to a DICOM Parametric Map and back.
+"""Values of every voxel (a probability, an uncertainty) to a DICOM Parametric Map.
 
-32-bit floats as they are (PS3.3 A.75, Float Pixel Data), with an identity mapping to coded real world values. One
-object holds one quantity: the readers at hand (dcmqi, OHIF) take a map as one volume, and would show two quantities
-in one object as one stack. So a result with C channels becomes C objects in one series.
+The values are stored as 32-bit floats (PS3.3 A.75, Float Pixel Data), with an identity mapping to coded real world values. An
+object holds a single quantity: dcmqi and OHIF read a map as one volume, and would show two quantities as one stack. So a result
+with C channels becomes C objects in one series.
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ from dicom_io.parametric.proof import prove_map
 from dicom_io.volume import Volume
 
 _STAND_IN = "2.25.1"
-"""Root of UIDs that never leave this module."""
+"""Root of UIDs that stand in no file; `_name_sources` replaces them."""
 
 
 @refusing_odd_headers
@@ -37,22 +37,22 @@ def write_parametric_map(
     result: ResultInfo,
     meaning: MapMeaning,
 ) -> Path:
-    """Write one value a voxel as a Parametric Map that refers to the series it was made from.
+    """Write a value for each voxel as a Parametric Map that refers to the source series.
 
     Args:
         values: On the grid of `source`, shape (I, J, K) or (I, J, K, 1), finite; kept as float32.
         source: DICOM volume in patient space; its files are read again for their headers.
         path: Target file, replaced if it exists.
         result: What computed the values.
-        meaning: What they are.
+        meaning: The quantity, unit and label of the values.
 
     Returns:
         `path`. The same source, result and meaning give the same UIDs and bytes.
 
     Raises:
-        LabelError: The values do not fit the source, are not finite, or are not what can be coded, or the source names no
-            frame of reference.
-        GeometryProofError: What was written is not what was meant; no file is left.
+        LabelError: The values do not fit the source or are not finite, their meaning has no suitable code, or the source names
+            no frame of reference.
+        GeometryProofError: The written file does not hold the values; no file is left.
     """
     _check_meaning(meaning)
     values = _one_channel(values)
@@ -133,7 +133,7 @@ def _build(values: Volume, images: SourceImages, result: ResultInfo, meaning: Ma
     content = (*meaning.content, identity.digest_of(values.array))
     dataset = hd.pm.ParametricMap(
         source_images=_stand_ins(images),
-        pixel_array=np.stack([images.values(k, values) for k in range(len(images.slices))]),
+        pixel_array=_planes(values, images),
         instance_number=meaning.number,
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[_mapping(values.array, meaning)],
@@ -152,7 +152,7 @@ def _build(values: Volume, images: SourceImages, result: ResultInfo, meaning: Ma
     dataset.ContentCreatorName = ""  # Type 2, left out by highdicom
     dataset.SharedFunctionalGroupsSequence[0].FrameAnatomySequence = [source_images.frame_anatomy(header)]
     _sort_along_normal(dataset)
-    if source.shape[2] == 1:  # highdicom says 1.0 there, whatever it is told
+    if source.shape[2] == 1:  # highdicom then writes 1.0 for any argument
         measures = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
         del measures.SpacingBetweenSlices
     dimension_uid = identity.result_uid(source, result, "PM", "dimensions")
@@ -162,7 +162,7 @@ def _build(values: Volume, images: SourceImages, result: ResultInfo, meaning: Ma
 
 
 def _stand_ins(images: SourceImages) -> list[Dataset]:
-    """The slices as highdicom takes several of: single-frame images without identity, each under the number of its slice."""
+    """The slices as single-frame images without identity, which highdicom takes; each UID ends in the number of its slice."""
     bare = {str(header.SOPInstanceUID): header for header in identity.neutral(images.headers)}
     stand_ins = []
     for k, place in enumerate(images.slices):
@@ -175,7 +175,7 @@ def _stand_ins(images: SourceImages) -> list[Dataset]:
 
 
 def _name_sources(dataset: Dataset, images: SourceImages) -> None:
-    """Refer to the slices where highdicom refers to what stood in for them."""
+    """Replace the references to the stand-ins by references to the slices."""
     for frame in dataset.PerFrameFunctionalGroupsSequence:
         for derivation in frame.get("DerivationImageSequence") or []:
             for named in derivation.SourceImageSequence:
@@ -188,8 +188,8 @@ def _name_sources(dataset: Dataset, images: SourceImages) -> None:
 def _sort_along_normal(dataset: Dataset) -> None:
     """Put the frames in the order of their positions along row x column direction.
 
-    highdicom sorts them downwards. dcmqi, and 3D Slicer with it, takes the first frame for the lowest whatever its
-    position says, and would show the map upside down.
+    highdicom sorts them downwards. dcmqi, and with it 3D Slicer, takes the first frame for the lowest without looking at its
+    position, and would show the map upside down.
     """
     frames = list(dataset.PerFrameFunctionalGroupsSequence)
     across = plane_of(dataset, 1)
@@ -211,6 +211,11 @@ def _measures(images: SourceImages) -> hd.PixelMeasuresSequence:
         slice_thickness=thickness_mm(images.header(0), images.slices[0].frame, images.source),
         spacing_between_slices=None if images.source.provenance.resampled else gap,
     )
+
+
+def _planes(values: Volume, images: SourceImages) -> NDArray[np.float32]:
+    """Shape (slices, rows, columns)."""
+    return np.stack([images.values(k, values) for k in range(len(images.slices))])
 
 
 def _window(array: NDArray[np.float32]) -> hd.VOILUTTransformation:

@@ -1,9 +1,9 @@
 """Read the outlines of a presentation state again and compare them with the result, pixel by pixel.
 
-The file is read through `raw_parser`, which shares nothing with the writer (pydicom); outlines are drawn by contourpy and
-filled here by `raster`. What the images hold comes from `SourceImages`, as for the writer. Outlines have a form of their
-own besides what they enclose: every point lies half-way between the centres of two neighbouring pixels. So one that is
-moved by less than half a pixel, and still encloses the same centres, is found too.
+The file is read through `raw_parser`, which shares nothing with the writer (pydicom). Outlines are drawn by contourpy and
+filled here by `raster`. The labels on each image come from `SourceImages`, as for the writer. Every point of an outline must
+lie half-way between the centres of two neighbouring pixels. This finds outlines that were moved by less than half a pixel and
+still enclose the same centres.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -40,8 +40,8 @@ class Outline:
     """One closed outline of a presentation state.
 
     Attributes:
-        segment: What it encloses, by the layer that it is drawn on.
-        source_key: The image that it is drawn on, as `Slice.key`; None: on every image.
+        segment: The segment that it encloses, by its layer.
+        source_key: The image that it is drawn on, as `Slice.key`; None: every image.
         points: Shape (n, 2): (column, row), pixel centres at whole numbers; the last point joins the first.
     """
 
@@ -65,7 +65,7 @@ def outlines_of(written: Attributes) -> Iterator[Outline]:
 
 
 def joined(lines: Iterable[Floats]) -> Iterator[Floats]:
-    """Closed outlines of lines that end where they begin, or where the next one begins: a long outline is cut in several.
+    """Closed outlines, joined of lines. A long outline is cut into several lines; each ends where the next begins.
 
     Args:
         lines: Shape (n, 2) each.
@@ -105,7 +105,7 @@ def prove_outlines(path: Path, labels: Volume, images: SourceImages, segments: S
     Args:
         path: The written presentation state; deleted on failure.
         labels: Shape (I, J, K) with label values, or (I, J, K, C) with channel c as segment c + 1.
-        images: What it refers to.
+        images: The images that it refers to.
         segments: What the labels mean.
 
     Raises:
@@ -146,7 +146,7 @@ def _check_outlines(k: int, drawn: dict[int, list[Floats]], plane: SliceLabels) 
 
 
 def _check_series(written: Attributes, images: SourceImages) -> None:
-    """Pass if the presentation state is for all images of the source, and no others."""
+    """Pass if the presentation state refers to exactly the images of the source."""
     keys, name = [], str(images.headers[0].SeriesInstanceUID)
     for series in items(written, _REFERENCED_SERIES):
         if text(series, _SERIES) != name:
@@ -164,7 +164,7 @@ def _keys(image: Attributes) -> list[str]:
 
 
 def check_layers(written: Attributes, segments: Sequence[Segment]) -> None:
-    """Pass if a presentation state has one layer for each segment, in its colour, and no text on it but the segment's label."""
+    """Pass if a presentation state has a layer for each segment, in its colour, whose only text is the segment's label."""
     layers = [item for item in items(written, _LAYERS) if text(item, _LAYER).startswith(LAYER_PREFIX)]
     stated = [
         (segment_of_layer(item), {"label": text(item, _LAYER_TEXT), "colour": cielab(item, _LAYER_COLOUR)})
@@ -180,6 +180,6 @@ def check_layers(written: Attributes, segments: Sequence[Segment]) -> None:
 
 
 def segment_of_layer(item: Attributes) -> int:
-    """The segment of the graphic layer that an item names; 0 for a layer that is of none."""
+    """The segment of the graphic layer that an item names; 0 for a layer without a segment."""
     name = text(item, _LAYER)
     return int(name[len(LAYER_PREFIX) :]) if name.startswith(LAYER_PREFIX) else 0

@@ -1,12 +1,12 @@
 """Labels to a Softcopy Presentation State: outlines on the source images, for systems that cannot show a SEG.
 
-Grey sources get a Grayscale Softcopy Presentation State (PS3.3 A.33.1), colour pictures a Color one (A.33.2). What a
-presentation state does not say counts as identity, whatever the image says (PS3.4 N.2), so the source's own Modality
-LUT, windows, polarity, shutter and pixel shape are repeated here.
+Grey sources get a Grayscale Softcopy Presentation State (PS3.3 A.33.1), colour pictures a Color Softcopy Presentation State
+(A.33.2). A transformation that is absent from a presentation state counts as identity, even if the image has it (PS3.4 N.2).
+So the source's own Modality LUT, windows, polarity, shutter and pixel shape are repeated here.
 
 Outlines are POLYLINEs in PIXEL units: 0.0\\0.0 is the upper left corner of the first pixel, so its centre is 0.5\\0.5
 (PS3.3 table C.10-5, figure C.10.5-1). They run half-way between the centre of a pixel inside and the centre of its
-neighbour outside, as in `rtstruct`, but a hole is a line of its own: a keyhole's bridge would be seen.
+neighbour outside, as in `rtstruct`. A hole is a line of its own, because the bridge of a keyhole would be visible.
 """
 
 from collections.abc import Iterable
@@ -31,9 +31,7 @@ from dicom_io.objects.encoding import data_set
 from dicom_io.objects.identity import ResultInfo
 from dicom_io.objects.odd_headers import refusing_odd_headers
 from dicom_io.objects.result_content import ResultContent
-from dicom_io.objects.source_images import (
-    SourceImages,
-)
+from dicom_io.objects.source_images import SourceImages
 from dicom_io.presentation.proof import LAYER_PREFIX, PIXEL_CENTRE, prove_outlines
 from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
@@ -51,7 +49,7 @@ Floats = NDArray[np.float64]
 
 @refusing_odd_headers
 def write_gsps(labels: Volume, source: Volume, path: Path, result: ResultInfo) -> Path:
-    """Write the outlines of the labels as a presentation state on the images they were made from.
+    """Write the outlines of the labels as a presentation state on the source images.
 
     Args:
         labels: On the grid of `source`. Shape (I, J, K) with values 0 (background) to N, or (I, J, K, C) with
@@ -62,13 +60,13 @@ def write_gsps(labels: Volume, source: Volume, path: Path, result: ResultInfo) -
         result: What computed the labels.
 
     Returns:
-        `path`. One graphic layer a segment in its colour, one with the research mark. A segment without voxels has a
-        layer without outlines.
+        `path`. There is a graphic layer for each segment in its colour, and one with the research mark. A segment without
+        voxels has a layer without outlines.
 
     Raises:
-        LabelError: The labels do not fit the source or the segments, or the source's display cannot be said in one
-            presentation state.
-        GeometryProofError: What was written is not what was meant; no file is left.
+        LabelError: The labels do not fit the source or the segments, or one presentation state cannot describe the source's
+            display.
+        GeometryProofError: The written file does not hold the labels; no file is left.
     """
     segmentation, images = source_images.labelled(labels, source, result)
     labels = segmentation.label_volume
@@ -126,7 +124,7 @@ def _identified(labels: Volume, images: SourceImages, result: ResultInfo, *, col
 
 
 def _references(images: SourceImages, slices: Iterable[int]) -> list[Dataset]:
-    """References to slices: one item an image, with all its frames in one item where it is a multi-frame object."""
+    """References to slices: an item for each object, with all its frames if it is a multi-frame object."""
     items: dict[str, Dataset] = {}
     for k in slices:
         item = images.reference(k)
@@ -177,7 +175,7 @@ def _layer_name(segment: Segment) -> str:
 
 
 def _annotations(segmentation: Segmentation, images: SourceImages) -> Iterable[Dataset]:
-    """The research mark, then for each segment a line of the legend and its outlines, one item a slice."""
+    """The research mark, then for each segment a line of the legend and an item with its outlines for each slice."""
     yield _text_item(RESEARCH_LAYER, RESEARCH_TEXT, 0)
     planes, lines = [images.labels(k, segmentation) for k in range(len(images.slices))], 0
     for segment in segmentation.segments:
@@ -208,7 +206,7 @@ def _text_item(layer: str, text: str, line: int) -> Dataset:
 
 
 def _polylines(loop: Floats) -> Iterable[Dataset]:
-    """One POLYLINE, or several open ones end to end where one would not fit its data element."""
+    """A POLYLINE, or several open ones end to end if a single one does not fit its data element."""
     cuts = [*range(0, len(loop) - 1, MAX_POINTS - 1), len(loop) - 1]
     for first, last in pairwise(cuts):
         points = loop[first : last + 1] + PIXEL_CENTRE
@@ -225,7 +223,7 @@ def _polylines(loop: Floats) -> Iterable[Dataset]:
 
 
 def _add_shutter(dataset: Dataset, header: Dataset, *, colour: bool) -> None:
-    """The display shutter of the first image, if it has one; radiographs are glaring without."""
+    """The display shutter of the first image, if it has one; without it the margin of a radiograph is glaring."""
     if not header.get("ShutterShape"):
         return
     for keyword in SHUTTER_KEYWORDS.split():

@@ -1,12 +1,13 @@
 """Planes of labels -> closed contours: all labels in one pass, holes joined to the contour around them.
 
 Contours are those of marching squares at level 0.5: they run half-way between the centre of a pixel inside and the centre
-of its neighbour outside. Pixels that touch by a corner only are apart, so contours neither cross nor touch. The inside is on
-the right of the way, as seen with rows running down.
+of its neighbour outside. Pixels that touch only by a corner are apart, so contours neither cross nor touch. The inside is on
+the right of the direction of travel, with rows running down.
 
-A hole is joined by a keyhole: a bridge from its uppermost pixel straight up, half-way between two columns of centres, to the
-contour that it meets first, walked forth and back. That contour is of the same region and begins further up: so the bridge
-meets no centre and crosses no contour, every hole ends at its outer contour, and what encloses what need not be searched.
+A hole is joined by a keyhole: a bridge that is walked forth and back. It starts at the uppermost pixel of the hole and runs
+straight up, half-way between two columns of centres, to the first contour that it meets. That contour is of the same region and
+begins further up. So the bridge meets no centre and crosses no contour, every hole ends at its outer contour, and no search is
+needed for the contour around a hole.
 """
 
 from dataclasses import dataclass
@@ -63,8 +64,8 @@ def contours_of(planes: NDArray[Any]) -> Contours:
     """The contours of every label in every plane.
 
     Args:
-        planes: Shape (planes, rows, columns): masks, or whole numbers from 0, the background. A few planes at once take less
-            time than one after the other.
+        planes: Shape (planes, rows, columns): masks, or whole numbers with 0 as background. Several planes in one call take
+            less time than one call for each.
     """
     padded = np.pad(planes, ((0, 0), (1, 1), (1, 1)))
     height = padded.shape[1]
@@ -84,10 +85,11 @@ def contours_of(planes: NDArray[Any]) -> Contours:
 
 
 def _cut_cells(padded: NDArray[Any]) -> tuple[Integers, Integers, Integers]:
-    """The cells of a plane in which a label has a contour: upper left pixel, label, corners inside, one for each contour.
+    """The cells of a plane that a contour crosses: upper left pixel, label and corners inside, once for each contour.
 
     Args:
-        padded: The plane with a margin of one pixel of background: the end of a row is as the beginning of the next.
+        padded: The plane with a margin of one pixel of background, so that a cell between the end of a row and the beginning of
+            the next is empty.
     """
     flat, width = padded.ravel(), padded.shape[1]
     sideways = flat[1:] != flat[:-1]
@@ -113,8 +115,8 @@ def _cut_cells(padded: NDArray[Any]) -> tuple[Integers, Integers, Integers]:
 class _Segments:
     """The pieces of contours in single cells, by label, row and column of their first points.
 
-    A point is numbered by the pixel to its left (2 x pixel) or the one above it (2 x pixel + 1): it lies between two pixels of
-    which one is inside. For each label it is the first of one segment and the last of another.
+    A point lies between two pixels, one inside and one outside. Its number is 2 x pixel for the pixel to its left, or
+    2 x pixel + 1 for the pixel above it. For each label it is the first point of one segment and the last of another.
 
     Attributes:
         cell, label, code: Shape (n,): upper left pixel of the cell, label and corners inside.
@@ -142,8 +144,8 @@ class _Segments:
         self.place = np.column_stack([column - 0.5 - is_below, row - 1.0 + is_below])
 
     def ways(self, starts: Integers | None = None) -> tuple[Integers, Integers]:
-        """The closed ways from each of some segments, or from the first of each: the segments at whose first points they
-        turn, way by way, and how many each way has.
+        """The closed ways that begin at some segments, or all ways: the segments at whose first points a way turns, way by
+        way, and the number of these segments for each way.
         """
         onwards = self.following.copy()
         while len(straight := np.flatnonzero(~self.turns[onwards])):
@@ -168,8 +170,8 @@ class _Segments:
     def join(self, holes: Integers) -> None:
         """Lead outer contours around the holes whose contours begin with the given segments.
 
-        The contour that is met goes over the bridge and around the hole, then back and on as before. For the way around and for
-        the way on a segment each is added, with the first point of the one that it replaces.
+        The outer contour goes over the bridge, around the hole, back over the bridge, and on as before. Two segments are added:
+        for the way around the hole, and for the way on. Each has the first point of the segment that it replaces.
         """
         starts = self.following[holes]  # their first points lie to the left of the holes' uppermost pixels
         targets = self._met_above(starts)
@@ -184,9 +186,10 @@ class _Segments:
         self._add(self.place[ends])
 
     def _met_above(self, starts: Integers) -> Integers:
-        """The segments at whose first points the ways up end that begin at the first points of `starts`.
+        """The segments at whose first points the bridges end that begin at the first points of `starts`.
 
-        A way runs in the middle of a column of cells. It meets points, or a contour along a row, which is given a point there.
+        A bridge runs in the middle of a column of cells. It meets either a point, or a contour along a row, which gets a point
+        there.
         """
         at_point, at_middle = np.flatnonzero(self.point & 1 == 0), np.flatnonzero(np.isin(self.code, _ALONG_A_ROW))
         depth = np.concatenate([self._depth(at_point, self.point >> 1), self._depth(at_middle, self.cell) + 1])
@@ -203,7 +206,7 @@ class _Segments:
         return targets
 
     def _depth(self, segments: Integers, pixel: Integers) -> Integers:
-        """Numbers that grow by 2 a row down a column of one label's pixels, and jump to the next column or label."""
+        """Numbers that sort pixels by label, then by column, then by row; they grow by 2 from row to row."""
         row, column = np.divmod(pixel[segments], self.shape[1])
         return np.asarray((self.label[segments] * self.shape[1] + column) * 2 * self.shape[0] + 2 * row)
 

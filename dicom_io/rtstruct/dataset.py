@@ -27,7 +27,7 @@ from dicom_io.segmentation import Segmentation
 DETACHED_STUDY_MANAGEMENT = "1.2.840.10008.3.1.2.3.1"  # retired, and still what PS3.3 C.8.8.5 asks for
 ANATOMICAL_STRUCTURE = "91723000"
 ROI_CONTOUR_SEQUENCE = 0x30060039
-PIXELS_AT_ONCE = 1_000_000  # of slices that are drawn together; more no longer fit the caches
+PIXELS_AT_ONCE = 1_000_000  # pixels of the slices that are drawn together; more do not fit into the processor's caches
 Floats = NDArray[np.float64]
 
 
@@ -122,7 +122,9 @@ def _contour(image: bytes, count: int, text: bytes) -> bytes:
 
 
 def _texts(points_mm: Floats, counts: NDArray[np.int64]) -> list[bytes]:
-    """The coordinates of contours as decimal strings: three decimals, with backslashes between.
+    """The coordinates of contours as decimal strings: three decimals, separated by backslashes.
+
+    All digits are computed column by column as bytes; one Python string for each number takes four times as long.
 
     Args:
         points_mm: Shape (sum of `counts`, 3).
@@ -193,14 +195,14 @@ def _roi(segment: Segment, header: Dataset, result: ResultInfo) -> Dataset:
 
 
 def _region(segment: Segment, contours: Sequence[bytes]) -> bytes:
-    """An item of the ROIContourSequence; without voxels it has no contours."""
+    """An item of the ROIContourSequence; a segment without voxels has no contours."""
     colour, number = data_set(ROIDisplayColor=list(segment.rgb)), data_set(ReferencedROINumber=segment.number)
     sequence = element(0x30060040, b"SQ", b"".join(contours)) if contours else b""
     return item(encoded(colour) + sequence + encoded(number))
 
 
 def _named_image(source_slice: Slice) -> bytes:
-    """Which image a contour lies on: its ContourImageSequence."""
+    """The ContourImageSequence of a contour: the image that it lies on."""
     frame = element(0x00081160, b"IS", b"%d" % source_slice.frame) if source_slice.frame else b""
     uids = (
         element(0x00081150, b"UI", source_slice.sop_class_uid.encode()),

@@ -25,7 +25,7 @@ class Contour:
         roi: The region.
         points_mm: Shape (n, 3), LPS.
         named: The slices that it names, as `Slice.key`.
-        exclusive: It is a CLOSEDPLANAR_XOR one.
+        exclusive: It is of the type CLOSEDPLANAR_XOR.
     """
 
     roi: int
@@ -35,7 +35,7 @@ class Contour:
 
 
 def closed_contours(dataset: Dataset) -> Iterator[Contour]:
-    """Every closed contour of an RTSTRUCT, by pydicom; points and open lines enclose nothing and are passed by.
+    """Every closed contour of an RTSTRUCT, by pydicom; points and open lines enclose nothing and are left out.
 
     Raises:
         LabelError: A contour is of a type that the standard does not have, or its coordinates are no points.
@@ -67,7 +67,7 @@ def without_area(dataset: Dataset) -> dict[int, int]:
 
 
 def without_repeats(loops: Sequence[Floats]) -> list[Floats]:
-    """The contours of which none has the same edges as one before it, wherever it begins and whichever way it goes.
+    """The contours without repeats. A repeat has the same edges as an earlier contour, from any start and in any direction.
 
     Args:
         loops: Closed polygons of shape (n, 2); the last point joins the first, which may stand there again.
@@ -76,8 +76,8 @@ def without_repeats(loops: Sequence[Floats]) -> list[Floats]:
 
 
 def _edges(loop: Floats) -> bytes:
-    """What a closed contour encloses is told by its edges, whatever their order and direction."""
-    loop = np.round(loop, 6) + 0.0  # the same millimetres, far below their digits; no negative zeros
+    """The edges of a contour as bytes, sorted and without direction: equal for contours that enclose the same area."""
+    loop = np.round(loop, 6) + 0.0  # far below the digits of a file; adding 0.0 removes negative zeros
     following = np.roll(loop, -1, axis=0)
     moves = (loop != following).any(axis=1)
     here, there = loop[moves], following[moves]
@@ -89,7 +89,7 @@ def _edges(loop: Floats) -> bytes:
 def _points(contour: Dataset, roi: int) -> Floats:
     """Shape (n, 3), LPS mm."""
     element = contour.get_item("ContourData") if "ContourData" in contour else None
-    data = element.value if element else None  # bytes as in the file: pydicom takes its time to make numbers of them
+    data = element.value if element else None  # bytes as in the file, because pydicom converts them slowly
     values = data.rstrip(b" \0").split(b"\\") if isinstance(data, bytes) else data or []
     try:
         points_mm = np.array([float(value) for value in values]).reshape(-1, 3)

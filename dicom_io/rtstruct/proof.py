@@ -20,8 +20,8 @@ from dicom_io.rtstruct.parse import CLOSED
 from dicom_io.volume import Volume
 
 ROUNDING_MM, ROUNDING_PIXELS = 0.001, 0.01
-"""How far a point of a contour may be off its place: half a unit of the third decimal on each of three axes, and some
-thousandths of a pixel because headers round too."""
+"""Largest distance of a point of a contour from its place: half a unit of the third decimal on each of three axes, and some
+thousandths of a pixel because headers are rounded too."""
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 _REFERENCED_ROI, _CONTOURS, _IMAGES = 0x30060084, 0x30060040, 0x30060016
@@ -40,10 +40,10 @@ def prove_rtstruct(
     segments: Sequence[Segment] | None = None,
     headers: tuple[Dataset, ...] | None = None,
 ) -> None:
-    """Pass if the contours, rasterised anew in the planes of the source files, enclose exactly the labelled voxels, run
-    half-way between voxels, and the structure set says what they are and whose.
+    """Pass if the contours, rasterised anew in the planes of the source files, enclose exactly the labelled voxels and run
+    half-way between voxels, and if the structure set describes their segments and their patient.
 
-    Args and errors are those of `prove_seg`; the file is deleted.
+    Args and errors are those of `prove_seg`; the file is deleted on failure.
     """
     with proof_headers.deleting(path, "RTSTRUCT") as written:
         headers = headers or identity.source_headers(source, of_each=False)
@@ -57,7 +57,7 @@ def prove_rtstruct(
 
 
 def _drawn_frames(uid: str, drawn: "SliceContours", check: SliceComparison) -> Iterator[Frame]:
-    """The contours on one slice as pixels: a map of all regions, or a frame for each where these may overlap."""
+    """The contours on one slice as pixels: a map of all regions, or a frame for each region where regions may overlap."""
     source_slice = check.slice_named(uid)
     points = _half_way_points(drawn.points_mm, source_slice, check.tolerance_mm)
     if not check.exclusive:
@@ -117,7 +117,7 @@ def contours_by_slice(written: Attributes) -> dict[str, SliceContours]:
     """The contours of an RTSTRUCT of our own by the slice that they name (as `Slice.key`), by `raw_parser`.
 
     Raises:
-        GeometryProofError: A contour is not CLOSED_PLANAR, not of whole points, or has another number of them than it says.
+        GeometryProofError: A contour is not CLOSED_PLANAR, has an incomplete point, or another number of points than it states.
     """
     by_slice: dict[str, list[tuple[int, Floats]]] = {}
     for region in items(written, _ROI_CONTOURS):
@@ -148,7 +148,7 @@ def _points_of(contours: list[Attributes]) -> list[Floats]:
 
 
 def _decimals(data: bytes) -> Floats:
-    """Numbers with backslashes between; those of three decimals, as we write them, all at once.
+    """Numbers that are separated by backslashes; numbers with three decimals, as we write them, are read all at once.
 
     Raises:
         GeometryProofError: Something is no finite number.
@@ -170,7 +170,15 @@ def _decimals(data: bytes) -> Floats:
 
 
 def _are_thousandths(text: NDArray[np.uint8], starts: Integers, ends: Integers) -> bool:
-    """Whether between `starts`, behind a sign, and `ends` there are at most 15 digits, the last three behind a point."""
+    """Whether each number has at most 15 digits, the last three behind a point.
+
+    Such a number is an exact whole number of thousandths in float64, so dividing by 1000 gives the float that Python reads.
+
+    Args:
+        text: All numbers.
+        starts: Shape (n,): index of the first digit of each number.
+        ends: Shape (n,): index behind its last digit.
+    """
     lengths = ends - starts
     if lengths.min() < 5 or lengths.max() > 16 or not (text[ends - 4] == ord(".")).all():
         return False
@@ -189,8 +197,8 @@ def _any_decimals(data: bytes) -> Floats:
 
 
 def check_regions(written: Attributes, segments: Sequence[Segment] | None, headers: Sequence[Dataset]) -> None:
-    """Pass if the regions of an RTSTRUCT, their observations and their contours have the same numbers, as the result has
-    them where its segments are known, and if its references are those of the source.
+    """Pass if regions, observations and contours of an RTSTRUCT have the same numbers, if names, codes and colours are those of
+    the result where its segments are known, and if the references are those of the source.
     """
     rois = [(integer(item, _ROI_NUMBER), {"name": text(item, _ROI_NAME)}) for item in items(written, _ROIS)]
     observations = [

@@ -34,15 +34,15 @@ Mask = NDArray[np.bool_]
 def read_rtstruct(path: Path, reference: Volume) -> Volume:
     """The regions of an RTSTRUCT as labels on the grid of `reference`.
 
-    Slices are found by patient position; of the instances that a contour names, one must be where it lies. A voxel belongs
-    to a region if its centre is inside by the even-odd rule over all contours of the region in its slice. That is the rule
-    of CLOSEDPLANAR_XOR contours. For CLOSED_PLANAR ones the standard names the keyhole alone to leave a part out, and does
-    not say what two that share an area mean (PS3.3 C.8.8.6.3). One within another is read as a hole, as many programs write
-    it, and the same contour a second time is left out. Two that overlap in part could be meant as their sum as well as
-    their difference: they are refused.
+    Slices are found by patient position; a contour must lie on one of the instances that it names. A voxel belongs to a region
+    if its centre is inside by the even-odd rule over all contours of the region in its slice. This is the rule of
+    CLOSEDPLANAR_XOR contours. For CLOSED_PLANAR contours the standard has only the keyhole to leave a part out, and does not
+    define two contours that share an area (PS3.3 C.8.8.6.3). A contour within another is read as a hole, as many programs write
+    it, and a repeated contour is left out. Two contours that overlap in part are refused, because their sum or their difference
+    could be meant.
 
-    The notes of the provenance tell what does not show in the labels: points and open lines, which enclose no voxel,
-    contours that stand twice, that enclose no voxel's centre, or that reach beyond the image, and holes that leave nothing.
+    The notes of the provenance list what the labels do not show: points and open lines, which enclose no voxel, contours that
+    are repeated, enclose no voxel's centre or reach beyond the image, and holes that leave nothing.
 
     Returns:
         `reference` with label values = ROINumber, shape (I, J, K), uint8 (uint16 above 255).
@@ -115,7 +115,7 @@ def _called(dataset: Dataset, names: Sequence[str]) -> list[int]:
 def _regions(
     dataset: Dataset, reference: Volume, note_counts: dict[str, Counter[int]], chosen: frozenset[int] | None = None
 ) -> Iterator[tuple[int, int, Mask]]:
-    """ROINumber, slice and voxels, shape (rows, columns), of all regions or the chosen ones; what there is to tell of them."""
+    """ROINumber, slice and voxels, shape (rows, columns), of all regions or the chosen ones; fills `note_counts`."""
     _check_frames_of_reference(dataset, reference)
     note_counts[LEFT_OUT] = Counter(without_area(dataset))
     for (roi, k), drawn in sorted(_drawn(dataset, reference).items()):
@@ -152,7 +152,7 @@ def _numbers(dataset: Dataset) -> list[int]:
 
 
 def _check_frames_of_reference(dataset: Dataset, reference: Volume) -> None:
-    """Each region names its own (Type 1, PS3.3 C.8.8.5); where it does not, those that the structure set lists must fit."""
+    """Each region must name the image's (Type 1, PS3.3 C.8.8.5); if it names none, those that the structure set lists count."""
     of_image = reference.provenance.frame_of_reference_uid
     listed = [item.get("FrameOfReferenceUID") for item in dataset.get("ReferencedFrameOfReferenceSequence") or []]
     elsewhere: dict[str, list[int]] = {}
@@ -171,14 +171,14 @@ def _check_frames_of_reference(dataset: Dataset, reference: Volume) -> None:
 
 @dataclass
 class _Drawn:
-    """The contours of a region in a slice, (n, 2) points (column, row) in pixels each, and whether one is CLOSEDPLANAR_XOR."""
+    """The contours of a region in a slice, (n, 2) points (column, row) in pixels each; `exclusive`: any is CLOSEDPLANAR_XOR."""
 
     loops: list[Floats] = field(default_factory=list)
     exclusive: bool = False
 
 
 def _inside(roi: int, k: int, drawn: _Drawn, shape: tuple[int, int]) -> tuple[Mask, Counter[str]]:
-    """Shape (rows, columns): the voxels of a region in a slice; and what there is to tell of how many contours."""
+    """Shape (rows, columns): the voxels of a region in a slice; and the notes, each with its number of contours."""
     notes: Counter[str] = Counter()
     once = without_repeats(drawn.loops)
     loops = drawn.loops if drawn.exclusive else once
@@ -209,7 +209,7 @@ def _check_not_entangled(roi: int, k: int, loops: list[Floats], shape: tuple[int
 
 
 def _with_notes(labels: Volume, note_counts: dict[str, Counter[int]]) -> Volume:
-    """The same labels with a note in their provenance for each thing of which there is something to tell."""
+    """The same labels with notes in their provenance; a note that counts no contour is left out."""
     counts = {note: {roi: count for roi, count in sorted(of.items()) if count} for note, of in note_counts.items()}
     notes = tuple(
         f"{note}: {', '.join(f'{count} in region {roi}' for roi, count in of.items())}"
@@ -220,7 +220,7 @@ def _with_notes(labels: Volume, note_counts: dict[str, Counter[int]]) -> Volume:
 
 
 def _some(numbers: list[int]) -> str:
-    """At most twenty numbers, as a message has them."""
+    """The first twenty numbers, for a message."""
     return f"{numbers[:20]}{' ...' * (len(numbers) > 20)}"
 
 

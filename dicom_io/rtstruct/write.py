@@ -1,11 +1,10 @@
-"""Labels to a DICOM RT Structure Set and back.
+"""Labels to a DICOM RT Structure Set.
 
-Contours are CLOSED_PLANAR, one set a slice, in LPS mm with three decimals. They run half-way between the
-centre of a voxel inside and the centre of its neighbour outside (level 0.5), so every voxel centre stays at
-least 0.35 voxels away from a contour and rounding cannot move it to the other side. Holes are joined to their
-outer contour by a keyhole: a bridge walked forth and back, the technique that PS3.3 C.8.8.6.3 names for
-CLOSED_PLANAR; it fills right under the even-odd and the winding rule. Parts that touch by a corner only are
-contours of their own.
+Contours are CLOSED_PLANAR, in LPS mm with three decimals. They run half-way between the centre of a voxel inside and the centre
+of its neighbour outside (level 0.5), so every voxel centre stays at least 0.35 voxels away from a contour, and rounding cannot
+move it to the other side. Holes are joined to their outer contour by a keyhole, a bridge that is walked forth and back. PS3.3
+C.8.8.6.3 names this technique for CLOSED_PLANAR; it fills correctly under the even-odd and the winding rule. Parts that touch
+only by a corner are contours of their own.
 """
 
 from pathlib import Path
@@ -25,7 +24,7 @@ MIN_SPACING_MM = 0.01  # below, three decimals of a millimetre could move a cont
 
 @refusing_odd_headers
 def write_rtstruct(labels: Volume, source: Volume, path: Path, result: ResultInfo) -> Path:
-    """Write labels as contours on the slices they were made from; approval status UNAPPROVED.
+    """Write labels as contours on the slices of their source; approval status UNAPPROVED.
 
     Args and errors are those of `write_seg`; labels that overlap (4D) are welcome. A segment without voxels
     becomes a region without contours.

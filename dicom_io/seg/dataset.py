@@ -1,7 +1,7 @@
 """A DICOM Segmentation as a data set: highdicom assembles the modules, the frames are filled in here.
 
-highdicom builds the object for one empty slice; what depends on the slices (frames, their functional groups, the
-references to the source) is then written in one pass over them, which is several times faster for many segments.
+highdicom builds the object for one empty slice. The frames, their functional groups and the references to the source depend
+on the slices. They are then written in one pass over the slices, which is several times faster for many segments.
 """
 
 import struct
@@ -17,7 +17,7 @@ from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from dicom_io.coding import Segment, code_item
-from dicom_io.kinds.encodings import SYNTAXES, SegEncoding
+from dicom_io.kinds.encodings import SYNTAXES, SegEncoding, segmentation_type
 from dicom_io.objects import identity
 from dicom_io.objects.encoding import encoded
 from dicom_io.objects.identity import ResultInfo
@@ -34,8 +34,8 @@ _OF_EACH_FRAME = (
     "PlanePositionSequence",
     "SegmentIdentificationSequence",
 )
-"""Functional groups that are written for every frame. highdicom shares the segment where there is only one, and a group may
-stand in one place only (PS3.3 C.7.6.16.1.1).
+"""Functional groups that are written for every frame. highdicom puts the group of a single segment among the shared groups, and
+a group may stand either there or with the frames (PS3.3 C.7.6.16.1.1).
 """
 
 
@@ -46,7 +46,7 @@ class SegObject:
     Attributes:
         head: Every attribute before PerFrameFunctionalGroupsSequence, with the file meta information.
         groups: The items of that sequence.
-        pixels: The value of PixelData, as fragments where the transfer syntax is a compressed one.
+        pixels: The value of PixelData, as fragments where the transfer syntax compresses.
     """
 
     head: Dataset
@@ -114,7 +114,7 @@ def build_seg(
         encoding,
         [int(dimension.DimensionIndexPointer) for dimension in head.DimensionIndexSequence],
     )
-    if first.plane is not None:  # highdicom takes the spacing of its one slice for that of the stack
+    if first.plane is not None:  # highdicom knows one slice, not the gap between slices
         head.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = _measures(header, first, source)
     else:
         head.PatientOrientation = header.get("PatientOrientation") or ""  # Type 2C, without Image Orientation
@@ -156,14 +156,14 @@ def _overlaps(segmentation: Segmentation, encoding: SegEncoding) -> bool:
 
 
 def _template(header: Dataset, first: Slice, source: Volume, result: ResultInfo, encoding: SegEncoding) -> Dataset:
-    """What highdicom makes of one empty slice: all modules but what depends on the slices."""
+    """The object that highdicom makes of one empty slice: all modules, still without frames, groups and references."""
     fractional = encoding == "fractional"
     segments = [_description(segment, source, result) for segment in result.segments]
     shape = (1, *first.shape, len(segments)) if fractional else (1, *first.shape)
     return hd.seg.Segmentation(
         source_images=[stand_in(identity.neutral((header,))[0], first, thickness_mm(header, first.frame, source))],
         pixel_array=np.zeros(shape, np.float32 if fractional else np.uint8),
-        segmentation_type=hd.seg.SegmentationTypeValues(encoding.split("-")[0].upper()),
+        segmentation_type=hd.seg.SegmentationTypeValues(segmentation_type(encoding)),
         segment_descriptions=segments,
         instance_number=1,
         pixel_measures=None if first.plane is None else _measures(header, first, source),
@@ -187,9 +187,7 @@ def _measures(header: Dataset, first: Slice, source: Volume) -> hd.PixelMeasures
 
 
 def _gap_mm(first: Slice, source: Volume) -> float:
-    """Distance of two slices along the normal (PS3.3 C.7.6.16.2.1), which in a tilted stack is less than that of their
-    centres.
-    """
+    """Distance of two slices along the normal (PS3.3 C.7.6.16.2.1); in a tilted stack the centres lie further apart."""
     assert first.plane is not None
     normal = np.cross(first.plane.column_step_mm, first.plane.row_step_mm)
     return float(abs(source.affine_lps[:3, 2] @ normal) / np.linalg.norm(normal))
@@ -231,7 +229,7 @@ def _algorithm(result: ResultInfo) -> hd.AlgorithmIdentificationSequence:
 
 
 def _finish(dataset: Dataset, source: Volume, headers: tuple[Dataset, ...], result: ResultInfo, uid: str) -> None:
-    """What highdicom leaves out or takes from a clock or a dice."""
+    """Sets what highdicom leaves out, takes from a clock or makes at random."""
     identity.stamp(dataset, headers, result, "SEG")
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = UID(uid)
     add_image_side(dataset, headers[0])

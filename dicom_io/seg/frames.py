@@ -28,7 +28,7 @@ class SegFrame:
         plane: Its place; None without patient space.
         pixels: Shape (rows, columns), as stored: 0 and 1, segment numbers, or steps of a fraction.
         named: The slices that it names, as `Slice.key`.
-        gap_mm: SpacingBetweenSlices, where it says one.
+        gap_mm: SpacingBetweenSlices; None where the frame does not state it.
     """
 
     segment: int
@@ -50,7 +50,9 @@ def seg_frames_of(dataset: Dataset) -> Iterator[SegFrame]:
     placed = _is_placed(dataset)
     for number, frame in enumerate(_pixels_of(dataset), start=1):
         segment = 0 if label_map else _segment_of(dataset, number)
-        pixels = np.where(frame == padding, 0, frame) if padding else frame  # PS3.3 C.8.20.2: no segment there
+        pixels = (
+            np.where(frame == padding, 0, frame) if padding else frame
+        )  # PS3.3 C.8.20.2: padding belongs to no segment
         plane, gap_mm = (plane_of(dataset, number), gap_of(dataset, number)) if placed else (None, None)
         yield SegFrame(segment, plane, pixels, named_sources(dataset, number), gap_mm)
 
@@ -66,7 +68,7 @@ def _segment_of(dataset: Dataset, number: int) -> int:
 
 
 def _is_placed(dataset: Dataset) -> bool:
-    """Whether frames have a place in patient space; those on a picture have none, whatever frame of reference it names."""
+    """Whether frames have a place in patient space; frames on a picture have none, even if it names a frame of reference."""
     shared = dataset.get("SharedFunctionalGroupsSequence") or []
     frames = dataset.get("PerFrameFunctionalGroupsSequence") or []
     return any("PlanePositionSequence" in group for group in (*shared[:1], *frames[:1]))

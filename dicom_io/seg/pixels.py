@@ -1,4 +1,4 @@
-"""The frames of a DICOM Segmentation as bytes: which there are, their functional groups and their pixels."""
+"""The frames of a DICOM Segmentation as bytes: their functional groups and their pixels."""
 
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -39,7 +39,10 @@ class _Frame:
 def stored_frames(
     segmentation: Segmentation, images: SourceImages, encoding: SegEncoding, *, empty_frames: bool
 ) -> Iterator[_Frame]:
-    """Frames by segment, then by slice: those with voxels, or with `empty_frames` all; at least the frames of one segment."""
+    """Frames by segment, then by slice: only frames with voxels, or all with `empty_frames`.
+
+    Where all segments are empty, the frames of segment 1 are written: an image needs at least one frame.
+    """
     planes = [_stored(images.labels(k, segmentation), encoding) for k in range(len(images.slices))]
     if encoding.startswith("labelmap"):
         kind = np.uint8 if segmentation.labels.max(initial=0) < 256 else np.uint16
@@ -71,7 +74,7 @@ def frames_as_bytes(
         frames: In their order.
         slices: Of the source.
         encoding: How they are stored.
-        dimensions: Tags of what the dimensions count: segments, positions, or on a picture without segments frame labels.
+        dimensions: Tags that the dimensions count: segments, positions, or frame labels in a label map on a picture.
     """
     packed, where = _Packed(encoding), []
     for frame in frames:
@@ -102,10 +105,10 @@ def _place_groups(image: Slice) -> tuple[bytes, bytes]:
 
 
 def _content_group(index: list[int], dimensions: Sequence[int]) -> bytes:
-    """FrameContentSequence with the DimensionIndexValues; by hand, because it differs in every frame."""
+    """FrameContentSequence with the DimensionIndexValues; encoded by hand for speed, because it differs in every frame."""
     values = struct.pack(f"<{len(index)}L", *index)
     content = struct.pack("<HH2sH", 0x0020, 0x9157, b"UL", len(values)) + values
-    if FRAME_LABEL in dimensions:  # what is counted must be there (PS3.3 C.7.6.17)
+    if FRAME_LABEL in dimensions:  # a dimension's attribute must be present (PS3.3 C.7.6.17)
         content += element(FRAME_LABEL, b"LO", b"%d" % index[dimensions.index(FRAME_LABEL)])
     return element(0x00209111, b"SQ", item(content))
 

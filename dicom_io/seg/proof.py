@@ -49,8 +49,8 @@ def prove_seg(
     segments: Sequence[Segment] | None = None,
     headers: tuple[Dataset, ...] | None = None,
 ) -> None:
-    """Pass if every voxel of a result, and none else, is in the SEG at the same place in millimetres, and the SEG says what
-    it holds and whose it is.
+    """Pass if the SEG holds exactly the voxels of a result, at the same places in millimetres, and describes their segments and
+    their patient.
 
     Args:
         path: The written SEG (explicit VR); deleted on failure.
@@ -58,11 +58,11 @@ def prove_seg(
             probabilities 0 to 1 for a FRACTIONAL one, compared within half a step of its stored values.
         source: The image that the SEG refers to.
         segments: What the labels mean; None: only their numbers are compared.
-        headers: Of the source, from `identity.source_headers`; from its files where they are not given.
+        headers: Of the source, from `identity.source_headers`; None: read from its files.
 
     Raises:
         GeometryProofError: A voxel is missing, added or misplaced, a frame lies off the slice that it names, or something
-            that the SEG says is not so.
+            else in the SEG is wrong.
     """
     with proof_headers.deleting(path, "SEG") as written:
         headers = headers or identity.source_headers(source, of_each=False)
@@ -100,7 +100,7 @@ def parsed_seg_frames(written: Attributes) -> Iterator[Frame]:
 
 
 def _checked_form(written: Attributes) -> str:
-    """The SegmentationType of a SEG whose class and pixels are as that type has them, in grey, 0 as black."""
+    """The SegmentationType of a SEG; its class and its pixels must be of the form that PS3.3 C.8.20.2 asks of this type."""
     kind = text(written, _SEGMENTATION_TYPE)
     sop_class, bits = _FORMS.get(kind, ("", ()))
     allocated = whole(written, _ALLOCATED)
@@ -147,7 +147,7 @@ def _parsed_pixels(written: Attributes) -> Iterator[NDArray[Any]]:
 
 
 def _decoded(part: bytes, syntax: str, kind: np.dtype) -> NDArray[Any]:
-    """One compressed frame, by another codec than the one that wrote it where there is one."""
+    """One compressed frame; JPEG-LS is decoded by another codec than the one that encoded it."""
     if syntax == _RLE:
         return np.frombuffer(imagecodecs.dicomrle_decode(part, kind), kind)
     if syntax == _JPEG_LS:

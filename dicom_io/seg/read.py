@@ -1,4 +1,4 @@
-"""Anybody's DICOM Segmentation -> labels or channels on the grid of an image, placed through the patient space."""
+"""A DICOM Segmentation of any software -> labels or channels on the grid of an image, placed through the patient space."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,12 +139,12 @@ class _Segments:
         self._grid = FrameGrid(reference)
 
     def laid(self) -> Iterator[tuple[tuple[NDArray[Any], ...], NDArray[Any], NDArray[Any]]]:
-        """Of each frame the voxels (i, j, k) under its pixels that are not 0, the segments there, and those pixels.
+        """For each frame: the voxels (i, j, k) under its pixels that are not 0, the segments there, and these pixels.
 
         Raises:
             UnreadableFileError: Its pixels are missing or broken.
-            LabelError: They are no voxels of the image, lie in another slice than the frame names, or are of a segment that
-                is not described.
+            LabelError: The pixels are no voxels of the image, lie in another slice than the frame names, or belong to a
+                segment that is not described.
         """
         for frame in seg_frames_of(self.dataset):
             rows, columns = np.nonzero(frame.pixels)
@@ -185,10 +185,10 @@ class _Segments:
 
 
 def described_segments(seg: Path) -> tuple[Segment, ...]:
-    """What the segments of a SEG mean, in increasing SegmentNumber, without a background.
+    """The meaning of each segment of a SEG, in increasing SegmentNumber, without a background.
 
     Raises:
-        UnreadableFileError: It cannot be read, or a segment lacks what the standard wants of it.
+        UnreadableFileError: The file cannot be read, or a segment lacks an attribute that the standard requires.
     """
     header = load_dataset(seg, with_pixels=False)
     with refusing(seg):

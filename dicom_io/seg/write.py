@@ -1,9 +1,8 @@
 """Labels to a DICOM Segmentation and back.
 
-BINARY by default, one frame a segment and slice, the encoding that every viewer shows. Frames without voxels are left
-out. A segment without voxels stays described (its number is its label value, and "looked for, not found" is a
-result) and has no frames; if all segments are empty the empty frames are written, because an image needs at
-least one.
+The default is BINARY, with one frame for each segment and slice: every viewer shows it. Frames without voxels are left out. A
+segment without voxels has no frames but is described all the same, because its number is its label value, and "looked for, not
+found" is a result. If all segments are empty, the empty frames of one segment are written: an image needs at least one frame.
 """
 
 from pathlib import Path
@@ -51,7 +50,7 @@ def write_seg(
 
     Raises:
         LabelError: The labels do not fit the source, the segments or the encoding.
-        GeometryProofError: What was written is not what was meant; no file is left.
+        GeometryProofError: The written file does not hold the labels; no file is left.
     """
     check_labels(labels, result, encoding)
     images = images_of(source, of_each=False)

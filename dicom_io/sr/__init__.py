@@ -1,4 +1,4 @@
-"""Measurements to a structured report (TID 1500), its verified version, and anybody's report back."""
+"""Measurements to a structured report (TID 1500), its verified version, and reports of any software back."""
 
 from dicom_io.sr.read import CLASSES, MeasurementGroup, read_sr
 from dicom_io.sr.verify import Verification, write_verified_sr

@@ -78,8 +78,8 @@ def measure_segment(mask: Mask, image: NDArray[Any], affine_lps: Affine) -> Segm
 def mesh_area_mm2(mask: Mask, affine_lps: Affine) -> float:
     """Area in mm2 of the marching-cubes surface of a mask (I, J, K) that has a margin of background on every side.
 
-    A binary mask fixes a cell's surface by the eight corners alone, so it is enough to count the 256 kinds of
-    cell. Where two inside corners of a face touch only by its diagonal they are kept apart.
+    In a binary mask the eight corners of a cell determine its surface, so it is enough to count the 256 kinds of cell. Two
+    inside corners that touch only by the diagonal of a face are taken to be apart.
     """
     i, j, k = (n - 1 for n in mask.shape)
     kinds = np.zeros((i, j, k), dtype=np.int64)
@@ -141,9 +141,7 @@ def _axes_in_slice(points: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _cell_area(kind: int, step_mm: NDArray[np.float64]) -> float:
-    """Area in mm2 of the surface patches of one cell; `step_mm` has the step of each array axis as its
-    columns.
-    """
+    """Area in mm2 of the surface patches of one cell; the columns of `step_mm` are the steps along the array axes."""
     area = 0.0
     for loop in _cell_loops(kind):
         points = np.array(loop) @ step_mm.T

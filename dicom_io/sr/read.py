@@ -1,7 +1,7 @@
-"""Anybody's TID 1500 measurement report -> its groups, measurements and what they refer to, as plain values.
+"""A TID 1500 measurement report of any software -> its groups, measurements and references, as plain values.
 
-The tree of content items is read with pydicom alone: what highdicom refuses for a rule of its templates is read as far as it
-goes. Source: DICOM PS3.16, TID 1500, 1501, 1410, 1411, 1419 and 300; PS3.3 C.17.3 and C.18.
+The tree of content items is read with pydicom alone, because highdicom refuses reports that break a rule of their template.
+Source: DICOM PS3.16, TID 1500, 1501, 1410, 1411, 1419 and 300; PS3.3 C.17.3 and C.18.
 """
 
 import math
@@ -48,7 +48,7 @@ class Reference:
     """An instance that a report refers to.
 
     Attributes:
-        sop_class_uid: Empty where the report does not say it.
+        sop_class_uid: Empty where the report does not state it.
         sop_instance_uid: Of the instance.
         frames: Its frames, from 1; empty for the whole.
         segments: Its segments, where it is a segmentation.
@@ -79,7 +79,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Site:
-    """Where in the body something was found; side and topographical modifier are None where they are not said."""
+    """A place in the body; side and topographical modifier are None where the report does not state them."""
 
     place: Code
     laterality: Code | None = None
@@ -92,13 +92,13 @@ class Measurement:
 
     Attributes:
         name: What was measured.
-        value: None where the report holds none, or no finite one.
-        unit: None where the report names none: then nobody knows what the number means.
-        derivation: How several numbers became this one: mean, maximum.
+        value: None where the report holds no finite number.
+        unit: None where the report does not name it; the number then has no known meaning.
+        derivation: How the number was made of several: mean, maximum.
         method: How it was measured.
         missing: Why there is no value.
-        qualifiers: All else that is coded of it: site, normality, significance.
-        properties: Numbers that belong to it: how far it may be off, a range of normal values.
+        qualifiers: Further codes of the measurement: site, normality, significance.
+        properties: Numbers that belong to it: its uncertainty, a range of normal values.
     """
 
     name: Code
@@ -113,20 +113,20 @@ class Measurement:
 
 @dataclass(frozen=True)
 class MeasurementGroup:
-    """What was measured of one finding, and where.
+    """The measurements of one finding, and its place.
 
     Attributes:
-        tracking_id: Its name; empty where it has none.
-        tracking_uid: By which reports and segmentations mean the same finding.
+        tracking_id: Its name; may be empty.
+        tracking_uid: Equal in all reports and segmentations of the same finding.
         category: The kind of finding.
-        finding: What it is.
-        sites: Where in the body.
-        method: Of all measurements.
+        finding: Its type.
+        sites: Its places in the body.
+        method: The method of all measurements.
         segments: The segments that were measured.
         regions: The drawn regions that were measured.
-        source_images: Of which segments, regions or measurements were made.
-        source_series: Series Instance UIDs, likewise.
-        algorithm_name: What measured or segmented it; empty where the group does not say so.
+        source_images: The images from which segments, regions or measurements were made.
+        source_series: Series Instance UIDs of such images.
+        algorithm_name: The algorithm that measured or segmented it; empty where the group does not name it.
         algorithm_version: Its version.
         algorithm_parameters: Its settings, as text.
         measurements: The numbers.
@@ -152,15 +152,15 @@ class MeasurementGroup:
 
 @dataclass(frozen=True)
 class Observer:
-    """Who says what stands in a report: a person (of whom only the name is read) or a device.
+    """The author of a report: a person, of whom only the name is read, or a device.
 
     Attributes:
-        kind: "person", "device" or "" where the report does not say it.
+        kind: "person", "device", or "" where the report does not state it.
         name: The person's as DICOM has it, or the device's.
-        uid: The device's, as the three that follow.
-        manufacturer: Its maker.
-        model: Its model.
-        serial_number: Its number.
+        uid: Of the device.
+        manufacturer: Of the device.
+        model: Of the device.
+        serial_number: Of the device.
     """
 
     kind: str
@@ -173,7 +173,7 @@ class Observer:
 
 @dataclass(frozen=True)
 class MeasurementReport:
-    """A measurement report without the patient: text is empty, and a code None, where the report does not say it.
+    """A measurement report without the patient. Where the report does not state something, its text is empty or its code None.
 
     Attributes:
         sop_class_uid: Enhanced, Comprehensive, Comprehensive 3D or Extensible SR.
@@ -186,11 +186,11 @@ class MeasurementReport:
         verification: VERIFIED or UNVERIFIED.
         content_date: YYYYMMDD.
         content_time: HHMMSS, with or without a fraction.
-        predecessors: SOP Instance UIDs of the reports that it takes the place of.
-        procedures: The imaging procedures that are reported on.
+        predecessors: SOP Instance UIDs of the reports that it replaces.
+        procedures: The imaging procedures that it reports on.
         language: Of the content.
-        observers: Who says it.
-        groups: What was measured, in the report's order.
+        observers: Its authors.
+        groups: The measurement groups, in the report's order.
     """
 
     sop_class_uid: str
@@ -211,17 +211,18 @@ class MeasurementReport:
 
 
 def read_sr(source: Path | Dataset) -> MeasurementReport:
-    """What a TID 1500 measurement report says, by whatever software.
+    """The content of a TID 1500 measurement report of any software.
 
-    Read are the measurement groups, wherever in the tree they stand. Left out are the image library, numbers outside of groups,
-    references from one content item to another by its place in the tree, and free text (but for names of findings, and name,
-    version and settings of an algorithm). Of the patient nothing is read.
+    Measurement groups are read wherever they stand in the tree. These are left out: the image library, numbers outside of
+    groups, references from one content item to another by its place in the tree, and free text, except for names of findings
+    and name, version and settings of an algorithm. Nothing about the patient is read.
 
     Args:
         source: A file, or a data set in memory.
 
     Raises:
-        UnreadableFileError: Not a whole DICOM file; a number that is none, or is not named; a reference without a UID.
+        UnreadableFileError: Not a whole DICOM file; a value that is no number, a number without a name, or a reference
+            without a UID.
         LabelError: An object of another class, or an SR without measurements by TID 1500.
     """
     name = "a data set in memory" if isinstance(source, Dataset) else shown(source)
@@ -244,7 +245,7 @@ def read_sr(source: Path | Dataset) -> MeasurementReport:
 
 
 class _Item:
-    """One content item: its data set, kind, name and what stands below it. Raises ValueError for one that is cut short."""
+    """A content item: its data set, kind and name, and the items below it. Raises ValueError for an item that is cut short."""
 
     def __init__(self, dataset: Dataset) -> None:
         if any(map(ends_early, dataset.values())):
@@ -256,47 +257,47 @@ class _Item:
         self.below = [_Item(item) for item in _items(dataset, "ContentSequence")]
 
     def all(self, kind: str, *names: Code) -> "list[_Item]":
-        """The items below of a kind, with one of some names if there are any."""
+        """The items below it of a kind; with `names` only items that have one of these names."""
         return [item for item in self.below if item.kind == kind and (not names or item.named(*names))]
 
     def named(self, *names: Code) -> bool:
-        """Whether it has one of some names; codes of SNOMED's older form (SRT) are equal to those of its newer one."""
+        """Whether it has one of these names. Codes in the older form of SNOMED (SRT) equal codes in the newer form (SCT)."""
         return self.name is not None and self.name in names
 
     def code(self, name: Code) -> Code | None:
-        """The first coded answer below to a question; None if there is none."""
+        """The first coded answer below it to a question; None without an answer."""
         return next(iter(self.codes(name)), None)
 
     def codes(self, name: Code) -> list[Code]:
-        """All of them."""
+        """All coded answers below it to a question."""
         answers = (_code(item.dataset, "ConceptCodeSequence") for item in self.all("CODE", name))
         return [code for code in answers if code is not None]
 
     def coded_but(self, *names: Code) -> tuple[Coded, ...]:
-        """Questions below and their answers, but for some questions."""
+        """The questions below it and their coded answers, except for `names`."""
         answers = ((item.name, _code(item.dataset, "ConceptCodeSequence")) for item in self.all("CODE"))
         return tuple(
             (name, code) for name, code in answers if name is not None and code is not None and name not in names
         )
 
     def text(self, name: Code) -> str:
-        """The first text or UID of a name below; "" if there is none."""
+        """The first text or UID below it with a name; "" without such an item."""
         return next(iter(self.texts(name)), "")
 
     def texts(self, name: Code) -> list[str]:
-        """All of them."""
+        """All texts and UIDs below it with a name."""
         return [item.value for item in self.below if item.named(name)]
 
     @property
     def value(self) -> str:
-        """Of a text, person's name or UID; "" of anything else."""
+        """Its text, person's name or UID; "" for any other kind."""
         if self.kind == "UIDREF":
             return _uid(self.dataset, "UID")
         return _text(self.dataset, {"TEXT": "TextValue", "PNAME": "PersonName"}.get(self.kind, "TextValue"))
 
 
 def _walk(root: _Item) -> Iterator[_Item]:
-    """All content items below, in the order of the report."""
+    """All content items below an item, in the order of the report."""
     for item in root.below:
         yield item
         yield from _walk(item)
@@ -328,7 +329,7 @@ def _report(dataset: Dataset, root: _Item, groups: list[_Item]) -> MeasurementRe
 
 
 def _observers(root: _Item) -> Iterator[Observer]:
-    """Each begins with its type (TID 1002); the first is a person where no type is said."""
+    """Each observer begins with its type (TID 1002). Without a type, the first attribute tells a person from a device."""
     observers: list[dict[str, str]] = []
     names = {**_DEVICE, "person": codes.DCM.PersonObserverName}
     for item in root.below:
@@ -389,7 +390,7 @@ def _measurement(item: _Item) -> Measurement:
 
 
 def _number(measured: Dataset) -> float | None:
-    """The value as it is written; None where it is absent or not finite. Raises ValueError for text that is no number."""
+    """The value as written; None where it is absent or not finite. Raises ValueError for text that is no number."""
     digits = stored_text(measured, "NumericValue")
     try:
         number = float(digits) if digits else math.nan
@@ -428,7 +429,7 @@ def _reference(dataset: Dataset) -> Reference:
 
 
 def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
-    """The items of a sequence; none where it is absent. Raises ValueError for what is no sequence."""
+    """The items of a sequence; empty where it is absent. Raises ValueError if the attribute is no sequence."""
     if keyword not in dataset:
         return []
     _check_kind(dataset, keyword, "SQ")
@@ -439,14 +440,17 @@ def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
 
 
 def _check_kind(dataset: Dataset, keyword: str, *representations: str) -> None:
-    """Pass if an attribute has the value representation that it needs: the error of a conversion would hold the value."""
+    """Pass if an attribute has one of some value representations.
+
+    pydicom would raise an error that repeats the value, which may name the patient.
+    """
     stored = dataset.get_item(keyword)
     if isinstance(stored, RawDataElement) and vr_of(stored) not in representations:
         raise ValueError(f"its {keyword} has the VR {vr_of(stored)}, {representations[0]} is needed")
 
 
 def _code(holder: Dataset, keyword: str) -> Code | None:
-    """The first code of a sequence; None where there is none, or one without a value or a scheme."""
+    """The first code of a sequence; None where it is absent or has no value or scheme."""
     for item in _items(holder, keyword)[:1]:
         value = next(filter(None, (_text(item, f"{kind}CodeValue") for kind in ("", "Long"))), "")
         value = value or stored_text(item, "URNCodeValue")

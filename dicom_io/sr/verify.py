@@ -1,4 +1,4 @@
-"""A report that a person verified: a new version of it, with their name and comment."""
+"""The verified version of a report, with the name and the comment of the person who verified it."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,13 +24,13 @@ LONGEST_NAME = 64  # PN, LO: PS3.5 6.2
 
 @dataclass(frozen=True)
 class Verification:
-    """Who verified a report, for whom, and when.
+    """The person who verified a report, with organization, moment and comment.
 
     Attributes:
         observer: The person's name as DICOM has it, Family^Given^Middle^Prefix^Suffix; 1 to 64 characters.
-        organization: Which they answer for; 1 to 64 characters.
-        moment: When they did, with a time zone.
-        comment: What they say about the result; empty where they say nothing.
+        organization: The organization that the person answers for; 1 to 64 characters.
+        moment: The moment of the verification, with a time zone.
+        comment: A comment on the result; may be empty.
 
     Raises:
         LabelError: A name is empty, too long or of several lines, the observer's is no person's, or the moment has no time
@@ -61,17 +61,17 @@ class Verification:
 
 @refusing_odd_headers
 def write_verified_sr(report: Path, path: Path, verification: Verification, *, unsent: bool = False) -> Path:
-    """Write a new version of a report: VERIFIED and FINAL, by whom and when, with their comment, and all else as it was.
+    """Write a new version of a report: VERIFIED and FINAL, with person, moment and comment; everything else stays as it was.
 
-    It is in a series of its own, whose description begins with VERIFIED and whose number is BY_A_PERSON higher, so that lists
-    of series tell it from the unverified one.
+    The new version is in a series of its own, so that lists of series tell it from the unverified report: the description of
+    the series begins with VERIFIED, and its number is BY_A_PERSON higher.
 
     Args:
         report: From `write_sr`, or any other complete Comprehensive 3D SR that is not verified. It stays as it is.
         path: Target file, replaced if it exists.
-        verification: Who verified it. Letters of the comment that the report's character set does not have are written
-            without their marks, or as question marks.
-        unsent: Nobody has the report: the verified one names no version of it, but the predecessors that the report has.
+        verification: The person and the comment. Letters of the comment that the report's character set does not have are
+            written without their marks, or as question marks.
+        unsent: The report was never sent. The verified version then does not name it, but names its predecessors.
 
     Returns:
         `path`. The new version names the old one as its predecessor, unless `unsent`. The same report and verification give
@@ -80,7 +80,7 @@ def write_verified_sr(report: Path, path: Path, verification: Verification, *, u
     Raises:
         LabelError: The report is of another class, incomplete or verified already, or its character set cannot hold a name.
         UnreadableFileError: The report cannot be read.
-        GeometryProofError: What was written differs in more than was meant; no file is left.
+        GeometryProofError: The written file differs in more than verification changes; no file is left.
     """
     document = load_report(report)
     _check_verifiable(document, report)
@@ -111,13 +111,13 @@ def write_verified_sr(report: Path, path: Path, verification: Verification, *, u
 
 
 def _verified_number(document: Dataset) -> int:
-    """Another than the report's own, of which a corrected one has BY_A_PERSON already."""
+    """BY_A_PERSON higher than the report's own number, unless this is a corrected report, which has BY_A_PERSON already."""
     number = int(document.get("SeriesNumber") or 0)
     return number + (0 if number >= identity.BY_A_PERSON else identity.BY_A_PERSON)
 
 
 def _verified_description(document: Dataset) -> str:
-    """VERIFIED and what the report has; cut in the middle, so that the end ("7 images, SR RESEARCH") stays."""
+    """VERIFIED and the report's description, cut in the middle so that its end ("7 images, SR RESEARCH") stays."""
     description = str(document.get("SeriesDescription") or "SR")
     head, comma, tail = description.partition(", ")
     room = LONGEST_NAME - len("VERIFIED ") - len(comma + tail)
@@ -125,7 +125,7 @@ def _verified_description(document: Dataset) -> str:
 
 
 def _comment(text: str, name: str) -> Dataset:
-    """A comment and the person whose it is, where the rest of the report is a device's."""
+    """A comment and its author, because the author of the rest of the report is a device."""
     item = hd.sr.TextContentItem(codes.DCM.Comment, text, hd.sr.RelationshipTypeValues.CONTAINS)
     person = hd.sr.PersonObserverIdentifyingAttributes(name=name)
     item.ContentSequence = hd.sr.ContentSequence(hd.sr.ObserverContext(codes.DCM.Person, person))
@@ -142,7 +142,7 @@ def _check_verifiable(document: Dataset, report: Path) -> None:
 
 
 def _as_text(name: str, document: Dataset) -> str:
-    """The name, if the report's character set can hold it: any other would be written as question marks."""
+    """The name, if the report's character set can hold it; pydicom would write question marks for other letters."""
     if not can_hold(name, document):
         raise LabelError(
             f"a name of the verification has characters that the report's character set "

@@ -34,8 +34,8 @@ PROCEDURES = {
     "CT": codes.LN.CTUnspecifiedBodyRegion,
     "PT": codes.LN.PETUnspecifiedBodyRegion,
 }
-# CID 7469 and its UCUM unit. Other modalities get no intensities: no published code says what their values
-# are. Nor does a CT whose values are not in Hounsfield units; without a RescaleType they are (PS3.3 C.8.2.1).
+# CID 7469 and its UCUM unit. Other modalities get no intensities, because no published code names their values. A CT whose
+# values are not in Hounsfield units gets none either; without a RescaleType they are in these units (PS3.3 C.8.2.1).
 INTENSITIES = {
     "MR": (codes.DCM.MRSignalIntensity, codes.UCUM.NoUnits),
     "CT": (codes.DCM.AttenuationCoefficient, codes.UCUM.HounsfieldUnit),
@@ -54,27 +54,27 @@ def write_sr(
     seg: Path,
     facts: ReportFacts = NO_FACTS,
 ) -> Path:
-    """Write one measurement group a segment: volume, surface area, diameters, mean and SD of intensity.
+    """Write a measurement group for each segment: volume, surface area, diameters, mean and SD of intensity.
 
     Segments that are parts of one structure have a further group (TID 1501), with their volume together.
 
     Args:
-        labels: As for `write_seg`; the very labels that are in `seg`.
+        labels: As for `write_seg`; the labels that are in `seg`.
         source: DICOM volume in patient space with one intensity a voxel; its files are read again for their headers.
         path: Target file, replaced if it exists.
         result: What computed the labels.
-        seg: The SEG written from the same labels, source and result; each group refers to its segment. A fractional SEG
-            holds probabilities, of which labels cannot be computed anew: there it is only checked that it belongs to the
-            series that this source, bundle and settings make, not that labels and probabilities agree.
-        facts: What it states beside measurements: intervals of volumes, structures of several segments, an earlier report.
+        seg: The SEG written from the same labels, source and result; each group refers to its segment. The labels cannot be
+            computed from a fractional SEG, which holds probabilities. There the only check is that the SEG belongs to the
+            series that this source, bundle and settings make.
+        facts: Further statements: intervals of volumes, structures of several segments, an earlier report.
 
     Returns:
         `path`. The document is COMPLETE, PRELIMINARY and UNVERIFIED. A segment without voxels has volume 0
         only.
 
     Raises:
-        LabelError: Labels, source and SEG do not belong together, an interval is of no segment, or the source is a picture,
-            which has no millimetres to measure in.
+        LabelError: Labels, source and SEG do not belong together, an interval has a number without a segment, or the source is
+            a picture, which has no millimetres to measure in.
         UnreadableFileError: The SEG, the earlier report or a source file cannot be read.
     """
     _check_measurable(source)
@@ -150,7 +150,7 @@ def _check_measurable(source: Volume) -> None:
 def _checked_intervals(
     volumes_ml: Mapping[int, tuple[float, float]], result: ResultInfo
 ) -> dict[int, tuple[float, float]]:
-    """The intervals as plain numbers, whatever number type they came in. Raises LabelError for one of no segment."""
+    """The intervals as plain numbers, whatever number type they came in. Raises LabelError for a number without a segment."""
     numbers = [segment.number for segment in result.segments]
     unknown = sorted(set(volumes_ml) - set(numbers))
     if unknown:
@@ -163,7 +163,7 @@ def _checked_intervals(
 def _predecessors(
     earlier: Path | None, header: Dataset, source: Volume, result: ResultInfo, content: tuple[str, ...]
 ) -> tuple[list[Dataset], str]:
-    """The reports that the new one takes the place of, and its own UID, which depends on them."""
+    """The reports that the new report replaces, and its own UID, which depends on them."""
 
     def uid_after(reports: list[Dataset]) -> str:
         before = [str(report.SOPInstanceUID) for report in reports]
@@ -194,7 +194,7 @@ def load_report(path: Path) -> Dataset:
 
 
 def _version_of(study: Dataset) -> Dataset:
-    """What highdicom asks of an earlier version, from an item of PredecessorDocumentsSequence."""
+    """An earlier version as highdicom takes it, from an item of PredecessorDocumentsSequence."""
     series = study.ReferencedSeriesSequence[0]
     return data_set(
         StudyInstanceUID=study.StudyInstanceUID,
@@ -246,14 +246,14 @@ def _observer(source: Volume, result: ResultInfo) -> hd.sr.ObservationContext:
 
 
 def _modality(source: Volume, headers: tuple[Dataset, ...]) -> str:
-    """The source's modality, by which intensities are named; empty for a CT that is not in Hounsfield units."""
+    """The source's modality, which decides the name of intensities; empty for a CT that is not in Hounsfield units."""
     modality = str(source.provenance.modality)
     in_hounsfield = all(rescale_type(header) in HOUNSFIELD for header in headers)
     return "" if modality == "CT" and not in_hounsfield else modality
 
 
 def _as_text(measured: list[list[hd.sr.Measurement]]) -> str:
-    """All that the measurements say, as text; part of the report's UID."""
+    """All measurements as text; part of the report's UID."""
     return "\n".join(item.to_json() for group in measured for measurement in group for item in measurement)
 
 
@@ -284,7 +284,7 @@ def _group(
 
 
 def _volume_of(whole: Whole, segmentation: Segmentation) -> float:
-    """In mL: of all voxels of its parts."""
+    """Volume of all voxels of its parts, in mL."""
     voxels = sum(part.voxels for part in segmentation.structures if part.number in whole.numbers)
     return float(voxels) * segmentation.image.voxel_ml
 
@@ -292,7 +292,7 @@ def _volume_of(whole: Whole, segmentation: Segmentation) -> float:
 def _group_of_whole(
     whole: Whole, source: Volume, result: ResultInfo, measurements: list[hd.sr.Measurement]
 ) -> hd.sr.MeasurementsAndQualitativeEvaluations:
-    """A group without a region of its own: the regions are those of the parts."""
+    """A group without a region of its own; the groups of the parts have the regions."""
     parts = "+".join(map(str, whole.numbers))
     return hd.sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(
@@ -311,9 +311,7 @@ def _group_of_whole(
 
 
 def _site(segment: Segment) -> hd.sr.FindingSite:
-    """The coded region, or where the type is itself a place, that place; with the modifier (anterior,
-    posterior).
-    """
+    """The coded region, else the type, which is then a place itself; with its modifier (anterior, posterior)."""
     if segment.anatomic_region:
         return hd.sr.FindingSite(segment.anatomic_region, topographical_modifier=segment.anatomic_region_modifier)
     return hd.sr.FindingSite(segment.type, topographical_modifier=segment.type_modifier)
@@ -348,7 +346,7 @@ def _measurements(
 
 
 def _volume(value_ml: float, interval_ml: tuple[float, float] | None) -> hd.sr.Measurement:
-    """The volume, and how far it may be off upwards and downwards where that is known (TID 310)."""
+    """The volume, with its uncertainty upwards and downwards where an interval is known (TID 310)."""
     name, unit = codes.SCT.Volume, codes.UCUM.CubicCentimeter
     if interval_ml is None:
         return _measurement(name, value_ml, unit)
