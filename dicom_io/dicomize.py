@@ -331,7 +331,8 @@ def _series_attributes(
 def _derivation(stored: _Stored) -> str:
     if stored.slope == 1:
         return "Converted from NIfTI; stored values are the original ones"
-    return f"Converted from NIfTI; value = stored value * {stored.slope:g}, rounding error at most {float(stored.slope) / 2:.4g}"
+    error = float(stored.slope) / 2
+    return f"Converted from NIfTI; value = stored value * {stored.slope:g}, rounding error at most {error:.4g}"
 
 
 def _add_pixel_attributes(ds: Dataset, image: Volume, stored: _Stored) -> None:

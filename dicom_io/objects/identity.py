@@ -47,7 +47,10 @@ INCOMPLETE = "INCOMPLETE SERIES"
 """What a reader is told of a result on a series that lacks images by its own headers, in lists of series and on pictures."""
 NO_DATE, NO_TIME = "19700101", "000000"
 
-TYPE_2_KEYWORDS = "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime ReferringPhysicianName StudyID AccessionNumber"
+TYPE_2_KEYWORDS = (
+    "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime ReferringPhysicianName StudyID "
+    "AccessionNumber"
+)
 
 SLICE_KEYWORDS = (
     "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID ImagePositionPatient "
