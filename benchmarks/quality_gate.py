@@ -27,7 +27,7 @@ from scipy import ndimage, stats
 from dicom_io.segmentation import Segmentation
 from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle, load_bundle
-from monai_unet_app.calibration.corruptions import dice_of_whole, spoil, ways_for
+from monai_unet_app.calibration.corruptions import corrupted, corruptions_of, dice_of_whole
 from monai_unet_app.confidence.border import LEAST_PART
 from monai_unet_app.confidence.features import on_border
 from monai_unet_app.data.cases import find_data, find_images
@@ -84,8 +84,8 @@ def variants(truth: Segmentation, seed: int) -> Iterator[tuple[str, Segmentation
     """The case as it is, spoiled as the gate was taught, and spoiled otherwise."""
     volume, labels = truth.image, truth.label_volume.array
     yield "sound", truth
-    for way in ways_for(volume):
-        yield way, _on(*spoil(volume, labels, way, seed + 1000), truth)
+    for way in corruptions_of(volume):
+        yield way, _on(*corrupted(volume, labels, way, seed + 1000), truth)
     generator = np.random.default_rng(seed)
     for way, change in UNKNOWN.items():
         array, moved = change(volume.array.astype(np.float32), labels, generator)

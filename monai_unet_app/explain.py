@@ -1,8 +1,8 @@
-"""Why this region? What in the image the network's answer hangs on, by MONAI's own tools, as numbers and as a picture.
+"""Explains a segmentation: which places of the image the network's answer depends on, as numbers and as a picture.
 
-A segmentation network answers at every voxel, MONAI's tools explain one number. That number is, for each structure, the mean
-log-odds, log p / (1 - p), over the voxels where the structure was found, in the one window of the sliding window that holds
-most of them. The calibration, which rescales log-odds, is left out.
+A segmentation network answers at every voxel; MONAI's tools explain a single number. For each structure, this number is the
+mean log-odds, log p / (1 - p), over the voxels of the structure, in the window of the sliding window that holds most of them.
+The calibration, which rescales log-odds, is left out.
 """
 
 import copy
@@ -33,12 +33,13 @@ from monai_unet_app.config import ExplainMethod
 from monai_unet_app.errors import BundleError, UsageError
 from monai_unet_app.inference.predict import Progress, padded
 from monai_unet_app.inference.windows import Slices, WindowPlan, plan_windows
+from monai_unet_app.metrics.boxes import bounding_box
 from monai_unet_app.pipeline import Case, on_volume, predict, preprocess
 from monai_unet_app.report.case_pictures import case_figure, png
 from monai_unet_app.report.evaluation_report import CasePicture
 
 PARTS = 8
-"""So many masks, one beside the other, hide an axis of the window."""
+"""Number of masks, side by side, that cover an axis of the window."""
 
 NOISY_COPIES = 25  # of the window, for SmoothGrad
 SEED = 0  # of their noise
@@ -59,14 +60,14 @@ _ENOUGH = 0.49  # of a source voxel lies in the window: half, less rounding, or 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What the answers for one case hang on.
+    """The explanation of the answers for a case.
 
     Attributes:
-        method: Which tool was asked.
-        maps: Shape (S, I, J, K), float32, on the source grid, a map for each structure of the bundle in its order; `UNITS` says
-            of what. NaN outside the window that was explained, and everywhere for a structure that was not found.
-        answers: For each structure the number that was explained, its mean log-odds; None where it was not found.
-        slice_axis: Axis of the source of which one slice was explained; None for networks of the image's own dimension.
+        method: The tool.
+        maps: Shape (S, I, J, K), float32, on the source grid: a map for each structure of the bundle in its order, in the unit
+            of `UNITS`. NaN outside the window that was explained, and everywhere for a structure without voxels.
+        answers: The explained number of each structure, its mean log-odds; None for a structure without voxels.
+        slice_axis: Axis of the source along which a single slice was explained; None for networks of the image's own dimension.
     """
 
     method: ExplainMethod
@@ -76,15 +77,15 @@ class Explanation:
 
 
 class StructureAnswers(torch.nn.Module):
-    """A bundle's network with one answer for each structure, as a classifier has: what MONAI's tools explain.
+    """A bundle's network with one answer for each structure, like a classifier, as MONAI's tools need it.
 
-    The network is a copy, so that hooks and gradients of the tools leave none behind.
+    The network is a copy, so that the hooks and gradients of the tools do not stay in the bundle.
 
     Args:
-        bundle: Whose network.
-        regions: Shape (S, *window), boolean, none of them empty: where each answer is averaged.
+        bundle: The bundle of the network.
+        regions: Shape (S, *window), boolean, none of them empty: the voxels over which each answer is averaged.
         structures: Places of these S structures among the bundle's, from 0.
-        step: Is told how many windows went through.
+        step: Called with the number of windows that went through.
     """
 
     def __init__(
@@ -117,9 +118,9 @@ def check_explainable(bundle: Bundle, method: ExplainMethod) -> None:
 
 
 def explain_case(case: Case, method: ExplainMethod, progress: Progress | None = None) -> Explanation:
-    """What in the image the answers for a segmented case hang on.
+    """Explains which places of the image the answers for a segmented case depend on.
 
-    The image goes through the network once more, to see where structures are on the working grid.
+    The image goes through the network once more, for the masks of the structures on the working grid.
 
     Args:
         case: As `segment_case` gives it.
@@ -146,26 +147,26 @@ def explain_case(case: Case, method: ExplainMethod, progress: Progress | None = 
     shared = _windows(regions, plan, bundle.slice_axis)
     step = _counter(sum(_cost(method, plan.window, len(structures)) for _, structures in shared), progress)
     slice_axis, reach = _slab(item["image"], case.image, bundle.slice_axis)
-    maps, seen = torch.zeros(2, *regions.shape)
+    maps, explained = torch.zeros(2, *regions.shape)
     answers: list[float | None] = [None] * len(regions)
     for place, structures in shared:
         window = _for_network(image[(slice(None), *place)], bundle.slice_axis)[None].to(bundle.device)
         inside = _for_network(regions[structures][(slice(None), *place)], bundle.slice_axis)
         network = StructureAnswers(bundle, inside, structures, step)
         with torch.no_grad():
-            given = network(window)[0]
-        found = _EXPLAINERS[method](network, window, given, bundle).cpu()
-        for n, answer, drawn in zip(structures, given, found, strict=True):
+            window_answers = network(window)[0]
+        window_maps = _EXPLAINERS[method](network, window, window_answers, bundle).cpu()
+        for n, answer, window_map in zip(structures, window_answers, window_maps, strict=True):
             answers[n] = float(answer)
             where = _widened(place, bundle.slice_axis, reach)
-            maps[n][where] = drawn if bundle.slice_axis is None else drawn.unsqueeze(bundle.slice_axis)
-            seen[n][where] = 1.0
-    both = torch.cat([maps, seen])[(slice(None), *plan.inside)]
+            maps[n][where] = window_map if bundle.slice_axis is None else window_map.unsqueeze(bundle.slice_axis)
+            explained[n][where] = 1.0
+    both = torch.cat([maps, explained])[(slice(None), *plan.inside)]
     return Explanation(method, _on_source(both, item, bundle, case.image), tuple(answers), slice_axis)
 
 
 def _windows(regions: torch.Tensor, plan: WindowPlan, slice_axis: int | None) -> list[tuple[Slices, list[int]]]:
-    """The windows that are explained, each with the structures that it is best for; structures of no voxel have none."""
+    """The windows that are explained, each with the structures that it is best for; none for a structure without voxels."""
     shared: dict[tuple[int, ...], tuple[Slices, list[int]]] = {}
     for n, region in enumerate(regions):
         if region.any():
@@ -175,7 +176,7 @@ def _windows(regions: torch.Tensor, plan: WindowPlan, slice_axis: int | None) ->
 
 
 def _best_window(region: torch.Tensor, plan: WindowPlan, slice_axis: int | None) -> Slices:
-    """The window with most of the region, of equal ones that whose centre is nearest; in the slice of the largest section."""
+    """The window with most of the region; ties are broken by the distance between centres. In 2D, in its largest section."""
     places: Sequence[Slices] = plan.windows
     if slice_axis is not None:
         areas = region.sum([axis for axis in range(region.ndim) if axis != slice_axis])
@@ -195,7 +196,7 @@ def _for_network(tensor: torch.Tensor, slice_axis: int | None) -> torch.Tensor:
 
 
 def _cost(method: ExplainMethod, window: tuple[int, ...], structures: int) -> int:
-    """How many windows go through the network for one that is explained."""
+    """How many windows go through the network to explain one window."""
     masks = len(plan_windows(window, _mask_size(window), 0.0).windows)
     return 1 + {"occlusion": masks, "gradcam": structures, "gradient": NOISY_COPIES * structures}[method]
 
@@ -216,7 +217,7 @@ def _mask_size(window: Sequence[int]) -> tuple[int, ...]:
     return tuple(ceil(size / PARTS) for size in window)
 
 
-def _occlusion(network: StructureAnswers, window: torch.Tensor, given: torch.Tensor, bundle: Bundle) -> torch.Tensor:
+def _occlusion(network: StructureAnswers, window: torch.Tensor, answers: torch.Tensor, bundle: Bundle) -> torch.Tensor:
     """Shape (S, *window): the answer less the answer when a place is hidden."""
     tool = OcclusionSensitivity(
         network,
@@ -230,28 +231,27 @@ def _occlusion(network: StructureAnswers, window: torch.Tensor, given: torch.Ten
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Using a non-tuple sequence")  # MONAI's own indexing
         hidden = torch.as_tensor(tool(window)[0])[0]
-    return given.view(-1, *[1] * (hidden.ndim - 1)) - hidden
+    return answers.view(-1, *[1] * (hidden.ndim - 1)) - hidden
 
 
-def _gradcam(network: StructureAnswers, window: torch.Tensor, given: torch.Tensor, bundle: Bundle) -> torch.Tensor:
+def _gradcam(network: StructureAnswers, window: torch.Tensor, answers: torch.Tensor, bundle: Bundle) -> torch.Tensor:
     """Shape (S, *window): GradCAM as it comes, 0 or more, brought to the window's size by linear interpolation."""
-    tool = GradCAM(network, f"network.{_layer_name(bundle)}", postprocessing=lambda found: found)
-    asked = window.requires_grad_()  # gradients reach the layer although the weights take none
-    return torch.stack([tool(asked, class_idx=n)[0, 0].detach() for n in range(len(given))])
+    tool = GradCAM(network, f"network.{_layer_name(bundle)}", postprocessing=lambda cam: cam)
+    window.requires_grad_()  # so that gradients reach the layer although the weights take none
+    return torch.stack([tool(window, class_idx=n)[0, 0].detach() for n in range(len(answers))])
 
 
-def _gradient(network: StructureAnswers, window: torch.Tensor, given: torch.Tensor, bundle: Bundle) -> torch.Tensor:
+def _gradient(network: StructureAnswers, window: torch.Tensor, answers: torch.Tensor, bundle: Bundle) -> torch.Tensor:
     """Shape (S, *window): length of the gradient over the input's channels, root mean square over noisy copies."""
     tool = SmoothGrad(network, n_samples=NOISY_COPIES, verbose=False)
     lengths: list[torch.Tensor] = []
     with torch.random.fork_rng(devices=[bundle.device] if bundle.device.type == "cuda" else []):
-        for n in range(len(given)):
+        for n in range(len(answers)):
             torch.manual_seed(SEED)
             lengths.append(torch.linalg.vector_norm(tool(window, index=n)[0], dim=0))
-    total: torch.Tensor = (
-        torch.stack(lengths) * NOISY_COPIES**0.5
-    )  # MONAI divides the root of the sum of squares by their number
-    return total
+    # MONAI divides the root of the sum of squares by the number of copies, not by its root.
+    root_mean_squares: torch.Tensor = torch.stack(lengths) * NOISY_COPIES**0.5
+    return root_mean_squares
 
 
 _EXPLAINERS: dict[ExplainMethod, Callable[[StructureAnswers, torch.Tensor, torch.Tensor, Bundle], torch.Tensor]] = {
@@ -279,8 +279,9 @@ def _layer_name(bundle: Bundle) -> str:
 
 
 def _slab(image: MetaTensor, volume: Volume, slice_axis: int | None) -> tuple[int | None, int]:
-    """The source's axis along the slices of a 2D network, and how many neighbours on each side share the explained slice's
-    map, so that thicker slices of the source cannot fall between.
+    """The source's axis along the slices of a 2D network, and the number of neighbours on each side that share the map.
+
+    Without neighbours, a source with thicker slices could have no slice at the explained place.
     """
     if slice_axis is None:
         return None, 0
@@ -296,11 +297,11 @@ def _widened(place: Slices, slice_axis: int | None, reach: int) -> Slices:
 
 
 def _on_source(both: torch.Tensor, item: dict[str, MetaTensor], bundle: Bundle, volume: Volume) -> NDArray[np.float32]:
-    """Maps, and what of each voxel was seen, (2S, *spatial) on the working grid, to maps (S, I, J, K): NaN where it was not."""
+    """Maps and explained parts of voxels, (2S, *spatial) on the working grid, to maps (S, I, J, K); NaN outside the windows."""
     back = Invertd("pred", transform=bundle.preprocessing, orig_keys="image", nearest_interp=False)
     with_maps: dict[Hashable, MetaTensor] = {"image": item["image"], "pred": MetaTensor(both)}
-    maps, seen = np.split(on_volume(back(with_maps)["pred"], volume), 2)
-    return np.where(seen >= _ENOUGH, maps / np.maximum(seen, _ENOUGH), np.float32(np.nan))
+    maps, parts = np.split(on_volume(back(with_maps)["pred"], volume), 2)
+    return np.where(parts >= _ENOUGH, maps / np.maximum(parts, _ENOUGH), np.float32(np.nan))
 
 
 _WIDTH_INCHES, _DPI = 7.2, 130
@@ -309,28 +310,28 @@ _OPAQUE = 0.75  # of the strongest colour
 
 
 def explanation_png(segmentation: Segmentation, case_id: str, explanation: Explanation) -> bytes:
-    """The window of each structure in grey with its map as colour and its outline, below a line that says what is shown."""
+    """The window of each structure in grey with its map as colour and its outline, below a line of explanation."""
     strips = []
     rows = zip(segmentation.structures, explanation.answers, explanation.maps, strict=True)
-    for structure, answer, found in rows:
+    for structure, answer, values in rows:
         segment = structure.segment
-        if answer is None or np.isnan(found).all():
+        if answer is None or np.isnan(values).all():
             strips.append(_headline(f"{segment.label}: not found, there is nothing to explain"))
             continue
-        most = float(np.nanmax(np.abs(found)))
+        most = float(np.nanmax(np.abs(values)))
         scale = _Scale(most, signed=explanation.method == "occlusion")
         text = f"{segment.label}: {SHOWN[explanation.method]}"
         if most == 0:
             strips.append(_headline(f"{text}: 0 everywhere"))
         else:
             strips.append(_headline(text, f"{UNITS[explanation.method]} (the answer is {answer:.2f})", scale))
-        strips.append(_planes(structure, case_id, found, scale, explanation.slice_axis))
+        strips.append(_planes(structure, case_id, values, scale, explanation.slice_axis))
     return _stacked(strips)
 
 
 @dataclass(frozen=True)
 class _Scale:
-    """Colours of a map: yellow is most; of a signed one red is above 0 and blue below."""
+    """Colours of a map: yellow is the largest value; in a signed map red is above 0 and blue below."""
 
     most: float
     signed: bool
@@ -340,37 +341,32 @@ class _Scale:
         limits = Normalize(-self.most if self.signed else 0, self.most)
         return ScalarMappable(limits, colormaps["coolwarm" if self.signed else "plasma"])
 
-    def over(self, grey: NDArray[np.float32], found: NDArray[np.float32]) -> NDArray[np.float32]:
+    def over(self, grey: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Shape (..., 3), 0 to 1: grey where the map is 0 or NaN, and the more colour the larger it is."""
-        known = np.nan_to_num(found)
+        known = np.nan_to_num(values)
         opacity = _OPAQUE * np.abs(known)[..., None] / (self.most or 1.0)
         colours = self.mappable.to_rgba(known.reshape(-1, 1))[:, 0, :3].reshape(*known.shape, 3)
         return (grey[..., None] * (1 - opacity) + colours * opacity).astype(np.float32)
 
 
 def _planes(
-    structure: Structure, case_id: str, found: NDArray[np.float32], scale: _Scale, slice_axis: int | None
+    structure: Structure, case_id: str, values: NDArray[np.float32], scale: _Scale, slice_axis: int | None
 ) -> Figure:
     """The explained window in planes through the structure; of a 2D network the explained slice."""
     volume, mask = structure.grid, structure.mask_on_grid
-    box = _box(~np.isnan(found))
+    box = bounding_box(~np.isnan(values), (0, 0, 0))
+    assert box is not None  # a map without values is not drawn
     if slice_axis is not None:
-        section = (mask & ~np.isnan(found)).sum(axis=tuple(axis for axis in range(3) if axis != slice_axis))
+        section = (mask & ~np.isnan(values)).sum(axis=tuple(axis for axis in range(3) if axis != slice_axis))
         index = int(section.argmax()) if section.any() else (box[slice_axis].start + box[slice_axis].stop) // 2
         box = tuple(slice(index, index + 1) if axis == slice_axis else side for axis, side in enumerate(box))
-    image = scale.over(_grey(volume.array[box]), found[box])
+    image = scale.over(_grey(volume.array[box]), values[box])
     everywhere = np.ones_like(mask[box])  # no outline, but nothing of the window is cut off
     outlines = np.stack([mask[box], everywhere])
     picture = replace(CasePicture.of(case_id, "best", volume, np.zeros_like(outlines), outlines), image=image)
     if slice_axis is not None:
         picture = replace(picture, slices_along=slice_axis)
     return case_figure(picture, ("structure", "window"), (structure.segment.colour, _GROUND))
-
-
-def _box(seen: NDArray[np.bool_]) -> Slices:
-    """The smallest box around what was seen."""
-    ends = [np.flatnonzero(seen.any(axis=tuple(n for n in range(3) if n != axis))) for axis in range(3)]
-    return tuple(slice(int(found[0]), int(found[-1]) + 1) for found in ends)
 
 
 def _grey(image: NDArray[Any]) -> NDArray[np.float32]:
@@ -383,7 +379,7 @@ def _grey(image: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _headline(text: str, unit: str = "", scale: _Scale | None = None) -> Figure:
-    """What is shown, in words, with the colours' scale below where there is one."""
+    """A line of explanation, with the scale of the colours below if there is one."""
     lines = textwrap.wrap(text, 92)
     height = 0.25 + 0.2 * len(lines) + (0.6 if scale else 0)
     figure = Figure(figsize=(_WIDTH_INCHES, height), facecolor=_GROUND)

@@ -1,7 +1,7 @@
-"""Makes probabilities mean what they say, and says how far a result can be relied on.
+"""Fits the calibration of a bundle's probabilities, and the statements that a bundle makes about its results.
 
-`fit` fits the calibration that a bundle's `inference.yaml` declares; `confidence` is what a bundle states about its results, by
-`conformal` arithmetic, the gate of `quality` (from `features`, taught by `corruptions`) and the `shift` of images.
+`fit` fits the calibration that a bundle's `inference.yaml` declares, and `form_comparison` chooses a form of it.
+`statement_fit` fits the statements of the package `confidence`; its quality gate learns from the images of `corruptions`.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ __all__ = ["CalibrationFit", "Fitted"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:  # torch takes seconds: who only judges a result does not fit
+    if name in __all__:  # importing torch takes seconds, and judging a result needs no fit
         from monai_unet_app.calibration import fit
 
         return getattr(fit, name)

@@ -1,6 +1,6 @@
-"""What goes wrong with images, on purpose: sound images of calibration subjects, spoiled as scanners and exports spoil them.
+"""Corrupted images: sound images of calibration subjects with the faults that scanners and exports cause.
 
-Each way is a pure function of image, labels and a random generator; labels go along where the anatomy does.
+Each corruption is a pure function of image, labels and a random generator. Where it moves the anatomy, it moves the labels too.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,24 +20,32 @@ Corruption = Callable[[NDArray[Any], NDArray[Any], np.random.Generator], Pair]
 TRUNCATED = "truncated"
 """The field of view ends too early: slices, rows or columns are missing on one side, and a part of the structures with them."""
 
-_KEPT = 0.4, 0.8  # part of the field of view that is left of a truncated one
+_REMAINING = 0.4, 0.8  # least and largest part of the field of view that a truncated image has
 
 
-def spoil(volume: Volume, labels: NDArray[Any], how: str, seed: int) -> tuple[Volume, NDArray[Any]]:
-    """The volume and its labels (I, J, K), spoiled in one of `ways_for` it; the same for the same seed.
+def corrupted(volume: Volume, labels: NDArray[Any], name: str, seed: int) -> tuple[Volume, NDArray[Any]]:
+    """The volume and its labels with one corruption. The same seed gives the same result.
 
-    TRUNCATED gives a smaller grid; every other way keeps it.
+    TRUNCATED gives a smaller grid; every other corruption keeps the grid.
+
+    Args:
+        volume: The image.
+        labels: Shape (I, J, K), label values, or (I, J, K, C).
+        name: Of the corruption; `corruptions_of` lists those that the image can have.
+        seed: Of the random generator; every corruption has a generator of its own.
     """
-    if how == TRUNCATED:
-        return _truncated(volume, labels, np.random.default_rng([seed, len(WAYS)]))
-    generator = np.random.default_rng([seed, sorted(WAYS).index(how)])
-    image, moved = WAYS[how](volume.array.astype(np.float32), labels, generator)
+    if name == TRUNCATED:
+        return _truncated(volume, labels, np.random.default_rng([seed, len(CORRUPTIONS)]))
+    generator = np.random.default_rng([seed, sorted(CORRUPTIONS).index(name)])
+    image, moved = CORRUPTIONS[name](volume.array.astype(np.float32), labels, generator)
     return replace(volume, array=np.ascontiguousarray(image)), np.ascontiguousarray(moved)
 
 
-def ways_for(volume: Volume) -> tuple[str, ...]:
-    """The names of what can be done to it: a picture has no third axis, and one in colour a last one that is none of space."""
-    return tuple(name for name in sorted([*WAYS, TRUNCATED]) if not (volume.planar and name in _OF_VOLUMES))
+def corruptions_of(volume: Volume) -> tuple[str, ...]:
+    """The names of the corruptions that an image can have. Those along the third axis are left out for a picture."""
+    return tuple(
+        name for name in sorted([*CORRUPTIONS, TRUNCATED]) if not (volume.planar and name in _ALONG_THIRD_AXIS)
+    )
 
 
 def dice_of_whole(truth: NDArray[np.bool_], predicted: NDArray[np.bool_], lost: int = 0) -> float:
@@ -56,101 +64,110 @@ def dice_of_whole(truth: NDArray[np.bool_], predicted: NDArray[np.bool_], lost: 
 
 
 def _truncated(volume: Volume, labels: NDArray[Any], generator: np.random.Generator) -> tuple[Volume, NDArray[Any]]:
-    """A random part of the field of view along a random axis; what is left stays where it was in the patient."""
-    axis, first = int(generator.integers(_dimensions(volume.array))), bool(generator.integers(2))
+    """A random part of the field of view along a random axis; the voxels stay in their place in the patient."""
+    axis, from_first = int(generator.integers(_dimensions(volume.array))), bool(generator.integers(2))
     size = volume.array.shape[axis]
-    kept = max(1, round(size * generator.uniform(*_KEPT)))
-    return truncated(volume, labels, axis, slice(kept) if first else slice(size - kept, None))
+    remaining = max(1, round(size * generator.uniform(*_REMAINING)))
+    return truncated(volume, labels, axis, slice(remaining) if from_first else slice(size - remaining, None))
 
 
-def truncated(volume: Volume, labels: NDArray[Any], axis: int, kept: slice) -> tuple[Volume, NDArray[Any]]:
+def truncated(volume: Volume, labels: NDArray[Any], axis: int, remaining: slice) -> tuple[Volume, NDArray[Any]]:
     """A part of a volume and of its labels, in its place in the patient.
 
     Args:
         volume: The image.
         labels: Shape (I, J, K), label values, or (I, J, K, C).
         axis: The array axis that is cut, 0 to 2.
-        kept: The voxels along this axis that are kept.
+        remaining: The voxels along this axis that the part has.
     """
-    part = _along(axis, kept)
+    part = _along(axis, remaining)
     affine_lps = volume.affine_lps.copy()
-    affine_lps[:3, 3] += affine_lps[:3, axis] * kept.indices(volume.array.shape[axis])[0]
+    affine_lps[:3, 3] += affine_lps[:3, axis] * remaining.indices(volume.array.shape[axis])[0]
     image, moved = np.ascontiguousarray(volume.array[part]), np.ascontiguousarray(labels[part])
     return replace(volume, array=image, affine_lps=affine_lps), moved
 
 
 def _noise(level: float) -> Corruption:
-    return lambda a, t, g: (a + g.normal(0, level * a.std(), a.shape).astype(np.float32), t)
+    """Gaussian noise with this multiple of the image's own standard deviation."""
+    return lambda image, labels, generator: (
+        image + generator.normal(0, level * image.std(), image.shape).astype(np.float32),
+        labels,
+    )
 
 
 def _blur(voxels: float) -> Corruption:
-    return lambda a, t, g: (ndimage.gaussian_filter(a, _spatial(a, voxels)), t)
+    """Gaussian blur with this standard deviation along every axis of space."""
+    return lambda image, labels, generator: (
+        ndimage.gaussian_filter(image, [voxels if axis < _dimensions(image) else 0.0 for axis in range(image.ndim)]),
+        labels,
+    )
 
 
 def _gamma(power: float) -> Corruption:
-    def change(a: NDArray[Any], t: NDArray[Any], g: np.random.Generator) -> Pair:
-        span = float(np.ptp(a)) or 1.0
-        return ((a - a.min()) / span) ** np.float32(power) * span + a.min(), t
+    """Intensities, scaled to 0 to 1, to this power: darker above 1, brighter below."""
+
+    def change(image: NDArray[Any], labels: NDArray[Any], generator: np.random.Generator) -> Pair:
+        span = float(np.ptp(image)) or 1.0
+        return ((image - image.min()) / span) ** np.float32(power) * span + image.min(), labels
 
     return change
 
 
-def _invert(a: NDArray[Any], t: NDArray[Any], g: np.random.Generator) -> Pair:
-    return a.max() + a.min() - a, t
+def _invert(image: NDArray[Any], labels: NDArray[Any], generator: np.random.Generator) -> Pair:
+    return image.max() + image.min() - image, labels
 
 
-def _shade(a: NDArray[Any], t: NDArray[Any], g: np.random.Generator) -> Pair:
-    """A field of brightness that rises several times along a random direction, as of a surface coil."""
-    towards = g.normal(size=_dimensions(a))
-    grid = np.meshgrid(*(np.linspace(-1, 1, n) for n in a.shape[: len(towards)]), indexing="ij")
-    slope = sum(step * axis for step, axis in zip(towards / np.linalg.norm(towards), grid, strict=True))
+def _shade(image: NDArray[Any], labels: NDArray[Any], generator: np.random.Generator) -> Pair:
+    """Brightness that rises by a factor of 11 (e^2.4) or more along a random direction, as beside a surface coil in MR."""
+    direction = generator.normal(size=_dimensions(image))
+    grid = np.meshgrid(*(np.linspace(-1, 1, n) for n in image.shape[: len(direction)]), indexing="ij")
+    slope = sum(step * axis for step, axis in zip(direction / np.linalg.norm(direction), grid, strict=True))
     field = np.exp(np.float32(1.2) * np.asarray(slope, dtype=np.float32))
-    return a * field.reshape(*field.shape, *[1] * (a.ndim - field.ndim)), t
+    return image * field.reshape(*field.shape, *[1] * (image.ndim - field.ndim)), labels
 
 
 def _flip(axis: int) -> Corruption:
-    return lambda a, t, g: (np.flip(a, axis), np.flip(t, axis))
+    return lambda image, labels, generator: (np.flip(image, axis), np.flip(labels, axis))
 
 
-def _cut(a: NDArray[Any], t: NDArray[Any], g: np.random.Generator) -> Pair:
+def _cut(image: NDArray[Any], labels: NDArray[Any], generator: np.random.Generator) -> Pair:
     """Half of the field of view is empty, along a random axis."""
-    axis, side = int(g.integers(_dimensions(a))), bool(g.integers(2))
-    half = a.shape[axis] // 2
-    left = a.copy()
-    left[_along(axis, slice(half) if side else slice(half, None))] = a.min()
-    return left, t
+    axis, first_half = int(generator.integers(_dimensions(image))), bool(generator.integers(2))
+    half = image.shape[axis] // 2
+    cut = image.copy()
+    cut[_along(axis, slice(half) if first_half else slice(half, None))] = image.min()
+    return cut, labels
 
 
 def _zoom(factor: float) -> Corruption:
     """As if the header's spacing were wrong by this factor."""
-
-    def change(a: NDArray[Any], t: NDArray[Any], g: np.random.Generator) -> Pair:
-        return _resampled(a, factor, order=1), _resampled(t, factor, order=0)
-
-    return change
+    return lambda image, labels, generator: (
+        _resampled(image, factor, order=1),
+        _resampled(labels, factor, order=0),
+    )
 
 
 def _resampled(array: NDArray[Any], factor: float, order: int) -> NDArray[Any]:
-    dimensions = 2 if array.ndim > 2 and array.shape[2] == 1 else min(array.ndim, 3)
     scale = np.ones(array.ndim)
-    scale[:dimensions] = 1 / factor
+    scale[: _dimensions(array)] = 1 / factor
+    # The centre of the grid stays in its place.
     centre = (np.array(array.shape) - 1) / 2
     return np.asarray(ndimage.affine_transform(array, scale, centre - scale * centre, order=order, mode="nearest"))
 
 
-def _ghost(a: NDArray[Any], t: NDArray[Any], g: np.random.Generator) -> Pair:
-    """Every other line of k-space along one axis is of a body that has moved."""
-    axis = int(g.integers(_dimensions(a)))
-    lines = np.fft.fft(a, axis=axis)
-    moved = np.fft.fft(np.roll(a, max(1, a.shape[axis] // 8), axis=axis), axis=axis)
+def _ghost(image: NDArray[Any], labels: NDArray[Any], generator: np.random.Generator) -> Pair:
+    """Ghosts of motion: every other line of k-space along a random axis shows the body an eighth of the image further."""
+    axis = int(generator.integers(_dimensions(image)))
+    lines = np.fft.fft(image, axis=axis)
+    moved = np.fft.fft(np.roll(image, max(1, image.shape[axis] // 8), axis=axis), axis=axis)
     every_other = _along(axis, slice(None, None, 2))
     lines[every_other] = moved[every_other]
-    return np.abs(np.fft.ifft(lines, axis=axis)).astype(np.float32), t
+    return np.abs(np.fft.ifft(lines, axis=axis)).astype(np.float32), labels
 
 
-def _shuffle(a: NDArray[Any], t: NDArray[Any], g: np.random.Generator) -> Pair:
-    """Slices in a wrong order."""
-    return a[:, :, g.permutation(a.shape[2])], t
+def _shuffle(image: NDArray[Any], labels: NDArray[Any], generator: np.random.Generator) -> Pair:
+    """Slices in a wrong order; the labels stay in the order of the anatomy."""
+    return image[:, :, generator.permutation(image.shape[2])], labels
 
 
 def _along(axis: int, part: slice) -> tuple[slice, ...]:
@@ -158,15 +175,11 @@ def _along(axis: int, part: slice) -> tuple[slice, ...]:
 
 
 def _dimensions(array: NDArray[Any]) -> int:
-    """Axes of space along which there is more than one voxel."""
-    return 2 if array.ndim > 2 and array.shape[2] == 1 else 3
+    """Number of spatial axes of an image or its labels: 2 for a picture, (I, J, 1) or (I, J, 1, C)."""
+    return 2 if array.shape[2] == 1 else 3
 
 
-def _spatial(array: NDArray[Any], value: float) -> tuple[float, ...]:
-    return tuple(value if axis < _dimensions(array) else 0.0 for axis in range(array.ndim))
-
-
-WAYS: Mapping[str, Corruption] = {
+CORRUPTIONS: Mapping[str, Corruption] = {
     "noise": _noise(0.5),
     "strong noise": _noise(2.0),
     "blur": _blur(1.5),
@@ -183,4 +196,4 @@ WAYS: Mapping[str, Corruption] = {
     "ghosts": _ghost,
     "slices shuffled": _shuffle,
 }
-_OF_VOLUMES = frozenset({"flipped along K", "slices shuffled"})
+_ALONG_THIRD_AXIS = frozenset({"flipped along K", "slices shuffled"})

@@ -30,11 +30,11 @@ SCHEMA_VERSION = "1.0"
 RIDGE = 1e-4  # of the squared numbers, in nats: keeps them finite where the cases do not determine them
 LARGEST = 10.0
 ENOUGH_SUBJECTS = 10
-"""A fit on fewer subjects is checked on subjects left out, and kept as far as it helps them."""
+"""A fit on fewer subjects is checked on subjects left out in turn, and shrunk to the part that helps them."""
 
-_MOST_GROUPS = 4  # each costs a fit
-_PARTS = (1.0, 0.75, 0.5, 0.25, 0.0)
-_BINS = 15
+_MOST_GROUPS = 4  # of subjects left out; each costs a fit
+_PARTS = (1.0, 0.75, 0.5, 0.25, 0.0)  # of the fitted numbers, the largest first
+_BINS = 15  # of the reported calibration error
 
 Calibrate = Callable[[torch.Tensor, Mapping[str, Any]], torch.Tensor]
 
@@ -44,11 +44,11 @@ class Fitted:
     """Result of a fit.
 
     Attributes:
-        parameters: All of them, fitted and fixed.
+        parameters: All numbers, fitted and fixed.
         nll_before: Mean negative log likelihood in nats a voxel (and label) without calibration.
-        nll_after: The same with it.
-        cases: How many cases it was fitted on.
-        check: What it did for subjects left out; None where it was not checked.
+        nll_after: The same with calibration.
+        cases: Number of cases that it was fitted on.
+        check: The check on subjects left out; None where it was not checked.
     """
 
     parameters: dict[str, float | int]
@@ -60,13 +60,13 @@ class Fitted:
 
 @dataclass(frozen=True)
 class SubjectCheck:
-    """What a calibration does for subjects that it was not fitted on, each left out in turn.
+    """The figures of a calibration for subjects that it was not fitted on, each left out in turn.
 
     Attributes:
-        subjects: How many there are.
+        subjects: Number of subjects.
         part: Part of the fitted numbers that stays, 0 to 1: the largest with which neither figure gets worse.
-        nll: Mean negative log likelihood of the subjects left out: without calibration, and with all of it; None where a fit
-            without one of them ran away.
+        nll: Mean negative log likelihood of the subjects left out: without calibration, and with all of it; None if a fit
+            without a part of the subjects ran away.
         ece: The same of the expected calibration error over the whole image (top label, 15 equal bins, pooled).
     """
 
@@ -138,16 +138,16 @@ class CalibrationFit:
 
     Args:
         calibrate: The bundle's function.
-        parameters: The bundle's mapping; where the fit starts does not matter, it starts at 0.
+        parameters: The bundle's mapping. Its floats do not matter: every fit starts at 0.
         exclusive: True for softmax over classes, False for sigmoid for each label.
         bundle_root: Its `inference.yaml` is rewritten and its `models/calibration.json` written when the handler's
             evaluator has completed; None leaves both.
         cases: The data list that is fitted on, {"id", "subject", "image"}; for the record.
-        setting: "plain", or "tta" for logits that are averages over mirror images: then `calibration_tta` is what is written.
-        unchecked: Keep what is fitted on fewer than ENOUGH_SUBJECTS subjects, one even, without a look at subjects left out.
+        setting: "plain", or "tta" for logits that are averages over mirror images, whose fit is written as `calibration_tta`.
+        unchecked: Keep a fit on fewer than ENOUGH_SUBJECTS subjects, even on a single subject, without the check.
 
     Raises:
-        InputRefusedError: The bundle was trained on one of the cases, or they are of one subject and that is to be checked.
+        InputRefusedError: The bundle was trained on one of the cases, or a fit on a single subject is to be checked.
     """
 
     calibrate: Calibrate
@@ -198,7 +198,7 @@ class CalibrationFit:
         self.logits.add(logits, label)
 
     def fit(self) -> Fitted:
-        """See `fit_parameters`; of fewer than ENOUGH_SUBJECTS subjects as much as helps those left out, see `shrunk`."""
+        """The fit of `fit_parameters`, on fewer than ENOUGH_SUBJECTS subjects shrunk by `shrunk`."""
         fitted = fit_parameters(self.calibrate, self.parameters, self.logits)
         if not self.parameters or not 2 <= len(set(self.subjects)) < ENOUGH_SUBJECTS:
             return fitted
@@ -209,13 +209,13 @@ def fit_parameters(calibrate: Calibrate, parameters: Parameters, cases: StoredLo
     """The parameters with the least mean negative log likelihood (L-BFGS, full batch, a faint ridge).
 
     Args:
-        calibrate: What is fitted.
+        calibrate: The function whose numbers are fitted.
         parameters: Floats are fitted, integers stay. An empty mapping means that nothing is to be calibrated.
-        cases: What it is fitted on.
+        cases: Logits and truth to fit on.
 
     Raises:
         InputRefusedError: There is no case, or the fit ran away.
-        BundleError: There are parameters, but no number to fit.
+        BundleError: There are parameters, but none of them is a float.
     """
     names = [name for name, value in parameters.items() if isinstance(value, float)]
     nll_of = cases.outputs.negative_log_likelihood
@@ -225,7 +225,7 @@ def fit_parameters(calibrate: Calibrate, parameters: Parameters, cases: StoredLo
         raise BundleError(f"calibration is {dict(parameters)}; at least one float is needed to be fitted")
 
     def nll_by_case(values: torch.Tensor) -> Iterator[torch.Tensor]:
-        """What each case adds to the mean over all cases."""
+        """The share of each case in the mean over all cases."""
         tried = {**parameters, **dict(zip(names, values, strict=True))}
         for logits, truth in cases:
             yield nll_of(calibrate(logits, tried), truth) / len(cases)
@@ -252,17 +252,17 @@ def fit_parameters(calibrate: Calibrate, parameters: Parameters, cases: StoredLo
 
 
 def shrunk(fitted: Fitted, calibrate: Calibrate, cases: StoredLogits, subjects: Sequence[str]) -> Fitted:
-    """As much of a fit as helps subjects that it was not fitted on; towards 0, which is none.
+    """The fit, shrunk towards 0 (no calibration) to the part that helps subjects that it was not fitted on.
 
-    Subjects are left out in turn (one by one, or in _MOST_GROUPS groups where there are more), the numbers are fitted on the
-    others, and what they do for those left out is counted. The largest part of the numbers is kept with which neither
-    likelihood nor calibration error of the subjects left out is worse than without calibration.
+    Subjects are left out in turn, one by one, or in _MOST_GROUPS groups where there are more. The numbers are fitted on the
+    others, and parts of them are tried on the subjects left out. The result is the largest part with which neither the
+    likelihood nor the calibration error of the subjects left out is worse than without calibration.
 
     Args:
-        fitted: On all cases.
-        calibrate: What was fitted.
-        cases: On which.
-        subjects: Of whom each case is, two different ones at least.
+        fitted: The fit on all cases.
+        calibrate: The fitted function.
+        cases: Logits and truth of all cases.
+        subjects: The subject of each case; at least two different subjects.
     """
     counts_of = {part: np.zeros((4, _BINS)) for part in _PARTS}
     everyone = sorted(set(subjects))
@@ -299,7 +299,10 @@ def _scaled(parameters: Parameters, part: float) -> dict[str, float | int]:
 
 
 def _counts(calibrated: torch.Tensor, truth: torch.Tensor, outputs: Outputs) -> np.ndarray:
-    """Shape (4, bins): voxels, right ones and sum of confidence in each bin of confidence; the likelihood in the first cell."""
+    """Shape (4, bins): number of voxels, of right voxels, and sum of confidence in each bin of confidence.
+
+    The last row holds the negative log likelihood in its first cell.
+    """
     confidence, right = (part.flatten() for part in outputs.confidence(calibrated, truth))
     exact, bins = confidence.double(), (confidence * _BINS).long().clamp(max=_BINS - 1)
     rows = [torch.bincount(bins, weights, _BINS) for weights in (torch.ones_like(exact), right.double(), exact)]
@@ -315,7 +318,7 @@ def _figures(counts: np.ndarray, cases: int) -> tuple[float, float]:
 
 
 def _least(nll_by_case: Callable[[torch.Tensor], Iterator[torch.Tensor]], count: int) -> torch.Tensor:
-    """Shape (count,): the values with the least sum over the cases, and the ridge, found from 0."""
+    """Shape (count,): the values with the least sum over the cases, ridge included; the search starts at 0."""
     values = torch.zeros(count, dtype=torch.float32, requires_grad=True)
     optimizer = torch.optim.LBFGS([values], max_iter=60, line_search_fn="strong_wolfe", tolerance_grad=1e-6)
 
@@ -333,7 +336,7 @@ def _least(nll_by_case: Callable[[torch.Tensor], Iterator[torch.Tensor]], count:
 
 
 def write_record(bundle: Bundle, fitted: Fitted, cases: Sequence[Mapping[str, str]]) -> None:
-    """Writes `models/calibration.json`: what was fitted, and on which cases, {"id", "subject", "image"}."""
+    """Writes `models/calibration.json`: the fit, and the cases that it was fitted on, {"id", "subject", "image"}."""
     record = {
         "schema_version": SCHEMA_VERSION,
         "parameters": fitted.parameters,

@@ -146,7 +146,7 @@ def with_form(text: str, form: Form, parameters: Parameters, known: Sequence[For
 
 
 def _above(mark: str, lines: Sequence[str], text: str, end: str) -> str:
-    """The text with these lines above the one that begins with the mark."""
+    """The text with these lines above the line that begins with the mark."""
     new = "".join(line + end for line in lines)
     return re.sub(rf"^(?={re.escape(mark)})", lambda match: new, text, flags=re.MULTILINE)
 

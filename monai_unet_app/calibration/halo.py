@@ -1,4 +1,4 @@
-"""How far around a voxel its calibrated probability looks: what a part of an image needs beside it to be calibrated alone."""
+"""How far around a voxel its calibrated probability looks: the margin with which a part of an image can be calibrated alone."""
 
 import math
 from collections.abc import Callable, Iterator

@@ -19,7 +19,7 @@ from dicom_io.volume import Volume
 from monai_unet_app.bundle import Bundle, load_bundle
 from monai_unet_app.bundle_folder import CONFIDENCE, unchanged_on_failure
 from monai_unet_app.calibration.calibrate_bundle import Step
-from monai_unet_app.calibration.corruptions import dice_of_whole, spoil, ways_for
+from monai_unet_app.calibration.corruptions import corrupted, corruptions_of, dice_of_whole
 from monai_unet_app.confidence import statements
 from monai_unet_app.confidence.border import BorderContact, BorderStatement
 from monai_unet_app.confidence.conformal import subjects_needed
@@ -39,8 +39,8 @@ from monai_unet_app.evaluate.reference import read_reference
 from monai_unet_app.pipeline import Case, segment_case
 
 COVERAGE, RISK = 0.9, 0.1
-MOST_SPOILED = 240
-"""Predictions on spoiled images; with more cases, each case is spoiled in some of the ways only."""
+MOST_CORRUPTED = 240
+"""Most predictions on corrupted images; with more cases, each case has a share of the corruptions."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ def state_confidence(
     """Fits the bundle's statements for each setting and writes them into its `configs/confidence.json`.
 
     Args:
-        bundle: Calibrated. It is loaded anew, so that what its files say counts.
+        bundle: Calibrated. It is loaded anew from its files.
         rows: Calibration cases, {"id", "subject", "image", "label"}.
         known: Cases whose images the bundle trained or selected with. With `rows`, they are the usual images of its shift
             detector.
-        config: What is promised.
-        elsewhere: Cases that say how far sizes are off, in place of `rows`: the cases of `out_of_fold`, which are more.
+        config: The promises.
+        elsewhere: Sizes of other cases by setting, from `out_of_fold`, which are more than `rows`; used in place of these.
         step: Called with each case's id when the case is done, once for each setting.
 
     Raises:
@@ -101,7 +101,7 @@ def state_confidence(
 
 
 class _Observations:
-    """What the cases show of one bundle in one setting; the statements are fitted to it."""
+    """Measurements of the cases by one bundle in one setting, to which the statements are fitted."""
 
     def __init__(self, bundle: Bundle, run: PredictConfig) -> None:
         self.bundle, self.run = bundle, run
@@ -112,7 +112,7 @@ class _Observations:
         self.touching: list[BorderContact] = []
 
     def collect(self, rows: Sequence[Row], known: Sequence[Row], fewest: int, step: Step) -> None:
-        """Segments all cases; with fewer than `fewest` subjects there is no gate, and no image is spoiled."""
+        """Segments all cases; with fewer than `fewest` subjects there is no gate, and no image is corrupted."""
         has_gate = len({row["subject"] for row in rows}) >= fewest
         for number, row in enumerate(rows):
             volume = read_volume(row["image"])
@@ -121,8 +121,8 @@ class _Observations:
             self.measured += statements.measure_structures(row["subject"], case.segmentation, truth)
             self.samples += _samples(row["subject"], SOUND, case, truth)
             self.touching += _touching(row["subject"], case)
-            for way, spoiled in _spoiled(truth, number, len(rows)) if has_gate else ():
-                self._add_spoiled(row["subject"], way, truth, spoiled)
+            for corruption, moved in _corrupted(truth, number, len(rows)) if has_gate else ():
+                self._add_corrupted(row["subject"], corruption, truth, moved)
             step(row["id"])
         for row in known:
             self._segment(row["subject"], row["image"])
@@ -136,15 +136,16 @@ class _Observations:
             self.subjects.append(subject)
         return case
 
-    def _add_spoiled(self, subject: str, way: str, truth: Segmentation, spoiled: Segmentation) -> None:
+    def _add_corrupted(self, subject: str, corruption: str, truth: Segmentation, moved: Segmentation) -> None:
+        """Adds the samples of a corrupted image; `moved` is the truth on it."""
         try:
-            result = segment_case(spoiled.image, self.bundle, self.run, fitting=True)
+            result = segment_case(moved.image, self.bundle, self.run, fitting=True)
         except InputRefusedError:  # an image that is refused needs no gate
             return
-        before_and_after = zip(truth.structures, spoiled.structures, strict=True)
-        lost = [before.voxels - after.voxels for before, after in before_and_after]
-        is_smaller = spoiled.image.shape != truth.image.shape  # what is cut away is missing in the result
-        self.samples += _samples(subject, way, result, spoiled, lost if is_smaller else ())
+        pairs = zip(truth.structures, moved.structures, strict=True)
+        lost = [before.voxels - after.voxels for before, after in pairs]
+        is_smaller = moved.image.shape != truth.image.shape  # the part that was cut away is missing in the result
+        self.samples += _samples(subject, corruption, result, moved, lost if is_smaller else ())
 
     def fitted(self, elsewhere: Sequence[StructureMeasurement], config: StatementConfig) -> Confidence:
         """The fitted statements; those of sizes on the cases of `elsewhere`, if it holds any."""
@@ -243,7 +244,7 @@ class StatementFit:
         bundle_root: The bundle; its `configs/confidence.json` is written when the evaluator has completed.
         cases: Calibration cases, {"id", "subject", "image", "label"}.
         dataset_dir: Folder with the calibration cases and the cases that the bundle trained with.
-        labels_dir: Folder with their labels, if it is another one.
+        labels_dir: Folder with their labels, if they lie apart.
         label_suffix: End of the names of label files in the same folder.
         coverage: As in `StatementConfig`.
         risk: As in `StatementConfig`.
@@ -291,20 +292,20 @@ def _touching(subject: str, case: Case) -> list[BorderContact]:
     return [BorderContact(subject, structure.number, float(on_border(structure).sum())) for structure in present]
 
 
-def _spoiled(truth: Segmentation, number: int, cases: int) -> Iterator[tuple[str, Segmentation]]:
-    """(corruption, truth on the spoiled image) of one case: every corruption, or as many as MOST_SPOILED allows for a case.
+def _corrupted(truth: Segmentation, number: int, cases: int) -> Iterator[tuple[str, Segmentation]]:
+    """(corruption, truth on the corrupted image) of a case: every corruption, or as many as MOST_CORRUPTED allows for a case.
 
     Args:
         truth: The reference on the sound image.
         number: Of the case, from 0; cases take the corruptions in turn.
-        cases: How many there are.
+        cases: Number of cases.
     """
-    ways = ways_for(truth.image)
-    share = max(1, min(len(ways), MOST_SPOILED // max(cases, 1)))
+    names = corruptions_of(truth.image)
+    share = max(1, min(len(names), MOST_CORRUPTED // max(cases, 1)))
     for n in range(share):
-        way = ways[(number * share + n) % len(ways)]
-        image, moved = spoil(truth.image, truth.label_volume.array, way, seed=number)
-        yield way, replace(Segmentation.of_volume(image.with_array(moved), truth.segments), image=image)
+        name = names[(number * share + n) % len(names)]
+        image, moved = corrupted(truth.image, truth.label_volume.array, name, seed=number)
+        yield name, replace(Segmentation.of_volume(image.with_array(moved), truth.segments), image=image)
 
 
 def _samples(subject: str, kind: str, case: Case, truth: Segmentation, lost: Sequence[int] = ()) -> list[Sample]:
@@ -321,7 +322,7 @@ def _samples(subject: str, kind: str, case: Case, truth: Segmentation, lost: Seq
 
 
 def summary(stated: dict[InferenceSetting, Confidence], bundle: Bundle) -> dict[str, Any]:
-    """What was fitted, for people: widths, thresholds and margins by structure."""
+    """The fitted statements, for people: widths, thresholds and margins by structure."""
     return {setting: _summary(confidence, bundle) for setting, confidence in stated.items()}
 
 

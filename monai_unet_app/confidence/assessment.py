@@ -1,4 +1,4 @@
-"""What a bundle's statements say of one result, with the verdict of the quality gate on it.
+"""The statements of a bundle applied to a result, with the verdict of the quality gate.
 
 The gate of `quality` grades each structure from its features. The final verdict is made here, in `Assessment.verdict`: it also
 counts an image unlike the training, a structure that is cut off, and a size outside its own interval.
@@ -56,13 +56,13 @@ class SizeAssessment:
 
 @dataclass(frozen=True)
 class StructureAssessment(SizeAssessment):
-    """What the statements say of one structure.
+    """The statements about one structure of a result.
 
     Attributes:
         number: Number of the structure.
         name: Its label.
         grade: The grade of the quality gate; None without a gate.
-        cut: Where the border of the image cuts it off; None if it does not, or if the bundle does not know what is usual.
+        cut: Where the border of the image cuts it off; None if it does not, or if the bundle has no statement about borders.
     """
 
     number: int
@@ -78,7 +78,7 @@ class StructureAssessment(SizeAssessment):
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """What speaks against the structure, in words."""
+        """The reasons against the structure, in words."""
         grade = self.grade
         reasons = [] if grade is None else list(grade.reasons)
         if grade is not None and grade.verdict != "accept" and (grade.at_least or grade.dice):
@@ -92,7 +92,7 @@ class StructureAssessment(SizeAssessment):
 
 @dataclass(frozen=True)
 class WholeAssessment(SizeAssessment):
-    """What the statements say of several structures that are parts of a whole: the size of the parts together.
+    """The statement about a whole of several structures: the size of its parts together.
 
     Attributes:
         whole: The whole.
@@ -103,12 +103,12 @@ class WholeAssessment(SizeAssessment):
 
 @dataclass(frozen=True)
 class Assessment:
-    """What a bundle says of one of its results.
+    """The statements of a bundle about one of its results.
 
     Attributes:
         confidence: The statements.
         structures: An entry for each structure, in the order of their numbers.
-        shift: Distance to the training images, 1 is usual; None if the bundle has no detector, or it was not asked.
+        shift: Distance to the training images, 1 is usual; None if the bundle has no detector, or the image has no features.
         wholes: An entry for each whole, in the order of the bundle's wholes.
     """
 
@@ -141,7 +141,7 @@ class Assessment:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """What speaks against the result, in words. The first reason says so if no quality gate has judged it."""
+        """The reasons against the result, in words. If no quality gate has judged it, this is the first reason."""
         reasons = [f"{structure.name}: {reason}" for structure in self.structures for reason in structure.reasons]
         if self.is_shifted:
             reasons.insert(
@@ -160,7 +160,7 @@ class Assessment:
 
 
 def assess(confidence: Confidence, segmentation: Segmentation, image_features: ArrayLike | None) -> Assessment:
-    """What the statements say of one result.
+    """The statements about one result.
 
     Args:
         confidence: The statements of the bundle for the setting of the run.

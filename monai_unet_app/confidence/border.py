@@ -25,8 +25,8 @@ class BorderContact:
     """One structure of one sound image.
 
     Attributes:
-        subject: Of whom.
-        structure: Its number.
+        subject: The person that the image is of.
+        structure: Number of the structure.
         part: Part of its surface on the border of the image, 0 to 1.
     """
 
@@ -65,7 +65,7 @@ class BorderStatement(JsonDocument):
 
     Attributes:
         limits: Structure number -> part of its surface, 0 to 1, above which it counts as cut off.
-        subjects: How many it was fitted on.
+        subjects: Number of subjects that it was fitted on.
     """
 
     limits: Mapping[int, float]
@@ -105,7 +105,7 @@ class BorderStatement(JsonDocument):
 
 
 def sides_of(volume: Volume) -> list[tuple[str, str]]:
-    """For each array axis what its first and its last layer are called: sides of the patient, or of a picture."""
+    """For each array axis the names of its first and its last layer: sides of the patient, or of a picture."""
     if volume.planar:
         return list(_PICTURE_SIDES)
     if not volume.has_patient_space:

@@ -1,7 +1,7 @@
 """Statements that hold for new subjects with a stated frequency, whatever the model: pure arithmetic on scores.
 
-Cases of one person resemble each other, so persons are what is exchangeable: each subject weighs the same, and its cases
-share that weight.
+Cases of a person resemble each other, so persons are exchangeable and cases are not: each subject has the same weight, which
+its cases share.
 
 Sources: Lee, Barber and Willett, Distribution-free inference with hierarchical data, arXiv:2306.06342 (several cases a
 subject); Angelopoulos et al., Conformal Risk Control, arXiv:2208.02814 (masks of a bounded risk).
@@ -19,27 +19,27 @@ Floats = NDArray[np.float64]
 
 
 def conformal_quantile(scores: ArrayLike, subjects: Sequence[str], coverage: float) -> float:
-    """The bound that a new case's score stays below with at least this probability.
+    """The bound that the score of a new case stays below with at least this probability.
 
     Args:
-        scores: Shape (N,). How far each known case was off; larger is worse. NaN is refused.
-        subjects: N names, one a case. The new case is one of a new subject.
+        scores: Shape (N,). The error of each known case; larger is worse. NaN is refused.
+        subjects: N names: the subject of each case. The new case is of a new subject.
         coverage: Between 0 and 1.
 
     Returns:
-        One of the scores, or infinity where there are too few subjects: J are needed with J / (J + 1) >= coverage.
+        The least score whose weights reach the coverage. Infinity if there are too few subjects: J subjects are enough if
+        J / (J + 1) >= coverage.
 
     Raises:
-        ValueError: Lengths differ, a score is NaN, or the coverage is none.
+        ValueError: Lengths differ, a score is NaN, or the coverage is not between 0 and 1.
     """
     values = _checked(scores, subjects)
     if not 0 < coverage < 1:
         raise ValueError(f"coverage is {coverage}; a number between 0 and 1 is needed")
     weights = _weights(subjects)
     order = np.argsort(values, kind="stable")
-    reached = np.cumsum(weights[order])
-    enough = np.flatnonzero(reached >= coverage - 1e-12)
-    return float(values[order][enough[0]]) if enough.size else math.inf
+    reached = np.flatnonzero(np.cumsum(weights[order]) >= coverage - 1e-12)  # less the rounding of the sum
+    return float(values[order][reached[0]]) if reached.size else math.inf
 
 
 def subjects_needed(coverage: float) -> int:
@@ -55,11 +55,11 @@ def least_threshold_of_risk(
     Args:
         losses: Shape (N, T), 0 to 1. Loss of each case at each threshold; it does not fall as the threshold rises.
         thresholds: T, rising.
-        subjects: N names, one a case.
+        subjects: N names: the subject of each case.
         risk: Between 0 and 1.
 
     Returns:
-        One of the thresholds; None where even the lowest is too risky, or there are too few subjects.
+        One of the thresholds; None if even the lowest is too risky, or there are too few subjects.
 
     Raises:
         ValueError: Shapes differ, thresholds do not rise, or losses fall.
@@ -71,7 +71,8 @@ def least_threshold_of_risk(
         )
     if np.any(np.diff(np.asarray(thresholds)) <= 0) or np.any(np.diff(table, axis=1) < -1e-12):
         raise ValueError("thresholds must rise, and losses with them; sort both")
-    bound = _weights(subjects) @ table + 1 / (len(set(subjects)) + 1)  # the new subject may lose all
+    # The new subject has a weight, too, and its loss is at most 1: so the expected loss is at most this bound.
+    bound = _weights(subjects) @ table + 1 / (len(set(subjects)) + 1)
     within = np.flatnonzero(bound <= risk + 1e-12)
     return float(thresholds[within[-1]]) if within.size else None
 
@@ -96,20 +97,20 @@ class Coverage:
 
 
 def observed_coverage(covered: ArrayLike, subjects: Sequence[str], promised: float) -> Coverage:
-    """Coverage of cases, (N,) of 0 and 1, by subject, with its binomial interval (at the nearest whole number of subjects)."""
+    """How often cases were covered, (N,) of 0 and 1, as a mean over their subjects, with its binomial interval."""
     values = _checked(np.asarray(covered, dtype=np.float64), subjects)
     names = sorted(set(subjects))
     if not names:
         return Coverage(promised, None, None, 0, 0)
     at = np.array([names.index(subject) for subject in subjects])
     observed = float(np.mean(np.bincount(at, weights=values) / np.bincount(at)))
-    # The binomial law counts whole subjects: one whose cases are covered in part is rounded with the others.
+    # The binomial law counts whole subjects, so the sum over subjects that are covered in part is rounded.
     interval = stats.binomtest(round(observed * len(names)), len(names)).proportion_ci(method="exact")
     return Coverage(promised, observed, [float(interval.low), float(interval.high)], len(names), len(values))
 
 
 def _weights(subjects: Sequence[str]) -> Floats:
-    """Shape (N,): 1 / (J + 1) a subject, shared by its cases; what is left to 1 is the new subject's."""
+    """Shape (N,): each of J subjects has the weight 1 / (J + 1), shared by its cases; the new subject has the same weight."""
     _, member, cases = np.unique(np.asarray(subjects, dtype=str), return_inverse=True, return_counts=True)
     return 1.0 / ((len(cases) + 1) * cases[member])
 

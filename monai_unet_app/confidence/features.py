@@ -1,4 +1,4 @@
-"""What a result looks like from outside, in numbers that tell good ones from bad ones without the truth."""
+"""Features of a result that tell good results from bad results without the truth."""
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
@@ -19,7 +19,7 @@ _LEAST = 1e-7  # of a probability whose logarithm is taken
 
 @dataclass(frozen=True)
 class Features:
-    """One structure of one result; all of them are taken from the probabilities and the mask, none from the truth.
+    """Features of one structure of one result, from its probabilities and its mask; none needs the truth.
 
     Attributes:
         confidence: Mean probability of the structure inside its mask, 0 to 1.
@@ -116,7 +116,7 @@ def on_border(structure: Structure) -> NDArray[np.float64]:
 
 
 def _with_background(p: NDArray[Any]) -> NDArray[Any]:
-    """Shape (C + 1, N): the probabilities and what they leave to 1."""
+    """Shape (C + 1, N): the probability of the background, and the given probabilities."""
     return np.concatenate([np.clip(1 - p.sum(axis=0, keepdims=True), 0, 1), p])
 
 

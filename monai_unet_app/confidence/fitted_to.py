@@ -37,7 +37,7 @@ _OF_SPEED = frozenset(
         "buffer_dim",
     )
 )
-"""Arguments of the inferer that say how, not what, it computes."""
+"""Arguments of the inferer that change its speed and memory, not its result."""
 
 _REFERENCE = re.compile(r"[@%](\w+)")  # MONAI: @id, @id::part and the macro %id
 
@@ -45,7 +45,7 @@ InferenceSetting = Literal["plain", "tta"]
 
 
 def fitted_to(bundle: BundleFiles, setting: InferenceSetting) -> dict[str, str | None]:
-    """SHA-256 of what results of this setting depend on, by file; comments, paths, device and formats do not count.
+    """SHA-256 of the values that results of this setting depend on, by file; comments, paths, device and formats do not count.
 
     Args:
         bundle: Its files as they are now.
@@ -66,25 +66,25 @@ def fitted_to(bundle: BundleFiles, setting: InferenceSetting) -> dict[str, str |
 
 
 def changed_since(bundle: BundleFiles, setting: InferenceSetting, then: Mapping[str, str | None]) -> tuple[str, ...]:
-    """The files of the bundle that are no longer what `then` says, which `fitted_to` once gave."""
+    """The files of the bundle that have changed since `fitted_to` gave `then`."""
     return tuple(file for file, digest in fitted_to(bundle, setting).items() if digest != then.get(file))
 
 
 def _values_of_results(bundle: BundleFiles, setting: InferenceSetting) -> dict[str, Any]:
-    """The top-level values of inference.yaml that results depend on: some by name, others because these refer to them."""
+    """The top-level values of inference.yaml that results depend on: those listed above and all that they refer to."""
     config = bundle.inference_document
-    waiting, found = [*_OF_RESULTS, *(_OF_AVERAGES if setting == "tta" else ())], dict[str, Any]()
+    waiting, values = [*_OF_RESULTS, *(_OF_AVERAGES if setting == "tta" else ())], dict[str, Any]()
     while waiting:
         name = waiting.pop()
-        if name in found or name in _OF_THE_RUN or name not in config:
+        if name in values or name in _OF_THE_RUN or name not in config:
             continue
         value = config[name]
         if name == "inferer" and isinstance(value, dict):
             value = {key: argument for key, argument in value.items() if key not in _OF_SPEED}
-        found[name] = value
+        values[name] = value
         waiting += [reference for text in _texts(value) for reference in _REFERENCE.findall(text)]
     overrides = bundle.overrides if isinstance(bundle, Bundle) else ()
-    return found | {name: value for name, value in overrides if name.split("::")[0] in found}
+    return values | {name: value for name, value in overrides if name.split("::")[0] in values}
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""How good is a result that nobody has checked? A Dice predicted from its `Features`, with a bound that holds 9 times in 10.
+"""The quality gate: predicts the Dice of a result that nobody has checked, with a bound that holds 9 times in 10.
 
 A result is described by how far its features lie from those that the same structure has on sound images, and a ridge regression
-on these distances and their squares predicts the Dice. It is fitted on sound and on spoiled images of calibration subjects
+on these distances and their squares predicts the Dice. It is fitted on sound and on corrupted images of calibration subjects
 (`corruptions`), since a model seldom fails on sound ones. The bound is conformal, from predictions for subjects left out, for
 results that look fine and for the others by themselves. The verdict here is on one structure; the final verdict on a result is
 `assessment.Assessment.verdict`.
@@ -19,7 +19,7 @@ from .features import FEATURES, Features
 from .json_document import JsonDocument
 
 SOUND = "sound"
-"""The kind of an image as it came; any other name is a way in which it was spoiled."""
+"""The kind of an image as it came; any other kind is the name of a corruption."""
 
 FINE, USELESS = 0.65, 0.5
 """Predicted Dice from which on a result is accepted, and below which it is rejected."""
@@ -37,11 +37,11 @@ class Sample:
     """One structure of one result whose truth is known.
 
     Attributes:
-        subject: Of whom.
-        kind: SOUND, or how the image was spoiled.
+        subject: The person that the image is of.
+        kind: SOUND, or the name of the corruption.
         structure: Number of the structure.
-        features: What the result looks like.
-        dice: How good it is.
+        features: Of the result.
+        dice: The true Dice, 0 to 1.
     """
 
     subject: str
@@ -53,13 +53,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Grade:
-    """What the gate says of one structure of a result.
+    """The judgement of the gate on one structure of a result.
 
     Attributes:
         dice: Predicted Dice, 0 to 1.
-        at_least: The true one is at least this with the gate's coverage.
+        at_least: The true Dice is at least this with the gate's coverage.
         verdict: accept: `dice` is FINE or more; reject: it is below USELESS; review: between.
-        reasons: In words, what speaks against it; empty where it is accepted.
+        reasons: In words, why the structure is not accepted; empty where it is.
     """
 
     dice: float
@@ -79,8 +79,8 @@ class QualityGate(JsonDocument):
         margins: The true Dice is at least predicted - margin with the coverage; the first where FINE or more is predicted,
             the second where less is.
         coverage: For instance 0.9.
-        subjects: On how many it was fitted.
-        samples: On how many results.
+        subjects: Number of subjects that it was fitted on.
+        samples: Number of results that it was fitted on.
     """
 
     centre: Mapping[int, tuple[float, ...]]
@@ -93,7 +93,7 @@ class QualityGate(JsonDocument):
 
     @classmethod
     def fit(cls, samples: Sequence[Sample], coverage: float = 0.9) -> "QualityGate":
-        """The gate that these results teach.
+        """The gate fitted on these results. The bound comes from predictions for subjects left out in turn.
 
         Raises:
             ValueError: Too few subjects for a bound of this coverage, or a structure that no sound image has twice.
@@ -137,6 +137,7 @@ class QualityGate(JsonDocument):
         return away
 
     def _inputs(self, structure: int, features: Features) -> Floats:
+        # arcsinh is linear near 0 and logarithmic far away, so that no single distance outweighs all others.
         tamed = np.arcsinh(self.distances(structure, features))
         return np.concatenate([tamed, tamed**2, [1.0]])
 
@@ -145,7 +146,7 @@ class QualityGate(JsonDocument):
         return float(1 / (1 + np.exp(-self._inputs(structure, features) @ np.array(self.weights))))
 
     def grade(self, structure: int, features: Features | None) -> Grade:
-        """What is to be thought of one structure of a result; one that was not found is to be looked at."""
+        """The judgement on one structure of a result. A structure that was not found (None) is to be reviewed."""
         if features is None:
             return Grade(0.0, 0.0, "review", ("nothing was found",))
         dice = self.predicted_dice(structure, features)
@@ -157,14 +158,11 @@ class QualityGate(JsonDocument):
 
     def _reasons(self, structure: int, features: Features) -> tuple[str, ...]:
         """The features that lie farthest on the wrong side, at most three, in words."""
-        away, found = self.distances(structure, features), features.values()
+        away, values, usual = self.distances(structure, features), features.values(), self.centre[structure]
         wrong = [away[n] * sign for n, (_, sign) in enumerate(_WORDS)]
         worst = sorted(range(len(_WORDS)), key=lambda n: -wrong[n])[:3]
-        return tuple(
-            _WORDS[n][0].format(_shown(n, found[n]), _shown(n, self.centre[structure][n]))
-            for n in worst
-            if wrong[n] > 2
-        )
+        # 2 standard deviations: 1 in 20 sound images lies farther away.
+        return tuple(_WORDS[n][0].format(_text(n, values[n]), _text(n, usual[n])) for n in worst if wrong[n] > 2)
 
     def document(self) -> dict[str, Any]:
         """The fields, with the names of the features first."""
@@ -181,7 +179,7 @@ class QualityGate(JsonDocument):
 
 
 def _margin(predicted: Sequence[tuple[Sample, float]], coverage: float) -> float:
-    """How far predictions for subjects left out were too good, at most, with the coverage; 1 where too few subjects had any."""
+    """The most by which predictions for subjects left out were too high, with the coverage; 1 with too few such subjects."""
     excesses = [dice - sample.dice for sample, dice in predicted]
     return min(1.0, max(0.0, conformal_quantile(excesses, [sample.subject for sample, _ in predicted], coverage)))
 
@@ -198,5 +196,6 @@ _WORDS: tuple[tuple[str, int], ...] = (
 """For each feature but `border`, whose words are in `BorderCut`: the reason if it lies on the wrong side, and that side."""
 
 
-def _shown(n: int, value: float) -> str:
+def _text(n: int, value: float) -> str:
+    """The value of the feature of this place in `FEATURES`, in words."""
     return f"{np.exp(value):.3g}" if n == _SIZE else f"{value:.2f}"

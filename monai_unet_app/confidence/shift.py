@@ -1,9 +1,10 @@
-"""Is this image like those that the network learned from? A distance, and the one in fifty of sound images that exceed it.
+"""Detects images unlike those that the network learned from, by a distance that one in fifty sound images exceeds.
 
-An image is described by its intensities, its sharpness along each axis, its evenness and its extent, and by what the network
-itself makes of it: mean and deviation of each channel of one of its layers. Three distances are taken, and the largest counts:
-along the principal components of the reference images, beside them (what they do not explain), and of the single feature that
-is farthest off, since one that is wrong, such as the balance of colours, is diluted among a hundred that are right.
+An image is described by its intensities, its sharpness along each axis, its evenness and its extent, and by features of the
+network: mean and deviation of each channel of one of its layers. The largest of three distances counts: along the principal
+components of the reference images, beside these components (the part of an image that they do not explain), and the
+deviation of the farthest single feature. One wrong feature, such as the balance of colours, hardly moves the other two
+distances, which are means over a hundred features.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,10 @@ Floats = NDArray[np.float64]
 _QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 _MOST_COMPONENTS = 20
 _LEAST_DEVIATION = 0.05  # along a component, where everything is standardised
-_LEAST_SPREAD, _LEAST_MEAN = 1e-2, 0.5  # of a feature: what is always the same may differ by that part of its mean
+_LEAST_SPREAD, _LEAST_MEAN = (
+    1e-2,
+    0.5,
+)  # a feature that never varies may differ by this part of its mean, at least of 0.5
 _TINY = 1e-6
 USUAL = 0.98
 """Part of sound images that are not flagged, as far as the number of subjects allows."""
@@ -33,11 +37,11 @@ LEAST_SUBJECTS = 5
 
 
 def image_features(array: NDArray[Any], spacing_mm: Sequence[float]) -> Floats:
-    """What an image is like, whatever its scale of intensities.
+    """The features of an image, which do not depend on its scale of intensities.
 
     Args:
-        array: Shape (I, J, K), (I, J, 1) for a picture, or with channels last (I, J, K, C), which are described one by one.
-        spacing_mm: Voxel size along I, J, K; 1 where there is none.
+        array: Shape (I, J, K), (I, J, 1) for a picture, or with channels last (I, J, K, C); each channel is described.
+        spacing_mm: Voxel size along I, J, K; 1 for pictures.
 
     Returns:
         Shape (F,): for each channel seven quantiles and the deviation after scaling to the 0.5 and 99.5 percentile, the
@@ -53,7 +57,7 @@ def image_features(array: NDArray[Any], spacing_mm: Sequence[float]) -> Floats:
 
 
 def _balance(channels: NDArray[Any]) -> list[float]:
-    """How wide each channel after the first is against it: the colours of a camera."""
+    """The span of each channel after the first, divided by that of the first, as logarithm: the colours of a camera."""
     low, high = np.percentile(channels.reshape(len(channels), -1), [0.5, 99.5], axis=1)
     spans = np.maximum(high - low, _TINY)
     return [float(value) for value in np.log(spans[1:] / spans[0])]
@@ -65,20 +69,20 @@ def _channel_features(channel: NDArray[Any], axes: Sequence[int]) -> list[float]
     scaled = np.clip((values - low) / max(high - low, _TINY), 0, 1)
     deviation = scaled.std()
     centred = (scaled - scaled.mean()) / (deviation + _TINY)
-    found = [*np.quantile(scaled, _QUANTILES), deviation]
+    features = [*np.quantile(scaled, _QUANTILES), deviation]
     for axis in axes:
         for order in (1, 2):
-            found.append(np.log(np.abs(np.diff(scaled, order, axis=axis)).mean() / (deviation + _TINY) + _TINY))
+            features.append(np.log(np.abs(np.diff(scaled, order, axis=axis)).mean() / (deviation + _TINY) + _TINY))
         along = np.linspace(-1, 1, scaled.shape[axis]).reshape([-1 if n == axis else 1 for n in range(3)])
-        found.append((centred * along).mean())
-    return [float(value) for value in found]
+        features.append((centred * along).mean())
+    return [float(value) for value in features]
 
 
 class LayerWatch:
-    """While it is entered, sums up what one layer of a network gives, whatever the windows.
+    """A context manager that sums up the output of one layer of a network over all windows.
 
     Args:
-        network: Is watched.
+        network: The network.
         layer: Name of a submodule, whose output has shape (B, C, *spatial).
     """
 
@@ -102,7 +106,7 @@ class LayerWatch:
         self._windows += len(output)
 
     def features(self) -> Floats:
-        """Shape (2 C,): mean over windows of each channel's mean and deviation. Raises ValueError if nothing was seen."""
+        """Shape (2 C,): mean over windows of each channel's mean and deviation. Raises ValueError before the first window."""
         if not self._windows:
             raise ValueError("the layer gave nothing; run the network while it is watched")
         means: Floats = np.sum(self._sums, axis=0) / self._windows
@@ -119,8 +123,8 @@ class ShiftDetector(JsonDocument):
         components: Shape (P, F). Principal directions of the standardised features.
         deviations: Shape (P,). Standard deviation along each.
         scale: Usual distances of images left out: along the components, beside them, and of the farthest feature.
-        limit: Scores above are unlike the reference.
-        subjects: On how many the reference stands.
+        limit: An image with a higher score is unlike the reference.
+        subjects: Number of subjects of the reference images.
     """
 
     centre: Floats
@@ -138,11 +142,11 @@ class ShiftDetector(JsonDocument):
 
     @classmethod
     def fit(cls, features: ArrayLike, subjects: Sequence[str]) -> "ShiftDetector":
-        """The detector of these images.
+        """The detector whose reference are these images; its limit comes from subjects left out in turn.
 
         Args:
-            features: Shape (N, F).
-            subjects: N names, one an image; limits come from subjects left out.
+            features: Shape (N, F), of each image.
+            subjects: N names: the subject of each image.
 
         Raises:
             ValueError: Fewer than LEAST_SUBJECTS subjects.
@@ -166,9 +170,9 @@ class ShiftDetector(JsonDocument):
         centre = table.mean(axis=0)
         spread = np.maximum(table.std(axis=0), _LEAST_SPREAD * np.maximum(np.abs(centre), _LEAST_MEAN))
         _, sizes, directions = np.linalg.svd((table - centre) / spread, full_matrices=False)
-        kept = max(1, min(_MOST_COMPONENTS, len(table) // 4))
-        deviations = np.maximum(sizes[:kept] / np.sqrt(len(table)), _LEAST_DEVIATION)
-        return cls(centre, spread, directions[:kept], deviations, (1.0, 1.0, 1.0), np.inf, 0)
+        count = max(1, min(_MOST_COMPONENTS, len(table) // 4))  # fewer images determine fewer components
+        deviations = np.maximum(sizes[:count] / np.sqrt(len(table)), _LEAST_DEVIATION)
+        return cls(centre, spread, directions[:count], deviations, (1.0, 1.0, 1.0), np.inf, 0)
 
     def _distances(self, features: Floats) -> Floats:
         """Shape (3,), in the order of `scale`."""
@@ -182,7 +186,7 @@ class ShiftDetector(JsonDocument):
         """How far an image with these features, shape (F,), is from the reference images: 0 or more, 1 is usual.
 
         Raises:
-            ValueError: It has another number of features: other channels, or another network.
+            ValueError: The image has another number of features: other channels, or another network.
         """
         values = np.asarray(features, dtype=np.float64)
         if values.shape != self.centre.shape:

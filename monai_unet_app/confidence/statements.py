@@ -1,8 +1,8 @@
-"""What a bundle states about its own results: the numbers in `configs/confidence.json`.
+"""The statements of a bundle about its own results: the numbers in `configs/confidence.json`.
 
 They are fitted on calibration subjects by `calibration.statement_fit`, separately for plain inference and for averages over
-mirror images (`tta`): the two give different probabilities, so statements about the one do not hold for the other. What the
-statements say of a single result is in `assessment`.
+mirror images (`tta`): the two give different probabilities, so statements about plain results do not hold for averages.
+`assessment` applies the statements to a single result.
 """
 
 import math

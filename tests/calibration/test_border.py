@@ -16,7 +16,7 @@ from dicom_io.coding import Whole
 from dicom_io.segmentation import Structure
 from dicom_io.volume import Provenance, Volume
 from monai_unet_app.bundle_folder import CONFIDENCE, BundleFiles
-from monai_unet_app.calibration.corruptions import TRUNCATED, dice_of_whole, spoil, truncated, ways_for
+from monai_unet_app.calibration.corruptions import TRUNCATED, corrupted, corruptions_of, dice_of_whole, truncated
 from monai_unet_app.confidence.assessment import Assessment, assess
 from monai_unet_app.confidence.border import LEAST_PART, BorderContact, BorderStatement, sides_of
 from monai_unet_app.confidence.features import on_border
@@ -122,12 +122,12 @@ def test_what_is_left_of_a_truncated_image_stays_where_it_was(kept: slice) -> No
 
 def test_truncation_is_one_of_the_ways_and_the_same_for_the_same_seed() -> None:
     image = volume()
-    assert TRUNCATED in ways_for(image)
-    first, again = (spoil(image, image.array.astype(int), TRUNCATED, seed=4)[0] for _ in range(2))
+    assert TRUNCATED in corruptions_of(image)
+    first, again = (corrupted(image, image.array.astype(int), TRUNCATED, seed=4)[0] for _ in range(2))
     assert first.array.size < image.array.size
     assert np.array_equal(first.array, again.array)
     picture = Volume(np.zeros((20, 16, 1, 3), np.float32), np.eye(4), Provenance("image"), planar=True)
-    cut, labels = spoil(picture, np.zeros((20, 16, 1), np.uint8), TRUNCATED, seed=1)
+    cut, labels = corrupted(picture, np.zeros((20, 16, 1), np.uint8), TRUNCATED, seed=1)
     assert cut.array.shape[2:] == (1, 3)
     assert labels.shape == cut.shape
 

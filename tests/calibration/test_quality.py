@@ -1,4 +1,4 @@
-"""The gate tells good results from bad ones; features come from geometry; what is spoiled stays on its grid."""
+"""The gate tells good results from bad ones; features come from geometry; a corrupted image stays on its grid."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from segmentations import exclusive
 
 from dicom_io.volume import Provenance, Volume
-from monai_unet_app.calibration.corruptions import TRUNCATED, WAYS, spoil, ways_for
+from monai_unet_app.calibration.corruptions import CORRUPTIONS, TRUNCATED, corrupted, corruptions_of
 from monai_unet_app.confidence.features import Features, describe_structures
 from monai_unet_app.confidence.quality import SOUND, QualityGate, Sample
 
@@ -86,7 +86,7 @@ def samples(subjects: int, seed: int) -> list[Sample]:
     found = []
     for n in range(subjects):
         found += [sample(f"{seed}-{n}", SOUND, 0.02, generator)]
-        found += [sample(f"{seed}-{n}", "spoiled", badness, generator) for badness in generator.random(6)]
+        found += [sample(f"{seed}-{n}", "corrupt", badness, generator) for badness in generator.random(6)]
     return found
 
 
@@ -108,7 +108,7 @@ def test_the_gate_ranks_new_results_and_its_bound_holds() -> None:
 
 def test_a_bad_result_is_rejected_with_its_reasons() -> None:
     gate, generator = made_gate(), np.random.default_rng(2)
-    grade = gate.grade(1, sample("x", "spoiled", 0.9, generator).features)
+    grade = gate.grade(1, sample("x", "corrupt", 0.9, generator).features)
     assert grade.verdict == "reject"
     assert grade.dice < 0.4
     assert grade.reasons
@@ -135,32 +135,32 @@ def volume(shape: tuple[int, ...], *, planar: bool = False) -> Volume:
     return Volume(array, np.diag([0.8, 1.0, 3.0, 1.0]), Provenance(kind="image" if planar else "nifti"), planar=planar)
 
 
-@pytest.mark.parametrize("how", sorted(WAYS))
-def test_spoiling_keeps_grid_and_labels_and_is_the_same_again(how: str) -> None:
+@pytest.mark.parametrize("name", sorted(CORRUPTIONS))
+def test_a_corruption_keeps_grid_and_labels_and_is_the_same_again(name: str) -> None:
     image, labels = volume((14, 12, 9)), (ball(6)[:14, :12, :9] <= 0).astype(np.uint8)
     labels[5:9, 4:9, 3:6] = 2
-    spoiled, moved = spoil(image, labels, how, seed=3)
-    again, _ = spoil(image, labels, how, seed=3)
-    assert spoiled.shape == image.shape
+    corrupt, moved = corrupted(image, labels, name, seed=3)
+    again, _ = corrupted(image, labels, name, seed=3)
+    assert corrupt.shape == image.shape
     assert moved.shape == labels.shape
     assert set(np.unique(moved)) <= {0, 1, 2}
-    assert np.isfinite(spoiled.array).all()
-    assert not np.array_equal(spoiled.array, image.array)
-    assert np.array_equal(spoiled.array, again.array)
-    assert np.array_equal(spoiled.affine_lps, image.affine_lps)
+    assert np.isfinite(corrupt.array).all()
+    assert not np.array_equal(corrupt.array, image.array)
+    assert np.array_equal(corrupt.array, again.array)
+    assert np.array_equal(corrupt.affine_lps, image.affine_lps)
 
 
 def test_a_flip_takes_the_labels_along_and_noise_does_not() -> None:
     image, labels = volume((14, 12, 9)), np.arange(14 * 12 * 9).reshape(14, 12, 9)
-    assert np.array_equal(spoil(image, labels, "flipped along J", 0)[1], labels[:, ::-1])
-    assert np.array_equal(spoil(image, labels, "strong noise", 0)[1], labels)
+    assert np.array_equal(corrupted(image, labels, "flipped along J", 0)[1], labels[:, ::-1])
+    assert np.array_equal(corrupted(image, labels, "strong noise", 0)[1], labels)
 
 
-def test_a_picture_is_not_spoiled_along_an_axis_that_it_has_not() -> None:
+def test_a_picture_is_not_corrupted_along_an_axis_that_it_has_not() -> None:
     picture = volume((20, 16, 1, 3), planar=True)
-    assert not {"flipped along K", "slices shuffled"} & set(ways_for(picture))
-    for how in ways_for(picture):
-        spoiled, moved = spoil(picture, np.zeros((20, 16, 1), np.uint8), how, 0)
-        assert spoiled.array.shape[2:] == (1, 3)
-        assert moved.shape == spoiled.array.shape[:3]
-        assert (how == TRUNCATED) == (moved.shape != (20, 16, 1))
+    assert not {"flipped along K", "slices shuffled"} & set(corruptions_of(picture))
+    for name in corruptions_of(picture):
+        corrupt, moved = corrupted(picture, np.zeros((20, 16, 1), np.uint8), name, 0)
+        assert corrupt.array.shape[2:] == (1, 3)
+        assert moved.shape == corrupt.array.shape[:3]
+        assert (name == TRUNCATED) == (moved.shape != (20, 16, 1))
