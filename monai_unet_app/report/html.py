@@ -22,7 +22,7 @@ from .sections import sections
 def render_html(report: EvaluationReport) -> str:
     """The whole report as the text of one HTML file."""
     return (
-        _environment()
+        environment(__package__)
         .get_template("report.html")
         .render(
             title=f"Evaluation of {report.measured_on.bundle_name}",
@@ -36,25 +36,26 @@ def render(block: Block) -> str:
     """One block as HTML. Raises TypeError if it is not one of those in blocks.py."""
     if not isinstance(block, Block):
         raise TypeError(f"{type(block).__name__} is no block; one of those in blocks.py is needed")
-    macros = _environment().get_template("blocks.html").module
+    macros = environment(__package__).get_template("blocks.html").module
     return str(getattr(macros, type(block).__name__.lower())(block))
 
 
 @cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader(__package__),
+def environment(package: str) -> Environment:
+    """Jinja2 for the templates of a package: values are escaped, a name without a value is an error."""
+    templates = Environment(
+        loader=PackageLoader(package),
         autoescape=True,
         finalize=_escaped,
         undefined=StrictUndefined,
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals |= {
+    templates.globals |= {
         "svg_of": lambda chart: Markup(svg(chart.draw(Palette()), chart.label)),
         "png_of": lambda picture: png_uri(picture.draw()),
     }
-    return environment
+    return templates
 
 
 def _escaped(value: Any) -> Markup:

@@ -10,18 +10,17 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from html import escape
 from importlib.resources import files
-from string import Template
 from typing import Any
 from urllib.parse import urlsplit
 
+from markupsafe import Markup
 from nibabel.orientations import io_orientation
 
 from dicom_io.segmentation import Structure
 from monai_unet_app.errors import UsageError
 from monai_unet_app.report.blocks import Facts, Lines, Text
-from monai_unet_app.report.html import render
+from monai_unet_app.report.html import environment, render
 
 from .embedded import UNCERTAINTY_STEPS, Embedded
 from .key_images import KeySection, anatomical_slices, shown_channel, slice_axis, window_presets
@@ -31,7 +30,6 @@ from .reviewed_case import ReviewedCase, file_name
 LIBRARY = "niivue.umd.js.gz"
 """NiiVue 0.69.0 as it is published, BSD-2-Clause; see `static/README.md`."""
 
-LOADING = "The viewer is loading ..."
 _SAFE_URL = re.compile(r"^[A-Za-z0-9._~:/?#@!$&()*+=%\[\]-]+$")
 
 
@@ -60,32 +58,31 @@ def render_page(
     verdict, reasons = gate(case)
     library, script = (_static(LIBRARY) if embedded.layers else ""), _static("review.js")
     style = _report_style() + _static("review.css") + _colours(case.structures)
-    return Template(_static("page.html")).substitute(
-        policy=escape(_policy(style, (library, script), post_url)),
-        title=escape(f"Review of {case.id}"),  # browsers keep titles: no name
-        style=style,
-        post="" if post_url is None else f' data-post="{escape(post_url)}"',
-        mark=escape(MARK),
-        patient=escape(patient.get("Patient", case.id)),
-        identity=_identity(patient),
-        keys="\n".join(map(_key_image, sections)),
-        viewer=escape(embedded.note if not embedded.layers else f"{LOADING} {embedded.note}".strip()),
-        progress='<progress id="progress" aria-labelledby="step"></progress>' if embedded.layers else "",
-        paper=f'<p><a href="{escape(paper)}" target="_blank">This page as a PDF</a></p>' if paper else "",
-        verdict=render(verdict),
-        reasons=render(Lines(tuple(("bad", "Reason:", reason) for reason in reasons))) if reasons else "",
-        table=_with_swatches(render(structure_table(case)), case.structures),
-        statements="\n".join(render(Text(sentence)) for sentence in _sentences(case, embedded)),
-        facts=render(Facts(facts(case))),
-        data=_json(_data(case, sections, embedded)),
-        layers="\n".join(_layer(layer.name, layer.content) for layer in embedded.layers),
-        library=library,
-        script=script,
+    sentences = statements(case) + ([embedded.note] if embedded.note else [])
+    blocks = {
+        "verdict": render(verdict),
+        "reasons": render(Lines(tuple(("bad", "Reason:", reason) for reason in reasons))) if reasons else "",
+        "table": _with_swatches(render(structure_table(case)), case.structures),
+        "statements": "\n".join(render(Text(sentence)) for sentence in sentences),
+        "facts": render(Facts(facts(case))),
+    }
+    sources = {"style": style, "library": library, "script": script, "data": _json(_data(case, sections, embedded))}
+    return (
+        environment(__package__)
+        .get_template("page.html")
+        .render(
+            {name: Markup(text) for name, text in (blocks | sources).items()},
+            case=case,
+            patient=patient,
+            sections=sections,
+            embedded=embedded,
+            policy=_policy(style, (library, script), post_url),
+            post_url=post_url,
+            mark=MARK,
+            paper=paper,
+            base64=lambda content: Markup(base64.b64encode(content).decode()),
+        )
     )
-
-
-def _sentences(case: ReviewedCase, embedded: Embedded) -> list[str]:
-    return statements(case) + ([embedded.note] if embedded.note else [])
 
 
 def _policy(style: str, scripts: Iterable[str], post_url: str | None) -> str:
@@ -113,26 +110,6 @@ def _origin(post_url: str | None) -> str:
 def _hash(text: str) -> str:
     digest = hashlib.sha256(text.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
-
-
-def _identity(patient: Mapping[str, str]) -> str:
-    if not patient:
-        return '<p class="note">The source of this case is no DICOM and names no patient.</p>'
-    entries = (
-        f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>"
-        for name, text in patient.items()
-        if name != "Patient"
-    )
-    return f"<dl>{''.join(entries)}</dl>"
-
-
-def _key_image(section: KeySection) -> str:
-    source = base64.b64encode(section.png()).decode()
-    caption = escape(f"{section.title}: {section.caption}")
-    return (
-        f'<figure><button type="button" title="Go there in the viewer"><img src="data:image/png;base64,{source}" '
-        f'alt="{caption}"></button><figcaption>{caption}</figcaption></figure>'
-    )
 
 
 def _colours(structures: Iterable[Structure]) -> str:
@@ -182,10 +159,6 @@ def _json(document: object) -> str:
     """JSON that can stand in a page: no character of it can end the element that holds it."""
     text = json.dumps(document, ensure_ascii=True)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _layer(name: str, content: bytes) -> str:
-    return f'<script type="text/plain" id="layer-{escape(name)}">{base64.b64encode(content).decode()}</script>'
 
 
 def _static(name: str) -> str:
