@@ -28,12 +28,12 @@ from monai_unet_app.pipeline import Case
 
 @dataclass(frozen=True)
 class CaseOutput:
-    """One segmented case on its way to files.
+    """A segmented case and the place of its files.
 
     Attributes:
         case: The case, with its bundle and the settings of its run.
-        case_id: How its files begin.
-        config: What is written, and onto which DICOM series.
+        case_id: The beginning of its files' names.
+        config: The files to write, and the DICOM series that they refer to.
         folder: Gets the files.
     """
 
@@ -52,8 +52,8 @@ def write_dicom(output: CaseOutput) -> dict[str, str]:
 
     Raises:
         UsageError: The input is no DICOM, and no DICOM series is named.
-        InputRefusedError: The named series is not where the image is, or cannot be written onto, or it is a picture and a
-            format is asked for that needs patient space.
+        InputRefusedError: The named series is at another place than the image, an object cannot be written, or the image is a
+            picture and a format needs patient space.
     """
     case, config = output.case, output.config
     source, files = _target(output)
@@ -71,18 +71,18 @@ def write_dicom(output: CaseOutput) -> dict[str, str]:
         uncertainty=lambda: _on(case.image.with_array(case.uncertainty), source),
         report=ReportFacts(_intervals(case), _wholes(case), _report_of_this_study(config.earlier_sr, source)),
     )
-    wanted = {kind.name for kind in RESULT_KINDS if kind.format in config.formats}
-    wanted |= {other for name in wanted for other in KIND[name].refers_to}
+    names = {kind.name for kind in RESULT_KINDS if kind.format in config.formats}
+    names |= {other for name in names for other in KIND[name].refers_to}
     with refusing_as(output.case_id):
         for kind in RESULT_KINDS:
-            if kind.name in wanted:
+            if kind.name in names:
                 kind.write_result(content, paths[kind.name])
                 files[kind.format] = paths[kind.name].name
     return files
 
 
 def check_possible(name: str, formats: Sequence[str]) -> None:
-    """Raises InputRefusedError for formats that cannot be made of a picture; `name`: of whatever asks for them."""
+    """Raises InputRefusedError, with `name` in its message, for formats that cannot be made of a picture."""
     impossible = [kind.format for kind in RESULT_KINDS if kind.needs_patient_space and kind.format in formats]
     if impossible:
         possible = ", ".join(kind.format for kind in RESULT_KINDS if not kind.needs_patient_space)
@@ -93,13 +93,13 @@ def check_possible(name: str, formats: Sequence[str]) -> None:
 
 
 def _report_of_this_study(path: Path | None, source: Volume) -> Path | None:
-    """The file, if it is a report on the study of the source; None for anything else that has its name."""
+    """The path, if the file there is a report on the study of the source; else None."""
     try:
         header = load_dataset(path, with_pixels=False) if path is not None and path.is_file() else Dataset()
     except DicomIoError:
         return None
-    wanted = (Comprehensive3DSRStorage, source.provenance.study_instance_uid)
-    return path if (header.get("SOPClassUID"), header.get("StudyInstanceUID")) == wanted else None
+    expected = (Comprehensive3DSRStorage, source.provenance.study_instance_uid)
+    return path if (header.get("SOPClassUID"), header.get("StudyInstanceUID")) == expected else None
 
 
 def _info(case: Case) -> ResultInfo:
@@ -168,7 +168,7 @@ def _where(key: str) -> str:
 
 
 def _image_setting(volume: Volume) -> tuple[tuple[str, str], ...]:
-    """What a result depends on beside the series that it refers to: the voxels, where they did not come from it."""
+    """The digest of the image, for a result whose image is not the DICOM series that it refers to."""
     if volume.provenance.kind == "dicom":
         return ()
     voxels = np.ascontiguousarray(volume.array)
@@ -176,24 +176,24 @@ def _image_setting(volume: Volume) -> tuple[tuple[str, str], ...]:
 
 
 def converted_modality(bundle: Bundle) -> ConvertedModality:
-    """What --dicomize writes for this bundle: CT only where it takes no MR; MR where it takes any.
+    """The modality that --dicomize writes for this bundle: MR if the bundle accepts MR or any modality, else CT.
 
     Raises:
-        UsageError: It takes neither MR nor CT.
+        UsageError: The bundle accepts neither MR nor CT.
     """
-    taken = bundle.rules.modality or ("MR",)
+    accepted = bundle.rules.modality or ("MR",)
     known: tuple[ConvertedModality, ...] = get_args(ConvertedModality)
     for modality in known:
-        if modality in taken:
+        if modality in accepted:
             return modality
     raise UsageError(
-        f"{bundle.name} takes {' or '.join(taken)}, and --dicomize writes MR or CT, which it would refuse; give the series "
+        f"{bundle.name} takes {' or '.join(accepted)}, and --dicomize writes MR or CT, which it would refuse; give the series "
         "that the image was made from with --dicom-source DIR"
     )
 
 
 def _target(output: CaseOutput) -> tuple[Volume, dict[str, str]]:
-    """The DICOM volume that results refer to (of several channels the first), and the files that were written for it."""
+    """The DICOM volume that results refer to (the first of several channels), and the files that were written for it."""
     case_id, image, config = output.case_id, output.case.image, output.config
     if image.provenance.kind == "dicom":
         return image if image.in_colour else image.channel(0), {}
@@ -220,5 +220,5 @@ def _probability_volume(case: Case) -> Volume:
 
 
 def _on(values: Volume, source: Volume) -> Volume:
-    """Values on the grid of the source, which has the axes of the image in another order where the image is no DICOM."""
+    """Values on the grid of the source. If the image is no DICOM, its axes may have another order than those of the source."""
     return values if values.provenance.kind == "dicom" else values.on_grid_of(source)

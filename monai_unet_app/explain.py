@@ -1,8 +1,8 @@
-"""Explains a segmentation: which places of the image the network's answer depends on, as numbers and as a picture.
+"""Explanations: which parts of the image the network's answer depends on, as numbers and as a picture, by tools of MONAI.
 
-A segmentation network answers at every voxel; MONAI's tools explain a single number. For each structure, this number is the
-mean log-odds, log p / (1 - p), over the voxels of the structure, in the window of the sliding window that holds most of them.
-The calibration, which rescales log-odds, is left out.
+A segmentation network answers at every voxel, but MONAI's tools explain a single number. For each structure this number is
+the mean log-odds, log p / (1 - p), over the voxels of the structure in the window of the sliding window that holds most of
+them. The calibration, which rescales log-odds, is left out.
 """
 
 import copy
@@ -39,35 +39,35 @@ from monai_unet_app.report.case_pictures import case_figure, png
 from monai_unet_app.report.evaluation_report import CasePicture
 
 PARTS = 8
-"""Number of masks, side by side, that cover an axis of the window."""
+"""Number of masks, side by side, into which an axis of the window is divided for occlusion."""
 
 NOISY_COPIES = 25  # of the window, for SmoothGrad
-SEED = 0  # of their noise
+SEED = 0  # of the noise
 SHOWN: dict[ExplainMethod, str] = {
     "occlusion": "how much the answer falls when this place is hidden",
     "gradcam": "where the network's feature layer has what speaks for the answer",
     "gradient": "how much the answer changes when the image changes a little here",
 }
-"""What the colour is, in plain words."""
+"""The meaning of the colour, in plain words."""
 
 UNITS: dict[ExplainMethod, str] = {
     "occlusion": "fall of the mean log-odds; below 0 it rises",
     "gradcam": "weighted activation, no unit",
     "gradient": "mean log-odds for 1 of the network's input",
 }
-_ENOUGH = 0.49  # of a source voxel lies in the window: half, less rounding, or a slice midway between two would be lost
+_LEAST_COVERED = 0.49  # part of a source voxel in the window: half, less rounding, to keep a slice midway between two
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """The explanation of the answers for a case.
+    """The parts of an image that the answers for one case depend on.
 
     Attributes:
-        method: The tool.
-        maps: Shape (S, I, J, K), float32, on the source grid: a map for each structure of the bundle in its order, in the unit
-            of `UNITS`. NaN outside the window that was explained, and everywhere for a structure without voxels.
-        answers: The explained number of each structure, its mean log-odds; None for a structure without voxels.
-        slice_axis: Axis of the source along which a single slice was explained; None for networks of the image's own dimension.
+        method: The tool that explained them.
+        maps: Shape (S, I, J, K), float32, on the source grid, a map for each structure of the bundle in its order; its unit is
+            in `UNITS`. NaN outside the window that was explained, and everywhere for a structure that was not found.
+        answers: The number that was explained for each structure, its mean log-odds; None for a structure that was not found.
+        slice_axis: For a 2D network on a volume, the axis of the source across which the explained slice lies; else None.
     """
 
     method: ExplainMethod
@@ -77,15 +77,15 @@ class Explanation:
 
 
 class StructureAnswers(torch.nn.Module):
-    """A bundle's network with one answer for each structure, like a classifier, as MONAI's tools need it.
+    """A bundle's network with one answer for each structure, like a classifier, for MONAI's tools.
 
-    The network is a copy, so that the hooks and gradients of the tools do not stay in the bundle.
+    The network is a copy, so that hooks and gradients of the tools do not stay in the bundle.
 
     Args:
-        bundle: The bundle of the network.
+        bundle: The bundle.
         regions: Shape (S, *window), boolean, none of them empty: the voxels over which each answer is averaged.
-        structures: Places of these S structures among the bundle's, from 0.
-        step: Called with the number of windows that went through.
+        structures: Indices of these S structures in the bundle, from 0.
+        step: Called with the number of windows after each pass through the network.
     """
 
     def __init__(
@@ -107,25 +107,26 @@ class StructureAnswers(torch.nn.Module):
 
 
 def check_explainable(bundle: Bundle, method: ExplainMethod) -> None:
-    """Raises, before any work, if this bundle cannot be explained in this way.
+    """Raises, before any work, if this bundle cannot be explained by this method.
 
     Raises:
-        UsageError: GradCAM of a bundle that names no layer.
-        BundleError: The layer that it names is not in its network.
+        UsageError: GradCAM for a bundle that names no `feature_layer`.
+        BundleError: The bundle's network has no such layer.
     """
     if method == "gradcam":
         _layer_name(bundle)
 
 
 def explain_case(case: Case, method: ExplainMethod, progress: Progress | None = None) -> Explanation:
-    """Explains which places of the image the answers for a segmented case depend on.
+    """The parts of the image that the answers for a segmented case depend on.
 
-    The image goes through the network once more, for the masks of the structures on the working grid.
+    The image passes through the network once more, which gives the regions of the structures on the working grid.
 
     Args:
         case: As `segment_case` gives it.
-        method: "occlusion": the window is hidden piece by piece, by its mean, pieces of an eighth of each axis; "gradcam":
-            GradCAM at the bundle's `feature_layer`; "gradient": SmoothGrad, root mean square over noisy copies of the window.
+        method: "occlusion": parts of the window, an eighth of each axis long, are replaced one by one by the window's mean;
+            "gradcam": GradCAM at the bundle's `feature_layer`; "gradient": SmoothGrad, root mean square over noisy copies of
+            the window.
         progress: Called with (windows done, windows in all).
 
     Raises:
@@ -147,7 +148,7 @@ def explain_case(case: Case, method: ExplainMethod, progress: Progress | None = 
     shared = _windows(regions, plan, bundle.slice_axis)
     step = _counter(sum(_cost(method, plan.window, len(structures)) for _, structures in shared), progress)
     slice_axis, reach = _slab(item["image"], case.image, bundle.slice_axis)
-    maps, explained = torch.zeros(2, *regions.shape)
+    maps, covered = torch.zeros(2, *regions.shape)
     answers: list[float | None] = [None] * len(regions)
     for place, structures in shared:
         window = _for_network(image[(slice(None), *place)], bundle.slice_axis)[None].to(bundle.device)
@@ -158,15 +159,15 @@ def explain_case(case: Case, method: ExplainMethod, progress: Progress | None = 
         window_maps = _EXPLAINERS[method](network, window, window_answers, bundle).cpu()
         for n, answer, window_map in zip(structures, window_answers, window_maps, strict=True):
             answers[n] = float(answer)
-            where = _widened(place, bundle.slice_axis, reach)
-            maps[n][where] = window_map if bundle.slice_axis is None else window_map.unsqueeze(bundle.slice_axis)
-            explained[n][where] = 1.0
-    both = torch.cat([maps, explained])[(slice(None), *plan.inside)]
+            voxels = _widened(place, bundle.slice_axis, reach)
+            maps[n][voxels] = window_map if bundle.slice_axis is None else window_map.unsqueeze(bundle.slice_axis)
+            covered[n][voxels] = 1.0
+    both = torch.cat([maps, covered])[(slice(None), *plan.inside)]
     return Explanation(method, _on_source(both, item, bundle, case.image), tuple(answers), slice_axis)
 
 
 def _windows(regions: torch.Tensor, plan: WindowPlan, slice_axis: int | None) -> list[tuple[Slices, list[int]]]:
-    """The windows that are explained, each with the structures that it is best for; none for a structure without voxels."""
+    """The windows that are explained, each with the indices of its structures; a structure without a voxel has no window."""
     shared: dict[tuple[int, ...], tuple[Slices, list[int]]] = {}
     for n, region in enumerate(regions):
         if region.any():
@@ -176,7 +177,10 @@ def _windows(regions: torch.Tensor, plan: WindowPlan, slice_axis: int | None) ->
 
 
 def _best_window(region: torch.Tensor, plan: WindowPlan, slice_axis: int | None) -> Slices:
-    """The window with most of the region; ties are broken by the distance between centres. In 2D, in its largest section."""
+    """The window that holds most of a region; of a 2D network, among the windows of the slice with the region's largest area.
+
+    Ties are broken by the distance between the centres of window and region.
+    """
     places: Sequence[Slices] = plan.windows
     if slice_axis is not None:
         areas = region.sum([axis for axis in range(region.ndim) if axis != slice_axis])
@@ -191,17 +195,18 @@ def _best_window(region: torch.Tensor, plan: WindowPlan, slice_axis: int | None)
 
 
 def _for_network(tensor: torch.Tensor, slice_axis: int | None) -> torch.Tensor:
-    """A window (C, *window) without the axis along which a 2D network walks."""
+    """A window, shape (C, *window), without the axis along which a 2D network takes slices."""
     return tensor if slice_axis is None else tensor.squeeze(1 + slice_axis)
 
 
 def _cost(method: ExplainMethod, window: tuple[int, ...], structures: int) -> int:
-    """How many windows go through the network to explain one window."""
+    """Number of windows that pass through the network to explain one window."""
     masks = len(plan_windows(window, _mask_size(window), 0.0).windows)
     return 1 + {"occlusion": masks, "gradcam": structures, "gradient": NOISY_COPIES * structures}[method]
 
 
 def _counter(total: int, progress: Progress | None) -> Callable[[int], None]:
+    """A function that adds a number of windows to those done and reports the progress."""
     done = 0
 
     def step(windows: int) -> None:
@@ -218,7 +223,7 @@ def _mask_size(window: Sequence[int]) -> tuple[int, ...]:
 
 
 def _occlusion(network: StructureAnswers, window: torch.Tensor, answers: torch.Tensor, bundle: Bundle) -> torch.Tensor:
-    """Shape (S, *window): the answer less the answer when a place is hidden."""
+    """Shape (S, *window): the answer minus the answer when this place is hidden."""
     tool = OcclusionSensitivity(
         network,
         mask_size=_mask_size(window.shape[2:]),
@@ -235,9 +240,9 @@ def _occlusion(network: StructureAnswers, window: torch.Tensor, answers: torch.T
 
 
 def _gradcam(network: StructureAnswers, window: torch.Tensor, answers: torch.Tensor, bundle: Bundle) -> torch.Tensor:
-    """Shape (S, *window): GradCAM as it comes, 0 or more, brought to the window's size by linear interpolation."""
-    tool = GradCAM(network, f"network.{_layer_name(bundle)}", postprocessing=lambda cam: cam)
-    window.requires_grad_()  # so that gradients reach the layer although the weights take none
+    """Shape (S, *window): GradCAM without rescaling, 0 or more, interpolated linearly to the window's size."""
+    tool = GradCAM(network, f"network.{_layer_name(bundle)}", postprocessing=lambda activation: activation)
+    window = window.requires_grad_()  # else no gradient reaches the layer, because the weights take none
     return torch.stack([tool(window, class_idx=n)[0, 0].detach() for n in range(len(answers))])
 
 
@@ -249,9 +254,9 @@ def _gradient(network: StructureAnswers, window: torch.Tensor, answers: torch.Te
         for n in range(len(answers)):
             torch.manual_seed(SEED)
             lengths.append(torch.linalg.vector_norm(tool(window, index=n)[0], dim=0))
-    # MONAI divides the root of the sum of squares by the number of copies, not by its root.
-    root_mean_squares: torch.Tensor = torch.stack(lengths) * NOISY_COPIES**0.5
-    return root_mean_squares
+    # MONAI divides the root of the sum of squares by their number N; times sqrt(N) it is the root mean square
+    root_mean_square: torch.Tensor = torch.stack(lengths) * NOISY_COPIES**0.5
+    return root_mean_square
 
 
 _EXPLAINERS: dict[ExplainMethod, Callable[[StructureAnswers, torch.Tensor, torch.Tensor, Bundle], torch.Tensor]] = {
@@ -262,7 +267,7 @@ _EXPLAINERS: dict[ExplainMethod, Callable[[StructureAnswers, torch.Tensor, torch
 
 
 def _layer_name(bundle: Bundle) -> str:
-    """The bundle's `feature_layer` by the name under which its network lists it."""
+    """The name of the bundle's `feature_layer` in `named_modules` of its network."""
     if bundle.feature_layer is None:
         raise UsageError(
             f"--explain gradcam: {bundle.name} names no `feature_layer` in its inference.yaml; the layer to look at is needed; "
@@ -279,9 +284,8 @@ def _layer_name(bundle: Bundle) -> str:
 
 
 def _slab(image: MetaTensor, volume: Volume, slice_axis: int | None) -> tuple[int | None, int]:
-    """The source's axis along the slices of a 2D network, and the number of neighbours on each side that share the map.
-
-    Without neighbours, a source with thicker slices could have no slice at the explained place.
+    """The source's axis across the slices of a 2D network, and on how many neighbours on each side the explained slice's map
+    is repeated, so that a thicker slice of the source is covered by the map.
     """
     if slice_axis is None:
         return None, 0
@@ -290,6 +294,7 @@ def _slab(image: MetaTensor, volume: Volume, slice_axis: int | None) -> tuple[in
 
 
 def _widened(place: Slices, slice_axis: int | None, reach: int) -> Slices:
+    """The place of a window with `reach` more slices on each side along the slice axis."""
     return tuple(
         slice(max(0, side.start - reach), side.stop + reach) if axis == slice_axis else side
         for axis, side in enumerate(place)
@@ -297,20 +302,20 @@ def _widened(place: Slices, slice_axis: int | None, reach: int) -> Slices:
 
 
 def _on_source(both: torch.Tensor, item: dict[str, MetaTensor], bundle: Bundle, volume: Volume) -> NDArray[np.float32]:
-    """Maps and explained parts of voxels, (2S, *spatial) on the working grid, to maps (S, I, J, K); NaN outside the windows."""
+    """Maps and their coverage, (2S, *spatial) on the working grid, as maps (S, I, J, K) on the source; NaN if not covered."""
     back = Invertd("pred", transform=bundle.preprocessing, orig_keys="image", nearest_interp=False)
     with_maps: dict[Hashable, MetaTensor] = {"image": item["image"], "pred": MetaTensor(both)}
-    maps, parts = np.split(on_volume(back(with_maps)["pred"], volume), 2)
-    return np.where(parts >= _ENOUGH, maps / np.maximum(parts, _ENOUGH), np.float32(np.nan))
+    maps, covered = np.split(on_volume(back(with_maps)["pred"], volume), 2)
+    return np.where(covered >= _LEAST_COVERED, maps / np.maximum(covered, _LEAST_COVERED), np.float32(np.nan))
 
 
 _WIDTH_INCHES, _DPI = 7.2, 130
 _GROUND, _TEXT = "#101214", "#c6ccd4"
-_OPAQUE = 0.75  # of the strongest colour
+_OPACITY = 0.75  # of the strongest colour
 
 
 def explanation_png(segmentation: Segmentation, case_id: str, explanation: Explanation) -> bytes:
-    """The window of each structure in grey with its map as colour and its outline, below a line of explanation."""
+    """A PNG with the window of each structure in grey, its map in colour and its outline, each below a line of text."""
     strips = []
     rows = zip(segmentation.structures, explanation.answers, explanation.maps, strict=True)
     for structure, answer, values in rows:
@@ -331,7 +336,7 @@ def explanation_png(segmentation: Segmentation, case_id: str, explanation: Expla
 
 @dataclass(frozen=True)
 class _Scale:
-    """Colours of a map: yellow is the largest value; in a signed map red is above 0 and blue below."""
+    """The colours of a map: from dark to yellow, or, of a map with signs, red above 0 and blue below."""
 
     most: float
     signed: bool
@@ -342,10 +347,18 @@ class _Scale:
         return ScalarMappable(limits, colormaps["coolwarm" if self.signed else "plasma"])
 
     def over(self, grey: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Shape (..., 3), 0 to 1: grey where the map is 0 or NaN, and the more colour the larger it is."""
-        known = np.nan_to_num(values)
-        opacity = _OPAQUE * np.abs(known)[..., None] / (self.most or 1.0)
-        colours = self.mappable.to_rgba(known.reshape(-1, 1))[:, 0, :3].reshape(*known.shape, 3)
+        """The colours of a map on a grey image.
+
+        Args:
+            grey: Any shape, 0 to 1.
+            values: Same shape. The colour is stronger the larger the value; 0 and NaN leave the grey.
+
+        Returns:
+            That shape and 3 channels, 0 to 1.
+        """
+        values = np.nan_to_num(values)
+        opacity = _OPACITY * np.abs(values)[..., None] / (self.most or 1.0)
+        colours = self.mappable.to_rgba(values.reshape(-1, 1))[:, 0, :3].reshape(*values.shape, 3)
         return (grey[..., None] * (1 - opacity) + colours * opacity).astype(np.float32)
 
 
@@ -354,14 +367,15 @@ def _planes(
 ) -> Figure:
     """The explained window in planes through the structure; of a 2D network the explained slice."""
     volume, mask = structure.grid, structure.mask_on_grid
-    box = bounding_box(~np.isnan(values), (0, 0, 0))
-    assert box is not None  # a map without values is not drawn
+    covered = ~np.isnan(values)
+    box = bounding_box(covered, (0, 0, 0))
+    assert box is not None  # `explanation_png` draws no map without a value
     if slice_axis is not None:
-        section = (mask & ~np.isnan(values)).sum(axis=tuple(axis for axis in range(3) if axis != slice_axis))
-        index = int(section.argmax()) if section.any() else (box[slice_axis].start + box[slice_axis].stop) // 2
+        areas = (mask & covered).sum(axis=tuple(axis for axis in range(3) if axis != slice_axis))
+        index = int(areas.argmax()) if areas.any() else (box[slice_axis].start + box[slice_axis].stop) // 2
         box = tuple(slice(index, index + 1) if axis == slice_axis else side for axis, side in enumerate(box))
     image = scale.over(_grey(volume.array[box]), values[box])
-    everywhere = np.ones_like(mask[box])  # no outline, but nothing of the window is cut off
+    everywhere = np.ones_like(mask[box])  # a class without an outline that keeps the picture from being cropped
     outlines = np.stack([mask[box], everywhere])
     picture = replace(CasePicture.of(case_id, "best", volume, np.zeros_like(outlines), outlines), image=image)
     if slice_axis is not None:
@@ -379,7 +393,7 @@ def _grey(image: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _headline(text: str, unit: str = "", scale: _Scale | None = None) -> Figure:
-    """A line of explanation, with the scale of the colours below if there is one."""
+    """A strip with a line of text, and below it the scale of the colours if there is one."""
     lines = textwrap.wrap(text, 92)
     height = 0.25 + 0.2 * len(lines) + (0.6 if scale else 0)
     figure = Figure(figsize=(_WIDTH_INCHES, height), facecolor=_GROUND)

@@ -1,6 +1,6 @@
-"""The whole story on one page: a source and a bundle in, a segmented case out. Every door walks through here.
+"""The segmentation of one image with one bundle, from reading to the assessed result. Every command comes through here.
 
-What needs torch and MONAI is imported where it is used: the flags of a command are checked before these seconds.
+torch and MONAI take seconds to import. They are imported where they are used, so that wrong flags are refused at once.
 """
 
 import time
@@ -36,16 +36,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Case:
-    """One segmented image with what it was segmented by, on its way to files.
+    """A segmented image, with the bundle and the settings that segmented it.
 
     Attributes:
         segmentation: The image, its labels (uint8) and its calibrated probabilities, on the source grid.
         bundle: The bundle that segmented it.
         run: The settings that it was segmented with.
-        seconds: Time of each stage.
-        uncalibrated: Shape of the probabilities: the same without calibration, if asked for.
+        seconds: Duration of each stage.
+        uncalibrated: Shape (C, I, J, K): the probabilities without calibration; None if they were not requested.
         assessment: The bundle's statements about this result; None while they are fitted.
-        image_features: Shape (F,), the input of the shift detector, if it was computed.
+        image_features: Shape (F,), the input of the shift detector; None if nothing uses it.
     """
 
     segmentation: Segmentation
@@ -81,14 +81,14 @@ def segment_case(
 
     Args:
         source: NIfTI file, DICOM folder or file, 2D picture, or a volume already read.
-        bundle: Loaded on the device it shall run on.
-        run: Flags of this run.
-        progress: Called with (windows done, windows in all).
-        uncalibrated: Keep the probabilities without calibration too, to compare.
-        fitting: Statements are about to be fitted: take the features of the image and assess nothing.
+        bundle: The bundle, loaded on the device of the network.
+        run: Settings of this run.
+        progress: Called with (windows done, number of windows).
+        uncalibrated: Also give the probabilities without calibration, to compare.
+        fitting: True if statements are about to be fitted: the features of the image are computed and nothing is assessed.
 
     Raises:
-        InputRefusedError: The image cannot be read or is not what the bundle was made for.
+        InputRefusedError: The image cannot be read, or breaks the input rules of the bundle.
     """
     run = run or PredictConfig()
     seconds: dict[str, float] = {}
@@ -115,7 +115,7 @@ def segment_case(
 def decided(
     image: Volume, probabilities: NDArray[np.float32], decision: NDArray[np.float32], bundle: Bundle
 ) -> Segmentation:
-    """The segmentation that a bundle's `result` decided on.
+    """The segmentation from the output of a bundle's `result`.
 
     Args:
         image: The image.
@@ -128,7 +128,7 @@ def decided(
 
 
 def setting_of(run: PredictConfig, bundle: Bundle) -> InferenceSetting:
-    """Which statements hold for a run: those of averages where there is a mirror image to average over."""
+    """The statements that hold for a run: "tta" if it averages over mirror images, else "plain"."""
     return "tta" if run.tta and bundle.mirror_axes else "plain"
 
 
@@ -140,7 +140,7 @@ def assessed(case: Case, statements: Confidence | None) -> Case:
 
 
 def _watch(bundle: Bundle, watched: bool) -> AbstractContextManager[LayerWatch | None]:
-    """Watches the layer that the bundle names, if it names one and somebody wants to know."""
+    """Collects the features of the bundle's `feature_layer` during the `with` block, if it names one and they are used."""
     return LayerWatch(bundle.network, bundle.feature_layer) if watched and bundle.feature_layer else nullcontext()
 
 
@@ -150,7 +150,7 @@ def _image_features(volume: Volume, watch: LayerWatch | None) -> NDArray[np.floa
 
 
 def preprocess(volume: Volume, bundle: Bundle) -> "dict[str, MetaTensor]":
-    """{"image": tensor (C, *spatial)}: the intensities as the network wants them, by the bundle's own transforms."""
+    """{"image": tensor (C, *spatial)}: the input of the network, made by the bundle's own transforms."""
     from monai_unet_app.data.monai_bridge import to_metatensor
 
     item: dict[str, MetaTensor] = bundle.preprocessing({"image": to_metatensor(volume)}, start=1)
@@ -160,7 +160,11 @@ def preprocess(volume: Volume, bundle: Bundle) -> "dict[str, MetaTensor]":
 def predict(
     image: "MetaTensor", bundle: Bundle, run: PredictConfig, progress: "Progress | None" = None
 ) -> "torch.Tensor":
-    """Logits on the preprocessed image's grid, shape (C, *spatial). Raises InputRefusedError if one is not finite."""
+    """Logits on the grid of the preprocessed image, shape (C, *spatial).
+
+    Raises:
+        InputRefusedError: A logit is infinite or NaN.
+    """
     import torch
 
     from monai_unet_app.inference.engines.torch_engine import TorchEngine
@@ -183,12 +187,12 @@ def finish(
     item: "dict[str, MetaTensor]", logits: "torch.Tensor", result: "Compose", volume: Volume
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Probabilities and labels on the source grid, both (C, I, J, K), by the bundle's `result`."""
-    done = result({**item, "pred": logits.clone()})
-    return on_volume(done["prob"], volume), on_volume(done["pred"], volume)
+    output = result({**item, "pred": logits.clone()})
+    return on_volume(output["prob"], volume), on_volume(output["pred"], volume)
 
 
 def on_volume(tensor: "torch.Tensor", volume: Volume) -> NDArray[np.float32]:
-    """Voxels (C, I, J, K) of a tensor (C, *spatial): a picture gets its third axis back."""
+    """The values of a tensor (C, *spatial) as (C, I, J, K); a picture gets its third axis back."""
     import torch
 
     array = torch.as_tensor(tensor).cpu().numpy().astype(np.float32)

@@ -1,8 +1,8 @@
 """A segmented case to files: NIfTI, NRRD, MetaImage, DICOM objects, a picture, and always `result.json`.
 
-Writing is a step of its own, which may be repeated without a second inference. All files of a case are written into a
-temporary folder beside the output and moved when they are whole, `result.json` last: where it stands, the files that it names
-are all there and of one run.
+Writing is a step of its own that can be repeated without a second inference. All files of a case are written into a temporary
+folder inside the output and moved when they are whole, `result.json` last. So if `result.json` exists, all files that it names
+exist too and are of the same run.
 """
 
 import json
@@ -46,26 +46,26 @@ SCHEMA_VERSION = "1.0"
 
 
 def formats_for(kinds: Sequence[str], *, planar: bool = False) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The DICOM formats for the kinds of objects that a destination takes, and those of them that cannot be written.
+    """The DICOM formats for the kinds of objects that a destination takes, and the formats that are left out.
 
-    A profile says what a destination takes of anything, so what no picture can have is left out of it; `write_dicom` refuses
-    it where somebody asks for it by name.
+    A format that pictures cannot have is left out, because the profile of a destination is for any image. `write_dicom` refuses
+    such a format if a user names it.
 
     Args:
-        kinds: What the destination takes.
+        kinds: The kinds of objects that the destination takes.
         planar: Whether results are of pictures.
 
     Raises:
-        UsageError: It takes none that is written here.
+        UsageError: The destination takes no kind of object that this program writes.
     """
     possible = [kind for kind in RESULT_KINDS if not (planar and kind.needs_patient_space)]
-    found = tuple(kind.format for kind in possible if kind.name in kinds)
-    if not found:
+    formats = tuple(kind.format for kind in possible if kind.name in kinds)
+    if not formats:
         raise UsageError(
             f"the destination takes {', '.join(kinds)}; one of {', '.join(kind.format for kind in possible)} is needed in its "
             "profile"
         )
-    return found, tuple(kind.format for kind in RESULT_KINDS if kind.name in kinds and kind.format not in found)
+    return formats, tuple(kind.format for kind in RESULT_KINDS if kind.name in kinds and kind.format not in formats)
 
 
 def write_results(
@@ -73,18 +73,19 @@ def write_results(
 ) -> dict[str, Any]:
     """Writes a case's files into a folder and gives the content of its `result.json`.
 
-    Of a result that the bundle's quality gate rejects there is only `result.json`, which says why, unless `deliver_rejected`.
+    For a result that the bundle's quality gate rejects, only `result.json` is written, with the reasons, unless
+    `config.deliver_rejected` is set.
 
     Args:
         case: The segmented case.
-        case_id: How its files begin.
-        config: What is written, and onto which DICOM series.
+        case_id: The beginning of its files' names.
+        config: The files to write, and the DICOM series that they refer to.
         folder: Gets the files; created where it is absent.
-        progress: Called with (windows done, windows in all) of an explanation, which takes the network again.
+        progress: Called with (windows done, number of windows) of an explanation, which runs the network again.
 
     Raises:
-        UsageError: DICOM is asked for, the input is no DICOM, and no DICOM series is named.
-        InputRefusedError: The named series is not where the image is, or cannot be written onto.
+        UsageError: A DICOM format is requested, the input is no DICOM, and no DICOM series is named.
+        InputRefusedError: The named series is at another place than the image, or an object cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = replace(config, earlier_sr=config.earlier_sr or folder / f"{case_id}_sr.dcm")
@@ -100,12 +101,12 @@ def write_results(
 
 
 def is_rejected(case: Case) -> bool:
-    """Whether the bundle says that this result is no result."""
+    """Whether the bundle's quality gate rejects the result."""
     return case.assessment is not None and case.assessment.verdict == "reject"
 
 
 def _publish(folder: Path, output: Path, case_id: str) -> None:
-    """Moves the files of a case into the output, in place of everything that an earlier run left there for it."""
+    """Moves the files of a case into the output, in place of all files of the same case that an earlier run left there."""
     record = output / f"{case_id}_result.json"
     stale = _named_by(record, case_id)
     record.unlink(missing_ok=True)
@@ -119,7 +120,7 @@ def _publish(folder: Path, output: Path, case_id: str) -> None:
 
 
 def _named_by(record: Path, case_id: str) -> list[Path]:
-    """The files and folders beside an earlier `result.json` that it names as this case's; never anything elsewhere."""
+    """The files and folders of this case that an earlier `result.json` names, only those beside it."""
     try:
         files = json.loads(record.read_text())["files"].values()
         tops = {Path(name).parts[0] for name in files}
@@ -129,13 +130,13 @@ def _named_by(record: Path, case_id: str) -> list[Path]:
 
 
 class Watcher(Protocol):
-    """Whoever follows the work on many cases, such as a progress bar."""
+    """An observer of the work on many cases, such as a progress bar."""
 
     def __call__(self, case_id: str, /) -> None:
         """A case is done."""
 
     def windows(self, done: int, total: int) -> None:
-        """So many windows of the case at work are done."""
+        """`done` of the `total` windows of the current case are done."""
 
 
 def predict_cases(
@@ -146,12 +147,12 @@ def predict_cases(
     folder: Path,
     watcher: Watcher | None = None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Segments every case and writes it into a folder; gives each `result.json`, and a sentence for each case that failed."""
+    """Segments every case and writes its files; gives the `result.json` of each, and a sentence for each case that failed."""
     results, problems = [], []
     windows = watcher.windows if watcher else None
     check_flags(cases, run, config)
     if config.dicomize and config.wants_dicom:
-        converted_modality(bundle)  # refused before work starts
+        converted_modality(bundle)  # raises before the work starts
     if config.explain is not None:
         from monai_unet_app.explain import check_explainable
 
@@ -183,37 +184,38 @@ def _rejection(case_id: str, case: Case) -> str:
     )
 
 
-def check_flags(cases: Sequence[CaseFiles], run: PredictConfig, what: OutputConfig) -> None:
-    """Raises, before any work, if a flag cannot mean anything for these cases, or one is missing.
+def check_flags(cases: Sequence[CaseFiles], run: PredictConfig, config: OutputConfig) -> None:
+    """Raises, before any work, if a flag does not fit these cases, or a flag is missing.
 
     Raises:
-        UsageError: DICOM of a case that is none without a series to refer to, or a flag for the other kind of input.
+        UsageError: A DICOM format for an image that is no DICOM, without a series to refer to; or a flag for another kind of
+            input.
         InputRefusedError: The named series does not exist.
     """
-    if what.dicom_source is not None and not what.dicom_source.exists():
+    if config.dicom_source is not None and not config.dicom_source.exists():
         raise InputRefusedError(
-            f"--dicom-source {what.dicom_source} does not exist; the DICOM series that the image was made from is needed; "
+            f"--dicom-source {config.dicom_source} does not exist; the DICOM series that the image was made from is needed; "
             "check the path"
         )
     plain = [case.id for case in cases if has_ending(case.image, VOLUME_ENDINGS + PICTURE_ENDINGS)]
-    if plain and what.wants_dicom and what.dicom_source is None and not what.dicomize:
+    if plain and config.wants_dicom and config.dicom_source is None and not config.dicomize:
         raise UsageError(
             f"{plain[0]} is no DICOM; a DICOM result needs a series to refer to; give --dicom-source DIR, or --dicomize to "
             "write one"
         )
-    if not plain and (what.dicomize or what.dicom_source is not None):
+    if not plain and (config.dicomize or config.dicom_source is not None):
         raise UsageError("the input is DICOM, results refer to it; leave --dicomize and --dicom-source out")
     if len(plain) == len(cases) and run.reading != ReadOptions():
         raise UsageError(
             f"{plain[0]} is no DICOM and has no series; leave --series, --channels, --time-point, "
             "--resample-gaps, --resample-tilt and --accept-incomplete out"
         )
-    if what.seg_encoding != "binary" and not {"seg", "sr"} & set(what.formats):
-        raise UsageError(f"--seg-encoding {what.seg_encoding}: no SEG is asked for; add seg to --format")
+    if config.seg_encoding != "binary" and not {"seg", "sr"} & set(config.formats):
+        raise UsageError(f"--seg-encoding {config.seg_encoding}: no SEG is asked for; add seg to --format")
 
 
 def result_document(output: CaseOutput, files: Mapping[str, str]) -> dict[str, Any]:
-    """The content of `result.json`; it names study and series by their UIDs, and no patient."""
+    """The content of `result.json`. It has the UIDs of study and series, and nothing that identifies the patient."""
     case, bundle, run = output.case, output.case.bundle, output.case.run
     image, source = case.image, case.image.provenance
     return {
@@ -241,28 +243,28 @@ def result_document(output: CaseOutput, files: Mapping[str, str]) -> dict[str, A
     }
 
 
-def _assessment(found: Assessment | None) -> dict[str, Any] | None:
-    """What the bundle says of the result as a whole, or why it says nothing."""
-    if found is None:
+def _assessment(assessment: Assessment | None) -> dict[str, Any] | None:
+    """The bundle's statements about the result as a whole, and why others are missing."""
+    if assessment is None:
         return None
-    said = found.confidence
+    stated = assessment.confidence
     return {
-        "verdict": found.verdict,
-        "reasons": list(found.reasons),
-        "interval_coverage": said.sizes.coverage if said.sizes else None,
-        "dice_coverage": said.gate.coverage if said.gate else None,
-        "shift": None if found.shift is None else round(found.shift, 4),
-        "shift_limit": round(said.shift.limit, 4) if said.shift else None,
-        "not_stated": dict(said.why_not),
+        "verdict": assessment.verdict,
+        "reasons": list(assessment.reasons),
+        "interval_coverage": stated.sizes.coverage if stated.sizes else None,
+        "dice_coverage": stated.gate.coverage if stated.gate else None,
+        "shift": None if assessment.shift is None else round(assessment.shift, 4),
+        "shift_limit": round(stated.shift.limit, 4) if stated.shift else None,
+        "not_stated": dict(stated.why_not),
     }
 
 
 ON_SLICES = tuple(kind for kind in RESULT_KINDS if kind.on_slices)
-"""Objects that lie on the slices of their source, whatever grid the result was computed on."""
+"""Kinds of objects that lie on the slices of their source, whatever grid the result was computed on."""
 
 
 def _sizes_note(source: Provenance, files: Mapping[str, str]) -> list[str]:
-    """Where results lie on two grids: which sizes are of which."""
+    """A note on which sizes belong to which grid, if some of the files lie on another grid than the others."""
     sliced = [kind.name for kind in ON_SLICES if kind.format in files]
     if not source.resampled or not sliced:
         return []
@@ -273,13 +275,13 @@ def _sizes_note(source: Provenance, files: Mapping[str, str]) -> list[str]:
 
 
 def _places_note(volume: Volume, files: Mapping[str, str]) -> list[str]:
-    """Of DICOM objects that lie on slices: whether ITK could not say where these are."""
+    """A note for DICOM objects that lie on slices, if ITK could not confirm the positions of these slices."""
     note = second_opinion_note(volume) if any(kind.format in files for kind in ON_SLICES) else None
     return [note] if note else []
 
 
 def _size(volume: Volume, voxels: int) -> dict[str, float]:
-    """Millilitres; of a picture its pixels, and square millimetres where its header says how large a pixel is."""
+    """The size in millilitres; of a picture in pixels, and in mm² if its header has PixelSpacing."""
     if not volume.planar:
         return {"volume_ml": round(voxels * volume.voxel_ml, 5)}
     pixel_mm = volume.provenance.pixel_mm
@@ -288,7 +290,7 @@ def _size(volume: Volume, voxels: int) -> dict[str, float]:
 
 
 def structure_rows(case: Case) -> list[dict[str, Any]]:
-    """One row for each structure: number (label value and SegmentNumber), name, voxels, size, mean probability inside."""
+    """A row for each structure: number (label value and SegmentNumber), name, voxels, size, mean probability inside."""
     segmentation = case.segmentation
     return [
         {
@@ -322,7 +324,7 @@ def _interval(volume: Volume, ends: tuple[float, float] | None) -> dict[str, lis
 
 
 def _statements(case: Case, number: int) -> dict[str, Any]:
-    """The bundle's statements about a structure: an interval for its size, the gate's figures, and where it is cut off."""
+    """The bundle's statements about a structure: size interval, figures of the gate, sides where the image cuts it off."""
     if case.assessment is None:
         return {}
     structure = case.assessment.structures[number - 1]
@@ -336,7 +338,7 @@ def _statements(case: Case, number: int) -> dict[str, Any]:
 
 
 def _write_files(output: CaseOutput) -> dict[str, str]:
-    """Everything but the explanation; the names of the files by format."""
+    """Writes all files but the explanation and gives their names by format."""
     segmentation, config = output.case.segmentation, output.config
     image, labels = segmentation.image, segmentation.label_volume.array
     files: dict[str, Path] = {}
@@ -375,17 +377,17 @@ def _write_explanation(output: CaseOutput, progress: "Progress | None") -> dict[
 
 
 def _cautious(case: Case) -> NDArray[np.uint8]:
-    """Shape (I, J, K, S), 0 or 1: each structure cut where the bundle states that little of it is missed."""
+    """Shape (I, J, K, S), 0 or 1: each structure at the threshold at which the bundle states that little of it is missed."""
     cuts = _safe_cuts(case.assessment.confidence if case.assessment else None, case.bundle)
     masks = [p >= cut for p, cut in zip(case.segmentation.segment_probabilities, cuts, strict=True)]
     return np.stack(masks, axis=-1).astype(np.uint8)
 
 
 def _safe_cuts(stated: Confidence | None, bundle: Bundle) -> list[float]:
-    """The probability of each structure from which on little of it is missed.
+    """For each structure the probability threshold at which little of it is missed.
 
     Raises:
-        UsageError: The bundle states nothing of the kind.
+        UsageError: The bundle does not state such a threshold for every structure.
     """
     thresholds = stated.risk.thresholds if stated and stated.risk else {}
     cuts = [cut for segment in bundle.segments if (cut := thresholds.get(segment.number)) is not None]
@@ -401,7 +403,7 @@ def _safe_cuts(stated: Confidence | None, bundle: Bundle) -> list[float]:
 def write_nifti(array: NDArray[Any], volume: Volume, path: Path) -> Path:
     """Writes an array on the volume's grid, (I, J, K) or (I, J, K, C), with scanner millimetres (sform code 1).
 
-    A sheared grid gets no qform: NIfTI's quaternion cannot say shear, and some readers prefer it to the sform.
+    A sheared grid gets no qform, because NIfTI's quaternion cannot hold shear and some readers prefer the qform to the sform.
     """
     image = nibabel.Nifti1Image(array, volume.affine_ras)
     image.header.set_xyzt_units("mm")
@@ -414,7 +416,7 @@ def write_nifti(array: NDArray[Any], volume: Volume, path: Path) -> Path:
 
 
 def write_overlay(segmentation: Segmentation, case_id: str, path: Path) -> Path:
-    """The image with the structures outlined in their own colours: planes of a volume, or the picture plain and outlined."""
+    """The image with the structures outlined in their colours: planes of a volume, or a picture without and with outlines."""
     from monai_unet_app.report.case_pictures import case_figure, png
     from monai_unet_app.report.evaluation_report import CasePicture
 
@@ -426,9 +428,9 @@ def write_overlay(segmentation: Segmentation, case_id: str, path: Path) -> Path:
 
 
 def write_mask_png(segmentation: Segmentation, path: Path) -> Path:
-    """The labels of a picture as a grey PNG, as `read_labels` takes them: white for one structure, class numbers for several.
+    """The labels of a picture as a grey PNG that `read_labels` can read: white for a single structure, else class numbers.
 
-    Overlapping structures stand beside each other, in the order of their numbers.
+    Overlapping structures are drawn side by side, in the order of their numbers.
     """
     numbers = segmentation.exclusive and len(segmentation.segments) > 1
     planes = [segmentation.labels] if segmentation.exclusive else list(segmentation.labels)
@@ -443,9 +445,9 @@ class SaveDicomd:
     Args:
         keys: "pred", on the source grid; "prob" must be beside it and "image" must come from `VolumeReader`.
         bundle_root: The bundle that predicted.
-        output_dir: Gets the files that `monai-unet predict` writes.
+        output_dir: Gets the files, as from `monai-unet predict`.
         formats: Some of FORMATS.
-        device: Where the network ran; a setting of the result.
+        device: The device of the network; a setting of the result.
     """
 
     def __init__(
@@ -468,7 +470,7 @@ class SaveDicomd:
         volume = read_volume(source)
         decision, probabilities = (np.asarray(data[key].detach().cpu(), dtype=np.float32) for key in (self.key, "prob"))
         segmentation = decided(volume, probabilities, decision, self.bundle)
-        # as the command line does, but for the image's distance to the training, which takes the network at work
+        # As on the command line, but without the shift detector, which needs the features of the running network
         case = assessed(Case(segmentation, self.bundle), read_confidence(self.bundle, "plain"))
         write_results(case, str(data.get("id", case_id(source))), self.config, self.output)
         return data

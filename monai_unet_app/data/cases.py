@@ -211,22 +211,22 @@ def _without_derived(cases: Sequence[CaseFiles], suffix: str) -> list[CaseFiles]
     return [case for case in cases if case.id in images or case.id not in derived]
 
 
-def _dicom_cases(source: Path, wanted: Sequence[str] = ()) -> list[CaseFiles]:
+def _dicom_cases(source: Path, requested: Sequence[str] = ()) -> list[CaseFiles]:
     """One case for each folder at any depth below `source` that holds an image series, with the labels beside the series.
 
     If a file is broken, every folder is searched by itself: the good cases are found, and reading the bad case gives the
     reason.
     """
     try:
-        series = survey_files(files_below(source)).series if wanted else find_series(source)
+        series = survey_files(files_below(source)).series if requested else find_series(source)
     except UnreadableFileError:
         return _cases_by_folder(source)
     except SeriesSelectionError:  # no DICOM at all
         return []
     except DicomIoError as error:
         raise InputRefusedError(f"{source.name}/: {error}") from error
-    if wanted:
-        return _requested_cases(source, series, wanted)
+    if requested:
+        return _requested_cases(source, series, requested)
     folders: dict[Path, list[SeriesRef]] = {}
     for ref in series:
         if ref.kind == "image" and not ref.set_aside:
@@ -234,12 +234,12 @@ def _dicom_cases(source: Path, wanted: Sequence[str] = ()) -> list[CaseFiles]:
     return [_case(source, folder, refs, list(folders), series) for folder, refs in sorted(folders.items())]
 
 
-def _requested_cases(source: Path, series: Sequence[SeriesRef], wanted: Sequence[str]) -> list[CaseFiles]:
+def _requested_cases(source: Path, series: Sequence[SeriesRef], requested: Sequence[str]) -> list[CaseFiles]:
     """A case for each study that has all requested series; else the source itself, so that reading it gives the reason."""
     images = [ref for ref in series if ref.files and (ref.kind == "image" or ref.set_aside)]
-    requested = _by_study(ref for ref in images if ref.series_instance_uid in wanted)
-    complete = [refs for refs in requested if {ref.series_instance_uid for ref in refs} == set(wanted)]
-    groups = _by_study(images) if len(wanted) > 1 else [[ref] for ref in images]
+    studies = _by_study(ref for ref in images if ref.series_instance_uid in requested)
+    complete = [refs for refs in studies if {ref.series_instance_uid for ref in refs} == set(requested)]
+    groups = _by_study(images) if len(requested) > 1 else [[ref] for ref in images]
     folders = [_folder_of(refs) for refs in groups]
     cases = [_case(source, _folder_of(refs), refs, folders, series) for refs in complete]
     return cases or [CaseFiles(source.name, source)]

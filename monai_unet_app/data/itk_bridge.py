@@ -87,12 +87,12 @@ def read_by_itk(files: Sequence[Path]) -> Volume:
         raise InputRefusedError(f"the series lies in {len(folders)} folders; one is needed; copy its files together")
     names.SetDirectory(folders.pop())
     all_series = [list(names.GetFileNames(uid)) for uid in names.GetSeriesUIDs()]
-    wanted = {str(path) for path in files}
-    in_order = next((series for series in all_series if set(series) == wanted), None)
+    own_files = {str(path) for path in files}
+    in_order = next((series for series in all_series if set(series) == own_files), None)
     if in_order is None:
         raise InputRefusedError(
             f"ITK finds series of {', '.join(str(len(series)) for series in all_series) or 'no'} files where ours has "
-            f"{len(wanted)}; one series a folder is needed; copy its files into a folder of their own"
+            f"{len(own_files)}; one series a folder is needed; copy its files into a folder of their own"
         )
     reader = itk.ImageSeriesReader[itk.Image[itk.F, 3]].New(FileNames=in_order, ForceOrthogonalDirection=False)
     reader.SetImageIO(itk.GDCMImageIO.New())
@@ -117,9 +117,8 @@ def check_by_itk(volume: Volume) -> float:
     Raises:
         InputRefusedError: ITK cannot read the series, or has the voxels at other positions; the message gives the distance.
     """
-    theirs = read_by_itk(volume.provenance.files)
     try:
-        turned = theirs.on_grid_of(volume)
+        by_itk = read_by_itk(volume.provenance.files).on_grid_of(volume)
     except ValueError as error:
         raise InputRefusedError(f"ITK reads the series at another position: {error}") from error
-    return float(np.abs(turned.array - volume.array).max())
+    return float(np.abs(by_itk.array - volume.array).max())

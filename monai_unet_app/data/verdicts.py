@@ -94,7 +94,7 @@ def dicom_verdicts(data: Path, options: ReadOptions) -> list[SeriesRow]:
 
 
 def with_cases(
-    rows: Sequence[SeriesRow], cases: Sequence[CaseFiles], refusals: Mapping[str, str], wanted: Sequence[str] = ()
+    rows: Sequence[SeriesRow], cases: Sequence[CaseFiles], refusals: Mapping[str, str], requested: Sequence[str] = ()
 ) -> list[SeriesRow]:
     """The rows with their cases, and with the refusal of each case that consists of one series.
 
@@ -102,9 +102,9 @@ def with_cases(
         rows: From `dicom_verdicts`.
         cases: From `find_images`.
         refusals: Why a case is refused, by its id.
-        wanted: UIDs of the requested series; empty for any series.
+        requested: UIDs of the requested series; empty for any series.
     """
-    named = [replace(row, case=_case_of(row, cases, wanted)) for row in rows]
+    named = [replace(row, case=_case_of(row, cases, requested)) for row in rows]
     count = {case.id: sum(row.case == case.id for row in named) for case in cases}
     return [
         replace(row, refusal=refusals.get(row.case, "")) if row.case is not None and count[row.case] == 1 else row
@@ -112,12 +112,12 @@ def with_cases(
     ]
 
 
-def _case_of(row: SeriesRow, cases: Sequence[CaseFiles], wanted: Sequence[str]) -> str | None:
+def _case_of(row: SeriesRow, cases: Sequence[CaseFiles], requested: Sequence[str]) -> str | None:
     """The id of the case whose folder holds the series; the deepest such folder if there are several."""
     series = row.verdict.series
     if series is None or not series.files or row.outcome not in ("readable", "refused"):
         return None
-    if wanted and series.series_instance_uid not in wanted:
+    if requested and series.series_instance_uid not in requested:
         return None
     first = series.files[0].absolute()
     holding = [case for case in cases if case.image.absolute() in (first, *first.parents)]

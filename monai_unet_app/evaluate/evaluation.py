@@ -70,7 +70,7 @@ class Evaluated:
 class CaseLog:
     """Scores of the cases so far, and the compressed labels of each for the report's pictures.
 
-    `targets` are those of a file; without them the bundle's own are asked for, or if it has none, the usual ones.
+    `targets` are those of a file. Without them the targets are the bundle's own; if it has none, the usual targets.
     """
 
     def __init__(self, bundle: Bundle, targets: Bounds | None = None) -> None:
@@ -118,7 +118,7 @@ class CaseLog:
         return scores.mean("dice")
 
     def audit(self, row: Row, case: Case, truth: Segmentation) -> None:
-        """Counts which statements of the bundle about a case came true; nothing where it made none."""
+        """Counts which statements of the bundle about a case came true; does nothing if it made none."""
         if case.assessment is None:
             return
         self.assessed, valid = case.assessment, counted_voxels(row, truth.image, self.bundle)
@@ -210,7 +210,7 @@ def evaluate_cases(
         data: The cases.
         output: Gets metrics.json, cases.csv, report.html and report.pdf.
         run: Flags of the prediction.
-        targets: What should be reached, as `report.targets.read_targets` gives it; None for the bundle's own.
+        targets: The targets, as `report.targets.read_targets` gives them; None for the bundle's own.
         each: Called with the id and the mean Dice of every case; None for a case that was refused.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Image, masks, contours and uncertainty as small NIfTI files that a page holds itself, since it may load nothing."""
+"""Image, masks, contours and uncertainty as small NIfTI files inside the page, which may load nothing."""
 
 import gzip
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from .reviewed_case import Mask, ReviewedCase
 
 LayerKind = Literal["image", "mask", "contour", "uncertainty"]
 ROOM_MM = 20.0
-"""Around the structures, where an image is too large to be shown whole."""
+"""Margin around the structures where an image is too large to be embedded whole."""
 
 UNCERTAINTY_STEPS = 250
 _INT16 = np.iinfo(np.int16)
@@ -30,9 +30,9 @@ class Layer:
 
     Attributes:
         name: Its name in the page.
-        kind: What it holds.
-        content: `.nii.gz`.
-        structures: Those whose numbers are the values of a mask or contour.
+        kind: The kind of its values.
+        content: The bytes of a `.nii.gz`.
+        structures: The structures whose numbers are the values of a mask or contour.
     """
 
     name: str
@@ -43,12 +43,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Embedded:
-    """What a viewer in the page shows.
+    """The layers of the viewer in the page.
 
     Attributes:
-        layers: The image first; none where there is no viewer.
+        layers: The image first; empty if the page has no viewer.
         window: (black, white) of the image; None in colour.
-        note: What is left out and why, in a sentence; empty where nothing is.
+        note: A sentence about the parts that are left out, and why; empty if nothing is left out.
         box: The part of the image that the layers hold, by array axes.
     """
 
@@ -59,7 +59,7 @@ class Embedded:
 
     @property
     def megabytes(self) -> float:
-        """In the page: base64 takes four bytes for three."""
+        """Size in the page, where base64 takes four bytes for three."""
         return sum(len(layer.content) for layer in self.layers) * 4 / 3 / 1e6
 
 
@@ -88,7 +88,7 @@ def embed(case: ReviewedCase, most_mb: float) -> Embedded:
 
 
 def _layers(case: ReviewedCase, box: tuple[slice, ...]) -> Iterator[Layer]:
-    """From below to above: outlines are seen on the uncertainty."""
+    """The layers from bottom to top, so that the outlines lie on the uncertainty."""
     yield Layer("image", "image", _nifti(case, _image(shown_channel(case.image).array[box]), box))
     if case.uncertainty is not None:
         steps = np.rint(case.uncertainty[box] * UNCERTAINTY_STEPS).astype(np.uint8)
@@ -111,11 +111,11 @@ def _label_image(group: tuple[Structure, ...], across: int | None = None) -> NDA
 
 
 def slice_border(mask: Mask, across: int) -> Mask:
-    """The voxels of a mask that share a side with what is not of it, in slices across an axis; the image's edge is outside.
+    """The voxels of a mask that share a side with a voxel outside of it in the same slice; beyond the image is outside.
 
     Args:
         mask: Shape (I, J, K).
-        across: 0, 1 or 2.
+        across: The axis across which the slices lie: 0, 1 or 2.
 
     Returns:
         Same shape.
@@ -129,7 +129,7 @@ def slice_border(mask: Mask, across: int) -> Mask:
 
 
 def _image(array: NDArray[Any]) -> NDArray[Any]:
-    """Whole numbers as int16 where they are; colours as bytes; else the floats, which are stored in 65536 steps."""
+    """Colours as bytes, whole numbers that fit as int16, else the floats, which NIfTI then stores in 65536 steps."""
     if array.ndim == 4:
         colours = np.clip(np.rint(array), 0, 255).astype(np.uint8)
         return np.ascontiguousarray(colours).view([("R", "u1"), ("G", "u1"), ("B", "u1")])[..., 0]

@@ -1,7 +1,7 @@
-"""A delivered result to a folder that a clinician can open: one page that works from disk, and the same on paper.
+"""The review of a delivered result as a folder: a page that works from disk, and the same as a PDF.
 
-It is made from the files of the result, not from a case in memory: what is reviewed is what was delivered, it can be made
-at any later time and on another machine without a second inference, and a verdict can name the very bytes that were looked at.
+It is made from the files of the result, not from a case in memory. So the review shows what was delivered, can be made later
+and on another machine without a second inference, and a verdict can name the digest of the reviewed files.
 """
 
 from dataclasses import dataclass, replace
@@ -28,12 +28,12 @@ class ReviewConfig:
     """How a review is written.
 
     Attributes:
-        post_url: Where the page sends a decision: a path on the server that it comes from, or an http(s) URL. None: the page
-            saves a draft.
+        post_url: Address to which the page sends a decision: a path on the server that it comes from, or an http(s) URL. None:
+            the page saves a draft.
         most_embedded_mb: Megabytes of images, as base64, that the page may hold.
-        names_patient: Name patient and study, where the source is DICOM.
-        pdf: Write the paper too.
-        same_patient: Whoever names an earlier result has compared the patients: the page says so.
+        names_patient: Name patient and study if the source is DICOM.
+        pdf: Also write the PDF.
+        same_patient: The caller has checked that the earlier result is of the same patient; the page says so.
     """
 
     post_url: str | None = None
@@ -61,14 +61,14 @@ def write_review(
     Args:
         result: A `<case>_result.json` with the files that it names beside it, or a folder with one.
         output: Folder for the review; what an earlier review left there is replaced.
-        image: What the result was made from.
-        bundle: What computed it, for colours and measured calibration.
+        image: The image that the result was made from.
+        bundle: The bundle that computed it, for colours and measured calibration.
         prior: An earlier `result.json` to compare sizes with.
-        how: How it is written.
+        how: The settings.
 
     Raises:
         InputRefusedError: Result, image, bundle or prior do not belong together or cannot be read.
-        UsageError: Decisions cannot be sent to the URL.
+        UsageError: The page cannot send decisions to `post_url`.
     """
     how = how or ReviewConfig()
     case = replace(read_reviewed(result, image, bundle, prior), same_patient=how.same_patient)
@@ -92,7 +92,10 @@ def render_paper(case: ReviewedCase, patient: dict[str, str], sections: list[Key
 
 
 def _publish(files: dict[str, bytes], output: Path, *, named: bool) -> None:
-    """Puts the files into the folder, its mark before anything that names a patient, and takes away what is no more so."""
+    """Writes the files into the folder and removes those of an earlier review.
+
+    The warning of identities is written before any file that names a patient, and removed after the last such file is gone.
+    """
     output.mkdir(parents=True, exist_ok=True)
     mark = output / IDENTITY_MARK
     if named:

@@ -1,4 +1,4 @@
-"""DICOM objects that follow from a verdict: a verified report, a corrected result, and a note that rejects what went before."""
+"""DICOM objects that follow from a verdict: a verified report, a corrected result, and a note that rejects earlier objects."""
 
 import tempfile
 from collections.abc import Mapping
@@ -25,19 +25,19 @@ from .correction import Correction
 from .reviewed_case import named_file, read_result
 
 ALL_FRAMES = "-all-frames"
-"""How the name of a folder ends whose SEG has a frame for every slice and segment."""
+"""Ending of the name of a folder whose SEG has a frame for every slice and segment."""
 
 
 @dataclass(frozen=True)
 class FollowUp:
-    """What follows from a verdict.
+    """The consequences of a verdict.
 
     Attributes:
-        verification: Who answers for it, when, and what they say.
-        accepted: The report is verified.
-        correction: The corrected masks, of which the corrected objects are made; None without a correction.
-        delivered: The result has left, so that a note is needed if it is not accepted.
-        superseded: `result.json` files of earlier versions that have left; the note names their objects, too.
+        verification: Name, organization, time and comment of the reviewer.
+        accepted: True: the report is verified.
+        correction: The corrected masks, from which the corrected objects are made; None without a correction.
+        delivered: The result was sent, so that a rejection note is needed unless it is accepted.
+        superseded: `result.json` files of earlier versions that were sent; the note names their objects too.
     """
 
     verification: Verification
@@ -48,17 +48,17 @@ class FollowUp:
 
 
 def write_follow_up(follow_up: FollowUp, result: Path, output: Path, name: str) -> dict[str, Path]:
-    """Writes what follows from a verdict about one `result.json`, and gives the files by kind.
+    """Writes the objects that follow from a verdict about a result, and gives the files by kind.
 
-    "verified": the report, VERIFIED. "corrected seg", "corrected sr" and so on: what the result has, of the corrected masks;
-    the report is measured anew, VERIFIED, and names the old one as its predecessor. "rejection": a Key Object Selection that
-    rejects the objects of the result.
+    "verified": the VERIFIED report. "corrected seg", "corrected sr" and so on: the same kinds of objects as the result has,
+    made from the corrected masks. The corrected report has new measurements, is VERIFIED, and names the old report as its
+    predecessor. "rejection": a Key Object Selection that rejects the objects of the result.
 
     Args:
-        follow_up: What follows from the verdict.
+        follow_up: The consequences of the verdict.
         result: The `result.json`, beside its files.
         output: Gets the objects, `<name>_sr_verified.dcm`, `<name>_corrected_<kind>.dcm`, `<name>_rejection.dcm`.
-        name: How they are called.
+        name: The beginning of the files' names.
 
     Raises:
         InputRefusedError: An object cannot be written; the message says why.
@@ -73,7 +73,7 @@ def write_follow_up(follow_up: FollowUp, result: Path, output: Path, name: str) 
             written |= _write_corrected(follow_up.correction, follow_up.verification, result, document, output / name)
         objects = _objects(result, document) if follow_up.delivered else []
         objects += [file for before in follow_up.superseded for file in _objects(before, read_result(before))]
-        objects = list({instance_uid(file): file for file in reversed(objects)}.values())[::-1]  # each of them once
+        objects = list({instance_uid(file): file for file in reversed(objects)}.values())[::-1]  # each object once
         if not follow_up.accepted and objects:
             by = follow_up.verification
             rejection = Rejection(by.observer, by.organization, by.moment, by.comment)
@@ -95,7 +95,7 @@ def instance_uid(file: Path) -> str:
 def _write_corrected(
     correction: Correction, verification: Verification, result: Path, document: Mapping[str, Any], stem: Path
 ) -> dict[str, Path]:
-    """What the result has of SEG, SR, RTSTRUCT, presentation state and captures; nothing without a SEG and a DICOM source."""
+    """Writes the kinds of objects that the result has from the corrected masks; none without a SEG and a DICOM source."""
     volume = correction.segmentation.image
     if "seg" not in document["files"] or volume.provenance.kind != "dicom":
         return {}
@@ -129,7 +129,7 @@ def _write_corrected(
 
 
 def _info(before: Path, verification: Verification, document: Mapping[str, Any]) -> ResultInfo:
-    """The bundle's result, changed by a person; the segments mean what they meant before."""
+    """The facts about a result that a person corrected; the segments are those of the SEG before."""
     header, bundle = load_dataset(before, with_pixels=False), document["bundle"]
     kind = f"CORRECTED, {INCOMPLETE}," if INCOMPLETE in str(header.get("SeriesDescription")) else "CORRECTED"
     return ResultInfo(

@@ -1,7 +1,7 @@
-"""A review as one HTML page that needs nothing but a browser: no server, no network, no other file.
+"""A review as one HTML page that needs only a browser: no server, no network, no other file.
 
-The policy in its head lets it load nothing and run only the two scripts that stand in it, by their hashes. All words that come
-from elsewhere are escaped where they are put in.
+Its Content-Security-Policy lets it load nothing and run only the two scripts inside it, by their hashes. Jinja2 escapes every
+value that the template inserts, except the parts that this module has rendered itself.
 """
 
 import base64
@@ -45,15 +45,15 @@ def render_page(
     """The page as text.
 
     Args:
-        case: What is reviewed.
-        patient: Whose it is; empty where the source does not say.
+        case: The case.
+        patient: From `patient_and_study`; empty if the source names no patient.
         sections: Key images.
-        embedded: What the viewer shows.
-        post_url: Where a decision is sent; None: it is saved as a draft.
-        paper: Name of the PDF beside the page; empty where there is none.
+        embedded: The layers of the viewer.
+        post_url: Address to which a decision is sent; None: it is saved as a draft.
+        paper: Name of the PDF beside the page; empty without a PDF.
 
     Raises:
-        UsageError: The URL is none that a page may send to.
+        UsageError: The page may not send to this URL.
     """
     verdict, reasons = gate(case)
     library, script = (_static(LIBRARY) if embedded.layers else ""), _static("review.js")
@@ -94,7 +94,7 @@ def _policy(style: str, scripts: Iterable[str], post_url: str | None) -> str:
 
 
 def _origin(post_url: str | None) -> str:
-    """What the page may send to: nothing, its own server, or the server of an absolute URL."""
+    """The CSP source to which the page may send: nothing, its own server, or the server of an absolute URL."""
     if post_url is None:
         return "'none'"
     parts = urlsplit(post_url)
@@ -113,19 +113,19 @@ def _hash(text: str) -> str:
 
 
 def _colours(structures: Iterable[Structure]) -> str:
-    """A class for the colour of each structure: the policy lets no element have a style of its own."""
+    """CSS with a class for the colour of each structure, because the policy forbids style attributes."""
     rules = (f".s{structure.number} {{ background: {structure.segment.colour}; }}" for structure in structures)
     return "\n".join(["", *rules, ""])
 
 
 def _with_swatches(table: str, structures: Iterable[Structure]) -> str:
-    """The table of structures with a spot of its colour before each name."""
+    """The table of structures with a spot of the structure's colour before each name."""
     swatches = iter(f'<span class="swatch s{structure.number}"></span>' for structure in structures)
     return re.sub(r"<tr><td>", lambda match: match[0] + next(swatches, ""), table)
 
 
 def _data(case: ReviewedCase, sections: list[KeySection], embedded: Embedded) -> dict[str, Any]:
-    """What the script knows of the case."""
+    """The data of the case for the script."""
     return {
         "case": case.id,
         "file_name": file_name(case.id),
@@ -156,7 +156,7 @@ def _structure(structure: Structure) -> dict[str, Any]:
 
 
 def _json(document: object) -> str:
-    """JSON that can stand in a page: no character of it can end the element that holds it."""
+    """JSON for a script element: it holds no character that could end the element."""
     text = json.dumps(document, ensure_ascii=True)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

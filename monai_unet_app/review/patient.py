@@ -1,4 +1,4 @@
-"""Whose case it is, as the headers of its source say: the one place of the project whose words reach a page with a name."""
+"""The patient of a case, from the headers of its source. No other module of the project puts a patient's name on a page."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from dicom_io.volume import Volume
 from monai_unet_app.errors import refusing_as
 
 IDENTITY_MARK = "HOLDS-PATIENT-IDENTITY.txt"
-"""Name of the file that says so, in every folder whose pages name a patient."""
+"""Name of a file that warns of identities, in every folder whose pages name a patient."""
 
 IDENTITY_TEXT = (
     "The files in this folder name a patient: name, ID, date of birth, date and accession number of the study.\n"
@@ -22,7 +22,7 @@ UNNAMED = "not in the source"
 def patient_and_study(volume: Volume) -> dict[str, str]:
     """Name, ID, birth date, study date, accession number and series of a DICOM source; empty for any other source.
 
-    What the source does not say is called so.
+    A value that the source does not have is `UNNAMED`.
 
     Raises:
         InputRefusedError: The files of the source cannot be read any more.
@@ -31,7 +31,7 @@ def patient_and_study(volume: Volume) -> dict[str, str]:
         return {}
     with refusing_as("the source does not say whose it is"):
         header = source_headers(volume, of_each=False)[0]
-    said = {
+    values = {
         "Patient": person(header.get("PatientName")),
         "Patient ID": _text(header, "PatientID"),
         "Born": date(_text(header, "PatientBirthDate")),
@@ -39,22 +39,23 @@ def patient_and_study(volume: Volume) -> dict[str, str]:
         "Accession number": _text(header, "AccessionNumber"),
         "Series": _text(header, "SeriesDescription"),
     }
-    return {name: text or UNNAMED for name, text in said.items()}
+    return {name: text or UNNAMED for name, text in values.items()}
 
 
 def person(name: PersonName | str | None) -> str:
-    """A name as it is read aloud: family name, given and middle names; the same in other scripts in brackets."""
+    """A name as "family name, given and middle names", with other scripts (PS3.5 6.2.1.2) in brackets after it."""
     if not name:
         return ""
     groups = PersonName(str(name)).components
-    spoken = [", ".join(part for part in _parts(group) if part) for group in groups]
-    first, *others = [text for text in spoken if text] or [""]
+    names = [", ".join(part for part in _family_and_given(group) if part) for group in groups]
+    first, *others = [text for text in names if text] or [""]
     return f"{first} ({'; '.join(others)})" if others else first
 
 
-def _parts(group: str) -> tuple[str, str]:
-    family, *given = (part.strip() for part in group.split("^"))
-    return family, " ".join(part for part in given if part)
+def _family_and_given(group: str) -> tuple[str, str]:
+    """Family name, and all other components joined by spaces, of a component group such as "Berger^Anna^Maria"."""
+    family, *others = (part.strip() for part in group.split("^"))
+    return family, " ".join(part for part in others if part)
 
 
 def date(text: str) -> str:
@@ -67,8 +68,8 @@ def _text(header: Dataset, keyword: str) -> str:
     return " ".join(str(header.get(keyword) or "").split())
 
 
-def headline(said: Mapping[str, str], case_id: str) -> str:
-    """Who it is about in a line; the name of the case where the source names nobody."""
-    if not said:
+def headline(patient: Mapping[str, str], case_id: str) -> str:
+    """The patient in one line; the name of the case if the source names no patient."""
+    if not patient:
         return case_id
-    return f"{said['Patient']}, born {said['Born']}, ID {said['Patient ID']}"
+    return f"{patient['Patient']}, born {patient['Born']}, ID {patient['Patient ID']}"

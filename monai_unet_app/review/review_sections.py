@@ -1,4 +1,4 @@
-"""What a review says, in blocks that the page and the PDF write each in their own way."""
+"""The content of a review, in blocks that the page and the PDF each render in their own way."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -30,11 +30,11 @@ def gate(case: ReviewedCase) -> tuple[Verdict, list[str]]:
 
 
 def structure_table(case: ReviewedCase) -> Table:
-    """Size with its interval, change and the gate's figures, a row for each structure and for what they are parts of."""
+    """Size with its interval, change, and the figures of the gate: a row for each structure and for each whole."""
     assessment = case.document["assessment"] or {}
     coverage, bound = assessment.get("interval_coverage"), assessment.get("dice_coverage")
     graded = any("predicted_dice" in row for row in case.rows)
-    head = ["Structure", "Size", *(["Change"] if case.prior else []), *(["Gate, Dice"] if graded else [])]
+    heading = ["Structure", "Size", *(["Change"] if case.prior else []), *(["Gate, Dice"] if graded else [])]
     wholes = case.document.get("wholes", [])
     lines = [(row["label"], row, _grade(row, bound)) for row in case.rows]
     lines += [(f"{whole['label']}, whole", whole, Cell("")) for whole in wholes]
@@ -44,28 +44,28 @@ def structure_table(case: ReviewedCase) -> Table:
         cells += [_change(row, _earlier_row(row, case.prior))] if case.prior else []
         cells += [grade] if graded else []
         table.append(tuple(cells))
-    return Table(tuple(head), tuple(table))
+    return Table(tuple(heading), tuple(table))
 
 
 def statements(case: ReviewedCase) -> list[str]:
-    """What is known of the model that computed it, in sentences."""
-    said = [calibration_sentence(case)]
+    """What is known of the model and of this result, in sentences."""
+    sentences = [calibration_sentence(case)]
     assessment = case.document["assessment"]
     if assessment is None:
-        said.append("The model states nothing of single results: no interval, no quality gate.")
+        sentences.append("The model states nothing of single results: no interval, no quality gate.")
     elif assessment["shift"] is not None:
         unlike = "unlike" if assessment["shift"] > assessment["shift_limit"] else "like"
-        said.append(
+        sentences.append(
             f"The image is {unlike} those that the model learned from (distance {assessment['shift']:.2g}, flagged above "
             f"{assessment['shift_limit']:.2g})."
         )
     if case.prior is not None:
-        said.append(prior_sentence(case))
+        sentences.append(prior_sentence(case))
     if case.uncertainty is None:
-        said.append("Uncertainty is not shown: the result was delivered without its probabilities.")
+        sentences.append("Uncertainty is not shown: the result was delivered without its probabilities.")
     if not case.has_labels:
-        said.append("There is no outline to look at: the result was delivered without its labels.")
-    return said
+        sentences.append("There is no outline to look at: the result was delivered without its labels.")
+    return sentences
 
 
 def calibration_sentence(case: ReviewedCase) -> str:
@@ -84,20 +84,17 @@ def calibration_sentence(case: ReviewedCase) -> str:
 
 
 def prior_sentence(case: ReviewedCase) -> str:
-    """What the earlier result is, and what its comparison does not know."""
+    """Which case and model the earlier result is of, and whether it was checked that both are of one patient."""
     assert case.prior is not None
-    theirs, ours = case.prior["bundle"], case.document["bundle"]
-    same = (
-        "the same model"
-        if theirs["sha256"] == ours["sha256"]
-        else f"another model ({theirs['name']} {theirs['version']})"
-    )
+    earlier = case.prior["bundle"]
+    is_same = earlier["sha256"] == case.document["bundle"]["sha256"]
+    model = "the same model" if is_same else f"another model ({earlier['name']} {earlier['version']})"
     checked = (
         "Both are of one patient by ID and date of birth, as their images say."
         if case.same_patient
         else "A result names no patient: that both are of one is not checked here."
     )
-    return f"The earlier sizes are of the case {case.prior['case']}, computed by {same}. {checked}"
+    return f"The earlier sizes are of the case {case.prior['case']}, computed by {model}. {checked}"
 
 
 def facts(case: ReviewedCase) -> dict[str, str]:
@@ -106,7 +103,7 @@ def facts(case: ReviewedCase) -> dict[str, str]:
     bundle, unit = document["bundle"], source["unit"]
     size = " x ".join(str(n) for n in source["shape"])
     spacing = " x ".join(f"{step:g}" for step in source["spacing"])
-    found = {
+    rows = {
         "Case": case.id,
         "Model": f"{bundle['name']} {bundle['version']}, sha256 {bundle['sha256'][:16]}",
         "Settings": f"{document['settings']['device']}, {'with' if document['settings']['tta'] else 'without'} mirror images",
@@ -115,14 +112,14 @@ def facts(case: ReviewedCase) -> dict[str, str]:
         "Result": f"sha256 {case.result_sha256[:16]}",
     }
     if source["notes"]:
-        found["Reading"] = "; ".join(source["notes"])
+        rows["Reading"] = "; ".join(source["notes"])
     if case.bundle and case.bundle.metadata.get("intended_use"):
-        found["Intended use"] = str(case.bundle.metadata["intended_use"])
-    return found
+        rows["Intended use"] = str(case.bundle.metadata["intended_use"])
+    return rows
 
 
 def paper(case: ReviewedCase, patient: Mapping[str, str], sections: list[KeySection]) -> Iterator[Block]:
-    """The review on paper: the page without its viewer, with room for a decision by hand."""
+    """The review on paper: the content of the page without the viewer, and lines for a handwritten decision."""
     verdict, reasons = gate(case)
     yield Title(headline(patient, case.id))
     yield verdict
@@ -160,7 +157,7 @@ def _unit(row: Mapping[str, Any]) -> str:
 
 
 def _digits(row: Mapping[str, Any]) -> int:
-    """Three figures of a volume, none behind the point of pixels."""
+    """Number of decimals: three significant digits for a volume, none for pixels."""
     if "volume_ml" not in row:
         return 0
     return 3 if row["volume_ml"] < 1 else 2 if row["volume_ml"] < 100 else 1
@@ -176,7 +173,7 @@ def _interval(row: Mapping[str, Any]) -> list[float] | None:
 
 
 def _interval_text(row: Mapping[str, Any], coverage: float | None) -> str:
-    """The interval, and how often an interval of this kind holds the true size."""
+    """The interval of a size, and in which part of all cases such an interval contains the true size."""
     if row.get("cut_off"):
         return "touches the border of the image: part may be missing, no interval"
     interval = _interval(row)
@@ -195,7 +192,7 @@ def _often(coverage: float | None) -> str:
 
 
 def _change(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> Cell:
-    """How far the size is from the earlier one, and whether the intervals of the two leave room for no change."""
+    """The change from the earlier size, and whether the intervals of the two sizes overlap, so that it may be no change."""
     if before is None:
         return Cell("–", "not there before")
     change, old = _amount(row) - _amount(before), _amount(before)
@@ -209,7 +206,7 @@ def _change(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> Cell:
 
 
 def _grade(row: Mapping[str, Any], coverage: float | None) -> Cell:
-    """The gate's verdict with the Dice that it predicts, and what that is at least."""
+    """The gate's verdict with the Dice that it predicts and the lower bound of the Dice."""
     if "predicted_dice" not in row:
         return Cell("–")
     verdict = str(row.get("verdict", "–"))

@@ -1,4 +1,4 @@
-"""What a reader decides about a result, and what becomes of it: a verified report, a record, or a new case to train on."""
+"""A reader's decision about a result, and what follows from it: a verified report, a record, or a new training case."""
 
 import json
 from dataclasses import asdict, dataclass, fields, replace
@@ -26,12 +26,12 @@ class Verdict:
 
     Attributes:
         case: Name of the case.
-        result_sha256: Hex digest of the `result.json` that was looked at.
-        labels_sha256: Hex digest of the file whose outlines were looked at; None where there was none.
+        result_sha256: Hex digest of the `result.json` that was reviewed.
+        labels_sha256: Hex digest of the file whose outlines were reviewed; None for a result without labels.
         decision: "accepted", "corrected" or "rejected".
         comment: In the reader's words.
-        decided_at: What the clock of the page's computer said. It dates nothing: a verdict counts from when it is applied.
-        draft: Saved by a page that stood alone: nobody knows who pressed the button.
+        decided_at: Time by the clock of the page's computer, which may be wrong. A verdict counts from when it is applied.
+        draft: True if the page was opened from disk and saved the verdict, so that the reader is unknown.
     """
 
     case: str
@@ -44,7 +44,7 @@ class Verdict:
 
     @classmethod
     def from_document(cls, document: Any) -> "Verdict":
-        """From what a page sends or saves. Raises InputRefusedError if it breaks the schema `review_verdict`."""
+        """From the JSON that a page sends or saves. Raises InputRefusedError if it breaks the schema `review_verdict`."""
         validate(document, "review_verdict")
         try:
             decided_at = datetime.fromisoformat(document["decided_at"])
@@ -56,7 +56,7 @@ class Verdict:
         return cls(**{**values, "decided_at": decided_at})
 
     def document(self) -> dict[str, Any]:
-        """As the page writes it."""
+        """The JSON of the verdict, as a page writes it."""
         return {"schema_version": SCHEMA_VERSION, **asdict(self), "decided_at": self.decided_at.isoformat()}
 
 
@@ -73,11 +73,11 @@ def read_verdict(path: Path) -> Verdict:
 
 @dataclass(frozen=True)
 class Reviewer:
-    """Who answers for a verdict.
+    """The person who answers for a verdict.
 
     Attributes:
-        name: As DICOM has it, Family^Given^Middle^Prefix^Suffix.
-        organization: Which they answer for.
+        name: As in DICOM, Family^Given^Middle^Prefix^Suffix.
+        organization: The organization that the person belongs to.
     """
 
     name: str
@@ -86,19 +86,21 @@ class Reviewer:
 
 @dataclass(frozen=True)
 class VerdictContext:
-    """Who answers for a verdict, and the inputs and folders that it needs.
+    """The reviewer of a verdict, and the inputs and folders that the verdict needs.
 
     Attributes:
-        reviewer: Who answers for it: signed in at a node, or named by who applies a draft. Without one nothing is verified.
-        image: What the result was made from; needed for a correction.
-        correction: The corrected mask; needed for a correction, and for nothing else.
-        training: Folder that gets a corrected case to train on; None: it is measured only.
+        reviewer: The person signed in at a node, or named by the user who applies a draft. Without a reviewer nothing is
+            verified.
+        image: The image that the result was made from; needed for a correction.
+        correction: The corrected mask; needed for a correction, and only then.
+        training: Folder that gets the corrected case to train on; None: the correction is only measured.
         subject: Pseudonym of the patient in that folder, as in `store_training_case`.
-        variants: Folder whose subfolders hold the same result, written in different ways; None: there is one way. What
-            follows from the verdict is then written for each, into a folder of the same name.
-        delivered: The result has left: it must be rejected where it went.
-        superseded: Folders of earlier versions of it that have left, with the subfolders of `variants`: they are rejected too.
-        applied_at: When it takes effect, by the clock of whoever applies it; now, where nothing is said.
+        variants: Folder whose subfolders hold the same result in several encodings; the objects that follow from the verdict
+            are written for each, into a subfolder of the same name. None: there is only the result itself.
+        delivered: The result was sent, so that it must be rejected at its destinations.
+        superseded: Folders of earlier versions of the result that were sent, with the subfolders of `variants`; they are
+            rejected too.
+        applied_at: Time from which the verdict counts, by the clock of this computer; None: now.
     """
 
     reviewer: Reviewer | None = None
@@ -115,25 +117,27 @@ class VerdictContext:
 def apply_verdict(
     verdict: Verdict, result: Path, output: Path, context: VerdictContext | None = None
 ) -> dict[str, Any]:
-    """Does what a verdict asks for, writes its record and gives the record's content.
+    """Carries out a verdict, writes its record and gives the content of the record.
 
-    accepted: of a result with a structured report, and by a named reviewer, a new version of it, VERIFIED, as
-    `<case>_sr_verified.dcm`; the record says why where there is none. corrected: the size of the correction, a case to
-    train on, and by a named reviewer the corrected objects, `<case>_corrected_<kind>.dcm`. rejected: the record. Of a result
-    that is delivered, or an earlier version of it, and was corrected or rejected by a named reviewer, a rejection note,
-    `<case>_rejection.dcm`.
+    - accepted: if there is a reviewer and the result has a structured report, a VERIFIED version of the report is written as
+      `<case>_sr_verified.dcm`; if not, the record has the reason.
+    - corrected: the correction is measured and becomes a training case. If there is a reviewer, the corrected objects are
+      written as `<case>_corrected_<kind>.dcm`.
+    - rejected: only the record is written.
+    - If the result or an earlier version was sent, and a reviewer corrected or rejected it, a rejection note is written as
+      `<case>_rejection.dcm`.
 
     Args:
-        verdict: About this result.
+        verdict: The verdict about this result.
         result: Its `<case>_result.json`, or the folder with it.
-        output: Gets `<case>_verdict_<when>.json` (schema `review_record`), when being when it is applied, and the verified
-            report. No record replaces another.
-        context: Who decided, and the inputs and folders that the verdict needs.
+        output: Gets the record `<case>_verdict_<time>.json` (schema `review_record`) with the time at which it is applied, and
+            the objects. No record replaces another.
+        context: The reviewer, and the inputs and folders that the verdict needs.
 
     Raises:
-        InputRefusedError: The verdict is about another result, there is nothing to accept, it is verified already, or the
-            correction does not fit.
-        UsageError: A correction is asked for and not given, or the other way round.
+        InputRefusedError: The verdict is about another result, there is nothing to accept, the result was accepted before, or
+            the correction does not fit.
+        UsageError: The verdict is a correction and no corrected mask is named, or the other way round.
     """
     context = context or VerdictContext()
     path = find_result(result)
@@ -233,7 +237,7 @@ def _same_variant(folder: Path, subfolder: Path) -> list[Path]:
 def _verified(
     verdict: Verdict, path: Path, document: dict[str, Any], context: VerdictContext, made: dict[str, Path]
 ) -> tuple[dict[str, str] | None, str | None]:
-    """(what is said of the verified report, None), or (None, why there is none)."""
+    """(the record's entry for the verified report, None), or (None, the reason why there is none)."""
     if verdict.decision == "rejected":
         return None, "the result was rejected"
     if "sr" not in document["files"]:
