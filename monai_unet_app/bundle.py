@@ -250,12 +250,12 @@ class Bundle(BundleFiles):
         path = self.root / "models" / CALIBRATION_RECORD
         try:
             calibrated = json.loads(path.read_text())["cases"] if path.is_file() else {}
-            seen = [
+            cases = [
                 SeenCase(case_id, entry["subject"], entry.get("partition", "calibration"), entry["image"])
-                for cases in (calibrated, self.run_record.get("cases", {}))
-                for case_id, entry in cases.items()
+                for entries in (calibrated, self.run_record.get("cases", {}))
+                for case_id, entry in entries.items()
             ]
-            return tuple(sorted(seen, key=lambda case: get_args(Partition).index(case.partition)))
+            return tuple(sorted(cases, key=lambda case: get_args(Partition).index(case.partition)))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BundleError(
                 f"{self.name}: models/run.json or {CALIBRATION_RECORD} does not say what the bundle has seen "
@@ -344,8 +344,8 @@ def _summary(error: Exception) -> str:
 
 def check_unseen(bundle: Bundle, rows: Sequence[Mapping[str, str]], partitions: Sequence[Partition]) -> None:
     """Raises InputRefusedError with the names of all cases that the bundle has seen in one of these partitions."""
-    seen = {row["id"]: bundle.seen_as(read_volume(row["image"])) for row in rows} if bundle.seen else {}
-    known = [f"{name} ({case.partition})" for name, case in seen.items() if case and case.partition in partitions]
+    matches = {row["id"]: bundle.seen_as(read_volume(row["image"])) for row in rows} if bundle.seen else {}
+    known = [f"{name} ({case.partition})" for name, case in matches.items() if case and case.partition in partitions]
     if known:
         raise InputRefusedError(
             f"{bundle.name} has seen {len(known)} of {len(rows)} case(s): {', '.join(known[:5])}; cases that neither trained "

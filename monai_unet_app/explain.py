@@ -139,9 +139,8 @@ def explain_case(case: Case, method: ExplainMethod, progress: Progress | None = 
     check_explainable(bundle, method)
     item = preprocess(case.image, bundle)
     regions = bundle.outputs.masks(predict(item["image"], bundle, case.run))  # on the working grid
-    regions[[structure.voxels == 0 for structure in case.segmentation.structures]] = (
-        False  # post-processing removed them
-    )
+    absent = [structure.voxels == 0 for structure in case.segmentation.structures]
+    regions[absent] = False  # post-processing may have removed a structure that the network found
     plan = plan_windows(tuple(regions.shape[1:]), bundle.windows.window, bundle.windows.overlap)
     image = padded(item["image"].as_tensor(), plan, bundle.windows.padding_mode, bundle.windows.padding_value)
     regions = padded(regions.float(), plan).bool()

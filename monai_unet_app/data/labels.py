@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_io.errors import DicomIoError
 from dicom_io.reading.series import find_series, scan_files
 from dicom_io.rtstruct import read_rtstruct
 from dicom_io.seg import read_seg
 from dicom_io.volume import Volume
 from monai_unet_app.data.read import PICTURE_ENDINGS, VOLUME_ENDINGS, has_ending, read_volume
-from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.errors import InputRefusedError, refusing_as
 
 AFFINE_TOLERANCE_MM = 0.01
 
@@ -68,10 +67,9 @@ def check_values(labels: Volume, known: Iterable[int], name: str) -> None:
 
 def _read_dicom_labels(path: Path, image: Volume) -> Volume:
     try:
-        kind = (find_series(path) if path.is_dir() else scan_files([path]).series)[0].kind
-        return read_rtstruct(path, image) if kind == "rtstruct" else read_seg(path, image)
-    except DicomIoError as error:
-        raise InputRefusedError(f"label {path.name}: {error}") from error
+        with refusing_as(f"label {path.name}"):
+            kind = (find_series(path) if path.is_dir() else scan_files([path]).series)[0].kind
+            return read_rtstruct(path, image) if kind == "rtstruct" else read_seg(path, image)
     except (AttributeError, LookupError, TypeError, ValueError) as error:  # an object that lacks required attributes
         raise InputRefusedError(
             f"label {path.name} lacks parts of a SEG or RTSTRUCT ({error}); a whole object is needed; export it again"

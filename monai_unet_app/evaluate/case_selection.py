@@ -1,4 +1,4 @@
-"""Which cases of a data set a bundle may be measured or calibrated on."""
+"""The cases of a data set on which a bundle may be measured or calibrated."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -13,7 +13,7 @@ from monai_unet_app.errors import InputRefusedError
 from monai_unet_app.shipped import shipped
 
 Row = Mapping[str, str]
-"""A case as MONAI's data lists have it: {"id", "subject", "image", "label"}."""
+"""A case in the form of MONAI's data lists: {"id", "subject", "image", "label"}."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _seen_subjects(bundle: Bundle, plan: Mapping[str, SplitCase]) -> dict[str, S
 
 
 def seen_case(bundle: Bundle, case: CaseFiles) -> SeenCase | None:
-    """How the bundle has seen the case; None if it has not, or if the image cannot be read (its reader says why later)."""
+    """The entry of the case in the bundle's records; None if the bundle has not seen the case, or the image cannot be read."""
     if not bundle.seen:
         return None
     try:

@@ -12,14 +12,8 @@ from numpy.typing import NDArray
 
 from dicom_io.segmentation import Segmentation
 from monai_unet_app.bundle import Bundle, check_unseen, load_bundle
+from monai_unet_app.confidence import statement_audit
 from monai_unet_app.confidence.assessment import Assessment
-from monai_unet_app.confidence.statement_audit import (
-    StructureOutcome,
-    WholeOutcome,
-    audit_statements,
-    audit_wholes,
-    summarise_statements,
-)
 from monai_unet_app.config import PredictConfig
 from monai_unet_app.data.digest import dataset_sha256
 from monai_unet_app.data.read import read_volume
@@ -79,8 +73,8 @@ class CaseLog:
         self.evaluation = Evaluation(evaluation_plan(bundle))
         self.rows: list[Row] = []
         self.labels: dict[str, tuple[_Packed, _Packed]] = {}
-        self.outcomes: list[StructureOutcome] = []
-        self.whole_outcomes: list[WholeOutcome] = []
+        self.outcomes: list[statement_audit.StructureOutcome] = []
+        self.whole_outcomes: list[statement_audit.WholeOutcome] = []
         self.assessed: Assessment | None = None
 
     def add(
@@ -122,14 +116,16 @@ class CaseLog:
         if case.assessment is None:
             return
         self.assessed, valid = case.assessment, counted_voxels(row, truth.image, self.bundle)
-        self.outcomes += audit_statements(row["subject"], case.assessment, case.segmentation, truth, valid)
-        self.whole_outcomes += audit_wholes(row["subject"], case.assessment, truth, valid)
+        self.outcomes += statement_audit.audit_statements(
+            row["subject"], case.assessment, case.segmentation, truth, valid
+        )
+        self.whole_outcomes += statement_audit.audit_wholes(row["subject"], case.assessment, truth, valid)
 
     def _statements(self) -> Mapping[str, Any] | None:
         labels = {segment.number: segment.label for segment in self.bundle.segments}
         if self.assessed is None:
             return None
-        return summarise_statements(self.outcomes, self.assessed, labels, self.whole_outcomes)
+        return statement_audit.summarise_statements(self.outcomes, self.assessed, labels, self.whole_outcomes)
 
     def write(
         self, folder: Path, data: LabelledCases, not_measured: tuple[str, ...] = ()

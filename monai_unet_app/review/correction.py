@@ -236,9 +236,8 @@ def store_training_case(
     Raises:
         InputRefusedError: Structures overlap, so that a voxel would need two labels, or a picture does not have 8 bits.
     """
-    subject = _checked(
-        subject or f"study{_digest(case.document['source']['study_instance_uid'] or case.result_sha256)}"
-    )
+    study = case.document["source"]["study_instance_uid"] or case.result_sha256
+    subject = _checked(subject or f"study{hashlib.sha256(study.encode()).hexdigest()[:12]}")
     name = f"{subject}_{case.result_sha256[:8]}"
     labels = _exclusive_labels(correction, case)
     for part in ("images", "labels"):
@@ -300,7 +299,3 @@ def _checked(subject: str) -> str:
             "needed because files are called by it; choose another"
         )
     return subject
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
