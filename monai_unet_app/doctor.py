@@ -30,15 +30,7 @@ def examine() -> list[Row]:
         _row("training precision", precision, "ok" if precision == "bf16" else "note"),
     ]
     rows += [_package(name) for name in CORE]
-    rows += [
-        _row(
-            name,
-            f"{path}{LIMITS.get(name, '')}" if path else f"absent; pip install {package}",
-            "ok" if path else "note",
-        )
-        for name, package in VALIDATORS.items()
-        for path in [program(name)]
-    ]
+    rows += [_validator(name, package) for name, package in VALIDATORS.items()]
     return rows + [_bundle(name, folder) for name, folder in bundle_folders().items()]
 
 
@@ -51,6 +43,13 @@ def _package(name: str) -> Row:
         return _row(name, version(name))
     except PackageNotFoundError:
         return _row(name, f"absent; pip install {name}", "broken")
+
+
+def _validator(name: str, package: str) -> Row:
+    path = program(name)
+    if path is None:
+        return _row(name, f"absent; pip install {package}", "note")
+    return _row(name, f"{path}{LIMITS.get(name, '')}")
 
 
 def _bundle(name: str, folder: Path) -> Row:

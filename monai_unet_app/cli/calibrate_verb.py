@@ -46,7 +46,7 @@ def _calibrate(root: Path, data: "Sequence[CaseFiles]", options: flags.Calibrate
     forms = {"forms": [_form_row(score) for score in scores]}
     if options.form == "compare":
         return forms, EXIT_DONE
-    if scores:
+    if scores:  # the bundle on disk has the chosen form now
         bundle = common.loaded_bundle(root, options.device)
     fitted = _fit(bundle, chosen.rows, scores, options)
     statements = summary(_state(bundle, data, chosen.rows, options), bundle)

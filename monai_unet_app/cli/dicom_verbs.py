@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dicom_io.net.outcome import Outcome
     from dicom_io.net.query import Query
 
+# Keys of the Study Root model, PS3.4 C.6.2.1; the counts are optional keys, so their cells may be empty.
 _COLUMNS = {
     "study": {
         "StudyInstanceUID": "study",
@@ -68,7 +69,7 @@ def send(options: dicom_flags.Send) -> Answer:
     from dicom_io.net import exchange
 
     destination, files = _destination(options), _dicom_files(options.files)
-    with _reports(destination, options) as reports:
+    with _reports(destination, options) as reports:  # listens before the files go: a node may report at once
         with show.Steps("sending", len(files)) as step:
             outcomes = exchange.send(destination, files, lambda outcome: step(outcome.kind))
         delivered = {outcome.sop_instance_uid: outcome.file for outcome in outcomes if outcome.is_delivered}
@@ -105,7 +106,10 @@ def _commit(
     reports: "ReportListener | None",
     options: dicom_flags.Send,
 ) -> dict[str, Any]:
-    """Asks for commitment to the delivered files (SOP Instance UID -> file), shows the report, and returns it for --json."""
+    """Asks for commitment to the delivered files (SOP Instance UID -> file), shows the report, and returns it for --json.
+
+    Source: DICOM PS3.4 Annex J, storage commitment.
+    """
     from dicom_io.net import exchange
     from dicom_io.net.commitment_user import CommitmentResult
 
@@ -185,7 +189,7 @@ def fetch(options: dicom_flags.Fetch) -> Answer:
             "no study and no condition: everything is never fetched; one is needed; give --study UID or another condition"
         )
     common.check_writable(options.output)
-    with show.Steps("fetching", None) as step:
+    with show.Steps("fetching", None) as step:  # an archive need not say how many instances it has
         got = exchange.fetch(_destination(options), query, options.output, lambda stored: step())
     expected = "an unknown number" if got.expected is None else str(got.expected)
     show.line(f"received {got.received} instance(s) of {expected}, {got.new} of them new, in {got.folder}")
@@ -224,6 +228,7 @@ def deidentify(options: dicom_flags.Deidentify) -> Answer:
         )
     written = outcome.report["written"]
     actions = outcome.report["actions"].items()
+    # action codes of PS3.15 Table E.1-1, in the order of the columns
     rows = ([name, *(str(counts.get(letter, "")) for letter in "XZDUCK")] for name, counts in actions)
     columns = ("removed", "emptied", "dummy", "new UID", "cleaned", "kept")
     show.print_table((show.folded("attribute"), *columns), rows)
@@ -280,7 +285,7 @@ def _adapted(destination: "Destination", options: dicom_flags.Target) -> "Destin
     from dicom_io.net.destination import Dimse, checked_ae_title
 
     peer = destination.peer
-    if not isinstance(peer, Dimse):
+    if not isinstance(peer, Dimse):  # DICOMweb has no AE titles, and its answers come over the same connection
         return destination
     if options.aet:
         peer = replace(peer, our_ae_title=checked_ae_title(options.aet, "--aet"))
@@ -332,7 +337,7 @@ def _dicom_files(paths: Sequence[Path]) -> list[Path]:
             files += [file for series in scan_files(files_below(path)).series for file in series.files]
         else:
             files.append(path)
-    return list(dict.fromkeys(files))
+    return list(dict.fromkeys(files))  # a file may be named itself and lie in a named folder
 
 
 def _outcome_table(outcomes: "Sequence[Outcome]") -> None:

@@ -109,6 +109,7 @@ def audit(options: service_flags.Audit) -> Answer:
     from monai_unet_app.service.audit import KEY_FILE, read_key, verify
 
     beside = options.trail.with_name(KEY_FILE)
+    # without a key the chain of digests is checked, and the signatures are not
     key = read_key(options.key or beside) if options.key or os.access(beside, os.R_OK) else None
     if options.key and key is None:
         raise UsageError(f"{options.key} does not exist; the key of the node's audit trail is needed; correct --key")

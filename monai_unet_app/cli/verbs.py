@@ -142,6 +142,7 @@ def train(options: flags.Train) -> Answer:
     if not options.data.exists():
         raise InputRefusedError(f"--data {options.data} does not exist; a folder of cases is needed; check the path")
     common.check_writable(options.output)
+    # this import takes seconds, since it brings torch; the checks that need none of it come first
     from monai_unet_app.training.run import TrainConfig, few_to_calibrate, train_bundle
 
     names = ("epochs", "seed", "learning_rate", "precision", "workers")
@@ -244,7 +245,7 @@ def predict(options: flags.Predict) -> Answer:
     check_flags(cases, run, outputs)
     common.check_writable(options.output)
     bundle = common.loaded_bundle(root, options.device)
-    if options.destination is not None and bundle.rules.planar:
+    if options.destination is not None and bundle.rules.planar:  # known only now: rules come with the loaded bundle
         formats, left_out = _formats(options, planar=True)
         outputs = replace(outputs, **formats)
     if left_out:
