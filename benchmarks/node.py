@@ -80,7 +80,7 @@ def main() -> int:
                 print(f"  the worker is warm after {time.perf_counter() - started:.1f} s")
                 for number, one in enumerate(series, start=1):
                     through(node, one, number)
-                times, memory = list(node.seconds["total"]), node.memory_bytes()
+                times, memory = list(node.durations.last["total"]), node.memory_bytes()
         cold = [predict_alone(one, folder / "out") for one in series[:3]]
     return int(not shown(times, cold, idle_mb, memory))
 

@@ -60,14 +60,14 @@ _ELSEWHERE = {
     "give --dicom-source DIR, or --dicomize to write one": "put the DICOM series into the input instead, or set dicomize: true",
     "leave --dicomize and --dicom-source out": "leave the setting dicomize out",
     "check the path": "check what is mounted there",
+    "--series UID": "the setting series: UID",
 }
 """Advice of the command line that does not apply in a container -> the advice for a container."""
-_VALUES = {"--series UID": "the setting series: UID"}
 
 
 def in_container(text: str) -> str:
     """A message for the person who runs the container: it names settings, and their file, instead of command-line flags."""
-    for advice, in_place in (_ELSEWHERE | _VALUES).items():
+    for advice, in_place in _ELSEWHERE.items():
         text = text.replace(advice, in_place)
     text = re.sub(r"--([a-z][a-z-]+[a-z])", lambda flag: f"the setting {flag[1].replace('-', '_')}", text)
     return text if "the setting" not in text else f"{text}\n{_SETTINGS}"

@@ -19,17 +19,10 @@ from monai_unet_app.config import resolve_device
 from monai_unet_app.data.cases import find_images, named_series
 from monai_unet_app.data.schemas import write_json
 from monai_unet_app.deploy.picking import Picked, pick
-from monai_unet_app.deploy.settings import Settings, settings_of
+from monai_unet_app.deploy.settings import Settings, image_paths, settings_of
 from monai_unet_app.errors import BundleError, InputRefusedError, UsageError
 from monai_unet_app.results import check_flags, predict_cases
 
-DEFAULTS = {
-    "HOLOSCAN_WORKDIR": "/var/holoscan",
-    "HOLOSCAN_INPUT_PATH": "/var/holoscan/input",
-    "HOLOSCAN_OUTPUT_PATH": "/var/holoscan/output",
-    "HOLOSCAN_MODEL_PATH": "/opt/holoscan/models",
-    "HOLOSCAN_CONFIG_PATH": "/var/holoscan/app.yaml",
-}
 TASK, RESULT = "task.json", "result.json"
 """The file that mercure puts among the images, and the file among the results that it keeps in its database."""
 
@@ -107,7 +100,7 @@ def job_from(environment: Mapping[str, str]) -> Job:
         UsageError: A folder is not set, or app.yaml or task.json cannot be used.
         BundleError: The folder of models does not hold exactly one model.
     """
-    values = {name: environment.get(name) or default for name, default in DEFAULTS.items()}
+    values = {name: environment.get(name) or default for name, default in image_paths().items()}
     paths = {name: Path(values["HOLOSCAN_WORKDIR"]) / path for name, path in values.items()}
     config = _read_config(paths["HOLOSCAN_CONFIG_PATH"])
     levels = [("app.yaml: segmentation", config.get("segmentation") or {})]

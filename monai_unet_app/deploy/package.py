@@ -28,31 +28,16 @@ import monai_unet_app
 from monai_unet_app.bundle import load_bundle
 from monai_unet_app.bundle_folder import BundleFiles, bundle_files
 from monai_unet_app.deploy import entry
-from monai_unet_app.deploy.settings import Settings
+from monai_unet_app.deploy.settings import Settings, common_manifest, image_paths, template
 from monai_unet_app.dicom_results import check_possible
 from monai_unet_app.errors import BundleError, UsageError
 
 Device = Literal["cpu", "gpu"]
 DEVICES: tuple[Device, ...] = ("cpu", "gpu")
 PLATFORMS = {"cpu": "cpu", "gpu": "dgpu"}
-SDK_VERSION = "4.0.0"
-API_VERSION = "1.0.0"
 TIME = 1577836800  # 2020-01-01, as in the zips of the bundles
 _IGNORED = shutil.ignore_patterns("run", "eval", "data", "__pycache__", "*.pyc", ".*")
 """Files and folders in the folder of a bundle that are not part of the bundle."""
-
-ENVIRONMENT = {
-    "HOLOSCAN_APPLICATION": "/opt/holoscan/app",
-    "HOLOSCAN_INPUT_PATH": "input/",
-    "HOLOSCAN_OUTPUT_PATH": "output/",
-    "HOLOSCAN_WORKDIR": "/var/holoscan",
-    "HOLOSCAN_MODEL_PATH": "/opt/holoscan/models",
-    "HOLOSCAN_CONFIG_PATH": "/var/holoscan/app.yaml",
-    "HOLOSCAN_APP_MANIFEST_PATH": "/etc/holoscan/app.json",
-    "HOLOSCAN_PKG_MANIFEST_PATH": "/etc/holoscan/pkg.json",
-    "HOLOSCAN_DOCS_PATH": "/opt/holoscan/docs",
-    "HOLOSCAN_LOGS_PATH": "/var/holoscan/logs",
-}
 
 
 @dataclass(frozen=True)
@@ -123,7 +108,7 @@ def image_requirements(model: BundleFiles) -> str:
     Raises:
         BundleError: The bundle asks for another version of a package than the image has.
     """
-    pinned = _template("requirements.txt")
+    pinned = template("requirements.txt")
     versions = {_normalized(name): number for name, number in (line.split("==") for line in pinned.splitlines())}
     required = model.metadata.get("required_packages_version") or {}
     in_image = {name: versions[_normalized(name)] for name in required if _normalized(name) in versions}
@@ -156,29 +141,18 @@ def _normalized(name: str) -> str:
 
 def app_manifest(config: dict[str, Any]) -> dict[str, Any]:
     """The app.json of a package with this app.yaml: how to start the application, and the paths of its files."""
-    application = config["application"]
-    return {
-        "apiVersion": API_VERSION,
-        "command": json.dumps(["python3", ENVIRONMENT["HOLOSCAN_APPLICATION"]]),
-        "environment": ENVIRONMENT,
-        "input": {"path": ENVIRONMENT["HOLOSCAN_INPUT_PATH"], "formats": application["input-formats"]},
-        "liveness": None,
-        "output": {"path": ENVIRONMENT["HOLOSCAN_OUTPUT_PATH"], "formats": application["output-formats"]},
-        "readiness": None,
-        "sdk": "monai-deploy",
-        "sdkVersion": SDK_VERSION,
-        "timeout": 0,
-        "version": application["version"],
-        "workingDirectory": ENVIRONMENT["HOLOSCAN_WORKDIR"],
-    }
+    application, manifest = config["application"], common_manifest()
+    manifest["output"]["formats"] = application["output-formats"]
+    return {**manifest, "version": application["version"]}
 
 
 def package_manifest(config: dict[str, Any], device: Device) -> dict[str, Any]:
     """The pkg.json of an image: the paths of application and model, and the resources of a run."""
-    models, name = ENVIRONMENT["HOLOSCAN_MODEL_PATH"], config["bundle"]["name"]
+    manifest, name = common_manifest(), config["bundle"]["name"]
+    models = manifest["environment"]["HOLOSCAN_MODEL_PATH"]
     return {
-        "apiVersion": API_VERSION,
-        "applicationRoot": ENVIRONMENT["HOLOSCAN_APPLICATION"],
+        "apiVersion": manifest["apiVersion"],
+        "applicationRoot": manifest["environment"]["HOLOSCAN_APPLICATION"],
         "modelRoot": models,
         "models": {name: f"{models}/{name}"},
         "resources": config["resources"],
@@ -207,14 +181,14 @@ def _write_common(model: BundleFiles, tree: Path, requirements: str) -> None:
     for package in (monai_unet_app, dicom_io):
         code = Path(str(files(package)))
         shutil.copytree(code, app / code.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "_shipped"))
-    (app / "__main__.py").write_text(_template("application.py"))
+    (app / "__main__.py").write_text(template("application.py"))
     shutil.copytree(model.root, models / model.name, ignore=_IGNORED)
     for folder in ("input", "output"):
         (work / folder).mkdir(parents=True)
     shutil.copyfile(entry.__file__, work / "tools")
     for place in ("LICENSE", "root/opt/holoscan/docs/LICENSE"):
         _write(tree / place, our_license())
-    hashed = _template("hashed.txt")
+    hashed = template("hashed.txt")
     (tree / "requirements.txt").write_text(hashed)
     (tree / "unhashed.txt").write_text(unhashed(requirements, hashed))
     (tree / "Dockerfile").write_text(_dockerfile(model))
@@ -234,11 +208,10 @@ def our_license() -> str:
 
 
 def _dockerfile(model: BundleFiles) -> str:
-    values = {"title": model.name, "version": model.version, "sdk": SDK_VERSION, "bundle": model.sha256}
-    workdir = Path(ENVIRONMENT["HOLOSCAN_WORKDIR"])
-    environment = " \\\n    ".join(f"{name}={workdir / path}" for name, path in ENVIRONMENT.items())
-    return _DockerfileTemplate(_template("Dockerfile")).substitute(
-        **values, environment=environment, software=monai_unet_app.__version__
+    values = {"title": model.name, "version": model.version, "bundle": model.sha256}
+    environment = " \\\n    ".join(f"{name}={path}" for name, path in image_paths().items())
+    return _DockerfileTemplate(template("Dockerfile")).substitute(
+        **values, environment=environment, sdk=common_manifest()["sdkVersion"], software=monai_unet_app.__version__
     )
 
 
@@ -258,10 +231,6 @@ def _write_for(device: Device, model: BundleFiles, tree: Path, settings: Setting
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
-
-
-def _template(name: str) -> str:
-    return (files("monai_unet_app.deploy") / "templates" / name).read_text()
 
 
 def _settle(tree: Path) -> None:

@@ -1,7 +1,10 @@
 """The settings of a packaged application: `segmentation:` in its app.yaml, and "settings" of a mercure task."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from dicom_io.kinds.encodings import SEG_ENCODINGS
@@ -50,7 +53,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.seg_encoding not in SEG_ENCODINGS:
             raise UsageError(f"seg_encoding {self.seg_encoding}: one of {', '.join(SEG_ENCODINGS)} is needed")
-        if self.channels and (self.series or self.time_point or self.resample_gaps or self.resample_tilt):
+        has_time_point = self.time_point is not None
+        if self.channels and (self.series or has_time_point or self.resample_gaps or self.resample_tilt):
             raise UsageError("channels names whole series; leave series, time_point and resample_... out")
         try:
             compiled(self.match)
@@ -126,3 +130,19 @@ def _checked_value(name: str, value: Any, default: Any, where: str) -> Any:
         return value
     needed = {bool: "true or false", int: "a whole number", str: "a word"}[kind]
     raise UsageError(f"{where}: {name} is {value!r}; {needed} is needed")
+
+
+def template(name: str) -> str:
+    """A file of `templates/`."""
+    return (files("monai_unet_app.deploy") / "templates" / name).read_text()
+
+
+def common_manifest() -> dict[str, Any]:
+    """The parts of app.json that are the same in all packages."""
+    return dict(json.loads(template("app.json")))
+
+
+def image_paths() -> dict[str, str]:
+    """Environment variable -> absolute path in an image."""
+    manifest = common_manifest()
+    return {name: str(Path(manifest["workingDirectory"], path)) for name, path in manifest["environment"].items()}

@@ -76,8 +76,10 @@ def write_acceptance(acceptance: Acceptance, key: SiteKey, folder: Path) -> tupl
     signed = {"report": report, "holder": key.holder, "public_key": key.public}
     signature = base64.b64encode(key.private.sign(_canonical(signed))).decode()
     content = (json.dumps({**signed, "signature": signature}, indent=2) + "\n").encode()
+    blocks = _blocks(acceptance, key, hashlib.sha256(content).hexdigest())
+    pdf = typeset(blocks, f"Acceptance of {acceptance.site}", f"{acceptance.site}, {acceptance.began}")
     name = f"acceptance_{acceptance.began[:_SECOND].replace(':', '')}"
-    for path, data in ((folder / f"{name}.pdf", _pdf(acceptance, key, content)), (folder / f"{name}.json", content)):
+    for path, data in ((folder / f"{name}.pdf", pdf), (folder / f"{name}.json", content)):
         with replace_when_whole(path) as part:
             part.write_bytes(data)
     return folder / f"{name}.json", folder / f"{name}.pdf"
@@ -108,11 +110,6 @@ def verify_acceptance(path: Path) -> dict[str, Any]:
 
 def _canonical(content: dict[str, Any]) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-
-
-def _pdf(acceptance: Acceptance, key: SiteKey, content: bytes) -> bytes:
-    blocks = _blocks(acceptance, key, hashlib.sha256(content).hexdigest())
-    return typeset(blocks, f"Acceptance of {acceptance.site}", f"{acceptance.site}, {acceptance.began}")
 
 
 def _blocks(acceptance: Acceptance, key: SiteKey, digest: str) -> list[Block]:

@@ -134,16 +134,13 @@ class TrailReader:
         entries = [json.loads(line) for line in lines]
         return [entry for entry in entries if entry.get("event") == event and entry.get("study") in studies]
 
-    def _results(self, studies: set[str]) -> list[dict[str, Any]]:
-        return self._entries("result", studies)
-
     def has_results(self, studies: set[str]) -> bool:
         """Whether workers have made results of all these studies."""
-        return {entry["study"] for entry in self._results(studies)} == studies
+        return {entry["study"] for entry in self._entries("result", studies)} == studies
 
     def workers(self, studies: set[str]) -> set[int]:
         """Process ids of the workers that made results of these studies."""
-        return {entry["worker"] for entry in self._results(studies) if "worker" in entry}
+        return {entry["worker"] for entry in self._entries("result", studies) if "worker" in entry}
 
     def refusal(self, study: str, rule: str, images: int) -> str:
         """State of a rule's result of a whole study if that result is not delivered, else empty.
@@ -151,7 +148,9 @@ class TrailReader:
         A node that did not wait long enough may have refused a part of the study before; such results do not count.
         """
         whole = {entry["job"] for entry in self._entries("complete", {study}) if entry["instances"] == images}
-        results = [entry for entry in self._results({study}) if entry["job"] in whole and entry["rule"] in (rule, "")]
+        results = [
+            entry for entry in self._entries("result", {study}) if entry["job"] in whole and entry["rule"] in (rule, "")
+        ]
         state = str(results[-1]["state"]) if results else ""
         return state if state in ("held", "rejected", "not processed") else ""
 

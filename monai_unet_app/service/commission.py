@@ -30,31 +30,11 @@ from dicom_io.seg import read_seg
 from dicom_io.volume import Volume
 from monai_unet_app.bundle_folder import bundle_files
 from monai_unet_app.data.itk_bridge import check_by_itk
-from monai_unet_app.errors import UsageError
-from monai_unet_app.service.acceptance_checks import (
-    Acceptance,
-    Check,
-    State,
-    StepResult,
-    TrailReader,
-    address_of_node,
-    compare_labels,
-    result_within,
-    source_address,
-)
-from monai_unet_app.service.phantoms import (
-    AXES,
-    ORIENTATIONS,
-    PATIENT,
-    Axes,
-    Example,
-    Study,
-    example_study,
-    phantom_study,
-    shipped_example,
-)
+from monai_unet_app.errors import AppError, UsageError
+from monai_unet_app.service import acceptance_checks as checks
+from monai_unet_app.service import phantoms
 from monai_unet_app.service.site_file import Rule, Site
-from monai_unet_app.service.work import misfits
+from monai_unet_app.service.work import misfits, state_of, verdict_of
 
 _PACKAGES = ("torch", "monai", "pydicom", "pynetdicom", "highdicom", "itk", "numpy")
 _PAUSE_S, _REPORT_S = 0.5, 10.0
@@ -77,7 +57,7 @@ class Commissioning:
     """
 
     live: bool = True
-    calling_ae_title: str = PATIENT
+    calling_ae_title: str = phantoms.PATIENT
     node_host: str = ""
     examples: Mapping[str, Path] = field(default_factory=dict)
     headers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -85,7 +65,7 @@ class Commissioning:
     result_s: float = 120.0
 
 
-OnCheck = Callable[[Check, int, int], None]
+OnCheck = Callable[[checks.Check, int, int], None]
 """Called with each check as soon as it is done, its number from 1, and the number of all checks."""
 
 
@@ -95,7 +75,7 @@ def commission(
     *,
     on_check: OnCheck = lambda check, number, total: None,
     on_wait: Callable[[str], None] = lambda text: None,
-) -> Acceptance:
+) -> checks.Acceptance:
     """Checks every destination of a site, and its node.
 
     Args:
@@ -110,7 +90,9 @@ def commission(
     settings = settings or Commissioning()
     _check_rule_names(site, settings)
     began = datetime.now(UTC).isoformat(timespec="seconds")
-    report = Acceptance(site.path.name, began, _versions(), _bundles(site.rules), unchecked(site, live=settings.live))
+    report = checks.Acceptance(
+        site.path.name, began, _versions(), _bundles(site.rules), unchecked(site, live=settings.live)
+    )
     with tempfile.TemporaryDirectory(prefix="commission-", ignore_cleanup_errors=True) as scratch:
         run = _Run(site, settings, Path(scratch), on_wait)
         steps = run.steps()
@@ -168,7 +150,7 @@ class _Step:
 
     what: str
     where: str
-    work: Callable[[], StepResult]
+    work: Callable[[], checks.StepResult]
     needs: "tuple[_Step, ...]" = ()
     most_s: float = 60.0
 
@@ -179,12 +161,12 @@ class _Sent:
 
     Attributes:
         studies: In the order of their checks.
-        expected: Axes -> labels that this program computes for the example.
+        expected: Order of the axes -> labels that this program computes for the example.
         until: End of the wait for their results, in seconds of the monotonic clock.
     """
 
-    studies: list[Study] = field(default_factory=list)
-    expected: dict[Axes, Volume] = field(default_factory=dict)
+    studies: list[phantoms.Study] = field(default_factory=list)
+    expected: dict[phantoms.Axes, Volume] = field(default_factory=dict)
     until: float = 0.0
 
 
@@ -196,9 +178,9 @@ class _Run:
         self.until = time.monotonic() + settings.limit_s
         self.longest_s = settings.result_s + site.node.stable_s
         self.node = _node(site, settings)
-        self.trail = TrailReader(site.node.folder / "audit.jsonl")
+        self.trail = checks.TrailReader(site.node.folder / "audit.jsonl")
         self.sent = {rule.name: _Sent() for rule in site.rules}
-        self._states: dict[_Step, State] = {}
+        self._states: dict[_Step, checks.State] = {}
         self._folders = 0
 
     def steps(self) -> list[_Step]:
@@ -215,20 +197,22 @@ class _Run:
         ]
         return [*first, *second, *self._at_destinations((*first, *second)), *self._through_node((*first, *second))]
 
-    def try_step(self, step: _Step) -> Check:
+    def try_step(self, step: _Step) -> checks.Check:
         """Carries out a step, unless a step that it needs did not pass or the time is over."""
         left, seconds = self.until - time.monotonic(), 0.0
-        state: State = "not tried"
+        state: checks.State = "not tried"
         if any(self._states[needed] != "passed" for needed in step.needs):
-            result = StepResult("a check before it did not pass")
+            result = checks.StepResult("a check before it did not pass")
         elif left <= 0:
-            result = StepResult(f"the time was over ({self.settings.limit_s / 60:g} min); allow more with --limit-min")
+            result = checks.StepResult(
+                f"the time was over ({self.settings.limit_s / 60:g} min); allow more with --limit-min"
+            )
         else:
             begin = time.perf_counter()
-            result = result_within(min(step.most_s, left), step.work)
+            result = checks.result_within(min(step.most_s, left), step.work)
             state, seconds = "failed" if result.fault else "passed", round(time.perf_counter() - begin, 3)
         self._states[step] = state
-        return Check(step.what, step.where, state, seconds, result.text, result.place_mm, result.volume_ml)
+        return checks.Check(step.what, step.where, state, seconds, result.text, result.place_mm, result.volume_ml)
 
     def folder(self) -> Path:
         """A folder that does not exist yet."""
@@ -237,7 +221,7 @@ class _Run:
 
     # before anything is sent
 
-    def _is_let_in(self) -> StepResult:
+    def _is_let_in(self) -> checks.StepResult:
         """Whether the site file lets this program call the node."""
         faults, senders, ours = [], self.site.node.senders, self.settings.calling_ae_title
         if senders and ours not in senders:
@@ -246,36 +230,34 @@ class _Run:
                 "the node again, or call as one of them with --calling-ae-title"
             )
         assert isinstance(self.node.peer, Dimse)
-        address = source_address(self.node.peer.host)
+        address = checks.source_address(self.node.peer.host)
         networks = self.site.node.networks
         if address and not Listen(networks=networks).lets_in(address):
             faults.append(
                 f"it lets in {', '.join(networks)} (networks), and this program calls from {address}; run it on a machine in "
                 "one of them, give the node's address there with --node-host, or add the address and start the node again"
             )
-        return StepResult("; ".join(faults) or f"as {ours} from {address or 'this machine'}", fault=bool(faults))
+        return checks.StepResult("; ".join(faults) or f"as {ours} from {address or 'this machine'}", fault=bool(faults))
 
-    def _fits(self, rule: Rule) -> StepResult:
+    def _fits(self, rule: Rule) -> checks.StepResult:
         """Whether the node would pick the example for a rule, and deliver a SEG that can be compared."""
         if not self._compared_at(rule):
-            return StepResult(
+            raise AppError(
                 f"it delivers a SEG nowhere (formats {', '.join(rule.formats)}; destinations "
                 f"{', '.join(rule.destinations) or 'none'}), so there is nothing to compare; add seg to its formats and a "
-                "destination whose profile takes SEG",
-                fault=True,
+                "destination whose profile takes SEG"
             )
-        study = self._made(rule, AXES[0])
+        study = self._made(rule, phantoms.AXES[0])
         (series,) = [series for series in survey_files(list(study.files)).series if series.kind == "image"]
         wanted = misfits(rule, series)
         if wanted:
-            return StepResult(
+            raise AppError(
                 f"the rule would not pick the example: it wants {' and '.join(wanted)}; name another example with --example "
-                f"{rule.name}=PATH",
-                fault=True,
+                f"{rule.name}=PATH"
             )
-        return StepResult(f"{series.frame_count} images that the rule picks")
+        return checks.StepResult(f"{series.frame_count} images that the rule picks")
 
-    def _expect(self, rule: Rule) -> StepResult:
+    def _expect(self, rule: Rule) -> checks.StepResult:
         """Segments the rule's example with this program; the node must deliver the same labels."""
         from monai_unet_app.bundle import load_bundle
         from monai_unet_app.config import PredictConfig, resolve_device
@@ -284,25 +266,23 @@ class _Run:
         bundle = load_bundle(rule.bundle, resolve_device("auto"))
         for axes in self._axes(rule):
             case = segment_case(read_series(self._made(rule, axes).files), bundle, PredictConfig(tta=rule.tta))
-            verdict = case.assessment.verdict if case.assessment else None
-            if verdict == "reject" or (verdict == "review" and rule.hold_review):
-                why = "; ".join(case.assessment.reasons) if case.assessment else ""
-                return StepResult(
+            verdict, why = verdict_of(case)
+            if state_of(verdict, rule) != "sending":
+                raise AppError(
                     f"the quality gate says {verdict} ({why}), so the node would hold the result back; name a usual image "
-                    f"with --example {rule.name}=PATH",
-                    fault=True,
+                    f"with --example {rule.name}=PATH"
                 )
             self.sent[rule.name].expected[axes] = case.segmentation.label_volume
-        return StepResult(f"{len(self._axes(rule))} result(s) to compare with")
+        return checks.StepResult(f"{len(self._axes(rule))} result(s) to compare with")
 
-    def _axes(self, rule: Rule) -> Sequence[Axes]:
-        """The orders of axes in which an example is sent: all AXES for the shipped example, the given order for others."""
-        return AXES if rule.name not in self.settings.examples else AXES[:1]
+    def _axes(self, rule: Rule) -> Sequence[phantoms.Axes]:
+        """The orders of axes in which an example is sent: all `AXES` for the shipped example, the given order for others."""
+        return phantoms.AXES if rule.name not in self.settings.examples else phantoms.AXES[:1]
 
-    def _made(self, rule: Rule, axes: Axes) -> Study:
+    def _made(self, rule: Rule, axes: phantoms.Axes) -> phantoms.Study:
         path, headers = self.settings.examples.get(rule.name), self.settings.headers.get(rule.name, {})
-        example = Example(path, False, headers) if path else shipped_example(headers)
-        return example_study(example, rule, self.folder(), axes)
+        example = phantoms.Example(path, False, headers) if path else phantoms.shipped_example(headers)
+        return phantoms.example_study(example, rule, self.folder(), axes)
 
     def _compared_at(self, rule: Rule) -> list[Destination]:
         """Destinations at which a SEG of the rule must arrive."""
@@ -314,8 +294,8 @@ class _Run:
     def _at_destinations(self, needs: tuple[_Step, ...]) -> Iterator[_Step]:
         for destination in self.site.destinations.values():
             where = _where(destination)
-            for orientation in ORIENTATIONS:
-                sent: list[Study] = []
+            for orientation in phantoms.ORIENTATIONS:
+                sent: list[phantoms.Study] = []
                 stored = _Step(
                     f"stores a phantom, {orientation}", where,
                     partial(self._store, destination, orientation, sent), needs,
@@ -327,30 +307,30 @@ class _Run:
                 )
                 needs = (stored,)  # a destination that refuses the first phantom is not sent four more
 
-    def _store(self, destination: Destination, orientation: str, sent: list[Study]) -> StepResult:
-        study = phantom_study(orientation, self.folder())
+    def _store(self, destination: Destination, orientation: str, sent: list[phantoms.Study]) -> checks.StepResult:
+        study = phantoms.phantom_study(orientation, self.folder())
         sent.append(study)
         profile = replace(destination.profile, seg_encoding=None, objects=("SEG",))
         outcomes = send(replace(destination, profile=profile), study.files)
         lost = [outcome for outcome in outcomes if not outcome.is_delivered]
         if lost:
-            return StepResult(f"{len(lost)} of {len(outcomes)} objects did not arrive: {lost[0].meaning}", fault=True)
-        return StepResult(f"{len(outcomes)} objects")
+            raise AppError(f"{len(lost)} of {len(outcomes)} objects did not arrive: {lost[0].meaning}")
+        return checks.StepResult(f"{len(outcomes)} objects")
 
-    def _retrieve(self, destination: Destination, sent: Sequence[Study]) -> StepResult:
+    def _retrieve(self, destination: Destination, sent: Sequence[phantoms.Study]) -> checks.StepResult:
         """Compares the phantom that a destination gives back with the phantom that was sent."""
         (study,) = sent
         assert study.labels is not None
         fetched = fetch(destination, Query(study_instance_uid=study.uid), self.folder())
         if fetched.problems:
-            return StepResult(fetched.problems[0], fault=True)
+            raise AppError(fetched.problems[0])
         segs = [path for path in fetched.files if _modality(path) == "SEG"]
         images = [path for path in fetched.files if path not in segs]
         if not segs or not images:
-            return StepResult(f"{len(images)} images and {len(segs)} SEG came back; both are needed", fault=True)
+            raise AppError(f"{len(images)} images and {len(segs)} SEG came back; both are needed")
         volume = read_series(images)
         check_by_itk(volume)  # a second opinion on the geometry in which the labels are compared
-        return compare_labels(
+        return checks.compare_labels(
             study.labels, read_seg(segs[0], volume), f"{fetched.received} objects, read by ITK at the same place"
         )
 
@@ -375,7 +355,7 @@ class _Run:
                 self._all_workers, tuple(taken), self.longest_s * _MOST_ROUNDS,
             )  # fmt: skip
 
-    def _send(self, rule: Rule, count: int) -> StepResult:
+    def _send(self, rule: Rule, count: int) -> checks.StepResult:
         """Sends the studies of a rule at the same time, each over an association of its own."""
         sent, axes = self.sent[rule.name], self._axes(rule)
         sent.studies += [self._made(rule, axes[number % len(axes)]) for number in range(count)]
@@ -383,15 +363,15 @@ class _Run:
         sent.until = time.monotonic() + self.longest_s
         return result
 
-    def _send_studies(self, studies: Sequence[Study]) -> StepResult:
+    def _send_studies(self, studies: Sequence[phantoms.Study]) -> checks.StepResult:
         with ThreadPoolExecutor(len(studies)) as pool:
             outcomes = [*chain.from_iterable(pool.map(lambda study: send(self.node, study.files), studies))]
         lost = [outcome for outcome in outcomes if not outcome.is_delivered]
         if lost:
-            return StepResult(f"{len(lost)} of {len(outcomes)} images were not taken: {lost[0].meaning}", fault=True)
-        return StepResult(f"{len(outcomes)} images of {len(studies)} studies")
+            raise AppError(f"{len(lost)} of {len(outcomes)} images were not taken: {lost[0].meaning}")
+        return checks.StepResult(f"{len(outcomes)} images of {len(studies)} studies")
 
-    def _arrived(self, rule: Rule, number: int, destination: Destination) -> StepResult:
+    def _arrived(self, rule: Rule, number: int, destination: Destination) -> checks.StepResult:
         """Compares the SEG of a study that a destination has from the node with the labels that this program computes."""
         sent = self.sent[rule.name]
         began = reported = time.monotonic()
@@ -403,12 +383,14 @@ class _Run:
             present = {str(series.get("Modality", "")) for series in find(destination, Query("series", study.uid))}
             segs = self._segs_of_all(destination, study, volume) if wanted <= present else []
             if segs:
-                results = [compare_labels(expected, seg, f"{', '.join(sorted(wanted))} are there") for seg in segs]
+                results = [
+                    checks.compare_labels(expected, seg, f"{', '.join(sorted(wanted))} are there") for seg in segs
+                ]
                 return min(results, key=lambda result: (result.fault, result.place_mm is None, result.place_mm or 0.0))
             if refusal := self.trail.refusal(study.uid, rule.name, len(study.files)):
-                return StepResult(f"the node did not deliver it: {refusal}; its status page says why", fault=True)
+                raise AppError(f"the node did not deliver it: {refusal}; its status page says why")
             if time.monotonic() >= min(sent.until, self.until):
-                return StepResult(self._why_nothing(study, wanted - present, destination), fault=True)
+                raise AppError(self._why_nothing(study, wanted - present, destination))
             if time.monotonic() - reported >= _REPORT_S:
                 reported = time.monotonic()
                 waited, left = reported - began, max(0.0, min(sent.until, self.until) - reported)
@@ -417,7 +399,7 @@ class _Run:
                 )
             time.sleep(_PAUSE_S)
 
-    def _why_nothing(self, study: Study, missing: set[str], destination: Destination) -> str:
+    def _why_nothing(self, study: phantoms.Study, missing: set[str], destination: Destination) -> str:
         objects = ", ".join(sorted(missing)) or "a SEG of all images"
         if not self.trail.can_be_read:
             advice = "see the node's status page"
@@ -429,7 +411,7 @@ class _Run:
             advice = "no worker has made a result of this study; look at the workers (status page, processes)"
         return f"{objects} did not come to {destination.name} within {self.longest_s:g} s; {advice}"
 
-    def _segs_of_all(self, destination: Destination, study: Study, volume: Volume) -> list[Volume]:
+    def _segs_of_all(self, destination: Destination, study: phantoms.Study, volume: Volume) -> list[Volume]:
         """The labels of each SEG of the whole study; a node that waited too little has made a SEG of a part of it before."""
         segs, images = [], set(volume.provenance.sop_instance_uids)
         for series in find(destination, Query("series", study_instance_uid=study.uid, modality="SEG")):
@@ -440,14 +422,13 @@ class _Run:
                     segs.append(read_seg(file, volume))
         return segs
 
-    def _all_workers(self) -> StepResult:
+    def _all_workers(self) -> checks.StepResult:
         """Whether as many workers have made results as the site file asks for; sends more studies until they have."""
         wanted, rule = self.site.node.workers, self.site.rules[0]
         if not self.trail.can_be_read:
-            return StepResult(
+            raise AppError(
                 f"the node's audit trail ({self.trail.path.name} in its folder) cannot be read from here, and only it says "
-                "which worker did what; run this on the node's machine as the node's user",
-                fault=True,
+                "which worker did what; run this on the node's machine as the node's user"
             )
         studies = {study.uid for sent in self.sent.values() for study in sent.studies}
         for more_rounds in reversed(range(_MOST_ROUNDS)):
@@ -463,13 +444,13 @@ class _Run:
         count = len(self.trail.workers(studies))
         text = f"{count} of {wanted} by the node's audit trail, {len(studies)} studies"
         if count >= wanted:
-            return StepResult(text)
-        return StepResult(f"{text}; a worker hangs or does not start: see status page and processes", fault=True)
+            return checks.StepResult(text)
+        return checks.StepResult(f"{text}; a worker hangs or does not start: see status page and processes", fault=True)
 
 
 def _node(site: Site, settings: Commissioning) -> Destination:
     """The node as a destination."""
-    host = settings.node_host or address_of_node(site.node.host, site.node.networks)
+    host = settings.node_host or checks.address_of_node(site.node.host, site.node.networks)
     peer = Dimse(host, site.node.port, site.node.ae_title, settings.calling_ae_title, tls=site.node.tls)
     return Destination("node", peer, answer_s=site.node.idle_s)
 
@@ -478,13 +459,13 @@ def _where(destination: Destination) -> str:
     return f"{destination.name} ({destination.label})"
 
 
-def _answers(destination: Destination) -> StepResult:
-    return StepResult(f"{echo(destination):.2f} s")
+def _answers(destination: Destination) -> checks.StepResult:
+    return checks.StepResult(f"{echo(destination):.2f} s")
 
 
-def _find(destination: Destination, sent: Sequence[Study]) -> StepResult:
+def _find(destination: Destination, sent: Sequence[phantoms.Study]) -> checks.StepResult:
     count = len(find(destination, Query(study_instance_uid=sent[0].uid)))
-    return StepResult("1 study" if count == 1 else f"{count} studies, one is needed", fault=count != 1)
+    return checks.StepResult("1 study" if count == 1 else f"{count} studies, one is needed", fault=count != 1)
 
 
 def _modality(path: Path) -> str:

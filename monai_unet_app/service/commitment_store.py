@@ -5,7 +5,6 @@ import logging
 import sqlite3
 import threading
 import time
-from typing import NamedTuple
 
 from dicom_io.errors import DicomIoError
 from dicom_io.net.commitment_provider import (
@@ -25,19 +24,6 @@ _FEWEST_TRIES = 10
 """No report is given up before so many tries, whatever the clock says."""
 
 _logger = logging.getLogger(__name__)
-
-
-class Unreported(NamedTuple):
-    """A request that the requestor has no report on yet.
-
-    Attributes:
-        tries: How often a report failed.
-        created: When the request came, by `Database.now_s`.
-    """
-
-    request: CommitmentRequest
-    tries: int
-    created: float
 
 
 class Commitments:
@@ -78,10 +64,10 @@ class Commitments:
         with self._database.transaction() as db:
             db.execute(
                 'INSERT OR IGNORE INTO commitments (ae_title, "transaction", refs, created) VALUES (?, ?, ?, ?)',
-                (request.ae_title, request.transaction_uid, references, self._database.now_s()),
+                (*request.key, references, self._database.now_s()),
             )
             query = 'SELECT refs FROM commitments WHERE ae_title = ? AND "transaction" = ?'
-            recorded = db.execute(query, (request.ae_title, request.transaction_uid)).fetchone()["refs"]
+            recorded = db.execute(query, request.key).fetchone()["refs"]
         if recorded != references:
             raise RequestRefusedError(DUPLICATE_TRANSACTION, "the transaction came before, with other instances")
 
@@ -94,41 +80,28 @@ class Commitments:
                 self._stop.wait(_FIRST_PAUSE_S)
 
     def _report_all(self) -> None:
-        for waiting in unreported(self._database):
-            key = (waiting.request.ae_title, waiting.request.transaction_uid)
-            if self._stop.is_set() or time.monotonic() < self._not_before.get(key, 0.0):
-                continue
-            self._report(waiting, key)
+        """Reports on all requests without a report, the oldest first."""
+        for row in self._database.rows("SELECT * FROM commitments WHERE reported IS NULL ORDER BY created"):
+            references = tuple(Reference(*pair) for pair in json.loads(row["refs"]))
+            request = CommitmentRequest(row["ae_title"], row["transaction"], references)
+            if not self._stop.is_set() and time.monotonic() >= self._not_before.get(request.key, 0.0):
+                self._report(request, row["attempts"], row["created"])
 
-    def _report(self, waiting: Unreported, key: tuple[str, str]) -> None:
+    def _report(self, request: CommitmentRequest, tries: int, created: float) -> None:
+        """Reports on a request that came at `created`, by `Database.now_s`, and whose report has failed `tries` times."""
         try:
-            self._provider.report(waiting.request)
+            self._provider.report(request)
         except (DicomIoError, OSError) as error:
-            is_late = self._database.now_s() - waiting.created > self._give_up_s
-            if not is_late or waiting.tries < _FEWEST_TRIES:
-                self._update("attempts = attempts + 1", key)
-                pause_s = min(_FIRST_PAUSE_S * 2.0**waiting.tries, _LONGEST_PAUSE_S)
-                self._not_before[key] = time.monotonic() + pause_s
+            is_late = self._database.now_s() - created > self._give_up_s
+            if not is_late or tries < _FEWEST_TRIES:
+                self._update("attempts = attempts + 1", request.key)
+                pause_s = min(_FIRST_PAUSE_S * 2.0**tries, _LONGEST_PAUSE_S)
+                self._not_before[request.key] = time.monotonic() + pause_s
                 return
-            _logger.warning("gave up to report on a storage commitment of %s (%s)", waiting.request.ae_title, error)
-        self._update("reported = ?", key, time.time())
-        self._not_before.pop(key, None)
+            _logger.warning("gave up to report on a storage commitment of %s (%s)", request.ae_title, error)
+        self._update("reported = ?", request.key, time.time())
+        self._not_before.pop(request.key, None)
 
     def _update(self, change: str, key: tuple[str, str], *values: float) -> None:
         with self._database.transaction() as db:
             db.execute(f'UPDATE commitments SET {change} WHERE ae_title = ? AND "transaction" = ?', (*values, *key))
-
-
-def unreported(database: Database) -> list[Unreported]:
-    """Requests without a report, the oldest first."""
-    rows = database.rows("SELECT * FROM commitments WHERE reported IS NULL ORDER BY created")
-    return [
-        Unreported(
-            CommitmentRequest(
-                row["ae_title"], row["transaction"], tuple(Reference(*pair) for pair in json.loads(row["refs"]))
-            ),
-            row["attempts"],
-            row["created"],
-        )
-        for row in rows
-    ]

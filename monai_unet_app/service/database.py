@@ -42,10 +42,10 @@ class Database:
             self._db.execute("INSERT OR IGNORE INTO clock VALUES (1, ?)", (time.time(),))
             (self._begun_s,) = self._db.execute("SELECT seconds FROM clock").fetchone()
             self._db.execute("UPDATE jobs SET state = 'queued', attempts = attempts - 1 WHERE state = 'working'")
-        except sqlite3.OperationalError:  # such as a full disk
-            raise
         except sqlite3.DatabaseError as error:
             self._db.close()
+            if isinstance(error, sqlite3.OperationalError):  # such as a full disk: the file itself is sound
+                raise
             raise UsageError(
                 f"{path} is damaged ({error}); the node's own is needed; move it away: it is made anew from audit.jsonl and "
                 "the received files"

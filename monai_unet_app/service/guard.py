@@ -176,7 +176,8 @@ def _log_failure(scope: Scope, error: Exception) -> None:
 
 def _failure_answer(error: Exception) -> Response:
     """The answer where a route failed, without the text of the error."""
-    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+    is_sqlite_full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    if is_sqlite_full or (isinstance(error, OSError) and error.errno in _NO_ROOM):
         return JSONResponse({"detail": "the node's disk is full; send it again later"}, 507)
     return JSONResponse({"detail": "the node could not answer; its log says where; tell an administrator"}, 500)
 

@@ -4,7 +4,6 @@ Hints identify a patient. They are read from the received files when a reviewer 
 the database, the audit trail, a log or a URL.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,36 +35,31 @@ class Hints:
         return [dictionary_description(keyword) for keyword in self._keywords]
 
     def of(self, study: str) -> tuple[str, ...]:
-        """The values of a study, one for each name; empty texts for values that its headers lack."""
-        if study not in self._read:
-            path = _first_instance(self._received / study)
-            if path is None:
-                return ("",) * len(self._keywords)
-            self._read[study] = self._values(path)
-        return self._read[study]
+        """The values of a study, one for each name; empty texts where its headers lack a value or cannot be read."""
+        values = self._read.get(study)
+        if values is None and self._keywords:
+            values = self._values(study)
+            if values is not None:
+                self._read[study] = values
+        return values or ("",) * len(self._keywords)
 
     def find(self, text: str) -> list[str]:
         """Studies with a value that contains a text, regardless of case; none for a text of fewer than 3 characters."""
-        wanted = text.strip().casefold()
-        if not self._keywords or len(wanted) < _LEAST_CHARACTERS or not self._received.is_dir():
+        part = text.strip().casefold()
+        if not self._keywords or len(part) < _LEAST_CHARACTERS or not self._received.is_dir():
             return []
         studies = {path.name for path in self._received.iterdir() if path.is_dir() and not path.name.startswith(".")}
         for gone in self._read.keys() - studies:
             self._read.pop(gone, None)
-        return sorted(study for study in studies if any(wanted in value.casefold() for value in self.of(study)))
+        return sorted(study for study in studies if any(part in value.casefold() for value in self.of(study)))
 
-    def _values(self, path: Path) -> tuple[str, ...]:
+    def _values(self, study: str) -> tuple[str, ...] | None:
+        """The values in an instance of a study; None if it has no instance, or the instance cannot be read."""
+        path = next((self._received / study).rglob("*.dcm"), None)
+        if path is None:
+            return None
         try:
             header = load_dataset(path, with_pixels=False, keywords=self._keywords)
             return tuple(" ".join(str(header.get(keyword) or "").split())[:_LONGEST] for keyword in self._keywords)
         except (DicomIoError, *READ_ERRORS):  # type: ignore[misc]  # READ_ERRORS is a tuple of any length
-            return ("",) * len(self._keywords)
-
-
-def _first_instance(study: Path) -> Path | None:
-    """A DICOM file of a study; None if it has none."""
-    for folder, _, names in os.walk(study):
-        for name in names:
-            if name.endswith(".dcm"):
-                return Path(folder, name)
-    return None
+            return None

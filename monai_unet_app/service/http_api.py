@@ -5,6 +5,7 @@ authentication. Answers name studies by UID and never name a patient.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,16 +23,7 @@ from dicom_io.reading.headers import is_uid
 from monai_unet_app import __version__
 from monai_unet_app.data.schemas import schema
 from monai_unet_app.errors import AppError, InputRefusedError, without_folders
-from monai_unet_app.service.access import (
-    Admin,
-    Decider,
-    Onlooker,
-    Reader,
-    Reviewer,
-    Submitter,
-    may_open,
-    needs,
-)
+from monai_unet_app.service import access
 from monai_unet_app.service.guard import MOST_TEXT_BYTES, BoundedRoute, Guard, is_json
 from monai_unet_app.service.hints import Hints
 from monai_unet_app.service.http_body import copy_upload, is_form, mask_ending, opened_form, receive_file, scratch_file
@@ -128,29 +120,33 @@ def _add_health(app: FastAPI, node: "Node") -> None:
 
     @app.get("/ready", summary="Everything that a study needs works; else 503 and the parts that fail")
     def ready() -> Response:
-        failing = node.failing()
+        failing = node.health.failing()
         return JSONResponse({"ready": False, "failing": failing}, 503) if failing else JSONResponse({"ready": True})
 
-    @app.get("/metrics", summary="Metrics for Prometheus", dependencies=[Depends(needs("metrics", "read", "admin"))])
+    @app.get(
+        "/metrics", summary="Metrics for Prometheus", dependencies=[Depends(access.needs("metrics", "read", "admin"))]
+    )
     def metrics() -> Response:
         return Response(exposition(node), media_type="text/plain; version=0.0.4")
 
 
 def _add_pages(app: FastAPI, node: "Node") -> None:
     hints = Hints(node.store.folder, node.config.find_by if node.config.show_identity else ())
+    no_hints = Hints(node.store.folder, ())
 
     def viewer(holder: Holder) -> Viewer:
         """Hints are identity: reviewers see them, and holders who only read or administer do not."""
-        return Viewer(hints if hints.names and holder.may("reviewer") else None, holder)
+        return Viewer(hints if holder.may("reviewer") else no_hints, holder)
 
     @app.get("/", summary="What the node is doing", response_class=HTMLResponse)
     def status(
-        holder: Onlooker, still: Annotated[bool, Query(description="the page does not load itself again")] = False
+        holder: access.Onlooker,
+        still: Annotated[bool, Query(description="the page does not load itself again")] = False,
     ) -> str:
         return status_page(node, viewer(holder), still=still)
 
     @app.get("/find", summary="A page to find a study", response_class=HTMLResponse)
-    def find_form(holder: Onlooker) -> str:
+    def find_form(holder: access.Onlooker) -> str:
         return find_page(node, None, viewer(holder))
 
     @app.post(
@@ -158,7 +154,7 @@ def _add_pages(app: FastAPI, node: "Node") -> None:
         summary="Studies by a part of their UID; for reviewers by accession number",
         response_class=HTMLResponse,
     )
-    def find(holder: Onlooker, text: Annotated[str, Form(max_length=64)]) -> str:
+    def find(holder: access.Onlooker, text: Annotated[str, Form(max_length=64)]) -> str:
         node.audit.write("searched", who=holder.name)
         return find_page(node, text, viewer(holder))
 
@@ -172,7 +168,7 @@ def _add_studies(app: FastAPI, node: "Node", config: HttpConfig) -> None:
     )
     async def submit(
         request: Request,
-        holder: Submitter,
+        holder: access.Submitter,
         rule: Annotated[str, Query(description="for a NIfTI image: the rule whose bundle segments it")] = "",
     ) -> dict[str, Any]:
         if (full := node.why_full()) != "":
@@ -189,14 +185,14 @@ def _add_studies(app: FastAPI, node: "Node", config: HttpConfig) -> None:
         return {"studies": upload.instances, "refused": upload.refused}
 
     @app.get("/studies/{study}", summary="The jobs and results of a study")
-    def study(study: str, holder: Onlooker) -> dict[str, Any]:
+    def study(study: str, holder: access.Onlooker) -> dict[str, Any]:
         _check_uid(study)
         jobs = node.queue.jobs_of(study)
-        if not jobs and not node.is_arriving(study):
+        if not jobs and study not in node.arrivals:
             raise HTTPException(404, "no such study")
         return {
             "study": study,
-            "arriving": node.is_arriving(study),
+            "arriving": study in node.arrivals,
             "versions": [
                 {**asdict(job), "results": [_facts(node, result, holder) for result in node.queue.results_of(job.id)]}
                 for job in jobs
@@ -218,18 +214,18 @@ def _take_upload(node: "Node", path: Path, rule: str, config: HttpConfig) -> Upl
         study, is_new = take_nifti(path, node.store.folder, rule)
         if is_new:
             node.arrivals.add(study, 1)
-        return Upload({study: 1})
+        return Upload(Counter({study: 1}))
 
 
 def _add_results(app: FastAPI, node: "Node") -> None:
     @app.get("/results/{number}", summary="A result: its state, its assessment by the bundle, its files")
-    def result(number: Number, holder: Onlooker) -> dict[str, Any]:
+    def result(number: Number, holder: access.Onlooker) -> dict[str, Any]:
         return _facts(node, _result(node, number), holder)
 
     @app.get("/results/{number}/files/{name:path}", summary="A file of a result", response_class=FileResponse)
-    def file(number: Number, name: str, holder: Reader) -> FileResponse:
+    def file(number: Number, name: str, holder: access.Reader) -> FileResponse:
         result = _result(node, number)
-        if not may_open(holder, result):
+        if not access.may_open(holder, result):
             raise HTTPException(
                 403, f"the result is {result.state}; only the role reviewer opens one that is not released"
             )
@@ -242,7 +238,7 @@ def _add_results(app: FastAPI, node: "Node") -> None:
     @app.post("/results/{number}/release", summary="A result that was held back is delivered")
     def release_result(
         number: Number,
-        holder: Decider,
+        holder: access.Decider,
         reason: Reason,
         confirm_rejected: Annotated[
             StrictBool, Body(embed=True, description="needed for a result that the quality gate rejected")
@@ -254,7 +250,7 @@ def _add_results(app: FastAPI, node: "Node") -> None:
         return _facts(node, _result(node, number), holder)
 
     @app.post("/results/{number}/refuse", summary="A result that was held back is never delivered")
-    def refuse_result(number: Number, holder: Decider, reason: Reason) -> dict[str, Any]:
+    def refuse_result(number: Number, holder: access.Decider, reason: Reason) -> dict[str, Any]:
         _result(node, number)
         with _errors_as_answers(node):
             refuse(node, number, holder.name, reason)
@@ -283,7 +279,7 @@ def _add_reviews(app: FastAPI, node: "Node") -> None:
         "/results/{number}/review",
         summary="The page on which a result is reviewed; names the patient. A browser gets 202 and waits while it is made",
     )
-    def page(number: Number, request: Request, holder: Reviewer) -> Response:
+    def page(number: Number, request: Request, holder: access.Reviewer) -> Response:
         result = _result(node, number)
         try:
             path = made_page(result, SOON_S if _is_browser(request) else _LONGEST_PAGE_S)
@@ -293,7 +289,7 @@ def _add_reviews(app: FastAPI, node: "Node") -> None:
         return FileResponse(path, media_type="text/html", headers=_PAGE_POLICY)
 
     @app.get("/results/{number}/review.pdf", summary="The same as a PDF; names the patient")
-    def pdf(number: Number, holder: Reviewer) -> FileResponse:
+    def pdf(number: Number, holder: access.Reviewer) -> FileResponse:
         result = _result(node, number)
         path = made_page(result, _LONGEST_PAGE_S).with_name("review.pdf")
         if not path.is_file():
@@ -305,7 +301,7 @@ def _add_reviews(app: FastAPI, node: "Node") -> None:
         )  # fmt: skip
 
     @app.get("/results/{number}/verdict", summary="Who asks, whether they may decide, and what was decided already")
-    def decision_so_far(number: Number, holder: Reviewer) -> dict[str, Any]:
+    def decision_so_far(number: Number, holder: access.Reviewer) -> dict[str, Any]:
         stands = standing(node, _result(node, number))
         return {"who": holder.name, **stands, "open": stands["open"] and holder.may_decide}
 
@@ -314,7 +310,7 @@ def _add_reviews(app: FastAPI, node: "Node") -> None:
         summary="What a reviewer decided: JSON of a review page, or a form with the mask too",
         openapi_extra=_VERDICT,
     )
-    async def verdict(number: Number, request: Request, holder: Decider) -> dict[str, Any]:
+    async def verdict(number: Number, request: Request, holder: access.Decider) -> dict[str, Any]:
         result = _result(node, number)
         if is_json(request):
             return await run_in_threadpool(_decide, node, result, await request.body(), holder.name)
@@ -346,18 +342,18 @@ def _add_repairs(app: FastAPI, node: "Node") -> None:
     @app.post(
         "/studies/{study}/reprocess", status_code=202, summary="A study is processed again, by the rules as they are"
     )
-    def reprocess(study: str, request: Request, holder: Admin) -> Response:
+    def reprocess(study: str, request: Request, holder: access.Admin) -> Response:
         _check_uid(study)
         if not node.reprocess(study, holder.name):
             raise HTTPException(404, "no such study is complete; only a complete study can be processed again")
         return _json_or_status_page(request, {"study": study}, 202)
 
     @app.post("/jobs/{number}/retry", summary="The job of a dead letter is tried again")
-    def retry_job(number: Number, request: Request, holder: Admin) -> Response:
+    def retry_job(number: Number, request: Request, holder: access.Admin) -> Response:
         return _retry(request, node, "job", number, holder.name)
 
     @app.post("/deliveries/{number}/retry", summary="A dead delivery is tried again")
-    def retry_delivery(number: Number, request: Request, holder: Admin) -> Response:
+    def retry_delivery(number: Number, request: Request, holder: access.Admin) -> Response:
         return _retry(request, node, "delivery", number, holder.name)
 
 
@@ -390,7 +386,7 @@ def _check_uid(study: str) -> None:
 
 def _facts(node: "Node", result: Result, holder: Holder) -> dict[str, Any]:
     """The facts of a result; "files" and "document" are empty for a holder who may not open the result."""
-    files = _files(node, result) if may_open(holder, result) else {}
+    files = _files(node, result) if access.may_open(holder, result) else {}
     documents = (json.loads(path.read_text()) for name, path in files.items() if name.endswith("_result.json"))
     return {
         **{key: value for key, value in asdict(result).items() if key != "folder"},

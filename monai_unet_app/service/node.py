@@ -11,8 +11,8 @@
 This process receives and decides. Torch is in the workers, and slow networks are the senders' matter. Both kinds of process may
 die at any moment: the task that they were at is begun anew. All waiting is measured by the monotonic clock.
 
-The loop of the node calls, in turn, `service.segmentation` (studies to results), `service.sending` (results to destinations)
-and `service.retention` (what is forgotten).
+The loop of the node calls, in turn, `service.job_scheduler` (studies to results), `service.delivery_scheduler` (results to
+destinations) and `service.retention` (what is forgotten).
 """
 
 import fcntl
@@ -38,15 +38,15 @@ from monai_unet_app.service.audit import AuditTrail
 from monai_unet_app.service.child_processes import resident_bytes
 from monai_unet_app.service.commitment_store import Commitments
 from monai_unet_app.service.dead_letters import DeadLetters
+from monai_unet_app.service.delivery_scheduler import DeliveryScheduler
 from monai_unet_app.service.health import Health
+from monai_unet_app.service.job_scheduler import JobScheduler
 from monai_unet_app.service.lost_results import LostResults
 from monai_unet_app.service.node_metrics import Durations
 from monai_unet_app.service.queue import Queue
 from monai_unet_app.service.restore import restore
 from monai_unet_app.service.retention import Retention
 from monai_unet_app.service.rows import Job, Result
-from monai_unet_app.service.segmentation import Segmentation
-from monai_unet_app.service.sending import Sending
 from monai_unet_app.service.site_file import Site
 from monai_unet_app.service.uploads import IMAGES
 from monai_unet_app.service.worker_pool import WorkerPool
@@ -63,7 +63,7 @@ class Node:
     """Runs from `with` to its end.
 
     Attributes:
-        seconds: Stage -> how long its last runs took: "work", "deliver" and "total" (complete until delivered).
+        durations: How long the stages took: "work", "deliver" and "total" (complete until delivered).
         instances_stored: How many instances were stored since the node began.
         instances_turned_away: How many instances were not stored.
         callers_turned_away: How many callers were not let in.
@@ -101,8 +101,8 @@ class Node:
         self.dead_letters = DeadLetters(folder / DEAD, self.queue)
         self.lost_results = LostResults(self.queue, self.audit, self.received_folder, self.results_folder)
         self.health, self.arrivals = Health(self), Arrivals()
-        self.segmentation, self.sending, self.retention = Segmentation(self), Sending(self), Retention(self)
-        self.seconds: dict[str, Durations] = {name: Durations(name) for name in ("work", "deliver", "total")}
+        self.jobs, self.deliveries, self.retention = JobScheduler(self), DeliveryScheduler(self), Retention(self)
+        self.durations = Durations()
         self.instances_stored = self.instances_turned_away = self.callers_turned_away = 0
         self.last_turned_away: deque[tuple[float, str]] = deque(maxlen=_LAST_TURNED_AWAY)
         self.decision_locks: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
@@ -159,11 +159,7 @@ class Node:
     @property
     def is_ready(self) -> bool:
         """Whether a study that comes now would be segmented, recorded and delivered without waiting for a repair."""
-        return not self.failing()
-
-    def failing(self) -> list[str]:
-        """The parts that keep it from being ready, see `Health.failing`; no person and no file is named."""
-        return self.health.failing()
+        return not self.health.failing()
 
     @property
     def is_running(self) -> bool:
@@ -175,10 +171,6 @@ class Node:
     def why_full(self) -> str:
         """Why no study is taken just now; empty while studies are taken."""
         return self._why_full
-
-    def is_arriving(self, study: str) -> bool:
-        """Whether a study is not complete yet."""
-        return study in self.arrivals
 
     def bundles(self) -> dict[str, dict[str, str]]:
         """Rule -> "name", "version" and "sha256" of the bundle that a worker has loaded for it; empty before one is ready."""
@@ -197,7 +189,7 @@ class Node:
 
     def reprocess(self, study: str, who: str) -> bool:
         """Queues a study once more, by the rules as they are; False if no complete study has this UID."""
-        if self.is_arriving(study) or not self.queue.jobs_of(study):
+        if study in self.arrivals or not self.queue.jobs_of(study):
             return False
         self.audit.write("reprocessed", study=study, who=who)
         self.arrivals.add(study, 0)
@@ -231,7 +223,7 @@ class Node:
         folder = self.received_folder / notice.study_instance_uid
         files = [folder / series / f"{uid}.dcm" for series, uids in notice.online.items() for uid in uids]
         if files and all(file.is_file() for file in files):
-            self.segmentation.declare_complete(notice.study_instance_uid)
+            self.jobs.declare_complete(notice.study_instance_uid)
 
     def _turn_instance_away(self, reason: str) -> None:
         self.instances_turned_away += 1
@@ -260,14 +252,14 @@ class Node:
     def _do_round(self) -> None:
         self.health.check()
         self._check_disk()
-        self.segmentation.queue_complete_studies()
+        self.jobs.queue_complete_studies()
         self._handle_answers()
         self.workers.watch(self.config.job_s, self.config.worker_gb * 1e9)
         self.senders.watch(self.config.job_s)
         for pool in (self.workers, self.senders):
             pool.start_missing()
-        self.segmentation.start_jobs()
-        self.sending.start_deliveries()
+        self.jobs.start_jobs()
+        self.deliveries.start_deliveries()
         self.retention.run()
 
     def _check_disk(self) -> None:
@@ -276,7 +268,7 @@ class Node:
 
     def _handle_answers(self) -> None:
         """Records what children have answered; an answer that cannot be recorded, on a full disk, is read again later."""
-        for pool, part in ((self.workers, self.segmentation), (self.senders, self.sending)):
+        for pool, part in ((self.workers, self.jobs), (self.senders, self.deliveries)):
             for child, message in pool.messages():
                 try:
                     if child.task is not None:

@@ -4,11 +4,11 @@ import platform
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily as Counter
 from prometheus_client.core import GaugeMetricFamily as Gauge
 from prometheus_client.core import InfoMetricFamily
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
     from monai_unet_app.service.node import Node
-    from monai_unet_app.service.sending import DestinationState
 
 QUANTILES = (0.5, 0.95)
 _STATES = {
@@ -33,15 +32,16 @@ _STATES = {
 _VERDICTS = ("accept", "review", "reject", "none", *FOLLOW_UPS)
 _BUCKETS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 900, 1800, 3600, 6 * 3600, 24 * 3600)
 _REMEMBERED = 1000
-_SUCCESS = "last_success_timestamp_seconds"
 
 
 class Durations:
-    """The durations of a stage since the node began: the last thousand, and a histogram of all."""
+    """The durations of each stage since the node began: the last thousand, and a histogram of all."""
 
-    def __init__(self, stage: str) -> None:
-        """No duration yet. `stage`: "work", "deliver" or "total"."""
-        self.last: deque[float] = deque(maxlen=_REMEMBERED)
+    def __init__(self) -> None:
+        """No duration yet. The stages are "work", "deliver" and "total"."""
+        self.last: dict[str, deque[float]] = {
+            stage: deque(maxlen=_REMEMBERED) for stage in ("work", "deliver", "total")
+        }
         self.histogram = Histogram(
             "monai_unet_stage_seconds",
             "Duration of each stage: work, deliver, and total from complete to delivered",
@@ -49,55 +49,38 @@ class Durations:
             buckets=_BUCKETS_S,
             labelnames=["stage"],
         )
-        self._stage = self.histogram.labels(stage)
+        for stage in self.last:
+            self.histogram.labels(stage)
 
-    def append(self, seconds: float) -> None:
+    def add(self, stage: str, seconds: float) -> None:
         """Adds a duration."""
-        self.last.append(seconds)
-        self._stage.observe(seconds)
-
-    def __len__(self) -> int:
-        return len(self.last)
-
-    def __iter__(self) -> Iterator[float]:
-        return iter(list(self.last))
+        self.last[stage].append(seconds)
+        self.histogram.labels(stage).observe(seconds)
 
 
-def quantiles(seconds: Durations | Sequence[float]) -> dict[float, float]:
+def quantiles(seconds: Collection[float]) -> dict[float, float]:
     """The median and the 95th percentile; empty for no durations."""
     return dict(zip(QUANTILES, np.quantile(list(seconds), QUANTILES).tolist(), strict=True)) if len(seconds) else {}
 
 
 def exposition(node: "Node") -> bytes:
     """All metrics in the text format of Prometheus."""
-    registry = CollectorRegistry()
-    registry.register(_NodeCollector(node))
-    return generate_latest(registry)
+    return generate_latest(_NodeCollector(node))
 
 
 class _NodeCollector(Collector):
     def __init__(self, node: "Node") -> None:
         self.node = node
 
-    def describe(self) -> "list[Metric]":
-        """Empty, so that registering collects nothing."""
-        return []
-
     def collect(self) -> "Iterator[Metric]":
-        yield from self._work()
-        yield from self._waiting()
-        yield from self._destinations()
-        yield from self._machine()
-        yield from self._versions()
+        for part in (self._work, self._waiting, self._destinations, self._machine, self._versions):
+            yield from part()
 
     def _work(self) -> "Iterator[Metric]":
         node, counts = self.node, self.node.queue.counts()
         for table, states in _STATES.items():
             yield _gauge(f"monai_unet_{table}", f"{table} by state", "state", dict.fromkeys(states, 0) | counts[table])
-        stages = [metric for times in node.seconds.values() for metric in times.histogram.collect()]
-        for other in stages[1:]:  # one family for all stages
-            stages[0].samples.extend(other.samples)
-        yield from stages[:1]
+        yield from node.durations.histogram.collect()
         verdicts = Counter("monai_unet_verdicts", "results by the quality gate's verdict", labels=["verdict"])
         by_verdict = {verdict or "none": count for verdict, count in node.queue.verdict_counts().items()}
         for verdict, count in (dict.fromkeys(_VERDICTS, 0) | by_verdict).items():
@@ -118,21 +101,15 @@ class _NodeCollector(Collector):
         )
 
     def _destinations(self) -> "Iterator[Metric]":
-        rows: tuple[tuple[str, str, Callable[[DestinationState], float | None]], ...] = (
-            ("pending", "deliveries that wait for a destination", lambda state: state.pending),
-            (
-                "reachable",
-                "0 where the last try to give a destination something failed",
-                lambda state: state.is_reachable,
-            ),
-            ("paused", "1 where a destination is left alone until its next try", lambda state: state.is_paused),
-            (_SUCCESS, "when a destination was last given something, since the start", lambda state: state.delivered),
-        )
-        states = self.node.sending.states().items()
-        for name, text, value_of in rows:
-            values = {
-                destination: float(value) for destination, state in states if (value := value_of(state)) is not None
-            }
+        texts = {
+            "pending": "deliveries that wait for a destination",
+            "reachable": "0 where the last try to give a destination something failed",
+            "paused": "1 where a destination is left alone until its next try",
+            "last_success_timestamp_seconds": "when a destination was last given something, since the start",
+        }
+        states = self.node.deliveries.states().items()
+        for name, text in texts.items():
+            values = {destination: state[name] for destination, state in states if name in state}
             yield _gauge(f"monai_unet_destination_{name}", text, "destination", values)
 
     def _machine(self) -> "Iterator[Metric]":

@@ -11,24 +11,9 @@ its state stays "not processed", whatever becomes of the notice.
 import time
 from collections.abc import Collection, Mapping, Sequence
 
+from monai_unet_app.service import rows
 from monai_unet_app.service.database import Database
-from monai_unet_app.service.recording import add_deliveries, add_result, close_if_done, count_verdict
-from monai_unet_app.service.rows import (
-    DECIDABLE,
-    FOLLOW_UPS,
-    HELD_BACK,
-    UNFINISHED,
-    DecidedError,
-    Decision,
-    Delivery,
-    DeliveryState,
-    Job,
-    JobState,
-    NewResult,
-    Result,
-    ResultState,
-    sql_list,
-)
+from monai_unet_app.service.recording import add_deliveries, add_result, close_if_done, count_verdict, insert_result
 
 _SAME_BYTES = (
     "(SELECT a.id FROM results a JOIN results b ON a.study = b.study AND a.rule = b.rule AND a.series = b.series "
@@ -78,7 +63,7 @@ class Queue(Database):
                 )
         return changed
 
-    def complete_study(self, study: str) -> Job:
+    def complete_study(self, study: str) -> rows.Job:
         """The new job of a study that is complete for now."""
         with self.transaction() as db:
             db.execute("UPDATE studies SET state = 'complete', version = version + 1 WHERE uid = ?", (study,))
@@ -108,23 +93,23 @@ class Queue(Database):
 
     # jobs
 
-    def queued_jobs(self) -> list[Job]:
+    def queued_jobs(self) -> list[rows.Job]:
         """Jobs that wait for a worker, the oldest first; no job of a study that a worker is at."""
         return self.select(
-            Job,
+            rows.Job,
             "SELECT * FROM jobs WHERE state = 'queued' AND study NOT IN (SELECT study FROM jobs WHERE state = 'working') "
             "ORDER BY created, id",
         )
 
-    def job(self, number: int) -> Job | None:
+    def job(self, number: int) -> rows.Job | None:
         """The job of a number; None if there is none."""
-        return next(iter(self.select(Job, _JOB, number)), None)
+        return next(iter(self.select(rows.Job, _JOB, number)), None)
 
-    def start_job(self, number: int) -> Job:
+    def start_job(self, number: int) -> rows.Job:
         """The job, which a worker has begun now."""
         with self.transaction() as db:
             db.execute("UPDATE jobs SET state = 'working', attempts = attempts + 1 WHERE id = ?", (number,))
-            return self.select(Job, _JOB, number)[0]
+            return self.select(rows.Job, _JOB, number)[0]
 
     def requeue_job(self, number: int, reason: str, *, counts: bool = True) -> None:
         """Lets a job wait again; `counts`: the attempt counts as one of its tries."""
@@ -141,14 +126,14 @@ class Queue(Database):
                 "UPDATE jobs SET state = 'dead', reason = ?, done = ? WHERE id = ?", (reason, self.now_s(), number)
             )
 
-    def finish_job(self, number: int, results: Sequence[NewResult]) -> list[Result]:
+    def finish_job(self, number: int, results: Sequence[rows.NewResult]) -> list[rows.Result]:
         """Records the results of a job, which is done, and gives them as they are recorded, see `recording.add_result`."""
         with self.transaction() as db:
             now_s = self.now_s()
             db.execute("UPDATE jobs SET state = 'done', reason = '', done = ? WHERE id = ?", (now_s, number))
             job = db.execute(_JOB, (number,)).fetchone()
             added = [add_result(db, job, new, now_s) for new in results]
-            return [result for new in added for result in self.select(Result, _RESULT, new)]
+            return [result for new in added for result in self.select(rows.Result, _RESULT, new)]
 
     def remake_job(self, number: int) -> None:
         """Lets a job wait again, with all its tries, because files of its results are lost."""
@@ -160,40 +145,42 @@ class Queue(Database):
         """How often a job was remade."""
         return sum(self.column("SELECT n FROM remade WHERE job = ?", job))
 
-    def retry_job(self, number: int) -> Job | None:
+    def retry_job(self, number: int) -> rows.Job | None:
         """A dead job, which waits again now, with all its tries; None if no dead job has this number."""
         query = "UPDATE jobs SET state = 'queued', attempts = 0, done = NULL WHERE id = ? AND state = 'dead'"
         with self.transaction() as db:
             return self.job(number) if db.execute(query, (number,)).rowcount else None
 
-    def jobs(self, states: Sequence[JobState], limit: int = 100) -> list[Job]:
+    def jobs(self, states: Sequence[rows.JobState], limit: int = 100) -> list[rows.Job]:
         """Jobs in these states, the newest first."""
-        return self.select(Job, f"SELECT * FROM jobs WHERE state IN {sql_list(states)} ORDER BY id DESC LIMIT ?", limit)
+        return self.select(
+            rows.Job, f"SELECT * FROM jobs WHERE state IN {rows.sql_list(states)} ORDER BY id DESC LIMIT ?", limit
+        )
 
-    def jobs_of(self, study: str) -> list[Job]:
+    def jobs_of(self, study: str) -> list[rows.Job]:
         """Jobs of all versions of a study, the first version first."""
-        return self.select(Job, "SELECT * FROM jobs WHERE study = ? ORDER BY version", study)
+        return self.select(rows.Job, "SELECT * FROM jobs WHERE study = ? ORDER BY version", study)
 
     # results
 
-    def result(self, number: int) -> Result | None:
+    def result(self, number: int) -> rows.Result | None:
         """The result of a number; None if there is none, or it is forgotten."""
-        return next(iter(self.select(Result, _RESULT, number)), None)
+        return next(iter(self.select(rows.Result, _RESULT, number)), None)
 
-    def results(self, states: Sequence[ResultState], limit: int = 100) -> list[Result]:
+    def results(self, states: Sequence[rows.ResultState], limit: int = 100) -> list[rows.Result]:
         """Results in these states, the newest first; no states: results in any state."""
-        where = f"WHERE state IN {sql_list(states)}" if states else ""
-        return self.select(Result, f"SELECT * FROM results {where} ORDER BY id DESC LIMIT ?", limit)
+        where = f"WHERE state IN {rows.sql_list(states)}" if states else ""
+        return self.select(rows.Result, f"SELECT * FROM results {where} ORDER BY id DESC LIMIT ?", limit)
 
-    def results_of(self, job: int) -> list[Result]:
+    def results_of(self, job: int) -> list[rows.Result]:
         """Results of a job and what follows from decisions about them, the first result first."""
-        return self.select(Result, "SELECT * FROM results WHERE job = ? ORDER BY id", job)
+        return self.select(rows.Result, "SELECT * FROM results WHERE job = ? ORDER BY id", job)
 
-    def same_bytes(self, number: int) -> list[Result]:
+    def same_bytes(self, number: int) -> list[rows.Result]:
         """Results of a series that have the same bytes as a result, itself among them."""
-        return self.select(Result, f"SELECT * FROM results WHERE id IN {_SAME_BYTES} ORDER BY id", number)
+        return self.select(rows.Result, f"SELECT * FROM results WHERE id IN {_SAME_BYTES} ORDER BY id", number)
 
-    def last_delivered(self, study: str, job: int = 0) -> list[Result]:
+    def last_delivered(self, study: str, job: int = 0) -> list[rows.Result]:
         """For each rule and series of a study the last result that a destination has; notices and follow-ups are left out.
 
         Args:
@@ -201,10 +188,10 @@ class Queue(Database):
             job: Results of this job are left out: they are lost and are being remade.
         """
         return self.select(
-            Result,
+            rows.Result,
             "SELECT * FROM results WHERE id IN (SELECT max(r.id) FROM results r JOIN deliveries d ON d.result = r.id "
             "WHERE r.study = ? AND r.job != ? AND r.state != 'not processed' AND d.state = 'delivered' "
-            f"AND r.verdict NOT IN {FOLLOW_UPS} GROUP BY r.rule, r.series)",
+            f"AND r.verdict NOT IN {rows.FOLLOW_UPS} GROUP BY r.rule, r.series)",
             study, job,
         )  # fmt: skip
 
@@ -212,7 +199,7 @@ class Queue(Database):
         """Names of the folders below `results` that hold a result."""
         return {folder.split("/")[0] for folder in self.column("SELECT folder FROM results")}
 
-    def add_follow_up(self, of: Result, kind: str, folder: str, digest: str, destinations: Sequence[str]) -> int:
+    def add_follow_up(self, of: rows.Result, kind: str, folder: str, digest: str, destinations: Sequence[str]) -> int:
         """Records what follows from a decision about a result; it goes to the destinations and supersedes nothing.
 
         Args:
@@ -227,12 +214,8 @@ class Queue(Database):
         """
         now_s = self.now_s()
         with self.transaction() as db:
-            cursor = db.execute(
-                "INSERT INTO results (job, study, rule, series, folder, state, verdict, reason, digest, created) "
-                "VALUES (?, ?, ?, ?, ?, 'sending', ?, '', ?, ?)",
-                (of.job, of.study, of.rule, of.series, folder, kind, digest, time.time()),
-            )
-            number = int(cursor.lastrowid or 0)
+            row = (of.job, of.study, of.rule, of.series, folder, "sending", kind, "", digest)
+            number = insert_result(db, row, done=None)
             count_verdict(db, kind)
             add_deliveries(db, number, destinations, now_s)
             close_if_done(db, number, now_s)
@@ -240,26 +223,26 @@ class Queue(Database):
 
     # decisions
 
-    def decisions_of(self, number: int) -> list[Decision]:
+    def decisions_of(self, number: int) -> list[rows.Decision]:
         """Decisions about the bytes of a result, on this result or on another, the first decision first."""
         return self.select(
-            Decision,
+            rows.Decision,
             f"SELECT id, result, decision, who, at FROM decisions WHERE result IN {_SAME_BYTES} UNION ALL "
             "SELECT d.id, d.result, d.decision, d.who, d.at FROM kept_decisions d JOIN results r ON d.study = r.study AND "
             "d.rule = r.rule AND d.series = r.series AND d.digest = r.digest WHERE r.id = ? ORDER BY id",
             number, number,
         )  # fmt: skip
 
-    def decisions_on_forgotten(self, study: str) -> list[Decision]:
+    def decisions_on_forgotten(self, study: str) -> list[rows.Decision]:
         """Decisions about forgotten results of a study, the first decision first."""
-        return self.select(Decision, "SELECT * FROM kept_decisions WHERE study = ? ORDER BY id", study)
+        return self.select(rows.Decision, "SELECT * FROM kept_decisions WHERE study = ? ORDER BY id", study)
 
     def forget_decision(self, result: int, decision: str) -> None:
         """Forgets a decision about a forgotten result: it no longer holds for the same bytes."""
         with self.transaction() as db:
             db.execute("DELETE FROM kept_decisions WHERE result = ? AND decision = ?", (result, decision))
 
-    def check_undecided(self, number: int, states: Sequence[ResultState] = DECIDABLE) -> None:
+    def check_undecided(self, number: int, states: Sequence[rows.ResultState] = rows.DECIDABLE) -> None:
         """Passes if a result is in one of these states and no final decision was taken about its bytes.
 
         Raises:
@@ -270,12 +253,12 @@ class Queue(Database):
         if result is not None and result.state in states and not final:
             return
         taken = "".join(f"; it was {last.decision} by {last.who} at {last.at}" for last in (final or before)[-1:])
-        raise DecidedError(
+        raise rows.DecidedError(
             f"result {number} is {result.state if result else 'gone'}{taken}; only an undecided result that is "
             f"{', '.join(states)} can be decided on; look at the newest result of this study"
         )
 
-    def record_if_undecided(self, decision: Decision) -> None:
+    def record_if_undecided(self, decision: rows.Decision) -> None:
         """Records a decision if the result waits for it.
 
         Raises:
@@ -283,10 +266,10 @@ class Queue(Database):
         """
         with self.transaction():
             is_for_held_back = decision.decision in ("released", "refused")
-            self.check_undecided(decision.result, HELD_BACK if is_for_held_back else DECIDABLE)
+            self.check_undecided(decision.result, rows.HELD_BACK if is_for_held_back else rows.DECIDABLE)
             self.record_decision(decision)
 
-    def record_decision(self, decision: Decision) -> None:
+    def record_decision(self, decision: rows.Decision) -> None:
         """Records a decision, whatever is known of the result; its state stays as it is."""
         with self.transaction() as db:
             db.execute(
@@ -298,7 +281,7 @@ class Queue(Database):
         """Lets a result go that is held back: it is sent, or done if there are no destinations. Any other stays as it is."""
         now_s = self.now_s()
         with self.transaction() as db:
-            query = f"UPDATE results SET state = 'sending' WHERE id = ? AND state IN {sql_list(HELD_BACK)}"
+            query = f"UPDATE results SET state = 'sending' WHERE id = ? AND state IN {rows.sql_list(rows.HELD_BACK)}"
             if db.execute(query, (number,)).rowcount:
                 add_deliveries(db, number, destinations, now_s)
                 close_if_done(db, number, now_s)
@@ -308,7 +291,7 @@ class Queue(Database):
         with self.transaction() as db:
             changed = db.execute(
                 f"UPDATE results SET state = 'refused', reason = ?, done = ? WHERE id IN {_SAME_BYTES} AND state IN "
-                f"{sql_list(DECIDABLE)}",
+                f"{rows.sql_list(rows.DECIDABLE)}",
                 (reason, self.now_s(), number),
             ).rowcount
             if changed:
@@ -316,16 +299,16 @@ class Queue(Database):
 
     # deliveries
 
-    def deliveries(self, states: Sequence[DeliveryState], limit: int = 100) -> list[Delivery]:
+    def deliveries(self, states: Sequence[rows.DeliveryState], limit: int = 100) -> list[rows.Delivery]:
         """Deliveries in these states, the newest first."""
-        query = f"SELECT * FROM deliveries WHERE state IN {sql_list(states)} ORDER BY id DESC LIMIT ?"
-        return self.select(Delivery, query, limit)
+        query = f"SELECT * FROM deliveries WHERE state IN {rows.sql_list(states)} ORDER BY id DESC LIMIT ?"
+        return self.select(rows.Delivery, query, limit)
 
-    def deliveries_of(self, result: int) -> list[Delivery]:
+    def deliveries_of(self, result: int) -> list[rows.Delivery]:
         """Deliveries of a result, the first delivery first."""
-        return self.select(Delivery, "SELECT * FROM deliveries WHERE result = ? ORDER BY id", result)
+        return self.select(rows.Delivery, "SELECT * FROM deliveries WHERE result = ? ORDER BY id", result)
 
-    def next_deliveries(self, without: Collection[int] = ()) -> list[tuple[Delivery, Result]]:
+    def next_deliveries(self, without: Collection[int] = ()) -> list[tuple[rows.Delivery, rows.Result]]:
         """For each destination the delivery that is to be made next, and its result.
 
         That is the delivery with the fewest tries, and of those the oldest: a result that a destination always refuses does not
@@ -335,7 +318,7 @@ class Queue(Database):
             without: Numbers of results that are left out.
         """
         due = self.select(
-            Delivery,
+            rows.Delivery,
             "SELECT * FROM (SELECT d.*, row_number() OVER (PARTITION BY destination ORDER BY d.attempts, d.id) turn "
             "FROM deliveries d JOIN results r ON r.id = d.result WHERE d.state = 'pending' "
             f"AND r.id NOT IN ({', '.join('?' * len(without))})) WHERE turn = 1 ORDER BY id",
@@ -343,10 +326,6 @@ class Queue(Database):
         )
         pairs = [(delivery, self.result(delivery.result)) for delivery in due]
         return [(delivery, result) for delivery, result in pairs if result is not None]
-
-    def record_delivered(self, number: int) -> None:
-        """Ends a delivery: the destination has everything that it wants of the result."""
-        self._close_delivery(number, "delivered", "")
 
     def record_failed_try(self, number: int, reason: str) -> None:
         """Counts a try of a delivery that failed; it is tried again."""
@@ -358,11 +337,8 @@ class Queue(Database):
         since = self.column("SELECT coalesce(since, created) FROM deliveries WHERE id = ?", delivery)
         return any(self.now_s() - begun_s > longest_s for begun_s in since)
 
-    def give_up_delivery(self, number: int, reason: str) -> None:
-        """Makes a delivery dead."""
-        self._close_delivery(number, "dead", reason)
-
-    def _close_delivery(self, number: int, state: DeliveryState, reason: str) -> None:
+    def close_delivery(self, number: int, state: rows.DeliveryState, reason: str = "") -> None:
+        """Ends a delivery: the destination has everything that it wants of the result, or the delivery is given up."""
         now_s = self.now_s()
         with self.transaction() as db:
             db.execute(
@@ -373,7 +349,7 @@ class Queue(Database):
             if row is not None:  # else a newer result has superseded it meanwhile
                 close_if_done(db, row["result"], now_s)
 
-    def retry_delivery(self, number: int) -> Delivery | None:
+    def retry_delivery(self, number: int) -> rows.Delivery | None:
         """A dead delivery, which waits again now, with all its tries; None if no dead delivery has this number."""
         with self.transaction() as db:
             changed = db.execute(
@@ -383,7 +359,7 @@ class Queue(Database):
             ).rowcount
             if not changed:
                 return None
-            (delivery,) = self.select(Delivery, _DELIVERY, number)
+            (delivery,) = self.select(rows.Delivery, _DELIVERY, number)
             db.execute(
                 "UPDATE results SET state = 'sending', done = NULL WHERE id = ? AND state = 'dead'", (delivery.result,)
             )
@@ -416,19 +392,19 @@ class Queue(Database):
 
         A kind is left out if nothing of it waits.
         """
-        rows = self.rows(
+        oldest = self.rows(
             "SELECT 'job' kind, min(created) begun FROM jobs WHERE state IN ('queued', 'working') UNION ALL "
             "SELECT 'delivery', min(created) FROM deliveries WHERE state = 'pending' UNION ALL "
-            f"SELECT 'review', min(created) FROM results WHERE state IN {sql_list(HELD_BACK)}"
+            f"SELECT 'review', min(created) FROM results WHERE state IN {rows.sql_list(rows.HELD_BACK)}"
         )
-        return {row["kind"]: row["begun"] for row in rows if row["begun"] is not None}
+        return {row["kind"]: row["begun"] for row in oldest if row["begun"] is not None}
 
     def forgettable(self, before: float) -> list[str]:
         """Studies that everything was done about before a time by `now_s`: no file of them is needed any more."""
         return self.column(
             "SELECT uid FROM studies s WHERE state = 'complete' AND last < ? "
             "AND NOT EXISTS (SELECT 1 FROM jobs WHERE study = s.uid AND (state != 'done' OR done >= ?)) "
-            f"AND NOT EXISTS (SELECT 1 FROM results WHERE study = s.uid AND (state IN {sql_list((*UNFINISHED, 'dead'))} "
+            f"AND NOT EXISTS (SELECT 1 FROM results WHERE study = s.uid AND (state IN {rows.sql_list((*rows.UNFINISHED, 'dead'))} "
             "OR done >= ?)) "
             "AND NOT EXISTS (SELECT 1 FROM results r JOIN deliveries d ON d.result = r.id WHERE r.study = s.uid "
             "AND r.state = 'not processed' AND (d.state != 'delivered' OR d.done >= ?))",

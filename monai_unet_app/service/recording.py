@@ -11,22 +11,15 @@ import sqlite3
 import time
 from collections.abc import Sequence
 
-from monai_unet_app.service.rows import (
-    FOLLOW_UPS,
-    SENDING_DECISIONS,
-    UNFINISHED,
-    NewResult,
-    ResultState,
-    sql_list,
-)
+from monai_unet_app.service import rows
 
-_SENT: tuple[ResultState, ...] = ("sending", "not processed")
+_SENT: tuple[rows.ResultState, ...] = ("sending", "not processed")
 """New results that go to their destinations: the result itself, or the notice that there is none."""
 
 _SAME_SERIES = "study = ? AND rule = ? AND series = ?"
 
 
-def add_result(db: sqlite3.Connection, job: sqlite3.Row, new: NewResult, now_s: float) -> int:
+def add_result(db: sqlite3.Connection, job: sqlite3.Row, new: rows.NewResult, now_s: float) -> int:
     """Records a result and its deliveries; a destination that has the same bytes is not sent them again.
 
     Args:
@@ -43,15 +36,8 @@ def add_result(db: sqlite3.Connection, job: sqlite3.Row, new: NewResult, now_s: 
     same = db.execute(query, (*series, new.digest)).fetchall()
     state, reason = _decided_state(new, same, _decisions(db, series, new.digest))
     _supersede(db, series, now_s)
-    cursor = db.execute(
-        "INSERT INTO results (job, study, rule, series, folder, state, verdict, reason, digest, created, done) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            job["id"], *series, new.folder, state, new.verdict, reason, new.digest, time.time(),
-            None if state in UNFINISHED else now_s,
-        ),
-    )  # fmt: skip
-    number = int(cursor.lastrowid or 0)
+    row = (job["id"], *series, new.folder, state, new.verdict, reason, new.digest)
+    number = insert_result(db, row, done=None if state in rows.UNFINISHED else now_s)
     if new.folder and state != "not processed":
         count_verdict(db, new.verdict)
     if state in _SENT:
@@ -59,18 +45,30 @@ def add_result(db: sqlite3.Connection, job: sqlite3.Row, new: NewResult, now_s: 
     return number
 
 
+def insert_result(db: sqlite3.Connection, row: Sequence[int | str], *, done: float | None) -> int:
+    """Adds a row to `results`, with the columns from job to digest, and gives its number."""
+    cursor = db.execute(
+        "INSERT INTO results (job, study, rule, series, folder, state, verdict, reason, digest, created, done) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (*row, time.time(), done),
+    )
+    return int(cursor.lastrowid or 0)
+
+
 def _decisions(db: sqlite3.Connection, series: tuple[str, str, str], digest: str) -> list[str]:
     """Decisions about results of the same bytes, forgotten results included; the first decision first."""
-    rows = db.execute(
+    decisions = db.execute(
         "SELECT d.id, d.decision FROM decisions d JOIN results r ON r.id = d.result "
         f"WHERE {_SAME_SERIES} AND digest = ? AND digest != '' "
         f"UNION ALL SELECT id, decision FROM kept_decisions WHERE {_SAME_SERIES} AND digest = ? ORDER BY id",
         (*series, digest, *series, digest),
     )
-    return [row["decision"] for row in rows]
+    return [row["decision"] for row in decisions]
 
 
-def _decided_state(new: NewResult, same: Sequence[sqlite3.Row], decisions: Sequence[str]) -> tuple[ResultState, str]:
+def _decided_state(
+    new: rows.NewResult, same: Sequence[sqlite3.Row], decisions: Sequence[str]
+) -> tuple[rows.ResultState, str]:
     """State and reason of a new result. A decision about the same bytes holds for it, and the last decision counts.
 
     Decisions come before states: a result that was accepted, and was superseded while it was sent, has no state that tells of
@@ -81,12 +79,12 @@ def _decided_state(new: NewResult, same: Sequence[sqlite3.Row], decisions: Seque
         same: Earlier results of the same bytes.
         decisions: Decisions about the same bytes.
     """
-    if new.state not in UNFINISHED:
+    if new.state not in rows.UNFINISHED:
         return new.state, new.reason
     states = [row["state"] for row in same if row["state"] in ("refused", "sending", "delivered", "dead")]
     if not (decisions or states):
         return new.state, new.reason
-    is_sent = decisions[-1] in SENDING_DECISIONS if decisions else states[-1] != "refused"
+    is_sent = decisions[-1] in rows.SENDING_DECISIONS if decisions else states[-1] != "refused"
     if is_sent:
         return "sending", new.reason
     reasons = [row["reason"] for row in same if row["state"] == "refused"]
@@ -96,8 +94,8 @@ def _decided_state(new: NewResult, same: Sequence[sqlite3.Row], decisions: Seque
 def _supersede(db: sqlite3.Connection, series: tuple[str, str, str], now_s: float) -> None:
     """Ends the unfinished results of a series and rule, and the deliveries of notices that no destination has."""
     db.execute(
-        f"UPDATE results SET state = 'superseded', done = ? WHERE {_SAME_SERIES} AND state IN {sql_list(UNFINISHED)} "
-        f"AND verdict NOT IN {FOLLOW_UPS}",
+        f"UPDATE results SET state = 'superseded', done = ? WHERE {_SAME_SERIES} AND state IN {rows.sql_list(rows.UNFINISHED)} "
+        f"AND verdict NOT IN {rows.FOLLOW_UPS}",
         (now_s, *series),
     )
     db.execute(

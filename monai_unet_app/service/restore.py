@@ -81,14 +81,14 @@ def _decided(queue: Queue, line: Line) -> None:
 
 def _delivered(queue: Queue, line: Line) -> None:
     for delivery in _deliveries(queue, line):
-        queue.record_delivered(delivery.id)
+        queue.close_delivery(delivery.id, "delivered")
 
 
 def _dead_letter(queue: Queue, line: Line) -> None:
     if "job" in line:
         queue.give_up_job(line["job"], line["reason"])
     for delivery in _deliveries(queue, line):
-        queue.give_up_delivery(delivery.id, line["reason"])
+        queue.close_delivery(delivery.id, "dead", line["reason"])
 
 
 def _retried(queue: Queue, line: Line) -> None:

@@ -76,7 +76,7 @@ class Retention:
         """Deletes folders below `results` that no result and no running job names."""
         node = self._node
         jobs = node.workers.tasks()
-        known = node.queue.folder_names() | {node.segmentation.output_name(job) for job in jobs}
+        known = node.queue.folder_names() | {node.jobs.output_name(job) for job in jobs}
         node.results_folder.mkdir(exist_ok=True)
         for path in node.results_folder.iterdir():
             is_being_written = jobs and path.name.startswith(PARTIAL)

@@ -17,9 +17,9 @@ from typing import Any
 from dicom_io.kinds import RESULT_KINDS
 from monai_unet_app.data.schemas import write_new_json
 from monai_unet_app.errors import AppError, InputRefusedError
-from monai_unet_app.service.node import RECEIVED, RESULTS, REVIEWS, VERDICTS, Node
+from monai_unet_app.service.node import Node
 from monai_unet_app.service.result_versions import destinations_with, earlier_versions
-from monai_unet_app.service.rows import DECIDABLE, FOLLOW_UPS, HELD_BACK, DecidedError, Decision, Result
+from monai_unet_app.service.rows import DECIDABLE, FOLLOW_UPS, HELD_BACK, DecidedError, Decision, DecisionKind, Result
 from monai_unet_app.service.uploads import images_of
 from monai_unet_app.service.work import digest_of, variant_of
 
@@ -41,7 +41,7 @@ _REFUSED = 3  # exit code
 
 def page_of(node: Node, result: Result) -> Path:
     """The path of the review page of a result, made or not; its PDF, `review.pdf`, is beside it."""
-    return _folder(node, result) / "index.html"
+    return node.reviews_folder / str(result.id) / "index.html"
 
 
 def review_page(node: Node, result: Result, post_url: str, prior: Path | None = None) -> Path:
@@ -108,7 +108,7 @@ def decide(
         node.queue.check_undecided(result.id)
         result = _current(node, result.id)
         check_files(node, result, needs_document=True)
-        folder = _folder(node, result)
+        folder = page_of(node, result).parent
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".verdict-") as scratch:
             application = _Application(node, result, reviewer, Path(scratch), earlier_versions(node.queue, result))
@@ -230,10 +230,8 @@ def release(node: Node, number: int, reviewer: str, reason: str, *, confirmed: b
         DecidedError: The result is not held back, or somebody else has decided about it.
         InputRefusedError: The gate rejected the result, and the reviewer did not confirm that; or its files are lost.
     """
-    decision = Decision(number, "released", reviewer, _now())
-    with node.decision_locks[number], _with_files(node, number), node.queue.transaction():
-        node.queue.record_if_undecided(decision)
-        result = _current(node, number)
+    decision = _decision_now(number, "released", reviewer)
+    with _undecided(node, decision) as result:
         if result.state == "rejected" and not confirmed:
             raise InputRefusedError(
                 f"the quality gate rejected result {number}; a reviewer's accept on its review page is needed, or "
@@ -253,10 +251,8 @@ def refuse(node: Node, number: int, reviewer: str, reason: str) -> None:
         DecidedError: The result is not held back, or somebody else has decided about it.
         InputRefusedError: Its files are lost and are made again. A result whose files cannot be made again may be refused.
     """
-    decision = Decision(number, "refused", reviewer, _now())
-    with node.decision_locks[number], _with_files(node, number, or_lost_for_good=True), node.queue.transaction():
-        node.queue.record_if_undecided(decision)
-        result = _current(node, number)
+    decision = _decision_now(number, "refused", reviewer)
+    with _undecided(node, decision, or_lost_for_good=True) as result:
         _write_record(node, result, decision, reason)
         node.queue.mark_refused(number, reason)
         node.audit.write("refused", result=number, study=result.study, rule=result.rule, who=reviewer)
@@ -299,13 +295,20 @@ def _lacks_document(node: Node, result: Result) -> str:
     return "" if is_there else "its result.json is missing from results"
 
 
+def _decision_now(number: int, kind: DecisionKind, reviewer: str) -> Decision:
+    return Decision(number, kind, reviewer, datetime.now(UTC).isoformat(timespec="milliseconds"))
+
+
 @contextmanager
-def _with_files(node: Node, number: int, *, or_lost_for_good: bool = False) -> Iterator[None]:
-    """Within, a result that is held back has its files, see `check_files`; `record_if_undecided` names any other."""
-    result = node.queue.result(number)
-    if result is not None and result.state in HELD_BACK:
-        check_files(node, result, or_lost_for_good=or_lost_for_good)
-    yield
+def _undecided(node: Node, decision: Decision, *, or_lost_for_good: bool = False) -> Iterator[Result]:
+    """Within, the decision is recorded in the open transaction, and its result has its files, see `check_files`."""
+    with node.decision_locks[decision.result]:
+        result = node.queue.result(decision.result)
+        if result is not None and result.state in HELD_BACK:  # `record_if_undecided` names any other
+            check_files(node, result, or_lost_for_good=or_lost_for_good)
+        with node.queue.transaction():
+            node.queue.record_if_undecided(decision)
+            yield _current(node, decision.result)
 
 
 def _current(node: Node, number: int) -> Result:
@@ -314,10 +317,6 @@ def _current(node: Node, number: int) -> Result:
     if result is None:
         raise DecidedError(f"result {number} is gone; there is nothing to decide")
     return result
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _write_record(
@@ -338,7 +337,7 @@ def _write_record(
         "reason": reason,
         "review": review,
     }
-    folder = node.folder / VERDICTS / result.study
+    folder = node.verdicts_folder / result.study
     write_new_json(document, folder / f"result-{result.id}_{decision.decision}.json", "decision_record")
 
 
@@ -364,7 +363,7 @@ def _send(node: Node, result: Result, follow_up: str, written: Path, destination
         _record_not_told(node, result, set(destinations) - set(names))
     if not taking:
         return
-    folder = node.folder / RESULTS / f"{follow_up.split()[0]}-{result.id}"
+    folder = node.results_folder / f"{follow_up.split()[0]}-{result.id}"
     for variant in {variant_of(destination) for destination in taking}:
         shutil.rmtree(folder / variant, ignore_errors=True)  # of a decision that did not take effect
         (folder / variant).mkdir(parents=True)
@@ -383,10 +382,6 @@ def _send(node: Node, result: Result, follow_up: str, written: Path, destination
     )
 
 
-def _folder(node: Node, result: Result) -> Path:
-    return node.folder / REVIEWS / str(result.id)
-
-
 def document_of(node: Node, result: Result) -> Path:
     """The `result.json` for a review; if the result was written in several ways, that of the first."""
     documents = sorted(node.result_folder(result).rglob("*_result.json")) if result.folder else []
@@ -397,7 +392,7 @@ def document_of(node: Node, result: Result) -> Path:
 
 def _image(node: Node, result: Result) -> list[str]:
     """Options that name the image of a result: a series, read as the worker reads it, or an image that is no DICOM."""
-    study, rule = node.folder / RECEIVED / result.study, node.site.rule(result.rule)
+    study, rule = node.received_folder / result.study, node.site.rule(result.rule)
     if not result.series:
         folder = study / result.rule
         return ["--input", str(next((image for image in images_of(study) if image.parent == folder), folder))]

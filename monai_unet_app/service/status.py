@@ -19,7 +19,7 @@ from monai_unet_app.service.rows import FOLLOW_UPS, HELD_BACK, Result
 if TYPE_CHECKING:
     from monai_unet_app.service.hints import Hints
     from monai_unet_app.service.node import Node
-    from monai_unet_app.service.tokens import Holder, Role
+    from monai_unet_app.service.tokens import Holder
 
 RELOAD_S = 30
 """The status page loads itself again after so many seconds, unless the reader asked for a page that stands still."""
@@ -38,12 +38,8 @@ class Link(NamedTuple):
     is_button: bool = False
 
 
-class Table(NamedTuple):
-    """A table under a heading. Each row has a cell for each name in `head`; the column "why" is wide."""
-
-    title: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str | Link]]
+Row = Sequence[str | Link]
+"""The cells of a row of a table."""
 
 
 @dataclass(frozen=True)
@@ -51,30 +47,17 @@ class Viewer:
     """The reader of a page.
 
     Attributes:
-        hints: Header values by which the reader finds studies; None for readers who may not see them.
-        holder: The reader's token, whose roles decide which actions the page offers; None is offered no action.
+        hints: Header values by which the reader finds studies; without keywords for readers who may not see them.
+        holder: The reader's token, whose roles decide which actions the page offers.
     """
 
-    hints: "Hints | None" = None
-    holder: "Holder | None" = None
-
-    def may(self, role: "Role") -> bool:
-        """Whether the reader has a role."""
-        return self.holder is not None and self.holder.may(role)
-
-    @property
-    def hint_names(self) -> list[str]:
-        """The heads of the columns with hints."""
-        return [] if self.hints is None else self.hints.names
+    hints: "Hints"
+    holder: "Holder"
 
     def study(self, uid: str) -> tuple[str | Link, ...]:
         """The cells of a study: a link to everything known about the study, and its hints."""
         text = uid if len(uid) <= _UID_END else "…" + uid[-_UID_END:]
-        return Link(f"/studies/{uid}", text), *(() if self.hints is None else self.hints.of(uid))
-
-    def results(self, title: str, rows: Sequence[Sequence[str | Link]]) -> Table:
-        """A table with rows from `result`."""
-        return Table(title, ("result", "study", *self.hint_names, "rule", "state", "verdict", "why", ""), rows)
+        return Link(f"/studies/{uid}", text), *self.hints.of(uid)
 
     def result(self, result: Result) -> tuple[str | Link, ...]:
         """The row of a result, with the action that the reader may take."""
@@ -83,17 +66,17 @@ class Viewer:
         return number, *self.study(result.study), *facts, self._action(result)
 
     def _action(self, result: Result) -> str | Link:
-        if result.state == "not processed" and self.may("admin"):
+        if result.state == "not processed" and self.holder.may("admin"):
             return Link(f"/studies/{result.study}/reprocess", "work at it again", is_button=True)
         has_page = result.folder and result.state in _REVIEWED and result.verdict not in FOLLOW_UPS
-        return Link(f"/results/{result.id}/review", "review") if has_page and self.may("reviewer") else ""
+        return Link(f"/results/{result.id}/review", "review") if has_page and self.holder.may("reviewer") else ""
 
     def retry(self, kind: str, number: int) -> str | Link:
         """The button that tries a dead letter again; empty for readers who may not."""
-        return Link(f"/{kind}/{number}/retry", "try again", is_button=True) if self.may("admin") else ""
+        return Link(f"/{kind}/{number}/retry", "try again", is_button=True) if self.holder.may("admin") else ""
 
 
-def status_page(node: "Node", viewer: Viewer | None = None, *, still: bool = False) -> str:
+def status_page(node: "Node", viewer: Viewer, *, still: bool = False) -> str:
     """The HTML page that says what the node is doing.
 
     Args:
@@ -101,7 +84,7 @@ def status_page(node: "Node", viewer: Viewer | None = None, *, still: bool = Fal
         viewer: Who reads the page.
         still: The page does not load itself again.
     """
-    viewer, counts, queue = viewer or Viewer(), node.queue.counts(), node.queue
+    counts, queue = node.queue.counts(), node.queue
     return _render(
         "status.html",
         title=node.config.ae_title,
@@ -110,16 +93,18 @@ def status_page(node: "Node", viewer: Viewer | None = None, *, still: bool = Fal
         now=time.strftime("%Y-%m-%d %H:%M:%S"),
         readiness=_readiness(node, counts),
         ungated=[rule.name for rule in node.site.rules if rule.deliver_ungated],
-        cards=_cards(counts),
-        held=viewer.results(
-            "Held back until a reviewer decides",
-            [viewer.result(result) for result in queue.results(HELD_BACK, _MOST_HELD)],
-        ),
+        counts=counts,
+        held_count=sum(counts["results"].get(state, 0) for state in HELD_BACK),
+        hints=viewer.hints.names,
+        held=[viewer.result(result) for result in queue.results(HELD_BACK, _MOST_HELD)],
         dead=_dead_letters(node, viewer),
         waiting=_jobs(node, viewer),
-        last=viewer.results("Last results", [viewer.result(result) for result in queue.results((), _SHOWN)]),
+        last=[viewer.result(result) for result in queue.results((), _SHOWN)],
         times=_times(node),
-        turned_away=_turned_away(node),
+        turned_away=[
+            (time.strftime("%H:%M:%S", time.localtime(when)), reason)
+            for when, reason in reversed(node.last_turned_away)
+        ],
     )
 
 
@@ -129,7 +114,7 @@ def waiting_page(node: "Node", number: int, seconds: float) -> str:
     return _render("waiting.html", title=title, reload_s=2, number=number, seconds=seconds)
 
 
-def find_page(node: "Node", text: str | None, viewer: Viewer | None = None) -> str:
+def find_page(node: "Node", text: str | None, viewer: Viewer) -> str:
     """The HTML page with a search box and the results of the matching studies.
 
     Args:
@@ -137,23 +122,22 @@ def find_page(node: "Node", text: str | None, viewer: Viewer | None = None) -> s
         text: A part of a StudyInstanceUID or of a hint, or the number of a result. None: no search yet.
         viewer: Who reads the page.
     """
-    viewer = viewer or Viewer()
     studies = [] if text is None else find_studies(node, text.strip(), viewer.hints)
     is_cut = len(studies) > _MOST_FOUND
-    count = f"more than {_MOST_FOUND}" if is_cut else str(len(studies))
-    title = f"Found: {count} {'study' if len(studies) == 1 else 'studies'}"
     rows = [row for study in studies[:_MOST_FOUND] for row in _study_rows(node, study, viewer)]
     return _render(
         "find.html",
         title=f"{node.config.ae_title}: find a study",
         reload_s=0,
-        names=[*viewer.hint_names, "part of the study UID"],
-        matches=None if text is None else viewer.results(title, rows),
+        hints=viewer.hints.names,
+        is_search=text is not None,
+        count=len(studies),
+        rows=rows,
         limit=_MOST_FOUND if is_cut else 0,
     )
 
 
-def find_studies(node: "Node", text: str, hints: "Hints | None") -> list[str]:
+def find_studies(node: "Node", text: str, hints: "Hints") -> list[str]:
     """UIDs of the studies that match a text: a part of the UID, the number of a result, or a hint.
 
     If there are more than `_MOST_FOUND`, at least one more than that is given back.
@@ -161,7 +145,7 @@ def find_studies(node: "Node", text: str, hints: "Hints | None") -> list[str]:
     studies = node.queue.find_studies(text, _MOST_FOUND + 1) if text else []
     if text.isascii() and text.isdigit() and len(text) < 10 and (result := node.queue.result(int(text))) is not None:
         studies = [result.study, *studies]
-    return list(dict.fromkeys([*(hints.find(text) if hints else []), *studies]))
+    return list(dict.fromkeys([*hints.find(text), *studies]))
 
 
 @cache
@@ -174,85 +158,57 @@ def _render(template: str, **values: Any) -> str:
     return _templates().get_template(template).render(version=__version__, **values)
 
 
-def _study_rows(node: "Node", study: str, viewer: Viewer) -> Iterable[Sequence[str | Link]]:
+def _study_rows(node: "Node", study: str, viewer: Viewer) -> Iterable[Row]:
     """A row for each result of a study, the newest first; a study without results has a row with its state."""
     jobs = node.queue.jobs_of(study)
     results = [result for job in jobs for result in node.queue.results_of(job.id)]
     if results:
         return [viewer.result(result) for result in reversed(results)]
-    state = "arriving" if node.is_arriving(study) or not jobs else jobs[-1].state
+    state = "arriving" if study in node.arrivals or not jobs else jobs[-1].state
     return [("", *viewer.study(study), "", state, "", jobs[-1].reason if jobs else "", "")]
 
 
-class _Readiness(NamedTuple):
-    tone: str
-    text: str
-
-
-def _readiness(node: "Node", counts: dict[str, dict[str, int]]) -> _Readiness:
-    failing, away = node.failing(), node.sending.unreachable()
+def _readiness(node: "Node", counts: dict[str, dict[str, int]]) -> tuple[str, str]:
+    """Tone and text of the line that says whether all is well."""
+    failing, away = node.health.failing(), node.deliveries.unreachable()
     dead = counts["jobs"].get("dead", 0) + counts["deliveries"].get("dead", 0)
     if full := node.why_full():
         where = f"less than {node.config.least_free_gb:g} GB (least_free_gb) are free for {node.folder}"
-        return _Readiness("bad", f"Refuses studies: {full}: {where}.")
+        return "bad", f"Refuses studies: {full}: {where}."
     if failing == ["worker"] and not node.workers.was_ready:
-        return _Readiness("wait", "Takes studies; no worker is warm yet.")
+        return "wait", "Takes studies; no worker is warm yet."
     if failing:
-        return _Readiness("bad", f"Not ready. What does not work: {', '.join(failing)}.")
+        return "bad", f"Not ready. What does not work: {', '.join(failing)}."
     if dead:
-        return _Readiness("bad", f"Ready. {dead} dead letter(s) wait for an administrator.")
+        return "bad", f"Ready. {dead} dead letter(s) wait for an administrator."
     if away:
-        return _Readiness("wait", f"Ready. {', '.join(away)} cannot be reached; results wait.")
-    return _Readiness("good", "Ready. Nothing is wrong.")
+        return "wait", f"Ready. {', '.join(away)} cannot be reached; results wait."
+    return "good", "Ready. Nothing is wrong."
 
 
-def _cards(counts: dict[str, dict[str, int]]) -> dict[str, int]:
-    jobs, results = counts["jobs"], counts["results"]
-    return {
-        "arriving": counts["studies"].get("arriving", 0),
-        "queued": jobs.get("queued", 0),
-        "at work": jobs.get("working", 0),
-        "sending": results.get("sending", 0),
-        "held back": sum(results.get(state, 0) for state in HELD_BACK),
-        "delivered": results.get("delivered", 0),
-        "not processed": results.get("not processed", 0),
-    }
-
-
-def _times(node: "Node") -> Table:
-    rows = [
+def _times(node: "Node") -> list[Row]:
+    return [
         (stage, f"{times[0.5]:.2f} s", f"{times[0.95]:.2f} s", str(len(seconds)))
-        for stage, seconds in node.seconds.items()
+        for stage, seconds in node.durations.last.items()
         if (times := quantiles(seconds))
     ]
-    return Table("Times", ("stage", "median", "95 %", "of the last"), rows)
 
 
-def _dead_letters(node: "Node", viewer: Viewer) -> Table:
+def _dead_letters(node: "Node", viewer: Viewer) -> list[Row]:
     jobs = [
         (f"job {job.id}", *viewer.study(job.study), job.reason, viewer.retry("jobs", job.id))
         for job in node.queue.jobs(["dead"], _SHOWN)
     ]
-    no_hints = ("",) * len(viewer.hint_names)
+    no_hints = ("",) * len(viewer.hints.names)
     sent = [
         (f"delivery {sent.id}", sent.destination, *no_hints, sent.reason, viewer.retry("deliveries", sent.id))
         for sent in node.queue.deliveries(["dead"], _SHOWN)
     ]
-    head = ("what", "study or destination", *viewer.hint_names, "why", "an administrator may")
-    return Table("Dead letters", head, [*jobs, *sent])
+    return [*jobs, *sent]
 
 
-def _jobs(node: "Node", viewer: Viewer) -> Table:
-    rows = [
+def _jobs(node: "Node", viewer: Viewer) -> list[Row]:
+    return [
         (*viewer.study(job.study), str(job.version), job.state, str(job.attempts), job.reason)
         for job in node.queue.jobs(["working", "queued"], _SHOWN)
     ]
-    head = ("study", *viewer.hint_names, "version", "state", "tries", "why")
-    return Table("Studies that wait or are at work", head, rows)
-
-
-def _turned_away(node: "Node") -> Table:
-    rows = [
-        (time.strftime("%H:%M:%S", time.localtime(when)), reason) for when, reason in reversed(node.last_turned_away)
-    ]
-    return Table("Turned away lately", ("time", "why"), rows)

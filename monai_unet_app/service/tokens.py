@@ -87,7 +87,7 @@ def read_tokens(path: Path) -> dict[str, Holder]:
     Raises:
         UsageError: The file cannot be read, or a line is invalid.
     """
-    return dict(_parsed(text, f"{path.name}, line {number}") for number, text in _lines(path))
+    return dict(_parsed(text, where) for where, text in _lines(path))
 
 
 class Tokens:
@@ -101,14 +101,19 @@ class Tokens:
         self._warn()
 
     def holder_of(self, token: str) -> Holder | None:
-        """The holder of a token, expired or not, by the current file; None for an unknown token."""
+        """The holder of a token, expired or not, by the current file; None for an unknown token.
+
+        It takes the same time for every token, so that timing tells nothing.
+        """
         with self._lock:
             version = _version(self._path)
             if version != self._version:
                 self._known, self._version = self._read_again(), version
                 self._warn()
             known = self._known
-        return holder_of(token, known)
+        digest = _digest(token)
+        matches = [holder for known_digest, holder in known.items() if hmac.compare_digest(known_digest, digest)]
+        return matches[-1] if matches else None
 
     def _read_again(self) -> dict[str, Holder]:
         """The holders of all valid lines. An invalid line lets nobody in, and does not stop a running node; a holder whose line
@@ -116,9 +121,9 @@ class Tokens:
         """
         known: dict[str, Holder] = {}
         try:
-            for number, text in _lines(self._path):
+            for where, text in _lines(self._path):
                 try:
-                    known.update([_parsed(text, f"{self._path.name}, line {number}")])
+                    known.update([_parsed(text, where)])
                 except UsageError as error:
                     _logger.error("%s; the line lets nobody in", error)
         except UsageError as error:
@@ -149,23 +154,16 @@ def _version(path: Path) -> tuple[int, ...]:
     return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
 
 
-def _lines(path: Path) -> list[tuple[int, str]]:
-    """(number from 1, text) of each line, without comments and empty lines."""
+def _lines(path: Path) -> list[tuple[str, str]]:
+    """(place for messages, text) of each line, without comments and empty lines."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"{path} cannot be read ({type(error).__name__}); a file of tokens is needed; make lines with monai-unet token"
         ) from error
-    texts = ((number, line.split("#")[0].strip()) for number, line in enumerate(lines, start=1))
-    return [(number, text) for number, text in texts if text]
-
-
-def holder_of(token: str, known: dict[str, Holder]) -> Holder | None:
-    """The holder of a token; None for an unknown token. Takes the same time for every token, so that timing tells nothing."""
-    digest = _digest(token)
-    matches = [holder for known_digest, holder in known.items() if hmac.compare_digest(known_digest, digest)]
-    return matches[-1] if matches else None
+    texts = ((f"{path.name}, line {number}", line.split("#")[0].strip()) for number, line in enumerate(lines, start=1))
+    return [(where, text) for where, text in texts if text]
 
 
 def _parsed(text: str, where: str) -> tuple[str, Holder]:

@@ -11,6 +11,7 @@ import shutil
 import threading
 import time
 import zipfile
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -62,12 +63,9 @@ class Upload:
         not_taken: Number of refused files.
     """
 
-    instances: dict[str, int] = field(default_factory=dict)
+    instances: Counter[str] = field(default_factory=Counter)
     refused: list[str] = field(default_factory=list)
     not_taken: int = 0
-
-    def add(self, study: str) -> None:
-        self.instances[study] = self.instances.get(study, 0) + 1
 
     def refuse(self, reason: str) -> None:
         """Adds the reason for a refused file; after many reasons, the last entry counts the others."""
@@ -243,6 +241,6 @@ def images_of(study: Path) -> list[Path]:
 
 def _put(stream: _Bounded, name: str, store: InstanceStore, upload: Upload, allowance: Allowance | None = None) -> None:
     try:
-        upload.add(store.put(stream, allowance=allowance).study_instance_uid)
+        upload.instances[store.put(stream, allowance=allowance).study_instance_uid] += 1
     except InstanceRefusedError as error:
         upload.refuse(f"{name}: {error}")

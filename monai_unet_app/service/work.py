@@ -121,7 +121,9 @@ class Worker:
 
     def _picked(self, series: Sequence[SeriesRef]) -> list[tuple[Rule, str]]:
         """Each rule with the SeriesInstanceUID of each series that it picks."""
-        pairs = [(rule, ref) for rule in self.site.rules for ref in series if ref.kind == "image" and fits(rule, ref)]
+        pairs = [
+            (rule, ref) for rule in self.site.rules for ref in series if ref.kind == "image" and not misfits(rule, ref)
+        ]
         return list(
             {(rule.name, ref.series_instance_uid): (rule, ref.series_instance_uid) for rule, ref in pairs}.values()
         )
@@ -243,11 +245,6 @@ def _has_slices(series: SeriesRef) -> bool:
     return series.frame_count > 1 or "ImagePositionPatient" in series.instances[0].header
 
 
-def fits(rule: Rule, series: SeriesRef) -> bool:
-    """Whether a rule picks a series."""
-    return not misfits(rule, series)
-
-
 def misfits(rule: Rule, series: SeriesRef) -> list[str]:
     """Why a rule does not pick a series, see `data.selection.misfits`."""
     return selection.misfits(series, rule.match, rule.least_instances)
@@ -297,10 +294,13 @@ def state_of(verdict: str, rule: Rule) -> ResultState:
 
 def _new_result(rule: Rule, series: str, task: Task, folder: Path, case: "Case") -> NewResult:
     """The result of a case that was written to `folder`; `series` is empty for a NIfTI image."""
-    verdict = (case.assessment.verdict if case.assessment else None) or ""
-    reason = "; ".join(case.assessment.reasons) if case.assessment else ""
-    name, state = f"{task.output.name}/{folder.name}", state_of(verdict, rule)
-    return NewResult(rule.name, series, name, state, verdict, reason, digest_of(folder))
+    name, (verdict, reason) = f"{task.output.name}/{folder.name}", verdict_of(case)
+    return NewResult(rule.name, series, name, state_of(verdict, rule), verdict, reason, digest_of(folder))
+
+
+def verdict_of(case: "Case") -> tuple[str, str]:
+    """Verdict of the quality gate and its reasons; both empty for a case that no gate has judged."""
+    return (case.assessment.verdict or "", "; ".join(case.assessment.reasons)) if case.assessment else ("", "")
 
 
 def _not_processed(rule: str, series: str, reason: str) -> NewResult:

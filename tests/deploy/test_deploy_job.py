@@ -156,6 +156,7 @@ def test_nothing_else_of_the_environment_is_read(packaged: dict[str, str], serie
         ('{"process": {"settings": {"format": "sge"}}}', r"--format sge: some of nifti"),
         ('{"process": {"settings": {"seg_encoding": "zip"}}}', r"seg_encoding zip: one of binary"),
         ('{"process": {"settings": {"channels": "1.2,1.3", "series": "1.2"}}}', r"channels names whole series"),
+        ('{"process": {"settings": {"channels": "1.2,1.3", "time_point": 0}}}', r"leave series, time_point"),
         ('{"process": {"settings": ["seg"]}}', r"is no mapping of settings"),
     ],
 )

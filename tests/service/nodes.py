@@ -20,12 +20,18 @@ from dicom_io.net.destination import Destination, parse_destination
 from dicom_io.net.exchange import send
 from dicom_io.net.outcome import Outcome
 from dicom_io.net.scp import Listen, Provider
+from monai_unet_app.service.hints import Hints
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.queue import Queue
 from monai_unet_app.service.rows import Delivery
 from monai_unet_app.service.site_file import Site, read_site
+from monai_unet_app.service.status import Viewer
+from monai_unet_app.service.tokens import Holder
 
 NAME, PATIENT_ID = "Quintessenza^Ottavia", "Q-774-KX"
+
+READER = Viewer(Hints(Path("none"), ()), Holder("reader", frozenset({"read"})))
+"""Reads a page of the node, and may do nothing else."""
 
 _PLACES = [
     str(Path(__file__).parents[1] / place) for place in ("service", "", "dicom_io", "review")

@@ -17,7 +17,7 @@ from dicom_io.net.scp import Listen, Provider
 from dicom_io.read import read_series
 from dicom_io.seg import read_seg
 from monai_unet_app.results import write_nifti
-from monai_unet_app.service.deliver import Sender
+from monai_unet_app.service.deliver import answer
 
 pytestmark = pytest.mark.slow
 
@@ -178,8 +178,8 @@ def test_a_duplicate_that_is_another_patients_is_not_delivered(tmp_path: Path) -
             path.write_bytes(stored.replace(b"PID-4711", b"PID-0815"))
         digest = site.node.queue.result(number).digest
         task = {"destination": "pacs", "folder": str(folder), "digest": digest}
-        told = Sender(site.node.site).answer(task)
+        told = answer(site.node.site, task)
         assert "0x0111" in told["failed"]
         assert "PID" not in told["failed"]
         (folder / "binary/case_seg.dcm").unlink()  # the report alone is not the result
-        assert Sender(site.node.site).answer(task)["lost"].endswith("some are missing, or were changed")
+        assert answer(site.node.site, task)["lost"].endswith("some are missing, or were changed")

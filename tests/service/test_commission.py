@@ -15,9 +15,10 @@ from ports import free_port
 from pydicom import dcmread
 from pydicom.uid import generate_uid
 
+from dicom_io.net.outcome import Outcome
 from dicom_io.reading.series import survey_files
 from monai_unet_app.cli import main
-from monai_unet_app.errors import InputRefusedError
+from monai_unet_app.errors import AppError, InputRefusedError
 from monai_unet_app.service import commission as commission_steps
 from monai_unet_app.service.acceptance_checks import compare_labels
 from monai_unet_app.service.commission import Commissioning, commission
@@ -31,7 +32,7 @@ from monai_unet_app.service.phantoms import (
     shipped_example,
 )
 from monai_unet_app.service.site_file import Rule, read_site
-from monai_unet_app.service.work import fits
+from monai_unet_app.service.work import misfits
 
 SITE = """
 [node]
@@ -107,7 +108,7 @@ def test_the_example_fits_the_rule_of_the_documented_site_file(tmp_path: Path) -
     rule = the_rule(tmp_path, DOCUMENTED)
     study = example_study(shipped_example({}), rule, tmp_path / "made", AXES[0])
     (series,) = survey_files(list(study.files)).series
-    assert fits(rule, series)
+    assert misfits(rule, series) == []
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_the_example_fits_a_rule_that_looks_at_the_study_description(pattern: st
     rule = the_rule(tmp_path, f'StudyDescription = "{pattern}"')
     study = example_study(shipped_example({}), rule, tmp_path / "made", AXES[0])
     (series,) = survey_files(list(study.files)).series
-    assert fits(rule, series)
+    assert misfits(rule, series) == []
 
 
 def test_a_label_that_does_not_come_back_is_a_fault_that_json_can_say(tmp_path: Path) -> None:
@@ -176,6 +177,20 @@ def test_no_studies_are_sent_whose_results_nobody_waits_for(tmp_path: Path, monk
     assert found.fault
     assert found.text.startswith("1 of 2 by the node's audit trail, 8 studies")
     assert sent == [4, 4]
+
+
+def test_studies_that_the_node_does_not_take_are_not_blamed_on_its_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = read_site(write_site(tmp_path, 104, node="workers = 2\nstable_s = 0.1"))
+    site.node.folder.mkdir()
+    (site.node.folder / "audit.jsonl").touch()
+    run = commission_steps._Run(site, Commissioning(result_s=0.1), tmp_path, lambda text: None)
+    monkeypatch.setattr(run, "_made", lambda rule, axes: Study(generate_uid(), ()))
+    lost = Outcome(tmp_path / "1.dcm", "1.2.3", "", "refused", 0xA700, "out of resources")
+    monkeypatch.setattr(commission_steps, "send", lambda destination, files: (lost,))
+    with pytest.raises(AppError, match=r"4 of 4 images were not taken: out of resources"):
+        run._all_workers()
 
 
 def test_a_header_that_somebody_gives_is_used(tmp_path: Path) -> None:

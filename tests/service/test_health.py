@@ -49,7 +49,7 @@ def test_a_frozen_child_makes_the_node_unready_and_is_replaced(tmp_path: Path, k
         pool: WorkerPool = getattr(node, kind)
         (child,) = pool.children
         with frozen(child.pid):
-            wait_until(lambda: node.failing() == [kind.removesuffix("s")], 10)
+            wait_until(lambda: node.health.failing() == [kind.removesuffix("s")], 10)
             assert not node.is_ready
             wait_until(lambda: node.is_ready)
         assert child.exit_code == -signal.SIGKILL
@@ -104,7 +104,7 @@ def test_a_database_that_breaks_while_the_node_runs_is_told_at_ready(tmp_path: P
         url = f"http://127.0.0.1:{server.port}/ready"
         assert requests.get(url, timeout=10).json() == {"ready": True}
         broken(tmp_path / "node/node.sqlite")
-        wait_until(lambda: "database" in node.failing(), 15)
+        wait_until(lambda: "database" in node.health.failing(), 15)
         answer = requests.get(url, timeout=10)
         assert answer.status_code == 503
         assert not answer.json()["ready"]
@@ -118,14 +118,14 @@ def test_a_database_that_somebody_else_keeps_locked_is_told(tmp_path: Path, monk
     with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node:
         with closing(sqlite3.connect(tmp_path / "node/node.sqlite", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            wait_until(lambda: node.failing() == ["database", "main loop"], 15)
+            wait_until(lambda: node.health.failing() == ["database", "main loop"], 15)
         wait_until(lambda: node.is_ready, 15)
 
 
 def test_an_audit_trail_that_is_gone_is_told(tmp_path: Path) -> None:
     with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node:
         kept = (tmp_path / "node/audit.jsonl").rename(tmp_path / "kept")
-        wait_until(lambda: node.failing() == ["audit trail"], 15)
+        wait_until(lambda: node.health.failing() == ["audit trail"], 15)
         kept.rename(tmp_path / "node/audit.jsonl")
         wait_until(lambda: node.is_ready, 15)
 
@@ -134,13 +134,13 @@ def test_a_loop_that_raises_or_hangs_makes_the_node_unready(tmp_path: Path, monk
     monkeypatch.setattr(health, "LONGEST_ROUND_S", 1.5)
     with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node:
         with monkeypatch.context() as patch:
-            patch.setattr(node.segmentation, "queue_complete_studies", lambda: 1 / 0)
-            wait_until(lambda: node.failing() == ["main loop"], 10)
+            patch.setattr(node.jobs, "queue_complete_studies", lambda: 1 / 0)
+            wait_until(lambda: node.health.failing() == ["main loop"], 10)
         wait_until(lambda: node.is_ready, 10)
         go_on = threading.Event()
         with monkeypatch.context() as patch:
-            patch.setattr(node.segmentation, "queue_complete_studies", lambda: go_on.wait(30))
-            wait_until(lambda: node.failing() == ["main loop"], 10)
+            patch.setattr(node.jobs, "queue_complete_studies", lambda: go_on.wait(30))
+            wait_until(lambda: node.health.failing() == ["main loop"], 10)
         go_on.set()
         wait_until(lambda: node.is_ready, 10)
 

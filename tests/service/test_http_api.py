@@ -132,7 +132,7 @@ def test_many_uploads_of_one_image_at_once_are_one_image(site: Site) -> None:
     ((study,),) = {tuple(answer.json()["studies"]) for answer in answers}
     (kept,) = [path for path in (site.node.store.folder / study).rglob("*") if path.is_file()]
     assert kept.read_bytes() == content
-    wait_until(lambda: not site.node.is_arriving(study))
+    wait_until(lambda: study not in site.node.arrivals)
     assert site.node.queue.instances(study) == 1
 
 

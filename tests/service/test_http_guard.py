@@ -11,13 +11,14 @@ import logging
 import os
 import random
 import socket
+import sqlite3
 import struct
 import threading
 import time
 import tracemalloc
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -36,7 +37,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from dicom_io.net.instance_file import InstanceRefusedError
 from dicom_io.net.instance_store import InstanceStore
-from monai_unet_app.errors import InputRefusedError, UsageError
+from monai_unet_app.errors import AppError, InputRefusedError, UsageError
 from monai_unet_app.service import guard, uploads
 from monai_unet_app.service.audit import AuditTrail
 from monai_unet_app.service.site_file import HttpConfig
@@ -556,9 +557,32 @@ def test_a_fault_in_an_answer_that_has_begun_is_logged(tmp_path: Path, caplog: p
     assert "Quintessenza" not in caplog.text
 
 
-def test_a_full_disk_is_answered_with_insufficient_storage(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*words: object) -> None:
-        raise OSError(28, "No space left on device")
+def full_disk(*words: object) -> None:
+    raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(uploads.shutil, "copyfile", full)
+
+def full_database(*words: object) -> None:
+    with contextlib.closing(sqlite3.connect(":memory:")) as database:
+        database.execute("PRAGMA max_page_count = 1")
+        database.execute("CREATE TABLE a (b)")  # sqlite3.OperationalError: database or disk is full
+
+
+@pytest.mark.parametrize("fault", [full_disk, full_database])
+def test_a_full_disk_is_answered_with_insufficient_storage(
+    site: Site, fault: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads.shutil, "copyfile", fault)
     assert site.ask("POST", "/studies?rule=any", "submit", data=image_of()).status_code == 507
+
+
+@pytest.mark.parametrize("error", [OSError, AppError, sqlite3.OperationalError])
+def test_a_wrong_token_is_refused_although_the_trail_cannot_be_written(
+    site: Site, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*words: object, **facts: object) -> None:
+        raise error("the trail cannot be written")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(site.node.audit, "write", broken)
+        answer = requests.get(site.url, headers={"Authorization": "Bearer wrong"}, timeout=30)
+    assert answer.status_code == 401

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from nodes import announce, make_study, pacs, running, store, study_of, wait_until, write_site
+from nodes import READER, announce, make_study, pacs, running, store, study_of, wait_until, write_site
 from pydicom import dcmread
 
 from monai_unet_app.service.node import Node
@@ -46,7 +46,7 @@ def test_the_rest_that_comes_in_time_makes_one_result_of_all_images(tmp_path: Pa
     ):
         store(node, first)
         wait_until(lambda: reason(node) == f"waits for images: {REASON}")
-        assert REASON in status_page(node)
+        assert REASON in status_page(node, READER)
         time.sleep(1)
         assert node.queue.counts()["results"] == {}
         store(node, rest)
@@ -103,7 +103,7 @@ def test_a_restart_neither_forgets_the_waiting_nor_begins_it_anew(tmp_path: Path
             assert node.queue.counts()["results"] == {}
             assert node.queue.quiet_s(str(study_of(first))) > 1
             node.config = replace(node.config, incomplete_s=1.0)
-            node.segmentation._not_before.clear()
+            node.jobs._not_before.clear()
             wait_until(lambda: node.queue.counts()["results"] == {"not processed": 1})
 
 
@@ -114,7 +114,7 @@ def test_who_says_that_a_study_is_whole_is_believed(tmp_path: Path) -> None:
         running(write_site(tmp_path, peer.port, node="incomplete_s = 60")) as node,
     ):
         store(node, first)
-        wait_until(lambda: reason(node) and not node.is_arriving(study_of(first)))
+        wait_until(lambda: reason(node) and study_of(first) not in node.arrivals)
         assert node.reprocess(study_of(first), "eva")
         wait_until(lambda: node.queue.counts()["results"] == {"not processed": 1})
 
@@ -127,7 +127,7 @@ def test_an_announcement_that_comes_while_images_are_waited_for_ends_the_waiting
         running(write_site(tmp_path, peer.port, node="incomplete_s = 60")) as node,
     ):
         store(node, first)
-        wait_until(lambda: reason(node) and not node.is_arriving(study_of(first)))
+        wait_until(lambda: reason(node) and study_of(first) not in node.arrivals)
         assert announce(node, [*headers, *(dcmread(path) for path in rest.glob("*.dcm"))]) == 0  # of more than is here
         time.sleep(0.5)
         assert node.queue.counts()["results"] == {}

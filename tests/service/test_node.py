@@ -37,7 +37,6 @@ from dicom_io.net.exchange import commit
 from dicom_io.net.scp import Listen, Provider
 from monai_unet_app.errors import UsageError
 from monai_unet_app.service.audit import verify
-from monai_unet_app.service.commitment_store import unreported
 from monai_unet_app.service.node import Node
 from monai_unet_app.service.reviews import refuse, release
 from monai_unet_app.service.rows import DecidedError
@@ -113,9 +112,9 @@ def test_what_ends_its_worker_goes_to_the_dead_letters_and_others_do_not_suffer(
 def test_a_fault_of_our_own_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pacs(tmp_path / "pacs") as peer, running(write_site(tmp_path, peer.port)) as node:
         faults = iter([KeyError("one"), ValueError("two")])
-        queue_studies = node.segmentation.queue_complete_studies
+        queue_studies = node.jobs.queue_complete_studies
         monkeypatch.setattr(
-            node.segmentation,
+            node.jobs,
             "queue_complete_studies",
             lambda: queue_studies() if (fault := next(faults, None)) is None else _raise(fault),
         )
@@ -522,4 +521,4 @@ def test_what_the_node_has_is_committed_to(tmp_path: Path) -> None:
         missing = commit(to(node), [other], wait_s=20)
         assert not missing.is_complete
         assert len(missing.failed) == 1
-        wait_until(lambda: not unreported(node.queue))
+        wait_until(lambda: not node.queue.rows("SELECT 1 FROM commitments WHERE reported IS NULL"))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from nodes import pending
 
+from monai_unet_app.service import database
 from monai_unet_app.service.queue import Queue
 from monai_unet_app.service.rows import FOLLOW_UPS, DecidedError, Decision, DecisionKind, NewResult, ResultState
 
@@ -47,9 +48,9 @@ def test_a_job_goes_from_waiting_through_work_to_its_deliveries(queue: Queue) ->
     (result,) = queue.finish_job(job, [FOUND])
     assert [one.destination for one in pending(queue)] == ["pacs", "viewer"]
     first, second = pending(queue)
-    queue.record_delivered(first.id)
+    queue.close_delivery(first.id, "delivered")
     assert queue.result(result.id).state == "sending"
-    queue.record_delivered(second.id)
+    queue.close_delivery(second.id, "delivered")
     assert queue.result(result.id).state == "delivered"
     assert pending(queue) == []
 
@@ -57,13 +58,13 @@ def test_a_job_goes_from_waiting_through_work_to_its_deliveries(queue: Queue) ->
 def test_one_dead_delivery_makes_a_dead_result_that_can_be_revived(queue: Queue) -> None:
     number = finished(queue)
     first, second = pending(queue)
-    queue.give_up_delivery(first.id, "gone for days")
-    queue.record_delivered(second.id)
+    queue.close_delivery(first.id, "dead", "gone for days")
+    queue.close_delivery(second.id, "delivered")
     assert queue.result(number).state == "dead"
     queue.retry_delivery(first.id)
     assert queue.result(number).state == "sending"
     assert [one.attempts for one in pending(queue)] == [0]
-    queue.record_delivered(first.id)
+    queue.close_delivery(first.id, "delivered")
     assert queue.result(number).state == "delivered"
 
 
@@ -85,11 +86,11 @@ def test_a_version_that_nobody_began_is_not_worked_at_when_a_later_one_is_there(
 
 def test_the_same_bytes_are_not_sent_to_whom_has_them(queue: Queue) -> None:
     first = finished(queue)
-    queue.record_delivered(pending(queue)[0].id)  # pacs has it, viewer not yet
+    queue.close_delivery(pending(queue)[0].id, "delivered")  # pacs has it, viewer not yet
     second = finished(queue)
     assert queue.result(first).state == "superseded"
     assert [(one.result, one.destination) for one in pending(queue)] == [(second, "viewer")]
-    queue.record_delivered(pending(queue)[0].id)
+    queue.close_delivery(pending(queue)[0].id, "delivered")
     third = finished(queue)
     assert queue.result(third).state == "delivered"
     changed = finished(queue, replace(FOUND, digest="def"))
@@ -127,7 +128,7 @@ def test_what_was_decided_on_some_bytes_holds_for_the_same_bytes(queue: Queue, s
     other = queue.result(finished(queue, replace(FOUND, state="held", digest="def")))
     assert other.state == "held"
     queue.send_held_back(other.id, ["pacs"])
-    queue.record_delivered(pending(queue)[0].id)
+    queue.close_delivery(pending(queue)[0].id, "delivered")
     assert (
         queue.result(finished(queue, replace(FOUND, state="held", digest="def", destinations=["pacs"]))).state
         == "delivered"
@@ -137,7 +138,7 @@ def test_what_was_decided_on_some_bytes_holds_for_the_same_bytes(queue: Queue, s
 def test_what_is_decided_on_a_result_is_decided_on_all_of_the_same_bytes(queue: Queue) -> None:
     first = finished(queue)
     for delivery in pending(queue):
-        queue.record_delivered(delivery.id)
+        queue.close_delivery(delivery.id, "delivered")
     second, other = finished(queue), finished(queue, replace(FOUND, digest="def", destinations=["pacs"]))
     queue.record_if_undecided(Decision(first, "rejected", "Rossi^Anna", "2026-03-02T10:15:07+00:00"))
     queue.mark_refused(first, "rejected by a reviewer")
@@ -190,7 +191,7 @@ def test_a_rejection_of_a_superseded_result_holds_when_its_bytes_are_made_again(
 ) -> None:
     """It had reached one of two destinations when a later version superseded it; that one is rejected, and it as well."""
     first = finished(queue)
-    queue.record_delivered(pending(queue)[0].id)
+    queue.close_delivery(pending(queue)[0].id, "delivered")
     finished(queue, replace(FOUND, digest="def", state="held"))
     queue.record_decision(Decision(first, "rejected", "Rossi^Anna", "2026-03-02T10:15:07+00:00"))
     queue.mark_refused(first, "rejected with result 2")
@@ -218,7 +219,7 @@ def test_what_is_next_is_the_oldest_delivery_to_each_destination(queue: Queue) -
         (first, "pacs", "1-1/one"),
         (first, "viewer", "1-1/one"),
     ]
-    queue.record_delivered(pending(queue)[0].id)
+    queue.close_delivery(pending(queue)[0].id, "delivered")
     assert {(one.result, one.destination) for one, _ in queue.next_deliveries()} == {
         (second, "pacs"),
         (first, "viewer"),
@@ -236,7 +237,7 @@ def test_what_a_destination_always_refuses_holds_up_nothing_else(queue: Queue) -
 def test_what_is_refused_on_its_way_goes_no_further(queue: Queue) -> None:
     number = finished(queue)
     first, _ = pending(queue)
-    queue.record_delivered(first.id)
+    queue.close_delivery(first.id, "delivered")
     queue.mark_refused(number, "rejected by a reviewer")
     assert pending(queue) == []
     assert queue.result(number).state == "refused"
@@ -275,7 +276,7 @@ def test_a_study_is_forgotten_only_when_all_about_it_was_done_long_ago(queue: Qu
     number = finished(queue)
     assert queue.forgettable(later) == []
     for delivery in pending(queue):
-        queue.record_delivered(delivery.id)
+        queue.close_delivery(delivery.id, "delivered")
     assert queue.forgettable(time.time() - 100) == []
     assert queue.forgettable(later) == ["1.2.3"]
     held = finished(queue, replace(FOUND, state="held", series="1.2.3.9"))
@@ -302,15 +303,15 @@ def test_a_notice_is_delivered_and_what_was_not_processed_stays_so(queue: Queue)
     assert (first.destination, second.destination) == ("pacs", "viewer")
     assert queue.result(number).state == "not processed"
     queue.record_failed_try(first.id, "away")
-    queue.record_delivered(first.id)
+    queue.close_delivery(first.id, "delivered")
     assert queue.result(number).state == "not processed"
-    queue.give_up_delivery(second.id, "gone for days")
+    queue.close_delivery(second.id, "dead", "gone for days")
     assert queue.result(number).state == "not processed"
     assert [(one.destination, one.reason) for one in queue.deliveries(["dead"])] == [("viewer", "gone for days")]
     queue.retry_delivery(second.id)
     assert [one.attempts for one in pending(queue)] == [0]
     assert queue.result(number).state == "not processed"
-    queue.record_delivered(second.id)
+    queue.close_delivery(second.id, "delivered")
     assert (queue.result(number).state, queue.result(number).reason) == ("not processed", "slice gaps")
 
 
@@ -323,10 +324,10 @@ def test_what_was_not_processed_goes_nowhere_without_a_notice(queue: Queue) -> N
 
 def test_the_same_notice_is_not_sent_to_whom_has_it_and_another_one_is(queue: Queue) -> None:
     finished(queue, NOTICE)
-    queue.record_delivered(pending(queue)[0].id)  # pacs has it, viewer not yet
+    queue.close_delivery(pending(queue)[0].id, "delivered")  # pacs has it, viewer not yet
     again = finished(queue, NOTICE)
     assert [(one.result, one.destination) for one in pending(queue)] == [(again, "viewer")]
-    queue.record_delivered(pending(queue)[0].id)
+    queue.close_delivery(pending(queue)[0].id, "delivered")
     assert queue.result(finished(queue, NOTICE)).state == "not processed"
     assert pending(queue) == []
     finished(queue, replace(NOTICE, digest="other"))
@@ -336,7 +337,7 @@ def test_the_same_notice_is_not_sent_to_whom_has_it_and_another_one_is(queue: Qu
 def test_a_later_version_supersedes_a_notice_that_is_not_out(queue: Queue) -> None:
     notice, other = finished(queue, NOTICE), finished(queue, replace(NOTICE, series="1.2.3.5"))
     dead, _, _, _ = pending(queue)
-    queue.give_up_delivery(dead.id, "gone for days")
+    queue.close_delivery(dead.id, "dead", "gone for days")
     later = finished(queue)
     assert [(one.result, one.destination) for one in pending(queue)] == [
         (other, "pacs"), (other, "viewer"), (later, "pacs"), (later, "viewer"),
@@ -349,7 +350,7 @@ def test_a_later_version_supersedes_a_notice_that_is_not_out(queue: Queue) -> No
 def test_a_notice_that_is_out_is_known_to_be_when_a_later_version_comes(queue: Queue) -> None:
     notice = finished(queue, NOTICE)
     for delivery in pending(queue):
-        queue.record_delivered(delivery.id)
+        queue.close_delivery(delivery.id, "delivered")
     finished(queue)
     assert [one.state for one in queue.deliveries_of(notice)] == ["delivered", "delivered"]
 
@@ -357,10 +358,10 @@ def test_a_notice_that_is_out_is_known_to_be_when_a_later_version_comes(queue: Q
 def test_a_notice_is_no_result_that_a_later_one_could_follow(queue: Queue) -> None:
     first = finished(queue)
     for delivery in pending(queue):
-        queue.record_delivered(delivery.id)
+        queue.close_delivery(delivery.id, "delivered")
     finished(queue, NOTICE)
     for delivery in pending(queue):
-        queue.record_delivered(delivery.id)
+        queue.close_delivery(delivery.id, "delivered")
     assert [one.id for one in queue.last_delivered("1.2.3")] == [first]
     assert queue.verdict_counts() == {"accept": 1}
 
@@ -369,15 +370,15 @@ def test_a_study_is_kept_until_its_notice_is_out(queue: Queue) -> None:
     later = time.time() + 100
     finished(queue, NOTICE)
     first, second = pending(queue)
-    queue.record_delivered(first.id)
+    queue.close_delivery(first.id, "delivered")
     assert queue.forgettable(later) == []
-    queue.give_up_delivery(second.id, "gone for days")
+    queue.close_delivery(second.id, "dead", "gone for days")
     assert queue.forgettable(later) == []
     queue.retry_delivery(second.id)
     assert queue.forgettable(later) == []
     time.sleep(0.05)
     before = time.time()
-    queue.record_delivered(second.id)
+    queue.close_delivery(second.id, "delivered")
     assert queue.forgettable(before) == []  # it was done only after that
     assert queue.forgettable(later) == ["1.2.3"]
 
@@ -444,10 +445,29 @@ def test_a_new_version_drops_nothing_that_follows_from_a_decision(queue: Queue, 
     """A note that rejects the old result, say, is still sent, and is no result that a later report could follow."""
     number = finished(queue)
     for delivery in pending(queue):
-        queue.record_delivered(delivery.id)
+        queue.close_delivery(delivery.id, "delivered")
     note = queue.add_follow_up(queue.result(number), kind, f"{kind}-1", "xyz", ["pacs"])
     finished(queue, replace(FOUND, digest="def", state="held"))
     assert queue.result(note).state == "sending"
     assert [one.result for one in pending(queue)] == [note]
-    queue.record_delivered(pending(queue)[0].id)
+    queue.close_delivery(pending(queue)[0].id, "delivered")
     assert [one.id for one in queue.last_delivered("1.2.3")] == [number]
+
+
+def test_a_file_that_cannot_be_opened_just_now_leaves_no_open_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk, for instance; the node is started again and again, and must not keep a file open for each start."""
+    connections = []
+
+    class Connection(sqlite3.Connection):
+        def __init__(self, *words: object, **options: object) -> None:
+            super().__init__(*words, **options)
+            connections.append(self)
+
+    monkeypatch.setattr(database.sqlite3, "connect", Connection)
+    monkeypatch.setattr(database, "SCHEMA", "no SQL")
+    with pytest.raises(sqlite3.OperationalError):
+        Queue(tmp_path / "node.sqlite")
+    with pytest.raises(sqlite3.ProgrammingError, match="closed database"):
+        connections[0].execute("SELECT 1")

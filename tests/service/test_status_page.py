@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from browser import Tab, browser, program
-from nodes import NAME, PATIENT_ID, make_study, pacs, running, store, study_of, wait_until, write_site
+from nodes import NAME, PATIENT_ID, READER, make_study, pacs, running, store, study_of, wait_until, write_site
 from test_http_api import Site
 
 from monai_unet_app.errors import UsageError
@@ -216,10 +216,10 @@ def test_the_pages_offer_each_role_what_it_may_do(site: Site, tmp_path: Path) ->
 def test_a_search_that_finds_more_studies_than_a_page_shows_says_so(tmp_path: Path) -> None:
     with running(write_site(tmp_path, 1)) as node:
         part = make_busy(node)[0][:20]
-        assert f"Found: {RESULTS} studies" in find_page(node, part)
+        assert f"Found: {RESULTS} studies" in find_page(node, part, READER)
         with node.queue.transaction():
             node.queue.record_instances(f"{part}.99999", 3)
-        page = find_page(node, part)
+        page = find_page(node, part, READER)
     assert "Found: more than 50 studies" in page
     assert "50 of them are shown; search for more of the text." in page
 
@@ -248,4 +248,4 @@ def test_a_site_names_its_own_hint_and_one_that_shows_no_identity_has_none(tmp_p
 @pytest.mark.parametrize(("rule", "said"), [("deliver_ungated = true", True), ("", False)])
 def test_the_page_names_the_rules_whose_results_may_go_out_unjudged(rule: str, said: bool, tmp_path: Path) -> None:
     with running(write_site(tmp_path, 1, rule=rule)) as node:
-        assert ("deliver_ungated is set for any" in status_page(node)) is said
+        assert ("deliver_ungated is set for any" in status_page(node, READER)) is said

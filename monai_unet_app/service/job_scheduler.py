@@ -17,8 +17,11 @@ _RETRY_S = 5.0
 _logger = logging.getLogger(__name__)
 
 
-class Segmentation:
-    """The jobs of a node. The node's loop calls all methods but `declare_complete`, which any thread may call."""
+class JobScheduler:
+    """Gives the jobs of a node to workers, and records what becomes of them.
+
+    The node's loop calls all methods but `declare_complete`, which any thread may call.
+    """
 
     def __init__(self, node: "Node") -> None:
         self._node = node
@@ -85,7 +88,7 @@ class Segmentation:
         if message is None:
             self._retry_or_give_up(job, child.why_ended)
         elif "results" in message:
-            self._node.seconds["work"].append(float(message["seconds"]))
+            self._node.durations.add("work", float(message["seconds"]))
             self._record_results(
                 job, [self._addressed(NewResult(**fields)) for fields in message["results"]], child.pid
             )
@@ -115,12 +118,12 @@ class Segmentation:
                 for number, reason in not_remade.items():
                     for delivery in node.queue.deliveries_of(number):
                         if delivery.state == "pending":
-                            node.sending.give_up(delivery, reason)
+                            node.deliveries.give_up(delivery, reason)
             for recorded, new in zip(node.queue.finish_job(job.id, results), results, strict=True):
                 self._report_result(job, recorded, new, worker)
         self._declared.discard(job.id)
         self._not_before.pop(job.id, None)
-        node.sending.forget_remade(job.study)
+        node.deliveries.forget_remade(job.study)
 
     def _report_result(self, job: Job, recorded: Result, new: NewResult, worker: int) -> None:
         # The reason is the worker's: a reason that a person wrote may name a patient, and is in `verdicts` only.
@@ -150,5 +153,5 @@ class Segmentation:
             node.queue.give_up_job(job.id, reason)
             node.audit.write("dead letter", study=job.study, version=job.version, job=job.id, reason=reason)
             node.dead_letters.write(job, reason)
-        node.sending.forget_remade(job.study)
+        node.deliveries.forget_remade(job.study)
         _logger.warning("dead letter: study %s, job %s: %s", job.study, job.id, reason)

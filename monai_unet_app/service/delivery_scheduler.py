@@ -2,7 +2,6 @@
 
 import logging
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from monai_unet_app.service.child_processes import Child, Message
@@ -18,25 +17,8 @@ _FEWEST_TRIES = 10
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class DestinationState:
-    """What is known of a destination.
-
-    Attributes:
-        pending: Deliveries that wait for it.
-        is_reachable: The last delivery to it did not fail, or there was none.
-        is_paused: It is left alone for some time after a delivery that failed.
-        delivered: Time of the last delivery to it in seconds since 1970; None if there was none since the node began.
-    """
-
-    pending: int
-    is_reachable: bool
-    is_paused: bool
-    delivered: float | None
-
-
-class Sending:
-    """The deliveries of a node. The node's loop calls the methods that change something."""
+class DeliveryScheduler:
+    """Gives the deliveries of a node to senders. The node's loop calls the methods that change something."""
 
     def __init__(self, node: "Node") -> None:
         self._node = node
@@ -48,16 +30,22 @@ class Sending:
         """Destinations whose last delivery failed."""
         return sorted(self._pauses)
 
-    def states(self) -> dict[str, DestinationState]:
-        """The destinations of the site, and others that something still waits for."""
+    def states(self) -> dict[str, dict[str, float]]:
+        """State of the destinations of the site, and of others that something still waits for.
+
+        Returns:
+            Destination -> "pending": number of deliveries that wait for it; "reachable": 0 if the last delivery to it failed,
+            else 1; "paused": 1 while it is left alone after a delivery that failed, else 0; "last_success_timestamp_seconds":
+            time of the last delivery in seconds since 1970, absent if there was none since the node began.
+        """
         pending = self._node.queue.pending_by_destination()
         return {
-            name: DestinationState(
-                pending=pending.get(name, 0),
-                is_reachable=name not in self._pauses,
-                is_paused=(pause := self._pauses.get(name)) is not None and not pause.is_over,
-                delivered=self._delivered.get(name),
-            )
+            name: {
+                "pending": float(pending.get(name, 0)),
+                "reachable": float(name not in self._pauses),
+                "paused": float((pause := self._pauses.get(name)) is not None and not pause.is_over),
+                **({"last_success_timestamp_seconds": self._delivered[name]} if name in self._delivered else {}),
+            }
             for name in dict.fromkeys([*self._node.site.destinations, *pending])
         }
 
@@ -75,7 +63,7 @@ class Sending:
             child.start_task(delivery, {"destination": delivery.destination, "folder": folder, "digest": result.digest})
 
     def handle_answer(self, child: Child, delivery: Delivery, message: Message | None) -> None:
-        """Records what a sender has answered, see `deliver.Sender.answer`; None: the sender has ended."""
+        """Records what a sender has answered, see `deliver.answer`; None: the sender has ended."""
         if message is None:
             self._record_failure(delivery, child.why_ended)
         elif "lost" in message:
@@ -89,7 +77,7 @@ class Sending:
         """Ends a delivery that cannot be made; it is a dead letter."""
         node = self._node
         with node.queue.transaction():
-            node.queue.give_up_delivery(delivery.id, reason)
+            node.queue.close_delivery(delivery.id, "dead", reason)
             node.audit.write("dead letter", result=delivery.result, destination=delivery.destination, reason=reason)
             node.dead_letters.write(delivery, reason)
         _logger.warning("dead letter: result %s to %s: %s", delivery.result, delivery.destination, reason)
@@ -105,17 +93,17 @@ class Sending:
         node, count = self._node, message["delivered"]
         self._pauses.pop(delivery.destination, None)
         self._delivered[delivery.destination] = time.time()
-        node.seconds["deliver"].append(float(message["seconds"]))
+        node.durations.add("deliver", float(message["seconds"]))
         result = node.queue.result(delivery.result)
         with node.queue.transaction():
-            node.queue.record_delivered(delivery.id)
+            node.queue.close_delivery(delivery.id, "delivered")
             node.audit.write(
                 "delivered", study=result.study if result else "", result=delivery.result,
                 destination=delivery.destination, objects=count,
             )  # fmt: skip
         job = node.queue.job(result.job) if result else None
         if job is not None:
-            node.seconds["total"].append(max(0.0, time.time() - job.created))
+            node.durations.add("total", max(0.0, time.time() - job.created))
         _logger.info("result %s: delivered to %s, %s object(s)", delivery.result, delivery.destination, count)
 
     def _record_failure(self, delivery: Delivery, reason: str) -> None:
