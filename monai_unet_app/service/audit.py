@@ -7,7 +7,7 @@ of `sha256` by that key). Lines are only added.
 - A line that was changed, removed or inserted breaks the chain at its place. No key is needed to check this. The digest is of
   the parsed line, so the text is checked too: a name twice in a line, or other spaces, is a change.
 - A trail that was computed anew as a whole has no valid signatures. The key is needed to check this.
-- A trail that was deleted or cut at its end is shorter than what the node's database remembers of it (`Anchor`).
+- A trail that was deleted or cut at its end is shorter than what the node's database remembers of it.
 
 A line is forced to the disk before the database remembers it. So a node that is killed in between has a trail that is longer
 than remembered, never shorter. No patient's identity is in a trail: studies are named by their UIDs.
@@ -20,14 +20,17 @@ import os
 import secrets
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from dicom_io.files import sync_folder
 from monai_unet_app.errors import AppError, InputRefusedError, UsageError
+
+if TYPE_CHECKING:
+    from monai_unet_app.service.database import Database
 
 BEGIN = "0" * 64
 """`previous` of the first line."""
@@ -80,24 +83,11 @@ class Key:
         return hmac.new(self.secret, digest.encode(), hashlib.sha256).hexdigest()
 
 
-class Anchor(Protocol):
-    """Remembers the head of a trail, in another place than the trail; `service.database.Database` is an anchor."""
-
-    def transaction(self) -> AbstractContextManager[Any]:
-        """Changes made within are recorded at its end, or none of them."""
-
-    def head(self) -> Head | None:
-        """The head that was recorded last; None if none was."""
-
-    def record_head(self, head: Head) -> None:
-        """Records the head."""
-
-
 class AuditTrail:
     """A file that grows; one process at a time may write to it."""
 
     def __init__(
-        self, path: Path, key_file: Path | None = None, anchor: Anchor | None = None, *, new_key: bool = False
+        self, path: Path, key_file: Path | None = None, database: "Database | None" = None, *, new_key: bool = False
     ) -> None:
         """Opens the trail, and makes it and its key if need be. Half a line that a crash left is moved to a file beside it.
 
@@ -106,19 +96,19 @@ class AuditTrail:
         Args:
             path: The trail.
             key_file: Its key; None: `audit.key` beside the trail.
-            anchor: Remembers the head of the trail.
+            database: Remembers the head of the trail, in another place than the trail.
             new_key: The key is lost: make a new key, and say so in a line "new key".
 
         Raises:
-            InputRefusedError: The chain is broken, a signature is wrong, or the trail is not what the anchor remembers.
+            InputRefusedError: The chain is broken, a signature is wrong, or the trail is not what the database remembers.
             UsageError: The key is missing, can be read by others, or is no key; or `new_key` is given and the key is there.
         """
-        self.path, self._anchor, self._lock = path, anchor, threading.Lock()
+        self.path, self._database, self._lock = path, database, threading.Lock()
         key_file = key_file or path.with_name(KEY_FILE)
         _set_torn_line_aside(path)
         new = key_file.with_name(key_file.name + ".new")
         _finish_new_key(path, key_file, new)
-        key, head = read_key(key_file), anchor.head() if anchor else None
+        key, head = read_key(key_file), database.head() if database else None
         if key is not None and new_key:
             raise UsageError(f"{key_file} is there; --new-audit-key is for a key that is lost; leave it out")
         verified = verify(path, key, head or Head(0, BEGIN))
@@ -141,18 +131,18 @@ class AuditTrail:
             _rename(new, key_file)
         else:
             self._key = key
-        if anchor is not None:
-            anchor.record_head(self._head)
+        if database is not None:
+            database.record_head(self._head)
 
     def write(self, event: str, **facts: Any) -> None:
-        """Adds a line, forces it to the disk, and lets the anchor remember it within the transaction that is open, if any.
+        """Adds a line, forces it to the disk, and lets the database remember it within the transaction that is open, if any.
 
         Raises:
             OSError: The line cannot be written; no part of it is in the trail then.
             AppError: The file is not as this process left it.
         """
-        # The anchor is locked before the trail: a caller that records other changes with the line has locked it already.
-        with self._anchor.transaction() if self._anchor else nullcontext(), self._lock:
+        # The database is locked before the trail: a caller that records other changes with the line has locked it already.
+        with self._database.transaction() if self._database else nullcontext(), self._lock:
             self._check_file()
             line = {
                 "n": self._head.n + 1,
@@ -167,8 +157,8 @@ class AuditTrail:
             _append(self.path, _line(signed) + "\n")
             self._file = _identity(self.path)
             self._head = Head(self._head.n + 1, digest)
-            if self._anchor is not None:
-                self._anchor.record_head(self._head)
+            if self._database is not None:
+                self._database.record_head(self._head)
 
     def check_writable(self) -> None:
         """Checks that a line could be added now.

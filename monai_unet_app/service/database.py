@@ -114,7 +114,7 @@ class Database:
         with self.transaction() as db:
             db.execute("UPDATE clock SET seconds = ?", (self.now_s(),))
 
-    # the head of the audit trail: `service.audit.Anchor`
+    # the head of the audit trail
 
     def head(self) -> Head | None:
         """The last line of the audit trail that was recorded; None if no line was."""

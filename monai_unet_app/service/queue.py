@@ -153,9 +153,8 @@ class Queue(Database):
 
     def jobs(self, states: Sequence[rows.JobState], limit: int = 100) -> list[rows.Job]:
         """Jobs in these states, the newest first."""
-        return self.select(
-            rows.Job, f"SELECT * FROM jobs WHERE state IN {rows.sql_list(states)} ORDER BY id DESC LIMIT ?", limit
-        )
+        query = f"SELECT * FROM jobs WHERE state IN {rows.sql_list(states)} ORDER BY id DESC LIMIT ?"
+        return self.select(rows.Job, query, limit)
 
     def jobs_of(self, study: str) -> list[rows.Job]:
         """Jobs of all versions of a study, the first version first."""
@@ -401,11 +400,11 @@ class Queue(Database):
 
     def forgettable(self, before: float) -> list[str]:
         """Studies that everything was done about before a time by `now_s`: no file of them is needed any more."""
+        not_done = rows.sql_list((*rows.UNFINISHED, "dead"))
         return self.column(
             "SELECT uid FROM studies s WHERE state = 'complete' AND last < ? "
             "AND NOT EXISTS (SELECT 1 FROM jobs WHERE study = s.uid AND (state != 'done' OR done >= ?)) "
-            f"AND NOT EXISTS (SELECT 1 FROM results WHERE study = s.uid AND (state IN {rows.sql_list((*rows.UNFINISHED, 'dead'))} "
-            "OR done >= ?)) "
+            f"AND NOT EXISTS (SELECT 1 FROM results WHERE study = s.uid AND (state IN {not_done} OR done >= ?)) "
             "AND NOT EXISTS (SELECT 1 FROM results r JOIN deliveries d ON d.result = r.id WHERE r.study = s.uid "
             "AND r.state = 'not processed' AND (d.state != 'delivered' OR d.done >= ?))",
             before, before, before, before,
