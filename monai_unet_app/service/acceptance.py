@@ -10,13 +10,7 @@ from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-    load_pem_private_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from dicom_io.files import replace_when_whole
 from monai_unet_app.errors import InputRefusedError, UsageError
@@ -42,7 +36,7 @@ class SiteKey:
     @property
     def public(self) -> str:
         """The public half: 32 bytes in base64."""
-        return base64.b64encode(self.private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()
+        return base64.b64encode(self.private.public_key().public_bytes_raw()).decode()
 
 
 def site_key(path: Path, holder: str) -> SiteKey:

@@ -34,7 +34,8 @@ class Commitments:
 
         A report goes to the destination that has the requestor's AE title, or else over the association that asked.
         """
-        addresses = {one.peer.ae_title: one for one in site.destinations.values() if isinstance(one.peer, Dimse)}
+        destinations = site.destinations.values()
+        addresses = {known.peer.ae_title: known for known in destinations if isinstance(known.peer, Dimse)}
         self._database, self._give_up_s = database, site.node.give_up_h * 3600
         self._provider = CommitmentProvider(store, addresses, self._accept)
         self._not_before: dict[tuple[str, str], float] = {}

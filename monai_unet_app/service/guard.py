@@ -163,15 +163,8 @@ def _log_failure(scope: Scope, error: Exception) -> None:
     """Logs which route failed and where, without the text of the error."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     route = getattr(scope.get("route"), "path", "no route")
-    _logger.error(
-        "could not answer %s %s: %s in %s, %s line %s",
-        scope["method"],
-        route,
-        type(error).__name__,
-        frame.name,
-        Path(frame.filename).name,
-        frame.lineno,
-    )
+    where = f"{frame.name}, {Path(frame.filename).name} line {frame.lineno}"
+    _logger.error("could not answer %s %s: %s in %s", scope["method"], route, type(error).__name__, where)
 
 
 def _failure_answer(error: Exception) -> Response:

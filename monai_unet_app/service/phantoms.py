@@ -271,7 +271,7 @@ _MADE: dict[Any, Any] = {
 
 def phantom(orientation: str) -> Volume:
     """A lopsided body with a gradient of intensities, shape (I, J, K), in one of ORIENTATIONS, placed by `_affine_lps`."""
-    i, j, k = np.meshgrid(*(np.arange(n) for n in _SHAPE), indexing="ij")
+    i, j, k = np.indices(_SHAPE)
     inside = labels_of(orientation).array > 0
     array = np.rint(100 + 3 * i + 2 * j + 5 * k + 300 * inside).astype(np.float32)
     return Volume(array, _affine_lps(orientation), Provenance("nifti"))
@@ -304,7 +304,7 @@ def _affine_lps(orientation: str) -> NDArray[np.float64]:
 
 def labels_of(orientation: str) -> Volume:
     """Labels of the phantom, shape (I, J, K): 1 is a body, 2 a nose, so that no flip of an axis stays unnoticed."""
-    i, j, k = np.meshgrid(*(np.arange(n) for n in _SHAPE), indexing="ij")
+    i, j, k = np.indices(_SHAPE)
     body = ((i - 8) / 6) ** 2 + ((j - 15) / 9) ** 2 + ((k - 7) / 5) ** 2 < 1
     nose = (abs(i - 15) < 3) & (abs(j - 6) < 2) & (abs(k - 12) < 3)
     return Volume((body + 2 * (nose & ~body)).astype(np.uint8), _affine_lps(orientation), Provenance("nifti"))

@@ -349,12 +349,13 @@ def check_gated(rule: Rule, bundle: "BundleFiles") -> None:
     Raises:
         AppError: There is no gate, or the bundle's statements cannot be used.
     """
+    from monai_unet_app.bundle import load_bundle
     from monai_unet_app.confidence.statements import read_confidence
 
     if rule.deliver_ungated:
         return
     stated = read_confidence(bundle, "tta" if rule.tta else "plain")
-    if stated.gate is None and rule.tta and not _has_mirror_images(bundle):
+    if stated.gate is None and rule.tta and not load_bundle(bundle.root).mirror_axes:
         stated = read_confidence(bundle, "plain")
     if stated.gate is None:
         how, flag = ("with tta = true", " with --tta") if rule.tta else ("as its rule wants it", "")
@@ -363,12 +364,6 @@ def check_gated(rule: Rule, bundle: "BundleFiles") -> None:
             f"without one, failures would be delivered like good results; calibrate the bundle{flag} on enough subjects, or "
             "write deliver_ungated = true into the rule if results shall go out that no quality gate has judged"
         )
-
-
-def _has_mirror_images(bundle: "BundleFiles") -> bool:
-    from monai_unet_app.bundle import load_bundle
-
-    return bool(load_bundle(bundle.root).mirror_axes)
 
 
 def _warm(rule: Rule) -> "Bundle":
