@@ -61,8 +61,7 @@ def read_options(options: Reading) -> "ReadOptions":
     from dicom_io.read import ReadOptions
 
     channels = tuple(uid.strip() for uid in options.channels.split(",") if uid.strip())
-    has_time_point = options.time_point is not None
-    if channels and (options.series or has_time_point or options.resample_gaps or options.resample_tilt):
+    if channels and (options.series or options.time_point or options.resample_gaps or options.resample_tilt):
         raise UsageError("--channels names whole series; leave --series, --time-point and --resample-... out")
     renamed = {"series_instance_uid": options.series, "channels": channels}
     return ReadOptions(**set_fields(options, ReadOptions) | renamed)

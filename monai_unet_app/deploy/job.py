@@ -100,11 +100,15 @@ def job_from(environment: Mapping[str, str]) -> Job:
         UsageError: A folder is not set, or app.yaml or task.json cannot be used.
         BundleError: The folder of models does not hold exactly one model.
     """
-    values = {name: environment.get(name) or default for name, default in image_paths().items()}
-    paths = {name: Path(values["HOLOSCAN_WORKDIR"]) / path for name, path in values.items()}
-    config = _read_config(paths["HOLOSCAN_CONFIG_PATH"])
+    defaults = image_paths()
+
+    def path_of(name: str) -> Path:
+        workdir, path = (environment.get(key) or defaults[key] for key in ("HOLOSCAN_WORKDIR", name))
+        return Path(workdir, path)
+
+    config = _read_config(path_of("HOLOSCAN_CONFIG_PATH"))
     levels = [("app.yaml: segmentation", config.get("segmentation") or {})]
-    source, output = paths["HOLOSCAN_INPUT_PATH"], paths["HOLOSCAN_OUTPUT_PATH"]
+    source, output = path_of("HOLOSCAN_INPUT_PATH"), path_of("HOLOSCAN_OUTPUT_PATH")
     incoming = environment.get("MERCURE_IN_DIR")
     if incoming:
         source, output = Path(incoming), _results_of_mercure(environment)
@@ -112,7 +116,7 @@ def job_from(environment: Mapping[str, str]) -> Job:
     return Job(
         source=source,
         output=output,
-        model=_only_model(paths["HOLOSCAN_MODEL_PATH"]),
+        model=_only_model(path_of("HOLOSCAN_MODEL_PATH")),
         bundle_sha256=config["bundle"]["sha256"],
         settings=settings_of(*levels),
         wants_result=bool(incoming),
