@@ -65,16 +65,16 @@ def launch(words: list[str]) -> int:
 def _widen_stack() -> None:
     """Raises the limit of the stack to STACK, or as far as the host allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
-    wanted = STACK if hard == resource.RLIM_INFINITY else min(STACK, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))
+    limit = STACK if hard == resource.RLIM_INFINITY else min(STACK, hard)
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        resource.setrlimit(resource.RLIMIT_STACK, (limit, hard))
 
 
 def _environment(manifest: dict[str, Any]) -> dict[str, str]:
     """The environment variables of the manifest, with input and output as absolute paths."""
-    wanted = {name: str(value) for name, value in (manifest.get("environment") or {}).items()}
+    values = {name: str(value) for name, value in (manifest.get("environment") or {}).items()}
     here = Path(manifest["workingDirectory"])
-    return wanted | {name: str(here / wanted[name]) for name in RELATIVE if name in wanted}
+    return values | {name: str(here / values[name]) for name in RELATIVE if name in values}
 
 
 def show(words: list[str]) -> int:

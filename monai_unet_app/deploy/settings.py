@@ -95,19 +95,19 @@ def settings_of(*levels: tuple[str, Any]) -> Settings:
         UsageError: A name that is no setting, or a value of the wrong kind.
     """
     values: dict[str, Any] = {}
-    for where, given in levels:
-        values |= _checked(given, where)
+    for where, level in levels:
+        values |= _checked(level, where)
     return Settings(**values)
 
 
-def _checked(given: Any, where: str) -> dict[str, Any]:
-    if not isinstance(given, Mapping):
-        raise UsageError(f"{where}: {given!r} is no mapping of settings; names with values are needed")
+def _checked(level: Any, where: str) -> dict[str, Any]:
+    if not isinstance(level, Mapping):
+        raise UsageError(f"{where}: {level!r} is no mapping of settings; names with values are needed")
     defaults = {row.name: _default(row) for row in fields(Settings)}
-    unknown = [str(name) for name in given if name not in defaults]
+    unknown = [str(name) for name in level if name not in defaults]
     if unknown:
         raise UsageError(f"{where}: {', '.join(unknown)} is no setting; some of {', '.join(defaults)} are possible")
-    return {name: _checked_value(name, value, defaults[name], where) for name, value in given.items()}
+    return {name: _checked_value(name, value, defaults[name], where) for name, value in level.items()}
 
 
 def _default(row: Field[Any]) -> Any:

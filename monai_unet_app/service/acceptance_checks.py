@@ -192,9 +192,9 @@ def address_of_node(host: str, networks: Sequence[str]) -> str:
     loopback = "127.0.0.1"
     if Listen(networks=tuple(networks)).lets_in(loopback):
         return loopback
-    ours = (source_address(str(ipaddress.ip_network(network)[0])) for network in networks)
+    addresses = (source_address(str(ipaddress.ip_network(network)[0])) for network in networks)
     return next(
-        (address for address in ours if address and Listen(networks=tuple(networks)).lets_in(address)), loopback
+        (address for address in addresses if address and Listen(networks=tuple(networks)).lets_in(address)), loopback
     )
 
 

@@ -120,8 +120,8 @@ def unchecked(site: Site, *, live: bool) -> list[str]:
 
 def _check_rule_names(site: Site, settings: Commissioning) -> None:
     names = [rule.name for rule in site.rules]
-    for flag, given in (("--example", settings.examples), ("--header", settings.headers)):
-        for name in given:
+    for flag, rules in (("--example", settings.examples), ("--header", settings.headers)):
+        for name in rules:
             if name not in names:
                 raise UsageError(f"{flag} names the rule {name}; one of {', '.join(names)} is needed; correct it")
 
@@ -142,13 +142,13 @@ class _Step:
     """A step of the acceptance.
 
     Attributes:
-        what, where: As in `Check`.
+        title, where: `what` and `where` of the `Check`.
         work: Carries out the step.
         needs: Steps that must have passed before.
         most_s: Seconds that the step may take.
     """
 
-    what: str
+    title: str
     where: str
     work: Callable[[], checks.StepResult]
     needs: "tuple[_Step, ...]" = ()
@@ -212,7 +212,7 @@ class _Run:
             result = checks.result_within(min(step.most_s, left), step.work)
             state, seconds = "failed" if result.fault else "passed", round(time.perf_counter() - begin, 3)
         self._states[step] = state
-        return checks.Check(step.what, step.where, state, seconds, result.text, result.place_mm, result.volume_ml)
+        return checks.Check(step.title, step.where, state, seconds, result.text, result.place_mm, result.volume_ml)
 
     def folder(self) -> Path:
         """A folder that does not exist yet."""
@@ -223,10 +223,10 @@ class _Run:
 
     def _is_let_in(self) -> checks.StepResult:
         """Whether the site file lets this program call the node."""
-        faults, senders, ours = [], self.site.node.senders, self.settings.calling_ae_title
-        if senders and ours not in senders:
+        faults, senders, ae_title = [], self.site.node.senders, self.settings.calling_ae_title
+        if senders and ae_title not in senders:
             faults.append(
-                f"it lets in {', '.join(senders)} (senders), and this program calls as {ours}; add {ours} to senders and start "
+                f"it lets in {', '.join(senders)} (senders), and this program calls as {ae_title}; add {ae_title} to senders and start "
                 "the node again, or call as one of them with --calling-ae-title"
             )
         assert isinstance(self.node.peer, Dimse)
@@ -237,7 +237,9 @@ class _Run:
                 f"it lets in {', '.join(networks)} (networks), and this program calls from {address}; run it on a machine in "
                 "one of them, give the node's address there with --node-host, or add the address and start the node again"
             )
-        return checks.StepResult("; ".join(faults) or f"as {ours} from {address or 'this machine'}", fault=bool(faults))
+        return checks.StepResult(
+            "; ".join(faults) or f"as {ae_title} from {address or 'this machine'}", fault=bool(faults)
+        )
 
     def _fits(self, rule: Rule) -> checks.StepResult:
         """Whether the node would pick the example for a rule, and deliver a SEG that can be compared."""
@@ -249,10 +251,10 @@ class _Run:
             )
         study = self._made(rule, phantoms.AXES[0])
         (series,) = [series for series in survey_files(list(study.files)).series if series.kind == "image"]
-        wanted = misfits(rule, series)
-        if wanted:
+        reasons = misfits(rule, series)
+        if reasons:
             raise AppError(
-                f"the rule would not pick the example: it wants {' and '.join(wanted)}; name another example with --example "
+                f"the rule would not pick the example: it wants {' and '.join(reasons)}; name another example with --example "
                 f"{rule.name}=PATH"
             )
         return checks.StepResult(f"{series.frame_count} images that the rule picks")
@@ -377,20 +379,20 @@ class _Run:
         began = reported = time.monotonic()
         study, axes = sent.studies[number], self._axes(rule)
         expected, volume = sent.expected[axes[number % len(axes)]], read_series(study.files)
-        wanted = {KIND[name].modality for name in destination.profile.objects if KIND[name].format in rule.formats}
-        wanted.discard("")  # of objects that share a Modality with images
+        modalities = {KIND[name].modality for name in destination.profile.objects if KIND[name].format in rule.formats}
+        modalities.discard("")  # of objects that share a Modality with images
         while True:
             present = {str(series.get("Modality", "")) for series in find(destination, Query("series", study.uid))}
-            segs = self._segs_of_all(destination, study, volume) if wanted <= present else []
+            segs = self._segs_of_all(destination, study, volume) if modalities <= present else []
             if segs:
                 results = [
-                    checks.compare_labels(expected, seg, f"{', '.join(sorted(wanted))} are there") for seg in segs
+                    checks.compare_labels(expected, seg, f"{', '.join(sorted(modalities))} are there") for seg in segs
                 ]
                 return min(results, key=lambda result: (result.fault, result.place_mm is None, result.place_mm or 0.0))
             if refusal := self.trail.refusal(study.uid, rule.name, len(study.files)):
                 raise AppError(f"the node did not deliver it: {refusal}; its status page says why")
             if time.monotonic() >= min(sent.until, self.until):
-                raise AppError(self._why_nothing(study, wanted - present, destination))
+                raise AppError(self._why_nothing(study, modalities - present, destination))
             if time.monotonic() - reported >= _REPORT_S:
                 reported = time.monotonic()
                 waited, left = reported - began, max(0.0, min(sent.until, self.until) - reported)
@@ -424,7 +426,7 @@ class _Run:
 
     def _all_workers(self) -> checks.StepResult:
         """Whether as many workers have made results as the site file asks for; sends more studies until they have."""
-        wanted, rule = self.site.node.workers, self.site.rules[0]
+        workers, rule = self.site.node.workers, self.site.rules[0]
         if not self.trail.can_be_read:
             raise AppError(
                 f"the node's audit trail ({self.trail.path.name} in its folder) cannot be read from here, and only it says "
@@ -436,14 +438,14 @@ class _Run:
             while not self.trail.has_results(studies) and time.monotonic() < end:
                 time.sleep(_PAUSE_S)
             is_over = not more_rounds or time.monotonic() >= end
-            if is_over or len(self.trail.workers(studies)) >= wanted:
+            if is_over or len(self.trail.workers(studies)) >= workers:
                 break
-            more = [self._made(rule, self._axes(rule)[0]) for _ in range(2 * wanted)]
+            more = [self._made(rule, self._axes(rule)[0]) for _ in range(2 * workers)]
             self._send_studies(more)
             studies |= {study.uid for study in more}
         count = len(self.trail.workers(studies))
-        text = f"{count} of {wanted} by the node's audit trail, {len(studies)} studies"
-        if count >= wanted:
+        text = f"{count} of {workers} by the node's audit trail, {len(studies)} studies"
+        if count >= workers:
             return checks.StepResult(text)
         return checks.StepResult(f"{text}; a worker hangs or does not start: see status page and processes", fault=True)
 

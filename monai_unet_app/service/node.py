@@ -187,16 +187,16 @@ class Node:
             sizes |= {f"{name} {n}": resident_bytes(child.pid) for n, child in enumerate(pool.children, start=1)}
         return sizes
 
-    def reprocess(self, study: str, who: str) -> bool:
+    def reprocess(self, study: str, person: str) -> bool:
         """Queues a study once more, by the rules as they are; False if no complete study has this UID."""
         if study in self.arrivals or not self.queue.jobs_of(study):
             return False
-        self.audit.write("reprocessed", study=study, who=who)
+        self.audit.write("reprocessed", study=study, who=person)
         self.arrivals.add(study, 0)
         self.arrivals.declare_complete(study)
         return True
 
-    def retry(self, kind: Literal["job", "delivery"], number: int, who: str) -> bool:
+    def retry(self, kind: Literal["job", "delivery"], number: int, person: str) -> bool:
         """Queues a dead job or delivery again, with all its tries; False if no dead letter has this number."""
         with self.queue.transaction():
             row = (self.queue.retry_job if kind == "job" else self.queue.retry_delivery)(number)
@@ -207,7 +207,7 @@ class Node:
                 if isinstance(row, Job)
                 else {"result": row.result, "destination": row.destination}
             )
-            self.audit.write("retried", who=who, **facts)
+            self.audit.write("retried", who=person, **facts)
         self.dead_letters.update()
         return True
 

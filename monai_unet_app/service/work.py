@@ -157,16 +157,16 @@ class Worker:
         self, result: NewResult, rule: Rule, parts: Sequence[SeriesRef], task: Task, folder: Path
     ) -> NewResult:
         """A result that was not processed, with a notice about it in `folder` where the rule wants that."""
-        wanted = {variant_of(self.site.destinations[name]) for name in self.site.noticed(rule)}
+        folders = {folder / variant_of(self.site.destinations[name]) for name in self.site.noticed(rule)}
         try:
-            for variant in wanted:
-                (folder / variant).mkdir(parents=True)
-                self._write_notice(result.reason, rule, parts, folder / variant / f"{folder.name}_notice.dcm")
+            for variant in folders:
+                variant.mkdir(parents=True)
+                self._write_notice(result.reason, rule, parts, variant / f"{folder.name}_notice.dcm")
         except DicomIoError as error:
             shutil.rmtree(folder)
             reason = f"{result.reason}; and no notice of it could be written: {task.readable(error)}"
             return replace(result, reason=reason)
-        if not wanted:
+        if not folders:
             return result
         return replace(result, folder=f"{task.output.name}/{folder.name}", digest=digest_of(folder))
 
