@@ -157,19 +157,15 @@ def _why_not_given(rule: Rule, keyword: str) -> str:
 
 
 def _why_no_match(example: Example, rule: Rule, keyword: str, pattern: re.Pattern[str], value: str | None) -> str:
-    condition = f"rule {rule.name} picks series whose {keyword} contains {pattern.pattern!r}"
+    need = f"rule {rule.name} picks series whose {keyword} contains {pattern.pattern!r}"
     if value is not None:
-        return f"{condition}; the value given with --header does not; correct it"
+        return f"{need}; the value given with --header does not; correct it"
     if keyword in _IDENTITY:
-        return (
-            f"{condition}; everything that is sent has one that begins with {PATIENT}; let the rule accept that as well"
-        )
+        return f"{need}; everything that is sent has one that begins with {PATIENT}; let the rule accept that as well"
     if _is_fixed(keyword):
         which = "the shipped example (an MR crop)" if example.is_shipped else "the example"
-        return f"{condition}; {which} has another value, which describes the image; name an image with --example {rule.name}=PATH"
-    return (
-        f"{condition}; no such value could be made from the pattern; give one with --header {rule.name}.{keyword}=VALUE"
-    )
+        return f"{need}; {which} has another value, which describes the image; name an image with --example {rule.name}=PATH"
+    return f"{need}; no such value could be made from the pattern; give one with --header {rule.name}.{keyword}=VALUE"
 
 
 def _is_fixed(keyword: str) -> bool:
