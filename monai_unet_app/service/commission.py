@@ -226,8 +226,8 @@ class _Run:
         faults, senders, ae_title = [], self.site.node.senders, self.settings.calling_ae_title
         if senders and ae_title not in senders:
             faults.append(
-                f"it lets in {', '.join(senders)} (senders), and this program calls as {ae_title}; add {ae_title} to senders and "
-                "start the node again, or call as one of them with --calling-ae-title"
+                f"it lets in {', '.join(senders)} (senders), and this program calls as {ae_title}; add {ae_title} to senders "
+                "and start the node again, or call as one of them with --calling-ae-title"
             )
         assert isinstance(self.node.peer, Dimse)
         address = checks.source_address(self.node.peer.host)
