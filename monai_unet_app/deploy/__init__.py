@@ -5,8 +5,3 @@ entry.py        in the image /var/holoscan/tools: becomes the application
 app.py          the application: the environment -> a job (job.py, settings.py) -> an exit code
 sdk.py          the job as an operator of the MONAI Deploy App SDK, which is imported here and nowhere else
 """
-
-from monai_unet_app.deploy.package import Resources, render_package, usual_settings
-from monai_unet_app.deploy.settings import Settings
-
-__all__ = ["Resources", "Settings", "render_package", "usual_settings"]

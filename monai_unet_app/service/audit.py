@@ -200,7 +200,7 @@ def verify(path: Path, key: Key | None = None, head: Head | None = None) -> Veri
             raise _changed(where)
         if head is not None and number == head.n and digest != head.digest:
             raise InputRefusedError(
-                f"{where} is not the one that the node's database remembers; this is another trail, or it was computed anew; "
+                f"{where} is not the line that the node's database remembers; this is another trail, or it was computed anew; "
                 "compare it with a copy that is kept elsewhere"
             )
         if key is not None and (signed or content.get("key") == key.name):
@@ -256,11 +256,6 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
         ) from error
 
 
-def entries(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a verified trail as objects."""
-    return (json.loads(text) for _, text in lines(path))
-
-
 def read_key(path: Path) -> Key | None:
     """The key in a file; None if there is no file.
 
@@ -302,7 +297,7 @@ def _finish_new_key(trail: Path, key_file: Path, new: Path) -> None:
         key = read_key(new)
     except UsageError:
         key = None  # half written
-    if key is not None and any(line.get("key") == key.name for line in _parsed(trail)):
+    if key is not None and any(line.get("key") == key.name for line in entries(trail)):
         _rename(new, key_file)
     else:
         new.unlink()
@@ -314,11 +309,11 @@ def _rename(new: Path, key_file: Path) -> None:
 
 
 def _is_signed(trail: Path) -> bool:
-    return any("key" in line and "hmac" in line for line in _parsed(trail))
+    return any("key" in line and "hmac" in line for line in entries(trail))
 
 
-def _parsed(trail: Path) -> Iterator[dict[str, Any]]:
-    """The lines that are JSON objects; `verify` finds the others."""
+def entries(trail: Path) -> Iterator[dict[str, Any]]:
+    """The lines that are JSON objects, which are all lines of a trail that `verify` has checked; none of a missing file."""
     for _, text in lines(trail) if trail.exists() else ():
         try:
             line = json.loads(text)

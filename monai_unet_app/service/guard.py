@@ -154,7 +154,7 @@ class Guard:
             if not await self._failed.record(request.client.host if request.client else "", reason):
                 return JSONResponse({"detail": "too many wrong tokens come from this address; ask later"}, 429, _LATER)
         needed = (
-            "a token is needed" if holder is None else f"the token held until {holder.expires}; a new one is needed"
+            "a token is needed" if holder is None else f"the token held until {holder.expires}; a new token is needed"
         )
         return JSONResponse({"detail": needed}, 401, ASK)
 

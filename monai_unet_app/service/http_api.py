@@ -227,7 +227,7 @@ def _add_results(app: FastAPI, node: "Node") -> None:
         result = _result(node, number)
         if not access.may_open(holder, result):
             raise HTTPException(
-                403, f"the result is {result.state}; only the role reviewer opens one that is not released"
+                403, f"the result is {result.state}; only the role reviewer opens a result that is not released"
             )
         path = _files(node, result).get(name)  # only looked up: a name may be too long for the system, or hold a NUL
         if path is None:

@@ -25,7 +25,7 @@ async def receive_file(request: Request, path: Path) -> None:
         async with opened_form(request, max_files=1, max_fields=8) as form:
             upload = next((part for part in form.values() if not isinstance(part, str)), None)
             if upload is None:
-                raise HTTPException(422, "the form holds no file; one is needed")
+                raise HTTPException(422, "the form holds no file; a file is needed")
             await run_in_threadpool(copy_upload, upload.file, path)
         return
     with path.open("wb") as stream:

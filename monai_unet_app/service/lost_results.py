@@ -95,5 +95,5 @@ def _why_not_replaced(lost: str, remade: NewResult | None) -> str:
     elif remade.state == "not processed":
         outcome = f"made again, it was not processed ({remade.reason})"
     else:
-        outcome = "made again, they have other bytes: the bundle, the site file or the program is another one by now"
+        outcome = "made again, they have other bytes: the bundle, the site file or the program has changed since"
     return f"{lost}; {outcome}; have the study worked at once more to deliver what is made of it now"

@@ -173,7 +173,7 @@ class Node:
         return self._why_full
 
     def bundles(self) -> dict[str, dict[str, str]]:
-        """Rule -> "name", "version" and "sha256" of the bundle that a worker has loaded for it; empty before one is ready."""
+        """Rule -> "name", "version" and "sha256" of the bundle that a worker has loaded; empty before a worker is ready."""
         return dict(self.workers.ready_message.get("bundles", {}))
 
     def result_folder(self, result: Result) -> Path:
@@ -293,5 +293,5 @@ def _locked(folder: Path) -> IO[str]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()
-        raise UsageError(f"{folder} is used by another node; a folder of its own is needed; stop that one") from error
+        raise UsageError(f"{folder} is used by another node; a folder of its own is needed; stop that node") from error
     return file

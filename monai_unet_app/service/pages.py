@@ -20,7 +20,7 @@ _MOST_COMPARED = 1000  # results among which an earlier result is searched, the 
 
 
 class ReviewPages:
-    """Makes review pages; several requests for the same page wait for one making of it."""
+    """Makes review pages; several requests for the same page wait for the same thread."""
 
     def __init__(self, node: Node) -> None:
         """No page is being made yet."""

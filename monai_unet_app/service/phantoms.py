@@ -70,7 +70,7 @@ class Example:
     Attributes:
         source: NIfTI file, DICOM file, or folder with one DICOM series.
         is_shipped: The example is part of this program; the user named none.
-        headers: DICOM keyword -> value that the example gets; no UIDs, and no identity except one that begins with `PATIENT`.
+        headers: DICOM keyword -> value that the example gets; no UIDs, and a name or ID only if it begins with `PATIENT`.
     """
 
     source: Path
@@ -161,11 +161,13 @@ def _why_no_match(example: Example, rule: Rule, keyword: str, pattern: re.Patter
     if value is not None:
         return f"{need}; the value given with --header does not; correct it"
     if keyword in _IDENTITY:
-        return f"{need}; everything that is sent has one that begins with {PATIENT}; let the rule accept that as well"
+        return f"{need}; in everything that is sent it begins with {PATIENT}; let the rule accept that as well"
     if _is_fixed(keyword):
         which = "the shipped example (an MR crop)" if example.is_shipped else "the example"
         return f"{need}; {which} has another value, which describes the image; name an image with --example {rule.name}=PATH"
-    return f"{need}; no such value could be made from the pattern; give one with --header {rule.name}.{keyword}=VALUE"
+    return (
+        f"{need}; no such value could be made from the pattern; give a value with --header {rule.name}.{keyword}=VALUE"
+    )
 
 
 def _is_fixed(keyword: str) -> bool:
@@ -207,7 +209,7 @@ def _set(dataset: Any, keyword: str, value: str) -> None:
 
 
 def _without_identity(source: Path, folder: Path) -> list[Path]:
-    """The one image series of a DICOM file or folder, de-identified, with new UIDs."""
+    """The only image series of a DICOM file or folder, de-identified, with new UIDs."""
     outcome = deidentify(files_of([source], folder), folder, new_key())
     if outcome.problems:
         raise InputRefusedError(f"the example cannot be de-identified: {outcome.problems[0]}")

@@ -84,7 +84,7 @@ class NodeConfig:
         job_s: Seconds that a study may take.
         silent_s: A worker or sender without a heartbeat for so many seconds counts as frozen and is replaced.
         tries: Attempts at a study whose worker dies, hangs or exceeds its memory.
-        first_pause_s, longest_pause_s: Pauses between attempts to reach a destination; each pause is twice the one before.
+        first_pause_s, longest_pause_s: Pauses between attempts to reach a destination; each is twice as long as the last.
         give_up_h: Hours after which the result for an unreachable destination goes to the dead letters.
         retention_days: How long studies and results are kept after everything about them is done.
         verdict_days: How long records of decisions are kept; 0: for ever.
@@ -212,7 +212,7 @@ def read_site(path: Path) -> Site:
 def _check(site: Site) -> None:
     names = [rule.name for rule in site.rules]
     if not names:
-        raise UsageError(f"{site.path.name} has no rule; a table [[rules]] says which series are segmented; add one")
+        raise UsageError(f"{site.path.name} has no rule; a table [[rules]] says which series are segmented; add a rule")
     if len(set(names)) < len(names):
         raise UsageError(
             f"{site.path.name} has two rules of one name; results are told apart by the names of rules; rename one rule"

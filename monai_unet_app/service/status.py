@@ -175,7 +175,7 @@ def _readiness(node: "Node", counts: dict[str, dict[str, int]]) -> tuple[str, st
     if full := node.why_full():
         where = f"less than {node.config.least_free_gb:g} GB (least_free_gb) are free for {node.folder}"
         return "bad", f"Refuses studies: {full}: {where}."
-    if failing == ["worker"] and not node.workers.was_ready:
+    if failing == ["worker"] and not node.workers.ready_message:
         return "wait", "Takes studies; no worker is warm yet."
     if failing:
         return "bad", f"Not ready. What does not work: {', '.join(failing)}."

@@ -134,19 +134,21 @@ class Tokens:
         endless = sorted(holder.name for holder in self._known.values() if holder.expires is None)
         if endless:
             _logger.warning(
-                "tokens without a last day: %s; one with a last day is needed; make new ones with monai-unet token",
+                "tokens without a last day: %s; a last day is needed; make new tokens with monai-unet token",
                 ", ".join(endless),
             )
         soon = datetime.now(UTC).date() + timedelta(days=_SOON_DAYS)
         for holder in self._known.values():
             if holder.expires is not None and holder.expires <= soon:
                 _logger.warning(
-                    "the token of %s holds until %s; make a new one with monai-unet token", holder.name, holder.expires
+                    "the token of %s holds until %s; make a new token with monai-unet token",
+                    holder.name,
+                    holder.expires,
                 )
 
 
 def _version(path: Path) -> tuple[int, ...]:
-    """Times, size and inode of a file, of which some change when it is written or replaced; empty for a missing file."""
+    """Times, size and inode of a file; a file that is written or replaced has others. Empty for a missing file."""
     try:
         status = path.stat()
     except OSError:

@@ -43,8 +43,7 @@ class WorkerPool:
         inbox: Messages of the children that `messages` has not given yet; None when a child has ended.
         children: Those that run, and those whose end `messages` has not given yet.
         started: How many were started in all.
-        was_ready: Whether any child was ready once.
-        ready_message: What the last child that became ready said of itself.
+        ready_message: What the last child that became ready said of itself; empty before any child was ready.
     """
 
     def __init__(self, module: str, args: Sequence[str], count: int, silent_s: float) -> None:
@@ -52,7 +51,7 @@ class WorkerPool:
         self.module, self.args, self.count, self.silent_s = module, list(args), count, silent_s
         self.inbox: queue.SimpleQueue[tuple[Child, Message | None]] = queue.SimpleQueue()
         self.children: list[Child] = []
-        self.started, self.was_ready = 0, False
+        self.started = 0
         self.ready_message: Message = {}
         self._pause = Pause(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         self.start_missing()
@@ -89,7 +88,7 @@ class WorkerPool:
             if message is None:
                 self._remove(child)
             elif message.get("ready"):
-                child.is_ready = self.was_ready = True
+                child.is_ready = True
                 self.ready_message = message
                 self._pause.end()
                 child.end_task()

@@ -23,8 +23,8 @@ from packaging.specifiers import Specifier
 from packaging.utils import canonicalize_name
 
 from monai_unet_app.bundle_folder import bundle_files
-from monai_unet_app.deploy import Settings, render_package
-from monai_unet_app.deploy.package import Resources, image_requirements
+from monai_unet_app.deploy.package import Resources, image_requirements, render_package
+from monai_unet_app.deploy.settings import Settings
 from monai_unet_app.errors import BundleError, UsageError
 
 NAME = "hippocampus_mri_unet3d"

@@ -22,7 +22,8 @@ pytest.importorskip("holoscan", reason="the SDK is not here; make deploy-test ha
 
 from dicom_io.dicomize import dicomize
 from monai_unet_app.data.read import read_volume
-from monai_unet_app.deploy import Settings, render_package
+from monai_unet_app.deploy.package import render_package
+from monai_unet_app.deploy.settings import Settings
 
 pytestmark = pytest.mark.deploy
 

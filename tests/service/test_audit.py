@@ -192,7 +192,7 @@ def replace_by_another(trail: Path) -> None:
     [
         (cut, "has 2 line\\(s\\), and the node's database remembers line 3"),
         (Path.unlink, "has 0 line\\(s\\), and the node's database remembers line 3"),
-        (replace_by_another, "is not the one that the node's database remembers|not signed by the node's key"),
+        (replace_by_another, "is not the line that the node's database remembers|not signed by the node's key"),
     ],
 )
 def test_a_node_does_not_start_on_a_trail_that_is_not_what_its_database_remembers(

@@ -125,7 +125,7 @@ def test_the_example_fits_the_rule_of_the_documented_site_file(tmp_path: Path) -
         ('PatientID = "^TEST"', {"PatientID": "TEST-1"}, "leave it out or correct it"),
         ('Modality = "MR"', {"PatientName": "Rossi^Anna"}, r"--header gives hippocampus\.PatientName; .* leave it out"),
         ('Modality = "MR"', {"StudyInstanceUID": "1.2.3"}, r"gives hippocampus\.StudyInstanceUID; .* has new UIDs"),
-        ('PatientID = "^TEST"', {}, "everything that is sent has one that begins with COMMISSION"),
+        ('PatientID = "^TEST"', {}, "in everything that is sent it begins with COMMISSION"),
     ],
 )
 def test_a_rule_that_no_example_fits_is_told_with_the_remedy(
