@@ -43,10 +43,10 @@ class Arrivals:
         with self._lock:
             return study in self._studies
 
-    def studies(self) -> list[str]:
-        """UIDs of all studies that are coming in."""
+    def unrecorded(self) -> dict[str, int]:
+        """Each study that is coming in -> number of its instances that the queue does not know of."""
         with self._lock:
-            return list(self._studies)
+            return {study: arriving.unrecorded for study, arriving in self._studies.items()}
 
     def add_instance(self, stored: Stored) -> None:
         """Adds an instance that is on the disk and was not there before."""
@@ -79,11 +79,6 @@ class Arrivals:
         """Whether somebody said that a study is complete, and no instance came since."""
         with self._lock:
             return study in self._studies and self._studies[study].is_declared
-
-    def unrecorded(self, study: str) -> int:
-        """Instances that the queue does not know of."""
-        with self._lock:
-            return self._studies[study].unrecorded
 
     def mark_recorded(self, study: str, count: int) -> None:
         """Notes that so many more instances are known to the queue."""

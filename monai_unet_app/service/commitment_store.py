@@ -15,7 +15,7 @@ from dicom_io.net.commitment_provider import (
     Reference,
 )
 from dicom_io.net.destination import Dimse
-from dicom_io.net.dimse_n import RequestRefusedError, Service
+from dicom_io.net.dimse_n import RequestRefusedError
 from monai_unet_app.service.database import Database
 from monai_unet_app.service.site_file import Site
 
@@ -27,7 +27,11 @@ _logger = logging.getLogger(__name__)
 
 
 class Commitments:
-    """Reports from `with` to its end, in a thread of its own: a slow requestor keeps nobody else waiting."""
+    """Reports from `with` to its end, in a thread of its own: a slow requestor keeps nobody else waiting.
+
+    Attributes:
+        service: Takes the requests, as a service of the node's provider.
+    """
 
     def __init__(self, store: Holdings, site: Site, database: Database) -> None:
         """Nothing runs yet.
@@ -38,13 +42,9 @@ class Commitments:
         addresses = {known.peer.ae_title: known for known in destinations if isinstance(known.peer, Dimse)}
         self._database, self._give_up_s = database, site.node.give_up_h * 3600
         self._provider = CommitmentProvider(store, addresses, self._accept)
+        self.service = self._provider.service
         self._not_before: dict[tuple[str, str], float] = {}
         self._stop, self._thread = threading.Event(), threading.Thread(target=self._run, name="commitments")
-
-    @property
-    def service(self) -> Service:
-        """For the node's provider."""
-        return self._provider.service
 
     @property
     def is_alive(self) -> bool:

@@ -38,8 +38,7 @@ class JobScheduler:
     def queue_complete_studies(self) -> None:
         """Makes a job of each study that nothing more comes for."""
         node = self._node
-        for study in node.arrivals.studies():
-            count = node.arrivals.unrecorded(study)
+        for study, count in node.arrivals.unrecorded().items():
             if count:
                 node.queue.record_instances(study, count)
                 node.arrivals.mark_recorded(study, count)
@@ -47,9 +46,9 @@ class JobScheduler:
                 continue
             with node.queue.transaction():
                 job = node.queue.complete_study(study)
-                count = node.queue.instances(study)
-                node.audit.write("complete", study=study, version=job.version, job=job.id, instances=count)
-            _logger.info("study %s: complete, version %s of %s instance(s), job %s", study, job.version, count, job.id)
+                total = node.queue.instances(study)
+                node.audit.write("complete", study=study, version=job.version, job=job.id, instances=total)
+            _logger.info("study %s: complete, version %s of %s instance(s), job %s", study, job.version, total, job.id)
             if node.arrivals.is_declared(study):
                 self._declared.add(job.id)
             node.arrivals.remove(study)
