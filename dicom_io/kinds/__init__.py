@@ -57,6 +57,7 @@ class Kind:
         import_module(self.module).write_result(content, path)
 
 
+# Series numbers lie 1000 apart, because the source's own number modulo 1000 is added.
 # fmt: off
 KINDS = (
     Kind("SEG", ("1.2.840.10008.5.1.4.1.1.66.4", LABEL_MAP_STORAGE), 5000, "dicom_io.seg.write", "seg", "SEG",
@@ -87,6 +88,7 @@ _BY_SOP_CLASS = {uid: kind for kind in KINDS for uid in kind.sop_classes}
 
 def kind_of_class(sop_class_uid: str) -> Kind | None:
     """The kind whose objects have a SOP class; None for all other classes, which count as images."""
+    # An exact UID wins: KO is a class of its own among the classes of SR.
     exact = _BY_SOP_CLASS.get(sop_class_uid)
     beginnings = (kind for uid, kind in _BY_SOP_CLASS.items() if uid.endswith(".") and sop_class_uid.startswith(uid))
     return exact or next(beginnings, None)

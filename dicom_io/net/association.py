@@ -186,6 +186,7 @@ def _request_association(
             use_safe_checkpoint(association)
             opened.association = association
             return opened
+        # The host was reached and refused; its other addresses lead to the same node.
         if opened.is_connected:
             break
     raise _opening_error(destination, peer, association, time.monotonic() - started_s)

@@ -151,6 +151,7 @@ def request_commitment(
         with open_association(destination, contexts, handlers=handlers) as opened:
             _send_request(opened, transaction_uid, references)
             deadline_s = time.monotonic() + wait_s
+            # While the association is open, the report may come over it; afterwards only the listener can take it.
             _wait(pending, min(deadline_s, time.monotonic() + HOLD_S) if listens else deadline_s, opened)
         if listens:
             _wait(pending, deadline_s)
@@ -178,6 +179,7 @@ def _result(
     """An instance is committed only if the report lists it with its class, and not among the failed instances too."""
     if report is None:
         return CommitmentResult(peer, transaction_uid, (), unreported=tuple(uid for _, uid in references))
+    # An instance that the report lists twice, as committed and as failed, counts as failed.
     failed = {uid: meaning(report.failed[uid], "commitment") for _, uid in references if uid in report.failed}
     committed = tuple(
         reference.sop_instance_uid

@@ -108,6 +108,7 @@ class Profile:
 
     def __post_init__(self) -> None:
         objects = list(self.objects)
+        # An archive may refuse or hide an object whose references do not resolve.
         references = ((kind.name, other) for kind in KINDS for other in kind.refers_to)
         for name, other in references:
             if {name, other} <= set(objects) and objects.index(name) < objects.index(other):

@@ -31,6 +31,7 @@ def read_site(path: Path) -> dict[str, Destination]:
         DestinationError: Not TOML, an unknown or missing key, or a value that cannot be right.
     """
     top = read_table(path)
+    # The settings of a node stand in the same file and are read elsewhere.
     top.known.update(NODE_TABLES)
     destinations = destinations_of(top, path)
     top.close()
@@ -78,6 +79,7 @@ class Table:
                 raise DestinationError(f"{self.where} has no key {key}; {needed} is needed; add it")
             return default
         value = self.content[key]
+        # A TOML boolean is no number, but Python's bool is an int.
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise DestinationError(f"{self.where}: {key} is {value!r}; {needed} is needed; correct it")
         return value
@@ -187,6 +189,7 @@ def read_tls(table: Table | None, folder: Path) -> Tls | None:
     """Certificates, their paths relative to `folder`; None for no table."""
     if table is None:
         return None
+    # All keys are read before `close`, or they would count as unknown.
     files = {key: table.take(key, str, "the path of a PEM file") for key in ("ca", "certificate", "key")}
     check_hostname = table.take("check_hostname", bool, "true or false", True)
     table.close()

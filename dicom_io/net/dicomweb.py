@@ -109,6 +109,7 @@ def _pages(client: DICOMwebClient, query: Query) -> list[dict[str, Any]]:
     }
     conditions, path = query.conditions(), dict[str, str]()
     for name, keyword in (("study_instance_uid", "StudyInstanceUID"), ("series_instance_uid", "SeriesInstanceUID")):
+        # The UIDs above the level of the search stand in the path (PS3.18 10.6).
         if query.level != "study" and (name, query.level) != ("series_instance_uid", "series"):
             path[name] = conditions.pop(keyword)
     matches, known = list[dict[str, Any]](), set[str]()
@@ -161,6 +162,7 @@ def _batches(items: Sequence[Outgoing]) -> Iterator[list[Outgoing]]:
         batch, size = list[Outgoing](), 0
         for item in group:
             length = item.file.stat().st_size
+            # dicomweb-client builds a request in memory.
             if batch and (len(batch) == MOST_INSTANCES or size + length > MOST_BYTES):
                 yield batch
                 batch, size = [], 0

@@ -24,6 +24,7 @@ NO_SUCH_ACTION = 0x0123
 RESOURCE_LIMITATION = 0x0213
 COMMENT_LENGTH = 64  # LO
 
+# The tag of an item in little endian. pydicom makes objects of each, so many small items fill much memory.
 _ITEM = b"\xfe\xff\x00\xe0"
 _CONTENT = {
     evt.EVT_N_ACTION: ("ActionInformation", "action_information"),

@@ -86,8 +86,10 @@ def _difference(sent: FileDataset, copy: FileDataset) -> str:
             return f"its {keyword} is another one"
     skipped = CARRIED_TAGS | _PIXELS | _OVERWRITTEN
     for element in sent:
+        # Group lengths (gggg,0000) are retired and depend on the encoding.
         if element.tag in skipped or element.tag.element == 0:
             continue
+        # Archives drop empty attributes, or add them.
         value = copy[element.tag].value if element.tag in copy else None
         if element.value != value and not (_is_empty(element.value) and _is_empty(value)):
             return f"its {element.keyword or element.tag} is another one"

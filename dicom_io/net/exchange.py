@@ -54,8 +54,10 @@ def send(
         NetworkError: The destination could not be reached; nothing was sent.
     """
     outgoing, unwanted = prepare_files(files, destination.profile)
+    # A kind that the destination takes is left out only for its encoding.
     misencoded = {outcome.sop_instance_uid for outcome in unwanted if outcome.kind in destination.profile.objects}
     outcomes: list[Outcome] = []
+    # A group of reports is sent when the outcomes of everything before it are known.
     for _, group in groupby(outgoing, key=lambda item: bool(item.refers_to)):
         items = [(item, _why_held_back(item, outcomes, misencoded)) for item in group]
         offered = [item for item, reason in items if not reason]
@@ -93,6 +95,7 @@ def _store(destination: Destination, items: list[Outgoing], on_outcome: OnOutcom
     try:
         outcomes = _protocol(destination).store_instances(destination, items, unless_duplicate) if items else []
     except NetworkError as error:
+        # Nothing was sent, so the caller may try everything again.
         if is_first:
             raise
         return _reported([item.outcome("failed", str(error)) for item in items], on_outcome)
@@ -215,6 +218,7 @@ def _joined(folder: Path, parts: list[Fetched]) -> Fetched:
         Path(folder),
         tuple(file for part in parts for file in part.files),
         sum(part.new for part in parts),
+        # A sum is known only if every part announced its number.
         sum(known) if len(known) == len(parts) else None,
         tuple(problem for part in parts for problem in part.problems),
     )

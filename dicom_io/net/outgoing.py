@@ -86,6 +86,7 @@ def prepare_files(files: Iterable[Path], profile: Profile) -> tuple[list[Outgoin
         UnreadableFileError: A file is no DICOM object; nothing has been sent then.
     """
     items = [_read(Path(file)) for file in files]
+    # Images have no kind and go first.
     order = ("", *profile.objects)
     reasons = [_why_unwanted(item, profile) for item in items]
     chosen = sorted(

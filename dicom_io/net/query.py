@@ -112,6 +112,7 @@ class Query:
         conditions = self.conditions()
         attributes = dict.fromkeys(RETURNED[self.level], "") | conditions
         identifier = data_set(QueryRetrieveLevel=self.level.upper(), **attributes)
+        # Text beyond ASCII needs the name of its character set (PS3.4 C.4.1.1.3.1).
         if not all(value.isascii() for value in conditions.values()):
             identifier.SpecificCharacterSet = "ISO_IR 192"
         return identifier

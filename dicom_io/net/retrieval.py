@@ -45,5 +45,6 @@ class Retrieval:
         return Fetched(self.folder, tuple(self._is_new), new, expected, (*self._problems, *problems))
 
     def _note(self, stored: Stored) -> None:
+        # An instance may be sent twice; the first time says whether it is new.
         self._is_new.setdefault(stored.path, stored.is_new)
         self._on_stored(stored)

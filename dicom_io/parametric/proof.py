@@ -42,6 +42,7 @@ def prove_map(path: Path, values: Volume, images: SourceImages, meaning: MapMean
         slices, frames = {source_slice.key: k for k, source_slice in enumerate(images.slices)}, []
         for number, frame in enumerate(parsed_map_frames(written), start=1):
             key = next(iter(frame.named), "")
+            # A slice that has had its frame is gone, so a second frame for it is refused.
             k = slices.pop(key, None)
             if k is None:
                 name = shown_uid(key.split("#")[0])
@@ -70,6 +71,7 @@ def parsed_map_frames(written: Attributes) -> Iterator[MapFrame]:
     rows, columns = whole(written, 0x00280010), whole(written, 0x00280011)
     if len(groups) != integer(written, 0x00280008):
         raise GeometryProofError(f"{len(groups)} functional groups describe {integer(written, 0x00280008)} frames")
+    # Float Pixel Data are 32-bit floats, little endian (PS3.3 C.7.6.24).
     stored = np.frombuffer(needed(written, _FLOAT_PIXELS), "<f4").reshape(len(groups), rows, columns)
     for own, pixels in zip(groups, stored, strict=True):
         mapping = first_item(own if items(own, _MAPPING) else shared, _MAPPING)

@@ -105,6 +105,7 @@ def place_map(frames: Iterator[MapFrame], reference: Volume) -> NDArray[np.float
         LabelError: A pixel is no voxel (see `FrameGrid`), lies in another slice than its frame names, or on a voxel that has
             a value.
     """
+    # NaN marks the voxels without a frame.
     array = np.full(reference.shape, np.nan, dtype=np.float32)
     taken = np.zeros(reference.shape, dtype=bool)
     grid = FrameGrid(reference)
@@ -168,6 +169,7 @@ def _is_padding(dataset: Dataset, pixels: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _real_values(number: int, pixels: NDArray[Any], padding: NDArray[np.bool_], mapping: Dataset) -> Floats:
+    # The standard also has mappings by a table (PS3.3 C.7.6.16.2.11), which are refused here.
     slope, intercept = mapping.get("RealWorldValueSlope"), mapping.get("RealWorldValueIntercept")
     if slope is None or intercept is None or not np.isfinite([float(slope), float(intercept)]).all():
         raise LabelError(
@@ -189,6 +191,7 @@ def _check_range(number: int, stored: Floats, mapping: Dataset, *, whole: bool) 
     if first is None or last is None:
         return
     low, high = sorted((float(first), float(last)))
+    # Whole numbers are exact.
     margin = 0 if whole else RANGE_TOLERANCE * max(abs(low), abs(high))
     outside = stored[(stored < low - margin) | (stored > high + margin)]
     if outside.size:

@@ -59,6 +59,7 @@ def outlines_of(written: Attributes) -> Iterator[Outline]:
     for item in items(written, _ANNOTATIONS):
         segment = segment_of_layer(item)
         if segment:
+            # Without ReferencedImageSequence an annotation is for all images (PS3.3 C.10.5).
             keys: list[str | None] = [instance_key(image) for image in items(item, _IMAGES)] or [None]
             for points in joined(map(_points, items(item, _OBJECTS))):
                 yield from (Outline(segment, key, points) for key in keys)

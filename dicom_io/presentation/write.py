@@ -104,6 +104,7 @@ def outlines(mask: NDArray[np.bool_]) -> list[Floats]:
 def _corners(loop: Floats) -> Floats:
     """The closed loop without the points on a straight line between their neighbours."""
     before, after = loop - np.roll(loop, 1, axis=0), np.roll(loop, -1, axis=0) - loop
+    # The cross product of two steps in one direction is 0.
     turns = np.abs(before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]) > 1e-9
     corners = loop[turns]
     return np.concatenate([corners, corners[:1]])
@@ -155,6 +156,7 @@ def _displayed_area(images: SourceImages) -> Dataset:
 
 def _layers(result: ResultInfo) -> list[Dataset]:
     layers = [_layer(_layer_name(segment), segment.label, segment.rgb) for segment in result.segments]
+    # The last layer lies on top, so no outline hides the research mark.
     layers.append(_layer(RESEARCH_LAYER, RESEARCH_TEXT, RESEARCH_RGB))
     for order, layer in enumerate(layers, start=1):
         layer.GraphicLayerOrder = order
@@ -164,6 +166,7 @@ def _layers(result: ResultInfo) -> list[Dataset]:
 def _layer(name: str, description: str, rgb: tuple[int, int, int]) -> Dataset:
     return data_set(
         GraphicLayer=name,
+        # White, as a P-value (PS3.3 C.10.7).
         GraphicLayerRecommendedDisplayGrayscaleValue=0xFFFF,
         GraphicLayerRecommendedDisplayCIELabValue=list(hd.color.CIELabColor.from_rgb(*rgb).value),
         GraphicLayerDescription=description,
@@ -207,6 +210,7 @@ def _text_item(layer: str, text: str, line: int) -> Dataset:
 
 def _polylines(loop: Floats) -> Iterable[Dataset]:
     """A POLYLINE, or several open ones end to end if a single one does not fit its data element."""
+    # Neighbouring lines share a point, so that no gap is visible.
     cuts = [*range(0, len(loop) - 1, MAX_POINTS - 1), len(loop) - 1]
     for first, last in pairwise(cuts):
         points = loop[first : last + 1] + PIXEL_CENTRE

@@ -102,6 +102,7 @@ def _contours_on(slices: Sequence[Slice], planes: Sequence[SliceLabels]) -> Iter
 def _points_mm(contours: Contours, slices: Sequence[Slice]) -> Floats:
     """Shape (n, 3): LPS positions of the points of contours on some slices."""
     planes = [source_slice.plane for source_slice in slices if source_slice.plane is not None]
+    # Each point is placed by the plane of its own slice, as the header of that slice has it.
     slice_of = np.repeat(contours.planes, contours.counts)
     origin, across, down = (
         np.array([getattr(plane, name) for plane in planes])[slice_of]

@@ -61,12 +61,14 @@ def _drawn_frames(uid: str, drawn: "SliceContours", check: SliceComparison) -> I
     source_slice = check.slice_named(uid)
     points = _half_way_points(drawn.points_mm, source_slice, check.tolerance_mm)
     if not check.exclusive:
+        # Regions that may share voxels are compared one by one.
         loops = np.split(points, np.cumsum(drawn.counts)[:-1])
         for roi in np.unique(drawn.rois).tolist():
             own = [loop for loop, number in zip(loops, drawn.rois, strict=True) if number == roi]
             yield Frame(roi, source_slice.plane, uid, even_odd(own, source_slice.shape))
         return
     plane, shared = painted(points, drawn.counts, drawn.rois, source_slice.shape)
+    # `painted` takes the smallest type for the numbers; a larger type than the result's holds a number that no label has.
     if drawn.rois.min() < 1 or plane.dtype.itemsize > check.result.array.dtype.itemsize:
         raise GeometryProofError(
             f"the file has regions {drawn.rois.min()} to {drawn.rois.max()}, not all labels of the result"
@@ -162,6 +164,7 @@ def _decimals(data: bytes) -> Floats:
         return _any_decimals(data)
     value, scale = np.zeros(len(ends), dtype=np.int64), 1
     for back in range(1, int((ends - starts).max()) + 1):
+        # The fourth character from the end is the decimal point.
         if back != 4:
             digit = text[ends - back].astype(np.int64) - ord("0")
             value += np.where(ends - back >= starts, digit, 0) * scale

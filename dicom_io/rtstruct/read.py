@@ -65,6 +65,7 @@ def read_rtstruct(path: Path, reference: Volume) -> Volume:
                     f"region {roi} overlaps region {int(taken.max())}; regions that exclude each other are needed for one "
                     "label map; read some of them by name, or each as a channel of its own (read_regions)"
                 )
+            # Contours have rows first, volumes have columns (axis I) first.
             array[:, :, k][inside.T] = roi
         return _with_notes(reference.with_array(array), note_counts)
 
@@ -187,11 +188,13 @@ def _inside(roi: int, k: int, drawn: _Drawn, shape: tuple[int, int]) -> tuple[Ma
     depth = np.bincount(np.concatenate(pixels), minlength=shape[0] * shape[1])
     if not drawn.exclusive and depth.max() > 1:
         _check_not_entangled(roi, k, loops, shape)
+    # Even-odd rule: inside are the voxels that an odd number of contours enclose.
     inside = (depth & 1).astype(bool).reshape(shape)
     notes[NOTHING] = sum(not len(voxels) for voxels in pixels)
     if depth.max() > 1:
         areas = [voxels.tobytes() for voxels in filled(once, shape) if len(voxels)]
         notes[VANISHED] = len(areas) - len(set(areas))
+    # The image ends half a voxel beyond the last centre.
     last = np.array(shape[::-1]) - 0.5 + TOLERANCE_VOXELS
     notes[BEYOND] = sum(bool((loop < -0.5 - TOLERANCE_VOXELS).any() or (loop > last).any()) for loop in loops)
     return inside, notes
@@ -231,6 +234,7 @@ def _drawn(dataset: Dataset, reference: Volume) -> dict[tuple[int, int], _Drawn]
     by_slice: dict[tuple[int, int], _Drawn] = {}
     for contour in closed_contours(dataset):
         index = contour.points_mm @ to_index[:3, :3].T + to_index[:3, 3]
+        # The place decides; the names of images can only contradict it.
         k = _slice_of(contour.roi, index, reference.shape[2])
         named = sorted({slices[key] for key in contour.named if key in slices})
         if named and k not in named:

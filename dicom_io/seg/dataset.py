@@ -56,8 +56,10 @@ class SegObject:
     def save(self, path: Path) -> None:
         """Write the file."""
         syntax = UID(self.head.file_meta.TransferSyntaxUID)
+        # Groups of frames and pixels have the highest tags, so they follow the head.
         tail = struct.pack("<HH2sHL", 0x5200, 0x9230, b"SQ", 0, len(self.groups)) + self.groups
         kind = b"OW" if self.head.BitsAllocated == 16 else b"OB"
+        # Fragments have an undefined length and end in a delimiter (PS3.5 A.4).
         length = 0xFFFFFFFF if syntax.is_compressed else len(self.pixels)
         tail += struct.pack("<HH2sHL", 0x7FE0, 0x0010, kind, 0, length)
         end = struct.pack("<HHL", 0xFFFE, 0xE0DD, 0) if syntax.is_compressed else b""
@@ -118,6 +120,7 @@ def build_seg(
         head.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = _measures(header, first, source)
     else:
         head.PatientOrientation = header.get("PatientOrientation") or ""  # Type 2C, without Image Orientation
+    # The frames of highdicom's empty slice are replaced by those of the labels.
     for keyword in _OF_EACH_FRAME:
         head.SharedFunctionalGroupsSequence[0].pop(keyword, None)
     head.SegmentsOverlap = "YES" if _overlaps(segmentation, encoding) else "NO"
@@ -233,6 +236,7 @@ def _finish(dataset: Dataset, source: Volume, headers: tuple[Dataset, ...], resu
     identity.stamp(dataset, headers, result, "SEG")
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = UID(uid)
     add_image_side(dataset, headers[0])
+    # highdicom makes this UID at random; it must be the same for the same input.
     dimension_uid = identity.result_uid(source, result, "SEG", "dimensions")
     for named in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
         named.DimensionOrganizationUID = dimension_uid

@@ -80,6 +80,7 @@ def frames_as_bytes(
     for frame in frames:
         packed.add(frame.pixels)
         where.append((frame.segment, frame.k))
+    # DimensionIndexValues count from 1, over the slices that have frames (PS3.3 C.7.6.17).
     rank = {k: number for number, k in enumerate(sorted({k for _, k in where}), start=1)}
     places = {k: _place_groups(slices[k]) for k in rank}
     segments = {segment: _segment_group(segment) for segment in {segment for segment, _ in where}}
@@ -139,6 +140,7 @@ class _Packed:
         if self.encoding == "labelmap-rle":
             return _run_lengths(pixels)
         if self.bits == 1:
+            # Frames follow each other bit by bit (PS3.5 8.1.1): a frame of whole bytes is packed at once, others in `joined`.
             whole = pixels.size % 8 == 0
             return (np.packbits(pixels, bitorder="little") if whole else pixels.astype(np.uint8)).tobytes()
         return pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes()
@@ -155,6 +157,7 @@ class _Packed:
 
 def _run_lengths(pixels: NDArray[Any]) -> bytes:
     """One frame in the RLE form of PS3.5 annex G."""
+    # pydicom's encoder, because imagecodecs has only a decoder for this form.
     run_lengths = RLELosslessEncoder.encode(
         pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes(),
         rows=pixels.shape[0],

@@ -133,9 +133,11 @@ def _parsed_pixels(written: Attributes) -> Iterator[NDArray[Any]]:
     if isinstance(content, list):
         if len(content) != count + 1:
             raise GeometryProofError(f"the written file has {len(content) - 1} compressed frames, {count} are needed")
+        # The first item is the offset table (PS3.5 A.4).
         yield from (_decoded(part, syntax, kind).reshape(rows, columns) for part in content[1:])
         return
     needed = -(-rows * columns * count * bits // 8)
+    # Values have an even number of bytes (PS3.5 7.1).
     if len(content) != needed + needed % 2:
         raise GeometryProofError(
             f"the written file has {len(content)} bytes of pixels, {needed + needed % 2} are needed"

@@ -57,6 +57,7 @@ def _labels(dataset: Dataset, reference: Volume) -> NDArray[Any]:
     for where, named, _ in segments.laid():
         taken = array[where]
         if taken.any():
+            # The message names the first overlap of the frame.
             at = int(np.argmax(taken != 0))
             raise LabelError(
                 f"segment {int(named[at])} overlaps segment {int(taken[at])}; segments that exclude each other are needed "
@@ -172,6 +173,7 @@ class _Segments:
         return tuple(voxels.T)
 
     def _in_picture(self, frame: SegFrame, rows: NDArray[Any], columns: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        # Without a place, only the name and the size of the image show that a frame belongs to it.
         shape = (self.reference.shape[1], self.reference.shape[0])
         is_named = any(key in self._grid.slices for key in frame.named)
         if not self.reference.planar or not is_named or frame.pixels.shape != shape:

@@ -62,6 +62,7 @@ def measure_segment(mask: Mask, image: NDArray[Any], affine_lps: Affine) -> Segm
     if count == 0:
         return SegmentMeasures(0.0, 0.0, None, None, None, None, None)
     values = image[mask].astype(np.float64)
+    # The margin closes the surface at the edges of the box.
     padded = np.pad(mask, 1)
     long_axis_mm, short_axis_mm = axes_mm(padded, affine_lps)
     return SegmentMeasures(
@@ -84,6 +85,7 @@ def mesh_area_mm2(mask: Mask, affine_lps: Affine) -> float:
     i, j, k = (n - 1 for n in mask.shape)
     kinds = np.zeros((i, j, k), dtype=np.int64)
     for bit, (x, y, z) in enumerate(_CORNERS.astype(int)):
+        # Bit n of the kind of a cell: corner n is inside.
         kinds |= mask[x : x + i, y : y + j, z : z + k].astype(np.int64) << bit
     counts = np.bincount(kinds.ravel(), minlength=256)
     step_mm = np.asarray(affine_lps)[:3, :3]
@@ -98,6 +100,7 @@ def mesh_diameter_mm(mask: Mask, affine_lps: Affine) -> float:
         affine_lps: Shape (4, 4): voxel index to LPS millimetres.
     """
     points_mm = _half_way_points(mask) @ np.asarray(affine_lps)[:3, :3].T
+    # The two points that are farthest apart are corners of the convex hull.
     hull = points_mm[ConvexHull(points_mm).vertices]
     return float(pdist(hull).max())
 
@@ -136,6 +139,7 @@ def _axes_in_slice(points: NDArray[np.float64]) -> tuple[float, float]:
     lengths = np.linalg.norm(apart, axis=2)
     first, second = np.unravel_index(int(lengths.argmax()), lengths.shape)
     along = apart[first, second] / lengths[first, second]
+    # Positions along the perpendicular to the long axis; their range is the width.
     across = hull @ np.array([-along[1], along[0]])
     return float(lengths.max()), float(np.ptp(across))
 
@@ -145,6 +149,7 @@ def _cell_area(kind: int, step_mm: NDArray[np.float64]) -> float:
     area = 0.0
     for loop in _cell_loops(kind):
         points = np.array(loop) @ step_mm.T
+        # A fan of triangles around the first vertex; each has half the length of the cross product of two sides as its area.
         first, second = points[1:-1] - points[0], points[2:] - points[0]
         area += 0.5 * float(np.linalg.norm(np.cross(first, second), axis=1).sum())
     return area

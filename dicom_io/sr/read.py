@@ -27,6 +27,7 @@ CLASSES = (EnhancedSRStorage, ComprehensiveSRStorage, Comprehensive3DSRStorage, 
 TEMPLATE = "1500"
 _FINDING_CATEGORY = Code("276214006", "SCT", "Finding category")
 _FINDING = Code("121071", "DCM", "Finding")
+# Questions with attributes of their own in `MeasurementGroup` and `Measurement`; all others are evaluations and qualifiers.
 _OWN_OF_GROUP = (_FINDING, _FINDING_CATEGORY, codes.SCT.FindingSite, codes.SCT.MeasurementMethod)
 _OWN_OF_MEASUREMENT = (codes.DCM.Derivation, codes.SCT.MeasurementMethod)
 _SEGMENTS = (codes.DCM.ReferencedSegment, codes.DCM.ReferencedSegmentationFrame)
@@ -236,6 +237,7 @@ def read_sr(source: Path | Dataset) -> MeasurementReport:
         root = _Item(source)
         containers = [item for item in _walk(root) if item.kind == "CONTAINER"]
         templates = [stored_text(item, "TemplateIdentifier") for item in _items(source, "ContentTemplateSequence")]
+        # Not every software names the template (PS3.3 C.18.8), so containers with the names of TID 1500 are enough.
         if TEMPLATE not in templates and not any(item.named(*_MEASUREMENTS) for item in containers):
             raise LabelError(
                 f"{name} is an SR without imaging measurements{_by(templates)}; a measurement report by TID 1500 is needed; "
@@ -248,6 +250,7 @@ class _Item:
     """A content item: its data set, kind and name, and the items below it. Raises ValueError for an item that is cut short."""
 
     def __init__(self, dataset: Dataset) -> None:
+        # pydicom accepts a value that ends early; a number that is cut short would be read as another number.
         if any(map(ends_early, dataset.values())):
             raise ValueError("a content item ends within an attribute")
         self.dataset = dataset
@@ -375,6 +378,7 @@ def _measurement(item: _Item) -> Measurement:
     if item.name is None:
         raise ValueError("a number of a measurement group has no name")
     measured = _items(item.dataset, "MeasuredValueSequence")
+    # MeasuredValueSequence has no item or one (PS3.3 C.18.1).
     if len(measured) > 1:
         raise ValueError(f"a number of a measurement group has {len(measured)} values")
     return Measurement(
@@ -393,6 +397,7 @@ def _number(measured: Dataset) -> float | None:
     """The value as written; None where it is absent or not finite. Raises ValueError for text that is no number."""
     digits = stored_text(measured, "NumericValue")
     try:
+        # Python also reads "nan" and "inf" as numbers; they count as absent.
         number = float(digits) if digits else math.nan
     except ValueError:
         raise ValueError("the NumericValue of a measurement is no number") from None
@@ -402,6 +407,7 @@ def _number(measured: Dataset) -> float | None:
 def _region(item: _Item) -> Region:
     is_flat = item.kind == "SCOORD"
     size = 2 if is_flat else 3
+    # SCOORD has columns and rows of an image (PS3.3 C.18.6), SCOORD3D millimetres of the patient (C.18.9).
     numbers = [float(number) for number in _numbers(item.dataset, "GraphicData", "FL")]
     if len(numbers) % size:
         raise ValueError(f"a region has {len(numbers)} coordinates, a multiple of {size} is needed")
@@ -452,6 +458,7 @@ def _check_kind(dataset: Dataset, keyword: str, *representations: str) -> None:
 def _code(holder: Dataset, keyword: str) -> Code | None:
     """The first code of a sequence; None where it is absent or has no value or scheme."""
     for item in _items(holder, keyword)[:1]:
+        # A code stands in one of three attributes, by its length and form; only a URN needs no scheme (PS3.3 table 8.8-1a).
         value = next(filter(None, (_text(item, f"{kind}CodeValue") for kind in ("", "Long"))), "")
         value = value or stored_text(item, "URNCodeValue")
         scheme = _text(item, "CodingSchemeDesignator")

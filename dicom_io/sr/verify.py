@@ -95,6 +95,7 @@ def write_verified_sr(report: Path, path: Path, verification: Verification, *, u
         str(observer[tag].value) for tag in ("VerifyingObserverName", "VerifyingOrganization", "VerificationDateTime")
     )
     comment = [transcribed(verification.comment, document)] if verification.comment.strip() else []
+    # Other content is another instance, and the same verification of the same report is the same one.
     document.SOPInstanceUID = identity.derived_uid("SR", "verified", str(document.SOPInstanceUID), *facts, *comment)
     document.SeriesInstanceUID = identity.derived_uid("SR", "verified series", str(document.SeriesInstanceUID))
     document.SeriesNumber = _verified_number(document)

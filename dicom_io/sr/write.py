@@ -100,6 +100,7 @@ def write_sr(
         whole: [_volume(_volume_of(whole, segmentation), interval_ml)] for whole, interval_ml in facts.wholes_ml.items()
     }
     groups += [_group_of_whole(whole, source, result, measurements) for whole, measurements in wholes.items()]
+    # Other labels or other measurements make another instance; the same input makes the same bytes.
     content = (str(seg_header.SOPInstanceUID), digest, _as_text([*measured, *wholes.values()]))
     predecessors, uid = _predecessors(facts.earlier, headers[0], source, result, content)
     report = hd.sr.MeasurementReport(
@@ -178,6 +179,7 @@ def _predecessors(
             "predecessor; leave it out"
         )
     before = [_version_of(item) for item in report.get("PredecessorDocumentsSequence") or []]
+    # The same content after the same predecessors: this is the earlier report itself, and it does not precede itself.
     if report.SOPInstanceUID == uid_after(before):
         return before, str(report.SOPInstanceUID)
     return [report], uid_after([report])
@@ -206,6 +208,7 @@ def _version_of(study: Dataset) -> Dataset:
 
 def _read_seg_header(seg: Path, digest: str, source: Volume, result: ResultInfo) -> Dataset:
     header = load_dataset(Path(seg), with_pixels=False)
+    # The UID of a SEG depends on its encoding, which is not known here.
     expected = [
         seg_uid(source, result, encoding, digest, empty_frames=empty_frames)
         for encoding in SYNTAXES
@@ -224,6 +227,7 @@ def _read_seg_header(seg: Path, digest: str, source: Volume, result: ResultInfo)
 
 def _procedure(header: Dataset) -> hd.sr.CodedConcept:
     """The imaging procedure: as the source codes it in a published scheme, else by modality (CID 100)."""
+    # Codes of private schemes mean nothing to other readers.
     for item in header.get("ProcedureCodeSequence") or []:
         if item.get("CodingSchemeDesignator") in ("SCT", "LN", "RADLEX") and item.get("CodeValue"):
             return hd.sr.CodedConcept(item.CodeValue, item.CodingSchemeDesignator, item.get("CodeMeaning") or "?")
@@ -376,5 +380,6 @@ def _measurement(
         raise LabelError(
             f"the measurement {name.meaning} is {value}; a finite number is needed; check the source for NaN voxels"
         )
+    # Seven digits with sign and exponent fit the 16 characters of a DS (PS3.5 6.2).
     number = float(f"{value:.7g}")
     return hd.sr.Measurement(name=name, value=number, unit=unit, derivation=derivation, properties=properties)
