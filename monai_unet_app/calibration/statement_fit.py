@@ -267,6 +267,7 @@ class StatementFit:
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _begin(self, engine: Engine) -> None:
+        check_cases(self.cases, load_bundle(self.bundle_root))  # before the first case is predicted
         self.unchanged = unchanged_on_failure(Path(self.bundle_root))
         self.unchanged.__enter__()
 
@@ -287,7 +288,7 @@ def _chosen(bundle: Bundle, cases: Sequence[CaseFiles], partition: str) -> list[
 
 
 def _touching(subject: str, case: Case) -> list[BorderContact]:
-    """How much of the surface of each structure lies on the border of the image; structures without voxels are left out."""
+    """The part of each structure's surface that lies on the border of the image; structures without voxels are left out."""
     present = [structure for structure in case.segmentation.structures if structure.voxels]
     return [BorderContact(subject, structure.number, float(on_border(structure).sum())) for structure in present]
 

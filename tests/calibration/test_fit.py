@@ -319,6 +319,8 @@ def test_a_label_with_ignored_voxels_is_refused_in_words_that_name_the_ignore_la
     with pytest.raises(InputRefusedError, match="`ignore_label` 255, which only evaluate leaves out") as refusal:
         calibrate_bundle(load_bundle(root), rows)
     assert f"1 of 2 case(s) cannot be used:\n  {rows[0]['id']}: its label holds" in str(refusal.value)
+    with pytest.raises(InputRefusedError, match="`ignore_label` 255, which only evaluate leaves out"):
+        run_overlay(root, "calibrate", {"dataset_dir": str(data), "device": torch.device("cpu")})
 
 
 def test_a_logit_of_exactly_zero_is_a_yes_as_in_the_result() -> None:
