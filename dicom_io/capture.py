@@ -64,7 +64,7 @@ class CaptureStyle:
 
 @dataclass(frozen=True)
 class _Scene:
-    """What all captures of one result share."""
+    """The input that all captures of one result share."""
 
     planes: list[SliceLabels]
     images: SourceImages
@@ -129,7 +129,7 @@ def write_notice(files: Sequence[Path], reason: str, path: Path, result: ResultI
         reason: Why, in words that name no patient. UIDs and paths in it become "...": nobody reads them, and a picture
             keeps them when its study is de-identified.
         path: Target file, replaced if it exists.
-        result: What would have computed a result.
+        result: The program that would have computed a result.
         about: A further fact about the series, for instance the rule that chose it; in words that name no patient.
 
     Returns:
@@ -299,7 +299,7 @@ def _notice(header: Dataset, reason: str, about: str, result: ResultInfo) -> Dat
 
 
 def _capture(uids: tuple[str, str], headers: tuple[Dataset, ...], result: ResultInfo) -> Dataset:
-    """What every capture says: whose it is and what made it."""
+    """The attributes of every capture: patient, study, series and equipment."""
     dataset = result_object("SC", uids, headers, result)
     dataset.Modality, dataset.ConversionType = "OT", "WSD"
     dataset.ContentDate, dataset.ContentTime = identity.content_moment(headers)
@@ -331,7 +331,7 @@ def _legible(reason: str) -> str:
 
 
 def _content(scene: _Scene, k: int) -> tuple[str, ...]:
-    """What tells this capture from others of the result: slice, style and the labels that are in it."""
+    """The texts that distinguish this capture from others of the result: slice, style and a digest of its labels."""
     style, plane = scene.style, scene.planes[k]
     looks = f"outline={style.outline} opacity={style.opacity} least_side={style.least_side}"
     return (

@@ -67,7 +67,7 @@ class ConversionOptions:
 
 @dataclass(frozen=True)
 class DicomizedCase:
-    """What `dicomize` left on disk.
+    """The files that `dicomize` wrote, and their content.
 
     Attributes:
         series_folder: Holds one MR or CT file for each slice, `0001.dcm` ... in order along the normal.
@@ -125,7 +125,7 @@ def dicomize(
         SeriesGeometryError: No patient space, channels, or a sheared affine.
         DicomIoError: A DICOM image, voxels that are not finite, a bad case id, or files in the way.
         LabelError: Labels that do not fit the image or the segments.
-        GeometryProofError: The SEG does not hold what was meant.
+        GeometryProofError: The SEG does not hold the labels.
     """
     _check(image, case_id)
     folder = Path(folder)
@@ -221,7 +221,7 @@ def _is_a_conversion(file: Path) -> bool:
 
 
 def _display_flips(image: Volume) -> tuple[bool, bool, bool]:
-    """Which axes to flip: I and J so that they run to the left, to posterior or to the feet; K along the
+    """The axes to flip: I and J so that they run to the left, to posterior or to the feet; K along the
     normal.
     """
     steps = np.array(image.affine_lps[:3, :3])

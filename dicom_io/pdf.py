@@ -28,7 +28,7 @@ END_WITHIN = 1024  # bytes: where readers look for the end mark
 
 @dataclass(frozen=True)
 class PdfKind:
-    """What sort of document a PDF is.
+    """The sort of document that a PDF is.
 
     Attributes:
         concept: A published code.

@@ -26,7 +26,7 @@ __all__ = ["ReadOptions", "Source", "Verdict", "examine", "read_series"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What reading a series would give, by its headers alone.
+    """The outcome of reading a series, by its headers alone.
 
     Attributes:
         series: The group of instances.
@@ -86,7 +86,7 @@ def read_scanned(scan: Scan, options: ReadOptions) -> Volume:
 
 
 def examine(source: Path, options: ReadOptions | None = None) -> list[Verdict]:
-    """What every series of a folder or file would give, by headers alone; only a source without DICOM is refused.
+    """The outcome of reading each series of a folder or file, by headers alone; only a source without DICOM is refused.
 
     Raises:
         SeriesSelectionError: There is no DICOM object at all.

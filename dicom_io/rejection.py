@@ -73,7 +73,7 @@ def write_rejection_note(rejected: Sequence[Path], path: Path, rejection: Reject
     Raises:
         LabelError: No file, or files of several studies.
         UnreadableFileError: A file cannot be read.
-        GeometryProofError: What was written does not name exactly these objects; no file is left.
+        GeometryProofError: The written note does not name exactly these objects; no file is left.
     """
     headers = tuple(identity.header_of(Path(file)) for file in rejected)
     studies = {str(header.StudyInstanceUID) for header in headers}

@@ -68,7 +68,7 @@ class Provenance:
 
     @property
     def slice_keys(self) -> tuple[str, ...]:
-        """What names each slice: its SOP Instance UID, with "#frame" behind it where an object holds several."""
+        """The key of each slice: its SOP Instance UID, with "#frame" behind it if the object has several frames."""
         if not self.frame_numbers:
             return self.sop_instance_uids
         return tuple(f"{uid}#{frame}" for uid, frame in zip(self.sop_instance_uids, self.frame_numbers, strict=True))
@@ -145,12 +145,12 @@ class Volume:
 
     @property
     def length_unit(self) -> str:
-        """What lengths are measured in: "mm", or "px" in a picture."""
+        """The unit of lengths: "mm", or "px" in a picture."""
         return "px" if self.planar else "mm"
 
     @property
     def size_unit(self) -> str:
-        """What sizes are measured in: "mL", or "px" in a picture."""
+        """The unit of sizes: "mL", or "px" in a picture."""
         return "px" if self.planar else "mL"
 
     @property

@@ -69,7 +69,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Display:
-    """How one slice is meant to be shown, as its file says.
+    """How one slice is meant to be shown, by its file.
 
     Attributes:
         slope: Rescale slope of the Modality LUT, 1 where there is none.
@@ -199,7 +199,7 @@ def srgb_profile() -> bytes:
 
 
 def _display(header: Dataset, number: int | None) -> Display:
-    """What a header says of the display of a slice; without a window yet."""
+    """The display of a slice by its header; its window is not chosen yet."""
     rescale = macro(header, number, "PixelValueTransformationSequence") or header
     voi = macro(header, number, "FrameVOILUTSequence") or header
     slope, intercept = _number(rescale, "RescaleSlope", 1.0), _number(rescale, "RescaleIntercept", 0.0)

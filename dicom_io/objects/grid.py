@@ -18,7 +18,7 @@ STEP_TOLERANCE = 0.02
 """The largest difference of two steps, as a share of the step: sizes are rounded, and grids are fitted to rounded positions."""
 
 NO_GAP_MM = 1.0
-"""What highdicom gives as the gap of a single slice, whatever its source says."""
+"""The gap that highdicom writes for a single slice, whatever its source states."""
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""Who a result belongs to and what it is called: patient and study carry-over, UIDs, dates, series numbers.
+"""The owner and the names of a result: patient and study carry-over, UIDs, dates, series numbers.
 
 A result object is a pure function of its input: the same source instances, bundle and settings give the same
 bytes. Therefore UIDs are hashes, not random, and no clock is read. ContentDate and ContentTime (Type 1 in a
@@ -42,9 +42,9 @@ from dicom_io.volume import Volume
 AlgorithmType = Literal["AUTOMATIC", "SEMIAUTOMATIC", "MANUAL"]
 
 BY_A_PERSON = 20_000
-"""Added to the series numbers of what a person verified or corrected."""
+"""Added to the series numbers of results that a person verified or corrected."""
 INCOMPLETE = "INCOMPLETE SERIES"
-"""What a reader is told of a result on a series that lacks images by its own headers, in lists of series and on pictures."""
+"""The mark of a result on a series that lacks images by its own headers, in lists of series and on pictures."""
 NO_DATE, NO_TIME = "19700101", "000000"
 
 TYPE_2_KEYWORDS = (
@@ -57,7 +57,7 @@ SLICE_KEYWORDS = (
     "ImageOrientationPatient PixelSpacing Rows Columns ContentDate ContentTime SeriesDate SeriesTime AcquisitionDate "
     "AcquisitionTime StudyDate StudyTime NumberOfFrames SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
 )
-"""What an object needs to know of every slice; patient and study are those of the first."""
+"""The attributes that an object needs of every slice; patient and study are those of the first slice."""
 
 UNNAMED_METHOD = "Not named by the source"
 """DeidentificationMethod where the source says that it was de-identified and not how: Type 1C, PS3.3 C.7.1.1."""
@@ -65,7 +65,7 @@ UNNAMED_METHOD = "Not named by the source"
 
 @dataclass(frozen=True)
 class ResultInfo:
-    """What every writer says about the computation behind a result.
+    """The computation behind a result, as every writer states it.
 
     Attributes:
         segments: Meaning of the labels; label value n is `segments[n - 1]`.
@@ -79,7 +79,7 @@ class ResultInfo:
             "RESEARCH".
         quality: The quality gate's verdict in one line, empty if there was none; stands in
             ContributionDescription and in the report.
-        calibration: What is known of the probabilities' calibration, in one line; stands in the report.
+        calibration: How well the probabilities are calibrated, in one line; stands in the report.
         manufacturer: Of the software that computed the result; 1 to 64 characters.
         content_creator: Name of the person who corrected the result, as DICOM has it; empty where nobody did.
 
@@ -116,7 +116,7 @@ class ResultInfo:
 
     @property
     def series_facts(self) -> tuple[str, ...]:
-        """What all instances of a series must say alike: its description and equipment (PS3.3 C.7.3.1, C.7.5.1)."""
+        """What all instances of a series must have in common: description and equipment (PS3.3 C.7.3.1, C.7.5.1)."""
         return self.manufacturer, self.algorithm_name, self.algorithm_version, self.series_description
 
 

@@ -39,7 +39,7 @@ class SliceLabels:
 
 
 def in_slices(labels: Volume, encoding: SegEncoding = "binary") -> Volume:
-    """What labels mean, in the smallest type, each slice in one piece of memory. The same meaning has the same digest.
+    """The labels in the smallest type, each slice in one piece of memory. Labels of the same meaning have the same digest.
 
     Args:
         labels: Shape (I, J, K) with whole values, or (I, J, K, C); see `write_seg`.

@@ -1,4 +1,4 @@
-"""What a written object says of itself, for the proofs: whose it is, which images it refers to, what its segments mean.
+"""The statements of a written object, for the proofs: its patient and study, its references, the meaning of its segments.
 
 The attributes come from the file, through `raw_parser`. They are compared with the headers of the source and with the
 segments of the result. Not independent of the writers is what both take from there: the bytes of patient and study

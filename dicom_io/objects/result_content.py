@@ -1,4 +1,4 @@
-"""What the objects of one result are made of: the record that the `write_result` of every kind takes."""
+"""The content of the objects of one result: the record that the `write_result` of every kind takes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from dicom_io.volume import Volume
 
 @dataclass(frozen=True)
 class ReportFacts:
-    """What a report states beside its measurements.
+    """Statements of a report beside its measurements.
 
     Attributes:
         volumes_ml: Segment number -> interval (low, high) of its volume in mL, for the segments with a known interval.
@@ -44,7 +44,7 @@ class ResultContent:
         empty_frames: The SEG has a frame for every slice and segment, also where there is no voxel.
         probabilities: Gives the probabilities of the segments, shape (I, J, K, C), 0 to 1; None where only labels are known.
         uncertainty: Gives the entropy of the probabilities, shape (I, J, K), 0 to 1; None where only labels are known.
-        report: What a report states beside its measurements.
+        report: Statements of a report beside its measurements.
     """
 
     labels: Volume

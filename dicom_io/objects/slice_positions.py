@@ -1,4 +1,4 @@
-"""Where things are: the slices of a source by their own headers, and what a result holds at a place.
+"""Positions: those of the slices of a source by their own headers, and the values of a result at a position.
 
 A result lies on the grid of a `Volume`; a DICOM object speaks of the source's slices. Where the volume is the slices as
 they are, the two are the same voxels. Where it was resampled on request, each pixel of a slice takes the nearest voxel.
@@ -69,7 +69,7 @@ class Slice:
 
     @property
     def key(self) -> str:
-        """What names it: its SOP Instance UID, with "#frame" behind it where an object holds several."""
+        """Its SOP Instance UID, with "#frame" behind it if the object has several frames."""
         return self.sop_instance_uid + (f"#{self.frame}" if self.frame else "")
 
 
@@ -106,7 +106,7 @@ def values_on(source_slice: Slice, k: int, result: Volume, source: Volume) -> ND
 
 
 def values_at(plane: Plane, shape: tuple[int, int], result: Volume) -> NDArray[Any]:
-    """What a result holds at the pixels of a plane, found through the patient space.
+    """The values of a result at the pixels of a plane, found through the patient space.
 
     Args:
         plane: Anywhere.
@@ -152,7 +152,7 @@ def _is_whole_slice(result: Volume, start: Floats, shape: tuple[int, int]) -> bo
 
 
 def tolerance_mm(*steps_mm: float) -> float:
-    """How far two places may lie apart and be one: TOLERANCE_MM, and at most a quarter of the steps to the next place."""
+    """The largest distance of two places that count as one: TOLERANCE_MM, at most a quarter of the steps to the next place."""
     return min(TOLERANCE_MM, min(steps_mm) / 4)
 
 

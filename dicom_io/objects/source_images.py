@@ -163,7 +163,7 @@ def new_object(sop_class_uid: str, sop_instance_uid: str) -> Dataset:
 def result_object(
     kind: str, uids: tuple[str, str], headers: tuple[Dataset, ...], result: ResultInfo, sop_class_uid: str = ""
 ) -> Dataset:
-    """What every result object says alike: patient, study, series, equipment, and that it is number 1 of its series.
+    """The attributes that all result objects have: patient, study, series, equipment and InstanceNumber, which is 1.
 
     Args:
         kind: Its name in `KINDS`, which gives the modality and the number of the series.

@@ -18,7 +18,7 @@ from dicom_io.volume import Volume
 NOT_OF_A_SLICE = (
     "NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "SpacingBetweenSlices",
 )  # fmt: skip
-"""What an image that stands in for one slice must not have, or need not and may be no number."""
+"""Attributes that a stand-in for one slice must not have, and the optional SpacingBetweenSlices, which may be no number."""
 
 
 def stand_in(bare: Dataset, source_slice: Slice, thickness_mm: float) -> Dataset:

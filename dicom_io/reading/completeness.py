@@ -30,7 +30,7 @@ _FACTORS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class MissingImages:
-    """How many images a series lacks.
+    """The number of images that a series lacks.
 
     Attributes:
         count: Images (or parts of a concatenation) that are missing, at least 1.

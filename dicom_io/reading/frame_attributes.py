@@ -1,4 +1,4 @@
-"""What tells the slices of a series apart besides their position: the values of each attribute, compared by their kind.
+"""The differences between the slices of a series besides their position: values of each attribute, compared by their kind.
 
 Numbers are compared as numbers: "4.60" equals 4.6, and values that differ by less than a tolerance from slice to slice count as
 one value. Times of day are compared in seconds, words letter by letter.
@@ -19,8 +19,8 @@ from dicom_io.reading.kept_attributes import CLOCKS, DISTINGUISHING, SETTINGS
 WORDS = frozenset({"ComplexImageComponent", "ImageType", "FrameType", "ConvolutionKernel", "StackID"})
 
 SAME_RELATIVE, SAME_ABSOLUTE = 0.01, 0.01
-"""How far two neighbouring values of a setting may lie apart and count as one: 1 %, or 0.01 ms or s/mm2. Scanners round to
-0.001 and shift an echo by a few of those from slice to slice; the echoes of one train lie some percent apart even at its end.
+"""The largest difference of two neighbouring values of a setting that count as one value: 1 %, or 0.01 ms or s/mm2. Scanners
+round to 0.001 and shift an echo by a few of those from slice to slice; the echoes of one train lie some percent apart even at its end.
 """
 
 SAME_DIRECTION = 1e-3
@@ -36,7 +36,7 @@ _MAX_COMPONENTS = 16  # of one value; a direction has 3, the inversions before o
 
 @dataclass(frozen=True)
 class FrameAttribute:
-    """What one attribute says of each of N frames.
+    """The values of one attribute for each of N frames.
 
     Attributes:
         keyword: The attribute.

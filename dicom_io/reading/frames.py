@@ -60,7 +60,7 @@ class Frame:
         plane: Where it lies; None without patient space.
         slope, intercept: Of its own rescale.
         thickness_mm: SliceThickness; None where it is absent or 0.
-        distinguishing: What may distinguish it from another frame at its position, as (keyword, value).
+        distinguishing: (keyword, value) of attributes that may distinguish it from another frame at its position.
     """
 
     instance: Instance
@@ -219,7 +219,8 @@ def _listed(values: Sequence[float]) -> str:
 
 
 def _functional_groups(header: Dataset, index: int) -> _FunctionalGroups:
-    """What holds the attributes of a frame: its own functional groups before the shared ones, or the header of a single frame.
+    """The data sets with the attributes of a frame: its own functional groups, then the shared groups; or the header of a
+    single frame.
 
     Empty for a multi-frame object without functional groups: its top level describes no frame, except perhaps the first.
     """
@@ -338,7 +339,7 @@ def _csa_bytes(header: Dataset) -> bytes:
 
 
 def _tile_count_by_csa(csa: _Csa) -> int:
-    """How many tiles the CSA header names; 0 where it is absent or names no number."""
+    """The number of tiles by the CSA header; 0 if the header is absent or states no number."""
     values = csa.get("NumberOfImagesInMosaic", ())
     try:
         return int(str(values[0])) if values else 0

@@ -1,4 +1,4 @@
-"""Which attributes the headers of files are kept for, by what they are."""
+"""The attributes that readers keep of the headers of files, by their meaning."""
 
 CLOCKS = ("FrameReferenceDateTime", "FrameAcquisitionDateTime", "AcquisitionDateTime", "AcquisitionTime", "ContentTime")
 """Times of day, with or without a date."""
@@ -8,7 +8,7 @@ TIMES = (
     "NominalPercentageOfCardiacPhase", "NominalPercentageOfRespiratoryPhase", "NominalCardiacTriggerDelayTime",
     "NominalCardiacTriggerTimePriorToRPeak", "TriggerTime", "FrameReferenceTime", *CLOCKS,
 )  # fmt: skip
-"""What grows with time: orders the slices at a position where no value is shared by a whole stack."""
+"""Attributes that grow with time: they order the slices at a position if no value is shared by a whole stack."""
 
 COUNTS = ("AcquisitionNumber", "FrameAcquisitionNumber", "StackID")
 """Numbers that a scanner chooses freely: they say which slices belong together, and nothing else."""
@@ -20,10 +20,10 @@ SETTINGS = (
     "EchoTime", "EffectiveEchoTime", "InversionTime", "InversionTimes", "DiffusionBValue", "DiffusionGradientOrientation",
     "ComplexImageComponent", "ImageType", "FrameType", "ConvolutionKernel",
 )  # fmt: skip
-"""What a slice shows: one volume has one value of each."""
+"""Attributes of the contrast of a slice: one volume has one value of each."""
 
 DISTINGUISHING = (*TIMES, *COUNTS, RUNNING_NUMBER, *SETTINGS)
-"""What may distinguish two slices at one position: time, echo, kernel; never anything of the patient."""
+"""Attributes that may distinguish two slices at one position: time, echo, kernel; never anything of the patient."""
 
 CSA_BLOCKS = range(0x10, 0x18)
 """Blocks of group 0029 that are searched for Siemens' CSA image header; PS3.5 7.8.1: a writer may reserve any block."""

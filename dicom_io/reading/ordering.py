@@ -31,7 +31,7 @@ _SAME_PLACE_VOXELS = 0.1
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What a caller asks for if a source holds more, or less, than one even volume. Nothing of it is done without being asked.
+    """The choices of a caller for a source that holds more, or less, than one even volume. No repair is made unless chosen.
 
     Attributes:
         series_instance_uid: Which series to read if there are several.

@@ -29,7 +29,7 @@ class Repair:
         order: `order[s]` is the index, into the planes given, of the source slice s along the normal.
         depths_mm: Shape (S,): distance of each source slice from the first along the normal.
         offsets: Shape (S, 2): (column, row) of each source slice's first pixel on the new grid.
-        note: What is done, with its numbers.
+        note: One sentence on the repair, with its numbers.
     """
 
     affine_lps: Points

@@ -356,7 +356,7 @@ def _without_localizers(groups: list[SeriesRef]) -> list[SeriesRef]:
 
 
 def _series_key(group: SeriesRef) -> tuple[object, ...]:
-    """What distinguishes a series from others: its UIDs, or its folder if it has none."""
+    """The key of a series: its UIDs, or its folder if it has no UID."""
     folder = group.files[0].parent if group.files and not group.series_instance_uid else None
     return group.study_instance_uid, group.series_instance_uid, folder
 

@@ -30,7 +30,7 @@ class Stack:
 
     Attributes:
         members: Indices of frames.
-        values: What distinguishes the stack from the others, as (keyword, value).
+        values: (keyword, value) of the attributes that distinguish the stack from the others.
         sort_key: Orders the stacks, by their values.
         ordered_by: The time or number in whose order the slices at each position were taken, if the stacks share no value;
             else "".
