@@ -20,7 +20,8 @@ WORDS = frozenset({"ComplexImageComponent", "ImageType", "FrameType", "Convoluti
 
 SAME_RELATIVE, SAME_ABSOLUTE = 0.01, 0.01
 """The largest difference of two neighbouring values of a setting that count as one value: 1 %, or 0.01 ms or s/mm2. Scanners
-round to 0.001 and shift an echo by a few of those from slice to slice; the echoes of one train lie some percent apart even at its end.
+round to 0.001 and shift an echo by a few of those from slice to slice; the echoes of one train lie some percent apart even at
+its end.
 """
 
 SAME_DIRECTION = 1e-3
