@@ -1,4 +1,4 @@
-"""One bundle against another on the same cases: every score's paired difference, and whether it can be chance."""
+"""Two bundles on the same cases: the paired difference of every score, and whether it may be chance."""
 
 import math
 from dataclasses import dataclass, replace
@@ -7,13 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from monai_unet_app.metrics.bootstrap import (
-    Bootstrap,
-    Estimate,
-    bootstrap_paired_difference,
-    fewest_subjects,
-    finite_or_none,
-)
+from monai_unet_app.metrics import bootstrap
+from monai_unet_app.metrics.bootstrap import Bootstrap, Estimate, fewest_subjects, finite_or_none
 from monai_unet_app.metrics.plan import Units, units_of
 from monai_unet_app.metrics.score_registry import SCORES
 
@@ -36,7 +31,7 @@ class Difference:
         score: Column of cases.csv; lengths carry their unit in the name.
         class_name: A class, "mean" over classes, or for calibration errors "top label".
         lower_is_better: True for distances and calibration errors.
-        first: Mean over the cases in which both evaluations have a value; NaN without such a case.
+        first: Mean of the first evaluation over the cases in which both evaluations have a value; NaN without such a case.
         second: The same for the second evaluation.
         estimate: `second - first`, a mean over these cases, with its interval by subject.
         undefined: Number of cases without a value in the first and in the second evaluation.
@@ -188,7 +183,7 @@ def _difference(pairs: Pairs, score: str, row: str, lower_is_better: bool, how: 
     with np.errstate(invalid="ignore"):
         change = second - first
     used = np.isfinite(change)
-    estimate = bootstrap_paired_difference(second, first, subjects, how)
+    estimate = bootstrap.bootstrap_paired_difference(second, first, subjects, how)
     test = signed_rank(list(subject_means(change, subjects).values()), fewest_subjects(how.level))
     return Difference(
         score,

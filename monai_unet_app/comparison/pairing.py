@@ -24,7 +24,7 @@ class Pairs:
     Attributes:
         first: One evaluation.
         second: The other.
-        subjects: Case id -> subject, in the order of the ids. Cases that either evaluation gives to one person are of one
+        subjects: Case id -> subject, in the order of the ids. Cases that share a person in either evaluation have the same
             subject.
         left_out: Cases of one evaluation only.
     """
@@ -111,7 +111,7 @@ def _check_truth(first: StoredEvaluation, second: StoredEvaluation, cases: Seque
 
 
 def _common_subjects(first: Mapping[str, str], second: Mapping[str, str], cases: Sequence[str]) -> dict[str, str]:
-    """Case id -> subject, where the evaluations name people differently: cases that share a subject in either are of one.
+    """Case id -> subject, also if the evaluations name people differently: cases that share a subject in either get the same.
 
     Cases and the subjects of both evaluations are the nodes of a graph; each connected part of the graph is one person.
     """

@@ -1,4 +1,4 @@
-"""Telling chance from change where people, not cases, are what was drawn: tests on one figure a subject.
+"""Tests that tell change from chance, with one value for each subject, since people were drawn and not cases.
 
 Sources: Wilcoxon, Biometrics Bulletin 1 (1945) 80-83; Kruskal & Wallis, JASA 47 (1952) 583-621; Holm, Scandinavian
 Journal of Statistics 6 (1979) 65-70.
@@ -16,19 +16,19 @@ from scipy import stats
 from monai_unet_app.metrics.bootstrap import finite_or_none
 
 Floats = NDArray[np.float64]
-DIGITS = 12  # decimals kept of means and differences, so that ties stay ties
-MOST_EXACT, MOST_FLIPS = 50, 13  # subjects, without and with ties
+DIGITS = 12  # decimals of means and differences; rounding keeps ties, which rank tests depend on
+MOST_EXACT, MOST_FLIPS = 50, 13  # largest number of subjects for an exact test, without and with ties
 EXACT, APPROXIMATE, CHI_SQUARE = "exact", "normal approximation", "chi-square approximation"
 
 
 @dataclass(frozen=True)
 class RankTest:
-    """A p value, or why there is none.
+    """A p value, or the reason why there is none.
 
     Attributes:
         p: Two-sided, 0 to 1; NaN where the test is not defined.
-        method: How it was computed; empty where there is none.
-        reason: Why there is none; empty where there is one.
+        method: The method of the test; empty without a p value.
+        reason: The reason why there is no p value; empty with a p value.
         p_holm: Adjusted for all tests of the same table.
     """
 
@@ -48,10 +48,10 @@ def subject_means(values: ArrayLike, subjects: Sequence[str]) -> dict[str, float
 
 
 def signed_rank(differences: ArrayLike, fewest: int = 6) -> RankTest:
-    """Two-sided Wilcoxon signed-rank test of differences that have one value a subject.
+    """Two-sided Wilcoxon signed-rank test of differences, one for each subject.
 
-    Differences of 0 are dropped (Wilcoxon's own way). Exact up to 50 differences without ties, or 13 with ties, by all sign
-    flips; else by the normal approximation with its correction for ties.
+    Differences of 0 are dropped, as Wilcoxon does. The test is exact for up to 50 differences without ties, and, by all sign
+    flips, for up to 13 with ties; otherwise it is the normal approximation with its correction for ties.
 
     Args:
         differences: Shape (S,), finite.
@@ -72,7 +72,7 @@ def signed_rank(differences: ArrayLike, fewest: int = 6) -> RankTest:
 
 
 def _by_sign_flips(values: Floats) -> float:
-    """The exact test where ties share their mean rank: every set of signs is as likely as any other."""
+    """The exact test with mean ranks for ties: under the null hypothesis all sets of signs are equally likely."""
     ranks = stats.rankdata(np.abs(values))
     flips = stats.permutation_test(
         (ranks * np.sign(values),),
@@ -85,7 +85,7 @@ def _by_sign_flips(values: Floats) -> float:
 
 
 def rank_groups(groups: Sequence[Sequence[float]]) -> RankTest:
-    """Kruskal-Wallis test of groups with one value a subject, no subject in two groups; p by its chi-square."""
+    """Kruskal-Wallis test of groups with one value for each subject, no subject in two groups; p by chi-square."""
     if len(groups) < 2:
         return RankTest(reason=f"{len(groups)} group(s) with enough subjects, at least 2 are needed")
     rounded = [np.round(np.asarray(group, dtype=np.float64), DIGITS) for group in groups]
@@ -106,7 +106,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def rank_test_entry(test: RankTest) -> Mapping[str, Any]:
-    """A test as it stands in a document; what is undefined is None."""
+    """A test as an entry of a document; undefined values are None."""
     return {
         "p": finite_or_none(test.p),
         "p_holm": finite_or_none(test.p_holm),

@@ -1,4 +1,4 @@
-"""An evaluation as `evaluate` left it in a folder: metrics.json and cases.csv, read again and checked."""
+"""An evaluation in the folder that `evaluate` wrote: metrics.json and cases.csv are read and checked."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""An evaluation's scores by groups of people, those with enough of them, and whether the groups differ."""
+"""The scores of an evaluation by groups of people, for groups that are large enough, and whether the groups differ."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,9 +24,9 @@ class Group:
 
     Attributes:
         name: The group; "(not given)" for cases whose attribute is unknown.
-        subjects: How many people are in it.
-        cases: How many cases.
-        scores: Score to its mean with interval by subject; None where fewer than the guard's subjects have the score.
+        subjects: Number of people in it.
+        cases: Number of cases.
+        scores: Score -> mean with interval by subject; None if fewer subjects than the guard asks for have the score.
     """
 
     name: str
@@ -41,8 +41,8 @@ class Subgroup:
 
     Attributes:
         attribute: Its name.
-        groups: In their order; the last is "(not given)", where that happens.
-        tests: Score to the Kruskal-Wallis test between the groups that pass the guard, "(not given)" apart.
+        groups: The groups in their order; "(not given)" is the last, if it has cases.
+        tests: Score -> Kruskal-Wallis test between the groups that pass the guard, without "(not given)".
     """
 
     attribute: str
@@ -67,7 +67,7 @@ class Subgroups:
     attributes: tuple[Subgroup, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """What subgroups.json holds; `subgroups.schema.json` says what each entry means."""
+        """The content of subgroups.json; `subgroups.schema.json` explains each entry."""
         return {
             "schema_version": "1.0",
             "class": self.class_name,
@@ -96,11 +96,11 @@ def subgroups(
     """The scores of an evaluation for each group of each attribute.
 
     Args:
-        cases_csv: What `evaluate` wrote.
+        cases_csv: The file that `evaluate` wrote.
         attributes: Of the cases or their subjects, as `read_attributes` or `dicom_attributes` give them.
         edges: As in `groupings`.
-        fewest: Groups with fewer subjects are named with their number and get no figures: few people are easily known
-            again, and their mean says little.
+        fewest: The guard. Smaller groups are named with their number of subjects and get no figures, since few people are
+            easily recognised, and their mean says little.
         class_name: A class, or "mean" over classes (top label, for calibration errors).
         how: Seed, resamples and level of the intervals.
 

@@ -1,5 +1,6 @@
-"""A bundle is measured on labelled cases: by `monai-unet evaluate`, or as a handler in a bundle's `evaluate.yaml`."""
+"""Measures a bundle on labelled cases: for `monai-unet evaluate`, or as a handler in a bundle's `evaluate.yaml`."""
 
+import pickle
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ class Evaluated:
 class CaseLog:
     """Scores of the cases so far, and the compressed labels of each for the report's pictures.
 
-    `targets` are those of a file. Without them the targets are the bundle's own; if it has none, the usual targets.
+    `targets` are those of a file; None takes the bundle's own targets or, if it has none, the usual ones.
     """
 
     def __init__(self, bundle: Bundle, targets: Bounds | None = None) -> None:
@@ -72,7 +73,7 @@ class CaseLog:
         self.targets, self.targets_from = _targets(bundle, targets)
         self.evaluation = Evaluation(evaluation_plan(bundle))
         self.rows: list[Row] = []
-        self.labels: dict[str, tuple[_Packed, _Packed]] = {}
+        self.labels: dict[str, bytes] = {}
         self.outcomes: list[statement_audit.StructureOutcome] = []
         self.whole_outcomes: list[statement_audit.WholeOutcome] = []
         self.assessed: Assessment | None = None
@@ -108,11 +109,11 @@ class CaseLog:
         )
         scores = self.evaluation.add(case)
         self.rows.append(row)
-        self.labels[row["id"]] = (_Packed.of(truth.classes), _Packed.of(predicted.classes))
+        self.labels[row["id"]] = zlib.compress(pickle.dumps((truth.classes, predicted.classes)), 1)
         return scores.mean("dice")
 
     def audit(self, row: Row, case: Case, truth: Segmentation) -> None:
-        """Counts which statements of the bundle about a case came true; does nothing if it made none."""
+        """Counts which of the bundle's statements about a case came true, if it made any."""
         if case.assessment is None:
             return
         self.assessed, valid = case.assessment, counted_voxels(row, truth.image, self.bundle)
@@ -147,7 +148,7 @@ class CaseLog:
         images = {row["id"]: row["image"] for row in self.rows}
         pictures = []
         for role, case_id in exemplary_cases(self.evaluation.cases).items():
-            truth, predicted = (packed.unpacked() for packed in self.labels[case_id])
+            truth, predicted = pickle.loads(zlib.decompress(self.labels[case_id]))
             pictures.append(CasePicture.of(case_id, role, read_volume(images[case_id]), truth, predicted))
         return pictures
 
@@ -172,22 +173,6 @@ def _targets(bundle: Bundle, bounds: Bounds | None) -> tuple[tuple[Target, ...],
     if own := targets_of(bundle):
         return own, "the bundle's own"
     return as_targets(USUAL, bundle.structure_names), "the usual ones; the bundle has none of its own"
-
-
-@dataclass(frozen=True)
-class _Packed:
-    """Compressed labels; `shape` and `dtype` are those of the array."""
-
-    content: bytes
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    @classmethod
-    def of(cls, labels: NDArray[Any]) -> "_Packed":
-        return cls(zlib.compress(np.ascontiguousarray(labels).tobytes(), 1), labels.shape, labels.dtype)
-
-    def unpacked(self) -> NDArray[Any]:
-        return np.frombuffer(zlib.decompress(self.content), self.dtype).reshape(self.shape)
 
 
 def evaluate_cases(

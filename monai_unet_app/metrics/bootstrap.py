@@ -1,7 +1,7 @@
 """Uncertainty of a figure: bootstrap by subject.
 
-Cases of one person (two hippocampi, four slices, a follow-up) resemble each other, so the person is what is
-drawn again, with all of their cases. Intervals are percentile intervals; a seed fixes them.
+Cases of one person (two hippocampi, four slices, a follow-up) resemble each other, so persons are drawn again, each with all of
+their cases. Intervals are percentile intervals; a seed fixes them.
 
 Source: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapters 8 and 13.
 """
@@ -25,8 +25,8 @@ class Estimate:
         value: The figure on the cases at hand; NaN where no case defines it.
         low: Lower end of the interval; NaN with fewer than `fewest_subjects`.
         high: Upper end.
-        subjects: How many subjects stand behind it.
-        cases: How many cases stand behind it.
+        subjects: Number of subjects that it is computed from.
+        cases: Number of cases that it is computed from.
     """
 
     value: float
@@ -47,8 +47,8 @@ class Bootstrap:
 
     Attributes:
         seed: Seed of numpy's PCG64 generator.
-        resamples: How often the subjects are drawn again.
-        level: Coverage asked for, between 0 and 1.
+        resamples: Number of draws.
+        level: Coverage of the intervals, between 0 and 1.
     """
 
     seed: int = 0
@@ -72,7 +72,7 @@ class Bootstrap:
 
 
 def fewest_subjects(level: float) -> int:
-    """The number of subjects below which no interval that lies between their own values can have this coverage.
+    """The least number of subjects with which an interval between their own values can have this coverage.
 
     The range of n independent values misses their median with probability 2^(1-n): by 0.0625 at five, and 0.03125 at six.
     A percentile bootstrap of a mean lies within that range. Six is also where the smallest p of a signed-rank test comes
@@ -82,7 +82,7 @@ def fewest_subjects(level: float) -> int:
 
 
 def finite_mean(values: Iterable[float]) -> float:
-    """The mean of those that are finite; NaN of none."""
+    """The mean of the finite values; NaN without any."""
     finite = [value for value in values if np.isfinite(value)]
     return float(np.mean(finite)) if finite else float("nan")
 
@@ -132,13 +132,12 @@ def bootstrap_paired_difference(
 def bootstrap_sums(
     rows: Floats, subjects: Sequence[str], statistic: Callable[[Floats], Floats], how: Bootstrap
 ) -> Estimate:
-    """Any figure that is a function of sums over cases (a mean, a pooled calibration error), with its
-    interval.
+    """Any figure that is a function of sums over cases (a mean, a pooled calibration error), with its interval.
 
     Args:
-        rows: Shape (N, F). What each case adds to the F sums.
-        subjects: N names, one a case.
-        statistic: Takes sums of shape (R, F), gives R figures.
+        rows: Shape (N, F). The summands of each case for the F sums.
+        subjects: N names, one for each case.
+        statistic: Sums of shape (R, F) to R figures.
         how: Seed, number of resamples, level.
 
     Raises:
@@ -161,7 +160,7 @@ def _interval(totals: Floats, statistic: Callable[[Floats], Floats], how: Bootst
     number = len(totals)
     if number < fewest_subjects(how.level):
         return float("nan"), float("nan")
-    # Drawing S subjects with replacement is drawing how often each one comes.
+    # A draw of S subjects with replacement is a draw of the number of times that each subject comes.
     draws = np.random.default_rng(how.seed).multinomial(number, np.full(number, 1 / number), size=how.resamples)
     figures = statistic(draws @ totals)
     figures = figures[np.isfinite(figures)]

@@ -1,15 +1,15 @@
-"""How well two surfaces agree, and which voxels lie near one. Boolean arrays in, floats (or a mask) out.
+"""How well two surfaces agree, and which voxels lie near a surface. Boolean arrays in, floats (or a mask) out.
 
-All lengths are in the unit of `spacing_mm`: millimetres for volumes, pixels where a planar image is given
-with spacing 1. Arrays are 3D with a spacing for I, J, K, or 2D with a spacing for I, J. A planar image stored
-as (I, J, 1) must be squeezed by the caller: as a volume it is one slice thick, and all of it is border.
+All lengths are in the unit of `spacing_mm`: millimetres for volumes, pixels for pictures, whose spacing is 1. Arrays are 3D
+with a spacing for I, J, K, or 2D with a spacing for I, J. A picture must not come as (I, J, 1): such a volume is one slice
+thick, and all of its voxels are border voxels.
 
-Two notions of a surface live here, each where its field uses it:
-- scores between masks (`boundary_iou`, surface distances) stand on *border voxels*, as the papers and MONAI
-  do: a mask minus its erosion by one face-connected step (6 neighbours in 3D, 4 in 2D). Outside the image
-  counts as background, so a mask that runs out of the field of view has a border at the image's edge.
-- `surface_band` stands on the *faces* between foreground and background voxels. The image's edge is no face:
-  where the picture ends the prediction made no claim.
+Two definitions of a surface are used here, each where it is customary:
+- Scores between masks (`boundary_iou`, surface distances) use *border voxels*, as the papers and MONAI do: a mask minus its
+  erosion by one face-connected step (6 neighbours in 3D, 4 in 2D). Outside the image is background, so a mask that is cut by
+  the field of view has a border at the image's edge.
+- `surface_band` uses the *faces* between foreground and background voxels. The image's edge is no face, since nothing was
+  predicted beyond it.
 """
 
 import os
@@ -27,13 +27,13 @@ from .boxes import bounding_box
 from .overlap import Mask, check_masks, iou
 
 Spacing = Sequence[float]
-# A distance of 3 x 0.1 mm must be found within 0.3 mm, whatever binary fractions say.
+# A distance of 3 x 0.1 mm must count as within 0.3 mm, although binary fractions make it a little larger.
 _SLACK = 1e-6
-_VOXELS_A_THREAD = 1 << 18  # some milliseconds of work
+_VOXELS_A_THREAD = 1 << 18  # some milliseconds of work, so that starting a thread costs little
 
 
 def border(mask: Mask) -> Mask:
-    """Voxels of a mask with a face neighbour outside it; beyond the image counts as outside. Same shape."""
+    """Voxels of a mask with a face neighbour outside the mask or outside the image. Same shape."""
     inner = mask.copy()
     for axis in range(mask.ndim):
         ahead, behind = _shifted(axis, 1), _shifted(axis, -1)
@@ -54,11 +54,10 @@ def boundary_iou(
 ) -> float:
     """IoU of the two masks, counting only voxels near their own surface.
 
-    "mm": the band of a mask is every voxel of it whose centre lies within `width_mm` of the centre of one of
-    its border voxels. (Distance to the outside would lose the caps of an organ wherever
-    slices are thicker than `width_mm`.)
-    "coco": the rule of the paper's own code, 2D only: chessboard distance to the outside of at most
-    max(1, round(width_mm)) pixels; `spacing_mm` must be 1 along both axes.
+    "mm": the band of a mask is every voxel of it whose centre lies within `width_mm` of the centre of one of its border voxels.
+    (With the distance to the outside instead, the caps of an organ would not count if slices are thicker than `width_mm`.)
+    "coco": the rule of the paper's own code, 2D only: chessboard distance to the outside of at most max(1, round(width_mm))
+    pixels; `spacing_mm` must be 1 along both axes.
 
     Args:
         truth: Shape (I, J, K) or (I, J). Reference mask.
@@ -84,21 +83,21 @@ def boundary_iou(
 
 
 def coco_boundary_iou(truth: Mask, predicted: Mask, *, ratio: float = 0.02) -> float:
-    """Boundary IoU by the rule of COCO and LVIS: of a band as deep as a part of the picture's diagonal.
+    """Boundary IoU by the rule of COCO and LVIS: the depth of the band is a part of the picture's diagonal.
 
-    The depth is max(1, round(ratio x diagonal)) pixels, the band as in mode "coco" of `boundary_iou`: pixels of a mask
-    within that chessboard distance of the outside, to which all beyond the picture belongs.
+    The depth is max(1, round(ratio x diagonal)) pixels. The band is that of mode "coco" of `boundary_iou`: pixels of a mask
+    within this chessboard distance of the outside; beyond the picture is outside.
 
     Args:
-        truth: Shape (I, J). Reference mask, the whole picture: a crop has another diagonal.
+        truth: Shape (I, J). Reference mask of the whole picture, since a crop has another diagonal.
         predicted: Same shape and grid.
-        ratio: Depth of the band as a part of the diagonal, greater than 0; Cityscapes takes 0.005.
+        ratio: Depth of the band as a part of the diagonal, greater than 0; Cityscapes uses 0.005.
 
     Returns:
         0 to 1. Both masks empty: 1. One empty: 0.
 
     Raises:
-        ValueError: The masks differ in shape, are not boolean or not 2D, or the ratio is none.
+        ValueError: The masks differ in shape, are not boolean or not 2D, or the ratio is not above 0.
 
     Source: Cheng et al., Boundary IoU, CVPR 2021, arXiv:2103.16562.
     """
@@ -110,12 +109,12 @@ def coco_boundary_iou(truth: Mask, predicted: Mask, *, ratio: float = 0.02) -> f
 
 @dataclass(frozen=True)
 class SurfacePair:
-    """Two masks, and how far each voxel lies from the border of each: one distance map a mask serves every score.
+    """Two masks with the distance of each voxel from their borders, from which every surface score is computed.
 
     Attributes:
-        truth: Shape (I, J, K) or (I, J), in the box that holds both masks; nothing beyond it bears on any score.
+        truth: Shape (I, J, K) or (I, J), in the box that holds both masks; voxels beyond it change no score.
         predicted: Same shape.
-        to_truth: Same shape, float32: distance to the nearest border voxel of the truth; None where it is empty.
+        to_truth: Same shape, float32: distance to the nearest border voxel of the truth; None if the truth is empty.
         to_predicted: The same for the prediction.
     """
 
@@ -146,7 +145,7 @@ class SurfacePair:
         return iou(self.truth & (self.to_truth <= most), self.predicted & (self.to_predicted <= most))
 
     def distances(self) -> "SurfaceDistances":
-        """From each border voxel of one mask to the nearest of the other."""
+        """Distances from each border voxel of one mask to the nearest border voxel of the other."""
         return SurfaceDistances(
             _at_border(self.truth, self.to_truth, self.to_predicted),
             _at_border(self.predicted, self.to_predicted, self.to_truth),
@@ -154,12 +153,12 @@ class SurfacePair:
 
 
 def reach(width_mm: float) -> float:
-    """The width with what rounding may add to a distance that equals it."""
+    """The width plus what rounding may add to a distance of the same length."""
     return width_mm * (1 + _SLACK) + _SLACK
 
 
 def _at_border(mask: Mask, own: NDArray[np.float32] | None, other: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    """The other's distances at the border voxels of a mask, which are 0 away from its own border."""
+    """Shape (n,): the distances to the other mask at the border voxels of a mask, whose own distance is 0."""
     if own is None:
         return np.zeros(0, np.float32)
     edge = own == 0
@@ -167,9 +166,9 @@ def _at_border(mask: Mask, own: NDArray[np.float32] | None, other: NDArray[np.fl
 
 
 def _distance_to(edge: Mask, spacing_mm: Spacing) -> NDArray[np.float32]:
-    """Shape as `edge`: distance of each voxel's centre to the nearest of the edge's voxels, of which there is one at least."""
-    elsewhere = (~edge).view(np.uint8)  # for edt less work than booleans, which it hands to its threads line by line
-    # edt keeps other Python threads waiting, so a large mask has several threads of its own.
+    """Distance of each voxel's centre to the nearest voxel of `edge`, same shape; `edge` is not empty."""
+    elsewhere = (~edge).view(np.uint8)  # faster in edt than booleans, which it gives to its threads line by line
+    # edt holds the lock of the Python interpreter, so a large mask gets several threads of its own.
     threads = min(os.cpu_count() or 1, 1 + edge.size // _VOXELS_A_THREAD)
     spacing = tuple(map(float, spacing_mm))
     return np.asarray(edt.edt(elsewhere, anisotropy=spacing, black_border=False, parallel=threads))
@@ -180,9 +179,9 @@ class SurfaceDistances:
     """Distances between the border voxels of two masks, centre to centre, in the unit of the spacing.
 
     Attributes:
-        truth_to_predicted: One distance for each border voxel of the truth, to the nearest of the prediction.
-            Infinite where the prediction is empty; no element where the truth is.
-        predicted_to_truth: The other way round.
+        truth_to_predicted: Shape (n,): distance of each border voxel of the truth to the prediction's nearest border voxel.
+            Infinite if the prediction is empty; no element if the truth is empty.
+        predicted_to_truth: Shape (m,): the same from the prediction to the truth.
     """
 
     truth_to_predicted: NDArray[np.float32]
@@ -209,14 +208,12 @@ def surface_distances(truth: Mask, predicted: Mask, spacing_mm: Spacing) -> Surf
 
 
 def hausdorff_distance(distances: SurfaceDistances, *, percentile: float = 95.0) -> float:
-    """The larger of the two directed percentiles of the surface distances ("HD95"), in the unit of the
-    spacing.
+    """The larger of the two directed percentiles of the surface distances ("HD95"), in the unit of the spacing.
 
     Returns:
-        0 or more. Both masks empty: 0. One empty: infinity, since no distance exists; count such cases apart.
+        0 or more. Both masks empty: 0. One empty: infinity, since there is no distance; count such cases apart.
 
-    Source: Huttenlocher et al. 1993; the percentile is taken a direction at a time, as in MONAI and
-    MetricsReloaded.
+    Source: Huttenlocher et al. 1993; the percentile is taken for each direction, as in MONAI and MetricsReloaded.
     """
     both = distances.both
     if not np.isfinite(both).all():
@@ -226,7 +223,7 @@ def hausdorff_distance(distances: SurfaceDistances, *, percentile: float = 95.0)
 
 
 def average_surface_distance(distances: SurfaceDistances) -> float:
-    """Mean of the surface distances, both directions pooled ("ASSD"). Empties as in `hausdorff_distance`."""
+    """Mean of the surface distances, both directions pooled ("ASSD"). Empty masks as in `hausdorff_distance`."""
     both = distances.both
     return float(both.mean(dtype=np.float64)) if both.size else 0.0
 
@@ -234,7 +231,7 @@ def average_surface_distance(distances: SurfaceDistances) -> float:
 def normalised_surface_dice(distances: SurfaceDistances, *, tolerance_mm: float) -> float:
     """Part of both surfaces that lies within the tolerance of the other ("NSD", surface Dice).
 
-    Every border voxel counts once, whatever area it stands for; DeepMind's `surface-distance` weighs by area.
+    Every border voxel counts once, whatever its area; DeepMind's `surface-distance` weights by area.
 
     Returns:
         0 to 1. Both masks empty: 1. One empty: 0.
@@ -250,24 +247,23 @@ def surface_band(
 ) -> Mask:
     """Voxels whose centre lies within `width_mm`, on either side, of the surface of a predicted foreground.
 
-    The surface is the set of faces between a foreground and a background voxel, and each face stands for the
-    point at its centre, midway between the two voxel centres. So a voxel beside a flat surface across axis a
-    is (n - 1/2) spacings of that axis away, n = 1, 2, ..., on either side alike, whatever the anisotropy.
-    Why the centres: on a slanted surface the edges of the steps stick out, and the whole faces make a band
-    that is too wide, while a centre-to-centre distance makes it too narrow. A ball of radius 9 mm on voxels
-    of 1 mm, band 2 mm, against the true spherical shell: IoU 0.94 (faces whole 0.86, centre to centre 0.85).
+    The surface is the set of faces between a foreground and a background voxel. A face is represented by its centre, midway
+    between the two voxel centres. So voxels beside a flat surface across axis a have a distance of (n - 1/2) spacings of this
+    axis, n = 1, 2, ..., the same on both sides, whatever the anisotropy.
+    Reason for the centres: on a slanted surface the edges of the steps stick out, so whole faces give a band that is too wide,
+    and distances between voxel centres give a band that is too narrow. A ball of radius 9 mm on voxels of 1 mm, band 2 mm,
+    compared with the true spherical shell: IoU 0.94 (whole faces 0.86, voxel centres 0.85).
 
     Args:
-        predicted_foreground: Shape (I, J, K) or (I, J). Chosen by the prediction alone, never by the truth: a
-            region picked by the outcome cannot be calibrated.
+        predicted_foreground: Shape (I, J, K) or (I, J). Chosen by the prediction alone, never by the truth: in a region that
+            the outcome chooses, probabilities cannot be calibrated.
         spacing_mm: Voxel size along each axis.
         width_mm: Largest distance from the surface, greater than 0.
-        valid: Same shape. Voxels that count, or None for all: a face lies between two of them, so where they end
-            there is no surface, as at the image's edge.
+        valid: Same shape. Voxels that count, or None for all. A face lies between two valid voxels, so at the end of the valid
+            voxels there is no surface, as at the image's edge.
 
     Returns:
-        Same shape, no voxel beyond the valid ones. All False where there is no surface (nothing, or everything, is
-        foreground).
+        Same shape, valid voxels only. All False if there is no surface (no voxel, or every voxel, is foreground).
 
     Raises:
         ValueError: A mask is not boolean, or shapes, width or spacing do not fit.
@@ -291,7 +287,7 @@ def surface_band(
 
 
 def _faces(mask: Mask, axis: int, valid: Mask | None) -> Mask:
-    """Where a voxel and the next one along an axis differ and both are valid; one shorter along it, which comes first."""
+    """Whether a voxel and the next along an axis differ and both are valid; this axis comes first and is one shorter."""
     faces = np.diff(mask, axis=axis)
     if valid is not None:
         faces &= valid[_shifted(axis, 1)] & valid[_shifted(axis, -1)]
@@ -301,24 +297,24 @@ def _faces(mask: Mask, axis: int, valid: Mask | None) -> Mask:
 def _squared_distance_to_faces(
     faces: Mask, shape: tuple[int, ...], axis: int, spacing_mm: Spacing, width_mm: float
 ) -> NDArray[np.float32]:
-    """Squared distance of each voxel centre to the nearest of the faces across `axis`, to its centre; inf beyond reach.
+    """Squared distance of each voxel centre to the centre of the nearest face across `axis`; infinite beyond `width_mm`.
 
     The squared distance is a sum over the axes, so one running minimum along each axis finds it exactly.
     """
     squared = np.full(shape, np.inf, dtype=np.float32)
     near, step = np.moveaxis(squared, axis, 0), spacing_mm[axis]
     most = min(int(width_mm / step + 0.5 + _SLACK), len(faces))
-    for n in range(most - 1, -1, -1):  # farthest first: what is nearer overwrites it
+    for n in range(most - 1, -1, -1):  # farthest first, so that nearer faces overwrite it
         cost, last = np.float32(((n + 0.5) * step) ** 2), len(faces) - n
         near[:last][faces[n:]] = cost  # the face lies n voxels and a half ahead
-        near[n + 1 :][faces[:last]] = cost  # or behind
+        near[n + 1 :][faces[:last]] = cost  # the face lies n voxels and a half behind
     for other in (a for a in range(len(shape)) if a != axis):
         squared = _spread(squared, other, spacing_mm[other], int(width_mm / spacing_mm[other] + _SLACK))
     return squared
 
 
 def _spread(squared: NDArray[np.float32], axis: int, step: float, most: int) -> NDArray[np.float32]:
-    """Least of the squared distances of all voxels up to `most` steps along an axis, each plus its way."""
+    """Least sum of the squared distance of a voxel up to `most` steps away along an axis and the square of that way."""
     least = squared.copy()
     for n in range(1, min(most, squared.shape[axis] - 1) + 1):
         cost = np.float32((n * step) ** 2)
@@ -348,7 +344,7 @@ def _coco_steps(ndim: int, spacing_mm: Spacing, width_mm: float) -> int:
 
 
 def _cropped(truth: Mask, predicted: Mask) -> tuple[Mask, Mask]:
-    """Both masks in their common bounding box; nothing beyond it bears on borders or on their distances."""
+    """Both masks in their common bounding box; voxels beyond it change neither borders nor distances."""
     window = bounding_box(truth | predicted, margin=[0] * truth.ndim)
     return (truth, predicted) if window is None else (truth[window], predicted[window])
 

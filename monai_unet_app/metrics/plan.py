@@ -1,4 +1,4 @@
-"""What is measured, with which lengths, and what the populations of calibration are called."""
+"""What is measured, with which lengths, in which units, and the names of the populations of calibration."""
 
 import math
 from dataclasses import dataclass
@@ -32,20 +32,19 @@ class EvaluationPlan:
     Attributes:
         class_names: Foreground classes. Exclusive: name n is label n + 1 and probability channel n + 1,
             channel 0 is background. Overlapping: name n is channel n.
-        exclusive: True for classes that share the voxels out (softmax), False for labels that may overlap
-            (sigmoid).
+        exclusive: True for classes of which each voxel has exactly one (softmax), False for labels that may overlap (sigmoid).
         planar: True for 2D pictures, whose lengths are pixels.
         boundary_width: Depth d of the band of boundary IoU, in mm (pixels where planar).
         band_width: Half width of the population around the predicted surface, same unit.
         surface_tolerance: Distance that surface Dice forgives, same unit.
         bins: Number of equal-width bins of confidence, and of bins of equal mass.
         tolerances: Further distances at which surface Dice is taken, same unit.
-        centreline: True to take the Dice of centre-lines as well, for vessels and other threads.
+        centreline: Also take the Dice of centre-lines, for vessels and other thin structures.
         likely_above: Least probability of foreground, 0 to 1, above which a voxel is in the population "likely".
         box_margin: What the population "box" adds on every side to the box of the predicted foreground, in mm (pixels).
 
     Raises:
-        ValueError: A width, tolerance, probability or margin means nothing, or one tolerance stands twice.
+        ValueError: A width, tolerance, probability or margin is out of its range, or a tolerance is there twice.
     """
 
     class_names: tuple[str, ...]
@@ -94,7 +93,7 @@ class EvaluationPlan:
 
     @property
     def likely(self) -> str:
-        """Name of the population where foreground is not out of the question, for instance "likely_0.01"."""
+        """Name of the population of voxels that may be foreground, for instance "likely_0.01"."""
         return f"likely_{self.likely_above:g}"
 
     @property

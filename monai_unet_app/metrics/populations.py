@@ -1,7 +1,7 @@
-"""Which voxels calibration is counted in: chosen by the prediction and by geometry, never by the truth of the very voxel.
+"""The populations of voxels in which calibration is counted: chosen by prediction and geometry, never by a voxel's truth.
 
-Labels drawn from a model's own probabilities, calibrated by construction, are calibrated in every population here;
-they are not where "truth or prediction" is, since misses are let in because they are misses.
+Labels that are drawn from a model's own probabilities are calibrated by construction, and they are calibrated in every
+population here. In the population "truth or prediction" they are not, since it takes in missed voxels because they are missed.
 """
 
 from typing import Any
@@ -21,10 +21,10 @@ def populations(
     """A mask for each name of `plan.every_population`; None for every voxel of the image.
 
     Args:
-        plan: Its widths, and their names.
+        plan: Widths and names of the populations.
         foreground: Shape (I, J, K) or (I, J). Voxels of any class as predicted, valid ones only.
         probabilities: Shape (C, I, J, K) or (C, I, J), as delivered.
-        spacing_mm: Voxel size along each axis, 1 where planar.
+        spacing_mm: Distance of neighbouring voxels along each axis; 1 for pictures.
         valid: Voxels that count, or None for all. No population reaches beyond them.
     """
     chosen: dict[str, Mask | None] = {
@@ -57,7 +57,7 @@ def likely_foreground(probabilities: NDArray[Any], plan: EvaluationPlan) -> Mask
 
 
 def box_around(foreground: Mask, spacing_mm: Spacing, margin_mm: float) -> Mask:
-    """Voxels whose centre lies at most `margin_mm` beyond the smallest index box around a mask, along each axis.
+    """Voxels whose centre lies at most `margin_mm` outside the smallest index box around a mask, along each axis.
 
     Args:
         foreground: Shape (I, J, K) or (I, J).
@@ -65,7 +65,7 @@ def box_around(foreground: Mask, spacing_mm: Spacing, margin_mm: float) -> Mask:
         margin_mm: 0 or more.
 
     Returns:
-        Same shape. All False for an empty mask: there is no box around nothing.
+        Same shape. All False for an empty mask.
     """
     box = np.zeros_like(foreground)
     window = bounding_box(foreground, margin=[int(reach(margin_mm) / step) for step in spacing_mm])

@@ -1,18 +1,18 @@
-"""Does a probability of 0.8 come true eight times in ten? Counts that stream, merge and answer.
+"""Does a probability of 0.8 come true eight times in ten? Counts of a case, which can be added up over cases.
 
-One pass over a case gives, for each bin of confidence, how many voxels fell in it, how many of them were
-right and what their confidence sums to. Everything else (ECE, MCE, ACE, diagram, histogram) is read from
-these counts, per case or, after adding cases up, pooled. Counts are int64 and sums float64: counting in
-float32 stops at 2**24 voxels, less than one large volume.
+A single pass over a case counts, for each bin of confidence, the voxels in it, the right ones among them and the sum of their
+confidences. Every calibration figure (ECE, MCE, ACE, diagram, histogram) is computed from these counts: per case, or pooled
+after the counts of the cases are added up. Counts are int64 and sums float64, since float32 cannot count beyond 2**24 voxels,
+which is less than one large volume.
 
-Counted is in bins finer than those of the diagram (`FineBins`), some hundred a class whatever the size of the
-data. The equal-width bins are sums of them, and bins of equal mass, whose edges nobody knows before all cases
-are counted, are cut from them afterwards.
+The counts are kept in bins that are finer than those of the diagram (`FineBins`), some hundred for each class whatever the size
+of the data. The equal-width bins are sums of fine bins. Bins of equal mass are cut from the fine bins at the end, since their
+edges are not known before all cases are counted.
 
-Three things belong to every calibration figure: binning (equal width unless it says equal mass), population and level (per
-case or pooled). The population may be chosen by the prediction, never by the truth of the very voxel: labels
-drawn from a model's own probabilities are calibrated in "whole" and in a band around the *predicted* surface,
-and far from it in "truth or prediction".
+Three things define a calibration figure: the binning (equal width unless stated otherwise), the population, and the level (per
+case or pooled). The population may be chosen by the prediction, never by the truth of the same voxel: labels that are drawn
+from a model's own probabilities are calibrated in "whole" and in a band around the *predicted* surface, but far from
+calibrated in "truth or prediction".
 
 Sources: Guo et al., On Calibration of Modern Neural Networks, ICML 2017 (ECE, MCE); Barfoot et al.,
 arXiv:2506.03942 and MONAI (ACE as the plain mean over equal-width bins); Nixon et al., Measuring Calibration
@@ -29,18 +29,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 BINS = 15
-# Row of the counts that holds the winning label; channel c stands in row c + 1.
+# Row of the counts for the top label, the channel with the largest probability; channel c has row c + 1.
 TOP_LABEL = 0
-# Voxels handled at once: bounds the float64 copies whatever the size of the volume.
+# Voxels that are counted at once: a limit for the memory of the float64 copies.
 _CHUNK = 1 << 18
 # Smallest probability whose logarithm is taken (the float32 step below 1), so that a single 0 stays finite.
 NLL_FLOOR = 2.0**-24
 _SUM_TOLERANCE = 1e-2
 
-# Even parts of each bin. A power of two: multiplying by it rounds nothing, so no part crosses the edge of its bin.
+# Even parts of each bin. A power of two, so that the multiplication is exact and no part crosses the edge of its bin.
 PARTS = 16
-# At 0 and at 1 the last part is cut into rungs, four to each halving of the distance to the end, down to 2**-24.
-_SHIFT, _LEAST = 21, (127 - 24 << 2) - 1  # in the bits of a float32: 8 of exponent and 2 of mantissa are left
+# The parts at 0 and at 1 are cut into rungs, four for each halving of the distance to the end, down to 2**-24.
+# A rung is the upper bits of the float32 of the distance: its exponent (bias 127) and the first 2 bits of its mantissa.
+_SHIFT, _LEAST = 21, (127 - 24 << 2) - 1
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -48,11 +49,10 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class FineBins:
-    """The bins in which is counted: B equal ones in 16 even parts each, the first and last part in finer rungs.
+    """The fine bins: B equal bins with 16 even parts each; the first and the last part are cut into finer rungs.
 
-    Nearly all confidences of a segmentation are near 0 or 1, so the parts there are cut further, each rung a
-    quarter of a halving of what is missing to 0 (or to 1): 0.0039, 0.0034, ... 2**-24. All is in the order of
-    confidence.
+    Nearly all confidences of a segmentation are near 0 or 1, so the parts there are cut further. A rung is a quarter of a
+    halving of the distance to 0 (or to 1): 0.0039, 0.0034, ... 2**-24. All fine bins are in the order of confidence.
 
     Attributes:
         bins: Number B of equal bins over 0 to 1; bin b is [b/B, (b+1)/B), the last one holds 1.0 as well.
@@ -67,7 +67,7 @@ class FineBins:
 
     @property
     def rungs(self) -> int:
-        """Number of rungs in the first part, and in the last."""
+        """Number of rungs in the first part; the last part has the same number."""
         return int(np.float32(1 / self.even).view(np.int32) >> _SHIFT) - _LEAST + 1
 
     @property
@@ -76,7 +76,7 @@ class FineBins:
         return self.even + 2 * (self.rungs - 1)
 
     def index(self, confidence: NDArray[Any]) -> NDArray[np.int32]:
-        """Shape as `confidence`, floats of 0 to 1: the fine bin of each, a sum of three counts that only grow with it."""
+        """Fine bin of each confidence, 0 to 1, same shape: a sum of three counts, each of which only grows with confidence."""
         index: NDArray[np.int32] = (confidence * confidence.dtype.type(self.even)).astype(np.int32)
         np.minimum(index, self.even - 1, out=index)
         index += self._rung(confidence)
@@ -85,12 +85,12 @@ class FineBins:
         return index
 
     def _rung(self, distance: NDArray[Any]) -> NDArray[np.int32]:
-        """The rung of a distance from 0 or from 1, the lowest being `_LEAST`; whatever lies beyond the part has the last."""
+        """The rung of each distance from 0 or 1, same shape, from `_LEAST` on; distances beyond the part have the last rung."""
         rung = np.asarray(distance, dtype=np.float32).view(np.int32) >> _SHIFT
         return np.clip(rung, _LEAST, _LEAST + self.rungs - 1, out=rung)
 
     def summed(self, fine: NDArray[Any]) -> NDArray[Any]:
-        """Counts (..., fine bins) to counts (..., B) of the equal bins."""
+        """Shape (..., B): the counts of the equal bins, from counts of the fine bins, shape (..., F)."""
         first = self.rungs - 1 + PARTS * np.arange(self.bins)
         first[0] = 0
         return np.add.reduceat(fine, first, axis=-1)
@@ -98,20 +98,19 @@ class FineBins:
 
 @dataclass(frozen=True)
 class ReliabilityCounts:
-    """Counts of one population; `+` merges two.
+    """Counts of one population; `+` merges the counts of two cases.
 
     Row 0 is the top label, row c + 1 is channel c against the rest.
 
-    A *decision* is one voxel for exclusive classes, one voxel of one label for overlapping labels.
+    A *decision* is a voxel for exclusive classes, and a voxel of a label for overlapping labels.
 
     Attributes:
         bins: Number B of equal-width bins over 0 to 1.
-        fine_count: Shape (C + 1, F), int64. Decisions in each of the fine bins of `FineBins(bins)`.
-        fine_correct: Shape (C + 1, F), int64. How many of them came true.
-        fine_confidence: Shape (C + 1, F), float64. Sum of their confidences.
-        brier_sum: Sum over decisions of the squared error, itself summed over the channels for exclusive
-            classes.
-        nll_sum: Sum over decisions of -log of the probability given to what was true, floored at `NLL_FLOOR`.
+        fine_count: Shape (C + 1, F), int64. Decisions in each of the F fine bins of `FineBins(bins)`.
+        fine_correct: Shape (C + 1, F), int64. Number of decisions that came true.
+        fine_confidence: Shape (C + 1, F), float64. Sum of the confidences.
+        brier_sum: Sum of the squared errors of all decisions; for exclusive classes also over the channels.
+        nll_sum: Sum over all decisions of -log of the probability of the true answer, floored at `NLL_FLOOR`.
     """
 
     bins: int
@@ -149,25 +148,25 @@ class ReliabilityCounts:
 
     @property
     def correct(self) -> Counts:
-        """Shape (C + 1, B), int64: counts of the decisions that came true."""
+        """Shape (C + 1, B), int64: counts of the decisions that came true, in each bin of confidence."""
         return FineBins(self.bins).summed(self.fine_correct)
 
     @property
     def confidence(self) -> Floats:
-        """Shape (C + 1, B), float64: sum of their confidences, 0 to 1 each."""
+        """Shape (C + 1, B), float64: sum of the confidences in each bin, 0 to 1 each."""
         return FineBins(self.bins).summed(self.fine_confidence)
 
     @property
     def decisions(self) -> int:
-        """How many decisions were counted."""
+        """Number of decisions."""
         return int(self.fine_count[TOP_LABEL].sum())
 
     def accuracy(self, row: int = TOP_LABEL) -> Floats:
-        """Shape (B,), 0 to 1: the part of each bin that came true; NaN where the bin is empty."""
+        """Shape (B,), 0 to 1: the part of the decisions of each bin that came true; NaN for an empty bin."""
         return _divide(self.correct[row], self.count[row])
 
     def mean_confidence(self, row: int = TOP_LABEL) -> Floats:
-        """Shape (B,), 0 to 1: mean confidence of each bin; NaN where the bin is empty."""
+        """Shape (B,), 0 to 1: mean confidence of each bin; NaN for an empty bin."""
         return _divide(self.confidence[row], self.count[row])
 
 
@@ -182,17 +181,17 @@ def count_reliability(
     """Reliability counts of one case in one population.
 
     Args:
-        truth: Shape (C, ...) boolean, one channel for each of `probabilities`, background included for
-            exclusive classes; or for these shape (...) of whole numbers, the channel that is true at each voxel.
+        truth: Shape (C, ...) boolean, a channel for each channel of `probabilities`, background included for exclusive
+            classes. Exclusive classes also as shape (...) of whole numbers: the channel that is true at each voxel.
         probabilities: Shape (C, ...), 0 to 1. Exclusive classes (softmax) sum to 1 at each voxel.
-        exclusive: True: the top label is the channel with the largest probability. False: overlapping labels
-            (sigmoid), each its own decision with confidence max(p, 1 - p), all counted together in row 0.
+        exclusive: True: the top label is the channel with the largest probability. False: overlapping labels (sigmoid); each
+            label is a decision of its own with confidence max(p, 1 - p), and row 0 counts the decisions of all labels.
         within: Shape (...) boolean population, or None for the whole image. Must not be chosen by the truth.
         bins: Number of equal bins; bin b is [b/B, (b+1)/B), the last one holds 1.0 as well.
 
     Raises:
-        ValueError: Shapes differ, a probability is not within 0 to 1, exclusive ones do not sum to 1, or their truth is not
-            one channel at each voxel.
+        ValueError: Shapes differ, a probability is not within 0 to 1, or exclusive classes have probabilities that do not sum
+            to 1, or a truth that is not exactly one channel at each voxel.
     """
     _check_shapes(truth, probabilities, within, exclusive)
     count_rows = _exclusive_rows if exclusive else _overlapping_rows
@@ -205,55 +204,54 @@ def count_reliability(
 
 
 def expected_calibration_error(counts: ReliabilityCounts, row: int = TOP_LABEL) -> float:
-    """ECE, 0 to 1: mean gap of confidence and accuracy, bins weighing what they hold. NaN if all empty."""
+    """ECE, 0 to 1: mean gap between confidence and accuracy, bins weighted by their decisions. NaN without decisions."""
     return float(expected_gap(counts.count[row], counts.correct[row], counts.confidence[row]))
 
 
 def maximum_calibration_error(counts: ReliabilityCounts, row: int = TOP_LABEL) -> float:
-    """MCE, 0 to 1: the largest gap of any bin that holds something, however little. NaN if all empty."""
+    """MCE, 0 to 1: the largest gap of a bin that is not empty. NaN without decisions."""
     gaps = _gaps(counts, row)
     return float(gaps.max()) if gaps.size else float("nan")
 
 
 def average_calibration_error(counts: ReliabilityCounts, row: int = TOP_LABEL) -> float:
-    """ACE as in MONAI and Barfoot, 0 to 1: plain mean of the gaps of filled bins. NaN if all empty."""
+    """ACE as in MONAI and Barfoot, 0 to 1: plain mean of the gaps of the bins that are not empty. NaN without decisions."""
     gaps = _gaps(counts, row)
     return float(gaps.mean()) if gaps.size else float("nan")
 
 
 def equal_mass_calibration_error(counts: ReliabilityCounts, row: int = TOP_LABEL, *, bins: int | None = None) -> float:
-    """ACE over bins of equal mass, 0 to 1: mean gap of bins that each hold the same share of the decisions. NaN if empty.
+    """ACE over bins of equal mass, 0 to 1: mean gap of bins with the same share of the decisions. NaN without decisions.
 
-    The decisions stand in the order of their confidence and are cut into equal shares. What was counted in one
-    fine bin is alike: a cut within it gives each side its part of the right ones and of the confidence. So where a
-    fine bin holds more than a share, the bins that lie within it all have its own gap, and two errors of
-    unlike sign in one fine bin cancel out; a fine bin is 1 / (16 B) wide, near 0 and 1 a quarter of what is missing
-    to the end.
+    The decisions, in the order of their confidence, are cut into equal shares. A cut within a fine bin divides its right
+    decisions and its confidence in proportion. So if a fine bin holds more than a share, all shares within it have its gap, and
+    two errors of opposite sign in a fine bin cancel out. A fine bin is 1 / (16 B) wide, and near 0 and 1 a quarter of the
+    distance to the end.
 
     Args:
-        counts: Of one case, or pooled.
-        row: Top label, or a channel's row; Nixon's ACE is the mean over the rows of all channels.
-        bins: Number of shares; as many as there are equal-width bins unless given.
+        counts: Counts of one case, or pooled.
+        row: Row of the top label or of a channel; Nixon's ACE is the mean over the rows of all channels.
+        bins: Number of shares; None for the number of equal-width bins.
 
     Source: Nixon et al., Measuring Calibration in Deep Learning, arXiv:1904.01685.
     """
-    held = np.flatnonzero(counts.fine_count[row])
-    if not held.size:
+    filled = np.flatnonzero(counts.fine_count[row])
+    if not filled.size:
         return float("nan")
-    mass = np.cumsum(counts.fine_count[row, held])
-    gap = np.cumsum(counts.fine_correct[row, held] - counts.fine_confidence[row, held])
+    mass = np.cumsum(counts.fine_count[row, filled])
+    gap = np.cumsum(counts.fine_correct[row, filled] - counts.fine_confidence[row, filled])
     cuts = np.linspace(0, mass[-1], (bins or counts.bins) + 1)
     shares = np.diff(np.interp(cuts, [0, *mass], [0, *gap]))
     return float(np.abs(shares).sum() / mass[-1])
 
 
 def brier_score(counts: ReliabilityCounts) -> float:
-    """Mean squared error of the probabilities: 0 to 2 for exclusive classes (channels summed), else to 1."""
+    """Mean squared error of the probabilities: 0 to 2 for exclusive classes (summed over channels), else 0 to 1."""
     return counts.brier_sum / counts.decisions if counts.decisions else float("nan")
 
 
 def negative_log_likelihood(counts: ReliabilityCounts) -> float:
-    """Mean of -log of the probability given to what was true, in nats; NaN if empty."""
+    """Mean of -log of the probability of the true answer, in nats; NaN without decisions."""
     return counts.nll_sum / counts.decisions if counts.decisions else float("nan")
 
 
@@ -271,7 +269,7 @@ def _gaps(counts: ReliabilityCounts, row: int) -> Floats:
 def _count_piece(
     truth: NDArray[Any], p: NDArray[Any], inside: slice | NDArray[Any], *, count_rows: "CountRows", bins: FineBins
 ) -> ReliabilityCounts:
-    """Counts of the voxels `inside` a piece: p has shape (C, N), truth (C, N) boolean or (N,) numbers."""
+    """Counts of the voxels `inside` a piece; p has shape (C, N), truth (C, N) boolean or (N,) numbers."""
     p = np.ascontiguousarray(p[:, inside], dtype=np.promote_types(p.dtype, np.float32))  # float16 falls into other bins
     truth = truth[..., inside]
     _check_range(p)
@@ -288,7 +286,7 @@ def _count_piece(
 
 
 class _Rows(NamedTuple):
-    """What N voxels add to the rows of `ReliabilityCounts`.
+    """The contribution of N voxels to the rows of `ReliabilityCounts`.
 
     Attributes:
         held: Shape (C + 1, fine bins, 2: untrue and true): number of decisions; row 0 is the top label.
@@ -309,7 +307,7 @@ CountRows = Callable[[NDArray[Any], Sequence[NDArray[np.bool_]], FineBins], _Row
 def _exclusive_rows(p: NDArray[Any], hits: Sequence[NDArray[np.bool_]], bins: FineBins) -> _Rows:
     """Rows of exclusive classes; `p` has shape (C, N), each of the C `hits` shape (N,).
 
-    The top label is counted along with the channels: its row is what they hold of the voxels that they win.
+    The row of the top label is the sum, over the channels, of the voxels where the channel has the largest probability.
     """
     _check_sums(p)
     true = sum(int(np.count_nonzero(hit)) for hit in hits)
@@ -326,14 +324,14 @@ def _exclusive_rows(p: NDArray[Any], hits: Sequence[NDArray[np.bool_]], bins: Fi
 def _with_top(channels: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """Shape (fine bins, 4) of each of C channels, to (C + 1, fine bins, 2: untrue and true).
 
-    The 4 are where the channel lost, untrue and true, and where it won, untrue and true.
+    The 4 are: another channel is larger and this channel is untrue, or true; this channel is the largest and untrue, or true.
     """
     parted = np.stack(channels).reshape(len(channels), -1, 2, 2)
     return np.concatenate([parted[:, :, 1].sum(axis=0, keepdims=True), parted.sum(axis=2)])
 
 
 def _winners(p: NDArray[Any]) -> Iterator[NDArray[np.bool_]]:
-    """For each channel, shape (N,): where it has the largest probability, the first of equals."""
+    """For each channel, shape (N,): where it has the largest probability; of equal channels the first wins."""
     largest = p.max(axis=0)
     free = np.ones(largest.shape, dtype=bool)
     for channel in p:
@@ -354,7 +352,7 @@ def _overlapping_rows(p: NDArray[Any], hits: Sequence[NDArray[np.bool_]], bins: 
 
 
 def _histogram(confidence: NDArray[Any], kind: NDArray[Any], kinds: int, bins: FineBins) -> tuple[Counts, Floats]:
-    """Number and sum of confidence, each of shape (fine bins, kinds); `kind` is that of each decision, from 0 on."""
+    """Number and sum of confidence, each of shape (fine bins, kinds); `kind` is the kind of each decision, from 0 on."""
     index = bins.index(confidence)
     index *= kinds
     index += kind
@@ -367,7 +365,7 @@ def _histogram(confidence: NDArray[Any], kind: NDArray[Any], kinds: int, bins: F
 def _pieces(
     truth: NDArray[Any], probabilities: NDArray[Any], within: NDArray[np.bool_] | None
 ) -> Iterator[tuple[NDArray[Any], NDArray[Any], slice | NDArray[Any]]]:
-    """Views of some voxels of truth and probabilities, in the order of memory, with those of the population in them."""
+    """Pieces of truth and probabilities in the order of memory, as views, each with the voxels of the population in it."""
     order = np.argsort(probabilities.strides[1:], kind="stable")[::-1]  # so that flattening copies nothing
     p, hit = _flat(probabilities, order), _flat(truth, order)
     inside = None if within is None else _flat(within, order)
@@ -377,7 +375,7 @@ def _pieces(
 
 
 def _flat(array: NDArray[Any], order: NDArray[np.intp]) -> NDArray[Any]:
-    """The last axes in an order and as one: shape (...) to (N,), (C, ...) to (C, N)."""
+    """The grid axes in this order and merged into a single axis: shape (...) to (N,), (C, ...) to (C, N)."""
     lead = array.ndim - len(order)
     turned = array.transpose(*range(lead), *(lead + order))
     return turned.reshape(*array.shape[:lead], -1)

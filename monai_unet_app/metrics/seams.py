@@ -1,4 +1,4 @@
-"""Do the borders between windows show in what was put together from them?"""
+"""Whether the borders between windows can be seen in probabilities that were put together from windows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,22 +8,22 @@ from numpy.typing import NDArray
 
 
 def seam_error(probabilities: NDArray[Any], seams: Sequence[Sequence[int]]) -> tuple[float, ...]:
-    """How much larger the steps across the seams are than all other steps along the same axis; 1 is as smooth as elsewhere.
+    """How much larger the steps across the seams are than the other steps along the same axis; 1 is as smooth as elsewhere.
 
-    A step is the difference of two neighbouring voxels in one channel; what is compared is the mean of its amount
-    over all channels and over all voxels of the planes.
+    A step is the difference of two neighbouring voxels in a channel. Its absolute value is averaged over all channels and over
+    all voxels of the planes.
 
     Args:
         probabilities: Shape (C, I, J, K) or (C, I, J).
         seams: For each axis I, J, K the planes in which windows meet; n is the plane between voxel n - 1 and voxel n.
-            No plane for an axis along which there is one window.
+            An axis with a single window has no plane.
 
     Returns:
-        One ratio for each axis, 0 or more. NaN where an axis has no seam or nothing but seams, or where no step is
-        anywhere; infinite where the seams alone have steps.
+        A ratio for each axis, 0 or more. NaN if an axis has no seam or only seams, or if there are no steps at all; infinite if
+        only the seams have steps.
 
     Raises:
-        ValueError: Not one list for each axis, or a plane that does not lie between two voxels.
+        ValueError: The number of lists is not the number of axes, or a plane does not lie between two voxels.
     """
     shape = probabilities.shape[1:]
     if len(seams) != len(shape):
@@ -47,6 +47,6 @@ def _ratio(probabilities: NDArray[Any], axis: int, planes: Sequence[int]) -> flo
 
 
 def _mean_step(probabilities: NDArray[Any], axis: int, plane: int) -> float:
-    """Mean amount of the steps across one plane, which all have as many."""
+    """Mean absolute value of the steps across a plane."""
     before, after = (probabilities.take(n, axis=axis).astype(np.float64) for n in (plane - 1, plane))
     return float(np.abs(after - before).mean())

@@ -1,7 +1,7 @@
-"""Cases in, one summary out: every score of this package, per class and mean, with intervals by subject.
+"""The summary of all cases: every score of this package, per class and as a mean, with intervals by subject.
 
-Nothing of a case is kept but its scores and its reliability counts (ten kilobytes a class and population,
-whatever its size), so a data set of any size streams through.
+Only the scores and the reliability counts of a case are kept (ten kilobytes for each class and population, whatever the size of
+the case), so a data set may be of any size.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ NOWHERE = "no case has a voxel of it, true or predicted: nothing was asked and n
 
 
 class Evaluation:
-    """Takes cases one at a time and sums them up.
+    """Scores cases one at a time and sums them up.
 
     Example:
         evaluation = Evaluation(EvaluationPlan(("Anterior", "Posterior")))
@@ -32,7 +32,7 @@ class Evaluation:
     """
 
     def __init__(self, plan: EvaluationPlan, cases: Iterable[CaseScores] = ()) -> None:
-        """`cases`: scores that were taken before or elsewhere, so that evaluations can be merged."""
+        """`cases`: scores of earlier cases, so that evaluations can be merged."""
         self.plan = plan
         self.cases: list[CaseScores] = list(cases)
 
@@ -50,11 +50,11 @@ class Evaluation:
         return scores
 
     def pooled(self) -> dict[str, ReliabilityCounts]:
-        """Reliability counts over all cases, for each of the two populations of the headlines."""
+        """Reliability counts over all cases, for the two populations of the headlines."""
         return pooled_counts(self.plan, [case.reliability for case in self.cases])
 
     def pooled_before(self) -> dict[str, ReliabilityCounts] | None:
-        """The same before calibration; None unless every case brought its uncalibrated probabilities."""
+        """The same before calibration; None unless every case has uncalibrated probabilities."""
         if not self.cases or not all(case.reliability_before for case in self.cases):
             return None
         return pooled_counts(self.plan, [case.reliability_before for case in self.cases])
@@ -81,13 +81,12 @@ def summarise(plan: EvaluationPlan, cases: Iterable[CaseScores], how: Bootstrap)
     their unit in the name (`hd95_mm`, or `hd95_px` where planar). `mean` is the mean over cases of the mean
     over classes. `surface_dice_at` holds a score for each tolerance, `components` one for each figure of theirs.
 
-    A class of which no case has a voxel, true or predicted, is in `undefined` with the reason: its scores are None
-    and no part of any mean. `absent_cases` counts for each class the cases that have no voxel of it, and score 1 by
-    agreement; where there are such, `dice` says under `present_only` what it is without them.
+    A class without a voxel in any case, true or predicted, is in `undefined` with the reason: its scores are None and no part
+    of any mean. `absent_cases` counts for each class the cases without a voxel of it; these score 1, as two empty masks do. If
+    there are any, `present_only` in `dice` is the score without them.
 
-    `ece` and `ece_band` hold `top_label` beside them (the project's headline: top label, equal
-    bins, pooled); their `per_class` is one class against the rest, pooled. Intervals are None with fewer than
-    two subjects.
+    `ece` and `ece_band` also hold `top_label` (the headline: top label, equal bins, pooled); their `per_class` is one class
+    against the rest, pooled. Intervals are None with fewer than `fewest_subjects` subjects.
     """
     cases = list(cases)
     summary = _score_summary(plan, cases, how)
@@ -140,7 +139,7 @@ def calibration_table(plan: EvaluationPlan, cases: Iterable[Counts]) -> dict[str
 
 
 def _table_block(table: Floats, plan: EvaluationPlan, subjects: list[str], how: Bootstrap) -> dict[str, Any]:
-    """Mean over cases of a table (cases, classes) whose values that do not count are NaN or infinite."""
+    """Means over cases of a table (cases, classes); values that are NaN or infinite do not count."""
     per_class = {name: bootstrap_mean(table[:, n], subjects, how) for n, name in enumerate(plan.class_names)}
     return _block(bootstrap_mean(means_of_rows(table), subjects, how), per_class)
 

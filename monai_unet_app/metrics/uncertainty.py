@@ -1,20 +1,20 @@
-"""How undecided probabilities are."""
+"""The uncertainty of probabilities."""
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-_LEAST = 1e-12  # of a probability whose logarithm is taken
+_LEAST = 1e-12  # smallest probability whose logarithm is taken
 
 
 def normalised_entropy(probabilities: NDArray[Any], *, exclusive: bool) -> NDArray[np.float32]:
-    """How undecided the network is at each voxel: 0 sure, 1 all answers alike.
+    """How undecided the network is at each voxel: 0 is sure, 1 means that all answers are equally likely.
 
     Args:
         probabilities: Shape (C, ...), 0 to 1.
-        exclusive: Channels sum to 1: entropy over them, divided by its greatest value. Else the greatest of the entropies of
-            each channel against its absence.
+        exclusive: Channels sum to 1: the entropy over the channels, divided by its largest possible value. Otherwise the
+            largest entropy of any channel against its absence.
 
     Returns:
         Shape (...), 0 to 1.

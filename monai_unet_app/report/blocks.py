@@ -1,6 +1,6 @@
-"""What pages are made of, without saying how they look: `html` and `pdf` each know how to write these.
+"""The parts of a page, without their looks: `html` and `pdf` each know how to write these.
 
-All texts are plain: markup in them is shown, not obeyed.
+All texts are plain: markup in them is shown as it is.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,14 +16,14 @@ Tone = Literal["", "good", "bad"]
 
 @dataclass(frozen=True)
 class Title:
-    """What the whole document is about, small above its verdict."""
+    """The subject of the document, in small type above its verdict."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The one sentence to read."""
+    """The most important sentence."""
 
     text: str
     tone: Tone = ""
@@ -31,7 +31,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Heading:
-    """Begins a section, or with `small` a part of one."""
+    """Begins a section; with `small`, a part of a section."""
 
     text: str
     small: bool = False
@@ -39,7 +39,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; `note` for what explains rather than tells."""
+    """A paragraph; `note` marks an explanation."""
 
     text: str
     note: bool = False
@@ -47,14 +47,14 @@ class Text:
 
 @dataclass(frozen=True)
 class Lines:
-    """Short lines, each with a marked word before it: (tone, word, text)."""
+    """Short lines, each with a coloured word before it: (tone, word, text)."""
 
     entries: tuple[tuple[Tone, str, str], ...]
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Figures to be seen at a glance: (name, figure, what stands below)."""
+    """Figures in large type: (name, figure, text below)."""
 
     entries: tuple[tuple[str, str, str], ...]
 
@@ -70,11 +70,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of as many cells as the head has.
+    """A table; each row has as many cells as the head.
 
     Attributes:
-        last_is_mean: The last row is set off, as the mean of the others.
-        words: So many columns, from the left, are words; the others are numbers, and end below one another.
+        last_is_mean: The last row is the mean of the others and looks different.
+        words: Number of columns with words, from the left; the others hold numbers and are aligned to the right.
     """
 
     head: tuple[str, ...]
@@ -85,12 +85,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """A diagram that takes the colours of its page.
+    """A diagram in the colours of its page.
 
     Attributes:
-        draw: Makes it in given colours.
-        label: What is to be seen, for those who cannot see it.
-        caption: Below it.
+        draw: Makes the figure in these colours.
+        label: Description for readers who cannot see it.
+        caption: Text below it.
         width: Part of the page's width, 0 to 1.
     """
 
@@ -111,21 +111,21 @@ class Picture:
 
 @dataclass(frozen=True)
 class Key:
-    """What colours mean: (colour, name)."""
+    """The meaning of colours: (colour, name)."""
 
     entries: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Names and what stands for them."""
+    """Names and their values."""
 
     entries: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Folded:
-    """What only some will read; on paper it is left out and `instead` stands there."""
+    """A table that a reader can unfold; on paper `instead` takes its place."""
 
     title: str
     content: Table

@@ -60,7 +60,7 @@ def read_measured(evaluation: Path, bundle: BundleFiles) -> dict[str, Any]:
 def check_held_out(evaluation: Path, bundle: Bundle) -> None:
     """Raises InputRefusedError if a subject of the evaluation trained, selected or calibrated the bundle.
 
-    What stands in a card is taken for what new cases may expect.
+    Readers expect the figures of a card for new cases.
     """
     try:
         with (evaluation / "cases.csv").open(encoding="utf-8", newline="") as stream:
@@ -78,12 +78,12 @@ def check_held_out(evaluation: Path, bundle: Bundle) -> None:
 
 
 def summary(document: Mapping[str, Any], bundle: Bundle, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What goes into `eval_metrics` of the metadata.
+    """The content of `eval_metrics` in the metadata.
 
     Args:
-        document: As in metrics.json.
-        bundle: What was measured; its record says how it was trained.
-        more: Figures to add that an evaluation does not hold.
+        document: The content of metrics.json.
+        bundle: The bundle that was measured, with the record of its training.
+        more: Further figures, which an evaluation does not hold.
     """
     data = document["data"]
     figures: dict[str, Any] = {
@@ -100,7 +100,7 @@ def summary(document: Mapping[str, Any], bundle: Bundle, more: Mapping[str, Any]
 
 
 def out_of_fold(bundle: Bundle) -> dict[str, Any]:
-    """What a bundle's `docs/out_of_fold.csv` says of its Dice in cross-validation: of all cases, and of its test cases.
+    """A bundle's Dice in cross-validation by its `docs/out_of_fold.csv`: of all cases, and of its test cases.
 
     Each row of the table is one structure of one case, segmented by a network that never saw the case's subject.
 
@@ -164,7 +164,7 @@ def _score(block: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _calibration(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Calibration error of the whole image and of the band, where it is defined."""
+    """Calibration errors of the whole image and of the band, if they are defined."""
     after, before = document["calibration"], document.get("calibration_before", {})
     entries = {}
     for key in ("ece", "ece_band"):
@@ -177,7 +177,7 @@ def _calibration(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _statements(statements: Mapping[str, Any]) -> dict[str, Any]:
-    """What was stated and how often it came true: of each the class, what was wanted, what was observed; and what was not."""
+    """The statements and how often they came true, for each class; and the statements that are not made."""
     entries: dict[str, Any] = {}
     if statements.get("sizes"):
         entries["sizes"] = {
@@ -221,16 +221,16 @@ def write_figures(figures: Mapping[str, Any], bundle: Bundle, root: Path | None 
     """Puts figures into a bundle's metadata and card; neither is touched unless both can be written.
 
     Args:
-        figures: As `summary` gives them.
-        bundle: What was measured.
-        root: Where the figures go, if not into the bundle's own folder.
+        figures: The result of `summary`.
+        bundle: The bundle that was measured.
+        root: The folder that gets the figures; None for the bundle's own.
 
     Returns:
         metadata.json and the card.
 
     Raises:
-        InputRefusedError: There is no card, or its marks are not there.
-        OSError: One of the two cannot be written.
+        InputRefusedError: There is no card, or it lacks its marks.
+        OSError: One of the two files cannot be written.
     """
     home = root or bundle.root
     metadata, card = home / METADATA, home / CARD
@@ -244,7 +244,7 @@ def write_figures(figures: Mapping[str, Any], bundle: Bundle, root: Path | None 
 
 
 def put_figures(rows: Sequence[str], page: Path) -> None:
-    """Replaces what stands between a page's two marks. Raises InputRefusedError if they are not there, each once."""
+    """Replaces the lines between the two marks of a page. Raises InputRefusedError unless each mark is there once."""
     _replace({page: _between_marks(rows, page)})
 
 

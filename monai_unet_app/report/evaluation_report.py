@@ -1,7 +1,6 @@
-"""What a report is made of: data only, ready to be written in any form.
+"""The data of a report, independent of its form.
 
-Names of cases and subjects are the caller's and are printed as they come: give pseudonyms, never a patient's
-identity.
+Names of cases and subjects are printed as they are: they must be pseudonyms, never a patient's identity.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +27,7 @@ RIGHT_ANGLED = 0.01
 
 @dataclass(frozen=True)
 class MeasuredOn:
-    """What was measured on what.
+    """The bundle that was measured, and the data.
 
     Attributes:
         bundle_name: Name of the bundle.
@@ -36,10 +35,9 @@ class MeasuredOn:
         bundle_sha256: Hash over its weights, inference.yaml and segments.json.
         data_name: Name of the data set, no path.
         data_sha256: Hash of the data set.
-        partition: Which cases of it, for instance "test, no subject of which trained, selected or
-            calibrated".
-        not_measured: Cases of it that could not be measured.
-        seen: Partition -> how many of the cases the bundle was made with in it.
+        partition: The cases of the data set, such as "test, no subject of which trained, selected or calibrated".
+        not_measured: Cases that could not be measured.
+        seen: Partition -> number of cases with which the bundle was made.
     """
 
     bundle_name: str
@@ -54,11 +52,11 @@ class MeasuredOn:
 
 @dataclass(frozen=True)
 class Target:
-    """A figure that has to be reached.
+    """A figure with the bounds that it should keep.
 
     Attributes:
-        name: In words, for instance "Dice, mean of both parts".
-        path: Where it stands in the summary, for instance ("dice", "mean").
+        name: The figure in words, such as "Dice, mean of both parts".
+        path: Its place in the summary, such as ("dice", "mean").
         at_least: Smallest value that reaches it, or None.
         at_most: Largest value that reaches it, or None.
     """
@@ -69,7 +67,7 @@ class Target:
     at_most: float | None = None
 
     def value(self, summary: Mapping[str, Any]) -> float | None:
-        """The figure; None where it is undefined, or was not measured: the summary has no such place."""
+        """The figure; None if it is undefined, or was not measured and is therefore not in the summary."""
         entry: Any = summary
         for key in self.path:
             if key not in entry:
@@ -78,7 +76,7 @@ class Target:
         return None if entry is None else float(entry)
 
     def outcome(self, summary: Mapping[str, Any]) -> Outcome:
-        """What became of it; what is undefined is neither reached nor missed."""
+        """Whether the target was reached; an undefined figure neither reaches nor misses it."""
         value = self.value(summary)
         if value is None:
             return "undefined"
@@ -92,20 +90,20 @@ class Target:
 
 @dataclass(frozen=True)
 class CasePicture:
-    """Small arrays of one case for its picture.
+    """The arrays of a case for its picture.
 
     Attributes:
         case_id: Name of the case.
-        role: Why it is shown.
+        role: The reason why this case is shown.
         image: Shape (I, J, K), or (I, J, K, 3) for colour (0 to 1, or uint8); of a picture also (I, J) or (I, J, 3).
         truth: Shape (I, J, K) whole label values, or (C, I, J, K) boolean, one mask a named class; (I, J) for a picture.
         predicted: As `truth`.
         spacing: Distance of neighbouring voxels along I, J, K, or I, J for a picture: drawings keep its proportions.
         axes: Patient direction in which I, J, K increase, letters of L R A P S I (oblique grids: the
-            nearest), such as ("L", "P", "S"). With it the planes are axial, coronal, sagittal as radiologists
-            look at them; without, they are named after the array's axes.
-        slices_along: Of a sheared grid the axis whose slices are right-angled: only these are drawn, since planes
-            across them would be slanted. None for a right-angled grid.
+            nearest), such as ("L", "P", "S"). The planes are then axial, coronal and sagittal, as radiologists look at them;
+            with None they are named after the array's axes.
+        slices_along: For a sheared grid the axis whose slices are right-angled; only these slices are drawn, since other planes
+            would be slanted. None for a right-angled grid.
         unit: Unit of the spacing.
     """
 
@@ -137,17 +135,17 @@ class CasePicture:
 
 
 def _slices_along(volume: Volume) -> int | None:
-    """Of a grid whose axes are not all at right angles: the axis across two that are, K where it can be chosen."""
+    """For a grid with slanted axes the axis across two axes at right angles, K if possible; None for a right-angled grid."""
     steps = volume.affine_lps[:3, :3] / np.linalg.norm(volume.affine_lps[:3, :3], axis=0)
     slants = [abs(float(steps[:, (n + 1) % 3] @ steps[:, (n + 2) % 3])) for n in range(3)]
     if max(slants) <= RIGHT_ANGLED:
         return None
-    return 2 if slants[2] <= RIGHT_ANGLED else int(np.argmin(slants))  # a tilted gantry leaves two pairs right-angled
+    return 2 if slants[2] <= RIGHT_ANGLED else int(np.argmin(slants))  # with a tilted gantry two pairs are right-angled
 
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """Everything that a report shows.
+    """The content of a report.
 
     Attributes:
         evaluation: The scores of the cases, one case at least.
@@ -180,7 +178,7 @@ class EvaluationReport:
 
     @property
     def plan(self) -> EvaluationPlan:
-        """What was measured, with which lengths."""
+        """The plan of the evaluation, with its lengths."""
         return self.evaluation.plan
 
     @property
@@ -200,9 +198,10 @@ class EvaluationReport:
 
 
 def exemplary_cases(cases: Iterable[CaseScores]) -> dict[Role, str]:
-    """Which cases to show: role -> case_id, ranked by mean Dice. Fewer than three cases fill fewer roles.
+    """The cases to show: role -> case_id, by mean Dice. Fewer than three cases have fewer roles.
 
-    The median is the lower one of an even number. Ties go by name, so the choice does not hang on the order.
+    Of an even number of cases the median is the lower of the two in the middle. Ties are broken by name, so the choice does not
+    depend on the order.
     """
     ranked = [case.case_id for case in sorted(cases, key=lambda case: (case.mean("dice"), case.case_id))]
     if not ranked:

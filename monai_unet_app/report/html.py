@@ -1,7 +1,6 @@
-"""One self-contained HTML page: offline, light and dark, fit to print. The markup is in `templates/`.
+"""The report as a self-contained HTML page: offline, light and dark, fit to print. The markup is in `templates/`.
 
-The page loads nothing (its own policy forbids it), runs no script, and holds no path, and no identity beyond the names of
-cases that it was given.
+The page loads nothing (its own policy forbids it), runs no script, and holds no path and no identity except the names of cases.
 """
 
 from functools import cache
@@ -33,7 +32,7 @@ def render_html(report: EvaluationReport) -> str:
 
 
 def render(block: Block) -> str:
-    """One block as HTML. Raises TypeError if it is not one of those in blocks.py."""
+    """A block as HTML. Raises TypeError if it is not one of those in blocks.py."""
     if not isinstance(block, Block):
         raise TypeError(f"{type(block).__name__} is no block; one of those in blocks.py is needed")
     macros = environment(__package__).get_template("blocks.html").module

@@ -1,7 +1,7 @@
-"""The report on paper: A4, the same sections as the page, the same bytes for the same report.
+"""The report on paper: A4, with the sections of the page; the same report gives the same bytes.
 
-Layout is ReportLab's; the type is DejaVu Sans as matplotlib brings it, embedded, so that marks and names in most scripts
-are there wherever it is opened. It has no Chinese, Japanese and Korean: those are set in fonts that viewers have for them.
+The layout is ReportLab's. The font is DejaVu Sans, which matplotlib brings along; it is embedded, so that marks and names in
+most scripts can be read everywhere. It has no Chinese, Japanese and Korean: these are set in fonts that viewers bring along.
 """
 
 import io
@@ -46,7 +46,7 @@ _PAD = 3.0  # left and right of a cell, points
 def render_pdf(report: EvaluationReport) -> bytes:
     """The whole report as a PDF file.
 
-    The same report gives the same bytes: the document says no time but that at which the report was made, in its text.
+    The same report gives the same bytes: the only time in the document is that of the report, in its text.
     """
     on = report.measured_on
     name = f"{on.bundle_name} {on.bundle_version}"
@@ -54,7 +54,7 @@ def render_pdf(report: EvaluationReport) -> bytes:
 
 
 def typeset(blocks: Iterable[Block], title: str, footer: str) -> bytes:
-    """Blocks as a PDF file; `title` is what viewers call it, `footer` stands on every page beside its number."""
+    """Blocks as a PDF file; viewers show `title`, and every page has `footer` beside its number."""
     _register_fonts()
     stream = io.BytesIO()
     document = _Document(
@@ -76,7 +76,7 @@ def typeset(blocks: Iterable[Block], title: str, footer: str) -> bytes:
 
 
 class _Document(SimpleDocTemplate):  # type: ignore[misc]  # ReportLab has no types
-    """Sections stand in the outline that viewers show beside the pages; each page ends with a footer."""
+    """A document with an outline of its sections, which viewers show beside the pages, and a footer on each page."""
 
     footer = ""
 
@@ -197,7 +197,7 @@ def _facts(facts: blocks.Facts) -> Flowable:
 
 
 def _escaped(text: str) -> str:
-    """Text as a paragraph takes it, each run of East Asian characters in a font of its language."""
+    """Text for a paragraph, escaped, with each run of East Asian characters in a font of its language."""
 
     def in_its_font(run: re.Match[str]) -> str:
         font = _KOREAN if _HANGUL.search(run[0]) else _JAPANESE if _KANA.search(text) else _CHINESE
@@ -211,18 +211,18 @@ def _coloured(text: str, colour: str) -> str:
 
 
 def _square(colour: str) -> str:
-    """A mark in a colour; white would not be seen on paper and is drawn as an outline."""
+    """A mark in a colour; white, which is invisible on paper, is drawn as an outline."""
     return "□" if colour.lower() == "#ffffff" else _coloured("■", colour)
 
 
 def _with_next(flowable: Flowable) -> list[Flowable]:
-    """It alone, but never as the last thing on a page."""
+    """A list of this flowable, which is never the last on a page."""
     flowable.keepWithNext = 1
     return [flowable]
 
 
 def _image(content: bytes, width: float, height: float, caption: str) -> list[Flowable]:
-    """A drawing with its caption, as large as fits into these parts of a page."""
+    """A drawing with its caption, as large as it fits into these parts of the page's width and height."""
     image = Image(io.BytesIO(content), hAlign="LEFT")
     scale = min(width * WIDTH / image.imageWidth, height * HEIGHT / image.imageHeight)
     image.drawWidth, image.drawHeight = scale * image.imageWidth, scale * image.imageHeight
@@ -235,7 +235,7 @@ def _image(content: bytes, width: float, height: float, caption: str) -> list[Fl
 def _columns(table: blocks.Table) -> tuple[list[float], float]:
     """Widths of a table's columns, and the type size at which they fit side by side.
 
-    Columns are as wide as their longest line, but for the first, which may wrap.
+    Columns are as wide as their longest line, except the first, which may wrap.
     """
     size = _STYLES["cell"].fontSize
     natural = [_natural(table, n, size) for n in range(len(table.head))]

@@ -1,6 +1,6 @@
-"""What a report says, section by section, verdict first; how it looks is the business of `html` and `pdf`.
+"""The content of a report, section by section, verdict first; `html` and `pdf` give it its looks.
 
-It holds no path, and no identity beyond the names of cases that it was given.
+It holds no path and no identity except the names of cases.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -51,7 +51,7 @@ def sections(report: EvaluationReport) -> list[Block]:
 
 
 def head(report: EvaluationReport) -> list[Block]:
-    """What was measured, whether the targets were reached, and the four figures that matter most."""
+    """The subject of the report, whether the targets were reached, and the four most important figures."""
     on = report.measured_on
     cases = f"{plural(len(report.cases), 'case')} of {plural(report.subjects, 'subject')}"
     blocks: list[Block] = [Title(f"{on.bundle_name} {on.bundle_version}, {cases}"), verdict(report)]
@@ -67,7 +67,7 @@ def head(report: EvaluationReport) -> list[Block]:
 
 
 def _limits(report: EvaluationReport) -> tuple[tuple[Tone, str, str], ...]:
-    """What the figures do not speak of, or only flatter."""
+    """The limits of the figures: cases that are missing, and cases for which the figures are too good."""
     on, limits = report.measured_on, list[tuple[Tone, str, str]]()
     if on.not_measured:
         names = ", ".join(on.not_measured[:_NAMED]) + (", ..." if len(on.not_measured) > _NAMED else "")
@@ -79,7 +79,7 @@ def _limits(report: EvaluationReport) -> tuple[tuple[Tone, str, str], ...]:
 
 
 def verdict(report: EvaluationReport) -> VerdictLine:
-    """Were the targets reached? Without targets: the figure that matters most."""
+    """Whether the targets were reached; without targets the most important figure."""
     if not report.targets:
         dice = report.summary["dice"]
         return VerdictLine(f"Mean Dice {number(dice['mean'], 3)}{_in_brackets(dice['mean_interval'], 3)}")
@@ -147,7 +147,7 @@ def _columns(table: str, plan: EvaluationPlan) -> dict[str, tuple[str, int]]:
 
 
 def _by_class(columns: Mapping[str, tuple[str, int]], blocks: Mapping[str, Any], plan: EvaluationPlan) -> Table:
-    """A row a class and, of several, one for the mean; `columns` says heading and digits of each of the `blocks`."""
+    """A row for each class, and for the mean of several; `columns` holds heading and digits for each of the `blocks`."""
 
     def row(name: str | None) -> tuple[str | Cell, ...]:
         return name or "Mean", *(_score(blocks[key], name, digits) for key, (_, digits) in columns.items())
@@ -171,7 +171,7 @@ def _without_distance(report: EvaluationReport) -> list[Block]:
 
 
 def _undefined(report: EvaluationReport) -> list[Block]:
-    """Classes that have no scores, with the reason, and those that some cases lack."""
+    """Classes without scores, with the reason, and classes that are absent in some cases."""
     undefined, absent = report.summary["undefined"], report.summary["absent_cases"]
     blocks: list[Block] = []
     if undefined:
@@ -233,7 +233,7 @@ def _components(report: EvaluationReport) -> list[Block]:
 
 
 def populations_in_words(plan: EvaluationPlan) -> dict[str, str]:
-    """Name of each population of calibration -> which voxels it holds."""
+    """Name of each population of calibration -> its voxels, in words."""
     likely = f"Probability of foreground above {plan.likely_above:g}"
     return {
         plan.populations[0]: "Whole image",
@@ -284,10 +284,11 @@ def _calibration_table(report: EvaluationReport, words: Mapping[str, str]) -> Ta
 
 
 def _calibration_cells(after: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[Cell]:
-    """The figures of a population, and below them what they were before calibration."""
+    """The figures of a population, and below them the figures before calibration."""
     old = _calibration_figures(before) if before else [""] * len(_calibration_figures(after))
     return [
-        Cell(new, f"was {then}" if then else "") for new, then in zip(_calibration_figures(after), old, strict=True)
+        Cell(new, f"was {figure}" if figure else "")
+        for new, figure in zip(_calibration_figures(after), old, strict=True)
     ]
 
 
@@ -335,7 +336,7 @@ def _picture(picture: CasePicture, scores: CaseScores | None, report: Evaluation
 
 
 def _mean(case: CaseScores, score: str, report: EvaluationReport) -> float:
-    """Mean of a case over the classes that the summary defines."""
+    """Mean score of a case over the classes that are defined in the summary."""
     defined = tuple(entry for entry in case.classes if entry.name not in report.summary["undefined"])
     return replace(case, classes=defined).mean(score)
 

@@ -1,4 +1,4 @@
-"""The section of the report on the bundle's statements about its own results: which of them came true.
+"""The section of the report on the bundle's statements about its own results, and how often they came true.
 
 The numbers are those of `confidence.statement_audit.summarise_statements`.
 """
@@ -24,7 +24,7 @@ _STATEMENTS = {
 
 
 def statement_blocks(statements: Mapping[str, Any]) -> list[Block]:
-    """Every statement with what became of it, and those that are not made, with the reason."""
+    """Every statement with its outcome, and the statements that are not made, with the reason."""
     blocks: list[Block] = [Heading("What the bundle says of its own results")]
     if statements.get("sizes"):
         blocks += _sizes(statements["sizes"])
@@ -45,7 +45,7 @@ def statement_blocks(statements: Mapping[str, Any]) -> list[Block]:
 
 
 def verdict_counts(gate: Mapping[str, Any]) -> str:
-    """Of cases, for instance "28 accepted, 6 for review, 2 rejected"; where they were not counted, of their classes."""
+    """The verdicts on the cases, such as "28 accepted, 6 for review, 2 rejected"; in old files those on their classes."""
     counts = gate.get("case_verdicts", gate["verdicts"])
     return ", ".join(f"{counts.get(key, 0)} {word}" for key, word in _PARTS.items())
 
@@ -69,11 +69,17 @@ def _sizes(sizes: Mapping[str, Any]) -> list[Block]:
 def _coverage_cells(statement: Mapping[str, Any]) -> tuple[str | Cell, ...]:
     interval = statement["interval"] and [100 * end for end in statement["interval"]]
     observed = Cell(percent(statement["observed"], 1), between(interval, 1))
-    return percent(statement["wanted"]), observed, _kept(statement), str(statement["subjects"]), str(statement["cases"])
+    return (
+        percent(statement["wanted"]),
+        observed,
+        _outcome(statement),
+        str(statement["subjects"]),
+        str(statement["cases"]),
+    )
 
 
-def _kept(statement: Mapping[str, Any]) -> Cell:
-    """Whether the statement was true here, as far as so few subjects can tell."""
+def _outcome(statement: Mapping[str, Any]) -> Cell:
+    """Whether the statement came true, if there are enough subjects to tell."""
     if statement["observed"] is None:
         return Cell("–")
     if statement["subjects"] < subjects_needed(statement["wanted"]):

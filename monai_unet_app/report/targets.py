@@ -1,6 +1,6 @@
-"""Which figures an evaluation should reach, as a file, a bundle's metadata or this project say it.
+"""Figures that an evaluation should reach; they come from a file, a bundle's metadata or this project.
 
-Everywhere the form is the same, a bound or two for a figure: {"dice": {"at_least": 0.8}, "ece": {"at_most": 0.005}}.
+The form is always the same, one bound or two for a figure: {"dice": {"at_least": 0.8}, "ece": {"at_most": 0.005}}.
 """
 
 import tomllib
@@ -23,7 +23,7 @@ OF_ALL_CLASSES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "ece": ("ECE, whole image", ("ece", "top_label")),
     "ece_band": ("ECE, band around the predicted surface", ("ece_band", "top_label")),
 }
-"""Name of a target -> the score in words, and its place in the summary."""
+"""Name of a target -> the score in words, and its path in the summary."""
 
 OF_EACH_CLASS: Mapping[str, tuple[str, str]] = {
     f"{score.name}_per_class": (score.title, score.name) for score in _OF_CLASSES
@@ -38,7 +38,7 @@ USUAL: Bounds = {
     "boundary_iou": {"at_least": 0.65},
     "ece": {"at_most": 0.05},
 }
-"""What is asked of a bundle of which nobody asks anything else."""
+"""The targets of a bundle without other targets."""
 
 _NAMES = (*OF_ALL_CLASSES, *OF_EACH_CLASS)
 
@@ -47,7 +47,7 @@ def read_targets(path: Path) -> Bounds:
     """The bounds in a TOML file: a table for each figure, with at_least or at_most.
 
     Raises:
-        InputRefusedError: It cannot be read, names no figure or an unknown one, or has a bound that means nothing.
+        InputRefusedError: The file cannot be read, names no figure or an unknown figure, or has a bound without a meaning.
     """
     try:
         return checked(tomllib.loads(path.read_text(encoding="utf-8")))
@@ -60,10 +60,10 @@ def read_targets(path: Path) -> Bounds:
 
 
 def checked(targets: Any) -> Bounds:
-    """Bounds as they came, if they mean something.
+    """The same bounds, checked.
 
     Raises:
-        ValueError: They do not; says what was found and what is needed.
+        ValueError: No figure or an unknown figure is named, or a bound has no meaning.
     """
     if not isinstance(targets, Mapping) or not targets:
         raise ValueError(f"no figure is named; at_least or at_most of some of {', '.join(_NAMES)} is needed")
@@ -78,7 +78,7 @@ def checked(targets: Any) -> Bounds:
 
 
 def as_targets(bounds: Bounds, class_names: Sequence[str]) -> tuple[Target, ...]:
-    """A target for each figure, and for each class of one that is asked of every class."""
+    """A target for each figure; a figure that every class has to reach gives a target for each class."""
     targets = []
     for name, ends in bounds.items():
         if name in OF_ALL_CLASSES:
