@@ -140,7 +140,8 @@ class Destination:
         """The name of the other side in messages: AE title, host and port, or the URL."""
         if isinstance(self.peer, DicomWeb):
             return self.peer.url
-        return f"{self.peer.ae_title}@{_bracketed(self.peer.host)}:{self.peer.port}"
+        host = f"[{self.peer.host}]" if ":" in self.peer.host else self.peer.host
+        return f"{self.peer.ae_title}@{host}:{self.peer.port}"
 
 
 def parse_destination(text: str, our_ae_title: str = OUR_AE_TITLE) -> Destination:
@@ -189,7 +190,3 @@ def checked_url(text: str, where: str) -> str:
             "mark is needed; a token goes into an environment variable"
         )
     return text.rstrip("/")
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

@@ -95,7 +95,8 @@ def map_frames_of(dataset: Dataset) -> Iterator[MapFrame]:
         mapping = _mapping(dataset, number)
         values = _real_values(number, pixels, _is_padding(dataset, pixels), mapping)
         named = named_sources(dataset, number)
-        yield MapFrame(plane_of(dataset, number), named, values, _meaning(mapping), gap_of(dataset, number))
+        meaning = (str(mapping.get("LUTLabel", "")), *_codes(mapping))
+        yield MapFrame(plane_of(dataset, number), named, values, meaning, gap_of(dataset, number))
 
 
 def place_map(frames: Iterator[MapFrame], reference: Volume) -> NDArray[np.float32]:
@@ -130,7 +131,7 @@ def _mapping(dataset: Dataset, number: int) -> Dataset:
     items = items_of(dataset, number, "RealWorldValueMappingSequence") or [Dataset()]
     known = {_known(item): item for item in items}
     if len(known) > 1:
-        mappings = "; ".join(_told(item) for item in list(known.values())[:4])
+        mappings = "; ".join(_described(item) for item in list(known.values())[:4])
         raise LabelError(
             f"frame {number} of the parametric map has {len(known)} real world value mappings: {mappings}; one is needed, to "
             "know which values are meant; write a map for each"
@@ -144,7 +145,7 @@ def _known(mapping: Dataset) -> tuple[str, ...]:
     return (*(str(mapping.get(keyword)) for keyword in numbers), *_codes(mapping))
 
 
-def _told(mapping: Dataset) -> str:
+def _described(mapping: Dataset) -> str:
     """A mapping for a message: codes and numbers, but no free text, which may name the patient."""
     codes = ", ".join(shown(code[:32]) for code in _codes(mapping)[:4]) or "no code"
     slope, intercept = (shown(str(mapping.get(f"RealWorldValue{part}"))[:24]) for part in ("Slope", "Intercept"))
@@ -200,10 +201,6 @@ def _check_range(number: int, stored: Floats, mapping: Dataset, *, whole: bool) 
             f"its mapping is for (one is {float(outside[0]):g}); all are needed there, or are padding, because no others have "
             "a meaning; write the map again with its whole range"
         )
-
-
-def _meaning(mapping: Dataset) -> tuple[str, ...]:
-    return (str(mapping.get("LUTLabel", "")), *_codes(mapping))
 
 
 def _codes(mapping: Dataset) -> tuple[str, ...]:

@@ -23,18 +23,19 @@ OWN_OF_VERIFIED = (
 
 def prove_verified(path: Path, report: Path, comment: Sequence[str] = ()) -> None:
     """Pass if the two reports, read by a second reader, differ only in what verification changes."""
-    before, after = (dict(parse_file(file)) for file in (report, path))
-    tags = (before.keys() | after.keys()) - set(map(Tag, OWN_OF_VERIFIED.split()))
-    differing = sorted(tag for tag in tags if tag >> 16 > 2 and before.get(tag) != after.get(tag))
-    content, earlier_content = items(after, CONTENT), items(before, CONTENT)
-    if content[: len(earlier_content)] != earlier_content or len(content) != len(earlier_content) + len(comment):
-        differing.append(CONTENT)
-    if differing:
-        Path(path).unlink(missing_ok=True)
-        raise GeometryProofError(
-            f"the verified SR was deleted: it differs from its predecessor in {len(differing)} attributes that verification "
-            f"does not change, the first ({differing[0] >> 16:04x},{differing[0] & 0xFFFF:04x})"
-        )
+    with proof_headers.deleting(path, "verified SR") as after:
+        before, own = parse_file(report), set(map(Tag, OWN_OF_VERIFIED.split()))
+        tags = (before.keys() | after.keys()) - own
+        # Tags of group 2 are of the file, not of the object (PS3.10 7.1).
+        differing = sorted(tag for tag in tags if tag >> 16 > 2 and before.get(tag) != after.get(tag))
+        content, earlier_content = items(after, CONTENT), items(before, CONTENT)
+        if content[: len(earlier_content)] != earlier_content or len(content) != len(earlier_content) + len(comment):
+            differing.append(CONTENT)
+        if differing:
+            raise GeometryProofError(
+                f"it differs from its predecessor in {len(differing)} attributes that verification does not change, the first "
+                f"({differing[0] >> 16:04x},{differing[0] & 0xFFFF:04x})"
+            )
 
 
 def prove_report(path: Path, source: Volume, segmentation: Dataset) -> None:

@@ -97,7 +97,8 @@ def write_sr(
         for segment, measurements in zip(result.segments, measured, strict=True)
     ]
     wholes = {
-        whole: [_volume(_volume_of(whole, segmentation), interval_ml)] for whole, interval_ml in facts.wholes_ml.items()
+        whole: [_volume(_volume_of(whole, segmentation, source), interval_ml)]
+        for whole, interval_ml in facts.wholes_ml.items()
     }
     groups += [_group_of_whole(whole, source, result, measurements) for whole, measurements in wholes.items()]
     # Other labels or other measurements make another instance; the same input makes the same bytes.
@@ -282,15 +283,15 @@ def _group(
         finding_category=segment.category,
         finding_type=segment.type,
         finding_sites=[_site(segment)],
-        algorithm_id=None if result.algorithm_type == "MANUAL" else _algorithm(result),
+        algorithm_id=_algorithm(result),
         measurements=measurements,
     )
 
 
-def _volume_of(whole: Whole, segmentation: Segmentation) -> float:
+def _volume_of(whole: Whole, segmentation: Segmentation, source: Volume) -> float:
     """Volume of all voxels of its parts, in mL."""
     voxels = sum(part.voxels for part in segmentation.structures if part.number in whole.numbers)
-    return float(voxels) * segmentation.image.voxel_ml
+    return float(voxels) * source.voxel_ml
 
 
 def _group_of_whole(
@@ -309,7 +310,7 @@ def _group_of_whole(
                 whole.anatomic_region or whole.type, topographical_modifier=whole.anatomic_region_modifier
             )
         ],
-        algorithm_id=None if result.algorithm_type == "MANUAL" else _algorithm(result),
+        algorithm_id=_algorithm(result),
         measurements=measurements,
     )
 
@@ -321,7 +322,10 @@ def _site(segment: Segment) -> hd.sr.FindingSite:
     return hd.sr.FindingSite(segment.type, topographical_modifier=segment.type_modifier)
 
 
-def _algorithm(result: ResultInfo) -> hd.sr.AlgorithmIdentification:
+def _algorithm(result: ResultInfo) -> hd.sr.AlgorithmIdentification | None:
+    """Name, version and settings of the algorithm; None where a person drew the labels."""
+    if result.algorithm_type == "MANUAL":
+        return None
     settings = [f"{name}={value}" for name, value in sorted(result.settings)]
     settings += [f"quality: {result.quality}"] if result.quality else []
     settings += [f"calibration: {result.calibration}"] if result.calibration else []
