@@ -398,7 +398,7 @@ def run_overlay(root: Path, overlay: str, overrides: Mapping[str, Any]) -> None:
 
 
 def _refusal_in(error: BaseException | None) -> AppError | None:
-    """The AppError among the causes of an error of MONAI; None if there is none."""
+    """The first AppError among the causes of an error of MONAI; None if no cause is an AppError."""
     while error is not None and not isinstance(error, AppError):
         error = error.__cause__
     return error

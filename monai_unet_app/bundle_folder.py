@@ -1,4 +1,4 @@
-"""The files of a bundle on disk: found by a name, a folder or a zip, and read as they stand.
+"""The files of a bundle on disk, found by a name, a folder or a zip, and read without evaluating an expression.
 
 Neither torch nor MONAI is imported here: they take seconds, and a list of bundles or a wrong name needs an answer at once.
 """
@@ -61,7 +61,7 @@ class BundleFiles:
 
     @property
     def eval_metrics(self) -> Mapping[str, Any]:
-        """The measured figures in the bundle's metadata, of which `figure_of` gives the numbers; empty if there are none."""
+        """The measured figures in the bundle's metadata; may be empty. `figure_of` gives the number of an entry."""
         figures = self.metadata.get("eval_metrics")
         return figures if isinstance(figures, Mapping) else {}
 
@@ -110,7 +110,7 @@ class BundleFiles:
 
     @cached_property
     def weights_sha256(self) -> str | None:
-        """Hex digest of `models/model.pt`; None where there is none."""
+        """Hex digest of `models/model.pt`; None if the file is absent."""
         path = self.root / "models/model.pt"
         if not path.is_file():
             return None

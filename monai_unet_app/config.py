@@ -1,4 +1,4 @@
-"""Settings of one run, frozen: how images are read and segmented, and what is written. The science is in the bundle."""
+"""Settings of one run: how images are read and segmented, and which files are written. The science is in the bundle."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ class PredictConfig:
 
     Attributes:
         tta: Average over the mirror images that the bundle was trained with.
-        reading: For DICOM: which series and time point to read, and what may be repaired.
+        reading: For DICOM: the series and the time point to read, and the permitted repairs.
     """
 
     tta: bool = False
@@ -33,20 +33,20 @@ class PredictConfig:
 
 @dataclass(frozen=True)
 class OutputConfig:
-    """What is written, and onto which DICOM series.
+    """The files to write, and the DICOM series that they refer to.
 
     Attributes:
         formats: Some of `FORMATS`.
         probabilities: Add `<case>_prob.nii.gz`, channels last.
         cautious: Add `<case>_cautious.nii.gz`, channels last: masks that miss little of a structure, as the bundle states.
-        explain: Add `<case>_why.png` and `<case>_why.nii.gz`, channels last: what the answers hang on, by one of EXPLANATIONS.
-        deliver_rejected: Write what the bundle's quality gate rejects like any other result.
+        explain: Add `<case>_why.png` and `<case>_why.nii.gz`, channels last: the explanation by one of EXPLANATIONS.
+        deliver_rejected: Write a result that the bundle's quality gate rejects like any other result.
         dicom_source: The series that a NIfTI input was made from; DICOM results refer to it.
         dicomize: Write a converted series for a NIfTI input and refer to that.
         seg_encoding: One of `dicom_io.kinds.encodings.SEG_ENCODINGS`; "fractional" writes probabilities.
         empty_frames: A SEG has a frame for every slice and segment, also where there is no voxel.
-        earlier_sr: The report of an earlier run, which the new one names as its predecessor if it differs; None: the one that
-            lies where the new one goes.
+        earlier_sr: The report of an earlier run, which the new report names as its predecessor if it differs; None: the report
+            that the new report would replace.
     """
 
     formats: tuple[str, ...] = ("nifti",)
@@ -71,7 +71,7 @@ class OutputConfig:
 
     @property
     def wants_dicom(self) -> bool:
-        """Whether any DICOM object is asked for."""
+        """Whether any of the formats is DICOM."""
         return any(name in DICOM_FORMATS for name in self.formats)
 
 

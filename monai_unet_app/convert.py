@@ -39,9 +39,9 @@ def dicomize_cases(
     Args:
         cases: NIfTI images, with or without labels.
         output: Gets one folder for each case.
-        segments: What the label values mean; needed with labels.
+        segments: The meaning of the label values; needed with labels.
         step: Called with the id of each case when it is done.
-        modality: What the series are: MR, or CT with values in HU.
+        modality: Modality of the series: MR, or CT with values in HU.
 
     Returns:
         One row for each converted case with the largest rounding error of an intensity (in the image's own units), and one

@@ -251,8 +251,7 @@ def _fingerprint(
 
 def _class_sizes(labels: Volume) -> dict[int, float]:
     values, counts = np.unique(labels.array.astype(int), return_counts=True)
-    unit = 1.0 if labels.planar else labels.voxel_ml
-    return {int(value): round(float(count) * unit, 4) for value, count in zip(values, counts, strict=True)}
+    return {int(value): round(float(count) * labels.voxel_size, 4) for value, count in zip(values, counts, strict=True)}
 
 
 def _oddities(cases: Sequence[CaseFingerprint]) -> list[str]:

@@ -36,7 +36,7 @@ def read_volume(path: str | Path, options: ReadOptions | None = None) -> Volume:
 
     Args:
         path: NIfTI, NRRD or MetaImage file, DICOM folder or file, or a 2D picture.
-        options: Which series and time point of a DICOM folder, and what may be repaired.
+        options: The series and the time point of a DICOM folder, and the permitted repairs.
 
     Returns:
         Shape (I, J, K), or (I, J, K, C) for several channels; affine in LPS mm. A picture is planar with I along its width.

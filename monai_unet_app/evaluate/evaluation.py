@@ -226,7 +226,7 @@ class EvaluationHandler:
         cases: Its data list, in the order of the evaluator's data: {"id", "subject", "image", "label"}.
         output: Gets metrics.json, cases.csv, report.html and report.pdf.
         data_name: For the report.
-        partition: For the report, and the one in which the bundle may have seen the cases.
+        partition: For the report; the bundle may have seen cases of this partition.
 
     Raises:
         InputRefusedError: The bundle has seen one of the cases in another partition.

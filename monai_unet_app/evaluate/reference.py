@@ -16,7 +16,7 @@ from .case_selection import Row
 
 
 def evaluation_plan(bundle: Bundle) -> EvaluationPlan:
-    """What is measured of the results of a bundle."""
+    """The plan by which results of a bundle are measured."""
     return EvaluationPlan(bundle.structure_names, bundle.exclusive, bundle.rules.planar, centreline=bundle.centreline)
 
 
@@ -33,7 +33,7 @@ def read_reference(row: Row, volume: Volume, bundle: Bundle) -> Segmentation:
 
 
 def counted_voxels(row: Row, volume: Volume, bundle: Bundle) -> NDArray[np.bool_] | None:
-    """Shape (I, J, K): voxels that count, those without the bundle's `ignore_label`; None where all do."""
+    """Shape (I, J, K): False where the label is the bundle's `ignore_label`; None if the bundle has no such value."""
     if bundle.ignore_label is None:
         return None
     return np.asarray(read_labels(Path(row["label"]), volume).array != bundle.ignore_label)

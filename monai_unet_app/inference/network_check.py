@@ -26,7 +26,7 @@ class UnfitNetworkError(Exception):
 
 @dataclass(frozen=True)
 class Demands:
-    """What a bundle needs of its network.
+    """The demands of a bundle on its network.
 
     Attributes:
         channels: Channels of an image.
@@ -46,7 +46,7 @@ def check_network(network: torch.nn.Module, demands: Demands, *, trained: bool =
 
     Args:
         network: In eval mode.
-        demands: What the bundle needs.
+        demands: The demands of the bundle.
         trained: Whether the weights are trained; trained weights must be finite and give finite logits.
     """
     _check_layer_name(network, demands.layer)

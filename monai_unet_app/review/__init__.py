@@ -1,4 +1,4 @@
-"""What a clinician looks at, and what becomes of the verdict."""
+"""The review of a result by a clinician, and the consequences of the verdict."""
 
 from .export import ReviewConfig, write_review
 

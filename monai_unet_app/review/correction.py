@@ -176,7 +176,7 @@ def _change(original: Structure, corrected: Structure, volume: Volume) -> dict[s
     flat = [volume.without_flat_axis(mask) for mask in masks]
     distances = boundary.surface_distances(flat[0], flat[1], volume.axis_spacing)
     mean_distance = boundary.average_surface_distance(distances)
-    spacing = (*volume.axis_spacing, 1.0)[:3]
+    spacing = (*volume.axis_spacing, 1.0)[:3]  # a picture has two axes; its masks have a third one of length 1
     return {
         "number": original.number,
         "label": original.label,

@@ -21,6 +21,8 @@ ROOM_MM = 20.0
 """Margin around the structures where an image is too large to be embedded whole."""
 
 UNCERTAINTY_STEPS = 250
+"""Number of steps from 0 to 1 in which the page stores uncertainty, so that a voxel is one byte."""
+
 _INT16 = np.iinfo(np.int16)
 
 

@@ -60,7 +60,7 @@ def write_review(
 
     Args:
         result: A `<case>_result.json` with the files that it names beside it, or a folder with one.
-        output: Folder for the review; what an earlier review left there is replaced.
+        output: Folder for the review; files of an earlier review are replaced.
         image: The image that the result was made from.
         bundle: The bundle that computed it, for colours and measured calibration.
         prior: An earlier `result.json` to compare sizes with.

@@ -24,7 +24,7 @@ LEAST_SIDE, SHOWN_MM = 512, 80.0
 """Least number of pixels on the longer side of a key image, and least field of view in mm if the image is that large."""
 
 COARSER = 1.1
-"""An axis whose spacing is this many times the others' is the one across which the scanner made its slices."""
+"""Ratio of spacings. An axis that is coarser than the others by more is the axis across which the scanner made its slices."""
 
 FILL, HEAT = 0.15, 0.8
 """Opacity of a structure inside of its outline, and of the highest uncertainty."""
@@ -314,5 +314,5 @@ def shown_channel(volume: Volume) -> Volume:
 def _paint_uncertainty(picture: NDArray[np.float64], uncertainty: NDArray[np.float32]) -> None:
     """Paints on a picture, shape (rows, columns, 3), its uncertainty, shape (rows, columns), 0 to 1."""
     colours = mpl.colormaps["inferno"](uncertainty)[..., :3] * 255.0
-    opacity = (HEAT * np.clip(uncertainty * 1.5, 0.0, 1.0))[..., None]
+    opacity = (HEAT * np.clip(uncertainty * 1.5, 0.0, 1.0))[..., None]  # full opacity from two thirds on
     picture += opacity * (colours - picture)

@@ -67,21 +67,18 @@ def render_page(
         "facts": render(Facts(facts(case))),
     }
     sources = {"style": style, "library": library, "script": script, "data": _json(_data(case, sections, embedded))}
-    return (
-        environment(__package__)
-        .get_template("page.html")
-        .render(
-            {name: Markup(text) for name, text in (blocks | sources).items()},
-            case=case,
-            patient=patient,
-            sections=sections,
-            embedded=embedded,
-            policy=_policy(style, (library, script), post_url),
-            post_url=post_url,
-            mark=MARK,
-            paper=paper,
-            base64=lambda content: Markup(base64.b64encode(content).decode()),
-        )
+    template = environment(__package__).get_template("page.html")
+    return template.render(
+        {name: Markup(text) for name, text in (blocks | sources).items()},
+        case=case,
+        patient=patient,
+        sections=sections,
+        embedded=embedded,
+        policy=_policy(style, (library, script), post_url),
+        post_url=post_url,
+        mark=MARK,
+        paper=paper,
+        base64=lambda content: Markup(base64.b64encode(content).decode()),
     )
 
 

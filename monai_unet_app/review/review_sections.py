@@ -48,7 +48,7 @@ def structure_table(case: ReviewedCase) -> Table:
 
 
 def statements(case: ReviewedCase) -> list[str]:
-    """What is known of the model and of this result, in sentences."""
+    """Sentences about the model and about this result."""
     sentences = [calibration_sentence(case)]
     assessment = case.document["assessment"]
     if assessment is None:

@@ -197,16 +197,12 @@ def _check_given(verdict: Verdict, context: VerdictContext) -> None:
 
 
 def _check_not_accepted(verdict: Verdict, output: Path) -> None:
-    report = output / _verified_name(verdict.case)
+    report = output / f"{file_name(verdict.case)}_sr_verified.dcm"
     if report.exists():
         raise InputRefusedError(
             f"{verdict.case} was accepted already, and {report.name} says so: a result is decided on once; if that was a "
             "mistake, take the verified report out of the archive and away from here, then decide again"
         )
-
-
-def _verified_name(case: str) -> str:
-    return f"{file_name(case)}_sr_verified.dcm"
 
 
 def _follow_up(

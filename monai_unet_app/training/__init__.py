@@ -1,4 +1,4 @@
-"""What a bundle's `train.yaml` names: replayable windows, the training step, checkpoints, progress, the run record."""
+"""The parts that `train.yaml` of a bundle names: replayable windows, training step, checkpoints, progress, the run record."""
 
 from monai_unet_app.training.checkpoints import Checkpoints
 from monai_unet_app.training.progress import ProgressBar

@@ -47,7 +47,7 @@ Items = tuple[Tensor, Tensor]
 
 
 class _CaseMetric(Metric):
-    """The base of all scores: which items of a case are read, what its labels mean, how large its voxels are."""
+    """The base of all scores: the items of a case that are read, the meaning of its labels, the size of its voxels."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class _CaseMetric(Metric):
             self.update(tuple(_item(key, output, inputs) for key in self.keys))
 
     def masks(self, tensor: Tensor, name: str, grid: tuple[int, ...]) -> NDArray[np.bool_]:
-        """One mask for each class that has a name, shape (classes, *grid).
+        """A mask for each class that has a name, shape (classes, *grid).
 
         Args:
             tensor: Shape (1, *grid) with label values (exclusive classes), or 0 and 1 in a channel for each of the labels.
@@ -231,7 +231,7 @@ class HD95(_SurfaceScore):
 
 @dataclass(frozen=True)
 class CalibrationFigure:
-    """What `Calibration` computes.
+    """The figure that `Calibration` computes.
 
     Attributes:
         figure: "ece", "mce", "ace" (plain mean over equal-width bins), "brier" or "nll".

@@ -34,7 +34,7 @@ class Sum(nn.Module):
 
     Args:
         losses: At least one; each takes (logits, truth).
-        weights: One finite number of 0 or more for each loss; None takes 1 for all.
+        weights: A finite number of 0 or more for each loss; None takes 1 for all.
 
     Raises:
         ValueError: No losses, or weights that do not fit them.

@@ -25,7 +25,7 @@ class ReplayDataset(Dataset[dict[str, Any]]):
     """Cases that are read and preprocessed once, and augmented anew for each draw.
 
     Args:
-        data: One dict for each case, for instance {"image": path, "label": path}.
+        data: A dict for each case, for instance {"image": path, "label": path}.
         deterministic: The list of transforms that inference uses; its results are kept in memory.
         random: Augmentation and the drawing of a window.
         seed: Fixes the augmentation, together with the number of a draw.

@@ -51,7 +51,7 @@ class TrainConfig:
 
 Step = Callable[[str], None]
 Watch = Callable[[str, int], AbstractContextManager[Step]]
-"""From a text and a number of steps to a context whose value is called after each step."""
+"""Takes a text and a number of steps, and gives a context manager with a function that is called after each step."""
 
 
 def _unwatched(text: str, total: int) -> AbstractContextManager[Step]:

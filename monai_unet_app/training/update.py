@@ -21,7 +21,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     """ "bf16" or "f32"; "auto" takes bf16 if the device has instructions for bf16.
 
     Raises:
-        ValueError: `precision` is none of `PRECISIONS`.
+        ValueError: `precision` is not in `PRECISIONS`.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}; one of {PRECISIONS} is needed")
