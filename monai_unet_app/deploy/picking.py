@@ -7,7 +7,6 @@ grid that the bundle is not made for, unless no series would remain.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from dicom_io.errors import DicomIoError
 from dicom_io.reading.series import SeriesRef, files_below, survey_files
@@ -80,7 +79,7 @@ def _series_of(case: CaseFiles, settings: Settings) -> list[_Series]:
     if has_ending(case.image, VOLUME_ENDINGS + PICTURE_ENDINGS):
         return [_Series(case, run)]
     try:
-        scan = survey_files(_files(case.image))
+        scan = survey_files(files_below(case.image) if case.image.is_dir() else [case.image])
     except DicomIoError:
         return [_Series(case, run)]  # reading the case will report what is wrong
     images: dict[str, list[SeriesRef]] = {}
@@ -99,10 +98,6 @@ def _series_of(case: CaseFiles, settings: Settings) -> list[_Series]:
         )
         for number, (uid, parts) in enumerate(images.items(), start=1)
     ]
-
-
-def _files(image: Path) -> list[Path]:
-    return files_below(image) if image.is_dir() else [image]
 
 
 def _by_headers(of_study: Sequence[_Series], rules: InputRules, settings: Settings) -> tuple[list[_Series], list[str]]:

@@ -189,13 +189,9 @@ def address_of_node(host: str, networks: Sequence[str]) -> str:
     """
     if host not in ("0.0.0.0", "::"):
         return host
-    loopback = "127.0.0.1"
-    if Listen(networks=tuple(networks)).lets_in(loopback):
-        return loopback
-    addresses = (source_address(str(ipaddress.ip_network(network)[0])) for network in networks)
-    return next(
-        (address for address in addresses if address and Listen(networks=tuple(networks)).lets_in(address)), loopback
-    )
+    loopback, listen = "127.0.0.1", Listen(networks=tuple(networks))
+    own = (source_address(str(ipaddress.ip_network(network)[0])) for network in networks)
+    return next((address for address in (loopback, *own) if address and listen.lets_in(address)), loopback)
 
 
 def source_address(host: str) -> str:
