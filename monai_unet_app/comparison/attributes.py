@@ -209,7 +209,7 @@ def dicom_attributes(cases: Sequence[CaseFiles], institution: Institution | None
 
 
 def _age_band(header: Dataset) -> str:
-    text = _text(header, "PatientAge")
+    text = _text(header, "PatientAge")  # DICOM PS3.5 6.2, AS: three digits and D, W, M or Y
     if len(text) != 4 or not text[:3].isdigit() or text[3] not in YEARS_IN:
         return ""
     limits = EDGES[AGE]

@@ -180,7 +180,7 @@ def _difference(pairs: Pairs, score: str, row: str, lower_is_better: bool, how: 
     columns = [evaluation.table.values(score, row) for evaluation in (pairs.first, pairs.second)]
     first, second = (np.array([column[case] for case in pairs.subjects]) for column in columns)
     subjects = list(pairs.subjects.values())
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # two infinite distances give NaN
         change = second - first
     used = np.isfinite(change)
     estimate = bootstrap.bootstrap_paired_difference(second, first, subjects, how)

@@ -121,6 +121,7 @@ def _common_subjects(first: Mapping[str, str], second: Mapping[str, str], cases:
     nodes = np.arange(len(cases))
     people = [len(cases) + members[0], len(cases) + members[0].max() + 1 + members[1]]
     size = int(people[1].max()) + 1
+    # Two links for each case: to its person in the first evaluation, and in the second.
     links = coo_array((np.ones(2 * len(cases)), (np.tile(nodes, 2), np.concatenate(people))), shape=(size, size))
     persons = connected_components(links, directed=False)[1][: len(cases)]
     names: dict[int, str] = {}

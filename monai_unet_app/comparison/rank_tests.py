@@ -99,6 +99,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     ordered = sorted((p, name) for name, p in p_values.items() if not math.isnan(p))
     adjusted = dict.fromkeys(p_values, float("nan"))
     least = 0.0
+    # The smallest p counts for all tests, the next for one fewer, and so on; adjusted p values keep their order.
     for rank, (p, name) in enumerate(ordered):
         least = max(least, min(1.0, (len(ordered) - rank) * p))
         adjusted[name] = least

@@ -70,6 +70,7 @@ def choose_cases(
         known.partition if known else entry.partition if splits and entry else None
         for known, entry in zip(seen_cases, planned, strict=True)
     ]
+    # Without a partition: unseen cases and test cases. A plan that knows none of the cases excludes none of them.
     accepted = {None, "test"} if partition is None else {partition if any(partitions) else None}
     rows, made_with = list[Row](), dict[str, str]()
     left_out: dict[str, list[str]] = {}

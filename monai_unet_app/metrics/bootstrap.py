@@ -78,7 +78,7 @@ def fewest_subjects(level: float) -> int:
     A percentile bootstrap of a mean lies within that range. Six is also where the smallest p of a signed-rank test comes
     below 0.05.
     """
-    return math.ceil(1 - math.log2(1 - level))
+    return math.ceil(1 - math.log2(1 - level))  # the least n with 2^(1-n) <= 1 - level
 
 
 def finite_mean(values: Iterable[float]) -> float:

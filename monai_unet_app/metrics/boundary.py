@@ -275,6 +275,7 @@ def surface_band(
         )
     _check_lengths(predicted_foreground.ndim, spacing_mm, width_mm)
     band = np.zeros_like(predicted_foreground)
+    # Only voxels near the foreground can lie in the band; the two voxels more hold the faces and the rounding.
     window = bounding_box(predicted_foreground, margin=[int(width_mm / step) + 2 for step in spacing_mm])
     if window is None:
         return band

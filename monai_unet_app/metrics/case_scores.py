@@ -196,6 +196,7 @@ def score_masks(
         plan: The classes and the lengths.
     """
     pairs = list(zip(_class_regions(truth, plan), _class_regions(predicted, plan), strict=True))
+    # Voxels beyond the box of both masks change no score, so each class is measured in its box.
     boxes = [_union(*(region.box for region in pair)) for pair in pairs]
     largest = max((math.prod(side.stop - side.start for side in box) for box in boxes), default=1)
     workers = max(1, min(os.cpu_count() or 1, _WORK_BYTES // (_BYTES_A_VOXEL * largest)))

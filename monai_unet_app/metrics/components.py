@@ -105,8 +105,10 @@ def _overlaps(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Pairs of components that share a voxel: the numbers of both, and their IoU; each of shape (pairs,)."""
     either = (first > 0) | (second > 0)
+    # Two component numbers become one, so that a single pass counts the voxels of every pair.
     pairs, voxels = np.unique(first[either] * np.int64(other_count + 1) + second[either], return_counts=True)
     of_first, of_second = np.divmod(pairs, other_count + 1)
+    # Pairs with 0, the outside of the other mask, count as well: these are the sizes of whole components.
     sizes, other_sizes = np.bincount(of_first, voxels), np.bincount(of_second, voxels)
     both = (of_first > 0) & (of_second > 0)
     of_first, of_second, shared = of_first[both], of_second[both], voxels[both]

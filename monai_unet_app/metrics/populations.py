@@ -33,7 +33,7 @@ def populations(
         plan.likely: likely_foreground(probabilities, plan),
         plan.box: box_around(foreground, spacing_mm, plan.box_margin),
     }
-    if valid is not None:
+    if valid is not None:  # the band has no surface at invalid voxels; the other populations are only cut there
         chosen = {name: valid if mask is None else mask & valid for name, mask in chosen.items()}
     return chosen
 

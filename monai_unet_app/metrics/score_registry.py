@@ -130,7 +130,7 @@ def presence(cases: Sequence[CaseScores], plan: EvaluationPlan) -> NDArray[np.bo
 
 def means_of_rows(table: Floats) -> Floats:
     """Shape (cases, classes) to (cases,): mean of the finite values in each row; NaN for a row without any."""
-    used = np.isfinite(table)
+    used = np.isfinite(table)  # np.nanmean would count infinite distances, and warn of empty rows
     number = used.sum(axis=1)
     total = np.where(used, table, 0.0).sum(axis=1)
     return np.where(number > 0, total / np.maximum(number, 1), np.nan)

@@ -42,7 +42,7 @@ def _ratio(probabilities: NDArray[Any], axis: int, planes: Sequence[int]) -> flo
     at_seam = np.isin(np.arange(1, size), planes)
     if not at_seam.any() or at_seam.all():
         return float("nan")
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore"):  # the documented NaN and infinity
         return float(steps[at_seam].mean() / steps[~at_seam].mean())
 
 

@@ -103,6 +103,7 @@ def summarise(plan: EvaluationPlan, cases: Iterable[CaseScores], how: Bootstrap)
 
 def _score_summary(plan: EvaluationPlan, cases: list[CaseScores], how: Bootstrap) -> dict[str, Any]:
     subjects, present = [case.subject for case in cases], score_registry.presence(cases, plan)
+    # A class that no case holds would score 1 everywhere, as two empty masks do, and raise every mean.
     somewhere: NDArray[np.bool_] = np.asarray(present.any(axis=0))
 
     def block(read: Read, counting: NDArray[np.bool_] = somewhere) -> dict[str, Any]:
@@ -162,6 +163,7 @@ def _pooled_ece(
     population: str, rows: list[int], plan: EvaluationPlan, cases: list[CaseScores], how: Bootstrap
 ) -> Estimate:
     """Mean over rows of the ECE of counts pooled over cases; the interval pools resampled subjects."""
+    # The bin counts of a case are its summands, so that a resample of subjects pools the counts of its cases.
     parts = [
         np.stack([c.count[rows], c.correct[rows], c.confidence[rows]]).ravel()
         for c in (case.reliability[population] for case in cases)

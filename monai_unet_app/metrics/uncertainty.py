@@ -20,6 +20,7 @@ def normalised_entropy(probabilities: NDArray[Any], *, exclusive: bool) -> NDArr
         Shape (...), 0 to 1.
     """
     p = np.clip(probabilities.astype(np.float64), _LEAST, 1.0)
+    # The largest entropy of C exclusive classes is log C, that of a single label log 2.
     if exclusive:
         entropy = -(p * np.log(p)).sum(axis=0) / np.log(len(p))
     else:

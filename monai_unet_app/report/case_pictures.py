@@ -228,7 +228,12 @@ def _canvas(
     rows: Sequence[Sequence[tuple[float, float]]], lines: int = 0
 ) -> tuple[Figure, list[tuple[float, float, float, float]], float]:
     """A figure with room for lines below, a box for each plane of each row at the same scale, and the mm for each inch."""
-    gap, top, width, most = GAP_INCHES, 0.34, 10.0, 4.6
+    gap, top, width, most = (
+        GAP_INCHES,
+        0.34,
+        10.0,
+        4.6,
+    )  # inches: between planes, above them, of a row, of the tallest plane
     across = [sum(size[0] for size in row) / (width - gap * (len(row) + 1)) for row in rows]
     scale = max(*across, *(size[1] / most for row in rows for size in row))
     heights = [max(size[1] for size in row) / scale for row in rows]
@@ -271,25 +276,14 @@ def _draw_plane(axis: Axes, plane: _Plane, colours: Sequence[str], *, thin: bool
     if plane.masks is not None and plane.errors:
         axis.imshow(error_colours(*plane.masks), extent=(0, width, height, 0), aspect="equal", interpolation="nearest")
     elif plane.masks is not None:
-        _draw_outlines(axis, *plane.masks, plane.size_mm, colours, thin=thin)
+        truth, predicted = plane.masks
+        for mask in truth:
+            _draw_contour(axis, mask, plane.size_mm, TRUTH_COLOUR, 0.6 if thin else 1.3)
+        for n, mask in enumerate(predicted):
+            _draw_contour(axis, mask, plane.size_mm, colours[n % len(colours)], 0.6 if thin else 1.8)
     for text, x, y in zip(plane.edges, (0.03, 0.97, 0.5, 0.5), (0.5, 0.5, 0.96, 0.04), strict=True):
         letter = axis.text(x, y, text, color="#ffffff", transform=axis.transAxes, ha="center", va="center")
         letter.set(fontsize=9, path_effects=[Stroke(linewidth=2.2, foreground="#000000"), Normal()])
-
-
-def _draw_outlines(
-    axis: Axes,
-    truth: NDArray[Any],
-    predicted: NDArray[Any],
-    size_mm: tuple[float, float],
-    colours: Sequence[str],
-    *,
-    thin: bool,
-) -> None:
-    for mask in truth:
-        _draw_contour(axis, mask, size_mm, TRUTH_COLOUR, 0.6 if thin else 1.3)
-    for n, mask in enumerate(predicted):
-        _draw_contour(axis, mask, size_mm, colours[n % len(colours)], 0.6 if thin else 1.8)
 
 
 def _dimmed(image: NDArray[Any]) -> NDArray[Any]:
@@ -328,5 +322,6 @@ def _grey_or_colour(image: NDArray[Any]) -> NDArray[Any]:
     if image.shape[-1] == 3:
         return np.asarray(np.clip(image / 255.0 if image.dtype == np.uint8 else image, 0, 1))
     plain = np.nan_to_num(image[..., 0].astype(np.float64))
+    # Percentiles instead of the extremes: a few very bright voxels would make the rest of the image dark.
     low, high = np.percentile(plain, [1, 99.5])
     return np.asarray(np.clip((plain - low) / max(high - low, 1e-9), 0, 1))

@@ -186,12 +186,14 @@ def svg(figure: Figure, label: str) -> str:
         label: Description of the figure for readers who cannot see it.
     """
     stream = io.StringIO()
+    # Texts stay texts, so that the page's font applies; with a fixed salt the ids, and so the bytes, are always the same.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", text)
+    # Several figures stand on the page: an id without a reference could only clash with those of the others.
     referred = set(re.findall(r"#([\w.-]+)[\")]", text))
     text = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in referred else "", text)
     text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", text)

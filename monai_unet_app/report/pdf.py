@@ -67,7 +67,7 @@ def typeset(blocks: Iterable[Block], title: str, footer: str) -> bytes:
         title=title,
         author="monai-unet-app",
         lang="en",
-        invariant=1,
+        invariant=1,  # no time and no random id in the file
         pageCompression=1,
     )
     document.footer = footer
@@ -97,12 +97,10 @@ class _Document(SimpleDocTemplate):  # type: ignore[misc]  # ReportLab has no ty
 
 def _register_fonts() -> None:
     folder = Path(mpl.get_data_path()) / "fonts" / "ttf"
-    for name in (_SANS, _BOLD):
+    for name in (_SANS, _BOLD, _CHINESE, _JAPANESE, _KOREAN):
         if name not in pdfmetrics.getRegisteredFontNames():
-            pdfmetrics.registerFont(TTFont(name, folder / f"{name}.ttf"))
-    for name in (_CHINESE, _JAPANESE, _KOREAN):
-        if name not in pdfmetrics.getRegisteredFontNames():
-            pdfmetrics.registerFont(UnicodeCIDFont(name))
+            embedded = name in (_SANS, _BOLD)
+            pdfmetrics.registerFont(TTFont(name, folder / f"{name}.ttf") if embedded else UnicodeCIDFont(name))
 
 
 _PLAIN = ParagraphStyle("plain", fontName=_SANS, fontSize=8.5, leading=12, textColor=HexColor(LIGHT.ink), spaceAfter=3)
