@@ -149,14 +149,15 @@ class Child:
 
     def _read_messages(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            try:
-                message = json.loads(line)
-            except ValueError:
-                continue  # something that a library printed
-            self._unanswered = 0
-            if message != HEARTBEAT:
-                self._inbox.put((self, message))
+        with self._process.stdout as lines:
+            for line in lines:
+                try:
+                    message = json.loads(line)
+                except ValueError:
+                    continue  # something that a library printed
+                self._unanswered = 0
+                if message != HEARTBEAT:
+                    self._inbox.put((self, message))
         self._process.wait()
         self._inbox.put((self, None))
 

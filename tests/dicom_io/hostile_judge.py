@@ -96,11 +96,12 @@ class Judge:
     def _start(self) -> subprocess.Popen[str]:
         own = self.folder / "temporary"
         own.mkdir(exist_ok=True)
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, str(self.memory_bytes), str(own)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=(self.folder / "stderr").open("ab"),
-            text=True, env=os.environ | {"TMPDIR": str(own)}, cwd=own,
-        )  # fmt: skip
+        with (self.folder / "stderr").open("ab") as stderr:
+            self._process = subprocess.Popen(
+                [sys.executable, __file__, str(self.memory_bytes), str(own)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
+                text=True, env=os.environ | {"TMPDIR": str(own)}, cwd=own,
+            )  # fmt: skip
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n"
         return self._process
@@ -113,9 +114,12 @@ class Judge:
         if kill:
             process.kill()
         assert process.stdin is not None
+        assert process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
-        return process.wait(PATIENCE_S)
+        code = process.wait(PATIENCE_S)
+        process.stdout.close()
+        return code
 
 
 # --- inside of the process

@@ -65,13 +65,20 @@ class NodeProcess:
         """As a power failure does it."""
         assert self.process is not None
         self.process.kill()
-        self.process.wait()
+        self._wait()
 
     def stop(self) -> int:
         """Ends it as a service manager does."""
         assert self.process is not None
         self.process.terminate()
-        return self.process.wait(30)
+        return self._wait(30)
+
+    def _wait(self, patience_s: float | None = None) -> int:
+        assert self.process is not None
+        assert self.process.stdout is not None
+        code = self.process.wait(patience_s)
+        self.process.stdout.close()
+        return code
 
     def counts(self) -> dict[str, dict[str, int]]:
         """How many rows of each table are in each state."""

@@ -476,9 +476,10 @@ def test_a_terminal_that_is_closed_ends_the_node_as_a_service_manager_does(tmp_p
         text=True,
     )
     assert node.stdout is not None
-    assert "listens on" in node.stdout.readline()
-    node.send_signal(signal.SIGHUP)
-    assert node.wait(30) == 0
+    with node.stdout:
+        assert "listens on" in node.stdout.readline()
+        node.send_signal(signal.SIGHUP)
+        assert node.wait(30) == 0
     lines = (tmp_path / "node/audit.jsonl").read_text().splitlines()
     assert [json.loads(line)["event"] for line in lines] == ["started", "stopped"]
 
