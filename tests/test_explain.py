@@ -281,7 +281,8 @@ def test_picture_and_map_are_named_in_the_result(bundle: Bundle, tmp_path: Path)
     place = np.unravel_index(back(first).argmax(), SHAPE)
     assert all(side.start <= n < side.stop for n, side in zip(place, BRIGHT, strict=True))
     assert np.isnan(np.asarray(written.dataobj)[..., 1]).all()
-    assert Image.open(tmp_path / "out/case_why.png").size[0] > 500
+    with Image.open(tmp_path / "out/case_why.png") as picture:
+        assert picture.size[0] > 500
 
 
 def test_the_methods_are_the_same_everywhere() -> None:
