@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -22,6 +22,8 @@ def replace_when_whole(path: Path, *, sync: bool = False) -> Iterator[Path]:
     Raises:
         OSError: The file was not written, or cannot be renamed.
     """
+    with suppress(FileNotFoundError):
+        path.lstat()  # of a name that cannot be, the system gives the reason; some writers do not
     with tempfile.TemporaryDirectory(prefix=".part-", dir=path.parent) as folder:
         part = Path(folder) / path.name
         yield part

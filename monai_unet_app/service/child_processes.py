@@ -130,8 +130,8 @@ class Child:
         self.killed_because = why
         self.end()
 
-    def end(self, patience_s: float = 0.0) -> None:
-        """Ends the process, by force after so many seconds."""
+    def end(self, patience_s: float | None = 0.0) -> None:
+        """Ends the process, by force after so many seconds, or never by force if they are None."""
         if self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
@@ -158,7 +158,7 @@ class Child:
                 self._unanswered = 0
                 if message != HEARTBEAT:
                     self._inbox.put((self, message))
-        self._process.wait()
+        self.end(patience_s=None)
         self._inbox.put((self, None))
 
 

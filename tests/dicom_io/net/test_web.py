@@ -317,6 +317,7 @@ def test_proxies_and_passwords_of_the_environment_are_not_used(
             assert len(find(service(archive), Query())) == 1
 
 
+@pytest.mark.filterwarnings("ignore:No bulk data URI handler provided")  # the archive here answers with such an address
 def test_addresses_in_answers_and_instances_are_not_visited(
     held: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
