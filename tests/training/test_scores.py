@@ -91,7 +91,9 @@ def fed(metric: Any, items: list[dict[str, Tensor]], as_masks: bool = False) -> 
             continue
         predicted, truth = item["prob"].argmax(0, keepdim=True), item["label"]
         metric.update(
-            (one_hot(predicted), MetaTensor(one_hot(truth.as_tensor()), affine=affine())) if as_masks else (predicted, truth)
+            (one_hot(predicted), MetaTensor(one_hot(truth.as_tensor()), affine=affine()))
+            if as_masks
+            else (predicted, truth)
         )
     return metric
 
