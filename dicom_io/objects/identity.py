@@ -11,8 +11,10 @@ know.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -210,12 +212,11 @@ def source_headers(source: Volume, *, of_each: bool = True) -> tuple[Dataset, ..
     in_memory = (_named(copied(header)) for header in source.provenance.headers)
     by_uid = {str(header.SOPInstanceUID): header for header in in_memory}
     places = {}
-    for path in set(source.provenance.files):
-        header = _header(path, whole=of_each)
+    for path, header in _headers(source.provenance.files, whole=of_each):
         by_uid[str(header.SOPInstanceUID)] = header
         places[str(header.SOPInstanceUID)] = path
     if not of_each and uids[0] in places:
-        by_uid[uids[0]] = _header(places[uids[0]], whole=True)
+        [(_, by_uid[uids[0]])] = _headers([places[uids[0]]], whole=True)
     missing = [uid for uid in uids if uid not in by_uid]
     if missing:
         raise LabelError(
@@ -239,15 +240,33 @@ def header_of(file: Path) -> Dataset:
     return header
 
 
-def _header(path: str | Path, *, whole: bool) -> Dataset:
+def _headers(files: Iterable[Path], *, whole: bool) -> list[tuple[Path, Dataset]]:
+    """Each file and a copy of its header; files that have not changed are parsed once for all the objects of a result."""
     try:
-        header = load_dataset(Path(path), with_pixels=False, keywords=None if whole else SLICE_KEYWORDS.split())
+        parsed = _parsed_headers(tuple((file, _state(file)) for file in sorted(set(files))), whole)
     except UnreadableFileError as error:
         raise UnreadableFileError(
             f"a source file can no longer be read ({error}); it must stay in place until the result is written; "
             "read the series again"
         ) from error
-    return _named(header)
+    return [(file, _named(copied(header))) for file, header in parsed]
+
+
+def _state(file: Path) -> tuple[int, int, int] | None:
+    """Inode, size and time of change of a file; None for a file that is gone, which `load_dataset` then refuses by its name."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@lru_cache(maxsize=3)  # the last source: places of all slices, the whole header of the first, whole headers of all
+def _parsed_headers(
+    files: tuple[tuple[Path, tuple[int, int, int] | None], ...], whole: bool
+) -> list[tuple[Path, Dataset]]:
+    keywords = None if whole else SLICE_KEYWORDS.split()
+    return [(file, load_dataset(file, with_pixels=False, keywords=keywords)) for file, _ in files]
 
 
 def _named(header: Dataset) -> Dataset:
