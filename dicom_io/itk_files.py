@@ -77,12 +77,8 @@ def write_itk(array: NDArray[Any], volume: Volume, path: Path) -> Path:
     image.SetOrigin(volume.affine_lps[:3, 3].tolist())
     try:
         with replace_when_whole(path) as part:
-            short = part.with_name(
-                f"a{path.suffix}"
-            )  # ITK hides the reason of a name that is too long; renaming raises it
-            SimpleITK.WriteImage(image, str(short), useCompression=True)
-            _check_written(image, SimpleITK.ReadImage(str(short)), path)
-            short.replace(part)
+            SimpleITK.WriteImage(image, str(part), useCompression=True)
+            _check_written(image, SimpleITK.ReadImage(str(part)), path)
     except RuntimeError as error:
         raise OSError(errno.EIO, f"ITK did not write the whole file: {_last_line(error)}", str(path)) from error
     return path
