@@ -29,14 +29,7 @@ from pydicom.uid import generate_uid
 from dicom_io.coding import Segment
 from dicom_io.errors import LabelError, UnreadableFileError
 from dicom_io.kinds import KIND
-from dicom_io.objects.patient_and_study import (
-    CHARACTER_SET,
-    PATIENT_KEYWORDS,
-    STUDY_KEYWORDS,
-    carried,
-    carry_over,
-    copied,
-)
+from dicom_io.objects import patient_and_study
 from dicom_io.reading.headers import patient_digest, whole_number
 from dicom_io.reading.instances import load_dataset
 from dicom_io.volume import Volume
@@ -209,7 +202,7 @@ def source_headers(source: Volume, *, of_each: bool = True) -> tuple[Dataset, ..
             f"the source is of kind {source.provenance.kind!r} with {len(uids)} instances for {source.shape[2]} slices; a "
             "DICOM series is needed to write a DICOM result; name the series or convert the image first"
         )
-    in_memory = (_named(copied(header)) for header in source.provenance.headers)
+    in_memory = (_named(patient_and_study.copied(header)) for header in source.provenance.headers)
     by_uid = {str(header.SOPInstanceUID): header for header in in_memory}
     places = {}
     for path, header in _headers(source.provenance.files, whole=of_each):
@@ -224,7 +217,7 @@ def source_headers(source: Volume, *, of_each: bool = True) -> tuple[Dataset, ..
             f"{missing[0]}); the files must stay in place until the result is written; read the series again"
         )
     headers = tuple(_supplied(by_uid[uid]) for uid in dict.fromkeys(uids))
-    headers[0].carried = carried(headers[0])
+    headers[0].carried = patient_and_study.carried(headers[0])
     return headers
 
 
@@ -236,7 +229,7 @@ def header_of(file: Path) -> Dataset:
         UnreadableFileError: The file cannot be read.
     """
     header = _supplied(_named(load_dataset(file, with_pixels=False)))
-    header.carried = carried(header)
+    header.carried = patient_and_study.carried(header)
     return header
 
 
@@ -249,7 +242,7 @@ def _headers(files: Iterable[Path], *, whole: bool) -> list[tuple[Path, Dataset]
             f"a source file can no longer be read ({error}); it must stay in place until the result is written; "
             "read the series again"
         ) from error
-    return [(file, _named(copied(header))) for file, header in parsed]
+    return [(file, _named(patient_and_study.copied(header))) for file, header in parsed]
 
 
 def _state(file: Path) -> tuple[int, int, int] | None:
@@ -319,8 +312,8 @@ def neutral(headers: tuple[Dataset, ...]) -> list[Dataset]:
     verbatim."""
     copies = []
     for header in headers:
-        bare = copied(header)
-        for keyword in f"{PATIENT_KEYWORDS} {STUDY_KEYWORDS} {CHARACTER_SET}".split():
+        bare = patient_and_study.copied(header)
+        for keyword in f"{patient_and_study.PATIENT_KEYWORDS} {patient_and_study.STUDY_KEYWORDS} {patient_and_study.CHARACTER_SET}".split():
             if keyword in bare and keyword != "StudyInstanceUID":
                 delattr(bare, keyword)
         for keyword in TYPE_2_KEYWORDS.split():
@@ -407,7 +400,7 @@ def contribution(result: ResultInfo) -> hd.ContributingEquipment:
 def stamp(target: Dataset, headers: tuple[Dataset, ...], result: ResultInfo, kind: str) -> None:
     """Make `target` belong to the source's patient and study, and depend on nothing but its input."""
     header = headers[0]
-    carry_over(target, header)
+    patient_and_study.carry_over(target, header)
     date, time = content_moment(headers)
     target.SeriesDate, target.SeriesTime = date, time
     images = sum(int(header.get("NumberOfFrames") or 1) for header in headers)

@@ -26,7 +26,6 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 _REFERENCED_ROI, _CONTOURS, _IMAGES = 0x30060084, 0x30060040, 0x30060016
 _KIND, _COUNT, _DATA = 0x30060042, 0x30060046, 0x30060050
-_AT_ONCE = 100  # contours whose numbers are read together
 _ROIS, _ROI_NUMBER, _ROI_FRAME, _ROI_NAME = 0x30060020, 0x30060022, 0x30060024, 0x30060026
 _OBSERVATIONS, _ROI_CODE, _OBSERVATION_LABEL = 0x30060080, 0x30060086, 0x30060085
 _ROI_CONTOURS, _ROI_COLOUR = 0x30060039, 0x3006002A
@@ -124,10 +123,9 @@ def contours_by_slice(written: Attributes) -> dict[str, SliceContours]:
     by_slice: dict[str, list[tuple[int, Floats]]] = {}
     for region in items(written, _ROI_CONTOURS):
         roi, contours = integer(region, _REFERENCED_ROI), items(region, _CONTOURS)
-        for start in range(0, len(contours), _AT_ONCE):
-            some = contours[start : start + _AT_ONCE]
-            for contour, points_mm in zip(some, _points_of(some), strict=True):
-                by_slice.setdefault(instance_key((items(contour, _IMAGES) or [{}])[0]), []).append((roi, points_mm))
+        for contour in contours:
+            key = instance_key((items(contour, _IMAGES) or [{}])[0])
+            by_slice.setdefault(key, []).append((roi, _points_of(contour)))
     return {key: _joined(drawn) for key, drawn in by_slice.items()}
 
 
@@ -136,67 +134,24 @@ def _joined(drawn: list[tuple[int, Floats]]) -> SliceContours:
     return SliceContours(rois, counts, np.concatenate([points_mm for _, points_mm in drawn]))
 
 
-def _points_of(contours: list[Attributes]) -> list[Floats]:
-    """Shape (n, 3) each, LPS mm."""
-    counts = [integer(contour, _COUNT) for contour in contours]
-    data = [contour.get(_DATA, b"").rstrip(b" \0") for contour in contours]
-    for contour, count, numbers in zip(contours, counts, data, strict=True):
-        if text(contour, _KIND) != CLOSED[0] or count < 1 or numbers.count(b"\\") + 1 != 3 * count:
-            raise GeometryProofError(
-                f"a contour of type {text(contour, _KIND)!r} that says it has {count} points holds "
-                f"{numbers.count(92) + 1} numbers"
-            )
-    return np.split(_decimals(b"\\".join(data)).reshape(-1, 3), np.cumsum(counts)[:-1])
-
-
-def _decimals(data: bytes) -> Floats:
-    """Numbers that are separated by backslashes; numbers with three decimals, as we write them, are read all at once.
+def _points_of(contour: Attributes) -> Floats:
+    """Shape (n, 3), LPS mm.
 
     Raises:
-        GeometryProofError: Something is no finite number.
+        GeometryProofError: See `contours_by_slice`, or a coordinate is no finite number.
     """
-    text = np.frombuffer(data, np.uint8)
-    ends = np.append(np.flatnonzero(text == ord("\\")), len(text))
-    starts = np.append(0, ends[:-1] + 1)
-    negative = text[np.minimum(starts, len(text) - 1)] == ord("-")
-    starts = starts + negative
-    if not _are_thousandths(text, starts, ends):
-        return _any_decimals(data)
-    value, scale = np.zeros(len(ends), dtype=np.int64), 1
-    for back in range(1, int((ends - starts).max()) + 1):
-        # The fourth character from the end is the decimal point.
-        if back != 4:
-            digit = text[ends - back].astype(np.int64) - ord("0")
-            value += np.where(ends - back >= starts, digit, 0) * scale
-            scale *= 10
-    return np.where(negative, -value, value) / 1000.0
-
-
-def _are_thousandths(text: NDArray[np.uint8], starts: Integers, ends: Integers) -> bool:
-    """Whether each number has at most 15 digits, the last three behind a point.
-
-    Such a number is an exact whole number of thousandths in float64, so dividing by 1000 gives the float that Python reads.
-
-    Args:
-        text: All numbers.
-        starts: Shape (n,): index of the first digit of each number.
-        ends: Shape (n,): index behind its last digit.
-    """
-    lengths = ends - starts
-    if lengths.min() < 5 or lengths.max() > 16 or not (text[ends - 4] == ord(".")).all():
-        return False
-    digits = np.count_nonzero((text >= ord("0")) & (text <= ord("9")))
-    return bool(digits == lengths.sum() - len(lengths))
-
-
-def _any_decimals(data: bytes) -> Floats:
+    count, numbers = integer(contour, _COUNT), contour.get(_DATA, b"").rstrip(b" \0").split(b"\\")
+    if text(contour, _KIND) != CLOSED[0] or count < 1 or len(numbers) != 3 * count:
+        raise GeometryProofError(
+            f"a contour of type {text(contour, _KIND)!r} that says it has {count} points holds {len(numbers)} numbers"
+        )
     try:
-        values = np.array([float(value) for value in data.split(b"\\")])
+        points_mm = np.array([float(number) for number in numbers]).reshape(-1, 3)
     except ValueError as error:
         raise GeometryProofError(f"the coordinates of a contour are no numbers ({error})") from error
-    if not np.isfinite(values).all():
+    if not np.isfinite(points_mm).all():
         raise GeometryProofError("the coordinates of a contour are not finite")
-    return values
+    return points_mm
 
 
 def check_regions(written: Attributes, segments: Sequence[Segment] | None, headers: Sequence[Dataset]) -> None:
