@@ -31,7 +31,7 @@ from phantoms import lopsided_array, oblique_affine, write_mr_series, write_pict
 
 from dicom_io.capture import write_captures, write_notice  # noqa: E402
 from dicom_io.coding import Segment  # noqa: E402
-from dicom_io.objects import identity  # noqa: E402
+from dicom_io.objects import patient_and_study  # noqa: E402
 from dicom_io.objects.identity import ResultInfo  # noqa: E402
 from dicom_io.parametric import NO_UNIT, PROBABILITY, MapMeaning, write_parametric_map  # noqa: E402
 from dicom_io.pdf import write_pdf  # noqa: E402
@@ -295,7 +295,7 @@ def _example(kind: Variant, cases: tuple[_Case, _Case], folder: Path) -> Example
     return Example(kind.title, one.SOPClassUID, one.file_meta.TransferSyntaxUID, known, absent)
 
 
-_CARRIED = frozenset(f"{identity.PATIENT_KEYWORDS} {identity.STUDY_KEYWORDS}".split())
+_CARRIED = frozenset((*patient_and_study.PATIENT_KEYWORDS, *patient_and_study.STUDY_KEYWORDS))
 
 
 def _stands(module: str, modules: Mapping[str, Any], dataset: Dataset) -> bool:

@@ -47,7 +47,7 @@ from dicom_io.net import (  # noqa: E402
 )
 from dicom_io.net import commitment_provider as provider  # noqa: E402
 from dicom_io.net import commitment_user as user  # noqa: E402
-from dicom_io.objects import identity  # noqa: E402
+from dicom_io.objects import identity, patient_and_study  # noqa: E402
 from dicom_io.read import read_series  # noqa: E402
 from dicom_io.reading import bounded, kept_attributes  # noqa: E402
 from dicom_io.reading.codecs import BY_IMAGECODECS, decoder_of  # noqa: E402
@@ -579,8 +579,8 @@ All result objects have the source's patient and study attributes verbatim, with
 TimezoneOffsetFromUTC. {", ".join(identity.TYPE_2_KEYWORDS.split())} are supplied empty where the source lacks them; an
 empty DeidentificationMethod becomes "Not named by the source".
 
-- Patient: {", ".join(identity.PATIENT_KEYWORDS.split())}.
-- Study: {", ".join(identity.STUDY_KEYWORDS.split())}.
+- Patient: {", ".join(patient_and_study.PATIENT_KEYWORDS)}.
+- Study: {", ".join(patient_and_study.STUDY_KEYWORDS)}.
 
 ### Series numbers
 

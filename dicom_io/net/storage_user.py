@@ -13,14 +13,7 @@ from pynetdicom.presentation import PresentationContext
 
 from dicom_io.errors import NetworkError, UnreadableFileError
 from dicom_io.kinds import LABEL_MAP_STORAGE
-from dicom_io.net.association import (
-    MOST_CONTEXTS,
-    VERIFICATION,
-    OpenAssociation,
-    checked_status,
-    open_association,
-    presentation_context,
-)
+from dicom_io.net import association
 from dicom_io.net.decompress import decompress
 from dicom_io.net.destination import Destination
 from dicom_io.net.outcome import Outcome, meaning, state_of
@@ -68,7 +61,7 @@ def store_instances(
             time.sleep(PAUSE_S * attempt)
             rest, is_opening = batch[len(outcomes) - done :], True
             try:
-                with open_association(destination, proposals(rest)) as opened:
+                with association.open_association(destination, proposals(rest)) as opened:
                     is_opening = False
                     for item in rest:
                         note(_send(opened, item))
@@ -90,7 +83,7 @@ def batches(items: Sequence[Outgoing]) -> Iterator[list[Outgoing]]:
     batch, needed = list[Outgoing](), set[tuple[str, ...]]()
     for item in items:
         more = {(item.sop_class_uid,), (item.sop_class_uid, item.transfer_syntax_uid)}  # as in `proposals`
-        if len(needed | more) > MOST_CONTEXTS - 1:
+        if len(needed | more) > association.MOST_CONTEXTS - 1:
             yield batch
             batch, needed = [], set()
         batch.append(item)
@@ -107,13 +100,13 @@ def proposals(items: Sequence[Outgoing]) -> list[PresentationContext]:
     own = dict.fromkeys((item.sop_class_uid, item.transfer_syntax_uid) for item in items)
     classes = dict.fromkeys(sop_class for sop_class, _ in own)
     return [
-        presentation_context(VERIFICATION, UNCOMPRESSED),
-        *(presentation_context(sop_class, [syntax]) for sop_class, syntax in own),
-        *(presentation_context(sop_class, UNCOMPRESSED) for sop_class in classes),
+        association.presentation_context(association.VERIFICATION, UNCOMPRESSED),
+        *(association.presentation_context(sop_class, [syntax]) for sop_class, syntax in own),
+        *(association.presentation_context(sop_class, UNCOMPRESSED) for sop_class in classes),
     ]
 
 
-def _send(opened: OpenAssociation, item: Outgoing) -> Outcome:
+def _send(opened: association.OpenAssociation, item: Outgoing) -> Outcome:
     accepted = {
         UID(context.transfer_syntax[0])
         for context in opened.accepted_contexts
@@ -124,14 +117,14 @@ def _send(opened: OpenAssociation, item: Outgoing) -> Outcome:
     try:
         dataset = load_dataset(item.file, with_pixels=True)
         note = _bring_into(accepted, dataset, item)
-        status = opened.request(lambda association: association.send_c_store(dataset, priority=_MEDIUM))
+        status = opened.request(lambda established: established.send_c_store(dataset, priority=_MEDIUM))
     except _NoSyntaxError as error:
         return item.outcome("refused", str(error))
     except UnreadableFileError as error:
         return item.outcome("failed", str(error))
     except (ValueError, AttributeError) as error:  # pynetdicom: cannot be encoded
         return item.outcome("failed", f"it cannot be encoded for the peer ({type(error).__name__})")
-    code = checked_status(opened, status)
+    code = association.checked_status(opened, status)
     return item.outcome(state_of(code), meaning(code, "C-STORE"), code, note)
 
 

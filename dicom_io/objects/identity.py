@@ -313,7 +313,7 @@ def neutral(headers: tuple[Dataset, ...]) -> list[Dataset]:
     copies = []
     for header in headers:
         bare = patient_and_study.copied(header)
-        for keyword in f"{patient_and_study.PATIENT_KEYWORDS} {patient_and_study.STUDY_KEYWORDS} {patient_and_study.CHARACTER_SET}".split():
+        for keyword in patient_and_study.CARRIED_KEYWORDS:
             if keyword in bare and keyword != "StudyInstanceUID":
                 delattr(bare, keyword)
         for keyword in TYPE_2_KEYWORDS.split():

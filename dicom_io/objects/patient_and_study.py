@@ -19,9 +19,10 @@ from pydicom.valuerep import PersonName
 
 # DICOM PS3.3 C.7.1.1, C.7.1.3, C.7.2.1, C.7.2.2, C.7.2.3: what belongs to the patient and to the study.
 _TABLE = json.loads(files("dicom_io.objects").joinpath("tables/carried_attributes.json").read_text(encoding="utf-8"))
-PATIENT_KEYWORDS, STUDY_KEYWORDS = " ".join(_TABLE["patient"]), " ".join(_TABLE["study"])
+PATIENT_KEYWORDS, STUDY_KEYWORDS = _TABLE["patient"], _TABLE["study"]
 CHARACTER_SET = "SpecificCharacterSet"
-CARRIED_TAGS = frozenset(map(Tag, f"{PATIENT_KEYWORDS} {STUDY_KEYWORDS} {CHARACTER_SET} TimezoneOffsetFromUTC".split()))
+CARRIED_KEYWORDS = (*PATIENT_KEYWORDS, *STUDY_KEYWORDS, CHARACTER_SET)
+CARRIED_TAGS = frozenset(map(Tag, (*CARRIED_KEYWORDS, "TimezoneOffsetFromUTC")))
 IN_CHARACTER_SET = frozenset(["LO", "LT", "PN", "SH", "ST", "UC", "UT"])  # PS3.5 6.1.2.2
 IN_ASCII = frozenset(["AE", "AS", "CS", "DA", "DS", "DT", "IS", "TM"])
 DEFAULT_REPERTOIRE = {"iso8859": "ascii"}  # where no character set is named it is ISO-IR 6; pydicom would write Latin-1
