@@ -2,14 +2,19 @@
 
 To add a kind:
 
-1. Write `dicom_io/<kind>.py`, or a package of that name, with `write_result(content, path)`, which writes the object from a
-   `dicom_io.objects.result_content.ResultContent` and proves it. A kind without a command-line format needs no module.
-2. Add a row to `KINDS`. An object must come after every object that it refers to.
+1. Write a module or package of `dicom_io` with `write_result(content: ResultContent, path: Path) -> None`. It writes the object
+   from an `objects.result_content.ResultContent` by `proof.save_proved`, with a proof of its own. `dicom_io/rtstruct/` is an
+   example: `dataset.py` builds, `write.py` writes, `proof.py` proves.
+2. Add a row to `KINDS`, behind the rows of all objects that it refers to, with a SeriesNumber that is a multiple of 1000, not
+   taken, and higher than theirs, because results are written by SeriesNumber and sent by row.
+3. Name the package among the layers of pyproject.toml and the format in the help of `--format` (`monai_unet_app/cli/flags.py`),
+   add an example of it to `VARIANTS` of tools/conformance_objects.py, and run tools/make_conformance.py. The tests of kinds,
+   destinations and formats list all kinds; docs/outputs.md describes them.
 
-Destinations, sites, profiles, the command line, corrections and the conformance statement follow the table. Only a kind that is
-no result of segmentation (a document, a note) is written by a caller of its own. A row names its module as text, and the module
-is imported when an object is written. So a receiver, which only asks for the kind of a file, imports neither highdicom nor a
-codec.
+Destinations, sites, profiles, the choices of `--format` and corrections follow the table. A kind that is no result of
+segmentation (a document, a note) has no format and names no module, because a caller of its own writes it. A row names its
+module as text, and the module is imported when an object is written. So a receiver, which only asks for the kind of a file,
+imports neither highdicom nor a codec.
 """
 
 from dataclasses import dataclass
@@ -30,7 +35,7 @@ class Kind:
         series_number: SeriesNumber of its series, to which the source's own is added; its order in lists of formats.
         module: The module with `write_result`, if it has a format.
         format: Its name on the command line and in `result.json`; empty where it is no result of a segmentation.
-        modality: Modality of its objects; empty where images have it too.
+        modality: Modality of its objects; empty where images have it too. Two kinds may share it, so the SOP class decides.
         shares_class: Objects of its SOP classes may also be images of other software.
         from_labels: It is made of labels alone, so that a correction of the labels writes it anew.
         on_slices: It lies on the slices of its source, even if the result was computed on another grid.

@@ -12,16 +12,18 @@ grid, measured along the normal and sideways; each of the two has to keep the li
 3. More: refused. Where the odd gaps are multiples of the usual gap, the refusal says that slices are missing; where a gap
    differs from the usual one, that the gaps are uneven; else that the stack is not straight.
 
-On a grid that passed, the corners and the middle of every slice must lie within CORNER_OFFSET_MM. On a
-grid that was fitted they may lie as far off as `jitter_limit_mm`, where that is more.
+The corners and the middle of every slice must lie within CORNER_OFFSET_MM of the grid; in case 2 they may lie as far off as
+`jitter_limit_mm`, where that is more. The two limits are never more than half a pixel.
 
-Two other modules have limits of their own:
+Who else asks how slices lie:
 
-- `repair.py` knows only SILENT_OFFSET_MM, and compares gaps with the usual gap. A stack gets there if it was refused here or
-  if its tilt is to be removed. It is interpolated anyway, so more unevenness is resampled too, if the caller allows it.
-- `objects/source_grid.py` compares a result's grid with each slice's own header, corners included. It allows 0.05 mm,
-  but at most a quarter of a gap, so that a result cannot be taken for that of the next slice; or `jitter_limit_mm` if that
-  is more, because a fitted grid leaves each slice that far from its header.
+- `repair.py` compares gaps with the usual gap, and interpolates what is more uneven than SILENT_OFFSET_MM. It is asked after a
+  refusal, or to remove a tilt, and only if the caller allows it.
+- `stacks.py` and `time_points.py` take slices within `silent_offset_mm` for slices at one position.
+- `objects/source_grid.py` compares the grid of a result with each slice's own header, corners included. It allows what
+  `objects/slice_positions.tolerance_mm` gives: 0.05 mm, at most a quarter of a gap, so that a result cannot be taken for that
+  of the next slice. It allows `jitter_limit_mm` if that is more, because a fitted grid leaves each slice that far from its
+  header.
 """
 
 from collections.abc import Sequence
@@ -57,7 +59,7 @@ _MAX_LISTED = 3  # missing slices in one message
 
 @dataclass(frozen=True)
 class ImagePlane:
-    """Where the pixel matrix of one slice lies, by its own header (Image ImagePlane module, PS3.3 C.7.6.2).
+    """Where the pixel matrix of one slice lies, by its own header (Image Plane module, PS3.3 C.7.6.2).
 
     Attributes:
         position: ImagePositionPatient, LPS mm.

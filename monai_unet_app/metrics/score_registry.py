@@ -1,11 +1,14 @@
 """The scores of a class, as `scores.toml` lists them: name, unit, place in the report, and the sentence that explains each.
 
-To add a score:
-1. Write its function (in `overlap.py`, `boundary.py` or a module of its own) with a test.
-2. In `case_scores.py` add a field with its name to `ClassScores` and fill the field in `_score_class`.
-3. Add an entry to `scores.toml`: metrics.json, cases.csv, glossary, report, terminal and comparison follow from it.
-4. Run tests/metrics/test_score_registry.py, and copy the line it prints into schemas/metrics.schema.json.
-5. Add a row to the table in docs/metrics.md.
+To add a score (paths are those of the repository):
+1. Write its function in monai_unet_app/metrics (`overlap.py`, `boundary.py` or a module of its own), and a test in
+   tests/metrics.
+2. In `case_scores.py` give `ClassScores` its name: a field that `_score_class` fills, or a property of fields that are there.
+3. Add an entry to `scores.toml`; `Score` below explains each key. metrics.json, cases.csv and the glossary of the report follow
+   from `name` and `definition`; `table` and `column` add a column to the report, `terminal` one to the terminal, `better` a row
+   to comparisons (an evaluation that was made without the score can then no longer be compared), `is_target` a target.
+4. Run `pytest tests/metrics`. The tests print the line for monai_unet_app/schemas/metrics.schema.json, and ask for a row in the
+   table of docs/metrics.md. The keys in docs/outputs.md are listed by hand.
 
 A score has one name: the attribute of `ClassScores`, the entry in the glossary and the row in docs/metrics.md. Its key in
 metrics.json and cases.csv is that name followed by the unit, if it has one: `hd95` is `hd95_mm`, or `hd95_px` for pictures.
@@ -37,7 +40,7 @@ class Score:
     Attributes:
         name: Attribute of `ClassScores`, or of what `within` names.
         title: What people call it in a sentence.
-        definition: Its sentence in the glossary. Empty for scores that need none.
+        definition: Its sentence in the glossary of the report. Empty for the overlap scores that everybody knows.
         unit: "length" or "size", empty for a plain number. A length is not defined where one of the two masks is empty.
         table: The table of the report that has a column for it; empty where none has.
         column: Heading of that column.

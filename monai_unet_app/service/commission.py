@@ -18,7 +18,7 @@ from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 
-from dicom_io.kinds import KIND
+from dicom_io.kinds import KIND, kind_of_class
 from dicom_io.net.destination import Destination, Dimse
 from dicom_io.net.exchange import echo, fetch, find, send
 from dicom_io.net.query import Query
@@ -33,8 +33,9 @@ from monai_unet_app.data.itk_bridge import check_by_itk
 from monai_unet_app.errors import AppError, UsageError
 from monai_unet_app.service import acceptance_checks as checks
 from monai_unet_app.service import phantoms
+from monai_unet_app.service.rows import state_of
 from monai_unet_app.service.site_file import Rule, Site
-from monai_unet_app.service.work import misfits, state_of, verdict_of
+from monai_unet_app.service.work import misfits, verdict_of
 
 _PACKAGES = ("torch", "monai", "pydicom", "pynetdicom", "highdicom", "itk", "numpy")
 _PAUSE_S, _REPORT_S = 0.5, 10.0
@@ -269,7 +270,7 @@ class _Run:
         for axes in self._axes(rule):
             case = segment_case(read_series(self._made(rule, axes).files), bundle, PredictConfig(tta=rule.tta))
             verdict, why = verdict_of(case)
-            if state_of(verdict, rule) != "sending":
+            if state_of(verdict, hold_review=rule.hold_review) != "sending":
                 raise AppError(
                     f"the quality gate says {verdict} ({why}), so the node would hold the result back; name a usual image "
                     f"with --example {rule.name}=PATH"
@@ -419,7 +420,10 @@ class _Run:
         for series in find(destination, Query("series", study_instance_uid=study.uid, modality="SEG")):
             fetched = fetch(destination, Query("series", study.uid, str(series.SeriesInstanceUID)), self.folder())
             for file in fetched.files:
-                (source,) = load_dataset(file, with_pixels=False).ReferencedSeriesSequence
+                header = load_dataset(file, with_pixels=False)
+                if kind_of_class(str(header.SOPClassUID)) is not KIND["SEG"]:
+                    continue  # another kind may have the Modality SEG
+                (source,) = header.ReferencedSeriesSequence
                 if len(source.ReferencedInstanceSequence) == len(images):
                     segs.append(read_seg(file, volume))
         return segs

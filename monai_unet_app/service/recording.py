@@ -1,8 +1,8 @@
 """How a new result enters the node's database: what it supersedes, what was decided about its bytes, where it goes.
 
-This is where a result is held back. Held back physically means: it has no row in `deliveries`, and senders are given rows of
-that table only. `work.state_of` gives the state that the quality gate asks for; `_decided_state` changes it where a person has
-decided about the same bytes before.
+A result that is held back gets no row in `deliveries` here, and senders are given rows of that table only. `rows.state_of`
+gives the state that the quality gate asks for; `_decided_state` changes it where a person has decided about the same bytes
+before.
 
 Each function works within the caller's transaction.
 """
@@ -71,8 +71,8 @@ def _decided_state(
 ) -> tuple[rows.ResultState, str]:
     """State and reason of a new result. A decision about the same bytes holds for it, and the last decision counts.
 
-    Decisions come before states: a result that was accepted, and was superseded while it was sent, has no state that tells of
-    the decision.
+    Without a decision the quality gate has the last word, also where the same bytes were sent before: a bundle that was
+    calibrated again, or a rule that holds reviews now, may judge them otherwise.
 
     Args:
         new: The new result.
@@ -81,14 +81,12 @@ def _decided_state(
     """
     if new.state not in rows.UNFINISHED:
         return new.state, new.reason
-    states = [row["state"] for row in same if row["state"] in ("refused", "sending", "delivered", "dead")]
-    if not (decisions or states):
-        return new.state, new.reason
-    is_sent = decisions[-1] in rows.SENDING_DECISIONS if decisions else states[-1] != "refused"
-    if is_sent:
-        return "sending", new.reason
     reasons = [row["reason"] for row in same if row["state"] == "refused"]
-    return "refused", reasons[-1] if reasons else f"{decisions[-1]} by a reviewer"
+    if decisions and decisions[-1] in rows.SENDING_DECISIONS:
+        return "sending", new.reason
+    if decisions or reasons:
+        return "refused", reasons[-1] if reasons else f"{decisions[-1]} by a reviewer"
+    return new.state, new.reason
 
 
 def _supersede(db: sqlite3.Connection, series: tuple[str, str, str], now_s: float) -> None:

@@ -2,8 +2,8 @@
 
 The life of a result. "By a person" names the decision that leads from one state to the next.
 
-    (new)          -> held            the quality gate's verdict is "review", and the rule holds such results
-                   -> rejected        the quality gate's verdict is "reject"
+    (new)          -> held            the quality gate's verdict is "review", and the rule holds such results (`state_of`)
+                   -> rejected        the quality gate's verdict is "reject" (`state_of`)
                    -> sending         any other verdict, or a person has accepted or released the same bytes before
                    -> refused         a person has rejected, corrected or refused the same bytes before
                    -> not processed   there is no result, only a reason; destinations may get a notice
@@ -20,7 +20,9 @@ The life of a result. "By a person" names the decision that leads from one state
 
 Words that are used for one thing each:
 
-- A result is *held back* while it is held or rejected. It has no row in `deliveries` then, so no sender can find it.
+- A result is *held back* while it is held or rejected. `recording` gives it no row in `deliveries` then, so no sender can find
+  it, and only reviewers may read its files (`READABLE`). A person lets it go in `reviews`: by `decide` with the decision
+  accepted, or by `release`, which asks again for a rejected result. Both end in `queue.send_held_back`.
 - A *verdict* is the quality gate's: "accept", "review", "reject", or empty without a gate. Follow-ups have their kind there.
 - A *decision* is a person's: accepted, corrected, rejected, released, refused.
 - A delivery or job that is *given up* is dead, and there is a *dead letter* about it.
@@ -56,6 +58,19 @@ SENDING_DECISIONS: tuple[DecisionKind, ...] = ("accepted", "released")
 
 FOLLOW_UPS = ("verified", "corrected", "rejection note")
 """Verdicts of results that follow from a decision. No worker made them; they supersede no result and are not superseded."""
+
+
+def state_of(verdict: str, *, hold_review: bool) -> ResultState:
+    """The state that the quality gate's verdict gives to a new result.
+
+    Args:
+        verdict: "accept", "review", "reject", or empty without a gate.
+        hold_review: Of the rule that the result was made for.
+    """
+    if verdict == "reject":
+        return "rejected"
+    return "held" if verdict == "review" and hold_review else "sending"
+
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS studies (

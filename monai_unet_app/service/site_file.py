@@ -40,8 +40,8 @@ class Rule:
         destinations: Names of destinations of the site.
         sha256: Digest of the bundle; a bundle with another digest is not loaded. Empty: any bundle.
         tta: Average over mirror images.
-        hold_review: Hold results with the verdict "review" until a reviewer releases them; otherwise they are delivered, and
-            say so themselves. Results with the verdict "reject" are always held.
+        hold_review: Hold results with the verdict "review" until a reviewer accepts or releases them; otherwise they are
+            delivered, and say so themselves. Results with the verdict "reject" are always held back.
         probabilities: Keep the probabilities beside the result, for the uncertainty on a review page; they are large.
         deliver_ungated: Deliver results without a verdict if the bundle has no quality gate for this rule; without this setting
             such a rule does not start.

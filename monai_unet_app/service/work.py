@@ -23,7 +23,7 @@ from dicom_io.reading.series import SeriesRef, files_below, survey_files
 from monai_unet_app.data import selection
 from monai_unet_app.errors import AppError, InputRefusedError, without_folders
 from monai_unet_app.service.child_processes import PARTIAL, Message, serve
-from monai_unet_app.service.rows import NewResult, ResultState
+from monai_unet_app.service.rows import NewResult, state_of
 from monai_unet_app.service.site_file import Rule, Site, read_site
 from monai_unet_app.service.uploads import images_of
 
@@ -281,21 +281,11 @@ def digest_of(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def state_of(verdict: str, rule: Rule) -> ResultState:
-    """The state that the quality gate's verdict gives to a new result.
-
-    "rejected" and "held" mean that the result is held back. Held back physically means: it has no row in `deliveries`, see
-    `service.recording`; `service.rows` has the table of all states.
-    """
-    if verdict == "reject":
-        return "rejected"
-    return "held" if verdict == "review" and rule.hold_review else "sending"
-
-
 def _new_result(rule: Rule, series: str, task: Task, folder: Path, case: "Case") -> NewResult:
     """The result of a case that was written to `folder`; `series` is empty for a NIfTI image."""
-    name, (verdict, reason) = f"{task.output.name}/{folder.name}", verdict_of(case)
-    return NewResult(rule.name, series, name, state_of(verdict, rule), verdict, reason, digest_of(folder))
+    (verdict, reason), name = verdict_of(case), f"{task.output.name}/{folder.name}"
+    state = state_of(verdict, hold_review=rule.hold_review)
+    return NewResult(rule.name, series, name, state, verdict, reason, digest_of(folder))
 
 
 def verdict_of(case: "Case") -> tuple[str, str]:

@@ -22,9 +22,10 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from monai_unet_app.service.child_processes import Message, serve
+from monai_unet_app.service.rows import state_of
 from monai_unet_app.service.site_file import Site, read_site
 from monai_unet_app.service.uploads import images_of
-from monai_unet_app.service.work import digest_of, state_of
+from monai_unet_app.service.work import digest_of
 
 
 def segment(site: Site, message: Message) -> Message:
@@ -51,7 +52,7 @@ def segment(site: Site, message: Message) -> Message:
     (folder / "binary").mkdir(parents=True)
     _write(headers, folder / "binary" / "one_sc.dcm", f" {output.name}" if "drift" in wish else "")
     verdict = next((one for one in ("review", "reject") if one in wish), "")
-    state = "not processed" if "refuse" in wish else state_of(verdict, rule)
+    state = "not processed" if "refuse" in wish else state_of(verdict, hold_review=rule.hold_review)
     found = _result(rule.name, series, f"{output.name}/{folder.name}", state, digest_of(folder), verdict)
     found["reason"] = lacks or (f"the gate says {verdict}" if verdict else "")
     return {"results": [found], "seconds": time.perf_counter() - begin}
@@ -83,7 +84,15 @@ def _image_result(site: Site, image: Path, output: Path) -> Message:
     (folder / "one_seg.nii.gz").write_bytes(content)
     verdict = wish if wish in ("review", "reject") else ""
     rule = site.rules[0]
-    return _result(rule.name, "", f"{output.name}/{folder.name}", state_of(verdict, rule), digest_of(folder), verdict)
+    state = state_of(verdict, hold_review=rule.hold_review)
+    return _result(
+        rule.name,
+        "",
+        f"{output.name}/{folder.name}",
+        state,
+        digest_of(folder),
+        verdict,
+    )
 
 
 def _result(rule: str, series: str, folder: str, state: str, digest: str, verdict: str = "") -> Message:

@@ -127,12 +127,25 @@ def test_what_was_decided_on_some_bytes_holds_for_the_same_bytes(queue: Queue, s
     assert pending(queue) == []
     other = queue.result(finished(queue, replace(FOUND, state="held", digest="def")))
     assert other.state == "held"
+    queue.record_if_undecided(Decision(other.id, "accepted", "Rossi^Anna", "2026-03-02T10:15:07+00:00"))
     queue.send_held_back(other.id, ["pacs"])
     queue.close_delivery(pending(queue)[0].id, "delivered")
     assert (
         queue.result(finished(queue, replace(FOUND, state="held", digest="def", destinations=["pacs"]))).state
         == "delivered"
     )
+
+
+@pytest.mark.parametrize("state", ["held", "rejected"])
+def test_bytes_that_were_sent_before_are_held_back_when_the_gate_judges_them_otherwise(
+    queue: Queue, state: ResultState
+) -> None:
+    finished(queue)
+    for delivery in pending(queue):
+        queue.close_delivery(delivery.id, "delivered")
+    again = finished(queue, replace(FOUND, state=state, destinations=["pacs", "viewer", "ward"]))
+    assert queue.result(again).state == state
+    assert pending(queue) == []
 
 
 def test_what_is_decided_on_a_result_is_decided_on_all_of_the_same_bytes(queue: Queue) -> None:
