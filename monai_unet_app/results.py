@@ -446,7 +446,7 @@ class SaveDicomd:
         keys: "pred", on the source grid; "prob" must be beside it and "image" must come from `VolumeReader`.
         bundle_root: The bundle that predicted.
         output_dir: Gets the files, as from `monai-unet predict`.
-        formats: Some of FORMATS.
+        formats: Some of `config.FORMATS`.
         device: The device of the network; a setting of the result.
     """
 

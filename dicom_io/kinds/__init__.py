@@ -8,8 +8,10 @@ To add a kind:
 2. Add a row to `KINDS`, behind the rows of all objects that it refers to, with a SeriesNumber that is a multiple of 1000, not
    taken, and higher than theirs, because results are written by SeriesNumber and sent by row.
 3. Name the package among the layers of pyproject.toml and the format in the help of `--format` (`monai_unet_app/cli/flags.py`),
-   add an example of it to `VARIANTS` of tools/conformance_objects.py, and run tools/make_conformance.py. The tests of kinds,
-   destinations and formats list all kinds; docs/outputs.md describes them.
+   add an example of it to `VARIANTS` of tools/conformance_objects.py, and run tools/make_conformance.py.
+4. Add it to the tests that list all kinds (test_kinds, test_outgoing, test_destination, test_for_destination, test_results,
+   test_result_identity, test_proof_of_wrong_objects) and to the texts that do (docs/outputs.md; predict, node and
+   send-and-fetch in docs/how-to).
 
 Destinations, sites, profiles, the choices of `--format` and corrections follow the table. A kind that is no result of
 segmentation (a document, a note) has no format and names no module, because a caller of its own writes it. A row names its

@@ -111,7 +111,8 @@ def with_masks(
     Args:
         picture: Shape (rows, columns, 3), 0 to 255; it is painted over.
         masks: (label, colour, mask) of each; a mask has the shape of the slice before it was enlarged to the picture.
-        opacity: As of `paint`, like `outline`.
+        opacity: As of `paint`.
+        outline: As of `paint`.
     """
     legend = []
     for label, colour, mask in masks:

@@ -246,7 +246,7 @@ def _headers(files: Iterable[Path], *, whole: bool) -> list[tuple[Path, Dataset]
 
 
 def _state(file: Path) -> tuple[int, int, int] | None:
-    """Inode, size and time of change of a file; None for a file that is gone, which `load_dataset` then refuses by its name."""
+    """Inode, size and time of modification; None for a file that is gone, which `load_dataset` then refuses by its name."""
     try:
         status = os.stat(file)
     except OSError:

@@ -96,7 +96,7 @@ def build_seg(
     """A SEG that is ready to be saved.
 
     Args:
-        segmentation: From `in_slices`: labels, or for "fractional" channels with probabilities of 0 to 1.
+        segmentation: From `objects.labels.in_slices`: labels, or for "fractional" channels with probabilities of 0 to 1.
         images: The source that it lies on; the whole header of the first image is enough.
         result: What computed it.
         encoding: How frames are stored.
@@ -142,7 +142,7 @@ def seg_uid(source: Volume, result: ResultInfo, encoding: SegEncoding, digest: s
         source: The volume that its voxels lie on.
         result: What computed them.
         encoding: How frames are stored.
-        digest: Of the voxels, from `identity.digest_of`, in the form that `seg.in_slices` gives them.
+        digest: Of the voxels, from `identity.digest_of`, in the form that `objects.labels.in_slices` gives them.
         empty_frames: Whether frames without voxels are written.
     """
     every = ("empty frames",) if empty_frames else ()

@@ -21,7 +21,7 @@ class Settings:
     """How an application segments and what it writes: the flags of `monai-unet predict` by their names.
 
     Attributes:
-        format: Some of `monai_unet_app.results.FORMATS`.
+        format: Some of `monai_unet_app.config.FORMATS`.
         tta: As in `PredictConfig`.
         probabilities: As in `OutputConfig`; so are cautious, explain, deliver_rejected, dicomize, seg_encoding.
         series: SeriesInstanceUID of the series to read where there are several.

@@ -167,7 +167,7 @@ class _SurfaceScore(_CaseMetric):
 class BoundaryIoU(_SurfaceScore):
     """IoU of the voxels within a width of each mask's own surface; mean over classes, then over cases, 0 to 1.
 
-    Definition and empties: `monai_unet_app.metrics.boundary_iou`.
+    Definition and empties: `monai_unet_app.metrics.boundary.boundary_iou`.
 
     Args:
         labels: The bundle's `labels`, with the background first where exclusive.

@@ -175,3 +175,11 @@ def test_an_object_that_is_not_there_is_not_called_valid(tmp_path: Path) -> None
         pytest.skip("dciodvfy is not installed")
     with pytest.raises(FileNotFoundError, match=r"absent\.dcm does not exist"):
         validators.dciodvfy_errors(tmp_path / "absent.dcm")
+
+
+def test_a_picture_is_measured_in_pixels_whatever_its_affine_says() -> None:
+    picture = Volume(np.zeros((5, 4, 1)), np.diag([0.5, 0.25, 1.0, 1.0]), planar=True)
+    assert (picture.axis_spacing, picture.voxel_size) == ((1.0, 1.0), 1.0)
+    assert (picture.length_unit, picture.size_unit) == ("px", "px")
+    assert picture.without_flat_axis(np.zeros((5, 4, 1))).shape == (5, 4)
+    assert picture.without_flat_axis(np.zeros((2, 5, 4, 1))).shape == (2, 5, 4)

@@ -62,6 +62,18 @@ def test_scores_of_a_case_are_those_of_its_masks():
         assert entry.size_difference == 0
 
 
+def test_the_size_difference_is_predicted_minus_true() -> None:
+    case = lopsided_case()
+    smaller = case.predicted.copy()
+    smaller[:6] = 0  # the front structure loses planes, the one behind it does not
+    lost = np.count_nonzero(case.predicted == 1) - np.count_nonzero(smaller == 1)
+    scores = Evaluation(PLAN).add(replace(case, predicted=smaller))
+    assert lost > 0
+    assert [entry.size_difference for entry in scores.classes] == pytest.approx([-lost * 0.00216, 0])
+    exchanged = Evaluation(PLAN).add(replace(case, truth=smaller))
+    assert [entry.size_difference for entry in exchanged.classes] == pytest.approx([lost * 0.00216, 0])
+
+
 def test_calibration_is_counted_over_the_image_and_in_the_band_around_the_prediction():
     missed = lopsided_case().predicted
     missed = np.where(missed == 1, 0, missed)  # so that truth and prediction have unlike surfaces

@@ -136,6 +136,15 @@ def test_what_was_decided_on_some_bytes_holds_for_the_same_bytes(queue: Queue, s
     )
 
 
+def test_a_dead_delivery_of_a_superseded_result_is_not_tried_again(queue: Queue) -> None:
+    finished(queue)
+    dead, _ = pending(queue)
+    queue.close_delivery(dead.id, "dead", "gone for days")
+    finished(queue, replace(FOUND, digest="def", state="held"))
+    assert queue.retry_delivery(dead.id) is None
+    assert pending(queue) == []
+
+
 @pytest.mark.parametrize("state", ["held", "rejected"])
 def test_bytes_that_were_sent_before_are_held_back_when_the_gate_judges_them_otherwise(
     queue: Queue, state: ResultState
