@@ -42,4 +42,5 @@ class Blend:
         """Shape (C, *image shape): the weighted mean at each voxel, without the padding."""
         if self.summed_results is None:
             raise ValueError("no window was added; at least one is needed")
+        # No weight is 0: the windows cover every voxel, and MONAI clamps the weights of a window to 0.001 or more
         return (self.summed_results / self.summed_weight)[(slice(None), *self.plan.inside)]

@@ -21,7 +21,7 @@ Size = tuple[int, ...]
 
 
 class UnfitNetworkError(Exception):
-    """Why the network cannot be used in this bundle: one sentence with a remedy, without the bundle's name."""
+    """The network cannot be used in this bundle. The message is one sentence with a remedy, without the bundle's name."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class _CheckedNetwork:
 
     Args:
         network: In eval mode.
-        channels: Channels of an image, by the input rules. Preprocessing may make several channels of one: if the network
-            fails with this number, others are tried.
+        channels: Channels of an image, by the input rules. Preprocessing may change their number: if the network fails
+            with this number, others are tried.
         size: Size of a window.
     """
 
@@ -87,6 +87,7 @@ class _CheckedNetwork:
         self.meta_outputs: dict[tuple[Size, int], Any] = {}
         self.channels = self._channels(channels)
         output = self._meta_output(size)
+        # A network whose shapes depend on values cannot run on the meta device; a real window then decides
         self.output = self._output(size) if isinstance(output, Exception) else output
 
     def check_output(self, labels: Sequence[str]) -> None:
@@ -122,6 +123,7 @@ class _CheckedNetwork:
     def check_layer(self, name: str) -> None:
         """The layer must give one tensor with channels and spatial axes."""
         empty = torch.zeros(1, self.channels, *self.size, device="meta")
+        # The hook has its output even if a later layer then fails
         features = _layer_output(self.meta_network, name, lambda: _output_or_error(self.meta_network, empty))
         if features is None:  # the network does not run on the meta device
             features = _layer_output(self.network, name, lambda: self._output(self.size))
@@ -134,6 +136,7 @@ class _CheckedNetwork:
 
     def check_finite(self) -> None:
         """Weights must be finite, and so must the logits of the smallest window of zeros (air) that the network takes."""
+        # The weights first: one NaN in them makes every logit NaN, and the reason is the training
         values = self.network.state_dict().values()
         broken = sum(not bool(torch.isfinite(value).all()) for value in values)
         if broken:
@@ -141,6 +144,7 @@ class _CheckedNetwork:
                 f"models/model.pt holds values that are not finite, in {broken} of its {len(values)} tensors; the training "
                 "diverged; train again with a lower learning rate"
             )
+        # Values are needed here, so the meta device does not do; the smallest window is enough and the fastest
         small = next((size for size in _smaller_sizes(self.size) if self._fits(size)), self.size)
         output = self._output(small)
         if isinstance(output, Exception):
@@ -155,6 +159,7 @@ class _CheckedNetwork:
 
     def _channels(self, first: int) -> int:
         for size in (self.size, *_multiples(self.size)):
+            # Other sizes are tried too: where the window itself does not fit, its failure says nothing about the count
             for count in (first, *(n for n in range(1, _MOST_CHANNELS + 1) if n != first)):
                 if not isinstance(self._meta_output(size, count), Exception):
                     return count
@@ -182,6 +187,7 @@ def _on_meta_device(network: torch.nn.Module) -> torch.nn.Module:
     memo: dict[int, Any] = {}
     for tensor in chain(network.parameters(), network.buffers()):
         empty = tensor.detach().to("meta")
+        # deepcopy takes an entry of the memo for a copy that exists already, so that no weight is copied
         memo[id(tensor)] = torch.nn.Parameter(empty, False) if isinstance(tensor, torch.nn.Parameter) else empty
     return copy.deepcopy(network, memo)
 

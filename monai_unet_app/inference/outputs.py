@@ -1,4 +1,4 @@
-"""What the logits of a network mean: classes that exclude each other (softmax), or labels that may overlap (sigmoid).
+"""The meaning of a network's logits: classes that exclude each other (softmax), or labels that may overlap (sigmoid).
 
 `outputs` of a bundle's `inference.yaml` says which of the two. Everything that differs between them in tensors is here.
 """
@@ -45,6 +45,8 @@ class ExclusiveOutputs:
         """
         channel = structure + 1
         others = [n for n in range(logits.shape[1]) if n != channel]
+        # log(p / (1 - p)) with p = exp(z_c) / sum exp(z): the sum over all classes cancels. From rounded probabilities
+        # it would be infinite where p is 1.
         return logits[:, channel] - torch.logsumexp(logits[:, others], 1)
 
 
@@ -59,6 +61,7 @@ class OverlappingOutputs:
 
     def labels(self, logits: torch.Tensor) -> torch.Tensor:
         """Shape (C, *spatial), boolean: the voxels of each label."""
+        # sigmoid(0) is 0.5, the threshold
         return logits >= 0
 
     masks = labels
@@ -71,6 +74,7 @@ class OverlappingOutputs:
 
     def negative_log_likelihood(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         """Mean over voxels and labels, in nats, of the truth (C, *spatial) under the logits, of the same shape."""
+        # From the logits: the logarithm of a rounded sigmoid would be infinite for a sure answer
         return F.binary_cross_entropy_with_logits(logits, truth.expand_as(logits))
 
     def confidence(self, logits: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,5 +91,5 @@ Outputs = ExclusiveOutputs | OverlappingOutputs
 
 
 def outputs_of(exclusive: bool) -> Outputs:
-    """What the logits mean of a network whose classes exclude each other, or not."""
+    """The meaning of the logits: exclusive classes if `exclusive` is true, else overlapping labels."""
     return ExclusiveOutputs() if exclusive else OverlappingOutputs()

@@ -56,6 +56,7 @@ def predict_logits(
     for first in range(0, len(plan.windows), settings.batch):
         windows = plan.windows[first : first + settings.batch]
         batch = torch.stack([padded_image[(slice(None), *window)] for window in windows])
+        # The image and the sums stay on the image's device; the accelerator holds one batch of windows at a time
         blend.add(windows, engine(batch.to(engine.device)).to(image.device))
         if progress is not None:
             progress(first + len(windows), len(plan.windows))
@@ -99,6 +100,8 @@ def predict_mirrored(
     Returns:
         As `predict_logits`.
     """
+    # Logits are averaged rather than probabilities: a calibration rescales logits, and `calibration_tta` is fitted to
+    # these means. The mirrored answer is mirrored back before it is added.
     total = torch.zeros(())
     combinations = [
         [axis + 1 for bit, axis in enumerate(mirror_axes) if number >> bit & 1]

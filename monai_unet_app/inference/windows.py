@@ -43,7 +43,10 @@ def plan_windows(shape: tuple[int, ...], window: tuple[int, ...], overlap: float
         )
     size = tuple(w if w > 0 else s for s, w in zip(shape, window, strict=True))
     padded = tuple(max(s, w) for s, w in zip(shape, size, strict=True))
+    # As MONAI pads: half on each side, and of an odd number the larger half behind
     before = tuple((p - s) // 2 for s, p in zip(shape, padded, strict=True))
+    # As in MONAI's _get_scan_interval; an overlap near 1 still moves on by one voxel
     step = tuple(w if w == p else max(1, int(w * (1 - overlap))) for w, p in zip(size, padded, strict=True))
     inside = tuple(slice(b, b + s) for b, s in zip(before, shape, strict=True))
+    # dense_patch_slices moves the last window of an axis back, so that it ends at the border and stays inside
     return WindowPlan(size, before, padded, tuple(map(tuple, dense_patch_slices(padded, size, step))), inside)

@@ -35,6 +35,7 @@ def half_weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     halved: dict[int, torch.Tensor] = {}
     weights: dict[str, torch.Tensor] = {}
     for name, value in network.state_dict().items():
+        # Equal address and shape: one tensor under two names. A view of another shape may begin at the same address.
         address = value.data_ptr()
         if address not in halved or halved[address].shape != value.shape:
             value = value.detach().cpu()
@@ -113,11 +114,15 @@ class Checkpoints:
 
     def save(self, engine: Engine) -> None:
         """After an epoch: saves the model if it is the best so far, then the state of everything."""
+        # MONAI's validation handler runs the evaluator under the trainer's epoch number, so equal numbers mean that
+        # this epoch was validated; the evaluator keeps the metrics of earlier epochs.
         validated = self.validator.state.epoch == engine.state.epoch and self.validator.state.metrics
         metric = float(self.validator.state.metrics[self.validator.state.key_metric_name]) if validated else None
         loss = sum(self.losses) / max(1, len(self.losses))
         self.losses.clear()
         self.history.append({"epoch": engine.state.epoch, "loss": loss, "metric": metric})
+        # best.pt before last.pt: after a crash between the two, the epoch is repeated from the old last.pt and writes
+        # the same best.pt again. The other order could name a best metric whose weights were never saved.
         if metric is not None and metric > self.best_metric:
             self.best_metric, self.best_epoch = metric, engine.state.epoch
             save_atomically(half_weights(self.best), self.folder / "best.pt")
@@ -141,7 +146,9 @@ class Checkpoints:
             best = torch.load(self.folder / "best.pt", map_location="cpu", weights_only=True)
         else:
             best = half_weights(self.best)
+        # A finished run that is started again delivers the same weights; their calibration and figures are still true
         if not _has_weights(self.deliver_to, best):
+            # Figures first: a crash between the two leaves weights without figures, never figures of other weights
             forget_figures(self.deliver_to.parents[1])
             save_atomically(best, self.deliver_to)
         record = self.folder / "run.json"
@@ -158,7 +165,7 @@ def _has_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> bool:
 
 
 def forget_figures(root: Path) -> None:
-    """Removes a bundle's calibration and figures: they were measured with earlier weights and are not true of new ones."""
+    """Removes a bundle's calibration and figures: they were measured with earlier weights."""
     bundle = Bundle(root)
     for name in ("calibration", "calibration_tta"):
         if name in bundle.parser.get():

@@ -46,6 +46,7 @@ def forget_template(root: Path, template: Path, name: str | None = None) -> None
         **_own_facts(old, inherit_none=is_trained),
         **({"name": name} if name else {}),
     }
+    # Derived facts win: classes and channels follow from the configs, whatever the metadata said before
     metadata = facts | _derived(root)
     write_json(metadata, root / METADATA)
     licence = root / LICENSE_OF_DATA
@@ -122,6 +123,7 @@ def _name_algorithm(segments: Path, old: Collection[str], new: str) -> None:
     """Writes the name of the copy as SegmentAlgorithmName, in place of its template and of shipped bundles."""
     text = segments.read_text(encoding="utf-8")
     names = "|".join(re.escape(json.dumps(name)) for name in old)
+    # Replaced in the text, so that the file keeps the layout that its owner gave it
     text = re.sub(rf'("SegmentAlgorithmName"\s*:\s*)(?:{names})', lambda match: match[1] + json.dumps(new), text)
     segments.write_text(text, encoding="utf-8")
 
@@ -129,6 +131,7 @@ def _name_algorithm(segments: Path, old: Collection[str], new: str) -> None:
 def _forget_description(root: Path) -> None:
     """Removes "From ... to ..." of a shipped bundle from the first line of inference.yaml if images or labels differ."""
     config = root / INFERENCE
+    # Bytes, because reading as text would change the line ends of a file from Windows
     first, end, rest = config.read_bytes().decode().partition("\n")
     for other in _shipped_bundles():
         if (other / INFERENCE).read_text(encoding="utf-8").split("\n")[0] != first.rstrip("\r"):

@@ -71,6 +71,7 @@ class _CaseMetric(Metric):
         """Adds the cases that the evaluator has just finished."""
         outputs: Any = engine.state.output
         batch: Any = engine.state.batch
+        # MONAI's evaluator decollates its output and its batch into lists of cases before the metrics are called
         if not isinstance(outputs, list):
             raise ValueError(
                 f"the evaluator gives a {type(outputs).__name__} of whole batches; a list of cases is needed; "
@@ -95,19 +96,21 @@ class _CaseMetric(Metric):
         one_channel = "label values in one channel, or " if self.plan.exclusive else ""
         if one_channel and len(labels) == 1:
             return class_masks(labels[0], names, grid, name)
+        # Values equal to their own comparison with 0 are 0 and 1 only
         stack = labels != 0
         if len(labels) != self.plan.channels or not np.array_equal(stack, labels):
             raise ValueError(
                 f"{name} has shape {labels.shape} and values from {labels.min():g} to {labels.max():g}; "
                 f"{one_channel}0 and 1 in {self.plan.channels} channel(s) are needed; apply AsDiscreted first"
             )
+        # Channels of exclusive classes count each voxel once; a voxel of two classes is a wrong file
         shared = int(np.count_nonzero(stack[first:].sum(axis=0) > 1))
         if one_channel and shared:
             raise ValueError(f"{name} gives {shared} voxels to two classes; exclusive classes may not overlap")
         return class_masks(stack[first:], names, grid, name)
 
     def spacing_of(self, case: Items) -> tuple[float, ...]:
-        """Voxel size along each axis in mm: as given, or by the affine of the truth, else by that of the prediction.
+        """Voxel size along each axis in mm: `spacing_mm` if it is given, else from the affine of the truth or the prediction.
 
         Raises:
             ValueError: No spacing is given, and neither tensor has an affine.
@@ -155,6 +158,7 @@ class _SurfaceScore(_CaseMetric):
         spacing = self.spacing_of(output)
         values = [self.score(SurfacePair.of(*pair, spacing)) for pair in zip(truth, predicted, strict=True)]
         defined = [value for value in values if np.isfinite(value)]
+        # A mean of means: each case has the same weight, whatever the number of its classes with a defined score
         mean = float(np.mean(defined)) if defined else 0.0
         self._sums += np.array([mean, bool(defined), len(values) - len(defined)])
 
@@ -303,6 +307,7 @@ class Calibration(_CaseMetric):
         p = _array(output[0])
         truth = self.masks(output[1], f"item {self.keys[1]!r}", p.shape[1:])
         if self.plan.exclusive:
+            # Probabilities have a channel for the background; the truth gets its own, where no class is
             truth = np.concatenate([~truth.any(axis=0, keepdims=True), truth])
         within = self._band(p, output) if self.figure.population == BAND else None
         self.counts += count_reliability(truth, p, exclusive=self.plan.exclusive, within=within, bins=self.figure.bins)
@@ -316,11 +321,13 @@ class Calibration(_CaseMetric):
 
     def merged(self) -> ReliabilityCounts:
         """The counts of all processes."""
+        # Counts of bins add up over processes, so the pooled figure does not depend on how the cases were shared out
         own = {f.name: np.asarray(getattr(self.counts, f.name)) for f in fields(self.counts) if f.name != "bins"}
         sums: dict[str, Any] = {name: _over_processes(counts).astype(counts.dtype) for name, counts in own.items()}
         return replace(self.counts, **{name: total if total.ndim else total.item() for name, total in sums.items()})
 
     def _band(self, p: NDArray[Any], case: Items) -> NDArray[np.bool_]:
+        # The band follows the prediction, because at inference the true surface is not known
         foreground: NDArray[np.bool_] = p.argmax(axis=0) != 0 if self.plan.exclusive else np.any(p >= 0.5, axis=0)
         return surface_band(foreground, self.spacing_of(case), self.figure.band_width_mm)
 

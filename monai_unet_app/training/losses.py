@@ -75,6 +75,7 @@ class OnClassIndices(nn.Module):
             ValueError: The logits have one channel, or the truth has another shape.
         """
         _check_shapes(logits, truth, softmax=True)
+        # Of a truth with a channel for each class, the channel that holds the 1 is the index
         indices = truth[:, 0] if truth.shape[1] == 1 else truth.argmax(dim=1)
         result: Tensor = self.loss(logits, indices.long())
         return result
@@ -144,14 +145,17 @@ class _L1ACELoss(nn.Module, ABC):
         self.ignore_empty_classes = ignore_empty_classes
 
     def forward(self, logits: Tensor, truth: Tensor) -> Tensor:
-        """Scalar, 0 to 1, float32 (float64 for float64 logits). NaN where a logit is.
+        """Scalar, 0 to 1, float32 (float64 for float64 logits). NaN if a logit is NaN.
 
         Raises:
             ValueError: The shapes of logits and truth do not match, or no class is left without the background.
         """
         p, hits = self._outcomes(logits, truth)
         weight, gap, filled = self._bins(p, hits)
+        # |sum of (confidence - truth)| / weight is the gap of a bin. Empty bins are divided by 1: torch.where alone
+        # would pass the NaN of 0 / 0 into the gradient, although it does not select it.
         gaps = torch.where(filled, gap.abs() / weight.where(filled, torch.ones_like(weight)), torch.zeros_like(gap))
+        # The plain mean over the filled bins (ACE), not weighted by their voxels as in ECE
         errors = gaps.sum(dim=-1) / filled.sum(dim=-1)
         if self.ignore_empty_classes:
             errors = errors * (hits > 0).any(dim=-1)
@@ -177,8 +181,8 @@ class HardL1ACELoss(_L1ACELoss):
     """Marginal L1 average calibration error: the plain mean over filled bins of |mean confidence - part that came true|.
 
     One error for each image and class (one against the rest), then their mean. Bins are as in `metrics.reliability`, whose
-    `average_calibration_error` of a class gives the same number: equal in width, bin b is [b/B, (b+1)/B), the last one holds
-    1.0 as well. Which bin a voxel falls in has no gradient, the mean confidence of a bin has.
+    `average_calibration_error` of a class gives the same number: equal in width, bin b is [b/B, (b+1)/B), and the last bin
+    holds 1.0 as well. The choice of a bin has no gradient; the mean confidence of a bin has.
 
     Args:
         num_bins: Number of bins.
@@ -196,6 +200,7 @@ class HardL1ACELoss(_L1ACELoss):
     """
 
     def _bins(self, p: Tensor, hits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # A confidence of exactly 1 would fall into bin B; the last bin is closed. Choosing a bin has no gradient.
         bin_index = (p.detach() * self.num_bins).long().clamp(0, self.num_bins - 1)
         gap = _wide(p) - hits
         empty = gap.new_zeros(*p.shape[:2], self.num_bins)
@@ -218,7 +223,7 @@ class SoftL1ACELoss(_L1ACELoss):
     Raises:
         ValueError: Fewer than 2 bins, a `least_weight` of 0 or less, or not exactly one of `softmax` and `sigmoid`.
 
-    Source: As of `HardL1ACELoss` (sL1-ACE).
+    Source: As `HardL1ACELoss` (sL1-ACE).
     """
 
     least_bins = 2
@@ -231,7 +236,9 @@ class SoftL1ACELoss(_L1ACELoss):
 
     def _bins(self, p: Tensor, hits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         position = (p * self.num_bins - 0.5).clamp(0, self.num_bins - 1)  # in bins, from the first centre
+        # At most the last bin but one, so that the neighbour at lower + 1 exists
         lower = position.detach().long().clamp(0, self.num_bins - 2)
+        # Share of the upper bin: 0 at the lower centre, 1 at the upper. It keeps its gradient, the index has none.
         part = _wide(position) - lower
         empty = part.new_zeros(*p.shape[:2], self.num_bins)
 

@@ -72,5 +72,6 @@ class ProgressBar:
 
     def fail(self, engine: Engine, error: Exception) -> None:
         """Closes the bar and raises the error again."""
+        # ignite raises an error itself only if no handler takes EXCEPTION_RAISED
         self.stop(engine)
         raise error

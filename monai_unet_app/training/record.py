@@ -48,6 +48,7 @@ def git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        # In an installation inside another repository, git would answer with the commit of that repository
         git("ls-files", "--error-unmatch", Path(__file__).name)
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
@@ -125,6 +126,7 @@ class RunRecord:
         """Refuses to resume another run; adds a session with its time, command, versions and device to the record."""
         if self.path.exists():
             earlier = json.loads(self.path.read_text())
+            # Data, split, settings and recipe decide the result; machine and versions may differ
             differing = [key for key, value in self.identity.items() if earlier.get(key) != value]
             if differing:
                 raise UsageError(
@@ -147,6 +149,7 @@ class RunRecord:
                 "seconds": 0.0,
             }
         )
+        # The clock of the computer may be set while a training of hours runs
         self.begin = time.monotonic()
 
     def save(self, engine: Engine) -> None:

@@ -18,6 +18,8 @@ Draw = tuple[int, int]  # (index of the case, number of the draw since training 
 
 def replay_rng(seed: int, *numbers: int) -> np.random.RandomState:
     """A random state that depends on nothing but its arguments."""
+    # RandomState is the class of MONAI's transforms, and numpy keeps its streams equal in all versions (NEP 19).
+    # SeedSequence mixes the numbers, so that neighbouring draws have unrelated states.
     return np.random.RandomState(np.random.SeedSequence([seed, *numbers]).generate_state(4))
 
 
@@ -75,6 +77,7 @@ class ReplaySampler(Sampler[Draw]):
     def __iter__(self) -> Iterator[Draw]:
         draw = self.first_draw
         while True:
+            # The order follows from the round alone, so that a resumed run can begin in the middle of a round
             order = replay_rng(self.seed, 0, draw // self.cases).permutation(self.cases)
             for position in range(draw % self.cases, self.cases):
                 yield int(order[position]), draw
@@ -96,6 +99,7 @@ class ReplayLoader(DataLoader):
     ) -> None:
         self.draws = ReplaySampler(len(dataset), dataset.seed)
         self.windows_per_step = batch_size
+        # The stream of draws has no end; the trainer ends an epoch after this many steps
         self.epoch_length = max(1, len(dataset) * windows_per_case // batch_size)
         super().__init__(
             dataset,

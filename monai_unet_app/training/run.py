@@ -71,6 +71,8 @@ def train_bundle(
         UsageError: The output folder holds something else.
         BundleError: The configs of the template contradict each other, or its network does not fit them.
     """
+    # Checks in the order of their cost, and nothing is written before all have passed: configs and network, the plan
+    # of the cases, then every image and label
     template.check_network()
     cases = by_partition(run.data, run.splits, run.label_suffix, run.labels, run.fold)
     say(", ".join(f"{len(rows)} to {_VERBS[part]}" for part, rows in cases.items() if rows))

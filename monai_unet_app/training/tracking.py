@@ -79,10 +79,12 @@ class _TensorBoard:
     def __init__(self, folder: Path, epochs_done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        # A killed run may have logged an epoch that the resumed run repeats; purge_step hides the points from there on
         self.writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs_done + 1)
 
     def add(self, name: str, value: float, epoch: int) -> None:
         self.writer.add_scalar(name, value, epoch)
+        # Else a point waits in memory, up to two minutes by default, and a killed run loses it
         self.writer.flush()
 
     def close(self) -> None:

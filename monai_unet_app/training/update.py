@@ -35,12 +35,14 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def _cpu_has_bf16() -> bool:
+    # CPUs without these instructions emulate bfloat16, which gains nothing over float32
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """The context in which the network runs."""
+    # bfloat16 has the range of float32: gradients do not underflow, so no gradient scaler is needed (unlike float16)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
@@ -53,6 +55,7 @@ def averaged_model(network: torch.nn.Module, decay: float = 0.999) -> AveragedMo
 
     def update(averaged: Any, current: Any, steps: Any) -> None:
         step_decay = min(decay, (1.0 + float(steps)) / (10.0 + float(steps)))
+        # averaged + (1 - decay) * (current - averaged), in place for all tensors in one call
         torch._foreach_lerp_(averaged, current, 1.0 - step_decay)
 
     return AveragedModel(network, multi_avg_fn=update)
@@ -63,8 +66,8 @@ class TrainingStep:
 
     Args:
         precision: "auto", "bf16" or "f32".
-        scheduler: Learning rate schedule that is advanced after every step; None for none.
-        averaged: Moving average of the weights that is updated after every step; None for none.
+        scheduler: Learning rate schedule that is advanced after every step; None keeps the learning rate.
+        averaged: Moving average of the weights that is updated after every step; None keeps no average.
         max_gradient_norm: Gradients are clipped to this norm.
     """
 
@@ -85,17 +88,21 @@ class TrainingStep:
         trainer.network.train()
         trainer.optimizer.zero_grad(set_to_none=True)
         output = _forward(trainer, batch, self.precision)
+        # bfloat16 has 8 bits of precision, too few for the sums over voxels in a loss
         loss = trainer.loss_function(output[Keys.PRED].float(), output[Keys.LABEL]).mean()
         output[Keys.LOSS] = loss
+        # Before the backward pass, so that a broken gradient never reaches the weights
         if not torch.isfinite(loss):
             raise AppError(
                 f"the loss is {loss.item()} at step {trainer.state.iteration}; a finite one is needed; "
                 "lower the learning rate or train with --precision f32"
             )
         loss.backward()
+        # Clipped to a norm of 12 by default, as in nnU-Net
         torch.nn.utils.clip_grad_norm_(trainer.network.parameters(), self.max_gradient_norm)
         trainer.optimizer.step()
         if self.scheduler is not None:
+            # After the optimizer, as torch demands; the schedule counts steps, not epochs
             self.scheduler.step()
         if self.averaged is not None:
             self.averaged.update_parameters(trainer.network)
@@ -130,7 +137,7 @@ def _forward(engine: Any, batch: dict[str, Any], precision: str) -> dict[str, An
 
 
 def _model_completed(engine: Any) -> dict[str, Any]:
-    """Fires the event at which MONAI decollates the output and runs the post-processing; gives the output of these."""
+    """Fires the event at which MONAI decollates the output and runs the post-processing; gives its output."""
     engine.fire_event(IterationEvents.MODEL_COMPLETED)
     output: dict[str, Any] = engine.state.output
     return output
