@@ -47,6 +47,7 @@ def site_key(path: Path, holder: str) -> SiteKey:
     """
     if not path.exists():
         pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        # O_EXCL and the mode at creation: no other key is overwritten, and nobody else can read this key at any moment.
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
             stream.write(pem)
     try:
@@ -67,6 +68,7 @@ def write_acceptance(acceptance: Acceptance, key: SiteKey, folder: Path) -> tupl
     """
     folder.mkdir(parents=True, exist_ok=True)
     report = acceptance.document()
+    # The signature also covers the holder and the public key: neither can be exchanged alone.
     signed = {"report": report, "holder": key.holder, "public_key": key.public}
     signature = base64.b64encode(key.private.sign(_canonical(signed))).decode()
     content = (json.dumps({**signed, "signature": signature}, indent=2) + "\n").encode()
@@ -103,6 +105,7 @@ def verify_acceptance(path: Path) -> dict[str, Any]:
 
 
 def _canonical(content: dict[str, Any]) -> bytes:
+    # Sorted names and no spaces: a file that another program has formatted anew keeps its signature.
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 

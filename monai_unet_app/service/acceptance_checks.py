@@ -165,6 +165,8 @@ def result_within(seconds: float, work: Callable[[], StepResult]) -> StepResult:
         except BaseException as error:
             answers.put(error)
 
+    # A thread cannot be ended from outside: a step that takes too long goes on, and as a daemon it does not keep the
+    # program from ending.
     threading.Thread(target=run, daemon=True).start()
     try:
         answer = answers.get(timeout=seconds)
@@ -197,6 +199,7 @@ def address_of_node(host: str, networks: Sequence[str]) -> str:
 def source_address(host: str) -> str:
     """The address of this machine from which it would connect to a host; empty if there is no route. Sends nothing."""
     try:
+        # connect() on a UDP socket only looks up the route; port 9 is "discard" (RFC 863), should anything be sent.
         family, _, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
         with closing(socket.socket(family, socket.SOCK_DGRAM)) as probe:
             probe.connect(address)
@@ -237,6 +240,7 @@ def label_errors(before: Volume, after: Volume) -> tuple[float, float]:
         volume_ml = max(volume_ml, abs(len(first) * before.voxel_ml - len(second) * after.voxel_ml))
         if not len(first) or not len(second):
             return np.inf, volume_ml
+        # The Hausdorff distance of the voxel centres. In one direction only, a label that was cut in half has no error.
         for points, others in ((first, second), (second, first)):
             place_mm = max(place_mm, float(KDTree(others).query(points)[0].max()))
     return place_mm, volume_ml

@@ -15,6 +15,8 @@ ASK = {"WWW-Authenticate": 'Basic realm="monai-unet", charset="UTF-8"'}
 
 def is_from_elsewhere(request: Request) -> bool:
     """Whether a page of another site asks for a change, with the password that the browser remembers for this node."""
+    # Browsers send Origin with every method but GET and HEAD (Fetch standard). A request without it comes from a
+    # program, which shows its token on purpose.
     origin = request.headers.get("Origin")
     if request.method == "GET" or origin is None:
         return False
@@ -74,6 +76,7 @@ def token_of(authorization: str) -> str:
         return value.strip()
     if scheme.lower() == "basic":
         try:
+            # RFC 7617, 2: a user name has no colon, so everything after the first colon is the password.
             return base64.b64decode(value, validate=True).decode().partition(":")[2]
         except ValueError:  # no base64, or no UTF-8
             return ""

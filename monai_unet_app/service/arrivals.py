@@ -22,7 +22,7 @@ class _ArrivingStudy:
     Attributes:
         unrecorded: Instances that the queue does not know of.
         last: Time of the last instance by the monotonic clock.
-        is_declared: Somebody has said that the study is complete.
+        is_declared: The study was declared complete.
         missing: Series -> instances that it still lacks by its first header; None where that header does not say.
     """
 
@@ -51,6 +51,8 @@ class Arrivals:
     def add_instance(self, stored: Stored) -> None:
         """Adds an instance that is on the disk and was not there before."""
         study, series = stored.study_instance_uid, stored.series_instance_uid
+        # The header is read outside the lock, so that no other sender waits for the disk. Instances that come meanwhile
+        # are not subtracted from its count: the study then waits for the usual time.
         if self.add(study, 1, series) and (count := _count_in_header(stored.path)) is not None:
             with self._lock:
                 if study in self._studies:
@@ -70,13 +72,13 @@ class Arrivals:
         return is_first
 
     def declare_complete(self, study: str) -> None:
-        """Notes that somebody who knows says that a study is complete, until another instance comes."""
+        """Notes that a study was declared complete; this holds until another instance comes."""
         with self._lock:
             if study in self._studies:
                 self._studies[study].is_declared = True
 
     def is_declared(self, study: str) -> bool:
-        """Whether somebody said that a study is complete, and no instance came since."""
+        """Whether a study was declared complete, and no instance has come since."""
         with self._lock:
             return study in self._studies and self._studies[study].is_declared
 
@@ -97,6 +99,7 @@ class Arrivals:
             has_all = bool(left) and all(count is not None and count <= 0 for count in left)
             silent_s = time.monotonic() - arriving.last
             is_quiet = silent_s >= stable_s * (_SHORTER if has_all else 1.0)
+            # A job is made from what the queue knows, so a study with unrecorded instances is never complete.
             return not arriving.unrecorded and (arriving.is_declared or is_quiet)
 
     def remove(self, study: str) -> None:

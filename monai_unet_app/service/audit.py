@@ -105,6 +105,8 @@ class AuditTrail:
         """
         self.path, self._database, self._lock = path, database, threading.Lock()
         key_file = key_file or path.with_name(KEY_FILE)
+        # Before trail and key are read: half a line would look like a forged line, and a kill may have left a new key
+        # under its temporary name.
         _set_torn_line_aside(path)
         new = key_file.with_name(key_file.name + ".new")
         _finish_new_key(path, key_file, new)
@@ -118,12 +120,15 @@ class AuditTrail:
                 f"{path} is signed, and its key {key_file} is not there; the key is needed to go on; put it back from its "
                 "copy, or if it is lost for good start once with --new-audit-key, which the trail records"
             )
+        # fsync of a file does not make its name last: the folder is forced to the disk as well (fsync(2)).
         if not path.exists():
             path.touch(mode=0o640)
             sync_folder(path.parent)
         self._file = _identity(path)
         self._head = Head(verified.lines, verified.last)
         if key is None:
+            # The new key takes its name after it has signed a line. A kill in between leaves the old state, or a key
+            # that `_finish_new_key` finds in use.
             self._key = Key(secrets.token_bytes(32))
             _write_key(self._key, new)
             if verified.lines:
@@ -131,6 +136,8 @@ class AuditTrail:
             _rename(new, key_file)
         else:
             self._key = key
+        # A kill between line and commit leaves a trail that is longer than its head; the lines were verified above, and
+        # the head follows.
         if database is not None:
             database.record_head(self._head)
 
@@ -204,6 +211,8 @@ def verify(path: Path, key: Key | None = None, head: Head | None = None) -> Veri
                 "compare it with a copy that is kept elsewhere"
             )
         if key is not None and (signed or content.get("key") == key.name):
+            # As bytes: `compare_digest` raises TypeError for texts that are not ASCII, and a forged signature may be
+            # any.
             if not hmac.compare_digest(key.sign(digest).encode(), signature.encode()):
                 raise InputRefusedError(
                     f"{where} is not signed by the node's key; somebody else wrote it; compare the trail with a copy that is "
@@ -229,6 +238,7 @@ def _parse_line(text: str, where: str) -> tuple[dict[str, Any], str, str]:
     """Content of a line, its `sha256` and its `hmac`; raises `InputRefusedError` if the line is not as it was written."""
     try:
         content = json.loads(text)
+        # The digest is of the parsed line: a name that stands twice is lost in parsing, so the text is compared too.
         as_written = _line(content) == text.removesuffix("\n")
         digest, signature = content.pop("sha256"), str(content.pop("hmac", ""))
         if as_written and digest == _digest(content):
@@ -248,6 +258,7 @@ def _changed(where: str) -> InputRefusedError:
 def lines(path: Path) -> Iterator[tuple[int, str]]:
     """(number from 1, text) of each line. Raises `InputRefusedError` if the file cannot be read."""
     try:
+        # Universal newlines would also cut at a carriage return, and would hide that a line's end was changed.
         with path.open(encoding="utf-8", newline="\n") as stream:
             yield from enumerate(stream, start=1)
     except (OSError, UnicodeDecodeError) as error:
@@ -270,6 +281,7 @@ def read_key(path: Path) -> Key | None:
         raise UsageError(
             f"{path} cannot be read ({type(error).__name__}); the key of an audit trail is needed"
         ) from error
+    # Whoever can read the key can sign a trail of their own.
     if os.name == "posix" and mode & 0o077:
         raise UsageError(f"{path} has mode {mode & 0o777:o}; only its owner may read a key; chmod 600 it")
     try:
@@ -356,4 +368,5 @@ def _set_torn_line_aside(path: Path) -> None:
     if whole < len(content):
         with path.with_suffix(".torn").open("ab") as stream:
             stream.write(content[whole:] + b"\n")
+        # Written beside the trail before it is cut off: a crash in between keeps the half line twice.
         os.truncate(path, whole)

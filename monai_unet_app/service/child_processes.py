@@ -113,6 +113,7 @@ class Child:
         """Asks for a heart-beat, if the last request is long enough ago."""
         if time.monotonic() - self._asked < HEARTBEAT_S:
             return
+        # A frozen process neither answers nor uses the processor.
         cpu_s = _cpu_s(self.pid)
         if not self.is_idle and cpu_s > self._cpu_s:  # it computes: native code may keep every Python thread waiting
             self._unanswered = 0
@@ -123,15 +124,17 @@ class Child:
     @property
     def silent_s(self) -> float:
         """Seconds without a sign of life, by the number of unanswered requests: a node that was frozen itself made none."""
+        # The latest request may have had no time to be answered.
         return max(0, self._unanswered - 1) * HEARTBEAT_S
 
     def kill(self, why: str) -> None:
-        """Ends the process by force; `why` goes to the log and to the reason of its job."""
+        """Ends the process by force; `why` becomes the reason of its job and stands in the log."""
         self.killed_because = why
         self.end()
 
     def end(self, patience_s: float | None = 0.0) -> None:
         """Ends the process, by force after so many seconds, or never by force if they are None."""
+        # The end of its input is the sign for a child to end.
         if self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
@@ -158,6 +161,7 @@ class Child:
                 self._unanswered = 0
                 if message != HEARTBEAT:
                     self._inbox.put((self, message))
+        # Waits for the process before the inbox gets None: `why_ended` needs its exit code.
         self.end(patience_s=None)
         self._inbox.put((self, None))
 
@@ -174,6 +178,8 @@ def resident_bytes(pid: int) -> int:
 def _cpu_s(pid: int) -> float:
     """CPU time of a process in seconds; 0 if the process has ended, or the system has no /proc."""
     try:
+        # The second field is the name in parentheses and may itself hold spaces and parentheses: fields are counted
+        # from the last parenthesis, with `state`, field 3 of proc(5), as number 0.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         ticks = int(fields[11]) + int(fields[12])  # utime and stime, proc(5)
     except (OSError, ValueError, IndexError):
@@ -187,6 +193,7 @@ def serve(prepare: Callable[[], tuple[Callable[[Message], Message], Message]]) -
     Args:
         prepare: Called once; gives the function that answers a task, and what the child says of itself when it is ready.
     """
+    # The lock keeps a heart-beat from being written into the middle of an answer.
     out, lock = os.fdopen(os.dup(1), "w", buffering=1), threading.Lock()
     os.dup2(2, 1)  # libraries print to stderr from here on: stdout is for answers
 
@@ -220,4 +227,5 @@ def _read_tasks(tasks: queue.SimpleQueue[Message], send: Callable[[Message], Non
     except BaseException:
         _logger.exception("the thread that reads what the node sends has failed")
         os._exit(1)
+    # sys.exit would end this thread only, and the main thread may be in native code for minutes.
     os._exit(0)

@@ -94,6 +94,7 @@ def commission(
     report = checks.Acceptance(
         site.path.name, began, _versions(), _bundles(site.rules), unchecked(site, live=settings.live)
     )
+    # A step that took too long may still write here while the folder is deleted.
     with tempfile.TemporaryDirectory(prefix="commission-", ignore_cleanup_errors=True) as scratch:
         run = _Run(site, settings, Path(scratch), on_wait)
         steps = run.steps()
@@ -269,6 +270,7 @@ class _Run:
         bundle = load_bundle(rule.bundle, resolve_device("auto"))
         for axes in self._axes(rule):
             case = segment_case(read_series(self._made(rule, axes).files), bundle, PredictConfig(tta=rule.tta))
+            # A result that the gate holds back would never arrive, and the step that looks for it would wait in vain.
             verdict, why = verdict_of(case)
             if state_of(verdict, hold_review=rule.hold_review) != "sending":
                 raise AppError(
@@ -313,6 +315,8 @@ class _Run:
     def _store(self, destination: Destination, orientation: str, sent: list[phantoms.Study]) -> checks.StepResult:
         study = phantoms.phantom_study(orientation, self.folder())
         sent.append(study)
+        # The phantom's SEG is sent as it was written: this step tries the destination, and not the way in which the
+        # node writes for it.
         profile = replace(destination.profile, seg_encoding=None, objects=("SEG",))
         outcomes = send(replace(destination, profile=profile), study.files)
         lost = [outcome for outcome in outcomes if not outcome.is_delivered]
@@ -389,6 +393,7 @@ class _Run:
                 results = [
                     checks.compare_labels(expected, seg, f"{', '.join(sorted(modalities))} are there") for seg in segs
                 ]
+                # A destination may have SEGs of several attempts at the study; a single good SEG shows that it works.
                 return min(results, key=lambda result: (result.fault, result.place_mm is None, result.place_mm or 0.0))
             if refusal := self.trail.refusal(study.uid, rule.name, len(study.files)):
                 raise AppError(f"the node did not deliver it: {refusal}; its status page says why")
@@ -444,6 +449,7 @@ class _Run:
             is_over = not more_rounds or time.monotonic() >= end
             if is_over or len(self.trail.workers(studies)) >= workers:
                 break
+            # More studies than workers, so that no fast worker can take all of them.
             more = [self._made(rule, self._axes(rule)[0]) for _ in range(2 * workers)]
             self._send_studies(more)
             studies |= {study.uid for study in more}

@@ -1,4 +1,4 @@
-"""Storage commitment by a node: a request is in the database before it is answered, and is reported on until that succeeds."""
+"""Storage commitment by a node: requests are recorded before they are answered, and each report is tried until it succeeds."""
 
 import json
 import logging
@@ -64,6 +64,8 @@ class Commitments:
         references = json.dumps(request.references)
         with self._database.transaction() as db:
             db.execute(
+                # A requestor that missed our answer asks again with the same Transaction UID. Only other references
+                # under that UID are a fault (0131H, PS3.3 C.14.1.1).
                 'INSERT OR IGNORE INTO commitments (ae_title, "transaction", refs, created) VALUES (?, ?, ?, ?)',
                 (*request.key, references, self._database.now_s()),
             )
@@ -100,6 +102,7 @@ class Commitments:
                 self._not_before[request.key] = time.monotonic() + pause_s
                 return
             _logger.warning("gave up to report on a storage commitment of %s (%s)", request.ae_title, error)
+        # A report that was given up counts as made, or it would be tried again at every round.
         self._update("reported = ?", request.key, time.time())
         self._not_before.pop(request.key, None)
 

@@ -28,11 +28,16 @@ class Database:
         Raises:
             UsageError: The file is no such database, or is damaged.
         """
+        # Reentrant: a transaction may be within another transaction of the same thread.
         self._path, self._lock = path, threading.RLock()
         self._opened = time.monotonic()
+        # isolation_level=None: sqlite3 begins no transaction by itself; `transaction` says where each begins and ends.
+        # The lock keeps threads apart, so SQLite need not check them.
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=30)
         self._db.row_factory = sqlite3.Row
         try:
+            # Other connections read while the node writes (WAL). FULL, because WAL with NORMAL may lose the last
+            # commits in a power failure.
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.executescript(SCHEMA)
@@ -41,6 +46,7 @@ class Database:
             self._db.execute(f"INSERT INTO totals {_COUNTED} AND NOT EXISTS (SELECT 1 FROM totals) GROUP BY verdict")
             self._db.execute("INSERT OR IGNORE INTO clock VALUES (1, ?)", (time.time(),))
             (self._begun_s,) = self._db.execute("SELECT seconds FROM clock").fetchone()
+            # The node died, and not the worker: the attempt does not count as one of the job's tries.
             self._db.execute("UPDATE jobs SET state = 'queued', attempts = attempts - 1 WHERE state = 'working'")
         except sqlite3.DatabaseError as error:
             self._db.close()
@@ -65,6 +71,7 @@ class Database:
             if self._db.in_transaction:
                 yield self._db
                 return
+            # Takes the lock for writing at once: a transaction that reads first and writes later could fail in between.
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
@@ -97,6 +104,7 @@ class Database:
         with self.transaction() as db:
             self._record_clock()
             (written,) = db.execute("SELECT seconds FROM clock").fetchone()
+        # The open connection would go on with a file that was deleted or replaced; a new connection does not.
         with closing(_open_read_only(self._path)) as other:
             if other.execute("SELECT seconds FROM clock").fetchone() != (written,):
                 raise sqlite3.DatabaseError("what was written is not read again")
@@ -130,6 +138,7 @@ class Database:
     @property
     def is_new(self) -> bool:
         """Whether it never had a job."""
+        # AUTOINCREMENT keeps the last number in sqlite_sequence, even after all jobs were forgotten.
         return not self.rows("SELECT 1 FROM sqlite_sequence WHERE name = 'jobs'")
 
     def set_next_number(self, table: Literal["jobs", "results"], number: int) -> None:

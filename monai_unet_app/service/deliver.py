@@ -30,6 +30,7 @@ def answer(site: Site, message: Message) -> Message:
         outcomes = send(destination, files)
     except (DicomIoError, OSError) as error:
         return {"failed": str(error)}
+    # An object that the destination's profile does not want is no failure.
     failed = [outcome for outcome in outcomes if not outcome.is_delivered and outcome.state != "left out"]
     if failed:
         first = f"{failed[0].kind or 'image'} {failed[0].state}, {failed[0].meaning}"

@@ -31,7 +31,7 @@ class DeliveryScheduler:
         return sorted(self._pauses)
 
     def states(self) -> dict[str, dict[str, float]]:
-        """State of the destinations of the site, and of others that something still waits for.
+        """State of the destinations of the site, and of other destinations for which a delivery still waits.
 
         Returns:
             Destination -> "pending": number of deliveries that wait for it; "reachable": 0 if the last delivery to it failed,
@@ -94,6 +94,8 @@ class DeliveryScheduler:
         self._pauses.pop(delivery.destination, None)
         self._delivered[delivery.destination] = time.time()
         node.durations.add("deliver", float(message["seconds"]))
+        # A kill before the commit below makes the node send the same bytes under the same UIDs once more (decision
+        # 0004): the archive gets no second result.
         result = node.queue.result(delivery.result)
         with node.queue.transaction():
             node.queue.close_delivery(delivery.id, "delivered")
@@ -115,6 +117,7 @@ class DeliveryScheduler:
             delivery.result, delivery.destination, delivery.attempts + 1, reason,
         )  # fmt: skip
         is_late = self._node.queue.is_late(delivery.id, config.give_up_h * 3600)
+        # Both conditions, so that a clock that jumps forward gives nothing up (decision 0021).
         if is_late and delivery.attempts >= _FEWEST_TRIES:
             self.give_up(delivery, reason)
         else:
@@ -129,6 +132,7 @@ class DeliveryScheduler:
         if why_not:
             self.give_up(delivery, why_not)
             return
+        # Left out of the next deliveries until the job has ended, or senders would miss the files again at once.
         self._being_remade[result.id] = result.study
         self._node.queue.record_failed_try(delivery.id, f"{lost}; they are made again")
         _logger.warning("result %s: %s; study %s is worked at again", result.id, lost, result.study)
