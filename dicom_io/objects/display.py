@@ -19,16 +19,17 @@ from dicom_io.reading.pixels import PHYSICAL_MODALITIES
 
 PERCENTILES = (1.0, 99.0)
 NOT_FITTING = "1st to 99th percentile: the header's window does not fit"
-"""Explanation of a window that was taken because that of the header shows nothing, or is no window."""
+"""Explanation of a window from percentiles, where the header's window shows nothing or is no window."""
 
+# In steps of a screen with 256 greys: the outermost of them count as black and white.
 _BLACK, _WHITE = 1 / 255, 254 / 255
 _LEAST_INSIDE = 0.005
 """Part of the voxels that a window must show as grey: of a head with much air, a brain window shows one in a hundred."""
 
 _LEAST_CONTRAST = 0.05  # between the 1st and the 99th percentile; radiographs are shown with 0.1
 _MOST_WHITE, _LEAST_BRIGHT = 0.15, 0.3
-"""Of MR volumes, whose values have no unit and whose windows no custom: the most voxels that may be white, and how bright the
-99th percentile must be.
+"""Limits for MR volumes, whose values have no unit and whose windows follow no convention: the largest part of the voxels that
+may be white, and the least brightness of the 99th percentile.
 """
 _FUNCTIONS = frozenset({"LINEAR", "LINEAR_EXACT", "SIGMOID"})
 
@@ -49,10 +50,12 @@ class Window:
         """`values` as brightness, 0 (black) to 1 (white) for MONOCHROME2; any shape."""
         x = np.asarray(values, dtype=np.float64)
         if self.function == "SIGMOID":
+            # PS3.3 C.11.2.1.3.1; the limits keep exp within the range of a double, which ends near exp(709).
             return 1.0 / (1.0 + np.exp(np.clip(-4.0 * (x - self.center) / self.width, -700, 700)))
         # PS3.3 C.11.2.1.2.1: LINEAR spreads `width` whole numbers, center - width / 2 to center + width / 2 - 1, over the greys
         center, width = (self.center, self.width) if self.function == "LINEAR_EXACT" else self._exact()
         if width <= 0:
+            # A LINEAR window of width 1 has no slope: it is a threshold (PS3.3 C.11.2.1.2.1).
             return (x > center).astype(np.float64)
         return np.clip((x - center) / width + 0.5, 0.0, 1.0)
 
@@ -60,6 +63,7 @@ class Window:
         """The window that does the same on values before `slope * value + intercept`; `slope` is positive."""
         if self.function != "LINEAR":
             return replace(self, center=(self.center - intercept) / slope, width=self.width / slope)
+        # LINEAR is off by half a value and by one in width; only its exact form may be rescaled.
         center, width = self._exact()
         return replace(self, center=(center - intercept) / slope + 0.5, width=width / slope + 1.0)
 
@@ -102,12 +106,14 @@ class Display:
         """The reader's values as brightness on the screen: same shape, 0 to 1."""
         values = self.file_values(values)
         if self.table is not None:
+            # A lookup table is indexed by whole numbers; the reader's values are floats.
             holder = Dataset()
             holder.VOILUTSequence = [self.table]
             bits = int(self.table.LUTDescriptor[2])
             grey = apply_voi(np.rint(values).astype(np.int64), holder).astype(np.float64) / (2**bits - 1)
         else:
             grey = self.window.grey(values) if self.window else values
+        # MONOCHROME1 shows the lowest value white; the inversion comes after the VOI transformation.
         return np.asarray(1.0 - grey if self.inverted else grey)
 
 
@@ -117,6 +123,7 @@ def displays(images: SourceImages) -> list[Display]:
     slices = _with_fitting_windows(slices, images)
     if all(display.window or display.table for display in slices):
         return slices
+    # One window for all these slices: else the same intensity would differ in grey from slice to slice.
     values = [display.file_values(images.values(k, images.source)).ravel() for k, display in enumerate(slices)]
     common = percentile_window(np.concatenate(values))
     marked = replace(common, explanation=NOT_FITTING)
@@ -134,8 +141,8 @@ def fits(window: Window, values: NDArray[Any], *, strict: bool) -> bool:
     Args:
         window: From a header.
         values: Any shape, not empty: the intensities of all slices that it is meant for, as the Modality LUT gives them.
-        strict: The values have no unit and the window is a scanner's guess (MR): little of them may be white, and not all dark.
-            Else it may be a narrow window on purpose, such as that of the brain in a CT.
+        strict: The values have no unit and the window is a scanner's guess (MR): few of them may be white, and not
+            all may be dark. Else it may be a narrow window on purpose, such as that of the brain in a CT.
     """
     if values.min() == values.max():
         return True  # nothing can be shown
@@ -151,6 +158,7 @@ def fits(window: Window, values: NDArray[Any], *, strict: bool) -> bool:
 
 def _with_fitting_windows(slices: Sequence[Display], images: SourceImages) -> list[Display]:
     """Each slice with the first of its windows that fits all slices of the same windows; without a window where none fits."""
+    # Slices with the same windows are judged together: a single slice may hold nothing but air.
     groups: dict[tuple[Window, ...], list[int]] = {}
     for k, display in enumerate(slices):
         groups.setdefault(display.windows, []).append(k)
@@ -158,6 +166,7 @@ def _with_fitting_windows(slices: Sequence[Display], images: SourceImages) -> li
     strict = images.source.provenance.modality == "MR" and not images.source.planar
     for windows, members in groups.items():
         if windows:
+            # Every n-th row and column leaves about _JUDGED pixels, over which percentiles hardly change.
             step = max(1, round((sum(np.prod(images.slices[k].shape) for k in members) / _JUDGED) ** 0.5))
             parts = [fitted[k].file_values(images.values(k, images.source)[::step, ::step]).ravel() for k in members]
             values = np.concatenate(parts)
@@ -171,6 +180,7 @@ def percentile_window(values: NDArray[Any]) -> Window:
     """The window from the 1st to the 99th percentile of intensities of any shape; LINEAR where its width is 1 or more."""
     low, high = (float(value) for value in np.percentile(values, PERCENTILES))
     if high - low >= 1.0:
+        # The inverse of `Window._exact`: black at `low`, white at `high`.
         return Window((low + high) / 2 + 0.5, high - low + 1.0)
     return Window((low + high) / 2, (high - low) or 1.0, "LINEAR_EXACT")
 
@@ -180,10 +190,12 @@ def state_table(table: Dataset) -> Dataset:
     entries, first, bits = (int(value) for value in table.LUTDescriptor)
     if bits in (8, 16):
         return table
+    # LUT Data is OW (bytes) or US (numbers).
     stored = table.LUTData
     data = np.frombuffer(stored, dtype="<u2") if isinstance(stored, bytes) else np.array(stored)
     wider = deepcopy(table)
     wider.add_new("LUTDescriptor", table["LUTDescriptor"].VR, [entries, first, 16])
+    # Entries are stretched to 16 bits, so that the highest entry stays white.
     wider.add_new("LUTData", "OW", np.rint(data * (65535 / (2**bits - 1))).astype("<u2").tobytes())
     return wider
 
@@ -192,6 +204,7 @@ def state_table(table: Dataset) -> Dataset:
 def srgb_profile() -> bytes:
     """An sRGB profile of the input class, as PS3.3 C.11.15.1.1 wants it, for pictures that name none."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    # ICC.1 7.2.5: the class of the profile; scnr is an input device.
     profile[12:16] = b"scnr"
     profile[24:36] = bytes.fromhex("07b2 0001 0001 0000 0000 0000")  # ICC.1 7.2.8: created 1970-01-01, no clock
     profile[84:100] = bytes(16)  # ICC.1 7.2.18: no profile ID
@@ -215,6 +228,7 @@ def _display(header: Dataset, number: int | None) -> Display:
         None,
         deepcopy(tables[0]) if not windows and len(tables) else None,
         inverted,
+        # The reader gives slope * (low + high - stored) + intercept, which is this number less the value of the file.
         _low_plus_high(header) * slope + 2 * intercept if turned else None,
         windows,
         any(_parts(voi, keyword) for keyword in ("WindowCenter", "WindowWidth")),
@@ -225,6 +239,7 @@ def _low_plus_high(header: Dataset) -> float:
     """Lowest plus highest stored value that the bits allow; the reader turns float pixels about 0."""
     if "PixelRepresentation" not in header:
         return 0.0
+    # Two's complement: -2^(bits - 1) and 2^(bits - 1) - 1 add up to -1.
     return -1.0 if int(header.PixelRepresentation) else 2.0 ** int(header.BitsStored) - 1.0
 
 
@@ -234,7 +249,7 @@ def _number(holder: Dataset, keyword: str, default: float) -> float:
 
 
 def _parts(holder: Dataset, keyword: str) -> list[str]:
-    """The values of an attribute as text; "?" for one that cannot be read, such as a number with a comma."""
+    """The values of an attribute as text; "?" for an attribute that cannot be read, such as a number with a comma."""
     try:
         value = holder.get(keyword)
         return [str(part) for part in ([value] if isinstance(value, str | int | float) else value or [])]
@@ -243,9 +258,10 @@ def _parts(holder: Dataset, keyword: str) -> list[str]:
 
 
 def _windows(holder: Dataset) -> tuple[Window, ...]:
-    """The windows of a header that are windows: of two finite numbers and a width that its function allows."""
+    """The usable windows of a header: two finite numbers, and a width that the function allows."""
     pairs = zip(_parts(holder, "WindowCenter"), _parts(holder, "WindowWidth"), strict=False)
     explanations = _parts(holder, "WindowCenterWidthExplanation")
+    # LINEAR is the default of an absent attribute; a word that the standard does not have counts as absent.
     named = (_parts(holder, "VOILUTFunction") or ["LINEAR"])[0]
     function = named if named in _FUNCTIONS else "LINEAR"
     windows = []

@@ -85,7 +85,8 @@ def smooth(values: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
 
 
 def enlarged(mask: Mask, size: tuple[int, int]) -> Mask:
-    """The mask of shape (rows, columns) at (width, height), each pixel that of the nearest centre."""
+    """The mask of shape (rows, columns) at (width, height), each pixel with the value at the nearest centre."""
+    # The centre of each pixel of the picture, in pixels of the mask; its whole part is the pixel around it.
     columns, rows = (
         np.minimum(((np.arange(n) + 0.5) * m / n).astype(int), m - 1)
         for n, m in zip(size, mask.shape[::-1], strict=True)
@@ -98,7 +99,9 @@ def paint(picture: NDArray[np.float64], mask: Mask, colour: Rgb, opacity: float,
     full = np.array(colour, dtype=np.float64)
     picture[mask] += opacity * (full - picture[mask])
     if outline:
+        # The outline grows with the picture: 1 pixel at 256, 4 at 1024.
         width = max(1, round(max(mask.shape) / 256))
+        # Outside the picture counts as outside the mask, so a mask at the edge has an outline there.
         inner = binary_erosion(mask, structure=np.ones((3, 3), dtype=bool), iterations=width, border_value=0)
         picture[mask & ~inner] = full
 
@@ -229,5 +232,6 @@ def _wrapped(text: str, layout: _Layout) -> list[str]:
 
 def _shortened(text: str, font: Font, width: int) -> str:
     while len(text) > 4 and font.getlength(text) > width:
+        # Four characters go and three dots come, so that the text gets shorter each time.
         text = text[:-4].rstrip(" .") + "..."
     return text

@@ -33,8 +33,10 @@ def encoded(dataset: Dataset, character_set: str | Sequence[str] = "iso8859") ->
 
 
 def element(tag: int, kind: bytes, value: bytes) -> bytes:
-    """An attribute of a text or sequence VR; one that is too long for its representation becomes UN (PS3.5 6.2.2)."""
+    """An attribute of a text or sequence VR; a value that is too long for its representation becomes UN (PS3.5 6.2.2)."""
+    # Values have an even number of bytes: text is padded with a space, a UID with a null byte (PS3.5 6.2).
     value += (b"\0" if kind == b"UI" else b" ") * (len(value) % 2)
+    # PS3.5 7.1.2: text has 16 bits of length; SQ and UN have two reserved bytes, then 32 bits.
     if kind != b"SQ" and len(value) <= 0xFFFF:
         return struct.pack("<HH2sH", tag >> 16, tag & 0xFFFF, kind, len(value)) + value
     return struct.pack("<HH2sHL", tag >> 16, tag & 0xFFFF, b"SQ" if kind == b"SQ" else b"UN", 0, len(value)) + value

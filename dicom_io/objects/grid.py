@@ -63,6 +63,7 @@ class FrameGrid:
         index = plane.points_mm(columns, rows) @ self._to_index[:3, :3].T + self._to_index[:3, 3]
         voxels = np.rint(index).astype(np.int64)
         away = float(np.abs(index - voxels).max(initial=0.0))
+        # `not <=` instead of `>`, so that NaN is refused too.
         if not away <= TOLERANCE_VOXELS:
             raise LabelError(
                 f"{name} has pixels {away:.2f} voxels away from the image's grid; at most {TOLERANCE_VOXELS} is needed; "
@@ -137,12 +138,15 @@ class FrameGrid:
 
     def _is_possible(self, stated_mm: float, least_mm: Sequence[float]) -> bool:
         """Whether frames may have a stated gap, given their smallest distances (infinite if all lie at one place)."""
+        # A single place does not show the gap; highdicom's own 1 mm does not count as a statement.
         if np.isinf(least_mm).all():
             return stated_mm != NO_GAP_MM
+        # The smallest distance must be a multiple of the gap; up to half a gap would round to no gap at all.
         return any(mm > stated_mm / 2 and _fits(stated_mm * round(mm / stated_mm), mm) for mm in least_mm)
 
     def _axis_across(self, name: str, plane: Plane) -> int:
         """The axis of the image across a plane. Raises LabelError if pixels differ from voxels in size or direction."""
+        # The steps from pixel to pixel in voxels: on the same grid, 1 along one axis and 0 along the others.
         steps = [self._to_index[:3, :3] @ step for step in (plane.column_step_mm, plane.row_step_mm)]
         axes = [int(np.argmax(np.abs(step))) for step in steps]
         for step, axis in zip(steps, axes, strict=True):
@@ -155,12 +159,14 @@ class FrameGrid:
                     f"{name} has pixels of {pixels} mm, the voxels of the image are {voxels} mm along them; the same size and "
                     "direction are needed because nothing is interpolated; resample it to the image first"
                 )
+        # The axes are 0, 1 and 2, so their sum gives the third.
         return 3 - sum(axes)
 
     def _note(self, axis: int, plane: Plane, gap_mm: float | None) -> None:
         normal = np.cross(plane.column_step_mm, plane.row_step_mm)
         self._normals[axis] = normal / np.linalg.norm(normal)
         depth = float((self._to_index[:3, :3] @ plane.origin_mm + self._to_index[:3, 3])[axis])
+        # A frame without labels may lie outside the image, where it says nothing about the gaps.
         if 0 <= depth + TOLERANCE_VOXELS < self.reference.shape[axis]:
             whole = abs(depth - round(depth)) <= TOLERANCE_VOXELS
             # rounded, so that the frames of several segments on one slice count as one place

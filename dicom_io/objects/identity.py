@@ -2,11 +2,11 @@
 
 A result object is a pure function of its input: the same source instances, bundle and settings give the same
 bytes. Therefore UIDs are hashes, not random, and no clock is read. ContentDate and ContentTime (Type 1 in a
-structured report) are the latest ones found in the source slices: the moment when the last input of the
+structured report) are the latest of the source slices: the moment when the last input of the
 computation existed. Reading the clock instead would give two different files under one SOP Instance UID
 whenever a job is run again, which an archive may refuse or, worse, mix. InstanceCreationDate and
-ContributionDateTime (both Type 3) are left out for the same reason; when a file arrived is the archive's to
-know.
+ContributionDateTime (both Type 3) are left out for the same reason; the archive knows when
+a file arrived.
 """
 
 import hashlib
@@ -105,7 +105,7 @@ class ResultInfo:
 
     @property
     def digest(self) -> str:
-        """Hex digest of everything that is said here; settings in another order are the same settings."""
+        """Hex digest of all attributes; settings in another order are the same settings."""
         attributes = asdict(replace(self, settings=tuple(sorted(self.settings))))
         return hashlib.sha256(json.dumps(attributes, sort_keys=True, default=_as_json).encode()).hexdigest()
 
@@ -116,6 +116,7 @@ class ResultInfo:
 
 
 def _as_json(value: object) -> int | str:
+    # A number of NumPy must give the same digest as the plain number; json does not take it.
     return int(value) if isinstance(value, np.integer) else str(value)
 
 
@@ -134,7 +135,8 @@ def result_uid(source: Volume, result: ResultInfo, kind: str, part: str, *conten
     Depends on the patient (PatientID and IssuerOfPatientID) and the study, since images that are moved to another patient may
     keep their UIDs; on the slices of the source (as a set: SOP Instance UIDs, with the frames that are used of a multi-frame
     object), on the bundle and its settings, and on `content`. An instance names in `content` what it holds, and depends
-    on all of `result` too, so that never two contents have one UID; a series depends on what its instances must say alike.
+    on all of `result` too, so that two contents never have the same UID; a series depends on what its instances must have in
+    common.
     """
     owner = source.provenance.patient_digest, source.provenance.study_instance_uid or ""
     return uid_from(source.provenance.slice_keys, owner, result, kind, part, *content)
@@ -146,7 +148,7 @@ def object_uids(source: Volume, result: ResultInfo, kind: str, *content: str) ->
 
 
 def owner_of(header: Dataset) -> tuple[str, str]:
-    """Digest of the patient, and StudyInstanceUID: whose a result of an image with this header is, for `uid_from`."""
+    """Digest of the patient, and StudyInstanceUID: the owner of a result of an image with this header, for `uid_from`."""
     return patient_digest(header), str(header.get("StudyInstanceUID") or "")
 
 
@@ -154,6 +156,7 @@ def uid_from(
     sources: Iterable[str], owner: tuple[str, str], result: ResultInfo, kind: str, part: str, *content: str
 ) -> str:
     """As `result_uid`, for an object of `owner` that is made from `sources`, whatever their order: SOP Instance UIDs."""
+    # The reasons are in docs/decisions/0015-content-is-part-of-an-instances-uid.md.
     own = {"instance": (result.digest,), "series": result.series_facts}.get(part, ())
     settings = (f"{name}={value}" for name, value in sorted(result.settings))
     parts = (kind, part, *content, "result", *own, result.bundle_sha256, "settings", *settings)
@@ -164,7 +167,9 @@ def digest_of(*arrays: NDArray[Any]) -> str:
     """Hex digest of the types, shapes and values of arrays, whatever their order in memory."""
     digest = hashlib.sha256()
     for array in arrays:
+        # Without shape and type, different arrays with the same bytes would have the same digest.
         digest.update(str((array.shape, array.dtype.str)).encode())
+        # Slice by slice, as `slice_by_slice` lays labels out: then nothing is copied.
         digest.update(np.ascontiguousarray(np.moveaxis(array, (0, 1, 2), (2, 1, 0))).data)
     return digest.hexdigest()
 
@@ -180,7 +185,7 @@ def tracking_id(segment: Segment) -> str:
 
 
 def source_headers(source: Volume, *, of_each: bool = True) -> tuple[Dataset, ...]:
-    """The source's data sets without pixels, one a slice along K (one in all for a multi-frame source).
+    """The source's data sets without pixels: one data set for each slice along K, or a single multi-frame data set.
 
     Data sets in memory are taken as they are. Files are matched by SOP Instance UID, whatever their order in
     `source.provenance.files`. Absent Type 2 attributes of the patient and study modules are supplied empty. An empty
@@ -189,8 +194,8 @@ def source_headers(source: Volume, *, of_each: bool = True) -> tuple[Dataset, ..
 
     Args:
         source: DICOM volume.
-        of_each: Read the whole header of each file. Else only the first is whole, of the others there is what
-            SLICE_KEYWORDS lists: place, UIDs and dates.
+        of_each: Read the whole header of each file. Else only the first header is whole; the others
+            have the attributes of SLICE_KEYWORDS: place, UIDs and dates.
 
     Raises:
         LabelError: The source is not DICOM, or its files do not hold its instances.
@@ -216,6 +221,7 @@ def source_headers(source: Volume, *, of_each: bool = True) -> tuple[Dataset, ..
             f"{len(missing)} of {len(uids)} source instances are no longer in their files (first: "
             f"{missing[0]}); the files must stay in place until the result is written; read the series again"
         )
+    # The UID of a multi-frame object is repeated for each of its frames; its header is needed once.
     headers = tuple(_supplied(by_uid[uid]) for uid in dict.fromkeys(uids))
     headers[0].carried = patient_and_study.carried(headers[0])
     return headers
@@ -242,6 +248,7 @@ def _headers(files: Iterable[Path], *, whole: bool) -> list[tuple[Path, Dataset]
             f"a source file can no longer be read ({error}); it must stay in place until the result is written; "
             "read the series again"
         ) from error
+    # Copies, because callers change headers and the cache keeps the parsed ones.
     return [(file, _named(patient_and_study.copied(header))) for file, header in parsed]
 
 
@@ -297,7 +304,7 @@ def check_has_frame(headers: Iterable[Dataset]) -> None:
     """Pass if every header names a frame of reference; an object with places in patient space must repeat it.
 
     Raises:
-        LabelError: One does not.
+        LabelError: A header names none.
     """
     if not all(header.get("FrameOfReferenceUID") for header in headers):
         raise LabelError(
@@ -317,6 +324,7 @@ def neutral(headers: tuple[Dataset, ...]) -> list[Dataset]:
             if keyword in bare and keyword != "StudyInstanceUID":
                 delattr(bare, keyword)
         for keyword in TYPE_2_KEYWORDS.split():
+            # highdicom reads these from its source images and fails where they are absent.
             setattr(bare, keyword, "")
         copies.append(bare)
     return copies
@@ -327,10 +335,12 @@ def content_moment(headers: Iterable[Dataset]) -> tuple[str, str]:
     the study where slices have none, and 1970-01-01 where the source has no date at all."""
     moments = []
     for header in headers:
+        # From the image itself outwards; the first level that has a date counts.
         for part in ("Content", "Series", "Acquisition", "Study"):
             if header.get(f"{part}Date"):
                 moments.append((str(header[f"{part}Date"].value), str(header.get(f"{part}Time") or NO_TIME)))
                 break
+    # Dates and times of DICOM sort as text: YYYYMMDD, HHMMSS.
     return max(moments, default=(NO_DATE, NO_TIME))
 
 
@@ -340,6 +350,7 @@ def series_number(header: Dataset, kind: str, result: ResultInfo | None = None) 
     The number of a result that a person corrected is BY_A_PERSON higher.
     """
     by_a_person = BY_A_PERSON if result is not None and result.content_creator else 0
+    # Kinds are 1000 apart, so a larger number of the source would run into the next kind.
     return KIND[kind].series_number + (whole_number(header, "SeriesNumber") or 0) % 1000 + by_a_person
 
 
@@ -377,6 +388,7 @@ def plain(text: str, length: int) -> str:
     """`text` in printable ASCII and at most `length` characters, so that it fits every SpecificCharacterSet of a
     source.
     """
+    # A backslash separates the values of an attribute (PS3.5 6.4).
     ascii_text = text.encode("ascii", "replace").decode("ascii").replace("\\", "/")
     return "".join(letter if letter.isprintable() else " " for letter in ascii_text)[:length].strip()
 
@@ -407,6 +419,7 @@ def stamp(target: Dataset, headers: tuple[Dataset, ...], result: ResultInfo, kin
     target.SeriesDescription = series_description(result, kind, images)
     if "ContentDate" in target:
         target.ContentDate, target.ContentTime = date, time
+    # highdicom takes these from the clock, and the same input must give the same bytes.
     for keyword in ("InstanceCreationDate", "InstanceCreationTime"):
         if keyword in target:
             delattr(target, keyword)

@@ -61,6 +61,7 @@ def in_slices(labels: Volume, encoding: SegEncoding = "binary") -> Volume:
 def _whole(array: NDArray[Any]) -> NDArray[Any]:
     """Label values in the smallest type."""
     smallest = array.astype(np.uint8 if array.max(initial=0) < 256 else np.uint16, copy=False)
+    # A fraction, a negative number or a number above 65535 changes when it is converted.
     if smallest is not array and (smallest != array).any():
         raise LabelError(
             f"the labels are of the type {array.dtype} with values from {array.min():g} to {array.max():g}; whole numbers from "
@@ -73,6 +74,7 @@ def _set(array: NDArray[Any]) -> NDArray[Any]:
     """Channels as 0 and 1."""
     if array.dtype == np.uint8 and array.max(initial=0) <= 1:
         return array
+    # A boolean is a byte of 0 or 1, so it becomes a number without a copy.
     return np.asarray(array != 0).view(np.uint8)
 
 
@@ -100,6 +102,7 @@ def check_labels(labels: Volume, result: ResultInfo, encoding: SegEncoding = "bi
                 "computed them"
             )
         return
+    # The usual case, decided without np.unique, which sorts all voxels.
     if array.dtype.kind == "u" and array.max(initial=0) <= count:
         return
     unknown = [value for value in np.unique(array).tolist() if value not in range(count + 1)]
@@ -112,6 +115,7 @@ def check_labels(labels: Volume, result: ResultInfo, encoding: SegEncoding = "bi
 
 def _check_probabilities(labels: Volume) -> None:
     array = labels.array
+    # `not (... and ...)`, so that NaN is refused too.
     if array.ndim != 4 or array.dtype.kind != "f" or not (array.min(initial=0) >= 0 and array.max(initial=0) <= 1):
         raise LabelError(
             f"a fractional SEG was asked for, and the values have the shape {array.shape}, type {array.dtype} and range "

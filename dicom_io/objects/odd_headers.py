@@ -37,6 +37,8 @@ def refusing_odd_headers(write: Callable[P, R]) -> Callable[P, R]:
         except DicomIoError:
             raise
         except READ_ERRORS as error:
+            # A traceback of one frame: the arguments do not fit, and nothing in the writer ran. An OSError with errno
+            # comes from the operating system, not from a header.
             called_wrongly = error.__traceback__ is not None and error.__traceback__.tb_next is None
             if called_wrongly or (isinstance(error, OSError) and error.errno is not None):
                 raise

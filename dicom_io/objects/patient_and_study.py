@@ -67,6 +67,7 @@ def _verbatim(dataset: Dataset, tag: BaseTag) -> DataElement:
     """
     element = dataset.get_item(tag)
     if isinstance(element, RawDataElement) and tag != Tag(CHARACTER_SET):
+        # In implicit VR, and as UN, the bytes do not state the VR; the dictionary does.
         known = element.VR not in (None, "UN") or not dictionary_has_tag(tag)
         vr, value = str(element.VR) if known else dictionary_VR(tag), element.value or b""
         if vr == "PN":  # without an encoding it keeps its bytes
@@ -75,6 +76,7 @@ def _verbatim(dataset: Dataset, tag: BaseTag) -> DataElement:
         if vr in IN_CHARACTER_SET:
             return DataElement(tag, vr, value, already_converted=True)
         if vr in IN_ASCII:
+            # latin-1 keeps each byte as one character, whatever it is.
             return DataElement(tag, vr, value.decode("latin-1"), already_converted=True)
     element = dataset[tag]
     if element.VR == "SQ":
@@ -103,6 +105,7 @@ def transcribed(text: str, dataset: Dataset) -> str:
 
 
 def _bare(letter: str) -> str:
+    # NFKD splits a letter into its base and its accents; accents are not ASCII.
     return "".join(part for part in unicodedata.normalize("NFKD", letter) if part.isascii()) or "?"
 
 

@@ -38,13 +38,16 @@ def check_dimensions(written: Attributes, frames: Sequence[tuple[int, int]]) -> 
         frames: Segment and slice of each frame, in the order of the file.
 
     Raises:
-        GeometryProofError: Two segments or slices have one number, one has two, or they are out of order.
+        GeometryProofError: Two segments or slices have the same number, one of them has two, or they are out of order.
     """
     pointers = [_tag(needed(item, _DIMENSION)) for item in items(written, _DIMENSIONS)]
+    # Each frame has one UL for each dimension, in the order of the DimensionIndexSequence (PS3.3 C.7.6.17).
     stored = [needed(first_item(group, _CONTENT), _DIMENSION_VALUES) for group in items(written, PER_FRAME)]
     values = np.array([struct.unpack(f"<{len(pointers)}L", value) for value in stored])
     for number, pointer in enumerate(pointers):
         if pointer in (REFERENCED_SEGMENT, IMAGE_POSITION):
+            # Sorted pairs of what a frame shows and its number: a pair that grows in only one of the two is an
+            # ambiguous number.
             pairs = np.unique(
                 np.column_stack([np.array(frames)[:, int(pointer == IMAGE_POSITION)], values[:, number]]), axis=0
             )

@@ -1,7 +1,7 @@
 """The statements of a written object, for the proofs: its patient and study, its references, the meaning of its segments.
 
 The attributes come from the file, through `raw_parser`. They are compared with the headers of the source and with the
-segments of the result. Not independent of the writers is what both take from there: the bytes of patient and study
+segments of the result. Two things come from the same source as in the writers: the bytes of patient and study
 (`patient_and_study`), and highdicom's conversion of colours to CIELab.
 """
 
@@ -58,7 +58,7 @@ def check_owner(written: Attributes, header: Dataset, *, has_frame: bool = True)
     Args:
         written: The object.
         header: Of the first slice, from `identity.source_headers`.
-        has_frame: Whether an object of this kind names a frame of reference; one on a source without names none.
+        has_frame: Whether an object of this kind names a frame of reference; it names none if the source has none.
     """
     for tag, value in _owner_of(header).items():
         if _bare(written.get(tag)) != _bare(value):
@@ -71,6 +71,7 @@ def _owner_of(header: Dataset) -> Attributes:
     """The identifying attributes of the source as the bytes that stand in a file; empty where it has none."""
     carried, own = Dataset(), Dataset()
     carry_over(carried, header)
+    # Names are encoded in the character set that stands beside them.
     for keyword in f"{OWNER_KEYWORDS} SpecificCharacterSet".split():
         if keyword in carried:
             own[keyword] = carried[keyword]
@@ -79,6 +80,7 @@ def _owner_of(header: Dataset) -> Attributes:
 
 
 def _bare(value: bytes | None) -> bytes:
+    # Spaces and null bytes at the end only pad a value to an even length (PS3.5 6.2).
     return (value or b"").rstrip(b" \0")
 
 
@@ -123,6 +125,7 @@ def compare(noun: str, described: Sequence[tuple[int, Meaning]], needed: Mapping
         described: Number and meaning of each part that the object describes.
         needed: The meaning that each number must have.
     """
+    # A list and not a set, because a number that is described twice is an error, too.
     numbers = sorted(number for number, _ in described)
     if numbers != sorted(needed):
         raise GeometryProofError(f"it describes a {noun} for each of {numbers}; {sorted(needed)} are needed, each once")

@@ -45,8 +45,8 @@ def painted(points: Floats, counts: Integers, labels: Integers, shape: tuple[int
         shape: (rows, columns).
 
     Returns:
-        Shape (rows, columns): labels in the smallest unsigned type, 0 where there is none; and how many pixels are inside
-        further labels, each counted once for each.
+        Shape (rows, columns): labels in the smallest unsigned type, 0 where there is none; and the number of pixels that are
+        inside further labels, counted once for each further label.
     """
     label, pixels = _filled(points, counts, labels, shape)
     plane = np.zeros(shape[0] * shape[1], dtype=np.min_scalar_type(int(labels.max())))
@@ -70,13 +70,14 @@ def entangled(loops: Sequence[Floats], shape: tuple[int, int]) -> tuple[int, int
     """Two contours that overlap in part, as far as pixels tell; None if all lie apart or one within the other.
 
     A pixel whose centre lies within `NEAR` pixels of a contour is on neither side of it: contours may run through
-    centres, and rounding puts these on this side or that. Two that enclose the same pixels are entangled unless one lies
-    within the other when pixels are a quarter as wide.
+    centres, and rounding puts these on this side or that. Two contours that enclose the same pixels are entangled unless
+    one lies within the other when pixels are a quarter as wide.
 
     Args:
         loops: As in `even_odd`, at least one; no two the same.
         shape: (rows, columns).
     """
+    # Exact pixels first, in one pass; only contours that fail here are compared with a tolerance, pair by pair.
     same, is_nested = _nested(filled(loops, shape), shape)
     if not is_nested:
         same, pair = _clearly_entangled(loops, shape)
@@ -108,15 +109,19 @@ def _clearly_entangled(
     loops: Sequence[Floats], shape: tuple[int, int]
 ) -> tuple[list[tuple[int, int]], tuple[int, int] | None]:
     """Pairs that enclose the same pixels, and a pair that overlaps in part; pixels near to a contour do not count."""
+    # Filled once in place and moved by NEAR four ways: pixels that are inside every time are surely inside,
+    # pixels that are inside at least once are perhaps inside.
     shifts = [NEAR * np.array(shift) for shift in ((-1, -1), (-1, 1), (1, -1), (1, 1), (0, 0))]
     fills = [filled([loop + shift for loop in loops], shape) for shift in shifts]
     surely = [reduce(np.intersect1d, shifted) for shifted in zip(*fills, strict=True)]
     perhaps = [reduce(np.union1d, shifted) for shifted in zip(*fills, strict=True)]
     same: list[tuple[int, int]] = []
     for first, second in combinations([number for number, pixels in enumerate(surely) if len(pixels)], 2):
+        # Pixel numbers are sorted: sets whose ranges lie apart share no pixel.
         if surely[first][-1] < surely[second][0] or surely[second][-1] < surely[first][0]:
             continue
         if np.isin(surely[first], surely[second]).any():
+            # They overlap in part if each surely has pixels that the other does not have even perhaps.
             rests = [len(np.setdiff1d(surely[a], perhaps[b])) for a, b in ((first, second), (second, first))]
             if all(rests):
                 return same, (first, second)
@@ -142,6 +147,8 @@ def _filled(points: Floats, counts: Integers, labels: Integers, shape: tuple[int
     first, widths = cuts[0::2], cuts[1::2] - cuts[0::2]  # by label and row, from left to right
     line, column = np.divmod(first, columns + 1)
     label, row = np.divmod(line, rows)
+    # All runs of pixels in one pass: a count over all pixels, plus for each run its first pixel less the pixels
+    # of the runs before.
     pixels = np.repeat(row * columns + column - (np.cumsum(widths) - widths), widths)
     pixels += np.arange(len(pixels))
     return np.repeat(label, widths), pixels
@@ -183,6 +190,7 @@ def off_half_way(points: Floats) -> Floats:
     Returns:
         Shape (n, 2), in pixels. Half a pixel for a point that is nearest to a centre.
     """
+    # In halves of a pixel two even numbers are a centre, anything else is half-way.
     halves = np.rint(2 * points)
     away = np.abs(points - halves / 2)
     away[(np.mod(halves, 2) == 0).all(axis=1)] = 0.5

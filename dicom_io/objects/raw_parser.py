@@ -18,6 +18,7 @@ from dicom_io.errors import GeometryProofError
 Attributes = dict[int, Any]
 """Tag -> bytes, or a list of `Attributes` for a sequence, or a list of bytes for encapsulated pixels."""
 
+# Explicit VRs with 32 bits of length (PS3.5 table 7.1-1).
 _LONG = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"UC", b"UN", b"UR", b"UT", b"SV", b"UV"))
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _TRANSFER_SYNTAX = 0x00020010
@@ -30,6 +31,7 @@ _HEAD, _SHORT, _WIDE = struct.Struct("<HH2s"), struct.Struct("<H"), struct.Struc
 def parse_file(path: Path) -> Attributes:
     """All attributes of a file, group 0002 among them. Raises GeometryProofError for what this reader cannot read."""
     content = Path(path).read_bytes()
+    # PS3.10 7.1: a preamble of 128 bytes, then the prefix DICM.
     if content[128:132] != b"DICM":
         raise GeometryProofError("the written file has no DICM mark")
     try:
@@ -39,6 +41,7 @@ def parse_file(path: Path) -> Attributes:
             raise GeometryProofError(
                 f"the written file has the transfer syntax {syntax}; explicit little endian is needed"
             )
+        # A negative number of bits means the bare stream of RFC 1951, as PS3.5 A.5 has it, without zlib's header.
         body = zlib.decompress(content[at:], -zlib.MAX_WBITS) if syntax == _DEFLATED else content
         attributes, _ = _data_set(body, 0 if syntax == _DEFLATED else at, len(body))
     except (struct.error, zlib.error, ValueError) as error:
@@ -116,6 +119,7 @@ def _data_set(content: bytes, at: int, end: int, only_group: int | None = None) 
             length, at = _SHORT.unpack_from(content, at + 6)[0], at + 8
         if kind == b"SQ":
             attributes[tag], at = _sequence(content, at, length)
+        # Of our own files only encapsulated pixels have an undefined length beside sequences (PS3.5 A.4).
         elif length == _UNDEFINED:
             attributes[tag], at = _fragments(content, at)
         else:

@@ -106,7 +106,7 @@ def values_on(source_slice: Slice, k: int, result: Volume, source: Volume) -> ND
 
 
 def values_at(plane: Plane, shape: tuple[int, int], result: Volume) -> NDArray[Any]:
-    """The values of a result at the pixels of a plane, found through the patient space.
+    """The values of a result at the pixels of a plane, looked up through the patient space.
 
     Args:
         plane: Anywhere.
@@ -127,6 +127,7 @@ def values_at(plane: Plane, shape: tuple[int, int], result: Volume) -> NDArray[A
         and _is_whole_slice(result, start, shape)
     ):
         return np.swapaxes(result.array[:, :, round(float(start[2]))], 0, 1)
+    # Labels must not be mixed, so each pixel takes the nearest voxel and nothing is interpolated.
     index = start + np.arange(rows)[:, None, None] * down + np.arange(columns)[None, :, None] * across
     nearest = np.rint(index).astype(np.int64)
     inside = ((nearest >= 0) & (nearest < result.shape)).all(axis=-1)
@@ -139,6 +140,7 @@ def _runs_along(start: Floats, step: Floats, count: int, axis: int) -> bool:
     """Whether pixels stay on whole indices, one voxel of the axis a pixel, from its first voxel on."""
     unit = np.zeros(3)
     unit[axis] = 1.0
+    # The error of a step adds up over the pixels of a line, so it is taken times their number.
     return bool(np.abs(step - unit).max() * count < TOLERANCE_VOXELS and abs(start[axis]) < TOLERANCE_VOXELS)
 
 
@@ -152,7 +154,7 @@ def _is_whole_slice(result: Volume, start: Floats, shape: tuple[int, int]) -> bo
 
 
 def tolerance_mm(*steps_mm: float) -> float:
-    """The largest distance of two places that count as one: TOLERANCE_MM, at most a quarter of the steps to the next place."""
+    """Largest distance of two places that count as the same: TOLERANCE_MM, at most a quarter of the steps to the next place."""
     return min(TOLERANCE_MM, min(steps_mm) / 4)
 
 

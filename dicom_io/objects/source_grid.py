@@ -72,6 +72,7 @@ def check_grid(labels: Volume, source: Volume, slices: Sequence[Slice] | None = 
             f"the labels have the shape {labels.shape}, the source {source.shape}; one grid is needed; "
             "resample the labels to the source first"
         )
+    # The distance between two affine grids is largest at a corner.
     differences_mm = (labels.affine_lps - source.affine_lps) @ corner_indices(source.shape)
     away = np.linalg.norm(differences_mm[:3], axis=0).max()
     allowed_mm = tolerance_mm(source.spacing_mm[2])
@@ -167,6 +168,7 @@ def _itk_view(file: Path, _version: tuple[int, int, int]) -> ItkView:
             return ItkView(sop_class_uid)
     if reader.GetDimension() != 3 or not reader.HasMetaDataKey("0008|0018"):
         return ItkView(sop_class_uid)
+    # ITK has directions as columns of unit length, and the spacing of each apart from them.
     steps = np.array(reader.GetDirection()).reshape(3, 3) @ np.diag(reader.GetSpacing())
     uid = str(reader.GetMetaData("0008|0018")).strip("\0 ")
     return ItkView(sop_class_uid, uid, Plane(np.array(reader.GetOrigin()), steps[:, 0], steps[:, 1]))
@@ -177,6 +179,7 @@ def _placing_attributes(header: Dataset) -> Dataset:
     part = Dataset()
     for tag in header.keys():  # noqa: SIM118 - a Dataset's iterator decodes its values
         element = header.get_item(tag)
+        # An attribute that the dictionary does not have may be a sequence, and is left out.
         known = dictionary_VR(tag) if dictionary_has_tag(tag) else "SQ"
         is_short = not isinstance(element.value, bytes) or len(element.value) <= _LONGEST_COPIED
         if tag.group in _COPIED_GROUPS and "SQ" not in (element.VR, known) and is_short:
@@ -189,6 +192,7 @@ def _placing_attributes(header: Dataset) -> Dataset:
                     item[macro_keyword] = whole[macro_keyword]
             setattr(part, keyword, [item])
     part.add_new("PixelData", "OW", b"")
+    # Compressed syntaxes encode the attributes as explicit VR little endian (PS3.5 A.4).
     part.file_meta, syntax = FileMetaDataset(), header.file_meta.TransferSyntaxUID
     part.file_meta.TransferSyntaxUID = syntax if syntax in _NATIVE else ExplicitVRLittleEndian
     return part

@@ -91,6 +91,7 @@ class SourceImages:
         plane = self.slices[k].plane
         if plane is not None:
             return float(np.linalg.norm(plane.column_step_mm)), float(np.linalg.norm(plane.row_step_mm))
+        # In the body first, then on the detector or film, where the body is magnified; an aspect ratio has no unit.
         for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"):
             value = self.header(k).get(keyword)
             if value and len(value) == 2 and all(float(part) > 0 for part in value):
@@ -145,6 +146,7 @@ def labelled(
         LabelError: The labels do not fit the source or the segments; see `check_labels`, `check_place` and `images_of`.
         UnreadableFileError: A source file cannot be read.
     """
+    # Before the headers are read: this check needs no file.
     check_labels(labels, result, encoding)
     images = images_of(source, of_each=of_each)
     check_place(labels, images)
@@ -231,6 +233,7 @@ def frame_anatomy(header: Dataset) -> Dataset:
             return cast(Dataset, deepcopy(group.FrameAnatomySequence[0]))
     item = Dataset()
     side = str(header.get("ImageLaterality") or header.get("Laterality") or "")
+    # FrameLaterality is Type 1 (PS3.3 C.7.6.16.2.8), so a region is repeated only with its side.
     if header.get("AnatomicRegionSequence") and side in ("R", "L", "U", "B"):
         item.AnatomicRegionSequence, item.FrameLaterality = deepcopy(header.AnatomicRegionSequence), side
         return item
