@@ -111,6 +111,7 @@ def open_association(
     try:
         yield opened
     except BaseException:
+        # Not released: the peer may still be sending, and a release waits for its answer.
         if opened.association is not None and opened.is_open:
             opened.association.abort()
         raise
@@ -133,7 +134,7 @@ def storage_classes() -> list[str]:
 
 
 def common_storage_classes() -> list[str]:
-    """As many SOP Class UIDs as fit into an association beside one other: results, then pynetdicom's choice."""
+    """As many SOP Class UIDs as fit into an association with one further context: those of results, then pynetdicom's list."""
     common = (str(context.abstract_syntax) for context in StoragePresentationContexts)
     return list(dict.fromkeys([LABEL_MAP_STORAGE, ParametricMapStorage, *common]))[: MOST_CONTEXTS - 1]
 
@@ -168,6 +169,8 @@ def _request_association(
     ae = application_entity(peer.our_ae_title)
     ae.connection_timeout = ae.acse_timeout = destination.connect_s
     ae.dimse_timeout = destination.answer_s
+    # pynetdicom aborts an association without traffic for `network_timeout`. That must come neither before the time
+    # limit of an answer nor while the next file is read or decompressed.
     ae.network_timeout = max(destination.answer_s, _SHORTEST_IDLE_S)
     tls_args = (client_context(peer.tls), peer.host) if peer.tls else None
     started_s = time.monotonic()

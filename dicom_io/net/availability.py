@@ -1,4 +1,4 @@
-"""Instance Availability Notification (PS3.4 R) as provider: the other side says where the instances of a study can be had."""
+"""Instance Availability Notification (PS3.4 R) as provider: the other side says where the instances of a study are."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class Availability:
 
     @property
     def online(self) -> dict[str, tuple[str, ...]]:
-        """Series Instance UID -> SOP Instance UIDs that can be had at once; a series without any is left out."""
+        """Series Instance UID -> SOP Instance UIDs that can be retrieved at once; a series without any is left out."""
         online = {
             series: tuple(instance.sop_instance_uid for instance in instances if instance.availability == ONLINE)
             for series, instances in self.series.items()
@@ -74,9 +74,8 @@ def availability_service(notified: Callable[[Availability], None]) -> Service:
         notified(parse_notification(request))
         if request.sop_instance_uid:
             return None
-        return data_set(
-            AffectedSOPInstanceUID=generate_uid()
-        )  # PS3.7 10.1.5.1.4: by the provider if the request has none
+        # PS3.7 10.1.5.1.4: the provider makes the UID if the request has none.
+        return data_set(AffectedSOPInstanceUID=generate_uid())
 
     return Service(NOTIFICATION, evt.EVT_N_CREATE, answer)
 

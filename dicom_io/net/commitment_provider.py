@@ -41,6 +41,7 @@ PAUSE_S = 1.0
 _ANSWER_S = 60.0
 _POLL_S = 0.05
 _COMMITTED = 0x0000
+# Several files may have the UID, in several studies; the instance is committed if one of them is whole.
 _BEST_FIRST = (_COMMITTED, dimse_n.CLASS_CONFLICT, dimse_n.PROCESSING_FAILURE)
 
 _logger = logging.getLogger(__name__)
@@ -180,7 +181,7 @@ class CommitmentProvider:
         return Service(PUSH_MODEL, evt.EVT_N_ACTION, self._answer, self.close)
 
     def report(self, request: CommitmentRequest) -> Dataset:
-        """Checks the instances of a request and sends the report; the report.
+        """Checks the instances of a request, sends the report, and returns it.
 
         If the request is being answered, the report waits for that.
 
@@ -200,6 +201,7 @@ class CommitmentProvider:
         else:
             status = requestor.dimse.report(PUSH_MODEL, PUSH_MODEL_INSTANCE, event_type(report), report, _ANSWER_S)
             check_success(status, request.ae_title, "report")
+        # Only a report that was taken ends this; until then it may be sent again over the same association.
         with self._lock:
             self._requestors.pop(request.key, None)
         return report
@@ -212,6 +214,7 @@ class CommitmentProvider:
     def _answer(self, request: Request) -> None:
         commitment = commitment_request(request)
         assert self._accept is not None
+        # The association is known before `_accept` runs, because its caller may report at once from another thread.
         with self._remembered(commitment, request.dimse):
             self._accept(commitment)
 
@@ -224,6 +227,7 @@ class CommitmentProvider:
         requestor = _Requestor(dimse)
         dimse.after_answer(requestor.is_answered.set)
         with self._lock:
+            # Closed associations are forgotten here; nothing else removes those whose report went another way.
             before = {key: known for key, known in self._requestors.items() if known.is_connected}
             self._requestors = {**before, request.key: requestor}
         try:
@@ -318,6 +322,7 @@ class _MemoryQueue:
         self._worker.submit(self._report_until_taken, request)
 
     def close(self) -> None:
+        # Set first, this ends the pause between two tries, so that the shutdown does not wait for it.
         self._closed.set()
         self._worker.shutdown(wait=True, cancel_futures=True)
 

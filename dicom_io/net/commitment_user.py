@@ -141,7 +141,9 @@ def request_commitment(
     if not references:
         raise ValueError("no file was given; at least one is needed to ask for its commitment")
     listens = reports is not None
+    # prefix=None makes a UID below 2.25 from a random UUID (PS3.5 B.2), which needs no root of an organization.
     transaction_uid, reports = generate_uid(prefix=None), reports or ReportListener()
+    # The transaction is known before the request goes out: an archive may report at once.
     with reports.expecting(transaction_uid) as pending:
         handlers = [
             (evt.EVT_CONN_OPEN, lambda event: limit_association(event.assoc)),

@@ -1,8 +1,9 @@
 """The connections of a provider: a caller that stays silent does not keep other callers out.
 
 A caller has some seconds for the TLS handshake and its A-ASSOCIATE-RQ. It counts as a sender only once its association is
-requested. At most `MOST_PENDING` connections are pending; for one more, the oldest connection of the address with the most
-pending connections is closed. The timer of PS3.8 9.1.5 (ARTIM) does not do this: it does not run while half a PDU is read.
+requested. At most `MOST_PENDING` connections are pending; when another caller connects, the oldest connection of the address
+with the most pending connections is closed. The timer of PS3.8 9.1.5 (ARTIM) does not do this: it does not run while half a
+PDU is read.
 """
 
 import contextlib
@@ -88,6 +89,7 @@ class Connections:
                 self._close(address)
 
     def _forget_closed(self) -> None:
+        # The descriptor of a closed socket is -1.
         self._pending = {
             address: pending for address, pending in self._pending.items() if pending.connection.fileno() >= 0
         }

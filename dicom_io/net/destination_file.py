@@ -171,6 +171,7 @@ def _dimse(table: Table, folder: Path) -> Dimse:
 def _dicom_web(table: Table, folder: Path) -> DicomWeb:
     url = destination.checked_url(table.take("url", str, "an http(s) URL"), table.where)
     token_env = table.take("token_env", str, "the name of an environment variable", "")
+    # The value is not repeated in the message: it may be the token itself, written here by mistake.
     if token_env and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", token_env):
         raise DestinationError(
             f"{table.where}: token_env is no name ({len(token_env)} characters); the name of the environment variable that "

@@ -180,6 +180,8 @@ def _stow(destination: Destination, batch: Sequence[Outgoing]) -> list[Outcome]:
         except requests.HTTPError as error:
             if error.response is None or error.response.status_code not in _REFUSED:
                 raise
+            # The body of a refusal may list the instances, each with its reason; without such a list the whole
+            # request failed.
             answer = _refusals(error.response)
             if "FailedSOPSequence" not in answer and "ReferencedSOPSequence" not in answer:
                 raise
@@ -205,6 +207,8 @@ def _refusals(response: requests.Response) -> Dataset:
 
 def _outcome(item: Outgoing, answer: Dataset) -> Outcome:
     """The outcome of one instance in a Store Instances Response Module (PS3.3 C.12.1, PS3.18 I.2)."""
+    # An instance that the answer lists as failed has failed, also if it is listed as stored too, or if its reason is
+    # missing (0x0110: processing failure) or is the code of a warning.
     for failed in answer.get("FailedSOPSequence") or []:
         if failed.get("ReferencedSOPInstanceUID") == item.sop_instance_uid:
             code = int(failed.get("FailureReason") or 0x0110)

@@ -41,6 +41,7 @@ class _Adapter(HTTPAdapter):
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         if self.tls_context is not None:
             kwargs["ssl_context"] = self.tls_context
+            # urllib3 compares the host name itself, beside the TLS context; False turns that off too.
             kwargs["assert_hostname"] = None if self.tls_context.check_hostname else False
         super().init_poolmanager(*args, **kwargs)
 
@@ -117,6 +118,8 @@ def _repair_response(response: requests.Response, *args: Any, **kwargs: Any) -> 
         original, end = response.iter_content, f"--{boundary[1].strip()}--".encode()
 
         def checked_to_the_end(*more: Any, **options: Any) -> Iterator[bytes]:
+            # The closing boundary may be split between two chunks, and an epilogue may follow it (RFC 2046 5.1.1). A
+            # boundary has at most 70 characters, so the last bytes are enough.
             tail = b""
             for chunk in original(*more, **options):
                 tail = (tail + chunk)[-4096:]
@@ -137,6 +140,7 @@ def _explain(destination: Destination, error: requests.RequestException) -> tupl
         requests.exceptions.SSLError: (
             f"broke off TLS ({_tls_reason(error)})", "check ca, certificate, key and host name"
         ),
+        # ConnectTimeout is a Timeout too, so it stands first.
         requests.ConnectTimeout: (f"did not answer within {destination.connect_s:g} s", check),
         requests.Timeout: (f"gave no answer within {destination.answer_s:g} s", "see whether it is busy; raise answer_s"),
         requests.TooManyRedirects: ("sent us to another address, which is not followed", "give the final URL"),
@@ -167,6 +171,7 @@ def _cause(error: BaseException | None, kind: type[BaseException]) -> BaseExcept
             return cause
         if isinstance(cause, BaseException) and cause not in visited:
             visited.append(cause)
+            # urllib3 and requests keep the error of the socket in `reason` or `args`, not always among the causes.
             todo += [cause.__cause__, cause.__context__, getattr(cause, "reason", None), *cause.args]
     return None
 

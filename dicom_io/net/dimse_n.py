@@ -174,6 +174,7 @@ def _content(event: Any) -> Dataset:
     stream = getattr(event.request, encoded)
     if isinstance(stream, IncomingDataSet) and stream.refused:
         raise RequestRefusedError(RESOURCE_LIMITATION, stream.refused)
+    # A value may hold these bytes by chance, so the count is at least the number of items.
     if stream is not None and stream.getvalue().count(_ITEM) > MAX_ITEMS:
         raise RequestRefusedError(RESOURCE_LIMITATION, f"more than {MAX_ITEMS} items")
     content: Dataset = getattr(event, decoded)

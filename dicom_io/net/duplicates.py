@@ -1,8 +1,9 @@
-"""Checks whether an archive that refuses an instance as a duplicate (0x0111) has this very instance, or another with its UID.
+"""Checks whether an archive that refuses an instance as a duplicate (0x0111) really has this instance.
 
-A result is fetched, if the archive allows it, and compared with the sent instance. Images, and results that cannot be
-fetched, are looked up: the instance must be found in the same study and series, and the study must have the same PatientID. An
-archive that answers neither cannot show that it has the instance, so the instance is not delivered.
+The archive may have another instance with the same UID. A result is fetched, if the archive allows it, and compared with the
+sent instance. Images, and results that cannot be fetched, are looked up: the instance must be in the same study and series, and
+the study must have the same PatientID. An archive that answers neither request cannot show that it has the instance, so the
+instance is not delivered.
 """
 
 import tempfile
@@ -24,6 +25,7 @@ from dicom_io.reading.instances import READ_ERRORS, load_dataset
 _OWNER = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "PatientID")
 _ISSUER = "IssuerOfPatientID"  # some archives drop it
 _PIXELS = frozenset(map(Tag, ("PixelData", "FloatPixelData", "DoubleFloatPixelData")))
+# An archive that writes an instance anew may state its own time here; the content is the same.
 _OVERWRITTEN = frozenset(map(Tag, ("InstanceCreationDate", "InstanceCreationTime", "TimezoneOffsetFromUTC")))
 
 
@@ -36,9 +38,10 @@ class DuplicateCheck:
         self._patients_of: dict[str, set[str]] = {}
 
     def resolve(self, item: Outgoing, outcome: Outcome) -> Outcome:
-        """The outcome of a duplicate: "already there" if the archive has this very instance, else "refused" and why."""
+        """The outcome of a duplicate: "already there" if the archive has this very instance, else "refused" with the reason."""
         try:
             sent = load_dataset(item.file, with_pixels=True)
+            # Images are only looked up: to fetch every image of a study would cost as much as to send it again.
             copy = self._copy(sent) if item.kind else None
             reason, note = (_difference(sent, copy), "") if copy is not None else self._look_up(sent)
         except (DicomIoError, *READ_ERRORS) as error:  # type: ignore[misc]
@@ -56,12 +59,13 @@ class DuplicateCheck:
             try:
                 fetched = self._fetch(query, Path(folder))
                 copies = [load_dataset(file, with_pixels=True) for file in fetched.files]
+            # An archive that does not send the instance may still answer a query: then it is looked up.
             except DicomIoError:
                 return None
             return next((copy for copy in copies if copy.get("SOPInstanceUID") == sent.SOPInstanceUID), None)
 
     def _look_up(self, sent: Dataset) -> tuple[str, str]:
-        """(why the archive's instance is another one, or "" if it is the same; note for the outcome)."""
+        """(reason why the archive has another instance, or "" if it has the same; note for the outcome)."""
         study, series = str(sent.StudyInstanceUID), str(sent.SeriesInstanceUID)
         if series not in self._instances_of:
             answers = self._find(Query("image", study, series))
@@ -85,6 +89,7 @@ def _difference(sent: FileDataset, copy: FileDataset) -> str:
         if _text(sent, keyword) != _text(copy, keyword):
             return f"its {keyword} is another one"
     skipped = CARRIED_TAGS | _PIXELS | _OVERWRITTEN
+    # Elements that only the copy has do not count: archives add elements of their own.
     for element in sent:
         # Group lengths (gggg,0000) are retired and depend on the encoding.
         if element.tag in skipped or element.tag.element == 0:
@@ -93,6 +98,7 @@ def _difference(sent: FileDataset, copy: FileDataset) -> str:
         value = copy[element.tag].value if element.tag in copy else None
         if element.value != value and not (_is_empty(element.value) and _is_empty(value)):
             return f"its {element.keyword or element.tag} is another one"
+    # Equal bytes in the same transfer syntax need no decoder, which may be absent for this syntax.
     same_syntax = sent.file_meta.get("TransferSyntaxUID") == copy.file_meta.get("TransferSyntaxUID")
     if same_syntax and all(sent.get(tag) == copy.get(tag) for tag in _PIXELS):
         return ""
@@ -106,6 +112,8 @@ def _pixels(dataset: FileDataset) -> bytes:
         return b""
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         decompress(dataset)
+    # Writers pad a value of odd length to an even length (PS3.5 7.1.1). Rows and Columns, which were compared before,
+    # set the true length, so all trailing zeros may go.
     return bytes(dataset[tag].value).rstrip(b"\0")
 
 

@@ -27,7 +27,7 @@ def echo(destination: Destination) -> float:
     """Seconds until a destination has answered a C-ECHO, or over DICOMweb a search for one study.
 
     Raises:
-        NetworkError: It does not; the message says why.
+        NetworkError: The destination does not answer; the message says why.
     """
     return float(_protocol(destination).echo(destination))
 
@@ -88,6 +88,7 @@ def _store(destination: Destination, items: list[Outgoing], on_outcome: OnOutcom
         lambda query: find(destination, query), lambda query, folder: fetch(destination, query, folder)
     )
 
+    # The outcome of a duplicate is known only after the check, which asks over associations of its own.
     def unless_duplicate(outcome: Outcome) -> None:
         if outcome.state != "already there":
             on_outcome(outcome)

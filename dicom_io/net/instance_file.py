@@ -131,7 +131,7 @@ def _charged(file: BoundedFile, allowance: Allowance | None) -> Iterator[None]:
 def _read_to_the_end(path: Path, file: BoundedFile, most_bytes: float) -> dict[int, str]:
     """Tag -> the UIDs as they stand in the bytes; every element is visited.
 
-    pydicom accepts a data set that is cut short, which a receiver must not, and logs an invalid UID.
+    pydicom accepts a data set that is cut short, and it logs an invalid UID; a receiver must do neither.
 
     Raises:
         EOFError: The last element does not end where the bytes end, or an image has no pixels. Others of `READ_ERRORS`
@@ -142,11 +142,14 @@ def _read_to_the_end(path: Path, file: BoundedFile, most_bytes: float) -> dict[i
     stream.seek(data_set_start(header) if stream is file else 0)
     end, tags, uids = 0, set[int](), dict[int, str]()
     for element in data_element_generator(stream, syntax.is_implicit_VR, syntax.is_little_endian, defer_size=1024):
+        # pydicom steps over a long value (`defer_size`) even where the bytes end within it. So the end of an element
+        # follows from its length, not from the position of the stream.
         measured = isinstance(element, RawDataElement) and element.length != _UNDEFINED_LENGTH
         end = element.value_tell + element.length if measured else stream.tell()  # type: ignore[union-attr]
         tags.add(int(element.tag))
         if int(element.tag) in _KEYWORDS and isinstance(element.value, bytes):
             uids[int(element.tag)] = element.value.decode("ascii").rstrip("\0 ")
+    # Bytes that end between two elements look whole; an image without pixels shows that they were cut.
     is_image = UID(uids.get(_SOP_CLASS, "")).name.endswith("Image Storage")
     if end != size or (is_image and not tags & _PIXELS):
         raise EOFError(f"the last element ends at byte {end} of {size}, or pixels are missing")
@@ -170,6 +173,8 @@ def _parsed(path: Path, file: BoundedFile, most_bytes: float = math.inf) -> tupl
 
 def data_set_start(header: FileDataset) -> int:
     """Byte of a file at which the data set begins, after preamble, prefix and file meta information (PS3.10 7.1)."""
+    # Preamble and prefix have 128 + 4 bytes. The group length is an element of 12 bytes (tag 4, VR 2, length 2, value
+    # 4), and its value counts the bytes after itself.
     return 132 + 12 + int(header.file_meta.FileMetaInformationGroupLength)
 
 
@@ -182,6 +187,8 @@ def has_same_data_set(stored: Path, new: Path) -> bool:
         with BoundedFile(stored) as stored_file, BoundedFile(new) as new_file:
             with _reading:
                 first, second = _Layout.of(stored, stored_file), _Layout.of(new, new_file)
+            # Most duplicates have equal bytes, which are compared without decoding. Only for other bytes are the
+            # elements compared, because the encoding may be another.
             if _has_same_bytes(first.stream, first.start, second.stream, second.start):
                 return True
             with _reading:
@@ -214,6 +221,7 @@ class _Layout:
             pass
         pixels = stream.tell()
         is_long = not syntax.is_implicit_VR and stream.read(6)[4:] in _LONG_VRS
+        # The header of an element has 12 bytes with a long explicit VR, else 8 (PS3.5 7.1.2 and 7.1.3).
         return cls(stream, start, pixels, pixels + (12 if is_long else 8))
 
 

@@ -158,6 +158,7 @@ class InstanceStore:
             raise InstanceRefusedError(NOT_AUTHORISED, f"an instance of study {uids.study} was not asked for")
         folder = self.folder / uids.study / uids.series
         path = folder / f"{uids.instance}.dcm"
+        # A new folder lasts through a crash only if its entry in the folder above is forced to the disk too.
         if not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True)
             sync_folder(self.folder)
@@ -165,11 +166,13 @@ class InstanceStore:
         is_new = self._name(part, path)
         if not is_new and not has_same_data_set(path, part):
             raise InstanceRefusedError(DUPLICATE_INSTANCE, f"other content is kept under the UID {uids.instance}")
+        # Also where the file was there: the thread that linked it may not have come to this line yet.
         sync_folder(folder)
         return Stored(path, *uids, is_new)
 
     def _name(self, part: Path, path: Path) -> bool:
         """Gives the file its name; False if the name is taken."""
+        # The lock is for file systems without hard links, where the look at the name and the rename are two steps.
         with self._lock:
             try:
                 os.link(part, path)  # unlike a rename, a link never replaces a file
@@ -193,7 +196,7 @@ class InstanceStore:
 
 
 def _folders_of(folder: Path, depth: int) -> Iterator[Path]:
-    """The folders `depth` levels below a folder, except those with a name that begins with a point."""
+    """The folders `depth` levels below a folder, except those with a name that begins with a dot."""
     if not depth:
         yield folder
         return

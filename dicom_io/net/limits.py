@@ -61,6 +61,8 @@ class IncomingDataSet(io.BytesIO):
         self.refused = self.refused or self._refuse_fragment(self.tell() + len(content), len(content))
         if not self.refused:
             return super().write(content)
+        # The bytes are given up at once. The rest of the message is still read off the wire, so that the association
+        # stays open and the sender gets a status.
         self.seek(0)
         self.truncate()
         return len(content)

@@ -89,6 +89,7 @@ def prepare_files(files: Iterable[Path], profile: Profile) -> tuple[list[Outgoin
     # Images have no kind and go first.
     order = ("", *profile.objects)
     reasons = [_why_unwanted(item, profile) for item in items]
+    # Sorting is stable: files of the same kind keep the order in which they were given.
     chosen = sorted(
         (item for item, reason in zip(items, reasons, strict=True) if not reason),
         key=lambda item: order.index(item.kind),

@@ -79,6 +79,8 @@ class ReactorCheckpoint:
         """Stops the thread; it stands still, or has ended, when this returns."""
         with self._condition:
             self._is_open = False
+            # A thread that ends notifies nobody, so the wait looks at it again and again. If the thread calls this
+            # itself, there is nobody to wait for.
             while not self._is_waiting and self._thread.is_alive() and threading.current_thread() is not self._thread:
                 self._condition.wait(_POLL_S)
 
@@ -141,6 +143,7 @@ class LimitedDimseProvider(DIMSEServiceProvider):
     def receive_primitive(self, primitive: P_DATA) -> None:
         """Adds a fragment to the message that is coming in."""
         if self.message is None:
+            # The data set of ours is in its place before the first fragment, so that every byte counts.
             self.message = DIMSEMessage()
             self.message.data_set = IncomingDataSet(self._budget.refuse_start, self._budget.refuse_fragment)
         super().receive_primitive(primitive)
@@ -191,6 +194,7 @@ class LimitedDimseProvider(DIMSEServiceProvider):
                 answer = self._queue.report_answers.get(timeout=_POLL_S)
             except queue.Empty:
                 continue
+            # An answer to an earlier report, which came after its time limit, is passed over.
             if answer.Status is not None and answer.MessageIDBeingRespondedTo == self._report_id:
                 return int(answer.Status)
         raise NetworkError(
@@ -236,6 +240,8 @@ def _answer_report(association: Association, message: N_EVENT_REPORT, context_id
         if context is None:
             raise LookupError("its presentation context was not accepted")
         uid_to_service_class(str(message.AffectedSOPClassUID))(association).SCP(message, context)
+    # pynetdicom does the same with a request that its service cannot handle: it aborts the association. An error must
+    # not end the thread that reads the messages.
     except Exception as error:
         _logger.warning("aborted an association: its event report fits no service (%s)", type(error).__name__)
         association.abort()
@@ -253,6 +259,7 @@ def read_at_most(connection: socket.socket | None, count: int) -> bytearray:
     view = memoryview(content)
     while have < count and (got := connection.recv_into(view[have:])):
         have += got
+    # A bytearray cannot be shortened while a view of it exists.
     view.release()
     del content[have:]
     return content
@@ -281,6 +288,8 @@ class AssociationServer(ThreadedAssociationServer):
         """Makes the TLS handshake in the thread of the connection."""
         request.settimeout(self.idle_s)
         if self.tls_context is not None:
+            # Wrapping detaches the plain socket, which then counts as closed. So the TLS socket takes its place
+            # before the handshake, which may last.
             request = self.tls_context.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
             self.connections.add(client_address[:2], request)
             request.do_handshake()

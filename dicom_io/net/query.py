@@ -104,6 +104,7 @@ class Query:
         """DICOM keyword -> wanted value."""
         conditions = {keyword: getattr(self, name) for name, keyword in _KEYWORDS.items() if getattr(self, name)}
         if self.modality:
+            # Modality is a key of the series level; its counterpart at the study level is ModalitiesInStudy.
             conditions["ModalitiesInStudy" if self.level == "study" else "Modality"] = self.modality
         return conditions
 

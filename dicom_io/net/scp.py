@@ -87,6 +87,7 @@ class Listen:
         if not self.networks:
             return True
         caller = ip_address(address)
+        # A socket that listens on IPv6 sees an IPv4 caller as ::ffff:a.b.c.d (RFC 4291 2.5.5.2).
         if isinstance(caller, IPv6Address) and caller.ipv4_mapped is not None:
             caller = caller.ipv4_mapped
         return any(caller in _network(text) for text in self.networks)
@@ -145,6 +146,8 @@ class Provider:
     def __exit__(self, *exc: object) -> None:
         if self._server is None or self._thread is None:
             return
+        # First new callers are kept out. The open associations are aborted, because their threads would wait up to
+        # `idle_s`. Services are closed when no request can reach them any more.
         self._server.shutdown()
         for association in self._server.active_associations:
             association.abort()
@@ -159,6 +162,7 @@ class Provider:
         listen, context = self.listen, server_context(self.listen.tls) if self.listen.tls else None
         connections = Connections(listen.most_senders, listen.negotiation_s)
         handlers: list[Any] = [
+            # At this event no PDU has been read, so that nothing comes in beside the limits.
             (evt.EVT_CONN_OPEN, lambda event: limit_association(event.assoc, listen.limits, self._room)),
             (evt.EVT_REQUESTED, _admit, [listen, connections]),
             (evt.EVT_ACCEPTED, lambda event: connections.accept(_address_of(event.assoc))),
@@ -188,6 +192,8 @@ def answer_store(event: Any, store: InstanceStore, refused: Callable[[str], None
             raise InstanceRefusedError(OUT_OF_RESOURCES, content.refused)
         if not is_uid(announced):
             raise InstanceRefusedError(CANNOT_UNDERSTAND, "the request names no UID")
+        # The data set is kept in the bytes that came; decoding and encoding could change them. Success is set only
+        # after `put`, which returns once the file is on the disk.
         store.put(event.encoded_dataset(), announced)
         answer.Status = 0x0000
     except InstanceRefusedError as error:
@@ -227,6 +233,7 @@ def _is_let_in(caller: Any, listen: Listen) -> bool:
 def _note_rejection(event: Any, listen: Listen, rejected: Callable[[str], None]) -> None:
     """Reports a caller that was just rejected, by pynetdicom or by us."""
     answer = event.primitive
+    # The event comes for everything that ACSE sends; a result of 0 accepts an association.
     if not isinstance(answer, A_ASSOCIATE) or not answer.result:
         return
     caller = event.assoc.requestor

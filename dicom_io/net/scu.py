@@ -86,6 +86,8 @@ def move(destination: Destination, query: Query, folder: Path, on_stored: OnStor
     retrieval = Retrieval(folder, query.study_instance_uid, on_stored)
     contexts = [presentation_context(STUDY_ROOT_MOVE, UNCOMPRESSED)]
     provider = Provider(retrieval.store, listen_for(peer), refused=retrieval.note_refusal)
+    # The provider listens before the request goes out: the archive sends over an association of its own, which it
+    # opens to the Move Destination while the C-MOVE runs (PS3.4 C.4.2).
     with provider, open_association(destination, contexts) as opened:
         title = peer.our_ae_title
         counts, failures = _sub_operations(
@@ -113,6 +115,8 @@ def get(destination: Destination, query: Query, folder: Path, on_stored: OnStore
     identifier, retrieval = retrieve_identifier(query), Retrieval(folder, query.study_instance_uid, on_stored)
     held = _held_classes(destination, query)
     classes = held or common_storage_classes()
+    # The C-STORE requests come over our own association, so role selection makes us, the requestor, the provider of
+    # the storage classes (PS3.7 D.3.3.4).
     roles = [build_role(sop_class, scp_role=True) for sop_class in classes]
     handlers = [(evt.EVT_C_STORE, answer_store, [retrieval.store, retrieval.note_refusal])]
     with open_association(destination, _get_contexts(classes), roles=roles, handlers=handlers) as opened:
@@ -132,6 +136,8 @@ def _find(opened: OpenAssociation, query: Query) -> list[Dataset]:
                 raise _failure(opened.destination, "C-FIND", "an answer that cannot be read")
             matches.append(match)
             opened.restart_clock()
+            # 1 is the message ID that pynetdicom gives to a C-FIND. Matches that are on their way still come after
+            # the cancel; they are cut off at the end.
             if query.limit and len(matches) == query.limit and opened.association is not None:
                 opened.association.send_c_cancel(1, query_model=model)
         elif code and not (query.limit and code_to_category(code) == "Cancel"):
@@ -150,13 +156,18 @@ def _held_classes(destination: Destination, query: Query) -> list[str]:
                 series = [replace(query, series_instance_uid=str(match.SeriesInstanceUID)) for match in matches]
             images = [image for one_series in series for image in _find(opened, replace(one_series, level="image"))]
             held = list(dict.fromkeys(str(image.get("SOPClassUID") or "") for image in images))
+    # The query only serves to propose the right classes; an archive without C-FIND is offered the common classes.
     except (NetworkError, QueryError, AttributeError):
         return []
+    # One of the presentation contexts is that of C-GET itself.
     return held if all(map(is_uid, held)) and len(held) < MOST_CONTEXTS else []
 
 
 def _get_contexts(classes: Sequence[str]) -> list[PresentationContext]:
-    """C-GET itself, each class uncompressed and, as far as there is room, in each compressed syntax: sent as it is held."""
+    """The contexts of C-GET itself, of each class uncompressed and, as far as there is room, in each compressed syntax.
+
+    An archive can then send an image in the syntax in which it holds the image.
+    """
     plain = [presentation_context(uid, UNCOMPRESSED) for uid in (STUDY_ROOT_GET, *classes)]
     compressed = [presentation_context(sop_class, [syntax]) for syntax in COMPRESSED for sop_class in classes]
     return [*plain, *compressed][:MOST_CONTEXTS]

@@ -67,6 +67,8 @@ def store_instances(
                         note(_send(opened, item))
                 break
             except NetworkError as error:
+                # While nothing is acknowledged, the caller may try everything again. At the first try this error says
+                # that the peer cannot be reached; at the last try there is no further try to wait for.
                 if is_opening and not outcomes and attempt in (0, TRIES - 1):
                     raise  # nothing was sent
                 problem = str(error)
@@ -97,6 +99,7 @@ def proposals(items: Sequence[Outgoing]) -> list[PresentationContext]:
 
     Verification is proposed too: a peer that takes none of the classes then still answers, and each file has its outcome.
     """
+    # The peer accepts a single transfer syntax of each context (PS3.8 9.3.3.2), so each syntax has its own context.
     own = dict.fromkeys((item.sop_class_uid, item.transfer_syntax_uid) for item in items)
     classes = dict.fromkeys(sop_class for sop_class, _ in own)
     return [
@@ -144,6 +147,7 @@ def _bring_into(accepted: set[UID], dataset: FileDataset, item: Outgoing) -> str
     if own in accepted:
         return ""
     target = next((syntax for syntax in UNCOMPRESSED if syntax in accepted), None)
+    # Explicit VR Big Endian (retired) is not turned: the bytes of the pixels would have to be swapped too.
     if target is None or not own.is_little_endian:
         raise _NoSyntaxError(f"the peer does not take {own.name}, nor anything that it can be turned into")
     if not own.is_encapsulated:

@@ -19,6 +19,7 @@ def client_context(tls: Tls) -> ssl.SSLContext:
     """
     _check_files(tls)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # PROTOCOL_TLS_CLIENT demands a certificate that the authorities signed; only the check of the name may be off.
     context.check_hostname = tls.check_hostname
     if tls.ca is None:
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)
@@ -38,6 +39,7 @@ def server_context(tls: Tls) -> ssl.SSLContext:
         )
     _check_files(tls)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    # By default a server asks its callers for no certificate.
     context.verify_mode = ssl.CERT_REQUIRED
     return _completed(context, tls)
 

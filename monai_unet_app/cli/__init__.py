@@ -26,6 +26,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and gives its exit code."""
     warnings.simplefilter("ignore")  # stderr is for messages to the user, not for warnings of libraries
+    # Warnings of other packages may quote a header, and with it a patient.
     logging.disable(logging.WARNING)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             answer, code = verb(options)
     except UsageError as error:
         return _fail(str(error), EXIT_USAGE)
+    # A NetworkError is a DicomIoError too, but the input is not at fault: another exit code.
     except NetworkError as error:
         return _fail(str(error), EXIT_FAILED)
     except (InputRefusedError, DicomIoError) as error:

@@ -49,6 +49,7 @@ def _calibrate(root: Path, data: "Sequence[CaseFiles]", options: flags.Calibrate
     if scores:  # the bundle on disk has the chosen form now
         bundle = common.loaded_bundle(root, options.device)
     fitted = _fit(bundle, chosen.rows, scores, options)
+    # Statements are about calibrated probabilities, so they are fitted after the calibration.
     statements = summary(_state(bundle, data, chosen.rows, options), bundle)
     _calibration_lines(fitted, statements, bundle)
     show.line(common.next_command("evaluate", bundle.root, options))
@@ -65,7 +66,7 @@ def _calibrate(root: Path, data: "Sequence[CaseFiles]", options: flags.Calibrate
 
 
 def _fit(bundle: "Bundle", rows: "Sequence[Row]", scores: "Sequence[FormScore]", options: flags.Calibrate) -> "Fitted":
-    """The calibration: that of the chosen form, or one fitted on these cases; with --tta averages are calibrated too."""
+    """The calibration of the chosen form, or a new fit on these cases; with --tta averages are calibrated too."""
     from monai_unet_app.calibration.calibrate_bundle import calibrate_bundle
 
     fitted = next((score.fitted for score in scores if score.chosen), None)
@@ -135,4 +136,5 @@ def _compare_forms(
 def _form_row(score: "FormScore") -> dict[str, Any]:
     row = {**asdict(score), "halo_mm": [round(halo_mm, 3) for halo_mm in score.halo_mm]}
     del row["fitted"]
+    # JSON has no NaN (RFC 8259 6).
     return {name: None if isinstance(value, float) and isnan(value) else value for name, value in row.items()}

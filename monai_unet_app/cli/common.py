@@ -48,6 +48,7 @@ def check_writable(folder: Path) -> None:
     """Raises InputRefusedError if no file can be made in the folder, or in its nearest parent that exists."""
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     try:
+        # A file is really made: the bits of a mode do not show a read-only mount or an access list.
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
@@ -87,6 +88,7 @@ def next_command(verb: str, bundle: Path, options: object) -> str:
         value = str(getattr(options, name, None) or "")
         flag = f"--{name.replace('_', '-')}"
         if value not in ("", "auto"):
+            # A value that begins with a dash is taken for a flag, unless it is joined to its flag.
             words += [f"{flag}={value}"] if value.startswith("-") else [flag, value]
     if verb == "evaluate":
         words += ["--output", f"{bundle.resolve().name}_evaluation"]

@@ -51,6 +51,7 @@ def gate(options: flags.Gate) -> Answer:
     show.wrote(files)
     show.problems_list(problems)
     answer = {**verdict.as_dict(), "files": [str(file) for file in files], "problems": problems}
+    # Undecided means too few subjects or cases without a measurement: a fault of the data, not of the new bundle.
     return answer, {"passed": EXIT_DONE, "failed": EXIT_FAILED, "undecided": EXIT_REFUSED}[verdict.state]
 
 

@@ -81,8 +81,10 @@ def _arguments(hint: Any) -> dict[str, Any]:
 def _helps(options: type) -> dict[str, str]:
     """Field -> its text under "Attributes:" in the docstring of its class; empty under python -OO, which has no docstrings."""
     helps: dict[str, str] = {}
+    # Base classes first: a subclass may give an inherited flag another help.
     for cls in reversed(options.__mro__):
         _, _, attributes = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
+        # A text that goes on in the next line is indented by eight blanks there.
         entries = re.findall(r"^    (\w+): ((?:.|\n {8})*)", attributes, re.MULTILINE)
         helps |= {name: " ".join(text.split()) for name, text in entries}
     return helps

@@ -122,6 +122,7 @@ def _commit(
                 f"{destination.label} has not reported on {len(result.unreported)} file(s) within {options.wait_s:g} s; its "
                 "report is needed; raise --wait-s, or give the address at which it knows us (--listen)"
             )
+    # The files are delivered all the same; whether the archive keeps them is not known.
     except NetworkError as error:
         result, problems = CommitmentResult(destination.label, "", (), unreported=tuple(delivered)), [str(error)]
     _commitment_table(result)
@@ -221,6 +222,7 @@ def deidentify(options: dicom_flags.Deidentify) -> Answer:
         raise UsageError(str(error)) from error
     files = files_of(options.input, options.output)
     common.check_writable(options.output)
+    # The key must lie elsewhere: whoever has the key and the shared files can confirm who is who.
     key = key_from(options.key_file, away_from=options.output) if options.key_file else new_key()
     with show.Steps("de-identifying", len(files)) as step:
         outcome = deidentify_files(
@@ -267,7 +269,7 @@ def destination_of_site(name: str, site: Path | None) -> "Destination":
 
 
 def _destination(options: dicom_flags.Target) -> "Destination":
-    """The destination that --to names: one of --site, or a node or URL."""
+    """The destination that --to names: a destination of --site, a node, or a URL."""
     from dicom_io.net.destination import OUR_AE_TITLE, DestinationError, parse_destination
     from dicom_io.net.destination_file import read_site
 

@@ -63,6 +63,7 @@ def series_blocks(rows: "Sequence[SeriesRow]", *, with_cases: bool) -> None:
     groups: dict[tuple[str, str], list[SeriesRow]] = {}
     for row in rows:
         if row.verdict.series is not None:
+            # Series without a reason are not grouped: the id of the row is a key that no other row has.
             groups.setdefault((row.outcome, _reason(row) or str(id(row))), []).append(row)
     for (outcome, _), group in groups.items():
         out.print()

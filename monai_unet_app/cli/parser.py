@@ -51,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
             run.__name__,
             help=summary[:1].lower() + summary[1:].removesuffix("."),
             description=textwrap.fill(summary, 78),
+            # Examples are copied to a shell, so no flag or path is broken at a hyphen.
             epilog=textwrap.fill(example, 78, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )

@@ -34,6 +34,7 @@ def node(options: service_flags.Node) -> Answer:
     from monai_unet_app.service.node import Node
     from monai_unet_app.service.site_file import read_site
 
+    # malloc must be set before the first thread starts.
     keep_small()
     site = read_site(options.config)
     _check_bundles(site.path)
@@ -59,6 +60,7 @@ def _log() -> None:
 
     Of other packages only errors are logged, because their warnings may quote a header.
     """
+    # `main` has switched warnings off for every verb.
     logging.disable(logging.NOTSET)
     logging.basicConfig(level=logging.ERROR, format="%(asctime)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
     for name in ("dicom_io", "monai_unet_app"):
@@ -73,6 +75,7 @@ def _check_bundles(site: Path) -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if checked.returncode:
+        # Imported libraries may have written lines before the error.
         raise UsageError(checked.stderr.strip().splitlines()[-1])
 
 
@@ -176,6 +179,7 @@ def trace(options: service_flags.Trace) -> Answer:
 
     origin = trace_result(options.file, options.audit)
     loader = PackageLoader(__package__)
+    # StrictUndefined: a fact that the template names and the result lacks is an error, not an empty text.
     templates = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     show.line(templates.get_template("trace.txt").render(origin).rstrip("\n"))
     return origin, EXIT_DONE
@@ -202,6 +206,7 @@ def commission(options: service_flags.Commission) -> Answer:
     from monai_unet_app.service.site_file import read_site
 
     site, settings = read_site(options.config), _commissioning(options)
+    # The key is read before the checks, which take minutes, and not only when the report is signed.
     key = site_key(options.key, options.holder)
     show.say(f"this takes {options.limit_min:g} min at most")
     acceptance = run_checks(site, settings, on_check=_print_check, on_wait=show.say)

@@ -140,6 +140,7 @@ def _mean_cells(score: Mapping[str, Any], key: str) -> tuple[str, str]:
 
 
 def _class_cell(value: float | None) -> str:
+    # A distance of 100 or more has one decimal, or the row would not fit into 80 columns.
     return "-" if value is None else f"{value:.3f}" if value < 100 else f"{value:.1f}"
 
 

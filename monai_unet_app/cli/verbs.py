@@ -173,6 +173,7 @@ def evaluate(options: flags.Evaluate) -> Answer:
     from monai_unet_app.report.targets import read_targets
 
     targets = read_targets(options.targets) if options.targets else None
+    # this import brings torch, as in `train`
     from monai_unet_app.evaluate import LabelledCases, choose_cases, evaluate_cases
 
     bundle = common.loaded_bundle(root, options.device)
@@ -242,6 +243,7 @@ def predict(options: flags.Predict) -> Answer:
         )
     root = bundle_files(options.bundle).root
     cases = find_images(options.input, named_series(run.reading))
+    # What can be refused without the network is refused before it is loaded, which takes seconds.
     check_flags(cases, run, outputs)
     common.check_writable(options.output)
     bundle = common.loaded_bundle(root, options.device)
@@ -261,6 +263,7 @@ def predict(options: flags.Predict) -> Answer:
     show.notes_list(done)
     show.problems_list(problems)
     rejected = sum((case["assessment"] or {}).get("verdict") == "reject" for case in done)
+    # Of a rejected result only the record is written, unless the user asks for the files.
     withheld = 0 if options.deliver_rejected else rejected
     if done:
         records = f"; of {withheld} rejected only the record" if withheld else ""

@@ -20,15 +20,15 @@ DONE, FAILED, USAGE, REFUSED = 0, 1, 2, 3
 def main() -> int:
     """Runs the job of this environment once and gives its exit code."""
     warnings.simplefilter("ignore")
-    logging.disable(
-        logging.WARNING
-    )  # of other packages; they may quote a header, and hosts keep the output of a container
+    # Warnings of other packages may quote a header, and hosts keep the output of a container.
+    logging.disable(logging.WARNING)
     try:
         _run(replace(job_from(os.environ), tell=lambda text: _print(in_container(text))))
     except UsageError as error:
         return _failed(f"error: {error}", USAGE)
     except (InputRefusedError, DicomIoError) as error:
         return _failed(f"refused: {error}", REFUSED)
+    # After its subclasses UsageError and InputRefusedError.
     except AppError as error:
         return _failed(f"error: {error}", FAILED)
     except OSError as error:
@@ -42,6 +42,7 @@ def main() -> int:
 
 def _run(job: Job) -> None:
     try:
+        # Imported here, so that an image without the SDK ends with a message and an exit code.
         from monai_unet_app.deploy.sdk import run
     except ImportError as error:
         raise AppError(
@@ -67,6 +68,7 @@ _ELSEWHERE = {
 
 def in_container(text: str) -> str:
     """A message for the person who runs the container: it names settings, and their file, instead of command-line flags."""
+    # Whole phrases first: the flags in some of them would else become settings below.
     for advice, in_place in _ELSEWHERE.items():
         text = text.replace(advice, in_place)
     text = re.sub(r"--([a-z][a-z-]+[a-z])", lambda flag: f"the setting {flag[1].replace('-', '_')}", text)

@@ -50,7 +50,9 @@ def launch(words: list[str]) -> int:
     try:
         manifest = json.loads(APP.read_text())
         command = [str(word) for word in json.loads(manifest["command"])]
+        # Variables of the host take precedence over those of the manifest.
         environment = {**_environment(manifest), **os.environ}
+        # The limit of the stack outlasts exec, so that the application starts with it.
         _widen_stack()
         os.chdir(manifest["workingDirectory"])
         os.execvpe(command[0], command + words, environment)

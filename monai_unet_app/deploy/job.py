@@ -54,7 +54,7 @@ class Job:
 
         Raises:
             InputRefusedError: At least one case was refused, with a line for each; all other cases are written.
-            BundleError: The model is not the packaged one.
+            BundleError: The model is not the packaged bundle.
             UsageError: These cases do not allow one of the settings.
         """
         run, config = self.settings.run, self.settings.output_config
@@ -62,7 +62,9 @@ class Job:
             cases = find_images(self.source, named_series(run.reading))
         except InputRefusedError as error:
             raise InputRefusedError(f"{error}; mount the images at {self.source}") from error
+        # Settings are checked before the model is loaded, which takes seconds.
         check_flags(cases, run, config)
+        # A bundle is code: its digest is compared before anything in it is loaded.
         self._check_model()
         bundle = load_bundle(self.model, resolve_device(self.settings.device))
         if named_series(run.reading):
@@ -72,11 +74,13 @@ class Job:
         for line in picked.passed_by:
             self.tell(f"passed by: {line}")
         done, problems = list[dict[str, Any]](), list[str]()
+        # Each case is read in its own way: `case_run` names its series.
         for case, case_run in picked.cases:
             documents, refused = predict_cases([case], bundle, case_run, config, self.output)
             done, problems = done + documents, problems + refused
             for line in doubts_of(documents) if not refused else ():
                 self.tell(line)
+        # Written before the problems are raised, so that mercure also has the record of a job with refused cases.
         if self.wants_result:
             passed_by = {"passed_by": list(picked.passed_by)} if picked.passed_by else {}
             write_json({**result_of(done, problems), **passed_by}, self.output / RESULT)
@@ -112,6 +116,7 @@ def job_from(environment: Mapping[str, str]) -> Job:
     incoming = environment.get("MERCURE_IN_DIR")
     if incoming:
         source, output = Path(incoming), _results_of_mercure(environment)
+        # The later level overrides: the site chose these settings for its rule, the package only for the bundle.
         levels.append((f"{TASK}: settings", _task_settings(source)))
     return Job(
         source=source,

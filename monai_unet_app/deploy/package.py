@@ -87,6 +87,7 @@ def render_package(
         check_possible(model.name, settings.format)
     requirements = image_requirements(model)
     output.parent.mkdir(parents=True, exist_ok=True)
+    # In the folder of the output and so on the same file system, where the whole tree can appear by one rename.
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".partial-") as partial:
         tree = Path(partial) / output.name
         _write_common(model, tree, requirements)
@@ -180,6 +181,7 @@ def _write_common(model: BundleFiles, tree: Path, requirements: str) -> None:
     app, models, work = (tree / "root" / name for name in ("opt/holoscan/app", "opt/holoscan/models", "var/holoscan"))
     for package in (monai_unet_app, dicom_io):
         code = Path(str(files(package)))
+        # _shipped holds the bundles and examples of an installed wheel; an image has its own bundle only.
         shutil.copytree(code, app / code.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "_shipped"))
     (app / "__main__.py").write_text(template("application.py"))
     shutil.copytree(model.root, models / model.name, ignore=_IGNORED)

@@ -86,6 +86,7 @@ def _series_of(case: CaseFiles, settings: Settings) -> list[_Series]:
     for part in scan.series:
         if part.kind == "image" and not part.set_aside:
             images.setdefault(part.series_instance_uid, []).append(part)
+    # Such a folder is not divided into series: reading it as a whole reports the fault.
     if scan.broken or not images or "" in images:
         return [_Series(case, run)]
     if len(images) == 1:
@@ -103,6 +104,7 @@ def _series_of(case: CaseFiles, settings: Settings) -> list[_Series]:
 def _by_headers(of_study: Sequence[_Series], rules: InputRules, settings: Settings) -> tuple[list[_Series], list[str]]:
     """The series whose headers match, and a line for each other series."""
     match = compiled(settings.match)
+    # A pattern of the site takes precedence over the modality of the bundle.
     if rules.modality and "Modality" not in match:
         match |= compiled({"Modality": f"^({'|'.join(rules.modality)})$"})
     reasons = [misfits(series.parts[0], match, settings.least_instances) for series in of_study]
@@ -122,6 +124,7 @@ def _by_grid(matching: list[_Series], rules: InputRules) -> tuple[list[_Series],
 
     If no series has such a grid, all of them are given back, so that each is refused with its reason.
     """
+    # A single series is not passed by for its grid: the prediction refuses it, with the reason.
     if len(matching) == 1:
         return matching, []
     suitable, lines = [], []
