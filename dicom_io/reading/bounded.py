@@ -91,6 +91,7 @@ class BoundedFile(_PieceCounter, io.BufferedReader):
     """
 
     def __init__(self, path: Path) -> None:
+        # This is asked before the file is opened: to open a pipe waits until some program writes into it.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise NoRegularFileError("not a regular file")
         super().__init__(io.FileIO(path))
@@ -102,6 +103,7 @@ class BoundedFile(_PieceCounter, io.BufferedReader):
         """At most `size` bytes. Raises ValueError without a size: pydicom asks for the whole file only to inflate it."""
         if size is None or size < 0:
             raise ValueError("its file meta information does not name its transfer syntax as it should")
+        # Python allocates the stated size before it reads. Less than a chunk costs little; `tell` takes time.
         return self.count_piece(
             super().read(size if size < _CHUNK_BYTES else min(size, max(self.size - self.tell(), 0)))
         )
@@ -144,6 +146,7 @@ class _Inflating(io.BufferedIOBase):
     def read(self, size: int | None = -1, /) -> bytes:
         left = max(self.size - self._at, 0)
         size = left if size is None or size < 0 else min(size, left)
+        # The temporary file has one position for reading and writing, so it is set before each of them.
         if self._count < self._at + size:
             self._kept.seek(self._count)
             while self._count < self._at + size:
@@ -193,12 +196,14 @@ def parse(
     stop = _stop_rule(with_pixels, last)
     only: list[BaseTag | int] | None = None if tags is None else list(tags)
     stream: BinaryIO = file
+    # pydicom would inflate a deflated data set at once, whatever its size becomes, so the syntax is asked for before.
     if transfer_syntax(file) == DeflatedExplicitVRLittleEndian:
         dataset, stream = _parse_deflated(path, file, stop, only, max_inflated)
     else:
         from_head = None if with_pixels else _parse_head(file, stop, only)
         file.seek(0 if from_head is None else from_head[1])
         dataset = read_partial(file, stop, force=True, specific_tags=only) if from_head is None else from_head[0]
+    # Sequences of a stated length are still bytes here; the items of the others were counted when pydicom read them.
     _check_items(dataset.values())
     _name_representations(dataset)
     return dataset, stream
@@ -218,7 +223,9 @@ def _parse_head(
     except Exception:  # it is raised again when the whole file is read
         return None
     end = head.tell()
+    # Nearer to the end of the head, the next tag may be cut, and pydicom takes that for the end of the file.
     is_inside = end + _LONGEST_TAG <= len(head.getbuffer())
+    # Otherwise the data set keeps the head in memory.
     dataset.buffer = None
     return (dataset, end) if is_inside or end == file.size else None
 
@@ -227,7 +234,7 @@ def transfer_syntax(file: BoundedFile) -> str:
     """The transfer syntax that the file meta information names; empty if it names none (PS3.10 7.1).
 
     Raises:
-        ValueError: A UID there is too long: pydicom would read the attributes behind it as a part of it.
+        ValueError: A UID there is too long: pydicom would read the attributes after it as a part of it.
     """
     file.seek(0)
     if file.read(_PREAMBLE_BYTES + len(_PREFIX))[_PREAMBLE_BYTES:] != _PREFIX:
@@ -237,6 +244,7 @@ def transfer_syntax(file: BoundedFile) -> str:
         group, element, vr, length = struct.unpack("<HH2sH", head)
         if group != _META_GROUP:
             break
+        # PS3.5 7.1.2: the two bytes read as a length are reserved, and the length of four bytes follows.
         if vr in _LONG_VRS:
             length = int.from_bytes(file.read(4), "little")
         elif not b"AA" <= vr <= b"ZZ":  # implicit VR, which some writers use here too
@@ -289,6 +297,7 @@ def inflate(content: bytes) -> bytes:
 
 def _inflated_chunks(read: Callable[[int], bytes], max_bytes: float) -> Iterator[bytes]:
     """Inflated bytes in chunks of at most a megabyte; `read` gives the next deflated bytes. Raises as `inflate`."""
+    # A negative size of the window: the bytes are deflated without the header and checksum of zlib (RFC 1951).
     inflater, size, taken = zlib.decompressobj(-zlib.MAX_WBITS), 0, 0
     while not inflater.eof:
         deflated, is_full = read(_CHUNK_BYTES), True
@@ -320,6 +329,7 @@ def _check_items(elements: Iterable[object]) -> None:
     count = 0
     for element in elements:
         if isinstance(element, RawDataElement) and element.VR in _MAY_HOLD_ITEMS and element.value:
+            # Bytes of a value that look like an item are counted too, so the count is never too small.
             count += element.value.count(_ITEMS[element.is_little_endian]) if element.tag.group != _PIXEL_GROUP else 0
     if count > MAX_ITEMS:
         raise ValueError(f"its sequences have more than {MAX_ITEMS} items")

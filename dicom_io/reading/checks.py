@@ -108,6 +108,7 @@ def _check_uids(headers: Sequence[Dataset], series: SeriesRef) -> None:
 
 def _check_polarity(headers: Sequence[Dataset], series: SeriesRef) -> None:
     kinds = {str(header.get("PhotometricInterpretation")) for header in headers} & {"MONOCHROME1", "MONOCHROME2"}
+    # Physical values mean the same in both kinds, so they may be mixed.
     if len(kinds) > 1 and series.modality not in PHYSICAL_MODALITIES:
         raise SeriesSelectionError(
             f"{series.name} mixes MONOCHROME1 and MONOCHROME2, bright for low and bright for high values; one is needed, "
@@ -120,6 +121,7 @@ def check_rescale(headers: Sequence[Dataset], series: SeriesRef) -> None:
     named = [header for header in headers if header.get("RescaleSlope") is not None]
     rescales = {(float(header.RescaleSlope), float(header.get("RescaleIntercept") or 0)) for header in named}
     changing = rescales - {(1, 0)}  # a rescale of 1 and 0 is the same as none
+    # An enhanced object has its rescale in functional groups, and a Modality LUT takes its place (PS3.3 C.11.1).
     plain = [header for header in headers if not has_groups(header) and "ModalityLUTSequence" not in header]
     if changing and 0 < len(named) < len(plain):
         raise SeriesSelectionError(

@@ -63,11 +63,14 @@ def decode_frame(source: bytes, runner: DecodeRunner) -> bytes:
     if syntax == RLELossless:
         return decode_run_lengths(source, runner)
     check_codestream(source, syntax, runner.rows, runner.columns, runner.samples_per_pixel)
+    # Decision 12: JPEG of 8 bits stays with Pillow.
     if syntax == JPEGBaseline8Bit:
         return bytes(pillow._decode_frame(source, runner))
     pixels = np.ascontiguousarray(_decode(source, syntax))
+    # pydicom goes on with these bytes, and has to know their width and order, which are those of the codec.
     runner.set_option("bits_allocated", pixels.dtype.itemsize * 8)
     runner.set_option("planar_configuration", 0)
+    # OpenJPEG undoes the colour transform (ICT or RCT) by itself, so its values are RGB already.
     if syntax in _JPEG_2000 and runner.photometric_interpretation in ("YBR_ICT", "YBR_RCT"):
         runner.set_option("photometric_interpretation", "RGB")
     return pixels.tobytes()

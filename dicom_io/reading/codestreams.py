@@ -55,6 +55,7 @@ def check_codestream(source: bytes, syntax: UID, rows: int, columns: int, sample
 def _check_jpeg(source: bytes, stated: CodestreamHeader, syntax: UID) -> None:
     if not source[-_PADDING_BYTES:].rstrip(b"\0\xff").endswith(_END):  # libjpeg invents the missing pixels
         raise ValueError("the compressed picture ends before its end mark")
+    # ISO/IEC 10918-1 B.1.1.5: in coded data FF is followed by 00, so there every FF DA begins a scan.
     if source.count(_SCAN) > MAX_SCANS:
         raise ValueError(f"the compressed picture has {source.count(_SCAN)} scans; at most {MAX_SCANS} are decoded")
     grey_and_lossy = stated.is_lossy_jpeg and stated.samples == 1  # in colour, the colour space would be unknown
@@ -70,6 +71,8 @@ def codestream_header(source: bytes) -> CodestreamHeader | None:
     if source[:2] == _START:
         return _jpeg_header(source)
     start = _codestream_start(source)
+    # SOC, SIZ, Lsiz and Rsiz are 8 bytes. Then come Xsiz, Ysiz, XOsiz, YOsiz, four sizes of tiles, and Csiz. The image
+    # lies between the offset and the size on the reference grid.
     siz = source[start + 8 : start + 42]
     if source[start : start + 4] != _J2K_START or len(siz) < 34:
         return None
@@ -100,6 +103,7 @@ def _codestream_start(source: bytes) -> int:
     at = 0
     while at + 16 <= len(source):
         size, kind, long_size = struct.unpack(">L4sQ", source[at : at + 16])
+        # ISO/IEC 15444-1 I.4: a length of 1 means that the true length follows, in 8 bytes.
         head = 16 if size == 1 else 8
         if kind == _CODESTREAM_BOX:
             return at + head

@@ -135,6 +135,7 @@ def _acquisitions(groups: Iterable[SeriesRef]) -> list[_Acquisition]:
         key = "" if number is None else str(number)
         here[key] += instance.frames
         if stated := _count(instance.header, "ImagesInAcquisition"):
+            # If headers disagree, the least count holds: nothing is refused that a header calls whole.
             expected[key] = min(stated, expected.get(key, stated))
     return [_Acquisition(key, count, expected.get(key, 0)) for key, count in here.items()]
 
@@ -165,10 +166,12 @@ def _is_made_of(series: SeriesRef, source: SeriesRef) -> bool:
         return False
     if len(planes) < 2 or len(others) < 2 or _space(series) != _space(source):
         return False
+    # Cosines of length 0 give NaN here; such a plane explains nothing.
     with np.errstate(invalid="ignore"):
         normal, other_normal = planes[0].normal, others[0].normal
     if not (np.isfinite(normal).all() and np.isfinite(other_normal).all()):
         return False
+    # Two series may count their slices in opposite directions, so an angle near 180 degrees is the same cut.
     if _OTHER_DEGREES < angle_degrees(normal, other_normal) < 180 - _OTHER_DEGREES:
         return "DERIVED" in image_type(series.instances[0].header)[:1]
     depths, reach = (np.sort([float(np.dot(plane.position, normal)) for plane in stack]) for stack in (planes, others))

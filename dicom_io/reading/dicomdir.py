@@ -26,6 +26,7 @@ def files_of_dicomdir(path: Path) -> list[Path]:
     except READ_ERRORS as error:
         raise broken_file(path, error) from error
     files = [[str(part) for part in file_id] for file_id in file_ids if file_id]
+    # A medium comes from anywhere: a component such as `..` would lead out of its folder.
     for names in files:
         if len(names) > _FILE_ID_PARTS or not all(map(_is_component, names)):
             printable = [name if name.isprintable() else "?" for name in names[:_FILE_ID_PARTS]]
@@ -46,6 +47,7 @@ def is_dicomdir(path: Path) -> bool:
         with BoundedFile(path) as file:
             if not looks_like_dicom(file.read(136)) or transfer_syntax(file) not in ("", ExplicitVRLittleEndian):
                 return False  # PS3.10 8.6: a DICOMDIR is in explicit VR little endian
+            # Only up to the SOP class: a large index need not be read to know its kind.
             index, _ = parse(path, file, with_pixels=False, tags=[sop_class], last=sop_class)
             if fault_of(index):
                 return False

@@ -89,6 +89,7 @@ def listed_values(values: Sequence[str]) -> str:
 
 def _attribute(keyword: str, texts: Sequence[str]) -> FrameAttribute:
     if keyword in WORDS:
+        # Words that are numbers, as many values of StackID, are sorted by value: 2, 3, 10.
         ordered = sorted(set(texts), key=lambda text: (_numbers(text) or (math.inf,), text))
         words = {text: label for label, text in enumerate(ordered)}
         return FrameAttribute(keyword, _or_none(texts), ((),) * len(texts), tuple(words[text] for text in texts))
@@ -103,7 +104,7 @@ def _attribute(keyword: str, texts: Sequence[str]) -> FrameAttribute:
 
 
 def _tolerances(keyword: str) -> tuple[float, float]:
-    """Absolute and relative; two times may lie as close as they like and stay two."""
+    """Absolute and relative tolerance of an attribute's values; 0 for times and counts, which differ however close they lie."""
     if keyword == "DiffusionGradientOrientation":
         return SAME_DIRECTION, 0.0
     return (SAME_ABSOLUTE, SAME_RELATIVE) if keyword in SETTINGS else (0.0, 0.0)
@@ -124,6 +125,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 def _seconds(text: str, *, with_date: bool) -> tuple[float, ...]:
     """The seconds of a time of day, or since the year 1 (PS3.5 6.2, TM and DT; offsets from UTC are ignored)."""
+    # PS3.5 table 6.2-1, TM: ACR-NEMA wrote colons between hours, minutes and seconds.
     day, text = (text[:8], text[8:]) if with_date else ("", text.replace(":", ""))
     time = _TIME.fullmatch(text.strip())
     try:

@@ -144,12 +144,14 @@ def _check_bytes(instance: Instance, voxels: int) -> None:
     header, syntax, held = instance.header, instance.transfer_syntax, instance.pixel_bytes
     bits = int(header.get("BitsAllocated") or 8)
     needed = voxels * stored_samples(header) * bits // 8
+    # Only run lengths have a least size; other codecs can make a plain picture as small as they like.
     if syntax not in UncompressedTransferSyntaxes:
         needed = needed // _RLE_RATIO if syntax == RLELossless else 0
     too_many = syntax in UncompressedTransferSyntaxes and held > needed * _MAX_PADDING + 1
     if held < needed or too_many:
         size = f"{instance.frames} x {header.Rows} x {header.Columns}"
         raise broken_file(instance.name, f"{size} pixels of {bits} bits need {needed} bytes, it holds {held}")
+    # PS3.5 A.4: a fragment holds data of one frame only, so there are at least as many fragments as frames.
     pieces = len(instance.fragments)
     if instance.path and syntax not in UncompressedTransferSyntaxes and instance.frames > max(pieces, 1):
         raise broken_file(instance.name, f"{instance.frames} frames need a fragment each, it holds {pieces}")
@@ -167,6 +169,7 @@ def _frame(instance: Instance, index: int, count: int) -> Frame:
     header = instance.header
     groups = _functional_groups(header, index)
     measures = _macro(groups, "PixelMeasuresSequence")
+    # PS3.3 C.7.6.16.2.9: the rescale of an enhanced object. Without that macro, the rescale of the top level holds.
     slope, intercept = _rescale(_macro(groups, "PixelValueTransformationSequence") or header)
     return Frame(
         instance,
@@ -229,6 +232,7 @@ def _functional_groups(header: Dataset, index: int) -> _FunctionalGroups:
     per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
     shared = header.get("SharedFunctionalGroupsSequence") or []
     groups = (*per_frame[index : index + 1], *shared[:1])
+    # A single frame whose groups give no position is placed by the top level, as in a classic object.
     if int(header.get("NumberOfFrames") or 1) == 1 and not any("PlanePositionSequence" in group for group in groups):
         return header
     return groups
@@ -296,6 +300,7 @@ def _mosaic_frames(instance: Instance, csa: _Csa) -> list[Frame]:
     if instance.frames > 1:
         raise broken_file(instance.name, f"it is a mosaic of {instance.frames} frames")
     count = _tile_count(instance, csa)
+    # The tiles fill the smallest square that holds them, row by row; the last tiles may be empty.
     across = math.ceil(math.sqrt(count))
     rows, columns = int(header.Rows) // across, int(header.Columns) // across
     spacing, gap = numbers(header, "PixelSpacing", 2), numbers(header, "SpacingBetweenSlices", 1)
@@ -321,6 +326,7 @@ def _csa(header: Dataset) -> _Csa:
     with warnings.catch_warnings():  # NiBabel calls its DICOM readers experimental; its CSA parser is not one of them
         warnings.simplefilter("ignore")
         from nibabel.nicom import csareader
+    # NiBabel's parser checks some lengths by `assert`.
     errors: tuple[type[Exception], ...] = (*READ_ERRORS, csareader.CSAError, AssertionError)
     try:
         tags = csareader.read(content)["tags"]
@@ -360,6 +366,7 @@ def _tile_normal(instance: Instance, csa: _Csa, orientation: Sequence[float]) ->
     if len(direction) != 3:
         raise _unknown_mosaic(instance, "it does not say in which direction its tiles follow (CSA SliceNormalVector)")
     stated, normal = np.array([float(str(value)) for value in direction]), np.cross(orientation[:3], orientation[3:])
+    # The CSA header decides the sense only: the tiles lie along the normal of their own planes.
     normal = normal * (1.0 if stated @ normal >= 0 else -1.0)
     off_degrees = angle_degrees(stated, normal)
     if not (np.linalg.norm(stated) > 0 and off_degrees <= _MAX_DEGREES):

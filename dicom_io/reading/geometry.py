@@ -53,6 +53,7 @@ MAX_SHEAR_DEGREES = 45.0
 """The most that a gantry tilt may shear a stack; scanners reach 30. Slices with more shear are no stack."""
 
 _COSINE_TOLERANCE = 1e-3
+# Smaller turns are left to the check of the corners, which measures them in millimetres.
 _MIXED_DEGREES = 0.5
 _MAX_LISTED = 3  # missing slices in one message
 
@@ -76,6 +77,7 @@ class ImagePlane:
     @property
     def normal(self) -> Points:
         """Shape (3,): unit vector along which slices are counted, row direction x column direction."""
+        # Cosines in a header are rounded, so their product is not exactly a unit vector.
         normal = np.cross(self.orientation[:3], self.orientation[3:])
         return np.asarray(normal / np.linalg.norm(normal))
 
@@ -149,6 +151,7 @@ def even_grid(planes: Sequence[ImagePlane], name: str = "the series", *, single_
 
 def check_planes(planes: Sequence[ImagePlane], name: str) -> None:
     """Raises SeriesGeometryError unless all planes have one size, spacing and orientation, and no position is used twice."""
+    # Duplicates come last: positions along a normal mean nothing before all planes have one valid orientation.
     for check in (_check_values, _check_sizes, _check_orientations, _check_duplicates):
         check(planes, name)
 
@@ -199,6 +202,7 @@ def jitter_limit_mm(gap_mm: float, pixel_mm: float) -> float:
 
 def angle_degrees(first: Points, second: Points) -> float:
     """Angle between two vectors of shape (3,), 0 to 180; exact for tiny angles too."""
+    # The arccosine of a value near 1 loses half of the digits; arctan2 loses none.
     sine, cosine = np.linalg.norm(np.cross(first, second)), np.dot(first, second)
     return float(np.degrees(np.arctan2(sine, cosine)))
 
@@ -214,6 +218,7 @@ def _fit_grid(ordered: Sequence[ImagePlane], step: Points, name: str) -> tuple[P
     Raises:
         SeriesGeometryError: The slices lie on neither grid.
     """
+    # Decision 36: a stack within the silent offset keeps the grid from its first slice to its last, bit by bit.
     affine_lps = plane_affine(ordered[0], step)
     if np.max(_offsets_mm(ordered, affine_lps)) <= silent_offset_mm(ordered):
         return affine_lps, 0.0
@@ -223,10 +228,12 @@ def _fit_grid(ordered: Sequence[ImagePlane], step: Points, name: str) -> tuple[P
     upright = ordered[0].normal * np.dot(slope, ordered[0].normal)
     for fitted_step in (upright, slope):  # a sheared grid only if no right-angled grid fits
         affine_lps[:3, 2] = fitted_step
+        # For a given step, the mean of the remainders is the origin of least squares.
         affine_lps[:3, 3] = (positions - numbers[:, None] * fitted_step).mean(axis=0)
         jitter_mm = float(np.max(_offsets_mm(ordered, affine_lps)))
         if jitter_mm <= _stack_jitter_limit_mm(ordered):
             return affine_lps, jitter_mm
+    # Missing slices and uneven gaps have messages of their own; any other stack that comes here is not straight.
     _check_gaps(ordered, name)
     raise _not_straight(ordered, plane_affine(ordered[0], step), name)
 
@@ -240,6 +247,7 @@ def _offsets_mm(ordered: Sequence[ImagePlane], affine_lps: Points) -> tuple[Poin
 
 
 def _stack_jitter_limit_mm(ordered: Sequence[ImagePlane]) -> float:
+    # The median, because a missing slice enlarges the mean.
     gap_mm = float(np.median(np.diff(depths(ordered))))
     return jitter_limit_mm(gap_mm, min(min(plane.pixel_spacing) for plane in ordered))
 
@@ -321,10 +329,12 @@ def _check_duplicates(planes: Sequence[ImagePlane], name: str) -> None:
 def _check_gaps(ordered: Sequence[ImagePlane], name: str) -> None:
     gaps = np.diff(depths(ordered))
     usual = float(np.median(gaps))
+    # Decision 36: a missing slice is to be seen in an even stack and in a stack that jitters.
     # twice the limit, because both ends of a gap may jitter
     for tolerance_mm in (silent_offset_mm(ordered), 2 * _stack_jitter_limit_mm(ordered)):
         odd = np.flatnonzero(np.abs(gaps - usual) > tolerance_mm)
         multiples = np.round(gaps[odd] / usual)
+        # The usual gap may be off by the tolerance, and a gap of n slices by n times as much.
         near = np.abs(gaps[odd] - multiples * usual) <= tolerance_mm * multiples
         if odd.size and (multiples >= 2).all() and near.all():
             raise _missing_slices(ordered, gaps, odd, int((multiples - 1).sum()), name)
@@ -367,6 +377,7 @@ def _not_straight(ordered: Sequence[ImagePlane], affine_lps: Points, name: str) 
 
 
 def _check_five_points(ordered: Sequence[ImagePlane], affine_lps: Points, jitter_mm: float, name: str) -> None:
+    # The position of a slice does not show that it is turned or stretched; its corners do.
     limit_mm = max(CORNER_OFFSET_MM, _stack_jitter_limit_mm(ordered)) if jitter_mm else CORNER_OFFSET_MM
     in_plane = five_indices(ordered[0].shape) @ affine_lps[:3, :2].T
     for k, plane in enumerate(ordered):

@@ -40,6 +40,7 @@ _ONE_VALUE = {Tag(keyword): keyword for keyword in (*_UIDS, *_CODES, *_WHOLE_NUM
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _LIKE_A_UID = re.compile(r"[\w. -]*", re.ASCII)  # some writers put letters and hyphens into UIDs, none puts slashes
 _PRINTABLE = re.compile(rb"[ -~]*")
+# PS3.5 table 6.2-1: these are ASCII in every character set, so other bytes come from a damaged header.
 _IN_ASCII = frozenset({"UI", "CS", "DS", "IS"})
 _CHECKED_BY_PYDICOM = frozenset({"AE", "AS", "CS", "DA", "DT", "TM", "UI", "UR"})  # it shows their invalid values
 _PADDING = b"\0 \t\r\n"
@@ -65,6 +66,7 @@ def is_uid(text: str) -> bool:
 def fault_of(header: Dataset) -> str:
     """What is wrong with the attributes of a header that reading uses, its file meta information included; "" if nothing is."""
     datasets = (getattr(header, "file_meta", None) or Dataset(), header)
+    # The raw bytes come first: pydicom converts a value when it is asked for, and logs the value if it does not fit.
     for dataset in datasets:
         for element in dataset.values():
             fault = _fault_of_raw(element) if isinstance(element, RawDataElement) else ""
@@ -131,6 +133,7 @@ def _fault_of_value(value: Any, keyword: str) -> str:
 
 def _is_whole(value: Any) -> bool:
     try:
+        # int() cuts a float such as 1.5 without an error.
         return int(value) == (value if isinstance(value, float) else int(value))
     except (TypeError, ValueError, OverflowError):
         return False
@@ -155,5 +158,6 @@ def patient_digest(header: Dataset) -> str:
 
     The ID can be found from it only by trying all IDs. It is one of many parts from which UIDs are made.
     """
+    # PS3.5 6.2: no LO holds a backslash, so two different pairs of IDs never become one text.
     ids = [str(header.get(keyword) or "").strip("\0 ") for keyword in ("PatientID", "IssuerOfPatientID")]
     return hashlib.sha256("\\".join(ids).encode("utf-8", "surrogatepass")).hexdigest() if any(ids) else ""

@@ -57,6 +57,7 @@ _HEADER_TAGS: list[BaseTag] = [
     *(Tag(keyword) for keyword in (*HEADER_KEYWORDS.split(), *DISTINGUISHING)),
     *SIEMENS_BLOCKS,
 ]
+# Every result repeats these attributes of its source, so two copies of an instance must agree in them.
 _OF_THE_STUDY = ("StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyDescription", "StudyID")
 _NO_SLICES = frozenset({"VERSION", "LOCKFILE", "README", "INDEX"})
 """Names of files without an ending that programs put beside images, empty or not."""
@@ -134,8 +135,8 @@ class Instance:
 
 
 def instance_of(dataset: Dataset) -> Instance:
-    """The instance of a data set in memory, for example from the network. Raises UnreadableFileError if it is no object, or a
-    broken one.
+    """The instance of a data set in memory, for example from the network. Raises UnreadableFileError if it is no object or is
+    broken.
     """
     header = Dataset()
     try:
@@ -164,6 +165,7 @@ def read_instance(path: Path) -> Instance | None:
     is_certain = True  # by the prefix DICM, or by a first attribute as in no other format
     try:
         with BoundedFile(path) as file:
+            # PS3.10 7.1: 128 bytes of preamble, then the prefix DICM. A bare data set shows in its first 8 bytes.
             start = file.read(136)
             if not looks_like_dicom(start):
                 if _should_be_dicom(path, start):
@@ -172,9 +174,11 @@ def read_instance(path: Path) -> Instance | None:
             is_certain = start[128:132] == b"DICM" or _is_bare_data_set(start)
             header, stream = parse(path, file, with_pixels=False, tags=_HEADER_TAGS)
             return _checked_instance(path, header, stream, is_certain=is_certain)
+    # This error is an OSError too, so it has to be caught first: a pipe in a folder is passed by, not refused.
     except NoRegularFileError:
         return None
     except READ_ERRORS as error:
+        # Other formats may begin with the bytes of a first tag: then the parser fails, and no slice is lost.
         if not is_certain:
             return None
         raise broken_file(path, error) from error
@@ -220,6 +224,7 @@ def load_object(path: Path, kind: str, sop_class_uids: Sequence[str]) -> FileDat
     """
     dataset = load_dataset(Path(path), with_pixels=True)
     with refusing(path):
+        # First the check, then the class: pydicom converts a value when it is asked for, and may log a broken value.
         fault = fault_of(_header_in(dataset))
         sop_class = None if fault else dataset.get("SOPClassUID")
     if fault:
@@ -246,6 +251,7 @@ def broken_file(path: Path | str, error: BaseException | str) -> UnreadableFileE
     """The refusal of a file that cannot be read, without the values that libraries quote: they may be anybody's name."""
     text = " ".join(str(error).split())
     if not isinstance(error, str):
+        # Quoted parts of the text are values of the file. An apostrophe within a word begins no quotation.
         text = f"{type(error).__name__}: " + re.sub(r"""(?<!\w)(['"]).*?\1(?!\w)""", "...", text)
     return UnreadableFileError(
         f"{shown(path)} is broken ({shown(text[:180])}); a whole DICOM file is needed; fetch it again or leave it out"
@@ -314,6 +320,7 @@ def _checked_instance(path: Path, header: FileDataset, file: BinaryIO, *, is_cer
     instance = Instance(header, path)
     if MEDIA_STORAGE_DIRECTORY in (str(header.file_meta.get("MediaStorageSOPClassUID", "")), instance.sop_class_uid):
         return None
+    # Classes of that name hold pixels. A file cut between two attributes contradicts no length, but lacks Rows.
     if UID(instance.sop_class_uid).name.endswith("Image Storage") and "Rows" not in header:
         raise broken_file(path, "it names an image class and holds no image")
     if not header.get("SOPClassUID") and "Rows" not in header:
@@ -347,16 +354,20 @@ def _pixel_values(
     Raises:
         UnreadableFileError: The file ends early.
     """
+    # The parser stopped before the pixels, so the position of the file is that of their tag.
     position, size = file.tell(), file.seek(0, os.SEEK_END)
     file.seek(position)
     if position > size:  # pydicom skips other attributes without reading them
         raise broken_file(path, f"its header runs to byte {position}, the file ends at {size}")
     start = file.read(12)
+    # Group 7FE0 shows the byte order: it is E0 7F in little endian.
     order = "<" if start[:2] == b"\xe0\x7f" else ">"
     if len(start) < 12 or struct.unpack(order + "HH", start[:4]) not in _PIXEL_TAGS:
         if expects_pixels:
             raise broken_file(path, f"it ends at byte {size} before its pixel data")
         return None, 0, ()
+    # PS3.5 7.1.2: in explicit VR, two bytes of VR and two reserved bytes stand before the length. The bytes alone do
+    # not tell which encoding it is: a length of 102 x 102 x 2 is "HQ" in ASCII.
     length = struct.unpack(order + "L", start[4:8] if is_implicit else start[8:12])[0]
     value_at = position + (8 if is_implicit else 12)
     if length == _UNDEFINED_LENGTH:
@@ -373,6 +384,7 @@ def _fragments(path: Path, file: BinaryIO, position: int, size: int) -> Fragment
         file.seek(position)
         group, element, length = struct.unpack("<HHL", file.read(8))
         if (group, element) == (0xFFFE, 0xE0DD):
+            # PS3.5 A.4: the first item is the offset table, which may be empty.
             return tuple(fragments[1:])
         if (group, element) != (0xFFFE, 0xE000):
             raise broken_file(path, f"its compressed pixel data hold no fragment at byte {position}")
@@ -402,6 +414,7 @@ def differences(first: Instance, second: Instance) -> list[str] | None:
 
     They depend on the pixels and their encoding, on all attributes that reading uses, on the patient and on the study.
     """
+    # shallow=False compares the bytes: size and time of change may be equal where the contents differ.
     if first.path and second.path and filecmp.cmp(first.path, second.path, shallow=False):
         return []
     dataset, other = first.load(), second.load()

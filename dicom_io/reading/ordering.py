@@ -99,8 +99,10 @@ def order_series(series: SeriesRef, options: ReadOptions) -> OrderedSeries:
         SeriesGeometryError: The slices do not lie on one even grid.
         UnreadableFileError: A header contradicts itself, or there is no decoder.
     """
+    # Sizes come first: `frames_of` makes an object for each frame that a header claims.
     for instance in series.instances:
         check_size(instance)
+    # A copy would be a second slice at its position, so copies are left out before slices are compared.
     instances, copy_notes = checks.without_copies(series)
     headers = [instance.header for instance in instances]
     checks.check_readable(instances, series)
@@ -122,9 +124,11 @@ def _on_even_grid(
     grid: Grid | None = None
     try:
         grid = even_grid(planes, series.name, single_step_mm=thickness_mm or 1.0)
+    # Decision 1: nothing is repaired unless the caller names the repair, so the refusal stands.
     except SeriesGeometryError:
         if not options.resample_gaps and not options.resample_tilt:
             raise
+    # An even tilt is a grid, a sheared one, and needs no repair; it is resampled only on request.
     if grid is None or (grid.shear_degrees and options.resample_tilt):
         grid = None
         repair = plan_repair(planes, series.name, gaps=options.resample_gaps, tilt=options.resample_tilt)
@@ -135,6 +139,7 @@ def _on_even_grid(
     shape = (len(order), *planes[0].shape)
     notes = (*notes, *_count_notes(frames, grid))
     ordered = OrderedSeries(series, tuple(frames[index] for index in order), shape, grid, repair, notes)
+    # A repair may make more voxels than the slices have, so both are limited.
     voxels = max(int(np.prod(ordered.shape)), int(np.prod(ordered.volume_shape)))
     if voxels > MAX_VOXELS:
         raise SeriesSelectionError(f"{series.name} has {voxels} voxels; at most {MAX_VOXELS} fit; read a part of it")
@@ -204,6 +209,8 @@ def _grid_notes(grid: Grid, thickness_mm: float | None) -> list[str]:
 def _count_notes(frames: Sequence[Frame], grid: Grid | None) -> list[str]:
     """Notes of headers that state another gap or another number of slices than the slices have."""
     header, notes = frames[0].instance.header, []
+    # An enhanced object has its gap in a functional group (PS3.3 C.7.6.16.2.1), so its top level is not asked.
+    # The sign is ignored: in nuclear medicine it gives the direction in which slices are stacked.
     stated = None if has_groups(header) else optional_number(header, "SpacingBetweenSlices")
     gap = float(np.dot(grid.affine_lps[:3, 2], frames[0].plane.normal)) if grid and frames[0].plane else 0.0
     if stated and len(frames) > 1 and abs(abs(stated) - gap) > _OTHER_GAP * gap and not frames[0].tile:
@@ -245,7 +252,7 @@ def check_complete(ordered: OrderedSeries, others: Iterable[SeriesRef], options:
 
 
 def check_ends(ordered: OrderedSeries, others: Iterable[SeriesRef]) -> None:
-    """Raises SeriesGeometryError if a slice that was set aside continues the stack: its header has a wrong word."""
+    """Raises SeriesGeometryError if a slice that was set aside continues the stack: its header is wrong."""
     if ordered.grid is None:
         return
     to_index = np.linalg.inv(ordered.grid.affine_lps)
@@ -258,6 +265,7 @@ def check_ends(ordered: OrderedSeries, others: Iterable[SeriesRef]) -> None:
             corners = frame.plane.five_points @ to_index[:3, :3].T + to_index[:3, 3]
             k = float(np.rint(corners[0, 2]))
             expected = np.column_stack([five_indices(frame.shape), np.full(5, k)])
+            # Only the places before the first slice and behind the last count: between them nothing is missing.
             if k in (-1.0, float(ordered.shape[0])) and np.abs(corners - expected).max() < _SAME_PLACE_VOXELS:
                 raise SeriesGeometryError(
                     f"{ordered.series.name} goes on in {frame.instance.name}, which is set aside as {series.set_aside}; the "

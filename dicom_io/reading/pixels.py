@@ -20,6 +20,7 @@ PHYSICAL_MODALITIES = frozenset({"CT", "PT", "NM"})
 """Modalities whose values are physical (HU, activity, counts) and never inverted."""
 
 _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")  # implicit and explicit VR little endian
+# float32 holds whole numbers up to 2**24: a value of 16 bits and an intercept below 2**23 stay within that.
 _EXACT_IN_FLOAT32 = 2**23
 _HEAD_BYTES = 1 << 16  # of a codestream, which states its size there
 _MAX_BITS = 16  # of grey values in a table or on a screen
@@ -48,6 +49,7 @@ def decode_frames(frames: Sequence[Frame], modality: str, shape: tuple[int, ...]
         UnreadableFileError: Pixels that cannot be decoded, or values that are NaN or infinite.
         SeriesSelectionError: There is not enough memory.
     """
+    # All frames of an instance are decoded by one task, so a multi-frame file is opened once.
     by_instance: dict[int, list[int]] = {}
     for k, frame in enumerate(frames):
         by_instance.setdefault(id(frame.instance), []).append(k)
@@ -60,10 +62,12 @@ def decode_frames(frames: Sequence[Frame], modality: str, shape: tuple[int, ...]
     def decode(indices: list[int]) -> Notes:
         return _decode_instance([frames[k] for k in indices], [slices[k] for k in indices])
 
+    # Decision 12: threads, because the codecs release Python's lock, and to fork is unsafe beside the threads of torch.
     with ThreadPoolExecutor(max_workers=min(len(by_instance), os.cpu_count() or 1)) as pool:
         for instance_notes in pool.map(decode, by_instance.values()):
             notes.update(instance_notes)
     if inversion_sum is not None:
+        # In place: a second array would double the memory.
         np.subtract(np.float32(inversion_sum), slices, out=slices)
     return slices, tuple(notes)
 
@@ -118,6 +122,7 @@ def _decode_instance(frames: Sequence[Frame], targets: Sequence[Slices]) -> Note
 
 def _frame_reader(instance: Instance) -> Callable[[int], Stored]:
     """A function from a frame's index to its stored values."""
+    # Decision 12: usual grey files take two short ways; all others are decoded by the rules of pydicom.
     if _is_grey(instance) and instance.pixels_at is not None and instance.transfer_syntax in _NATIVE:
         return lambda index: _uncompressed(instance, index)
     if (
@@ -176,6 +181,7 @@ def _compressed(instance: Instance) -> Stored | None:
         return None
     if stored.dtype.kind != kind.kind and instance.transfer_syntax not in WITHOUT_SIGN:
         return None
+    # A view changes no bit: JPEG-LS and lossless JPEG know no sign, so that of the header holds.
     return _stored_bits(np.ascontiguousarray(stored).view(kind), header)
 
 
@@ -195,6 +201,7 @@ def _stored_bits(stored: Stored, header: Dataset) -> Stored:
     """Values of BitsStored bits up to HighBit, with their sign. The other bits may hold anything, such as old overlays
     (PS3.5 8.1.1).
     """
+    # Shifted up and down again, signed values get copies of their sign in the upper bits, unsigned values zeros.
     unused = stored.dtype.itemsize * 8 - int(header.BitsStored)
     above = unused - _bits_below(header)
     return np.right_shift(np.left_shift(stored, above), unused) if unused else stored
@@ -219,6 +226,7 @@ def _palette(stored: Stored, dataset: Dataset) -> Stored:
     """Colour numbers (rows, columns) -> RGB (rows, columns, 3) of 8 bits (PS3.3 C.7.6.3.1.5)."""
     for name in ("Red", "Green", "Blue"):
         _check_segments(dataset, name)
+    # A table may hold 16 bits for each colour; their upper byte is the colour in 8 bits.
     coloured = apply_color_lut(stored, dataset)
     return coloured if coloured.dtype == np.uint8 else (coloured >> 8).astype(np.uint8)
 
@@ -244,7 +252,7 @@ def _check_segments(dataset: Dataset, name: str) -> None:
 
 
 def _tile(stored: Stored, frame: Frame) -> Stored:
-    """The part of a picture that is this frame: the whole, but in a mosaic."""
+    """The part of a picture that is this frame: a tile of a mosaic, else the whole picture."""
     if frame.tile is None:
         return stored
     number, across = frame.tile
@@ -259,6 +267,7 @@ def _fill(target: Slices, stored: Stored, frame: Frame, notes: Notes) -> None:
     if "ModalityLUTSequence" in header:
         _store(target, np.asarray(apply_modality_lut(stored, header), dtype=np.float64), frame)
         notes["values went through the file's Modality LUT"] = None
+    # The usual case, a slope of 1: a single pass, without a copy in float64.
     elif _is_exact(stored.dtype, frame):
         np.add(stored, np.float32(frame.intercept), out=target, dtype=np.float32, casting="unsafe")
     else:
@@ -276,6 +285,7 @@ def _is_exact(kind: DTypeLike, frame: Frame) -> bool:
 
 
 def _store(target: Slices, values: NDArray[np.float64], frame: Frame) -> None:
+    # Values that float32 cannot hold are counted below and refused, so numpy need not warn.
     with np.errstate(over="ignore", invalid="ignore"):
         target[...] = values
     bad = target.size - int(np.isfinite(target).sum())

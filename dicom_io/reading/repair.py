@@ -16,7 +16,7 @@ from dicom_io.reading import geometry
 from dicom_io.reading.geometry import SILENT_OFFSET_MM, ImagePlane, Points
 
 MAX_GROWTH = 4.0
-"""The most slices that a repair may make of one; with more, most of the volume would be invented."""
+"""The most slices that a repair may make for each slice; with more, most of the volume would be invented."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,13 @@ def plan_repair(planes: Sequence[ImagePlane], name: str, *, gaps: bool, tilt: bo
     depths_mm = geometry.depths(ordered) - geometry.depths(ordered)[0]
     step_mm, count = _even_step(depths_mm, name, gaps=gaps)
     sideways = _sideways(ordered, depths_mm)
+    # (columns, rows) per mm along the normal: the even shear that stays in the new grid, or none to remove the tilt.
     slope = np.zeros(2) if tilt else sideways[-1] / depths_mm[-1]
     offsets = sideways - np.outer(depths_mm, slope)
     _check_straight(ordered, offsets, name, tilt=tilt)
     # 1e-6: rounding must not add a row or a column
     low, high = (np.floor(offsets.min(axis=0) + 1e-6), np.ceil(offsets.max(axis=0) - 1e-6)) if tilt else (0.0, 0.0)
+    # The grid grows by the largest shifts, so no pixel of a shifted slice is cut off.
     rows, columns = ordered[0].shape
     grown = (np.array([columns, rows]) + high - low).astype(int)
     step = ordered[0].normal * step_mm + ordered[0].steps @ (slope * step_mm)
@@ -83,10 +85,12 @@ def resample(slices: NDArray[np.float32], repair: Repair) -> NDArray[np.float32]
         Shape (K, rows, columns) of the new grid. Voxels that no slice reaches have the least value of the series.
     """
     columns, rows, count = repair.shape
+    # Not 0, which is water in Hounsfield units: the least value stands for the background.
     fill = float(slices.min())
     out = np.empty((count, rows, columns), dtype=np.float32)
     step_mm = repair.depths_mm[-1] / (count - 1)
     for k in range(count):
+        # Rounding must not lead beyond the last slice.
         depth_mm = min(k * step_mm, repair.depths_mm[-1])
         after = int(np.clip(np.searchsorted(repair.depths_mm, depth_mm), 1, len(slices) - 1))
         before = after - 1
@@ -104,6 +108,7 @@ def _shifted(plane: NDArray[np.float32], offset: Points, shape: tuple[int, int],
         return plane
     larger = np.full(shape, fill, dtype=np.float32)
     larger[: plane.shape[0], : plane.shape[1]] = plane
+    # Offsets are (column, row), the axes of the array are (row, column).
     return np.asarray(ndimage.shift(larger, (offset[1], offset[0]), order=1, mode="constant", cval=fill), np.float32)
 
 

@@ -20,6 +20,7 @@ def decode_run_lengths(source: bytes, runner: DecodeRunner) -> bytes:
         content = _words(source, runner.rows * runner.columns, runner.samples_per_pixel, word_bytes)
     except (RuntimeError, ValueError):
         return bytes(rle._decode_frame(source, runner))
+    # The values follow sample by sample, as the segments do (PS3.5 G.2). pydicom's own decoder sets this itself.
     runner.set_option("planar_configuration", 1)
     return content
 

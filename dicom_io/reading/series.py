@@ -36,11 +36,14 @@ _logger = logging.getLogger(__name__)
 
 _SERIES_KINDS: dict[str, SeriesKind] = {"SEG": "seg", "RTSTRUCT": "rtstruct", "SR": "sr", "KO": "sr"}
 """By `Kind.name`."""
+# PS3.6 annex A: plans, structure sets and doses share this root. A dose has pixels, but they are no image.
 _RADIOTHERAPY = "1.2.840.10008.5.1.4.1.1.481."
 _RT_IMAGE = "1.2.840.10008.5.1.4.1.1.481.1"
+# LOCALIZER is the word of the standard (PS3.3 C.8.2.1.1.1), the others are those of scanner makers.
 _LOCALIZER_WORDS = frozenset({"LOCALIZER", "SCOUT", "TOPOGRAM", "SURVIEW", "REF_SURVIEW"})
 _PROJECTION_WORDS = frozenset({"PROJECTION IMAGE", "MIP", "CSA MIP"})
 
+# Rounding makes the cosines of slices of one orientation differ by less.
 _SAME_COSINE = 1e-3
 _LOCALIZER_DEGREES, _MAX_LOCALIZERS = 30.0, 3  # a few slices of one series that lie across its main stack
 
@@ -140,6 +143,7 @@ def files_below(folder: Path) -> list[Path]:
         raise SeriesSelectionError(
             f"{shown(folder)} is not a folder; a folder of DICOM files is needed; check the path"
         )
+    # Without `onerror`, os.walk passes by a folder that it cannot list.
     files = [Path(parent, name) for parent, _, names in os.walk(folder, onerror=_refuse_folder) for name in names]
     if not files:
         raise SeriesSelectionError(f"folder {shown(folder)} holds no file; DICOM files are needed; check the path")
@@ -300,6 +304,7 @@ def _grouped(instances: Sequence[Instance]) -> list[list[Instance]]:
             key, orientation = _group_key(instance), orientation_of(instance.header)
         except READ_ERRORS as error:
             raise broken_file(instance.name, error) from error
+        # Orientations are compared with a tolerance, which a key of a dictionary cannot have.
         alike = groups.setdefault(key, [])
         group = next(
             (group for group in alike if _same_orientation(orientation_of(group[0].header), orientation)), None
@@ -369,6 +374,7 @@ def _beside_main(group: SeriesRef, main: SeriesRef | None) -> SeriesRef:
         return replace(group, kind="other", set_aside="colour beside grey slices")
     if group.orientation is None or main.orientation is None:
         return group
+    # Many slices, or slices turned by less, are a second orientation of the series, and the reader refuses to mix them.
     few = group.instance_count <= min(_MAX_LOCALIZERS, main.instance_count // 4)
     normals = [np.cross(ref.orientation[:3], ref.orientation[3:]) for ref in (group, main) if ref.orientation]
     if not few or angle_degrees(*normals) < _LOCALIZER_DEGREES:

@@ -46,7 +46,7 @@ class Stack:
 
 @dataclass(frozen=True)
 class _Positions:
-    """The positions of a set of frames: `of[index]` counts from 0 along the normal, up to `count` - 1."""
+    """The positions of a set of frames: `of[index]` numbers a frame's position, 0 to `count` - 1, in any order."""
 
     of: dict[int, int]
     count: int
@@ -79,6 +79,7 @@ def separate_stacks(planes: Sequence[ImagePlane], attributes: _Attributes) -> li
     if together and all(_is_even([planes[index] for index in stack.members]) for stack in together):
         return together
     groups = _grouped_by([stack_ids], everything)
+    # A StackID of its own for each slice says nothing about stacks.
     if parallel and max(map(len, groups)) == 1:
         return together
     return _separate_by_stack_id(groups, stack_ids, planes, attributes) or together
@@ -87,7 +88,7 @@ def separate_stacks(planes: Sequence[ImagePlane], attributes: _Attributes) -> li
 def _separate_by_stack_id(
     groups: Sequence[_Members], stack_ids: FrameAttribute, planes: Sequence[ImagePlane], attributes: _Attributes
 ) -> list[Stack]:
-    """The stacks of each StackID, separated by the other attributes; empty if one of them cannot be."""
+    """The stacks of each StackID, separated by the other attributes; empty if that fails for a StackID."""
     stacks: list[Stack] = []
     others = [attribute for attribute in attributes if attribute is not stack_ids]
     for number, group in enumerate(groups):
@@ -108,6 +109,7 @@ def _separate(members: Sequence[int], planes: Sequence[ImagePlane], attributes: 
     if positions.times_used(members) == 1:
         return [Stack(tuple(members))]
     telling = [attribute for attribute in attributes if _distinguishes(attribute, members, positions)]
+    # Settings separate first: slices of different contrast are never one volume, whatever their times say.
     settings = _without_redundant([attribute for attribute in telling if attribute.keyword in SETTINGS], members)
     groups = _grouped_by(settings, members)
     counts = [attribute for attribute in telling if attribute.keyword in (*TIMES, *COUNTS)]
@@ -115,6 +117,8 @@ def _separate(members: Sequence[int], planes: Sequence[ImagePlane], attributes: 
     if not all(map(positions.times_used, groups)):
         return _incomplete_stacks(groups, counts, settings, positions) or _by_instance_number(*by_number)
     by_time = [stacks for time in counts if (stacks := _by_time(groups, time, settings, positions))]
+    # The slices of a group are separated by time or count, with as few attributes as possible: none, one or two. Each
+    # value has to fill a stack, so an attribute with more values than a position has slices cannot separate them.
     repeats = positions.times_used(members)
     shared = [count for count in counts if len({count.labels[index] for index in members}) <= repeats]
     for keys in ((), *((count,) for count in shared), *combinations(shared, 2)):
@@ -122,6 +126,7 @@ def _separate(members: Sequence[int], planes: Sequence[ImagePlane], attributes: 
         if stacks:
             only_counts = bool(keys) and all(key.keyword in COUNTS for key in keys)
             return [] if only_counts and not _are_same_stacks([stacks, *by_time]) else stacks
+    # No value is shared by a whole stack. The times order the slices, if all of them give the same stacks.
     if by_time:
         return by_time[0] if _are_same_stacks(by_time) else []
     return _by_instance_number(*by_number)
@@ -137,6 +142,7 @@ def _incomplete_stacks(
         named = (*keys, *settings)
         stacks = [_stack(part, named, named, positions) for group in groups for part in _grouped_by(keys, group)]
         is_once = max(positions.most_used(stack.members) for stack in stacks) == 1
+        # A whole stack is the evidence that the attribute is the right one and the other stacks were cut off.
         if is_once and not all(stack.missing for stack in stacks):
             stacks.sort(key=attrgetter("sort_key"))
             by_count = bool(keys) and keys[0].keyword in COUNTS
@@ -282,6 +288,7 @@ def _distinguishes(attribute: FrameAttribute, members: Sequence[int], positions:
 def _without_redundant(settings: _Attributes, members: Sequence[int]) -> _Attributes:
     """The settings without those that separate nothing that the others do not separate."""
     needed = list(settings)
+    # From the last setting to the first: of two that separate alike, the first of SETTINGS stays and names the stacks.
     for setting in reversed(settings):
         others = [other for other in needed if other is not setting]
         if len(_grouped_by(others, members)) == len(_grouped_by(needed, members)):

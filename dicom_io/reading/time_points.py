@@ -61,6 +61,7 @@ def choose_time_point(
 
 def _check_comparable(frames: Sequence[Frame], name: str) -> list[str]:
     """Notes of small differences between the slices of an MR stack. Raises SeriesSelectionError for large ones."""
+    # Echo time, inversion time, b-value and component are settings of MR.
     if str(frames[0].instance.header.get("Modality")) != "MR":
         return []
     notes = []

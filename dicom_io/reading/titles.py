@@ -46,6 +46,7 @@ class SeriesTitle:
 def title_of(instance: Instance) -> SeriesTitle:
     """The title of the series of an instance; empty if the file can no longer be read."""
     try:
+        # Without the character set, a name beyond ASCII would not be recognised in the title.
         keywords = (*_TITLE, *_OF_THE_PATIENT, "SpecificCharacterSet")
         header = instance.dataset or load_dataset(instance.path, with_pixels=False, keywords=keywords)  # type: ignore[arg-type]
     except DicomIoError:
@@ -74,6 +75,7 @@ def without_patient(header: Dataset, text: str) -> str:
     texts = [text for keyword in _OF_THE_PATIENT for text in text_values(header, keyword)]
     hidden = {part for value in texts for part in re.split(r"[\s^=,;_-]+", value) if len(part) > 1}
     text = "".join(letter if letter.isprintable() else " " for letter in text)[:_LONGEST].strip()
+    # The longest part comes first: a short part may lie within it and would leave the rest.
     for part in sorted(hidden, key=len, reverse=True):
         text = re.sub(rf"(?<![^\W_]){re.escape(part)}(?![^\W_])", "...", text, flags=re.IGNORECASE)
     return text
