@@ -34,6 +34,7 @@ def corrupted(volume: Volume, labels: NDArray[Any], name: str, seed: int) -> tup
         name: Of the corruption; `corruptions_of` lists those that the image can have.
         seed: Of the random generator; every corruption has a generator of its own.
     """
+    # Its generator has the number after those of CORRUPTIONS, whose numbers follow the sorted names.
     if name == TRUNCATED:
         return _truncated(volume, labels, np.random.default_rng([seed, len(CORRUPTIONS)]))
     generator = np.random.default_rng([seed, sorted(CORRUPTIONS).index(name)])
@@ -82,6 +83,7 @@ def truncated(volume: Volume, labels: NDArray[Any], axis: int, remaining: slice)
     """
     part = _along(axis, remaining)
     affine_lps = volume.affine_lps.copy()
+    # The affine's origin is the centre of voxel (0, 0, 0), so it moves with the first layer that remains.
     affine_lps[:3, 3] += affine_lps[:3, axis] * remaining.indices(volume.array.shape[axis])[0]
     image, moved = np.ascontiguousarray(volume.array[part]), np.ascontiguousarray(labels[part])
     return replace(volume, array=image, affine_lps=affine_lps), moved
@@ -107,6 +109,7 @@ def _gamma(power: float) -> Corruption:
     """Intensities, scaled to 0 to 1, to this power: darker above 1, brighter below."""
 
     def change(image: NDArray[Any], labels: NDArray[Any], generator: np.random.Generator) -> Pair:
+        # An image of a single value has a span of 0.
         span = float(np.ptp(image)) or 1.0
         return ((image - image.min()) / span) ** np.float32(power) * span + image.min(), labels
 
@@ -143,6 +146,7 @@ def _zoom(factor: float) -> Corruption:
     """As if the header's spacing were wrong by this factor."""
     return lambda image, labels, generator: (
         _resampled(image, factor, order=1),
+        # Nearest neighbour: the mean of two label values would be a third structure.
         _resampled(labels, factor, order=0),
     )
 
@@ -158,10 +162,12 @@ def _resampled(array: NDArray[Any], factor: float, order: int) -> NDArray[Any]:
 def _ghost(image: NDArray[Any], labels: NDArray[Any], generator: np.random.Generator) -> Pair:
     """Ghosts of motion: every other line of k-space along a random axis shows the body an eighth of the image further."""
     axis = int(generator.integers(_dimensions(image)))
+    # A difference between even and odd lines gives a copy half a field of view away (N/2 ghost).
     lines = np.fft.fft(image, axis=axis)
     moved = np.fft.fft(np.roll(image, max(1, image.shape[axis] // 8), axis=axis), axis=axis)
     every_other = _along(axis, slice(None, None, 2))
     lines[every_other] = moved[every_other]
+    # MR shows magnitudes; with mixed lines the inverse transform is complex.
     return np.abs(np.fft.ifft(lines, axis=axis)).astype(np.float32), labels
 
 

@@ -114,6 +114,8 @@ class StoredLogits:
         """Adds one case: logits (C, *spatial) and label (1, *spatial) of class numbers, or (C, *spatial) of 0 and 1."""
         truth = self.outputs.truth(label, len(logits))
         file = Path(self._folder.name) / f"{len(self._files)}.pt"
+        # Plain tensors with storages of their own: torch.save writes the whole storage of a view, and metadata of a
+        # MetaTensor.
         torch.save([part.detach().cpu().float().as_subclass(torch.Tensor).clone() for part in (logits, truth)], file)
         self._files.append(file)
 
@@ -128,6 +130,8 @@ class StoredLogits:
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for file in self._files:
+            # Mapped instead of read: the search passes over all cases many times, and the system keeps what fits into
+            # memory.
             logits, truth = torch.load(file, weights_only=True, mmap=True)
             yield logits, truth
 
@@ -162,6 +166,7 @@ class CalibrationFit:
         self.parameters, self.cases = dict(self.parameters), list(self.cases)
         self.bundle = load_bundle(self.bundle_root) if self.bundle_root else None
         if self.bundle is not None:
+            # Cases of an earlier calibration may be used again, since the new fit replaces the earlier fit.
             check_unseen(self.bundle, self.cases, ("train", "selection"))
         self.subjects = [] if self.unchecked else [row["subject"] for row in self.cases]
         if len(set(self.subjects)) == 1 and self.parameters:
@@ -233,6 +238,7 @@ def fit_parameters(calibrate: Calibrate, parameters: Parameters, cases: StoredLo
     def nll(values: torch.Tensor) -> float:
         return sum(map(float, nll_by_case(values)))
 
+    # All floats at 0 leave the logits as they are (decision 2), so this is the likelihood without calibration.
     before = nll(torch.zeros(len(names)))
     if not math.isfinite(before):
         raise InputRefusedError(
@@ -242,7 +248,9 @@ def fit_parameters(calibrate: Calibrate, parameters: Parameters, cases: StoredLo
         return Fitted({}, before, before, len(cases))
     least = _least(nll_by_case, len(names))
     fitted = {name: round(float(value), 5) for name, value in zip(names, least, strict=True)}
+    # Of the rounded numbers, since inference.yaml will hold these.
     after = nll(torch.tensor(list(fitted.values())))
+    # `not <=` instead of `>`, so that NaN is refused, too.
     if not after <= before or max(map(abs, fitted.values())) > LARGEST:
         raise InputRefusedError(
             f"the fit ran away: {fitted}, negative log likelihood {before:.4f} before, {after:.4f} after; a network that "
@@ -268,6 +276,7 @@ def shrunk(fitted: Fitted, calibrate: Calibrate, cases: StoredLogits, subjects: 
     everyone = sorted(set(subjects))
     count = min(_MOST_GROUPS, len(everyone))
     for group in (everyone[first::count] for first in range(count)):
+        # Whole subjects are left out: another case of the same person would tell the fit about the case that checks it.
         others = cases.only([n for n, subject in enumerate(subjects) if subject not in group])
         try:
             parameters = fit_parameters(calibrate, fitted.parameters, others).parameters
@@ -280,10 +289,12 @@ def shrunk(fitted: Fitted, calibrate: Calibrate, cases: StoredLogits, subjects: 
                 counts_of[part] += _counts(calibrate(logits, scaled), truth, cases.outputs)
     figures = {part: _figures(counts, len(cases)) for part, counts in counts_of.items()}
     none, whole = figures[0.0], figures[1.0]
+    # The parts fall from 1 to 0, and 0 is no calibration, which is never worse than itself: the search always ends.
     largest = next(part for part in _PARTS if all(a <= b for a, b in zip(figures[part], none, strict=True)))
     check = SubjectCheck(len(everyone), largest, (none[0], whole[0]), (none[1], whole[1]))
     after = _part_of(fitted, largest, check)
     nll_of = cases.outputs.negative_log_likelihood
+    # The likelihood in the record is that of the numbers that stay, on all cases.
     nll = sum(float(nll_of(calibrate(logits, after.parameters), truth)) for logits, truth in cases)
     return replace(after, nll_after=nll / len(cases))
 
@@ -304,6 +315,7 @@ def _counts(calibrated: torch.Tensor, truth: torch.Tensor, outputs: Outputs) -> 
     The last row holds the negative log likelihood in its first cell.
     """
     confidence, right = (part.flatten() for part in outputs.confidence(calibrated, truth))
+    # float64, since sums in float32 stop growing at 2**24 voxels.
     exact, bins = confidence.double(), (confidence * _BINS).long().clamp(max=_BINS - 1)
     rows = [torch.bincount(bins, weights, _BINS) for weights in (torch.ones_like(exact), right.double(), exact)]
     likelihood = np.zeros(_BINS)
@@ -320,12 +332,15 @@ def _figures(counts: np.ndarray, cases: int) -> tuple[float, float]:
 def _least(nll_by_case: Callable[[torch.Tensor], Iterator[torch.Tensor]], count: int) -> torch.Tensor:
     """Shape (count,): the values with the least sum over the cases, ridge included; the search starts at 0."""
     values = torch.zeros(count, dtype=torch.float32, requires_grad=True)
+    # The likelihood of all cases is smooth in a few numbers, so L-BFGS suits it; the line search finds the length of
+    # each step.
     optimizer = torch.optim.LBFGS([values], max_iter=60, line_search_fn="strong_wolfe", tolerance_grad=1e-6)
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
         loss = RIDGE * values.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
+        # Case by case: the gradients add up in `values`, and only the graph of one case is held in memory.
         for part in nll_by_case(values):
             part.backward()  # type: ignore[no-untyped-call]
             loss = loss.detach() + part.detach()

@@ -151,6 +151,7 @@ def compare_forms(
     for row in calibration:
         stored.add(*logits_and_label(row, bundle, PredictConfig()))
         step(row["id"])
+    # The network has run once for each case; all forms are fitted to the same logits.
     trials = [FormTrial.fit(form, stored) for form in forms_for(bundle)]
     plan = evaluation_plan(bundle)
     for row in selection:
@@ -172,6 +173,7 @@ def _check_apart(bundle: Bundle, calibration: Sequence[Row], selection: Sequence
             "different subjects are needed for each: a form is fitted on some and judged on others; give other cases"
         )
     check_cases([*calibration, *selection], bundle)
+    # Test cases have no part in the choice of a form (decision 20), so that they can measure it afterwards.
     check_unseen(bundle, calibration, ("train", "selection", "test"))
     check_unseen(bundle, selection, ("train", "calibration", "test"))
 
@@ -187,6 +189,8 @@ def _try_forms(trials: Sequence[FormTrial], row: Row, bundle: Bundle, plan: Eval
     for trial in trials:
         calibrated = trial.calibrated(logits)
         probabilities = flat(finish(item, calibrated, bundle.uncalibrated_result, volume)[0])
+        # Errors are counted on the source grid, where results are delivered; changed labels on the working grid, where
+        # forms act.
         counts = count_case(truth, probabilities, foreground, volume.axis_spacing, plan)
         trial.add(labels_changed(logits, calibrated, bundle.outputs), counts)
     return volume.axis_spacing if volume.planar else tuple(map(float, item["image"].pixdim))

@@ -49,6 +49,7 @@ class Form:
     @property
     def function(self) -> Calibrate:
         """`calibrate(logits, numbers)` as MONAI builds it from the YAML."""
+        # MONAI's own parser builds the function, so that exactly what `monai.bundle run` evaluates is fitted.
         parser = ConfigParser({"calibration": dict(self.start), **self.helpers, "calibrate": self.calibrate})
         calibrate: Calibrate = parser.get_parsed_content("calibrate")
         return calibrate
@@ -109,6 +110,7 @@ def forms_for(bundle: Bundle) -> tuple[Form, ...]:
     return known_forms(bundle.outputs, len(bundle.labels), spatial_dims=2 if bundle.rules.planar else 3)
 
 
+# A YAML text on one line, in double quotes with backslash escapes, or in single quotes with '' for a quote.
 _EXPRESSION = re.compile(r"""^calibrate: ("\$(?:[^"\\\n]|\\.)*"|'\$[^'\n]*(?:''[^'\n]*)*')""", re.MULTILINE)
 
 
@@ -132,6 +134,7 @@ def with_form(text: str, form: Form, parameters: Parameters, known: Sequence[For
     text = with_parameters(_without_forms(text, known), parameters)
     if re.search(r"^calibration_tta: ", text, re.MULTILINE):
         text = with_parameters(text, form.start, "calibration_tta")
+    # A function as replacement, since `re` would read backslashes of a text as references to groups.
     text, count = _EXPRESSION.subn(lambda match: form.calibrate_line, text)
     if count != 1:
         raise BundleError(f'inference.yaml has {count} line(s) `calibrate: "$..."`; exactly one is needed')

@@ -30,6 +30,7 @@ def halo_voxels(probabilities: Function, channels: int, spatial_dims: int) -> tu
         A whole number for each axis; infinite where the change reaches the edge of the largest field.
     """
     for half in _half_fields(spatial_dims):
+        # Three fields of noise, since in a single field a dependence may vanish by chance.
         reach = np.max([_reach(probabilities, channels, half, spatial_dims, seed) for seed in range(3)], axis=0)
         if (reach < half).all():
             break

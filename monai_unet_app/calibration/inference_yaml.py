@@ -14,6 +14,7 @@ Parameters = Mapping[str, float | int]
 
 def read_text(path: Path) -> str:
     """The text of a file, with its line ends as they are."""
+    # Path.read_text would turn \r\n into \n, and so change every line when the text is written back.
     return path.read_bytes().decode()
 
 
@@ -35,6 +36,8 @@ def write_parameters(inference_yaml: Path, parameters: Parameters, name: str = "
 def with_parameters(text: str, parameters: Parameters, name: str = "calibration") -> str:
     """The text of an inference.yaml with these numbers on its one line of that name. Errors as `write_parameters`."""
     line = f"{name}: {{" + ", ".join(f"{key}: {_yaml(value)}" for key, value in parameters.items()) + "}"
+    # The mapping stands on a single line by rule (decision 2), so no YAML parser, which drops comments, is needed to
+    # change it.
     changed, count = re.subn(rf"^{name}: \{{[^}}\n]*\}}", line, text, flags=re.MULTILINE)
     if count != 1:
         raise BundleError(f"inference.yaml has {count} line(s) `{name}: {{...}}`; exactly one is needed")

@@ -81,6 +81,7 @@ def state_confidence(
     Raises:
         InputRefusedError: A case cannot be used.
     """
+    # From its files: the calibration that was written a moment ago belongs to the statements.
     bundle = load_bundle(bundle.root, bundle.device)
     check_cases(rows, bundle)
     stated: dict[InferenceSetting, Confidence] = {}
@@ -96,6 +97,7 @@ def state_confidence(
             for setting, confidence in stated.items()
         },
     }
+    # On one line: a gate has hundreds of numbers that nobody edits (decision 17).
     write_json(document, bundle.root / CONFIDENCE, "confidence", indent=None)
     return stated
 
@@ -139,6 +141,7 @@ class _Observations:
     def _add_corrupted(self, subject: str, corruption: str, truth: Segmentation, moved: Segmentation) -> None:
         """Adds the samples of a corrupted image; `moved` is the truth on it."""
         try:
+            # Not by `_segment`: features of a corrupted image must not count as usual.
             result = segment_case(moved.image, self.bundle, self.run, fitting=True)
         except InputRefusedError:  # an image that is refused needs no gate
             return
@@ -167,6 +170,8 @@ class _Observations:
         fitted: dict[str, Any] = {}
         for name, fit in fits.items():
             try:
+                # A statement that cannot be fitted is left out with its reason; the others are made all the same
+                # (decision 17).
                 fitted[name] = fit()
             except ValueError as error:
                 why_not[name] = str(error)
@@ -231,6 +236,7 @@ def known_rows(bundle: Bundle, cases: Sequence[CaseFiles], most: int = 100) -> l
         for case, record in pairs
         if record and record.partition in ("train", "selection")
     ]
+    # The step is rounded up; rounded down it could choose almost twice as many.
     return known[:: -(-len(known) // most)] if known else []
 
 
@@ -268,6 +274,8 @@ class StatementFit:
 
     def _begin(self, engine: Engine) -> None:
         check_cases(self.cases, load_bundle(self.bundle_root))  # before the first case is predicted
+        # Entered by hand, since ignite calls different handlers at the start and at the end. It begins before
+        # `CalibrationFit` writes, so that a failure here takes back the new calibration, too.
         self.unchanged = unchanged_on_failure(Path(self.bundle_root))
         self.unchanged.__enter__()
 
@@ -305,6 +313,7 @@ def _corrupted(truth: Segmentation, number: int, cases: int) -> Iterator[tuple[s
     share = max(1, min(len(names), MOST_CORRUPTED // max(cases, 1)))
     for n in range(share):
         name = names[(number * share + n) % len(names)]
+        # The number of the case is the seed: each case has its own noise and cuts, the same in every run.
         image, moved = corrupted(truth.image, truth.label_volume.array, name, seed=number)
         yield name, replace(Segmentation.of_volume(image.with_array(moved), truth.segments), image=image)
 
@@ -355,5 +364,6 @@ def _summary(confidence: Confidence, bundle: Bundle) -> dict[str, Any]:
 
 def _sizes_off(stated: SizeStatement, labels: Mapping[int, str]) -> dict[str, list[float]]:
     """How far true sizes may be off, as parts of the expected ones, by label."""
+    # exp(r) - 1 of a logarithm of a ratio is a relative deviation.
     ratios = stated.log_ratios.items()
     return {labels[n]: [round(float(np.expm1(end)), 4) for end in ends] for n, ends in ratios if ends}

@@ -123,6 +123,7 @@ def groupings(attributes: Attributes, cases: CaseTable, edges: Mapping[str, Sequ
 def _grouping(name: str, values: Mapping[str, str], keys: Mapping[str, str], edges: Sequence[float] | None) -> Grouping:
     texts = {key: values[key] for key in dict.fromkeys(keys.values()) if values.get(key)}
     numbers = {key: number for key, text in texts.items() if (number := _number(text)) is not None}
+    # A column with any text holds names of groups, even if some of them look like numbers.
     if len(numbers) < len(texts):
         if edges is not None:
             wrong = next(text for key, text in texts.items() if key not in numbers)
@@ -161,6 +162,7 @@ def _rising(name: str, edges: Sequence[float]) -> list[float]:
 
 def _band_names(limits: Sequence[float]) -> list[str]:
     """ "<10", "10-20", "20+": a band includes its lower edge, not its upper edge."""
+    # Beside a negative edge a hyphen would look like a minus sign.
     between = "-" if limits[0] >= 0 else " to "
     inner = [f"{low:g}{between}{high:g}" for low, high in pairwise(limits)]
     return [f"<{limits[0]:g}", *inner, f"{limits[-1]:g}+"]
@@ -168,6 +170,7 @@ def _band_names(limits: Sequence[float]) -> list[str]:
 
 def _number(text: str) -> float | None:
     try:
+        # float() also reads "nan" and "inf", which are texts here.
         return value if math.isfinite(value := float(text)) else None
     except ValueError:
         return None
@@ -217,6 +220,7 @@ def _age_band(header: Dataset) -> str:
 
 
 def _sex(header: Dataset) -> str:
+    # PS3.3 C.7.1.1: the values of Patient's Sex are M, F and O.
     text = _text(header, "PatientSex").upper()
     return text if text in ("F", "M", "O") else ""
 
@@ -224,6 +228,7 @@ def _sex(header: Dataset) -> str:
 def _text(header: Dataset, keyword: str) -> str:
     """The value of an element as one printable text."""
     value = header.get(keyword)
+    # Line breaks and control characters of a header would damage tables and terminals.
     return " ".join("".join(letter if letter.isprintable() else " " for letter in str(value or "")).split())
 
 
@@ -235,6 +240,7 @@ def _decimal(header: Dataset, keyword: str) -> str:
 HEADER_ATTRIBUTES: Mapping[str, Callable[[Dataset], str]] = {
     AGE_BAND: _age_band,
     "sex": _sex,
+    # Upper case, since scanners of one manufacturer write its name as SIEMENS and as Siemens.
     "manufacturer": lambda header: _text(header, "Manufacturer").upper(),
     "model": lambda header: _text(header, "ManufacturerModelName"),
     "field_strength_t": lambda header: _decimal(header, "MagneticFieldStrength"),

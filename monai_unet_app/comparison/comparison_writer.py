@@ -40,11 +40,13 @@ def write_subgroups(by_group: Subgroups, folder: Path) -> tuple[Path, Path]:
 def _write(
     document: Mapping[str, Any], name: str, rows: Iterable[Mapping[str, Any]], folder: Path
 ) -> tuple[Path, Path]:
+    # Before the first file is written, so that a refused document leaves neither of the two.
     validate(document, name)
     written = folder / f"{name}.json", folder / f"{name}.csv"
     write_json(document, written[0])
     rows = list(rows)
     with replace_when_whole(written[1]) as part:
+        # newline="": the text has its line ends already, which Windows would change.
         part.write_text(csv_text([rows[0], *(row.values() for row in rows)]), encoding="utf-8", newline="")
     return written
 

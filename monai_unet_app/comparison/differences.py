@@ -149,6 +149,7 @@ def compare_pairs(pairs: Pairs, how: Bootstrap) -> Comparison:
         for column, lower_is_better in compared_columns(units_of(pairs.first.document["planar"])).items()
         for row in rows
     ]
+    # Adjusted over the whole table: each score of each class is another chance of a low p.
     adjusted = holm({entry.key: entry.test.p for entry in differences})
     tested = [replace(entry, test=replace(entry.test, p_holm=adjusted[entry.key])) for entry in differences]
     return Comparison(pairs, tuple(tested), how)
@@ -182,6 +183,7 @@ def _difference(pairs: Pairs, score: str, row: str, lower_is_better: bool, how: 
     subjects = list(pairs.subjects.values())
     with np.errstate(invalid="ignore"):  # two infinite distances give NaN
         change = second - first
+    # Both means are over the same cases, so that they differ by the printed difference.
     used = np.isfinite(change)
     estimate = bootstrap.bootstrap_paired_difference(second, first, subjects, how)
     test = signed_rank(list(subject_means(change, subjects).values()), fewest_subjects(how.level))
@@ -203,6 +205,7 @@ def _word(estimate: Estimate, lower_is_better: bool, how: Bootstrap) -> Word:
         return "too few"
     if estimate.low <= 0 <= estimate.high:
         return "same"
+    # The interval lies wholly on one side of 0; the side below is good for distances and errors.
     return "better" if (estimate.high < 0) == lower_is_better else "worse"
 
 

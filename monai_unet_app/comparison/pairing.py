@@ -60,6 +60,7 @@ def pair(
     if left_out and not (common and cases):
         raise InputRefusedError(_other_cases(first, second, cases, names))
     digests = [evaluation.document["data"].get("sha256", "") for evaluation in (first, second)]
+    # A digest is of all cases of an evaluation, so it says nothing where only a part of them is compared.
     if not left_out and all(digests) and digests[0] != digests[1]:
         raise InputRefusedError(
             f"the cases have the same names and other content (data sha256 {digests[0][:12]}... and {digests[1][:12]}...); "
@@ -118,6 +119,7 @@ def _common_subjects(first: Mapping[str, str], second: Mapping[str, str], cases:
     if not cases:
         return {}
     members = [np.unique([subjects[case] for case in cases], return_inverse=True)[1] for subjects in (first, second)]
+    # Nodes from 0 are the cases, then the people of the first evaluation, then the people of the second.
     nodes = np.arange(len(cases))
     people = [len(cases) + members[0], len(cases) + members[0].max() + 1 + members[1]]
     size = int(people[1].max()) + 1
@@ -125,6 +127,7 @@ def _common_subjects(first: Mapping[str, str], second: Mapping[str, str], cases:
     links = coo_array((np.ones(2 * len(cases)), (np.tile(nodes, 2), np.concatenate(people))), shape=(size, size))
     persons = connected_components(links, directed=False)[1][: len(cases)]
     names: dict[int, str] = {}
+    # The least name, so that the order of the rows does not matter.
     for case, person in zip(cases, persons, strict=True):
         names[person] = min(first[case], names.get(person, first[case]))
     return {case: names[person] for case, person in zip(cases, persons, strict=True)}

@@ -17,6 +17,7 @@ from monai_unet_app.metrics.bootstrap import finite_or_none
 
 Floats = NDArray[np.float64]
 DIGITS = 12  # decimals of means and differences; rounding keeps ties, which rank tests depend on
+# 13 subjects have 2**13 = 8192 sets of signs.
 MOST_EXACT, MOST_FLIPS = 50, 13  # largest number of subjects for an exact test, without and with ties
 EXACT, APPROXIMATE, CHI_SQUARE = "exact", "normal approximation", "chi-square approximation"
 
@@ -73,6 +74,8 @@ def signed_rank(differences: ArrayLike, fewest: int = 6) -> RankTest:
 
 def _by_sign_flips(values: Floats) -> float:
     """The exact test with mean ranks for ties: under the null hypothesis all sets of signs are equally likely."""
+    # The statistic is Wilcoxon's sum of the positive ranks. With as many resamples as there are sets of signs, scipy
+    # tries each set once.
     ranks = stats.rankdata(np.abs(values))
     flips = stats.permutation_test(
         (ranks * np.sign(values),),
@@ -89,6 +92,7 @@ def rank_groups(groups: Sequence[Sequence[float]]) -> RankTest:
     if len(groups) < 2:
         return RankTest(reason=f"{len(groups)} group(s) with enough subjects, at least 2 are needed")
     rounded = [np.round(np.asarray(group, dtype=np.float64), DIGITS) for group in groups]
+    # With all ranks tied the statistic is 0 / 0.
     if len(np.unique(np.concatenate(rounded))) == 1:
         return RankTest(reason="all values are the same")
     return RankTest(float(stats.kruskal(*rounded).pvalue), CHI_SQUARE)

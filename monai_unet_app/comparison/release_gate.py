@@ -120,6 +120,7 @@ def _gated(comparison: Comparison, name: str, margin: float | None) -> GatedScor
         return GatedScore(difference, margin, "failed", "got worse")
     if margin is None:
         return GatedScore(difference, margin, "passed", "got better" if low > 0 else "is not shown to be worse")
+    # Non-inferiority: the worse end of the interval decides, so a wide interval fails even where the mean is unchanged.
     if low >= -margin:
         return GatedScore(difference, margin, "passed", f"is not worse by more than {margin:g}")
     beyond = f"got worse by more than {margin:g}" if high < -margin else f"may be worse by more than {margin:g}"

@@ -131,6 +131,7 @@ def _check_means(folder: Path, evaluation: StoredEvaluation) -> None:
         if stated is None or score not in evaluation.table.columns:
             continue
         computed = finite_mean(evaluation.table.values(score).values())
+        # `not <=` instead of `>`, so that NaN is refused, too.
         if not abs(computed - stated) <= SIX_DIGITS:
             raise InputRefusedError(
                 f"{folder}: the mean {score} is {stated:.6g} in metrics.json and {computed:.6g} in cases.csv; files as "
@@ -156,6 +157,7 @@ def read_cases(path: Path) -> CaseTable:
         rows[key] = line
     if not rows:
         raise InputRefusedError(f"{path} has no case; at least one is needed; evaluate again")
+    # Sorted, so that no result depends on the order of the rows.
     return CaseTable(header, {case: subjects[case] for case in sorted(subjects)}, rows)
 
 
@@ -167,6 +169,7 @@ def read_table(path: Path, needed: Sequence[str]) -> tuple[tuple[str, ...], list
             header.
     """
     try:
+        # utf-8-sig: Excel writes a byte order mark, which would become a part of the name of the first column.
         with path.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream)
             header, rows = tuple(reader.fieldnames or ()), list(reader)
@@ -181,6 +184,7 @@ def read_table(path: Path, needed: Sequence[str]) -> tuple[tuple[str, ...], list
             "between them are needed"
         )
     for number, row in enumerate(rows, start=2):
+        # csv.DictReader puts surplus fields under the key None, and None into missing fields.
         if None in row or None in row.values():
             raise InputRefusedError(f"{path}: row {number} has not the {len(header)} fields of the header; mend it")
     return header, rows
@@ -200,6 +204,7 @@ def _number(text: str, place: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
+    # `evaluate` writes an empty field for an undefined figure, so the text "nan" comes from elsewhere.
     if math.isnan(value):
         raise InputRefusedError(f"cases.csv: {place} is {text!r}; a number or nothing is needed; evaluate again")
     return value

@@ -163,6 +163,7 @@ def _group(
     estimates = {
         score: bootstrap_mean([values[case] for case in cases], subjects, how) for score, values in scores.items()
     }
+    # The subjects that have this score are counted: in a large group few may have a defined distance.
     guarded = {score: estimate if estimate.subjects >= fewest else None for score, estimate in estimates.items()}
     return Group(name, len(set(subjects)), len(cases), guarded)
 

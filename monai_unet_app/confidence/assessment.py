@@ -81,6 +81,7 @@ class StructureAssessment(SizeAssessment):
         """The reasons against the structure, in words."""
         grade = self.grade
         reasons = [] if grade is None else list(grade.reasons)
+        # A structure that was not found is graded 0 and 0, which is no prediction.
         if grade is not None and grade.verdict != "accept" and (grade.at_least or grade.dice):
             reasons.insert(0, f"predicted Dice {grade.dice:.2f}, at least {grade.at_least:.2f}")
         if self.cut:
@@ -199,6 +200,7 @@ def _assess_whole(
     whole = segmentation.wholes[number - 1]
     parts = [n - 1 for n in whole.numbers]
     interval = None
+    # A whole is cut off where any of its parts is.
     if confidence.wholes and not any(assessed[n].cut for n in parts):
         expected = sum(segmentation.structures[n].expected_size for n in parts)
         interval = confidence.wholes.interval(number, expected)

@@ -16,6 +16,7 @@ from .shift import LEAST_SUBJECTS, USUAL
 LEAST_PART = 0.01
 """Part of a structure's surface that may lie on the border of the image, whatever is usual: some voxels are no cut."""
 
+# LPS coordinates increase to the left, to the back and to the head.
 _LPS_SIDES = (("right", "left"), ("front", "back"), ("foot", "head"))
 _PICTURE_SIDES = (("left", "right"), ("upper", "lower"))
 
@@ -87,6 +88,7 @@ class BorderStatement(JsonDocument):
                 raise ValueError(
                     f"structure {number}: {count} subject(s); {LEAST_SUBJECTS} are needed to say what is usual"
                 )
+            # From J subjects no bound of a coverage above J / (J + 1) follows; it would be infinite.
             usual = conformal_quantile([row.part for row in rows], subjects, min(USUAL, count / (count + 1)))
             limits[number] = max(LEAST_PART, usual)
         if not limits:
@@ -100,6 +102,7 @@ class BorderStatement(JsonDocument):
         if touching.sum() <= limit:
             return None
         names = np.array(sides_of(structure.grid))
+        # A side with only a trace of the surface is not named, unless no side has more.
         cut_sides = touching >= min(LEAST_PART, touching.max())
         return BorderCut(tuple(names[cut_sides].tolist()), float(touching.sum()), limit)
 
@@ -112,6 +115,7 @@ def sides_of(volume: Volume) -> list[tuple[str, str]]:
         return [(f"first (axis {axis})", f"last (axis {axis})") for axis in range(3)]
     sides = []
     for step in volume.affine_lps[:3, :3].T:
+        # The patient axis that is nearest to the array axis, since a grid may be oblique.
         along = int(np.argmax(np.abs(step)))
         low, high = _LPS_SIDES[along]
         sides.append((low, high) if step[along] > 0 else (high, low))

@@ -37,6 +37,8 @@ def conformal_quantile(scores: ArrayLike, subjects: Sequence[str], coverage: flo
     if not 0 < coverage < 1:
         raise ValueError(f"coverage is {coverage}; a number between 0 and 1 is needed")
     weights = _weights(subjects)
+    # The weight of the new subject counts as if its score were infinite: the known scores must reach the coverage by
+    # themselves.
     order = np.argsort(values, kind="stable")
     reached = np.flatnonzero(np.cumsum(weights[order]) >= coverage - 1e-12)  # less the rounding of the sum
     return float(values[order][reached[0]]) if reached.size else math.inf
@@ -44,6 +46,8 @@ def conformal_quantile(scores: ArrayLike, subjects: Sequence[str], coverage: flo
 
 def subjects_needed(coverage: float) -> int:
     """The fewest subjects with which a statement of this coverage can be made."""
+    # J / (J + 1) >= coverage, solved for J. In binary 0.9 / (1 - 0.9) is a little more than 9, and 9 subjects are
+    # enough.
     return math.ceil(coverage / (1 - coverage) - 1e-9)
 
 

@@ -67,6 +67,7 @@ def _surroundings(structures: Sequence[Structure]) -> tuple[float, float]:
     probabilities = [_flat_probability(structure) for structure in structures]
     near_surface = np.stack([p[band] for p in probabilities]).astype(np.float64)
     inside = np.stack([p[mask] for p in probabilities]).astype(np.float64)
+    # A mask that fills the image has no surface beside which anything could be uncertain.
     confidence = float(_with_background(near_surface).max(axis=0).mean()) if band.any() else 1.0
     return confidence, float(_entropy(_with_background(inside)).mean())
 
@@ -74,6 +75,7 @@ def _surroundings(structures: Sequence[Structure]) -> tuple[float, float]:
 def _describe(structure: Structure, band_confidence: float, entropy: float) -> Features:
     mask, voxels = _flat_mask(structure), structure.voxels
     numbers, count = components(mask)
+    # Component 0 is the background.
     largest = int(np.bincount(numbers.ravel(), minlength=count + 1)[1:].max())
     p = _flat_probability(structure).astype(np.float64)
     return Features(
@@ -82,6 +84,8 @@ def _describe(structure: Structure, band_confidence: float, entropy: float) -> F
         uncertainty=float((p * (1 - p)).sum() / max(p.sum(), _LEAST)),
         entropy=entropy,
         log_size=float(np.log(structure.size)),
+        # The surface grows with the power 2/3 of the volume (in 2D, 1/2 of the area): the quotient does not depend on
+        # the size.
         roughness=float(np.count_nonzero(border(mask)) / voxels ** (1 - 1 / mask.ndim)),
         largest_part=largest / voxels,
         border=float(on_border(structure).sum()),
@@ -117,6 +121,7 @@ def on_border(structure: Structure) -> NDArray[np.float64]:
 
 def _with_background(p: NDArray[Any]) -> NDArray[Any]:
     """Shape (C + 1, N): the probability of the background, and the given probabilities."""
+    # Rounding can carry the sum a little beyond 1.
     return np.concatenate([np.clip(1 - p.sum(axis=0, keepdims=True), 0, 1), p])
 
 

@@ -73,6 +73,7 @@ def changed_since(bundle: BundleFiles, setting: InferenceSetting, then: Mapping[
 def _values_of_results(bundle: BundleFiles, setting: InferenceSetting) -> dict[str, Any]:
     """The top-level values of inference.yaml that results depend on: those listed above and all that they refer to."""
     config = bundle.inference_document
+    # All values that can be reached by references; a value that several others refer to is followed once.
     waiting, values = [*_OF_RESULTS, *(_OF_AVERAGES if setting == "tta" else ())], dict[str, Any]()
     while waiting:
         name = waiting.pop()
@@ -83,6 +84,7 @@ def _values_of_results(bundle: BundleFiles, setting: InferenceSetting) -> dict[s
             value = {key: argument for key, argument in value.items() if key not in _OF_SPEED}
         values[name] = value
         waiting += [reference for text in _texts(value) for reference in _REFERENCE.findall(text)]
+    # Overrides of this run change results as if they stood in the file.
     overrides = bundle.overrides if isinstance(bundle, Bundle) else ()
     return values | {name: value for name, value in overrides if name.split("::")[0] in values}
 
@@ -101,6 +103,7 @@ def _wholes(bundle: BundleFiles) -> list[Any]:
 
 
 def _digest(value: Any) -> str:
+    # Sorted keys: the order of the entries in a YAML file changes no result.
     return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).hexdigest()
 
 

@@ -26,6 +26,7 @@ class JsonDocument:
     def from_document(cls, document: Mapping[str, Any]) -> Self:
         """The statement in a `document`. Raises KeyError, TypeError or ValueError for anything else."""
         types = get_type_hints(cls)
+        # An absent optional field gets its default; an absent required field raises KeyError below.
         names = [field.name for field in fields(cls) if field.name in document or _is_required(field)]
         return cls(**{name: _from_json(types[name], document[name]) for name in names})
 
@@ -58,5 +59,6 @@ def _from_json(kind: Any, value: Any) -> Any:
     if origin is np.ndarray:
         return np.array(value, dtype=np.float64)
     if origin is not None:
+        # JSON has texts as keys only; numbers of structures become whole numbers again.
         return {parts[0](key): _from_json(parts[1], entry) for key, entry in value.items()}
     return kind.from_document(value) if issubclass(kind, JsonDocument) else kind(value)

@@ -104,11 +104,13 @@ class QualityGate(JsonDocument):
                 f"{len(subjects)} subject(s); a bound that holds {coverage:.0%} of the time needs {subjects_needed(coverage)}"
             )
         predicted: list[tuple[Sample, float]] = []
+        # The error of a prediction must be that for a new subject: on subjects of the fit it would be too small.
         for subject in subjects:
             others = cls._fitted([s for s in samples if s.subject != subject], coverage)
             own = [s for s in samples if s.subject == subject]
             predicted += [(s, others.predicted_dice(s.structure, s.features)) for s in own]
         whole = cls._fitted(samples, coverage)
+        # Two margins, since a single margin would be that of the worse kind (decision 18).
         margins = tuple(
             _margin([pair for pair in predicted if (pair[1] >= FINE) == fine], coverage) for fine in (True, False)
         )
@@ -125,7 +127,9 @@ class QualityGate(JsonDocument):
             spread[number] = tuple(np.maximum(np.std(sound, axis=0), _LEAST_SPREAD).tolist())
         gate = cls(centre, spread, (), (1.0, 1.0), coverage, 0, 0)
         table = np.array([gate._inputs(s.structure, s.features) for s in samples])
+        # The logit of the Dice has no bounds, so a linear model of it cannot predict a Dice outside 0 to 1.
         odds = np.clip([s.dice for s in samples], _LEAST_LOGIT, 1 - _LEAST_LOGIT)
+        # The ridge leaves the constant alone; otherwise it would pull every prediction towards a Dice of 0.5.
         penalty = np.diag([_RIDGE] * (table.shape[1] - 1) + [0.0])
         weights = np.linalg.solve(table.T @ table + penalty, table.T @ np.log(odds / (1 - odds)))
         return replace(gate, weights=tuple(weights.tolist()))

@@ -50,6 +50,7 @@ def image_features(array: NDArray[Any], spacing_mm: Sequence[float]) -> Floats:
         along each axis, in mm.
     """
     channels = np.moveaxis(array, -1, 0) if array.ndim == 4 else array[None]
+    # A second difference needs three voxels.
     axes = [axis for axis in range(3) if channels.shape[axis + 1] > 2]
     extents = [np.log(channels.shape[axis + 1] * spacing_mm[axis]) for axis in axes]
     own = [value for channel in channels for value in _channel_features(channel, axes)]
@@ -66,13 +67,16 @@ def _balance(channels: NDArray[Any]) -> list[float]:
 def _channel_features(channel: NDArray[Any], axes: Sequence[int]) -> list[float]:
     values = channel.astype(np.float64)
     low, high = np.percentile(values, [0.5, 99.5])
+    # Percentiles instead of the extremes, so that a few bright voxels do not set the scale.
     scaled = np.clip((values - low) / max(high - low, _TINY), 0, 1)
     deviation = scaled.std()
     centred = (scaled - scaled.mean()) / (deviation + _TINY)
     features = [*np.quantile(scaled, _QUANTILES), deviation]
     for axis in axes:
+        # Sharpness: how large the steps between neighbouring voxels are, compared with the contrast of the image.
         for order in (1, 2):
             features.append(np.log(np.abs(np.diff(scaled, order, axis=axis)).mean() / (deviation + _TINY) + _TINY))
+        # Evenness: above 0 if the image is brighter towards the end of the axis.
         along = np.linspace(-1, 1, scaled.shape[axis]).reshape([-1 if n == axis else 1 for n in range(3)])
         features.append((centred * along).mean())
     return [float(value) for value in features]
@@ -99,6 +103,7 @@ class LayerWatch:
         self._hook.remove()
 
     def _take(self, module: "torch.nn.Module", inputs: Any, output: "torch.Tensor") -> None:
+        # Sums, and the number of windows: the last batch may hold fewer windows than the others.
         flat = output.detach().float().flatten(2)
         self._sums.append(
             np.concatenate([part.sum(0).cpu().numpy() for part in (flat.mean(2), flat.std(2))]).astype(float)
@@ -157,8 +162,10 @@ class ShiftDetector(JsonDocument):
             raise ValueError(f"{len(everyone)} subject(s); {LEAST_SUBJECTS} are needed to say what is usual")
         away = np.empty((len(table), 3))
         for subject in everyone:
+            # A new subject is not among the reference images, so each subject is measured against the others.
             others = cls._of(table[names != subject])
             away[names == subject] = [others._distances(row) for row in table[names == subject]]
+        # Each of the three distances in units of its usual size, so that their maximum compares like with like.
         usual = np.maximum(np.median(away, axis=0), _TINY)
         scores = (away / usual).max(axis=1)
         limit = conformal_quantile(scores, list(subjects), min(USUAL, len(everyone) / (len(everyone) + 1)))
@@ -169,6 +176,8 @@ class ShiftDetector(JsonDocument):
     def _of(cls, table: Floats) -> "ShiftDetector":
         centre = table.mean(axis=0)
         spread = np.maximum(table.std(axis=0), _LEAST_SPREAD * np.maximum(np.abs(centre), _LEAST_MEAN))
+        # Principal components by a singular value decomposition, which may have fewer images than features. A singular
+        # value over sqrt(N) is the standard deviation along its component.
         _, sizes, directions = np.linalg.svd((table - centre) / spread, full_matrices=False)
         count = max(1, min(_MOST_COMPONENTS, len(table) // 4))  # fewer images determine fewer components
         deviations = np.maximum(sizes[:count] / np.sqrt(len(table)), _LEAST_DEVIATION)
@@ -177,6 +186,8 @@ class ShiftDetector(JsonDocument):
     def _distances(self, features: Floats) -> Floats:
         """Shape (3,), in the order of `scale`."""
         away = (features - self.centre) / self.spread
+        # Along the components: a Mahalanobis distance. Beside them: what the components do not explain. Both are root
+        # mean squares.
         along = away @ self.components.T
         beside = away - along @ self.components
         squared = np.mean((along / self.deviations) ** 2), np.mean(beside**2)

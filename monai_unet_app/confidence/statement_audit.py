@@ -185,6 +185,7 @@ def _sizes(sizes: Sequence[tuple[str, float | None, tuple[float, float] | None]]
     """How often intervals held the true sizes, and how wide they are; rows of (subject, true size, interval)."""
     stated = [(subject, size, *interval) for subject, size, interval in sizes if interval and size is not None]
     covered = [low <= size <= high for _, size, low, high in stated]
+    # Half the width over the centre. An interval of 0 to 0, where nothing is expected, has no relative width.
     widths = [(high - low) / (high + low) for *_, low, high in stated if high]
     return {
         **asdict(observed_coverage(covered, [subject for subject, *_ in stated], promised)),

@@ -76,6 +76,7 @@ class SizeStatement(JsonDocument):
         small = _SMALL_VOXELS * float(np.median([row.voxel for row in measured]))
         intervals = {}
         for number, rows in _by_structure(measured).items():
+            # A ratio, since errors of size grow with the size (decision 17).
             log_ratios = np.array([math.log((row.true + small) / (row.expected + small)) for row in rows])
             intervals[number] = _interval_about_mean(log_ratios, [row.subject for row in rows], coverage)
         return cls(coverage, intervals, small, len({row.subject for row in measured}))
@@ -85,6 +86,7 @@ class SizeStatement(JsonDocument):
         ratios = self.log_ratios.get(structure)
         if ratios is None:
             return None
+        # Without `small` again an end can be below 0, which no size is.
         low, high = ((expected + self.small) * math.exp(ratio) - self.small for ratio in ratios)
         return max(0.0, low), max(0.0, high)
 
@@ -107,7 +109,9 @@ def _interval_about_mean(
     centre, count = own.mean(), len(own)
     if count < subjects_needed(coverage):
         return None
+    # The mean without each subject, for all subjects at once.
     others = (count * centre - own) / (count - 1)
+    # One bound for both sides: two tails, each by itself, need twice the subjects (decision 17).
     half = conformal_quantile(np.abs(log_ratios - others[member]), subjects, coverage)
     return float(centre - half), float(centre + half)
 
@@ -235,6 +239,7 @@ def measure_wholes(measured: Sequence[StructureMeasurement], wholes: Sequence[Wh
         measured: From `measure_structures`, case after case.
         wholes: The wholes of the bundle.
     """
+    # The rows come case by case, and the rows of each case begin with structure 1.
     starts = [n for n, row in enumerate(measured) if row.structure == 1]
     rows = []
     for start, stop in pairwise([*starts, len(measured)]):
@@ -250,6 +255,7 @@ def _missed_parts(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
     """Shape (T,): the part of the true voxels, with these probabilities, below each of THRESHOLDS; 0 without voxels."""
     if not probabilities.size:
         return np.zeros(len(THRESHOLDS))
+    # A voxel with exactly the threshold belongs to the mask, so only smaller probabilities are counted ("left").
     return np.searchsorted(np.sort(probabilities.astype(np.float64)), THRESHOLDS, side="left") / probabilities.size
 
 

@@ -65,6 +65,7 @@ def choose_cases(
     planned = [plan.get(case.id) for case in cases]
     subjects = {**subjects_of(cases), **{entry.id: entry.subject for entry in planned if entry}}
     same_subject = _seen_subjects(bundle, plan)
+    # By the image first, since names change (decision 11); then by the subject, as far as both plans know it.
     seen_cases = [seen_case(bundle, case) or same_subject.get(subjects[case.id]) for case in cases]
     partitions = [
         known.partition if known else entry.partition if splits and entry else None
@@ -112,6 +113,7 @@ def _seen_subjects(bundle: Bundle, plan: Mapping[str, SplitCase]) -> dict[str, S
     A case of a seen subject counts as seen: the other eye of a child whose first eye was trained on, for instance.
     """
     same = (case for case in bundle.seen if case.id in plan and plan[case.id].subject == case.subject)
+    # Reversed, so that of several cases of a subject the first in the records counts.
     return {case.subject: case for case in reversed(list(same))}
 
 

@@ -149,6 +149,7 @@ class CaseLog:
         images = {row["id"]: row["image"] for row in self.rows}
         pictures = []
         for role, case_id in exemplary_cases(self.evaluation.cases).items():
+            # The bytes come from `add` and never left this process, so unpickling runs no foreign code.
             truth, predicted = pickle.loads(zlib.decompress(self.labels[case_id]))
             pictures.append(CasePicture.of(case_id, role, read_volume(images[case_id]), truth, predicted))
         return pictures
@@ -204,6 +205,7 @@ def evaluate_cases(
             volume = read_volume(row["image"])
             truth = read_reference(row, volume, bundle)
             case = segment_case(volume, bundle, run, uncalibrated=True)
+        # Only a refusal lets the evaluation go on; the case is named in the report. Any other error ends it.
         except InputRefusedError as error:
             problems[row["id"]] = str(error)
             each(row["id"], None)
@@ -253,6 +255,7 @@ class EvaluationHandler:
         bundle = self.log.bundle
         for output, inputs in zip(outputs, batch, strict=True):
             item = {"truth": inputs["truth"], "pred": output["pred"], "prob": output["prob"]}
+            # The batch carries no id: the evaluator keeps the order of its data, so the next row belongs to this case.
             row = self.data.rows[len(self.log.rows)]
             volume = read_volume(row["image"])
             arrays = {key: on_volume(item[key], volume) for key in ("pred", "prob", "truth")}

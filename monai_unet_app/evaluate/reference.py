@@ -27,6 +27,7 @@ def read_reference(row: Row, volume: Volume, bundle: Bundle) -> Segmentation:
         InputRefusedError: The label does not lie on the image, or holds values that the bundle does not know.
     """
     labels = read_labels(Path(row["label"]), volume)
+    # The ignored value is no class of the bundle, but a reference may hold it.
     ignored = () if bundle.ignore_label is None else (bundle.ignore_label,)
     check_values(labels, (*bundle.label_values, *ignored), Path(row["label"]).name)
     return reference_segmentation(labels.array, volume, bundle)

@@ -110,6 +110,7 @@ def bootstrap_mean(values: ArrayLike, subjects: Sequence[str], how: Bootstrap) -
     used = np.isfinite(values)
     _check_lengths(values, subjects)
     names = [name for name, keep in zip(subjects, used, strict=True) if keep]
+    # A mean is a ratio of two sums. Both change with a draw, since subjects have unequal numbers of cases.
     rows = np.stack([values[used], np.ones(len(names))], axis=1)
     return bootstrap_sums(rows, names, _ratio_of_sums, how)
 
@@ -125,6 +126,7 @@ def bootstrap_paired_difference(
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if first.shape != second.shape:
         raise ValueError(f"paired values have shapes {first.shape} and {second.shape}; the same cases are needed")
+    # Infinity minus infinity is NaN: neither has a distance in this case, so it is left out.
     with np.errstate(invalid="ignore"):
         return bootstrap_mean(first - second, subjects, how)
 
@@ -148,6 +150,7 @@ def bootstrap_sums(
     names, member = np.unique(np.asarray(subjects, dtype=str), return_inverse=True)
     if not len(rows):
         return Estimate(float("nan"), float("nan"), float("nan"), 0, 0)
+    # Sums by subject are enough, since a subject is always drawn with all of its cases.
     totals = np.zeros((len(names), rows.shape[1]))
     np.add.at(totals, member, rows)
     value = float(statistic(rows.sum(axis=0, keepdims=True))[0])
@@ -163,9 +166,11 @@ def _interval(totals: Floats, statistic: Callable[[Floats], Floats], how: Bootst
     # A draw of S subjects with replacement is a draw of the number of times that each subject comes.
     draws = np.random.default_rng(how.seed).multinomial(number, np.full(number, 1 / number), size=how.resamples)
     figures = statistic(draws @ totals)
+    # A draw may hold no subject that defines the figure; its 0 / 0 is no value.
     figures = figures[np.isfinite(figures)]
     if not len(figures):
         return float("nan"), float("nan")
+    # The percentile interval of chapter 13: quantiles of the figures of the draws.
     low, high = np.quantile(figures, [(1 - how.level) / 2, (1 + how.level) / 2])
     return float(low), float(high)
 

@@ -34,6 +34,7 @@ _VOXELS_A_THREAD = 1 << 18  # some milliseconds of work, so that starting a thre
 
 def border(mask: Mask) -> Mask:
     """Voxels of a mask with a face neighbour outside the mask or outside the image. Same shape."""
+    # Erosion by one face-connected step: a voxel stays if both of its neighbours along every axis are in the mask.
     inner = mask.copy()
     for axis in range(mask.ndim):
         ahead, behind = _shifted(axis, 1), _shifted(axis, -1)
@@ -78,6 +79,7 @@ def boundary_iou(
         check_masks(truth, predicted)
         steps = _coco_steps(truth.ndim, spacing_mm, width_mm)
         truth, predicted = _cropped(truth, predicted)
+        # The crop changes nothing: beyond the box that holds both masks is background, as beyond the picture.
         return iou(_chessboard_band(truth, steps), _chessboard_band(predicted, steps))
     return SurfacePair.of(truth, predicted, spacing_mm).boundary_iou(width_mm)
 
@@ -103,6 +105,7 @@ def coco_boundary_iou(truth: Mask, predicted: Mask, *, ratio: float = 0.02) -> f
     """
     if not (np.isfinite(ratio) and ratio > 0):
         raise ValueError(f"ratio is {ratio}; a part of the diagonal above 0 is needed, 0.02 for COCO")
+    # Masks that are not 2D are refused by `boundary_iou`; until then they only need some depth.
     depth = max(1, round(ratio * float(np.hypot(*truth.shape)))) if truth.ndim == 2 else 1
     return boundary_iou(truth, predicted, (1.0,) * truth.ndim, width_mm=depth, mode="coco")
 
@@ -133,12 +136,15 @@ class SurfacePair:
         check_masks(truth, predicted)
         _check_lengths(truth.ndim, spacing_mm, 1.0)
         truth, predicted = _cropped(truth, predicted)
+        # One distance map for each mask serves all scores: boundary IoU reads it inside its own mask, surface distances
+        # at the border of the other mask.
         maps = [_distance_to(border(mask), spacing_mm) if mask.any() else None for mask in (truth, predicted)]
         return cls(truth, predicted, maps[0], maps[1])
 
     def boundary_iou(self, width_mm: float) -> float:
         """See the function `boundary_iou`, mode "mm"."""
         _check_width(width_mm)
+        # An empty mask has no border to measure from. IoU gives the agreed values: 1 if both are empty, 0 if one is.
         if self.to_truth is None or self.to_predicted is None:
             return iou(self.truth, self.predicted)
         most = reach(width_mm)
@@ -161,6 +167,7 @@ def _at_border(mask: Mask, own: NDArray[np.float32] | None, other: NDArray[np.fl
     """Shape (n,): the distances to the other mask at the border voxels of a mask, whose own distance is 0."""
     if own is None:
         return np.zeros(0, np.float32)
+    # edt gives exactly 0 at border voxels and at least the smallest spacing elsewhere.
     edge = own == 0
     return np.full(np.count_nonzero(edge), np.inf, np.float32) if other is None else other[edge]
 
@@ -170,6 +177,7 @@ def _distance_to(edge: Mask, spacing_mm: Spacing) -> NDArray[np.float32]:
     elsewhere = (~edge).view(np.uint8)  # faster in edt than booleans, which it gives to its threads line by line
     # edt holds the lock of the Python interpreter, so a large mask gets several threads of its own.
     threads = min(os.cpu_count() or 1, 1 + edge.size // _VOXELS_A_THREAD)
+    # Without edt's black border: `border` has marked the voxels at the image's edge already.
     spacing = tuple(map(float, spacing_mm))
     return np.asarray(edt.edt(elsewhere, anisotropy=spacing, black_border=False, parallel=threads))
 
@@ -216,8 +224,11 @@ def hausdorff_distance(distances: SurfaceDistances, *, percentile: float = 95.0)
     Source: Huttenlocher et al. 1993; the percentile is taken for each direction, as in MONAI and MetricsReloaded.
     """
     both = distances.both
+    # np.percentile interpolates between infinities to NaN, so an empty mask is answered before.
     if not np.isfinite(both).all():
         return float("inf")
+    # The percentile of the pooled distances would be another figure (panoptica's); the longer border would outweigh the
+    # other.
     directed = [distances.truth_to_predicted, distances.predicted_to_truth]
     return max((float(np.percentile(d, percentile)) for d in directed if d.size), default=0.0)
 
@@ -225,6 +236,7 @@ def hausdorff_distance(distances: SurfaceDistances, *, percentile: float = 95.0)
 def average_surface_distance(distances: SurfaceDistances) -> float:
     """Mean of the surface distances, both directions pooled ("ASSD"). Empty masks as in `hausdorff_distance`."""
     both = distances.both
+    # The distances are float32; their sum is taken in float64.
     return float(both.mean(dtype=np.float64)) if both.size else 0.0
 
 
@@ -280,6 +292,8 @@ def surface_band(
     if window is None:
         return band
     mask, counts = predicted_foreground[window], None if valid is None else valid[window]
+    # Squares are compared, so that no root is taken. Centres of the faces across each axis form a grid of their own,
+    # shifted by half a voxel along this axis; the band is the union over the axes.
     limit = np.float32(reach(width_mm) ** 2)
     for axis in range(mask.ndim):
         faces = _faces(mask, axis, counts)
@@ -304,6 +318,7 @@ def _squared_distance_to_faces(
     """
     squared = np.full(shape, np.inf, dtype=np.float32)
     near, step = np.moveaxis(squared, axis, 0), spacing_mm[axis]
+    # The number of n from 0 on with (n + 1/2) steps within the width.
     most = min(int(width_mm / step + 0.5 + _SLACK), len(faces))
     for n in range(most - 1, -1, -1):  # farthest first, so that nearer faces overwrite it
         cost, last = np.float32(((n + 0.5) * step) ** 2), len(faces) - n
@@ -331,6 +346,7 @@ def _shifted(axis: int, n: int) -> tuple[slice, ...]:
 
 
 def _chessboard_band(mask: Mask, steps: int) -> Mask:
+    # The ring of background makes the picture's edge an outside, as the padding in the paper's code does.
     distance = ndimage.distance_transform_cdt(np.pad(mask, 1), metric="chessboard")[1:-1, 1:-1]
     return np.asarray(mask & (distance <= steps))
 

@@ -148,10 +148,13 @@ def score_case(case: CaseArrays, plan: EvaluationPlan) -> CaseScores:
     read = _label_map if plan.exclusive else class_masks
     truth = read(case.truth, plan.class_names, grid, f"truth of case {case.case_id}", valid)
     predicted = read(case.predicted, plan.class_names, grid, f"prediction of case {case.case_id}", valid)
+    # A label map becomes a stack of one channel, so that the union of all classes is the same line for both kinds.
     foreground = np.asarray(predicted.reshape(-1, *grid).any(axis=0))
     # Populations are chosen by the prediction, never by the truth: see `populations`.
     within = populations(plan, foreground, case.probabilities, case.spacing, valid)
     after = count_populations(truth, case.probabilities, within, plan)
+    # The same voxels before and after calibration, since the band lies around the labels that were delivered (decision
+    # 10).
     before = {} if case.uncalibrated is None else count_populations(truth, case.uncalibrated, within, plan)
     scores = score_masks(truth, predicted, case.spacing, case.voxel_size, plan)
     return CaseScores(case.case_id, case.subject, scores, after, before, _accuracy(truth, predicted, valid))
@@ -202,6 +205,7 @@ def score_masks(
     workers = max(1, min(os.cpu_count() or 1, _WORK_BYTES // (_BYTES_A_VOXEL * largest)))
 
     def score(n: int) -> ClassScores:
+        # The masks are cut inside the thread, so that only the classes at hand take memory.
         true_mask, predicted_mask = (region.labels[boxes[n]] == region.value for region in pairs[n])
         return _score_class(plan.class_names[n], true_mask, predicted_mask, spacing, voxel_size, plan)
 
@@ -286,10 +290,12 @@ def _label_map(
         raise ValueError(
             f"{name} has shape {labels.shape}; {grid} is needed, the grid of the probabilities; resample it"
         )
+    # Before the values are checked, since voxels that do not count may hold any value, such as 255.
     if valid is not None:
         labels = np.where(valid, labels, labels.dtype.type(0))
     largest = len(class_names)
     with np.errstate(invalid="ignore"):
+        # NaN and numbers beyond int32 become arbitrary integers here; the comparison below refuses them.
         whole = labels if np.issubdtype(labels.dtype, np.integer) else labels.astype(np.int32)
     within = not labels.size or (whole.min() >= 0 and whole.max() <= largest)
     if not within or not (whole is labels or (whole == labels).all()):

@@ -29,6 +29,7 @@ def centreline_dice(truth: Mask, predicted: Mask) -> float:
     check_masks(truth, predicted)
     if not (truth.any() and predicted.any()):
         return float(truth.any() == predicted.any())
+    # Topology sensitivity and topology precision in the words of the paper.
     of_truth, of_predicted = _share_within(centreline(truth), predicted), _share_within(centreline(predicted), truth)
     return 2 * of_truth * of_predicted / (of_truth + of_predicted) if of_truth + of_predicted else 0.0
 
@@ -50,6 +51,8 @@ def centreline(mask: Mask) -> Mask:
     parts, count = components(mask)
     has_line = np.bincount(parts[line], minlength=count + 1) > 0
     has_line[0] = True  # the background, which is no part
+    # A part that thinning has removed stands for itself; otherwise clDice would not notice that it was missed or
+    # invented.
     return np.asarray(line | ~has_line[parts])
 
 

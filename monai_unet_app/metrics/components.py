@@ -68,6 +68,7 @@ class ComponentScores:
 
 def components(mask: Mask) -> tuple[NDArray[np.signedinteger], int]:
     """The number of each voxel's component, from 1, in the shape of the mask with 0 outside; and the number of components."""
+    # scipy joins voxels by faces only unless it gets a full block of neighbours.
     labels, count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))
     return labels, int(count)
 
@@ -91,7 +92,9 @@ def match_components(truth: Mask, predicted: Mask, *, least_iou: float = 0.5) ->
         raise ValueError(f"least_iou is {least_iou}; 0 or more and below 1 is needed")
     (first, count), (second, other_count) = components(truth), components(predicted)
     true_part, predicted_part, iou = _overlaps(first, second, other_count)
+    # Entry 0 is the background: it stays 0, so it is never above the threshold.
     best, best_other = np.zeros(count + 1), np.zeros(other_count + 1)
+    # ufunc.at takes repeated indices one after the other: a component with several partners gets its largest IoU.
     np.maximum.at(best, true_part, iou)
     np.maximum.at(best_other, predicted_part, iou)
     is_found = best > least_iou

@@ -11,6 +11,7 @@ from .score_registry import scores_of
 def score_definitions(plan: EvaluationPlan) -> dict[str, str]:
     """One sentence for each score: its meaning, its unit and its policy; from `glossary.toml` and `scores.toml`."""
     texts = tomllib.loads((files(__package__) / "glossary.toml").read_text(encoding="utf-8"))
+    # The order in which sentences are added is their order in the files and in the report.
     sentences = dict(texts["before"])
     for score in scores_of(plan).values():
         if score.definition:

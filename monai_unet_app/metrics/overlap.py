@@ -19,8 +19,10 @@ def check_masks(truth: NDArray[Any], predicted: NDArray[Any]) -> None:
         ValueError: A mask is not boolean, or the two differ in shape.
     """
     for name, mask in (("truth", truth), ("predicted", predicted)):
+        # `&` of label values works on their bits: 1 & 2 is 0.
         if mask.dtype != np.bool_:
             raise ValueError(f"{name} has dtype {mask.dtype}; a boolean mask is needed; pass `labels == value`")
+    # NumPy would stretch a mask of one slice over the whole volume without a warning.
     if truth.shape != predicted.shape:
         raise ValueError(
             f"truth has shape {truth.shape}, predicted {predicted.shape}; one grid is needed; resample one"

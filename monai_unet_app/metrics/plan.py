@@ -60,6 +60,7 @@ class EvaluationPlan:
     box_margin: float = 10.0
 
     def __post_init__(self) -> None:
+        # Names are counted, not numbers: two tolerances that print alike would share a key in the files.
         if not all(math.isfinite(t) and t >= 0 for t in self.tolerances) or len(set(self.tolerance_names)) < len(
             self.tolerances
         ):

@@ -68,6 +68,7 @@ def box_around(foreground: Mask, spacing_mm: Spacing, margin_mm: float) -> Mask:
         Same shape. All False for an empty mask.
     """
     box = np.zeros_like(foreground)
+    # `reach` as for distances: 0.3 mm at a spacing of 0.1 mm are 3 voxels, although 0.3 / 0.1 is less than 3 in binary.
     window = bounding_box(foreground, margin=[int(reach(margin_mm) / step) for step in spacing_mm])
     if window is not None:
         box[window] = True

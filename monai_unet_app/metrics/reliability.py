@@ -78,7 +78,10 @@ class FineBins:
     def index(self, confidence: NDArray[Any]) -> NDArray[np.int32]:
         """Fine bin of each confidence, 0 to 1, same shape: a sum of three counts, each of which only grows with confidence."""
         index: NDArray[np.int32] = (confidence * confidence.dtype.type(self.even)).astype(np.int32)
+        # A confidence of exactly 1 lies in the last part, which is closed at both ends.
         np.minimum(index, self.even - 1, out=index)
+        # Near 0 the first rung grows with the confidence; near 1 the second rung shrinks with the distance to 1.
+        # Elsewhere both have their largest value and cancel out. The last line makes the least index 0.
         index += self._rung(confidence)
         index -= self._rung(1 - confidence)
         index += self.rungs - 1
@@ -86,11 +89,15 @@ class FineBins:
 
     def _rung(self, distance: NDArray[Any]) -> NDArray[np.int32]:
         """The rung of each distance from 0 or 1, same shape, from `_LEAST` on; distances beyond the part have the last rung."""
+        # The bits of positive floats, read as whole numbers, have the order of the floats. 0 and all distances below
+        # 2**-24 share the rung `_LEAST`.
         rung = np.asarray(distance, dtype=np.float32).view(np.int32) >> _SHIFT
         return np.clip(rung, _LEAST, _LEAST + self.rungs - 1, out=rung)
 
     def summed(self, fine: NDArray[Any]) -> NDArray[Any]:
         """Shape (..., B): the counts of the equal bins, from counts of the fine bins, shape (..., F)."""
+        # Where each equal bin begins: the rungs of the first part move all bins but the first. The last bin takes the
+        # rest.
         first = self.rungs - 1 + PARTS * np.arange(self.bins)
         first[0] = 0
         return np.add.reduceat(fine, first, axis=-1)
@@ -197,6 +204,8 @@ def count_reliability(
     count_rows = _exclusive_rows if exclusive else _overlapping_rows
     total = ReliabilityCounts.empty(len(probabilities), bins)
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        # The pieces are added in their order, whichever thread is done first, so that float sums are the same in every
+        # run.
         pieces = _pieces(truth, probabilities, within)
         for counts in pool.map(lambda piece: _count_piece(*piece, count_rows=count_rows, bins=FineBins(bins)), pieces):
             total = total + counts
@@ -238,6 +247,8 @@ def equal_mass_calibration_error(counts: ReliabilityCounts, row: int = TOP_LABEL
     filled = np.flatnonzero(counts.fine_count[row])
     if not filled.size:
         return float("nan")
+    # The summed gap as a function of the summed mass, straight within a fine bin: its rise over a share is the share's
+    # gap.
     mass = np.cumsum(counts.fine_count[row, filled])
     gap = np.cumsum(counts.fine_correct[row, filled] - counts.fine_confidence[row, filled])
     cuts = np.linspace(0, mass[-1], (bins or counts.bins) + 1)
@@ -257,6 +268,7 @@ def negative_log_likelihood(counts: ReliabilityCounts) -> float:
 
 def expected_gap(count: NDArray[Any], correct: NDArray[Any], confidence: NDArray[Any]) -> Floats:
     """ECE, 0 to 1, shape (...), from sums of shape (..., B): |correct - confidence| over the bins / all counted."""
+    # n/N x |correct/n - confidence/n|: n cancels out, so an empty bin is no special case.
     return _divide(np.abs(correct - confidence).sum(axis=-1), count.sum(axis=-1))
 
 
@@ -278,6 +290,7 @@ def _count_piece(
     # The sum of (p - hit)^2 is the sum of p^2, minus 2 p and plus 1 where the channel is true.
     squares = sum(float(np.square(channel, dtype=np.float64).sum()) for channel in p)
     brier = squares + float(rows.hit.size - 2 * rows.hit.sum(dtype=np.float64))
+    # Labels that may overlap are decisions of their own: the untrue ones give 1 - p (binary cross-entropy).
     likelihood = np.maximum(np.concatenate([rows.hit, *rows.spared]), NLL_FLOOR)
     nll = -float(np.log(likelihood, dtype=np.float64).sum())
     return ReliabilityCounts(
@@ -313,8 +326,10 @@ def _exclusive_rows(p: NDArray[Any], hits: Sequence[NDArray[np.bool_]], bins: Fi
     true = sum(int(np.count_nonzero(hit)) for hit in hits)
     if true != p.shape[1]:
         raise ValueError(f"truth gives {true} classes to {p.shape[1]} voxels; one each is needed; add the background")
+    # One histogram by four kinds for each channel serves both the row of the channel and the row of the top label.
     kinds = (hit + 2 * win.view(np.uint8) for hit, win in zip(hits, _winners(p), strict=True))
     channels = [_histogram(channel, kind, 4, bins) for channel, kind in zip(p, kinds, strict=True)]
+    # Exactly one channel is true at each voxel, so the sum is the probability of this channel.
     probability: NDArray[Any] = np.zeros_like(p[0])
     for channel, hit in zip(p, hits, strict=True):
         probability += channel * hit
@@ -354,8 +369,10 @@ def _overlapping_rows(p: NDArray[Any], hits: Sequence[NDArray[np.bool_]], bins: 
 def _histogram(confidence: NDArray[Any], kind: NDArray[Any], kinds: int, bins: FineBins) -> tuple[Counts, Floats]:
     """Number and sum of confidence, each of shape (fine bins, kinds); `kind` is the kind of each decision, from 0 on."""
     index = bins.index(confidence)
+    # Bin and kind become one index, so that a single pass counts both.
     index *= kinds
     index += kind
+    # The index type of bincount: converted here, not again in each of its two calls.
     index = index.astype(np.intp)
     size = bins.number * kinds
     held, total = np.bincount(index, minlength=size), np.bincount(index, weights=confidence, minlength=size)
@@ -408,6 +425,7 @@ def _check_shapes(
 def _check_range(p: NDArray[Any]) -> None:
     if not p.size:
         return
+    # 1e-6 allows for rounding in single precision, whose step is 1.2e-7 at 1.
     low, high = float(p.min()), float(p.max())
     if not (low >= -1e-6 and high <= 1 + 1e-6):
         raise ValueError(

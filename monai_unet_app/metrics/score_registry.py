@@ -107,6 +107,7 @@ def key_of(name: str, plan: EvaluationPlan) -> str:
 def tolerance_readers(plan: EvaluationPlan) -> dict[str, Read]:
     """Tolerance with its unit -> how surface Dice at this tolerance is read."""
 
+    # A function of its own binds n; a lambda in the comprehension would always read the last n.
     def at(n: int) -> Read:
         return lambda entry: entry.surface_dice_at[n]
 

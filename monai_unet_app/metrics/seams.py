@@ -38,6 +38,7 @@ def _ratio(probabilities: NDArray[Any], axis: int, planes: Sequence[int]) -> flo
         raise ValueError(
             f"seams along axis {axis - 1} hold {wrong}; planes from 1 to {size - 1} lie between two voxels"
         )
+    # Plane by plane, so that only two slices at a time are held in float64.
     steps = np.array([_mean_step(probabilities, axis, plane) for plane in range(1, size)])
     at_seam = np.isin(np.arange(1, size), planes)
     if not at_seam.any() or at_seam.all():

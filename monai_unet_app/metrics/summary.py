@@ -96,6 +96,7 @@ def summarise(plan: EvaluationPlan, cases: Iterable[CaseScores], how: Bootstrap)
         summary[key] = _ece_block(population, plan, cases, how)
     summary["calibration"] = calibration_table(plan, [case.reliability for case in cases])
     before = [case.reliability_before for case in cases]
+    # Errors before and after are comparable only if both count the same cases.
     if before and all(before):
         summary["calibration_before"] = calibration_table(plan, before)
     return summary
@@ -114,8 +115,11 @@ def _score_summary(plan: EvaluationPlan, cases: list[CaseScores], how: Bootstrap
     summary: dict[str, Any] = {key: block(score.read) for key, score in scores.items()}
     for key, score in scores.items():
         if score.unit == "length":
+            # A distance to an empty mask is infinite and no part of a mean, so the number of such cases stands beside
+            # the mean.
             lost = ~np.isfinite(score_table(score.read, cases, plan))
             summary[key]["undefined_cases"] = _counted(lost, plan)
+    # The two means differ only where a class that occurs in some case is absent from another.
     if (present != somewhere).any():
         summary["dice"]["present_only"] = block(scores["dice"].read, present)
     summary["surface_dice_at"] = {name: block(read) for name, read in score_registry.tolerance_readers(plan).items()}
@@ -142,6 +146,7 @@ def calibration_table(plan: EvaluationPlan, cases: Iterable[Counts]) -> dict[str
 def _table_block(table: Floats, plan: EvaluationPlan, subjects: list[str], how: Bootstrap) -> dict[str, Any]:
     """Means over cases of a table (cases, classes); values that are NaN or infinite do not count."""
     per_class = {name: bootstrap_mean(table[:, n], subjects, how) for n, name in enumerate(plan.class_names)}
+    # First a mean over the classes of each case, then over cases: the draw of subjects needs a figure for each case.
     return _block(bootstrap_mean(means_of_rows(table), subjects, how), per_class)
 
 
@@ -171,6 +176,8 @@ def _pooled_ece(
     shape = (-1, 3, len(rows), plan.bins)
 
     def mean_ece(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        # ECE of a draw is computed after its counts are added up: a mean of the errors of cases would be another
+        # figure.
         count, correct, confidence = np.moveaxis(sums.reshape(shape), 1, 0)
         return np.asarray(expected_gap(count, correct, confidence).mean(axis=-1))
 

@@ -19,6 +19,7 @@ def normalised_entropy(probabilities: NDArray[Any], *, exclusive: bool) -> NDArr
     Returns:
         Shape (...), 0 to 1.
     """
+    # float64, since 1 - 1e-12 would be 1 in float32.
     p = np.clip(probabilities.astype(np.float64), _LEAST, 1.0)
     # The largest entropy of C exclusive classes is log C, that of a single label log 2.
     if exclusive:
@@ -26,4 +27,5 @@ def normalised_entropy(probabilities: NDArray[Any], *, exclusive: bool) -> NDArr
     else:
         rest = np.clip(1.0 - p, _LEAST, 1.0)
         entropy = (-(p * np.log(p) + rest * np.log(rest)) / np.log(2.0)).max(axis=0)
+    # The floor of the probabilities and rounding can carry the quotient a little beyond 0 to 1.
     return np.asarray(np.clip(entropy, 0.0, 1.0), dtype=np.float32)

@@ -250,6 +250,7 @@ def put_figures(rows: Sequence[str], page: Path) -> None:
 
 def _between_marks(rows: Sequence[str], page: Path) -> str:
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    # A function as replacement, since `re` would read the backslashes of escaped cells as references to groups.
     text, count = CARD_FIGURES.subn(lambda match: match[1] + "\n".join(rows) + "\n" + match[2], text)
     if count != 1:
         raise InputRefusedError(

@@ -234,6 +234,7 @@ def _canvas(
         10.0,
         4.6,
     )  # inches: between planes, above them, of a row, of the tallest plane
+    # A single scale for all planes: the widest row fits into `width`, and the tallest plane into `most`.
     across = [sum(size[0] for size in row) / (width - gap * (len(row) + 1)) for row in rows]
     scale = max(*across, *(size[1] / most for row in rows for size in row))
     heights = [max(size[1] for size in row) / scale for row in rows]
@@ -256,10 +257,12 @@ def _draw_name(figure: Figure, row: int, name: str, colour: str) -> None:
     width, height = figure.get_size_inches()
     y = (row - 0.5) * LINE_INCHES / height
     figure.text(GAP_INCHES / width, y, "\u25a0", color=colour, fontsize=11, va="center")
+    # parse_math=False: dollar signs in a name are no formula.
     figure.text((GAP_INCHES + 0.2) / width, y, name, color="#c6ccd4", fontsize=9, va="center", parse_math=False)
 
 
 def _draw_plane(axis: Axes, plane: _Plane, colours: Sequence[str], *, thin: bool) -> None:
+    # The extent is in mm, so pixels of thick slices are drawn as tall as they are.
     width, height = plane.size_mm
     image = _grey_or_colour(plane.image)
     axis.imshow(
@@ -273,6 +276,7 @@ def _draw_plane(axis: Axes, plane: _Plane, colours: Sequence[str], *, thin: bool
     axis.set(xlim=(0, width), ylim=(height, 0))
     axis.set_axis_off()
     axis.set_title(plane.name, color="#c6ccd4", fontsize=10, loc="left", pad=5)
+    # Without interpolation: a blend of two colours would look like the third kind of error.
     if plane.masks is not None and plane.errors:
         axis.imshow(error_colours(*plane.masks), extent=(0, width, height, 0), aspect="equal", interpolation="nearest")
     elif plane.masks is not None:
@@ -283,6 +287,7 @@ def _draw_plane(axis: Axes, plane: _Plane, colours: Sequence[str], *, thin: bool
             _draw_contour(axis, mask, plane.size_mm, colours[n % len(colours)], 0.6 if thin else 1.8)
     for text, x, y in zip(plane.edges, (0.03, 0.97, 0.5, 0.5), (0.5, 0.5, 0.96, 0.04), strict=True):
         letter = axis.text(x, y, text, color="#ffffff", transform=axis.transAxes, ha="center", va="center")
+        # A dark rim keeps the letters legible on bright tissue.
         letter.set(fontsize=9, path_effects=[Stroke(linewidth=2.2, foreground="#000000"), Normal()])
 
 
@@ -294,6 +299,7 @@ def _dimmed(image: NDArray[Any]) -> NDArray[Any]:
 
 def _draw_contour(axis: Axes, mask: NDArray[np.bool_], size_mm: tuple[float, float], colour: str, width: float) -> None:
     """The outline, midway between the centres of voxels inside and outside."""
+    # matplotlib warns of a level that does not occur, and refuses fewer than two rows or columns.
     if not mask.any() or mask.all() or min(mask.shape) < 2:
         return
     rows, columns = mask.shape
@@ -314,6 +320,7 @@ def _draw_scale(axis: Axes, size_mm: tuple[float, float], mm_per_inch: float, un
 def _round_length(most: float) -> float:
     """The largest of 1, 2, 5 times a power of ten that is not above `most`."""
     power = 10.0 ** np.floor(np.log10(most))
+    # The slack is for rounding: 0.2 must fit into 0.2.
     return float(max(step * power for step in (1, 2, 5) if step * power <= most * (1 + 1e-9)))
 
 

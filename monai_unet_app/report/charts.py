@@ -87,6 +87,8 @@ def accuracy_band(cases: Sequence[CaseScores], population: str, how: Bootstrap) 
     right = np.array([entry.correct[TOP_LABEL] for entry in counts], dtype=np.float64)
     ends = []
     for b in range(number.shape[1]):
+        # A case without a voxel in this bin says nothing about its accuracy, so its subject does not count towards the
+        # fewest.
         filled = np.flatnonzero(number[:, b]).tolist()
         rows = np.stack([right[filled, b], number[filled, b]], axis=1)
         estimate = bootstrap_sums(rows, [cases[n].subject for n in filled], lambda sums: sums[:, 0] / sums[:, 1], how)
@@ -174,6 +176,7 @@ def distribution_figure(
         axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5]))
         axis.set_xlim(right=1.005)
     axes[0].set_yticks(range(rows), plan.class_names[:rows], color=palette.ink, fontsize=11, parse_math=False)
+    # Upside down, so that the first class is at the top, as in the tables.
     axes[0].set_ylim(rows - 0.5, -0.5)
     return figure
 
@@ -186,11 +189,14 @@ def svg(figure: Figure, label: str) -> str:
         label: Description of the figure for readers who cannot see it.
     """
     stream = io.StringIO()
-    # Texts stay texts, so that the page's font applies; with a fixed salt the ids, and so the bytes, are always the same.
+    # Texts stay texts, so that the page's font applies; with a fixed salt the ids, and so the bytes, are always the
+    # same.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     text = stream.getvalue()
     text = text[text.index("<svg") :]
+    # The style of a figure would apply to the whole page; in HTML an inline drawing needs no namespaces, which look
+    # like addresses to load.
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", text)
     # Several figures stand on the page: an id without a reference could only clash with those of the others.
@@ -199,6 +205,7 @@ def svg(figure: Figure, label: str) -> str:
     text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", text)
     for entry in fields(Palette):
         text = text.replace(str(entry.default), f"var(--{entry.name})")
+    # Without width and height the drawing takes the width of its place; its viewBox keeps the proportions.
     height_free = re.sub(r'<svg height="[^"]*"', "<svg", re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text))
     return height_free.replace("<svg", f'<svg role="img" aria-label="{_attribute(label)}"', 1)
 

@@ -137,6 +137,7 @@ class CasePicture:
 def _slices_along(volume: Volume) -> int | None:
     """For a grid with slanted axes the axis across two axes at right angles, K if possible; None for a right-angled grid."""
     steps = volume.affine_lps[:3, :3] / np.linalg.norm(volume.affine_lps[:3, :3], axis=0)
+    # The cosine of the angle between the two axes that span the slices across axis n.
     slants = [abs(float(steps[:, (n + 1) % 3] @ steps[:, (n + 2) % 3])) for n in range(3)]
     if max(slants) <= RIGHT_ANGLED:
         return None

@@ -39,6 +39,7 @@ def write_evaluation(report: EvaluationReport, folder: Path) -> tuple[Path, ...]
     """
     document = metrics_document(report)
     validate(document, "metrics")
+    # allow_nan=False: JSON has no NaN; Python would write a file that other programs cannot read.
     contents = {
         "metrics.json": (json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode(),
         "cases.csv": cases_csv(report.cases, report.plan).encode(),

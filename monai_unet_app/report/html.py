@@ -25,6 +25,7 @@ def render_html(report: EvaluationReport) -> str:
         .get_template("report.html")
         .render(
             title=f"Evaluation of {report.measured_on.bundle_name}",
+            # Style and blocks are markup of this package; the templates have escaped every text in the blocks.
             style=Markup((files(__package__) / "report.css").read_text(encoding="utf-8")),
             content=Markup("\n".join(render(block) for block in sections(report))),
         )

@@ -38,6 +38,8 @@ RAISED = HexColor("#f6f7f9")
 TONES: dict[blocks.Tone, str] = {"": LIGHT.ink, "good": "#12703a", "bad": "#b3261e"}
 _SANS, _BOLD = "DejaVuSans", "DejaVuSans-Bold"  # fonts, and the names of their files
 _CHINESE, _JAPANESE, _KOREAN = "STSong-Light", "HeiseiKakuGo-W5", "HYGothic-Medium"
+# Hangul Jamo; CJK radicals to unified ideographs, kana among them; Hangul syllables; compatibility ideographs;
+# full-width forms.
 _EAST_ASIAN = re.compile("[\u1100-\u11ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef]+")
 _KANA, _HANGUL = re.compile("[\u3040-\u30ff]"), re.compile("[\u1100-\u11ff\u3130-\u318f\uac00-\ud7af]")
 _PAD = 3.0  # left and right of a cell, points
@@ -198,6 +200,7 @@ def _escaped(text: str) -> str:
     """Text for a paragraph, escaped, with each run of East Asian characters in a font of its language."""
 
     def in_its_font(run: re.Match[str]) -> str:
+        # Ideographs alone do not tell Japanese from Chinese; kana anywhere in the text do.
         font = _KOREAN if _HANGUL.search(run[0]) else _JAPANESE if _KANA.search(text) else _CHINESE
         return f'<font name="{font}">{run[0]}</font>'
 
@@ -247,6 +250,7 @@ def _natural(table: blocks.Table, n: int, size: float) -> float:
     lines = [(line, _BOLD, size) for line in table.head[n].split("\n")]
     for row in table.rows:
         cell = _as_cell(row[n])
+        # Measured in bold, since the last row will be: a column must hold its widest line.
         lines += [(cell.text, _BOLD if table.last_is_mean else _SANS, size), (cell.below, _SANS, _below(size))]
     return float(max(pdfmetrics.stringWidth(*line) for line in lines) + 2 * _PAD + 1)
 

@@ -247,8 +247,10 @@ def _calibration(report: EvaluationReport) -> list[Block]:
     words = populations_in_words(report.plan)
     pooled = report.evaluation.pooled()
     bands = {name: charts.accuracy_band(report.cases, name, report.how) for name in pooled}
+    # NaN is not equal to itself: `banded` says whether any bin has an interval.
     banded = any(low[low == low].size for low, _ in bands.values())
     before = report.evaluation.pooled_before()
+    # Drawn later by each page: HTML takes its own variables as colours, PDF fixed colours.
     draw = partial(charts.reliability_figure, pooled, before, words, bands=bands if banded else None)
     caption = (
         f"Top label, {report.plan.bins} equal-width bins, pooled over all cases. "

@@ -86,6 +86,7 @@ def _outcome(statement: Mapping[str, Any]) -> Cell:
         return Cell("too few to tell")
     if statement["observed"] >= statement["wanted"]:
         return Cell("yes", tone="good")
+    # Less than stated; the statement is wrong only if the interval by chance lies below it as well.
     return Cell("no", tone="bad") if statement["interval"][1] < statement["wanted"] else Cell("may be chance")
 
 

@@ -70,6 +70,7 @@ def checked(targets: Any) -> Bounds:
     for name, bounds in targets.items():
         if name not in _NAMES or not isinstance(bounds, Mapping) or not bounds or set(bounds) - {"at_least", "at_most"}:
             raise ValueError(f"{name} = {bounds}; at_least or at_most of some of {', '.join(_NAMES)} is needed")
+        # The exact type, since bool is a subclass of int: `true` in TOML is no bound.
         if not all(type(bound) in (int, float) and 0 <= bound <= 1 for bound in bounds.values()):
             raise ValueError(f"{name} = {dict(bounds)}; bounds are numbers from 0 to 1")
         if bounds.get("at_least", 0) > bounds.get("at_most", 1):

@@ -29,6 +29,7 @@ def plural(number: int, noun: str) -> str:
 def csv_text(rows: Iterable[Iterable[object]]) -> str:
     """Rows as the text of a CSV file: floats in six digits; an empty field for None, NaN and infinity."""
     stream = io.StringIO()
+    # The default of `csv` is \r\n; files of this package have \n on every system.
     csv.writer(stream, lineterminator="\n").writerows(map(_field, row) for row in rows)
     return stream.getvalue()
 
