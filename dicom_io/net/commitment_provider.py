@@ -41,7 +41,7 @@ PAUSE_S = 1.0
 _ANSWER_S = 60.0
 _POLL_S = 0.05
 _COMMITTED = 0x0000
-# Several files may have the UID, in several studies; the instance is committed if one of them is whole.
+# Several files may have the UID, in several studies; the instance is committed if one of these files is whole.
 _BEST_FIRST = (_COMMITTED, dimse_n.CLASS_CONFLICT, dimse_n.PROCESSING_FAILURE)
 
 _logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""A site's destinations, from a TOML file. docs/how-to/send-and-fetch.md shows one.
+"""A site's destinations, from a TOML file. docs/how-to/send-and-fetch.md shows such a file.
 
 Every key is checked, and an unknown key is refused: a misspelt "tls" must not mean "not encrypted". The file holds no
 secret: a bearer token stands in an environment variable, and the file holds the name of that variable.

@@ -60,7 +60,7 @@ def fetch(destination: Destination, query: Query, folder: Path, on_stored: OnSto
         on_stored: Called for each instance.
 
     Raises:
-        NetworkError: The service cannot be reached or refuses. Instances that had come by then are kept.
+        NetworkError: The service cannot be reached or refuses. Instances that arrived before are kept.
     """
     level, retrieval = retrieve_level(query), Retrieval(folder, query.study_instance_uid, on_stored)
     with web_client(destination) as client:

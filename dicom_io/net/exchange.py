@@ -73,7 +73,7 @@ def _protocol(destination: Destination) -> ModuleType:
 
 
 def _why_held_back(item: Outgoing, outcomes: list[Outcome], misencoded: set[str]) -> str:
-    """Why a report must wait; empty if it need not. An instance that was sent twice is there if one of the two arrived."""
+    """Reason to hold a report back, or "". An instance that was sent twice has arrived if it arrived at least once."""
     arrived = {outcome.sop_instance_uid for outcome in outcomes if outcome.is_delivered}
     if item.refers_to & {outcome.sop_instance_uid for outcome in outcomes} - arrived:
         return "what it reports on did not arrive; send both again"
@@ -175,7 +175,7 @@ def fetch(
         on_stored: Called for each instance that is on the disk.
 
     Raises:
-        NetworkError: The destination could not be reached, or refused. Instances that had come by then are kept.
+        NetworkError: The destination could not be reached, or refused. Instances that arrived before are kept.
         QueryError: The query has no condition, or its UIDs leave a gap.
     """
     if not query.has_conditions:

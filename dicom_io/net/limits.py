@@ -83,7 +83,7 @@ class Budget:
         self._instances = self._bytes = 0
 
     def refuse_start(self) -> str:
-        """Why the data set that begins may not come in; empty if it may."""
+        """Reason why the data set that begins may not come in; empty if it may come in."""
         if not self._is_instance():
             return ""
         if self._limits.instances is not None and self._instances >= self._limits.instances:
@@ -96,7 +96,7 @@ class Budget:
         return reason
 
     def refuse_fragment(self, size: int, added: int) -> str:
-        """Why a data set may not grow to `size` bytes by `added` bytes; empty if it may."""
+        """Reason why a data set may not grow to `size` bytes by `added` bytes; empty if it may grow."""
         if not self._is_instance():
             return f"a data set of more than {LARGEST_OTHER} bytes" if size > LARGEST_OTHER else ""
         self._bytes += added

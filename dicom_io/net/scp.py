@@ -208,7 +208,7 @@ def answer_store(event: Any, store: InstanceStore, refused: Callable[[str], None
 
 
 def _admit(event: Any, listen: Listen, connections: Connections) -> None:
-    """Rejects a caller from an unknown address, or if there is no room, before anything is negotiated."""
+    """Rejects a caller from an unknown address, and any caller if there is no room, before anything is negotiated."""
     if not _is_let_in(event.assoc.requestor, listen):
         rejection = _UNKNOWN_CALLER
     elif not connections.admit(event.assoc):

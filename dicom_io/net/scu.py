@@ -101,7 +101,7 @@ def move(destination: Destination, query: Query, folder: Path, on_stored: OnStor
 def get(destination: Destination, query: Query, folder: Path, on_stored: OnStored = lambda stored: None) -> Fetched:
     """Fetches over the association of the request (C-GET); no port of ours need be open.
 
-    The archive is first asked for the SOP classes of the instances; if it does not say, common classes are offered.
+    The archive is first asked for the SOP classes of the instances; if it gives no answer, common classes are offered.
 
     Args:
         destination: Its peer speaks DIMSE.
@@ -200,7 +200,7 @@ def _sub_operations(
     counts: dict[str, int] = {}
     for status, answer in opened.request(send):
         code = checked_status(opened, status)
-        # each answer counts all of them; the last one leaves out "remaining" (PS3.4 C.4.2.1.6)
+        # Each answer counts all sub-operations; the last answer leaves out "remaining" (PS3.4 C.4.2.1.6).
         values = {name: status.get(f"NumberOf{name}Suboperations") for name in _COUNTS}
         counts = {name: int(value) for name, value in values.items() if value is not None} or counts
         if code_to_category(code) == "Pending":

@@ -23,7 +23,7 @@ NAMES = 3  # of the files or cases in a group that are named
 
 @contextmanager
 def silence(silent: bool) -> Iterator[None]:
-    """With `silent`, nothing is printed on either console meanwhile: with --json only the result and an error are."""
+    """With `silent`, the consoles print nothing inside the block: with --json only the result or an error is printed."""
     out.quiet = err.quiet = silent
     try:
         yield
@@ -73,7 +73,7 @@ class Steps(Progress):
 
     Args:
         text: Stands before the bar.
-        total: Number of cases; None if nobody knows it.
+        total: Number of cases; None if it is not known.
     """
 
     def __init__(self, text: str, total: int | None) -> None:

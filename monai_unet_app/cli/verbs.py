@@ -1,4 +1,4 @@
-"""The verbs: each reads its flags, calls one function of the layers below and shows the result."""
+"""The verbs: each verb reads its flags, calls one function of the layers below and shows the result."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
