@@ -124,7 +124,7 @@ class DeliveryScheduler:
             self._node.queue.record_failed_try(delivery.id, reason)
 
     def _remake(self, delivery: Delivery, lost: str) -> None:
-        """Has lost files of a result made again, or gives the delivery up; `lost` says what the sender missed."""
+        """Has lost files of a result made again, or gives the delivery up; `lost`: what the sender missed."""
         result = self._node.queue.result(delivery.result)
         if result is None:
             return

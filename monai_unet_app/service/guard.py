@@ -141,6 +141,7 @@ class Guard:
         """The answer to a request without a valid token; None for others, whose `state.holder` is then set."""
         if request.scope["path"] in OPEN_PATHS:
             return None
+        # Before the token: a browser sends the password that it remembers along with the form of any site.
         if is_from_elsewhere(request):
             return JSONResponse({"detail": "a page of another site asks; the node's own pages may"}, 403)
         token = token_of(request.headers.get("Authorization", ""))
@@ -149,6 +150,7 @@ class Guard:
             request.state.holder = holder
             return None
         reason = "no such token" if holder is None else f"the token of {holder.name} held until {holder.expires}"
+        # Only wrong tokens are delayed and recorded: a request without a token guesses nothing.
         if token:
             request.scope[DELAYED] = True  # a connection whose answer is delayed takes no room from others
             if not await self._failed.record(request.client.host if request.client else "", reason):
@@ -169,6 +171,7 @@ def _log_failure(scope: Scope, error: Exception) -> None:
 
 def _failure_answer(error: Exception) -> Response:
     """The answer where a route failed, without the text of the error."""
+    # 507 Insufficient Storage (RFC 4918, 11.5): the request is right, and may be sent again when there is room.
     is_sqlite_full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
     if is_sqlite_full or (isinstance(error, OSError) and error.errno in _NO_ROOM):
         return JSONResponse({"detail": "the node's disk is full; send it again later"}, 507)
@@ -202,6 +205,7 @@ def _bounded(request: Request, most_bytes: float, most_s: float) -> Request:
                 message = await request.receive()
         except TimeoutError as error:
             raise HTTPException(408, "the upload took longer than this node waits") from error
+        # Counted as it comes: a chunked body has no Content-Length, and a Content-Length may be wrong.
         left -= len(message.get("body", b""))
         if left < 0:
             raise HTTPException(413, "the upload is larger than this node takes; split it")

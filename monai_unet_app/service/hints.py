@@ -49,6 +49,7 @@ class Hints:
         if not self._keywords or len(part) < _LEAST_CHARACTERS or not self._received.is_dir():
             return []
         studies = {path.name for path in self._received.iterdir() if path.is_dir() and not path.name.startswith(".")}
+        # Values identify a patient: they leave the memory with their study.
         for gone in self._read.keys() - studies:
             self._read.pop(gone, None)
         return sorted(study for study in studies if any(part in value.casefold() for value in self.of(study)))

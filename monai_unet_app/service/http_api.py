@@ -94,6 +94,7 @@ def make_app(node: "Node", config: HttpConfig) -> FastAPI:
     Raises:
         UsageError: The file of tokens cannot be used.
     """
+    # No docs_url and no redoc_url: FastAPI's pages there load scripts from another server.
     app = FastAPI(title="monai-unet node", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.router.route_class = BoundedRoute
     app.state.config = config
@@ -101,6 +102,7 @@ def make_app(node: "Node", config: HttpConfig) -> FastAPI:
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> Response:
+        # FastAPI's own answer quotes the input, which may name a patient.
         problems = "; ".join(f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors())
         return JSONResponse({"detail": f"{problems}; GET /openapi.json says what is needed"}, 422)
 
@@ -155,6 +157,7 @@ def _add_pages(app: FastAPI, node: "Node") -> None:
         response_class=HTMLResponse,
     )
     def find(holder: access.Onlooker, text: Annotated[str, Form(max_length=64)]) -> str:
+        # Who searched, and not for what: the text may be an accession number (decision 0033).
         node.audit.write("searched", who=holder.name)
         return find_page(node, text, viewer(holder))
 
@@ -171,6 +174,7 @@ def _add_studies(app: FastAPI, node: "Node", config: HttpConfig) -> None:
         holder: access.Submitter,
         rule: Annotated[str, Query(description="for a NIfTI image: the rule whose bundle segments it")] = "",
     ) -> dict[str, Any]:
+        # Asked before the body is read: the upload itself needs room on this disk.
         if (full := node.why_full()) != "":
             raise HTTPException(507, full)
         with scratch_file(node.folder) as path:
@@ -232,6 +236,7 @@ def _add_results(app: FastAPI, node: "Node") -> None:
         path = _files(node, result).get(name)  # only looked up: a name may be too long for the system, or hold a NUL
         if path is None:
             raise HTTPException(404, "no such file")
+        # Before the file is sent: what cannot be recorded is not read.
         node.audit.write("read", who=holder.name, result=number, file=path.name)
         return FileResponse(path, filename=path.name)
 
@@ -316,6 +321,7 @@ def _add_reviews(app: FastAPI, node: "Node") -> None:
             return await run_in_threadpool(_decide, node, result, await request.body(), holder.name)
         if not is_form(request):
             raise HTTPException(415, "JSON of a review page is needed, or a form with fields verdict and mask")
+        # Two files: some clients send the verdict as a file too, for instance `curl -F verdict=@verdict.json`.
         async with opened_form(request, max_files=2, max_fields=4) as form:
             field, mask = form.get("verdict"), form.get("mask")
             if field is None or mask is None or isinstance(mask, str):
@@ -369,6 +375,7 @@ def _is_browser(request: Request) -> bool:
 
 def _json_or_status_page(request: Request, content: dict[str, Any], status: int = 200) -> Response:
     """What was done, as JSON; a person who pressed a button of the status page is led back to that page."""
+    # 303 See Other (RFC 9110, 15.4.4): the browser goes on with GET, so a reload does not press the button again.
     return RedirectResponse("/", 303) if _is_browser(request) else JSONResponse(content, status)
 
 

@@ -55,6 +55,7 @@ def copy_upload(upload: IO[bytes], path: Path) -> None:
 @contextmanager
 def scratch_file(folder: Path, ending: str = ".part") -> Iterator[Path]:
     """An empty file below `folder`/uploads, which is deleted afterwards."""
+    # Below the node's folder, which it empties at its start: an upload that a kill broke off does not stay.
     uploads = folder / "uploads"
     uploads.mkdir(exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=uploads, suffix=ending) as file:

@@ -29,22 +29,25 @@ class JobScheduler:
         self._declared: set[int] = set()  # jobs of studies that were declared complete
 
     def declare_complete(self, study: str) -> None:
-        """Notes that nothing more of a study will come, so that neither its job nor images that are missing are waited for."""
+        """Notes that nothing more of a study will come: its job starts at once, and missing images are not waited for."""
         self._node.arrivals.declare_complete(study)
         for job in self._node.queue.jobs_of(study)[-1:]:
             self._declared.add(job.id)
             self._not_before.pop(job.id, None)
 
     def queue_complete_studies(self) -> None:
-        """Makes a job of each study that nothing more comes for."""
+        """Makes a job of each study that is complete."""
         node = self._node
         for study, count in node.arrivals.unrecorded().items():
+            # Instances are counted in memory and recorded some times a second, which saves a sync for each row. A kill
+            # loses a count and no file; `Queue.reconcile` finds the difference (decision 0021).
             if count:
                 node.queue.record_instances(study, count)
                 node.arrivals.mark_recorded(study, count)
             if not node.arrivals.is_complete(study, node.config.stable_s):
                 continue
             with node.queue.transaction():
+                # Line and rows in one transaction: a lost database can be made anew from the trail (decision 0021).
                 job = node.queue.complete_study(study)
                 total = node.queue.instances(study)
                 node.audit.write("complete", study=study, version=job.version, job=job.id, instances=total)
@@ -79,6 +82,7 @@ class JobScheduler:
 
     def output_name(self, job: Job) -> str:
         """Name of the folder below `results` for this attempt at a job."""
+        # The attempts of a remade job begin at 1 again; the folder of the first time stays, because results name it.
         remade = self._node.queue.times_remade(job.id)
         return f"{job.id}-{job.attempts}" + (f"-again{remade}" if remade else "")
 
@@ -94,6 +98,7 @@ class JobScheduler:
         elif "incomplete" in message:
             self._wait_for_images(job, str(message["incomplete"]))
         elif "wait" in message:
+            # A full disk is no fault of the study, so the attempt does not count as one of its tries.
             self._not_before[job.id] = time.monotonic() + _RETRY_S
             self._node.queue.requeue_job(job.id, str(message["wait"]), counts=False)
         else:
@@ -111,6 +116,8 @@ class JobScheduler:
     def _record_results(self, job: Job, results: list[NewResult], worker: int) -> None:
         node = self._node
         with node.queue.transaction():
+            # Before results are recorded: a decision holds for the same bytes while its record is there (decision
+            # 0028).
             node.retention.forget_decisions_without_record(job.study)
             if node.queue.times_remade(job.id):
                 results, not_remade = node.lost_results.compare(job, results)
@@ -135,7 +142,7 @@ class JobScheduler:
         _logger.info("study %s: result %s of rule %s is %s%s", job.study, recorded.id, new.rule, recorded.state, why)
 
     def _wait_for_images(self, job: Job, missing: str) -> None:
-        """Lets a job wait whose series lack images by their own headers: until they came, or for `incomplete_s` seconds."""
+        """Lets a job wait whose series lack images by their headers: until these come, or for `incomplete_s` seconds."""
         left_s = max(0.0, self._node.config.incomplete_s - self._node.queue.quiet_s(job.study))
         self._not_before[job.id] = time.monotonic() + left_s
         self._node.queue.requeue_job(job.id, f"waits for images: {missing}", counts=False)

@@ -50,6 +50,7 @@ class LostResults:
             if not jobs or jobs[-1].state in ("queued", "working"):
                 return ""
             job = jobs[-1]
+            # A person's decision led to a follow-up, and a review wrote it: a worker cannot make it again.
             if result.verdict in FOLLOW_UPS:
                 put_back = f"put {self._results.name} back from a backup"
                 return f"{lost}; what follows from a decision is not made again: {put_back}"

@@ -19,7 +19,9 @@ def keep_small() -> None:
     """Sets for the whole process how freed memory is kept. Must be called before threads are started."""
     libc = _glibc()
     if libc is not None:
+        # Threads get arenas when they first allocate memory; a limit removes no arena that exists already.
         libc.mallopt(_ARENA_MAX, _ARENAS)
+        # A threshold that is set no longer grows by itself (mallopt(3)).
         libc.mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
 
 

@@ -1,4 +1,4 @@
-"""The node: takes studies, has them segmented, delivers the results. No study is lost that a sender was told is stored.
+"""The node: takes studies, has them segmented, delivers the results. A study that it has confirmed to a sender is not lost.
 
     received/<study>/<series>/<instance>.dcm    forced to the disk before the sender gets its answer
     results/<job>-<attempt>/<result>/           whole, or not there
@@ -92,6 +92,8 @@ class Node:
         most_bytes = self.config.instance_gb * 1e9
         self.store = InstanceStore(self.received_folder, stored=self._stored, most_bytes=most_bytes)
         try:
+            # In this order: the trail is held against the head that the database remembers, then the database is
+            # restored from the trail if it is new.
             self.queue = Queue(folder / "node.sqlite")
             self.audit = AuditTrail(folder / "audit.jsonl", self.config.audit_key, self.queue, new_key=new_key)
             restore(self.queue, self.audit.path)
@@ -128,6 +130,7 @@ class Node:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        # First whatever brings work, then the loop, then its children. The audit trail needs the database to the last.
         self.provider.__exit__(*exc)
         self.commitments.__exit__(*exc)
         self._stop.set()
@@ -219,7 +222,7 @@ class Node:
             self.arrivals.add_instance(stored)
 
     def _handle_availability(self, notice: Availability) -> None:
-        """A study is complete when all instances are here that are said to be available (PS3.4 R)."""
+        """Declares a study complete if the node has all instances that the notice calls available (PS3.4 R)."""
         folder = self.received_folder / notice.study_instance_uid
         files = [folder / series / f"{uid}.dcm" for series, uids in notice.online.items() for uid in uids]
         if files and all(file.is_file() for file in files):
@@ -253,6 +256,7 @@ class Node:
         self.health.check()
         self._check_disk()
         self.jobs.queue_complete_studies()
+        # Before `watch`: a child that has just answered must not be killed for the time of its task.
         self._handle_answers()
         self.workers.watch(self.config.job_s, self.config.worker_gb * 1e9)
         self.senders.watch(self.config.job_s)
@@ -290,6 +294,7 @@ def _locked(folder: Path) -> IO[str]:
     """An open file that no other node on this machine can lock."""
     file = (folder / "node.lock").open("w")
     try:
+        # The system frees the lock when the process ends, however it ends; the file itself may stay.
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()

@@ -45,10 +45,13 @@ class Durations:
         self.histogram = Histogram(
             "monai_unet_stage_seconds",
             "Duration of each stage: work, deliver, and total from complete to delivered",
+            # The registry of the process refuses a second histogram of this name, for instance of another node in a
+            # test.
             registry=None,
             buckets=_BUCKETS_S,
             labelnames=["stage"],
         )
+        # Each stage is exposed from the start, at 0: Prometheus sees no increase in a series whose first value is 1.
         for stage in self.last:
             self.histogram.labels(stage)
 
@@ -91,6 +94,7 @@ class _NodeCollector(Collector):
         yield Counter("monai_unet_callers_rejected", "callers that were not let in", value=node.callers_turned_away)
 
     def _waiting(self) -> "Iterator[Metric]":
+        # Rows have the time of day, which may be set back: no age is below 0.
         oldest, now = self.node.queue.oldest(), time.time()
         ages = {kind: max(0.0, now - oldest.get(kind, now)) for kind in ("job", "delivery", "review")}
         yield _gauge(

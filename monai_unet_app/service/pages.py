@@ -68,9 +68,10 @@ class ReviewPages:
     def earlier(self, result: Result) -> Result | None:
         """The result of the same rule on an earlier study of the same patient; None if there is none, or more than one.
 
-        Patient ID, its issuer and the date of birth must be equal, and the ID not empty. Only results count that were delivered
-        and that nobody has rejected or corrected. Of several earlier studies, the last one is taken.
+        Patient ID, its issuer and the date of birth must be equal, and the ID not empty. A result counts only if it was
+        delivered and nobody has rejected or corrected it. Of several earlier studies, the last study is taken.
         """
+        # A Patient ID is unique only with its issuer (PS3.3 C.7.1.1), which many headers lack: hence the date of birth.
         patient, time_of_study = self._patient(result)
         if not patient[0] or not time_of_study[0]:
             return None
@@ -83,6 +84,7 @@ class ReviewPages:
                 or other.verdict in FOLLOW_UPS
             ):
                 continue
+            # DA is YYYYMMDD and TM begins with the hours (PS3.5 6.2): as texts they sort by time.
             other_patient, other_time = self._patient(other)
             if other_patient == patient and other_time[0] and other_time < time_of_study and self._is_valid(other):
                 by_study.setdefault((*other_time, other.study), []).append(other)

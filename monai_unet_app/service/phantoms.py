@@ -114,6 +114,8 @@ def example_study(example: Example, rule: Rule, folder: Path, axes: Axes) -> Stu
     if example.is_dicom:
         files = _without_identity(example.source, folder)
     else:
+        # UIDs follow from the content and from case_id: a random case_id makes new UIDs each time, so that no archive
+        # answers with older objects (decision 0032).
         case = dicomize(_reordered(example.source, axes), folder, case_id=uuid.uuid4().hex)
         files = sorted(case.series_folder.glob("*.dcm"))
     return _with_headers(files, f"example for {rule.name}", fitting_headers(example, rule, files[0]))
@@ -128,6 +130,8 @@ def fitting_headers(example: Example, rule: Rule, file: Path) -> dict[str, str]:
     header = load_dataset(file, with_pixels=False, keywords=list(rule.match))
     values = dict(example.headers)
     problems = [_why_not_given(rule, keyword) for keyword, value in values.items() if not _may_be_given(keyword, value)]
+    # In this order: the user's value; an invented identity, never the example's own; the value that the example has
+    # already; and only then a value that is made from the pattern.
     for keyword, pattern in rule.match.items():
         value = example.headers.get(keyword)
         if value is None and keyword in _IDENTITY:
@@ -226,6 +230,7 @@ def _reordered(source: Path, axes: Axes) -> Volume:
     from monai_unet_app.data.read import read_volume
 
     image = read_volume(source)
+    # Columns of the affine move with the axes of the array, so that every voxel stays at its place.
     affine_lps = image.affine_lps.copy()
     affine_lps[:, :3] = affine_lps[:, list(axes)]
     return Volume(np.ascontiguousarray(image.array.transpose(axes)), affine_lps, Provenance("nifti"))
@@ -254,6 +259,7 @@ def _of_set(items: Any) -> str:
     return chr(value[0]) if kind is sre.RANGE else _CATEGORIES[value]
 
 
+# A negated set begins with (NEGATE, None): the KeyError for None says that no text could be made.
 _CATEGORIES = {sre.CATEGORY_DIGIT: "1", sre.CATEGORY_SPACE: " ", sre.CATEGORY_WORD: "a"}
 _MADE: dict[Any, Any] = {
     sre.LITERAL: chr,
@@ -262,6 +268,7 @@ _MADE: dict[Any, Any] = {
     sre.AT: lambda _: "",
     sre.BRANCH: lambda value: _text(value[1][0]),
     sre.SUBPATTERN: lambda value: _text(value[3]),
+    # value is (least, most, repeated pattern): the least number of repeats gives the shortest text.
     sre.MAX_REPEAT: lambda value: value[0] * _text(value[2]) if value[0] else "",
     sre.MIN_REPEAT: lambda value: value[0] * _text(value[2]) if value[0] else "",
 }
@@ -279,8 +286,10 @@ def phantom(orientation: str) -> Volume:
     return Volume(array, _affine_lps(orientation), Provenance("nifti"))
 
 
+# Three different lengths and steps, so that axes that were exchanged do not fit.
 _SHAPE = (22, 26, 18)
 _STEPS_MM = (1.5, 1.25, 2.0)
+# The direction in which each array axis runs, in LPS; transposed they are the columns of the affine.
 _DIRECTIONS = {
     "axial": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
     "feet first": ((-1, 0, 0), (0, 1, 0), (0, 0, -1)),

@@ -15,6 +15,7 @@ from monai_unet_app.service import rows
 from monai_unet_app.service.database import Database
 from monai_unet_app.service.recording import add_deliveries, add_result, close_if_done, count_verdict, insert_result
 
+# An empty digest means that there are no files: such a result is the same as itself only.
 _SAME_BYTES = (
     "(SELECT a.id FROM results a JOIN results b ON a.study = b.study AND a.rule = b.rule AND a.series = b.series "
     "AND a.digest = b.digest WHERE b.id = ? AND (b.digest != '' OR a.id = b.id))"
@@ -56,6 +57,7 @@ class Queue(Database):
         ]
         with self.transaction() as db:
             for study in changed:
+                # The version goes on counting: jobs are unique by study and version.
                 version = known[study]["version"] if study in known else 0
                 db.execute(
                     "INSERT OR REPLACE INTO studies VALUES (?, ?, ?, 'arriving', ?)",
@@ -102,7 +104,7 @@ class Queue(Database):
         )
 
     def job(self, number: int) -> rows.Job | None:
-        """The job of a number; None if there is none."""
+        """The job of a number; None if no job has it."""
         return next(iter(self.select(rows.Job, _JOB, number)), None)
 
     def start_job(self, number: int) -> rows.Job:
@@ -163,7 +165,7 @@ class Queue(Database):
     # results
 
     def result(self, number: int) -> rows.Result | None:
-        """The result of a number; None if there is none, or it is forgotten."""
+        """The result of a number; None if no result has it, or the result is forgotten."""
         return next(iter(self.select(rows.Result, _RESULT, number)), None)
 
     def results(self, states: Sequence[rows.ResultState], limit: int = 100) -> list[rows.Result]:
@@ -206,7 +208,7 @@ class Queue(Database):
             kind: One of `FOLLOW_UPS`.
             folder: Relative to the folder `results`.
             digest: Of the files in it.
-            destinations: Names of those that get it.
+            destinations: Names of the destinations that get it.
 
         Returns:
             Number of the follow-up.
@@ -264,6 +266,8 @@ class Queue(Database):
             DecidedError: See `check_undecided`.
         """
         with self.transaction():
+            # Within the transaction that records the decision: of two decisions at the same time only the first counts
+            # (decision 0028).
             is_for_held_back = decision.decision in ("released", "refused")
             self.check_undecided(decision.result, rows.HELD_BACK if is_for_held_back else rows.DECIDABLE)
             self.record_decision(decision)
@@ -277,7 +281,7 @@ class Queue(Database):
             )
 
     def send_held_back(self, number: int, destinations: Sequence[str]) -> None:
-        """Lets a result go that is held back: it is sent, or done if there are no destinations. Any other stays as it is."""
+        """Sends a result that is held back; without destinations it is done. A result in another state stays as it is."""
         now_s = self.now_s()
         with self.transaction() as db:
             query = f"UPDATE results SET state = 'sending' WHERE id = ? AND state IN {rows.sql_list(rows.HELD_BACK)}"
@@ -332,7 +336,8 @@ class Queue(Database):
             db.execute("UPDATE deliveries SET attempts = attempts + 1, reason = ? WHERE id = ?", (reason, number))
 
     def is_late(self, delivery: int, longest_s: float) -> bool:
-        """Whether a delivery has waited for longer than that, by the node's own clock."""
+        """Whether a delivery has waited for more than `longest_s` seconds, by the node's own clock."""
+        # Rows of an earlier version lack `since`.
         since = self.column("SELECT coalesce(since, created) FROM deliveries WHERE id = ?", delivery)
         return any(self.now_s() - begun_s > longest_s for begun_s in since)
 
@@ -390,7 +395,7 @@ class Queue(Database):
         return {row["name"]: row["n"] for row in self.rows(query)}
 
     def oldest(self) -> dict[str, float]:
-        """When the oldest "job" that is not done, "delivery" that is not made and result for "review" came; seconds since 1970.
+        """When the oldest unfinished "job", pending "delivery" and result for "review" came, in seconds since 1970.
 
         A kind is left out if nothing of it waits.
         """
@@ -421,6 +426,7 @@ class Queue(Database):
                 "r.digest FROM decisions d JOIN results r ON r.id = d.result WHERE r.study = ? AND r.digest != ''",
                 (study,),
             )
+            # First the rows that are reached by way of results and jobs.
             for table in ("deliveries", "decisions"):
                 db.execute(f"DELETE FROM {table} WHERE result IN (SELECT id FROM results WHERE study = ?)", (study,))
             db.execute("DELETE FROM remade WHERE job IN (SELECT id FROM jobs WHERE study = ?)", (study,))

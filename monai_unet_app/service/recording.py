@@ -35,6 +35,7 @@ def add_result(db: sqlite3.Connection, job: sqlite3.Row, new: rows.NewResult, no
     query = f"SELECT * FROM results WHERE {_SAME_SERIES} AND digest = ? ORDER BY id"
     same = db.execute(query, (*series, new.digest)).fetchall()
     state, reason = _decided_state(new, same, _decisions(db, series, new.digest))
+    # Before the new row is inserted, which would be superseded as well.
     _supersede(db, series, now_s)
     row = (job["id"], *series, new.folder, state, new.verdict, reason, new.digest)
     number = insert_result(db, row, done=None if state in rows.UNFINISHED else now_s)
@@ -114,6 +115,7 @@ def _add_new_deliveries(
 ) -> None:
     """Deliveries of a new result; `same`: results of the same bytes, which some destinations may have."""
     query = f"SELECT destination FROM deliveries WHERE state = 'delivered' AND result IN ({', '.join('?' * len(same))})"
+    # The same bytes under the same UIDs (decision 0015): sending them again would change nothing at the destination.
     have = {row["destination"] for row in db.execute(query, list(same))}
     add_deliveries(db, result, [name for name in destinations if name not in have], now_s)
     db.executemany(
@@ -125,7 +127,7 @@ def _add_new_deliveries(
 
 
 def count_verdict(db: sqlite3.Connection, verdict: str) -> None:
-    """Counts a verdict of the gate, or a follow-up, once for ever: totals outlive what is forgotten."""
+    """Counts a verdict of the gate, or a follow-up, once for ever: totals also count results that are forgotten."""
     db.execute("INSERT INTO totals VALUES (?, 1) ON CONFLICT (verdict) DO UPDATE SET n = n + 1", (verdict,))
 
 

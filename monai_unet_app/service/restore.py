@@ -1,7 +1,7 @@
 """A node's database, made anew from its audit trail: what was done, what was decided, and which destination has what.
 
-A line of the trail is written before the database is changed, within the same transaction, so the trail knows as much. Not in
-the trail are tries that failed, reasons that people wrote (they are in `verdicts`, and may name a patient), and the time by the
+A line of the trail is written before the database is changed, within the same transaction, so the trail knows as much. The
+trail lacks tries that failed, reasons that people wrote (they are in `verdicts`, and may name a patient), and the time by the
 node's own clock at which something was done: retention begins anew. Studies that the trail does not name are found among the
 received files, and count as arriving.
 """
@@ -48,6 +48,7 @@ def _lines_in_effect(trail: Path) -> list[Line]:
 
 
 def _complete(queue: Queue, line: Line) -> None:
+    # The line has the number of all instances, and `record_instances` adds to what is recorded.
     queue.record_instances(line["study"], line["instances"] - queue.instances(line["study"]))
     queue.set_next_number("jobs", line["job"])
     queue.complete_study(line["study"])

@@ -7,10 +7,11 @@ from monai_unet_app.service.rows import FOLLOW_UPS, Result
 def earlier_versions(queue: Queue, result: Result) -> list[Result]:
     """Earlier versions of a result with other bytes that a destination has, without a final decision.
 
-    Of several versions with the same bytes the last one counts; if that is later than this result, it is left out.
+    Of several versions with the same bytes the last version counts; a version later than this result is left out.
     """
     jobs = queue.jobs_of(result.study)
     versions = [other for job in jobs for other in queue.results_of(job.id) if _is_version_of(other, result)]
+    # A decision is about bytes: versions with the same digest are decided on together (decision 0028).
     last = {version.digest: version for version in sorted(versions, key=lambda version: version.id)}
     newest = last.get(result.digest, result).id
     return [

@@ -52,6 +52,8 @@ class Retention:
         for job in node.queue.jobs_of(study):
             for result in node.queue.results_of(job.id):
                 shutil.rmtree(node.reviews_folder / str(result.id), ignore_errors=True)
+        # Files before rows: after a kill in between, the next run goes on. The other way round, the node would find
+        # files of an unknown study at its start and segment it again.
         shutil.rmtree(node.received_folder / study, ignore_errors=True)
         with node.queue.transaction():
             node.queue.forget(study)
@@ -79,6 +81,7 @@ class Retention:
         known = node.queue.folder_names() | {node.jobs.output_name(job) for job in jobs}
         node.results_folder.mkdir(exist_ok=True)
         for path in node.results_folder.iterdir():
+            # Young folders stay: a review may write the folder of a follow-up after the names above were read.
             is_being_written = jobs and path.name.startswith(PARTIAL)
             if path.name not in known and not is_being_written and time.time() - path.stat().st_mtime > _EVERY_S:
                 shutil.rmtree(path, ignore_errors=True)

@@ -105,6 +105,8 @@ def decide(
         AppError: The verdict is about another result, or cannot be applied; the message says why.
     """
     with node.decision_locks[result.id]:  # a second decision at the same time waits, and is then told of the first
+        # Asked again in `take_effect`, within the transaction: applying a verdict takes seconds, in which the result
+        # may be superseded.
         node.queue.check_undecided(result.id)
         result = _current(node, result.id)
         check_files(node, result, needs_document=True)
@@ -174,12 +176,14 @@ class _Application:
                 raise DecidedError(
                     f"an earlier version of result {result.id} was decided on or delivered meanwhile; decide once more"
                 )
+            # Within the transaction: a decision whose record cannot be written, on a full disk say, has no effect.
             _write_record(node, result, decision, record["comment"], record)
             if kind == "accepted":
                 node.queue.send_held_back(result.id, destinations)
                 node.audit.write("decided", **facts, destinations=destinations)
                 _send(node, result, "verified", self.output, destinations)
             else:
+                # Before `mark_refused`, which deletes the deliveries that say to whom the result was on its way.
                 reached = self._reached()
                 node.queue.mark_refused(result.id, f"{kind} by a reviewer")
                 node.audit.write("decided", **facts)

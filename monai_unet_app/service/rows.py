@@ -45,7 +45,7 @@ HELD_BACK: tuple[ResultState, ...] = ("held", "rejected")
 """Results that wait for a reviewer and have no delivery yet."""
 
 UNFINISHED: tuple[ResultState, ...] = (*HELD_BACK, "sending")
-"""Results that something is still to be done with; a later version of the study supersedes them."""
+"""Results that wait for a decision or a delivery; a later version of the study supersedes them."""
 
 DECIDABLE: tuple[ResultState, ...] = (*UNFINISHED, "delivered", "dead")
 """Results that a person may decide about, unless a final decision was taken."""
@@ -72,6 +72,8 @@ def state_of(verdict: str, *, hold_review: bool) -> ResultState:
     return "held" if verdict == "review" and hold_review else "sending"
 
 
+# AUTOINCREMENT: no number is given twice, also after its row was forgotten, since audit lines and folders name it.
+# UNIQUE (result, destination) lets `add_deliveries` pass over deliveries that exist.
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS studies (
     uid TEXT PRIMARY KEY, instances INTEGER NOT NULL, version INTEGER NOT NULL, state TEXT NOT NULL, last REAL NOT NULL);
@@ -214,7 +216,7 @@ class DecidedError(AppError):
 
 
 Row = TypeVar("Row", Job, Result, Delivery, Decision)
-"""What `Database.select` makes of rows."""
+"""The classes of the objects that `Database.select` makes of rows."""
 
 
 def sql_list(states: Sequence[str]) -> str:

@@ -101,6 +101,8 @@ class Connections:
     def opened(self, new: "Connection") -> bool:
         """Whether there is room for a new connection; if necessary, another connection is ended for it."""
         same_host = [connection for connection in self._open if connection.host == new.host]
+        # The caller's own address gives way first, then the address with most waiting connections: nobody can push
+        # others out by opening many connections (decision 0027).
         if len(same_host) >= self._most_per_address:
             return self._end_longest_waiting(same_host) and self.opened(new)
         if len(self._open) >= self._most:
@@ -122,6 +124,7 @@ class Connections:
             return False
         longest = min(waiting, key=lambda connection: connection.waits_since)
         self.closed(longest)
+        # Not close(), which would wait until the client has read what was written to it.
         longest.transport.abort()
         return True
 
@@ -167,6 +170,7 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        # The time for a head runs from its first byte and does not begin anew: bytes that trickle in gain no time.
         if self.is_waiting and not self._has_begun:
             self._has_begun = True
             self._start("head", self._connections.head_s)
@@ -185,6 +189,7 @@ class Connection(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        # Called when the client reads too slowly; without a limit, it could hold its connection for ever.
         self._start("stall", _STALL_S)
 
     def resume_writing(self) -> None:

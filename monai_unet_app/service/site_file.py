@@ -20,6 +20,7 @@ from dicom_io.net.destination_file import LOOPBACK, Table, destinations_of, read
 from monai_unet_app.data.selection import compiled
 from monai_unet_app.errors import UsageError
 
+# A rule's name is also the name of folders in `received` and `results`, and a label of metrics.
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _TEXTS = {"host": "an address of this machine", "organization": "a name", "sha256": "the bundle's sha256"}
 """What each key with a text needs, for messages."""

@@ -56,6 +56,7 @@ class Viewer:
 
     def study(self, uid: str) -> tuple[str | Link, ...]:
         """The cells of a study: a link to everything known about the study, and its hints."""
+        # The end of a UID: its beginning is usually the same for all studies of a scanner.
         text = uid if len(uid) <= _UID_END else "…" + uid[-_UID_END:]
         return Link(f"/studies/{uid}", text), *self.hints.of(uid)
 
@@ -143,6 +144,7 @@ def find_studies(node: "Node", text: str, hints: "Hints") -> list[str]:
     If there are more than `_MOST_FOUND`, at least one more than that is given back.
     """
     studies = node.queue.find_studies(text, _MOST_FOUND + 1) if text else []
+    # isdigit() is also true of digits in other scripts; nine digits always fit an integer of SQLite.
     if text.isascii() and text.isdigit() and len(text) < 10 and (result := node.queue.result(int(text))) is not None:
         studies = [result.study, *studies]
     return list(dict.fromkeys([*hints.find(text), *studies]))
@@ -151,6 +153,7 @@ def find_studies(node: "Node", text: str, hints: "Hints") -> list[str]:
 @cache
 def _templates() -> Environment:
     loader = PackageLoader("monai_unet_app.service")
+    # Texts from elsewhere are escaped; a misspelt name in a template is an error (decision 0037).
     return Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
 
 

@@ -106,6 +106,7 @@ class Tokens:
         It takes the same time for every token, so that timing tells nothing.
         """
         with self._lock:
+            # Taken before the lines are read: a change in between is seen at the next request.
             version = _version(self._path)
             if version != self._version:
                 self._known, self._version = self._read_again(), version
@@ -186,4 +187,5 @@ def _parsed(text: str, where: str) -> tuple[str, Holder]:
 
 
 def _digest(token: str) -> str:
+    # No salt is needed: unlike a password, a token has 256 random bits (`new_token`) and cannot be guessed.
     return hashlib.sha256(token.encode(errors="replace")).hexdigest()

@@ -75,6 +75,7 @@ def _measurement_groups(header: Dataset, path: Path) -> tuple[Sequence[Measureme
 
 
 def _maker(header: Dataset, path: Path) -> dict[str, Any]:
+    # The writers name the bundle in the Contributing Equipment Sequence (SOP Common Module, PS3.3 C.12.1).
     for item in header.get("ContributingEquipmentSequence") or []:
         description = str(item.get("ContributionDescription") or "")
         if match := _SHA256.match(description):
@@ -122,6 +123,8 @@ def _sources(references: Sequence[tuple[str, Sequence[Dataset]]]) -> dict[str, i
 
 def _references(header: Dataset) -> list[tuple[str, Sequence[Dataset]]]:
     """The UID of every series that the header refers to, with the instances of that series."""
+    # References stand in the Common Instance Reference Module (PS3.3 C.12.2), in reports in the SR Document General
+    # Module (C.17.2), which names the instances by another sequence.
     rows = list(header.get("ReferencedSeriesSequence") or [])
     for keyword in ("CurrentRequestedProcedureEvidenceSequence", "StudiesContainingOtherReferencedInstancesSequence"):
         rows += [row for study in header.get(keyword) or [] for row in study.get("ReferencedSeriesSequence") or []]

@@ -197,6 +197,7 @@ def _take_member(
         try:
             _put(content, name, store, upload, budget.allowance)
         except _TooLargeError:
+            # The limit of the archive ends the upload; the limit of a member refuses that member only.
             if content.count > budget.bytes_left:
                 raise
             upload.refuse(f"{name}: it has more than {most_bytes / 1e9:g} GB (instance_gb)")
@@ -215,12 +216,14 @@ def take_nifti(path: Path, received: Path, rule: str) -> tuple[str, bool]:
         is_packed = stream.read(len(_GZIP)) == _GZIP
         stream.seek(0)
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    # A UID under 2.25 is an integer of at most 128 bits (PS3.5 B.2); 30 hexadecimal digits are 120.
     study = f"2.25.{int(hashlib.sha256(f'{rule} {digest}'.encode()).hexdigest()[:30], 16)}"
     target = received / study / rule / (_PACKED_IMAGE if is_packed else _IMAGE)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{uuid4().hex}.part")  # each upload has a name of its own
     try:
         shutil.copyfile(path, part)
+        # Synced before it is renamed: after a power failure, the name stands for the whole image or for nothing.
         with part.open("rb") as stream:
             os.fsync(stream.fileno())
         with _naming:
@@ -229,6 +232,7 @@ def take_nifti(path: Path, received: Path, rule: str) -> tuple[str, bool]:
                 part.rename(target)
     finally:
         part.unlink(missing_ok=True)
+    # Study and rule may be new folders, whose names must last as well before the sender gets its answer.
     for folder in (target.parent, target.parent.parent, received):
         sync_folder(folder)
     return study, is_new

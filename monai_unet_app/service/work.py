@@ -45,7 +45,7 @@ class Task:
         study: Folder of its instances.
         output: Folder for its results; does not exist yet.
         earlier: Folders of results of earlier versions, by "rule/series".
-        waited: Images that are missing were waited for: the series is segmented as it is, or refused.
+        waited: The wait for missing images is over: the series is segmented as it is, or refused.
     """
 
     study: Path
@@ -114,6 +114,7 @@ class Worker:
             results += [self._image_result(image, task, Path(partial)) for image in images]
             if task.output.exists():
                 shutil.rmtree(task.output)  # of an attempt whose answer the node did not record
+            # A single rename for all results of the study: a kill leaves all of them or none.
             Path(partial).rename(task.output)
             Path(partial).mkdir()  # for its own removal
         results = results or [_not_processed("", "", _why_none_picked(series, self.site.rules))]
@@ -129,7 +130,7 @@ class Worker:
         )
 
     def _series_result(self, rule: Rule, uid: str, series: Sequence[SeriesRef], task: Task, folder: Path) -> NewResult:
-        """The result of a series, written to `folder`, or why there is none."""
+        """The result of a series, written to `folder`, or the reason why it was not processed."""
         name = f"{rule.name}_{hashlib.sha256(uid.encode()).hexdigest()[:8]}"
         earlier = task.earlier.get(f"{rule.name}/{uid}")
         try:
@@ -193,6 +194,7 @@ class Worker:
         return _new_result(rule, "", task, folder / name, case)
 
     def _segment(self, source: "Path | Volume", rule: Rule) -> "Case":
+        # torch comes with this import; the node imports this module too and must stay without it.
         from monai_unet_app.pipeline import segment_case
 
         return segment_case(source, self.bundles[rule.name], self.runs[rule.name])
@@ -207,7 +209,7 @@ def _write_case(case: "Case", name: str, folder: Path, **options: Any) -> None:
 
 
 def _read_volume(rule: Rule, uid: str, series: Sequence[SeriesRef]) -> "Volume":
-    """The voxels of a series. Other series are read with it only where they show that it lacks nothing."""
+    """The voxels of a series. Other series are read with it only if they show that it lacks nothing."""
     from dicom_io.read import read_series
 
     parts, missing = _parts(series, uid), missing_of(series, uid)
@@ -216,6 +218,8 @@ def _read_volume(rule: Rule, uid: str, series: Sequence[SeriesRef]) -> "Volume":
             f"{missing.count} image(s) did not come: {missing.words}; all are needed, or a structure could be cut off; "
             "send the missing ones"
         )
+    # ImagesInAcquisition counts an acquisition, which may be in several series (decision 0026): a series that looks
+    # incomplete alone and is whole with the others must be read with them.
     needs_others = missing is None and missing_of(parts, uid) is not None
     return read_series(
         series if needs_others else parts, series_instance_uid=uid or None, accept_incomplete=rule.allow_incomplete
@@ -276,6 +280,7 @@ def digest_of(folder: Path) -> str:
     """sha256 of the names and contents of a result's files, see `result_files`. `result.json` does not count: it has times."""
     digest = hashlib.sha256()
     for path in result_files(folder):
+        # Name, NUL and a digest of fixed length: no two folders give the same bytes to hash.
         digest.update(f"{path.relative_to(folder)}\0".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
@@ -367,6 +372,7 @@ def _warm(rule: Rule) -> "Bundle":
     bundle = load_bundle(rule.bundle, resolve_device("auto"))
     _check_approved(rule, bundle)
     check_gated(rule, bundle)
+    # Zeros of one window: the first run of a network is slow, and no study has to wait for it.
     engine = TorchEngine(bundle.network, bundle.device, bundle.slice_axis)
     engine(torch.zeros(1, bundle.rules.channels, *bundle.windows.window, device=bundle.device))
     return bundle

@@ -106,6 +106,8 @@ class WorkerPool:
     @property
     def is_ready(self) -> bool:
         """Whether a child can work or does: it was ready, is alive, and has answered lately."""
+        # Half the time of `watch`: /ready tells of a frozen child before that child is replaced. The list is copied
+        # because threads of the HTTP API ask while the node's loop changes it.
         return any(
             child.is_ready and child.exit_code is None and child.silent_s <= self.silent_s / 2
             for child in list(self.children)
@@ -119,5 +121,6 @@ class WorkerPool:
     def _remove(self, child: Child) -> None:
         if child in self.children:
             self.children.remove(child)
+        # A child that never became ready would fail again at once, for instance by a bundle that cannot be loaded.
         if not child.is_ready:
             self._pause.begin()
