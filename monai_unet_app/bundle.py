@@ -196,6 +196,7 @@ class Bundle(BundleFiles):
     def _result_with(self, calibration: Mapping[str, Any]) -> "Compose":
         from monai.transforms import Compose, Invertd
 
+        # A config parsed anew: the parser caches the objects that it has built, with the calibration inside them
         twin = Bundle(self.root, self.device, (*self.overrides, ("calibration", dict(calibration))))
         steps = twin.part("result")
         for step in steps:
@@ -218,6 +219,8 @@ class Bundle(BundleFiles):
             raise BundleError(f"{self.name} has no models/model.pt; trained weights are needed; run monai-unet train")
         network: torch.nn.Module = self.part("network_def").to(self.device)
         try:
+            # weights_only: a pickle from elsewhere could run any code. load_state_dict casts float16 to the network's
+            # float32.
             network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         except Exception as error:  # pickle, zip and key errors all mean that these are not the weights
             raise BundleError(f"{self.name}: models/model.pt does not fit network_def: {_summary(error)}") from error
@@ -250,6 +253,7 @@ class Bundle(BundleFiles):
         path = self.root / "models" / CALIBRATION_RECORD
         try:
             calibrated = json.loads(path.read_text())["cases"] if path.is_file() else {}
+            # A list, not a mapping by id: a case may stand in both records
             cases = [
                 SeenCase(case_id, entry["subject"], entry.get("partition", "calibration"), entry["image"])
                 for entries in (calibrated, self.run_record.get("cases", {}))
@@ -269,13 +273,13 @@ class Bundle(BundleFiles):
 
     @cached_property
     def feature_layer(self) -> str | None:
-        """Name of the network's layer whose features tell usual images from unusual ones; None if the bundle names none."""
+        """Name of the network's layer whose features tell usual from unusual images; None if the bundle names no layer."""
         layer: str | None = self._optional("feature_layer")
         return layer
 
     @cached_property
     def ignore_label(self) -> int | None:
-        """Label value of voxels that an evaluation leaves out; None if the bundle names none."""
+        """Label value of voxels that an evaluation leaves out; None if the bundle names no such value."""
         value: int | None = self._optional("ignore_label")
         return value
 
@@ -306,6 +310,7 @@ class Bundle(BundleFiles):
         if not isinstance(inferer, SlidingWindowInferer):
             raise BundleError(f"{self.name}: inferer is {type(inferer).__name__}; a SlidingWindowInferer is needed")
         values = vars(inferer)  # MONAI types them for every possible use; a bundle gives plain numbers
+        # SliceInferer writes a 3D size into roi_size when it runs; orig_roi_size keeps the 2D size
         window = [int(size) for size in values.get("orig_roi_size", values["roi_size"])]
         if self.slice_axis is not None:
             window.insert(self.slice_axis, 1)
@@ -332,6 +337,7 @@ class Bundle(BundleFiles):
         if self.rules.planar:
             return 0  # the width of a picture
         orientations = [step for step in self.preprocessing.transforms if isinstance(step, Orientationd)]
+        # The last Orientationd decides; the letters are the directions in which the axes of its output run
         axes = str(orientations[-1].ornt_transform.axcodes or "") if orientations else ""
         return next((axis for axis, letter in enumerate(axes) if letter in "LR"), None)
 
@@ -394,6 +400,7 @@ def run_overlay(root: Path, overlay: str, overrides: Mapping[str, Any]) -> None:
             refusal = _refusal_in(error)
             if refusal is None:
                 raise
+            # MONAI wraps errors in "failed to instantiate"; the user needs the refusal itself
             raise refusal from refusal.__cause__
 
 

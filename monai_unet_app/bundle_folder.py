@@ -101,6 +101,7 @@ class BundleFiles:
     def inference_document(self) -> dict[str, Any]:
         """`configs/inference.yaml` with no expression evaluated. Raises BundleError if the file is damaged."""
         try:
+            # safe_load builds plain values only; another loader could make any Python object from a foreign file
             document = yaml.safe_load((self.root / "configs/inference.yaml").read_text(encoding="utf-8"))
         except (yaml.YAMLError, ValueError) as error:
             raise BundleError(f"{self.name}: inference.yaml cannot be read: {error}") from error
@@ -124,6 +125,7 @@ class BundleFiles:
         confidence = (CONFIDENCE,) if (self.root / CONFIDENCE).is_file() else ()
         for name in (*HASHED_FILES, *confidence):
             content = (self.root / name).read_bytes()
+            # Name and length before each content, so that bytes moved from a file into the next change the digest
             digest.update(f"{name}\n{len(content)}\n".encode() + content)
         return digest.hexdigest()
 
@@ -158,6 +160,7 @@ def bundle_folders() -> dict[str, Path]:
     folders: dict[str, Path] = {}
     for root in roots:
         for metadata in sorted(root.glob("*/configs/metadata.json")):
+            # The first folder wins: a site's bundle replaces a shipped bundle of the same name
             folders.setdefault(metadata.parents[1].name, metadata.parents[1])
     return folders
 
@@ -199,6 +202,7 @@ def _unpack(path: Path) -> Path:
         unpack(path, folder, most_members=_MOST_FILES, most_ratio=_MOST_RATIO, small_bytes=_SMALL_BYTES)
     except (InputRefusedError, OSError) as error:
         raise BundleError(f"{path.name} cannot be unpacked: {error}; copy it again, or unpack it yourself") from error
+    # A zip may hold the bundle directly or in a folder
     roots = [metadata.parents[1] for metadata in sorted(folder.glob("**/configs/metadata.json"))]
     if len(roots) != 1:
         raise BundleError(f"{path.name} holds {len(roots)} bundle(s); one is needed")
@@ -212,6 +216,7 @@ def unchanged_on_failure(root: Path) -> Iterator[None]:
     before = {file: file.read_bytes() if file.is_file() else None for file in files}
     try:
         yield
+    # Ctrl-C included: numbers of an unfinished calibration must not stay
     except BaseException:
         for file, content in before.items():
             if content is None:

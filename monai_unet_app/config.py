@@ -89,6 +89,8 @@ def resolve_device(name: str) -> "torch.device":
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
+        # torch.device accepts the name of an absent device; only a tensor shows that it works. Without CUDA, torch
+        # raises AssertionError.
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(

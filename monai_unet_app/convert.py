@@ -114,6 +114,7 @@ def label_file(
         raise InputRefusedError(
             f"{output.name} could not be written ({error.strerror}); free space or choose another --output"
         ) from error
+    # Counted in the written labels, so that an overlap shows as the difference to what was drawn
     voxels = np.bincount(labels.ravel(), minlength=len(names) + 1)[1:].tolist()
     drawn = regions.reshape(-1, len(names)).sum(axis=0).tolist()
     return [

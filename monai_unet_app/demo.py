@@ -81,6 +81,7 @@ def run_demo(output: Path, epochs: int, say: Say, progress: Progress) -> dict[st
         case = next(case for case in cases if case.id == test.rows[0]["id"])
         say(f"4/4  write {case.id} as a DICOM MR series, segment the series, write SEG, SR and RTSTRUCT, validate them")
         dicomize_cases([CaseFiles(case.id, case.image)], output / "dicom")
+        # The result is computed from the DICOM series, not from the NIfTI, so that reading is tried too
         series = CaseFiles(case.id, output / "dicom" / case.id / "mr")
         outputs = OutputConfig(("nifti", "seg", "sr", "rtstruct", "png"), probabilities=True)
         done, problems = predict_cases([series], bundle, PredictConfig(), outputs, output / "results")
@@ -133,6 +134,7 @@ def validate_results(folder: Path, result: dict[str, Any], source: Volume) -> di
 
 def _on_grid_of(source: Volume, labels: NDArray[Any], affine_lps: Affine) -> NDArray[np.int_]:
     """Labels of another grid, shape (I, J, K), on the grid of the source; dcmqi leaves out slices without labels."""
+    # Index of dcmqi's grid to millimetres to index of the source: one matrix
     labelled = np.argwhere(labels)
     to_source = np.linalg.solve(source.affine_lps, affine_lps)
     index = np.rint(labelled @ to_source[:3, :3].T + to_source[:3, 3]).astype(int)

@@ -72,8 +72,10 @@ def write_dicom(output: CaseOutput) -> dict[str, str]:
         report=ReportFacts(_intervals(case), _wholes(case), _report_of_this_study(config.earlier_sr, source)),
     )
     names = {kind.name for kind in RESULT_KINDS if kind.format in config.formats}
+    # An object must not refer to an object that was never written: an SR brings its SEG along
     names |= {other for name in names for other in KIND[name].refers_to}
     with refusing_as(output.case_id):
+        # In the order of the table: a SEG is written before the objects that refer to it
         for kind in RESULT_KINDS:
             if kind.name in names:
                 kind.write_result(content, paths[kind.name])
@@ -171,6 +173,8 @@ def _image_setting(volume: Volume) -> tuple[tuple[str, str], ...]:
     """The digest of the image, for a result whose image is not the DICOM series that it refers to."""
     if volume.provenance.kind == "dicom":
         return ()
+    # UIDs are hashes of the input. Two images on the same series must not give the same UIDs;
+    # their voxels and affines tell them apart.
     voxels = np.ascontiguousarray(volume.array)
     return (("image sha256", hashlib.sha256(voxels.tobytes() + volume.affine_lps.tobytes()).hexdigest()),)
 
@@ -196,10 +200,12 @@ def _target(output: CaseOutput) -> tuple[Volume, dict[str, str]]:
     """The DICOM volume that results refer to (the first of several channels), and the files that were written for it."""
     case_id, image, config = output.case_id, output.case.image, output.config
     if image.provenance.kind == "dicom":
+        # Objects refer to the instances of one series, and the first channel is that series
         return image if image.in_colour else image.channel(0), {}
     try:
         if config.dicom_source is not None:
             source = read_series(config.dicom_source)
+            # Raises before anything is written if the image is not on this series
             _ = image.on_grid_of(source)
             return source, {}
         if config.dicomize:

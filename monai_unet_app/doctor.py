@@ -57,6 +57,7 @@ def _bundle(name: str, folder: Path) -> Row:
         bundle = load_bundle(folder)
         if not (folder / "models/model.pt").is_file():
             return _row(name, "no weights; run make bundles", "note")
+        # These properties load and check; a broken part raises
         _ = bundle.network, bundle.windows, bundle.result, bundle.segments
     except (AppError, DicomIoError) as error:
         return _row(name, str(error), "broken")

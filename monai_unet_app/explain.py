@@ -1,4 +1,4 @@
-"""Explanations: which parts of the image the network's answer depends on, as numbers and as a picture, by tools of MONAI.
+"""Explanations: the parts of the image on which the network's answer depends, as numbers and a picture, by tools of MONAI.
 
 A segmentation network answers at every voxel, but MONAI's tools explain a single number. For each structure this number is
 the mean log-odds, log p / (1 - p), over the voxels of the structure in the window of the sliding window that holds most of
@@ -137,6 +137,8 @@ def explain_case(case: Case, method: ExplainMethod, progress: Progress | None = 
     """
     bundle = case.bundle
     check_explainable(bundle, method)
+    # Steps: the structures on the grid of the network, one window for each of them, the map of each window by MONAI's
+    # tool, and all maps back on the source grid
     item = preprocess(case.image, bundle)
     regions = bundle.outputs.masks(predict(item["image"], bundle, case.run))  # on the working grid
     absent = [structure.voxels == 0 for structure in case.segmentation.structures]
@@ -147,6 +149,7 @@ def explain_case(case: Case, method: ExplainMethod, progress: Progress | None = 
     shared = _windows(regions, plan, bundle.slice_axis)
     step = _counter(sum(_cost(method, plan.window, len(structures)) for _, structures in shared), progress)
     slice_axis, reach = _slab(item["image"], case.image, bundle.slice_axis)
+    # A second image counts where a window was, because 0 is a value that a map may have
     maps, covered = torch.zeros(2, *regions.shape)
     answers: list[float | None] = [None] * len(regions)
     for place, structures in shared:
@@ -171,6 +174,7 @@ def _windows(regions: torch.Tensor, plan: WindowPlan, slice_axis: int | None) ->
     for n, region in enumerate(regions):
         if region.any():
             place = _best_window(region, plan, slice_axis)
+            # Structures with the same window share its passes through the network
             shared.setdefault(tuple(side.start for side in place), (place, []))[1].append(n)
     return list(shared.values())
 
@@ -240,6 +244,7 @@ def _occlusion(network: StructureAnswers, window: torch.Tensor, answers: torch.T
 
 def _gradcam(network: StructureAnswers, window: torch.Tensor, answers: torch.Tensor, bundle: Bundle) -> torch.Tensor:
     """Shape (S, *window): GradCAM without rescaling, 0 or more, interpolated linearly to the window's size."""
+    # MONAI's default rescales each map to 0 to 1, which would make maps of different structures look equally strong
     tool = GradCAM(network, f"network.{_layer_name(bundle)}", postprocessing=lambda activation: activation)
     window = window.requires_grad_()  # else no gradient reaches the layer, because the weights take none
     return torch.stack([tool(window, class_idx=n)[0, 0].detach() for n in range(len(answers))])
@@ -249,6 +254,7 @@ def _gradient(network: StructureAnswers, window: torch.Tensor, answers: torch.Te
     """Shape (S, *window): length of the gradient over the input's channels, root mean square over noisy copies."""
     tool = SmoothGrad(network, n_samples=NOISY_COPIES, verbose=False)
     lengths: list[torch.Tensor] = []
+    # The same noise for every structure and every run, and the caller's random state stays as it was
     with torch.random.fork_rng(devices=[bundle.device] if bundle.device.type == "cuda" else []):
         for n in range(len(answers)):
             torch.manual_seed(SEED)
@@ -305,6 +311,7 @@ def _on_source(both: torch.Tensor, item: dict[str, MetaTensor], bundle: Bundle, 
     back = Invertd("pred", transform=bundle.preprocessing, orig_keys="image", nearest_interp=False)
     with_maps: dict[Hashable, MetaTensor] = {"image": item["image"], "pred": MetaTensor(both)}
     maps, covered = np.split(on_volume(back(with_maps)["pred"], volume), 2)
+    # Resampling mixes the edge of a window with zeros around it; division by the equally resampled coverage undoes it
     return np.where(covered >= _LEAST_COVERED, maps / np.maximum(covered, _LEAST_COVERED), np.float32(np.nan))
 
 
@@ -335,7 +342,7 @@ def explanation_png(segmentation: Segmentation, case_id: str, explanation: Expla
 
 @dataclass(frozen=True)
 class _Scale:
-    """The colours of a map: from dark to yellow, or, of a map with signs, red above 0 and blue below."""
+    """The colours of a map: from dark to yellow; for a map with signs, red above 0 and blue below."""
 
     most: float
     signed: bool
@@ -387,6 +394,7 @@ def _grey(image: NDArray[Any]) -> NDArray[np.float32]:
     plain = image.astype(np.float32)
     if plain.ndim == 4:
         plain = plain @ np.array([0.299, 0.587, 0.114], np.float32) if plain.shape[-1] == 3 else plain[..., 0]  # BT.601
+    # Percentiles, because single bright voxels would leave the rest dark
     low, high = np.percentile(plain, [1, 99.5])
     return np.asarray(np.clip((plain - low) / max(high - low, 1e-9), 0, 1), dtype=np.float32)
 

@@ -85,7 +85,7 @@ def segment_case(
         run: Settings of this run.
         progress: Called with (windows done, number of windows).
         uncalibrated: Also give the probabilities without calibration, to compare.
-        fitting: True if statements are about to be fitted: the features of the image are computed and nothing is assessed.
+        fitting: True while statements are fitted: the features of the image are computed and nothing is assessed.
 
     Raises:
         InputRefusedError: The image cannot be read, or breaks the input rules of the bundle.
@@ -94,6 +94,7 @@ def segment_case(
     seconds: dict[str, float] = {}
     with timed(seconds, "read"):
         volume = source if isinstance(source, Volume) else read_volume(source, run.reading)
+        # Before preprocessing, which would hide a wrong modality or spacing behind a plausible tensor
         check_rules(volume, bundle.rules)
     with timed(seconds, "preprocess"):
         item = preprocess(volume, bundle)
@@ -153,6 +154,7 @@ def preprocess(volume: Volume, bundle: Bundle) -> "dict[str, MetaTensor]":
     """{"image": tensor (C, *spatial)}: the input of the network, made by the bundle's own transforms."""
     from monai_unet_app.data.monai_bridge import to_metatensor
 
+    # start=1 skips the transform that loads; the volume is in memory
     item: dict[str, MetaTensor] = bundle.preprocessing({"image": to_metatensor(volume)}, start=1)
     return item
 
@@ -187,6 +189,7 @@ def finish(
     item: "dict[str, MetaTensor]", logits: "torch.Tensor", result: "Compose", volume: Volume
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Probabilities and labels on the source grid, both (C, I, J, K), by the bundle's `result`."""
+    # A copy, because transforms may write into their input and the logits are used twice
     output = result({**item, "pred": logits.clone()})
     return on_volume(output["prob"], volume), on_volume(output["pred"], volume)
 

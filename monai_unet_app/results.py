@@ -88,7 +88,9 @@ def write_results(
         InputRefusedError: The named series is at another place than the image, or an object cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    # The report that this one is about to replace is its predecessor, unless another is named
     config = replace(config, earlier_sr=config.earlier_sr or folder / f"{case_id}_sr.dcm")
+    # Inside the output, so that files are moved within one file system, which is a rename
     with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
         output = CaseOutput(case, case_id, config, Path(partial))
         files = {}
@@ -108,12 +110,15 @@ def is_rejected(case: Case) -> bool:
 def _publish(folder: Path, output: Path, case_id: str) -> None:
     """Moves the files of a case into the output, in place of all files of the same case that an earlier run left there."""
     record = output / f"{case_id}_result.json"
+    # The order matters after a crash: the old record goes before the files that it names, and the new record comes
+    # after its files
     stale = _named_by(record, case_id)
     record.unlink(missing_ok=True)
     for path in stale:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     for path in sorted(folder.iterdir(), key=lambda path: path.name == record.name):
         target = output / path.name
+        # os.replace cannot put a folder in place of one that holds files
         if target.is_dir():
             shutil.rmtree(target)
         os.replace(path, target)
@@ -126,6 +131,7 @@ def _named_by(record: Path, case_id: str) -> list[Path]:
         tops = {Path(name).parts[0] for name in files}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):  # absent, or not one of ours
         return []
+    # Only names that begin with this case's id: a foreign record must not make us delete other files
     return [record.parent / top for top in sorted(tops) if top.startswith(f"{case_id}_")]
 
 
@@ -406,6 +412,7 @@ def write_nifti(array: NDArray[Any], volume: Volume, path: Path) -> Path:
     A sheared grid gets no qform, because NIfTI's quaternion cannot hold shear and some readers prefer the qform to the sform.
     """
     image = nibabel.Nifti1Image(array, volume.affine_ras)
+    # nibabel leaves the unit of a new image unknown
     image.header.set_xyzt_units("mm")
     image.set_sform(volume.affine_ras, code=1)
     image.set_qform(volume.affine_ras, code=1)
@@ -435,6 +442,7 @@ def write_mask_png(segmentation: Segmentation, path: Path) -> Path:
     numbers = segmentation.exclusive and len(segmentation.segments) > 1
     planes = [segmentation.labels] if segmentation.exclusive else list(segmentation.labels)
     plane = np.concatenate([segmentation.image.without_flat_axis(labels) for labels in planes], axis=0)
+    # I runs along the width; Pillow takes (row, column)
     Image.fromarray((plane.T * (1 if numbers else 255)).astype(np.uint8)).save(path)
     return path
 

@@ -53,6 +53,7 @@ def named_series(options: ReadOptions) -> tuple[str, ...]:
 def case_id(path: Path) -> str:
     """File name without its ending; `.nii.gz` is one ending."""
     name = path.name
+    # The longest ending first, so that no shorter ending leaves a part of it in the id
     for ending in sorted((*FILE_ENDINGS, ".dcm"), key=len, reverse=True):
         if name.lower().endswith(ending):
             return name[: -len(ending)]
@@ -203,6 +204,8 @@ def _without_derived(cases: Sequence[CaseFiles], suffix: str) -> list[CaseFiles]
         raise InputRefusedError(
             "no labels are named; give --labels DIR, or --label-suffix where images and labels lie in one folder"
         )
+    # Steps: which files are images (they have a label), by which endings other names extend them, which of these
+    # endings every image has
     ids = {case.id for case in cases}
     images = {name for name in ids if name + suffix in ids}
     suffixes = {name[len(image) :] for name in ids for image in images if name != image and name.startswith(image)}
@@ -236,6 +239,7 @@ def _dicom_cases(source: Path, requested: Sequence[str] = ()) -> list[CaseFiles]
 
 def _requested_cases(source: Path, series: Sequence[SeriesRef], requested: Sequence[str]) -> list[CaseFiles]:
     """A case for each study that has all requested series; else the source itself, so that reading it gives the reason."""
+    # A localizer or a capture, which is set aside otherwise, is a case when it is requested by its UID
     images = [ref for ref in series if ref.files and (ref.kind == "image" or ref.set_aside)]
     studies = _by_study(ref for ref in images if ref.series_instance_uid in requested)
     complete = [refs for refs in studies if {ref.series_instance_uid for ref in refs} == set(requested)]
@@ -336,6 +340,7 @@ def subjects_of(cases: Sequence[CaseFiles]) -> dict[str, str]:
 
     A subject that the plan does not name has the name of its first case; a PatientID is written nowhere.
     """
+    # The plan knows which two hippocampi or eyes of the examples are of one person; their files have no PatientID
     known = read_splits(shipped("examples") / "splits.json")
     first: dict[tuple[str, str], str] = {}
     return {
@@ -353,6 +358,7 @@ def _patient(case: CaseFiles) -> tuple[str, str]:
         header = load_dataset(case.header, with_pixels=False)
     except DicomIoError:  # the file broke after the survey: reading the case gives the reason
         return own
+    # A PatientID is unique only within its issuer
     return (str(header.get("IssuerOfPatientID") or ""), str(header.PatientID)) if header.get("PatientID") else own
 
 

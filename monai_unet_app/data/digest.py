@@ -21,6 +21,7 @@ STEPS_APART = 2  # rounding the voxels to 8 bits moves the mean of a block by no
 def file_sha256(path: str | Path) -> str:
     """Hex digest of a file's bytes, or of the bytes of all files below a folder in order of their names."""
     path, digest = Path(path), hashlib.sha256()
+    # Sorted, because a file system lists a folder in any order
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
             digest.update(file.read_bytes())
@@ -56,6 +57,8 @@ def mirrored_fingerprints(volume: Volume) -> list[str]:
     """The fingerprints of the image and of its mirror images along any of its axes; that of the image is the first."""
     array = _in_ras(volume)
     axes = [axis for axis in range(3) if array.shape[axis] > 1]
+    # The voxels are flipped, not the means: array_split makes the first blocks longer, so that the blocks of a mirror
+    # image have other borders
     mirrored_axes = (chosen for count in range(len(axes) + 1) for chosen in combinations(axes, count))
     return [_fingerprint(np.flip(array, chosen), volume.planar) for chosen in mirrored_axes]
 
@@ -72,6 +75,7 @@ def same_image(fingerprint: str, other: str) -> bool:
 def _in_ras(volume: Volume) -> NDArray[Any]:
     """The mean over channels, shape (I, J, K), reoriented to RAS if the volume lies in the patient."""
     array: NDArray[Any] = volume.array.mean(axis=3) if volume.array.ndim == 4 else volume.array
+    # A NIfTI and the DICOM series made from it differ in the order of their axes; in RAS they do not (decision 11)
     if not volume.planar:
         array = apply_orientation(array, io_orientation(volume.affine_ras))
     return array
@@ -82,6 +86,7 @@ def _fingerprint(array: NDArray[Any], planar: bool) -> str:
     for axis, count in enumerate(BLOCKS_2D if planar else BLOCKS_3D):
         blocks = np.array_split(means, min(count, array.shape[axis]), axis)
         means = np.concatenate([block.mean(axis=axis, keepdims=True) for block in blocks], axis)
+    # Centred and scaled, so that a rescaled copy of the image has the same steps; 1 for a constant image
     deviation = means.std() or 1.0
     steps = np.clip(np.rint((means - means.mean()) / deviation * STEPS_PER_DEVIATION), -LARGEST, LARGEST)
     return f"{'x'.join(map(str, array.shape))}:{steps.astype(np.int8).tobytes().hex()}"

@@ -178,6 +178,7 @@ def inspect_cases(
     subjects = subjects_of(cases)
     for case in cases:
         try:
+            # The image first: if it cannot be read, that is a better reason than an absent label
             fingerprint = _fingerprint(case, subjects[case.id], rules, known, options)
             if labelled and case.label is None and not case.label_objects:
                 raise InputRefusedError(
@@ -262,6 +263,7 @@ def _oddities(cases: Sequence[CaseFingerprint]) -> list[str]:
         sentences.append(
             f"look at the labels: their values go up to {most}, as those of counted objects do and classes do not"
         )
+    # A median of fewer than four sizes says little, and numbers of counted objects have no usual size
     if len(cases) < 4 or most > MOST_CLASSES:
         return sentences
     for value in sorted({value for case in cases for value in case.class_size if value}):
@@ -280,6 +282,7 @@ def _range(rows: Sequence[Sequence[float]], *, existing_median: bool = False) ->
     the lower of them if it must exist in a row.
     """
     table = np.array(rows, dtype=float)
+    # The shape must be one that a case has: half a voxel does not exist
     middle = np.percentile(table, 50.0, axis=0, method="lower" if existing_median else "linear")
     return {
         "least": np.round(table.min(axis=0), 4).tolist(),

@@ -33,6 +33,7 @@ def volume_from_itk(image: Any) -> Volume:
             f"the itk image has {image.GetImageDimension()} dimensions; 3 are needed; give each volume by itself"
         )
     affine_lps = np.eye(4)
+    # ITK's direction has a unit vector in each column; the spacing scales the columns
     affine_lps[:3, :3] = itk.array_from_matrix(image.GetDirection()) @ np.diag(list(image.GetSpacing()))
     affine_lps[:3, 3] = list(image.GetOrigin())
     array = np.moveaxis(itk.array_from_image(image), (0, 1, 2), (2, 1, 0))  # ITK's arrays are (K, J, I) or (K, J, I, C)
@@ -82,6 +83,7 @@ def read_by_itk(files: Sequence[Path]) -> Volume:
 
     folders = {str(path.parent) for path in files}
     names = itk.GDCMSeriesFileNames.New()
+    # With details, ITK would divide a series by further attributes; here the SeriesInstanceUID alone counts
     names.SetUseSeriesDetails(False)
     if len(folders) != 1:
         raise InputRefusedError(f"the series lies in {len(folders)} folders; one is needed; copy its files together")
@@ -94,6 +96,7 @@ def read_by_itk(files: Sequence[Path]) -> Volume:
             f"ITK finds series of {', '.join(str(len(series)) for series in all_series) or 'no'} files where ours has "
             f"{len(own_files)}; one series a folder is needed; copy its files into a folder of their own"
         )
+    # By default ITK replaces a sheared direction (gantry tilt) by an orthogonal one, which would hide a difference
     reader = itk.ImageSeriesReader[itk.Image[itk.F, 3]].New(FileNames=in_order, ForceOrthogonalDirection=False)
     reader.SetImageIO(itk.GDCMImageIO.New())
     try:
@@ -118,6 +121,7 @@ def check_by_itk(volume: Volume) -> float:
         InputRefusedError: ITK cannot read the series, or has the voxels at other positions; the message gives the distance.
     """
     try:
+        # ITK may have other axes and signs; on_grid_of transposes and flips, and refuses what would need interpolation
         by_itk = read_by_itk(volume.provenance.files).on_grid_of(volume)
     except ValueError as error:
         raise InputRefusedError(f"ITK reads the series at another position: {error}") from error

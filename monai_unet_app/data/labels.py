@@ -24,7 +24,7 @@ def read_labels(path: Path, image: Volume) -> Volume:
         image: Shape (I, J, K) or (I, J, K, C).
 
     Returns:
-        Shape (I, J, K), float32, whole numbers; 0 is background.
+        Shape (I, J, K), float32, whole numbers; 0 is the background.
 
     Raises:
         InputRefusedError: The label has another shape or position than the image, its values are no whole numbers, or the
@@ -52,6 +52,7 @@ def _picture_classes(array: NDArray[np.float32], path: Path) -> NDArray[np.float
         raise InputRefusedError(
             f"label {path.name} is coloured; a grey picture is needed, black and white or with class numbers; convert it"
         )
+    # Painting programs save a mask as 0 and 255; any other grey values are class numbers
     return grey / np.float32(255) if set(np.unique(grey)) <= {0.0, 255.0} else grey
 
 

@@ -2,7 +2,7 @@
 
     LoadImaged(keys="image", reader=VolumeReader())          # in any bundle, for NIfTI, DICOM and pictures
 
-MONAI's own DICOM readers are silently wrong on gaps, tilt, mixed series and multi-frame objects; this one refuses them.
+MONAI's own DICOM readers are silently wrong on gaps, tilt, mixed series and multi-frame objects; this reader refuses them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,10 +38,12 @@ def array_and_meta(volume: Volume) -> tuple[NDArray[np.float32], dict[str, Any]]
     if volume.provenance.kind == "dicom":
         affine = affine.astype(np.float32).astype(np.float64)
     if volume.planar:
+        # MONAI takes a picture as two spatial axes, and it has no position in the patient
         array, affine = array[:, :, 0], np.eye(3)
     spatial = array.ndim - (volume.array.ndim == 4)
     meta: dict[str, Any] = {
         MetaKeys.SPATIAL_SHAPE: np.asarray(array.shape[:spatial]),
+        # NaN is MONAI's sign for an array without a channel axis
         MetaKeys.ORIGINAL_CHANNEL_DIM: -1 if volume.array.ndim == 4 else float("nan"),
     }
     if not volume.planar:

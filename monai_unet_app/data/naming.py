@@ -28,16 +28,19 @@ def contradiction(names: Sequence[str], segments: Sequence[Segment]) -> str | No
         segments: One segment for each name, in the order of their numbers.
     """
     for index, (name, own) in enumerate(zip(names, segments, strict=True)):
+        # "class_3" or "label" promises nothing that a segment could contradict
         if not any(word.isalpha() for word in _words(name) - _PLACEHOLDERS):
             continue
         by_label = [_same_words(name, segment.label) for segment in segments]
         by_label[index] = _shared(name, own.label)
         with_codes = [_shared(name, _text(segment)) for segment in segments]
+        # Each text by itself: the words of the codes would hide that two labels are exchanged
         for scores in (by_label, with_codes):
             better = max(range(len(segments)), key=scores.__getitem__)
             if scores[better] > scores[index]:
                 other = f"segment {better + 1} is {segments[better].label!r}"
                 return f"calls structure {index + 1} {name!r}, but segment {index + 1} is {own.label!r} and {other}"
+        # A side weighs more than shared words: "kidney_left" shares a word with "Right kidney"
         sides = {"left", "right"}
         other_side = sides in ({_sides(name), side_of(own)}, {_sides(name), _sides(own.label)})
         if other_side or not _shared(name, f"{_text(own)} {own.description}"):
@@ -95,6 +98,8 @@ def _alike(word: str, other: str) -> bool:
     common = next((n for n, (a, b) in enumerate(zip(word, other, strict=False)) if a != b), min(len(word), len(other)))
     if common < _LEAST_STEM:
         return False
+    # Either the name's word is the beginning of the other ("ant"), or only short endings differ. A longer stem permits
+    # a longer ending.
     return common == len(word) or max(len(word), len(other)) - common <= min(_MOST_ENDING, common - 2)
 
 
@@ -102,10 +107,12 @@ def _abbreviates(word: str, words: Sequence[str]) -> bool:
     """Whether a short word consists of letters of these words in order, beginning with the first letter of one of them."""
     if len(word) > _LONGEST_ACRONYM:
         return False
+    # An acronym may begin at any of the words, not only at the first
     texts = ["".join(words[first:]) for first in range(len(words))]
     return any(text[:1] == word[0] and _letters_in_order(word, text) for text in texts)
 
 
 def _letters_in_order(word: str, text: str) -> bool:
     rest = iter(text)
+    # `in` consumes the iterator, so every letter is searched behind the one before
     return all(letter in rest for letter in word)

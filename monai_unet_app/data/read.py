@@ -70,17 +70,21 @@ def _read_nifti(path: Path) -> Volume:
     try:
         image: Any = nibabel.load(path)
         _check_numbers(image.get_data_dtype(), path)
+        # With both codes 0, nibabel takes NIfTI's "method 1": pixel sizes and no orientation
         _check_placed(image.header, path)
+        # dataobj applies scl_slope and scl_inter; the numbers in the file are not the intensities
         stored = np.asanyarray(image.dataobj)
         with np.errstate(over="ignore"):  # values beyond float32 become infinite, which is refused
             array = stored.astype(np.float32)
         _check_precision(stored, array, path)
+    # A refusal has its reason already; the clause below is for errors of nibabel
     except InputRefusedError:
         raise
     except Exception as error:  # a damaged header makes nibabel fail in any way
         raise InputRefusedError(
             f"{path.name} cannot be read as NIfTI ({_one_line(error)}); a whole, undamaged file is needed; copy it again"
         ) from error
+    # Many programs write a 3D image with a fourth axis of length 1
     if array.ndim == 4 and array.shape[3] == 1:
         array = array[..., 0]
     if array.ndim not in (3, 4):
@@ -144,16 +148,20 @@ def _read_picture(path: Path) -> Volume:
                     f"{path.name} holds {getattr(opened, 'n_frames', 1)} pictures; one is needed; save each as a file of its "
                     "own, or a volume as NIfTI"
                 )
+            # Image.open reads the header only; a truncated file fails here
             opened.load()
             picture: Image.Image = opened
+            # The numbers of a palette picture are indices of colours, no grey values; an alpha channel is dropped
             if picture.mode not in ("L", "RGB", "I;16", "I;16B", "I", "F"):
                 picture = picture.convert("RGB" if picture.mode in ("P", "RGBA", "CMYK", "YCbCr") else "L")
             pixels = np.asarray(picture, dtype=np.float32)
+    # Pillow raises SyntaxError for a broken PNG
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputRefusedError(
             f"{path.name} cannot be read as a picture ({_one_line(error)}); a whole PNG, JPEG or TIFF is needed; copy it "
             "again"
         ) from error
+    # Pillow's arrays are (row, column); I runs along the width
     array = np.moveaxis(pixels, 0, 1)[:, :, None]
     return Volume(array, np.eye(4), Provenance("image", files=(path,)), planar=True)
 

@@ -19,7 +19,7 @@ class InputRules:
         modality: Accepted DICOM modalities; a source without a modality (NIfTI, picture) passes.
         channels: 1 for grey, 3 for RGB.
         planar: True for 2D pictures, False for volumes.
-        spacing_mm: Least and most distance of voxel centres, all axes; None for pictures.
+        spacing_mm: Least and most distance of neighbouring voxel centres, along every axis; None for pictures.
         extent_mm: Least and most size along the patient's R-L, A-P and S-I axes (pictures: width and height in pixels).
     """
 
@@ -99,6 +99,8 @@ def _extent_reason(volume: Volume, rules: InputRules) -> str | None:
 
 def _patient_extent(volume: Volume) -> tuple[float, ...]:
     """Size in mm along the array axes nearest to right-left, front-back and foot-head, in this order."""
+    # io_orientation gives the patient axis of each array axis; argsort turns this permutation round. Only axes count,
+    # not their directions, so LPS serves as well as RAS.
     array_axes = np.argsort(io_orientation(volume.affine_lps)[:, 0])
     return tuple((np.array(volume.shape) * volume.spacing_mm)[array_axes].tolist())
 

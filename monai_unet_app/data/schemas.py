@@ -22,6 +22,7 @@ def schema(name: str) -> dict[str, Any]:
 
 def validate(document: object, name: str) -> None:
     """Raises InputRefusedError with the path and the value if `document` breaks the schema `name`."""
+    # The error that is nearest to the cause: a wrong value fails many branches of a schema at once
     error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema(name)).iter_errors(document))
     if error is not None:
         place = "/".join(map(str, error.absolute_path)) or "the document"
@@ -38,6 +39,7 @@ def write_json(document: object, path: Path, name: str | None = None, *, indent:
         indent: None writes the document on one line.
     """
     if name is not None:
+        # Before anything is written, so that no wrong document replaces a right one
         validate(document, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(document, indent=indent, ensure_ascii=False) + "\n"
@@ -51,11 +53,13 @@ def write_new_json(document: object, path: Path, name: str | None = None) -> Pat
     for number in count(1):
         free = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
         try:
+            # "x" reserves the name in one step, so that two processes cannot take the same name
             free.open("x").close()
         except FileExistsError:
             continue
         try:
             write_json(document, free, name)
+        # Also after Ctrl-C: an empty file would pass for a record
         except BaseException:
             free.unlink()
             raise

@@ -1,4 +1,4 @@
-"""The choice of a series in a study, by patterns that values of its headers must contain."""
+"""The choice of a series in a study, by patterns that the values of its header must contain."""
 
 import re
 from collections.abc import Mapping
@@ -34,6 +34,7 @@ def misfits(series: SeriesRef, match: Patterns, least_instances: int = 1) -> lis
     """Why a series is not chosen, by the header of its first instance; empty for a chosen series. No values are named."""
     if series.frame_count < least_instances or not series.files:
         return [f"{least_instances} images or more"]
+    # Only the needed attributes: a study may have many series, and their pixels are not looked at
     header = load_dataset(series.files[0], with_pixels=False, keywords=list(match))
     return [
         f"another {keyword}" for keyword, pattern in match.items() if not pattern.search(text_of(header.get(keyword)))
@@ -44,4 +45,5 @@ def text_of(value: Any) -> str:
     """The value of an attribute as text for a pattern; several values are joined by backslashes."""
     if value is None:
         return ""
+    # PS3.5 6.4: a backslash separates the values of an attribute
     return str(value) if isinstance(value, str) or not hasattr(value, "__iter__") else "\\".join(map(str, value))

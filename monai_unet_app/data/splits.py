@@ -1,4 +1,4 @@
-"""The partitions: whether a subject trains, selects, calibrates or tests is decided once and written down.
+"""The partitions: the use of each subject (train, selection, calibration, test) is decided once and written down.
 
 A subject (one person, whose two hippocampi or two eyes are two cases) is never in two partitions.
 """
@@ -42,6 +42,7 @@ def make_split(name: str, subjects: Mapping[str, str], folds: int = 5) -> list[S
     Raises:
         InputRefusedError: Fewer subjects than partitions.
     """
+    # A hash instead of a seed: random generators may change with a library's version, SHA-256 does not
     order = sorted(set(subjects.values()), key=lambda s: hashlib.sha256(f"{name}:{s}".encode()).hexdigest())
     if len(order) < len(SHARES):
         raise InputRefusedError(
@@ -50,6 +51,7 @@ def make_split(name: str, subjects: Mapping[str, str], folds: int = 5) -> list[S
         )
     partition = _partitions(order)
     return [
+        # Dealt out in turn: partitions are blocks of this order, so a fold takes subjects of every large partition
         SplitCase(case, subject, partition[subject], order.index(subject) % folds)
         for case, subject in sorted(subjects.items())
     ]
@@ -85,6 +87,7 @@ def read_splits(path: Path) -> dict[str, SplitCase]:
                 raise InputRefusedError(
                     f"{path}: case {case.id} stands twice; one entry for each case is needed; remove one"
                 )
+            # Subjects are compared within a data set; two data sets may use the same names for different people
             if partitions.setdefault(case.subject, case.partition) != case.partition:
                 raise InputRefusedError(
                     f"{path}: subject {case.subject} of {name} is in {partitions[case.subject]} and in {case.partition}; "

@@ -21,7 +21,7 @@ class SeriesRow:
 
     Attributes:
         verdict: The verdict on its headers.
-        case: Id of the case to which the series belongs; None for no case.
+        case: Id of the case to which the series belongs; None if it belongs to no case.
         refusal: Why reading the case failed, or why the bundle refuses the case; empty for an accepted case.
     """
 
@@ -86,6 +86,7 @@ def dicom_verdicts(data: Path, options: ReadOptions) -> list[SeriesRow]:
     try:
         if not data.is_file() or not is_dicomdir(data):
             return [SeriesRow(verdict) for verdict in examine(data, options)]
+        # The whole folder is examined, because a DICOMDIR lists files and states no verdict; other series are dropped
         listed = set(files_of_dicomdir(data))
         rows = [SeriesRow(verdict) for verdict in examine(data.parent, options)]
         return [row for row in rows if row.verdict.series is None or listed & set(row.verdict.series.files)]
@@ -105,6 +106,7 @@ def with_cases(
         requested: UIDs of the requested series; empty for any series.
     """
     named = [replace(row, case=_case_of(row, cases, requested)) for row in rows]
+    # Of several series in a case it is not known which of them the refusal is about
     count = {case.id: sum(row.case == case.id for row in named) for case in cases}
     return [
         replace(row, refusal=refusals.get(row.case, "")) if row.case is not None and count[row.case] == 1 else row

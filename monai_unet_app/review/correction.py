@@ -173,10 +173,11 @@ def correction_document(correction: Correction, case: ReviewedCase) -> dict[str,
 def _change(original: Structure, corrected: Structure, volume: Volume) -> dict[str, Any]:
     """The row of `correction_document` for one structure."""
     masks = (corrected.mask_on_grid, original.mask_on_grid)
+    # A picture is measured in its plane: along a third axis of one voxel every pixel would lie on the surface
     flat = [volume.without_flat_axis(mask) for mask in masks]
     distances = boundary.surface_distances(flat[0], flat[1], volume.axis_spacing)
     mean_distance = boundary.average_surface_distance(distances)
-    spacing = (*volume.axis_spacing, 1.0)[:3]  # a picture has two axes; its masks have a third one of length 1
+    spacing = (*volume.axis_spacing, 1.0)[:3]  # a picture has two axes; its masks have a third axis of length 1
     return {
         "number": original.number,
         "label": original.label,
@@ -189,7 +190,7 @@ def _change(original: Structure, corrected: Structure, volume: Volume) -> dict[s
 
 
 def added_path_length(corrected: Mask, original: Mask, spacing: boundary.Spacing, across: int = 2) -> float:
-    """The length of outline that a reader had to draw: the corrected outlines, slice by slice, without the original ones.
+    """The length of outline that a reader had to draw: the corrected outlines, slice by slice, without the original outlines.
 
     An outline is the voxels of a mask that share a side with a voxel outside of the mask in the same slice. The voxels of the
     corrected outlines that are not on an original outline are counted. Each is as long as a pixel of the slice is wide; if the
@@ -222,8 +223,8 @@ def store_training_case(
     """Adds a corrected case to a folder that `monai-unet train --data` takes, and gives the id of the case.
 
     The folder holds images/, labels/ and provenance/, with files of the same name. Neither name nor provenance holds the
-    patient's identity; the comment is left out because it may. The image of a head identifies a person all the same, so the
-    folder must be protected like patient data.
+    patient's identity; the comment is left out because it may hold an identity. The image of a head identifies a
+    person all the same, so the folder must be protected like patient data.
 
     Args:
         correction: On the grid of the image.
@@ -231,11 +232,12 @@ def store_training_case(
         measured: The `correction_document`.
         folder: The folder of the training cases; created where it is absent.
         subject: Pseudonym of the patient; letters, digits, - and _. By default a pseudonym of the study: two results of a study
-            are then of one subject, and two studies of a patient are of two.
+            then have one subject, and two studies of a patient have two.
 
     Raises:
         InputRefusedError: Structures overlap, so that a voxel would need two labels, or a picture does not have 8 bits.
     """
+    # Hashed, because a Study Instance UID leads to the patient in the archive
     study = case.document["source"]["study_instance_uid"] or case.result_sha256
     subject = _checked(subject or f"study{hashlib.sha256(study.encode()).hexdigest()[:12]}")
     name = f"{subject}_{case.result_sha256[:8]}"

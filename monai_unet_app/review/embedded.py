@@ -95,6 +95,7 @@ def _layers(case: ReviewedCase, box: tuple[slice, ...]) -> Iterator[Layer]:
     if case.uncertainty is not None:
         steps = np.rint(case.uncertainty[box] * UNCERTAINTY_STEPS).astype(np.uint8)
         yield Layer("uncertainty", "uncertainty", _nifti(case, steps, box))
+    # A voxel of a label map holds one number, so structures that overlap are in layers of their own
     for group in case.segmentation.disjoint_groups if case.has_labels else ():
         name = "-".join(str(structure.number) for structure in group)
         yield Layer(f"mask-{name}", "mask", _nifti(case, _label_image(group)[box], box), group)
@@ -113,7 +114,7 @@ def _label_image(group: tuple[Structure, ...], across: int | None = None) -> NDA
 
 
 def slice_border(mask: Mask, across: int) -> Mask:
-    """The voxels of a mask that share a side with a voxel outside of it in the same slice; beyond the image is outside.
+    """The voxels of a mask that share a side with a voxel outside of it in the same slice. Beyond the image is outside.
 
     Args:
         mask: Shape (I, J, K).
@@ -126,6 +127,7 @@ def slice_border(mask: Mask, across: int) -> Mask:
     box = bounding_box(mask, (0, 0, 0))
     if box is not None:
         cross = np.expand_dims(generate_binary_structure(2, 1), across)
+        # border_value=0: what is beyond the image counts as outside
         border[box] = mask[box] & ~binary_erosion(mask[box], cross, border_value=0)
     return border
 
@@ -134,6 +136,7 @@ def _image(array: NDArray[Any]) -> NDArray[Any]:
     """Colours as bytes, whole numbers that fit as int16, else the floats, which NIfTI then stores in 65536 steps."""
     if array.ndim == 4:
         colours = np.clip(np.rint(array), 0, 255).astype(np.uint8)
+        # NIfTI's RGB24 is one voxel of three named bytes
         return np.ascontiguousarray(colours).view([("R", "u1"), ("G", "u1"), ("B", "u1")])[..., 0]
     low, high = float(array.min()), float(array.max())
     whole = _INT16.min <= low and high <= _INT16.max and bool((array == np.rint(array)).all())
@@ -143,10 +146,13 @@ def _image(array: NDArray[Any]) -> NDArray[Any]:
 def _nifti(case: ReviewedCase, array: NDArray[Any], box: tuple[slice, ...]) -> bytes:
     start = np.array([part.start or 0 for part in box] + [1], dtype=np.float64)
     affine_ras = case.image.affine_ras.copy()
+    # The first voxel of the part is the origin of its own grid
     affine_ras[:, 3] = affine_ras @ start
     image = nibabel.Nifti1Image(array, affine_ras)
     if array.dtype.kind == "f":
         image.set_data_dtype(np.int16)
+    # The sform alone: a qform cannot hold the shear of a tilted gantry
     image.set_sform(affine_ras, code=1)
     image.set_qform(None, code=0)
+    # mtime=0: the same case gives the same bytes
     return gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)

@@ -59,7 +59,7 @@ def write_review(
     """Writes the review of one case into a folder and gives the files by kind: "page", "pdf", "identity".
 
     Args:
-        result: A `<case>_result.json` with the files that it names beside it, or a folder with one.
+        result: A `<case>_result.json` with the files that it names beside it, or the folder that holds it.
         output: Folder for the review; files of an earlier review are replaced.
         image: The image that the result was made from.
         bundle: The bundle that computed it, for colours and measured calibration.

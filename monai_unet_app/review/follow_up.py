@@ -99,6 +99,7 @@ def _write_corrected(
     volume = correction.segmentation.image
     if "seg" not in document["files"] or volume.provenance.kind != "dicom":
         return {}
+    # Objects refer to one series: the first of several channels
     volume = volume if volume.in_colour else volume.channel(0)
     before = named_file(result, document, "seg")
     kinds = [kind for kind in RESULT_KINDS if kind.from_labels and kind.format in document["files"]]
@@ -120,6 +121,7 @@ def _write_corrected(
     for kind in kinds:
         if kind.name == "SR":
             with tempfile.TemporaryDirectory(prefix=".part-", dir=stem.parent) as folder:
+                # A report becomes VERIFIED by a new version; the unverified report is never sent and is removed
                 unsent = Path(folder, "sr.dcm")
                 kind.write_result(content, unsent)
                 write_verified_sr(unsent, paths["SR"], verification, unsent=True)
@@ -152,6 +154,7 @@ def _wholes(document: Mapping[str, Any], segments: tuple[Segment, ...]) -> dict[
         parts = [segment for segment in segments if segment.number in row["parts"]]
         first, regions = parts[0], {segment.anatomic_region for segment in parts}
         modifiers = {segment.anatomic_region_modifier for segment in parts}
+        # The region of the parts holds for the whole only if all parts have the same
         region = first.anatomic_region if len(regions) == 1 else None
         modifier = first.anatomic_region_modifier if region is not None and len(modifiers) == 1 else None
         wholes[Whole(row["label"], tuple(row["parts"]), first.category, first.type, region, modifier)] = None

@@ -79,6 +79,7 @@ def side_by_side(sections: Sequence[KeySection]) -> Figure:
     gap, height = 24, max(picture.shape[0] for picture in pictures)
     padded = [np.pad(picture, ((0, height - picture.shape[0]), (0, gap), (0, 0))) for picture in pictures]
     pixels = np.concatenate(padded, axis=1)[:, :-gap]
+    # At 100 dots per inch each dot is a pixel
     figure = Figure(figsize=(pixels.shape[1] / 100, height / 100), dpi=100)
     axis = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axis.set_axis_off()
@@ -108,6 +109,8 @@ def shown_window(volume: Volume) -> tuple[tuple[float, float], str]:
     # PS3.3 C.11.2.1.2.1: LINEAR is centred half a value lower and spans one value less than its width
     width = window.width - 1.0 if window.function == "LINEAR" else window.width
     centre = window.center - 0.5 if window.function == "LINEAR" else window.center
+    # A LINEAR window of width 1 is a threshold and spans 0 here; the ends must differ, since grey values are divided
+    # by their distance
     ends = centre - width / 2, centre + width / 2 if width > 0 else centre + 0.5
     return ends, window.explanation if window.explanation == NOT_FITTING else ""
 
@@ -166,6 +169,7 @@ def anatomical_slices(volume: Volume, box: tuple[slice, ...]) -> tuple[list[int]
     for axis, (target, direction) in enumerate(turn):
         size, part = volume.shape[axis], box[axis]
         start, stop = part.start or 0, size if part.stop is None else part.stop
+        # An axis that runs against L, P or S is numbered from its other end
         first[int(target)] = int(start if direction > 0 else size - stop)
         count[int(target)] = int(size)
     return first, count
@@ -178,6 +182,7 @@ def _header_window(volume: Volume) -> Window | None:
         slices = displays(images_of(volume))
     except (DicomIoError, ValueError, AttributeError):  # a header that lacks attributes of a display
         return None
+    # Low values are bright in a MONOCHROME1 image; its window is not for a picture with bright high values
     middle = slices[len(slices) // 2]
     return None if middle.inverted or middle.mirror is not None else middle.window
 
@@ -226,6 +231,7 @@ class _View:
 
     def _upright(self, section: NDArray[Any]) -> NDArray[Any]:
         """Columns to the right, rows down; rows that run to the head are reversed."""
+        # Axes run to L, P, S: columns to the patient's left and rows to the back, as radiologists look at axial slices
         rows = np.moveaxis(section, 0, 1)
         return rows[::-1] if self.turn is not None and self.across != 2 else rows
 
@@ -267,6 +273,7 @@ class _View:
     def _pixel(self) -> tuple[float, float]:
         """Distance of neighbouring pixels of a section to the right and downwards, in mm; 1 for a picture."""
         volume, (right, down) = self.case.image, self.in_plane
+        # io_orientation gives the patient axis of each array axis; argsort gives the array axis of each patient axis
         own_axes = range(3) if self.turn is None else np.argsort(io_orientation(volume.affine_ras)[:, 0])
         return volume.spacing_mm[own_axes[right]], volume.spacing_mm[own_axes[down]]
 
@@ -288,6 +295,7 @@ class _View:
         voxel = np.ones(4)
         voxel[[*self.in_plane, self.across]] = *centre, index
         if self.turn is not None:
+            # From an index of the turned array to an index of the image's own array, then to millimetres
             voxel = inv_ornt_aff(self.turn, self.case.image.shape) @ voxel
         x, y, z = (float(value) for value in (self.case.image.affine_ras @ voxel)[:3])
         return x, y, z
@@ -297,7 +305,7 @@ def _around(occupied: NDArray[np.bool_], least: float) -> slice:
     """Twice the extent of the occupied indices, at least `least` indices long, within the array.
 
     Args:
-        occupied: Shape (N,), at least one of them true.
+        occupied: Shape (N,); at least one element is true.
         least: Any number above 0.
     """
     indices = np.flatnonzero(occupied)

@@ -30,6 +30,7 @@ from .reviewed_case import ReviewedCase, file_name
 LIBRARY = "niivue.umd.js.gz"
 """NiiVue 0.69.0 as it is published, BSD-2-Clause; see `static/README.md`."""
 
+# Without semicolon, comma, quote and space, which would end a source of the policy and begin another directive
 _SAFE_URL = re.compile(r"^[A-Za-z0-9._~:/?#@!$&()*+=%\[\]-]+$")
 
 
@@ -137,6 +138,7 @@ def _data(case: ReviewedCase, sections: list[KeySection], embedded: Embedded) ->
             "values": "HU" if case.document["source"]["modality"] == "CT" else "",
             "lengths": case.document["source"]["unit"],
         },
+        # The viewer holds a part of a large image; its numbers of slices must be those of the captions
         "slices": dict(zip(("first", "count"), anatomical_slices(case.image, embedded.box), strict=True)),
         "across": int(io_orientation(case.image.affine_ras)[slice_axis(case.image), 0]),
         "steps": UNCERTAINTY_STEPS,
@@ -155,6 +157,7 @@ def _structure(structure: Structure) -> dict[str, Any]:
 def _json(document: object) -> str:
     """JSON for a script element: it holds no character that could end the element."""
     text = json.dumps(document, ensure_ascii=True)
+    # "</script" and "<!--" would end or change the script element; JSON reads the escapes as the same characters
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 

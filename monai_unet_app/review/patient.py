@@ -1,4 +1,4 @@
-"""The patient of a case, from the headers of its source. No other module of the project puts a patient's name on a page."""
+"""The patient of a case, from the headers of its source. Only this module puts a patient's name on a page."""
 
 from collections.abc import Mapping
 
@@ -47,6 +47,7 @@ def person(name: PersonName | str | None) -> str:
     if not name:
         return ""
     groups = PersonName(str(name)).components
+    # The groups are alphabetic, ideographic and phonetic; each may be empty
     names = [", ".join(part for part in _family_and_given(group) if part) for group in groups]
     first, *others = [text for text in names if text] or [""]
     return f"{first} ({'; '.join(others)})" if others else first
@@ -54,6 +55,7 @@ def person(name: PersonName | str | None) -> str:
 
 def _family_and_given(group: str) -> tuple[str, str]:
     """Family name, and all other components joined by spaces, of a component group such as "Berger^Anna^Maria"."""
+    # PS3.5 6.2.1: family name, given name, middle name, prefix, suffix
     family, *others = (part.strip() for part in group.split("^"))
     return family, " ".join(part for part in others if part)
 

@@ -69,7 +69,7 @@ def statements(case: ReviewedCase) -> list[str]:
 
 
 def calibration_sentence(case: ReviewedCase) -> str:
-    """How far the model's probabilities were off when it was tested."""
+    """The measured calibration error of the model, in a sentence."""
     if case.bundle is None:
         return "The model is not at hand here, so its calibration is not stated; see its card."
     measured = case.bundle.eval_metrics
@@ -84,7 +84,7 @@ def calibration_sentence(case: ReviewedCase) -> str:
 
 
 def prior_sentence(case: ReviewedCase) -> str:
-    """Which case and model the earlier result is of, and whether it was checked that both are of one patient."""
+    """The case and the model of the earlier result, and whether both results are known to be of the same patient."""
     assert case.prior is not None
     earlier = case.prior["bundle"]
     is_same = earlier["sha256"] == case.document["bundle"]["sha256"]
@@ -173,7 +173,7 @@ def _interval(row: Mapping[str, Any]) -> list[float] | None:
 
 
 def _interval_text(row: Mapping[str, Any], coverage: float | None) -> str:
-    """The interval of a size, and in which part of all cases such an interval contains the true size."""
+    """The interval of a size, and the share of cases in which such an interval contains the true size."""
     if row.get("cut_off"):
         return "touches the border of the image: part may be missing, no interval"
     interval = _interval(row)

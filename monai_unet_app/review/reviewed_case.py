@@ -90,7 +90,7 @@ def read_reviewed(
     """A delivered result with its image.
 
     Args:
-        result: A `<case>_result.json`, or a folder with one.
+        result: A `<case>_result.json`, or the folder that holds it.
         image: The image that it was made from: a path, or the volume.
         bundle: The bundle that computed it, which gives colours and measured figures.
         prior: An earlier `result.json` of the same structures.
@@ -173,6 +173,7 @@ def named_file(result: Path, document: Mapping[str, Any], kind: str) -> Path:
     """The file of this kind beside a `result.json`. Raises InputRefusedError if it is absent or in another folder."""
     name = str(document["files"][kind])
     path = result.parent / name
+    # A record from elsewhere may name "../../file" or hold a link; only files of the result are read
     if not path.resolve().is_relative_to(result.parent.resolve()) or not path.is_file():
         raise InputRefusedError(
             f"{result.name} names {name}, which is not beside it; all files of a result are needed; copy the whole folder"
@@ -202,6 +203,7 @@ def read_segmentation(
                 "each is needed; take the file of this result"
             )
         return replace(Segmentation.of_volume(labels, segments), image=volume)
+    # An editor may save a label file with further values; none of them may become part of a structure unseen
     numbers = [segment.number for segment in segments]
     unknown = sorted(set(np.unique(labels.array).astype(int).tolist()) - {0, *numbers})
     if unknown:
@@ -220,6 +222,7 @@ def _label_array(path: Path, volume: Volume, *, overlapping: bool) -> NDArray[An
         with refusing_as(path.name):
             if "SegmentSequence" in load_dataset(path, with_pixels=False):
                 channels = read_segments(path, volume).array
+                # A FRACTIONAL SEG holds probabilities; 0.5 is the threshold by which the labels were decided
                 return channels >= 0.5 if channels.dtype.kind == "f" else channels
             return read_regions(path, volume).array
     if overlapping and path.name.endswith((".nii", ".nii.gz", ".nrrd", ".mha")):
@@ -314,5 +317,6 @@ def _uncertainty(path: Path, document: Mapping[str, Any], volume: Volume) -> NDA
     if "pm" in files:
         with refusing_as(files["pm"]):
             values = read_parametric_map(named_file(path, document, "pm"), volume).array
+        # A voxel without a value in the map is shown as sure
         return np.asarray(np.nan_to_num(values), dtype=np.float32)
     return None

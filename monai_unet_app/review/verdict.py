@@ -146,6 +146,7 @@ def apply_verdict(
     _check_given(verdict, context)
     _check_not_accepted(verdict, output)
     moment = context.applied_at or datetime.now(UTC)
+    # A correction is read and measured first: if it does not fit, nothing has been written yet
     correction = measured = None
     if context.image is not None and context.correction is not None:
         case = read_reviewed(path, context.image)
@@ -165,13 +166,16 @@ def apply_verdict(
         "correction": measured,
         "objects": [_object_entry(kind, file, output) for kind, file in made.items()],
     }
+    # UTC, so that the names sort by time through a change of clocks
     stamp = moment.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
+    # The record last: it names the objects, so all of them exist when it does
     write_new_json(record, output / f"{file_name(verdict.case)}_verdict_{stamp}.json", "review_record")
     return record
 
 
 def _check_about(verdict: Verdict, path: Path, document: dict[str, Any]) -> None:
     labels = labels_file(path, document)
+    # By digests, because a result may have been computed anew under the same names while the reader was looking
     current = (document["case"], file_sha256(path), None if labels is None else file_sha256(labels))
     if current != (verdict.case, verdict.result_sha256, verdict.labels_sha256):
         raise InputRefusedError(
@@ -220,6 +224,7 @@ def _follow_up(
         subfolder = variant.parent.relative_to(root)
         superseded = tuple(file for folder in context.superseded for file in _same_variant(folder, subfolder))
         requested = replace(follow_up, superseded=superseded)
+        # A destination gets the objects in the encoding of its result; the record names those of the reviewed result
         written = write_follow_up(requested, variant, output / subfolder, file_name(verdict.case))
         objects = written if variant.samefile(path) else objects
     return objects
@@ -233,7 +238,7 @@ def _same_variant(folder: Path, subfolder: Path) -> list[Path]:
 def _verified(
     verdict: Verdict, path: Path, document: dict[str, Any], context: VerdictContext, made: dict[str, Path]
 ) -> tuple[dict[str, str] | None, str | None]:
-    """(the record's entry for the verified report, None), or (None, the reason why there is none)."""
+    """(the record's entry for the verified report, None), or (None, the reason for its absence)."""
     if verdict.decision == "rejected":
         return None, "the result was rejected"
     if "sr" not in document["files"]:

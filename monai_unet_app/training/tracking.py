@@ -47,7 +47,7 @@ class Tracking:
             engine.add_event_handler(Events.COMPLETED, lambda: self.log.close())
 
     def start(self, engine: Engine) -> None:
-        """Opens the log; a resumed run goes on in its own."""
+        """Opens the log; a resumed run goes on in its earlier log."""
         self.log = _TensorBoard(self.folder, engine.state.epoch) if self.kind == "tensorboard" else _MLflow(self.folder)
 
     def add_epoch(self, engine: Engine) -> None:
