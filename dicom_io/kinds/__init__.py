@@ -59,6 +59,7 @@ class Kind:
     refers_to: tuple[str, ...] = ()
     ending: str = ".dcm"
 
+    # Any, because `objects`, where the type of a result stands, imports this package.
     def write_result(self, content: Any, path: Any) -> None:
         """Writes an object of this kind to `path` from a `ResultContent`; raises the errors of its writer."""
         import_module(self.module).write_result(content, path)

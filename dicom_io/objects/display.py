@@ -78,8 +78,8 @@ class Display:
     Attributes:
         slope: Rescale slope of the Modality LUT, 1 where there is none.
         intercept: Rescale intercept, 0 where there is none.
-        window: First window of the slice that fits its values; from the percentiles of the whole image where there is none,
-            with NOT_FITTING as explanation where the header has one.
+        window: First window of the slice that fits its values; from the percentiles of the whole image where no window fits,
+            with NOT_FITTING as explanation if the header names a window.
         table: The item of the VOI LUT Sequence where there is a table and no window.
         inverted: True for MONOCHROME1: low values are bright.
         mirror: The reader gives `mirror - value` for values of the Modality LUT, so that high values are bright; None

@@ -132,7 +132,7 @@ class FrameGrid:
         if stated:
             other = [mm for mm in stated if not _fits(mm, gap_mm) and not _fits(mm, along_normal_mm)]
             return max(other, default=None)
-        # slices that all lie at multiples of two steps or more: a coarser object, not one with empty slices left out
+        # slices that all lie at multiples of two steps or more: a coarser object, not an object that leaves out empty slices
         steps = int(np.gcd.reduce(np.rint(gaps).astype(np.int64))) if len(gaps) > 1 else 1
         return steps * gap_mm if steps > 1 and not self.reference.provenance.resampled else None
 

@@ -72,7 +72,7 @@ class ResultInfo:
         algorithm_type: SegmentAlgorithmType; with MANUAL no algorithm is named.
         series_description: Start of SeriesDescription; the writers append the number of source images, the kind and
             "RESEARCH".
-        quality: The quality gate's verdict in one line, empty if there was none; stands in
+        quality: The quality gate's verdict in one line, empty without a quality gate; stands in
             ContributionDescription and in the report.
         calibration: How well the probabilities are calibrated, in one line; stands in the report.
         manufacturer: Of the software that computed the result; 1 to 64 characters.
@@ -345,7 +345,7 @@ def content_moment(headers: Iterable[Dataset]) -> tuple[str, str]:
 
 
 def series_number(header: Dataset, kind: str, result: ResultInfo | None = None) -> int:
-    """A stable SeriesNumber: the `series_number` of the kind plus the source's SeriesNumber modulo 1000, if it has one.
+    """A stable SeriesNumber: the `series_number` of the kind plus the source's SeriesNumber modulo 1000, if there is any.
 
     The number of a result that a person corrected is BY_A_PERSON higher.
     """

@@ -79,8 +79,8 @@ def _set(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def check_labels(labels: Volume, result: ResultInfo, encoding: SegEncoding = "binary") -> None:
-    """Pass if every label value has a segment, in a form that the encoding can hold. Raises LabelError, naming the value
-    that has none.
+    """Pass if every label value has a segment, in a form that the encoding can hold. Raises LabelError with the value
+    that has no segment.
     """
     array, count = labels.array, len(result.segments)
     if encoding == "fractional":

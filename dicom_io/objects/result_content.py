@@ -19,8 +19,8 @@ class ReportFacts:
         volumes_ml: Segment number -> interval (low, high) of its volume in mL, for the segments with a known interval.
         wholes_ml: The structures whose parts are several segments that do not overlap, each with the interval of its volume in
             mL where it is known.
-        earlier: The report that the new one replaces, of the same patient and study. The new one names it as predecessor,
-            unless the earlier report says the same already: then the new one is that report again, byte for byte.
+        earlier: The report that the new report replaces, of the same patient and study. The new report names it as
+            predecessor. If both have the same content, the new report is the earlier report again, byte for byte.
     """
 
     volumes_ml: Mapping[int, tuple[float, float]] = field(default_factory=dict)

@@ -169,7 +169,7 @@ def check_frame_of_reference(frame_of_reference_uid: str | None, reference: Volu
     """Pass unless a label object and the image name two different frames of reference.
 
     Args:
-        frame_of_reference_uid: Of the label object, if it names one.
+        frame_of_reference_uid: Of the label object; None if it names no frame of reference.
         reference: The image.
 
     Raises:

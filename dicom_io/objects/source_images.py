@@ -54,7 +54,7 @@ class SourceImages:
 
     Attributes:
         source: DICOM volume, or a picture.
-        headers: Its data sets without pixels, one an instance.
+        headers: Its data sets without pixels, one data set for each instance.
         slices: Its slices, in order of K where it was not resampled.
     """
 

@@ -53,7 +53,7 @@ def pixel_spacing(source_slice: Slice) -> list[DSfloat]:
 
 
 def decimal_strings(values: NDArray[np.float64]) -> list[DSfloat]:
-    """Decimal strings of at most 16 characters, one for each of the numbers, shape (n,)."""
+    """Decimal strings of at most 16 characters, a string for each of the numbers, shape (n,)."""
     # Adding 0.0 turns -0.0 into 0.0: equal places have equal bytes.
     return [DSfloat(float(value) + 0.0, auto_format=True) for value in values]
 

@@ -35,7 +35,7 @@ def prove_map(path: Path, values: Volume, images: SourceImages, meaning: MapMean
         meaning: The quantity and unit of the values.
 
     Raises:
-        GeometryProofError: A value is missing, another or elsewhere, or a frame does not coincide with the slice that
+        GeometryProofError: A value is missing, different or elsewhere, a frame does not coincide with the slice that
             it names, or something else differs.
     """
     with proof_headers.deleting(path, "parametric map") as written:

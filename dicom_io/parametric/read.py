@@ -85,6 +85,7 @@ def map_frames_of(dataset: Dataset) -> Iterator[MapFrame]:
             the mapped range, which has no real world value (PS3.3 C.7.6.16.2.11).
     """
     try:
+        # The array of a single frame comes without an axis for frames.
         stored = dataset.pixel_array.reshape(-1, int(dataset.Rows), int(dataset.Columns))
     except READ_ERRORS as error:
         raise UnreadableFileError(
@@ -108,6 +109,7 @@ def place_map(frames: Iterator[MapFrame], reference: Volume) -> NDArray[np.float
     """
     # NaN marks the voxels without a frame.
     array = np.full(reference.shape, np.nan, dtype=np.float32)
+    # A map of its own, because the value of a frame may be NaN, too.
     taken = np.zeros(reference.shape, dtype=bool)
     grid = FrameGrid(reference)
     for number, frame in enumerate(frames, start=1):
@@ -164,6 +166,7 @@ def _is_padding(dataset: Dataset, pixels: NDArray[Any]) -> NDArray[np.bool_]:
     if value is None:
         return np.asarray(empty)
     ends = np.array([value, value if limit is None else limit], dtype=pixels.dtype)
+    # A range that ends in NaN is no range: only the padding value itself counts. If that is NaN, no pixel equals it.
     if np.isnan(ends).any():
         return np.asarray(empty | (pixels == ends[0]))
     return np.asarray(empty | ((pixels >= ends.min()) & (pixels <= ends.max())))

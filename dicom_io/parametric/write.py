@@ -104,6 +104,7 @@ def _one_channel(values: Volume) -> Volume:
         raise LabelError(
             f"the values have {array.shape[3]} channels; a parametric map holds one quantity; write one map for each"
         )
+    # A value beyond float32 becomes infinite and is refused below; NumPy's warning would come on top.
     with np.errstate(over="ignore"):
         single = array.reshape(array.shape[:3]).astype(np.float32)
     bad = int(np.count_nonzero(~np.isfinite(single)))
@@ -117,6 +118,7 @@ def _one_channel(values: Volume) -> Volume:
 
 def _mapping(array: NDArray[np.float32], meaning: MapMeaning) -> hd.pm.RealWorldValueMapping:
     return hd.pm.RealWorldValueMapping(
+        # SH: at most 16 characters (PS3.5 6.2).
         lut_label=meaning.label[:16].strip(),
         lut_explanation=meaning.label,
         unit=meaning.unit,
@@ -140,6 +142,7 @@ def _build(values: Volume, images: SourceImages, result: ResultInfo, meaning: Ma
         voi_lut_transformations=[_window(values.array)],
         pixel_measures=_measures(images),
         content_label="MAP",
+        # LO: at most 64 characters with what follows (PS3.5 6.2).
         content_description=f"{meaning.label[:44]}, research use only",
         content_qualification="RESEARCH",
         **identity.for_highdicom("PM", identity.object_uids(source, result, "PM", *content), header, result),
@@ -155,6 +158,7 @@ def _build(values: Volume, images: SourceImages, result: ResultInfo, meaning: Ma
     if source.shape[2] == 1:  # highdicom then writes 1.0 for any argument
         measures = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
         del measures.SpacingBetweenSlices
+    # highdicom makes this UID at random; it must be the same for the same input.
     dimension_uid = identity.result_uid(source, result, "PM", "dimensions")
     for item in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
         item.DimensionOrganizationUID = dimension_uid
@@ -223,6 +227,7 @@ def _window(array: NDArray[np.float32]) -> hd.VOILUTTransformation:
     low, high = float(array.min()), float(array.max())
     return hd.VOILUTTransformation(
         window_center=float(f"{(low + high) / 2:.6g}"),
+        # A map of equal values has no width, and a window needs more than 0.
         window_width=float(f"{high - low:.6g}") or 1.0,
         voi_lut_function="LINEAR_EXACT",
     )

@@ -79,6 +79,7 @@ def joined(lines: Iterable[Floats]) -> Iterator[Floats]:
     """
     way: list[Floats] = []
     for line in lines:
+        # Exact comparison: the writer puts the same 32-bit numbers at the end of a line and at the start of the next.
         if way and (way[-1][-1] != line[0]).any():
             break
         way.append(line)

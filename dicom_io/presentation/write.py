@@ -39,6 +39,7 @@ from dicom_io.volume import Volume
 RESEARCH_LAYER = "RESEARCH"
 MAX_POINTS = 8000  # Graphic Data is FL, whose length in bytes must fit 16 bits (PS3.5 7.1.2)
 LEGEND_LINES, LINE_HEIGHT = 24, 0.03  # of the displayed area, from its lower edge upwards
+# L* of 0, and a* and b* of 0, which are stored as 0x8080 (PS3.3 C.10.7.1.1).
 BLACK_CIELAB = [0, 0x8080, 0x8080]
 SHUTTER_KEYWORDS = (
     "ShutterShape ShutterLeftVerticalEdge ShutterRightVerticalEdge ShutterUpperHorizontalEdge "
@@ -60,7 +61,7 @@ def write_gsps(labels: Volume, source: Volume, path: Path, result: ResultInfo) -
         result: What computed the labels.
 
     Returns:
-        `path`. There is a graphic layer for each segment in its colour, and one with the research mark. A segment without
+        `path`. There is a graphic layer for each segment in its colour, and a layer with the research mark. A segment without
         voxels has a layer without outlines.
 
     Raises:
@@ -97,6 +98,8 @@ def outlines(mask: NDArray[np.bool_]) -> list[Floats]:
     """Closed outlines of a mask of shape (rows, columns), holes too: (n, 2) points (column, row) with the first point
     again at the end; pixel centres are whole numbers.
     """
+    # The margin closes outlines at the edge of the image. Between 0 and 1 the level 0.5 lies half-way between
+    # two centres.
     generator = contour_generator(z=np.pad(mask.astype(np.float64), 1), name="serial", line_type=LineType.Separate)
     return [_corners(np.asarray(line, dtype=np.float64)[:-1] - 1.0) for line in generator.lines(0.5)]
 
@@ -209,7 +212,7 @@ def _text_item(layer: str, text: str, line: int) -> Dataset:
 
 
 def _polylines(loop: Floats) -> Iterable[Dataset]:
-    """A POLYLINE, or several open ones end to end if a single one does not fit its data element."""
+    """A POLYLINE, or several open lines end to end if a single line does not fit its data element."""
     # Neighbouring lines share a point, so that no gap is visible.
     cuts = [*range(0, len(loop) - 1, MAX_POINTS - 1), len(loop) - 1]
     for first, last in pairwise(cuts):
@@ -227,7 +230,7 @@ def _polylines(loop: Floats) -> Iterable[Dataset]:
 
 
 def _add_shutter(dataset: Dataset, header: Dataset, *, colour: bool) -> None:
-    """The display shutter of the first image, if it has one; without it the margin of a radiograph is glaring."""
+    """The shutter of the first image, if the image has a shutter; without it the margin of a radiograph is glaring."""
     if not header.get("ShutterShape"):
         return
     for keyword in SHUTTER_KEYWORDS.split():
@@ -253,6 +256,7 @@ def _add_grey_transformations(dataset: Dataset, images: SourceImages) -> None:
     views = display.displays(images)
     rescales = {(view.slope, view.intercept) for view in views}
     if len(rescales) > 1:
+        # A negative slope would need a window of negative width; the entries of a table belong to rescaled values.
         if any(view.slope <= 0 or view.table for view in views):
             raise LabelError(
                 f"the source has {len(rescales)} different rescales from slice to slice, with negative slopes or lookup "
@@ -260,6 +264,7 @@ def _add_grey_transformations(dataset: Dataset, images: SourceImages) -> None:
             )
     else:
         _add_modality_lut(dataset, header, views[0])
+    # Slices that are shown alike share an item, which names its images only if there are several (PS3.3 C.11.8).
     groups: dict[str, tuple[Dataset, list[int]]] = {}
     for k, view in enumerate(views):
         item = _voi_item(view, rescaled=len(rescales) == 1)
@@ -279,6 +284,7 @@ def _add_modality_lut(dataset: Dataset, header: Dataset, view: display.Display) 
     kind = source_images.rescale_type(header)
     dataset.RescaleIntercept = format_number_as_ds(view.intercept)
     dataset.RescaleSlope = format_number_as_ds(view.slope)
+    # RescaleType must be there beside a slope; US means unspecified (PS3.3 C.11.1.1.2).
     dataset.RescaleType = kind or ("HU" if header.get("Modality") == "CT" else "US")
 
 

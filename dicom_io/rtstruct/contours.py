@@ -38,6 +38,7 @@ _WAYS = {
 }
 """By the corners inside: the edges by which a contour enters and leaves a cell. Two opposite corners are two contours."""
 _ENTER, _LEAVE = (np.array([_WAYS.get(code, (0, 0))[end] for code in range(16)]) for end in (0, 1))
+# Each direction has a number of its own: 3 x the sign of the columns + the sign of the rows.
 _HEADING = np.sign(_MIDDLES[_LEAVE] - _MIDDLES[_ENTER]) @ np.array([3, 1])
 _ALONG_A_ROW = (_UPPER_LEFT | _UPPER_RIGHT, _LOWER_RIGHT | _LOWER_LEFT)
 
@@ -67,6 +68,7 @@ def contours_of(planes: NDArray[Any]) -> Contours:
         planes: Shape (planes, rows, columns): masks, or whole numbers with 0 as background. Several planes in one call take
             less time than one call for each.
     """
+    # The margin closes contours at the edge of the image, and keeps the planes apart when they are stacked.
     padded = np.pad(planes, ((0, 0), (1, 1), (1, 1)))
     height = padded.shape[1]
     padded = padded.reshape(-1, padded.shape[2])  # one below the other
@@ -92,18 +94,21 @@ def _cut_cells(padded: NDArray[Any]) -> tuple[Integers, Integers, Integers]:
             the next is empty.
     """
     flat, width = padded.ravel(), padded.shape[1]
+    # A cell is cut unless its four pixels are equal. Three pairs show it: upper row, lower row and a diagonal.
     sideways = flat[1:] != flat[:-1]
     cut = sideways[:-width] | sideways[width:]
     cut |= flat[: -width - 1] != flat[width:-1]
     cell = np.flatnonzero(cut)
     corners = flat[cell + np.array([0, 1, width + 1, width])[:, None]].astype(np.int64)
     pieces: list[tuple[Integers, Integers, Integers]] = []
+    # Each label among the four corners has a contour of its own; a label that an earlier corner had is done.
     for number, label in enumerate(corners):
         is_new = label != 0
         for earlier in corners[:number]:
             is_new &= earlier != label
         new = np.flatnonzero(is_new)
         code = _CORNERS @ (corners[:, new] == label[new])
+        # Two pixels that touch only by a corner are apart: a contour around the upper, another around the lower.
         opposite = np.flatnonzero((code == _UPPER_LEFT | _LOWER_RIGHT) | (code == _UPPER_RIGHT | _LOWER_LEFT))
         lower = code[opposite] & (_LOWER_RIGHT | _LOWER_LEFT)
         code[opposite] -= lower
@@ -128,9 +133,11 @@ class _Segments:
 
     def __init__(self, cell: Integers, label: Integers, code: Integers, shape: tuple[int, int]) -> None:
         self.shape, size = shape, 2 * shape[0] * shape[1]
+        # Numbers of the points on the top, left, right and bottom edge, counted from the upper left pixel of the cell.
         number_of = np.array([0, 1, 3, 2 * shape[1]])
         start = label * size + 2 * cell
         first, last = (start + number_of[edge][code] for edge in (_ENTER, _LEAVE))
+        # Sorted by first points, so that a binary search for its last point finds the segment behind each.
         order = np.argsort(first)
         first = first[order]
         self.cell, self.label, self.code = cell[order], label[order], code[order]
@@ -147,6 +154,7 @@ class _Segments:
         """The closed ways that begin at some segments, or all ways: the segments at whose first points a way turns, way by
         way, and the number of these segments for each way.
         """
+        # Pointer doubling: every segment points to the next turn, so that points on straight lines are left out.
         onwards = self.following.copy()
         while len(straight := np.flatnonzero(~self.turns[onwards])):
             onwards[straight] = onwards[onwards[straight]]  # each time over twice as many
@@ -186,16 +194,18 @@ class _Segments:
         self._add(self.place[ends])
 
     def _met_above(self, starts: Integers) -> Integers:
-        """The segments at whose first points the bridges end that begin at the first points of `starts`.
+        """The segments at whose first points the bridges end; each begins at the first point of one of `starts`.
 
         A bridge runs in the middle of a column of cells. It meets either a point, or a contour along a row, which gets a point
         there.
         """
         at_point, at_middle = np.flatnonzero(self.point & 1 == 0), np.flatnonzero(np.isin(self.code, _ALONG_A_ROW))
+        # What bridges may meet, by label, column and row: the last entry before a bridge is the first contour above it.
         depth = np.concatenate([self._depth(at_point, self.point >> 1), self._depth(at_middle, self.cell) + 1])
         order = np.argsort(depth)
         above = order[np.searchsorted(depth[order], self._depth(starts, self.point >> 1)) - 1]
         targets = np.concatenate([at_point, at_middle])[above]
+        # A contour along a row has no point in the middle of the cell: its segment is divided there.
         between = above >= len(at_point)
         halved = targets[between]
         row, column = np.divmod(self.cell[halved], self.shape[1])

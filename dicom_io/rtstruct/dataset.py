@@ -45,6 +45,8 @@ class RtObject:
 
     def save(self, path: Path) -> None:
         """Write the file."""
+        # Attributes stand in the order of their tags. What follows the contours is encoded as a data set of its own,
+        # which needs the character set of the whole as an argument.
         front, back = self.head[:ROI_CONTOUR_SEQUENCE], self.head[ROI_CONTOUR_SEQUENCE:]
         front.file_meta = self.head.file_meta
         with path.open("wb") as file:
@@ -142,12 +144,14 @@ def _texts(points_mm: Floats, counts: NDArray[np.int64]) -> list[bytes]:
     for place, column in enumerate(reversed(columns)):
         higher = size // 10
         written[:, column] = ord("0") + size - 10 * higher
+        # The three decimals and the units are always written; further digits only where the number reaches them.
         if place > 3:
             is_written[:, column] = size > 0
         size = higher
     lengths = is_written.sum(axis=1)
     ends = np.cumsum(lengths)[3 * np.cumsum(counts) - 1].tolist()
     text = written[is_written].tobytes()
+    # Without the backslash behind the last number of a contour.
     return [text[start : end - 1] for start, end in pairwise([0, *ends])]
 
 
@@ -159,6 +163,7 @@ def _head(segmentation: Segmentation, images: SourceImages, result: ResultInfo) 
         "RTSTRUCT", identity.object_uids(images.source, result, "RTSTRUCT", digest), headers, result
     )
     add_side(dataset, header)
+    # Type 2 of the RT Series module (PS3.3 C.8.8.1).
     dataset.OperatorsName = ""
     dataset.FrameOfReferenceUID = header.FrameOfReferenceUID
     dataset.PositionReferenceIndicator = header.get("PositionReferenceIndicator") or ""
@@ -216,8 +221,10 @@ def _observation(segment: Segment) -> Dataset:
     return data_set(
         ObservationNumber=segment.number,
         ReferencedROINumber=segment.number,
+        # SH: at most 16 characters (PS3.5 6.2).
         ROIObservationLabel=segment.label[:16],
         RTROIIdentificationCodeSequence=[code_item(segment.type)],
+        # Type 2 (PS3.3 C.8.8.8): empty where the category does not make it an organ.
         RTROIInterpretedType="ORGAN" if segment.category.value == ANATOMICAL_STRUCTURE else "",
         ROIInterpreter="",
     )

@@ -72,6 +72,7 @@ def without_repeats(loops: Sequence[Floats]) -> list[Floats]:
     Args:
         loops: Closed polygons of shape (n, 2); the last point joins the first, which may stand there again.
     """
+    # The last entry of a key stays in a dictionary, so the first of equal contours is put in last.
     return list({_edges(loop): loop for loop in reversed(loops)}.values())[::-1]
 
 
@@ -81,8 +82,10 @@ def _edges(loop: Floats) -> bytes:
     following = np.roll(loop, -1, axis=0)
     moves = (loop != following).any(axis=1)
     here, there = loop[moves], following[moves]
+    # Each edge from its smaller end to its larger: the direction of the contour does not count.
     turned = (here[:, 0] > there[:, 0]) | ((here[:, 0] == there[:, 0]) & (here[:, 1] > there[:, 1]))
     edges = np.where(turned[:, None], np.hstack([there, here]), np.hstack([here, there]))
+    # In the order of their coordinates: the start does not count. A contour of a single point has no edges.
     return edges[np.lexsort(edges.T)].tobytes() or loop[0].tobytes()
 
 

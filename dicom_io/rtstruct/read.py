@@ -119,6 +119,7 @@ def _regions(
     """ROINumber, slice and voxels, shape (rows, columns), of all regions or the chosen ones; fills `note_counts`."""
     _check_frames_of_reference(dataset, reference)
     note_counts[LEFT_OUT] = Counter(without_area(dataset))
+    # Sorted, so that the same overlap is named whatever the order of the file.
     for (roi, k), drawn in sorted(_drawn(dataset, reference).items()):
         if chosen is not None and roi not in chosen:
             continue
@@ -153,7 +154,10 @@ def _numbers(dataset: Dataset) -> list[int]:
 
 
 def _check_frames_of_reference(dataset: Dataset, reference: Volume) -> None:
-    """Each region must name the image's (Type 1, PS3.3 C.8.8.5); if it names none, those that the structure set lists count."""
+    """Pass if each region names the frame of reference of the image (Type 1, PS3.3 C.8.8.5).
+
+    For a region that names none, all frames count that the structure set lists. Raises LabelError for another frame.
+    """
     of_image = reference.provenance.frame_of_reference_uid
     listed = [item.get("FrameOfReferenceUID") for item in dataset.get("ReferencedFrameOfReferenceSequence") or []]
     elsewhere: dict[str, list[int]] = {}
@@ -192,6 +196,7 @@ def _inside(roi: int, k: int, drawn: _Drawn, shape: tuple[int, int]) -> tuple[Ma
     inside = (depth & 1).astype(bool).reshape(shape)
     notes[NOTHING] = sum(not len(voxels) for voxels in pixels)
     if depth.max() > 1:
+        # Contours around the same voxels cancel out under the even-odd rule.
         areas = [voxels.tobytes() for voxels in filled(once, shape) if len(voxels)]
         notes[VANISHED] = len(areas) - len(set(areas))
     # The image ends half a voxel beyond the last centre.
@@ -249,6 +254,7 @@ def _drawn(dataset: Dataset, reference: Volume) -> dict[tuple[int, int], _Drawn]
 
 
 def _slice_of(roi: int, index: Floats, count: int) -> int:
+    # By the mean, because rounding scatters the points of a contour about its plane.
     k = int(np.rint(index[:, 2].mean()))
     if not 0 <= k < count:
         raise LabelError(

@@ -66,6 +66,7 @@ class SegObject:
         body = [encoded(self.head), tail, self.pixels, end]
         if syntax == DeflatedExplicitVRLittleEndian:
             body = [_deflated(b"".join(body))]
+        # PS3.10 7.1: a preamble of 128 bytes, the prefix DICM, and the file meta information, which is never deflated.
         with path.open("wb") as file:
             file.write(b"\0" * 128 + b"DICM" + _meta(self.head))
             file.writelines(body)
@@ -154,6 +155,7 @@ def _overlaps(segmentation: Segmentation, encoding: SegEncoding) -> bool:
     if segmentation.exclusive:
         return False
     labels = segmentation.labels
+    # As stored: a probability below half a step is 0 in the file.
     inside = np.rint(labels * STEPS) != 0 if encoding == "fractional" else labels != 0
     return bool((inside.sum(axis=0) > 1).any())
 
@@ -162,6 +164,7 @@ def _template(header: Dataset, first: Slice, source: Volume, result: ResultInfo,
     """The object that highdicom makes of one empty slice: all modules, still without frames, groups and references."""
     fractional = encoding == "fractional"
     segments = [_description(segment, source, result) for segment in result.segments]
+    # highdicom takes fractions as a channel for each segment, and all else as label values.
     shape = (1, *first.shape, len(segments)) if fractional else (1, *first.shape)
     return hd.seg.Segmentation(
         source_images=[stand_in(identity.neutral((header,))[0], first, thickness_mm(header, first.frame, source))],
@@ -170,6 +173,7 @@ def _template(header: Dataset, first: Slice, source: Volume, result: ResultInfo,
         segment_descriptions=segments,
         instance_number=1,
         pixel_measures=None if first.plane is None else _measures(header, first, source),
+        # The one slice of the template is empty, and an object needs a frame.
         omit_empty_frames=False,
         content_label="SEGMENTATION",
         content_description="Research use only, not for diagnosis",
@@ -185,6 +189,7 @@ def _measures(header: Dataset, first: Slice, source: Volume) -> hd.PixelMeasures
     return hd.PixelMeasuresSequence(
         pixel_spacing=(between_rows, between_columns),
         slice_thickness=thickness_mm(header, first.frame, source),
+        # The slices behind a resampled volume may lie unevenly, so no single gap holds for them.
         spacing_between_slices=None if source.provenance.resampled else _gap_mm(first, source),
     )
 

@@ -102,5 +102,6 @@ def unpacked(packed: bytes, rows: int, columns: int, count: int) -> Iterator[NDA
             f"{count} frames of {rows} x {columns} bits need {-(-size * count // 8)} bytes, not {len(content)}"
         )
     for start in range(0, size * count, size):
+        # The bytes that hold the bits of this frame; `-(-n // 8)` rounds up.
         bits = np.unpackbits(content[start // 8 : -(-(start + size) // 8)], bitorder="little")
         yield bits[start % 8 : start % 8 + size].reshape(rows, columns)

@@ -48,6 +48,7 @@ def stored_frames(
         kind = np.uint8 if segmentation.labels.max(initial=0) < 256 else np.uint16
         yield from (_Frame(0, k, plane.values.astype(kind, copy=False)) for k, plane in enumerate(planes))
         return
+    # By segment first: the frames of one structure follow each other, as the dimension index values count them.
     slices_of_segment: dict[int, list[int]] = {}
     for k, plane in enumerate(planes):
         for number in [segment.number for segment in segmentation.segments] if empty_frames else plane.numbers:
@@ -148,6 +149,7 @@ class _Packed:
     def joined(self) -> bytes:
         """The value of PixelData: fragments where it is compressed."""
         if SYNTAXES[self.encoding] in (RLELossless, JPEGLSLossless):
+            # A fragment has an even length (PS3.5 A.4), and so has a value (7.1).
             return encapsulate([part + b"\0" * (len(part) % 2) for part in self.parts])
         content = b"".join(self.parts)
         if self.bits == 1 and self.size % 8:

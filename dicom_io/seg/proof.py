@@ -1,7 +1,7 @@
 """The proof of a SEG: every frame is read again through `raw_parser` and compared with the result.
 
-`raw_parser` shares nothing with the writer. Of the reader for other software there is only `unpacked`, which unpacks
-single bits.
+`raw_parser` shares nothing with the writer. The only part shared with the reader for other software is `unpacked`, which
+unpacks single bits.
 """
 
 from collections.abc import Iterator, Sequence
@@ -55,7 +55,7 @@ def prove_seg(
     Args:
         path: The written SEG (explicit VR); deleted on failure.
         result: Shape (I, J, K) with label values, or (I, J, K, C) with channel c as segment c + 1: labels, or
-            probabilities 0 to 1 for a FRACTIONAL one, compared within half a step of its stored values.
+            probabilities 0 to 1 for a FRACTIONAL SEG, compared within half a step of its stored values.
         source: The image that the SEG refers to.
         segments: What the labels mean; None: only their numbers are compared.
         headers: Of the source, from `identity.source_headers`; None: read from its files.
@@ -106,8 +106,10 @@ def _checked_form(written: Attributes) -> str:
     allocated = whole(written, _ALLOCATED)
     expected = {
         _CLASS: (text(written, _CLASS), sop_class),
+        # The file meta information names the class and the instance of the data set (PS3.10 7.1).
         0x00020002: (text(written, 0x00020002), sop_class),
         0x00020003: (text(written, 0x00020003), text(written, 0x00080018)),
+        # Photometric interpretation, samples per pixel, and pixel representation, which is unsigned.
         0x00280004: (text(written, 0x00280004), "MONOCHROME2"),
         0x00280002: (whole(written, 0x00280002), 1),
         0x00280103: (whole(written, 0x00280103), 0),
@@ -149,7 +151,7 @@ def _parsed_pixels(written: Attributes) -> Iterator[NDArray[Any]]:
 
 
 def _decoded(part: bytes, syntax: str, kind: np.dtype) -> NDArray[Any]:
-    """One compressed frame; JPEG-LS is decoded by another codec than the one that encoded it."""
+    """One compressed frame; JPEG-LS is decoded and encoded by different codecs."""
     if syntax == _RLE:
         return np.frombuffer(imagecodecs.dicomrle_decode(part, kind), kind)
     if syntax == _JPEG_LS:

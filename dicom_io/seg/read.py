@@ -117,6 +117,7 @@ def _open(path: Path, reference: Volume) -> Dataset:
 
 
 def _numbers(dataset: Dataset) -> tuple[int, ...]:
+    # A label map may describe its background, as segment 0.
     numbers = sorted({int(item.SegmentNumber) for item in dataset.get("SegmentSequence") or []} - {0})
     if not numbers or numbers[-1] > MAX_SEGMENT:
         raise LabelError(
@@ -148,6 +149,7 @@ class _Segments:
                 segment that is not described.
         """
         for frame in seg_frames_of(self.dataset):
+            # Only pixels of a segment are placed, so the empty part of a frame may reach beyond the image.
             rows, columns = np.nonzero(frame.pixels)
             stored = frame.pixels[rows, columns]
             named = np.full(len(stored), frame.segment) if frame.segment else stored
@@ -210,6 +212,7 @@ def _segment(item: Dataset) -> Segment:
         type_modifier=_code_in(kind, "SegmentedPropertyTypeModifierCodeSequence"),
         anatomic_region=None if region is None else _code(region),
         anatomic_region_modifier=None if region is None else _code_in(region, "AnatomicRegionModifierSequence"),
+        # CIELab has colours that RGB does not have; they are clipped to 0 and 255.
         display_rgb=hd.color.CIELabColor.from_dicom_value(colour).to_rgb(clip=True) if colour else None,
         description=str(item.get("SegmentDescription") or ""),
     )

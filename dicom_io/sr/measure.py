@@ -66,6 +66,7 @@ def measure_segment(mask: Mask, image: NDArray[Any], affine_lps: Affine) -> Segm
     padded = np.pad(mask, 1)
     long_axis_mm, short_axis_mm = axes_mm(padded, affine_lps)
     return SegmentMeasures(
+        # The determinant of the steps is the volume of a voxel in mm3; 1000 of them are a millilitre.
         volume_ml=count * float(abs(np.linalg.det(affine_lps[:3, :3]))) / 1000.0,
         surface_mm2=mesh_area_mm2(padded, affine_lps),
         max_diameter_mm=mesh_diameter_mm(padded, affine_lps),
@@ -114,12 +115,14 @@ def axes_mm(mask: Mask, affine_lps: Affine) -> tuple[float, float]:
     """
     best = (0.0, 0.0)
     for k in np.flatnonzero(mask.any(axis=(0, 1))).tolist():
+        # Pairs are compared by their long axis first.
         best = max(best, _axes_in_slice(_outline_mm(mask[:, :, k], np.asarray(affine_lps)[:3, :2])))
     return best
 
 
 def _outline_mm(plane: Mask, steps_mm: NDArray[np.float64]) -> NDArray[np.float64]:
     """Shape (n, 2), mm: the points half-way between a pixel inside and its neighbour outside, in coordinates of the plane."""
+    # Two perpendicular unit vectors: lengths are right even if rows and columns are not exactly perpendicular.
     across = steps_mm[:, 0] / np.linalg.norm(steps_mm[:, 0])
     normal = np.cross(steps_mm[:, 0], steps_mm[:, 1])
     down = np.cross(normal / np.linalg.norm(normal), across)
@@ -169,6 +172,7 @@ def _cell_loops(kind: int) -> tuple[tuple[tuple[float, float, float], ...], ...]
         for n in range(4):
             if inside[n] and not inside[n - 1]:
                 end = next(m for m in range(n, n + 4) if not inside[(m + 1) % 4])
+                # An edge is the set of its two corners, the same from both of its faces.
                 start_edge = frozenset((face[n - 1], face[n]))
                 following[start_edge] = frozenset((face[end % 4], face[(end + 1) % 4]))
     return tuple(_chains(following))

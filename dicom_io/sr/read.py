@@ -89,7 +89,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One number. A code that may be None cannot be compared with `==` before that is known: pydicom's codes raise for None.
+    """One number. Test a code for None before comparing it with `==`: pydicom's codes raise for None.
 
     Attributes:
         name: What was measured.
@@ -347,6 +347,7 @@ def _observers(root: _Item) -> Iterator[Observer]:
 
 def _group(group: _Item) -> MeasurementGroup:
     named = [(item, _reference(item.dataset)) for item in group.all("IMAGE")]
+    # A reference with segment numbers is a segment, whatever it is called.
     images = [(item.named(*_SEGMENTS) or bool(reference.segments), reference) for item, reference in named]
     return MeasurementGroup(
         tracking_id=group.text(codes.DCM.TrackingIdentifier),
@@ -400,6 +401,7 @@ def _number(measured: Dataset) -> float | None:
         # Python also reads "nan" and "inf" as numbers; they count as absent.
         number = float(digits) if digits else math.nan
     except ValueError:
+        # Without its cause, whose message repeats the text: it may name the patient.
         raise ValueError("the NumericValue of a measurement is no number") from None
     return number if math.isfinite(number) else None
 

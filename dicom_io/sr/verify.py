@@ -33,8 +33,8 @@ class Verification:
         comment: A comment on the result; may be empty.
 
     Raises:
-        LabelError: A name is empty, too long or of several lines, the observer's is no person's, or the moment has no time
-            zone.
+        LabelError: A name is empty, too long or of several lines, the observer's name is not that of a person, or the
+            moment has no time zone.
     """
 
     observer: str
@@ -74,7 +74,7 @@ def write_verified_sr(report: Path, path: Path, verification: Verification, *, u
         unsent: The report was never sent. The verified version then does not name it, but names its predecessors.
 
     Returns:
-        `path`. The new version names the old one as its predecessor, unless `unsent`. The same report and verification give
+        `path`. The new version names the old version as its predecessor, unless `unsent`. The same report and verification give
         the same bytes.
 
     Raises:
@@ -88,6 +88,7 @@ def write_verified_sr(report: Path, path: Path, verification: Verification, *, u
     observer = data_set(
         VerifyingObserverName=_as_text(verification.observer, document),
         VerifyingOrganization=_as_text(verification.organization, document),
+        # DT with the offset from UTC (PS3.5 6.2).
         VerificationDateTime=verification.moment.strftime("%Y%m%d%H%M%S%z"),
         VerifyingObserverIdentificationCodeSequence=[],  # Type 2, PS3.3 C.17.2
     )
@@ -95,7 +96,7 @@ def write_verified_sr(report: Path, path: Path, verification: Verification, *, u
         str(observer[tag].value) for tag in ("VerifyingObserverName", "VerifyingOrganization", "VerificationDateTime")
     )
     comment = [transcribed(verification.comment, document)] if verification.comment.strip() else []
-    # Other content is another instance, and the same verification of the same report is the same one.
+    # Other content is another instance; the same verification of the same report is the same instance.
     document.SOPInstanceUID = identity.derived_uid("SR", "verified", str(document.SOPInstanceUID), *facts, *comment)
     document.SeriesInstanceUID = identity.derived_uid("SR", "verified series", str(document.SeriesInstanceUID))
     document.SeriesNumber = _verified_number(document)

@@ -111,9 +111,11 @@ def write_sr(
         title=codes.DCM.ImagingMeasurementReport,
     )
     document = hd.sr.Comprehensive3DSR(
+        # highdicom refuses a reference to an instance that is not listed here.
         evidence=[*identity.neutral(headers), seg_header],
         content=report,
         instance_number=1,
+        # Nothing is left to be computed, and no person has verified it.
         is_complete=True,
         is_final=False,
         is_verified=False,
