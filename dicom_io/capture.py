@@ -109,6 +109,7 @@ def write_captures(
     _check_slices(chosen, len(counts))
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
+        # All pictures are written before the first gets its name, so an error leaves none of them.
         names = [f"capture_{k + 1:03d}.dcm" for k in chosen]
         for k, name in zip(chosen, names, strict=True):
             _object(scene, k).save_as(Path(part) / name, enforce_file_format=True)
@@ -133,7 +134,8 @@ def write_notice(files: Sequence[Path], reason: str, path: Path, result: ResultI
         about: A further fact about the series, for instance the rule that chose it; in words that name no patient.
 
     Returns:
-        `path`. The same series, result and words give the same bytes, others another SOP Instance UID, in a series of its own.
+        `path`. The same series, result and words give the same bytes, others give another SOP Instance UID. The notice has a
+        series of its own.
 
     Raises:
         UnreadableFileError: No file has a whole header, or the header has a value that cannot be read.
@@ -153,8 +155,8 @@ def write_notice(files: Sequence[Path], reason: str, path: Path, result: ResultI
 def chosen_slices(counts: Sequence[int], limit: int) -> list[int]:
     """The slices with labels in order, or `limit` of them, evenly from the first to the last.
 
-    The one with the most labelled voxels is always there: the nearest of the others gives way. Where there are no
-    labels, the middle slice.
+    The slice with the most labelled voxels is always among them: if need be, it takes the place of the nearest of them.
+    Without labels, the middle slice.
 
     Args:
         counts: Labelled voxels of each slice.
@@ -301,6 +303,7 @@ def _notice(header: Dataset, reason: str, about: str, result: ResultInfo) -> Dat
 def _capture(uids: tuple[str, str], headers: tuple[Dataset, ...], result: ResultInfo) -> Dataset:
     """The attributes of every capture: patient, study, series and equipment."""
     dataset = result_object("SC", uids, headers, result)
+    # PS3.3 C.8.6.1: WSD, made by a workstation.
     dataset.Modality, dataset.ConversionType = "OT", "WSD"
     dataset.ContentDate, dataset.ContentTime = identity.content_moment(headers)
     dataset.ImageType = ["DERIVED", "SECONDARY"]
@@ -315,6 +318,7 @@ def _header_of_series(files: Sequence[Path]) -> Dataset:
     fault: DicomIoError = LabelError("a notice is of no file; the files of a series are needed; name them")
     for file in files:
         try:
+            # One header is enough, but every file is asked for its patient: a second patient has to be seen.
             named.append(load_dataset(file, with_pixels=False, keywords=["PatientID", "PatientName"]))
             whole = whole or identity.header_of(file)
         except (UnreadableFileError, LabelError) as error:

@@ -77,9 +77,11 @@ def _on_grid(other: Volume, reference: Volume) -> tuple[NDArray[np.float32], str
     values = np.empty(reference.shape, dtype=np.float32)
     outside_count, least = 0, other.array.min()
     i, j = np.indices(reference.shape[:2])
+    # Slice by slice, because indices for the whole grid would take 24 bytes a voxel.
     for k in range(reference.shape[2]):
         indices = step[:3, :3] @ np.stack([i.ravel(), j.ravel(), np.full(i.size, k)]) + step[:3, 3:]
         last = np.array(other.shape)[:, None] - 1
+        # A voxel reaches half a step beyond its centre: up to there, the value at the edge holds.
         plane = ndimage.map_coordinates(other.array, np.clip(indices, 0, last), order=1, output=np.float32)
         outside = ((indices < -0.5) | (indices > last + 0.5)).any(axis=0)
         plane[outside] = least

@@ -114,8 +114,8 @@ def load_segments(path: Path) -> tuple[Segment, ...]:
 
     Raises:
         SegmentCodingError: The file cannot be read, breaks the schema, is of another major `schema_version`, its labelIDs
-            are not 1, 2, 3 ... each once, two have one SegmentLabel, its `wholes` name parts that do not exist or have the
-            label of a segment, or it has a key at its top that is neither ours nor dcmqi's.
+            are not 1, 2, 3 ... each once, two segments share a SegmentLabel, its `wholes` name parts that do not exist or
+            have the label of a segment, or it has a key at its top that is neither ours nor dcmqi's.
     """
     return _contents(Path(path))[0]
 
@@ -151,6 +151,7 @@ def _refusal(error: ValidationError, name: str) -> SegmentCodingError:
 
 def _contents(path: Path) -> tuple[tuple[Segment, ...], tuple[Whole, ...]]:
     document = _read_json(path)
+    # The version comes first, because the schema fits only files of its own version.
     _check_version(document, path.name)
     _check_keys(document, path.name)
     error = best_match(Draft202012Validator(_schema()).iter_errors(document))
@@ -195,6 +196,7 @@ def _check_keys(document: Any, name: str) -> None:
 def _is_unknown(key: str) -> bool:
     if key in _OWN_KEYS or key == "segmentAttributesFileMapping":
         return False
+    # A key such as "Wholes" looks like a key of dcmqi by its capital, and is a misspelt key of ours.
     return not (key[:1].isupper() or key.startswith(("@", "$"))) or bool(
         get_close_matches(key.lower(), _OWN_KEYS[:2], 1, 0.8)
     )
@@ -246,6 +248,7 @@ def _short(text: str) -> str:
 
 def _read_json(path: Path) -> Any:
     try:
+        # A bundle comes from anywhere: its file may be a pipe or of any size.
         with BoundedFile(path) as file:
             content = file.read_uncounted(file.size) if file.size <= MAX_BYTES else b""
         if not content:
@@ -259,6 +262,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _check_version(document: Any, name: str) -> None:
+    # The files of dcmqi have no version.
     version = str(document.get("schema_version", "1.0")) if isinstance(document, dict) else "1.0"
     if version.split(".")[0] != str(SCHEMA_MAJOR):
         raise SegmentCodingError(

@@ -102,6 +102,7 @@ class _Run:
             self.not_dicom += 1
             return
         path = self.output / protected.name
+        # One key gives the same bytes for the same object, so other content comes from another object with that UID.
         if path.exists() and path.read_bytes() != protected.content:
             self.refused.append((number, OTHER_CONTENT))
             return
@@ -115,7 +116,7 @@ def files_of(sources: Iterable[Path], output: Path) -> list[Path]:
     """All files of the sources and of the folders below them, in order of their paths, each once.
 
     Raises:
-        DeidentificationError: Source and output are one folder, or one lies in the other.
+        DeidentificationError: Source and output are one folder, or one folder lies in the other.
         SeriesSelectionError: A source does not exist, or a folder holds no file.
     """
     target, files = Path(os.path.realpath(output)), set()
@@ -285,11 +286,13 @@ def _cut_behind_pixels(dataset: FileDataset) -> None:
 def _pixel_bytes(dataset: Dataset) -> int:
     """Number of bytes of native pixels (PS3.5 8.1.1). Raises AttributeError, TypeError or ValueError where it is not given."""
     pixels = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("NumberOfFrames") or 1)
+    # Pixels of one bit are packed (PS3.5 8.1.1), so the number of bytes is rounded up.
     return (pixels * stored_samples(dataset) * int(dataset.BitsAllocated) + 7) // 8
 
 
 def _encoded(dataset: FileDataset) -> bytes:
     """The bytes of a file with a new file meta information and an empty preamble (PS3.15 E.1.1); pixels stay as they are."""
+    # PS3.10 7.1: the old information may name the sender (SourceApplicationEntityTitle) and hold private information.
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
     dataset.file_meta, dataset.preamble = meta, b"\0" * 128

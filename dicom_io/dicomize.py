@@ -6,7 +6,7 @@ the place of each voxel in the patient does not change. Left-handed affines need
 have no DICOM form and are refused.
 
 Intensities: whole numbers from 0 to 65535 (or -32768 to 32767) are stored as they are. Anything else is
-stored as `round(value / slope)` with RescaleSlope `slope`, one for the series: the largest magnitude over
+stored as `round(value / slope)` with RescaleSlope `slope`, the same in all slices: the largest magnitude over
 65535 (over 32767 if there are negative values), rounded up to four significant digits. So the error is at
 most slope / 2, which is less than 0.8e-5 (1.6e-5) of the largest magnitude, whether that is 100 or a million.
 The classic MR IOD does not list the Modality LUT module; the pair is a standard extension that MR scanners
@@ -135,6 +135,7 @@ def dicomize(
     stored, series_folder = _quantised(oriented.array), folder / modality.lower()
     folder.mkdir(parents=True, exist_ok=True)
     try:
+        # A folder on the same file system: the files get their places by renaming, after the SEG has been proven.
         with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as part:
             volume = _write_series(oriented, stored, Path(part) / series_folder.name, case_id, modality)
             fitted, seg = _write_labels(labels, segments, image, volume, Path(part), flips)
@@ -182,6 +183,7 @@ def _check_shear(image: Volume) -> None:
     steps, spacing = image.affine_lps[:3, :3], np.array(image.spacing_mm)
     cosines = steps / spacing
     for a, b in ((0, 1), (0, 2), (1, 2)):
+        # Measured in millimetres at the far end: an affine in float32 leans by a tiny angle that moves no voxel.
         lean = abs(float(cosines[:, a] @ cosines[:, b]))
         shift_mm = lean * max(spacing[a] * image.shape[a], spacing[b] * image.shape[b])
         if shift_mm > SHEAR_TOLERANCE_MM:
@@ -231,6 +233,7 @@ def _display_flips(image: Volume) -> tuple[bool, bool, bool]:
         flip = bool((steps[main, axis] < 0) != (main == 2))
         steps[:, axis] *= -1 if flip else 1
         flips.append(flip)
+    # The normal is row x column direction: a negative determinant means that K runs against it.
     return flips[0], flips[1], bool(np.linalg.det(steps) < 0)
 
 
@@ -251,6 +254,7 @@ def _quantised(values: NDArray[Any]) -> _Stored:
     if bottom <= low and high <= top and np.array_equal(values, np.rint(values)):
         return _Stored(values.astype(kind), Decimal(1))
     largest = Decimal(max(abs(low), abs(high)))
+    # Rounded up: with a smaller slope the largest value would not fit 16 bits.
     slope = Context(prec=4, rounding=ROUND_CEILING).divide(largest, Decimal(top))
     pixels = np.rint(values.astype(np.float64) / float(slope))
     return _Stored(np.clip(pixels, bottom, top).astype(kind), slope)
@@ -268,6 +272,7 @@ def _rounding_bound(stored: _Stored) -> float:
 def _write_series(image: Volume, stored: _Stored, folder: Path, case_id: str, modality: ConvertedModality) -> Volume:
     digest = hashlib.sha256(np.ascontiguousarray(image.array).tobytes())
     digest.update(str(image.array.dtype).encode() + image.affine_lps.tobytes())
+    # MR adds no word, so its UIDs are those that were made before there was CT.
     entropy = ("dicomize", case_id, digest.hexdigest(), *(() if modality == "MR" else (modality,)))
     common = _series_attributes(image, stored, entropy, case_id, modality)
     uids, files = [], []
@@ -349,6 +354,7 @@ def _add_pixel_attributes(ds: Dataset, image: Volume, stored: _Stored) -> None:
     ds.BurnedInAnnotation, ds.LossyImageCompression = "NO", "00"
     if stored.slope != 1:
         ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = "0", f"{stored.slope:g}", "US"
+    # Percentiles, so that a few bright voxels do not make the rest dark.
     low, high = np.percentile(stored.values, (1, 99))
     ds.WindowCenter, ds.WindowWidth = f"{(low + high) / 2:.6g}", f"{max(high - low, 1e-6):.6g}"
 
@@ -400,6 +406,7 @@ def _write_labels(
 def _publish(part: Path, folder: Path, series_name: str) -> None:
     """Moves the finished files from `part` into the folder; an earlier series goes the other way."""
     seg = part / SEG_NAME
+    # os.replace cannot put a folder in the place of a folder that holds files, so the earlier series goes away first.
     if (folder / series_name).exists():
         os.replace(folder / series_name, part / "earlier")
     if seg.exists():

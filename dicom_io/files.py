@@ -13,7 +13,7 @@ def replace_when_whole(path: Path, *, sync: bool = False) -> Iterator[Path]:
 
     The temporary path lies in a folder of its own beside `path` and has the same file name, because some writers choose the
     format by the suffix or write the name into the file. Several threads and processes may write the same `path`: the last
-    one wins. After an error `path` is as it was, and the temporary folder is gone.
+    rename wins. After an error `path` is as it was, and the temporary folder is gone.
 
     Args:
         path: The final name. Its folder must exist.
@@ -27,10 +27,12 @@ def replace_when_whole(path: Path, *, sync: bool = False) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=".part-", dir=path.parent) as folder:
         part = Path(folder) / path.name
         yield part
+        # The content comes before the name: after a power failure the name must not stand for an empty file.
         if sync:
             with part.open("rb") as stream:
                 os.fsync(stream.fileno())
         os.replace(part, path)
+    # The name is an entry of the folder, which has to reach the disk too.
     if sync:
         sync_folder(path.parent)
 

@@ -28,6 +28,7 @@ def read_itk(path: Path) -> Volume:
     path = Path(path)
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
+    # Named by the ending: otherwise ITK tries all of its readers.
     reader.SetImageIO("NrrdImageIO" if path.suffix.lower() in (".nrrd", ".nhdr") else "MetaImageIO")
     try:
         image = reader.Execute()
@@ -40,6 +41,7 @@ def read_itk(path: Path) -> Volume:
             f"{path.name} has {image.GetDimension()} dimensions; a 3D volume is needed; save each volume as a file of its own"
         )
     array = SimpleITK.GetArrayFromImage(image)
+    # ITK's direction holds unit vectors in its columns, so the spacing scales the columns.
     affine_lps = np.eye(4)
     affine_lps[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) @ np.diag(image.GetSpacing())
     affine_lps[:3, 3] = image.GetOrigin()

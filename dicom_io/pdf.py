@@ -74,6 +74,7 @@ def write_pdf(
             f"the title of the document is {title!r}; 1 to 64 ASCII characters without a backslash are needed; shorten it"
         )
     headers = identity.source_headers(source)
+    # Decision 15: all that the bytes depend on is part of the UID.
     content = (hashlib.sha256(pages).hexdigest(), *map(str, kind.concept), title, str(kind.names_patient))
     # Modules of PS3.3 A.45.1 and C.24.
     dataset = result_object("PDF", identity.object_uids(source, result, "PDF", *content), headers, result)
@@ -115,6 +116,7 @@ def read_pdf(path: Path) -> bytes:
         )
     if length:
         return pages[:length]
+    # Without a length, a zero byte at the end is taken for padding: a PDF ends in %%EOF.
     return pages[:-1] if pages.endswith(b"\0") else pages
 
 

@@ -103,6 +103,7 @@ class SliceComparison:
         expected, pixels = self._expected(frame, k), frame.pixels
         self.held[k] = self.held.get(k, 0) + int(np.count_nonzero(pixels))
         if self.steps:
+            # A fraction is rounded to the nearest step, so half a step is allowed; 1e-6 is for float32.
             differing = np.abs(pixels / self.steps - expected) > 0.5 / self.steps + 1e-6
         else:
             # as bytes where the mask is boolean: the stored values are not narrowed, so a 2 is no 1
@@ -114,7 +115,8 @@ class SliceComparison:
             )
 
     def finish(self) -> None:
-        """Every slice must have shown as many labelled voxels as the result holds there, and no voxel lie elsewhere."""
+        """Check that every slice has shown as many labelled voxels as the result holds there, and that none lies elsewhere."""
+        # A frame that the file lacks is compared nowhere; the counts of its slice show it.
         total = 0
         for k, source_slice in enumerate(self.slices):
             expected = self._count(self._at(source_slice, k))
@@ -124,6 +126,7 @@ class SliceComparison:
                 )
             total += expected
         everywhere = self._count(self.result.array)
+        # A resampled volume has voxels between the slices, which no frame can hold (decision 16).
         if total != everywhere and not self.source.provenance.resampled:
             raise GeometryProofError(
                 f"the result has {everywhere} labelled voxels, {total} of them on slices of the source"

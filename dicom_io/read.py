@@ -80,6 +80,7 @@ def read_scanned(scan: Scan, options: ReadOptions) -> Volume:
     """As `read_series`, of a source whose headers were read before."""
     series, notes = _select(scan, options.series_instance_uid)
     with refusing(series.name):
+        # All checks of the headers, of the ends and of the number of images come before a pixel is decoded.
         ordered = order_series(replace(series, notes=notes), options)
         check_ends(ordered, scan.series)
         return _decode(check_complete(ordered, scan.series, options))
@@ -182,6 +183,7 @@ def _decode(ordered: OrderedSeries) -> Volume:
     slices, notes = decode_frames(ordered.frames, ordered.series.modality, ordered.shape)
     if ordered.repair is not None:
         slices = resample(slices, ordered.repair)
+    # (slices, rows, columns) to (I, J, K); a view, because a copy would double the memory.
     array = slices.transpose(2, 1, 0, *range(3, slices.ndim))
     provenance = _provenance(ordered, (*ordered.notes, *notes))
     return Volume(array, ordered.affine_lps, provenance, ordered.is_picture)
@@ -195,6 +197,7 @@ def _provenance(ordered: OrderedSeries, notes: tuple[str, ...]) -> Provenance:
     numbers = tuple(frame.number for frame in frames)
     in_memory = [frame.instance for frame in frames if frame.instance.path is None]
     files = tuple(frame.instance.path for frame in frames if frame.instance.path)
+    # Several slices of one file: the file is listed once.
     repeated = any(numbers) or any(frame.tile for frame in frames)
     return Provenance(
         "dicom",

@@ -83,6 +83,7 @@ def write_rejection_note(rejected: Sequence[Path], path: Path, rejection: Reject
         )
     texts = (rejection.observer, rejection.organization, rejection.comment.strip())
     observer, organization, comment = (transcribed(text, headers[0]) for text in texts)
+    # highdicom refuses some unusual patients and studies that archives hold; `_stamp` puts them back as they are.
     bare = identity.neutral(headers)
     person = hd.sr.PersonObserverIdentifyingAttributes(name=observer, organization_name=organization)
     content = hd.ko.KeyObjectSelection(
@@ -92,6 +93,7 @@ def write_rejection_note(rejected: Sequence[Path], path: Path, rejection: Reject
         description=comment or None,
     )
     statement = (rejection.reason, observer, organization, comment, rejection.moment.isoformat())
+    # Sorted, so that the order in which files are named changes no UID.
     uids = sorted(str(header.SOPInstanceUID) for header in headers)
     note = hd.ko.KeyObjectSelectionDocument(
         evidence=bare,

@@ -65,6 +65,7 @@ class Structure:
         Raises:
             ValueError: The result holds labels only.
         """
+        # A sum of millions of voxels would round in float32.
         return float(self.probability_on_grid.sum(dtype=np.float64) * self.grid.voxel_size)
 
     @cached_property

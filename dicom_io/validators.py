@@ -16,6 +16,7 @@ TIMEOUT_S = 120
 
 def program(name: str) -> Path | None:
     """Path of an installed program: beside this Python, or on the PATH; None if it is not installed."""
+    # The programs of a virtual environment that is not activated are not on the PATH.
     beside = Path(sys.executable).with_name(name)
     path = str(beside) if beside.is_file() else shutil.which(name)
     return Path(path) if path else None

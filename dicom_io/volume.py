@@ -98,6 +98,7 @@ class Volume:
         affine = np.array(self.affine_lps, dtype=np.float64)
         if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
             raise ValueError(f"affine_lps must be an invertible, finite 4x4 matrix, found {affine.tolist()}")
+        # A copy that nobody can write to: a volume is frozen, and the caller's array may change.
         affine.setflags(write=False)
         object.__setattr__(self, "affine_lps", affine)
 
@@ -202,12 +203,14 @@ class Volume:
         """
         step = np.linalg.solve(self.affine_lps, reference.affine_lps)  # reference index -> own index
         rounded = np.rint(step)
+        # For each axis of the reference: which own axis it is, and whether it runs the other way.
         order = [int(np.argmax(np.abs(rounded[:3, axis]))) for axis in range(3)]
         signs = [int(rounded[own, axis]) for axis, own in enumerate(order)]
         if sorted(order) != [0, 1, 2] or not set(signs) <= {-1, 1}:
             raise ValueError("the two grids have different axes; one must be the other with axes swapped or reversed")
         rest = list(range(3, self.array.ndim))
         turned = self.array.transpose([*order, *rest])[tuple(slice(None, None, sign) for sign in signs)]
+        # Rounding to whole steps may hide a shift or another spacing; the distance of the corners does not.
         corners = corner_indices(reference.shape)
         own = np.ones_like(corners)
         for axis, (own_axis, sign) in enumerate(zip(order, signs, strict=True)):

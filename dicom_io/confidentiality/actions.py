@@ -33,6 +33,7 @@ from dicom_io.confidentiality.pseudonyms import Pseudonyms, shifted
 from dicom_io.confidentiality.table import OPTIONS, PROFILE, Path, table
 
 PIXEL_CODES = frozenset({"113101", "113102"})  # of earlier cleaning of the pixels; it stays true
+# PS3.5 6.2: a value of an LO has 64 characters at most, so the text is two values.
 METHODS = ("monai-unet deidentify, PS3.15 Annex E, Table E.1-1 {edition}", "and rows added until {later_edition}")
 
 # UIDs of classes, not of instances. Private classes are not in PS3.6 and must stay all the same.
@@ -106,6 +107,7 @@ class _Protection:
         self.encodings = _encodings(dataset)
         self.identifiers = _identifiers(dataset, self.encodings)  # before anything is decoded
         self.iod = self.table.sop_classes.get(str(dataset.get("SOPClassUID")))
+        # Without a PatientID, a study counts as a patient of its own: two strangers must not share a pseudonym.
         self.patient = str(dataset.get("PatientID") or "").strip() or str(dataset.StudyInstanceUID)
         self.days = pseudonyms.shift_days(self.patient)
         self.counts: Counter[tuple[str, str]] = Counter()
@@ -125,14 +127,16 @@ class _Protection:
                 del dataset[tag]
             elif vr == "SQ":
                 self._sequence(dataset, tag, action, (*path, keyword))
+            # C changes dates only: a shift by whole days leaves a time of day as it is.
             elif action not in ("keep", "K") and not (action == "C" and vr not in ("DA", "DT")):
                 dataset[tag] = DataElement(tag, vr, self._value(dataset, tag, vr, keyword, action, path))
 
     def _action(self, dataset: Dataset, tag: BaseTag, vr: str, keyword: str, path: Path) -> str:
-        """The action on one attribute; "keep" where nothing need be done, K where an option keeps it."""
+        """The action on one attribute; "keep" if nothing has to be done, K if an option keeps it."""
         if _unknown(tag, vr, keyword):
             return "X"
         row = self.table.rows.get(tag)
+        # Text, bytes or items under the tag of a number may hold anything, so they are removed.
         if row is None:
             return "X" if _has_foreign_vr(tag, vr) else self._unlisted_action(dataset, tag, vr, keyword, path)
         chosen = {option: row.options.get(option) for option in self.options}
@@ -161,6 +165,7 @@ class _Protection:
 
     def _action_for_type(self, code: str, keyword: str, path: Path) -> str:
         """The action that a code of the table stands for, given the attribute's Type."""
+        # Decision 13: references are kept, for a segmentation that lost its image is of no use.
         if code == "X/Z/U*":
             return "U"
         kind, letters = self.table.type_of(keyword, path, self.iod), code.split("/")
@@ -169,12 +174,14 @@ class _Protection:
         if len(letters) == 1:
             return "D" if code == "Z" and kind in ("1", "1C") else code
         least = {"1": "D", "1C": "D", "2": "Z", "2C": "Z", "3": "X"}.get(str(kind), letters[-1])
+        # X leaves nothing, Z an empty value, D a dummy: the first letter that leaves enough for the Type is taken.
         enough = [letter for letter in letters if "XZD".index(letter) >= "XZD".index(least)]
         return enough[0] if enough else least  # Z may be a dummy, so D is within "X/Z"
 
     def _names_someone(self, dataset: Dataset, tag: BaseTag) -> bool:
         """True if a short text or counter holds a name or number of the patient, a name of the staff or a UID."""
         names, numbers = self.identifiers
+        # A slice among thousands may have the number of a patient with four digits by chance.
         shortest = SHORTEST_PART if keyword_for_tag(tag) == "InstanceNumber" else SHORTEST_NUMBER
         for text in _readings(dataset.get_item(tag), _encodings(dataset, self.encodings)):
             words: set[str] = set(_BETWEEN_WORDS.split(text))
@@ -218,6 +225,7 @@ class _Protection:
         if action == "Z":
             dataset[tag] = DataElement(tag, "SQ", Sequence())
             return
+        # A dummy has to be a valid item and not an empty sequence.
         if action == "D" and path[-1] == "ContentSequence":
             dataset[tag] = DataElement(tag, "SQ", Sequence([_removed_content()]))
             return
@@ -302,6 +310,7 @@ def _readings(element: DataElement | RawDataElement, encodings: list[str]) -> se
 
 def _folded(text: str) -> str:
     """A text without case and accents, in one normal form of Unicode."""
+    # Unicode 3.13, caseless matching: casefold may give letters that are not decomposed, so they are decomposed again.
     decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
     return "".join(letter for letter in decomposed if not unicodedata.combining(letter))
 
@@ -337,7 +346,7 @@ def _removed_content() -> Dataset:
 
 
 def _remove_graphics(item: Dataset) -> None:
-    """Leaves the layer and the images of an annotation, and a text that it was removed (PS3.3 C.10.5)."""
+    """Leaves the layer and the images of an annotation, and a text which says that the drawing was removed (PS3.3 C.10.5)."""
     for tag in list(item.keys()):
         if keyword_for_tag(tag) not in ("GraphicLayer", "ReferencedImageSequence"):
             del item[tag]

@@ -17,6 +17,7 @@ from pydicom.uid import UID_dictionary  # type: ignore[attr-defined]  # a table 
 
 from dicom_io.errors import DicomIoError
 
+# RFC 2104, 3: a key as long as the digest of SHA-256; a shorter key weakens it, a longer key adds little.
 KEY_BYTES = 32
 SHORTEST_KEY_BYTES = 16
 LONGEST_SHIFT_DAYS = 3650
@@ -60,6 +61,7 @@ class Pseudonyms:
         return -1 - int.from_bytes(self._digest("days", patient.strip())[:8], "big") % LONGEST_SHIFT_DAYS
 
     def _digest(self, purpose: str, text: str) -> bytes:
+        # The purpose comes first, so a UID and a text that are equal get pseudonyms that show no relation.
         return hmac.new(self._key, f"{purpose}\0{text}".encode(errors="surrogateescape"), hashlib.sha256).digest()
 
 
@@ -103,6 +105,7 @@ def key_from(path: Path, *, away_from: Path) -> bytes:
             f"the key file {path} lies in the output folder; whoever has key and data can confirm who is who; keep it elsewhere"
         )
     try:
+        # O_EXCL: of two runs that start together, one makes the key. The mode holds before the first byte is written.
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         return _read_key(path)

@@ -90,7 +90,7 @@ def checked_options(names: Iterable[str]) -> frozenset[str]:
     """The options as a set.
 
     Raises:
-        DeidentificationError: One is unknown or not offered, or two contradict each other.
+        DeidentificationError: An option is unknown or not offered, or two options contradict each other.
     """
     chosen = frozenset(names)
     for name in sorted(chosen - OPTIONS.keys()):

@@ -10,7 +10,7 @@ grid, measured along the normal and sideways; each of the two has to keep the li
 1. Up to SILENT_OFFSET_MM (`silent_offset_mm`): the grid runs from the first slice to the last; no note.
 2. Up to `jitter_limit_mm`, which depends on gap and pixel size: the grid is the line fitted to all slices; with a note.
 3. More: refused. Where the odd gaps are multiples of the usual gap, the refusal says that slices are missing; where a gap
-   differs from the usual one, that the gaps are uneven; else that the stack is not straight.
+   differs from the usual gap, that the gaps are uneven; else that the stack is not straight.
 
 The corners and the middle of every slice must lie within CORNER_OFFSET_MM of the grid; in case 2 they may lie as far off as
 `jitter_limit_mm`, where that is more. The two limits are never more than half a pixel.

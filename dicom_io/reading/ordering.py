@@ -128,7 +128,7 @@ def _on_even_grid(
     except SeriesGeometryError:
         if not options.resample_gaps and not options.resample_tilt:
             raise
-    # An even tilt is a grid, a sheared one, and needs no repair; it is resampled only on request.
+    # An even tilt makes a sheared grid that needs no repair; it is resampled only on request.
     if grid is None or (grid.shear_degrees and options.resample_tilt):
         grid = None
         repair = plan_repair(planes, series.name, gaps=options.resample_gaps, tilt=options.resample_tilt)

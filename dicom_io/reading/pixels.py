@@ -49,7 +49,7 @@ def decode_frames(frames: Sequence[Frame], modality: str, shape: tuple[int, ...]
         UnreadableFileError: Pixels that cannot be decoded, or values that are NaN or infinite.
         SeriesSelectionError: There is not enough memory.
     """
-    # All frames of an instance are decoded by one task, so a multi-frame file is opened once.
+    # The frames of an instance are a single task, so an object that pydicom has to decode is loaded once.
     by_instance: dict[int, list[int]] = {}
     for k, frame in enumerate(frames):
         by_instance.setdefault(id(frame.instance), []).append(k)

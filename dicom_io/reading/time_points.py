@@ -34,7 +34,7 @@ def choose_time_point(
 
     Args:
         frames: Of one series.
-        planes: Where they lie, one each.
+        planes: Where they lie, a plane for each frame.
         name: How a message calls the series.
         number: Number of the time point from 1; None if the caller named none.
 
